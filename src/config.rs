@@ -1,0 +1,168 @@
+//! The shape of a model, and the short names (`d12`, `gpt3:c1536`) that stand for well-known shapes.
+#![allow(non_snake_case)]
+
+use anyhow::{Result, bail, ensure};
+
+/// GPT-2's vocabulary: 50,000 byte-pair merges, 256 bytes, one `<|endoftext|>`.
+pub const GPT2_VOCAB: usize = 50257;
+
+/// Rows of the embedding are padded to a multiple of this, so that matrix products over the vocabulary have no
+/// ragged edge.
+pub const VOCAB_PADDING: usize = 128;
+
+/// The hyper-parameters that fix every tensor's shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ModelConfig {
+    /// Longest sequence the position embedding covers.
+    pub maxT: usize,
+    /// Vocabulary size.
+    pub V: usize,
+    /// Vocabulary size, padded. Ids in `V..Vp` never occur, take no probability and are never sampled.
+    pub Vp: usize,
+    /// Number of transformer blocks.
+    pub L: usize,
+    /// Attention heads in each block.
+    pub NH: usize,
+    /// Channels: the width of the residual stream.
+    pub C: usize,
+    /// Whether the fused query-key-value projection has a bias. Without one, `qkvb` stays zero.
+    pub qkv_bias: bool,
+}
+
+/// Depth, channels, heads of the GPT-2 family.
+const GPT2_SHAPES: [(usize, usize, usize); 8] = [
+    (6, 384, 6),
+    (12, 768, 12),
+    (24, 1024, 16),
+    (36, 1280, 20),
+    (48, 1600, 25),
+    (60, 1920, 30),
+    (72, 2880, 30),
+    (84, 3456, 36),
+];
+
+/// Depth, channels, heads of the GPT-3 family (table 2.1 of the paper, whose 13B row has a slip: 40 heads of 128
+/// make 5120 channels, not 5140).
+const GPT3_SHAPES: [(usize, usize, usize); 9] = [
+    (6, 384, 6),
+    (12, 768, 12),
+    (24, 1024, 16),
+    (24, 1536, 16),
+    (24, 2048, 16),
+    (32, 2560, 32),
+    (32, 4096, 32),
+    (40, 5120, 40),
+    (96, 12288, 96),
+];
+
+impl ModelConfig {
+    /// A model over GPT-2's vocabulary.
+    pub fn new(maxT: usize, L: usize, NH: usize, C: usize) -> Self {
+        let Vp = GPT2_VOCAB.next_multiple_of(VOCAB_PADDING);
+        ModelConfig { maxT, V: GPT2_VOCAB, Vp, L, NH, C, qkv_bias: true }
+    }
+
+    /// Reads `d12`, `gpt2:d12` or `gpt3:c768`.
+    ///
+    /// # Errors
+    /// If the name is not one of the known shapes; the message lists them.
+    pub fn from_descriptor(name: &str) -> Result<Self> {
+        let bare = name.strip_prefix("gpt2:").unwrap_or(name);
+        if let Some(depth) = bare.strip_prefix('d').and_then(|d| d.parse::<usize>().ok()) {
+            if let Some(&(L, C, NH)) = GPT2_SHAPES.iter().find(|s| s.0 == depth) {
+                return Ok(Self::new(1024, L, NH, C));
+            }
+            bail!(
+                "model {name}: no GPT-2 shape of that depth; known are {}",
+                list("d", GPT2_SHAPES.map(|s| s.0))
+            );
+        }
+        if let Some(channels) = name.strip_prefix("gpt3:c").and_then(|c| c.parse::<usize>().ok()) {
+            if let Some(&(L, C, NH)) = GPT3_SHAPES.iter().find(|s| s.1 == channels) {
+                return Ok(Self::new(2048, L, NH, C));
+            }
+            bail!(
+                "model {name}: no GPT-3 shape that wide; known are {}",
+                list("gpt3:c", GPT3_SHAPES.map(|s| s.1))
+            );
+        }
+        bail!("model {name}: expected a checkpoint file, or a shape such as d12, gpt2:d24 or gpt3:c768")
+    }
+
+    /// Width of one attention head.
+    pub fn HS(&self) -> usize {
+        self.C / self.NH
+    }
+
+    /// Checks what every kernel takes for granted.
+    ///
+    /// # Errors
+    /// One line that names the dimension at fault.
+    pub fn validate(&self) -> Result<()> {
+        let dims = [
+            ("maxT", self.maxT),
+            ("V", self.V),
+            ("Vp", self.Vp),
+            ("layers", self.L),
+            ("heads", self.NH),
+            ("channels", self.C),
+        ];
+        for (name, value) in dims {
+            ensure!(value > 0, "model: {name} is 0; expected at least 1");
+            ensure!(value <= 1 << 20, "model: {name} is {value}; expected at most {}", 1 << 20);
+        }
+        ensure!(
+            self.C.is_multiple_of(self.NH),
+            "model: {} channels do not divide into {} heads; choose channels that are a multiple of heads",
+            self.C,
+            self.NH
+        );
+        ensure!(
+            self.V <= self.Vp,
+            "model: vocabulary of {} is larger than its padded size {}",
+            self.V,
+            self.Vp
+        );
+        Ok(())
+    }
+}
+
+fn list<const N: usize>(prefix: &str, values: [usize; N]) -> String {
+    values.map(|v| format!("{prefix}{v}")).join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::params::ParamLayout;
+
+    #[test]
+    fn descriptors_give_the_published_sizes() {
+        let count = |name: &str| ParamLayout::new(&ModelConfig::from_descriptor(name).unwrap()).len();
+        assert_eq!(count("d12"), 124_475_904);
+        assert_eq!(count("gpt2:d24"), 354_871_296);
+        assert_eq!(count("d36"), 774_090_240);
+        assert_eq!(count("d48"), 1_557_686_400);
+        assert_eq!(ModelConfig::from_descriptor("gpt3:c768").unwrap().maxT, 2048);
+    }
+
+    #[test]
+    fn every_known_shape_is_valid() {
+        for (depth, ..) in GPT2_SHAPES {
+            ModelConfig::from_descriptor(&format!("d{depth}")).unwrap().validate().unwrap();
+        }
+        for (_, channels, _) in GPT3_SHAPES {
+            ModelConfig::from_descriptor(&format!("gpt3:c{channels}")).unwrap().validate().unwrap();
+        }
+    }
+
+    #[test]
+    fn unknown_shapes_are_refused_with_the_known_ones() {
+        let message = ModelConfig::from_descriptor("d13").unwrap_err().to_string();
+        assert!(message.contains("d13") && message.contains("d12"), "{message}");
+        assert!(ModelConfig::from_descriptor("gpt3:c5140").unwrap_err().to_string().contains("c5120"));
+        assert!(ModelConfig::from_descriptor("large").is_err());
+        let odd = ModelConfig { NH: 5, ..ModelConfig::new(64, 2, 4, 64) };
+        assert!(odd.validate().unwrap_err().to_string().contains("5 heads"));
+    }
+}

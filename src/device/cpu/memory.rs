@@ -1,0 +1,155 @@
+//! Arenas in host memory, and a run-time borrow checker over them.
+//!
+//! Tensors are plain handles, so the compiler cannot know whether two of them overlap. An operation takes all its
+//! slices from one [`Borrow`], which refuses a slice that overlaps one it gave out before, unless both are read only.
+
+use crate::tensor::{Dtype, MemoryPlan, Tensor};
+use anyhow::{Result, anyhow};
+use bytemuck::{Pod, Zeroable};
+use std::cell::RefCell;
+use std::ops::Range;
+
+/// One unit of allocation: its alignment is that of every tensor.
+#[derive(Clone, Copy, Zeroable)]
+#[repr(C, align(256))]
+struct Block([u8; 256]);
+
+/// The arenas of a [`MemoryPlan`].
+#[derive(Default)]
+pub struct Memory {
+    arenas: Vec<Box<[Block]>>,
+}
+
+impl Memory {
+    /// # Errors
+    /// If the machine refuses the memory.
+    pub fn allocate(plan: &MemoryPlan) -> Result<Self> {
+        let arenas = plan
+            .arenas
+            .iter()
+            .map(|arena| {
+                let blocks = arena.size_bytes.div_ceil(size_of::<Block>());
+                bytemuck::allocation::try_zeroed_slice_box(blocks).map_err(|()| {
+                    let mib = arena.size_bytes >> 20;
+                    anyhow!(
+                        "out of memory: {} need {mib} MiB; a smaller batch (-b) or model (-e) needs less",
+                        arena.name
+                    )
+                })
+            })
+            .collect::<Result<_>>()?;
+        Ok(Memory { arenas })
+    }
+
+    /// Starts the borrows of one operation.
+    pub fn borrow(&mut self) -> Borrow<'_> {
+        let bases = self
+            .arenas
+            .iter_mut()
+            .map(|a| (a.as_mut_ptr().cast::<u8>(), size_of_val::<[Block]>(a)))
+            .collect();
+        Borrow { bases, taken: RefCell::default(), _memory: std::marker::PhantomData }
+    }
+}
+
+/// The slices of one operation.
+pub struct Borrow<'a> {
+    /// Start and size in bytes of each arena.
+    bases: Vec<(*mut u8, usize)>,
+    taken: RefCell<Vec<Taken>>,
+    _memory: std::marker::PhantomData<&'a mut Memory>,
+}
+
+struct Taken {
+    arena: usize,
+    bytes: Range<usize>,
+    writable: bool,
+}
+
+impl<'a> Borrow<'a> {
+    pub fn read(&self, tensor: Tensor) -> &'a [f32] {
+        self.shared(tensor, Dtype::F32)
+    }
+
+    pub fn read_i32(&self, tensor: Tensor) -> &'a [i32] {
+        self.shared(tensor, Dtype::I32)
+    }
+
+    pub fn write(&self, tensor: Tensor) -> &'a mut [f32] {
+        assert_eq!(tensor.dtype, Dtype::F32, "a tensor of another type was passed to a CPU operation");
+        bytemuck::cast_slice_mut(self.bytes_mut(tensor))
+    }
+
+    pub fn bytes(&self, tensor: Tensor) -> &'a [u8] {
+        let start = self.take(tensor, false);
+        // SAFETY: `take` checked that the range lies inside an arena that outlives 'a and that no mutable slice of it
+        // was given out; any bytes are valid u8.
+        unsafe { std::slice::from_raw_parts(start, tensor.size_bytes()) }
+    }
+
+    pub fn bytes_mut(&self, tensor: Tensor) -> &'a mut [u8] {
+        let start = self.take(tensor, true);
+        // SAFETY: as above, and no other slice of the range was given out at all.
+        unsafe { std::slice::from_raw_parts_mut(start, tensor.size_bytes()) }
+    }
+
+    fn shared<T: Pod>(&self, tensor: Tensor, dtype: Dtype) -> &'a [T] {
+        assert_eq!(tensor.dtype, dtype, "a tensor of another type was passed to a CPU operation");
+        bytemuck::cast_slice(self.bytes(tensor))
+    }
+
+    /// Records the borrow and returns where it starts.
+    fn take(&self, tensor: Tensor, writable: bool) -> *mut u8 {
+        let (base, size) = self.bases[tensor.arena];
+        let bytes = tensor.offset..tensor.offset + tensor.size_bytes();
+        assert!(bytes.end <= size, "tensor {tensor:?} ends past its arena of {size} bytes");
+        let mut taken = self.taken.borrow_mut();
+        for other in taken.iter().filter(|o| o.arena == tensor.arena && (o.writable || writable)) {
+            assert!(
+                bytes.end <= other.bytes.start || other.bytes.end <= bytes.start,
+                "an operation was given overlapping tensors, one of them to write: {tensor:?} and bytes {:?}",
+                other.bytes
+            );
+        }
+        taken.push(Taken { arena: tensor.arena, bytes: bytes.clone(), writable });
+        // SAFETY: the range was checked to lie inside the arena.
+        unsafe { base.add(bytes.start) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memory() -> (Memory, Tensor) {
+        let mut plan = MemoryPlan::new();
+        let tensor = plan.add("test", "x", Dtype::F32, 100);
+        (Memory::allocate(&plan).unwrap(), tensor)
+    }
+
+    #[test]
+    fn disjoint_slices_coexist() {
+        let (mut memory, x) = memory();
+        let borrow = memory.borrow();
+        let (a, b) = (borrow.write(x.slice(0, 50)), borrow.read(x.slice(50, 50)));
+        a.fill(1.0);
+        assert!(b.iter().all(|&v| v == 0.0));
+        assert_eq!(borrow.read(x.slice(50, 10)).len(), 10, "two readers may share");
+    }
+
+    #[test]
+    #[should_panic(expected = "overlapping")]
+    fn overlapping_write_is_refused() {
+        let (mut memory, x) = memory();
+        let borrow = memory.borrow();
+        borrow.read(x.slice(0, 51));
+        borrow.write(x.slice(50, 50));
+    }
+
+    #[test]
+    #[should_panic(expected = "past its arena")]
+    fn out_of_bounds_is_refused() {
+        let (mut memory, x) = memory();
+        memory.borrow().read(Tensor { len: 1000, ..x });
+    }
+}

@@ -1,0 +1,260 @@
+//! The CPU device: f32 everywhere, with bf16 matrix products where asked for. It is the trainer on machines without a
+//! GPU and the oracle of every kernel test, so each operation is one readable function over slices; the code here
+//! only turns handles into slices.
+//!
+//! Results do not depend on the number of threads, bit for bit: work is cut into pieces by the shape of the problem
+//! alone, and partial sums are added in a fixed order.
+#![allow(non_snake_case)]
+
+pub mod adamw;
+pub mod attention;
+pub mod classifier;
+pub mod encoder;
+pub mod gelu;
+pub mod layernorm;
+pub mod matmul;
+pub mod memory;
+pub mod reduce;
+
+use crate::ops::*;
+use crate::tensor::{Dtype, MemoryPlan, Tensor};
+use anyhow::Result;
+use matmul::Precision;
+use memory::Memory;
+
+/// A CPU and its memory.
+pub struct Cpu {
+    memory: Memory,
+    precision: Precision,
+    /// Packed operands of matrix products, kept so that training allocates nothing.
+    scratch: matmul::Scratch,
+}
+
+impl Cpu {
+    /// # Errors
+    /// If `precision` needs instructions that this CPU lacks.
+    pub fn new(precision: Precision) -> Result<Self> {
+        precision.require_support()?;
+        Ok(Cpu { memory: Memory::default(), precision, scratch: matmul::Scratch::default() })
+    }
+}
+
+impl Device for Cpu {
+    fn describe(&self) -> String {
+        format!("CPU, {} threads, {}", rayon::current_num_threads(), self.precision.describe())
+    }
+
+    fn float_dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn allocate(&mut self, plan: &MemoryPlan) -> Result<()> {
+        self.memory = Memory::allocate(plan)?;
+        Ok(())
+    }
+
+    fn upload(&mut self, dst: Tensor, src: &[u8]) -> Result<()> {
+        self.memory.borrow().bytes_mut(dst).copy_from_slice(src);
+        Ok(())
+    }
+
+    fn download(&mut self, dst: &mut [u8], src: Tensor) -> Result<()> {
+        dst.copy_from_slice(self.memory.borrow().bytes(src));
+        Ok(())
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Ops for Cpu {
+    fn encoder_forward(
+        &mut self,
+        encoded: Tensor,
+        tokens: Tensor,
+        wte: Tensor,
+        wpe: Tensor,
+        (B, T, C): (usize, usize, usize),
+    ) -> Result<()> {
+        let b = self.memory.borrow();
+        assert_eq!(encoded.len, B * T * C);
+        encoder::forward(b.write(encoded), b.read_i32(tokens), b.read(wte), b.read(wpe), T, C);
+        Ok(())
+    }
+
+    fn encoder_backward(
+        &mut self,
+        dwte: Tensor,
+        dwpe: Tensor,
+        dout: Tensor,
+        tokens: Tensor,
+        (B, T, C): (usize, usize, usize),
+    ) -> Result<()> {
+        let b = self.memory.borrow();
+        assert_eq!(dout.len, B * T * C);
+        encoder::backward(b.write(dwte), b.write(dwpe), b.read(dout), b.read_i32(tokens), T, C);
+        Ok(())
+    }
+
+    fn layernorm_forward(
+        &mut self,
+        out: Tensor,
+        mean: Tensor,
+        rstd: Tensor,
+        inp: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        N: usize,
+        C: usize,
+    ) -> Result<()> {
+        let b = self.memory.borrow();
+        assert_eq!(out.len, N * C);
+        layernorm::forward(
+            b.write(out),
+            b.write(mean),
+            b.write(rstd),
+            b.read(inp),
+            b.read(weight),
+            b.read(bias),
+            C,
+        );
+        Ok(())
+    }
+
+    fn layernorm_backward(&mut self, a: LayernormBackward) -> Result<()> {
+        let b = self.memory.borrow();
+        assert_eq!(a.dinp.len, a.N * a.C);
+        layernorm::backward(
+            layernorm::Gradients {
+                dinp: b.write(a.dinp),
+                dweight: b.write(a.dweight),
+                dbias: b.write(a.dbias),
+            },
+            b.read(a.dout),
+            b.read(a.inp),
+            b.read(a.weight),
+            b.read(a.mean),
+            b.read(a.rstd),
+            a.C,
+        );
+        Ok(())
+    }
+
+    fn matmul_forward(&mut self, a: MatmulForward) -> Result<()> {
+        let b = self.memory.borrow();
+        let epilogue = match a.epilogue {
+            Epilogue::None => matmul::Epilogue::None,
+            Epilogue::Bias { bias } => matmul::Epilogue::Bias { bias: b.read(bias) },
+            Epilogue::BiasGelu { bias, pre_gelu } => {
+                matmul::Epilogue::BiasGelu { bias: b.read(bias), pre_gelu: b.write(pre_gelu) }
+            }
+            Epilogue::BiasResidual { bias, residual } => {
+                matmul::Epilogue::BiasResidual { bias: b.read(bias), residual: b.read(residual) }
+            }
+        };
+        let shape = matmul::Shape { N: a.N, C: a.C, OC: a.OC };
+        let (out, inp, weight) = (b.write(a.out), b.read(a.inp), b.read(a.weight));
+        matmul::forward(self.precision, &mut self.scratch, out, inp, weight, epilogue, shape);
+        Ok(())
+    }
+
+    fn matmul_backward(&mut self, a: MatmulBackward) -> Result<()> {
+        let b = self.memory.borrow();
+        let gradients = matmul::Gradients {
+            dinp: b.write(a.dinp),
+            dweight: b.write(a.dweight),
+            overwrite_dweight: a.overwrite_dweight,
+            dbias: a.dbias.map(|t| b.write(t)),
+        };
+        let through_gelu = a.through_gelu.map(|t| b.read(t));
+        let shape = matmul::Shape { N: a.N, C: a.C, OC: a.OC };
+        let (dout, inp, weight) = (b.read(a.dout), b.read(a.inp), b.read(a.weight));
+        matmul::backward(
+            self.precision,
+            &mut self.scratch,
+            gradients,
+            dout,
+            inp,
+            weight,
+            through_gelu,
+            shape,
+        );
+        Ok(())
+    }
+
+    fn attention_forward(
+        &mut self,
+        out: Tensor,
+        lse: Tensor,
+        qkv: Tensor,
+        dims: AttentionDims,
+    ) -> Result<()> {
+        let b = self.memory.borrow();
+        attention::forward(b.write(out), b.write(lse), b.read(qkv), dims);
+        Ok(())
+    }
+
+    fn attention_backward(
+        &mut self,
+        dqkv: Tensor,
+        dout: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        qkv: Tensor,
+        dims: AttentionDims,
+    ) -> Result<()> {
+        let b = self.memory.borrow();
+        attention::backward(b.write(dqkv), b.read(dout), b.read(out), b.read(lse), b.read(qkv), dims);
+        Ok(())
+    }
+
+    fn attention_decode(&mut self, out: Tensor, qkv: Tensor, t: usize, dims: AttentionDims) -> Result<()> {
+        let b = self.memory.borrow();
+        attention::decode(b.write(out), b.read(qkv), t, dims);
+        Ok(())
+    }
+
+    fn gelu_forward(&mut self, out: Tensor, inp: Tensor) -> Result<()> {
+        let b = self.memory.borrow();
+        gelu::forward(b.write(out), b.read(inp));
+        Ok(())
+    }
+
+    fn classifier(&mut self, a: Classifier) -> Result<()> {
+        let b = self.memory.borrow();
+        assert_eq!(a.logits.len, a.N * a.Vp);
+        let (losses, targets) = (b.write(a.losses), b.read_i32(a.targets));
+        match a.dloss {
+            Some(dloss) => classifier::forward_backward(losses, b.write(a.logits), targets, dloss, a.V, a.Vp),
+            None => classifier::forward(losses, b.read(a.logits), targets, a.V, a.Vp),
+        }
+        Ok(())
+    }
+
+    fn adamw(&mut self, a: AdamW) -> Result<()> {
+        let b = self.memory.borrow();
+        let (params, m, v) = (b.write(a.params), b.write(a.m), b.write(a.v));
+        adamw::update(params, m, v, b.read(a.grads), &a);
+        Ok(())
+    }
+
+    fn norm_squared(&mut self, out: Tensor, src: Tensor) -> Result<()> {
+        let b = self.memory.borrow();
+        b.write(out)[0] = reduce::norm_squared(b.read(src)) as f32;
+        Ok(())
+    }
+
+    fn sum(&mut self, out: Tensor, src: Tensor) -> Result<()> {
+        let b = self.memory.borrow();
+        b.write(out)[0] = reduce::sum(b.read(src)) as f32;
+        Ok(())
+    }
+
+    fn fill(&mut self, dst: Tensor, value: f32) -> Result<()> {
+        use rayon::prelude::*;
+        let b = self.memory.borrow();
+        b.write(dst).par_chunks_mut(1 << 16).for_each(|chunk| chunk.fill(value));
+        Ok(())
+    }
+}

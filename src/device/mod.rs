@@ -1,0 +1,3 @@
+//! Devices: implementations of [`Ops`](crate::ops::Ops). Only they, and `parallel`, contain `unsafe`.
+
+pub mod cpu;

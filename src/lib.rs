@@ -1,0 +1,17 @@
+//! Training of GPT-2 and GPT-3 sized language models with hand-written kernels.
+
+pub mod checkpoint;
+pub mod cli;
+pub mod config;
+pub mod data;
+pub mod device;
+pub mod eval;
+pub mod metrics;
+pub mod model;
+pub mod ops;
+pub mod optim;
+pub mod params;
+pub mod rng;
+pub mod sample;
+pub mod tensor;
+pub mod train;

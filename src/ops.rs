@@ -1,0 +1,228 @@
+//! The contract between the model and a device: [`Device`] is memory, [`Ops`] is one method an operation.
+//!
+//! This file *is* the list of what a device must do; `kernels/` and the kernel tests mirror it. Conventions, for
+//! every method:
+//! - arguments go outputs, inputs, weights, dimensions; `N` is B*T rows;
+//! - gradients of parameters are added to (`+=`), gradients of activations are assigned (`=`), unless said otherwise;
+//! - outputs never overlap inputs, unless said otherwise;
+//! - a method returns when the work is queued; [`Device::download`] and [`Device::synchronize`] wait for it;
+//! - a tensor of the wrong length or type is a bug and panics; an `Err` is the device failing.
+#![allow(non_snake_case)]
+
+use crate::tensor::{Dtype, MemoryPlan, Tensor};
+use anyhow::Result;
+
+/// Memory and order of execution.
+pub trait Device {
+    /// What this device is, for the start-up table: `"CPU, 2 threads, AVX-512, f32"`.
+    fn describe(&self) -> String;
+
+    /// The type of parameters, activations and gradients here (llm.c's `floatX`).
+    fn float_dtype(&self) -> Dtype;
+
+    /// Allocates all arenas of the plan, zeroed. Called once, before anything else touches a tensor.
+    ///
+    /// # Errors
+    /// If the memory is not to be had.
+    fn allocate(&mut self, plan: &MemoryPlan) -> Result<()>;
+
+    /// Copies `src`, elements of `dst.dtype` in native byte order, to the device.
+    fn upload(&mut self, dst: Tensor, src: &[u8]) -> Result<()>;
+
+    /// Waits for the work that writes `src` and copies it to the host.
+    fn download(&mut self, dst: &mut [u8], src: Tensor) -> Result<()>;
+
+    /// Waits for all queued work.
+    fn synchronize(&mut self) -> Result<()>;
+}
+
+/// What follows a matrix product, in the same pass where the device can.
+#[derive(Clone, Copy, Debug)]
+pub enum Epilogue {
+    /// out = product
+    None,
+    /// out = product + bias
+    Bias { bias: Tensor },
+    /// pre_gelu = product + bias; out = gelu(pre_gelu)
+    BiasGelu { bias: Tensor, pre_gelu: Tensor },
+    /// out = residual + product + bias
+    BiasResidual { bias: Tensor, residual: Tensor },
+}
+
+/// out (N, OC) = epilogue(inp (N, C) @ weight (OC, C)ᵀ)
+#[derive(Clone, Copy, Debug)]
+pub struct MatmulForward {
+    pub out: Tensor,
+    pub inp: Tensor,
+    pub weight: Tensor,
+    pub epilogue: Epilogue,
+    pub N: usize,
+    pub C: usize,
+    pub OC: usize,
+}
+
+/// dinp (N, C) = dout @ weight, then times gelu'(through_gelu) where the input came out of a GELU;
+/// dweight (OC, C) += doutᵀ @ inp; dbias (OC) += column sums of dout.
+#[derive(Clone, Copy, Debug)]
+pub struct MatmulBackward {
+    pub dinp: Tensor,
+    pub dweight: Tensor,
+    /// `=` instead of `+=` for `dweight`: the first micro-step of a step saves clearing and reading it.
+    pub overwrite_dweight: bool,
+    pub dbias: Option<Tensor>,
+    pub dout: Tensor,
+    pub inp: Tensor,
+    pub weight: Tensor,
+    /// The (N, C) pre-activation whose GELU `inp` is.
+    pub through_gelu: Option<Tensor>,
+    pub N: usize,
+    pub C: usize,
+    pub OC: usize,
+}
+
+/// Dimensions of multi-head attention over packed (B, T, 3, NH, HS) queries, keys, values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionDims {
+    pub B: usize,
+    pub T: usize,
+    pub NH: usize,
+    pub HS: usize,
+}
+
+/// Softmax and cross-entropy over rows of logits.
+#[derive(Clone, Copy, Debug)]
+pub struct Classifier {
+    /// (N) f32; `+=`, so that it can hold the sum over micro-steps.
+    pub losses: Tensor,
+    /// (N, Vp); with `dloss`, overwritten by the gradient, columns `V..Vp` by zero.
+    pub logits: Tensor,
+    /// (N) i32, each below V
+    pub targets: Tensor,
+    /// What one row's loss counts in the total: 1 / (B T grad_accum_steps). Without it only losses are computed and
+    /// logits stay.
+    pub dloss: Option<f32>,
+    pub N: usize,
+    pub V: usize,
+    pub Vp: usize,
+}
+
+/// A run of parameters that share a weight decay.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DecaySegment {
+    pub start: usize,
+    pub len: usize,
+    pub weight_decay: f32,
+}
+
+/// One AdamW step (Loshchilov & Hutter 2019) with bias correction over `params`, all tensors in one pass:
+/// m = lerp(g, m, beta1); v = lerp(g², v, beta2); p -= lr (m̂ / (sqrt(v̂) + eps) + decay p), with g = grad_scale * grads.
+pub struct AdamW<'a> {
+    pub params: Tensor,
+    pub m: Tensor,
+    pub v: Tensor,
+    pub grads: Tensor,
+    /// In ascending order, covering all of `params`.
+    pub segments: &'a [DecaySegment],
+    pub lr: f32,
+    pub beta1: f32,
+    pub beta2: f32,
+    pub eps: f32,
+    /// Gradient clipping, folded in.
+    pub grad_scale: f32,
+    /// 1 for the first update.
+    pub t: usize,
+}
+
+/// The operations of GPT-2.
+pub trait Ops: Device {
+    /// encoded (B, T, C) = wte[tokens] + wpe[t]. tokens (B, T) i32; wpe (at least T, C): its first row belongs to t = 0.
+    fn encoder_forward(
+        &mut self,
+        encoded: Tensor,
+        tokens: Tensor,
+        wte: Tensor,
+        wpe: Tensor,
+        dims: (usize, usize, usize),
+    ) -> Result<()>;
+
+    /// dwte[tokens] += dout; dwpe[t] += dout summed over B. Same result whatever the number of threads.
+    fn encoder_backward(
+        &mut self,
+        dwte: Tensor,
+        dwpe: Tensor,
+        dout: Tensor,
+        tokens: Tensor,
+        dims: (usize, usize, usize),
+    ) -> Result<()>;
+
+    /// out (N, C) = (inp - mean) * rstd * weight + bias; mean, rstd (N) f32 are kept for the backward pass. eps = 1e-5.
+    #[allow(clippy::too_many_arguments)]
+    fn layernorm_forward(
+        &mut self,
+        out: Tensor,
+        mean: Tensor,
+        rstd: Tensor,
+        inp: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        N: usize,
+        C: usize,
+    ) -> Result<()>;
+
+    /// dinp (N, C) **+=** (it is the gradient of the residual stream); dweight, dbias (C) +=.
+    fn layernorm_backward(&mut self, args: LayernormBackward) -> Result<()>;
+
+    fn matmul_forward(&mut self, args: MatmulForward) -> Result<()>;
+
+    fn matmul_backward(&mut self, args: MatmulBackward) -> Result<()>;
+
+    /// Causal attention, no T x T buffer. out (B, T, C); lse (B, NH, T) f32 is the log-sum-exp of each row of scaled
+    /// scores. qkv (B, T, 3 C).
+    fn attention_forward(&mut self, out: Tensor, lse: Tensor, qkv: Tensor, dims: AttentionDims)
+    -> Result<()>;
+
+    /// dqkv (B, T, 3 C) =.
+    fn attention_backward(
+        &mut self,
+        dqkv: Tensor,
+        dout: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        qkv: Tensor,
+        dims: AttentionDims,
+    ) -> Result<()>;
+
+    /// The row of attention for the one position `t`, over keys and values 0..=t of each of the B sequences:
+    /// out (B, C); qkv (B, T, 3 C) is the cache.
+    fn attention_decode(&mut self, out: Tensor, qkv: Tensor, t: usize, dims: AttentionDims) -> Result<()>;
+
+    /// out = gelu(inp), tanh form: for the recompute path.
+    fn gelu_forward(&mut self, out: Tensor, inp: Tensor) -> Result<()>;
+
+    fn classifier(&mut self, args: Classifier) -> Result<()>;
+
+    fn adamw(&mut self, args: AdamW) -> Result<()>;
+
+    /// out (1) f32 = sum of squares of src; deterministic.
+    fn norm_squared(&mut self, out: Tensor, src: Tensor) -> Result<()>;
+
+    /// out (1) f32 = sum of src (f32); deterministic.
+    fn sum(&mut self, out: Tensor, src: Tensor) -> Result<()>;
+
+    fn fill(&mut self, dst: Tensor, value: f32) -> Result<()>;
+}
+
+/// See [`Ops::layernorm_backward`].
+#[derive(Clone, Copy, Debug)]
+pub struct LayernormBackward {
+    pub dinp: Tensor,
+    pub dweight: Tensor,
+    pub dbias: Tensor,
+    pub dout: Tensor,
+    pub inp: Tensor,
+    pub weight: Tensor,
+    pub mean: Tensor,
+    pub rstd: Tensor,
+    pub N: usize,
+    pub C: usize,
+}

@@ -1,0 +1,193 @@
+//! The sixteen parameter tensors of GPT-2: one table that drives allocation, initialisation, weight decay,
+//! checkpoints, tests and error messages.
+#![allow(non_snake_case)]
+
+use crate::config::ModelConfig;
+use crate::tensor::Tensor;
+
+/// A parameter tensor. The order is the order in memory and in llm.c's checkpoint files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Param {
+    Wte,
+    Wpe,
+    Ln1w,
+    Ln1b,
+    Qkvw,
+    Qkvb,
+    Attprojw,
+    Attprojb,
+    Ln2w,
+    Ln2b,
+    Fcw,
+    Fcb,
+    Fcprojw,
+    Fcprojb,
+    Lnfw,
+    Lnfb,
+}
+
+/// How a parameter starts out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Init {
+    /// N(0, 0.02)
+    Normal,
+    /// N(0, 0.02 / sqrt(2 L)): the projections that add to the residual stream, 2 L of them.
+    ResidualNormal,
+    Zero,
+    One,
+}
+
+/// What is known of a parameter tensor before any model exists.
+pub struct ParamSpec {
+    pub param: Param,
+    /// llm.c's name for it.
+    pub name: &'static str,
+    /// Hugging Face's name for it, with `{l}` where the layer number goes.
+    pub hf_name: &'static str,
+    /// Whether there is one for each of the L layers.
+    pub per_layer: bool,
+    /// Rows and columns (out, in) of one layer's tensor; a vector has one row and is not "2-D".
+    pub shape: fn(&ModelConfig) -> (usize, usize),
+    /// Whether it is a matrix: only these decay.
+    pub is_matrix: bool,
+    pub init: Init,
+}
+
+const fn matrix(
+    param: Param,
+    name: &'static str,
+    hf_name: &'static str,
+    per_layer: bool,
+    init: Init,
+    shape: fn(&ModelConfig) -> (usize, usize),
+) -> ParamSpec {
+    ParamSpec { param, name, hf_name, per_layer, shape, is_matrix: true, init }
+}
+
+const fn vector(
+    param: Param,
+    name: &'static str,
+    hf_name: &'static str,
+    per_layer: bool,
+    init: Init,
+    shape: fn(&ModelConfig) -> (usize, usize),
+) -> ParamSpec {
+    ParamSpec { param, name, hf_name, per_layer, shape, is_matrix: false, init }
+}
+
+/// All sixteen, indexed by [`Param`].
+#[rustfmt::skip]
+pub const PARAMS: [ParamSpec; 16] = {
+    use Init::*;
+    use Param::*;
+    [
+        matrix(Wte,      "wte",      "wte.weight",                  false, Normal,         |c| (c.Vp, c.C)),
+        matrix(Wpe,      "wpe",      "wpe.weight",                  false, Normal,         |c| (c.maxT, c.C)),
+        vector(Ln1w,     "ln1w",     "h.{l}.ln_1.weight",           true,  One,            |c| (1, c.C)),
+        vector(Ln1b,     "ln1b",     "h.{l}.ln_1.bias",             true,  Zero,           |c| (1, c.C)),
+        matrix(Qkvw,     "qkvw",     "h.{l}.attn.c_attn.weight",    true,  Normal,         |c| (3 * c.C, c.C)),
+        vector(Qkvb,     "qkvb",     "h.{l}.attn.c_attn.bias",      true,  Zero,           |c| (1, 3 * c.C)),
+        matrix(Attprojw, "attprojw", "h.{l}.attn.c_proj.weight",    true,  ResidualNormal, |c| (c.C, c.C)),
+        vector(Attprojb, "attprojb", "h.{l}.attn.c_proj.bias",      true,  Zero,           |c| (1, c.C)),
+        vector(Ln2w,     "ln2w",     "h.{l}.ln_2.weight",           true,  One,            |c| (1, c.C)),
+        vector(Ln2b,     "ln2b",     "h.{l}.ln_2.bias",             true,  Zero,           |c| (1, c.C)),
+        matrix(Fcw,      "fcw",      "h.{l}.mlp.c_fc.weight",       true,  Normal,         |c| (4 * c.C, c.C)),
+        vector(Fcb,      "fcb",      "h.{l}.mlp.c_fc.bias",         true,  Zero,           |c| (1, 4 * c.C)),
+        matrix(Fcprojw,  "fcprojw",  "h.{l}.mlp.c_proj.weight",     true,  ResidualNormal, |c| (c.C, 4 * c.C)),
+        vector(Fcprojb,  "fcprojb",  "h.{l}.mlp.c_proj.bias",       true,  Zero,           |c| (1, c.C)),
+        vector(Lnfw,     "lnfw",     "ln_f.weight",                 false, One,            |c| (1, c.C)),
+        vector(Lnfb,     "lnfb",     "ln_f.bias",                   false, Zero,           |c| (1, c.C)),
+    ]
+};
+
+impl Param {
+    pub fn spec(self) -> &'static ParamSpec {
+        const { &PARAMS }.get(self as usize).expect("PARAMS has a row for each Param")
+    }
+}
+
+impl ParamSpec {
+    /// Layers this tensor exists for: L, or 1.
+    pub fn layers(&self, config: &ModelConfig) -> usize {
+        if self.per_layer { config.L } else { 1 }
+    }
+
+    /// Elements of one layer's tensor.
+    pub fn len_per_layer(&self, config: &ModelConfig) -> usize {
+        let (rows, columns) = (self.shape)(config);
+        rows * columns
+    }
+}
+
+/// Where each parameter lies in the one long run of parameters. Gradients, moments and master weights have the
+/// same layout.
+#[derive(Clone, Debug)]
+pub struct ParamLayout {
+    config: ModelConfig,
+    offsets: [usize; 17],
+}
+
+impl ParamLayout {
+    pub fn new(config: &ModelConfig) -> Self {
+        let mut offsets = [0; 17];
+        for (i, spec) in PARAMS.iter().enumerate() {
+            offsets[i + 1] = offsets[i] + spec.layers(config) * spec.len_per_layer(config);
+        }
+        ParamLayout { config: *config, offsets }
+    }
+
+    /// All parameters, padding included, in elements.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.offsets[16]
+    }
+
+    /// Elements of `param` over all layers, as a range of the whole.
+    pub fn range(&self, param: Param) -> std::ops::Range<usize> {
+        self.offsets[param as usize]..self.offsets[param as usize + 1]
+    }
+
+    /// All layers of `param`, out of `all`, a tensor with this layout.
+    pub fn whole(&self, all: Tensor, param: Param) -> Tensor {
+        let range = self.range(param);
+        all.slice(range.start, range.len())
+    }
+
+    /// Layer `l` of `param`, out of `all`, a tensor with this layout.
+    pub fn layer(&self, all: Tensor, param: Param, l: usize) -> Tensor {
+        self.whole(all, param).part(l, param.spec().len_per_layer(&self.config))
+    }
+
+    /// Elements and tensors that decay, then those that do not, as PyTorch users count them: a tensor a layer, the
+    /// padding of the vocabulary included.
+    pub fn decay_groups(&self) -> [(usize, usize); 2] {
+        let mut groups = [(0, 0); 2];
+        for spec in &PARAMS {
+            if spec.param == Param::Qkvb && !self.config.qkv_bias {
+                continue;
+            }
+            let group = &mut groups[usize::from(!spec.is_matrix)];
+            group.0 += self.range(spec.param).len();
+            group.1 += spec.layers(&self.config);
+        }
+        groups
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_in_the_order_of_the_enum() {
+        for (i, spec) in PARAMS.iter().enumerate() {
+            assert_eq!(spec.param as usize, i, "{}", spec.name);
+        }
+    }
+
+    #[test]
+    fn decay_groups_of_gpt2_are_the_known_ones() {
+        let groups = ParamLayout::new(&ModelConfig::from_descriptor("d12").unwrap()).decay_groups();
+        assert_eq!(groups, [(124_354_560, 50), (121_344, 98)]);
+    }
+}

@@ -1,0 +1,113 @@
+//! Tensors are handles: where in which arena, how long, of what type. They own nothing and are `Copy`; a
+//! [`Device`](crate::ops::Device) owns the memory behind them.
+//!
+//! All memory of a run is described by one [`MemoryPlan`] before the first byte is allocated, so that it can be
+//! printed, checked against the machine, and never grows while training.
+
+use std::fmt;
+
+/// Element type of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dtype {
+    F32,
+    Bf16,
+    F16,
+    I32,
+}
+
+impl Dtype {
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            Dtype::F32 | Dtype::I32 => 4,
+            Dtype::Bf16 | Dtype::F16 => 2,
+        }
+    }
+}
+
+/// A contiguous run of `len` elements that starts `offset` bytes into arena number `arena`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tensor {
+    pub arena: usize,
+    /// In bytes.
+    pub offset: usize,
+    /// In elements.
+    pub len: usize,
+    pub dtype: Dtype,
+}
+
+impl Tensor {
+    pub fn size_bytes(&self) -> usize {
+        self.len * self.dtype.size()
+    }
+
+    /// Elements `start .. start + len` of this tensor.
+    ///
+    /// # Panics
+    /// If they are not all inside it.
+    pub fn slice(&self, start: usize, len: usize) -> Tensor {
+        assert!(
+            start.checked_add(len).is_some_and(|end| end <= self.len),
+            "slice {start}+{len} of a tensor of {}",
+            self.len
+        );
+        Tensor { offset: self.offset + start * self.dtype.size(), len, ..*self }
+    }
+
+    /// Part `index` of this tensor cut into equal parts of `len` elements: layer `l` of a per-layer tensor, for one.
+    pub fn part(&self, index: usize, len: usize) -> Tensor {
+        self.slice(index * len, len)
+    }
+}
+
+/// Alignment of every tensor in an arena, in bytes: a multiple of what the widest vector load and the strictest
+/// matrix-product library ask for.
+pub const TENSOR_ALIGN: usize = 256;
+
+/// One named arena: one allocation on the device, holding the planned tensors back to back.
+#[derive(Clone, Debug)]
+pub struct ArenaPlan {
+    pub name: &'static str,
+    pub size_bytes: usize,
+    pub tensors: Vec<(&'static str, Tensor)>,
+}
+
+/// Everything a run will allocate on a device. Arena numbers are positions in `arenas`.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryPlan {
+    pub arenas: Vec<ArenaPlan>,
+}
+
+impl MemoryPlan {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Reserves `len` elements in the arena called `arena`, which comes into being with its first tensor.
+    pub fn add(&mut self, arena: &'static str, name: &'static str, dtype: Dtype, len: usize) -> Tensor {
+        let index = self.arenas.iter().position(|a| a.name == arena).unwrap_or_else(|| {
+            self.arenas.push(ArenaPlan { name: arena, size_bytes: 0, tensors: Vec::new() });
+            self.arenas.len() - 1
+        });
+        let plan = &mut self.arenas[index];
+        let tensor = Tensor { arena: index, offset: plan.size_bytes, len, dtype };
+        plan.size_bytes += tensor.size_bytes().next_multiple_of(TENSOR_ALIGN);
+        plan.tensors.push((name, tensor));
+        tensor
+    }
+
+    pub fn size_bytes(&self) -> usize {
+        self.arenas.iter().map(|a| a.size_bytes).sum()
+    }
+}
+
+impl fmt::Display for MemoryPlan {
+    /// One line an arena and a total, in MiB.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: usize| bytes as f64 / (1 << 20) as f64;
+        for arena in &self.arenas {
+            writeln!(f, "| {:<21} | {:>42.1} MiB |", arena.name, mib(arena.size_bytes))?;
+        }
+        write!(f, "| {:<21} | {:>42.1} MiB |", "memory in all", mib(self.size_bytes()))
+    }
+}
