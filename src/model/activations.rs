@@ -1,0 +1,175 @@
+//! The buffers of one micro-batch. Names and shapes are llm.c's.
+#![allow(non_snake_case)]
+
+use super::{BatchShape, ModelOptions};
+use crate::config::ModelConfig;
+use crate::tensor::{Dtype, MemoryPlan, Tensor};
+
+/// What the backward pass computes again instead of the forward pass keeping it (llm.c's `-r`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Recompute {
+    Nothing,
+    /// The output of the GELU: 4 C a token and layer.
+    Gelu,
+    /// That and the outputs of both layernorms: 6 C a token and layer.
+    GeluAndLayernorm,
+}
+
+/// A buffer that each layer has a copy of, or that all layers share.
+#[derive(Clone, Copy, Debug)]
+pub struct PerLayer {
+    all: Tensor,
+    layers: usize,
+    /// Elements a row (token).
+    width: usize,
+}
+
+impl PerLayer {
+    /// The first `rows` rows of layer `l`.
+    pub fn get(&self, l: usize, rows: usize) -> Tensor {
+        let len = self.all.len / self.layers;
+        self.all.part(if self.layers == 1 { 0 } else { l }, len).slice(0, rows * self.width)
+    }
+}
+
+/// All activations, N = B*T rows of them.
+#[derive(Clone, Debug)]
+pub struct Activations {
+    /// Capacity in rows.
+    pub rows: usize,
+    pub recompute: Recompute,
+    pub inputs: Tensor,       // (N) i32
+    pub targets: Tensor,      // (N) i32
+    pub encoded: Tensor,      // (N, C)
+    pub ln1: PerLayer,        // (L, N, C), one layer if recomputed
+    pub ln1_mean: PerLayer,   // (L, N) f32
+    pub ln1_rstd: PerLayer,   // (L, N) f32
+    pub qkv: PerLayer,        // (L, N, 3C)
+    pub atty: PerLayer,       // (L, N, C)
+    pub lse: PerLayer,        // (L, B, NH, T) f32
+    pub residual2: PerLayer,  // (L, N, C)
+    pub ln2: PerLayer,        // as ln1
+    pub ln2_mean: PerLayer,   // (L, N) f32
+    pub ln2_rstd: PerLayer,   // (L, N) f32
+    pub fch: PerLayer,        // (L, N, 4C), before the GELU
+    pub fch_gelu: PerLayer,   // (L, N, 4C), one layer if recomputed
+    pub residual3: PerLayer,  // (L, N, C)
+    pub lnf: Tensor,          // (N, C)
+    pub lnf_mean: Tensor,     // (N) f32
+    pub lnf_rstd: Tensor,     // (N) f32
+    pub losses: Tensor,       // (N) f32, summed over micro-steps
+    pub logits: Tensor,       // (chunk of rows, Vp), then their gradient
+    pub scratch_btc: Tensor,  // (N, C), backward only
+    pub scratch_bt4c: Tensor, // (N, 4C), backward only
+    pub dresidual: Tensor,    // (N, C), backward only
+    /// Loss sum and squared gradient norm of a step.
+    pub scalars: Tensor, // (2) f32
+}
+
+/// How many copies of the per-layer buffers a use of the model needs.
+struct Copies {
+    layers: usize,
+    /// Of queries, keys and values, which also are the cache when decoding.
+    qkv: usize,
+    backward: bool,
+}
+
+impl Activations {
+    /// Buffers for training: everything backward needs is kept for each layer.
+    pub fn plan(c: &ModelConfig, options: &ModelOptions, dtype: Dtype, plan: &mut MemoryPlan) -> Self {
+        let copies = Copies { layers: c.L, qkv: c.L, backward: true };
+        Self::plan_copies("activations", c, options, dtype, plan, copies)
+    }
+
+    /// Buffers for forward passes alone: the layers take turns in one set.
+    pub fn plan_for_evaluation(
+        c: &ModelConfig,
+        options: &ModelOptions,
+        dtype: Dtype,
+        plan: &mut MemoryPlan,
+    ) -> Self {
+        let copies = Copies { layers: 1, qkv: 1, backward: false };
+        Self::plan_copies("activations", c, options, dtype, plan, copies)
+    }
+
+    /// Buffers for decoding one sequence token by token: as for evaluation, but keys and values stay.
+    pub fn plan_for_decoding(c: &ModelConfig, maxT: usize, dtype: Dtype, plan: &mut MemoryPlan) -> Self {
+        let options =
+            ModelOptions { B: 1, T: maxT, min_rows: 0, recompute: Recompute::Gelu, logits_bytes: 0 };
+        let copies = Copies { layers: 1, qkv: c.L, backward: false };
+        Self::plan_copies("decoding", c, &options, dtype, plan, copies)
+    }
+
+    fn plan_copies(
+        arena: &'static str,
+        c: &ModelConfig,
+        o: &ModelOptions,
+        X: Dtype,
+        plan: &mut MemoryPlan,
+        copies: Copies,
+    ) -> Self {
+        let rows = o.min_rows.max(o.B * o.T);
+        let L = copies.layers;
+        let mut add = |name, dtype, len| plan.add(arena, name, dtype, len);
+        let mut per_layer = |name, dtype, width, layers| {
+            let all = add(name, dtype, layers * rows * width);
+            PerLayer { all, layers, width }
+        };
+        let (L_ln, L_gelu) = match o.recompute {
+            Recompute::Nothing => (L, L),
+            Recompute::Gelu => (L, 1),
+            Recompute::GeluAndLayernorm => (1, 1),
+        };
+        let C = c.C;
+        let (ln1, ln2) = (per_layer("ln1", X, C, L_ln), per_layer("ln2", X, C, L_ln));
+        let (ln1_mean, ln1_rstd) =
+            (per_layer("ln1_mean", Dtype::F32, 1, L), per_layer("ln1_rstd", Dtype::F32, 1, L));
+        let (ln2_mean, ln2_rstd) =
+            (per_layer("ln2_mean", Dtype::F32, 1, L), per_layer("ln2_rstd", Dtype::F32, 1, L));
+        let qkv = per_layer("qkv", X, 3 * C, copies.qkv);
+        let atty = per_layer("atty", X, C, L);
+        let lse = per_layer("lse", Dtype::F32, c.NH, L);
+        let (residual2, residual3) = (per_layer("residual2", X, C, L), per_layer("residual3", X, C, L));
+        let fch = per_layer("fch", X, 4 * C, L);
+        let fch_gelu = per_layer("fch_gelu", X, 4 * C, L_gelu);
+        let backward_rows = if copies.backward { rows } else { 0 };
+        let chunk = (o.logits_bytes / (c.Vp * X.size())).clamp(1, rows);
+        Activations {
+            rows,
+            recompute: o.recompute,
+            ln1,
+            ln1_mean,
+            ln1_rstd,
+            qkv,
+            atty,
+            lse,
+            residual2,
+            ln2,
+            ln2_mean,
+            ln2_rstd,
+            fch,
+            fch_gelu,
+            residual3,
+            inputs: add("inputs", Dtype::I32, rows),
+            targets: add("targets", Dtype::I32, rows),
+            encoded: add("encoded", X, rows * C),
+            lnf: add("lnf", X, rows * C),
+            lnf_mean: add("lnf_mean", Dtype::F32, rows),
+            lnf_rstd: add("lnf_rstd", Dtype::F32, rows),
+            losses: add("losses", Dtype::F32, rows),
+            logits: add("logits", X, chunk * c.Vp),
+            scratch_btc: add("scratch_btc", X, backward_rows * C),
+            scratch_bt4c: add("scratch_bt4c", X, backward_rows * 4 * C),
+            dresidual: add("dresidual", X, backward_rows * C),
+            scalars: add("scalars", Dtype::F32, 2),
+        }
+    }
+
+    /// What layer `l` reads: the token embeddings, or what the layer below left in the residual stream.
+    pub fn block_input(&self, l: usize, shape: BatchShape, C: usize) -> Tensor {
+        match l {
+            0 => self.encoded.slice(0, shape.rows() * C),
+            _ => self.residual3.get(l - 1, shape.rows()),
+        }
+    }
+}

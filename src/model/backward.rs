@@ -1,0 +1,214 @@
+//! The backward pass: losses, then the layers in reverse.
+//!
+//! One gradient, `dresidual`, runs down the residual stream: every block adds to it where its two layernorms read
+//! it. Parameters accumulate over micro-steps; activations' gradients are overwritten.
+#![allow(non_snake_case)]
+
+use super::activations::Recompute;
+use super::{BatchShape, GPT2};
+use crate::ops::{AttentionDims, LayernormBackward, MatmulBackward, Ops};
+use crate::params::{PARAMS, Param, Param::*};
+use crate::tensor::Tensor;
+use anyhow::Result;
+
+/// Where in a step a backward pass is.
+#[derive(Clone, Copy, Debug)]
+pub struct MicroStep {
+    /// Whether gradients and losses start from zero here.
+    pub first: bool,
+    /// What one row's loss counts in the loss of the step: 1 / (B T grad_accum_steps).
+    pub dloss: f32,
+}
+
+/// What backward through one linear layer reads and writes.
+struct Linear {
+    dinp: Tensor,
+    dout: Tensor,
+    inp: Tensor,
+    weight: Param,
+    bias: Option<Param>,
+    through_gelu: Option<Tensor>,
+}
+
+impl GPT2 {
+    /// Losses and all gradients of the batch that `forward` was run on.
+    ///
+    /// # Panics
+    /// If the model was planned for evaluation only.
+    pub fn backward(&self, dev: &mut dyn Ops, shape: BatchShape, step: MicroStep) -> Result<()> {
+        let (a, w) = (&self.acts, &self.weights);
+        let (N, C) = (shape.rows(), w.config.C);
+        if step.first {
+            self.zero_grads(dev)?;
+            dev.fill(a.losses, 0.0)?;
+        }
+        self.head_backward(dev, N, step)?;
+
+        let dresidual = a.dresidual.slice(0, N * C);
+        dev.fill(dresidual, 0.0)?;
+        dev.layernorm_backward(LayernormBackward {
+            dinp: dresidual,
+            dweight: self.grad(Lnfw, 0),
+            dbias: self.grad(Lnfb, 0),
+            dout: a.scratch_btc.slice(0, N * C),
+            inp: a.block_input(w.config.L, shape, C),
+            weight: w.get(Lnfw, 0),
+            mean: a.lnf_mean.slice(0, N),
+            rstd: a.lnf_rstd.slice(0, N),
+            N,
+            C,
+        })?;
+        for l in (0..w.config.L).rev() {
+            self.mlp_backward(dev, l, shape, step)?;
+            self.attention_backward(dev, l, shape, step)?;
+        }
+        let tokens = a.inputs.slice(0, N);
+        dev.encoder_backward(self.grad(Wte, 0), self.grad(Wpe, 0), dresidual, tokens, (shape.B, shape.T, C))
+    }
+
+    /// Layer `l` of a parameter's gradient.
+    pub fn grad(&self, param: Param, l: usize) -> Tensor {
+        self.weights.layout.layer(self.grads.expect("a model planned for training"), param, l)
+    }
+
+    /// Clears the gradients that are only ever added to; the first micro-step overwrites the others.
+    fn zero_grads(&self, dev: &mut dyn Ops) -> Result<()> {
+        let grads = self.grads.expect("a model planned for training");
+        for spec in PARAMS.iter().filter(|spec| !spec.is_matrix || spec.param == Wpe) {
+            dev.fill(self.weights.layout.whole(grads, spec.param), 0.0)?;
+        }
+        Ok(())
+    }
+
+    /// Logits, losses, gradients of logits, of the embedding and of the last layernorm's output, chunk by chunk.
+    fn head_backward(&self, dev: &mut dyn Ops, N: usize, step: MicroStep) -> Result<()> {
+        let (C, Vp) = (self.weights.config.C, self.weights.config.Vp);
+        for (start, rows) in self.logits_chunks(N) {
+            let logits = self.logits(dev, start, rows)?;
+            dev.classifier(self.classifier_args(logits, start, rows, Some(step.dloss)))?;
+            dev.matmul_backward(MatmulBackward {
+                dinp: self.acts.scratch_btc.slice(start * C, rows * C),
+                dweight: self.grad(Wte, 0),
+                overwrite_dweight: step.first && start == 0,
+                dbias: None,
+                dout: logits,
+                inp: self.acts.lnf.slice(start * C, rows * C),
+                weight: self.weights.get(Wte, 0),
+                through_gelu: None,
+                N: rows,
+                C,
+                OC: Vp,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn mlp_backward(&self, dev: &mut dyn Ops, l: usize, shape: BatchShape, step: MicroStep) -> Result<()> {
+        let (a, w) = (&self.acts, &self.weights);
+        let (N, C) = (shape.rows(), w.config.C);
+        let (dresidual, dln2) = (a.dresidual.slice(0, N * C), a.scratch_btc.slice(0, N * C));
+        let dfch = a.scratch_bt4c.slice(0, N * 4 * C);
+        let [ln2, fch, fch_gelu] = [a.ln2, a.fch, a.fch_gelu].map(|t| t.get(l, N));
+
+        if self.recomputes(Recompute::Gelu) {
+            dev.gelu_forward(fch_gelu, fch)?;
+        }
+        let fcproj = Linear {
+            dinp: dfch,
+            dout: dresidual,
+            inp: fch_gelu,
+            weight: Fcprojw,
+            bias: Some(Fcprojb),
+            through_gelu: Some(fch),
+        };
+        self.linear_backward(dev, l, N, step, fcproj)?;
+        if self.recomputes(Recompute::GeluAndLayernorm) {
+            self.layernorm2(dev, l, shape)?;
+        }
+        let fc =
+            Linear { dinp: dln2, dout: dfch, inp: ln2, weight: Fcw, bias: Some(Fcb), through_gelu: None };
+        self.linear_backward(dev, l, N, step, fc)?;
+        dev.layernorm_backward(LayernormBackward {
+            dinp: dresidual,
+            dweight: self.grad(Ln2w, l),
+            dbias: self.grad(Ln2b, l),
+            dout: dln2,
+            inp: a.residual2.get(l, N),
+            weight: w.get(Ln2w, l),
+            mean: a.ln2_mean.get(l, N),
+            rstd: a.ln2_rstd.get(l, N),
+            N,
+            C,
+        })
+    }
+
+    fn attention_backward(
+        &self,
+        dev: &mut dyn Ops,
+        l: usize,
+        shape: BatchShape,
+        step: MicroStep,
+    ) -> Result<()> {
+        let (a, w) = (&self.acts, &self.weights);
+        let (N, C) = (shape.rows(), w.config.C);
+        let dims = AttentionDims { B: shape.B, T: shape.T, NH: w.config.NH, HS: w.config.HS() };
+        let (dresidual, scratch) = (a.dresidual.slice(0, N * C), a.scratch_btc.slice(0, N * C));
+        let dqkv = a.scratch_bt4c.slice(0, N * 3 * C);
+        let [ln1, qkv, atty, lse] = [a.ln1, a.qkv, a.atty, a.lse].map(|t| t.get(l, N));
+
+        let datty = scratch;
+        let attproj = Linear {
+            dinp: datty,
+            dout: dresidual,
+            inp: atty,
+            weight: Attprojw,
+            bias: Some(Attprojb),
+            through_gelu: None,
+        };
+        self.linear_backward(dev, l, N, step, attproj)?;
+        dev.attention_backward(dqkv, datty, atty, lse, qkv, dims)?;
+        if self.recomputes(Recompute::GeluAndLayernorm) {
+            self.layernorm1(dev, l, shape)?;
+        }
+        let dln1 = scratch;
+        let bias = w.config.qkv_bias.then_some(Qkvb);
+        let qkv = Linear { dinp: dln1, dout: dqkv, inp: ln1, weight: Qkvw, bias, through_gelu: None };
+        self.linear_backward(dev, l, N, step, qkv)?;
+        dev.layernorm_backward(LayernormBackward {
+            dinp: dresidual,
+            dweight: self.grad(Ln1w, l),
+            dbias: self.grad(Ln1b, l),
+            dout: dln1,
+            inp: a.block_input(l, shape, C),
+            weight: w.get(Ln1w, l),
+            mean: a.ln1_mean.get(l, N),
+            rstd: a.ln1_rstd.get(l, N),
+            N,
+            C,
+        })
+    }
+
+    fn linear_backward(
+        &self,
+        dev: &mut dyn Ops,
+        l: usize,
+        N: usize,
+        step: MicroStep,
+        linear: Linear,
+    ) -> Result<()> {
+        let (OC, C) = (linear.weight.spec().shape)(&self.weights.config);
+        dev.matmul_backward(MatmulBackward {
+            dinp: linear.dinp,
+            dweight: self.grad(linear.weight, l),
+            overwrite_dweight: step.first,
+            dbias: linear.bias.map(|bias| self.grad(bias, l)),
+            dout: linear.dout,
+            inp: linear.inp,
+            weight: self.weights.get(linear.weight, l),
+            through_gelu: linear.through_gelu,
+            N,
+            C,
+            OC,
+        })
+    }
+}
