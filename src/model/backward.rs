@@ -66,6 +66,16 @@ impl GPT2 {
         dev.encoder_backward(self.grad(Wte, 0), self.grad(Wpe, 0), dresidual, tokens, (shape.B, shape.T, C))
     }
 
+    /// Sum of the losses since the last first micro-step, and the squared norm of the gradients.
+    pub fn loss_and_norm(&self, dev: &mut dyn Ops) -> Result<(f32, f32)> {
+        let scalars = self.acts.scalars;
+        dev.sum(scalars.slice(0, 1), self.acts.losses)?;
+        dev.norm_squared(scalars.slice(1, 1), self.grads.expect("a model planned for training"))?;
+        let mut host = [0.0f32; 2];
+        dev.download(bytemuck::cast_slice_mut(&mut host), scalars)?;
+        Ok((host[0], host[1]))
+    }
+
     /// Layer `l` of a parameter's gradient.
     pub fn grad(&self, param: Param, l: usize) -> Tensor {
         self.weights.layout.layer(self.grads.expect("a model planned for training"), param, l)

@@ -1,1 +1,171 @@
-//! (to come)
+//! The training run: set up, then step by step evaluate, sample, checkpoint, train; until done, told to stop, or wrong.
+#![allow(non_snake_case)]
+
+pub mod logs;
+pub mod resume;
+pub mod setup;
+pub mod signals;
+pub mod step;
+
+use crate::cli::train::TrainArgs;
+use crate::data::loader::DataLoader;
+use crate::data::tokenizer::{EOT, StreamDecoder, Tokenizer};
+use crate::eval::hellaswag::HellaSwag;
+use crate::eval::validation::validation_loss;
+use crate::model::decode::Decoder;
+use crate::model::{BatchShape, GPT2};
+use crate::ops::Ops;
+use crate::optim::optimizer::Optimizer;
+use crate::optim::outlier::OutlierDetector;
+use crate::optim::schedule::Schedule;
+use crate::sample::{Sampler, SamplerOptions, generate};
+use anyhow::{Result, ensure};
+use logs::Logs;
+use signals::StopSignal;
+use std::path::PathBuf;
+use std::time::Instant;
+use step::{LossAndNorm, Step};
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    Completed,
+    /// By this signal, after the step it arrived in.
+    Stopped(i32),
+}
+
+/// Everything a run needs. [`setup`] builds it.
+pub struct Run {
+    pub dev: Box<dyn Ops>,
+    pub model: GPT2,
+    pub optimizer: Optimizer,
+    pub train_loader: DataLoader,
+    pub val_loader: Option<DataLoader>,
+    pub schedule: Schedule,
+    pub shape: BatchShape,
+    pub grad_accum_steps: usize,
+    pub first_step: usize,
+    pub max_steps: usize,
+    pub decoder: Option<Decoder>,
+    pub hellaswag: Option<HellaSwag>,
+    pub loss_outliers: OutlierDetector,
+    pub norm_outliers: OutlierDetector,
+    /// Lowest validation loss so far, and so the one of `model_best.bin`.
+    pub best_val_loss: Option<f32>,
+    pub logs: Logs,
+    pub output_dir: Option<PathBuf>,
+    pub args: TrainArgs,
+}
+
+/// Trains as the flags say.
+///
+/// # Errors
+/// On bad input, on a failing disk, or when the loss stops being a number. Checkpoints written before stay.
+pub fn run(args: &TrainArgs, dev: Box<dyn Ops>) -> Result<Finish> {
+    let stop = StopSignal::listen()?;
+    let mut run = setup::set_up(args, dev)?;
+    for step in run.first_step..=run.max_steps {
+        let last = step == run.max_steps;
+        let stopped = stop.received();
+        if stopped.is_none() {
+            run.evaluate(step, last)?;
+        }
+        run.checkpoint(step, last || stopped.is_some())?;
+        if let Some(signal) = stopped {
+            return Ok(Finish::Stopped(signal));
+        }
+        if !last {
+            run.train(step)?;
+        }
+    }
+    run.logs.finish();
+    Ok(Finish::Completed)
+}
+
+impl Run {
+    /// One optimizer step.
+    fn train(&mut self, step: usize) -> Result<()> {
+        let started = Instant::now();
+        if self.args.overfit_single_batch {
+            self.train_loader.reset()?;
+        }
+        let mut work = Step {
+            dev: self.dev.as_mut(),
+            model: &self.model,
+            optimizer: &self.optimizer,
+            shape: self.shape,
+            grad_accum_steps: self.grad_accum_steps,
+        };
+        let LossAndNorm { loss, norm } = work.forward_backward(&mut self.train_loader)?;
+        self.logs.check_finite(step, loss, norm)?;
+        let lr = self.schedule.lr(step);
+        let z = (self.loss_outliers.update(loss), self.norm_outliers.update(norm));
+        let skip = [(self.args.skip_update_lossz, z.0), (self.args.skip_update_gradz, z.1)];
+        let outlier = skip.iter().any(|&(limit, z)| limit > 0.0 && z > f64::from(limit));
+        if !outlier {
+            work.update(step, lr, norm)?;
+        }
+        self.dev.synchronize()?;
+        let tokens = self.shape.rows() * self.grad_accum_steps;
+        self.logs.step(logs::StepRecord { step, loss, norm, z, lr, elapsed: started.elapsed(), tokens, outlier })
+    }
+
+    /// Validation, HellaSwag and a sample, each at its own steps.
+    fn evaluate(&mut self, step: usize, last: bool) -> Result<()> {
+        let due = |every: usize, from_start: bool| {
+            every > 0 && (last || step.is_multiple_of(every) && (from_start || step > 0))
+        };
+        if due(self.args.val_loss_every, true) {
+            self.validate(step)?;
+        }
+        if due(self.args.val_loss_every, false)
+            && let Some(hellaswag) = &self.hellaswag
+        {
+            let score = hellaswag.evaluate(&self.model, self.dev.as_mut(), 0, 1, &mut |_, _| {})?;
+            self.logs.hellaswag(step, &score)?;
+        }
+        if due(self.args.sample_every, false) {
+            self.sample(step)?;
+        }
+        Ok(())
+    }
+
+    fn validate(&mut self, step: usize) -> Result<()> {
+        let Some(loader) = &mut self.val_loader else { return Ok(()) };
+        let max_batches = usize::try_from(self.args.val_max_steps).ok();
+        let loss = validation_loss(&self.model, self.dev.as_mut(), loader, self.shape, max_batches)?;
+        self.logs.validation(step, loss)?;
+        if self.best_val_loss.is_none_or(|best| loss < best) {
+            self.best_val_loss = Some(loss);
+            self.save_best(step)?;
+        }
+        Ok(())
+    }
+
+    /// Writes some text. Each sample has a seed of its own, so that sampling leaves no trace in the run.
+    fn sample(&mut self, step: usize) -> Result<()> {
+        let Some(decoder) = &mut self.decoder else { return Ok(()) };
+        let tokenizer = Tokenizer::gpt2();
+        let prompt = match &self.args.prompt {
+            Some(text) => tokenizer.encode_ordinary(text).into_iter().map(|id| id as i32).collect(),
+            None => vec![i32::from(EOT)],
+        };
+        let mut sampler = Sampler::new(SamplerOptions {
+            temperature: self.args.sample_temperature,
+            top_k: (self.args.sample_top_k > 0).then_some(self.args.sample_top_k),
+            top_p: None,
+            seed: SAMPLE_SEED + step as u64,
+        });
+        let mut text = StreamDecoder::new();
+        let mut sample = self.args.prompt.clone().unwrap_or_default();
+        generate(self.dev.as_mut(), decoder, &mut sampler, &prompt, self.args.sample_len, true, &mut |token| {
+            sample.push_str(&text.push(token));
+            Ok(())
+        })?;
+        self.logs.sample(&sample);
+        Ok(())
+    }
+}
+
+/// llm.c's seed for samples.
+const SAMPLE_SEED: u64 = 1337;

@@ -1,0 +1,105 @@
+//! AdamW over a model: its moments, which parameters decay, and the fixed hyper-parameters.
+
+use crate::ops::{AdamW, DecaySegment, Ops};
+use crate::params::{PARAMS, ParamLayout};
+use crate::tensor::{Dtype, MemoryPlan, Tensor};
+use anyhow::Result;
+
+/// What stays the same from step to step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HyperParams {
+    pub beta1: f32,
+    pub beta2: f32,
+    pub eps: f32,
+    /// Of matrices; vectors never decay.
+    pub weight_decay: f32,
+    /// Largest global gradient norm; 0 turns clipping off.
+    pub grad_clip: f32,
+}
+
+/// First and second moments (f32, laid out like the parameters) and how to use them.
+pub struct Optimizer {
+    pub m: Tensor,
+    pub v: Tensor,
+    hyper: HyperParams,
+    segments: Vec<DecaySegment>,
+}
+
+impl Optimizer {
+    pub fn plan(layout: &ParamLayout, hyper: HyperParams, plan: &mut MemoryPlan) -> Self {
+        let m = plan.add("optimizer state", "m", Dtype::F32, layout.len());
+        let v = plan.add("optimizer state", "v", Dtype::F32, layout.len());
+        let segments = PARAMS
+            .iter()
+            .map(|spec| {
+                let range = layout.range(spec.param);
+                let weight_decay = if spec.is_matrix { hyper.weight_decay } else { 0.0 };
+                DecaySegment { start: range.start, len: range.len(), weight_decay }
+            })
+            .collect();
+        Optimizer { m, v, hyper, segments }
+    }
+
+    /// What to multiply gradients of this norm by so that their norm is at most the clip.
+    pub fn clip_scale(&self, norm: f32) -> f32 {
+        match self.hyper.grad_clip {
+            clip if clip > 0.0 && norm > clip => clip / norm,
+            _ => 1.0,
+        }
+    }
+
+    /// Update number `t`, counted from 1.
+    pub fn update(
+        &self,
+        dev: &mut dyn Ops,
+        params: Tensor,
+        grads: Tensor,
+        lr: f32,
+        grad_scale: f32,
+        t: usize,
+    ) -> Result<()> {
+        dev.adamw(AdamW {
+            params,
+            m: self.m,
+            v: self.v,
+            grads,
+            segments: &self.segments,
+            lr,
+            beta1: self.hyper.beta1,
+            beta2: self.hyper.beta2,
+            eps: self.hyper.eps,
+            grad_scale,
+            t,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ModelConfig;
+
+    fn optimizer(grad_clip: f32) -> Optimizer {
+        let hyper = HyperParams { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip };
+        Optimizer::plan(&ParamLayout::new(&ModelConfig::new(8, 2, 2, 8)), hyper, &mut MemoryPlan::new())
+    }
+
+    #[test]
+    fn only_matrices_decay_and_every_parameter_is_covered() {
+        let optimizer = optimizer(1.0);
+        let mut next = 0;
+        for (segment, spec) in optimizer.segments.iter().zip(&PARAMS) {
+            assert_eq!(segment.start, next);
+            next += segment.len;
+            assert_eq!(segment.weight_decay > 0.0, spec.is_matrix, "{}", spec.name);
+        }
+        assert_eq!(next, optimizer.m.len);
+    }
+
+    #[test]
+    fn clipping_only_ever_shrinks() {
+        assert_eq!(optimizer(1.0).clip_scale(0.5), 1.0);
+        assert_eq!(optimizer(1.0).clip_scale(4.0), 0.25);
+        assert_eq!(optimizer(0.0).clip_scale(4.0), 1.0);
+    }
+}

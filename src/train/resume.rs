@@ -1,0 +1,178 @@
+//! Checkpoints of a run, and going on from one exactly where it was written.
+#![allow(non_snake_case)]
+
+use super::Run;
+use crate::checkpoint::{self, Float, LoaderPosition, Part, Saved, Shuffle, State, model_bin};
+use crate::data::loader::{LoaderState, ShuffleState};
+use crate::ops::Ops;
+use crate::optim::outlier::OutlierDetector;
+use crate::rng::Mt19937;
+use crate::tensor::{Dtype, Tensor};
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// What a run needs to go on, beside the tensors and llm.c's state: the rest of `run_*.json`.
+#[derive(Serialize, Deserialize)]
+struct Extras {
+    /// Batch, sequence length and total batch, in which the loader's position is counted.
+    B: usize,
+    T: usize,
+    total_batch_size: usize,
+    loss_outliers: OutlierDetector,
+    norm_outliers: OutlierDetector,
+    best_val_loss: Option<Float>,
+}
+
+/// Opens the newest whole checkpoint in `dir`, if there is one.
+///
+/// # Errors
+/// If the directory or the checkpoint cannot be read.
+pub fn find(dir: &Path) -> Result<Option<Saved>> {
+    let latest = checkpoint::latest(dir)?;
+    for warning in latest.warnings {
+        eprintln!("warning: {warning}");
+    }
+    latest.step.map(|step| Saved::open(dir, step, 0)).transpose()
+}
+
+impl Run {
+    /// Writes a checkpoint of the state before `step`, if one is due: every so many steps and at the end, or because the
+    /// run was told to stop.
+    pub(super) fn checkpoint(&mut self, step: usize, last: bool, stopped: bool) -> Result<()> {
+        let every = self.args.checkpoint_every;
+        let due = every > 0 && (last || step > 0 && step.is_multiple_of(every));
+        let Some(dir) = self.output_dir.clone() else { return Ok(()) };
+        if !(due || stopped) || step == self.first_step && self.resumed {
+            return Ok(());
+        }
+        let config = self.model.weights.config;
+        let state = State {
+            step: step as u64,
+            num_processes: 1,
+            rank: 0,
+            use_master_weights: false,
+            rng_state: 0,
+            rng_state_last_update: 0,
+            loader: loader_position(self.train_loader.state()),
+        };
+        let extras = Extras {
+            B: self.shape.B,
+            T: self.shape.T,
+            total_batch_size: self.shape.rows() * self.grad_accum_steps,
+            loss_outliers: self.loss_outliers.clone(),
+            norm_outliers: self.norm_outliers.clone(),
+            best_val_loss: self.best_val_loss.map(|loss| Float(f64::from(loss))),
+        };
+        let tensors = self.tensors();
+        let dev = self.dev.as_mut();
+        checkpoint::save(&dir, &config, Dtype::F32, &state, &extras, &mut |part, start, out| {
+            read_chunk(dev, tensors.of(part), start, out)
+        })?;
+        checkpoint::prune(&dir, step as u64, self.args.checkpoints_keep, self.args.checkpoints_major_every as u64)
+    }
+
+    /// Keeps the parameters with the lowest validation loss so far, in runs that write checkpoints.
+    pub(super) fn save_best(&mut self, step: usize) -> Result<()> {
+        let Some(dir) = self.output_dir.as_ref().filter(|_| self.args.checkpoint_every > 0 && step > 0) else {
+            return Ok(());
+        };
+        let (config, params) = (self.model.weights.config, self.model.weights.all);
+        let dev = self.dev.as_mut();
+        let path = dir.join("model_best.bin");
+        model_bin::write(&path, &config, Dtype::F32, &mut |_, start, out| read_chunk(dev, params, start, out))?;
+        Ok(())
+    }
+
+    /// Takes over all of a checkpoint.
+    ///
+    /// # Errors
+    /// If it was written with another batch or other data, or cannot be read.
+    pub(super) fn restore(&mut self, saved: Saved) -> Result<()> {
+        if let Some(run) = &saved.run {
+            let extras: Extras = run.trainer()?;
+            let ours = [self.shape.B, self.shape.T, self.shape.rows() * self.grad_accum_steps];
+            let theirs = [extras.B, extras.T, extras.total_batch_size];
+            for ((flag, ours), theirs) in ["-b", "-t", "-d"].iter().zip(ours).zip(theirs) {
+                ensure!(ours == theirs, "{flag} {ours}: the checkpoint was written with {flag} {theirs}; use that to resume");
+            }
+            self.loss_outliers = extras.loss_outliers;
+            self.norm_outliers = extras.norm_outliers;
+            self.best_val_loss = extras.best_val_loss.map(|loss| loss.0 as f32);
+        }
+        let state = &saved.state.state;
+        ensure!(
+            state.num_processes == 1,
+            "-pn 1: the checkpoint was written by {} processes; resume with as many",
+            state.num_processes
+        );
+        self.first_step = state.step as usize;
+        self.resumed = true;
+        self.train_loader.restore(&loader_state(&state.loader)?).context("-i: not the data of the checkpoint")?;
+        let tensors = self.tensors();
+        let dev = self.dev.as_mut();
+        saved.restore(&mut |part, start, values| write_chunk(dev, tensors.of(part), start, values))
+    }
+
+    fn tensors(&self) -> Tensors {
+        Tensors { params: self.model.weights.all, m: self.optimizer.m, v: self.optimizer.v }
+    }
+}
+
+/// The tensors of a checkpoint.
+#[derive(Clone, Copy)]
+struct Tensors {
+    params: Tensor,
+    m: Tensor,
+    v: Tensor,
+}
+
+impl Tensors {
+    /// Master weights stand in for the parameters: here those are f32 themselves.
+    fn of(&self, part: Part) -> Tensor {
+        match part {
+            Part::Params | Part::Master => self.params,
+            Part::M => self.m,
+            Part::V => self.v,
+        }
+    }
+}
+
+/// Elements of an f32 tensor from `start` on, to the host.
+fn read_chunk(dev: &mut dyn Ops, tensor: Tensor, start: usize, out: &mut [f32]) -> Result<()> {
+    let len = out.len();
+    dev.download(bytemuck::cast_slice_mut(out), tensor.slice(start, len))
+}
+
+/// The other way.
+pub(super) fn write_chunk(dev: &mut dyn Ops, tensor: Tensor, start: usize, values: &[f32]) -> Result<()> {
+    dev.upload(tensor.slice(start, values.len()), bytemuck::cast_slice(values))
+}
+
+fn loader_position(state: LoaderState) -> LoaderPosition {
+    LoaderPosition {
+        current_shard_idx: state.current_shard_idx,
+        current_sample_idx: state.current_sample_idx,
+        shuffle: state.shuffle.map(|s| Shuffle {
+            shard_indices: s.shard_indices,
+            intra_shard_indices: s.intra_shard_indices,
+            rng: s.rng.to_bytes(),
+        }),
+    }
+}
+
+fn loader_state(position: &LoaderPosition) -> Result<LoaderState> {
+    let shuffle = match &position.shuffle {
+        None => None,
+        Some(s) => Some(ShuffleState {
+            shard_indices: s.shard_indices.clone(),
+            intra_shard_indices: s.intra_shard_indices.clone(),
+            rng: Mt19937::from_bytes(&s.rng)?,
+        }),
+    };
+    Ok(LoaderState {
+        current_shard_idx: position.current_shard_idx,
+        current_sample_idx: position.current_sample_idx,
+        shuffle,
+    })
+}

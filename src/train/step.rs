@@ -1,0 +1,50 @@
+//! One training step.
+#![allow(non_snake_case)]
+
+use crate::data::loader::DataLoader;
+use crate::model::backward::MicroStep;
+use crate::model::{BatchShape, GPT2};
+use crate::ops::Ops;
+use crate::optim::optimizer::Optimizer;
+use anyhow::Result;
+
+/// The parts of a run that a step works on.
+pub struct Step<'a> {
+    pub dev: &'a mut dyn Ops,
+    pub model: &'a GPT2,
+    pub optimizer: &'a Optimizer,
+    pub shape: BatchShape,
+    pub grad_accum_steps: usize,
+}
+
+/// What a step measured, before any update.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LossAndNorm {
+    /// Mean over all tokens of the total batch.
+    pub loss: f32,
+    /// Of the gradient, before clipping.
+    pub norm: f32,
+}
+
+impl Step<'_> {
+    /// Gradients of the mean loss over `grad_accum_steps` micro-batches, and the one read-back of the step.
+    pub fn forward_backward(&mut self, loader: &mut DataLoader) -> Result<LossAndNorm> {
+        let tokens = (self.shape.rows() * self.grad_accum_steps) as f32;
+        for micro_step in 0..self.grad_accum_steps {
+            let batch = loader.next_batch()?; // (B, T) inputs, and targets one token on
+            self.model.load_batch(self.dev, self.shape, &batch.inputs, &batch.targets)?;
+            self.model.forward(self.dev, self.shape)?; // encoder -> L blocks -> lnf
+            let at = MicroStep { first: micro_step == 0, dloss: 1.0 / tokens };
+            self.model.backward(self.dev, self.shape, at)?; // logits, losses -> ... -> dwte; parameters +=
+        }
+        let (loss_sum, norm_squared) = self.model.loss_and_norm(self.dev)?;
+        Ok(LossAndNorm { loss: loss_sum / tokens, norm: norm_squared.sqrt() })
+    }
+
+    /// Clips by `norm` and applies update number `step`, counted from 0.
+    pub fn update(&mut self, step: usize, lr: f32, norm: f32) -> Result<()> {
+        let grads = self.model.grads.expect("a model planned for training");
+        let scale = self.optimizer.clip_scale(norm);
+        self.optimizer.update(self.dev, self.model.weights.all, grads, lr, scale, step + 1)
+    }
+}

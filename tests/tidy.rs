@@ -1,0 +1,163 @@
+//! Holds the structure of the source to what ARCHITECTURE.md says of it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Who may name whom: a module of the crate, and the modules its code may `use`. ARCHITECTURE.md shows the same table.
+/// A module may always use itself; tests inside modules are held to the same rule, except for what comes after `#[cfg(test)]`.
+const MAY_USE: &[(&str, &[&str])] = &[
+    ("tensor", &[]),
+    ("config", &[]),
+    ("rng", &[]),
+    ("params", &["config", "tensor"]),
+    ("ops", &["tensor"]),
+    ("device", &["ops", "tensor"]),
+    ("model", &["config", "ops", "params", "rng", "tensor"]),
+    ("optim", &["ops", "params", "tensor"]),
+    ("data", &["rng"]),
+    ("checkpoint", &["config", "params"]),
+    ("metrics", &[]),
+    ("sample", &["data", "model", "ops", "rng"]),
+    ("eval", &["config", "data", "model", "ops", "tensor"]),
+    (
+        "train",
+        &[
+            "checkpoint", "cli", "config", "data", "eval", "metrics", "model", "ops", "optim", "params", "rng", "sample",
+            "tensor",
+        ],
+    ),
+    (
+        "cli",
+        &[
+            "checkpoint", "config", "data", "device", "eval", "metrics", "model", "ops", "optim", "params", "rng",
+            "sample", "tensor", "train",
+        ],
+    ),
+];
+
+/// Files in which `unsafe` may stand, as prefixes.
+const MAY_BE_UNSAFE: &[&str] = &["src/device/", "src/parallel/", "src/data/shard.rs"];
+
+const MAX_FILE_LINES: usize = 500;
+const MAX_FUNCTION_LINES: usize = 70;
+
+fn rust_files(dir: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut pending = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(dir)];
+    while let Some(dir) = pending.pop() {
+        for entry in fs::read_dir(&dir).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => pending.push(path),
+                false if path.extension().is_some_and(|e| e == "rs") => found.push(path),
+                false => {}
+            }
+        }
+    }
+    assert!(!found.is_empty());
+    found.sort();
+    found
+}
+
+fn relative(path: &Path) -> String {
+    path.strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap().to_str().unwrap().replace('\\', "/")
+}
+
+/// The part of a file before its tests.
+fn shipped(text: &str) -> &str {
+    text.split("#[cfg(test)]\nmod tests").next().unwrap()
+}
+
+#[test]
+fn modules_use_only_what_the_table_allows() {
+    let mut faults = Vec::new();
+    for path in rust_files("src") {
+        let name = relative(&path);
+        let module = name["src/".len()..].split(['/', '.']).next().unwrap().to_string();
+        if matches!(module.as_str(), "lib" | "bin") {
+            continue;
+        }
+        let Some((_, allowed)) = MAY_USE.iter().find(|(m, _)| *m == module) else {
+            faults.push(format!("{name}: module {module} has no row in the table"));
+            continue;
+        };
+        let text = fs::read_to_string(&path).unwrap();
+        for (number, line) in shipped(&text).lines().enumerate() {
+            if line.trim_start().starts_with("//") {
+                continue;
+            }
+            for used in line.split("crate::").skip(1) {
+                let used: String = used.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+                let known = MAY_USE.iter().any(|(m, _)| *m == used);
+                if known && used != module && !allowed.contains(&used.as_str()) {
+                    faults.push(format!("{name}:{}: {module} may not use {used}", number + 1));
+                }
+            }
+        }
+    }
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+#[test]
+fn architecture_shows_the_same_table() {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md")).unwrap();
+    for (module, allowed) in MAY_USE {
+        let allowed = match allowed {
+            [] => "nothing".to_string(),
+            some => some.join(", "),
+        };
+        let row = format!("| `{module}` | {allowed} |");
+        assert!(text.contains(&row), "ARCHITECTURE.md lacks the row {row}");
+    }
+}
+
+#[test]
+fn unsafe_stays_where_it_belongs() {
+    for path in rust_files("src") {
+        let name = relative(&path);
+        let text = fs::read_to_string(&path).unwrap();
+        let mut code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+        let has_unsafe = code.any(|line| line.contains("unsafe {") || line.contains("unsafe fn") || line.contains("unsafe impl"));
+        assert!(!has_unsafe || MAY_BE_UNSAFE.iter().any(|p| name.starts_with(p)), "{name} contains unsafe code");
+    }
+}
+
+#[test]
+fn files_and_functions_stay_short() {
+    let mut faults = Vec::new();
+    for path in rust_files("src") {
+        let name = relative(&path);
+        let text = fs::read_to_string(&path).unwrap();
+        let lines: Vec<&str> = shipped(&text).lines().collect();
+        if lines.len() > MAX_FILE_LINES {
+            faults.push(format!("{name}: {} lines", lines.len()));
+        }
+        // rustfmt closes a function at the indentation it opened with.
+        for (start, line) in lines.iter().enumerate() {
+            let indent = line.len() - line.trim_start().len();
+            let is_fn = line.trim_start().split("fn ").next().is_some_and(|head| {
+                line.contains("fn ") && head.split_whitespace().all(|w| w.starts_with("pub") || matches!(w, "const" | "unsafe" | "extern" | "\"C\""))
+            });
+            if !is_fn || line.trim_end().ends_with(';') {
+                continue;
+            }
+            let close = format!("{}}}", " ".repeat(indent));
+            let length = lines[start..].iter().position(|l| *l == close).map_or(0, |n| n + 1);
+            if length > MAX_FUNCTION_LINES {
+                faults.push(format!("{name}:{}: a function of {length} lines", start + 1));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+#[test]
+fn nothing_is_left_unfinished() {
+    let marks = [["to", "do!("].concat(), ["unimple", "mented!("].concat(), ["FIX", "ME"].concat(), ["db", "g!("].concat()];
+    for path in ["src", "tests", "benches"].iter().flat_map(|dir| rust_files(dir)) {
+        let text = fs::read_to_string(&path).unwrap();
+        for mark in &marks {
+            assert!(!text.contains(mark.as_str()), "{} contains {mark}", relative(&path));
+        }
+    }
+}
