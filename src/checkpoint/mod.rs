@@ -1,1 +1,85 @@
-//! (to come)
+//! Bytes to named tensors and back: llm.c's model and optimizer files, Hugging Face's safetensors, and the
+//! directories of checkpoints that runs resume from. No device is known here: tensors arrive from and leave to a
+//! [`Source`] and a [`Sink`], chunk by chunk.
+//!
+//! Errors are chains: printed with `{:#}` they are one line.
+
+pub mod atomic;
+mod directory;
+mod header;
+pub mod model_bin;
+mod run;
+mod safetensors_file;
+pub mod state;
+mod stream;
+
+pub use directory::{
+    Latest, Saved, done_path, ensure_fresh, latest, model_path, prune, run_path, save, state_path, steps,
+};
+pub use run::{Float, Run};
+pub use state::{LoaderPosition, Shuffle, State};
+pub use stream::{Part, Sink, Source};
+
+use crate::config::ModelConfig;
+use crate::tensor::Dtype;
+use anyhow::{Context, Result, bail};
+use std::path::Path;
+
+/// A model in memory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelFile {
+    pub config: ModelConfig,
+    /// In the order of [`ParamLayout`](crate::params::ParamLayout).
+    pub params: Vec<f32>,
+}
+
+/// Reads a model from a model file of llm.c's, a safetensors file with a `config.json` beside it, or a directory: one
+/// that `transformers` saved, or one of checkpoints, the newest of which is taken.
+///
+/// # Errors
+/// One line that names the file, what was expected and what was found.
+pub fn load_model(path: &Path) -> Result<ModelFile> {
+    if path.is_dir() {
+        return load_directory(path);
+    }
+    if header::looks_like_safetensors(&header::first_bytes(path)?) {
+        return safetensors_file::read(&[path.to_path_buf()]);
+    }
+    model_bin::read(path)
+}
+
+fn load_directory(dir: &Path) -> Result<ModelFile> {
+    if let Some(files) = safetensors_file::files_in(dir)? {
+        return safetensors_file::read(&files);
+    }
+    let Some(&step) = steps(dir)?.last() else {
+        bail!(
+            "{}: expected model.safetensors or a checkpoint with its DONE file, found neither",
+            dir.display()
+        );
+    };
+    directory::verify(dir, step).with_context(|| format!("{}: step {step} is not whole", dir.display()))?;
+    model_bin::read(&model_path(dir, step))
+}
+
+/// Writes a model to `path`: as llm.c's model file if it ends in `.bin` (f32 or bf16), as a safetensors file with a
+/// `config.json` beside it if it ends in `.safetensors`, and else into a directory that `transformers` loads.
+///
+/// # Errors
+/// One line, if the type does not fit the format, or the file cannot be written.
+pub fn save_model(path: &Path, model: &ModelFile, dtype: Dtype) -> Result<()> {
+    match path.extension().and_then(|e| e.to_str()) {
+        Some("bin") => {
+            model_bin::write(path, &model.config, dtype, &mut |_, start, out| {
+                out.copy_from_slice(&model.params[start..start + out.len()]);
+                Ok(())
+            })?;
+            Ok(())
+        }
+        Some("safetensors") => safetensors_file::write(path, model, dtype),
+        _ => {
+            std::fs::create_dir_all(path).with_context(|| format!("cannot create {}", path.display()))?;
+            safetensors_file::write(&path.join("model.safetensors"), model, dtype)
+        }
+    }
+}

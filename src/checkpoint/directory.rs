@@ -1,0 +1,253 @@
+//! A directory of checkpoints, named as llm.c names them:
+//!
+//! - `model_%08d.bin`: the parameters;
+//! - `state_%08d_%05d.bin`: moments, master weights and the data loader's position, a file a process;
+//! - `run_%08d.json`: the rest, ours alone;
+//! - `DONE_%08d`: empty; written last and removed first, so that at any moment a step that has one is whole.
+
+use super::atomic::{self, Digest, TEMPORARY};
+use super::model_bin::{self, ModelReader};
+use super::run::Run;
+use super::state::{self, State, StateReader};
+use super::stream::{Sink, Source};
+use crate::config::ModelConfig;
+use crate::params::ParamLayout;
+use crate::tensor::Dtype;
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub fn model_path(dir: &Path, step: u64) -> PathBuf {
+    dir.join(format!("model_{step:08}.bin"))
+}
+
+pub fn state_path(dir: &Path, step: u64, rank: usize) -> PathBuf {
+    dir.join(format!("state_{step:08}_{rank:05}.bin"))
+}
+
+pub fn run_path(dir: &Path, step: u64) -> PathBuf {
+    dir.join(format!("run_{step:08}.json"))
+}
+
+pub fn done_path(dir: &Path, step: u64) -> PathBuf {
+    dir.join(format!("DONE_{step:08}"))
+}
+
+/// Writes the checkpoint of `state.step`. `dtype`, F32 or Bf16, is that of the parameters in the model file; `trainer`
+/// is whatever else the run is to be resumed from. The directory comes into being if need be.
+///
+/// # Errors
+/// As [`atomic::write`]. The checkpoint then does not count, earlier ones are untouched.
+pub fn save(
+    dir: &Path,
+    config: &ModelConfig,
+    dtype: Dtype,
+    state: &State,
+    trainer: &impl Serialize,
+    source: &mut Source,
+) -> Result<()> {
+    let step = state.step;
+    fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    // Of files from two runs no DONE may speak.
+    remove(&done_path(dir, step))?;
+    let mut files = BTreeMap::new();
+    let mut note = |path: &Path, digest: Digest| files.insert(file_name(path), digest);
+    let path = model_path(dir, step);
+    note(&path, model_bin::write(&path, config, dtype, source)?);
+    let path = state_path(dir, step, state.rank);
+    note(&path, state::write(&path, state, ParamLayout::new(config).len(), source)?);
+    Run::new(step, files, trainer)?.write(&run_path(dir, step))?;
+    atomic::write(&done_path(dir, step), |_| Ok(()))?;
+    Ok(())
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Removes a file that may not be there, for good.
+fn remove(path: &Path) -> Result<()> {
+    let removed = match fs::remove_file(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other,
+    };
+    removed
+        .and_then(|()| atomic::sync_directory(path))
+        .with_context(|| format!("cannot remove {}", path.display()))
+}
+
+/// A checkpoint whose tensors are yet to be read.
+pub struct Saved {
+    /// `None` for a checkpoint of llm.c.
+    pub run: Option<Run>,
+    pub model: ModelReader,
+    pub state: StateReader,
+}
+
+impl Saved {
+    /// Opens what `rank` needs of the checkpoint of `step`.
+    ///
+    /// # Errors
+    /// One line that names the file that is missing or wrong.
+    pub fn open(dir: &Path, step: u64, rank: usize) -> Result<Saved> {
+        let path = run_path(dir, step);
+        let run = if path.exists() { Some(Run::read(&path)?) } else { None };
+        let model = ModelReader::open(&model_path(dir, step))?;
+        let path = state_path(dir, step, rank);
+        let state = StateReader::open(&path, ParamLayout::new(&model.config).len())?;
+        let found = (state.state.step, run.as_ref().map_or(step, |run| run.step), state.state.rank);
+        ensure!(
+            found == (step, step, rank),
+            "{}: expected step {step} of rank {rank}, found step {} (run file: {}) of rank {}",
+            path.display(),
+            found.0,
+            found.1,
+            found.2
+        );
+        Ok(Saved { run, model, state })
+    }
+
+    /// Hands all tensors to `sink`: the parameters, m, v, and master weights if there are any.
+    ///
+    /// # Errors
+    /// If a file cannot be read any more, or the sink fails.
+    pub fn restore(self, sink: &mut Sink) -> Result<()> {
+        self.model.read(sink)?;
+        self.state.read(sink)
+    }
+}
+
+/// Checks that all files of a checkpoint are there and whole, reading them in full where their checksums are known.
+pub(super) fn verify(dir: &Path, step: u64) -> Result<()> {
+    let saved = Saved::open(dir, step, 0)?;
+    for rank in 1..saved.state.state.num_processes {
+        Saved::open(dir, step, rank)?;
+    }
+    for (name, expected) in saved.run.iter().flat_map(|run| &run.files) {
+        let found = Digest::of(&dir.join(name))?;
+        ensure!(
+            found == *expected,
+            "{name}: {} bytes with checksum {:08x} were written, found {} with {:08x}",
+            expected.bytes,
+            expected.crc32,
+            found.bytes,
+            found.crc32
+        );
+    }
+    Ok(())
+}
+
+/// What there is to resume from.
+pub struct Latest {
+    /// The newest checkpoint that is whole.
+    pub step: Option<u64>,
+    /// A line for each newer one that is not.
+    pub warnings: Vec<String>,
+}
+
+/// Finds the newest checkpoint in a directory that is all there. Reads it in full.
+///
+/// # Errors
+/// If the directory cannot be read. One that does not exist holds none.
+pub fn latest(dir: &Path) -> Result<Latest> {
+    let mut warnings = Vec::new();
+    for step in steps(dir)?.into_iter().rev() {
+        match verify(dir, step) {
+            Ok(()) => return Ok(Latest { step: Some(step), warnings }),
+            Err(e) => warnings.push(format!(
+                "the checkpoint of step {step} is not whole, looking for an earlier one: {e:#}"
+            )),
+        }
+    }
+    Ok(Latest { step: None, warnings })
+}
+
+/// The steps that have a `DONE` in `dir`, ascending.
+///
+/// # Errors
+/// If the directory cannot be read. One that does not exist holds none.
+pub fn steps(dir: &Path) -> Result<Vec<u64>> {
+    let mut steps: Vec<u64> = file_names(dir)?.iter().filter_map(|name| step_of(name, "DONE_", "")).collect();
+    steps.sort_unstable();
+    Ok(steps)
+}
+
+fn file_names(dir: &Path) -> Result<Vec<String>> {
+    let context = || format!("cannot read {}", dir.display());
+    let entries = match fs::read_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.with_context(context)?,
+    };
+    let names = entries.map(|entry| entry.map(|e| e.file_name().to_string_lossy().into_owned()));
+    names.collect::<io::Result<_>>().with_context(context)
+}
+
+/// The step in a file's name, if it is one of ours, exactly as we spell it.
+fn step_of(name: &str, prefix: &str, suffix: &str) -> Option<u64> {
+    let digits = name.strip_prefix(prefix)?.strip_suffix(suffix)?;
+    digits.parse().ok().filter(|step: &u64| digits == format!("{step:08}"))
+}
+
+/// Refuses to start a new run where an old one has left checkpoints: sooner or later the wrong ones would be resumed
+/// or deleted.
+///
+/// # Errors
+/// One line that says what to do, if there is a checkpoint in `dir`.
+pub fn ensure_fresh(dir: &Path) -> Result<()> {
+    if let Some(step) = steps(dir)?.last() {
+        let dir = dir.display();
+        anyhow::bail!(
+            "-o {dir} holds checkpoints up to step {step}; resume with -y 1 or choose another directory"
+        );
+    }
+    Ok(())
+}
+
+/// After the checkpoint of step `newest` was saved: of it and those before it, keeps the last `keep` (0: all) and every
+/// one whose step is a multiple of `major_every` (0: none). Later ones, which a run that fell back to an earlier
+/// checkpoint has yet to overwrite, neither count nor go. Also removes what killed runs left half-written or
+/// half-removed.
+///
+/// # Errors
+/// If the directory cannot be read or a file not removed.
+pub fn prune(dir: &Path, newest: u64, keep: usize, major_every: u64) -> Result<()> {
+    let names = file_names(dir)?;
+    for name in names.iter().filter(|name| is_temporary(name)) {
+        remove(&dir.join(name))?;
+    }
+    let mut steps = steps(dir)?;
+    steps.retain(|&step| step <= newest);
+    if keep > 0 {
+        let old = &steps[..steps.len().saturating_sub(keep)];
+        for &step in old.iter().filter(|&&step| major_every == 0 || step % major_every != 0) {
+            remove_step(dir, step, &names)?;
+        }
+    }
+    let cut_short = names.iter().filter_map(|name| step_of(name, "run_", ".json"));
+    for step in cut_short.filter(|step| *step < newest && !steps.contains(step)) {
+        remove_step(dir, step, &names)?;
+    }
+    Ok(())
+}
+
+/// Whether a file is the temporary of one of ours.
+fn is_temporary(name: &str) -> bool {
+    let ours =
+        |name: &str| ["model_", "state_", "run_", "DONE_"].iter().any(|prefix| name.starts_with(prefix));
+    name.strip_prefix('.').is_some_and(|n| n.ends_with(TEMPORARY) && ours(n))
+}
+
+/// Removes a checkpoint: DONE first, and the run file last, so that one whose removal was cut short is known by having
+/// only the latter.
+fn remove_step(dir: &Path, step: u64, names: &[String]) -> Result<()> {
+    remove(&done_path(dir, step))?;
+    remove(&model_path(dir, step))?;
+    let prefix = format!("state_{step:08}_");
+    for name in names.iter().filter(|name| name.starts_with(&prefix) && name.ends_with(".bin")) {
+        remove(&dir.join(name))?;
+    }
+    remove(&run_path(dir, step))
+}

@@ -1,0 +1,124 @@
+//! llm.c's model file: a header, then the sixteen tensors of [`PARAMS`](crate::params::PARAMS) in that order, all
+//! layers of one tensor together, f32 (version 3) or bf16 (version 5).
+#![allow(non_snake_case)]
+
+use super::ModelFile;
+use super::atomic::{self, Digest};
+use super::header::{HEADER_BYTES, Header, MODEL};
+use super::stream::{self, Part, Sink, Source};
+use crate::config::ModelConfig;
+use crate::params::{Param, ParamLayout};
+use crate::tensor::Dtype;
+use anyhow::{Context, Result, ensure};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// Where the header says that the query-key-value projection has no bias. llm.c has no such models and leaves a 0
+/// here; its tensor is in the file either way.
+const NO_QKV_BIAS: usize = 8;
+
+/// A model file whose header and size have been found right, and whose tensors are yet to be read.
+pub struct ModelReader {
+    pub config: ModelConfig,
+    /// F32 or Bf16.
+    pub dtype: Dtype,
+    file: File,
+    path: PathBuf,
+}
+
+impl ModelReader {
+    /// Opens the model file at `path`.
+    ///
+    /// # Errors
+    /// One line, if it cannot be read, is something else, describes an impossible model, or is not exactly as long
+    /// as its header says.
+    pub fn open(path: &Path) -> Result<ModelReader> {
+        let (header, file, bytes) = Header::open(path, MODEL)?;
+        let at = || path.display();
+        let dtype = match header.i32(1) {
+            3 => Dtype::F32,
+            5 => Dtype::Bf16,
+            other => anyhow::bail!(
+                "{}: expected a model of version 3 (f32) or 5 (bf16), found version {other}",
+                at()
+            ),
+        };
+        // A negative field becomes 0, which `validate` refuses by name.
+        let [maxT, V, L, NH, C, Vp] = [2, 3, 4, 5, 6, 7].map(|i| usize::try_from(header.i32(i)).unwrap_or(0));
+        let no_bias = header.i32(NO_QKV_BIAS);
+        ensure!(
+            (0..=1).contains(&no_bias),
+            "{}: expected 0 or 1 in header field {NO_QKV_BIAS}, found {no_bias}",
+            at()
+        );
+        let config = ModelConfig { maxT, V, Vp, L, NH, C, qkv_bias: no_bias == 0 };
+        config.validate().map_err(|e| e.context(format!("{}: the header is not valid", at())))?;
+        // In 128 bits: the header may ask for more bytes than there are addresses.
+        let expected =
+            u128::from(HEADER_BYTES) + ParamLayout::new(&config).len() as u128 * dtype.size() as u128;
+        ensure!(
+            u128::from(bytes) == expected,
+            "{}: expected {expected} bytes for a model of {L} layers and {C} channels, found {bytes}",
+            at()
+        );
+        Ok(ModelReader { config, dtype, file, path: path.to_path_buf() })
+    }
+
+    /// Reads all tensors, as [`Part::Params`].
+    ///
+    /// # Errors
+    /// If the file cannot be read any more, has a bias that its header denies, or the sink fails.
+    pub fn read(mut self, sink: &mut Sink) -> Result<()> {
+        let layout = ParamLayout::new(&self.config);
+        let qkvb = layout.range(Param::Qkvb);
+        let denied = !self.config.qkv_bias;
+        let read = stream::read(
+            &mut self.file,
+            self.dtype,
+            Part::Params,
+            layout.len(),
+            &mut |part, start, values| {
+                let zero = |i: usize| !qkvb.contains(&(start + i)) || values[i] == 0.0;
+                ensure!(
+                    !denied || (0..values.len()).all(zero),
+                    "qkvb has values, but the header says it is not used"
+                );
+                sink(part, start, values)
+            },
+        );
+        read.with_context(|| format!("cannot read {}", self.path.display()))
+    }
+}
+
+/// Reads the model file at `path` into memory.
+///
+/// # Errors
+/// As [`ModelReader::open`] and [`ModelReader::read`].
+pub fn read(path: &Path) -> Result<ModelFile> {
+    let reader = ModelReader::open(path)?;
+    let config = reader.config;
+    let mut params = vec![0.0; ParamLayout::new(&config).len()];
+    reader.read(&mut |_, start, values| {
+        params[start..start + values.len()].copy_from_slice(values);
+        Ok(())
+    })?;
+    Ok(ModelFile { config, params })
+}
+
+/// Writes a model file. `source` is asked for [`Part::Params`]; `dtype` is F32 or Bf16.
+///
+/// # Errors
+/// As [`atomic::write`].
+pub fn write(path: &Path, config: &ModelConfig, dtype: Dtype, source: &mut Source) -> Result<Digest> {
+    let mut header = Header::new(MODEL, if dtype == Dtype::Bf16 { 5 } else { 3 });
+    let dims = [config.maxT, config.V, config.L, config.NH, config.C, config.Vp];
+    for (i, dim) in dims.into_iter().enumerate() {
+        header.set(2 + i, i32::try_from(dim).expect("a valid config"));
+    }
+    header.set(NO_QKV_BIAS, i32::from(!config.qkv_bias));
+    let len = ParamLayout::new(config).len();
+    atomic::write(path, |out| {
+        header.write(out)?;
+        stream::write(out, dtype, Part::Params, len, source)
+    })
+}

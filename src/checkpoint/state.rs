@@ -1,0 +1,201 @@
+//! llm.c's optimizer state, one file a process: what a run needs besides the parameters to go on as if it had never
+//! stopped. A header, the moments m and v and perhaps master weights in f32, and where the data loader stood.
+
+use super::atomic::{self, Digest};
+use super::header::{HEADER_BYTES, Header, STATE};
+use super::stream::{self, Part, Sink, Source};
+use crate::tensor::Dtype;
+use anyhow::{Context, Result, bail, ensure};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+const VERSION: i32 = 1;
+
+/// Bytes of llm.c's `mt19937_state`: u64 seed, i32 left, u32 next, u32 state\[624\], u32 matrix_a\[2\].
+pub const MT19937_BYTES: usize = 2520;
+
+/// All of a state file but its tensors.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    pub step: u64,
+    pub num_processes: usize,
+    pub rank: usize,
+    /// Whether the file holds [`Part::Master`].
+    pub use_master_weights: bool,
+    /// Generator of stochastic rounding, now and before the last update.
+    pub rng_state: u64,
+    pub rng_state_last_update: u64,
+    pub loader: LoaderPosition,
+}
+
+/// Where the training data loader stood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoaderPosition {
+    pub current_shard_idx: u64,
+    pub current_sample_idx: u64,
+    pub shuffle: Option<Shuffle>,
+}
+
+/// The orders that a shuffling data loader drew, and the generator it drew them with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shuffle {
+    /// A permutation of the shards.
+    pub shard_indices: Vec<i32>,
+    /// A permutation of the samples of the current shard.
+    pub intra_shard_indices: Vec<i32>,
+    pub rng: [u8; MT19937_BYTES],
+}
+
+impl State {
+    fn header(&self) -> Result<Header> {
+        let small = |name: &str, value: u64| {
+            i32::try_from(value).with_context(|| format!("{name} is {value}, more than the format can hold"))
+        };
+        let mut header = Header::new(STATE, VERSION);
+        header.set(2, small("the number of processes", self.num_processes as u64)?);
+        header.set(3, small("the rank", self.rank as u64)?);
+        header.set(4, i32::from(self.use_master_weights));
+        header.set(5, i32::from(self.loader.shuffle.is_some()));
+        header.set(10, small("the step", self.step)?);
+        header.set_u64(20, self.rng_state);
+        header.set_u64(22, self.rng_state_last_update);
+        header.set_u64(30, self.loader.current_shard_idx);
+        header.set_u64(32, self.loader.current_sample_idx);
+        Ok(header)
+    }
+
+    /// The parts a state file holds, in order.
+    fn parts(&self) -> &'static [Part] {
+        if self.use_master_weights { &[Part::M, Part::V, Part::Master] } else { &[Part::M, Part::V] }
+    }
+}
+
+/// Writes a state file with tensors of `len` elements, for which `source` is asked.
+///
+/// # Errors
+/// As [`atomic::write`].
+pub fn write(path: &Path, state: &State, len: usize, source: &mut Source) -> Result<Digest> {
+    atomic::write(path, |out| {
+        state.header()?.write(out)?;
+        for &part in state.parts() {
+            stream::write(out, Dtype::F32, part, len, source)?;
+        }
+        let Some(shuffle) = &state.loader.shuffle else { return Ok(()) };
+        write_indices(out, &shuffle.shard_indices)?;
+        write_indices(out, &shuffle.intra_shard_indices)?;
+        Ok(out.write_all(&shuffle.rng)?)
+    })
+}
+
+fn write_indices(out: &mut dyn Write, indices: &[i32]) -> Result<()> {
+    out.write_all(&(indices.len() as u64).to_le_bytes())?;
+    Ok(out.write_all(bytemuck::cast_slice(indices))?)
+}
+
+/// A state file found right in all but its tensors, which are yet to be read.
+pub struct StateReader {
+    pub state: State,
+    len: usize,
+    file: File,
+    path: PathBuf,
+}
+
+impl StateReader {
+    /// Opens the state file at `path`, whose tensors are to have `len` elements.
+    ///
+    /// # Errors
+    /// One line, if it cannot be read, is something else, contradicts itself, or is not exactly as long as it says.
+    pub fn open(path: &Path, len: usize) -> Result<StateReader> {
+        let (header, mut file, bytes) = Header::open(path, STATE)?;
+        let state = read_state(&header, &mut file, bytes, len).with_context(|| path.display().to_string())?;
+        Ok(StateReader { state, len, file, path: path.to_path_buf() })
+    }
+
+    /// Reads the tensors: M, V and, if there, Master.
+    ///
+    /// # Errors
+    /// If the file cannot be read any more, or the sink fails.
+    pub fn read(mut self, sink: &mut Sink) -> Result<()> {
+        let mut read = || {
+            self.file.seek(SeekFrom::Start(HEADER_BYTES))?;
+            let mut parts = self.state.parts().iter();
+            parts.try_for_each(|&part| stream::read(&mut self.file, Dtype::F32, part, self.len, sink))
+        };
+        read().with_context(|| format!("cannot read {}", self.path.display()))
+    }
+}
+
+fn read_state(header: &Header, file: &mut File, bytes: u64, len: usize) -> Result<State> {
+    let version = header.i32(1);
+    ensure!(version == VERSION, "expected a state of version {VERSION}, found version {version}");
+    let flag = |index: usize| match header.i32(index) {
+        0 => Ok(false),
+        1 => Ok(true),
+        other => bail!("expected 0 or 1 in header field {index}, found {other}"),
+    };
+    let (num_processes, rank, step) = (header.i32(2), header.i32(3), header.i32(10));
+    ensure!((0..num_processes).contains(&rank), "found rank {rank} of {num_processes} processes");
+    let step = u64::try_from(step).with_context(|| format!("expected a step of at least 0, found {step}"))?;
+    let mut state = State {
+        step,
+        num_processes: num_processes as usize,
+        rank: rank as usize,
+        use_master_weights: flag(4)?,
+        rng_state: header.u64(20),
+        rng_state_last_update: header.u64(22),
+        loader: LoaderPosition {
+            current_shard_idx: header.u64(30),
+            current_sample_idx: header.u64(32),
+            shuffle: None,
+        },
+    };
+    let tensors = HEADER_BYTES + state.parts().len() as u64 * len as u64 * 4;
+    let mut rest = bytes.checked_sub(tensors).with_context(|| {
+        format!("expected at least {tensors} bytes for tensors of {len} elements, found {bytes}")
+    })?;
+    if flag(5)? {
+        file.seek(SeekFrom::Start(tensors))?;
+        state.loader.shuffle = Some(read_shuffle(file, &mut rest, &state.loader)?);
+    }
+    ensure!(rest == 0, "expected {} bytes, found {bytes}", bytes - rest);
+    Ok(state)
+}
+
+fn read_shuffle(file: &mut File, rest: &mut u64, position: &LoaderPosition) -> Result<Shuffle> {
+    let shard_indices = read_permutation(file, rest, "shards")?;
+    let intra_shard_indices = read_permutation(file, rest, "samples")?;
+    let (shard, shards) = (position.current_shard_idx, shard_indices.len());
+    ensure!(shard < shards as u64, "found the loader in shard {shard} of {shards}, counted from 0");
+    let (sample, samples) = (position.current_sample_idx, intra_shard_indices.len());
+    ensure!(sample <= samples as u64, "found the loader {sample} samples into a shard of {samples}");
+    let mut rng = [0; MT19937_BYTES];
+    take(file, rest, &mut rng)?;
+    Ok(Shuffle { shard_indices, intra_shard_indices, rng })
+}
+
+/// Reads `out` from what is left of the file, `rest` bytes.
+fn take(file: &mut File, rest: &mut u64, out: &mut [u8]) -> Result<()> {
+    let wanted = out.len() as u64;
+    *rest = rest
+        .checked_sub(wanted)
+        .with_context(|| format!("expected {wanted} more bytes of the loader's position, found {rest}"))?;
+    Ok(file.read_exact(out)?)
+}
+
+fn read_permutation(file: &mut File, rest: &mut u64, of_what: &str) -> Result<Vec<i32>> {
+    let mut count = [0; 8];
+    take(file, rest, &mut count)?;
+    let count = u64::from_le_bytes(count);
+    // Before any memory is asked for: the count may be anything.
+    ensure!(count <= *rest / 4, "found a count of {count} {of_what}, more than the file has room for");
+    let mut indices = vec![0i32; count as usize];
+    take(file, rest, bytemuck::cast_slice_mut(&mut indices))?;
+    let mut seen = vec![false; indices.len()];
+    for &index in &indices {
+        let slot = usize::try_from(index).ok().and_then(|i| seen.get_mut(i));
+        let fresh = slot.is_some_and(|slot| !std::mem::replace(slot, true));
+        ensure!(fresh, "the order of {count} {of_what} holds {index}, out of range or a second time");
+    }
+    Ok(indices)
+}

@@ -1,0 +1,98 @@
+//! Tensors on their way between a device and a file, a few MiB at a time: a whole host copy of the parameters, their
+//! moments and master weights would be sixteen bytes a parameter.
+
+use crate::tensor::Dtype;
+use anyhow::{Result, bail};
+use half::bf16;
+use std::io::{Read, Write};
+
+/// A tensor of a checkpoint. All have the layout of [`ParamLayout`](crate::params::ParamLayout).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    Params,
+    M,
+    V,
+    /// The parameters in f32, where the model computes in a shorter type.
+    Master,
+}
+
+/// Fills a chunk with the elements of a part that start at the index, widened to f32. Called in ascending order.
+pub type Source<'a> = dyn FnMut(Part, usize, &mut [f32]) -> Result<()> + 'a;
+
+/// Takes the elements of a part that start at the index. Called in ascending order.
+pub type Sink<'a> = dyn FnMut(Part, usize, &[f32]) -> Result<()> + 'a;
+
+/// Elements moved at a time: long enough for a disk and a bus to run at full speed.
+const CHUNK: usize = 1 << 20;
+
+/// Calls `each` with the start and length of every chunk of `len` elements.
+fn chunks(len: usize, mut each: impl FnMut(usize, usize) -> Result<()>) -> Result<()> {
+    (0..len).step_by(CHUNK).try_for_each(|start| each(start, CHUNK.min(len - start)))
+}
+
+/// Writes `len` elements of `part` as `dtype`, f32 or bf16, the latter rounded to nearest, ties to even.
+pub(super) fn write(
+    out: &mut dyn Write,
+    dtype: Dtype,
+    part: Part,
+    len: usize,
+    source: &mut Source,
+) -> Result<()> {
+    let mut wide = vec![0.0; CHUNK.min(len)];
+    let mut narrow = vec![bf16::ZERO; if dtype == Dtype::Bf16 { wide.len() } else { 0 }];
+    chunks(len, |start, n| {
+        let wide = &mut wide[..n];
+        source(part, start, wide)?;
+        match dtype {
+            Dtype::F32 => out.write_all(bytemuck::cast_slice(wide))?,
+            Dtype::Bf16 => {
+                narrow_to_bf16(&mut narrow[..n], wide);
+                out.write_all(bytemuck::cast_slice(&narrow[..n]))?;
+            }
+            Dtype::F16 | Dtype::I32 => {
+                bail!("expected f32 or bf16 as the type of the tensors, found {dtype:?}")
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Reads `len` elements of `part`, stored as `dtype`, f32 or bf16.
+pub(super) fn read(
+    input: &mut dyn Read,
+    dtype: Dtype,
+    part: Part,
+    len: usize,
+    sink: &mut Sink,
+) -> Result<()> {
+    let mut wide = vec![0.0; CHUNK.min(len)];
+    let mut narrow = vec![bf16::ZERO; if dtype == Dtype::Bf16 { wide.len() } else { 0 }];
+    chunks(len, |start, n| {
+        let wide = &mut wide[..n];
+        match dtype {
+            Dtype::F32 => input.read_exact(bytemuck::cast_slice_mut(wide))?,
+            Dtype::Bf16 => {
+                input.read_exact(bytemuck::cast_slice_mut(&mut narrow[..n]))?;
+                widen_bf16(wide, &narrow[..n]);
+            }
+            Dtype::F16 | Dtype::I32 => {
+                bail!("expected f32 or bf16 as the type of the tensors, found {dtype:?}")
+            }
+        }
+        sink(part, start, wide)
+    })
+}
+
+/// Rounds to nearest, ties to even; a NaN stays one.
+pub(super) fn narrow_to_bf16(out: &mut [bf16], inp: &[f32]) {
+    for (o, &i) in out.iter_mut().zip(inp) {
+        *o = bf16::from_f32(i);
+    }
+}
+
+/// Exact, to the bit: a bf16 is the upper half of an f32.
+pub(super) fn widen_bf16(out: &mut [f32], inp: &[bf16]) {
+    for (o, &i) in out.iter_mut().zip(inp) {
+        *o = f32::from_bits(u32::from(i.to_bits()) << 16);
+    }
+}
