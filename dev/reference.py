@@ -1,0 +1,165 @@
+#!/usr/bin/env python3
+"""Trains GPT-2 in PyTorch as `train_gpt2` does: same weights, same batches, same AdamW. Prints one JSON line a step.
+
+    dev/reference.py --impl torch -i 'data/*_train_*.bin' --layers 4 --heads 4 --channels 128 --context 64 -b 4 -t 64 -x 20
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+from pathlib import Path
+from typing import Callable, Iterator
+
+import torch
+from torch.nn import functional as F
+
+from gpt2 import GPT2, Config, init_weights, stack_layers, to_huggingface
+from llmc_files import batches, write_model
+
+Logits = Callable[[torch.Tensor], torch.Tensor]
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-e", "--model", default=None, help="d6, d12, d24, d36 or d48; else the four flags below")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--channels", type=int, default=128)
+    parser.add_argument("--context", type=int, default=64, help="longest sequence")
+    parser.add_argument("--no-qkv-bias", action="store_true")
+
+
+def config_from(args: argparse.Namespace) -> Config:
+    if args.model:
+        config = Config.from_descriptor(args.model)
+    else:
+        config = Config(maxT=args.context, L=args.layers, NH=args.heads, C=args.channels)
+    config.qkv_bias = not args.no_qkv_bias
+    return config
+
+
+def adamw(model: torch.nn.Module, weight_decay: float, **kwargs) -> torch.optim.AdamW:
+    """Matrices and embeddings decay, vectors do not."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, **kwargs)
+
+
+def cosine(step: int, steps: int, lr: float, warmup: int, final_fraction: float) -> float:
+    """llm.c's default schedule: linear warm-up, then half a cosine down to `final_fraction` of `lr`."""
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    ratio = (step - warmup) / (steps - warmup)
+    lowest = lr * final_fraction
+    return lowest + 0.5 * (1.0 + math.cos(math.pi * ratio)) * (lr - lowest)
+
+
+def mean_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
+
+
+def accumulate(forward: Logits, micro_batches: list[tuple[torch.Tensor, torch.Tensor]], bf16: bool) -> float:
+    """Adds the gradient of the mean loss over all micro-batches; returns that loss."""
+    total = 0.0
+    for tokens, targets in micro_batches:
+        context = torch.autocast("cpu", dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()
+        with context:
+            loss = mean_loss(forward(tokens), targets) / len(micro_batches)
+        loss.backward()
+        total += loss.item()
+    return total
+
+
+def train(
+    model: torch.nn.Module, forward: Logits, data: Iterator, steps: int, accum: int, lr: float, warmup: int,
+    final_fraction: float, weight_decay: float, bf16: bool = False,
+) -> Iterator[dict]:  # fmt: skip
+    """Yields step, loss, norm (before clipping to 1.0) and lr of each step."""
+    optimizer = adamw(model, weight_decay, lr=lr)
+    for step in range(steps):
+        optimizer.zero_grad(set_to_none=True)
+        loss = accumulate(forward, [next(data) for _ in range(accum)], bf16)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
+        step_lr = cosine(step, steps, lr, warmup, final_fraction)
+        for group in optimizer.param_groups:
+            group["lr"] = step_lr
+        optimizer.step()
+        yield {"step": step, "loss": loss, "norm": norm, "lr": step_lr}
+
+
+def run_step(model: GPT2, tokens: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Everything one forward and backward pass computes; gradients under their llm.c names."""
+    model.zero_grad(set_to_none=True)
+    logits = model(tokens)
+    losses = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), reduction="none")
+    losses.mean().backward()
+    found = {"tokens": tokens.int(), "targets": targets.int(), "logits": logits.detach()}
+    found |= {"losses": losses.detach().view(tokens.shape), "loss": losses.detach().mean()}
+    return found | {f"d{name}": grad for name, grad in stack_layers(model, "grads").items()}
+
+
+def save_step(path: Path, found: dict[str, torch.Tensor]) -> None:
+    """Floats are stored as float32, whatever they were computed in."""
+    from safetensors.torch import save_file
+
+    save_file({k: (v.float() if v.is_floating_point() else v).contiguous() for k, v in found.items()}, path)
+
+
+def overfit(data: Iterator, accum: int) -> Iterator:
+    """The first step's batches, over and over."""
+    first = [next(data) for _ in range(accum)]
+    while True:
+        yield from first
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_model_flags(parser)
+    parser.add_argument("--impl", choices=["torch", "hf"], default="torch", help="our own model or Hugging Face's")
+    parser.add_argument("--dtype", choices=["f32", "bf16", "f64"], default="f32", help="bf16 is autocast")
+    parser.add_argument("--dump", type=Path, help="write model.bin and the first batch's step.safetensors here")
+    parser.add_argument("-i", "--input", required=True, help="pattern of token shards")
+    parser.add_argument("-b", type=int, default=4, help="micro-batch size B")
+    parser.add_argument("-t", type=int, default=64, help="sequence length T")
+    parser.add_argument("-d", type=int, default=0, help="tokens a step (default B*T)")
+    parser.add_argument("-x", type=int, default=20, help="steps")
+    parser.add_argument("-l", type=float, default=3e-4, help="learning rate")
+    parser.add_argument("-u", type=int, default=0, help="warm-up steps")
+    parser.add_argument("-q", type=float, default=1.0, help="final fraction of the learning rate")
+    parser.add_argument("-c", type=float, default=0.0, help="weight decay")
+    parser.add_argument("-a", type=int, choices=[0, 1], default=0, help="1: overfit the first batch, unshuffled")
+    args = parser.parse_args()
+    args.d = args.d or args.b * args.t
+    if args.d % (args.b * args.t):
+        parser.error(f"-d {args.d} is not a multiple of B*T = {args.b * args.t}")
+    return args
+
+
+def main() -> None:
+    args = parse()
+    model = GPT2(config_from(args))
+    init_weights(model)
+    if args.dtype == "f64":
+        model.double()
+    if args.dump:
+        args.dump.mkdir(parents=True, exist_ok=True)
+        write_model(str(args.dump / "model.bin"), model)
+        save_step(args.dump / "step.safetensors", run_step(model, *next(batches(args.input, args.b, args.t, not args.a))))
+    accum = args.d // (args.b * args.t)
+    data = batches(args.input, args.b, args.t, shuffle=not args.a)
+    if args.a:
+        data = overfit(data, accum)
+    trained = to_huggingface(model) if args.impl == "hf" else model
+    forward = (lambda tokens: trained(tokens).logits) if args.impl == "hf" else trained
+    bf16 = args.dtype == "bf16"
+    for record in train(trained, forward, data, args.x, accum, args.l, args.u, args.q, args.c, bf16):
+        print(json.dumps(record), flush=True)
+
+
+if __name__ == "__main__":
+    main()

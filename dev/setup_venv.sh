@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Sets up the Python environment of dev/: PyTorch (for CPU), transformers, numpy.
+# Usage: dev/setup_venv.sh [DIR]      (default: build/venv)
+# Running it again does nothing unless the pinned versions have changed.
+set -euo pipefail
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+venv=${1:-$root/build/venv}
+pins=("$root/dev/requirements.txt" "$root/dev/requirements-linux-pypi.txt")
+
+die() { echo "setup_venv: $*" >&2; exit 1; }
+
+python=${PYTHON:-python3}
+command -v "$python" >/dev/null || die "$python not found; install Python 3.10 or newer, or set PYTHON"
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+    die "$python is $("$python" -V 2>&1); expected Python 3.10 or newer; set PYTHON to one"
+
+if cat "${pins[@]}" | cmp -s - "$venv/installed-pins"; then
+    exit 0
+fi
+
+"$python" -m venv "$venv" || die "cannot create $venv; on Debian and Ubuntu install python3-venv"
+log=$venv/setup.log
+pip() { "$venv/bin/python" -m pip --disable-pip-version-check --no-input "$@" >>"$log" 2>&1; }
+
+echo "setup_venv: installing PyTorch and transformers into $venv (log: $log)"
+pip install --requirement "$root/dev/requirements.txt" ||
+    die "pip failed, is the network reachable? See $log"
+
+torch=$(sed -n 's/^# torch==/torch==/p' "$root/dev/requirements.txt")
+if [ "$(uname -s)" != Linux ]; then
+    pip install --no-deps "$torch" || die "pip failed on $torch; see $log"
+# The project's own index has a CPU build of 200 MB; PyPI has only the CUDA build, 2.5 GB with its libraries.
+elif ! pip install --no-deps --retries 0 --timeout 10 --index-url https://download.pytorch.org/whl/cpu "$torch"; then
+    echo "setup_venv: download.pytorch.org is not reachable; taking the larger build from PyPI"
+    pip install --no-deps "$torch" --requirement "$root/dev/requirements-linux-pypi.txt" ||
+        die "pip failed on $torch; see $log"
+fi
+
+"$venv/bin/python" -c 'import torch, transformers' 2>>"$log" || die "torch or transformers does not load; see $log"
+cat "${pins[@]}" >"$venv/installed-pins"
+echo "setup_venv: ready, use $venv/bin/python"
