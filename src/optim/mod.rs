@@ -1,1 +1,3 @@
-//! (to come)
+//! AdamW and learning-rate schedules.
+
+pub mod optimizer;

@@ -1,0 +1,190 @@
+//! The model, op by op on the CPU device, against PyTorch: see `fixtures/README.md` for what was recorded and how.
+#![allow(non_snake_case)]
+
+use safetensors::SafeTensors;
+use serde_json::Value;
+use std::path::PathBuf;
+use warpsmith::checkpoint;
+use warpsmith::config::ModelConfig;
+use warpsmith::device::cpu::{Cpu, matmul::Precision};
+use warpsmith::model::activations::Recompute;
+use warpsmith::model::backward::MicroStep;
+use warpsmith::model::{BatchShape, GPT2, ModelOptions, init};
+use warpsmith::ops::{Device, Ops};
+use warpsmith::optim::optimizer::{HyperParams, Optimizer};
+use warpsmith::params::PARAMS;
+use warpsmith::tensor::{MemoryPlan, Tensor};
+
+const MODELS: [&str; 2] = ["gpt2_tiny", "gpt2_tiny_no_qkv_bias"];
+
+fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+fn json(name: &str) -> Value {
+    serde_json::from_slice(&std::fs::read(fixture(name)).unwrap()).unwrap()
+}
+
+fn floats(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+}
+
+/// The tiny model with its recorded weights.
+struct Tiny {
+    dev: Cpu,
+    model: GPT2,
+    optimizer: Optimizer,
+}
+
+impl Tiny {
+    fn load(name: &str, shape: BatchShape, recompute: Recompute, logits_bytes: usize) -> Tiny {
+        let file = checkpoint::load_model(&fixture(&format!("{name}/model.bin"))).unwrap();
+        let config = ModelConfig { qkv_bias: name == "gpt2_tiny", ..file.config };
+        let options = ModelOptions { B: shape.B, T: shape.T, min_rows: 0, recompute, logits_bytes };
+        let mut dev = Cpu::new(Precision::F32).unwrap();
+        let mut plan = MemoryPlan::new();
+        let model = GPT2::plan(&config, &options, dev.float_dtype(), &mut plan);
+        let recipe = &json(&format!("{name}/reference.json"))["recipe"];
+        let number = |key: &str| recipe[key].as_f64().unwrap() as f32;
+        let hyper = HyperParams {
+            beta1: number("beta1"),
+            beta2: number("beta2"),
+            eps: number("eps"),
+            weight_decay: number("weight_decay"),
+            grad_clip: number("grad_clip"),
+        };
+        let optimizer = Optimizer::plan(&model.weights.layout, hyper, &mut plan);
+        dev.allocate(&plan).unwrap();
+        dev.upload(model.weights.all, bytemuck::cast_slice(&file.params)).unwrap();
+        Tiny { dev, model, optimizer }
+    }
+
+    /// Forward and backward over one micro-batch.
+    fn run(&mut self, shape: BatchShape, inputs: &[i32], targets: &[i32], at: MicroStep) {
+        self.model.load_batch(&mut self.dev, shape, inputs, targets).unwrap();
+        self.model.forward(&mut self.dev, shape).unwrap();
+        self.model.backward(&mut self.dev, shape, at).unwrap();
+    }
+
+    fn download(&mut self, tensor: Tensor) -> Vec<f32> {
+        let mut host = vec![f32::NAN; tensor.len];
+        self.dev.download(bytemuck::cast_slice_mut(&mut host), tensor).unwrap();
+        host
+    }
+}
+
+/// Fails unless all values agree within `tolerance` of the largest one wanted. A NaN fails.
+fn assert_close(what: &str, got: &[f32], want: &[f32], tolerance: f32) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    let scale = want.iter().fold(f32::MIN_POSITIVE, |max, w| max.max(w.abs()));
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        let share = (g - w).abs() / (scale * tolerance);
+        assert!(share <= 1.0, "{what}[{i}]: {g}, expected {w} ({:.0}% of the tolerance)", 100.0 * share);
+    }
+}
+
+#[test]
+fn losses_logits_and_the_gradients_of_all_tensors_are_pytorchs() {
+    for name in MODELS {
+        for (file, T) in [("step_T16", 16), ("step_T11", 11)] {
+            for recompute in [Recompute::Nothing, Recompute::Gelu, Recompute::GeluAndLayernorm] {
+                single_step(name, file, BatchShape { B: 3, T }, recompute);
+            }
+        }
+    }
+}
+
+fn single_step(name: &str, file: &str, shape: BatchShape, recompute: Recompute) {
+    let bytes = std::fs::read(fixture(&format!("{name}/{file}.safetensors"))).unwrap();
+    let recorded = SafeTensors::deserialize(&bytes).unwrap();
+    let f32s = |key: &str| bytemuck::pod_collect_to_vec::<u8, f32>(recorded.tensor(key).unwrap().data());
+    let i32s = |key: &str| bytemuck::pod_collect_to_vec::<u8, i32>(recorded.tensor(key).unwrap().data());
+    let (inputs, targets) = (i32s("tokens"), i32s("targets"));
+    let rows = shape.rows();
+
+    // Logits seven rows at a time: a ragged last chunk, and buffers for a longer T than the batch has.
+    let mut tiny = Tiny::load(name, BatchShape { B: 3, T: 16 }, recompute, 7 * 128 * 4);
+    tiny.model.load_batch(&mut tiny.dev, shape, &inputs, &targets).unwrap();
+    let losses = tiny.model.evaluate(&mut tiny.dev, shape).unwrap();
+    assert_close("losses", &losses, &f32s("losses"), 1e-5);
+
+    // Poison what the first micro-step must overwrite or clear.
+    let grads = tiny.model.grads.unwrap();
+    tiny.dev.fill(grads, f32::NAN).unwrap();
+    tiny.dev.fill(tiny.model.acts.losses, f32::NAN).unwrap();
+    tiny.run(shape, &inputs, &targets, MicroStep { first: true, dloss: 1.0 / rows as f32 });
+    let loss_sum = tiny.model.loss_and_norm(&mut tiny.dev).unwrap().0;
+    assert_close("loss", &[loss_sum / rows as f32], &f32s("loss"), 1e-6);
+    for spec in &PARAMS {
+        let grad = tiny.download(tiny.model.weights.layout.whole(grads, spec.param));
+        let what = format!("{name} {file} {recompute:?} d{}", spec.name);
+        assert_close(&what, &grad, &f32s(&format!("d{}", spec.name)), 1e-5);
+    }
+}
+
+#[test]
+fn twenty_steps_of_training_are_pytorchs() {
+    for name in MODELS {
+        for grad_accum_steps in [1, 2] {
+            let recorded = &json(&format!("{name}/reference.json"))[format!("train_accum{grad_accum_steps}")]["f64"];
+            let (loss, norm) = train(name, grad_accum_steps, recorded);
+            for (step, (got, want)) in loss.iter().zip(floats(&recorded["loss"])).enumerate() {
+                let error = (got - want).abs() / want;
+                assert!(error <= 1e-5, "{name} step {step}: loss {got}, expected {want}, off by {error:e}");
+            }
+            for (step, (got, want)) in norm.iter().zip(floats(&recorded["norm"])).enumerate() {
+                let error = (got - want).abs() / want;
+                assert!(error <= 1e-4, "{name} step {step}: norm {got}, expected {want}, off by {error:e}");
+            }
+        }
+    }
+}
+
+fn train(name: &str, grad_accum_steps: usize, recorded: &Value) -> (Vec<f64>, Vec<f64>) {
+    let shape = BatchShape { B: 3, T: 16 };
+    let rows = shape.rows();
+    let tokens = floats(&json(&format!("{name}/reference.json"))["tokens"]);
+    let tokens: Vec<i32> = tokens.into_iter().map(|t| t as i32).collect();
+    let mut tiny = Tiny::load(name, shape, Recompute::Gelu, 1 << 20);
+    let dloss = 1.0 / (rows * grad_accum_steps) as f32;
+    let (mut losses, mut norms) = (Vec::new(), Vec::new());
+    for (step, lr) in floats(&recorded["lr"]).into_iter().enumerate() {
+        for micro_step in 0..grad_accum_steps {
+            let start = (step * grad_accum_steps + micro_step) * rows;
+            let (inputs, targets) = (&tokens[start..start + rows], &tokens[start + 1..start + 1 + rows]);
+            tiny.run(shape, inputs, targets, MicroStep { first: micro_step == 0, dloss });
+        }
+        let (loss_sum, norm_squared) = tiny.model.loss_and_norm(&mut tiny.dev).unwrap();
+        let (params, grads) = (tiny.model.weights.all, tiny.model.grads.unwrap());
+        let scale = tiny.optimizer.clip_scale(norm_squared.sqrt());
+        tiny.optimizer.update(&mut tiny.dev, params, grads, lr as f32, scale, step + 1).unwrap();
+        losses.push(f64::from(loss_sum * dloss));
+        norms.push(f64::from(norm_squared.sqrt()));
+    }
+    assert_eq!(losses.len(), 20);
+    (losses, norms)
+}
+
+#[test]
+fn a_fresh_model_is_the_one_pytorch_draws() {
+    let recorded = json("init.json");
+    let number = |key: &str| recorded["config"][key].as_u64().unwrap() as usize;
+    let config = ModelConfig::new(number("maxT"), number("L"), number("NH"), number("C"));
+    let mut dev = Cpu::new(Precision::F32).unwrap();
+    let mut plan = MemoryPlan::new();
+    let options = ModelOptions { B: 1, T: 1, min_rows: 0, recompute: Recompute::Gelu, logits_bytes: 0 };
+    let model = GPT2::plan_for_evaluation(&config, &options, dev.float_dtype(), &mut plan);
+    dev.allocate(&plan).unwrap();
+    init::initialize(&mut dev, &model.weights, recorded["seed"].as_u64().unwrap() as u32).unwrap();
+    for spec in &PARAMS {
+        let tensor = model.weights.layout.whole(model.weights.all, spec.param);
+        let mut values = vec![f32::NAN; tensor.len];
+        dev.download(bytemuck::cast_slice_mut(&mut values), tensor).unwrap();
+        let want = &recorded["tensors"][spec.name];
+        let first = floats(&want["first"]);
+        let got: Vec<f64> = values.iter().take(first.len()).map(|&v| f64::from(v)).collect();
+        assert_eq!(got, first, "{}", spec.name);
+        let bits = values.iter().fold(0, |xor, v| xor ^ v.to_bits());
+        assert_eq!(u64::from(bits), want["xor_of_bits"].as_u64().unwrap(), "{}: bits of all values", spec.name);
+    }
+}
