@@ -94,3 +94,72 @@ mod tests {
         assert_same_bits("bits", &[0.0, -0.0], &[0.0, 0.0]);
     }
 }
+
+/// What the tests of operations share.
+#[cfg(test)]
+pub mod testing {
+    use super::assert_same_bits;
+
+    /// `len` values uniform in -1..1 (splitmix64, Steele et al. 2014).
+    pub fn random(seed: u64, len: usize) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            z ^ (z >> 31)
+        };
+        (0..len).map(|_| (next() >> 40) as f32 / (1 << 23) as f32 - 1.0).collect()
+    }
+
+    /// `len` values in 0..below
+    pub fn random_indices(seed: u64, len: usize, below: usize) -> Vec<i32> {
+        random(seed, len).iter().map(|x| ((x + 1.0) / 2.0 * below as f32) as i32).collect()
+    }
+
+    pub fn poisoned(len: usize) -> Vec<f32> {
+        vec![f32::NAN; len]
+    }
+
+    /// The gradient of `loss` at `at` by central differences. Good to about 1e-8, if the loss is of the order of one.
+    pub fn central_differences(at: &[f32], loss: impl Fn(&[f64]) -> f64) -> Vec<f64> {
+        const STEP: f64 = 1e-5;
+        let mut x: Vec<f64> = at.iter().map(|&x| f64::from(x)).collect();
+        (0..x.len())
+            .map(|i| {
+                let centre = x[i];
+                x[i] = centre + STEP;
+                let above = loss(&x);
+                x[i] = centre - STEP;
+                let below = loss(&x);
+                x[i] = centre;
+                (above - below) / (2.0 * STEP)
+            })
+            .collect()
+    }
+
+    pub fn weighted_sum(values: &[f64], weights: &[f32]) -> f64 {
+        assert_eq!(values.len(), weights.len());
+        values.iter().zip(weights).map(|(v, &w)| v * f64::from(w)).sum()
+    }
+
+    /// The sum of what was there before and what should have been added.
+    pub fn added(before: &[f32], gradient: &[f64]) -> Vec<f64> {
+        assert_eq!(before.len(), gradient.len());
+        before.iter().zip(gradient).map(|(&b, g)| f64::from(b) + g).collect()
+    }
+
+    /// Runs `op` on several numbers of threads and checks that the results have the same bits.
+    #[track_caller]
+    pub fn assert_same_on_any_threads(name: &str, op: impl Fn() -> Vec<f32> + Sync) {
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(&op)
+        };
+        let want = run(1);
+        assert!(want.iter().all(|x| !x.is_nan()), "{name}: a NaN was left");
+        for threads in [2, 3, 7] {
+            assert_same_bits(&format!("{name} on {threads} threads"), &run(threads), &want);
+        }
+    }
+}

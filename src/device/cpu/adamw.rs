@@ -67,3 +67,107 @@ impl Step {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::compare::assert_close;
+    use crate::device::compare::testing::{assert_same_on_any_threads, random};
+    use crate::ops::DecaySegment;
+    use crate::tensor::{Dtype, Tensor};
+
+    fn args(segments: &[DecaySegment], t: usize) -> AdamW<'_> {
+        // The handles are for devices; `update` takes slices.
+        let unused = Tensor { arena: 0, offset: 0, len: 0, dtype: Dtype::F32 };
+        AdamW {
+            params: unused,
+            m: unused,
+            v: unused,
+            grads: unused,
+            segments,
+            lr: 0.01,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            grad_scale: 0.5,
+            t,
+        }
+    }
+
+    fn segments(lens: &[usize]) -> Vec<DecaySegment> {
+        let start = |i: usize| lens[..i].iter().sum();
+        let decay = |i| if i % 2 == 0 { 0.1 } else { 0.0 };
+        (0..lens.len())
+            .map(|i| DecaySegment { start: start(i), len: lens[i], weight_decay: decay(i) })
+            .collect()
+    }
+
+    /// (params, m, v) after `steps` updates by gradients that change from step to step.
+    fn train(segments: &[DecaySegment], steps: usize) -> [Vec<f32>; 3] {
+        let len = segments.iter().map(|s| s.len).sum();
+        let (mut params, mut m, mut v) = (random(0, len), vec![0.0; len], vec![0.0; len]);
+        for t in 1..=steps {
+            update(&mut params, &mut m, &mut v, &random(t as u64, len), &args(segments, t));
+        }
+        [params, m, v]
+    }
+
+    #[test]
+    fn follows_the_paper() {
+        let segments = segments(&[1, 20, 33, CHUNK + 5]);
+        let args = args(&segments, 0);
+        let [params, m, v] = train(&segments, 3);
+        let start = random(0, params.len());
+        let gradients = [1, 2, 3].map(|t| random(t, params.len()));
+        let mut want = [const { Vec::new() }; 3];
+        for segment in &segments {
+            for i in segment.start..segment.start + segment.len {
+                let gradients = gradients.each_ref().map(|g| g[i]);
+                let [p, m, v] = reference(&args, segment.weight_decay, start[i], &gradients);
+                want[0].push(p);
+                want[1].push(m);
+                want[2].push(v);
+            }
+        }
+        assert_close("params", &params, &want[0], 1e-6);
+        assert_close("m", &m, &want[1], 1e-6);
+        assert_close("v", &v, &want[2], 1e-6);
+    }
+
+    /// Algorithm 2 of Loshchilov & Hutter 2019, in f64, for one parameter.
+    fn reference(args: &AdamW, weight_decay: f32, start: f32, gradients: &[f32]) -> [f64; 3] {
+        let (beta1, beta2) = (f64::from(args.beta1), f64::from(args.beta2));
+        let (mut p, mut m, mut v) = (f64::from(start), 0.0, 0.0);
+        for (t, &g) in (1..).zip(gradients) {
+            let g = f64::from(g) * f64::from(args.grad_scale);
+            m = beta1 * m + (1.0 - beta1) * g;
+            v = beta2 * v + (1.0 - beta2) * g * g;
+            let m_hat = m / (1.0 - beta1.powi(t));
+            let v_hat: f64 = v / (1.0 - beta2.powi(t));
+            let direction = m_hat / (v_hat.sqrt() + f64::from(args.eps)) + f64::from(weight_decay) * p;
+            p -= f64::from(args.lr) * direction;
+        }
+        [p, m, v]
+    }
+
+    #[test]
+    fn no_gradient_leaves_only_decay() {
+        let segments = segments(&[3, 4]);
+        let (mut params, mut m, mut v) = (vec![1.0; 7], vec![0.0; 7], vec![0.0; 7]);
+        update(&mut params, &mut m, &mut v, &[0.0; 7], &args(&segments, 1));
+        assert_eq!(params, [0.999, 0.999, 0.999, 1.0, 1.0, 1.0, 1.0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "cover all")]
+    fn every_parameter_is_in_a_segment() {
+        let (mut params, mut m, mut v) = (vec![1.0; 7], vec![0.0; 7], vec![0.0; 7]);
+        update(&mut params, &mut m, &mut v, &[0.0; 7], &args(&segments(&[6]), 1));
+    }
+
+    #[test]
+    fn threads_do_not_matter() {
+        let segments = segments(&[5 * CHUNK + 3, 100, CHUNK]);
+        assert_same_on_any_threads("adamw", || train(&segments, 2).concat());
+    }
+}

@@ -21,7 +21,7 @@ pub fn forward(losses: &mut [f32], logits: &[f32], targets: &[i32], V: usize, Vp
                     (max, sum_of(logits, |x| exp(x - max)))
                 },
             );
-            *loss += sum.ln() + max - logits[index(target)];
+            *loss += (max - logits[index(target)]) + sum.ln();
         },
     );
 }
@@ -47,7 +47,7 @@ pub fn forward_backward(
                     let sum = exponentiate(logits, max);
                     let scale = dloss / sum;
                     logits.iter_mut().for_each(|x| *x *= scale);
-                    sum.ln() + max - target_logit
+                    (max - target_logit) + sum.ln()
                 },
             );
             logits[index(target)] -= dloss;
@@ -80,4 +80,91 @@ fn exponentiate(logits: &mut [f32], max: f32) -> f32 {
         *lane += *x;
     }
     sum_lanes(lanes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::compare::testing::*;
+    use crate::device::compare::{assert_close, assert_same_bits};
+
+    /// (N, V, Vp)
+    const SHAPES: [(usize, usize, usize); 5] =
+        [(1, 1, 1), (1, 2, 16), (3, 33, 33), (5, 50, 64), (7, 127, 128)];
+
+    /// Random logits; what is in the columns from V on must not matter.
+    fn random_logits(N: usize, V: usize, Vp: usize) -> Vec<f32> {
+        let mut logits: Vec<f32> = random(1, N * Vp).iter().map(|x| 5.0 * x).collect();
+        logits.chunks_exact_mut(Vp).for_each(|row| row[V..].fill(f32::NAN));
+        logits
+    }
+
+    fn reference(logits: &[f64], targets: &[i32], V: usize, Vp: usize) -> Vec<f64> {
+        let row = |(row, &target): (&[f64], &i32)| {
+            row[..V].iter().map(|x| x.exp()).sum::<f64>().ln() - row[target as usize]
+        };
+        logits.chunks_exact(Vp).zip(targets).map(row).collect()
+    }
+
+    #[test]
+    fn losses_and_gradients_are_right() {
+        for (N, V, Vp) in SHAPES {
+            let (mut logits, targets) = (random_logits(N, V, Vp), random_indices(2, N, V));
+            let before = random(3, N);
+            let logits64: Vec<f64> = logits.iter().map(|&x| f64::from(x)).collect();
+            let want = added(&before, &reference(&logits64, &targets, V, Vp));
+            let dloss = 0.125;
+            let mut want_dlogits =
+                central_differences(&logits, |x| 0.125 * reference(x, &targets, V, Vp).iter().sum::<f64>());
+            want_dlogits.chunks_exact_mut(Vp).for_each(|row| row[V..].fill(0.0));
+
+            let (mut losses, mut losses_backward) = (before.clone(), before);
+            forward(&mut losses, &logits, &targets, V, Vp);
+            forward_backward(&mut losses_backward, &mut logits, &targets, dloss, V, Vp);
+            assert_close(&format!("({N}, {V}, {Vp}): losses"), &losses, &want, 1e-6);
+            assert_same_bits("losses with and without gradient", &losses_backward, &losses);
+            assert_close(&format!("({N}, {V}, {Vp}): dlogits"), &logits, &want_dlogits, 1e-6);
+        }
+    }
+
+    #[test]
+    fn extreme_logits_are_no_trouble() {
+        let mut logits = [1e38, -1e38, 0.0, f32::NEG_INFINITY, 1e4, 1e4, 1e4, 1e4];
+        let mut losses = [0.0, 0.0];
+        forward_backward(&mut losses, &mut logits, &[0, 3], 1.0, 4, 4);
+        assert_eq!(losses, [0.0, 4.0_f32.ln()]);
+        assert_eq!(logits, [0.0, 0.0, 0.0, 0.0, 0.25, 0.25, 0.25, -0.75]);
+    }
+
+    #[test]
+    fn what_is_not_a_number_shows_in_the_loss() {
+        for bad in [f32::NAN, f32::INFINITY] {
+            for at in [0, 40] {
+                let mut logits = vec![1.0; 50];
+                logits[at] = bad;
+                let mut losses = [0.0];
+                forward(&mut losses, &logits, &[3], 50, 50);
+                assert!(losses[0].is_nan());
+                forward_backward(&mut losses, &mut logits, &[3], 1.0, 50, 50);
+                assert!(losses[0].is_nan() && logits[7].is_nan());
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "never negative")]
+    fn a_negative_target_panics() {
+        forward(&mut [0.0], &[1.0, 2.0], &[-1], 2, 2);
+    }
+
+    #[test]
+    fn threads_do_not_matter() {
+        let (N, V, Vp) = (50, 1000, 1024);
+        let targets = random_indices(2, N, V);
+        assert_same_on_any_threads("classifier", || {
+            let (mut losses, mut logits) = (vec![0.0; N], random_logits(N, V, Vp));
+            forward_backward(&mut losses, &mut logits, &targets, 0.1, V, Vp);
+            [losses, logits].concat()
+        });
+    }
 }

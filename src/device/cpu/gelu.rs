@@ -26,9 +26,11 @@ pub fn gelu(x: f32) -> f32 {
 /// d gelu(x) / dx = s + x s (1 - s) d(2 u)/dx, with s = 1 / (1 + e^-2u)
 #[inline(always)]
 pub fn gelu_grad(x: f32) -> f32 {
-    let argument = minus_two_u(x);
-    // 1 - s is e s. The bound keeps that from being infinity times zero, where s is 1e-35 and the result nothing.
-    let e = exp(if argument > 80.0 { 80.0 } else { argument });
+    // Beyond 10 the result is 0 or 1 to within 1e-34, but infinity times zero would come up on the way to it.
+    let x = if x > 10.0 { 10.0 } else { x };
+    let x = if x < -10.0 { -10.0 } else { x };
+    // 1 - s is e s, without its cancellation.
+    let e = exp(minus_two_u(x));
     let s = 1.0 / (1.0 + e);
     let slope = 2.0 * SQRT_2_OVER_PI + (6.0 * SQRT_2_OVER_PI * CUBIC) * (x * x);
     s + x * slope * (e * s) * s
@@ -99,4 +101,97 @@ fn reduce(x: f32) -> Reduced {
     let q = q * r + 0.166_665_76;
     let q = q * r + 0.5;
     Reduced { n, expm1_r: q * (r * r) + r }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::compare::testing::{
+        assert_same_on_any_threads, central_differences, poisoned, random,
+    };
+    use crate::device::compare::{assert_close, assert_same_bits};
+
+    /// Floats of both signs and every exponent, and many between -100 and 100.
+    fn floats() -> impl Iterator<Item = f32> {
+        let all = (0..=u32::MAX).step_by(9973).map(f32::from_bits).filter(|x| x.is_finite());
+        all.chain((-1_000_000..=1_000_000).map(|i| i as f32 * 1e-4))
+    }
+
+    /// Worst relative error of `f` where the exact result is neither subnormal nor too large for f32.
+    fn worst_error(f: impl Fn(f32) -> f32, exact: impl Fn(f64) -> f64) -> (f64, f32) {
+        let normal = f64::from(f32::MIN_POSITIVE)..=f64::from(f32::MAX);
+        let error = |x: f32| {
+            let want = exact(f64::from(x));
+            normal.contains(&want.abs()).then(|| ((f64::from(f(x)) - want) / want).abs())
+        };
+        floats()
+            .filter_map(|x| error(x).map(|e| (if e.is_nan() { f64::INFINITY } else { e }, x)))
+            .max_by(|a, b| a.0.total_cmp(&b.0))
+            .unwrap()
+    }
+
+    #[test]
+    fn exp_is_accurate() {
+        let (error, at) = worst_error(exp, f64::exp);
+        assert!(error <= 1e-7, "relative error {error:e} at {at:e}");
+    }
+
+    #[test]
+    fn exp_of_extremes() {
+        assert_eq!([0.0, -0.0, 1e-45].map(exp), [1.0; 3]);
+        assert_eq!([88.73, 89.0, 1000.0, f32::MAX, f32::INFINITY].map(exp), [f32::INFINITY; 5]);
+        assert_eq!([-87.34, -104.0, -1e30, f32::MIN, f32::NEG_INFINITY].map(exp), [0.0; 5]);
+        assert!(exp(88.722_83).is_finite() && exp(-87.336).is_normal());
+        assert!(exp(f32::NAN).is_nan() && exp(-f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn tanh_is_accurate() {
+        let (error, at) = worst_error(tanh, f64::tanh);
+        assert!(error <= 2e-7, "relative error {error:e} at {at:e}");
+        assert_eq!(
+            [f32::NEG_INFINITY, -11.0, 0.0, 11.0, f32::INFINITY].map(tanh),
+            [-1.0, -1.0, 0.0, 1.0, 1.0]
+        );
+        assert!(tanh(f32::NAN).is_nan());
+    }
+
+    fn gelu_f64(x: f64) -> f64 {
+        0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3))).tanh())
+    }
+
+    #[test]
+    fn gelu_and_its_derivative_are_accurate() {
+        let inp: Vec<f32> = (-4000..=4000).map(|i| i as f32 * 5e-3).collect();
+        let mut out = poisoned(inp.len());
+        forward(&mut out, &inp);
+        let want: Vec<f64> = inp.iter().map(|&x| gelu_f64(f64::from(x))).collect();
+        assert_close("gelu", &out, &want, 2e-7);
+
+        let grad: Vec<f32> = inp.iter().map(|&x| gelu_grad(x)).collect();
+        let want: Vec<f64> = inp.iter().map(|&x| central_differences(&[x], |x| gelu_f64(x[0]))[0]).collect();
+        assert_close("gelu_grad", &grad, &want, 3e-7);
+        assert_eq!([20.0, f32::MAX, f32::INFINITY].map(gelu_grad), [1.0; 3]);
+        assert!([-20.0, f32::MIN, f32::NEG_INFINITY].iter().all(|&x| gelu_grad(x).abs() < 1e-34));
+        assert_eq!([-1e18, 20.0, f32::INFINITY].map(gelu), [-0.0, 20.0, f32::INFINITY]);
+        assert!(gelu(f32::NAN).is_nan() && gelu_grad(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn vectorised_and_scalar_code_agree() {
+        let inp = random(1, 1000);
+        let mut out = poisoned(1000);
+        forward(&mut out, &inp);
+        assert_same_bits("gelu", &out, &inp.iter().map(|&x| gelu(x)).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn threads_do_not_matter() {
+        let inp = random(1, 5 * CHUNK + 3);
+        assert_same_on_any_threads("gelu", || {
+            let mut out = poisoned(inp.len());
+            forward(&mut out, &inp);
+            out
+        });
+    }
 }

@@ -125,3 +125,91 @@ fn backward_row(gradients: Gradients, dout: &[f32], inp: &[f32], weight: &[f32],
         *dinp += rstd * (dout * w - dnorm_mean - norm * dnorm_norm_mean);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::compare::assert_close;
+    use crate::device::compare::testing::*;
+
+    const SHAPES: [(usize, usize); 6] = [(1, 1), (1, 20), (3, 31), (2, 64), (5, 100), (70, 33)];
+
+    /// (out, mean, rstd) in f64
+    fn reference(inp: &[f64], weight: &[f64], bias: &[f64]) -> [Vec<f64>; 3] {
+        let C = weight.len();
+        let mut result = [const { Vec::new() }; 3];
+        for row in inp.chunks_exact(C) {
+            let mean = row.iter().sum::<f64>() / C as f64;
+            let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / C as f64;
+            let rstd = 1.0 / (variance + f64::from(EPS)).sqrt();
+            result[0].extend((0..C).map(|i| (row[i] - mean) * rstd * weight[i] + bias[i]));
+            result[1].push(mean);
+            result[2].push(rstd);
+        }
+        result
+    }
+
+    fn f64s(x: &[f32]) -> Vec<f64> {
+        x.iter().map(|&x| f64::from(x)).collect()
+    }
+
+    fn check_forward(name: &str, inp: &[f32], C: usize, tolerance: f64) {
+        let N = inp.len() / C;
+        let (weight, bias) = (random(2, C), random(3, C));
+        let (mut out, mut mean, mut rstd) = (poisoned(N * C), poisoned(N), poisoned(N));
+        forward(&mut out, &mut mean, &mut rstd, inp, &weight, &bias, C);
+        let want = reference(&f64s(inp), &f64s(&weight), &f64s(&bias));
+        assert_close(&format!("{name} ({N}, {C}): out"), &out, &want[0], tolerance);
+        assert_close(&format!("{name} ({N}, {C}): mean"), &mean, &want[1], tolerance);
+        assert_close(&format!("{name} ({N}, {C}): rstd"), &rstd, &want[2], tolerance);
+    }
+
+    #[test]
+    fn forward_is_accurate() {
+        for (N, C) in SHAPES {
+            check_forward("random", &random(1, N * C), C, 1e-6);
+        }
+        check_forward("constant", &[3.0; 40], 20, 1e-6);
+        // The mean is a thousand times the deviation, so that its last bit is a ten-thousandth of that.
+        let far: Vec<f32> = random(1, 5 * 768).iter().map(|x| 1000.0 + x).collect();
+        check_forward("far from zero", &far, 768, 4e-4);
+    }
+
+    #[test]
+    fn backward_is_the_derivative_of_forward() {
+        for (N, C) in SHAPES {
+            let (inp, weight, bias, dout) = (random(1, N * C), random(2, C), random(3, C), random(4, N * C));
+            let want = reference(&f64s(&inp), &f64s(&weight), &f64s(&bias));
+            let [mean, rstd] = [1, 2].map(|i| want[i].iter().map(|&x| x as f32).collect::<Vec<_>>());
+            let before = (random(5, N * C), random(6, C), random(7, C));
+            let (mut dinp, mut dweight, mut dbias) = before.clone();
+            let gradients = Gradients { dinp: &mut dinp, dweight: &mut dweight, dbias: &mut dbias };
+            backward(gradients, &dout, &inp, &weight, &mean, &rstd, C);
+
+            let loss = |inp: &[f64], weight: &[f64], bias: &[f64]| {
+                weighted_sum(&reference(inp, weight, bias)[0], &dout)
+            };
+            let (inp64, weight64, bias64) = (f64s(&inp), f64s(&weight), f64s(&bias));
+            let want = central_differences(&inp, |x| loss(x, &weight64, &bias64));
+            assert_close(&format!("({N}, {C}): dinp"), &dinp, &added(&before.0, &want), 2e-6);
+            let want = central_differences(&weight, |x| loss(&inp64, x, &bias64));
+            assert_close(&format!("({N}, {C}): dweight"), &dweight, &added(&before.1, &want), 2e-6);
+            let want = central_differences(&bias, |x| loss(&inp64, &weight64, x));
+            assert_close(&format!("({N}, {C}): dbias"), &dbias, &added(&before.2, &want), 2e-6);
+        }
+    }
+
+    #[test]
+    fn threads_do_not_matter() {
+        let (N, C) = (300, 100);
+        let (inp, weight, dout) = (random(1, N * C), random(2, C), random(3, N * C));
+        assert_same_on_any_threads("layernorm", || {
+            let (mut out, mut mean, mut rstd) = (poisoned(N * C), poisoned(N), poisoned(N));
+            forward(&mut out, &mut mean, &mut rstd, &inp, &weight, &weight, C);
+            let (mut dinp, mut dweight, mut dbias) = (random(5, N * C), random(6, C), random(7, C));
+            let gradients = Gradients { dinp: &mut dinp, dweight: &mut dweight, dbias: &mut dbias };
+            backward(gradients, &dout, &inp, &weight, &mean, &rstd, C);
+            [out, mean, rstd, dinp, dweight, dbias].concat()
+        });
+    }
+}

@@ -41,3 +41,47 @@ fn chunk_sum(chunk: &[f32], f: impl Fn(f64) -> f64) -> f64 {
     }
     lanes.iter().sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::compare::testing::{assert_same_on_any_threads, random};
+
+    #[test]
+    fn sums_are_accurate_at_any_length() {
+        for len in [0, 1, 15, 16, 17, CHUNK - 1, CHUNK, 3 * CHUNK + 33] {
+            let src = random(len as u64, len);
+            let exact: f64 = src.iter().map(|&x| f64::from(x)).sum();
+            let exact_squared: f64 = src.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+            assert!((sum(&src) - exact).abs() <= 1e-10, "sum of {len}: {} {exact}", sum(&src));
+            let got = norm_squared(&src);
+            assert!((got - exact_squared).abs() <= 1e-13 * exact_squared, "{len}: {got} {exact_squared}");
+        }
+    }
+
+    #[test]
+    fn large_values_do_not_overflow() {
+        assert_eq!(norm_squared(&[1e30, 1e30]), 2.0 * f64::from(1e30_f32) * f64::from(1e30_f32));
+    }
+
+    #[test]
+    fn what_is_not_finite_shows_wherever_it_is() {
+        for at in [0, 16, CHUNK, CHUNK + 40] {
+            let mut src = vec![1.0; CHUNK + 41];
+            src[at] = f32::NAN;
+            assert!(norm_squared(&src).is_nan() && sum(&src).is_nan());
+            src[at] = f32::NEG_INFINITY;
+            assert_eq!((norm_squared(&src), sum(&src)), (f64::INFINITY, f64::NEG_INFINITY));
+        }
+    }
+
+    #[test]
+    fn threads_do_not_matter() {
+        let src = random(1, 10 * CHUNK + 7);
+        assert_same_on_any_threads("sums", || {
+            let (a, b) = (sum(&src).to_bits(), norm_squared(&src).to_bits());
+            // Both halves of the f64, each exact in f32.
+            [a, b].iter().flat_map(|x| x.to_le_bytes().map(f32::from)).collect()
+        });
+    }
+}
