@@ -3,3 +3,4 @@
 pub mod loader;
 mod order;
 pub mod shard;
+pub mod stories;

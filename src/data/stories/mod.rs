@@ -1,0 +1,103 @@
+//! A built-in corpus: short children's stories, as many as one asks for, from a seed.
+//!
+//! Small models cannot learn the web, but they can learn to tell a small story well. This module writes such
+//! stories from a grammar (`text/`), so that a first training run needs no download. Every story is a function of
+//! `(seed, index)` alone: the corpus is the same on every platform, and any part of it can be made by any thread.
+//!
+//! What makes held-out loss on it meaningful: a story picks a hero, a friend, a place, an object and what goes wrong
+//! independently, and refers back to them to the end (names, pronouns, colours, the helper who can solve this problem
+//! and no other), so a model must track the story rather than remember it; there are far more stories than anyone
+//! can generate.
+
+mod expand;
+mod grammar;
+#[cfg(test)]
+mod tests;
+
+use expand::Teller;
+use grammar::Grammar;
+use std::sync::LazyLock;
+
+/// Every story has between `MIN_WORDS` and `MAX_WORDS` words.
+pub const MIN_WORDS: usize = 120;
+/// See [`MIN_WORDS`].
+pub const MAX_WORDS: usize = 250;
+
+/// The grammar is part of the program, so a mistake in it is a bug and panics; the tests walk all of it.
+static GRAMMAR: LazyLock<Grammar> = LazyLock::new(|| {
+    Grammar::parse(&[
+        include_str!("text/people.txt"),
+        include_str!("text/things.txt"),
+        include_str!("text/phrases.txt"),
+        include_str!("text/plots_outdoors.txt"),
+        include_str!("text/plots_home.txt"),
+        include_str!("text/plots_friends.txt"),
+        include_str!("text/plots_growing.txt"),
+    ])
+    .unwrap_or_else(|e| panic!("built-in story grammar: {e}"))
+});
+
+/// Stories of one seed, in order.
+#[derive(Clone, Debug)]
+pub struct StoryGenerator {
+    seed: u64,
+    index: u64,
+}
+
+impl StoryGenerator {
+    /// Starts at story 0 of `seed`.
+    pub fn new(seed: u64) -> Self {
+        Self { seed, index: 0 }
+    }
+
+    /// The next story: [`story`]`(seed, 0)`, then 1, 2, and so on.
+    pub fn next_story(&mut self) -> String {
+        self.index += 1;
+        story(self.seed, self.index - 1)
+    }
+}
+
+/// Story `index` of `seed`: plain ASCII English, paragraphs separated by a blank line, no newline at the end.
+pub fn story(seed: u64, index: u64) -> String {
+    tell(seed, index).1
+}
+
+/// The number of the plot and the text. A draft of the wrong length is thrown away and told anew; few are.
+fn tell(seed: u64, index: u64) -> (usize, String) {
+    for draft in 0.. {
+        let mut rng = Rng::new(seed, index, draft);
+        let plot = rng.below(GRAMMAR.plots.len());
+        let text = Teller::new(&GRAMMAR, rng).tell(plot);
+        if (MIN_WORDS..=MAX_WORDS).contains(&text.split_ascii_whitespace().count()) {
+            return (plot, text);
+        }
+    }
+    unreachable!("some draft has a fitting length")
+}
+
+/// SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014).
+#[derive(Clone, Debug)]
+struct Rng(u64);
+
+impl Rng {
+    /// A stream for one draft of one story; the three numbers are mixed in one after the other.
+    fn new(seed: u64, index: u64, draft: u64) -> Self {
+        let mut state = 0;
+        for number in [seed, index, draft] {
+            state = Self(state ^ number).next();
+        }
+        Self(state)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform in `0..n` (the bias of the multiply and shift is below n / 2^64).
+    fn below(&mut self, n: usize) -> usize {
+        ((u128::from(self.next()) * n as u128) >> 64) as usize
+    }
+}
