@@ -1,1 +1,101 @@
-//! (to come)
+//! Command lines: what may be asked for, and how a wrong one is refused.
+//!
+//! Parsing never prints and never exits. A `main` is one call of [`run`].
+
+mod check;
+mod parse;
+pub mod train;
+mod values;
+
+pub use check::ModelSource;
+pub use parse::Parsed;
+
+use anyhow::Result;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+/// Exit status of a run that the user can put right.
+const USER_ERROR: u8 = 2;
+
+/// Runs `body` on what was parsed, or prints the text that was asked for in place of a run, and turns the outcome
+/// into the exit status of `program`.
+pub fn run<T>(program: &str, parsed: Result<Parsed<T>>, body: impl FnOnce(T) -> Result<()>) -> ExitCode {
+    exit_with(
+        program,
+        parsed.and_then(|parsed| match parsed {
+            Parsed::Run(args) => body(args),
+            Parsed::Print(text) => Ok(print_to(&mut io::stdout(), &text)?),
+        }),
+    )
+}
+
+/// Turns the outcome of `program` into its exit status; an error goes to standard error as one line.
+pub fn exit_with(program: &str, result: Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nothing is left to be done about an error if standard error is closed.
+            let _ = writeln!(io::stderr(), "{}", error_line(program, &error));
+            ExitCode::from(USER_ERROR)
+        }
+    }
+}
+
+/// `program: outer: inner`, with what would break the line replaced by spaces.
+fn error_line(program: &str, error: &anyhow::Error) -> String {
+    one_line(&format!("{program}: {error:#}"))
+}
+
+/// Runs of white space and control characters become one space.
+fn one_line(text: &str) -> String {
+    text.split(|c: char| c.is_whitespace() || c.is_control())
+        .filter(|w| !w.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// Writes help text; a reader that has seen enough (`--help | head`) is no error.
+fn print_to(out: &mut impl Write, text: &str) -> io::Result<()> {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::{Context, anyhow};
+
+    #[test]
+    fn an_error_is_one_line_whatever_it_holds() {
+        let error = Err::<(), _>(anyhow!("line one\n\tline two\u{7}")).context("file\r\nname").unwrap_err();
+        assert_eq!(error_line("prog", &error), "prog: file name: line one line two");
+    }
+
+    #[test]
+    fn a_closed_pipe_ends_help_quietly() {
+        struct Closed(io::ErrorKind);
+        impl Write for Closed {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(self.0.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        assert!(print_to(&mut Closed(io::ErrorKind::BrokenPipe), "x").is_ok());
+        assert!(print_to(&mut Closed(io::ErrorKind::StorageFull), "x").is_err());
+    }
+
+    #[test]
+    fn only_a_run_reaches_the_body() {
+        let mut seen = None;
+        run("p", Ok(Parsed::Run(7)), |n| {
+            seen = Some(n);
+            Ok(())
+        });
+        assert_eq!(seen, Some(7));
+        run("p", Ok(Parsed::Print::<i32>(String::new())), |_| panic!("ran"));
+    }
+}

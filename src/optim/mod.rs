@@ -1,3 +1,4 @@
-//! AdamW and learning-rate schedules.
+//! What happens between a gradient and a parameter: AdamW, how fast to learn at a step, and whether a step looks sane.
 
 pub mod optimizer;
+pub mod schedule;

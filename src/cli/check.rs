@@ -1,0 +1,243 @@
+//! What no flag of `train_gpt2` can say alone: values that must fit each other, and values that this device cannot
+//! honour. The lengths that follow from the flags are here too.
+#![allow(non_snake_case)]
+
+use super::train::TrainArgs;
+use crate::config::ModelConfig;
+use crate::optim::schedule::{Schedule, ScheduleKind};
+use anyhow::{Result, bail, ensure};
+use std::path::{Path, PathBuf};
+
+/// Where a model's first weights come from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ModelSource {
+    /// A checkpoint.
+    File(PathBuf),
+    /// Random weights in this shape.
+    Shape(ModelConfig),
+}
+
+impl TrainArgs {
+    /// # Errors
+    /// One line that names the flag, for the first thing that cannot be done.
+    pub(super) fn check(&self) -> Result<()> {
+        self.check_device()?;
+        self.check_batch()?;
+        self.check_files()?;
+        self.check_schedule()?;
+        self.model_source().map(drop)
+    }
+
+    /// Refuses what one CPU cannot do. A run that was asked for something must not go on without it.
+    fn check_device(&self) -> Result<()> {
+        let one_process = "this build trains in one process";
+        let fixed = [
+            (self.gpu_info_every == 0, "-lg/--gpu-info-every", "0", "the CPU has no GPU to report on"),
+            (
+                self.use_master_weights,
+                "-w/--use-master-weights",
+                "1",
+                "the CPU always keeps its weights in f32",
+            ),
+            (self.gelu_fusion == 0, "-ge/--gelu-fusion", "0", "the CPU runs GELU as a pass of its own"),
+            (
+                self.zero_stage == 0,
+                "-z/--zero-stage",
+                "0",
+                "there is no second process to share the state with",
+            ),
+            (self.num_processes == 1, "-pn/--num-processes", "1", one_process),
+            (self.process_rank == 0, "-pr/--process-rank", "0", one_process),
+            (self.gpus_per_node == 8, "-pg/--gpus-per-node", "8", "the CPU trains without GPUs"),
+            (self.nccl_init_method == "mpi", "-pi/--nccl-init-method", "mpi", one_process),
+            (self.server_ip.is_empty(), "-ps/--server-ip", "nothing", one_process),
+            (self.fs_path.is_empty(), "-pf/--fs-path", "nothing", one_process),
+            (self.flash, "--flash", "1", "attention is always fused"),
+            (!self.compile, "--compile", "0", "everything is compiled ahead of the run"),
+            (
+                !self.write_tensors,
+                "--write-tensors",
+                "0",
+                "reference tensors come from llm.c's train_gpt2.py",
+            ),
+            (!self.inference_only, "--inference-only", "0", "to measure without training use warpsmith eval"),
+        ];
+        for (honoured, flag, value, why) in fixed {
+            ensure!(honoured, "{flag}: expected {value} on the cpu device: {why}; drop the flag");
+        }
+        Ok(())
+    }
+
+    fn check_batch(&self) -> Result<()> {
+        let (total, micro) = (self.total_batch_tokens(), self.micro_batch_tokens());
+        if total.is_multiple_of(micro) {
+            return Ok(());
+        }
+        let below = total / micro * micro;
+        let above = below + micro;
+        let near = if below == 0 || above - total < total - below { above } else { below };
+        bail!(
+            "-d/--total-batch-size: expected a multiple of B * T = {} * {} = {micro} tokens, found {total}; \
+             the nearest is {near}",
+            self.batch_size,
+            self.sequence_length
+        )
+    }
+
+    fn check_files(&self) -> Result<()> {
+        if self.output_dir.is_none() {
+            let wanted = "needs a directory for checkpoints; give one with -o/--output-dir";
+            ensure!(!self.resume, "-y/--resume 1: {wanted}");
+            ensure!(
+                self.checkpoint_every == 0,
+                "-n/--checkpoint-every {}: {wanted}, or -n 0",
+                self.checkpoint_every
+            );
+        }
+        Ok(())
+    }
+
+    fn check_schedule(&self) -> Result<()> {
+        if self.lr_scheduler == ScheduleKind::Constant {
+            ensure!(
+                self.warmup_iters == 0,
+                "-u/--warmup-iters: expected 0 with -k constant, which has no warm-up, found {}; wsd has one",
+                self.warmup_iters
+            );
+            ensure!(
+                self.learning_rate_decay_frac == 1.0,
+                "-q/--learning-rate-decay-frac: expected 1 with -k constant, which does not decay, found {}",
+                self.learning_rate_decay_frac
+            );
+        }
+        Ok(())
+    }
+
+    /// Tokens in one forward and backward pass.
+    pub fn micro_batch_tokens(&self) -> usize {
+        self.batch_size * self.sequence_length
+    }
+
+    /// Tokens in one optimiser step.
+    pub fn total_batch_tokens(&self) -> usize {
+        self.total_batch_size.unwrap_or(self.micro_batch_tokens())
+    }
+
+    /// Micro-batches in one optimiser step.
+    pub fn grad_accum_steps(&self) -> usize {
+        self.total_batch_tokens() / self.micro_batch_tokens()
+    }
+
+    /// Optimiser steps of a run over training data of `epoch_tokens` tokens.
+    ///
+    /// # Errors
+    /// If the length is left to the data and the data does not fill one step.
+    pub fn train_steps(&self, epoch_tokens: u64) -> Result<usize> {
+        if let Ok(steps) = usize::try_from(self.num_iterations) {
+            return Ok(steps);
+        }
+        let total = self.total_batch_tokens() as u64;
+        let steps = epoch_tokens.saturating_mul(self.epochs.unwrap_or(1) as u64) / total;
+        ensure!(
+            steps > 0,
+            "-i/--input-bin: {} holds {epoch_tokens} tokens, expected at least the {total} of one step; \
+             lower -d, -b or -t, or give the number of steps with -x",
+            self.input_bin
+        );
+        Ok(usize::try_from(steps)?)
+    }
+
+    /// Batches of B * T tokens in a validation over a split of `split_tokens` tokens.
+    ///
+    /// # Errors
+    /// If the whole split is asked for and it does not fill one batch.
+    pub fn val_batches(&self, split_tokens: u64) -> Result<usize> {
+        if let Ok(batches) = usize::try_from(self.val_max_steps) {
+            return Ok(batches);
+        }
+        let micro = self.micro_batch_tokens() as u64;
+        let batches = split_tokens / micro;
+        ensure!(
+            batches > 0,
+            "-j/--input-val-bin: {} holds {split_tokens} tokens, expected at least the {micro} of one batch; \
+             lower -b or -t",
+            self.input_val_bin
+        );
+        Ok(usize::try_from(batches)?)
+    }
+
+    /// The learning rate of a run of `total_steps`.
+    pub fn schedule(&self, total_steps: usize) -> Schedule {
+        Schedule {
+            kind: self.lr_scheduler,
+            max_lr: self.learning_rate,
+            warmup: self.warmup_iters,
+            total_steps,
+            final_frac: self.learning_rate_decay_frac,
+        }
+    }
+
+    /// Whether flags change a shape or make one up.
+    pub(super) fn has_shape_flags(&self) -> bool {
+        [self.layers, self.heads, self.channels, self.context].iter().any(Option::is_some)
+    }
+
+    /// Where the first weights of a new run come from.
+    ///
+    /// # Errors
+    /// If the shape is not known, not possible, or given for a checkpoint, which has its own.
+    pub fn model_source(&self) -> Result<ModelSource> {
+        if self.model.is_empty() {
+            return self.shape_from_flags();
+        }
+        let is_file = [".bin", ".safetensors"].iter().any(|end| self.model.ends_with(end));
+        if !is_file {
+            match ModelConfig::from_descriptor(&self.model) {
+                Ok(base) => return self.override_shape(base),
+                Err(error) if !Path::new(&self.model).exists() => return Err(error.context("-e/--model")),
+                Err(_) => {}
+            }
+        }
+        ensure!(
+            !self.has_shape_flags() && self.qkv_bias,
+            "-e/--model {}: a checkpoint has its own shape; drop --layers, --heads, --channels, --context and \
+             --qkv-bias, or give -e a shape such as d12",
+            self.model
+        );
+        Ok(ModelSource::File(PathBuf::from(&self.model)))
+    }
+
+    fn shape_from_flags(&self) -> Result<ModelSource> {
+        let need = |value: Option<usize>, flag: &str| {
+            value.ok_or_else(|| {
+                anyhow::anyhow!(
+                    "{flag}: missing; a model without -e needs --layers, --heads and --channels (or start from a \
+                     shape with -e d12)"
+                )
+            })
+        };
+        let (L, NH) = (need(self.layers, "--layers")?, need(self.heads, "--heads")?);
+        let C = need(self.channels, "--channels")?;
+        self.override_shape(ModelConfig::new(self.sequence_length, L, NH, C))
+    }
+
+    fn override_shape(&self, base: ModelConfig) -> Result<ModelSource> {
+        let config = ModelConfig {
+            maxT: self.context.unwrap_or(base.maxT),
+            L: self.layers.unwrap_or(base.L),
+            NH: self.heads.unwrap_or(base.NH),
+            C: self.channels.unwrap_or(base.C),
+            qkv_bias: self.qkv_bias,
+            ..base
+        };
+        config.validate()?;
+        ensure!(
+            self.sequence_length <= config.maxT,
+            "-t/--sequence-length: expected at most the {} tokens the model can take, found {}; lower it or raise \
+             --context",
+            config.maxT,
+            self.sequence_length
+        );
+        Ok(ModelSource::Shape(config))
+    }
+}

@@ -1,0 +1,160 @@
+//! From `argv` to matches: llm.c's spelling of flags in front of clap, one-line errors behind it.
+
+use anyhow::{Result, anyhow, bail};
+use clap::builder::StyledStr;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Arg, ArgMatches, Command};
+use std::error::Error;
+use std::ffi::OsString;
+
+/// What a command line asks for.
+#[derive(Clone, Debug)]
+pub enum Parsed<T> {
+    /// A run with these arguments.
+    Run(T),
+    /// Help or the version: print it and stop.
+    Print(String),
+}
+
+/// Rewrites the flags that clap cannot spell: llm.c's two letters after one dash (`-nk 5`, `-nk=5`) and
+/// `train_gpt2.py`'s underscores (`--batch_size`). The two-letter flags are the two-letter aliases of `command`.
+///
+/// # Errors
+/// One line that names a token such as `-bs`, which clap would take for `-b s`.
+pub(super) fn respell(command: &Command, argv: Vec<OsString>) -> Result<Vec<OsString>> {
+    let respelled = argv.into_iter().map(|token| match token.to_str() {
+        Some(text) => respell_token(command, text).map(OsString::from),
+        None => Ok(token),
+    });
+    respelled.collect()
+}
+
+fn respell_token(command: &Command, token: &str) -> Result<String> {
+    let (flag, value) = match token.split_once('=') {
+        Some((flag, value)) => (flag, format!("={value}")),
+        None => (token, String::new()),
+    };
+    if let Some(long) = flag.strip_prefix("--") {
+        return Ok(format!("--{}{value}", long.replace('_', "-")));
+    }
+    let Some(letters) = flag.strip_prefix('-').filter(|l| l.starts_with(char::is_alphabetic)) else {
+        return Ok(token.into());
+    };
+    let attached = &letters[letters.chars().next().map_or(0, char::len_utf8)..];
+    if attached.is_empty() || attached.starts_with(|c: char| c.is_ascii_digit() || c == '-' || c == '.') {
+        return Ok(token.into());
+    }
+    let known: Vec<&str> = command.get_arguments().filter_map(two_letters).collect();
+    if command.get_arguments().any(|arg| aliases(arg).any(|alias| alias == letters && alias.len() == 2)) {
+        return Ok(format!("--{letters}{value}"));
+    }
+    bail!("{flag}: unknown flag; those of two letters are -{}", known.join(" -"))
+}
+
+fn aliases(arg: &Arg) -> impl Iterator<Item = &str> {
+    arg.get_all_aliases().unwrap_or_default().into_iter()
+}
+
+/// llm.c's two-letter name of a flag.
+pub(super) fn two_letters(arg: &Arg) -> Option<&str> {
+    aliases(arg).find(|alias| alias.len() == 2)
+}
+
+/// Adds what clap's derive cannot say: negative numbers as values, and the two-letter names in the help.
+pub(super) fn finish(command: Command) -> Command {
+    command.mut_args(|arg| {
+        let help = match (two_letters(&arg), arg.get_help()) {
+            (Some(letters), Some(help)) => StyledStr::from(format!("{help} [llm.c: -{letters}]")),
+            (_, help) => help.cloned().unwrap_or_default(),
+        };
+        let takes_value = arg.get_action().takes_values();
+        let arg = arg.help(help);
+        if takes_value { arg.allow_negative_numbers(true) } else { arg }
+    })
+}
+
+/// Runs clap; `argv` includes the program's name.
+///
+/// # Errors
+/// One line: the flag, what was expected and what was found.
+pub(super) fn matches(command: &Command, argv: Vec<OsString>) -> Result<Parsed<ArgMatches>> {
+    match command.clone().try_get_matches_from(argv) {
+        Ok(matches) => Ok(Parsed::Run(matches)),
+        Err(error) => match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+                Ok(Parsed::Print(error.render().to_string()))
+            }
+            _ => Err(anyhow!(explain(command, &error))),
+        },
+    }
+}
+
+/// clap's error, which spreads over paragraphs, as one line.
+fn explain(command: &Command, error: &clap::Error) -> String {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        Some(ContextValue::Strings(texts)) => Some(texts.join(", ")),
+        _ => None,
+    };
+    let flag = text(ContextKind::InvalidArg).map(|shown| label_of(command, &shown)).unwrap_or_default();
+    let found = text(ContextKind::InvalidValue).unwrap_or_default();
+    match error.kind() {
+        ErrorKind::UnknownArgument if flag.starts_with('-') => {
+            let near = text(ContextKind::SuggestedArg).map(|near| label_of(command, &near));
+            let hint = near.map_or("--help lists all".into(), |near| format!("did you mean {near}?"));
+            format!("{flag}: unknown flag; {hint}")
+        }
+        ErrorKind::UnknownArgument => format!("{flag}: expected a flag here, found a value without one"),
+        ErrorKind::ValueValidation => {
+            let reason = error.source().map(|e| e.to_string()).unwrap_or_default();
+            format!("{flag}: {reason}")
+        }
+        ErrorKind::InvalidValue if found.is_empty() => {
+            let hint = if flag.starts_with("-h/") { "; for help use --help" } else { "" };
+            format!("{flag}: expected a value after it, found none{hint}")
+        }
+        ErrorKind::InvalidValue => {
+            let known = text(ContextKind::ValidValue).unwrap_or_default();
+            format!("{flag}: expected {known}, found {found}")
+        }
+        ErrorKind::MissingRequiredArgument => format!("{flag}: missing; --help says what it is"),
+        ErrorKind::InvalidSubcommand => {
+            let name = text(ContextKind::InvalidSubcommand).unwrap_or_default();
+            let near = text(ContextKind::SuggestedSubcommand);
+            let hint = near.map_or(commands(command), |near| format!("did you mean {near}?"));
+            format!("{name}: unknown command; {hint}")
+        }
+        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            format!("no command given; {}", commands(command))
+        }
+        // Rarer kinds keep clap's own first line.
+        _ => error.render().to_string().lines().next().unwrap_or("").trim_start_matches("error: ").to_owned(),
+    }
+}
+
+fn commands(command: &Command) -> String {
+    let names: Vec<&str> = command.get_subcommands().map(Command::get_name).collect();
+    format!("expected {}", names.join(", "))
+}
+
+/// `-b/--batch-size` for what clap shows as `--batch-size <B>` or suggests as `--batch-size`; other text as it is.
+fn label_of(command: &Command, shown: &str) -> String {
+    let bare = shown.split([' ', '=']).next().unwrap_or(shown);
+    let named = |arg: &&Arg| {
+        let is = |long| bare.strip_prefix("--") == Some(long);
+        arg.get_long().is_some_and(is) || aliases(arg).any(is)
+    };
+    let arg =
+        command.get_arguments().chain(command.get_subcommands().flat_map(Command::get_arguments)).find(named);
+    arg.map_or(shown.to_owned(), label)
+}
+
+/// `-b/--batch-size`, `-nk/--checkpoints-keep`, `--seed`: every way to write a flag.
+pub(super) fn label(arg: &Arg) -> String {
+    let long = arg.get_long().unwrap_or_default();
+    match (arg.get_short(), two_letters(arg)) {
+        (Some(letter), _) => format!("-{letter}/--{long}"),
+        (None, Some(letters)) => format!("-{letters}/--{long}"),
+        (None, None) => format!("--{long}"),
+    }
+}

@@ -1,0 +1,367 @@
+//! The flags of `train_gpt2`: one table that drives parsing, `--help`, the start-up table and README.md.
+//!
+//! Short flags are llm.c's, long names are those of its `train_gpt2.py` where it has one. The `id` of a flag is its
+//! label in the start-up table, again llm.c's where there is one.
+
+use super::{Parsed, parse, values};
+use crate::optim::schedule::ScheduleKind;
+use crate::tensor::Dtype;
+use anyhow::{Result, ensure};
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches, Parser};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// llm.c's default for `-e`.
+pub const DEFAULT_MODEL: &str = "gpt2_124M_bf16.bin";
+
+/// Defaults under `--preset gpt2-124m` and `--preset llmc-124m`, in the form `default_value_ifs` takes.
+type Presets = [(&'static str, &'static str, &'static str); 2];
+
+const fn presets(gpt2: &'static str, llmc: &'static str) -> Presets {
+    [("preset", "gpt2-124m", gpt2), ("preset", "llmc-124m", llmc)]
+}
+
+const FINEWEB_EDU_TRAIN: &str = "dev/data/edu_fineweb10B/edu_fineweb_train_*.bin";
+const FINEWEB_EDU_VAL: &str = "dev/data/edu_fineweb10B/edu_fineweb_val_*.bin";
+const FINEWEB_TRAIN: &str = "dev/data/fineweb10B/fineweb_train_*.bin";
+const FINEWEB_VAL: &str = "dev/data/fineweb10B/fineweb_val_*.bin";
+
+/// Headings of `--help` and README.md, each with the flag it starts at.
+const HEADINGS: [(&str, &str); 8] = [
+    ("preset", "Recipe"),
+    ("train data pattern", "Files"),
+    ("model", "Model"),
+    ("micro batch size B", "Batch and length of the run"),
+    ("LR scheduler", "Optimiser"),
+    ("val_loss_every", "Evaluation and samples"),
+    ("device", "Device and numbers"),
+    ("gpu_info_every", "Accepted from llm.c; on this device only as they are"),
+];
+
+/// Train a GPT-2 or GPT-3 sized model.
+#[derive(Parser, Clone, Debug)]
+#[command(
+    name = "train_gpt2",
+    version,
+    disable_help_flag = true,
+    args_override_self = true,
+    after_help = "Each flag takes one value. `--flag=value`, `-b=4`, `-b4` and `--batch_size 4` are understood; \
+                  the last of two equal flags counts."
+)]
+pub struct TrainArgs {
+    /// Recipe that supplies defaults; a flag given beside it wins
+    #[arg(id = "preset", long = "preset", value_name = "NAME", value_parser = ["gpt2-124m", "llmc-124m"])]
+    pub preset: Option<String>,
+
+    // Files.
+    /// Training shards: a file or a pattern with * and ?
+    #[arg(id = "train data pattern", short = 'i', long = "input-bin", value_name = "PATTERN", value_parser = values::name,
+          default_value = "dev/data/tinyshakespeare/tiny_shakespeare_train.bin",
+          default_value_ifs = presets(FINEWEB_EDU_TRAIN, FINEWEB_TRAIN))]
+    pub input_bin: String,
+    /// Validation shards: a file or a pattern
+    #[arg(id = "val data pattern", short = 'j', long = "input-val-bin", value_name = "PATTERN", value_parser = values::name,
+          default_value = "dev/data/tinyshakespeare/tiny_shakespeare_val.bin",
+          default_value_ifs = presets(FINEWEB_EDU_VAL, FINEWEB_VAL))]
+    pub input_val_bin: String,
+    /// Directory for logs and checkpoints; without it nothing is written
+    #[arg(id = "output log dir", short = 'o', long = "output-dir", value_name = "DIR")]
+    pub output_dir: Option<PathBuf>,
+    /// Write a checkpoint every N steps and at the end (0 = never)
+    #[arg(id = "checkpoint_every", short = 'n', long = "checkpoint-every", value_name = "STEPS", value_parser = values::every,
+          default_value = "0", default_value_ifs = presets("5000", "5000"))]
+    pub checkpoint_every: usize,
+    /// Keep only the newest N checkpoints (0 = all)
+    #[arg(id = "checkpoints_keep", long = "checkpoints-keep", alias = "nk", value_name = "N", value_parser = values::whole,
+          default_value = "0")]
+    pub checkpoints_keep: usize,
+    /// Never delete a checkpoint whose step is a multiple of N (0 = no such exception)
+    #[arg(id = "checkpoints_major", long = "checkpoints-major-every", alias = "nm", value_name = "STEPS",
+          value_parser = values::every, default_value = "0")]
+    pub checkpoints_major_every: usize,
+    /// Go on from the newest checkpoint in the output directory, if there is one
+    #[arg(id = "resume", short = 'y', long = "resume", value_name = "0|1", value_parser = values::switch,
+          action = ArgAction::Set, default_value = "0")]
+    pub resume: bool,
+
+    // Model.
+    /// Checkpoint to start from, or a shape to initialise: d12, gpt2:d24, gpt3:c768 …
+    ///
+    /// Empty when shape flags replace the default.
+    #[arg(id = "model", short = 'e', long = "model", value_name = "FILE|SHAPE", value_parser = values::name,
+          default_value = DEFAULT_MODEL, default_value_ifs = presets("d12", "d12"),
+          help = "Checkpoint to start from, or a shape to initialise: d12, gpt2:d24, gpt3:c768 …")]
+    pub model: String,
+    /// Transformer blocks; with --heads and --channels it stands in for -e, with a shape it overrides it
+    #[arg(id = "num_layers L", long = "layers", value_name = "L", value_parser = values::count)]
+    pub layers: Option<usize>,
+    /// Attention heads in a block; overrides the shape's
+    #[arg(id = "num_heads NH", long = "heads", value_name = "NH", value_parser = values::count)]
+    pub heads: Option<usize>,
+    /// Width of the residual stream; overrides the shape's
+    #[arg(id = "channels C", long = "channels", value_name = "C", value_parser = values::count)]
+    pub channels: Option<usize>,
+    /// Longest sequence the model can take, in tokens; default: the shape's, else the sequence length
+    #[arg(id = "max_sequence_length", long = "context", value_name = "maxT", value_parser = values::count)]
+    pub context: Option<usize>,
+    /// Whether a new model's query-key-value projection has a bias
+    #[arg(id = "qkv_bias", long = "qkv-bias", value_name = "0|1", value_parser = values::switch, action = ArgAction::Set,
+          default_value = "1")]
+    pub qkv_bias: bool,
+    /// Seed of a new model's weights
+    #[arg(id = "seed", long = "seed", value_name = "N", value_parser = values::seed, default_value = "42")]
+    pub seed: u32,
+
+    // Batch and length of the run.
+    /// Micro-batch: sequences in one forward and backward pass
+    #[arg(id = "micro batch size B", short = 'b', long = "batch-size", value_name = "B", value_parser = values::count,
+          default_value = "4", default_value_ifs = presets("64", "64"))]
+    pub batch_size: usize,
+    /// Tokens in a sequence, at most what the model can take
+    #[arg(id = "sequence length T", short = 't', long = "sequence-length", value_name = "T", value_parser = values::count,
+          default_value = "1024", default_value_ifs = presets("1024", "1024"))]
+    pub sequence_length: usize,
+    /// Tokens in an optimiser step, a multiple of B * T; gradients are accumulated; default: B * T
+    #[arg(id = "total batch size", short = 'd', long = "total-batch-size", value_name = "TOKENS", value_parser = values::tokens,
+          default_value_ifs = presets("524288", "524288"))]
+    pub total_batch_size: Option<usize>,
+    /// Optimiser steps (-1 = one epoch)
+    #[arg(id = "max_steps", short = 'x', long = "num-iterations", value_name = "STEPS", value_parser = values::steps,
+          default_value = "-1", default_value_ifs = presets("19073", "18865"))]
+    pub num_iterations: i64,
+    /// Passes over the training data, in place of a number of steps
+    #[arg(id = "epochs", long = "epochs", value_name = "N", value_parser = values::count)]
+    pub epochs: Option<usize>,
+    /// Train on the first validation batch again and again, to see the loss go to zero
+    #[arg(id = "overfit_single_batch", short = 'a', long = "overfit-single-batch", value_name = "0|1", value_parser = values::switch,
+          action = ArgAction::Set, default_value = "0")]
+    pub overfit_single_batch: bool,
+
+    // Optimiser.
+    /// Schedule of the learning rate: cosine, linear, constant, wsd (constant, then down over the last fifth)
+    #[arg(id = "LR scheduler", short = 'k', long = "lr-scheduler", value_name = "NAME",
+          value_parser = |name: &str| name.parse::<ScheduleKind>(), default_value = "cosine")]
+    pub lr_scheduler: ScheduleKind,
+    /// Highest learning rate
+    #[arg(id = "learning rate (LR)", short = 'l', long = "learning-rate", value_name = "LR", value_parser = values::non_negative,
+          default_value = "3e-4", default_value_ifs = presets("6e-4", "6e-4"))]
+    pub learning_rate: f32,
+    /// Steps over which the learning rate rises to its highest
+    #[arg(id = "warmup iterations", short = 'u', long = "warmup-iters", value_name = "STEPS", value_parser = values::whole,
+          default_value = "0", default_value_ifs = presets("715", "700"))]
+    pub warmup_iters: usize,
+    /// Learning rate at the end, as a fraction of the highest (1 = no decay)
+    #[arg(id = "final LR fraction", short = 'q', long = "learning-rate-decay-frac", value_name = "FRACTION", value_parser = values::fraction,
+          default_value = "1.0", default_value_ifs = presets("0.1", "0.0"))]
+    pub learning_rate_decay_frac: f32,
+    /// Weight decay of matrices and embeddings; biases and layer norms never decay
+    #[arg(id = "weight decay", short = 'c', long = "weight-decay", value_name = "RATE", value_parser = values::non_negative,
+          default_value = "0.0", default_value_ifs = presets("0.1", "0.1"))]
+    pub weight_decay: f32,
+    /// Longest gradient; a longer one is scaled down (0 = no clipping)
+    #[arg(id = "grad_clip", long = "grad-clip", value_name = "NORM", value_parser = values::non_negative, default_value = "1.0")]
+    pub grad_clip: f32,
+    /// AdamW's decay of the mean
+    #[arg(id = "beta1", long = "beta1", value_name = "RATE", value_parser = values::decay, default_value = "0.9")]
+    pub beta1: f32,
+    /// AdamW's decay of the mean square
+    #[arg(id = "beta2", long = "beta2", value_name = "RATE", value_parser = values::decay, default_value = "0.95")]
+    pub beta2: f32,
+    /// AdamW's guard against a division by zero
+    #[arg(id = "adam_eps", long = "adam-eps", value_name = "EPS", value_parser = values::positive, default_value = "1e-8")]
+    pub adam_eps: f32,
+    /// Skip the update when the loss is more than Z deviations above its last 128 (0 = never)
+    #[arg(id = "skip update lossz", long = "skip-update-lossz", alias = "sl", value_name = "Z",
+          value_parser = values::non_negative, default_value = "0.0")]
+    pub skip_update_lossz: f32,
+    /// The same for the norm of the gradient
+    #[arg(id = "skip update gradz", long = "skip-update-gradz", alias = "sg", value_name = "Z",
+          value_parser = values::non_negative, default_value = "0.0")]
+    pub skip_update_gradz: f32,
+
+    // Evaluation and samples.
+    /// Measure the validation loss every N steps and at the end (0 = never)
+    #[arg(id = "val_loss_every", short = 'v', long = "val-loss-every", value_name = "STEPS", value_parser = values::every,
+          default_value = "20", default_value_ifs = presets("250", "250"))]
+    pub val_loss_every: usize,
+    /// Batches of B * T tokens in a validation (-1 = the whole split)
+    #[arg(id = "val_max_steps", short = 'm', long = "val-max-steps", value_name = "BATCHES", value_parser = values::batches,
+          default_value = "20")]
+    pub val_max_steps: i64,
+    /// Write a sample every N steps and at the end (0 = never)
+    #[arg(id = "sample_every", short = 's', long = "sample-every", value_name = "STEPS", value_parser = values::every,
+          default_value = "20", default_value_ifs = presets("250", "20000"))]
+    pub sample_every: usize,
+    /// Tokens in a sample, with the token it starts from
+    #[arg(id = "genT", short = 'g', long = "sample-len", value_name = "TOKENS", value_parser = values::count,
+          default_value = "64", default_value_ifs = presets("64", "144"))]
+    pub sample_len: usize,
+    /// Text a sample goes on from; default: the start of a document
+    #[arg(id = "prompt", long = "prompt", value_name = "TEXT", value_parser = values::name)]
+    pub prompt: Option<String>,
+    /// Divides the logits before a token is drawn (0 = always the likeliest token)
+    #[arg(id = "sample_temperature", long = "sample-temperature", value_name = "T", value_parser = values::non_negative,
+          default_value = "1.0")]
+    pub sample_temperature: f32,
+    /// Draw from the K likeliest tokens only (0 = from all)
+    #[arg(id = "sample_top_k", long = "sample-top-k", value_name = "K", value_parser = values::whole, default_value = "0")]
+    pub sample_top_k: usize,
+    /// Measure HellaSwag accuracy along with the validation loss
+    #[arg(id = "run hellaswag", short = 'h', long = "hellaswag-eval", value_name = "0|1", value_parser = values::switch,
+          action = ArgAction::Set, default_value = "0", default_value_ifs = presets("1", "1"))]
+    pub hellaswag_eval: bool,
+    /// The HellaSwag questions, in llm.c's format
+    #[arg(
+        id = "hellaswag_data",
+        long = "hellaswag-data",
+        value_name = "FILE",
+        default_value = "dev/data/hellaswag/hellaswag_val.bin"
+    )]
+    pub hellaswag_data: PathBuf,
+
+    // Device and numbers.
+    /// What to train on: cpu
+    #[arg(id = "device", long = "device", value_name = "NAME", value_parser = values::device, default_value = "cpu")]
+    pub device: String,
+    /// Threads (0 = one for each core)
+    #[arg(id = "threads", long = "threads", value_name = "N", value_parser = values::whole, default_value = "0")]
+    pub threads: usize,
+    /// Type of the numbers in matrix products: f32, bf16
+    #[arg(id = "dtype", long = "dtype", value_name = "TYPE", value_parser = values::dtype, default_value = "f32")]
+    pub dtype: Dtype,
+    /// Allow TF32 in products of f32; a CPU has none and is exact either way
+    #[arg(id = "tf32", short = 'f', long = "tf32", alias = "tensorcores", value_name = "0|1",
+          value_parser = values::switch, action = ArgAction::Set, default_value = "1")]
+    pub tf32: bool,
+    /// Compute again in the backward pass instead of keeping: 0 = nothing, 1 = GELU, 2 = GELU and layer norms
+    #[arg(id = "recompute", short = 'r', long = "recompute", value_name = "0..2", value_parser = values::level2,
+          default_value = "1", default_value_ifs = presets("1", "0"))]
+    pub recompute: usize,
+
+    // Flags of llm.c and `train_gpt2.py` that have one possible value on a single CPU. Any other value is refused, so
+    // that nobody believes to have what is not there.
+    /// Print the state of the GPU every N steps
+    #[arg(id = "gpu_info_every", long = "gpu-info-every", alias = "lg", value_name = "STEPS", value_parser = values::every,
+          default_value = "-1")]
+    pub gpu_info_every: usize,
+    /// Keep f32 weights beside narrower ones for the optimiser
+    #[arg(id = "use_master_weights", short = 'w', long = "use-master-weights", value_name = "0|1", value_parser = values::switch,
+          action = ArgAction::Set, default_value = "1")]
+    pub use_master_weights: bool,
+    /// Fuse GELU into matrix products: 0 = no, 1 = forward, 2 = forward and backward
+    #[arg(id = "gelu_fusion", long = "gelu-fusion", alias = "ge", value_name = "0..2", value_parser = values::level2,
+          default_value = "0")]
+    pub gelu_fusion: usize,
+    /// Share of the training state that is split over processes
+    #[arg(id = "zero_stage", short = 'z', long = "zero-stage", value_name = "0..3", value_parser = values::level3,
+          default_value = "0")]
+    pub zero_stage: usize,
+    /// Processes that train together
+    #[arg(id = "num_processes", long = "num-processes", alias = "pn", value_name = "N", value_parser = values::count,
+          default_value = "1")]
+    pub num_processes: usize,
+    /// Number of this process
+    #[arg(id = "process_rank", long = "process-rank", alias = "pr", value_name = "RANK", value_parser = values::whole,
+          default_value = "0")]
+    pub process_rank: usize,
+    /// GPUs in a machine
+    #[arg(id = "gpus_per_node", long = "gpus-per-node", alias = "pg", value_name = "N", value_parser = values::count,
+          default_value = "8")]
+    pub gpus_per_node: usize,
+    /// How processes find each other: mpi, tcp, fs
+    #[arg(id = "nccl_init_method", long = "nccl-init-method", aliases = ["pi", "pm"], value_name = "NAME",
+          value_parser = ["mpi", "tcp", "fs"], default_value = "mpi")]
+    pub nccl_init_method: String,
+    /// Address of process 0, for tcp
+    #[arg(id = "server_ip", long = "server-ip", alias = "ps", value_name = "ADDRESS", default_value = "")]
+    pub server_ip: String,
+    /// Shared directory, for fs
+    #[arg(id = "fs_path", long = "fs-path", aliases = ["pf", "pp"], value_name = "DIR", default_value = "")]
+    pub fs_path: String,
+    /// Fused attention, never a stored T * T matrix
+    #[arg(id = "flash", long = "flash", value_name = "0|1", value_parser = values::switch, action = ArgAction::Set,
+          default_value = "1")]
+    pub flash: bool,
+    /// Compile the model as it runs
+    #[arg(id = "compile", long = "compile", value_name = "0|1", value_parser = values::switch, action = ArgAction::Set,
+          default_value = "0")]
+    pub compile: bool,
+    /// Write reference tensors for llm.c's tests
+    #[arg(id = "write_tensors", long = "write-tensors", value_name = "0|1", value_parser = values::switch,
+          action = ArgAction::Set, default_value = "0")]
+    pub write_tensors: bool,
+    /// Measure the forward pass without training
+    #[arg(id = "inference_only", long = "inference-only", value_name = "0|1", value_parser = values::switch,
+          action = ArgAction::Set, default_value = "0")]
+    pub inference_only: bool,
+
+    /// Print this help
+    #[arg(long, action = ArgAction::Help)]
+    pub help: Option<bool>,
+
+    /// What the start-up table shows, in order.
+    #[arg(skip)]
+    pub rows: Vec<(String, String)>,
+}
+
+/// The table as clap sees it.
+pub fn command() -> Command {
+    let mut heading = None;
+    parse::finish(TrainArgs::command()).mut_args(move |arg| {
+        if let Some((_, title)) = HEADINGS.iter().find(|(id, _)| arg.get_id() == id) {
+            heading = Some(*title);
+        }
+        if arg.get_action().takes_values() { arg.help_heading(heading) } else { arg }
+    })
+}
+
+/// Reads a command line; `argv` starts with the program's name.
+///
+/// # Errors
+/// One line: the flag, what was expected, what was found, what to do.
+pub fn parse(argv: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Parsed<TrainArgs>> {
+    let command = command();
+    let argv = parse::respell(&command, argv.into_iter().map(Into::into).collect())?;
+    let matches = match parse::matches(&command, argv)? {
+        Parsed::Run(matches) => matches,
+        Parsed::Print(text) => return Ok(Parsed::Print(text)),
+    };
+    let mut args = TrainArgs::from_arg_matches(&matches)?;
+    let typed = |id| matches.value_source(id) == Some(ValueSource::CommandLine);
+    if args.has_shape_flags() && args.preset.is_none() && !typed("model") {
+        args.model.clear();
+    }
+    if args.epochs.is_some() {
+        ensure!(!typed("max_steps"), "--epochs: expected this or -x/--num-iterations, found both");
+        args.num_iterations = -1;
+    }
+    args.check()?;
+    args.rows = rows(&command, &matches, &args);
+    Ok(Parsed::Run(args))
+}
+
+/// Name and value of everything that shapes the run, in the order of the flags.
+pub fn startup_rows(args: &TrainArgs) -> Vec<(String, String)> {
+    args.rows.clone()
+}
+
+/// Values are shown as they were written. Flags that have one possible value, and options that were not used, are
+/// left out.
+fn rows(command: &Command, matches: &ArgMatches, args: &TrainArgs) -> Vec<(String, String)> {
+    let shown = command.get_arguments().take_while(|arg| arg.get_id() != HEADINGS[HEADINGS.len() - 1].0);
+    let row = |arg: &Arg| {
+        let id = arg.get_id().as_str();
+        let value = match id {
+            "total batch size" => args.total_batch_tokens().to_string(),
+            "model" if args.model.is_empty() => return None,
+            "max_steps" if args.epochs.is_some() => return None,
+            _ => matches.get_raw(id)?.map(|raw| raw.to_string_lossy()).collect::<Vec<_>>().join(" "),
+        };
+        Some((id.to_owned(), value))
+    };
+    shown.filter_map(row).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,126 @@
+//! One parser for each sort of value, so that a bad one is refused where it was typed. Each returns what was
+//! expected and what was found; the caller puts the flag in front.
+
+use crate::tensor::Dtype;
+use std::fmt::Display;
+
+/// Numbers above this are typing errors; anything below can be multiplied by another of its kind in 64 bits.
+const COUNT_MAX: usize = i32::MAX as usize;
+
+/// A whole number from 1.
+pub fn count(text: &str) -> Result<usize, String> {
+    whole_in(text, 1, COUNT_MAX)
+}
+
+/// A whole number from 0.
+pub fn whole(text: &str) -> Result<usize, String> {
+    whole_in(text, 0, COUNT_MAX)
+}
+
+/// The number of tokens in something large, from 1 to a million million.
+pub fn tokens(text: &str) -> Result<usize, String> {
+    whole_in(text, 1, 1_000_000_000_000)
+}
+
+/// "Every so many steps": 0 is off, and so is llm.c's -1.
+pub fn every(text: &str) -> Result<usize, String> {
+    if text == "-1" { Ok(0) } else { whole_in(text, 0, COUNT_MAX) }
+}
+
+/// A number of steps, or -1 for as many as the data gives.
+pub fn steps(text: &str) -> Result<i64, String> {
+    let found = text.parse::<i64>().ok().filter(|n| (-1..=COUNT_MAX as i64).contains(n));
+    found.ok_or_else(|| expected("a whole number of at least 0, or -1 for all the data", text))
+}
+
+/// A number of batches, or -1 for as many as the data gives.
+pub fn batches(text: &str) -> Result<i64, String> {
+    let found = text.parse::<i64>().ok().filter(|n| *n == -1 || (1..=COUNT_MAX as i64).contains(n));
+    found.ok_or_else(|| expected("a whole number of at least 1, or -1 for all the data", text))
+}
+
+/// The device to compute on.
+pub fn device(text: &str) -> Result<String, String> {
+    match text {
+        "cpu" => Ok(text.into()),
+        _ => Err(format!("expected cpu, found {text}; this build has no other device")),
+    }
+}
+
+/// A seed of the Mersenne twister.
+pub fn seed(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| expected(format!("a whole number from 0 to {}", u32::MAX), text))
+}
+
+/// A switch, as llm.c writes them.
+pub fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "0" => Ok(false),
+        "1" => Ok(true),
+        _ => Err(expected("0 (off) or 1 (on)", text)),
+    }
+}
+
+/// 0, 1 or 2.
+pub fn level2(text: &str) -> Result<usize, String> {
+    whole_in(text, 0, 2)
+}
+
+/// 0 to 3.
+pub fn level3(text: &str) -> Result<usize, String> {
+    whole_in(text, 0, 3)
+}
+
+/// A finite number from 0.
+pub fn non_negative(text: &str) -> Result<f32, String> {
+    real(text).filter(|x| *x >= 0.0).ok_or_else(|| expected("a number of at least 0", text))
+}
+
+/// A finite number above 0.
+pub fn positive(text: &str) -> Result<f32, String> {
+    real(text).filter(|x| *x > 0.0).ok_or_else(|| expected("a number above 0", text))
+}
+
+/// A number from 0 to 1.
+pub fn fraction(text: &str) -> Result<f32, String> {
+    real(text).filter(|x| (0.0..=1.0).contains(x)).ok_or_else(|| expected("a number from 0 to 1", text))
+}
+
+/// A number from 0, below 1: the decay of a moving average.
+pub fn decay(text: &str) -> Result<f32, String> {
+    real(text)
+        .filter(|x| (0.0..1.0).contains(x))
+        .ok_or_else(|| expected("a number of at least 0 and below 1", text))
+}
+
+/// Text that is not empty.
+pub fn name(text: &str) -> Result<String, String> {
+    if text.is_empty() { Err("expected a name, found nothing".into()) } else { Ok(text.into()) }
+}
+
+/// Type of the numbers a model computes with or is stored in, by our name or PyTorch's.
+pub fn dtype(text: &str) -> Result<Dtype, String> {
+    match text {
+        "f32" | "float32" => Ok(Dtype::F32),
+        "bf16" | "bfloat16" => Ok(Dtype::Bf16),
+        _ => Err(expected("f32 or bf16", text)),
+    }
+}
+
+fn whole_in(text: &str, min: usize, max: usize) -> Result<usize, String> {
+    match text.parse::<i128>() {
+        Ok(n) if n >= min as i128 && n <= max as i128 => Ok(n as usize),
+        Ok(n) if n > max as i128 => Err(expected(format!("a whole number of at most {max}"), text)),
+        _ => Err(expected(format!("a whole number of at least {min}"), text)),
+    }
+}
+
+/// Read as `f64` and rounded, which is what `atof` and an assignment do in C.
+fn real(text: &str) -> Option<f32> {
+    text.parse::<f64>().ok().map(|x| x as f32).filter(|x| x.is_finite())
+}
+
+fn expected(what: impl Display, found: &str) -> String {
+    let found = if found.is_empty() { "nothing" } else { found };
+    format!("expected {what}, found {found}")
+}
