@@ -1,0 +1,144 @@
+//! Matrix products with their epilogues, in f32 or with bf16 operands.
+//!
+//! Every product of a training step is one [`Product`]: `out = finish(lhs @ rhs)` over strided views, so that forward,
+//! dgrad and wgrad differ only in strides. It is run by the `gemm` crate.
+#![allow(non_snake_case)]
+
+mod portable;
+mod product;
+#[cfg(test)]
+mod tests;
+
+use anyhow::Result;
+use product::{Finish, Product, View};
+use rayon::prelude::*;
+
+/// Type of the operands of matrix products; sums are f32 in each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    F32,
+    Bf16,
+}
+
+impl Precision {
+    /// # Errors
+    /// If this CPU lacks the instructions.
+    pub fn require_support(self) -> Result<()> {
+        match self {
+            Precision::F32 => Ok(()),
+            Precision::Bf16 => anyhow::bail!(
+                "--dtype bf16: this CPU has no AVX512-BF16 or AMX instructions; use --dtype f32"
+            ),
+        }
+    }
+
+    /// `"f32 (AVX-512)"`, `"bf16 (AMX)"`, …
+    pub fn describe(self) -> String {
+        match self {
+            Precision::F32 => "f32".into(),
+            Precision::Bf16 => "bf16".into(),
+        }
+    }
+}
+
+/// Buffers that outlive one product.
+#[derive(Default)]
+pub struct Scratch {}
+
+/// out is (N, OC), inp (N, C), weight (OC, C).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    pub N: usize,
+    pub C: usize,
+    pub OC: usize,
+}
+
+/// [`crate::ops::Epilogue`] over slices.
+pub enum Epilogue<'a> {
+    None,
+    Bias { bias: &'a [f32] },
+    BiasGelu { bias: &'a [f32], pre_gelu: &'a mut [f32] },
+    BiasResidual { bias: &'a [f32], residual: &'a [f32] },
+}
+
+/// See [`crate::ops::MatmulForward`].
+///
+/// # Panics
+/// If a slice's length is not what `shape` says.
+pub fn forward(
+    precision: Precision,
+    scratch: &mut Scratch,
+    out: &mut [f32],
+    inp: &[f32],
+    weight: &[f32],
+    epilogue: Epilogue,
+    shape: Shape,
+) {
+    let Shape { N, C, OC } = shape;
+    let finish = match epilogue {
+        Epilogue::None => Finish::Assign,
+        Epilogue::Bias { bias } => Finish::Bias { bias },
+        Epilogue::BiasGelu { bias, pre_gelu } => Finish::BiasGelu { bias, pre_gelu },
+        Epilogue::BiasResidual { bias, residual } => Finish::BiasResidual { bias, residual },
+    };
+    let (lhs, rhs) = (View::new(inp, N, C), View::new(weight, OC, C).transposed());
+    run(precision, scratch, Product::new(out, lhs, rhs, finish));
+}
+
+/// What [`backward`] writes.
+pub struct Gradients<'a> {
+    pub dinp: &'a mut [f32],
+    pub dweight: &'a mut [f32],
+    pub overwrite_dweight: bool,
+    pub dbias: Option<&'a mut [f32]>,
+}
+
+/// See [`crate::ops::MatmulBackward`].
+///
+/// # Panics
+/// If a slice's length is not what `shape` says.
+#[allow(clippy::too_many_arguments)]
+pub fn backward(
+    precision: Precision,
+    scratch: &mut Scratch,
+    gradients: Gradients,
+    dout: &[f32],
+    inp: &[f32],
+    weight: &[f32],
+    through_gelu: Option<&[f32]>,
+    shape: Shape,
+) {
+    let Shape { N, C, OC } = shape;
+    let (dout_view, inp, weight) = (View::new(dout, N, OC), View::new(inp, N, C), View::new(weight, OC, C));
+
+    let finish = through_gelu.map_or(Finish::Assign, |pre_gelu| Finish::TimesGeluGrad { pre_gelu });
+    run(precision, scratch, Product::new(gradients.dinp, dout_view, weight, finish));
+
+    let finish = if gradients.overwrite_dweight { Finish::Assign } else { Finish::Add };
+    run(precision, scratch, Product::new(gradients.dweight, dout_view.transposed(), inp, finish));
+
+    if let Some(dbias) = gradients.dbias {
+        assert_eq!(dbias.len(), OC);
+        add_column_sums(dbias, dout);
+    }
+}
+
+fn run(_precision: Precision, _scratch: &mut Scratch, product: Product) {
+    portable::run(&product);
+}
+
+/// `sums[j] += matrix[0][j] + matrix[1][j] + …` in that order, so that the result does not depend on the threads.
+fn add_column_sums(sums: &mut [f32], matrix: &[f32]) {
+    /// Columns of one task: rows of 1 KiB keep the prefetcher busy.
+    const COLUMNS: usize = 256;
+    let width = sums.len();
+    sums.par_chunks_mut(COLUMNS).enumerate().for_each(|(chunk, sums)| {
+        let mut partial = [0f32; COLUMNS];
+        let partial = &mut partial[..sums.len()];
+        for row in matrix.chunks_exact(width) {
+            let row = &row[chunk * COLUMNS..][..partial.len()];
+            partial.iter_mut().zip(row).for_each(|(p, &x)| *p += x);
+        }
+        sums.iter_mut().zip(partial).for_each(|(s, &mut p)| *s += p);
+    });
+}

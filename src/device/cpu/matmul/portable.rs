@@ -1,0 +1,51 @@
+//! f32 products by the `gemm` crate, for CPUs that have no kernel here.
+
+use super::product::Product;
+use rayon::prelude::*;
+
+/// Rows and columns of one task. The cut follows from the shape alone, so the threads do not change the result, and a
+/// block of `out` is finished while it is in the second-level cache.
+const BLOCK: (usize, usize) = (256, 128);
+
+pub fn run(product: &Product) {
+    let (row_blocks, col_blocks) = (product.m().div_ceil(BLOCK.0), product.n().div_ceil(BLOCK.1));
+    (0..row_blocks * col_blocks).into_par_iter().for_each(|task| {
+        let (row, col) = (task % row_blocks * BLOCK.0, task / row_blocks * BLOCK.1);
+        let (rows, cols) = (BLOCK.0.min(product.m() - row), BLOCK.1.min(product.n() - col));
+        // SAFETY: blocks are inside `out` and disjoint.
+        unsafe { block(product, row, col, rows, cols) };
+    });
+}
+
+/// # Safety
+/// The block is inside `out` and no other thread touches it.
+unsafe fn block(product: &Product, row: usize, col: usize, rows: usize, cols: usize) {
+    let (lhs, rhs, out) = (&product.lhs, &product.rhs, product.out_at(row, col));
+    // SAFETY: strides and sizes are those of the views and of `out`, whose lengths `Product::new` checked.
+    unsafe {
+        gemm::gemm(
+            rows,
+            cols,
+            product.k(),
+            out,
+            1,
+            product.n() as isize,
+            product.accumulates(),
+            lhs.at(row, 0),
+            lhs.col_stride as isize,
+            lhs.row_stride as isize,
+            rhs.at(0, col),
+            rhs.col_stride as isize,
+            rhs.row_stride as isize,
+            1.0,
+            1.0,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+        if !product.accumulates() {
+            (row..row + rows).for_each(|i| product.finish(product.out_at(i, col), i, col, cols));
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! One matrix product: strided operands, and what becomes of the sums.
+
+use std::marker::PhantomData;
+
+/// A matrix over a slice, with strides in elements: one of them is 1.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    data: &'a [f32],
+    pub rows: usize,
+    pub cols: usize,
+    pub row_stride: usize,
+    pub col_stride: usize,
+}
+
+impl<'a> View<'a> {
+    /// A row-major matrix.
+    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
+        assert_eq!(data.len(), rows * cols, "a matrix of {rows} x {cols} has another length");
+        View { data, rows, cols, row_stride: cols, col_stride: 1 }
+    }
+
+    pub fn transposed(self) -> Self {
+        let View { data, rows, cols, row_stride, col_stride } = self;
+        View { data, rows: cols, cols: rows, row_stride: col_stride, col_stride: row_stride }
+    }
+
+    /// Address of an element; good for reading the whole matrix.
+    pub fn at(&self, row: usize, col: usize) -> *const f32 {
+        assert!(row < self.rows && col < self.cols);
+        // SAFETY: `new` checked that the data holds rows x cols elements, and one stride is 1, the other the length.
+        unsafe { self.data.as_ptr().add(row * self.row_stride + col * self.col_stride) }
+    }
+}
+
+/// What becomes of the sums s of a product, element by element.
+pub enum Finish<'a> {
+    /// out = s
+    Assign,
+    /// out += s
+    Add,
+    /// out = s + bias
+    Bias { bias: &'a [f32] },
+    /// pre_gelu = s + bias; out = gelu(pre_gelu)
+    BiasGelu { bias: &'a [f32], pre_gelu: &'a mut [f32] },
+    /// out = s + bias + residual
+    BiasResidual { bias: &'a [f32], residual: &'a [f32] },
+    /// out = s * gelu'(pre_gelu)
+    TimesGeluGrad { pre_gelu: &'a [f32] },
+}
+
+/// [`Finish`] with addresses in place of the slices that have out's shape, so that tasks can share it.
+#[derive(Clone, Copy)]
+enum Pass<'a> {
+    Assign,
+    Add,
+    Bias { bias: &'a [f32] },
+    BiasGelu { bias: &'a [f32], pre_gelu: *mut f32 },
+    BiasResidual { bias: &'a [f32], residual: &'a [f32] },
+    TimesGeluGrad { pre_gelu: &'a [f32] },
+}
+
+/// out (m, n) = finish(lhs (m, k) @ rhs (k, n))
+pub struct Product<'a> {
+    pub lhs: View<'a>,
+    pub rhs: View<'a>,
+    out: *mut f32,
+    pass: Pass<'a>,
+    _out: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: the addresses in `out` and `pass` come from mutable slices borrowed for 'a, and are only used by the unsafe
+// functions below, whose callers promise that no two tasks touch the same element.
+unsafe impl Sync for Product<'_> {}
+
+impl<'a> Product<'a> {
+    /// # Panics
+    /// If shapes do not fit.
+    pub fn new(out: &'a mut [f32], lhs: View<'a>, rhs: View<'a>, finish: Finish<'a>) -> Self {
+        let (m, n) = (lhs.rows, rhs.cols);
+        assert_eq!(lhs.cols, rhs.rows);
+        assert_eq!(out.len(), m * n, "the output of a matrix product has another length");
+        let pass = match finish {
+            Finish::Assign => Pass::Assign,
+            Finish::Add => Pass::Add,
+            Finish::Bias { bias } => Pass::Bias { bias },
+            Finish::BiasGelu { bias, pre_gelu } => {
+                assert_eq!(pre_gelu.len(), m * n);
+                Pass::BiasGelu { bias, pre_gelu: pre_gelu.as_mut_ptr() }
+            }
+            Finish::BiasResidual { bias, residual } => {
+                assert_eq!(residual.len(), m * n);
+                Pass::BiasResidual { bias, residual }
+            }
+            Finish::TimesGeluGrad { pre_gelu } => {
+                assert_eq!(pre_gelu.len(), m * n);
+                Pass::TimesGeluGrad { pre_gelu }
+            }
+        };
+        if let Pass::Bias { bias } | Pass::BiasGelu { bias, .. } | Pass::BiasResidual { bias, .. } = pass {
+            assert_eq!(bias.len(), n);
+        }
+        Product { lhs, rhs, out: out.as_mut_ptr(), pass, _out: PhantomData }
+    }
+
+    pub fn m(&self) -> usize {
+        self.lhs.rows
+    }
+
+    pub fn n(&self) -> usize {
+        self.rhs.cols
+    }
+
+    pub fn k(&self) -> usize {
+        self.lhs.cols
+    }
+
+    /// Whether sums are added to what `out` holds.
+    pub fn accumulates(&self) -> bool {
+        matches!(self.pass, Pass::Add)
+    }
+
+    /// Address of an element of `out`.
+    pub fn out_at(&self, row: usize, col: usize) -> *mut f32 {
+        assert!(row < self.m() && col < self.n());
+        // SAFETY: `out` has m x n elements.
+        unsafe { self.out.add(row * self.n() + col) }
+    }
+
+    /// Finishes `len` elements of `out` from (`row`, `col`) on, given their sums, which may be in `out` itself.
+    ///
+    /// # Safety
+    /// The elements are inside `out` and `sums` has `len` elements; no other thread touches either meanwhile.
+    #[inline(always)]
+    pub unsafe fn finish(&self, sums: *const f32, row: usize, col: usize, len: usize) {
+        let at = row * self.n() + col;
+        debug_assert!(row < self.m() && col + len <= self.n());
+        // SAFETY: the caller's promise; slices with out's shape or one row of it were checked by `new`. `out` and
+        // `sums` may be the same address, so both stay raw.
+        unsafe {
+            let out = self.out.add(at);
+            match self.pass {
+                Pass::Assign => std::ptr::copy(sums, out, len),
+                Pass::Add => (0..len).for_each(|j| *out.add(j) += *sums.add(j)),
+                Pass::Bias { bias } => {
+                    let bias = &bias[col..col + len];
+                    (0..len).for_each(|j| *out.add(j) = *sums.add(j) + bias[j]);
+                }
+                Pass::BiasGelu { bias, pre_gelu } => {
+                    let (bias, pre_gelu) = (&bias[col..col + len], pre_gelu.add(at));
+                    for (j, bias) in bias.iter().enumerate() {
+                        let x = *sums.add(j) + bias;
+                        *pre_gelu.add(j) = x;
+                        *out.add(j) = gelu(x);
+                    }
+                }
+                Pass::BiasResidual { bias, residual } => {
+                    let (bias, residual) = (&bias[col..col + len], &residual[at..at + len]);
+                    (0..len).for_each(|j| *out.add(j) = *sums.add(j) + bias[j] + residual[j]);
+                }
+                Pass::TimesGeluGrad { pre_gelu } => {
+                    let pre_gelu = &pre_gelu[at..at + len];
+                    (0..len).for_each(|j| *out.add(j) = *sums.add(j) * gelu_grad(pre_gelu[j]));
+                }
+            }
+        }
+    }
+}
+
+/// GELU, tanh form, written with the logistic function: 1 + tanh(u) = 2 / (1 + exp(-2u)).
+#[inline(always)]
+fn gelu(x: f32) -> f32 {
+    x * gate(x)
+}
+
+/// Derivative of [`gelu`]: with u = sqrt(2/pi) (x + 0.044715 x³) and s = 1 / (1 + exp(-2u)), it is
+/// s + x s (1 - s) 2 u'.
+#[inline(always)]
+fn gelu_grad(x: f32) -> f32 {
+    const TWO_SQRT_2_PI: f32 = 1.595_769_1;
+    let s = gate(x);
+    s + x * s * (1.0 - s) * TWO_SQRT_2_PI * (1.0 + 3.0 * 0.044715 * x * x)
+}
+
+#[inline(always)]
+fn gate(x: f32) -> f32 {
+    const TWO_SQRT_2_PI: f32 = 1.595_769_1;
+    1.0 / (1.0 + exp(-TWO_SQRT_2_PI * (x + 0.044715 * x * x * x)))
+}
+
+/// exp by 2^n e^r, |r| <= ln 2 / 2, with no call and no branch, so that loops over it vectorise.
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+    let x = x.clamp(-87.0, 88.0);
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
+    let p = 1.0 + r * (1.0 + r * (0.5 + r * (1.0 / 6.0 + r * (1.0 / 24.0 + r * (1.0 / 120.0 + r / 720.0)))));
+    p * f32::from_bits(shifted.to_bits().wrapping_add(127) << 23)
+}
