@@ -1,3 +1,4 @@
 //! Devices: implementations of [`Ops`](crate::ops::Ops). Only they, and `parallel`, contain `unsafe`.
 
+pub mod compare;
 pub mod cpu;

@@ -15,6 +15,7 @@ pub mod layernorm;
 pub mod matmul;
 pub mod memory;
 pub mod reduce;
+pub mod simd;
 
 use crate::ops::*;
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
