@@ -1,1 +1,5 @@
-//! (to come)
+//! Text and tokens: corpora become token shards, shards become batches.
+
+pub mod loader;
+mod order;
+pub mod shard;

@@ -1,0 +1,158 @@
+//! The order in which a rank reads samples, and how it is saved: state only, no files.
+
+use crate::rng::{Mt19937, identity_permutation};
+use anyhow::{Result, bail, ensure};
+use std::sync::Arc;
+
+/// Where a loader stands: what llm.c's state file holds of it. It describes the next batch a caller gets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoaderState {
+    /// Position in the (shuffled) order of shards.
+    pub current_shard_idx: u64,
+    /// Position in the (shuffled) order of the shard's samples. At its end the next batch comes from the next shard.
+    pub current_sample_idx: u64,
+    pub shuffle: Option<ShuffleState>,
+}
+
+/// The order of an epoch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShuffleState {
+    /// The order of shards, each a position in the sorted list of files.
+    pub shard_indices: Vec<i32>,
+    /// The order of samples in the current shard.
+    pub intra_shard_indices: Vec<i32>,
+    pub rng: Mt19937,
+}
+
+/// Where in an epoch a rank stands. Cheap to clone: a shuffle is only copied when it changes.
+#[derive(Clone, Debug)]
+pub(super) struct Position {
+    pub(super) shard: usize,
+    pub(super) sample: usize,
+    pub(super) shuffle: Option<Arc<ShuffleState>>,
+}
+
+impl Position {
+    /// The shard to read from, by its place in the sorted list of files.
+    fn file(&self) -> usize {
+        self.shuffle.as_ref().map_or(self.shard, |s| s.shard_indices[self.shard] as usize)
+    }
+}
+
+/// A sample of a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) file: usize,
+    pub(super) sample: usize,
+}
+
+/// How many samples there are in each shard, at least one in all, and hence the order of reading.
+#[derive(Debug)]
+pub(super) struct Order {
+    pub(super) samples: Vec<usize>,
+}
+
+impl Order {
+    pub(super) fn start(&self, rng: Option<Mt19937>) -> Position {
+        let shuffle = rng.map(|rng| {
+            let shard_indices = identity_permutation(self.samples.len());
+            Arc::new(ShuffleState { shard_indices, intra_shard_indices: Vec::new(), rng })
+        });
+        let mut position = Position { shard: 0, sample: 0, shuffle };
+        self.reset(&mut position);
+        position
+    }
+
+    /// A new epoch: shuffles the shards, then the samples of the first.
+    pub(super) fn reset(&self, position: &mut Position) {
+        if let Some(shuffle) = &mut position.shuffle {
+            let ShuffleState { shard_indices, rng, .. } = Arc::make_mut(shuffle);
+            rng.random_permutation(shard_indices);
+        }
+        self.enter(position, 0);
+    }
+
+    fn enter(&self, position: &mut Position, shard: usize) {
+        position.shard = shard;
+        position.sample = 0;
+        let samples = self.samples[position.file()];
+        if let Some(shuffle) = &mut position.shuffle {
+            let ShuffleState { intra_shard_indices, rng, .. } = Arc::make_mut(shuffle);
+            *intra_shard_indices = identity_permutation(samples);
+            rng.random_permutation(intra_shard_indices);
+        }
+    }
+
+    /// Moves past the next sample and returns it. Like llm.c, enters a new shard only when a sample is wanted of it.
+    pub(super) fn step(&self, position: &mut Position) -> Place {
+        while position.sample >= self.samples[position.file()] {
+            match position.shard + 1 {
+                end if end == self.samples.len() => self.reset(position),
+                next => self.enter(position, next),
+            }
+        }
+        let sample = position
+            .shuffle
+            .as_ref()
+            .map_or(position.sample, |s| s.intra_shard_indices[position.sample] as usize);
+        position.sample += 1;
+        Place { file: position.file(), sample }
+    }
+
+    /// The position that a saved state describes, if it is one of this order.
+    pub(super) fn check(&self, state: &LoaderState, shuffles: bool) -> Result<Position> {
+        const HINT: &str =
+            "resume with the data, batch size, sequence length and number of processes of that run";
+        match (&state.shuffle, shuffles) {
+            (Some(_), false) => {
+                bail!("the checkpoint is of a run that shuffled its data, which this run does not")
+            }
+            (None, true) => {
+                bail!("the checkpoint is of a run that did not shuffle its data, as this run does")
+            }
+            _ => {}
+        }
+        let shards = self.samples.len();
+        if let Some(shuffle) = &state.shuffle {
+            let saved = shuffle.shard_indices.len();
+            ensure!(saved == shards, "the checkpoint has {saved} shards, here are {shards}; {HINT}");
+            ensure!(is_permutation(&shuffle.shard_indices), "the checkpoint's order of shards is damaged");
+        }
+        ensure!(
+            state.current_shard_idx < shards as u64,
+            "the checkpoint is at shard {}, here are {shards}; {HINT}",
+            state.current_shard_idx
+        );
+        let position = Position {
+            shard: state.current_shard_idx as usize,
+            sample: usize::try_from(state.current_sample_idx).unwrap_or(usize::MAX),
+            shuffle: state.shuffle.clone().map(Arc::new),
+        };
+        let samples = self.samples[position.file()];
+        if let Some(shuffle) = &position.shuffle {
+            let saved = shuffle.intra_shard_indices.len();
+            ensure!(
+                saved == samples,
+                "the checkpoint's shard has {saved} samples, here are {samples}; {HINT}"
+            );
+            ensure!(
+                is_permutation(&shuffle.intra_shard_indices),
+                "the checkpoint's order of samples is damaged"
+            );
+        }
+        ensure!(
+            position.sample <= samples,
+            "the checkpoint is at sample {} of a shard of {samples}; {HINT}",
+            position.sample
+        );
+        Ok(position)
+    }
+}
+
+fn is_permutation(indices: &[i32]) -> bool {
+    let mut seen = vec![false; indices.len()];
+    indices.iter().all(|&i| {
+        let fresh = usize::try_from(i).ok().and_then(|i| seen.get_mut(i));
+        fresh.is_some_and(|seen| !std::mem::replace(seen, true))
+    })
+}

@@ -1,0 +1,279 @@
+//! Token shards, in llm.c's format: 256 little-endian i32 (magic 20240520, version 1, number of tokens, zeros), then
+//! each token as a u16.
+
+use anyhow::{Context, Result, bail, ensure};
+use memmap2::Mmap;
+use std::fs::{self, File};
+use std::io::{BufWriter, Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+const MAGIC: i32 = 20_240_520;
+const VERSION: i32 = 1;
+
+/// Bytes before the first token.
+pub const HEADER_BYTES: usize = 1024;
+
+#[cfg(target_endian = "big")]
+compile_error!("token shards are little-endian and are read in place");
+
+/// An open shard: its file, mapped into memory.
+#[derive(Debug)]
+pub struct Shard {
+    path: PathBuf,
+    map: Mmap,
+}
+
+impl Shard {
+    /// Opens and checks a shard. No token is read yet.
+    ///
+    /// # Errors
+    /// If the file cannot be read, is not a token shard, is empty, or is not as long as its header says.
+    pub fn open(path: &Path) -> Result<Self> {
+        let name = path.display();
+        let mut file = File::open(path).with_context(|| format!("{name}: cannot open token shard"))?;
+        let info = file.metadata().with_context(|| format!("{name}: cannot read token shard"))?;
+        ensure!(info.is_file(), "{name}: not a file; expected a token shard");
+        let header = read_header(&mut file, info.len()).with_context(|| format!("{name}"))?;
+        let tokens = check_header(header, info.len()).map_err(|e| e.context(format!("{name}")))?;
+        debug_assert!(tokens > 0);
+        // SAFETY: the map is read-only and lives as long as it is borrowed. Nothing here writes to a published shard:
+        // ShardWriter makes a new file and renames it. Somebody else cutting the file short while it is in use would
+        // stop the process with SIGBUS; that is the price of not copying gigabytes, and the length is checked above.
+        let map = unsafe { Mmap::map(&file) }.with_context(|| format!("{name}: cannot map token shard"))?;
+        Ok(Shard { path: path.to_owned(), map })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// All tokens, straight from the file.
+    pub fn tokens(&self) -> &[u16] {
+        bytemuck::cast_slice(&self.map[HEADER_BYTES..])
+    }
+}
+
+fn read_header(file: &mut File, file_bytes: u64) -> Result<[i32; 3]> {
+    ensure!(
+        file_bytes >= HEADER_BYTES as u64,
+        "not a token shard: {file_bytes} bytes, shorter than the {HEADER_BYTES}-byte header"
+    );
+    let mut bytes = [0; 12];
+    file.read_exact(&mut bytes).context("cannot read the header")?;
+    Ok(bytemuck::cast(bytes))
+}
+
+/// Returns the number of tokens.
+fn check_header([magic, version, tokens]: [i32; 3], file_bytes: u64) -> Result<u64> {
+    if magic != MAGIC {
+        let kind = match magic {
+            20_240_326 => "a model checkpoint",
+            20_240_522 => "a multiple-choice evaluation file",
+            20_240_527 => "an optimizer state file",
+            20_240_801 => "a token shard for Llama 3, whose vocabulary this model does not have",
+            _ => "not a token shard",
+        };
+        bail!("{kind} (magic {magic}, expected {MAGIC}); make token shards with `warpsmith data`");
+    }
+    ensure!(version == VERSION, "token shard of version {version}; expected {VERSION}; make the shard anew");
+    ensure!(tokens > 0, "token shard of {tokens} tokens; expected at least 1; make the shard anew");
+    let tokens = tokens as u64;
+    let expected = HEADER_BYTES as u64 + 2 * tokens;
+    ensure!(
+        file_bytes == expected,
+        "token shard of {tokens} tokens has {file_bytes} bytes, expected {expected}; \
+         it was cut short or damaged: copy or make it anew"
+    );
+    Ok(tokens)
+}
+
+/// A file that goes away unless it is renamed to its final name.
+struct Temporary {
+    temporary: PathBuf,
+    path: PathBuf,
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // After the rename there is nothing to remove, and after a failure there is nobody left to tell.
+        let _ = fs::remove_file(&self.temporary);
+    }
+}
+
+/// Writes a shard under a temporary name. Dropped early, it leaves nothing behind.
+pub struct ShardWriter {
+    file: BufWriter<File>,
+    tokens: u64,
+    temporary: Temporary,
+}
+
+impl ShardWriter {
+    /// Starts the shard that will be called `path`.
+    ///
+    /// # Errors
+    /// If the file cannot be made.
+    pub fn create(path: &Path) -> Result<Self> {
+        let mut temporary = path.as_os_str().to_owned();
+        temporary.push(format!(".{}.tmp", std::process::id()));
+        let temporary = Temporary { temporary: temporary.into(), path: path.to_owned() };
+        let name = temporary.temporary.display();
+        let file = File::create(&temporary.temporary).with_context(|| format!("{name}: cannot create"))?;
+        let mut file = BufWriter::with_capacity(1 << 20, file);
+        file.write_all(&[0; HEADER_BYTES]).with_context(|| format!("{name}: cannot write"))?;
+        Ok(ShardWriter { file, tokens: 0, temporary })
+    }
+
+    /// Appends tokens.
+    ///
+    /// # Errors
+    /// If they cannot be written, or would be more than the format can count (2³¹ - 1).
+    pub fn write(&mut self, tokens: &[u16]) -> Result<()> {
+        let total = self.tokens + tokens.len() as u64;
+        ensure!(
+            total <= i32::MAX as u64,
+            "{}: a token shard holds at most {} tokens; use smaller shards",
+            self.temporary.path.display(),
+            i32::MAX
+        );
+        self.file.write_all(bytemuck::cast_slice(tokens)).with_context(|| self.failure())?;
+        self.tokens = total;
+        Ok(())
+    }
+
+    /// Tokens written so far.
+    pub fn len(&self) -> u64 {
+        self.tokens
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.tokens == 0
+    }
+
+    /// Completes the header and brings everything to the disk, still under the temporary name.
+    ///
+    /// # Errors
+    /// If there are no tokens, which no reader accepts, or the disk fails.
+    pub fn seal(mut self) -> Result<SealedShard> {
+        ensure!(self.tokens > 0, "{}: no tokens to write", self.temporary.path.display());
+        self.complete().with_context(|| self.failure())?;
+        Ok(SealedShard { temporary: self.temporary })
+    }
+
+    fn complete(&mut self) -> std::io::Result<()> {
+        self.file.flush()?;
+        let file = self.file.get_mut();
+        file.rewind()?;
+        file.write_all(bytemuck::cast_slice(&[MAGIC, VERSION, self.tokens as i32]))?;
+        file.sync_all()
+    }
+
+    fn failure(&self) -> String {
+        format!("{}: cannot write token shard", self.temporary.temporary.display())
+    }
+}
+
+/// A complete shard that has yet to get its name.
+pub struct SealedShard {
+    temporary: Temporary,
+}
+
+impl SealedShard {
+    /// Gives the shard its final name, in place of any older file of that name.
+    ///
+    /// # Errors
+    /// If it cannot be renamed.
+    pub fn publish(self) -> Result<()> {
+        let Temporary { temporary, path } = &self.temporary;
+        fs::rename(temporary, path)
+            .with_context(|| format!("{}: cannot rename to {}", temporary.display(), path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tempfile::TempDir;
+
+    fn write_raw(dir: &TempDir, header: [i32; 3], tokens: &[u16]) -> PathBuf {
+        let mut bytes = vec![0; HEADER_BYTES];
+        bytes[..12].copy_from_slice(bytemuck::cast_slice(&header));
+        bytes.extend_from_slice(bytemuck::cast_slice(tokens));
+        let path = dir.path().join("shard.bin");
+        fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    fn refusal(path: &Path) -> String {
+        let message = format!("{:#}", Shard::open(path).unwrap_err());
+        assert!(message.contains(path.to_str().unwrap()) && !message.contains('\n'), "{message}");
+        message
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("a.bin");
+        let mut writer = ShardWriter::create(&path).unwrap();
+        writer.write(&[1, 2, 65535]).unwrap();
+        writer.write(&[0]).unwrap();
+        assert_eq!(writer.len(), 4);
+        let sealed = writer.seal().unwrap();
+        assert!(!path.exists());
+        sealed.publish().unwrap();
+        let shard = Shard::open(&path).unwrap();
+        assert_eq!(shard.tokens(), [1, 2, 65535, 0]);
+        assert_eq!(fs::metadata(&path).unwrap().len(), 1024 + 8);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn an_unfinished_shard_leaves_nothing() {
+        let dir = TempDir::new().unwrap();
+        let mut writer = ShardWriter::create(&dir.path().join("a.bin")).unwrap();
+        writer.write(&[1; 10]).unwrap();
+        drop(writer);
+        let sealed = {
+            let mut writer = ShardWriter::create(&dir.path().join("b.bin")).unwrap();
+            writer.write(&[1; 10]).unwrap();
+            writer.seal().unwrap()
+        };
+        drop(sealed);
+        assert!(ShardWriter::create(&dir.path().join("c.bin")).unwrap().seal().is_err());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        assert!(ShardWriter::create(&dir.path().join("missing/a.bin")).is_err());
+    }
+
+    #[test]
+    fn bad_shards_are_refused_with_the_reason() {
+        let dir = TempDir::new().unwrap();
+        let tokens = [7; 10];
+        assert!(refusal(&dir.path().join("none.bin")).contains("cannot open"));
+        assert!(refusal(dir.path()).contains("not a file"));
+        let refuse = |header| refusal(&write_raw(&dir, header, &tokens));
+        assert!(refuse([20_240_326, 3, 10]).contains("model checkpoint"));
+        assert!(refuse([20_240_801, 7, 10]).contains("Llama 3"));
+        assert!(refuse([0x1234, 1, 10]).contains("not a token shard"));
+        assert!(refuse([MAGIC, 2, 10]).contains("version 2"));
+        assert!(refuse([MAGIC, 1, 0]).contains("of 0 tokens"));
+        assert!(refuse([MAGIC, 1, -10]).contains("of -10 tokens"));
+        assert!(refuse([MAGIC, 1, 11]).contains("1044 bytes, expected 1046"));
+        assert!(refuse([MAGIC, 1, 9]).contains("cut short or damaged"));
+        let path = dir.path().join("short.bin");
+        fs::write(&path, [0; 1023]).unwrap();
+        assert!(refusal(&path).contains("shorter than"));
+        fs::write(&path, []).unwrap();
+        assert!(refusal(&path).contains("0 bytes"));
+    }
+
+    /// The format counts in 31 bits; a sparse file stands in for one of 4 GiB.
+    #[test]
+    fn shards_beyond_two_gigabytes_are_read_to_the_end() {
+        let dir = TempDir::new().unwrap();
+        let path = write_raw(&dir, [MAGIC, 1, i32::MAX], &[]);
+        let bytes = HEADER_BYTES as u64 + 2 * i32::MAX as u64;
+        fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(bytes).unwrap();
+        let shard = Shard::open(&path).unwrap();
+        assert_eq!(shard.tokens().len(), i32::MAX as usize);
+        assert_eq!(shard.tokens().last(), Some(&0));
+    }
+}
