@@ -1,1 +1,4 @@
-//! (to come)
+//! How good a model is.
+
+#[cfg(test)]
+pub(crate) mod testing;
