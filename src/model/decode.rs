@@ -34,6 +34,11 @@ impl Decoder {
         self.model.acts.rows
     }
 
+    /// Tokens the model knows, which is the length of the logits.
+    pub fn V(&self) -> usize {
+        self.model.weights.config.V
+    }
+
     pub fn cached(&self) -> usize {
         self.cached
     }

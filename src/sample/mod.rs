@@ -1,1 +1,12 @@
-//! (to come)
+//! Writing text: picking the next token from logits ([`Sampler`]) and continuing a prompt ([`generate`]).
+
+mod generate;
+mod sampler;
+
+pub use generate::{Finish, generate};
+pub use sampler::{Sampler, SamplerOptions};
+
+use crate::config::GPT2_VOCAB;
+
+/// `<|endoftext|>`, the last id of GPT-2's vocabulary: it separates documents, so it starts and ends a text.
+pub const END_OF_TEXT: u32 = GPT2_VOCAB as u32 - 1;

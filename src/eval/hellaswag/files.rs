@@ -1,0 +1,314 @@
+//! The two files HellaSwag comes in: the authors' JSON lines, and llm.c's tokenised `.bin`.
+//!
+//! The `.bin` has a header of 256 int32 (magic, version, number of examples, bytes of the longest), then for each
+//! example a run of uint16: 65535, its bytes, its index, the label, the number of endings, and context and endings,
+//! each preceded by its length. All little-endian.
+
+use super::{ENDINGS, Example, HellaSwag};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use serde_json::Value;
+use std::path::Path;
+
+const MAGIC: i32 = 20240522;
+const VERSION: i32 = 1;
+const HEADER_BYTES: usize = 256 * 4;
+/// Opens each example. No token: GPT-2 has fewer.
+const START: u16 = u16::MAX;
+
+impl HellaSwag {
+    /// Reads either file; which one it is, its first bytes tell.
+    ///
+    /// # Errors
+    /// One line that names the file, the line or example, and the field at fault.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let bytes = std::fs::read(path).map_err(|e| {
+            anyhow!("{}: {e}; expected HellaSwag's hellaswag_val.jsonl or llm.c's .bin of it", path.display())
+        })?;
+        let is_json = bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{');
+        let examples = if is_json { parse_jsonl(&bytes) } else { parse_bin(&bytes) };
+        let examples = examples.map_err(|e| anyhow!("{}: {e:#}", path.display()))?;
+        ensure!(!examples.is_empty(), "{}: no examples", path.display());
+        Ok(HellaSwag { path: path.to_path_buf(), examples })
+    }
+
+    /// Writes llm.c's `.bin`.
+    ///
+    /// # Errors
+    /// If there are more examples, or one is longer, than the format's 16 bits can count, or the file cannot be
+    /// written.
+    pub fn write_bin(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let bytes = to_bin(&self.examples).map_err(|e| anyhow!("{}: {e:#}", path.display()))?;
+        std::fs::write(path, bytes).map_err(|e| anyhow!("{}: {e}", path.display()))
+    }
+}
+
+fn parse_jsonl(bytes: &[u8]) -> Result<Vec<Example>> {
+    let text = std::str::from_utf8(bytes).context("not UTF-8 text")?;
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    lines.map(|(i, line)| parse_json(line).map_err(|e| anyhow!("line {}: {e:#}", i + 1))).collect()
+}
+
+fn parse_json(line: &str) -> Result<Example> {
+    let json: Value = serde_json::from_str(line)?;
+    let text = |value: &Value, field: &str| match value.as_str() {
+        Some(text) if !text.is_empty() => Ok(text.to_owned()),
+        _ => Err(anyhow!("{field} is {value}; expected a text")),
+    };
+    let ctx = text(&json["ctx"], "ctx")?;
+    let label = &json["label"];
+    // Hugging Face's copy of the data set has the number in quotes.
+    let number = label.as_u64().or_else(|| label.as_str()?.parse().ok());
+    let Some(label) = number.and_then(|n| usize::try_from(n).ok()).filter(|&n| n < ENDINGS) else {
+        bail!("label is {label}; expected 0 to {} (the test split has no labels)", ENDINGS - 1);
+    };
+    let endings = json["endings"].as_array().map_or(&[][..], Vec::as_slice);
+    let Ok(endings) = <&[Value; ENDINGS]>::try_from(endings) else {
+        bail!("endings has {} entries; expected {ENDINGS}", endings.len());
+    };
+    let mut tokens: [Vec<u16>; ENDINGS] = Default::default();
+    for (i, ending) in endings.iter().enumerate() {
+        tokens[i] = encode(&format!(" {}", text(ending, &format!("endings[{i}]"))?));
+    }
+    Ok(Example { ctx: encode(&ctx), endings: tokens, label })
+}
+
+fn encode(text: &str) -> Vec<u16> {
+    let tokens = tiktoken_rs::r50k_base_singleton().encode_ordinary(text);
+    tokens.into_iter().map(|token| u16::try_from(token).expect("GPT-2 has fewer than 65536 tokens")).collect()
+}
+
+fn parse_bin(bytes: &[u8]) -> Result<Vec<Example>> {
+    let Some((header, body)) = bytes.split_at_checked(HEADER_BYTES) else {
+        bail!(
+            "neither JSON lines nor llm.c's .bin: {} bytes, less than the {HEADER_BYTES} of a header",
+            bytes.len()
+        );
+    };
+    let field = |i: usize| i32::from_le_bytes(header[i * 4..][..4].try_into().expect("four bytes"));
+    let [magic, version, count, longest] = [0, 1, 2, 3].map(field);
+    ensure!(magic == MAGIC, "neither JSON lines nor llm.c's .bin: magic is {magic}; expected {MAGIC}");
+    ensure!(version == VERSION, "version is {version}; expected {VERSION}");
+    ensure!((0..=0xffff).contains(&count), "number of examples is {count}; expected at most 65535");
+    ensure!(body.len().is_multiple_of(2), "cut short: ends in the middle of a token");
+    let words: Vec<u16> = body.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect();
+    let mut rest = words.as_slice();
+    let mut examples = Vec::with_capacity(count as usize);
+    for index in 0..count as usize {
+        let words = take_example(&mut rest, index, longest).with_context(|| format!("example {index}"))?;
+        examples.push(parse_example(words).with_context(|| format!("example {index}"))?);
+    }
+    ensure!(rest.is_empty(), "{} bytes follow the last of {count} examples", rest.len() * 2);
+    Ok(examples)
+}
+
+/// Splits off the words of the next example, without its start, size and index.
+fn take_example<'a>(rest: &mut &'a [u16], index: usize, longest: i32) -> Result<&'a [u16]> {
+    let &[start, size, found, ..] = *rest else {
+        bail!("cut short: the file ends here");
+    };
+    ensure!(start == START, "starts with {start}; expected {START}");
+    let size_ok = size.is_multiple_of(2) && size >= 6 && i32::from(size) <= longest;
+    ensure!(
+        size_ok,
+        "size is {size} bytes; expected an even number from 6 to the header's longest, {longest}"
+    );
+    ensure!(usize::from(found) == index, "index is {found}; expected {index}");
+    let Some((example, after)) = rest.split_at_checked(usize::from(size) / 2) else {
+        bail!("cut short: has {} of {size} bytes", rest.len() * 2);
+    };
+    *rest = after;
+    Ok(&example[3..])
+}
+
+/// Label, number of endings, context, endings.
+fn parse_example(words: &[u16]) -> Result<Example> {
+    let &[label, endings, ref rest @ ..] = words else {
+        bail!("too small to have a label");
+    };
+    ensure!(usize::from(label) < ENDINGS, "label is {label}; expected 0 to {}", ENDINGS - 1);
+    ensure!(usize::from(endings) == ENDINGS, "has {endings} endings; expected {ENDINGS}");
+    let mut rest = rest;
+    let ctx = take_tokens(&mut rest).context("context")?;
+    let mut tokens: [Vec<u16>; ENDINGS] = Default::default();
+    for (i, ending) in tokens.iter_mut().enumerate() {
+        *ending = take_tokens(&mut rest).with_context(|| format!("ending {i}"))?;
+    }
+    ensure!(rest.is_empty(), "{} bytes follow the last ending", rest.len() * 2);
+    Ok(Example { ctx, endings: tokens, label: usize::from(label) })
+}
+
+/// A length, then as many tokens.
+fn take_tokens(rest: &mut &[u16]) -> Result<Vec<u16>> {
+    let Some((&len, after)) = rest.split_first() else {
+        bail!("is missing: the example ends before it");
+    };
+    ensure!(len > 0, "has no tokens");
+    let Some((tokens, after)) = after.split_at_checked(usize::from(len)) else {
+        bail!("has {} of {len} tokens: the example ends within it", after.len());
+    };
+    *rest = after;
+    Ok(tokens.to_vec())
+}
+
+fn to_bin(examples: &[Example]) -> Result<Vec<u8>> {
+    ensure!(examples.len() <= 0xffff, "{} examples; the format has room for 65535", examples.len());
+    let mut body: Vec<u16> = Vec::new();
+    let mut longest = 0;
+    for (index, example) in examples.iter().enumerate() {
+        let words: usize = 6 + example.ctx.len() + example.endings.iter().map(|e| 1 + e.len()).sum::<usize>();
+        let size = u16::try_from(words * 2).map_err(|_| {
+            anyhow!("example {index} would take {} bytes; the format has room for 65535", words * 2)
+        })?;
+        longest = longest.max(size);
+        body.extend([START, size, index as u16, example.label as u16, ENDINGS as u16]);
+        for tokens in std::iter::once(&example.ctx).chain(&example.endings) {
+            // Cannot wrap: the whole example was seen to fit.
+            body.push(tokens.len() as u16);
+            body.extend(tokens);
+        }
+    }
+    let mut header = [0i32; 256];
+    header[..4].copy_from_slice(&[MAGIC, VERSION, examples.len() as i32, i32::from(longest)]);
+    let mut bytes: Vec<u8> = header.iter().flat_map(|x| x.to_le_bytes()).collect();
+    bytes.extend(body.iter().flat_map(|x| x.to_le_bytes()));
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The second line has its label in quotes, as Hugging Face's copy does; a blank line ends the file.
+    const JSONL: &str = r#"{"ind": 24, "ctx": "A man is sitting on a roof. he", "split": "val", "label": 3, "endings": ["is using wrap to wrap a pair of skis.", "is ripping level tiles off.", "is holding a rubik's cube.", "starts pulling up roofing on a roof."]}
+{"ctx": "The cat", "label": "1", "endings": ["a", "sat on the mat.", "barks", "is a good dog"]}
+
+"#;
+
+    fn open(bytes: impl AsRef<[u8]>) -> Result<HellaSwag> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        HellaSwag::open(file.path())
+    }
+
+    fn message(bytes: impl AsRef<[u8]>) -> String {
+        let message = open(bytes).unwrap_err().to_string();
+        assert!(message.starts_with('/') && !message.contains('\n'), "{message}");
+        message
+    }
+
+    #[test]
+    fn jsonl_becomes_tokens() {
+        let data = open(JSONL).unwrap();
+        // What tiktoken's gpt2 encoding gives for these texts.
+        assert_eq!(data.examples[0].ctx, [32, 582, 318, 5586, 319, 257, 9753, 13, 339]);
+        assert_eq!(data.examples[0].endings[1], [318, 34759, 1241, 19867, 572, 13]);
+        assert_eq!(data.examples[1].ctx, [464, 3797]);
+        assert_eq!(data.examples[1].endings[1], [3332, 319, 262, 2603, 13]);
+        assert_eq!(data.examples.iter().map(|e| e.label).collect::<Vec<_>>(), [3, 1]);
+        assert_eq!(data.examples[1].longest(), 7);
+        assert_eq!(data.longest(), data.examples[0].longest());
+    }
+
+    #[test]
+    fn bad_jsonl_names_line_and_field() {
+        let line = JSONL.lines().nth(1).unwrap();
+        for (from, to, expected) in [
+            ("\"1\"", "4", "line 3: label is 4"),
+            ("\"1\"", "\"\"", "label is \"\""),
+            ("\"label\": \"1\", ", "", "label is null"),
+            ("\"The cat\"", "\"\"", "ctx is \"\""),
+            ("\"ctx\"", "\"context\"", "ctx is null"),
+            ("\"barks\", ", "", "endings has 3 entries"),
+            ("\"barks\"", "7", "endings[2] is 7"),
+            ("}", "", "line 3: EOF"),
+        ] {
+            let text = message(format!("{line}\n\n{}\n", line.replace(from, to)));
+            assert!(text.contains(expected), "{text}");
+        }
+        assert!(message(b"{\xff}").contains("UTF-8"));
+        assert!(HellaSwag::open("/nowhere/h.jsonl").unwrap_err().to_string().contains("/nowhere/h.jsonl"));
+    }
+
+    /// Two examples, spelt out word by word.
+    fn bin() -> Vec<u8> {
+        let mut header = vec![20240522, 1, 2, 38];
+        header.resize(256, 0);
+        let body = [
+            &[65535u16, 38, 0, 3, 4, 2, 10, 11, 1, 20, 3, 21, 22, 23, 1, 24, 2, 25, 26][..],
+            &[65535, 32, 1, 0, 4, 1, 30, 1, 31, 2, 32, 33, 1, 34, 1, 35],
+        ];
+        let header = header.iter().flat_map(|x: &i32| x.to_le_bytes());
+        header.chain(body.concat().iter().flat_map(|x| x.to_le_bytes())).collect()
+    }
+
+    #[test]
+    fn bin_is_read_and_written_word_for_word() {
+        let data = open(bin()).unwrap();
+        let first = Example {
+            ctx: vec![10, 11],
+            endings: [vec![20], vec![21, 22, 23], vec![24], vec![25, 26]],
+            label: 3,
+        };
+        assert_eq!(data.examples[0], first);
+        assert_eq!((data.examples.len(), data.examples[1].label, data.longest()), (2, 0, 5));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        data.write_bin(file.path()).unwrap();
+        assert_eq!(std::fs::read(file.path()).unwrap(), bin());
+    }
+
+    #[test]
+    fn jsonl_survives_conversion() {
+        let data = open(JSONL).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        data.write_bin(file.path()).unwrap();
+        assert_eq!(HellaSwag::open(file.path()).unwrap().examples, data.examples);
+    }
+
+    #[test]
+    fn bad_bin_names_example_and_field() {
+        // Index of a 16-bit word, what to put there, what the message must say.
+        for (word, value, expected) in [
+            (0, 7, "magic is"),
+            (2, 2, "version is 2"),
+            (4, 3, "example 2: cut short"),
+            (4, 1, "32 bytes follow the last of 1 examples"),
+            (4, 0, "70 bytes follow"),
+            (5, 1, "number of examples is 65538"),
+            (6, 36, "example 0: size is 38 bytes"),
+            (512, 1, "example 0: starts with 1"),
+            (513, 37, "example 0: size is 37"),
+            (513, 4, "example 0: size is 4"),
+            (513, 36, "example 0: ending 3: has 1 of 2 tokens"),
+            (514, 1, "example 0: index is 1"),
+            (515, 4, "example 0: label is 4"),
+            (516, 3, "example 0: has 3 endings"),
+            (517, 0, "example 0: context: has no tokens"),
+            (517, 60000, "example 0: context: has 13 of 60000 tokens"),
+            (528, 1, "example 0: 2 bytes follow"),
+            (532, 34, "example 1: cut short: has 32 of 34 bytes"),
+            (543, 0, "example 1: ending 2: has no tokens"),
+        ] {
+            let mut bytes = bin();
+            bytes[word * 2..][..2].copy_from_slice(&u16::to_le_bytes(value));
+            let text = message(bytes);
+            assert!(text.contains(expected), "word {word} = {value}: {text}");
+        }
+        let bytes = bin();
+        assert!(message(&bytes[..bytes.len() - 1]).contains("middle of a token"));
+        assert!(message(&bytes[..100]).contains("100 bytes"));
+        assert!(message("").contains("0 bytes"));
+        for len in (HEADER_BYTES..bytes.len()).step_by(2) {
+            assert!(open(&bytes[..len]).is_err(), "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_the_format_is_not_written() {
+        let example = open(bin()).unwrap().examples.remove(0);
+        let large = Example { ctx: vec![1; 40_000], ..example.clone() };
+        assert!(to_bin(&[large]).unwrap_err().to_string().contains("example 0 would take"));
+        assert!(to_bin(&vec![example; 65_536]).unwrap_err().to_string().contains("65536 examples"));
+    }
+}

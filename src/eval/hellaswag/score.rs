@@ -1,0 +1,386 @@
+//! Scoring: the loss of each ending's tokens given the context, summed (`acc`) and averaged (`acc_norm`).
+#![allow(non_snake_case)]
+
+use super::{ENDINGS, Example, HellaSwag};
+use crate::model::{BatchShape, GPT2};
+use crate::ops::Ops;
+use anyhow::{Result, ensure};
+use serde::Serialize;
+use std::ops::Add;
+
+/// Right answers; add up those of all ranks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HellaSwagScore {
+    pub total: usize,
+    /// By the lowest sum of losses.
+    pub correct: usize,
+    /// By the lowest mean loss, which does not favour short endings.
+    pub correct_norm: usize,
+}
+
+impl HellaSwagScore {
+    /// Share of right answers by the sum, in 0 ..= 1; NaN of no examples.
+    pub fn acc(&self) -> f64 {
+        self.correct as f64 / self.total as f64
+    }
+
+    /// Share of right answers by the mean: the figure that is usually quoted.
+    pub fn acc_norm(&self) -> f64 {
+        self.correct_norm as f64 / self.total as f64
+    }
+}
+
+impl Add for HellaSwagScore {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        HellaSwagScore {
+            total: self.total + other.total,
+            correct: self.correct + other.correct,
+            correct_norm: self.correct_norm + other.correct_norm,
+        }
+    }
+}
+
+/// What the model made of one example. Losses are in nats.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Item {
+    /// Its place in the file, from 0.
+    pub index: usize,
+    pub label: usize,
+    /// Loss of each ending, summed over its tokens.
+    pub sum_loss: [f32; ENDINGS],
+    /// The same, divided by their number.
+    pub avg_loss: [f32; ENDINGS],
+}
+
+impl Item {
+    /// The ending with the lowest sum.
+    pub fn pred(&self) -> usize {
+        argmin(&self.sum_loss)
+    }
+
+    /// The ending with the lowest mean.
+    pub fn pred_norm(&self) -> usize {
+        argmin(&self.avg_loss)
+    }
+}
+
+/// The first of the smallest.
+fn argmin(values: &[f32; ENDINGS]) -> usize {
+    (1..ENDINGS).fold(0, |best, i| if values[i] < values[best] { i } else { best })
+}
+
+/// One rank's part of the examples.
+#[derive(Clone, Debug)]
+pub struct Evaluation {
+    /// In order of index.
+    pub items: Vec<Item>,
+    /// Examples of which some row was longer than the model's context, so that the start of their text was not
+    /// read; a log should say so.
+    pub truncated: usize,
+}
+
+impl Evaluation {
+    pub fn score(&self) -> HellaSwagScore {
+        let count = |hit: fn(&Item) -> bool| self.items.iter().filter(|item| hit(item)).count();
+        HellaSwagScore {
+            total: self.items.len(),
+            correct: count(|item| item.pred() == item.label),
+            correct_norm: count(|item| item.pred_norm() == item.label),
+        }
+    }
+}
+
+/// Context and one ending: a row of a batch.
+#[derive(Clone, Copy)]
+struct Row<'a> {
+    example: usize,
+    ending: usize,
+    ctx: &'a [u16],
+    tokens: &'a [u16],
+}
+
+impl<'a> Row<'a> {
+    /// Drops the start of the context where the row is longer than `maxT` inputs.
+    fn new(data: &'a HellaSwag, example: usize, ending: usize, maxT: usize) -> Self {
+        let (ctx, tokens) = (&data.examples[example].ctx, &data.examples[example].endings[ending]);
+        let excess = (ctx.len() + tokens.len() - 1).saturating_sub(maxT);
+        Row { example, ending, ctx: &ctx[excess..], tokens }
+    }
+
+    /// Inputs: the last token is only ever a target.
+    fn T(&self) -> usize {
+        self.ctx.len() + self.tokens.len() - 1
+    }
+
+    /// Fills one row of inputs, targets; what lies past the row stays zero, and cannot be seen from within it.
+    fn render(&self, inputs: &mut [i32], targets: &mut [i32]) {
+        let row = self.ctx.iter().chain(self.tokens).map(|&token| i32::from(token));
+        for (input, token) in inputs.iter_mut().zip(row.clone().take(self.T())) {
+            *input = token;
+        }
+        for (target, token) in targets.iter_mut().zip(row.skip(1)) {
+            *target = token;
+        }
+    }
+
+    /// Of a row of losses, those of the ending: the last token of the context predicts its first.
+    fn sum_loss(&self, losses: &[f32]) -> f64 {
+        losses[self.ctx.len() - 1..self.T()].iter().map(|&loss| f64::from(loss)).sum()
+    }
+}
+
+/// Scores examples `rank`, `rank + world`, … of `data`.
+///
+/// Rows go through the model in batches of as many as its buffers hold, the longest first so that little is padding;
+/// results do not depend on it beyond rounding. `progress` is told how many examples of how many are done.
+///
+/// # Errors
+/// If a token is not in the model's vocabulary, an ending alone is longer than its context, a loss is not a
+/// number, or the device fails.
+///
+/// # Panics
+/// If the model's buffers hold fewer rows than the longest row, cut to `maxT`, has tokens.
+pub fn evaluate(
+    model: &GPT2,
+    dev: &mut dyn Ops,
+    data: &HellaSwag,
+    (rank, world): (usize, usize),
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Evaluation> {
+    let config = &model.weights.config;
+    let mut order: Vec<usize> = (rank..data.examples.len()).step_by(world).collect();
+    for &i in &order {
+        check(&data.examples[i], config.V, config.maxT)
+            .map_err(|e| anyhow::anyhow!("{}: example {i}: {e}", data.path.display()))?;
+    }
+    order.sort_by_key(|&i| std::cmp::Reverse(data.examples[i].longest()));
+    let rows_of = |&i: &usize| (0..ENDINGS).map(move |ending| Row::new(data, i, ending, config.maxT));
+    let rows: Vec<Row> = order.iter().flat_map(rows_of).collect();
+
+    let mut items: Vec<Item> = Vec::with_capacity(order.len());
+    let mut done = 0;
+    while done < rows.len() {
+        let (shape, batch) = pack(&rows[done..], model.acts.rows);
+        let losses = run(model, dev, shape, batch)?;
+        for (row, losses) in batch.iter().zip(losses.chunks_exact(shape.T)) {
+            let sum = row.sum_loss(losses);
+            ensure!(
+                !sum.is_nan(),
+                "{}: example {}: loss is NaN; the model has diverged or is damaged",
+                data.path.display(),
+                row.example
+            );
+            if row.ending == 0 {
+                let label = data.examples[row.example].label;
+                items.push(Item {
+                    index: row.example,
+                    label,
+                    sum_loss: [0.0; ENDINGS],
+                    avg_loss: [0.0; ENDINGS],
+                });
+            }
+            let item = items.last_mut().expect("ending 0 comes first");
+            item.sum_loss[row.ending] = sum as f32;
+            item.avg_loss[row.ending] = (sum / row.tokens.len() as f64) as f32;
+        }
+        done += shape.B;
+        progress(done / ENDINGS, order.len());
+    }
+    items.sort_by_key(|item| item.index);
+    let truncated = order.iter().filter(|&&i| data.examples[i].longest() - 1 > config.maxT).count();
+    Ok(Evaluation { items, truncated })
+}
+
+/// Whether the model can score this example.
+fn check(example: &Example, V: usize, maxT: usize) -> Result<()> {
+    for &token in example.ctx.iter().chain(example.endings.iter().flatten()) {
+        ensure!(usize::from(token) < V, "has token {token}, but the model knows {V} tokens");
+    }
+    for (i, ending) in example.endings.iter().enumerate() {
+        let len = ending.len();
+        ensure!(len <= maxT, "ending {i} has {len} tokens, more than the model's context of {maxT}");
+    }
+    Ok(())
+}
+
+/// As many of the next rows as fit into `capacity` tokens when all are padded to the longest.
+fn pack<'a, 'b>(rows: &'b [Row<'a>], capacity: usize) -> (BatchShape, &'b [Row<'a>]) {
+    let mut shape = BatchShape { B: 1, T: rows[0].T() };
+    for row in &rows[1..] {
+        let grown = BatchShape { B: shape.B + 1, T: shape.T.max(row.T()) };
+        if grown.rows() > capacity {
+            break;
+        }
+        shape = grown;
+    }
+    (shape, &rows[..shape.B])
+}
+
+/// The losses (B, T) of a batch of rows.
+fn run(model: &GPT2, dev: &mut dyn Ops, shape: BatchShape, batch: &[Row]) -> Result<Vec<f32>> {
+    let (mut inputs, mut targets) = (vec![0; shape.rows()], vec![0; shape.rows()]);
+    let lines = inputs.chunks_exact_mut(shape.T).zip(targets.chunks_exact_mut(shape.T));
+    for (row, (inputs, targets)) in batch.iter().zip(lines) {
+        row.render(inputs, targets);
+    }
+    model.load_batch(dev, shape, &inputs, &targets)?;
+    model.evaluate(dev, shape)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ModelConfig;
+    use crate::device::cpu::Cpu;
+    use crate::eval::testing::{cpu, randomize};
+    use crate::model::ModelOptions;
+    use crate::model::activations::Recompute;
+    use crate::tensor::{Dtype, MemoryPlan};
+
+    /// A random model whose buffers hold `rows` tokens.
+    fn model(maxT: usize, rows: usize) -> (Cpu, GPT2) {
+        let config = ModelConfig::new(maxT, 1, 2, 16);
+        let options =
+            ModelOptions { B: 1, T: 1, min_rows: rows, recompute: Recompute::Gelu, logits_bytes: 1 << 22 };
+        let mut plan = MemoryPlan::new();
+        let model = GPT2::plan_for_evaluation(&config, &options, Dtype::F32, &mut plan);
+        let mut dev = cpu(&plan);
+        randomize(&mut dev, &model.weights, 3);
+        (dev, model)
+    }
+
+    /// Examples of many lengths, made up of tokens from all over the vocabulary.
+    fn data() -> HellaSwag {
+        let tokens = |seed: usize, len: usize| {
+            (0..len).map(|i| ((seed * 7919 + i * 104_729) % 50257) as u16).collect::<Vec<_>>()
+        };
+        let examples = (0..7)
+            .map(|i| Example {
+                ctx: tokens(i, 1 + i * 5 % 17),
+                endings: [0, 1, 2, 3].map(|e| tokens(100 + i * ENDINGS + e, 1 + (i * 3 + e * e) % 11)),
+                label: i % ENDINGS,
+            })
+            .collect();
+        HellaSwag { path: "made-up.bin".into(), examples }
+    }
+
+    fn evaluate_all(maxT: usize, rows: usize, data: &HellaSwag) -> Result<Evaluation> {
+        let (mut dev, model) = model(maxT, rows);
+        evaluate(&model, &mut dev, data, (0, 1), &mut |_, _| {})
+    }
+
+    /// One row at a time, without padding, straight from the definition.
+    fn naive(dev: &mut Cpu, model: &GPT2, ctx: &[u16], ending: &[u16]) -> Vec<f32> {
+        let row: Vec<i32> = ctx.iter().chain(ending).map(|&t| i32::from(t)).collect();
+        let shape = BatchShape { B: 1, T: row.len() - 1 };
+        model.load_batch(dev, shape, &row[..row.len() - 1], &row[1..]).unwrap();
+        let losses = model.evaluate(dev, shape).unwrap();
+        losses[losses.len() - ending.len()..].to_vec()
+    }
+
+    #[track_caller]
+    fn assert_close(a: &[f32], b: &[f32]) {
+        for (a, b) in a.iter().zip(b) {
+            assert!((a - b).abs() <= 1e-4 * b.abs().max(1.0), "{a} against {b}");
+        }
+    }
+
+    #[test]
+    fn losses_are_those_of_each_row_alone() {
+        let data = data();
+        let (mut dev, model) = model(64, 256);
+        let evaluation = evaluate(&model, &mut dev, &data, (0, 1), &mut |_, _| {}).unwrap();
+        assert_eq!((evaluation.items.len(), evaluation.truncated), (7, 0));
+        let mut score = HellaSwagScore::default();
+        for (i, (item, example)) in evaluation.items.iter().zip(&data.examples).enumerate() {
+            assert_eq!((item.index, item.label), (i, example.label));
+            let losses =
+                example.endings.each_ref().map(|ending| naive(&mut dev, &model, &example.ctx, ending));
+            let sums = losses.each_ref().map(|l| l.iter().sum::<f32>());
+            let means = losses.each_ref().map(|l| l.iter().sum::<f32>() / l.len() as f32);
+            assert_close(&item.sum_loss, &sums);
+            assert_close(&item.avg_loss, &means);
+            let lowest = |x: [f32; ENDINGS]| x.iter().all(|&other| x[example.label] <= other);
+            score.total += 1;
+            score.correct += usize::from(lowest(sums));
+            score.correct_norm += usize::from(lowest(means));
+        }
+        assert_eq!(evaluation.score(), score);
+        let differ = evaluation.items.iter().any(|item| item.pred() != item.pred_norm());
+        assert!(differ, "the examples do not tell the sum from the mean");
+    }
+
+    #[test]
+    fn packing_changes_nothing() {
+        let data = data();
+        let one_row = evaluate_all(64, data.longest(), &data).unwrap();
+        for rows in [100, 2000] {
+            let packed = evaluate_all(64, rows, &data).unwrap();
+            assert_eq!(packed.score(), one_row.score());
+            for (a, b) in packed.items.iter().zip(&one_row.items) {
+                assert_close(&a.sum_loss, &b.sum_loss);
+                assert_close(&a.avg_loss, &b.avg_loss);
+            }
+        }
+    }
+
+    #[test]
+    fn ranks_share_the_examples() {
+        let (mut dev, model) = model(64, 256);
+        let data = data();
+        let whole = evaluate(&model, &mut dev, &data, (0, 1), &mut |_, _| {}).unwrap();
+        let mut sum = HellaSwagScore::default();
+        for rank in 0..3 {
+            let mut calls = Vec::new();
+            let part =
+                evaluate(&model, &mut dev, &data, (rank, 3), &mut |done, of| calls.push((done, of))).unwrap();
+            assert!(part.items.iter().all(|item| item.index % 3 == rank));
+            let of = part.items.len();
+            assert_eq!(calls.last(), Some(&(of, of)));
+            sum = sum + part.score();
+        }
+        assert_eq!(sum, whole.score());
+        assert_eq!(sum.total, 7);
+    }
+
+    #[test]
+    fn long_contexts_lose_their_start() {
+        let data = data();
+        let maxT = 12;
+        let (mut dev, model) = model(maxT, maxT);
+        let evaluation = evaluate(&model, &mut dev, &data, (0, 1), &mut |_, _| {}).unwrap();
+        let long = data.examples.iter().filter(|e| e.longest() > maxT + 1).count();
+        assert!(long > 0 && long < data.examples.len());
+        assert_eq!(evaluation.truncated, long);
+        for (item, example) in evaluation.items.iter().zip(&data.examples) {
+            for (e, ending) in example.endings.iter().enumerate() {
+                let keep = example.ctx.len().min(maxT + 1 - ending.len());
+                let losses = naive(&mut dev, &model, &example.ctx[example.ctx.len() - keep..], ending);
+                assert_close(&item.sum_loss[e..=e], &[losses.iter().sum::<f32>()]);
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_model_cannot_score_is_an_error() {
+        let message = |maxT, change: fn(&mut Example)| {
+            let mut data = data();
+            change(&mut data.examples[2]);
+            evaluate_all(maxT, 256, &data).unwrap_err().to_string()
+        };
+        let text = message(64, |e| e.endings[3] = vec![50257]);
+        assert!(text.contains("made-up.bin: example 2: has token 50257"), "{text}");
+        let text = message(12, |e| e.endings[1] = vec![5; 13]);
+        assert!(text.contains("example 2: ending 1 has 13 tokens"), "{text}");
+    }
+
+    #[test]
+    fn a_diverged_model_has_no_score() {
+        let (mut dev, model) = model(64, 256);
+        dev.fill(model.weights.all, f32::NAN).unwrap();
+        let error = evaluate(&model, &mut dev, &data(), (0, 1), &mut |_, _| {}).unwrap_err().to_string();
+        assert!(error.contains("loss is NaN"), "{error}");
+    }
+}

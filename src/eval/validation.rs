@@ -1,0 +1,115 @@
+//! Loss on held-out text.
+#![allow(non_snake_case)]
+
+use crate::data::loader::DataLoader;
+use crate::model::{BatchShape, GPT2};
+use crate::ops::Ops;
+use anyhow::Result;
+
+/// Mean loss, in nats a token, over the first batches of the loader's data. With several ranks this is the part of
+/// one; the mean of all is the loss.
+///
+/// The loader starts over first, so that each validation sees the same text; it should not shuffle. `max_batches` of
+/// `None` reads all of the data once. More batches than there are go round again, as in llm.c.
+///
+/// # Errors
+/// If a batch cannot be read or the device fails.
+///
+/// # Panics
+/// If `shape` is not the one that the loader serves, or does not fit the model, or `max_batches` is 0.
+pub fn validation_loss(
+    model: &GPT2,
+    dev: &mut dyn Ops,
+    loader: &mut DataLoader,
+    shape: BatchShape,
+    max_batches: Option<usize>,
+) -> Result<f32> {
+    loader.reset();
+    let batches = max_batches.unwrap_or(loader.samples_per_epoch() as usize);
+    assert!(batches > 0, "a mean of no batches");
+    let mut sum = 0.0;
+    for _ in 0..batches {
+        let batch = loader.next_batch()?;
+        model.load_batch(dev, shape, &batch.inputs, &batch.targets)?;
+        let losses = model.evaluate(dev, shape)?;
+        sum += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / losses.len() as f64;
+    }
+    Ok((sum / batches as f64) as f32)
+}
+
+/// exp(loss): among how many equally likely tokens the model is as unsure, on average.
+pub fn perplexity(loss: f32) -> f64 {
+    f64::from(loss).exp()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ModelConfig;
+    use crate::data::loader::LoaderOptions;
+    use crate::eval::testing::{cpu, randomize};
+    use crate::model::ModelOptions;
+    use crate::model::activations::Recompute;
+    use crate::tensor::{Dtype, MemoryPlan};
+
+    /// Writes a token shard: header, then tokens.
+    fn shard(tokens: &[u16]) -> tempfile::NamedTempFile {
+        let file = tempfile::Builder::new().suffix(".bin").tempfile().unwrap();
+        let mut header = [0i32; 256];
+        header[..3].copy_from_slice(&[20240520, 1, tokens.len() as i32]);
+        let bytes = [bytemuck::cast_slice::<_, u8>(&header), bytemuck::cast_slice(tokens)].concat();
+        std::fs::write(file.path(), bytes).unwrap();
+        file
+    }
+
+    #[test]
+    fn it_is_the_mean_over_tokens_and_starts_over_each_time() {
+        let shape = BatchShape { B: 2, T: 8 };
+        let config = ModelConfig { maxT: 8, V: 96, Vp: 128, L: 1, NH: 2, C: 16, qkv_bias: true };
+        let options =
+            ModelOptions { B: 2, T: 8, min_rows: 0, recompute: Recompute::Gelu, logits_bytes: 1 << 20 };
+        let mut plan = MemoryPlan::new();
+        let model = GPT2::plan_for_evaluation(&config, &options, Dtype::F32, &mut plan);
+        let mut dev = cpu(&plan);
+        randomize(&mut dev, &model.weights, 11);
+
+        // Three batches of sixteen tokens, and one more token as the last target.
+        let tokens: Vec<u16> = (0..49).map(|i| i * 37 % 96).collect();
+        let file = shard(&tokens);
+        let mut losses = Vec::new();
+        for start in [0, 16, 32] {
+            let text: Vec<i32> = tokens[start..start + 17].iter().map(|&t| i32::from(t)).collect();
+            model.load_batch(&mut dev, shape, &text[..16], &text[1..]).unwrap();
+            losses.extend(model.evaluate(&mut dev, shape).unwrap());
+        }
+        let mean = |n: usize| losses[..n].iter().sum::<f32>() / n as f32;
+
+        let mut loader = DataLoader::open(LoaderOptions {
+            pattern: file.path().to_str().unwrap(),
+            flag: "-j",
+            B: 2,
+            T: 8,
+            rank: 0,
+            num_processes: 1,
+            shuffle: false,
+            V: 96,
+        })
+        .unwrap();
+        loader.next_batch().unwrap();
+        for (max_batches, expected) in [
+            (None, mean(48)),
+            (Some(1), mean(16)),
+            (Some(2), mean(32)),
+            (Some(4), (3.0 * mean(48) + mean(16)) / 4.0),
+        ] {
+            let loss = validation_loss(&model, &mut dev, &mut loader, shape, max_batches).unwrap();
+            assert!((loss - expected).abs() <= 1e-5 * expected, "{max_batches:?}: {loss} against {expected}");
+        }
+        assert_ne!(mean(16), mean(32));
+    }
+
+    #[test]
+    fn perplexity_of_a_uniform_guess_is_the_vocabulary() {
+        assert!((perplexity(50257f32.ln()) - 50257.0).abs() <= 0.1);
+    }
+}

@@ -1,0 +1,200 @@
+//! Continuing a prompt, token by token.
+#![allow(non_snake_case)]
+
+use super::{END_OF_TEXT, Sampler};
+use crate::model::decode::Decoder;
+use crate::ops::Ops;
+use anyhow::{Result, ensure};
+
+/// Why a continuation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// The model wrote `<|endoftext|>`, which is not passed on.
+    EndOfText,
+    /// It wrote as many tokens as were asked for.
+    Length,
+}
+
+/// Continues `prompt` by at most `max_new` tokens, each handed to `on_token` as soon as it is known.
+///
+/// An empty prompt stands for `<|endoftext|>`, after which a text begins. Of a prompt longer than
+/// [`Decoder::context`] only the last part that fits is read; whoever has a user should say so.
+///
+/// With `kv_cache` a token costs one row of work; without, all tokens before it are computed again, which is slow
+/// and there to check the cache. Both see the same window of tokens, so they differ by rounding alone.
+///
+/// When the context is full, its first half is dropped and the rest is run again. GPT-2 learned an embedding for each
+/// absolute position, so tokens that move to another position have other keys and values: a cache cannot slide by
+/// one, and moving by half a context makes the re-run rare.
+///
+/// # Errors
+/// If a token of the prompt is not in the model's vocabulary, the model is broken (see [`Sampler::pick`]), the
+/// device fails, or `on_token` does.
+pub fn generate(
+    dev: &mut dyn Ops,
+    decoder: &mut Decoder,
+    sampler: &mut Sampler,
+    prompt: &[i32],
+    max_new: usize,
+    kv_cache: bool,
+    on_token: &mut dyn FnMut(u32) -> Result<()>,
+) -> Result<Finish> {
+    let (context, V) = (decoder.context(), decoder.V());
+    let prompt = if prompt.is_empty() { &[END_OF_TEXT as i32] } else { prompt };
+    for &token in prompt {
+        ensure!(
+            usize::try_from(token).is_ok_and(|id| id < V),
+            "the prompt has token {token}, but the model knows {V} tokens; was it trained with another tokenizer?"
+        );
+    }
+    if max_new == 0 {
+        return Ok(Finish::Length);
+    }
+    let mut window = prompt[prompt.len().saturating_sub(context)..].to_vec();
+    let mut logits = decoder.prefill(dev, &window)?;
+    for written in 1.. {
+        let token = sampler.pick(&logits)?;
+        if token == END_OF_TEXT {
+            return Ok(Finish::EndOfText);
+        }
+        on_token(token)?;
+        if written == max_new {
+            break;
+        }
+        window.push(token as i32);
+        let full = window.len() > context;
+        if full {
+            window.drain(..window.len() - (context / 2).max(1));
+        }
+        logits = match kv_cache && !full {
+            true => decoder.step(dev, token as i32)?,
+            false => decoder.prefill(dev, &window)?,
+        };
+    }
+    Ok(Finish::Length)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::SamplerOptions;
+    use super::*;
+    use crate::config::ModelConfig;
+    use crate::device::cpu::Cpu;
+    use crate::eval::testing::{cpu, randomize};
+    use crate::model::Weights;
+    use crate::params::Param;
+    use crate::tensor::{Dtype, MemoryPlan};
+
+    const CONTEXT: usize = 32;
+
+    fn tiny() -> (Cpu, Decoder) {
+        let config = ModelConfig { maxT: CONTEXT, V: 96, Vp: 128, L: 2, NH: 2, C: 32, qkv_bias: true };
+        let (dev, decoder, _) = with_config(&config, CONTEXT);
+        (dev, decoder)
+    }
+
+    fn with_config(config: &ModelConfig, context: usize) -> (Cpu, Decoder, Weights) {
+        let mut plan = MemoryPlan::new();
+        let weights = Weights::plan(config, Dtype::F32, &mut plan);
+        let decoder = Decoder::plan(&weights, context, &mut plan);
+        let mut dev = cpu(&plan);
+        randomize(&mut dev, &weights, 7);
+        (dev, decoder, weights)
+    }
+
+    /// The tokens of a continuation, and why it ended.
+    fn run(prompt: &[i32], max_new: usize, kv_cache: bool, options: SamplerOptions) -> (Vec<u32>, Finish) {
+        let (mut dev, mut decoder) = tiny();
+        let mut sampler = Sampler::new(options).unwrap();
+        let mut out = Vec::new();
+        let mut push = |token| {
+            out.push(token);
+            Ok(())
+        };
+        let finish =
+            generate(&mut dev, &mut decoder, &mut sampler, prompt, max_new, kv_cache, &mut push).unwrap();
+        (out, finish)
+    }
+
+    #[test]
+    fn the_cache_changes_nothing_even_when_the_context_slides() {
+        for options in [
+            SamplerOptions::default(),
+            SamplerOptions { temperature: 0.0, ..SamplerOptions::default() },
+            SamplerOptions { temperature: 1.3, top_k: Some(20), top_p: Some(0.9), seed: 5 },
+        ] {
+            let (cached, finish) = run(&[1, 2, 3], 90, true, options);
+            assert_eq!((cached.len(), finish), (90, Finish::Length));
+            assert!(cached.iter().all(|&token| token < 96));
+            assert_eq!(cached, run(&[1, 2, 3], 90, false, options).0);
+        }
+    }
+
+    #[test]
+    fn steps_give_the_logits_of_a_prefill() {
+        let (mut dev, mut decoder) = tiny();
+        let tokens: Vec<i32> = (0..CONTEXT as i32).map(|i| i * 31 % 96).collect();
+        let whole: Vec<Vec<f32>> =
+            (1..=CONTEXT).map(|n| decoder.prefill(&mut dev, &tokens[..n]).unwrap()).collect();
+        let mut logits = decoder.prefill(&mut dev, &tokens[..3]).unwrap();
+        for n in 3..=CONTEXT {
+            let spread = whole[n - 1].iter().fold(0.0f32, |m, x| m.max(x.abs()));
+            assert!(spread > 0.5, "logits this flat would prove nothing");
+            for (a, b) in logits.iter().zip(&whole[n - 1]) {
+                assert!((a - b).abs() <= 1e-4, "after {n} tokens: {a} against {b}");
+            }
+            if n < CONTEXT {
+                logits = decoder.step(&mut dev, tokens[n]).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn long_prompts_lose_their_start() {
+        let prompt: Vec<i32> = (0..50).collect();
+        let options = SamplerOptions::default();
+        assert_eq!(run(&prompt, 10, true, options), run(&prompt[50 - CONTEXT..], 10, true, options));
+        assert_ne!(run(&prompt, 10, true, options), run(&prompt[..CONTEXT], 10, true, options));
+    }
+
+    #[test]
+    fn a_context_of_one_token_is_enough() {
+        let config = ModelConfig { maxT: 4, V: 96, Vp: 128, L: 1, NH: 2, C: 8, qkv_bias: true };
+        let (mut dev, mut decoder, _) = with_config(&config, 1);
+        let mut sampler = Sampler::new(SamplerOptions::default()).unwrap();
+        let mut count = 0;
+        let mut on_token = |_| {
+            count += 1;
+            Ok(())
+        };
+        generate(&mut dev, &mut decoder, &mut sampler, &[1, 2], 5, true, &mut on_token).unwrap();
+        assert_eq!(count, 5);
+    }
+
+    #[test]
+    fn foreign_tokens_and_failing_writers_are_errors() {
+        let (mut dev, mut decoder) = tiny();
+        let mut sampler = Sampler::new(SamplerOptions::default()).unwrap();
+        let mut fails = |_| anyhow::bail!("the pipe is closed");
+        for (prompt, expected) in
+            [(&[96][..], "token 96"), (&[-1], "token -1"), (&[], "token 50256"), (&[5], "pipe is closed")]
+        {
+            let error =
+                generate(&mut dev, &mut decoder, &mut sampler, prompt, 3, true, &mut fails).unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn end_of_text_starts_and_ends_a_text() {
+        let (mut dev, mut decoder, weights) = with_config(&ModelConfig::new(8, 1, 1, 4), 8);
+        // With this last layernorm, logits are the row sums of the embedding, whatever came before.
+        dev.fill(weights.get(Param::Lnfw, 0), 0.0).unwrap();
+        dev.fill(weights.get(Param::Lnfb, 0), 1.0).unwrap();
+        dev.fill(weights.get(Param::Wte, 0).part(END_OF_TEXT as usize, 4), 50.0).unwrap();
+        let mut sampler = Sampler::new(SamplerOptions::default()).unwrap();
+        let mut none = |token| anyhow::bail!("wrote {token}");
+        let finish = generate(&mut dev, &mut decoder, &mut sampler, &[], 3, true, &mut none).unwrap();
+        assert_eq!((finish, decoder.cached()), (Finish::EndOfText, 1));
+    }
+}
