@@ -32,7 +32,7 @@ fn draw(dev: &mut dyn Ops, weights: &Weights, spec: &ParamSpec, l: usize, rng: &
         _ => spec.len_per_layer(config),
     };
     let std = match spec.init {
-        Init::ResidualNormal => 0.02 / (2.0 * config.L as f32).sqrt(),
+        Init::ResidualNormal => 0.02 / (2.0 * config.L as f64).sqrt(),
         _ => 0.02,
     };
     let mut values = vec![0.0; len];

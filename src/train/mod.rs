@@ -9,8 +9,8 @@ pub mod step;
 
 use crate::cli::train::TrainArgs;
 use crate::data::loader::DataLoader;
-use crate::data::tokenizer::{EOT, StreamDecoder, Tokenizer};
-use crate::eval::hellaswag::HellaSwag;
+use crate::data::tokenizer::{StreamDecoder, Tokenizer};
+use crate::eval::hellaswag::{self, HellaSwag};
 use crate::eval::validation::validation_loss;
 use crate::model::decode::Decoder;
 use crate::model::{BatchShape, GPT2};
@@ -19,7 +19,7 @@ use crate::optim::optimizer::Optimizer;
 use crate::optim::outlier::OutlierDetector;
 use crate::optim::schedule::Schedule;
 use crate::sample::{Sampler, SamplerOptions, generate};
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use logs::Logs;
 use signals::StopSignal;
 use std::path::PathBuf;
@@ -45,6 +45,8 @@ pub struct Run {
     pub shape: BatchShape,
     pub grad_accum_steps: usize,
     pub first_step: usize,
+    /// Whether `first_step` comes from a checkpoint.
+    pub resumed: bool,
     pub max_steps: usize,
     pub decoder: Option<Decoder>,
     pub hellaswag: Option<HellaSwag>,
@@ -70,7 +72,7 @@ pub fn run(args: &TrainArgs, dev: Box<dyn Ops>) -> Result<Finish> {
         if stopped.is_none() {
             run.evaluate(step, last)?;
         }
-        run.checkpoint(step, last || stopped.is_some())?;
+        run.checkpoint(step, last, stopped.is_some())?;
         if let Some(signal) = stopped {
             return Ok(Finish::Stopped(signal));
         }
@@ -87,7 +89,7 @@ impl Run {
     fn train(&mut self, step: usize) -> Result<()> {
         let started = Instant::now();
         if self.args.overfit_single_batch {
-            self.train_loader.reset()?;
+            self.train_loader.reset();
         }
         let mut work = Step {
             dev: self.dev.as_mut(),
@@ -119,10 +121,11 @@ impl Run {
             self.validate(step)?;
         }
         if due(self.args.val_loss_every, false)
-            && let Some(hellaswag) = &self.hellaswag
+            && let Some(questions) = &self.hellaswag
         {
-            let score = hellaswag.evaluate(&self.model, self.dev.as_mut(), 0, 1, &mut |_, _| {})?;
-            self.logs.hellaswag(step, &score)?;
+            let progress = &mut |_, _| {};
+            let evaluation = hellaswag::evaluate(&self.model, self.dev.as_mut(), questions, (0, 1), progress)?;
+            self.logs.hellaswag(step, evaluation.score())?;
         }
         if due(self.args.sample_every, false) {
             self.sample(step)?;
@@ -132,8 +135,8 @@ impl Run {
 
     fn validate(&mut self, step: usize) -> Result<()> {
         let Some(loader) = &mut self.val_loader else { return Ok(()) };
-        let max_batches = usize::try_from(self.args.val_max_steps).ok();
-        let loss = validation_loss(&self.model, self.dev.as_mut(), loader, self.shape, max_batches)?;
+        let batches = self.args.val_batches(loader.num_tokens())?;
+        let loss = validation_loss(&self.model, self.dev.as_mut(), loader, self.shape, Some(batches))?;
         self.logs.validation(step, loss)?;
         if self.best_val_loss.is_none_or(|best| loss < best) {
             self.best_val_loss = Some(loss);
@@ -146,18 +149,15 @@ impl Run {
     fn sample(&mut self, step: usize) -> Result<()> {
         let Some(decoder) = &mut self.decoder else { return Ok(()) };
         let tokenizer = Tokenizer::gpt2();
-        let prompt = match &self.args.prompt {
-            Some(text) => tokenizer.encode_ordinary(text).into_iter().map(|id| id as i32).collect(),
-            None => vec![i32::from(EOT)],
-        };
+        let mut sample = self.args.prompt.clone().unwrap_or_default();
+        let prompt: Vec<i32> = tokenizer.encode_ordinary(&sample).into_iter().map(|id| id as i32).collect();
         let mut sampler = Sampler::new(SamplerOptions {
             temperature: self.args.sample_temperature,
             top_k: (self.args.sample_top_k > 0).then_some(self.args.sample_top_k),
             top_p: None,
             seed: SAMPLE_SEED + step as u64,
-        });
+        })?;
         let mut text = StreamDecoder::new();
-        let mut sample = self.args.prompt.clone().unwrap_or_default();
         generate(self.dev.as_mut(), decoder, &mut sampler, &prompt, self.args.sample_len, true, &mut |token| {
             sample.push_str(&text.push(token));
             Ok(())

@@ -1,68 +1,166 @@
-//! From flags to a run: the model's shape, the memory plan, the initial weights.
+//! From flags to a [`Run`]: open the data, find the initial weights, plan the memory, allocate it once, fill it.
 #![allow(non_snake_case)]
 
-use crate::cli::train::{DEFAULT_MODEL, TrainArgs};
+use super::Run;
+use super::logs::Logs;
+use super::resume::{self, write_chunk};
+use crate::checkpoint::{self, ModelFile, Saved};
+use crate::cli::ModelSource;
+use crate::cli::train::TrainArgs;
 use crate::config::ModelConfig;
-use crate::model::ModelOptions;
+use crate::data::loader::{DataLoader, LoaderOptions};
+use crate::eval::hellaswag::HellaSwag;
 use crate::model::activations::Recompute;
-use crate::optim::optimizer::HyperParams;
+use crate::model::decode::Decoder;
+use crate::model::{BatchShape, GPT2, ModelOptions, init};
+use crate::ops::Ops;
+use crate::optim::optimizer::{HyperParams, Optimizer};
+use crate::optim::outlier::OutlierDetector;
+use crate::tensor::MemoryPlan;
 use anyhow::{Result, ensure};
 use std::path::Path;
 
 /// Logits take at most this much memory; a larger batch is worked off by chunks of rows.
 const LOGITS_BYTES: usize = 256 << 20;
 
-/// Whether `-e` names a file rather than a shape.
-pub fn is_checkpoint(model: &str) -> bool {
-    Path::new(model).exists() || model.ends_with(".bin") || model.ends_with(".safetensors")
+/// Where the initial weights come from.
+enum Start {
+    Random(ModelConfig),
+    File(Box<ModelFile>),
+    Resume(Box<Saved>),
 }
 
-/// The shape of a new model: a descriptor, shape flags, or a descriptor with some of it overridden.
+/// Builds a run, ready for its first step.
 ///
 /// # Errors
-/// If neither gives a whole shape, or the shape is not a valid one.
-pub fn new_model(args: &TrainArgs) -> Result<ModelConfig> {
-    let shape_flags = [("--layers", args.layers), ("--heads", args.heads), ("--channels", args.channels)];
-    let mut config = match args.model.as_str() {
-        DEFAULT_MODEL | "" => {
-            for (flag, value) in shape_flags {
-                ensure!(value.is_some(), "{flag}: expected, as --layers, --heads and --channels replace -e; not found");
-            }
-            ModelConfig::new(args.sequence_length, 1, 1, 1)
-        }
-        name => ModelConfig::from_descriptor(name)?,
+/// If data, checkpoint or shape are not to be had or do not fit each other, or memory is short.
+pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>) -> Result<Run> {
+    let start = find_start(args)?;
+    let config = start.config();
+    let (train_loader, val_loader) = open_loaders(args, &config)?;
+    let hellaswag = args.hellaswag_eval.then(|| HellaSwag::open(&args.hellaswag_data)).transpose()?;
+    let options = model_options(args, &config, hellaswag.as_ref())?;
+
+    let mut plan = MemoryPlan::new();
+    let model = GPT2::plan(&config, &options, dev.float_dtype(), &mut plan);
+    let optimizer = Optimizer::plan(&model.weights.layout, hyper_params(args), &mut plan);
+    let samples = args.sample_every > 0;
+    let decoder = samples.then(|| Decoder::plan(&model.weights, config.maxT, &mut plan));
+    let max_steps = args.train_steps(train_loader.num_tokens())?;
+    let mut logs = Logs::open(args, start.resumed_step(), max_steps)?;
+    logs.banner(dev.describe(), &start.describe(args), &model.weights, &train_loader, val_loader.as_ref());
+    logs.memory(&plan);
+    dev.allocate(&plan)?;
+
+    let mut run = Run {
+        schedule: args.schedule(max_steps),
+        shape: BatchShape { B: args.batch_size, T: args.sequence_length },
+        grad_accum_steps: args.grad_accum_steps(),
+        first_step: 0,
+        resumed: false,
+        max_steps,
+        loss_outliers: OutlierDetector::default(),
+        norm_outliers: OutlierDetector::default(),
+        best_val_loss: None,
+        output_dir: args.output_dir.clone(),
+        args: args.clone(),
+        dev,
+        model,
+        optimizer,
+        train_loader,
+        val_loader,
+        decoder,
+        hellaswag,
+        logs,
     };
-    config.L = args.layers.unwrap_or(config.L);
-    config.NH = args.heads.unwrap_or(config.NH);
-    config.C = args.channels.unwrap_or(config.C);
-    config.maxT = args.context.unwrap_or(config.maxT);
-    config.qkv_bias = args.qkv_bias;
-    config.validate()?;
-    Ok(config)
+    match start {
+        Start::Random(_) => init::initialize(run.dev.as_mut(), &run.model.weights, args.seed)?,
+        Start::File(file) => write_chunk(run.dev.as_mut(), run.model.weights.all, 0, &file.params)?,
+        Start::Resume(saved) => run.restore(*saved)?,
+    }
+    Ok(run)
 }
 
-/// Whether any flag sets the shape of a model by hand.
-pub fn has_shape_flags(args: &TrainArgs) -> bool {
-    [args.layers, args.heads, args.channels, args.context].iter().any(Option::is_some)
+fn find_start(args: &TrainArgs) -> Result<Start> {
+    if let Some(dir) = &args.output_dir {
+        if args.resume
+            && let Some(saved) = resume::find(dir)?
+        {
+            return Ok(Start::Resume(Box::new(saved)));
+        }
+        if !args.resume {
+            checkpoint::ensure_fresh(dir)?;
+        }
+    }
+    Ok(match args.model_source()? {
+        ModelSource::Shape(config) => Start::Random(config),
+        ModelSource::File(path) => Start::File(Box::new(checkpoint::load_model(Path::new(&path))?)),
+    })
 }
 
-/// Checks the sequence length against the model and gives the options the model is planned with.
-///
-/// # Errors
-/// If sequences are longer than the model can take.
-pub fn model_options(args: &TrainArgs, config: &ModelConfig, min_rows: usize) -> Result<ModelOptions> {
+impl Start {
+    fn config(&self) -> ModelConfig {
+        match self {
+            Start::Random(config) => *config,
+            Start::File(file) => file.config,
+            Start::Resume(saved) => saved.model.config,
+        }
+    }
+
+    fn resumed_step(&self) -> Option<usize> {
+        match self {
+            Start::Resume(saved) => Some(saved.state.state.step as usize),
+            _ => None,
+        }
+    }
+
+    /// For the start-up table.
+    fn describe(&self, args: &TrainArgs) -> String {
+        match self {
+            Start::Random(_) => format!("random, seed {}", args.seed),
+            Start::File(_) => args.model.clone(),
+            Start::Resume(saved) => format!("checkpoint of step {}", saved.state.state.step),
+        }
+    }
+}
+
+/// The training data, and the validation data if any flag asks for it.
+fn open_loaders(args: &TrainArgs, config: &ModelConfig) -> Result<(DataLoader, Option<DataLoader>)> {
+    let open = |pattern: &str, flag: &str, shuffle: bool| {
+        DataLoader::open(LoaderOptions {
+            pattern,
+            flag,
+            B: args.batch_size,
+            T: args.sequence_length,
+            rank: 0,
+            num_processes: 1,
+            shuffle,
+            V: config.V,
+        })
+    };
+    let train = match args.overfit_single_batch {
+        true => open(&args.input_val_bin, "-j", false)?,
+        false => open(&args.input_bin, "-i", true)?,
+    };
+    let val = (args.val_loss_every > 0).then(|| open(&args.input_val_bin, "-j", false)).transpose()?;
+    Ok((train, val))
+}
+
+/// The buffers training needs, and rows enough for four endings of the longest HellaSwag question.
+fn model_options(args: &TrainArgs, config: &ModelConfig, hellaswag: Option<&HellaSwag>) -> Result<ModelOptions> {
     let (B, T) = (args.batch_size, args.sequence_length);
     ensure!(
         T <= config.maxT,
-        "-t {T}: longer than the {} positions of the model; use -t {} or a model with a longer --context",
+        "-t {T}: longer than the {} positions of the model; use at most -t {}",
         config.maxT,
         config.maxT
     );
+    let min_rows = hellaswag.map_or(0, |h| 4 * h.longest().min(config.maxT));
     let recompute = [Recompute::Nothing, Recompute::Gelu, Recompute::GeluAndLayernorm][args.recompute];
     Ok(ModelOptions { B, T, min_rows, recompute, logits_bytes: LOGITS_BYTES })
 }
 
-pub fn hyper_params(args: &TrainArgs) -> HyperParams {
+fn hyper_params(args: &TrainArgs) -> HyperParams {
     HyperParams {
         beta1: args.beta1,
         beta2: args.beta2,
