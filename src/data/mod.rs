@@ -1,5 +1,8 @@
 //! Text and tokens: corpora become token shards, shards become batches.
 
+mod documents;
 pub mod loader;
 mod order;
+pub mod prepare;
 pub mod shard;
+pub mod tokenizer;
