@@ -1,0 +1,257 @@
+//! GPT-2's byte-pair encoding: text to tokens and back.
+
+use anyhow::{Context, Result, ensure};
+use std::fs;
+use std::path::Path;
+use std::sync::{LazyLock, OnceLock};
+use tiktoken_rs::CoreBPE;
+
+/// `<|endoftext|>`, which starts every document. Only ever written as a token: the same characters in a text are text.
+pub const EOT: u16 = 50256;
+
+const MAGIC: u32 = 20_240_328;
+
+fn gpt2() -> &'static CoreBPE {
+    static GPT2: LazyLock<CoreBPE> =
+        LazyLock::new(|| tiktoken_rs::r50k_base().expect("the vocabulary is part of the program"));
+    &GPT2
+}
+
+/// Tokens of `text`, none of them special.
+pub fn encode_ordinary(text: &str) -> Vec<u16> {
+    gpt2()
+        .encode_ordinary(text)
+        .into_iter()
+        .map(|t| u16::try_from(t).expect("GPT-2's ids fit 16 bits"))
+        .collect()
+}
+
+/// The bytes of every token.
+#[derive(Debug)]
+pub struct Decoder {
+    bytes: Vec<u8>,
+    /// Where each token ends in `bytes`; it starts where the one before ends.
+    ends: Vec<usize>,
+    /// The token that separates documents.
+    pub eot: u32,
+}
+
+impl Decoder {
+    /// GPT-2's, built in.
+    pub fn gpt2() -> &'static Decoder {
+        static DECODER: OnceLock<Decoder> = OnceLock::new();
+        DECODER.get_or_init(|| {
+            let mut decoder = Decoder { bytes: Vec::new(), ends: Vec::new(), eot: u32::from(EOT) };
+            for id in 0..=u32::from(EOT) {
+                let bytes = gpt2().decode_bytes(&[id]).expect("GPT-2's ids have no gaps");
+                decoder.push(&bytes);
+            }
+            decoder
+        })
+    }
+
+    /// Reads llm.c's tokenizer file, `gpt2_tokenizer.bin`: 256 u32 (magic 20240328, version 1 or 2, vocabulary size
+    /// and, from version 2, the end-of-text token), then for each token its length in one byte and its bytes.
+    ///
+    /// # Errors
+    /// If the file cannot be read or is not of that format.
+    pub fn from_file(path: &Path) -> Result<Decoder> {
+        let name = path.display();
+        let file = fs::read(path).with_context(|| format!("{name}: cannot read tokenizer"))?;
+        Self::parse(&file).with_context(|| format!("{name}: not a usable tokenizer"))
+    }
+
+    fn parse(file: &[u8]) -> Result<Decoder> {
+        let (header, mut rest) =
+            file.split_at_checked(1024).with_context(|| format!("{} bytes are too short", file.len()))?;
+        let word = |i: usize| bytemuck::pod_read_unaligned::<u32>(&header[4 * i..4 * i + 4]);
+        let (magic, version, vocab) = (word(0), word(1), word(2));
+        ensure!(magic == MAGIC, "magic {magic}, expected {MAGIC}");
+        ensure!(version == 1 || version == 2, "version {version}, expected 1 or 2");
+        let eot = if version == 1 { u32::from(EOT) } else { word(3) };
+        ensure!(eot < vocab, "end-of-text token {eot} is outside the vocabulary of {vocab}");
+        let mut decoder = Decoder { bytes: Vec::new(), ends: Vec::new(), eot };
+        for id in 0..vocab {
+            let token = rest.split_first().and_then(|(&len, tail)| tail.split_at_checked(len.into()));
+            let (token, tail) = token.with_context(|| format!("it ends within token {id} of {vocab}"))?;
+            ensure!(!token.is_empty(), "token {id} is empty");
+            decoder.push(token);
+            rest = tail;
+        }
+        ensure!(rest.is_empty(), "{} bytes follow the last token", rest.len());
+        Ok(decoder)
+    }
+
+    fn push(&mut self, token: &[u8]) {
+        self.bytes.extend_from_slice(token);
+        self.ends.push(self.bytes.len());
+    }
+
+    pub fn vocab_size(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// The bytes of one token, not always whole characters; `None` outside the vocabulary.
+    pub fn token_bytes(&self, id: u32) -> Option<&[u8]> {
+        let id = id as usize;
+        let end = *self.ends.get(id)?;
+        let start = if id == 0 { 0 } else { self.ends[id - 1] };
+        Some(&self.bytes[start..end])
+    }
+
+    /// The bytes of tokens, one after the other. Ids outside the vocabulary have none.
+    pub fn decode_bytes<I: Copy + Into<u32>>(&self, ids: &[I]) -> Vec<u8> {
+        ids.iter().flat_map(|&id| self.token_bytes(id.into()).unwrap_or_default()).copied().collect()
+    }
+}
+
+/// Turns bytes that arrive bit by bit into text: a character is held back until it is whole, and what can never
+/// become one is replaced by U+FFFD.
+#[derive(Debug, Default)]
+pub struct TextStream {
+    pending: Vec<u8>,
+}
+
+impl TextStream {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes bytes, returns the text that is certain now.
+    pub fn push(&mut self, bytes: &[u8]) -> String {
+        self.pending.extend_from_slice(bytes);
+        let mut text = String::new();
+        let mut held = 0;
+        let mut chunks = self.pending.utf8_chunks().peekable();
+        while let Some(chunk) = chunks.next() {
+            text.push_str(chunk.valid());
+            let invalid = chunk.invalid();
+            let may_go_on = std::str::from_utf8(invalid).is_err_and(|e| e.error_len().is_none());
+            if chunks.peek().is_none() && may_go_on {
+                held = invalid.len();
+            } else if !invalid.is_empty() {
+                text.push(char::REPLACEMENT_CHARACTER);
+            }
+        }
+        self.pending.drain(..self.pending.len() - held);
+        text
+    }
+
+    /// What is left when no more bytes come.
+    pub fn finish(self) -> String {
+        String::from_utf8_lossy(&self.pending).into_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+    use tempfile::TempDir;
+
+    const SAMPLES: [&str; 5] = [
+        "Hello, I'm a language model,",
+        "  two  spaces,\n\n\ttabs and 1234567 they've",
+        "naïve café — 你好 🦀 \u{1f469}\u{200d}\u{1f680}",
+        "<|endoftext|> in a text is text",
+        "",
+    ];
+
+    /// tiktoken's `get_encoding("gpt2").encode_ordinary` in Python.
+    #[test]
+    fn tokens_are_those_of_gpt2() {
+        assert_eq!(encode_ordinary(SAMPLES[0]), [15496, 11, 314, 1101, 257, 3303, 2746, 11]);
+        assert_eq!(encode_ordinary("First Citizen:"), [5962, 22307, 25]);
+        assert_eq!(encode_ordinary("<|endoftext|>"), [27, 91, 437, 1659, 5239, 91, 29]);
+    }
+
+    #[test]
+    fn decoding_undoes_encoding() {
+        for sample in SAMPLES {
+            assert_eq!(Decoder::gpt2().decode_bytes(&encode_ordinary(sample)), sample.as_bytes());
+        }
+        assert_eq!(Decoder::gpt2().vocab_size(), 50257);
+        assert_eq!(Decoder::gpt2().decode_bytes(&[EOT]), b"<|endoftext|>");
+        assert_eq!(Decoder::gpt2().decode_bytes(&[50257u32, 15496]), b"Hello");
+        assert_eq!(Decoder::gpt2().token_bytes(50303), None);
+    }
+
+    #[test]
+    fn long_runs_are_encoded() {
+        for unit in [" ", "a", "\n", "=", "7"] {
+            let text = unit.repeat(300_000) + "x";
+            let bytes = Decoder::gpt2().decode_bytes(&encode_ordinary(&text));
+            assert!(bytes == text.as_bytes(), "{unit:?}");
+        }
+    }
+
+    #[test]
+    fn streamed_text_is_whole_characters() {
+        for sample in SAMPLES {
+            let mut stream = TextStream::new();
+            let mut text = String::new();
+            for id in encode_ordinary(sample) {
+                text += &stream.push(Decoder::gpt2().token_bytes(id.into()).unwrap());
+            }
+            assert_eq!(text, sample, "nothing is held back at the end of whole text");
+            assert_eq!(stream.finish(), "");
+        }
+        let mut stream = TextStream::new();
+        assert_eq!(stream.push(b"a\xf0\x9f"), "a");
+        assert_eq!(stream.push(b"\xa6"), "");
+        assert_eq!(stream.push(b"\x80b"), "🦀b");
+        assert_eq!(stream.push(b"\xffc\x80\xe4\xbd"), "\u{fffd}c\u{fffd}");
+        assert_eq!(stream.push(b"!"), "\u{fffd}!");
+        assert_eq!(stream.push(b"\xe4"), "");
+        assert_eq!(stream.finish(), "\u{fffd}");
+    }
+
+    fn tokenizer_file(dir: &TempDir, header: [u32; 4], tokens: &[u8]) -> PathBuf {
+        let mut bytes = vec![0; 1024];
+        bytes[..16].copy_from_slice(bytemuck::cast_slice(&header));
+        bytes.extend_from_slice(tokens);
+        let path = dir.path().join("tokenizer.bin");
+        fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    #[test]
+    fn llmc_tokenizer_files_are_read() {
+        let dir = TempDir::new().unwrap();
+        let path = tokenizer_file(&dir, [MAGIC, 2, 3, 2], b"\x01a\x02bc\x03eot");
+        let decoder = Decoder::from_file(&path).unwrap();
+        assert_eq!((decoder.vocab_size(), decoder.eot), (3, 2));
+        assert_eq!(decoder.decode_bytes(&[1u32, 0]), b"bca");
+
+        let all: Vec<u8> = (0..50257)
+            .map(|id| Decoder::gpt2().token_bytes(id).unwrap())
+            .flat_map(|token| [&[token.len() as u8], token].concat())
+            .collect();
+        let decoder = Decoder::from_file(&tokenizer_file(&dir, [MAGIC, 1, 50257, 0], &all)).unwrap();
+        assert_eq!(decoder.eot, 50256);
+        assert_eq!(decoder.bytes, Decoder::gpt2().bytes);
+    }
+
+    #[test]
+    fn bad_tokenizer_files_are_refused() {
+        let dir = TempDir::new().unwrap();
+        let refuse = |header, tokens: &[u8]| {
+            let path = tokenizer_file(&dir, header, tokens);
+            let message = format!("{:#}", Decoder::from_file(&path).unwrap_err());
+            assert!(message.contains("tokenizer.bin") && !message.contains('\n'), "{message}");
+            message
+        };
+        assert!(refuse([1, 2, 1, 0], b"\x01a").contains("magic 1, expected"));
+        assert!(refuse([MAGIC, 3, 1, 0], b"\x01a").contains("version 3"));
+        assert!(refuse([MAGIC, 2, 1, 1], b"\x01a").contains("end-of-text token 1"));
+        assert!(refuse([MAGIC, 1, 1, 0], b"\x01a").contains("end-of-text token 50256"));
+        assert!(refuse([MAGIC, 2, u32::MAX, 0], b"\x01a").contains("within token 1"));
+        assert!(refuse([MAGIC, 2, 2, 0], b"\x01a\x05abc").contains("within token 1 of 2"));
+        assert!(refuse([MAGIC, 2, 2, 0], b"\x01a\x00").contains("token 1 is empty"));
+        assert!(refuse([MAGIC, 2, 1, 0], b"\x01abc").contains("2 bytes follow"));
+        fs::write(dir.path().join("tokenizer.bin"), b"short").unwrap();
+        let error = Decoder::from_file(&dir.path().join("tokenizer.bin")).unwrap_err();
+        assert!(format!("{error:#}").contains("5 bytes are too short"));
+        assert!(Decoder::from_file(&dir.path().join("none")).is_err());
+    }
+}
