@@ -174,11 +174,14 @@ mod tests {
     }
 
     #[test]
-    fn missing_directories_and_things_that_are_no_files_are_refused() {
+    fn unwritable_directories_and_things_that_are_no_files_are_refused() {
         let directory = tempfile::tempdir().unwrap();
         let missing = directory.path().join("no/such/a");
         let message = write(&missing, |_| Ok(())).unwrap_err().to_string();
         assert!(message.contains(missing.to_str().unwrap()), "{message}");
+        // Where not even root may create files.
+        #[cfg(target_os = "linux")]
+        assert!(write(Path::new("/proc/a"), |_| Ok(())).unwrap_err().to_string().contains("/proc/a"));
         assert!(write(directory.path(), |_| Ok(())).is_err());
         #[cfg(unix)]
         assert!(write(Path::new("/dev/null"), |_| Ok(())).is_err());

@@ -7,6 +7,7 @@
 pub mod atomic;
 mod directory;
 mod header;
+mod hf_config;
 pub mod model_bin;
 mod run;
 mod safetensors_file;
@@ -42,7 +43,8 @@ pub fn load_model(path: &Path) -> Result<ModelFile> {
     if path.is_dir() {
         return load_directory(path);
     }
-    if header::looks_like_safetensors(&header::first_bytes(path)?) {
+    let named_so = path.extension().is_some_and(|e| e == "safetensors");
+    if header::looks_like_safetensors(&header::first_bytes(path)?) || named_so {
         return safetensors_file::read(&[path.to_path_buf()]);
     }
     model_bin::read(path)
@@ -83,3 +85,6 @@ pub fn save_model(path: &Path, model: &ModelFile, dtype: Dtype) -> Result<()> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

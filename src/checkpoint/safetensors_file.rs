@@ -1,13 +1,317 @@
-use super::ModelFile;
+//! GPT-2 as Hugging Face's `transformers` saves it: `model.safetensors` and `config.json`. Two things differ from the
+//! layout in memory: matrices other than the embeddings are stored transposed, (in, out), and the vocabulary is not
+//! padded.
+#![allow(non_snake_case)]
+
+use super::{ModelFile, hf_config, stream};
+use crate::config::{ModelConfig, VOCAB_PADDING};
+use crate::params::{PARAMS, Param, ParamLayout};
 use crate::tensor::Dtype;
-use anyhow::Result;
+use anyhow::{Context, Result, bail, ensure};
+use half::{bf16, f16};
+use safetensors::Dtype as StoredDtype;
+use safetensors::tensor::{Metadata, TensorInfo};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-pub fn read(_: &[PathBuf]) -> Result<ModelFile> {
-    todo!()
+
+/// What `GPT2LMHeadModel` puts before the names of all tensors but its head, and `GPT2Model` does not.
+const PREFIX: &str = "transformer.";
+
+/// The output projection: tied to `wte.weight`, so left out or the same.
+const HEAD: &str = "lm_head.weight";
+
+/// One tensor as Hugging Face has it.
+struct Stored {
+    /// Without [`PREFIX`].
+    name: String,
+    shape: Vec<usize>,
+    /// Where its elements lie among the parameters.
+    range: Range<usize>,
+    transposed: bool,
 }
-pub fn files_in(_: &Path) -> Result<Option<Vec<PathBuf>>> {
-    todo!()
+
+/// All the tensors of a model, in the order of [`PARAMS`].
+fn stored(config: &ModelConfig) -> Vec<Stored> {
+    let layout = ParamLayout::new(config);
+    let mut all = Vec::new();
+    for spec in &PARAMS {
+        let (rows, columns) = match spec.param {
+            Param::Wte => (config.V, config.C),
+            _ => (spec.shape)(config),
+        };
+        let transposed = matches!(spec.param, Param::Qkvw | Param::Attprojw | Param::Fcw | Param::Fcprojw);
+        let shape = match (spec.is_matrix, transposed) {
+            (false, _) => vec![columns],
+            (true, false) => vec![rows, columns],
+            (true, true) => vec![columns, rows],
+        };
+        for l in 0..spec.layers(config) {
+            let name = spec.hf_name.replace("{l}", &l.to_string());
+            let start = layout.range(spec.param).start + l * spec.len_per_layer(config);
+            let range = start..start + rows * columns;
+            all.push(Stored { name, shape: shape.clone(), range, transposed });
+        }
+    }
+    all
 }
-pub fn write(_: &Path, _: &ModelFile, _: Dtype) -> Result<()> {
-    todo!()
+
+/// The transpose of `src` (rows, columns), in tiles that fit the cache whichever way they are walked.
+fn transpose(src: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    const TILE: usize = 32;
+    let mut out = vec![0.0; src.len()];
+    for row_tile in (0..rows).step_by(TILE) {
+        for column_tile in (0..columns).step_by(TILE) {
+            for row in row_tile..rows.min(row_tile + TILE) {
+                for column in column_tile..columns.min(column_tile + TILE) {
+                    out[column * rows + row] = src[row * columns + column];
+                }
+            }
+        }
+    }
+    out
+}
+
+/// The files that make up the model in a directory that `transformers` saved: one, or several and an index. `None` if
+/// there are none.
+///
+/// # Errors
+/// If the index cannot be read or is not one.
+pub(super) fn files_in(dir: &Path) -> Result<Option<Vec<PathBuf>>> {
+    let single = dir.join("model.safetensors");
+    if single.exists() {
+        return Ok(Some(vec![single]));
+    }
+    let index = dir.join("model.safetensors.index.json");
+    if !index.exists() {
+        return Ok(None);
+    }
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let text = std::fs::read(&index).with_context(|| format!("cannot read {}", index.display()))?;
+    let parsed: Index = serde_json::from_slice(&text).with_context(|| index.display().to_string())?;
+    let names: BTreeSet<&String> = parsed.weight_map.values().collect();
+    ensure!(!names.is_empty(), "{}: expected the names of files, found none", index.display());
+    Ok(Some(names.into_iter().map(|name| dir.join(name)).collect()))
+}
+
+/// Open safetensors files, which together hold one model.
+struct Tensors {
+    files: Vec<(PathBuf, File)>,
+    /// By name without [`PREFIX`]: which file, where its data starts, what it is.
+    index: BTreeMap<String, (usize, u64, TensorInfo)>,
+}
+
+impl Tensors {
+    fn open(paths: &[PathBuf]) -> Result<Tensors> {
+        let mut tensors = Tensors { files: Vec::new(), index: BTreeMap::new() };
+        for path in paths {
+            let mut file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let (metadata, data) = read_metadata(&mut file).with_context(|| path.display().to_string())?;
+            for (name, info) in metadata.tensors() {
+                let bare = name.strip_prefix(PREFIX).unwrap_or(&name).to_string();
+                if is_buffer(&bare) {
+                    continue;
+                }
+                let start = data + info.data_offsets.0 as u64;
+                let twice = tensors.index.insert(bare, (tensors.files.len(), start, info.clone()));
+                ensure!(
+                    twice.is_none(),
+                    "{}: found tensor {name} twice, with and without prefix",
+                    path.display()
+                );
+            }
+            tensors.files.push((path.clone(), file));
+        }
+        Ok(tensors)
+    }
+
+    fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.index.get(name).map(|(_, _, info)| info.shape.as_slice())
+    }
+
+    /// All elements of a tensor that is there, in f32.
+    fn read(&mut self, name: &str) -> Result<Vec<f32>> {
+        let (file, start, info) = &self.index[name];
+        let (path, file) = &mut self.files[*file];
+        let mut bytes = vec![0; info.data_offsets.1 - info.data_offsets.0];
+        file.seek(SeekFrom::Start(*start))
+            .and_then(|_| file.read_exact(&mut bytes))
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        let halves = bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+        Ok(match info.dtype {
+            StoredDtype::F32 => bytemuck::pod_collect_to_vec(&bytes),
+            StoredDtype::F16 => halves.map(|b| f16::from_bits(b).to_f32()).collect(),
+            StoredDtype::BF16 => halves.map(|b| f32::from_bits(u32::from(b) << 16)).collect(),
+            other => bail!("{}: expected F32, F16 or BF16 in tensor {name}, found {other}", path.display()),
+        })
+    }
+}
+
+/// The header of a safetensors file, and where the data behind it starts. The crate's own reader wants the whole file
+/// in memory.
+fn read_metadata(file: &mut File) -> Result<(Metadata, u64)> {
+    let bytes = file.metadata()?.len();
+    let mut length = [0; 8];
+    file.read_exact(&mut length).context("expected a safetensors file, found too few bytes")?;
+    let length = u64::from_le_bytes(length);
+    let data = length.checked_add(8).filter(|&data| data <= bytes);
+    let data =
+        data.with_context(|| format!("expected a header of {length} bytes, found a file of {bytes}"))?;
+    let mut header = vec![0; length as usize];
+    file.read_exact(&mut header)?;
+    let metadata: Metadata = serde_json::from_slice(&header).context("the header is not valid")?;
+    let expected = u128::from(data) + metadata.data_len() as u128;
+    ensure!(u128::from(bytes) == expected, "expected {expected} bytes, found {bytes}");
+    Ok((metadata, data))
+}
+
+/// Whether a tensor is a causal mask, which older versions of `transformers` saved with the weights.
+fn is_buffer(name: &str) -> bool {
+    name.starts_with("h.") && (name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias"))
+}
+
+/// Reads the model in the files of one directory. The padding of the vocabulary is zero.
+///
+/// # Errors
+/// One line that names the file and the tensor at fault.
+pub(super) fn read(paths: &[PathBuf]) -> Result<ModelFile> {
+    let mut tensors = Tensors::open(paths)?;
+    let at = || paths[0].display().to_string();
+    let config = config_of(&tensors, &paths[0])?;
+    let all = stored(&config);
+    check_tensors(&tensors, &all).with_context(at)?;
+    let mut params = vec![0.0; ParamLayout::new(&config).len()];
+    for tensor in &all {
+        let values = tensors.read(&tensor.name)?;
+        let values =
+            if tensor.transposed { transpose(&values, tensor.shape[0], tensor.shape[1]) } else { values };
+        params[tensor.range.clone()].copy_from_slice(&values);
+    }
+    if tensors.shape(HEAD).is_some() {
+        let head = tensors.read(HEAD)?;
+        let wte = &params[all[0].range.clone()];
+        let same = head.iter().zip(wte).all(|(a, b)| a.to_bits() == b.to_bits());
+        ensure!(same, "{}: {HEAD} differs from wte.weight; expected a model that ties them", at());
+    }
+    ensure!(
+        config.qkv_bias || params[ParamLayout::new(&config).range(Param::Qkvb)].iter().all(|&b| b == 0.0),
+        "{}: c_attn.bias has values, but config.json says that there is no such bias",
+        at()
+    );
+    Ok(ModelFile { config, params })
+}
+
+/// The config beside the file at `path` if there is one; else what the shapes say, heads being 64 wide as in GPT-2.
+fn config_of(tensors: &Tensors, path: &Path) -> Result<ModelConfig> {
+    let at = || path.display().to_string();
+    let (Some(&[V, C]), Some(&[maxT, _])) = (tensors.shape("wte.weight"), tensors.shape("wpe.weight")) else {
+        let example = tensors.index.keys().next().map_or("none", String::as_str);
+        bail!("{}: expected the tensors of GPT-2, such as wte.weight, found others, such as {example}", at());
+    };
+    let L = (0..).take_while(|l| tensors.shape(&format!("h.{l}.ln_1.weight")).is_some()).count();
+    let beside = path.with_file_name("config.json");
+    if beside.exists() {
+        let config = hf_config::read(&beside)?;
+        // Before a list of as many layers is made as the config likes to claim.
+        ensure!(config.L == L, "{}: expected the {} layers that config.json says, found {L}", at(), config.L);
+        return Ok(config);
+    }
+    ensure!(
+        C > 0 && C.is_multiple_of(64),
+        "{}: {C} channels do not divide into heads of 64; put the config.json that says n_head beside it",
+        at()
+    );
+    let Vp = V.checked_next_multiple_of(VOCAB_PADDING).unwrap_or(0);
+    let config = ModelConfig { maxT, V, Vp, L, NH: C / 64, C, qkv_bias: true };
+    config.validate().with_context(at)?;
+    Ok(config)
+}
+
+/// Checks that the tensors there are those of the model, in name and shape. Nothing is allocated before this, so that
+/// a config may say what it likes.
+fn check_tensors(tensors: &Tensors, all: &[Stored]) -> Result<()> {
+    let mut known: BTreeMap<&str, &[usize]> = all.iter().map(|t| (t.name.as_str(), &t.shape[..])).collect();
+    known.insert(HEAD, &all[0].shape);
+    for (name, expected) in &known {
+        match tensors.shape(name) {
+            Some(found) => {
+                ensure!(found == *expected, "expected tensor {name} of shape {expected:?}, found {found:?}");
+            }
+            None => ensure!(*name == HEAD, "expected a tensor {name} of shape {expected:?}, found none"),
+        }
+    }
+    match tensors.index.keys().find(|name| !known.contains_key(name.as_str())) {
+        Some(extra) => bail!("found tensor {extra}, which is not part of this GPT-2 model"),
+        None => Ok(()),
+    }
+}
+
+/// Writes `model` to the safetensors file at `path`, in F32, BF16 or F16, and a `config.json` beside it. The names
+/// are those that `GPT2LMHeadModel` saves and loads.
+///
+/// # Errors
+/// If the type is none of the three or a file cannot be written.
+pub(super) fn write(path: &Path, model: &ModelFile, dtype: Dtype) -> Result<()> {
+    let (stored_dtype, size) = match dtype {
+        Dtype::F32 => (StoredDtype::F32, 4),
+        Dtype::Bf16 => (StoredDtype::BF16, 2),
+        Dtype::F16 => (StoredDtype::F16, 2),
+        Dtype::I32 => {
+            bail!("{}: expected f32, bf16 or f16 as the type of the tensors, found i32", path.display())
+        }
+    };
+    let all = stored(&model.config);
+    let mut end = 0;
+    let infos = all.iter().map(|tensor| {
+        let start = end;
+        end += tensor.range.len() * size;
+        let info =
+            TensorInfo { dtype: stored_dtype, shape: tensor.shape.clone(), data_offsets: (start, end) };
+        (format!("{PREFIX}{}", tensor.name), info)
+    });
+    // `transformers` refuses files that do not name a framework.
+    let framework = HashMap::from([("format".to_string(), "pt".to_string())]);
+    let metadata = Metadata::new(Some(framework), infos.collect())?;
+    let mut header = serde_json::to_vec(&metadata)?;
+    // So that the data is aligned for whoever maps the file.
+    header.resize(header.len().next_multiple_of(8), b' ');
+    super::atomic::write(path, |out| {
+        out.write_all(&(header.len() as u64).to_le_bytes())?;
+        out.write_all(&header)?;
+        for tensor in &all {
+            let values = &model.params[tensor.range.clone()];
+            let values = match tensor.transposed {
+                // The shape is that in the file, the other way round than in memory.
+                true => Cow::Owned(transpose(values, tensor.shape[1], tensor.shape[0])),
+                false => Cow::Borrowed(values),
+            };
+            write_values(out, dtype, &values)?;
+        }
+        Ok(())
+    })?;
+    hf_config::write(&path.with_file_name("config.json"), &model.config, dtype)
+}
+
+fn write_values(out: &mut dyn Write, dtype: Dtype, values: &[f32]) -> Result<()> {
+    for chunk in values.chunks(1 << 16) {
+        match dtype {
+            Dtype::Bf16 => {
+                let mut narrow = vec![bf16::ZERO; chunk.len()];
+                stream::narrow_to_bf16(&mut narrow, chunk);
+                out.write_all(bytemuck::cast_slice(&narrow))?;
+            }
+            Dtype::F16 => {
+                let narrow: Vec<f16> = chunk.iter().map(|&value| f16::from_f32(value)).collect();
+                out.write_all(bytemuck::cast_slice(&narrow))?;
+            }
+            Dtype::F32 | Dtype::I32 => out.write_all(bytemuck::cast_slice(chunk))?,
+        }
+    }
+    Ok(())
 }

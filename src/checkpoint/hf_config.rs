@@ -1,0 +1,133 @@
+//! Hugging Face's `config.json` for GPT-2: the shape of the model, of which the tensors beside it do not tell the
+//! number of heads, and its dialect, of which we speak one.
+#![allow(non_snake_case)]
+
+use super::atomic;
+use crate::config::{GPT2_VOCAB, ModelConfig};
+use crate::tensor::Dtype;
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// Added under the root of the mean square in every layernorm.
+const LAYERNORM_EPSILON: f64 = 1e-5;
+
+/// What is read of the file. Of the optional fields, those that change what the model computes, with the defaults
+/// that `transformers` gives them.
+#[derive(Deserialize)]
+struct HfConfig {
+    n_positions: usize,
+    vocab_size: usize,
+    n_layer: usize,
+    n_head: usize,
+    n_embd: usize,
+    #[serde(default)]
+    n_inner: Option<usize>,
+    #[serde(default = "gelu_new")]
+    activation_function: String,
+    #[serde(default = "epsilon")]
+    layer_norm_epsilon: f64,
+    #[serde(default = "yes")]
+    scale_attn_weights: bool,
+    #[serde(default)]
+    scale_attn_by_inverse_layer_idx: bool,
+    /// Our own: `transformers` always has the bias, and keeps what it does not know.
+    #[serde(default = "yes")]
+    qkv_bias: bool,
+}
+
+fn gelu_new() -> String {
+    "gelu_new".into()
+}
+
+fn epsilon() -> f64 {
+    LAYERNORM_EPSILON
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// Reads the `config.json` at `path`.
+///
+/// # Errors
+/// One line, if it cannot be read, lacks a dimension, or describes a model that is not GPT-2 as we compute it.
+pub(super) fn read(path: &Path) -> Result<ModelConfig> {
+    let at = || path.display().to_string();
+    let text = std::fs::read(path).with_context(|| format!("cannot read {}", at()))?;
+    let value: Value = serde_json::from_slice(&text).with_context(|| format!("{}: expected JSON", at()))?;
+    // First, because other models spell their dimensions differently.
+    if let Some(other) = value.get("model_type").filter(|t| *t != "gpt2") {
+        anyhow::bail!("{}: expected model_type \"gpt2\", found {other}", at());
+    }
+    let hf: HfConfig = serde_json::from_value(value).with_context(at)?;
+    check_dialect(&hf).with_context(at)?;
+    let Vp = hf.vocab_size.checked_next_multiple_of(crate::config::VOCAB_PADDING).with_context(at)?;
+    let config = ModelConfig {
+        maxT: hf.n_positions,
+        V: hf.vocab_size,
+        Vp,
+        L: hf.n_layer,
+        NH: hf.n_head,
+        C: hf.n_embd,
+        qkv_bias: hf.qkv_bias,
+    };
+    config.validate().with_context(at)?;
+    Ok(config)
+}
+
+fn check_dialect(hf: &HfConfig) -> Result<()> {
+    let activation = &hf.activation_function;
+    // Two names of the tanh form.
+    let tanh = ["gelu_new", "gelu_pytorch_tanh"].contains(&activation.as_str());
+    ensure!(tanh, "expected activation_function \"gelu_new\", found \"{activation}\"");
+    let epsilon = hf.layer_norm_epsilon;
+    ensure!(epsilon == LAYERNORM_EPSILON, "expected layer_norm_epsilon {LAYERNORM_EPSILON}, found {epsilon}");
+    let inner = hf.n_inner.unwrap_or(hf.n_embd.saturating_mul(4));
+    ensure!(inner == hf.n_embd.saturating_mul(4), "expected n_inner 4 times n_embd, found {inner}");
+    ensure!(hf.scale_attn_weights, "expected scale_attn_weights true, found false");
+    let by_layer = hf.scale_attn_by_inverse_layer_idx;
+    ensure!(!by_layer, "expected scale_attn_by_inverse_layer_idx false, found true");
+    Ok(())
+}
+
+/// Writes the `config.json` for a model whose tensors are stored as `dtype`.
+pub(super) fn write(path: &Path, config: &ModelConfig, dtype: Dtype) -> Result<()> {
+    let torch_dtype = match dtype {
+        Dtype::Bf16 => "bfloat16",
+        Dtype::F16 => "float16",
+        Dtype::F32 | Dtype::I32 => "float32",
+    };
+    let end_of_text = (config.V >= GPT2_VOCAB).then_some(GPT2_VOCAB - 1);
+    let mut value = json!({
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "activation_function": gelu_new(),
+        "layer_norm_epsilon": LAYERNORM_EPSILON,
+        "n_positions": config.maxT,
+        "vocab_size": config.V,
+        "n_layer": config.L,
+        "n_head": config.NH,
+        "n_embd": config.C,
+        "n_inner": null,
+        // Trained without dropout; fine-tuning goes on likewise unless told otherwise.
+        "attn_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+        "initializer_range": 0.02,
+        "scale_attn_weights": true,
+        "tie_word_embeddings": true,
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+        "torch_dtype": torch_dtype,
+    });
+    if !config.qkv_bias {
+        value["qkv_bias"] = false.into();
+    }
+    atomic::write(path, |out| {
+        serde_json::to_writer_pretty(&mut *out, &value)?;
+        Ok(out.write_all(b"\n")?)
+    })?;
+    Ok(())
+}

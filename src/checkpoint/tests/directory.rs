@@ -1,0 +1,302 @@
+//! Directories of checkpoints, and what kills leave of them.
+
+use super::*;
+use serde::{Serialize, Serializer};
+use serde_json::json;
+use std::process::Command;
+
+const CONFIG: ModelConfig = ModelConfig { maxT: 4, V: 5, Vp: 8, L: 2, NH: 1, C: 4, qkv_bias: true };
+
+fn len() -> usize {
+    ParamLayout::new(&CONFIG).len()
+}
+
+fn save_step(dir: &Path, step: u64) {
+    let tensors = Tensors::random(step, len());
+    let trainer = json!({"loss": 1.5, "step": step});
+    save(dir, &CONFIG, Dtype::F32, &tiny_state(step, false, true), &trainer, &mut tensors.source()).unwrap();
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn latest_step(dir: &Path) -> Option<u64> {
+    latest(dir).unwrap().step
+}
+
+#[test]
+fn what_is_saved_is_resumed() {
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path().join("made/on/demand");
+    assert_eq!(latest_step(&dir), None);
+    ensure_fresh(&dir).unwrap();
+    save_step(&dir, 9);
+    save_step(&dir, 12);
+    let expected = [
+        "DONE_00000009",
+        "DONE_00000012",
+        "model_00000009.bin",
+        "model_00000012.bin",
+        "run_00000009.json",
+        "run_00000012.json",
+        "state_00000009_00000.bin",
+        "state_00000012_00000.bin",
+    ];
+    assert_eq!(names(&dir), expected);
+    let found = latest(&dir).unwrap();
+    assert_eq!((found.step, found.warnings), (Some(12), vec![]));
+
+    let checkpoint = Saved::open(&dir, 12, 0).unwrap();
+    assert_eq!((checkpoint.model.config, checkpoint.model.dtype), (CONFIG, Dtype::F32));
+    assert_eq!(checkpoint.state.state, tiny_state(12, false, true));
+    let run = checkpoint.run.as_ref().unwrap();
+    assert_eq!((run.step, run.trainer["step"].as_u64(), run.files.len()), (12, Some(12), 2));
+    let (was, mut is) = (Tensors::random(12, len()), Tensors::poisoned(len()));
+    checkpoint.restore(&mut is.sink()).unwrap();
+    for part in [Part::Params, Part::M, Part::V] {
+        assert_eq!(bits_of(&is.0[part as usize]), bits_of(&was.0[part as usize]), "{part:?}");
+    }
+    assert_eq!(load_model(&dir).unwrap().params, was.0[0]);
+
+    let refusal = ensure_fresh(&dir).unwrap_err().to_string();
+    assert!(refusal.contains("up to step 12") && refusal.contains("-y 1"), "{refusal}");
+}
+
+#[test]
+fn damaged_checkpoints_are_passed_over_with_a_warning() {
+    type Damage = fn(&Path);
+    let damages: [(Damage, &str); 9] = [
+        (|dir| fs::remove_file(dir.join("model_00000002.bin")).unwrap(), "model_00000002.bin"),
+        (|dir| fs::remove_file(dir.join("state_00000002_00000.bin")).unwrap(), "state_00000002_00000.bin"),
+        (|dir| fs::write(dir.join("run_00000002.json"), "{").unwrap(), "run_00000002.json"),
+        (|dir| cut(&dir.join("model_00000002.bin")), "model_00000002.bin"),
+        (|dir| cut(&dir.join("state_00000002_00000.bin")), "state_00000002_00000.bin"),
+        (|dir| flip(&dir.join("model_00000002.bin"), 1500), "checksum"),
+        (|dir| flip(&dir.join("state_00000002_00000.bin"), 1500), "checksum"),
+        (|dir| swap(dir, "model_00000001.bin", "model_00000002.bin"), "checksum"),
+        (|dir| swap(dir, "state_00000001_00000.bin", "state_00000002_00000.bin"), "found step 1"),
+    ];
+    for (damage, expected) in damages {
+        let directory = tempfile::tempdir().unwrap();
+        let dir = directory.path();
+        save_step(dir, 1);
+        save_step(dir, 2);
+        damage(dir);
+        let found = latest(dir).unwrap();
+        assert_eq!((found.step, found.warnings.len()), (Some(1), 1), "{expected}");
+        assert!(found.warnings[0].contains(expected), "{expected}: {}", found.warnings[0]);
+        assert_eq!(found.warnings[0].lines().count(), 1);
+        let message = format!("{:#}", load_model(dir).unwrap_err());
+        assert!(message.contains("step 2 is not whole"), "{message}");
+        // And the run that resumed from step 1 gets there again.
+        save_step(dir, 2);
+        assert_eq!(latest_step(dir), Some(2));
+    }
+}
+
+fn cut(path: &Path) {
+    let bytes = fs::read(path).unwrap();
+    fs::write(path, &bytes[..bytes.len() - 1]).unwrap();
+}
+
+fn swap(dir: &Path, from: &str, to: &str) {
+    fs::copy(dir.join(from), dir.join(to)).unwrap();
+}
+
+fn flip(path: &Path, byte: usize) {
+    let mut bytes = fs::read(path).unwrap();
+    bytes[byte] ^= 1;
+    fs::write(path, &bytes).unwrap();
+}
+
+#[test]
+fn checkpoints_of_llm_c_have_no_run_file() {
+    let directory = tempfile::tempdir().unwrap();
+    save_step(directory.path(), 3);
+    fs::remove_file(run_path(directory.path(), 3)).unwrap();
+    assert_eq!(latest_step(directory.path()), Some(3));
+    assert!(Saved::open(directory.path(), 3, 0).unwrap().run.is_none());
+}
+
+#[test]
+fn other_names_are_not_taken_for_checkpoints() {
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path();
+    for name in
+        ["DONE_", "DONE_12", "DONE_0000000x", "DONE_000000012", "DONE_00000012.bak", ".DONE_00000012.tmp"]
+    {
+        fs::write(dir.join(name), "").unwrap();
+    }
+    assert!(steps(dir).unwrap().is_empty());
+    fs::write(dir.join("DONE_123456789"), "").unwrap();
+    assert_eq!(steps(dir).unwrap(), [123_456_789]);
+}
+
+/// Where to die: in the middle of a tensor's first chunk, or while the run file is written.
+const KILL_AT: &str = "WARPSMITH_TEST_KILL_AT";
+
+/// A trainer state that ends the process instead of being written.
+struct Fatal(bool);
+
+impl Serialize for Fatal {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.0 {
+            std::process::abort();
+        }
+        serializer.serialize_bool(self.0)
+    }
+}
+
+/// The process that `a_killed_save_leaves_the_previous_checkpoint` kills; does nothing in an ordinary test run.
+#[test]
+fn victim() {
+    let Ok(setting) = std::env::var(KILL_AT) else { return };
+    let (point, dir) = setting.split_once(' ').unwrap();
+    let tensors = Tensors::random(2, len());
+    let mut source = tensors.source();
+    let mut fatal = |part: Part, start: usize, out: &mut [f32]| {
+        if format!("{part:?}") == point {
+            std::process::abort();
+        }
+        source(part, start, out)
+    };
+    let state = tiny_state(2, true, true);
+    save(Path::new(dir), &CONFIG, Dtype::Bf16, &state, &Fatal(point == "Run"), &mut fatal).unwrap();
+}
+
+#[test]
+fn a_killed_save_leaves_the_previous_checkpoint() {
+    for point in ["Params", "M", "V", "Master", "Run", "none"] {
+        let directory = tempfile::tempdir().unwrap();
+        let dir = directory.path();
+        save_step(dir, 1);
+        // Once over nothing, once over a checkpoint of the same step from before.
+        for again in [false, true] {
+            if again {
+                save_step(dir, 2);
+            }
+            let status = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "checkpoint::tests::directory::victim"])
+                .env(KILL_AT, format!("{point} {}", dir.display()))
+                .output()
+                .unwrap()
+                .status;
+            assert_eq!(status.success(), point == "none", "{point}: {status}");
+            let found = latest(dir).unwrap();
+            assert_eq!(
+                found.step,
+                Some(if point == "none" { 2 } else { 1 }),
+                "{point}: {:?}",
+                found.warnings
+            );
+            assert!(found.warnings.is_empty(), "{point}: {:?}", found.warnings);
+        }
+        // Half-written files go with the next checkpoint.
+        let half_written = |dir: &Path| names(dir).iter().any(|name| name.ends_with(".tmp"));
+        assert_eq!(
+            half_written(dir),
+            ["Params", "M", "V", "Master"].contains(&point),
+            "{point}: {:?}",
+            names(dir)
+        );
+        save_step(dir, 3);
+        prune(dir, 3, 0, 0).unwrap();
+        assert!(!half_written(dir));
+        assert_eq!(latest_step(dir), Some(3));
+    }
+}
+
+#[test]
+fn a_kill_between_the_last_files_leaves_the_previous_checkpoint() {
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path();
+    save_step(dir, 1);
+    save_step(dir, 2);
+    for path in [done_path(dir, 2), run_path(dir, 2), state_path(dir, 2, 0), model_path(dir, 2)] {
+        fs::remove_file(path).unwrap();
+        let found = latest(dir).unwrap();
+        assert_eq!((found.step, found.warnings), (Some(1), vec![]));
+    }
+}
+
+#[test]
+fn a_failed_save_is_one_line_and_harmless() {
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path();
+    save_step(dir, 1);
+    let mut full = |part: Part, _: usize, out: &mut [f32]| {
+        out.fill(0.0);
+        anyhow::ensure!(part != Part::V, "No space left on device");
+        Ok(())
+    };
+    let result = save(dir, &CONFIG, Dtype::F32, &tiny_state(2, false, false), &(), &mut full);
+    assert_refused(result, &state_path(dir, 2, 0), "No space left on device");
+    assert_eq!(latest_step(dir), Some(1));
+    assert!(!names(dir).iter().any(|name| name.ends_with(".tmp")));
+    // A file where a directory should be.
+    let file = model_path(dir, 1);
+    let result = save(&file, &CONFIG, Dtype::F32, &tiny_state(2, false, false), &(), &mut full);
+    assert_refused(result, &file, "cannot create");
+}
+
+#[test]
+fn pruning_keeps_the_newest_and_the_major_ones() {
+    let kept = |keep, major_every| {
+        let directory = tempfile::tempdir().unwrap();
+        let dir = directory.path();
+        for step in [10, 20, 30, 40, 50, 55] {
+            save_step(dir, step);
+        }
+        // From another run, of which nothing is known here.
+        fs::write(dir.join("main.log"), "").unwrap();
+        fs::write(dir.join("model_00000015.bin"), "").unwrap();
+        prune(dir, 50, keep, major_every).unwrap();
+        let kept = steps(dir).unwrap();
+        assert_eq!(names(dir).len(), 4 * kept.len() + 2, "{:?}", names(dir));
+        kept
+    };
+    assert_eq!(kept(0, 0), [10, 20, 30, 40, 50, 55]);
+    assert_eq!(kept(1, 0), [50, 55]);
+    assert_eq!(kept(2, 0), [40, 50, 55]);
+    assert_eq!(kept(1, 20), [20, 40, 50, 55]);
+    assert_eq!(kept(2, 30), [30, 40, 50, 55]);
+    assert_eq!(kept(99, 0), [10, 20, 30, 40, 50, 55]);
+    assert_eq!(kept(0, 20), [10, 20, 30, 40, 50, 55]);
+}
+
+#[test]
+fn a_removal_cut_short_is_finished_by_the_next() {
+    // The order in which the files of a checkpoint go.
+    for gone in 1..=3 {
+        let directory = tempfile::tempdir().unwrap();
+        let dir = directory.path();
+        save_step(dir, 1);
+        save_step(dir, 2);
+        let order = [done_path(dir, 1), model_path(dir, 1), state_path(dir, 1, 0)];
+        for path in &order[..gone] {
+            fs::remove_file(path).unwrap();
+        }
+        let found = latest(dir).unwrap();
+        assert_eq!((found.step, found.warnings), (Some(2), vec![]));
+        prune(dir, 2, 1, 0).unwrap();
+        assert_eq!(names(dir).len(), 4, "{:?}", names(dir));
+    }
+}
+
+#[test]
+fn a_removal_starts_with_done() {
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path();
+    save_step(dir, 1);
+    save_step(dir, 2);
+    // What follows DONE cannot be removed.
+    fs::remove_file(model_path(dir, 1)).unwrap();
+    fs::create_dir(model_path(dir, 1)).unwrap();
+    assert_refused(prune(dir, 2, 1, 0), &model_path(dir, 1), "cannot remove");
+    assert_eq!(steps(dir).unwrap(), [2]);
+    assert!(run_path(dir, 1).exists());
+}

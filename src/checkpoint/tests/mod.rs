@@ -1,0 +1,99 @@
+//! Round trips, and files that are not what they should be.
+#![allow(non_snake_case)]
+
+mod directory;
+mod formats;
+mod safetensors_file;
+
+use super::*;
+use crate::params::{Param, ParamLayout};
+use std::fs;
+
+/// SplitMix64 (Steele, Lea & Flood 2014): bits for tests.
+struct Bits(u64);
+
+impl Bits {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn floats(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| (self.next() >> 40) as f32 / (1 << 24) as f32 - 0.5).collect()
+    }
+}
+
+/// A model whose dimensions all differ, with a vocabulary padded by zeros.
+fn tiny_model() -> ModelFile {
+    let config = ModelConfig { maxT: 7, V: 50, Vp: 128, L: 3, NH: 2, C: 6, qkv_bias: true };
+    let layout = ParamLayout::new(&config);
+    let mut params = Bits(1).floats(layout.len());
+    params[config.V * config.C..layout.range(Param::Wte).end].fill(0.0);
+    ModelFile { config, params }
+}
+
+fn tiny_state(step: u64, use_master_weights: bool, shuffle: bool) -> State {
+    let shuffle = shuffle.then(|| Shuffle {
+        shard_indices: vec![2, 0, 1],
+        intra_shard_indices: vec![4, 3, 2, 1, 0],
+        rng: std::array::from_fn(|i| (i * 7) as u8),
+    });
+    State {
+        step,
+        num_processes: 1,
+        rank: 0,
+        use_master_weights,
+        rng_state: 0x0123_4567_89ab_cdef,
+        rng_state_last_update: 0xfedc_ba98_7654_3210,
+        loader: LoaderPosition { current_shard_idx: 2, current_sample_idx: 5, shuffle },
+    }
+}
+
+/// The four tensors of a run, told apart by `seed`.
+struct Tensors([Vec<f32>; 4]);
+
+impl Tensors {
+    fn random(seed: u64, len: usize) -> Tensors {
+        let mut bits = Bits(seed);
+        Tensors(std::array::from_fn(|_| bits.floats(len)))
+    }
+
+    fn poisoned(len: usize) -> Tensors {
+        Tensors(std::array::from_fn(|_| vec![f32::NAN; len]))
+    }
+
+    fn source(&self) -> impl FnMut(Part, usize, &mut [f32]) -> Result<()> {
+        |part, start, out| {
+            out.copy_from_slice(&self.0[part as usize][start..start + out.len()]);
+            Ok(())
+        }
+    }
+
+    fn sink(&mut self) -> impl FnMut(Part, usize, &[f32]) -> Result<()> {
+        |part, start, values| {
+            self.0[part as usize][start..start + values.len()].copy_from_slice(values);
+            Ok(())
+        }
+    }
+}
+
+fn bits_of(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+/// The message of an error that has to be there, be one line and name the file.
+fn message<T>(result: Result<T>, path: &Path) -> String {
+    let Err(error) = result else { panic!("{}: accepted", path.display()) };
+    let message = format!("{error:#}");
+    assert_eq!(message.lines().count(), 1, "{message}");
+    assert!(message.contains(&*path.file_name().unwrap().to_string_lossy()), "{message}");
+    message
+}
+
+#[track_caller]
+fn assert_refused<T>(result: Result<T>, path: &Path, expected: &str) {
+    let message = message(result, path);
+    assert!(message.contains(expected), "expected \"{expected}\" in: {message}");
+}
