@@ -9,7 +9,7 @@ from typing import Iterator
 import numpy as np
 import torch
 
-from gpt2 import GPT2, stack_layers
+from gpt2 import GPT2, TENSORS, Config, layer_names, stack_layers
 
 SHARD_MAGIC, SHARD_VERSION = 20240520, 1
 EVAL_MAGIC, EVAL_VERSION = 20240522, 1
@@ -98,6 +98,25 @@ def write_model(path: str, model: GPT2) -> None:
         file.write(header(MODEL_MAGIC, MODEL_VERSION_F32, c.maxT, c.V, c.L, c.NH, c.C, c.Vp))
         for tensor in tensors.values():
             file.write(tensor.float().contiguous().numpy().astype("<f4").tobytes())
+
+
+@torch.no_grad()
+def read_model(path: str) -> GPT2:
+    """A float32 checkpoint, as write_model and train_gpt2 write it."""
+    head, _ = read_file(path, MODEL_MAGIC, MODEL_VERSION_F32, "a float32 model")
+    maxT, V, L, NH, C, Vp = head[2:8].tolist()
+    model = GPT2(Config(maxT=maxT, V=V, Vp=Vp, L=L, NH=NH, C=C))
+    values = torch.from_numpy(np.fromfile(path, dtype="<f4", offset=HEADER_BYTES))
+    parameters = dict(model.named_parameters())
+    if len(values) != sum(p.numel() for p in parameters.values()):
+        raise SystemExit(f"{path}: {len(values)} parameters do not make the model its header describes")
+    at = 0
+    for _, hf_name in TENSORS:
+        for key in layer_names(hf_name, L):
+            parameter = parameters[key]
+            parameter.copy_(values[at : at + parameter.numel()].view_as(parameter))
+            at += parameter.numel()
+    return model
 
 
 # Multiple-choice evaluation
