@@ -16,11 +16,11 @@ use crate::model::decode::Decoder;
 use crate::model::{BatchShape, GPT2};
 use crate::ops::Ops;
 use crate::optim::optimizer::Optimizer;
-use crate::optim::outlier::OutlierDetector;
+use crate::optim::outlier::{OutlierDetector, is_outlier};
 use crate::optim::schedule::Schedule;
 use crate::sample::{Sampler, SamplerOptions, generate};
 use anyhow::Result;
-use logs::Logs;
+use logs::{Logs, StepRecord};
 use signals::StopSignal;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -101,15 +101,21 @@ impl Run {
         let LossAndNorm { loss, norm } = work.forward_backward(&mut self.train_loader)?;
         self.logs.check_finite(step, loss, norm)?;
         let lr = self.schedule.lr(step);
-        let z = (self.loss_outliers.update(loss), self.norm_outliers.update(norm));
-        let skip = [(self.args.skip_update_lossz, z.0), (self.args.skip_update_gradz, z.1)];
-        let outlier = skip.iter().any(|&(limit, z)| limit > 0.0 && z > f64::from(limit));
-        if !outlier {
+        let z = (self.loss_outliers.score(loss), self.norm_outliers.score(norm));
+        if is_outlier(z.0, self.args.skip_update_lossz) {
+            self.logs.skipped("loss", z.0);
+            self.loss_outliers.reject(loss);
+        } else if is_outlier(z.1, self.args.skip_update_gradz) {
+            self.logs.skipped("gradient", z.1);
+            self.norm_outliers.reject(norm);
+        } else {
+            self.loss_outliers.accept(loss);
+            self.norm_outliers.accept(norm);
             work.update(step, lr, norm)?;
         }
         self.dev.synchronize()?;
         let tokens = self.shape.rows() * self.grad_accum_steps;
-        self.logs.step(logs::StepRecord { step, loss, norm, z, lr, elapsed: started.elapsed(), tokens, outlier })
+        self.logs.step(StepRecord { step, loss, norm, z, lr, elapsed: started.elapsed(), tokens })
     }
 
     /// Validation, HellaSwag and a sample, each at its own steps.
@@ -149,8 +155,8 @@ impl Run {
     fn sample(&mut self, step: usize) -> Result<()> {
         let Some(decoder) = &mut self.decoder else { return Ok(()) };
         let tokenizer = Tokenizer::gpt2();
-        let mut sample = self.args.prompt.clone().unwrap_or_default();
-        let prompt: Vec<i32> = tokenizer.encode_ordinary(&sample).into_iter().map(|id| id as i32).collect();
+        let prompt = self.args.prompt.as_deref().unwrap_or_default();
+        let prompt: Vec<i32> = tokenizer.encode_ordinary(prompt).into_iter().map(|id| id as i32).collect();
         let mut sampler = Sampler::new(SamplerOptions {
             temperature: self.args.sample_temperature,
             top_k: (self.args.sample_top_k > 0).then_some(self.args.sample_top_k),
@@ -158,11 +164,14 @@ impl Run {
             seed: SAMPLE_SEED + step as u64,
         })?;
         let mut text = StreamDecoder::new();
+        let console = self.logs.console();
+        console.sample_begin();
+        console.sample_piece(self.args.prompt.as_deref().unwrap_or_default());
         generate(self.dev.as_mut(), decoder, &mut sampler, &prompt, self.args.sample_len, true, &mut |token| {
-            sample.push_str(&text.push(token));
+            console.sample_piece(&text.push(token));
             Ok(())
         })?;
-        self.logs.sample(&sample);
+        console.sample_end();
         Ok(())
     }
 }

@@ -47,9 +47,9 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>) -> Result<Run> {
     let samples = args.sample_every > 0;
     let decoder = samples.then(|| Decoder::plan(&model.weights, config.maxT, &mut plan));
     let max_steps = args.train_steps(train_loader.num_tokens())?;
-    let mut logs = Logs::open(args, start.resumed_step(), max_steps)?;
-    logs.banner(dev.describe(), &start.describe(args), &model.weights, &train_loader, val_loader.as_ref());
-    logs.memory(&plan);
+    let mut logs = Logs::open(args.output_dir.as_deref(), start.resumed_step(), max_steps)?;
+    let loaders = (&train_loader, val_loader.as_ref());
+    logs.banner(args, &dev.describe(), &start.describe(args), &model.weights, loaders, &plan);
     dev.allocate(&plan)?;
 
     let mut run = Run {

@@ -1,0 +1,177 @@
+//! What a run leaves behind of itself: the console, `main.log`, `metrics.jsonl`.
+
+use crate::cli::train::{TrainArgs, startup_rows};
+use crate::data::loader::DataLoader;
+use crate::eval::hellaswag::HellaSwagScore;
+use crate::eval::validation::perplexity;
+use crate::metrics::console::{Console, StepLine};
+use crate::metrics::jsonl::{Jsonl, TrainMetrics};
+use crate::metrics::main_log::MainLog;
+use crate::metrics::throughput::{Throughput, eta};
+use crate::model::Weights;
+use crate::tensor::MemoryPlan;
+use anyhow::{Context, Result, ensure};
+use std::io::Stdout;
+use std::path::Path;
+use std::time::Duration;
+
+/// Reports to all of them.
+pub struct Logs {
+    console: Console<Stdout>,
+    /// `None` without an output directory.
+    files: Option<Files>,
+    throughput: Throughput,
+    max_steps: usize,
+}
+
+struct Files {
+    main_log: MainLog,
+    jsonl: Jsonl,
+}
+
+/// A finished training step.
+#[derive(Clone, Copy, Debug)]
+pub struct StepRecord {
+    pub step: usize,
+    pub loss: f32,
+    pub norm: f32,
+    /// How far loss and norm are from their recent past.
+    pub z: (f64, f64),
+    pub lr: f32,
+    pub elapsed: Duration,
+    pub tokens: usize,
+}
+
+impl Logs {
+    /// Begins new logs, or goes on with those of a resumed run.
+    ///
+    /// # Errors
+    /// If the output directory cannot be made or written to.
+    pub fn open(output_dir: Option<&Path>, resumed_step: Option<usize>, max_steps: usize) -> Result<Self> {
+        let files = output_dir.map(|dir| Files::open(dir, resumed_step)).transpose()?;
+        Ok(Logs { console: Console::stdout(), files, throughput: Throughput::new(), max_steps })
+    }
+
+    /// The start-up tables: flags, device, model, data, memory.
+    pub fn banner(
+        &mut self,
+        args: &TrainArgs,
+        device: &str,
+        start: &str,
+        weights: &Weights,
+        loaders: (&DataLoader, Option<&DataLoader>),
+        memory: &MemoryPlan,
+    ) {
+        let rows = |rows: &[(&str, String)]| rows.iter().map(|(n, v)| (n.to_string(), v.clone())).collect::<Vec<_>>();
+        let config = &weights.config;
+        let [decayed, not_decayed] = weights.layout.decay_groups();
+        let (train, val) = loaders;
+        self.console.table_head();
+        self.console.table(startup_rows(args));
+        self.console.table(rows(&[("device", device.to_string())]));
+        self.console.table(rows(&[
+            ("weight init method", start.to_string()),
+            ("max_sequence_length T", config.maxT.to_string()),
+            ("vocab_size V", config.V.to_string()),
+            ("padded_vocab_size Vp", config.Vp.to_string()),
+            ("num_layers L", config.L.to_string()),
+            ("num_heads NH", config.NH.to_string()),
+            ("channels C", config.C.to_string()),
+            ("num_parameters", weights.layout.len().to_string()),
+            ("decayed", format!("{} parameters in {} tensors", decayed.0, decayed.1)),
+            ("not decayed", format!("{} parameters in {} tensors", not_decayed.0, not_decayed.1)),
+        ]));
+        let shards = |l: &DataLoader| format!("{} tokens in {} shards", l.num_tokens(), l.num_shards());
+        self.console.table(rows(&[
+            ("train data", shards(train)),
+            ("val data", val.map_or("not read".to_string(), shards)),
+            ("grad_accum_steps", args.grad_accum_steps().to_string()),
+            ("max_steps", self.max_steps.to_string()),
+        ]));
+        let mib = |bytes: usize| format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64);
+        let arenas = memory.arenas.iter().map(|arena| (arena.name, mib(arena.size_bytes)));
+        self.console.table(arenas.chain([("memory in all", mib(memory.size_bytes()))]));
+        if args.sequence_length < config.maxT {
+            let (t, max) = (args.sequence_length, config.maxT);
+            self.console.warning(format_args!("sequences of {t} tokens leave positions {t} to {} untrained", max - 1));
+        }
+        for path in train.short_shards().into_iter().chain(val.iter().flat_map(|v| v.short_shards())) {
+            self.console.warning(format_args!("{}: shorter than one batch, never read", path.display()));
+        }
+    }
+
+    /// Refuses to go on with a loss or a gradient that is not a number: the update would spread it to every weight.
+    ///
+    /// # Errors
+    /// If either is NaN or infinite.
+    pub fn check_finite(&self, step: usize, loss: f32, norm: f32) -> Result<()> {
+        ensure!(
+            loss.is_finite() && norm.is_finite(),
+            "step {}: loss is {loss} and gradient norm is {norm}; stopped before the update; a lower learning rate (-l), \
+             more warm-up (-u) or skipping outliers (-sl, -sg) may help; resume from the last checkpoint with -y 1",
+            step + 1
+        );
+        Ok(())
+    }
+
+    pub fn step(&mut self, r: StepRecord) -> Result<()> {
+        let ms = r.elapsed.as_secs_f64() * 1e3;
+        let tok_per_s = self.throughput.update(r.tokens, ms);
+        self.console.step(&StepLine {
+            step: r.step,
+            total_steps: self.max_steps,
+            loss: r.loss,
+            loss_z: r.z.0,
+            norm: r.norm,
+            norm_z: r.z.1,
+            lr: r.lr,
+            ms,
+            mfu: None,
+            tok_per_s,
+            eta: eta(self.max_steps - r.step - 1, r.tokens, tok_per_s),
+        });
+        let Some(files) = &mut self.files else { return Ok(()) };
+        files.main_log.train(r.step, r.loss, r.lr, r.norm)?;
+        let tok_per_s = r.tokens as f64 / r.elapsed.as_secs_f64();
+        files.jsonl.train(&TrainMetrics { step: r.step, loss: r.loss, norm: r.norm, lr: r.lr, ms, tok_per_s })
+    }
+
+    /// An update that was left out.
+    pub fn skipped(&mut self, what: &str, z: f64) {
+        self.console.skipped(what, z);
+    }
+
+    pub fn validation(&mut self, step: usize, loss: f32) -> Result<()> {
+        self.console.val_loss(loss);
+        self.console.line(format_args!("val perplexity {:.4}", perplexity(loss)));
+        let Some(files) = &mut self.files else { return Ok(()) };
+        files.main_log.val(step, loss)?;
+        files.jsonl.val(step, loss)
+    }
+
+    pub fn hellaswag(&mut self, step: usize, score: HellaSwagScore) -> Result<()> {
+        self.console.hellaswag(score.correct_norm, score.total);
+        let Some(files) = &mut self.files else { return Ok(()) };
+        files.main_log.eval(step, score.acc_norm() as f32)?;
+        files.jsonl.hellaswag(step, score.acc_norm(), score.acc())
+    }
+
+    /// For a sample, which is shown as it is written.
+    pub fn console(&mut self) -> &mut Console<Stdout> {
+        &mut self.console
+    }
+
+    pub fn finish(&mut self) {
+        self.console.average(self.throughput.mean_ms());
+    }
+}
+
+impl Files {
+    fn open(dir: &Path, resumed_step: Option<usize>) -> Result<Self> {
+        std::fs::create_dir_all(dir).with_context(|| format!("-o {}: cannot create the directory", dir.display()))?;
+        Ok(match resumed_step {
+            Some(step) => Files { main_log: MainLog::resume(dir, step)?, jsonl: Jsonl::resume(dir, step)? },
+            None => Files { main_log: MainLog::create(dir)?, jsonl: Jsonl::create(dir)? },
+        })
+    }
+}
