@@ -56,12 +56,14 @@ pub struct TrainArgs {
 
     // Files.
     /// Training shards: a file or a pattern with * and ?
-    #[arg(id = "train data pattern", short = 'i', long = "input-bin", value_name = "PATTERN", value_parser = values::name,
+    #[arg(id = "train data pattern", short = 'i', long = "input-bin", value_name = "PATTERN",
+          value_parser = values::name,
           default_value = "dev/data/tinyshakespeare/tiny_shakespeare_train.bin",
           default_value_ifs = presets(FINEWEB_EDU_TRAIN, FINEWEB_TRAIN))]
     pub input_bin: String,
     /// Validation shards: a file or a pattern
-    #[arg(id = "val data pattern", short = 'j', long = "input-val-bin", value_name = "PATTERN", value_parser = values::name,
+    #[arg(id = "val data pattern", short = 'j', long = "input-val-bin", value_name = "PATTERN",
+          value_parser = values::name,
           default_value = "dev/data/tinyshakespeare/tiny_shakespeare_val.bin",
           default_value_ifs = presets(FINEWEB_EDU_VAL, FINEWEB_VAL))]
     pub input_val_bin: String,
@@ -69,11 +71,13 @@ pub struct TrainArgs {
     #[arg(id = "output log dir", short = 'o', long = "output-dir", value_name = "DIR")]
     pub output_dir: Option<PathBuf>,
     /// Write a checkpoint every N steps and at the end (0 = never)
-    #[arg(id = "checkpoint_every", short = 'n', long = "checkpoint-every", value_name = "STEPS", value_parser = values::every,
+    #[arg(id = "checkpoint_every", short = 'n', long = "checkpoint-every", value_name = "STEPS",
+          value_parser = values::every,
           default_value = "0", default_value_ifs = presets("5000", "5000"))]
     pub checkpoint_every: usize,
     /// Keep only the newest N checkpoints (0 = all)
-    #[arg(id = "checkpoints_keep", long = "checkpoints-keep", alias = "nk", value_name = "N", value_parser = values::whole,
+    #[arg(id = "checkpoints_keep", long = "checkpoints-keep", alias = "nk", value_name = "N",
+          value_parser = values::whole,
           default_value = "0")]
     pub checkpoints_keep: usize,
     /// Never delete a checkpoint whose step is a multiple of N (0 = no such exception)
@@ -106,7 +110,8 @@ pub struct TrainArgs {
     #[arg(id = "max_sequence_length", long = "context", value_name = "maxT", value_parser = values::count)]
     pub context: Option<usize>,
     /// Whether a new model's query-key-value projection has a bias
-    #[arg(id = "qkv_bias", long = "qkv-bias", value_name = "0|1", value_parser = values::switch, action = ArgAction::Set,
+    #[arg(id = "qkv_bias", long = "qkv-bias", value_name = "0|1", value_parser = values::switch,
+          action = ArgAction::Set,
           default_value = "1")]
     pub qkv_bias: bool,
     /// Seed of a new model's weights
@@ -115,26 +120,31 @@ pub struct TrainArgs {
 
     // Batch and length of the run.
     /// Micro-batch: sequences in one forward and backward pass
-    #[arg(id = "micro batch size B", short = 'b', long = "batch-size", value_name = "B", value_parser = values::count,
+    #[arg(id = "micro batch size B", short = 'b', long = "batch-size", value_name = "B",
+          value_parser = values::count,
           default_value = "4", default_value_ifs = presets("64", "64"))]
     pub batch_size: usize,
     /// Tokens in a sequence, at most what the model can take
-    #[arg(id = "sequence length T", short = 't', long = "sequence-length", value_name = "T", value_parser = values::count,
+    #[arg(id = "sequence length T", short = 't', long = "sequence-length", value_name = "T",
+          value_parser = values::count,
           default_value = "1024", default_value_ifs = presets("1024", "1024"))]
     pub sequence_length: usize,
     /// Tokens in an optimiser step, a multiple of B * T; gradients are accumulated; default: B * T
-    #[arg(id = "total batch size", short = 'd', long = "total-batch-size", value_name = "TOKENS", value_parser = values::tokens,
+    #[arg(id = "total batch size", short = 'd', long = "total-batch-size", value_name = "TOKENS",
+          value_parser = values::tokens,
           default_value_ifs = presets("524288", "524288"))]
     pub total_batch_size: Option<usize>,
     /// Optimiser steps (-1 = one epoch)
-    #[arg(id = "max_steps", short = 'x', long = "num-iterations", value_name = "STEPS", value_parser = values::steps,
+    #[arg(id = "max_steps", short = 'x', long = "num-iterations", value_name = "STEPS",
+          value_parser = values::steps,
           default_value = "-1", default_value_ifs = presets("19073", "18865"))]
     pub num_iterations: i64,
     /// Passes over the training data, in place of a number of steps
     #[arg(id = "epochs", long = "epochs", value_name = "N", value_parser = values::count)]
     pub epochs: Option<usize>,
     /// Train on the first validation batch again and again, to see the loss go to zero
-    #[arg(id = "overfit_single_batch", short = 'a', long = "overfit-single-batch", value_name = "0|1", value_parser = values::switch,
+    #[arg(id = "overfit_single_batch", short = 'a', long = "overfit-single-batch", value_name = "0|1",
+          value_parser = values::switch,
           action = ArgAction::Set, default_value = "0")]
     pub overfit_single_batch: bool,
 
@@ -144,32 +154,40 @@ pub struct TrainArgs {
           value_parser = |name: &str| name.parse::<ScheduleKind>(), default_value = "cosine")]
     pub lr_scheduler: ScheduleKind,
     /// Highest learning rate
-    #[arg(id = "learning rate (LR)", short = 'l', long = "learning-rate", value_name = "LR", value_parser = values::non_negative,
+    #[arg(id = "learning rate (LR)", short = 'l', long = "learning-rate", value_name = "LR",
+          value_parser = values::non_negative,
           default_value = "3e-4", default_value_ifs = presets("6e-4", "6e-4"))]
     pub learning_rate: f32,
     /// Steps over which the learning rate rises to its highest
-    #[arg(id = "warmup iterations", short = 'u', long = "warmup-iters", value_name = "STEPS", value_parser = values::whole,
+    #[arg(id = "warmup iterations", short = 'u', long = "warmup-iters", value_name = "STEPS",
+          value_parser = values::whole,
           default_value = "0", default_value_ifs = presets("715", "700"))]
     pub warmup_iters: usize,
     /// Learning rate at the end, as a fraction of the highest (1 = no decay)
-    #[arg(id = "final LR fraction", short = 'q', long = "learning-rate-decay-frac", value_name = "FRACTION", value_parser = values::fraction,
+    #[arg(id = "final LR fraction", short = 'q', long = "learning-rate-decay-frac", value_name = "FRACTION",
+          value_parser = values::fraction,
           default_value = "1.0", default_value_ifs = presets("0.1", "0.0"))]
     pub learning_rate_decay_frac: f32,
     /// Weight decay of matrices and embeddings; biases and layer norms never decay
-    #[arg(id = "weight decay", short = 'c', long = "weight-decay", value_name = "RATE", value_parser = values::non_negative,
+    #[arg(id = "weight decay", short = 'c', long = "weight-decay", value_name = "RATE",
+          value_parser = values::non_negative,
           default_value = "0.0", default_value_ifs = presets("0.1", "0.1"))]
     pub weight_decay: f32,
     /// Longest gradient; a longer one is scaled down (0 = no clipping)
-    #[arg(id = "grad_clip", long = "grad-clip", value_name = "NORM", value_parser = values::non_negative, default_value = "1.0")]
+    #[arg(id = "grad_clip", long = "grad-clip", value_name = "NORM", value_parser = values::non_negative,
+          default_value = "1.0")]
     pub grad_clip: f32,
     /// AdamW's decay of the mean
-    #[arg(id = "beta1", long = "beta1", value_name = "RATE", value_parser = values::decay, default_value = "0.9")]
+    #[arg(id = "beta1", long = "beta1", value_name = "RATE", value_parser = values::decay,
+          default_value = "0.9")]
     pub beta1: f32,
     /// AdamW's decay of the mean square
-    #[arg(id = "beta2", long = "beta2", value_name = "RATE", value_parser = values::decay, default_value = "0.95")]
+    #[arg(id = "beta2", long = "beta2", value_name = "RATE", value_parser = values::decay,
+          default_value = "0.95")]
     pub beta2: f32,
     /// AdamW's guard against a division by zero
-    #[arg(id = "adam_eps", long = "adam-eps", value_name = "EPS", value_parser = values::positive, default_value = "1e-8")]
+    #[arg(id = "adam_eps", long = "adam-eps", value_name = "EPS", value_parser = values::positive,
+          default_value = "1e-8")]
     pub adam_eps: f32,
     /// Skip the update when the loss is more than Z deviations above its last 128 (0 = never)
     #[arg(id = "skip update lossz", long = "skip-update-lossz", alias = "sl", value_name = "Z",
@@ -182,15 +200,18 @@ pub struct TrainArgs {
 
     // Evaluation and samples.
     /// Measure the validation loss every N steps and at the end (0 = never)
-    #[arg(id = "val_loss_every", short = 'v', long = "val-loss-every", value_name = "STEPS", value_parser = values::every,
+    #[arg(id = "val_loss_every", short = 'v', long = "val-loss-every", value_name = "STEPS",
+          value_parser = values::every,
           default_value = "20", default_value_ifs = presets("250", "250"))]
     pub val_loss_every: usize,
     /// Batches of B * T tokens in a validation (-1 = the whole split)
-    #[arg(id = "val_max_steps", short = 'm', long = "val-max-steps", value_name = "BATCHES", value_parser = values::batches,
+    #[arg(id = "val_max_steps", short = 'm', long = "val-max-steps", value_name = "BATCHES",
+          value_parser = values::batches,
           default_value = "20")]
     pub val_max_steps: i64,
     /// Write a sample every N steps and at the end (0 = never)
-    #[arg(id = "sample_every", short = 's', long = "sample-every", value_name = "STEPS", value_parser = values::every,
+    #[arg(id = "sample_every", short = 's', long = "sample-every", value_name = "STEPS",
+          value_parser = values::every,
           default_value = "20", default_value_ifs = presets("250", "20000"))]
     pub sample_every: usize,
     /// Tokens in a sample, with the token it starts from
@@ -201,14 +222,17 @@ pub struct TrainArgs {
     #[arg(id = "prompt", long = "prompt", value_name = "TEXT", value_parser = values::name)]
     pub prompt: Option<String>,
     /// Divides the logits before a token is drawn (0 = always the likeliest token)
-    #[arg(id = "sample_temperature", long = "sample-temperature", value_name = "T", value_parser = values::non_negative,
+    #[arg(id = "sample_temperature", long = "sample-temperature", value_name = "T",
+          value_parser = values::non_negative,
           default_value = "1.0")]
     pub sample_temperature: f32,
     /// Draw from the K likeliest tokens only (0 = from all)
-    #[arg(id = "sample_top_k", long = "sample-top-k", value_name = "K", value_parser = values::whole, default_value = "0")]
+    #[arg(id = "sample_top_k", long = "sample-top-k", value_name = "K", value_parser = values::whole,
+          default_value = "0")]
     pub sample_top_k: usize,
     /// Measure HellaSwag accuracy along with the validation loss
-    #[arg(id = "run hellaswag", short = 'h', long = "hellaswag-eval", value_name = "0|1", value_parser = values::switch,
+    #[arg(id = "run hellaswag", short = 'h', long = "hellaswag-eval", value_name = "0|1",
+          value_parser = values::switch,
           action = ArgAction::Set, default_value = "0", default_value_ifs = presets("1", "1"))]
     pub hellaswag_eval: bool,
     /// The HellaSwag questions, in llm.c's format
@@ -222,51 +246,62 @@ pub struct TrainArgs {
 
     // Device and numbers.
     /// What to train on: cpu
-    #[arg(id = "device", long = "device", value_name = "NAME", value_parser = values::device, default_value = "cpu")]
+    #[arg(id = "device", long = "device", value_name = "NAME", value_parser = values::device,
+          default_value = "cpu")]
     pub device: String,
     /// Threads (0 = one for each core)
-    #[arg(id = "threads", long = "threads", value_name = "N", value_parser = values::whole, default_value = "0")]
+    #[arg(id = "threads", long = "threads", value_name = "N", value_parser = values::whole,
+          default_value = "0")]
     pub threads: usize,
     /// Type of the numbers in matrix products: f32, bf16
-    #[arg(id = "dtype", long = "dtype", value_name = "TYPE", value_parser = values::dtype, default_value = "f32")]
+    #[arg(id = "dtype", long = "dtype", value_name = "TYPE", value_parser = values::dtype,
+          default_value = "f32")]
     pub dtype: Dtype,
     /// Allow TF32 in products of f32; a CPU has none and is exact either way
     #[arg(id = "tf32", short = 'f', long = "tf32", alias = "tensorcores", value_name = "0|1",
           value_parser = values::switch, action = ArgAction::Set, default_value = "1")]
     pub tf32: bool,
     /// Compute again in the backward pass instead of keeping: 0 = nothing, 1 = GELU, 2 = GELU and layer norms
-    #[arg(id = "recompute", short = 'r', long = "recompute", value_name = "0..2", value_parser = values::level2,
+    #[arg(id = "recompute", short = 'r', long = "recompute", value_name = "0..2",
+          value_parser = values::level2,
           default_value = "1", default_value_ifs = presets("1", "0"))]
     pub recompute: usize,
 
     // Flags of llm.c and `train_gpt2.py` that have one possible value on a single CPU. Any other value is refused, so
     // that nobody believes to have what is not there.
     /// Print the state of the GPU every N steps
-    #[arg(id = "gpu_info_every", long = "gpu-info-every", alias = "lg", value_name = "STEPS", value_parser = values::every,
+    #[arg(id = "gpu_info_every", long = "gpu-info-every", alias = "lg", value_name = "STEPS",
+          value_parser = values::every,
           default_value = "-1")]
     pub gpu_info_every: usize,
     /// Keep f32 weights beside narrower ones for the optimiser
-    #[arg(id = "use_master_weights", short = 'w', long = "use-master-weights", value_name = "0|1", value_parser = values::switch,
+    #[arg(id = "use_master_weights", short = 'w', long = "use-master-weights", value_name = "0|1",
+          value_parser = values::switch,
           action = ArgAction::Set, default_value = "1")]
     pub use_master_weights: bool,
     /// Fuse GELU into matrix products: 0 = no, 1 = forward, 2 = forward and backward
-    #[arg(id = "gelu_fusion", long = "gelu-fusion", alias = "ge", value_name = "0..2", value_parser = values::level2,
+    #[arg(id = "gelu_fusion", long = "gelu-fusion", alias = "ge", value_name = "0..2",
+          value_parser = values::level2,
           default_value = "0")]
     pub gelu_fusion: usize,
     /// Share of the training state that is split over processes
-    #[arg(id = "zero_stage", short = 'z', long = "zero-stage", value_name = "0..3", value_parser = values::level3,
+    #[arg(id = "zero_stage", short = 'z', long = "zero-stage", value_name = "0..3",
+          value_parser = values::level3,
           default_value = "0")]
     pub zero_stage: usize,
     /// Processes that train together
-    #[arg(id = "num_processes", long = "num-processes", alias = "pn", value_name = "N", value_parser = values::count,
+    #[arg(id = "num_processes", long = "num-processes", alias = "pn", value_name = "N",
+          value_parser = values::count,
           default_value = "1")]
     pub num_processes: usize,
     /// Number of this process
-    #[arg(id = "process_rank", long = "process-rank", alias = "pr", value_name = "RANK", value_parser = values::whole,
+    #[arg(id = "process_rank", long = "process-rank", alias = "pr", value_name = "RANK",
+          value_parser = values::whole,
           default_value = "0")]
     pub process_rank: usize,
     /// GPUs in a machine
-    #[arg(id = "gpus_per_node", long = "gpus-per-node", alias = "pg", value_name = "N", value_parser = values::count,
+    #[arg(id = "gpus_per_node", long = "gpus-per-node", alias = "pg", value_name = "N",
+          value_parser = values::count,
           default_value = "8")]
     pub gpus_per_node: usize,
     /// How processes find each other: mpi, tcp, fs
@@ -280,11 +315,13 @@ pub struct TrainArgs {
     #[arg(id = "fs_path", long = "fs-path", aliases = ["pf", "pp"], value_name = "DIR", default_value = "")]
     pub fs_path: String,
     /// Fused attention, never a stored T * T matrix
-    #[arg(id = "flash", long = "flash", value_name = "0|1", value_parser = values::switch, action = ArgAction::Set,
+    #[arg(id = "flash", long = "flash", value_name = "0|1", value_parser = values::switch,
+          action = ArgAction::Set,
           default_value = "1")]
     pub flash: bool,
     /// Compile the model as it runs
-    #[arg(id = "compile", long = "compile", value_name = "0|1", value_parser = values::switch, action = ArgAction::Set,
+    #[arg(id = "compile", long = "compile", value_name = "0|1", value_parser = values::switch,
+          action = ArgAction::Set,
           default_value = "0")]
     pub compile: bool,
     /// Write reference tensors for llm.c's tests

@@ -1,4 +1,5 @@
 //! What happens between a gradient and a parameter: AdamW, how fast to learn at a step, and whether a step looks sane.
 
 pub mod optimizer;
+pub mod outlier;
 pub mod schedule;

@@ -114,3 +114,119 @@ impl Schedule {
 fn fraction(step: usize, start: usize, end: usize) -> f32 {
     (step - start) as f32 / (end - start) as f32
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RECIPE: Schedule = Schedule {
+        kind: ScheduleKind::Cosine,
+        max_lr: 6e-4,
+        warmup: 715,
+        total_steps: 19073,
+        final_frac: 0.1,
+    };
+
+    fn schedules(kind: ScheduleKind) -> [Schedule; 4] {
+        [
+            Schedule { kind, ..RECIPE },
+            Schedule { kind, max_lr: 3e-4, warmup: 0, total_steps: 37, final_frac: 0.0 },
+            Schedule { kind, warmup: 700, total_steps: 18865, final_frac: 0.0, ..RECIPE },
+            Schedule { kind, max_lr: 1e-3, warmup: 10, total_steps: 50, final_frac: 1.0 },
+        ]
+    }
+
+    /// FNV-1a over the bits of every rate of a run.
+    fn fingerprint(schedule: &Schedule) -> u64 {
+        (0..=schedule.total_steps)
+            .flat_map(|step| schedule.lr(step).to_le_bytes())
+            .fold(1_469_598_103_934_665_603, |hash, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(1_099_511_628_211)
+            })
+    }
+
+    /// Fingerprints of llm.c's schedules, compiled by gcc 12 with -O3 on x86-64 against glibc 2.36.
+    #[test]
+    fn every_rate_has_the_bits_of_llmc() {
+        let cases = [
+            (
+                ScheduleKind::Linear,
+                [0x5df2_dc5a_7f31_3806, 0x7458_1858_b47c_9d2d, 0xfa7f_e873_2c1c_2809, 0xe550_bbbd_68b9_ea71],
+            ),
+            (
+                ScheduleKind::Constant,
+                [0xb9d7_585d_13fb_a7af, 0x785c_5362_ead4_61db, 0x6851_f3a7_023c_314f, 0x771a_3fd1_cba1_b4fb],
+            ),
+            (
+                ScheduleKind::Wsd,
+                [0x54c9_081e_2e15_1337, 0x9614_c57d_d693_c6a5, 0x506d_28e1_9a16_e27b, 0xe550_bbbd_68b9_ea71],
+            ),
+            // The cosine comes from the C library, and another one may round another way.
+            #[cfg(all(target_os = "linux", target_env = "gnu", target_arch = "x86_64"))]
+            (
+                ScheduleKind::Cosine,
+                [0xbd52_44f1_9bcc_bb21, 0x388c_f8e8_876a_c07b, 0x3f7c_07e1_88c9_9320, 0xe550_bbbd_68b9_ea71],
+            ),
+        ];
+        for (kind, expected) in cases {
+            assert_eq!(schedules(kind).map(|s| fingerprint(&s)), expected, "{kind}");
+        }
+    }
+
+    #[test]
+    fn the_published_run_is_reproduced() {
+        let near = |step: usize, expected: f32| {
+            let lr = RECIPE.lr(step);
+            assert!((lr - expected).abs() <= 1e-4 * expected, "lr({step}) = {lr}, expected {expected}");
+        };
+        near(0, 8.3916e-07);
+        near(200, 1.6867e-4);
+        near(201, 1.6951e-4);
+        near(714, 6e-4);
+        near(715, 6e-4);
+        near(9894, 3.3e-4);
+        near(19073, 6e-5);
+    }
+
+    #[test]
+    fn a_rate_stays_between_its_ends_and_at_the_last_one_after_the_run() {
+        for kind in ScheduleKind::ALL {
+            for s in schedules(kind) {
+                let min = s.max_lr * s.final_frac;
+                let range = min * 0.9999..=s.max_lr * 1.0001;
+                assert!((s.warmup..s.total_steps + 3).all(|step| range.contains(&s.lr(step))), "{s:?}");
+                let end = if kind == ScheduleKind::Constant { s.max_lr } else { min };
+                assert_eq!((s.lr(s.total_steps + 1), s.lr(usize::MAX)), (end, end), "{s:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn degenerate_runs_have_finite_rates() {
+        for kind in ScheduleKind::ALL {
+            for total_steps in [0, 1, 2, 10] {
+                for warmup in [0, 1, 2, 10, 11, 1000] {
+                    let s = Schedule { kind, max_lr: 1.0, warmup, total_steps, final_frac: 0.5 };
+                    for step in 0..25 {
+                        let lr = s.lr(step);
+                        assert!(lr > 0.0 && lr <= 1.0, "{s:?} at {step}: {lr}");
+                    }
+                }
+            }
+        }
+        // Warm-up alone: it rises to the end of the run, and only then falls.
+        let s = Schedule { warmup: 4, total_steps: 4, max_lr: 1.0, final_frac: 0.0, ..RECIPE };
+        assert_eq!([0, 1, 2, 3, 4, 5].map(|step| s.lr(step)), [0.25, 0.5, 0.75, 1.0, 0.0, 0.0]);
+        // One step without warm-up learns at the full rate.
+        let s = Schedule { warmup: 0, total_steps: 1, max_lr: 1.0, final_frac: 0.0, ..RECIPE };
+        assert_eq!(s.lr(0), 1.0);
+    }
+
+    #[test]
+    fn names_go_both_ways() {
+        for kind in ScheduleKind::ALL {
+            assert_eq!(kind.to_string().parse(), Ok(kind));
+        }
+        assert!("Cosine".parse::<ScheduleKind>().unwrap_err().contains("wsd; found Cosine"));
+    }
+}

@@ -1,0 +1,318 @@
+//! What a run prints, in llm.c's words and columns, so that scripts that read llm.c's output read ours.
+//!
+//! A run outlives its terminal: once standard output is gone, what would be printed is dropped. `main.log` and
+//! `metrics.jsonl` have it all.
+
+use super::cformat::{fixed, scientific, signed};
+use super::throughput;
+use std::fmt;
+use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
+
+/// One training step, as its line shows it:
+///
+/// `step    1/10 | loss 5.270009 (+nanz)| norm 30.1234 (+nanz)| lr 3.00e-04 | 1234.57 ms | n/a MFU | 830 tok/s`
+///
+/// llm.c prints a utilisation of -100 % where it does not know the device's peak; nobody knows a CPU's, which
+/// depends on clocks and on what else runs, so the field says `n/a` and keeps its place. The expected time to the end
+/// is a field of its own after those of llm.c.
+#[derive(Clone, Debug)]
+pub struct StepLine {
+    /// From 0, though the line counts from 1.
+    pub step: usize,
+    pub total_steps: usize,
+    pub loss: f32,
+    /// Score of the loss against its recent past, NaN while there is too little of it.
+    pub loss_z: f64,
+    /// Of the gradient, before clipping.
+    pub norm: f32,
+    pub norm_z: f64,
+    pub lr: f32,
+    /// Duration of the step in milliseconds.
+    pub ms: f64,
+    /// Share of the device's peak in use, from 0 to 1, and the type that peak is for; `None` if it is not known.
+    pub mfu: Option<(f64, &'static str)>,
+    /// Smoothed over recent steps.
+    pub tok_per_s: f64,
+    /// Time to the end of the run.
+    pub eta: Option<Duration>,
+}
+
+impl fmt::Display for StepLine {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "step {:>4}/{}", self.step + 1, self.total_steps)?;
+        write!(f, " | loss {:>7} ({}z)", fixed(self.loss.into(), 6), signed(self.loss_z, 2))?;
+        write!(f, "| norm {:>6} ({}z)", fixed(self.norm.into(), 4), signed(self.norm_z, 2))?;
+        write!(f, "| lr {} | {} ms | ", scientific(self.lr.into(), 2), fixed(self.ms, 2))?;
+        match self.mfu {
+            Some((share, dtype)) => write!(f, "{}% {dtype} MFU", fixed(100.0 * share, 1))?,
+            None => f.write_str("n/a MFU")?,
+        }
+        write!(f, " | {} tok/s", fixed(self.tok_per_s, 0))?;
+        match self.eta {
+            Some(eta) => write!(f, " | ETA {}", throughput::short(eta)),
+            None => Ok(()),
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Colour {
+    Red,
+    Yellow,
+    Bold,
+    Plain,
+}
+
+/// Scores beyond this stand out on a terminal.
+const STRIKING_Z: f64 = 3.0;
+
+/// Standard output, or whatever else a run reports to.
+pub struct Console<W: Write> {
+    out: W,
+    colours: bool,
+    gone: bool,
+}
+
+impl Console<io::Stdout> {
+    /// With colours if it is a terminal and `NO_COLOR` is not set.
+    pub fn stdout() -> Self {
+        let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        Self::new(io::stdout(), wanted && io::stdout().is_terminal())
+    }
+}
+
+impl<W: Write> Console<W> {
+    pub fn new(out: W, colours: bool) -> Self {
+        Console { out, colours, gone: false }
+    }
+
+    /// A line of text.
+    pub fn line(&mut self, text: impl fmt::Display) {
+        self.paint(Colour::Plain, text);
+    }
+
+    /// A line that must not be missed.
+    pub fn warning(&mut self, text: impl fmt::Display) {
+        self.paint(Colour::Yellow, format_args!("WARNING: {text}"));
+    }
+
+    /// The head of llm.c's table of parameters.
+    pub fn table_head(&mut self) {
+        self.rule();
+        self.row("Parameter", "Value");
+        self.rule();
+    }
+
+    /// A section of that table and the rule under it.
+    pub fn table(&mut self, rows: impl IntoIterator<Item = (impl AsRef<str>, impl AsRef<str>)>) {
+        for (name, value) in rows {
+            self.row(name.as_ref(), value.as_ref());
+        }
+        self.rule();
+    }
+
+    fn row(&mut self, name: &str, value: &str) {
+        self.line(format_args!("| {:<21} | {:<50} |", printable(name), printable(value)));
+    }
+
+    fn rule(&mut self) {
+        self.line(format_args!("+{:-<23}+{:-<52}+", "", ""));
+    }
+
+    /// A training step; red if its loss or norm is not finite or far above its past.
+    pub fn step(&mut self, line: &StepLine) {
+        let strange = !line.loss.is_finite() || !line.norm.is_finite();
+        let striking = line.loss_z > STRIKING_Z || line.norm_z > STRIKING_Z;
+        self.paint(if strange || striking { Colour::Red } else { Colour::Plain }, line);
+    }
+
+    /// Mean loss over the validation batches.
+    pub fn val_loss(&mut self, loss: f32) {
+        self.paint(Colour::Bold, format_args!("val loss {}", fixed(loss.into(), 6)));
+    }
+
+    /// Questions answered right, by mean loss over an ending.
+    pub fn hellaswag(&mut self, correct: usize, total: usize) {
+        let share = fixed(correct as f64 / total as f64, 6);
+        self.paint(Colour::Bold, format_args!("HellaSwag: {correct}/{total} = {share}"));
+    }
+
+    /// An update that is left out because `what`, the loss or the gradient, stands out by `score`.
+    pub fn skipped(&mut self, what: &str, score: f64) {
+        self.paint(
+            Colour::Yellow,
+            format_args!("skipping update due to {what} z-score of {}", fixed(score, 6)),
+        );
+    }
+
+    /// The line before a sample. Its text follows in pieces, and [`Console::sample_end`].
+    pub fn sample_begin(&mut self) {
+        self.line("generating:\n---");
+    }
+
+    /// A piece of a sample, shown at once; control characters, which a young model likes to write, are left out.
+    pub fn sample_piece(&mut self, text: &str) {
+        self.write(&printable(text));
+    }
+
+    pub fn sample_end(&mut self) {
+        self.line("\n---");
+    }
+
+    /// The last line of a run; `None` if it was too short to say.
+    pub fn average(&mut self, mean_ms: Option<f64>) {
+        if let Some(ms) = mean_ms {
+            self.line(format_args!("total average iteration time: {} ms", fixed(ms, 6)));
+        }
+    }
+
+    fn paint(&mut self, colour: Colour, text: impl fmt::Display) {
+        let code = match colour {
+            Colour::Plain => "",
+            _ if !self.colours => "",
+            Colour::Red => "\x1b[31m",
+            Colour::Yellow => "\x1b[33m",
+            Colour::Bold => "\x1b[1m",
+        };
+        let reset = if code.is_empty() { "" } else { "\x1b[0m" };
+        self.write(&format!("{code}{text}{reset}\n"));
+    }
+
+    fn write(&mut self, text: &str) {
+        if !self.gone {
+            self.gone = self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush()).is_err();
+        }
+    }
+}
+
+/// `text` without the control characters that would move a cursor or ring a bell.
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(colours: bool, print: impl FnOnce(&mut Console<&mut Vec<u8>>)) -> String {
+        let mut out = Vec::new();
+        print(&mut Console::new(&mut out, colours));
+        String::from_utf8(out).unwrap()
+    }
+
+    fn first() -> StepLine {
+        StepLine {
+            step: 0,
+            total_steps: 10,
+            loss: 5.270009,
+            loss_z: f64::NAN.copysign(1.0),
+            norm: 30.1234,
+            norm_z: f64::NAN.copysign(1.0),
+            lr: 3e-4,
+            ms: 1234.5678,
+            mfu: Some((-1.0, "bf16")),
+            tok_per_s: 207.3,
+            eta: None,
+        }
+    }
+
+    /// Both lines were printed by C with llm.c's format.
+    #[test]
+    fn a_step_looks_as_in_llmc() {
+        assert_eq!(
+            first().to_string(),
+            "step    1/10 | loss 5.270009 (+nanz)| norm 30.1234 (+nanz)| lr 3.00e-04 | 1234.57 ms | -100.0% bf16 \
+             MFU | 207 tok/s"
+        );
+        let last = StepLine {
+            step: 19072,
+            total_steps: 19073,
+            loss: 0.000123456,
+            loss_z: -1.25,
+            norm: 0.27,
+            norm_z: 3.456,
+            lr: 6e-5,
+            ms: 344.56,
+            mfu: Some((0.5126, "bf16")),
+            tok_per_s: 1_521_615.2,
+            eta: None,
+        };
+        assert_eq!(
+            last.to_string(),
+            "step 19073/19073 | loss 0.000123 (-1.25z)| norm 0.2700 (+3.46z)| lr 6.00e-05 | 344.56 ms | 51.3% bf16 \
+             MFU | 1521615 tok/s"
+        );
+    }
+
+    /// llm.c's loss checker looks for `step    1/10` and reads columns 20 to 28.
+    #[test]
+    fn the_loss_is_where_scripts_look_for_it() {
+        let line = StepLine { mfu: None, eta: Some(Duration::from_secs(4980)), ..first() }.to_string();
+        assert!(line.contains("step    1/10"));
+        assert_eq!(line[20..28].trim().parse::<f32>().unwrap(), 5.270009);
+        assert!(line.ends_with("| 1234.57 ms | n/a MFU | 207 tok/s | ETA 1h23m"), "{line}");
+        assert_eq!(line.matches('|').count(), first().to_string().matches('|').count() + 1);
+    }
+
+    #[test]
+    fn tables_have_the_columns_of_llmc() {
+        let text = shown(false, |c| {
+            c.table_head();
+            c.table([("micro batch size B", "4")]);
+        });
+        let rule = "+-----------------------+----------------------------------------------------+\n";
+        let head = "| Parameter             | Value                                              |\n";
+        let row = "| micro batch size B    | 4                                                  |\n";
+        assert_eq!(text, format!("{rule}{head}{rule}{row}{rule}"));
+    }
+
+    #[test]
+    fn evaluations_and_samples_have_their_lines() {
+        let text = shown(false, |c| {
+            c.val_loss(3.2924);
+            c.hellaswag(2968, 10042);
+            c.sample_begin();
+            c.sample_piece("Once\x1b[2J upon\r\n");
+            c.sample_piece("a tïme\u{7}");
+            c.sample_end();
+            c.skipped("loss", 7.5);
+            c.average(Some(12.25));
+            c.average(None);
+            c.warning("T is short");
+        });
+        assert_eq!(
+            text,
+            "val loss 3.292400\nHellaSwag: 2968/10042 = 0.295559\ngenerating:\n---\nOnce[2J upon\na tïme\n---\n\
+             skipping update due to loss z-score of 7.500000\ntotal average iteration time: 12.250000 ms\n\
+             WARNING: T is short\n"
+        );
+    }
+
+    #[test]
+    fn colours_are_for_terminals_and_for_what_stands_out() {
+        let bad = StepLine { loss: f32::NAN, ..first() };
+        assert!(shown(true, |c| c.step(&bad)).starts_with("\x1b[31mstep"));
+        assert!(shown(true, |c| c.step(&StepLine { norm_z: 5.0, ..first() })).starts_with("\x1b[31m"));
+        assert!(!shown(true, |c| c.step(&first())).contains('\x1b'));
+        assert!(!shown(false, |c| c.step(&bad)).contains('\x1b'));
+    }
+
+    #[test]
+    fn a_closed_terminal_does_not_end_a_run() {
+        struct Closed(usize);
+        impl Write for Closed {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                self.0 += 1;
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut console = Console::new(Closed(0), false);
+        console.line("one");
+        console.line("two");
+        assert_eq!(console.out.0, 1);
+    }
+}

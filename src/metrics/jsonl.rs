@@ -1,0 +1,212 @@
+//! `metrics.jsonl`: one object a line, every number with all its digits. Steps count from 0.
+//!
+//! JSON has no NaN and no infinity. Such a number is `null`, and `"nonfinite"` says which it was:
+//! `{"step":7,"loss":null,…,"nonfinite":{"loss":"nan"}}`.
+
+use super::cformat::fixed;
+use super::log_file::LogFile;
+use anyhow::Result;
+use serde::ser::{Serialize, SerializeMap, Serializer};
+use std::path::Path;
+
+pub struct Jsonl(LogFile);
+
+/// What is measured in a training step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TrainMetrics {
+    pub step: usize,
+    /// Mean over the whole batch.
+    pub loss: f32,
+    /// Of the gradient, before clipping.
+    pub norm: f32,
+    pub lr: f32,
+    /// Duration of the step in milliseconds.
+    pub ms: f64,
+    /// Of this step alone; the console shows a moving average.
+    pub tok_per_s: f64,
+}
+
+impl Jsonl {
+    /// Begins `metrics.jsonl` in `dir` anew.
+    ///
+    /// # Errors
+    /// If the file cannot be written; the same holds for every method here.
+    pub fn create(dir: &Path) -> Result<Self> {
+        LogFile::create(dir.join("metrics.jsonl")).map(Jsonl)
+    }
+
+    /// Goes on with `metrics.jsonl` in `dir` from `step`; what it holds from that step on is dropped.
+    pub fn resume(dir: &Path, step: usize) -> Result<Self> {
+        LogFile::resume(dir.join("metrics.jsonl"), step, step_of).map(Jsonl)
+    }
+
+    /// A training step.
+    pub fn train(&mut self, m: &TrainMetrics) -> Result<()> {
+        self.write(
+            m.step,
+            &[
+                ("loss", Number::F32(m.loss)),
+                ("norm", Number::F32(m.norm)),
+                ("lr", Number::F32(m.lr)),
+                ("ms", Number::F64(m.ms)),
+                ("tok_per_s", Number::F64(m.tok_per_s)),
+            ],
+        )
+    }
+
+    /// Validation loss before a step, in nats per token, and `exp` of it.
+    pub fn val(&mut self, step: usize, loss: f32) -> Result<()> {
+        let perplexity = f64::from(loss).exp();
+        self.write(step, &[("val_loss", Number::F32(loss)), ("val_perplexity", Number::F64(perplexity))])
+    }
+
+    /// HellaSwag accuracy before a step: by mean and by summed loss over an ending.
+    pub fn hellaswag(&mut self, step: usize, acc_norm: f64, acc: f64) -> Result<()> {
+        self.write(
+            step,
+            &[("hellaswag_acc_norm", Number::F64(acc_norm)), ("hellaswag_acc", Number::F64(acc))],
+        )
+    }
+
+    fn write(&mut self, step: usize, numbers: &[(&'static str, Number)]) -> Result<()> {
+        self.0.line(&serde_json::to_string(&Line { step, numbers })?)
+    }
+}
+
+/// `f32` is kept apart from `f64`: 3e-4 is to be written so, and not as the 0.0003000000142492354 it is in `f64`.
+#[derive(Clone, Copy)]
+enum Number {
+    F32(f32),
+    F64(f64),
+}
+
+impl Number {
+    fn value(self) -> f64 {
+        match self {
+            Number::F32(x) => x.into(),
+            Number::F64(x) => x,
+        }
+    }
+}
+
+impl Serialize for Number {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        match *self {
+            Number::F32(x) => s.serialize_f32(x),
+            Number::F64(x) => s.serialize_f64(x),
+        }
+    }
+}
+
+struct Line<'a> {
+    step: usize,
+    numbers: &'a [(&'static str, Number)],
+}
+
+impl Serialize for Line<'_> {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        let mut map = s.serialize_map(None)?;
+        map.serialize_entry("step", &self.step)?;
+        for (name, number) in self.numbers {
+            map.serialize_entry(name, number)?;
+        }
+        let strange: serde_json::Map<_, _> = (self.numbers.iter())
+            .filter(|(_, number)| !number.value().is_finite())
+            .map(|(name, number)| (name.to_string(), fixed(number.value(), 0).into()))
+            .collect();
+        if !strange.is_empty() {
+            map.serialize_entry("nonfinite", &strange)?;
+        }
+        map.end()
+    }
+}
+
+fn step_of(line: &str) -> Option<usize> {
+    let object: serde_json::Value = serde_json::from_str(line).ok()?;
+    object.get("step")?.as_u64()?.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::read_to_string;
+
+    const STEP: TrainMetrics =
+        TrainMetrics { step: 3, loss: 5.270009, norm: 0.1, lr: 3e-4, ms: 1234.5, tok_per_s: 1.0 / 3.0 };
+
+    fn text(dir: &tempfile::TempDir) -> String {
+        read_to_string(dir.path().join("metrics.jsonl")).unwrap()
+    }
+
+    #[test]
+    fn numbers_are_written_in_full() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = Jsonl::create(dir.path()).unwrap();
+        log.train(&STEP).unwrap();
+        log.val(3, 2.0).unwrap();
+        log.hellaswag(3, 0.25, 0.5).unwrap();
+        let expected = concat!(
+            r#"{"step":3,"loss":5.270009,"norm":0.1,"lr":0.0003,"ms":1234.5,"tok_per_s":0.3333333333333333}"#,
+            "\n",
+            r#"{"step":3,"val_loss":2.0,"val_perplexity":7.38905609893065}"#,
+            "\n",
+            r#"{"step":3,"hellaswag_acc_norm":0.25,"hellaswag_acc":0.5}"#,
+            "\n",
+        );
+        assert_eq!(text(&dir), expected);
+    }
+
+    #[test]
+    fn every_f32_comes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = Jsonl::create(dir.path()).unwrap();
+        let mut x = 1u32;
+        let losses: Vec<f32> = std::iter::repeat_with(|| {
+            x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            f32::from_bits(x)
+        })
+        .filter(|f| f.is_finite())
+        .take(500)
+        .collect();
+        for &loss in &losses {
+            log.train(&TrainMetrics { loss, ..STEP }).unwrap();
+        }
+        for (line, loss) in text(&dir).lines().zip(&losses) {
+            let value: serde_json::Value = serde_json::from_str(line).unwrap();
+            assert_eq!((value["loss"].as_f64().unwrap() as f32).to_bits(), loss.to_bits(), "{line}");
+        }
+        assert_eq!(text(&dir).lines().count(), 500);
+    }
+
+    #[test]
+    fn what_is_not_finite_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = Jsonl::create(dir.path()).unwrap();
+        log.train(&TrainMetrics { loss: f32::NAN.copysign(1.0), norm: f32::NEG_INFINITY, ..STEP }).unwrap();
+        log.val(4, 1000.0).unwrap();
+        let lines: Vec<serde_json::Value> =
+            text(&dir).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert!(lines[0]["loss"].is_null() && lines[0]["norm"].is_null());
+        assert_eq!(lines[0]["nonfinite"], serde_json::json!({"loss": "nan", "norm": "-inf"}));
+        assert_eq!(lines[0]["lr"], 3e-4);
+        assert_eq!(lines[1]["nonfinite"], serde_json::json!({"val_perplexity": "inf"}));
+    }
+
+    #[test]
+    fn resuming_drops_later_steps() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = Jsonl::create(dir.path()).unwrap();
+        for step in 0..20 {
+            log.train(&TrainMetrics { step, ..STEP }).unwrap();
+            log.val(step, 1.0).unwrap();
+        }
+        let whole = text(&dir);
+        let mut log = Jsonl::resume(dir.path(), 10).unwrap();
+        assert_eq!(text(&dir).lines().count(), 20);
+        for step in 10..20 {
+            log.train(&TrainMetrics { step, ..STEP }).unwrap();
+            log.val(step, 1.0).unwrap();
+        }
+        assert_eq!(text(&dir), whole);
+    }
+}

@@ -1,0 +1,103 @@
+//! A log that grows a line at a time and can be cut back to where a run resumes.
+
+use anyhow::{Context, Result};
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+pub(super) struct LogFile {
+    file: File,
+    path: PathBuf,
+}
+
+impl LogFile {
+    /// A new log, in place of one that may be there.
+    pub fn create(path: PathBuf) -> Result<Self> {
+        File::create(&path).with_context(|| format!("{}: cannot create the log", path.display()))?;
+        Self::append(path)
+    }
+
+    /// The log of a run that goes on at `step`. Lines whose step, as `step_of` reads it, is not before that are
+    /// dropped, because the run will write them again; so is a last line that a crash cut short. Other lines stay.
+    pub fn resume(path: PathBuf, step: usize, step_of: fn(&str) -> Option<usize>) -> Result<Self> {
+        let text = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(error).context(format!("{}: cannot read the log", path.display())),
+        };
+        let stays = |line: &&[u8]| {
+            let whole = line.ends_with(b"\n");
+            whole && !std::str::from_utf8(line).ok().and_then(step_of).is_some_and(|s| s >= step)
+        };
+        let kept: Vec<u8> = text.split_inclusive(|&b| b == b'\n').filter(stays).flatten().copied().collect();
+        if kept.len() != text.len() {
+            replace(&path, &kept).with_context(|| format!("{}: cannot cut the log back", path.display()))?;
+        }
+        Self::append(path)
+    }
+
+    fn append(path: PathBuf) -> Result<Self> {
+        let file = OpenOptions::new().create(true).append(true).open(&path);
+        Ok(LogFile { file: file.with_context(|| format!("{}: cannot open the log", path.display()))?, path })
+    }
+
+    /// Adds a line. It reaches the system in one write, so that a reader or a crash sees it whole.
+    pub fn line(&mut self, line: &str) -> Result<()> {
+        let written = self.file.write_all(format!("{line}\n").as_bytes());
+        written.with_context(|| format!("{}: cannot write to the log", self.path.display()))
+    }
+}
+
+/// Puts `bytes` in the place of a file, which is there in full, old or new, at every instant.
+fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".tmp");
+    let mut file = File::create(&beside)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&beside, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn number(line: &str) -> Option<usize> {
+        line.split(' ').next()?.parse().ok()
+    }
+
+    fn resumed(before: &[u8], step: usize) -> Vec<u8> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        fs::write(&path, before).unwrap();
+        LogFile::resume(path.clone(), step, number).unwrap().line("new").unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "a temporary file is left");
+        fs::read(path).unwrap()
+    }
+
+    #[test]
+    fn resuming_drops_what_will_be_written_again() {
+        assert_eq!(resumed(b"1 a\n2 b\nnote\n3 c\n2 d\n4 e\n", 3), b"1 a\n2 b\nnote\n2 d\nnew\n");
+        assert_eq!(resumed(b"1 a\n2 b\n", 3), b"1 a\n2 b\nnew\n");
+        assert_eq!(resumed(b"5 a\n", 0), b"new\n");
+        assert_eq!(resumed(b"", 3), b"new\n");
+    }
+
+    #[test]
+    fn a_torn_line_is_dropped_and_foreign_bytes_stay() {
+        assert_eq!(resumed(b"1 a\n2 b", 3), b"1 a\nnew\n");
+        assert_eq!(resumed(b"\xff\xfe\n9 b\n", 3), b"\xff\xfe\nnew\n");
+    }
+
+    #[test]
+    fn a_missing_log_begins_and_a_new_one_replaces() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        LogFile::resume(path.clone(), 5, number).unwrap().line("1 x").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"1 x\n");
+        LogFile::create(path.clone()).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"");
+        let error = LogFile::create(dir.path().join("no/log")).err().unwrap();
+        assert!(format!("{error:#}").contains("no/log: cannot create the log"), "{error:#}");
+    }
+}
