@@ -14,4 +14,4 @@ pub mod params;
 pub mod rng;
 pub mod sample;
 pub mod tensor;
-//pub mod train;
+pub mod train;

@@ -4,8 +4,6 @@
 //! All memory of a run is described by one [`MemoryPlan`] before the first byte is allocated, so that it can be
 //! printed, checked against the machine, and never grows while training.
 
-use std::fmt;
-
 /// Element type of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dtype {
@@ -98,16 +96,5 @@ impl MemoryPlan {
 
     pub fn size_bytes(&self) -> usize {
         self.arenas.iter().map(|a| a.size_bytes).sum()
-    }
-}
-
-impl fmt::Display for MemoryPlan {
-    /// One line an arena and a total, in MiB.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mib = |bytes: usize| bytes as f64 / (1 << 20) as f64;
-        for arena in &self.arenas {
-            writeln!(f, "| {:<21} | {:>42.1} MiB |", arena.name, mib(arena.size_bytes))?;
-        }
-        write!(f, "| {:<21} | {:>42.1} MiB |", "memory in all", mib(self.size_bytes()))
     }
 }

@@ -126,7 +126,8 @@ fn single_step(name: &str, file: &str, shape: BatchShape, recompute: Recompute) 
 fn twenty_steps_of_training_are_pytorchs() {
     for name in MODELS {
         for grad_accum_steps in [1, 2] {
-            let recorded = &json(&format!("{name}/reference.json"))[format!("train_accum{grad_accum_steps}")]["f64"];
+            let recorded =
+                &json(&format!("{name}/reference.json"))[format!("train_accum{grad_accum_steps}")]["f64"];
             let (loss, norm) = train(name, grad_accum_steps, recorded);
             for (step, (got, want)) in loss.iter().zip(floats(&recorded["loss"])).enumerate() {
                 let error = (got - want).abs() / want;
@@ -185,6 +186,11 @@ fn a_fresh_model_is_the_one_pytorch_draws() {
         let got: Vec<f64> = values.iter().take(first.len()).map(|&v| f64::from(v)).collect();
         assert_eq!(got, first, "{}", spec.name);
         let bits = values.iter().fold(0, |xor, v| xor ^ v.to_bits());
-        assert_eq!(u64::from(bits), want["xor_of_bits"].as_u64().unwrap(), "{}: bits of all values", spec.name);
+        assert_eq!(
+            u64::from(bits),
+            want["xor_of_bits"].as_u64().unwrap(),
+            "{}: bits of all values",
+            spec.name
+        );
     }
 }

@@ -22,15 +22,38 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "train",
         &[
-            "checkpoint", "cli", "config", "data", "eval", "metrics", "model", "ops", "optim", "params", "rng", "sample",
+            "checkpoint",
+            "cli",
+            "config",
+            "data",
+            "eval",
+            "metrics",
+            "model",
+            "ops",
+            "optim",
+            "params",
+            "rng",
+            "sample",
             "tensor",
         ],
     ),
     (
         "cli",
         &[
-            "checkpoint", "config", "data", "device", "eval", "metrics", "model", "ops", "optim", "params", "rng",
-            "sample", "tensor", "train",
+            "checkpoint",
+            "config",
+            "data",
+            "device",
+            "eval",
+            "metrics",
+            "model",
+            "ops",
+            "optim",
+            "params",
+            "rng",
+            "sample",
+            "tensor",
+            "train",
         ],
     ),
 ];
@@ -117,8 +140,13 @@ fn unsafe_stays_where_it_belongs() {
         let name = relative(&path);
         let text = fs::read_to_string(&path).unwrap();
         let mut code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
-        let has_unsafe = code.any(|line| line.contains("unsafe {") || line.contains("unsafe fn") || line.contains("unsafe impl"));
-        assert!(!has_unsafe || MAY_BE_UNSAFE.iter().any(|p| name.starts_with(p)), "{name} contains unsafe code");
+        let has_unsafe = code.any(|line| {
+            line.contains("unsafe {") || line.contains("unsafe fn") || line.contains("unsafe impl")
+        });
+        assert!(
+            !has_unsafe || MAY_BE_UNSAFE.iter().any(|p| name.starts_with(p)),
+            "{name} contains unsafe code"
+        );
     }
 }
 
@@ -136,7 +164,10 @@ fn files_and_functions_stay_short() {
         for (start, line) in lines.iter().enumerate() {
             let indent = line.len() - line.trim_start().len();
             let is_fn = line.trim_start().split("fn ").next().is_some_and(|head| {
-                line.contains("fn ") && head.split_whitespace().all(|w| w.starts_with("pub") || matches!(w, "const" | "unsafe" | "extern" | "\"C\""))
+                line.contains("fn ")
+                    && head
+                        .split_whitespace()
+                        .all(|w| w.starts_with("pub") || matches!(w, "const" | "unsafe" | "extern" | "\"C\""))
             });
             if !is_fn || line.trim_end().ends_with(';') {
                 continue;
@@ -153,7 +184,12 @@ fn files_and_functions_stay_short() {
 
 #[test]
 fn nothing_is_left_unfinished() {
-    let marks = [["to", "do!("].concat(), ["unimple", "mented!("].concat(), ["FIX", "ME"].concat(), ["db", "g!("].concat()];
+    let marks = [
+        ["to", "do!("].concat(),
+        ["unimple", "mented!("].concat(),
+        ["FIX", "ME"].concat(),
+        ["db", "g!("].concat(),
+    ];
     for path in ["src", "tests", "benches"].iter().flat_map(|dir| rust_files(dir)) {
         let text = fs::read_to_string(&path).unwrap();
         for mark in &marks {

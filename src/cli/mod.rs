@@ -5,6 +5,7 @@
 mod check;
 mod parse;
 pub mod train;
+pub mod train_gpt2;
 mod values;
 
 pub use check::ModelSource;

@@ -62,7 +62,9 @@ impl Logs {
         loaders: (&DataLoader, Option<&DataLoader>),
         memory: &MemoryPlan,
     ) {
-        let rows = |rows: &[(&str, String)]| rows.iter().map(|(n, v)| (n.to_string(), v.clone())).collect::<Vec<_>>();
+        let rows = |rows: &[(&str, String)]| {
+            rows.iter().map(|(n, v)| (n.to_string(), v.clone())).collect::<Vec<_>>()
+        };
         let config = &weights.config;
         let [decayed, not_decayed] = weights.layout.decay_groups();
         let (train, val) = loaders;
@@ -93,7 +95,10 @@ impl Logs {
         self.console.table(arenas.chain([("memory in all", mib(memory.size_bytes()))]));
         if args.sequence_length < config.maxT {
             let (t, max) = (args.sequence_length, config.maxT);
-            self.console.warning(format_args!("sequences of {t} tokens leave positions {t} to {} untrained", max - 1));
+            self.console.warning(format_args!(
+                "sequences of {t} tokens leave positions {t} to {} untrained",
+                max - 1
+            ));
         }
         for path in train.short_shards().into_iter().chain(val.iter().flat_map(|v| v.short_shards())) {
             self.console.warning(format_args!("{}: shorter than one batch, never read", path.display()));
@@ -168,7 +173,8 @@ impl Logs {
 
 impl Files {
     fn open(dir: &Path, resumed_step: Option<usize>) -> Result<Self> {
-        std::fs::create_dir_all(dir).with_context(|| format!("-o {}: cannot create the directory", dir.display()))?;
+        std::fs::create_dir_all(dir)
+            .with_context(|| format!("-o {}: cannot create the directory", dir.display()))?;
         Ok(match resumed_step {
             Some(step) => Files { main_log: MainLog::resume(dir, step)?, jsonl: Jsonl::resume(dir, step)? },
             None => Files { main_log: MainLog::create(dir)?, jsonl: Jsonl::create(dir)? },

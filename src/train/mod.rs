@@ -9,7 +9,7 @@ pub mod step;
 
 use crate::cli::train::TrainArgs;
 use crate::data::loader::DataLoader;
-use crate::data::tokenizer::{StreamDecoder, Tokenizer};
+use crate::data::tokenizer::{self, TextStream, encode_ordinary};
 use crate::eval::hellaswag::{self, HellaSwag};
 use crate::eval::validation::validation_loss;
 use crate::model::decode::Decoder;
@@ -130,7 +130,8 @@ impl Run {
             && let Some(questions) = &self.hellaswag
         {
             let progress = &mut |_, _| {};
-            let evaluation = hellaswag::evaluate(&self.model, self.dev.as_mut(), questions, (0, 1), progress)?;
+            let evaluation =
+                hellaswag::evaluate(&self.model, self.dev.as_mut(), questions, (0, 1), progress)?;
             self.logs.hellaswag(step, evaluation.score())?;
         }
         if due(self.args.sample_every, false) {
@@ -154,23 +155,32 @@ impl Run {
     /// Writes some text. Each sample has a seed of its own, so that sampling leaves no trace in the run.
     fn sample(&mut self, step: usize) -> Result<()> {
         let Some(decoder) = &mut self.decoder else { return Ok(()) };
-        let tokenizer = Tokenizer::gpt2();
+        let vocabulary = tokenizer::Decoder::gpt2();
         let prompt = self.args.prompt.as_deref().unwrap_or_default();
-        let prompt: Vec<i32> = tokenizer.encode_ordinary(prompt).into_iter().map(|id| id as i32).collect();
+        let prompt: Vec<i32> = encode_ordinary(prompt).into_iter().map(i32::from).collect();
         let mut sampler = Sampler::new(SamplerOptions {
             temperature: self.args.sample_temperature,
             top_k: (self.args.sample_top_k > 0).then_some(self.args.sample_top_k),
             top_p: None,
             seed: SAMPLE_SEED + step as u64,
         })?;
-        let mut text = StreamDecoder::new();
+        let mut text = TextStream::new();
         let console = self.logs.console();
         console.sample_begin();
         console.sample_piece(self.args.prompt.as_deref().unwrap_or_default());
-        generate(self.dev.as_mut(), decoder, &mut sampler, &prompt, self.args.sample_len, true, &mut |token| {
-            console.sample_piece(&text.push(token));
-            Ok(())
-        })?;
+        generate(
+            self.dev.as_mut(),
+            decoder,
+            &mut sampler,
+            &prompt,
+            self.args.sample_len,
+            true,
+            &mut |token| {
+                console.sample_piece(&text.push(vocabulary.token_bytes(token).unwrap_or_default()));
+                Ok(())
+            },
+        )?;
+        console.sample_piece(&text.finish());
         console.sample_end();
         Ok(())
     }

@@ -27,12 +27,19 @@ struct Extras {
 /// Opens the newest whole checkpoint in `dir`, if there is one.
 ///
 /// # Errors
-/// If the directory or the checkpoint cannot be read.
+/// If the directory or the checkpoint cannot be read, or there are checkpoints but none is whole: to start afresh would
+/// in time delete what may still be saved of them.
 pub fn find(dir: &Path) -> Result<Option<Saved>> {
     let latest = checkpoint::latest(dir)?;
-    for warning in latest.warnings {
+    for warning in &latest.warnings {
         eprintln!("warning: {warning}");
     }
+    ensure!(
+        latest.step.is_some() || latest.warnings.is_empty(),
+        "-y 1: no checkpoint in {} is whole: {}; mend or move them, or choose another -o",
+        dir.display(),
+        latest.warnings.join("; ")
+    );
     latest.step.map(|step| Saved::open(dir, step, 0)).transpose()
 }
 
@@ -69,18 +76,26 @@ impl Run {
         checkpoint::save(&dir, &config, Dtype::F32, &state, &extras, &mut |part, start, out| {
             read_chunk(dev, tensors.of(part), start, out)
         })?;
-        checkpoint::prune(&dir, step as u64, self.args.checkpoints_keep, self.args.checkpoints_major_every as u64)
+        checkpoint::prune(
+            &dir,
+            step as u64,
+            self.args.checkpoints_keep,
+            self.args.checkpoints_major_every as u64,
+        )
     }
 
     /// Keeps the parameters with the lowest validation loss so far, in runs that write checkpoints.
     pub(super) fn save_best(&mut self, step: usize) -> Result<()> {
-        let Some(dir) = self.output_dir.as_ref().filter(|_| self.args.checkpoint_every > 0 && step > 0) else {
+        let Some(dir) = self.output_dir.as_ref().filter(|_| self.args.checkpoint_every > 0 && step > 0)
+        else {
             return Ok(());
         };
         let (config, params) = (self.model.weights.config, self.model.weights.all);
         let dev = self.dev.as_mut();
         let path = dir.join("model_best.bin");
-        model_bin::write(&path, &config, Dtype::F32, &mut |_, start, out| read_chunk(dev, params, start, out))?;
+        model_bin::write(&path, &config, Dtype::F32, &mut |_, start, out| {
+            read_chunk(dev, params, start, out)
+        })?;
         Ok(())
     }
 
@@ -94,7 +109,10 @@ impl Run {
             let ours = [self.shape.B, self.shape.T, self.shape.rows() * self.grad_accum_steps];
             let theirs = [extras.B, extras.T, extras.total_batch_size];
             for ((flag, ours), theirs) in ["-b", "-t", "-d"].iter().zip(ours).zip(theirs) {
-                ensure!(ours == theirs, "{flag} {ours}: the checkpoint was written with {flag} {theirs}; use that to resume");
+                ensure!(
+                    ours == theirs,
+                    "{flag} {ours}: the checkpoint was written with {flag} {theirs}; use that to resume"
+                );
             }
             self.loss_outliers = extras.loss_outliers;
             self.norm_outliers = extras.norm_outliers;
@@ -108,7 +126,9 @@ impl Run {
         );
         self.first_step = state.step as usize;
         self.resumed = true;
-        self.train_loader.restore(&loader_state(&state.loader)?).context("-i: not the data of the checkpoint")?;
+        self.train_loader
+            .restore(&loader_state(&state.loader)?)
+            .context("-i: not the data of the checkpoint")?;
         let tensors = self.tensors();
         let dev = self.dev.as_mut();
         saved.restore(&mut |part, start, values| write_chunk(dev, tensors.of(part), start, values))

@@ -147,7 +147,11 @@ fn open_loaders(args: &TrainArgs, config: &ModelConfig) -> Result<(DataLoader, O
 }
 
 /// The buffers training needs, and rows enough for four endings of the longest HellaSwag question.
-fn model_options(args: &TrainArgs, config: &ModelConfig, hellaswag: Option<&HellaSwag>) -> Result<ModelOptions> {
+fn model_options(
+    args: &TrainArgs,
+    config: &ModelConfig,
+    hellaswag: Option<&HellaSwag>,
+) -> Result<ModelOptions> {
     let (B, T) = (args.batch_size, args.sequence_length);
     ensure!(
         T <= config.maxT,
