@@ -1,1 +1,7 @@
-fn main() {}
+//! Everything around training: corpora, samples, evaluation, conversion, plots.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    warpsmith::cli::commands::main()
+}

@@ -1,0 +1,115 @@
+//! `warpsmith data` and `warpsmith stories`: text to token shards.
+
+use crate::cli::tools::{Amount, DataArgs, StoriesArgs};
+use crate::data::prepare::{DEFAULT_SHARD_SIZE, PrepareOptions, PrepareReport, prepare};
+use crate::data::stories::story;
+use crate::data::tokenizer::encode_ordinary;
+use crate::metrics::progress::Progress;
+use anyhow::{Context, Result, ensure};
+use rayon::prelude::*;
+use std::cell::RefCell;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+pub fn data(args: &DataArgs) -> Result<()> {
+    let report = prepare_with_progress(&PrepareOptions {
+        inputs: args.inputs.clone(),
+        output: args.output.clone(),
+        name: args.name.clone(),
+        split_on: args.split_on.clone(),
+        json_field: args.json_field.clone(),
+        shard_size: args.shard_size as u64,
+        val_tokens: args.val_tokens.map(|tokens| tokens as u64),
+        force: args.force,
+    })?;
+    print_report(&report);
+    Ok(())
+}
+
+fn prepare_with_progress(options: &PrepareOptions) -> Result<PrepareReport> {
+    let progress = RefCell::new(None);
+    let report = prepare(options, &|done, total| {
+        progress.borrow_mut().get_or_insert_with(|| Progress::new("tokenizing", total, "bytes")).set(done);
+    })?;
+    if let Some(progress) = progress.into_inner() {
+        progress.finish();
+    }
+    Ok(report)
+}
+
+fn print_report(report: &PrepareReport) {
+    let PrepareReport { input_bytes, documents, val_tokens, train_tokens, shards } = report;
+    println!("{documents} documents, {input_bytes} bytes: {val_tokens} validation and {train_tokens} training tokens");
+    for path in shards {
+        println!("{}", path.display());
+    }
+}
+
+/// Between the stories of a text file: a line of its own, as in dumps of such corpora.
+const SEPARATOR: &str = "<|endoftext|>";
+
+/// Stories whose length tells how many make up a number of tokens.
+const MEASURED_STORIES: u64 = 200;
+
+pub fn stories(args: &StoriesArgs) -> Result<()> {
+    let count = match args.amount() {
+        Amount::Stories(count) => count as u64,
+        Amount::Tokens(tokens) => stories_for(tokens, args.seed),
+    };
+    if args.is_text() {
+        refuse_to_replace(&args.output, args.force)?;
+        write_stories(&args.output, args.seed, count)?;
+        println!("{}: {count} stories", args.output.display());
+        return Ok(());
+    }
+    let text = args.output.join("stories.txt");
+    refuse_to_replace(&text, args.force)?;
+    std::fs::create_dir_all(&args.output).with_context(|| format!("-o {}: cannot make folder", args.output.display()))?;
+    write_stories(&text, args.seed, count)?;
+    let report = prepare_with_progress(&PrepareOptions {
+        inputs: vec![text],
+        output: args.output.clone(),
+        name: "stories".into(),
+        split_on: Some(SEPARATOR.into()),
+        json_field: "text".into(),
+        shard_size: DEFAULT_SHARD_SIZE,
+        val_tokens: None,
+        force: args.force,
+    })?;
+    print_report(&report);
+    Ok(())
+}
+
+/// How many stories make up about so many tokens.
+fn stories_for(tokens: usize, seed: u64) -> u64 {
+    let measure = |index| encode_ordinary(&story(seed, index)).len() as u64 + 1;
+    let measured: u64 = (0..MEASURED_STORIES).into_par_iter().map(measure).sum();
+    (tokens as u64 * MEASURED_STORIES).div_ceil(measured)
+}
+
+fn refuse_to_replace(path: &Path, force: bool) -> Result<()> {
+    ensure!(force || !path.exists(), "{}: already exists; choose another -o or replace it with --force", path.display());
+    Ok(())
+}
+
+/// Writes `count` stories, made in parallel and in order, under a temporary name until all are there.
+fn write_stories(path: &Path, seed: u64, count: u64) -> Result<()> {
+    const AT_A_TIME: u64 = 4096;
+    let mut progress = Progress::new("writing stories", count, "stories");
+    let partial = path.with_extension("txt.partial");
+    let fault = || format!("{}: cannot write", partial.display());
+    let mut file = BufWriter::new(std::fs::File::create(&partial).with_context(fault)?);
+    for start in (0..count).step_by(AT_A_TIME as usize) {
+        let end = count.min(start + AT_A_TIME);
+        let stories: Vec<String> = (start..end).into_par_iter().map(|index| story(seed, index)).collect();
+        for (index, story) in (start..).zip(&stories) {
+            let separator = if index == 0 { String::new() } else { format!("{SEPARATOR}\n") };
+            write!(file, "{separator}{story}\n").with_context(fault)?;
+        }
+        progress.set(end);
+    }
+    file.into_inner().map_err(|e| e.into_error()).and_then(|f| f.sync_all()).with_context(fault)?;
+    std::fs::rename(&partial, path).with_context(fault)?;
+    progress.finish();
+    Ok(())
+}

@@ -1,0 +1,37 @@
+//! What the commands of `warpsmith` do.
+
+mod corpus;
+mod model;
+
+use super::tools::{FlagsArgs, PlotArgs, Tool, parse};
+use anyhow::Result;
+use std::process::ExitCode;
+
+pub fn main() -> ExitCode {
+    super::run("warpsmith", parse(std::env::args_os()), |tool| match tool {
+        Tool::Data(args) => corpus::data(&args),
+        Tool::Stories(args) => corpus::stories(&args),
+        Tool::Sample(args) => model::sample(&args),
+        Tool::Eval(args) => model::eval(&args),
+        Tool::Convert(args) => model::convert(&args),
+        Tool::Plot(args) => plot(&args),
+        Tool::Flags(args) => flags(&args),
+    })
+}
+
+fn plot(args: &PlotArgs) -> Result<()> {
+    for path in crate::metrics::plot::plot_run(&args.dir)? {
+        println!("{}", path.display());
+    }
+    Ok(())
+}
+
+fn flags(args: &FlagsArgs) -> Result<()> {
+    match &args.write {
+        Some(path) => super::readme::write(path),
+        None => {
+            print!("{}", super::readme::flags_markdown());
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! `warpsmith sample`, `eval` and `convert`: what can be done with a trained model.
+#![allow(non_snake_case)]
+
+use crate::checkpoint;
+use crate::cli::tools::{ConvertArgs, EvalArgs, NumberArgs, SampleArgs};
+use crate::cli::train_gpt2::open_cpu;
+use crate::config::ModelConfig;
+use crate::data::loader::{DataLoader, LoaderOptions};
+use crate::data::tokenizer::{self, TextStream, encode_ordinary};
+use crate::device::cpu::Cpu;
+use crate::eval::hellaswag::{self, HellaSwag};
+use crate::eval::validation::{perplexity, validation_loss};
+use crate::metrics::progress::Progress;
+use crate::model::activations::Recompute;
+use crate::model::decode::Decoder;
+use crate::model::{BatchShape, GPT2, ModelOptions, Weights};
+use crate::ops::Device;
+use crate::sample::{Sampler, SamplerOptions, generate};
+use crate::tensor::{Dtype, MemoryPlan};
+use anyhow::{Context, Result, ensure};
+use std::io::Write;
+
+pub fn sample(args: &SampleArgs) -> Result<()> {
+    let file = checkpoint::load_model(&args.model)?;
+    let mut dev = open_device(&args.numbers)?;
+    let mut plan = MemoryPlan::new();
+    let weights = Weights::plan(&file.config, dev.float_dtype(), &mut plan);
+    let mut decoder = Decoder::plan(&weights, file.config.maxT, &mut plan);
+    dev.allocate(&plan)?;
+    dev.upload(weights.all, bytemuck::cast_slice(&file.params))?;
+    drop(file);
+
+    let text = args.prompt.as_deref().unwrap_or_default();
+    let prompt: Vec<i32> = encode_ordinary(text).into_iter().map(i32::from).collect();
+    if prompt.len() > decoder.context() {
+        eprintln!("warning: the prompt has {} tokens, of which the model reads the last {}", prompt.len(), decoder.context());
+    }
+    for index in 0..args.count {
+        if args.count > 1 {
+            println!("--- sample {} of {}", index + 1, args.count);
+        }
+        let mut sampler = Sampler::new(SamplerOptions {
+            temperature: args.temperature,
+            top_k: (args.top_k > 0).then_some(args.top_k),
+            top_p: (args.top_p < 1.0).then_some(args.top_p),
+            seed: args.seed.wrapping_add(index as u64),
+        })?;
+        print_sample(&mut dev, &mut decoder, &mut sampler, text, &prompt, args)?;
+    }
+    Ok(())
+}
+
+/// Writes one sample to standard output as it comes into being. A reader that has seen enough ends it.
+fn print_sample(
+    dev: &mut Cpu,
+    decoder: &mut Decoder,
+    sampler: &mut Sampler,
+    text: &str,
+    prompt: &[i32],
+    args: &SampleArgs,
+) -> Result<()> {
+    let vocabulary = tokenizer::Decoder::gpt2();
+    let mut stream = TextStream::new();
+    let mut out = std::io::stdout();
+    let mut put = |text: &str| out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("standard output");
+    put(text)?;
+    generate(dev, decoder, sampler, prompt, args.max_tokens, !args.no_kv_cache, &mut |token| {
+        put(&stream.push(vocabulary.token_bytes(token).unwrap_or_default()))
+    })?;
+    put(&stream.finish())?;
+    put("\n")
+}
+
+pub fn eval(args: &EvalArgs) -> Result<()> {
+    let file = checkpoint::load_model(&args.model)?;
+    let config = file.config;
+    let T = args.sequence_length.unwrap_or(config.maxT);
+    ensure!(T <= config.maxT, "-t {T}: longer than the {} positions of the model", config.maxT);
+    let shape = BatchShape { B: args.batch_size, T };
+    let loader = args.val.as_deref().map(|pattern| open_validation(pattern, shape, &config)).transpose()?;
+    let questions = args.hellaswag.as_ref().map(HellaSwag::open).transpose()?;
+
+    let mut dev = open_device(&args.numbers)?;
+    let mut plan = MemoryPlan::new();
+    let min_rows = questions.as_ref().map_or(0, |q| q.longest().min(config.maxT));
+    let options = ModelOptions { B: shape.B, T, min_rows, recompute: Recompute::Gelu, logits_bytes: 64 << 20 };
+    let model = GPT2::plan_for_evaluation(&config, &options, dev.float_dtype(), &mut plan);
+    dev.allocate(&plan)?;
+    dev.upload(model.weights.all, bytemuck::cast_slice(&file.params))?;
+    drop(file);
+
+    let mut results = serde_json::Map::new();
+    if let Some(mut loader) = loader {
+        let loss = validation_loss(&model, &mut dev, &mut loader, shape, args.max_batches)?;
+        println!("val loss {loss:.6}, perplexity {:.4}", perplexity(loss));
+        results.insert("val_loss".into(), loss.into());
+        results.insert("val_perplexity".into(), perplexity(loss).into());
+    }
+    if let Some(questions) = questions {
+        let mut progress = Progress::new("HellaSwag", questions.examples.len() as u64, "examples");
+        let mut show = |done, _| progress.set(done as u64);
+        let evaluation = hellaswag::evaluate(&model, &mut dev, &questions, (0, 1), &mut show)?;
+        progress.finish();
+        let score = evaluation.score();
+        println!("HellaSwag acc_norm {}/{} = {:.4}", score.correct_norm, score.total, score.acc_norm());
+        println!("HellaSwag acc      {}/{} = {:.4}", score.correct, score.total, score.acc());
+        if evaluation.truncated > 0 {
+            println!("{} examples are longer than the model's context and lost the start of theirs", evaluation.truncated);
+        }
+        results.insert("hellaswag_acc_norm".into(), score.acc_norm().into());
+        results.insert("hellaswag_acc".into(), score.acc().into());
+        results.insert("hellaswag_items".into(), serde_json::to_value(&evaluation.items)?);
+    }
+    if let Some(path) = &args.output {
+        let text = serde_json::to_string(&results)? + "\n";
+        checkpoint::atomic::write(path, |out| Ok(out.write_all(text.as_bytes())?))?;
+    }
+    Ok(())
+}
+
+fn open_validation(pattern: &str, shape: BatchShape, config: &ModelConfig) -> Result<DataLoader> {
+    let BatchShape { B, T } = shape;
+    let V = config.V;
+    DataLoader::open(LoaderOptions { pattern, flag: "--val", B, T, rank: 0, num_processes: 1, shuffle: false, V })
+}
+
+pub fn convert(args: &ConvertArgs) -> Result<()> {
+    let model = checkpoint::load_model(&args.input)?;
+    checkpoint::save_model(&args.output, &model, args.dtype.unwrap_or(Dtype::F32))?;
+    println!("{}: {} parameters", args.output.display(), model.params.len());
+    Ok(())
+}
+
+fn open_device(args: &NumberArgs) -> Result<Cpu> {
+    open_cpu(args.dtype, args.threads)
+}

@@ -1,0 +1,111 @@
+//! Whatever is wrong with what `train_gpt2` is given: one line that says so, exit code 2, and nothing lost.
+
+mod common;
+
+use common::{Corpus, refuse, succeed};
+use std::fs;
+
+#[test]
+fn flags() {
+    let corpus = Corpus::new();
+    let cases: &[(&str, &[&str])] = &[
+        ("--lerning-rate 1", &["--lerning-rate", "--learning-rate"]),
+        ("-b 0", &["-b", "0"]),
+        ("-b four", &["-b", "four"]),
+        ("-l -1", &["-l"]),
+        ("-l nan", &["-l"]),
+        ("-q 2", &["-q"]),
+        ("-k cosin", &["-k", "cosine"]),
+        ("-r 3", &["-r"]),
+        ("-x", &["-x"]),
+        ("-d 33", &["-d", "33", "32"]),
+        ("--heads 3", &["3 heads"]),
+        ("-t 64 --context 32", &["-t", "64", "32"]),
+        ("-e d13 --layers 2", &["d13", "d12"]),
+        ("-e nowhere.bin --qkv-bias 1", &["nowhere.bin"]),
+        ("-z 1", &["-z"]),
+        ("-pn 2", &["-pn"]),
+        ("-ge 1", &["-ge"]),
+        ("-lg 5", &["-lg"]),
+        ("-w 0", &["-w"]),
+        ("--device cuda", &["--device", "cuda"]),
+        ("--compile 1", &["--compile"]),
+        ("-n 5", &["-n", "-o"]),
+        ("-y 1", &["-y", "-o"]),
+        ("-h 1 --hellaswag-data none.jsonl", &["none.jsonl"]),
+    ];
+    for (flags, words) in cases {
+        let mut command = corpus.train();
+        if flags.starts_with("-e nowhere") {
+            // A checkpoint brings its own shape.
+            command = std::process::Command::new(common::TRAIN_GPT2);
+            command.current_dir(corpus.dir.path()).args(["-i", "x_train_*.bin", "-j", "x_val_*.bin"]);
+        }
+        refuse(command.args(["-x", "1"]).args(flags.split(' ')), words);
+    }
+}
+
+#[test]
+fn token_shards() {
+    let corpus = Corpus::new();
+    let good = fs::read(corpus.path("x_train_000001.bin")).unwrap();
+    let mut wrong_magic = good.clone();
+    wrong_magic[0] ^= 1;
+    let mut past_vocabulary = good.clone();
+    past_vocabulary[1024 + 20..1024 + 22].copy_from_slice(&50300u16.to_le_bytes());
+    let cases: [(&str, &[u8], &[&str]); 5] = [
+        ("truncated.bin", &good[..good.len() - 2], &["truncated.bin"]),
+        ("magic.bin", &wrong_magic, &["magic.bin", "20240520"]),
+        ("header.bin", &good[..100], &["header.bin"]),
+        ("empty.bin", &[], &["empty.bin"]),
+        ("vocabulary.bin", &past_vocabulary, &["vocabulary.bin", "50300", "50257"]),
+    ];
+    for (name, bytes, words) in cases {
+        fs::write(corpus.path(name), bytes).unwrap();
+        refuse(corpus.train().args(["-i", name, "-x", "400"]), words);
+        refuse(corpus.train().args(["-i", "x_train_*.bin", "-j", name, "-v", "1", "-m", "-1", "-x", "1"]), words);
+    }
+    refuse(corpus.train().args(["-i", "absent_*.bin"]), &["-i", "absent_*.bin"]);
+    refuse(corpus.train().args(["-i", "x_train_*.bin", "-t", "8000"]), &["-i"]);
+}
+
+#[test]
+fn checkpoints() {
+    let corpus = Corpus::new();
+    succeed(corpus.train().args("-x 2 -n 1 -o out".split(' ')));
+    let good = fs::read(corpus.path("out/model_00000002.bin")).unwrap();
+    fs::write(corpus.path("short.bin"), &good[..good.len() - 4]).unwrap();
+    fs::copy(corpus.path("x_train_000001.bin"), corpus.path("shard.bin")).unwrap();
+    let header = br#"{"model.embed_tokens.weight":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}}"#;
+    let mut llama = (header.len() as u64).to_le_bytes().to_vec();
+    llama.extend_from_slice(header);
+    llama.extend_from_slice(&[0; 16]);
+    fs::write(corpus.path("llama.safetensors"), llama).unwrap();
+    for (name, word) in [("short.bin", "short.bin"), ("shard.bin", "token"), ("llama.safetensors", "llama.safetensors")] {
+        let mut command = std::process::Command::new(common::TRAIN_GPT2);
+        command.current_dir(corpus.dir.path()).args(["-i", "x_train_*.bin", "-j", "x_val_*.bin", "-b", "2", "-t", "16"]);
+        refuse(command.args(["-e", name, "-x", "1"]), &[word]);
+    }
+}
+
+#[test]
+fn an_output_directory_that_cannot_be_made() {
+    let corpus = Corpus::new();
+    fs::write(corpus.path("file"), "").unwrap();
+    refuse(corpus.train().args("-x 1 -n 1 -o file/out".split(' ')), &["file/out"]);
+}
+
+/// A limit on file size stands in for a disk that fills up half-way through a checkpoint.
+#[cfg(unix)]
+#[test]
+fn a_disk_that_fills_up_leaves_the_checkpoint_before() {
+    let corpus = Corpus::new();
+    succeed(corpus.train().args("-x 2 -n 2 -o out".split(' ')));
+    let train = corpus.train();
+    let mut limited = std::process::Command::new("sh");
+    limited.current_dir(corpus.dir.path());
+    limited.args(["-c", "trap '' XFSZ; ulimit -f 2000; exec \"$@\"", "sh"]).arg(train.get_program()).args(train.get_args());
+    refuse(limited.args("-x 6 -n 2 -o out -y 1".split(' ')), &["out"]);
+    succeed(corpus.train().args("-x 6 -n 2 -o out -y 1".split(' ')));
+    assert!(corpus.path("out/DONE_00000006").exists());
+}

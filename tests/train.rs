@@ -1,0 +1,155 @@
+//! `train_gpt2` as a user runs it: what it writes, that it learns, and that stopping it loses nothing.
+
+mod common;
+
+use common::{Corpus, stderr, stdout, succeed};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Step, loss and norm of each step in a run's `metrics.jsonl`, as the exact text that was written.
+fn losses(dir: &Path) -> Vec<(u64, String, String)> {
+    let text = std::fs::read_to_string(dir.join("metrics.jsonl")).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    lines
+        .filter(|line| line.get("loss").is_some())
+        .map(|line| (line["step"].as_u64().unwrap(), line["loss"].to_string(), line["norm"].to_string()))
+        .collect()
+}
+
+#[test]
+fn a_run_learns_and_leaves_logs_and_checkpoints() {
+    let corpus = Corpus::new();
+    let output = succeed(corpus.train().args("-l 1e-2 -x 30 -v 10 -m 5 -s 15 -g 5 -n 10 -nk 2 -o out".split(' ')));
+    let out = corpus.path("out");
+    let losses = losses(&out);
+    assert_eq!(losses.len(), 30);
+    let (first, last): (f64, f64) = (losses[0].1.parse().unwrap(), losses[29].1.parse().unwrap());
+    assert!(last < first - 2.0, "from {first} to {last}");
+
+    let text = stdout(&output);
+    for expected in ["step   30/30 | loss ", "val loss ", "generating:\n---\n", "total average iteration time: "] {
+        assert!(text.contains(expected), "{expected:?} not in\n{text}");
+    }
+    let log = std::fs::read_to_string(out.join("main.log")).unwrap();
+    assert_eq!(log.lines().filter(|l| l.contains(" trl:")).count(), 30);
+    assert_eq!(log.lines().filter(|l| l.contains(" tel:")).count(), 4, "at 0, 10, 20 and the end");
+    assert!(!out.join("DONE_00000010").exists(), "-nk 2 keeps two");
+    for name in ["DONE_00000020", "DONE_00000030", "model_00000030.bin", "state_00000030_00000.bin", "model_best.bin"] {
+        assert!(out.join(name).exists(), "{name}");
+    }
+}
+
+#[test]
+fn zero_turns_every_interval_off() {
+    let corpus = Corpus::new();
+    let text = stdout(&succeed(corpus.train().args("-x 2 -v 0 -s 0 -n 0 -h 0".split(' '))));
+    assert!(!text.contains("val loss") && !text.contains("generating") && text.contains("step    2/2"), "{text}");
+}
+
+#[test]
+fn gradient_accumulation_and_recomputation_change_nothing_that_matters() {
+    let corpus = Corpus::new();
+    let run = |name: &str, flags: &str| {
+        succeed(corpus.train().args(flags.split(' ')).args(["-x", "5", "-o", name]));
+        losses(&corpus.path(name))
+    };
+    let base = run("r1", "-r 1");
+    assert_eq!(base, run("r0", "-r 0"), "recomputing gives the same bits");
+    assert_eq!(base, run("r2", "-r 2"), "recomputing gives the same bits");
+    assert_eq!(base, run("threads", "--threads 1"), "the number of threads changes no bit");
+    // Overfitting takes the first tokens of a shard, so that two micro-batches of one row are one of two.
+    let whole = run("whole", "-a 1 -d 32");
+    let split = run("split", "-a 1 -b 1 -d 32");
+    for (a, b) in whole.iter().zip(&split) {
+        let (a, b): (f64, f64) = (a.1.parse().unwrap(), b.1.parse().unwrap());
+        assert!((a - b).abs() <= 1e-5 * a, "{a} in one micro-batch, {b} in two");
+    }
+}
+
+#[test]
+fn resuming_continues_bit_for_bit() {
+    let corpus = Corpus::new();
+    let flags = "-l 1e-3 -u 5 -q 0.1 -d 64 -n 7";
+    let run = |extra: &str| succeed(corpus.train().args(flags.split(' ')).args(extra.split(' ')));
+    // 150 steps of 64 tokens over 8,000: several shards and epochs.
+    run("-x 150 -o whole");
+    run("-x 150 -o parts");
+    // As if the process had died after step 70: newer checkpoints never came to be.
+    for entry in std::fs::read_dir(corpus.path("parts")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let step = name.split('_').nth(1).and_then(|s| s.get(..8)).and_then(|s| s.parse::<u32>().ok());
+        if step.is_some_and(|s| s > 70) {
+            std::fs::remove_file(corpus.path("parts").join(name)).unwrap();
+        }
+    }
+    let text = stdout(&run("-x 150 -o parts -y 1"));
+    assert!(text.contains("checkpoint of step 70"), "{text}");
+    assert_eq!(losses(&corpus.path("whole")), losses(&corpus.path("parts")));
+    let log = |dir: &str| std::fs::read_to_string(corpus.path(dir).join("main.log")).unwrap();
+    assert_eq!(log("whole"), log("parts"), "no line is lost or doubled");
+    let model = |dir: &str| std::fs::read(corpus.path(dir).join("model_00000150.bin")).unwrap();
+    assert!(model("whole") == model("parts"), "the final weights differ");
+}
+
+#[test]
+fn killing_a_run_at_any_moment_loses_nothing_but_time() {
+    let corpus = Corpus::new();
+    let flags = "-l 1e-3 -x 60 -n 3 -nk 2 -y 1";
+    succeed(corpus.train().args(flags.split(' ')).args(["-o", "whole"]));
+    for attempt in 0.. {
+        let mut child =
+            corpus.train().args(flags.split(' ')).args(["-o", "killed"]).stdout(Stdio::null()).spawn().unwrap();
+        let deadline = Instant::now() + Duration::from_millis(80 + 70 * attempt);
+        let finished = loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                assert!(status.success());
+                break true;
+            }
+            if Instant::now() >= deadline {
+                child.kill().unwrap(); // SIGKILL: no warning, no clean-up
+                child.wait().unwrap();
+                break false;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        if finished {
+            break;
+        }
+    }
+    assert_eq!(losses(&corpus.path("whole")), losses(&corpus.path("killed")));
+}
+
+#[cfg(unix)]
+#[test]
+fn sigterm_ends_a_run_with_a_checkpoint() {
+    let corpus = Corpus::new();
+    let mut child = corpus.train().args("-x 100000 -o out".split(' ')).stdout(Stdio::piped()).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !corpus.path("out/metrics.jsonl").exists() || losses(&corpus.path("out")).len() < 3 {
+        assert!(Instant::now() < deadline, "the run never got going");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    succeed(Command::new("kill").arg(child.id().to_string()));
+    // Someone has to read, or the child waits for room in the pipe.
+    let mut text = String::new();
+    std::io::Read::read_to_string(child.stdout.as_mut().unwrap(), &mut text).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(128 + 15));
+    let steps = losses(&corpus.path("out")).len();
+    assert!(corpus.path(&format!("out/DONE_{steps:08}")).exists(), "no checkpoint of step {steps}");
+}
+
+#[test]
+fn a_fresh_run_does_not_mix_with_an_old_one() {
+    let corpus = Corpus::new();
+    succeed(corpus.train().args("-x 2 -n 1 -o out".split(' ')));
+    common::refuse(corpus.train().args("-x 2 -n 1 -o out".split(' ')), &["out", "-y 1"]);
+    common::refuse(corpus.train().args("-x 4 -n 1 -o out -y 1 -b 4".split(' ')), &["-b 4", "-b 2"]);
+}
+
+#[test]
+fn presets_need_only_data() {
+    let output = Command::new(common::TRAIN_GPT2).args(["--preset", "gpt2-124m", "-i", "no/such*.bin"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("no/such*.bin"), "{}", stderr(&output));
+}
