@@ -7,10 +7,10 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 /// Bytes of a document after which a piece is cut off.
-const PIECE_BYTES: usize = 1 << 18;
+const PIECE_BYTES: usize = 1 << 16;
 
 /// Bytes without a place to cut after which a file is taken not to be text.
-const UNCUTTABLE_BYTES: usize = 1 << 26;
+const UNCUTTABLE_BYTES: usize = 1 << 24;
 
 /// Part of a document. Pieces are cut where GPT-2's tokenizer always ends a token, so that tokens of pieces are the
 /// tokens of the document.
@@ -89,7 +89,7 @@ impl Source {
         }
         let file = File::open(&self.path).with_context(|| format!("{name}: cannot open input"))?;
         if self.path.extension().is_some_and(|e| e == "jsonl") {
-            read_json_lines(BufReader::with_capacity(PIECE_BYTES, file), &name, format, sink)
+            read_json_lines(BufReader::with_capacity(1 << 18, file), &name, format, sink)
         } else {
             read_text(file, &name, format, sink)
         }
@@ -187,7 +187,7 @@ impl<'a> Splitter<'a> {
 
     /// Hands on all pieces that are certain: with `ended`, everything.
     fn split(&mut self, ended: bool, sink: &mut dyn FnMut(Piece) -> Result<()>) -> Result<()> {
-        let text = std::mem::take(&mut self.text);
+        let mut text = std::mem::take(&mut self.text);
         let mut start = 0;
         while let Some((end, next)) = self.find_separator(&text) {
             self.emit(&text[start..if self.is_mark { end } else { next }], true, sink)?;
@@ -200,11 +200,11 @@ impl<'a> Splitter<'a> {
         } else if text.len() - start >= PIECE_BYTES {
             // The last bytes may be the first of a separator.
             let overlap = self.separator.map_or(0, |s| s.len() - 1);
-            self.searched = text.floor_char_boundary(text.len() - overlap).max(start);
-            if let Some(cut) = last_cut(&text[start..self.searched]) {
-                self.emit(&text[start..start + cut], false, sink)?;
+            let from = std::mem::replace(&mut self.searched, floor_char_boundary(&text, overlap).max(start));
+            if let Some(cut) = last_cut(&text[..self.searched], from.max(start)) {
+                self.emit(&text[start..cut], false, sink)?;
                 self.started = true;
-                start += cut;
+                start = cut;
             }
             ensure!(
                 text.len() - start < UNCUTTABLE_BYTES,
@@ -212,7 +212,8 @@ impl<'a> Splitter<'a> {
                 UNCUTTABLE_BYTES >> 20
             );
         }
-        self.text = text[start..].to_owned();
+        text.drain(..start);
+        self.text = text;
         self.searched = self.searched.saturating_sub(start);
         Ok(())
     }
@@ -239,17 +240,23 @@ impl<'a> Splitter<'a> {
     }
 }
 
-/// The last place where text can be cut without changing its tokens: before a space or line break that follows
-/// something else. GPT-2's pattern has no token with white space after other characters, so one always ends there,
-/// and nothing in it looks back.
-fn last_cut(text: &str) -> Option<usize> {
+/// The last boundary of characters with at least `overlap` bytes after it.
+fn floor_char_boundary(text: &str, overlap: usize) -> usize {
+    let end = text.len().saturating_sub(overlap);
+    (0..=end).rev().find(|&i| text.is_char_boundary(i)).unwrap_or(0)
+}
+
+/// The last place, from byte `from` on, where text can be cut without changing its tokens: before a space or line
+/// break that follows something else. GPT-2's pattern has no token with white space after other characters, so one
+/// always ends there, and nothing in it looks back.
+fn last_cut(text: &str, from: usize) -> Option<usize> {
     let is_space = |b: &u8| matches!(b, b' ' | b'\n');
     let mut end = text.len();
-    while let Some(at) = text.as_bytes()[..end].iter().rposition(is_space) {
-        if text[..at].chars().next_back().is_some_and(|c| !c.is_whitespace()) {
-            return Some(at);
+    while let Some(at) = text.as_bytes()[from..end].iter().rposition(is_space) {
+        end = from + at;
+        if text[..end].chars().next_back().is_some_and(|c| !c.is_whitespace()) {
+            return Some(end);
         }
-        end = at;
     }
     None
 }
@@ -309,7 +316,7 @@ mod tests {
     #[test]
     fn pieces_make_up_the_documents_whatever_the_blocks() {
         let long: String =
-            (0..60_000).map(|i| format!("word{i}  é{}", if i % 9 == 0 { "\n" } else { " " })).collect();
+            (0..15_000).map(|i| format!("word{i}  é{}", if i % 9 == 0 { "\n" } else { " " })).collect();
         for pad in 0..16 {
             let first = "x".repeat(PIECE_BYTES - pad);
             let second = long.trim_end();
@@ -330,7 +337,7 @@ mod tests {
         let whole = encode_ordinary(text);
         let mut cuts = 0;
         let mut end = text.len();
-        while let Some(cut) = last_cut(&text[..end]) {
+        while let Some(cut) = last_cut(&text[..end], 0) {
             assert_eq!(
                 [encode_ordinary(&text[..cut]), encode_ordinary(&text[cut..])].concat(),
                 whole,
@@ -339,8 +346,8 @@ mod tests {
             (end, cuts) = (cut, cuts + 1);
         }
         assert_eq!(cuts, 10);
-        assert_eq!(last_cut("nospace"), None);
-        assert_eq!(last_cut("  "), None);
+        assert_eq!(last_cut("nospace", 0), None);
+        assert_eq!(last_cut("  ", 0), None);
     }
 
     #[test]
@@ -353,7 +360,7 @@ mod tests {
         assert!(refuse(&long).contains(&format!("byte {}", 3 * PIECE_BYTES)));
         let endless = vec![b'a'; UNCUTTABLE_BYTES + 1];
         let error = text_pieces(&endless, None).unwrap_err();
-        assert!(format!("{error:#}").contains("a.txt: 64 MiB without white space"), "{error:#}");
+        assert!(format!("{error:#}").contains("a.txt: 16 MiB without white space"), "{error:#}");
     }
 
     #[test]

@@ -34,8 +34,7 @@ impl Shard {
         let info = file.metadata().with_context(|| format!("{name}: cannot read token shard"))?;
         ensure!(info.is_file(), "{name}: not a file; expected a token shard");
         let header = read_header(&mut file, info.len()).with_context(|| format!("{name}"))?;
-        let tokens = check_header(header, info.len()).map_err(|e| e.context(format!("{name}")))?;
-        debug_assert!(tokens > 0);
+        check_header(header, info.len()).with_context(|| format!("{name}"))?;
         // SAFETY: the map is read-only and lives as long as it is borrowed. Nothing here writes to a published shard:
         // ShardWriter makes a new file and renames it. Somebody else cutting the file short while it is in use would
         // stop the process with SIGBUS; that is the price of not copying gigabytes, and the length is checked above.
@@ -63,8 +62,7 @@ fn read_header(file: &mut File, file_bytes: u64) -> Result<[i32; 3]> {
     Ok(bytemuck::cast(bytes))
 }
 
-/// Returns the number of tokens.
-fn check_header([magic, version, tokens]: [i32; 3], file_bytes: u64) -> Result<u64> {
+fn check_header([magic, version, tokens]: [i32; 3], file_bytes: u64) -> Result<()> {
     if magic != MAGIC {
         let kind = match magic {
             20_240_326 => "a model checkpoint",
@@ -77,14 +75,13 @@ fn check_header([magic, version, tokens]: [i32; 3], file_bytes: u64) -> Result<u
     }
     ensure!(version == VERSION, "token shard of version {version}; expected {VERSION}; make the shard anew");
     ensure!(tokens > 0, "token shard of {tokens} tokens; expected at least 1; make the shard anew");
-    let tokens = tokens as u64;
-    let expected = HEADER_BYTES as u64 + 2 * tokens;
+    let expected = HEADER_BYTES as u64 + 2 * tokens as u64;
     ensure!(
         file_bytes == expected,
         "token shard of {tokens} tokens has {file_bytes} bytes, expected {expected}; \
          it was cut short or damaged: copy or make it anew"
     );
-    Ok(tokens)
+    Ok(())
 }
 
 /// A file that goes away unless it is renamed to its final name.

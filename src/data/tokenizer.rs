@@ -157,7 +157,7 @@ mod tests {
         "",
     ];
 
-    /// tiktoken's `get_encoding("gpt2").encode_ordinary` in Python.
+    /// What Hugging Face's `tokenizers` gives over GPT-2's published `encoder.json` and `vocab.bpe`.
     #[test]
     fn tokens_are_those_of_gpt2() {
         assert_eq!(encode_ordinary(SAMPLES[0]), [15496, 11, 314, 1101, 257, 3303, 2746, 11]);

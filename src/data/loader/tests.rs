@@ -1,0 +1,229 @@
+#![allow(non_snake_case)]
+
+use super::*;
+use crate::data::shard::ShardWriter;
+use tempfile::TempDir;
+
+/// Shards of 50, 33 and 41 tokens; token `t` of shard `s` is 1000 s + t.
+fn three_shards() -> TempDir {
+    let dir = TempDir::new().unwrap();
+    for (s, len) in [50, 33, 41].into_iter().enumerate() {
+        let start = 1000 * s as u16;
+        write_shard(&dir, &format!("s_{s}.bin"), &(start..start + len).collect::<Vec<_>>());
+    }
+    dir
+}
+
+fn write_shard(dir: &TempDir, name: &str, tokens: &[u16]) {
+    let mut writer = ShardWriter::create(&dir.path().join(name)).unwrap();
+    writer.write(tokens).unwrap();
+    writer.seal().unwrap().publish().unwrap();
+}
+
+fn options(pattern: &str, rank: usize, shuffle: bool) -> LoaderOptions<'_> {
+    LoaderOptions { pattern, flag: "-i", B: 2, T: 2, rank, num_processes: 2, shuffle, V: 50257 }
+}
+
+fn pattern(dir: &TempDir) -> String {
+    dir.path().join("s_*.bin").to_str().unwrap().to_owned()
+}
+
+fn open(dir: &TempDir, rank: usize, shuffle: bool) -> DataLoader {
+    DataLoader::open(options(&pattern(dir), rank, shuffle)).unwrap()
+}
+
+fn first_inputs(loader: &mut DataLoader, batches: usize) -> Vec<i32> {
+    (0..batches).map(|_| loader.next_batch().unwrap().inputs[0]).collect()
+}
+
+/// One line that names the option.
+fn message<T: std::fmt::Debug>(result: Result<T>) -> String {
+    let message = format!("{:#}", result.unwrap_err());
+    assert!(message.starts_with("-i") && !message.contains('\n'), "{message}");
+    message
+}
+
+/// Printed by llm.c's own loader, compiled, over the same three shards.
+#[test]
+fn shuffled_order_is_that_of_llmc() {
+    let dir = three_shards();
+    let rank0 = [
+        2024, 2032, 2000, 2016, 2008, 1008, 1024, 1016, 1000, 8, 0, 32, 16, 24, 40, 1000, 1016, 1008, 1024,
+        24, 16, 8, 0, 40, 32, 2000, 2024, 2016, 2008, 2032,
+    ];
+    let rank1 = [
+        2020, 2036, 2028, 2012, 2004, 44, 20, 28, 36, 12, 4, 1012, 1028, 1004, 1020, 1012, 1004, 1020, 1028,
+        2004, 2012, 2020, 2036, 2028, 36, 44, 4, 28, 20, 12,
+    ];
+    for (rank, expected, next_draw) in [(0, rank0, 780_932_287), (1, rank1, 3_722_227_573)] {
+        let mut loader = open(&dir, rank, true);
+        assert_eq!(first_inputs(&mut loader, 30), expected, "rank {rank}");
+        let state = loader.state();
+        let samples = if rank == 0 { 5 } else { 6 };
+        assert_eq!((state.current_shard_idx, state.current_sample_idx), (2, samples));
+        assert_eq!(state.shuffle.unwrap().rng.randint32(), next_draw);
+    }
+    let mut loader = open(&dir, 0, true);
+    first_inputs(&mut loader, 5);
+    loader.reset();
+    assert_eq!(first_inputs(&mut loader, 7), [40, 0, 8, 16, 24, 32, 2000]);
+    assert_eq!(loader.state().shuffle.unwrap().rng.randint32(), 613_608_295);
+}
+
+#[test]
+fn unshuffled_order_is_that_of_the_files() {
+    let dir = three_shards();
+    let mut loader = open(&dir, 1, false);
+    assert_eq!((loader.num_shards(), loader.num_tokens(), loader.samples_per_epoch()), (3, 124, 15));
+    let epoch = [4, 12, 20, 28, 36, 44, 1004, 1012, 1020, 1028, 2004, 2012, 2020, 2028, 2036];
+    assert_eq!(first_inputs(&mut loader, 15), epoch);
+    assert_eq!(first_inputs(&mut loader, 3), epoch[..3]);
+    loader.reset();
+    let batch = loader.next_batch().unwrap();
+    assert_eq!(batch, Batch { inputs: vec![4, 5, 6, 7], targets: vec![5, 6, 7, 8] });
+}
+
+#[test]
+fn an_epoch_shows_every_rank_its_own_part_of_every_sample_once() {
+    let dir = three_shards();
+    let mut seen: Vec<i32> = Vec::new();
+    for rank in 0..2 {
+        let mut loader = open(&dir, rank, true);
+        for _ in 0..loader.samples_per_epoch() {
+            seen.extend(loader.next_batch().unwrap().inputs);
+        }
+    }
+    seen.sort_unstable();
+    let all: Vec<i32> = (0..48).chain(1000..1032).chain(2000..2040).collect();
+    assert_eq!(seen, all);
+}
+
+#[test]
+fn a_restored_loader_goes_on_as_if_never_stopped() {
+    let dir = three_shards();
+    for shuffle in [false, true] {
+        // Two epochs and more; after 15 and 30 batches an epoch is just over.
+        let whole = first_inputs(&mut open(&dir, 1, shuffle), 40);
+        let mut stopped = open(&dir, 1, shuffle);
+        for stop in 0..32 {
+            let state = stopped.state();
+            let mut resumed = open(&dir, 1, shuffle);
+            first_inputs(&mut resumed, 3);
+            resumed.restore(&state).unwrap();
+            assert_eq!(resumed.state(), state);
+            assert_eq!(first_inputs(&mut resumed, 8), whole[stop..stop + 8], "stopped after {stop}");
+            stopped.next_batch().unwrap();
+        }
+    }
+}
+
+#[test]
+fn states_that_do_not_fit_are_refused() {
+    let dir = three_shards();
+    let mut loader = open(&dir, 0, true);
+    first_inputs(&mut loader, 7);
+    let good = loader.state();
+    let mut refuse = |change: fn(&mut LoaderState, &mut ShuffleState)| {
+        let mut state = good.clone();
+        let mut shuffle = state.shuffle.clone().unwrap();
+        change(&mut state, &mut shuffle);
+        state.shuffle = state.shuffle.and(Some(shuffle));
+        message(loader.restore(&state))
+    };
+    assert!(refuse(|state, _| state.shuffle = None).contains("did not shuffle"));
+    assert!(refuse(|_, shuffle| shuffle.shard_indices.push(3)).contains("4 shards, here are 3"));
+    assert!(refuse(|_, shuffle| shuffle.shard_indices[0] = 3).contains("order of shards is damaged"));
+    assert!(refuse(|_, shuffle| shuffle.shard_indices[0] = -1).contains("damaged"));
+    assert!(refuse(|_, shuffle| shuffle.shard_indices[0] = shuffle.shard_indices[1]).contains("damaged"));
+    assert!(refuse(|state, _| state.current_shard_idx = 3).contains("at shard 3, here are 3"));
+    assert!(refuse(|state, _| state.current_shard_idx = 0).contains("4 samples, here are 5"));
+    assert!(refuse(|_, shuffle| shuffle.intra_shard_indices[1] = 9).contains("order of samples is damaged"));
+    assert!(refuse(|state, _| state.current_sample_idx = 5).contains("at sample 5 of a shard of 4"));
+    assert!(refuse(|state, _| state.current_sample_idx = u64::MAX).contains("of a shard of 4"));
+    assert_eq!(loader.state(), good, "a refused state changes nothing");
+    assert_eq!(first_inputs(&mut loader, 3), [1016, 1000, 8]);
+
+    let mut unshuffled = open(&dir, 0, false);
+    assert!(message(unshuffled.restore(&good)).contains("a run that shuffled"));
+}
+
+#[test]
+fn short_shards_are_passed_over() {
+    let dir = three_shards();
+    write_shard(&dir, "s_0a.bin", &[7; 8]);
+    write_shard(&dir, "s_9.bin", &[7]);
+    let mut loader = open(&dir, 0, false);
+    let short: Vec<_> = loader.short_shards().iter().map(|p| p.file_name().unwrap().to_owned()).collect();
+    assert_eq!(short, ["s_0a.bin", "s_9.bin"]);
+    assert_eq!((loader.num_shards(), loader.num_tokens(), loader.samples_per_epoch()), (5, 133, 15));
+    let expected = [0, 8, 16, 24, 32, 40, 1000, 1008, 1016, 1024, 2000, 2008, 2016, 2024, 2032, 0];
+    assert_eq!(first_inputs(&mut loader, 16), expected);
+
+    let mut shuffled = open(&dir, 0, true);
+    let mut seen = first_inputs(&mut shuffled, 15);
+    seen.sort_unstable();
+    assert_eq!(seen, expected[..15]);
+    let mut resumed = open(&dir, 0, true);
+    resumed.restore(&shuffled.state()).unwrap();
+    assert_eq!(first_inputs(&mut resumed, 20), first_inputs(&mut shuffled, 20));
+}
+
+#[test]
+fn a_shard_holds_a_sample_from_one_token_more_than_its_inputs() {
+    let dir = TempDir::new().unwrap();
+    write_shard(&dir, "s_0.bin", &[1, 2, 3, 4, 5, 6, 7, 8]);
+    let error = message(DataLoader::open(options(&pattern(&dir), 0, false)));
+    assert!(error.contains("no shard is long enough") && error.contains("has 8 tokens, 9 are"), "{error}");
+    write_shard(&dir, "s_0.bin", &[1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    let mut loader = open(&dir, 1, false);
+    for _ in 0..3 {
+        assert_eq!(loader.next_batch().unwrap().targets, [6, 7, 8, 9]);
+    }
+}
+
+#[test]
+fn a_token_outside_the_vocabulary_is_named_when_its_batch_is_due() {
+    let dir = three_shards();
+    let pattern = pattern(&dir);
+    // Shards 0 and 1 stay below 1033; shard 2 starts at 2000. Twelve batches are good.
+    let mut loader = DataLoader::open(LoaderOptions { V: 2015, ..options(&pattern, 0, false) }).unwrap();
+    assert_eq!(first_inputs(&mut loader, 11).last(), Some(&2000));
+    let state = loader.state();
+    let mut refused = || {
+        loader.next_batch().unwrap();
+        message(loader.next_batch())
+    };
+    let error = refused();
+    assert!(error.contains("s_2.bin: token 16 is 2016") && error.contains("vocabulary of 2015"), "{error}");
+    loader.restore(&state).unwrap();
+    assert_eq!(first_inputs(&mut loader, 1), [2008]);
+    assert!(loader.next_batch().is_err() && loader.next_batch().is_err());
+    loader.reset();
+    assert_eq!(first_inputs(&mut loader, 1), [0]);
+}
+
+#[test]
+fn bad_patterns_and_sizes_are_refused() {
+    let dir = three_shards();
+    let refuse = |pattern: &str| message(DataLoader::open(options(pattern, 0, true)));
+    assert!(refuse("/nonexistent/*.bin").contains("no file matches"));
+    assert!(refuse(&format!("{}/s_7.bin", dir.path().display())).contains("no file matches"));
+    assert!(refuse("").contains("no file matches"));
+    assert!(refuse("a/***.bin").contains("not a valid file pattern"));
+    std::fs::write(dir.path().join("s_5.bin"), "text").unwrap();
+    assert!(refuse(&pattern(&dir)).contains("s_5.bin: not a token shard"));
+    for (B, T) in [(0, 2), (2, 0), (usize::MAX, 2)] {
+        let options = LoaderOptions { B, T, ..options("x", 0, true) };
+        assert!(DataLoader::open(options).unwrap_err().to_string().contains("batch"));
+    }
+}
+
+#[test]
+fn a_dropped_loader_ends_its_thread() {
+    let dir = three_shards();
+    let mut loader = open(&dir, 0, true);
+    loader.next_batch().unwrap();
+    let reader = Arc::downgrade(&loader.fetcher.reader);
+    drop(loader);
+    assert!(reader.upgrade().is_none());
+}
