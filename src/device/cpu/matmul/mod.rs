@@ -1,15 +1,24 @@
 //! Matrix products with their epilogues, in f32 or with bf16 operands.
 //!
 //! Every product of a training step is one [`Product`]: `out = finish(lhs @ rhs)` over strided views, so that forward,
-//! dgrad and wgrad differ only in strides. It is run by the `gemm` crate.
+//! dgrad and wgrad differ only in strides. An [`Engine`] runs it: kernels of our own
+//! where the CPU has AVX-512 or AMX, else the `gemm` crate.
 #![allow(non_snake_case)]
 
+mod engine;
+#[cfg(target_arch = "x86_64")]
+mod kernels;
+#[cfg(target_arch = "x86_64")]
+mod pack;
+#[cfg(target_arch = "x86_64")]
+mod packed;
 mod portable;
 mod product;
 #[cfg(test)]
 mod tests;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use engine::Engine;
 use product::{Finish, Product, View};
 use rayon::prelude::*;
 
@@ -24,26 +33,25 @@ impl Precision {
     /// # Errors
     /// If this CPU lacks the instructions.
     pub fn require_support(self) -> Result<()> {
-        match self {
-            Precision::F32 => Ok(()),
-            Precision::Bf16 => anyhow::bail!(
-                "--dtype bf16: this CPU has no AVX512-BF16 or AMX instructions; use --dtype f32"
-            ),
-        }
+        ensure!(
+            Engine::best(self).is_some(),
+            "--dtype bf16: this CPU has no AVX512-BF16 or AMX instructions; use --dtype f32"
+        );
+        Ok(())
     }
 
     /// `"f32 (AVX-512)"`, `"bf16 (AMX)"`, …
     pub fn describe(self) -> String {
-        match self {
-            Precision::F32 => "f32".into(),
-            Precision::Bf16 => "bf16".into(),
-        }
+        Engine::best(self).map_or("bf16 (not on this CPU)".into(), |engine| engine.to_string())
     }
 }
 
 /// Buffers that outlive one product.
 #[derive(Default)]
-pub struct Scratch {}
+pub struct Scratch {
+    #[cfg(target_arch = "x86_64")]
+    packed: packed::Buffers,
+}
 
 /// out is (N, OC), inp (N, C), weight (OC, C).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,9 +72,21 @@ pub enum Epilogue<'a> {
 /// See [`crate::ops::MatmulForward`].
 ///
 /// # Panics
-/// If a slice's length is not what `shape` says.
+/// If a slice's length is not what `shape` says, or the CPU does not support `precision`.
 pub fn forward(
     precision: Precision,
+    scratch: &mut Scratch,
+    out: &mut [f32],
+    inp: &[f32],
+    weight: &[f32],
+    epilogue: Epilogue,
+    shape: Shape,
+) {
+    forward_on(Engine::of(precision), scratch, out, inp, weight, epilogue, shape);
+}
+
+fn forward_on(
+    engine: Engine,
     scratch: &mut Scratch,
     out: &mut [f32],
     inp: &[f32],
@@ -82,7 +102,7 @@ pub fn forward(
         Epilogue::BiasResidual { bias, residual } => Finish::BiasResidual { bias, residual },
     };
     let (lhs, rhs) = (View::new(inp, N, C), View::new(weight, OC, C).transposed());
-    run(precision, scratch, Product::new(out, lhs, rhs, finish));
+    engine.run(scratch, Product::new(out, lhs, rhs, finish));
 }
 
 /// What [`backward`] writes.
@@ -96,10 +116,24 @@ pub struct Gradients<'a> {
 /// See [`crate::ops::MatmulBackward`].
 ///
 /// # Panics
-/// If a slice's length is not what `shape` says.
+/// If a slice's length is not what `shape` says, or the CPU does not support `precision`.
 #[allow(clippy::too_many_arguments)]
 pub fn backward(
     precision: Precision,
+    scratch: &mut Scratch,
+    gradients: Gradients,
+    dout: &[f32],
+    inp: &[f32],
+    weight: &[f32],
+    through_gelu: Option<&[f32]>,
+    shape: Shape,
+) {
+    backward_on(Engine::of(precision), scratch, gradients, dout, inp, weight, through_gelu, shape);
+}
+
+#[allow(clippy::too_many_arguments)]
+fn backward_on(
+    engine: Engine,
     scratch: &mut Scratch,
     gradients: Gradients,
     dout: &[f32],
@@ -112,19 +146,15 @@ pub fn backward(
     let (dout_view, inp, weight) = (View::new(dout, N, OC), View::new(inp, N, C), View::new(weight, OC, C));
 
     let finish = through_gelu.map_or(Finish::Assign, |pre_gelu| Finish::TimesGeluGrad { pre_gelu });
-    run(precision, scratch, Product::new(gradients.dinp, dout_view, weight, finish));
+    engine.run(scratch, Product::new(gradients.dinp, dout_view, weight, finish));
 
     let finish = if gradients.overwrite_dweight { Finish::Assign } else { Finish::Add };
-    run(precision, scratch, Product::new(gradients.dweight, dout_view.transposed(), inp, finish));
+    engine.run(scratch, Product::new(gradients.dweight, dout_view.transposed(), inp, finish));
 
     if let Some(dbias) = gradients.dbias {
         assert_eq!(dbias.len(), OC);
         add_column_sums(dbias, dout);
     }
-}
-
-fn run(_precision: Precision, _scratch: &mut Scratch, product: Product) {
-    portable::run(&product);
 }
 
 /// `sums[j] += matrix[0][j] + matrix[1][j] + …` in that order, so that the result does not depend on the threads.

@@ -88,17 +88,21 @@ fn gelu_grad64(x: f64) -> f64 {
     0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * c * (1.0 + 3.0 * 0.044715 * x * x)
 }
 
-fn precisions() -> Vec<Precision> {
-    [Precision::F32, Precision::Bf16]
-        .into_iter()
-        .filter(|p| p.require_support().inspect_err(|e| println!("skipped: {e}")).is_ok())
-        .collect()
+/// All that this CPU can run.
+fn engines() -> Vec<(Precision, Engine)> {
+    let of = |precision| {
+        if let Err(error) = Precision::require_support(precision) {
+            println!("skipped: {error}");
+        }
+        Engine::available(precision).map(move |engine| (precision, engine))
+    };
+    [Precision::F32, Precision::Bf16].into_iter().flat_map(of).collect()
 }
 
 #[test]
 fn forward_and_its_epilogues_match_f64() {
-    for (precision, (N, C, OC)) in precisions().into_iter().flat_map(|p| SHAPES.map(|s| (p, s))) {
-        let what = format!("{precision:?} {N}x{C}x{OC}");
+    for ((precision, engine), (N, C, OC)) in engines().into_iter().flat_map(|e| SHAPES.map(|s| (e, s))) {
+        let what = format!("{engine} {N}x{C}x{OC}");
         let shape = Shape { N, C, OC };
         let scratch = &mut Scratch::default();
         let (inp, weight) = (numbers(N * C, 1), numbers(OC * C, 2));
@@ -110,24 +114,24 @@ fn forward_and_its_epilogues_match_f64() {
         };
 
         let mut out = poison(N * OC);
-        forward(precision, scratch, &mut out, &inp, &weight, Epilogue::None, shape);
+        forward_on(engine, scratch, &mut out, &inp, &weight, Epilogue::None, shape);
         assert_close(&what, &out, &product);
 
         let biased = map(&|i, s| s + bias[i % OC] as f64);
         out.fill(f32::NAN);
-        forward(precision, scratch, &mut out, &inp, &weight, Epilogue::Bias { bias: &bias }, shape);
+        forward_on(engine, scratch, &mut out, &inp, &weight, Epilogue::Bias { bias: &bias }, shape);
         assert_close(&format!("{what} + bias"), &out, &biased);
 
         let mut pre_gelu = poison(N * OC);
         out.fill(f32::NAN);
         let epilogue = Epilogue::BiasGelu { bias: &bias, pre_gelu: &mut pre_gelu };
-        forward(precision, scratch, &mut out, &inp, &weight, epilogue, shape);
+        forward_on(engine, scratch, &mut out, &inp, &weight, epilogue, shape);
         assert_close(&format!("{what} pre-gelu"), &pre_gelu, &biased);
         assert_close(&format!("{what} gelu"), &out, &map(&|i, s| gelu64(s + bias[i % OC] as f64)));
 
         out.fill(f32::NAN);
         let epilogue = Epilogue::BiasResidual { bias: &bias, residual: &residual };
-        forward(precision, scratch, &mut out, &inp, &weight, epilogue, shape);
+        forward_on(engine, scratch, &mut out, &inp, &weight, epilogue, shape);
         let want = map(&|i, s| s + bias[i % OC] as f64 + residual[i] as f64);
         assert_close(&format!("{what} + residual"), &out, &want);
     }
@@ -135,7 +139,7 @@ fn forward_and_its_epilogues_match_f64() {
 
 #[test]
 fn backward_matches_f64() {
-    for (precision, (N, C, OC)) in precisions().into_iter().flat_map(|p| SHAPES.map(|s| (p, s))) {
+    for ((precision, engine), (N, C, OC)) in engines().into_iter().flat_map(|e| SHAPES.map(|s| (e, s))) {
         let shape = Shape { N, C, OC };
         let scratch = &mut Scratch::default();
         let (dout, inp, weight) = (numbers(N * OC, 1), numbers(N * C, 2), numbers(OC * C, 3));
@@ -149,7 +153,7 @@ fn backward_matches_f64() {
         dbias_want.iter_mut().zip(&dbias_old).for_each(|(w, &o)| w.0 += o as f64);
 
         for (overwrite_dweight, through_gelu) in [(true, None), (false, Some(&pre_gelu[..]))] {
-            let what = format!("{precision:?} {N}x{C}x{OC}, overwrite {overwrite_dweight}");
+            let what = format!("{engine} {N}x{C}x{OC}, overwrite {overwrite_dweight}");
             let (mut dinp, mut dbias) = (poison(N * C), dbias_old.clone());
             let mut dweight = if overwrite_dweight { poison(OC * C) } else { old.clone() };
             let gradients = Gradients {
@@ -158,7 +162,7 @@ fn backward_matches_f64() {
                 overwrite_dweight,
                 dbias: through_gelu.map(|_| &mut dbias[..]),
             };
-            backward(precision, scratch, gradients, &dout, &inp, &weight, through_gelu, shape);
+            backward_on(engine, scratch, gradients, &dout, &inp, &weight, through_gelu, shape);
 
             let slope = |i: usize| through_gelu.map_or(1.0, |p| gelu_grad64(p[i] as f64));
             let want: Vec<_> = dinp_want.iter().enumerate().map(|(i, &(s, a))| (s * slope(i), a)).collect();
@@ -175,13 +179,13 @@ fn backward_matches_f64() {
 }
 
 /// All outputs of one forward and one backward call, as bits.
-fn all_bits(precision: Precision, (N, C, OC): (usize, usize, usize)) -> Vec<u32> {
+fn all_bits(engine: Engine, (N, C, OC): (usize, usize, usize)) -> Vec<u32> {
     let shape = Shape { N, C, OC };
     let scratch = &mut Scratch::default();
     let (inp, weight, dout) = (numbers(N * C, 1), numbers(OC * C, 2), numbers(N * OC, 3));
     let (bias, mut out, mut pre_gelu) = (numbers(OC, 4), poison(N * OC), poison(N * OC));
     let epilogue = Epilogue::BiasGelu { bias: &bias, pre_gelu: &mut pre_gelu };
-    forward(precision, scratch, &mut out, &inp, &weight, epilogue, shape);
+    forward_on(engine, scratch, &mut out, &inp, &weight, epilogue, shape);
     let (mut dinp, mut dweight, mut dbias) = (poison(N * C), numbers(OC * C, 5), numbers(OC, 6));
     let gradients = Gradients {
         dinp: &mut dinp,
@@ -189,21 +193,21 @@ fn all_bits(precision: Precision, (N, C, OC): (usize, usize, usize)) -> Vec<u32>
         overwrite_dweight: false,
         dbias: Some(&mut dbias),
     };
-    backward(precision, scratch, gradients, &dout, &inp, &weight, Some(&inp), shape);
+    backward_on(engine, scratch, gradients, &dout, &inp, &weight, Some(&inp), shape);
     [out, pre_gelu, dinp, dweight, dbias].iter().flatten().map(|x| x.to_bits()).collect()
 }
 
 #[test]
 fn threads_do_not_change_a_bit() {
     let shapes = [(1, 64, 5000), (256, 192, 576), (37, 130, 1030), (300, 16, 4000), (600, 33, 65)];
-    for (precision, shape) in precisions().into_iter().flat_map(|p| shapes.map(|s| (p, s))) {
+    for ((_, engine), shape) in engines().into_iter().flat_map(|e| shapes.map(|s| (e, s))) {
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| all_bits(precision, shape))
+            pool.install(|| all_bits(engine, shape))
         };
         let one = run(1);
         for threads in [2, 3, 7] {
-            assert!(run(threads) == one, "{precision:?} {shape:?}: {threads} threads differ from 1");
+            assert!(run(threads) == one, "{engine} {shape:?}: {threads} threads differ from 1");
         }
     }
 }
@@ -211,14 +215,14 @@ fn threads_do_not_change_a_bit() {
 #[test]
 fn not_a_number_and_infinity_propagate() {
     let (N, C, OC) = (5, 40, 37);
-    for precision in precisions() {
+    for (_, engine) in engines() {
         let (mut inp, weight) = (vec![1.0; N * C], vec![1.0; OC * C]);
         inp[C + 7] = f32::NAN;
         inp[2 * C + 39] = f32::INFINITY;
         inp[3 * C] = f32::NEG_INFINITY;
         let mut out = vec![0.0; N * OC];
         let scratch = &mut Scratch::default();
-        forward(precision, scratch, &mut out, &inp, &weight, Epilogue::None, Shape { N, C, OC });
+        forward_on(engine, scratch, &mut out, &inp, &weight, Epilogue::None, Shape { N, C, OC });
         let rows: Vec<_> = out.chunks_exact(OC).collect();
         assert!(rows[0].iter().chain(rows[4]).all(|&x| x == C as f32));
         assert!(rows[1].iter().all(|x| x.is_nan()));

@@ -1,0 +1,285 @@
+//! Blocked products over packed operands (Goto and van de Geijn 2008), for CPUs with AVX-512 or AMX.
+//!
+//! k is cut into phases. In each, all threads pack lhs; then they take jobs, a job being some rows and columns of `out`:
+//! the thread packs the columns of rhs, which then stay in its second-level cache, and goes over the rows tile by
+//! tile, finishing each tile while it is in the first-level cache. In GPT-2 rhs is mostly a weight much larger than lhs, so
+//! it is read once from memory, and its packed form never goes back there.
+//!
+//! Each sum is made in an order that follows from k alone. So neither the number of threads nor the cut into jobs nor
+//! the other rows of a batch change a bit of it.
+
+use super::kernels::{Bf16Amx, Bf16Avx512, F32Avx512, Kernel, Tile};
+use super::pack::{Block, Lines, TILE, k_of_group};
+use super::product::Product;
+use rayon::prelude::*;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Groups along k of one phase. More mean fewer round trips of partial sums, fewer a smaller panel of rhs.
+const PHASE_GROUPS: usize = 64;
+/// Blocks of packed lhs at once: 8 MiB, which the caches still hold when the jobs read it.
+const LHS_BLOCKS: usize = 8 << 10;
+/// Blocks of packed rhs of one job: 384 KiB, a part of the second-level cache.
+const RHS_BLOCKS: usize = 384;
+
+/// Packed operands.
+#[derive(Default)]
+pub struct Buffers {
+    lhs: Vec<Block>,
+    /// One for each thread.
+    rhs: Vec<Vec<Block>>,
+}
+
+/// Which instructions compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Instructions {
+    F32Avx512,
+    Bf16Avx512,
+    Bf16Amx,
+}
+
+impl Instructions {
+    pub fn available(self) -> bool {
+        let avx512 = is_x86_feature_detected!("avx512f");
+        let bf16 = is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512bf16");
+        match self {
+            Instructions::F32Avx512 => avx512,
+            Instructions::Bf16Avx512 => avx512 && bf16,
+            Instructions::Bf16Amx => avx512 && bf16 && amx_is_granted(),
+        }
+    }
+
+    /// # Panics
+    /// If the instructions are not available.
+    pub fn run(self, buffers: &mut Buffers, product: &Product) {
+        assert!(self.available());
+        match self {
+            Instructions::F32Avx512 => run::<F32Avx512>(buffers, product),
+            Instructions::Bf16Avx512 => run::<Bf16Avx512>(buffers, product),
+            Instructions::Bf16Amx => run::<Bf16Amx>(buffers, product),
+        }
+    }
+}
+
+/// Whether the CPU has AMX and the operating system lets this process use it (Linux documentation,
+/// arch/x86/xstate.rst).
+fn amx_is_granted() -> bool {
+    static GRANTED: OnceLock<bool> = OnceLock::new();
+    *GRANTED.get_or_init(|| {
+        use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
+        const AMX_BF16_AND_TILE: u32 = 1 << 22 | 1 << 24;
+        const TILE_STATE: u64 = 3 << 17;
+        // SAFETY: OSXSAVE is checked before xgetbv.
+        let in_cpu = __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & AMX_BF16_AND_TILE == AMX_BF16_AND_TILE;
+        let in_system = is_x86_feature_detected!("xsave") && unsafe { _xgetbv(0) } & TILE_STATE == TILE_STATE;
+        in_cpu && in_system && request_tile_data()
+    })
+}
+
+#[cfg(target_os = "linux")]
+fn request_tile_data() -> bool {
+    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_long = 18;
+    // SAFETY: the call takes two numbers and changes no memory of ours.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn request_tile_data() -> bool {
+    false
+}
+
+fn run<K: Kernel>(buffers: &mut Buffers, product: &Product) {
+    let threads = rayon::current_num_threads();
+    if buffers.rhs.len() < threads {
+        buffers.rhs.resize(threads, vec![]);
+    }
+    let (m, k) = (product.m(), product.k());
+    let phase_k = PHASE_GROUPS * k_of_group(K::BF16);
+    let groups = k.min(phase_k).div_ceil(k_of_group(K::BF16));
+    let phase_m = (LHS_BLOCKS / (2 * groups)).max(1) * TILE;
+    for row in (0..m).step_by(phase_m) {
+        for k_start in (0..k).step_by(phase_k) {
+            let depth = phase_k.min(k - k_start);
+            let groups = depth.div_ceil(k_of_group(K::BF16));
+            let rows = phase_m.min(m - row);
+            let (first, last) = (k_start == 0, k_start + depth == k);
+            let phase = Phase { product, row, rows, k: k_start, groups, first, last };
+            phase.run::<K>(buffers, threads);
+        }
+    }
+}
+
+/// A run of rows of `out`, and of terms of its sums.
+pub struct Phase<'a> {
+    product: &'a Product<'a>,
+    row: usize,
+    rows: usize,
+    k: usize,
+    groups: usize,
+    /// Whether these are the first terms, and the last.
+    first: bool,
+    last: bool,
+}
+
+/// What one thread does.
+pub enum Task<'a> {
+    /// Packs 32 rows of lhs from `line` on.
+    PackLhs { panel: &'a mut [Block], line: usize },
+    /// Takes jobs until there are none.
+    Jobs { jobs: &'a Jobs<'a>, rhs: &'a mut Vec<Block> },
+}
+
+/// The cut of a phase.
+pub struct Jobs<'a> {
+    lhs: &'a [Block],
+    /// Panels of rows, and columns, of one job.
+    panels: usize,
+    cols: usize,
+    /// How many of them cover the rows, and how many there are.
+    row_jobs: usize,
+    count: usize,
+    next: AtomicUsize,
+}
+
+impl Phase<'_> {
+    fn run<K: Kernel>(&self, buffers: &mut Buffers, threads: usize) {
+        let blocks = 2 * self.groups;
+        let all_panels = self.rows.div_ceil(TILE);
+        if buffers.lhs.len() < all_panels * blocks {
+            buffers.lhs.resize(all_panels * blocks, Block::ZERO);
+        }
+        let lhs = &mut buffers.lhs[..all_panels * blocks];
+        lhs.par_chunks_mut(blocks).enumerate().for_each(|(index, panel)| {
+            let line = self.row + index * TILE;
+            // SAFETY: `Instructions::run` checked that they are available.
+            unsafe { K::perform(self, Task::PackLhs { panel, line }) }
+        });
+
+        let (panels, cols) = self.job_size(threads);
+        let row_jobs = all_panels.div_ceil(panels);
+        let count = row_jobs * self.product.n().div_ceil(cols);
+        let jobs = &Jobs { lhs, panels, cols, row_jobs, count, next: AtomicUsize::new(0) };
+        buffers.rhs[..threads.min(count)].par_iter_mut().with_max_len(1).for_each(|rhs| {
+            // SAFETY: as above; each job, so each part of `out`, is taken by one thread.
+            unsafe { K::perform(self, Task::Jobs { jobs, rhs }) }
+        });
+    }
+
+    /// # Safety
+    /// The CPU has the instructions of `K`, for which the caller is compiled; no other thread touches what the task is
+    /// to write.
+    #[inline(always)]
+    pub unsafe fn perform<K: Kernel>(&self, task: Task) {
+        // SAFETY: the caller's promises.
+        unsafe {
+            match task {
+                Task::PackLhs { panel, line } => {
+                    Lines::of_lhs(self.product.lhs).pack_panel(K::BF16, panel, line, self.k)
+                }
+                Task::Jobs { jobs, rhs } => {
+                    K::enter();
+                    self.take_jobs::<K>(jobs, rhs);
+                    K::leave();
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn take_jobs<K: Kernel>(&self, jobs: &Jobs, rhs: &mut Vec<Block>) {
+        let blocks = 2 * self.groups;
+        let mut packed = usize::MAX;
+        loop {
+            let job = jobs.next.fetch_add(1, Ordering::Relaxed);
+            if job >= jobs.count {
+                return;
+            }
+            let (col, first_panel) = (job / jobs.row_jobs * jobs.cols, job % jobs.row_jobs * jobs.panels);
+            let cols = jobs.cols.min(self.product.n() - col);
+            // SAFETY: the caller's promises.
+            unsafe {
+                if packed != col {
+                    self.pack_rhs::<K>(rhs, col, cols);
+                    packed = col;
+                }
+                let lhs = jobs.lhs.chunks_exact(blocks).enumerate().skip(first_panel).take(jobs.panels);
+                for (panel, lhs) in lhs {
+                    self.row_of_tiles::<K>(lhs, rhs, panel * TILE, col, cols);
+                }
+            }
+        }
+    }
+
+    /// Panels of rows, and columns, of a job: few enough that threads finish together. Of a tall `out` the rows are
+    /// cut, and a thread finds the columns of its next job packed.
+    fn job_size(&self, threads: usize) -> (usize, usize) {
+        let wanted = 4 * threads;
+        let row_panels = self.rows.div_ceil(TILE);
+        let col_panels = self.product.n().div_ceil(TILE);
+        let mut job_cols = (RHS_BLOCKS / (2 * self.groups)).clamp(1, col_panels);
+        if row_panels < col_panels || row_panels * col_panels.div_ceil(job_cols) < wanted {
+            job_cols = job_cols.min((col_panels / wanted).max(2));
+        }
+        let row_jobs = (wanted / col_panels.div_ceil(job_cols)).max(1);
+        (row_panels.div_ceil(row_jobs).max(4), job_cols * TILE)
+    }
+
+    #[inline(always)]
+    unsafe fn pack_rhs<K: Kernel>(&self, rhs: &mut Vec<Block>, col: usize, cols: usize) {
+        let blocks = 2 * self.groups;
+        let panels = cols.div_ceil(TILE);
+        if rhs.len() < panels * blocks {
+            rhs.resize(panels * blocks, Block::ZERO);
+        }
+        let lines = Lines::of_rhs(self.product.rhs);
+        for (index, panel) in rhs.chunks_exact_mut(blocks).take(panels).enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe { lines.pack_panel(K::BF16, panel, col + index * TILE, self.k) };
+        }
+    }
+
+    /// Computes `cols` columns from `col` on of 32 rows, the first of which is the `row`-th of this phase.
+    #[inline(always)]
+    unsafe fn row_of_tiles<K: Kernel>(
+        &self,
+        lhs: &[Block],
+        rhs: &[Block],
+        row: usize,
+        col: usize,
+        cols: usize,
+    ) {
+        let mut tile = Tile([[0.0; TILE]; TILE]);
+        let rows = TILE.min(self.rows - row);
+        for (index, rhs) in rhs.chunks_exact(lhs.len()).enumerate().take(cols.div_ceil(TILE)) {
+            let offset = index * TILE;
+            // SAFETY: the caller's promises.
+            unsafe {
+                K::multiply(&mut tile, lhs, rhs, rows);
+                let (row, col) = (self.row + row, col + offset);
+                match cols - offset {
+                    TILE.. => self.store(&mut tile, row, col, rows, TILE),
+                    cols => self.store(&mut tile, row, col, rows, cols),
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(&self, tile: &mut Tile, row: usize, col: usize, rows: usize, cols: usize) {
+        for (i, sums) in tile.0.iter_mut().enumerate().take(rows) {
+            // SAFETY: the caller's promises: the elements are inside `out` and belong to this thread.
+            unsafe {
+                let out = self.product.out_at(row + i, col);
+                if !self.first && !self.product.accumulates() {
+                    (0..cols).for_each(|j| sums[j] += *out.add(j));
+                }
+                if self.last || self.product.accumulates() {
+                    self.product.finish(sums.as_ptr(), row + i, col, cols);
+                } else {
+                    out.copy_from_nonoverlapping(sums.as_ptr(), cols);
+                }
+            }
+        }
+    }
+}
