@@ -4,10 +4,12 @@
 
 mod check;
 mod parse;
+pub mod readme;
+pub mod tools;
 pub mod train;
 mod values;
 
-pub use check::ModelSource;
+pub use check::{ModelSource, refuse_launcher};
 pub use parse::Parsed;
 
 use anyhow::Result;
