@@ -17,6 +17,24 @@ pub enum ModelSource {
     Shape(ModelConfig),
 }
 
+/// Refuses to be one of many. A launcher such as `mpirun -np 8` would start as many runs that know nothing of each
+/// other and write over each other's files. `variable` looks up the environment.
+///
+/// # Errors
+/// If a launcher says that there is more than one process.
+pub fn refuse_launcher(variable: impl Fn(&str) -> Option<String>) -> Result<()> {
+    // torchrun, Open MPI, MPICH and its kin, srun.
+    for name in ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"] {
+        let size = variable(name).and_then(|value| value.trim().parse::<usize>().ok());
+        if let Some(size) = size.filter(|size| *size > 1) {
+            bail!(
+                "{name}={size}: expected one process, which is all this build trains in; start it without a launcher"
+            );
+        }
+    }
+    Ok(())
+}
+
 impl TrainArgs {
     /// # Errors
     /// One line that names the flag, for the first thing that cannot be done.

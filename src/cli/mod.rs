@@ -4,11 +4,13 @@
 
 mod check;
 mod parse;
+pub mod readme;
+pub mod tools;
 pub mod train;
 pub mod train_gpt2;
 mod values;
 
-pub use check::ModelSource;
+pub use check::{ModelSource, refuse_launcher};
 pub use parse::Parsed;
 
 use anyhow::Result;

@@ -101,6 +101,7 @@ fn explain(command: &Command, error: &clap::Error) -> String {
     match error.kind() {
         ErrorKind::UnknownArgument if flag.starts_with('-') => {
             let near = text(ContextKind::SuggestedArg).map(|near| label_of(command, &near));
+            let near = near.and_then(|label| label.rsplit('/').next().map(str::to_owned));
             let hint = near.map_or("--help lists all".into(), |near| format!("did you mean {near}?"));
             format!("{flag}: unknown flag; {hint}")
         }
@@ -116,6 +117,11 @@ fn explain(command: &Command, error: &clap::Error) -> String {
         ErrorKind::InvalidValue => {
             let known = text(ContextKind::ValidValue).unwrap_or_default();
             format!("{flag}: expected {known}, found {found}")
+        }
+        ErrorKind::ArgumentConflict => {
+            let other =
+                text(ContextKind::PriorArg).map(|shown| label_of(command, &shown)).unwrap_or_default();
+            format!("{flag}: cannot be used together with {other}")
         }
         ErrorKind::MissingRequiredArgument => format!("{flag}: missing; --help says what it is"),
         ErrorKind::InvalidSubcommand => {

@@ -91,11 +91,9 @@ pub struct TrainArgs {
 
     // Model.
     /// Checkpoint to start from, or a shape to initialise: d12, gpt2:d24, gpt3:c768 …
-    ///
-    /// Empty when shape flags replace the default.
+    // Empty when shape flags stand in for the default.
     #[arg(id = "model", short = 'e', long = "model", value_name = "FILE|SHAPE", value_parser = values::name,
-          default_value = DEFAULT_MODEL, default_value_ifs = presets("d12", "d12"),
-          help = "Checkpoint to start from, or a shape to initialise: d12, gpt2:d24, gpt3:c768 …")]
+          default_value = DEFAULT_MODEL, default_value_ifs = presets("d12", "d12"))]
     pub model: String,
     /// Transformer blocks; with --heads and --channels it stands in for -e, with a shape it overrides it
     #[arg(id = "num_layers L", long = "layers", value_name = "L", value_parser = values::count)]
@@ -304,15 +302,23 @@ pub struct TrainArgs {
           value_parser = values::count,
           default_value = "8")]
     pub gpus_per_node: usize,
-    /// How processes find each other: mpi, tcp, fs
+    /// How processes find each other
     #[arg(id = "nccl_init_method", long = "nccl-init-method", aliases = ["pi", "pm"], value_name = "NAME",
           value_parser = ["mpi", "tcp", "fs"], default_value = "mpi")]
     pub nccl_init_method: String,
     /// Address of process 0, for tcp
-    #[arg(id = "server_ip", long = "server-ip", alias = "ps", value_name = "ADDRESS", default_value = "")]
+    #[arg(
+        id = "server_ip",
+        long = "server-ip",
+        alias = "ps",
+        value_name = "ADDRESS",
+        default_value = "",
+        hide_default_value = true
+    )]
     pub server_ip: String,
     /// Shared directory, for fs
-    #[arg(id = "fs_path", long = "fs-path", aliases = ["pf", "pp"], value_name = "DIR", default_value = "")]
+    #[arg(id = "fs_path", long = "fs-path", aliases = ["pf", "pp"], value_name = "DIR",
+          default_value = "", hide_default_value = true)]
     pub fs_path: String,
     /// Fused attention, never a stored T * T matrix
     #[arg(id = "flash", long = "flash", value_name = "0|1", value_parser = values::switch,
@@ -334,7 +340,7 @@ pub struct TrainArgs {
     pub inference_only: bool,
 
     /// Print this help
-    #[arg(long, action = ArgAction::Help)]
+    #[arg(long, action = ArgAction::HelpShort)]
     pub help: Option<bool>,
 
     /// What the start-up table shows, in order.

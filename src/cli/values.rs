@@ -52,6 +52,11 @@ pub fn seed(text: &str) -> Result<u32, String> {
     text.parse().map_err(|_| expected(format!("a whole number from 0 to {}", u32::MAX), text))
 }
 
+/// A seed of our own generators.
+pub fn long_seed(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| expected(format!("a whole number from 0 to {}", u64::MAX), text))
+}
+
 /// A switch, as llm.c writes them.
 pub fn switch(text: &str) -> Result<bool, String> {
     match text {
@@ -91,6 +96,37 @@ pub fn decay(text: &str) -> Result<f32, String> {
     real(text)
         .filter(|x| (0.0..1.0).contains(x))
         .ok_or_else(|| expected("a number of at least 0 and below 1", text))
+}
+
+/// A number above 0, up to 1.
+pub fn probability(text: &str) -> Result<f32, String> {
+    real(text)
+        .filter(|x| *x > 0.0 && *x <= 1.0)
+        .ok_or_else(|| expected("a number above 0 and at most 1", text))
+}
+
+/// The beginning of a file's name.
+pub fn file_name(text: &str) -> Result<String, String> {
+    if text.contains(['/', '\\']) { Err(expected("a name without /", text)) } else { name(text) }
+}
+
+/// Text in which \n, \r, \t and \\ stand for what they do in C, because a shell makes those hard to type.
+pub fn separator(text: &str) -> Result<String, String> {
+    let mut plain = String::new();
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        plain.push(match c {
+            '\\' => match chars.next() {
+                Some('n') => '\n',
+                Some('r') => '\r',
+                Some('t') => '\t',
+                Some('\\') => '\\',
+                _ => return Err(expected(r"\n, \r, \t or \\ after a backslash", text)),
+            },
+            _ => c,
+        });
+    }
+    name(&plain)
 }
 
 /// Text that is not empty.

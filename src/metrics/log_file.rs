@@ -27,7 +27,7 @@ impl LogFile {
         };
         let stays = |line: &&[u8]| {
             let whole = line.ends_with(b"\n");
-            whole && !std::str::from_utf8(line).ok().and_then(step_of).is_some_and(|s| s >= step)
+            whole && std::str::from_utf8(line).ok().and_then(step_of).is_none_or(|s| s < step)
         };
         let kept: Vec<u8> = text.split_inclusive(|&b| b == b'\n').filter(stays).flatten().copied().collect();
         if kept.len() != text.len() {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::cli::ModelSource;
+use crate::cli::{ModelSource, refuse_launcher};
 use crate::config::ModelConfig;
 
 /// A shape stands in for the checkpoint file, so that only what is tested can fail.
@@ -150,6 +150,16 @@ fn what_a_cpu_cannot_do_is_refused_by_name() {
 }
 
 #[test]
+fn one_of_many_processes_is_refused() {
+    let with = |name: &'static str, value: &'static str| {
+        refuse_launcher(move |asked| (asked == name).then(|| value.to_owned()))
+    };
+    assert!(with("WORLD_SIZE", "1").is_ok() && with("PATH", "8").is_ok() && with("PMI_SIZE", "x").is_ok());
+    let message = with("OMPI_COMM_WORLD_SIZE", "8").unwrap_err().to_string();
+    assert!(message.starts_with("OMPI_COMM_WORLD_SIZE=8: expected one process"), "{message}");
+}
+
+#[test]
 fn off_is_zero() {
     let a = ok("-v 0 -s 0 -n 0 -h 0 -lg 0 -nm 0");
     assert_eq!(
@@ -163,8 +173,8 @@ fn off_is_zero() {
 #[test]
 fn errors_are_one_line_that_names_the_flag() {
     let cases = [
-        ("--lerning-rate 1", "--lerning-rate: unknown flag; did you mean -l/--learning-rate?"),
-        ("--lerning_rate=1", "--lerning-rate: unknown flag; did you mean -l/--learning-rate?"),
+        ("--lerning-rate 1", "--lerning-rate: unknown flag; did you mean --learning-rate?"),
+        ("--lerning_rate=1", "--lerning-rate: unknown flag; did you mean --learning-rate?"),
         ("--zzzzz 1", "--zzzzz: unknown flag; --help lists all"),
         ("-Q 1", "-Q: unknown flag; --help lists all"),
         (

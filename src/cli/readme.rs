@@ -1,0 +1,152 @@
+//! The flags of `train_gpt2` as a section of README.md, from the same table that parses them.
+
+use super::{Parsed, parse, train};
+use anyhow::{Context, Result};
+use clap::Arg;
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+const BEGIN: &str = "<!-- flags: written by `warpsmith flags --write README.md` -->\n";
+const END: &str = "<!-- /flags -->";
+
+/// All flags as Markdown: a table for each heading of `--help`, and what the presets set.
+pub fn flags_markdown() -> String {
+    let command = train::command();
+    let mut text = String::new();
+    let mut heading = None;
+    for arg in command.get_arguments().filter(|arg| arg.get_action().takes_values()) {
+        if arg.get_help_heading() != heading {
+            heading = arg.get_help_heading();
+            let title = heading.unwrap_or_default();
+            let _ =
+                write!(text, "\n**{title}**\n\n| Flag | Value | Default | Meaning |\n|---|---|---|---|\n");
+        }
+        let _ = writeln!(text, "{}", row(arg));
+    }
+    text.push_str(&presets());
+    text.trim_start().to_owned()
+}
+
+fn row(arg: &Arg) -> String {
+    let defaults: Vec<_> = arg.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
+    let help = arg.get_help().map(|help| help.to_string()).unwrap_or_default();
+    // The two-letter name is in the first column already.
+    let help = help.split(" [llm.c: -").next().unwrap_or_default();
+    let value = arg.get_value_names().map(|names| names.join(" ")).unwrap_or_default();
+    format!("| {} | {} | {} | {} |", names(arg), code(&value), code(&defaults.join(" ")), cell(help))
+}
+
+/// `-l`, `--learning-rate`, and other programs' names for it.
+fn names(arg: &Arg) -> String {
+    let mut names: Vec<String> = parse::label(arg).split('/').map(code).collect();
+    let others = arg.get_all_aliases().unwrap_or_default().into_iter().filter(|alias| alias.len() > 2);
+    names.extend(others.map(|alias| code(&format!("--{alias}"))));
+    names.join(", ")
+}
+
+fn code(text: &str) -> String {
+    if text.is_empty() { String::new() } else { format!("`{}`", cell(text)) }
+}
+
+/// A bar would end the cell.
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|").replace('\n', " ")
+}
+
+/// What each preset sets, found by parsing it: no second list to keep.
+fn presets() -> String {
+    let rows = |flags: &[&str]| {
+        // A directory is given because presets write checkpoints; it is the same everywhere and so not shown.
+        let argv = ["train_gpt2", "-o", "DIR"].iter().chain(flags).copied();
+        match train::parse(argv) {
+            Ok(Parsed::Run(args)) => args.rows,
+            other => panic!("the built-in preset {flags:?} does not parse: {other:?}"),
+        }
+    };
+    let base = rows(&[]);
+    let names = ["gpt2-124m", "llmc-124m"];
+    let sets = names.map(|name| rows(&["--preset", name]));
+    let mut text = format!(
+        "\n**Presets**: the defaults each sets; a flag given beside it wins\n\n| Flag | {} |\n|---|---|---|\n",
+        names.map(code).join(" | ")
+    );
+    for arg in train::command().get_arguments().filter(|arg| arg.get_id() != "preset") {
+        let value = |rows: &[(String, String)]| {
+            rows.iter()
+                .find(|row| arg.get_id() == row.0.as_str())
+                .map(|row| row.1.clone())
+                .unwrap_or_default()
+        };
+        let values = sets.each_ref().map(|set| value(set));
+        if values.iter().any(|v| *v != value(&base)) {
+            let _ = writeln!(text, "| {} | {} |", names_of(arg), values.map(|v| code(&v)).join(" | "));
+        }
+    }
+    text
+}
+
+fn names_of(arg: &Arg) -> String {
+    code(parse::label(arg).split('/').next().unwrap_or_default())
+}
+
+/// `text` with the flags as they are now between its markers; `None` if it has no markers.
+pub fn with_flags(text: &str) -> Option<String> {
+    let (before, rest) = text.split_once(BEGIN)?;
+    let (_, after) = rest.split_once(END)?;
+    Some(format!("{before}{BEGIN}{}{END}{after}", flags_markdown()))
+}
+
+/// Brings the section of a file up to date.
+///
+/// # Errors
+/// If the file cannot be read or written, or has no such section.
+pub fn write_flags(path: &Path) -> Result<()> {
+    let text = fs::read_to_string(path).with_context(|| format!("{}: cannot read", path.display()))?;
+    let text = with_flags(&text).with_context(|| {
+        format!("{}: expected the markers {} and {END}, found none", path.display(), BEGIN.trim_end())
+    })?;
+    fs::write(path, text).with_context(|| format!("{}: cannot write", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_flag_and_preset_is_shown() {
+        let text = flags_markdown();
+        for arg in train::command().get_arguments().filter(|arg| arg.get_id() != "help") {
+            let long = arg.get_long().unwrap();
+            assert_eq!(text.matches(&format!("`--{long}`")).count(), 1, "--{long}\n{text}");
+        }
+        let lines = [
+            "| `-b`, `--batch-size` | `B` | `4` | Micro-batch: sequences in one forward and backward pass |",
+            "| `-x` | `19073` | `18865` |",
+            "| `-q` | `0.1` | `0.0` |",
+        ];
+        for line in lines {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+        assert!(text.contains("`-sg`, `--skip-update-gradz`") && text.contains(r"`0\|1`"), "{text}");
+        assert!(text.lines().filter(|l| l.starts_with("| `")).all(|l| !l.contains("[llm.c")), "{text}");
+    }
+
+    #[test]
+    fn a_section_is_replaced_and_the_rest_stays() {
+        let text = format!("# Title\n{BEGIN}old\n{END}\nrest\n");
+        let new = with_flags(&text).unwrap();
+        assert!(new.starts_with("# Title\n") && new.ends_with("-->\nrest\n") && !new.contains("old"));
+        assert_eq!(with_flags(&new).as_deref(), Some(&*new));
+        assert_eq!(with_flags("no markers"), None);
+
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("README.md");
+        assert!(format!("{:#}", write_flags(&path).unwrap_err()).contains("cannot read"));
+        fs::write(&path, text).unwrap();
+        write_flags(&path).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), new);
+        fs::write(&path, "").unwrap();
+        assert!(write_flags(&path).unwrap_err().to_string().contains("expected the markers"));
+    }
+}

@@ -1,0 +1,376 @@
+//! The command line of `warpsmith`: everything around training.
+
+use super::{Parsed, parse, values};
+use crate::tensor::Dtype;
+use anyhow::{Result, ensure};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Prepare data, try out and convert models, draw curves
+///
+/// Training itself is `train_gpt2`.
+#[derive(Parser, Clone, Debug)]
+#[command(name = "warpsmith", version, args_override_self = true, subcommand_required = true)]
+struct Tools {
+    #[command(subcommand)]
+    tool: Tool,
+}
+
+/// What is to be done.
+#[derive(Subcommand, Clone, Debug)]
+pub enum Tool {
+    /// Turn text into token shards for training and validation
+    Data(DataArgs),
+    /// Write short made-up stories, as token shards or as text: data to try training with, without a download
+    Stories(StoriesArgs),
+    /// Let a model write
+    Sample(SampleArgs),
+    /// Measure a model: validation loss and perplexity, HellaSwag accuracy
+    Eval(EvalArgs),
+    /// Convert a model between llm.c's .bin and Hugging Face's safetensors, or between types of numbers
+    Convert(ConvertArgs),
+    /// Draw a run's curves from its metrics.jsonl
+    Plot(PlotArgs),
+    /// Show the flags of train_gpt2 as Markdown
+    Flags(FlagsArgs),
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct DataArgs {
+    /// Text files, .jsonl files, folders of them, or - for text from standard input
+    #[arg(required = true, value_name = "INPUT")]
+    pub inputs: Vec<PathBuf>,
+    /// Folder for the shards; made if missing
+    #[arg(short = 'o', long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// What the shards are called: NAME_val_000000.bin, NAME_train_000001.bin …
+    #[arg(long, value_name = "NAME", default_value = "data", value_parser = values::file_name)]
+    pub name: String,
+    /// Tokens in each training shard but the last
+    #[arg(long, value_name = "TOKENS", default_value = "100000000", value_parser = values::tokens)]
+    pub shard_size: usize,
+    /// Tokens kept for validation [default: about a tenth of the text, at most a shard]
+    #[arg(long, value_name = "TOKENS", value_parser = values::tokens)]
+    pub val_tokens: Option<usize>,
+    /// What separates documents in a text file, \n for a line's end [default: a file is a document]
+    #[arg(long, value_name = "TEXT", value_parser = values::separator, allow_hyphen_values = true)]
+    pub split_on: Option<String>,
+    /// Field of a JSON line that holds the text
+    #[arg(long, value_name = "NAME", default_value = "text", value_parser = values::name)]
+    pub json_field: String,
+    /// Replace shards of that name
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct StoriesArgs {
+    /// Folder for token shards, or a file that ends in .txt for text
+    #[arg(short = 'o', long, value_name = "DIR|FILE")]
+    pub output: PathBuf,
+    /// Stories to write
+    #[arg(long, value_name = "N", value_parser = values::count, conflicts_with = "tokens")]
+    pub count: Option<usize>,
+    /// Write stories until they have this many tokens [default: 1000000]
+    #[arg(long, value_name = "TOKENS", value_parser = values::tokens)]
+    pub tokens: Option<usize>,
+    /// Seed: the same one gives the same stories
+    #[arg(long, value_name = "N", default_value = "42", value_parser = values::long_seed)]
+    pub seed: u64,
+    /// Replace files that are there
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// How much to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Amount {
+    Stories(usize),
+    /// At least so many tokens.
+    Tokens(usize),
+}
+
+impl StoriesArgs {
+    /// Tokens of stories, if nobody says how many: some minutes of training for a small model.
+    const DEFAULT_TOKENS: usize = 1_000_000;
+
+    pub fn amount(&self) -> Amount {
+        match self.count {
+            Some(count) => Amount::Stories(count),
+            None => Amount::Tokens(self.tokens.unwrap_or(Self::DEFAULT_TOKENS)),
+        }
+    }
+
+    /// Whether text is asked for, and not shards.
+    pub fn is_text(&self) -> bool {
+        self.output.extension().is_some_and(|extension| extension == "txt")
+    }
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct SampleArgs {
+    /// Model: a .bin or .safetensors file, or the folder of a run
+    #[arg(short = 'e', long, value_name = "PATH")]
+    pub model: PathBuf,
+    /// Text to go on from [default: the start of a document]
+    #[arg(short = 'p', long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// Tokens to add at most; the model may end earlier
+    #[arg(short = 'g', long, value_name = "TOKENS", default_value = "128", value_parser = values::count)]
+    pub max_tokens: usize,
+    /// Divides the logits before a token is drawn (0 = always the likeliest token)
+    #[arg(long, value_name = "T", default_value = "1.0", value_parser = values::non_negative)]
+    pub temperature: f32,
+    /// Draw from the K likeliest tokens only (0 = from all)
+    #[arg(long, value_name = "K", default_value = "0", value_parser = values::whole)]
+    pub top_k: usize,
+    /// Draw from the fewest likeliest tokens that have this probability together (1 = from all)
+    #[arg(long, value_name = "P", default_value = "1.0", value_parser = values::probability)]
+    pub top_p: f32,
+    /// Seed of the drawing
+    #[arg(long, value_name = "N", default_value = "1337", value_parser = values::long_seed)]
+    pub seed: u64,
+    /// Samples to write
+    #[arg(long, value_name = "N", default_value = "1", value_parser = values::count)]
+    pub count: usize,
+    /// Compute every token from the whole text before it, which is slow: a check of the cache
+    #[arg(long)]
+    pub no_kv_cache: bool,
+    #[command(flatten)]
+    pub numbers: NumberArgs,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct EvalArgs {
+    /// Model: a .bin or .safetensors file, or the folder of a run
+    #[arg(short = 'e', long, value_name = "PATH")]
+    pub model: PathBuf,
+    /// HellaSwag questions: llm.c's .bin or the original .jsonl
+    #[arg(long, value_name = "FILE")]
+    pub hellaswag: Option<PathBuf>,
+    /// Validation shards: a file or a pattern with * and ?
+    #[arg(short = 'j', long, value_name = "PATTERN", value_parser = values::name)]
+    pub val: Option<String>,
+    /// Sequences in one forward pass
+    #[arg(short = 'b', long, value_name = "B", default_value = "4", value_parser = values::count)]
+    pub batch_size: usize,
+    /// Tokens in a sequence [default: all the model can take]
+    #[arg(short = 't', long, value_name = "T", value_parser = values::count)]
+    pub sequence_length: Option<usize>,
+    /// Batches of B * T validation tokens at most [default: the whole split]
+    #[arg(short = 'm', long, value_name = "BATCHES", value_parser = values::count)]
+    pub max_batches: Option<usize>,
+    /// File for the results: a JSON object a line, one for each question and one for the whole
+    #[arg(short = 'o', long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    #[command(flatten)]
+    pub numbers: NumberArgs,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct NumberArgs {
+    /// Type of the numbers in matrix products: f32, bf16
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = values::dtype)]
+    pub dtype: Dtype,
+    /// Threads (0 = one for each core)
+    #[arg(long, value_name = "N", default_value = "0", value_parser = values::whole)]
+    pub threads: usize,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct ConvertArgs {
+    /// Model to read: a .bin or .safetensors file, or a folder that holds one
+    #[arg(value_name = "IN")]
+    pub input: PathBuf,
+    /// Model to write; its ending says the format: .bin or .safetensors
+    #[arg(value_name = "OUT")]
+    pub output: PathBuf,
+    /// Type of the numbers in OUT: f32, bf16 [default: that of IN]
+    #[arg(long, value_name = "TYPE", value_parser = values::dtype)]
+    pub dtype: Option<Dtype>,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct PlotArgs {
+    /// Folder of a run, with its metrics.jsonl; the pictures go there too
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct FlagsArgs {
+    /// Put them between the markers of this file, and do not print them
+    #[arg(long, value_name = "FILE")]
+    pub write: Option<PathBuf>,
+}
+
+/// Reads a command line; `argv` starts with the program's name.
+///
+/// # Errors
+/// One line: the flag, what was expected, what was found, what to do.
+pub fn parse(argv: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Parsed<Tool>> {
+    let command = Tools::command();
+    match parse::matches(&command, argv.into_iter().map(Into::into).collect())? {
+        Parsed::Run(matches) => {
+            let tool = Tools::from_arg_matches(&matches)?.tool;
+            tool.check()?;
+            Ok(Parsed::Run(tool))
+        }
+        Parsed::Print(text) => Ok(Parsed::Print(text)),
+    }
+}
+
+impl Tool {
+    /// What no flag can say alone.
+    fn check(&self) -> Result<()> {
+        match self {
+            Tool::Eval(args) => {
+                ensure!(
+                    args.hellaswag.is_some() || args.val.is_some(),
+                    "eval: nothing to measure; give --val PATTERN or --hellaswag FILE"
+                );
+                ensure!(
+                    args.max_batches.is_none() || args.val.is_some(),
+                    "-m/--max-batches: limits --val, which is not given"
+                );
+            }
+            Tool::Convert(args) => {
+                let known = args.output.extension().is_some_and(|end| end == "bin" || end == "safetensors");
+                ensure!(
+                    known,
+                    "convert: expected OUT to end in .bin or .safetensors, found {}",
+                    args.output.display()
+                );
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn argv(line: &str) -> Vec<String> {
+        std::iter::once("warpsmith").chain(line.split_whitespace()).map(str::to_owned).collect()
+    }
+
+    fn ok(line: &str) -> Tool {
+        match parse(argv(line)) {
+            Ok(Parsed::Run(tool)) => tool,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_commands_are_sound_and_documented() {
+        Tools::command().debug_assert();
+        for command in Tools::command().get_subcommands() {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            for arg in command.get_arguments() {
+                assert!(arg.get_help().is_some(), "{} {}", command.get_name(), arg.get_id());
+            }
+        }
+    }
+
+    #[test]
+    fn data_reads_its_arguments() {
+        let Tool::Data(a) =
+            ok("data a.txt b -o out --name x --shard-size 10 --val-tokens 3 --split-on \\n\\n \
+                                --json-field body --force")
+        else {
+            panic!()
+        };
+        assert_eq!(a.inputs, [PathBuf::from("a.txt"), PathBuf::from("b")]);
+        assert_eq!((a.output, a.name.as_str()), (PathBuf::from("out"), "x"));
+        assert_eq!((a.shard_size, a.val_tokens, a.json_field.as_str()), (10, Some(3), "body"));
+        assert_eq!((a.split_on.as_deref(), a.force), (Some("\n\n"), true));
+
+        let Tool::Data(a) = ok("data - -o out --split-on ---") else { panic!() };
+        assert_eq!((a.inputs[0].to_str(), a.split_on.as_deref()), (Some("-"), Some("---")));
+        assert_eq!((a.shard_size, a.val_tokens, a.name.as_str()), (100_000_000, None, "data"));
+        assert_eq!((a.json_field.as_str(), a.force), ("text", false));
+    }
+
+    #[test]
+    fn stories_have_an_amount() {
+        let stories = |line: &str| match ok(line) {
+            Tool::Stories(args) => args,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(stories("stories -o d").amount(), Amount::Tokens(1_000_000));
+        assert_eq!(stories("stories -o d --count 5").amount(), Amount::Stories(5));
+        assert_eq!(stories("stories -o d --tokens 6 --seed 18446744073709551615").seed, u64::MAX);
+        assert!(stories("stories -o a/b.txt").is_text() && !stories("stories -o a/b").is_text());
+    }
+
+    #[test]
+    fn models_are_sampled_measured_and_converted() {
+        let Tool::Sample(a) =
+            ok("sample --model m -p Once --max-tokens 5 --temperature 0 --top-k 50 --top-p 0.9 \
+                                  --seed 1 --count 4 --no-kv-cache --dtype bf16 --threads 2")
+        else {
+            panic!()
+        };
+        assert_eq!((a.model.to_str(), a.prompt.as_deref(), a.max_tokens), (Some("m"), Some("Once"), 5));
+        assert_eq!((a.temperature, a.top_k, a.top_p, a.seed, a.count), (0.0, 50, 0.9, 1, 4));
+        assert_eq!((a.no_kv_cache, a.numbers.dtype, a.numbers.threads), (true, Dtype::Bf16, 2));
+
+        let Tool::Eval(a) = ok("eval -e m --hellaswag h.jsonl --val v*.bin -b 8 -t 64 --max-batches 3 -o r")
+        else {
+            panic!()
+        };
+        assert_eq!((a.batch_size, a.sequence_length, a.max_batches), (8, Some(64), Some(3)));
+        assert_eq!(
+            (a.val.as_deref(), a.hellaswag, a.output),
+            (Some("v*.bin"), Some("h.jsonl".into()), Some("r".into()))
+        );
+
+        let Tool::Convert(a) = ok("convert a.bin b.safetensors --dtype float32") else { panic!() };
+        assert_eq!((a.input.to_str(), a.output.to_str()), (Some("a.bin"), Some("b.safetensors")));
+        assert_eq!(a.dtype, Some(Dtype::F32));
+        assert!(matches!(ok("plot log"), Tool::Plot(a) if a.dir.to_str() == Some("log")));
+        assert!(matches!(ok("flags --write README.md"), Tool::Flags(a) if a.write.is_some()));
+        assert!(matches!(ok("sample -e a -e b --seed 1 --seed 2"), Tool::Sample(a) if a.seed == 2));
+    }
+
+    #[test]
+    fn errors_are_one_line() {
+        let cases = [
+            ("", "no command given; expected data, stories, sample, eval, convert, plot, flags"),
+            ("dat", "dat: unknown command; did you mean data?"),
+            ("xyz", "xyz: unknown command; expected data, stories, sample, eval, convert, plot, flags"),
+            ("data -o x", "<INPUT>...: missing; --help says what it is"),
+            ("data a", "-o/--output: missing; --help says what it is"),
+            ("sample", "-e/--model: missing; --help says what it is"),
+            ("sample -e m --top-p 0", "--top-p: expected a number above 0 and at most 1, found 0"),
+            ("sample -e m --max-token 3", "--max-token: unknown flag; did you mean --max-tokens?"),
+            ("sample -e m --prompt", "-p/--prompt: expected a value after it, found none"),
+            ("data a -o x --name a/b", "--name: expected a name without /, found a/b"),
+            (
+                "data a -o x --split-on \\q",
+                "--split-on: expected \\n, \\r, \\t or \\\\ after a backslash, found \\q",
+            ),
+            ("eval -e m", "eval: nothing to measure; give --val PATTERN or --hellaswag FILE"),
+            ("eval -e m --hellaswag h -m 3", "-m/--max-batches: limits --val, which is not given"),
+            ("convert a b", "convert: expected OUT to end in .bin or .safetensors, found b"),
+            ("convert a b.bin c", "c: expected a flag here, found a value without one"),
+            ("stories -o x --count 1 --tokens 2", "--count: cannot be used together with --tokens"),
+        ];
+        for (line, expected) in cases {
+            match parse(argv(line)) {
+                Err(error) => assert_eq!(error.to_string(), expected, "{line}"),
+                other => panic!("{line}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn help_and_version_are_printed() {
+        for line in ["--help", "data --help", "-h", "--version"] {
+            assert!(matches!(parse(argv(line)), Ok(Parsed::Print(text)) if text.len() > 10), "{line}");
+        }
+    }
+}
