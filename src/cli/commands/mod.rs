@@ -28,7 +28,7 @@ fn plot(args: &PlotArgs) -> Result<()> {
 
 fn flags(args: &FlagsArgs) -> Result<()> {
     match &args.write {
-        Some(path) => super::readme::write(path),
+        Some(path) => super::readme::write_flags(path),
         None => {
             print!("{}", super::readme::flags_markdown());
             Ok(())
