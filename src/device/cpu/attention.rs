@@ -1,73 +1,180 @@
-//! Causal multi-head attention without a T x T buffer.
+//! Causal multi-head attention without a T x T buffer (Dao et al. 2022).
+//!
+//! Both directions go tile by tile: [`W`] columns side by side in the vector registers, queries in the forward pass and
+//! keys in the backward pass, against [`DEPTH`] of the others at a time. Columns that do not exist are computed, on
+//! zeros, and not stored. Every product is one of [`tile`].
 #![allow(non_snake_case)]
 
+mod backward;
+#[cfg(test)]
+mod tests;
+mod tile;
+
 use crate::device::cpu::gelu::exp;
+use crate::device::cpu::simd::{Simd, dispatch, larger};
 use crate::ops::AttentionDims;
+pub use backward::backward;
+use rayon::prelude::*;
+use std::marker::PhantomData;
+use tile::{Scratch, Strided, add_product, product, store_transposed, transpose};
+
+/// Columns of a tile: two registers of AVX-512.
+const W: usize = 32;
+
+/// Rows of a tile: small enough that what a step touches stays near, large enough that rescaling costs little.
+const DEPTH: usize = 128;
 
 /// out (B, T, C) =; lse (B, NH, T) =; qkv (B, T, 3 C).
 pub fn forward(out: &mut [f32], lse: &mut [f32], qkv: &[f32], dims: AttentionDims) {
     let AttentionDims { B, T, NH, HS } = dims;
     let C = NH * HS;
-    for (b, h) in (0..B).flat_map(|b| (0..NH).map(move |h| (b, h))) {
-        for t in 0..T {
-            let out = &mut out[(b * T + t) * C + h * HS..][..HS];
-            lse[(b * NH + h) * T + t] = forward_row(out, &qkv[b * T * 3 * C + h * HS..], t, C);
-        }
-    }
-}
-
-/// One query; `qkv` starts at the query of position 0 of the head. Returns the log-sum-exp of the scaled scores.
-fn forward_row(out: &mut [f32], qkv: &[f32], t: usize, C: usize) -> f32 {
-    let HS = out.len();
-    let row = |which: usize, t: usize| &qkv[t * 3 * C + which * C..][..HS];
-    let scale = 1.0 / (HS as f32).sqrt();
-    let mut scores: Vec<f32> = (0..=t).map(|k| scale * dot(row(0, t), row(1, k))).collect();
-    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    scores.iter_mut().for_each(|s| *s = exp(*s - max));
-    let sum: f32 = scores.iter().sum();
-    out.fill(0.0);
-    for (k, &p) in scores.iter().enumerate() {
-        add_scaled(out, p / sum, row(2, k));
-    }
-    max + sum.ln()
-}
-
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
-}
-
-fn add_scaled(dst: &mut [f32], factor: f32, src: &[f32]) {
-    dst.iter_mut().zip(src).for_each(|(d, s)| *d += factor * s);
-}
-
-/// dqkv (B, T, 3 C) =.
-pub fn backward(dqkv: &mut [f32], dout: &[f32], out: &[f32], lse: &[f32], qkv: &[f32], dims: AttentionDims) {
-    let AttentionDims { B, T, NH, HS } = dims;
-    let C = NH * HS;
-    let scale = 1.0 / (HS as f32).sqrt();
-    dqkv.fill(0.0);
-    for (b, h) in (0..B).flat_map(|b| (0..NH).map(move |h| (b, h))) {
-        let at = |which: usize, t: usize| (b * T + t) * 3 * C + which * C + h * HS;
-        let row = |which: usize, t: usize| &qkv[at(which, t)..][..HS];
-        for t in 0..T {
-            let dout = &dout[(b * T + t) * C + h * HS..][..HS];
-            let dout_out = dot(dout, &out[(b * T + t) * C + h * HS..][..HS]);
-            for k in 0..=t {
-                let p = exp(scale * dot(row(0, t), row(1, k)) - lse[(b * NH + h) * T + t]);
-                let ds = scale * p * (dot(dout, row(2, k)) - dout_out);
-                add_scaled(&mut dqkv[at(0, t)..][..HS], ds, row(1, k));
-                add_scaled(&mut dqkv[at(1, k)..][..HS], ds, row(0, t));
-                add_scaled(&mut dqkv[at(2, k)..][..HS], p, dout);
+    assert!(out.len() == B * T * C && lse.len() == B * NH * T && qkv.len() == B * T * 3 * C);
+    let (out, lse) = (Disjoint::new(out), Disjoint::new(lse));
+    let tiles = T.div_ceil(W);
+    (0..B * NH * tiles).into_par_iter().for_each_init(
+        || ForwardScratch::new(HS),
+        |scratch, task| {
+            let (head, first) = (task / tiles, task % tiles * W);
+            let (b, h) = (head / NH, head % NH);
+            let queries = W.min(T - first);
+            scratch.attend(&qkv[b * T * 3 * C + h * HS..], first, queries, (C, HS));
+            for i in 0..queries {
+                // SAFETY: no other task has this query of this head.
+                let (out, lse) = unsafe {
+                    (out.slice((b * T + first + i) * C + h * HS, HS), lse.slice(head * T + first + i, 1))
+                };
+                lse[0] = scratch.finish(i, out);
             }
-        }
-    }
+        },
+    );
 }
 
-/// out (B, C) = the row of [`forward`] for position t.
+/// out (B, C) = the row of [`forward`] for position t, with the same bits; qkv (B, T, 3 C), of which rows after t do not
+/// matter.
 pub fn decode(out: &mut [f32], qkv: &[f32], t: usize, dims: AttentionDims) {
     let AttentionDims { B, T, NH, HS } = dims;
     let C = NH * HS;
-    for (b, h) in (0..B).flat_map(|b| (0..NH).map(move |h| (b, h))) {
-        forward_row(&mut out[b * C + h * HS..][..HS], &qkv[b * T * 3 * C + h * HS..], t, C);
+    assert!(t < T && out.len() == B * C && qkv.len() == B * T * 3 * C);
+    out.par_chunks_exact_mut(HS).enumerate().for_each_init(
+        || ForwardScratch::new(HS),
+        |scratch, (head, out)| {
+            let (b, h) = (head / NH, head % NH);
+            scratch.attend(&qkv[b * T * 3 * C + h * HS..], t, 1, (C, HS));
+            scratch.finish(0, out);
+        },
+    );
+}
+
+/// What one thread keeps of a tile of queries.
+struct ForwardScratch {
+    /// (HS, W): scaled
+    queries: Scratch,
+    /// (DEPTH, W): scores, then their exponentials
+    scores: Scratch,
+    /// (HS, W): weighted sum of values
+    out: Scratch,
+    /// (W): largest score so far
+    max: [f32; W],
+    /// (W): sum of exponentials so far
+    sum: [f32; W],
+}
+
+impl ForwardScratch {
+    fn new(HS: usize) -> Self {
+        ForwardScratch {
+            queries: Scratch::new(HS * W),
+            scores: Scratch::new(DEPTH * W),
+            out: Scratch::new(HS * W),
+            max: [0.0; W],
+            sum: [0.0; W],
+        }
+    }
+
+    /// Attention of `queries` positions from `first` on; `qkv` starts at the query of position 0 of the head.
+    fn attend(&mut self, qkv: &[f32], first: usize, queries: usize, (C, HS): (usize, usize)) {
+        let row = 3 * C;
+        let scale = 1.0 / (HS as f32).sqrt();
+        transpose(&mut self.queries, Strided { data: &qkv[first * row..], row, column: 1 }, queries, scale);
+        self.max.fill(f32::NEG_INFINITY);
+        self.sum.fill(0.0);
+        self.out.fill(0.0);
+        let end = first + queries;
+        for start in (0..end).step_by(DEPTH) {
+            let count = DEPTH.min(end - start);
+            dispatch(
+                #[inline(always)]
+                |simd| self.step(simd, &qkv[start * row..], (first, start, count), C),
+            );
+        }
+    }
+
+    /// Takes in `count` keys from `start` on; `qkv` starts at the query of position `start`.
+    #[inline(always)]
+    fn step(&mut self, simd: Simd, qkv: &[f32], (first, start, count): (usize, usize, usize), C: usize) {
+        let scores = &mut self.scores[..count * W];
+        let keys = Strided { data: &qkv[C..], row: 3 * C, column: 1 };
+        product(simd, scores, keys, &self.queries, W);
+        let scores = scores.as_chunks_mut::<W>().0;
+        for (i, scores) in scores.iter_mut().enumerate().skip((first + 1).saturating_sub(start)) {
+            // Queries come before this key.
+            scores[..W.min(start + i - first)].fill(f32::NEG_INFINITY);
+        }
+        online_softmax(scores, &mut self.out, &mut self.max, &mut self.sum);
+        let values = Strided { data: &qkv[2 * C..], row: 1, column: 3 * C };
+        add_product(simd, &mut self.out, values, scores.as_flattened(), W);
+    }
+
+    /// Row `i` of the result; returns its log-sum-exp.
+    fn finish(&self, i: usize, out: &mut [f32]) -> f32 {
+        store_transposed(out, &self.out[i..], 1.0 / self.sum[i]);
+        self.max[i] + self.sum[i].ln()
+    }
+}
+
+/// scores = exp(scores - max), with max brought up to date, and what was summed up before scaled to it (Milakov &
+/// Gimelshein 2018). The first key is before every query, so max is finite from the first call on.
+#[inline(always)]
+fn online_softmax(scores: &mut [[f32; W]], out: &mut [f32], max: &mut [f32; W], sum: &mut [f32; W]) {
+    let mut new_max = *max;
+    for row in scores.iter() {
+        new_max = std::array::from_fn(|i| larger(row[i], new_max[i]));
+    }
+    let scale: [f32; W] = std::array::from_fn(|i| exp(max[i] - new_max[i]));
+    *max = new_max;
+    for row in out.as_chunks_mut::<W>().0 {
+        *row = std::array::from_fn(|i| row[i] * scale[i]);
+    }
+    let mut new_sum: [f32; W] = std::array::from_fn(|i| sum[i] * scale[i]);
+    for row in scores {
+        for i in 0..W {
+            row[i] = exp(row[i] - max[i]);
+            new_sum[i] += row[i];
+        }
+    }
+    *sum = new_sum;
+}
+
+/// A slice that several tasks write to at once, each to parts of its own.
+struct Disjoint<'a> {
+    start: *mut f32,
+    len: usize,
+    _slice: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: all access is through `slice`, whose caller promises that parts do not overlap.
+unsafe impl Sync for Disjoint<'_> {}
+
+impl<'a> Disjoint<'a> {
+    fn new(slice: &'a mut [f32]) -> Self {
+        Disjoint { start: slice.as_mut_ptr(), len: slice.len(), _slice: PhantomData }
+    }
+
+    /// # Safety
+    /// While the result lives, nobody else may have a slice that overlaps it.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn slice(&self, start: usize, len: usize) -> &mut [f32] {
+        assert!(start.checked_add(len).is_some_and(|end| end <= self.len));
+        // SAFETY: inside the slice, as just checked, and not aliased, as the caller promises.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
     }
 }

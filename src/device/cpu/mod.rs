@@ -8,6 +8,7 @@
 
 pub mod adamw;
 pub mod attention;
+#[cfg(test)]
 pub mod classifier;
 pub mod encoder;
 pub mod gelu;

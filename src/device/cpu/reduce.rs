@@ -1,6 +1,6 @@
 //! Deterministic sums, in f64: a gradient norm adds up as many as a billion squares, some too large for f32.
 
-use crate::device::cpu::simd::{CHUNK, dispatch};
+use crate::device::cpu::simd::{CHUNK, LANES, dispatch};
 use rayon::prelude::*;
 
 /// Sum of squares.
@@ -28,9 +28,8 @@ fn sum_of(src: &[f32], f: impl Fn(f64) -> f64 + Sync) -> f64 {
 
 #[inline(always)]
 fn chunk_sum(chunk: &[f32], f: impl Fn(f64) -> f64) -> f64 {
-    // Two registers of eight: as many as hide the latency of an addition.
-    let mut lanes = [0.0; 16];
-    let (pieces, rest) = chunk.as_chunks::<16>();
+    let mut lanes = [0.0; LANES];
+    let (pieces, rest) = chunk.as_chunks::<LANES>();
     for piece in pieces {
         for (lane, &x) in lanes.iter_mut().zip(piece) {
             *lane += f(f64::from(x));

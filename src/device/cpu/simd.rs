@@ -2,12 +2,12 @@
 //!
 //! Loops are written in plain Rust and left to the compiler to vectorise; [`dispatch`] compiles them three times. What
 //! the compiler may not do by itself, because it changes the result, is written out: sums run over [`LANES`] partial
-//! sums that are added in a fixed order, and products are fused only by [`Simd::mul_add`].
-
+//! sums that are added in a fixed order.
 #![allow(non_snake_case)]
 
-/// Independent partial sums of a reduction: two registers of AVX-512, enough to hide the latency of an addition.
-pub const LANES: usize = 32;
+/// Independent partial sums of a reduction. The compiler leaves so many in memory, where they hide how long it takes to
+/// store one and load it again; fewer it takes apart into scalars, and cannot put them together again.
+pub const LANES: usize = 128;
 
 /// Elements in one rayon task of an element-wise operation: long enough to pay for a task, short enough to share out
 /// evenly. A constant, so that the cut does not depend on the number of threads.
@@ -18,20 +18,13 @@ pub fn rows_per_task(C: usize) -> usize {
     (CHUNK / C.max(1)).max(1)
 }
 
-/// What the body runs on. Its fields are constants once the body is inlined into its instruction set.
-#[derive(Clone, Copy, Debug)]
-pub struct Simd {
-    fma: bool,
-    /// Whether there are 32 registers of 16 floats, rather than 16 of 8 or fewer.
-    pub wide: bool,
-}
-
-impl Simd {
-    /// `a * b + c`, rounded once where the CPU can. Elsewhere [`f32::mul_add`] would be a slow library call.
-    #[inline(always)]
-    pub fn mul_add(self, a: f32, b: f32, c: f32) -> f32 {
-        if self.fma { a.mul_add(b, c) } else { a * b + c }
-    }
+/// What the body was compiled for: a constant once it is inlined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Simd {
+    Avx512,
+    /// With fused multiply-add.
+    Avx2,
+    Baseline,
 }
 
 /// Runs `body` compiled for the best instruction set of this CPU.
@@ -51,8 +44,7 @@ pub fn dispatch<R>(body: impl FnOnce(Simd) -> R) -> R {
             return unsafe { with_avx2(body) };
         }
     }
-    // NEON, which every 64-bit ARM has, includes fused multiply-add.
-    body(Simd { fma: cfg!(target_arch = "aarch64"), wide: false })
+    body(Simd::Baseline)
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -72,13 +64,13 @@ fn has_avx512() -> bool {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 fn with_avx2<R>(body: impl FnOnce(Simd) -> R) -> R {
-    body(Simd { fma: true, wide: false })
+    body(Simd::Avx2)
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
 fn with_avx512<R>(body: impl FnOnce(Simd) -> R) -> R {
-    body(Simd { fma: true, wide: true })
+    body(Simd::Avx512)
 }
 
 /// Sum of `f(x)` over `src`.
@@ -116,7 +108,7 @@ pub fn larger(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
 
-/// Pairwise, which is also the quickest on registers.
+/// The halves added to each other, until one is left.
 #[inline(always)]
 pub fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
     let mut half = LANES / 2;

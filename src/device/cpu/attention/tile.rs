@@ -1,0 +1,219 @@
+//! Matrix products of the size of a tile, all operands in the nearest caches.
+//!
+//! Attention is written so that the columns of every product lie next to each other in memory, whatever the head size:
+//! they fill the vector registers, and the left operand is read one number at a time from wherever it is.
+
+use super::W;
+use crate::device::cpu::simd::Simd;
+use std::ops::{Deref, DerefMut};
+
+/// A matrix inside a slice: element (i, j) is at `i * row + j * column`.
+#[derive(Clone, Copy)]
+pub struct Strided<'a> {
+    pub data: &'a [f32],
+    pub row: usize,
+    pub column: usize,
+}
+
+impl Strided<'_> {
+    #[inline(always)]
+    pub fn transposed(self) -> Self {
+        Strided { row: self.column, column: self.row, ..self }
+    }
+}
+
+/// A buffer that starts at a cache line, so that no register is loaded from two.
+pub struct Scratch {
+    lines: Vec<F32x16>,
+}
+
+impl Scratch {
+    /// `len` is a multiple of 16.
+    pub fn new(len: usize) -> Self {
+        assert!(len.is_multiple_of(16));
+        Scratch { lines: vec![F32x16([0.0; 16]); len / 16] }
+    }
+}
+
+impl Deref for Scratch {
+    type Target = [f32];
+
+    #[inline(always)]
+    fn deref(&self) -> &[f32] {
+        // SAFETY: a line is 16 floats and nothing else.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.lines.len() * 16) }
+    }
+}
+
+impl DerefMut for Scratch {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.lines.len() * 16) }
+    }
+}
+
+/// dst (n, W) = scale * the first `count` rows of src (_, n), transposed; columns from `count` on are zero.
+pub fn transpose(dst: &mut [f32], src: Strided, count: usize, scale: f32) {
+    for (j, dst) in dst.as_chunks_mut::<W>().0.iter_mut().enumerate() {
+        for (i, dst) in dst.iter_mut().enumerate() {
+            *dst = if i < count { scale * src.data[i * src.row + j * src.column] } else { 0.0 };
+        }
+    }
+}
+
+/// dst (n) = scale * the first column of src (n, W)
+pub fn store_transposed(dst: &mut [f32], src: &[f32], scale: f32) {
+    for (dst, src) in dst.iter_mut().zip(src.iter().step_by(W)) {
+        *dst = scale * src;
+    }
+}
+
+/// c (m, n) = a (m, k) @ b (k, n); b and c are contiguous, n is a multiple of 16.
+#[inline(always)]
+pub fn product(simd: Simd, c: &mut [f32], a: Strided, b: &[f32], n: usize) {
+    c.fill(0.0);
+    add_product(simd, c, a, b, n);
+}
+
+/// c (m, n) += a (m, k) @ b (k, n); b and c are contiguous, n is a multiple of 16.
+#[inline(always)]
+pub fn add_product(simd: Simd, c: &mut [f32], a: Strided, b: &[f32], n: usize) {
+    // The accumulators take half the registers, and are as many as hide the latency of a multiply-add.
+    if simd == Simd::Avx512 && n.is_multiple_of(32) {
+        by_blocks::<8, 2>(simd, c, a, b, n);
+    } else if simd == Simd::Avx512 {
+        by_blocks::<8, 1>(simd, c, a, b, n);
+    } else {
+        by_blocks::<4, 1>(simd, c, a, b, n);
+    }
+}
+
+/// Blocks of `ROWS` rows and 16 `VECTORS` columns of c, each summed up over all of k in registers; left over rows one by one.
+#[inline(always)]
+fn by_blocks<const ROWS: usize, const VECTORS: usize>(
+    simd: Simd,
+    c: &mut [f32],
+    a: Strided,
+    b: &[f32],
+    n: usize,
+) {
+    assert!(n.is_multiple_of(16 * VECTORS) && c.len().is_multiple_of(n) && b.len().is_multiple_of(n));
+    let (m, k) = (c.len() / n, b.len() / n);
+    if m == 0 || k == 0 {
+        return;
+    }
+    assert!((m - 1) * a.row + (k - 1) * a.column < a.data.len());
+    let in_blocks = m - m % ROWS;
+    for j in (0..n).step_by(16 * VECTORS) {
+        for i in (0..in_blocks).step_by(ROWS) {
+            // SAFETY: i + ROWS <= m and j + 16 VECTORS <= n, and the sizes of a, b and c were checked above.
+            unsafe { block::<ROWS, VECTORS>(simd, c, a, b, (i, j), (k, n)) };
+        }
+        for i in in_blocks..m {
+            // SAFETY: as above, with i < m.
+            unsafe { block::<1, VECTORS>(simd, c, a, b, (i, j), (k, n)) };
+        }
+    }
+}
+
+/// # Safety
+/// Rows i .. i + ROWS and columns j .. j + 16 VECTORS of the (_, n) matrix c, the first k rows of the (_, n) matrix b,
+/// and the same rows and the first k columns of a must be inside their slices.
+#[inline(always)]
+unsafe fn block<const ROWS: usize, const VECTORS: usize>(
+    simd: Simd,
+    c: &mut [f32],
+    a: Strided,
+    b: &[f32],
+    (i, j): (usize, usize),
+    (k, n): (usize, usize),
+) {
+    let mut sums = [[F32x16([0.0; 16]); VECTORS]; ROWS];
+    for (row, sums) in sums.iter_mut().enumerate() {
+        // SAFETY: row < ROWS; see above.
+        let c: &[[f32; 16]; VECTORS] = unsafe { &*c.as_ptr().add((i + row) * n + j).cast() };
+        *sums = c.map(F32x16);
+    }
+    for l in 0..k {
+        // SAFETY: l < k; see above.
+        let b: &[[f32; 16]; VECTORS] = unsafe { &*b.as_ptr().add(l * n + j).cast() };
+        for (row, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: row < ROWS and l < k; see above.
+            let a = unsafe { *a.data.get_unchecked((i + row) * a.row + l * a.column) };
+            for (sum, &b) in sums.iter_mut().zip(b) {
+                *sum = mul_add(simd, F32x16([a; 16]), F32x16(b), *sum);
+            }
+        }
+    }
+    for (row, sums) in sums.iter().enumerate() {
+        // SAFETY: row < ROWS; see above.
+        let c: &mut [[f32; 16]; VECTORS] = unsafe { &mut *c.as_mut_ptr().add((i + row) * n + j).cast() };
+        *c = sums.map(|sum| sum.0);
+    }
+}
+
+/// One register of AVX-512, two of AVX2. An array alone the compiler would take apart.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct F32x16([f32; 16]);
+
+/// a b + c. Rounded once, except on the baseline, where [`f32::mul_add`] may be a slow library call.
+#[inline(always)]
+fn mul_add(simd: Simd, a: F32x16, b: F32x16, c: F32x16) -> F32x16 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{__m256, _mm256_fmadd_ps, _mm512_fmadd_ps};
+        use std::mem::transmute;
+        if simd == Simd::Avx512 {
+            // SAFETY: the CPU has AVX-512, and any bits are valid in both types.
+            return unsafe { transmute(_mm512_fmadd_ps(transmute(a), transmute(b), transmute(c))) };
+        }
+        if simd == Simd::Avx2 {
+            // SAFETY: the CPU has FMA, and any bits are valid in both types.
+            return unsafe {
+                let [a, b, c] = [a, b, c].map(|x| transmute::<F32x16, [__m256; 2]>(x));
+                transmute([_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])])
+            };
+        }
+    }
+    const FUSED: bool = cfg!(target_arch = "aarch64");
+    F32x16(std::array::from_fn(
+        |i| if FUSED { a.0[i].mul_add(b.0[i], c.0[i]) } else { a.0[i] * b.0[i] + c.0[i] },
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::compare::assert_close;
+    use crate::device::compare::testing::random;
+    use crate::device::cpu::simd::dispatch;
+
+    #[test]
+    fn products_of_any_size() {
+        for (m, n, k) in [(1, 16, 1), (8, 32, 20), (13, 48, 7), (33, 64, 64), (5, 32, 0), (0, 32, 5)] {
+            let (a, b, before) = (random(1, m * k * 3 + 3), random(2, k * n), random(3, m * n));
+            for (row, column) in [(k * 3, 1), (1, m + 1), (2 * k, 2)] {
+                let a = Strided { data: &a, row, column };
+                let exact = |i: usize, j: usize| -> f64 {
+                    (0..k).map(|l| f64::from(a.data[i * row + l * column]) * f64::from(b[l * n + j])).sum()
+                };
+                let want: Vec<f64> = (0..m * n).map(|x| exact(x / n, x % n)).collect();
+                let mut c = vec![f32::NAN; m * n];
+                dispatch(
+                    #[inline(always)]
+                    |simd| product(simd, &mut c, a, &b, n),
+                );
+                assert_close("product", &c, &want, 1e-6);
+                let want: Vec<f64> = want.iter().zip(&before).map(|(w, &b)| w + f64::from(b)).collect();
+                let mut c = before.clone();
+                dispatch(
+                    #[inline(always)]
+                    |simd| add_product(simd, &mut c, a, &b, n),
+                );
+                assert_close("add_product", &c, &want, 1e-6);
+            }
+        }
+    }
+}
