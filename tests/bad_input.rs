@@ -63,7 +63,10 @@ fn token_shards() {
     for (name, bytes, words) in cases {
         fs::write(corpus.path(name), bytes).unwrap();
         refuse(corpus.train().args(["-i", name, "-x", "400"]), words);
-        refuse(corpus.train().args(["-i", "x_train_*.bin", "-j", name, "-v", "1", "-m", "-1", "-x", "1"]), words);
+        refuse(
+            corpus.train().args(["-i", "x_train_*.bin", "-j", name, "-v", "1", "-m", "-1", "-x", "1"]),
+            words,
+        );
     }
     refuse(corpus.train().args(["-i", "absent_*.bin"]), &["-i", "absent_*.bin"]);
     refuse(corpus.train().args(["-i", "x_train_*.bin", "-t", "8000"]), &["-i"]);
@@ -81,9 +84,20 @@ fn checkpoints() {
     llama.extend_from_slice(header);
     llama.extend_from_slice(&[0; 16]);
     fs::write(corpus.path("llama.safetensors"), llama).unwrap();
-    for (name, word) in [("short.bin", "short.bin"), ("shard.bin", "token"), ("llama.safetensors", "llama.safetensors")] {
+    for (name, word) in
+        [("short.bin", "short.bin"), ("shard.bin", "token"), ("llama.safetensors", "llama.safetensors")]
+    {
         let mut command = std::process::Command::new(common::TRAIN_GPT2);
-        command.current_dir(corpus.dir.path()).args(["-i", "x_train_*.bin", "-j", "x_val_*.bin", "-b", "2", "-t", "16"]);
+        command.current_dir(corpus.dir.path()).args([
+            "-i",
+            "x_train_*.bin",
+            "-j",
+            "x_val_*.bin",
+            "-b",
+            "2",
+            "-t",
+            "16",
+        ]);
         refuse(command.args(["-e", name, "-x", "1"]), &[word]);
     }
 }
@@ -104,7 +118,10 @@ fn a_disk_that_fills_up_leaves_the_checkpoint_before() {
     let train = corpus.train();
     let mut limited = std::process::Command::new("sh");
     limited.current_dir(corpus.dir.path());
-    limited.args(["-c", "trap '' XFSZ; ulimit -f 2000; exec \"$@\"", "sh"]).arg(train.get_program()).args(train.get_args());
+    limited
+        .args(["-c", "trap '' XFSZ; ulimit -f 2000; exec \"$@\"", "sh"])
+        .arg(train.get_program())
+        .args(train.get_args());
     refuse(limited.args("-x 6 -n 2 -o out -y 1".split(' ')), &["out"]);
     succeed(corpus.train().args("-x 6 -n 2 -o out -y 1".split(' ')));
     assert!(corpus.path("out/DONE_00000006").exists());

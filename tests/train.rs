@@ -20,7 +20,8 @@ fn losses(dir: &Path) -> Vec<(u64, String, String)> {
 #[test]
 fn a_run_learns_and_leaves_logs_and_checkpoints() {
     let corpus = Corpus::new();
-    let output = succeed(corpus.train().args("-l 1e-2 -x 30 -v 10 -m 5 -s 15 -g 5 -n 10 -nk 2 -o out".split(' ')));
+    let output =
+        succeed(corpus.train().args("-l 1e-2 -x 30 -v 10 -m 5 -s 15 -g 5 -n 10 -nk 2 -o out".split(' ')));
     let out = corpus.path("out");
     let losses = losses(&out);
     assert_eq!(losses.len(), 30);
@@ -28,14 +29,18 @@ fn a_run_learns_and_leaves_logs_and_checkpoints() {
     assert!(last < first - 2.0, "from {first} to {last}");
 
     let text = stdout(&output);
-    for expected in ["step   30/30 | loss ", "val loss ", "generating:\n---\n", "total average iteration time: "] {
+    for expected in
+        ["step   30/30 | loss ", "val loss ", "generating:\n---\n", "total average iteration time: "]
+    {
         assert!(text.contains(expected), "{expected:?} not in\n{text}");
     }
     let log = std::fs::read_to_string(out.join("main.log")).unwrap();
     assert_eq!(log.lines().filter(|l| l.contains(" trl:")).count(), 30);
     assert_eq!(log.lines().filter(|l| l.contains(" tel:")).count(), 4, "at 0, 10, 20 and the end");
     assert!(!out.join("DONE_00000010").exists(), "-nk 2 keeps two");
-    for name in ["DONE_00000020", "DONE_00000030", "model_00000030.bin", "state_00000030_00000.bin", "model_best.bin"] {
+    for name in
+        ["DONE_00000020", "DONE_00000030", "model_00000030.bin", "state_00000030_00000.bin", "model_best.bin"]
+    {
         assert!(out.join(name).exists(), "{name}");
     }
 }
@@ -44,7 +49,10 @@ fn a_run_learns_and_leaves_logs_and_checkpoints() {
 fn zero_turns_every_interval_off() {
     let corpus = Corpus::new();
     let text = stdout(&succeed(corpus.train().args("-x 2 -v 0 -s 0 -n 0 -h 0".split(' '))));
-    assert!(!text.contains("val loss") && !text.contains("generating") && text.contains("step    2/2"), "{text}");
+    assert!(
+        !text.contains("val loss") && !text.contains("generating") && text.contains("step    2/2"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -98,8 +106,13 @@ fn killing_a_run_at_any_moment_loses_nothing_but_time() {
     let flags = "-l 1e-3 -x 60 -n 3 -nk 2 -y 1";
     succeed(corpus.train().args(flags.split(' ')).args(["-o", "whole"]));
     for attempt in 0.. {
-        let mut child =
-            corpus.train().args(flags.split(' ')).args(["-o", "killed"]).stdout(Stdio::null()).spawn().unwrap();
+        let mut child = corpus
+            .train()
+            .args(flags.split(' '))
+            .args(["-o", "killed"])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
         let deadline = Instant::now() + Duration::from_millis(80 + 70 * attempt);
         let finished = loop {
             if let Some(status) = child.try_wait().unwrap() {
@@ -124,7 +137,8 @@ fn killing_a_run_at_any_moment_loses_nothing_but_time() {
 #[test]
 fn sigterm_ends_a_run_with_a_checkpoint() {
     let corpus = Corpus::new();
-    let mut child = corpus.train().args("-x 100000 -o out".split(' ')).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child =
+        corpus.train().args("-x 100000 -o out".split(' ')).stdout(Stdio::piped()).spawn().unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
     while !corpus.path("out/metrics.jsonl").exists() || losses(&corpus.path("out")).len() < 3 {
         assert!(Instant::now() < deadline, "the run never got going");
@@ -149,7 +163,10 @@ fn a_fresh_run_does_not_mix_with_an_old_one() {
 
 #[test]
 fn presets_need_only_data() {
-    let output = Command::new(common::TRAIN_GPT2).args(["--preset", "gpt2-124m", "-i", "no/such*.bin"]).output().unwrap();
+    let output = Command::new(common::TRAIN_GPT2)
+        .args(["--preset", "gpt2-124m", "-i", "no/such*.bin"])
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("no/such*.bin"), "{}", stderr(&output));
 }

@@ -3,6 +3,7 @@
 //! Parsing never prints and never exits. A `main` is one call of [`run`].
 
 mod check;
+pub mod commands;
 mod parse;
 pub mod readme;
 pub mod tools;

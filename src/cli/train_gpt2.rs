@@ -1,7 +1,7 @@
 //! The program `train_gpt2`: flags to device to run.
 
 use super::train::{TrainArgs, parse};
-use super::{Parsed, exit_with};
+use super::{Parsed, exit_with, refuse_launcher};
 use crate::device::cpu::Cpu;
 use crate::device::cpu::matmul::Precision;
 use crate::tensor::Dtype;
@@ -22,6 +22,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(args: &TrainArgs) -> Result<Finish> {
+    refuse_launcher(|name| std::env::var(name).ok())?;
     let device = open_cpu(args.dtype, args.threads)?;
     train::run(args, Box::new(device))
 }

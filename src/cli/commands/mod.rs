@@ -20,7 +20,7 @@ pub fn main() -> ExitCode {
 }
 
 fn plot(args: &PlotArgs) -> Result<()> {
-    for path in crate::metrics::plot::plot_run(&args.dir)? {
+    for path in plot_stub(&args.dir)? {
         println!("{}", path.display());
     }
     Ok(())
