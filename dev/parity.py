@@ -18,7 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from reference import add_model_flags
+from flags import add_model_flags, model_flags
 
 HERE = Path(__file__).resolve().parent
 # Largest relative difference allowed. bf16 rounds at 2^-8, and where it rounds is each program's own choice.
@@ -54,14 +54,6 @@ def parse() -> argparse.Namespace:
     args.ours_only = sys.argv[ours + 1 :]
     args.d = args.d or args.b * args.t
     return args
-
-
-def model_flags(args: argparse.Namespace) -> list[str]:
-    flags = ["--no-qkv-bias"] if args.no_qkv_bias else []
-    if args.model:
-        return [*flags, "-e", args.model]
-    sizes = {"--layers": args.layers, "--heads": args.heads, "--channels": args.channels, "--context": args.context}
-    return flags + [str(item) for pair in sizes.items() for item in pair]
 
 
 def recipe_flags(args: argparse.Namespace) -> list[str]:

@@ -16,19 +16,11 @@ from typing import Callable, Iterator
 import torch
 from torch.nn import functional as F
 
+from flags import add_model_flags
 from gpt2 import GPT2, Config, init_weights, stack_layers, to_huggingface
 from llmc_files import batches, write_model
 
 Logits = Callable[[torch.Tensor], torch.Tensor]
-
-
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-e", "--model", default=None, help="d6, d12, d24, d36 or d48; else the four flags below")
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--channels", type=int, default=128)
-    parser.add_argument("--context", type=int, default=64, help="longest sequence")
-    parser.add_argument("--no-qkv-bias", action="store_true")
 
 
 def config_from(args: argparse.Namespace) -> Config:
