@@ -39,7 +39,9 @@ fn prepare_with_progress(options: &PrepareOptions) -> Result<PrepareReport> {
 
 fn print_report(report: &PrepareReport) {
     let PrepareReport { input_bytes, documents, val_tokens, train_tokens, shards } = report;
-    println!("{documents} documents, {input_bytes} bytes: {val_tokens} validation and {train_tokens} training tokens");
+    println!(
+        "{documents} documents, {input_bytes} bytes: {val_tokens} validation and {train_tokens} training tokens"
+    );
     for path in shards {
         println!("{}", path.display());
     }
@@ -64,7 +66,8 @@ pub fn stories(args: &StoriesArgs) -> Result<()> {
     }
     let text = args.output.join("stories.txt");
     refuse_to_replace(&text, args.force)?;
-    std::fs::create_dir_all(&args.output).with_context(|| format!("-o {}: cannot make folder", args.output.display()))?;
+    std::fs::create_dir_all(&args.output)
+        .with_context(|| format!("-o {}: cannot make folder", args.output.display()))?;
     write_stories(&text, args.seed, count)?;
     let report = prepare_with_progress(&PrepareOptions {
         inputs: vec![text],
@@ -88,7 +91,11 @@ fn stories_for(tokens: usize, seed: u64) -> u64 {
 }
 
 fn refuse_to_replace(path: &Path, force: bool) -> Result<()> {
-    ensure!(force || !path.exists(), "{}: already exists; choose another -o or replace it with --force", path.display());
+    ensure!(
+        force || !path.exists(),
+        "{}: already exists; choose another -o or replace it with --force",
+        path.display()
+    );
     Ok(())
 }
 

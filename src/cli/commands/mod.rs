@@ -20,10 +20,7 @@ pub fn main() -> ExitCode {
 }
 
 fn plot(args: &PlotArgs) -> Result<()> {
-    for path in plot_stub(&args.dir)? {
-        println!("{}", path.display());
-    }
-    Ok(())
+    anyhow::bail!("{}: plots come with the next merge", args.dir.display())
 }
 
 fn flags(args: &FlagsArgs) -> Result<()> {

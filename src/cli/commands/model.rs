@@ -33,7 +33,11 @@ pub fn sample(args: &SampleArgs) -> Result<()> {
     let text = args.prompt.as_deref().unwrap_or_default();
     let prompt: Vec<i32> = encode_ordinary(text).into_iter().map(i32::from).collect();
     if prompt.len() > decoder.context() {
-        eprintln!("warning: the prompt has {} tokens, of which the model reads the last {}", prompt.len(), decoder.context());
+        eprintln!(
+            "warning: the prompt has {} tokens, of which the model reads the last {}",
+            prompt.len(),
+            decoder.context()
+        );
     }
     for index in 0..args.count {
         if args.count > 1 {
@@ -62,7 +66,8 @@ fn print_sample(
     let vocabulary = tokenizer::Decoder::gpt2();
     let mut stream = TextStream::new();
     let mut out = std::io::stdout();
-    let mut put = |text: &str| out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("standard output");
+    let mut put =
+        |text: &str| out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("standard output");
     put(text)?;
     generate(dev, decoder, sampler, prompt, args.max_tokens, !args.no_kv_cache, &mut |token| {
         put(&stream.push(vocabulary.token_bytes(token).unwrap_or_default()))
@@ -83,7 +88,8 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     let mut dev = open_device(&args.numbers)?;
     let mut plan = MemoryPlan::new();
     let min_rows = questions.as_ref().map_or(0, |q| q.longest().min(config.maxT));
-    let options = ModelOptions { B: shape.B, T, min_rows, recompute: Recompute::Gelu, logits_bytes: 64 << 20 };
+    let options =
+        ModelOptions { B: shape.B, T, min_rows, recompute: Recompute::Gelu, logits_bytes: 64 << 20 };
     let model = GPT2::plan_for_evaluation(&config, &options, dev.float_dtype(), &mut plan);
     dev.allocate(&plan)?;
     dev.upload(model.weights.all, bytemuck::cast_slice(&file.params))?;
@@ -105,7 +111,10 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         println!("HellaSwag acc_norm {}/{} = {:.4}", score.correct_norm, score.total, score.acc_norm());
         println!("HellaSwag acc      {}/{} = {:.4}", score.correct, score.total, score.acc());
         if evaluation.truncated > 0 {
-            println!("{} examples are longer than the model's context and lost the start of theirs", evaluation.truncated);
+            println!(
+                "{} examples are longer than the model's context and lost the start of theirs",
+                evaluation.truncated
+            );
         }
         results.insert("hellaswag_acc_norm".into(), score.acc_norm().into());
         results.insert("hellaswag_acc".into(), score.acc().into());
@@ -121,7 +130,16 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
 fn open_validation(pattern: &str, shape: BatchShape, config: &ModelConfig) -> Result<DataLoader> {
     let BatchShape { B, T } = shape;
     let V = config.V;
-    DataLoader::open(LoaderOptions { pattern, flag: "--val", B, T, rank: 0, num_processes: 1, shuffle: false, V })
+    DataLoader::open(LoaderOptions {
+        pattern,
+        flag: "--val",
+        B,
+        T,
+        rank: 0,
+        num_processes: 1,
+        shuffle: false,
+        V,
+    })
 }
 
 pub fn convert(args: &ConvertArgs) -> Result<()> {
