@@ -8,7 +8,7 @@ BUILD := build
 VENV ?= $(BUILD)/venv
 OUT ?= out/stories
 
-.PHONY: help build train train_gpt2 warpsmith test lint fmt bench parity venv clean
+.PHONY: help build train train_gpt2 warpsmith test lint fmt bench bench-quick parity venv clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9_]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -28,6 +28,7 @@ train_gpt2 warpsmith: .cargo-found
 
 TEXT ?=
 STEPS ?= 600
+STORY_TOKENS ?= 6000000
 ifeq ($(TEXT),)
 DATA := $(BUILD)/stories
 PREFIX := stories
@@ -41,10 +42,35 @@ endif
 PROMPT ?= Once upon a time
 
 train: build ## train a small model on built-in stories (or TEXT=file.txt), then plot and sample
-	@test -d $(DATA) || if [ -z "$(TEXT)" ]; then ./warpsmith stories -o $(DATA); else ./warpsmith data "$(TEXT)" -o $(DATA); fi
+	@ls $(DATA)/*_train_*.bin >/dev/null 2>&1 || if [ -z "$(TEXT)" ]; then ./warpsmith stories -o $(DATA) --tokens $(STORY_TOKENS) --force; \
+	else ./warpsmith data "$(TEXT)" -o $(DATA) --name "$(PREFIX)"; fi
 	./train_gpt2 -i '$(DATA)/*_train_*.bin' -j '$(DATA)/*_val_*.bin' -o $(OUT) -y 1 -n 100 -nk 2 $(TRAIN_FLAGS) -x $(STEPS)
 	./warpsmith plot $(OUT)
 	./warpsmith sample --model $(OUT) --prompt "$(PROMPT)"
+
+# --- comparisons with PyTorch (dev only; sets up its own virtual environment under build/)
+
+venv:
+	@dev/setup_venv.sh $(VENV)
+
+$(BUILD)/stories: build
+	./warpsmith stories -o $@ --tokens $(STORY_TOKENS)
+
+SHARDS := $(BUILD)/stories/*_train_*.bin
+
+parity: build venv $(BUILD)/stories ## loss and norm beside PyTorch and Hugging Face, 20 steps
+	$(VENV)/bin/python dev/parity.py --data '$(SHARDS)' $(PARITY_FLAGS)
+
+BENCH := $(VENV)/bin/python dev/bench.py --data '$(SHARDS)' -e d12 --ours 'f32=./train_gpt2 --dtype f32' \
+	--torch f32:eager --torch f32:compile --torch bf16:eager --torch bf16:compile
+BF16 = $(shell ./train_gpt2 --dtype bf16 -i /dev/null 2>&1 | grep -q 'AVX512-BF16 or AMX' || echo "--ours 'bf16=./train_gpt2 --dtype bf16'")
+
+bench: build venv $(BUILD)/stories ## time a 124M step beside PyTorch, recorded in benches/record
+	$(BENCH) $(BF16) -b 4 -t 64
+	$(BENCH) $(BF16) -b 1 -t 1024
+
+bench-quick: .cargo-found ## every benchmark at tiny sizes, so that none rots
+	WARPSMITH_BENCH_QUICK=1 $(CARGO) bench --locked --bench matmul
 
 # --- checks
 
