@@ -8,7 +8,6 @@
 
 pub mod adamw;
 pub mod attention;
-#[cfg(test)]
 pub mod classifier;
 pub mod encoder;
 pub mod gelu;

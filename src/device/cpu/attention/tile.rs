@@ -163,17 +163,21 @@ struct F32x16([f32; 16]);
 fn mul_add(simd: Simd, a: F32x16, b: F32x16, c: F32x16) -> F32x16 {
     #[cfg(target_arch = "x86_64")]
     {
-        use std::arch::x86_64::{__m256, _mm256_fmadd_ps, _mm512_fmadd_ps};
+        use std::arch::x86_64::{__m256, __m512, _mm256_fmadd_ps, _mm512_fmadd_ps};
         use std::mem::transmute;
         if simd == Simd::Avx512 {
             // SAFETY: the CPU has AVX-512, and any bits are valid in both types.
-            return unsafe { transmute(_mm512_fmadd_ps(transmute(a), transmute(b), transmute(c))) };
+            return unsafe {
+                let [a, b, c] = [a, b, c].map(|x| transmute::<F32x16, __m512>(x));
+                transmute::<__m512, F32x16>(_mm512_fmadd_ps(a, b, c))
+            };
         }
         if simd == Simd::Avx2 {
             // SAFETY: the CPU has FMA, and any bits are valid in both types.
             return unsafe {
                 let [a, b, c] = [a, b, c].map(|x| transmute::<F32x16, [__m256; 2]>(x));
-                transmute([_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])])
+                let halves = [0, 1].map(|i| _mm256_fmadd_ps(a[i], b[i], c[i]));
+                transmute::<[__m256; 2], F32x16>(halves)
             };
         }
     }
