@@ -53,12 +53,26 @@ impl DerefMut for Scratch {
     }
 }
 
+/// dst (m, n) = the first m rows and n columns of src, whose columns lie side by side. Returns dst.
+#[inline(always)]
+pub fn gather_rows<'a>(dst: &'a mut [f32], src: Strided, n: usize) -> Strided<'a> {
+    assert_eq!(src.column, 1);
+    for (i, dst) in dst.chunks_exact_mut(n).enumerate() {
+        dst.copy_from_slice(&src.data[i * src.row..][..n]);
+    }
+    Strided { data: dst, row: n, column: 1 }
+}
+
 /// dst (n, W) = scale * the first `count` rows of src (_, n), transposed; columns from `count` on are zero.
 pub fn transpose(dst: &mut [f32], src: Strided, count: usize, scale: f32) {
-    for (j, dst) in dst.as_chunks_mut::<W>().0.iter_mut().enumerate() {
-        for (i, dst) in dst.iter_mut().enumerate() {
-            *dst = if i < count { scale * src.data[i * src.row + j * src.column] } else { 0.0 };
-        }
+    assert_eq!(src.column, 1);
+    let dst = dst.as_chunks_mut::<W>().0;
+    for i in 0..count {
+        let row = &src.data[i * src.row..][..dst.len()];
+        dst.iter_mut().zip(row).for_each(|(dst, &x)| dst[i] = scale * x);
+    }
+    for dst in dst {
+        dst[count..].fill(0.0);
     }
 }
 
@@ -150,6 +164,17 @@ unsafe fn block<const ROWS: usize, const VECTORS: usize>(
         // SAFETY: row < ROWS; see above.
         let c: &mut [[f32; 16]; VECTORS] = unsafe { &mut *c.as_mut_ptr().add((i + row) * n + j).cast() };
         *c = sums.map(|sum| sum.0);
+    }
+}
+
+/// Multiplies every row of rows (m, W) by factors, element by element.
+#[inline(always)]
+pub fn scale_rows(simd: Simd, rows: &mut [f32], factors: &[f32; W]) {
+    let factors = factors.as_chunks::<16>().0;
+    for row in rows.as_chunks_mut::<W>().0 {
+        for (row, &factors) in row.as_chunks_mut::<16>().0.iter_mut().zip(factors) {
+            *row = mul_add(simd, F32x16(*row), F32x16(factors), F32x16([0.0; 16])).0;
+        }
     }
 }
 
