@@ -16,13 +16,13 @@ use crate::ops::AttentionDims;
 pub use backward::backward;
 use rayon::prelude::*;
 use std::marker::PhantomData;
-use tile::{Scratch, Strided, add_product, product, store_transposed, transpose};
+use tile::{Scratch, Strided, add_product, gather_rows, product, scale_rows, store_transposed, transpose};
 
 /// Columns of a tile: two registers of AVX-512.
 const W: usize = 32;
 
-/// Rows of a tile: small enough that what a step touches stays near, large enough that rescaling costs little.
-const DEPTH: usize = 128;
+/// Rows of a tile: so many that a step costs much more than what comes with it, and its operands fit into the L1 cache.
+const DEPTH: usize = 64;
 
 /// out (B, T, C) =; lse (B, NH, T) =; qkv (B, T, 3 C).
 pub fn forward(out: &mut [f32], lse: &mut [f32], qkv: &[f32], dims: AttentionDims) {
@@ -71,6 +71,8 @@ struct ForwardScratch {
     queries: Scratch,
     /// (DEPTH, W): scores, then their exponentials
     scores: Scratch,
+    /// (DEPTH, HS): rows that are a power of two apart, as those of all heads may be, evict each other from the cache
+    values: Scratch,
     /// (HS, W): weighted sum of values
     out: Scratch,
     /// (W): largest score so far
@@ -84,6 +86,7 @@ impl ForwardScratch {
         ForwardScratch {
             queries: Scratch::new(HS * W),
             scores: Scratch::new(DEPTH * W),
+            values: Scratch::new(DEPTH * HS),
             out: Scratch::new(HS * W),
             max: [0.0; W],
             sum: [0.0; W],
@@ -119,9 +122,11 @@ impl ForwardScratch {
             // Queries come before this key.
             scores[..W.min(start + i - first)].fill(f32::NEG_INFINITY);
         }
-        online_softmax(scores, &mut self.out, &mut self.max, &mut self.sum);
-        let values = Strided { data: &qkv[2 * C..], row: 1, column: 3 * C };
-        add_product(simd, &mut self.out, values, scores.as_flattened(), W);
+        online_softmax(simd, scores, &mut self.out, &mut self.max, &mut self.sum);
+        let values = Strided { data: &qkv[2 * C..], row: 3 * C, column: 1 };
+        let HS = self.queries.len() / W;
+        let values = gather_rows(&mut self.values[..count * HS], values, HS);
+        add_product(simd, &mut self.out, values.transposed(), scores.as_flattened(), W);
     }
 
     /// Row `i` of the result; returns its log-sum-exp.
@@ -134,16 +139,20 @@ impl ForwardScratch {
 /// scores = exp(scores - max), with max brought up to date, and what was summed up before scaled to it (Milakov &
 /// Gimelshein 2018). The first key is before every query, so max is finite from the first call on.
 #[inline(always)]
-fn online_softmax(scores: &mut [[f32; W]], out: &mut [f32], max: &mut [f32; W], sum: &mut [f32; W]) {
+fn online_softmax(
+    simd: Simd,
+    scores: &mut [[f32; W]],
+    out: &mut [f32],
+    max: &mut [f32; W],
+    sum: &mut [f32; W],
+) {
     let mut new_max = *max;
     for row in scores.iter() {
         new_max = std::array::from_fn(|i| larger(row[i], new_max[i]));
     }
     let scale: [f32; W] = std::array::from_fn(|i| exp(max[i] - new_max[i]));
     *max = new_max;
-    for row in out.as_chunks_mut::<W>().0 {
-        *row = std::array::from_fn(|i| row[i] * scale[i]);
-    }
+    scale_rows(simd, out, &scale);
     let mut new_sum: [f32; W] = std::array::from_fn(|i| sum[i] * scale[i]);
     for row in scores {
         for i in 0..W {

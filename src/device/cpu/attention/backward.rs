@@ -1,15 +1,12 @@
 //! Gradient of attention: with P the softmax of scores S = scale Q Kᵀ, and O = P V,
 //! dV = Pᵀ dO, dP = dO Vᵀ, dS = P (dP - rows(dO O)), dQ = scale dS K, dK = scale dSᵀ Q.
 
-use super::tile::{Scratch, Strided, add_product, product, store_transposed, transpose};
-use super::{Disjoint, W};
+use super::tile::{Scratch, Strided, add_product, gather_rows, product, store_transposed, transpose};
+use super::{DEPTH, Disjoint, W};
 use crate::device::cpu::gelu::exp;
 use crate::device::cpu::simd::{Simd, dispatch};
 use crate::ops::AttentionDims;
 use rayon::prelude::*;
-
-/// Queries that are taken at a time: half of the forward pass, as there are two tiles of scores.
-const DEPTH: usize = super::DEPTH / 2;
 
 /// dqkv (B, T, 3 C) =; dout, out (B, T, C); lse (B, NH, T); qkv (B, T, 3 C).
 ///
@@ -61,11 +58,6 @@ impl<'a> Head<'a> {
         Strided { data: &self.qkv[(t * 3 + which) * self.C..], row: 3 * self.C, column: 1 }
     }
 
-    #[inline(always)]
-    fn dout_rows(&self, t: usize) -> Strided<'a> {
-        Strided { data: &self.dout[t * self.C..], row: self.C, column: 1 }
-    }
-
     fn scale(&self) -> f32 {
         1.0 / (self.HS as f32).sqrt()
     }
@@ -83,6 +75,9 @@ struct BackwardScratch {
     /// (DEPTH, W): P, and dS
     p: Scratch,
     ds: Scratch,
+    /// (T, HS) each: gathered from between those of other heads
+    queries: Scratch,
+    dout: Scratch,
     /// (T, HS rounded up to 16)
     dqueries: Scratch,
     /// (T): dout times out, summed over the head
@@ -100,6 +95,8 @@ impl BackwardScratch {
             key_rows: Scratch::new(W * padded),
             p: Scratch::new(DEPTH * W),
             ds: Scratch::new(DEPTH * W),
+            queries: Scratch::new((T * HS).next_multiple_of(16)),
+            dout: Scratch::new((T * HS).next_multiple_of(16)),
             dqueries: Scratch::new(T * padded),
             dout_out: vec![0.0; T],
         }
@@ -109,6 +106,8 @@ impl BackwardScratch {
     fn run<'a>(&mut self, head: &Head, store: impl Fn(usize, usize) -> &'a mut [f32]) {
         let Head { T, C, HS, .. } = *head;
         let padded = HS.next_multiple_of(16);
+        gather_rows(&mut self.queries[..T * HS], head.rows(0, 0), HS);
+        gather_rows(&mut self.dout[..T * HS], Strided { data: head.dout, row: C, column: 1 }, HS);
         for (t, sum) in self.dout_out.iter_mut().enumerate() {
             *sum = dot(&head.dout[t * C..][..HS], &head.out[t * C..][..HS]);
         }
@@ -150,7 +149,8 @@ impl BackwardScratch {
     fn step(&mut self, simd: Simd, head: &Head, first: usize, start: usize) {
         let count = DEPTH.min(head.T - start);
         let padded = head.HS.next_multiple_of(16);
-        let (queries, dout) = (head.rows(0, start), head.dout_rows(start));
+        let rows = |data| Strided { data, row: head.HS, column: 1 };
+        let (queries, dout) = (rows(&self.queries[start * head.HS..]), rows(&self.dout[start * head.HS..]));
         let (p, ds) = (&mut self.p[..count * W], &mut self.ds[..count * W]);
         product(simd, p, queries, &self.keys, W);
         product(simd, ds, dout, &self.values, W);

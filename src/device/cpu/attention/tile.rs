@@ -53,12 +53,26 @@ impl DerefMut for Scratch {
     }
 }
 
+/// dst (m, n) = the first m rows and n columns of src, whose columns lie side by side. Returns dst.
+#[inline(always)]
+pub fn gather_rows<'a>(dst: &'a mut [f32], src: Strided, n: usize) -> Strided<'a> {
+    assert_eq!(src.column, 1);
+    for (i, dst) in dst.chunks_exact_mut(n).enumerate() {
+        dst.copy_from_slice(&src.data[i * src.row..][..n]);
+    }
+    Strided { data: dst, row: n, column: 1 }
+}
+
 /// dst (n, W) = scale * the first `count` rows of src (_, n), transposed; columns from `count` on are zero.
 pub fn transpose(dst: &mut [f32], src: Strided, count: usize, scale: f32) {
-    for (j, dst) in dst.as_chunks_mut::<W>().0.iter_mut().enumerate() {
-        for (i, dst) in dst.iter_mut().enumerate() {
-            *dst = if i < count { scale * src.data[i * src.row + j * src.column] } else { 0.0 };
-        }
+    assert_eq!(src.column, 1);
+    let dst = dst.as_chunks_mut::<W>().0;
+    for i in 0..count {
+        let row = &src.data[i * src.row..][..dst.len()];
+        dst.iter_mut().zip(row).for_each(|(dst, &x)| dst[i] = scale * x);
+    }
+    for dst in dst {
+        dst[count..].fill(0.0);
     }
 }
 
@@ -153,6 +167,17 @@ unsafe fn block<const ROWS: usize, const VECTORS: usize>(
     }
 }
 
+/// Multiplies every row of rows (m, W) by factors, element by element.
+#[inline(always)]
+pub fn scale_rows(simd: Simd, rows: &mut [f32], factors: &[f32; W]) {
+    let factors = factors.as_chunks::<16>().0;
+    for row in rows.as_chunks_mut::<W>().0 {
+        for (row, &factors) in row.as_chunks_mut::<16>().0.iter_mut().zip(factors) {
+            *row = mul_add(simd, F32x16(*row), F32x16(factors), F32x16([0.0; 16])).0;
+        }
+    }
+}
+
 /// One register of AVX-512, two of AVX2. An array alone the compiler would take apart.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -163,17 +188,21 @@ struct F32x16([f32; 16]);
 fn mul_add(simd: Simd, a: F32x16, b: F32x16, c: F32x16) -> F32x16 {
     #[cfg(target_arch = "x86_64")]
     {
-        use std::arch::x86_64::{__m256, _mm256_fmadd_ps, _mm512_fmadd_ps};
+        use std::arch::x86_64::{__m256, __m512, _mm256_fmadd_ps, _mm512_fmadd_ps};
         use std::mem::transmute;
         if simd == Simd::Avx512 {
             // SAFETY: the CPU has AVX-512, and any bits are valid in both types.
-            return unsafe { transmute(_mm512_fmadd_ps(transmute(a), transmute(b), transmute(c))) };
+            return unsafe {
+                let [a, b, c] = [a, b, c].map(|x| transmute::<F32x16, __m512>(x));
+                transmute::<__m512, F32x16>(_mm512_fmadd_ps(a, b, c))
+            };
         }
         if simd == Simd::Avx2 {
             // SAFETY: the CPU has FMA, and any bits are valid in both types.
             return unsafe {
                 let [a, b, c] = [a, b, c].map(|x| transmute::<F32x16, [__m256; 2]>(x));
-                transmute([_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])])
+                let halves = [0, 1].map(|i| _mm256_fmadd_ps(a[i], b[i], c[i]));
+                transmute::<[__m256; 2], F32x16>(halves)
             };
         }
     }
