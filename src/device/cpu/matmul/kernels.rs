@@ -36,15 +36,9 @@ const ROWS: usize = 8;
 /// that all rows share stay in the first-level cache: 8 x 2 KiB.
 const GROUPS: usize = 8;
 
-/// The tile with AVX-512 instructions, `step` being 16 columns of `sum += lhs * rhs` on dwords.
+/// The tile with AVX-512 instructions.
 #[inline(always)]
-unsafe fn multiply_avx512(
-    tile: &mut Tile,
-    lhs: &[Block],
-    rhs: &[Block],
-    rows: usize,
-    step: impl Fn(__m512, __m512i, __m512i) -> __m512,
-) {
+unsafe fn multiply_avx512(bf16: bool, tile: &mut Tile, lhs: &[Block], rhs: &[Block], rows: usize) {
     let chunks = lhs.chunks(2 * GROUPS).zip(rhs.chunks(2 * GROUPS));
     for (chunk, (lhs, rhs)) in chunks.enumerate() {
         for row in (0..rows).step_by(ROWS) {
@@ -65,7 +59,7 @@ unsafe fn multiply_avx512(
                         let (first, second) = (rhs.add(k).read(), rhs.add(16 + k).read());
                         for (r, sum) in sums.iter_mut().enumerate() {
                             let value = _mm512_set1_epi32(*lhs.add(r * 16 + k));
-                            *sum = [step(sum[0], value, first), step(sum[1], value, second)];
+                            *sum = [step(bf16, sum[0], value, first), step(bf16, sum[1], value, second)];
                         }
                     }
                 }
@@ -74,6 +68,20 @@ unsafe fn multiply_avx512(
                     _mm512_store_ps(tile_row(r, 1), sum[1]);
                 }
             }
+        }
+    }
+}
+
+/// 16 columns of sum + lhs * rhs on dwords.
+#[inline(always)]
+unsafe fn step(bf16: bool, sum: __m512, lhs: __m512i, rhs: __m512i) -> __m512 {
+    // SAFETY: the instructions exist, the caller says; all types are 512 bits of which each pattern is valid.
+    unsafe {
+        if bf16 {
+            let pairs = |x| std::mem::transmute::<__m512i, __m512bh>(x);
+            _mm512_dpbf16_ps(sum, pairs(lhs), pairs(rhs))
+        } else {
+            _mm512_fmadd_ps(_mm512_castsi512_ps(lhs), _mm512_castsi512_ps(rhs), sum)
         }
     }
 }
@@ -93,11 +101,7 @@ impl Kernel for F32Avx512 {
     #[inline(always)]
     unsafe fn multiply(tile: &mut Tile, lhs: &[Block], rhs: &[Block], rows: usize) {
         // SAFETY: the caller's promise.
-        unsafe {
-            multiply_avx512(tile, lhs, rhs, rows, |sum, a, b| {
-                _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), sum)
-            })
-        }
+        unsafe { multiply_avx512(Self::BF16, tile, lhs, rhs, rows) }
     }
 }
 
@@ -115,12 +119,8 @@ impl Kernel for Bf16Avx512 {
 
     #[inline(always)]
     unsafe fn multiply(tile: &mut Tile, lhs: &[Block], rhs: &[Block], rows: usize) {
-        // SAFETY: the caller's promise; the types are 512 bits of which each pattern is valid.
-        unsafe {
-            multiply_avx512(tile, lhs, rhs, rows, |sum, a, b| {
-                _mm512_dpbf16_ps(sum, std::mem::transmute(a), std::mem::transmute(b))
-            })
-        }
+        // SAFETY: the caller's promise.
+        unsafe { multiply_avx512(Self::BF16, tile, lhs, rhs, rows) }
     }
 }
 

@@ -148,7 +148,7 @@ fn backward_on(
     let finish = through_gelu.map_or(Finish::Assign, |pre_gelu| Finish::TimesGeluGrad { pre_gelu });
     engine.run(scratch, Product::new(gradients.dinp, dout_view, weight, finish));
 
-    let finish = if gradients.overwrite_dweight { Finish::Assign } else { Finish::Add };
+    let finish = if gradients.overwrite_dweight { Finish::AssignFar } else { Finish::Add };
     engine.run(scratch, Product::new(gradients.dweight, dout_view.transposed(), inp, finish));
 
     if let Some(dbias) = gradients.dbias {

@@ -39,58 +39,65 @@ impl<'a> Lines<'a> {
         Lines { view: rhs.transposed(), line_major: false }
     }
 
-    /// Packs the panel of lines from `line` on, k from `k` on, into all of `panel`.
+    /// Packs panels, `groups` groups long, of lines from `line` on and k from `k` on, into all of `panels`.
     ///
     /// # Safety
     /// The CPU has AVX-512F, and with `bf16` also AVX512-BW and AVX512-BF16.
     #[inline(always)]
-    pub unsafe fn pack_panel(&self, bf16: bool, panel: &mut [Block], line: usize, k: usize) {
-        for (index, block) in panel.iter_mut().enumerate() {
-            let line = line + index % 2 * LANES;
-            let k = k + index / 2 * k_of_group(bf16);
-            if line >= self.view.rows || k >= self.view.cols {
-                *block = Block::ZERO;
-                continue;
-            }
-            let lines = LANES.min(self.view.rows - line);
-            let depth = k_of_group(bf16).min(self.view.cols - k);
-            // SAFETY: the instructions exist, the caller says; `lines` x `depth` elements are inside. Whole blocks, with
-            // their sizes constant, come out as straight-line code.
-            unsafe {
-                if lines == LANES && depth == k_of_group(bf16) {
-                    self.pack_block(bf16, block, line, k, LANES, k_of_group(bf16));
-                } else {
-                    self.pack_block(bf16, block, line, k, lines, depth);
-                }
+    pub unsafe fn pack(&self, bf16: bool, panels: &mut [Block], groups: usize, line: usize, k: usize) {
+        let count = panels.len() / (2 * groups);
+        // The inner loop goes along what is contiguous in memory.
+        let (outer, inner) = if self.along() { (2 * count, groups) } else { (groups, 2 * count) };
+        for outer in 0..outer {
+            for inner in 0..inner {
+                let (half, group) = if self.along() { (outer, inner) } else { (inner, outer) };
+                let block = &mut panels[(half / 2 * groups + group) * 2 + half % 2];
+                // SAFETY: the caller's promise.
+                unsafe { self.pack_block(bf16, block, line + half * LANES, k + group * k_of_group(bf16)) };
             }
         }
     }
 
+    /// Whether lines are contiguous.
     #[inline(always)]
-    unsafe fn pack_block(
-        &self,
-        bf16: bool,
-        block: &mut Block,
-        line: usize,
-        k: usize,
-        lines: usize,
-        depth: usize,
-    ) {
+    fn along(&self) -> bool {
+        self.view.col_stride == 1
+    }
+
+    #[inline(always)]
+    unsafe fn pack_block(&self, bf16: bool, block: &mut Block, line: usize, k: usize) {
+        if line >= self.view.rows || k >= self.view.cols {
+            *block = Block::ZERO;
+            return;
+        }
+        let lines = LANES.min(self.view.rows - line);
+        let depth = k_of_group(bf16).min(self.view.cols - k);
         let start = self.view.at(line, k);
-        let along = self.view.col_stride == 1;
-        // SAFETY: as in `pack_panel`.
+        // SAFETY: the instructions exist, the caller says; `lines` x `depth` elements are inside. Whole blocks, with
+        // their sizes constant, come out as straight-line code.
         unsafe {
-            let vectors = if along {
-                load_along(bf16, start, self.view.row_stride, lines, depth)
-            } else {
-                load_across(bf16, start, self.view.col_stride, lines, depth)
+            let vectors = match (self.along(), lines == LANES && depth == k_of_group(bf16)) {
+                (true, true) => load_along(bf16, start, self.view.row_stride, LANES, k_of_group(bf16)),
+                (true, false) => load_along(bf16, start, self.view.row_stride, lines, depth),
+                (false, true) => load_across(bf16, start, self.view.col_stride, LANES, k_of_group(bf16)),
+                (false, false) => load_across(bf16, start, self.view.col_stride, lines, depth),
             };
-            let vectors = if along == self.line_major { vectors } else { transpose(vectors) };
+            let vectors = if self.along() == self.line_major { vectors } else { transpose(vectors) };
             for (row, vector) in block.0.iter_mut().zip(vectors) {
                 _mm512_store_si512(row.as_mut_ptr().cast(), vector);
             }
         }
     }
+}
+
+/// An array of 16 results, without a loop or closures: those would keep vectors in memory instead of registers.
+macro_rules! sixteen {
+    ($i:ident => $e:expr) => {
+        sixteen!(@ $i $e; 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
+    (@ $i:ident $e:expr; $($n:literal)*) => {
+        [$({ const $i: usize = $n; $e }),*]
+    };
 }
 
 /// Elements along k of one group.
@@ -113,21 +120,18 @@ unsafe fn load_along(
     lines: usize,
     depth: usize,
 ) -> [__m512i; 16] {
-    let (low, high) = (mask(depth), mask(depth.saturating_sub(LANES)));
     // SAFETY: masked lanes are not read, and the others are inside, says the caller.
     unsafe {
-        let mut vectors = [_mm512_setzero_si512(); 16];
-        for (i, vector) in vectors.iter_mut().enumerate().take(lines) {
-            let line = start.add(i * line_stride);
-            let first = _mm512_maskz_loadu_ps(low, line);
-            *vector = if bf16 {
-                let second = _mm512_maskz_loadu_ps(high, line.wrapping_add(LANES));
-                bits_of_bf16(_mm512_cvtne2ps_pbh(second, first))
+        sixteen!(I => {
+            let depth = if I < lines { depth } else { 0 };
+            let line = start.wrapping_add(I * line_stride);
+            let first = load(depth, line);
+            if bf16 {
+                bits_of_bf16(_mm512_cvtne2ps_pbh(load(depth.saturating_sub(LANES), line.wrapping_add(LANES)), first))
             } else {
                 _mm512_castps_si512(first)
-            };
-        }
-        vectors
+            }
+        })
     }
 }
 
@@ -140,24 +144,43 @@ unsafe fn load_across(
     lines: usize,
     depth: usize,
 ) -> [__m512i; 16] {
-    let mask = mask(lines);
     // SAFETY: masked lanes are not read, and the others are inside, says the caller.
     unsafe {
-        let mut vectors = [_mm512_setzero_si512(); 16];
-        let row = |k: usize| match k < depth {
-            true => _mm512_maskz_loadu_ps(mask, start.add(k * k_stride)),
-            false => _mm512_setzero_ps(),
-        };
-        for (i, vector) in vectors.iter_mut().enumerate() {
-            *vector = if bf16 {
-                let pair = bits_of_bf16(_mm512_cvtne2ps_pbh(row(2 * i + 1), row(2 * i)));
-                _mm512_permutexvar_epi16(interleave(), pair)
+        sixteen!(I => {
+            if bf16 {
+                let first = load_row(start, k_stride, lines, depth, 2 * I, 32);
+                let second = load_row(start, k_stride, lines, depth, 2 * I + 1, 32);
+                _mm512_permutexvar_epi16(interleave(), bits_of_bf16(_mm512_cvtne2ps_pbh(second, first)))
             } else {
-                _mm512_castps_si512(row(i))
-            };
-        }
-        vectors
+                _mm512_castps_si512(load_row(start, k_stride, lines, depth, I, 16))
+            }
+        })
     }
+}
+
+/// Row `k` of a block that is `depth` deep. The hardware does not foresee strides this long, so the row `ahead` of it,
+/// in the next block, is asked for.
+#[inline(always)]
+unsafe fn load_row(
+    start: *const f32,
+    k_stride: usize,
+    lines: usize,
+    depth: usize,
+    k: usize,
+    ahead: usize,
+) -> __m512 {
+    // SAFETY: as in `load_across`; a prefetch may be of any address.
+    unsafe {
+        _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add((k + ahead) * k_stride).cast());
+        load(if k < depth { lines } else { 0 }, start.wrapping_add(k * k_stride))
+    }
+}
+
+/// The first `count` of 16 elements; zero for the others.
+#[inline(always)]
+unsafe fn load(count: usize, from: *const f32) -> __m512 {
+    // SAFETY: masked lanes are not read, and the others are inside, says the caller.
+    unsafe { _mm512_maskz_loadu_ps(mask(count), from) }
 }
 
 #[inline(always)]

@@ -12,6 +12,7 @@ use super::kernels::{Bf16Amx, Bf16Avx512, F32Avx512, Kernel, Tile};
 use super::pack::{Block, Lines, TILE, k_of_group};
 use super::product::Product;
 use rayon::prelude::*;
+use std::arch::x86_64::*;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -21,6 +22,9 @@ const PHASE_GROUPS: usize = 64;
 const LHS_BLOCKS: usize = 8 << 10;
 /// Blocks of packed rhs of one job: 384 KiB, a part of the second-level cache.
 const RHS_BLOCKS: usize = 384;
+
+/// Panels of lhs that a thread packs at a time.
+const PANELS_AT_ONCE: usize = 4;
 
 /// Packed operands.
 #[derive(Default)]
@@ -66,7 +70,6 @@ impl Instructions {
 fn amx_is_granted() -> bool {
     static GRANTED: OnceLock<bool> = OnceLock::new();
     *GRANTED.get_or_init(|| {
-        use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
         const AMX_BF16_AND_TILE: u32 = 1 << 22 | 1 << 24;
         const TILE_STATE: u64 = 3 << 17;
         // SAFETY: OSXSAVE is checked before xgetbv.
@@ -124,8 +127,8 @@ pub struct Phase<'a> {
 
 /// What one thread does.
 pub enum Task<'a> {
-    /// Packs 32 rows of lhs from `line` on.
-    PackLhs { panel: &'a mut [Block], line: usize },
+    /// Packs rows of lhs from `line` on.
+    PackLhs { panels: &'a mut [Block], line: usize },
     /// Takes jobs until there are none.
     Jobs { jobs: &'a Jobs<'a>, rhs: &'a mut Vec<Block> },
 }
@@ -150,10 +153,10 @@ impl Phase<'_> {
             buffers.lhs.resize(all_panels * blocks, Block::ZERO);
         }
         let lhs = &mut buffers.lhs[..all_panels * blocks];
-        lhs.par_chunks_mut(blocks).enumerate().for_each(|(index, panel)| {
-            let line = self.row + index * TILE;
+        lhs.par_chunks_mut(PANELS_AT_ONCE * blocks).enumerate().for_each(|(index, panels)| {
+            let line = self.row + index * PANELS_AT_ONCE * TILE;
             // SAFETY: `Instructions::run` checked that they are available.
-            unsafe { K::perform(self, Task::PackLhs { panel, line }) }
+            unsafe { K::perform(self, Task::PackLhs { panels, line }) }
         });
 
         let (panels, cols) = self.job_size(threads);
@@ -174,13 +177,15 @@ impl Phase<'_> {
         // SAFETY: the caller's promises.
         unsafe {
             match task {
-                Task::PackLhs { panel, line } => {
-                    Lines::of_lhs(self.product.lhs).pack_panel(K::BF16, panel, line, self.k)
+                Task::PackLhs { panels, line } => {
+                    Lines::of_lhs(self.product.lhs).pack(K::BF16, panels, self.groups, line, self.k)
                 }
                 Task::Jobs { jobs, rhs } => {
                     K::enter();
                     self.take_jobs::<K>(jobs, rhs);
                     K::leave();
+                    // Streaming stores are not ordered with those that tell other threads that the jobs are done.
+                    _mm_sfence();
                 }
             }
         }
@@ -232,11 +237,9 @@ impl Phase<'_> {
         if rhs.len() < panels * blocks {
             rhs.resize(panels * blocks, Block::ZERO);
         }
-        let lines = Lines::of_rhs(self.product.rhs);
-        for (index, panel) in rhs.chunks_exact_mut(blocks).take(panels).enumerate() {
-            // SAFETY: the caller's promise.
-            unsafe { lines.pack_panel(K::BF16, panel, col + index * TILE, self.k) };
-        }
+        let rhs = &mut rhs[..panels * blocks];
+        // SAFETY: the caller's promise.
+        unsafe { Lines::of_rhs(self.product.rhs).pack(K::BF16, rhs, self.groups, col, self.k) };
     }
 
     /// Computes `cols` columns from `col` on of 32 rows, the first of which is the `row`-th of this phase.
@@ -255,6 +258,9 @@ impl Phase<'_> {
             let offset = index * TILE;
             // SAFETY: the caller's promises.
             unsafe {
+                if self.adds() {
+                    self.prefetch_out(row, col + offset, rows);
+                }
                 K::multiply(&mut tile, lhs, rhs, rows);
                 let (row, col) = (self.row + row, col + offset);
                 match cols - offset {
@@ -265,21 +271,46 @@ impl Phase<'_> {
         }
     }
 
+    /// Fetches what the tile will be added to while the tile is computed.
+    #[inline(always)]
+    unsafe fn prefetch_out(&self, row: usize, col: usize, rows: usize) {
+        for row in row..row + rows {
+            let out = self.product.out_at(self.row + row, col).cast_const();
+            // SAFETY: a prefetch may be of any address.
+            unsafe {
+                _mm_prefetch::<_MM_HINT_T0>(out.cast());
+                _mm_prefetch::<_MM_HINT_T0>(out.wrapping_add(TILE / 2).cast());
+            }
+        }
+    }
+
+    /// Adds what `out` holds of earlier terms, finishes, and writes.
     #[inline(always)]
     unsafe fn store(&self, tile: &mut Tile, row: usize, col: usize, rows: usize, cols: usize) {
         for (i, sums) in tile.0.iter_mut().enumerate().take(rows) {
+            let out = self.product.out_at(row + i, col);
+            let whole = cols == TILE && (out as usize).is_multiple_of(size_of::<__m512>());
             // SAFETY: the caller's promises: the elements are inside `out` and belong to this thread.
             unsafe {
-                let out = self.product.out_at(row + i, col);
-                if !self.first && !self.product.accumulates() {
-                    (0..cols).for_each(|j| sums[j] += *out.add(j));
+                if self.adds() {
+                    let out = std::slice::from_raw_parts(out, cols);
+                    sums.iter_mut().zip(out).for_each(|(s, o)| *s += o);
                 }
-                if self.last || self.product.accumulates() {
-                    self.product.finish(sums.as_ptr(), row + i, col, cols);
+                if self.last {
+                    self.product.finish(&mut sums[..cols], row + i, col);
+                }
+                if whole && self.last && self.product.streams() {
+                    _mm512_stream_ps(out, _mm512_load_ps(sums.as_ptr()));
+                    _mm512_stream_ps(out.add(16), _mm512_load_ps(sums.as_ptr().add(16)));
                 } else {
                     out.copy_from_nonoverlapping(sums.as_ptr(), cols);
                 }
             }
         }
+    }
+
+    /// Whether the sums of this phase are added to what `out` holds.
+    fn adds(&self) -> bool {
+        !self.first || self.product.accumulates()
     }
 }

@@ -44,8 +44,8 @@ unsafe fn block(product: &Product, row: usize, col: usize, rows: usize, cols: us
             false,
             gemm::Parallelism::None,
         );
-        if !product.accumulates() {
-            (row..row + rows).for_each(|i| product.finish(product.out_at(i, col), i, col, cols));
+        for i in row..row + rows {
+            product.finish(std::slice::from_raw_parts_mut(product.out_at(i, col), cols), i, col);
         }
     }
 }

@@ -36,6 +36,8 @@ impl<'a> View<'a> {
 pub enum Finish<'a> {
     /// out = s
     Assign,
+    /// out = s, and `out` will not be read soon: it need not pass through the caches.
+    AssignFar,
     /// out += s
     Add,
     /// out = s + bias
@@ -52,6 +54,7 @@ pub enum Finish<'a> {
 #[derive(Clone, Copy)]
 enum Pass<'a> {
     Assign,
+    AssignFar,
     Add,
     Bias { bias: &'a [f32] },
     BiasGelu { bias: &'a [f32], pre_gelu: *mut f32 },
@@ -81,6 +84,7 @@ impl<'a> Product<'a> {
         assert_eq!(out.len(), m * n, "the output of a matrix product has another length");
         let pass = match finish {
             Finish::Assign => Pass::Assign,
+            Finish::AssignFar => Pass::AssignFar,
             Finish::Add => Pass::Add,
             Finish::Bias { bias } => Pass::Bias { bias },
             Finish::BiasGelu { bias, pre_gelu } => {
@@ -119,6 +123,11 @@ impl<'a> Product<'a> {
         matches!(self.pass, Pass::Add)
     }
 
+    /// Whether `out` is to be written past the caches.
+    pub fn streams(&self) -> bool {
+        matches!(self.pass, Pass::AssignFar)
+    }
+
     /// Address of an element of `out`.
     pub fn out_at(&self, row: usize, col: usize) -> *mut f32 {
         assert!(row < self.m() && col < self.n());
@@ -126,41 +135,32 @@ impl<'a> Product<'a> {
         unsafe { self.out.add(row * self.n() + col) }
     }
 
-    /// Finishes `len` elements of `out` from (`row`, `col`) on, given their sums, which may be in `out` itself.
+    /// Turns sums into elements of `out` from (`row`, `col`) on, in place; `Add` is the caller's to do.
     ///
     /// # Safety
-    /// The elements are inside `out` and `sums` has `len` elements; no other thread touches either meanwhile.
+    /// No other thread touches those elements of `out`, or of `pre_gelu`, meanwhile.
     #[inline(always)]
-    pub unsafe fn finish(&self, sums: *const f32, row: usize, col: usize, len: usize) {
+    pub unsafe fn finish(&self, sums: &mut [f32], row: usize, col: usize) {
         let at = row * self.n() + col;
-        debug_assert!(row < self.m() && col + len <= self.n());
-        // SAFETY: the caller's promise; slices with out's shape or one row of it were checked by `new`. `out` and
-        // `sums` may be the same address, so both stay raw.
-        unsafe {
-            let out = self.out.add(at);
-            match self.pass {
-                Pass::Assign => std::ptr::copy(sums, out, len),
-                Pass::Add => (0..len).for_each(|j| *out.add(j) += *sums.add(j)),
-                Pass::Bias { bias } => {
-                    let bias = &bias[col..col + len];
-                    (0..len).for_each(|j| *out.add(j) = *sums.add(j) + bias[j]);
+        let len = sums.len();
+        assert!(row < self.m() && col + len <= self.n());
+        match self.pass {
+            Pass::Assign | Pass::AssignFar | Pass::Add => (),
+            Pass::Bias { bias } => sums.iter_mut().zip(&bias[col..col + len]).for_each(|(s, b)| *s += b),
+            Pass::BiasGelu { bias, pre_gelu } => {
+                // SAFETY: `new` checked that pre_gelu has out's shape; no other thread touches this part.
+                let pre_gelu = unsafe { std::slice::from_raw_parts_mut(pre_gelu.add(at), len) };
+                for ((s, b), pre_gelu) in sums.iter_mut().zip(&bias[col..col + len]).zip(pre_gelu) {
+                    *pre_gelu = *s + b;
+                    *s = gelu(*pre_gelu);
                 }
-                Pass::BiasGelu { bias, pre_gelu } => {
-                    let (bias, pre_gelu) = (&bias[col..col + len], pre_gelu.add(at));
-                    for (j, bias) in bias.iter().enumerate() {
-                        let x = *sums.add(j) + bias;
-                        *pre_gelu.add(j) = x;
-                        *out.add(j) = gelu(x);
-                    }
-                }
-                Pass::BiasResidual { bias, residual } => {
-                    let (bias, residual) = (&bias[col..col + len], &residual[at..at + len]);
-                    (0..len).for_each(|j| *out.add(j) = *sums.add(j) + bias[j] + residual[j]);
-                }
-                Pass::TimesGeluGrad { pre_gelu } => {
-                    let pre_gelu = &pre_gelu[at..at + len];
-                    (0..len).for_each(|j| *out.add(j) = *sums.add(j) * gelu_grad(pre_gelu[j]));
-                }
+            }
+            Pass::BiasResidual { bias, residual } => {
+                let added = bias[col..col + len].iter().zip(&residual[at..at + len]);
+                sums.iter_mut().zip(added).for_each(|(s, (b, r))| *s += b + r);
+            }
+            Pass::TimesGeluGrad { pre_gelu } => {
+                sums.iter_mut().zip(&pre_gelu[at..at + len]).for_each(|(s, &x)| *s *= gelu_grad(x));
             }
         }
     }
@@ -176,14 +176,14 @@ fn gelu(x: f32) -> f32 {
 /// s + x s (1 - s) 2 u'.
 #[inline(always)]
 fn gelu_grad(x: f32) -> f32 {
-    const TWO_SQRT_2_PI: f32 = 1.595_769_1;
+    const TWO_SQRT_2_PI: f32 = 1.595_769;
     let s = gate(x);
     s + x * s * (1.0 - s) * TWO_SQRT_2_PI * (1.0 + 3.0 * 0.044715 * x * x)
 }
 
 #[inline(always)]
 fn gate(x: f32) -> f32 {
-    const TWO_SQRT_2_PI: f32 = 1.595_769_1;
+    const TWO_SQRT_2_PI: f32 = 1.595_769;
     1.0 / (1.0 + exp(-TWO_SQRT_2_PI * (x + 0.044715 * x * x * x)))
 }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 
-const SHAPES: [(usize, usize, usize); 12] = [
+const SHAPES: [(usize, usize, usize); 15] = [
     (1, 1, 1),
     (1, 768, 257),
     (2, 3, 5),
@@ -15,6 +15,10 @@ const SHAPES: [(usize, usize, usize); 12] = [
     (255, 17, 257),
     (257, 31, 40),
     (300, 100, 300),
+    // More than one phase along k in forward, dgrad and wgrad.
+    (3, 4200, 35),
+    (5, 33, 4200),
+    (2100, 33, 20),
 ];
 
 /// Numbers in -1..1 from a counter, the same in each run.
@@ -199,7 +203,7 @@ fn all_bits(engine: Engine, (N, C, OC): (usize, usize, usize)) -> Vec<u32> {
 
 #[test]
 fn threads_do_not_change_a_bit() {
-    let shapes = [(1, 64, 5000), (256, 192, 576), (37, 130, 1030), (300, 16, 4000), (600, 33, 65)];
+    let shapes = [(1, 64, 50304), (256, 192, 576), (37, 130, 2100), (300, 16, 4000), (600, 33, 65)];
     for ((_, engine), shape) in engines().into_iter().flat_map(|e| shapes.map(|s| (e, s))) {
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
@@ -244,4 +248,45 @@ fn a_wrong_length_is_a_bug() {
         Epilogue::None,
         shape,
     );
+}
+
+/// The same rounded operands, summed in another order and by other units.
+#[test]
+fn the_two_bf16_engines_agree() {
+    let engines: Vec<_> = Engine::available(Precision::Bf16).collect();
+    let [amx, avx512] = engines[..] else {
+        println!("skipped: this CPU has {} of AMX and AVX512-BF16", engines.len());
+        return;
+    };
+    let (N, C, OC) = (65, 2100, 70);
+    let shape = Shape { N, C, OC };
+    let (inp, weight) = (numbers(N * C, 1), numbers(OC * C, 2));
+    let run = |engine| {
+        let mut out = poison(N * OC);
+        forward_on(engine, &mut Scratch::default(), &mut out, &inp, &weight, Epilogue::None, shape);
+        out
+    };
+    for (a, b) in run(amx).iter().zip(run(avx512)) {
+        assert!((a - b).abs() <= 1e-4, "{a} by AMX, {b} by AVX512-BF16");
+    }
+}
+
+/// What lets a key-value cache give the logits of a full forward pass: a row does not depend on its batch.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn other_rows_do_not_change_a_bit_of_a_row() {
+    let (N, C, OC) = (70, 2100, 100);
+    let (inp, weight) = (numbers(N * C, 1), numbers(OC * C, 2));
+    for (_, engine) in engines().into_iter().filter(|(_, e)| *e != Engine::Portable) {
+        let run = |N: usize, inp: &[f32]| {
+            let mut out = poison(N * OC);
+            let shape = Shape { N, C, OC };
+            forward_on(engine, &mut Scratch::default(), &mut out, inp, &weight, Epilogue::None, shape);
+            out
+        };
+        let all = run(N, &inp);
+        for row in [0, 33, 69] {
+            assert!(run(1, &inp[row * C..][..C]) == all[row * OC..][..OC], "{engine}: row {row} alone");
+        }
+    }
 }
