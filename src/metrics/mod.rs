@@ -1,9 +1,10 @@
-//! What a run tells the world: the console, `main.log` as llm.c writes it, `metrics.jsonl` for machines.
+//! What a run tells the world: the console, `main.log` as llm.c writes it, `metrics.jsonl` for machines, and plots of it.
 
 pub mod cformat;
 pub mod console;
 pub mod jsonl;
 mod log_file;
 pub mod main_log;
+pub mod plot;
 pub mod progress;
 pub mod throughput;

@@ -111,7 +111,7 @@ fn write_stories(path: &Path, seed: u64, count: u64) -> Result<()> {
         let stories: Vec<String> = (start..end).into_par_iter().map(|index| story(seed, index)).collect();
         for (index, story) in (start..).zip(&stories) {
             let separator = if index == 0 { String::new() } else { format!("{SEPARATOR}\n") };
-            write!(file, "{separator}{story}\n").with_context(fault)?;
+            writeln!(file, "{separator}{story}").with_context(fault)?;
         }
         progress.set(end);
     }

@@ -20,7 +20,10 @@ pub fn main() -> ExitCode {
 }
 
 fn plot(args: &PlotArgs) -> Result<()> {
-    anyhow::bail!("{}: plots come with the next merge", args.dir.display())
+    for path in crate::metrics::plot::plot_run(&args.dir)? {
+        println!("{}", path.display());
+    }
+    Ok(())
 }
 
 fn flags(args: &FlagsArgs) -> Result<()> {

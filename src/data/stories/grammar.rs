@@ -126,8 +126,9 @@ impl Grammar {
         }
         if let Some(name) = line.strip_prefix("plot ") {
             *block = Block::Plot;
+            let known = self.plots.iter().any(|plot| plot.name == name).then_some(());
             self.plots.push(Plot { name, lets: Vec::new(), beats: Vec::new() });
-            return Ok(());
+            return no_second(known);
         }
         if line == "always" {
             *block = Block::Always;

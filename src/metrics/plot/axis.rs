@@ -1,0 +1,108 @@
+//! Ticks at round numbers, and numbers as people write them.
+
+/// A range of values and its ticks.
+#[derive(Clone, Debug)]
+pub(super) struct Axis {
+    pub low: f64,
+    pub high: f64,
+    pub log: bool,
+    pub ticks: Vec<f64>,
+}
+
+impl Axis {
+    /// A linear axis over the values, with a little room, ending at ticks. It starts at 0 if `from_zero`.
+    pub fn linear(values: impl Iterator<Item = f64>, from_zero: bool, count: usize) -> Self {
+        let (mut low, mut high) = range(values);
+        if from_zero {
+            low = low.min(0.0);
+        }
+        if low == high {
+            let room = if high == 0.0 { 1.0 } else { high.abs() * 0.1 };
+            high += room;
+            if !from_zero {
+                low -= room;
+            }
+        }
+        let step = round_step((high - low) / count as f64);
+        let (first, last) = ((low / step + 1e-9).floor(), (high / step - 1e-9).ceil());
+        let ticks: Vec<f64> = (0..=(last - first) as usize).map(|i| (first + i as f64) * step).collect();
+        Self { low: ticks[0], high: ticks[ticks.len() - 1], log: false, ticks }
+    }
+
+    /// A linear axis from 0 to the last step, which need not be a tick; ticks are whole steps.
+    pub fn steps(values: impl Iterator<Item = f64>, count: usize) -> Self {
+        let (_, last) = range(values);
+        let high = last.max(1.0);
+        let step = round_step(high / count as f64).max(1.0);
+        let step = if step == 2.5 { 5.0 } else { step };
+        // A run of 2000 steps ends at step 1999.
+        let next = (high / step).ceil() * step;
+        let high = if next < high * 1.03 { next } else { high };
+        let ticks = (0..=(high / step + 1e-9) as usize).map(|i| i as f64 * step).collect();
+        Self { low: 0.0, high, log: false, ticks }
+    }
+
+    /// A logarithmic axis for positive values, if they span enough (2.5 times) for it to help.
+    pub fn log(values: impl Iterator<Item = f64>) -> Option<Self> {
+        let (low, high) = range(values.filter(|v| *v > 0.0));
+        // Without any positive value both are NaN.
+        if low.is_nan() || high <= low * 2.5 {
+            return None;
+        }
+        let (low, high) = (low / 1.05, high * 1.05);
+        let marks: &[f64] = match (high / low).log10() {
+            d if d < 1.5 => &[1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0],
+            d if d < 3.0 => &[1.0, 2.0, 5.0],
+            _ => &[1.0],
+        };
+        let decades = low.log10().floor() as i32..=high.log10().ceil() as i32;
+        let ticks = decades.flat_map(|d| marks.iter().map(move |m| m * 10f64.powi(d)));
+        let ticks = ticks.filter(|t| (low..=high).contains(t)).collect();
+        Some(Self { low, high, log: true, ticks })
+    }
+
+    /// Where a value lies: 0 at the low end, 1 at the high end.
+    pub fn place(&self, value: f64) -> f64 {
+        let map = |v: f64| if self.log { v.max(f64::MIN_POSITIVE).ln() } else { v };
+        (map(value) - map(self.low)) / (map(self.high) - map(self.low))
+    }
+
+    pub fn contains(&self, value: f64) -> bool {
+        (self.low..=self.high).contains(&value)
+    }
+}
+
+/// The least and the greatest value; NaN without any.
+fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    values.fold((f64::NAN, f64::NAN), |(low, high), v| (low.min(v), high.max(v)))
+}
+
+/// The next of 1, 2, 2.5, 5, 10 times a power of ten that is at least `raw`.
+fn round_step(raw: f64) -> f64 {
+    let power = 10f64.powf(raw.log10().floor());
+    let factors = [1.0, 2.0, 2.5, 5.0];
+    factors.iter().find(|f| *f * power >= raw * (1.0 - 1e-9)).map_or(10.0 * power, |f| f * power)
+}
+
+/// A number for a tick or a label: at most four significant digits, `k`, `M`, `B` for large and an exponent for small.
+pub(super) fn short(value: f64) -> String {
+    let magnitude = value.abs();
+    for (unit, letter) in [(1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")] {
+        if magnitude >= unit * (1.0 - 1e-9) {
+            let unit = if letter == "k" { 1e3 } else { unit };
+            return digits(value / unit) + letter;
+        }
+    }
+    if magnitude != 0.0 && magnitude < 1e-2 {
+        let exponent = (magnitude.log10() + 1e-9).floor() as i32;
+        return format!("{}e{exponent}", digits(value / 10f64.powi(exponent)));
+    }
+    digits(value)
+}
+
+/// Four significant digits at most, without zeros at the end.
+fn digits(value: f64) -> String {
+    let whole = if value == 0.0 { 1 } else { value.abs().log10().floor() as i32 + 1 };
+    let text = format!("{value:.*}", (4 - whole.max(1)).max(0) as usize);
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_string() } else { text }
+}

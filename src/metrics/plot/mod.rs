@@ -1,0 +1,80 @@
+//! Pictures of a run: reads `metrics.jsonl` and draws loss, learning rate, throughput and accuracy as SVG and PNG.
+//!
+//! Each panel is laid out once, as a list of shapes ([`scene`]), which is then written as SVG or painted as PNG, so
+//! that both show the same. The font is part of the program: a machine without fonts draws the same picture.
+
+mod axis;
+mod panel;
+mod png;
+mod read;
+mod scene;
+mod svg;
+
+use anyhow::{Context, Result};
+use panel::{Panel, Rect};
+use read::Metrics;
+use scene::Scene;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Size of one panel, in SVG units; a PNG has [`png::SCALE`] pixels a unit.
+const PANEL_WIDTH: f64 = 640.0;
+const PANEL_HEIGHT: f64 = 400.0;
+/// Height of the line above all panels.
+const HEADER: f64 = 56.0;
+
+/// Draws `dir/metrics.jsonl` into `dir`: `plot` with all panels, and one file a panel (`training_loss`,
+/// `validation_loss`, `learning_rate`, `throughput`, `gradient_norm`, `hellaswag_accuracy`; those with points), each as
+/// `.svg` and `.png`. Returns the paths written. Errors: the file is missing, holds no points, or a file cannot be
+/// written.
+pub fn plot_run(dir: &Path) -> Result<Vec<PathBuf>> {
+    let metrics = read::read(&dir.join("metrics.jsonl"))?;
+    let mut panels = vec![Panel::loss(&metrics)];
+    let singles = Panel::singles(&metrics);
+    panels.extend(singles.iter().filter(|p| p.in_overview).cloned());
+
+    let name = fs::canonicalize(dir).ok().and_then(|d| Some(d.file_name()?.to_string_lossy().into_owned()));
+    let mut written = Vec::new();
+    write(dir, "plot", &overview(name.as_deref().unwrap_or("run"), &metrics, &panels), &mut written)?;
+    for panel in &singles {
+        let mut scene = Scene::new(PANEL_WIDTH, PANEL_HEIGHT);
+        panel.draw(&mut scene, Rect { x: 0.0, y: 0.0, width: PANEL_WIDTH, height: PANEL_HEIGHT });
+        write(dir, panel.file, &scene, &mut written)?;
+    }
+    Ok(written)
+}
+
+/// All panels, two in a row; an odd one out takes the whole first row.
+fn overview(name: &str, metrics: &Metrics, panels: &[Panel]) -> Scene {
+    let columns = panels.len().min(2);
+    let rows = panels.len().div_ceil(2);
+    let width = PANEL_WIDTH * columns as f64;
+    let mut scene = Scene::new(width, HEADER + PANEL_HEIGHT * rows as f64);
+    scene.title(24.0, 36.0, 20.0, name);
+    scene.note(width - 24.0, 36.0, &metrics.summary());
+    let wide_first = panels.len() % 2 == 1;
+    for (i, panel) in panels.iter().enumerate() {
+        let cell = if wide_first && i > 0 { i + 1 } else { i };
+        let columns_wide = if wide_first && i == 0 { columns } else { 1 };
+        let rect = Rect {
+            x: PANEL_WIDTH * (cell % 2) as f64,
+            y: HEADER + PANEL_HEIGHT * (cell / 2) as f64,
+            width: PANEL_WIDTH * columns_wide as f64,
+            height: PANEL_HEIGHT,
+        };
+        panel.draw(&mut scene, rect);
+    }
+    scene
+}
+
+fn write(dir: &Path, name: &str, scene: &Scene, written: &mut Vec<PathBuf>) -> Result<()> {
+    for (extension, bytes) in [("svg", svg::write(scene).into_bytes()), ("png", png::paint(scene)?)] {
+        let path = dir.join(name).with_extension(extension);
+        fs::write(&path, bytes).with_context(|| format!("cannot write the plot {}", path.display()))?;
+        written.push(path);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

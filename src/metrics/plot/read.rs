@@ -1,0 +1,140 @@
+//! Reads `metrics.jsonl`: one JSON object a line, with a `step` and any numbers.
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Map, Value};
+use std::fs;
+use std::path::Path;
+
+/// Points `(step, value)`, in the order of the steps.
+pub(super) type Series = Vec<(f64, f64)>;
+
+#[derive(Default)]
+pub(super) struct Metrics {
+    pub loss: Series,
+    pub val_loss: Series,
+    pub lr: Series,
+    pub norm: Series,
+    pub tok_per_s: Series,
+    pub hellaswag: Series,
+    /// Tokens trained on, if the lines tell (`tokens`, or time and throughput).
+    pub tokens: Option<f64>,
+    /// Milliseconds in training steps.
+    pub ms: f64,
+}
+
+/// Keys of a metrics line that are plotted, and where their points go; the first key of a line that is there wins.
+type Target = fn(&mut Metrics) -> &mut Series;
+const SERIES: [(&[&str], Target); 6] = [
+    (&["loss"], |m| &mut m.loss),
+    (&["val_loss"], |m| &mut m.val_loss),
+    (&["lr"], |m| &mut m.lr),
+    (&["norm"], |m| &mut m.norm),
+    (&["tok_per_s"], |m| &mut m.tok_per_s),
+    (&["hellaswag_acc_norm", "hellaswag_acc"], |m| &mut m.hellaswag),
+];
+
+/// Reads the file. A torn last line (a killed run) is left out, as are unknown keys and values that are no finite
+/// numbers; a broken line elsewhere is an error, because it means that the file is not what it should be.
+pub(super) fn read(path: &Path) -> Result<Metrics> {
+    let bytes = fs::read(path).with_context(|| {
+        format!("cannot read {}: plotting needs the metrics file of a run", path.display())
+    })?;
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().collect();
+    let mut metrics = Metrics::default();
+    for (index, line) in lines.iter().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        match serde_json::from_str::<Map<String, Value>>(line) {
+            Ok(object) => metrics.add(&object),
+            Err(_) if index + 1 == lines.len() && !text.ends_with('\n') => {}
+            Err(e) => bail!("{} line {}: a JSON object expected ({e})", path.display(), index + 1),
+        }
+    }
+    for (_, series) in &SERIES {
+        tidy(series(&mut metrics));
+    }
+    if SERIES.iter().all(|(_, series)| series(&mut metrics).is_empty()) {
+        bail!(
+            "{} holds no points to plot: lines such as {{\"step\":0,\"loss\":10.9}} expected",
+            path.display()
+        );
+    }
+    Ok(metrics)
+}
+
+impl Metrics {
+    fn add(&mut self, object: &Map<String, Value>) {
+        let number = |key: &str| object.get(key).and_then(Value::as_f64).filter(|v| v.is_finite());
+        let Some(step) = number("step") else { return };
+        for (keys, series) in &SERIES {
+            if let Some(value) = keys.iter().find_map(|key| number(key)) {
+                series(self).push((step, value));
+            }
+        }
+        if let Some(ms) = number("ms") {
+            self.ms += ms;
+            if let (Some(speed), None) = (number("tok_per_s"), number("tokens")) {
+                self.tokens = Some(self.tokens.unwrap_or(0.0) + speed * ms / 1000.0);
+            }
+        }
+        self.tokens = number("tokens").or(self.tokens);
+    }
+
+    /// "1,000 steps, 4.1M tokens, 12 min, ..."
+    pub fn summary(&self) -> String {
+        let mut parts = Vec::new();
+        if let Some((step, _)) = self.loss.last().or(self.val_loss.last()) {
+            parts.push(format!("step {step}"));
+        }
+        if let Some(tokens) = self.tokens {
+            parts.push(format!("{} tokens", super::axis::short(tokens)));
+        }
+        if self.ms > 0.0 {
+            parts.push(format!("{} in training steps", duration(self.ms / 1000.0)));
+        }
+        parts.join("  |  ")
+    }
+}
+
+/// Sorted by step; of several points at a step the last counts, as a resumed run repeats some steps.
+fn tidy(series: &mut Series) {
+    series.sort_by(|a, b| a.0.total_cmp(&b.0));
+    series.reverse();
+    series.dedup_by_key(|point| point.0);
+    series.reverse();
+}
+
+/// At most about `most` points with the same outline: the least and the greatest of every stretch.
+pub(super) fn thin(series: &Series, most: usize) -> Series {
+    if series.len() <= most {
+        return series.clone();
+    }
+    let stretches = series.chunks(series.len().div_ceil(most / 2));
+    let ends = stretches.flat_map(|stretch| {
+        let by_value = |a: &&(f64, f64), b: &&(f64, f64)| a.1.total_cmp(&b.1);
+        let mut pair = [*stretch.iter().min_by(by_value).unwrap(), *stretch.iter().max_by(by_value).unwrap()];
+        pair.sort_by(|a, b| a.0.total_cmp(&b.0));
+        pair
+    });
+    ends.collect()
+}
+
+fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 120.0 => format!("{s:.0} s"),
+        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
+        s => format!("{:.1} h", s / 3600.0),
+    }
+}
+
+/// An exponential moving average, corrected for its start (as Adam's averages are). It spans a tenth of the points so
+/// far and at most `window`, so that it neither lags behind the steep start nor wavers at the end.
+pub(super) fn smooth(series: &Series, window: f64) -> Series {
+    let (mut sum, mut weight) = (0.0, 0.0);
+    let average = series.iter().enumerate().map(|(index, &(step, value))| {
+        let keep = 1.0 - 1.0 / (1.0 + index as f64 / 10.0).min(window.max(1.0));
+        sum = keep * sum + (1.0 - keep) * value;
+        weight = keep * weight + (1.0 - keep);
+        (step, sum / weight)
+    });
+    average.collect()
+}

@@ -1,0 +1,124 @@
+//! A picture as a list of shapes, independent of the format it is written in.
+
+/// Red, green, blue, and opacity in 0..=1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Colour(pub u8, pub u8, pub u8, pub f64);
+
+/// The palette of Okabe and Ito ("Color Universal Design", 2008), which people with any colour vision tell apart.
+pub(super) const BLUE: Colour = Colour(0, 114, 178, 1.0);
+pub(super) const ORANGE: Colour = Colour(213, 94, 0, 1.0);
+pub(super) const GREEN: Colour = Colour(0, 158, 115, 1.0);
+pub(super) const PURPLE: Colour = Colour(148, 76, 132, 1.0);
+pub(super) const INK: Colour = Colour(38, 44, 52, 1.0);
+pub(super) const FAINT: Colour = Colour(104, 112, 122, 1.0);
+pub(super) const GRID: Colour = Colour(229, 232, 236, 1.0);
+pub(super) const PAPER: Colour = Colour(255, 255, 255, 1.0);
+
+impl Colour {
+    pub fn with_opacity(self, opacity: f64) -> Self {
+        Self(self.0, self.1, self.2, opacity)
+    }
+}
+
+/// Which point of a text lies at its position.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Anchor {
+    Start,
+    Middle,
+    End,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Text {
+    pub x: f64,
+    /// The base line.
+    pub y: f64,
+    pub size: f64,
+    pub anchor: Anchor,
+    pub colour: Colour,
+    pub bold: bool,
+    /// Read from bottom to top.
+    pub upright: bool,
+    pub text: String,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Shape {
+    Line { points: Vec<(f64, f64)>, width: f64, colour: Colour, dashed: bool },
+    Rect { x: f64, y: f64, width: f64, height: f64, colour: Colour },
+    Dot { x: f64, y: f64, radius: f64, colour: Colour },
+    Text(Text),
+}
+
+pub(super) struct Scene {
+    pub width: f64,
+    pub height: f64,
+    pub shapes: Vec<Shape>,
+}
+
+impl Scene {
+    pub fn new(width: f64, height: f64) -> Self {
+        let paper = Shape::Rect { x: 0.0, y: 0.0, width, height, colour: PAPER };
+        Self { width, height, shapes: vec![paper] }
+    }
+
+    pub fn line(&mut self, points: Vec<(f64, f64)>, width: f64, colour: Colour) {
+        self.shapes.push(Shape::Line { points, width, colour, dashed: false });
+    }
+
+    pub fn dashed(&mut self, points: Vec<(f64, f64)>, width: f64, colour: Colour) {
+        self.shapes.push(Shape::Line { points, width, colour, dashed: true });
+    }
+
+    pub fn dot(&mut self, (x, y): (f64, f64), radius: f64, colour: Colour) {
+        self.shapes.push(Shape::Dot { x, y, radius, colour });
+    }
+
+    pub fn text(&mut self, x: f64, y: f64, anchor: Anchor, colour: Colour, text: &str) {
+        let text = text.to_string();
+        self.shapes.push(Shape::Text(Text {
+            x,
+            y,
+            size: 13.0,
+            anchor,
+            colour,
+            bold: false,
+            upright: false,
+            text,
+        }));
+    }
+
+    pub fn title(&mut self, x: f64, y: f64, size: f64, text: &str) {
+        let (anchor, text) = (Anchor::Start, text.to_string());
+        self.shapes.push(Shape::Text(Text {
+            x,
+            y,
+            size,
+            anchor,
+            colour: INK,
+            bold: true,
+            upright: false,
+            text,
+        }));
+    }
+
+    /// A quiet remark that ends at `x`.
+    pub fn note(&mut self, x: f64, y: f64, text: &str) {
+        self.text(x, y, Anchor::End, FAINT, text);
+    }
+
+    /// The name of a vertical axis.
+    pub fn upright(&mut self, x: f64, y: f64, text: &str) {
+        let (anchor, text) = (Anchor::Middle, text.to_string());
+        self.shapes.push(Shape::Text(Text {
+            x,
+            y,
+            size: 13.0,
+            anchor,
+            colour: FAINT,
+            bold: false,
+            upright: true,
+            text,
+        }));
+    }
+}
