@@ -18,7 +18,7 @@ pub fn rows_per_task(C: usize) -> usize {
     (CHUNK / C.max(1)).max(1)
 }
 
-/// What the body was compiled for: a constant once it is inlined.
+/// What a body was compiled for: a constant once it is inlined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Simd {
     Avx512,
@@ -27,38 +27,58 @@ pub enum Simd {
     Baseline,
 }
 
+impl Simd {
+    /// Best first.
+    pub const ALL: [Simd; 3] = [Simd::Avx512, Simd::Avx2, Simd::Baseline];
+
+    /// Whether this CPU has it.
+    pub fn is_supported(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx512 = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl");
+            match self {
+                Simd::Avx512 => avx2 && avx512,
+                Simd::Avx2 => avx2,
+                Simd::Baseline => true,
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            self == Simd::Baseline
+        }
+    }
+}
+
 /// Runs `body` compiled for the best instruction set of this CPU.
 ///
 /// Only what is inlined into `body` is compiled for it: mark the closure and all it calls `#[inline(always)]`, and
 /// call this inside a rayon task, not around it.
 #[inline(always)]
 pub fn dispatch<R>(body: impl FnOnce(Simd) -> R) -> R {
+    let best = Simd::ALL.into_iter().find(|simd| simd.is_supported());
+    dispatch_on(best.unwrap_or(Simd::Baseline), body)
+}
+
+/// Runs `body` compiled for `simd`.
+///
+/// # Panics
+/// If this CPU lacks that.
+#[inline(always)]
+pub fn dispatch_on<R>(simd: Simd, body: impl FnOnce(Simd) -> R) -> R {
+    assert!(simd.is_supported(), "this CPU lacks {simd:?}");
     #[cfg(target_arch = "x86_64")]
-    {
-        if has_avx512() {
-            // SAFETY: the CPU has all features that the function enables.
-            return unsafe { with_avx512(body) };
-        }
-        if has_avx2() {
-            // SAFETY: as above.
-            return unsafe { with_avx2(body) };
-        }
+    match simd {
+        // SAFETY: the CPU has all features that the function enables, as just checked.
+        Simd::Avx512 => return unsafe { with_avx512(body) },
+        // SAFETY: as above.
+        Simd::Avx2 => return unsafe { with_avx2(body) },
+        Simd::Baseline => {}
     }
     body(Simd::Baseline)
-}
-
-#[cfg(target_arch = "x86_64")]
-fn has_avx2() -> bool {
-    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
-}
-
-#[cfg(target_arch = "x86_64")]
-fn has_avx512() -> bool {
-    has_avx2()
-        && is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512dq")
-        && is_x86_feature_detected!("avx512vl")
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -119,4 +139,48 @@ pub fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
         half /= 2;
     }
     lanes[0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::compare::testing::random;
+
+    const LENS: [usize; 6] = [0, 1, LANES - 1, LANES, LANES + 1, 5 * LANES + 77];
+
+    #[test]
+    fn reductions_take_in_every_element() {
+        for len in LENS {
+            let src = random(len as u64, len);
+            let exact: f64 = src.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+            let largest = src.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            for simd in Simd::ALL.into_iter().filter(|simd| simd.is_supported()) {
+                let (sum, max) = dispatch_on(
+                    simd,
+                    #[inline(always)]
+                    |_| (sum_of(&src, |x| x * x), max(&src)),
+                );
+                assert!((f64::from(sum) - exact).abs() <= 1e-6 * exact, "{simd:?} {len}: {sum} {exact}");
+                assert_eq!(max, largest, "{simd:?} {len}");
+            }
+        }
+    }
+
+    #[test]
+    fn max_passes_over_nan_wherever_it_is() {
+        for at in 0..LANES + 5 {
+            let mut src = vec![-3.0; LANES + 5];
+            src[at] = f32::NAN;
+            assert_eq!(max(&src), -3.0);
+            assert!(sum_of(&src, |x| x).is_nan());
+        }
+    }
+
+    #[test]
+    fn bodies_know_what_they_run_on() {
+        for simd in Simd::ALL.into_iter().filter(|simd| simd.is_supported()) {
+            assert_eq!(dispatch_on(simd, |simd| simd), simd);
+        }
+        assert!(Simd::Baseline.is_supported());
+    }
 }

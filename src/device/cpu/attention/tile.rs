@@ -216,33 +216,52 @@ fn mul_add(simd: Simd, a: F32x16, b: F32x16, c: F32x16) -> F32x16 {
 mod tests {
     use super::*;
     use crate::device::compare::assert_close;
-    use crate::device::compare::testing::random;
-    use crate::device::cpu::simd::dispatch;
+    use crate::device::compare::testing::{added, random};
+    use crate::device::cpu::simd::dispatch_on;
+
+    fn check(simd: Simd, (m, n, k): (usize, usize, usize), (row, column): (usize, usize)) {
+        let (a, b, before) = (random(1, m * k * 3 + 3), random(2, k * n), random(3, m * n));
+        let exact = |i: usize, j: usize| -> f64 {
+            (0..k).map(|l| f64::from(a[i * row + l * column]) * f64::from(b[l * n + j])).sum()
+        };
+        let want: Vec<f64> = (0..m * n).map(|x| exact(x / n, x % n)).collect();
+        let a = Strided { data: &a, row, column };
+        let (mut c, mut sum) = (vec![f32::NAN; m * n], before.clone());
+        dispatch_on(
+            simd,
+            #[inline(always)]
+            |simd| {
+                product(simd, &mut c, a, &b, n);
+                add_product(simd, &mut sum, a, &b, n);
+            },
+        );
+        assert_close(&format!("{simd:?} product {m} {n} {k}"), &c, &want, 1e-6);
+        assert_close(&format!("{simd:?} add_product {m} {n} {k}"), &sum, &added(&before, &want), 1e-6);
+    }
 
     #[test]
-    fn products_of_any_size() {
-        for (m, n, k) in [(1, 16, 1), (8, 32, 20), (13, 48, 7), (33, 64, 64), (5, 32, 0), (0, 32, 5)] {
-            let (a, b, before) = (random(1, m * k * 3 + 3), random(2, k * n), random(3, m * n));
-            for (row, column) in [(k * 3, 1), (1, m + 1), (2 * k, 2)] {
-                let a = Strided { data: &a, row, column };
-                let exact = |i: usize, j: usize| -> f64 {
-                    (0..k).map(|l| f64::from(a.data[i * row + l * column]) * f64::from(b[l * n + j])).sum()
-                };
-                let want: Vec<f64> = (0..m * n).map(|x| exact(x / n, x % n)).collect();
-                let mut c = vec![f32::NAN; m * n];
-                dispatch(
-                    #[inline(always)]
-                    |simd| product(simd, &mut c, a, &b, n),
-                );
-                assert_close("product", &c, &want, 1e-6);
-                let want: Vec<f64> = want.iter().zip(&before).map(|(w, &b)| w + f64::from(b)).collect();
-                let mut c = before.clone();
-                dispatch(
-                    #[inline(always)]
-                    |simd| add_product(simd, &mut c, a, &b, n),
-                );
-                assert_close("add_product", &c, &want, 1e-6);
+    fn products_of_any_size_on_any_instruction_set() {
+        for simd in Simd::ALL.into_iter().filter(|simd| simd.is_supported()) {
+            for (m, n, k) in [(1, 16, 1), (8, 32, 20), (13, 48, 7), (33, 64, 64), (5, 32, 0), (0, 32, 5)] {
+                for strides in [(k * 3, 1), (1, m + 1), (2 * k, 2)] {
+                    check(simd, (m, n, k), strides);
+                }
             }
+        }
+    }
+
+    #[test]
+    fn rows_are_scaled_on_any_instruction_set() {
+        let (rows, factors) = (random(1, 3 * W), random(2, W));
+        let want: Vec<f32> = rows.iter().zip(factors.iter().cycle()).map(|(a, b)| a * b).collect();
+        for simd in Simd::ALL.into_iter().filter(|simd| simd.is_supported()) {
+            let (mut rows, factors) = (rows.clone(), <&[f32; W]>::try_from(&factors[..]).unwrap());
+            dispatch_on(
+                simd,
+                #[inline(always)]
+                |simd| scale_rows(simd, &mut rows, factors),
+            );
+            assert_close(&format!("{simd:?}"), &rows, &want, 0.0);
         }
     }
 }
