@@ -10,10 +10,11 @@ use warpsmith::device::cpu::{Cpu, matmul::Precision};
 use warpsmith::model::activations::Recompute;
 use warpsmith::model::backward::MicroStep;
 use warpsmith::model::{BatchShape, GPT2, ModelOptions, init};
-use warpsmith::ops::{Device, Ops};
+use warpsmith::ops::{AdamW, DecaySegment, Device, Ops};
 use warpsmith::optim::optimizer::{HyperParams, Optimizer};
 use warpsmith::params::PARAMS;
-use warpsmith::tensor::{MemoryPlan, Tensor};
+use warpsmith::rng::{Mt19937, identity_permutation};
+use warpsmith::tensor::{Dtype, MemoryPlan, Tensor};
 
 const MODELS: [&str; 2] = ["gpt2_tiny", "gpt2_tiny_no_qkv_bias"];
 
@@ -192,5 +193,67 @@ fn a_fresh_model_is_the_one_pytorch_draws() {
             "{}: bits of all values",
             spec.name
         );
+    }
+}
+
+#[test]
+fn random_numbers_are_pytorchs() {
+    let recorded = json("mt19937.json");
+    let cases = |key: &str| recorded[key].as_array().unwrap().clone();
+    let narrowed = |value: &Value| floats(value).into_iter().map(|v| v as f32).collect::<Vec<_>>();
+    for case in cases("normal") {
+        let mut rng = Mt19937::new(42);
+        let mut got = vec![f32::NAN; case["size"].as_u64().unwrap() as usize];
+        rng.normal_fill(&mut got, 0.0, 1.0);
+        assert_eq!(got, narrowed(&case["values"]), "{} normal numbers", got.len());
+        assert_eq!(u64::from(rng.randint32() & 0xff_ffff), case["next_low24"].as_u64().unwrap());
+    }
+    for case in cases("uniform") {
+        let mut rng = Mt19937::new(42);
+        let mut got = vec![f32::NAN; case["size"].as_u64().unwrap() as usize];
+        rng.uniform(&mut got, 0.0, 1.0);
+        assert_eq!(got, narrowed(&case["values"]), "{} uniform numbers", got.len());
+    }
+    for case in cases("permutations") {
+        let mut rng = Mt19937::new(case["seed"].as_u64().unwrap() as u32);
+        let mut got = identity_permutation(case["size"].as_u64().unwrap() as usize);
+        rng.random_permutation(&mut got);
+        assert_eq!(got.into_iter().map(f64::from).collect::<Vec<_>>(), floats(&case["values"]));
+    }
+}
+
+#[test]
+fn adamw_is_pytorchs() {
+    let recorded = json("adamw.json");
+    let both = |value: &Value| -> Vec<f32> {
+        ["matrix", "vector"].iter().flat_map(|part| floats(&value[part])).map(|v| v as f32).collect()
+    };
+    let number = |key: &str| recorded["recipe"][key].as_f64().unwrap() as f32;
+    let start = both(&recorded["start"]);
+    let (len, matrix) = (start.len(), floats(&recorded["start"]["matrix"]).len());
+    let mut plan = MemoryPlan::new();
+    let [params, grads, m, v] =
+        ["params", "grads", "m", "v"].map(|name| plan.add("test", name, Dtype::F32, len));
+    let mut dev = Cpu::new(Precision::F32).unwrap();
+    dev.allocate(&plan).unwrap();
+    dev.upload(params, bytemuck::cast_slice(&start)).unwrap();
+    let segments = [
+        DecaySegment { start: 0, len: matrix, weight_decay: number("weight_decay") },
+        DecaySegment { start: matrix, len: len - matrix, weight_decay: 0.0 },
+    ];
+    let mut download = vec![f32::NAN; len];
+    for (t, step) in (1..).zip(recorded["steps"].as_array().unwrap()) {
+        dev.upload(grads, bytemuck::cast_slice(&both(&step["grads"]))).unwrap();
+        let (beta1, beta2, eps) = (number("beta1"), number("beta2"), number("eps"));
+        let lr = step["lr"].as_f64().unwrap() as f32;
+        let segments = &segments;
+        dev.adamw(AdamW { params, m, v, grads, segments, lr, beta1, beta2, eps, grad_scale: 1.0, t })
+            .unwrap();
+        dev.download(bytemuck::cast_slice_mut(&mut download), params).unwrap();
+        assert_close(&format!("parameters after step {t}"), &download, &both(&step["params"]), 1e-6);
+    }
+    for (name, tensor) in [("exp_avg", m), ("exp_avg_sq", v)] {
+        dev.download(bytemuck::cast_slice_mut(&mut download), tensor).unwrap();
+        assert_close(name, &download, &both(&recorded["end"][name]), 1e-6);
     }
 }
