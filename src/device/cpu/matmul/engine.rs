@@ -39,6 +39,7 @@ impl Engine {
         Self::best(precision).expect("a precision that this CPU lacks was not refused at the start")
     }
 
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
     pub fn run(self, scratch: &mut Scratch, product: Product) {
         match self {
             Engine::Portable => portable::run(&product),

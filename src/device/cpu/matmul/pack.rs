@@ -125,8 +125,12 @@ unsafe fn load_along(
         sixteen!(I => {
             let depth = if I < lines { depth } else { 0 };
             let line = start.wrapping_add(I * line_stride);
+            // The next 16 lines at the same k.
+            let next = line.wrapping_add(LANES * line_stride);
+            _mm_prefetch::<_MM_HINT_T1>(next.cast());
             let first = load(depth, line);
             if bf16 {
+                _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(LANES).cast());
                 bits_of_bf16(_mm512_cvtne2ps_pbh(load(depth.saturating_sub(LANES), line.wrapping_add(LANES)), first))
             } else {
                 _mm512_castps_si512(first)

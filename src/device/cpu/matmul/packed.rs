@@ -20,8 +20,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const PHASE_GROUPS: usize = 64;
 /// Blocks of packed lhs at once: 8 MiB, which the caches still hold when the jobs read it.
 const LHS_BLOCKS: usize = 8 << 10;
-/// Blocks of packed rhs of one job: 384 KiB, a part of the second-level cache.
-const RHS_BLOCKS: usize = 384;
+/// Blocks of packed rhs of one job: 768 KiB, a part of the second-level cache.
+const RHS_BLOCKS: usize = 768;
 
 /// Panels of lhs that a thread packs at a time.
 const PANELS_AT_ONCE: usize = 4;

@@ -124,6 +124,7 @@ impl<'a> Product<'a> {
     }
 
     /// Whether `out` is to be written past the caches.
+    #[cfg(target_arch = "x86_64")]
     pub fn streams(&self) -> bool {
         matches!(self.pass, Pass::AssignFar)
     }
@@ -166,6 +167,9 @@ impl<'a> Product<'a> {
     }
 }
 
+/// 2 sqrt(2/pi)
+const TWO_SQRT_2_PI: f32 = 1.595_769;
+
 /// GELU, tanh form, written with the logistic function: 1 + tanh(u) = 2 / (1 + exp(-2u)).
 #[inline(always)]
 fn gelu(x: f32) -> f32 {
@@ -176,14 +180,13 @@ fn gelu(x: f32) -> f32 {
 /// s + x s (1 - s) 2 u'.
 #[inline(always)]
 fn gelu_grad(x: f32) -> f32 {
-    const TWO_SQRT_2_PI: f32 = 1.595_769;
     let s = gate(x);
     s + x * s * (1.0 - s) * TWO_SQRT_2_PI * (1.0 + 3.0 * 0.044715 * x * x)
 }
 
+/// 1 / (1 + exp(-2u))
 #[inline(always)]
 fn gate(x: f32) -> f32 {
-    const TWO_SQRT_2_PI: f32 = 1.595_769;
     1.0 / (1.0 + exp(-TWO_SQRT_2_PI * (x + 0.044715 * x * x * x)))
 }
 
