@@ -6,7 +6,7 @@ mod sampler;
 pub use generate::{Finish, generate};
 pub use sampler::{Sampler, SamplerOptions};
 
-use crate::config::GPT2_VOCAB;
+use crate::data::tokenizer::EOT;
 
-/// `<|endoftext|>`, the last id of GPT-2's vocabulary: it separates documents, so it starts and ends a text.
-pub const END_OF_TEXT: u32 = GPT2_VOCAB as u32 - 1;
+/// `<|endoftext|>`: it separates documents, so it starts and ends a text.
+pub const END_OF_TEXT: u32 = EOT as u32;

@@ -5,6 +5,7 @@
 //! each preceded by its length. All little-endian.
 
 use super::{ENDINGS, Example, HellaSwag};
+use crate::data::tokenizer::encode_ordinary;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
 use std::path::Path;
@@ -69,14 +70,9 @@ fn parse_json(line: &str) -> Result<Example> {
     };
     let mut tokens: [Vec<u16>; ENDINGS] = Default::default();
     for (i, ending) in endings.iter().enumerate() {
-        tokens[i] = encode(&format!(" {}", text(ending, &format!("endings[{i}]"))?));
+        tokens[i] = encode_ordinary(&format!(" {}", text(ending, &format!("endings[{i}]"))?));
     }
-    Ok(Example { ctx: encode(&ctx), endings: tokens, label })
-}
-
-fn encode(text: &str) -> Vec<u16> {
-    let tokens = tiktoken_rs::r50k_base_singleton().encode_ordinary(text);
-    tokens.into_iter().map(|token| u16::try_from(token).expect("GPT-2 has fewer than 65536 tokens")).collect()
+    Ok(Example { ctx: encode_ordinary(&ctx), endings: tokens, label })
 }
 
 fn parse_bin(bytes: &[u8]) -> Result<Vec<Example>> {
