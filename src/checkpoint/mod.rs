@@ -70,6 +70,9 @@ fn load_directory(dir: &Path) -> Result<ModelFile> {
 /// # Errors
 /// One line, if the type does not fit the format, or the file cannot be written.
 pub fn save_model(path: &Path, model: &ModelFile, dtype: Dtype) -> Result<()> {
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    }
     match path.extension().and_then(|e| e.to_str()) {
         Some("bin") => {
             model_bin::write(path, &model.config, dtype, &mut |_, start, out| {

@@ -28,7 +28,7 @@ pub enum Tool {
     Sample(SampleArgs),
     /// Measure a model: validation loss and perplexity, HellaSwag accuracy
     Eval(EvalArgs),
-    /// Convert a model between llm.c's .bin and Hugging Face's safetensors, or between types of numbers
+    /// Convert a model between llm.c's .bin and Hugging Face's safetensors, or HellaSwag's .jsonl to llm.c's .bin
     Convert(ConvertArgs),
     /// Draw a run's curves from its metrics.jsonl
     Plot(PlotArgs),
@@ -180,15 +180,22 @@ pub struct NumberArgs {
 
 #[derive(Args, Clone, Debug)]
 pub struct ConvertArgs {
-    /// Model to read: a .bin or .safetensors file, or a folder that holds one
+    /// What to read: a model (.bin, .safetensors, or a folder that holds one), or HellaSwag's questions (.jsonl)
     #[arg(value_name = "IN")]
     pub input: PathBuf,
-    /// Model to write; its ending says the format: .bin or .safetensors
+    /// File to write; its ending says the format: .bin or .safetensors
     #[arg(value_name = "OUT")]
     pub output: PathBuf,
-    /// Type of the numbers in OUT: f32, bf16 [default: that of IN]
-    #[arg(long, value_name = "TYPE", value_parser = values::dtype)]
-    pub dtype: Option<Dtype>,
+    /// Type of the numbers in a model's OUT: f32, bf16
+    #[arg(long, value_name = "TYPE", value_parser = values::dtype, default_value = "f32")]
+    pub dtype: Dtype,
+}
+
+impl ConvertArgs {
+    /// Whether the input is HellaSwag's questions and no model.
+    pub fn is_hellaswag(&self) -> bool {
+        self.input.extension().is_some_and(|end| end == "jsonl")
+    }
 }
 
 #[derive(Args, Clone, Debug)]
@@ -236,12 +243,11 @@ impl Tool {
                 );
             }
             Tool::Convert(args) => {
-                let known = args.output.extension().is_some_and(|end| end == "bin" || end == "safetensors");
-                ensure!(
-                    known,
-                    "convert: expected OUT to end in .bin or .safetensors, found {}",
-                    args.output.display()
-                );
+                let ends = |end: &str| args.output.extension().is_some_and(|e| e == end);
+                let known = ends("bin") || ends("safetensors") && !args.is_hellaswag();
+                let expected = if args.is_hellaswag() { ".bin" } else { ".bin or .safetensors" };
+                let found = args.output.display();
+                ensure!(known, "convert: expected OUT to end in {expected}, found {found}");
             }
             _ => {}
         }
@@ -330,7 +336,7 @@ mod tests {
 
         let Tool::Convert(a) = ok("convert a.bin b.safetensors --dtype float32") else { panic!() };
         assert_eq!((a.input.to_str(), a.output.to_str()), (Some("a.bin"), Some("b.safetensors")));
-        assert_eq!(a.dtype, Some(Dtype::F32));
+        assert_eq!(a.dtype, Dtype::F32);
         assert!(matches!(ok("plot log"), Tool::Plot(a) if a.dir.to_str() == Some("log")));
         assert!(matches!(ok("flags --write README.md"), Tool::Flags(a) if a.write.is_some()));
         assert!(matches!(ok("sample -e a -e b --seed 1 --seed 2"), Tool::Sample(a) if a.seed == 2));

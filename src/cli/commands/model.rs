@@ -16,7 +16,7 @@ use crate::model::decode::Decoder;
 use crate::model::{BatchShape, GPT2, ModelOptions, Weights};
 use crate::ops::Device;
 use crate::sample::{Sampler, SamplerOptions, generate};
-use crate::tensor::{Dtype, MemoryPlan};
+use crate::tensor::MemoryPlan;
 use anyhow::{Context, Result, ensure};
 use std::io::Write;
 
@@ -95,12 +95,13 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     dev.upload(model.weights.all, bytemuck::cast_slice(&file.params))?;
     drop(file);
 
-    let mut results = serde_json::Map::new();
+    let mut summary = serde_json::Map::new();
+    let mut lines = String::new();
     if let Some(mut loader) = loader {
         let loss = validation_loss(&model, &mut dev, &mut loader, shape, args.max_batches)?;
         println!("val loss {loss:.6}, perplexity {:.4}", perplexity(loss));
-        results.insert("val_loss".into(), loss.into());
-        results.insert("val_perplexity".into(), perplexity(loss).into());
+        summary.insert("val_loss".into(), loss.into());
+        summary.insert("val_perplexity".into(), perplexity(loss).into());
     }
     if let Some(questions) = questions {
         let mut progress = Progress::new("HellaSwag", questions.examples.len() as u64, "examples");
@@ -116,15 +117,25 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
                 evaluation.truncated
             );
         }
-        results.insert("hellaswag_acc_norm".into(), score.acc_norm().into());
-        results.insert("hellaswag_acc".into(), score.acc().into());
-        results.insert("hellaswag_items".into(), serde_json::to_value(&evaluation.items)?);
+        summary.insert("hellaswag_acc_norm".into(), score.acc_norm().into());
+        summary.insert("hellaswag_acc".into(), score.acc().into());
+        for item in &evaluation.items {
+            lines += &(item_line(item).to_string() + "\n");
+        }
     }
     if let Some(path) = &args.output {
-        let text = serde_json::to_string(&results)? + "\n";
-        checkpoint::atomic::write(path, |out| Ok(out.write_all(text.as_bytes())?))?;
+        lines += &(serde_json::to_string(&summary)? + "\n");
+        checkpoint::atomic::write(path, |out| Ok(out.write_all(lines.as_bytes())?))?;
     }
     Ok(())
+}
+
+/// What became of one question, for `-o`.
+fn item_line(item: &hellaswag::Item) -> serde_json::Value {
+    serde_json::json!({
+        "index": item.index, "label": item.label, "sum": item.sum_loss, "mean": item.avg_loss,
+        "pred": item.pred(), "pred_norm": item.pred_norm(),
+    })
 }
 
 fn open_validation(pattern: &str, shape: BatchShape, config: &ModelConfig) -> Result<DataLoader> {
@@ -143,8 +154,14 @@ fn open_validation(pattern: &str, shape: BatchShape, config: &ModelConfig) -> Re
 }
 
 pub fn convert(args: &ConvertArgs) -> Result<()> {
+    if args.is_hellaswag() {
+        let questions = HellaSwag::open(&args.input)?;
+        questions.write_bin(&args.output)?;
+        println!("{}: {} questions", args.output.display(), questions.examples.len());
+        return Ok(());
+    }
     let model = checkpoint::load_model(&args.input)?;
-    checkpoint::save_model(&args.output, &model, args.dtype.unwrap_or(Dtype::F32))?;
+    checkpoint::save_model(&args.output, &model, args.dtype)?;
     println!("{}: {} parameters", args.output.display(), model.params.len());
     Ok(())
 }

@@ -5,7 +5,6 @@ use super::{ENDINGS, Example, HellaSwag};
 use crate::model::{BatchShape, GPT2};
 use crate::ops::Ops;
 use anyhow::{Result, ensure};
-use serde::Serialize;
 use std::ops::Add;
 
 /// Right answers; add up those of all ranks.
@@ -43,7 +42,7 @@ impl Add for HellaSwagScore {
 }
 
 /// What the model made of one example. Losses are in nats.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Item {
     /// Its place in the file, from 0.
     pub index: usize,

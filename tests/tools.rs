@@ -1,0 +1,144 @@
+//! The commands of `warpsmith` as a user runs them, from text to a story and back.
+
+mod common;
+
+use common::{Corpus, WARPSMITH, refuse, stdout, succeed};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+fn warpsmith(dir: &Path, line: &str) -> Command {
+    let mut command = Command::new(WARPSMITH);
+    command.current_dir(dir).args(line.split(' '));
+    command
+}
+
+#[test]
+fn stories_become_shards_that_train() {
+    let corpus = Corpus::new();
+    let dir = corpus.dir.path();
+    let report = stdout(&succeed(&mut warpsmith(dir, "stories -o s --count 300 --seed 7")));
+    assert!(report.starts_with("300 documents"), "{report}");
+    let again = stdout(&succeed(&mut warpsmith(dir, "stories -o t --count 300 --seed 7")));
+    assert_eq!(report.replace("s/stories", "t/stories"), again);
+    for name in ["stories.txt", "stories_val_000000.bin", "stories_train_000001.bin"] {
+        assert!(
+            fs::read(dir.join("s").join(name)).unwrap() == fs::read(dir.join("t").join(name)).unwrap(),
+            "{name}"
+        );
+    }
+    refuse(&mut warpsmith(dir, "stories -o s --count 300"), &["stories.txt", "--force"]);
+    succeed(corpus.train().args("-i s/*_train_*.bin -j s/*_val_*.bin -x 3 -v 1 -m 2".split(' ')));
+}
+
+#[test]
+fn text_and_json_lines_become_shards() {
+    let corpus = Corpus::new();
+    let dir = corpus.dir.path();
+    let text = "It was a dark night.\n\nThe moon rose. <|endoftext|> is only text.\n\n".repeat(200);
+    fs::create_dir(dir.join("in")).unwrap();
+    fs::write(dir.join("in/a.txt"), &text).unwrap();
+    fs::write(dir.join("in/b.jsonl"), "{\"text\": \"One line.\"}\n{\"text\": \"Another one.\"}\n").unwrap();
+    let report =
+        stdout(&succeed(&mut warpsmith(dir, "data in -o out --name n --val-tokens 500 --shard-size 1000")));
+    assert!(report.contains("500 validation"), "{report}");
+    assert!(
+        dir.join("out/n_val_000000.bin").exists() && dir.join("out/n_train_000003.bin").exists(),
+        "{report}"
+    );
+
+    refuse(&mut warpsmith(dir, "data in -o out --name n"), &["out/n_", "already exists", "--force"]);
+    fs::write(dir.join("bad.txt"), b"fine so far \xff\xfe and on").unwrap();
+    refuse(&mut warpsmith(dir, "data bad.txt -o bad"), &["bad.txt", "12"]);
+    fs::write(dir.join("bad.jsonl"), "{\"text\": \"fine\"}\n{\"title\": 1}\n").unwrap();
+    refuse(&mut warpsmith(dir, "data bad.jsonl -o bad --val-tokens 1"), &["bad.jsonl:2", "text"]);
+    refuse(&mut warpsmith(dir, "data nowhere.txt -o bad"), &["nowhere.txt"]);
+    refuse(&mut warpsmith(dir, "dat in -o bad"), &["dat", "data"]);
+    let left: Vec<_> = fs::read_dir(dir.join("bad")).map(|d| d.collect()).unwrap_or_default();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+/// A few steps of training, for a model to work with.
+fn trained(corpus: &Corpus) {
+    succeed(corpus.train().args("-l 1e-2 -x 20 -n 20 -v 10 -m 4 -o log".split(' ')));
+}
+
+#[test]
+fn samples_are_the_same_with_and_without_the_cache() {
+    let corpus = Corpus::new();
+    trained(&corpus);
+    let sample = |flags: &str| {
+        let line = format!("sample --model log --max-tokens 40 --prompt Once --count 2 {flags}");
+        stdout(&succeed(&mut warpsmith(corpus.dir.path(), line.trim_end())))
+    };
+    let text = sample("--seed 3");
+    assert!(text.contains("sample 1 of 2") && text.contains("Once"), "{text}");
+    assert_eq!(text, sample("--seed 3 --no-kv-cache"));
+    assert_eq!(text, sample("--seed 3 --threads 1"));
+    assert_ne!(text, sample("--seed 4"));
+    assert_eq!(sample("--temperature 0 --seed 1"), sample("--top-k 1 --seed 2"));
+    refuse(&mut warpsmith(corpus.dir.path(), "sample --model nowhere"), &["nowhere"]);
+}
+
+#[test]
+fn models_convert_there_and_back() {
+    let corpus = Corpus::new();
+    let dir = corpus.dir.path();
+    trained(&corpus);
+    succeed(&mut warpsmith(dir, "convert log hf/model.safetensors"));
+    assert!(dir.join("hf/config.json").exists());
+    succeed(&mut warpsmith(dir, "convert hf back.bin"));
+    assert!(fs::read(dir.join("log/model_00000020.bin")).unwrap() == fs::read(dir.join("back.bin")).unwrap());
+    succeed(&mut warpsmith(dir, "convert log half.bin --dtype bf16"));
+    let flags = "-j x_val_*.bin -i x_train_*.bin -b 2 -t 16 -x 1 -e half.bin";
+    succeed(Command::new(common::TRAIN_GPT2).current_dir(dir).args(flags.split(' ')));
+}
+
+#[test]
+fn eval_agrees_with_training_and_counts_hellaswag() {
+    let corpus = Corpus::new();
+    let dir = corpus.dir.path();
+    trained(&corpus);
+    let questions = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/hellaswag_small.jsonl");
+    let mut command =
+        warpsmith(dir, "eval --model log --val x_val_*.bin -b 2 -t 16 -m 4 -o r.json --hellaswag");
+    let text = stdout(&succeed(command.arg(questions)));
+    assert!(text.contains("/24 = "), "{text}");
+    let lines = fs::read_to_string(dir.join("r.json")).unwrap();
+    let lines: Vec<serde_json::Value> = lines.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(lines.len(), 25, "24 questions and a summary");
+    let result = &lines[24];
+    let log = fs::read_to_string(dir.join("log/metrics.jsonl")).unwrap();
+    let last = log
+        .lines()
+        .map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap())
+        .rfind(|l| l["step"] == 20)
+        .unwrap();
+    let (eval, train) = (result["val_loss"].as_f64().unwrap(), last["val_loss"].as_f64().unwrap());
+    assert!((eval - train).abs() <= 1e-6 * train, "eval {eval}, during training {train}");
+
+    succeed(warpsmith(dir, "convert").args([questions, "questions.bin"]));
+    let again = stdout(&succeed(&mut warpsmith(dir, "eval --model log --hellaswag questions.bin")));
+    assert!(text.ends_with(&again), "from .jsonl: {text}from .bin: {again}");
+}
+
+#[test]
+fn hellaswag_runs_during_training() {
+    let corpus = Corpus::new();
+    let questions = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/hellaswag_small.jsonl");
+    let flags = "--context 128 -x 2 -v 1 -m 2 -h 1 -o log --hellaswag-data";
+    let text = stdout(&succeed(corpus.train().args(flags.split(' ')).arg(questions)));
+    assert!(text.contains("HellaSwag: "), "{text}");
+    assert!(fs::read_to_string(corpus.path("log/main.log")).unwrap().contains(" eval:"));
+}
+
+#[test]
+fn a_run_can_be_plotted() {
+    let corpus = Corpus::new();
+    trained(&corpus);
+    let dir = corpus.dir.path();
+    let files = stdout(&succeed(&mut warpsmith(dir, "plot log")));
+    assert!(files.contains("plot.svg") && files.contains("plot.png"), "{files}");
+    assert!(fs::read(dir.join("log/plot.png")).unwrap().starts_with(b"\x89PNG"));
+    refuse(&mut warpsmith(dir, "plot nowhere"), &["nowhere"]);
+}
