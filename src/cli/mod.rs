@@ -28,7 +28,7 @@ pub fn run<T>(program: &str, parsed: Result<Parsed<T>>, body: impl FnOnce(T) -> 
         program,
         parsed.and_then(|parsed| match parsed {
             Parsed::Run(args) => body(args),
-            Parsed::Print(text) => Ok(print_to(&mut io::stdout(), &text)?),
+            Parsed::Print(text) => print(text),
         }),
     )
 }
@@ -37,12 +37,24 @@ pub fn run<T>(program: &str, parsed: Result<Parsed<T>>, body: impl FnOnce(T) -> 
 pub fn exit_with(program: &str, result: Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             // Nothing is left to be done about an error if standard error is closed.
             let _ = writeln!(io::stderr(), "{}", error_line(program, &error));
             ExitCode::from(USER_ERROR)
         }
     }
+}
+
+/// Whether the reader of the output has seen enough (`warpsmith sample … | head`), which is no error.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// Writes to standard output at once.
+fn print(text: impl std::fmt::Display) -> Result<()> {
+    let mut out = io::stdout();
+    Ok(write!(out, "{text}").and_then(|()| out.flush())?)
 }
 
 /// `program: outer: inner`, with what would break the line replaced by spaces.
@@ -58,14 +70,6 @@ fn one_line(text: &str) -> String {
         .join(" ")
 }
 
-/// Writes help text; a reader that has seen enough (`--help | head`) is no error.
-fn print_to(out: &mut impl Write, text: &str) -> io::Result<()> {
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        result => result,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,18 +82,11 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_pipe_ends_help_quietly() {
-        struct Closed(io::ErrorKind);
-        impl Write for Closed {
-            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
-                Err(self.0.into())
-            }
-            fn flush(&mut self) -> io::Result<()> {
-                Ok(())
-            }
-        }
-        assert!(print_to(&mut Closed(io::ErrorKind::BrokenPipe), "x").is_ok());
-        assert!(print_to(&mut Closed(io::ErrorKind::StorageFull), "x").is_err());
+    fn a_closed_pipe_is_no_error() {
+        let of_kind =
+            |kind: io::ErrorKind| anyhow::Error::from(io::Error::from(kind)).context("standard output");
+        assert!(is_closed_pipe(&of_kind(io::ErrorKind::BrokenPipe)));
+        assert!(!is_closed_pipe(&of_kind(io::ErrorKind::StorageFull)));
     }
 
     #[test]

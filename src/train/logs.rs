@@ -70,7 +70,7 @@ impl Logs {
         let (train, val) = loaders;
         self.console.table_head();
         self.console.table(startup_rows(args));
-        self.console.table(rows(&[("device", device.to_string())]));
+        self.console.table(rows(&[("running on", device.to_string())]));
         self.console.table(rows(&[
             ("weight init method", start.to_string()),
             ("max_sequence_length T", config.maxT.to_string()),
@@ -88,7 +88,7 @@ impl Logs {
             ("train data", shards(train)),
             ("val data", val.map_or("not read".to_string(), shards)),
             ("grad_accum_steps", args.grad_accum_steps().to_string()),
-            ("max_steps", self.max_steps.to_string()),
+            ("train_num_batches", self.max_steps.to_string()),
         ]));
         let mib = |bytes: usize| format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64);
         let arenas = memory.arenas.iter().map(|arena| (arena.name, mib(arena.size_bytes)));

@@ -17,8 +17,7 @@ use crate::ops::Ops;
 use crate::optim::optimizer::{HyperParams, Optimizer};
 use crate::optim::outlier::OutlierDetector;
 use crate::tensor::MemoryPlan;
-use anyhow::{Result, ensure};
-use std::path::Path;
+use anyhow::{Context, Result, ensure};
 
 /// Logits take at most this much memory; a larger batch is worked off by chunks of rows.
 const LOGITS_BYTES: usize = 256 << 20;
@@ -94,7 +93,9 @@ fn find_start(args: &TrainArgs) -> Result<Start> {
     }
     Ok(match args.model_source()? {
         ModelSource::Shape(config) => Start::Random(config),
-        ModelSource::File(path) => Start::File(Box::new(checkpoint::load_model(Path::new(&path))?)),
+        ModelSource::File(path) => {
+            Start::File(Box::new(checkpoint::load_model(&path).context("-e/--model")?))
+        }
     })
 }
 
@@ -146,7 +147,7 @@ fn open_loaders(args: &TrainArgs, config: &ModelConfig) -> Result<(DataLoader, O
     Ok((train, val))
 }
 
-/// The buffers training needs, and rows enough for four endings of the longest HellaSwag question.
+/// The buffers training needs, and rows enough for the longest HellaSwag question.
 fn model_options(
     args: &TrainArgs,
     config: &ModelConfig,
@@ -159,7 +160,7 @@ fn model_options(
         config.maxT,
         config.maxT
     );
-    let min_rows = hellaswag.map_or(0, |h| 4 * h.longest().min(config.maxT));
+    let min_rows = hellaswag.map_or(0, |h| h.longest().min(config.maxT));
     let recompute = [Recompute::Nothing, Recompute::Gelu, Recompute::GeluAndLayernorm][args.recompute];
     Ok(ModelOptions { B, T, min_rows, recompute, logits_bytes: LOGITS_BYTES })
 }

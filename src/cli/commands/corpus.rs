@@ -1,5 +1,6 @@
 //! `warpsmith data` and `warpsmith stories`: text to token shards.
 
+use crate::cli::print;
 use crate::cli::tools::{Amount, DataArgs, StoriesArgs};
 use crate::data::prepare::{DEFAULT_SHARD_SIZE, PrepareOptions, PrepareReport, prepare};
 use crate::data::stories::story;
@@ -22,8 +23,7 @@ pub fn data(args: &DataArgs) -> Result<()> {
         val_tokens: args.val_tokens.map(|tokens| tokens as u64),
         force: args.force,
     })?;
-    print_report(&report);
-    Ok(())
+    print_report(&report)
 }
 
 fn prepare_with_progress(options: &PrepareOptions) -> Result<PrepareReport> {
@@ -37,14 +37,14 @@ fn prepare_with_progress(options: &PrepareOptions) -> Result<PrepareReport> {
     Ok(report)
 }
 
-fn print_report(report: &PrepareReport) {
+fn print_report(report: &PrepareReport) -> Result<()> {
     let PrepareReport { input_bytes, documents, val_tokens, train_tokens, shards } = report;
-    println!(
-        "{documents} documents, {input_bytes} bytes: {val_tokens} validation and {train_tokens} training tokens"
-    );
+    let tokens = format!("{val_tokens} validation and {train_tokens} training tokens");
+    print(format_args!("{documents} documents, {input_bytes} bytes: {tokens}\n"))?;
     for path in shards {
-        println!("{}", path.display());
+        print(format_args!("{}\n", path.display()))?;
     }
+    Ok(())
 }
 
 /// Between the stories of a text file: a line of its own, as in dumps of such corpora.
@@ -61,7 +61,7 @@ pub fn stories(args: &StoriesArgs) -> Result<()> {
     if args.is_text() {
         refuse_to_replace(&args.output, args.force)?;
         write_stories(&args.output, args.seed, count)?;
-        println!("{}: {count} stories", args.output.display());
+        print(format_args!("{}: {count} stories\n", args.output.display()))?;
         return Ok(());
     }
     let text = args.output.join("stories.txt");
@@ -79,8 +79,7 @@ pub fn stories(args: &StoriesArgs) -> Result<()> {
         val_tokens: None,
         force: args.force,
     })?;
-    print_report(&report);
-    Ok(())
+    print_report(&report)
 }
 
 /// How many stories make up about so many tokens.

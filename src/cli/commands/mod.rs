@@ -3,6 +3,7 @@
 mod corpus;
 mod model;
 
+use super::print;
 use super::tools::{FlagsArgs, PlotArgs, Tool, parse};
 use anyhow::Result;
 use std::process::ExitCode;
@@ -21,7 +22,7 @@ pub fn main() -> ExitCode {
 
 fn plot(args: &PlotArgs) -> Result<()> {
     for path in crate::metrics::plot::plot_run(&args.dir)? {
-        println!("{}", path.display());
+        print(format_args!("{}\n", path.display()))?;
     }
     Ok(())
 }
@@ -29,9 +30,6 @@ fn plot(args: &PlotArgs) -> Result<()> {
 fn flags(args: &FlagsArgs) -> Result<()> {
     match &args.write {
         Some(path) => super::readme::write_flags(path),
-        None => {
-            print!("{}", super::readme::flags_markdown());
-            Ok(())
-        }
+        None => print(super::readme::flags_markdown()),
     }
 }

@@ -2,6 +2,7 @@
 #![allow(non_snake_case)]
 
 use crate::checkpoint;
+use crate::cli::print;
 use crate::cli::tools::{ConvertArgs, EvalArgs, NumberArgs, SampleArgs};
 use crate::cli::train_gpt2::open_cpu;
 use crate::config::ModelConfig;
@@ -17,8 +18,7 @@ use crate::model::{BatchShape, GPT2, ModelOptions, Weights};
 use crate::ops::Device;
 use crate::sample::{Sampler, SamplerOptions, generate};
 use crate::tensor::MemoryPlan;
-use anyhow::{Context, Result, ensure};
-use std::io::Write;
+use anyhow::{Result, ensure};
 
 pub fn sample(args: &SampleArgs) -> Result<()> {
     let file = checkpoint::load_model(&args.model)?;
@@ -41,7 +41,7 @@ pub fn sample(args: &SampleArgs) -> Result<()> {
     }
     for index in 0..args.count {
         if args.count > 1 {
-            println!("--- sample {} of {}", index + 1, args.count);
+            print(format_args!("--- sample {} of {}\n", index + 1, args.count))?;
         }
         let mut sampler = Sampler::new(SamplerOptions {
             temperature: args.temperature,
@@ -65,15 +65,11 @@ fn print_sample(
 ) -> Result<()> {
     let vocabulary = tokenizer::Decoder::gpt2();
     let mut stream = TextStream::new();
-    let mut out = std::io::stdout();
-    let mut put =
-        |text: &str| out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("standard output");
-    put(text)?;
+    print(text)?;
     generate(dev, decoder, sampler, prompt, args.max_tokens, !args.no_kv_cache, &mut |token| {
-        put(&stream.push(vocabulary.token_bytes(token).unwrap_or_default()))
+        print(stream.push(vocabulary.token_bytes(token).unwrap_or_default()))
     })?;
-    put(&stream.finish())?;
-    put("\n")
+    print(stream.finish() + "\n")
 }
 
 pub fn eval(args: &EvalArgs) -> Result<()> {
@@ -99,7 +95,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     let mut lines = String::new();
     if let Some(mut loader) = loader {
         let loss = validation_loss(&model, &mut dev, &mut loader, shape, args.max_batches)?;
-        println!("val loss {loss:.6}, perplexity {:.4}", perplexity(loss));
+        print(format_args!("val loss {loss:.6}, perplexity {:.4}\n", perplexity(loss)))?;
         summary.insert("val_loss".into(), loss.into());
         summary.insert("val_perplexity".into(), perplexity(loss).into());
     }
@@ -109,13 +105,16 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         let evaluation = hellaswag::evaluate(&model, &mut dev, &questions, (0, 1), &mut show)?;
         progress.finish();
         let score = evaluation.score();
-        println!("HellaSwag acc_norm {}/{} = {:.4}", score.correct_norm, score.total, score.acc_norm());
-        println!("HellaSwag acc      {}/{} = {:.4}", score.correct, score.total, score.acc());
+        print(format_args!(
+            "HellaSwag acc_norm {}/{} = {:.4}\n",
+            score.correct_norm,
+            score.total,
+            score.acc_norm()
+        ))?;
+        print(format_args!("HellaSwag acc      {}/{} = {:.4}\n", score.correct, score.total, score.acc()))?;
         if evaluation.truncated > 0 {
-            println!(
-                "{} examples are longer than the model's context and lost the start of theirs",
-                evaluation.truncated
-            );
+            let lost = "examples are longer than the model's context and lost the start of theirs";
+            print(format_args!("{} {lost}\n", evaluation.truncated))?;
         }
         summary.insert("hellaswag_acc_norm".into(), score.acc_norm().into());
         summary.insert("hellaswag_acc".into(), score.acc().into());
@@ -157,12 +156,12 @@ pub fn convert(args: &ConvertArgs) -> Result<()> {
     if args.is_hellaswag() {
         let questions = HellaSwag::open(&args.input)?;
         questions.write_bin(&args.output)?;
-        println!("{}: {} questions", args.output.display(), questions.examples.len());
+        print(format_args!("{}: {} questions\n", args.output.display(), questions.examples.len()))?;
         return Ok(());
     }
     let model = checkpoint::load_model(&args.input)?;
     checkpoint::save_model(&args.output, &model, args.dtype)?;
-    println!("{}: {} parameters", args.output.display(), model.params.len());
+    print(format_args!("{}: {} parameters\n", args.output.display(), model.params.len()))?;
     Ok(())
 }
 
