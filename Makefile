@@ -45,9 +45,10 @@ DTYPE ?= $(shell grep -qsw amx_bf16 /proc/cpuinfo && echo bf16 || echo f32)
 TRAIN_FLAGS ?= --layers 4 --heads 4 --channels 128 -b 4 -t 256 -l 3e-3 -u 60 -q 0.05 -c 0.1 \
 	-v 200 -m 16 -s 500 -g 200 --sample-temperature 0.7 --dtype $(DTYPE)
 
-train: build ## train a small model on built-in stories (or TEXT=file.txt), then plot and sample
-	@ls $(DATA)/*_train_*.bin >/dev/null 2>&1 || if [ -z "$(TEXT)" ]; then ./warpsmith stories -o $(DATA) --tokens $(STORY_TOKENS) --force; \
-	else ./warpsmith data "$(TEXT)" -o $(DATA) --name "$(PREFIX)"; fi
+$(BUILD)/text-$(PREFIX)/$(PREFIX)_train_000001.bin: | build
+	./warpsmith data "$(TEXT)" -o $(BUILD)/text-$(PREFIX) --name "$(PREFIX)"
+
+train: build $(DATA)/$(PREFIX)_train_000001.bin ## train a small model on built-in stories (or TEXT=file.txt), then plot and sample
 	./train_gpt2 -i '$(DATA)/*_train_*.bin' -j '$(DATA)/*_val_*.bin' -o $(OUT) -y 1 -n 200 -nk 2 $(TRAIN_FLAGS) --prompt "$(PROMPT)" -x $(STEPS)
 	./warpsmith plot $(OUT)
 	./warpsmith sample --model $(OUT) --prompt "$(PROMPT)" --temperature 0.7 --max-tokens 300 --dtype $(DTYPE)
@@ -57,19 +58,18 @@ train: build ## train a small model on built-in stories (or TEXT=file.txt), then
 venv:
 	@dev/setup_venv.sh $(VENV)
 
-$(BUILD)/stories: build
-	./warpsmith stories -o $@ --tokens $(STORY_TOKENS)
+STORIES := $(BUILD)/stories/stories_train_000001.bin
+$(STORIES): | build
+	./warpsmith stories -o $(BUILD)/stories --tokens $(STORY_TOKENS) --force
 
-SHARDS := $(BUILD)/stories/*_train_*.bin
+parity: build venv $(STORIES) ## loss and norm beside PyTorch and Hugging Face, 20 steps
+	$(VENV)/bin/python dev/parity.py --data '$(STORIES)' $(PARITY_FLAGS)
 
-parity: build venv $(BUILD)/stories ## loss and norm beside PyTorch and Hugging Face, 20 steps
-	$(VENV)/bin/python dev/parity.py --data '$(SHARDS)' $(PARITY_FLAGS)
-
-BENCH := $(VENV)/bin/python dev/bench.py --data '$(SHARDS)' -e d12 --ours 'f32=./train_gpt2 --dtype f32' \
+BENCH := $(VENV)/bin/python dev/bench.py --data '$(STORIES)' -e d12 --ours 'f32=./train_gpt2 --dtype f32' \
 	--torch f32:eager --torch f32:compile --torch bf16:eager --torch bf16:compile
 BF16 = $(if $(filter bf16,$(DTYPE)),--ours 'bf16=./train_gpt2 --dtype bf16')
 
-bench: build venv $(BUILD)/stories ## time a 124M step beside PyTorch, recorded in benches/record
+bench: build venv $(STORIES) ## time a 124M step beside PyTorch, recorded in benches/record
 	$(BENCH) $(BF16) -b 4 -t 64
 	$(BENCH) $(BF16) -b 1 -t 1024
 
