@@ -45,8 +45,8 @@ DTYPE ?= $(shell grep -qsw amx_bf16 /proc/cpuinfo && echo bf16 || echo f32)
 TRAIN_FLAGS ?= --layers 4 --heads 4 --channels 128 -b 4 -t 256 -l 3e-3 -u 60 -q 0.05 -c 0.1 \
 	-v 200 -m 16 -s 500 -g 200 --sample-temperature 0.7 --dtype $(DTYPE)
 
-$(BUILD)/text-$(PREFIX)/$(PREFIX)_train_000001.bin: | build
-	./warpsmith data "$(TEXT)" -o $(BUILD)/text-$(PREFIX) --name "$(PREFIX)"
+$(BUILD)/text-$(PREFIX)/$(PREFIX)_train_000001.bin: $(TEXT) | build
+	./warpsmith data "$(TEXT)" -o $(BUILD)/text-$(PREFIX) --name "$(PREFIX)" --force
 
 train: build $(DATA)/$(PREFIX)_train_000001.bin ## train a small model on built-in stories (or TEXT=file.txt), then plot and sample
 	./train_gpt2 -i '$(DATA)/*_train_*.bin' -j '$(DATA)/*_val_*.bin' -o $(OUT) -y 1 -n 200 -nk 2 $(TRAIN_FLAGS) --prompt "$(PROMPT)" -x $(STEPS)
