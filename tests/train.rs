@@ -164,7 +164,7 @@ fn a_fresh_run_does_not_mix_with_an_old_one() {
 #[test]
 fn presets_need_only_data() {
     let output = Command::new(common::TRAIN_GPT2)
-        .args(["--preset", "gpt2-124m", "-i", "no/such*.bin"])
+        .args(["--preset", "gpt2-124m", "-n", "0", "-i", "no/such*.bin"])
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(2));

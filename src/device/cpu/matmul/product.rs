@@ -1,5 +1,6 @@
 //! One matrix product: strided operands, and what becomes of the sums.
 
+use crate::device::cpu::gelu::{gelu, gelu_grad};
 use std::marker::PhantomData;
 
 /// A matrix over a slice, with strides in elements: one of them is 1.
@@ -165,39 +166,4 @@ impl<'a> Product<'a> {
             }
         }
     }
-}
-
-/// 2 sqrt(2/pi)
-const TWO_SQRT_2_PI: f32 = 1.595_769;
-
-/// GELU, tanh form, written with the logistic function: 1 + tanh(u) = 2 / (1 + exp(-2u)).
-#[inline(always)]
-fn gelu(x: f32) -> f32 {
-    x * gate(x)
-}
-
-/// Derivative of [`gelu`]: with u = sqrt(2/pi) (x + 0.044715 x³) and s = 1 / (1 + exp(-2u)), it is
-/// s + x s (1 - s) 2 u'.
-#[inline(always)]
-fn gelu_grad(x: f32) -> f32 {
-    let s = gate(x);
-    s + x * s * (1.0 - s) * TWO_SQRT_2_PI * (1.0 + 3.0 * 0.044715 * x * x)
-}
-
-/// 1 / (1 + exp(-2u))
-#[inline(always)]
-fn gate(x: f32) -> f32 {
-    1.0 / (1.0 + exp(-TWO_SQRT_2_PI * (x + 0.044715 * x * x * x)))
-}
-
-/// exp by 2^n e^r, |r| <= ln 2 / 2, with no call and no branch, so that loops over it vectorise.
-#[inline(always)]
-fn exp(x: f32) -> f32 {
-    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
-    let x = x.clamp(-87.0, 88.0);
-    let shifted = x * std::f32::consts::LOG2_E + ROUND;
-    let n = shifted - ROUND;
-    let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
-    let p = 1.0 + r * (1.0 + r * (0.5 + r * (1.0 / 6.0 + r * (1.0 / 24.0 + r * (1.0 / 120.0 + r / 720.0)))));
-    p * f32::from_bits(shifted.to_bits().wrapping_add(127) << 23)
 }
