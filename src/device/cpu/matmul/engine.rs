@@ -19,7 +19,7 @@ impl Engine {
     pub fn available(precision: Precision) -> impl Iterator<Item = Engine> {
         #[cfg(target_arch = "x86_64")]
         let packed: &[Instructions] = match precision {
-            Precision::F32 => &[Instructions::F32Avx512],
+            Precision::F32 => &[Instructions::F32Amx, Instructions::F32Avx512],
             Precision::Bf16 => &[Instructions::Bf16Amx, Instructions::Bf16Avx512],
         };
         #[cfg(target_arch = "x86_64")]
@@ -53,6 +53,8 @@ impl fmt::Display for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Engine::Portable => "f32",
+            #[cfg(target_arch = "x86_64")]
+            Engine::Packed(Instructions::F32Amx) => "f32 (AMX, three bf16 a number)",
             #[cfg(target_arch = "x86_64")]
             Engine::Packed(Instructions::F32Avx512) => "f32 (AVX-512)",
             #[cfg(target_arch = "x86_64")]

@@ -1,6 +1,6 @@
 //! The innermost products: one 32 x 32 tile of sums from a panel of lhs and a panel of rhs.
 
-use super::pack::{Block, TILE};
+use super::pack::{Block, Format, LANES, PARTS, TILE};
 use super::packed::{Phase, Task};
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -14,7 +14,7 @@ pub struct Tile(pub [[f32; TILE]; TILE]);
 /// # Safety
 /// The CPU has the instructions, for each function.
 pub trait Kernel {
-    const BF16: bool;
+    const FORMAT: Format;
 
     /// [`Phase::perform`], compiled for the instructions: what it calls is inlined into it.
     unsafe fn perform(phase: &Phase, task: Task);
@@ -90,7 +90,7 @@ unsafe fn step(bf16: bool, sum: __m512, lhs: __m512i, rhs: __m512i) -> __m512 {
 pub struct F32Avx512;
 
 impl Kernel for F32Avx512 {
-    const BF16: bool = false;
+    const FORMAT: Format = Format::F32;
 
     #[target_feature(enable = "avx512f")]
     unsafe fn perform(phase: &Phase, task: Task) {
@@ -101,7 +101,7 @@ impl Kernel for F32Avx512 {
     #[inline(always)]
     unsafe fn multiply(tile: &mut Tile, lhs: &[Block], rhs: &[Block], rows: usize) {
         // SAFETY: the caller's promise.
-        unsafe { multiply_avx512(Self::BF16, tile, lhs, rhs, rows) }
+        unsafe { multiply_avx512(Self::FORMAT == Format::Bf16, tile, lhs, rhs, rows) }
     }
 }
 
@@ -109,7 +109,7 @@ impl Kernel for F32Avx512 {
 pub struct Bf16Avx512;
 
 impl Kernel for Bf16Avx512 {
-    const BF16: bool = true;
+    const FORMAT: Format = Format::Bf16;
 
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     unsafe fn perform(phase: &Phase, task: Task) {
@@ -120,7 +120,7 @@ impl Kernel for Bf16Avx512 {
     #[inline(always)]
     unsafe fn multiply(tile: &mut Tile, lhs: &[Block], rhs: &[Block], rows: usize) {
         // SAFETY: the caller's promise.
-        unsafe { multiply_avx512(Self::BF16, tile, lhs, rhs, rows) }
+        unsafe { multiply_avx512(Self::FORMAT == Format::Bf16, tile, lhs, rhs, rows) }
     }
 }
 
@@ -148,7 +148,7 @@ static TILE_CONFIG: TileConfig = {
 };
 
 impl Kernel for Bf16Amx {
-    const BF16: bool = true;
+    const FORMAT: Format = Format::Bf16;
 
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     unsafe fn perform(phase: &Phase, task: Task) {
@@ -207,6 +207,152 @@ impl Kernel for Bf16Amx {
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack),
             )
+        }
+    }
+}
+
+/// f32 by AMX tiles, each number as three bf16.
+///
+/// Of the nine products of parts the six largest are added, the very largest last: what is left out is below 2^-24 of
+/// a product, as is its rounding to f32.
+pub struct F32Amx;
+
+impl Kernel for F32Amx {
+    const FORMAT: Format = Format::ThreeBf16;
+
+    #[target_feature(enable = "avx512f")]
+    unsafe fn perform(phase: &Phase, task: Task) {
+        // SAFETY: the caller's promises.
+        unsafe { phase.perform::<Self>(task) }
+    }
+
+    #[inline(always)]
+    unsafe fn enter() {
+        // SAFETY: the caller's promise.
+        unsafe { Bf16Amx::enter() }
+    }
+
+    #[inline(always)]
+    unsafe fn leave() {
+        // SAFETY: the caller's promise.
+        unsafe { Bf16Amx::leave() }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply(tile: &mut Tile, lhs: &[Block], rhs: &[Block], rows: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { multiply_parts(tile, lhs, rhs) };
+        if tile.0[..rows].iter().flatten().any(|x| x.is_nan()) {
+            sum_infinities(tile, lhs, rhs, rows);
+        }
+    }
+}
+
+/// The four quarters of the sums take one product of parts each.
+macro_rules! quarters {
+    () => {
+        "tdpbf16ps tmm0, tmm4, tmm6
+         tdpbf16ps tmm2, tmm5, tmm6
+         tdpbf16ps tmm1, tmm4, tmm7
+         tdpbf16ps tmm3, tmm5, tmm7"
+    };
+}
+
+/// Loads the part `$offset` bytes into a group of the 32 lines of an operand.
+macro_rules! load_part {
+    ($first:literal, $second:literal, $operand:literal, $offset:literal) => {
+        concat!(
+            "tileloadd ",
+            $first,
+            ", [{",
+            $operand,
+            "} + {row} + ",
+            $offset,
+            "]\n",
+            "tileloadd ",
+            $second,
+            ", [{",
+            $operand,
+            "} + {row} + ",
+            $offset,
+            " + 3072]"
+        )
+    };
+}
+
+#[rustfmt::skip]
+#[inline(always)]
+unsafe fn multiply_parts(tile: &mut Tile, lhs: &[Block], rhs: &[Block]) {
+    let groups = lhs.len() / (2 * PARTS);
+    debug_assert!(groups > 0 && rhs.len() == 2 * PARTS * groups);
+    // SAFETY: each turn reads six blocks of lhs and six of rhs; the stores fill the tile: 32 rows of 128 bytes.
+    // Tiles 0 to 3 are the quarters of the sums, 4 and 5 blocks of lhs, 6 and 7 of rhs. In this order of products each
+    // exchanges only the blocks of one operand.
+    unsafe {
+        asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "2:",
+            load_part!("tmm4", "tmm5", "lhs", 2048),
+            load_part!("tmm6", "tmm7", "rhs", 0),
+            quarters!(),
+            load_part!("tmm4", "tmm5", "lhs", 1024),
+            quarters!(),
+            load_part!("tmm6", "tmm7", "rhs", 1024),
+            quarters!(),
+            load_part!("tmm4", "tmm5", "lhs", 0),
+            quarters!(),
+            load_part!("tmm6", "tmm7", "rhs", 2048),
+            quarters!(),
+            load_part!("tmm6", "tmm7", "rhs", 0),
+            quarters!(),
+            "add {lhs}, 6144",
+            "add {rhs}, 6144",
+            "dec {groups}",
+            "jnz 2b",
+            "shl {row}, 1",
+            "tilestored [{tile} + {row}], tmm0",
+            "tilestored [{tile} + {row} + 64], tmm1",
+            "tilestored [{tile} + {row} + 2048], tmm2",
+            "tilestored [{tile} + {row} + 2112], tmm3",
+            lhs = inout(reg) lhs.as_ptr() => _,
+            rhs = inout(reg) rhs.as_ptr() => _,
+            groups = inout(reg) groups => _,
+            row = inout(reg) 64usize => _,
+            tile = in(reg) tile as *mut Tile,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        )
+    }
+}
+
+/// Makes sums again from whole numbers where infinity times a part that is zero has given NaN, which infinity times
+/// the number would not.
+#[cold]
+fn sum_infinities(tile: &mut Tile, lhs: &[Block], rhs: &[Block], rows: usize) {
+    let is_infinity = |half: u32| half & 0x7fff == 0x7f80;
+    let has_infinity = |blocks: &[Block]| {
+        let mut high = blocks.iter().step_by(PARTS).flat_map(|block| block.0.iter().flatten());
+        high.any(|&dword| is_infinity(dword) || is_infinity(dword >> 16))
+    };
+    if !has_infinity(lhs) && !has_infinity(rhs) {
+        return;
+    }
+    let depth = lhs.len() / (2 * PARTS) * Format::ThreeBf16.k_of_group();
+    let whole = |blocks: &[Block], line: usize, line_major: bool, k: usize| {
+        let group = k / (2 * LANES);
+        let first = (2 * group + line / LANES) * PARTS;
+        let (line, dword, upper) = (line % LANES, k % LANES, k / LANES % 2 == 1);
+        let (row, col) = if line_major { (line, dword) } else { (dword, line) };
+        let part = |block: &Block| f32::from_bits(block.0[row][col] << if upper { 0 } else { 16 } & !0xffff);
+        blocks[first..first + PARTS].iter().map(part).sum::<f32>()
+    };
+    for (i, row) in tile.0.iter_mut().enumerate().take(rows) {
+        for (j, sum) in row.iter_mut().enumerate().filter(|(_, sum)| sum.is_nan()) {
+            *sum = (0..depth).map(|k| whole(lhs, i, true, k) * whole(rhs, j, false, k)).sum();
         }
     }
 }

@@ -1,9 +1,9 @@
 //! Packing of operands into the blocks that the kernels of [`packed`](super::packed) read.
 //!
-//! An operand is seen as *lines* (rows of lhs, columns of rhs) along k. Its unit is the dword: one f32, or two bf16 that
-//! follow each other along k. A [`Block`] is 16 lines by 16 dwords, 1 KiB: what one AMX tile register holds. A *group*
-//! is two blocks, 32 lines; a *panel* is 32 lines along all of k, group after group. Beyond the edges of the matrix is
-//! zero, so kernels know no edges.
+//! An operand is seen as *lines* (rows of lhs, columns of rhs) along k. Its unit is the dword: one f32, or two bf16. A
+//! [`Block`] is 16 lines by 16 dwords, 1 KiB: what one AMX tile register holds. A *group* is 32 lines by the k of one
+//! block, in as many blocks as the [`Format`] needs; a *panel* is 32 lines along all of k, group after group. Beyond
+//! the edges of the matrix is zero, so kernels know no edges.
 
 use super::product::View;
 use std::arch::x86_64::*;
@@ -11,7 +11,7 @@ use std::arch::x86_64::*;
 /// 16 x 16 dwords.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-pub struct Block([[u32; 16]; 16]);
+pub struct Block(pub [[u32; 16]; 16]);
 
 impl Block {
     pub const ZERO: Block = Block([[0; 16]; 16]);
@@ -19,8 +19,45 @@ impl Block {
 
 /// Lines, or dwords along k, of a block.
 pub const LANES: usize = 16;
+/// How many bf16 hold an f32.
+pub const PARTS: usize = 3;
 /// Lines of a panel: rows and columns of the tile that a kernel computes.
 pub const TILE: usize = 2 * LANES;
+
+/// What dwords hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// One f32.
+    F32,
+    /// Two numbers that follow each other along k, as bf16.
+    Bf16,
+    /// Numbers i and 16 + i along k of a block, each as three bf16 whose sum it is: a group holds the blocks of high,
+    /// middle and low parts of its first 16 lines, then those of the others. See [`split`].
+    ThreeBf16,
+}
+
+impl Format {
+    /// Elements along k of one group.
+    pub const fn k_of_group(self) -> usize {
+        match self {
+            Format::F32 => LANES,
+            Format::Bf16 | Format::ThreeBf16 => 2 * LANES,
+        }
+    }
+
+    /// Blocks of 16 lines of one group.
+    pub const fn parts(self) -> usize {
+        match self {
+            Format::F32 | Format::Bf16 => 1,
+            Format::ThreeBf16 => PARTS,
+        }
+    }
+
+    /// Blocks of one group.
+    pub const fn blocks_of_group(self) -> usize {
+        2 * self.parts()
+    }
+}
 
 /// An operand as lines along k.
 #[derive(Clone, Copy)]
@@ -42,18 +79,21 @@ impl<'a> Lines<'a> {
     /// Packs panels, `groups` groups long, of lines from `line` on and k from `k` on, into all of `panels`.
     ///
     /// # Safety
-    /// The CPU has AVX-512F, and with `bf16` also AVX512-BW and AVX512-BF16.
+    /// The CPU has AVX-512F, and for `Bf16` also AVX512-BW and AVX512-BF16.
     #[inline(always)]
-    pub unsafe fn pack(&self, bf16: bool, panels: &mut [Block], groups: usize, line: usize, k: usize) {
-        let count = panels.len() / (2 * groups);
+    pub unsafe fn pack(&self, format: Format, panels: &mut [Block], groups: usize, line: usize, k: usize) {
+        let count = panels.len() / (groups * format.blocks_of_group());
         // The inner loop goes along what is contiguous in memory.
         let (outer, inner) = if self.along() { (2 * count, groups) } else { (groups, 2 * count) };
         for outer in 0..outer {
             for inner in 0..inner {
                 let (half, group) = if self.along() { (outer, inner) } else { (inner, outer) };
-                let block = &mut panels[(half / 2 * groups + group) * 2 + half % 2];
+                let first = ((half / 2 * groups + group) * 2 + half % 2) * format.parts();
+                let blocks = &mut panels[first..][..format.parts()];
                 // SAFETY: the caller's promise.
-                unsafe { self.pack_block(bf16, block, line + half * LANES, k + group * k_of_group(bf16)) };
+                unsafe {
+                    self.pack_blocks(format, blocks, line + half * LANES, k + group * format.k_of_group())
+                };
             }
         }
     }
@@ -64,29 +104,93 @@ impl<'a> Lines<'a> {
         self.view.col_stride == 1
     }
 
+    /// Packs 16 lines of a group.
     #[inline(always)]
-    unsafe fn pack_block(&self, bf16: bool, block: &mut Block, line: usize, k: usize) {
+    unsafe fn pack_blocks(&self, format: Format, blocks: &mut [Block], line: usize, k: usize) {
         if line >= self.view.rows || k >= self.view.cols {
-            *block = Block::ZERO;
+            blocks.fill(Block::ZERO);
             return;
         }
+        // SAFETY: the caller's promise.
+        unsafe {
+            if format == Format::ThreeBf16 {
+                let first = self.vectors(false, line, k, 2 * LANES);
+                let second = match k + LANES < self.view.cols {
+                    true => self.vectors(false, line, k + LANES, 2 * LANES),
+                    false => [_mm512_setzero_si512(); 16],
+                };
+                for (i, (first, second)) in first.into_iter().zip(second).enumerate() {
+                    let (first, second) = (split(first), split(second));
+                    for (part, block) in blocks.iter_mut().enumerate() {
+                        let pairs = pair(first[part], second[part]);
+                        _mm512_store_si512(block.0[i].as_mut_ptr().cast(), pairs);
+                    }
+                }
+            } else {
+                let vectors = self.vectors(format == Format::Bf16, line, k, format.k_of_group());
+                for (row, vector) in blocks[0].0.iter_mut().zip(vectors) {
+                    _mm512_store_si512(row.as_mut_ptr().cast(), vector);
+                }
+            }
+        }
+    }
+
+    /// One block of f32, or of pairs of bf16. What lies `ahead` along k will be wanted soon.
+    #[inline(always)]
+    unsafe fn vectors(&self, bf16: bool, line: usize, k: usize, ahead: usize) -> [__m512i; 16] {
+        let whole = if bf16 { 2 * LANES } else { LANES };
         let lines = LANES.min(self.view.rows - line);
-        let depth = k_of_group(bf16).min(self.view.cols - k);
+        let depth = whole.min(self.view.cols - k);
         let start = self.view.at(line, k);
         // SAFETY: the instructions exist, the caller says; `lines` x `depth` elements are inside. Whole blocks, with
         // their sizes constant, come out as straight-line code.
         unsafe {
-            let vectors = match (self.along(), lines == LANES && depth == k_of_group(bf16)) {
-                (true, true) => load_along(bf16, start, self.view.row_stride, LANES, k_of_group(bf16)),
+            let vectors = match (self.along(), lines == LANES && depth == whole) {
+                (true, true) => load_along(bf16, start, self.view.row_stride, LANES, whole),
                 (true, false) => load_along(bf16, start, self.view.row_stride, lines, depth),
-                (false, true) => load_across(bf16, start, self.view.col_stride, LANES, k_of_group(bf16)),
-                (false, false) => load_across(bf16, start, self.view.col_stride, lines, depth),
+                (false, true) => load_across(bf16, start, self.view.col_stride, LANES, whole, ahead),
+                (false, false) => load_across(bf16, start, self.view.col_stride, lines, depth, ahead),
             };
-            let vectors = if self.along() == self.line_major { vectors } else { transpose(vectors) };
-            for (row, vector) in block.0.iter_mut().zip(vectors) {
-                _mm512_store_si512(row.as_mut_ptr().cast(), vector);
-            }
+            if self.along() == self.line_major { vectors } else { transpose(vectors) }
         }
+    }
+}
+
+/// f32 numbers as high + middle + low, each a bf16 in the upper half of its dword (Henry, Tang and Heinecke 2019).
+///
+/// The 24 bits of a number fit three times 8, so the sum is exact, but where a part is denormal: AMX takes such parts
+/// for zero, which costs precision below 1e-33 and all of it below 1e-38. Parts are rounded to nearest, so that a
+/// middle part is at most 2^-8 and a low one 2^-17 of the number's leading bit. Infinity is its high part, and of a
+/// NaN some part is.
+#[inline(always)]
+unsafe fn split(x: __m512i) -> [__m512i; PARTS] {
+    // SAFETY: the caller's promise of AVX-512F.
+    unsafe {
+        let (upper, half) = (_mm512_set1_epi32(!0xffff), _mm512_set1_epi32(0x8000));
+        let magnitude = _mm512_and_si512(x, _mm512_set1_epi32(0x7fff_ffff));
+        // Larger ones would be rounded to infinity: cut off, they leave a middle part that is larger.
+        let rounds = _mm512_cmplt_epu32_mask(magnitude, _mm512_set1_epi32(0x7f7f_8000));
+        let is_infinity = _mm512_cmpeq_epi32_mask(magnitude, _mm512_set1_epi32(0x7f80_0000));
+        let high = _mm512_and_si512(_mm512_mask_add_epi32(x, rounds, x, half), upper);
+        let rest = _mm512_castps_si512(_mm512_maskz_sub_ps(
+            !is_infinity,
+            _mm512_castsi512_ps(x),
+            _mm512_castsi512_ps(high),
+        ));
+        let middle = _mm512_and_si512(_mm512_add_epi32(rest, half), upper);
+        let low = _mm512_sub_ps(_mm512_castsi512_ps(rest), _mm512_castsi512_ps(middle));
+        [high, middle, _mm512_castps_si512(low)]
+    }
+}
+
+/// Dwords of the upper halves of `first` and `second`, the lower half first.
+#[inline(always)]
+unsafe fn pair(first: __m512i, second: __m512i) -> __m512i {
+    const A_OR_B_AND_C: i32 = 0xf8;
+    // SAFETY: the caller's promise of AVX-512F.
+    unsafe {
+        let upper = _mm512_set1_epi32(!0xffff);
+        _mm512_ternarylogic_epi32::<A_OR_B_AND_C>(_mm512_srli_epi32::<16>(first), second, upper)
     }
 }
 
@@ -98,11 +202,6 @@ macro_rules! sixteen {
     (@ $i:ident $e:expr; $($n:literal)*) => {
         [$({ const $i: usize = $n; $e }),*]
     };
-}
-
-/// Elements along k of one group.
-pub const fn k_of_group(bf16: bool) -> usize {
-    if bf16 { 2 * LANES } else { LANES }
 }
 
 /// The lowest `count` lanes.
@@ -147,16 +246,17 @@ unsafe fn load_across(
     k_stride: usize,
     lines: usize,
     depth: usize,
+    ahead: usize,
 ) -> [__m512i; 16] {
     // SAFETY: masked lanes are not read, and the others are inside, says the caller.
     unsafe {
         sixteen!(I => {
             if bf16 {
-                let first = load_row(start, k_stride, lines, depth, 2 * I, 32);
-                let second = load_row(start, k_stride, lines, depth, 2 * I + 1, 32);
+                let first = load_row(start, k_stride, lines, depth, 2 * I, ahead);
+                let second = load_row(start, k_stride, lines, depth, 2 * I + 1, ahead);
                 _mm512_permutexvar_epi16(interleave(), bits_of_bf16(_mm512_cvtne2ps_pbh(second, first)))
             } else {
-                _mm512_castps_si512(load_row(start, k_stride, lines, depth, I, 16))
+                _mm512_castps_si512(load_row(start, k_stride, lines, depth, I, ahead))
             }
         })
     }

@@ -8,8 +8,8 @@
 //! Each sum is made in an order that follows from k alone. So neither the number of threads nor the cut into jobs nor
 //! the other rows of a batch change a bit of it.
 
-use super::kernels::{Bf16Amx, Bf16Avx512, F32Avx512, Kernel, Tile};
-use super::pack::{Block, Lines, TILE, k_of_group};
+use super::kernels::{Bf16Amx, Bf16Avx512, F32Amx, F32Avx512, Kernel, Tile};
+use super::pack::{Block, Format, Lines, TILE};
 use super::product::Product;
 use rayon::prelude::*;
 use std::arch::x86_64::*;
@@ -17,7 +17,12 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Groups along k of one phase. More mean fewer round trips of partial sums, fewer a smaller panel of rhs.
-const PHASE_GROUPS: usize = 64;
+const fn phase_groups(format: Format) -> usize {
+    match format {
+        Format::F32 | Format::Bf16 => 64,
+        Format::ThreeBf16 => 32,
+    }
+}
 /// Blocks of packed lhs at once: 8 MiB, which the caches still hold when the jobs read it.
 const LHS_BLOCKS: usize = 8 << 10;
 /// Blocks of packed rhs of one job: 768 KiB, a part of the second-level cache.
@@ -37,6 +42,7 @@ pub struct Buffers {
 /// Which instructions compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Instructions {
+    F32Amx,
     F32Avx512,
     Bf16Avx512,
     Bf16Amx,
@@ -47,6 +53,7 @@ impl Instructions {
         let avx512 = is_x86_feature_detected!("avx512f");
         let bf16 = is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512bf16");
         match self {
+            Instructions::F32Amx => avx512 && amx_is_granted(),
             Instructions::F32Avx512 => avx512,
             Instructions::Bf16Avx512 => avx512 && bf16,
             Instructions::Bf16Amx => avx512 && bf16 && amx_is_granted(),
@@ -58,6 +65,7 @@ impl Instructions {
     pub fn run(self, buffers: &mut Buffers, product: &Product) {
         assert!(self.available());
         match self {
+            Instructions::F32Amx => run::<F32Amx>(buffers, product),
             Instructions::F32Avx512 => run::<F32Avx512>(buffers, product),
             Instructions::Bf16Avx512 => run::<Bf16Avx512>(buffers, product),
             Instructions::Bf16Amx => run::<Bf16Amx>(buffers, product),
@@ -98,16 +106,15 @@ fn run<K: Kernel>(buffers: &mut Buffers, product: &Product) {
         buffers.rhs.resize(threads, vec![]);
     }
     let (m, k) = (product.m(), product.k());
-    let phase_k = PHASE_GROUPS * k_of_group(K::BF16);
-    let groups = k.min(phase_k).div_ceil(k_of_group(K::BF16));
-    let phase_m = (LHS_BLOCKS / (2 * groups)).max(1) * TILE;
+    let blocks = |depth: usize| depth.div_ceil(K::FORMAT.k_of_group()) * K::FORMAT.blocks_of_group();
+    let phase_k = phase_groups(K::FORMAT) * K::FORMAT.k_of_group();
+    let phase_m = (LHS_BLOCKS / blocks(k.min(phase_k))).max(1) * TILE;
     for row in (0..m).step_by(phase_m) {
         for k_start in (0..k).step_by(phase_k) {
             let depth = phase_k.min(k - k_start);
-            let groups = depth.div_ceil(k_of_group(K::BF16));
             let rows = phase_m.min(m - row);
             let (first, last) = (k_start == 0, k_start + depth == k);
-            let phase = Phase { product, row, rows, k: k_start, groups, first, last };
+            let phase = Phase { product, row, rows, k: k_start, blocks: blocks(depth), first, last };
             phase.run::<K>(buffers, threads);
         }
     }
@@ -119,7 +126,8 @@ pub struct Phase<'a> {
     row: usize,
     rows: usize,
     k: usize,
-    groups: usize,
+    /// Blocks of a panel.
+    blocks: usize,
     /// Whether these are the first terms, and the last.
     first: bool,
     last: bool,
@@ -147,7 +155,7 @@ pub struct Jobs<'a> {
 
 impl Phase<'_> {
     fn run<K: Kernel>(&self, buffers: &mut Buffers, threads: usize) {
-        let blocks = 2 * self.groups;
+        let blocks = self.blocks;
         let all_panels = self.rows.div_ceil(TILE);
         if buffers.lhs.len() < all_panels * blocks {
             buffers.lhs.resize(all_panels * blocks, Block::ZERO);
@@ -178,7 +186,7 @@ impl Phase<'_> {
         unsafe {
             match task {
                 Task::PackLhs { panels, line } => {
-                    Lines::of_lhs(self.product.lhs).pack(K::BF16, panels, self.groups, line, self.k)
+                    Lines::of_lhs(self.product.lhs).pack(K::FORMAT, panels, self.groups::<K>(), line, self.k)
                 }
                 Task::Jobs { jobs, rhs } => {
                     K::enter();
@@ -191,9 +199,15 @@ impl Phase<'_> {
         }
     }
 
+    /// Groups of a panel.
+    #[inline(always)]
+    fn groups<K: Kernel>(&self) -> usize {
+        self.blocks / K::FORMAT.blocks_of_group()
+    }
+
     #[inline(always)]
     unsafe fn take_jobs<K: Kernel>(&self, jobs: &Jobs, rhs: &mut Vec<Block>) {
-        let blocks = 2 * self.groups;
+        let blocks = self.blocks;
         let mut packed = usize::MAX;
         loop {
             let job = jobs.next.fetch_add(1, Ordering::Relaxed);
@@ -222,7 +236,7 @@ impl Phase<'_> {
         let wanted = 4 * threads;
         let row_panels = self.rows.div_ceil(TILE);
         let col_panels = self.product.n().div_ceil(TILE);
-        let mut job_cols = (RHS_BLOCKS / (2 * self.groups)).clamp(1, col_panels);
+        let mut job_cols = (RHS_BLOCKS / self.blocks).clamp(1, col_panels);
         if row_panels < col_panels || row_panels * col_panels.div_ceil(job_cols) < wanted {
             job_cols = job_cols.min((col_panels / wanted).max(2));
         }
@@ -232,14 +246,14 @@ impl Phase<'_> {
 
     #[inline(always)]
     unsafe fn pack_rhs<K: Kernel>(&self, rhs: &mut Vec<Block>, col: usize, cols: usize) {
-        let blocks = 2 * self.groups;
+        let blocks = self.blocks;
         let panels = cols.div_ceil(TILE);
         if rhs.len() < panels * blocks {
             rhs.resize(panels * blocks, Block::ZERO);
         }
         let rhs = &mut rhs[..panels * blocks];
         // SAFETY: the caller's promise.
-        unsafe { Lines::of_rhs(self.product.rhs).pack(K::BF16, rhs, self.groups, col, self.k) };
+        unsafe { Lines::of_rhs(self.product.rhs).pack(K::FORMAT, rhs, self.groups::<K>(), col, self.k) };
     }
 
     /// Computes `cols` columns from `col` on of 32 rows, the first of which is the `row`-th of this phase.

@@ -235,6 +235,49 @@ fn not_a_number_and_infinity_propagate() {
     }
 }
 
+/// Operands from the smallest gradients to the largest numbers: f32 keeps its precision however an engine holds it.
+#[test]
+fn f32_keeps_its_precision_at_every_scale() {
+    let (N, C, OC) = (33, 50, 40);
+    for (precision, engine) in engines().into_iter().filter(|(p, _)| *p == Precision::F32) {
+        for (inp_scale, weight_scale) in [(1e-20, 1.0), (1e-28, 1e-3), (1e15, 1e15), (f32::MAX, 1e-3)] {
+            let scaled =
+                |len, seed, scale| numbers(len, seed).into_iter().map(|x| x * scale).collect::<Vec<_>>();
+            let (mut inp, weight) = (scaled(N * C, 1, inp_scale), scaled(OC * C, 2, weight_scale));
+            inp[0] = inp_scale;
+            let (inp64, weight64) = (rounded(precision, &inp), rounded(precision, &weight));
+            let mut out = poison(N * OC);
+            let scratch = &mut Scratch::default();
+            forward_on(engine, scratch, &mut out, &inp, &weight, Epilogue::None, Shape { N, C, OC });
+            for (got, (want, magnitude)) in
+                out.iter().zip(reference((&inp64, C, 1), (&weight64, 1, C), (N, OC, C)))
+            {
+                let error = (*got as f64 - want).abs();
+                assert!(
+                    error <= 2.0 * f32::EPSILON as f64 * magnitude,
+                    "{engine}, {inp_scale:e} x {weight_scale:e}: {got} for {want}"
+                );
+            }
+        }
+    }
+}
+
+/// One term a sum, so that nothing hides the error of a product.
+#[test]
+fn single_products_of_f32_err_by_units_in_the_last_place() {
+    let (N, C, OC) = (64, 1, 64);
+    for (_, engine) in engines().into_iter().filter(|(p, _)| *p == Precision::F32) {
+        let (inp, weight, mut out) = (numbers(N, 1), numbers(OC, 2), poison(N * OC));
+        let scratch = &mut Scratch::default();
+        forward_on(engine, scratch, &mut out, &inp, &weight, Epilogue::None, Shape { N, C, OC });
+        for (i, got) in out.iter().enumerate() {
+            let want = inp[i / OC] as f64 * weight[i % OC] as f64;
+            let error = (*got as f64 - want).abs() / (want.abs() * f32::EPSILON as f64);
+            assert!(error <= 2.0, "{engine}: {got} for {want}");
+        }
+    }
+}
+
 #[test]
 #[should_panic(expected = "another length")]
 fn a_wrong_length_is_a_bug() {
