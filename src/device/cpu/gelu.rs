@@ -1,5 +1,5 @@
-//! GELU, tanh form (Hendrycks & Gimpel 2016): the one GPT-2 uses. And the elementary functions under it, in plain
-//! arithmetic, so that loops over them vectorise.
+//! GELU, tanh form (Hendrycks & Gimpel 2016): the one GPT-2 uses. And the exponential under it, in plain arithmetic,
+//! so that loops over it vectorise.
 
 use crate::device::cpu::simd::{CHUNK, dispatch};
 use rayon::prelude::*;
@@ -60,20 +60,6 @@ pub fn exp(x: f32) -> f32 {
         // Infinity, or NaN for NaN.
         x + f32::INFINITY
     }
-}
-
-/// tanh(x) within 2e-7 of the true value, relatively.
-#[inline(always)]
-pub fn tanh(x: f32) -> f32 {
-    // From |2 x| = 20 on, tanh rounds to 1.
-    let doubled = 2.0 * x;
-    let doubled = if doubled > 20.0 { 20.0 } else { doubled };
-    let doubled = if doubled < -20.0 { -20.0 } else { doubled };
-    // tanh(x) = (e^2x - 1) / (e^2x + 1), with e^2x - 1 = 2^n (e^r - 1) + (2^n - 1), where nothing cancels.
-    let Reduced { n, expm1_r } = reduce(doubled);
-    let power = f32::from_bits((127_i32.wrapping_add(n) as u32) << 23);
-    let expm1 = power * expm1_r + (power - 1.0);
-    expm1 / (expm1 + 2.0)
 }
 
 /// e^x = 2^n (1 + expm1_r)
@@ -143,17 +129,6 @@ mod tests {
         assert_eq!([-87.34, -104.0, -1e30, f32::MIN, f32::NEG_INFINITY].map(exp), [0.0; 5]);
         assert!(exp(88.722_83).is_finite() && exp(-87.336).is_normal());
         assert!(exp(f32::NAN).is_nan() && exp(-f32::NAN).is_nan());
-    }
-
-    #[test]
-    fn tanh_is_accurate() {
-        let (error, at) = worst_error(tanh, f64::tanh);
-        assert!(error <= 2e-7, "relative error {error:e} at {at:e}");
-        assert_eq!(
-            [f32::NEG_INFINITY, -11.0, 0.0, 11.0, f32::INFINITY].map(tanh),
-            [-1.0, -1.0, 0.0, 1.0, 1.0]
-        );
-        assert!(tanh(f32::NAN).is_nan());
     }
 
     fn gelu_f64(x: f64) -> f64 {
