@@ -27,7 +27,7 @@ train_gpt2 warpsmith: .cargo-found
 # --- the main job: make train [TEXT=file.txt] [OUT=dir] [STEPS=n]. Interrupt it and run it again: it goes on.
 
 TEXT ?=
-STEPS ?= 2400
+STEPS ?= 2200
 STORY_TOKENS ?= 6000000
 ifeq ($(TEXT),)
 DATA := $(BUILD)/stories
