@@ -13,7 +13,9 @@ OUT ?= out/stories
 help: ## this list
 	@grep -hE '^[a-z0-9_]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
 
-build: train_gpt2 warpsmith ## ./train_gpt2 and ./warpsmith, optimised
+build: .cargo-found ## ./train_gpt2 and ./warpsmith, optimised
+	@$(CARGO) build --release --locked --bins
+	@cp -f target/release/train_gpt2 target/release/warpsmith .
 
 .cargo-found:
 	@command -v $(CARGO) >/dev/null || { echo "warpsmith needs Rust 1.91 or newer: install it from https://rustup.rs, then open a new shell" >&2; exit 2; }
@@ -27,7 +29,7 @@ train_gpt2 warpsmith: .cargo-found
 # --- the main job: make train [TEXT=file.txt] [OUT=dir] [STEPS=n]. Interrupt it and run it again: it goes on.
 
 TEXT ?=
-STEPS ?= 2200
+STEPS ?= 1800
 STORY_TOKENS ?= 6000000
 ifeq ($(TEXT),)
 DATA := $(BUILD)/stories

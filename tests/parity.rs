@@ -74,6 +74,29 @@ impl Tiny {
     }
 }
 
+#[test]
+fn logits_are_pytorchs() {
+    for name in MODELS {
+        for (file, T) in [("step_T16", 16), ("step_T11", 11)] {
+            let shape = BatchShape { B: 3, T };
+            let bytes = std::fs::read(fixture(&format!("{name}/{file}.safetensors"))).unwrap();
+            let recorded = SafeTensors::deserialize(&bytes).unwrap();
+            let i32s =
+                |key: &str| bytemuck::pod_collect_to_vec::<u8, i32>(recorded.tensor(key).unwrap().data());
+            let want = bytemuck::pod_collect_to_vec::<u8, f32>(recorded.tensor("logits").unwrap().data());
+            // All rows in one chunk; evaluating leaves them in the buffer.
+            let mut tiny = Tiny::load(name, shape, Recompute::Gelu, 1 << 20);
+            tiny.model.load_batch(&mut tiny.dev, shape, &i32s("tokens"), &i32s("targets")).unwrap();
+            tiny.model.evaluate(&mut tiny.dev, shape).unwrap();
+            let (V, Vp) = (tiny.model.weights.config.V, tiny.model.weights.config.Vp);
+            let padded = tiny.download(tiny.model.acts.logits);
+            let got: Vec<f32> =
+                padded.chunks_exact(Vp).take(shape.rows()).flat_map(|row| &row[..V]).copied().collect();
+            assert_close(&format!("{name} {file} logits"), &got, &want, 1e-5);
+        }
+    }
+}
+
 /// Fails unless all values agree within `tolerance` of the largest one wanted. A NaN fails.
 fn assert_close(what: &str, got: &[f32], want: &[f32], tolerance: f32) {
     assert_eq!(got.len(), want.len(), "{what}");
