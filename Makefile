@@ -35,7 +35,11 @@ ifeq ($(TEXT),)
 DATA := $(BUILD)/stories
 PREFIX := stories
 else
-PREFIX := $(basename $(notdir $(TEXT)))
+ifneq ($(words $(TEXT)),1)
+$(error TEXT=$(TEXT): expected one path without spaces; use ./warpsmith data and ./train_gpt2 for more)
+endif
+# The name and a checksum of the whole path, so that two files of one name do not meet.
+PREFIX := $(basename $(notdir $(TEXT:/=)))-$(firstword $(shell printf %s "$(abspath $(TEXT))" | cksum))
 DATA := $(BUILD)/text-$(PREFIX)
 ifeq ($(OUT),out/stories)
 OUT := out/$(PREFIX)

@@ -32,7 +32,9 @@ fn flags() {
         ("--compile 1", &["--compile"]),
         ("-n 5", &["-n", "-o"]),
         ("-y 1", &["-y", "-o"]),
-        ("-h 1 --hellaswag-data none.jsonl", &["none.jsonl"]),
+        ("-h 1 -v 1 --hellaswag-data none.jsonl", &["none.jsonl"]),
+        ("-h 1 -v 0", &["-h", "-v"]),
+        ("-s 0 --prompt Once", &["--prompt", "-s"]),
     ];
     for (flags, words) in cases {
         let mut command = corpus.train();

@@ -158,13 +158,25 @@ fn a_fresh_run_does_not_mix_with_an_old_one() {
     let corpus = Corpus::new();
     succeed(corpus.train().args("-x 2 -n 1 -o out".split(' ')));
     common::refuse(corpus.train().args("-x 2 -n 1 -o out".split(' ')), &["out", "-y 1"]);
-    common::refuse(corpus.train().args("-x 4 -n 1 -o out -y 1 -b 4".split(' ')), &["-b 4", "-b 2"]);
+    let log = fs_text(&corpus, "out/metrics.jsonl");
+    let resume = |flags: &str, words: &[&str]| {
+        common::refuse(corpus.train().args("-n 1 -o out -y 1".split(' ')).args(flags.split(' ')), words);
+    };
+    resume("-x 4 -b 4", &["-b 4", "-b 2"]);
+    resume("-x 4 -i x_train_000001.bin", &["-i", "8000 in 2"]);
+    resume("-x 4 --channels 32", &["--channels"]);
+    resume("-x 1", &["-x 1", "step 2"]);
+    assert_eq!(log, fs_text(&corpus, "out/metrics.jsonl"), "what is refused loses nothing");
+}
+
+fn fs_text(corpus: &Corpus, name: &str) -> String {
+    std::fs::read_to_string(corpus.path(name)).unwrap()
 }
 
 #[test]
 fn presets_need_only_data() {
     let output = Command::new(common::TRAIN_GPT2)
-        .args(["--preset", "gpt2-124m", "-n", "0", "-i", "no/such*.bin"])
+        .args(["--preset", "gpt2-124m", "-n", "0", "-h", "0", "-i", "no/such*.bin"])
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(2));

@@ -20,7 +20,7 @@ pub struct Run {
     pub step: u64,
     /// The other files of the checkpoint by name.
     pub files: BTreeMap<String, Digest>,
-    /// The trainer's own: batch and data, seeds, generators, averages, the best loss so far.
+    /// The trainer's own: batch, size of the data, outlier windows, the best loss so far.
     pub trainer: Value,
 }
 

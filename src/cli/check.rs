@@ -43,6 +43,7 @@ impl TrainArgs {
         self.check_batch()?;
         self.check_files()?;
         self.check_schedule()?;
+        self.check_evaluation()?;
         self.model_source().map(drop)
     }
 
@@ -115,6 +116,23 @@ impl TrainArgs {
         Ok(())
     }
 
+    fn check_evaluation(&self) -> Result<()> {
+        ensure!(
+            !self.hellaswag_eval || self.val_loss_every > 0,
+            "-h/--hellaswag-eval 1: runs along with validation, which -v 0 turns off; give -v, or -h 0"
+        );
+        ensure!(
+            self.prompt.is_none() || self.sample_every > 0,
+            "--prompt: there are no samples with -s 0; give -s, or drop the prompt"
+        );
+        Ok(())
+    }
+
+    /// The flag that says what is trained on.
+    pub fn train_data_flag(&self) -> &'static str {
+        if self.overfit_single_batch { "-j" } else { "-i" }
+    }
+
     fn check_schedule(&self) -> Result<()> {
         if self.lr_scheduler == ScheduleKind::Constant {
             ensure!(
@@ -163,25 +181,6 @@ impl TrainArgs {
             self.input_bin
         );
         Ok(usize::try_from(steps)?)
-    }
-
-    /// Batches of B * T tokens in a validation over a split of `split_tokens` tokens.
-    ///
-    /// # Errors
-    /// If the whole split is asked for and it does not fill one batch.
-    pub fn val_batches(&self, split_tokens: u64) -> Result<usize> {
-        if let Ok(batches) = usize::try_from(self.val_max_steps) {
-            return Ok(batches);
-        }
-        let micro = self.micro_batch_tokens() as u64;
-        let batches = split_tokens / micro;
-        ensure!(
-            batches > 0,
-            "-j/--input-val-bin: {} holds {split_tokens} tokens, expected at least the {micro} of one batch; \
-             lower -b or -t",
-            self.input_val_bin
-        );
-        Ok(usize::try_from(batches)?)
     }
 
     /// The learning rate of a run of `total_steps`.

@@ -43,13 +43,18 @@ pub struct StepRecord {
 }
 
 impl Logs {
-    /// Begins new logs, or goes on with those of a resumed run.
+    /// The console alone.
+    pub fn new(max_steps: usize) -> Self {
+        Logs { console: Console::stdout(), files: None, throughput: Throughput::new(), max_steps }
+    }
+
+    /// Begins new log files, or goes on with those of a resumed run.
     ///
     /// # Errors
     /// If the output directory cannot be made or written to.
-    pub fn open(output_dir: Option<&Path>, resumed_step: Option<usize>, max_steps: usize) -> Result<Self> {
-        let files = output_dir.map(|dir| Files::open(dir, resumed_step)).transpose()?;
-        Ok(Logs { console: Console::stdout(), files, throughput: Throughput::new(), max_steps })
+    pub fn open(&mut self, output_dir: &Path, resumed_step: Option<usize>) -> Result<()> {
+        self.files = Some(Files::open(output_dir, resumed_step)?);
+        Ok(())
     }
 
     /// The start-up tables: flags, device, model, data, memory.
@@ -112,8 +117,8 @@ impl Logs {
     pub fn check_finite(&self, step: usize, loss: f32, norm: f32) -> Result<()> {
         ensure!(
             loss.is_finite() && norm.is_finite(),
-            "step {}: loss is {loss} and gradient norm is {norm}; stopped before the update; a lower learning rate (-l), \
-             more warm-up (-u) or skipping outliers (-sl, -sg) may help; resume from the last checkpoint with -y 1",
+            "step {}: loss is {loss} and gradient norm is {norm}; stopped before the update; a lower learning rate (-l) or \
+             more warm-up (-u) may help; checkpoints written before are whole",
             step + 1
         );
         Ok(())
@@ -154,8 +159,13 @@ impl Logs {
         files.jsonl.val(step, loss)
     }
 
-    pub fn hellaswag(&mut self, step: usize, score: HellaSwagScore) -> Result<()> {
+    pub fn hellaswag(&mut self, step: usize, score: HellaSwagScore, truncated: usize) -> Result<()> {
         self.console.hellaswag(score.correct_norm, score.total);
+        if truncated > 0 {
+            self.console.warning(format_args!(
+                "{truncated} examples lost the start of their context, to fit the model"
+            ));
+        }
         let Some(files) = &mut self.files else { return Ok(()) };
         files.main_log.eval(step, score.acc_norm() as f32)?;
         files.jsonl.hellaswag(step, score.acc_norm(), score.acc())

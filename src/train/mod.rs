@@ -132,7 +132,7 @@ impl Run {
             let progress = &mut |_, _| {};
             let evaluation =
                 hellaswag::evaluate(&self.model, self.dev.as_mut(), questions, (0, 1), progress)?;
-            self.logs.hellaswag(step, evaluation.score())?;
+            self.logs.hellaswag(step, evaluation.score(), evaluation.truncated)?;
         }
         if due(self.args.sample_every, false) {
             self.sample(step)?;
@@ -142,12 +142,12 @@ impl Run {
 
     fn validate(&mut self, step: usize) -> Result<()> {
         let Some(loader) = &mut self.val_loader else { return Ok(()) };
-        let batches = self.args.val_batches(loader.num_tokens())?;
-        let loss = validation_loss(&self.model, self.dev.as_mut(), loader, self.shape, Some(batches))?;
+        let batches = usize::try_from(self.args.val_max_steps).ok();
+        let loss = validation_loss(&self.model, self.dev.as_mut(), loader, self.shape, batches)?;
         self.logs.validation(step, loss)?;
-        if self.best_val_loss.is_none_or(|best| loss < best) {
+        if step > 0 && self.best_val_loss.is_none_or(|best| loss < best) {
             self.best_val_loss = Some(loss);
-            self.save_best(step)?;
+            self.save_best()?;
         }
         Ok(())
     }
@@ -164,22 +164,16 @@ impl Run {
             top_p: None,
             seed: SAMPLE_SEED + step as u64,
         })?;
+        // As in llm.c, the length counts what the sample starts from, a prompt or one <|endoftext|>.
+        let max_new = self.args.sample_len.saturating_sub(prompt.len().max(1));
         let mut text = TextStream::new();
         let console = self.logs.console();
         console.sample_begin();
         console.sample_piece(self.args.prompt.as_deref().unwrap_or_default());
-        generate(
-            self.dev.as_mut(),
-            decoder,
-            &mut sampler,
-            &prompt,
-            self.args.sample_len,
-            true,
-            &mut |token| {
-                console.sample_piece(&text.push(vocabulary.token_bytes(token).unwrap_or_default()));
-                Ok(())
-            },
-        )?;
+        generate(self.dev.as_mut(), decoder, &mut sampler, &prompt, max_new, true, &mut |token| {
+            console.sample_piece(&text.push(vocabulary.token_bytes(token).unwrap_or_default()));
+            Ok(())
+        })?;
         console.sample_piece(&text.finish());
         console.sample_end();
         Ok(())

@@ -19,6 +19,9 @@ struct Extras {
     B: usize,
     T: usize,
     total_batch_size: usize,
+    /// Size of the training data: other data, to be met by mistake, would hardly have the same.
+    data_tokens: u64,
+    data_shards: usize,
     loss_outliers: OutlierDetector,
     norm_outliers: OutlierDetector,
     best_val_loss: Option<Float>,
@@ -67,6 +70,8 @@ impl Run {
             B: self.shape.B,
             T: self.shape.T,
             total_batch_size: self.shape.rows() * self.grad_accum_steps,
+            data_tokens: self.train_loader.num_tokens(),
+            data_shards: self.train_loader.num_shards(),
             loss_outliers: self.loss_outliers.clone(),
             norm_outliers: self.norm_outliers.clone(),
             best_val_loss: self.best_val_loss.map(|loss| Float(f64::from(loss))),
@@ -85,9 +90,8 @@ impl Run {
     }
 
     /// Keeps the parameters with the lowest validation loss so far, in runs that write checkpoints.
-    pub(super) fn save_best(&mut self, step: usize) -> Result<()> {
-        let Some(dir) = self.output_dir.as_ref().filter(|_| self.args.checkpoint_every > 0 && step > 0)
-        else {
+    pub(super) fn save_best(&mut self) -> Result<()> {
+        let Some(dir) = self.output_dir.as_ref().filter(|_| self.args.checkpoint_every > 0) else {
             return Ok(());
         };
         let (config, params) = (self.model.weights.config, self.model.weights.all);
@@ -114,6 +118,16 @@ impl Run {
                     "{flag} {ours}: the checkpoint was written with {flag} {theirs}; use that to resume"
                 );
             }
+            let ours = (self.train_loader.num_tokens(), self.train_loader.num_shards());
+            ensure!(
+                ours == (extras.data_tokens, extras.data_shards),
+                "{}: {} tokens in {} shards, but the checkpoint was trained on {} in {}; resume with the same data",
+                self.args.train_data_flag(),
+                ours.0,
+                ours.1,
+                extras.data_tokens,
+                extras.data_shards
+            );
             self.loss_outliers = extras.loss_outliers;
             self.norm_outliers = extras.norm_outliers;
             self.best_val_loss = extras.best_val_loss.map(|loss| loss.0 as f32);
@@ -128,7 +142,7 @@ impl Run {
         self.resumed = true;
         self.train_loader
             .restore(&loader_state(&state.loader)?)
-            .context("-i: not the data of the checkpoint")?;
+            .with_context(|| format!("{}: not the data of the checkpoint", self.args.train_data_flag()))?;
         let tensors = self.tensors();
         let dev = self.dev.as_mut();
         saved.restore(&mut |part, start, values| write_chunk(dev, tensors.of(part), start, values))

@@ -9,6 +9,7 @@ use crate::cli::ModelSource;
 use crate::cli::train::TrainArgs;
 use crate::config::ModelConfig;
 use crate::data::loader::{DataLoader, LoaderOptions};
+use crate::data::tokenizer::EOT;
 use crate::eval::hellaswag::HellaSwag;
 use crate::model::activations::Recompute;
 use crate::model::decode::Decoder;
@@ -46,7 +47,14 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>) -> Result<Run> {
     let samples = args.sample_every > 0;
     let decoder = samples.then(|| Decoder::plan(&model.weights, config.maxT, &mut plan));
     let max_steps = args.train_steps(train_loader.num_tokens())?;
-    let mut logs = Logs::open(args.output_dir.as_deref(), start.resumed_step(), max_steps)?;
+    check_samples(args, &config, decoder.is_some())?;
+    let resumed_step = start.resumed_step();
+    ensure!(
+        resumed_step.is_none_or(|step| step <= max_steps),
+        "-x {max_steps}: the checkpoint in -o is past that already, at step {}",
+        resumed_step.unwrap_or_default()
+    );
+    let mut logs = Logs::new(max_steps);
     let loaders = (&train_loader, val_loader.as_ref());
     logs.banner(args, &dev.describe(), &start.describe(args), &model.weights, loaders, &plan);
     dev.allocate(&plan)?;
@@ -77,6 +85,10 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>) -> Result<Run> {
         Start::File(file) => write_chunk(run.dev.as_mut(), run.model.weights.all, 0, &file.params)?,
         Start::Resume(saved) => run.restore(*saved)?,
     }
+    // Last, as it cuts the logs of the run back to its checkpoint: whatever is refused before loses nothing.
+    if let Some(dir) = &args.output_dir {
+        run.logs.open(dir, resumed_step)?;
+    }
     Ok(run)
 }
 
@@ -85,6 +97,7 @@ fn find_start(args: &TrainArgs) -> Result<Start> {
         if args.resume
             && let Some(saved) = resume::find(dir)?
         {
+            check_shape(args, &saved)?;
             return Ok(Start::Resume(Box::new(saved)));
         }
         if !args.resume {
@@ -97,6 +110,30 @@ fn find_start(args: &TrainArgs) -> Result<Start> {
             Start::File(Box::new(checkpoint::load_model(&path).context("-e/--model")?))
         }
     })
+}
+
+/// Refuses a shape that is asked for but is not that of the checkpoint to resume.
+fn check_shape(args: &TrainArgs, saved: &Saved) -> Result<()> {
+    if let Ok(ModelSource::Shape(asked)) = args.model_source() {
+        let found = saved.model.config;
+        ensure!(
+            asked == found,
+            "-e/--model, --layers, --heads, --channels, --context, --qkv-bias: expected the shape of the checkpoint in -o \
+             ({found:?}), found {asked:?}; resume with that shape, or choose another -o"
+        );
+    }
+    Ok(())
+}
+
+/// Samples start from a token of GPT-2's vocabulary, which a model may not have.
+fn check_samples(args: &TrainArgs, config: &ModelConfig, wanted: bool) -> Result<()> {
+    ensure!(
+        !wanted || config.V > usize::from(EOT),
+        "-s {}: samples start from token {EOT}, but the model knows {} tokens; use -s 0",
+        args.sample_every,
+        config.V
+    );
+    Ok(())
 }
 
 impl Start {

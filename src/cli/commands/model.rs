@@ -94,7 +94,9 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     let mut summary = serde_json::Map::new();
     let mut lines = String::new();
     if let Some(mut loader) = loader {
-        let loss = validation_loss(&model, &mut dev, &mut loader, shape, args.max_batches)?;
+        let split = loader.samples_per_epoch() as usize;
+        let batches = args.max_batches.map(|batches| batches.min(split));
+        let loss = validation_loss(&model, &mut dev, &mut loader, shape, batches)?;
         print(format_args!("val loss {loss:.6}, perplexity {:.4}\n", perplexity(loss)))?;
         summary.insert("val_loss".into(), loss.into());
         summary.insert("val_perplexity".into(), perplexity(loss).into());
