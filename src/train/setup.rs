@@ -45,7 +45,9 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>) -> Result<Run> {
     let model = GPT2::plan(&config, &options, dev.float_dtype(), &mut plan);
     let optimizer = Optimizer::plan(&model.weights.layout, hyper_params(args), &mut plan);
     let samples = args.sample_every > 0;
-    let decoder = samples.then(|| Decoder::plan(&model.weights, config.maxT, &mut plan));
+    // No sample is longer than asked for, so neither is the cache.
+    let decoder =
+        samples.then(|| Decoder::plan(&model.weights, args.sample_len.clamp(1, config.maxT), &mut plan));
     let max_steps = args.train_steps(train_loader.num_tokens())?;
     check_samples(args, &config, decoder.is_some())?;
     let resumed_step = start.resumed_step();
