@@ -6,6 +6,7 @@ use serde_json::Value;
 use std::path::PathBuf;
 use warpsmith::checkpoint;
 use warpsmith::config::ModelConfig;
+use warpsmith::device::compare::assert_close;
 use warpsmith::device::cpu::{Cpu, matmul::Precision};
 use warpsmith::model::activations::Recompute;
 use warpsmith::model::backward::MicroStep;
@@ -94,16 +95,6 @@ fn logits_are_pytorchs() {
                 padded.chunks_exact(Vp).take(shape.rows()).flat_map(|row| &row[..V]).copied().collect();
             assert_close(&format!("{name} {file} logits"), &got, &want, 1e-5);
         }
-    }
-}
-
-/// Fails unless all values agree within `tolerance` of the largest one wanted. A NaN fails.
-fn assert_close(what: &str, got: &[f32], want: &[f32], tolerance: f32) {
-    assert_eq!(got.len(), want.len(), "{what}");
-    let scale = want.iter().fold(f32::MIN_POSITIVE, |max, w| max.max(w.abs()));
-    for (i, (g, w)) in got.iter().zip(want).enumerate() {
-        let share = (g - w).abs() / (scale * tolerance);
-        assert!(share <= 1.0, "{what}[{i}]: {g}, expected {w} ({:.0}% of the tolerance)", 100.0 * share);
     }
 }
 

@@ -1,7 +1,7 @@
 //! The program `train_gpt2`: flags to device to run.
 
+use super::refuse_launcher;
 use super::train::{TrainArgs, parse};
-use super::{Parsed, exit_with, refuse_launcher};
 use crate::device::cpu::Cpu;
 use crate::device::cpu::matmul::Precision;
 use crate::tensor::Dtype;
@@ -10,15 +10,15 @@ use anyhow::{Context, Result};
 use std::process::ExitCode;
 
 pub fn main() -> ExitCode {
-    const PROGRAM: &str = "train_gpt2";
-    match parse(std::env::args_os()) {
-        Ok(Parsed::Run(args)) => match run(&args) {
-            // As a shell reports a process that a signal ended.
-            Ok(Finish::Stopped(signal)) => ExitCode::from(128 + signal as u8),
-            other => exit_with(PROGRAM, other.map(drop)),
-        },
-        other => super::run(PROGRAM, other, |_| unreachable!("handled above")),
-    }
+    let mut stopped = None;
+    let status = super::run("train_gpt2", parse(std::env::args_os()), |args| {
+        if let Finish::Stopped(signal) = run(&args)? {
+            stopped = Some(signal);
+        }
+        Ok(())
+    });
+    // As a shell reports a process that a signal ended.
+    stopped.map_or(status, |signal| ExitCode::from(128 + signal as u8))
 }
 
 fn run(args: &TrainArgs) -> Result<Finish> {
