@@ -20,6 +20,16 @@ pub trait Device {
     /// The type of parameters, activations and gradients here (llm.c's `floatX`).
     fn float_dtype(&self) -> Dtype;
 
+    /// Bytes of scratch memory that operations up to `limits` need. Whoever plans the memory adds that many bytes in the
+    /// arena [`SCRATCH`], from which the device then serves itself.
+    ///
+    /// # Errors
+    /// One line, if the device has no kernel for these shapes.
+    fn scratch_bytes(&self, limits: &Limits) -> Result<usize> {
+        let _ = limits;
+        Ok(0)
+    }
+
     /// Allocates all arenas of the plan, zeroed. Called once, before anything else touches a tensor.
     ///
     /// # Errors
@@ -34,6 +44,26 @@ pub trait Device {
 
     /// Waits for all queued work.
     fn synchronize(&mut self) -> Result<()>;
+}
+
+/// Name of the arena of a device's scratch memory.
+pub const SCRATCH: &str = "scratch";
+
+/// The largest operations that a run will ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Rows (B*T) of the largest batch.
+    pub rows: usize,
+    /// Rows of the largest piece of logits.
+    pub logits_rows: usize,
+    /// Tokens in the longest sequence.
+    pub T: usize,
+    pub C: usize,
+    pub NH: usize,
+    pub V: usize,
+    pub Vp: usize,
+    /// Elements of all parameters together.
+    pub num_parameters: usize,
 }
 
 /// What follows a matrix product, in the same pass where the device can.
@@ -89,6 +119,59 @@ pub struct AttentionDims {
     pub HS: usize,
 }
 
+/// The rows of a batch grouped by token, on the device: made on the host while the device is busy, so that the backward
+/// pass of the embedding needs neither atomics nor a sort.
+#[derive(Clone, Copy, Debug)]
+pub struct TokenBuckets {
+    /// (N) i32: numbers of rows, those of one token side by side and in ascending order.
+    pub rows: Tensor,
+    /// (count + 1) i32 or longer: where in `rows` each bucket starts; the largest bucket comes first.
+    pub starts: Tensor,
+    pub count: usize,
+}
+
+/// dwte[tokens] += dout; dwpe[t] += dout summed over B. The same result every time.
+#[derive(Clone, Copy, Debug)]
+pub struct EncoderBackward {
+    pub dwte: Tensor,
+    pub dwpe: Tensor,
+    pub dout: Tensor,
+    pub tokens: Tensor,
+    /// Of `tokens`. A device that groups them itself may ignore it.
+    pub buckets: TokenBuckets,
+    pub B: usize,
+    pub T: usize,
+    pub C: usize,
+}
+
+/// out (N, C) = (inp - mean) * rstd * weight + bias; mean, rstd (N) f32 are kept for the backward pass. eps = 1e-5.
+#[derive(Clone, Copy, Debug)]
+pub struct LayernormForward {
+    pub out: Tensor,
+    pub mean: Tensor,
+    pub rstd: Tensor,
+    pub inp: Tensor,
+    pub weight: Tensor,
+    pub bias: Tensor,
+    pub N: usize,
+    pub C: usize,
+}
+
+/// dinp (N, C) **+=** (it is the gradient of the residual stream); dweight, dbias (C) +=.
+#[derive(Clone, Copy, Debug)]
+pub struct LayernormBackward {
+    pub dinp: Tensor,
+    pub dweight: Tensor,
+    pub dbias: Tensor,
+    pub dout: Tensor,
+    pub inp: Tensor,
+    pub weight: Tensor,
+    pub mean: Tensor,
+    pub rstd: Tensor,
+    pub N: usize,
+    pub C: usize,
+}
+
 /// Softmax and cross-entropy over rows of logits.
 #[derive(Clone, Copy, Debug)]
 pub struct Classifier {
@@ -116,8 +199,12 @@ pub struct DecaySegment {
 
 /// One AdamW step (Loshchilov & Hutter 2019) with bias correction over `params`, all tensors in one pass:
 /// m = lerp(g, m, beta1); v = lerp(g², v, beta2); p -= lr (m̂ / (sqrt(v̂) + eps) + decay p), with g = grad_scale * grads.
+///
+/// Where parameters are narrower than f32, a step in f32 is rounded to them at random, so that it is right on average.
 pub struct AdamW<'a> {
     pub params: Tensor,
+    /// f32 copy of the parameters that takes the step in their place; they become its rounded image.
+    pub master: Option<Tensor>,
     pub m: Tensor,
     pub v: Tensor,
     pub grads: Tensor,
@@ -131,6 +218,8 @@ pub struct AdamW<'a> {
     pub grad_scale: f32,
     /// 1 for the first update.
     pub t: usize,
+    /// Of the random rounding; another one each step.
+    pub seed: u32,
 }
 
 /// The operations of GPT-2.
@@ -145,34 +234,21 @@ pub trait Ops: Device {
         dims: (usize, usize, usize),
     ) -> Result<()>;
 
-    /// dwte[tokens] += dout; dwpe[t] += dout summed over B. Same result whatever the number of threads.
-    fn encoder_backward(
-        &mut self,
-        dwte: Tensor,
-        dwpe: Tensor,
-        dout: Tensor,
-        tokens: Tensor,
-        dims: (usize, usize, usize),
-    ) -> Result<()>;
+    fn encoder_backward(&mut self, args: EncoderBackward) -> Result<()>;
 
-    /// out (N, C) = (inp - mean) * rstd * weight + bias; mean, rstd (N) f32 are kept for the backward pass. eps = 1e-5.
-    #[allow(clippy::too_many_arguments)]
-    fn layernorm_forward(
-        &mut self,
-        out: Tensor,
-        mean: Tensor,
-        rstd: Tensor,
-        inp: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        N: usize,
-        C: usize,
-    ) -> Result<()>;
+    fn layernorm_forward(&mut self, args: LayernormForward) -> Result<()>;
 
-    /// dinp (N, C) **+=** (it is the gradient of the residual stream); dweight, dbias (C) +=.
     fn layernorm_backward(&mut self, args: LayernormBackward) -> Result<()>;
 
     fn matmul_forward(&mut self, args: MatmulForward) -> Result<()>;
+
+    /// A projection into the residual stream (its epilogue is [`Epilogue::BiasResidual`]) and the layernorm that reads
+    /// the sum (`norm.inp` is `matmul.out`). A device with a kernel for the two together may choose between that and this
+    /// composition.
+    fn matmul_residual_layernorm(&mut self, matmul: MatmulForward, norm: LayernormForward) -> Result<()> {
+        self.matmul_forward(matmul)?;
+        self.layernorm_forward(norm)
+    }
 
     fn matmul_backward(&mut self, args: MatmulBackward) -> Result<()>;
 
@@ -210,19 +286,4 @@ pub trait Ops: Device {
     fn sum(&mut self, out: Tensor, src: Tensor) -> Result<()>;
 
     fn fill(&mut self, dst: Tensor, value: f32) -> Result<()>;
-}
-
-/// See [`Ops::layernorm_backward`].
-#[derive(Clone, Copy, Debug)]
-pub struct LayernormBackward {
-    pub dinp: Tensor,
-    pub dweight: Tensor,
-    pub dbias: Tensor,
-    pub dout: Tensor,
-    pub inp: Tensor,
-    pub weight: Tensor,
-    pub mean: Tensor,
-    pub rstd: Tensor,
-    pub N: usize,
-    pub C: usize,
 }

@@ -10,6 +10,7 @@ use warpsmith::device::compare::assert_close;
 use warpsmith::device::cpu::{Cpu, matmul::Precision};
 use warpsmith::model::activations::Recompute;
 use warpsmith::model::backward::MicroStep;
+use warpsmith::model::buckets::HostBuckets;
 use warpsmith::model::{BatchShape, GPT2, ModelOptions, init};
 use warpsmith::ops::{AdamW, DecaySegment, Device, Ops};
 use warpsmith::optim::optimizer::{HyperParams, Optimizer};
@@ -65,7 +66,8 @@ impl Tiny {
     fn run(&mut self, shape: BatchShape, inputs: &[i32], targets: &[i32], at: MicroStep) {
         self.model.load_batch(&mut self.dev, shape, inputs, targets).unwrap();
         self.model.forward(&mut self.dev, shape).unwrap();
-        self.model.backward(&mut self.dev, shape, at).unwrap();
+        let buckets = self.model.load_buckets(&mut self.dev, &HostBuckets::group(inputs)).unwrap();
+        self.model.backward(&mut self.dev, shape, buckets, at).unwrap();
     }
 
     fn download(&mut self, tensor: Tensor) -> Vec<f32> {
@@ -272,8 +274,23 @@ fn adamw_is_pytorchs() {
         let (beta1, beta2, eps) = (number("beta1"), number("beta2"), number("eps"));
         let lr = step["lr"].as_f64().unwrap() as f32;
         let segments = &segments;
-        dev.adamw(AdamW { params, m, v, grads, segments, lr, beta1, beta2, eps, grad_scale: 1.0, t })
-            .unwrap();
+        let (master, grad_scale, seed) = (None, 1.0, 0);
+        dev.adamw(AdamW {
+            params,
+            master,
+            m,
+            v,
+            grads,
+            segments,
+            lr,
+            beta1,
+            beta2,
+            eps,
+            grad_scale,
+            t,
+            seed,
+        })
+        .unwrap();
         dev.download(bytemuck::cast_slice_mut(&mut download), params).unwrap();
         assert_close(&format!("parameters after step {t}"), &download, &both(&step["params"]), 1e-6);
     }

@@ -38,30 +38,32 @@ pub struct Activations {
     /// Capacity in rows.
     pub rows: usize,
     pub recompute: Recompute,
-    pub inputs: Tensor,       // (N) i32
-    pub targets: Tensor,      // (N) i32
-    pub encoded: Tensor,      // (N, C)
-    pub ln1: PerLayer,        // (L, N, C), one layer if recomputed
-    pub ln1_mean: PerLayer,   // (L, N) f32
-    pub ln1_rstd: PerLayer,   // (L, N) f32
-    pub qkv: PerLayer,        // (L, N, 3C)
-    pub atty: PerLayer,       // (L, N, C)
-    pub lse: PerLayer,        // (L, B, NH, T) f32
-    pub residual2: PerLayer,  // (L, N, C)
-    pub ln2: PerLayer,        // as ln1
-    pub ln2_mean: PerLayer,   // (L, N) f32
-    pub ln2_rstd: PerLayer,   // (L, N) f32
-    pub fch: PerLayer,        // (L, N, 4C), before the GELU
-    pub fch_gelu: PerLayer,   // (L, N, 4C), one layer if recomputed
-    pub residual3: PerLayer,  // (L, N, C)
-    pub lnf: Tensor,          // (N, C)
-    pub lnf_mean: Tensor,     // (N) f32
-    pub lnf_rstd: Tensor,     // (N) f32
-    pub losses: Tensor,       // (N) f32, summed over micro-steps
-    pub logits: Tensor,       // (chunk of rows, Vp), then their gradient
-    pub scratch_btc: Tensor,  // (N, C), backward only
-    pub scratch_bt4c: Tensor, // (N, 4C), backward only
-    pub dresidual: Tensor,    // (N, C), backward only
+    pub inputs: Tensor,        // (N) i32
+    pub targets: Tensor,       // (N) i32
+    pub bucket_rows: Tensor,   // (N) i32, rows by token, backward only
+    pub bucket_starts: Tensor, // (N + 1) i32, backward only
+    pub encoded: Tensor,       // (N, C)
+    pub ln1: PerLayer,         // (L, N, C), one layer if recomputed
+    pub ln1_mean: PerLayer,    // (L, N) f32
+    pub ln1_rstd: PerLayer,    // (L, N) f32
+    pub qkv: PerLayer,         // (L, N, 3C)
+    pub atty: PerLayer,        // (L, N, C)
+    pub lse: PerLayer,         // (L, B, NH, T) f32
+    pub residual2: PerLayer,   // (L, N, C)
+    pub ln2: PerLayer,         // as ln1
+    pub ln2_mean: PerLayer,    // (L, N) f32
+    pub ln2_rstd: PerLayer,    // (L, N) f32
+    pub fch: PerLayer,         // (L, N, 4C), before the GELU
+    pub fch_gelu: PerLayer,    // (L, N, 4C), one layer if recomputed
+    pub residual3: PerLayer,   // (L, N, C)
+    pub lnf: Tensor,           // (N, C)
+    pub lnf_mean: Tensor,      // (N) f32
+    pub lnf_rstd: Tensor,      // (N) f32
+    pub losses: Tensor,        // (N) f32, summed over micro-steps
+    pub logits: Tensor,        // (chunk of rows, Vp), then their gradient
+    pub scratch_btc: Tensor,   // (N, C), backward only
+    pub scratch_bt4c: Tensor,  // (N, 4C), backward only
+    pub dresidual: Tensor,     // (N, C), backward only
     /// Loss sum and squared gradient norm of a step.
     pub scalars: Tensor, // (2) f32
 }
@@ -152,6 +154,8 @@ impl Activations {
             residual3,
             inputs: add("inputs", Dtype::I32, rows),
             targets: add("targets", Dtype::I32, rows),
+            bucket_rows: add("bucket_rows", Dtype::I32, backward_rows),
+            bucket_starts: add("bucket_starts", Dtype::I32, backward_rows + 1),
             encoded: add("encoded", X, rows * C),
             lnf: add("lnf", X, rows * C),
             lnf_mean: add("lnf_mean", Dtype::F32, rows),

@@ -6,7 +6,7 @@
 
 use super::activations::Recompute;
 use super::{BatchShape, GPT2};
-use crate::ops::{AttentionDims, LayernormBackward, MatmulBackward, Ops};
+use crate::ops::{AttentionDims, EncoderBackward, LayernormBackward, MatmulBackward, Ops, TokenBuckets};
 use crate::params::{PARAMS, Param, Param::*};
 use crate::tensor::Tensor;
 use anyhow::Result;
@@ -35,7 +35,13 @@ impl GPT2 {
     ///
     /// # Panics
     /// If the model was planned for evaluation only.
-    pub fn backward(&self, dev: &mut dyn Ops, shape: BatchShape, step: MicroStep) -> Result<()> {
+    pub fn backward(
+        &self,
+        dev: &mut dyn Ops,
+        shape: BatchShape,
+        buckets: TokenBuckets,
+        step: MicroStep,
+    ) -> Result<()> {
         let (a, w) = (&self.acts, &self.weights);
         let (N, C) = (shape.rows(), w.config.C);
         if step.first {
@@ -63,7 +69,16 @@ impl GPT2 {
             self.attention_backward(dev, l, shape, step)?;
         }
         let tokens = a.inputs.slice(0, N);
-        dev.encoder_backward(self.grad(Wte, 0), self.grad(Wpe, 0), dresidual, tokens, (shape.B, shape.T, C))
+        dev.encoder_backward(EncoderBackward {
+            dwte: self.grad(Wte, 0),
+            dwpe: self.grad(Wpe, 0),
+            dout: dresidual,
+            tokens,
+            buckets,
+            B: shape.B,
+            T: shape.T,
+            C,
+        })
     }
 
     /// Sum of the losses since the last first micro-step, and the squared norm of the gradients.

@@ -5,7 +5,7 @@
 
 use super::activations::Activations;
 use super::{BatchShape, GPT2, Weights};
-use crate::ops::{AttentionDims, Epilogue, MatmulForward, Ops};
+use crate::ops::{AttentionDims, Epilogue, LayernormForward, MatmulForward, Ops};
 use crate::params::Param::*;
 use crate::tensor::{MemoryPlan, Tensor};
 use anyhow::Result;
@@ -72,7 +72,17 @@ impl Decoder {
         let residual = a.block_input(w.config.L, ONE_ROW, C);
         let (mean, rstd) = (a.lnf_mean.slice(0, 1), a.lnf_rstd.slice(0, 1));
         let lnf = a.lnf.slice(0, C);
-        dev.layernorm_forward(lnf, mean, rstd, residual, w.get(Lnfw, 0), w.get(Lnfb, 0), 1, C)?;
+        let (weight, bias) = (w.get(Lnfw, 0), w.get(Lnfb, 0));
+        dev.layernorm_forward(LayernormForward {
+            out: lnf,
+            mean,
+            rstd,
+            inp: residual,
+            weight,
+            bias,
+            N: 1,
+            C,
+        })?;
         self.cached = t + 1;
         self.last_logits(dev, 0)
     }

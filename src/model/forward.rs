@@ -3,7 +3,7 @@
 
 use super::activations::Recompute;
 use super::{BatchShape, GPT2};
-use crate::ops::{AttentionDims, Classifier, Epilogue, MatmulForward, Ops};
+use crate::ops::{AttentionDims, Classifier, Epilogue, LayernormForward, MatmulForward, Ops};
 use crate::params::Param::*;
 use crate::tensor::Tensor;
 use anyhow::Result;
@@ -20,16 +20,16 @@ impl GPT2 {
         }
         let (mean, rstd) = (a.lnf_mean.slice(0, N), a.lnf_rstd.slice(0, N));
         let residual = a.block_input(w.config.L, shape, C);
-        dev.layernorm_forward(
-            a.lnf.slice(0, N * C),
+        dev.layernorm_forward(LayernormForward {
+            out: a.lnf.slice(0, N * C),
             mean,
             rstd,
-            residual,
-            w.get(Lnfw, 0),
-            w.get(Lnfb, 0),
+            inp: residual,
+            weight: w.get(Lnfw, 0),
+            bias: w.get(Lnfb, 0),
             N,
             C,
-        )
+        })
     }
 
     /// x + attention(layernorm(x)), then x + mlp(layernorm(x)).
@@ -92,7 +92,8 @@ impl GPT2 {
         let (N, C) = (shape.rows(), w.config.C);
         let [out, mean, rstd] = [a.ln1, a.ln1_mean, a.ln1_rstd].map(|t| t.get(l, N));
         let inp = a.block_input(l, shape, C);
-        dev.layernorm_forward(out, mean, rstd, inp, w.get(Ln1w, l), w.get(Ln1b, l), N, C)
+        let (weight, bias) = (w.get(Ln1w, l), w.get(Ln1b, l));
+        dev.layernorm_forward(LayernormForward { out, mean, rstd, inp, weight, bias, N, C })
     }
 
     /// The layernorm before the MLP.
@@ -100,7 +101,8 @@ impl GPT2 {
         let (a, w) = (&self.acts, &self.weights);
         let (N, C) = (shape.rows(), w.config.C);
         let [out, mean, rstd, inp] = [a.ln2, a.ln2_mean, a.ln2_rstd, a.residual2].map(|t| t.get(l, N));
-        dev.layernorm_forward(out, mean, rstd, inp, w.get(Ln2w, l), w.get(Ln2b, l), N, C)
+        let (weight, bias) = (w.get(Ln2w, l), w.get(Ln2b, l));
+        dev.layernorm_forward(LayernormForward { out, mean, rstd, inp, weight, bias, N, C })
     }
 
     /// logits of `rows` rows of the last layernorm, starting at `start`, into the logits buffer.

@@ -6,16 +6,18 @@
 
 pub mod activations;
 pub mod backward;
+pub mod buckets;
 pub mod decode;
 pub mod forward;
 pub mod init;
 
 use crate::config::ModelConfig;
-use crate::ops::Ops;
+use crate::ops::{Ops, TokenBuckets};
 use crate::params::{Param, ParamLayout};
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use activations::{Activations, Recompute};
 use anyhow::Result;
+use buckets::HostBuckets;
 
 /// The parameters of a model on a device.
 #[derive(Clone, Debug)]
@@ -121,5 +123,13 @@ impl GPT2 {
         assert_eq!((inputs.len(), targets.len()), (rows, rows));
         dev.upload(self.acts.inputs.slice(0, rows), bytemuck::cast_slice(inputs))?;
         dev.upload(self.acts.targets.slice(0, rows), bytemuck::cast_slice(targets))
+    }
+
+    /// Puts the groups of the batch's tokens where the backward pass looks for them.
+    pub fn load_buckets(&self, dev: &mut dyn Ops, buckets: &HostBuckets) -> Result<TokenBuckets> {
+        let a = &self.acts;
+        dev.upload(a.bucket_rows.slice(0, buckets.rows.len()), bytemuck::cast_slice(&buckets.rows))?;
+        dev.upload(a.bucket_starts.slice(0, buckets.starts.len()), bytemuck::cast_slice(&buckets.starts))?;
+        Ok(TokenBuckets { rows: a.bucket_rows, starts: a.bucket_starts, count: buckets.count() })
     }
 }

@@ -60,6 +60,7 @@ impl Optimizer {
     ) -> Result<()> {
         dev.adamw(AdamW {
             params,
+            master: None,
             m: self.m,
             v: self.v,
             grads,
@@ -70,6 +71,7 @@ impl Optimizer {
             eps: self.hyper.eps,
             grad_scale,
             t,
+            seed: t as u32,
         })
     }
 }

@@ -81,6 +81,7 @@ mod tests {
         let unused = Tensor { arena: 0, offset: 0, len: 0, dtype: Dtype::F32 };
         AdamW {
             params: unused,
+            master: None,
             m: unused,
             v: unused,
             grads: unused,
@@ -91,6 +92,7 @@ mod tests {
             eps: 1e-8,
             grad_scale: 0.5,
             t,
+            seed: 0,
         }
     }
 

@@ -84,42 +84,18 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn encoder_backward(
-        &mut self,
-        dwte: Tensor,
-        dwpe: Tensor,
-        dout: Tensor,
-        tokens: Tensor,
-        (B, T, C): (usize, usize, usize),
-    ) -> Result<()> {
+    fn encoder_backward(&mut self, a: EncoderBackward) -> Result<()> {
         let b = self.memory.borrow();
-        assert_eq!(dout.len, B * T * C);
-        encoder::backward(b.write(dwte), b.write(dwpe), b.read(dout), b.read_i32(tokens), T, C);
+        assert_eq!(a.dout.len, a.B * a.T * a.C);
+        encoder::backward(b.write(a.dwte), b.write(a.dwpe), b.read(a.dout), b.read_i32(a.tokens), a.T, a.C);
         Ok(())
     }
 
-    fn layernorm_forward(
-        &mut self,
-        out: Tensor,
-        mean: Tensor,
-        rstd: Tensor,
-        inp: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        N: usize,
-        C: usize,
-    ) -> Result<()> {
+    fn layernorm_forward(&mut self, a: LayernormForward) -> Result<()> {
         let b = self.memory.borrow();
-        assert_eq!(out.len, N * C);
-        layernorm::forward(
-            b.write(out),
-            b.write(mean),
-            b.write(rstd),
-            b.read(inp),
-            b.read(weight),
-            b.read(bias),
-            C,
-        );
+        assert_eq!(a.out.len, a.N * a.C);
+        let (out, mean, rstd) = (b.write(a.out), b.write(a.mean), b.write(a.rstd));
+        layernorm::forward(out, mean, rstd, b.read(a.inp), b.read(a.weight), b.read(a.bias), a.C);
         Ok(())
     }
 
@@ -234,6 +210,7 @@ impl Ops for Cpu {
     }
 
     fn adamw(&mut self, a: AdamW) -> Result<()> {
+        assert!(a.master.is_none(), "parameters are f32 here, and need no master copy");
         let b = self.memory.borrow();
         let (params, m, v) = (b.write(a.params), b.write(a.m), b.write(a.v));
         adamw::update(params, m, v, b.read(a.grads), &a);

@@ -1,0 +1,90 @@
+// What every kernel uses: the type of activations, 128-bit accesses, reductions, random rounding.
+//
+// A kernel file is compiled once for each floatX (FLOATX_F32, FLOATX_F16, neither: bf16), by nvcc for GPUs and by the
+// host's C++ compiler for the emulated device. So kernels include this header and no other, declare shared memory with
+// SHARED or DYNAMIC_SHARED (see ptx.cuh), and reach instructions that C++ has no name for through ptx.cuh.
+#pragma once
+#include "ptx.cuh"
+
+#if defined(FLOATX_F32)
+using floatX = float;
+#elif defined(FLOATX_F16)
+using floatX = f16;
+#else
+using floatX = bf16;
+#endif
+
+constexpr int WARP_SIZE = 32;
+constexpr unsigned FULL_MASK = 0xffffffffu;
+
+// 128 bits of elements: the most a thread can load or store with one instruction.
+template <class T>
+struct alignas(16) Pack {
+    static constexpr int size = 16 / sizeof(T);
+    T v[size];
+};
+using PackX = Pack<floatX>;
+
+// Elements must lie at a multiple of 16 bytes. The bits go through a uint4: read through the array, they would become
+// as many loads as there are elements.
+template <class T>
+__device__ __forceinline__ Pack<T> unpack_bits(uint4 bits) {
+    Pack<T> pack;
+    memcpy(&pack, &bits, 16);
+    return pack;
+}
+template <class T>
+__device__ __forceinline__ uint4 pack_bits(const Pack<T>& pack) {
+    uint4 bits;
+    memcpy(&bits, &pack, 16);
+    return bits;
+}
+template <class T>
+__device__ __forceinline__ Pack<T> load128(const T* address) {
+    return unpack_bits<T>(load_u128(address));
+}
+// For data that is used once: it leaves the caches first.
+template <class T>
+__device__ __forceinline__ Pack<T> load128_streaming(const T* address) {
+    return unpack_bits<T>(load_u128_streaming(address));
+}
+template <class T>
+__device__ __forceinline__ void store128(T* address, const Pack<T>& pack) {
+    store_u128(address, pack_bits(pack));
+}
+template <class T>
+__device__ __forceinline__ void store128_streaming(T* address, const Pack<T>& pack) {
+    store_u128_streaming(address, pack_bits(pack));
+}
+
+template <class T>
+__device__ __forceinline__ T zero() {
+    return from_f32<T>(0.0f);
+}
+
+constexpr __host__ __device__ int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// Every lane gets the result; all 32 lanes take part.
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+    for (int offset = WARP_SIZE / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(FULL_MASK, value, offset);
+    return value;
+}
+__device__ __forceinline__ float warp_max(float value) {
+#pragma unroll
+    for (int offset = WARP_SIZE / 2; offset > 0; offset /= 2)
+        value = fmaxf(value, __shfl_xor_sync(FULL_MASK, value, offset));
+    return value;
+}
+
+// 32 random bits for element `index` of the stream `seed`: two rounds of the multiply-xorshift finaliser of MurmurHash3
+// over both. Rounding needs no more than bits that look independent.
+__device__ __forceinline__ unsigned random_bits(unsigned seed, unsigned long long index) {
+    unsigned h = seed ^ (unsigned)(index >> 32) * 0x9e3779b9u;
+    h = (h ^ (h >> 16)) * 0x85ebca6bu;
+    h = (h ^ (h >> 13)) * 0xc2b2ae35u;
+    h ^= (h >> 16) ^ (unsigned)index;
+    h = (h ^ (h >> 16)) * 0x85ebca6bu;
+    h = (h ^ (h >> 13)) * 0xc2b2ae35u;
+    return h ^ (h >> 16);
+}

@@ -1,0 +1,46 @@
+//! What is under the op layer: NVIDIA's driver, or the emulated device. Everything is queued in one order; only
+//! [`Driver::download`] and [`Driver::synchronize`] wait.
+
+use super::kernel::Launcher;
+use anyhow::Result;
+
+/// What the op layer and the start-up table want to know of a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// As the vendor calls it: `NVIDIA H200`.
+    pub name: String,
+    /// Compute capability: (9, 0).
+    pub capability: (u32, u32),
+    /// Streaming multiprocessors, by which persistent kernels size their grids.
+    pub multiprocessors: usize,
+    pub memory_bytes: usize,
+    /// Most dynamic shared memory a block can have.
+    pub shared_bytes: usize,
+    pub emulated: bool,
+}
+
+/// A device that runs the kernels under `kernels/`, compiled for one `floatX`.
+pub trait Driver: Launcher {
+    fn info(&self) -> &DeviceInfo;
+
+    /// Device memory, zeroed, aligned to 256 bytes or more, for as long as the driver lives.
+    ///
+    /// # Errors
+    /// If there is not enough.
+    fn allocate(&mut self, bytes: usize) -> Result<u64>;
+
+    /// Queues a copy to the device; `src` may be changed as soon as this returns.
+    fn upload(&mut self, dst: u64, src: &[u8]) -> Result<()>;
+
+    /// Waits for all queued work and copies to the host.
+    fn download(&mut self, dst: &mut [u8], src: u64) -> Result<()>;
+
+    /// Queues setting all `bytes` to zero.
+    fn clear(&mut self, dst: u64, bytes: usize) -> Result<()>;
+
+    fn synchronize(&mut self) -> Result<()>;
+
+    /// Milliseconds that `work` takes on the device, from when it starts to when all of it is done. `None` on a device whose
+    /// times mean nothing.
+    fn time(&mut self, work: &mut dyn FnMut(&mut dyn Launcher) -> Result<()>) -> Result<Option<f32>>;
+}

@@ -1,0 +1,77 @@
+//! From tensor handles to device addresses.
+
+use super::driver::Driver;
+use super::kernel::{FloatX, Ptr};
+use crate::ops::SCRATCH;
+use crate::tensor::{Dtype, MemoryPlan, Tensor};
+use anyhow::{Context, Result};
+
+/// Where the arenas of a plan are.
+#[derive(Debug)]
+pub struct Memory {
+    dtype: Dtype,
+    arenas: Vec<u64>,
+    scratch: Option<(u64, usize)>,
+}
+
+impl Memory {
+    pub fn new(dtype: Dtype) -> Self {
+        Memory { dtype, arenas: Vec::new(), scratch: None }
+    }
+
+    /// # Errors
+    /// If the device has not enough memory; names the arena it could not hold.
+    pub fn allocate(&mut self, driver: &mut dyn Driver, plan: &MemoryPlan) -> Result<()> {
+        for arena in &plan.arenas {
+            let address = driver.allocate(arena.size_bytes).with_context(|| {
+                format!(
+                    "{} MiB for the {} of {} MiB in all; use a smaller -b or more recomputation (-r)",
+                    arena.size_bytes >> 20,
+                    arena.name,
+                    plan.size_bytes() >> 20
+                )
+            })?;
+            self.arenas.push(address);
+            if arena.name == SCRATCH {
+                self.scratch = Some((address, arena.size_bytes));
+            }
+        }
+        Ok(())
+    }
+
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// # Panics
+    /// If no plan was allocated that holds the tensor.
+    pub fn address(&self, tensor: Tensor) -> u64 {
+        self.arenas[tensor.arena] + tensor.offset as u64
+    }
+
+    /// Of activations, parameters, gradients.
+    pub fn x(&self, tensor: Tensor) -> Ptr<FloatX> {
+        assert_eq!(tensor.dtype, self.dtype, "a tensor of the device's floating-point type");
+        Ptr::new(self.address(tensor))
+    }
+
+    pub fn f32(&self, tensor: Tensor) -> Ptr<f32> {
+        assert_eq!(tensor.dtype, Dtype::F32);
+        Ptr::new(self.address(tensor))
+    }
+
+    pub fn i32(&self, tensor: Tensor) -> Ptr<i32> {
+        assert_eq!(tensor.dtype, Dtype::I32);
+        Ptr::new(self.address(tensor))
+    }
+
+    /// Scratch memory of at least so many bytes, free between operations.
+    ///
+    /// # Panics
+    /// If less was planned: the limits that the plan was made with did not cover this operation.
+    pub fn scratch(&self, bytes: usize) -> u64 {
+        let (address, planned) = self.scratch.unwrap_or((0, 0));
+        assert!(bytes <= planned, "{bytes} bytes of scratch memory wanted, {planned} planned");
+        address
+    }
+}

@@ -1,0 +1,196 @@
+//! The CUDA device: one op layer over hand-written kernels, and two drivers under it, NVIDIA's and the emulated device. Launch
+//! geometry, alignment and argument lists are the same code on both.
+//!
+//! One file an operation, named like its kernels: `layernorm.rs` launches what is in `kernels/layernorm.cu`.
+#![allow(non_snake_case)]
+
+pub mod driver;
+pub mod kernel;
+pub mod memory;
+
+mod adamw;
+mod attention;
+mod classifier;
+mod encoder;
+mod gelu;
+mod layernorm;
+mod matmul;
+mod reduce;
+
+use crate::ops::*;
+use crate::tensor::{Dtype, MemoryPlan, Tensor};
+use anyhow::Result;
+use driver::Driver;
+use kernel::KernelSpec;
+use memory::Memory;
+
+/// What can be chosen about a CUDA device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CudaOptions {
+    /// Of parameters, activations and gradients: Bf16, F16 or F32.
+    pub dtype: Dtype,
+    /// Products of f32 numbers may round them to TF32.
+    pub tf32: bool,
+    /// GELU in the epilogue of matrix products: 0 = never, 1 = forward, 2 = forward and backward.
+    pub gelu_fusion: usize,
+    /// The backward pass of attention gives the same bits every time, at some cost.
+    pub deterministic: bool,
+    pub matmul: MatmulChoice,
+}
+
+/// Whose matrix products to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MatmulChoice {
+    /// Whichever is faster on this device for the shape.
+    Fastest,
+    Own,
+    Cublaslt,
+}
+
+/// A device that runs our kernels.
+pub struct Cuda {
+    driver: Box<dyn Driver>,
+    memory: Memory,
+    options: CudaOptions,
+}
+
+impl Cuda {
+    /// `driver` has the kernels for `options.dtype`.
+    pub fn new(driver: Box<dyn Driver>, options: CudaOptions) -> Self {
+        Cuda { driver, memory: Memory::new(options.dtype), options }
+    }
+}
+
+/// Every kernel of every operation.
+pub fn kernels() -> Vec<&'static KernelSpec> {
+    let tables: [&[&KernelSpec]; 0] = [];
+    tables.concat()
+}
+
+impl Device for Cuda {
+    fn describe(&self) -> String {
+        let info = self.driver.info();
+        let dtype = match self.options.dtype {
+            Dtype::F32 if self.options.tf32 => "f32 (TF32 products)",
+            Dtype::F32 => "f32",
+            Dtype::F16 => "fp16",
+            _ => "bf16",
+        };
+        format!("{}, {dtype}", info.name)
+    }
+
+    fn float_dtype(&self) -> Dtype {
+        self.options.dtype
+    }
+
+    fn scratch_bytes(&self, limits: &Limits) -> Result<usize> {
+        let needs = [
+            layernorm::scratch_bytes(self, limits),
+            attention::scratch_bytes(self, limits)?,
+            matmul::scratch_bytes(self, limits)?,
+            reduce::scratch_bytes(self, limits),
+        ];
+        Ok(needs.into_iter().max().unwrap_or_default())
+    }
+
+    fn allocate(&mut self, plan: &MemoryPlan) -> Result<()> {
+        self.memory.allocate(self.driver.as_mut(), plan)
+    }
+
+    fn upload(&mut self, dst: Tensor, src: &[u8]) -> Result<()> {
+        assert_eq!(dst.size_bytes(), src.len());
+        self.driver.upload(self.memory.address(dst), src)
+    }
+
+    fn download(&mut self, dst: &mut [u8], src: Tensor) -> Result<()> {
+        assert_eq!(src.size_bytes(), dst.len());
+        self.driver.download(dst, self.memory.address(src))
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        self.driver.synchronize()
+    }
+}
+
+impl Ops for Cuda {
+    fn encoder_forward(
+        &mut self,
+        encoded: Tensor,
+        tokens: Tensor,
+        wte: Tensor,
+        wpe: Tensor,
+        dims: (usize, usize, usize),
+    ) -> Result<()> {
+        encoder::forward(self, encoded, tokens, wte, wpe, dims)
+    }
+
+    fn encoder_backward(&mut self, args: EncoderBackward) -> Result<()> {
+        encoder::backward(self, args)
+    }
+
+    fn layernorm_forward(&mut self, args: LayernormForward) -> Result<()> {
+        layernorm::forward(self, args)
+    }
+
+    fn layernorm_backward(&mut self, args: LayernormBackward) -> Result<()> {
+        layernorm::backward(self, args)
+    }
+
+    fn matmul_forward(&mut self, args: MatmulForward) -> Result<()> {
+        matmul::forward(self, args)
+    }
+
+    fn matmul_backward(&mut self, args: MatmulBackward) -> Result<()> {
+        matmul::backward(self, args)
+    }
+
+    fn attention_forward(
+        &mut self,
+        out: Tensor,
+        lse: Tensor,
+        qkv: Tensor,
+        dims: AttentionDims,
+    ) -> Result<()> {
+        attention::forward(self, out, lse, qkv, dims)
+    }
+
+    fn attention_backward(
+        &mut self,
+        dqkv: Tensor,
+        dout: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        qkv: Tensor,
+        dims: AttentionDims,
+    ) -> Result<()> {
+        attention::backward(self, attention::Backward { dqkv, dout, out, lse, qkv, dims })
+    }
+
+    fn attention_decode(&mut self, out: Tensor, qkv: Tensor, t: usize, dims: AttentionDims) -> Result<()> {
+        attention::decode(self, out, qkv, t, dims)
+    }
+
+    fn gelu_forward(&mut self, out: Tensor, inp: Tensor) -> Result<()> {
+        gelu::forward(self, out, inp)
+    }
+
+    fn classifier(&mut self, args: Classifier) -> Result<()> {
+        classifier::fused(self, args)
+    }
+
+    fn adamw(&mut self, args: AdamW) -> Result<()> {
+        adamw::update(self, args)
+    }
+
+    fn norm_squared(&mut self, out: Tensor, src: Tensor) -> Result<()> {
+        reduce::norm_squared(self, out, src)
+    }
+
+    fn sum(&mut self, out: Tensor, src: Tensor) -> Result<()> {
+        reduce::sum(self, out, src)
+    }
+
+    fn fill(&mut self, dst: Tensor, value: f32) -> Result<()> {
+        reduce::fill(self, dst, value)
+    }
+}
