@@ -1,8 +1,9 @@
 // What every kernel uses: the type of activations, 128-bit accesses, reductions, random rounding.
 //
 // A kernel file is compiled once for each floatX (FLOATX_F32, FLOATX_F16, neither: bf16), by nvcc for GPUs and by the
-// host's C++ compiler for the emulated device. So kernels include this header and no other, declare shared memory with
-// SHARED or DYNAMIC_SHARED (see ptx.cuh), and reach instructions that C++ has no name for through ptx.cuh.
+// host's C++ compiler for the emulated device. So kernels include this header (or gelu.cuh, which does) and no other,
+// declare shared memory with SHARED or DYNAMIC_SHARED (see ptx.cuh), and reach instructions that C++ has no name for through
+// ptx.cuh.
 #pragma once
 #include "ptx.cuh"
 

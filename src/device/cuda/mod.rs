@@ -59,12 +59,16 @@ impl Cuda {
     pub fn new(driver: Box<dyn Driver>, options: CudaOptions) -> Self {
         Cuda { driver, memory: Memory::new(options.dtype), options }
     }
+
+    /// Elements of `floatX` in the 128 bits that a thread loads or stores at once.
+    fn pack(&self) -> usize {
+        16 / self.options.dtype.size()
+    }
 }
 
 /// Every kernel of every operation.
 pub fn kernels() -> Vec<&'static KernelSpec> {
-    let tables: [&[&KernelSpec]; 0] = [];
-    tables.concat()
+    [gelu::KERNELS].concat()
 }
 
 impl Device for Cuda {
