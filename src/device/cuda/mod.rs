@@ -68,7 +68,7 @@ impl Cuda {
 
 /// Every kernel of every operation.
 pub fn kernels() -> Vec<&'static KernelSpec> {
-    [encoder::KERNELS, gelu::KERNELS, layernorm::KERNELS].concat()
+    [classifier::KERNELS, encoder::KERNELS, gelu::KERNELS, layernorm::KERNELS, reduce::KERNELS].concat()
 }
 
 impl Device for Cuda {
