@@ -35,6 +35,7 @@ __device__ __forceinline__ float share_sum(const T* src, unsigned long long n) {
             for (int k = 0; k < Pack<T>::size; k++) sum += term(batch[b].v[k]);
     }
     if (blockIdx.x == gridDim.x - 1 && threadIdx.x == REDUCE_THREADS - 1)
+#pragma unroll 1
         for (unsigned long long i = packs * Pack<T>::size; i < n; i++) sum += term(src[i]);
     return block_total(sum);
 }

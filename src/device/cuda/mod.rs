@@ -68,7 +68,15 @@ impl Cuda {
 
 /// Every kernel of every operation.
 pub fn kernels() -> Vec<&'static KernelSpec> {
-    [classifier::KERNELS, encoder::KERNELS, gelu::KERNELS, layernorm::KERNELS, reduce::KERNELS].concat()
+    [
+        adamw::KERNELS,
+        classifier::KERNELS,
+        encoder::KERNELS,
+        gelu::KERNELS,
+        layernorm::KERNELS,
+        reduce::KERNELS,
+    ]
+    .concat()
 }
 
 impl Device for Cuda {
