@@ -5,6 +5,7 @@
 #![allow(non_snake_case)]
 
 pub mod driver;
+pub mod fatbins;
 pub mod kernel;
 pub mod memory;
 
