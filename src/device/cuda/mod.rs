@@ -7,6 +7,7 @@
 pub mod driver;
 pub mod fatbins;
 pub mod kernel;
+pub mod matmul_library;
 pub mod memory;
 
 mod adamw;
