@@ -5,7 +5,9 @@
 #![allow(non_snake_case)]
 
 pub mod driver;
+pub mod fatbins;
 pub mod kernel;
+pub mod matmul_library;
 pub mod memory;
 
 mod adamw;
