@@ -63,7 +63,7 @@ impl Cuda {
 
 /// Every kernel of every operation.
 pub fn kernels() -> Vec<&'static KernelSpec> {
-    let tables: [&[&KernelSpec]; 0] = [];
+    let tables: [&[&KernelSpec]; _] = [attention::forward::KERNELS, attention::backward::KERNELS];
     tables.concat()
 }
 
@@ -151,7 +151,7 @@ impl Ops for Cuda {
         qkv: Tensor,
         dims: AttentionDims,
     ) -> Result<()> {
-        attention::forward(self, out, lse, qkv, dims)
+        attention::forward::forward(self, out, lse, qkv, dims)
     }
 
     fn attention_backward(
@@ -163,11 +163,11 @@ impl Ops for Cuda {
         qkv: Tensor,
         dims: AttentionDims,
     ) -> Result<()> {
-        attention::backward(self, attention::Backward { dqkv, dout, out, lse, qkv, dims })
+        attention::backward::backward(self, attention::backward::Backward { dqkv, dout, out, lse, qkv, dims })
     }
 
     fn attention_decode(&mut self, out: Tensor, qkv: Tensor, t: usize, dims: AttentionDims) -> Result<()> {
-        attention::decode(self, out, qkv, t, dims)
+        attention::forward::decode(self, out, qkv, t, dims)
     }
 
     fn gelu_forward(&mut self, out: Tensor, inp: Tensor) -> Result<()> {
