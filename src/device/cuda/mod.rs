@@ -72,6 +72,8 @@ impl Cuda {
 pub fn kernels() -> Vec<&'static KernelSpec> {
     [
         adamw::KERNELS,
+        attention::forward::KERNELS,
+        attention::backward::KERNELS,
         classifier::KERNELS,
         encoder::KERNELS,
         gelu::KERNELS,
@@ -165,7 +167,7 @@ impl Ops for Cuda {
         qkv: Tensor,
         dims: AttentionDims,
     ) -> Result<()> {
-        attention::forward(self, out, lse, qkv, dims)
+        attention::forward::forward(self, out, lse, qkv, dims)
     }
 
     fn attention_backward(
@@ -177,11 +179,11 @@ impl Ops for Cuda {
         qkv: Tensor,
         dims: AttentionDims,
     ) -> Result<()> {
-        attention::backward(self, attention::Backward { dqkv, dout, out, lse, qkv, dims })
+        attention::backward::backward(self, attention::backward::Backward { dqkv, dout, out, lse, qkv, dims })
     }
 
     fn attention_decode(&mut self, out: Tensor, qkv: Tensor, t: usize, dims: AttentionDims) -> Result<()> {
-        attention::decode(self, out, qkv, t, dims)
+        attention::forward::decode(self, out, qkv, t, dims)
     }
 
     fn gelu_forward(&mut self, out: Tensor, inp: Tensor) -> Result<()> {
