@@ -9,6 +9,10 @@
 //! - a tensor of the wrong length or type is a bug and panics; an `Err` is the device failing.
 #![allow(non_snake_case)]
 
+mod floats;
+
+pub use floats::{download_f32, upload_f32};
+
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use anyhow::Result;
 

@@ -15,7 +15,7 @@ use crate::metrics::progress::Progress;
 use crate::model::activations::Recompute;
 use crate::model::decode::Decoder;
 use crate::model::{BatchShape, GPT2, ModelOptions, Weights};
-use crate::ops::Device;
+use crate::ops::{Device, upload_f32};
 use crate::sample::{Sampler, SamplerOptions, generate};
 use crate::tensor::MemoryPlan;
 use anyhow::{Result, ensure};
@@ -27,7 +27,7 @@ pub fn sample(args: &SampleArgs) -> Result<()> {
     let weights = Weights::plan(&file.config, dev.float_dtype(), &mut plan);
     let mut decoder = Decoder::plan(&weights, file.config.maxT, &mut plan);
     dev.allocate(&plan)?;
-    dev.upload(weights.all, bytemuck::cast_slice(&file.params))?;
+    upload_f32(&mut dev, weights.all, &file.params)?;
     drop(file);
 
     let text = args.prompt.as_deref().unwrap_or_default();
@@ -88,7 +88,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         ModelOptions { B: shape.B, T, min_rows, recompute: Recompute::Gelu, logits_bytes: 64 << 20 };
     let model = GPT2::plan_for_evaluation(&config, &options, dev.float_dtype(), &mut plan);
     dev.allocate(&plan)?;
-    dev.upload(model.weights.all, bytemuck::cast_slice(&file.params))?;
+    upload_f32(&mut dev, model.weights.all, &file.params)?;
     drop(file);
 
     let mut summary = serde_json::Map::new();
