@@ -5,7 +5,7 @@
 
 use super::activations::Activations;
 use super::{BatchShape, GPT2, Weights};
-use crate::ops::{AttentionDims, Epilogue, MatmulForward, Ops, download_f32};
+use crate::ops::{AttentionDims, Epilogue, Limits, MatmulForward, Ops, download_f32};
 use crate::params::Param::*;
 use crate::tensor::{MemoryPlan, Tensor};
 use anyhow::Result;
@@ -27,6 +27,11 @@ impl Decoder {
         assert!((1..=weights.config.maxT).contains(&context));
         let acts = Activations::plan_for_decoding(&weights.config, context, weights.all.dtype, plan);
         Decoder { model: GPT2 { weights: weights.clone(), grads: None, acts }, cached: 0 }
+    }
+
+    /// The largest operations that decoding asks of a device.
+    pub fn limits(&self) -> Limits {
+        self.model.limits()
     }
 
     /// Positions the buffers hold.
