@@ -5,7 +5,9 @@
 #![allow(non_snake_case)]
 
 pub mod driver;
+pub mod fatbins;
 pub mod kernel;
+pub mod matmul_library;
 pub mod memory;
 
 mod adamw;
@@ -77,7 +79,19 @@ impl Cuda {
 /// Every kernel of every operation.
 pub fn kernels() -> Vec<&'static KernelSpec> {
     let [matmul, exact_matmul] = matmul::KERNELS;
-    [gelu::KERNELS, matmul, exact_matmul].concat()
+    [
+        adamw::KERNELS,
+        attention::forward::KERNELS,
+        attention::backward::KERNELS,
+        classifier::KERNELS,
+        encoder::KERNELS,
+        gelu::KERNELS,
+        layernorm::KERNELS,
+        matmul,
+        exact_matmul,
+        reduce::KERNELS,
+    ]
+    .concat()
 }
 
 impl Device for Cuda {
@@ -164,7 +178,7 @@ impl Ops for Cuda {
         qkv: Tensor,
         dims: AttentionDims,
     ) -> Result<()> {
-        attention::forward(self, out, lse, qkv, dims)
+        attention::forward::forward(self, out, lse, qkv, dims)
     }
 
     fn attention_backward(
@@ -176,11 +190,11 @@ impl Ops for Cuda {
         qkv: Tensor,
         dims: AttentionDims,
     ) -> Result<()> {
-        attention::backward(self, attention::Backward { dqkv, dout, out, lse, qkv, dims })
+        attention::backward::backward(self, attention::backward::Backward { dqkv, dout, out, lse, qkv, dims })
     }
 
     fn attention_decode(&mut self, out: Tensor, qkv: Tensor, t: usize, dims: AttentionDims) -> Result<()> {
-        attention::decode(self, out, qkv, t, dims)
+        attention::forward::decode(self, out, qkv, t, dims)
     }
 
     fn gelu_forward(&mut self, out: Tensor, inp: Tensor) -> Result<()> {
