@@ -257,10 +257,11 @@ struct ExactSums {
     }
 };
 
-// A tile's shape and who computes what of it.
-template <class T, template <class, class, class, int, int> class SumsOf, int BM_, int BN_, int WARPS_M, int WARPS_N>
+// A tile's shape and who computes what of it. The kernels of an EMPTY one do nothing.
+template <class T, template <class, class, class, int, int> class SumsOf, int BM_, int BN_, int WARPS_M, int WARPS_N,
+          bool EMPTY_ = false>
 struct Tile {
-    using Element = T;
+    static constexpr bool EMPTY = EMPTY_;
     static constexpr int BM = BM_, BN = BN_, WM = BM / WARPS_M, WN = BN / WARPS_N;
     static constexpr int THREADS = WARPS_M * WARPS_N * WARP_SIZE;
     template <Contiguous ORDER>
