@@ -9,6 +9,7 @@ pub mod fatbins;
 pub mod kernel;
 pub mod matmul_library;
 pub mod memory;
+pub mod nvidia;
 
 mod adamw;
 mod attention;
