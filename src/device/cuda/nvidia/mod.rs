@@ -5,6 +5,7 @@
 //! the first one anyway, and a batch of tokens takes some ten microseconds of a step.
 
 mod context;
+mod cublaslt;
 mod functions;
 mod staging;
 mod stream;
@@ -13,24 +14,28 @@ pub use context::{Problem, probe};
 
 use super::driver::{DeviceInfo, Driver};
 use super::kernel::{Arg, KernelSpec, Launch, Launcher};
+use super::matmul_library::MatmulLibrary;
 use crate::tensor::Dtype;
 use anyhow::{Context as _, Result, anyhow, bail};
 use context::Context;
+use cublaslt::Cublaslt;
 use cudarc::driver::result::DriverError;
 use cudarc::driver::{result as cu, sys};
 use functions::Functions;
 use staging::Staging;
 use std::ffi::c_void;
+use std::rc::Rc;
 use stream::{Event, Stream};
 
 /// One GPU. Fields are released from top to bottom, the context last.
 pub struct Nvidia {
     info: DeviceInfo,
     functions: Functions,
+    matmul_library: Option<Cublaslt>,
     staging: Staging,
     timers: [Event; 2],
     memory: Vec<u64>,
-    stream: Stream,
+    stream: Rc<Stream>,
     /// For the error of a kernel, which surfaces only later.
     last_launch: Option<(&'static KernelSpec, Launch)>,
     context: Context,
@@ -45,10 +50,11 @@ impl Nvidia {
         let context = Context::open(ordinal)?;
         let info = context.info()?;
         let functions = Functions::new(dtype, &info)?;
-        let stream = Stream::new()?;
+        let stream = Rc::new(Stream::new()?);
         Ok(Nvidia {
             info,
             functions,
+            matmul_library: None,
             staging: Staging::new()?,
             timers: [Event::timer()?, Event::timer()?],
             memory: Vec::new(),
@@ -208,5 +214,13 @@ impl Driver for Nvidia {
         work(self)?;
         let timed = self.timers[1].record(&self.stream).and_then(|()| self.timers[1].since(&self.timers[0]));
         timed.map(Some).map_err(|e| self.blame("timing", e))
+    }
+
+    fn matmul_library(&mut self) -> Result<&mut dyn MatmulLibrary> {
+        self.context.bind()?;
+        if self.matmul_library.is_none() {
+            self.matmul_library = Some(Cublaslt::open(self.stream.clone())?);
+        }
+        Ok(self.matmul_library.as_mut().expect("opened above"))
     }
 }
