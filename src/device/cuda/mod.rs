@@ -10,6 +10,7 @@ pub mod kernel;
 pub mod matmul_library;
 pub mod memory;
 pub mod nvidia;
+pub mod nvml;
 
 mod adamw;
 mod attention;
