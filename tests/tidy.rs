@@ -65,6 +65,10 @@ const MAX_FILE_LINES: usize = 500;
 const MAX_FUNCTION_LINES: usize = 70;
 
 fn rust_files(dir: &str) -> Vec<PathBuf> {
+    files(dir, &["rs"])
+}
+
+fn files(dir: &str, extensions: &[&str]) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut pending = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(dir)];
     while let Some(dir) = pending.pop() {
@@ -72,7 +76,9 @@ fn rust_files(dir: &str) -> Vec<PathBuf> {
             let path = entry.unwrap().path();
             match path.is_dir() {
                 true => pending.push(path),
-                false if path.extension().is_some_and(|e| e == "rs") => found.push(path),
+                false if path.extension().is_some_and(|e| extensions.iter().any(|&x| e == x)) => {
+                    found.push(path)
+                }
                 false => {}
             }
         }
@@ -178,6 +184,26 @@ fn files_and_functions_stay_short() {
             if length > MAX_FUNCTION_LINES {
                 faults.push(format!("{name}:{}: a function of {length} lines", start + 1));
             }
+        }
+    }
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+/// What would escape the emulated device, or hide from the compile gate.
+#[test]
+fn kernels_reach_the_device_through_ptx_cuh_alone() {
+    let forbidden = ["asm", "__shared__", "#include <", "<<<", "#include \"cuda"];
+    let mut faults = Vec::new();
+    for path in files("kernels", &["cu", "cuh"]) {
+        let name = relative(&path);
+        let text = fs::read_to_string(&path).unwrap();
+        if text.lines().count() > MAX_FILE_LINES {
+            faults.push(format!("{name}: {} lines", text.lines().count()));
+        }
+        for (number, line) in text.lines().enumerate().filter(|_| !name.ends_with("/ptx.cuh")) {
+            let code = line.split("//").next().unwrap();
+            let found = forbidden.iter().find(|what| code.contains(**what));
+            faults.extend(found.map(|what| format!("{name}:{}: {what}", number + 1)));
         }
     }
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
