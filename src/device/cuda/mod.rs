@@ -12,6 +12,8 @@ pub mod fatbins;
 pub mod kernel;
 pub mod matmul_library;
 pub mod memory;
+pub mod nvidia;
+pub mod nvml;
 
 mod adamw;
 mod attention;
