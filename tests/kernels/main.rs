@@ -4,3 +4,10 @@
 
 mod devices;
 mod harness;
+
+mod adamw;
+mod classifier;
+mod encoder;
+mod gelu;
+mod layernorm;
+mod reduce;
