@@ -2,5 +2,6 @@
 //! several schedules; or, with `WARPSMITH_TEST_DEVICE=cuda`, on the GPU of this machine.
 #![allow(non_snake_case)]
 
+mod attention;
 mod devices;
 mod harness;
