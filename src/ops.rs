@@ -9,6 +9,10 @@
 //! - a tensor of the wrong length or type is a bug and panics; an `Err` is the device failing.
 #![allow(non_snake_case)]
 
+mod floats;
+
+pub use floats::{download_f32, upload_f32};
+
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use anyhow::Result;
 
@@ -44,6 +48,29 @@ pub trait Device {
 
     /// Waits for all queued work.
     fn synchronize(&mut self) -> Result<()>;
+
+    /// The GPU, for estimates; `None` for anything else.
+    fn gpu(&self) -> Option<Gpu> {
+        None
+    }
+
+    /// One line on how the GPU is doing at the moment.
+    ///
+    /// # Errors
+    /// One line, if there is no GPU, or it does not say.
+    fn gpu_state(&mut self) -> Result<String> {
+        anyhow::bail!("there is no GPU to report on")
+    }
+}
+
+/// What one can know of a GPU beforehand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gpu {
+    /// As its vendor calls it: `NVIDIA H200`.
+    pub name: String,
+    pub memory_bytes: usize,
+    /// What matrix products multiply: `bf16`, `fp16`, `tf32` or `f32`.
+    pub products: &'static str,
 }
 
 /// Name of the arena of a device's scratch memory.
@@ -64,6 +91,21 @@ pub struct Limits {
     pub Vp: usize,
     /// Elements of all parameters together.
     pub num_parameters: usize,
+}
+
+/// Adds the scratch memory that a run needs whose largest operations are within one of `uses`.
+///
+/// # Errors
+/// One line, if the device has no kernel for one of these shapes.
+pub fn plan_scratch(dev: &(impl Device + ?Sized), uses: &[Limits], plan: &mut MemoryPlan) -> Result<()> {
+    let mut bytes = 0;
+    for limits in uses {
+        bytes = bytes.max(dev.scratch_bytes(limits)?);
+    }
+    if bytes > 0 {
+        plan.add(SCRATCH, SCRATCH, Dtype::F32, bytes.div_ceil(4));
+    }
+    Ok(())
 }
 
 /// What follows a matrix product, in the same pass where the device can.

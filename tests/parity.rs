@@ -6,11 +6,11 @@ use serde_json::Value;
 use std::path::PathBuf;
 use warpsmith::checkpoint;
 use warpsmith::config::ModelConfig;
+use warpsmith::data::groups::TokenGroups;
 use warpsmith::device::compare::assert_close;
 use warpsmith::device::cpu::{Cpu, matmul::Precision};
 use warpsmith::model::activations::Recompute;
 use warpsmith::model::backward::MicroStep;
-use warpsmith::model::buckets::HostBuckets;
 use warpsmith::model::{BatchShape, GPT2, ModelOptions, init};
 use warpsmith::ops::{AdamW, DecaySegment, Device, Ops};
 use warpsmith::optim::optimizer::{HyperParams, Optimizer};
@@ -56,7 +56,7 @@ impl Tiny {
             weight_decay: number("weight_decay"),
             grad_clip: number("grad_clip"),
         };
-        let optimizer = Optimizer::plan(&model.weights.layout, hyper, &mut plan);
+        let optimizer = Optimizer::plan(&model.weights.layout, Dtype::F32, false, hyper, &mut plan);
         dev.allocate(&plan).unwrap();
         dev.upload(model.weights.all, bytemuck::cast_slice(&file.params)).unwrap();
         Tiny { dev, model, optimizer }
@@ -66,7 +66,8 @@ impl Tiny {
     fn run(&mut self, shape: BatchShape, inputs: &[i32], targets: &[i32], at: MicroStep) {
         self.model.load_batch(&mut self.dev, shape, inputs, targets).unwrap();
         self.model.forward(&mut self.dev, shape).unwrap();
-        let buckets = self.model.load_buckets(&mut self.dev, &HostBuckets::group(inputs)).unwrap();
+        let groups = TokenGroups::of(inputs);
+        let buckets = self.model.load_buckets(&mut self.dev, &groups.rows, &groups.starts).unwrap();
         self.model.backward(&mut self.dev, shape, buckets, at).unwrap();
     }
 
@@ -193,7 +194,8 @@ fn a_fresh_model_is_the_one_pytorch_draws() {
     let options = ModelOptions { B: 1, T: 1, min_rows: 0, recompute: Recompute::Gelu, logits_bytes: 0 };
     let model = GPT2::plan_for_evaluation(&config, &options, dev.float_dtype(), &mut plan);
     dev.allocate(&plan).unwrap();
-    init::initialize(&mut dev, &model.weights, recorded["seed"].as_u64().unwrap() as u32).unwrap();
+    let seed = recorded["seed"].as_u64().unwrap() as u32;
+    init::initialize(&mut dev, &config, &[model.weights.all], seed).unwrap();
     for spec in &PARAMS {
         let tensor = model.weights.layout.whole(model.weights.all, spec.param);
         let mut values = vec![f32::NAN; tensor.len];

@@ -2,8 +2,9 @@
 #![allow(non_snake_case)]
 
 use super::Run;
+use super::clock::StepClock;
 use super::logs::Logs;
-use super::resume::{self, write_chunk};
+use super::resume;
 use crate::checkpoint::{self, ModelFile, Saved};
 use crate::cli::ModelSource;
 use crate::cli::train::TrainArgs;
@@ -14,10 +15,11 @@ use crate::eval::hellaswag::HellaSwag;
 use crate::model::activations::Recompute;
 use crate::model::decode::Decoder;
 use crate::model::{BatchShape, GPT2, ModelOptions, init};
-use crate::ops::Ops;
+use crate::ops::{Limits, Ops, plan_scratch, upload_f32};
+use crate::optim::loss_scale::LossScale;
 use crate::optim::optimizer::{HyperParams, Optimizer};
 use crate::optim::outlier::OutlierDetector;
-use crate::tensor::MemoryPlan;
+use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use anyhow::{Context, Result, ensure};
 
 /// Logits take at most this much memory; a larger batch is worked off by chunks of rows.
@@ -43,11 +45,15 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>) -> Result<Run> {
 
     let mut plan = MemoryPlan::new();
     let model = GPT2::plan(&config, &options, dev.float_dtype(), &mut plan);
-    let optimizer = Optimizer::plan(&model.weights.layout, hyper_params(args), &mut plan);
+    let (layout, dtype) = (&model.weights.layout, dev.float_dtype());
+    let optimizer = Optimizer::plan(layout, dtype, args.use_master_weights, hyper_params(args), &mut plan);
     let samples = args.sample_every > 0;
     // No sample is longer than asked for, so neither is the cache.
     let decoder =
         samples.then(|| Decoder::plan(&model.weights, args.sample_len.clamp(1, config.maxT), &mut plan));
+    let uses: Vec<Limits> =
+        [model.limits()].into_iter().chain(decoder.as_ref().map(Decoder::limits)).collect();
+    plan_scratch(dev.as_ref(), &uses, &mut plan)?;
     let max_steps = args.train_steps(train_loader.num_tokens())?;
     check_samples(args, &config, decoder.is_some())?;
     let resumed_step = start.resumed_step();
@@ -70,6 +76,8 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>) -> Result<Run> {
         max_steps,
         loss_outliers: OutlierDetector::default(),
         norm_outliers: OutlierDetector::default(),
+        loss_scale: (dtype == Dtype::F16).then(LossScale::default),
+        clock: StepClock::default(),
         best_val_loss: None,
         output_dir: args.output_dir.clone(),
         args: args.clone(),
@@ -82,9 +90,11 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>) -> Result<Run> {
         hellaswag,
         logs,
     };
+    let dev = run.dev.as_mut();
+    let copies: Vec<Tensor> = [run.model.weights.all].into_iter().chain(run.optimizer.master).collect();
     match start {
-        Start::Random(_) => init::initialize(run.dev.as_mut(), &run.model.weights, args.seed)?,
-        Start::File(file) => write_chunk(run.dev.as_mut(), run.model.weights.all, 0, &file.params)?,
+        Start::Random(_) => init::initialize(dev, &config, &copies, args.seed)?,
+        Start::File(file) => copies.iter().try_for_each(|&copy| upload_f32(dev, copy, &file.params))?,
         Start::Resume(saved) => run.restore(*saved)?,
     }
     // Last, as it cuts the logs of the run back to its checkpoint: whatever is refused before loses nothing.

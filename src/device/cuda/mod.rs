@@ -5,8 +5,15 @@
 #![allow(non_snake_case)]
 
 pub mod driver;
+#[cfg(emulated)]
+pub mod emulated;
+pub mod emulator;
+pub mod fatbins;
 pub mod kernel;
+pub mod matmul_library;
 pub mod memory;
+pub mod nvidia;
+pub mod nvml;
 
 mod adamw;
 mod attention;
@@ -33,7 +40,8 @@ pub struct CudaOptions {
     pub tf32: bool,
     /// GELU in the epilogue of matrix products: 0 = never, 1 = forward, 2 = forward and backward.
     pub gelu_fusion: usize,
-    /// The backward pass of attention gives the same bits every time, at some cost.
+    /// The same bits every time: of the backward pass of attention at some cost, and of products by choosing their kernels
+    /// without a clock.
     pub deterministic: bool,
     pub matmul: MatmulChoice,
 }
@@ -45,6 +53,12 @@ pub enum MatmulChoice {
     Fastest,
     Own,
     Cublaslt,
+    /// Our kernels of this tile, with the sum in so many parts: for tests and measurements.
+    Tile {
+        M: usize,
+        N: usize,
+        splits: usize,
+    },
 }
 
 /// A device that runs our kernels.
@@ -52,19 +66,37 @@ pub struct Cuda {
     driver: Box<dyn Driver>,
     memory: Memory,
     options: CudaOptions,
+    matmul_plans: matmul::Plans,
 }
 
 impl Cuda {
     /// `driver` has the kernels for `options.dtype`.
     pub fn new(driver: Box<dyn Driver>, options: CudaOptions) -> Self {
-        Cuda { driver, memory: Memory::new(options.dtype), options }
+        Cuda { driver, memory: Memory::new(options.dtype), options, matmul_plans: matmul::Plans::default() }
+    }
+
+    /// Elements of `floatX` in the 128 bits that a thread loads or stores at once.
+    fn pack(&self) -> usize {
+        16 / self.options.dtype.size()
     }
 }
 
 /// Every kernel of every operation.
 pub fn kernels() -> Vec<&'static KernelSpec> {
-    let tables: [&[&KernelSpec]; _] = [attention::forward::KERNELS, attention::backward::KERNELS];
-    tables.concat()
+    let [matmul, exact_matmul] = matmul::KERNELS;
+    [
+        adamw::KERNELS,
+        attention::forward::KERNELS,
+        attention::backward::KERNELS,
+        classifier::KERNELS,
+        encoder::KERNELS,
+        gelu::KERNELS,
+        layernorm::KERNELS,
+        matmul,
+        exact_matmul,
+        reduce::KERNELS,
+    ]
+    .concat()
 }
 
 impl Device for Cuda {
@@ -87,7 +119,7 @@ impl Device for Cuda {
         let needs = [
             layernorm::scratch_bytes(self, limits),
             attention::scratch_bytes(self, limits)?,
-            matmul::scratch_bytes(self, limits)?,
+            matmul::scratch_bytes(self, limits),
             reduce::scratch_bytes(self, limits),
         ];
         Ok(needs.into_iter().max().unwrap_or_default())
@@ -109,6 +141,17 @@ impl Device for Cuda {
 
     fn synchronize(&mut self) -> Result<()> {
         self.driver.synchronize()
+    }
+
+    fn gpu(&self) -> Option<Gpu> {
+        let info = self.driver.info();
+        let products = match self.options.dtype {
+            Dtype::F32 if self.options.tf32 => "tf32",
+            Dtype::F32 => "f32",
+            Dtype::F16 => "fp16",
+            _ => "bf16",
+        };
+        (!info.emulated).then(|| Gpu { name: info.name.clone(), memory_bytes: info.memory_bytes, products })
     }
 }
 
