@@ -2,6 +2,7 @@
 //! several schedules; or, with `WARPSMITH_TEST_DEVICE=cuda`, on the GPU of this machine.
 #![allow(non_snake_case)]
 
+mod attention;
 mod devices;
 mod harness;
 
