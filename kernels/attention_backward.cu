@@ -236,7 +236,8 @@ __device__ __forceinline__ void backward_queries_f32(float* dqkv, const float* d
     }
     if (row >= T) return;
     dq.scale(scale);
-    dq.store(dqkv + place);
+    // Found out once more, rather than kept in registers through the loop.
+    dq.store(dqkv + offset_in_qkv(work.head, opaque(T), NH, HS) + (size_t)row * stride);
 }
 
 template <int HS>
