@@ -5,3 +5,10 @@
 mod attention;
 mod devices;
 mod harness;
+
+mod adamw;
+mod classifier;
+mod encoder;
+mod gelu;
+mod layernorm;
+mod reduce;
