@@ -4,3 +4,4 @@
 
 mod devices;
 mod harness;
+mod matmul;
