@@ -5,6 +5,9 @@
 #![allow(non_snake_case)]
 
 pub mod driver;
+#[cfg(emulated)]
+pub mod emulated;
+pub mod emulator;
 pub mod fatbins;
 pub mod kernel;
 pub mod matmul_library;
@@ -138,6 +141,21 @@ impl Device for Cuda {
 
     fn synchronize(&mut self) -> Result<()> {
         self.driver.synchronize()
+    }
+
+    fn gpu_state(&mut self) -> Result<String> {
+        self.driver.state()
+    }
+
+    fn gpu(&self) -> Option<Gpu> {
+        let info = self.driver.info();
+        let products = match self.options.dtype {
+            Dtype::F32 if self.options.tf32 => "tf32",
+            Dtype::F32 => "f32",
+            Dtype::F16 => "fp16",
+            _ => "bf16",
+        };
+        (!info.emulated).then(|| Gpu { name: info.name.clone(), memory_bytes: info.memory_bytes, products })
     }
 }
 
