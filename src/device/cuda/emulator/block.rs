@@ -75,6 +75,7 @@ impl Me {
     }
 
     /// Lets others run until somebody calls [`Block::wake`] for this thread.
+    #[inline]
     pub fn wait(self) {
         self.block.suspend(self.thread);
         self.block.leave(self.thread);
