@@ -26,8 +26,12 @@ train_gpt2 warpsmith: .cargo-found
 	@$(CARGO) build --release --locked --bin $@
 	@cp -f target/release/$@ $@
 
-train_gpt2cu: .cargo-found ## ./train_gpt2cu, with kernels for GPUs; installs nvcc where there is none
+.nvcc-found:
 	@dev/setup_nvcc.sh --unless-found
+	@command -v "$${NVCC_CCBIN:-g++}" >/dev/null || { echo "nvcc needs a C++ compiler: apt install g++" >&2; exit 2; }
+.PHONY: .nvcc-found
+
+train_gpt2cu: .cargo-found .nvcc-found ## ./train_gpt2cu, with kernels for GPUs; installs nvcc where there is none
 	@REQUIRE_KERNELS=1 $(CARGO) build --release --locked --bin $@
 	@cp -f target/release/$@ $@
 
@@ -107,8 +111,7 @@ bench-quick: .cargo-found ## every benchmark at tiny sizes, so that none rots
 test: .cargo-found ## all tests
 	$(CARGO) test --locked
 
-kernels-check: .cargo-found ## nvcc compiles every kernel for every architecture, without spills
-	@dev/setup_nvcc.sh --unless-found
+kernels-check: .cargo-found .nvcc-found ## nvcc compiles every kernel for every architecture, without spills
 	REQUIRE_KERNELS=1 $(CARGO) test --locked --test kernel_build -- --nocapture
 
 lint: .cargo-found ## formatting and clippy, warnings are errors
