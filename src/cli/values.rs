@@ -1,6 +1,7 @@
 //! One parser for each sort of value, so that a bad one is refused where it was typed. Each returns what was
 //! expected and what was found; the caller puts the flag in front.
 
+use crate::roofline::gpu::Gpu;
 use crate::tensor::Dtype;
 use std::fmt::Display;
 
@@ -45,6 +46,11 @@ pub fn device(text: &str) -> Result<String, String> {
         "cpu" => Ok(text.into()),
         _ => Err(format!("expected cpu, found {text}; this build has no other device")),
     }
+}
+
+/// A GPU whose steps can be predicted.
+pub fn gpu(text: &str) -> Result<&'static Gpu, String> {
+    Gpu::named(text).map_err(|error| error.to_string())
 }
 
 /// A seed of the Mersenne twister.
