@@ -24,22 +24,31 @@ struct Softmax {
             for (int i = 0; i < 2; i++) max[m][i] = -INFINITY, sum[m][i] = 0.0f;
     }
 
-    // scores = exp(scale * scores - maximum), and out scaled to the new maximum. Key 0 is visible to every query, so after
-    // the first tile the maximum is finite.
+    // scores = exp(scale * scores - maximum). Sums are brought to a new maximum not whenever there is one, but when one row
+    // of the warp has grown by more than a factor of 2^8: weights of up to 256 do no harm, and most tiles save the products
+    // (FlashAttention-4 does so). Key 0 is visible to every query, so after the first tile the maximum is finite.
     template <int N, int HS>
     __device__ __forceinline__ void update(Sums<M, N>& scores, Sums<M, HS>& out, float scale_log2) {
+        float new_max[M][2];
+        bool grown = false;
 #pragma unroll
         for (int m = 0; m < M; m++)
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                float new_max = max[m][i];
+                float largest = max[m][i];
 #pragma unroll
-                for (auto& s : scores.v[m]) new_max = fmaxf(new_max, fmaxf(s[2 * i], s[2 * i + 1]));
-                new_max = fmaxf(new_max, __shfl_xor_sync(FULL_MASK, new_max, 1));
-                new_max = fmaxf(new_max, __shfl_xor_sync(FULL_MASK, new_max, 2));
-                float shrink = exp2_approx((max[m][i] - new_max) * scale_log2), shift = -new_max * scale_log2;
-                max[m][i] = new_max;
-                sum[m][i] *= shrink;
+                for (auto& s : scores.v[m]) largest = fmaxf(largest, fmaxf(s[2 * i], s[2 * i + 1]));
+                largest = fmaxf(largest, __shfl_xor_sync(FULL_MASK, largest, 1));
+                largest = fmaxf(largest, __shfl_xor_sync(FULL_MASK, largest, 2));
+                grown |= (largest - max[m][i]) * scale_log2 > 8.0f;
+                new_max[m][i] = largest;
+            }
+        if (__any_sync(FULL_MASK, grown)) rescale(new_max, out, scale_log2);
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                float shift = -max[m][i] * scale_log2;
 #pragma unroll
                 for (auto& s : scores.v[m])
 #pragma unroll
@@ -47,6 +56,18 @@ struct Softmax {
                         s[j] = exp2_approx(fmaf(s[j], scale_log2, shift));
                         sum[m][i] += s[j];
                     }
+            }
+    }
+
+    template <int HS>
+    __device__ __forceinline__ void rescale(const float (&new_max)[M][2], Sums<M, HS>& out, float scale_log2) {
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                float shrink = exp2_approx((max[m][i] - new_max[m][i]) * scale_log2);
+                max[m][i] = new_max[m][i];
+                sum[m][i] *= shrink;
 #pragma unroll
                 for (auto& o : out.v[m]) o[2 * i] *= shrink, o[2 * i + 1] *= shrink;
             }
@@ -72,11 +93,25 @@ struct Softmax {
     }
 };
 
+// Rounds and stores what a block has found. Which block it is, is found out once more: in registers it would cost others their
+// place all through the loop over keys.
+template <int HS, int M>
+__device__ __forceinline__ void store_result(floatX* out, float* lse, Sums<M, HS>& sums, Softmax<M>& softmax,
+                                             unsigned char* queries, int T, int NH, float scale) {
+    T = opaque(T);
+    int tiles = ceil_div(T, 64 * M), C = NH * HS, in_block = (int)threadIdx.x / WARP_SIZE * 16 * M;
+    Work work = work_of_block(tiles);
+    int warp_first = (tiles - 1 - work.rank) * 64 * M + in_block, valid = T - warp_first;
+    softmax.finish(sums, lse + (size_t)work.head * T + warp_first, valid, scale);
+    store_rows(out + offset_in_out(work.head, T, NH, HS) + (size_t)warp_first * C, C, valid, sums,
+               queries + tile_bytes<HS>(in_block));
+}
+
 // 16-bit floatX. Dynamic shared memory: queries, then two stages of keys and values.
 template <int HS>
 __device__ __forceinline__ void forward_tensor_cores(floatX* out, float* lse, const floatX* qkv, int T, int NH,
                                                      float scale) {
-    constexpr int M = 2, QUERIES = 64 * M, KEYS = 64;
+    constexpr int M = 2, QUERIES = 64 * M, KEYS = HS <= 80 ? 64 : 32;
     constexpr uint32_t TILE = tile_bytes<HS>(KEYS);
     DYNAMIC_SHARED(shared);
     int tiles = ceil_div(T, QUERIES), C = NH * HS, stride = 3 * C;
@@ -95,7 +130,7 @@ __device__ __forceinline__ void forward_tensor_cores(floatX* out, float* lse, co
     load_tile<HS, QUERIES>(query_tile, q + (size_t)first * stride, stride, T - first);
     load_stage(0);
 
-    StationaryRows<HS, M, (HS <= 64)> queries;
+    StationaryRows<HS, M, (HS <= 64)> queries(query_tile + tile_bytes<HS>(warp_first - first));
     Sums<M, HS> sums;
     Softmax<M> softmax;
     sums.clear();
@@ -104,7 +139,7 @@ __device__ __forceinline__ void forward_tensor_cores(floatX* out, float* lse, co
     for (int j = 0; j < count; j++) {
         cp_async_wait<0>();
         __syncthreads();
-        if (j == 0) queries.start(query_tile + tile_bytes<HS>(warp_first - first));
+        if (j == 0) queries.keep();
         if (j + 1 < count) load_stage(j + 1);
         int ahead = warp_first - j * KEYS;
         if (ahead + 16 * M <= 0) continue;
@@ -115,16 +150,13 @@ __device__ __forceinline__ void forward_tensor_cores(floatX* out, float* lse, co
         softmax.update(scores, sums, scale * LOG2_E);
         add_product(sums, scores, stage + TILE);
     }
-    int valid = T - warp_first;
-    softmax.finish(sums, lse + (size_t)work.head * T + warp_first, valid, scale);
-    store_rows(out + offset_in_out(work.head, T, NH, HS) + (size_t)warp_first * C, C, valid, sums,
-               shared + tile_bytes<HS>(warp_first - first));
+    store_result<HS, M>(out, lse, sums, softmax, shared, T, NH, scale);
 }
 
 // f32: LANES threads have a query, and look at KEYS keys at a time.
 template <int HS>
 __device__ __forceinline__ void forward_f32(float* out, float* lse, const float* qkv, int T, int NH, float scale) {
-    constexpr int KEYS = 4;
+    constexpr int KEYS = 2;
     SHARED(float, keys, [F32_TILE * HS]);
     SHARED(float, values, [F32_TILE * HS]);
     int tiles = ceil_div(T, F32_ROWS), C = NH * HS, stride = 3 * C;
@@ -144,6 +176,7 @@ __device__ __forceinline__ void forward_f32(float* out, float* lse, const float*
         load_tile_f32<HS>(keys, k, stride, T - start);
         load_tile_f32<HS>(values, k + C, stride, T - start);
         __syncthreads();
+#pragma unroll 1
         for (int part = 0; part < F32_TILE; part += KEYS) {
             float scores[KEYS], new_max = max;
 #pragma unroll

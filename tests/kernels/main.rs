@@ -4,3 +4,12 @@
 
 mod devices;
 mod harness;
+
+mod adamw;
+mod attention;
+mod classifier;
+mod encoder;
+mod gelu;
+mod layernorm;
+mod matmul;
+mod reduce;

@@ -20,7 +20,8 @@ pub use plan::Plans;
 pub static KERNELS: [&[&KernelSpec]; 2] = [own::KERNELS, own::exact::KERNELS];
 
 fn chooser(cuda: &Cuda) -> Chooser {
-    Chooser { options: cuda.options, multiprocessors: cuda.driver.info().multiprocessors }
+    let info = cuda.driver.info();
+    Chooser { options: cuda.options, multiprocessors: info.multiprocessors, has_clock: !info.emulated }
 }
 
 /// For the products of GPT-2's layers and logits.

@@ -46,6 +46,8 @@ pub struct Scratch {
 pub struct Chooser {
     pub options: CudaOptions,
     pub multiprocessors: usize,
+    /// Times of this device mean something.
+    pub has_clock: bool,
 }
 
 impl Chooser {
@@ -101,7 +103,7 @@ impl Plans {
         };
         let best = match rehearsal(product, &plans, scratch) {
             // Another run must not measure otherwise, and choose another order of summation.
-            _ if plans.len() == 1 || chooser.options.deterministic => best,
+            _ if plans.len() == 1 || chooser.options.deterministic || !chooser.has_clock => best,
             Some(rehearsal) => fastest(driver, &plans, &rehearsal, scratch)?.unwrap_or(best),
             // Not kept: the next such product may be one that can be tried.
             None => return Ok(best),
