@@ -1,5 +1,7 @@
 //! The emulated device itself: that it does what it promises, and finds the bugs it is for.
+#![cfg(emulated)]
 
 mod basics;
 mod device;
+mod fragments;
 mod mutants;
