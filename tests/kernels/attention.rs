@@ -18,7 +18,7 @@ fn all_of(t: &mut Tensors, dims: AttentionDims) -> Work {
     let dout = t.x("dout", &random(2, B * T * C));
     // Weights and what they sum up to are rounded once each. dS is a difference, of which the rounded output has a part in every
     // term; the first rows of a sequence have the largest gradients, and their errors are held against the mean of all.
-    let out = t.out_x("out", B * T * C, Tolerance::new(2.0, T));
+    let out = t.out_x("out", B * T * C, Tolerance::new(3.0, T));
     let lse = t.out_f32("lse", B * NH * T, Tolerance::new(0.0, HS));
     let dqkv = t.out_x("dqkv", B * T * 3 * C, Tolerance::new(12.0, T + HS));
     let last = t.out_x("out of the last position", B * C, Tolerance::new(2.0, T));
