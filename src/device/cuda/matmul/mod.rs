@@ -6,6 +6,8 @@ mod library;
 mod own;
 mod plan;
 mod product;
+#[cfg(all(test, emulated))]
+mod tests;
 
 use super::kernel::KernelSpec;
 use super::{Cuda, gelu};
