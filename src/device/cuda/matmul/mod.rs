@@ -52,10 +52,9 @@ pub fn scratch_bytes(cuda: &Cuda, limits: &Limits) -> usize {
 
 /// Queues a product, by the plan that is best for it.
 fn run(cuda: &mut Cuda, product: Product) -> Result<()> {
-    let pack = cuda.pack();
     assert!(
-        product.C.is_multiple_of(pack) && product.OC.is_multiple_of(pack),
-        "rows of {} and {} elements, which are no multiples of {pack}",
+        product.C.is_multiple_of(8) && product.OC.is_multiple_of(8),
+        "rows of {} and {} elements, which are no multiples of 8",
         product.C,
         product.OC
     );
