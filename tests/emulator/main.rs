@@ -1,4 +1,5 @@
-//! The emulated device itself.
+//! The emulated device itself: that it does what it promises, and finds the bugs it is for.
 
 mod basics;
 mod device;
+mod mutants;

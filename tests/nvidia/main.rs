@@ -33,7 +33,7 @@ fn stand_ins() -> tempfile::TempDir {
 fn run(case: &str, dir: &Path, settings: &[(&str, &str)]) -> String {
     let mut child = Command::new(std::env::current_exe().unwrap());
     child.args(["--exact", case, "--ignored", "--nocapture", "--test-threads=1"]);
-    child.env("LD_LIBRARY_PATH", dir).envs(settings.iter().copied()).env_remove("CUDA_VISIBLE_DEVICES");
+    child.env_remove("CUDA_VISIBLE_DEVICES").env("LD_LIBRARY_PATH", dir).envs(settings.iter().copied());
     let output = child.output().unwrap();
     let said =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);

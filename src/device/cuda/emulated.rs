@@ -2,10 +2,11 @@
 
 use super::driver::{DeviceInfo, Driver};
 use super::emulator::library::{self, Kernel, Table};
-use super::emulator::{EmulatorOptions, GlobalMemory, Job, MAX_SHARED_BYTES};
+use super::emulator::{Checker, EmulatorOptions, GlobalMemory, Job, MAX_SHARED_BYTES};
 use super::kernel::{Arg, KernelSpec, Launch, Launcher};
 use crate::tensor::Dtype;
 use anyhow::{Context, Result};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 type Kernels = BTreeMap<&'static str, &'static Kernel>;
@@ -16,6 +17,7 @@ pub struct Emulated {
     memory: GlobalMemory,
     plain: Kernels,
     checked: Kernels,
+    checker: RefCell<Checker>,
     /// Can be changed between launches.
     pub options: EmulatorOptions,
 }
@@ -40,6 +42,7 @@ impl Emulated {
             memory: GlobalMemory::default(),
             plain: library::by_name(tables, dtype, false),
             checked: library::by_name(tables, dtype, true),
+            checker: RefCell::new(Checker::new()),
             options,
         }
     }
@@ -57,7 +60,9 @@ impl Launcher for Emulated {
         let compiled = kernels
             .get(kernel.name)
             .with_context(|| format!("no kernel {} was compiled from {}", kernel.name, kernel.file))?;
-        Job::new(compiled, kernel, launch, args, self.options)?.run()
+        self.checker.get_mut().allocations = self.memory.bounds();
+        let checker = self.options.check.then_some(&self.checker);
+        Job::new(compiled, kernel, launch, args, self.options, checker)?.run()
     }
 }
 

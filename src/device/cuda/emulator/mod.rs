@@ -36,7 +36,7 @@ use super::driver::Driver;
 use crate::tensor::Dtype;
 use anyhow::Result;
 #[cfg(emulated)]
-pub(super) use {launch::Job, memory::GlobalMemory, shared::MAX_BYTES as MAX_SHARED_BYTES};
+pub(super) use {checker::Checker, launch::Job, memory::GlobalMemory, shared::MAX_BYTES as MAX_SHARED_BYTES};
 
 /// The emulated device with the program's kernels for one floating-point type.
 ///
