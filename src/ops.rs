@@ -34,6 +34,12 @@ pub trait Device {
         Ok(0)
     }
 
+    /// Memory that logits are best given: with more rows at a time, the gradient of the embedding is read and written
+    /// less often.
+    fn logits_bytes(&self) -> usize {
+        256 << 20
+    }
+
     /// Allocates all arenas of the plan, zeroed. Called once, before anything else touches a tensor.
     ///
     /// # Errors

@@ -22,9 +22,6 @@ use crate::optim::outlier::OutlierDetector;
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use anyhow::{Context, Result, ensure};
 
-/// Logits take at most this much memory; a larger batch is worked off by chunks of rows.
-const LOGITS_BYTES: usize = 256 << 20;
-
 /// Memory of a GPU that is not ours to plan: the driver's, the kernels', a library's.
 const RESERVED_BYTES: usize = 1 << 30;
 
@@ -44,7 +41,7 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>) -> Result<Run> {
     let config = start.config();
     let (train_loader, val_loader) = open_loaders(args, &config)?;
     let hellaswag = args.hellaswag_eval.then(|| HellaSwag::open(&args.hellaswag_data)).transpose()?;
-    let options = model_options(args, &config, hellaswag.as_ref())?;
+    let options = model_options(args, &config, hellaswag.as_ref(), dev.as_ref())?;
     let Planned { plan, model, optimizer, decoder } = plan(args, &config, &options, dev.as_ref())?;
     let max_steps = args.train_steps(train_loader.num_tokens())?;
     check_samples(args, &config, decoder.is_some())?;
@@ -240,6 +237,7 @@ fn model_options(
     args: &TrainArgs,
     config: &ModelConfig,
     hellaswag: Option<&HellaSwag>,
+    dev: &dyn Ops,
 ) -> Result<ModelOptions> {
     let (B, T) = (args.batch_size, args.sequence_length);
     ensure!(
@@ -250,7 +248,7 @@ fn model_options(
     );
     let min_rows = hellaswag.map_or(0, |h| h.longest().min(config.maxT));
     let recompute = [Recompute::Nothing, Recompute::Gelu, Recompute::GeluAndLayernorm][args.recompute];
-    Ok(ModelOptions { B, T, min_rows, recompute, logits_bytes: LOGITS_BYTES })
+    Ok(ModelOptions { B, T, min_rows, recompute, logits_bytes: dev.logits_bytes() })
 }
 
 fn hyper_params(args: &TrainArgs) -> HyperParams {

@@ -89,17 +89,23 @@ fn check_all(what: &str, options: CudaOptions, shape: (usize, usize, usize), coa
 
 #[test]
 fn bf16() {
-    SHAPES.map(|shape| check_all("chosen tile", options(Dtype::Bf16), shape, 0.0));
+    for shape in SHAPES {
+        check_all("chosen tile", options(Dtype::Bf16), shape, 0.0);
+    }
 }
 
 #[test]
 fn f16() {
-    SHAPES.map(|shape| check_all("chosen tile", options(Dtype::F16), shape, 0.0));
+    for shape in SHAPES {
+        check_all("chosen tile", options(Dtype::F16), shape, 0.0);
+    }
 }
 
 #[test]
 fn f32() {
-    SHAPES.map(|shape| check_all("chosen tile", options(Dtype::F32), shape, 0.0));
+    for shape in SHAPES {
+        check_all("chosen tile", options(Dtype::F32), shape, 0.0);
+    }
 }
 
 /// TF32 has 13 bits less than f32. The errors of the terms of a sum are independent; one in thousands of sums is off by four
@@ -108,7 +114,9 @@ const TF32: f64 = 4.0 * 8192.0;
 
 #[test]
 fn tf32() {
-    SHAPES.map(|shape| check_all("TF32", CudaOptions { tf32: true, ..options(Dtype::F32) }, shape, TF32));
+    for shape in SHAPES {
+        check_all("TF32", CudaOptions { tf32: true, ..options(Dtype::F32) }, shape, TF32);
+    }
 }
 
 /// Each tile, with and without splits; some of which have nothing to do.

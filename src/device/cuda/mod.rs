@@ -40,8 +40,8 @@ pub struct CudaOptions {
     pub tf32: bool,
     /// GELU in the epilogue of matrix products: 0 = never, 1 = forward, 2 = forward and backward.
     pub gelu_fusion: usize,
-    /// The same bits every time: of the backward pass of attention at some cost, and of products by choosing their kernels
-    /// without a clock.
+    /// Choose kernels of products without a clock, so that every run has the same bits. Each kernel by itself always has:
+    /// none adds with atomics.
     pub deterministic: bool,
     pub matmul: MatmulChoice,
 }
@@ -123,6 +123,12 @@ impl Device for Cuda {
             reduce::scratch_bytes(self, limits),
         ];
         Ok(needs.into_iter().max().unwrap_or_default())
+    }
+
+    /// 16,384 rows of GPT-2's logits in 16 bits where that is a small part of the memory: the gradient of the embedding
+    /// then is read and written in the shade of its products.
+    fn logits_bytes(&self) -> usize {
+        (self.driver.info().memory_bytes / 32).clamp(256 << 20, 1600 << 20)
     }
 
     fn allocate(&mut self, plan: &MemoryPlan) -> Result<()> {
