@@ -213,25 +213,28 @@ __device__ __forceinline__ void forward(floatX* out, float* lse, const floatX* q
     else forward_tensor_cores<HS>(out, lse, qkv, T, NH, scale);
 }
 
+// Asked for in f32 lest the compiler spills for more of them; in 16 bits registers are all in use.
+constexpr int MIN_BLOCKS = sizeof(floatX) == 4 ? 4 : 1;
+
 }  // namespace attention
 
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, attention::MIN_BLOCKS)
     attention_forward_hs32(floatX* out, float* lse, const floatX* qkv, int T, int NH, float scale) {
     attention::forward<32>(out, lse, qkv, T, NH, scale);
 }
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, attention::MIN_BLOCKS)
     attention_forward_hs64(floatX* out, float* lse, const floatX* qkv, int T, int NH, float scale) {
     attention::forward<64>(out, lse, qkv, T, NH, scale);
 }
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, attention::MIN_BLOCKS)
     attention_forward_hs80(floatX* out, float* lse, const floatX* qkv, int T, int NH, float scale) {
     attention::forward<80>(out, lse, qkv, T, NH, scale);
 }
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, attention::MIN_BLOCKS)
     attention_forward_hs96(floatX* out, float* lse, const floatX* qkv, int T, int NH, float scale) {
     attention::forward<96>(out, lse, qkv, T, NH, scale);
 }
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, attention::MIN_BLOCKS)
     attention_forward_hs128(floatX* out, float* lse, const floatX* qkv, int T, int NH, float scale) {
     attention::forward<128>(out, lse, qkv, T, NH, scale);
 }

@@ -112,11 +112,9 @@ __device__ __forceinline__ void classify_row(float* loss, floatX* logits, PackX*
             unpack_logits(x, batch[b], i * PackX::size, V);
 #pragma unroll
             for (int k = 0; k < PackX::size; k++) x[k] = scale * exponential(x[k] - total.max);
-            if (i == target / PackX::size) {
+            // A choice for each element: as one element by its number, x would have to be in memory.
 #pragma unroll
-                for (int k = 0; k < PackX::size; k++)
-                    if (k == target % PackX::size) x[k] -= dloss;
-            }
+            for (int k = 0; k < PackX::size; k++) x[k] -= i * PackX::size + k == target ? dloss : 0.0f;
 #pragma unroll
             for (int k = 0; k < PackX::size; k++) batch[b].v[k] = from_f32<floatX>(x[k]);
             store128(logits + i * PackX::size, batch[b]);
