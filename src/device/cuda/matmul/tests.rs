@@ -144,12 +144,11 @@ fn results(matmul: MatmulChoice, gelu_fusion: usize, library_ms: f32) -> (Vec<Ve
             dev.matmul_forward(MatmulForward { out, inp, weight, epilogue, N, C, OC }).unwrap();
             keep(&mut dev, out);
         }
-        let dbias = Some(dbias);
         let args = MatmulBackward {
             dinp,
             dweight,
             overwrite_dweight,
-            dbias,
+            dbias: Some(dbias),
             dout,
             inp,
             weight,
@@ -159,7 +158,9 @@ fn results(matmul: MatmulChoice, gelu_fusion: usize, library_ms: f32) -> (Vec<Ve
             OC,
         };
         dev.matmul_backward(args).unwrap();
-        [dinp, dweight, dbias.unwrap()].map(|tensor| keep(&mut dev, tensor));
+        for tensor in [dinp, dweight, dbias] {
+            keep(&mut dev, tensor);
+        }
     }
     (results, products.get())
 }
