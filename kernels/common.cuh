@@ -78,6 +78,25 @@ __device__ __forceinline__ float warp_max(float value) {
     return value;
 }
 
+// Each of K sums over the block, in a fixed order; every thread gets them, all threads take part. `partials` is in shared
+// memory and free again after the barrier that follows.
+template <int K>
+__device__ __forceinline__ void block_sum(float (&values)[K], float (&partials)[WARP_SIZE][K]) {
+    int lane = threadIdx.x % WARP_SIZE, warp = threadIdx.x / WARP_SIZE, warps = blockDim.x / WARP_SIZE;
+#pragma unroll
+    for (int k = 0; k < K; k++) {
+        values[k] = warp_sum(values[k]);
+        if (lane == 0) partials[warp][k] = values[k];
+    }
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < K; k++) values[k] = 0.0f;
+    for (int other = 0; other < warps; other++) {
+#pragma unroll
+        for (int k = 0; k < K; k++) values[k] += partials[other][k];
+    }
+}
+
 // 32 random bits for element `index` of the stream `seed`: two rounds of the multiply-xorshift finaliser of MurmurHash3
 // over both. Rounding needs no more than bits that look independent.
 __device__ __forceinline__ unsigned random_bits(unsigned seed, unsigned long long index) {
@@ -88,4 +107,33 @@ __device__ __forceinline__ unsigned random_bits(unsigned seed, unsigned long lon
     h = (h ^ (h >> 16)) * 0x85ebca6bu;
     h = (h ^ (h >> 13)) * 0xc2b2ae35u;
     return h ^ (h >> 16);
+}
+
+// `value` rounded to one of its two neighbours, to each with the probability that makes the mean right: `bits`, of which the
+// lower are used first, are uniform. What is no number, or beyond the largest one, goes where round-to-nearest takes it.
+template <class T>
+__device__ __forceinline__ T round_at_random(float value, unsigned bits);
+template <>
+__device__ __forceinline__ float round_at_random<float>(float value, unsigned) {
+    return value;
+}
+// Adding less than one last place, then dropping what is below it.
+template <>
+__device__ __forceinline__ bf16 round_at_random<bf16>(float value, unsigned bits) {
+    unsigned x = __float_as_uint(value);
+    bool finite = (x & 0x7f800000u) != 0x7f800000u;
+    return from_f32<bf16>(finite ? __uint_as_float((x + (bits & 0xffffu)) & 0xffff0000u) : value);
+}
+// The same, except below the smallest normal f16: there its last place is 2^-24 whatever the exponent, and the sum is made of
+// multiples of that.
+template <>
+__device__ __forceinline__ f16 round_at_random<f16>(float value, unsigned bits) {
+    unsigned x = __float_as_uint(value);
+    float magnitude = fabsf(value);
+    float rounded = __uint_as_float((x + (bits & 0x1fffu)) & 0xffffe000u);
+    if (magnitude < 6.103515625e-5f) {
+        float places = magnitude * 16777216.0f;
+        rounded = copysignf(floorf(places + (float)(bits & 0x1fffu) * 0x1p-13f) * 0x1p-24f, value);
+    }
+    return from_f32<f16>(magnitude < 65504.0f ? rounded : value);
 }

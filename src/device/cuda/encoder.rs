@@ -1,21 +1,72 @@
 //! Token and position embeddings.
 
 use super::Cuda;
+use super::kernel::{FloatX, Launch, Ptr, kernels};
 use crate::ops::*;
 use crate::tensor::Tensor;
-use anyhow::{Result, bail};
+use anyhow::Result;
 
-pub fn forward(
-    _cuda: &mut Cuda,
-    _encoded: Tensor,
-    _tokens: Tensor,
-    _wte: Tensor,
-    _wpe: Tensor,
-    _dims: (usize, usize, usize),
-) -> Result<()> {
-    bail!("no kernel yet")
+kernels! {
+    "encoder.cu":
+    fn encoder_forward(
+        encoded: Ptr<FloatX>, tokens: Ptr<i32>, wte: Ptr<FloatX>, wpe: Ptr<FloatX>, N: i32, T: i32, C: i32,
+    );
+    fn encoder_backward_wte(
+        dwte: Ptr<FloatX>, dout: Ptr<FloatX>, tokens: Ptr<i32>, rows: Ptr<i32>, starts: Ptr<i32>,
+        groups: i32, large: i32, C: i32,
+    );
+    fn encoder_backward_wpe(dwpe: Ptr<FloatX>, dout: Ptr<FloatX>, B: i32, T: i32, C: i32);
 }
 
-pub fn backward(_cuda: &mut Cuda, _a: EncoderBackward) -> Result<()> {
-    bail!("no kernel yet")
+const THREADS: usize = 256;
+
+/// As in encoder.cu: warps of a block that takes a large group, and the rows up to which a group is a warp's.
+const WARPS: usize = 16;
+const SMALL: usize = 64;
+/// Packs of a row that a warp takes.
+const SLICE: usize = 32;
+
+fn check(N: usize, C: usize, pack: usize) {
+    assert!(C > 0 && C.is_multiple_of(8), "embeddings of {C} channels: a multiple of 8 is needed");
+    assert!(u32::try_from(N * (C / pack)).is_ok(), "a batch of {N} x {C} is too large");
+}
+
+pub fn forward(
+    cuda: &mut Cuda,
+    encoded: Tensor,
+    tokens: Tensor,
+    wte: Tensor,
+    wpe: Tensor,
+    (B, T, C): (usize, usize, usize),
+) -> Result<()> {
+    let (N, pack) = (B * T, cuda.pack());
+    check(N, C, pack);
+    assert!(encoded.len == N * C && tokens.len == N && wpe.len >= T * C);
+    let launch = Launch::new((N * (C / pack)).div_ceil(THREADS), THREADS as u32);
+    let Cuda { driver, memory: m, .. } = cuda;
+    let (encoded, tokens, wte, wpe) = (m.x(encoded), m.i32(tokens), m.x(wte), m.x(wpe));
+    kernel::encoder_forward(driver.as_mut(), launch, encoded, tokens, wte, wpe, N as i32, T as i32, C as i32)
+}
+
+pub fn backward(cuda: &mut Cuda, a: EncoderBackward) -> Result<()> {
+    let (N, packs) = (a.B * a.T, a.C / cuda.pack());
+    let TokenBuckets { rows, starts, count } = a.buckets;
+    check(N, a.C, cuda.pack());
+    assert!(a.dout.len == N * a.C && a.tokens.len == N && a.dwpe.len >= a.T * a.C);
+    assert!(rows.len >= N && starts.len > count && count <= N);
+    let Cuda { driver, memory: m, .. } = cuda;
+    let dev = driver.as_mut();
+    let (dout, T, C) = (m.x(a.dout), a.T as i32, a.C as i32);
+
+    // How many groups are large only the device knows, but no more can be than fit in the batch.
+    let large = count.min(N / (SMALL + 1));
+    let slices = packs.div_ceil(SLICE);
+    let blocks = large * slices + (count * slices).div_ceil(WARPS);
+    let launch = Launch::new(blocks, 32 * WARPS as u32);
+    let (tokens, rows, starts) = (m.i32(a.tokens), m.i32(rows), m.i32(starts));
+    let (dwte, groups, large) = (m.x(a.dwte), count as i32, large as i32);
+    kernel::encoder_backward_wte(dev, launch, dwte, dout, tokens, rows, starts, groups, large, C)?;
+
+    let launch = Launch::new((a.T * packs).div_ceil(THREADS), THREADS as u32);
+    kernel::encoder_backward_wpe(dev, launch, m.x(a.dwpe), dout, a.B as i32, T, C)
 }

@@ -1,18 +1,169 @@
 //! Layer normalisation.
 
 use super::Cuda;
+use super::kernel::{FloatX, Launch, Ptr, kernels};
 use crate::ops::*;
 use crate::tensor::Tensor;
-use anyhow::{Result, bail};
+use anyhow::Result;
 
-pub fn scratch_bytes(_cuda: &Cuda, _limits: &Limits) -> usize {
-    0
+kernels! {
+    "layernorm.cu":
+    fn layernorm_forward(
+        out: Ptr<FloatX>, mean: Ptr<f32>, rstd: Ptr<f32>,
+        inp: Ptr<FloatX>, weight: Ptr<FloatX>, bias: Ptr<FloatX>, N: i32, C: i32,
+    );
+    fn layernorm_forward_wide(
+        out: Ptr<FloatX>, mean: Ptr<f32>, rstd: Ptr<f32>,
+        inp: Ptr<FloatX>, weight: Ptr<FloatX>, bias: Ptr<FloatX>, C: i32,
+    );
+    fn residual_layernorm_forward(
+        residual_out: Ptr<FloatX>, out: Ptr<FloatX>, mean: Ptr<f32>, rstd: Ptr<f32>,
+        residual: Ptr<FloatX>, product: Ptr<FloatX>, weight: Ptr<FloatX>, bias: Ptr<FloatX>, N: i32, C: i32,
+    );
+    fn residual_layernorm_forward_wide(
+        residual_out: Ptr<FloatX>, out: Ptr<FloatX>, mean: Ptr<f32>, rstd: Ptr<f32>,
+        residual: Ptr<FloatX>, product: Ptr<FloatX>, weight: Ptr<FloatX>, bias: Ptr<FloatX>, C: i32,
+    );
+    fn layernorm_backward(
+        dinp: Ptr<FloatX>, partials: Ptr<f32>, dout: Ptr<FloatX>, inp: Ptr<FloatX>, weight: Ptr<FloatX>,
+        mean: Ptr<f32>, rstd: Ptr<f32>, N: i32, C: i32,
+    );
+    fn layernorm_backward_wide(
+        dinp: Ptr<FloatX>, partials: Ptr<f32>, dout: Ptr<FloatX>, inp: Ptr<FloatX>, weight: Ptr<FloatX>,
+        mean: Ptr<f32>, rstd: Ptr<f32>, N: i32, C: i32,
+    );
+    fn layernorm_backward_sum(
+        dweight: Ptr<FloatX>, dbias: Ptr<FloatX>, partials: Ptr<f32>, blocks: i32, C: i32,
+    );
 }
 
-pub fn forward(_cuda: &mut Cuda, _a: LayernormForward) -> Result<()> {
-    bail!("no kernel yet")
+const WARP: usize = 32;
+
+/// Packs of a row that a thread of the forward kernels holds.
+const FORWARD_PACKS: usize = 4;
+/// Threads of a block of the backward kernels, at most. Their registers leave room for so many on a multiprocessor.
+const BACKWARD_THREADS: usize = 512;
+/// Rows that a block of the backward kernel has under way at a time.
+const BACKWARD_ROWS: usize = 4;
+/// Channels that the wide backward kernel can hold.
+const BACKWARD_MAX_C: usize = 12288;
+
+fn check(a: &LayernormForward, pack: usize) {
+    assert!(a.C > 0 && a.C.is_multiple_of(8), "layernorm over {} channels: a multiple of 8 is needed", a.C);
+    assert!(a.C / pack <= 1024 * FORWARD_PACKS, "layernorm over {} channels is too wide", a.C);
+    assert!(a.out.len == a.N * a.C && a.inp.len == a.N * a.C && a.weight.len == a.C && a.bias.len == a.C);
+    assert!(a.mean.len == a.N && a.rstd.len == a.N);
 }
 
-pub fn backward(_cuda: &mut Cuda, _a: LayernormBackward) -> Result<()> {
-    bail!("no kernel yet")
+/// How rows are shared out: four to a block, a warp each; or, if they are wide, a block each.
+enum Forward {
+    Warps(Launch),
+    Blocks(Launch),
+}
+
+impl Forward {
+    fn new(N: usize, C: usize, pack: usize) -> Self {
+        let packs = C / pack;
+        if packs <= WARP * FORWARD_PACKS {
+            return Forward::Warps(Launch::new(N.div_ceil(4), 4 * WARP as u32));
+        }
+        // Two packs a thread if it can be: more loads in flight than with one, fewer idle threads than with four.
+        let threads = packs.div_ceil(2).next_multiple_of(WARP).min(1024);
+        Forward::Blocks(Launch::new(N, threads as u32))
+    }
+}
+
+pub fn forward(cuda: &mut Cuda, a: LayernormForward) -> Result<()> {
+    let pack = cuda.pack();
+    check(&a, pack);
+    let Cuda { driver, memory: m, .. } = cuda;
+    let (dev, C) = (driver.as_mut(), a.C as i32);
+    let (out, mean, rstd) = (m.x(a.out), m.f32(a.mean), m.f32(a.rstd));
+    let (inp, weight, bias) = (m.x(a.inp), m.x(a.weight), m.x(a.bias));
+    match Forward::new(a.N, a.C, pack) {
+        Forward::Warps(launch) => {
+            kernel::layernorm_forward(dev, launch, out, mean, rstd, inp, weight, bias, a.N as i32, C)
+        }
+        Forward::Blocks(launch) => {
+            kernel::layernorm_forward_wide(dev, launch, out, mean, rstd, inp, weight, bias, C)
+        }
+    }
+}
+
+/// `a.inp` = residual + product, and the layernorm of that. `product` may be `a.out`.
+pub fn residual_forward(
+    cuda: &mut Cuda,
+    a: LayernormForward,
+    residual: Tensor,
+    product: Tensor,
+) -> Result<()> {
+    let pack = cuda.pack();
+    check(&a, pack);
+    assert!(residual.len == a.inp.len && product.len == a.inp.len);
+    let Cuda { driver, memory: m, .. } = cuda;
+    let (dev, C) = (driver.as_mut(), a.C as i32);
+    let (sum, out, mean, rstd) = (m.x(a.inp), m.x(a.out), m.f32(a.mean), m.f32(a.rstd));
+    let (residual, product, weight, bias) = (m.x(residual), m.x(product), m.x(a.weight), m.x(a.bias));
+    match Forward::new(a.N, a.C, pack) {
+        Forward::Warps(launch) => {
+            let N = a.N as i32;
+            kernel::residual_layernorm_forward(
+                dev, launch, sum, out, mean, rstd, residual, product, weight, bias, N, C,
+            )
+        }
+        Forward::Blocks(launch) => kernel::residual_layernorm_forward_wide(
+            dev, launch, sum, out, mean, rstd, residual, product, weight, bias, C,
+        ),
+    }
+}
+
+/// Packs of a row that a thread of the backward kernels holds.
+fn backward_packs(C: usize, pack: usize) -> usize {
+    let wide = C / pack > BACKWARD_THREADS;
+    if wide { BACKWARD_MAX_C / BACKWARD_THREADS / pack } else { 1 }
+}
+
+/// The grid of the backward pass: as many blocks as the device holds at a time, each with sums of its own.
+struct Backward {
+    wide: bool,
+    blocks: usize,
+    threads: usize,
+}
+
+impl Backward {
+    fn new(cuda: &Cuda, N: usize, C: usize) -> Self {
+        let packs_each = backward_packs(C, cuda.pack());
+        let wide = packs_each > 1;
+        let threads = (C / cuda.pack()).div_ceil(packs_each).next_multiple_of(WARP);
+        let resident = cuda.driver.info().multiprocessors * (BACKWARD_THREADS / threads);
+        let rows = if wide { 1 } else { BACKWARD_ROWS };
+        Backward { wide, blocks: resident.min(N.div_ceil(rows)), threads }
+    }
+}
+
+/// A row of sums for each block: enough for any number of rows, and of channels up to the limit, as all threads of a
+/// multiprocessor together hold no more than this.
+pub fn scratch_bytes(cuda: &Cuda, limits: &Limits) -> usize {
+    let channels = BACKWARD_THREADS * backward_packs(limits.C, cuda.pack()) * cuda.pack();
+    cuda.driver.info().multiprocessors * channels * 2 * size_of::<f32>()
+}
+
+pub fn backward(cuda: &mut Cuda, a: LayernormBackward) -> Result<()> {
+    let (N, C) = (a.N, a.C);
+    assert!(C > 0 && C.is_multiple_of(8), "layernorm over {C} channels: a multiple of 8 is needed");
+    assert!(C <= BACKWARD_MAX_C, "layernorm over {C} channels: {BACKWARD_MAX_C} is the most");
+    assert!(a.dinp.len == N * C && a.dout.len == N * C && a.inp.len == N * C && a.weight.len == C);
+    assert!(a.dweight.len == C && a.dbias.len == C && a.mean.len == N && a.rstd.len == N);
+    let grid = Backward::new(cuda, N, C);
+    let launch = Launch::new(grid.blocks, grid.threads as u32);
+    let Cuda { driver, memory: m, .. } = cuda;
+    let dev = driver.as_mut();
+    let partials = Ptr::<f32>::new(m.scratch(grid.blocks * 2 * C * size_of::<f32>()));
+    let (dinp, dout, inp, weight) = (m.x(a.dinp), m.x(a.dout), m.x(a.inp), m.x(a.weight));
+    let (mean, rstd, rows, channels) = (m.f32(a.mean), m.f32(a.rstd), N as i32, C as i32);
+    let kernel = if grid.wide { kernel::layernorm_backward_wide } else { kernel::layernorm_backward };
+    kernel(dev, launch, dinp, partials, dout, inp, weight, mean, rstd, rows, channels)?;
+    let launch = Launch::new(2 * C / 16, 512);
+    let (dweight, dbias) = (m.x(a.dweight), m.x(a.dbias));
+    kernel::layernorm_backward_sum(dev, launch, dweight, dbias, partials, grid.blocks as i32, channels)
 }

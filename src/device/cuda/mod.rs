@@ -68,7 +68,7 @@ impl Cuda {
 
 /// Every kernel of every operation.
 pub fn kernels() -> Vec<&'static KernelSpec> {
-    [gelu::KERNELS].concat()
+    [encoder::KERNELS, gelu::KERNELS, layernorm::KERNELS].concat()
 }
 
 impl Device for Cuda {
