@@ -8,17 +8,17 @@
 #define HAS_HOPPER_INSTRUCTIONS
 #endif
 
-// A parameter of a kernel whose address can be taken without copying it.
 #if defined(WARPSMITH_EMULATED)
+#include "emulated/hopper.h"
 #define GRID_CONSTANT const
 #else
-#define GRID_CONSTANT const __grid_constant__
-#endif
-
 // Which part of a matrix a copy brings, and how it lies in shared memory. The driver makes it (cuTensorMapEncodeTiled).
 struct alignas(64) TensorMap {
     unsigned long long opaque[16];
 };
+// A parameter of a kernel whose address can be taken without copying it.
+#define GRID_CONSTANT const __grid_constant__
+#endif
 
 // A matrix in shared memory, as wgmma takes it: 16-bit elements in rows of 128 bytes, each 8 rows swizzled: the 16-byte
 // chunk c of row r lies at chunk c ^ (r % 8). Rows run along K, or across it (in M or N), which then goes on `block_bytes`
@@ -28,9 +28,7 @@ __device__ __forceinline__ uint64_t matrix_descriptor(uint32_t address, uint32_t
     return (uint64_t)(address >> 4) | (uint64_t)(block_bytes >> 4) << 16 | EIGHT_ROWS >> 4 << 32 | SWIZZLE_128 << 62;
 }
 
-#if defined(WARPSMITH_EMULATED)
-#include "emulated/hopper.h"
-#elif defined(HAS_HOPPER_INSTRUCTIONS)
+#if !defined(WARPSMITH_EMULATED) && defined(HAS_HOPPER_INSTRUCTIONS)
 
 // --- barriers: 8 bytes of shared memory. A phase ends when `arrivals` have come and all expected bytes have landed.
 
