@@ -8,10 +8,10 @@ BUILD := build
 VENV ?= $(BUILD)/venv
 OUT ?= out/stories
 
-.PHONY: help build train train_gpt2 warpsmith test lint fmt bench bench-quick parity venv clean
+.PHONY: help build train train_gpt2 train_gpt2cu warpsmith nvcc kernels-check test lint fmt bench bench-quick parity venv clean
 
 help: ## this list
-	@grep -hE '^[a-z0-9_]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 build: .cargo-found ## ./train_gpt2 and ./warpsmith, optimised
 	@$(CARGO) build --release --locked --bins
@@ -25,6 +25,14 @@ build: .cargo-found ## ./train_gpt2 and ./warpsmith, optimised
 train_gpt2 warpsmith: .cargo-found
 	@$(CARGO) build --release --locked --bin $@
 	@cp -f target/release/$@ $@
+
+train_gpt2cu: .cargo-found ## ./train_gpt2cu, with kernels for GPUs; installs nvcc where there is none
+	@dev/setup_nvcc.sh --unless-found
+	@REQUIRE_KERNELS=1 $(CARGO) build --release --locked --bin $@
+	@cp -f target/release/$@ $@
+
+nvcc: ## NVIDIA's compiler (13.0, pinned), into build/cuda
+	@dev/setup_nvcc.sh
 
 # --- the main job: make train [TEXT=file.txt] [OUT=dir] [STEPS=n]. Interrupt it and run it again: it goes on.
 
@@ -87,6 +95,10 @@ bench-quick: .cargo-found ## every benchmark at tiny sizes, so that none rots
 test: .cargo-found ## all tests
 	$(CARGO) test --locked
 
+kernels-check: .cargo-found ## nvcc compiles every kernel for every architecture, without spills
+	@dev/setup_nvcc.sh --unless-found
+	REQUIRE_KERNELS=1 $(CARGO) test --locked --test kernel_build -- --nocapture
+
 lint: .cargo-found ## formatting and clippy, warnings are errors
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
@@ -96,4 +108,4 @@ fmt: ## format the source
 
 clean: ## remove what was built (checkpoints in out/ stay)
 	$(CARGO) clean
-	rm -rf $(BUILD) train_gpt2 warpsmith
+	rm -rf $(BUILD) train_gpt2 train_gpt2cu warpsmith

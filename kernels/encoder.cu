@@ -73,7 +73,7 @@ __device__ __forceinline__ void sum_rows(float (&sums)[PackX::size], const float
 // dwte[token] += the rows of dout in its group. Group g of `rows` is starts[g] .. starts[g + 1], largest first; no more than
 // `large` of them have more than ENCODER_SMALL rows. The first `large` x `slices` blocks take one slice of those each; of the
 // others, every warp takes a slice of a group.
-extern "C" __global__ void __launch_bounds__(32 * ENCODER_WARPS)
+extern "C" __global__ void __launch_bounds__(512)
     encoder_backward_wte(floatX* dwte, const floatX* dout, const int* tokens, const int* rows, const int* starts, int groups,
                          int large, int C) {
     SHARED(float, merged, [ENCODER_WARPS][PackX::size][WARP_SIZE]);

@@ -9,6 +9,10 @@
 //! - a tensor of the wrong length or type is a bug and panics; an `Err` is the device failing.
 #![allow(non_snake_case)]
 
+mod floats;
+
+pub use floats::{download_f32, upload_f32};
+
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use anyhow::Result;
 
@@ -64,6 +68,21 @@ pub struct Limits {
     pub Vp: usize,
     /// Elements of all parameters together.
     pub num_parameters: usize,
+}
+
+/// Adds the scratch memory that a run needs whose largest operations are within one of `uses`.
+///
+/// # Errors
+/// One line, if the device has no kernel for one of these shapes.
+pub fn plan_scratch(dev: &(impl Device + ?Sized), uses: &[Limits], plan: &mut MemoryPlan) -> Result<()> {
+    let mut bytes = 0;
+    for limits in uses {
+        bytes = bytes.max(dev.scratch_bytes(limits)?);
+    }
+    if bytes > 0 {
+        plan.add(SCRATCH, SCRATCH, Dtype::F32, bytes.div_ceil(4));
+    }
+    Ok(())
 }
 
 /// What follows a matrix product, in the same pass where the device can.

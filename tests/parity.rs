@@ -6,11 +6,11 @@ use serde_json::Value;
 use std::path::PathBuf;
 use warpsmith::checkpoint;
 use warpsmith::config::ModelConfig;
+use warpsmith::data::groups::TokenGroups;
 use warpsmith::device::compare::assert_close;
 use warpsmith::device::cpu::{Cpu, matmul::Precision};
 use warpsmith::model::activations::Recompute;
 use warpsmith::model::backward::MicroStep;
-use warpsmith::model::buckets::HostBuckets;
 use warpsmith::model::{BatchShape, GPT2, ModelOptions, init};
 use warpsmith::ops::{AdamW, DecaySegment, Device, Ops};
 use warpsmith::optim::optimizer::{HyperParams, Optimizer};
@@ -66,7 +66,8 @@ impl Tiny {
     fn run(&mut self, shape: BatchShape, inputs: &[i32], targets: &[i32], at: MicroStep) {
         self.model.load_batch(&mut self.dev, shape, inputs, targets).unwrap();
         self.model.forward(&mut self.dev, shape).unwrap();
-        let buckets = self.model.load_buckets(&mut self.dev, &HostBuckets::group(inputs)).unwrap();
+        let groups = TokenGroups::of(inputs);
+        let buckets = self.model.load_buckets(&mut self.dev, &groups.rows, &groups.starts).unwrap();
         self.model.backward(&mut self.dev, shape, buckets, at).unwrap();
     }
 

@@ -9,6 +9,7 @@
 //! and all end an epoch with the same batch.
 #![allow(non_snake_case)]
 
+use crate::data::groups::TokenGroups;
 pub use crate::data::order::{LoaderState, ShuffleState};
 use crate::data::order::{Order, Place, Position};
 use crate::data::shard::Shard;
@@ -42,6 +43,8 @@ pub struct Batch {
     pub inputs: Vec<i32>,
     /// (B, T): the token after each input.
     pub targets: Vec<i32>,
+    /// Of the inputs, made along with them in the background.
+    pub groups: TokenGroups,
 }
 
 /// Serves batches; see the [module](self).
@@ -218,8 +221,10 @@ impl Reader {
                 self.V
             );
         }
-        let widen = |tokens: &[u16]| tokens.iter().map(|&t| i32::from(t)).collect();
-        Ok(Batch { inputs: widen(&tokens[..self.batch_tokens]), targets: widen(&tokens[1..]) })
+        let widen = |tokens: &[u16]| tokens.iter().map(|&t| i32::from(t)).collect::<Vec<_>>();
+        let (inputs, targets) = (widen(&tokens[..self.batch_tokens]), widen(&tokens[1..]));
+        let groups = TokenGroups::of(&inputs);
+        Ok(Batch { inputs, targets, groups })
     }
 }
 

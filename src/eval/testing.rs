@@ -4,7 +4,7 @@
 use crate::device::cpu::Cpu;
 use crate::device::cpu::matmul::Precision;
 use crate::model::Weights;
-use crate::ops::{Device, Ops};
+use crate::ops::{Device, Ops, upload_f32};
 use crate::params::Param;
 use crate::rng::Mt19937;
 use crate::tensor::MemoryPlan;
@@ -21,7 +21,7 @@ pub fn cpu(plan: &MemoryPlan) -> Cpu {
 pub fn randomize(dev: &mut dyn Ops, weights: &Weights, seed: u32) {
     let mut values = vec![0.0; weights.all.len];
     Mt19937::new(seed).normal_fill(&mut values, 0.0, 0.4);
-    dev.upload(weights.all, bytemuck::cast_slice(&values)).unwrap();
+    upload_f32(dev, weights.all, &values).unwrap();
     let (V, Vp, C) = (weights.config.V, weights.config.Vp, weights.config.C);
     dev.fill(weights.get(Param::Wte, 0).slice(V * C, (Vp - V) * C), f32::NAN).unwrap();
 }

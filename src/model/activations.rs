@@ -37,6 +37,8 @@ impl PerLayer {
 pub struct Activations {
     /// Capacity in rows.
     pub rows: usize,
+    /// Tokens of the longest sequence.
+    pub T: usize,
     pub recompute: Recompute,
     pub inputs: Tensor,        // (N) i32
     pub targets: Tensor,       // (N) i32
@@ -138,6 +140,7 @@ impl Activations {
         let chunk = (o.logits_bytes / (c.Vp * X.size())).clamp(1, rows);
         Activations {
             rows,
+            T: o.T.max(o.min_rows),
             recompute: o.recompute,
             ln1,
             ln1_mean,

@@ -6,7 +6,9 @@
 
 use super::activations::Recompute;
 use super::{BatchShape, GPT2};
-use crate::ops::{AttentionDims, EncoderBackward, LayernormBackward, MatmulBackward, Ops, TokenBuckets};
+use crate::ops::{
+    AttentionDims, EncoderBackward, LayernormBackward, MatmulBackward, Ops, TokenBuckets, download_f32,
+};
 use crate::params::{PARAMS, Param, Param::*};
 use crate::tensor::Tensor;
 use anyhow::Result;
@@ -87,7 +89,7 @@ impl GPT2 {
         dev.sum(scalars.slice(0, 1), self.acts.losses)?;
         dev.norm_squared(scalars.slice(1, 1), self.grads.expect("a model planned for training"))?;
         let mut host = [0.0f32; 2];
-        dev.download(bytemuck::cast_slice_mut(&mut host), scalars)?;
+        download_f32(dev, &mut host, scalars)?;
         Ok((host[0], host[1]))
     }
 
@@ -148,7 +150,7 @@ impl GPT2 {
         };
         self.linear_backward(dev, l, N, step, fcproj)?;
         if self.recomputes(Recompute::GeluAndLayernorm) {
-            self.layernorm2(dev, l, shape)?;
+            dev.layernorm_forward(self.norm_before_mlp(l, shape))?;
         }
         let fc =
             Linear { dinp: dln2, dout: dfch, inp: ln2, weight: Fcw, bias: Some(Fcb), through_gelu: None };
@@ -193,7 +195,7 @@ impl GPT2 {
         self.linear_backward(dev, l, N, step, attproj)?;
         dev.attention_backward(dqkv, datty, atty, lse, qkv, dims)?;
         if self.recomputes(Recompute::GeluAndLayernorm) {
-            self.layernorm1(dev, l, shape)?;
+            dev.layernorm_forward(self.norm_before_block(l, shape))?;
         }
         let dln1 = scratch;
         let bias = w.config.qkv_bias.then_some(Qkvb);

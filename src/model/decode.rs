@@ -5,7 +5,7 @@
 
 use super::activations::Activations;
 use super::{BatchShape, GPT2, Weights};
-use crate::ops::{AttentionDims, Epilogue, LayernormForward, MatmulForward, Ops};
+use crate::ops::{AttentionDims, Epilogue, Limits, MatmulForward, Ops, download_f32};
 use crate::params::Param::*;
 use crate::tensor::{MemoryPlan, Tensor};
 use anyhow::Result;
@@ -27,6 +27,11 @@ impl Decoder {
         assert!((1..=weights.config.maxT).contains(&context));
         let acts = Activations::plan_for_decoding(&weights.config, context, weights.all.dtype, plan);
         Decoder { model: GPT2 { weights: weights.clone(), grads: None, acts }, cached: 0 }
+    }
+
+    /// The largest operations that decoding asks of a device.
+    pub fn limits(&self) -> Limits {
+        self.model.limits()
     }
 
     /// Positions the buffers hold.
@@ -66,23 +71,10 @@ impl Decoder {
         dev.upload(a.inputs.slice(0, 1), bytemuck::bytes_of(&token))?;
         let wpe_t = w.get(Wpe, 0).part(t, C);
         dev.encoder_forward(a.encoded.slice(0, C), a.inputs.slice(0, 1), w.get(Wte, 0), wpe_t, (1, 1, C))?;
+        dev.layernorm_forward(self.model.norm_before_block(0, ONE_ROW))?;
         for l in 0..w.config.L {
             self.block_step(dev, l, t)?;
         }
-        let residual = a.block_input(w.config.L, ONE_ROW, C);
-        let (mean, rstd) = (a.lnf_mean.slice(0, 1), a.lnf_rstd.slice(0, 1));
-        let lnf = a.lnf.slice(0, C);
-        let (weight, bias) = (w.get(Lnfw, 0), w.get(Lnfb, 0));
-        dev.layernorm_forward(LayernormForward {
-            out: lnf,
-            mean,
-            rstd,
-            inp: residual,
-            weight,
-            bias,
-            N: 1,
-            C,
-        })?;
         self.cached = t + 1;
         self.last_logits(dev, 0)
     }
@@ -92,29 +84,25 @@ impl Decoder {
         let C = w.config.C;
         let [ln1, atty, residual2, ln2] = [a.ln1, a.atty, a.residual2, a.ln2].map(|x| x.get(l, 1));
         let [fch, fch_gelu, residual3] = [a.fch, a.fch_gelu, a.residual3].map(|x| x.get(l, 1));
-        let matmul = |dev: &mut dyn Ops, out: Tensor, inp: Tensor, weight, epilogue| {
+        let matmul = |out: Tensor, inp: Tensor, weight, epilogue| {
             let weight = w.get(weight, l);
-            dev.matmul_forward(MatmulForward { out, inp, weight, epilogue, N: 1, C: inp.len, OC: out.len })
+            MatmulForward { out, inp, weight, epilogue, N: 1, C: inp.len, OC: out.len }
         };
 
-        self.model.layernorm1(dev, l, ONE_ROW)?;
         let cache = a.qkv.get(l, t + 1);
-        matmul(dev, cache.part(t, 3 * C), ln1, Qkvw, w.qkv_epilogue(l))?;
+        dev.matmul_forward(matmul(cache.part(t, 3 * C), ln1, Qkvw, w.qkv_epilogue(l)))?;
         let dims = AttentionDims { B: 1, T: t + 1, NH: w.config.NH, HS: w.config.HS() };
         dev.attention_decode(atty, cache, t, dims)?;
         let residual = a.block_input(l, ONE_ROW, C);
-        matmul(
-            dev,
-            residual2,
-            atty,
-            Attprojw,
-            Epilogue::BiasResidual { bias: w.get(Attprojb, l), residual },
-        )?;
+        let attproj =
+            matmul(residual2, atty, Attprojw, Epilogue::BiasResidual { bias: w.get(Attprojb, l), residual });
+        dev.matmul_residual_layernorm(attproj, self.model.norm_before_mlp(l, ONE_ROW))?;
 
-        self.model.layernorm2(dev, l, ONE_ROW)?;
-        matmul(dev, fch_gelu, ln2, Fcw, Epilogue::BiasGelu { bias: w.get(Fcb, l), pre_gelu: fch })?;
+        let epilogue = Epilogue::BiasGelu { bias: w.get(Fcb, l), pre_gelu: fch };
+        dev.matmul_forward(matmul(fch_gelu, ln2, Fcw, epilogue))?;
         let epilogue = Epilogue::BiasResidual { bias: w.get(Fcprojb, l), residual: residual2 };
-        matmul(dev, residual3, fch_gelu, Fcprojw, epilogue)
+        let fcproj = matmul(residual3, fch_gelu, Fcprojw, epilogue);
+        dev.matmul_residual_layernorm(fcproj, self.model.norm_before_block(l + 1, ONE_ROW))
     }
 
     /// Logits of one row of the last layernorm, without the padding.
@@ -122,7 +110,7 @@ impl Decoder {
         let logits = self.model.logits(dev, row, 1)?;
         let V = self.model.weights.config.V;
         let mut host = vec![0.0f32; V];
-        dev.download(bytemuck::cast_slice_mut(&mut host), logits.slice(0, V))?;
+        download_f32(dev, &mut host, logits.slice(0, V))?;
         Ok(host)
     }
 }

@@ -3,8 +3,8 @@
 
 use super::activations::Recompute;
 use super::{BatchShape, GPT2};
-use crate::ops::{AttentionDims, Classifier, Epilogue, LayernormForward, MatmulForward, Ops};
-use crate::params::Param::*;
+use crate::ops::{AttentionDims, Classifier, Epilogue, LayernormForward, MatmulForward, Ops, download_f32};
+use crate::params::{Param, Param::*};
 use crate::tensor::Tensor;
 use anyhow::Result;
 
@@ -15,94 +15,63 @@ impl GPT2 {
         let (N, C) = (shape.rows(), w.config.C);
         let (encoded, tokens) = (a.encoded.slice(0, N * C), a.inputs.slice(0, N));
         dev.encoder_forward(encoded, tokens, w.get(Wte, 0), w.get(Wpe, 0), (shape.B, shape.T, C))?;
+        dev.layernorm_forward(self.norm_before_block(0, shape))?;
         for l in 0..w.config.L {
             self.block_forward(dev, l, shape)?;
         }
-        let (mean, rstd) = (a.lnf_mean.slice(0, N), a.lnf_rstd.slice(0, N));
-        let residual = a.block_input(w.config.L, shape, C);
-        dev.layernorm_forward(LayernormForward {
-            out: a.lnf.slice(0, N * C),
-            mean,
-            rstd,
-            inp: residual,
-            weight: w.get(Lnfw, 0),
-            bias: w.get(Lnfb, 0),
-            N,
-            C,
-        })
+        Ok(())
     }
 
-    /// x + attention(layernorm(x)), then x + mlp(layernorm(x)).
+    /// x + attention(layernorm(x)), then x + mlp(layernorm(x)). A layernorm belongs to the product whose sum it reads: the
+    /// first of this block is done, and what the next block or the head starts with is done here.
     fn block_forward(&self, dev: &mut dyn Ops, l: usize, shape: BatchShape) -> Result<()> {
         let (a, w) = (&self.acts, &self.weights);
         let (N, C) = (shape.rows(), w.config.C);
         let dims = AttentionDims { B: shape.B, T: shape.T, NH: w.config.NH, HS: w.config.HS() };
         let [ln1, qkv, atty, residual2] = [a.ln1, a.qkv, a.atty, a.residual2].map(|t| t.get(l, N));
         let [ln2, fch, fch_gelu, residual3] = [a.ln2, a.fch, a.fch_gelu, a.residual3].map(|t| t.get(l, N));
+        let matmul = |out: Tensor, inp: Tensor, weight: Param, epilogue| {
+            let weight = w.get(weight, l);
+            MatmulForward { out, inp, weight, epilogue, N, C: inp.len / N, OC: out.len / N }
+        };
 
-        self.layernorm1(dev, l, shape)?;
-        dev.matmul_forward(MatmulForward {
-            out: qkv,
-            inp: ln1,
-            weight: w.get(Qkvw, l),
-            epilogue: w.qkv_epilogue(l),
-            N,
-            C,
-            OC: 3 * C,
-        })?;
+        dev.matmul_forward(matmul(qkv, ln1, Qkvw, w.qkv_epilogue(l)))?;
         dev.attention_forward(atty, a.lse.get(l, N), qkv, dims)?;
-        let epilogue =
-            Epilogue::BiasResidual { bias: w.get(Attprojb, l), residual: a.block_input(l, shape, C) };
-        dev.matmul_forward(MatmulForward {
-            out: residual2,
-            inp: atty,
-            weight: w.get(Attprojw, l),
-            epilogue,
-            N,
-            C,
-            OC: C,
-        })?;
+        let residual = a.block_input(l, shape, C);
+        let attproj =
+            matmul(residual2, atty, Attprojw, Epilogue::BiasResidual { bias: w.get(Attprojb, l), residual });
+        dev.matmul_residual_layernorm(attproj, self.norm_before_mlp(l, shape))?;
 
-        self.layernorm2(dev, l, shape)?;
         let epilogue = Epilogue::BiasGelu { bias: w.get(Fcb, l), pre_gelu: fch };
-        dev.matmul_forward(MatmulForward {
-            out: fch_gelu,
-            inp: ln2,
-            weight: w.get(Fcw, l),
-            epilogue,
-            N,
-            C,
-            OC: 4 * C,
-        })?;
+        dev.matmul_forward(matmul(fch_gelu, ln2, Fcw, epilogue))?;
         let epilogue = Epilogue::BiasResidual { bias: w.get(Fcprojb, l), residual: residual2 };
-        dev.matmul_forward(MatmulForward {
-            out: residual3,
-            inp: fch_gelu,
-            weight: w.get(Fcprojw, l),
-            epilogue,
-            N,
-            C: 4 * C,
-            OC: C,
-        })
+        let fcproj = matmul(residual3, fch_gelu, Fcprojw, epilogue);
+        dev.matmul_residual_layernorm(fcproj, self.norm_before_block(l + 1, shape))
     }
 
-    /// The layernorm before attention; the backward pass calls it again where its output was not kept.
-    pub(super) fn layernorm1(&self, dev: &mut dyn Ops, l: usize, shape: BatchShape) -> Result<()> {
+    /// The layernorm before attention, or behind the last block the one before the logits. The backward pass repeats it
+    /// where its output was not kept.
+    pub(super) fn norm_before_block(&self, l: usize, shape: BatchShape) -> LayernormForward {
         let (a, w) = (&self.acts, &self.weights);
         let (N, C) = (shape.rows(), w.config.C);
-        let [out, mean, rstd] = [a.ln1, a.ln1_mean, a.ln1_rstd].map(|t| t.get(l, N));
         let inp = a.block_input(l, shape, C);
+        if l == w.config.L {
+            let (out, mean, rstd) = (a.lnf.slice(0, N * C), a.lnf_mean.slice(0, N), a.lnf_rstd.slice(0, N));
+            let (weight, bias) = (w.get(Lnfw, 0), w.get(Lnfb, 0));
+            return LayernormForward { out, mean, rstd, inp, weight, bias, N, C };
+        }
+        let [out, mean, rstd] = [a.ln1, a.ln1_mean, a.ln1_rstd].map(|t| t.get(l, N));
         let (weight, bias) = (w.get(Ln1w, l), w.get(Ln1b, l));
-        dev.layernorm_forward(LayernormForward { out, mean, rstd, inp, weight, bias, N, C })
+        LayernormForward { out, mean, rstd, inp, weight, bias, N, C }
     }
 
     /// The layernorm before the MLP.
-    pub(super) fn layernorm2(&self, dev: &mut dyn Ops, l: usize, shape: BatchShape) -> Result<()> {
+    pub(super) fn norm_before_mlp(&self, l: usize, shape: BatchShape) -> LayernormForward {
         let (a, w) = (&self.acts, &self.weights);
         let (N, C) = (shape.rows(), w.config.C);
         let [out, mean, rstd, inp] = [a.ln2, a.ln2_mean, a.ln2_rstd, a.residual2].map(|t| t.get(l, N));
         let (weight, bias) = (w.get(Ln2w, l), w.get(Ln2b, l));
-        dev.layernorm_forward(LayernormForward { out, mean, rstd, inp, weight, bias, N, C })
+        LayernormForward { out, mean, rstd, inp, weight, bias, N, C }
     }
 
     /// logits of `rows` rows of the last layernorm, starting at `start`, into the logits buffer.
@@ -138,7 +107,7 @@ impl GPT2 {
             dev.classifier(self.classifier_args(logits, start, rows, None))?;
         }
         let mut host = vec![0.0; N];
-        dev.download(bytemuck::cast_slice_mut(&mut host), losses)?;
+        download_f32(dev, &mut host, losses)?;
         Ok(host)
     }
 

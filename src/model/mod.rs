@@ -6,18 +6,16 @@
 
 pub mod activations;
 pub mod backward;
-pub mod buckets;
 pub mod decode;
 pub mod forward;
 pub mod init;
 
 use crate::config::ModelConfig;
-use crate::ops::{Ops, TokenBuckets};
+use crate::ops::{Limits, Ops, TokenBuckets};
 use crate::params::{Param, ParamLayout};
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use activations::{Activations, Recompute};
 use anyhow::Result;
-use buckets::HostBuckets;
 
 /// The parameters of a model on a device.
 #[derive(Clone, Debug)]
@@ -104,10 +102,25 @@ impl GPT2 {
         GPT2 { weights, grads: None, acts }
     }
 
+    /// The largest operations that this model asks of a device.
+    pub fn limits(&self) -> Limits {
+        let c = &self.weights.config;
+        Limits {
+            rows: self.acts.rows,
+            logits_rows: self.acts.logits.len / c.Vp,
+            T: self.acts.T,
+            C: c.C,
+            NH: c.NH,
+            V: c.V,
+            Vp: c.Vp,
+            num_parameters: self.weights.layout.len(),
+        }
+    }
+
     /// Puts a batch where the forward and backward pass look for it.
     ///
     /// # Panics
-    /// If it is larger than the buffers, longer than the position embedding, or not B*T long.
+    /// If it is larger than what the buffers are for, longer than the position embedding, or not B*T long.
     pub fn load_batch(
         &self,
         dev: &mut dyn Ops,
@@ -117,7 +130,7 @@ impl GPT2 {
     ) -> Result<()> {
         let rows = shape.rows();
         assert!(
-            rows <= self.acts.rows && shape.T <= self.weights.config.maxT,
+            rows <= self.acts.rows && shape.T <= self.acts.T.min(self.weights.config.maxT),
             "batch {shape:?} does not fit"
         );
         assert_eq!((inputs.len(), targets.len()), (rows, rows));
@@ -125,11 +138,11 @@ impl GPT2 {
         dev.upload(self.acts.targets.slice(0, rows), bytemuck::cast_slice(targets))
     }
 
-    /// Puts the groups of the batch's tokens where the backward pass looks for them.
-    pub fn load_buckets(&self, dev: &mut dyn Ops, buckets: &HostBuckets) -> Result<TokenBuckets> {
+    /// Puts the rows of the batch grouped by token (see [`TokenBuckets`]) where the backward pass looks for them.
+    pub fn load_buckets(&self, dev: &mut dyn Ops, rows: &[i32], starts: &[i32]) -> Result<TokenBuckets> {
         let a = &self.acts;
-        dev.upload(a.bucket_rows.slice(0, buckets.rows.len()), bytemuck::cast_slice(&buckets.rows))?;
-        dev.upload(a.bucket_starts.slice(0, buckets.starts.len()), bytemuck::cast_slice(&buckets.starts))?;
-        Ok(TokenBuckets { rows: a.bucket_rows, starts: a.bucket_starts, count: buckets.count() })
+        dev.upload(a.bucket_rows.slice(0, rows.len()), bytemuck::cast_slice(rows))?;
+        dev.upload(a.bucket_starts.slice(0, starts.len()), bytemuck::cast_slice(starts))?;
+        Ok(TokenBuckets { rows: a.bucket_rows, starts: a.bucket_starts, count: starts.len() - 1 })
     }
 }

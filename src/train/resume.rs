@@ -4,7 +4,7 @@
 use super::Run;
 use crate::checkpoint::{self, Float, LoaderPosition, Part, Saved, Shuffle, State, model_bin};
 use crate::data::loader::{LoaderState, ShuffleState};
-use crate::ops::Ops;
+use crate::ops::{Ops, download_f32, upload_f32};
 use crate::optim::outlier::OutlierDetector;
 use crate::rng::Mt19937;
 use crate::tensor::{Dtype, Tensor};
@@ -172,15 +172,15 @@ impl Tensors {
     }
 }
 
-/// Elements of an f32 tensor from `start` on, to the host.
+/// Elements of a tensor from `start` on, to the host.
 fn read_chunk(dev: &mut dyn Ops, tensor: Tensor, start: usize, out: &mut [f32]) -> Result<()> {
-    let len = out.len();
-    dev.download(bytemuck::cast_slice_mut(out), tensor.slice(start, len))
+    let part = tensor.slice(start, out.len());
+    download_f32(dev, out, part)
 }
 
 /// The other way.
-pub(super) fn write_chunk(dev: &mut dyn Ops, tensor: Tensor, start: usize, values: &[f32]) -> Result<()> {
-    dev.upload(tensor.slice(start, values.len()), bytemuck::cast_slice(values))
+fn write_chunk(dev: &mut dyn Ops, tensor: Tensor, start: usize, values: &[f32]) -> Result<()> {
+    upload_f32(dev, tensor.slice(start, values.len()), values)
 }
 
 fn loader_position(state: LoaderState) -> LoaderPosition {

@@ -3,7 +3,7 @@
 
 use super::Run;
 use super::logs::Logs;
-use super::resume::{self, write_chunk};
+use super::resume;
 use crate::checkpoint::{self, ModelFile, Saved};
 use crate::cli::ModelSource;
 use crate::cli::train::TrainArgs;
@@ -14,7 +14,7 @@ use crate::eval::hellaswag::HellaSwag;
 use crate::model::activations::Recompute;
 use crate::model::decode::Decoder;
 use crate::model::{BatchShape, GPT2, ModelOptions, init};
-use crate::ops::Ops;
+use crate::ops::{Limits, Ops, plan_scratch, upload_f32};
 use crate::optim::optimizer::{HyperParams, Optimizer};
 use crate::optim::outlier::OutlierDetector;
 use crate::tensor::MemoryPlan;
@@ -48,6 +48,9 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>) -> Result<Run> {
     // No sample is longer than asked for, so neither is the cache.
     let decoder =
         samples.then(|| Decoder::plan(&model.weights, args.sample_len.clamp(1, config.maxT), &mut plan));
+    let uses: Vec<Limits> =
+        [model.limits()].into_iter().chain(decoder.as_ref().map(Decoder::limits)).collect();
+    plan_scratch(dev.as_ref(), &uses, &mut plan)?;
     let max_steps = args.train_steps(train_loader.num_tokens())?;
     check_samples(args, &config, decoder.is_some())?;
     let resumed_step = start.resumed_step();
@@ -84,7 +87,7 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>) -> Result<Run> {
     };
     match start {
         Start::Random(_) => init::initialize(run.dev.as_mut(), &run.model.weights, args.seed)?,
-        Start::File(file) => write_chunk(run.dev.as_mut(), run.model.weights.all, 0, &file.params)?,
+        Start::File(file) => upload_f32(run.dev.as_mut(), run.model.weights.all, &file.params)?,
         Start::Resume(saved) => run.restore(*saved)?,
     }
     // Last, as it cuts the logs of the run back to its checkpoint: whatever is refused before loses nothing.

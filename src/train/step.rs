@@ -3,7 +3,6 @@
 
 use crate::data::loader::DataLoader;
 use crate::model::backward::MicroStep;
-use crate::model::buckets::HostBuckets;
 use crate::model::{BatchShape, GPT2};
 use crate::ops::Ops;
 use crate::optim::optimizer::Optimizer;
@@ -34,7 +33,7 @@ impl Step<'_> {
         for micro_step in 0..self.grad_accum_steps {
             let batch = loader.next_batch()?; // (B, T) inputs, and targets one token on
             self.model.load_batch(self.dev, self.shape, &batch.inputs, &batch.targets)?;
-            let buckets = self.model.load_buckets(self.dev, &HostBuckets::group(&batch.inputs))?;
+            let buckets = self.model.load_buckets(self.dev, &batch.groups.rows, &batch.groups.starts)?;
             self.model.forward(self.dev, self.shape)?; // encoder -> L blocks -> lnf
             let at = MicroStep { first: micro_step == 0, dloss: 1.0 / tokens };
             self.model.backward(self.dev, self.shape, buckets, at)?; // logits, losses -> ... -> dwte; parameters +=

@@ -15,7 +15,7 @@ use crate::metrics::progress::Progress;
 use crate::model::activations::Recompute;
 use crate::model::decode::Decoder;
 use crate::model::{BatchShape, GPT2, ModelOptions, Weights};
-use crate::ops::Device;
+use crate::ops::{Device, plan_scratch, upload_f32};
 use crate::sample::{Sampler, SamplerOptions, generate};
 use crate::tensor::MemoryPlan;
 use anyhow::{Result, ensure};
@@ -26,8 +26,9 @@ pub fn sample(args: &SampleArgs) -> Result<()> {
     let mut plan = MemoryPlan::new();
     let weights = Weights::plan(&file.config, dev.float_dtype(), &mut plan);
     let mut decoder = Decoder::plan(&weights, file.config.maxT, &mut plan);
+    plan_scratch(&dev, &[decoder.limits()], &mut plan)?;
     dev.allocate(&plan)?;
-    dev.upload(weights.all, bytemuck::cast_slice(&file.params))?;
+    upload_f32(&mut dev, weights.all, &file.params)?;
     drop(file);
 
     let text = args.prompt.as_deref().unwrap_or_default();
@@ -87,8 +88,9 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     let options =
         ModelOptions { B: shape.B, T, min_rows, recompute: Recompute::Gelu, logits_bytes: 64 << 20 };
     let model = GPT2::plan_for_evaluation(&config, &options, dev.float_dtype(), &mut plan);
+    plan_scratch(&dev, &[model.limits()], &mut plan)?;
     dev.allocate(&plan)?;
-    dev.upload(model.weights.all, bytemuck::cast_slice(&file.params))?;
+    upload_f32(&mut dev, model.weights.all, &file.params)?;
     drop(file);
 
     let mut summary = serde_json::Map::new();

@@ -80,7 +80,8 @@ fn unshuffled_order_is_that_of_the_files() {
     assert_eq!(first_inputs(&mut loader, 3), epoch[..3]);
     loader.reset();
     let batch = loader.next_batch().unwrap();
-    assert_eq!(batch, Batch { inputs: vec![4, 5, 6, 7], targets: vec![5, 6, 7, 8] });
+    let groups = TokenGroups::of(&[4, 5, 6, 7]);
+    assert_eq!(batch, Batch { inputs: vec![4, 5, 6, 7], targets: vec![5, 6, 7, 8], groups });
 }
 
 #[test]

@@ -210,10 +210,17 @@ impl Ops for Cpu {
     }
 
     fn adamw(&mut self, a: AdamW) -> Result<()> {
-        assert!(a.master.is_none(), "parameters are f32 here, and need no master copy");
         let b = self.memory.borrow();
         let (params, m, v) = (b.write(a.params), b.write(a.m), b.write(a.v));
-        adamw::update(params, m, v, b.read(a.grads), &a);
+        match a.master {
+            // Of the same type as the parameters here: they become it, unrounded.
+            Some(master) => {
+                let master = b.write(master);
+                adamw::update(master, m, v, b.read(a.grads), &a);
+                params.copy_from_slice(master);
+            }
+            None => adamw::update(params, m, v, b.read(a.grads), &a),
+        }
         Ok(())
     }
 

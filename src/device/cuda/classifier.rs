@@ -1,10 +1,48 @@
 //! Softmax, cross-entropy and their gradient.
 
 use super::Cuda;
+use super::kernel::{FloatX, Launch, Ptr, kernels};
 use crate::ops::*;
-use crate::tensor::Tensor;
-use anyhow::{Result, bail};
+use anyhow::Result;
 
-pub fn fused(_cuda: &mut Cuda, _a: Classifier) -> Result<()> {
-    bail!("no kernel yet")
+kernels! {
+    "classifier.cu":
+    fn classifier(
+        losses: Ptr<f32>, logits: Ptr<FloatX>, targets: Ptr<i32>,
+        dloss: f32, with_gradient: i32, keep_row: i32, V: i32, Vp: i32,
+    );
+}
+
+const THREADS: u32 = 512;
+
+/// Shared memory that a block takes beside the row: its partial results, and what the driver reserves.
+const OVERHEAD_BYTES: usize = 2048;
+/// What a multiprocessor has beyond the most that one block can have.
+const RESERVED_BYTES: usize = 1024;
+
+pub fn fused(cuda: &mut Cuda, a: Classifier) -> Result<()> {
+    let pack = cuda.pack();
+    assert!(0 < a.V && a.V <= a.Vp && a.Vp.is_multiple_of(pack), "{} columns padded to {}", a.V, a.Vp);
+    assert!(a.losses.len == a.N && a.logits.len == a.N * a.Vp && a.targets.len == a.N);
+    let Cuda { driver, memory: m, .. } = cuda;
+    // A block that has the multiprocessor to itself would leave it idle while it waits: better to read twice.
+    let row_bytes = a.Vp * a.logits.dtype.size();
+    let two_fit = 2 * (row_bytes + OVERHEAD_BYTES) <= driver.info().shared_bytes + RESERVED_BYTES;
+    let keep_row = a.dloss.is_some() && two_fit;
+    let launch = Launch::new(a.N, THREADS).shared(if keep_row { row_bytes } else { 0 });
+    let (losses, logits, targets) = (m.f32(a.losses), m.x(a.logits), m.i32(a.targets));
+    let (dloss, with_gradient) = (a.dloss.unwrap_or_default(), i32::from(a.dloss.is_some()));
+    let (keep_row, V, Vp) = (i32::from(keep_row), a.V as i32, a.Vp as i32);
+    kernel::classifier(
+        driver.as_mut(),
+        launch,
+        losses,
+        logits,
+        targets,
+        dloss,
+        with_gradient,
+        keep_row,
+        V,
+        Vp,
+    )
 }

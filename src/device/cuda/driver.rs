@@ -2,7 +2,8 @@
 //! [`Driver::download`] and [`Driver::synchronize`] wait.
 
 use super::kernel::Launcher;
-use anyhow::Result;
+use super::matmul_library::MatmulLibrary;
+use anyhow::{Result, bail};
 
 /// What the op layer and the start-up table want to know of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,4 +44,12 @@ pub trait Driver: Launcher {
     /// Milliseconds that `work` takes on the device, from when it starts to when all of it is done. `None` on a device whose
     /// times mean nothing.
     fn time(&mut self, work: &mut dyn FnMut(&mut dyn Launcher) -> Result<()>) -> Result<Option<f32>>;
+
+    /// The vendor's matrix products, opened when first asked for; that allocates, so ask while setting up.
+    ///
+    /// # Errors
+    /// One line, if there is no such library.
+    fn matmul_library(&mut self) -> Result<&mut dyn MatmulLibrary> {
+        bail!("{} has no cuBLASLt", self.info().name)
+    }
 }

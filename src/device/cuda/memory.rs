@@ -74,4 +74,9 @@ impl Memory {
         assert!(bytes <= planned, "{bytes} bytes of scratch memory wanted, {planned} planned");
         address
     }
+
+    /// All scratch memory, and how many bytes it is.
+    pub fn all_scratch(&self) -> (u64, usize) {
+        self.scratch.unwrap_or_default()
+    }
 }

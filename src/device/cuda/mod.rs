@@ -5,7 +5,9 @@
 #![allow(non_snake_case)]
 
 pub mod driver;
+pub mod fatbins;
 pub mod kernel;
+pub mod matmul_library;
 pub mod memory;
 
 mod adamw;
@@ -33,7 +35,8 @@ pub struct CudaOptions {
     pub tf32: bool,
     /// GELU in the epilogue of matrix products: 0 = never, 1 = forward, 2 = forward and backward.
     pub gelu_fusion: usize,
-    /// The backward pass of attention gives the same bits every time, at some cost.
+    /// The same bits every time: of the backward pass of attention at some cost, and of products by choosing their kernels
+    /// without a clock.
     pub deterministic: bool,
     pub matmul: MatmulChoice,
 }
@@ -45,6 +48,12 @@ pub enum MatmulChoice {
     Fastest,
     Own,
     Cublaslt,
+    /// Our kernels of this tile, with the sum in so many parts: for tests and measurements.
+    Tile {
+        M: usize,
+        N: usize,
+        splits: usize,
+    },
 }
 
 /// A device that runs our kernels.
@@ -52,12 +61,13 @@ pub struct Cuda {
     driver: Box<dyn Driver>,
     memory: Memory,
     options: CudaOptions,
+    matmul_plans: matmul::Plans,
 }
 
 impl Cuda {
     /// `driver` has the kernels for `options.dtype`.
     pub fn new(driver: Box<dyn Driver>, options: CudaOptions) -> Self {
-        Cuda { driver, memory: Memory::new(options.dtype), options }
+        Cuda { driver, memory: Memory::new(options.dtype), options, matmul_plans: matmul::Plans::default() }
     }
 
     /// Elements of `floatX` in the 128 bits that a thread loads or stores at once.
@@ -68,7 +78,20 @@ impl Cuda {
 
 /// Every kernel of every operation.
 pub fn kernels() -> Vec<&'static KernelSpec> {
-    [encoder::KERNELS, gelu::KERNELS, layernorm::KERNELS].concat()
+    let [matmul, exact_matmul] = matmul::KERNELS;
+    [
+        adamw::KERNELS,
+        attention::forward::KERNELS,
+        attention::backward::KERNELS,
+        classifier::KERNELS,
+        encoder::KERNELS,
+        gelu::KERNELS,
+        layernorm::KERNELS,
+        matmul,
+        exact_matmul,
+        reduce::KERNELS,
+    ]
+    .concat()
 }
 
 impl Device for Cuda {
@@ -91,7 +114,7 @@ impl Device for Cuda {
         let needs = [
             layernorm::scratch_bytes(self, limits),
             attention::scratch_bytes(self, limits)?,
-            matmul::scratch_bytes(self, limits)?,
+            matmul::scratch_bytes(self, limits),
             reduce::scratch_bytes(self, limits),
         ];
         Ok(needs.into_iter().max().unwrap_or_default())
@@ -155,7 +178,7 @@ impl Ops for Cuda {
         qkv: Tensor,
         dims: AttentionDims,
     ) -> Result<()> {
-        attention::forward(self, out, lse, qkv, dims)
+        attention::forward::forward(self, out, lse, qkv, dims)
     }
 
     fn attention_backward(
@@ -167,11 +190,11 @@ impl Ops for Cuda {
         qkv: Tensor,
         dims: AttentionDims,
     ) -> Result<()> {
-        attention::backward(self, attention::Backward { dqkv, dout, out, lse, qkv, dims })
+        attention::backward::backward(self, attention::backward::Backward { dqkv, dout, out, lse, qkv, dims })
     }
 
     fn attention_decode(&mut self, out: Tensor, qkv: Tensor, t: usize, dims: AttentionDims) -> Result<()> {
-        attention::decode(self, out, qkv, t, dims)
+        attention::forward::decode(self, out, qkv, t, dims)
     }
 
     fn gelu_forward(&mut self, out: Tensor, inp: Tensor) -> Result<()> {

@@ -1,22 +1,67 @@
 //! Sums, the global norm, and filling.
 
 use super::Cuda;
+use super::kernel::{FloatX, Launch, Ptr, kernels};
 use crate::ops::*;
-use crate::tensor::Tensor;
-use anyhow::{Result, bail};
+use crate::tensor::{Dtype, Tensor};
+use anyhow::Result;
 
-pub fn scratch_bytes(_cuda: &Cuda, _limits: &Limits) -> usize {
-    0
+kernels! {
+    "reduce.cu":
+    fn norm_squared_partials(partials: Ptr<f32>, src: Ptr<FloatX>, n: u64);
+    fn sum_partials(partials: Ptr<f32>, src: Ptr<f32>, n: u64);
+    fn sum_of_partials(out: Ptr<f32>, partials: Ptr<f32>, n: i32);
+    fn fill_x(dst: Ptr<FloatX>, value: f32, n: u64);
+    fn fill_f32(dst: Ptr<f32>, value: f32, n: u64);
 }
 
-pub fn norm_squared(_cuda: &mut Cuda, _out: Tensor, _src: Tensor) -> Result<()> {
-    bail!("no kernel yet")
+const SUM_THREADS: usize = 512;
+/// Blocks of sums that a multiprocessor holds.
+const SUM_BLOCKS: usize = 4;
+const FILL_THREADS: usize = 256;
+
+fn most_partials(cuda: &Cuda) -> usize {
+    cuda.driver.info().multiprocessors * SUM_BLOCKS
 }
 
-pub fn sum(_cuda: &mut Cuda, _out: Tensor, _src: Tensor) -> Result<()> {
-    bail!("no kernel yet")
+pub fn scratch_bytes(cuda: &Cuda, _limits: &Limits) -> usize {
+    most_partials(cuda) * size_of::<f32>()
 }
 
-pub fn fill(_cuda: &mut Cuda, _dst: Tensor, _value: f32) -> Result<()> {
-    bail!("no kernel yet")
+/// Blocks for a sum of `src`, and where their results go.
+fn partials(cuda: &Cuda, src: Tensor) -> (usize, Ptr<f32>) {
+    assert!(cuda.memory.address(src).is_multiple_of(16), "a sum reads 16 bytes at a time");
+    let packs = src.size_bytes() / 16;
+    let blocks = packs.div_ceil(SUM_THREADS).clamp(1, most_partials(cuda));
+    (blocks, Ptr::new(cuda.memory.scratch(blocks * size_of::<f32>())))
+}
+
+pub fn norm_squared(cuda: &mut Cuda, out: Tensor, src: Tensor) -> Result<()> {
+    let (blocks, partials) = partials(cuda, src);
+    let Cuda { driver, memory: m, .. } = cuda;
+    let (dev, launch) = (driver.as_mut(), Launch::new(blocks, SUM_THREADS as u32));
+    kernel::norm_squared_partials(dev, launch, partials, m.x(src), src.len as u64)?;
+    kernel::sum_of_partials(dev, Launch::new(1, SUM_THREADS as u32), m.f32(out), partials, blocks as i32)
+}
+
+pub fn sum(cuda: &mut Cuda, out: Tensor, src: Tensor) -> Result<()> {
+    let (blocks, partials) = partials(cuda, src);
+    let Cuda { driver, memory: m, .. } = cuda;
+    let (dev, launch) = (driver.as_mut(), Launch::new(blocks, SUM_THREADS as u32));
+    kernel::sum_partials(dev, launch, partials, m.f32(src), src.len as u64)?;
+    kernel::sum_of_partials(dev, Launch::new(1, SUM_THREADS as u32), m.f32(out), partials, blocks as i32)
+}
+
+pub fn fill(cuda: &mut Cuda, dst: Tensor, value: f32) -> Result<()> {
+    let Cuda { driver, memory: m, .. } = cuda;
+    if value.to_bits() == 0 {
+        return driver.clear(m.address(dst), dst.size_bytes());
+    }
+    // As many runs of 16 bytes as dst can touch.
+    let runs = dst.size_bytes() / 16 + 2;
+    let launch = Launch::new(runs.div_ceil(FILL_THREADS), FILL_THREADS as u32);
+    match dst.dtype {
+        Dtype::F32 => kernel::fill_f32(driver.as_mut(), launch, m.f32(dst), value, dst.len as u64),
+        _ => kernel::fill_x(driver.as_mut(), launch, m.x(dst), value, dst.len as u64),
+    }
 }

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Installs NVIDIA's compiler, pinned by version and checksum, from PyPI: about 100 MB to download, 270 MB on disk. It is
+# NVIDIA's, under NVIDIA's licence, and used for compiling only.
+# Usage: dev/setup_nvcc.sh [--unless-found]      nvcc is then build/cuda/nvidia/cu13/bin/nvcc
+# Running it again does nothing unless the pins have changed. With --unless-found it does nothing either if the machine has
+# an nvcc where build.rs looks for one.
+set -euo pipefail
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+dir=$root/build/cuda
+pins=$root/dev/requirements-nvcc.txt
+nvcc=$dir/nvidia/cu13/bin/nvcc
+
+die() { echo "setup_nvcc: $*" >&2; exit 1; }
+
+# 12.8 or newer, as kernels/build/nvcc.rs wants it
+new_enough() {
+    local version
+    version=$("$1" --version 2>/dev/null | sed -n 's/.*release \([0-9]*\)\.\([0-9]*\).*/\1 \2/p')
+    read -r major minor <<<"$version" && [ -n "$minor" ] && [ $((major * 100 + minor)) -ge 1208 ]
+}
+
+if [ "${1:-}" = --unless-found ]; then
+    [ -z "${NVCC:-}" ] || exit 0 # build.rs takes this one or none
+    for candidate in "${CUDA_HOME:-}/bin/nvcc" "${CUDA_PATH:-}/bin/nvcc" "$(command -v nvcc)" /usr/local/cuda/bin/nvcc; do
+        if [ -x "$candidate" ] && new_enough "$candidate"; then exit 0; fi
+    done
+elif [ $# -gt 0 ]; then
+    die "unknown argument $1; see the head of this file"
+fi
+
+if [ -x "$nvcc" ] && cmp -s "$pins" "$dir/installed-pins"; then
+    exit 0
+fi
+
+case "$(uname -s)-$(uname -m)" in
+    Linux-x86_64 | Linux-aarch64) ;;
+    *) die "nvcc comes for Linux on x86_64 and aarch64, and this is $(uname -s) on $(uname -m)" ;;
+esac
+python=${PYTHON:-python3}
+command -v "$python" >/dev/null ||
+    die "$python not found; install Python 3, or CUDA 13.0 from https://developer.nvidia.com/cuda-downloads, or set PYTHON"
+
+rm -rf "$dir/nvidia" "$dir/venv" "$dir"/nvidia_*.dist-info "$dir/installed-pins"
+mkdir -p "$dir"
+log=$dir/setup.log
+if "$python" -m pip --version >/dev/null 2>&1; then
+    pip=("$python" -m pip)
+else
+    "$python" -m venv "$dir/venv" >>"$log" 2>&1 ||
+        die "$python has neither pip nor venv; on Debian and Ubuntu: apt install python3-venv"
+    pip=("$dir/venv/bin/python" -m pip)
+fi
+
+echo "setup_nvcc: installing nvcc 13.0 into $dir (about 100 MB to download; log: $log)"
+"${pip[@]}" --disable-pip-version-check --no-input install --no-deps --only-binary :all: --require-hashes \
+    --target "$dir" --requirement "$pins" >>"$log" 2>&1 ||
+    die "pip failed, is the network reachable? See $log"
+"$nvcc" --version >>"$log" 2>&1 || die "$nvcc does not run; see $log"
+cp "$pins" "$dir/installed-pins"
+echo "setup_nvcc: ready, $nvcc"

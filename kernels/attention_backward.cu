@@ -1,0 +1,336 @@
+// Causal attention, backward (Dao 2023), from the log-sum-exp that the forward pass saved: with P = exp(scale QK' - lse) and
+// dS = P * (dout V' - delta),  dV = P' dout,  dK = scale dS' Q,  dQ = scale dS K.
+//
+// Two kernels compute P and dS, each in the orientation in which it can use them without leaving its registers: one has keys
+// and values stationary (rows of the fragments are keys) and sums up dK and dV over queries, the other has queries stationary
+// and sums up dQ over keys. That is 7 products instead of the 5 of a single kernel; but the single kernel has to bring dS
+// through shared memory with two barriers more a tile, and to add dQ to f32 in global memory with atomics (4.5 times 4 bytes
+// an element at T = 1024, and zeroing and rounding it), which also gives other bits every time. Here every element is
+// summed up by one thread in one order.
+//
+// Tiles are of 32 rows, not 64 as in the forward pass: here two sets of scores are in registers, P and dS.
+#include "attention.cuh"
+
+namespace attention {
+
+[[maybe_unused]] constexpr int TILE_ROWS = 32;
+
+// Keys stationary, 16-bit floatX. Dynamic shared memory: keys, values, then two stages of queries, dout and their stats.
+template <int HS>
+__device__ __forceinline__ void backward_keys_tensor_cores(floatX* dqkv, const floatX* dout, const float* stats,
+                                                           const floatX* qkv, int T, int NH, float scale) {
+    constexpr int M = HS <= 64 ? 2 : 1, KEYS = 64 * M;
+    constexpr uint32_t TILE = tile_bytes<HS>(TILE_ROWS), STAGE = 2 * TILE + TILE_ROWS * 8;
+    DYNAMIC_SHARED(shared);
+    Work work = work_of_block(ceil_div(T, KEYS));
+    int C = NH * HS, stride = 3 * C, lane = threadIdx.x % WARP_SIZE;
+    int first = work.rank * KEYS, in_block = (int)threadIdx.x / WARP_SIZE * 16 * M, warp_first = first + in_block;
+    size_t head = offset_in_qkv(work.head, T, NH, HS);
+    const floatX* q = qkv + head;
+    dout += offset_in_out(work.head, T, NH, HS);
+    stats += offset_in_stats(work.head, T);
+
+    uint32_t key_tile = shared_address(shared), value_tile = key_tile + tile_bytes<HS>(KEYS);
+    uint32_t stages = value_tile + tile_bytes<HS>(KEYS);
+    auto load_stage = [&](int j) {
+        int row = j * TILE_ROWS, valid = T - row;
+        uint32_t stage = stages + j % 2 * STAGE;
+        load_tile<HS, TILE_ROWS>(stage, q + (size_t)row * stride, stride, valid);
+        load_tile<HS, TILE_ROWS>(stage + TILE, dout + (size_t)row * C, C, valid);
+        // Two rows are 16 bytes. Rows that do not exist: queries, dout and these are 0, and so is what they add to dK and dV.
+        int pair = 2 * (int)threadIdx.x;
+        if (pair < TILE_ROWS)
+            cp_async16(stage + 2 * TILE + pair * 8, stats + (pair < valid ? (row + pair) * 2 : 0),
+                       pair < valid ? min(2, valid - pair) * 8 : 0);
+        cp_async_commit();
+    };
+    int j = first / TILE_ROWS, end = ceil_div(T, TILE_ROWS);
+    load_tile<HS, KEYS>(key_tile, q + (size_t)first * stride + C, stride, T - first);
+    load_tile<HS, KEYS>(value_tile, q + (size_t)first * stride + 2 * C, stride, T - first);
+    load_stage(j);
+
+    constexpr bool KEEP = HS == 32;
+    StationaryRows<HS, M, KEEP> keys, values;
+    Sums<M, HS> dk, dv;
+    dk.clear();
+    dv.clear();
+    for (bool start = true; j < end; j++, start = false) {
+        cp_async_wait<0>();
+        __syncthreads();
+        if (start) {
+            keys.start(key_tile + tile_bytes<HS>(in_block));
+            values.start(value_tile + tile_bytes<HS>(in_block));
+        }
+        if (j + 1 < end) load_stage(j + 1);
+        // The first query of the tile minus the first key of the warp.
+        int ahead = j * TILE_ROWS - warp_first;
+        if (ahead + TILE_ROWS <= 0) continue;
+        uint32_t stage = stages + j % 2 * STAGE;
+        Sums<M, TILE_ROWS> p, ds;
+        multiply_transposed(p, keys, stage);
+        if (ahead < 16 * M - 1) hide_later_keys<false>(p, ahead);
+        multiply_transposed(ds, values, stage + TILE);
+        const unsigned char* stage_stats = shared + (stage - key_tile) + 2 * TILE;
+#pragma unroll
+        for (int n = 0; n < TILE_ROWS / 8; n++) {
+            int query = 8 * n + lane % 4 * 2;
+            Pack<float> two = unpack_bits<float>(load_u128(stage_stats + query * 8));
+#pragma unroll
+            for (int m = 0; m < M; m++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    float lse2 = two.v[i % 2 * 2], delta = two.v[i % 2 * 2 + 1];
+                    p.v[m][n][i] = exp2_approx(fmaf(p.v[m][n][i], scale * LOG2_E, -lse2));
+                    ds.v[m][n][i] = p.v[m][n][i] * (ds.v[m][n][i] - delta);
+                }
+        }
+        add_product(dv, p, stage + TILE);
+        add_product(dk, ds, stage);
+    }
+    dk.scale(scale);
+    floatX* dst = dqkv + head + (size_t)warp_first * stride + C;
+    store_rows(dst, stride, T - warp_first, dk, shared + tile_bytes<HS>(in_block));
+    store_rows(dst + C, stride, T - warp_first, dv, shared + tile_bytes<HS>(KEYS + in_block));
+}
+
+// Queries stationary, 16-bit floatX. Dynamic shared memory: queries, dout, then two stages of keys and values.
+template <int HS>
+__device__ __forceinline__ void backward_queries_tensor_cores(floatX* dqkv, const floatX* dout, const float* stats,
+                                                              const floatX* qkv, int T, int NH, float scale) {
+    constexpr int M = 2, QUERIES = 64 * M;
+    constexpr uint32_t TILE = tile_bytes<HS>(TILE_ROWS), STAGE = 2 * TILE;
+    DYNAMIC_SHARED(shared);
+    int tiles = ceil_div(T, QUERIES), C = NH * HS, stride = 3 * C, lane = threadIdx.x % WARP_SIZE;
+    Work work = work_of_block(tiles);
+    int first = (tiles - 1 - work.rank) * QUERIES;
+    int in_block = (int)threadIdx.x / WARP_SIZE * 16 * M, warp_first = first + in_block;
+    size_t head = offset_in_qkv(work.head, T, NH, HS);
+    const floatX* q = qkv + head;
+    dout += offset_in_out(work.head, T, NH, HS) + (size_t)first * C;
+
+    uint32_t query_tile = shared_address(shared), dout_tile = query_tile + tile_bytes<HS>(QUERIES);
+    uint32_t stages = dout_tile + tile_bytes<HS>(QUERIES);
+    auto load_stage = [&](int j) {
+        const floatX* k = q + (size_t)j * TILE_ROWS * stride + C;
+        uint32_t stage = stages + j % 2 * STAGE;
+        load_tile<HS, TILE_ROWS>(stage, k, stride, T - j * TILE_ROWS);
+        load_tile<HS, TILE_ROWS>(stage + TILE, k + C, stride, T - j * TILE_ROWS);
+        cp_async_commit();
+    };
+    load_tile<HS, QUERIES>(query_tile, q + (size_t)first * stride, stride, T - first);
+    load_tile<HS, QUERIES>(dout_tile, dout, C, T - first);
+    load_stage(0);
+
+    float lse2[M][2], delta[M][2];
+    stats += offset_in_stats(work.head, T);
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            int row = warp_first + 16 * m + 8 * i + lane / 4;
+            lse2[m][i] = row < T ? stats[2 * row] : 0.0f;
+            delta[m][i] = row < T ? stats[2 * row + 1] : 0.0f;
+        }
+    constexpr bool KEEP = HS <= 64;
+    StationaryRows<HS, M, KEEP> queries, douts;
+    Sums<M, HS> dq;
+    dq.clear();
+    int count = ceil_div(min(first + QUERIES, T), TILE_ROWS);
+    for (int j = 0; j < count; j++) {
+        cp_async_wait<0>();
+        __syncthreads();
+        if (j == 0) {
+            queries.start(query_tile + tile_bytes<HS>(in_block));
+            douts.start(dout_tile + tile_bytes<HS>(in_block));
+        }
+        if (j + 1 < count) load_stage(j + 1);
+        // The first query of the warp minus the first key of the tile.
+        int ahead = warp_first - j * TILE_ROWS;
+        if (ahead + 16 * M <= 0) continue;
+        uint32_t stage = stages + j % 2 * STAGE;
+        Sums<M, TILE_ROWS> p, ds;
+        multiply_transposed(p, queries, stage);
+        if (ahead < TILE_ROWS - 1) hide_later_keys<true>(p, ahead);
+        multiply_transposed(ds, douts, stage + TILE);
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int n = 0; n < TILE_ROWS / 8; n++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    float weight = exp2_approx(fmaf(p.v[m][n][i], scale * LOG2_E, -lse2[m][i / 2]));
+                    ds.v[m][n][i] = weight * (ds.v[m][n][i] - delta[m][i / 2]);
+                }
+        add_product(dq, ds, stage);
+    }
+    dq.scale(scale);
+    store_rows(dqkv + head + (size_t)warp_first * stride, stride, T - warp_first, dq, shared + tile_bytes<HS>(in_block));
+}
+
+// Keys stationary, f32: LANES threads have a key and its value.
+template <int HS>
+__device__ __forceinline__ void backward_keys_f32(float* dqkv, const float* dout, const float* stats, const float* qkv,
+                                                  int T, int NH, float scale) {
+    SHARED(float, queries, [F32_TILE * HS]);
+    SHARED(float, douts, [F32_TILE * HS]);
+    Work work = work_of_block(ceil_div(T, F32_ROWS));
+    int C = NH * HS, stride = 3 * C, first = work.rank * F32_ROWS, row = first + (int)threadIdx.x / LANES;
+    size_t head = offset_in_qkv(work.head, T, NH, HS), place = head + (size_t)row * stride + C;
+    dout += offset_in_out(work.head, T, NH, HS);
+    stats += offset_in_stats(work.head, T);
+
+    Slice<HS> key, value, dk, dv;
+    key.clear();
+    value.clear();
+    dk.clear();
+    dv.clear();
+    if (row < T) key.load(qkv + place), value.load(qkv + place + C);
+    for (int start = first; start < T; start += F32_TILE) {
+        __syncthreads();
+        load_tile_f32<HS>(queries, qkv + head + (size_t)start * stride, stride, T - start);
+        load_tile_f32<HS>(douts, dout + (size_t)start * C, C, T - start);
+        __syncthreads();
+        for (int i = 0; i < min(F32_TILE, T - start); i++) {
+            int query = start + i;
+            float score = key.dot(queries + i * HS), dp = value.dot(douts + i * HS);
+            float p = row <= query ? exp2_approx(fmaf(score, scale * LOG2_E, -stats[2 * query])) : 0.0f;
+            dv.add(p, douts + i * HS);
+            dk.add(p * (dp - stats[2 * query + 1]), queries + i * HS);
+        }
+    }
+    if (row >= T) return;
+    dk.scale(scale);
+    dk.store(dqkv + place);
+    dv.store(dqkv + place + C);
+}
+
+// Queries stationary, f32: LANES threads have a query and its dout.
+template <int HS>
+__device__ __forceinline__ void backward_queries_f32(float* dqkv, const float* dout, const float* stats,
+                                                     const float* qkv, int T, int NH, float scale) {
+    SHARED(float, keys, [F32_TILE * HS]);
+    SHARED(float, values, [F32_TILE * HS]);
+    int tiles = ceil_div(T, F32_ROWS), C = NH * HS, stride = 3 * C;
+    Work work = work_of_block(tiles);
+    int first = (tiles - 1 - work.rank) * F32_ROWS, row = first + (int)threadIdx.x / LANES;
+    size_t head = offset_in_qkv(work.head, T, NH, HS), place = head + (size_t)row * stride;
+
+    Slice<HS> query, dout_row, dq;
+    query.clear();
+    dout_row.clear();
+    dq.clear();
+    float lse2 = 0.0f, delta = 0.0f;
+    if (row < T) {
+        query.load(qkv + place);
+        dout_row.load(dout + offset_in_out(work.head, T, NH, HS) + (size_t)row * C);
+        stats += offset_in_stats(work.head, T) + 2 * row;
+        lse2 = stats[0];
+        delta = stats[1];
+    }
+    for (int start = 0; start < min(first + F32_ROWS, T); start += F32_TILE) {
+        const float* k = qkv + head + (size_t)start * stride + C;
+        __syncthreads();
+        load_tile_f32<HS>(keys, k, stride, T - start);
+        load_tile_f32<HS>(values, k + C, stride, T - start);
+        __syncthreads();
+        for (int i = 0; i < F32_TILE; i++) {
+            float score = query.dot(keys + i * HS), dp = dout_row.dot(values + i * HS);
+            float p = start + i <= row ? exp2_approx(fmaf(score, scale * LOG2_E, -lse2)) : 0.0f;
+            dq.add(p * (dp - delta), keys + i * HS);
+        }
+    }
+    if (row >= T) return;
+    dq.scale(scale);
+    dq.store(dqkv + place);
+}
+
+template <int HS>
+__device__ __forceinline__ void backward_keys(floatX* dqkv, const floatX* dout, const float* stats, const floatX* qkv,
+                                              int T, int NH, float scale) {
+    if constexpr (sizeof(floatX) == 4) backward_keys_f32<HS>(dqkv, dout, stats, qkv, T, NH, scale);
+    else backward_keys_tensor_cores<HS>(dqkv, dout, stats, qkv, T, NH, scale);
+}
+template <int HS>
+__device__ __forceinline__ void backward_queries(floatX* dqkv, const floatX* dout, const float* stats, const floatX* qkv,
+                                                 int T, int NH, float scale) {
+    if constexpr (sizeof(floatX) == 4) backward_queries_f32<HS>(dqkv, dout, stats, qkv, T, NH, scale);
+    else backward_queries_tensor_cores<HS>(dqkv, dout, stats, qkv, T, NH, scale);
+}
+
+}  // namespace attention
+
+// stats = (log2(e) lse, sum of dout * out) of each row of each head. Eight threads a row of a head, which are side by side in
+// memory as they are in the grid. Bound by memory: it reads all of out and dout.
+extern "C" __global__ void __launch_bounds__(256)
+    attention_backward_stats(float* stats, const floatX* dout, const floatX* out, const float* lse, int B, int T, int NH,
+                             int HS) {
+    constexpr int LANES = 8;
+    size_t place = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) / LANES;
+    size_t row = place / NH;
+    bool exists = row < (size_t)B * T;
+    float sum = 0.0f;
+    for (int i = threadIdx.x % LANES * PackX::size; i < HS && exists; i += LANES * PackX::size) {
+        PackX a = load128_streaming(dout + place * HS + i), b = load128_streaming(out + place * HS + i);
+#pragma unroll
+        for (int j = 0; j < PackX::size; j++) sum += to_f32(a.v[j]) * to_f32(b.v[j]);
+    }
+#pragma unroll
+    for (int offset = 1; offset < LANES; offset *= 2) sum += __shfl_xor_sync(FULL_MASK, sum, offset);
+    if (!exists || threadIdx.x % LANES != 0) return;
+    int head = (int)(row / T) * NH + (int)(place % NH), t = (int)(row % T);
+    float* pair = stats + attention::offset_in_stats(head, T) + 2 * t;
+    pair[0] = lse[(size_t)head * T + t] * attention::LOG2_E;
+    pair[1] = sum;
+}
+
+extern "C" __global__ void __launch_bounds__(128)
+    attention_backward_keys_hs32(floatX* dqkv, const floatX* dout, const float* stats, const floatX* qkv, int T, int NH,
+                                  float scale) {
+    attention::backward_keys<32>(dqkv, dout, stats, qkv, T, NH, scale);
+}
+extern "C" __global__ void __launch_bounds__(128)
+    attention_backward_keys_hs64(floatX* dqkv, const floatX* dout, const float* stats, const floatX* qkv, int T, int NH,
+                                  float scale) {
+    attention::backward_keys<64>(dqkv, dout, stats, qkv, T, NH, scale);
+}
+extern "C" __global__ void __launch_bounds__(128)
+    attention_backward_keys_hs80(floatX* dqkv, const floatX* dout, const float* stats, const floatX* qkv, int T, int NH,
+                                  float scale) {
+    attention::backward_keys<80>(dqkv, dout, stats, qkv, T, NH, scale);
+}
+extern "C" __global__ void __launch_bounds__(128)
+    attention_backward_keys_hs96(floatX* dqkv, const floatX* dout, const float* stats, const floatX* qkv, int T, int NH,
+                                  float scale) {
+    attention::backward_keys<96>(dqkv, dout, stats, qkv, T, NH, scale);
+}
+extern "C" __global__ void __launch_bounds__(128)
+    attention_backward_keys_hs128(floatX* dqkv, const floatX* dout, const float* stats, const floatX* qkv, int T, int NH,
+                                  float scale) {
+    attention::backward_keys<128>(dqkv, dout, stats, qkv, T, NH, scale);
+}
+
+extern "C" __global__ void __launch_bounds__(128)
+    attention_backward_queries_hs32(floatX* dqkv, const floatX* dout, const float* stats, const floatX* qkv, int T, int NH,
+                                  float scale) {
+    attention::backward_queries<32>(dqkv, dout, stats, qkv, T, NH, scale);
+}
+extern "C" __global__ void __launch_bounds__(128)
+    attention_backward_queries_hs64(floatX* dqkv, const floatX* dout, const float* stats, const floatX* qkv, int T, int NH,
+                                  float scale) {
+    attention::backward_queries<64>(dqkv, dout, stats, qkv, T, NH, scale);
+}
+extern "C" __global__ void __launch_bounds__(128)
+    attention_backward_queries_hs80(floatX* dqkv, const floatX* dout, const float* stats, const floatX* qkv, int T, int NH,
+                                  float scale) {
+    attention::backward_queries<80>(dqkv, dout, stats, qkv, T, NH, scale);
+}
+extern "C" __global__ void __launch_bounds__(128)
+    attention_backward_queries_hs96(floatX* dqkv, const floatX* dout, const float* stats, const floatX* qkv, int T, int NH,
+                                  float scale) {
+    attention::backward_queries<96>(dqkv, dout, stats, qkv, T, NH, scale);
+}
+extern "C" __global__ void __launch_bounds__(128)
+    attention_backward_queries_hs128(floatX* dqkv, const floatX* dout, const float* stats, const floatX* qkv, int T, int NH,
+                                  float scale) {
+    attention::backward_queries<128>(dqkv, dout, stats, qkv, T, NH, scale);
+}

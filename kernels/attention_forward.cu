@@ -1,0 +1,266 @@
+// Causal attention, forward (Dao 2023): a block has 128 queries of one head and goes through the tiles of 64 keys up to the
+// diagonal, with the softmax brought up to date after each (Milakov & Gimelshein 2018). What leaves it is the output and
+// the log-sum-exp of each row.
+//
+// Scores stay in base 2: exp2 (log2(e) scale s - maximum) is one FMA and one instruction of the special function unit, which
+// at HS = 64 is what limits Hopper and Blackwell: 16 exponentials a clock are as long under way as the tensor cores are with
+// the 2 HS products each belongs to. On Ampere and Ada mma limits.
+// 128 threads of at most 255 registers are two blocks on a multiprocessor, one computing while the other waits or does its
+// softmax. Tiles of 64 keys and not 128: scores of 64 take 64 registers, and what a barrier costs is small beside a tile.
+#include "attention.cuh"
+
+namespace attention {
+
+// The maximum and the sum of exponentials of the rows of a warp so far. A thread has rows lane / 4 and lane / 4 + 8 of every
+// 16, and a sum over its own columns only.
+template <int M>
+struct Softmax {
+    float max[M][2], sum[M][2];
+
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int i = 0; i < 2; i++) max[m][i] = -INFINITY, sum[m][i] = 0.0f;
+    }
+
+    // scores = exp(scale * scores - maximum), and out scaled to the new maximum. Key 0 is visible to every query, so after
+    // the first tile the maximum is finite.
+    template <int N, int HS>
+    __device__ __forceinline__ void update(Sums<M, N>& scores, Sums<M, HS>& out, float scale_log2) {
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                float new_max = max[m][i];
+#pragma unroll
+                for (auto& s : scores.v[m]) new_max = fmaxf(new_max, fmaxf(s[2 * i], s[2 * i + 1]));
+                new_max = fmaxf(new_max, __shfl_xor_sync(FULL_MASK, new_max, 1));
+                new_max = fmaxf(new_max, __shfl_xor_sync(FULL_MASK, new_max, 2));
+                float shrink = exp2_approx((max[m][i] - new_max) * scale_log2), shift = -new_max * scale_log2;
+                max[m][i] = new_max;
+                sum[m][i] *= shrink;
+#pragma unroll
+                for (auto& s : scores.v[m])
+#pragma unroll
+                    for (int j = 2 * i; j < 2 * i + 2; j++) {
+                        s[j] = exp2_approx(fmaf(s[j], scale_log2, shift));
+                        sum[m][i] += s[j];
+                    }
+#pragma unroll
+                for (auto& o : out.v[m]) o[2 * i] *= shrink, o[2 * i + 1] *= shrink;
+            }
+    }
+
+    // out = weighted mean of values; lse of row r to lse[r] if r < valid.
+    template <int HS>
+    __device__ __forceinline__ void finish(Sums<M, HS>& out, float* lse, int valid, float scale) {
+        int lane = threadIdx.x % WARP_SIZE;
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                float total = sum[m][i];
+                total += __shfl_xor_sync(FULL_MASK, total, 1);
+                total += __shfl_xor_sync(FULL_MASK, total, 2);
+                float inverse = 1.0f / total;
+#pragma unroll
+                for (auto& o : out.v[m]) o[2 * i] *= inverse, o[2 * i + 1] *= inverse;
+                int row = 16 * m + 8 * i + lane / 4;
+                if (lane % 4 == 0 && row < valid) lse[row] = max[m][i] * scale + logf(total);
+            }
+    }
+};
+
+// 16-bit floatX. Dynamic shared memory: queries, then two stages of keys and values.
+template <int HS>
+__device__ __forceinline__ void forward_tensor_cores(floatX* out, float* lse, const floatX* qkv, int T, int NH,
+                                                     float scale) {
+    constexpr int M = 2, QUERIES = 64 * M, KEYS = 64;
+    constexpr uint32_t TILE = tile_bytes<HS>(KEYS);
+    DYNAMIC_SHARED(shared);
+    int tiles = ceil_div(T, QUERIES), C = NH * HS, stride = 3 * C;
+    Work work = work_of_block(tiles);
+    int first = (tiles - 1 - work.rank) * QUERIES, warp_first = first + (int)threadIdx.x / WARP_SIZE * 16 * M;
+    const floatX* q = qkv + offset_in_qkv(work.head, T, NH, HS);
+
+    uint32_t query_tile = shared_address(shared), stages = query_tile + tile_bytes<HS>(QUERIES);
+    auto load_stage = [&](int j) {
+        const floatX* k = q + (size_t)j * KEYS * stride + C;
+        uint32_t stage = stages + j % 2 * 2 * TILE;
+        load_tile<HS, KEYS>(stage, k, stride, T - j * KEYS);
+        load_tile<HS, KEYS>(stage + TILE, k + C, stride, T - j * KEYS);
+        cp_async_commit();
+    };
+    load_tile<HS, QUERIES>(query_tile, q + (size_t)first * stride, stride, T - first);
+    load_stage(0);
+
+    StationaryRows<HS, M, (HS <= 64)> queries;
+    Sums<M, HS> sums;
+    Softmax<M> softmax;
+    sums.clear();
+    softmax.clear();
+    int count = ceil_div(min(first + QUERIES, T), KEYS);
+    for (int j = 0; j < count; j++) {
+        cp_async_wait<0>();
+        __syncthreads();
+        if (j == 0) queries.start(query_tile + tile_bytes<HS>(warp_first - first));
+        if (j + 1 < count) load_stage(j + 1);
+        int ahead = warp_first - j * KEYS;
+        if (ahead + 16 * M <= 0) continue;
+        uint32_t stage = stages + j % 2 * 2 * TILE;
+        Sums<M, KEYS> scores;
+        multiply_transposed(scores, queries, stage);
+        if (ahead < KEYS - 1) hide_later_keys<true>(scores, ahead);
+        softmax.update(scores, sums, scale * LOG2_E);
+        add_product(sums, scores, stage + TILE);
+    }
+    int valid = T - warp_first;
+    softmax.finish(sums, lse + (size_t)work.head * T + warp_first, valid, scale);
+    store_rows(out + offset_in_out(work.head, T, NH, HS) + (size_t)warp_first * C, C, valid, sums,
+               shared + tile_bytes<HS>(warp_first - first));
+}
+
+// f32: LANES threads have a query, and look at KEYS keys at a time.
+template <int HS>
+__device__ __forceinline__ void forward_f32(float* out, float* lse, const float* qkv, int T, int NH, float scale) {
+    constexpr int KEYS = 4;
+    SHARED(float, keys, [F32_TILE * HS]);
+    SHARED(float, values, [F32_TILE * HS]);
+    int tiles = ceil_div(T, F32_ROWS), C = NH * HS, stride = 3 * C;
+    Work work = work_of_block(tiles);
+    int first = (tiles - 1 - work.rank) * F32_ROWS, row = first + (int)threadIdx.x / LANES;
+    const float* q = qkv + offset_in_qkv(work.head, T, NH, HS);
+
+    Slice<HS> query, sums;
+    query.clear();
+    sums.clear();
+    if (row < T) query.load(q + (size_t)row * stride);
+    query.scale(scale * LOG2_E);
+    float max = -INFINITY, sum = 0.0f;
+    for (int start = 0; start < min(first + F32_ROWS, T); start += F32_TILE) {
+        const float* k = q + (size_t)start * stride + C;
+        __syncthreads();
+        load_tile_f32<HS>(keys, k, stride, T - start);
+        load_tile_f32<HS>(values, k + C, stride, T - start);
+        __syncthreads();
+        for (int part = 0; part < F32_TILE; part += KEYS) {
+            float scores[KEYS], new_max = max;
+#pragma unroll
+            for (int i = 0; i < KEYS; i++) {
+                float score = query.dot(keys + (part + i) * HS);
+                scores[i] = start + part + i <= row ? score : -INFINITY;
+                new_max = fmaxf(new_max, scores[i]);
+            }
+            float shrink = exp2_approx(max - new_max);
+            max = new_max;
+            sum *= shrink;
+            sums.scale(shrink);
+#pragma unroll
+            for (int i = 0; i < KEYS; i++) {
+                float weight = exp2_approx(scores[i] - max);
+                sum += weight;
+                sums.add(weight, values + (part + i) * HS);
+            }
+        }
+    }
+    if (row >= T) return;
+    sums.scale(1.0f / sum);
+    sums.store(out + offset_in_out(work.head, T, NH, HS) + (size_t)row * C);
+    if (threadIdx.x % LANES == 0) lse[(size_t)work.head * T + row] = (max + log2f(sum)) * LN_2;
+}
+
+template <int HS>
+__device__ __forceinline__ void forward(floatX* out, float* lse, const floatX* qkv, int T, int NH, float scale) {
+    if constexpr (sizeof(floatX) == 4) forward_f32<HS>(out, lse, qkv, T, NH, scale);
+    else forward_tensor_cores<HS>(out, lse, qkv, T, NH, scale);
+}
+
+}  // namespace attention
+
+extern "C" __global__ void __launch_bounds__(128)
+    attention_forward_hs32(floatX* out, float* lse, const floatX* qkv, int T, int NH, float scale) {
+    attention::forward<32>(out, lse, qkv, T, NH, scale);
+}
+extern "C" __global__ void __launch_bounds__(128)
+    attention_forward_hs64(floatX* out, float* lse, const floatX* qkv, int T, int NH, float scale) {
+    attention::forward<64>(out, lse, qkv, T, NH, scale);
+}
+extern "C" __global__ void __launch_bounds__(128)
+    attention_forward_hs80(floatX* out, float* lse, const floatX* qkv, int T, int NH, float scale) {
+    attention::forward<80>(out, lse, qkv, T, NH, scale);
+}
+extern "C" __global__ void __launch_bounds__(128)
+    attention_forward_hs96(floatX* out, float* lse, const floatX* qkv, int T, int NH, float scale) {
+    attention::forward<96>(out, lse, qkv, T, NH, scale);
+}
+extern "C" __global__ void __launch_bounds__(128)
+    attention_forward_hs128(floatX* out, float* lse, const floatX* qkv, int T, int NH, float scale) {
+    attention::forward<128>(out, lse, qkv, T, NH, scale);
+}
+
+// The one query of position t, for sampling: a block has a head of a sequence, each eight threads of it every 32nd key, and
+// their softmaxes come together at the end. Bound by the latency of memory.
+extern "C" __global__ void __launch_bounds__(256)
+    attention_decode(floatX* out, const floatX* qkv, int T, int NH, int HS, int t, float scale) {
+    constexpr int LANES = 8, GROUPS = 256 / LANES, WIDTH = PackX::size, PARTS = 128 / (LANES * WIDTH);
+    SHARED(float, group_max, [GROUPS]);
+    SHARED(float, group_total, [GROUPS]);
+    SHARED(float, group_sums, [GROUPS * 128]);
+    int head = (int)blockIdx.x, C = NH * HS, group = (int)threadIdx.x / LANES;
+    int column = (int)threadIdx.x % LANES * WIDTH;  // and every LANES * WIDTH further on
+    const floatX* q = qkv + attention::offset_in_qkv(head, T, NH, HS);
+
+    float query[PARTS][WIDTH], sums[PARTS][WIDTH], max = -INFINITY, total = 0.0f;
+#pragma unroll
+    for (int p = 0; p < PARTS; p++) {
+        int at = column + p * LANES * WIDTH;
+        PackX part = load128(q + (size_t)t * 3 * C + (at < HS ? at : 0));
+#pragma unroll
+        for (int i = 0; i < WIDTH; i++) {
+            query[p][i] = at < HS ? to_f32(part.v[i]) * scale * attention::LOG2_E : 0.0f;
+            sums[p][i] = 0.0f;
+        }
+    }
+#pragma unroll 2
+    for (int first = 0; first <= t; first += GROUPS) {
+        int key = first + group;
+        const floatX* k = q + (size_t)min(key, t) * 3 * C + C;
+        PackX values[PARTS];
+        float score = 0.0f;
+#pragma unroll
+        for (int p = 0; p < PARTS; p++) {
+            int at = column + p * LANES * WIDTH;
+            PackX part = load128(k + (at < HS ? at : 0));
+            values[p] = load128(k + C + (at < HS ? at : 0));
+#pragma unroll
+            for (int i = 0; i < WIDTH; i++) score += query[p][i] * to_f32(part.v[i]);
+        }
+#pragma unroll
+        for (int offset = 1; offset < LANES; offset *= 2) score += __shfl_xor_sync(FULL_MASK, score, offset);
+        if (key > t) continue;
+        float new_max = fmaxf(max, score), shrink = exp2_approx(max - new_max), weight = exp2_approx(score - new_max);
+        max = new_max;
+        total = total * shrink + weight;
+#pragma unroll
+        for (int p = 0; p < PARTS; p++)
+#pragma unroll
+            for (int i = 0; i < WIDTH; i++) sums[p][i] = sums[p][i] * shrink + weight * to_f32(values[p].v[i]);
+    }
+    if (column == 0) group_max[group] = max, group_total[group] = total;
+#pragma unroll
+    for (int p = 0; p < PARTS; p++)
+#pragma unroll
+        for (int i = 0; i < WIDTH; i++) group_sums[group * 128 + column + p * LANES * WIDTH + i] = sums[p][i];
+    __syncthreads();
+    if ((int)threadIdx.x >= HS) return;
+    for (int g = 0; g < GROUPS; g++) max = fmaxf(max, group_max[g]);
+    float sum = 0.0f;
+    total = 0.0f;
+    for (int g = 0; g < GROUPS; g++) {
+        float weight = exp2_approx(group_max[g] - max);
+        total += weight * group_total[g];
+        sum += weight * group_sums[g * 128 + threadIdx.x];
+    }
+    out[(size_t)head * HS + threadIdx.x] = from_f32<floatX>(sum / total);
+}

@@ -1,0 +1,204 @@
+//! Kernels for GPUs: nvcc compiles each file for each `floatX` into one compressed fatbin of all architectures, which
+//! the library then contains.
+//!
+//! Fatbins are kept in the target directory under the hash of all that went into them, so that debug, release and test
+//! builds share them, and a changed file is the only one compiled again.
+
+#[path = "nvcc.rs"]
+mod nvcc;
+
+use nvcc::Nvcc;
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+/// What `floatX` can be, and the flag that makes it so.
+const FLOATX: [(&str, Option<&str>); 3] =
+    [("bf16", None), ("f16", Some("-DFLOATX_F16")), ("f32", Some("-DFLOATX_F32"))];
+
+/// Writes `fatbins.rs`, the table of compiled kernels (an empty one without nvcc), and `ptxas.log`, what the compiler said
+/// about each of them, into `out_dir`.
+///
+/// # Errors
+/// If a kernel does not compile; if kernels were asked for that cannot be had.
+pub fn build(root: &Path, out_dir: &Path) -> Result<(), String> {
+    for name in nvcc::Places::VARIABLES.iter().chain(&["KERNEL_ARCHES"]) {
+        println!("cargo::rerun-if-env-changed={name}");
+    }
+    let arches = nvcc::arches(std::env::var("KERNEL_ARCHES").ok().as_deref())?;
+    let found = match arches.0.is_empty() {
+        true => Err("it was built with KERNEL_ARCHES=none".to_string()),
+        false => nvcc::find(&nvcc::Places::from_env(root), nvcc::identity)?,
+    };
+    match found {
+        Ok(nvcc) => compile_all(root, out_dir, &nvcc, &arches),
+        Err(why) => none(out_dir, &why),
+    }
+}
+
+/// The empty table. Only now do these two variables matter: were they always listed, every change of `PATH` would build
+/// everything anew.
+fn none(out_dir: &Path, why: &str) -> Result<(), String> {
+    println!("cargo::rerun-if-env-changed=PATH");
+    println!("cargo::rerun-if-env-changed=REQUIRE_KERNELS");
+    if std::env::var("REQUIRE_KERNELS").is_ok_and(|v| v != "0" && !v.is_empty()) {
+        return Err(format!(
+            "REQUIRE_KERNELS is set, but {why}: `make nvcc` installs nvcc 13.0 into build/cuda"
+        ));
+    }
+    write_table(out_dir, &Err(why), &[])
+}
+
+fn compile_all(root: &Path, out_dir: &Path, nvcc: &Nvcc, arches: &(Vec<String>, bool)) -> Result<(), String> {
+    let cache = cache_dir(out_dir);
+    fs::create_dir_all(&cache).map_err(|e| format!("{}: {e}", cache.display()))?;
+    let mut jobs = Vec::new();
+    for file in crate::kernel_files(&root.join("kernels")) {
+        let sources = sources(&root.join("kernels"), &file)?;
+        for (floatx, define) in FLOATX {
+            let mut flags = nvcc::gencode(arches);
+            flags.extend(define.map(str::to_string));
+            jobs.push(Job::new(&file, floatx, flags, &sources, nvcc, &cache));
+        }
+    }
+    let mut missing: Vec<&Job> = jobs.iter().filter(|job| !job.is_done()).collect();
+    missing.sort_by_key(|job| std::cmp::Reverse(job.source_bytes));
+    run_all(&missing, |job| job.compile(root, nvcc))?;
+    write_table(out_dir, &Ok(nvcc), &jobs)
+}
+
+/// One call of nvcc.
+struct Job {
+    file: String,
+    floatx: &'static str,
+    flags: Vec<String>,
+    fatbin: PathBuf,
+    source_bytes: usize,
+}
+
+impl Job {
+    fn new(
+        file: &str,
+        floatx: &'static str,
+        arches: Vec<String>,
+        sources: &str,
+        nvcc: &Nvcc,
+        cache: &Path,
+    ) -> Job {
+        let fixed = "-std=c++17 -O3 -lineinfo --compress-mode=size -Ikernels -fatbin -Xptxas=-v";
+        let flags: Vec<String> = fixed.split(' ').map(str::to_string).chain(arches).collect();
+        let mut hash = DefaultHasher::new();
+        (&nvcc.identity, &flags, sources).hash(&mut hash);
+        let stem = file.trim_end_matches(".cu");
+        let fatbin = cache.join(format!("{stem}-{floatx}-{:016x}.fatbin", hash.finish()));
+        Job { file: file.to_string(), floatx, flags, fatbin, source_bytes: sources.len() }
+    }
+
+    fn log(&self) -> PathBuf {
+        self.fatbin.with_extension("log")
+    }
+
+    fn is_done(&self) -> bool {
+        self.fatbin.is_file() && self.log().is_file()
+    }
+
+    /// The log first and both under temporary names: an interrupted build leaves nothing that looks done.
+    fn compile(&self, root: &Path, nvcc: &Nvcc) -> Result<(), String> {
+        let own = |extension: &str| self.fatbin.with_extension(format!("{}.{extension}", std::process::id()));
+        let (fatbin, log) = (own("fatbin"), own("log"));
+        let mut command = Command::new(&nvcc.path);
+        command
+            .current_dir(root)
+            .args(&self.flags)
+            .arg("-o")
+            .arg(&fatbin)
+            .arg(format!("kernels/{}", self.file));
+        let output = command.output().map_err(|e| format!("{}: {e}", nvcc.path.display()))?;
+        let said = String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
+        if !output.status.success() {
+            let hint = "KERNEL_ARCHES=none builds without kernels for GPUs";
+            return Err(format!(
+                "kernels/{} ({}) does not compile ({hint}):\n{said}",
+                self.file, self.floatx
+            ));
+        }
+        let put = |from: &Path, to: &Path| fs::rename(from, to).map_err(|e| format!("{}: {e}", to.display()));
+        fs::write(&log, said.as_bytes()).map_err(|e| format!("{}: {e}", log.display()))?;
+        put(&log, &self.log())?;
+        put(&fatbin, &self.fatbin)
+    }
+}
+
+/// Beside the profiles' directories where this is cargo's target directory, which it marks.
+fn cache_dir(out_dir: &Path) -> PathBuf {
+    let target = out_dir.ancestors().find(|dir| dir.join("CACHEDIR.TAG").is_file());
+    target.unwrap_or(out_dir).join("fatbins")
+}
+
+/// A kernel file and all headers it includes, one after the other. Those of the emulated device are not for nvcc.
+fn sources(kernels: &Path, file: &str) -> Result<String, String> {
+    let (mut text, mut seen, mut pending) = (String::new(), BTreeSet::new(), vec![file.to_string()]);
+    while let Some(name) = pending.pop() {
+        if name.starts_with("emulated/") || !seen.insert(name.clone()) {
+            continue;
+        }
+        let path = kernels.join(&name);
+        let source = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+        let includes = source.lines().filter_map(|line| line.trim_start().strip_prefix("#include \""));
+        pending.extend(includes.filter_map(|rest| rest.split('"').next()).map(str::to_string));
+        text += &source;
+    }
+    Ok(text)
+}
+
+/// Runs the jobs side by side, as many as cargo allows. All that fail are reported.
+fn run_all<T: Sync>(jobs: &[T], run: impl Fn(&T) -> Result<(), String> + Sync) -> Result<(), String> {
+    let threads = std::env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
+    let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..usize::min(threads, jobs.len()) {
+            scope.spawn(|| {
+                while let Some(job) = jobs.get(next.fetch_add(1, Relaxed)) {
+                    if let Err(message) = run(job) {
+                        failed.lock().expect("no job panics").push(message);
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().expect("no job panics");
+    if failed.is_empty() { Ok(()) } else { Err(failed.join("\n")) }
+}
+
+/// What `src/device/cuda/fatbins.rs` includes, and the compiler's remarks for the gate in `tests/kernel_build.rs`.
+fn write_table(out_dir: &Path, nvcc: &Result<&Nvcc, &str>, jobs: &[Job]) -> Result<(), String> {
+    let (mut table, mut log) = (String::from("pub static FATBINS: &[Fatbin] = &[\n"), String::new());
+    for job in jobs {
+        let (file, floatx, path) = (&job.file, job.floatx, &job.fatbin);
+        let bytes =
+            format!("{{ static IMAGE: &Aligned<[u8]> = &Aligned(*include_bytes!({path:?})); &IMAGE.0 }}");
+        println!("cargo::rerun-if-changed={}", path.display());
+        let _ = writeln!(table, "    Fatbin {{ file: {file:?}, floatx: {floatx:?}, image: {bytes} }},");
+        let said = fs::read_to_string(job.log()).map_err(|e| format!("{}: {e}", job.log().display()))?;
+        let _ = write!(log, "# {file} {floatx}\n{said}");
+    }
+    let (version, why) = match nvcc {
+        Ok(nvcc) => (nvcc.version, ""),
+        Err(why) => ((0, 0), *why),
+    };
+    let _ = writeln!(
+        table,
+        "];\npub const NVCC_VERSION: (u32, u32) = {version:?};\npub const WHY_NONE: &str = {why:?};"
+    );
+    let write = |name: &str, text: &str| {
+        let path = out_dir.join(name);
+        fs::write(&path, text).map_err(|e| format!("{}: {e}", path.display()))
+    };
+    write("fatbins.rs", &table)?;
+    write("ptxas.log", &log)
+}

@@ -1,0 +1,31 @@
+//! The kernels as nvcc compiled them, contained in the library. `build.rs` writes the table.
+
+use crate::tensor::Dtype;
+
+/// One kernel file, compiled for one `floatX` and all architectures.
+#[derive(Debug)]
+pub struct Fatbin {
+    /// Under `kernels/`.
+    pub file: &'static str,
+    /// `bf16`, `f16` or `f32`
+    pub floatx: &'static str,
+    /// What `cuModuleLoadData` takes.
+    pub image: &'static [u8],
+}
+
+/// CUDA's loader reads an image as words.
+#[allow(dead_code)] // where there are no images
+#[repr(C, align(64))]
+struct Aligned<T: ?Sized>(T);
+
+include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
+
+/// The kernels of one file for one type of numbers.
+pub fn find(file: &str, dtype: Dtype) -> Option<&'static Fatbin> {
+    let floatx = match dtype {
+        Dtype::F32 => "f32",
+        Dtype::F16 => "f16",
+        _ => "bf16",
+    };
+    FATBINS.iter().find(|f| f.file == file && f.floatx == floatx)
+}

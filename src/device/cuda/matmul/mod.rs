@@ -1,0 +1,138 @@
+//! Matrix products: the forward pass and the two of the backward pass, with what follows them in the same kernel.
+//!
+//! `own` launches our kernels, `plan` chooses among them.
+
+mod own;
+mod plan;
+mod product;
+
+use super::kernel::KernelSpec;
+use super::{Cuda, gelu};
+use crate::ops::*;
+use crate::tensor::Tensor;
+use anyhow::Result;
+use plan::{Chooser, Scratch};
+use product::{Dgrad, Forward, Pass, Product, Wgrad, X};
+
+pub use plan::Plans;
+
+/// The kernels of this operation.
+pub static KERNELS: [&[&KernelSpec]; 2] = [own::KERNELS, own::exact::KERNELS];
+
+fn chooser(cuda: &Cuda) -> Chooser {
+    Chooser { options: cuda.options, multiprocessors: cuda.driver.info().multiprocessors }
+}
+
+/// For the products of GPT-2's layers and logits.
+pub fn scratch_bytes(cuda: &Cuda, limits: &Limits) -> usize {
+    let Limits { rows, logits_rows, C, Vp, .. } = *limits;
+    let shapes = [
+        (rows, C, 3 * C),
+        (rows, C, C),
+        (rows, C, 4 * C),
+        (rows, 4 * C, C),
+        (logits_rows, C, Vp),
+        (1, C, Vp),
+    ];
+    let none = X::NULL;
+    let forward = Forward { out: none, pre_gelu: none, inp: none, weight: none, bias: none, residual: none };
+    let dgrad = Dgrad { dinp: none, dout: none, weight: none, through_gelu: none };
+    let wgrad = Wgrad { dweight: none, dbias: none, dout: none, inp: none, accumulate: false };
+    let passes = [Pass::Forward(forward), Pass::Dgrad(dgrad), Pass::Wgrad(wgrad)];
+    let dtype = cuda.options.dtype;
+    let products =
+        shapes.into_iter().flat_map(|(N, C, OC)| passes.map(|pass| Product { pass, dtype, N, C, OC }));
+    products.map(|product| plan::scratch_bytes(chooser(cuda), &product)).max().unwrap_or_default()
+}
+
+/// Queues a product, by the plan that is best for it.
+fn run(cuda: &mut Cuda, product: Product) -> Result<()> {
+    let pack = cuda.pack();
+    assert!(
+        product.C.is_multiple_of(pack) && product.OC.is_multiple_of(pack),
+        "rows of {} and {} elements, which are no multiples of {pack}",
+        product.C,
+        product.OC
+    );
+    let chooser = chooser(cuda);
+    let (address, bytes) = cuda.memory.all_scratch();
+    let scratch = Scratch { address, bytes };
+    let driver = cuda.driver.as_mut();
+    let plan = cuda.matmul_plans.find(driver, chooser, &product, scratch)?;
+    plan.run(driver, &product, scratch)
+}
+
+pub fn forward(cuda: &mut Cuda, a: MatmulForward) -> Result<()> {
+    let MatmulForward { out, inp, weight, N, C, OC, .. } = a;
+    let (bias, residual, pre_gelu) = match a.epilogue {
+        Epilogue::None => (None, None, None),
+        Epilogue::Bias { bias } => (Some(bias), None, None),
+        Epilogue::BiasGelu { bias, pre_gelu } => (Some(bias), None, Some(pre_gelu)),
+        Epilogue::BiasResidual { bias, residual } => (Some(bias), Some(residual), None),
+    };
+    for (what, tensor, len) in
+        [("out", Some(out), N * OC), ("inp", Some(inp), N * C), ("weight", Some(weight), OC * C)]
+            .into_iter()
+            .chain([("bias", bias, OC), ("residual", residual, N * OC), ("pre_gelu", pre_gelu, N * OC)])
+    {
+        check(what, tensor, len);
+    }
+    let apart = pre_gelu.filter(|_| cuda.options.gelu_fusion == 0);
+    let m = &cuda.memory;
+    let x = |tensor: Option<Tensor>| tensor.map_or(X::NULL, |tensor| m.x(tensor));
+    let forward = Forward {
+        out: m.x(apart.unwrap_or(out)),
+        pre_gelu: if apart.is_some() { X::NULL } else { x(pre_gelu) },
+        inp: m.x(inp),
+        weight: m.x(weight),
+        bias: x(bias),
+        residual: x(residual),
+    };
+    run(cuda, Product { pass: Pass::Forward(forward), dtype: cuda.options.dtype, N, C, OC })?;
+    apart.map_or(Ok(()), |pre_gelu| gelu::forward(cuda, out, pre_gelu))
+}
+
+pub fn backward(cuda: &mut Cuda, a: MatmulBackward) -> Result<()> {
+    let MatmulBackward { dinp, dweight, dbias, dout, inp, weight, through_gelu, N, C, OC, .. } = a;
+    for (what, tensor, len) in
+        [("dinp", Some(dinp), N * C), ("dweight", Some(dweight), OC * C), ("dbias", dbias, OC)]
+            .into_iter()
+            .chain([
+                ("dout", Some(dout), N * OC),
+                ("inp", Some(inp), N * C),
+                ("weight", Some(weight), OC * C),
+            ])
+            .chain([("through_gelu", through_gelu, N * C)])
+    {
+        check(what, tensor, len);
+    }
+    let apart = through_gelu.filter(|_| cuda.options.gelu_fusion < 2);
+    let m = &cuda.memory;
+    let x = |tensor: Option<Tensor>| tensor.map_or(X::NULL, |tensor| m.x(tensor));
+    let dgrad = Dgrad {
+        dinp: m.x(dinp),
+        dout: m.x(dout),
+        weight: m.x(weight),
+        through_gelu: if apart.is_some() { X::NULL } else { x(through_gelu) },
+    };
+    let wgrad = Wgrad {
+        dweight: m.x(dweight),
+        dbias: x(dbias),
+        dout: m.x(dout),
+        inp: m.x(inp),
+        accumulate: !a.overwrite_dweight,
+    };
+    let dtype = cuda.options.dtype;
+    run(cuda, Product { pass: Pass::Dgrad(dgrad), dtype, N, C, OC })?;
+    if let Some(pre_gelu) = apart {
+        gelu::backward_inplace(cuda, dinp, pre_gelu)?;
+    }
+    run(cuda, Product { pass: Pass::Wgrad(wgrad), dtype, N, C, OC })
+}
+
+#[track_caller]
+fn check(what: &str, tensor: Option<Tensor>, len: usize) {
+    if let Some(tensor) = tensor {
+        assert_eq!(tensor.len, len, "elements of {what}");
+    }
+}

@@ -1,0 +1,254 @@
+//! Our own kernels: the tiles they come in, and their launches.
+
+use super::product::{Dgrad, Extent, Forward, Pass, Product, Wgrad, X};
+use crate::device::cuda::kernel::{Launch, Launcher, Ptr, kernels};
+use anyhow::Result;
+
+kernels! {
+    "matmul.cu":
+    fn matmul_forward_128x256(
+        out: X, pre_gelu: X, partials: Ptr<f32>, inp: X, weight: X, bias: X, residual: X, N: i32, C: i32, OC: i32,
+    );
+    fn matmul_forward_128x128(
+        out: X, pre_gelu: X, partials: Ptr<f32>, inp: X, weight: X, bias: X, residual: X, N: i32, C: i32, OC: i32,
+    );
+    fn matmul_forward_64x64(
+        out: X, pre_gelu: X, partials: Ptr<f32>, inp: X, weight: X, bias: X, residual: X, N: i32, C: i32, OC: i32,
+    );
+    fn matmul_forward_reduce(
+        out: X, pre_gelu: X, partials: Ptr<f32>, bias: X, residual: X, N: i32, OC: i32, splits: i32,
+    );
+    fn matmul_dgrad_128x256(
+        dinp: X, partials: Ptr<f32>, dout: X, weight: X, through_gelu: X, N: i32, C: i32, OC: i32,
+    );
+    fn matmul_dgrad_128x128(
+        dinp: X, partials: Ptr<f32>, dout: X, weight: X, through_gelu: X, N: i32, C: i32, OC: i32,
+    );
+    fn matmul_dgrad_64x64(
+        dinp: X, partials: Ptr<f32>, dout: X, weight: X, through_gelu: X, N: i32, C: i32, OC: i32,
+    );
+    fn matmul_dgrad_reduce(dinp: X, partials: Ptr<f32>, through_gelu: X, N: i32, C: i32, splits: i32);
+    fn matmul_wgrad_128x256(
+        dweight: X, dbias: X, partials: Ptr<f32>, dout: X, inp: X, N: i32, C: i32, OC: i32, accumulate: i32,
+    );
+    fn matmul_wgrad_128x128(
+        dweight: X, dbias: X, partials: Ptr<f32>, dout: X, inp: X, N: i32, C: i32, OC: i32, accumulate: i32,
+    );
+    fn matmul_wgrad_64x64(
+        dweight: X, dbias: X, partials: Ptr<f32>, dout: X, inp: X, N: i32, C: i32, OC: i32, accumulate: i32,
+    );
+    fn matmul_wgrad_reduce(
+        dweight: X, dbias: X, partials: Ptr<f32>, C: i32, OC: i32, accumulate: i32, splits: i32,
+    );
+}
+
+/// Products of f32 that round no operand.
+pub mod exact {
+    use super::{Ptr, X, kernels};
+
+    kernels! {
+        "matmul_f32.cu":
+        fn matmul_f32_forward_128x128(
+            out: X, pre_gelu: X, partials: Ptr<f32>, inp: X, weight: X, bias: X, residual: X, N: i32, C: i32, OC: i32,
+        );
+        fn matmul_f32_forward_64x64(
+            out: X, pre_gelu: X, partials: Ptr<f32>, inp: X, weight: X, bias: X, residual: X, N: i32, C: i32, OC: i32,
+        );
+        fn matmul_f32_dgrad_128x128(
+            dinp: X, partials: Ptr<f32>, dout: X, weight: X, through_gelu: X, N: i32, C: i32, OC: i32,
+        );
+        fn matmul_f32_dgrad_64x64(
+            dinp: X, partials: Ptr<f32>, dout: X, weight: X, through_gelu: X, N: i32, C: i32, OC: i32,
+        );
+        fn matmul_f32_wgrad_128x128(
+            dweight: X, dbias: X, partials: Ptr<f32>, dout: X, inp: X, N: i32, C: i32, OC: i32, accumulate: i32,
+        );
+        fn matmul_f32_wgrad_64x64(
+            dweight: X, dbias: X, partials: Ptr<f32>, dout: X, inp: X, N: i32, C: i32, OC: i32, accumulate: i32,
+        );
+    }
+
+    pub(super) use kernel::*;
+}
+
+type Launched<'a> = &'a mut dyn Launcher;
+type ForwardKernel = fn(Launched, Launch, X, X, Ptr<f32>, X, X, X, X, i32, i32, i32) -> Result<()>;
+type DgradKernel = fn(Launched, Launch, X, Ptr<f32>, X, X, X, i32, i32, i32) -> Result<()>;
+type WgradKernel = fn(Launched, Launch, X, X, Ptr<f32>, X, X, i32, i32, i32, i32) -> Result<()>;
+
+/// The kernels that compute `M` x `N` numbers in a block.
+#[derive(Debug)]
+pub struct Tile {
+    pub M: usize,
+    pub N: usize,
+    threads: u32,
+    /// Blocks that a multiprocessor holds; their registers and shared memory decide.
+    pub resident: usize,
+    /// Multiply-adds a clock and multiprocessor, for choosing without measuring.
+    pub rate: f64,
+    forward: ForwardKernel,
+    dgrad: DgradKernel,
+    wgrad: WgradKernel,
+}
+
+/// On tensor cores, f32 as TF32. The rates are those of bf16 on Hopper.
+pub static TENSOR_CORE_TILES: [Tile; 3] = [
+    Tile {
+        M: 128,
+        N: 256,
+        threads: 256,
+        resident: 1,
+        rate: 1200.0,
+        forward: kernel::matmul_forward_128x256,
+        dgrad: kernel::matmul_dgrad_128x256,
+        wgrad: kernel::matmul_wgrad_128x256,
+    },
+    Tile {
+        M: 128,
+        N: 128,
+        threads: 128,
+        resident: 2,
+        rate: 1100.0,
+        forward: kernel::matmul_forward_128x128,
+        dgrad: kernel::matmul_dgrad_128x128,
+        wgrad: kernel::matmul_wgrad_128x128,
+    },
+    Tile {
+        M: 64,
+        N: 64,
+        threads: 128,
+        resident: 4,
+        rate: 600.0,
+        forward: kernel::matmul_forward_64x64,
+        dgrad: kernel::matmul_dgrad_64x64,
+        wgrad: kernel::matmul_wgrad_64x64,
+    },
+];
+
+pub static EXACT_TILES: [Tile; 2] = [
+    Tile {
+        M: 128,
+        N: 128,
+        threads: 256,
+        resident: 1,
+        rate: 100.0,
+        forward: exact::matmul_f32_forward_128x128,
+        dgrad: exact::matmul_f32_dgrad_128x128,
+        wgrad: exact::matmul_f32_wgrad_128x128,
+    },
+    Tile {
+        M: 64,
+        N: 64,
+        threads: 64,
+        resident: 4,
+        rate: 100.0,
+        forward: exact::matmul_f32_forward_64x64,
+        dgrad: exact::matmul_f32_dgrad_64x64,
+        wgrad: exact::matmul_f32_wgrad_64x64,
+    },
+];
+
+/// Of `matmul.cuh`: bytes of K that a stage holds of each row, and stages in shared memory.
+const STAGE_ROW_BYTES: usize = 64;
+const STAGES: usize = 3;
+/// Of the kernels that add up splits.
+const REDUCE_THREADS: u32 = 256;
+
+impl Tile {
+    /// How many it takes to cover the product.
+    pub fn count(&self, extent: Extent) -> usize {
+        extent.M.div_ceil(self.M) * extent.N.div_ceil(self.N)
+    }
+
+    /// Clocks that the product may take, from how the blocks fill the device: good enough to rank tiles and splits.
+    pub fn estimate(&self, product: &Product, splits: usize, multiprocessors: usize) -> f64 {
+        /// Of a block's start and end, and of a kernel's.
+        const BLOCK_CLOCKS: f64 = 1500.0;
+        const KERNEL_CLOCKS: f64 = 4000.0;
+        /// That all multiprocessors together move from and to L2.
+        const BYTES_A_CLOCK: f64 = 2500.0;
+        let blocks = self.count(product.extent()) * splits;
+        let sharing = self.resident.min(blocks.div_ceil(multiprocessors));
+        let waves = blocks.div_ceil(multiprocessors * sharing);
+        let K = stages(product).div_ceil(splits) * STAGE_ROW_BYTES / product.dtype.size();
+        let block = (sharing * self.M * self.N * K) as f64 / self.rate + BLOCK_CLOCKS;
+        let reduction = match splits {
+            1 => 0.0,
+            _ => KERNEL_CLOCKS + (2 * 4 * splits * product.partial_sums()) as f64 / BYTES_A_CLOCK,
+        };
+        waves as f64 * block + reduction
+    }
+
+    /// Numbers of splits worth a try: none, and those that fill the multiprocessors once or twice.
+    pub fn split_counts(&self, product: &Product, multiprocessors: usize) -> Vec<usize> {
+        /// Fewer stages to a split would go into starting and ending it.
+        const MIN_STAGES: usize = 4;
+        let places = multiprocessors * self.resident;
+        let tiles = self.count(product.extent());
+        let most = stages(product) / MIN_STAGES;
+        let mut counts = vec![1];
+        counts.extend([places / tiles, 2 * places / tiles].into_iter().filter(|&n| (2..=most).contains(&n)));
+        counts
+    }
+
+    /// Queues the product. K is split in so many parts, which leave [`Product::partial_sums`] each in `partials`.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn run(
+        &self,
+        device: &mut dyn Launcher,
+        product: &Product,
+        splits: usize,
+        partials: Ptr<f32>,
+    ) -> Result<()> {
+        let blocks = [self.count(product.extent()), splits, 1];
+        let shared = STAGES * (self.M + self.N) * STAGE_ROW_BYTES;
+        let launch = Launch::grid(blocks, self.threads).shared(shared);
+        let partials = if splits > 1 { partials } else { Ptr::NULL };
+        let [N, C, OC] = [product.N, product.C, product.OC].map(dimension);
+        match product.pass {
+            Pass::Forward(Forward { out, pre_gelu, inp, weight, bias, residual }) => {
+                (self.forward)(device, launch, out, pre_gelu, partials, inp, weight, bias, residual, N, C, OC)
+            }
+            Pass::Dgrad(Dgrad { dinp, dout, weight, through_gelu }) => {
+                (self.dgrad)(device, launch, dinp, partials, dout, weight, through_gelu, N, C, OC)
+            }
+            Pass::Wgrad(Wgrad { dweight, dbias, dout, inp, accumulate }) => {
+                let accumulate = i32::from(accumulate);
+                (self.wgrad)(device, launch, dweight, dbias, partials, dout, inp, N, C, OC, accumulate)
+            }
+        }?;
+        if splits > 1 { reduce(device, product, splits, partials) } else { Ok(()) }
+    }
+}
+
+/// Adds up the splits, and finishes the product as its own kernel would have.
+fn reduce(device: &mut dyn Launcher, product: &Product, splits: usize, partials: Ptr<f32>) -> Result<()> {
+    let Extent { M, N, .. } = product.extent();
+    let [rows, C, OC, splits] = [product.N, product.C, product.OC, splits].map(dimension);
+    // A thread takes 128 bits of the output, or one sum of the bias gradient.
+    let threads = M * N * product.dtype.size() / 16 + (product.partial_sums() - M * N);
+    let launch = Launch::new(threads.div_ceil(REDUCE_THREADS as usize), REDUCE_THREADS);
+    match product.pass {
+        Pass::Forward(Forward { out, pre_gelu, bias, residual, .. }) => kernel::matmul_forward_reduce(
+            device, launch, out, pre_gelu, partials, bias, residual, rows, OC, splits,
+        ),
+        Pass::Dgrad(Dgrad { dinp, through_gelu, .. }) => {
+            kernel::matmul_dgrad_reduce(device, launch, dinp, partials, through_gelu, rows, C, splits)
+        }
+        Pass::Wgrad(Wgrad { dweight, dbias, accumulate, .. }) => {
+            let accumulate = i32::from(accumulate);
+            kernel::matmul_wgrad_reduce(device, launch, dweight, dbias, partials, C, OC, accumulate, splits)
+        }
+    }
+}
+
+/// Stages that K makes.
+fn stages(product: &Product) -> usize {
+    (product.extent().K * product.dtype.size()).div_ceil(STAGE_ROW_BYTES)
+}
+
+fn dimension(n: usize) -> i32 {
+    i32::try_from(n).expect("a dimension below 2^31")
+}
