@@ -7,7 +7,7 @@ mod tma;
 mod wgmma;
 
 use super::block::{Block, Me};
-use super::failure::Site;
+use super::failure::{Failure, Site};
 use super::region::{ARENA_OFFSET, MAX_THREADS};
 use mbarrier::Mbarriers;
 use tma::Loads;
@@ -74,8 +74,8 @@ impl Hopper {
     }
 
     /// What a block must not leave behind.
-    pub fn unfinished(&self) -> Result<(), (Site, String)> {
-        self.loads.borrow().left_behind()
+    pub fn unfinished(&self) -> Result<(), Failure> {
+        self.loads.borrow().left_behind().map_err(|(site, message)| Failure::new(None, site, message))
     }
 }
 
