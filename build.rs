@@ -1,6 +1,9 @@
-//! Compiles the kernels under `kernels/` for GPUs, where there is an nvcc. The parts are in `kernels/build/`, whose tests
+//! Compiles the kernels under `kernels/`: for GPUs, where there is an nvcc, and for the emulated device, where there is a C++
+//! compiler. The parts are in `kernels/build/`, whose tests
 //! are in `tests/kernel_build.rs`.
 
+#[path = "kernels/build/emulated.rs"]
+mod emulated;
 #[path = "kernels/build/fatbins.rs"]
 mod fatbins;
 
@@ -17,6 +20,7 @@ fn main() {
             println!("cargo::error={line}");
         }
     }
+    emulated::build();
 }
 
 /// What cargo promises to set.

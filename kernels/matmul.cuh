@@ -49,13 +49,22 @@ struct Operand {
     static constexpr int ROW_STEP = THREADS / ROW_CHUNKS;
     static_assert(THREADS % ROW_CHUNKS == 0 && ROWS % ROW_STEP == 0, "threads share the copies evenly");
 
-    const T* tile;  // first row of the tile, at K = 0
-    int stride;     // elements from one row in memory to the next
-    int mn_left;    // rows from the tile's first to the end of the operand
-    int K;
+    // The thread's first chunk in the next stage; and how many rows and how much of K are left from there.
+    const T* source;
+    const int stride;
+    int mn_left, k_left;
 
-    __device__ Operand(const T* matrix, int stride, int first, int mn, int K)
-        : tile(matrix + (size_t)first * (ORDER == Contiguous::InK ? stride : 1)), stride(stride), mn_left(mn - first), K(K) {}
+    static __device__ __forceinline__ int thread_row() { return threadIdx.x / ROW_CHUNKS; }
+    static __device__ __forceinline__ int thread_chunk() { return threadIdx.x % ROW_CHUNKS; }
+
+    // Of a matrix of MN rows in all, whose rows in memory are `stride` apart, the tile from row `first` and `first_k` on.
+    __device__ __forceinline__ Operand(const T* matrix, int stride, int first, int mn, int first_k, int K) : stride(stride) {
+        const int mn_start = first + (ORDER == Contiguous::InK ? thread_row() : thread_chunk() * CHUNK);
+        const int k_start = first_k + (ORDER == Contiguous::InK ? thread_chunk() * CHUNK : thread_row());
+        source = matrix + (ORDER == Contiguous::InK ? (size_t)mn_start * stride + k_start : (size_t)k_start * stride + mn_start);
+        mn_left = mn - mn_start;
+        k_left = K - k_start;
+    }
 
     // In bytes. Eight lanes that read the same chunk of eight rows side by side, or two chunks of four rows (32-bit fragments
     // across memory), find eight different 16-byte columns of the banks.
@@ -64,36 +73,39 @@ struct Operand {
         return (row * ROW_CHUNKS + (chunk ^ turn)) * 16;
     }
 
-    // Begins to copy the stage from k on; zeros where the operand ends.
-    __device__ __forceinline__ void copy_stage(uint32_t stage, int k) const {
-        const int chunk = threadIdx.x % ROW_CHUNKS, first_row = threadIdx.x / ROW_CHUNKS;
+    // Begins to copy the next stage; zeros where the operand ends.
+    __device__ __forceinline__ void copy_stage(uint32_t stage) {
 #pragma unroll
         for (int i = 0; i < ROWS / ROW_STEP; i++) {
-            const int row = first_row + i * ROW_STEP;
-            const int mn = ORDER == Contiguous::InK ? row : chunk * CHUNK;
-            const int kk = k + (ORDER == Contiguous::InK ? chunk * CHUNK : row);
-            const bool inside = mn < mn_left && kk < K;
-            const T* source = ORDER == Contiguous::InK ? tile + (size_t)mn * stride + kk : tile + (size_t)kk * stride + mn;
-            cp_async16(stage + offset(row, chunk), inside ? source : tile, inside ? 16 : 0);
+            const bool inside = ORDER == Contiguous::InK ? i * ROW_STEP < mn_left && k_left > 0 : i * ROW_STEP < k_left && mn_left > 0;
+            const uint32_t to = stage + offset(thread_row() + i * ROW_STEP, thread_chunk());
+            cp_async16(to, source + (size_t)(i * ROW_STEP) * stride, inside ? 16 : 0);
         }
+        source += ORDER == Contiguous::InK ? BK : (size_t)BK * stride;
+        k_left -= BK;
     }
 
-    // The fragment of 16 rows from mn on and 2 chunks of K, as mma takes it for A: in r[0] rows 0-7 of the first chunk, in
-    // r[1] rows 8-15 of it, in r[2] and r[3] the same of the second chunk. For B, r[0] and r[2] are columns 0-7.
+    // The fragment of 16 rows from mn on and of the step's 2 chunks of K, as mma takes it. For A: r[0] has rows 0-7 of the first
+    // chunk, r[1] rows 8-15 of it, r[2] and r[3] the same of the second. For B the registers of one mma, columns 0-7 of both
+    // chunks, come first: they must be neighbours, or the compiler moves each of them there.
+    template <bool FOR_B>
     static __device__ __forceinline__ void load_fragment(uint32_t (&r)[4], const unsigned char* stage, int mn, int step) {
-        const int lane = threadIdx.x % WARP_SIZE;
-        const int row_half = lane / 8 % 2, k_half = lane / 16;
+        const auto row_half = [](int i) { return FOR_B ? i / 2 : i % 2; };
+        const auto k_half = [](int i) { return FOR_B ? i % 2 : i / 2; };
+        const int lane = threadIdx.x % WARP_SIZE, matrix = lane / 8;
         if constexpr (ORDER == Contiguous::InK) {
-            ldmatrix_x4(r, shared_address(stage) + offset(mn + row_half * 8 + lane % 8, step * 2 + k_half));
+            const int row = mn + row_half(matrix) * 8 + lane % 8;
+            ldmatrix_x4(r, shared_address(stage) + offset(row, step * 2 + k_half(matrix)));
         } else if constexpr (sizeof(T) == 2) {
-            ldmatrix_x4_trans(r, shared_address(stage) + offset(step * 16 + k_half * 8 + lane % 8, mn / 8 + row_half));
+            const int row = step * 16 + k_half(matrix) * 8 + lane % 8;
+            ldmatrix_x4_trans(r, shared_address(stage) + offset(row, mn / 8 + row_half(matrix)));
         } else {
             // ldmatrix cannot turn 32-bit elements.
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                const int row = mn + i % 2 * 8 + lane / 4;
-                const unsigned char* chunk = stage + offset(step * 8 + i / 2 * 4 + lane % 4, row / 4);
-                r[i] = __float_as_uint(reinterpret_cast<const float*>(chunk)[row % 4]);
+                const int column = mn + row_half(i) * 8 + lane / 4;
+                const unsigned char* chunk = stage + offset(step * 8 + k_half(i) * 4 + lane % 4, column / 4);
+                r[i] = __float_as_uint(reinterpret_cast<const float*>(chunk)[column % 4]);
             }
         }
         if constexpr (sizeof(T) == 4) {
@@ -148,13 +160,13 @@ struct TensorCoreSums {
         for (int step = 0; step < STAGE_CHUNKS / 2; step++) {
             uint32_t a[WM / 16][4], b[WN / 16][4];
 #pragma unroll
-            for (int i = 0; i < WM / 16; i++) A::load_fragment(a[i], a_stage, m + i * 16, step);
+            for (int i = 0; i < WM / 16; i++) A::template load_fragment<false>(a[i], a_stage, m + i * 16, step);
 #pragma unroll
-            for (int j = 0; j < WN / 16; j++) B::load_fragment(b[j], b_stage, n + j * 16, step);
+            for (int j = 0; j < WN / 16; j++) B::template load_fragment<true>(b[j], b_stage, n + j * 16, step);
 #pragma unroll
             for (int i = 0; i < WM / 16; i++) {
 #pragma unroll
-                for (int j = 0; j < WN / 8; j++) mma<T>(sums[i][j], a[i], b[j / 2][j % 2], b[j / 2][j % 2 + 2]);
+                for (int j = 0; j < WN / 8; j++) mma<T>(sums[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
             }
             if (with_row_sums) {
 #pragma unroll
@@ -245,10 +257,11 @@ struct ExactSums {
     }
 };
 
-// A tile's shape and who computes what of it.
-template <class T, template <class, class, class, int, int> class SumsOf, int BM_, int BN_, int WARPS_M, int WARPS_N>
+// A tile's shape and who computes what of it. The kernels of an EMPTY one do nothing.
+template <class T, template <class, class, class, int, int> class SumsOf, int BM_, int BN_, int WARPS_M, int WARPS_N,
+          bool EMPTY_ = false>
 struct Tile {
-    using Element = T;
+    static constexpr bool EMPTY = EMPTY_;
     static constexpr int BM = BM_, BN = BN_, WM = BM / WARPS_M, WN = BN / WARPS_N;
     static constexpr int THREADS = WARPS_M * WARPS_N * WARP_SIZE;
     template <Contiguous ORDER>
@@ -344,17 +357,17 @@ __device__ __forceinline__ void multiply(unsigned char* shared, const T* a_matri
     constexpr int STAGE_BYTES = A::STAGE_BYTES + B::STAGE_BYTES;
     const int tiles_m = ceil_div(partials.M, Tile::BM), tiles_n = ceil_div(partials.N, Tile::BN);
     const Position position = tile_position(blockIdx.x, tiles_m, tiles_n);
-    const A a(a_matrix, a_stride, position.m * Tile::BM, partials.M, K);
-    const B b(b_matrix, b_stride, position.n * Tile::BN, partials.N, K);
     // This split's stages of K.
     const int all_stages = ceil_div(K, A::BK), split_stages = ceil_div(all_stages, (int)gridDim.y);
     const int first_stage = (int)blockIdx.y * split_stages, stages = min(split_stages, all_stages - first_stage);
+    A a(a_matrix, a_stride, position.m * Tile::BM, partials.M, first_stage * A::BK, K);
+    B b(b_matrix, b_stride, position.n * Tile::BN, partials.N, first_stage * B::BK, K);
 
     const auto copy_stage = [&](int number) {
         if (number < stages) {
             const uint32_t to = shared_address(shared) + number % STAGES * STAGE_BYTES;
-            a.copy_stage(to, (first_stage + number) * A::BK);
-            b.copy_stage(to + A::STAGE_BYTES, (first_stage + number) * A::BK);
+            a.copy_stage(to);
+            b.copy_stage(to + A::STAGE_BYTES);
         }
         cp_async_commit();
     };

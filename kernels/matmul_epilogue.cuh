@@ -96,16 +96,19 @@ struct WgradSink : SinkOf<T> {
 template <class Tile, class T>
 __device__ __forceinline__ void forward(unsigned char* shared, float* partials, const T* inp, const T* weight, int N, int C,
                                         int OC, const ForwardSink<T>& sink) {
-    multiply<Tile, Contiguous::InK, Contiguous::InK>(shared, inp, C, weight, C, C, Partials{partials, N, OC}, sink);
+    if constexpr (!Tile::EMPTY)
+        multiply<Tile, Contiguous::InK, Contiguous::InK>(shared, inp, C, weight, C, C, Partials{partials, N, OC}, sink);
 }
 template <class Tile, class T>
 __device__ __forceinline__ void dgrad(unsigned char* shared, float* partials, const T* dout, const T* weight, int N, int C,
                                       int OC, const DgradSink<T>& sink) {
-    multiply<Tile, Contiguous::InK, Contiguous::InMN>(shared, dout, OC, weight, C, OC, Partials{partials, N, C}, sink);
+    if constexpr (!Tile::EMPTY)
+        multiply<Tile, Contiguous::InK, Contiguous::InMN>(shared, dout, OC, weight, C, OC, Partials{partials, N, C}, sink);
 }
 template <class Tile, class T>
 __device__ __forceinline__ void wgrad(unsigned char* shared, float* partials, const T* dout, const T* inp, int N, int C, int OC,
                                       const WgradSink<T>& sink) {
-    multiply<Tile, Contiguous::InMN, Contiguous::InMN>(shared, dout, OC, inp, C, N, Partials{partials, OC, C}, sink);
+    if constexpr (!Tile::EMPTY)
+        multiply<Tile, Contiguous::InMN, Contiguous::InMN>(shared, dout, OC, inp, C, N, Partials{partials, OC, C}, sink);
 }
 }  // namespace matmul

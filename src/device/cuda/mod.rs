@@ -5,6 +5,9 @@
 #![allow(non_snake_case)]
 
 pub mod driver;
+#[cfg(emulated)]
+pub mod emulated;
+pub mod emulator;
 pub mod fatbins;
 pub mod kernel;
 pub mod matmul_library;

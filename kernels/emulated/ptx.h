@@ -1,0 +1,146 @@
+// The twins of the functions in ../ptx.cuh: same names, same arguments, same results. What a warp does together is handed to
+// the runtime, which also checks it.
+#pragma once
+#include "cuda.h"
+
+// The address of a static variable is the key: one variable a declaration and template instantiation, as in CUDA.
+#define SHARED(T, name, dims)             \
+    typedef T shared_type_of_##name dims; \
+    static char shared_key_of_##name;     \
+    auto& name = *(shared_type_of_##name*)warpsmith_emulated_shared(&shared_key_of_##name, sizeof(shared_type_of_##name), #name, __FILE__, __LINE__)
+#define DYNAMIC_SHARED(name) \
+    auto* name = (unsigned char*)(::emulated::region() + ::emulated::ARENA_OFFSET + ::emulated::DYNAMIC_SHARED_OFFSET)
+
+// --- 16-bit floating point
+
+struct bf16 {
+    uint16_t x;
+};
+struct f16 {
+    uint16_t x;
+};
+
+namespace emulated {
+// Rounding to nearest even; NaN becomes the one that the hardware gives.
+EMULATED_INLINE uint16_t round_to_bf16(float v) {
+    uint32_t bits = __float_as_uint(v);
+    return v != v ? 0x7fff : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+EMULATED_INLINE uint16_t round_to_f16(float v) {
+    uint32_t bits = __float_as_uint(v), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+    if (v != v) return 0x7fff;
+    if (magnitude >= 0x477ff000) return (uint16_t)(sign | 0x7c00);  // from 65520 on: infinity
+    if (magnitude < 0x38800000) {
+        // Subnormal: beside 0.5 an f32 has steps of 2^-24, as these numbers do.
+        uint32_t steps = __float_as_uint(__uint_as_float(magnitude) + 0.5f) - 0x3f000000;
+        return (uint16_t)(sign | steps);
+    }
+    magnitude -= (127 - 15) << 23;
+    return (uint16_t)(sign | (magnitude + 0xfff + (magnitude >> 13 & 1)) >> 13);
+}
+EMULATED_INLINE float widen_f16(uint16_t x) {
+    // The exponent is off by 112 (also for subnormals, which the product makes normal); infinity and NaN are at the top.
+    float v = __uint_as_float((x & 0x7fffu) << 13) * 0x1p112f;
+    uint32_t bits = __float_as_uint(v) | (v >= 65536.0f ? 0x7f800000u : 0);
+    return __uint_as_float(bits | (x & 0x8000u) << 16);
+}
+}  // namespace emulated
+
+EMULATED_INLINE float to_f32(float v) { return v; }
+EMULATED_INLINE float to_f32(bf16 v) { return __uint_as_float((uint32_t)v.x << 16); }
+EMULATED_INLINE float to_f32(f16 v) { return emulated::widen_f16(v.x); }
+
+template <class T>
+T from_f32(float v);
+template <>
+__forceinline__ float from_f32<float>(float v) {
+    return v;
+}
+template <>
+__forceinline__ bf16 from_f32<bf16>(float v) {
+    return {emulated::round_to_bf16(v)};
+}
+template <>
+__forceinline__ f16 from_f32<f16>(float v) {
+    return {emulated::round_to_f16(v)};
+}
+template <class T>
+EMULATED_INLINE uint32_t pack2(float lo, float hi) {
+    return from_f32<T>(lo).x | (uint32_t)from_f32<T>(hi).x << 16;
+}
+
+// --- 128-bit accesses to global memory
+
+namespace emulated {
+// Read and written at once, so that the checker sees one access.
+typedef uint32_t Quad __attribute__((vector_size(16), may_alias));
+EMULATED_INLINE void require_aligned(const void* p, const char* message, const char* file, int line) {
+    if ((uintptr_t)p % 16 != 0) warpsmith_emulated_fail(message, p, file, line);
+}
+}  // namespace emulated
+EMULATED_INLINE uint4 load_u128(const void* p, EMULATED_SITE) {
+    emulated::require_aligned(p, "128-bit load from a misaligned address", file, line);
+    emulated::Quad quad = *(const emulated::Quad*)p;
+    return {quad[0], quad[1], quad[2], quad[3]};
+}
+EMULATED_INLINE uint4 load_u128_streaming(const void* p, EMULATED_SITE) { return load_u128(p, file, line); }
+EMULATED_INLINE void store_u128(void* p, uint4 v, EMULATED_SITE) {
+    emulated::require_aligned(p, "128-bit store to a misaligned address", file, line);
+    *(emulated::Quad*)p = emulated::Quad{v.x, v.y, v.z, v.w};
+}
+EMULATED_INLINE void store_u128_streaming(void* p, uint4 v, EMULATED_SITE) { store_u128(p, v, file, line); }
+
+// --- arithmetic
+
+EMULATED_INLINE float exp2_approx(float x) { return exp2f(x); }
+EMULATED_INLINE float tanh_approx(float x) { return tanhf(x); }
+EMULATED_INLINE uint32_t to_tf32(float x) {
+    uint32_t bits = __float_as_uint(x);
+    return (bits & 0x7f800000) == 0x7f800000 ? bits : (bits + 0x1000) & ~0x1fffu;
+}
+
+// --- shared memory and tensor cores
+
+EMULATED_INLINE uint32_t shared_address(const void* p, EMULATED_SITE) {
+    uintptr_t offset = (uintptr_t)p - emulated::region() - emulated::ARENA_OFFSET;
+    if (offset >= emulated::ARENA_BYTES) warpsmith_emulated_fail("not an address of shared memory", p, file, line);
+    return (uint32_t)offset;
+}
+
+EMULATED_INLINE void ldmatrix_x4(uint32_t (&r)[4], uint32_t row, EMULATED_SITE) {
+    emulated::Ldmatrix lane = {r, row};
+    warpsmith_emulated_collective(emulated::LDMATRIX, 0xffffffffu, &lane, file, line);
+}
+EMULATED_INLINE void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t row, EMULATED_SITE) {
+    emulated::Ldmatrix lane = {r, row};
+    warpsmith_emulated_collective(emulated::LDMATRIX_TRANS, 0xffffffffu, &lane, file, line);
+}
+
+namespace emulated {
+template <class T>
+constexpr Op MMA_OF;
+template <>
+constexpr Op MMA_OF<bf16> = MMA_BF16;
+template <>
+constexpr Op MMA_OF<f16> = MMA_F16;
+}  // namespace emulated
+template <class T>
+EMULATED_INLINE void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, EMULATED_SITE) {
+    emulated::Mma lane = {d, a, {b0, b1}};
+    warpsmith_emulated_collective(emulated::MMA_OF<T>, 0xffffffffu, &lane, file, line);
+}
+EMULATED_INLINE void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, EMULATED_SITE) {
+    emulated::Mma lane = {d, a, {b0, b1}};
+    warpsmith_emulated_collective(emulated::MMA_TF32, 0xffffffffu, &lane, file, line);
+}
+
+// --- asynchronous copies
+
+EMULATED_INLINE void cp_async16(uint32_t dst, const void* src, uint32_t src_bytes = 16, EMULATED_SITE) {
+    warpsmith_emulated_cp_async(dst, src, 16, src_bytes, file, line);
+}
+EMULATED_INLINE void cp_async_commit() { warpsmith_emulated_cp_async_commit(); }
+template <int N>
+EMULATED_INLINE void cp_async_wait() {
+    warpsmith_emulated_cp_async_wait(N);
+}

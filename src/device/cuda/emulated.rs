@@ -1,0 +1,102 @@
+//! The emulated device: runs kernels on the CPU, for tests and for work on kernels without a GPU.
+
+use super::driver::{DeviceInfo, Driver};
+use super::emulator::library::{self, Kernel, Table};
+use super::emulator::{EmulatorOptions, GlobalMemory, Job, MAX_SHARED_BYTES};
+use super::kernel::{Arg, KernelSpec, Launch, Launcher};
+use crate::tensor::Dtype;
+use anyhow::{Context, Result};
+use std::collections::BTreeMap;
+
+type Kernels = BTreeMap<&'static str, &'static Kernel>;
+
+/// The driver for [`Cuda`](super::Cuda) of the emulated device.
+pub struct Emulated {
+    info: DeviceInfo,
+    memory: GlobalMemory,
+    plain: Kernels,
+    checked: Kernels,
+    /// Can be changed between launches.
+    pub options: EmulatorOptions,
+}
+
+impl Emulated {
+    /// With the program's kernels for one floating-point type.
+    pub fn new(dtype: Dtype, options: EmulatorOptions) -> Self {
+        Self::with_tables(library::KERNELS, dtype, options)
+    }
+
+    /// With other kernels than the program's.
+    pub fn with_tables(tables: &[Table], dtype: Dtype, options: EmulatorOptions) -> Self {
+        Emulated {
+            info: DeviceInfo {
+                name: "emulated device".to_owned(),
+                capability: (9, 0),
+                multiprocessors: 4,
+                memory_bytes: host_memory_bytes(),
+                shared_bytes: MAX_SHARED_BYTES,
+                emulated: true,
+            },
+            memory: GlobalMemory::default(),
+            plain: library::by_name(tables, dtype, false),
+            checked: library::by_name(tables, dtype, true),
+            options,
+        }
+    }
+}
+
+fn host_memory_bytes() -> usize {
+    // SAFETY: asks for two numbers.
+    let (pages, page) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
+    usize::try_from(pages).unwrap_or(0) * usize::try_from(page).unwrap_or(0)
+}
+
+impl Launcher for Emulated {
+    fn launch(&mut self, kernel: &'static KernelSpec, launch: Launch, args: &[Arg]) -> Result<()> {
+        let kernels = if self.options.check { &self.checked } else { &self.plain };
+        let compiled = kernels
+            .get(kernel.name)
+            .with_context(|| format!("no kernel {} was compiled from {}", kernel.name, kernel.file))?;
+        Job::new(compiled, kernel, launch, args, self.options)?.run()
+    }
+}
+
+impl Driver for Emulated {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn allocate(&mut self, bytes: usize) -> Result<u64> {
+        self.memory.allocate(bytes)
+    }
+
+    fn upload(&mut self, dst: u64, src: &[u8]) -> Result<()> {
+        let place = self.memory.place(dst, src.len())?;
+        // SAFETY: inside an allocation; no kernel runs.
+        unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), place, src.len()) };
+        Ok(())
+    }
+
+    fn download(&mut self, dst: &mut [u8], src: u64) -> Result<()> {
+        let place = self.memory.place(src, dst.len())?;
+        // SAFETY: inside an allocation; no kernel runs.
+        unsafe { std::ptr::copy_nonoverlapping(place, dst.as_mut_ptr(), dst.len()) };
+        Ok(())
+    }
+
+    fn clear(&mut self, dst: u64, bytes: usize) -> Result<()> {
+        let place = self.memory.place(dst, bytes)?;
+        // SAFETY: inside an allocation; no kernel runs.
+        unsafe { place.write_bytes(0, bytes) };
+        Ok(())
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn time(&mut self, work: &mut dyn FnMut(&mut dyn Launcher) -> Result<()>) -> Result<Option<f32>> {
+        work(self)?;
+        Ok(None)
+    }
+}

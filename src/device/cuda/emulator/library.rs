@@ -1,0 +1,94 @@
+//! The compiled kernels, as their translation units list them (`kernels/emulated/table.h`).
+
+use crate::tensor::Dtype;
+use std::collections::BTreeMap;
+use std::ffi::{CStr, c_char, c_void};
+
+#[repr(C)]
+pub struct Parameter {
+    kind: *const c_char,
+    bytes: u64,
+}
+
+/// A compiled kernel.
+#[repr(C)]
+pub struct Kernel {
+    name: *const c_char,
+    run: extern "C" fn(*const *const c_void),
+    parameters: *const Parameter,
+    parameter_count: u32,
+    max_threads: u32,
+}
+
+// SAFETY: constants of a translation unit.
+unsafe impl Sync for Kernel {}
+
+fn text(string: *const c_char) -> &'static str {
+    // SAFETY: a literal in a translation unit.
+    unsafe { CStr::from_ptr(string) }.to_str().expect("ASCII")
+}
+
+impl Kernel {
+    pub fn name(&self) -> &'static str {
+        text(self.name)
+    }
+
+    /// C++ types of the parameters, without `const`: `bf16*`, `float`.
+    pub fn parameter_types(&self) -> Vec<&'static str> {
+        self.parameters().iter().map(|p| text(p.kind)).collect()
+    }
+
+    pub(super) fn parameter_bytes(&self) -> impl Iterator<Item = usize> {
+        self.parameters().iter().map(|p| p.bytes as usize)
+    }
+
+    fn parameters(&self) -> &[Parameter] {
+        // SAFETY: so many are there.
+        unsafe { std::slice::from_raw_parts(self.parameters, self.parameter_count as usize) }
+    }
+
+    /// From `__launch_bounds__`.
+    pub fn max_threads(&self) -> Option<u32> {
+        Some(self.max_threads).filter(|n| *n > 0)
+    }
+
+    pub(super) fn run(&self, arguments: *const *const c_void) {
+        (self.run)(arguments);
+    }
+}
+
+type TablePointer = *const Kernel;
+
+/// The kernels of one file for one `floatX`.
+pub struct Table {
+    pub file: &'static str,
+    pub dtype: Dtype,
+    /// Instrumented for the checker.
+    pub checked: bool,
+    first: *const TablePointer,
+}
+
+// SAFETY: it points to constants.
+unsafe impl Sync for Table {}
+
+impl Table {
+    pub fn kernels(&self) -> impl Iterator<Item = &'static Kernel> {
+        // SAFETY: a table that ends with a kernel without a name.
+        unsafe {
+            let mut next = self.first.read();
+            std::iter::from_fn(move || {
+                let kernel = next.as_ref().filter(|kernel| !kernel.name.is_null())?;
+                next = next.add(1);
+                Some(kernel)
+            })
+        }
+    }
+}
+
+include!(concat!(env!("OUT_DIR"), "/emulated/tables.rs"));
+
+/// The kernels in some tables for one `floatX`, by name.
+pub fn by_name(tables: &[Table], dtype: Dtype, checked: bool) -> BTreeMap<&'static str, &'static Kernel> {
+    let chosen = tables.iter().filter(|t| t.dtype == dtype && t.checked == checked);
+    chosen.flat_map(Table::kernels).map(|kernel| (kernel.name(), kernel)).collect()
+}

@@ -1,0 +1,4 @@
+//! The emulated device itself.
+
+mod basics;
+mod device;
