@@ -154,8 +154,8 @@ struct TensorCoreSums {
     float sums[WM / 16][WN / 8][4] = {};
     float row_sums[WM / 16][4] = {};
 
-    __device__ __forceinline__ void add_stage(const unsigned char* a_stage, const unsigned char* b_stage, int m, int n,
-                                              bool with_row_sums) {
+    template <bool WITH_ROW_SUMS>
+    __device__ __forceinline__ void add_stage(const unsigned char* a_stage, const unsigned char* b_stage, int m, int n) {
 #pragma unroll
         for (int step = 0; step < STAGE_CHUNKS / 2; step++) {
             uint32_t a[WM / 16][4], b[WN / 16][4];
@@ -168,7 +168,7 @@ struct TensorCoreSums {
 #pragma unroll
                 for (int j = 0; j < WN / 8; j++) mma<T>(sums[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
             }
-            if (with_row_sums) {
+            if constexpr (WITH_ROW_SUMS) {
 #pragma unroll
                 for (int i = 0; i < WM / 16; i++) mma<T>(row_sums[i], a[i], fragment_of_ones<T>(), fragment_of_ones<T>());
             }
@@ -213,8 +213,8 @@ struct ExactSums {
     static __device__ __forceinline__ int lane_m() { return threadIdx.x % LANES_M; }
     static __device__ __forceinline__ int lane_n() { return threadIdx.x % WARP_SIZE / LANES_M; }
 
-    __device__ __forceinline__ void add_stage(const unsigned char* a_stage, const unsigned char* b_stage, int m, int n,
-                                              bool with_row_sums) {
+    template <bool WITH_ROW_SUMS>
+    __device__ __forceinline__ void add_stage(const unsigned char* a_stage, const unsigned char* b_stage, int m, int n) {
 #pragma unroll 2
         for (int chunk = 0; chunk < STAGE_CHUNKS; chunk++) {
             float a[8][4], b[8][4];
@@ -228,7 +228,7 @@ struct ExactSums {
                     for (int j = 0; j < 8; j++) sums[i][j] = fmaf(a[i][k], b[j][k], sums[i][j]);
                 }
             }
-            if (with_row_sums) {
+            if constexpr (WITH_ROW_SUMS) {
 #pragma unroll
                 for (int i = 0; i < 8; i++) row_sums[i] += (a[i][0] + a[i][1]) + (a[i][2] + a[i][3]);
             }
@@ -348,21 +348,10 @@ __device__ __forceinline__ void store_sums(const Sums& sums, float* slab, int fi
     }
 }
 
-// The whole of a block's work. `shared` holds STAGES stages of both operands, and later a slab of each warp.
-template <class Tile, Contiguous A_ORDER, Contiguous B_ORDER, class T, class Sink>
-__device__ __forceinline__ void multiply(unsigned char* shared, const T* a_matrix, int a_stride, const T* b_matrix, int b_stride,
-                                         int K, const Partials& partials, const Sink& sink) {
-    using A = typename Tile::template A<A_ORDER>;
-    using B = typename Tile::template B<B_ORDER>;
+// Adds up this many stages, copying two ahead.
+template <bool WITH_ROW_SUMS, class Sums, class A, class B>
+__device__ __forceinline__ void add_stages(Sums& sums, unsigned char* shared, A& a, B& b, int stages, int m, int n) {
     constexpr int STAGE_BYTES = A::STAGE_BYTES + B::STAGE_BYTES;
-    const int tiles_m = ceil_div(partials.M, Tile::BM), tiles_n = ceil_div(partials.N, Tile::BN);
-    const Position position = tile_position(blockIdx.x, tiles_m, tiles_n);
-    // This split's stages of K.
-    const int all_stages = ceil_div(K, A::BK), split_stages = ceil_div(all_stages, (int)gridDim.y);
-    const int first_stage = (int)blockIdx.y * split_stages, stages = min(split_stages, all_stages - first_stage);
-    A a(a_matrix, a_stride, position.m * Tile::BM, partials.M, first_stage * A::BK, K);
-    B b(b_matrix, b_stride, position.n * Tile::BN, partials.N, first_stage * B::BK, K);
-
     const auto copy_stage = [&](int number) {
         if (number < stages) {
             const uint32_t to = shared_address(shared) + number % STAGES * STAGE_BYTES;
@@ -371,10 +360,6 @@ __device__ __forceinline__ void multiply(unsigned char* shared, const T* a_matri
         }
         cp_async_commit();
     };
-    typename Tile::template Sums<A_ORDER, B_ORDER> sums;
-    const int m = Tile::warp_m() * Tile::WM, n = Tile::warp_n() * Tile::WN;
-    const bool with_row_sums = position.n == 0 && n == 0 && sink.wants_row_sums();
-
 #pragma unroll
     for (int number = 0; number < STAGES - 1; number++) copy_stage(number);
     for (int number = 0; number < stages; number++) {
@@ -383,15 +368,38 @@ __device__ __forceinline__ void multiply(unsigned char* shared, const T* a_matri
         __syncthreads();
         copy_stage(number + STAGES - 1);
         const unsigned char* stage = shared + number % STAGES * STAGE_BYTES;
-        sums.add_stage(stage, stage + A::STAGE_BYTES, m, n, with_row_sums);
+        sums.template add_stage<WITH_ROW_SUMS>(stage, stage + A::STAGE_BYTES, m, n);
     }
     cp_async_wait<0>();
     __syncthreads();
+}
+
+// The whole of a block's work. `shared` holds STAGES stages of both operands, and later a slab of each warp.
+template <class Tile, Contiguous A_ORDER, Contiguous B_ORDER, class T, class Sink>
+__device__ __forceinline__ void multiply(unsigned char* shared, const T* a_matrix, int a_stride, const T* b_matrix, int b_stride,
+                                         int K, const Partials& partials, const Sink& sink) {
+    using A = typename Tile::template A<A_ORDER>;
+    using B = typename Tile::template B<B_ORDER>;
+    const int tiles_m = ceil_div(partials.M, Tile::BM), tiles_n = ceil_div(partials.N, Tile::BN);
+    const Position position = tile_position(blockIdx.x, tiles_m, tiles_n);
+    // This split's stages of K.
+    const int all_stages = ceil_div(K, A::BK), split_stages = ceil_div(all_stages, (int)gridDim.y);
+    const int first_stage = (int)blockIdx.y * split_stages, stages = min(split_stages, all_stages - first_stage);
+    A a(a_matrix, a_stride, position.m * Tile::BM, partials.M, first_stage * A::BK, K);
+    B b(b_matrix, b_stride, position.n * Tile::BN, partials.N, first_stage * B::BK, K);
+
+    typename Tile::template Sums<A_ORDER, B_ORDER> sums;
+    const int m = Tile::warp_m() * Tile::WM, n = Tile::warp_n() * Tile::WN;
+    // The first column of tiles has this to do besides. All of its warps do, though one in WARPS_N would be enough: they wait for
+    // each other at every stage. Two loops, as a condition within would keep the compiler from mixing copies and arithmetic.
+    const bool with_row_sums = position.n == 0 && sink.wants_row_sums();
+    if (with_row_sums) add_stages<true>(sums, shared, a, b, stages, m, n);
+    else add_stages<false>(sums, shared, a, b, stages, m, n);
 
     const int first_m = position.m * Tile::BM + m, first_n = position.n * Tile::BN + n;
     float* slab = reinterpret_cast<float*>(shared) + threadIdx.x / WARP_SIZE * Tile::SLAB_FLOATS;
     store_sums<Tile>(sums, slab, first_m, first_n, partials, sink);
-    if (with_row_sums) {
+    if (with_row_sums && n == 0) {
         sums.visit_row_sums([&](int row, float sum) {
             if (first_m + row >= partials.M) return;
             if (partials.start == nullptr) sink.finish_row_sum(first_m + row, sum);

@@ -48,6 +48,29 @@ pub trait Device {
 
     /// Waits for all queued work.
     fn synchronize(&mut self) -> Result<()>;
+
+    /// The GPU, for estimates; `None` for anything else.
+    fn gpu(&self) -> Option<Gpu> {
+        None
+    }
+
+    /// One line on how the GPU is doing at the moment.
+    ///
+    /// # Errors
+    /// One line, if there is no GPU, or it does not say.
+    fn gpu_state(&mut self) -> Result<String> {
+        anyhow::bail!("there is no GPU to report on")
+    }
+}
+
+/// What one can know of a GPU beforehand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gpu {
+    /// As its vendor calls it: `NVIDIA H200`.
+    pub name: String,
+    pub memory_bytes: usize,
+    /// What matrix products multiply: `bf16`, `fp16`, `tf32` or `f32`.
+    pub products: &'static str,
 }
 
 /// Name of the arena of a device's scratch memory.

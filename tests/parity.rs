@@ -56,7 +56,7 @@ impl Tiny {
             weight_decay: number("weight_decay"),
             grad_clip: number("grad_clip"),
         };
-        let optimizer = Optimizer::plan(&model.weights.layout, hyper, &mut plan);
+        let optimizer = Optimizer::plan(&model.weights.layout, Dtype::F32, false, hyper, &mut plan);
         dev.allocate(&plan).unwrap();
         dev.upload(model.weights.all, bytemuck::cast_slice(&file.params)).unwrap();
         Tiny { dev, model, optimizer }
@@ -194,7 +194,8 @@ fn a_fresh_model_is_the_one_pytorch_draws() {
     let options = ModelOptions { B: 1, T: 1, min_rows: 0, recompute: Recompute::Gelu, logits_bytes: 0 };
     let model = GPT2::plan_for_evaluation(&config, &options, dev.float_dtype(), &mut plan);
     dev.allocate(&plan).unwrap();
-    init::initialize(&mut dev, &model.weights, recorded["seed"].as_u64().unwrap() as u32).unwrap();
+    let seed = recorded["seed"].as_u64().unwrap() as u32;
+    init::initialize(&mut dev, &config, &[model.weights.all], seed).unwrap();
     for spec in &PARAMS {
         let tensor = model.weights.layout.whole(model.weights.all, spec.param);
         let mut values = vec![f32::NAN; tensor.len];

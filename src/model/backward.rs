@@ -18,7 +18,7 @@ use anyhow::Result;
 pub struct MicroStep {
     /// Whether gradients and losses start from zero here.
     pub first: bool,
-    /// What one row's loss counts in the loss of the step: 1 / (B T grad_accum_steps).
+    /// What one row's loss counts in the loss of the step, 1 / (B T grad_accum_steps), times the scale of the loss.
     pub dloss: f32,
 }
 

@@ -1,32 +1,46 @@
 //! How a model starts: the very numbers PyTorch draws for the same seed.
 
-use super::Weights;
-use crate::ops::Ops;
-use crate::params::{Init, PARAMS, Param, ParamSpec};
+use crate::config::ModelConfig;
+use crate::ops::{Ops, upload_f32};
+use crate::params::{Init, PARAMS, Param, ParamLayout, ParamSpec};
 use crate::rng::Mt19937;
+use crate::tensor::Tensor;
 use anyhow::Result;
 
 /// Fills the parameters from `seed`, in the order in which PyTorch's GPT-2 draws them: both embeddings, then each layer's four
 /// matrices. Rows of the embedding past the vocabulary stay zero, and are not drawn.
-pub fn initialize(dev: &mut dyn Ops, weights: &Weights, seed: u32) -> Result<()> {
+///
+/// `copies` are the parameters and, if there are any, their master weights: each gets the same numbers, as exactly as its
+/// type can hold them.
+pub fn initialize(dev: &mut dyn Ops, config: &ModelConfig, copies: &[Tensor], seed: u32) -> Result<()> {
+    let layout = ParamLayout::new(config);
     let mut rng = Mt19937::new(seed);
     for spec in PARAMS.iter().filter(|spec| spec.init == Init::One) {
-        dev.fill(weights.layout.whole(weights.all, spec.param), 1.0)?;
+        for &all in copies {
+            dev.fill(layout.whole(all, spec.param), 1.0)?;
+        }
     }
+    let mut draw = |spec: &ParamSpec, l: usize| {
+        let values = draw(config, spec, &mut rng);
+        for &all in copies {
+            upload_f32(dev, layout.layer(all, spec.param, l).slice(0, values.len()), &values)?;
+        }
+        anyhow::Ok(())
+    };
     let drawn = |spec: &&ParamSpec| matches!(spec.init, Init::Normal | Init::ResidualNormal);
     for spec in PARAMS.iter().filter(drawn).filter(|spec| !spec.per_layer) {
-        draw(dev, weights, spec, 0, &mut rng)?;
+        draw(spec, 0)?;
     }
-    for l in 0..weights.config.L {
+    for l in 0..config.L {
         for spec in PARAMS.iter().filter(drawn).filter(|spec| spec.per_layer) {
-            draw(dev, weights, spec, l, &mut rng)?;
+            draw(spec, l)?;
         }
     }
     Ok(())
 }
 
-fn draw(dev: &mut dyn Ops, weights: &Weights, spec: &ParamSpec, l: usize, rng: &mut Mt19937) -> Result<()> {
-    let config = &weights.config;
+/// One layer's tensor, without the padding of the vocabulary.
+fn draw(config: &ModelConfig, spec: &ParamSpec, rng: &mut Mt19937) -> Vec<f32> {
     let len = match spec.param {
         Param::Wte => config.V * config.C,
         _ => spec.len_per_layer(config),
@@ -37,5 +51,5 @@ fn draw(dev: &mut dyn Ops, weights: &Weights, spec: &ParamSpec, l: usize, rng: &
     };
     let mut values = vec![0.0; len];
     rng.normal_fill(&mut values, 0.0, std);
-    dev.upload(weights.get(spec.param, l).slice(0, len), bytemuck::cast_slice(&values))
+    values
 }

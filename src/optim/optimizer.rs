@@ -17,8 +17,10 @@ pub struct HyperParams {
     pub grad_clip: f32,
 }
 
-/// First and second moments (f32, laid out like the parameters) and how to use them.
+/// First and second moments, master weights (all f32, laid out like the parameters), and how to use them.
 pub struct Optimizer {
+    /// The parameters as the steps left them; those of the model are their rounded image.
+    pub master: Option<Tensor>,
     pub m: Tensor,
     pub v: Tensor,
     hyper: HyperParams,
@@ -26,7 +28,17 @@ pub struct Optimizer {
 }
 
 impl Optimizer {
-    pub fn plan(layout: &ParamLayout, hyper: HyperParams, plan: &mut MemoryPlan) -> Self {
+    /// `params` are the model's. Master weights are kept beside those only if they are narrower than f32: f32 parameters
+    /// are their own.
+    pub fn plan(
+        layout: &ParamLayout,
+        params: Dtype,
+        use_master_weights: bool,
+        hyper: HyperParams,
+        plan: &mut MemoryPlan,
+    ) -> Self {
+        let wanted = use_master_weights && params != Dtype::F32;
+        let master = wanted.then(|| plan.add("optimizer state", "master weights", Dtype::F32, layout.len()));
         let m = plan.add("optimizer state", "m", Dtype::F32, layout.len());
         let v = plan.add("optimizer state", "v", Dtype::F32, layout.len());
         let segments = PARAMS
@@ -37,7 +49,7 @@ impl Optimizer {
                 DecaySegment { start: range.start, len: range.len(), weight_decay }
             })
             .collect();
-        Optimizer { m, v, hyper, segments }
+        Optimizer { master, m, v, hyper, segments }
     }
 
     /// What to multiply gradients of this norm by so that their norm is at most the clip.
@@ -60,7 +72,7 @@ impl Optimizer {
     ) -> Result<()> {
         dev.adamw(AdamW {
             params,
-            master: None,
+            master: self.master,
             m: self.m,
             v: self.v,
             grads,
@@ -71,6 +83,7 @@ impl Optimizer {
             eps: self.hyper.eps,
             grad_scale,
             t,
+            // Of the step alone, so that a resumed run rounds as one that never stopped.
             seed: t as u32,
         })
     }
@@ -83,7 +96,7 @@ mod tests {
 
     fn optimizer(grad_clip: f32) -> Optimizer {
         let hyper = HyperParams { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip };
-        Optimizer::plan(&ParamLayout::new(&ModelConfig::new(8, 2, 2, 8)), hyper, &mut MemoryPlan::new())
+        plan(Dtype::F32, true, hyper)
     }
 
     #[test]
@@ -96,6 +109,22 @@ mod tests {
             assert_eq!(segment.weight_decay > 0.0, spec.is_matrix, "{}", spec.name);
         }
         assert_eq!(next, optimizer.m.len);
+    }
+
+    fn plan(params: Dtype, use_master_weights: bool, hyper: HyperParams) -> Optimizer {
+        let layout = ParamLayout::new(&ModelConfig::new(8, 2, 2, 8));
+        Optimizer::plan(&layout, params, use_master_weights, hyper, &mut MemoryPlan::new())
+    }
+
+    #[test]
+    fn only_narrow_parameters_need_master_weights() {
+        let hyper = HyperParams { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 0.0 };
+        let master = |params, wanted| plan(params, wanted, hyper).master.map(|t| (t.dtype, t.len));
+        let len = optimizer(1.0).m.len;
+        assert_eq!(master(Dtype::Bf16, true), Some((Dtype::F32, len)));
+        assert_eq!(master(Dtype::F16, true), Some((Dtype::F32, len)));
+        assert_eq!(master(Dtype::Bf16, false), None);
+        assert_eq!(master(Dtype::F32, true), None);
     }
 
     #[test]

@@ -151,6 +151,13 @@ impl Logs {
         self.console.skipped(what, z);
     }
 
+    /// An update that was left out because gradients overflowed fp16.
+    pub fn overflowed(&mut self, scale: f32) {
+        self.console.warning(format_args!(
+            "gradients overflowed fp16; the update is skipped and the loss scaled by {scale} from now on"
+        ));
+    }
+
     pub fn validation(&mut self, step: usize, loss: f32) -> Result<()> {
         self.console.val_loss(loss);
         self.console.line(format_args!("val perplexity {:.4}", perplexity(loss)));

@@ -1,6 +1,7 @@
 //! The training run: set up, then step by step evaluate, sample, checkpoint, train; until done, told to stop, or wrong.
 #![allow(non_snake_case)]
 
+pub mod clock;
 pub mod logs;
 pub mod resume;
 pub mod setup;
@@ -15,15 +16,16 @@ use crate::eval::validation::validation_loss;
 use crate::model::decode::Decoder;
 use crate::model::{BatchShape, GPT2};
 use crate::ops::Ops;
+use crate::optim::loss_scale::LossScale;
 use crate::optim::optimizer::Optimizer;
 use crate::optim::outlier::{OutlierDetector, is_outlier};
 use crate::optim::schedule::Schedule;
 use crate::sample::{Sampler, SamplerOptions, generate};
 use anyhow::Result;
+use clock::StepClock;
 use logs::{Logs, StepRecord};
 use signals::StopSignal;
 use std::path::PathBuf;
-use std::time::Instant;
 use step::{LossAndNorm, Step};
 
 /// How a run ended.
@@ -52,9 +54,12 @@ pub struct Run {
     pub hellaswag: Option<HellaSwag>,
     pub loss_outliers: OutlierDetector,
     pub norm_outliers: OutlierDetector,
+    /// Only for parameters of fp16.
+    pub loss_scale: Option<LossScale>,
     /// Lowest validation loss so far, and so the one of `model_best.bin`.
     pub best_val_loss: Option<f32>,
     pub logs: Logs,
+    pub clock: StepClock,
     pub output_dir: Option<PathBuf>,
     pub args: TrainArgs,
 }
@@ -87,10 +92,11 @@ pub fn run(args: &TrainArgs, dev: Box<dyn Ops>) -> Result<Finish> {
 impl Run {
     /// One optimizer step.
     fn train(&mut self, step: usize) -> Result<()> {
-        let started = Instant::now();
+        self.clock.go();
         if self.args.overfit_single_batch {
             self.train_loader.reset();
         }
+        let loss_scale = self.loss_scale.map_or(1.0, |scale| scale.get());
         let mut work = Step {
             dev: self.dev.as_mut(),
             model: &self.model,
@@ -98,11 +104,18 @@ impl Run {
             shape: self.shape,
             grad_accum_steps: self.grad_accum_steps,
         };
-        let LossAndNorm { loss, norm } = work.forward_backward(&mut self.train_loader)?;
-        self.logs.check_finite(step, loss, norm)?;
+        let LossAndNorm { loss, norm } = work.forward_backward(&mut self.train_loader, loss_scale)?;
+        let elapsed = self.clock.lap();
         let lr = self.schedule.lr(step);
         let z = (self.loss_outliers.score(loss), self.norm_outliers.score(norm));
-        if is_outlier(z.0, self.args.skip_update_lossz) {
+        let overflowed =
+            loss.is_finite() && self.loss_scale.as_mut().is_some_and(|scale| !scale.accept(norm));
+        if !overflowed {
+            self.logs.check_finite(step, loss, norm)?;
+        }
+        if let Some(scale) = self.loss_scale.filter(|_| overflowed) {
+            self.logs.overflowed(scale.get());
+        } else if is_outlier(z.0, self.args.skip_update_lossz) {
             self.logs.skipped("loss", z.0);
             self.loss_outliers.reject(loss);
         } else if is_outlier(z.1, self.args.skip_update_gradz) {
@@ -111,11 +124,21 @@ impl Run {
         } else {
             self.loss_outliers.accept(loss);
             self.norm_outliers.accept(norm);
-            work.update(step, lr, norm)?;
+            work.update(step, lr, norm, loss_scale)?;
         }
-        self.dev.synchronize()?;
         let tokens = self.shape.rows() * self.grad_accum_steps;
-        self.logs.step(StepRecord { step, loss, norm, z, lr, elapsed: started.elapsed(), tokens })
+        self.logs.step(StepRecord { step, loss, norm, z, lr, elapsed, tokens })?;
+        self.report_gpu(step)
+    }
+
+    /// The line of `-lg`.
+    fn report_gpu(&mut self, step: usize) -> Result<()> {
+        let every = self.args.gpu_info_every;
+        if every > 0 && (step + 1).is_multiple_of(every) {
+            let state = self.dev.gpu_state()?;
+            self.logs.console().line(state);
+        }
+        Ok(())
     }
 
     /// Validation, HellaSwag and a sample, each at its own steps.
@@ -124,17 +147,20 @@ impl Run {
             every > 0 && (last || step.is_multiple_of(every) && (from_start || step > 0))
         };
         if due(self.args.val_loss_every, true) {
+            self.clock.stop(self.dev.as_mut())?;
             self.validate(step)?;
         }
         if due(self.args.val_loss_every, false)
             && let Some(questions) = &self.hellaswag
         {
+            self.clock.stop(self.dev.as_mut())?;
             let progress = &mut |_, _| {};
             let evaluation =
                 hellaswag::evaluate(&self.model, self.dev.as_mut(), questions, (0, 1), progress)?;
             self.logs.hellaswag(step, evaluation.score(), evaluation.truncated)?;
         }
         if due(self.args.sample_every, false) {
+            self.clock.stop(self.dev.as_mut())?;
             self.sample(step)?;
         }
         Ok(())

@@ -5,6 +5,8 @@ use super::Run;
 use crate::checkpoint::{self, Float, LoaderPosition, Part, Saved, Shuffle, State, model_bin};
 use crate::data::loader::{LoaderState, ShuffleState};
 use crate::ops::{Ops, download_f32, upload_f32};
+use crate::optim::loss_scale::LossScale;
+use crate::optim::optimizer::Optimizer;
 use crate::optim::outlier::OutlierDetector;
 use crate::rng::Mt19937;
 use crate::tensor::{Dtype, Tensor};
@@ -25,6 +27,30 @@ struct Extras {
     loss_outliers: OutlierDetector,
     norm_outliers: OutlierDetector,
     best_val_loss: Option<Float>,
+    /// Type of the parameters. Runs of before there was a choice did not say; theirs were f32.
+    #[serde(default = "f32_name")]
+    dtype: String,
+    /// Of fp16 runs.
+    #[serde(default)]
+    loss_scale: Option<LossScale>,
+}
+
+fn f32_name() -> String {
+    dtype_name(Dtype::F32).to_owned()
+}
+
+/// As `--dtype` spells it.
+pub(super) fn dtype_name(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::Bf16 => "bf16",
+        Dtype::F16 => "fp16",
+        Dtype::F32 | Dtype::I32 => "f32",
+    }
+}
+
+/// Type of the parameters in a model file: llm.c has no files of fp16, which f32 holds without loss.
+fn file_dtype(params: Dtype) -> Dtype {
+    if params == Dtype::Bf16 { Dtype::Bf16 } else { Dtype::F32 }
 }
 
 /// Opens the newest whole checkpoint in `dir`, if there is one.
@@ -56,12 +82,13 @@ impl Run {
         if !(due || stopped) || step == self.first_step && self.resumed {
             return Ok(());
         }
+        self.clock.stop(self.dev.as_mut())?;
         let config = self.model.weights.config;
         let state = State {
             step: step as u64,
             num_processes: 1,
             rank: 0,
-            use_master_weights: false,
+            use_master_weights: self.optimizer.master.is_some(),
             rng_state: 0,
             rng_state_last_update: 0,
             loader: loader_position(self.train_loader.state()),
@@ -75,10 +102,13 @@ impl Run {
             loss_outliers: self.loss_outliers.clone(),
             norm_outliers: self.norm_outliers.clone(),
             best_val_loss: self.best_val_loss.map(|loss| Float(f64::from(loss))),
+            dtype: dtype_name(self.model.weights.all.dtype).to_owned(),
+            loss_scale: self.loss_scale,
         };
         let tensors = self.tensors();
         let dev = self.dev.as_mut();
-        checkpoint::save(&dir, &config, Dtype::F32, &state, &extras, &mut |part, start, out| {
+        let dtype = file_dtype(tensors.params.dtype);
+        checkpoint::save(&dir, &config, dtype, &state, &extras, &mut |part, start, out| {
             read_chunk(dev, tensors.of(part), start, out)
         })?;
         checkpoint::prune(
@@ -97,7 +127,7 @@ impl Run {
         let (config, params) = (self.model.weights.config, self.model.weights.all);
         let dev = self.dev.as_mut();
         let path = dir.join("model_best.bin");
-        model_bin::write(&path, &config, Dtype::F32, &mut |_, start, out| {
+        model_bin::write(&path, &config, file_dtype(params.dtype), &mut |_, start, out| {
             read_chunk(dev, params, start, out)
         })?;
         Ok(())
@@ -130,6 +160,7 @@ impl Run {
             );
             self.loss_outliers = extras.loss_outliers;
             self.norm_outliers = extras.norm_outliers;
+            self.loss_scale = self.loss_scale.map(|fresh| extras.loss_scale.unwrap_or(fresh));
             self.best_val_loss = extras.best_val_loss.map(|loss| loss.0 as f32);
         }
         let state = &saved.state.state;
@@ -143,13 +174,46 @@ impl Run {
         self.train_loader
             .restore(&loader_state(&state.loader)?)
             .with_context(|| format!("{}: not the data of the checkpoint", self.args.train_data_flag()))?;
+        self.restore_tensors(saved)
+    }
+
+    /// The tensors, and a warning where the run is to go on with other ones than it had.
+    fn restore_tensors(&mut self, saved: Saved) -> Result<()> {
         let tensors = self.tensors();
+        let was = match &saved.run {
+            Some(run) => run.trainer::<Extras>()?.dtype,
+            None => dtype_name(saved.model.dtype).to_owned(),
+        };
+        let is = dtype_name(tensors.params.dtype);
+        let has_master = saved.state.state.use_master_weights;
+        let mut warn = |text: String| self.logs.console().warning(text);
+        if was != is {
+            warn(format!(
+                "the checkpoint was written with --dtype {was}; its weights become {is}, and so its losses"
+            ));
+        } else if tensors.master.is_some() && !has_master {
+            warn("the checkpoint has no master weights; they start from the parameters".to_owned());
+        } else if has_master && tensors.master.is_none() {
+            warn("-w 0: the checkpoint's master weights, rounded, become the parameters".to_owned());
+        }
         let dev = self.dev.as_mut();
-        saved.restore(&mut |part, start, values| write_chunk(dev, tensors.of(part), start, values))
+        saved.restore(&mut |part, start, values| {
+            let (first, second) = match part {
+                // Until master weights come, if any do.
+                Part::Params => (tensors.params, tensors.master),
+                // Those are what counts: parameters of the same type have been rounded from them already.
+                Part::Master if was == is && tensors.master.is_some() => (tensors.of(part), None),
+                Part::Master => (tensors.params, tensors.master),
+                Part::M | Part::V => (tensors.of(part), None),
+            };
+            write_chunk(dev, first, start, values)?;
+            second.map_or(Ok(()), |tensor| write_chunk(dev, tensor, start, values))
+        })
     }
 
     fn tensors(&self) -> Tensors {
-        Tensors { params: self.model.weights.all, m: self.optimizer.m, v: self.optimizer.v }
+        let Optimizer { master, m, v, .. } = self.optimizer;
+        Tensors { params: self.model.weights.all, master, m, v }
     }
 }
 
@@ -157,15 +221,17 @@ impl Run {
 #[derive(Clone, Copy)]
 struct Tensors {
     params: Tensor,
+    master: Option<Tensor>,
     m: Tensor,
     v: Tensor,
 }
 
 impl Tensors {
-    /// Master weights stand in for the parameters: here those are f32 themselves.
+    /// Where there are no master weights, the parameters are what counts.
     fn of(&self, part: Part) -> Tensor {
         match part {
-            Part::Params | Part::Master => self.params,
+            Part::Params => self.params,
+            Part::Master => self.master.unwrap_or(self.params),
             Part::M => self.m,
             Part::V => self.v,
         }

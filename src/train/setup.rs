@@ -2,6 +2,7 @@
 #![allow(non_snake_case)]
 
 use super::Run;
+use super::clock::StepClock;
 use super::logs::Logs;
 use super::resume;
 use crate::checkpoint::{self, ModelFile, Saved};
@@ -15,9 +16,10 @@ use crate::model::activations::Recompute;
 use crate::model::decode::Decoder;
 use crate::model::{BatchShape, GPT2, ModelOptions, init};
 use crate::ops::{Limits, Ops, plan_scratch, upload_f32};
+use crate::optim::loss_scale::LossScale;
 use crate::optim::optimizer::{HyperParams, Optimizer};
 use crate::optim::outlier::OutlierDetector;
-use crate::tensor::MemoryPlan;
+use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use anyhow::{Context, Result, ensure};
 
 /// Logits take at most this much memory; a larger batch is worked off by chunks of rows.
@@ -43,7 +45,8 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>) -> Result<Run> {
 
     let mut plan = MemoryPlan::new();
     let model = GPT2::plan(&config, &options, dev.float_dtype(), &mut plan);
-    let optimizer = Optimizer::plan(&model.weights.layout, hyper_params(args), &mut plan);
+    let (layout, dtype) = (&model.weights.layout, dev.float_dtype());
+    let optimizer = Optimizer::plan(layout, dtype, args.use_master_weights, hyper_params(args), &mut plan);
     let samples = args.sample_every > 0;
     // No sample is longer than asked for, so neither is the cache.
     let decoder =
@@ -73,6 +76,8 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>) -> Result<Run> {
         max_steps,
         loss_outliers: OutlierDetector::default(),
         norm_outliers: OutlierDetector::default(),
+        loss_scale: (dtype == Dtype::F16).then(LossScale::default),
+        clock: StepClock::default(),
         best_val_loss: None,
         output_dir: args.output_dir.clone(),
         args: args.clone(),
@@ -85,9 +90,11 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>) -> Result<Run> {
         hellaswag,
         logs,
     };
+    let dev = run.dev.as_mut();
+    let copies: Vec<Tensor> = [run.model.weights.all].into_iter().chain(run.optimizer.master).collect();
     match start {
-        Start::Random(_) => init::initialize(run.dev.as_mut(), &run.model.weights, args.seed)?,
-        Start::File(file) => upload_f32(run.dev.as_mut(), run.model.weights.all, &file.params)?,
+        Start::Random(_) => init::initialize(dev, &config, &copies, args.seed)?,
+        Start::File(file) => copies.iter().try_for_each(|&copy| upload_f32(dev, copy, &file.params))?,
         Start::Resume(saved) => run.restore(*saved)?,
     }
     // Last, as it cuts the logs of the run back to its checkpoint: whatever is refused before loses nothing.

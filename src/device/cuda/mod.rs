@@ -12,6 +12,8 @@ pub mod fatbins;
 pub mod kernel;
 pub mod matmul_library;
 pub mod memory;
+pub mod nvidia;
+pub mod nvml;
 
 mod adamw;
 mod attention;
@@ -139,6 +141,17 @@ impl Device for Cuda {
 
     fn synchronize(&mut self) -> Result<()> {
         self.driver.synchronize()
+    }
+
+    fn gpu(&self) -> Option<Gpu> {
+        let info = self.driver.info();
+        let products = match self.options.dtype {
+            Dtype::F32 if self.options.tf32 => "tf32",
+            Dtype::F32 => "f32",
+            Dtype::F16 => "fp16",
+            _ => "bf16",
+        };
+        (!info.emulated).then(|| Gpu { name: info.name.clone(), memory_bytes: info.memory_bytes, products })
     }
 }
 
