@@ -2,7 +2,7 @@
 #pragma once
 #include "ptx.h"
 
-struct alignas(64) TensorMap {
+struct TensorMap {
     unsigned long long opaque[16];
 };
 

@@ -2,8 +2,9 @@
 
 use super::driver::{DeviceInfo, Driver};
 use super::emulator::library::{self, Kernel, Table};
-use super::emulator::{EmulatorOptions, GlobalMemory, Job, MAX_SHARED_BYTES};
+use super::emulator::{EmulatorOptions, encode_tensor_map, GlobalMemory, Job, MAX_SHARED_BYTES};
 use super::kernel::{Arg, KernelSpec, Launch, Launcher};
+use super::tensor_map::{TensorMap, TiledMatrix};
 use crate::tensor::Dtype;
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
@@ -58,6 +59,12 @@ impl Launcher for Emulated {
             .get(kernel.name)
             .with_context(|| format!("no kernel {} was compiled from {}", kernel.name, kernel.file))?;
         Job::new(compiled, kernel, launch, args, self.options)?.run()
+    }
+
+    fn tensor_map(&self, matrix: &TiledMatrix) -> Result<TensorMap> {
+        matrix.check()?;
+        self.memory.place(matrix.address, matrix.size_bytes())?;
+        Ok(encode_tensor_map(matrix))
     }
 }
 

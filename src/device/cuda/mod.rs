@@ -12,6 +12,7 @@ pub mod fatbins;
 pub mod kernel;
 pub mod matmul_library;
 pub mod memory;
+pub mod tensor_map;
 pub mod nvidia;
 pub mod nvml;
 

@@ -74,6 +74,12 @@ impl Mbarriers {
         self.barriers.iter().position(|b| b.address == address)
     }
 
+    fn sleep(&mut self, index: usize, me: Me, site: Site) {
+        let barrier = &mut self.barriers[index];
+        barrier.waiting[me.thread / 32] |= 1 << me.lane();
+        barrier.wait_site = site;
+    }
+
     /// Ends the phase if nothing is missing; returns who can go on.
     fn settle(&mut self, index: usize) -> [u32; 32] {
         let barrier = &mut self.barriers[index];
@@ -83,6 +89,14 @@ impl Mbarriers {
         barrier.ended += 1;
         barrier.pending = barrier.arrivals;
         std::mem::take(&mut barrier.waiting)
+    }
+
+    /// One arrival, which makes the phase wait for so many bytes more. `None` if the phase has all its arrivals.
+    fn arrive(&mut self, index: usize, bytes: u64) -> Option<[u32; 32]> {
+        let barrier = &mut self.barriers[index];
+        barrier.pending = barrier.pending.checked_sub(1)?;
+        barrier.bytes += bytes;
+        Some(self.settle(index))
     }
 
     /// So many bytes of copies have landed.
@@ -174,13 +188,7 @@ extern "C" fn warpsmith_emulated_mbarrier_arrive(address: u32, bytes: u32, file:
     let index = me.mbarrier(address, site);
     let waiting = {
         let mut barriers = me.block.hopper.barriers.borrow_mut();
-        let barrier = &mut barriers.barriers[index];
-        barrier.bytes += u64::from(bytes);
-        // A phase with all its arrivals waits for bytes.
-        (barrier.pending > 0).then(|| {
-            barrier.pending -= 1;
-            barriers.settle(index)
-        })
+        barriers.arrive(index, u64::from(bytes))
     };
     match waiting {
         Some(waiting) => me.wake_all(waiting),
@@ -199,11 +207,7 @@ extern "C" fn warpsmith_emulated_mbarrier_wait(address: u32, parity: u32, file: 
     let barriers = &me.block.hopper.barriers;
     let phase = barriers.borrow().phase(index);
     if phase & 1 == u64::from(parity) {
-        let barrier = &mut barriers.borrow_mut().barriers[index];
-        barrier.waiting[me.thread / 32] |= 1 << me.lane();
-        barrier.wait_site = site;
-    }
-    if phase & 1 == u64::from(parity) {
+        barriers.borrow_mut().sleep(index, me, site);
         me.wait();
         let now = barriers.borrow().phase(index);
         if now > phase + 1 {

@@ -150,7 +150,7 @@ extern "C" fn warpsmith_emulated_tma_load(
     let me = me();
     let site = Site::new("tma_load", file, line);
     // SAFETY: a parameter of the kernel, copied now: it may end before the copy lands.
-    let Some(matrix) = decode(unsafe { &*map }) else {
+    let Some(matrix) = decode(&unsafe { map.read_unaligned() }) else {
         me.fail(site, "this is no tensor map of the emulated device".to_owned());
     };
     let barrier = me.mbarrier(barrier, site);
