@@ -106,15 +106,16 @@ struct Sums {
     }
 };
 
-// The 16 M rows of a tile that a warp multiplies again and again: held in registers (KEEP), or read every time.
+// The 16 M rows of a tile that a warp multiplies again and again: held in registers (KEEP), or read every time. The first of
+// them is at `address`, a multiple of 16 rows of the tile.
 template <int HS, int M, bool KEEP>
 struct StationaryRows {
-    uint32_t rows;
+    uint32_t address;
     uint32_t kept[KEEP ? HS / 16 : 1][M][4];
 
-    // `address` is where the first of them is: at a multiple of 16 rows of a tile.
-    __device__ __forceinline__ void start(uint32_t address) {
-        rows = address;
+    __device__ __forceinline__ explicit StationaryRows(uint32_t address) : address(address) {}
+    // To be called once they have arrived.
+    __device__ __forceinline__ void keep() {
         if constexpr (KEEP) {
 #pragma unroll
             for (int k = 0; k < HS / 16; k++) read(kept[k], k);
@@ -136,7 +137,7 @@ struct StationaryRows {
     __device__ __forceinline__ void read(uint32_t (&a)[M][4], int k) const {
         unsigned lane = threadIdx.x % WARP_SIZE;
 #pragma unroll
-        for (int m = 0; m < M; m++) ldmatrix_x4(a[m], rows + tile_offset<HS>(16 * m + lane % 16, 2 * k + lane / 16));
+        for (int m = 0; m < M; m++) ldmatrix_x4(a[m], address + tile_offset<HS>(16 * m + lane % 16, 2 * k + lane / 16));
     }
 };
 

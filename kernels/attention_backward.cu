@@ -44,23 +44,20 @@ __device__ __forceinline__ void backward_keys_tensor_cores(floatX* dqkv, const f
                        pair < valid ? min(2, valid - pair) * 8 : 0);
         cp_async_commit();
     };
-    int j = first / TILE_ROWS, end = ceil_div(T, TILE_ROWS);
+    int start = first / TILE_ROWS, end = ceil_div(T, TILE_ROWS);
     load_tile<HS, KEYS>(key_tile, q + (size_t)first * stride + C, stride, T - first);
     load_tile<HS, KEYS>(value_tile, q + (size_t)first * stride + 2 * C, stride, T - first);
-    load_stage(j);
+    load_stage(start);
 
     constexpr bool KEEP = HS == 32;
-    StationaryRows<HS, M, KEEP> keys, values;
+    StationaryRows<HS, M, KEEP> keys(key_tile + tile_bytes<HS>(in_block)), values(value_tile + tile_bytes<HS>(in_block));
     Sums<M, HS> dk, dv;
     dk.clear();
     dv.clear();
-    for (bool start = true; j < end; j++, start = false) {
+    for (int j = start; j < end; j++) {
         cp_async_wait<0>();
         __syncthreads();
-        if (start) {
-            keys.start(key_tile + tile_bytes<HS>(in_block));
-            values.start(value_tile + tile_bytes<HS>(in_block));
-        }
+        if (j == start) keys.keep(), values.keep();
         if (j + 1 < end) load_stage(j + 1);
         // The first query of the tile minus the first key of the warp.
         int ahead = j * TILE_ROWS - warp_first;
@@ -132,17 +129,14 @@ __device__ __forceinline__ void backward_queries_tensor_cores(floatX* dqkv, cons
             delta[m][i] = row < T ? stats[2 * row + 1] : 0.0f;
         }
     constexpr bool KEEP = HS <= 64;
-    StationaryRows<HS, M, KEEP> queries, douts;
+    StationaryRows<HS, M, KEEP> queries(query_tile + tile_bytes<HS>(in_block)), douts(dout_tile + tile_bytes<HS>(in_block));
     Sums<M, HS> dq;
     dq.clear();
     int count = ceil_div(min(first + QUERIES, T), TILE_ROWS);
     for (int j = 0; j < count; j++) {
         cp_async_wait<0>();
         __syncthreads();
-        if (j == 0) {
-            queries.start(query_tile + tile_bytes<HS>(in_block));
-            douts.start(dout_tile + tile_bytes<HS>(in_block));
-        }
+        if (j == 0) queries.keep(), douts.keep();
         if (j + 1 < count) load_stage(j + 1);
         // The first query of the warp minus the first key of the tile.
         int ahead = warp_first - j * TILE_ROWS;
@@ -233,6 +227,7 @@ __device__ __forceinline__ void backward_queries_f32(float* dqkv, const float* d
         load_tile_f32<HS>(keys, k, stride, T - start);
         load_tile_f32<HS>(values, k + C, stride, T - start);
         __syncthreads();
+#pragma unroll 2
         for (int i = 0; i < F32_TILE; i++) {
             float score = query.dot(keys + i * HS), dp = dout_row.dot(values + i * HS);
             float p = start + i <= row ? exp2_approx(fmaf(score, scale * LOG2_E, -lse2)) : 0.0f;

@@ -72,11 +72,25 @@ struct Softmax {
     }
 };
 
+// Rounds and stores what a block has found. Which block it is, is found out once more: in registers it would cost others their
+// place all through the loop over keys.
+template <int HS, int M>
+__device__ __forceinline__ void store_result(floatX* out, float* lse, Sums<M, HS>& sums, Softmax<M>& softmax,
+                                             unsigned char* queries, int T, int NH, float scale) {
+    T = opaque(T);
+    int tiles = ceil_div(T, 64 * M), C = NH * HS, in_block = (int)threadIdx.x / WARP_SIZE * 16 * M;
+    Work work = work_of_block(tiles);
+    int warp_first = (tiles - 1 - work.rank) * 64 * M + in_block, valid = T - warp_first;
+    softmax.finish(sums, lse + (size_t)work.head * T + warp_first, valid, scale);
+    store_rows(out + offset_in_out(work.head, T, NH, HS) + (size_t)warp_first * C, C, valid, sums,
+               queries + tile_bytes<HS>(in_block));
+}
+
 // 16-bit floatX. Dynamic shared memory: queries, then two stages of keys and values.
 template <int HS>
 __device__ __forceinline__ void forward_tensor_cores(floatX* out, float* lse, const floatX* qkv, int T, int NH,
                                                      float scale) {
-    constexpr int M = 2, QUERIES = 64 * M, KEYS = 64;
+    constexpr int M = 2, QUERIES = 64 * M, KEYS = HS <= 80 ? 64 : 32;
     constexpr uint32_t TILE = tile_bytes<HS>(KEYS);
     DYNAMIC_SHARED(shared);
     int tiles = ceil_div(T, QUERIES), C = NH * HS, stride = 3 * C;
@@ -95,7 +109,7 @@ __device__ __forceinline__ void forward_tensor_cores(floatX* out, float* lse, co
     load_tile<HS, QUERIES>(query_tile, q + (size_t)first * stride, stride, T - first);
     load_stage(0);
 
-    StationaryRows<HS, M, (HS <= 64)> queries;
+    StationaryRows<HS, M, (HS <= 64)> queries(query_tile + tile_bytes<HS>(warp_first - first));
     Sums<M, HS> sums;
     Softmax<M> softmax;
     sums.clear();
@@ -104,7 +118,7 @@ __device__ __forceinline__ void forward_tensor_cores(floatX* out, float* lse, co
     for (int j = 0; j < count; j++) {
         cp_async_wait<0>();
         __syncthreads();
-        if (j == 0) queries.start(query_tile + tile_bytes<HS>(warp_first - first));
+        if (j == 0) queries.keep();
         if (j + 1 < count) load_stage(j + 1);
         int ahead = warp_first - j * KEYS;
         if (ahead + 16 * M <= 0) continue;
@@ -115,10 +129,7 @@ __device__ __forceinline__ void forward_tensor_cores(floatX* out, float* lse, co
         softmax.update(scores, sums, scale * LOG2_E);
         add_product(sums, scores, stage + TILE);
     }
-    int valid = T - warp_first;
-    softmax.finish(sums, lse + (size_t)work.head * T + warp_first, valid, scale);
-    store_rows(out + offset_in_out(work.head, T, NH, HS) + (size_t)warp_first * C, C, valid, sums,
-               shared + tile_bytes<HS>(warp_first - first));
+    store_result<HS, M>(out, lse, sums, softmax, shared, T, NH, scale);
 }
 
 // f32: LANES threads have a query, and look at KEYS keys at a time.
@@ -144,6 +155,7 @@ __device__ __forceinline__ void forward_f32(float* out, float* lse, const float*
         load_tile_f32<HS>(keys, k, stride, T - start);
         load_tile_f32<HS>(values, k + C, stride, T - start);
         __syncthreads();
+#pragma unroll 1
         for (int part = 0; part < F32_TILE; part += KEYS) {
             float scores[KEYS], new_max = max;
 #pragma unroll

@@ -74,6 +74,12 @@ __device__ __forceinline__ void store_u128_streaming(void* p, uint4 v) { __stcs(
 
 // --- arithmetic
 
+// x; but the compiler cannot tell, and computes anew what it would else have kept in registers from an earlier use of x.
+__device__ __forceinline__ int opaque(int x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
 // 2^x, to about 2 ulp
 __device__ __forceinline__ float exp2_approx(float x) {
     float r;

@@ -2,20 +2,9 @@
 
 mod common;
 
-use common::{Corpus, stderr, stdout, succeed};
-use std::path::Path;
+use common::{Corpus, losses, stderr, stdout, succeed};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-
-/// Step, loss and norm of each step in a run's `metrics.jsonl`, as the exact text that was written.
-fn losses(dir: &Path) -> Vec<(u64, String, String)> {
-    let text = std::fs::read_to_string(dir.join("metrics.jsonl")).unwrap();
-    let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-    lines
-        .filter(|line| line.get("loss").is_some())
-        .map(|line| (line["step"].as_u64().unwrap(), line["loss"].to_string(), line["norm"].to_string()))
-        .collect()
-}
 
 #[test]
 fn a_run_learns_and_leaves_logs_and_checkpoints() {
@@ -84,13 +73,7 @@ fn resuming_continues_bit_for_bit() {
     run("-x 150 -o whole");
     run("-x 150 -o parts");
     // As if the process had died after step 70: newer checkpoints never came to be.
-    for entry in std::fs::read_dir(corpus.path("parts")).unwrap() {
-        let name = entry.unwrap().file_name().into_string().unwrap();
-        let step = name.split('_').nth(1).and_then(|s| s.get(..8)).and_then(|s| s.parse::<u32>().ok());
-        if step.is_some_and(|s| s > 70) {
-            std::fs::remove_file(corpus.path("parts").join(name)).unwrap();
-        }
-    }
+    common::forget_after(&corpus.path("parts"), 70);
     let text = stdout(&run("-x 150 -o parts -y 1"));
     assert!(text.contains("checkpoint of step 70"), "{text}");
     assert_eq!(losses(&corpus.path("whole")), losses(&corpus.path("parts")));

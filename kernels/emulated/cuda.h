@@ -154,6 +154,9 @@ EMULATED_INLINE unsigned __reduce_xor_sync(unsigned mask, unsigned value, EMULAT
 
 // --- bits and arithmetic
 
+#define INFINITY __builtin_inff()
+#define NAN __builtin_nanf("")
+
 extern "C" {
 float expf(float) noexcept;
 float exp2f(float) noexcept;

@@ -92,6 +92,7 @@ EMULATED_INLINE void store_u128_streaming(void* p, uint4 v, EMULATED_SITE) { sto
 
 // --- arithmetic
 
+EMULATED_INLINE int opaque(int x) { return x; }
 EMULATED_INLINE float exp2_approx(float x) { return exp2f(x); }
 EMULATED_INLINE float tanh_approx(float x) { return tanhf(x); }
 EMULATED_INLINE uint32_t to_tf32(float x) {

@@ -17,19 +17,21 @@ struct Kernel {
     uint32_t max_threads;
 };
 
-// Only these can be passed to a kernel.
+// What a type of parameter is called, without the const of what it points to; structs as the compiler writes them.
 template <class T>
-struct TypeName;
-#define EMULATED_TYPE(T)                             \
-    template <>                                      \
-    struct TypeName<T> {                             \
-        static constexpr const char* value = #T;     \
-    };                                               \
-    template <>                                      \
-    struct TypeName<T*> {                            \
-        static constexpr const char* value = #T "*"; \
-    };                                               \
-    template <>                                      \
+struct TypeName {
+    static constexpr const char* text() { return __PRETTY_FUNCTION__; }
+};
+#define EMULATED_TYPE(T)                                     \
+    template <>                                              \
+    struct TypeName<T> {                                     \
+        static constexpr const char* text() { return #T; }   \
+    };                                                       \
+    template <>                                              \
+    struct TypeName<T*> {                                    \
+        static constexpr const char* text() { return #T "*"; } \
+    };                                                       \
+    template <>                                              \
     struct TypeName<const T*> : TypeName<T*> {};
 EMULATED_TYPE(bf16)
 EMULATED_TYPE(f16)
@@ -53,7 +55,7 @@ template <auto F>
 struct Entry;
 template <class... A, void (*F)(A...)>
 struct Entry<F> {
-    static constexpr Parameter parameters[sizeof...(A) + 1] = {{TypeName<A>::value, sizeof(A)}..., {nullptr, 0}};
+    static constexpr Parameter parameters[sizeof...(A) + 1] = {{TypeName<A>::text(), sizeof(A)}..., {nullptr, 0}};
     template <int... I>
     static void call(void* const* arguments, Indices<I...>) {
         F(*(A*)arguments[I]...);

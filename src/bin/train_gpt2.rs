@@ -1,7 +1,8 @@
 //! Trains a GPT-2 or GPT-3 sized model on the CPU.
 
 use std::process::ExitCode;
+use warpsmith::cli::{Program, train_gpt2};
 
 fn main() -> ExitCode {
-    warpsmith::cli::train_gpt2::main()
+    train_gpt2::main(Program::TrainGpt2)
 }

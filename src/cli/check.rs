@@ -1,9 +1,11 @@
-//! What no flag of `train_gpt2` can say alone: values that must fit each other, and values that this device cannot
+//! What no flag of the trainers can say alone: values that must fit each other, and values that this device cannot
 //! honour. The lengths that follow from the flags are here too.
 #![allow(non_snake_case)]
 
+use super::devices::DeviceName;
 use super::train::TrainArgs;
 use crate::config::ModelConfig;
+use crate::device::cuda::MatmulChoice;
 use crate::optim::schedule::{Schedule, ScheduleKind};
 use anyhow::{Result, bail, ensure};
 use std::path::{Path, PathBuf};
@@ -47,27 +49,14 @@ impl TrainArgs {
         self.model_source().map(drop)
     }
 
-    /// Refuses what one CPU cannot do. A run that was asked for something must not go on without it.
+    /// Refuses what the device cannot do. A run that was asked for something must not go on without it.
     fn check_device(&self) -> Result<()> {
         let one_process = "this build trains in one process";
         let fixed = [
-            (self.gpu_info_every == 0, "-lg/--gpu-info-every", "0", "the CPU has no GPU to report on"),
-            (
-                self.use_master_weights,
-                "-w/--use-master-weights",
-                "1",
-                "the CPU always keeps its weights in f32",
-            ),
-            (self.gelu_fusion == 0, "-ge/--gelu-fusion", "0", "the CPU runs GELU as a pass of its own"),
-            (
-                self.zero_stage == 0,
-                "-z/--zero-stage",
-                "0",
-                "there is no second process to share the state with",
-            ),
+            (self.zero_stage == 0, "-z/--zero-stage", "0", one_process),
             (self.num_processes == 1, "-pn/--num-processes", "1", one_process),
             (self.process_rank == 0, "-pr/--process-rank", "0", one_process),
-            (self.gpus_per_node == 8, "-pg/--gpus-per-node", "8", "the CPU trains without GPUs"),
+            (self.gpus_per_node == 8, "-pg/--gpus-per-node", "8", one_process),
             (self.nccl_init_method == "mpi", "-pi/--nccl-init-method", "mpi", one_process),
             (self.server_ip.is_empty(), "-ps/--server-ip", "nothing", one_process),
             (self.fs_path.is_empty(), "-pf/--fs-path", "nothing", one_process),
@@ -81,8 +70,28 @@ impl TrainArgs {
             ),
             (!self.inference_only, "--inference-only", "0", "to measure without training use warpsmith eval"),
         ];
-        for (honoured, flag, value, why) in fixed {
-            ensure!(honoured, "{flag}: expected {value} on the cpu device: {why}; drop the flag");
+        let cpu = [
+            (self.gpu_info_every == 0, "-lg/--gpu-info-every", "0", "the CPU has no GPU to report on"),
+            (
+                self.use_master_weights,
+                "-w/--use-master-weights",
+                "1",
+                "the CPU always keeps its weights in f32",
+            ),
+            (self.gelu_fusion == 0, "-ge/--gelu-fusion", "0", "the CPU runs GELU as a pass of its own"),
+            (self.matmul == MatmulChoice::Fastest, "--matmul", "fastest", "the CPU has products of its own"),
+        ];
+        let emulated = [
+            (self.gpu_info_every == 0, "-lg/--gpu-info-every", "0", "an emulated GPU has nothing to report"),
+            (self.matmul != MatmulChoice::Cublaslt, "--matmul", "fastest or own", "cuBLASLt needs a GPU"),
+        ];
+        let (device, further) = match self.device {
+            DeviceName::Cpu => ("cpu", &cpu[..]),
+            DeviceName::Emulated => ("emulated", &emulated[..]),
+            DeviceName::Cuda => ("cuda", &[][..]),
+        };
+        for (honoured, flag, value, why) in fixed.iter().chain(further) {
+            ensure!(honoured, "{flag}: expected {value} on the {device} device: {why}; drop the flag");
         }
         Ok(())
     }

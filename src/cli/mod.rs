@@ -4,6 +4,7 @@
 
 mod check;
 pub mod commands;
+pub mod devices;
 mod parse;
 pub mod readme;
 pub mod tools;
@@ -13,6 +14,7 @@ mod values;
 
 pub use check::{ModelSource, refuse_launcher};
 pub use parse::Parsed;
+pub use train::Program;
 
 use anyhow::Result;
 use std::io::{self, Write};

@@ -1,6 +1,6 @@
-//! The flags of `train_gpt2` as a section of README.md, from the same table that parses them.
+//! The flags of `train_gpt2` and `train_gpt2cu` as a section of README.md, from the same table that parses them.
 
-use super::{Parsed, parse, train};
+use super::{Parsed, Program, parse, train};
 use anyhow::{Context, Result};
 use clap::Arg;
 use std::fmt::Write;
@@ -10,31 +10,46 @@ use std::path::Path;
 const BEGIN: &str = "<!-- flags: written by `warpsmith flags --write README.md` -->\n";
 const END: &str = "<!-- /flags -->";
 
-/// All flags as Markdown: a table for each heading of `--help`, and what the presets set.
+/// All flags as Markdown: a table for each heading of `--help`, and what the presets set. Where `train_gpt2cu` differs, a
+/// cell has both.
 pub fn flags_markdown() -> String {
-    let command = train::command();
+    let (command, for_gpus) = (train::command(Program::TrainGpt2), train::command(Program::TrainGpt2cu));
     let mut text = String::new();
     let mut heading = None;
-    for arg in command.get_arguments().filter(|arg| arg.get_action().takes_values()) {
+    let both = command.get_arguments().zip(for_gpus.get_arguments());
+    for (arg, other) in both.filter(|(arg, _)| arg.get_action().takes_values()) {
         if arg.get_help_heading() != heading {
             heading = arg.get_help_heading();
             let title = heading.unwrap_or_default();
             let _ =
                 write!(text, "\n**{title}**\n\n| Flag | Value | Default | Meaning |\n|---|---|---|---|\n");
         }
-        let _ = writeln!(text, "{}", row(arg));
+        let _ = writeln!(text, "{}", row(arg, other));
     }
     text.push_str(&presets());
     text.trim_start().to_owned()
 }
 
-fn row(arg: &Arg) -> String {
-    let defaults: Vec<_> = arg.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
-    let help = arg.get_help().map(|help| help.to_string()).unwrap_or_default();
-    // The two-letter name is in the first column already.
-    let help = help.split(" [llm.c: -").next().unwrap_or_default();
+fn row(arg: &Arg, other: &Arg) -> String {
     let value = arg.get_value_names().map(|names| names.join(" ")).unwrap_or_default();
-    format!("| {} | {} | {} | {} |", names(arg), code(&value), code(&defaults.join(" ")), cell(help))
+    let default = both(&default(arg), &default(other), ", ");
+    format!("| {} | {} | {default} | {} |", names(arg), code(&value), both(&help(arg), &help(other), ". "))
+}
+
+fn default(arg: &Arg) -> String {
+    let values: Vec<_> = arg.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
+    code(&values.join(" "))
+}
+
+/// Without the two-letter name, which is in the first column already.
+fn help(arg: &Arg) -> String {
+    let help = arg.get_help().map(|help| help.to_string()).unwrap_or_default();
+    cell(help.split(" [llm.c: -").next().unwrap_or_default())
+}
+
+/// One text for both programs, or two.
+fn both(text: &str, other: &str, between: &str) -> String {
+    if text == other { text.to_owned() } else { format!("{text}{between}`train_gpt2cu`: {other}") }
 }
 
 /// `-l`, `--learning-rate`, and other programs' names for it.
@@ -59,7 +74,7 @@ fn presets() -> String {
     let rows = |flags: &[&str]| {
         // A directory is given because presets write checkpoints; it is the same everywhere and so not shown.
         let argv = ["train_gpt2", "-o", "DIR"].iter().chain(flags).copied();
-        match train::parse(argv) {
+        match train::parse(Program::TrainGpt2, argv) {
             Ok(Parsed::Run(args)) => args.rows,
             other => panic!("the built-in preset {flags:?} does not parse: {other:?}"),
         }
@@ -71,7 +86,7 @@ fn presets() -> String {
         "\n**Presets**: the defaults each sets; a flag given beside it wins\n\n| Flag | {} |\n|---|---|---|\n",
         names.map(code).join(" | ")
     );
-    for arg in train::command().get_arguments().filter(|arg| arg.get_id() != "preset") {
+    for arg in train::command(Program::TrainGpt2).get_arguments().filter(|arg| arg.get_id() != "preset") {
         let value = |rows: &[(String, String)]| {
             rows.iter()
                 .find(|row| arg.get_id() == row.0.as_str())
@@ -116,7 +131,7 @@ mod tests {
     #[test]
     fn every_flag_and_preset_is_shown() {
         let text = flags_markdown();
-        for arg in train::command().get_arguments().filter(|arg| arg.get_id() != "help") {
+        for arg in train::command(Program::TrainGpt2cu).get_arguments().filter(|arg| arg.get_id() != "help") {
             let long = arg.get_long().unwrap();
             assert_eq!(text.matches(&format!("`--{long}`")).count(), 1, "--{long}\n{text}");
         }
@@ -124,6 +139,8 @@ mod tests {
             "| `-b`, `--batch-size` | `B` | `4` | Micro-batch: sequences in one forward and backward pass |",
             "| `-x` | `19073` | `18865` |",
             "| `-q` | `0.1` | `0.0` |",
+            "| `--dtype` | `TYPE` | `f32`, `train_gpt2cu`: `bf16` | Type of the numbers in matrix products: f32, bf16. \
+             `train_gpt2cu`: Type of parameters, activations and gradients: bf16, fp16, f32 |",
         ];
         for line in lines {
             assert!(text.contains(line), "{line}\n{text}");

@@ -1,5 +1,6 @@
 //! The command line of `warpsmith`: everything around training.
 
+use super::devices::DeviceName;
 use super::{Parsed, parse, values};
 use crate::tensor::Dtype;
 use anyhow::{Result, ensure};
@@ -9,7 +10,7 @@ use std::path::PathBuf;
 
 /// Prepare data, try out and convert models, draw curves
 ///
-/// Training itself is `train_gpt2`.
+/// Training itself is `train_gpt2` and, on GPUs, `train_gpt2cu`.
 #[derive(Parser, Clone, Debug)]
 #[command(name = "warpsmith", version, args_override_self = true, subcommand_required = true)]
 struct Tools {
@@ -32,7 +33,7 @@ pub enum Tool {
     Convert(ConvertArgs),
     /// Draw a run's curves from its metrics.jsonl
     Plot(PlotArgs),
-    /// Show the flags of train_gpt2 as Markdown
+    /// Show the flags of the trainers as Markdown
     Flags(FlagsArgs),
 }
 
@@ -170,12 +171,25 @@ pub struct EvalArgs {
 
 #[derive(Args, Clone, Debug)]
 pub struct NumberArgs {
-    /// Type of the numbers in matrix products: f32, bf16
-    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = values::dtype)]
+    /// What to compute on: cpu, cuda, emulated
+    #[arg(long, value_name = "NAME", default_value = "cpu", value_parser = values::device)]
+    pub device: DeviceName,
+    /// Type of the numbers, on a CPU only of those in matrix products: f32, bf16, on GPUs also fp16
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = values::gpu_dtype)]
     pub dtype: Dtype,
     /// Threads (0 = one for each core)
     #[arg(long, value_name = "N", default_value = "0", value_parser = values::whole)]
     pub threads: usize,
+}
+
+impl NumberArgs {
+    fn check(&self) -> Result<()> {
+        ensure!(
+            self.device != DeviceName::Cpu || self.dtype != Dtype::F16,
+            "--dtype: expected f32 or bf16 on the cpu device, found fp16"
+        );
+        Ok(())
+    }
 }
 
 #[derive(Args, Clone, Debug)]
@@ -233,6 +247,7 @@ impl Tool {
     fn check(&self) -> Result<()> {
         match self {
             Tool::Eval(args) => {
+                args.numbers.check()?;
                 ensure!(
                     args.hellaswag.is_some() || args.val.is_some(),
                     "eval: nothing to measure; give --val PATTERN or --hellaswag FILE"
@@ -242,6 +257,7 @@ impl Tool {
                     "-m/--max-batches: limits --val, which is not given"
                 );
             }
+            Tool::Sample(args) => args.numbers.check()?,
             Tool::Convert(args) => {
                 let ends = |end: &str| args.output.extension().is_some_and(|e| e == end);
                 let known = ends("bin") || ends("safetensors") && !args.is_hellaswag();

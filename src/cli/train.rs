@@ -1,9 +1,11 @@
-//! The flags of `train_gpt2`: one table that drives parsing, `--help`, the start-up table and README.md.
+//! The flags of `train_gpt2` and `train_gpt2cu`: one table that drives parsing, `--help`, the start-up table and README.md.
 //!
 //! Short flags are llm.c's, long names are those of its `train_gpt2.py` where it has one. The `id` of a flag is its
 //! label in the start-up table, again llm.c's where there is one.
 
+use super::devices::DeviceName;
 use super::{Parsed, parse, values};
+use crate::device::cuda::MatmulChoice;
 use crate::optim::schedule::ScheduleKind;
 use crate::tensor::Dtype;
 use anyhow::{Result, ensure};
@@ -28,7 +30,7 @@ const FINEWEB_TRAIN: &str = "dev/data/fineweb10B/fineweb_train_*.bin";
 const FINEWEB_VAL: &str = "dev/data/fineweb10B/fineweb_val_*.bin";
 
 /// Headings of `--help` and README.md, each with the flag it starts at.
-const HEADINGS: [(&str, &str); 8] = [
+const HEADINGS: [(&str, &str); 9] = [
     ("preset", "Recipe"),
     ("train data pattern", "Files"),
     ("model", "Model"),
@@ -36,8 +38,32 @@ const HEADINGS: [(&str, &str); 8] = [
     ("LR scheduler", "Optimiser"),
     ("val_loss_every", "Evaluation and samples"),
     ("device", "Device and numbers"),
-    ("gpu_info_every", "Accepted from llm.c; on this device only as they are"),
+    (GPU_FLAGS, "GPU; on a CPU only as they are"),
+    (REFUSED_FLAGS, "Accepted from llm.c; in this build only as they are"),
 ];
+
+/// Where the flags begin that mean something to a GPU alone.
+const GPU_FLAGS: &str = "gpu_info_every";
+
+/// Where those begin that have one possible value.
+const REFUSED_FLAGS: &str = "zero_stage";
+
+/// Which of the two programs these are the flags of. They differ in the devices they know, and in defaults.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Program {
+    #[default]
+    TrainGpt2,
+    TrainGpt2cu,
+}
+
+impl Program {
+    pub fn name(self) -> &'static str {
+        match self {
+            Program::TrainGpt2 => "train_gpt2",
+            Program::TrainGpt2cu => "train_gpt2cu",
+        }
+    }
+}
 
 /// Train a GPT-2 or GPT-3 sized model.
 #[derive(Parser, Clone, Debug)]
@@ -244,9 +270,9 @@ pub struct TrainArgs {
 
     // Device and numbers.
     /// What to train on: cpu
-    #[arg(id = "device", long = "device", value_name = "NAME", value_parser = values::device,
+    #[arg(id = "device", long = "device", value_name = "NAME", value_parser = values::cpu_device,
           default_value = "cpu")]
-    pub device: String,
+    pub device: DeviceName,
     /// Threads (0 = one for each core)
     #[arg(id = "threads", long = "threads", value_name = "N", value_parser = values::whole,
           default_value = "0")]
@@ -265,8 +291,7 @@ pub struct TrainArgs {
           default_value = "1", default_value_ifs = presets("1", "0"))]
     pub recompute: usize,
 
-    // Flags of llm.c and `train_gpt2.py` that have one possible value on a single CPU. Any other value is refused, so
-    // that nobody believes to have what is not there.
+    // What a CPU takes only as it is.
     /// Print the state of the GPU every N steps
     #[arg(id = "gpu_info_every", long = "gpu-info-every", alias = "lg", value_name = "STEPS",
           value_parser = values::every,
@@ -277,11 +302,22 @@ pub struct TrainArgs {
           value_parser = values::switch,
           action = ArgAction::Set, default_value = "1")]
     pub use_master_weights: bool,
-    /// Fuse GELU into matrix products: 0 = no, 1 = forward, 2 = forward and backward
+    /// GELU within matrix products, which cuBLASLt does well from Hopper on: 0 = no, 1 = forward, 2 = forward and backward
     #[arg(id = "gelu_fusion", long = "gelu-fusion", alias = "ge", value_name = "0..2",
           value_parser = values::level2,
           default_value = "0")]
     pub gelu_fusion: usize,
+    /// Whose matrix products: fastest (of ours and cuBLASLt's, measured for each shape), own, cublaslt
+    #[arg(id = "matmul", long = "matmul", value_name = "NAME", value_parser = values::matmul,
+          default_value = "fastest")]
+    pub matmul: MatmulChoice,
+    /// Choose kernels without measuring them, so that another run, or the same one resumed, has the same bits
+    #[arg(id = "deterministic", long = "deterministic", value_name = "0|1", value_parser = values::switch,
+          action = ArgAction::Set, default_value = "0")]
+    pub deterministic: bool,
+
+    // Flags of llm.c and `train_gpt2.py` that have one possible value in a single process. Any other value is refused, so
+    // that nobody believes to have what is not there.
     /// Share of the training state that is split over processes
     #[arg(id = "zero_stage", short = 'z', long = "zero-stage", value_name = "0..3",
           value_parser = values::level3,
@@ -343,15 +379,22 @@ pub struct TrainArgs {
     #[arg(long, action = ArgAction::HelpShort)]
     pub help: Option<bool>,
 
+    #[arg(skip)]
+    pub program: Program,
+
     /// What the start-up table shows, in order.
     #[arg(skip)]
     pub rows: Vec<(String, String)>,
 }
 
-/// The table as clap sees it.
-pub fn command() -> Command {
+/// The table of a program as clap sees it.
+pub fn command(program: Program) -> Command {
+    let command = match program {
+        Program::TrainGpt2 => TrainArgs::command(),
+        Program::TrainGpt2cu => for_gpus(TrainArgs::command()),
+    };
     let mut heading = None;
-    parse::finish(TrainArgs::command()).mut_args(move |arg| {
+    parse::finish(command).mut_args(move |arg| {
         if let Some((_, title)) = HEADINGS.iter().find(|(id, _)| arg.get_id() == id) {
             heading = Some(*title);
         }
@@ -359,18 +402,37 @@ pub fn command() -> Command {
     })
 }
 
+/// What is otherwise in `train_gpt2cu`.
+fn for_gpus(command: Command) -> Command {
+    command
+        .name(Program::TrainGpt2cu.name())
+        .mut_arg("device", |arg| {
+            arg.value_parser(values::cuda_device)
+                .default_value("cuda")
+                .help("What to train on: cuda, emulated (the same kernels on the CPU, slowly: for tests)")
+        })
+        .mut_arg("dtype", |arg| {
+            arg.value_parser(values::gpu_dtype)
+                .default_value("bf16")
+                .help("Type of parameters, activations and gradients: bf16, fp16, f32")
+        })
+}
+
 /// Reads a command line; `argv` starts with the program's name.
 ///
 /// # Errors
 /// One line: the flag, what was expected, what was found, what to do.
-pub fn parse(argv: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Parsed<TrainArgs>> {
-    let command = command();
+pub fn parse(
+    program: Program,
+    argv: impl IntoIterator<Item = impl Into<OsString>>,
+) -> Result<Parsed<TrainArgs>> {
+    let command = command(program);
     let argv = parse::respell(&command, argv.into_iter().map(Into::into).collect())?;
     let matches = match parse::matches(&command, argv)? {
         Parsed::Run(matches) => matches,
         Parsed::Print(text) => return Ok(Parsed::Print(text)),
     };
-    let mut args = TrainArgs::from_arg_matches(&matches)?;
+    let mut args = TrainArgs { program, ..TrainArgs::from_arg_matches(&matches)? };
     let typed = |id| matches.value_source(id) == Some(ValueSource::CommandLine);
     if args.has_shape_flags() && args.preset.is_none() && !typed("model") {
         args.model.clear();
@@ -392,7 +454,8 @@ pub fn startup_rows(args: &TrainArgs) -> Vec<(String, String)> {
 /// Values are shown as they were written. Flags that have one possible value, and options that were not used, are
 /// left out.
 fn rows(command: &Command, matches: &ArgMatches, args: &TrainArgs) -> Vec<(String, String)> {
-    let shown = command.get_arguments().take_while(|arg| arg.get_id() != HEADINGS[HEADINGS.len() - 1].0);
+    let end = if args.device == DeviceName::Cpu { GPU_FLAGS } else { REFUSED_FLAGS };
+    let shown = command.get_arguments().take_while(|arg| arg.get_id() != end);
     let row = |arg: &Arg| {
         let id = arg.get_id().as_str();
         let value = match id {

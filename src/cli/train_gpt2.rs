@@ -1,17 +1,15 @@
-//! The program `train_gpt2`: flags to device to run.
+//! The programs `train_gpt2` and `train_gpt2cu`: flags to device to run.
 
+use super::devices::DeviceOptions;
 use super::refuse_launcher;
-use super::train::{TrainArgs, parse};
-use crate::device::cpu::Cpu;
-use crate::device::cpu::matmul::Precision;
-use crate::tensor::Dtype;
+use super::train::{Program, TrainArgs, parse};
 use crate::train::{self, Finish};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use std::process::ExitCode;
 
-pub fn main() -> ExitCode {
+pub fn main(program: Program) -> ExitCode {
     let mut stopped = None;
-    let status = super::run("train_gpt2", parse(std::env::args_os()), |args| {
+    let status = super::run(program.name(), parse(program, std::env::args_os()), |args| {
         if let Finish::Stopped(signal) = run(&args)? {
             stopped = Some(signal);
         }
@@ -23,18 +21,14 @@ pub fn main() -> ExitCode {
 
 fn run(args: &TrainArgs) -> Result<Finish> {
     refuse_launcher(|name| std::env::var(name).ok())?;
-    let device = open_cpu(args.dtype, args.threads)?;
-    train::run(args, Box::new(device))
-}
-
-/// The CPU, with a pool of `threads` threads (0: one for each core).
-///
-/// # Errors
-/// If the CPU cannot compute in `dtype`, or no threads are to be had.
-pub fn open_cpu(dtype: Dtype, threads: usize) -> Result<Cpu> {
-    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("--threads")?;
-    Cpu::new(match dtype {
-        Dtype::Bf16 => Precision::Bf16,
-        _ => Precision::F32,
-    })
+    let device = DeviceOptions {
+        device: args.device,
+        dtype: args.dtype,
+        tf32: args.tf32,
+        gelu_fusion: args.gelu_fusion,
+        deterministic: args.deterministic,
+        matmul: args.matmul,
+        threads: args.threads,
+    };
+    train::run(args, device.open()?)
 }

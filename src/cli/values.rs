@@ -1,6 +1,8 @@
 //! One parser for each sort of value, so that a bad one is refused where it was typed. Each returns what was
 //! expected and what was found; the caller puts the flag in front.
 
+use super::devices::DeviceName;
+use crate::device::cuda::MatmulChoice;
 use crate::tensor::Dtype;
 use std::fmt::Display;
 
@@ -39,11 +41,39 @@ pub fn batches(text: &str) -> Result<i64, String> {
     found.ok_or_else(|| expected("a whole number of at least 1, or -1 for all the data", text))
 }
 
-/// The device to compute on.
-pub fn device(text: &str) -> Result<String, String> {
+/// The one device of `train_gpt2`.
+pub fn cpu_device(text: &str) -> Result<DeviceName, String> {
+    match device(text) {
+        Ok(DeviceName::Cpu) => Ok(DeviceName::Cpu),
+        _ => Err(format!("expected cpu, found {text}; it is train_gpt2cu that trains on GPUs")),
+    }
+}
+
+/// The devices of `train_gpt2cu`.
+pub fn cuda_device(text: &str) -> Result<DeviceName, String> {
+    match device(text) {
+        Ok(device) if device != DeviceName::Cpu => Ok(device),
+        _ => Err(format!("expected cuda or emulated, found {text}; it is train_gpt2 that trains on CPUs")),
+    }
+}
+
+/// Any device.
+pub fn device(text: &str) -> Result<DeviceName, String> {
     match text {
-        "cpu" => Ok(text.into()),
-        _ => Err(format!("expected cpu, found {text}; this build has no other device")),
+        "cpu" => Ok(DeviceName::Cpu),
+        "cuda" => Ok(DeviceName::Cuda),
+        "emulated" => Ok(DeviceName::Emulated),
+        _ => Err(expected("cpu, cuda or emulated", text)),
+    }
+}
+
+/// Whose matrix products to use.
+pub fn matmul(text: &str) -> Result<MatmulChoice, String> {
+    match text {
+        "fastest" => Ok(MatmulChoice::Fastest),
+        "own" => Ok(MatmulChoice::Own),
+        "cublaslt" => Ok(MatmulChoice::Cublaslt),
+        _ => Err(expected("fastest, own or cublaslt", text)),
     }
 }
 
@@ -140,6 +170,14 @@ pub fn dtype(text: &str) -> Result<Dtype, String> {
         "f32" | "float32" => Ok(Dtype::F32),
         "bf16" | "bfloat16" => Ok(Dtype::Bf16),
         _ => Err(expected("f32 or bf16", text)),
+    }
+}
+
+/// Type of the numbers on a GPU, by our name or PyTorch's.
+pub fn gpu_dtype(text: &str) -> Result<Dtype, String> {
+    match text {
+        "fp16" | "f16" | "float16" => Ok(Dtype::F16),
+        _ => dtype(text).map_err(|_| expected("bf16, fp16 or f32", text)),
     }
 }
 

@@ -1,4 +1,5 @@
 //! What a run leaves behind of itself: the console, `main.log`, `metrics.jsonl`.
+#![allow(non_snake_case)]
 
 use crate::cli::train::{TrainArgs, startup_rows};
 use crate::data::loader::DataLoader;
@@ -8,7 +9,9 @@ use crate::metrics::console::{Console, StepLine};
 use crate::metrics::jsonl::{Jsonl, TrainMetrics};
 use crate::metrics::main_log::MainLog;
 use crate::metrics::throughput::{Throughput, eta};
+use crate::metrics::utilisation::{flops_per_token, peak_flops};
 use crate::model::Weights;
+use crate::ops::{Gpu, Ops};
 use crate::tensor::MemoryPlan;
 use anyhow::{Context, Result, ensure};
 use std::io::Stdout;
@@ -21,7 +24,25 @@ pub struct Logs {
     /// `None` without an output directory.
     files: Option<Files>,
     throughput: Throughput,
+    utilisation: Option<Utilisation>,
     max_steps: usize,
+}
+
+/// What the GPU could do, and what a token asks of it.
+#[derive(Clone, Copy, Debug)]
+struct Utilisation {
+    peak_flops: f64,
+    flops_per_token: f64,
+    /// What matrix products multiply.
+    products: &'static str,
+}
+
+/// How much memory a run takes, and what it could take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryNeeds {
+    pub sequence_bytes: usize,
+    /// Where the memory of the device is known.
+    pub max_batch_size: Option<usize>,
 }
 
 struct Files {
@@ -45,7 +66,8 @@ pub struct StepRecord {
 impl Logs {
     /// The console alone.
     pub fn new(max_steps: usize) -> Self {
-        Logs { console: Console::stdout(), files: None, throughput: Throughput::new(), max_steps }
+        let (console, throughput) = (Console::stdout(), Throughput::new());
+        Logs { console, files: None, throughput, utilisation: None, max_steps }
     }
 
     /// Begins new log files, or goes on with those of a resumed run.
@@ -57,26 +79,22 @@ impl Logs {
         Ok(())
     }
 
-    /// The start-up tables: flags, device, model, data, memory.
+    /// The start-up tables: flags, device, model, data.
     pub fn banner(
         &mut self,
         args: &TrainArgs,
-        device: &str,
+        dev: &dyn Ops,
         start: &str,
         weights: &Weights,
         loaders: (&DataLoader, Option<&DataLoader>),
-        memory: &MemoryPlan,
     ) {
-        let rows = |rows: &[(&str, String)]| {
-            rows.iter().map(|(n, v)| (n.to_string(), v.clone())).collect::<Vec<_>>()
-        };
         let config = &weights.config;
         let [decayed, not_decayed] = weights.layout.decay_groups();
         let (train, val) = loaders;
         self.console.table_head();
         self.console.table(startup_rows(args));
-        self.console.table(rows(&[("running on", device.to_string())]));
-        self.console.table(rows(&[
+        self.device(dev, args.sequence_length, weights);
+        self.console.table([
             ("weight init method", start.to_string()),
             ("max_sequence_length T", config.maxT.to_string()),
             ("vocab_size V", config.V.to_string()),
@@ -87,17 +105,14 @@ impl Logs {
             ("num_parameters", weights.layout.len().to_string()),
             ("decayed", format!("{} parameters in {} tensors", decayed.0, decayed.1)),
             ("not decayed", format!("{} parameters in {} tensors", not_decayed.0, not_decayed.1)),
-        ]));
+        ]);
         let shards = |l: &DataLoader| format!("{} tokens in {} shards", l.num_tokens(), l.num_shards());
-        self.console.table(rows(&[
+        self.console.table([
             ("train data", shards(train)),
             ("val data", val.map_or("not read".to_string(), shards)),
             ("grad_accum_steps", args.grad_accum_steps().to_string()),
             ("train_num_batches", self.max_steps.to_string()),
-        ]));
-        let mib = |bytes: usize| format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64);
-        let arenas = memory.arenas.iter().map(|arena| (arena.name, mib(arena.size_bytes)));
-        self.console.table(arenas.chain([("memory in all", mib(memory.size_bytes()))]));
+        ]);
         if args.sequence_length < config.maxT {
             let (t, max) = (args.sequence_length, config.maxT);
             self.console.warning(format_args!(
@@ -107,6 +122,36 @@ impl Logs {
         }
         for path in train.short_shards().into_iter().chain(val.iter().flat_map(|v| v.short_shards())) {
             self.console.warning(format_args!("{}: shorter than one batch, never read", path.display()));
+        }
+    }
+
+    /// What the device is and, of a GPU, how fast it could be.
+    fn device(&mut self, dev: &dyn Ops, T: usize, weights: &Weights) {
+        let mut rows = vec![("running on", dev.describe())];
+        if let Some(gpu) = dev.gpu() {
+            let peak = peak_flops(&gpu.name, gpu.products);
+            let products = gpu.products;
+            let shown = |peak: f64| format!("{:.1} ({products})", peak / 1e12);
+            rows.push(("peak TFlops", peak.map_or("unknown GPU".to_string(), shown)));
+            let (L, C) = (weights.config.L, weights.config.C);
+            let flops_per_token = flops_per_token(weights.layout.len(), L, C, T);
+            self.utilisation = peak.map(|peak_flops| Utilisation { peak_flops, flops_per_token, products });
+        }
+        self.console.table(rows);
+    }
+
+    /// What is about to be allocated, and how much larger a batch could be.
+    pub fn memory(&mut self, plan: &MemoryPlan, needs: &MemoryNeeds, gpu: Option<&Gpu>) {
+        let mib = |bytes: usize| format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64);
+        let arenas = plan.arenas.iter().map(|arena| (arena.name, mib(arena.size_bytes)));
+        self.console.table(arenas.chain([("memory in all", mib(plan.size_bytes()))]));
+        if let Some(gpu) = gpu {
+            let (used, all) = (plan.size_bytes() >> 20, gpu.memory_bytes >> 20);
+            self.console.line(format_args!("device memory usage: {used} MiB / {all} MiB"));
+        }
+        self.console.line(format_args!("memory per sequence: {} MiB", needs.sequence_bytes >> 20));
+        if let Some(max) = needs.max_batch_size {
+            self.console.line(format_args!(" -> estimated maximum batch size: {max}"));
         }
     }
 
@@ -136,7 +181,10 @@ impl Logs {
             norm_z: r.z.1,
             lr: r.lr,
             ms,
-            mfu: None,
+            mfu: self.utilisation.map(|u| {
+                let flops = u.flops_per_token * r.tokens as f64 / r.elapsed.as_secs_f64();
+                (flops / u.peak_flops, u.products)
+            }),
             tok_per_s,
             eta: eta(self.max_steps - r.step - 1, r.tokens, tok_per_s),
         });

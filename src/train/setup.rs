@@ -3,7 +3,7 @@
 
 use super::Run;
 use super::clock::StepClock;
-use super::logs::Logs;
+use super::logs::{Logs, MemoryNeeds};
 use super::resume;
 use crate::checkpoint::{self, ModelFile, Saved};
 use crate::cli::ModelSource;
@@ -25,6 +25,9 @@ use anyhow::{Context, Result, ensure};
 /// Logits take at most this much memory; a larger batch is worked off by chunks of rows.
 const LOGITS_BYTES: usize = 256 << 20;
 
+/// Memory of a GPU that is not ours to plan: the driver's, the kernels', a library's.
+const RESERVED_BYTES: usize = 1 << 30;
+
 /// Where the initial weights come from.
 enum Start {
     Random(ModelConfig),
@@ -42,18 +45,7 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>) -> Result<Run> {
     let (train_loader, val_loader) = open_loaders(args, &config)?;
     let hellaswag = args.hellaswag_eval.then(|| HellaSwag::open(&args.hellaswag_data)).transpose()?;
     let options = model_options(args, &config, hellaswag.as_ref())?;
-
-    let mut plan = MemoryPlan::new();
-    let model = GPT2::plan(&config, &options, dev.float_dtype(), &mut plan);
-    let (layout, dtype) = (&model.weights.layout, dev.float_dtype());
-    let optimizer = Optimizer::plan(layout, dtype, args.use_master_weights, hyper_params(args), &mut plan);
-    let samples = args.sample_every > 0;
-    // No sample is longer than asked for, so neither is the cache.
-    let decoder =
-        samples.then(|| Decoder::plan(&model.weights, args.sample_len.clamp(1, config.maxT), &mut plan));
-    let uses: Vec<Limits> =
-        [model.limits()].into_iter().chain(decoder.as_ref().map(Decoder::limits)).collect();
-    plan_scratch(dev.as_ref(), &uses, &mut plan)?;
+    let Planned { plan, model, optimizer, decoder } = plan(args, &config, &options, dev.as_ref())?;
     let max_steps = args.train_steps(train_loader.num_tokens())?;
     check_samples(args, &config, decoder.is_some())?;
     let resumed_step = start.resumed_step();
@@ -64,7 +56,12 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>) -> Result<Run> {
     );
     let mut logs = Logs::new(max_steps);
     let loaders = (&train_loader, val_loader.as_ref());
-    logs.banner(args, &dev.describe(), &start.describe(args), &model.weights, loaders, &plan);
+    logs.banner(args, dev.as_ref(), &start.describe(args), &model.weights, loaders);
+    let gpu = dev.gpu();
+    logs.memory(&plan, &memory_needs(args, &config, &options, dev.as_ref())?, gpu.as_ref());
+    if args.gpu_info_every > 0 {
+        dev.gpu_state().context("-lg")?;
+    }
     dev.allocate(&plan)?;
 
     let mut run = Run {
@@ -76,7 +73,7 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>) -> Result<Run> {
         max_steps,
         loss_outliers: OutlierDetector::default(),
         norm_outliers: OutlierDetector::default(),
-        loss_scale: (dtype == Dtype::F16).then(LossScale::default),
+        loss_scale: (dev.float_dtype() == Dtype::F16).then(LossScale::default),
         clock: StepClock::default(),
         best_val_loss: None,
         output_dir: args.output_dir.clone(),
@@ -102,6 +99,48 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>) -> Result<Run> {
         run.logs.open(dir, resumed_step)?;
     }
     Ok(run)
+}
+
+/// Everything that takes memory on the device.
+struct Planned {
+    plan: MemoryPlan,
+    model: GPT2,
+    optimizer: Optimizer,
+    decoder: Option<Decoder>,
+}
+
+fn plan(args: &TrainArgs, config: &ModelConfig, options: &ModelOptions, dev: &dyn Ops) -> Result<Planned> {
+    let mut plan = MemoryPlan::new();
+    let dtype = dev.float_dtype();
+    let model = GPT2::plan(config, options, dtype, &mut plan);
+    let (layout, master) = (&model.weights.layout, args.use_master_weights);
+    let optimizer = Optimizer::plan(layout, dtype, master, hyper_params(args), &mut plan);
+    // No sample is longer than asked for, so neither is the cache.
+    let context = args.sample_len.clamp(1, config.maxT);
+    let decoder = (args.sample_every > 0).then(|| Decoder::plan(&model.weights, context, &mut plan));
+    let uses: Vec<Limits> =
+        [model.limits()].into_iter().chain(decoder.as_ref().map(Decoder::limits)).collect();
+    plan_scratch(dev, &uses, &mut plan)?;
+    Ok(Planned { plan, model, optimizer, decoder })
+}
+
+/// What one more sequence in a batch takes, by planning for it; from this follows what fits.
+fn memory_needs(
+    args: &TrainArgs,
+    config: &ModelConfig,
+    options: &ModelOptions,
+    dev: &dyn Ops,
+) -> Result<MemoryNeeds> {
+    // A batch that fills the buffers, which may be there for longer questions.
+    let B = options.B.max(options.min_rows.div_ceil(options.T));
+    let bytes = |B: usize| {
+        plan(args, config, &ModelOptions { B, ..*options }, dev).map(|planned| planned.plan.size_bytes())
+    };
+    let (at_B, one_more) = (bytes(B)?, bytes(B + 1)?);
+    let sequence_bytes = one_more - at_B;
+    let room = dev.gpu().map(|gpu| gpu.memory_bytes.saturating_sub(RESERVED_BYTES));
+    let fits = |room: usize| (room + B * sequence_bytes).saturating_sub(at_B) / sequence_bytes.max(1);
+    Ok(MemoryNeeds { sequence_bytes, max_batch_size: room.map(fits) })
 }
 
 fn find_start(args: &TrainArgs) -> Result<Start> {

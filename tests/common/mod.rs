@@ -3,9 +3,15 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use warpsmith::checkpoint::{self, ModelFile};
+use warpsmith::config::ModelConfig;
 use warpsmith::data::shard::ShardWriter;
+use warpsmith::params::{Init, PARAMS, ParamLayout};
+use warpsmith::rng::Mt19937;
+use warpsmith::tensor::Dtype;
 
 pub const TRAIN_GPT2: &str = env!("CARGO_BIN_EXE_train_gpt2");
+pub const TRAIN_GPT2CU: &str = env!("CARGO_BIN_EXE_train_gpt2cu");
 pub const WARPSMITH: &str = env!("CARGO_BIN_EXE_warpsmith");
 
 /// A directory with a training and a validation shard in it.
@@ -34,6 +40,46 @@ impl Corpus {
         command.args("--layers 2 --heads 2 --channels 16 -b 2 -t 16 -v 0 -s 0".split(' '));
         command
     }
+}
+
+/// Step, loss and norm of each step in a run's `metrics.jsonl`, as the exact text that was written.
+pub fn losses(dir: &Path) -> Vec<(u64, String, String)> {
+    let text = std::fs::read_to_string(dir.join("metrics.jsonl")).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    lines
+        .filter(|line| line.get("loss").is_some())
+        .map(|line| (line["step"].as_u64().unwrap(), line["loss"].to_string(), line["norm"].to_string()))
+        .collect()
+}
+
+/// Removes the checkpoints after `step`, as if the process had died before there were any.
+pub fn forget_after(dir: &Path, step: u32) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let found = name.split('_').nth(1).and_then(|s| s.get(..8)).and_then(|s| s.parse::<u32>().ok());
+        if found.is_some_and(|found| found > step) {
+            std::fs::remove_file(dir.join(name)).unwrap();
+        }
+    }
+}
+
+/// Writes a fresh model that is small in every way, the vocabulary included, and that GPU kernels can work on: heads of 64.
+pub fn write_small_model(path: &Path) {
+    let config = ModelConfig { maxT: 64, V: 503, Vp: 512, L: 2, NH: 2, C: 128, qkv_bias: true };
+    let layout = ParamLayout::new(&config);
+    let mut params = vec![0.0; layout.len()];
+    let mut rng = Mt19937::new(7);
+    for spec in &PARAMS {
+        let values = &mut params[layout.range(spec.param)];
+        match spec.init {
+            Init::Normal => rng.normal_fill(values, 0.0, 0.02),
+            Init::ResidualNormal => rng.normal_fill(values, 0.0, 0.01),
+            Init::Zero => {}
+            Init::One => values.fill(1.0),
+        }
+    }
+    params[config.V * config.C..config.Vp * config.C].fill(0.0);
+    checkpoint::save_model(path, &ModelFile { config, params }, Dtype::F32).unwrap();
 }
 
 /// Tokens with some structure to learn: each is mostly a function of the one before.

@@ -2,5 +2,13 @@
 //! several schedules; or, with `WARPSMITH_TEST_DEVICE=cuda`, on the GPU of this machine.
 #![allow(non_snake_case)]
 
+mod attention;
 mod devices;
 mod harness;
+
+mod adamw;
+mod classifier;
+mod encoder;
+mod gelu;
+mod layernorm;
+mod reduce;

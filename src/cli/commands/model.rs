@@ -2,20 +2,19 @@
 #![allow(non_snake_case)]
 
 use crate::checkpoint;
+use crate::cli::devices::DeviceOptions;
 use crate::cli::print;
 use crate::cli::tools::{ConvertArgs, EvalArgs, NumberArgs, SampleArgs};
-use crate::cli::train_gpt2::open_cpu;
 use crate::config::ModelConfig;
 use crate::data::loader::{DataLoader, LoaderOptions};
 use crate::data::tokenizer::{self, TextStream, encode_ordinary};
-use crate::device::cpu::Cpu;
 use crate::eval::hellaswag::{self, HellaSwag};
 use crate::eval::validation::{perplexity, validation_loss};
 use crate::metrics::progress::Progress;
 use crate::model::activations::Recompute;
 use crate::model::decode::Decoder;
 use crate::model::{BatchShape, GPT2, ModelOptions, Weights};
-use crate::ops::{Device, plan_scratch, upload_f32};
+use crate::ops::{Ops, plan_scratch, upload_f32};
 use crate::sample::{Sampler, SamplerOptions, generate};
 use crate::tensor::MemoryPlan;
 use anyhow::{Result, ensure};
@@ -26,9 +25,9 @@ pub fn sample(args: &SampleArgs) -> Result<()> {
     let mut plan = MemoryPlan::new();
     let weights = Weights::plan(&file.config, dev.float_dtype(), &mut plan);
     let mut decoder = Decoder::plan(&weights, file.config.maxT, &mut plan);
-    plan_scratch(&dev, &[decoder.limits()], &mut plan)?;
+    plan_scratch(dev.as_ref(), &[decoder.limits()], &mut plan)?;
     dev.allocate(&plan)?;
-    upload_f32(&mut dev, weights.all, &file.params)?;
+    upload_f32(dev.as_mut(), weights.all, &file.params)?;
     drop(file);
 
     let text = args.prompt.as_deref().unwrap_or_default();
@@ -50,14 +49,14 @@ pub fn sample(args: &SampleArgs) -> Result<()> {
             top_p: (args.top_p < 1.0).then_some(args.top_p),
             seed: args.seed.wrapping_add(index as u64),
         })?;
-        print_sample(&mut dev, &mut decoder, &mut sampler, text, &prompt, args)?;
+        print_sample(dev.as_mut(), &mut decoder, &mut sampler, text, &prompt, args)?;
     }
     Ok(())
 }
 
 /// Writes one sample to standard output as it comes into being. A reader that has seen enough ends it.
 fn print_sample(
-    dev: &mut Cpu,
+    dev: &mut dyn Ops,
     decoder: &mut Decoder,
     sampler: &mut Sampler,
     text: &str,
@@ -88,9 +87,9 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     let options =
         ModelOptions { B: shape.B, T, min_rows, recompute: Recompute::Gelu, logits_bytes: 64 << 20 };
     let model = GPT2::plan_for_evaluation(&config, &options, dev.float_dtype(), &mut plan);
-    plan_scratch(&dev, &[model.limits()], &mut plan)?;
+    plan_scratch(dev.as_ref(), &[model.limits()], &mut plan)?;
     dev.allocate(&plan)?;
-    upload_f32(&mut dev, model.weights.all, &file.params)?;
+    upload_f32(dev.as_mut(), model.weights.all, &file.params)?;
     drop(file);
 
     let mut summary = serde_json::Map::new();
@@ -98,7 +97,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     if let Some(mut loader) = loader {
         let split = loader.samples_per_epoch() as usize;
         let batches = args.max_batches.map(|batches| batches.min(split));
-        let loss = validation_loss(&model, &mut dev, &mut loader, shape, batches)?;
+        let loss = validation_loss(&model, dev.as_mut(), &mut loader, shape, batches)?;
         print(format_args!("val loss {loss:.6}, perplexity {:.4}\n", perplexity(loss)))?;
         summary.insert("val_loss".into(), loss.into());
         summary.insert("val_perplexity".into(), perplexity(loss).into());
@@ -106,7 +105,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     if let Some(questions) = questions {
         let mut progress = Progress::new("HellaSwag", questions.examples.len() as u64, "examples");
         let mut show = |done, _| progress.set(done as u64);
-        let evaluation = hellaswag::evaluate(&model, &mut dev, &questions, (0, 1), &mut show)?;
+        let evaluation = hellaswag::evaluate(&model, dev.as_mut(), &questions, (0, 1), &mut show)?;
         progress.finish();
         let score = evaluation.score();
         print(format_args!(
@@ -169,6 +168,6 @@ pub fn convert(args: &ConvertArgs) -> Result<()> {
     Ok(())
 }
 
-fn open_device(args: &NumberArgs) -> Result<Cpu> {
-    open_cpu(args.dtype, args.threads)
+fn open_device(args: &NumberArgs) -> Result<Box<dyn Ops>> {
+    DeviceOptions::new(args.device, args.dtype, args.threads).open()
 }

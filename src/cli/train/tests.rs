@@ -8,14 +8,14 @@ fn argv(line: &str) -> Vec<String> {
 }
 
 fn ok(line: &str) -> TrainArgs {
-    match parse(argv(line)) {
+    match parse(Program::TrainGpt2, argv(line)) {
         Ok(Parsed::Run(args)) => args,
         other => panic!("{line}: {other:?}"),
     }
 }
 
 fn error(line: &str) -> String {
-    let message = match parse(argv(line)) {
+    let message = match parse(Program::TrainGpt2, argv(line)) {
         Err(error) => format!("{error:#}"),
         other => panic!("{line}: {other:?}"),
     };
@@ -25,7 +25,9 @@ fn error(line: &str) -> String {
 
 #[test]
 fn the_table_is_sound() {
-    command().debug_assert();
+    for program in [Program::TrainGpt2, Program::TrainGpt2cu] {
+        command(program).debug_assert();
+    }
 }
 
 #[test]
@@ -49,7 +51,7 @@ fn defaults_are_those_of_llmc() {
     assert_eq!((a.val_loss_every, a.val_max_steps, a.sample_every, a.sample_len), (20, 20, 20, 64));
     assert_eq!((a.hellaswag_eval, a.overfit_single_batch, a.tf32, a.recompute), (false, false, true, 1));
     assert_eq!((a.sample_temperature, a.sample_top_k), (1.0, 0));
-    assert_eq!((a.seed, a.threads, a.dtype, a.device.as_str()), (42, 0, Dtype::F32, "cpu"));
+    assert_eq!((a.seed, a.threads, a.dtype, a.device), (42, 0, Dtype::F32, DeviceName::Cpu));
     assert_eq!(a.hellaswag_data.to_str(), Some("dev/data/hellaswag/hellaswag_val.bin"));
 }
 
@@ -140,13 +142,56 @@ fn the_values_that_a_cpu_honours_are_accepted() {
 #[test]
 fn what_a_cpu_cannot_do_is_refused_by_name() {
     let refused = "-lg 10,-w 0,-ge 1,-ge 2,-z 1,-z 3,-pn 2,-pr 1,-pg 4,-pi tcp,-pm fs,-ps host,-pf dir,--flash 0,\
-                   --compile 1,--write_tensors 1,--inference_only 1,--device cuda";
+                   --compile 1,--write_tensors 1,--inference_only 1,--matmul own,--device cuda,--device emulated";
     for line in refused.split(',') {
         let message = error(line);
         let flag = line.split(' ').next().unwrap().replace('_', "-").replace("-pm", "-pi");
         assert!(message.starts_with(&flag), "{line}: {message}");
         assert!(message.contains("expected"), "{line}: {message}");
     }
+}
+
+#[test]
+fn a_gpu_honours_more() {
+    let cu = |line: &str| parse(Program::TrainGpt2cu, argv(&format!("-e d12 {line}")));
+    let ok = |line: &str| match cu(line) {
+        Ok(Parsed::Run(args)) => args,
+        other => panic!("{line}: {other:?}"),
+    };
+    let error = |line: &str| cu(line).unwrap_err().to_string();
+    let a = ok("");
+    assert_eq!(
+        (a.device, a.dtype, a.tf32, a.use_master_weights),
+        (DeviceName::Cuda, Dtype::Bf16, true, true)
+    );
+    assert_eq!(
+        (a.matmul, a.deterministic, a.gelu_fusion, a.gpu_info_every),
+        (MatmulChoice::Fastest, false, 0, 0)
+    );
+    let a = ok("-lg 10 -w 0 -ge 2 -f 0 --matmul cublaslt --deterministic 1 --dtype fp16");
+    assert_eq!(
+        (a.device, a.dtype, a.tf32, a.use_master_weights),
+        (DeviceName::Cuda, Dtype::F16, false, false)
+    );
+    assert_eq!(
+        (a.matmul, a.deterministic, a.gelu_fusion, a.gpu_info_every),
+        (MatmulChoice::Cublaslt, true, 2, 10)
+    );
+    assert_eq!(ok("--device emulated --matmul own").device, DeviceName::Emulated);
+    assert_eq!(
+        error("--device cpu"),
+        "--device: expected cuda or emulated, found cpu; it is train_gpt2 that trains on CPUs"
+    );
+    assert_eq!(error("--dtype fp8"), "--dtype: expected bf16, fp16 or f32, found fp8");
+    assert!(
+        error("--device emulated -lg 1")
+            .starts_with("-lg/--gpu-info-every: expected 0 on the emulated device")
+    );
+    assert!(error("--device emulated --matmul cublaslt").starts_with("--matmul: expected fastest or own"));
+    assert!(error("-z 1").starts_with("-z/--zero-stage: expected 0 on the cuda device"));
+    let rows = startup_rows(&ok("-ge 1"));
+    assert!(rows.contains(&("gelu_fusion".to_owned(), "1".to_owned())), "{rows:?}");
+    assert!(rows.iter().all(|row| row.0.len() <= 21 && row.0 != "zero_stage"), "{rows:?}");
 }
 
 #[test]
@@ -311,13 +356,13 @@ fn files_and_schedules_must_fit() {
 
 #[test]
 fn help_and_version_are_printed() {
-    let print = |line: &str| match parse(argv(line)) {
+    let print = |line: &str| match parse(Program::TrainGpt2, argv(line)) {
         Ok(Parsed::Print(text)) => text,
         other => panic!("{line}: {other:?}"),
     };
     let help = print("--help");
     assert!(help.contains("-b, --batch-size <B>") && help.contains("[llm.c: -sg]"), "{help}");
-    for arg in command().get_arguments() {
+    for arg in command(Program::TrainGpt2cu).get_arguments() {
         assert!(
             arg.get_help().is_some_and(|help| !help.to_string().is_empty()),
             "{} has no help",

@@ -45,6 +45,14 @@ pub trait Driver: Launcher {
     /// times mean nothing.
     fn time(&mut self, work: &mut dyn FnMut(&mut dyn Launcher) -> Result<()>) -> Result<Option<f32>>;
 
+    /// How the device is doing at the moment, in one line.
+    ///
+    /// # Errors
+    /// One line, if it does not say.
+    fn state(&mut self) -> Result<String> {
+        bail!("{} has no state to report", self.info().name)
+    }
+
     /// The vendor's matrix products, opened when first asked for; that allocates, so ask while setting up.
     ///
     /// # Errors

@@ -144,6 +144,10 @@ impl Device for Cuda {
         self.driver.synchronize()
     }
 
+    fn gpu_state(&mut self) -> Result<String> {
+        self.driver.state()
+    }
+
     fn gpu(&self) -> Option<Gpu> {
         let info = self.driver.info();
         let products = match self.options.dtype {

@@ -13,9 +13,12 @@ kernels! {
     fn attention_decode(out: Ptr<FloatX>, qkv: Ptr<FloatX>, T: i32, NH: i32, HS: i32, t: i32, scale: f32);
 }
 
-/// Queries of a block, and keys of a tile: two tiles are under way.
 const QUERIES: usize = rows_of_block(2);
-const KEYS: usize = 64;
+
+/// Keys of a tile: what registers have room for the scores of.
+const fn keys_of_tile(HS: usize) -> usize {
+    if HS <= 80 { 64 } else { 32 }
+}
 
 /// See [`Ops::attention_forward`].
 pub fn forward(cuda: &mut Cuda, out: Tensor, lse: Tensor, qkv: Tensor, dims: AttentionDims) -> Result<()> {
@@ -30,7 +33,9 @@ pub fn forward(cuda: &mut Cuda, out: Tensor, lse: Tensor, qkv: Tensor, dims: Att
         128 => kernel::attention_forward_hs128,
         _ => unreachable!("lengths are checked"),
     };
-    let launch = blocks(dims, m.dtype(), QUERIES, tile_bytes(QUERIES + 2 * 2 * KEYS, HS));
+    // Two stages of keys and values are under way.
+    let shared = tile_bytes(QUERIES + 2 * 2 * keys_of_tile(HS), HS);
+    let launch = blocks(dims, m.dtype(), QUERIES, shared);
     forward(driver.as_mut(), launch, m.x(out), m.f32(lse), m.x(qkv), int(T), int(NH), scale(HS))
 }
 

@@ -35,7 +35,12 @@ impl Kernel {
 
     /// C++ types of the parameters, without `const`: `bf16*`, `float`.
     pub fn parameter_types(&self) -> Vec<&'static str> {
-        self.parameters().iter().map(|p| text(p.kind)).collect()
+        // A struct comes as `… [with T = {anonymous}::Name]`.
+        let short = |kind: &'static str| match kind.rsplit_once("T = ") {
+            Some((_, name)) => name.trim_end_matches(']').rsplit("::").next().unwrap_or(name),
+            None => kind,
+        };
+        self.parameters().iter().map(|p| short(text(p.kind))).collect()
     }
 
     pub(super) fn parameter_bytes(&self) -> impl Iterator<Item = usize> {

@@ -15,6 +15,7 @@ pub use context::{Problem, probe};
 use super::driver::{DeviceInfo, Driver};
 use super::kernel::{Arg, KernelSpec, Launch, Launcher};
 use super::matmul_library::MatmulLibrary;
+use super::nvml::Monitor;
 use crate::tensor::Dtype;
 use anyhow::{Context as _, Result, anyhow, bail};
 use context::Context;
@@ -32,6 +33,8 @@ pub struct Nvidia {
     info: DeviceInfo,
     functions: Functions,
     matmul_library: Option<Cublaslt>,
+    /// Opened when first asked.
+    monitor: Option<Monitor>,
     staging: Staging,
     timers: [Event; 2],
     memory: Vec<u64>,
@@ -55,6 +58,7 @@ impl Nvidia {
             info,
             functions,
             matmul_library: None,
+            monitor: None,
             staging: Staging::new()?,
             timers: [Event::timer()?, Event::timer()?],
             memory: Vec::new(),
@@ -214,6 +218,13 @@ impl Driver for Nvidia {
         work(self)?;
         let timed = self.timers[1].record(&self.stream).and_then(|()| self.timers[1].since(&self.timers[0]));
         timed.map(Some).map_err(|e| self.blame("timing", e))
+    }
+
+    fn state(&mut self) -> Result<String> {
+        if self.monitor.is_none() {
+            self.monitor = Some(Monitor::open(&self.pci_bus_id()?)?);
+        }
+        Ok(self.monitor.as_ref().map(|monitor| monitor.state().to_string()).unwrap_or_default())
     }
 
     fn matmul_library(&mut self) -> Result<&mut dyn MatmulLibrary> {

@@ -1,0 +1,118 @@
+//! Causal attention: forward, backward, and for one position, at every head size.
+
+use crate::devices::under_test;
+use crate::harness::{Tensors, Tolerance, Work, check, outputs_of, random};
+use warpsmith::ops::{AttentionDims, Limits};
+use warpsmith::tensor::Dtype;
+
+/// Scores of some size: the softmax then has something to tell apart.
+fn scaled(seed: u32, len: usize, factor: f32) -> Vec<f32> {
+    random(seed, len).into_iter().map(|x| x * factor).collect()
+}
+
+/// The forward pass, the backward pass from its outputs, and the last position by itself.
+fn all_of(t: &mut Tensors, dims: AttentionDims) -> Work {
+    let AttentionDims { B, T, NH, HS } = dims;
+    let C = NH * HS;
+    let qkv = t.x("qkv", &scaled(1, B * T * 3 * C, 2.0));
+    let dout = t.x("dout", &random(2, B * T * C));
+    // Weights and what they sum up to are rounded once each; dS depends on the rounded output as well.
+    let out = t.out_x("out", B * T * C, Tolerance::new(2.0, T));
+    let lse = t.out_f32("lse", B * NH * T, Tolerance::new(0.0, HS));
+    let dqkv = t.out_x("dqkv", B * T * 3 * C, Tolerance::new(4.0, T + HS));
+    let last = t.out_x("out of the last position", B * C, Tolerance::new(2.0, T));
+    Box::new(move |dev| {
+        dev.attention_forward(out, lse, qkv, dims)?;
+        dev.attention_backward(dqkv, dout, out, lse, qkv, dims)?;
+        dev.attention_decode(last, qkv, T - 1, dims)
+    })
+}
+
+fn check_dims(B: usize, T: usize, NH: usize, HS: usize) {
+    let dims = AttentionDims { B, T, NH, HS };
+    check(&format!("attention, {dims:?}"), |t| all_of(t, dims));
+}
+
+#[test]
+fn one_token() {
+    check_dims(1, 1, 1, 64);
+}
+
+#[test]
+fn one_more_than_a_tile_and_an_odd_number_of_heads() {
+    check_dims(1, 65, 3, 64);
+}
+
+#[test]
+fn one_more_than_a_block_in_two_sequences() {
+    check_dims(2, 129, 1, 64);
+}
+
+#[test]
+fn heads_of_32() {
+    check_dims(1, 100, 1, 32);
+}
+
+#[test]
+fn heads_of_80() {
+    check_dims(1, 100, 1, 80);
+}
+
+#[test]
+fn heads_of_96() {
+    check_dims(1, 66, 1, 96);
+}
+
+#[test]
+fn heads_of_128() {
+    check_dims(1, 70, 1, 128);
+}
+
+/// More heads than blocks take in one group.
+#[test]
+fn many_heads() {
+    check_dims(3, 2, 12, 32);
+}
+
+#[test]
+fn one_position_attends_to_those_before_it_alone() {
+    let dims = AttentionDims { B: 2, T: 70, NH: 3, HS: 64 };
+    check("attention_decode", |t| {
+        let rows = dims.T * 3 * dims.NH * dims.HS;
+        let mut cache = scaled(3, dims.B * rows, 2.0);
+        let t_now = 33;
+        for sequence in cache.chunks_exact_mut(rows) {
+            sequence[(t_now + 1) * 3 * dims.NH * dims.HS..].fill(f32::NAN);
+        }
+        let qkv = t.x("qkv", &cache);
+        let out = t.out_x("out", dims.B * dims.NH * dims.HS, Tolerance::new(2.0, t_now));
+        Box::new(move |dev| dev.attention_decode(out, qkv, t_now, dims))
+    });
+}
+
+/// Whatever the order of threads, in every mode and every time.
+#[test]
+fn gives_the_same_bits_every_time() {
+    let dims = AttentionDims { B: 1, T: 130, NH: 2, HS: 64 };
+    for dtype in [Dtype::Bf16, Dtype::F32] {
+        let runs = under_test(dtype).into_iter().chain(under_test(dtype).into_iter().take(1));
+        let outputs: Vec<_> = runs.map(|under| outputs_of(under, dtype, |t| all_of(t, dims))).collect();
+        let bits = |outputs: &[Vec<f32>]| -> Vec<u32> {
+            outputs.iter().flatten().map(|value| value.to_bits()).collect()
+        };
+        for other in &outputs[1..] {
+            assert!(bits(other) == bits(&outputs[0]), "{dtype:?}");
+        }
+    }
+}
+
+#[test]
+fn refuses_other_head_sizes() {
+    for under in under_test(Dtype::Bf16) {
+        let (C, NH) = (144, 3);
+        let limits =
+            Limits { rows: 64, logits_rows: 64, T: 64, C, NH, V: 512, Vp: 512, num_parameters: 1000 };
+        let error = under.device.scratch_bytes(&limits).unwrap_err().to_string();
+        assert!(error.starts_with("no attention kernel for 144 channels in 3 heads"), "{error}");
+    }
+}

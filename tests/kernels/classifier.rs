@@ -1,0 +1,74 @@
+//! Softmax, cross-entropy and their gradient.
+
+use crate::harness::*;
+use warpsmith::ops::Classifier;
+
+/// Random logits; what is in the columns from V on must not matter.
+fn random_logits(N: usize, V: usize, Vp: usize) -> Vec<f32> {
+    let mut logits: Vec<f32> = random(1, N * Vp).iter().map(|x| 5.0 * x).collect();
+    logits.chunks_exact_mut(Vp).for_each(|row| row[V..].fill(f32::NAN));
+    logits
+}
+
+/// (N, V, Vp): one class; whole packs of padding; no padding; the block's threads several times round; GPT-2's, which f32 reads
+/// twice, and more than two 16-bit rows of which fit on a multiprocessor.
+const SHAPES: [(usize, usize, usize); 6] =
+    [(1, 1, 8), (5, 50, 128), (3, 64, 64), (2, 9001, 9008), (2, 50257, 50304), (1, 60001, 60008)];
+
+#[test]
+fn losses_and_gradients() {
+    for (N, V, Vp) in SHAPES {
+        check(&format!("classifier {N} {V} {Vp}"), |t| {
+            let args = Classifier {
+                losses: t.inout_f32("losses", &random(3, N), Tolerance::new(0.0, V)),
+                logits: t.inout_x("logits", &random_logits(N, V, Vp), Tolerance::new(1.0, V)),
+                targets: t.i32("targets", &random_indices(2, N, V)),
+                dloss: Some(0.125),
+                N,
+                V,
+                Vp,
+            };
+            Box::new(move |dev| dev.classifier(args))
+        });
+    }
+}
+
+#[test]
+fn losses_alone_leave_logits() {
+    for (N, V, Vp) in [(1, 1, 8), (5, 50, 128), (2, 9001, 9008)] {
+        check(&format!("classifier losses {N} {V} {Vp}"), |t| {
+            let logits = random_logits(N, V, Vp).into_iter().map(|x| if x.is_nan() { 80.0 } else { x });
+            let args = Classifier {
+                losses: t.inout_f32("losses", &random(3, N), Tolerance::new(0.0, V)),
+                logits: t.inout_x("logits", &logits.collect::<Vec<_>>(), Tolerance::new(0.0, 1)),
+                targets: t.i32("targets", &random_indices(2, N, V)),
+                dloss: None,
+                N,
+                V,
+                Vp,
+            };
+            Box::new(move |dev| dev.classifier(args))
+        });
+    }
+}
+
+/// The largest finite ones, and minus infinity.
+#[test]
+fn extremes() {
+    check("classifier extremes", |t| {
+        let rows = [
+            [6e4, -6e4, 0.0, f32::NEG_INFINITY, 1.0, 2.0, 3.0, 4.0],
+            [6e4, 6e4, 6e4, 6e4, -6e4, -6e4, f32::NEG_INFINITY, -6e4],
+        ];
+        let args = Classifier {
+            losses: t.inout_f32("losses", &[0.0; 2], Tolerance::new(0.0, 1)),
+            logits: t.inout_x("logits", &rows.concat(), Tolerance::new(1.0, 1)),
+            targets: t.i32("targets", &[0, 3]),
+            dloss: Some(1.0),
+            N: 2,
+            V: 8,
+            Vp: 8,
+        };
+        Box::new(move |dev| dev.classifier(args))
+    });
+}

@@ -1,0 +1,71 @@
+//! Layer normalisation.
+
+use crate::harness::*;
+use warpsmith::ops::{LayernormBackward, LayernormForward};
+
+/// (N, C): a lane of a warp with a pack; rows off the block; a row for a warp, and for a block; more rows than the blocks of
+/// the emulated device take at once; rows for the wide kernels.
+const SHAPES: [(usize, usize); 7] = [(1, 8), (5, 24), (150, 264), (9, 768), (3, 1032), (2, 4104), (2, 12288)];
+
+#[test]
+fn forward() {
+    for (N, C) in SHAPES {
+        check(&format!("layernorm forward {N} {C}"), |t| {
+            let args = LayernormForward {
+                out: t.out_x("out", N * C, Tolerance::new(1.0, C)),
+                mean: t.out_f32("mean", N, Tolerance::new(0.0, C)),
+                rstd: t.out_f32("rstd", N, Tolerance::new(0.0, C)),
+                inp: t.x("inp", &random(1, N * C)),
+                weight: t.x("weight", &random(2, C)),
+                bias: t.x("bias", &random(3, C)),
+                N,
+                C,
+            };
+            Box::new(move |dev| dev.layernorm_forward(args))
+        });
+    }
+}
+
+/// The variance is that about the mean: the mean of squares less the square of the mean would be noise here.
+#[test]
+fn far_from_zero() {
+    let (N, C) = (4, 768);
+    check("layernorm far from zero", |t| {
+        let inp: Vec<f32> = random(1, N * C).iter().map(|x| 200.0 + x).collect();
+        let args = LayernormForward {
+            // A last place of the mean is up to 2^-16.
+            out: t.out_x("out", N * C, Tolerance::new(1.0, 1 << 16)),
+            mean: t.out_f32("mean", N, Tolerance::new(0.0, C)),
+            rstd: t.out_f32("rstd", N, Tolerance::new(0.0, C)),
+            inp: t.x("inp", &inp),
+            weight: t.x("weight", &random(2, C)),
+            bias: t.x("bias", &random(3, C)),
+            N,
+            C,
+        };
+        Box::new(move |dev| dev.layernorm_forward(args))
+    });
+}
+
+#[test]
+fn backward() {
+    for (N, C) in SHAPES {
+        check(&format!("layernorm backward {N} {C}"), |t| {
+            t.limit(|limits| limits.C = C);
+            let rstd: Vec<f32> = random(9, N).iter().map(|x| 2.0 + x).collect();
+            let args = LayernormBackward {
+                dinp: t.inout_x("dinp", &random(1, N * C), Tolerance::new(1.0, C)),
+                dweight: t.inout_x("dweight", &random(2, C), Tolerance::new(1.0, N)),
+                dbias: t.inout_x("dbias", &random(3, C), Tolerance::new(1.0, N)),
+                dout: t.x("dout", &random(4, N * C)),
+                inp: t.x("inp", &random(5, N * C)),
+                weight: t.x("weight", &random(6, C)),
+                mean: t.f32("mean", &random(7, N)),
+                rstd: t.f32("rstd", &rstd),
+                N,
+                C,
+            };
+            Box::new(move |dev| dev.layernorm_backward(args))
+        });
+    }
+}

@@ -1,0 +1,47 @@
+//! Sums, the global norm, and filling.
+
+use crate::harness::*;
+use warpsmith::tensor::Dtype;
+
+/// Less than a pack, off the pack, more than one block, more than all blocks of the emulated device at once.
+const LENS: [usize; 5] = [3, 8, 1001, 512 * 8 + 7, 200_003];
+
+#[test]
+fn norm_squared() {
+    for len in LENS {
+        check(&format!("norm_squared of {len}"), |t| {
+            let out = t.out_f32("out", 1, Tolerance::new(0.0, len));
+            let src = t.x("src", &random(1, len));
+            Box::new(move |dev| dev.norm_squared(out, src))
+        });
+    }
+}
+
+#[test]
+fn sum() {
+    for len in LENS {
+        check_dtype(&format!("sum of {len}"), Dtype::Bf16, |t| {
+            // Apart from zero: the sum of as many of either sign would be what rounding left.
+            let values: Vec<f32> = random(1, len).iter().map(|x| x + 0.5).collect();
+            let out = t.out_f32("out", 1, Tolerance::new(0.0, len));
+            let src = t.f32("src", &values);
+            Box::new(move |dev| dev.sum(out, src))
+        });
+    }
+}
+
+#[test]
+fn fill() {
+    for (start, len) in [(0, 1), (0, 24), (3, 5), (5, 256 * 8), (16, 1000)] {
+        for value in [0.0, -1.5] {
+            check(&format!("fill {start}..+{len} with {value}"), |t| {
+                let x = t.inout_x("x", &vec![2.0; start + len + 9], Tolerance::new(0.0, 1));
+                let f = t.inout_f32("f", &vec![2.0; start + len + 9], Tolerance::new(0.0, 1));
+                Box::new(move |dev| {
+                    dev.fill(x.slice(start, len), value)?;
+                    dev.fill(f.slice(start, len), value)
+                })
+            });
+        }
+    }
+}
