@@ -159,19 +159,17 @@ impl Block {
 
     /// When no thread can run: lets copies land until one can.
     fn after_a_copy(&self) -> Option<usize> {
-        loop {
+        while self.live.get() > 0 && self.failure.borrow().is_none() {
             match self.hopper.land_one(self) {
                 Ok(false) => return None,
                 Ok(true) => {}
-                Err(failure) => {
-                    self.failure.replace(Some(failure));
-                    return None;
-                }
+                Err(failure) => drop(self.failure.replace(Some(failure))),
             }
             if let Some(next) = self.next(None) {
                 return Some(next);
             }
         }
+        None
     }
 
     fn start(&self, job: &Job, index: [u32; 3], seed: u64) {

@@ -1,9 +1,10 @@
 //! Which kernel computes a product. Found once for each kind and size of product: on a device with a clock by timing what
 //! there is on the very operands, else by a model of how blocks fill the device.
 
+use super::hopper;
 use super::own::{EXACT_TILES, TENSOR_CORE_TILES, Tile};
 use super::product::{Key, Pass, Product, X};
-use crate::device::cuda::driver::Driver;
+use crate::device::cuda::driver::{DeviceInfo, Driver};
 use crate::device::cuda::kernel::{Launcher, Ptr};
 use crate::device::cuda::{CudaOptions, MatmulChoice};
 use crate::tensor::Dtype;
@@ -15,6 +16,8 @@ use std::collections::HashMap;
 pub enum Plan {
     /// Our kernels, with K in so many parts.
     Own { tile: &'static Tile, splits: usize },
+    /// Those for Hopper.
+    Hopper { tile: &'static hopper::Tile, splits: usize, multiprocessors: usize },
 }
 
 impl Plan {
@@ -23,13 +26,18 @@ impl Plan {
     pub fn run(self, device: &mut dyn Launcher, product: &Product, scratch: Scratch) -> Result<()> {
         match self {
             Plan::Own { tile, splits } => tile.run(device, product, splits, Ptr::new(scratch.address)),
+            Plan::Hopper { tile, splits, multiprocessors } => {
+                tile.run(device, product, splits, multiprocessors, Ptr::new(scratch.address))
+            }
         }
     }
 
     pub fn scratch_bytes(self, product: &Product) -> usize {
         match self {
-            Plan::Own { splits: 1, .. } => 0,
-            Plan::Own { splits, .. } => splits * product.partial_sums() * size_of::<f32>(),
+            Plan::Own { splits: 1, .. } | Plan::Hopper { splits: 1, .. } => 0,
+            Plan::Own { splits, .. } | Plan::Hopper { splits, .. } => {
+                splits * product.partial_sums() * size_of::<f32>()
+            }
         }
     }
 }
@@ -46,9 +54,17 @@ pub struct Scratch {
 pub struct Chooser {
     pub options: CudaOptions,
     pub multiprocessors: usize,
+    /// Whether the device has Hopper's instructions.
+    hopper: bool,
+    emulated: bool,
 }
 
 impl Chooser {
+    pub fn new(options: CudaOptions, info: &DeviceInfo) -> Self {
+        let hopper = info.capability == (9, 0) && options.dtype != Dtype::F32;
+        Chooser { options, multiprocessors: info.multiprocessors, hopper, emulated: info.emulated }
+    }
+
     /// All plans for a product that get along with so much scratch memory.
     pub fn candidates(self, product: &Product, scratch_bytes: usize) -> Vec<Plan> {
         let tiles: &'static [Tile] = match self.options.dtype {
@@ -59,18 +75,36 @@ impl Chooser {
         let plans = tiles.iter().flat_map(|tile| {
             let counts = match self.options.matmul {
                 MatmulChoice::Tile { M, N, splits } if (tile.M, tile.N) == (M, N) => vec![splits],
-                MatmulChoice::Tile { .. } => Vec::new(),
+                MatmulChoice::Tile { .. } | MatmulChoice::Hopper { .. } => Vec::new(),
                 _ => tile.split_counts(product, self.multiprocessors),
             };
             counts.into_iter().map(move |splits| Plan::Own { tile, splits })
         });
-        plans.filter(fits).collect()
+        plans.chain(self.hopper_candidates(product)).filter(fits).collect()
+    }
+
+    /// On the emulated device all that tiles compute costs, on a GPU what a product leaves of a tile costs little more than
+    /// a smaller tile.
+    fn hopper_candidates(self, product: &Product) -> Vec<Plan> {
+        let multiprocessors = self.multiprocessors;
+        let tiles = hopper::TILES.iter().filter(|_| self.hopper);
+        let plans = tiles.flat_map(|tile| {
+            let counts = match self.options.matmul {
+                MatmulChoice::Hopper { N, splits } if tile.N == N => vec![splits],
+                MatmulChoice::Hopper { .. } | MatmulChoice::Tile { .. } => Vec::new(),
+                _ if self.emulated && !tile.suits(product.extent()) => Vec::new(),
+                _ => tile.split_counts(product, multiprocessors),
+            };
+            counts.into_iter().map(move |splits| Plan::Hopper { tile, splits, multiprocessors })
+        });
+        plans.collect()
     }
 
     /// The plan of least estimated time.
     fn estimated_best(self, product: &Product, plans: &[Plan]) -> Option<Plan> {
         let clocks = |plan: &Plan| match plan {
             Plan::Own { tile, splits } => tile.estimate(product, *splits, self.multiprocessors),
+            Plan::Hopper { tile, splits, .. } => tile.estimate(product, *splits, self.multiprocessors),
         };
         plans.iter().copied().min_by(|a, b| clocks(a).total_cmp(&clocks(b)))
     }

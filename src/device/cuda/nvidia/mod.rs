@@ -9,11 +9,13 @@ mod cublaslt;
 mod functions;
 mod staging;
 mod stream;
+mod tensor_map;
 
 pub use context::{Problem, probe};
 
 use super::driver::{DeviceInfo, Driver};
 use super::kernel::{Arg, KernelSpec, Launch, Launcher};
+use super::tensor_map::{TensorMap, TiledMatrix};
 use super::matmul_library::MatmulLibrary;
 use super::nvml::Monitor;
 use crate::tensor::Dtype;
@@ -138,6 +140,11 @@ impl Launcher for Nvidia {
         launched.map_err(|e| self.blame(&format!("launching {}", describe(kernel, launch)), e))?;
         self.last_launch = Some((kernel, launch));
         Ok(())
+    }
+
+    fn tensor_map(&self, matrix: &TiledMatrix) -> Result<TensorMap> {
+        self.context.bind()?;
+        tensor_map::encode(matrix)
     }
 }
 
