@@ -166,16 +166,12 @@ fn a_stage_released_too_early_is_found() {
 
 #[test]
 fn one_arrival_for_all_warps_is_found() {
-    let kernel = "pipeline_one_arrival_for_all_warps";
-    for schedule in SCHEDULES {
-        for copies in [Copies::Eager, Copies::Late] {
-            let options = EmulatorOptions { schedule, copies, ..EmulatorOptions::default() };
-            println!("{options:?}: {:?}", run_pipeline(kernel, options));
-        }
+    // Where the warps of a warpgroup go in step it works, by luck.
+    for schedule in [Schedule::Random(1), Schedule::AheadLow] {
+        let options = EmulatorOptions { schedule, ..EmulatorOptions::default() };
+        let error = run_pipeline("pipeline_one_arrival_for_all_warps", options).unwrap_err();
+        assert!(error.contains("may still be reading"), "{error}");
     }
-    let options = EmulatorOptions { schedule: Schedule::AheadLow, ..EmulatorOptions::default() };
-    let error = run_pipeline(kernel, options).expect_err(kernel);
-    assert!(error.contains("may still be reading") || error.contains("has not brought yet"), "{error}");
 }
 
 #[test]
@@ -200,8 +196,8 @@ fn missing_fences_are_found() {
 fn wrong_parities_are_found() {
     found("pipeline_producer_parity", Schedule::Ascending, Copies::Late, "deadlock, no thread can run");
     found("pipeline_producer_parity", Schedule::Ascending, Copies::Late, "warps 0 wait in mbarrier_wait at ");
-    let kernel = "pipeline_consumer_parity_stays";
-    found(kernel, Schedule::AheadLow, Copies::Eager, "without having waited for phase 1 of its mbarrier");
+    let message = "ended, and the next before this thread saw it";
+    found("pipeline_consumer_parity_stays", Schedule::AheadLow, Copies::Eager, message);
 }
 
 #[test]

@@ -88,10 +88,12 @@ impl Operand {
                 }
             }
         } else {
-            for i in 0..count {
+            for i in (0..count).step_by(8) {
                 for k in (0..K).step_by(8) {
-                    let elements = read(mn + i, k);
-                    elements.into_iter().enumerate().for_each(|(j, v)| values[(k + j) * count + i] = v);
+                    let rows: [[f32; 8]; 8] = std::array::from_fn(|r| read(mn + i + r, k));
+                    for j in 0..8 {
+                        values[(k + j) * count + i..][..8].copy_from_slice(&rows.map(|row| row[j]));
+                    }
                 }
             }
         }
