@@ -119,6 +119,12 @@ impl Tensors {
         tensor
     }
 
+    /// An output declared before.
+    pub fn output(&self, name: &str) -> Tensor {
+        let (_, tensor, _) = self.outputs.iter().find(|(n, ..)| n == name).expect("an output of that name");
+        *tensor
+    }
+
     /// Each tensor is an allocation of its own, with its guard.
     fn add(&mut self, name: &str, dtype: Dtype, bytes: Vec<u8>) -> Tensor {
         let arena: &'static str = format!("{name} {}", self.plan.arenas.len()).leak();

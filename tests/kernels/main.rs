@@ -2,13 +2,14 @@
 //! several schedules; or, with `WARPSMITH_TEST_DEVICE=cuda`, on the GPU of this machine.
 #![allow(non_snake_case)]
 
-mod attention;
 mod devices;
 mod harness;
 
 mod adamw;
+mod attention;
 mod classifier;
 mod encoder;
 mod gelu;
 mod layernorm;
+mod matmul;
 mod reduce;

@@ -123,11 +123,8 @@ impl Tile {
         /// Fewer stages to a split would go into starting and ending it.
         const MIN_STAGES: usize = 8;
         const TRIES: usize = 2;
-        let stages = stages(product.extent());
-        let most = (stages / MIN_STAGES).min(2 * multiprocessors);
-        // As many as leave none empty.
-        let even = |splits: usize| stages.div_ceil(stages.div_ceil(splits));
-        let mut counts: Vec<usize> = (2..=most).map(even).collect();
+        let most = (stages(product.extent()) / MIN_STAGES).min(2 * multiprocessors);
+        let mut counts: Vec<usize> = (2..=most).map(|splits| without_empty(product, splits)).collect();
         counts.dedup();
         let clocks = |splits: &usize| self.estimate(product, *splits, multiprocessors);
         counts.sort_by(|a, b| clocks(a).total_cmp(&clocks(b)));
@@ -136,8 +133,8 @@ impl Tile {
         counts
     }
 
-    /// Queues the product on so many blocks. K is split in so many parts, none of them empty, which leave
-    /// [`Product::partial_sums`] each in `partials`.
+    /// Queues the product on so many blocks. K is split in at most so many parts, which leave [`Product::partial_sums`] each
+    /// in `partials`.
     ///
     /// # Errors
     /// If the device fails.
@@ -149,6 +146,7 @@ impl Tile {
         multiprocessors: usize,
         partials: Ptr<f32>,
     ) -> Result<()> {
+        let splits = without_empty(product, splits);
         let blocks = self.count(product.extent(), splits).min(multiprocessors);
         let stage = (M + self.N) * STAGE_K * ELEMENT_BYTES;
         let launch = Launch::new(blocks, THREADS).shared(STAGES * (stage + 2 * 8) + ONES_BYTES);
@@ -188,6 +186,12 @@ impl Tile {
             }
         }
     }
+}
+
+/// The number of splits that have work to do: the kernel computes nothing sensible for others.
+fn without_empty(product: &Product, splits: usize) -> usize {
+    let stages = stages(product.extent());
+    stages.div_ceil(stages.div_ceil(splits))
 }
 
 /// Stages that K makes.

@@ -54,15 +54,16 @@ pub struct Scratch {
 pub struct Chooser {
     pub options: CudaOptions,
     pub multiprocessors: usize,
-    /// Whether the device has Hopper's instructions.
+    /// Times of this device mean something: it is not emulated.
+    pub has_clock: bool,
+    /// Whether the device has Hopper's instructions, which are for 16-bit numbers here.
     hopper: bool,
-    emulated: bool,
 }
 
 impl Chooser {
     pub fn new(options: CudaOptions, info: &DeviceInfo) -> Self {
         let hopper = info.capability == (9, 0) && options.dtype != Dtype::F32;
-        Chooser { options, multiprocessors: info.multiprocessors, hopper, emulated: info.emulated }
+        Chooser { options, multiprocessors: info.multiprocessors, has_clock: !info.emulated, hopper }
     }
 
     /// All plans for a product that get along with so much scratch memory.
@@ -92,7 +93,7 @@ impl Chooser {
             let counts = match self.options.matmul {
                 MatmulChoice::Hopper { N, splits } if tile.N == N => vec![splits],
                 MatmulChoice::Hopper { .. } | MatmulChoice::Tile { .. } => Vec::new(),
-                _ if self.emulated && !tile.suits(product.extent()) => Vec::new(),
+                _ if !self.has_clock && !tile.suits(product.extent()) => Vec::new(),
                 _ => tile.split_counts(product, multiprocessors),
             };
             counts.into_iter().map(move |splits| Plan::Hopper { tile, splits, multiprocessors })
@@ -135,7 +136,7 @@ impl Plans {
         };
         let best = match rehearsal(product, &plans, scratch) {
             // Another run must not measure otherwise, and choose another order of summation.
-            _ if plans.len() == 1 || chooser.options.deterministic => best,
+            _ if plans.len() == 1 || chooser.options.deterministic || !chooser.has_clock => best,
             Some(rehearsal) => fastest(driver, &plans, &rehearsal, scratch)?.unwrap_or(best),
             // Not kept: the next such product may be one that can be tried.
             None => return Ok(best),

@@ -1,0 +1,202 @@
+//! Matrix products.
+
+use crate::devices::{options, with_options};
+use crate::harness::*;
+use warpsmith::device::cuda::{CudaOptions, MatmulChoice};
+use warpsmith::ops::{Epilogue, MatmulBackward, MatmulForward};
+use warpsmith::tensor::Dtype;
+
+/// (N, C, OC): one row; off the tiles by one row and by 8 columns; more rows than columns; a tile exactly.
+const SHAPES: [(usize, usize, usize); 4] = [(1, 8, 264), (65, 72, 136), (130, 136, 40), (64, 128, 64)];
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    None,
+    Bias,
+    BiasGelu,
+    BiasResidual,
+}
+const KINDS: [Kind; 4] = [Kind::None, Kind::Bias, Kind::BiasGelu, Kind::BiasResidual];
+
+/// `coarseness`: how often the operands were rounded before, for TF32.
+fn forward(t: &mut Tensors, kind: Kind, (N, C, OC): (usize, usize, usize), coarseness: f64) -> Work {
+    let tolerance = |roundings| Tolerance::new(coarseness + roundings, C);
+    let bias = t.x("bias", &random(3, OC));
+    let epilogue = match kind {
+        Kind::None => Epilogue::None,
+        Kind::Bias => Epilogue::Bias { bias },
+        Kind::BiasGelu => Epilogue::BiasGelu { bias, pre_gelu: t.out_x("pre_gelu", N * OC, tolerance(1.0)) },
+        Kind::BiasResidual => Epilogue::BiasResidual { bias, residual: t.x("residual", &random(4, N * OC)) },
+    };
+    let args = MatmulForward {
+        out: t.out_x("out", N * OC, tolerance(3.0)),
+        inp: t.x("inp", &random(1, N * C)),
+        weight: t.x("weight", &random(2, OC * C)),
+        epilogue,
+        N,
+        C,
+        OC,
+    };
+    Box::new(move |dev| dev.matmul_forward(args))
+}
+
+/// What varies in the backward pass.
+#[derive(Clone, Copy, Debug)]
+struct Backward {
+    overwrite: bool,
+    bias: bool,
+    gelu: bool,
+}
+const BACKWARD: [Backward; 3] = [
+    Backward { overwrite: true, bias: false, gelu: true },
+    Backward { overwrite: false, bias: true, gelu: false },
+    Backward { overwrite: true, bias: true, gelu: false },
+];
+
+fn backward(t: &mut Tensors, what: Backward, (N, C, OC): (usize, usize, usize), coarseness: f64) -> Work {
+    let tolerance = |roundings, terms| Tolerance::new(coarseness + roundings, terms);
+    let dweight = match what.overwrite {
+        true => t.out_x("dweight", OC * C, tolerance(1.0, N)),
+        false => t.inout_x("dweight", &random(5, OC * C), tolerance(1.0, N)),
+    };
+    let args = MatmulBackward {
+        dinp: t.out_x("dinp", N * C, tolerance(3.0, OC)),
+        dweight,
+        overwrite_dweight: what.overwrite,
+        dbias: what.bias.then(|| t.inout_x("dbias", &random(6, OC), tolerance(1.0, N))),
+        dout: t.x("dout", &random(7, N * OC)),
+        inp: t.x("inp", &random(1, N * C)),
+        weight: t.x("weight", &random(2, OC * C)),
+        through_gelu: what.gelu.then(|| t.x("through_gelu", &random(8, N * C))),
+        N,
+        C,
+        OC,
+    };
+    Box::new(move |dev| dev.matmul_backward(args))
+}
+
+/// Both passes in all their variants.
+fn check_all(what: &str, options: CudaOptions, shape: (usize, usize, usize), coarseness: f64) {
+    for kind in KINDS {
+        let case = format!("matmul forward, {what}, {shape:?}, {kind:?}");
+        check_on(&case, options.dtype, with_options(options), |t| forward(t, kind, shape, coarseness));
+    }
+    for variant in BACKWARD {
+        let case = format!("matmul backward, {what}, {shape:?}, {variant:?}");
+        check_on(&case, options.dtype, with_options(options), |t| backward(t, variant, shape, coarseness));
+    }
+}
+
+#[test]
+fn bf16() {
+    SHAPES.map(|shape| check_all("chosen tile", options(Dtype::Bf16), shape, 0.0));
+}
+
+#[test]
+fn f16() {
+    SHAPES.map(|shape| check_all("chosen tile", options(Dtype::F16), shape, 0.0));
+}
+
+#[test]
+fn f32() {
+    SHAPES.map(|shape| check_all("chosen tile", options(Dtype::F32), shape, 0.0));
+}
+
+/// Two operands with 13 bits less than f32.
+const TF32: f64 = 2.0 * 8192.0;
+
+#[test]
+fn tf32() {
+    SHAPES.map(|shape| check_all("TF32", CudaOptions { tf32: true, ..options(Dtype::F32) }, shape, TF32));
+}
+
+/// Each tile, with and without splits; a third split has nothing to do.
+fn check_tiles(options: CudaOptions, tiles: &[(usize, usize)], coarseness: f64) {
+    for &(M, N) in tiles {
+        for splits in [1, 3] {
+            let options = CudaOptions { matmul: MatmulChoice::Tile { M, N, splits }, ..options };
+            check_all(&format!("{M}x{N} in {splits}"), options, (65, 40, 136), coarseness);
+        }
+    }
+}
+
+const TENSOR_CORE_TILES: [(usize, usize); 3] = [(128, 256), (128, 128), (64, 64)];
+
+#[test]
+fn every_tile_bf16() {
+    check_tiles(options(Dtype::Bf16), &TENSOR_CORE_TILES, 0.0);
+}
+
+#[test]
+fn every_tile_tf32() {
+    check_tiles(CudaOptions { tf32: true, ..options(Dtype::F32) }, &TENSOR_CORE_TILES, TF32);
+}
+
+#[test]
+fn every_tile_f32() {
+    check_tiles(options(Dtype::F32), &[(128, 128), (64, 64)], 0.0);
+}
+
+/// Every layout of Hopper's kernels: one row; off the tiles; more work than blocks, in two splits.
+#[test]
+fn hopper_tiles() {
+    for N in [128, 256] {
+        for (shape, splits) in [((1, 8, 264), 1), ((65, 136, 72), 1), ((200, 264, 392), 3)] {
+            let matmul = MatmulChoice::Hopper { N, splits };
+            let options = CudaOptions { matmul, ..options(Dtype::Bf16) };
+            check_all(&format!("Hopper's 128x{N} in {splits}"), options, shape, 0.0);
+        }
+    }
+    let options = CudaOptions { matmul: MatmulChoice::Hopper { N: 256, splits: 1 }, ..options(Dtype::F16) };
+    check_all("Hopper's 128x256", options, (65, 136, 72), 0.0);
+}
+
+/// The order of tiles: more than a strip of 8, the last strip not full.
+#[test]
+fn many_tiles() {
+    let shape = (64 * 9 + 1, 16, 136);
+    let options =
+        CudaOptions { matmul: MatmulChoice::Tile { M: 64, N: 64, splits: 1 }, ..options(Dtype::Bf16) };
+    check_on("matmul, strips of tiles", Dtype::Bf16, with_options(options), |t| {
+        forward(t, Kind::Bias, shape, 0.0)
+    });
+}
+
+/// Fusion moves no bits: GELU is that of the pre-activation as it is kept, in the forward pass and when it is recomputed.
+#[test]
+fn gelu_fused_is_gelu_apart() {
+    for dtype in [Dtype::Bf16, Dtype::F32] {
+        let run = |gelu_fusion, recomputed: bool| {
+            let device = with_options(CudaOptions { gelu_fusion, ..options(dtype) }).swap_remove(0);
+            outputs_of(device, dtype, |t| {
+                let work = forward(t, Kind::BiasGelu, (65, 72, 136), 0.0);
+                let (pre_gelu, out) = (t.output("pre_gelu"), t.output("out"));
+                Box::new(move |dev| {
+                    work(dev)?;
+                    if recomputed { dev.gelu_forward(out, pre_gelu) } else { Ok(()) }
+                })
+            })
+        };
+        let fused = run(1, false);
+        assert_eq!(fused, run(0, false), "{dtype:?}, apart");
+        assert_eq!(fused, run(1, true), "{dtype:?}, recomputed");
+    }
+}
+
+/// Nor does fusion in the backward pass move more than a rounding.
+#[test]
+fn gelu_gradient_apart() {
+    let options = CudaOptions { gelu_fusion: 1, ..options(Dtype::Bf16) };
+    check_on("matmul backward, GELU apart", Dtype::Bf16, with_options(options), |t| {
+        backward(t, BACKWARD[0], SHAPES[1], 0.0)
+    });
+}
+
+/// Every schedule, and every number of rows computed beside a row, gives it the same bits.
+#[test]
+fn the_same_bits_every_time() {
+    let run = |under| outputs_of(under, Dtype::Bf16, |t| backward(t, BACKWARD[1], SHAPES[1], 0.0));
+    let mut runs = with_options(options(Dtype::Bf16)).into_iter().map(run);
+    let first = runs.next().unwrap();
+    assert!(runs.all(|run| run == first));
+}
