@@ -54,16 +54,28 @@ OUT := out/$(PREFIX)
 endif
 endif
 PROMPT ?= Once upon a time
-# A model that two cores train in minutes: 7.3 million parameters, most of them the embedding. bf16 pays where the CPU has AMX.
+# bf16 pays where the CPU has AMX.
 DTYPE ?= $(shell grep -qsw amx_bf16 /proc/cpuinfo && echo bf16 || echo f32)
-TRAIN_FLAGS ?= --layers 4 --heads 4 --channels 128 -b 4 -t 256 -l 3e-3 -u 60 -q 0.05 -c 0.1 \
-	-v 200 -m 16 -s 500 -g 200 --sample-temperature 0.7 --dtype $(DTYPE)
+# A GPU is used if there is one, and a compiler for its kernels or a way to get it; GPU= goes without.
+GPU ?= $(shell nvidia-smi -L 2>/dev/null | grep -q . && echo yes)
+ifneq ($(GPU),)
+GPU := $(if $(filter train,$(MAKECMDGOALS)),$(shell dev/setup_nvcc.sh --unless-found >&2 && echo yes))
+endif
+ifneq ($(GPU),)
+TRAINER := train_gpt2cu
+SHAPE ?= --layers 6 --heads 6 --channels 384 -b 16 -t 256 -l 1e-3
+else
+# A model that two cores train in minutes: 7.3 million parameters, most of them the embedding.
+TRAINER := train_gpt2
+SHAPE ?= --layers 4 --heads 4 --channels 128 -b 4 -t 256 -l 3e-3 --dtype $(DTYPE)
+endif
+TRAIN_FLAGS ?= $(SHAPE) -u 60 -q 0.05 -c 0.1 -v 200 -m 16 -s 500 -g 200 --sample-temperature 0.7
 
 $(BUILD)/text-$(PREFIX)/$(PREFIX)_train_000001.bin: $(TEXT) | build
 	./warpsmith data "$(TEXT)" -o $(BUILD)/text-$(PREFIX) --name "$(PREFIX)" --force
 
-train: build $(DATA)/$(PREFIX)_train_000001.bin ## train a small model on built-in stories (or TEXT=file.txt), then plot and sample
-	./train_gpt2 -i '$(DATA)/*_train_*.bin' -j '$(DATA)/*_val_*.bin' -o $(OUT) -y 1 -n 200 -nk 2 $(TRAIN_FLAGS) --prompt "$(PROMPT)" -x $(STEPS)
+train: build $(TRAINER) $(DATA)/$(PREFIX)_train_000001.bin ## train a small model on built-in stories (or TEXT=file.txt), then plot and sample
+	./$(TRAINER) -i '$(DATA)/*_train_*.bin' -j '$(DATA)/*_val_*.bin' -o $(OUT) -y 1 -n 200 -nk 2 $(TRAIN_FLAGS) --prompt "$(PROMPT)" -x $(STEPS)
 	./warpsmith plot $(OUT)
 	./warpsmith sample --model $(OUT) --prompt "$(PROMPT)" --temperature 0.7 --max-tokens 300 --dtype $(DTYPE)
 

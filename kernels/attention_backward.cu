@@ -227,7 +227,7 @@ __device__ __forceinline__ void backward_queries_f32(float* dqkv, const float* d
         load_tile_f32<HS>(keys, k, stride, T - start);
         load_tile_f32<HS>(values, k + C, stride, T - start);
         __syncthreads();
-#pragma unroll 2
+#pragma unroll 1
         for (int i = 0; i < F32_TILE; i++) {
             float score = query.dot(keys + i * HS), dp = dout_row.dot(values + i * HS);
             float p = start + i <= row ? exp2_approx(fmaf(score, scale * LOG2_E, -lse2)) : 0.0f;
@@ -236,7 +236,8 @@ __device__ __forceinline__ void backward_queries_f32(float* dqkv, const float* d
     }
     if (row >= T) return;
     dq.scale(scale);
-    dq.store(dqkv + place);
+    // Found out once more, rather than kept in registers through the loop.
+    dq.store(dqkv + offset_in_qkv(work.head, opaque(T), NH, HS) + (size_t)row * stride);
 }
 
 template <int HS>

@@ -24,22 +24,31 @@ struct Softmax {
             for (int i = 0; i < 2; i++) max[m][i] = -INFINITY, sum[m][i] = 0.0f;
     }
 
-    // scores = exp(scale * scores - maximum), and out scaled to the new maximum. Key 0 is visible to every query, so after
-    // the first tile the maximum is finite.
+    // scores = exp(scale * scores - maximum). Sums are brought to a new maximum not whenever there is one, but when one row
+    // of the warp has grown by more than a factor of 2^8: weights of up to 256 do no harm, and most tiles save the products
+    // (FlashAttention-4 does so). Key 0 is visible to every query, so after the first tile the maximum is finite.
     template <int N, int HS>
     __device__ __forceinline__ void update(Sums<M, N>& scores, Sums<M, HS>& out, float scale_log2) {
+        float new_max[M][2];
+        bool grown = false;
 #pragma unroll
         for (int m = 0; m < M; m++)
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                float new_max = max[m][i];
+                float largest = max[m][i];
 #pragma unroll
-                for (auto& s : scores.v[m]) new_max = fmaxf(new_max, fmaxf(s[2 * i], s[2 * i + 1]));
-                new_max = fmaxf(new_max, __shfl_xor_sync(FULL_MASK, new_max, 1));
-                new_max = fmaxf(new_max, __shfl_xor_sync(FULL_MASK, new_max, 2));
-                float shrink = exp2_approx((max[m][i] - new_max) * scale_log2), shift = -new_max * scale_log2;
-                max[m][i] = new_max;
-                sum[m][i] *= shrink;
+                for (auto& s : scores.v[m]) largest = fmaxf(largest, fmaxf(s[2 * i], s[2 * i + 1]));
+                largest = fmaxf(largest, __shfl_xor_sync(FULL_MASK, largest, 1));
+                largest = fmaxf(largest, __shfl_xor_sync(FULL_MASK, largest, 2));
+                grown |= (largest - max[m][i]) * scale_log2 > 8.0f;
+                new_max[m][i] = largest;
+            }
+        if (__any_sync(FULL_MASK, grown)) rescale(new_max, out, scale_log2);
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                float shift = -max[m][i] * scale_log2;
 #pragma unroll
                 for (auto& s : scores.v[m])
 #pragma unroll
@@ -47,6 +56,18 @@ struct Softmax {
                         s[j] = exp2_approx(fmaf(s[j], scale_log2, shift));
                         sum[m][i] += s[j];
                     }
+            }
+    }
+
+    template <int HS>
+    __device__ __forceinline__ void rescale(const float (&new_max)[M][2], Sums<M, HS>& out, float scale_log2) {
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                float shrink = exp2_approx((max[m][i] - new_max[m][i]) * scale_log2);
+                max[m][i] = new_max[m][i];
+                sum[m][i] *= shrink;
 #pragma unroll
                 for (auto& o : out.v[m]) o[2 * i] *= shrink, o[2 * i + 1] *= shrink;
             }
@@ -135,7 +156,7 @@ __device__ __forceinline__ void forward_tensor_cores(floatX* out, float* lse, co
 // f32: LANES threads have a query, and look at KEYS keys at a time.
 template <int HS>
 __device__ __forceinline__ void forward_f32(float* out, float* lse, const float* qkv, int T, int NH, float scale) {
-    constexpr int KEYS = 4;
+    constexpr int KEYS = 2;
     SHARED(float, keys, [F32_TILE * HS]);
     SHARED(float, values, [F32_TILE * HS]);
     int tiles = ceil_div(T, F32_ROWS), C = NH * HS, stride = 3 * C;

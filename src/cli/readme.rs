@@ -18,6 +18,7 @@ pub fn flags_markdown() -> String {
     let mut heading = None;
     let both = command.get_arguments().zip(for_gpus.get_arguments());
     for (arg, other) in both.filter(|(arg, _)| arg.get_action().takes_values()) {
+        assert_eq!(arg.get_id(), other.get_id(), "both programs have the same flags");
         if arg.get_help_heading() != heading {
             heading = arg.get_help_heading();
             let title = heading.unwrap_or_default();

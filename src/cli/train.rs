@@ -302,7 +302,7 @@ pub struct TrainArgs {
           value_parser = values::switch,
           action = ArgAction::Set, default_value = "1")]
     pub use_master_weights: bool,
-    /// GELU within matrix products, which cuBLASLt does well from Hopper on: 0 = no, 1 = forward, 2 = forward and backward
+    /// Fuse GELU into matrix products: 0 = no, 1 = forward, 2 = forward and backward
     #[arg(id = "gelu_fusion", long = "gelu-fusion", alias = "ge", value_name = "0..2",
           value_parser = values::level2,
           default_value = "0")]
@@ -404,18 +404,17 @@ pub fn command(program: Program) -> Command {
 
 /// What is otherwise in `train_gpt2cu`.
 fn for_gpus(command: Command) -> Command {
-    command
-        .name(Program::TrainGpt2cu.name())
-        .mut_arg("device", |arg| {
-            arg.value_parser(values::cuda_device)
-                .default_value("cuda")
-                .help("What to train on: cuda, emulated (the same kernels on the CPU, slowly: for tests)")
-        })
-        .mut_arg("dtype", |arg| {
-            arg.value_parser(values::gpu_dtype)
-                .default_value("bf16")
-                .help("Type of parameters, activations and gradients: bf16, fp16, f32")
-        })
+    command.name(Program::TrainGpt2cu.name()).mut_args(|arg| match arg.get_id().as_str() {
+        "device" => arg
+            .value_parser(values::cuda_device)
+            .default_value("cuda")
+            .help("What to train on: cuda, emulated (the same kernels on the CPU, slowly: for tests)"),
+        "dtype" => arg
+            .value_parser(values::gpu_dtype)
+            .default_value("bf16")
+            .help("Type of parameters, activations and gradients: bf16, fp16, f32"),
+        _ => arg,
+    })
 }
 
 /// Reads a command line; `argv` starts with the program's name.

@@ -1,0 +1,221 @@
+// A stand-in for NVIDIA's libcuda, so that the driver for GPUs can be run without one. "Device" memory is memory of the process.
+// Copies happen as late as the real library may do them: when somebody waits for them. Kernels do nothing but print how
+// they were launched. STUB_VERSION, STUB_DEVICES, STUB_CAPABILITY and STUB_PARAMS describe the machine.
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { OK = 0, INVALID = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, NO_BINARY = 209, NOT_FOUND = 500 };
+typedef int result;
+
+static int setting(const char* name, int otherwise) {
+    const char* value = getenv(name);
+    return value ? atoi(value) : otherwise;
+}
+
+// --- the one queue of work
+
+struct copy {
+    void* dst;
+    const void* src; // NULL: clear
+    size_t bytes;
+};
+enum { MOST = 4096 };
+static struct copy queue[MOST];
+static size_t queued, done;
+
+static result enqueue(void* dst, const void* src, size_t bytes) {
+    if (queued == MOST) return INVALID;
+    queue[queued++] = (struct copy){dst, src, bytes};
+    return OK;
+}
+static void run_until(size_t end) {
+    for (; done < end; done++) {
+        struct copy c = queue[done];
+        if (c.src)
+            memcpy(c.dst, c.src, c.bytes);
+        else
+            memset(c.dst, 0, c.bytes);
+    }
+}
+
+struct event {
+    size_t position;
+};
+
+result cuStreamCreate(void** stream, unsigned flags) {
+    *stream = malloc(1);
+    return flags == 1 ? OK : INVALID;
+}
+result cuStreamDestroy_v2(void* stream) {
+    free(stream);
+    return OK;
+}
+result cuStreamSynchronize(void* stream) {
+    (void)stream;
+    run_until(queued);
+    return OK;
+}
+result cuEventCreate(void** event, unsigned flags) {
+    (void)flags;
+    *event = calloc(1, sizeof(struct event));
+    return OK;
+}
+result cuEventDestroy_v2(void* event) {
+    free(event);
+    return OK;
+}
+result cuEventRecord(struct event* event, void* stream) {
+    (void)stream;
+    event->position = queued;
+    return OK;
+}
+result cuEventSynchronize(struct event* event) {
+    run_until(event->position);
+    return OK;
+}
+result cuEventElapsedTime_v2(float* ms, struct event* start, struct event* end) {
+    if (done < end->position) return INVALID;
+    *ms = (float)(end->position - start->position);
+    return OK;
+}
+
+// --- the machine
+
+result cuInit(unsigned flags) { return flags == 0 && setting("STUB_DEVICES", 1) > 0 ? OK : NO_DEVICE; }
+result cuDriverGetVersion(int* version) {
+    *version = setting("STUB_VERSION", 13000);
+    return OK;
+}
+result cuDeviceGetCount(int* count) {
+    *count = setting("STUB_DEVICES", 1);
+    return OK;
+}
+result cuDeviceGet(int* device, int ordinal) {
+    *device = ordinal;
+    return OK;
+}
+result cuDevicePrimaryCtxRetain(void** context, int device) {
+    (void)device;
+    *context = queue;
+    return OK;
+}
+result cuDevicePrimaryCtxRelease_v2(int device) { return device == 0 ? OK : INVALID; }
+result cuCtxSetCurrent(void* context) { return context == queue ? OK : INVALID; }
+result cuDeviceTotalMem_v2(size_t* bytes, int device) {
+    (void)device;
+    *bytes = (size_t)1 << 30;
+    return OK;
+}
+result cuDeviceGetAttribute(int* value, int attribute, int device) {
+    (void)device;
+    switch (attribute) {
+        case 16: *value = 132; return OK; // multiprocessors
+        case 75: *value = setting("STUB_CAPABILITY", 9); return OK;
+        case 76: *value = 0; return OK;
+        case 97: *value = 232448; return OK; // shared memory of a block
+        default: return INVALID;
+    }
+}
+result cuDeviceGetName(char* name, int bytes, int device) {
+    (void)device;
+    snprintf(name, bytes, "Stand-in");
+    return OK;
+}
+result cuDeviceGetPCIBusId(char* id, int bytes, int device) {
+    (void)device;
+    snprintf(id, bytes, "0000:65:00.0");
+    return OK;
+}
+result cuGetErrorName(int error, const char** name) {
+    (void)error;
+    *name = "an error";
+    return OK;
+}
+result cuGetErrorString(int error, const char** text) {
+    *text = error == NOT_FOUND ? "named symbol not found" : "an error";
+    return OK;
+}
+
+// --- memory
+
+result cuMemAlloc_v2(uint64_t* address, size_t bytes) {
+    if (bytes == 0) return INVALID;
+    if (bytes > (size_t)1 << 30) return OUT_OF_MEMORY;
+    *address = (uint64_t)malloc(bytes);
+    memset((void*)*address, 0xff, bytes);
+    return OK;
+}
+result cuMemFree_v2(uint64_t address) {
+    free((void*)address);
+    return OK;
+}
+result cuMemGetInfo_v2(size_t* free_bytes, size_t* total) {
+    *free_bytes = (size_t)1 << 29;
+    *total = (size_t)1 << 30;
+    return OK;
+}
+result cuMemHostAlloc(void** address, size_t bytes, unsigned flags) {
+    (void)flags;
+    *address = malloc(bytes);
+    return OK;
+}
+result cuMemFreeHost(void* address) {
+    free(address);
+    return OK;
+}
+result cuMemsetD8Async(uint64_t dst, unsigned char value, size_t bytes, void* stream) {
+    (void)stream;
+    return value == 0 ? enqueue((void*)dst, NULL, bytes) : INVALID;
+}
+result cuMemcpyHtoDAsync_v2(uint64_t dst, const void* src, size_t bytes, void* stream) {
+    (void)stream;
+    return enqueue((void*)dst, src, bytes);
+}
+result cuMemcpyDtoHAsync_v2(void* dst, uint64_t src, size_t bytes, void* stream) {
+    (void)stream;
+    return enqueue(dst, (const void*)src, bytes);
+}
+
+// --- kernels
+
+result cuModuleLoadData(void** module, const void* image) {
+    if ((uintptr_t)image % 64 || *(const uint32_t*)image != 0xba55ed50) return NO_BINARY; // how a fatbin begins
+    *module = (void*)image;
+    return OK;
+}
+result cuModuleUnload(void* module) { return module ? OK : INVALID; }
+result cuModuleGetFunction(void** function, void* module, const char* name) {
+    (void)module;
+    if (strcmp(name, "absent") == 0) return NOT_FOUND;
+    *function = strdup(name);
+    return OK;
+}
+result cuFuncSetAttribute(void* function, int attribute, int value) {
+    printf("%s attribute %d = %d\n", (char*)function, attribute, value);
+    return OK;
+}
+// STUB_PARAMS: sizes, a digit each
+static size_t param_bytes(size_t i) {
+    const char* sizes = getenv("STUB_PARAMS");
+    return sizes && i < strlen(sizes) ? (size_t)(sizes[i] - '0') : 0;
+}
+result cuFuncGetParamInfo(void* function, size_t i, size_t* offset, size_t* bytes) {
+    (void)function;
+    *offset = 8 * i;
+    *bytes = param_bytes(i);
+    return *bytes ? OK : INVALID;
+}
+result cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                      unsigned shared_bytes, void* stream, void** params, void** extra) {
+    printf("%s <<<%u %u %u, %u %u %u, %u>>>", (char*)function, gx, gy, gz, bx, by, bz, shared_bytes);
+    for (size_t i = 0; param_bytes(i); i++) {
+        uint64_t value = 0;
+        memcpy(&value, params[i], param_bytes(i));
+        printf(" %llu", (unsigned long long)value);
+    }
+    printf("\n");
+    fflush(stdout);
+    return stream && !extra ? OK : INVALID;
+}

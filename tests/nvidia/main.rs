@@ -1,0 +1,276 @@
+//! The driver for NVIDIA's GPUs, run against stand-ins for NVIDIA's libraries: that each thing which can be missing is one line, that copies
+//! wait for what they must, that kernels get their arguments, that cuBLASLt is asked for what was meant.
+//!
+//! The stand-ins are found as the real ones are, by the loader; so each case runs in a process of its own.
+#![cfg(target_os = "linux")]
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::Command;
+use warpsmith::device::cuda::driver::Driver;
+use warpsmith::device::cuda::fatbins::FATBINS;
+use warpsmith::device::cuda::kernel::{Arg, KernelSpec, Launch, Launcher};
+use warpsmith::device::cuda::matmul_library::{Numbers, Operands, Product, ProductEpilogue};
+use warpsmith::device::cuda::nvidia::{Nvidia, Problem, probe};
+use warpsmith::tensor::Dtype;
+
+/// Compiles the stand-ins into a new directory.
+fn stand_ins() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/nvidia");
+    for (source, library) in [("libcuda.c", "libcuda.so.1"), ("libcublasLt.c", "libcublasLt.so.13")] {
+        let mut cc = Command::new("cc");
+        cc.args(["-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]).arg(format!("-Wl,-soname,{library}"));
+        let output = cc.arg(sources.join(source)).arg("-o").arg(dir.path().join(library)).arg("-lm").output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    dir
+}
+
+/// Runs one of the cases below in a process that finds libraries in `dir`. What it printed.
+fn run(case: &str, dir: &Path, settings: &[(&str, &str)]) -> String {
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", case, "--ignored", "--nocapture", "--test-threads=1"]);
+    child.env("LD_LIBRARY_PATH", dir).envs(settings.iter().copied()).env_remove("CUDA_VISIBLE_DEVICES");
+    let output = child.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    said
+}
+
+#[test]
+#[ignore = "runs in a process of its own"]
+fn case_open() {
+    let ordinal = std::env::var("ORDINAL").map_or(0, |n| n.parse().unwrap());
+    match Nvidia::open(ordinal, Dtype::Bf16) {
+        Ok(nvidia) => println!("opened: {:?} at {}.", nvidia.info(), nvidia.pci_bus_id().unwrap()),
+        Err(e) => println!("refused: {e:#}."),
+    }
+}
+
+#[test]
+fn what_is_missing_is_one_line() {
+    let dir = stand_ins();
+    let expect = |settings: &[(&str, &str)], line: &str| {
+        let said = run("case_open", dir.path(), settings);
+        assert!(said.contains(&format!("refused: {line}")), "{settings:?}: expected {line}, found\n{said}");
+    };
+    expect(&[("STUB_VERSION", "12040")], "the NVIDIA driver is for CUDA 12.4; expected 1");
+    expect(&[("STUB_DEVICES", "0")], "no NVIDIA GPU: the driver found none.");
+    let hidden = [("STUB_DEVICES", "0"), ("CUDA_VISIBLE_DEVICES", "7")];
+    expect(&hidden, "no NVIDIA GPU: the driver found none (CUDA_VISIBLE_DEVICES=7).");
+    expect(&[("ORDINAL", "2"), ("STUB_DEVICES", "2")], "GPU 2: this machine shows 2, numbered from 0.");
+    expect(&[("STUB_CAPABILITY", "7")], "Stand-in has compute capability 7.0; expected 8.0 or newer.");
+    if FATBINS.is_empty() {
+        expect(&[], "this program has no kernels for GPUs (");
+        expect(&[], &format!("this program has no kernels for GPUs ({})", warpsmith::device::cuda::fatbins::WHY_NONE));
+    }
+    let empty = tempfile::tempdir().unwrap();
+    if probe() == Err(Problem::NoDriver) {
+        let said = run("case_open", empty.path(), &[]);
+        let line = "refused: no NVIDIA driver: libcuda.so.1 was not found; install NVIDIA's driver.";
+        assert!(said.contains(line), "{said}");
+    }
+}
+
+#[test]
+fn a_gpu_is_described() {
+    if FATBINS.is_empty() {
+        return println!("skipped: without kernels no GPU is opened");
+    }
+    let said = run("case_open", stand_ins().path(), &[]);
+    for part in ["name: \"Stand-in\"", "capability: (9, 0)", "multiprocessors: 132", "shared_bytes: 232448", "at 0000:65:00.0."] {
+        assert!(said.contains(part), "{part} in\n{said}");
+    }
+}
+
+fn open() -> Nvidia {
+    Nvidia::open(0, Dtype::Bf16).unwrap()
+}
+
+fn noise(bytes: usize, seed: usize) -> Vec<u8> {
+    (0..bytes).map(|i| ((i + seed).wrapping_mul(2654435761) >> 13) as u8).collect()
+}
+
+#[test]
+#[ignore = "runs in a process of its own"]
+fn case_copies() {
+    let mut gpu = open();
+    let bytes = (37 << 20) + 12345;
+    let address = gpu.allocate(bytes).unwrap();
+    let mut found = vec![1; bytes];
+    gpu.download(&mut found, address).unwrap();
+    assert!(found.iter().all(|b| *b == 0), "memory is zeroed");
+    // More pieces than there are buffers, and the source changes as soon as the call returns.
+    let mut source = noise(bytes, 0);
+    gpu.upload(address, &source).unwrap();
+    source.fill(0);
+    for i in 0..100 {
+        let mut batch = noise(999, i);
+        gpu.upload(address + 1000 * i as u64, &batch).unwrap();
+        batch.fill(0);
+    }
+    gpu.clear(address + 5_000_000, 77).unwrap();
+    gpu.download(&mut found, address).unwrap();
+    let mut expected = noise(bytes, 0);
+    for i in 0..100 {
+        expected[1000 * i..][..999].copy_from_slice(&noise(999, i));
+    }
+    expected[5_000_000..][..77].fill(0);
+    assert!(found == expected);
+    gpu.allocate(0).unwrap();
+    let error = format!("{:#}", gpu.allocate(2 << 30).unwrap_err());
+    assert_eq!(error, "out of GPU memory: 512 of 1024 MiB are free");
+}
+
+static KERNEL: KernelSpec = KernelSpec { name: "layernorm_forward", file: "layernorm.cu", params: &[] };
+static ABSENT: KernelSpec = KernelSpec { name: "absent", file: "layernorm.cu", params: &[] };
+static NO_FILE: KernelSpec = KernelSpec { name: "kernel", file: "nowhere.cu", params: &[] };
+
+#[test]
+#[ignore = "runs in a process of its own"]
+fn case_launches() {
+    let mut gpu = open();
+    let (a, b, c) = (0x1234_5678_9abc_u64, -7i32, 1.5f32);
+    let args = [Arg::new(&a), Arg::new(&b), Arg::new(&c)];
+    gpu.launch(&KERNEL, Launch::grid([5, 6, 7], 128), &args).unwrap();
+    gpu.launch(&KERNEL, Launch::new(3, 64).shared(100 << 10), &args).unwrap();
+    gpu.launch(&KERNEL, Launch::new(3, 64).shared(60 << 10), &args).unwrap();
+    for (kernel, args, error) in [
+        (&ABSENT, &args[..], "absent: looking for it in layernorm.cu: CUDA_ERROR_NOT_FOUND (named symbol not found)"),
+        (&NO_FILE, &args[..], "kernel: nowhere.cu was not compiled for Bf16"),
+    ] {
+        let found = format!("{:#}", gpu.launch(kernel, Launch::new(1, 32), args).unwrap_err());
+        assert_eq!(found, error);
+    }
+    let ms = gpu.time(&mut |gpu| gpu.launch(&KERNEL, Launch::new(1, 32), &args)).unwrap();
+    assert_eq!(ms, Some(0.0));
+    gpu.synchronize().unwrap();
+}
+
+#[test]
+#[ignore = "runs in a process of its own"]
+fn case_wrong_arguments() {
+    let mut gpu = open();
+    let found = format!("{:#}", gpu.launch(&KERNEL, Launch::new(1, 32), &[Arg::new(&1u64), Arg::new(&1u64)]).unwrap_err());
+    assert_eq!(found, "layernorm_forward: its parameters have [8, 4] bytes, the arguments [8, 8]");
+}
+
+#[test]
+fn copies_keep_their_order() {
+    if FATBINS.is_empty() {
+        return println!("skipped: without kernels no GPU is opened");
+    }
+    run("case_copies", stand_ins().path(), &[]);
+}
+
+#[test]
+fn kernels_get_their_geometry_and_arguments() {
+    if FATBINS.is_empty() {
+        return println!("skipped: without kernels no GPU is opened");
+    }
+    let dir = stand_ins();
+    let said = run("case_launches", dir.path(), &[("STUB_PARAMS", "844")]);
+    let values = format!("{} {} {}", 0x1234_5678_9abc_u64, -7i32 as u32, 1.5f32.to_bits());
+    let mut expected = String::new();
+    let _ = writeln!(expected, "layernorm_forward <<<5 6 7, 128 1 1, 0>>> {values}");
+    let _ = writeln!(expected, "layernorm_forward attribute 8 = 102400");
+    let _ = writeln!(expected, "layernorm_forward <<<3 1 1, 64 1 1, 102400>>> {values}");
+    let _ = writeln!(expected, "layernorm_forward <<<3 1 1, 64 1 1, 61440>>> {values}");
+    let _ = writeln!(expected, "layernorm_forward <<<1 1 1, 32 1 1, 0>>> {values}");
+    assert!(said.contains(&expected), "expected\n{expected}found\n{said}");
+    run("case_wrong_arguments", dir.path(), &[("STUB_PARAMS", "84")]);
+}
+
+/// D of a product by its definition, and the auxiliary output.
+fn reference(p: &Product, [a, b, c, bias, aux]: [&[f32]; 5]) -> (Vec<f32>, Vec<f32>) {
+    let (mut d, mut aux_out) = (Vec::new(), aux.to_vec());
+    for i in 0..p.m {
+        for j in 0..p.n {
+            let a_at = |l: usize| if p.a_transposed { a[l * p.m + i] } else { a[i * p.k + l] };
+            let b_at = |l: usize| if p.b_transposed { b[j * p.k + l] } else { b[l * p.n + j] };
+            let mut sum: f32 = (0..p.k).map(|l| a_at(l) * b_at(l)).sum();
+            sum += if p.adds_c { c[i * p.n + j] } else { 0.0 };
+            let x = aux[i * p.n + j];
+            let cubic = |x: f32| (2.0 / std::f32::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
+            d.push(match p.epilogue {
+                ProductEpilogue::None => sum,
+                ProductEpilogue::Bias => sum + bias[j],
+                ProductEpilogue::BiasGelu => {
+                    aux_out[i * p.n + j] = sum + bias[j];
+                    0.5 * (sum + bias[j]) * (1.0 + cubic(sum + bias[j]).tanh())
+                }
+                ProductEpilogue::Dgelu => {
+                    let gelu = |x: f32| 0.5 * x * (1.0 + cubic(x).tanh());
+                    sum * (gelu(x + 0.01) - gelu(x - 0.01)) / 0.02
+                }
+            });
+        }
+    }
+    (d, aux_out)
+}
+
+#[test]
+#[ignore = "runs in a process of its own"]
+fn case_products() {
+    let mut gpu = open();
+    let (m, n, k) = (5, 8, 3);
+    let numbers = |len: usize, seed: usize| -> Vec<f32> {
+        noise(len, seed).into_iter().map(|b| f32::from(b) / 128.0 - 1.0).collect()
+    };
+    let host = [m * k, k * n, m * n, n, m * n].map(|len| numbers(len, len));
+    let mut put = |values: &[f32]| {
+        let address = gpu.allocate(values.len() * 4).unwrap();
+        gpu.upload(address, bytemuck::cast_slice(values)).unwrap();
+        address
+    };
+    let [a, b, c, bias, aux] = [0, 1, 2, 3, 4].map(|i| put(&host[i]));
+    let d = put(&vec![f32::NAN; m * n]);
+    let epilogues = [ProductEpilogue::None, ProductEpilogue::Bias, ProductEpilogue::BiasGelu, ProductEpilogue::Dgelu];
+    for case in 0..32 {
+        let bit = |n: usize| case >> n & 1 == 1;
+        let (epilogue, adds_c, kind) = (epilogues[case / 8], bit(2), if bit(0) { Numbers::Tf32 } else { Numbers::F32 });
+        let p = Product { m, n, k, a_transposed: bit(0), b_transposed: bit(1), numbers: kind, adds_c, epilogue };
+        gpu.upload(aux, bytemuck::cast_slice(&host[4])).unwrap();
+        gpu.synchronize().unwrap();
+        let operands = Operands { d, a, b, c: if adds_c { c } else { 0 }, bias, aux };
+        let library = gpu.matmul_library().unwrap();
+        library.matmul(&p, &operands).unwrap();
+        let (expected_d, expected_aux) = reference(&p, [0, 1, 2, 3, 4].map(|i| &host[i][..]));
+        for (address, expected) in [(d, expected_d), (aux, expected_aux)] {
+            let mut found = vec![0.0f32; m * n];
+            gpu.download(bytemuck::cast_slice_mut(&mut found), address).unwrap();
+            let close = found.iter().zip(&expected).all(|(x, y)| (x - y).abs() <= 1e-3);
+            assert!(close, "{p:?}:\n{found:?}\n{expected:?}");
+        }
+        assert!(gpu.matmul_library().unwrap().tune(&p, &operands).unwrap() >= 0.0);
+        gpu.matmul_library().unwrap().matmul(&p, &operands).unwrap();
+    }
+    let (numbers, epilogue) = (Numbers::F16, ProductEpilogue::None);
+    let p = Product { m, n, k, a_transposed: false, b_transposed: false, numbers, adds_c: false, epilogue };
+    let operands = Operands { d, a, b, ..Operands::default() };
+    let error = gpu.matmul_library().unwrap().matmul(&p, &operands).unwrap_err().to_string();
+    assert!(error.contains("no algorithm") && error.contains("NOT_SUPPORTED"), "{error}");
+}
+
+#[test]
+#[ignore = "runs in a process of its own"]
+fn case_no_cublaslt() {
+    println!("refused: {}.", open().matmul_library().err().expect("no library is there"));
+}
+
+#[test]
+fn cublaslt_computes_what_was_meant() {
+    if FATBINS.is_empty() {
+        return println!("skipped: without kernels no GPU is opened");
+    }
+    let dir = stand_ins();
+    run("case_products", dir.path(), &[]);
+    // Not on the loader's path, but named.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let library = elsewhere.path().join("libcublasLt.so.13");
+    std::fs::rename(dir.path().join("libcublasLt.so.13"), &library).unwrap();
+    run("case_products", dir.path(), &[("WARPSMITH_CUBLASLT", library.to_str().unwrap())]);
+    let said = run("case_no_cublaslt", dir.path(), &[("WARPSMITH_CUBLASLT", "/nowhere/libcublasLt.so.13")]);
+    assert!(said.contains("refused: WARPSMITH_CUBLASLT=/nowhere/libcublasLt.so.13"), "{said}");
+}
