@@ -26,10 +26,13 @@ fn copies_bring_boxes_and_zeros_around_them() {
     for options in all_options() {
         let mut gpu = Gpu::new(options);
         let matrix = gpu.memory(&values);
-        for (x, y, box_rows) in [(0, 0, 64), (64, 16, 128), (128, 96, 8), (-8, -3, 16), (8, 50, 256), (136, 0, 8)] {
+        for (x, y, box_rows) in
+            [(0, 0, 64), (64, 16, 128), (128, 96, 8), (-8, -3, 16), (8, 50, 256), (136, 0, 8)]
+        {
             let out = pointer(gpu.memory(&vec![7u16; box_rows * 64]));
             let map = map(&gpu, matrix, ROWS, COLUMNS, box_rows);
-            let args = [Arg::new(&out), Arg::new(&map), Arg::new(&x), Arg::new(&y), Arg::new(&(box_rows as i32))];
+            let args =
+                [Arg::new(&out), Arg::new(&map), Arg::new(&x), Arg::new(&y), Arg::new(&(box_rows as i32))];
             gpu.launch("copy_box", Launch::new(1, 128).shared(box_rows * 128 + 8), &args).unwrap();
             let at = |row: i32, column: i32| {
                 let inside = (0..ROWS as i32).contains(&row) && (0..COLUMNS as i32).contains(&column);
@@ -75,7 +78,12 @@ fn stored(by_k: &[f32], across: bool) -> Vec<f32> {
     }
 }
 
-fn products_are_right(kernel: &'static str, columns: usize, encode: fn(&[f32]) -> Vec<u16>, b_across: &[bool]) {
+fn products_are_right(
+    kernel: &'static str,
+    columns: usize,
+    encode: fn(&[f32]) -> Vec<u16>,
+    b_across: &[bool],
+) {
     let (a, b) = (integers(64 * 64, 7, 31), integers(columns * 64, 5, 23));
     let dot = |m: usize, n: usize| -> f32 { (0..64).map(|k| a[m * 64 + k] * b[n * 64 + k]).sum() };
     let sums = columns / 2;
@@ -176,14 +184,24 @@ fn one_arrival_for_all_warps_is_found() {
 
 #[test]
 fn sums_that_are_not_waited_for_are_found() {
-    found("pipeline_no_wgmma_wait", Schedule::Ascending, Copies::Late, "without having waited for this wgmma");
+    found(
+        "pipeline_no_wgmma_wait",
+        Schedule::Ascending,
+        Copies::Late,
+        "without having waited for this wgmma",
+    );
 }
 
 #[test]
 fn wrong_numbers_of_bytes_are_found() {
     found("pipeline_expects_half", Schedule::Ascending, Copies::Late, "has not brought yet");
     found("pipeline_expects_half", Schedule::Ascending, Copies::Eager, "expects 0 more");
-    found("pipeline_expects_more", Schedule::Ascending, Copies::Late, "lacks 0 of 1 arrivals and 16384 bytes");
+    found(
+        "pipeline_expects_more",
+        Schedule::Ascending,
+        Copies::Late,
+        "lacks 0 of 1 arrivals and 16384 bytes",
+    );
 }
 
 #[test]
@@ -213,5 +231,10 @@ fn what_is_left_undone_is_found() {
     let late = EmulatorOptions::default();
     let error = run_pipeline("pipeline_copy_not_waited_for", late).unwrap_err();
     assert!(error.contains("the block ends before this copy has landed"), "{error}");
-    found("pipeline_one_warp_left_out", Schedule::Ascending, Copies::Late, "not all four warps of a warpgroup");
+    found(
+        "pipeline_one_warp_left_out",
+        Schedule::Ascending,
+        Copies::Late,
+        "not all four warps of a warpgroup",
+    );
 }

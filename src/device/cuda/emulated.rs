@@ -2,7 +2,7 @@
 
 use super::driver::{DeviceInfo, Driver};
 use super::emulator::library::{self, Kernel, Table};
-use super::emulator::{EmulatorOptions, encode_tensor_map, GlobalMemory, Job, MAX_SHARED_BYTES};
+use super::emulator::{EmulatorOptions, GlobalMemory, Job, MAX_SHARED_BYTES, encode_tensor_map};
 use super::kernel::{Arg, KernelSpec, Launch, Launcher};
 use super::tensor_map::{TensorMap, TiledMatrix};
 use crate::tensor::Dtype;

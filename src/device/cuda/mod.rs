@@ -12,9 +12,9 @@ pub mod fatbins;
 pub mod kernel;
 pub mod matmul_library;
 pub mod memory;
-pub mod tensor_map;
 pub mod nvidia;
 pub mod nvml;
+pub mod tensor_map;
 
 mod adamw;
 mod attention;

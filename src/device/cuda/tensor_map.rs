@@ -36,7 +36,10 @@ impl TiledMatrix {
     /// The rule that is broken.
     pub fn check(&self) -> Result<()> {
         let Self { address, rows, columns, box_rows } = *self;
-        ensure!(address.is_multiple_of(16), "a tensor map of a matrix at {address:#x}, which is not a multiple of 16");
+        ensure!(
+            address.is_multiple_of(16),
+            "a tensor map of a matrix at {address:#x}, which is not a multiple of 16"
+        );
         ensure!(
             (1..=1 << 32).contains(&rows) && (1..=1 << 32).contains(&columns),
             "a tensor map of {rows} x {columns} elements, at most 2^32 are allowed in either direction"
@@ -46,7 +49,10 @@ impl TiledMatrix {
             "a tensor map of rows of {} bytes, which is not a multiple of 16",
             self.row_bytes()
         );
-        ensure!((1..=256).contains(&box_rows), "a tensor map with a box of {box_rows} rows, 1 to 256 are allowed");
+        ensure!(
+            (1..=256).contains(&box_rows),
+            "a tensor map with a box of {box_rows} rows, 1 to 256 are allowed"
+        );
         Ok(())
     }
 }

@@ -38,7 +38,10 @@ use super::driver::Driver;
 use crate::tensor::Dtype;
 use anyhow::Result;
 #[cfg(emulated)]
-pub(super) use {hopper::encode as encode_tensor_map, launch::Job, memory::GlobalMemory, shared::MAX_BYTES as MAX_SHARED_BYTES};
+pub(super) use {
+    hopper::encode as encode_tensor_map, launch::Job, memory::GlobalMemory,
+    shared::MAX_BYTES as MAX_SHARED_BYTES,
+};
 
 /// The emulated device with the program's kernels for one floating-point type.
 ///

@@ -15,9 +15,9 @@ pub use context::{Problem, probe};
 
 use super::driver::{DeviceInfo, Driver};
 use super::kernel::{Arg, KernelSpec, Launch, Launcher};
-use super::tensor_map::{TensorMap, TiledMatrix};
 use super::matmul_library::MatmulLibrary;
 use super::nvml::Monitor;
+use super::tensor_map::{TensorMap, TiledMatrix};
 use crate::tensor::Dtype;
 use anyhow::{Context as _, Result, anyhow, bail};
 use context::Context;

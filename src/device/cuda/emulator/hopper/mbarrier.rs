@@ -37,7 +37,8 @@ impl Mbarriers {
     pub fn describe(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for barrier in &self.barriers {
-            let waiting: Vec<String> = (0..32).filter(|&w| barrier.waiting[w] != 0).map(|w| w.to_string()).collect();
+            let waiting: Vec<String> =
+                (0..32).filter(|&w| barrier.waiting[w] != 0).map(|w| w.to_string()).collect();
             if waiting.is_empty() {
                 continue;
             }
@@ -150,7 +151,10 @@ extern "C" fn warpsmith_emulated_mbarrier_init(address: u32, arrivals: u32, file
     let hopper = &me.block.hopper;
     hopper.used.set(true);
     if !address.is_multiple_of(8) || !(1..1 << 20).contains(&arrivals) {
-        me.fail(site, format!("a barrier at {address:#x} for {arrivals} arrivals: 8-byte aligned, for 1 to 2^20 - 1"));
+        me.fail(
+            site,
+            format!("a barrier at {address:#x} for {arrivals} arrivals: 8-byte aligned, for 1 to 2^20 - 1"),
+        );
     }
     me.block.require_shared(me, site, (address, address + 8));
     if hopper.barriers.borrow().index(address).is_some() {

@@ -12,8 +12,8 @@ use super::region::{ARENA_OFFSET, MAX_THREADS};
 use mbarrier::Mbarriers;
 use tma::Loads;
 pub use tma::encode;
-pub use wgmma::{Wgmma, commit, fence, issue, wait};
 use wgmma::{Products, Warpgroup};
+pub use wgmma::{Wgmma, commit, fence, issue, wait};
 
 use std::cell::{Cell, RefCell};
 
@@ -69,7 +69,8 @@ impl Hopper {
             return Ok(());
         }
         self.products[me.thread / 32].borrow().left_behind()?;
-        let last = me.block.warps[me.thread / 128 * 4..][..4].iter().all(|w| w.alive.get() & !(1 << me.lane()) == 0);
+        let last =
+            me.block.warps[me.thread / 128 * 4..][..4].iter().all(|w| w.alive.get() & !(1 << me.lane()) == 0);
         if last { self.warpgroups[me.thread / 128].borrow().left_behind() } else { Ok(()) }
     }
 
@@ -88,7 +89,10 @@ impl Block {
     /// Fails in the name of the user if some bytes are not in shared memory.
     fn require_shared(&self, user: Me, site: Site, span: Span) {
         if !self.shared.holds(span.0 as usize, (span.1 - span.0) as usize) {
-            user.fail(site, format!("{} bytes at {:#x} are outside of shared memory", span.1 - span.0, span.0));
+            user.fail(
+                site,
+                format!("{} bytes at {:#x} are outside of shared memory", span.1 - span.0, span.0),
+            );
         }
     }
 }

@@ -156,7 +156,10 @@ extern "C" fn warpsmith_emulated_tma_load(
     let barrier = me.mbarrier(barrier, site);
     let to = (dst, dst + matrix.box_rows as u32 * ROW_BYTES);
     if !dst.is_multiple_of(ALIGN) {
-        me.fail(site, format!("the destination {dst:#x} is not a multiple of {ALIGN}, at which the swizzle starts"));
+        me.fail(
+            site,
+            format!("the destination {dst:#x} is not a multiple of {ALIGN}, at which the swizzle starts"),
+        );
     }
     me.block.require_shared(me, site, to);
     if let Err(message) = me.block.hopper.refuse_overwrite(barrier, to) {
@@ -177,7 +180,10 @@ impl Hopper {
         }
         for (warp, products) in self.products.iter().enumerate() {
             if let Some(site) = products.borrow().reads(to) {
-                return Err(format!("writes to {:#x}, which the {site} of warp {warp} may still be reading", to.0));
+                return Err(format!(
+                    "writes to {:#x}, which the {site} of warp {warp} may still be reading",
+                    to.0
+                ));
             }
         }
         Ok(())

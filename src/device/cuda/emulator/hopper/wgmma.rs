@@ -41,11 +41,16 @@ impl Operand {
         let field = |bit: u32| ((descriptor >> bit & 0x3fff) << 4) as u32;
         let operand = Operand { start: field(0), panel: field(16), eight_rows: field(32), across };
         if descriptor >> 62 != 1 || descriptor >> 49 & 7 != 0 {
-            return Err(format!("descriptor {descriptor:#x}: only the swizzle of 128 bytes from a start is emulated"));
+            return Err(format!(
+                "descriptor {descriptor:#x}: only the swizzle of 128 bytes from a start is emulated"
+            ));
         }
         let offset = operand.start % 1024;
         if offset >= if across { 1 } else { 128 } {
-            return Err(format!("the operand at {:#x} starts {offset} bytes into the swizzle's pattern", operand.start));
+            return Err(format!(
+                "the operand at {:#x} starts {offset} bytes into the swizzle's pattern",
+                operand.start
+            ));
         }
         Ok(operand)
     }
@@ -65,7 +70,8 @@ impl Operand {
         let pattern = self.start & !1023;
         if self.across {
             let panels = mn as u32 / 64..((mn + count) as u32).div_ceil(64);
-            let starts = panels.flat_map(|p| [0, 1].map(|group| pattern + p * self.panel + group * self.eight_rows));
+            let starts =
+                panels.flat_map(|p| [0, 1].map(|group| pattern + p * self.panel + group * self.eight_rows));
             starts.map(|start| (start, start + 1024)).collect()
         } else {
             let groups = mn as u32 / 8..(mn + count) as u32 / 8;
@@ -179,7 +185,9 @@ impl Products {
 
     pub fn left_behind(&self) -> Result<(), (Site, String)> {
         match self.pending.front() {
-            Some(product) => Err((product.site, "the warp ends without having waited for this wgmma".to_owned())),
+            Some(product) => {
+                Err((product.site, "the warp ends without having waited for this wgmma".to_owned()))
+            }
             None => Ok(()),
         }
     }
@@ -187,7 +195,9 @@ impl Products {
     /// The sums in these registers; the first product to them takes them out.
     fn sums_of(&mut self, registers: [*mut f32; 32], columns: usize) -> usize {
         let group = self.groups;
-        if let Some(number) = self.sums.iter().position(|s| s.as_ref().is_some_and(|s| s.registers == registers)) {
+        if let Some(number) =
+            self.sums.iter().position(|s| s.as_ref().is_some_and(|s| s.registers == registers))
+        {
             self.sums[number].iter_mut().for_each(|s| s.last_group = group);
             return number;
         }
@@ -235,7 +245,12 @@ impl Warpgroup {
         match self.log.get(number) {
             None => self.log.push_back(entry),
             Some(other) if (other.0, other.1, other.2) == (entry.0, entry.1, entry.2) => {}
-            Some(other) => return Err(format!("the warps of a warpgroup multiply different operands: another in {}", other.3)),
+            Some(other) => {
+                return Err(format!(
+                    "the warps of a warpgroup multiply different operands: another in {}",
+                    other.3
+                ));
+            }
         }
         self.issued[warp] += 1;
         if self.issued.iter().all(|&issued| issued > self.first) {
@@ -247,7 +262,9 @@ impl Warpgroup {
 
     pub fn left_behind(&self) -> Result<(), (Site, String)> {
         match self.log.front() {
-            Some(entry) => Err((entry.3, "not all four warps of a warpgroup took part in this wgmma".to_owned())),
+            Some(entry) => {
+                Err((entry.3, "not all four warps of a warpgroup took part in this wgmma".to_owned()))
+            }
             None => Ok(()),
         }
     }
