@@ -26,8 +26,12 @@ train_gpt2 warpsmith: .cargo-found
 	@$(CARGO) build --release --locked --bin $@
 	@cp -f target/release/$@ $@
 
-train_gpt2cu: .cargo-found ## ./train_gpt2cu, with kernels for GPUs; installs nvcc where there is none
+.nvcc-found:
 	@dev/setup_nvcc.sh --unless-found
+	@command -v "$${NVCC_CCBIN:-g++}" >/dev/null || { echo "nvcc needs a C++ compiler: apt install g++" >&2; exit 2; }
+.PHONY: .nvcc-found
+
+train_gpt2cu: .cargo-found .nvcc-found ## ./train_gpt2cu, with kernels for GPUs; installs nvcc where there is none
 	@REQUIRE_KERNELS=1 $(CARGO) build --release --locked --bin $@
 	@cp -f target/release/$@ $@
 
@@ -91,13 +95,20 @@ $(STORIES): | build
 parity: build venv $(STORIES) ## loss and norm beside PyTorch and Hugging Face, 20 steps
 	$(VENV)/bin/python dev/parity.py --data '$(STORIES)' $(PARITY_FLAGS)
 
-BENCH := $(VENV)/bin/python dev/bench.py --data '$(STORIES)' -e d12 --ours 'f32=./train_gpt2 --dtype f32' \
+# Where there is a GPU, ours and the fastest of PyTorch at the batch of the published runs; else both on the CPU.
+GPU := $(shell command -v nvidia-smi)
+BENCH := $(VENV)/bin/python dev/bench.py --data '$(STORIES)' -e d12
+CPU_BENCH := $(BENCH) --ours 'f32=./train_gpt2 --dtype f32' \
 	--torch f32:eager --torch f32:compile --torch bf16:eager --torch bf16:compile
 BF16 = $(if $(filter bf16,$(DTYPE)),--ours 'bf16=./train_gpt2 --dtype bf16')
 
-bench: build venv $(STORIES) ## time a 124M step beside PyTorch, recorded in benches/record
-	$(BENCH) $(BF16) -b 4 -t 64
-	$(BENCH) $(BF16) -b 1 -t 1024
+bench: build $(if $(GPU),train_gpt2cu) venv $(STORIES) ## time a 124M step beside PyTorch, recorded in benches/record
+ifneq ($(GPU),)
+	$(BENCH) --ours './train_gpt2cu -r 0' -b 64 -t 1024 -d 524288
+else
+	$(CPU_BENCH) $(BF16) -b 4 -t 64
+	$(CPU_BENCH) $(BF16) -b 1 -t 1024
+endif
 
 bench-quick: .cargo-found ## every benchmark at tiny sizes, so that none rots
 	WARPSMITH_BENCH_QUICK=1 $(CARGO) bench --locked --bench matmul
@@ -107,8 +118,7 @@ bench-quick: .cargo-found ## every benchmark at tiny sizes, so that none rots
 test: .cargo-found ## all tests
 	$(CARGO) test --locked
 
-kernels-check: .cargo-found ## nvcc compiles every kernel for every architecture, without spills
-	@dev/setup_nvcc.sh --unless-found
+kernels-check: .cargo-found .nvcc-found ## nvcc compiles every kernel for every architecture, without spills
 	REQUIRE_KERNELS=1 $(CARGO) test --locked --test kernel_build -- --nocapture
 
 lint: .cargo-found ## formatting and clippy, warnings are errors

@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""Times training steps of train_gpt2 and of PyTorch in alternation and writes a record.
+"""Times training steps of train_gpt2 or train_gpt2cu and of PyTorch in alternation and writes a record.
 
     dev/bench.py --ours './train_gpt2' -e d12 -b 1 -t 1024 --data 'data/*_train_*.bin'
     dev/bench.py --ours 'f32=./train_gpt2 --dtype f32' --ours 'bf16=./train_gpt2' --torch f32:compile --torch bf16:compile
+    dev/bench.py --ours './train_gpt2cu' -e d12 -b 64 -t 1024 -d 524288 --data 'data/*_train_*.bin'     (where there is a GPU)
 
 In each round every program runs a few steps in turn, so that drift of the machine hits all alike. Each PyTorch worker
 starts once, compiles, and sleeps between its turns; ours starts afresh each time and its first step is not counted. Do
-not run anything else meanwhile. Prints a Markdown table and writes benches/record/<machine>/<date>-step.json.
+not run anything else meanwhile. On a GPU each PyTorch variant first runs alone, and only the fastest takes part in the rounds,
+because their memory would not fit beside each other. Prints Markdown tables of times and of the losses of the first ten steps,
+and writes benches/record/<machine>/<date>-step.json.
 """
 
 from __future__ import annotations
@@ -22,63 +25,102 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flags import add_model_flags, model_flags
+import gpus
+from flags import add_model_flags, model_flags, shape
 
 HERE = Path(__file__).resolve().parent
-STEP_MS = re.compile(r"^step\s.*\|\s*([0-9.]+) ms\s*\|", re.MULTILINE)
+# Loss and milliseconds of a step.
+STEP_LINE = re.compile(r"^step\s[^|]*\|\s*loss\s+(\S+).*\|\s*([0-9.]+) ms\s*\|", re.MULTILINE)
+# What ours is told so that both do the same: the learning rate and weight decay of bench_torch.py.
+RECIPE = ["-l", "3e-4", "-c", "0.1"]
+LOSSES = 10
+MODES = ("eager", "compile", "max-autotune", "max-autotune-no-cudagraphs")
+# The strong ones first: as we compute, then plain autocast as commonly published. CUDA graphs do not go with accumulation.
+TORCH_ON_GPU = [
+    "bf16-master:compile:cudnn",
+    "bf16-master:compile:flash",
+    "bf16-master:max-autotune-no-cudagraphs:cudnn",
+    "bf16-master:max-autotune-no-cudagraphs:flash",
+    "bf16:compile:flash",
+]
+TORCH_ON_CPU = ["f32:compile", "bf16:compile"]
 
 
 @dataclass
 class Samples:
-    """What was measured of one program; peak_mib is its largest resident size."""
+    """What was measured of one program; peak_mib is its largest resident size, or on a GPU the most memory it took there."""
 
     command: str
     ms: list[float] = field(default_factory=list)
     peak_mib: float = 0.0
+    losses: list[float] = field(default_factory=list)
     notes: dict = field(default_factory=dict)
-
-    def add(self, ms: list[float], peak_mib: float) -> None:
-        self.ms += ms
-        self.peak_mib = max(self.peak_mib, peak_mib)
 
 
 def shape_flags(args: argparse.Namespace) -> list[str]:
-    return ["-b", str(args.b), "-t", str(args.t), *model_flags(args)]
+    return ["-b", str(args.b), "-t", str(args.t), "-d", str(args.d), *model_flags(args)]
+
+
+def worker_flags(variant: str) -> list[str]:
+    """`bf16-master:compile:cudnn` as flags of bench_torch.py."""
+    dtype, _, rest = variant.partition(":")
+    mode, _, attention = rest.partition(":")
+    if dtype not in ("f32", "bf16", "bf16-master") or mode not in MODES or attention not in ("", "any", "flash", "cudnn"):
+        raise SystemExit(
+            f"bench: --torch {variant}: expected f32, bf16 or bf16-master, a colon, {', '.join(MODES)}; "
+            "then maybe a colon and flash or cudnn"
+        )
+    flags = ["--dtype", dtype]
+    flags += [] if mode == "eager" else ["--compile"]
+    flags += ["--compile-mode", mode] if mode.startswith("max") else []
+    return flags + (["--attention", attention] if attention else [])
 
 
 class Ours:
-    """A program with llm.c's flags and step lines: train_gpt2, or llm.c's own.
+    """A program with llm.c's flags and step lines: train_gpt2, train_gpt2cu, or llm.c's own.
 
     Its peak memory is what the system counted for the child, which starts with the size of this driver: 20 MiB, as long as
-    nothing here imports PyTorch.
+    nothing here imports PyTorch. On a GPU it is what its use grew by while the child ran.
     """
 
     def __init__(self, command: str, args: argparse.Namespace):
-        quiet = ["-v", "0", "-s", "0", "-x", str(args.steps + 1), "-d", str(args.b * args.t)]
-        data = ["-i", args.data, "-j", args.data]
-        self.command = [*shlex.split(command), *data, *shape_flags(args), *quiet]
-        self.samples = Samples(shlex.join(self.command))
+        self.steps, self.on_gpu = args.steps, args.gpu is not None
+        self.command = [*shlex.split(command), "-i", args.data, "-j", args.data, *shape_flags(args), *RECIPE]
+        self.command += ["-v", "0", "-s", "0", "-x"]
+        self.samples = Samples(shlex.join([*self.command, str(self.steps + 1)]))
+
+    def prove(self) -> None:
+        """Shows that it runs, before PyTorch compiles for a minute, and keeps its first losses."""
+        self.samples.losses = [loss for loss, _ in self.run(max(LOSSES, self.steps + 1))]
 
     def round(self) -> None:
         """A fresh process; its first step faults in memory and is dropped."""
-        with tempfile.TemporaryFile("w+") as output:
+        self.samples.ms += [ms for _, ms in self.run(self.steps + 1)[1:]]
+
+    def run(self, steps: int) -> list[tuple[float, float]]:
+        """Loss and milliseconds of each step."""
+        command = [*self.command, str(steps)]
+        with tempfile.TemporaryFile("w+") as output, gpus.PeakMemory() if self.on_gpu else nullcontext() as gpu:
             try:
-                process = subprocess.Popen(self.command, stdout=output, stderr=subprocess.STDOUT)
+                process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
             except OSError as error:
-                raise SystemExit(f"bench: cannot run {self.command[0]}: {error.strerror}; build it first (make)")
+                raise SystemExit(f"bench: cannot run {command[0]}: {error.strerror}; build it first (make)")
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
             output.seek(0)
             text = output.read()
-        times = [float(ms) for ms in STEP_MS.findall(text)]
-        if process.returncode != 0 or len(times) < 2:
+        found = [(float(loss), float(ms)) for loss, ms in STEP_LINE.findall(text)]
+        if process.returncode != 0 or len(found) < 2:
             last = (text.strip() or "no output").splitlines()[-1]
-            raise SystemExit(f"bench: {self.command[0]} ended with {process.returncode} and {len(times)} steps: {last}")
+            raise SystemExit(f"bench: {command[0]} ended with {process.returncode} and {len(found)} steps: {last}")
         unit = 1 if sys.platform == "darwin" else 1024
-        self.samples.add(times[1:], usage.ru_maxrss * unit / 2**20)
+        peak = gpu.peak_mib if self.on_gpu else usage.ru_maxrss * unit / 2**20
+        self.samples.peak_mib = max(self.samples.peak_mib, peak)
+        return found
 
     def close(self) -> None:
         pass
@@ -88,18 +130,16 @@ class Torch:
     """A PyTorch worker, kept alive."""
 
     def __init__(self, variant: str, args: argparse.Namespace):
-        dtype, _, mode = variant.partition(":")
-        command = [sys.executable, str(HERE / "bench_torch.py"), "--serve", "--dtype", dtype, "-i", args.data]
-        if mode not in ("eager", "compile", "max-autotune"):
-            raise SystemExit(f"bench: --torch {variant}: expected f32 or bf16, a colon, eager, compile or max-autotune")
-        command += [] if mode == "eager" else ["--compile"]
-        command += ["--compile-mode", "max-autotune"] if mode == "max-autotune" else []
-        self.command = [*command, *shape_flags(args)]
-        self.steps = args.steps
+        device = "cpu" if args.gpu is None else "cuda"
+        command = [sys.executable, str(HERE / "bench_torch.py"), "--serve", "--device", device]
+        self.command = [*command, *worker_flags(variant), "-i", args.data, *shape_flags(args)]
+        self.steps, self.on_gpu = args.steps, args.gpu is not None
         # The record is read on other machines, where the paths of this one say nothing.
         self.samples = Samples(shlex.join(["python", "dev/bench_torch.py", *self.command[2:]]))
+        self.used_before = gpus.memory_used_mib() if self.on_gpu else 0.0
         self.worker = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.samples.notes["start"] = self.answer()
+        self.samples.losses += self.samples.notes["start"]["warmup"]["losses"]
 
     def answer(self) -> dict:
         line = self.worker.stdout.readline()
@@ -111,7 +151,14 @@ class Torch:
         self.worker.stdin.write(f"{self.steps}\n")
         self.worker.stdin.flush()
         found = self.answer()
-        self.samples.add(found["ms"], found["peak_mib"])
+        self.samples.ms += found["ms"]
+        self.samples.losses += found["losses"]
+        peak = found["peak_mib"]
+        if self.on_gpu:
+            # Its allocator gives nothing back, and nobody else runs now.
+            peak = gpus.memory_used_mib() - self.used_before
+            self.samples.notes["allocator_mib"] = found["gpu_mib"]
+        self.samples.peak_mib = max(self.samples.peak_mib, peak)
 
     def close(self) -> None:
         self.worker.stdin.close()
@@ -142,33 +189,61 @@ def machine() -> dict:
     }
 
 
-def summary(samples: Samples, tokens: int) -> dict:
+def gpu_state() -> dict | None:
+    """The first GPU, if there is one, with what decides its speed at the moment."""
+    fields = ["name", "driver_version", "memory.total", "power.limit", "clocks.sm", "power.draw", "temperature.gpu"]
+    found = gpus.query(",".join(fields))
+    return dict(zip(fields, found)) if found else None
+
+
+def mfu(flops_per_token: float, tokens_per_s: float, peak_tflops: float | None) -> float | None:
+    return flops_per_token * tokens_per_s / (peak_tflops * 1e12) if peak_tflops else None
+
+
+def summary(samples: Samples, args: argparse.Namespace) -> dict:
     median = statistics.median(samples.ms)
+    L, C, maxT = shape(args)
+    rate = args.d / median * 1e3
+    share = mfu(gpus.flops_per_token(L, C, args.t, maxT), rate, args.peak_tflops)
     return {
         "command": samples.command,
         "median_ms": median,
         "min_ms": min(samples.ms),
         "max_ms": max(samples.ms),
-        "tokens_per_s": tokens / median * 1e3,
+        "tokens_per_s": rate,
+        **({"mfu": share} if share else {}),
         "peak_mib": samples.peak_mib,
+        "losses": samples.losses[:LOSSES],
         "ms": samples.ms,
         **samples.notes,
     }
 
 
-def table(found: dict[str, dict]) -> str:
-    """Ratios are against the first of ours; above 1 means that ours is faster."""
-    base = next(iter(found.values()))["median_ms"]
-    lines = ["| program | median ms | min | max | tok/s | time / ours | peak MiB |", "|---|--:|--:|--:|--:|--:|--:|"]
+def table(found: dict[str, dict], base: float) -> str:
+    """Ratios are against `base`, the milliseconds of the first of ours; above 1 means that ours is faster."""
+    with_mfu = any("mfu" in row for row in found.values())
+    heads = ["program", "median ms", "min", "max", "tok/s", *(["MFU %"] if with_mfu else []), "time / ours", "peak MiB"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" + "|--:" * (len(heads) - 1) + "|"]
     for name, row in found.items():
         numbers = [row["median_ms"], row["min_ms"], row["max_ms"], row["tokens_per_s"]]
+        numbers += [100 * row["mfu"]] if with_mfu else []
         cells = [f"{value:.1f}" for value in numbers] + [f"{row['median_ms'] / base:.2f}", f"{row['peak_mib']:.0f}"]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def write_record(args: argparse.Namespace, described: dict, found: dict[str, dict]) -> Path:
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{described['cpu']} {described['cores']} cores".lower()).strip("-")
+def loss_table(found: dict[str, dict]) -> str:
+    """The same batches from the same weights: the losses of the first steps must agree."""
+    lines = ["| step | " + " | ".join(found) + " |", "|--:" * (len(found) + 1) + "|"]
+    for step in range(max(len(row["losses"]) for row in found.values())):
+        losses = [row["losses"][step : step + 1] for row in found.values()]
+        lines.append(f"| {step + 1} | " + " | ".join(f"{loss[0]:.4f}" if loss else "" for loss in losses) + " |")
+    return "\n".join(lines)
+
+
+def write_record(args: argparse.Namespace, described: dict, found: dict[str, dict], alone: dict[str, dict]) -> Path:
+    plain = args.gpu or f"{described['cpu']} {described['cores']} cores"
+    slug = args.gpu_folder or re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")
     now = datetime.datetime.now(datetime.timezone.utc)
     record = {
         "date": now.isoformat(timespec="seconds"),
@@ -177,9 +252,11 @@ def write_record(args: argparse.Namespace, described: dict, found: dict[str, dic
         "model": args.model or {key: getattr(args, key) for key in ("layers", "heads", "channels", "context")},
         "B": args.b,
         "T": args.t,
+        "tokens_per_step": args.d,
         "rounds": args.rounds,
         "steps_per_round": args.steps,
         "programs": found,
+        **({"alone": alone} if alone else {}),
     }
     path = args.record / (args.machine or slug) / f"{now:%Y-%m-%d}-step.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -193,36 +270,80 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_model_flags(parser)
     parser.add_argument("--ours", action="append", default=[], help="our program and its own flags; LABEL=COMMAND")
-    parser.add_argument("--torch", action="append", default=[], help="{f32,bf16}:{eager,compile,max-autotune}")
+    parser.add_argument("--torch", action="append", default=[], help="TYPE:MODE[:ATTENTION], or none; see worker_flags")
     parser.add_argument("--data", required=True, help="pattern of token shards, read by all")
     parser.add_argument("-b", type=int, default=4, help="batch size B")
     parser.add_argument("-t", type=int, default=64, help="sequence length T")
+    parser.add_argument("-d", type=int, default=0, help="tokens a step (default B*T)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="counted steps of each program in a round")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if there is one")
+    parser.add_argument("--select", choices=["auto", "0", "1"], default="auto", help="keep only the fastest of PyTorch")
     parser.add_argument("--record", type=Path, default=HERE.parent / "benches" / "record")
-    parser.add_argument("--machine", help="name of the machine in the record (default: from its processor)")
-    return parser.parse_args()
+    parser.add_argument("--machine", help="name of the machine in the record (default: from its GPU or processor)")
+    args = parser.parse_args()
+    args.d = args.d or args.b * args.t
+    if args.d % (args.b * args.t):
+        parser.error(f"-d {args.d} is not a multiple of B*T = {args.b * args.t}")
+    find_gpu(args)
+    args.torch = args.torch or (TORCH_ON_CPU if args.gpu is None else TORCH_ON_GPU)
+    args.torch = [variant for variant in args.torch if variant != "none"]
+    for variant in args.torch:
+        worker_flags(variant)  # a typing error must not show after minutes
+    args.select = args.gpu is not None if args.select == "auto" else args.select == "1"
+    return args
 
 
-def contenders(args: argparse.Namespace) -> dict[str, Ours | Torch]:
-    """Ours first, so that ratios are against it."""
-    programs: dict[str, Ours | Torch] = {}
-    for i, text in enumerate(args.ours or ["./train_gpt2"]):
+def find_gpu(args: argparse.Namespace) -> None:
+    """Sets the GPU's name, its folder of records and its peak; all None where the CPU is compared."""
+    state = None if args.device == "cpu" else gpu_state()
+    if args.device == "cuda" and state is None:
+        raise SystemExit("bench: --device cuda: nvidia-smi finds no GPU; drop the flag to compare on the CPU")
+    args.gpu = state and state["name"]
+    args.gpu_folder, args.peak_tflops = (args.gpu and gpus.known(args.gpu)) or (None, None)
+
+
+def ours(args: argparse.Namespace) -> dict[str, Ours]:
+    programs = {}
+    default = "./train_gpt2" if args.gpu is None else "./train_gpt2cu"
+    for i, text in enumerate(args.ours or [default]):
         label, equals, command = text.partition("=")
         if not equals or not re.fullmatch(r"[\w.-]+", label):
             label, command = ("ours" if i == 0 else f"ours-{i + 1}"), text
         programs[label] = Ours(command, args)
-        programs[label].round()  # proves that it runs before PyTorch compiles for a minute
-        programs[label].samples.ms.clear()
-    for variant in args.torch or ["f32:compile", "bf16:compile"]:
-        programs[f"torch-{variant}"] = Torch(variant, args)
+        programs[label].prove()
     return programs
+
+
+def peers(args: argparse.Namespace) -> tuple[dict[str, Torch], dict[str, dict]]:
+    """Workers for the rounds and, where only the fastest may stay, what each reached alone."""
+    if not args.select or len(args.torch) < 2:
+        return {f"torch-{variant}": Torch(variant, args) for variant in args.torch}, {}
+    alone = {}
+    for variant in args.torch:
+        try:
+            worker = Torch(variant, args)
+            worker.round()
+            worker.close()
+        except SystemExit as error:
+            # One that does not run here, such as cuDNN without a suitable version, leaves the others in the race.
+            print(f"{error}; left out", file=sys.stderr)
+            continue
+        alone[variant] = summary(worker.samples, args)
+        print(f"alone: {variant} {alone[variant]['median_ms']:.1f} ms", file=sys.stderr)
+    if not alone:
+        raise SystemExit("bench: no PyTorch variant runs here; --torch none times ours alone")
+    best = min(alone, key=lambda variant: alone[variant]["median_ms"])
+    return {f"torch-{best}": Torch(best, args)}, {f"torch-{variant}": row for variant, row in alone.items()}
 
 
 def main() -> None:
     args = parse()
-    described = machine()
-    programs = contenders(args)
+    described = machine() | ({"gpu": gpu_state()} if args.gpu else {})
+    # Ours first, so that ratios are against it.
+    programs: dict[str, Ours | Torch] = {**ours(args)}
+    workers, alone = peers(args)
+    programs |= workers
     for number in range(args.rounds):
         for name, program in programs.items():
             program.round()
@@ -230,9 +351,14 @@ def main() -> None:
     for program in programs.values():
         program.close()
     described["load_after"] = os.getloadavg()
-    found = {name: summary(program.samples, args.b * args.t) for name, program in programs.items()}
-    print(f"{described['cpu']}, {described['cores']} cores; B {args.b}, T {args.t}\n\n{table(found)}")
-    print(f"\nrecord: {write_record(args, described, found)}")
+    described |= {"gpu_after": gpu_state()} if args.gpu else {}
+    found = {name: summary(program.samples, args) for name, program in programs.items()}
+    where = args.gpu or f"{described['cpu']}, {described['cores']} cores"
+    base = next(iter(found.values()))["median_ms"]
+    print(f"{where}; B {args.b}, T {args.t}, {args.d} tokens a step\n\n{table(found, base)}\n\n{loss_table(found)}")
+    if alone:
+        print(f"\nPyTorch, each alone before:\n\n{table(alone, base)}")
+    print(f"\nrecord: {write_record(args, described, found, alone)}")
 
 
 if __name__ == "__main__":

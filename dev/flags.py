@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+# Depth: (channels, heads).
+GPT2_SHAPES = {6: (384, 6), 12: (768, 12), 24: (1024, 16), 36: (1280, 20), 48: (1600, 25)}
+
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-e", "--model", default=None, help="d6, d12, d24, d36 or d48; else the four flags below")
@@ -21,3 +24,13 @@ def model_flags(args: argparse.Namespace) -> list[str]:
         return [*flags, "-e", args.model]
     sizes = {"--layers": args.layers, "--heads": args.heads, "--channels": args.channels, "--context": args.context}
     return flags + [str(item) for pair in sizes.items() for item in pair]
+
+
+def shape(args: argparse.Namespace) -> tuple[int, int, int]:
+    """Layers, channels and longest sequence of the model that was chosen."""
+    if not args.model:
+        return args.layers, args.channels, args.context
+    depth = int(args.model[1:]) if args.model[:1] == "d" and args.model[1:].isdigit() else 0
+    if depth not in GPT2_SHAPES:
+        raise SystemExit(f"model {args.model}: expected one of " + ", ".join(f"d{d}" for d in GPT2_SHAPES))
+    return depth, GPT2_SHAPES[depth][0], 1024

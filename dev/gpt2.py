@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from flags import GPT2_SHAPES
+
 # llm.c's name and Hugging Face's name; "{l}" stands for the layer. The order is that of llm.c's files.
 TENSORS: list[tuple[str, str]] = [
     ("wte", "wte.weight"),
@@ -34,9 +36,6 @@ TENSORS: list[tuple[str, str]] = [
 
 # Hugging Face stores these four as (in, out), everybody else as (out, in).
 TRANSPOSED_IN_HF = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-
-# Depth: (channels, heads).
-GPT2_SHAPES = {6: (384, 6), 12: (768, 12), 24: (1024, 16), 36: (1280, 20), 48: (1600, 25)}
 
 
 @dataclass

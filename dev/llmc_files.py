@@ -63,9 +63,12 @@ class Mt19937:
             values[i], values[j] = values[j], values[i]
 
 
-def batches(pattern: str, B: int, T: int, shuffle: bool) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches(
+    pattern: str, B: int, T: int, shuffle: bool, device: str | None = None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless tokens and targets, both (B, T), in llm.c's order for one process.
 
+    With a device, each shard is copied there as a whole and its batches never pass through the host.
     Shuffled: the order of the shards at the start of each epoch, that of the samples in each shard as it is opened.
     """
     paths = sorted(glob.glob(pattern))
@@ -82,8 +85,10 @@ def batches(pattern: str, B: int, T: int, shuffle: bool) -> Iterator[tuple[torch
                 raise SystemExit(f"{path}: {len(tokens)} tokens; one batch needs {B * T + 1}; lower -b or -t")
             if shuffle:
                 rng.permute(samples)
+            resident = device and torch.from_numpy(tokens.astype(np.int32)).to(device)
             for sample in samples:
-                run = torch.from_numpy(tokens[sample * B * T : (sample + 1) * B * T + 1].astype(np.int64))
+                span = slice(sample * B * T, (sample + 1) * B * T + 1)
+                run = resident[span].long() if device else torch.from_numpy(tokens[span].astype(np.int64))
                 yield run[:-1].view(B, T), run[1:].view(B, T)
 
 

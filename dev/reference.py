@@ -11,7 +11,7 @@ import contextlib
 import json
 import math
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable, Iterable, Iterator
 
 import torch
 from torch.nn import functional as F
@@ -32,9 +32,9 @@ def config_from(args: argparse.Namespace) -> Config:
     return config
 
 
-def adamw(model: torch.nn.Module, weight_decay: float, **kwargs) -> torch.optim.AdamW:
+def adamw(parameters: Iterable[torch.Tensor], weight_decay: float, **kwargs) -> torch.optim.AdamW:
     """Matrices and embeddings decay, vectors do not."""
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained = [p for p in parameters if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
@@ -84,7 +84,7 @@ def train(
     final_fraction: float, weight_decay: float, bf16: bool = False,
 ) -> Iterator[dict]:  # fmt: skip
     """Yields step, loss, norm (before clipping to 1.0) and lr of each step."""
-    optimizer = adamw(model, weight_decay, lr=lr)
+    optimizer = adamw(model.parameters(), weight_decay, lr=lr)
     for step in range(steps):
         optimizer.zero_grad(set_to_none=True)
         loss = accumulate(forward, [next(data) for _ in range(accum)], bf16)

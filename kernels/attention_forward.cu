@@ -1,12 +1,16 @@
-// Causal attention, forward (Dao 2023): a block has 128 queries of one head and goes through the tiles of 64 keys up to the
+// Causal attention, forward (Dao 2023): a block has 128 queries of one head and goes through tiles of 64 or 32 keys up to the
 // diagonal, with the softmax brought up to date after each (Milakov & Gimelshein 2018). What leaves it is the output and
 // the log-sum-exp of each row.
 //
-// Scores stay in base 2: exp2 (log2(e) scale s - maximum) is one FMA and one instruction of the special function unit, which
-// at HS = 64 is what limits Hopper and Blackwell: 16 exponentials a clock are as long under way as the tensor cores are with
-// the 2 HS products each belongs to. On Ampere and Ada mma limits.
-// 128 threads of at most 255 registers are two blocks on a multiprocessor, one computing while the other waits or does its
-// softmax. Tiles of 64 keys and not 128: scores of 64 take 64 registers, and what a barrier costs is small beside a tile.
+// Scores stay in base 2: exp2(log2(e) scale s - maximum) is one FMA and one instruction of the special function unit.
+//
+// What limits it, by count of the machine code for HS = 64 on Hopper: a warp has for each tile 128 mma, 64 exponentials, and
+// 700 instructions in all, which take its quarter of a multiprocessor 800 (at the rate that mma.sync reaches), 512 and 700
+// clocks. All three overlapping would be 600 TFLOP/s; with two warps a quarter, which have to wait for each other's
+// units, half of that is to be expected, less what is above the diagonal (a ninth at T = 1024). Not measured yet.
+//
+// 128 threads of at most 255 registers are two blocks on a multiprocessor, one computing while the other waits. Queries stay
+// in registers up to HS = 64; tiles have as many keys as there is room for scores.
 #include "attention.cuh"
 
 namespace attention {

@@ -109,8 +109,8 @@ __device__ __forceinline__ unsigned random_bits(unsigned seed, unsigned long lon
     return h ^ (h >> 16);
 }
 
-// `value` rounded to one of its two neighbours, to each with the probability that makes the mean right: `bits`, of which the
-// lower are used first, are uniform. What is no number, or beyond the largest one, goes where round-to-nearest takes it.
+// `value` rounded to one of its two neighbours, to each with the probability that makes the mean right, given uniform `bits`.
+// What is no finite number stays so.
 template <class T>
 __device__ __forceinline__ T round_at_random(float value, unsigned bits);
 template <>

@@ -12,6 +12,7 @@ pub mod ops;
 pub mod optim;
 pub mod params;
 pub mod rng;
+pub mod roofline;
 pub mod sample;
 pub mod tensor;
 pub mod train;

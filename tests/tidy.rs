@@ -17,6 +17,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("data", &["rng"]),
     ("checkpoint", &["config", "params", "tensor"]),
     ("metrics", &[]),
+    ("roofline", &["config", "params"]),
     ("sample", &["data", "model", "ops", "rng"]),
     ("eval", &["config", "data", "model", "ops", "tensor"]),
     (
@@ -51,6 +52,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "optim",
             "params",
             "rng",
+            "roofline",
             "sample",
             "tensor",
             "train",

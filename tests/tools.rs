@@ -142,3 +142,26 @@ fn a_run_can_be_plotted() {
     assert!(fs::read(dir.join("log/plot.png")).unwrap().starts_with(b"\x89PNG"));
     refuse(&mut warpsmith(dir, "plot nowhere"), &["nowhere"]);
 }
+
+#[test]
+fn a_step_is_predicted_and_compared_with_records() {
+    let dir = tempfile::tempdir().unwrap();
+    let line = "roofline -e d12 -b 64 -d 524288 -r 0 --records r";
+    let text = stdout(&succeed(&mut warpsmith(dir.path(), line)));
+    for expected in ["524,288 tokens", "NVIDIA H200", "65536x2304x768", "tokens a second", "MFU"] {
+        assert!(text.contains(expected), "{expected}\n{text}");
+    }
+    assert!(!text.contains("measured"), "{text}");
+
+    fs::create_dir_all(dir.path().join("r/h200")).unwrap();
+    let record = dir.path().join("r/h200/2026-01-02-kernels.json");
+    fs::write(&record, r#"{"kernels": [{"kernel": "adamw", "shape": "124475904", "us": 1234.5}]}"#).unwrap();
+    let text = stdout(&succeed(&mut warpsmith(dir.path(), line)));
+    assert!(text.contains("1234.5") && text.contains("measured kernels: 1.2 ms a step"), "{text}");
+
+    fs::write(&record, "{}").unwrap();
+    refuse(&mut warpsmith(dir.path(), line), &["2026-01-02-kernels.json", "expected a record of kernels"]);
+    refuse(&mut warpsmith(dir.path(), "roofline -e d12 -t 2048"), &["-t/--sequence-length", "1024", "2048"]);
+    refuse(&mut warpsmith(dir.path(), "roofline -e d12 -d 5000"), &["-d/--total-batch-size", "4096"]);
+    refuse(&mut warpsmith(dir.path(), "roofline -e d13"), &["-e/--model", "d13", "d12"]);
+}

@@ -2,10 +2,11 @@
 //! and instrumented for the checker. Makes a static library, and `emulated_tables.rs`, which lists the tables of kernels in it.
 //! Without a C++ compiler there is no emulated device (`cfg(emulated)`), which says so when it is asked for.
 
-use std::collections::VecDeque;
+use std::collections::BTreeSet;
 use std::env;
 use std::fmt::Write as _;
 use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
 use std::sync::Mutex;
@@ -130,55 +131,83 @@ fn wrapper(unit: &Unit) -> String {
 }
 
 fn compile_all(compiler: &str, units: &[Unit], out: &Path) -> Vec<PathBuf> {
-    let pending = Mutex::new(units.iter().collect::<VecDeque<_>>());
+    let target = out.ancestors().find(|dir| dir.join("CACHEDIR.TAG").is_file());
+    let cache = target.unwrap_or(out).join("emulated");
+    fs::create_dir_all(&cache).unwrap();
+    let version = Command::new(compiler).arg("--version").output().map(|o| o.stdout).unwrap_or_default();
+    let object =
+        |unit: &Unit| cache.join(format!("{}-{:016x}.o", unit.symbol, unit.fingerprint(compiler, &version)));
+    let objects: Vec<PathBuf> = units.iter().map(object).collect();
+    let mut missing: Vec<_> = units.iter().zip(&objects).filter(|(_, object)| !object.is_file()).collect();
+    // The long ones first, so that none of them is left alone at the end.
+    missing.sort_by_key(|(unit, _)| fs::metadata(&unit.source).map_or(0, |m| m.len()));
+    let pending = Mutex::new(missing);
     let workers = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
     thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
                 loop {
-                    let Some(unit) = pending.lock().unwrap().pop_front() else { break };
-                    compile(compiler, unit, out);
+                    let next = pending.lock().unwrap().pop();
+                    let Some((unit, object)) = next else { break };
+                    compile(compiler, unit, object, out);
                 }
             });
         }
     });
-    units.iter().map(|unit| out.join(&unit.symbol).with_extension("o")).collect()
+    objects
 }
 
-/// Compiles a unit, unless its object is newer than all it was made from and was made by the same command.
-fn compile(compiler: &str, unit: &Unit, out: &Path) {
-    let path = |extension: &str| out.join(&unit.symbol).with_extension(extension);
-    let (wrapper_path, object, command_path) = (path("cpp"), path("o"), path("command"));
-    let root = env::var("CARGO_MANIFEST_DIR").unwrap();
-    let wrapper = wrapper(unit);
-    let command = format!("{compiler} {} -ffile-prefix-map={root}/= {wrapper}", unit.flags.join(" "));
-    if fs::read_to_string(&command_path).is_ok_and(|old| old == command) && is_current(&object, &path("d")) {
-        return;
+impl Unit {
+    /// A hash of all that goes into the object: builds of every profile share objects in the target directory.
+    fn fingerprint(&self, compiler: &str, version: &[u8]) -> u64 {
+        let mut hash = DefaultHasher::new();
+        (compiler, version, &self.flags, wrapper(self)).hash(&mut hash);
+        let (mut seen, mut pending) =
+            (BTreeSet::new(), vec![self.source.clone(), "kernels/emulated/table.h".to_owned()]);
+        while let Some(path) = pending.pop() {
+            let Ok(text) = fs::read_to_string(&path) else { continue };
+            text.hash(&mut hash);
+            let includes = text.lines().filter_map(|line| line.trim_start().strip_prefix("#include \""));
+            for name in includes.filter_map(|rest| rest.split('"').next()) {
+                for dir in ["kernels", "kernels/emulated"] {
+                    let path = format!("{dir}/{name}");
+                    if seen.insert(path.clone()) {
+                        pending.push(path);
+                    }
+                }
+            }
+        }
+        hash.finish()
     }
-    fs::write(&wrapper_path, &wrapper).unwrap();
+}
+
+/// Compiles a unit; under another name first, so that nothing half done is taken for an object.
+fn compile(compiler: &str, unit: &Unit, object: &Path, out: &Path) {
+    let root = env::var("CARGO_MANIFEST_DIR").unwrap();
+    let (source, unfinished) =
+        (out.join(&unit.symbol).with_extension("cpp"), out.join(&unit.symbol).with_extension("o"));
+    fs::write(&source, wrapper(unit)).unwrap();
     let result = Command::new(compiler)
         .args(&unit.flags)
         .arg(format!("-ffile-prefix-map={root}/="))
-        .args(["-MMD", "-c", "-o"])
-        .args([&object, &wrapper_path])
+        .args(["-c", "-o"])
+        .args([&unfinished, &source])
         .output()
         .unwrap();
-    let messages = String::from_utf8_lossy(&result.stderr);
     if !result.status.success() {
+        let messages = String::from_utf8_lossy(&result.stderr);
         eprintln!("{} does not compile for the emulated device:\n{messages}", unit.source);
         exit(1);
     }
-    messages.lines().for_each(|line| println!("cargo:warning={line}"));
-    fs::write(&command_path, &command).unwrap();
-}
-
-/// Whether `object` is newer than everything that the make rule in `rule` names.
-fn is_current(object: &Path, rule: &Path) -> bool {
-    let modified = |path: &Path| fs::metadata(path).and_then(|m| m.modified()).ok();
-    let (Some(made), Ok(rule)) = (modified(object), fs::read_to_string(rule)) else { return false };
-    let Some((_, inputs)) = rule.split_once(": ") else { return false };
-    let mut inputs = inputs.split_whitespace().filter(|word| *word != "\\");
-    inputs.all(|input| modified(Path::new(input)).is_some_and(|m| m < made))
+    let prefix = format!("{}-", unit.symbol);
+    for entry in fs::read_dir(object.parent().unwrap()).unwrap().flatten() {
+        if entry.file_name().to_str().is_some_and(|name| name.starts_with(&prefix)) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    // A copy: the two may lie on different file systems.
+    let near = object.with_extension("tmp");
+    fs::copy(&unfinished, &near).and_then(|_| fs::rename(&near, object)).unwrap();
 }
 
 fn archive(objects: &[PathBuf], out: &Path) {

@@ -67,10 +67,9 @@ EMULATED_INLINE int __syncthreads_and(int predicate, EMULATED_SITE) {
 EMULATED_INLINE void __syncwarp(unsigned mask = 0xffffffffu, EMULATED_SITE) {
     warpsmith_emulated_collective(emulated::SYNCWARP, mask, nullptr, file, line);
 }
-// Threads of a block take turns, and atomics order memory (see checker/): nothing is left to do.
-EMULATED_INLINE void __threadfence() {}
-EMULATED_INLINE void __threadfence_block() {}
-EMULATED_INLINE void __threadfence_system() {}
+// Memory is always in order here; the checker wants to know that a kernel asked for it.
+EMULATED_INLINE void __threadfence() { warpsmith_emulated_fence(); }
+EMULATED_INLINE void __threadfence_block() { warpsmith_emulated_fence(); }
 
 #define assert(condition) \
     ((condition) ? (void)0 : warpsmith_emulated_fail("assertion failed: " #condition, nullptr, __FILE__, __LINE__))

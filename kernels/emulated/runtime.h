@@ -86,6 +86,7 @@ uint32_t warpsmith_emulated_barrier(uint32_t id, uint32_t threads, uint32_t pred
 void* warpsmith_emulated_shared(const void* key, uint64_t bytes, const char* name, const char* file, int line);
 void warpsmith_emulated_cp_async(uint32_t dst, const void* src, uint32_t bytes, uint32_t src_bytes, const char* file,
                                  int line);
+void warpsmith_emulated_fence();
 void warpsmith_emulated_cp_async_commit();
 void warpsmith_emulated_cp_async_wait(uint32_t groups_left);
 [[noreturn]] void warpsmith_emulated_fail(const char* message, const void* address, const char* file, int line);

@@ -37,6 +37,24 @@ pub fn refuse_launcher(variable: impl Fn(&str) -> Option<String>) -> Result<()> 
     Ok(())
 }
 
+/// Batches of B * T tokens in a step of `total`.
+///
+/// # Errors
+/// If that is not a whole number; the message names the nearest total that is.
+pub(super) fn micro_steps(total: usize, B: usize, T: usize) -> Result<usize> {
+    let micro = B * T;
+    if total.is_multiple_of(micro) {
+        return Ok(total / micro);
+    }
+    let below = total / micro * micro;
+    let above = below + micro;
+    let near = if below == 0 || above - total < total - below { above } else { below };
+    bail!(
+        "-d/--total-batch-size: expected a multiple of B * T = {B} * {T} = {micro} tokens, found {total}; \
+         the nearest is {near}"
+    )
+}
+
 impl TrainArgs {
     /// # Errors
     /// One line that names the flag, for the first thing that cannot be done.
@@ -97,19 +115,7 @@ impl TrainArgs {
     }
 
     fn check_batch(&self) -> Result<()> {
-        let (total, micro) = (self.total_batch_tokens(), self.micro_batch_tokens());
-        if total.is_multiple_of(micro) {
-            return Ok(());
-        }
-        let below = total / micro * micro;
-        let above = below + micro;
-        let near = if below == 0 || above - total < total - below { above } else { below };
-        bail!(
-            "-d/--total-batch-size: expected a multiple of B * T = {} * {} = {micro} tokens, found {total}; \
-             the nearest is {near}",
-            self.batch_size,
-            self.sequence_length
-        )
+        micro_steps(self.total_batch_tokens(), self.batch_size, self.sequence_length).map(drop)
     }
 
     fn check_files(&self) -> Result<()> {

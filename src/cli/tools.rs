@@ -2,6 +2,7 @@
 
 use super::devices::DeviceName;
 use super::{Parsed, parse, values};
+use crate::roofline::gpu::Gpu;
 use crate::tensor::Dtype;
 use anyhow::{Result, ensure};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -33,6 +34,8 @@ pub enum Tool {
     Convert(ConvertArgs),
     /// Draw a run's curves from its metrics.jsonl
     Plot(PlotArgs),
+    /// Predict how long a training step takes on a GPU, kernel by kernel, beside what was measured
+    Roofline(RooflineArgs),
     /// Show the flags of the trainers as Markdown
     Flags(FlagsArgs),
 }
@@ -220,6 +223,34 @@ pub struct PlotArgs {
 }
 
 #[derive(Args, Clone, Debug)]
+pub struct RooflineArgs {
+    /// Shape: d12, gpt2:d24, gpt3:c768 …
+    #[arg(short = 'e', long, value_name = "SHAPE", value_parser = values::name)]
+    pub model: String,
+    /// Micro-batch: sequences in one forward and backward pass
+    #[arg(short = 'b', long, value_name = "B", default_value = "4", value_parser = values::count)]
+    pub batch_size: usize,
+    /// Tokens in a sequence, at most what the model can take
+    #[arg(short = 't', long, value_name = "T", default_value = "1024", value_parser = values::count)]
+    pub sequence_length: usize,
+    /// Tokens in an optimiser step, a multiple of B * T [default: B * T]
+    #[arg(short = 'd', long, value_name = "TOKENS", value_parser = values::tokens)]
+    pub total_batch_size: Option<usize>,
+    /// Compute again in the backward pass instead of keeping: 0 = nothing, 1 = GELU, 2 = GELU and layer norms
+    #[arg(short = 'r', long, value_name = "0..2", default_value = "1", value_parser = values::level2)]
+    pub recompute: usize,
+    /// Rows (tokens) of logits in memory at a time
+    #[arg(long, value_name = "ROWS", default_value = "16384", value_parser = values::count)]
+    pub logits_rows: usize,
+    /// GPU: h200, h100, a100, b200, 4090, 5090
+    #[arg(long, value_name = "NAME", default_value = "h200", value_parser = values::gpu)]
+    pub gpu: &'static Gpu,
+    /// Folder of records; those of the GPU, in NAME/*-kernels.json, are shown beside the prediction
+    #[arg(long, value_name = "DIR", default_value = "benches/record")]
+    pub records: PathBuf,
+}
+
+#[derive(Args, Clone, Debug)]
 pub struct FlagsArgs {
     /// Put them between the markers of this file, and do not print them
     #[arg(long, value_name = "FILE")]
@@ -354,6 +385,9 @@ mod tests {
         assert_eq!((a.input.to_str(), a.output.to_str()), (Some("a.bin"), Some("b.safetensors")));
         assert_eq!(a.dtype, Dtype::F32);
         assert!(matches!(ok("plot log"), Tool::Plot(a) if a.dir.to_str() == Some("log")));
+        let Tool::Roofline(a) = ok("roofline -e d12 -b 64 -d 524288 --gpu A100 -r 0") else { panic!() };
+        assert_eq!((a.batch_size, a.sequence_length, a.total_batch_size), (64, 1024, Some(524_288)));
+        assert_eq!((a.gpu.name, a.recompute, a.logits_rows), ("a100", 0, 16_384));
         assert!(matches!(ok("flags --write README.md"), Tool::Flags(a) if a.write.is_some()));
         assert!(matches!(ok("sample -e a -e b --seed 1 --seed 2"), Tool::Sample(a) if a.seed == 2));
     }
@@ -361,9 +395,12 @@ mod tests {
     #[test]
     fn errors_are_one_line() {
         let cases = [
-            ("", "no command given; expected data, stories, sample, eval, convert, plot, flags"),
+            ("", "no command given; expected data, stories, sample, eval, convert, plot, roofline, flags"),
             ("dat", "dat: unknown command; did you mean data?"),
-            ("xyz", "xyz: unknown command; expected data, stories, sample, eval, convert, plot, flags"),
+            (
+                "xyz",
+                "xyz: unknown command; expected data, stories, sample, eval, convert, plot, roofline, flags",
+            ),
             ("data -o x", "<INPUT>...: missing; --help says what it is"),
             ("data a", "-o/--output: missing; --help says what it is"),
             ("sample", "-e/--model: missing; --help says what it is"),
@@ -377,6 +414,11 @@ mod tests {
             ),
             ("eval -e m", "eval: nothing to measure; give --val PATTERN or --hellaswag FILE"),
             ("eval -e m --hellaswag h -m 3", "-m/--max-batches: limits --val, which is not given"),
+            ("roofline", "-e/--model: missing; --help says what it is"),
+            (
+                "roofline -e d12 --gpu v100",
+                "--gpu: expected one of h200, h100, a100, b200, 4090, 5090, found v100",
+            ),
             ("convert a b", "convert: expected OUT to end in .bin or .safetensors, found b"),
             ("convert a b.bin c", "c: expected a flag here, found a value without one"),
             ("stories -o x --count 1 --tokens 2", "--count: cannot be used together with --tokens"),

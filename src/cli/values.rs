@@ -3,6 +3,7 @@
 
 use super::devices::DeviceName;
 use crate::device::cuda::MatmulChoice;
+use crate::roofline::gpu::Gpu;
 use crate::tensor::Dtype;
 use std::fmt::Display;
 
@@ -75,6 +76,11 @@ pub fn matmul(text: &str) -> Result<MatmulChoice, String> {
         "cublaslt" => Ok(MatmulChoice::Cublaslt),
         _ => Err(expected("fastest, own or cublaslt", text)),
     }
+}
+
+/// A GPU whose steps can be predicted.
+pub fn gpu(text: &str) -> Result<&'static Gpu, String> {
+    Gpu::named(text).map_err(|error| error.to_string())
 }
 
 /// A seed of the Mersenne twister.

@@ -1,9 +1,9 @@
 //! What works.
 
 use crate::device::*;
-use std::time::Instant;
-use warpsmith::device::cuda::emulator::EmulatorOptions;
+use warpsmith::device::cuda::emulator::{EmulatorOptions, library};
 use warpsmith::device::cuda::kernel::{Arg, Launch};
+use warpsmith::tensor::Dtype;
 
 #[test]
 fn blocks_add_up_in_every_order() {
@@ -37,6 +37,12 @@ fn tensor_cores_multiply() {
     }
 }
 
+/// What this thread has used of the CPU: on a busy machine the clock on the wall says little.
+fn cpu_seconds() -> f64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    text.split_whitespace().next().unwrap().parse::<f64>().unwrap() / 1e9
+}
+
 /// `cargo test --test emulator -- --ignored --nocapture costs`
 #[test]
 #[ignore = "measures"]
@@ -47,9 +53,9 @@ fn costs() {
     for threads in [32, 128, 256, 1024] {
         let per = 1e9 / (f64::from(n) * f64::from(threads));
         let mut time = |name, args: &[Arg]| {
-            let start = Instant::now();
+            let start = cpu_seconds();
             gpu.launch(name, Launch::new(1, threads), args).unwrap();
-            start.elapsed().as_secs_f64() * per
+            (cpu_seconds() - start) * per
         };
         let barrier = time("bench_barrier", &[Arg::new(&n)]);
         let shuffle = time("bench_shuffle", &[Arg::new(&out), Arg::new(&n)]);
@@ -57,5 +63,54 @@ fn costs() {
         println!(
             "{threads:4} threads: {barrier:.1} ns a barrier, {shuffle:.1} ns a shuffle, {mma:.0} ns an mma"
         );
+    }
+}
+
+#[test]
+fn a_launch_that_does_not_fit_the_kernel_is_refused() {
+    let mut gpu = Gpu::new(EmulatorOptions::default());
+    let out = pointer(gpu.memory(&[0f32; 8]));
+    let (n, long) = (8i32, 8u64);
+    let args = [Arg::new(&out), Arg::new(&out), Arg::new(&n)];
+    let mut refused = |launch: Launch, args: &[Arg], words: &str| {
+        let message = gpu.launch("block_sums", launch, args).unwrap_err();
+        assert!(message.contains(words), "{message}");
+    };
+    refused(Launch::new(1, 32), &args[..2], "2 arguments for the 3 parameters (float*, float*, int)");
+    refused(Launch::new(1, 32), &[args[0], args[1], Arg::new(&long)], "argument 2 has 8 bytes, a int has 4");
+    refused(Launch::new(1, 2048), &args, "2048 threads a block, 1 to 1024 are allowed");
+    refused(Launch::new(0, 32), &args, "a grid of [0, 1, 1]");
+    refused(Launch::grid([1, 1 << 16, 1], 32), &args, "a grid of [1, 65536, 1]");
+    refused(Launch::new(1, 32).shared(228 << 10), &args, "at most 232448");
+    let message = gpu.launch("no_such", Launch::new(1, 32), &args).unwrap_err();
+    assert!(message.contains("no kernel no_such was compiled"), "{message}");
+}
+
+#[test]
+fn blocks_run_side_by_side() {
+    let input = vec![1f32; 1 << 14];
+    let mut gpu = Gpu::new(EmulatorOptions { threads: 2, ..EmulatorOptions::default() });
+    let (out, inp) = (pointer(gpu.memory(&[0f32; 128])), pointer(gpu.memory(&input)));
+    let n = 1i32 << 14;
+    gpu.launch("block_sums", Launch::new(128, 128), &[Arg::new(&out), Arg::new(&inp), Arg::new(&n)]).unwrap();
+    assert_eq!(gpu.read::<f32>(out.address(), 128), vec![128.0; 128]);
+}
+
+/// The types that Rust passes are those that the C++ compiler saw, of the same kernels, in both directions.
+#[test]
+fn the_kernel_table_is_what_the_compiler_saw() {
+    for (dtype, floatx) in [(Dtype::Bf16, "bf16*"), (Dtype::F16, "f16*"), (Dtype::F32, "float*")] {
+        for checked in [false, true] {
+            let mut compiled = library::by_name(library::KERNELS, dtype, checked);
+            for spec in warpsmith::device::cuda::kernels() {
+                let name = spec.name;
+                let kernel =
+                    compiled.remove(name).unwrap_or_else(|| panic!("{name} is not in {}", spec.file));
+                let want: Vec<&str> =
+                    spec.params.iter().map(|p| if *p == "floatX*" { floatx } else { p }).collect();
+                assert_eq!(kernel.parameter_types(), want, "{name}");
+            }
+            assert!(compiled.is_empty(), "no operation declares {:?}", compiled.keys());
+        }
     }
 }

@@ -1,5 +1,6 @@
-//! The emulated device itself.
+//! The emulated device itself: that it does what it promises, and finds the bugs it is for.
 
 mod basics;
 mod device;
 mod hopper;
+mod mutants;

@@ -37,13 +37,13 @@ fn segments(lens: &[usize]) -> Vec<DecaySegment> {
     (0..lens.len()).map(|i| DecaySegment { start: start(i), len: lens[i], weight_decay: decay(i) }).collect()
 }
 
-/// Two steps with other gradients. Rounding at random is off by up to a last place, each time.
+/// Two steps, with a gradient each.
 fn two_steps(t: &mut Tensors, lens: &[usize], with_master: bool) -> Work {
     let len = lens.iter().sum();
     let start: Vec<f32> = random(1, len).iter().map(|&x| round(x, t.dtype)).collect();
     let exact = Tolerance::new(0.0, 4);
-    // Without a master, what the first step lost is missing in the second.
-    let params = t.inout_x("params", &start, Tolerance::new(2.5, 4));
+    // A last place is up to twice the unit of a tolerance. Without a master, each of two steps is off by up to one.
+    let params = t.inout_x("params", &start, Tolerance::new(if with_master { 2.0 } else { 4.0 }, 4));
     let master = with_master.then(|| t.inout_f32("master", &start, exact));
     let m = t.inout_f32("m", &random(2, len), exact);
     let squares: Vec<f32> = random(3, len).iter().map(|x| x * x + 0.01).collect();
@@ -86,7 +86,7 @@ fn rounded(dtype: Dtype, seed: u32, len: usize) -> Vec<(Vec<f32>, Vec<f32>)> {
             let any = Tolerance::new(1.0, 1);
             // Large and small, so that some f16 numbers are subnormal.
             let start: Vec<f32> =
-                random(1, len).iter().zip(random(2, len)).map(|(x, y)| x * (24.0 * y - 2.0).exp2()).collect();
+                random(1, len).iter().zip(random(2, len)).map(|(x, y)| x * (20.0 * y - 6.0).exp2()).collect();
             let params = t.inout_x("params", &start, any);
             let master = Some(t.inout_f32("master", &start, any));
             let [m, v] = ["m", "v"].map(|name| t.f32(name, &vec![0.0; len]));
@@ -110,7 +110,6 @@ fn parameters_are_the_master_rounded_at_random() {
             let off = |i: usize| (params[i] - master[i]) / last_place(master[i], dtype);
             for i in 0..LEN {
                 assert!(off(i).abs() < 1.0, "{dtype:?}: {} is no neighbour of {}", params[i], master[i]);
-                assert_eq!(params[i], round(params[i], dtype));
             }
             // Uniform bits make the mean of LEN errors a sixth of a last place over the root of LEN; four times that.
             let mean = (0..LEN).map(off).sum::<f32>() / LEN as f32;

@@ -20,8 +20,10 @@ fn stand_ins() -> tempfile::TempDir {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/nvidia");
     for (source, library) in [("libcuda.c", "libcuda.so.1"), ("libcublasLt.c", "libcublasLt.so.13")] {
         let mut cc = Command::new("cc");
-        cc.args(["-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]).arg(format!("-Wl,-soname,{library}"));
-        let output = cc.arg(sources.join(source)).arg("-o").arg(dir.path().join(library)).arg("-lm").output().unwrap();
+        cc.args(["-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"])
+            .arg(format!("-Wl,-soname,{library}"));
+        let output =
+            cc.arg(sources.join(source)).arg("-o").arg(dir.path().join(library)).arg("-lm").output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
     dir
@@ -31,9 +33,10 @@ fn stand_ins() -> tempfile::TempDir {
 fn run(case: &str, dir: &Path, settings: &[(&str, &str)]) -> String {
     let mut child = Command::new(std::env::current_exe().unwrap());
     child.args(["--exact", case, "--ignored", "--nocapture", "--test-threads=1"]);
-    child.env("LD_LIBRARY_PATH", dir).envs(settings.iter().copied()).env_remove("CUDA_VISIBLE_DEVICES");
+    child.env_remove("CUDA_VISIBLE_DEVICES").env("LD_LIBRARY_PATH", dir).envs(settings.iter().copied());
     let output = child.output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let said =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
     said
 }
@@ -63,7 +66,10 @@ fn what_is_missing_is_one_line() {
     expect(&[("STUB_CAPABILITY", "7")], "Stand-in has compute capability 7.0; expected 8.0 or newer.");
     if FATBINS.is_empty() {
         expect(&[], "this program has no kernels for GPUs (");
-        expect(&[], &format!("this program has no kernels for GPUs ({})", warpsmith::device::cuda::fatbins::WHY_NONE));
+        expect(
+            &[],
+            &format!("this program has no kernels for GPUs ({})", warpsmith::device::cuda::fatbins::WHY_NONE),
+        );
     }
     let empty = tempfile::tempdir().unwrap();
     if probe() == Err(Problem::NoDriver) {
@@ -79,7 +85,13 @@ fn a_gpu_is_described() {
         return println!("skipped: without kernels no GPU is opened");
     }
     let said = run("case_open", stand_ins().path(), &[]);
-    for part in ["name: \"Stand-in\"", "capability: (9, 0)", "multiprocessors: 132", "shared_bytes: 232448", "at 0000:65:00.0."] {
+    for part in [
+        "name: \"Stand-in\"",
+        "capability: (9, 0)",
+        "multiprocessors: 132",
+        "shared_bytes: 232448",
+        "at 0000:65:00.0.",
+    ] {
         assert!(said.contains(part), "{part} in\n{said}");
     }
 }
@@ -137,7 +149,11 @@ fn case_launches() {
     gpu.launch(&KERNEL, Launch::new(3, 64).shared(100 << 10), &args).unwrap();
     gpu.launch(&KERNEL, Launch::new(3, 64).shared(60 << 10), &args).unwrap();
     for (kernel, args, error) in [
-        (&ABSENT, &args[..], "absent: looking for it in layernorm.cu: CUDA_ERROR_NOT_FOUND (named symbol not found)"),
+        (
+            &ABSENT,
+            &args[..],
+            "absent: looking for it in layernorm.cu: CUDA_ERROR_NOT_FOUND (named symbol not found)",
+        ),
         (&NO_FILE, &args[..], "kernel: nowhere.cu was not compiled for Bf16"),
     ] {
         let found = format!("{:#}", gpu.launch(kernel, Launch::new(1, 32), args).unwrap_err());
@@ -152,7 +168,10 @@ fn case_launches() {
 #[ignore = "runs in a process of its own"]
 fn case_wrong_arguments() {
     let mut gpu = open();
-    let found = format!("{:#}", gpu.launch(&KERNEL, Launch::new(1, 32), &[Arg::new(&1u64), Arg::new(&1u64)]).unwrap_err());
+    let found = format!(
+        "{:#}",
+        gpu.launch(&KERNEL, Launch::new(1, 32), &[Arg::new(&1u64), Arg::new(&1u64)]).unwrap_err()
+    );
     assert_eq!(found, "layernorm_forward: its parameters have [8, 4] bytes, the arguments [8, 8]");
 }
 
@@ -226,11 +245,14 @@ fn case_products() {
     };
     let [a, b, c, bias, aux] = [0, 1, 2, 3, 4].map(|i| put(&host[i]));
     let d = put(&vec![f32::NAN; m * n]);
-    let epilogues = [ProductEpilogue::None, ProductEpilogue::Bias, ProductEpilogue::BiasGelu, ProductEpilogue::Dgelu];
+    let epilogues =
+        [ProductEpilogue::None, ProductEpilogue::Bias, ProductEpilogue::BiasGelu, ProductEpilogue::Dgelu];
     for case in 0..32 {
         let bit = |n: usize| case >> n & 1 == 1;
-        let (epilogue, adds_c, kind) = (epilogues[case / 8], bit(2), if bit(0) { Numbers::Tf32 } else { Numbers::F32 });
-        let p = Product { m, n, k, a_transposed: bit(0), b_transposed: bit(1), numbers: kind, adds_c, epilogue };
+        let (epilogue, adds_c, kind) =
+            (epilogues[case / 8], bit(2), if bit(0) { Numbers::Tf32 } else { Numbers::F32 });
+        let p =
+            Product { m, n, k, a_transposed: bit(0), b_transposed: bit(1), numbers: kind, adds_c, epilogue };
         gpu.upload(aux, bytemuck::cast_slice(&host[4])).unwrap();
         gpu.synchronize().unwrap();
         let operands = Operands { d, a, b, c: if adds_c { c } else { 0 }, bias, aux };

@@ -2,6 +2,7 @@
 
 mod corpus;
 mod model;
+mod roofline;
 
 use super::print;
 use super::tools::{FlagsArgs, PlotArgs, Tool, parse};
@@ -16,6 +17,7 @@ pub fn main() -> ExitCode {
         Tool::Eval(args) => model::eval(&args),
         Tool::Convert(args) => model::convert(&args),
         Tool::Plot(args) => plot(&args),
+        Tool::Roofline(args) => roofline::roofline(&args),
         Tool::Flags(args) => flags(&args),
     })
 }

@@ -2,11 +2,12 @@
 
 use super::driver::{DeviceInfo, Driver};
 use super::emulator::library::{self, Kernel, Table};
-use super::emulator::{EmulatorOptions, GlobalMemory, Job, MAX_SHARED_BYTES, encode_tensor_map};
+use super::emulator::{Checker, EmulatorOptions, GlobalMemory, Job, MAX_SHARED_BYTES, encode_tensor_map};
 use super::kernel::{Arg, KernelSpec, Launch, Launcher};
 use super::tensor_map::{TensorMap, TiledMatrix};
 use crate::tensor::Dtype;
 use anyhow::{Context, Result};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 type Kernels = BTreeMap<&'static str, &'static Kernel>;
@@ -17,6 +18,7 @@ pub struct Emulated {
     memory: GlobalMemory,
     plain: Kernels,
     checked: Kernels,
+    checker: RefCell<Checker>,
     /// Can be changed between launches.
     pub options: EmulatorOptions,
 }
@@ -41,6 +43,7 @@ impl Emulated {
             memory: GlobalMemory::default(),
             plain: library::by_name(tables, dtype, false),
             checked: library::by_name(tables, dtype, true),
+            checker: RefCell::new(Checker::new()),
             options,
         }
     }
@@ -58,7 +61,9 @@ impl Launcher for Emulated {
         let compiled = kernels
             .get(kernel.name)
             .with_context(|| format!("no kernel {} was compiled from {}", kernel.name, kernel.file))?;
-        Job::new(compiled, kernel, launch, args, self.options)?.run()
+        self.checker.get_mut().allocations = self.memory.bounds();
+        let checker = self.options.check.then_some(&self.checker);
+        Job::new(compiled, kernel, launch, args, self.options, checker)?.run()
     }
 
     fn tensor_map(&self, matrix: &TiledMatrix) -> Result<TensorMap> {

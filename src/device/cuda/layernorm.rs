@@ -167,3 +167,73 @@ pub fn backward(cuda: &mut Cuda, a: LayernormBackward) -> Result<()> {
     let (dweight, dbias) = (m.x(a.dweight), m.x(a.dbias));
     kernel::layernorm_backward_sum(dev, launch, dweight, dbias, partials, grid.blocks as i32, channels)
 }
+
+#[cfg(all(test, emulated))]
+mod tests {
+    use super::*;
+    use crate::device::compare::assert_close;
+    use crate::device::compare::testing::random;
+    use crate::device::cpu;
+    use crate::device::cuda::emulator::{self, EmulatorOptions};
+    use crate::device::cuda::{CudaOptions, MatmulChoice};
+    use crate::tensor::{Dtype, MemoryPlan};
+    use half::bf16;
+
+    fn rounded(values: &[f32]) -> Vec<f32> {
+        values.iter().map(|&v| bf16::from_f32(v).to_f32()).collect()
+    }
+
+    /// Without a product before it only here; the other kernels are tested in tests/kernels/.
+    #[test]
+    fn the_residual_is_added_and_normalised() {
+        for (N, C) in [(5, 264), (3, 1032)] {
+            for check in [false, true] {
+                residual_row(N, C, EmulatorOptions { check, ..EmulatorOptions::default() });
+            }
+        }
+    }
+
+    fn residual_row(N: usize, C: usize, options: EmulatorOptions) {
+        let mut plan = MemoryPlan::new();
+        let [sum, out, residual] = [N * C; 3].map(|len| plan.add("test", "x", Dtype::Bf16, len));
+        let [weight, bias] = [C; 2].map(|len| plan.add("test", "x", Dtype::Bf16, len));
+        let [mean, rstd] = [N; 2].map(|len| plan.add("test", "f32", Dtype::F32, len));
+        let inputs = [(out, 1), (residual, 2), (weight, 3), (bias, 4)];
+        let values = inputs.map(|(tensor, seed)| rounded(&random(seed, tensor.len)));
+        let dtype = Dtype::Bf16;
+        let choices = CudaOptions {
+            dtype,
+            tf32: false,
+            gelu_fusion: 0,
+            deterministic: true,
+            matmul: MatmulChoice::Own,
+        };
+        let mut dev = Cuda::new(emulator::open(dtype, options).unwrap(), choices);
+        dev.allocate(&plan).unwrap();
+        for ((tensor, _), values) in inputs.iter().zip(&values) {
+            let bits: Vec<bf16> = values.iter().map(|&v| bf16::from_f32(v)).collect();
+            dev.upload(*tensor, bytemuck::cast_slice(&bits)).unwrap();
+        }
+        // The product lies where the output goes.
+        residual_forward(
+            &mut dev,
+            LayernormForward { out, mean, rstd, inp: sum, weight, bias, N, C },
+            residual,
+            out,
+        )
+        .unwrap();
+
+        let mut download = |tensor: Tensor| {
+            let mut bits = vec![bf16::ZERO; tensor.len];
+            dev.download(bytemuck::cast_slice_mut(&mut bits), tensor).unwrap();
+            bits.iter().map(|b| b.to_f32()).collect::<Vec<f32>>()
+        };
+        let [product, residual, weight, bias] = &values;
+        let want_sum: Vec<f32> = product.iter().zip(residual).map(|(a, b)| a + b).collect();
+        let want_sum = rounded(&want_sum);
+        assert_eq!(download(sum), want_sum);
+        let (mut want, mut mean, mut rstd) = (vec![0.0; N * C], vec![0.0; N], vec![0.0; N]);
+        cpu::layernorm::forward(&mut want, &mut mean, &mut rstd, &want_sum, weight, bias, C);
+        assert_close("out", &download(out), &want, 2f64.powi(-8));
+    }
+}

@@ -84,8 +84,10 @@ impl Barrier {
         self.completed.set(self.completed.get() + 1);
         self.arrived.set(0);
         self.votes.set(0);
-        for (warp, lanes) in self.waiting.iter().enumerate() {
-            me.block.wake(warp, lanes.take());
+        let waiting = self.waiting.each_ref().map(Cell::take);
+        me.block.check(|c| c.sync_block(&waiting, |warp| me.block.warps[warp].alive.get()));
+        for (warp, lanes) in waiting.into_iter().enumerate() {
+            me.block.wake(warp, lanes);
         }
     }
 }

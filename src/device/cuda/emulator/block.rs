@@ -1,6 +1,7 @@
 //! A block of CUDA threads: who can run, who runs next, and how a thread stops.
 
 use super::barrier::Barrier;
+use super::checker::Checker;
 use super::collective::Warp;
 use super::copies::CopyQueue;
 use super::failure::{Failure, Site};
@@ -27,7 +28,6 @@ pub struct Geometry {
 #[repr(C)]
 pub struct Block {
     pub geometry: Geometry,
-    thread_indices: Box<[Cell<[u32; 3]>]>,
     pub threads: Box<[Thread]>,
     pub warps: Box<[Warp]>,
     /// The warps that have a thread that can run.
@@ -77,6 +77,7 @@ impl Me {
     }
 
     /// Lets others run until somebody calls [`Block::wake`] for this thread.
+    #[inline]
     pub fn wait(self) {
         self.block.suspend(self.thread);
         self.block.leave(self.thread);
@@ -92,16 +93,14 @@ impl Block {
     /// # Safety
     /// `region` belongs to the block alone, for as long as it lives.
     pub unsafe fn new_in(region: &Region) -> &'static Block {
-        let indices: Box<[Cell<[u32; 3]>]> = (0..MAX_THREADS).map(|_| Cell::default()).collect();
         let geometry = Geometry {
             block_index: Cell::default(),
             block_dim: Cell::default(),
             grid_dim: Cell::default(),
-            thread_index: indices.as_ptr().cast(),
+            thread_index: region.base().wrapping_add(INDICES_OFFSET).cast(),
         };
         let block = Block {
             geometry,
-            thread_indices: indices,
             threads: (0..MAX_THREADS).map(|_| Thread::default()).collect(),
             warps: (0..MAX_THREADS / 32).map(|_| Warp::default()).collect(),
             runnable_warps: Cell::new(0),
@@ -141,6 +140,7 @@ impl Block {
     /// Runs all threads of block `index` of a launch.
     pub fn run(&self, job: &Job, index: [u32; 3], seed: u64) -> Result<(), Box<Failure>> {
         self.start(job, index, seed);
+        self.check(Checker::start_block);
         while let Some(first) = self.next(None).or_else(|| self.after_a_copy()) {
             // SAFETY: `start` prepared the stacks; a thread that can run was saved by its last switch.
             unsafe { fiber::switch(self.scheduler.as_ptr(), self.threads[first].stack.get()) };
@@ -193,13 +193,16 @@ impl Block {
         self.hopper.reset();
         for thread in 0..count {
             let t = thread as u32;
-            self.thread_indices[thread].set([t % dim[0], t / dim[0] % dim[1], t / (dim[0] * dim[1])]);
+            let index = [t % dim[0], t / dim[0] % dim[1], t / (dim[0] * dim[1])];
             // Stacks start at different lines of the cache: at the same ones, they would fight for a few sets.
             let colour = thread % 61 * 64;
             let top = self.base().wrapping_add(STACKS_OFFSET + (thread + 1) * STACK_BYTES - colour);
             self.threads[thread].copies.borrow_mut().clear();
-            // SAFETY: the stack is inside the region and nothing runs on it.
-            self.threads[thread].stack.set(unsafe { fiber::prepare(top, run_thread) });
+            // SAFETY: the indices and the stack are inside the region, and nothing runs yet.
+            unsafe {
+                self.geometry.thread_index.cast_mut().add(thread).write(index);
+                self.threads[thread].stack.set(fiber::prepare(top, run_thread));
+            }
         }
     }
 

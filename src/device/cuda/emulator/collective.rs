@@ -200,7 +200,11 @@ fn run(op: Op, lanes: &Lanes) {
     // SAFETY: `cuda.h` and `ptx.h` bring these arguments to these operations.
     unsafe {
         match op {
-            Op::Syncwarp => {}
+            Op::Syncwarp => {
+                if lanes.arrived == lanes.me.warp().alive.get() {
+                    lanes.block().check(|c| c.sync_warp(lanes.me.thread / 32));
+                }
+            }
             Op::Shfl | Op::ShflUp | Op::ShflDown | Op::ShflXor => shuffle(lanes),
             Op::Ballot => {
                 let bits =
@@ -306,4 +310,11 @@ extern "C" fn warpsmith_emulated_fail(
         message += &format!(" ({address:p})");
     }
     me().fail(Site::new("", file, line), message)
+}
+
+/// `__threadfence`: what the thread knows now is what its next atomics release.
+#[unsafe(no_mangle)]
+extern "C" fn warpsmith_emulated_fence() {
+    let me = me();
+    me.block.check(|c| c.fence(me.thread));
 }

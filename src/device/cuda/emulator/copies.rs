@@ -2,6 +2,7 @@
 //! copy poisons its destination and lands when its thread waits for its group.
 
 use super::block::{Me, me};
+use super::checker::Kind;
 use super::failure::Site;
 use std::collections::VecDeque;
 use std::ffi::{c_char, c_void};
@@ -13,6 +14,9 @@ struct Copy {
     src: *const u8,
     /// The other bytes of the destination become zero.
     src_bytes: usize,
+    /// It was carried out when it was issued; the kernel does not know.
+    landed: bool,
+    site: Site,
 }
 
 /// The copies of a thread that have not landed, in order.
@@ -40,13 +44,22 @@ impl CopyQueue {
 }
 
 impl Copy {
-    fn land(&self, _me: Me) {
+    fn land(&self) {
         let mut bytes = [0; 16];
         // SAFETY: the kernel vouches for the source, as for its own loads; the destination is inside the arena.
         unsafe {
             std::ptr::copy_nonoverlapping(self.src, bytes.as_mut_ptr(), self.src_bytes);
             self.dst.write(bytes);
         }
+    }
+
+    /// Its thread has waited for it.
+    fn finish(&self, me: Me) {
+        if !self.landed {
+            self.land();
+        }
+        me.block.check_pending(self.dst.cast(), 16, false);
+        me.block.check_access(me, self.dst.addr(), 16, Kind::Write, self.site);
     }
 }
 
@@ -69,16 +82,19 @@ extern "C" fn warpsmith_emulated_cp_async(
         me.fail(site, format!("{src_bytes} bytes of source for a copy of {bytes}"));
     }
     let dst = me.block.shared_16_bytes(me, dst, site);
-    let queue = &me.block.threads[me.thread].copies;
-    let group = queue.borrow().groups_committed;
-    let copy = Copy { group, dst, src, src_bytes: src_bytes as usize };
-    if me.block.copies_late() {
+    me.block.check_access(me, src.addr(), src_bytes as usize, Kind::Read, site);
+    me.block.check_access(me, dst.addr(), 16, Kind::Write, site);
+    me.block.check_pending(dst.cast(), 16, true);
+    let landed = !me.block.copies_late();
+    let mut queue = me.block.threads[me.thread].copies.borrow_mut();
+    let copy = Copy { group: queue.groups_committed, dst, src, src_bytes: src_bytes as usize, landed, site };
+    if landed {
+        copy.land();
+    } else {
         // SAFETY: inside the arena.
         unsafe { dst.write([0xff; 16]) };
-        queue.borrow_mut().pending.push_back(copy);
-    } else {
-        copy.land(me);
     }
+    queue.pending.push_back(copy);
 }
 
 #[unsafe(no_mangle)]
@@ -93,6 +109,6 @@ extern "C" fn warpsmith_emulated_cp_async_wait(groups_left: u32) {
     let queue = &me.block.threads[me.thread].copies;
     loop {
         let Some(copy) = queue.borrow_mut().next(groups_left) else { break };
-        copy.land(me);
+        copy.finish(me);
     }
 }

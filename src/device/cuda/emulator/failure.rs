@@ -24,9 +24,12 @@ impl Site {
         (!self.file.is_null()).then(|| unsafe { CStr::from_ptr(self.file) })
     }
 
+    /// Asked at every barrier: the texts are compared only where they are not the same literals.
+    #[inline]
     pub fn is_same(&self, other: &Site) -> bool {
-        let same_file = || self.file == other.file || self.file() == other.file();
-        self.line == other.line && self.what == other.what && same_file()
+        self.line == other.line
+            && (std::ptr::eq(self.what, other.what) || self.what == other.what)
+            && (self.file == other.file || self.file() == other.file())
     }
 }
 
@@ -36,7 +39,8 @@ impl fmt::Display for Site {
         f.write_str(self.what)?;
         if let Some(file) = self.file() {
             let space = if self.what.is_empty() { "" } else { " " };
-            write!(f, "{space}at {}:{}", file.to_string_lossy(), self.line)?;
+            let file = file.to_string_lossy();
+            write!(f, "{space}at {}:{}", file.trim_start_matches("./"), self.line)?;
         }
         Ok(())
     }
@@ -44,14 +48,23 @@ impl fmt::Display for Site {
 
 /// An error of a kernel.
 pub struct Failure {
-    pub thread: Option<usize>,
-    pub site: Site,
-    pub message: String,
+    thread: Option<usize>,
+    site: Site,
+    message: String,
+    /// Where the thread was, innermost first.
+    trace: Vec<usize>,
 }
 
 impl Failure {
     pub fn new(thread: Option<usize>, site: Site, message: String) -> Self {
-        Failure { thread, site, message }
+        let mut trace = Vec::new();
+        if thread.is_some() {
+            backtrace::trace(|frame| {
+                trace.push(frame.ip().addr());
+                trace.len() < 32
+            });
+        }
+        Failure { thread, site, message, trace }
     }
 
     /// One line that names the kernel, the block and the thread.
@@ -68,6 +81,31 @@ impl Failure {
         if !site.is_empty() {
             text += &format!(", {site}");
         }
+        let lines = self.lines();
+        let mut news = lines.iter().filter(|line| !site.ends_with(line.as_str()));
+        if let Some(line) = news.next() {
+            let how = if site.is_empty() { "at" } else { "from" };
+            text += &format!(", {how} {line}");
+        }
+        if let Some(kernel) = news.next_back() {
+            text += &format!(", from {kernel}");
+        }
         format!("{text}: {}", self.message)
+    }
+
+    /// Lines of kernels and of what they include, innermost first.
+    fn lines(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for ip in &self.trace {
+            backtrace::resolve(std::ptr::without_provenance_mut(*ip), |symbol| {
+                let file = symbol.filename().and_then(|file| file.to_str()).unwrap_or_default();
+                // As in the directory that it was compiled in.
+                let file = file.rsplit_once("/./").map_or(file, |(_, file)| file).trim_start_matches("./");
+                if file.ends_with(".cu") || file.ends_with(".cuh") {
+                    lines.push(format!("{file}:{}", symbol.lineno().unwrap_or(0)));
+                }
+            });
+        }
+        lines
     }
 }

@@ -1,12 +1,14 @@
 //! Running the blocks of a grid.
 
 use super::block::Block;
+use super::checker::Checker;
 use super::library::Kernel;
 use super::region::{ARGUMENTS_BYTES, ARGUMENTS_OFFSET, MAX_THREADS, Region};
 use super::shared::MAX_BYTES;
 use super::{EmulatorOptions, Schedule};
 use crate::device::cuda::kernel::{Arg, KernelSpec, Launch};
 use anyhow::{Result, bail, ensure};
+use std::cell::RefCell;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -18,9 +20,10 @@ pub struct Job<'a> {
     pub shared_bytes: usize,
     pub options: EmulatorOptions,
     pub arguments: &'a [Arg],
+    pub checker: Option<&'a RefCell<Checker>>,
 }
 
-// SAFETY: the arguments are only read, from memory that the launch borrows.
+// SAFETY: the arguments are only read, from memory that the launch borrows; with a checker there is one thread.
 unsafe impl Sync for Job<'_> {}
 
 /// A region with its block, kept from launch to launch.
@@ -43,6 +46,7 @@ impl<'a> Job<'a> {
         launch: Launch,
         arguments: &'a [Arg],
         options: EmulatorOptions,
+        checker: Option<&'a RefCell<Checker>>,
     ) -> Result<Self> {
         let name = spec.name;
         let types = kernel.parameter_types();
@@ -75,7 +79,7 @@ impl<'a> Job<'a> {
             "kernel {name}: {shared_bytes} bytes of dynamic shared memory, at most {MAX_BYTES}"
         );
         let block_dim = [threads, 1, 1];
-        Ok(Job { kernel, grid, block_dim, shared_bytes: shared_bytes as usize, options, arguments })
+        Ok(Job { kernel, grid, block_dim, shared_bytes: shared_bytes as usize, options, arguments, checker })
     }
 
     pub fn threads(&self) -> usize {
@@ -90,7 +94,12 @@ impl<'a> Job<'a> {
     pub fn run(&self) -> Result<()> {
         let order = Order::new(self.options.schedule, self.blocks());
         let next = AtomicUsize::new(0);
-        let threads = self.options.threads.clamp(1, self.blocks());
+        // The checker remembers one block at a time.
+        let most = if self.checker.is_some() { 1 } else { self.blocks() };
+        let threads = self.options.threads.clamp(1, most);
+        if let Some(checker) = self.checker {
+            checker.borrow_mut().start_launch();
+        }
         if threads == 1 {
             return self.run_blocks(&order, &next);
         }

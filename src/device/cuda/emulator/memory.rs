@@ -31,6 +31,11 @@ impl GlobalMemory {
         Ok(address as u64)
     }
 
+    /// First address, and the one after the last, of every allocation, in order.
+    pub fn bounds(&self) -> Vec<(usize, usize)> {
+        self.allocations.iter().map(|a| (a.address, a.address + a.bytes)).collect()
+    }
+
     /// Where so many bytes are.
     ///
     /// # Errors

@@ -39,7 +39,7 @@ use crate::tensor::Dtype;
 use anyhow::Result;
 #[cfg(emulated)]
 pub(super) use {
-    hopper::encode as encode_tensor_map, launch::Job, memory::GlobalMemory,
+    checker::Checker, hopper::encode as encode_tensor_map, launch::Job, memory::GlobalMemory,
     shared::MAX_BYTES as MAX_SHARED_BYTES,
 };
 

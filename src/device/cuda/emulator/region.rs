@@ -8,6 +8,8 @@ pub const REGION_BYTES: usize = 1 << 27;
 /// Where the arguments of the kernel lie, as long as CUDA allows.
 pub const ARGUMENTS_OFFSET: usize = 1 << 16;
 pub const ARGUMENTS_BYTES: usize = 4096;
+/// Where the indices of the threads lie: three numbers each.
+pub const INDICES_OFFSET: usize = 1 << 17;
 pub const STACKS_OFFSET: usize = 1 << 20;
 pub const STACK_BYTES: usize = 1 << 16;
 /// Aligned to its size: the low bits of an address are the address in shared memory.

@@ -2,6 +2,7 @@
 //! before a block writes it, which is NaN in every floating-point type.
 
 use super::block::{Block, Me, me};
+use super::checker::Kind;
 use super::failure::Site;
 use super::region::{ARENA_BYTES, ARENA_OFFSET};
 use std::cell::{Cell, RefCell};
@@ -95,6 +96,7 @@ impl Block {
 
     pub fn read_shared(&self, reader: Me, address: u32, site: Site) -> [u8; 16] {
         let place = self.shared_16_bytes(reader, address, site);
+        self.check_access(reader, place.addr(), 16, Kind::Read, site);
         // SAFETY: inside the arena.
         unsafe { place.read() }
     }

@@ -52,7 +52,7 @@ impl Element for half::bf16 {
 }
 
 impl Element for half::f16 {
-    /// Without branches, so that eight are converted at once: the exponent is off by 112 (for subnormals too, which the product
+    /// The exponent is off by 112 (for subnormals too, which the product
     /// makes normal); infinity and NaN are at the top.
     #[inline(always)]
     fn widen(bits: u16) -> f32 {
@@ -64,23 +64,22 @@ impl Element for half::f16 {
 
 /// `d += a b` for a 16 x 16, b 16 x 8.
 pub fn mma_m16n8k16<T: Element>(lanes: [&mut Mma; 32]) {
-    let mut a = [[0u16; 16]; 16];
-    let mut b = [[0u16; 8]; 16];
+    let mut a = [[0.0; 16]; 16];
+    let mut b = [[0.0; 8]; 16];
     for (lane, argument) in lanes.iter().enumerate() {
         let (g, t) = (lane / 4, lane % 4 * 2);
         // SAFETY: four registers of a thread that waits.
         let registers = unsafe { *argument.a };
         for (i, register) in registers.into_iter().enumerate() {
             let (row, column) = (g + i % 2 * 8, t + i / 2 * 8);
-            a[row][column] = register as u16;
-            a[row][column + 1] = (register >> 16) as u16;
+            a[row][column] = T::widen(register as u16);
+            a[row][column + 1] = T::widen((register >> 16) as u16);
         }
         for (i, register) in argument.b.into_iter().enumerate() {
-            b[t + i * 8][g] = register as u16;
-            b[t + i * 8 + 1][g] = (register >> 16) as u16;
+            b[t + i * 8][g] = T::widen(register as u16);
+            b[t + i * 8 + 1][g] = T::widen((register >> 16) as u16);
         }
     }
-    let (a, b) = (a.map(|row| row.map(T::widen)), b.map(|row| row.map(T::widen)));
     accumulate(lanes, &a, &b);
 }
 

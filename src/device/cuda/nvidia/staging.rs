@@ -6,16 +6,16 @@ use anyhow::Result;
 use cudarc::driver::result as cu;
 use cudarc::driver::result::DriverError;
 
-/// A ring of pinned buffers. A batch of tokens takes one, so that the host can be that many batches ahead; what is longer
-/// (weights, checkpoints) goes through in pieces, one being filled while the others are on their way.
+/// A ring of pinned buffers. A micro-step's tokens, targets and buckets take a handful, so that the host can be some micro-steps
+/// ahead; what is longer (weights, checkpoints) goes through in pieces, one being filled while the others are on their way.
 pub struct Staging {
     buffers: Vec<Pinned>,
     next: usize,
 }
 
-const BUFFERS: usize = 4;
+const BUFFERS: usize = 16;
 /// Long enough for the bus to run at full speed.
-const BUFFER_BYTES: usize = 4 << 20;
+const BUFFER_BYTES: usize = 1 << 20;
 
 impl Staging {
     pub fn new() -> Result<Self> {

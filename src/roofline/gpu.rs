@@ -1,0 +1,163 @@
+//! The GPUs whose steps can be predicted: data sheets, and how much of them is to be had.
+#![allow(non_snake_case)]
+
+use anyhow::{Result, anyhow};
+
+/// What the prediction needs to know of a GPU. Rates are TFLOP/s of dense bf16 products with f32 accumulation; TB/s is 1e12.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Gpu {
+    /// As `--gpu` takes it, and the name of its folder of records.
+    pub name: &'static str,
+    pub full_name: &'static str,
+    /// Streaming multiprocessors.
+    pub SMs: usize,
+    /// Second-level cache.
+    pub l2_mb: f64,
+    /// The data sheet's peak, which MFU is a share of.
+    pub peak_tflops: f64,
+    /// The data sheet's bandwidth of the memory.
+    pub peak_tbs: f64,
+    /// Share of the peak that one large product (8192 cubed) reaches and keeps.
+    pub matmul_share: f64,
+    /// Share of the bandwidth that a large copy reaches.
+    pub copy_share: f64,
+    /// Rates of causal attention at long T, heads of 64 and of 128, masked half not counted.
+    pub attention_forward: [f64; 2],
+    pub attention_backward: [f64; 2],
+}
+
+/// All GPUs known. "Estimate" marks what nobody measured for us or published for such shapes: to be replaced by a record.
+///
+/// Attention rates are scaled up from the T they were measured at by what [`predict`](super::predict) takes off again for
+/// the masked halves of diagonal tiles, 1 + 128 / T.
+pub const GPUS: [Gpu; 6] = [
+    Gpu {
+        name: "h200",
+        full_name: "NVIDIA H200 SXM",
+        // NVIDIA H200 data sheet: 1,979 TFLOP/s bf16 with sparsity, half of it dense; 4.8 TB/s. SMs and L2: H100 architecture paper.
+        SMs: 132,
+        l2_mb: 50.0,
+        peak_tflops: 989.4,
+        peak_tbs: 4.8,
+        // Measured: 770-798 TFLOP/s for 8192 cubed through PyTorch; 4.3 TB/s for a device-to-device copy.
+        matmul_share: 790.0 / 989.4,
+        copy_share: 4.3 / 4.8,
+        // cuDNN 9.19 on H200 (NVIDIA/cudnn-frontend, benchmark/sdpa_benchmark_training): heads of 64 forward 310, 336, 358 and
+        // backward 264, 289, 299 at T = 2k, 4k, 32k; heads of 128 484 and 370 at 2k. FlashAttention 3 on H100, heads of 64:
+        // 265 and 371 forward at 1k and 2k.
+        attention_forward: [349.0, 514.0],
+        attention_backward: [304.0, 393.0],
+    },
+    Gpu {
+        name: "h100",
+        full_name: "NVIDIA H100 SXM",
+        // NVIDIA H100 data sheet and architecture paper.
+        SMs: 132,
+        l2_mb: 50.0,
+        peak_tflops: 989.4,
+        peak_tbs: 3.35,
+        // fast.cu reports 716 (4096 cubed) and 795 (8192 cubed) for cuBLAS; QuACK 3.0 TB/s for softmax and cross-entropy.
+        matmul_share: 780.0 / 989.4,
+        copy_share: 0.9,
+        // The same processor as the H200.
+        attention_forward: [349.0, 514.0],
+        attention_backward: [304.0, 393.0],
+    },
+    Gpu {
+        name: "a100",
+        full_name: "NVIDIA A100 SXM 80 GB",
+        // NVIDIA A100 data sheet.
+        SMs: 108,
+        l2_mb: 40.0,
+        peak_tflops: 312.0,
+        peak_tbs: 2.039,
+        // Estimates: cuBLAS keeps about 265 TFLOP/s, a copy about 1.79 TB/s.
+        matmul_share: 0.85,
+        copy_share: 0.88,
+        // Estimates after the FlashAttention 2 paper's figures for A100.
+        attention_forward: [180.0, 205.0],
+        attention_backward: [150.0, 185.0],
+    },
+    Gpu {
+        name: "b200",
+        full_name: "NVIDIA B200",
+        // NVIDIA Blackwell data sheet: 4.5 PFLOP/s bf16 with sparsity, half of it dense; 8 TB/s.
+        SMs: 148,
+        l2_mb: 126.0,
+        peak_tflops: 2250.0,
+        peak_tbs: 8.0,
+        // Estimates.
+        matmul_share: 0.75,
+        copy_share: 0.9,
+        // FlashAttention 4 (pull request 2605): 457-542 forward, heads of 64, T = 1024. The others are estimates.
+        attention_forward: [562.0, 1000.0],
+        attention_backward: [420.0, 750.0],
+    },
+    Gpu {
+        name: "4090",
+        full_name: "NVIDIA GeForce RTX 4090",
+        // NVIDIA Ada architecture paper: 165.2 TFLOP/s with f32 accumulation, 1,008 GB/s.
+        SMs: 128,
+        l2_mb: 72.0,
+        peak_tflops: 165.2,
+        peak_tbs: 1.008,
+        // Estimates.
+        matmul_share: 0.95,
+        copy_share: 0.92,
+        // apache/tvm, tl_doc/flash_perf.md: heads of 64 at T = 2k 142-152 forward, 97-106 backward. Heads of 128: estimates.
+        attention_forward: [156.0, 158.0],
+        attention_backward: [108.0, 115.0],
+    },
+    Gpu {
+        name: "5090",
+        full_name: "NVIDIA GeForce RTX 5090",
+        // NVIDIA RTX Blackwell architecture paper: 209.5 TFLOP/s with f32 accumulation, 1,792 GB/s.
+        SMs: 170,
+        l2_mb: 96.0,
+        peak_tflops: 209.5,
+        peak_tbs: 1.792,
+        // Estimates; whole steps of llm.kittens are published at 81 % of this peak.
+        matmul_share: 0.97,
+        copy_share: 0.92,
+        // Estimates: the 4090's, by the ratio of peaks.
+        attention_forward: [198.0, 200.0],
+        attention_backward: [137.0, 146.0],
+    },
+];
+
+impl Gpu {
+    /// Finds a GPU by its short name.
+    ///
+    /// # Errors
+    /// If it is not in the table; the message lists those that are.
+    pub fn named(name: &str) -> Result<&'static Gpu> {
+        let wanted = name.to_ascii_lowercase();
+        GPUS.iter().find(|gpu| gpu.name == wanted).ok_or_else(|| {
+            let known = GPUS.map(|gpu| gpu.name).join(", ");
+            anyhow!("expected one of {known}, found {name}")
+        })
+    }
+
+    /// FLOP/s of a large product.
+    pub fn matmul_ceiling(&self) -> f64 {
+        self.peak_tflops * 1e12 * self.matmul_share
+    }
+
+    /// Bytes/s of a large copy.
+    pub fn copy_ceiling(&self) -> f64 {
+        self.peak_tbs * 1e12 * self.copy_share
+    }
+
+    /// FLOP/s of causal attention over heads of `HS`; `backward` is the rate of all five products.
+    pub fn attention_rate(&self, HS: usize, backward: bool) -> f64 {
+        let [at64, at128] = if backward { self.attention_backward } else { self.attention_forward };
+        let HS = HS as f64;
+        // Below 64 the exponentials set the pace, one for each HS multiplications.
+        let rate = match HS {
+            ..64.0 => at64 * HS / 64.0,
+            64.0..128.0 => at64 + (at128 - at64) * (HS - 64.0) / 64.0,
+            _ => at128,
+        };
+        rate * 1e12
+    }
+}

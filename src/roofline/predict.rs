@@ -1,0 +1,135 @@
+//! The time of a kernel on a GPU, from its bytes, FLOPs, tiles and waves.
+#![allow(non_snake_case)]
+
+use super::gpu::Gpu;
+use super::kernels::{Kernel, Tail, Work};
+
+/// What one call of a kernel costs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Prediction {
+    pub floor_us: f64,
+    pub realistic_us: f64,
+    /// Whether the floor is set by FLOPs and not by bytes.
+    pub compute_bound: bool,
+    /// Blocks of work, and how often they fill the GPU; none for kernels that stream.
+    pub tiles: Option<Tiles>,
+}
+
+/// How the output is cut up.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Tiles {
+    /// Rows and columns of a tile.
+    pub size: (usize, usize),
+    pub count: usize,
+    /// Tiles over SMs; what is missing to the next whole number is idle time, unless sums are cut up.
+    pub waves: f64,
+}
+
+/// Microseconds lost between two kernels: the last blocks of one finish alone, the first of the next start cold.
+pub const GAP_US: f64 = 4.0;
+
+/// Share of a large product's rate that the mix of kernels in a step keeps: clocks fall where memory works too.
+const SUSTAINED: f64 = 0.955;
+
+/// Share of a copy's bandwidth that a product bound by memory gets.
+const PRODUCT_STREAM: f64 = 0.93;
+
+/// Output tiles a product may choose from. 1600 = 10 x 160 columns is why there are so many.
+const TILES: [(usize, usize); 7] =
+    [(128, 256), (256, 128), (128, 192), (128, 160), (128, 128), (64, 128), (64, 64)];
+
+/// What tensor cores do in the time of an epilogue, as a length of K: measured in multiplications on a Hopper SM, scaled by
+/// how fast an SM multiplies. A tile of 128 x 256 takes 12,288 clocks at K = 768 and its plain epilogue about 800.
+fn exposed_k(tail: Tail, gpu: &Gpu) -> f64 {
+    const HOPPER_TFLOPS_PER_SM: f64 = 989.4 / 132.0;
+    let on_hopper = match tail {
+        Tail::Plain | Tail::SplitSum => 50.0,
+        Tail::Residual => 70.0,
+        Tail::GeluBackward => 90.0,
+        Tail::Gelu => 100.0,
+    };
+    on_hopper * (gpu.peak_tflops / gpu.SMs as f64) / HOPPER_TFLOPS_PER_SM
+}
+
+/// Rate of a tile's main loop beside that of 128 x 256: operands come through shared memory and the cache in
+/// proportion to 1 / rows + 1 / columns, and hide the worse the more there are.
+fn tile_rate((rows, columns): (usize, usize)) -> f64 {
+    let loss = |rows: usize, columns: usize| 1.0 + 32.0 * (1.0 / rows as f64 + 1.0 / columns as f64);
+    loss(128, 256) / loss(rows, columns)
+}
+
+/// Predicts one call.
+pub fn predict(kernel: &Kernel, gpu: &Gpu) -> Prediction {
+    let compute = kernel.flops / gpu.matmul_ceiling();
+    let memory = kernel.bytes / gpu.copy_ceiling();
+    let (realistic, tiles) = match kernel.work {
+        Work::Product { m, n, k, tail } => product(kernel, (m, n, k), tail, gpu),
+        Work::Attention { B, NH, T, HS, backward } => attention(kernel, (B, NH, T, HS), backward, gpu),
+        Work::Stream { share } => (memory / share, None),
+    };
+    Prediction {
+        floor_us: 1e6 * compute.max(memory),
+        realistic_us: 1e6 * realistic,
+        compute_bound: compute > memory,
+        tiles,
+    }
+}
+
+/// The fastest choice of a tile.
+fn product(kernel: &Kernel, mnk: (usize, usize, usize), tail: Tail, gpu: &Gpu) -> (f64, Option<Tiles>) {
+    let times = TILES.map(|size| product_with(kernel, mnk, tail, size, gpu));
+    let (seconds, tiles) = times.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).expect("TILES is not empty");
+    (seconds, Some(tiles))
+}
+
+fn product_with(
+    kernel: &Kernel,
+    (m, n, k): (usize, usize, usize),
+    tail: Tail,
+    size: (usize, usize),
+    gpu: &Gpu,
+) -> (f64, Tiles) {
+    let count = m.div_ceil(size.0) * n.div_ceil(size.1);
+    let waves = count as f64 / gpu.SMs as f64;
+    let tile_area = (size.0 * size.1) as f64;
+    // Length of the sums that one SM forms, one tile after another, and seconds that a unit of it takes.
+    let (length, fix_up_bytes) = match tail {
+        // Each SM gets the same share of all sums; those cut in two are written and read as f32.
+        Tail::SplitSum => {
+            let exposed = (waves + 1.0) * exposed_k(tail, gpu);
+            (waves * k as f64 + exposed, 2.0 * 4.0 * tile_area * gpu.SMs as f64)
+        }
+        _ => (waves.ceil() * (k as f64 + exposed_k(tail, gpu)), 0.0),
+    };
+    let rate_per_sm = gpu.matmul_ceiling() * SUSTAINED * tile_rate(size) / gpu.SMs as f64;
+    let compute = length * 2.0 * tile_area / rate_per_sm;
+    let bytes = kernel.bytes + read_again((m, n, k), gpu);
+    let bandwidth = gpu.copy_ceiling() * PRODUCT_STREAM;
+    (compute.max(bytes / bandwidth) + fix_up_bytes / bandwidth, Tiles { size, count, waves })
+}
+
+/// Bytes that come from memory more than once: one operand, for each half of the second-level cache that the other one fills.
+fn read_again((m, n, k): (usize, usize, usize), gpu: &Gpu) -> f64 {
+    let [a, b] = [m * k, n * k].map(|len| 2.0 * len as f64);
+    let fits = 0.5e6 * gpu.l2_mb;
+    // Long sums advance together over both operands, which need not stay.
+    if k > m.max(n) { 0.0 } else { a.max(b) * ((a.min(b) / fits).ceil() - 1.0) }
+}
+
+/// Tiles of 128 queries, the longest rows first, so that no wave ends early.
+fn attention(
+    kernel: &Kernel,
+    (B, NH, T, HS): (usize, usize, usize, usize),
+    backward: bool,
+    gpu: &Gpu,
+) -> (f64, Option<Tiles>) {
+    const ROWS: usize = 128;
+    let count = B * NH * T.div_ceil(ROWS);
+    // Half of each tile on the diagonal is computed and thrown away.
+    let masked = 1.0 + ROWS as f64 / T.max(ROWS) as f64;
+    let idle = (gpu.SMs as f64 / count as f64).max(1.0);
+    let compute = kernel.flops * masked * idle / gpu.attention_rate(HS, backward);
+    let memory = kernel.bytes / (gpu.copy_ceiling() * PRODUCT_STREAM);
+    let tiles = Tiles { size: (ROWS, HS), count, waves: count as f64 / gpu.SMs as f64 };
+    (compute.max(memory), Some(tiles))
+}

@@ -1,0 +1,217 @@
+//! The budget of a step: kernels, their times, sums, and the text that shows them.
+#![allow(non_snake_case)]
+
+use super::gpu::Gpu;
+use super::kernels::{Class, Kernel, Run, flops_per_token, step};
+use super::predict::{GAP_US, Prediction, predict};
+use super::record::Records;
+use crate::config::ModelConfig;
+use crate::params::ParamLayout;
+use std::fmt::{self, Display, Formatter};
+
+/// A kernel with its times.
+#[derive(Clone, Debug)]
+pub struct Row {
+    pub kernel: Kernel,
+    pub prediction: Prediction,
+    /// Of one call, where there is a record.
+    pub measured_us: Option<f64>,
+}
+
+impl Row {
+    fn floor_ms(&self) -> f64 {
+        self.prediction.floor_us * self.kernel.calls as f64 / 1e3
+    }
+
+    fn realistic_ms(&self) -> f64 {
+        self.prediction.realistic_us * self.kernel.calls as f64 / 1e3
+    }
+}
+
+/// Milliseconds of a step, or of a part of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Milliseconds {
+    pub floor: f64,
+    pub realistic: f64,
+}
+
+/// A step of a model on a GPU.
+#[derive(Clone, Debug)]
+pub struct Budget {
+    pub config: ModelConfig,
+    pub run: Run,
+    pub gpu: Gpu,
+    pub rows: Vec<Row>,
+}
+
+impl Budget {
+    /// Predicts a step, with what was measured beside.
+    pub fn new(config: &ModelConfig, run: &Run, gpu: &Gpu, records: &Records) -> Self {
+        let row = |kernel: Kernel| Row {
+            prediction: predict(&kernel, gpu),
+            measured_us: records.us(kernel.name, &kernel.shape),
+            kernel,
+        };
+        let rows = step(config, run).into_iter().map(row).collect();
+        Budget { config: *config, run: *run, gpu: *gpu, rows }
+    }
+
+    pub fn class_ms(&self, class: Class) -> Milliseconds {
+        self.sum_ms(|row| row.kernel.class == class)
+    }
+
+    fn sum_ms(&self, chosen: impl Fn(&Row) -> bool) -> Milliseconds {
+        self.rows.iter().filter(|row| chosen(row)).fold(Milliseconds::default(), |sum, row| Milliseconds {
+            floor: sum.floor + row.floor_ms(),
+            realistic: sum.realistic + row.realistic_ms(),
+        })
+    }
+
+    pub fn launches(&self) -> usize {
+        self.rows.iter().map(|row| row.kernel.calls * row.kernel.launches).sum()
+    }
+
+    /// Time between kernels.
+    pub fn gaps_ms(&self) -> Milliseconds {
+        Milliseconds { floor: 0.0, realistic: self.launches() as f64 * GAP_US / 1e3 }
+    }
+
+    pub fn total_ms(&self) -> Milliseconds {
+        let (kernels, gaps) = (self.sum_ms(|_| true), self.gaps_ms());
+        Milliseconds { floor: kernels.floor + gaps.floor, realistic: kernels.realistic + gaps.realistic }
+    }
+
+    pub fn tokens_per_s(&self, step_ms: f64) -> f64 {
+        self.run.tokens() as f64 / step_ms * 1e3
+    }
+
+    /// Share of the data sheet's peak.
+    pub fn mfu(&self, step_ms: f64) -> f64 {
+        flops_per_token(&self.config, self.run.T) * self.tokens_per_s(step_ms) / (self.gpu.peak_tflops * 1e12)
+    }
+}
+
+impl Display for Budget {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        self.write_heading(f)?;
+        self.write_kernels(f)?;
+        self.write_classes(f)
+    }
+}
+
+impl Budget {
+    fn write_heading(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let (c, r, g) = (&self.config, &self.run, &self.gpu);
+        let parameters = grouped(ParamLayout::new(c).len());
+        writeln!(f, "L {}, NH {}, C {}, Vp {}: {parameters} parameters", c.L, c.NH, c.C, c.Vp)?;
+        let tokens = grouped(r.tokens());
+        writeln!(
+            f,
+            "B {}, T {}, {} micro-step(s): {tokens} tokens a step; recompute {}; {} rows of logits at a time",
+            r.B, r.T, r.micro_steps, r.recompute, r.logits_rows
+        )?;
+        writeln!(
+            f,
+            "{}: {:.0} of {} TFLOP/s bf16, {:.2} of {} TB/s, {} SMs\n",
+            g.full_name,
+            g.matmul_ceiling() / 1e12,
+            g.peak_tflops,
+            g.copy_ceiling() / 1e12,
+            g.peak_tbs,
+            g.SMs
+        )
+    }
+
+    fn write_kernels(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let recorded = self.rows.iter().any(|row| row.measured_us.is_some());
+        write!(
+            f,
+            "{:18} {:>18} {:>5} {:>9} {:>8} {:>7} {:>7} {:>7} {:>9} {:>9}",
+            "kernel", "shape", "calls", "GFLOP", "MB", "tile", "tiles", "waves", "floor us", "real us"
+        )?;
+        writeln!(
+            f,
+            "{}",
+            if recorded { format!(" {:>9} {:>6}", "measured", "/ real") } else { String::new() }
+        )?;
+        for row in &self.rows {
+            write_row(f, row)?;
+            match row.measured_us {
+                Some(us) => writeln!(f, " {us:>9.1} {:>6.2}", us / row.prediction.realistic_us)?,
+                None if recorded => writeln!(f, " {:>9} {:>6}", "-", "-")?,
+                None => writeln!(f)?,
+            }
+        }
+        writeln!(f)?;
+        if recorded { self.write_coverage(f) } else { Ok(()) }
+    }
+
+    /// The measured kernels together, beside what was predicted of them.
+    fn write_coverage(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let measured: f64 =
+            self.rows.iter().filter_map(|r| Some(r.measured_us? * r.kernel.calls as f64)).sum();
+        let predicted = self.sum_ms(|row| row.measured_us.is_some());
+        writeln!(
+            f,
+            "measured kernels: {:.1} ms a step, predicted {:.1} (floor {:.1})\n",
+            measured / 1e3,
+            predicted.realistic,
+            predicted.floor
+        )
+    }
+
+    fn write_classes(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let total = self.total_ms();
+        writeln!(f, "{:34} {:>9} {:>6} {:>13} {:>6}", "ms a step", "floor", "%", "realistic", "%")?;
+        let line = |f: &mut Formatter<'_>, title: &str, ms: Milliseconds| {
+            let share = |part: f64, whole: f64| 100.0 * part / whole;
+            let (floor, realistic) = (share(ms.floor, total.floor), share(ms.realistic, total.realistic));
+            writeln!(f, "{title:34} {:>9.2} {floor:>6.1} {:>13.2} {realistic:>6.1}", ms.floor, ms.realistic)
+        };
+        for class in Class::ALL {
+            let ms = self.class_ms(class);
+            if ms.realistic > 0.0 {
+                line(f, class.title(), ms)?;
+            }
+        }
+        line(f, &format!("gaps of {} launches", grouped(self.launches())), self.gaps_ms())?;
+        line(f, "total", total)?;
+        let rate = |ms| grouped(self.tokens_per_s(ms).round() as usize);
+        writeln!(f, "{:34} {:>9} {:>20}", "tokens a second", rate(total.floor), rate(total.realistic))?;
+        let mfu = |ms| 100.0 * self.mfu(ms);
+        writeln!(f, "{:34} {:>9.1} {:>20.1}", "MFU, %", mfu(total.floor), mfu(total.realistic))
+    }
+}
+
+/// All columns but those of the record, without the end of the line.
+fn write_row(f: &mut Formatter<'_>, row: &Row) -> fmt::Result {
+    let (k, p) = (&row.kernel, &row.prediction);
+    let (tile, count, waves) = match p.tiles {
+        Some(t) => (format!("{}x{}", t.size.0, t.size.1), t.count.to_string(), format!("{:.1}", t.waves)),
+        None => Default::default(),
+    };
+    let flops = if k.flops > 0.0 { format!("{:.2}", k.flops / 1e9) } else { String::new() };
+    write!(
+        f,
+        "{:18} {:>18} {:>5} {flops:>9} {:>8.1} {tile:>7} {count:>7} {waves:>7} {:>9.1} {:>9.1}",
+        k.name,
+        k.shape,
+        k.calls,
+        k.bytes / 1e6,
+        p.floor_us,
+        p.realistic_us
+    )
+}
+
+/// 1234567 as 1,234,567.
+fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}

@@ -1,0 +1,184 @@
+#![allow(non_snake_case)]
+
+use super::gpu::{GPUS, Gpu};
+use super::kernels::{Class, Run, flops_per_token, step};
+use super::record::Records;
+use super::report::Budget;
+use crate::config::ModelConfig;
+
+const TOKENS: usize = 524_288;
+
+fn run(B: usize) -> Run {
+    Run { B, T: 1024, micro_steps: TOKENS / (B * 1024), recompute: 0, logits_rows: 16_384 }
+}
+
+fn model(name: &str) -> ModelConfig {
+    ModelConfig::from_descriptor(name).unwrap()
+}
+
+fn budget(name: &str, gpu: &str, B: usize) -> Budget {
+    Budget::new(&model(name), &run(B), Gpu::named(gpu).unwrap(), &Records::default())
+}
+
+#[track_caller]
+fn near(found: f64, expected: f64, tolerance: f64) {
+    let off = (found / expected - 1.0).abs();
+    assert!(off <= tolerance, "found {found}, expected {expected} within {:.1} %", 100.0 * tolerance);
+}
+
+/// Sum over the kernels of some classes, per token.
+fn per_token(name: &str, classes: &[Class], of: impl Fn(&super::kernels::Kernel) -> f64) -> f64 {
+    let all = step(&model(name), &run(64));
+    let chosen = all.iter().filter(|k| classes.contains(&k.class));
+    chosen.map(|k| of(k) * k.calls as f64).sum::<f64>() / TOKENS as f64
+}
+
+const PRODUCTS: [Class; 6] = [
+    Class::BlockForward,
+    Class::BlockDgrad,
+    Class::BlockWgrad,
+    Class::HeadForward,
+    Class::HeadDgrad,
+    Class::HeadWgrad,
+];
+
+/// Worked out by hand from the shapes: matrices times six, causal attention once forward and two and a half times backward.
+#[test]
+fn flops_a_token_are_those_of_the_four_gpt2_sizes() {
+    let expected = [
+        ("d12", 741.4, 18.9, 47.2, 803.5),
+        ("d24", 2121.0, 50.3, 125.8, 2280.0),
+        ("d36", 4633.1, 94.4, 235.9, 4928.0),
+        ("d48", 9330.3, 157.3, 393.2, 9818.0),
+    ];
+    for (name, products, forward, backward, mfu) in expected {
+        near(per_token(name, &PRODUCTS, |k| k.flops) / 1e6, products, 1e-3);
+        near(per_token(name, &[Class::AttentionForward], |k| k.flops) / 1e6, forward, 3e-3);
+        near(per_token(name, &[Class::AttentionBackward], |k| k.flops) / 1e6, backward, 3e-3);
+        near(flops_per_token(&model(name), 1024) / 1e6, mfu, 1e-3);
+    }
+}
+
+#[test]
+fn bytes_of_what_memory_bounds_are_those_of_one_pass() {
+    let bytes = |class| per_token("d12", &[class], |k| k.bytes);
+    near(bytes(Class::LayernormForward), 76.8e3, 5e-3);
+    near(bytes(Class::LayernormBackward), 153.6e3, 5e-3);
+    near(bytes(Class::Classifier), 201.2e3, 5e-3);
+    // 30 bytes a parameter: twelve read and written, gradients and parameters in bf16, and the gradients once more for the norm.
+    near(bytes(Class::Optimizer) * TOKENS as f64, 30.0 * 124_475_904.0, 1e-9);
+    let gb = |name: &str| {
+        let all = step(&model("d12"), &run(64));
+        all.iter().find(|k| k.name == name).unwrap().bytes / 1e9
+    };
+    let expected =
+        [("qkv forward", 0.41), ("attproj forward", 0.30), ("fc forward", 0.91), ("fcproj forward", 0.60)];
+    for (name, expected) in expected {
+        near(gb(name), expected, 0.02);
+    }
+    // Four pieces, each of which reads the embedding again.
+    near(4.0 * gb("head forward"), 6.8, 0.04);
+}
+
+/// Milliseconds for 524,288 tokens of 124M on an H200, estimated apart from this model.
+#[test]
+fn the_budget_of_124m_on_an_h200_is_the_known_one() {
+    let b = budget("d12", "h200", 64);
+    let expected = [
+        (Class::BlockForward, 112.7, 129.1),
+        (Class::BlockDgrad, 112.7, 124.6),
+        (Class::BlockWgrad, 112.7, 122.8),
+        (Class::HeadForward, 51.3, 57.1),
+        (Class::HeadDgrad, 51.3, 54.4),
+        (Class::HeadWgrad, 51.3, 55.1),
+        (Class::AttentionForward, 12.5, 31.9),
+        (Class::AttentionBackward, 31.3, 91.6),
+        (Class::LayernormForward, 9.4, 10.1),
+        (Class::LayernormBackward, 18.7, 21.8),
+        (Class::Classifier, 24.5, 27.1),
+    ];
+    for (class, floor, realistic) in expected {
+        near(b.class_ms(class).floor, floor, 0.01);
+        near(b.class_ms(class).realistic, realistic, 0.04);
+    }
+    near(b.gaps_ms().realistic, 7.6, 0.10);
+    let total = b.total_ms();
+    near(total.floor, 590.0, 0.01);
+    near(total.realistic, 736.0, 0.02);
+    near(b.tokens_per_s(total.floor), 888e3, 0.01);
+    near(b.mfu(total.realistic), 0.578, 0.02);
+}
+
+#[test]
+fn the_larger_models_are_within_a_few_percent_too() {
+    for (name, B, floor, realistic) in
+        [("d24", 64, 1626.0, 1991.0), ("d36", 64, 3463.0, 4137.0), ("d48", 32, 6823.0, 8089.0)]
+    {
+        let total = budget(name, "h200", B).total_ms();
+        near(total.floor, floor, 0.01);
+        near(total.realistic, realistic, 0.04);
+    }
+}
+
+#[test]
+fn realistic_is_never_below_the_floor() {
+    for gpu in GPUS {
+        for (name, B) in [("d6", 1), ("d12", 4), ("d48", 8), ("gpt3:c12288", 1)] {
+            let b = budget(name, gpu.name, B);
+            for row in &b.rows {
+                let (k, p) = (&row.kernel, &row.prediction);
+                assert!(p.realistic_us >= p.floor_us, "{} {} {} {p:?}", gpu.name, k.name, k.shape);
+            }
+            assert!(b.mfu(b.total_ms().floor) < 1.0);
+        }
+    }
+}
+
+#[test]
+fn a_gpu_that_few_tiles_fill_waits() {
+    let tiny = Budget::new(
+        &model("d12"),
+        &Run { B: 1, T: 128, micro_steps: 1, ..run(64) },
+        Gpu::named("h200").unwrap(),
+        &Records::default(),
+    );
+    let row = tiny.rows.iter().find(|row| row.kernel.name == "attproj forward").unwrap();
+    assert!(row.prediction.tiles.unwrap().waves < 1.0 && !row.prediction.compute_bound);
+    assert!(row.prediction.realistic_us > 3.0 * row.prediction.floor_us, "{row:?}");
+}
+
+#[test]
+fn recomputing_adds_passes_and_pieces_of_logits_add_up() {
+    let kernels = |run: Run| step(&model("d12"), &run);
+    let count =
+        |run: Run, class| kernels(run).iter().filter(|k| k.class == class).map(|k| k.calls).sum::<usize>();
+    let levels = [0, 1, 2].map(|recompute| count(Run { recompute, ..run(64) }, Class::Recompute));
+    assert_eq!(levels, [0, 12 * 8, 3 * 12 * 8]);
+
+    let uneven = Run { B: 5, T: 1000, micro_steps: 2, logits_rows: 2048, ..run(64) };
+    let head: Vec<_> = kernels(uneven).into_iter().filter(|k| k.name == "head forward").collect();
+    let calls: Vec<_> = head.iter().map(|k| (k.shape.as_str(), k.calls)).collect();
+    assert_eq!(calls, [("2048x50304x768", 4), ("904x50304x768", 2)]);
+}
+
+#[test]
+fn records_stand_beside_the_prediction() {
+    let json =
+        r#"{"gpu": "x", "kernels": [{"kernel": "attention forward", "shape": "64x12x1024x64", "us": 500}]}"#;
+    let mut records = Records::default();
+    records.add(json).unwrap();
+    let text = Budget::new(&model("d12"), &run(64), &GPUS[0], &records).to_string();
+    let row = text.lines().find(|line| line.starts_with("attention forward")).unwrap();
+    assert!(row.contains("500.0") && text.contains("measured kernels: 48.0 ms a step"), "{text}");
+    assert!(!budget("d12", "h200", 64).to_string().contains("measured"));
+}
+
+#[test]
+fn unknown_gpus_are_refused_with_the_known_ones() {
+    assert_eq!(Gpu::named("H200").unwrap().SMs, 132);
+    let message = Gpu::named("v100").unwrap_err().to_string();
+    assert!(
+        message.starts_with("expected one of h200, h100") && message.ends_with("found v100"),
+        "{message}"
+    );
+}
