@@ -210,6 +210,16 @@ fn missing_fences_are_found() {
     found("pipeline_no_init_fence", Schedule::Ascending, Copies::Late, "there was no mbarrier_init_fence");
 }
 
+/// Nothing goes wrong but on a GPU: only the checker sees the access.
+#[test]
+fn a_write_that_wgmma_need_not_see_is_found() {
+    for schedule in SCHEDULES {
+        let options = EmulatorOptions { schedule, check: true, ..EmulatorOptions::default() };
+        let error = run_pipeline("pipeline_no_proxy_fence", options).unwrap_err();
+        assert!(error.contains("thread 128 (warp 4) wrote to shared memory without a proxy_fence"), "{error}");
+    }
+}
+
 #[test]
 fn wrong_parities_are_found() {
     found("pipeline_producer_parity", Schedule::Ascending, Copies::Late, "deadlock, no thread can run");

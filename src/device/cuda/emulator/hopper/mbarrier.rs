@@ -2,6 +2,7 @@
 //! the parity of the phase. The state is kept beside shared memory, in which there is a word that must stay as it is.
 
 use super::super::block::{Me, me};
+use super::super::checker::MbarrierClock;
 use super::super::failure::Site;
 use std::ffi::c_char;
 
@@ -24,6 +25,8 @@ pub struct Mbarrier {
     made_after: usize,
     /// Whether the maker has fenced.
     fenced: bool,
+    /// For the checker: what those knew who arrived.
+    clock: MbarrierClock,
 }
 
 #[derive(Default)]
@@ -175,6 +178,7 @@ extern "C" fn warpsmith_emulated_mbarrier_init(address: u32, arrivals: u32, file
         maker: me.thread,
         made_after: me.block.barriers[0].completed(),
         fenced: false,
+        clock: MbarrierClock::default(),
     });
 }
 
@@ -192,6 +196,7 @@ extern "C" fn warpsmith_emulated_mbarrier_arrive(address: u32, bytes: u32, file:
     let index = me.mbarrier(address, site);
     let waiting = {
         let mut barriers = me.block.hopper.barriers.borrow_mut();
+        me.block.check(|c| c.mbarrier_arrive(me.thread, &mut barriers.barriers[index].clock));
         barriers.arrive(index, u64::from(bytes))
     };
     match waiting {
@@ -222,10 +227,13 @@ extern "C" fn warpsmith_emulated_mbarrier_wait(address: u32, parity: u32, file: 
         }
     }
     let mut barriers = barriers.borrow_mut();
+    me.block.check(|c| c.mbarrier_wait(me.thread, &barriers.barriers[index].clock));
     let ended = barriers.phase(index);
     barriers.seen[index][me.thread / 32] = ended;
 }
 
-/// The accesses of a thread to shared memory are known to the checker alone.
 #[unsafe(no_mangle)]
-extern "C" fn warpsmith_emulated_proxy_fence() {}
+extern "C" fn warpsmith_emulated_proxy_fence() {
+    let me = me();
+    me.block.check(|c| c.proxy_fence(me.thread));
+}

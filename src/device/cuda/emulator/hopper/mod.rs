@@ -82,7 +82,7 @@ impl Hopper {
 
 impl Block {
     /// Where bytes of shared memory are.
-    fn shared_bytes(&self, start: u32) -> *mut u8 {
+    pub fn shared_bytes(&self, start: u32) -> *mut u8 {
         self.base().wrapping_add(ARENA_OFFSET + start as usize)
     }
 

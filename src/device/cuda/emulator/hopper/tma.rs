@@ -95,6 +95,8 @@ impl Load {
                 unsafe { block.shared_bytes(swizzle(address)).cast::<[u8; 16]>().write(bytes) };
             }
         }
+        let bytes = (self.to.1 - self.to.0) as usize;
+        block.check_pending(block.shared_bytes(self.to.0), bytes, false);
         block.hopper.barriers.borrow_mut().land(self.barrier, u64::from(self.to.1 - self.to.0))
     }
 }
@@ -194,6 +196,7 @@ fn issue(me: Me, load: Load) {
     let hopper = &me.block.hopper;
     let (barrier, site, to) = (load.barrier, load.site, load.to);
     let arrival = Arrival { to, barrier, phase: hopper.barriers.borrow().phase(barrier), site };
+    me.block.check_tma_issue(me, to, site);
     let late = me.block.copies_late();
     {
         let mut loads = hopper.loads.borrow_mut();

@@ -364,6 +364,9 @@ fn try_issue<T: Element>(me: Me, site: Site, arguments: [&mut Wgmma; 32]) -> Res
     for &span in &spans {
         hopper.loads.borrow().refuse_read(&hopper.barriers.borrow(), warp, span)?;
     }
+    for (start, end) in &spans {
+        me.block.check(|c| c.wgmma_reads(me.thread, *start, *end)).transpose()?;
+    }
     hopper.warpgroups[warp / 4].borrow_mut().issue(warp % 4, (a, b, first.columns, site))?;
     let sums = products.sums_of(arguments.each_ref().map(|x| x.d), columns);
     let group = products.groups;
