@@ -10,7 +10,7 @@
 // units, half of that is to be expected, less what is above the diagonal (a ninth at T = 1024). Not measured yet.
 //
 // 128 threads of at most 255 registers are two blocks on a multiprocessor, one computing while the other waits. Queries stay
-// in registers up to HS = 64; tiles have as many keys as there is room for scores.
+// in registers at HS = 64; tiles have as many keys as there is room for scores.
 #include "attention.cuh"
 
 namespace attention {
@@ -134,7 +134,7 @@ __device__ __forceinline__ void forward_tensor_cores(floatX* out, float* lse, co
     load_tile<HS, QUERIES>(query_tile, q + (size_t)first * stride, stride, T - first);
     load_stage(0);
 
-    StationaryRows<HS, M, (HS <= 64)> queries(query_tile + tile_bytes<HS>(warp_first - first));
+    StationaryRows<HS, M, (HS == 64)> queries(query_tile + tile_bytes<HS>(warp_first - first));
     Sums<M, HS> sums;
     Softmax<M> softmax;
     sums.clear();

@@ -235,32 +235,29 @@ extern "C" __global__ void __launch_bounds__(512)
 }
 
 // dweight (C), dbias (C) += the sums over `blocks` rows of partials (blocks, 2, C). A block sums 16 of the 2 C columns: four threads
-// side by side, of 128, read 64 bytes of a row.
+// side by side, of 128, read 64 bytes of a row; then each of the 16 warps merges a column.
 extern "C" __global__ void __launch_bounds__(512)
     layernorm_backward_sum(floatX* dweight, floatX* dbias, const float* partials, int blocks, int C) {
-    constexpr int COLUMNS = 16;
-    SHARED(float, warp_sums, [512 / WARP_SIZE][COLUMNS]);
-    int lane = threadIdx.x % WARP_SIZE, warp = threadIdx.x / WARP_SIZE;
+    constexpr int COLUMNS = 16, THREADS = 512 / 4;
+    // One more than there are columns: the lanes of a warp then read from different banks.
+    SHARED(float, merged, [THREADS][COLUMNS + 1]);
+    int lane = threadIdx.x % WARP_SIZE, warp = threadIdx.x / WARP_SIZE, quad = threadIdx.x % 4 * 4;
     float sums[4] = {};
-    const float* column = partials + blockIdx.x * COLUMNS + lane % 4 * 4;
+    const float* column = partials + blockIdx.x * COLUMNS + quad;
 #pragma unroll 4
-    for (int row = threadIdx.x / 4; row < blocks; row += 128) {
+    for (int row = threadIdx.x / 4; row < blocks; row += THREADS) {
         Pack<float> pack = load128(column + (long long)row * 2 * C);
 #pragma unroll
         for (int k = 0; k < 4; k++) sums[k] += pack.v[k];
     }
 #pragma unroll
-    for (int k = 0; k < 4; k++) {
-#pragma unroll
-        for (int offset = 4; offset < WARP_SIZE; offset *= 2) sums[k] += __shfl_xor_sync(FULL_MASK, sums[k], offset);
-        if (lane < 4) warp_sums[warp][lane * 4 + k] = sums[k];
-    }
+    for (int k = 0; k < 4; k++) merged[threadIdx.x / 4][quad + k] = sums[k];
     __syncthreads();
-    if (threadIdx.x >= COLUMNS) return;
     float sum = 0.0f;
 #pragma unroll
-    for (int w = 0; w < 512 / WARP_SIZE; w++) sum += warp_sums[w][threadIdx.x];
-    int c = blockIdx.x * COLUMNS + threadIdx.x;
+    for (int i = lane; i < THREADS; i += WARP_SIZE) sum += merged[i][warp];
+    sum = warp_sum(sum);
+    int c = blockIdx.x * COLUMNS + warp;
     floatX* target = c < C ? dweight + c : dbias + (c - C);
-    *target = from_f32<floatX>(to_f32(*target) + sum);
+    if (lane == 0) *target = from_f32<floatX>(to_f32(*target) + sum);
 }

@@ -5,6 +5,7 @@ use super::kernels::{Class, Run, flops_per_token, step};
 use super::record::Records;
 use super::report::Budget;
 use crate::config::ModelConfig;
+use crate::metrics::utilisation::{self, peak_flops};
 
 const TOKENS: usize = 524_288;
 
@@ -171,6 +172,17 @@ fn records_stand_beside_the_prediction() {
     let row = text.lines().find(|line| line.starts_with("attention forward")).unwrap();
     assert!(row.contains("500.0") && text.contains("measured kernels: 48.0 ms a step"), "{text}");
     assert!(!budget("d12", "h200", 64).to_string().contains("measured"));
+}
+
+/// The trainer's MFU and the one predicted are shares of the same peak, by the same formula.
+#[test]
+fn peaks_and_formula_are_those_of_the_trainer() {
+    for gpu in GPUS {
+        assert_eq!(peak_flops(gpu.full_name, "bf16"), Some(gpu.peak_tflops * 1e12), "{}", gpu.full_name);
+    }
+    let c = model("d12");
+    let of_the_trainer = utilisation::flops_per_token(124_475_904, c.L, c.C, 1024);
+    assert_eq!(flops_per_token(&c, 1024), of_the_trainer);
 }
 
 #[test]

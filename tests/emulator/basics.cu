@@ -40,6 +40,35 @@ extern "C" __global__ void __launch_bounds__(32) product_f16(float* d, const uns
     product<f16>(d, a, b);
 }
 
+// One instruction each, registers in and out: where the elements lie is the test's affair.
+extern "C" __global__ void __launch_bounds__(32) probe_mma(float* d, const unsigned* a, const unsigned* b) {
+    float sums[4] = {};
+    uint32_t registers[4];
+    for (int i = 0; i < 4; i++) registers[i] = a[threadIdx.x * 4 + i];
+    mma_m16n8k16<bf16>(sums, registers, b[threadIdx.x * 2], b[threadIdx.x * 2 + 1]);
+    for (int i = 0; i < 4; i++) d[threadIdx.x * 4 + i] = sums[i];
+}
+extern "C" __global__ void __launch_bounds__(32) probe_mma_tf32(float* d, const unsigned* a, const unsigned* b) {
+    float sums[4] = {};
+    uint32_t registers[4];
+    for (int i = 0; i < 4; i++) registers[i] = a[threadIdx.x * 4 + i];
+    mma_m16n8k8_tf32(sums, registers, b[threadIdx.x * 2], b[threadIdx.x * 2 + 1]);
+    for (int i = 0; i < 4; i++) d[threadIdx.x * 4 + i] = sums[i];
+}
+// Rows of eight 16-bit elements, numbered through.
+extern "C" __global__ void __launch_bounds__(32) probe_ldmatrix(unsigned* out, int transposed) {
+    SHARED(uint4, rows, [32]);
+    uint32_t words[4];
+    for (int i = 0; i < 4; i++) words[i] = (threadIdx.x * 8 + 2 * i) | (threadIdx.x * 8 + 2 * i + 1) << 16;
+    memcpy(&rows[threadIdx.x], words, 16);
+    __syncwarp();
+    if (transposed != 0)
+        ldmatrix_x4_trans(words, shared_address(&rows[threadIdx.x]));
+    else
+        ldmatrix_x4(words, shared_address(&rows[threadIdx.x]));
+    for (int i = 0; i < 4; i++) out[threadIdx.x * 4 + i] = words[i];
+}
+
 // Costs, for measuring.
 extern "C" __global__ void bench_barrier(int n) {
     for (int i = 0; i < n; i++) __syncthreads();

@@ -1,6 +1,8 @@
 //! The emulated device itself: that it does what it promises, and finds the bugs it is for.
+#![cfg(emulated)]
 
 mod basics;
 mod device;
+mod fragments;
 mod hopper;
 mod mutants;

@@ -16,10 +16,11 @@ fn all_of(t: &mut Tensors, dims: AttentionDims) -> Work {
     let C = NH * HS;
     let qkv = t.x("qkv", &scaled(1, B * T * 3 * C, 2.0));
     let dout = t.x("dout", &random(2, B * T * C));
-    // Weights and what they sum up to are rounded once each; dS depends on the rounded output as well.
-    let out = t.out_x("out", B * T * C, Tolerance::new(2.0, T));
+    // Weights and what they sum up to are rounded once each. dS is a difference, of which the rounded output has a part in every
+    // term; the first rows of a sequence have the largest gradients, and their errors are held against the mean of all.
+    let out = t.out_x("out", B * T * C, Tolerance::new(3.0, T));
     let lse = t.out_f32("lse", B * NH * T, Tolerance::new(0.0, HS));
-    let dqkv = t.out_x("dqkv", B * T * 3 * C, Tolerance::new(4.0, T + HS));
+    let dqkv = t.out_x("dqkv", B * T * 3 * C, Tolerance::new(12.0, T + HS));
     let last = t.out_x("out of the last position", B * C, Tolerance::new(2.0, T));
     Box::new(move |dev| {
         dev.attention_forward(out, lse, qkv, dims)?;

@@ -176,23 +176,17 @@ impl Lanes<'_> {
     }
 
     /// What the lanes brought; all 32 must have come.
-    ///
-    /// # Safety
-    /// The lanes wait for an operation whose argument is a `T`.
-    unsafe fn all<T>(&self) -> [&mut T; 32] {
+    fn all<T>(&self) -> [*mut T; 32] {
         if self.arrived != u32::MAX {
             let message = format!("needs all lanes of the warp, not {:#010x} alone", self.arrived);
             self.me.fail(self.site, message);
         }
-        // SAFETY: each points to a variable of a thread that waits.
-        self.arguments.each_ref().map(|argument| unsafe { &mut *argument.get().cast::<T>() })
+        std::array::from_fn(|lane| self.of(lane))
     }
 
-    /// # Safety
-    /// The lanes wait for an operation whose argument is a `T`, and `lane` is one of them.
-    unsafe fn of<T>(&self, lane: usize) -> &mut T {
-        // SAFETY: as above.
-        unsafe { &mut *self.arguments[lane].get().cast::<T>() }
+    /// What a lane that takes part brought: a variable on its stack.
+    fn of<T>(&self, lane: usize) -> *mut T {
+        self.arguments[lane].get().cast()
     }
 }
 
@@ -208,8 +202,8 @@ fn run(op: Op, lanes: &Lanes) {
             Op::Shfl | Op::ShflUp | Op::ShflDown | Op::ShflXor => shuffle(lanes),
             Op::Ballot => {
                 let bits =
-                    lanes.each().map(|lane| u32::from(lanes.of::<Vote>(lane).value != 0) << lane).sum();
-                lanes.each().for_each(|lane| lanes.of::<Vote>(lane).result = bits);
+                    lanes.each().map(|lane| u32::from((*lanes.of::<Vote>(lane)).value != 0) << lane).sum();
+                lanes.each().for_each(|lane| (*lanes.of::<Vote>(lane)).result = bits);
             }
             Op::ReduceAdd => reduce(lanes, |a, b| a.wrapping_add(b)),
             Op::ReduceMin => reduce(lanes, u32::min),
@@ -219,16 +213,20 @@ fn run(op: Op, lanes: &Lanes) {
             Op::ReduceAnd => reduce(lanes, |a, b| a & b),
             Op::ReduceOr => reduce(lanes, |a, b| a | b),
             Op::ReduceXor => reduce(lanes, |a, b| a ^ b),
-            Op::Ldmatrix => tensor_core::ldmatrix(lanes, lanes.all::<Ldmatrix>(), false),
-            Op::LdmatrixTrans => tensor_core::ldmatrix(lanes, lanes.all::<Ldmatrix>(), true),
-            Op::MmaBf16 => tensor_core::mma_m16n8k16::<half::bf16>(lanes.all::<Mma>()),
-            Op::MmaF16 => tensor_core::mma_m16n8k16::<half::f16>(lanes.all::<Mma>()),
-            Op::MmaTf32 => tensor_core::mma_m16n8k8_tf32(lanes.all::<Mma>()),
+            Op::Ldmatrix => {
+                tensor_core::ldmatrix(lanes, lanes.all::<Ldmatrix>().map(|lane| &mut *lane), false)
+            }
+            Op::LdmatrixTrans => {
+                tensor_core::ldmatrix(lanes, lanes.all::<Ldmatrix>().map(|lane| &mut *lane), true)
+            }
+            Op::MmaBf16 => tensor_core::mma_m16n8k16::<half::bf16>(lanes.all::<Mma>().map(|lane| &mut *lane)),
+            Op::MmaF16 => tensor_core::mma_m16n8k16::<half::f16>(lanes.all::<Mma>().map(|lane| &mut *lane)),
+            Op::MmaTf32 => tensor_core::mma_m16n8k8_tf32(lanes.all::<Mma>().map(|lane| &mut *lane)),
             Op::WgmmaFence => hopper::fence(lanes),
             Op::WgmmaCommit => hopper::commit(lanes),
             Op::WgmmaWait => hopper::wait(lanes, *lanes.all::<u32>()[0]),
-            Op::WgmmaBf16 => hopper::issue::<half::bf16>(lanes, lanes.all::<Wgmma>()),
-            Op::WgmmaF16 => hopper::issue::<half::f16>(lanes, lanes.all::<Wgmma>()),
+            Op::WgmmaBf16 => hopper::issue::<half::bf16>(lanes, lanes.all::<Wgmma>().map(|lane| &mut *lane)),
+            Op::WgmmaF16 => hopper::issue::<half::f16>(lanes, lanes.all::<Wgmma>().map(|lane| &mut *lane)),
         }
     }
 }
@@ -239,12 +237,12 @@ unsafe fn shuffle(lanes: &Lanes) {
     for lane in lanes.each() {
         // SAFETY: the caller's promise, once the source is known to have come.
         unsafe {
-            let source = lanes.of::<Shuffle>(lane).source as usize;
+            let source = (*lanes.of::<Shuffle>(lane)).source as usize;
             if lanes.arrived >> source & 1 == 0 {
                 let message = format!("reads from lane {source}, which does not take part");
                 lanes.as_lane(lane).fail(lanes.site, message);
             }
-            lanes.of::<Shuffle>(lane).result = lanes.of::<Shuffle>(source).value;
+            (*lanes.of::<Shuffle>(lane)).result = (*lanes.of::<Shuffle>(source)).value;
         }
     }
 }
@@ -254,9 +252,9 @@ unsafe fn shuffle(lanes: &Lanes) {
 unsafe fn reduce(lanes: &Lanes, combine: impl Fn(u32, u32) -> u32) {
     // SAFETY: the caller's promise.
     unsafe {
-        let values = lanes.each().map(|lane| lanes.of::<Vote>(lane).value);
+        let values = lanes.each().map(|lane| (*lanes.of::<Vote>(lane)).value);
         let result = values.reduce(combine).unwrap_or_default();
-        lanes.each().for_each(|lane| lanes.of::<Vote>(lane).result = result);
+        lanes.each().for_each(|lane| (*lanes.of::<Vote>(lane)).result = result);
     }
 }
 

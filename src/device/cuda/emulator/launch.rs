@@ -137,7 +137,7 @@ impl<'a> Job<'a> {
             Schedule::Random(seed) => seed,
             _ => 0,
         };
-        let seed = (seed ^ number as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let seed = (seed ^ (number as u64 + 1)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         match worker.block.run(self, index, seed) {
             Ok(()) => Ok(()),
             Err(failure) => bail!("{}", failure.describe(self.kernel.name(), index, self.block_dim)),

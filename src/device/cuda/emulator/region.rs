@@ -36,7 +36,7 @@ impl Region {
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
             let start = libc::mmap(std::ptr::null_mut(), 2 * REGION_BYTES, protection, flags, -1, 0);
             if start == libc::MAP_FAILED {
-                bail!("no {} MiB of address space for an emulated block", 2 * REGION_BYTES >> 20);
+                bail!("no {} MiB of address space for an emulated block", REGION_BYTES >> 19);
             }
             let start = start.cast::<u8>();
             let before = start.align_offset(REGION_BYTES);

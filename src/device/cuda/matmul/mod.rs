@@ -1,11 +1,14 @@
 //! Matrix products: the forward pass and the two of the backward pass, with what follows them in the same kernel.
 //!
-//! `own` and `hopper` launch our kernels, `plan` chooses among them.
+//! `own` and `hopper` launch our kernels, `library` describes a product to the vendor's, `plan` chooses among them.
 
 mod hopper;
+mod library;
 mod own;
 mod plan;
 mod product;
+#[cfg(all(test, emulated))]
+mod tests;
 
 use super::kernel::KernelSpec;
 use super::{Cuda, gelu};
@@ -38,20 +41,20 @@ pub fn scratch_bytes(cuda: &Cuda, limits: &Limits) -> usize {
     let none = X::NULL;
     let forward = Forward { out: none, pre_gelu: none, inp: none, weight: none, bias: none, residual: none };
     let dgrad = Dgrad { dinp: none, dout: none, weight: none, through_gelu: none };
-    let wgrad = Wgrad { dweight: none, dbias: none, dout: none, inp: none, accumulate: false };
+    let wanted = X::new(1);
+    let wgrad = Wgrad { dweight: none, dbias: wanted, dout: none, inp: none, accumulate: false };
     let passes = [Pass::Forward(forward), Pass::Dgrad(dgrad), Pass::Wgrad(wgrad)];
     let dtype = cuda.options.dtype;
     let products =
         shapes.into_iter().flat_map(|(N, C, OC)| passes.map(|pass| Product { pass, dtype, N, C, OC }));
-    products.map(|product| plan::scratch_bytes(chooser(cuda), &product)).max().unwrap_or_default()
+    products.map(|product| chooser(cuda).most_scratch_bytes(&product)).max().unwrap_or_default()
 }
 
 /// Queues a product, by the plan that is best for it.
 fn run(cuda: &mut Cuda, product: Product) -> Result<()> {
-    let pack = cuda.pack();
     assert!(
-        product.C.is_multiple_of(pack) && product.OC.is_multiple_of(pack),
-        "rows of {} and {} elements, which are no multiples of {pack}",
+        product.C.is_multiple_of(8) && product.OC.is_multiple_of(8),
+        "rows of {} and {} elements, which are no multiples of 8",
         product.C,
         product.OC
     );
@@ -60,7 +63,7 @@ fn run(cuda: &mut Cuda, product: Product) -> Result<()> {
     let scratch = Scratch { address, bytes };
     let driver = cuda.driver.as_mut();
     let plan = cuda.matmul_plans.find(driver, chooser, &product, scratch)?;
-    plan.run(driver, &product, scratch)
+    chooser.run(driver, plan, &product, scratch)
 }
 
 pub fn forward(cuda: &mut Cuda, a: MatmulForward) -> Result<()> {
