@@ -216,7 +216,10 @@ fn a_write_that_wgmma_need_not_see_is_found() {
     for schedule in SCHEDULES {
         let options = EmulatorOptions { schedule, check: true, ..EmulatorOptions::default() };
         let error = run_pipeline("pipeline_no_proxy_fence", options).unwrap_err();
-        assert!(error.contains("thread 128 (warp 4) wrote to shared memory without a proxy_fence"), "{error}");
+        assert!(
+            error.contains("thread 128 (warp 4) wrote to shared memory without a proxy_fence"),
+            "{error}"
+        );
     }
 }
 
