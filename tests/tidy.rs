@@ -181,7 +181,12 @@ fn files_and_functions_stay_short() {
             if !is_fn || line.trim_end().ends_with(';') {
                 continue;
             }
-            let close = format!("{}}}", " ".repeat(indent));
+            let (close, declared) =
+                (format!("{}}}", " ".repeat(indent)), format!("{});", " ".repeat(indent)));
+            // A declaration, of a kernel for one, has no body.
+            if lines[start..].iter().find(|l| **l == close || **l == declared) == Some(&declared.as_str()) {
+                continue;
+            }
             let length = lines[start..].iter().position(|l| *l == close).map_or(0, |n| n + 1);
             if length > MAX_FUNCTION_LINES {
                 faults.push(format!("{name}:{}: a function of {length} lines", start + 1));
