@@ -54,6 +54,11 @@ enum Op : uint32_t {
     MMA_BF16,
     MMA_F16,
     MMA_TF32,
+    WGMMA_FENCE,
+    WGMMA_COMMIT,
+    WGMMA_WAIT,
+    WGMMA_BF16,
+    WGMMA_F16,
 };
 struct Shuffle {
     uint64_t value, result;

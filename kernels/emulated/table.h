@@ -1,6 +1,7 @@
 // The table of a translation unit's kernels, read by library.rs. Written for the file that build.rs makes, which includes
 // the kernels after this.
 #pragma once
+#include "hopper.h"
 #include "ptx.h"
 
 namespace emulated {
@@ -40,6 +41,7 @@ EMULATED_TYPE(int)
 EMULATED_TYPE(unsigned)
 EMULATED_TYPE(unsigned long long)
 EMULATED_TYPE(unsigned char)
+EMULATED_TYPE(TensorMap)
 
 template <int... I>
 struct Indices {};

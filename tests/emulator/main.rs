@@ -4,4 +4,5 @@
 mod basics;
 mod device;
 mod fragments;
+mod hopper;
 mod mutants;

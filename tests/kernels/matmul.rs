@@ -146,6 +146,20 @@ fn every_tile_f32() {
     check_tiles(options(Dtype::F32), &[(128, 128), (64, 64)], 0.0);
 }
 
+/// Every layout of Hopper's kernels: one row; off the tiles; more work than blocks, in two splits.
+#[test]
+fn hopper_tiles() {
+    for N in [128, 256] {
+        for (shape, splits) in [((1, 8, 264), 1), ((65, 136, 72), 1), ((200, 264, 392), 3)] {
+            let matmul = MatmulChoice::Hopper { N, splits };
+            let options = CudaOptions { matmul, ..options(Dtype::Bf16) };
+            check_all(&format!("Hopper's 128x{N} in {splits}"), options, shape, 0.0);
+        }
+    }
+    let options = CudaOptions { matmul: MatmulChoice::Hopper { N: 256, splits: 1 }, ..options(Dtype::F16) };
+    check_all("Hopper's 128x256", options, (65, 136, 72), 0.0);
+}
+
 /// The order of tiles: more than a strip of 8, the last strip not full.
 #[test]
 fn many_tiles() {

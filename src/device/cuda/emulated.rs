@@ -2,8 +2,9 @@
 
 use super::driver::{DeviceInfo, Driver};
 use super::emulator::library::{self, Kernel, Table};
-use super::emulator::{Checker, EmulatorOptions, GlobalMemory, Job, MAX_SHARED_BYTES};
+use super::emulator::{Checker, EmulatorOptions, GlobalMemory, Job, MAX_SHARED_BYTES, encode_tensor_map};
 use super::kernel::{Arg, KernelSpec, Launch, Launcher};
+use super::tensor_map::{TensorMap, TiledMatrix};
 use crate::tensor::Dtype;
 use anyhow::{Context, Result};
 use std::cell::RefCell;
@@ -63,6 +64,12 @@ impl Launcher for Emulated {
         self.checker.get_mut().allocations = self.memory.bounds();
         let checker = self.options.check.then_some(&self.checker);
         Job::new(compiled, kernel, launch, args, self.options, checker)?.run()
+    }
+
+    fn tensor_map(&self, matrix: &TiledMatrix) -> Result<TensorMap> {
+        matrix.check()?;
+        self.memory.place(matrix.address, matrix.size_bytes())?;
+        Ok(encode_tensor_map(matrix))
     }
 }
 

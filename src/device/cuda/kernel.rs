@@ -3,7 +3,8 @@
 //! Each operation's file declares the kernels it launches with [`kernels!`]. That the declaration is also what the `.cu`
 //! file says is checked by a test, against the types that the C++ compiler saw.
 
-use anyhow::Result;
+use super::tensor_map::{TensorMap, TiledMatrix};
+use anyhow::{Result, bail};
 use std::ffi::c_void;
 use std::marker::PhantomData;
 
@@ -57,6 +58,7 @@ kernel_args! {
     u32 => "unsigned",
     u64 => "unsigned long long",
     f32 => "float",
+    TensorMap => "TensorMap",
 }
 pub(crate) use kernel_args;
 
@@ -118,6 +120,14 @@ impl Launch {
 /// What carries out launches, in order.
 pub trait Launcher {
     fn launch(&mut self, kernel: &'static KernelSpec, launch: Launch, args: &[Arg]) -> Result<()>;
+
+    /// What a kernel that copies boxes of a matrix by TMA takes for it.
+    ///
+    /// # Errors
+    /// If the hardware has no TMA, or it cannot copy such boxes.
+    fn tensor_map(&self, matrix: &TiledMatrix) -> Result<TensorMap> {
+        bail!("this device has no tensor maps, not even of {matrix:?}")
+    }
 }
 
 /// Declares the kernels of one file under `kernels/`: for each a function in the module `kernel` that launches it, and

@@ -14,6 +14,7 @@ pub mod matmul_library;
 pub mod memory;
 pub mod nvidia;
 pub mod nvml;
+pub mod tensor_map;
 
 mod adamw;
 mod attention;
@@ -59,6 +60,11 @@ pub enum MatmulChoice {
         N: usize,
         splits: usize,
     },
+    /// The same for our kernels for Hopper, whose tiles are 128 x `N`.
+    Hopper {
+        N: usize,
+        splits: usize,
+    },
 }
 
 /// A device that runs our kernels.
@@ -83,7 +89,7 @@ impl Cuda {
 
 /// Every kernel of every operation.
 pub fn kernels() -> Vec<&'static KernelSpec> {
-    let [matmul, exact_matmul] = matmul::KERNELS;
+    let [matmul, exact_matmul, hopper_matmul] = matmul::KERNELS;
     [
         adamw::KERNELS,
         attention::forward::KERNELS,
@@ -94,6 +100,7 @@ pub fn kernels() -> Vec<&'static KernelSpec> {
         layernorm::KERNELS,
         matmul,
         exact_matmul,
+        hopper_matmul,
         reduce::KERNELS,
     ]
     .concat()

@@ -28,6 +28,11 @@ impl Barrier {
         self.waiting.iter().for_each(|lanes| lanes.set(0));
     }
 
+    /// How often it was complete.
+    pub fn completed(&self) -> usize {
+        self.completed.get()
+    }
+
     /// Where threads wait, if any do.
     pub fn site(&self) -> Option<Site> {
         self.site.get().filter(|_| self.arrived.get() > 0)

@@ -6,6 +6,7 @@ use super::collective::Warp;
 use super::copies::CopyQueue;
 use super::failure::{Failure, Site};
 use super::fiber;
+use super::hopper::Hopper;
 use super::launch::Job;
 use super::region::*;
 use super::shared::SharedMemory;
@@ -35,6 +36,7 @@ pub struct Block {
     pub thread_count: Cell<usize>,
     pub live: Cell<usize>,
     pub shared: SharedMemory,
+    pub hopper: Hopper,
     pub failure: RefCell<Option<Failure>>,
     job: Cell<*const Job<'static>>,
     /// The stack of whoever runs the block.
@@ -106,6 +108,7 @@ impl Block {
             thread_count: Cell::new(0),
             live: Cell::new(0),
             shared: SharedMemory::new(region.base().wrapping_add(ARENA_OFFSET)),
+            hopper: Hopper::default(),
             failure: RefCell::new(None),
             job: Cell::new(std::ptr::null()),
             scheduler: Cell::new(std::ptr::null_mut()),
@@ -138,7 +141,7 @@ impl Block {
     pub fn run(&self, job: &Job, index: [u32; 3], seed: u64) -> Result<(), Box<Failure>> {
         self.start(job, index, seed);
         self.check(Checker::start_block);
-        while let Some(first) = self.next(None) {
+        while let Some(first) = self.next(None).or_else(|| self.after_a_copy()) {
             // SAFETY: `start` prepared the stacks; a thread that can run was saved by its last switch.
             unsafe { fiber::switch(self.scheduler.as_ptr(), self.threads[first].stack.get()) };
             if self.failure.borrow().is_some() {
@@ -150,8 +153,23 @@ impl Block {
         match failure {
             Some(failure) => Err(Box::new(failure)),
             None if self.live.get() > 0 => Err(Box::new(self.deadlock())),
-            None => Ok(()),
+            None => self.hopper.unfinished().map_err(Box::new),
         }
+    }
+
+    /// When no thread can run: lets copies land until one can.
+    fn after_a_copy(&self) -> Option<usize> {
+        while self.live.get() > 0 && self.failure.borrow().is_none() {
+            match self.hopper.land_one(self) {
+                Ok(false) => return None,
+                Ok(true) => {}
+                Err(failure) => drop(self.failure.replace(Some(failure))),
+            }
+            if let Some(next) = self.next(None) {
+                return Some(next);
+            }
+        }
+        None
     }
 
     fn start(&self, job: &Job, index: [u32; 3], seed: u64) {
@@ -172,6 +190,7 @@ impl Block {
             self.wake(number, warp.alive.get());
         }
         self.shared.reset(job.shared_bytes);
+        self.hopper.reset();
         for thread in 0..count {
             let t = thread as u32;
             let index = [t % dim[0], t / dim[0] % dim[1], t / (dim[0] * dim[1])];
@@ -278,11 +297,17 @@ impl Block {
         }
     }
 
+    /// Whether copies land in any order.
+    pub fn copies_random(&self) -> bool {
+        self.job().options.copies == Copies::Random
+    }
+
     fn deadlock(&self) -> Failure {
         let mut waiting: Vec<String> = self.barriers.iter().filter_map(Barrier::describe).collect();
         for (number, warp) in self.warps.iter().enumerate() {
             waiting.extend(warp.describe(number));
         }
+        waiting.extend(self.hopper.describe());
         let more = waiting.len().saturating_sub(8);
         waiting.truncate(8);
         if more > 0 {
@@ -322,6 +347,9 @@ fn finish(me: Me) -> ! {
     if copies > 0 {
         let message = format!("the thread ends with {copies} asynchronous copies that it did not wait for");
         me.fail(Site::UNKNOWN, message);
+    }
+    if let Err((site, message)) = block.hopper.left_behind(me) {
+        me.fail(site, message);
     }
     if let Some(site) = block.barriers[0].site() {
         me.fail(site, "the thread ends while others of its block wait at a barrier for all".to_owned());

@@ -3,6 +3,7 @@
 
 use super::block::{Block, Me, me};
 use super::failure::Site;
+use super::hopper::{self, Wgmma};
 use super::tensor_core::{self, Ldmatrix, Mma};
 use std::cell::Cell;
 use std::ffi::{c_char, c_void};
@@ -30,9 +31,14 @@ pub enum Op {
     MmaBf16,
     MmaF16,
     MmaTf32,
+    WgmmaFence,
+    WgmmaCommit,
+    WgmmaWait,
+    WgmmaBf16,
+    WgmmaF16,
 }
 
-const OPS: [(Op, &str); 19] = [
+const OPS: [(Op, &str); 24] = [
     (Op::Syncwarp, "__syncwarp"),
     (Op::Shfl, "__shfl_sync"),
     (Op::ShflUp, "__shfl_up_sync"),
@@ -52,6 +58,11 @@ const OPS: [(Op, &str); 19] = [
     (Op::MmaBf16, "mma.m16n8k16"),
     (Op::MmaF16, "mma.m16n8k16"),
     (Op::MmaTf32, "mma.m16n8k8"),
+    (Op::WgmmaFence, "wgmma_fence"),
+    (Op::WgmmaCommit, "wgmma_commit"),
+    (Op::WgmmaWait, "wgmma_wait"),
+    (Op::WgmmaBf16, "wgmma"),
+    (Op::WgmmaF16, "wgmma"),
 ];
 
 #[repr(C)]
@@ -211,6 +222,11 @@ fn run(op: Op, lanes: &Lanes) {
             Op::MmaBf16 => tensor_core::mma_m16n8k16::<half::bf16>(lanes.all::<Mma>().map(|lane| &mut *lane)),
             Op::MmaF16 => tensor_core::mma_m16n8k16::<half::f16>(lanes.all::<Mma>().map(|lane| &mut *lane)),
             Op::MmaTf32 => tensor_core::mma_m16n8k8_tf32(lanes.all::<Mma>().map(|lane| &mut *lane)),
+            Op::WgmmaFence => hopper::fence(lanes),
+            Op::WgmmaCommit => hopper::commit(lanes),
+            Op::WgmmaWait => hopper::wait(lanes, *lanes.all::<u32>()[0]),
+            Op::WgmmaBf16 => hopper::issue::<half::bf16>(lanes, lanes.all::<Wgmma>().map(|lane| &mut *lane)),
+            Op::WgmmaF16 => hopper::issue::<half::f16>(lanes, lanes.all::<Wgmma>().map(|lane| &mut *lane)),
         }
     }
 }

@@ -20,6 +20,8 @@ mod failure;
 #[cfg(emulated)]
 mod fiber;
 #[cfg(emulated)]
+mod hopper;
+#[cfg(emulated)]
 mod launch;
 #[cfg(emulated)]
 pub mod library;
@@ -36,7 +38,10 @@ use super::driver::Driver;
 use crate::tensor::Dtype;
 use anyhow::Result;
 #[cfg(emulated)]
-pub(super) use {checker::Checker, launch::Job, memory::GlobalMemory, shared::MAX_BYTES as MAX_SHARED_BYTES};
+pub(super) use {
+    checker::Checker, hopper::encode as encode_tensor_map, launch::Job, memory::GlobalMemory,
+    shared::MAX_BYTES as MAX_SHARED_BYTES,
+};
 
 /// The emulated device with the program's kernels for one floating-point type.
 ///

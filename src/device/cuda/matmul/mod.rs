@@ -1,7 +1,8 @@
 //! Matrix products: the forward pass and the two of the backward pass, with what follows them in the same kernel.
 //!
-//! `own` launches our kernels, `library` describes a product to the vendor's, `plan` chooses among them.
+//! `own` and `hopper` launch our kernels, `library` describes a product to the vendor's, `plan` chooses among them.
 
+mod hopper;
 mod library;
 mod own;
 mod plan;
@@ -20,11 +21,10 @@ use product::{Dgrad, Forward, Pass, Product, Wgrad, X};
 pub use plan::Plans;
 
 /// The kernels of this operation.
-pub static KERNELS: [&[&KernelSpec]; 2] = [own::KERNELS, own::exact::KERNELS];
+pub static KERNELS: [&[&KernelSpec]; 3] = [own::KERNELS, own::exact::KERNELS, hopper::KERNELS];
 
 fn chooser(cuda: &Cuda) -> Chooser {
-    let info = cuda.driver.info();
-    Chooser { options: cuda.options, multiprocessors: info.multiprocessors, has_clock: !info.emulated }
+    Chooser::new(cuda.options, cuda.driver.info())
 }
 
 /// For the products of GPT-2's layers and logits.

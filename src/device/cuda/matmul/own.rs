@@ -162,21 +162,14 @@ impl Tile {
 
     /// Clocks that the product may take, from how the blocks fill the device: good enough to rank tiles and splits.
     pub fn estimate(&self, product: &Product, splits: usize, multiprocessors: usize) -> f64 {
-        /// Of a block's start and end, and of a kernel's.
+        /// Of a block's start and end.
         const BLOCK_CLOCKS: f64 = 1500.0;
-        const KERNEL_CLOCKS: f64 = 4000.0;
-        /// That all multiprocessors together move from and to L2.
-        const BYTES_A_CLOCK: f64 = 2500.0;
         let blocks = self.count(product.extent()) * splits;
         let sharing = self.resident.min(blocks.div_ceil(multiprocessors));
         let waves = blocks.div_ceil(multiprocessors * sharing);
         let K = stages(product).div_ceil(splits) * STAGE_ROW_BYTES / product.dtype.size();
         let block = (sharing * self.M * self.N * K) as f64 / self.rate + BLOCK_CLOCKS;
-        let reduction = match splits {
-            1 => 0.0,
-            _ => KERNEL_CLOCKS + (2 * 4 * splits * product.partial_sums()) as f64 / BYTES_A_CLOCK,
-        };
-        waves as f64 * block + reduction
+        waves as f64 * block + reduction_clocks(product, splits)
     }
 
     /// Numbers of splits worth a try: none, and those that fill the multiprocessors once or twice.
@@ -223,8 +216,20 @@ impl Tile {
     }
 }
 
+/// Clocks that adding up the splits may take.
+pub fn reduction_clocks(product: &Product, splits: usize) -> f64 {
+    /// Of a kernel's start and end.
+    const KERNEL_CLOCKS: f64 = 4000.0;
+    /// That all multiprocessors together move from and to L2.
+    const BYTES_A_CLOCK: f64 = 2500.0;
+    match splits {
+        1 => 0.0,
+        _ => KERNEL_CLOCKS + (2 * 4 * splits * product.partial_sums()) as f64 / BYTES_A_CLOCK,
+    }
+}
+
 /// Adds up the splits, and finishes the product as its own kernel would have.
-fn reduce(device: &mut dyn Launcher, product: &Product, splits: usize, partials: Ptr<f32>) -> Result<()> {
+pub fn reduce(device: &mut dyn Launcher, product: &Product, splits: usize, partials: Ptr<f32>) -> Result<()> {
     let Extent { M, N, .. } = product.extent();
     let [rows, C, OC, splits] = [product.N, product.C, product.OC, splits].map(dimension);
     // A thread takes 128 bits of the output, or one sum of the bias gradient.
@@ -249,6 +254,6 @@ fn stages(product: &Product) -> usize {
     (product.extent().K * product.dtype.size()).div_ceil(STAGE_ROW_BYTES)
 }
 
-fn dimension(n: usize) -> i32 {
+pub fn dimension(n: usize) -> i32 {
     i32::try_from(n).expect("a dimension below 2^31")
 }

@@ -1,10 +1,11 @@
 //! Which kernel computes a product. Found once for each kind and size of product: on a device with a clock by timing what
 //! there is on the very operands, else by a model of how blocks fill the device.
 
+use super::hopper;
 use super::library;
 use super::own::{EXACT_TILES, TENSOR_CORE_TILES, Tile};
 use super::product::{Key, Pass, Product, X};
-use crate::device::cuda::driver::Driver;
+use crate::device::cuda::driver::{DeviceInfo, Driver};
 use crate::device::cuda::kernel::Ptr;
 use crate::device::cuda::{CudaOptions, MatmulChoice};
 use crate::tensor::Dtype;
@@ -16,6 +17,8 @@ use std::collections::HashMap;
 pub enum Plan {
     /// Our kernels, with K in so many parts.
     Own { tile: &'static Tile, splits: usize },
+    /// Those for Hopper.
+    Hopper { tile: &'static hopper::Tile, splits: usize },
     /// The vendor's, which keeps its own plans.
     Library,
 }
@@ -35,11 +38,18 @@ const ALIGN: usize = 256;
 pub struct Chooser {
     pub options: CudaOptions,
     pub multiprocessors: usize,
-    /// Times of this device mean something.
+    /// Times of this device mean something: it is not emulated.
     pub has_clock: bool,
+    /// The device has Hopper's instructions, which are for 16-bit numbers here.
+    hopper: bool,
 }
 
 impl Chooser {
+    pub fn new(options: CudaOptions, info: &DeviceInfo) -> Self {
+        let hopper = info.capability == (9, 0) && options.dtype != Dtype::F32;
+        Chooser { options, multiprocessors: info.multiprocessors, has_clock: !info.emulated, hopper }
+    }
+
     /// Our kernels for a product that get along with so much scratch memory.
     fn own(self, product: &Product, scratch_bytes: usize) -> Vec<Plan> {
         let tiles: &'static [Tile] = match self.options.dtype {
@@ -49,18 +59,36 @@ impl Chooser {
         let plans = tiles.iter().flat_map(|tile| {
             let counts = match self.options.matmul {
                 MatmulChoice::Tile { M, N, splits } if (tile.M, tile.N) == (M, N) => vec![splits],
-                MatmulChoice::Tile { .. } => Vec::new(),
+                MatmulChoice::Tile { .. } | MatmulChoice::Hopper { .. } => Vec::new(),
                 _ => tile.split_counts(product, self.multiprocessors),
             };
             counts.into_iter().map(move |splits| Plan::Own { tile, splits })
         });
+        let plans = plans.chain(self.hopper(product));
         plans.filter(|plan| self.scratch_bytes(*plan, product) <= scratch_bytes).collect()
+    }
+
+    /// Those for Hopper. On the emulated device all that a tile computes costs time; on a GPU, what it computes in vain costs
+    /// hardly more than a smaller tile.
+    fn hopper(self, product: &Product) -> Vec<Plan> {
+        let tiles = hopper::TILES.iter().filter(|_| self.hopper);
+        let plans = tiles.flat_map(|tile| {
+            let counts = match self.options.matmul {
+                MatmulChoice::Hopper { N, splits } if tile.N == N => vec![splits],
+                MatmulChoice::Hopper { .. } | MatmulChoice::Tile { .. } => Vec::new(),
+                _ if !self.has_clock && !tile.suits(product.extent()) => Vec::new(),
+                _ => tile.split_counts(product, self.multiprocessors),
+            };
+            counts.into_iter().map(move |splits| Plan::Hopper { tile, splits })
+        });
+        plans.collect()
     }
 
     /// The one of our kernels of least estimated time.
     fn estimated_best(self, product: &Product, scratch_bytes: usize) -> Option<Plan> {
         let clocks = |plan: &Plan| match plan {
             Plan::Own { tile, splits } => tile.estimate(product, *splits, self.multiprocessors),
+            Plan::Hopper { tile, splits } => tile.estimate(product, *splits, self.multiprocessors),
             Plan::Library => f64::INFINITY,
         };
         let plans = self.own(product, scratch_bytes);
@@ -69,8 +97,10 @@ impl Chooser {
 
     fn scratch_bytes(self, plan: Plan, product: &Product) -> usize {
         match plan {
-            Plan::Own { splits: 1, .. } => 0,
-            Plan::Own { splits, .. } => splits * product.partial_sums() * size_of::<f32>(),
+            Plan::Own { splits: 1, .. } | Plan::Hopper { splits: 1, .. } => 0,
+            Plan::Own { splits, .. } | Plan::Hopper { splits, .. } => {
+                splits * product.partial_sums() * size_of::<f32>()
+            }
             Plan::Library => library::bias_gradient(product, X::NULL).map_or(0, |bias_gradient| {
                 let unused = library::unused_bytes(product).next_multiple_of(ALIGN);
                 let best = self.estimated_best(&bias_gradient, usize::MAX);
@@ -96,6 +126,9 @@ impl Chooser {
     pub fn run(self, driver: &mut dyn Driver, plan: Plan, product: &Product, scratch: Scratch) -> Result<()> {
         match plan {
             Plan::Own { tile, splits } => tile.run(driver, product, splits, Ptr::new(scratch.address)),
+            Plan::Hopper { tile, splits } => {
+                tile.run(driver, product, splits, self.multiprocessors, Ptr::new(scratch.address))
+            }
             Plan::Library => {
                 let (description, operands) = library::describe(product, self.options.tf32);
                 driver.matmul_library()?.matmul(&description, &operands)?;
@@ -128,6 +161,9 @@ impl Chooser {
             Plan::Own { tile, splits } => {
                 driver.time(&mut |device| tile.run(device, product, splits, Ptr::new(scratch.address)))
             }
+            Plan::Hopper { tile, splits } => driver.time(&mut |device| {
+                tile.run(device, product, splits, self.multiprocessors, Ptr::new(scratch.address))
+            }),
             Plan::Library => {
                 let (description, operands) = library::describe(product, self.options.tf32);
                 let ms = driver.matmul_library()?.tune(&description, &operands)?;

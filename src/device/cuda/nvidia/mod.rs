@@ -9,6 +9,7 @@ mod cublaslt;
 mod functions;
 mod staging;
 mod stream;
+mod tensor_map;
 
 pub use context::{Problem, probe};
 
@@ -16,6 +17,7 @@ use super::driver::{DeviceInfo, Driver};
 use super::kernel::{Arg, KernelSpec, Launch, Launcher};
 use super::matmul_library::MatmulLibrary;
 use super::nvml::Monitor;
+use super::tensor_map::{TensorMap, TiledMatrix};
 use crate::tensor::Dtype;
 use anyhow::{Context as _, Result, anyhow, bail};
 use context::Context;
@@ -138,6 +140,11 @@ impl Launcher for Nvidia {
         launched.map_err(|e| self.blame(&format!("launching {}", describe(kernel, launch)), e))?;
         self.last_launch = Some((kernel, launch));
         Ok(())
+    }
+
+    fn tensor_map(&self, matrix: &TiledMatrix) -> Result<TensorMap> {
+        self.context.bind()?;
+        tensor_map::encode(matrix)
     }
 }
 

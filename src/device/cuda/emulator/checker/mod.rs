@@ -6,11 +6,13 @@
 //! fence, and every atomic at the same address after it acquires that.
 
 mod hooks;
+mod hopper;
 mod shadow;
 
 use super::block::{Block, Me};
 use super::failure::Site;
 use super::region::*;
+pub use hopper::MbarrierClock;
 use shadow::{Access, Cell, GRAIN, Shadow};
 use std::collections::HashMap;
 
@@ -50,6 +52,8 @@ pub struct Checker {
     epochs: [u32; WARPS],
     /// Of each thread, at its last fence.
     fences: HashMap<usize, Clock>,
+    /// How many each thread has executed.
+    proxy_fences: HashMap<usize, u32>,
     releases: HashMap<usize, Vec<Release>>,
     /// How many of the releases at an address a warp of this block has acquired.
     acquired: HashMap<(usize, usize), usize>,
@@ -65,6 +69,7 @@ impl Checker {
             clocks: [[0; WARPS]; WARPS],
             epochs: [0; WARPS],
             fences: HashMap::new(),
+            proxy_fences: HashMap::new(),
             releases: HashMap::new(),
             acquired: HashMap::new(),
         }
@@ -81,6 +86,7 @@ impl Checker {
         (0..WARPS).for_each(|warp| self.clocks[warp][warp] = 1);
         self.epochs = [1; WARPS];
         self.fences.clear();
+        self.proxy_fences.clear();
         self.acquired.clear();
     }
 
@@ -177,6 +183,7 @@ impl Checker {
             }
             cell.readers = [None; 3];
             cell.writer = Some(now);
+            cell.proxy_fences = self.proxy_fences_of(thread);
             cell.initialised = true;
             cell.atomic = kind == Kind::Atomic;
         }

@@ -33,6 +33,8 @@ pub struct Cell {
     /// The last write was atomic.
     pub atomic: bool,
     pub writer: Option<Access>,
+    /// How many proxy fences the writer had executed.
+    pub proxy_fences: u32,
     /// Of different warps, unordered; if there are more, one is forgotten.
     pub readers: [Option<Access>; 3],
     /// A block before this one that read it.

@@ -1,0 +1,152 @@
+// Hopper's instructions (sm_90a): barriers in shared memory, copies of tiles by the tensor memory accelerator (TMA), matrix
+// products of a warpgroup. One instruction a function; with ptx.cuh the only inline PTX. The twins are in emulated/hopper.h.
+#pragma once
+#include "common.cuh"
+
+// Only where this is defined do the functions below exist.
+#if defined(WARPSMITH_EMULATED) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define HAS_HOPPER_INSTRUCTIONS
+#endif
+
+#if defined(WARPSMITH_EMULATED)
+#include "emulated/hopper.h"
+#define GRID_CONSTANT const
+#else
+// Which part of a matrix a copy brings, and how it lies in shared memory. The driver makes it (cuTensorMapEncodeTiled).
+struct alignas(64) TensorMap {
+    unsigned long long opaque[16];
+};
+// A parameter of a kernel whose address can be taken without copying it.
+#define GRID_CONSTANT const __grid_constant__
+#endif
+
+// A matrix in shared memory, as wgmma takes it: 16-bit elements in rows of 128 bytes, each 8 rows swizzled: the 16-byte
+// chunk c of row r lies at chunk c ^ (r % 8). Rows run along K, or across it (in M or N), which then goes on `block_bytes`
+// further after 64 elements.
+__device__ __forceinline__ uint64_t matrix_descriptor(uint32_t address, uint32_t block_bytes) {
+    constexpr uint64_t SWIZZLE_128 = 1, EIGHT_ROWS = 1024;
+    return (uint64_t)(address >> 4) | (uint64_t)(block_bytes >> 4) << 16 | EIGHT_ROWS >> 4 << 32 | SWIZZLE_128 << 62;
+}
+
+#if !defined(WARPSMITH_EMULATED) && defined(HAS_HOPPER_INSTRUCTIONS)
+
+// --- barriers: 8 bytes of shared memory. A phase ends when `arrivals` have come and all expected bytes have landed.
+
+__device__ __forceinline__ void mbarrier_init(uint32_t barrier, uint32_t arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+// Between mbarrier_init and the first copy that reports to the barrier.
+__device__ __forceinline__ void mbarrier_init_fence() {
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+__device__ __forceinline__ void mbarrier_arrive(uint32_t barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+// Arrives, and makes the phase wait for so many bytes of copies.
+__device__ __forceinline__ void mbarrier_arrive_expect(uint32_t barrier, uint32_t bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+// Waits until the phase of this parity (0 for the first, 1 for the second, 0 for the third) has ended.
+__device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity) {
+    asm volatile(
+        "{\n"
+        ".reg .pred ended;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 ended, [%0], %1;\n"
+        "@!ended bra again;\n"
+        "}" ::"r"(barrier),
+        "r"(parity)
+        : "memory");
+}
+// What this thread wrote to shared memory becomes visible to copies and to wgmma.
+__device__ __forceinline__ void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// --- copies
+
+// The map's box with its corner at column x and row y, to shared memory; zeros where the matrix ends.
+__device__ __forceinline__ void tma_load(uint32_t dst, const TensorMap* map, int x, int y, uint32_t barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(dst),
+        "l"(map), "r"(x), "r"(y), "r"(barrier)
+        : "memory");
+}
+__device__ __forceinline__ void tma_prefetch(const TensorMap* map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+// --- registers: a warpgroup gives some back, others take them
+
+template <int N>
+__device__ __forceinline__ void registers_decrease() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+}
+template <int N>
+__device__ __forceinline__ void registers_increase() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
+}
+
+// --- matrix products of a warpgroup (four warps), asynchronous
+
+// Before the first product and whenever other code has touched the registers of the sums.
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Waits until at most N committed groups are under way: those of the warp that asks.
+template <int N>
+__device__ __forceinline__ void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+
+#define WGMMA_SUMS_4 "%0,%1,%2,%3"
+#define WGMMA_SUMS_64 \
+    "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31," \
+    "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define WGMMA_SUMS_128 \
+    WGMMA_SUMS_64 "," \
+    "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95," \
+    "%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+#define WGMMA_OPERANDS_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define WGMMA_OPERANDS_16(i) \
+    WGMMA_OPERANDS_4(i), WGMMA_OPERANDS_4(i + 4), WGMMA_OPERANDS_4(i + 8), WGMMA_OPERANDS_4(i + 12)
+#define WGMMA_OPERANDS_64(i) \
+    WGMMA_OPERANDS_16(i), WGMMA_OPERANDS_16(i + 16), WGMMA_OPERANDS_16(i + 32), WGMMA_OPERANDS_16(i + 48)
+// A, B, ACCUMULATE, ACROSS_A, ACROSS_B: numbers of the operands after the sums.
+#define WGMMA_PTX(N, TYPE, SUMS, A, B, ACCUMULATE, ACROSS_A, ACROSS_B)                  \
+    "{\n"                                                                               \
+    ".reg .pred accumulate;\n"                                                          \
+    "setp.ne.b32 accumulate, " ACCUMULATE ", 0;\n"                                      \
+    "wgmma.mma_async.sync.aligned.m64n" N "k16.f32." TYPE "." TYPE " {" SUMS "}, " A    \
+    ", " B ", accumulate, 1, 1, " ACROSS_A ", " ACROSS_B ";\n"                          \
+    "}"
+#define WGMMA_INPUTS "l"(a), "l"(b), "r"((int)accumulate), "n"(ACROSS_A), "n"(ACROSS_B)
+
+// d (64 x N, f32) = a (64 x 16) * b (16 x N), plus d if `accumulate`; N = 8, 128 or 256. ACROSS_A, ACROSS_B: the rows of the
+// operand run across K. Lane l of warp w holds in d[4 j + 2 h + e] row 16 w + 8 h + l / 4, column 8 j + 2 (l % 4) + e.
+template <class T, int ACROSS_A, int ACROSS_B>
+struct Wgmma;
+#define WGMMA_OF(T, TYPE)                                                                                                   \
+    template <int ACROSS_A, int ACROSS_B>                                                                                   \
+    struct Wgmma<T, ACROSS_A, ACROSS_B> {                                                                                   \
+        static __device__ __forceinline__ void multiply(float (&d)[4], uint64_t a, uint64_t b, bool accumulate) {           \
+            asm volatile(WGMMA_PTX("8", TYPE, WGMMA_SUMS_4, "%4", "%5", "%6", "%7", "%8")                                   \
+                         : WGMMA_OPERANDS_4(0)                                                                              \
+                         : WGMMA_INPUTS);                                                                                   \
+        }                                                                                                                   \
+        static __device__ __forceinline__ void multiply(float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {          \
+            asm volatile(WGMMA_PTX("128", TYPE, WGMMA_SUMS_64, "%64", "%65", "%66", "%67", "%68")                           \
+                         : WGMMA_OPERANDS_64(0)                                                                             \
+                         : WGMMA_INPUTS);                                                                                   \
+        }                                                                                                                   \
+        static __device__ __forceinline__ void multiply(float (&d)[128], uint64_t a, uint64_t b, bool accumulate) {         \
+            asm volatile(WGMMA_PTX("256", TYPE, WGMMA_SUMS_128, "%128", "%129", "%130", "%131", "%132")                     \
+                         : WGMMA_OPERANDS_64(0), WGMMA_OPERANDS_64(64)                                                      \
+                         : WGMMA_INPUTS);                                                                                   \
+        }                                                                                                                   \
+    };
+WGMMA_OF(bf16, "bf16")
+WGMMA_OF(f16, "f16")
+
+template <class T, bool ACROSS_A, bool ACROSS_B, int SUMS>
+__device__ __forceinline__ void wgmma(float (&d)[SUMS], uint64_t a, uint64_t b, bool accumulate) {
+    Wgmma<T, ACROSS_A, ACROSS_B>::multiply(d, a, b, accumulate);
+}
+#endif

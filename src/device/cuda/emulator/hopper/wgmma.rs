@@ -1,0 +1,375 @@
+//! Matrix products of a warpgroup, 64 x N x 16. Each of its four warps computes its own 16 rows, when it waits for them and
+//! no earlier: nothing promises that one warp's wait covers the others. Until then the sums' registers are poisoned.
+
+use super::super::block::{Block, Me};
+use super::super::collective::Lanes;
+use super::super::failure::Site;
+use super::super::tensor_core::Element;
+use super::{Span, overlap, swizzle};
+use std::collections::VecDeque;
+
+/// What a lane brings; see `kernels/emulated/hopper.h`.
+#[repr(C)]
+pub struct Wgmma {
+    d: *mut f32,
+    a: u64,
+    b: u64,
+    columns: u32,
+    accumulate: u32,
+    across_a: u32,
+    across_b: u32,
+}
+
+const ROWS: usize = 16;
+const K: usize = 16;
+const POISON: u32 = u32::MAX;
+
+/// An operand in shared memory: see `matrix_descriptor` in `kernels/hopper.cuh`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Operand {
+    start: u32,
+    /// From 64 elements across to the next.
+    panel: u32,
+    /// From 8 rows to the next.
+    eight_rows: u32,
+    /// Rows run across K.
+    across: bool,
+}
+
+impl Operand {
+    fn new(descriptor: u64, across: bool) -> Result<Self, String> {
+        let field = |bit: u32| ((descriptor >> bit & 0x3fff) << 4) as u32;
+        let operand = Operand { start: field(0), panel: field(16), eight_rows: field(32), across };
+        if descriptor >> 62 != 1 || descriptor >> 49 & 7 != 0 {
+            return Err(format!(
+                "descriptor {descriptor:#x}: only the swizzle of 128 bytes from a start is emulated"
+            ));
+        }
+        let offset = operand.start % 1024;
+        if offset >= if across { 1 } else { 128 } {
+            return Err(format!(
+                "the operand at {:#x} starts {offset} bytes into the swizzle's pattern",
+                operand.start
+            ));
+        }
+        Ok(operand)
+    }
+
+    /// Where eight contiguous elements lie: from `mn` across and `k` on, along the rows.
+    fn chunk(&self, mn: usize, k: usize) -> u32 {
+        let (mn, k) = (mn as u32, k as u32);
+        swizzle(if self.across {
+            self.start + mn / 64 * self.panel + k / 8 * self.eight_rows + k % 8 * 128 + mn % 64 * 2
+        } else {
+            self.start + mn / 8 * self.eight_rows + mn % 8 * 128 + k * 2
+        })
+    }
+
+    /// All of memory that `count` rows (or columns, for B) from `mn` on may lie in.
+    fn spans(&self, mn: usize, count: usize) -> Vec<Span> {
+        let pattern = self.start & !1023;
+        if self.across {
+            let panels = mn as u32 / 64..((mn + count) as u32).div_ceil(64);
+            let starts =
+                panels.flat_map(|p| [0, 1].map(|group| pattern + p * self.panel + group * self.eight_rows));
+            starts.map(|start| (start, start + 1024)).collect()
+        } else {
+            let groups = mn as u32 / 8..(mn + count) as u32 / 8;
+            groups.map(|g| (pattern + g * self.eight_rows, pattern + g * self.eight_rows + 1024)).collect()
+        }
+    }
+
+    /// 16 numbers of K of `count` rows from `mn` on: (K, count).
+    fn gather<T: Element>(&self, block: &Block, mn: usize, count: usize) -> Vec<f32> {
+        let mut values = vec![0.0; K * count];
+        let read = |mn: usize, k: usize| {
+            // SAFETY: `issue` found the operand to be in shared memory.
+            let elements = unsafe { block.shared_bytes(self.chunk(mn, k)).cast::<[u16; 8]>().read() };
+            elements.map(T::widen)
+        };
+        if self.across {
+            for k in 0..K {
+                for i in (0..count).step_by(8) {
+                    values[k * count + i..][..8].copy_from_slice(&read(mn + i, k));
+                }
+            }
+        } else {
+            for i in (0..count).step_by(8) {
+                for k in (0..K).step_by(8) {
+                    let rows: [[f32; 8]; 8] = std::array::from_fn(|r| read(mn + i + r, k));
+                    for j in 0..8 {
+                        values[(k + j) * count + i..][..8].copy_from_slice(&rows.map(|row| row[j]));
+                    }
+                }
+            }
+        }
+        values
+    }
+}
+
+/// A product that has not been computed, or not been waited for.
+struct Product {
+    group: u64,
+    sums: usize,
+    a: Operand,
+    b: Operand,
+    accumulate: bool,
+    compute: fn(&Product, &mut Sums, &Block, usize),
+    spans: Vec<Span>,
+    site: Site,
+}
+
+/// A warp's 16 rows of sums while their registers are not theirs.
+struct Sums {
+    registers: [*mut f32; 32],
+    columns: usize,
+    values: Vec<f32>,
+    last_group: u64,
+}
+
+/// Row and column of a lane's register `i`.
+fn place(lane: usize, i: usize) -> (usize, usize) {
+    (lane / 4 + i / 2 % 2 * 8, i / 4 * 8 + lane % 4 * 2 + i % 2)
+}
+
+impl Sums {
+    /// Of a lane's register `i`.
+    fn index(&self, lane: usize, i: usize) -> usize {
+        let (row, column) = place(lane, i);
+        row * self.columns + column
+    }
+
+    /// Takes the sums out of the lanes' registers and poisons those.
+    fn take(registers: [*mut f32; 32], columns: usize, last_group: u64) -> Self {
+        let mut sums = Sums { registers, columns, values: vec![0.0; ROWS * columns], last_group };
+        for (lane, registers) in registers.into_iter().enumerate() {
+            for i in 0..columns / 2 {
+                let place = sums.index(lane, i);
+                // SAFETY: a lane that waits has so many registers there.
+                sums.values[place] = unsafe { registers.add(i).replace(f32::from_bits(POISON)) };
+            }
+        }
+        sums
+    }
+
+    fn give_back(&self) -> Result<(), String> {
+        for (lane, registers) in self.registers.into_iter().enumerate() {
+            for i in 0..self.columns / 2 {
+                let value = self.values[self.index(lane, i)];
+                // SAFETY: as above.
+                let found = unsafe { registers.add(i).replace(value) };
+                if found.to_bits() != POISON {
+                    return Err(format!("lane {lane} wrote to sum {i} while wgmma was under way"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A warp's products.
+#[derive(Default)]
+pub struct Products {
+    fenced: bool,
+    groups: u64,
+    pending: VecDeque<Product>,
+    sums: Vec<Option<Sums>>,
+}
+
+impl Products {
+    /// Who may still be reading there.
+    pub fn reads(&self, span: Span) -> Option<Site> {
+        let reading = |p: &&Product| p.spans.iter().any(|s| overlap(*s, span));
+        self.pending.iter().find(reading).map(|p| p.site)
+    }
+
+    pub fn left_behind(&self) -> Result<(), (Site, String)> {
+        match self.pending.front() {
+            Some(product) => {
+                Err((product.site, "the warp ends without having waited for this wgmma".to_owned()))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The sums in these registers; the first product to them takes them out.
+    fn sums_of(&mut self, registers: [*mut f32; 32], columns: usize) -> usize {
+        let group = self.groups;
+        if let Some(number) =
+            self.sums.iter().position(|s| s.as_ref().is_some_and(|s| s.registers == registers))
+        {
+            self.sums[number].iter_mut().for_each(|s| s.last_group = group);
+            return number;
+        }
+        let sums = Some(Sums::take(registers, columns, group));
+        match self.sums.iter().position(Option::is_none) {
+            Some(number) => {
+                self.sums[number] = sums;
+                number
+            }
+            None => {
+                self.sums.push(sums);
+                self.sums.len() - 1
+            }
+        }
+    }
+
+    /// Computes all products but those of the last groups.
+    fn complete(&mut self, block: &Block, warp: usize, groups_left: u64) -> Result<(), (Site, String)> {
+        while let Some(product) = self.pending.pop_front_if(|p| p.group + groups_left < self.groups) {
+            if let Some(sums) = &mut self.sums[product.sums] {
+                (product.compute)(&product, sums, block, warp);
+            }
+        }
+        for place in &mut self.sums {
+            if let Some(sums) = place.take_if(|s| s.last_group + groups_left < self.groups) {
+                sums.give_back().map_err(|message| (Site::UNKNOWN, message))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the four warps of a warpgroup must do alike.
+#[derive(Default)]
+pub struct Warpgroup {
+    /// The products that not all have issued, and the number of the first.
+    log: VecDeque<(Operand, Operand, u32, Site)>,
+    first: u64,
+    issued: [u64; 4],
+}
+
+impl Warpgroup {
+    fn issue(&mut self, warp: usize, entry: (Operand, Operand, u32, Site)) -> Result<(), String> {
+        let number = (self.issued[warp] - self.first) as usize;
+        match self.log.get(number) {
+            None => self.log.push_back(entry),
+            Some(other) if (other.0, other.1, other.2) == (entry.0, entry.1, entry.2) => {}
+            Some(other) => {
+                return Err(format!(
+                    "the warps of a warpgroup multiply different operands: another in {}",
+                    other.3
+                ));
+            }
+        }
+        self.issued[warp] += 1;
+        if self.issued.iter().all(|&issued| issued > self.first) {
+            self.first += 1;
+            self.log.pop_front();
+        }
+        Ok(())
+    }
+
+    pub fn left_behind(&self) -> Result<(), (Site, String)> {
+        match self.log.front() {
+            Some(entry) => {
+                Err((entry.3, "not all four warps of a warpgroup took part in this wgmma".to_owned()))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+fn compute<T: Element>(product: &Product, sums: &mut Sums, block: &Block, warp: usize) {
+    let by_k = product.a.gather::<T>(block, warp % 4 * ROWS, ROWS);
+    let a: [[f32; K]; ROWS] = std::array::from_fn(|row| std::array::from_fn(|k| by_k[k * ROWS + row]));
+    let b = product.b.gather::<T>(block, 0, sums.columns);
+    if !product.accumulate {
+        sums.values.fill(0.0);
+    }
+    if sums.columns.is_multiple_of(32) {
+        multiply::<32>(&mut sums.values, &a, &b, sums.columns);
+    } else {
+        multiply::<8>(&mut sums.values, &a, &b, sums.columns);
+    }
+}
+
+/// The same sums in the same order with any instructions, `W` columns at a time.
+fn multiply<const W: usize>(sums: &mut [f32], a: &[[f32; K]; ROWS], b: &[f32], columns: usize) {
+    #[inline(always)]
+    fn blocks<const W: usize>(sums: &mut [f32], a: &[[f32; K]; ROWS], b: &[f32], columns: usize) {
+        for first in (0..columns).step_by(W) {
+            for (row, a) in a.iter().enumerate() {
+                let place = &mut sums[row * columns + first..][..W];
+                let mut block: [f32; W] = std::array::from_fn(|i| place[i]);
+                for (k, a) in a.iter().enumerate() {
+                    let b = &b[k * columns + first..][..W];
+                    block.iter_mut().zip(b).for_each(|(sum, b)| *sum += a * b);
+                }
+                place.copy_from_slice(&block);
+            }
+        }
+    }
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2")]
+        fn with_avx2<const W: usize>(sums: &mut [f32], a: &[[f32; K]; ROWS], b: &[f32], columns: usize) {
+            blocks::<W>(sums, a, b, columns);
+        }
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: the processor has it.
+            return unsafe { with_avx2::<W>(sums, a, b, columns) };
+        }
+    }
+    blocks::<W>(sums, a, b, columns);
+}
+
+pub fn fence(lanes: &Lanes) {
+    let me = lanes.as_lane(0);
+    me.block.hopper.used.set(true);
+    me.block.hopper.products[me.thread / 32].borrow_mut().fenced = true;
+}
+
+pub fn commit(lanes: &Lanes) {
+    let me = lanes.as_lane(0);
+    me.block.hopper.products[me.thread / 32].borrow_mut().groups += 1;
+}
+
+pub fn wait(lanes: &Lanes, groups_left: u32) {
+    let me = lanes.as_lane(0);
+    let result = {
+        let mut products = me.block.hopper.products[me.thread / 32].borrow_mut();
+        products.fenced = false;
+        products.complete(me.block, me.thread / 32, u64::from(groups_left))
+    };
+    if let Err((_, message)) = result {
+        me.fail(lanes.site, message);
+    }
+}
+
+pub fn issue<T: Element>(lanes: &Lanes, arguments: [&mut Wgmma; 32]) {
+    let me = lanes.as_lane(0);
+    if let Err(message) = try_issue::<T>(me, lanes.site, arguments) {
+        me.fail(lanes.site, message);
+    }
+}
+
+fn try_issue<T: Element>(me: Me, site: Site, arguments: [&mut Wgmma; 32]) -> Result<(), String> {
+    let hopper = &me.block.hopper;
+    let (warp, rows) = (me.thread / 32, me.thread / 32 % 4 * ROWS);
+    let first = &arguments[0];
+    let columns = first.columns as usize;
+    if arguments.iter().any(|x| (x.a, x.b, x.accumulate) != (first.a, first.b, first.accumulate)) {
+        return Err("the lanes of a warp multiply different operands".to_owned());
+    }
+    let a = Operand::new(first.a, first.across_a != 0)?;
+    let b = Operand::new(first.b, first.across_b != 0)?;
+    let accumulate = first.accumulate != 0;
+    let spans = [a.spans(rows, ROWS), b.spans(0, columns)].concat();
+    spans.iter().for_each(|span| me.block.require_shared(me, site, *span));
+    let mut products = hopper.products[warp].borrow_mut();
+    if !products.fenced {
+        return Err("there was no wgmma_fence since the last wgmma_wait".to_owned());
+    }
+    for &span in &spans {
+        hopper.loads.borrow().refuse_read(&hopper.barriers.borrow(), warp, span)?;
+    }
+    for (start, end) in &spans {
+        me.block.check(|c| c.wgmma_reads(me.thread, *start, *end)).transpose()?;
+    }
+    hopper.warpgroups[warp / 4].borrow_mut().issue(warp % 4, (a, b, first.columns, site))?;
+    let sums = products.sums_of(arguments.each_ref().map(|x| x.d), columns);
+    let group = products.groups;
+    products.pending.push_back(Product { group, sums, a, b, accumulate, compute: compute::<T>, spans, site });
+    Ok(())
+}

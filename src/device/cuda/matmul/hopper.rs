@@ -1,0 +1,200 @@
+//! Our kernels for the tensor core instructions that Hopper alone has (`matmul_hopper.cuh` says how they work).
+
+use super::own;
+use super::product::{Dgrad, Extent, Forward, Pass, Product, Wgrad, X};
+use crate::device::cuda::kernel::{Launch, Launcher, Ptr, kernels};
+use crate::device::cuda::tensor_map::{TensorMap, TiledMatrix};
+use anyhow::Result;
+
+kernels! {
+    "matmul_hopper.cu":
+    fn matmul_hopper_forward_128x256(
+        out: X, pre_gelu: X, partials: Ptr<f32>, inp: TensorMap, weight: TensorMap, bias: X, residual: X, N: i32,
+        C: i32, OC: i32, splits: i32,
+    );
+    fn matmul_hopper_forward_128x128(
+        out: X, pre_gelu: X, partials: Ptr<f32>, inp: TensorMap, weight: TensorMap, bias: X, residual: X, N: i32,
+        C: i32, OC: i32, splits: i32,
+    );
+    fn matmul_hopper_dgrad_128x256(
+        dinp: X, partials: Ptr<f32>, dout: TensorMap, weight: TensorMap, through_gelu: X, N: i32, C: i32, OC: i32,
+        splits: i32,
+    );
+    fn matmul_hopper_dgrad_128x128(
+        dinp: X, partials: Ptr<f32>, dout: TensorMap, weight: TensorMap, through_gelu: X, N: i32, C: i32, OC: i32,
+        splits: i32,
+    );
+    fn matmul_hopper_wgrad_128x256(
+        dweight: X, dbias: X, partials: Ptr<f32>, dout: TensorMap, inp: TensorMap, N: i32, C: i32, OC: i32,
+        accumulate: i32, splits: i32,
+    );
+    fn matmul_hopper_wgrad_128x128(
+        dweight: X, dbias: X, partials: Ptr<f32>, dout: TensorMap, inp: TensorMap, N: i32, C: i32, OC: i32,
+        accumulate: i32, splits: i32,
+    );
+}
+
+type Launched<'a> = &'a mut dyn Launcher;
+type ForwardKernel =
+    fn(Launched, Launch, X, X, Ptr<f32>, TensorMap, TensorMap, X, X, i32, i32, i32, i32) -> Result<()>;
+type DgradKernel =
+    fn(Launched, Launch, X, Ptr<f32>, TensorMap, TensorMap, X, i32, i32, i32, i32) -> Result<()>;
+type WgradKernel =
+    fn(Launched, Launch, X, X, Ptr<f32>, TensorMap, TensorMap, i32, i32, i32, i32, i32) -> Result<()>;
+
+/// The kernels that compute 128 x `N` numbers at a time.
+#[derive(Debug)]
+pub struct Tile {
+    pub N: usize,
+    /// Multiply-adds a clock and multiprocessor, for choosing without measuring.
+    rate: f64,
+    forward: ForwardKernel,
+    dgrad: DgradKernel,
+    wgrad: WgradKernel,
+}
+
+pub static TILES: [Tile; 2] = [
+    Tile {
+        N: 256,
+        rate: 1600.0,
+        forward: kernel::matmul_hopper_forward_128x256,
+        dgrad: kernel::matmul_hopper_dgrad_128x256,
+        wgrad: kernel::matmul_hopper_wgrad_128x256,
+    },
+    Tile {
+        N: 128,
+        rate: 1350.0,
+        forward: kernel::matmul_hopper_forward_128x128,
+        dgrad: kernel::matmul_hopper_dgrad_128x128,
+        wgrad: kernel::matmul_hopper_wgrad_128x128,
+    },
+];
+
+// As in matmul_hopper.cuh.
+const M: usize = 128;
+const STAGE_K: usize = 64;
+const STAGES: usize = 4;
+const THREADS: u32 = 384;
+const ONES_BYTES: usize = 1024;
+const ELEMENT_BYTES: usize = 2;
+/// Rows of a box of an operand whose rows run across K: a stage's.
+const ACROSS_ROWS: usize = STAGE_K;
+
+/// An operand (rows, columns), of which a block works on so many rows at a time, or columns if they run across K.
+struct Operand {
+    matrix: X,
+    rows: usize,
+    columns: usize,
+    box_rows: usize,
+}
+
+impl Operand {
+    fn map(&self, device: &dyn Launcher) -> Result<TensorMap> {
+        let Operand { matrix, rows, columns, box_rows } = *self;
+        device.tensor_map(&TiledMatrix { address: matrix.address(), rows, columns, box_rows })
+    }
+}
+
+impl Tile {
+    /// Pieces of work: tiles, times splits.
+    fn count(&self, extent: Extent, splits: usize) -> usize {
+        extent.M.div_ceil(M) * extent.N.div_ceil(self.N) * splits
+    }
+
+    /// Whether most of what the tiles compute is part of the product.
+    pub fn suits(&self, extent: Extent) -> bool {
+        let computed = self.count(extent, 1) * M * self.N;
+        computed <= extent.M * extent.N * 5 / 4
+    }
+
+    /// Clocks that the product may take, to compare with those of the other kernels.
+    pub fn estimate(&self, product: &Product, splits: usize, multiprocessors: usize) -> f64 {
+        /// Of an epilogue, which only partly overlaps with the next tile.
+        const EPILOGUE_CLOCKS: f64 = 1200.0;
+        let extent = product.extent();
+        let K = stages(extent).div_ceil(splits) * STAGE_K;
+        let waves = self.count(extent, splits).div_ceil(multiprocessors);
+        let work = (M * self.N * K) as f64 / self.rate + EPILOGUE_CLOCKS;
+        waves as f64 * work + own::reduction_clocks(product, splits)
+    }
+
+    /// Numbers of splits worth a try: none, and those that by estimate are best.
+    pub fn split_counts(&self, product: &Product, multiprocessors: usize) -> Vec<usize> {
+        /// Fewer stages to a split would go into starting and ending it.
+        const MIN_STAGES: usize = 8;
+        const TRIES: usize = 2;
+        let most = (stages(product.extent()) / MIN_STAGES).min(2 * multiprocessors);
+        let mut counts: Vec<usize> = (2..=most).map(|splits| without_empty(product, splits)).collect();
+        counts.dedup();
+        let clocks = |splits: &usize| self.estimate(product, *splits, multiprocessors);
+        counts.sort_by(|a, b| clocks(a).total_cmp(&clocks(b)));
+        counts.truncate(TRIES);
+        counts.insert(0, 1);
+        counts
+    }
+
+    /// Queues the product on so many blocks. K is split in at most so many parts, which leave [`Product::partial_sums`] each
+    /// in `partials`.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn run(
+        &self,
+        device: &mut dyn Launcher,
+        product: &Product,
+        splits: usize,
+        multiprocessors: usize,
+        partials: Ptr<f32>,
+    ) -> Result<()> {
+        let splits = without_empty(product, splits);
+        let blocks = self.count(product.extent(), splits).min(multiprocessors);
+        let stage = (M + self.N) * STAGE_K * ELEMENT_BYTES;
+        let launch = Launch::new(blocks, THREADS).shared(STAGES * (stage + 2 * 8) + ONES_BYTES);
+        let partials = if splits > 1 { partials } else { Ptr::NULL };
+        let [rows, C, OC, splits_arg] = [product.N, product.C, product.OC, splits].map(own::dimension);
+        let [a, b] = self.operands(product).map(|operand| operand.map(device));
+        let (a, b) = (a?, b?);
+        match product.pass {
+            Pass::Forward(Forward { out, pre_gelu, bias, residual, .. }) => (self.forward)(
+                device, launch, out, pre_gelu, partials, a, b, bias, residual, rows, C, OC, splits_arg,
+            ),
+            Pass::Dgrad(Dgrad { dinp, through_gelu, .. }) => {
+                (self.dgrad)(device, launch, dinp, partials, a, b, through_gelu, rows, C, OC, splits_arg)
+            }
+            Pass::Wgrad(Wgrad { dweight, dbias, accumulate, .. }) => {
+                let accumulate = i32::from(accumulate);
+                (self.wgrad)(
+                    device, launch, dweight, dbias, partials, a, b, rows, C, OC, accumulate, splits_arg,
+                )
+            }
+        }?;
+        if splits > 1 { own::reduce(device, product, splits, partials) } else { Ok(()) }
+    }
+
+    fn operands(&self, product: &Product) -> [Operand; 2] {
+        let Product { N, C, OC, .. } = *product;
+        let operand = |matrix, rows, columns, box_rows| Operand { matrix, rows, columns, box_rows };
+        match product.pass {
+            Pass::Forward(Forward { inp, weight, .. }) => {
+                [operand(inp, N, C, M), operand(weight, OC, C, self.N)]
+            }
+            Pass::Dgrad(Dgrad { dout, weight, .. }) => {
+                [operand(dout, N, OC, M), operand(weight, OC, C, ACROSS_ROWS)]
+            }
+            Pass::Wgrad(Wgrad { dout, inp, .. }) => {
+                [operand(dout, N, OC, ACROSS_ROWS), operand(inp, N, C, ACROSS_ROWS)]
+            }
+        }
+    }
+}
+
+/// The number of splits that have work to do: the kernel computes nothing sensible for others.
+fn without_empty(product: &Product, splits: usize) -> usize {
+    let stages = stages(product.extent());
+    stages.div_ceil(stages.div_ceil(splits))
+}
+
+/// Stages that K makes.
+fn stages(extent: Extent) -> usize {
+    extent.K.div_ceil(STAGE_K)
+}

@@ -1,0 +1,34 @@
+//! Tensor maps, by the driver API.
+
+use crate::device::cuda::tensor_map::{BOX_COLUMNS, TensorMap, TiledMatrix};
+use anyhow::{Result, ensure};
+use cudarc::driver::sys;
+use std::ffi::c_void;
+
+pub fn encode(matrix: &TiledMatrix) -> Result<TensorMap> {
+    matrix.check()?;
+    let mut map = sys::CUtensorMap { opaque: [0; 16] };
+    let dims = [matrix.columns as u64, matrix.rows as u64];
+    let strides = [matrix.row_bytes() as u64];
+    let boxes = [BOX_COLUMNS as u32, matrix.box_rows as u32];
+    let every_element = [1; 2];
+    // SAFETY: the arrays are as long as a matrix has dimensions (one stride less); nothing is read at the address.
+    let result = unsafe {
+        sys::cuTensorMapEncodeTiled(
+            &mut map,
+            sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT16,
+            2,
+            matrix.address as *mut c_void,
+            dims.as_ptr(),
+            strides.as_ptr(),
+            boxes.as_ptr(),
+            every_element.as_ptr(),
+            sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+            sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    };
+    ensure!(result == sys::CUresult::CUDA_SUCCESS, "cuTensorMapEncodeTiled of {matrix:?}: {result:?}");
+    Ok(TensorMap(map.opaque))
+}
