@@ -56,8 +56,8 @@ pub fn scratch_bytes(_cuda: &Cuda, limits: &Limits) -> Result<usize> {
     let HS = limits.C / limits.NH;
     ensure!(
         HEAD_SIZES.contains(&HS) && limits.C == HS * limits.NH,
-        "no attention kernel for {} channels in {} heads; head sizes 32, 64, 80, 96 and 128 are supported (or use \
-         --device cpu)",
+        "no attention kernel for {} channels in {} heads; head sizes 32, 64, 80, 96 and 128 are supported (or \
+         train on the CPU with train_gpt2)",
         limits.C,
         limits.NH
     );
