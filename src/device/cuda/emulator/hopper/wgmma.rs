@@ -216,7 +216,8 @@ impl Products {
 
     /// Computes all products but those of the last groups.
     fn complete(&mut self, block: &Block, warp: usize, groups_left: u64) -> Result<(), (Site, String)> {
-        while let Some(product) = self.pending.pop_front_if(|p| p.group + groups_left < self.groups) {
+        while self.pending.front().is_some_and(|p| p.group + groups_left < self.groups) {
+            let Some(product) = self.pending.pop_front() else { break };
             if let Some(sums) = &mut self.sums[product.sums] {
                 (product.compute)(&product, sums, block, warp);
             }
