@@ -28,6 +28,12 @@ fn env(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|e| panic!("{name}: {e}"))
 }
 
+/// Where all profiles find what was compiled before: cargo's target directory, above `<profile>/build/<package>/out`.
+fn shared_dir(inside_out_dir: &Path) -> &Path {
+    let build = inside_out_dir.ancestors().find(|dir| dir.file_name().is_some_and(|name| name == "build"));
+    build.and_then(Path::parent).and_then(Path::parent).unwrap_or(inside_out_dir)
+}
+
 /// The names of the kernel files, `*.cu`, in order.
 fn kernel_files(kernels: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(kernels).unwrap_or_else(|e| panic!("{}: {e}", kernels.display()));

@@ -131,8 +131,7 @@ fn wrapper(unit: &Unit) -> String {
 }
 
 fn compile_all(compiler: &str, units: &[Unit], out: &Path) -> Vec<PathBuf> {
-    let target = out.ancestors().find(|dir| dir.join("CACHEDIR.TAG").is_file());
-    let cache = target.unwrap_or(out).join("emulated");
+    let cache = crate::shared_dir(out).join("emulated");
     fs::create_dir_all(&cache).unwrap();
     let version = Command::new(compiler).arg("--version").output().map(|o| o.stdout).unwrap_or_default();
     let object =

@@ -55,7 +55,7 @@ fn none(out_dir: &Path, why: &str) -> Result<(), String> {
 }
 
 fn compile_all(root: &Path, out_dir: &Path, nvcc: &Nvcc, arches: &(Vec<String>, bool)) -> Result<(), String> {
-    let cache = cache_dir(out_dir);
+    let cache = crate::shared_dir(out_dir).join("fatbins");
     fs::create_dir_all(&cache).map_err(|e| format!("{}: {e}", cache.display()))?;
     let mut jobs = Vec::new();
     for file in crate::kernel_files(&root.join("kernels")) {
@@ -132,12 +132,6 @@ impl Job {
         put(&log, &self.log())?;
         put(&fatbin, &self.fatbin)
     }
-}
-
-/// Beside the profiles' directories where this is cargo's target directory, which it marks.
-fn cache_dir(out_dir: &Path) -> PathBuf {
-    let target = out_dir.ancestors().find(|dir| dir.join("CACHEDIR.TAG").is_file());
-    target.unwrap_or(out_dir).join("fatbins")
 }
 
 /// A kernel file and all headers it includes, one after the other. Those of the emulated device are not for nvcc.
