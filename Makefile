@@ -8,7 +8,7 @@ BUILD := build
 VENV ?= $(BUILD)/venv
 OUT ?= out/stories
 
-.PHONY: help build train train_gpt2 train_gpt2cu warpsmith nvcc kernels-check test lint fmt bench bench-quick parity venv clean
+.PHONY: help build train train_gpt2 train_gpt2cu warpsmith nvcc kernels-check test lint fmt bench bench-quick gpu-report gpu-report-programs parity venv clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -112,6 +112,16 @@ endif
 
 bench-quick: .cargo-found ## every benchmark at tiny sizes, so that none rots
 	WARPSMITH_BENCH_QUICK=1 $(CARGO) bench --locked --bench matmul
+
+# --- what wants a GPU: all of it in one folder, by programs that can be carried to a machine without cargo
+
+gpu-report-programs: build train_gpt2cu
+	@mkdir -p $(BUILD)/gpu
+	@cp -f train_gpt2 train_gpt2cu warpsmith $(BUILD)/gpu/
+	@cp -f "$$($(CARGO) test --release --locked --test kernels --no-run 2>&1 | sed -n 's/.*Executable.*(\(.*\))/\1/p')" $(BUILD)/gpu/kernels
+
+gpu-report: gpu-report-programs ## kernel tests, parity and a 124M step on this machine's GPU, into build/gpu-report
+	dev/gpu_report.sh $(BUILD)/gpu-report
 
 # --- checks
 
