@@ -1,6 +1,5 @@
 //! Compiles the kernels under `kernels/`: for GPUs, where there is an nvcc, and for the emulated device, where there is a C++
-//! compiler. The parts are in `kernels/build/`, whose tests
-//! are in `tests/kernel_build.rs`.
+//! compiler. The parts are in `kernels/build/`, whose tests are in `tests/kernel_build.rs`.
 
 #[path = "kernels/build/emulated.rs"]
 mod emulated;
@@ -8,6 +7,8 @@ mod emulated;
 mod fatbins;
 
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -42,4 +43,23 @@ fn kernel_files(kernels: &Path) -> Vec<String> {
     let mut files: Vec<String> = names.filter(|name| name.ends_with(".cu")).collect();
     files.sort();
     files
+}
+
+/// Runs the jobs side by side, as many as cargo allows. All that fail are reported.
+fn run_all<T: Sync>(jobs: &[T], run: impl Fn(&T) -> Result<(), String> + Sync) -> Result<(), String> {
+    let threads = std::env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
+    let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..usize::min(threads, jobs.len()) {
+            scope.spawn(|| {
+                while let Some(job) = jobs.get(next.fetch_add(1, Relaxed)) {
+                    if let Err(message) = run(job) {
+                        failed.lock().expect("no job panics").push(message);
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().expect("no job panics");
+    if failed.is_empty() { Ok(()) } else { Err(failed.join("\n")) }
 }

@@ -1,7 +1,8 @@
 //! The kernels for the emulated device: every `.cu` file is compiled by the host's C++ compiler once for each `floatX`, plain
-//! and instrumented for the checker. Makes a static library, and `emulated_tables.rs`, which lists the tables of kernels in it.
+//! and instrumented for the checker. Makes a static library, and `tables.rs`, which lists the tables of kernels in it.
 //! Without a C++ compiler there is no emulated device (`cfg(emulated)`), which says so when it is asked for.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::env;
 use std::fmt::Write as _;
@@ -9,8 +10,6 @@ use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
-use std::sync::Mutex;
-use std::thread;
 
 const FLAGS: &str = "-std=c++17 -fPIC -fno-exceptions -fno-rtti -fno-threadsafe-statics -fno-strict-aliasing \
                      -ffp-contract=off -w -DWARPSMITH_EMULATED -I. -Ikernels";
@@ -81,13 +80,9 @@ fn units() -> Vec<Unit> {
     units
 }
 
-/// The kernel files in a directory, sorted.
+/// The kernel files in a directory, as paths from the root of the crate.
 fn sources(dir: &str) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
-    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let mut found: Vec<String> = names.filter(|n| n.ends_with(".cu")).map(|n| format!("{dir}/{n}")).collect();
-    found.sort();
-    found
+    crate::kernel_files(Path::new(dir)).into_iter().map(|name| format!("{dir}/{name}")).collect()
 }
 
 /// Name and launch bound of every `extern "C" __global__ void [__launch_bounds__(N…)] name(`.
@@ -139,20 +134,12 @@ fn compile_all(compiler: &str, units: &[Unit], out: &Path) -> Vec<PathBuf> {
     let objects: Vec<PathBuf> = units.iter().map(object).collect();
     let mut missing: Vec<_> = units.iter().zip(&objects).filter(|(_, object)| !object.is_file()).collect();
     // The long ones first, so that none of them is left alone at the end.
-    missing.sort_by_key(|(unit, _)| fs::metadata(&unit.source).map_or(0, |m| m.len()));
-    let pending = Mutex::new(missing);
-    let workers = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
-    thread::scope(|scope| {
-        for _ in 0..workers {
-            scope.spawn(|| {
-                loop {
-                    let next = pending.lock().unwrap().pop();
-                    let Some((unit, object)) = next else { break };
-                    compile(compiler, unit, object, out);
-                }
-            });
-        }
+    missing.sort_by_key(|(unit, _)| Reverse(fs::metadata(&unit.source).map_or(0, |m| m.len())));
+    let all = crate::run_all(&missing, |(unit, object)| {
+        compile(compiler, unit, object, out);
+        Ok(())
     });
+    all.expect("a unit that does not compile ends the build");
     objects
 }
 

@@ -14,8 +14,6 @@ use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// What `floatX` can be, and the flag that makes it so.
 const FLOATX: [(&str, Option<&str>); 3] =
@@ -68,7 +66,7 @@ fn compile_all(root: &Path, out_dir: &Path, nvcc: &Nvcc, arches: &(Vec<String>, 
     }
     let mut missing: Vec<&Job> = jobs.iter().filter(|job| !job.is_done()).collect();
     missing.sort_by_key(|job| std::cmp::Reverse(job.source_bytes));
-    run_all(&missing, |job| job.compile(root, nvcc))?;
+    crate::run_all(&missing, |job| job.compile(root, nvcc))?;
     write_table(out_dir, &Ok(nvcc), &jobs)
 }
 
@@ -148,25 +146,6 @@ fn sources(kernels: &Path, file: &str) -> Result<String, String> {
         text += &source;
     }
     Ok(text)
-}
-
-/// Runs the jobs side by side, as many as cargo allows. All that fail are reported.
-fn run_all<T: Sync>(jobs: &[T], run: impl Fn(&T) -> Result<(), String> + Sync) -> Result<(), String> {
-    let threads = std::env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
-    let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    std::thread::scope(|scope| {
-        for _ in 0..usize::min(threads, jobs.len()) {
-            scope.spawn(|| {
-                while let Some(job) = jobs.get(next.fetch_add(1, Relaxed)) {
-                    if let Err(message) = run(job) {
-                        failed.lock().expect("no job panics").push(message);
-                    }
-                }
-            });
-        }
-    });
-    let failed = failed.into_inner().expect("no job panics");
-    if failed.is_empty() { Ok(()) } else { Err(failed.join("\n")) }
 }
 
 /// What `src/device/cuda/fatbins.rs` includes, and the compiler's remarks for the gate in `tests/kernel_build.rs`.
