@@ -1,9 +1,11 @@
 //! What is under the op layer: NVIDIA's driver, or the emulated device. Everything is queued in one order; only
 //! [`Driver::download`] and [`Driver::synchronize`] wait.
 
+use super::counts::Counts;
 use super::kernel::Launcher;
 use super::matmul_library::MatmulLibrary;
 use anyhow::{Result, bail};
+use std::collections::BTreeMap;
 
 /// What the op layer and the start-up table want to know of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +46,11 @@ pub trait Driver: Launcher {
     /// Milliseconds that `work` takes on the device, from when it starts to when all of it is done. `None` on a device whose
     /// times mean nothing.
     fn time(&mut self, work: &mut dyn FnMut(&mut dyn Launcher) -> Result<()>) -> Result<Option<f32>>;
+
+    /// What each kernel did since the last call, by name; empty on a device that does not count.
+    fn take_counts(&mut self) -> BTreeMap<&'static str, Counts> {
+        BTreeMap::new()
+    }
 
     /// How the device is doing at the moment, in one line.
     ///

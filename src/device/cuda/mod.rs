@@ -4,6 +4,7 @@
 //! One file an operation, named like its kernels: `layernorm.rs` launches what is in `kernels/layernorm.cu`.
 #![allow(non_snake_case)]
 
+pub mod counts;
 pub mod driver;
 #[cfg(emulated)]
 pub mod emulated;
@@ -28,9 +29,11 @@ mod reduce;
 use crate::ops::*;
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use anyhow::Result;
+use counts::Counts;
 use driver::Driver;
 use kernel::KernelSpec;
 use memory::Memory;
+use std::collections::BTreeMap;
 
 /// What can be chosen about a CUDA device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +82,11 @@ impl Cuda {
     /// `driver` has the kernels for `options.dtype`.
     pub fn new(driver: Box<dyn Driver>, options: CudaOptions) -> Self {
         Cuda { driver, memory: Memory::new(options.dtype), options, matmul_plans: matmul::Plans::default() }
+    }
+
+    /// What each kernel did since the last call, by name; empty on a device that does not count.
+    pub fn take_counts(&mut self) -> BTreeMap<&'static str, Counts> {
+        self.driver.take_counts()
     }
 
     /// Elements of `floatX` in the 128 bits that a thread loads or stores at once.
