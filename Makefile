@@ -118,9 +118,10 @@ bench-quick: .cargo-found ## every benchmark at tiny sizes, so that none rots
 gpu-report-programs: build train_gpt2cu
 	@mkdir -p $(BUILD)/gpu
 	@cp -f train_gpt2 train_gpt2cu warpsmith $(BUILD)/gpu/
-	@cp -f "$$($(CARGO) test --release --locked --test kernels --no-run 2>&1 | sed -n 's/.*Executable.*(\(.*\))/\1/p')" $(BUILD)/gpu/kernels
+	@for test in kernels probes; do cp -f "$$($(CARGO) test --release --locked --test $$test --no-run 2>&1 | \
+		sed -n 's/.*Executable.*(\(.*\))/\1/p')" $(BUILD)/gpu/$$test || exit; done
 
-gpu-report: gpu-report-programs ## kernel tests, parity and a 124M step on this machine's GPU, into build/gpu-report
+gpu-report: gpu-report-programs ## probes, kernel tests, parity and a 124M step on this machine's GPU, into build/gpu-report
 	dev/gpu_report.sh $(BUILD)/gpu-report
 
 # --- checks

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that wants a GPU, into one folder: dev/gpu_report.sh OUT [STEP...]
 #
-# Steps, in the order of what is worth most: machine kernels parity train sanitizer. It needs no cargo and no network, only the
+# Steps, in the order of what is worth most: machine probes kernels parity train sanitizer. It needs no cargo and no network, only the
 # programs that `make gpu-report-programs` puts into build/gpu, so those can be carried to the machine with the GPU. Each step has
 # a log of its own and a time limit, and none stops the others. DEVICE=emulated tries it out without a GPU, at tiny sizes.
 set -uo pipefail
@@ -9,12 +9,12 @@ cd "$(dirname "$0")/.."
 
 OUT=${1:?usage: dev/gpu_report.sh OUT [STEP...]}
 shift
-STEPS=${*:-machine kernels parity train sanitizer}
+STEPS=${*:-machine probes kernels parity train sanitizer}
 DEVICE=${DEVICE:-cuda}
 BIN=build/gpu
 LIMIT=${LIMIT:-240}
 
-for program in kernels train_gpt2 train_gpt2cu warpsmith; do
+for program in probes kernels train_gpt2 train_gpt2cu warpsmith; do
     [ -x $BIN/$program ] || { echo "gpu_report: expected $BIN/$program; make gpu-report-programs builds it" >&2; exit 2; }
 done
 mkdir -p "$OUT"
@@ -22,6 +22,12 @@ mkdir -p "$OUT"
 machine() {
     uname -sr
     if [ "$DEVICE" = cuda ]; then nvidia-smi && nvidia-smi -q -d CLOCK,POWER,TEMPERATURE; else echo "emulated device"; fi
+}
+
+# What each instruction does, recorded and compared.
+probes() {
+    [ "$DEVICE" = cuda ] && export WARPSMITH_RECORD_PROBES=$OUT/golden
+    WARPSMITH_TEST_DEVICE=$DEVICE $BIN/probes --test-threads 1
 }
 
 # Every kernel against the CPU device. One at a time: a fault of one then is not laid to another.
@@ -94,11 +100,11 @@ sanitizer() {
 failed=0
 printf '%-10s %-8s %s\n' step result seconds | tee "$OUT/summary.txt"
 for step in $STEPS; do
-    case $step in machine | kernels | parity | train | sanitizer) ;;
-        *) echo "gpu_report: $step: expected machine, kernels, parity, train or sanitizer" >&2; exit 2 ;;
+    case $step in machine | probes | kernels | parity | train | sanitizer) ;;
+        *) echo "gpu_report: $step: expected machine, probes, kernels, parity, train or sanitizer" >&2; exit 2 ;;
     esac
     started=$SECONDS result=ok
-    export -f machine kernels corpus run compare parity train sanitizer
+    export -f machine probes kernels corpus run compare parity train sanitizer
     OUT=$OUT DEVICE=$DEVICE BIN=$BIN timeout "$LIMIT" bash -c "$step" >"$OUT/$step.log" 2>&1 || { result=FAILED; failed=1; }
     printf '%-10s %-8s %s\n' "$step" $result $((SECONDS - started)) | tee -a "$OUT/summary.txt"
 done

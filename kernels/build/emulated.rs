@@ -20,8 +20,8 @@ const CHECKED_FLAGS: &str = "-O1 -g -fsanitize=thread";
 /// What each `floatX` is called in Rust (`Dtype::…`), in symbols, and chosen by.
 const FLOATX: [(&str, &str, &str); 3] =
     [("Bf16", "bf16", "-DFLOATX_BF16"), ("F16", "f16", "-DFLOATX_F16"), ("F32", "f32", "-DFLOATX_F32")];
-/// Kernels that only test the emulated device, not compiled for every `floatX`.
-const SELF_TEST: &str = "tests/emulator";
+/// Directories of kernels that are only for tests, not compiled for every `floatX`, and the list of their tables.
+const FOR_TESTS: [(&str, &str); 2] = [("SELF_TEST", "tests/emulator"), ("PROBES", "tests/probes/kernels")];
 
 /// One translation unit: a kernel file for one `floatX`, checked or not.
 struct Unit {
@@ -35,7 +35,9 @@ struct Unit {
 
 pub fn build() {
     println!("cargo:rustc-check-cfg=cfg(emulated)");
-    println!("cargo:rerun-if-changed={SELF_TEST}");
+    for (_, dir) in FOR_TESTS {
+        println!("cargo:rerun-if-changed={dir}");
+    }
     println!("cargo:rerun-if-env-changed=CXX");
     let compiler = env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
     let supported = env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux")
@@ -57,7 +59,7 @@ fn units() -> Vec<Unit> {
     for (source, dtypes) in sources("kernels")
         .into_iter()
         .map(|s| (s, &FLOATX[..]))
-        .chain(sources(SELF_TEST).into_iter().map(|s| (s, &FLOATX[..1])))
+        .chain(FOR_TESTS.iter().flat_map(|(_, dir)| sources(dir)).map(|s| (s, &FLOATX[..1])))
     {
         for &(dtype, name, flag) in dtypes {
             for checked in [false, true] {
@@ -210,16 +212,16 @@ fn archive(objects: &[PathBuf], out: &Path) {
     println!("cargo:rustc-link-lib=static=warpsmith_emulated");
 }
 
-/// Declares every unit's table and lists them: those of the kernels, and those that test the emulated device.
+/// Declares every unit's table and lists them: those of the kernels, and those for tests.
 fn tables(units: &[Unit]) -> String {
     let mut text = String::from("unsafe extern \"C\" {\n");
     for unit in units {
         writeln!(text, "    static warpsmith_kernels_{}: TablePointer;", unit.symbol).unwrap();
     }
     text.push_str("}\n");
-    for (list, of_self_test) in [("KERNELS", false), ("SELF_TEST", true)] {
+    for (list, dir) in [("KERNELS", "kernels")].into_iter().chain(FOR_TESTS) {
         writeln!(text, "pub static {list}: &[Table] = &[").unwrap();
-        for unit in units.iter().filter(|unit| unit.source.starts_with(SELF_TEST) == of_self_test) {
+        for unit in units.iter().filter(|unit| unit.source.starts_with(dir)) {
             let Unit { source, dtype, checked, symbol, .. } = unit;
             let file = Path::new(source).file_name().unwrap().to_str().unwrap();
             writeln!(

@@ -1,5 +1,5 @@
 //! Kernels for GPUs: nvcc compiles each file for each `floatX` into one compressed fatbin of all architectures, which
-//! the library then contains.
+//! the library then contains. The kernels of `tests/probes/` go into a list of their own.
 //!
 //! Fatbins are kept in the target directory under the hash of all that went into them, so that debug, release and test
 //! builds share them, and a changed file is the only one compiled again.
@@ -19,14 +19,37 @@ use std::process::Command;
 const FLOATX: [(&str, Option<&str>); 3] =
     [("bf16", None), ("f16", Some("-DFLOATX_F16")), ("f32", Some("-DFLOATX_F32"))];
 
-/// Writes `fatbins.rs`, the table of compiled kernels (an empty one without nvcc), and `ptxas.log`, what the compiler said
-/// about each of them, into `out_dir`.
+/// Kernel files that are compiled for the same program.
+struct List {
+    /// What is written to `OUT_DIR`: the table of fatbins, and what the compiler said about each.
+    table: &'static str,
+    log: &'static str,
+    /// Where the kernel files are, from the root of the crate.
+    dir: &'static str,
+    floatx: &'static [(&'static str, Option<&'static str>)],
+}
+
+/// What the library contains; and what only `tests/probes/` does, which is the same for every `floatX`.
+const LISTS: [List; 2] = [
+    List { table: "fatbins.rs", log: "ptxas.log", dir: "kernels", floatx: &FLOATX },
+    List {
+        table: "probe_fatbins.rs",
+        log: "probe_ptxas.log",
+        dir: "tests/probes/kernels",
+        floatx: &[("bf16", None)],
+    },
+];
+
+/// Writes each list's table of compiled kernels (an empty one without nvcc) and the compiler's log into `out_dir`.
 ///
 /// # Errors
 /// If a kernel does not compile; if kernels were asked for that cannot be had.
 pub fn build(root: &Path, out_dir: &Path) -> Result<(), String> {
     for name in nvcc::Places::VARIABLES.iter().chain(&["KERNEL_ARCHES"]) {
         println!("cargo::rerun-if-env-changed={name}");
+    }
+    for list in &LISTS {
+        println!("cargo::rerun-if-changed={}", list.dir);
     }
     let arches = nvcc::arches(std::env::var("KERNEL_ARCHES").ok().as_deref())?;
     let found = match arches.0.is_empty() {
@@ -49,29 +72,32 @@ fn none(out_dir: &Path, why: &str) -> Result<(), String> {
             "REQUIRE_KERNELS is set, but {why}: `make nvcc` installs nvcc 13.0 into build/cuda"
         ));
     }
-    write_table(out_dir, &Err(why), &[])
+    LISTS.iter().try_for_each(|list| write_table(out_dir, list, &Err(why), &[]))
 }
 
 fn compile_all(root: &Path, out_dir: &Path, nvcc: &Nvcc, arches: &(Vec<String>, bool)) -> Result<(), String> {
     let cache = crate::shared_dir(out_dir).join("fatbins");
     fs::create_dir_all(&cache).map_err(|e| format!("{}: {e}", cache.display()))?;
     let mut jobs = Vec::new();
-    for file in crate::kernel_files(&root.join("kernels")) {
-        let sources = sources(&root.join("kernels"), &file)?;
-        for (floatx, define) in FLOATX {
-            let mut flags = nvcc::gencode(arches);
-            flags.extend(define.map(str::to_string));
-            jobs.push(Job::new(&file, floatx, flags, &sources, nvcc, &cache));
+    for list in &LISTS {
+        for file in crate::kernel_files(&root.join(list.dir)) {
+            let sources = sources(root, list.dir, &file)?;
+            for &(floatx, define) in list.floatx {
+                let mut flags = nvcc::gencode(arches);
+                flags.extend(define.map(str::to_string));
+                jobs.push(Job::new(list.dir, &file, floatx, flags, &sources, nvcc, &cache));
+            }
         }
     }
     let mut missing: Vec<&Job> = jobs.iter().filter(|job| !job.is_done()).collect();
     missing.sort_by_key(|job| std::cmp::Reverse(job.source_bytes));
     crate::run_all(&missing, |job| job.compile(root, nvcc))?;
-    write_table(out_dir, &Ok(nvcc), &jobs)
+    LISTS.iter().try_for_each(|list| write_table(out_dir, list, &Ok(nvcc), &jobs))
 }
 
 /// One call of nvcc.
 struct Job {
+    dir: &'static str,
     file: String,
     floatx: &'static str,
     flags: Vec<String>,
@@ -81,6 +107,7 @@ struct Job {
 
 impl Job {
     fn new(
+        dir: &'static str,
         file: &str,
         floatx: &'static str,
         arches: Vec<String>,
@@ -94,7 +121,7 @@ impl Job {
         (&nvcc.identity, &flags, sources).hash(&mut hash);
         let stem = file.trim_end_matches(".cu");
         let fatbin = cache.join(format!("{stem}-{floatx}-{:016x}.fatbin", hash.finish()));
-        Job { file: file.to_string(), floatx, flags, fatbin, source_bytes: sources.len() }
+        Job { dir, file: file.to_string(), floatx, flags, fatbin, source_bytes: sources.len() }
     }
 
     fn log(&self) -> PathBuf {
@@ -115,14 +142,14 @@ impl Job {
             .args(&self.flags)
             .arg("-o")
             .arg(&fatbin)
-            .arg(format!("kernels/{}", self.file));
+            .arg(format!("{}/{}", self.dir, self.file));
         let output = command.output().map_err(|e| format!("{}: {e}", nvcc.path.display()))?;
         let said = String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
         if !output.status.success() {
             let hint = "KERNEL_ARCHES=none builds without kernels for GPUs";
             return Err(format!(
-                "kernels/{} ({}) does not compile ({hint}):\n{said}",
-                self.file, self.floatx
+                "{}/{} ({}) does not compile ({hint}):\n{said}",
+                self.dir, self.file, self.floatx
             ));
         }
         let put = |from: &Path, to: &Path| fs::rename(from, to).map_err(|e| format!("{}: {e}", to.display()));
@@ -132,14 +159,15 @@ impl Job {
     }
 }
 
-/// A kernel file and all headers it includes, one after the other. Those of the emulated device are not for nvcc.
-fn sources(kernels: &Path, file: &str) -> Result<String, String> {
+/// A kernel file and all headers it includes from `kernels/`, one after the other. Those of the emulated device are not for
+/// nvcc.
+fn sources(root: &Path, dir: &str, file: &str) -> Result<String, String> {
     let (mut text, mut seen, mut pending) = (String::new(), BTreeSet::new(), vec![file.to_string()]);
     while let Some(name) = pending.pop() {
         if name.starts_with("emulated/") || !seen.insert(name.clone()) {
             continue;
         }
-        let path = kernels.join(&name);
+        let path = root.join(if name == file { dir } else { "kernels" }).join(&name);
         let source = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
         let includes = source.lines().filter_map(|line| line.trim_start().strip_prefix("#include \""));
         pending.extend(includes.filter_map(|rest| rest.split('"').next()).map(str::to_string));
@@ -148,10 +176,11 @@ fn sources(kernels: &Path, file: &str) -> Result<String, String> {
     Ok(text)
 }
 
-/// What `src/device/cuda/fatbins.rs` includes, and the compiler's remarks for the gate in `tests/kernel_build.rs`.
-fn write_table(out_dir: &Path, nvcc: &Result<&Nvcc, &str>, jobs: &[Job]) -> Result<(), String> {
+/// What `src/device/cuda/fatbins.rs` or the probes include, and the compiler's remarks for the gate in `tests/kernel_build.rs`
+/// and that of the probes.
+fn write_table(out_dir: &Path, list: &List, nvcc: &Result<&Nvcc, &str>, jobs: &[Job]) -> Result<(), String> {
     let (mut table, mut log) = (String::from("pub static FATBINS: &[Fatbin] = &[\n"), String::new());
-    for job in jobs {
+    for job in jobs.iter().filter(|job| job.dir == list.dir) {
         let (file, floatx, path) = (&job.file, job.floatx, &job.fatbin);
         let bytes =
             format!("{{ static IMAGE: &Aligned<[u8]> = &Aligned(*include_bytes!({path:?})); &IMAGE.0 }}");
@@ -172,6 +201,6 @@ fn write_table(out_dir: &Path, nvcc: &Result<&Nvcc, &str>, jobs: &[Job]) -> Resu
         let path = out_dir.join(name);
         fs::write(&path, text).map_err(|e| format!("{}: {e}", path.display()))
     };
-    write("fatbins.rs", &table)?;
-    write("ptxas.log", &log)
+    write(list.table, &table)?;
+    write(list.log, &log)
 }

@@ -93,7 +93,11 @@ EMULATED_INLINE void store_u128_streaming(void* p, uint4 v, EMULATED_SITE) { sto
 // --- arithmetic
 
 EMULATED_INLINE int opaque(int x) { return x; }
-EMULATED_INLINE float exp2_approx(float x) { return exp2f(x); }
+// .ftz: what is below the smallest normal number becomes zero.
+EMULATED_INLINE float exp2_approx(float x) {
+    float power = exp2f(x);
+    return power < 0x1p-126f ? 0.0f : power;
+}
 EMULATED_INLINE float tanh_approx(float x) { return tanhf(x); }
 EMULATED_INLINE uint32_t to_tf32(float x) {
     uint32_t bits = __float_as_uint(x);

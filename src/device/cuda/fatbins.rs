@@ -20,12 +20,12 @@ struct Aligned<T: ?Sized>(T);
 
 include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
 
-/// The kernels of one file for one type of numbers.
-pub fn find(file: &str, dtype: Dtype) -> Option<&'static Fatbin> {
+/// Those of `fatbins` for one file and one type of numbers.
+pub fn find(fatbins: &'static [Fatbin], file: &str, dtype: Dtype) -> Option<&'static Fatbin> {
     let floatx = match dtype {
         Dtype::F32 => "f32",
         Dtype::F16 => "f16",
         _ => "bf16",
     };
-    FATBINS.iter().find(|f| f.file == file && f.floatx == floatx)
+    fatbins.iter().find(|f| f.file == file && f.floatx == floatx)
 }

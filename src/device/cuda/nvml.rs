@@ -72,6 +72,14 @@ impl Monitor {
         Ok(Monitor { nvml, pci_bus_id: pci_bus_id.to_string() })
     }
 
+    /// Of the driver: `580.65.06`.
+    ///
+    /// # Errors
+    /// One line, if it does not say.
+    pub fn driver_version(&self) -> Result<String> {
+        self.nvml.sys_driver_version().map_err(|e| anyhow!("the version of the driver (NVML): {e}"))
+    }
+
     /// All that can be had; a GPU that has gone is a state of nothing.
     pub fn state(&self) -> GpuState {
         let Ok(gpu) = self.nvml.device_by_pci_bus_id(self.pci_bus_id.as_str()) else {

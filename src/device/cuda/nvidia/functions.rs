@@ -2,7 +2,7 @@
 
 use super::message;
 use crate::device::cuda::driver::DeviceInfo;
-use crate::device::cuda::fatbins::{self, FATBINS, WHY_NONE};
+use crate::device::cuda::fatbins::{self, Fatbin, WHY_NONE};
 use crate::device::cuda::kernel::{Arg, KernelSpec};
 use crate::tensor::Dtype;
 use anyhow::{Context, Result, bail};
@@ -14,6 +14,7 @@ use std::ffi::CString;
 const FREE_SHARED_BYTES: u32 = 48 << 10;
 
 pub struct Functions {
+    fatbins: &'static [Fatbin],
     dtype: Dtype,
     /// `sm_90`, for messages
     arch: String,
@@ -30,18 +31,18 @@ struct Function {
 impl Functions {
     /// # Errors
     /// If this program has no kernels, or the GPU is too old for them.
-    pub fn new(dtype: Dtype, info: &DeviceInfo) -> Result<Self> {
+    pub fn new(fatbins: &'static [Fatbin], dtype: Dtype, info: &DeviceInfo) -> Result<Self> {
         let (major, minor) = info.capability;
         if major < 8 {
             bail!("{} has compute capability {major}.{minor}; expected 8.0 or newer", info.name);
         }
-        if FATBINS.is_empty() {
+        if fatbins.is_empty() {
             bail!(
                 "this program has no kernels for GPUs ({WHY_NONE}); `make train_gpt2cu` builds one that has"
             );
         }
         let arch = format!("sm_{major}{minor}");
-        Ok(Functions { dtype, arch, modules: HashMap::new(), functions: HashMap::new() })
+        Ok(Functions { fatbins, dtype, arch, modules: HashMap::new(), functions: HashMap::new() })
     }
 
     /// The function, ready for so much dynamic shared memory.
@@ -84,7 +85,7 @@ impl Functions {
     }
 
     fn load_module(&self, file: &str) -> Result<sys::CUmodule> {
-        let fatbin = fatbins::find(file, self.dtype)
+        let fatbin = fatbins::find(self.fatbins, file, self.dtype)
             .with_context(|| format!("{file} was not compiled for {:?}", self.dtype))?;
         // SAFETY: an image that nvcc wrote, aligned, in memory for as long as the program runs.
         unsafe { cu::module::load_data(fatbin.image.as_ptr().cast()) }.map_err(|e| match e.0 {

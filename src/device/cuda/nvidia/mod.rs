@@ -14,6 +14,7 @@ mod tensor_map;
 pub use context::{Problem, probe};
 
 use super::driver::{DeviceInfo, Driver};
+use super::fatbins::{FATBINS, Fatbin};
 use super::kernel::{Arg, KernelSpec, Launch, Launcher};
 use super::matmul_library::MatmulLibrary;
 use super::nvml::Monitor;
@@ -52,9 +53,17 @@ impl Nvidia {
     /// # Errors
     /// One line: no driver, too old a driver, no such GPU, no kernels in this program.
     pub fn open(ordinal: usize, dtype: Dtype) -> Result<Self> {
+        Self::with_fatbins(FATBINS, ordinal, dtype)
+    }
+
+    /// With other kernels than the program's.
+    ///
+    /// # Errors
+    /// As [`Nvidia::open`].
+    pub fn with_fatbins(fatbins: &'static [Fatbin], ordinal: usize, dtype: Dtype) -> Result<Self> {
         let context = Context::open(ordinal)?;
         let info = context.info()?;
-        let functions = Functions::new(dtype, &info)?;
+        let functions = Functions::new(fatbins, dtype, &info)?;
         let stream = Rc::new(Stream::new()?);
         Ok(Nvidia {
             info,

@@ -1,0 +1,43 @@
+//! The probes as nvcc compiled them, in a list of their own: no other program contains these fatbins.
+
+#[path = "../../kernels/build/ptxas.rs"]
+mod ptxas;
+
+use warpsmith::device::cuda::fatbins::Fatbin;
+
+/// As in the library: CUDA's loader reads an image as words.
+#[allow(dead_code)] // where there are no images
+#[repr(C, align(64))]
+struct Aligned<T: ?Sized>(T);
+
+include!(concat!(env!("OUT_DIR"), "/probe_fatbins.rs"));
+
+const FILES: [&str; 2] = ["probes.cu", "probes_hopper.cu"];
+
+#[test]
+fn they_compile_for_every_architecture_without_spills_or_warnings() {
+    if FATBINS.is_empty() {
+        let required = std::env::var("REQUIRE_KERNELS").is_ok_and(|v| v != "0" && !v.is_empty());
+        assert!(!required, "REQUIRE_KERNELS is set, but {WHY_NONE}");
+        return println!("skipped: {WHY_NONE}");
+    }
+    assert_eq!(FATBINS.iter().map(|f| (f.file, f.floatx)).collect::<Vec<_>>(), FILES.map(|f| (f, "bf16")));
+    for fatbin in FATBINS {
+        assert_eq!(fatbin.image.as_ptr() as usize % 64, 0, "{}", fatbin.file);
+    }
+    let report = ptxas::parse(include_str!(concat!(env!("OUT_DIR"), "/probe_ptxas.log")));
+    let mut arches: Vec<&str> = report.kernels.iter().map(|u| u.arch.trim_start_matches("sm_")).collect();
+    arches.sort_unstable();
+    arches.dedup();
+    println!("{} kernels for sm_{}", report.kernels.len() / arches.len(), arches.join(", sm_"));
+    let faults = ptxas::faults(&report, &FILES, &["bf16"], &arches);
+    // As for the library's kernels: another compiler may allocate registers otherwise.
+    assert!(faults.is_empty() || NVCC_VERSION != (13, 0), "\n{}\n", faults.join("\n"));
+}
+
+#[test]
+fn no_other_program_contains_them() {
+    for fatbin in warpsmith::device::cuda::fatbins::FATBINS {
+        assert!(!FILES.contains(&fatbin.file), "{} is in the library", fatbin.file);
+    }
+}

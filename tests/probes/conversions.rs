@@ -1,0 +1,196 @@
+//! Conversions between types of numbers, and the approximations of two functions.
+
+use crate::case::{Case, Format};
+use crate::matrices::random_words;
+use crate::{Needs, probe};
+use half::{bf16, f16};
+
+const FILE: &str = "probes.cu";
+
+/// Every exponent and sign, each with mantissas that lie on, just below and just above every tie there can be; and 8192 words
+/// at random. So there are zeros, subnormal numbers, infinities, NaNs, and what overflows in 16 bits.
+fn hard_numbers() -> Vec<u32> {
+    let mut mantissas = vec![0];
+    for bit in 0..23 {
+        let tie = 1u32 << bit;
+        mantissas.extend([tie - 1, tie, tie + 1, 0x7f_ffff - tie, 3 * tie, 3 * tie - 1, 3 * tie + 1]);
+    }
+    mantissas.iter_mut().for_each(|m| *m &= 0x7f_ffff);
+    mantissas.sort_unstable();
+    mantissas.dedup();
+    let exponents = 0..512u32;
+    let mut words: Vec<u32> =
+        exponents.flat_map(|e| mantissas.iter().map(move |m| e.rotate_right(9) | m)).collect();
+    words.extend(random_words(1, 8192));
+    words
+}
+
+fn each(words: &[u32], of: impl Fn(f32) -> u32) -> Vec<u32> {
+    words.iter().map(|&word| of(f32::from_bits(word))).collect()
+}
+
+fn to_bf16(v: f32) -> u32 {
+    u32::from(bf16::from_f32(v).to_bits())
+}
+
+fn to_f16(v: f32) -> u32 {
+    u32::from(f16::from_f32(v).to_bits())
+}
+
+/// Every 16-bit pattern widened, and f32 narrowed. bf16 is the upper half of an f32, so that all bits stay.
+#[test]
+fn bf16_and_back() {
+    let (patterns, numbers): (Vec<u32>, _) = ((0..=0xffff).collect(), hard_numbers());
+    probe("bf16", Needs::Any, |device| {
+        let widened = device.each((FILE, "bf16_to_f32"), &patterns);
+        let narrowed = device.each((FILE, "bf16_from_f32"), &numbers);
+        vec![
+            Case::exact("to_f32", Format::Bits, widened, patterns.iter().map(|x| x << 16).collect()),
+            Case::exact("from_f32", Format::Bf16, narrowed, each(&numbers, to_bf16)),
+        ]
+    });
+}
+
+#[test]
+fn f16_and_back() {
+    let (patterns, numbers): (Vec<u32>, _) = ((0..=0xffff).collect(), hard_numbers());
+    let wide = |&x: &u32| f16::from_bits(x as u16).to_f32().to_bits();
+    probe("f16", Needs::Any, |device| {
+        let widened = device.each((FILE, "f16_to_f32"), &patterns);
+        let narrowed = device.each((FILE, "f16_from_f32"), &numbers);
+        vec![
+            Case::exact("to_f32", Format::F32, widened, patterns.iter().map(wide).collect()),
+            Case::exact("from_f32", Format::F16, narrowed, each(&numbers, to_f16)),
+        ]
+    });
+}
+
+/// What does nothing must do nothing.
+#[test]
+fn f32_stays_what_it_is() {
+    let numbers = hard_numbers();
+    probe("f32", Needs::Any, |device| {
+        ["float_to_f32", "float_from_f32"]
+            .map(|kernel| {
+                Case::exact(kernel, Format::Bits, device.each((FILE, kernel), &numbers), numbers.clone())
+            })
+            .into()
+    });
+}
+
+#[test]
+fn pack2() {
+    let numbers = hard_numbers();
+    let pairs = |of: fn(f32) -> u32| -> Vec<u32> {
+        let halves = each(&numbers, of);
+        halves.iter().zip(halves.iter().rev()).map(|(lo, hi)| lo | hi << 16).collect()
+    };
+    probe("pack2", Needs::Any, |device| {
+        vec![
+            Case::exact("bf16", Format::Bf16, device.each((FILE, "bf16_pack2"), &numbers), pairs(to_bf16)),
+            Case::exact("f16", Format::F16, device.each((FILE, "f16_pack2"), &numbers), pairs(to_f16)),
+        ]
+    });
+}
+
+/// To 10 bits behind the point, ties away from zero. In f64, which has all numbers and steps that occur.
+fn to_tf32(v: f32) -> u32 {
+    if !v.is_finite() {
+        return v.to_bits();
+    }
+    let exponent = (v.to_bits() >> 23 & 0xff).max(1) as i32 - 127;
+    let step = 2f64.powi(exponent - 10);
+    let rounded = (f64::from(v) / step).round() * step;
+    (rounded as f32).to_bits()
+}
+
+#[test]
+fn tf32() {
+    let numbers = hard_numbers();
+    probe("tf32", Needs::Any, |device| {
+        let found = device.each((FILE, "tf32_of"), &numbers);
+        vec![Case::exact("rounded", Format::F32, found, each(&numbers, to_tf32))]
+    });
+}
+
+/// Numbers from `low` to `high`, evenly, and some whose last bits are at random.
+fn sweep(low: f64, high: f64, count: usize) -> Vec<u32> {
+    let even = (0..=count).map(|i| (low + (high - low) * i as f64 / count as f64) as f32);
+    let random = random_words(2, count / 4).into_iter().map(|word| {
+        let share = f64::from(word) / 2f64.powi(32);
+        (low + (high - low) * share) as f32
+    });
+    even.chain(random).map(f32::to_bits).collect()
+}
+
+/// Both zeros, subnormal numbers, infinities, NaNs, in words.
+const SPECIAL: [u32; 12] = [
+    0,
+    0x8000_0000,
+    1,
+    0x8000_0001,
+    0x7f_ffff,
+    0x807f_ffff,
+    0x7f80_0000,
+    0xff80_0000,
+    0x7fc0_0000,
+    0xffc0_0000,
+    0x7f80_0001,
+    0x7fff_ffff,
+];
+
+/// ex2.approx.ftz.f32: a relative error of 2^-22 at most, zero for what is below the smallest normal number. By the table of
+/// special values 1 for zeros and subnormal numbers.
+#[test]
+fn exp2() {
+    const ERROR: f64 = 1.0 / (1u32 << 22) as f64;
+    let smallest = f64::from(f32::MIN_POSITIVE);
+    let near = |x: f32| {
+        let power = f64::from(x).exp2();
+        match power {
+            // What the error makes smaller than it is, is flushed.
+            p if p < smallest * (1.0 - ERROR) => (0.0, 0.0),
+            p if p < smallest * (1.0 + ERROR) => (smallest / 2.0, smallest * (0.5 + ERROR)),
+            p => (p, p * ERROR),
+        }
+    };
+    let mut inputs = sweep(-160.0, 127.99, 16384);
+    inputs.extend(sweep(-2.0, 2.0, 4096));
+    inputs.extend([f32::MIN, -126.0, -126.00001, -127.0, -149.0].map(f32::to_bits));
+    let expected = inputs.iter().map(|&x| near(f32::from_bits(x))).collect::<Vec<_>>();
+    let special = each(&SPECIAL, |x| match x {
+        x if x.is_nan() || x == f32::INFINITY => x.to_bits(),
+        x if x == f32::NEG_INFINITY => 0,
+        _ => 1f32.to_bits(),
+    });
+    let overflows = [128f32, 128.5, 1e30, f32::MAX].map(f32::to_bits);
+    probe("exp2", Needs::Any, |device| {
+        let mut run = |inputs: &[u32]| device.each((FILE, "exp2_of"), inputs);
+        vec![
+            Case::near("sweep", run(&inputs), expected.clone()),
+            Case::exact("special", Format::F32, run(&SPECIAL), special.clone()),
+            Case::exact("overflow", Format::F32, run(&overflows), vec![f32::INFINITY.to_bits(); 4]),
+        ]
+    });
+}
+
+/// tanh.approx.f32: a relative error of 2^-11 at most; zeros and subnormal numbers stay what they are.
+#[test]
+fn tanh() {
+    const ERROR: f64 = 1.0 / (1u32 << 11) as f64;
+    let mut inputs = sweep(-12.0, 12.0, 16384);
+    inputs.extend((-125..8).flat_map(|e| [1.0, -1.3].map(|m| (m * 2f32.powi(e)).to_bits())));
+    let near = |x: f32| {
+        let y = f64::from(x).tanh();
+        (y, y.abs() * ERROR)
+    };
+    let expected = inputs.iter().map(|&x| near(f32::from_bits(x))).collect::<Vec<_>>();
+    let special = each(&SPECIAL, |x| if x.is_infinite() { x.signum().to_bits() } else { x.to_bits() });
+    probe("tanh", Needs::Any, |device| {
+        let mut run = |inputs: &[u32]| device.each((FILE, "tanh_of"), inputs);
+        vec![
+            Case::near("sweep", run(&inputs), expected.clone()),
+            Case::exact("special", Format::F32, run(&SPECIAL), special.clone()),
+        ]
+    });
+}

@@ -1,0 +1,65 @@
+//! Asynchronous copies of 16 bytes, the barriers that copies report to, and registers that move.
+
+use crate::case::{Case, Format};
+use crate::matrices::random_words;
+use crate::{Needs, probe};
+use warpsmith::device::cuda::kernel::{Arg, Launch};
+
+#[test]
+fn cp_async() {
+    let words = random_words(6, 3 * 128);
+    // Lane l copies l bytes and clears the others; all 16 from lane 16 on.
+    let cut: Vec<u32> = (0..128)
+        .map(|i| match usize::min(i / 4, 16).saturating_sub(i % 4 * 4) {
+            bytes @ 0..4 => words[i] & ((1 << (8 * bytes)) - 1),
+            _ => words[i],
+        })
+        .collect();
+    probe("cp_async", Needs::Any, |device| {
+        [("cp_async_bytes", &cut[..]), ("cp_async_groups", &words)]
+            .map(|(kernel, expected)| {
+                let args = [device.words(&vec![0xdead_beef; expected.len()]), device.words(&words)];
+                device.launch(("probes.cu", kernel), Launch::new(1, 32), &args.each_ref().map(Arg::new));
+                let found = device.read(args[0], expected.len());
+                Case::exact(kernel, Format::Bits, found, expected.to_vec())
+            })
+            .into()
+    });
+}
+
+/// In every phase a thread sees what its opposite left in the same one.
+#[test]
+fn mbarrier() {
+    const PHASES: usize = 7;
+    let words = random_words(7, PHASES * 64);
+    let opposite: Vec<u32> = (0..PHASES * 64).map(|i| words[i / 64 * 64 + 63 - i % 64]).collect();
+    probe("mbarrier", Needs::Hopper, |device| {
+        [64i32, 16, 2]
+            .map(|arrivals| {
+                let out = device.words(&[0xdead_beef; PHASES * 64]);
+                let input = device.words(&words);
+                let args =
+                    [Arg::new(&out), Arg::new(&input), Arg::new(&(PHASES as i32)), Arg::new(&arrivals)];
+                device.launch(("probes_hopper.cu", "mbarrier_phases"), Launch::new(1, 64), &args);
+                let found = device.read(out, PHASES * 64);
+                Case::exact(&format!("{arrivals} arrivals"), Format::Bits, found, opposite.clone())
+            })
+            .into()
+    });
+}
+
+/// What a thread holds stays what it is while registers move, and it can hold more afterwards.
+#[test]
+fn registers() {
+    const HELD: usize = 192;
+    let words = random_words(8, 384 + HELD);
+    let sum =
+        |t: usize| (0..HELD).fold(0u32, |sum, i| sum.wrapping_mul(31).wrapping_add(words[t + HELD - 1 - i]));
+    let expected: Vec<u32> = (0..384).map(|t| if t < 128 { words[t] } else { sum(t) }).collect();
+    probe("registers", Needs::Hopper, |device| {
+        let args = [device.words(&[0xdead_beef; 384]), device.words(&words)];
+        let launch = Launch::new(1, 384);
+        device.launch(("probes_hopper.cu", "registers_moved"), launch, &args.each_ref().map(Arg::new));
+        vec![Case::exact("moved", Format::Bits, device.read(args[0], 384), expected.clone())]
+    });
+}

@@ -1,0 +1,118 @@
+//! The devices that probes run on, with the probes' kernels: the GPU if `WARPSMITH_TEST_DEVICE=cuda`, else the emulated device.
+
+use crate::golden::{self, Recorder};
+use std::path::{Path, PathBuf};
+use warpsmith::device::cuda::driver::Driver;
+use warpsmith::device::cuda::kernel::{Arg, KernelSpec, Launch, Ptr};
+use warpsmith::device::cuda::nvidia::Nvidia;
+use warpsmith::device::cuda::nvml::Monitor;
+use warpsmith::tensor::Dtype;
+
+pub struct Device {
+    /// What to call it when it fails.
+    pub mode: String,
+    pub driver: Box<dyn Driver>,
+    /// On a GPU that is to be recorded: where to, and what to say of it.
+    pub recording: Option<(PathBuf, Recorder)>,
+}
+
+/// Every device to probe. None, if this machine has none.
+pub fn under_test() -> Vec<Device> {
+    let record = std::env::var_os("WARPSMITH_RECORD_PROBES").map(PathBuf::from);
+    if std::env::var("WARPSMITH_TEST_DEVICE").is_ok_and(|device| device == "cuda") {
+        return vec![gpu(record).unwrap_or_else(|e| panic!("WARPSMITH_TEST_DEVICE=cuda: {e:#}"))];
+    }
+    if let Some(dir) = record {
+        panic!("{}", not_recorded(&dir));
+    }
+    emulated()
+}
+
+/// What the emulated device does is no measure of itself.
+pub fn not_recorded(dir: &Path) -> String {
+    let dir = dir.display();
+    format!(
+        "WARPSMITH_RECORD_PROBES={dir}: expected a GPU to record, found the emulated device; set WARPSMITH_TEST_DEVICE=cuda"
+    )
+}
+
+fn gpu(record: Option<PathBuf>) -> anyhow::Result<Device> {
+    let driver = Nvidia::with_fatbins(crate::compiled::FATBINS, 0, Dtype::Bf16)?;
+    let (major, minor) = driver.info().capability;
+    let recording = match record {
+        None => None,
+        Some(dir) => {
+            let seconds = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs();
+            let by = Recorder {
+                gpu: driver.info().name.clone(),
+                arch: format!("sm_{major}{minor}"),
+                driver: driver_version(&driver).unwrap_or_else(|e| format!("unknown ({e:#})")),
+                date: golden::date(seconds),
+            };
+            Some((dir, by))
+        }
+    };
+    Ok(Device { mode: driver.info().name.clone(), driver: Box::new(driver), recording })
+}
+
+/// A recording is worth having without it: containers may lack NVML.
+fn driver_version(driver: &Nvidia) -> anyhow::Result<String> {
+    Monitor::open(&driver.pci_bus_id()?)?.driver_version()
+}
+
+/// As kernels usually run, and checked in another order with copies that land at once.
+#[cfg(emulated)]
+fn emulated() -> Vec<Device> {
+    use warpsmith::device::cuda::emulated::Emulated;
+    use warpsmith::device::cuda::emulator::{Copies, EmulatorOptions, Schedule, library};
+    let plain = EmulatorOptions::default();
+    let checked =
+        EmulatorOptions { check: true, schedule: Schedule::Random(1), copies: Copies::Eager, ..plain };
+    let open = |options| Device {
+        mode: format!("emulated, {options:?}"),
+        driver: Box::new(Emulated::with_tables(library::PROBES, Dtype::Bf16, options)),
+        recording: None,
+    };
+    [plain, checked].map(open).into()
+}
+
+#[cfg(not(emulated))]
+fn emulated() -> Vec<Device> {
+    println!("skipped: this program was built without the emulated device");
+    Vec::new()
+}
+
+impl Device {
+    /// Hopper's instructions are those of one architecture, not of its successors.
+    pub fn has_hopper_instructions(&self) -> bool {
+        self.driver.info().capability == (9, 0)
+    }
+
+    pub fn words(&mut self, values: &[u32]) -> Ptr<u32> {
+        let address = self.driver.allocate(size_of_val(values)).unwrap();
+        self.driver.upload(address, bytemuck::cast_slice(values)).unwrap();
+        Ptr::new(address)
+    }
+
+    pub fn read(&mut self, words: Ptr<u32>, len: usize) -> Vec<u32> {
+        let mut values = vec![0; len];
+        self.driver.download(bytemuck::cast_slice_mut(&mut values), words.address()).unwrap();
+        values
+    }
+
+    /// Launches a kernel of a file under `kernels/` here.
+    pub fn launch(&mut self, kernel: (&'static str, &'static str), launch: Launch, args: &[Arg]) {
+        let (file, name) = kernel;
+        let spec = Box::leak(Box::new(KernelSpec { name, file, params: &[] }));
+        self.driver.launch(spec, launch, args).unwrap_or_else(|e| panic!("{name}, {}: {e:#}", self.mode));
+    }
+
+    /// `out` of a kernel `(out, in, n)` that gives a word for a word. What is not written stays a pattern that no probe expects.
+    pub fn each(&mut self, kernel: (&'static str, &'static str), input: &[u32]) -> Vec<u32> {
+        let out = self.words(&vec![0xdead_beef; input.len()]);
+        let args = (out, self.words(input), input.len() as i32);
+        let launch = Launch::new(input.len().div_ceil(256), 256);
+        self.launch(kernel, launch, &[Arg::new(&args.0), Arg::new(&args.1), Arg::new(&args.2)]);
+        self.read(out, input.len())
+    }
+}

@@ -1,0 +1,166 @@
+// A kernel for each function of ptx.cuh (for those of hopper.cuh: probes_hopper.cu): chosen inputs in, 32-bit words out.
+// What the words must be, and what they were on a GPU, is the affair of tests/probes/. Nothing here depends on floatX.
+#include "common.cuh"
+
+__device__ __forceinline__ int element() { return blockIdx.x * blockDim.x + threadIdx.x; }
+
+// --- 16-bit floating point, one element a thread
+
+extern "C" __global__ void __launch_bounds__(256) float_to_f32(unsigned* out, const unsigned* in, int n) {
+    const int i = element();
+    if (i < n) out[i] = __float_as_uint(to_f32(float{__uint_as_float(in[i])}));
+}
+extern "C" __global__ void __launch_bounds__(256) bf16_to_f32(unsigned* out, const unsigned* in, int n) {
+    const int i = element();
+    if (i < n) out[i] = __float_as_uint(to_f32(bf16{(uint16_t)in[i]}));
+}
+extern "C" __global__ void __launch_bounds__(256) f16_to_f32(unsigned* out, const unsigned* in, int n) {
+    const int i = element();
+    if (i < n) out[i] = __float_as_uint(to_f32(f16{(uint16_t)in[i]}));
+}
+extern "C" __global__ void __launch_bounds__(256) float_from_f32(unsigned* out, const unsigned* in, int n) {
+    const int i = element();
+    if (i < n) out[i] = __float_as_uint(from_f32<float>(__uint_as_float(in[i])));
+}
+extern "C" __global__ void __launch_bounds__(256) bf16_from_f32(unsigned* out, const unsigned* in, int n) {
+    const int i = element();
+    if (i < n) out[i] = from_f32<bf16>(__uint_as_float(in[i])).x;
+}
+extern "C" __global__ void __launch_bounds__(256) f16_from_f32(unsigned* out, const unsigned* in, int n) {
+    const int i = element();
+    if (i < n) out[i] = from_f32<f16>(__uint_as_float(in[i])).x;
+}
+// The high half comes from the other end of the input.
+extern "C" __global__ void __launch_bounds__(256) bf16_pack2(unsigned* out, const unsigned* in, int n) {
+    const int i = element();
+    if (i < n) out[i] = pack2<bf16>(__uint_as_float(in[i]), __uint_as_float(in[n - 1 - i]));
+}
+extern "C" __global__ void __launch_bounds__(256) f16_pack2(unsigned* out, const unsigned* in, int n) {
+    const int i = element();
+    if (i < n) out[i] = pack2<f16>(__uint_as_float(in[i]), __uint_as_float(in[n - 1 - i]));
+}
+
+// --- 128-bit accesses: n words, four a thread
+
+extern "C" __global__ void __launch_bounds__(256) copy_u128(unsigned* out, const unsigned* in, int n) {
+    const int i = 4 * element();
+    if (i < n) store_u128(out + i, load_u128(in + i));
+}
+extern "C" __global__ void __launch_bounds__(256) copy_u128_streaming(unsigned* out, const unsigned* in, int n) {
+    const int i = 4 * element();
+    if (i < n) store_u128_streaming(out + i, load_u128_streaming(in + i));
+}
+
+// --- arithmetic, one element a thread
+
+extern "C" __global__ void __launch_bounds__(256) opaque_int(unsigned* out, const unsigned* in, int n) {
+    const int i = element();
+    if (i < n) out[i] = (unsigned)opaque((int)in[i]);
+}
+extern "C" __global__ void __launch_bounds__(256) exp2_of(unsigned* out, const unsigned* in, int n) {
+    const int i = element();
+    if (i < n) out[i] = __float_as_uint(exp2_approx(__uint_as_float(in[i])));
+}
+extern "C" __global__ void __launch_bounds__(256) tanh_of(unsigned* out, const unsigned* in, int n) {
+    const int i = element();
+    if (i < n) out[i] = __float_as_uint(tanh_approx(__uint_as_float(in[i])));
+}
+extern "C" __global__ void __launch_bounds__(256) tf32_of(unsigned* out, const unsigned* in, int n) {
+    const int i = element();
+    if (i < n) out[i] = to_tf32(__uint_as_float(in[i]));
+}
+
+// --- shared memory and tensor cores, a warp
+
+// How far each row is from the first, and how far the buffer from a multiple of 1024.
+extern "C" __global__ void __launch_bounds__(32) addresses(unsigned* out) {
+    DYNAMIC_SHARED(buffer);
+    out[threadIdx.x] = shared_address(buffer + 16 * threadIdx.x) - shared_address(buffer);
+    if (threadIdx.x == 0) out[32] = shared_address(buffer) % 1024;
+}
+
+// Lane l puts 16 bytes into row l, and names row row_of[l].
+extern "C" __global__ void __launch_bounds__(32) ldmatrix(unsigned* out, const unsigned* rows, const unsigned* row_of) {
+    SHARED(uint4, tile, [32]);
+    const int lane = threadIdx.x;
+    tile[lane] = load_u128(rows + 4 * lane);
+    __syncwarp();
+    uint32_t r[4];
+    ldmatrix_x4(r, shared_address(&tile[row_of[lane]]));
+    store_u128(out + 4 * lane, uint4{r[0], r[1], r[2], r[3]});
+}
+extern "C" __global__ void __launch_bounds__(32) ldmatrix_trans(unsigned* out, const unsigned* rows, const unsigned* row_of) {
+    SHARED(uint4, tile, [32]);
+    const int lane = threadIdx.x;
+    tile[lane] = load_u128(rows + 4 * lane);
+    __syncwarp();
+    uint32_t r[4];
+    ldmatrix_x4_trans(r, shared_address(&tile[row_of[lane]]));
+    store_u128(out + 4 * lane, uint4{r[0], r[1], r[2], r[3]});
+}
+
+// A lane's registers: four of d, four of a, two of b.
+struct Operands {
+    float d[4];
+    uint32_t a[4], b[2];
+
+    __device__ __forceinline__ Operands(const unsigned* sums, const unsigned* left, const unsigned* right) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            d[i] = __uint_as_float(sums[4 * element() + i]);
+            a[i] = left[4 * element() + i];
+        }
+        b[0] = right[2 * element()];
+        b[1] = right[2 * element() + 1];
+    }
+    __device__ __forceinline__ void store(unsigned* sums) const {
+#pragma unroll
+        for (int i = 0; i < 4; i++) sums[4 * element() + i] = __float_as_uint(d[i]);
+    }
+};
+extern "C" __global__ void __launch_bounds__(32) mma_bf16(unsigned* d, const unsigned* a, const unsigned* b) {
+    Operands lane(d, a, b);
+    mma_m16n8k16<bf16>(lane.d, lane.a, lane.b[0], lane.b[1]);
+    lane.store(d);
+}
+extern "C" __global__ void __launch_bounds__(32) mma_f16(unsigned* d, const unsigned* a, const unsigned* b) {
+    Operands lane(d, a, b);
+    mma_m16n8k16<f16>(lane.d, lane.a, lane.b[0], lane.b[1]);
+    lane.store(d);
+}
+extern "C" __global__ void __launch_bounds__(32) mma_tf32(unsigned* d, const unsigned* a, const unsigned* b) {
+    Operands lane(d, a, b);
+    mma_m16n8k8_tf32(lane.d, lane.a, lane.b[0], lane.b[1]);
+    lane.store(d);
+}
+
+// --- asynchronous copies, a warp
+
+// Lane l copies l bytes, from lane 17 on all 16 without saying so, over what was there.
+extern "C" __global__ void __launch_bounds__(32) cp_async_bytes(unsigned* out, const unsigned* in) {
+    SHARED(uint4, to, [32]);
+    const int lane = threadIdx.x;
+    to[lane] = uint4{0x55555555, 0x55555555, 0x55555555, 0x55555555};
+    __syncthreads();
+    if (lane <= 16) cp_async16(shared_address(&to[lane]), in + 4 * lane, lane);
+    else cp_async16(shared_address(&to[lane]), in + 4 * lane);
+    cp_async_commit();
+    cp_async_wait<0>();
+    store_u128(out + 4 * lane, to[lane]);
+}
+// Three groups under way; each is read as soon as waiting says it is there.
+extern "C" __global__ void __launch_bounds__(32) cp_async_groups(unsigned* out, const unsigned* in) {
+    SHARED(uint4, to, [3 * 32]);
+    const int lane = threadIdx.x;
+#pragma unroll
+    for (int group = 0; group < 3; group++) {
+        cp_async16(shared_address(&to[group * 32 + lane]), in + 4 * (group * 32 + lane));
+        cp_async_commit();
+    }
+    cp_async_wait<2>();
+    store_u128(out + 4 * lane, to[lane]);
+    cp_async_wait<1>();
+    store_u128(out + 4 * (32 + lane), to[32 + lane]);
+    cp_async_wait<0>();
+    store_u128(out + 4 * (64 + lane), to[64 + lane]);
+}

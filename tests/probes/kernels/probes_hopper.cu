@@ -1,0 +1,185 @@
+// A kernel for each function of hopper.cuh, as in probes.cu. Compiled for another architecture than Hopper's, all but
+// `descriptors` are empty, and nobody launches them.
+#include "hopper.cuh"
+
+// Low and high word of each.
+extern "C" __global__ void __launch_bounds__(256)
+    descriptors(unsigned* out, const unsigned* addresses, const unsigned* block_bytes, int n) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    const uint64_t descriptor = matrix_descriptor(addresses[i], block_bytes[i]);
+    out[2 * i] = (unsigned)descriptor;
+    out[2 * i + 1] = (unsigned)(descriptor >> 32);
+}
+
+// In each of up to 8 phases every thread leaves a number, and takes that of its opposite. One thread in 64 / arrivals arrives.
+extern "C" __global__ void __launch_bounds__(64) mbarrier_phases(unsigned* out, const unsigned* in, int phases, int arrivals) {
+#if defined(HAS_HOPPER_INSTRUCTIONS)
+    SHARED(unsigned long long, barrier, [1]);
+    SHARED(unsigned, left, [8 * 64]);
+    const uint32_t address = shared_address(barrier);
+    const int t = threadIdx.x;
+    if (t == 0) {
+        mbarrier_init(address, arrivals);
+        mbarrier_init_fence();
+    }
+    __syncthreads();
+    // As if a phase before the first had ended.
+    mbarrier_wait(address, 1);
+    for (int phase = 0; phase < phases; phase++) {
+        left[phase * 64 + t] = in[phase * 64 + t];
+        __syncwarp();
+        if (t % (64 / arrivals) == 0) mbarrier_arrive(address);
+        mbarrier_wait(address, phase % 2);
+        out[phase * 64 + t] = left[phase * 64 + 63 - t];
+    }
+#endif
+}
+
+// Three boxes as they lie in shared memory, over what was there: the one at (x, y) in a first phase, its neighbours to the
+// right and below in a second.
+extern "C" __global__ void __launch_bounds__(128) tma_boxes(unsigned* out, GRID_CONSTANT TensorMap map, int x, int y, int rows) {
+#if defined(HAS_HOPPER_INSTRUCTIONS)
+    DYNAMIC_SHARED(shared);
+    const int bytes = rows * 128, words = 3 * rows * 32;
+    const uint32_t boxes = shared_address(shared), barrier = boxes + 3 * bytes;
+    unsigned* const content = reinterpret_cast<unsigned*>(shared);
+    for (int i = threadIdx.x; i < words; i += 128) content[i] = 0x55555555;
+    if (threadIdx.x == 0) {
+        tma_prefetch(&map);
+        mbarrier_init(barrier, 1);
+        mbarrier_init_fence();
+    }
+    proxy_fence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        mbarrier_arrive_expect(barrier, bytes);
+        tma_load(boxes, &map, x, y, barrier);
+    }
+    mbarrier_wait(barrier, 0);
+    // Who has not seen the first phase end when the second does would wait on.
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        mbarrier_arrive_expect(barrier, 2 * bytes);
+        tma_load(boxes + bytes, &map, x + 64, y, barrier);
+        tma_load(boxes + 2 * bytes, &map, x, y + rows, barrier);
+    }
+    mbarrier_wait(barrier, 1);
+    for (int i = threadIdx.x; i < words; i += 128) out[i] = content[i];
+#endif
+}
+
+// Brings an image of shared memory to where it belongs, for wgmma to read.
+__device__ __forceinline__ void copy_image(unsigned char* shared, const unsigned* image, int bytes) {
+    for (int i = threadIdx.x; i < bytes / 4; i += 128) reinterpret_cast<unsigned*>(shared)[i] = image[i];
+#if defined(HAS_HOPPER_INSTRUCTIONS)
+    proxy_fence();
+#endif
+    __syncthreads();
+}
+
+// Where the operands are in the image: A from `a` on, B from `b` on, `block` bytes from 64 elements across to the next.
+struct Places {
+    int a, a_block, b, b_block;
+};
+
+// registers[t][i] = a thread's sums after one product.
+template <class T, bool ACROSS_A, bool ACROSS_B, int SUMS>
+__device__ __forceinline__ void multiply(unsigned* registers, uint32_t image, const Places& at, bool accumulate) {
+#if defined(HAS_HOPPER_INSTRUCTIONS)
+    float sums[SUMS];
+#pragma unroll
+    for (int i = 0; i < SUMS; i++) sums[i] = __uint_as_float(registers[threadIdx.x * SUMS + i]);
+    wgmma_fence();
+    wgmma<T, ACROSS_A, ACROSS_B>(sums, matrix_descriptor(image + at.a, at.a_block), matrix_descriptor(image + at.b, at.b_block),
+                                 accumulate);
+    wgmma_commit();
+    wgmma_wait<0>();
+#pragma unroll
+    for (int i = 0; i < SUMS; i++) registers[threadIdx.x * SUMS + i] = __float_as_uint(sums[i]);
+#endif
+}
+template <class T, int SUMS>
+__device__ __forceinline__ void one_product(unsigned char* shared, unsigned* registers, const unsigned* image, int bytes,
+                                            const Places& at, int across, int accumulate) {
+    copy_image(shared, image, bytes);
+    const uint32_t start = shared_address(shared);
+    if (across == 0) multiply<T, false, false, SUMS>(registers, start, at, accumulate != 0);
+    if (across == 1) multiply<T, true, false, SUMS>(registers, start, at, accumulate != 0);
+    if (across == 2) multiply<T, false, true, SUMS>(registers, start, at, accumulate != 0);
+    if (across == 3) multiply<T, true, true, SUMS>(registers, start, at, accumulate != 0);
+}
+extern "C" __global__ void __launch_bounds__(128) wgmma_bf16_8(unsigned* registers, const unsigned* image, int bytes, int a,
+                                                               int a_block, int b, int b_block, int across, int accumulate) {
+    DYNAMIC_SHARED(shared);
+    one_product<bf16, 4>(shared, registers, image, bytes, Places{a, a_block, b, b_block}, across, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(128) wgmma_bf16_128(unsigned* registers, const unsigned* image, int bytes, int a,
+                                                                 int a_block, int b, int b_block, int across, int accumulate) {
+    DYNAMIC_SHARED(shared);
+    one_product<bf16, 64>(shared, registers, image, bytes, Places{a, a_block, b, b_block}, across, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(128) wgmma_bf16_256(unsigned* registers, const unsigned* image, int bytes, int a,
+                                                                 int a_block, int b, int b_block, int across, int accumulate) {
+    DYNAMIC_SHARED(shared);
+    one_product<bf16, 128>(shared, registers, image, bytes, Places{a, a_block, b, b_block}, across, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(128) wgmma_f16_8(unsigned* registers, const unsigned* image, int bytes, int a,
+                                                              int a_block, int b, int b_block, int across, int accumulate) {
+    DYNAMIC_SHARED(shared);
+    one_product<f16, 4>(shared, registers, image, bytes, Places{a, a_block, b, b_block}, across, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(128) wgmma_f16_128(unsigned* registers, const unsigned* image, int bytes, int a,
+                                                                int a_block, int b, int b_block, int across, int accumulate) {
+    DYNAMIC_SHARED(shared);
+    one_product<f16, 64>(shared, registers, image, bytes, Places{a, a_block, b, b_block}, across, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(128) wgmma_f16_256(unsigned* registers, const unsigned* image, int bytes, int a,
+                                                                int a_block, int b, int b_block, int across, int accumulate) {
+    DYNAMIC_SHARED(shared);
+    one_product<f16, 128>(shared, registers, image, bytes, Places{a, a_block, b, b_block}, across, accumulate);
+}
+
+// Two products of K = 16, one after the other in K, each a group and with sums of its own (N = 8): the first is read as soon
+// as waiting says it is there.
+extern "C" __global__ void __launch_bounds__(128) wgmma_groups(unsigned* registers, const unsigned* image, int bytes, int b) {
+#if defined(HAS_HOPPER_INSTRUCTIONS)
+    DYNAMIC_SHARED(shared);
+    copy_image(shared, image, bytes);
+    const uint32_t start = shared_address(shared);
+    float first[4] = {}, second[4] = {};
+    wgmma_fence();
+    wgmma<bf16, false, false>(first, matrix_descriptor(start, 16), matrix_descriptor(start + b, 16), false);
+    wgmma_commit();
+    wgmma<bf16, false, false>(second, matrix_descriptor(start + 32, 16), matrix_descriptor(start + b + 32, 16), false);
+    wgmma_commit();
+    wgmma_wait<1>();
+#pragma unroll
+    for (int i = 0; i < 4; i++) registers[threadIdx.x * 4 + i] = __float_as_uint(first[i]);
+    wgmma_wait<0>();
+#pragma unroll
+    for (int i = 0; i < 4; i++) registers[(128 + threadIdx.x) * 4 + i] = __float_as_uint(second[i]);
+#endif
+}
+
+// One warpgroup gives registers back; two take them, and hold 192 numbers at once, more than a thread had before (168).
+extern "C" __global__ void __launch_bounds__(384, 1) registers_moved(unsigned* out, const unsigned* in) {
+#if defined(HAS_HOPPER_INSTRUCTIONS)
+    constexpr int HELD = 192;
+    const int t = threadIdx.x;
+    if (t < 128) {
+        const int before = opaque((int)in[t]);
+        registers_decrease<40>();
+        out[t] = (unsigned)opaque(before);
+        return;
+    }
+    registers_increase<232>();
+    int held[HELD];
+#pragma unroll
+    for (int i = 0; i < HELD; i++) held[i] = opaque((int)in[t + i]);
+    unsigned sum = 0;
+#pragma unroll
+    for (int i = 0; i < HELD; i++) sum = 31 * sum + (unsigned)opaque(held[HELD - 1 - i]);
+    out[t] = sum;
+#endif
+}

@@ -1,0 +1,148 @@
+//! Probes: a tiny kernel for each function of `kernels/ptx.cuh` and `kernels/hopper.cuh`, which are all the inline PTX there is.
+//! What comes out of it is compared with the definition of the instruction, written here in Rust, and with golden files: what
+//! a GPU made of the same inputs. So the emulated device is held to hardware where there is none, and hardware to the
+//! definitions that the kernels were written for.
+//!
+//! On a machine with a GPU, `WARPSMITH_TEST_DEVICE=cuda` probes it, and `WARPSMITH_RECORD_PROBES=tests/probes/golden` beside it
+//! records. `golden/README.md` says more.
+
+mod case;
+mod compiled;
+mod conversions;
+mod copies;
+mod coverage;
+mod device;
+mod golden;
+mod matrices;
+mod memory;
+mod mma;
+mod tma;
+mod wgmma;
+
+use case::Case;
+use device::Device;
+use golden::{Golden, Recorder};
+use std::path::{Path, PathBuf};
+
+/// Every probe, by the name of its golden file.
+const PROBES: [&str; 22] = [
+    "addresses",
+    "bf16",
+    "copy_u128",
+    "cp_async",
+    "descriptors",
+    "exp2",
+    "f16",
+    "f32",
+    "ldmatrix",
+    "mbarrier",
+    "mma_bf16",
+    "mma_f16",
+    "mma_tf32",
+    "opaque",
+    "pack2",
+    "registers",
+    "tanh",
+    "tf32",
+    "tma",
+    "wgmma_bf16",
+    "wgmma_f16",
+    "wgmma_groups",
+];
+
+/// They are read in diffs and kept for good.
+const MOST_BYTES_OF_ONE: usize = 40_000;
+const MOST_BYTES_OF_ALL: u64 = 300_000;
+
+/// What a device must have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Needs {
+    Any,
+    Hopper,
+}
+
+/// The repository, also for a program that was carried to another machine and is run there from its root.
+fn root() -> PathBuf {
+    let built_in = Path::new(env!("CARGO_MANIFEST_DIR"));
+    if built_in.is_dir() { built_in.to_owned() } else { PathBuf::from(".") }
+}
+
+fn golden_dir() -> PathBuf {
+    root().join("tests/probes/golden")
+}
+
+/// Runs a probe on every device, records it if asked, and compares.
+fn probe(name: &str, needs: Needs, run: impl Fn(&mut Device) -> Vec<Case>) {
+    assert!(PROBES.contains(&name), "{name} is not in the list of probes");
+    let mut faults = Vec::new();
+    for mut device in device::under_test() {
+        if needs == Needs::Hopper && !device.has_hopper_instructions() {
+            let (major, minor) = device.driver.info().capability;
+            println!("skipped on {}: {name} needs capability 9.0, found {major}.{minor}", device.mode);
+            continue;
+        }
+        let cases = run(&mut device);
+        assert!(!cases.is_empty());
+        // First: what a GPU did is worth more than what we think of it.
+        if let Some((dir, by)) = &device.recording {
+            let path = golden::record(dir, name, by, &cases).unwrap_or_else(|e| panic!("{e}"));
+            println!("recorded {}", path.display());
+        }
+        for path in golden::files(&golden_dir(), Some(name)) {
+            let golden = Golden::read(&path).unwrap_or_else(|e| panic!("{e}"));
+            faults.extend(cases.iter().filter_map(|case| case.check_golden(&golden).err()));
+        }
+        faults.extend(cases.iter().filter_map(|case| case.check().err()));
+        faults.extend(would_be_recorded(name, &cases));
+        faults.iter_mut().for_each(|fault| *fault = format!("{name} on {}: {fault}", device.mode));
+        assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+    }
+}
+
+/// What is wrong with a golden file of these cases: it must be small, and compare as the same. So no GPU is needed to know
+/// that what one records will do.
+fn would_be_recorded(name: &str, cases: &[Case]) -> Vec<String> {
+    let [gpu, arch, driver, date] = ["a GPU", "sm_90", "1", "today"].map(str::to_owned);
+    let text = golden::text(name, &Recorder { gpu, arch, driver, date }, cases);
+    let mut faults = match Golden::parse(Path::new("what would be recorded"), &text) {
+        Ok(golden) => cases.iter().filter_map(|case| case.check_golden(&golden).err()).collect(),
+        Err(message) => vec![message],
+    };
+    println!("{name}: {} bytes of golden file", text.len());
+    if text.len() > MOST_BYTES_OF_ONE {
+        faults.push(format!("{} bytes of golden file, {MOST_BYTES_OF_ONE} are allowed", text.len()));
+    }
+    faults
+}
+
+#[test]
+fn golden_files_are_of_probes_and_small() {
+    let files = golden::files(&golden_dir(), None);
+    let mut bytes = 0;
+    for path in &files {
+        Golden::read(path).unwrap_or_else(|e| panic!("{e}"));
+        let name = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+        assert!(PROBES.contains(&name), "{}: there is no probe {name}", path.display());
+        bytes += std::fs::metadata(path).unwrap().len();
+    }
+    println!("{} golden files of {bytes} bytes", files.len());
+    assert!(bytes < MOST_BYTES_OF_ALL, "{bytes} bytes of golden files, {MOST_BYTES_OF_ALL} are allowed");
+}
+
+#[test]
+fn the_emulated_device_is_not_recorded() {
+    let message = device::not_recorded(Path::new("out"));
+    assert_eq!(
+        message,
+        "WARPSMITH_RECORD_PROBES=out: expected a GPU to record, found the emulated device; set WARPSMITH_TEST_DEVICE=cuda"
+    );
+    if std::env::var_os("WARPSMITH_TEST_DEVICE").is_some() {
+        return println!("skipped: a device is chosen");
+    }
+    // In a process of its own, which is told to.
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+    let child = child.args(["--exact", "memory::opaque"]).env("WARPSMITH_RECORD_PROBES", "out");
+    let output = child.current_dir(root()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(!output.status.success() && said.contains(&message), "{said}");
+}
