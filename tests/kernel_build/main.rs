@@ -4,6 +4,7 @@
 #[path = "../../kernels/build/budget.rs"]
 mod budget;
 mod gate;
+mod mutants;
 #[allow(dead_code)]
 #[path = "../../kernels/build/nvcc.rs"]
 mod nvcc;
