@@ -8,7 +8,7 @@ BUILD := build
 VENV ?= $(BUILD)/venv
 OUT ?= out/stories
 
-.PHONY: help build train train_gpt2 train_gpt2cu warpsmith nvcc kernels-check test lint fmt bench bench-quick gpu-report gpu-report-programs parity venv clean
+.PHONY: help build train train_gpt2 train_gpt2cu warpsmith nvcc kernels-check kernels-budget test lint fmt bench bench-quick gpu-report gpu-report-programs parity venv clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -35,7 +35,7 @@ train_gpt2cu: .cargo-found .nvcc-found ## ./train_gpt2cu, with kernels for GPUs;
 	@REQUIRE_KERNELS=1 $(CARGO) build --release --locked --bin $@
 	@cp -f target/release/$@ $@
 
-nvcc: ## NVIDIA's compiler (13.0, pinned), into build/cuda
+nvcc: ## NVIDIA's compiler (13.0, pinned) and disassembler, into build/cuda
 	@dev/setup_nvcc.sh
 
 # --- the main job: make train [TEXT=file.txt] [OUT=dir] [STEPS=n]. Interrupt it and run it again: it goes on.
@@ -129,8 +129,12 @@ gpu-report: gpu-report-programs ## probes, kernel tests, parity and a 124M step 
 test: .cargo-found ## all tests
 	$(CARGO) test --locked
 
-kernels-check: .cargo-found .nvcc-found ## nvcc compiles every kernel for every architecture, without spills
+kernels-check: .cargo-found .nvcc-found ## every kernel compiles for every architecture: no spills, the registers and instructions of kernels/budget.tsv
 	REQUIRE_KERNELS=1 $(CARGO) test --locked --test kernel_build -- --nocapture
+
+kernels-budget: .cargo-found nvcc ## write kernels/budget.tsv anew, after a change of kernels that is meant
+	NVCC=$(CURDIR)/$(BUILD)/cuda/nvidia/cu13/bin/nvcc REQUIRE_KERNELS=1 UPDATE_KERNEL_BUDGET=1 \
+		$(CARGO) test --locked --test kernel_build the_kernels_pass_the_gate -- --nocapture
 
 lint: .cargo-found ## formatting and clippy, warnings are errors
 	$(CARGO) fmt --check

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Installs NVIDIA's compiler, pinned by version and checksum, from PyPI: about 100 MB to download, 270 MB on disk. It is
-# NVIDIA's, under NVIDIA's licence, and used for compiling only.
-# Usage: dev/setup_nvcc.sh [--unless-found]      nvcc is then build/cuda/nvidia/cu13/bin/nvcc
+# Installs NVIDIA's compiler and disassembler, pinned by version and checksum, from PyPI: about 100 MB to download, 280 MB on
+# disk. They are NVIDIA's, under NVIDIA's licence, and used for compiling and for checks of what was compiled.
+# Usage: dev/setup_nvcc.sh [--unless-found]      nvcc and cuobjdump are then in build/cuda/nvidia/cu13/bin
 # Running it again does nothing unless the pins have changed. With --unless-found it does nothing either if the machine has
 # an nvcc where build.rs looks for one.
 set -euo pipefail
@@ -57,5 +57,8 @@ echo "setup_nvcc: installing nvcc 13.0 into $dir (about 100 MB to download; log:
     --target "$dir" --requirement "$pins" >>"$log" 2>&1 ||
     die "pip failed, is the network reachable? See $log"
 "$nvcc" --version >>"$log" 2>&1 || die "$nvcc does not run; see $log"
+for tool in cuobjdump nvdisasm; do
+    "${nvcc%/*}/$tool" --version >>"$log" 2>&1 || die "${nvcc%/*}/$tool does not run; see $log"
+done
 cp "$pins" "$dir/installed-pins"
 echo "setup_nvcc: ready, $nvcc"

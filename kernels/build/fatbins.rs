@@ -115,8 +115,7 @@ impl Job {
         nvcc: &Nvcc,
         cache: &Path,
     ) -> Job {
-        let fixed = "-std=c++17 -O3 -lineinfo --compress-mode=size -Ikernels -fatbin -Xptxas=-v";
-        let flags: Vec<String> = fixed.split(' ').map(str::to_string).chain(arches).collect();
+        let flags: Vec<String> = nvcc::FLAGS.split(' ').map(str::to_string).chain(arches).collect();
         let mut hash = DefaultHasher::new();
         (&nvcc.identity, &flags, sources).hash(&mut hash);
         let stem = file.trim_end_matches(".cu");

@@ -10,6 +10,9 @@ pub const OLDEST: (u32, u32) = (12, 8);
 /// Where `make nvcc` puts its toolchain, relative to the repository.
 pub const OWN: &str = "build/cuda/nvidia/cu13/bin/nvcc";
 
+/// How kernels are compiled; architectures and `floatX` come on top. The gate's mutants are compiled so, too.
+pub const FLAGS: &str = "-std=c++17 -O3 -lineinfo --compress-mode=size -Ikernels -fatbin -Xptxas=-v";
+
 /// An nvcc that is new enough.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Nvcc {

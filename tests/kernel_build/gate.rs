@@ -1,0 +1,104 @@
+//! What the gate on the shipped kernels and its mutants share: the tools, the budget, the machine code.
+
+use crate::budget::{self, Budget};
+use crate::nvcc::{self, Nvcc, Places};
+use crate::sass::{self, Code};
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Says why something is not done; which is an error where all of it was asked for.
+pub fn skip(why: &str) {
+    let required = std::env::var("REQUIRE_KERNELS").is_ok_and(|v| v != "0" && !v.is_empty());
+    assert!(!required, "REQUIRE_KERNELS is set, but {why}");
+    println!("skipped: {why}");
+}
+
+/// The compiler that made the kernels: build.rs finds it the same way.
+pub fn nvcc() -> Nvcc {
+    nvcc::find(&Places::from_env(root()), nvcc::identity).unwrap().unwrap()
+}
+
+/// Whether it is the one of dev/requirements-nvcc.txt, which the budget is of.
+pub fn is_pinned(nvcc: &Nvcc) -> bool {
+    let pins = std::fs::read_to_string(root().join("dev/requirements-nvcc.txt")).unwrap();
+    let pin = pins.lines().find_map(|line| line.strip_prefix("nvidia-cuda-nvcc==")).unwrap();
+    let version = pin.trim_end_matches(['\\', ' ']);
+    nvcc.identity.split_whitespace().any(|word| word.strip_prefix('V') == Some(version))
+}
+
+pub fn cuobjdump() -> Result<PathBuf, String> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    sass::find(&nvcc().path, &path, &root().join(nvcc::OWN))
+}
+
+pub fn budget() -> Result<Budget, String> {
+    let text = std::fs::read_to_string(root().join(budget::FILE));
+    budget::parse(&text.map_err(|e| format!("{}: {e}", budget::FILE))?)
+}
+
+/// The machine code of images (file, `floatX`, bytes) for these architectures.
+pub fn disassemble(images: &[(&str, &str, &[u8])], arches: &[&str]) -> Vec<Code> {
+    let tool = cuobjdump().unwrap();
+    let identity = nvcc::identity(&tool).unwrap();
+    let mut jobs: Vec<_> =
+        images.iter().flat_map(|image| arches.iter().map(move |arch| (image, *arch))).collect();
+    jobs.sort_by_key(|((.., bytes), _)| std::cmp::Reverse(bytes.len()));
+    let (next, code) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let work = || {
+        while let Some(&(&(file, floatx, bytes), arch)) = jobs.get(next.fetch_add(1, Relaxed)) {
+            let mut hash = DefaultHasher::new();
+            // What is counted is part of what is kept.
+            (file, floatx, bytes, arch, &identity, include_str!("../../kernels/build/sass.rs"))
+                .hash(&mut hash);
+            let kept = format!("{}/{:016x}.sass.json", env!("CARGO_TARGET_TMPDIR"), hash.finish());
+            let kernels = read_code(&kept).unwrap_or_else(|| {
+                let mut image = tempfile::NamedTempFile::new().unwrap();
+                image.write_all(bytes).unwrap();
+                let text = sass::disassemble(&tool, image.path(), arch).unwrap_or_else(|e| panic!("{e}"));
+                let kernels = sass::parse(&text, file, floatx);
+                std::fs::write(&kept, serde_json::to_string(&kernels).unwrap()).unwrap();
+                kernels
+            });
+            assert!(!kernels.is_empty(), "{file} ({floatx}, sm_{arch}): no kernel was disassembled");
+            code.lock().unwrap().extend(kernels);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from).min(jobs.len()) {
+            scope.spawn(work);
+        }
+    });
+    let mut code = code.into_inner().unwrap();
+    code.sort_by(|a, b| {
+        (&a.file, &a.kernel, &a.floatx, &a.arch).cmp(&(&b.file, &b.kernel, &b.floatx, &b.arch))
+    });
+    code
+}
+
+/// What was disassembled before: all of it takes half a minute. A file cut short does not parse.
+fn read_code(path: &str) -> Option<Vec<Code>> {
+    serde_json::from_str(&std::fs::read_to_string(path).ok()?).ok()
+}
+
+/// The most that a kernel needs on any architecture, for each `floatX`.
+pub fn print_table(found: &Budget) {
+    let mut rows: BTreeMap<(&str, &str), Vec<String>> = BTreeMap::new();
+    for ((file, kernel, _), numbers) in found {
+        let most =
+            |what| numbers.iter().filter(|((w, _), _)| w == what).map(|(_, n)| *n).max().unwrap_or_default();
+        let (registers, shared) = (most(budget::REGISTERS), most(budget::SHARED));
+        rows.entry((file, kernel)).or_default().push(format!("{registers} | {shared}"));
+    }
+    println!("| kernel | registers bf16 | shared bytes | f16 | | f32 | |\n|---|--:|--:|--:|--:|--:|--:|");
+    for ((_, kernel), cells) in rows {
+        println!("| {kernel} | {} |", cells.join(" | "));
+    }
+}
