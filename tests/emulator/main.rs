@@ -2,6 +2,7 @@
 #![cfg(emulated)]
 
 mod basics;
+mod counting;
 mod device;
 mod fragments;
 mod hopper;
