@@ -7,3 +7,4 @@ mod device;
 mod fragments;
 mod hopper;
 mod mutants;
+mod shipped;

@@ -13,7 +13,8 @@ pub struct Counts {
     /// Instructions of a warp that read or write global memory; copies by TMA and cp.async among them. An atomic is one
     /// that reads and writes.
     pub global_requests: u64,
-    /// Sectors of 32 bytes that each of these instructions touches: what goes between a multiprocessor and the L2 cache.
+    /// Sectors of 32 bytes that each of these instructions touches: what goes between a multiprocessor and the L2 cache if
+    /// the multiprocessor keeps nothing in its own.
     pub sectors_read: u64,
     pub sectors_written: u64,
     /// Bytes of the sectors that a launch touches at all: what goes to and from memory if the L2 cache keeps everything.
