@@ -162,6 +162,8 @@ fn a_tile_of_hopper_takes_80_of_128_turns() {
     assert_eq!(found.shared_turns, (128 + 256) + 2 * 4 * 80 + 8);
     assert_eq!(found.shared_turns_without_conflicts, found.shared_turns);
     assert_eq!(found.sectors_read, 2 * 64 * (128 + 256) / 32);
+    // Two boxes; eight warps store their 16 rows by 16 requests of eight rows of 64 bytes.
+    assert_eq!(found.global_requests, 2 + 8 * 16);
 }
 
 /// Tensor cores multiply whole tiles. What tiles read more than once comes from the L2 cache, in whole sectors.
