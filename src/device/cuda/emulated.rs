@@ -107,8 +107,11 @@ impl Driver for Emulated {
         Ok(())
     }
 
-    fn time(&mut self, work: &mut dyn FnMut(&mut dyn Launcher) -> Result<()>) -> Result<Option<f32>> {
-        work(self)?;
+    fn start_timer(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn stop_timer(&mut self) -> Result<Option<f32>> {
         Ok(None)
     }
 }
