@@ -1,0 +1,103 @@
+//! What `cargo test` runs: every case at tiny sizes on the emulated device.
+
+use crate::args::Args;
+use crate::bench::{Bench, Measured, Measurement, Outcome, Times};
+use crate::cases::{self, Case};
+use crate::record::{self, Peer};
+use crate::report::{self, Row};
+use clap::Parser;
+use std::ffi::OsString;
+use std::process::ExitCode;
+use warpsmith::device::cuda::MatmulChoice;
+use warpsmith::roofline::gpu::{GPUS, Gpu};
+use warpsmith::roofline::record::Records;
+
+/// What it is called where tests are chosen by name.
+const NAME: &str = "tiny_kernels";
+
+/// `argv` is what test programs are given: options, and parts of names of tests.
+pub fn main(argv: &[OsString]) -> ExitCode {
+    let filters: Vec<_> =
+        argv.iter().skip(1).filter_map(|arg| arg.to_str()).filter(|a| !a.starts_with('-')).collect();
+    if argv.iter().any(|arg| arg == "--list") {
+        println!("{NAME}: test");
+        return ExitCode::SUCCESS;
+    }
+    if !filters.is_empty() && !filters.iter().any(|filter| NAME.contains(filter)) {
+        return ExitCode::SUCCESS;
+    }
+    record::check();
+    tables_are_filled();
+    if !cfg!(emulated) {
+        println!("{NAME}: no emulated device here: nothing was run");
+        return ExitCode::SUCCESS;
+    }
+    let args = ["kernels", "--device", "emulated", "-e", "tiny", "-b", "2", "-t", "64"];
+    faults_are_noticed();
+    let (device, rows) = crate::measure(&Args::parse_from(args)).expect("an emulated device");
+    print!("{device}\n\n{}{}", report::checked(&rows), report::faults(&rows));
+    let wrong = rows.iter().filter(|row| !matches!(row.outcome, Outcome::Right(_))).count();
+    println!("\n{NAME}: {} kernels, {wrong} wrong", rows.len());
+    if wrong > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// The table and the record of a GPU, from times that are made up: every kernel of the four sizes has its row, and `warpsmith
+/// roofline` finds it again.
+fn tables_are_filled() {
+    let args = Args::parse_from(["kernels"]);
+    let peer = Peer {
+        kernel: "attention forward".into(),
+        shape: "64x12x1024x64".into(),
+        us: 80.0,
+        peer: "torch".into(),
+    };
+    let mut all = Vec::new();
+    for (config, run) in args.steps().expect("four models") {
+        all.extend(cases::cases(&config, &run).expect("a benchmark for every kernel"));
+    }
+    let row = |case: &Case| {
+        Row::new(case.clone(), made_up(case), Some(&GPUS[0]), true, std::slice::from_ref(&peer))
+    };
+    let rows: Vec<Row> = all.iter().map(row).collect();
+    let table = report::timed(&rows, true);
+    assert_eq!(table.lines().count(), 2 + rows.len());
+    let line = |start: &str| table.lines().find(|line| line.starts_with(start)).expect("a row");
+    let expected =
+        "| 100.0 | 90.0 | 120.0 | 80.0 | 4061.9 | 2319.3 | 293.6 | 294 % | 110.0 | 100.0 | 1.10 | - |";
+    assert_eq!(line("| qkv forward |"), format!("| qkv forward | 65536x2304x768 {expected}"));
+    assert!(line("| attention forward |").ends_with("| - | - | - | 80.0 torch (1.25) |"), "{table}");
+
+    let mut found = Records::default();
+    found.add(&record::record(&args, "NVIDIA H200", &rows).to_string()).expect("a record that is read");
+    for case in &all {
+        assert_eq!(found.us(case.kernel.name, &case.kernel.shape), Some(100.0), "{}", case.kernel.name);
+    }
+    assert_eq!(Gpu::of_device("NVIDIA H200"), Some(&GPUS[0]));
+}
+
+fn made_up(case: &Case) -> Outcome {
+    let run = |matmul, median| {
+        let times = Times { median, min: 0.8 * median, p10: 0.9 * median, p90: 1.2 * median };
+        Measurement { matmul, times: Some(times) }
+    };
+    let mut runs = vec![run(MatmulChoice::Fastest, 100.0)];
+    if case.is_product() {
+        runs.extend([run(MatmulChoice::Own, 110.0), run(MatmulChoice::Cublaslt, 100.0)]);
+    }
+    Outcome::Right(Measured { runs, missing: None })
+}
+
+fn tiny_args() -> Args {
+    Args::parse_from(["kernels", "--device", "emulated", "-e", "tiny", "-b", "2", "-t", "64"])
+}
+
+/// What comes out of a product is spoilt before it is checked.
+fn faults_are_noticed() {
+    let args = Args { only: Some("fc forward".to_owned()), ..tiny_args() };
+    let cases = crate::wanted(&args).expect("a case");
+    let mut bench = Bench::open(&args, &cases).expect("an emulated device");
+    for (value, expected) in [(0.0, " of 32 is 0e0, want "), (f32::NAN, ": an element is NaN")] {
+        let found = bench.check_spoilt(&cases[0], value).expect_err("it is wrong").to_string();
+        assert!(found.starts_with("pre_gelu: ") && found.contains(expected), "{found}");
+    }
+}
