@@ -53,7 +53,10 @@ pub struct Args {
     /// Records of others at the same shapes, from dev/bench_attention.py, to show beside
     #[arg(long, value_name = "FILE")]
     pub peers: Vec<PathBuf>,
-    /// Where to write the record [default: benches/record/<gpu>/<date>-kernels.json]
+    /// Folder of records: of this one in <gpu>/<date>-kernels.json
+    #[arg(long, value_name = "DIR", default_value = "benches/record")]
+    pub record: PathBuf,
+    /// Where to write the record, if not there
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
     /// Cargo's word for benchmarks; without it this program is a test of itself

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 use warpsmith::roofline::gpu::Gpu;
 use warpsmith::roofline::record::FILE_SUFFIX;
@@ -99,7 +99,7 @@ fn set_times(set: &mut impl FnMut(&str, Value) -> Option<Value>, times: Times) {
 /// One line that names the file.
 pub fn write(args: &Args, gpu: &str, record: &Value) -> Result<PathBuf> {
     let short = Gpu::of_device(gpu).map_or_else(|| slug(gpu), |gpu| gpu.name.to_owned());
-    let default = || Path::new("benches/record").join(short).join(format!("{}{FILE_SUFFIX}", today()));
+    let default = || args.record.join(short).join(format!("{}{FILE_SUFFIX}", today()));
     let path = args.out.clone().unwrap_or_else(default);
     let mut text = Vec::new();
     let formatter = serde_json::ser::PrettyFormatter::with_indent(b" ");
