@@ -15,8 +15,9 @@ const FLAGS: &str = "-std=c++17 -fPIC -fno-exceptions -fno-rtti -fno-threadsafe-
                      -ffp-contract=off -w -DWARPSMITH_EMULATED -I. -Ikernels";
 /// With names and lines for messages.
 const PLAIN_FLAGS: &str = "-O2 -g1";
-/// Every access calls the checker, which takes most of the time: more optimisation would only make the build longer.
-const CHECKED_FLAGS: &str = "-O1 -g -fsanitize=thread";
+/// Every access calls the checker, which takes most of the time: more optimisation would only make the build longer. Structs stay
+/// whole, as a GPU loads and stores a float2.
+const CHECKED_FLAGS: &str = "-O1 -g -fsanitize=thread -fno-tree-sra";
 /// What each `floatX` is called in Rust (`Dtype::…`), in symbols, and chosen by.
 const FLOATX: [(&str, &str, &str); 3] =
     [("Bf16", "bf16", "-DFLOATX_BF16"), ("F16", "f16", "-DFLOATX_F16"), ("F32", "f32", "-DFLOATX_F32")];

@@ -15,7 +15,7 @@ pub fn all_options() -> Vec<EmulatorOptions> {
     for schedule in SCHEDULES {
         for copies in [Copies::Eager, Copies::Late, Copies::Random] {
             for check in [false, true] {
-                all.push(EmulatorOptions { schedule, copies, check, threads: 1 });
+                all.push(EmulatorOptions { schedule, copies, check, count: false, threads: 1 });
             }
         }
     }

@@ -2,7 +2,9 @@
 #![cfg(emulated)]
 
 mod basics;
+mod counting;
 mod device;
 mod fragments;
 mod hopper;
 mod mutants;
+mod shipped;

@@ -2,22 +2,29 @@
 
 use std::ops::AddAssign;
 
-/// Sums over launches. The same work always gives the same numbers.
+/// Sums over launches. The same work always gives the same numbers, in every schedule.
+///
+/// Lanes that come to the same place in a kernel between two meetings of their warp count as one instruction; where the lanes
+/// of a warp part in between, that is a guess. Loads and stores are those that the host's compiler makes of the kernel, hardly
+/// optimised: nvcc may keep a value that is loaded again here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     pub launches: u64,
-    /// Instructions of a warp that read or write global memory; copies by TMA and cp.async among them.
+    /// Instructions of a warp that read or write global memory; copies by TMA and cp.async among them. An atomic is one
+    /// that reads and writes.
     pub global_requests: u64,
-    /// Sectors of 32 bytes that each of these instructions touches: what goes between a multiprocessor and the L2 cache.
+    /// Sectors of 32 bytes that each of these instructions touches: what goes between a multiprocessor and the L2 cache if
+    /// the multiprocessor keeps nothing in its own.
     pub sectors_read: u64,
     pub sectors_written: u64,
     /// Bytes of the sectors that a launch touches at all: what goes to and from memory if the L2 cache keeps everything.
     pub bytes_read: u64,
     pub bytes_written: u64,
-    /// Turns of 128 bytes that shared memory took, and how many it would have taken without bank conflicts.
+    /// Turns of 128 bytes that shared memory took, and how many it would have taken without bank conflicts: loads and stores,
+    /// ldmatrix, what cp.async and TMA write. Not what wgmma reads, nor barriers.
     pub shared_turns: u64,
     pub shared_turns_without_conflicts: u64,
-    /// Multiplications and additions of tensor cores.
+    /// Multiplications and additions of tensor cores, whole tiles: also those of zeros at the edge of a matrix.
     pub tensor_flops: u64,
 }
 

@@ -1,8 +1,11 @@
 //! The emulated device: runs kernels on the CPU, for tests and for work on kernels without a GPU.
 
+use super::counts::Counts;
 use super::driver::{DeviceInfo, Driver};
 use super::emulator::library::{self, Kernel, Table};
-use super::emulator::{Checker, EmulatorOptions, GlobalMemory, Job, MAX_SHARED_BYTES, encode_tensor_map};
+use super::emulator::{
+    Checker, Counter, EmulatorOptions, GlobalMemory, Job, MAX_SHARED_BYTES, encode_tensor_map,
+};
 use super::kernel::{Arg, KernelSpec, Launch, Launcher};
 use super::tensor_map::{TensorMap, TiledMatrix};
 use crate::tensor::Dtype;
@@ -17,8 +20,11 @@ pub struct Emulated {
     info: DeviceInfo,
     memory: GlobalMemory,
     plain: Kernels,
+    /// Instrumented: they tell of every access.
     checked: Kernels,
     checker: RefCell<Checker>,
+    counter: RefCell<Counter>,
+    counts: BTreeMap<&'static str, Counts>,
     /// Can be changed between launches.
     pub options: EmulatorOptions,
 }
@@ -44,6 +50,8 @@ impl Emulated {
             plain: library::by_name(tables, dtype, false),
             checked: library::by_name(tables, dtype, true),
             checker: RefCell::new(Checker::new()),
+            counter: RefCell::new(Counter::new()),
+            counts: BTreeMap::new(),
             options,
         }
     }
@@ -57,13 +65,20 @@ fn host_memory_bytes() -> usize {
 
 impl Launcher for Emulated {
     fn launch(&mut self, kernel: &'static KernelSpec, launch: Launch, args: &[Arg]) -> Result<()> {
-        let kernels = if self.options.check { &self.checked } else { &self.plain };
+        let EmulatorOptions { check, count, .. } = self.options;
+        let kernels = if check || count { &self.checked } else { &self.plain };
         let compiled = kernels
             .get(kernel.name)
             .with_context(|| format!("no kernel {} was compiled from {}", kernel.name, kernel.file))?;
         self.checker.get_mut().allocations = self.memory.bounds();
-        let checker = self.options.check.then_some(&self.checker);
-        Job::new(compiled, kernel, launch, args, self.options, checker)?.run()
+        let checker = check.then_some(&self.checker);
+        self.counter.get_mut().allocations = self.memory.bounds();
+        let counter = count.then_some(&self.counter);
+        Job::new(compiled, kernel, launch, args, self.options, checker, counter)?.run()?;
+        if count {
+            *self.counts.entry(kernel.name).or_default() += self.counter.get_mut().end_launch();
+        }
+        Ok(())
     }
 
     fn tensor_map(&self, matrix: &TiledMatrix) -> Result<TensorMap> {
@@ -105,6 +120,10 @@ impl Driver for Emulated {
 
     fn synchronize(&mut self) -> Result<()> {
         Ok(())
+    }
+
+    fn take_counts(&mut self) -> BTreeMap<&'static str, Counts> {
+        std::mem::take(&mut self.counts)
     }
 
     fn start_timer(&mut self) -> Result<()> {

@@ -87,6 +87,9 @@ impl Barrier {
         let waiting = self.waiting.each_ref().map(Cell::take);
         me.block.check(|c| c.sync_block(&waiting, |warp| me.block.warps[warp].alive.get()));
         for (warp, lanes) in waiting.into_iter().enumerate() {
+            if lanes == u32::MAX {
+                me.block.count(|c| c.close(warp));
+            }
             me.block.wake(warp, lanes);
         }
     }

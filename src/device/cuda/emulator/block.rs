@@ -4,6 +4,7 @@ use super::barrier::Barrier;
 use super::checker::Checker;
 use super::collective::Warp;
 use super::copies::CopyQueue;
+use super::counting::Counter;
 use super::failure::{Failure, Site};
 use super::fiber;
 use super::hopper::Hopper;
@@ -148,6 +149,7 @@ impl Block {
                 break;
             }
         }
+        self.count(Counter::end_block);
         let failure = self.failure.take();
         self.job.set(std::ptr::null());
         match failure {

@@ -143,6 +143,9 @@ impl Group {
         let lanes =
             Lanes { me, arrived, arguments: &self.arguments, site: self.site.get().unwrap_or(Site::UNKNOWN) };
         run(OPS[self.op.get() as usize].0, &lanes);
+        if self.mask.get() == u32::MAX {
+            me.block.count(|c| c.close(me.thread / 32));
+        }
         me.block.wake(me.thread / 32, arrived);
     }
 }
@@ -219,9 +222,18 @@ fn run(op: Op, lanes: &Lanes) {
             Op::LdmatrixTrans => {
                 tensor_core::ldmatrix(lanes, lanes.all::<Ldmatrix>().map(|lane| &mut *lane), true)
             }
-            Op::MmaBf16 => tensor_core::mma_m16n8k16::<half::bf16>(lanes.all::<Mma>().map(|lane| &mut *lane)),
-            Op::MmaF16 => tensor_core::mma_m16n8k16::<half::f16>(lanes.all::<Mma>().map(|lane| &mut *lane)),
-            Op::MmaTf32 => tensor_core::mma_m16n8k8_tf32(lanes.all::<Mma>().map(|lane| &mut *lane)),
+            Op::MmaBf16 => {
+                lanes.block().count(|c| c.product(16, 8, 16));
+                tensor_core::mma_m16n8k16::<half::bf16>(lanes.all::<Mma>().map(|lane| &mut *lane));
+            }
+            Op::MmaF16 => {
+                lanes.block().count(|c| c.product(16, 8, 16));
+                tensor_core::mma_m16n8k16::<half::f16>(lanes.all::<Mma>().map(|lane| &mut *lane));
+            }
+            Op::MmaTf32 => {
+                lanes.block().count(|c| c.product(16, 8, 8));
+                tensor_core::mma_m16n8k8_tf32(lanes.all::<Mma>().map(|lane| &mut *lane));
+            }
             Op::WgmmaFence => hopper::fence(lanes),
             Op::WgmmaCommit => hopper::commit(lanes),
             Op::WgmmaWait => hopper::wait(lanes, *lanes.all::<u32>()[0]),

@@ -85,6 +85,8 @@ extern "C" fn warpsmith_emulated_cp_async(
     me.block.check_access(me, src.addr(), src_bytes as usize, Kind::Read, site);
     me.block.check_access(me, dst.addr(), 16, Kind::Write, site);
     me.block.check_pending(dst.cast(), 16, true);
+    me.block.count_access(me, (file.addr(), line), src.addr(), src_bytes as usize, Kind::Read);
+    me.block.count_access(me, (file.addr(), line), dst.addr(), 16, Kind::Write);
     let landed = !me.block.copies_late();
     let mut queue = me.block.threads[me.thread].copies.borrow_mut();
     let copy = Copy { group: queue.groups_committed, dst, src, src_bytes: src_bytes as usize, landed, site };

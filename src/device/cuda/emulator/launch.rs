@@ -2,6 +2,7 @@
 
 use super::block::Block;
 use super::checker::Checker;
+use super::counting::Counter;
 use super::library::Kernel;
 use super::region::{ARGUMENTS_BYTES, ARGUMENTS_OFFSET, MAX_THREADS, Region};
 use super::shared::MAX_BYTES;
@@ -21,9 +22,10 @@ pub struct Job<'a> {
     pub options: EmulatorOptions,
     pub arguments: &'a [Arg],
     pub checker: Option<&'a RefCell<Checker>>,
+    pub counter: Option<&'a RefCell<Counter>>,
 }
 
-// SAFETY: the arguments are only read, from memory that the launch borrows; with a checker there is one thread.
+// SAFETY: the arguments are only read, from memory that the launch borrows; with a checker or a counter there is one thread.
 unsafe impl Sync for Job<'_> {}
 
 /// A region with its block, kept from launch to launch.
@@ -47,6 +49,7 @@ impl<'a> Job<'a> {
         arguments: &'a [Arg],
         options: EmulatorOptions,
         checker: Option<&'a RefCell<Checker>>,
+        counter: Option<&'a RefCell<Counter>>,
     ) -> Result<Self> {
         let name = spec.name;
         let types = kernel.parameter_types();
@@ -79,7 +82,8 @@ impl<'a> Job<'a> {
             "kernel {name}: {shared_bytes} bytes of dynamic shared memory, at most {MAX_BYTES}"
         );
         let block_dim = [threads, 1, 1];
-        Ok(Job { kernel, grid, block_dim, shared_bytes: shared_bytes as usize, options, arguments, checker })
+        let shared_bytes = shared_bytes as usize;
+        Ok(Job { kernel, grid, block_dim, shared_bytes, options, arguments, checker, counter })
     }
 
     pub fn threads(&self) -> usize {
@@ -94,11 +98,14 @@ impl<'a> Job<'a> {
     pub fn run(&self) -> Result<()> {
         let order = Order::new(self.options.schedule, self.blocks());
         let next = AtomicUsize::new(0);
-        // The checker remembers one block at a time.
-        let most = if self.checker.is_some() { 1 } else { self.blocks() };
+        // Checker and counter remember one block at a time.
+        let most = if self.checker.is_some() || self.counter.is_some() { 1 } else { self.blocks() };
         let threads = self.options.threads.clamp(1, most);
         if let Some(checker) = self.checker {
             checker.borrow_mut().start_launch();
+        }
+        if let Some(counter) = self.counter {
+            counter.borrow_mut().start_launch();
         }
         if threads == 1 {
             return self.run_blocks(&order, &next);

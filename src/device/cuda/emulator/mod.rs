@@ -16,6 +16,8 @@ mod collective;
 #[cfg(emulated)]
 mod copies;
 #[cfg(emulated)]
+mod counting;
+#[cfg(emulated)]
 mod failure;
 #[cfg(emulated)]
 mod fiber;
@@ -39,8 +41,8 @@ use crate::tensor::Dtype;
 use anyhow::Result;
 #[cfg(emulated)]
 pub(super) use {
-    checker::Checker, hopper::encode as encode_tensor_map, launch::Job, memory::GlobalMemory,
-    shared::MAX_BYTES as MAX_SHARED_BYTES,
+    checker::Checker, counting::Counter, hopper::encode as encode_tensor_map, launch::Job,
+    memory::GlobalMemory, shared::MAX_BYTES as MAX_SHARED_BYTES,
 };
 
 /// The emulated device with the program's kernels for one floating-point type.
@@ -97,12 +99,15 @@ pub struct EmulatorOptions {
     pub copies: Copies,
     /// Checks every access to memory: bounds, initialisation, races. 5 to 20 times slower.
     pub check: bool,
-    /// How many blocks run at the same time; sums by atomics then depend on luck. The checker runs one.
+    /// Counts what launches ask of memory and of the tensor cores, for `take_counts`; with or without the checker, and as slow.
+    pub count: bool,
+    /// How many blocks run at the same time; sums by atomics then depend on luck. One if launches are checked or counted.
     pub threads: usize,
 }
 
 impl Default for EmulatorOptions {
     fn default() -> Self {
-        EmulatorOptions { schedule: Schedule::Ascending, copies: Copies::Late, check: false, threads: 1 }
+        let (schedule, copies) = (Schedule::Ascending, Copies::Late);
+        EmulatorOptions { schedule, copies, check: false, count: false, threads: 1 }
     }
 }

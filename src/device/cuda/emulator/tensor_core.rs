@@ -20,6 +20,7 @@ pub struct Mma {
 
 /// Lane `8 i + r` names row `r` of matrix `i`.
 pub fn ldmatrix(lanes: &Lanes, arguments: [&mut Ldmatrix; 32], transposed: bool) {
+    lanes.block().count(|c| c.ldmatrix(arguments.each_ref().map(|argument| argument.row)));
     for matrix in 0..4 {
         let mut rows = [[0u16; 8]; 8];
         for (r, row) in rows.iter_mut().enumerate() {

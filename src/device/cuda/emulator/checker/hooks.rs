@@ -1,46 +1,66 @@
-//! What `-fsanitize=thread` makes the compiler insert around every access of a checked kernel. libtsan is never linked: these
-//! take its place.
+//! What `-fsanitize=thread` makes the compiler insert around every access of an instrumented kernel. libtsan is never linked:
+//! these take its place. Each is a jump to what does the work, with one more argument: where in the kernel it was called from.
 
 use super::super::block::me;
 use super::super::failure::Site;
 use super::super::region::{STACK_BYTES, STACKS_OFFSET};
 use super::Kind;
+use std::arch::naked_asm;
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
-fn access(address: *mut c_void, bytes: usize, kind: Kind) {
+/// Goes on with a function whose sixth argument is the return address.
+#[cfg(target_arch = "x86_64")]
+macro_rules! go_on_in {
+    ($work:expr) => {
+        naked_asm!("mov r9, [rsp]", "jmp {}", sym $work)
+    };
+}
+#[cfg(target_arch = "aarch64")]
+macro_rules! go_on_in {
+    ($work:expr) => {
+        naked_asm!("mov x5, x30", "b {}", sym $work)
+    };
+}
+
+macro_rules! hook {
+    ($name:ident, $work:expr) => {
+        #[unsafe(no_mangle)]
+        #[unsafe(naked)]
+        unsafe extern "C" fn $name() {
+            go_on_in!($work)
+        }
+    };
+}
+
+fn access(address: usize, bytes: usize, kind: Kind, from: usize) {
     let me = me();
     let own_stack = me.block.base().addr() + STACKS_OFFSET + me.thread * STACK_BYTES;
-    if address.addr().wrapping_sub(own_stack) >= STACK_BYTES {
-        me.block.check_access(me, address.addr(), bytes, kind, Site::UNKNOWN);
+    if address.wrapping_sub(own_stack) >= STACK_BYTES {
+        me.block.check_access(me, address, bytes, kind, Site::UNKNOWN);
+        me.block.count_access(me, (from, 0), address, bytes, kind);
     }
 }
 
-/// What an atomic operation on `T` does to what the checker knows.
-fn atomic<T>(address: *mut T) -> *mut T {
-    let me = me();
-    me.block.check_atomic(me, address.addr(), size_of::<T>());
-    address
+extern "C" fn read<const BYTES: usize>(address: usize, _: usize, _: usize, _: usize, _: usize, from: usize) {
+    access(address, BYTES, Kind::Read, from);
+}
+extern "C" fn write<const BYTES: usize>(address: usize, _: usize, _: usize, _: usize, _: usize, from: usize) {
+    access(address, BYTES, Kind::Write, from);
+}
+extern "C" fn read_range(address: usize, bytes: usize, _: usize, _: usize, _: usize, from: usize) {
+    access(address, bytes, Kind::Read, from);
+}
+extern "C" fn write_range(address: usize, bytes: usize, _: usize, _: usize, _: usize, from: usize) {
+    access(address, bytes, Kind::Write, from);
 }
 
 macro_rules! accesses {
     ($($read:ident, $write:ident, $unaligned_read:ident, $unaligned_write:ident: $bytes:literal;)*) => { $(
-        #[unsafe(no_mangle)]
-        extern "C" fn $read(address: *mut c_void) {
-            access(address, $bytes, Kind::Read);
-        }
-        #[unsafe(no_mangle)]
-        extern "C" fn $write(address: *mut c_void) {
-            access(address, $bytes, Kind::Write);
-        }
-        #[unsafe(no_mangle)]
-        extern "C" fn $unaligned_read(address: *mut c_void) {
-            access(address, $bytes, Kind::Read);
-        }
-        #[unsafe(no_mangle)]
-        extern "C" fn $unaligned_write(address: *mut c_void) {
-            access(address, $bytes, Kind::Write);
-        }
+        hook!($read, read::<$bytes>);
+        hook!($write, write::<$bytes>);
+        hook!($unaligned_read, read::<$bytes>);
+        hook!($unaligned_write, write::<$bytes>);
     )* };
 }
 accesses! {
@@ -50,15 +70,9 @@ accesses! {
     __tsan_read8, __tsan_write8, __tsan_unaligned_read8, __tsan_unaligned_write8: 8;
     __tsan_read16, __tsan_write16, __tsan_unaligned_read16, __tsan_unaligned_write16: 16;
 }
+hook!(__tsan_read_range, read_range);
+hook!(__tsan_write_range, write_range);
 
-#[unsafe(no_mangle)]
-extern "C" fn __tsan_read_range(address: *mut c_void, bytes: usize) {
-    access(address, bytes, Kind::Read);
-}
-#[unsafe(no_mangle)]
-extern "C" fn __tsan_write_range(address: *mut c_void, bytes: usize) {
-    access(address, bytes, Kind::Write);
-}
 #[unsafe(no_mangle)]
 extern "C" fn __tsan_func_entry(_caller: *mut c_void) {}
 #[unsafe(no_mangle)]
@@ -66,63 +80,93 @@ extern "C" fn __tsan_func_exit() {}
 #[unsafe(no_mangle)]
 extern "C" fn __tsan_init() {}
 
-macro_rules! atomics {
-    ($($kind:ty, $atomic:ty: $load:ident, $store:ident, $add:ident, $or:ident, $and:ident, $exchange:ident, $cas:ident, $cas_strong:ident, $cas_weak:ident;)*) => { $(
-        #[unsafe(no_mangle)]
-        unsafe extern "C" fn $load(address: *mut $kind, _order: i32) -> $kind {
+/// What an atomic operation on `T` does to what the checker knows.
+fn atomic<T>(address: *mut T) -> *mut T {
+    let me = me();
+    me.block.check_atomic(me, address.addr(), size_of::<T>());
+    address
+}
+
+/// The same for one that changes memory, which is counted too. Loads are not: where CUDA's atomics are loops here, they come first.
+fn update<T>(address: *mut T, from: usize) -> *mut T {
+    let me = me();
+    me.block.count_access(me, (from, 0), address.addr(), size_of::<T>(), Kind::Atomic);
+    atomic(address)
+}
+
+macro_rules! updates {
+    ($kind:ty, $atomic:ty: $($hook:ident = $method:ident;)*) => { $( const _: () = {
+        unsafe extern "C" fn work(address: *mut $kind, value: $kind, _order: i32, _: usize, _: usize, from: usize) -> $kind {
             // SAFETY: the kernel vouches for the address.
-            unsafe { <$atomic>::from_ptr(atomic(address)) }.load(SeqCst)
+            unsafe { <$atomic>::from_ptr(update(address, from)) }.$method(value, SeqCst)
         }
-        #[unsafe(no_mangle)]
-        unsafe extern "C" fn $store(address: *mut $kind, value: $kind, _order: i32) {
-            // SAFETY: as above.
-            unsafe { <$atomic>::from_ptr(atomic(address)) }.store(value, SeqCst)
-        }
-        #[unsafe(no_mangle)]
-        unsafe extern "C" fn $add(address: *mut $kind, value: $kind, _order: i32) -> $kind {
-            // SAFETY: as above.
-            unsafe { <$atomic>::from_ptr(atomic(address)) }.fetch_add(value, SeqCst)
-        }
-        #[unsafe(no_mangle)]
-        unsafe extern "C" fn $or(address: *mut $kind, value: $kind, _order: i32) -> $kind {
-            // SAFETY: as above.
-            unsafe { <$atomic>::from_ptr(atomic(address)) }.fetch_or(value, SeqCst)
-        }
-        #[unsafe(no_mangle)]
-        unsafe extern "C" fn $and(address: *mut $kind, value: $kind, _order: i32) -> $kind {
-            // SAFETY: as above.
-            unsafe { <$atomic>::from_ptr(atomic(address)) }.fetch_and(value, SeqCst)
-        }
-        #[unsafe(no_mangle)]
-        unsafe extern "C" fn $exchange(address: *mut $kind, value: $kind, _order: i32) -> $kind {
-            // SAFETY: as above.
-            unsafe { <$atomic>::from_ptr(atomic(address)) }.swap(value, SeqCst)
-        }
-        #[unsafe(no_mangle)]
-        unsafe extern "C" fn $cas(address: *mut $kind, expected: $kind, value: $kind, _order: i32, _failure: i32) -> $kind {
-            // SAFETY: as above.
-            unsafe { <$atomic>::from_ptr(atomic(address)) }
-                .compare_exchange(expected, value, SeqCst, SeqCst)
-                .unwrap_or_else(|found| found)
-        }
-        #[unsafe(no_mangle)]
-        unsafe extern "C" fn $cas_strong(address: *mut $kind, expected: *mut $kind, value: $kind, order: i32, failure: i32) -> i32 {
-            // SAFETY: as above; `expected` is a variable of the thread.
-            unsafe {
-                let found = $cas(address, *expected, value, order, failure);
-                let same = found == *expected;
-                *expected = found;
-                i32::from(same)
+        hook!($hook, work);
+    }; )* };
+}
+updates! { u32, AtomicU32:
+    __tsan_atomic32_fetch_add = fetch_add;
+    __tsan_atomic32_fetch_or = fetch_or;
+    __tsan_atomic32_fetch_and = fetch_and;
+    __tsan_atomic32_exchange = swap;
+}
+updates! { u64, AtomicU64:
+    __tsan_atomic64_fetch_add = fetch_add;
+    __tsan_atomic64_fetch_or = fetch_or;
+    __tsan_atomic64_fetch_and = fetch_and;
+    __tsan_atomic64_exchange = swap;
+}
+
+macro_rules! atomics {
+    ($kind:ty, $atomic:ty: $load:ident, $store:ident, $cas:ident, $cas_strong:ident, $cas_weak:ident;) => {
+        const _: () = {
+            #[unsafe(no_mangle)]
+            unsafe extern "C" fn $load(address: *mut $kind, _order: i32) -> $kind {
+                // SAFETY: the kernel vouches for the address.
+                unsafe { <$atomic>::from_ptr(atomic(address)) }.load(SeqCst)
             }
-        }
-        #[unsafe(no_mangle)]
-        unsafe extern "C" fn $cas_weak(address: *mut $kind, expected: *mut $kind, value: $kind, order: i32, failure: i32) -> i32 {
-            // SAFETY: as above.
-            unsafe { $cas_strong(address, expected, value, order, failure) }
-        }
-    )* };
+            #[unsafe(no_mangle)]
+            unsafe extern "C" fn $store(address: *mut $kind, value: $kind, _order: i32) {
+                // SAFETY: as above.
+                unsafe { <$atomic>::from_ptr(atomic(address)) }.store(value, SeqCst)
+            }
+            unsafe extern "C" fn exchange(
+                address: *mut $kind,
+                expected: $kind,
+                value: $kind,
+                _: i32,
+                _: i32,
+                from: usize,
+            ) -> $kind {
+                // SAFETY: as above.
+                unsafe { <$atomic>::from_ptr(update(address, from)) }
+                    .compare_exchange(expected, value, SeqCst, SeqCst)
+                    .unwrap_or_else(|found| found)
+            }
+            unsafe extern "C" fn try_exchange(
+                address: *mut $kind,
+                expected: *mut $kind,
+                value: $kind,
+                order: i32,
+                failure: i32,
+                from: usize,
+            ) -> i32 {
+                // SAFETY: as above; `expected` is a variable of the thread.
+                unsafe {
+                    let found = exchange(address, *expected, value, order, failure, from);
+                    let same = found == *expected;
+                    *expected = found;
+                    i32::from(same)
+                }
+            }
+            hook!($cas, exchange);
+            hook!($cas_strong, try_exchange);
+            hook!($cas_weak, try_exchange);
+        };
+    };
 }
 atomics! {
-    u32, AtomicU32: __tsan_atomic32_load, __tsan_atomic32_store, __tsan_atomic32_fetch_add, __tsan_atomic32_fetch_or, __tsan_atomic32_fetch_and, __tsan_atomic32_exchange, __tsan_atomic32_compare_exchange_val, __tsan_atomic32_compare_exchange_strong, __tsan_atomic32_compare_exchange_weak;
-    u64, AtomicU64: __tsan_atomic64_load, __tsan_atomic64_store, __tsan_atomic64_fetch_add, __tsan_atomic64_fetch_or, __tsan_atomic64_fetch_and, __tsan_atomic64_exchange, __tsan_atomic64_compare_exchange_val, __tsan_atomic64_compare_exchange_strong, __tsan_atomic64_compare_exchange_weak;
+    u32, AtomicU32: __tsan_atomic32_load, __tsan_atomic32_store, __tsan_atomic32_compare_exchange_val, __tsan_atomic32_compare_exchange_strong, __tsan_atomic32_compare_exchange_weak;
+}
+atomics! {
+    u64, AtomicU64: __tsan_atomic64_load, __tsan_atomic64_store, __tsan_atomic64_compare_exchange_val, __tsan_atomic64_compare_exchange_strong, __tsan_atomic64_compare_exchange_weak;
 }

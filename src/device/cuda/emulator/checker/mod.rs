@@ -20,7 +20,7 @@ const WARPS: usize = MAX_THREADS / 32;
 
 type Clock = [u32; WARPS];
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     Read,
     Write,

@@ -2,6 +2,7 @@
 //! lands when no thread can run without it.
 
 use super::super::block::{Block, Me, me};
+use super::super::counting;
 use super::super::failure::{Failure, Site};
 use super::mbarrier::Mbarriers;
 use super::{Hopper, Span, overlap, swizzle};
@@ -101,6 +102,25 @@ impl Load {
     }
 }
 
+impl Load {
+    /// The part of the box that is inside the matrix, in global memory.
+    fn rows_inside(&self) -> Vec<counting::Span> {
+        let Load { matrix, x, y, .. } = self;
+        let inside = |from: i32, len: usize, end: usize| {
+            let last = i64::from(from) + len as i64;
+            from.max(0) as usize..last.clamp(0, end as i64) as usize
+        };
+        let columns = inside(*x, BOX_COLUMNS, matrix.columns);
+        let row = |row: usize| counting::Span {
+            lane: 0,
+            address: matrix.address as usize + row * matrix.row_bytes() + columns.start * 2,
+            bytes: columns.len() * 2,
+        };
+        let rows = inside(*y, matrix.box_rows, matrix.rows);
+        rows.filter(|_| !columns.is_empty()).map(row).collect()
+    }
+}
+
 impl TiledMatrix {
     /// Eight elements of row y from column x on; zeros outside.
     fn chunk(&self, x: i64, y: i64) -> [u8; 16] {
@@ -197,6 +217,7 @@ fn issue(me: Me, load: Load) {
     let (barrier, site, to) = (load.barrier, load.site, load.to);
     let arrival = Arrival { to, barrier, phase: hopper.barriers.borrow().phase(barrier), site };
     me.block.check_tma_issue(me, to, site);
+    me.block.count(|c| c.tma(&load.rows_inside(), load.matrix.box_rows as u64));
     let late = me.block.copies_late();
     {
         let mut loads = hopper.loads.borrow_mut();

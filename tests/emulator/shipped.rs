@@ -1,0 +1,189 @@
+//! What the program's own kernels ask of memory and of tensor cores, where that can be said beforehand.
+#![allow(non_snake_case)]
+
+use std::collections::BTreeMap;
+use warpsmith::device::cuda::counts::Counts;
+use warpsmith::device::cuda::emulator::{EmulatorOptions, open};
+use warpsmith::device::cuda::{Cuda, CudaOptions, MatmulChoice};
+use warpsmith::ops::*;
+use warpsmith::tensor::{Dtype, MemoryPlan, Tensor};
+
+/// The tensors of an operation in bf16, all zero.
+struct Tensors(MemoryPlan);
+
+impl Tensors {
+    fn x(&mut self, len: usize) -> Tensor {
+        self.0.add("test", "x", Dtype::Bf16, len)
+    }
+
+    fn f32(&mut self, len: usize) -> Tensor {
+        self.0.add("test", "f32", Dtype::F32, len)
+    }
+}
+
+fn counts(
+    matmul: MatmulChoice,
+    work: impl FnOnce(&mut Tensors) -> Box<dyn FnOnce(&mut Cuda) -> anyhow::Result<()>>,
+) -> BTreeMap<&'static str, Counts> {
+    let dtype = Dtype::Bf16;
+    let options = CudaOptions { dtype, tf32: false, gelu_fusion: 2, deterministic: true, matmul };
+    let driver = open(dtype, EmulatorOptions { count: true, ..EmulatorOptions::default() }).unwrap();
+    let mut dev = Cuda::new(driver, options);
+    let mut tensors = Tensors(MemoryPlan::new());
+    let work = work(&mut tensors);
+    let limits = Limits {
+        rows: 512,
+        logits_rows: 512,
+        T: 512,
+        C: 768,
+        NH: 12,
+        V: 1024,
+        Vp: 1024,
+        num_parameters: 4096,
+    };
+    plan_scratch(&dev, &[limits], &mut tensors.0).unwrap();
+    dev.allocate(&tensors.0).unwrap();
+    work(&mut dev).unwrap();
+    dev.take_counts()
+}
+
+/// A warp has a row of 96 packs: three requests of 16 sectors each to read it, its weights and its biases, three to write it,
+/// and one each for its mean and its rstd. Each byte of memory is needed once.
+#[test]
+fn layernorm_reads_and_writes_whole_sectors_once() {
+    let (N, C) = (8, 768);
+    let found = counts(MatmulChoice::Own, |t| {
+        let args = LayernormForward {
+            out: t.x(N * C),
+            mean: t.f32(N),
+            rstd: t.f32(N),
+            inp: t.x(N * C),
+            weight: t.x(C),
+            bias: t.x(C),
+            N,
+            C,
+        };
+        Box::new(move |dev| dev.layernorm_forward(args))
+    });
+    let want = Counts {
+        launches: 1,
+        global_requests: 8 * (4 * 3 + 2),
+        sectors_read: 8 * 9 * 16,
+        sectors_written: 8 * (3 * 16 + 2),
+        bytes_read: 2 * 768 * (8 + 2),
+        // Eight means are one sector.
+        bytes_written: 2 * 768 * 8 + 2 * 32,
+        ..Counts::default()
+    };
+    assert_eq!(found["layernorm_forward"], want);
+    assert_eq!(found.len(), 1);
+}
+
+/// 28 bytes a parameter. Those in f32 go by two packs a lane, 32 bytes apart: each touches every sector of the two.
+#[test]
+fn adamw_moves_28_bytes_a_parameter() {
+    const N: usize = 2048;
+    let found = counts(MatmulChoice::Own, |t| {
+        let (params, grads) = (t.x(N), t.x(N));
+        let [master, m, v] = [0; 3].map(|_| t.f32(N));
+        Box::new(move |dev| {
+            let segments = &[DecaySegment { start: 0, len: N, weight_decay: 0.0 }];
+            let (lr, beta1, beta2, eps, grad_scale) = (1e-3, 0.9, 0.95, 1e-8, 1.0);
+            let (master, t, seed) = (Some(master), 1, 1);
+            dev.adamw(AdamW {
+                params,
+                master,
+                m,
+                v,
+                grads,
+                segments,
+                lr,
+                beta1,
+                beta2,
+                eps,
+                grad_scale,
+                t,
+                seed,
+            })
+        })
+    });
+    let found = found["adamw"];
+    assert_eq!((found.bytes_read, found.bytes_written), (14 * 2048, 14 * 2048));
+    // Read: 2 bytes once, 12 twice.
+    assert_eq!((found.sectors_read, found.sectors_written), (26 * 2048 / 32, 26 * 2048 / 32));
+}
+
+fn forward(matmul: MatmulChoice, N: usize, C: usize, OC: usize) -> Counts {
+    let found = counts(matmul, |t| {
+        let (out, inp, weight) = (t.x(N * OC), t.x(N * C), t.x(OC * C));
+        let args = MatmulForward { out, inp, weight, epilogue: Epilogue::None, N, C, OC };
+        Box::new(move |dev| dev.matmul_forward(args))
+    });
+    assert_eq!(found.len(), 1, "{found:?}");
+    *found.values().next().unwrap()
+}
+
+const MMA_TILE: MatmulChoice = MatmulChoice::Tile { M: 128, N: 128, splits: 1 };
+
+/// One tile of 128 x 128 with a sum of 64, in two stages. A stage is 2 x 512 chunks of 16 bytes, which 4 warps copy in 32
+/// requests of 16 sectors and 4 turns each. Each warp then has two steps of eight ldmatrix, four turns each, for its 64 x 64.
+///
+/// On the way out a warp brings four slabs of 16 rows to shared memory, each by 16 stores of pairs, two turns each; and
+/// reads them by eight packs a lane: 4 turns each without conflicts, but two neighbouring packs of a lane are 32 bytes apart from
+/// the next lane's, so that lanes find only half of the banks. A row of 64 numbers is stored by eight lanes: four requests of
+/// 16 sectors a slab.
+#[test]
+fn a_tile_of_a_product_is_what_the_kernel_says_of_itself() {
+    let (stages, warps, slabs) = (2, 4, 4);
+    let copies = stages * 32;
+    let matrices = stages * warps * 2 * 8;
+    let (pairs, packs, stores) = (warps * slabs * 16, warps * slabs * 8, warps * slabs * 4);
+    let want = Counts {
+        launches: 1,
+        global_requests: copies + stores,
+        sectors_read: copies * 16,
+        sectors_written: stores * 16,
+        bytes_read: 2 * (128 * 64 + 128 * 64),
+        bytes_written: 2 * 128 * 128,
+        shared_turns: copies * 4 + matrices * 4 + pairs * 2 + packs * 8,
+        shared_turns_without_conflicts: copies * 4 + matrices * 4 + pairs * 2 + packs * 4,
+        tensor_flops: 2 * 128 * 128 * 64,
+    };
+    assert_eq!(forward(MMA_TILE, 128, 64, 128), want);
+}
+
+/// Tensor cores multiply whole tiles. What tiles read more than once comes from the L2 cache, in whole sectors.
+#[test]
+fn products_read_operands_once_for_each_tile() {
+    for (matmul, tile_n) in [(MMA_TILE, 128), (MatmulChoice::Hopper { N: 256, splits: 1 }, 256)] {
+        for (N, C, OC) in [(256, 64, 512), (200, 128, 272)] {
+            let found = forward(matmul, N, C, OC);
+            let tiles = [N.div_ceil(128), OC.div_ceil(tile_n)];
+            let padded = [tiles[0] * 128, tiles[1] * tile_n];
+            assert_eq!(found.tensor_flops, (2 * padded[0] * padded[1] * C) as u64, "{matmul:?}");
+            let read = 2 * (N * C * tiles[1] + OC * C * tiles[0]);
+            assert_eq!(found.sectors_read, read as u64 / 32, "{matmul:?}");
+            assert_eq!(found.sectors_written, (2 * N * OC) as u64 / 32, "{matmul:?}");
+            assert_eq!(found.bytes_read, 2 * (N * C + OC * C) as u64);
+            assert_eq!(found.bytes_written, 2 * (N * OC) as u64);
+        }
+    }
+}
+
+/// 128 queries of a head see two tiles of 64 keys; the two warps with the first 64 queries see one. For 32 queries and a tile
+/// there are two products, of scores and of sums, 32 x 64 x 64 each.
+#[test]
+fn attention_skips_tiles_above_the_diagonal() {
+    let dims = AttentionDims { B: 1, T: 128, NH: 2, HS: 64 };
+    let (rows, C) = (128, 128);
+    let found = counts(MatmulChoice::Own, |t| {
+        let (out, lse, qkv) = (t.x(rows * C), t.f32(rows * dims.NH), t.x(rows * 3 * C));
+        Box::new(move |dev| dev.attention_forward(out, lse, qkv, dims))
+    });
+    let found = found.values().next().unwrap();
+    assert_eq!(found.tensor_flops, 2 * (2 * 2 + 2) * 2 * (2 * 32 * 64 * 64));
+    assert_eq!(found.bytes_read, 2 * 128 * 3 * 128);
+    assert_eq!(found.bytes_written, 2 * 128 * 128 + 4 * 2 * 128);
+    // One block a head reads its queries, keys and values once.
+    assert_eq!(found.sectors_read * 32, found.bytes_read);
+}
