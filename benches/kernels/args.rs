@@ -14,7 +14,7 @@ use warpsmith::tensor::Dtype;
 #[derive(Parser, Clone, Debug)]
 #[command(name = "kernels", args_override_self = true)]
 pub struct Args {
-    /// cuda, or emulated: results are checked, but nothing is timed
+    /// cuda, or emulated: results are checked and memory accesses counted, but nothing is timed
     #[arg(long, value_name = "NAME", default_value = "cuda", value_parser = values::cuda_device)]
     pub device: DeviceName,
     /// Shapes, with commas between: d12, gpt2:d24, gpt3:c768, or tiny

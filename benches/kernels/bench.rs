@@ -9,6 +9,7 @@ use warpsmith::cli::devices::DeviceName;
 use warpsmith::device::compare::{Tolerance, close};
 use warpsmith::device::cpu::Cpu;
 use warpsmith::device::cpu::matmul::Precision;
+use warpsmith::device::cuda::counts::Counts;
 use warpsmith::device::cuda::emulator::{self, EmulatorOptions};
 use warpsmith::device::cuda::nvidia::Nvidia;
 use warpsmith::device::cuda::{Cuda, CudaOptions, MatmulChoice};
@@ -46,6 +47,8 @@ pub struct Measurement {
     pub matmul: MatmulChoice,
     /// None on a device whose times mean nothing.
     pub times: Option<Times>,
+    /// Of one call, on a device that counts.
+    pub counts: Option<Counts>,
 }
 
 /// Microseconds of a call.
@@ -93,7 +96,8 @@ impl Bench {
         let emulated = args.device == DeviceName::Emulated;
         let mut cuda = match emulated {
             true => {
-                let driver = emulator::open(args.dtype, EmulatorOptions::default());
+                let driver =
+                    emulator::open(args.dtype, EmulatorOptions { count: true, ..EmulatorOptions::default() });
                 Cuda::new(driver.context("--device emulated")?, options)
             }
             false => {
@@ -165,9 +169,11 @@ impl Bench {
             if i > 0 {
                 t.fill_outputs(&mut self.cuda)?;
             }
+            self.cuda.take_counts();
             (calls.call)(&mut self.cuda)?;
+            let counts = sum(self.cuda.take_counts().into_values()).or(self.emulated.then(Counts::default));
             self.check_whole(&t, &calls, tolerated).with_context(|| format!("{matmul:?}, whole"))?;
-            runs.push(Measurement { matmul, times: None });
+            runs.push(Measurement { matmul, times: None, counts });
         }
         self.time(&calls, &mut runs)?;
         Ok(Measured { runs, missing })
@@ -281,6 +287,13 @@ fn bytes(case: &Case, dtype: Dtype) -> usize {
     let mut t = Buffers::new(dtype, dtype);
     case.declare(&mut t);
     t.size_bytes()
+}
+
+fn sum(counts: impl Iterator<Item = Counts>) -> Option<Counts> {
+    counts.reduce(|mut sum, counts| {
+        sum += counts;
+        sum
+    })
 }
 
 fn run(dev: &mut dyn Target, t: &Buffers, calls: &Calls) -> Result<Vec<Output>> {

@@ -7,6 +7,7 @@ mod args;
 mod bench;
 mod buffers;
 mod cases;
+mod counted;
 mod products;
 mod record;
 mod report;
@@ -21,6 +22,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 use warpsmith::cli;
+use warpsmith::cli::devices::DeviceName;
 use warpsmith::roofline::gpu::Gpu;
 use warpsmith::tensor::Dtype;
 
@@ -43,16 +45,23 @@ fn main() -> ExitCode {
 /// Runs all cases, prints and records them. Whether one of them was wrong.
 fn run(args: &Args) -> Result<bool> {
     let (device, rows) = measure(args)?;
-    let timed = rows.iter().any(|row| row.times().is_some());
-    let table = if timed { report::timed(&rows, args.dtype != Dtype::F32) } else { report::checked(&rows) };
+    let emulated = args.device == DeviceName::Emulated;
+    let table =
+        if emulated { report::counted(&rows) } else { report::timed(&rows, args.dtype != Dtype::F32) };
     let mut out = std::io::stdout();
     writeln!(out, "{device}; B {}, T {}\n\n{table}", args.batch_size, args.sequence_length)?;
     write!(out, "{}", report::faults(&rows))?;
-    if timed {
-        let path = record::write(args, &device, &record::record(args, &device, &rows))?;
+    let wrong = rows.iter().any(|row| matches!(row.outcome, Outcome::Wrong(_)));
+    // What was not asked for or is wrong would be missing in the one record that others are held to.
+    let (path, record) = match emulated {
+        true => (counted::path(args), counted::record(args, &rows)),
+        false => (record::path(args, &device), record::record(args, &device, &rows)),
+    };
+    if args.out.is_some() || (args.only.is_none() && !wrong) {
+        record::write(&path, &record)?;
         writeln!(out, "record: {}", path.display())?;
     }
-    Ok(rows.iter().any(|row| matches!(row.outcome, Outcome::Wrong(_))))
+    Ok(wrong)
 }
 
 /// What the device is called, and all cases with what became of them.

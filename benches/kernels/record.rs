@@ -4,10 +4,10 @@ use crate::args::Args;
 use crate::bench::{Outcome, Times};
 use crate::report::Row;
 use anyhow::{Context, Result, ensure};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 use warpsmith::roofline::gpu::Gpu;
 use warpsmith::roofline::record::FILE_SUFFIX;
@@ -93,21 +93,20 @@ fn set_times(set: &mut impl FnMut(&str, Value) -> Option<Value>, times: Times) {
     }
 }
 
-/// Writes a record where it belongs: `--out`, or the GPU's folder.
-///
+/// Where a GPU's record belongs: `--out`, or its folder.
+pub fn path(args: &Args, gpu: &str) -> PathBuf {
+    let short = Gpu::of_device(gpu).map_or_else(|| slug(gpu), |gpu| gpu.name.to_owned());
+    args.out.clone().unwrap_or_else(|| args.record.join(short).join(format!("{}{FILE_SUFFIX}", today())))
+}
+
 /// # Errors
 /// One line that names the file.
-pub fn write(args: &Args, gpu: &str, record: &Value) -> Result<PathBuf> {
-    let short = Gpu::of_device(gpu).map_or_else(|| slug(gpu), |gpu| gpu.name.to_owned());
-    let default = || args.record.join(short).join(format!("{}{FILE_SUFFIX}", today()));
-    let path = args.out.clone().unwrap_or_else(default);
-    let mut text = Vec::new();
-    let formatter = serde_json::ser::PrettyFormatter::with_indent(b" ");
-    record.serialize(&mut serde_json::Serializer::with_formatter(&mut text, formatter))?;
-    text.push(b'\n');
-    let written = path.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(&path, text));
-    written.with_context(|| format!("{}: cannot write", path.display()))?;
-    Ok(path)
+pub fn write(path: &Path, record: &Value) -> Result<()> {
+    let mut text = serde_json::to_string(record)?;
+    // An entry a line, so that a change is seen where it is.
+    text = text.replace("[{", "[\n{").replace("},{", "},\n{").replace("}]", "}\n]") + "\n";
+    let written = path.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(path, text));
+    written.with_context(|| format!("{}: cannot write", path.display()))
 }
 
 /// `nvidia-rtx-a6000`

@@ -5,8 +5,8 @@ use crate::cases::Case;
 use crate::record::Peer;
 use std::fmt::Write;
 use warpsmith::device::cuda::MatmulChoice;
+use warpsmith::device::cuda::counts::Counts;
 use warpsmith::roofline::gpu::Gpu;
-use warpsmith::roofline::kernels::Work;
 use warpsmith::roofline::predict::predict;
 
 /// A case, what became of it, and what it is held against.
@@ -110,19 +110,50 @@ pub fn timed(rows: &[Row], sixteen: bool) -> String {
     text
 }
 
-/// What needs no clock: that every case is right, on its work.
-pub fn checked(rows: &[Row]) -> String {
-    let mut text = heads(&["kernel", "shape", "MFLOP", "MB", "products by", "results"]);
-    for row in rows {
-        let Outcome::Right(measured) = &row.outcome else { continue };
+/// What was counted, beside what the list says must be: bytes between multiprocessors and L2, bytes that memory must give and
+/// take at least, turns of shared memory beside those without bank conflicts, work of tensor cores.
+pub fn counted(rows: &[Row]) -> String {
+    let mut text = heads(&[
+        "kernel",
+        "shape",
+        "products by",
+        "launches",
+        "requests",
+        "KB by L2",
+        "KB by memory",
+        "KB of the list",
+        "L2 / list",
+        "shared turns",
+        "of them conflicts",
+        "tensor MFLOP",
+        "MFLOP of the list",
+    ]);
+    for (row, run, counts) in rows.iter().flat_map(counts) {
         let kernel = &row.case.kernel;
-        let by: Vec<_> = measured.runs.iter().map(|run| whose(run.matmul)).collect();
-        let by = if matches!(kernel.work, Work::Product { .. }) { by.join(", ") } else { "-".to_owned() };
-        let (mflop, mb) = (kernel.flops / 1e6, kernel.bytes / 1e6);
-        let _ =
-            writeln!(text, "| {} | {} | {mflop:.2} | {mb:.3} | {by} | right |", kernel.name, kernel.shape);
+        let by = if row.case.is_product() { whose(run.matmul) } else { "-".to_owned() };
+        let l2 = 32 * (counts.sectors_read + counts.sectors_written);
+        let conflicts = counts.shared_turns - counts.shared_turns_without_conflicts;
+        let kb = |bytes: f64| format!("{:.1}", bytes / 1e3);
+        let cells = [
+            counts.launches.to_string(),
+            counts.global_requests.to_string(),
+            kb(l2 as f64),
+            kb((counts.bytes_read + counts.bytes_written) as f64),
+            kb(kernel.bytes),
+            format!("{:.2}", l2 as f64 / kernel.bytes),
+            counts.shared_turns.to_string(),
+            conflicts.to_string(),
+            format!("{:.2}", counts.tensor_flops as f64 / 1e6),
+            format!("{:.2}", kernel.flops / 1e6),
+        ];
+        let _ = writeln!(text, "| {} | {} | {by} | {} |", kernel.name, kernel.shape, cells.join(" | "));
     }
     text
+}
+
+/// Each measurement that was counted.
+pub fn counts(row: &Row) -> impl Iterator<Item = (&Row, &Measurement, Counts)> {
+    row.runs().iter().filter_map(move |run| Some((row, run, run.counts?)))
 }
 
 /// Whose kernel a product was: `128x256`, `Hopper's 128x128`.

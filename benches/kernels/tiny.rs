@@ -3,6 +3,7 @@
 use crate::args::Args;
 use crate::bench::{Bench, Measured, Measurement, Outcome, Times};
 use crate::cases::{self, Case};
+use crate::counted;
 use crate::record::{self, Peer};
 use crate::report::{self, Row};
 use clap::Parser;
@@ -11,6 +12,9 @@ use std::process::ExitCode;
 use warpsmith::device::cuda::MatmulChoice;
 use warpsmith::roofline::gpu::{GPUS, Gpu};
 use warpsmith::roofline::record::Records;
+
+/// Writes the record of counts anew.
+const UPDATE: &str = "cargo test --locked --bench kernels -- --bench --device emulated -e tiny -b 2 -t 64";
 
 /// What it is called where tests are chosen by name.
 const NAME: &str = "tiny_kernels";
@@ -27,6 +31,7 @@ pub fn main(argv: &[OsString]) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     record::check();
+    counted::check();
     tables_are_filled();
     if !cfg!(emulated) {
         println!("{NAME}: no emulated device here: nothing was run");
@@ -35,10 +40,15 @@ pub fn main(argv: &[OsString]) -> ExitCode {
     let args = ["kernels", "--device", "emulated", "-e", "tiny", "-b", "2", "-t", "64"];
     faults_are_noticed();
     let (device, rows) = crate::measure(&Args::parse_from(args)).expect("an emulated device");
-    print!("{device}\n\n{}{}", report::checked(&rows), report::faults(&rows));
+    print!("{device}\n\n{}{}", report::counted(&rows), report::faults(&rows));
     let wrong = rows.iter().filter(|row| !matches!(row.outcome, Outcome::Right(_))).count();
-    println!("\n{NAME}: {} kernels, {wrong} wrong", rows.len());
-    if wrong > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    let recorded = counted::path(&tiny_args());
+    let differences = counted::differences(&recorded, &rows).unwrap_or_else(|e| vec![format!("{e:#}")]);
+    println!("\n{NAME}: {} kernels, {wrong} wrong, {} other than recorded", rows.len(), differences.len());
+    if !differences.is_empty() {
+        println!("{}\nif that is meant: {UPDATE}", differences.join("\n"));
+    }
+    if wrong > 0 || !differences.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 /// The table and the record of a GPU, from times that are made up: every kernel of the four sizes has its row, and `warpsmith
@@ -78,7 +88,7 @@ fn tables_are_filled() {
 fn made_up(case: &Case) -> Outcome {
     let run = |matmul, median| {
         let times = Times { median, min: 0.8 * median, p10: 0.9 * median, p90: 1.2 * median };
-        Measurement { matmul, times: Some(times) }
+        Measurement { matmul, times: Some(times), counts: None }
     };
     let mut runs = vec![run(MatmulChoice::Fastest, 100.0)];
     if case.is_product() {
@@ -87,8 +97,9 @@ fn made_up(case: &Case) -> Outcome {
     Outcome::Right(Measured { runs, missing: None })
 }
 
+/// Those that write the record.
 fn tiny_args() -> Args {
-    Args::parse_from(["kernels", "--device", "emulated", "-e", "tiny", "-b", "2", "-t", "64"])
+    Args::parse_from(UPDATE.split(' ').skip_while(|word| *word != "--"))
 }
 
 /// What comes out of a product is spoilt before it is checked.
