@@ -127,8 +127,8 @@ torch() {
 # Every kernel by itself, beside cuBLASLt and what the step before found of PyTorch.
 bench() {
     local sizes="-e d12,d24,d36,d48 -b 64 -t 1024" peers=()
-    [ "$DEVICE" = cuda ] || sizes="-e tiny -b 2 -t 64"
     [ ! -s "$OUT/peers.json" ] || peers=(--peers "$OUT/peers.json")
+    [ "$DEVICE" = cuda ] || { sizes="-e tiny -b 2 -t 64"; peers=(); }
     # shellcheck disable=SC2086
     $BIN/bench --bench --device "$DEVICE" $sizes "${peers[@]}" --record "$OUT/record"
 }

@@ -66,6 +66,10 @@ fn run(args: &Args) -> Result<bool> {
 
 /// What the device is called, and all cases with what became of them.
 fn measure(args: &Args) -> Result<(String, Vec<Row>)> {
+    ensure!(
+        args.peers.is_empty() || args.device == DeviceName::Cuda,
+        "--peers: expected --device cuda, found emulated, whose times mean nothing; drop the flag"
+    );
     let peers = record::read_peers(&args.peers)?;
     let cases = wanted(args)?;
     let mut bench = Bench::open(args, &cases)?;
