@@ -111,7 +111,7 @@ class Attention(unittest.TestCase):
     def test_peers_have_the_names_and_shapes_of_our_kernels(self) -> None:
         """Those of the record that `cargo test` holds our kernels to: `--peers` finds them by these."""
         records = Path(__file__).resolve().parent.parent / "benches" / "record" / "emulated"
-        ours = json.loads((records / "tiny-b2-t64-bf16-counts.json").read_text())
+        ours = json.loads((records / "tiny-b2-t64-bf16-kernels.json").read_text())
         known = {(entry["kernel"], entry["shape"]) for entry in ours["kernels"]}
         for dtype in ["bf16", "f32"]:
             entries = self.run_tiny("--dtype", dtype)["kernels"]

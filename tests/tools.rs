@@ -159,6 +159,18 @@ fn a_step_is_predicted_and_compared_with_records() {
     let text = stdout(&succeed(&mut warpsmith(dir.path(), line)));
     assert!(text.contains("1234.5") && text.contains("measured kernels: 1.2 ms a step"), "{text}");
 
+    assert!(!text.contains("binds"), "{text}");
+    fs::create_dir_all(dir.path().join("r/emulated")).unwrap();
+    let counts = dir.path().join("r/emulated/tiny-kernels.json");
+    let fields = r#""sectors_read": 6, "sectors_written": 2, "bytes_read": 192, "bytes_written": 64, "shared_turns": 0"#;
+    let entry = format!(r#"{{"kernel": "gelu forward", "shape": "1x64", {fields}, "tensor_flops": 0"#);
+    fs::write(&counts, format!(r#"{{"kernels": [{entry}, "model_bytes": 256}}]}}"#)).unwrap();
+    let text = stdout(&succeed(&mut warpsmith(dir.path(), &line.replace("-r 0", "-r 1"))));
+    assert!(text.contains("binds") && text.contains("HBM   1.00"), "{text}");
+    fs::write(&counts, format!(r#"{{"kernels": [{entry}}}]}}"#)).unwrap();
+    refuse(&mut warpsmith(dir.path(), line), &["tiny-kernels.json", "model_bytes"]);
+    fs::remove_file(&counts).unwrap();
+
     fs::write(&record, "{}").unwrap();
     refuse(&mut warpsmith(dir.path(), line), &["2026-01-02-kernels.json", "expected a record of kernels"]);
     refuse(&mut warpsmith(dir.path(), "roofline -e d12 -t 2048"), &["-t/--sequence-length", "1024", "2048"]);

@@ -38,9 +38,9 @@ pub struct Args {
     /// Micro-steps in a step: from 2 on, gradients of weights are added to, as in all but the first
     #[arg(long, value_name = "N", default_value = "8", value_parser = values::count)]
     pub micro_steps: usize,
-    /// Only kernels with this in their names: attention, "qkv wgrad"
-    #[arg(long, value_name = "NAME", value_parser = values::name)]
-    pub only: Option<String>,
+    /// Only kernels with one of these in their names: attention, "qkv wgrad"
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = values::name)]
+    pub only: Vec<String>,
     /// Of the numbers on the device: bf16, fp16, f32
     #[arg(long, value_name = "TYPE", default_value = "bf16", value_parser = values::gpu_dtype)]
     pub dtype: Dtype,

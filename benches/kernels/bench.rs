@@ -5,6 +5,7 @@ use crate::args::Args;
 use crate::buffers::{ARENA, Buffers};
 use crate::cases::{Calls, Case, Target};
 use anyhow::{Context, Result, anyhow, ensure};
+use std::collections::BTreeMap;
 use warpsmith::cli::devices::DeviceName;
 use warpsmith::device::compare::{Tolerance, close};
 use warpsmith::device::cpu::Cpu;
@@ -47,8 +48,16 @@ pub struct Measurement {
     pub matmul: MatmulChoice,
     /// None on a device whose times mean nothing.
     pub times: Option<Times>,
-    /// Of one call, on a device that counts.
-    pub counts: Option<Counts>,
+    /// On a device that counts.
+    pub counted: Option<Counted>,
+}
+
+/// What was counted of one call.
+#[derive(Clone, Copy, Debug)]
+pub struct Counted {
+    pub counts: Counts,
+    /// The device's kernel with most work for tensor cores.
+    pub program: Option<&'static str>,
 }
 
 /// Microseconds of a call.
@@ -171,9 +180,9 @@ impl Bench {
             }
             self.cuda.take_counts();
             (calls.call)(&mut self.cuda)?;
-            let counts = sum(self.cuda.take_counts().into_values()).or(self.emulated.then(Counts::default));
+            let counted = sum(&self.cuda.take_counts());
             self.check_whole(&t, &calls, tolerated).with_context(|| format!("{matmul:?}, whole"))?;
-            runs.push(Measurement { matmul, times: None, counts });
+            runs.push(Measurement { matmul, times: None, counted });
         }
         self.time(&calls, &mut runs)?;
         Ok(Measured { runs, missing })
@@ -289,11 +298,13 @@ fn bytes(case: &Case, dtype: Dtype) -> usize {
     t.size_bytes()
 }
 
-fn sum(counts: impl Iterator<Item = Counts>) -> Option<Counts> {
-    counts.reduce(|mut sum, counts| {
-        sum += counts;
-        sum
-    })
+/// None if nothing was launched: clearing memory takes no kernel.
+fn sum(launched: &BTreeMap<&'static str, Counts>) -> Option<Counted> {
+    let mut sum = Counts::default();
+    launched.values().for_each(|counts| sum += *counts);
+    let most = launched.iter().max_by_key(|(_, counts)| counts.tensor_flops);
+    let program = most.filter(|(_, counts)| counts.tensor_flops > 0).map(|(program, _)| *program);
+    (sum.launches > 0).then_some(Counted { counts: sum, program })
 }
 
 fn run(dev: &mut dyn Target, t: &Buffers, calls: &Calls) -> Result<Vec<Output>> {

@@ -2,13 +2,14 @@
 //! against them by `cargo test`: more traffic or new bank conflicts are seen where there is no GPU.
 
 use crate::args::Args;
+use crate::bench::Counted;
 use crate::report::{self, Row};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
-use warpsmith::device::cuda::counts::Counts;
+use warpsmith::roofline::record::FILE_SUFFIX;
 
 /// How far apart counts may be: host compilers differ in a load here and there.
 const ALLOWED: f64 = 0.02;
@@ -18,8 +19,8 @@ const ALLOWED: f64 = 0.02;
 struct Entry {
     kernel: String,
     shape: String,
-    /// Whose product; empty for other kernels.
-    by: String,
+    /// The device's kernel that multiplies; none where nothing is.
+    program: Option<String>,
     launches: u64,
     global_requests: u64,
     sectors_read: u64,
@@ -38,10 +39,10 @@ struct File {
     kernels: Vec<Entry>,
 }
 
-/// `benches/record/emulated/tiny-b2-t64-bf16-counts.json`
+/// `benches/record/emulated/tiny-b2-t64-bf16-kernels.json`
 pub fn path(args: &Args) -> PathBuf {
     let (models, B, T) = (args.models.join("-"), args.batch_size, args.sequence_length);
-    let name = format!("{models}-b{B}-t{T}-{}-counts.json", args.dtype_name());
+    let name = format!("{models}-b{B}-t{T}-{}{FILE_SUFFIX}", args.dtype_name());
     args.out.clone().unwrap_or_else(|| args.record.join("emulated").join(name))
 }
 
@@ -50,10 +51,10 @@ pub fn record(args: &Args, rows: &[Row]) -> Value {
 }
 
 fn entries(rows: &[Row]) -> Vec<Entry> {
-    let entry = |(row, run, counts): (&Row, &crate::bench::Measurement, Counts)| Entry {
+    let entry = |(row, Counted { counts, program }): (&Row, Counted)| Entry {
         kernel: row.case.kernel.name.to_owned(),
         shape: row.case.kernel.shape.clone(),
-        by: if row.case.is_product() { report::whose(run.matmul) } else { String::new() },
+        program: program.map(str::to_owned),
         launches: counts.launches,
         global_requests: counts.global_requests,
         sectors_read: counts.sectors_read,
@@ -66,7 +67,7 @@ fn entries(rows: &[Row]) -> Vec<Entry> {
         model_flops: row.case.kernel.flops,
         model_bytes: row.case.kernel.bytes,
     };
-    rows.iter().flat_map(report::counts).map(entry).collect()
+    rows.iter().flat_map(report::counted_of).map(entry).collect()
 }
 
 /// What is not as recorded, a line for each kernel.
@@ -80,9 +81,11 @@ pub fn differences(recorded: &Path, rows: &[Row]) -> Result<Vec<String>> {
 }
 
 fn compare(recorded: &[Entry], found: &[Entry]) -> Vec<String> {
-    let key = |e: &Entry| (e.kernel.clone(), e.shape.clone(), e.by.clone());
+    let key = |e: &Entry| (e.kernel.clone(), e.shape.clone(), e.program.clone());
     let has = |all: &[Entry], e: &Entry| all.iter().any(|other| key(other) == key(e));
-    let name = |e: &Entry| format!("{} {} {}", e.kernel, e.shape, e.by).trim_end().to_owned();
+    let name = |e: &Entry| {
+        format!("{} {} {}", e.kernel, e.shape, e.program.as_deref().unwrap_or("")).trim_end().to_owned()
+    };
     let mut lines = Vec::new();
     for entry in found {
         match recorded.iter().find(|other| key(other) == key(entry)) {
@@ -115,10 +118,10 @@ fn changes(recorded: &Entry, found: &Entry) -> Vec<String> {
 
 /// Of what a run where all is as recorded does not show.
 pub fn check() {
-    let entry = |kernel: &str, by: &str, turns| Entry {
+    let entry = |kernel: &str, program: &str, turns| Entry {
         kernel: kernel.to_owned(),
         shape: "1x2".to_owned(),
-        by: by.to_owned(),
+        program: (!program.is_empty()).then(|| program.to_owned()),
         launches: 1,
         global_requests: 100,
         sectors_read: 0,

@@ -1,11 +1,10 @@
 //! The table of what was measured.
 
-use crate::bench::{Measurement, Outcome, Times};
+use crate::bench::{Counted, Measurement, Outcome, Times};
 use crate::cases::Case;
 use crate::record::Peer;
 use std::fmt::Write;
 use warpsmith::device::cuda::MatmulChoice;
-use warpsmith::device::cuda::counts::Counts;
 use warpsmith::roofline::gpu::Gpu;
 use warpsmith::roofline::predict::predict;
 
@@ -116,7 +115,7 @@ pub fn counted(rows: &[Row]) -> String {
     let mut text = heads(&[
         "kernel",
         "shape",
-        "products by",
+        "program",
         "launches",
         "requests",
         "KB by L2",
@@ -128,9 +127,9 @@ pub fn counted(rows: &[Row]) -> String {
         "tensor MFLOP",
         "MFLOP of the list",
     ]);
-    for (row, run, counts) in rows.iter().flat_map(counts) {
+    for (row, Counted { counts, program }) in rows.iter().flat_map(counted_of) {
         let kernel = &row.case.kernel;
-        let by = if row.case.is_product() { whose(run.matmul) } else { "-".to_owned() };
+        let by = program.unwrap_or("-");
         let l2 = 32 * (counts.sectors_read + counts.sectors_written);
         let conflicts = counts.shared_turns - counts.shared_turns_without_conflicts;
         let kb = |bytes: f64| format!("{:.1}", bytes / 1e3);
@@ -151,20 +150,9 @@ pub fn counted(rows: &[Row]) -> String {
     text
 }
 
-/// Each measurement that was counted.
-pub fn counts(row: &Row) -> impl Iterator<Item = (&Row, &Measurement, Counts)> {
-    row.runs().iter().filter_map(move |run| Some((row, run, run.counts?)))
-}
-
-/// Whose kernel a product was: `128x256`, `Hopper's 128x128`.
-pub fn whose(choice: MatmulChoice) -> String {
-    match choice {
-        MatmulChoice::Fastest => "fastest".to_owned(),
-        MatmulChoice::Own => "own".to_owned(),
-        MatmulChoice::Cublaslt => "cuBLASLt".to_owned(),
-        MatmulChoice::Tile { M, N, .. } => format!("{M}x{N}"),
-        MatmulChoice::Hopper { N, .. } => format!("Hopper's 128x{N}"),
-    }
+/// Each call that was counted.
+pub fn counted_of(row: &Row) -> impl Iterator<Item = (&Row, Counted)> {
+    row.runs().iter().filter_map(move |run| Some((row, run.counted?)))
 }
 
 /// What the table lacks, a line each: wrong kernels, those too large, products that cuBLASLt does not have.

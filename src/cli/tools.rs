@@ -245,7 +245,8 @@ pub struct RooflineArgs {
     /// GPU: h200, h100, a100, b200, 4090, 5090
     #[arg(long, value_name = "NAME", default_value = "h200", value_parser = values::gpu)]
     pub gpu: &'static Gpu,
-    /// Folder of records; those of the GPU, in NAME/*-kernels.json, are shown beside the prediction
+    /// Folder of records: times in NAME/*-kernels.json, of the GPU, are shown beside the prediction; counts in
+    /// emulated/*-kernels.json set limits
     #[arg(long, value_name = "DIR", default_value = "benches/record")]
     pub records: PathBuf,
 }

@@ -13,6 +13,12 @@ pub struct Gpu {
     pub SMs: usize,
     /// Second-level cache.
     pub l2_mb: f64,
+    /// What it delivers at most, in TB/s.
+    pub l2_tbs: f64,
+    /// The clock that the peak is reached at; shared memory delivers 128 bytes a clock and multiprocessor.
+    pub boost_ghz: f64,
+    /// It has Hopper's instructions, and runs our kernels for them.
+    pub wgmma: bool,
     /// The data sheet's peak, which MFU is a share of.
     pub peak_tflops: f64,
     /// The data sheet's bandwidth of the memory.
@@ -37,6 +43,10 @@ pub const GPUS: [Gpu; 6] = [
         // NVIDIA H200 data sheet: 1,979 TFLOP/s bf16 with sparsity, half of it dense; 4.8 TB/s. SMs and L2: H100 architecture paper.
         SMs: 132,
         l2_mb: 50.0,
+        // The peak is 4,096 FLOP a clock and SM at this clock. L2 bandwidth: Estimate, 5,120 bytes a clock as on A100.
+        l2_tbs: 9.4,
+        boost_ghz: 1.83,
+        wgmma: true,
         peak_tflops: 989.4,
         peak_tbs: 4.8,
         // Measured: 770-798 TFLOP/s for 8192 cubed through PyTorch; 4.3 TB/s for a device-to-device copy.
@@ -54,6 +64,10 @@ pub const GPUS: [Gpu; 6] = [
         // NVIDIA H100 data sheet and architecture paper.
         SMs: 132,
         l2_mb: 50.0,
+        // As above.
+        l2_tbs: 9.4,
+        boost_ghz: 1.83,
+        wgmma: true,
         peak_tflops: 989.4,
         peak_tbs: 3.35,
         // fast.cu reports 716 (4096 cubed) and 795 (8192 cubed) for cuBLAS; QuACK 3.0 TB/s for softmax and cross-entropy.
@@ -69,6 +83,10 @@ pub const GPUS: [Gpu; 6] = [
         // NVIDIA A100 data sheet.
         SMs: 108,
         l2_mb: 40.0,
+        // NVIDIA A100 architecture paper: 5,120 bytes a clock from L2, at 1.41 GHz.
+        l2_tbs: 7.2,
+        boost_ghz: 1.41,
+        wgmma: false,
         peak_tflops: 312.0,
         peak_tbs: 2.039,
         // Estimates: cuBLAS keeps about 265 TFLOP/s, a copy about 1.79 TB/s.
@@ -84,6 +102,10 @@ pub const GPUS: [Gpu; 6] = [
         // NVIDIA Blackwell data sheet: 4.5 PFLOP/s bf16 with sparsity, half of it dense; 8 TB/s.
         SMs: 148,
         l2_mb: 126.0,
+        // The peak is 8,192 FLOP a clock and SM at this clock. L2 bandwidth: Estimate.
+        l2_tbs: 12.0,
+        boost_ghz: 1.86,
+        wgmma: false,
         peak_tflops: 2250.0,
         peak_tbs: 8.0,
         // Estimates.
@@ -99,6 +121,10 @@ pub const GPUS: [Gpu; 6] = [
         // NVIDIA Ada architecture paper: 165.2 TFLOP/s with f32 accumulation, 1,008 GB/s.
         SMs: 128,
         l2_mb: 72.0,
+        // Boost clock: the same paper. L2 bandwidth: Estimate.
+        l2_tbs: 5.0,
+        boost_ghz: 2.52,
+        wgmma: false,
         peak_tflops: 165.2,
         peak_tbs: 1.008,
         // Estimates.
@@ -114,6 +140,10 @@ pub const GPUS: [Gpu; 6] = [
         // NVIDIA RTX Blackwell architecture paper: 209.5 TFLOP/s with f32 accumulation, 1,792 GB/s.
         SMs: 170,
         l2_mb: 96.0,
+        // Boost clock: the same paper. L2 bandwidth: Estimate.
+        l2_tbs: 6.0,
+        boost_ghz: 2.407,
+        wgmma: false,
         peak_tflops: 209.5,
         peak_tbs: 1.792,
         // Estimates; whole steps of llm.kittens are published at 81 % of this peak.

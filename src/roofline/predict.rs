@@ -11,8 +11,66 @@ pub struct Prediction {
     pub realistic_us: f64,
     /// Whether the floor is set by FLOPs and not by bytes.
     pub compute_bound: bool,
+    /// What the realistic time is the longest of: tensor cores, memory, and what was counted.
+    pub compute_us: f64,
+    pub memory_us: f64,
+    pub limits: Limits,
+    /// Multiprocessors there are for each that has work, in the mean.
+    pub idle: f64,
     /// Blocks of work, and how often they fill the GPU; none for kernels that stream.
     pub tiles: Option<Tiles>,
+}
+
+/// What the L2 cache and shared memory take for a call at their full rates, where that was [counted](super::counted).
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Limits {
+    pub l2_us: Option<f64>,
+    pub shared_us: Option<f64>,
+    /// Bytes that the kernel was found to touch, beside those that it must; 0 if nothing was counted.
+    pub moved_share: f64,
+}
+
+/// What sets the realistic time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bound {
+    Memory,
+    L2,
+    Shared,
+    Tensor,
+    /// Tensor cores, of which more than a third wait for the last tiles.
+    Waves,
+}
+
+impl Bound {
+    pub fn name(self) -> &'static str {
+        match self {
+            Bound::Memory => "HBM",
+            Bound::L2 => "L2",
+            Bound::Shared => "shared",
+            Bound::Tensor => "tensor",
+            Bound::Waves => "waves",
+        }
+    }
+}
+
+impl Prediction {
+    /// The same with limits, below which no realistic time is.
+    pub fn with(self, limits: Limits) -> Self {
+        let [l2, shared] = [limits.l2_us, limits.shared_us].map(Option::unwrap_or_default);
+        Prediction { realistic_us: self.realistic_us.max(l2).max(shared), limits, ..self }
+    }
+
+    pub fn bound(&self) -> Bound {
+        let [l2, shared] = [self.limits.l2_us, self.limits.shared_us].map(Option::unwrap_or_default);
+        let tensor = if self.idle > 1.5 { Bound::Waves } else { Bound::Tensor };
+        let times = [
+            (Bound::Memory, self.memory_us),
+            (Bound::L2, l2),
+            (Bound::Shared, shared),
+            (tensor, self.compute_us),
+        ];
+        times.into_iter().max_by(|a, b| a.1.total_cmp(&b.1)).map_or(tensor, |longest| longest.0)
+    }
 }
 
 /// How the output is cut up.
@@ -62,24 +120,44 @@ fn tile_rate((rows, columns): (usize, usize)) -> f64 {
 pub fn predict(kernel: &Kernel, gpu: &Gpu) -> Prediction {
     let compute = kernel.flops / gpu.matmul_ceiling();
     let memory = kernel.bytes / gpu.copy_ceiling();
-    let (realistic, tiles) = match kernel.work {
+    let realistic = match kernel.work {
         Work::Product { m, n, k, tail } => product(kernel, (m, n, k), tail, gpu),
         Work::Attention { B, NH, T, HS, backward } => attention(kernel, (B, NH, T, HS), backward, gpu),
-        Work::Stream { share } => (memory / share, None),
+        Work::Stream { share } => {
+            Realistic { compute: 0.0, memory: memory / share, fix_up: 0.0, idle: 1.0, tiles: None }
+        }
     };
     Prediction {
         floor_us: 1e6 * compute.max(memory),
-        realistic_us: 1e6 * realistic,
+        realistic_us: 1e6 * realistic.seconds(),
         compute_bound: compute > memory,
-        tiles,
+        compute_us: 1e6 * realistic.compute,
+        memory_us: 1e6 * realistic.memory,
+        limits: Limits::default(),
+        idle: realistic.idle,
+        tiles: realistic.tiles,
+    }
+}
+
+/// Seconds of what goes on at the same time, and of what comes after it.
+struct Realistic {
+    compute: f64,
+    memory: f64,
+    fix_up: f64,
+    idle: f64,
+    tiles: Option<Tiles>,
+}
+
+impl Realistic {
+    fn seconds(&self) -> f64 {
+        self.compute.max(self.memory) + self.fix_up
     }
 }
 
 /// The fastest choice of a tile.
-fn product(kernel: &Kernel, mnk: (usize, usize, usize), tail: Tail, gpu: &Gpu) -> (f64, Option<Tiles>) {
+fn product(kernel: &Kernel, mnk: (usize, usize, usize), tail: Tail, gpu: &Gpu) -> Realistic {
     let times = TILES.map(|size| product_with(kernel, mnk, tail, size, gpu));
-    let (seconds, tiles) = times.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).expect("TILES is not empty");
-    (seconds, Some(tiles))
+    times.into_iter().min_by(|a, b| a.seconds().total_cmp(&b.seconds())).expect("TILES is not empty")
 }
 
 fn product_with(
@@ -88,24 +166,25 @@ fn product_with(
     tail: Tail,
     size: (usize, usize),
     gpu: &Gpu,
-) -> (f64, Tiles) {
+) -> Realistic {
     let count = m.div_ceil(size.0) * n.div_ceil(size.1);
     let waves = count as f64 / gpu.SMs as f64;
     let tile_area = (size.0 * size.1) as f64;
     // Length of the sums that one SM forms, one tile after another, and seconds that a unit of it takes.
-    let (length, fix_up_bytes) = match tail {
+    let (length, fix_up_bytes, idle) = match tail {
         // Each SM gets the same share of all sums; those cut in two are written and read as f32.
         Tail::SplitSum => {
             let exposed = (waves + 1.0) * exposed_k(tail, gpu);
-            (waves * k as f64 + exposed, 2.0 * 4.0 * tile_area * gpu.SMs as f64)
+            (waves * k as f64 + exposed, 2.0 * 4.0 * tile_area * gpu.SMs as f64, 1.0)
         }
-        _ => (waves.ceil() * (k as f64 + exposed_k(tail, gpu)), 0.0),
+        _ => (waves.ceil() * (k as f64 + exposed_k(tail, gpu)), 0.0, waves.ceil() / waves),
     };
     let rate_per_sm = gpu.matmul_ceiling() * SUSTAINED * tile_rate(size) / gpu.SMs as f64;
     let compute = length * 2.0 * tile_area / rate_per_sm;
     let bytes = kernel.bytes + read_again((m, n, k), gpu);
     let bandwidth = gpu.copy_ceiling() * PRODUCT_STREAM;
-    (compute.max(bytes / bandwidth) + fix_up_bytes / bandwidth, Tiles { size, count, waves })
+    let (memory, fix_up) = (bytes / bandwidth, fix_up_bytes / bandwidth);
+    Realistic { compute, memory, fix_up, idle, tiles: Some(Tiles { size, count, waves }) }
 }
 
 /// Bytes that come from memory more than once: one operand, for each half of the second-level cache that the other one fills.
@@ -116,20 +195,25 @@ fn read_again((m, n, k): (usize, usize, usize), gpu: &Gpu) -> f64 {
     if k > m.max(n) { 0.0 } else { a.max(b) * ((a.min(b) / fits).ceil() - 1.0) }
 }
 
+/// Queries of a tile of attention.
+const QUERIES: usize = 128;
+
+/// FLOPs of whole tiles of attention beside those that count: half of each tile on the diagonal is computed and thrown away.
+pub fn masked(T: usize) -> f64 {
+    1.0 + QUERIES as f64 / T.max(QUERIES) as f64
+}
+
 /// Tiles of 128 queries, the longest rows first, so that no wave ends early.
 fn attention(
     kernel: &Kernel,
     (B, NH, T, HS): (usize, usize, usize, usize),
     backward: bool,
     gpu: &Gpu,
-) -> (f64, Option<Tiles>) {
-    const ROWS: usize = 128;
-    let count = B * NH * T.div_ceil(ROWS);
-    // Half of each tile on the diagonal is computed and thrown away.
-    let masked = 1.0 + ROWS as f64 / T.max(ROWS) as f64;
+) -> Realistic {
+    let count = B * NH * T.div_ceil(QUERIES);
     let idle = (gpu.SMs as f64 / count as f64).max(1.0);
-    let compute = kernel.flops * masked * idle / gpu.attention_rate(HS, backward);
+    let compute = kernel.flops * masked(T) * idle / gpu.attention_rate(HS, backward);
     let memory = kernel.bytes / (gpu.copy_ceiling() * PRODUCT_STREAM);
-    let tiles = Tiles { size: (ROWS, HS), count, waves: count as f64 / gpu.SMs as f64 };
-    (compute.max(memory), Some(tiles))
+    let tiles = Tiles { size: (QUERIES, HS), count, waves: count as f64 / gpu.SMs as f64 };
+    Realistic { compute, memory, fix_up: 0.0, idle, tiles: Some(tiles) }
 }

@@ -6,6 +6,7 @@
 //! `kernel` and `shape` are those of [`kernels`](super::kernels), `us` the median time of a call in microseconds. More fields may
 //! stand beside them (date, commit, spread, rates); they are not read here.
 
+use super::counted::Counted;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use std::collections::HashMap;
@@ -13,9 +14,12 @@ use std::collections::HashMap;
 /// The end of the names of files that hold records of kernels.
 pub const FILE_SUFFIX: &str = "-kernels.json";
 
-/// Median microseconds by kernel and shape.
+/// Median microseconds by kernel and shape; and what the emulated device counted.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Records(HashMap<(String, String), f64>);
+pub struct Records {
+    us: HashMap<(String, String), f64>,
+    pub counted: Counted,
+}
 
 #[derive(Deserialize)]
 struct File {
@@ -41,18 +45,18 @@ impl Records {
                 us > 0.0 && us.is_finite(),
                 "{kernel} {shape}: expected microseconds above 0, found {us}"
             );
-            self.0.insert((kernel, shape), us);
+            self.us.insert((kernel, shape), us);
         }
         Ok(())
     }
 
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.us.is_empty()
     }
 
     /// Microseconds of a call, if it was measured.
     pub fn us(&self, kernel: &str, shape: &str) -> Option<f64> {
-        self.0.get(&(kernel.to_owned(), shape.to_owned())).copied()
+        self.us.get(&(kernel.to_owned(), shape.to_owned())).copied()
     }
 }
 

@@ -14,6 +14,8 @@ use std::fmt::{self, Display, Formatter};
 pub struct Row {
     pub kernel: Kernel,
     pub prediction: Prediction,
+    /// Whether the prediction knows what the emulated device counted of the kernel.
+    pub counted: bool,
     /// Of one call, where there is a record.
     pub measured_us: Option<f64>,
 }
@@ -47,10 +49,15 @@ pub struct Budget {
 impl Budget {
     /// Predicts a step, with what was measured beside.
     pub fn new(config: &ModelConfig, run: &Run, gpu: &Gpu, records: &Records) -> Self {
-        let row = |kernel: Kernel| Row {
-            prediction: predict(&kernel, gpu),
-            measured_us: records.us(kernel.name, &kernel.shape),
-            kernel,
+        let row = |kernel: Kernel| {
+            let prediction = predict(&kernel, gpu);
+            let limits = records.counted.limits(&kernel, prediction.tiles, gpu);
+            Row {
+                prediction: limits.map_or(prediction, |limits| prediction.with(limits)),
+                counted: limits.is_some(),
+                measured_us: records.us(kernel.name, &kernel.shape),
+                kernel,
+            }
         };
         let rows = step(config, run).into_iter().map(row).collect();
         Budget { config: *config, run: *run, gpu: *gpu, rows }
@@ -124,23 +131,28 @@ impl Budget {
 
     fn write_kernels(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let recorded = self.rows.iter().any(|row| row.measured_us.is_some());
+        let counted = self.rows.iter().any(|row| row.counted);
         write!(
             f,
             "{:18} {:>18} {:>5} {:>9} {:>8} {:>7} {:>7} {:>7} {:>9} {:>9}",
             "kernel", "shape", "calls", "GFLOP", "MB", "tile", "tiles", "waves", "floor us", "real us"
         )?;
-        writeln!(
-            f,
-            "{}",
-            if recorded { format!(" {:>9} {:>6}", "measured", "/ real") } else { String::new() }
-        )?;
+        if counted {
+            write!(f, " {:>9} {:>9} {:>6} {:>6}", "L2 us", "shared us", "binds", "moved")?;
+        }
+        if recorded {
+            write!(f, " {:>9} {:>7} {:>6}", "measured", "/ floor", "/ real")?;
+        }
+        writeln!(f)?;
         for row in &self.rows {
             write_row(f, row)?;
-            match row.measured_us {
-                Some(us) => writeln!(f, " {us:>9.1} {:>6.2}", us / row.prediction.realistic_us)?,
-                None if recorded => writeln!(f, " {:>9} {:>6}", "-", "-")?,
-                None => writeln!(f)?,
+            if counted {
+                write_limits(f, row)?;
             }
+            if recorded {
+                write_measured(f, row)?;
+            }
+            writeln!(f)?;
         }
         writeln!(f)?;
         if recorded { self.write_coverage(f) } else { Ok(()) }
@@ -153,10 +165,11 @@ impl Budget {
         let predicted = self.sum_ms(|row| row.measured_us.is_some());
         writeln!(
             f,
-            "measured kernels: {:.1} ms a step, predicted {:.1} (floor {:.1})\n",
+            "measured kernels: {:.1} ms a step, predicted {:.1} (floor {:.1}): {:.2} of the prediction\n",
             measured / 1e3,
             predicted.realistic,
-            predicted.floor
+            predicted.floor,
+            measured / 1e3 / predicted.realistic
         )
     }
 
@@ -201,6 +214,24 @@ fn write_row(f: &mut Formatter<'_>, row: &Row) -> fmt::Result {
         p.floor_us,
         p.realistic_us
     )
+}
+
+/// Times by what was counted, what sets the realistic one, and bytes that the kernel touches beside those that it must.
+fn write_limits(f: &mut Formatter<'_>, row: &Row) -> fmt::Result {
+    let p = &row.prediction;
+    let us = |us: Option<f64>| us.map_or("-".to_owned(), |us| format!("{us:.1}"));
+    let moved = if row.counted { format!("{:.2}", p.limits.moved_share) } else { "-".to_owned() };
+    let (l2, shared) = (us(p.limits.l2_us), us(p.limits.shared_us));
+    write!(f, " {l2:>9} {shared:>9} {:>6} {moved:>6}", p.bound().name())
+}
+
+/// A time of the record, and how many times the predicted ones it is.
+fn write_measured(f: &mut Formatter<'_>, row: &Row) -> fmt::Result {
+    let p = &row.prediction;
+    match row.measured_us {
+        Some(us) => write!(f, " {us:>9.1} {:>7.2} {:>6.2}", us / p.floor_us, us / p.realistic_us),
+        None => write!(f, " {:>9} {:>7} {:>6}", "-", "-", "-"),
+    }
 }
 
 /// 1234567 as 1,234,567.

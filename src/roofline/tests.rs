@@ -2,6 +2,7 @@
 
 use super::gpu::{GPUS, Gpu};
 use super::kernels::{Class, Run, flops_per_token, step};
+use super::predict::Bound;
 use super::record::Records;
 use super::report::Budget;
 use crate::config::ModelConfig;
@@ -170,8 +171,66 @@ fn records_stand_beside_the_prediction() {
     records.add(json).unwrap();
     let text = Budget::new(&model("d12"), &run(64), &GPUS[0], &records).to_string();
     let row = text.lines().find(|line| line.starts_with("attention forward")).unwrap();
-    assert!(row.contains("500.0") && text.contains("measured kernels: 48.0 ms a step"), "{text}");
+    assert!(row.ends_with("     500.0    3.83   1.50"), "{text}");
+    let sum = "measured kernels: 48.0 ms a step, predicted 31.9 (floor 12.5): 1.50 of the prediction";
+    assert!(text.contains(sum), "{text}");
     assert!(!budget("d12", "h200", 64).to_string().contains("measured"));
+}
+
+/// What the emulated device counted of two streams and of attention over one and two tiles, in numbers that are easily told.
+const COUNTED: &str = r#"{"kernels": [
+    {"kernel": "adamw", "shape": "2048", "sectors_read": 1664, "sectors_written": 1664, "bytes_read": 28672,
+     "bytes_written": 28672, "shared_turns": 0, "tensor_flops": 0, "model_bytes": 57344},
+    {"kernel": "layernorm forward", "shape": "8x768", "sectors_read": 1152, "sectors_written": 400, "bytes_read": 15360,
+     "bytes_written": 12352, "shared_turns": 10000000, "tensor_flops": 0, "model_bytes": 24640},
+    {"kernel": "attention forward", "shape": "1x1x128x64", "sectors_read": 1000, "sectors_written": 0, "bytes_read": 1,
+     "bytes_written": 1, "shared_turns": 3000, "tensor_flops": 4e6, "model_bytes": 1},
+    {"kernel": "attention forward", "shape": "1x1x256x64", "sectors_read": 2500, "sectors_written": 0, "bytes_read": 1,
+     "bytes_written": 1, "shared_turns": 8000, "tensor_flops": 12e6, "model_bytes": 2}]}"#;
+
+#[test]
+fn counts_set_limits_and_say_what_binds() {
+    let mut records = Records::default();
+    records.counted.add(COUNTED).unwrap();
+    let gpu = Gpu::named("h200").unwrap();
+    let b = Budget::new(&model("d12"), &run(64), gpu, &records);
+    let row = |name: &str| b.rows.iter().find(|row| row.kernel.name == name).unwrap();
+
+    // 52 bytes of sectors a parameter where 28 must be moved: memory is the slower by far.
+    let adamw = row("adamw").prediction;
+    near(adamw.limits.l2_us.unwrap(), 52.0 * 124_475_904.0 / 9.4e6, 1e-9);
+    assert_eq!((adamw.limits.shared_us, adamw.bound()), (Some(0.0), Bound::Memory));
+    assert_eq!(adamw.limits.moved_share, 1.0);
+
+    // A bank conflict that nobody could overlook.
+    let layernorm = row("layernorm forward").prediction;
+    assert_eq!(layernorm.bound(), Bound::Shared);
+    assert_eq!(Some(layernorm.realistic_us), layernorm.limits.shared_us);
+
+    // 3000 = 4e6 a + 128 x 64 b and 8000 = 12e6 a + 256 x 64 b: a = 5e-4, b = 1000 / 8192. In sectors 1.25e-4 and 500 / 8192.
+    let attention = row("attention forward");
+    let (flops, outputs) = (attention.kernel.flops * 1.125, 65536.0 * 768.0);
+    let limits = attention.prediction.limits;
+    let turns = 5e-4 * flops + 1000.0 / 8192.0 * outputs;
+    near(limits.shared_us.unwrap(), turns / (132.0 * 1.83e3), 1e-9);
+    near(limits.l2_us.unwrap(), 32.0 * (1.25e-4 * flops + 500.0 / 8192.0 * outputs) / 9.4e6, 1e-9);
+    assert_eq!(attention.prediction.bound(), Bound::Tensor);
+}
+
+#[test]
+fn what_was_counted_stands_beside_the_prediction() {
+    let mut records = Records::default();
+    records.counted.add(COUNTED).unwrap();
+    let text = Budget::new(&model("d12"), &run(64), &GPUS[0], &records).to_string();
+    let row = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap();
+    assert!(text.contains(" L2 us shared us  binds  moved\n"), "{text}");
+    assert!(row("adamw").ends_with(" 688.6       0.0    HBM   1.00"), "{text}");
+    assert!(row("qkv forward").ends_with("         -         - tensor      -"), "{text}");
+    assert!(!budget("d12", "h200", 64).to_string().contains("binds"));
+    // Few tiles: most multiprocessors wait.
+    let small = Run { B: 1, T: 128, micro_steps: 1, ..run(64) };
+    let text = Budget::new(&model("d12"), &small, &GPUS[0], &records).to_string();
+    assert!(text.contains(" waves "), "{text}");
 }
 
 /// The trainer's MFU and the one predicted are shares of the same peak, by the same formula.

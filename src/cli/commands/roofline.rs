@@ -23,15 +23,16 @@ pub fn roofline(args: &RooflineArgs) -> Result<()> {
     );
     let micro_steps = micro_steps(args.total_batch_size.unwrap_or(B * T), B, T)?;
     let run = Run { B, T, micro_steps, recompute: args.recompute, logits_rows: args.logits_rows };
-    let records = read_records(&args.records.join(args.gpu.name))?;
+    let mut records = Records::default();
+    for_each_record(&args.records.join(args.gpu.name), |text| records.add(text))?;
+    for_each_record(&args.records.join("emulated"), |text| records.counted.add(text))?;
     print(Budget::new(&config, &run, args.gpu, &records))
 }
 
-/// All records of a GPU, the newest last: their names begin with a date. None if it has no folder.
-fn read_records(dir: &Path) -> Result<Records> {
-    let mut records = Records::default();
+/// Adds all records of a device, the newest last: their names begin with a date. None if it has no folder.
+fn for_each_record(dir: &Path, mut add: impl FnMut(&str) -> Result<()>) -> Result<()> {
     if !dir.exists() {
-        return Ok(records);
+        return Ok(());
     }
     let fault = || format!("--records {}: cannot read", dir.display());
     let entries = fs::read_dir(dir).and_then(|entries| entries.collect::<Result<Vec<_>, _>>());
@@ -40,7 +41,7 @@ fn read_records(dir: &Path) -> Result<Records> {
     paths.sort();
     for path in paths {
         let text = fs::read_to_string(&path).with_context(|| format!("{}: cannot read", path.display()))?;
-        records.add(&text).with_context(|| path.display().to_string())?;
+        add(&text).with_context(|| path.display().to_string())?;
     }
-    Ok(records)
+    Ok(())
 }

@@ -21,7 +21,7 @@ pub struct Counts {
     pub bytes_read: u64,
     pub bytes_written: u64,
     /// Turns of 128 bytes that shared memory took, and how many it would have taken without bank conflicts: loads and stores,
-    /// ldmatrix, what cp.async and TMA write. Not what wgmma reads, nor barriers.
+    /// ldmatrix, what cp.async and TMA write, and the operands of wgmma, B once for its four warps. Barriers are left out.
     pub shared_turns: u64,
     pub shared_turns_without_conflicts: u64,
     /// Multiplications and additions of tensor cores, whole tiles: also those of zeros at the edge of a matrix.

@@ -144,6 +144,16 @@ impl Counter {
         self.counts.tensor_flops += 2 * (m * n * k) as u64;
     }
 
+    /// A warp's part of wgmma, with `columns` of B: 16 rows of A; and all of B, which one warp stands for, as it is read once for
+    /// all four. Chunks are swizzled so that there are no conflicts.
+    pub fn wgmma(&mut self, warp: usize, columns: usize) {
+        let b_columns = if warp.is_multiple_of(4) { columns } else { 0 };
+        let turns = ((16 + b_columns) * 16 * 2 / 128) as u64;
+        self.counts.shared_turns += turns;
+        self.counts.shared_turns_without_conflicts += turns;
+        self.product(16, columns, 16);
+    }
+
     /// Whether it is global memory: neither a stack nor a constant of the kernel.
     fn is_global(&self, address: usize) -> bool {
         let after = self.allocations.partition_point(|(first, _)| *first <= address);

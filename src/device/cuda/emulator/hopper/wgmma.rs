@@ -369,7 +369,7 @@ fn try_issue<T: Element>(me: Me, site: Site, arguments: [&mut Wgmma; 32]) -> Res
         me.block.check(|c| c.wgmma_reads(me.thread, *start, *end)).transpose()?;
     }
     hopper.warpgroups[warp / 4].borrow_mut().issue(warp % 4, (a, b, first.columns, site))?;
-    me.block.count(|c| c.product(ROWS, columns, K));
+    me.block.count(|c| c.wgmma(warp, columns));
     let sums = products.sums_of(arguments.each_ref().map(|x| x.d), columns);
     let group = products.groups;
     products.pending.push_back(Product { group, sums, a, b, accumulate, compute: compute::<T>, spans, site });
