@@ -128,7 +128,7 @@ torch() {
 bench() {
     local sizes="-e d12,d24,d36,d48 -b 64 -t 1024" peers=()
     [ ! -s "$OUT/peers.json" ] || peers=(--peers "$OUT/peers.json")
-    [ "$DEVICE" = cuda ] || { sizes="-e tiny -b 2 -t 64"; peers=(); }
+    [ "$DEVICE" = cuda ] || { sizes="-e tiny -b 2 -t 64 --gelu-fusion 2"; peers=(); }
     # shellcheck disable=SC2086
     $BIN/bench --bench --device "$DEVICE" $sizes "${peers[@]}" --record "$OUT/record"
 }

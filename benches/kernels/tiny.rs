@@ -16,7 +16,7 @@ use warpsmith::roofline::record::Records;
 /// What is counted again, as the commands that write the records. The second has another length of sums and of sequences, from
 /// which `warpsmith roofline` tells what a kernel takes for each of its outputs and what for each FLOP.
 const RUNS: [&str; 2] = [
-    "cargo test --locked --bench kernels -- --bench --device emulated -e tiny -b 2 -t 64",
+    "cargo test --locked --bench kernels -- --bench --device emulated -e tiny -b 2 -t 64 --gelu-fusion 2",
     "cargo test --locked --bench kernels -- --bench --device emulated -e tiny -b 2 -t 128 --only attention,wgrad \
      --out benches/record/emulated/tiny-b2-t128-bf16-kernels.json",
 ];
