@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that wants a GPU, into one folder: dev/gpu_report.sh OUT [STEP...]
 #
-# Steps, in the order in which they run: machine kernels parity train probes torch bench sanitizer. It needs no cargo and no network,
+# Steps, in the order in which they run: machine probes kernels parity train torch bench sanitizer. It needs no cargo and no network,
 # only the programs that `make gpu-report-programs` puts into build/gpu and the scripts in dev/, so those can be carried to the
 # machine with the GPU. Each step has a log of its own and a time limit, and none stops the others; steps can be run in pieces, into
 # the same folder. OUT/REPORT.md then is one page made of all logs that are there. DEVICE=emulated tries it out without a GPU, at
@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 
 OUT=${1:?usage: dev/gpu_report.sh OUT [STEP...]}
 shift
-ALL="machine kernels parity train probes torch bench sanitizer"
+ALL="machine probes kernels parity train torch bench sanitizer"
 STEPS=${*:-$ALL}
 DEVICE=${DEVICE:-cuda}
 BIN=build/gpu
@@ -98,7 +98,7 @@ train() {
 probes() {
     [ -x $BIN/probes ] || { echo "no $BIN/probes; make gpu-report-programs builds it"; return $ABSENT; }
     if [ "$DEVICE" = cuda ]; then
-        WARPSMITH_TEST_DEVICE=cuda WARPSMITH_RECORD_PROBES="$(realpath "$OUT")/probes" $BIN/probes --test-threads 1
+        WARPSMITH_TEST_DEVICE=cuda WARPSMITH_RECORD_PROBES="$(realpath "$OUT")/golden" $BIN/probes --test-threads 1
     else
         $BIN/probes --test-threads 1
     fi

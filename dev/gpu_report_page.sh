@@ -84,7 +84,7 @@ page() {
     printf '# What %s did\n\n' "$(sed -n 's/^GPU: //p' "$OUT/machine.log" 2>/dev/null | grep . || echo 'this machine')"
     printf '`dev/gpu_report.sh` wrote this page from the logs of its steps.\n\n'
     printf '| step | result | seconds |\n|---|---|--:|\n'
-    for step in machine kernels parity train probes torch bench sanitizer; do
+    for step in machine probes kernels parity train torch bench sanitizer; do
         sed 's/.*/| & |/' "$OUT/$step.result" 2>/dev/null || echo "| $step | not run | |"
     done
     printf '\n## Machine\n\n'
