@@ -102,9 +102,11 @@ CPU_BENCH := $(BENCH) --ours 'f32=./train_gpt2 --dtype f32' \
 	--torch f32:eager --torch f32:compile --torch bf16:eager --torch bf16:compile
 BF16 = $(if $(filter bf16,$(DTYPE)),--ours 'bf16=./train_gpt2 --dtype bf16')
 
-bench: build $(if $(GPU),train_gpt2cu) venv $(STORIES) ## time a 124M step beside PyTorch, recorded in benches/record
+bench: build $(if $(GPU),train_gpt2cu) venv $(STORIES) ## time a 124M step beside PyTorch, on a GPU each kernel too; recorded in benches/record
 ifneq ($(GPU),)
 	$(BENCH) --ours './train_gpt2cu -r 0' -b 64 -t 1024 -d 524288
+	$(VENV)/bin/python dev/bench_attention.py -e d12,d24,d36,d48 -b 64 -t 1024 --out $(BUILD)/peers.json
+	REQUIRE_KERNELS=1 $(CARGO) bench --locked --bench kernels -- --peers $(BUILD)/peers.json
 else
 	$(CPU_BENCH) $(BF16) -b 4 -t 64
 	$(CPU_BENCH) $(BF16) -b 1 -t 1024
@@ -112,16 +114,22 @@ endif
 
 bench-quick: .cargo-found ## every benchmark at tiny sizes, so that none rots
 	WARPSMITH_BENCH_QUICK=1 $(CARGO) bench --locked --bench matmul
+	$(CARGO) test --locked --bench kernels
 
 # --- what wants a GPU: all of it in one folder, by programs that can be carried to a machine without cargo
 
-gpu-report-programs: build train_gpt2cu
-	@mkdir -p $(BUILD)/gpu
-	@cp -f train_gpt2 train_gpt2cu warpsmith $(BUILD)/gpu/
-	@for test in kernels probes; do cp -f "$$($(CARGO) test --release --locked --test $$test --no-run 2>&1 | \
-		sed -n 's/.*Executable.*(\(.*\))/\1/p')" $(BUILD)/gpu/$$test || exit; done
+# REPORT_PROFILE=dev takes the programs that the tests use.
+REPORT_PROFILE ?= release
 
-gpu-report: gpu-report-programs ## probes, kernel tests, parity and a 124M step on this machine's GPU, into build/gpu-report
+gpu-report-programs: .cargo-found .nvcc-found
+	@REQUIRE_KERNELS=1 $(CARGO) build --profile $(REPORT_PROFILE) --locked --bins
+	@mkdir -p $(BUILD)/gpu
+	@cp -f $(addprefix target/$(if $(filter dev,$(REPORT_PROFILE)),debug,$(REPORT_PROFILE))/,train_gpt2 train_gpt2cu warpsmith) $(BUILD)/gpu/
+	@built() { $(CARGO) test --profile $(REPORT_PROFILE) --locked --no-run "$$@" 2>&1 | sed -n 's/.*Executable.*(\(.*\))/\1/p'; }; \
+	set -e; for name in kernels probes; do cp -f "$$(built --test $$name)" $(BUILD)/gpu/$$name; done; \
+	cp -f "$$(built --bench kernels)" $(BUILD)/gpu/bench
+
+gpu-report: gpu-report-programs ## what wants a GPU, on this machine's: tests, parity, steps, kernels; one page of it in build/gpu-report
 	dev/gpu_report.sh $(BUILD)/gpu-report
 
 # --- checks

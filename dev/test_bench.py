@@ -1,17 +1,22 @@
 #!/usr/bin/env python3
-"""Tests of what dev/bench.py and dev/bench_torch.py compare with; on a CPU, in seconds: dev/test_bench.py"""
+"""Tests of what dev/bench.py, bench_torch.py and bench_attention.py compare with; on a CPU, in seconds: dev/test_bench.py"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+import json
 import os
 import tempfile
 import unittest
+from pathlib import Path
 
 import numpy as np
 import torch
 
 import bench
+import bench_attention
 import gpus
 from bench_torch import MasterAdamW, PlainAdamW
 from flags import shape
@@ -92,6 +97,34 @@ class Driver(unittest.TestCase):
     def test_mfu_is_of_the_card_at_hand(self) -> None:
         self.assertEqual(f"{bench.mfu(803.5e6, 700e3, 989.4):.3f}", "0.568")
         self.assertIsNone(bench.mfu(803.5e6, 700e3, None))
+
+
+class Attention(unittest.TestCase):
+    def run_tiny(self, *flags: str) -> dict:
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+            path = Path(folder) / "new" / "peers.json"
+            flags = ["-e", "tiny", "-b", "2", "-t", "64", "--reps", "2", "--device", "cpu", "--out", str(path), *flags]
+            with contextlib.redirect_stderr(io.StringIO()):
+                bench_attention.main(flags)
+            return json.loads(path.read_text())
+
+    def test_peers_have_the_names_and_shapes_of_our_kernels(self) -> None:
+        """Those of the record that `cargo test` holds our kernels to: `--peers` finds them by these."""
+        records = Path(__file__).resolve().parent.parent / "benches" / "record" / "emulated"
+        ours = json.loads((records / "tiny-b2-t64-bf16-kernels.json").read_text())
+        known = {(entry["kernel"], entry["shape"]) for entry in ours["kernels"]}
+        for dtype in ["bf16", "f32"]:
+            entries = self.run_tiny("--dtype", dtype)["kernels"]
+            found = {(entry["kernel"], entry["shape"]) for entry in entries}
+            self.assertEqual(len(found), 5)
+            self.assertLessEqual(found, known)
+            for entry in entries:
+                self.assertTrue(0 < entry["min_us"] <= entry["p10_us"] <= entry["us"] <= entry["p90_us"], entry)
+
+    def test_bad_flags_are_refused(self) -> None:
+        for bad in [["-e", "d13"], ["-b", "0"], ["--device", "tpu"]]:
+            with self.assertRaises(SystemExit), contextlib.redirect_stderr(io.StringIO()):
+                bench_attention.parse(bad)
 
 
 if __name__ == "__main__":

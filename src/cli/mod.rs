@@ -10,10 +10,10 @@ pub mod readme;
 pub mod tools;
 pub mod train;
 pub mod train_gpt2;
-mod values;
+pub mod values;
 
 pub use check::{ModelSource, refuse_launcher};
-pub use parse::Parsed;
+pub use parse::{Parsed, flags};
 pub use train::Program;
 
 use anyhow::Result;

@@ -3,7 +3,7 @@
 use anyhow::{Result, anyhow, bail};
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Arg, ArgMatches, Command};
+use clap::{Arg, ArgMatches, Command, CommandFactory, FromArgMatches};
 use std::error::Error;
 use std::ffi::OsString;
 
@@ -87,6 +87,17 @@ pub(super) fn matches(command: &Command, argv: Vec<OsString>) -> Result<Parsed<A
             _ => Err(anyhow!(explain(command, &error))),
         },
     }
+}
+
+/// The flags of a program that has no commands; `argv` includes its name.
+///
+/// # Errors
+/// One line, as from all programs here.
+pub fn flags<T: CommandFactory + FromArgMatches>(argv: Vec<OsString>) -> Result<Parsed<T>> {
+    Ok(match matches(&T::command(), argv)? {
+        Parsed::Run(matches) => Parsed::Run(T::from_arg_matches(&matches)?),
+        Parsed::Print(text) => Parsed::Print(text),
+    })
 }
 
 /// clap's error, which spreads over paragraphs, as one line.

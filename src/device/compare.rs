@@ -1,4 +1,31 @@
-//! Comparison of what a device computed with what it should have: for the tests of every device.
+//! Comparison of what a device computed with what it should have: for the tests and the benchmarks of every device.
+
+use crate::tensor::Dtype;
+
+/// How far from the right result an output may be.
+#[derive(Clone, Copy, Debug)]
+pub struct Tolerance {
+    /// How often a number on the way to the output is rounded to the device's type, in units of its last place.
+    pub roundings: f64,
+    /// Terms of the longest sum on the way, in f32.
+    pub terms: usize,
+}
+
+impl Tolerance {
+    pub const fn new(roundings: f64, terms: usize) -> Self {
+        Tolerance { roundings, terms }
+    }
+
+    /// Relative to an element, or to the root mean square of all where that is larger.
+    pub fn relative(self, dtype: Dtype) -> f64 {
+        let last_place = match dtype {
+            Dtype::Bf16 => 2f64.powi(-8),
+            Dtype::F16 => 2f64.powi(-11),
+            _ => 2f64.powi(-23),
+        };
+        self.roundings * last_place + 2f64.powi(-21) * (self.terms.max(1) as f64).sqrt()
+    }
+}
 
 /// Checks that every element is as wanted, to within `tolerance` times its size or times the root mean square of all
 /// that is wanted, whichever is larger: an element much smaller than its neighbours is the difference of terms of their
@@ -8,7 +35,19 @@
 /// If not, naming the element that is furthest out. NaN is never as wanted; infinity only where it is wanted.
 #[track_caller]
 pub fn assert_close<W: Into<f64> + Copy>(name: &str, got: &[f32], want: &[W], tolerance: f64) {
-    assert_eq!(got.len(), want.len(), "{name}: length");
+    if let Err(fault) = close(got, want, tolerance) {
+        panic!("{name}: {fault}");
+    }
+}
+
+/// The same for those who go on after a fault.
+///
+/// # Errors
+/// Names the element that is furthest out.
+pub fn close<W: Into<f64> + Copy>(got: &[f32], want: &[W], tolerance: f64) -> Result<(), String> {
+    if got.len() != want.len() {
+        return Err(format!("{} elements, want {}", got.len(), want.len()));
+    }
     let want: Vec<f64> = want.iter().map(|&w| w.into()).collect();
     let size = root_mean_square(&want);
     let share = |i: usize| {
@@ -18,15 +57,16 @@ pub fn assert_close<W: Into<f64> + Copy>(name: &str, got: &[f32], want: &[W], to
     };
     // NaN counts as infinitely far out.
     let distance = |i: usize| if share(i).is_nan() { f64::INFINITY } else { share(i) };
-    let Some(worst) = (0..got.len()).max_by(|&a, &b| distance(a).total_cmp(&distance(b))) else { return };
-    assert!(
-        share(worst) <= 1.0,
-        "{name}: [{worst}] of {} is {:e}, want {:e}: {:.0} % of the tolerance {tolerance:e}",
-        got.len(),
-        got[worst],
-        want[worst],
-        100.0 * share(worst),
-    );
+    match (0..got.len()).max_by(|&a, &b| distance(a).total_cmp(&distance(b))) {
+        Some(worst) if distance(worst) > 1.0 => Err(format!(
+            "[{worst}] of {} is {:e}, want {:e}: {:.0} % of the tolerance {tolerance:e}",
+            got.len(),
+            got[worst],
+            want[worst],
+            100.0 * share(worst),
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Checks that two results are the same, bit for bit.

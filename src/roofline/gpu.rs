@@ -168,6 +168,14 @@ impl Gpu {
         })
     }
 
+    /// Finds a GPU by what its driver calls it: `NVIDIA A100-SXM4-80GB`. `None` for cards of the same chip with other clocks.
+    pub fn of_device(name: &str) -> Option<&'static Gpu> {
+        let name = name.to_ascii_lowercase();
+        let words: Vec<&str> = name.split([' ', '-']).collect();
+        let other = ["pcie", "nvl", "laptop", "max", "d"];
+        GPUS.iter().find(|gpu| words.contains(&gpu.name) && !words.iter().any(|word| other.contains(word)))
+    }
+
     /// FLOP/s of a large product.
     pub fn matmul_ceiling(&self) -> f64 {
         self.peak_tflops * 1e12 * self.matmul_share

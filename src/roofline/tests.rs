@@ -247,6 +247,12 @@ fn peaks_and_formula_are_those_of_the_trainer() {
 #[test]
 fn unknown_gpus_are_refused_with_the_known_ones() {
     assert_eq!(Gpu::named("H200").unwrap().SMs, 132);
+    let of_device = |name| Gpu::of_device(name).map(|gpu| gpu.name);
+    assert_eq!(of_device("NVIDIA A100-SXM4-80GB"), Some("a100"));
+    assert_eq!(of_device("NVIDIA GeForce RTX 4090"), Some("4090"));
+    for other in ["NVIDIA GH200 480GB", "NVIDIA H100 PCIe", "NVIDIA GeForce RTX 4090 D", "Tesla V100"] {
+        assert_eq!(of_device(other), None);
+    }
     let message = Gpu::named("v100").unwrap_err().to_string();
     assert!(
         message.starts_with("expected one of h200, h100") && message.ends_with("found v100"),

@@ -4,6 +4,7 @@
 //! device sees them, outputs start as NaN, and behind each tensor lies a band of NaN that must still be there afterwards.
 
 use crate::devices::{self, Under};
+pub use warpsmith::device::compare::Tolerance;
 use warpsmith::device::compare::assert_close;
 use warpsmith::device::cpu::Cpu;
 use warpsmith::device::cpu::matmul::Precision;
@@ -13,31 +14,6 @@ use warpsmith::tensor::{Dtype, MemoryPlan, Tensor};
 
 /// What a case does with the tensors it declared.
 pub type Work = Box<dyn Fn(&mut dyn Ops) -> anyhow::Result<()>>;
-
-/// How far from the CPU's result an output may be.
-#[derive(Clone, Copy, Debug)]
-pub struct Tolerance {
-    /// How often a number on the way to the output is rounded to the device's type, in units of its last place.
-    pub roundings: f64,
-    /// Terms of the longest sum on the way, in f32.
-    pub terms: usize,
-}
-
-impl Tolerance {
-    pub const fn new(roundings: f64, terms: usize) -> Self {
-        Tolerance { roundings, terms }
-    }
-
-    /// Relative to an element, or to the root mean square of all where that is larger.
-    fn relative(self, dtype: Dtype) -> f64 {
-        let last_place = match dtype {
-            Dtype::Bf16 => 2f64.powi(-8),
-            Dtype::F16 => 2f64.powi(-11),
-            _ => 2f64.powi(-23),
-        };
-        self.roundings * last_place + 2f64.powi(-21) * (self.terms.max(1) as f64).sqrt()
-    }
-}
 
 /// Bytes behind each tensor that nobody may touch.
 const GUARD_BYTES: usize = 256;

@@ -159,8 +159,9 @@ fn case_launches() {
         let found = format!("{:#}", gpu.launch(kernel, Launch::new(1, 32), args).unwrap_err());
         assert_eq!(found, error);
     }
-    let ms = gpu.time(&mut |gpu| gpu.launch(&KERNEL, Launch::new(1, 32), &args)).unwrap();
-    assert_eq!(ms, Some(0.0));
+    gpu.start_timer().unwrap();
+    gpu.launch(&KERNEL, Launch::new(1, 32), &args).unwrap();
+    assert_eq!(gpu.stop_timer().unwrap(), Some(0.0));
     gpu.synchronize().unwrap();
 }
 

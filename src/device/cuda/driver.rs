@@ -43,9 +43,12 @@ pub trait Driver: Launcher {
 
     fn synchronize(&mut self) -> Result<()>;
 
-    /// Milliseconds that `work` takes on the device, from when it starts to when all of it is done. `None` on a device whose
-    /// times mean nothing.
-    fn time(&mut self, work: &mut dyn FnMut(&mut dyn Launcher) -> Result<()>) -> Result<Option<f32>>;
+    /// Starts the device's stopwatch, of which there is one, when all that is queued now is done.
+    fn start_timer(&mut self) -> Result<()>;
+
+    /// Milliseconds from there to when all that was queued since is done, which it waits for. `None` on a device whose times
+    /// mean nothing.
+    fn stop_timer(&mut self) -> Result<Option<f32>>;
 
     /// What each kernel did since the last call, by name; empty on a device that does not count.
     fn take_counts(&mut self) -> BTreeMap<&'static str, Counts> {

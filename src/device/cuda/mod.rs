@@ -51,7 +51,7 @@ pub struct CudaOptions {
 }
 
 /// Whose matrix products to use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MatmulChoice {
     /// Whichever is faster on this device for the shape.
     Fastest,
@@ -87,6 +87,38 @@ impl Cuda {
     /// What each kernel did since the last call, by name; empty on a device that does not count.
     pub fn take_counts(&mut self) -> BTreeMap<&'static str, Counts> {
         self.driver.take_counts()
+    }
+
+    /// Milliseconds from the start of `work` on the device to when all it queued is done. `None` on a device whose times mean
+    /// nothing. The first product of its kind and size is tried out with the same stopwatch: run it once before.
+    ///
+    /// # Errors
+    /// If `work` fails, or the device does.
+    pub fn time(&mut self, work: impl FnOnce(&mut Cuda) -> Result<()>) -> Result<Option<f32>> {
+        self.driver.start_timer()?;
+        work(self)?;
+        self.driver.stop_timer()
+    }
+
+    /// Whose matrix products to use from now on. Plans of earlier choices are kept.
+    pub fn choose_matmul(&mut self, matmul: MatmulChoice) {
+        self.options.matmul = matmul;
+    }
+
+    /// Half of [`Ops::matmul_backward`]: `dinp`.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn matmul_dgrad(&mut self, args: MatmulBackward) -> Result<()> {
+        matmul::dgrad(self, args)
+    }
+
+    /// The other half: `dweight` and `dbias`.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn matmul_wgrad(&mut self, args: MatmulBackward) -> Result<()> {
+        matmul::wgrad(self, args)
     }
 
     /// Elements of `floatX` in the 128 bits that a thread loads or stores at once.
@@ -228,7 +260,8 @@ impl Ops for Cuda {
     }
 
     fn matmul_backward(&mut self, args: MatmulBackward) -> Result<()> {
-        matmul::backward(self, args)
+        self.matmul_dgrad(args)?;
+        self.matmul_wgrad(args)
     }
 
     fn attention_forward(

@@ -96,20 +96,13 @@ pub fn forward(cuda: &mut Cuda, a: MatmulForward) -> Result<()> {
     apart.map_or(Ok(()), |pre_gelu| gelu::forward(cuda, out, pre_gelu))
 }
 
-pub fn backward(cuda: &mut Cuda, a: MatmulBackward) -> Result<()> {
-    let MatmulBackward { dinp, dweight, dbias, dout, inp, weight, through_gelu, N, C, OC, .. } = a;
-    for (what, tensor, len) in
-        [("dinp", Some(dinp), N * C), ("dweight", Some(dweight), OC * C), ("dbias", dbias, OC)]
-            .into_iter()
-            .chain([
-                ("dout", Some(dout), N * OC),
-                ("inp", Some(inp), N * C),
-                ("weight", Some(weight), OC * C),
-            ])
-            .chain([("through_gelu", through_gelu, N * C)])
-    {
-        check(what, tensor, len);
-    }
+/// The gradient of the input.
+pub fn dgrad(cuda: &mut Cuda, a: MatmulBackward) -> Result<()> {
+    let MatmulBackward { dinp, dout, weight, through_gelu, N, C, OC, .. } = a;
+    check("dinp", Some(dinp), N * C);
+    check("dout", Some(dout), N * OC);
+    check("weight", Some(weight), OC * C);
+    check("through_gelu", through_gelu, N * C);
     let apart = through_gelu.filter(|_| cuda.options.gelu_fusion < 2);
     let m = &cuda.memory;
     let x = |tensor: Option<Tensor>| tensor.map_or(X::NULL, |tensor| m.x(tensor));
@@ -119,19 +112,26 @@ pub fn backward(cuda: &mut Cuda, a: MatmulBackward) -> Result<()> {
         weight: m.x(weight),
         through_gelu: if apart.is_some() { X::NULL } else { x(through_gelu) },
     };
+    run(cuda, Product { pass: Pass::Dgrad(dgrad), dtype: cuda.options.dtype, N, C, OC })?;
+    apart.map_or(Ok(()), |pre_gelu| gelu::backward_inplace(cuda, dinp, pre_gelu))
+}
+
+/// The gradients of weight and bias.
+pub fn wgrad(cuda: &mut Cuda, a: MatmulBackward) -> Result<()> {
+    let MatmulBackward { dweight, dbias, dout, inp, N, C, OC, .. } = a;
+    check("dweight", Some(dweight), OC * C);
+    check("dbias", dbias, OC);
+    check("dout", Some(dout), N * OC);
+    check("inp", Some(inp), N * C);
+    let m = &cuda.memory;
     let wgrad = Wgrad {
         dweight: m.x(dweight),
-        dbias: x(dbias),
+        dbias: dbias.map_or(X::NULL, |dbias| m.x(dbias)),
         dout: m.x(dout),
         inp: m.x(inp),
         accumulate: !a.overwrite_dweight,
     };
-    let dtype = cuda.options.dtype;
-    run(cuda, Product { pass: Pass::Dgrad(dgrad), dtype, N, C, OC })?;
-    if let Some(pre_gelu) = apart {
-        gelu::backward_inplace(cuda, dinp, pre_gelu)?;
-    }
-    run(cuda, Product { pass: Pass::Wgrad(wgrad), dtype, N, C, OC })
+    run(cuda, Product { pass: Pass::Wgrad(wgrad), dtype: cuda.options.dtype, N, C, OC })
 }
 
 #[track_caller]

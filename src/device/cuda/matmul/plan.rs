@@ -158,12 +158,11 @@ impl Chooser {
         scratch: Scratch,
     ) -> Result<Option<f32>> {
         match plan {
-            Plan::Own { tile, splits } => {
-                driver.time(&mut |device| tile.run(device, product, splits, Ptr::new(scratch.address)))
+            Plan::Own { .. } | Plan::Hopper { .. } => {
+                driver.start_timer()?;
+                self.run(driver, plan, product, scratch)?;
+                driver.stop_timer()
             }
-            Plan::Hopper { tile, splits } => driver.time(&mut |device| {
-                tile.run(device, product, splits, self.multiprocessors, Ptr::new(scratch.address))
-            }),
             Plan::Library => {
                 let (description, operands) = library::describe(product, self.options.tf32);
                 let ms = driver.matmul_library()?.tune(&description, &operands)?;
@@ -178,10 +177,10 @@ impl Chooser {
     }
 }
 
-/// The plans of the products seen so far.
+/// The plans of the products seen so far, by whose products were asked for.
 #[derive(Debug, Default)]
 pub struct Plans {
-    known: HashMap<Key, Plan>,
+    known: HashMap<(MatmulChoice, Key), Plan>,
 }
 
 impl Plans {
@@ -194,10 +193,10 @@ impl Plans {
         product: &Product,
         scratch: Scratch,
     ) -> Result<Plan> {
-        if let Some(&plan) = self.known.get(&product.key()) {
+        let choice = chooser.options.matmul;
+        if let Some(&plan) = self.known.get(&(choice, product.key())) {
             return Ok(plan);
         }
-        let choice = chooser.options.matmul;
         let mut plans = match choice {
             MatmulChoice::Cublaslt => vec![Plan::Library],
             _ => chooser.own(product, scratch.bytes),
@@ -220,7 +219,7 @@ impl Plans {
             None if measures => return Ok(best),
             _ => best,
         };
-        self.known.insert(product.key(), best);
+        self.known.insert((choice, product.key()), best);
         Ok(best)
     }
 }

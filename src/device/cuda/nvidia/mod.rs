@@ -228,10 +228,13 @@ impl Driver for Nvidia {
         self.wait()
     }
 
-    fn time(&mut self, work: &mut dyn FnMut(&mut dyn Launcher) -> Result<()>) -> Result<Option<f32>> {
+    fn start_timer(&mut self) -> Result<()> {
         self.context.bind()?;
-        self.timers[0].record(&self.stream).map_err(|e| message("cuEventRecord", e))?;
-        work(self)?;
+        self.timers[0].record(&self.stream).map_err(|e| message("cuEventRecord", e))
+    }
+
+    fn stop_timer(&mut self) -> Result<Option<f32>> {
+        self.context.bind()?;
         let timed = self.timers[1].record(&self.stream).and_then(|()| self.timers[1].since(&self.timers[0]));
         timed.map(Some).map_err(|e| self.blame("timing", e))
     }

@@ -1,0 +1,354 @@
+//! One device, on which cases are checked and timed one after another.
+#![allow(non_snake_case)]
+
+use crate::args::Args;
+use crate::buffers::{ARENA, Buffers};
+use crate::cases::{Calls, Case, Target};
+use anyhow::{Context, Result, anyhow, ensure};
+use std::collections::BTreeMap;
+use warpsmith::cli::devices::DeviceName;
+use warpsmith::device::compare::{Tolerance, close};
+use warpsmith::device::cpu::Cpu;
+use warpsmith::device::cpu::matmul::Precision;
+use warpsmith::device::cuda::counts::Counts;
+use warpsmith::device::cuda::emulator::{self, EmulatorOptions};
+use warpsmith::device::cuda::nvidia::Nvidia;
+use warpsmith::device::cuda::{Cuda, CudaOptions, MatmulChoice};
+use warpsmith::ops::{Device, Ops, download_f32, plan_scratch};
+use warpsmith::rng::Mt19937;
+use warpsmith::tensor::{Dtype, MemoryPlan, Tensor};
+
+/// Written between repetitions: more than the second-level cache of any GPU known here holds.
+const COLD_BYTES: usize = 512 << 20;
+/// Elements of a product that are computed in f64 beside the four corners.
+const SAMPLES: usize = 28;
+/// TF32 has 13 bits less than f32; one in thousands of sums is off by four standard deviations.
+const TF32_ROUNDINGS: f64 = 4.0 * 8192.0;
+
+/// What became of a case.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// A wrong result, or none: what, in one line.
+    Wrong(String),
+    /// The device has not this many bytes.
+    TooLarge(usize),
+    Right(Measured),
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Measured {
+    /// One for each of whose products; one for any other kernel.
+    pub runs: Vec<Measurement>,
+    /// cuBLASLt, if it does not have this product, or is not there.
+    pub missing: Option<String>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Measurement {
+    pub matmul: MatmulChoice,
+    /// None on a device whose times mean nothing.
+    pub times: Option<Times>,
+    /// On a device that counts.
+    pub counted: Option<Counted>,
+}
+
+/// What was counted of one call.
+#[derive(Clone, Copy, Debug)]
+pub struct Counted {
+    pub counts: Counts,
+    /// The device's kernel with most work for tensor cores.
+    pub program: Option<&'static str>,
+}
+
+/// Microseconds of a call.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Times {
+    pub median: f64,
+    pub min: f64,
+    pub p10: f64,
+    pub p90: f64,
+}
+
+impl Times {
+    fn of(mut us: Vec<f64>) -> Self {
+        us.sort_by(f64::total_cmp);
+        let at = |share: f64| us[(share * (us.len() - 1) as f64).round() as usize];
+        Times { median: at(0.5), min: us[0], p10: at(0.1), p90: at(0.9) }
+    }
+}
+
+pub struct Bench {
+    cuda: Cuda,
+    dtype: Dtype,
+    reps: usize,
+    room_bytes: usize,
+    /// None where there is no cache to clear.
+    cold: Option<Tensor>,
+    /// (1) f32
+    scalar: Tensor,
+    emulated: bool,
+}
+
+impl Bench {
+    /// Opens the device and allocates what the largest of `cases` needs.
+    ///
+    /// # Errors
+    /// One line, if there is no such device.
+    pub fn open(args: &Args, cases: &[Case]) -> Result<Self> {
+        let options = CudaOptions {
+            dtype: args.dtype,
+            tf32: true,
+            gelu_fusion: args.gelu_fusion,
+            deterministic: false,
+            matmul: MatmulChoice::Fastest,
+        };
+        let emulated = args.device == DeviceName::Emulated;
+        let mut cuda = match emulated {
+            true => {
+                let driver =
+                    emulator::open(args.dtype, EmulatorOptions { count: true, ..EmulatorOptions::default() });
+                Cuda::new(driver.context("--device emulated")?, options)
+            }
+            false => {
+                let driver = Nvidia::open(0, args.dtype);
+                Cuda::new(Box::new(driver.context("--device cuda")?), options)
+            }
+        };
+        let limits: Vec<_> = cases.iter().flat_map(|case| [case.limits(), case.small().limits()]).collect();
+        let mut plan = MemoryPlan::new();
+        let cold_bytes = if emulated { 0 } else { COLD_BYTES };
+        plan_scratch(&cuda, &limits, &mut plan)?;
+        let others = plan.size_bytes() + cold_bytes;
+        // A tenth stays free for the driver, cuBLASLt and whoever else is there.
+        let room = cuda.gpu().map_or(usize::MAX, |gpu| (gpu.memory_bytes / 10 * 9).saturating_sub(others));
+        let needs = cases.iter().flat_map(|case| [case, &case.small()].map(|case| bytes(case, args.dtype)));
+        let room_bytes = needs.filter(|&bytes| bytes <= room).max().unwrap_or_default();
+
+        let mut plan = MemoryPlan::new();
+        plan.add(ARENA, ARENA, Dtype::Bf16, room_bytes / 2);
+        let scalar = plan.add("results", "scalar", Dtype::F32, 1);
+        let cold = (!emulated).then(|| plan.add("cold", "cold", Dtype::F32, cold_bytes / 4));
+        plan_scratch(&cuda, &limits, &mut plan)?;
+        cuda.allocate(&plan)?;
+        Ok(Bench { cuda, dtype: args.dtype, reps: args.reps, room_bytes, cold, scalar, emulated })
+    }
+
+    /// As the vendor calls it, with the type of numbers.
+    pub fn describe(&self) -> String {
+        self.cuda.describe()
+    }
+
+    /// The GPU's name; None for the emulated device.
+    pub fn gpu_name(&self) -> Option<String> {
+        self.cuda.gpu().map(|gpu| gpu.name)
+    }
+
+    /// Checks a case, then times it.
+    pub fn run(&mut self, case: &Case) -> Outcome {
+        let bytes = bytes(case, self.dtype);
+        if bytes > self.room_bytes {
+            return Outcome::TooLarge(bytes);
+        }
+        self.checked_and_measured(case).map_or_else(|e| Outcome::Wrong(format!("{e:#}")), Outcome::Right)
+    }
+
+    fn checked_and_measured(&mut self, case: &Case) -> Result<Measured> {
+        let (small, tolerated) = (case.small(), self.rounds_operands(case));
+        let want = outputs_on_cpu(&small, self.dtype)?;
+        let (mut choices, mut missing) = (Vec::new(), None);
+        for choice in self.choices(case) {
+            self.cuda.choose_matmul(choice);
+            match self.outputs(&small) {
+                Err(error) if choice == MatmulChoice::Cublaslt => missing = Some(format!("{error:#}")),
+                got => {
+                    compare(&got?, &want, self.dtype, tolerated).with_context(|| format!("{choice:?}"))?;
+                    choices.push(choice);
+                }
+            }
+        }
+        let mut t = Buffers::new(self.dtype, self.dtype);
+        let calls = case.declare(&mut t);
+        t.fill(&mut self.cuda)?;
+        if let Some(before) = &calls.before {
+            before(&mut self.cuda)?;
+        }
+        let mut runs = Vec::new();
+        for (i, &matmul) in choices.iter().enumerate() {
+            self.cuda.choose_matmul(matmul);
+            if i > 0 {
+                t.fill_outputs(&mut self.cuda)?;
+            }
+            self.cuda.take_counts();
+            (calls.call)(&mut self.cuda)?;
+            let counted = sum(&self.cuda.take_counts());
+            self.check_whole(&t, &calls, tolerated).with_context(|| format!("{matmul:?}, whole"))?;
+            runs.push(Measurement { matmul, times: None, counted });
+        }
+        self.time(&calls, &mut runs)?;
+        Ok(Measured { runs, missing })
+    }
+
+    /// Whose products to compare. Where there is no clock to choose by, every tile.
+    fn choices(&self, case: &Case) -> Vec<MatmulChoice> {
+        use MatmulChoice::{Cublaslt, Fastest, Hopper, Own, Tile};
+        let tile = |(M, N)| Tile { M, N, splits: 1 };
+        match (case.is_product(), self.emulated, self.dtype) {
+            (false, ..) => vec![Fastest],
+            (true, false, _) => vec![Fastest, Own, Cublaslt],
+            (true, true, Dtype::F32) => [(128, 256), (128, 128), (64, 64)].map(tile).to_vec(),
+            (true, true, _) => {
+                let hopper = [128, 256].map(|N| Hopper { N, splits: 1 });
+                [(128, 256), (128, 128), (64, 64)].map(tile).into_iter().chain(hopper).collect()
+            }
+        }
+    }
+
+    /// How often operands are rounded before they are multiplied.
+    fn rounds_operands(&self, case: &Case) -> f64 {
+        if case.is_product() && self.dtype == Dtype::F32 { TF32_ROUNDINGS } else { 0.0 }
+    }
+
+    /// Runs a case from its inputs and returns its outputs.
+    fn outputs(&mut self, case: &Case) -> Result<Vec<Output>> {
+        let mut t = Buffers::new(self.dtype, self.dtype);
+        let calls = case.declare(&mut t);
+        run(&mut self.cuda, &t, &calls)
+    }
+
+    /// At full size: every element is a number, and some of a product are the right ones.
+    fn check_whole(&mut self, t: &Buffers, calls: &Calls, rounds_operands: f64) -> Result<()> {
+        for (output, _) in t.outputs() {
+            let mut sum = [0.0f32];
+            match output.tensor.dtype {
+                Dtype::F32 => self.cuda.sum(self.scalar, output.tensor)?,
+                _ => self.cuda.norm_squared(self.scalar, output.tensor)?,
+            }
+            download_f32(&mut self.cuda, &mut sum, self.scalar)?;
+            ensure!(sum[0].is_finite(), "{}: an element is {}", output.name, sum[0]);
+        }
+        let Some(product) = calls.product else { return Ok(()) };
+        let (rows, columns) = product.extent();
+        let mut rng = Mt19937::new(11);
+        let mut below = |end: usize| rng.randint32() as usize % end;
+        let corners = [(0, 0), (0, columns - 1), (rows - 1, 0), (rows - 1, columns - 1)];
+        let places: Vec<_> =
+            corners.into_iter().chain((0..SAMPLES).map(|_| (below(rows), below(columns)))).collect();
+        let expected: Vec<_> =
+            places.iter().flat_map(|&(row, column)| product.expected(t, row, column)).collect();
+        for (output, tolerance) in t.outputs() {
+            let (mut got, mut want) = (Vec::new(), Vec::new());
+            for &(_, index, value) in expected.iter().filter(|(tensor, ..)| *tensor == output.tensor) {
+                let mut element = [0.0f32];
+                download_f32(&mut self.cuda, &mut element, output.tensor.slice(index, 1))?;
+                got.push(element[0]);
+                want.push(value);
+            }
+            compare_one(output.name, &got, &want, tolerance, self.dtype, rounds_operands)?;
+        }
+        Ok(())
+    }
+
+    /// The check of a case at full size with one number in place of its first output: for tests of the check.
+    ///
+    /// # Errors
+    /// What it found.
+    pub fn check_spoilt(&mut self, case: &Case, value: f32) -> Result<()> {
+        let mut t = Buffers::new(self.dtype, self.dtype);
+        let calls = case.declare(&mut t);
+        run(&mut self.cuda, &t, &calls)?;
+        let (first, _) = t.outputs().next().context("an output")?;
+        self.cuda.fill(first.tensor, value)?;
+        self.check_whole(&t, &calls, 0.0)
+    }
+
+    /// In turns, each call from memory and not from the cache.
+    fn time(&mut self, calls: &Calls, runs: &mut [Measurement]) -> Result<()> {
+        let Some(cold) = self.cold else { return Ok(()) };
+        let mut us = vec![Vec::with_capacity(self.reps); runs.len()];
+        for rep in 0..=self.reps {
+            for (run, us) in runs.iter().zip(&mut us) {
+                self.cuda.choose_matmul(run.matmul);
+                // While it is written, the host queues what is timed.
+                self.cuda.fill(cold, 1.0 + rep as f32)?;
+                let ms = self.cuda.time(|cuda| (calls.call)(cuda))?.context("a GPU without a clock")?;
+                // The first round brings clocks and code to where they stay.
+                if rep > 0 {
+                    us.push(1e3 * f64::from(ms));
+                }
+            }
+        }
+        for (run, us) in runs.iter_mut().zip(us) {
+            run.times = Some(Times::of(us));
+        }
+        Ok(())
+    }
+}
+
+/// An output on the host.
+struct Output {
+    name: &'static str,
+    values: Vec<f32>,
+    tolerance: Tolerance,
+}
+
+/// Bytes of a case's tensors.
+fn bytes(case: &Case, dtype: Dtype) -> usize {
+    let mut t = Buffers::new(dtype, dtype);
+    case.declare(&mut t);
+    t.size_bytes()
+}
+
+/// None if nothing was launched: clearing memory takes no kernel.
+fn sum(launched: &BTreeMap<&'static str, Counts>) -> Option<Counted> {
+    let mut sum = Counts::default();
+    launched.values().for_each(|counts| sum += *counts);
+    let most = launched.iter().max_by_key(|(_, counts)| counts.tensor_flops);
+    let program = most.filter(|(_, counts)| counts.tensor_flops > 0).map(|(program, _)| *program);
+    (sum.launches > 0).then_some(Counted { counts: sum, program })
+}
+
+fn run(dev: &mut dyn Target, t: &Buffers, calls: &Calls) -> Result<Vec<Output>> {
+    t.fill(dev)?;
+    if let Some(before) = &calls.before {
+        before(dev)?;
+    }
+    (calls.call)(dev)?;
+    let mut outputs = Vec::new();
+    for (buffer, tolerance) in t.outputs() {
+        let mut values = vec![0.0; buffer.tensor.len];
+        download_f32(dev, &mut values, buffer.tensor)?;
+        outputs.push(Output { name: buffer.name, values, tolerance });
+    }
+    Ok(outputs)
+}
+
+/// What is right.
+fn outputs_on_cpu(case: &Case, dtype: Dtype) -> Result<Vec<Output>> {
+    let mut cpu = Cpu::new(Precision::F32)?;
+    let mut t = Buffers::new(dtype, Dtype::F32);
+    let calls = case.declare(&mut t);
+    let mut plan = MemoryPlan::new();
+    plan.add(ARENA, ARENA, Dtype::Bf16, t.size_bytes() / 2);
+    plan_scratch(&cpu, &[case.limits()], &mut plan)?;
+    cpu.allocate(&plan)?;
+    run(&mut cpu, &t, &calls)
+}
+
+fn compare(got: &[Output], want: &[Output], dtype: Dtype, rounds_operands: f64) -> Result<()> {
+    ensure!(got.len() == want.len() && !got.is_empty(), "{} outputs, want {}", got.len(), want.len());
+    got.iter().zip(want).try_for_each(|(got, want)| {
+        compare_one(got.name, &got.values, &want.values, got.tolerance, dtype, rounds_operands)
+    })
+}
+
+fn compare_one<W: Into<f64> + Copy>(
+    name: &str,
+    got: &[f32],
+    want: &[W],
+    tolerance: Tolerance,
+    dtype: Dtype,
+    rounds_operands: f64,
+) -> Result<()> {
+    let tolerance = Tolerance::new(tolerance.roundings + rounds_operands, tolerance.terms);
+    close(got, want, tolerance.relative(dtype)).map_err(|fault| anyhow!("{name}: {fault}"))
+}

@@ -1,0 +1,374 @@
+//! What is timed: each kernel of the list that `warpsmith roofline` predicts, called as training calls it, and what the list
+//! lacks because a step has no use for it.
+#![allow(non_snake_case)]
+
+use crate::buffers::{Buffers, random_indices};
+use crate::products::{self, Layer, Pass, Product};
+use anyhow::{Context, Result, bail};
+use warpsmith::config::ModelConfig;
+use warpsmith::data::groups::TokenGroups;
+use warpsmith::device::compare::Tolerance;
+use warpsmith::device::cpu::Cpu;
+use warpsmith::device::cuda::Cuda;
+use warpsmith::ops::*;
+use warpsmith::params::ParamLayout;
+use warpsmith::roofline::kernels::{Class, Kernel, Run, Work, step};
+
+/// A device on which the two products of a backward pass can be asked for one at a time.
+pub trait Target: Ops {
+    fn dgrad(&mut self, args: MatmulBackward) -> Result<()>;
+    fn wgrad(&mut self, args: MatmulBackward) -> Result<()>;
+}
+
+impl Target for Cuda {
+    fn dgrad(&mut self, args: MatmulBackward) -> Result<()> {
+        self.matmul_dgrad(args)
+    }
+
+    fn wgrad(&mut self, args: MatmulBackward) -> Result<()> {
+        self.matmul_wgrad(args)
+    }
+}
+
+/// Where it is but compared with, both will do.
+impl Target for Cpu {
+    fn dgrad(&mut self, args: MatmulBackward) -> Result<()> {
+        self.matmul_backward(args)
+    }
+
+    fn wgrad(&mut self, args: MatmulBackward) -> Result<()> {
+        self.matmul_backward(args)
+    }
+}
+
+pub type Call = Box<dyn Fn(&mut dyn Target) -> Result<()>>;
+
+/// A case with its tensors.
+pub struct Calls {
+    /// What its inputs come from, run once.
+    pub before: Option<Call>,
+    pub call: Call,
+    /// Single elements of a product can be checked at any size.
+    pub product: Option<Product>,
+}
+
+impl Calls {
+    fn of(call: impl Fn(&mut dyn Target) -> Result<()> + 'static) -> Self {
+        Calls { before: None, call: Box::new(call), product: None }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Op {
+    Product(Layer, Pass),
+    AttentionForward,
+    AttentionBackward,
+    AttentionDecode,
+    LayernormForward,
+    LayernormBackward,
+    /// With gradients or losses alone.
+    Classifier(bool),
+    EncoderForward,
+    EncoderBackward,
+    Gelu,
+    Fill(f32),
+    Norm,
+    Sum,
+    Adamw,
+}
+
+/// The operation behind a name of the list.
+fn op(kernel: &Kernel) -> Result<Op> {
+    Ok(match kernel.name {
+        "attention forward" => Op::AttentionForward,
+        "attention backward" => Op::AttentionBackward,
+        "attention decode" => Op::AttentionDecode,
+        "layernorm forward" | "layernorm again" => Op::LayernormForward,
+        "layernorm backward" => Op::LayernormBackward,
+        "classifier" => Op::Classifier(true),
+        "classifier losses" => Op::Classifier(false),
+        "encoder forward" => Op::EncoderForward,
+        "encoder backward" => Op::EncoderBackward,
+        "gelu forward" => Op::Gelu,
+        "fill" => Op::Fill(0.0),
+        "fill with ones" => Op::Fill(1.0),
+        "norm" => Op::Norm,
+        "sum" => Op::Sum,
+        "adamw" => Op::Adamw,
+        name if matches!(kernel.work, Work::Product { .. }) => {
+            let (layer, pass) = products::named(name)?;
+            Op::Product(layer, pass)
+        }
+        name => bail!("no benchmark of the kernel {name}; benches/kernels/cases.rs lists them"),
+    })
+}
+
+/// One kernel at one shape.
+#[derive(Clone, Debug)]
+pub struct Case {
+    pub kernel: Kernel,
+    /// The model it is of, or one of them.
+    pub config: ModelConfig,
+    pub run: Run,
+    op: Op,
+    dims: Vec<usize>,
+}
+
+/// Those of a model's step with everything recomputed, then the others.
+///
+/// # Errors
+/// If a kernel of the step has no benchmark.
+pub fn cases(config: &ModelConfig, run: &Run) -> Result<Vec<Case>> {
+    let kernels = step(config, &Run { recompute: 2, ..*run }).into_iter().chain(others(config, run));
+    kernels
+        .map(|kernel| {
+            let dims = kernel.shape.split('x').map(str::parse).collect::<Result<_, _>>();
+            let dims = dims.with_context(|| format!("{}: the shape {}", kernel.name, kernel.shape))?;
+            Ok(Case { op: op(&kernel)?, config: *config, run: *run, dims, kernel })
+        })
+        .collect()
+}
+
+/// What evaluation, sampling and the log use.
+fn others(config: &ModelConfig, run: &Run) -> Vec<Kernel> {
+    let Run { B, T, .. } = *run;
+    let (rows, C, Vp) = (run.logits_rows.min(B * T), config.C, config.Vp);
+    let like = |name, shape: &[usize], bytes: usize| Kernel {
+        name,
+        shape: shape.iter().map(usize::to_string).collect::<Vec<_>>().join("x"),
+        class: Class::Classifier,
+        work: Work::Stream { share: 0.9 },
+        calls: 0,
+        launches: 1,
+        flops: 0.0,
+        bytes: bytes as f64,
+    };
+    vec![
+        like("classifier losses", &[rows, Vp], rows * Vp * 2 + rows * 8),
+        like("attention decode", &[B, config.NH, T, config.HS()], B * T * 2 * C * 2),
+        like("fill with ones", &[B * T, C], B * T * C * 2),
+        like("sum", &[B * T], B * T * 4),
+    ]
+}
+
+/// Rows that a comparison with the CPU makes do with: off the tiles.
+const FEW: usize = 72;
+/// Elements of a parameter tensor for the same: more than a block's.
+const FEW_ELEMENTS: usize = 20_000;
+
+impl Case {
+    pub fn is_product(&self) -> bool {
+        matches!(self.op, Op::Product(..))
+    }
+
+    pub fn same_as(&self, other: &Case) -> bool {
+        self.kernel.name == other.kernel.name && self.kernel.shape == other.kernel.shape
+    }
+
+    /// The same with as many columns, heads and classes, but few rows.
+    pub fn small(&self) -> Case {
+        let mut small = self.clone();
+        let few: &[(usize, usize)] = match self.op {
+            Op::Product(_, Pass::Wgrad) => &[(2, FEW)],
+            Op::AttentionForward | Op::AttentionBackward | Op::AttentionDecode => &[(0, 2), (2, FEW)],
+            Op::Norm | Op::Sum | Op::Adamw => &[(0, FEW_ELEMENTS)],
+            _ => &[(0, FEW)],
+        };
+        for &(i, most) in few {
+            small.dims[i] = small.dims[i].min(most);
+        }
+        // Tokens in a sequence must divide the rows.
+        if matches!(self.op, Op::EncoderForward | Op::EncoderBackward) {
+            small.run.T = (small.dims[0] / 2).max(1);
+            small.dims[0] = 2 * small.run.T;
+            small.config.V = small.config.V.min(FEW);
+        }
+        small
+    }
+
+    /// The largest operations of the model, by which a device plans its scratch memory.
+    pub fn limits(&self) -> Limits {
+        let ModelConfig { C, NH, V, Vp, .. } = self.config;
+        let rows = (self.run.B * self.run.T).max(2 * FEW);
+        let num_parameters = ParamLayout::new(&self.config).len();
+        Limits {
+            rows,
+            logits_rows: self.run.logits_rows.max(FEW),
+            T: self.run.T.max(FEW),
+            C,
+            NH,
+            V,
+            Vp,
+            num_parameters,
+        }
+    }
+
+    /// Declares its tensors.
+    pub fn declare(&self, t: &mut Buffers) -> Calls {
+        let dims = &self.dims[..];
+        match self.op {
+            Op::Product(layer, pass) => {
+                let accumulate = self.run.micro_steps > 1;
+                let product = products::declare(t, (layer, pass), products::sizes(pass, dims), accumulate);
+                Calls { before: None, call: product.call(), product: Some(product) }
+            }
+            Op::AttentionForward | Op::AttentionBackward | Op::AttentionDecode => self.attention(t),
+            Op::LayernormForward => layernorm_forward(t, dims[0], dims[1]),
+            Op::LayernormBackward => layernorm_backward(t, dims[0], dims[1]),
+            Op::Classifier(gradients) => classifier(t, dims[0], self.config.V, dims[1], gradients),
+            Op::EncoderForward | Op::EncoderBackward => self.encoder(t),
+            Op::Gelu => {
+                let len = dims[0] * dims[1];
+                let (out, inp) = (t.out_x("out", len, Tolerance::new(1.0, 1)), t.x("inp", len, 4.0));
+                Calls::of(move |dev| dev.gelu_forward(out, inp))
+            }
+            Op::Fill(value) => {
+                let out = t.out_x("out", dims[0] * dims[1], Tolerance::new(0.0, 1));
+                Calls::of(move |dev| dev.fill(out, value))
+            }
+            Op::Norm => {
+                let (out, src) =
+                    (t.out_f32("out", 1, Tolerance::new(0.0, dims[0])), t.x("src", dims[0], 1.0));
+                Calls::of(move |dev| dev.norm_squared(out, src))
+            }
+            Op::Sum => {
+                let out = t.out_f32("out", 1, Tolerance::new(0.0, dims[0]));
+                // Apart from zero: the sum of as many of either sign would be what rounding left.
+                let src = t.f32("src", dims[0], (-0.5, 1.5));
+                Calls::of(move |dev| dev.sum(out, src))
+            }
+            Op::Adamw => adamw(t, dims[0]),
+        }
+    }
+
+    fn attention(&self, t: &mut Buffers) -> Calls {
+        let &[B, NH, T, HS] = &self.dims[..] else { panic!("{:?} is no B x NH x T x HS", self.dims) };
+        let dims = AttentionDims { B, T, NH, HS };
+        let C = NH * HS;
+        let qkv = t.x("qkv", B * T * 3 * C, 2.0);
+        if self.op == Op::AttentionDecode {
+            let out = t.out_x("out", B * C, Tolerance::new(2.0, T));
+            return Calls::of(move |dev| dev.attention_decode(out, qkv, T - 1, dims));
+        }
+        // As in tests/kernels: weights and what they sum up to are rounded once each, and dS is a difference of such sums.
+        let out = t.out_x("out", B * T * C, Tolerance::new(3.0, T));
+        let lse = t.out_f32("lse", B * NH * T, Tolerance::new(0.0, HS));
+        let forward = move |dev: &mut dyn Target| dev.attention_forward(out, lse, qkv, dims);
+        if self.op == Op::AttentionForward {
+            return Calls::of(forward);
+        }
+        let dout = t.x("dout", B * T * C, 1.0);
+        let dqkv = t.out_x("dqkv", B * T * 3 * C, Tolerance::new(12.0, T + HS));
+        let backward = Calls::of(move |dev| dev.attention_backward(dqkv, dout, out, lse, qkv, dims));
+        Calls { before: Some(Box::new(forward)), ..backward }
+    }
+
+    fn encoder(&self, t: &mut Buffers) -> Calls {
+        let (N, C, T, V) = (self.dims[0], self.dims[1], self.run.T, self.config.V);
+        let B = N / T;
+        if self.op == Op::EncoderForward {
+            let encoded = t.out_x("encoded", N * C, Tolerance::new(1.0, 1));
+            let tokens = t.indices("tokens", N, V);
+            let (wte, wpe) = (t.x("wte", V * C, 1.0), t.x("wpe", T * C, 1.0));
+            return Calls::of(move |dev| dev.encoder_forward(encoded, tokens, wte, wpe, (B, T, C)));
+        }
+        let tokens = random_indices(N, V);
+        let groups = TokenGroups::of(&tokens);
+        let buckets = TokenBuckets {
+            count: groups.starts.len() - 1,
+            rows: t.i32("rows", groups.rows),
+            starts: t.i32("starts", groups.starts),
+        };
+        let tolerance = Tolerance::new(1.0, N);
+        let args = EncoderBackward {
+            dwte: t.inout_x("dwte", V * C, 1.0, tolerance),
+            dwpe: t.inout_x("dwpe", T * C, 1.0, tolerance),
+            dout: t.x("dout", N * C, 0.1),
+            tokens: t.i32("tokens", tokens),
+            buckets,
+            B,
+            T,
+            C,
+        };
+        Calls::of(move |dev| dev.encoder_backward(args))
+    }
+}
+
+fn layernorm_forward(t: &mut Buffers, N: usize, C: usize) -> Calls {
+    let args = LayernormForward {
+        out: t.out_x("out", N * C, Tolerance::new(1.0, C)),
+        mean: t.out_f32("mean", N, Tolerance::new(0.0, C)),
+        rstd: t.out_f32("rstd", N, Tolerance::new(0.0, C)),
+        inp: t.x("inp", N * C, 1.0),
+        weight: t.x("weight", C, 1.0),
+        bias: t.x("bias", C, 1.0),
+        N,
+        C,
+    };
+    Calls::of(move |dev| dev.layernorm_forward(args))
+}
+
+fn layernorm_backward(t: &mut Buffers, N: usize, C: usize) -> Calls {
+    let args = LayernormBackward {
+        dinp: t.inout_x("dinp", N * C, 1.0, Tolerance::new(1.0, C)),
+        dweight: t.inout_x("dweight", C, 1.0, Tolerance::new(1.0, N)),
+        dbias: t.inout_x("dbias", C, 1.0, Tolerance::new(1.0, N)),
+        dout: t.x("dout", N * C, 0.1),
+        inp: t.x("inp", N * C, 1.0),
+        weight: t.x("weight", C, 1.0),
+        mean: t.f32("mean", N, (-1.0, 1.0)),
+        rstd: t.f32("rstd", N, (1.0, 3.0)),
+        N,
+        C,
+    };
+    Calls::of(move |dev| dev.layernorm_backward(args))
+}
+
+fn classifier(t: &mut Buffers, N: usize, V: usize, Vp: usize, gradients: bool) -> Calls {
+    let exact = Tolerance::new(0.0, 1);
+    let args = Classifier {
+        losses: t.inout_f32("losses", N, (-1.0, 1.0), Tolerance::new(0.0, V)),
+        logits: t.inout_x("logits", N * Vp, 5.0, if gradients { Tolerance::new(1.0, V) } else { exact }),
+        targets: t.indices("targets", N, V),
+        dloss: gradients.then_some(1.0),
+        N,
+        V,
+        Vp,
+    };
+    Calls::of(move |dev| dev.classifier(args))
+}
+
+/// Of all parameters, with a master copy, the first half of them decaying.
+fn adamw(t: &mut Buffers, len: usize) -> Calls {
+    let exact = Tolerance::new(0.0, 4);
+    // Rounded at random: up to two units of a tolerance.
+    let params = t.inout_x("params", len, 1.0, Tolerance::new(2.0, 4));
+    let master = Some(t.inout_f32("master", len, (-1.0, 1.0), exact));
+    let m = t.inout_f32("m", len, (-1.0, 1.0), exact);
+    let v = t.inout_f32("v", len, (0.01, 1.01), exact);
+    let grads = t.x("grads", len, 1.0);
+    let half = len / 16 * 8;
+    let segments = [
+        DecaySegment { start: 0, len: half, weight_decay: 0.1 },
+        DecaySegment { start: half, len: len - half, weight_decay: 0.0 },
+    ];
+    Calls::of(move |dev| {
+        let segments = &segments;
+        let (lr, beta1, beta2, eps, grad_scale) = (0.01, 0.9, 0.95, 1e-8, 0.5);
+        dev.adamw(AdamW {
+            params,
+            master,
+            m,
+            v,
+            grads,
+            segments,
+            lr,
+            beta1,
+            beta2,
+            eps,
+            grad_scale,
+            t: 1,
+            seed: 1,
+        })
+    })
+}

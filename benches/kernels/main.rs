@@ -1,0 +1,108 @@
+//! Every kernel of a training step by itself: checked first, then timed from memory that no cache holds, ours beside cuBLASLt's.
+//!
+//! `cargo bench --bench kernels -- --help` lists the flags. Without cargo's `--bench` it is a test of itself.
+#![allow(non_snake_case)]
+
+mod args;
+mod bench;
+mod buffers;
+mod cases;
+mod counted;
+mod products;
+mod record;
+mod report;
+mod tiny;
+
+use anyhow::{Result, ensure};
+use args::Args;
+use bench::{Bench, Outcome};
+use cases::Case;
+use report::Row;
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+use warpsmith::cli;
+use warpsmith::cli::devices::DeviceName;
+use warpsmith::roofline::gpu::Gpu;
+use warpsmith::tensor::Dtype;
+
+/// Of this program in errors, which need not be called as cargo calls it.
+const PROGRAM: &str = "kernels";
+
+fn main() -> ExitCode {
+    let argv: Vec<OsString> = std::env::args_os().collect();
+    if !argv.iter().any(|arg| arg == "--bench") {
+        return tiny::main(&argv);
+    }
+    let mut wrong = false;
+    let status = cli::run(PROGRAM, cli::flags::<Args>(argv), |args| {
+        wrong = run(&args)?;
+        Ok(())
+    });
+    if wrong { ExitCode::FAILURE } else { status }
+}
+
+/// Runs all cases, prints and records them. Whether one of them was wrong.
+fn run(args: &Args) -> Result<bool> {
+    let (device, rows) = measure(args)?;
+    let emulated = args.device == DeviceName::Emulated;
+    let table =
+        if emulated { report::counted(&rows) } else { report::timed(&rows, args.dtype != Dtype::F32) };
+    let mut out = std::io::stdout();
+    writeln!(out, "{device}; B {}, T {}\n\n{table}", args.batch_size, args.sequence_length)?;
+    write!(out, "{}", report::faults(&rows))?;
+    let wrong = rows.iter().any(|row| matches!(row.outcome, Outcome::Wrong(_)));
+    let (path, record) = match emulated {
+        true => (counted::path(args), counted::record(args, &rows)),
+        false => (record::path(args, &device), record::record(args, &device, &rows)),
+    };
+    // What is held to a record must all be in it, and what is predicted from it counts 16-bit numbers.
+    let whole = args.only.is_empty() && !(emulated && (wrong || args.dtype == Dtype::F32));
+    if args.out.is_some() || whole {
+        record::write(&path, &record)?;
+        writeln!(out, "record: {}", path.display())?;
+    }
+    Ok(wrong)
+}
+
+/// What the device is called, and all cases with what became of them.
+fn measure(args: &Args) -> Result<(String, Vec<Row>)> {
+    ensure!(
+        args.peers.is_empty() || args.device == DeviceName::Cuda,
+        "--peers: expected --device cuda, found emulated, whose times mean nothing; drop the flag"
+    );
+    let peers = record::read_peers(&args.peers)?;
+    let cases = wanted(args)?;
+    let mut bench = Bench::open(args, &cases)?;
+    let name = bench.gpu_name();
+    let gpu = name.as_deref().and_then(Gpu::of_device);
+    let mut rows = Vec::new();
+    for case in cases {
+        let outcome = bench.run(&case);
+        if name.is_some() {
+            eprintln!("{} {}", case.kernel.name, case.kernel.shape);
+        }
+        rows.push(Row::new(case, outcome, gpu, args.dtype != Dtype::F32, &peers));
+    }
+    Ok((name.unwrap_or_else(|| bench.describe()), rows))
+}
+
+/// The cases that the flags ask for, each kernel and shape once.
+fn wanted(args: &Args) -> Result<Vec<Case>> {
+    let mut all: Vec<Case> = Vec::new();
+    for (config, run) in args.steps()? {
+        for case in cases::cases(&config, &run)? {
+            let chosen = args.only.iter().any(|only| case.kernel.name.contains(only.as_str()));
+            let wanted = args.only.is_empty() || chosen;
+            if wanted && !all.iter().any(|other| case.same_as(other)) {
+                all.push(case);
+            }
+        }
+    }
+    let only = args.only.join(",");
+    ensure!(
+        !all.is_empty(),
+        "--only: expected part of the name of a kernel, found {only}; without it all run"
+    );
+    Ok(all)
+}

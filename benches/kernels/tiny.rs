@@ -1,0 +1,126 @@
+//! What `cargo test` runs: every case at tiny sizes on the emulated device.
+
+use crate::args::Args;
+use crate::bench::{Bench, Measured, Measurement, Outcome, Times};
+use crate::cases::{self, Case};
+use crate::counted;
+use crate::record::{self, Peer};
+use crate::report::{self, Row};
+use clap::Parser;
+use std::ffi::OsString;
+use std::process::ExitCode;
+use warpsmith::device::cuda::MatmulChoice;
+use warpsmith::roofline::gpu::{GPUS, Gpu};
+use warpsmith::roofline::record::Records;
+
+/// What is counted again, as the commands that write the records. The second has another length of sums and of sequences, from
+/// which `warpsmith roofline` tells what a kernel takes for each of its outputs and what for each FLOP.
+const RUNS: [&str; 2] = [
+    "cargo test --locked --bench kernels -- --bench --device emulated -e tiny -b 2 -t 64 --gelu-fusion 2",
+    "cargo test --locked --bench kernels -- --bench --device emulated -e tiny -b 2 -t 128 --only attention,wgrad \
+     --out benches/record/emulated/tiny-b2-t128-bf16-kernels.json",
+];
+
+/// What it is called where tests are chosen by name.
+const NAME: &str = "tiny_kernels";
+
+/// `argv` is what test programs are given: options, and parts of names of tests.
+pub fn main(argv: &[OsString]) -> ExitCode {
+    let filters: Vec<_> =
+        argv.iter().skip(1).filter_map(|arg| arg.to_str()).filter(|a| !a.starts_with('-')).collect();
+    if argv.iter().any(|arg| arg == "--list") {
+        println!("{NAME}: test");
+        return ExitCode::SUCCESS;
+    }
+    if !filters.is_empty() && !filters.iter().any(|filter| NAME.contains(filter)) {
+        return ExitCode::SUCCESS;
+    }
+    record::check();
+    counted::check();
+    tables_are_filled();
+    if !cfg!(emulated) {
+        println!("{NAME}: no emulated device here: nothing was run");
+        return ExitCode::SUCCESS;
+    }
+    faults_are_noticed();
+    // Not before both have run: whoever renews records wants to know of all.
+    let [first, second] = RUNS.map(is_as_recorded);
+    if first && second { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Whether all kernels of a run are right, and ask for what they asked for when it was recorded.
+fn is_as_recorded(command: &str) -> bool {
+    let args = args_of(command);
+    let (device, rows) = crate::measure(&args).expect("an emulated device");
+    println!("{device}\n\n{}{}", report::counted(&rows), report::faults(&rows));
+    let wrong = rows.iter().filter(|row| !matches!(row.outcome, Outcome::Right(_))).count();
+    let differences =
+        counted::differences(&counted::path(&args), &rows).unwrap_or_else(|e| vec![format!("{e:#}")]);
+    println!("{NAME}: {} kernels, {wrong} wrong, {} other than recorded\n", rows.len(), differences.len());
+    if !differences.is_empty() {
+        println!("{}\nif that is meant: {command}\n", differences.join("\n"));
+    }
+    wrong == 0 && differences.is_empty()
+}
+
+/// The flags of a run.
+fn args_of(command: &str) -> Args {
+    Args::parse_from(command.split(' ').skip_while(|word| *word != "--"))
+}
+
+/// The table and the record of a GPU, from times that are made up: every kernel of the four sizes has its row, and `warpsmith
+/// roofline` finds it again.
+fn tables_are_filled() {
+    let args = Args::parse_from(["kernels"]);
+    let peer = Peer {
+        kernel: "attention forward".into(),
+        shape: "64x12x1024x64".into(),
+        us: 80.0,
+        peer: "torch".into(),
+    };
+    let mut all = Vec::new();
+    for (config, run) in args.steps().expect("four models") {
+        all.extend(cases::cases(&config, &run).expect("a benchmark for every kernel"));
+    }
+    let row = |case: &Case| {
+        Row::new(case.clone(), made_up(case), Some(&GPUS[0]), true, std::slice::from_ref(&peer))
+    };
+    let rows: Vec<Row> = all.iter().map(row).collect();
+    let table = report::timed(&rows, true);
+    assert_eq!(table.lines().count(), 2 + rows.len());
+    let line = |start: &str| table.lines().find(|line| line.starts_with(start)).expect("a row");
+    let expected =
+        "| 100.0 | 90.0 | 120.0 | 80.0 | 4061.9 | 2319.3 | 293.6 | 294 % | 110.0 | 100.0 | 1.10 | - |";
+    assert_eq!(line("| qkv forward |"), format!("| qkv forward | 65536x2304x768 {expected}"));
+    assert!(line("| attention forward |").ends_with("| - | - | - | 80.0 torch (1.25) |"), "{table}");
+
+    let mut found = Records::default();
+    found.add(&record::record(&args, "NVIDIA H200", &rows).to_string()).expect("a record that is read");
+    for case in &all {
+        assert_eq!(found.us(case.kernel.name, &case.kernel.shape), Some(100.0), "{}", case.kernel.name);
+    }
+    assert_eq!(Gpu::of_device("NVIDIA H200"), Some(&GPUS[0]));
+}
+
+fn made_up(case: &Case) -> Outcome {
+    let run = |matmul, median| {
+        let times = Times { median, min: 0.8 * median, p10: 0.9 * median, p90: 1.2 * median };
+        Measurement { matmul, times: Some(times), counted: None }
+    };
+    let mut runs = vec![run(MatmulChoice::Fastest, 100.0)];
+    if case.is_product() {
+        runs.extend([run(MatmulChoice::Own, 110.0), run(MatmulChoice::Cublaslt, 100.0)]);
+    }
+    Outcome::Right(Measured { runs, missing: None })
+}
+
+/// What comes out of a product is spoilt before it is checked.
+fn faults_are_noticed() {
+    let args = Args { only: vec!["fc forward".to_owned()], ..args_of(RUNS[0]) };
+    let cases = crate::wanted(&args).expect("a case");
+    let mut bench = Bench::open(&args, &cases).expect("an emulated device");
+    for (value, expected) in [(0.0, " of 32 is 0e0, want "), (f32::NAN, ": an element is NaN")] {
+        let found = bench.check_spoilt(&cases[0], value).expect_err("it is wrong").to_string();
+        assert!(found.starts_with("pre_gelu: ") && found.contains(expected), "{found}");
+    }
+}
