@@ -118,7 +118,7 @@ bench-quick: .cargo-found ## every benchmark at tiny sizes, so that none rots
 
 # --- what wants a GPU: all of it in one folder, by programs that can be carried to a machine without cargo
 
-# REPORT_PROFILE=dev takes the programs that the tests use.
+# REPORT_PROFILE=dev takes the programs that the tests use; SANITIZER=1 adds compute-sanitizer for a machine that has none.
 REPORT_PROFILE ?= release
 
 gpu-report-programs: .cargo-found .nvcc-found
@@ -128,6 +128,7 @@ gpu-report-programs: .cargo-found .nvcc-found
 	@built() { $(CARGO) test --profile $(REPORT_PROFILE) --locked --no-run "$$@" 2>&1 | sed -n 's/.*Executable.*(\(.*\))/\1/p'; }; \
 	set -e; for name in kernels probes; do cp -f "$$(built --test $$name)" $(BUILD)/gpu/$$name; done; \
 	cp -f "$$(built --bench kernels)" $(BUILD)/gpu/bench
+	@$(if $(SANITIZER),dev/setup_sanitizer.sh $(BUILD)/gpu)
 
 gpu-report: gpu-report-programs ## what wants a GPU, on this machine's: tests, parity, steps, kernels; one page of it in build/gpu-report
 	dev/gpu_report.sh $(BUILD)/gpu-report

@@ -20,7 +20,7 @@ PYTHON=${PYTHON:-$([ -x build/venv/bin/python ] && echo build/venv/bin/python ||
 # What a step returns that needs something this machine has not.
 ABSENT=77
 
-for program in kernels bench train_gpt2 train_gpt2cu warpsmith; do
+for program in probes kernels bench train_gpt2 train_gpt2cu warpsmith; do
     [ -x $BIN/$program ] || { echo "gpu_report: expected $BIN/$program; make gpu-report-programs builds it" >&2; exit 2; }
 done
 mkdir -p "$OUT"
@@ -96,7 +96,6 @@ train() {
 
 # What single instructions do, for the emulated device to be held to.
 probes() {
-    [ -x $BIN/probes ] || { echo "no $BIN/probes; make gpu-report-programs builds it"; return $ABSENT; }
     if [ "$DEVICE" = cuda ]; then
         WARPSMITH_TEST_DEVICE=cuda WARPSMITH_RECORD_PROBES="$(realpath "$OUT")/golden" $BIN/probes --test-threads 1
     else
@@ -139,8 +138,9 @@ sanitizer() {
         echo "verdict: checker of the emulated device: no fault"
         return
     fi
+    local carried=$BIN/compute-sanitizer failed=0 status
+    [ ! -d "$carried" ] || PATH=$PWD/$carried:$PATH
     command -v compute-sanitizer >/dev/null || { echo "no compute-sanitizer on this machine"; return $ABSENT; }
-    local failed=0 status
     for tool in memcheck racecheck initcheck synccheck; do
         WARPSMITH_TEST_DEVICE=cuda timeout 30 compute-sanitizer --tool $tool --error-exitcode 1 \
             $BIN/kernels --test-threads 1
