@@ -168,17 +168,15 @@ impl Buffer {
     }
 
     fn fill(&self, dev: &mut (impl Device + ?Sized)) -> Result<()> {
-        let nan = [f32::NAN; 4096];
-        let (bytes, period) = match &self.content {
+        let bytes = match &self.content {
             Content::Integers(values) => return dev.upload(self.tensor, bytemuck::cast_slice(values)),
-            Content::Numbers { .. } => (encode(self.numbers(), self.tensor.dtype), PERIOD),
+            Content::Numbers { .. } => encode(self.numbers(), self.tensor.dtype),
             Content::Nothing => {
-                let len = self.tensor.len.min(nan.len());
-                (encode(&nan[..len], self.tensor.dtype), nan.len())
+                encode(&vec![f32::NAN; self.tensor.len.min(PERIOD)], self.tensor.dtype)
             }
         };
-        for start in (0..self.tensor.len).step_by(period) {
-            let part = self.tensor.slice(start, period.min(self.tensor.len - start));
+        for start in (0..self.tensor.len).step_by(PERIOD) {
+            let part = self.tensor.slice(start, PERIOD.min(self.tensor.len - start));
             dev.upload(part, &bytes[..part.size_bytes()])?;
         }
         Ok(())
