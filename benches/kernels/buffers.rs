@@ -171,9 +171,7 @@ impl Buffer {
         let bytes = match &self.content {
             Content::Integers(values) => return dev.upload(self.tensor, bytemuck::cast_slice(values)),
             Content::Numbers { .. } => encode(self.numbers(), self.tensor.dtype),
-            Content::Nothing => {
-                encode(&vec![f32::NAN; self.tensor.len.min(PERIOD)], self.tensor.dtype)
-            }
+            Content::Nothing => encode(&vec![f32::NAN; self.tensor.len.min(PERIOD)], self.tensor.dtype),
         };
         for start in (0..self.tensor.len).step_by(PERIOD) {
             let part = self.tensor.slice(start, PERIOD.min(self.tensor.len - start));
