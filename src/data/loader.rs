@@ -1,12 +1,13 @@
 //! Batches from token shards, in llm.c's order bit for bit.
 //!
-//! A *sample* is what all ranks read in one micro-step: B*T tokens each, side by side, plus the one token that is the
-//! last target. Samples of a shard do not overlap but for that token, and what is left at the end of a shard is not
-//! read. In training the shards, and the samples in each, are shuffled anew every epoch.
+//! A *sample* is what one rank reads in one micro-step: B*T tokens, plus the one token that is the last target. Samples of
+//! a shard do not overlap but for that token, and what is left at the end of a shard is not read. In training the shards,
+//! and the samples in each, are shuffled anew every epoch.
 //!
-//! Every rank shuffles with a seed of its own, so that at one time ranks may read from different shards. Rank `r` only
-//! ever reads place `r` of a sample, and each rank reads every sample once an epoch: ranks never read the same tokens,
-//! and all end an epoch with the same batch.
+//! All ranks go through the same samples in the same order and take them in turn: of N ranks, rank r takes samples r,
+//! r + N, r + 2 N, … So a step of the same number of samples reads the same text however many ranks share it, ranks never
+//! read the same, and they stay in step whatever the lengths of shards. A single rank reads in llm.c's order; several read
+//! in that same order, where those of llm.c shuffle apart from each other.
 #![allow(non_snake_case)]
 
 use crate::data::groups::TokenGroups;
@@ -52,6 +53,8 @@ pub struct Batch {
 pub struct DataLoader {
     flag: String,
     order: Order,
+    rank: usize,
+    num_processes: usize,
     position: Position,
     /// The position after the batch that is being fetched.
     fetching: Option<Position>,
@@ -68,10 +71,7 @@ impl DataLoader {
         let LoaderOptions { B, T, rank, num_processes, flag, .. } = options;
         assert!(rank < num_processes, "rank {rank} of {num_processes}");
         ensure!(B > 0 && T > 0, "batch of {B} sequences of {T} tokens; expected at least 1 of each");
-        let sample_tokens = num_processes
-            .checked_mul(B)
-            .and_then(|n| n.checked_mul(T))
-            .context("a batch over all processes has more tokens than can be counted")?;
+        let sample_tokens = B.checked_mul(T).context("a batch has more tokens than can be counted")?;
         let mut shards = Vec::new();
         for path in matching_files(options.pattern, flag)? {
             shards.push(Shard::open(&path).with_context(|| flag.to_owned())?);
@@ -79,18 +79,25 @@ impl DataLoader {
         let samples: Vec<usize> = shards.iter().map(|s| (s.tokens().len() - 1) / sample_tokens).collect();
         ensure!(
             samples.iter().any(|&n| n > 0),
-            "{flag} {}: no shard is long enough for one batch of {num_processes} processes x {B} x {T} tokens \
-             (the longest has {} tokens, {} are needed); use a smaller batch or more data",
+            "{flag} {}: no shard is long enough for one batch of {B} x {T} tokens (the longest has {} tokens, {} are \
+             needed); use a smaller batch or more data",
             options.pattern,
             shards.iter().map(|s| s.tokens().len()).max().unwrap_or(0),
             sample_tokens + 1
         );
         let order = Order { samples };
-        let position = order.start(options.shuffle.then(|| Mt19937::new(42 + rank as u32)));
-        let reader =
-            Reader { shards, sample_tokens, offset: rank * B * T, batch_tokens: B * T, V: options.V };
+        let position = order.start(options.shuffle.then(|| Mt19937::new(42)));
+        let reader = Reader { shards, sample_tokens, V: options.V };
         let fetcher = Fetcher::new(reader)?;
-        Ok(DataLoader { flag: flag.to_owned(), order, position, fetching: None, fetcher })
+        Ok(DataLoader {
+            flag: flag.to_owned(),
+            order,
+            rank,
+            num_processes,
+            position,
+            fetching: None,
+            fetcher,
+        })
     }
 
     /// The next batch. The one after it is read in the background meanwhile.
@@ -108,11 +115,15 @@ impl DataLoader {
         Ok(batch)
     }
 
-    /// Starts to read the next batch; returns the position after it.
+    /// Starts to read the next batch; returns the position after those of all ranks.
     fn fetch(&self) -> Position {
         let mut after = self.position.clone();
-        let place = self.order.step(&mut after);
-        self.fetcher.send(place);
+        for rank in 0..self.num_processes {
+            let place = self.order.step(&mut after);
+            if rank == self.rank {
+                self.fetcher.send(place);
+            }
+        }
         after
     }
 
@@ -140,9 +151,14 @@ impl DataLoader {
         self.order.samples.len()
     }
 
-    /// Batches a rank gets in one epoch.
+    /// Batches that all ranks together get in one epoch.
     pub fn samples_per_epoch(&self) -> u64 {
         self.order.samples.iter().map(|&n| n as u64).sum()
+    }
+
+    /// Of the next `batches` of all ranks together, the numbers of those that this rank gets.
+    pub fn turns(&self, batches: usize) -> std::iter::StepBy<std::ops::Range<usize>> {
+        (self.rank..batches.max(self.rank)).step_by(self.num_processes)
     }
 
     /// Shards that are too short for a single sample and so never read.
@@ -195,23 +211,19 @@ fn matching_files(pattern: &str, flag: &str) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// Reads one rank's part of samples.
+/// Reads samples.
 #[derive(Debug)]
 struct Reader {
     shards: Vec<Shard>,
-    /// Tokens from one sample to the next.
     sample_tokens: usize,
-    /// Tokens from the start of a sample to this rank's part.
-    offset: usize,
-    batch_tokens: usize,
     V: usize,
 }
 
 impl Reader {
     fn read(&self, place: Place) -> Result<Batch> {
         let shard = &self.shards[place.file];
-        let start = place.sample * self.sample_tokens + self.offset;
-        let tokens = &shard.tokens()[start..=start + self.batch_tokens];
+        let start = place.sample * self.sample_tokens;
+        let tokens = &shard.tokens()[start..=start + self.sample_tokens];
         if let Some(bad) = tokens.iter().position(|&t| usize::from(t) >= self.V) {
             bail!(
                 "{}: token {} is {}, outside the vocabulary of {}; make the shard anew with the model's tokenizer",
@@ -222,7 +234,7 @@ impl Reader {
             );
         }
         let widen = |tokens: &[u16]| tokens.iter().map(|&t| i32::from(t)).collect::<Vec<_>>();
-        let (inputs, targets) = (widen(&tokens[..self.batch_tokens]), widen(&tokens[1..]));
+        let (inputs, targets) = (widen(&tokens[..self.sample_tokens]), widen(&tokens[1..]));
         let groups = TokenGroups::of(&inputs);
         Ok(Batch { inputs, targets, groups })
     }

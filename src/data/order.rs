@@ -1,4 +1,4 @@
-//! The order in which a rank reads samples, and how it is saved: state only, no files.
+//! The order in which samples are read, and how it is saved: state only, no files.
 
 use crate::rng::{Mt19937, identity_permutation};
 use anyhow::{Result, bail, ensure};
@@ -24,7 +24,7 @@ pub struct ShuffleState {
     pub rng: Mt19937,
 }
 
-/// Where in an epoch a rank stands. Cheap to clone: a shuffle is only copied when it changes.
+/// Where in an epoch a loader stands. Cheap to clone: a shuffle is only copied when it changes.
 #[derive(Clone, Debug)]
 pub(super) struct Position {
     pub(super) shard: usize,
@@ -101,8 +101,7 @@ impl Order {
 
     /// The position that a saved state describes, if it is one of this order.
     pub(super) fn check(&self, state: &LoaderState, shuffles: bool) -> Result<Position> {
-        const HINT: &str =
-            "resume with the data, batch size, sequence length and number of processes of that run";
+        const HINT: &str = "resume with the data, batch size and sequence length of that run";
         match (&state.shuffle, shuffles) {
             (Some(_), false) => {
                 bail!("the checkpoint is of a run that shuffled its data, which this run does not")

@@ -6,8 +6,8 @@ use crate::model::{BatchShape, GPT2};
 use crate::ops::Ops;
 use anyhow::Result;
 
-/// Mean loss, in nats a token, over the first batches of the loader's data. With several ranks this is the part of
-/// one; the mean of all is the loss.
+/// Mean loss, in nats a token, over the first batches of the loader's data. Of a loader that shares them out to several
+/// ranks, this is the part of one: the sum of all parts is the loss.
 ///
 /// The loader starts over first, so that each validation sees the same text; it should not shuffle. `max_batches` of
 /// `None` reads all of the data once. More batches than there are go round again, as in llm.c.
@@ -28,7 +28,7 @@ pub fn validation_loss(
     let batches = max_batches.unwrap_or(loader.samples_per_epoch() as usize);
     assert!(batches > 0, "a mean of no batches");
     let mut sum = 0.0;
-    for _ in 0..batches {
+    for _ in loader.turns(batches) {
         let batch = loader.next_batch()?;
         model.load_batch(dev, shape, &batch.inputs, &batch.targets)?;
         let losses = model.evaluate(dev, shape)?;

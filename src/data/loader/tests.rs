@@ -20,16 +20,16 @@ fn write_shard(dir: &TempDir, name: &str, tokens: &[u16]) {
     writer.seal().unwrap().publish().unwrap();
 }
 
-fn options(pattern: &str, rank: usize, shuffle: bool) -> LoaderOptions<'_> {
-    LoaderOptions { pattern, flag: "-i", B: 2, T: 2, rank, num_processes: 2, shuffle, V: 50257 }
+fn options(pattern: &str, shuffle: bool) -> LoaderOptions<'_> {
+    LoaderOptions { pattern, flag: "-i", B: 4, T: 2, rank: 0, num_processes: 1, shuffle, V: 50257 }
 }
 
 fn pattern(dir: &TempDir) -> String {
     dir.path().join("s_*.bin").to_str().unwrap().to_owned()
 }
 
-fn open(dir: &TempDir, rank: usize, shuffle: bool) -> DataLoader {
-    DataLoader::open(options(&pattern(dir), rank, shuffle)).unwrap()
+fn open(dir: &TempDir, shuffle: bool) -> DataLoader {
+    DataLoader::open(options(&pattern(dir), shuffle)).unwrap()
 }
 
 fn first_inputs(loader: &mut DataLoader, batches: usize) -> Vec<i32> {
@@ -47,23 +47,17 @@ fn message<T: std::fmt::Debug>(result: Result<T>) -> String {
 #[test]
 fn shuffled_order_is_that_of_llmc() {
     let dir = three_shards();
-    let rank0 = [
+    let expected = [
         2024, 2032, 2000, 2016, 2008, 1008, 1024, 1016, 1000, 8, 0, 32, 16, 24, 40, 1000, 1016, 1008, 1024,
         24, 16, 8, 0, 40, 32, 2000, 2024, 2016, 2008, 2032,
     ];
-    let rank1 = [
-        2020, 2036, 2028, 2012, 2004, 44, 20, 28, 36, 12, 4, 1012, 1028, 1004, 1020, 1012, 1004, 1020, 1028,
-        2004, 2012, 2020, 2036, 2028, 36, 44, 4, 28, 20, 12,
-    ];
-    for (rank, expected, next_draw) in [(0, rank0, 780_932_287), (1, rank1, 3_722_227_573)] {
-        let mut loader = open(&dir, rank, true);
-        assert_eq!(first_inputs(&mut loader, 30), expected, "rank {rank}");
-        let state = loader.state();
-        let samples = if rank == 0 { 5 } else { 6 };
-        assert_eq!((state.current_shard_idx, state.current_sample_idx), (2, samples));
-        assert_eq!(state.shuffle.unwrap().rng.randint32(), next_draw);
-    }
-    let mut loader = open(&dir, 0, true);
+    let mut loader = open(&dir, true);
+    assert_eq!(first_inputs(&mut loader, 30), expected);
+    let state = loader.state();
+    assert_eq!((state.current_shard_idx, state.current_sample_idx), (2, 5));
+    assert_eq!(state.shuffle.unwrap().rng.randint32(), 780_932_287);
+
+    let mut loader = open(&dir, true);
     first_inputs(&mut loader, 5);
     loader.reset();
     assert_eq!(first_inputs(&mut loader, 7), [40, 0, 8, 16, 24, 32, 2000]);
@@ -73,30 +67,56 @@ fn shuffled_order_is_that_of_llmc() {
 #[test]
 fn unshuffled_order_is_that_of_the_files() {
     let dir = three_shards();
-    let mut loader = open(&dir, 1, false);
+    let mut loader = open(&dir, false);
     assert_eq!((loader.num_shards(), loader.num_tokens(), loader.samples_per_epoch()), (3, 124, 15));
-    let epoch = [4, 12, 20, 28, 36, 44, 1004, 1012, 1020, 1028, 2004, 2012, 2020, 2028, 2036];
+    let epoch = [0, 8, 16, 24, 32, 40, 1000, 1008, 1016, 1024, 2000, 2008, 2016, 2024, 2032];
     assert_eq!(first_inputs(&mut loader, 15), epoch);
     assert_eq!(first_inputs(&mut loader, 3), epoch[..3]);
     loader.reset();
     let batch = loader.next_batch().unwrap();
-    let groups = TokenGroups::of(&[4, 5, 6, 7]);
-    assert_eq!(batch, Batch { inputs: vec![4, 5, 6, 7], targets: vec![5, 6, 7, 8], groups });
+    let groups = TokenGroups::of(&[0, 1, 2, 3, 4, 5, 6, 7]);
+    assert_eq!(batch.inputs, [0, 1, 2, 3, 4, 5, 6, 7]);
+    assert_eq!(batch.targets, [1, 2, 3, 4, 5, 6, 7, 8]);
+    assert_eq!(batch.groups, groups);
 }
 
+/// Two epochs and more, so that rounds of ranks lie across the ends of shards and epochs.
 #[test]
-fn an_epoch_shows_every_rank_its_own_part_of_every_sample_once() {
+fn ranks_take_the_samples_of_one_in_turn() {
     let dir = three_shards();
-    let mut seen: Vec<i32> = Vec::new();
-    for rank in 0..2 {
-        let mut loader = open(&dir, rank, true);
-        for _ in 0..loader.samples_per_epoch() {
-            seen.extend(loader.next_batch().unwrap().inputs);
+    let pattern = pattern(&dir);
+    for shuffle in [false, true] {
+        let alone = first_inputs(&mut open(&dir, shuffle), 36);
+        for num_processes in [2, 3, 4] {
+            let rounds = 36 / num_processes;
+            let mut seen = vec![0; 36];
+            for rank in 0..num_processes {
+                let options = LoaderOptions { rank, num_processes, ..options(&pattern, shuffle) };
+                let mut loader = DataLoader::open(options).unwrap();
+                for (round, first) in first_inputs(&mut loader, rounds).into_iter().enumerate() {
+                    seen[round * num_processes + rank] = first;
+                }
+            }
+            assert_eq!(seen, alone, "{num_processes} ranks");
         }
     }
-    seen.sort_unstable();
-    let all: Vec<i32> = (0..48).chain(1000..1032).chain(2000..2040).collect();
-    assert_eq!(seen, all);
+}
+
+/// What one number of ranks left off at, another goes on with.
+#[test]
+fn a_state_is_that_of_all_ranks() {
+    let dir = three_shards();
+    let pattern = pattern(&dir);
+    let of = |rank, num_processes| {
+        DataLoader::open(LoaderOptions { rank, num_processes, ..options(&pattern, true) }).unwrap()
+    };
+    let [mut first, mut second] = [of(0, 2), of(1, 2)];
+    first_inputs(&mut first, 8);
+    first_inputs(&mut second, 8);
+    assert_eq!(first.state(), second.state());
+    let mut alone = of(0, 1);
+    alone.restore(&first.state()).unwrap();
+    assert_eq!(first_inputs(&mut alone, 14), first_inputs(&mut of(0, 1), 30)[16..]);
 }
 
 #[test]
@@ -104,11 +124,11 @@ fn a_restored_loader_goes_on_as_if_never_stopped() {
     let dir = three_shards();
     for shuffle in [false, true] {
         // Two epochs and more; after 15 and 30 batches an epoch is just over.
-        let whole = first_inputs(&mut open(&dir, 1, shuffle), 40);
-        let mut stopped = open(&dir, 1, shuffle);
+        let whole = first_inputs(&mut open(&dir, shuffle), 40);
+        let mut stopped = open(&dir, shuffle);
         for stop in 0..32 {
             let state = stopped.state();
-            let mut resumed = open(&dir, 1, shuffle);
+            let mut resumed = open(&dir, shuffle);
             first_inputs(&mut resumed, 3);
             resumed.restore(&state).unwrap();
             assert_eq!(resumed.state(), state);
@@ -121,7 +141,7 @@ fn a_restored_loader_goes_on_as_if_never_stopped() {
 #[test]
 fn states_that_do_not_fit_are_refused() {
     let dir = three_shards();
-    let mut loader = open(&dir, 0, true);
+    let mut loader = open(&dir, true);
     first_inputs(&mut loader, 7);
     let good = loader.state();
     let mut refuse = |change: fn(&mut LoaderState, &mut ShuffleState)| {
@@ -144,7 +164,7 @@ fn states_that_do_not_fit_are_refused() {
     assert_eq!(loader.state(), good, "a refused state changes nothing");
     assert_eq!(first_inputs(&mut loader, 3), [1016, 1000, 8]);
 
-    let mut unshuffled = open(&dir, 0, false);
+    let mut unshuffled = open(&dir, false);
     assert!(message(unshuffled.restore(&good)).contains("a run that shuffled"));
 }
 
@@ -153,18 +173,18 @@ fn short_shards_are_passed_over() {
     let dir = three_shards();
     write_shard(&dir, "s_0a.bin", &[7; 8]);
     write_shard(&dir, "s_9.bin", &[7]);
-    let mut loader = open(&dir, 0, false);
+    let mut loader = open(&dir, false);
     let short: Vec<_> = loader.short_shards().iter().map(|p| p.file_name().unwrap().to_owned()).collect();
     assert_eq!(short, ["s_0a.bin", "s_9.bin"]);
     assert_eq!((loader.num_shards(), loader.num_tokens(), loader.samples_per_epoch()), (5, 133, 15));
     let expected = [0, 8, 16, 24, 32, 40, 1000, 1008, 1016, 1024, 2000, 2008, 2016, 2024, 2032, 0];
     assert_eq!(first_inputs(&mut loader, 16), expected);
 
-    let mut shuffled = open(&dir, 0, true);
+    let mut shuffled = open(&dir, true);
     let mut seen = first_inputs(&mut shuffled, 15);
     seen.sort_unstable();
     assert_eq!(seen, expected[..15]);
-    let mut resumed = open(&dir, 0, true);
+    let mut resumed = open(&dir, true);
     resumed.restore(&shuffled.state()).unwrap();
     assert_eq!(first_inputs(&mut resumed, 20), first_inputs(&mut shuffled, 20));
 }
@@ -173,12 +193,12 @@ fn short_shards_are_passed_over() {
 fn a_shard_holds_a_sample_from_one_token_more_than_its_inputs() {
     let dir = TempDir::new().unwrap();
     write_shard(&dir, "s_0.bin", &[1, 2, 3, 4, 5, 6, 7, 8]);
-    let error = message(DataLoader::open(options(&pattern(&dir), 0, false)));
+    let error = message(DataLoader::open(options(&pattern(&dir), false)));
     assert!(error.contains("no shard is long enough") && error.contains("has 8 tokens, 9 are"), "{error}");
     write_shard(&dir, "s_0.bin", &[1, 2, 3, 4, 5, 6, 7, 8, 9]);
-    let mut loader = open(&dir, 1, false);
+    let mut loader = open(&dir, false);
     for _ in 0..3 {
-        assert_eq!(loader.next_batch().unwrap().targets, [6, 7, 8, 9]);
+        assert_eq!(loader.next_batch().unwrap().targets, [2, 3, 4, 5, 6, 7, 8, 9]);
     }
 }
 
@@ -186,8 +206,8 @@ fn a_shard_holds_a_sample_from_one_token_more_than_its_inputs() {
 fn a_token_outside_the_vocabulary_is_named_when_its_batch_is_due() {
     let dir = three_shards();
     let pattern = pattern(&dir);
-    // Shards 0 and 1 stay below 1033; shard 2 starts at 2000. Twelve batches are good.
-    let mut loader = DataLoader::open(LoaderOptions { V: 2015, ..options(&pattern, 0, false) }).unwrap();
+    // Shards 0 and 1 stay below 1033; shard 2 starts at 2000. Twelve batches are good: the thirteenth's last target is 2024.
+    let mut loader = DataLoader::open(LoaderOptions { V: 2024, ..options(&pattern, false) }).unwrap();
     assert_eq!(first_inputs(&mut loader, 11).last(), Some(&2000));
     let state = loader.state();
     let mut refused = || {
@@ -195,7 +215,7 @@ fn a_token_outside_the_vocabulary_is_named_when_its_batch_is_due() {
         message(loader.next_batch())
     };
     let error = refused();
-    assert!(error.contains("s_2.bin: token 16 is 2016") && error.contains("vocabulary of 2015"), "{error}");
+    assert!(error.contains("s_2.bin: token 24 is 2024") && error.contains("vocabulary of 2024"), "{error}");
     loader.restore(&state).unwrap();
     assert_eq!(first_inputs(&mut loader, 1), [2008]);
     assert!(loader.next_batch().is_err() && loader.next_batch().is_err());
@@ -206,7 +226,7 @@ fn a_token_outside_the_vocabulary_is_named_when_its_batch_is_due() {
 #[test]
 fn bad_patterns_and_sizes_are_refused() {
     let dir = three_shards();
-    let refuse = |pattern: &str| message(DataLoader::open(options(pattern, 0, true)));
+    let refuse = |pattern: &str| message(DataLoader::open(options(pattern, true)));
     assert!(refuse("/nonexistent/*.bin").contains("no file matches"));
     assert!(refuse(&format!("{}/s_7.bin", dir.path().display())).contains("no file matches"));
     assert!(refuse("").contains("no file matches"));
@@ -214,7 +234,7 @@ fn bad_patterns_and_sizes_are_refused() {
     std::fs::write(dir.path().join("s_5.bin"), "text").unwrap();
     assert!(refuse(&pattern(&dir)).contains("s_5.bin: not a token shard"));
     for (B, T) in [(0, 2), (2, 0), (usize::MAX, 2)] {
-        let options = LoaderOptions { B, T, ..options("x", 0, true) };
+        let options = LoaderOptions { B, T, ..options("x", true) };
         assert!(DataLoader::open(options).unwrap_err().to_string().contains("batch"));
     }
 }
@@ -222,7 +242,7 @@ fn bad_patterns_and_sizes_are_refused() {
 #[test]
 fn a_dropped_loader_ends_its_thread() {
     let dir = three_shards();
-    let mut loader = open(&dir, 0, true);
+    let mut loader = open(&dir, true);
     loader.next_batch().unwrap();
     let reader = Arc::downgrade(&loader.fetcher.reader);
     drop(loader);
