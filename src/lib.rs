@@ -10,6 +10,7 @@ pub mod metrics;
 pub mod model;
 pub mod ops;
 pub mod optim;
+pub mod parallel;
 pub mod params;
 pub mod rng;
 pub mod roofline;

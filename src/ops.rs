@@ -9,8 +9,10 @@
 //! - a tensor of the wrong length or type is a bug and panics; an `Err` is the device failing.
 #![allow(non_snake_case)]
 
+mod buffer;
 mod floats;
 
+pub use buffer::{Buffer, Place};
 pub use floats::{download_f32, upload_f32};
 
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
@@ -54,6 +56,9 @@ pub trait Device {
 
     /// Waits for all queued work.
     fn synchronize(&mut self) -> Result<()>;
+
+    /// Where `tensor` lies. Who works on it there keeps order with what is queued here.
+    fn buffer(&mut self, tensor: Tensor) -> Buffer;
 
     /// The GPU, for estimates; `None` for anything else.
     fn gpu(&self) -> Option<Gpu> {

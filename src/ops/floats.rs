@@ -71,6 +71,7 @@ fn widen(wide: &mut [f32], narrow: &[u16], dtype: Dtype) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::{Buffer, Place};
     use crate::tensor::MemoryPlan;
 
     /// Memory and nothing else.
@@ -98,6 +99,11 @@ mod tests {
         }
         fn synchronize(&mut self) -> Result<()> {
             Ok(())
+        }
+        fn buffer(&mut self, tensor: Tensor) -> Buffer {
+            let Tensor { len, dtype, offset, .. } = tensor;
+            let address = self.0[offset..].as_mut_ptr() as u64;
+            Buffer { address, len, dtype, place: Place::Host }
         }
     }
 

@@ -67,6 +67,11 @@ impl Device for Cpu {
     fn synchronize(&mut self) -> Result<()> {
         Ok(())
     }
+
+    fn buffer(&mut self, tensor: Tensor) -> Buffer {
+        let address = self.memory.borrow().bytes_mut(tensor).as_mut_ptr() as u64;
+        Buffer { address, len: tensor.len, dtype: tensor.dtype, place: Place::Host }
+    }
 }
 
 impl Ops for Cpu {

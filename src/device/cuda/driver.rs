@@ -4,6 +4,7 @@
 use super::counts::Counts;
 use super::kernel::Launcher;
 use super::matmul_library::MatmulLibrary;
+use crate::ops::Place;
 use anyhow::{Result, bail};
 use std::collections::BTreeMap;
 
@@ -42,6 +43,9 @@ pub trait Driver: Launcher {
     fn clear(&mut self, dst: u64, bytes: usize) -> Result<()>;
 
     fn synchronize(&mut self) -> Result<()>;
+
+    /// Where the memory at a device address is for others than kernels.
+    fn place(&mut self, address: u64, bytes: usize) -> (u64, Place);
 
     /// Starts the device's stopwatch, of which there is one, when all that is queued now is done.
     fn start_timer(&mut self) -> Result<()>;

@@ -8,6 +8,7 @@ use super::emulator::{
 };
 use super::kernel::{Arg, KernelSpec, Launch, Launcher};
 use super::tensor_map::{TensorMap, TiledMatrix};
+use crate::ops::Place;
 use crate::tensor::Dtype;
 use anyhow::{Context, Result};
 use std::cell::RefCell;
@@ -120,6 +121,11 @@ impl Driver for Emulated {
 
     fn synchronize(&mut self) -> Result<()> {
         Ok(())
+    }
+
+    fn place(&mut self, address: u64, bytes: usize) -> (u64, Place) {
+        let host = self.memory.place(address, bytes).expect("memory that was planned");
+        (host as u64, Place::Host)
     }
 
     fn take_counts(&mut self) -> BTreeMap<&'static str, Counts> {

@@ -196,6 +196,11 @@ impl Device for Cuda {
         self.driver.synchronize()
     }
 
+    fn buffer(&mut self, tensor: Tensor) -> Buffer {
+        let (address, place) = self.driver.place(self.memory.address(tensor), tensor.size_bytes());
+        Buffer { address, len: tensor.len, dtype: tensor.dtype, place }
+    }
+
     fn gpu_state(&mut self) -> Result<String> {
         self.driver.state()
     }

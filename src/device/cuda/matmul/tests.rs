@@ -47,6 +47,10 @@ impl Driver for WithLibrary {
     fn synchronize(&mut self) -> Result<()> {
         Ok(())
     }
+    fn place(&mut self, address: u64, bytes: usize) -> (u64, Place) {
+        self.device.place(address, bytes)
+    }
+
     fn start_timer(&mut self) -> Result<()> {
         Ok(())
     }

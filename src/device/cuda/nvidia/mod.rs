@@ -19,6 +19,7 @@ use super::kernel::{Arg, KernelSpec, Launch, Launcher};
 use super::matmul_library::MatmulLibrary;
 use super::nvml::Monitor;
 use super::tensor_map::{TensorMap, TiledMatrix};
+use crate::ops::Place;
 use crate::tensor::Dtype;
 use anyhow::{Context as _, Result, anyhow, bail};
 use context::Context;
@@ -226,6 +227,10 @@ impl Driver for Nvidia {
     fn synchronize(&mut self) -> Result<()> {
         self.context.bind()?;
         self.wait()
+    }
+
+    fn place(&mut self, address: u64, _bytes: usize) -> (u64, Place) {
+        (address, Place::Gpu { stream: self.stream.raw() as usize })
     }
 
     fn start_timer(&mut self) -> Result<()> {

@@ -1,0 +1,263 @@
+//! Which of how many processes this one is: what launchers say in the environment, and what flags say.
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// One process among those that train together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    pub rank: usize,
+    pub world_size: usize,
+    /// Among the processes on this machine: the number of its GPU.
+    pub local_rank: usize,
+    pub launcher: Launcher,
+}
+
+/// Who started the processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Launcher {
+    /// Nobody: this is the only one.
+    Nobody,
+    /// Somebody who gave `-pn` and `-pr` to each.
+    Flags,
+    /// `torchrun`, `warpsmith launch`, and all who speak like them.
+    Torchrun,
+    OpenMpi,
+    /// MPICH and its kin: Intel MPI, MVAPICH, Cray.
+    Mpich,
+    Slurm,
+}
+
+/// The variables a launcher sets.
+struct Variables {
+    launcher: Launcher,
+    rank: &'static str,
+    world_size: &'static str,
+    local_rank: &'static str,
+}
+
+/// The first that is there counts: `mpirun` inside a job of SLURM's finds SLURM's variables, too, and those are about
+/// `mpirun`'s own helpers.
+const LAUNCHERS: [Variables; 4] = [
+    Variables {
+        launcher: Launcher::Torchrun,
+        rank: "RANK",
+        world_size: "WORLD_SIZE",
+        local_rank: "LOCAL_RANK",
+    },
+    Variables {
+        launcher: Launcher::OpenMpi,
+        rank: "OMPI_COMM_WORLD_RANK",
+        world_size: "OMPI_COMM_WORLD_SIZE",
+        local_rank: "OMPI_COMM_WORLD_LOCAL_RANK",
+    },
+    Variables {
+        launcher: Launcher::Mpich,
+        rank: "PMI_RANK",
+        world_size: "PMI_SIZE",
+        local_rank: "MPI_LOCALRANKID",
+    },
+    // Of a step, which `srun` starts: the script of a job, which `sbatch` starts, is one process whatever the job's size.
+    Variables {
+        launcher: Launcher::Slurm,
+        rank: "SLURM_PROCID",
+        world_size: "SLURM_STEP_NUM_TASKS",
+        local_rank: "SLURM_LOCALID",
+    },
+];
+
+/// What flags say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flags {
+    /// `-pn`
+    pub num_processes: Option<usize>,
+    /// `-pr`
+    pub process_rank: Option<usize>,
+    /// `-pg`
+    pub gpus_per_node: usize,
+}
+
+impl Default for Process {
+    fn default() -> Self {
+        Process::ALONE
+    }
+}
+
+impl Process {
+    /// The only one.
+    pub const ALONE: Self = Process { rank: 0, world_size: 1, local_rank: 0, launcher: Launcher::Nobody };
+
+    pub fn is_master(&self) -> bool {
+        self.rank == 0
+    }
+
+    /// From flags, and from what `variable` finds in the environment.
+    ///
+    /// # Errors
+    /// One line, if they contradict themselves or each other.
+    pub fn find(flags: Flags, variable: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
+        let launched = LAUNCHERS.iter().find_map(|names| names.read(variable).transpose()).transpose()?;
+        match launched {
+            Some(process) => flags.check_against(&process).map(|()| process),
+            None => flags.process(),
+        }
+    }
+}
+
+impl Variables {
+    /// The process they describe, if they are set at all.
+    fn read(&self, variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Process>> {
+        let number = |name: &str| {
+            let text = variable(name).filter(|text| !text.trim().is_empty());
+            let number = text.as_ref().map(|text| text.trim().parse::<usize>());
+            number.transpose().with_context(|| {
+                format!("{name}={}: expected a whole number from 0", text.unwrap_or_default())
+            })
+        };
+        let Self { launcher, rank: rank_name, world_size: size_name, local_rank: local_name } = *self;
+        // A rank by itself may be a left-over; the number of processes is what makes a launcher.
+        let Some(world_size) = number(size_name)? else { return Ok(None) };
+        ensure!(world_size > 0, "{size_name}=0: expected at least one process");
+        let rank = number(rank_name)?.with_context(|| {
+            format!("{size_name}={world_size} but no {rank_name}: unset the one or set the other")
+        })?;
+        ensure!(rank < world_size, "{rank_name}={rank}: expected less than {size_name}={world_size}");
+        let local_rank = match number(local_name)? {
+            Some(local_rank) => local_rank,
+            None if world_size == 1 => 0,
+            None => {
+                bail!("{size_name}={world_size} but no {local_name}, which says which GPU is whose: set it")
+            }
+        };
+        ensure!(
+            local_rank <= rank,
+            "{local_name}={local_rank}: expected at most {rank_name}={rank}; ranks count machine by machine"
+        );
+        Ok(Some(Process { rank, world_size, local_rank, launcher }))
+    }
+}
+
+impl Flags {
+    fn process(self) -> Result<Process> {
+        let Flags { num_processes, process_rank, gpus_per_node } = self;
+        let world_size = num_processes.unwrap_or(1);
+        let rank = match process_rank {
+            Some(rank) => rank,
+            None if world_size == 1 => return Ok(Process::ALONE),
+            None => bail!(
+                "-pn {world_size}: expected a launcher (mpirun, srun, torchrun, warpsmith launch), or -pr to say which of them \
+                 this process is"
+            ),
+        };
+        ensure!(rank < world_size, "-pr {rank}: expected less than -pn {world_size}; processes count from 0");
+        let launcher = if world_size == 1 { Launcher::Nobody } else { Launcher::Flags };
+        Ok(Process { rank, world_size, local_rank: rank % gpus_per_node, launcher })
+    }
+
+    /// Flags may repeat what the launcher says.
+    fn check_against(self, process: &Process) -> Result<()> {
+        let said = [
+            ("-pn", self.num_processes, process.world_size, "processes"),
+            ("-pr", self.process_rank, process.rank, "as rank"),
+        ];
+        for (flag, asked, found, what) in said {
+            if let Some(asked) = asked.filter(|asked| *asked != found) {
+                let by = process.launcher.name();
+                bail!(
+                    "{flag} {asked}: {by} started {what} {found}; drop the flag, or start without a launcher"
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Launcher {
+    pub fn name(self) -> &'static str {
+        match self {
+            Launcher::Nobody => "nobody",
+            Launcher::Flags => "-pn and -pr",
+            Launcher::Torchrun => "torchrun (RANK, WORLD_SIZE)",
+            Launcher::OpenMpi => "Open MPI's mpirun",
+            Launcher::Mpich => "MPICH's mpirun",
+            Launcher::Slurm => "srun",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn find_with(flags: Flags, set: &[(&str, &str)]) -> Result<Process, String> {
+        let variable =
+            |name: &str| set.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned());
+        Process::find(flags, &variable).map_err(|e| format!("{e:#}"))
+    }
+
+    fn find(set: &[(&str, &str)]) -> Result<Process, String> {
+        find_with(Flags { gpus_per_node: 8, ..Flags::default() }, set)
+    }
+
+    const OPEN_MPI: [(&str, &str); 3] =
+        [("OMPI_COMM_WORLD_RANK", "5"), ("OMPI_COMM_WORLD_SIZE", "8"), ("OMPI_COMM_WORLD_LOCAL_RANK", "1")];
+
+    #[test]
+    fn launchers_are_understood() {
+        let process = |launcher| Process { rank: 5, world_size: 8, local_rank: 1, launcher };
+        let torchrun = [("RANK", "5"), ("WORLD_SIZE", " 8 "), ("LOCAL_RANK", "1"), ("MASTER_PORT", "29500")];
+        assert_eq!(find(&torchrun), Ok(process(Launcher::Torchrun)));
+        assert_eq!(find(&OPEN_MPI), Ok(process(Launcher::OpenMpi)));
+        let mpich = [("PMI_RANK", "5"), ("PMI_SIZE", "8"), ("MPI_LOCALRANKID", "1")];
+        assert_eq!(find(&mpich), Ok(process(Launcher::Mpich)));
+        let slurm = [("SLURM_PROCID", "5"), ("SLURM_STEP_NUM_TASKS", "8"), ("SLURM_LOCALID", "1")];
+        assert_eq!(find(&slurm), Ok(process(Launcher::Slurm)));
+    }
+
+    #[test]
+    fn nobody_launched_means_alone() {
+        assert_eq!(find(&[]), Ok(Process::ALONE));
+        // The script of a SLURM job; a rank that somebody left in the environment.
+        assert_eq!(find(&[("SLURM_PROCID", "0"), ("SLURM_NTASKS", "8")]), Ok(Process::ALONE));
+        assert_eq!(find(&[("RANK", "3"), ("WORLD_SIZE", "")]), Ok(Process::ALONE));
+        let one = find(&[("RANK", "0"), ("WORLD_SIZE", "1")]).unwrap();
+        assert_eq!((one.rank, one.world_size, one.local_rank), (0, 1, 0));
+    }
+
+    #[test]
+    fn the_inner_launcher_counts() {
+        let mut both = OPEN_MPI.to_vec();
+        both.extend([("SLURM_PROCID", "0"), ("SLURM_STEP_NUM_TASKS", "2"), ("SLURM_LOCALID", "0")]);
+        assert_eq!(find(&both).unwrap().launcher, Launcher::OpenMpi);
+    }
+
+    #[test]
+    fn flags_do_without_a_launcher_and_share_out_gpus() {
+        let flags = |n, r| Flags { num_processes: Some(n), process_rank: Some(r), gpus_per_node: 8 };
+        let process = find_with(flags(16, 11), &[]).unwrap();
+        let expected = Process { rank: 11, world_size: 16, local_rank: 3, launcher: Launcher::Flags };
+        assert_eq!(process, expected);
+        assert_eq!(find_with(flags(1, 0), &[]), Ok(Process::ALONE));
+        assert_eq!(find_with(flags(8, 5), &OPEN_MPI).unwrap().launcher, Launcher::OpenMpi);
+    }
+
+    #[test]
+    fn contradictions_are_one_line_that_names_them() {
+        let flags = |num_processes, process_rank| Flags { num_processes, process_rank, gpus_per_node: 8 };
+        let none = flags(None, None);
+        let cases: [(Flags, &[(&str, &str)], &str); 9] = [
+            (flags(Some(4), None), &[], "-pn 4: expected a launcher"),
+            (flags(Some(4), Some(4)), &[], "-pr 4: expected less than -pn 4"),
+            (flags(Some(4), None), &OPEN_MPI, "-pn 4: Open MPI's mpirun started processes 8"),
+            (flags(None, Some(0)), &OPEN_MPI, "-pr 0: Open MPI's mpirun started as rank 5"),
+            (none, &[("WORLD_SIZE", "2")], "WORLD_SIZE=2 but no RANK"),
+            (none, &[("WORLD_SIZE", "2"), ("RANK", "2")], "RANK=2: expected less than WORLD_SIZE=2"),
+            (none, &[("WORLD_SIZE", "2"), ("RANK", "1")], "no LOCAL_RANK"),
+            (none, &[("WORLD_SIZE", "two")], "WORLD_SIZE=two: expected a whole number"),
+            (none, &[("WORLD_SIZE", "0")], "WORLD_SIZE=0: expected at least one process"),
+        ];
+        for (flags, set, expected) in cases {
+            let error = find_with(flags, set).unwrap_err();
+            assert!(error.contains(expected) && !error.contains('\n'), "{error}");
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! Many processes that train together: who they are, and how they add up and share out numbers.
+//!
+//! A [`Communicator`] works on a device's own memory. What it is told to do it does in that order and beside the device's
+//! other work: gradients of one layer are on their way while those of the next are computed.
+
+pub mod environment;
+pub mod host;
+pub mod launch;
+pub mod links;
+pub mod mesh;
+pub mod queue;
+pub mod rendezvous;
+
+use crate::ops::Buffer;
+use anyhow::Result;
+
+/// What is done with the buffers of all ranks, in place. Parts are as even as whole elements allow, one for each rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Collective {
+    /// Every rank gets the sum.
+    AllReduce,
+    /// Rank r gets part r of the sum; what the rest of its buffer holds is undefined.
+    ReduceScatter,
+    /// Every rank gets part r of rank r.
+    AllGather,
+    /// Every rank gets what `root` has.
+    Broadcast { root: usize },
+}
+
+/// A collective and this rank's buffer for it.
+#[derive(Clone, Copy, Debug)]
+pub struct Operation {
+    pub collective: Collective,
+    pub buffer: Buffer,
+}
+
+/// One rank's way to all others.
+pub trait Communicator: Send {
+    fn rank(&self) -> usize;
+
+    fn world_size(&self) -> usize;
+
+    /// How ranks are connected: `"NCCL 2.27.7"`.
+    fn describe(&self) -> String;
+
+    /// Begins operations, in this order, once the device is done with what was queued on it before. Their buffers are
+    /// theirs until [`finish`](Self::finish). All ranks begin the same operations in the same order.
+    ///
+    /// # Errors
+    /// If they cannot be queued, or earlier ones have failed.
+    fn start(&mut self, operations: Vec<Operation>) -> Result<()>;
+
+    /// What is queued on the device from now on comes after everything that was started.
+    ///
+    /// # Errors
+    /// One line that names the rank that is gone or out of step.
+    fn finish(&mut self) -> Result<()>;
+}

@@ -1,0 +1,167 @@
+//! Where ranks meet: from flags, or from what the launcher says of the machines it started them on.
+
+use super::environment::{Launcher, Process};
+use super::mesh::Meeting;
+use anyhow::{Context, Result, bail, ensure};
+use std::path::PathBuf;
+
+/// What `-pi`, `-ps` and `-pf` say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// What the launcher says.
+    Auto,
+    /// At `host` or `host:port`; nothing: what the launcher says.
+    Tcp(String),
+    /// Through a file in this directory, which all machines share.
+    SharedDirectory(PathBuf),
+}
+
+/// llm.c's port.
+const PORT: u16 = 12345;
+
+/// Where to meet, and a name that tells this run from others that might meet there, too.
+///
+/// # Errors
+/// One line, if neither flags nor launcher say where.
+pub fn find(
+    process: &Process,
+    method: &Method,
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> Result<(Meeting, String)> {
+    let meeting = match method {
+        Method::SharedDirectory(dir) => Meeting::File(dir.join("warpsmith-rank-0")),
+        Method::Tcp(address) if !address.is_empty() => Meeting::Address(with_port(address, PORT)?),
+        Method::Tcp(_) | Method::Auto => Meeting::Address(address_of_launcher(process, variable)?),
+    };
+    Ok((meeting, run_name(variable)))
+}
+
+/// `host`, `host:port`, `[::1]:port` or `::1`.
+fn with_port(address: &str, port: u16) -> Result<String> {
+    let colons = address.matches(':').count();
+    let has_port = address.starts_with('[') || colons == 1;
+    let address = match (has_port, colons) {
+        (true, _) if !address.ends_with(']') => address.to_owned(),
+        (false, 2..) => format!("[{address}]:{port}"),
+        _ => format!("{address}:{port}"),
+    };
+    let number = address.rsplit_once(':').map_or("", |(_, number)| number);
+    ensure!(number.parse::<u16>().is_ok_and(|port| port > 0), "-ps {address}: expected host or host:port");
+    Ok(address)
+}
+
+fn address_of_launcher(process: &Process, variable: &dyn Fn(&str) -> Option<String>) -> Result<String> {
+    let set = |name: &str| variable(name).filter(|value| !value.trim().is_empty());
+    // Several jobs may share a machine; a launcher that names its jobs gives each a port of its own.
+    let port = match run_name(variable).as_str() {
+        "" => PORT,
+        name => 20_000 + (crc32fast::hash(name.as_bytes()) % 20_000) as u16,
+    };
+    let here = || format!("127.0.0.1:{port}");
+    let elsewhere = "the launcher does not say where rank 0 is: give -pi tcp -ps HOST, or -pi fs -pf DIR on a shared disk";
+    let all_here = |name: &str| set(name).and_then(|n| n.parse().ok()) == Some(process.world_size);
+    Ok(match process.launcher {
+        Launcher::Torchrun => {
+            let host = set("MASTER_ADDR").unwrap_or_else(|| "127.0.0.1".to_owned());
+            let port = set("MASTER_PORT").unwrap_or_else(|| PORT.to_string());
+            let port: u16 =
+                port.trim().parse().with_context(|| format!("MASTER_PORT={port}: expected a port"))?;
+            // Where torchrun keeps a store of its own at that port, ours is the next one.
+            let taken = set("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|value| value == "True");
+            with_port(&host, port.checked_add(u16::from(taken)).context("MASTER_PORT: no port above it")?)?
+        }
+        Launcher::Slurm => {
+            let nodes = set("SLURM_STEP_NODELIST").or_else(|| set("SLURM_JOB_NODELIST"));
+            let first = nodes.as_deref().and_then(first_node);
+            let first = first.with_context(|| format!("no node in SLURM_STEP_NODELIST; {elsewhere}"))?;
+            // Several jobs may share a node.
+            let job = set("SLURM_JOB_ID").and_then(|id| id.parse::<u32>().ok()).unwrap_or(0);
+            with_port(&first, PORT + (job % 20_000) as u16)?
+        }
+        Launcher::OpenMpi if all_here("OMPI_COMM_WORLD_LOCAL_SIZE") => here(),
+        Launcher::Mpich if all_here("MPI_LOCALNRANKS") => here(),
+        Launcher::Flags if process.world_size <= 1 => here(),
+        Launcher::OpenMpi | Launcher::Mpich | Launcher::Flags => bail!(elsewhere),
+        Launcher::Nobody => here(),
+    })
+}
+
+/// `gpu[07-09,12],login1` is `gpu07`, `gpu08`, …: the first of them.
+fn first_node(list: &str) -> Option<String> {
+    let end = list.find([',', '[']).unwrap_or(list.len());
+    let name = &list[..end];
+    let node = match list[end..].strip_prefix('[') {
+        Some(ranges) => {
+            let first = ranges.split([',', '-', ']']).next()?;
+            let after = ranges.split_once(']')?.1;
+            format!("{name}{first}{}", after.split(',').next()?)
+        }
+        None => name.to_owned(),
+    };
+    (!node.is_empty()).then_some(node)
+}
+
+/// From what launchers call a run.
+fn run_name(variable: &dyn Fn(&str) -> Option<String>) -> String {
+    let names = ["WARPSMITH_RUN", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "SLURM_STEP_ID", "PMIX_NAMESPACE"];
+    let parts: Vec<String> = names.iter().filter_map(|name| variable(name)).collect();
+    parts.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn find_with(launcher: Launcher, method: &Method, set: &[(&str, &str)]) -> Result<String, String> {
+        let process = Process { rank: 0, world_size: 4, local_rank: 0, launcher };
+        let variable =
+            |name: &str| set.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned());
+        find(&process, method, &variable).map(|(at, _)| at.to_string()).map_err(|e| format!("{e:#}"))
+    }
+
+    #[test]
+    fn launchers_say_where() {
+        let at = |launcher, set: &[(&str, &str)]| find_with(launcher, &Method::Auto, set);
+        let torchrun = [("MASTER_ADDR", "node7"), ("MASTER_PORT", "29500")];
+        assert_eq!(at(Launcher::Torchrun, &torchrun).unwrap(), "meeting at node7:29500");
+        let with_store = [torchrun[0], torchrun[1], ("TORCHELASTIC_USE_AGENT_STORE", "True")];
+        assert_eq!(at(Launcher::Torchrun, &with_store).unwrap(), "meeting at node7:29501");
+        let slurm = [("SLURM_STEP_NODELIST", "gpu[07-09,12],login1"), ("SLURM_JOB_ID", "40001")];
+        assert_eq!(at(Launcher::Slurm, &slurm).unwrap(), "meeting at gpu07:12346");
+        let one_machine = [("OMPI_COMM_WORLD_LOCAL_SIZE", "4")];
+        assert_eq!(at(Launcher::OpenMpi, &one_machine).unwrap(), "meeting at 127.0.0.1:12345");
+        let [first, second] = ["1", "2"].map(|job| [one_machine[0], ("PMIX_NAMESPACE", job)]);
+        assert_ne!(at(Launcher::OpenMpi, &first).unwrap(), at(Launcher::OpenMpi, &second).unwrap());
+        for (launcher, set) in
+            [(Launcher::OpenMpi, ("OMPI_COMM_WORLD_LOCAL_SIZE", "2")), (Launcher::Flags, ("", ""))]
+        {
+            assert!(at(launcher, &[set]).unwrap_err().contains("-ps HOST"));
+        }
+        assert!(at(Launcher::Torchrun, &[("MASTER_PORT", "x")]).unwrap_err().contains("MASTER_PORT=x"));
+    }
+
+    #[test]
+    fn flags_come_first() {
+        let at = |method: Method| find_with(Launcher::Torchrun, &method, &[("MASTER_ADDR", "node7")]);
+        let tcp = |address: &str| at(Method::Tcp(address.to_owned()));
+        assert_eq!(tcp("10.0.0.1").unwrap(), "meeting at 10.0.0.1:12345");
+        assert_eq!(tcp("head:99").unwrap(), "meeting at head:99");
+        assert_eq!(tcp("::1").unwrap(), "meeting at [::1]:12345");
+        assert_eq!(tcp("[::1]").unwrap(), "meeting at [::1]:12345");
+        assert_eq!(tcp("[::1]:7").unwrap(), "meeting at [::1]:7");
+        assert_eq!(tcp("").unwrap(), "meeting at node7:12345");
+        assert!(tcp("head:0").unwrap_err().contains("expected host or host:port"));
+        let dir = at(Method::SharedDirectory("/shared".into())).unwrap();
+        assert_eq!(dir, "meeting through /shared/warpsmith-rank-0");
+    }
+
+    #[test]
+    fn the_first_node_of_a_list() {
+        let first = |list| first_node(list).unwrap_or_default();
+        assert_eq!(first("node1"), "node1");
+        assert_eq!(first("node1,node2"), "node1");
+        assert_eq!(first("gpu[12,14-16]"), "gpu12");
+        assert_eq!(first("rack[1-2]-gpu,x"), "rack1-gpu");
+        assert_eq!(first(""), "");
+    }
+}
