@@ -7,6 +7,7 @@ use super::train::TrainArgs;
 use crate::config::ModelConfig;
 use crate::device::cuda::MatmulChoice;
 use crate::optim::schedule::{Schedule, ScheduleKind};
+use crate::parallel::rendezvous::Method;
 use anyhow::{Result, bail, ensure};
 use std::path::{Path, PathBuf};
 
@@ -19,30 +20,12 @@ pub enum ModelSource {
     Shape(ModelConfig),
 }
 
-/// Refuses to be one of many. A launcher such as `mpirun -np 8` would start as many runs that know nothing of each
-/// other and write over each other's files. `variable` looks up the environment.
-///
-/// # Errors
-/// If a launcher says that there is more than one process.
-pub fn refuse_launcher(variable: impl Fn(&str) -> Option<String>) -> Result<()> {
-    // torchrun, Open MPI, MPICH and its kin, srun.
-    for name in ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"] {
-        let size = variable(name).and_then(|value| value.trim().parse::<usize>().ok());
-        if let Some(size) = size.filter(|size| *size > 1) {
-            bail!(
-                "{name}={size}: expected one process, which is all this build trains in; start it without a launcher"
-            );
-        }
-    }
-    Ok(())
-}
-
-/// Batches of B * T tokens in a step of `total`.
+/// Batches of B * T tokens that each of `processes` gets in a step of `total`.
 ///
 /// # Errors
 /// If that is not a whole number; the message names the nearest total that is.
-pub(super) fn micro_steps(total: usize, B: usize, T: usize) -> Result<usize> {
-    let micro = B * T;
+pub(super) fn micro_steps(total: usize, (B, T): (usize, usize), processes: usize) -> Result<usize> {
+    let micro = B * T * processes;
     if total.is_multiple_of(micro) {
         return Ok(total / micro);
     }
@@ -50,8 +33,10 @@ pub(super) fn micro_steps(total: usize, B: usize, T: usize) -> Result<usize> {
     let above = below + micro;
     let near = if below == 0 || above - total < total - below { above } else { below };
     bail!(
-        "-d/--total-batch-size: expected a multiple of B * T = {B} * {T} = {micro} tokens, found {total}; \
-         the nearest is {near}"
+        "-d/--total-batch-size: expected a multiple of B * T{} = {B} * {T}{} = {micro} tokens, found {total}; \
+         the nearest is {near}",
+        if processes > 1 { " * processes" } else { "" },
+        if processes > 1 { format!(" * {processes}") } else { String::new() }
     )
 }
 
@@ -64,20 +49,14 @@ impl TrainArgs {
         self.check_files()?;
         self.check_schedule()?;
         self.check_evaluation()?;
+        self.rendezvous()?;
         self.model_source().map(drop)
     }
 
     /// Refuses what the device cannot do. A run that was asked for something must not go on without it.
     fn check_device(&self) -> Result<()> {
-        let one_process = "this build trains in one process";
         let fixed = [
-            (self.zero_stage == 0, "-z/--zero-stage", "0", one_process),
-            (self.num_processes == 1, "-pn/--num-processes", "1", one_process),
-            (self.process_rank == 0, "-pr/--process-rank", "0", one_process),
-            (self.gpus_per_node == 8, "-pg/--gpus-per-node", "8", one_process),
-            (self.nccl_init_method == "mpi", "-pi/--nccl-init-method", "mpi", one_process),
-            (self.server_ip.is_empty(), "-ps/--server-ip", "nothing", one_process),
-            (self.fs_path.is_empty(), "-pf/--fs-path", "nothing", one_process),
+            (self.zero_stage == 0, "-z/--zero-stage", "0", "every process keeps the whole state"),
             (self.flash, "--flash", "1", "attention is always fused"),
             (!self.compile, "--compile", "0", "everything is compiled ahead of the run"),
             (
@@ -115,7 +94,8 @@ impl TrainArgs {
     }
 
     fn check_batch(&self) -> Result<()> {
-        micro_steps(self.total_batch_tokens(), self.batch_size, self.sequence_length).map(drop)
+        let shape = (self.batch_size, self.sequence_length);
+        micro_steps(self.total_batch_tokens(), shape, self.process.world_size).map(drop)
     }
 
     fn check_files(&self) -> Result<()> {
@@ -164,19 +144,48 @@ impl TrainArgs {
         Ok(())
     }
 
-    /// Tokens in one forward and backward pass.
+    /// Tokens in one forward and backward pass of one process.
     pub fn micro_batch_tokens(&self) -> usize {
         self.batch_size * self.sequence_length
     }
 
     /// Tokens in one optimiser step.
     pub fn total_batch_tokens(&self) -> usize {
-        self.total_batch_size.unwrap_or(self.micro_batch_tokens())
+        self.total_batch_size.unwrap_or(self.micro_batch_tokens() * self.process.world_size)
     }
 
-    /// Micro-batches in one optimiser step.
+    /// Micro-batches of one process in one optimiser step.
     pub fn grad_accum_steps(&self) -> usize {
-        self.total_batch_tokens() / self.micro_batch_tokens()
+        self.total_batch_tokens() / (self.micro_batch_tokens() * self.process.world_size)
+    }
+
+    /// How to find the other processes.
+    ///
+    /// # Errors
+    /// If a method lacks what it needs, or what was given is of another one.
+    pub fn rendezvous(&self) -> Result<Method> {
+        let (ip, path) = (&self.server_ip, &self.fs_path);
+        let method = self.nccl_init_method.as_str();
+        ensure!(
+            ip.is_empty() || method == "tcp",
+            "-ps {ip}: expected -pi tcp with an address, found -pi {method}"
+        );
+        ensure!(
+            path.is_empty() || method == "fs",
+            "-pf {path}: expected -pi fs with a directory, found -pi {method}"
+        );
+        Ok(match method {
+            "tcp" => Method::Tcp(ip.clone()),
+            "fs" => {
+                ensure!(!path.is_empty(), "-pi fs: expected the shared directory with -pf");
+                Method::SharedDirectory(path.into())
+            }
+            // llm.c's default: a process alone never gets to it.
+            "mpi" if self.process.world_size > 1 => {
+                bail!("-pi mpi: expected auto, tcp or fs: this program was built without MPI")
+            }
+            _ => Method::Auto,
+        })
     }
 
     /// Optimiser steps of a run over training data of `epoch_tokens` tokens.

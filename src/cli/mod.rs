@@ -12,7 +12,7 @@ pub mod train;
 pub mod train_gpt2;
 pub mod values;
 
-pub use check::{ModelSource, refuse_launcher};
+pub use check::ModelSource;
 pub use parse::{Parsed, flags};
 pub use train::Program;
 

@@ -75,7 +75,7 @@ fn presets() -> String {
     let rows = |flags: &[&str]| {
         // A directory is given because presets write checkpoints; it is the same everywhere and so not shown.
         let argv = ["train_gpt2", "-o", "DIR"].iter().chain(flags).copied();
-        match train::parse(Program::TrainGpt2, argv) {
+        match train::parse(Program::TrainGpt2, argv, &|_| None) {
             Ok(Parsed::Run(args)) => args.rows,
             other => panic!("the built-in preset {flags:?} does not parse: {other:?}"),
         }

@@ -36,6 +36,8 @@ pub enum Tool {
     Plot(PlotArgs),
     /// Predict how long a training step takes on a GPU, kernel by kernel, beside what was measured
     Roofline(RooflineArgs),
+    /// Start several processes of a trainer on this machine, and end all when one fails
+    Launch(LaunchArgs),
     /// Show the flags of the trainers as Markdown
     Flags(FlagsArgs),
 }
@@ -66,6 +68,19 @@ pub struct DataArgs {
     /// Replace shards of that name
     #[arg(long)]
     pub force: bool,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct LaunchArgs {
+    /// Processes to start: one for each GPU
+    #[arg(short = 'n', long, value_name = "N", value_parser = values::count)]
+    pub processes: usize,
+    /// How often to start all of them again after a failure; the program then needs -y 1 to go on from its last checkpoint
+    #[arg(long, value_name = "N", default_value = "0", value_parser = values::whole)]
+    pub restarts: usize,
+    /// The program and its flags, after --
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -396,11 +411,14 @@ mod tests {
     #[test]
     fn errors_are_one_line() {
         let cases = [
-            ("", "no command given; expected data, stories, sample, eval, convert, plot, roofline, flags"),
+            (
+                "",
+                "no command given; expected data, stories, sample, eval, convert, plot, roofline, launch, flags",
+            ),
             ("dat", "dat: unknown command; did you mean data?"),
             (
                 "xyz",
-                "xyz: unknown command; expected data, stories, sample, eval, convert, plot, roofline, flags",
+                "xyz: unknown command; expected data, stories, sample, eval, convert, plot, roofline, launch, flags",
             ),
             ("data -o x", "<INPUT>...: missing; --help says what it is"),
             ("data a", "-o/--output: missing; --help says what it is"),

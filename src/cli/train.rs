@@ -7,6 +7,7 @@ use super::devices::DeviceName;
 use super::{Parsed, parse, values};
 use crate::device::cuda::MatmulChoice;
 use crate::optim::schedule::ScheduleKind;
+use crate::parallel::environment::{Flags, Process};
 use crate::tensor::Dtype;
 use anyhow::{Result, ensure};
 use clap::parser::ValueSource;
@@ -30,7 +31,7 @@ const FINEWEB_TRAIN: &str = "dev/data/fineweb10B/fineweb_train_*.bin";
 const FINEWEB_VAL: &str = "dev/data/fineweb10B/fineweb_val_*.bin";
 
 /// Headings of `--help` and README.md, each with the flag it starts at.
-const HEADINGS: [(&str, &str); 9] = [
+const HEADINGS: [(&str, &str); 10] = [
     ("preset", "Recipe"),
     ("train data pattern", "Files"),
     ("model", "Model"),
@@ -39,11 +40,15 @@ const HEADINGS: [(&str, &str); 9] = [
     ("val_loss_every", "Evaluation and samples"),
     ("device", "Device and numbers"),
     (GPU_FLAGS, "GPU; on a CPU only as they are"),
+    (PROCESS_FLAGS, "Several processes"),
     (REFUSED_FLAGS, "Accepted from llm.c; in this build only as they are"),
 ];
 
 /// Where the flags begin that mean something to a GPU alone.
 const GPU_FLAGS: &str = "gpu_info_every";
+
+/// Where those begin that say who trains along.
+const PROCESS_FLAGS: &str = "num_processes";
 
 /// Where those begin that have one possible value.
 const REFUSED_FLAGS: &str = "zero_stage";
@@ -316,33 +321,24 @@ pub struct TrainArgs {
           action = ArgAction::Set, default_value = "0")]
     pub deterministic: bool,
 
-    // Flags of llm.c and `train_gpt2.py` that have one possible value in a single process. Any other value is refused, so
-    // that nobody believes to have what is not there.
-    /// Share of the training state that is split over processes
-    #[arg(id = "zero_stage", short = 'z', long = "zero-stage", value_name = "0..3",
-          value_parser = values::level3,
-          default_value = "0")]
-    pub zero_stage: usize,
-    /// Processes that train together
+    /// Processes that train together; a launcher says it too
     #[arg(id = "num_processes", long = "num-processes", alias = "pn", value_name = "N",
-          value_parser = values::count,
-          default_value = "1")]
-    pub num_processes: usize,
-    /// Number of this process
+          value_parser = values::count)]
+    pub num_processes: Option<usize>,
+    /// Number of this process, from 0; a launcher says it too
     #[arg(id = "process_rank", long = "process-rank", alias = "pr", value_name = "RANK",
-          value_parser = values::whole,
-          default_value = "0")]
-    pub process_rank: usize,
-    /// GPUs in a machine
+          value_parser = values::whole)]
+    pub process_rank: Option<usize>,
+    /// GPUs in a machine, for -pr without a launcher
     #[arg(id = "gpus_per_node", long = "gpus-per-node", alias = "pg", value_name = "N",
           value_parser = values::count,
           default_value = "8")]
     pub gpus_per_node: usize,
-    /// How processes find each other
+    /// How processes find each other: auto (the launcher says), tcp, fs
     #[arg(id = "nccl_init_method", long = "nccl-init-method", aliases = ["pi", "pm"], value_name = "NAME",
-          value_parser = ["mpi", "tcp", "fs"], default_value = "mpi")]
+          value_parser = ["auto", "mpi", "tcp", "fs"], default_value = "auto")]
     pub nccl_init_method: String,
-    /// Address of process 0, for tcp
+    /// Address of process 0, for tcp: host or host:port
     #[arg(
         id = "server_ip",
         long = "server-ip",
@@ -356,6 +352,14 @@ pub struct TrainArgs {
     #[arg(id = "fs_path", long = "fs-path", aliases = ["pf", "pp"], value_name = "DIR",
           default_value = "", hide_default_value = true)]
     pub fs_path: String,
+
+    // Flags of llm.c and `train_gpt2.py` that have one possible value here. Any other value is refused, so that nobody
+    // believes to have what is not there.
+    /// Share of the training state that is split over processes
+    #[arg(id = "zero_stage", short = 'z', long = "zero-stage", value_name = "0..3",
+          value_parser = values::level3,
+          default_value = "0")]
+    pub zero_stage: usize,
     /// Fused attention, never a stored T * T matrix
     #[arg(id = "flash", long = "flash", value_name = "0|1", value_parser = values::switch,
           action = ArgAction::Set,
@@ -381,6 +385,10 @@ pub struct TrainArgs {
 
     #[arg(skip)]
     pub program: Program,
+
+    /// This process among all.
+    #[arg(skip)]
+    pub process: Process,
 
     /// What the start-up table shows, in order.
     #[arg(skip)]
@@ -417,13 +425,15 @@ fn for_gpus(command: Command) -> Command {
     })
 }
 
-/// Reads a command line; `argv` starts with the program's name.
+/// Reads a command line; `argv` starts with the program's name, `variable` looks up the environment, in which a launcher says
+/// which of how many processes this is.
 ///
 /// # Errors
 /// One line: the flag, what was expected, what was found, what to do.
 pub fn parse(
     program: Program,
     argv: impl IntoIterator<Item = impl Into<OsString>>,
+    variable: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Parsed<TrainArgs>> {
     let command = command(program);
     let argv = parse::respell(&command, argv.into_iter().map(Into::into).collect())?;
@@ -440,6 +450,8 @@ pub fn parse(
         ensure!(!typed("max_steps"), "--epochs: expected this or -x/--num-iterations, found both");
         args.num_iterations = -1;
     }
+    let TrainArgs { num_processes, process_rank, gpus_per_node, .. } = args;
+    args.process = Process::find(Flags { num_processes, process_rank, gpus_per_node }, variable)?;
     args.check()?;
     args.rows = rows(&command, &matches, &args);
     Ok(Parsed::Run(args))
@@ -453,7 +465,7 @@ pub fn startup_rows(args: &TrainArgs) -> Vec<(String, String)> {
 /// Values are shown as they were written. Flags that have one possible value, and options that were not used, are
 /// left out.
 fn rows(command: &Command, matches: &ArgMatches, args: &TrainArgs) -> Vec<(String, String)> {
-    let end = if args.device == DeviceName::Cpu { GPU_FLAGS } else { REFUSED_FLAGS };
+    let end = if args.device == DeviceName::Cpu { GPU_FLAGS } else { PROCESS_FLAGS };
     let shown = command.get_arguments().take_while(|arg| arg.get_id() != end);
     let row = |arg: &Arg| {
         let id = arg.get_id().as_str();

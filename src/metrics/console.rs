@@ -74,11 +74,16 @@ pub struct Console<W: Write> {
     gone: bool,
 }
 
-impl Console<io::Stdout> {
+impl Console<Box<dyn Write>> {
     /// With colours if it is a terminal and `NO_COLOR` is not set.
     pub fn stdout() -> Self {
         let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        Self::new(io::stdout(), wanted && io::stdout().is_terminal())
+        Self::new(Box::new(io::stdout()), wanted && io::stdout().is_terminal())
+    }
+
+    /// Drops what it is given: for all processes of a run but one.
+    pub fn quiet() -> Self {
+        Self::new(Box::new(io::sink()), false)
     }
 }
 

@@ -67,7 +67,7 @@ pub struct Activations {
     pub scratch_bt4c: Tensor,  // (N, 4C), backward only
     pub dresidual: Tensor,     // (N, C), backward only
     /// Loss sum and squared gradient norm of a step.
-    pub scalars: Tensor, // (2) f32
+    pub scalars: Tensor, // (4) f32
 }
 
 /// How many copies of the per-layer buffers a use of the model needs.
@@ -168,7 +168,7 @@ impl Activations {
             scratch_btc: add("scratch_btc", X, backward_rows * C),
             scratch_bt4c: add("scratch_bt4c", X, backward_rows * 4 * C),
             dresidual: add("dresidual", X, backward_rows * C),
-            scalars: add("scalars", Dtype::F32, 2),
+            scalars: add("scalars", Dtype::F32, 4),
         }
     }
 

@@ -6,10 +6,8 @@
 
 use super::activations::Recompute;
 use super::{BatchShape, GPT2};
-use crate::ops::{
-    AttentionDims, EncoderBackward, LayernormBackward, MatmulBackward, Ops, TokenBuckets, download_f32,
-};
-use crate::params::{PARAMS, Param, Param::*};
+use crate::ops::{AttentionDims, EncoderBackward, LayernormBackward, MatmulBackward, Ops, TokenBuckets};
+use crate::params::{PARAMS, Param, Param::*, ParamSpec};
 use crate::tensor::Tensor;
 use anyhow::Result;
 
@@ -21,6 +19,10 @@ pub struct MicroStep {
     /// What one row's loss counts in the loss of the step, 1 / (B T grad_accum_steps), times the scale of the loss.
     pub dloss: f32,
 }
+
+/// Told of gradients that are final in this micro-step, a layer's at a time and the rest at the end, so that other ranks' can
+/// be added to them while the pass goes on.
+pub type OnGrads<'a> = &'a mut dyn FnMut(&mut dyn Ops, &[Tensor]) -> Result<()>;
 
 /// What backward through one linear layer reads and writes.
 struct Linear {
@@ -43,6 +45,7 @@ impl GPT2 {
         shape: BatchShape,
         buckets: TokenBuckets,
         step: MicroStep,
+        on_grads: OnGrads,
     ) -> Result<()> {
         let (a, w) = (&self.acts, &self.weights);
         let (N, C) = (shape.rows(), w.config.C);
@@ -69,6 +72,7 @@ impl GPT2 {
         for l in (0..w.config.L).rev() {
             self.mlp_backward(dev, l, shape, step)?;
             self.attention_backward(dev, l, shape, step)?;
+            on_grads(dev, &self.grads_of(|spec| spec.per_layer, l))?;
         }
         let tokens = a.inputs.slice(0, N);
         dev.encoder_backward(EncoderBackward {
@@ -80,17 +84,27 @@ impl GPT2 {
             B: shape.B,
             T: shape.T,
             C,
-        })
+        })?;
+        on_grads(dev, &self.grads_of(|spec| !spec.per_layer, 0))
     }
 
-    /// Sum of the losses since the last first micro-step, and the squared norm of the gradients.
-    pub fn loss_and_norm(&self, dev: &mut dyn Ops) -> Result<(f32, f32)> {
-        let scalars = self.acts.scalars;
-        dev.sum(scalars.slice(0, 1), self.acts.losses)?;
-        dev.norm_squared(scalars.slice(1, 1), self.grads.expect("a model planned for training"))?;
-        let mut host = [0.0f32; 2];
-        download_f32(dev, &mut host, scalars)?;
-        Ok((host[0], host[1]))
+    /// Queues the sum of the losses since the last first micro-step, and returns where it will be.
+    pub fn loss_sum(&self, dev: &mut dyn Ops) -> Result<Tensor> {
+        let loss = self.acts.scalars.slice(0, 1);
+        dev.sum(loss, self.acts.losses)?;
+        Ok(loss)
+    }
+
+    /// Queues the squared norm of the gradients, and returns where it will be: right behind the loss.
+    pub fn norm_squared(&self, dev: &mut dyn Ops) -> Result<Tensor> {
+        let norm = self.acts.scalars.slice(1, 1);
+        dev.norm_squared(norm, self.grads.expect("a model planned for training"))?;
+        Ok(norm)
+    }
+
+    /// The gradients of layer `l` of those parameters.
+    fn grads_of(&self, chosen: impl Fn(&ParamSpec) -> bool, l: usize) -> Vec<Tensor> {
+        PARAMS.iter().filter(|spec| chosen(spec)).map(|spec| self.grad(spec.param, l)).collect()
     }
 
     /// Layer `l` of a parameter's gradient.

@@ -14,13 +14,13 @@ use crate::model::Weights;
 use crate::ops::{Gpu, Ops};
 use crate::tensor::MemoryPlan;
 use anyhow::{Context, Result, ensure};
-use std::io::Stdout;
+use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
 /// Reports to all of them.
 pub struct Logs {
-    console: Console<Stdout>,
+    console: Console<Box<dyn Write>>,
     /// `None` without an output directory.
     files: Option<Files>,
     throughput: Throughput,
@@ -64,9 +64,10 @@ pub struct StepRecord {
 }
 
 impl Logs {
-    /// The console alone.
-    pub fn new(max_steps: usize) -> Self {
-        let (console, throughput) = (Console::stdout(), Throughput::new());
+    /// The console alone, which says nothing if `quiet`.
+    pub fn new(max_steps: usize, quiet: bool) -> Self {
+        let (console, throughput) =
+            (if quiet { Console::quiet() } else { Console::stdout() }, Throughput::new());
         Logs { console, files: None, throughput, utilisation: None, max_steps }
     }
 
@@ -138,6 +139,13 @@ impl Logs {
             self.utilisation = peak.map(|peak_flops| Utilisation { peak_flops, flops_per_token, products });
         }
         self.console.table(rows);
+    }
+
+    /// Who else trains along.
+    pub fn peers(&mut self, description: Option<String>) {
+        if let Some(description) = description {
+            self.console.table([("processes", description)]);
+        }
     }
 
     /// What is about to be allocated, and how much larger a batch could be.
@@ -227,7 +235,7 @@ impl Logs {
     }
 
     /// For a sample, which is shown as it is written.
-    pub fn console(&mut self) -> &mut Console<Stdout> {
+    pub fn console(&mut self) -> &mut Console<Box<dyn Write>> {
         &mut self.console
     }
 

@@ -3,6 +3,7 @@
 
 pub mod clock;
 pub mod logs;
+pub mod peers;
 pub mod resume;
 pub mod setup;
 pub mod signals;
@@ -11,7 +12,7 @@ pub mod step;
 use crate::cli::train::TrainArgs;
 use crate::data::loader::DataLoader;
 use crate::data::tokenizer::{self, TextStream, encode_ordinary};
-use crate::eval::hellaswag::{self, HellaSwag};
+use crate::eval::hellaswag::{self, HellaSwag, HellaSwagScore};
 use crate::eval::validation::validation_loss;
 use crate::model::decode::Decoder;
 use crate::model::{BatchShape, GPT2};
@@ -20,10 +21,12 @@ use crate::optim::loss_scale::LossScale;
 use crate::optim::optimizer::Optimizer;
 use crate::optim::outlier::{OutlierDetector, is_outlier};
 use crate::optim::schedule::Schedule;
+use crate::parallel::environment::Process;
 use crate::sample::{Sampler, SamplerOptions, generate};
 use anyhow::Result;
 use clock::StepClock;
 use logs::{Logs, StepRecord};
+use peers::Peers;
 use signals::StopSignal;
 use std::path::PathBuf;
 use step::{LossAndNorm, Step};
@@ -38,6 +41,8 @@ pub enum Finish {
 
 /// Everything a run needs. [`setup`] builds it.
 pub struct Run {
+    // Before the device, in whose memory sums may be under way.
+    pub peers: Peers,
     pub dev: Box<dyn Ops>,
     pub model: GPT2,
     pub optimizer: Optimizer,
@@ -60,6 +65,7 @@ pub struct Run {
     pub best_val_loss: Option<f32>,
     pub logs: Logs,
     pub clock: StepClock,
+    /// Where this process writes: nowhere unless it is the master.
     pub output_dir: Option<PathBuf>,
     pub args: TrainArgs,
 }
@@ -68,12 +74,14 @@ pub struct Run {
 ///
 /// # Errors
 /// On bad input, on a failing disk, or when the loss stops being a number. Checkpoints written before stay.
-pub fn run(args: &TrainArgs, dev: Box<dyn Ops>) -> Result<Finish> {
+pub fn run(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Finish> {
     let stop = StopSignal::listen()?;
-    let mut run = setup::set_up(args, dev)?;
+    let mut run = setup::set_up(args, dev, peers)?;
+    // Ranks hear of a signal at different times, and all must stop at the same step: the step tells.
+    let mut agreed = None;
     for step in run.first_step..=run.max_steps {
         let last = step == run.max_steps;
-        let stopped = stop.received();
+        let stopped = if run.peers.process.world_size == 1 { stop.received() } else { agreed };
         if stopped.is_none() {
             run.evaluate(step, last)?;
         }
@@ -81,8 +89,8 @@ pub fn run(args: &TrainArgs, dev: Box<dyn Ops>) -> Result<Finish> {
         if let Some(signal) = stopped {
             return Ok(Finish::Stopped(signal));
         }
-        if !last {
-            run.train(step)?;
+        if !last && run.train(step, stop.received().is_some())? {
+            agreed = Some(stop.received().unwrap_or(signal_hook::consts::SIGTERM));
         }
     }
     run.logs.finish();
@@ -90,8 +98,8 @@ pub fn run(args: &TrainArgs, dev: Box<dyn Ops>) -> Result<Finish> {
 }
 
 impl Run {
-    /// One optimizer step.
-    fn train(&mut self, step: usize) -> Result<()> {
+    /// One optimizer step. Returns whether any rank was asked to stop.
+    fn train(&mut self, step: usize, stop: bool) -> Result<bool> {
         self.clock.go();
         if self.args.overfit_single_batch {
             self.train_loader.reset();
@@ -101,10 +109,12 @@ impl Run {
             dev: self.dev.as_mut(),
             model: &self.model,
             optimizer: &self.optimizer,
+            peers: &mut self.peers,
             shape: self.shape,
             grad_accum_steps: self.grad_accum_steps,
         };
-        let LossAndNorm { loss, norm } = work.forward_backward(&mut self.train_loader, loss_scale)?;
+        let LossAndNorm { loss, norm, stop } =
+            work.forward_backward(&mut self.train_loader, loss_scale, stop)?;
         let elapsed = self.clock.lap();
         let lr = self.schedule.lr(step);
         let z = (self.loss_outliers.score(loss), self.norm_outliers.score(norm));
@@ -126,9 +136,10 @@ impl Run {
             self.norm_outliers.accept(norm);
             work.update(step, lr, norm, loss_scale)?;
         }
-        let tokens = self.shape.rows() * self.grad_accum_steps;
+        let tokens = self.args.total_batch_tokens();
         self.logs.step(StepRecord { step, loss, norm, z, lr, elapsed, tokens })?;
-        self.report_gpu(step)
+        self.report_gpu(step)?;
+        Ok(stop)
     }
 
     /// The line of `-lg`.
@@ -154,10 +165,14 @@ impl Run {
             && let Some(questions) = &self.hellaswag
         {
             self.clock.stop(self.dev.as_mut())?;
-            let progress = &mut |_, _| {};
-            let evaluation =
-                hellaswag::evaluate(&self.model, self.dev.as_mut(), questions, (0, 1), progress)?;
-            self.logs.hellaswag(step, evaluation.score(), evaluation.truncated)?;
+            let Process { rank, world_size, .. } = self.peers.process;
+            let (dev, progress) = (self.dev.as_mut(), &mut |_, _| {});
+            let part = hellaswag::evaluate(&self.model, dev, questions, (rank, world_size), progress)?;
+            let HellaSwagScore { total, correct, correct_norm } = part.score();
+            let mut counts = [total, correct, correct_norm, part.truncated].map(|count| count as f32);
+            self.peers.sum(dev, &self.model, &mut counts)?;
+            let [total, correct, correct_norm, truncated] = counts.map(|count| count as usize);
+            self.logs.hellaswag(step, HellaSwagScore { total, correct, correct_norm }, truncated)?;
         }
         if due(self.args.sample_every, false) {
             self.clock.stop(self.dev.as_mut())?;
@@ -169,7 +184,10 @@ impl Run {
     fn validate(&mut self, step: usize) -> Result<()> {
         let Some(loader) = &mut self.val_loader else { return Ok(()) };
         let batches = usize::try_from(self.args.val_max_steps).ok();
-        let loss = validation_loss(&self.model, self.dev.as_mut(), loader, self.shape, batches)?;
+        let part = validation_loss(&self.model, self.dev.as_mut(), loader, self.shape, batches)?;
+        let mut loss = [part];
+        self.peers.sum(self.dev.as_mut(), &self.model, &mut loss)?;
+        let [loss] = loss;
         self.logs.validation(step, loss)?;
         if step > 0 && self.best_val_loss.is_none_or(|best| loss < best) {
             self.best_val_loss = Some(loss);
@@ -180,7 +198,9 @@ impl Run {
 
     /// Writes some text. Each sample has a seed of its own, so that sampling leaves no trace in the run.
     fn sample(&mut self, step: usize) -> Result<()> {
-        let Some(decoder) = &mut self.decoder else { return Ok(()) };
+        let Some(decoder) = self.decoder.as_mut().filter(|_| self.peers.process.is_master()) else {
+            return Ok(());
+        };
         let vocabulary = tokenizer::Decoder::gpt2();
         let prompt = self.args.prompt.as_deref().unwrap_or_default();
         let prompt: Vec<i32> = encode_ordinary(prompt).into_iter().map(i32::from).collect();

@@ -53,14 +53,14 @@ fn file_dtype(params: Dtype) -> Dtype {
     if params == Dtype::Bf16 { Dtype::Bf16 } else { Dtype::F32 }
 }
 
-/// Opens the newest whole checkpoint in `dir`, if there is one.
+/// Opens the newest whole checkpoint in `dir`, if there is one. Of ranks, one is enough to warn.
 ///
 /// # Errors
 /// If the directory or the checkpoint cannot be read, or there are checkpoints but none is whole: to start afresh would
 /// in time delete what may still be saved of them.
-pub fn find(dir: &Path) -> Result<Option<Saved>> {
+pub fn find(dir: &Path, warns: bool) -> Result<Option<Saved>> {
     let latest = checkpoint::latest(dir)?;
-    for warning in &latest.warnings {
+    for warning in latest.warnings.iter().filter(|_| warns) {
         eprintln!("warning: {warning}");
     }
     ensure!(
@@ -96,7 +96,7 @@ impl Run {
         let extras = Extras {
             B: self.shape.B,
             T: self.shape.T,
-            total_batch_size: self.shape.rows() * self.grad_accum_steps,
+            total_batch_size: self.args.total_batch_tokens(),
             data_tokens: self.train_loader.num_tokens(),
             data_shards: self.train_loader.num_shards(),
             loss_outliers: self.loss_outliers.clone(),
@@ -140,7 +140,7 @@ impl Run {
     pub(super) fn restore(&mut self, saved: Saved) -> Result<()> {
         if let Some(run) = &saved.run {
             let extras: Extras = run.trainer()?;
-            let ours = [self.shape.B, self.shape.T, self.shape.rows() * self.grad_accum_steps];
+            let ours = [self.shape.B, self.shape.T, self.args.total_batch_tokens()];
             let theirs = [extras.B, extras.T, extras.total_batch_size];
             for ((flag, ours), theirs) in ["-b", "-t", "-d"].iter().zip(ours).zip(theirs) {
                 ensure!(

@@ -4,6 +4,7 @@
 use super::Run;
 use super::clock::StepClock;
 use super::logs::{Logs, MemoryNeeds};
+use super::peers::Peers;
 use super::resume;
 use crate::checkpoint::{self, ModelFile, Saved};
 use crate::cli::ModelSource;
@@ -19,6 +20,7 @@ use crate::ops::{Limits, Ops, plan_scratch, upload_f32};
 use crate::optim::loss_scale::LossScale;
 use crate::optim::optimizer::{HyperParams, Optimizer};
 use crate::optim::outlier::OutlierDetector;
+use crate::parallel::environment::Process;
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use anyhow::{Context, Result, ensure};
 
@@ -36,10 +38,10 @@ enum Start {
 ///
 /// # Errors
 /// If data, checkpoint or shape are not to be had or do not fit each other, or memory is short.
-pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>) -> Result<Run> {
+pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>, peers: Peers) -> Result<Run> {
     let start = find_start(args)?;
     let config = start.config();
-    let (train_loader, val_loader) = open_loaders(args, &config)?;
+    let (train_loader, val_loader) = open_loaders(args, &config, &peers.process)?;
     let hellaswag = args.hellaswag_eval.then(|| HellaSwag::open(&args.hellaswag_data)).transpose()?;
     let options = model_options(args, &config, hellaswag.as_ref(), dev.as_ref())?;
     let Planned { plan, model, optimizer, decoder } = plan(args, &config, &options, dev.as_ref())?;
@@ -51,9 +53,10 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>) -> Result<Run> {
         "-x {max_steps}: the checkpoint in -o is past that already, at step {}",
         resumed_step.unwrap_or_default()
     );
-    let mut logs = Logs::new(max_steps);
+    let mut logs = Logs::new(max_steps, !peers.process.is_master());
     let loaders = (&train_loader, val_loader.as_ref());
     logs.banner(args, dev.as_ref(), &start.describe(args), &model.weights, loaders);
+    logs.peers(peers.describe());
     let gpu = dev.gpu();
     logs.memory(&plan, &memory_needs(args, &config, &options, dev.as_ref())?, gpu.as_ref());
     if args.gpu_info_every > 0 {
@@ -73,8 +76,9 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>) -> Result<Run> {
         loss_scale: (dev.float_dtype() == Dtype::F16).then(LossScale::default),
         clock: StepClock::default(),
         best_val_loss: None,
-        output_dir: args.output_dir.clone(),
+        output_dir: args.output_dir.clone().filter(|_| peers.process.is_master()),
         args: args.clone(),
+        peers,
         dev,
         model,
         optimizer,
@@ -92,7 +96,7 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>) -> Result<Run> {
         Start::Resume(saved) => run.restore(*saved)?,
     }
     // Last, as it cuts the logs of the run back to its checkpoint: whatever is refused before loses nothing.
-    if let Some(dir) = &args.output_dir {
+    if let Some(dir) = &run.output_dir {
         run.logs.open(dir, resumed_step)?;
     }
     Ok(run)
@@ -143,7 +147,7 @@ fn memory_needs(
 fn find_start(args: &TrainArgs) -> Result<Start> {
     if let Some(dir) = &args.output_dir {
         if args.resume
-            && let Some(saved) = resume::find(dir)?
+            && let Some(saved) = resume::find(dir, args.process.is_master())?
         {
             check_shape(args, &saved)?;
             return Ok(Start::Resume(Box::new(saved)));
@@ -211,15 +215,19 @@ impl Start {
 }
 
 /// The training data, and the validation data if any flag asks for it.
-fn open_loaders(args: &TrainArgs, config: &ModelConfig) -> Result<(DataLoader, Option<DataLoader>)> {
+fn open_loaders(
+    args: &TrainArgs,
+    config: &ModelConfig,
+    process: &Process,
+) -> Result<(DataLoader, Option<DataLoader>)> {
     let open = |pattern: &str, flag: &str, shuffle: bool| {
         DataLoader::open(LoaderOptions {
             pattern,
             flag,
             B: args.batch_size,
             T: args.sequence_length,
-            rank: 0,
-            num_processes: 1,
+            rank: process.rank,
+            num_processes: process.world_size,
             shuffle,
             V: config.V,
         })

@@ -1,11 +1,13 @@
 //! One training step.
 #![allow(non_snake_case)]
 
+use super::peers::Peers;
 use crate::data::loader::DataLoader;
 use crate::model::backward::MicroStep;
 use crate::model::{BatchShape, GPT2};
-use crate::ops::Ops;
+use crate::ops::{Ops, download_f32, upload_f32};
 use crate::optim::optimizer::Optimizer;
+use crate::tensor::Tensor;
 use anyhow::Result;
 
 /// The parts of a run that a step works on.
@@ -13,6 +15,7 @@ pub struct Step<'a> {
     pub dev: &'a mut dyn Ops,
     pub model: &'a GPT2,
     pub optimizer: &'a Optimizer,
+    pub peers: &'a mut Peers,
     pub shape: BatchShape,
     pub grad_accum_steps: usize,
 }
@@ -24,23 +27,52 @@ pub struct LossAndNorm {
     pub loss: f32,
     /// Of the gradient, before clipping and without the scale of the loss.
     pub norm: f32,
+    /// Whether any rank was asked to stop.
+    pub stop: bool,
 }
 
 impl Step<'_> {
-    /// Gradients of the mean loss, times `loss_scale`, over `grad_accum_steps` micro-batches, and the one read-back of the
-    /// step.
-    pub fn forward_backward(&mut self, loader: &mut DataLoader, loss_scale: f32) -> Result<LossAndNorm> {
-        let tokens = (self.shape.rows() * self.grad_accum_steps) as f32;
+    /// Gradients of the mean loss, times `loss_scale`, over `grad_accum_steps` micro-batches of every rank, and the one
+    /// read-back of the step. `stop` says whether this rank was asked to stop.
+    pub fn forward_backward(
+        &mut self,
+        loader: &mut DataLoader,
+        loss_scale: f32,
+        stop: bool,
+    ) -> Result<LossAndNorm> {
+        let micro_steps = self.grad_accum_steps * self.peers.process.world_size;
+        let tokens = (self.shape.rows() * micro_steps) as f32;
         for micro_step in 0..self.grad_accum_steps {
             let batch = loader.next_batch()?; // (B, T) inputs, and targets one token on
             self.model.load_batch(self.dev, self.shape, &batch.inputs, &batch.targets)?;
             let buckets = self.model.load_buckets(self.dev, &batch.groups.rows, &batch.groups.starts)?;
             self.model.forward(self.dev, self.shape)?; // encoder -> L blocks -> lnf
             let at = MicroStep { first: micro_step == 0, dloss: loss_scale / tokens };
-            self.model.backward(self.dev, self.shape, buckets, at)?; // logits, losses -> ... -> dwte; parameters +=
+            // The sums over all ranks begin while the last backward pass goes on.
+            let last = micro_step + 1 == self.grad_accum_steps;
+            let peers = &mut *self.peers;
+            let mut on_grads = |dev: &mut dyn Ops, grads: &[Tensor]| {
+                if last { peers.start_sums(dev, grads) } else { Ok(()) }
+            };
+            // logits, losses -> ... -> dwte; parameters +=
+            self.model.backward(self.dev, self.shape, buckets, at, &mut on_grads)?;
         }
-        let (loss_sum, norm_squared) = self.model.loss_and_norm(self.dev)?;
-        Ok(LossAndNorm { loss: loss_sum / tokens, norm: norm_squared.sqrt() / loss_scale })
+        self.read_back(tokens, loss_scale, stop)
+    }
+
+    /// Loss, norm and wishes to stop of all ranks.
+    fn read_back(&mut self, tokens: f32, loss_scale: f32, stop: bool) -> Result<LossAndNorm> {
+        let scalars = self.model.acts.scalars;
+        let (loss, votes) = (self.model.loss_sum(self.dev)?, scalars.slice(2, 1));
+        upload_f32(self.dev, votes, &[f32::from(u8::from(stop))])?;
+        self.peers.start_sums(self.dev, &[loss, votes])?;
+        self.peers.finish()?;
+        self.model.norm_squared(self.dev)?;
+        let mut host = [0.0; 3];
+        download_f32(self.dev, &mut host, scalars.slice(0, 3))?;
+        let [loss_sum, norm_squared, votes] = host;
+        let norm = norm_squared.sqrt() / loss_scale;
+        Ok(LossAndNorm { loss: loss_sum / tokens, norm, stop: votes > 0.0 })
     }
 
     /// Clips by `norm`, takes `loss_scale` out of the gradients and applies update number `step`, counted from 0.

@@ -1,6 +1,7 @@
 //! What the commands of `warpsmith` do.
 
 mod corpus;
+mod launch;
 mod model;
 mod roofline;
 
@@ -10,7 +11,8 @@ use anyhow::Result;
 use std::process::ExitCode;
 
 pub fn main() -> ExitCode {
-    super::run("warpsmith", parse(std::env::args_os()), |tool| match tool {
+    let mut status = ExitCode::SUCCESS;
+    let outcome = super::run("warpsmith", parse(std::env::args_os()), |tool| match tool {
         Tool::Data(args) => corpus::data(&args),
         Tool::Stories(args) => corpus::stories(&args),
         Tool::Sample(args) => model::sample(&args),
@@ -18,8 +20,14 @@ pub fn main() -> ExitCode {
         Tool::Convert(args) => model::convert(&args),
         Tool::Plot(args) => plot(&args),
         Tool::Roofline(args) => roofline::roofline(&args),
+        Tool::Launch(args) => {
+            status = launch::launch(args)?;
+            Ok(())
+        }
         Tool::Flags(args) => flags(&args),
-    })
+    });
+    // That of the processes launched, unless something was wrong before.
+    if outcome == ExitCode::SUCCESS { status } else { outcome }
 }
 
 fn plot(args: &PlotArgs) -> Result<()> {

@@ -21,7 +21,7 @@ pub fn roofline(args: &RooflineArgs) -> Result<()> {
         config.maxT,
         args.model
     );
-    let micro_steps = micro_steps(args.total_batch_size.unwrap_or(B * T), B, T)?;
+    let micro_steps = micro_steps(args.total_batch_size.unwrap_or(B * T), (B, T), 1)?;
     let run = Run { B, T, micro_steps, recompute: args.recompute, logits_rows: args.logits_rows };
     let mut records = Records::default();
     for_each_record(&args.records.join(args.gpu.name), |text| records.add(text))?;

@@ -1,5 +1,5 @@
 use super::*;
-use crate::cli::{ModelSource, refuse_launcher};
+use crate::cli::ModelSource;
 use crate::config::ModelConfig;
 
 /// A shape stands in for the checkpoint file, so that only what is tested can fail.
@@ -8,14 +8,14 @@ fn argv(line: &str) -> Vec<String> {
 }
 
 fn ok(line: &str) -> TrainArgs {
-    match parse(Program::TrainGpt2, argv(line)) {
+    match parse(Program::TrainGpt2, argv(line), &|_| None) {
         Ok(Parsed::Run(args)) => args,
         other => panic!("{line}: {other:?}"),
     }
 }
 
 fn error(line: &str) -> String {
-    let message = match parse(Program::TrainGpt2, argv(line)) {
+    let message = match parse(Program::TrainGpt2, argv(line), &|_| None) {
         Err(error) => format!("{error:#}"),
         other => panic!("{line}: {other:?}"),
     };
@@ -141,7 +141,7 @@ fn the_values_that_a_cpu_honours_are_accepted() {
 
 #[test]
 fn what_a_cpu_cannot_do_is_refused_by_name() {
-    let refused = "-lg 10,-w 0,-ge 1,-ge 2,-z 1,-z 3,-pn 2,-pr 1,-pg 4,-pi tcp,-pm fs,-ps host,-pf dir,--flash 0,\
+    let refused = "-lg 10,-w 0,-ge 1,-ge 2,-z 1,-z 3,-pn 2,-pr 1,-pm fs,-ps host,-pf dir,--flash 0,\
                    --compile 1,--write_tensors 1,--inference_only 1,--matmul own,--device cuda,--device emulated";
     for line in refused.split(',') {
         let message = error(line);
@@ -153,7 +153,7 @@ fn what_a_cpu_cannot_do_is_refused_by_name() {
 
 #[test]
 fn a_gpu_honours_more() {
-    let cu = |line: &str| parse(Program::TrainGpt2cu, argv(&format!("-e d12 {line}")));
+    let cu = |line: &str| parse(Program::TrainGpt2cu, argv(&format!("-e d12 {line}")), &|_| None);
     let ok = |line: &str| match cu(line) {
         Ok(Parsed::Run(args)) => args,
         other => panic!("{line}: {other:?}"),
@@ -195,13 +195,25 @@ fn a_gpu_honours_more() {
 }
 
 #[test]
-fn one_of_many_processes_is_refused() {
-    let with = |name: &'static str, value: &'static str| {
-        refuse_launcher(move |asked| (asked == name).then(|| value.to_owned()))
+fn processes_share_the_total_batch() {
+    let of_four = |name: &str| match name {
+        "RANK" | "LOCAL_RANK" => Some("2".to_owned()),
+        "WORLD_SIZE" => Some("4".to_owned()),
+        _ => None,
     };
-    assert!(with("WORLD_SIZE", "1").is_ok() && with("PATH", "8").is_ok() && with("PMI_SIZE", "x").is_ok());
-    let message = with("OMPI_COMM_WORLD_SIZE", "8").unwrap_err().to_string();
-    assert!(message.starts_with("OMPI_COMM_WORLD_SIZE=8: expected one process"), "{message}");
+    let read = |line: &str| parse(Program::TrainGpt2, argv(line), &of_four);
+    let args = |line: &str| match read(line).unwrap() {
+        Parsed::Run(args) => args,
+        Parsed::Print(text) => panic!("{text}"),
+    };
+    let a = args("-b 2 -t 64 -d 2048");
+    assert_eq!((a.process.rank, a.process.world_size, a.grad_accum_steps()), (2, 4, 4));
+    assert_eq!(args("-b 2 -t 64").total_batch_tokens(), 512);
+    let error = |line: &str| format!("{:#}", read(line).map(drop).unwrap_err());
+    assert!(error("-b 2 -t 64 -d 128").contains("B * T * processes = 2 * 64 * 4 = 512"));
+    assert!(error("-pn 2").contains("-pn 2: torchrun"));
+    assert!(error("-pi mpi").contains("built without MPI") && error("-pi fs").contains("-pf"));
+    assert!(error("-ps here").starts_with("-ps here: expected -pi tcp"));
 }
 
 #[test]
@@ -259,7 +271,7 @@ fn errors_are_one_line_that_names_the_flag() {
         ("--dtype fp8", "--dtype: expected f32 or bf16, found fp8"),
         ("--seed -1", "--seed: expected a whole number from 0 to 4294967295, found -1"),
         ("--preset gpt3", "--preset: expected gpt2-124m, llmc-124m, found gpt3"),
-        ("-pi udp", "-pi/--nccl-init-method: expected mpi, tcp, fs, found udp"),
+        ("-pi udp", "-pi/--nccl-init-method: expected auto, mpi, tcp, fs, found udp"),
         ("-i=", "-i/--input-bin: expected a name, found nothing"),
         ("--epochs 2 -x 5", "--epochs: expected this or -x/--num-iterations, found both"),
     ];
@@ -356,7 +368,7 @@ fn files_and_schedules_must_fit() {
 
 #[test]
 fn help_and_version_are_printed() {
-    let print = |line: &str| match parse(Program::TrainGpt2, argv(line)) {
+    let print = |line: &str| match parse(Program::TrainGpt2, argv(line), &|_| None) {
         Ok(Parsed::Print(text)) => text,
         other => panic!("{line}: {other:?}"),
     };
