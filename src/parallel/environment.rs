@@ -244,7 +244,8 @@ mod tests {
     fn contradictions_are_one_line_that_names_them() {
         let flags = |num_processes, process_rank| Flags { num_processes, process_rank, gpus_per_node: 8 };
         let none = flags(None, None);
-        let cases: [(Flags, &[(&str, &str)], &str); 9] = [
+        type Case<'a> = (Flags, &'a [(&'a str, &'a str)], &'a str);
+        let cases: [Case; 9] = [
             (flags(Some(4), None), &[], "-pn 4: expected a launcher"),
             (flags(Some(4), Some(4)), &[], "-pr 4: expected less than -pn 4"),
             (flags(Some(4), None), &OPEN_MPI, "-pn 4: Open MPI's mpirun started processes 8"),

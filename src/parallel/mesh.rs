@@ -267,14 +267,7 @@ fn connect(at: &Meeting, deadline: Instant) -> Result<TcpStream> {
             Meeting::Address(address) => Ok(address.clone()),
             Meeting::File(path) => std::fs::read_to_string(path).map(|text| text.trim().to_owned()),
         };
-        let addresses = address.and_then(|address| Ok(address.to_socket_addrs()?.collect::<Vec<_>>()));
-        let found = addresses.and_then(|all| {
-            let no_address = io::Error::from(ErrorKind::AddrNotAvailable);
-            all.iter()
-                .map(|address| TcpStream::connect_timeout(address, Duration::from_secs(5)))
-                .fold(Err(no_address), |found, next| found.or(next))
-        });
-        match found {
+        match address.and_then(|address| first_that_answers(&address)) {
             Ok(stream) => return Ok(stream),
             Err(e) => last = Some(e),
         }
@@ -282,6 +275,18 @@ fn connect(at: &Meeting, deadline: Instant) -> Result<TcpStream> {
     }
     let why = last.map_or("no time".to_owned(), |e| e.to_string());
     bail!("rank 0 was not there in time ({why}); is it running, and the address reachable from here?")
+}
+
+/// A name may have several addresses, not all of which lead anywhere.
+fn first_that_answers(address: &str) -> io::Result<TcpStream> {
+    let mut last = io::Error::from(ErrorKind::AddrNotAvailable);
+    for address in address.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, Duration::from_secs(5)) {
+            Ok(stream) => return Ok(stream),
+            Err(e) => last = e,
+        }
+    }
+    Err(last)
 }
 
 fn dial(address: SocketAddr, deadline: Instant) -> Result<TcpStream> {
