@@ -177,3 +177,44 @@ fn a_step_is_predicted_and_compared_with_records() {
     refuse(&mut warpsmith(dir.path(), "roofline -e d12 -d 5000"), &["-d/--total-batch-size", "4096"]);
     refuse(&mut warpsmith(dir.path(), "roofline -e d13"), &["-e/--model", "d13", "d12"]);
 }
+
+/// The columns of the row of a stage and a number of GPUs.
+fn row<'a>(text: &'a str, stage: &str, gpus: &str) -> Vec<&'a str> {
+    let rows = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    rows.into_iter().find(|row| row.len() > 2 && row[..2] == [stage, gpus]).expect(text)
+}
+
+#[test]
+fn a_step_of_many_gpus_is_predicted() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |line: &str| stdout(&succeed(&mut warpsmith(dir.path(), line)));
+    let text = run("scaling -e d12 -b 64 -t 1024 -d 524288 -r 0 --gpu h200 --gpus 1,8,16 --zero 0,3");
+    for expected in ["524,288 tokens", "NVLink 4, 370 of 450", "InfiniBand NDR", "nothing measured"] {
+        assert!(text.contains(expected), "{expected}\n{text}");
+    }
+    // Micro-steps; of 16 bytes a parameter parameters, gradients and state; and 20.3 GiB of activations: 32 C bytes a token and
+    // layer, 16,384 rows of logits, and what is there once.
+    assert_eq!(row(&text, "0", "1")[2], "8");
+    assert_eq!(row(&text, "0", "8")[2], "1");
+    assert_eq!(row(&text, "0", "8")[11..16], ["0.23", "0.23", "1.39", "0.00", "20.33"]);
+    assert_eq!(row(&text, "3", "8")[11..14], ["0.03", "0.03", "0.17"]);
+    assert_eq!(row(&text, "0", "8").last(), Some(&"yes"));
+    assert!(
+        row(&text, "3", "16").join(" ").contains("8 micro-batches are fewer than the GPUs: -b 32"),
+        "{text}"
+    );
+
+    let text = run("scaling -e d48 -b 4 --gpu 4090 --gpus 8 --links ndr --gpus-per-node 4");
+    assert!(text.contains("one micro-batch a step for each GPU"), "{text}");
+    assert!(text.contains("PCIe 4.0 x16") && text.contains("InfiniBand NDR"), "{text}");
+    let fits = |stage| row(&text, stage, "8").last().copied();
+    assert_eq!((fits("0"), fits("3")), (Some("no"), Some("yes")), "{text}");
+
+    let refused = |line: &str, words: &[&str]| refuse(&mut warpsmith(dir.path(), line), words);
+    refused("scaling -e d12 --links nvlink9", &["--links", "nvlink4", "nvlink9"]);
+    refused("scaling -e d12 --gpu 4090 --links nvlink4", &["--links", "pcie4", "nvlink4"]);
+    refused("scaling -e d12 --zero 4", &["--zero", "at most 3", "4"]);
+    refused("scaling -e d12 --gpus 0", &["--gpus", "at least 1", "0"]);
+    refused("scaling -e d12 -b 64 -d 1000", &["-d/--total-batch-size", "65536"]);
+    refused("scaling -e d12 -t 2048", &["-t/--sequence-length", "1024"]);
+}

@@ -1,11 +1,14 @@
 //! The command line of `warpsmith`: everything around training.
 
+mod scaling;
+
 use super::devices::DeviceName;
 use super::{Parsed, parse, values};
 use crate::roofline::gpu::Gpu;
 use crate::tensor::Dtype;
 use anyhow::{Result, ensure};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+pub use scaling::ScalingArgs;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -36,6 +39,9 @@ pub enum Tool {
     Plot(PlotArgs),
     /// Predict how long a training step takes on a GPU, kernel by kernel, beside what was measured
     Roofline(RooflineArgs),
+    /// Predict a training step on many GPUs: communication that computing does not hide, memory by ZeRO stage. Without -d each
+    /// GPU has one micro-batch a step
+    Scaling(ScalingArgs),
     /// Start several processes of a trainer on this machine, and end all when one fails
     Launch(LaunchArgs),
     /// Show the flags of the trainers as Markdown
@@ -404,6 +410,9 @@ mod tests {
         let Tool::Roofline(a) = ok("roofline -e d12 -b 64 -d 524288 --gpu A100 -r 0") else { panic!() };
         assert_eq!((a.batch_size, a.sequence_length, a.total_batch_size), (64, 1024, Some(524_288)));
         assert_eq!((a.gpu.name, a.recompute, a.logits_rows), ("a100", 0, 16_384));
+        let Tool::Scaling(a) = ok("scaling -e d12 --gpus 8,16 --zero 1 --links pcie5,hdr") else { panic!() };
+        assert_eq!((a.gpus, a.zero, a.gpus_per_node), (vec![8, 16], vec![1], 8));
+        assert_eq!((a.links[0].name, a.links[1].name, a.step.model.as_str()), ("pcie5", "hdr", "d12"));
         assert!(matches!(ok("flags --write README.md"), Tool::Flags(a) if a.write.is_some()));
         assert!(matches!(ok("sample -e a -e b --seed 1 --seed 2"), Tool::Sample(a) if a.seed == 2));
     }
@@ -413,12 +422,12 @@ mod tests {
         let cases = [
             (
                 "",
-                "no command given; expected data, stories, sample, eval, convert, plot, roofline, launch, flags",
+                "no command given; expected data, stories, sample, eval, convert, plot, roofline, scaling, launch, flags",
             ),
             ("dat", "dat: unknown command; did you mean data?"),
             (
                 "xyz",
-                "xyz: unknown command; expected data, stories, sample, eval, convert, plot, roofline, launch, flags",
+                "xyz: unknown command; expected data, stories, sample, eval, convert, plot, roofline, scaling, launch, flags",
             ),
             ("data -o x", "<INPUT>...: missing; --help says what it is"),
             ("data a", "-o/--output: missing; --help says what it is"),

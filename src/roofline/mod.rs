@@ -2,7 +2,8 @@
 //!
 //! [`kernels`] lists a step, kernel by kernel, with bytes and FLOPs; [`gpu`] holds what is known of each GPU; [`predict`]
 //! puts the two together; [`report`] adds up and prints; [`record`] reads what was measured, to stand beside it; and
-//! [`counted`] what the emulated device counted, from which come limits by the L2 cache and by shared memory.
+//! [`counted`] what the emulated device counted, from which come limits by the L2 cache and by shared memory. [`scaling`] goes
+//! on from there to many GPUs.
 //! Nothing here runs a kernel. Times come in two sorts:
 //! - **floor**: all FLOPs at the rate of one large matrix product, all bytes at the rate of a copy, whichever takes longer, no
 //!   gaps. Nothing is faster without less work.
@@ -15,6 +16,7 @@ pub mod kernels;
 pub mod predict;
 pub mod record;
 pub mod report;
+pub mod scaling;
 
 #[cfg(test)]
 mod tests;

@@ -235,7 +235,7 @@ fn write_measured(f: &mut Formatter<'_>, row: &Row) -> fmt::Result {
 }
 
 /// 1234567 as 1,234,567.
-fn grouped(number: usize) -> String {
+pub(super) fn grouped(number: usize) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (i, digit) in digits.chars().enumerate() {

@@ -4,6 +4,7 @@ mod corpus;
 mod launch;
 mod model;
 mod roofline;
+mod scaling;
 
 use super::print;
 use super::tools::{FlagsArgs, PlotArgs, Tool, parse};
@@ -20,6 +21,7 @@ pub fn main() -> ExitCode {
         Tool::Convert(args) => model::convert(&args),
         Tool::Plot(args) => plot(&args),
         Tool::Roofline(args) => roofline::roofline(&args),
+        Tool::Scaling(args) => scaling::scaling(&args),
         Tool::Launch(args) => {
             status = launch::launch(args)?;
             Ok(())

@@ -13,20 +13,37 @@ use std::fs;
 use std::path::Path;
 
 pub fn roofline(args: &RooflineArgs) -> Result<()> {
+    let config = config(args)?;
+    let total = args.total_batch_size.unwrap_or(args.batch_size * args.sequence_length);
+    print(Budget::new(&config, &run(args, total)?, args.gpu, &records(args)?))
+}
+
+/// The model that is asked about.
+pub(super) fn config(args: &RooflineArgs) -> Result<ModelConfig> {
     let config = ModelConfig::from_descriptor(&args.model).context("-e/--model")?;
-    let (B, T) = (args.batch_size, args.sequence_length);
+    let T = args.sequence_length;
     ensure!(
         T <= config.maxT,
         "-t/--sequence-length: expected at most {}, what {} can take, found {T}",
         config.maxT,
         args.model
     );
-    let micro_steps = micro_steps(args.total_batch_size.unwrap_or(B * T), (B, T), 1)?;
-    let run = Run { B, T, micro_steps, recompute: args.recompute, logits_rows: args.logits_rows };
+    Ok(config)
+}
+
+/// A step of so many tokens on one GPU.
+pub(super) fn run(args: &RooflineArgs, tokens: usize) -> Result<Run> {
+    let (B, T) = (args.batch_size, args.sequence_length);
+    let micro_steps = micro_steps(tokens, (B, T), 1)?;
+    Ok(Run { B, T, micro_steps, recompute: args.recompute, logits_rows: args.logits_rows })
+}
+
+/// What was measured on that GPU, and counted on the emulated device.
+pub(super) fn records(args: &RooflineArgs) -> Result<Records> {
     let mut records = Records::default();
     for_each_record(&args.records.join(args.gpu.name), |text| records.add(text))?;
     for_each_record(&args.records.join("emulated"), |text| records.counted.add(text))?;
-    print(Budget::new(&config, &run, args.gpu, &records))
+    Ok(records)
 }
 
 /// Adds all records of a device, the newest last: their names begin with a date. None if it has no folder.

@@ -1,0 +1,31 @@
+//! The flags of `warpsmith scaling`.
+
+use super::RooflineArgs;
+use crate::cli::values;
+use crate::roofline::scaling::machine::Link;
+use clap::Args;
+
+#[derive(Args, Clone, Debug)]
+pub struct ScalingArgs {
+    #[command(flatten)]
+    pub step: RooflineArgs,
+    /// Numbers of GPUs
+    #[arg(long, value_name = "N,N,…", value_delimiter = ',', value_parser = values::count,
+          default_value = "1,2,4,8,16,32,64,128,256,512,1024")]
+    pub gpus: Vec<usize>,
+    /// ZeRO stages: 0 divides nothing among GPUs, 1 the optimiser's state, 2 gradients too, 3 parameters too
+    #[arg(long, value_name = "STAGE,…", value_delimiter = ',', value_parser = values::level3,
+          default_value = "0,1,2,3")]
+    pub zero: Vec<usize>,
+    /// Links within a machine (nvlink3, nvlink4, nvlink5, pcie4, pcie5), between machines (hdr, ndr), or both [default: what
+    /// the GPU usually has]
+    #[arg(long, value_name = "LINK,LINK", value_delimiter = ',', value_parser = link)]
+    pub links: Vec<&'static Link>,
+    /// GPUs in a machine, each with an adapter for the network
+    #[arg(long, value_name = "N", default_value = "8", value_parser = values::count)]
+    pub gpus_per_node: usize,
+}
+
+fn link(text: &str) -> Result<&'static Link, String> {
+    Link::named(text).map_err(|error| error.to_string())
+}

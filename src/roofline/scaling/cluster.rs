@@ -1,0 +1,49 @@
+//! The time of a collective: rings within machines, and rings between them.
+
+use super::machine::{BASE_US, Link};
+
+/// What is done with the numbers of all GPUs, as `parallel::Collective` has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Collective {
+    AllReduce,
+    ReduceScatter,
+    AllGather,
+}
+
+/// Machines of `per_node` GPUs each.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cluster {
+    pub within: Link,
+    pub across: Link,
+    pub per_node: usize,
+    /// What each collective takes beside bytes and hops.
+    pub base_us: f64,
+}
+
+impl Cluster {
+    pub fn new([within, across]: [Link; 2], per_node: usize) -> Self {
+        Cluster { within, across, per_node, base_us: BASE_US }
+    }
+
+    /// Milliseconds of a collective over `bytes` on each of `gpus`, which are whole machines if more than one.
+    ///
+    /// A sum is scattered within each machine, then each GPU's part between those of the same place in all machines, and
+    /// gathered the other way round: links between machines carry one part for each GPU, at the same time.
+    pub fn ms(&self, collective: Collective, bytes: f64, gpus: usize) -> f64 {
+        if gpus == 1 {
+            return 0.0;
+        }
+        // Adding everything up everywhere is scattering the sum, then gathering it.
+        let passes = if collective == Collective::AllReduce { 2.0 } else { 1.0 };
+        let local = gpus.min(self.per_node);
+        let inside = ring_us(&self.within, bytes, local);
+        let outside = ring_us(&self.across, bytes / local as f64, gpus / local);
+        (self.base_us + passes * (inside + outside)) / 1e3
+    }
+}
+
+/// Once around a ring, but for the last hop: each of n ranks sends n - 1 parts of n.
+fn ring_us(link: &Link, bytes: f64, ranks: usize) -> f64 {
+    let (hops, ranks) = (ranks as f64 - 1.0, ranks as f64);
+    hops / ranks * bytes / (link.bus_gbs * 1e3) + hops * link.hop_us
+}

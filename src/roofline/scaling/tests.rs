@@ -1,0 +1,272 @@
+#![allow(non_snake_case)]
+
+use super::cluster::{Cluster, Collective::*};
+use super::machine::{LINKS, Link, MACHINES, Machine};
+use super::memory::Memory;
+use super::phases::Phases;
+use super::timeline::{Times, simulate};
+use super::{Batch, Outcome, Plan, Question, Sizes, Stage};
+use crate::config::ModelConfig;
+use crate::roofline::gpu::{GPUS, Gpu};
+use crate::roofline::kernels::Run;
+use crate::roofline::record::Records;
+use crate::roofline::report::Budget;
+use Stage::*;
+
+/// A network that takes no time but for bytes: GB/s within machines and between them.
+fn cluster(within: f64, across: f64, per_node: usize) -> Cluster {
+    let link = |bus_gbs| Link { bus_gbs, hop_us: 0.0, ..LINKS[0] };
+    Cluster { within: link(within), across: link(across), per_node, base_us: 0.0 }
+}
+
+#[track_caller]
+fn near(found: f64, expected: f64) {
+    assert!((found - expected).abs() <= 1e-4, "found {found}, expected {expected}");
+}
+
+fn run(B: usize, tokens: usize) -> Run {
+    Run { B, T: 1024, micro_steps: tokens / (B * 1024), recompute: 1, logits_rows: 16_384 }
+}
+
+fn question<'a>(name: &str, gpu: &'a Gpu, B: usize, batch: Batch, gpus: &[usize]) -> Question<'a> {
+    let tokens = if let Batch::Total(tokens) = batch { tokens } else { B * 1024 };
+    Question {
+        config: ModelConfig::from_descriptor(name).unwrap(),
+        run: run(B, tokens),
+        batch,
+        gpu,
+        cluster: Cluster::new(Machine::of(gpu).links(&[]).unwrap(), 8),
+        stages: Stage::ALL.to_vec(),
+        gpus: gpus.to_vec(),
+        activations: 1 << 30,
+    }
+}
+
+fn outcomes(question: Question) -> Vec<Outcome> {
+    Plan::new(question, &Records::default()).rows.into_iter().map(|row| row.outcome.unwrap()).collect()
+}
+
+#[test]
+fn a_gpu_alone_has_nobody_to_talk_to() {
+    let config = ModelConfig::from_descriptor("d12").unwrap();
+    let budget = Budget::new(&config, &run(64, 524_288), &GPUS[0], &Records::default());
+    for outcome in outcomes(question("d12", &GPUS[0], 64, Batch::Total(524_288), &[1])) {
+        assert_eq!((outcome.micro_steps, outcome.times.communication_ms()), (8, 0.0));
+        near(outcome.times.exposed_ms(), 0.0);
+        near(outcome.efficiency, 1.0);
+        // The same step as `warpsmith roofline` predicts.
+        near(outcome.times.step_ms, budget.total_ms().realistic);
+    }
+}
+
+#[test]
+fn measured_kernels_replace_predicted_ones() {
+    let mut records = Records::default();
+    records.add(r#"{"kernels": [{"kernel": "adamw", "shape": "124475904", "us": 5000}]}"#).unwrap();
+    let ask = || question("d12", &GPUS[0], 64, Batch::MicroBatchEach, &[1, 2]);
+    let plan = Plan::new(ask(), &records);
+    let (measured, predicted) = (plan.rows[1].outcome.as_ref().unwrap(), outcomes(ask())[1]);
+    let adamw = Phases::of(&Budget::new(&ask().config, &ask().run, &GPUS[0], &Records::default())).adamw;
+    near(measured.times.step_ms - predicted.times.step_ms, 5.0 - adamw);
+    assert!(plan.to_string().contains("1 of 26 kernels' times are measured"), "{plan}");
+}
+
+#[test]
+fn a_ring_carries_all_parts_but_one() {
+    // 80 MB at 10 GB/s are 8 ms; each of eight ranks sends seven eighths, twice for a sum that all get.
+    let ring = cluster(10.0, 1.0, 8);
+    near(ring.ms(ReduceScatter, 80e6, 8), 7.0);
+    near(ring.ms(AllGather, 80e6, 8), 7.0);
+    near(ring.ms(AllReduce, 80e6, 8), 14.0);
+    near(ring.ms(AllReduce, 80e6, 2), 8.0);
+    // Seven hops of 5 us a pass, and 8 us for the whole.
+    let mut slow = cluster(10.0, 1.0, 8);
+    (slow.within.hop_us, slow.base_us) = (5.0, 8.0);
+    near(slow.ms(AllReduce, 0.0, 8), 0.078);
+    near(slow.ms(AllGather, 80e6, 8), 7.043);
+}
+
+#[test]
+fn machines_add_up_inside_first() {
+    // Four machines of eight. Inside: 800 MB at 100 GB/s, seven eighths of 8 ms. Between: an eighth of it, 100 MB at 10 GB/s,
+    // three quarters of 10 ms.
+    let two_levels = cluster(100.0, 10.0, 8);
+    near(two_levels.ms(ReduceScatter, 800e6, 32), 7.0 + 7.5);
+    near(two_levels.ms(AllGather, 800e6, 32), 7.0 + 7.5);
+    near(two_levels.ms(AllReduce, 800e6, 32), 29.0);
+    // One GPU a machine: a ring of machines.
+    near(cluster(100.0, 10.0, 1).ms(AllReduce, 80e6, 8), 14.0);
+    let mut slow = cluster(100.0, 10.0, 8);
+    (slow.within.hop_us, slow.across.hop_us) = (1.0, 10.0);
+    near(slow.ms(AllGather, 0.0, 32), (7.0 + 30.0) / 1e3);
+}
+
+const PHASES: Phases = Phases {
+    layers: 2,
+    encoder: 1.0,
+    layer_forward: 5.0,
+    head: 7.0,
+    layer_backward: 10.0,
+    encoder_backward: 1.0,
+    norm: 1.0,
+    adamw: 2.0,
+    update_gaps: 0.0,
+};
+
+/// Two layers of 6 MB and 8 MB of other parameters, on two GPUs: at 1 GB/s sums take 6 and 8 ms, their halves 3 and 4.
+fn play(stage: Stage, micro_steps: usize, gbs: f64) -> Times {
+    let sizes = Sizes { L: 2, layer: 3_000_000, rest: 4_000_000 };
+    simulate(stage, &PHASES, micro_steps, &sizes, &cluster(gbs, 1.0, 8), 2)
+}
+
+#[track_caller]
+fn check(times: Times, [compute, all_reduce, reduce_scatter, all_gather, step]: [f64; 5]) {
+    near(times.compute_ms, compute);
+    near(times.all_reduce_ms, all_reduce);
+    near(times.reduce_scatter_ms, reduce_scatter);
+    near(times.all_gather_ms, all_gather);
+    near(times.step_ms, step);
+    near(times.exposed_ms(), step - compute);
+}
+
+#[test]
+fn the_queue_of_sums_is_the_one_worked_out_by_hand() {
+    // Backward passes end at 28 and 38, their sums at 34 and 44; the rest is ready at 39 and summed by 52; norm, update.
+    check(play(Zero0, 1, 1.0), [42.0, 20.0, 0.0, 0.0, 55.0]);
+    // The micro-step before it says nothing.
+    check(play(Zero0, 2, 1.0), [81.0, 20.0, 0.0, 0.0, 94.0]);
+}
+
+#[test]
+fn a_divided_update_is_gathered_before_the_next_step() {
+    // Sums of halves end at 31, 41, 45; half of norm and update by 46.5; then 3 + 3 + 4.
+    check(play(Zero1, 1, 1.0), [40.5, 0.0, 10.0, 10.0, 56.5]);
+    check(play(Zero1, 2, 1.0), [79.5, 0.0, 10.0, 10.0, 95.5]);
+}
+
+#[test]
+fn divided_gradients_leave_after_each_micro_step() {
+    // The first micro-step's sums end at 45, before the second one's head at 50; its own end at 84.
+    check(play(Zero2, 2, 1.0), [79.5, 0.0, 20.0, 10.0, 95.5]);
+    // Ten times slower: the first ones end at 128, which the second head waits for, and its own at 245.
+    check(play(Zero2, 2, 0.1), [79.5, 0.0, 200.0, 100.0, 346.5]);
+}
+
+#[test]
+fn divided_parameters_come_one_layer_ahead() {
+    // Embeddings at 4, the first layer at 7; later ones come while their neighbour is at work. Sums end at 37, 47, 51.
+    check(play(Zero3, 1, 1.0), [40.5, 0.0, 10.0, 16.0, 52.5]);
+    // Each micro-step gathers each layer twice, but for the embeddings.
+    near(play(Zero3, 2, 1.0).all_gather_ms, 4.0 + 8.0 * 3.0);
+}
+
+#[test]
+fn fast_networks_hide_all_and_endlessly_slow_ones_nothing() {
+    for stage in Stage::ALL {
+        near(play(stage, 2, 1e9).exposed_ms(), 0.0);
+        let times = play(stage, 2, 1e-6);
+        let share = times.exposed_ms() / times.communication_ms();
+        assert!(share > 0.999 && share <= 1.0, "{stage:?} {share}");
+    }
+}
+
+#[test]
+fn faster_links_never_make_a_step_slower() {
+    for stage in Stage::ALL {
+        let steps = [0.01, 0.1, 0.5, 1.0, 2.0, 10.0, 100.0].map(|gbs| play(stage, 3, gbs).step_ms);
+        assert!(steps.windows(2).all(|pair| pair[1] < pair[0]), "{stage:?} {steps:?}");
+    }
+}
+
+#[test]
+fn more_gpus_are_faster_and_less_efficient() {
+    for name in ["d12", "d24", "d36", "d48"] {
+        for gpu in &GPUS {
+            let counts = [1, 2, 4, 8, 16, 32];
+            let all = outcomes(question(name, gpu, 4, Batch::Total(524_288), &counts));
+            for (i, stage) in all.chunks(counts.len()).enumerate() {
+                for pair in stage.windows(2) {
+                    assert!(pair[1].tokens_per_s > pair[0].tokens_per_s, "{name} {} {i}", gpu.name);
+                    // Gradients overwritten by more first micro-steps save a little.
+                    assert!(pair[1].efficiency < pair[0].efficiency + 2e-3, "{name} {} {i}", gpu.name);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn each_stage_divides_what_it_says() {
+    let memory = |name: &str, stage, gpus| {
+        let sizes = Sizes::of(&ModelConfig::from_descriptor(name).unwrap());
+        let m = Memory::of(stage, gpus, &sizes, 0);
+        (m.parameters + m.gradients + m.state, m.buffers)
+    };
+    // 124,475,904 parameters, of them 12 layers of 7,087,872; on eight GPUs 16, 5.5, 3.75 and 2 bytes of each, and for what is
+    // divided two layers and the embeddings in bf16.
+    let at_hand = 2.0 * (39_421_440.0 + 2.0 * 7_087_872.0);
+    assert_eq!(memory("d12", Zero0, 8), (1_991_614_464.0, 0.0));
+    assert_eq!(memory("d12", Zero1, 8), (684_617_472.0, 0.0));
+    assert_eq!(memory("d12", Zero2, 8), (466_784_640.0, at_hand));
+    assert_eq!(memory("d12", Zero3, 8), (248_951_808.0, 2.0 * at_hand));
+    // 1,557,686,400, of them 48 layers of 30,740,800.
+    assert_eq!(memory("d48", Zero0, 8), (24_922_982_400.0, 0.0));
+    assert_eq!(memory("d48", Zero1, 8), (8_567_275_200.0, 0.0));
+    assert_eq!(memory("d48", Zero2, 8), (5_841_324_000.0, 287_219_200.0));
+    assert_eq!(memory("d48", Zero3, 8), (3_115_372_800.0, 574_438_400.0));
+    // Alone there is nobody to divide with.
+    for stage in Stage::ALL {
+        assert_eq!(memory("d48", stage, 1), (24_922_982_400.0, 0.0));
+    }
+}
+
+#[test]
+fn each_stage_saves_and_so_does_each_gpu() {
+    for name in ["d12", "d24", "d36", "d48"] {
+        let sizes = Sizes::of(&ModelConfig::from_descriptor(name).unwrap());
+        let total = |stage, gpus| Memory::of(stage, gpus, &sizes, 1 << 30).total();
+        for gpus in [2, 4, 8, 64, 1024] {
+            let stages = Stage::ALL.map(|stage| total(stage, gpus));
+            assert!(stages.windows(2).all(|pair| pair[1] < pair[0]), "{name} {gpus} {stages:?}");
+            assert!(total(Zero3, 2 * gpus) < total(Zero3, gpus));
+            assert_eq!(total(Zero0, 2 * gpus), total(Zero0, gpus));
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_shared_out_is_said() {
+    let ask = |B, tokens| question("d12", &GPUS[0], B, Batch::Total(tokens), &[16]);
+    let refusal = |B, tokens, gpus| ask(B, tokens).micro_steps(gpus).unwrap_err();
+    assert_eq!(ask(64, 524_288).micro_steps(4), Ok(2));
+    assert_eq!(refusal(64, 524_288, 16), "8 micro-batches are fewer than the GPUs: -b 32 would do");
+    assert_eq!(refusal(4, 49_152, 8), "12 micro-batches are no multiple of the GPUs: -b 3 would do");
+    assert_eq!(refusal(64, 524_288, 3), "512 sequences cannot be shared evenly: another -d is needed");
+    assert_eq!(refusal(64, 524_288, 1024), "fewer sequences (512) than GPUs: a larger -d is needed");
+    assert_eq!(refusal(64, 524_288, 12), "not a whole number of machines of 8 GPUs");
+    let text = Plan::new(ask(64, 524_288), &Records::default()).to_string();
+    assert_eq!(text.matches("-b 32 would do\n").count(), 4, "{text}");
+    let each = Question { batch: Batch::MicroBatchEach, ..ask(64, 524_288) };
+    assert_eq!(each.micro_steps(1024), Ok(1));
+}
+
+#[test]
+fn every_gpu_has_links_and_memory() {
+    assert_eq!(MACHINES.map(|machine| machine.gpu), GPUS.map(|gpu| gpu.name));
+    for gpu in &GPUS {
+        let [within, across] = Machine::of(gpu).links(&[]).unwrap();
+        assert!(!within.across && across.across && within.bus_gbs < within.peak_gbs, "{}", gpu.name);
+    }
+    let link = |name| Link::named(name).unwrap();
+    let of = |gpu| Machine::of(Gpu::named(gpu).unwrap());
+    let [within, across] = of("h100").links(&[link("hdr"), link("pcie5")]).unwrap();
+    assert_eq!((within.name, across.name), ("pcie5", "hdr"));
+    let refusal = |gpu, links: &[_]| of(gpu).links(links).unwrap_err().to_string();
+    assert_eq!(
+        refusal("4090", &[link("nvlink4")]),
+        "expected a link that 4090 has, such as pcie4, found nvlink4"
+    );
+    let twice = refusal("h100", &[link("pcie4"), link("pcie5")]);
+    assert_eq!(twice, "expected one link within a machine, found pcie5 too");
+    assert!(Link::named("token-ring").unwrap_err().to_string().starts_with("expected one of nvlink3, "));
+}
