@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceName {
     Cpu,
-    /// The first GPU that `CUDA_VISIBLE_DEVICES` shows.
+    /// A GPU of those that `CUDA_VISIBLE_DEVICES` shows.
     Cuda,
     /// The kernels of the GPU, run on the CPU.
     Emulated,
@@ -23,6 +23,8 @@ pub enum DeviceName {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DeviceOptions {
     pub device: DeviceName,
+    /// Which of the GPUs.
+    pub ordinal: usize,
     /// On a CPU, that of the operands of matrix products.
     pub dtype: Dtype,
     pub tf32: bool,
@@ -37,7 +39,16 @@ impl DeviceOptions {
     /// As `train_gpt2cu` has them if nothing is said.
     pub fn new(device: DeviceName, dtype: Dtype, threads: usize) -> Self {
         let matmul = MatmulChoice::Fastest;
-        DeviceOptions { device, dtype, tf32: true, gelu_fusion: 0, deterministic: false, matmul, threads }
+        DeviceOptions {
+            device,
+            ordinal: 0,
+            dtype,
+            tf32: true,
+            gelu_fusion: 0,
+            deterministic: false,
+            matmul,
+            threads,
+        }
     }
 
     /// Opens the device, and the pool of threads that work on the host is shared out to.
@@ -59,7 +70,7 @@ impl DeviceOptions {
                 _ => Precision::F32,
             })?),
             DeviceName::Cuda => {
-                let driver = Nvidia::open(0, self.dtype).context("--device cuda")?;
+                let driver = Nvidia::open(self.ordinal, self.dtype).context("--device cuda")?;
                 Box::new(Cuda::new(Box::new(driver), options))
             }
             DeviceName::Emulated => {

@@ -3,12 +3,14 @@
 use super::devices::{DeviceName, DeviceOptions};
 use super::train::{Program, TrainArgs, parse};
 use crate::parallel::mesh::{Mesh, Patience};
+use crate::parallel::nccl::{self, Nccl};
 use crate::parallel::queue::HostQueue;
-use crate::parallel::rendezvous;
+use crate::parallel::{Communicator, rendezvous};
 use crate::train::peers::Peers;
 use crate::train::{self, Finish};
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use std::process::ExitCode;
+use std::time::Duration;
 
 pub fn main(program: Program) -> ExitCode {
     let mut stopped = None;
@@ -25,6 +27,7 @@ pub fn main(program: Program) -> ExitCode {
 fn run(args: &TrainArgs) -> Result<Finish> {
     let device = DeviceOptions {
         device: args.device,
+        ordinal: args.process.local_rank,
         dtype: args.dtype,
         tf32: args.tf32,
         gelu_fusion: args.gelu_fusion,
@@ -33,8 +36,10 @@ fn run(args: &TrainArgs) -> Result<Finish> {
         threads: args.threads,
     };
     // Ranks meet first: one that fails later takes the others along, and one that never comes is missed at once.
-    let peers = meet(args)?;
-    train::run(args, device.open()?, peers)
+    let mesh = meet(args)?;
+    let dev = device.open()?;
+    let peers = mesh.map_or_else(|| Ok(Peers::alone()), |mesh| connect(args, mesh))?;
+    train::run(args, dev, peers)
 }
 
 fn variable(name: &str) -> Option<String> {
@@ -42,17 +47,25 @@ fn variable(name: &str) -> Option<String> {
 }
 
 /// Finds the other processes, if there are any.
-fn meet(args: &TrainArgs) -> Result<Peers> {
-    let process = args.process.clone();
+fn meet(args: &TrainArgs) -> Result<Option<Mesh>> {
+    let process = &args.process;
     if process.world_size == 1 {
-        return Ok(Peers::alone());
+        return Ok(None);
     }
-    ensure!(
-        args.device != DeviceName::Cuda,
-        "{} processes: --device cuda trains on one GPU so far; several processes train with --device emulated and train_gpt2",
-        process.world_size
-    );
-    let (at, run) = rendezvous::find(&process, &args.rendezvous()?, &variable)?;
-    let mesh = Mesh::meet(process.rank, process.world_size, &run, &at, Patience::default())?;
-    Ok(Peers::new(process, Box::new(HostQueue::new(mesh))))
+    let (at, run) = rendezvous::find(process, &args.rendezvous()?, &variable)?;
+    let patience = match args.device {
+        // Beside NCCL ranks tell each other how they are many times a second.
+        DeviceName::Cuda => Patience { silence: Duration::from_secs(120), ..Patience::default() },
+        DeviceName::Cpu | DeviceName::Emulated => Patience::default(),
+    };
+    Mesh::meet(process.rank, process.world_size, &run, &at, patience).map(Some)
+}
+
+/// The way to the other processes, for the device that this one has opened.
+fn connect(args: &TrainArgs, mesh: Mesh) -> Result<Peers> {
+    let communicator: Box<dyn Communicator> = match args.device {
+        DeviceName::Cuda => Box::new(Nccl::open(mesh, nccl::Patience::default())?),
+        DeviceName::Cpu | DeviceName::Emulated => Box::new(HostQueue::new(mesh)),
+    };
+    Ok(Peers::new(args.process.clone(), communicator))
 }

@@ -98,7 +98,7 @@ unsafe fn host_bytes<'a>(buffer: &Buffer) -> &'a mut [u8] {
 }
 
 /// The part of each rank: as even as whole elements allow, the first ones the larger.
-fn parts(bytes: usize, element: usize, world_size: usize) -> Vec<Range<usize>> {
+pub(super) fn parts(bytes: usize, element: usize, world_size: usize) -> Vec<Range<usize>> {
     let len = bytes / element;
     let end = |rank: usize| (len / world_size * rank + rank.min(len % world_size)) * element;
     (0..world_size).map(|rank| end(rank)..end(rank + 1)).collect()

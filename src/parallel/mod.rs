@@ -8,6 +8,7 @@ pub mod host;
 pub mod launch;
 pub mod links;
 pub mod mesh;
+pub mod nccl;
 pub mod queue;
 pub mod rendezvous;
 
@@ -40,7 +41,7 @@ pub trait Communicator: Send {
 
     fn world_size(&self) -> usize;
 
-    /// How ranks are connected: `"NCCL 2.27.7"`.
+    /// How ranks are connected: `"4 processes over NCCL 2.27.7"`.
     fn describe(&self) -> String;
 
     /// Begins operations, in this order, once the device is done with what was queued on it before. Their buffers are

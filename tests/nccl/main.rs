@@ -1,0 +1,270 @@
+//! Collectives of GPUs without a GPU: NCCL's loader and our communicator run against stand-ins for NVIDIA's libraries, which write down
+//! in which order they are called and with what, and go wrong in every way that the real ones can. What can be had of the real
+//! `libnccl.so.2` without a GPU runs if it is at `WARPSMITH_TEST_NCCL` or in `build/nccl`, and all of it on a machine with a
+//! GPU (`WARPSMITH_TEST_DEVICE=cuda`).
+//!
+//! Libraries are found by the loader; so each case runs in a process of its own.
+#![cfg(target_os = "linux")]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod failures;
+mod real;
+
+use cudarc::driver::result as cu;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+use warpsmith::ops::{Buffer, Place};
+use warpsmith::parallel::links::Threads;
+use warpsmith::parallel::nccl::functions::Functions;
+use warpsmith::parallel::nccl::{Nccl, Patience};
+use warpsmith::parallel::{Collective, Communicator, Operation};
+use warpsmith::tensor::Dtype;
+
+/// The stand-ins, and the file that they write to.
+struct StandIns {
+    dir: tempfile::TempDir,
+}
+
+impl StandIns {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/nccl");
+        for (source, library) in [("libcuda.c", "libcuda.so.1"), ("libnccl.c", "libnccl.so.2")] {
+            let mut cc = Command::new("cc");
+            cc.args(["-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-pthread"]);
+            cc.arg(format!("-Wl,-soname,{library}")).arg(sources.join(source));
+            if source == "libnccl.c" {
+                cc.arg(dir.path().join("libcuda.so.1"));
+            }
+            let output = cc.arg("-o").arg(dir.path().join(library)).output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        }
+        StandIns { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn log(&self) -> Vec<String> {
+        let log = std::fs::read_to_string(self.path("log")).unwrap_or_default();
+        log.lines().map(str::to_owned).collect()
+    }
+
+    /// One of the cases, in a process that finds the stand-ins.
+    fn case(&self, case: &str, settings: &[(&str, &str)]) -> Command {
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", case, "--ignored", "--nocapture", "--test-threads=1"]);
+        child.env_remove("WARPSMITH_NCCL_LIB").env_remove("VIRTUAL_ENV").env("HOME", self.path("home"));
+        child.env("LD_LIBRARY_PATH", self.dir.path()).env("STUB_LOG", self.path("log"));
+        child.envs(settings.iter().copied()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        child
+    }
+
+    /// Runs a case to its good end. What it printed.
+    fn run(&self, case: &str, settings: &[(&str, &str)]) -> String {
+        let output = self.case(case, settings).output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        said(&output)
+    }
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// Short enough for tests of what waits in vain, and long enough for a busy machine.
+const PATIENCE: Patience = Patience {
+    turn: Duration::from_millis(50),
+    parting: Duration::from_secs(1),
+    progress: Duration::from_secs(60),
+    release: Duration::from_secs(2),
+};
+
+fn threads(world_size: usize) -> Vec<Threads> {
+    Threads::of(world_size, Duration::from_secs(60))
+}
+
+/// What a device does to a thread: gives it a context, and a stream for its work.
+fn open_gpu() -> usize {
+    // SAFETY: the stand-in takes anything for a context.
+    unsafe { cu::ctx::set_current(0x77usize as _) }.unwrap();
+    cu::stream::create(cu::stream::StreamKind::NonBlocking).unwrap() as usize
+}
+
+fn operation(collective: Collective, address: u64, len: usize, dtype: Dtype, stream: usize) -> Operation {
+    Operation { collective, buffer: Buffer { address, len, dtype, place: Place::Gpu { stream } } }
+}
+
+#[test]
+#[ignore = "runs in a process of its own"]
+fn case_load() {
+    match Functions::load().and_then(|functions| Ok((functions.name().to_owned(), functions.version()?))) {
+        Ok((name, version)) => println!("loaded: {name} {version}."),
+        Err(e) => println!("refused: {e:#}."),
+    }
+}
+
+#[test]
+fn the_library_is_found_wherever_it_is() {
+    let libraries = StandIns::new();
+    let expect = |settings: &[(&str, &str)], line: &str| {
+        let said = libraries.run("case_load", settings);
+        assert!(said.contains(line), "expected {line}, found\n{said}");
+    };
+    expect(&[], "loaded: libnccl.so.2 22707.");
+    let named = libraries.path("other.so");
+    std::fs::rename(libraries.path("libnccl.so.2"), &named).unwrap();
+    let named = named.to_str().unwrap();
+    expect(&[("WARPSMITH_NCCL_LIB", named)], &format!("loaded: {named} 22707."));
+    expect(&[("WARPSMITH_NCCL_LIB", "/nowhere/nccl")], "refused: WARPSMITH_NCCL_LIB=/nowhere/nccl: ");
+    let wrong = libraries.path("libcuda.so.1");
+    let line = format!("refused: {} has no ncclGetVersion: expected NCCL 2.13 or newer", wrong.display());
+    expect(&[("WARPSMITH_NCCL_LIB", wrong.to_str().unwrap())], &line);
+
+    let said = libraries.run("case_load", &[]);
+    if said.contains("loaded: ") {
+        return println!("skipped the rest: this machine has NCCL");
+    }
+    for part in [
+        "refused: NCCL was not found: ",
+        "libnccl.so.2",
+        "/usr/local",
+        "nvidia-nccl",
+        "in WARPSMITH_NCCL_LIB.",
+    ] {
+        assert!(said.contains(part), "expected {part}, found\n{said}");
+    }
+    let packages = libraries.path("python/lib/python3.12/site-packages/nvidia/nccl/lib");
+    std::fs::create_dir_all(&packages).unwrap();
+    std::fs::rename(named, packages.join("libnccl.so.2")).unwrap();
+    let python = libraries.path("python");
+    let line = format!("loaded: {} 22707.", packages.join("libnccl.so.2").display());
+    expect(&[("VIRTUAL_ENV", python.to_str().unwrap())], &line);
+}
+
+#[test]
+#[ignore = "runs in a process of its own"]
+fn case_alone() {
+    let mut links = threads(2);
+    links.truncate(1);
+    let no_gpu = Nccl::open(links.pop().unwrap(), PATIENCE).err().expect("no context yet").to_string();
+    assert_eq!(no_gpu, "NCCL connects GPUs, and this thread has opened none");
+    let stream = open_gpu();
+    let mut nccl = Nccl::open(threads(1).pop().unwrap(), PATIENCE).unwrap();
+    assert_eq!(nccl.describe(), "1 process over NCCL 2.27.7");
+    assert_eq!((nccl.rank(), nccl.world_size()), (0, 1));
+    let one = operation(Collective::AllReduce, 0x1000, 100, Dtype::F32, stream);
+    let two = operation(Collective::Broadcast { root: 0 }, 0x2000, 7, Dtype::Bf16, stream);
+    nccl.start(vec![one, two]).unwrap();
+    nccl.finish().unwrap();
+    nccl.start(Vec::new()).unwrap();
+    nccl.start(vec![one]).unwrap();
+    nccl.finish().unwrap();
+    let mut host = one;
+    host.buffer.place = Place::Host;
+    let error = nccl.start(vec![host]).unwrap_err().to_string();
+    assert_eq!(error, "NCCL adds up what is on GPUs, and a buffer is on the host");
+    let error = nccl.start(vec![one, host]).unwrap_err().to_string();
+    assert_eq!(error, "buffers of several GPUs in one process");
+}
+
+#[test]
+fn nccl_waits_for_the_device_and_the_host_for_nccl() {
+    let libraries = StandIns::new();
+    libraries.run("case_alone", &[]);
+    let expected = "\
+id
+0: joins 1
+event 1 in stream 1
+stream 2 waits for event 1
+group (0)
+0: all_reduce 1000 -> 1000, 100 of type 7, 0, in stream 2
+0: broadcast 2000 -> 2000, 7 of type 9, 0, in stream 2
+end of group (0)
+stream 2 is done
+event 2 in stream 1
+stream 2 waits for event 2
+group (0)
+0: all_reduce 1000 -> 1000, 100 of type 7, 0, in stream 2
+end of group (0)
+stream 2 is done
+0: finalize
+0: destroy
+destroy stream 2";
+    assert_eq!(libraries.log().join("\n"), expected);
+}
+
+#[test]
+#[ignore = "runs in a process of its own"]
+fn case_three_ranks() {
+    let rank = |links: Threads| {
+        let stream = open_gpu();
+        let mut nccl = Nccl::open(links, PATIENCE).unwrap();
+        let op = |collective, address, len, dtype| operation(collective, address, len, dtype, stream);
+        let even = vec![
+            op(Collective::AllReduce, 0x10000, 12, Dtype::F32),
+            op(Collective::ReduceScatter, 0x20000, 12, Dtype::Bf16),
+            op(Collective::AllGather, 0x30000, 12, Dtype::F16),
+        ];
+        let uneven = vec![
+            op(Collective::ReduceScatter, 0x40000, 11, Dtype::F32),
+            op(Collective::AllGather, 0x50000, 11, Dtype::Bf16),
+            op(Collective::Broadcast { root: 1 }, 0x60000, 11, Dtype::I32),
+            op(Collective::ReduceScatter, 0x70000, 2, Dtype::F32),
+            op(Collective::AllReduce, 0x80000, 0, Dtype::F32),
+        ];
+        nccl.start(even).unwrap();
+        nccl.start(uneven).unwrap();
+        nccl.finish().unwrap();
+        // The others wait with their end for the last one.
+        std::thread::sleep(Duration::from_millis(100) * nccl.rank() as u32);
+    };
+    std::thread::scope(|scope| {
+        for links in threads(3) {
+            scope.spawn(move || rank(links));
+        }
+    });
+}
+
+#[test]
+fn each_rank_calls_what_its_part_is() {
+    let libraries = StandIns::new();
+    libraries.run("case_three_ranks", &[]);
+    let log = libraries.log();
+    for rank in 0..3 {
+        let calls: Vec<&str> =
+            log.iter().filter_map(|line| line.strip_prefix(&format!("{rank}: "))).collect();
+        let calls: Vec<&str> = calls.iter().map(|call| call.split(", in stream").next().unwrap()).collect();
+        let own = 8 * rank; // four elements of two bytes
+        let expected = format!(
+            "\
+joins 3
+all_reduce 10000 -> 10000, 12 of type 7, 0
+reduce_scatter 20000 -> {:x}, 4 of type 9, 0
+all_gather {:x} -> 30000, 4 of type 6, 0
+reduce 40000 -> 40000, 4 of type 7, 0
+reduce 40010 -> 40010, 4 of type 7, 1
+reduce 40020 -> 40020, 3 of type 7, 2
+broadcast 50000 -> 50000, 4 of type 9, 0
+broadcast 50008 -> 50008, 4 of type 9, 1
+broadcast 50010 -> 50010, 3 of type 9, 2
+broadcast 60000 -> 60000, 11 of type 2, 1
+reduce 70000 -> 70000, 1 of type 7, 0
+reduce 70004 -> 70004, 1 of type 7, 1
+finalize
+destroy",
+            0x20000 + own,
+            0x30000 + own
+        );
+        assert_eq!(calls.join("\n"), expected, "rank {rank}");
+    }
+    let groups = log.iter().filter(|line| line.contains("group")).collect::<Vec<_>>();
+    assert!(groups.iter().all(|line| line.ends_with("(0)")), "groups in groups: {groups:?}");
+    assert_eq!(groups.len(), 2 * 2 * 3);
+    let position = |what: &str| log.iter().position(|line| line.ends_with(what)).unwrap();
+    let last_done = log.iter().rposition(|line| line.ends_with("is done")).unwrap();
+    assert!(position("finalize") > last_done, "ranks end together:\n{}", log.join("\n"));
+}

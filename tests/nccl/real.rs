@@ -1,0 +1,99 @@
+//! NVIDIA's own library.
+
+use super::*;
+use common::Corpus;
+use warpsmith::cli::Parsed;
+use warpsmith::cli::devices::DeviceOptions;
+use warpsmith::cli::train::{Program, parse};
+use warpsmith::parallel::environment::Process;
+use warpsmith::train::{Finish, peers::Peers};
+
+/// `libnccl.so.2`, if somebody has put one there.
+fn library() -> Option<PathBuf> {
+    let named = std::env::var_os("WARPSMITH_TEST_NCCL").map(PathBuf::from);
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("build/nccl/nvidia/nccl/lib/libnccl.so.2");
+    named.or_else(|| built.is_file().then_some(built))
+}
+
+/// As far as it goes: to the end with a GPU, else to NCCL's word that there is none.
+#[test]
+#[ignore = "runs in a process of its own"]
+fn case_real() {
+    let functions = Functions::load().unwrap();
+    assert!(functions.version().unwrap() >= 21300);
+    let id = functions.unique_id().unwrap();
+    assert!(id.0 != functions.unique_id().unwrap().0, "each id is another one");
+    match functions.comm_init_rank(1, id, 0) {
+        // SAFETY: it was made here, and is not used again.
+        Ok(comm) => unsafe {
+            functions.comm_async_error(comm).unwrap();
+            functions.comm_destroy(comm).unwrap();
+            println!("real: a GPU.");
+        },
+        Err(e) => println!("real: {e:#}."),
+    }
+}
+
+#[test]
+fn the_real_library_answers() {
+    let Some(path) = library() else {
+        return println!("skipped: no libnccl.so.2 at WARPSMITH_TEST_NCCL or in build/nccl");
+    };
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", "real::case_real", "--ignored", "--nocapture", "--test-threads=1"]);
+    let output = child.env("WARPSMITH_NCCL_LIB", path).output().unwrap();
+    let said = said(&output);
+    assert!(output.status.success(), "{said}");
+    let answer = said.lines().find_map(|line| line.split_once("real: ")).map(|(_, answer)| answer);
+    println!("{}", answer.unwrap_or_default());
+    let no_gpu = "NCCL, ncclCommInitRank: ";
+    assert!(answer.is_some_and(|answer| answer.starts_with("a GPU") || answer.starts_with(no_gpu)), "{said}");
+}
+
+/// Trains in this process, where `train_gpt2cu` alone would not use NCCL.
+#[test]
+#[ignore = "runs in a process of its own"]
+fn case_train() {
+    let flags = "-i x_train_*.bin -j x_val_*.bin -b 2 -t 64 -d 256 -l 3e-4 -v 5 -m 3 -s 0 -x 20 -n 20 -e small.bin --deterministic 1";
+    let device = std::env::var("WARPSMITH_TEST_DEVICE").unwrap();
+    let out = std::env::var("OUT").unwrap();
+    let argv = ["train_gpt2cu"].into_iter().chain(flags.split(' ')).chain(["--device", &device, "-o", &out]);
+    let Parsed::Run(args) = parse(Program::TrainGpt2cu, argv, &|_| None).unwrap() else {
+        panic!("these flags print nothing")
+    };
+    let mut options = DeviceOptions::new(args.device, args.dtype, args.threads);
+    options.deterministic = args.deterministic;
+    let dev = options.open().unwrap();
+    let peers = match out.as_str() {
+        "alone" => Peers::alone(),
+        _ => {
+            let nccl = Nccl::open(threads(1).pop().unwrap(), Patience::default()).unwrap();
+            println!("{}", nccl.describe());
+            Peers::new(Process::ALONE, Box::new(nccl))
+        }
+    };
+    assert_eq!(warpsmith::train::run(&args, dev, peers).unwrap(), Finish::Completed);
+}
+
+#[test]
+fn one_rank_with_nccl_trains_bit_for_bit_as_without() {
+    if std::env::var("WARPSMITH_TEST_DEVICE").map_or(true, |device| device != "cuda") {
+        return println!("skipped: set WARPSMITH_TEST_DEVICE=cuda on a machine with a GPU");
+    }
+    let corpus = Corpus::new();
+    common::write_small_model(&corpus.path("small.bin"));
+    for out in ["alone", "nccl"] {
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", "real::case_train", "--ignored", "--nocapture", "--test-threads=1"]);
+        if let Some(path) = library() {
+            child.env("WARPSMITH_NCCL_LIB", path);
+        }
+        let output = child.current_dir(corpus.dir.path()).env("OUT", out).output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        assert_eq!(said(&output).contains("1 process over NCCL 2."), out == "nccl", "{}", said(&output));
+    }
+    let [alone, nccl] = ["alone", "nccl"].map(|out| common::losses(&corpus.path(out)));
+    assert!(alone.len() == 20 && alone == nccl, "{alone:?}\n{nccl:?}");
+    let weights = |out: &str| std::fs::read(corpus.path(out).join("model_00000020.bin")).unwrap();
+    assert!(weights("alone") == weights("nccl"), "weights differ");
+}
