@@ -27,7 +27,7 @@ pub fn main(program: Program) -> ExitCode {
 fn run(args: &TrainArgs) -> Result<Finish> {
     let device = DeviceOptions {
         device: args.device,
-        ordinal: args.process.local_rank,
+        ordinal: ordinal(args.process.local_rank),
         dtype: args.dtype,
         tf32: args.tf32,
         gelu_fusion: args.gelu_fusion,
@@ -40,6 +40,13 @@ fn run(args: &TrainArgs) -> Result<Finish> {
     let dev = device.open()?;
     let peers = mesh.map_or_else(|| Ok(Peers::alone()), |mesh| connect(args, mesh))?;
     train::run(args, dev, peers)
+}
+
+/// Which of the GPUs that this process sees is its own. A launcher may have left it no other.
+fn ordinal(local_rank: usize) -> usize {
+    let sees_one =
+        variable("CUDA_VISIBLE_DEVICES").is_some_and(|gpus| !gpus.is_empty() && !gpus.contains(','));
+    if sees_one { 0 } else { local_rank }
 }
 
 fn variable(name: &str) -> Option<String> {
