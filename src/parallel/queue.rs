@@ -28,8 +28,16 @@ impl HostQueue {
         let (done, results) = channel();
         let thread = std::thread::spawn(move || {
             let mut collectives = HostCollectives::new(links);
+            let mut failed: Option<String> = None;
             for operations in queue {
-                let result = operations.iter().try_for_each(|operation| collectives.run(operation));
+                // After a failure nothing more is sent: others would take it for what they still wait for.
+                let result = match &failed {
+                    Some(why) => Err(anyhow!("{why}")),
+                    None => operations.iter().try_for_each(|operation| collectives.run(operation)),
+                };
+                if let Err(why) = &result {
+                    failed.get_or_insert_with(|| format!("{why:#}"));
+                }
                 if done.send(result).is_err() {
                     break;
                 }
@@ -86,5 +94,49 @@ impl Drop for HostQueue {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::{Buffer, Place};
+    use crate::parallel::Collective;
+    use crate::tensor::Dtype;
+    use std::sync::{Arc, Mutex};
+
+    /// Two ranks, of which the other one is gone; counts what is asked of it.
+    struct Broken(Arc<Mutex<usize>>);
+
+    impl Links for Broken {
+        fn rank(&self) -> usize {
+            0
+        }
+        fn world_size(&self) -> usize {
+            2
+        }
+        fn describe(&self) -> String {
+            "broken".to_owned()
+        }
+        fn exchange(&mut self, _outgoing: &[&[u8]], _incoming: &mut [&mut [u8]]) -> Result<()> {
+            *self.0.lock().unwrap() += 1;
+            Err(anyhow!("rank 1 is gone"))
+        }
+    }
+
+    #[test]
+    fn after_a_failure_nothing_more_is_sent() {
+        let exchanges = Arc::new(Mutex::new(0));
+        let mut queue = HostQueue::new(Broken(exchanges.clone()));
+        let mut number = [1.0f32];
+        let address = number.as_mut_ptr() as u64;
+        let buffer = Buffer { address, len: 1, dtype: Dtype::F32, place: Place::Host };
+        for _ in 0..3 {
+            queue.start(vec![Operation { collective: Collective::AllReduce, buffer }; 2]).unwrap();
+        }
+        assert_eq!(queue.finish().unwrap_err().to_string(), "rank 1 is gone");
+        queue.start(vec![Operation { collective: Collective::AllReduce, buffer }]).unwrap();
+        assert_eq!(queue.finish().unwrap_err().to_string(), "rank 1 is gone");
+        assert_eq!(*exchanges.lock().unwrap(), 1);
     }
 }
