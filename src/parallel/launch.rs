@@ -140,20 +140,23 @@ impl Ranks {
         self.running.push((rank, child));
     }
 
-    /// Whether any still runs. `failed` becomes the first that ended badly.
+    /// Whether any still runs. `failed` becomes the first that ended badly; of several at once the one that a signal ended, since
+    /// the others will have missed it.
     fn poll(&mut self, failed: &mut Option<(usize, ExitStatus)>) -> Result<bool> {
+        let mut ended_badly = Vec::new();
         let mut i = 0;
         while i < self.running.len() {
             let (rank, child) = &mut self.running[i];
             match child.try_wait().context("waiting for a rank")? {
                 Some(status) => {
-                    if !status.success() && failed.is_none() {
-                        *failed = Some((*rank, status));
-                    }
+                    ended_badly.extend((!status.success()).then_some((*rank, status)));
                     self.running.remove(i);
                 }
                 None => i += 1,
             }
+        }
+        if failed.is_none() {
+            *failed = ended_badly.into_iter().min_by_key(|(_, status)| status.signal().is_none());
         }
         Ok(!self.running.is_empty())
     }
