@@ -158,7 +158,7 @@ pub struct TrainArgs {
           value_parser = values::count,
           default_value = "1024", default_value_ifs = presets("1024", "1024"))]
     pub sequence_length: usize,
-    /// Tokens in an optimiser step, a multiple of B * T; gradients are accumulated; default: B * T
+    /// Tokens in an optimiser step of all processes, a multiple of B * T * processes; gradients are accumulated; default: that
     #[arg(id = "total batch size", short = 'd', long = "total-batch-size", value_name = "TOKENS",
           value_parser = values::tokens,
           default_value_ifs = presets("524288", "524288"))]

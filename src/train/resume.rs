@@ -166,7 +166,7 @@ impl Run {
         let state = &saved.state.state;
         ensure!(
             state.num_processes == 1,
-            "-pn 1: the checkpoint was written by {} processes; resume with as many",
+            "-y 1: expected a checkpoint in one part, as this program writes them, found one of {} processes, each with its part",
             state.num_processes
         );
         self.first_step = state.step as usize;
