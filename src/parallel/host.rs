@@ -22,10 +22,6 @@ impl<L: Links> HostCollectives<L> {
         HostCollectives { links, received }
     }
 
-    pub fn links(&self) -> &L {
-        &self.links
-    }
-
     /// # Errors
     /// As [`Links::exchange`].
     pub fn run(&mut self, operation: &Operation) -> Result<()> {
@@ -33,20 +29,14 @@ impl<L: Links> HostCollectives<L> {
         let dtype = buffer.dtype;
         // SAFETY: who started the operation left the buffer to it until it ends.
         let bytes = unsafe { host_bytes(buffer) };
+        let parts = parts(bytes.len(), dtype.size(), self.links.world_size());
         match *collective {
             Collective::AllReduce => {
-                let parts = parts(bytes.len(), dtype.size(), self.links.world_size());
                 self.reduce_scatter(bytes, dtype, &parts)?;
                 self.all_gather(bytes, &parts)
             }
-            Collective::ReduceScatter => {
-                let parts = parts(bytes.len(), dtype.size(), self.links.world_size());
-                self.reduce_scatter(bytes, dtype, &parts)
-            }
-            Collective::AllGather => {
-                let parts = parts(bytes.len(), dtype.size(), self.links.world_size());
-                self.all_gather(bytes, &parts)
-            }
+            Collective::ReduceScatter => self.reduce_scatter(bytes, dtype, &parts),
+            Collective::AllGather => self.all_gather(bytes, &parts),
             Collective::Broadcast { root } => self.broadcast(bytes, root),
         }
     }
