@@ -35,7 +35,11 @@ pub struct Operation {
     pub buffer: Buffer,
 }
 
-/// One rank's way to all others.
+/// What was begun by one call of [`start`](Communicator::start); later ones are greater. The first one is 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticket(pub u64);
+
+/// One rank's way to all others. After a failure all calls say what failed first.
 pub trait Communicator: Send {
     fn rank(&self) -> usize;
 
@@ -45,15 +49,22 @@ pub trait Communicator: Send {
     fn describe(&self) -> String;
 
     /// Begins operations, in this order, once the device is done with what was queued on it before. Their buffers are
-    /// theirs until [`finish`](Self::finish). All ranks begin the same operations in the same order.
+    /// theirs until [`wait`](Self::wait) or [`finish`](Self::finish). All ranks begin the same operations in the same order.
     ///
     /// # Errors
     /// If they cannot be queued, or earlier ones have failed.
-    fn start(&mut self, operations: Vec<Operation>) -> Result<()>;
+    fn start(&mut self, operations: Vec<Operation>) -> Result<Ticket>;
 
-    /// What is queued on the device from now on comes after everything that was started.
+    /// What is queued on the device from now on comes after everything that was started up to and including `ticket`.
+    /// Later ones go on meanwhile.
     ///
     /// # Errors
     /// One line that names the rank that is gone or out of step.
+    fn wait(&mut self, ticket: Ticket) -> Result<()>;
+
+    /// The same for everything that was started.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
     fn finish(&mut self) -> Result<()>;
 }

@@ -36,7 +36,7 @@ impl Peers {
     pub fn start_sums(&mut self, dev: &mut dyn Ops, tensors: &[Tensor]) -> Result<()> {
         let Some(communicator) = &mut self.communicator else { return Ok(()) };
         let sum = |&tensor| Operation { collective: Collective::AllReduce, buffer: dev.buffer(tensor) };
-        communicator.start(tensors.iter().map(sum).collect())
+        communicator.start(tensors.iter().map(sum).collect()).map(drop)
     }
 
     /// Waits until all sums are there.

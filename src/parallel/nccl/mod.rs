@@ -1,7 +1,7 @@
 //! Collectives of GPUs: NCCL, loaded when it is first needed.
 //!
 //! NCCL works in a stream of its own, so that gradients are on their way while the next ones are computed, and a thread of its
-//! own calls it, since its calls may wait for other ranks. [`Nccl::finish`] waits on the host, looking out for everything
+//! own calls it, since its calls may wait for other ranks. Who waits for them waits on the host, looking out for everything
 //! that can go wrong meanwhile: an error of NCCL's, a rank that is gone (the ranks tell each other beside NCCL how they
 //! are), or nothing at all for too long. So a failure is known before anything is made of the sums, and nobody hangs.
 
@@ -12,10 +12,11 @@ mod watch;
 mod worker;
 
 use super::links::Links;
-use super::{Communicator, Operation};
+use super::{Communicator, Operation, Ticket};
 use crate::ops::Place;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use functions::{Comm, Functions, UniqueId};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stream::{Context, Event, Stream};
@@ -62,10 +63,11 @@ pub struct Nccl {
     watch: Watch,
     /// `None` before all ranks are there, and once it is gone.
     comm: Option<Comm>,
-    /// Results of the thread that are yet to come.
-    under_way: usize,
-    /// Something was begun since the last [`finish`](Communicator::finish).
-    unfinished: bool,
+    last_started: Ticket,
+    /// What the thread has yet to put into the stream, in order.
+    queued: VecDeque<Ticket>,
+    /// What is in the stream and not known to be done, in order.
+    under_way: VecDeque<(Ticket, Event)>,
     failed: Option<String>,
 }
 
@@ -94,24 +96,26 @@ impl Nccl {
             worker,
             watch,
             comm: None,
-            under_way: 0,
-            unfinished: false,
+            last_started: Ticket(0),
+            queued: VecDeque::new(),
+            under_way: VecDeque::new(),
             failed: None,
         };
-        nccl.wait(|nccl| match nccl.worker.joined() {
+        nccl.wait_until(nccl.last_started, |nccl| match nccl.worker.joined() {
             Some(comm) => comm.map(|comm| nccl.comm = Some(comm)).map(|()| true),
             None => Ok(false),
         })?;
         Ok(nccl)
     }
 
-    /// Looks again and again whether something is done, and whether it will ever be.
-    fn wait(&mut self, mut done: impl FnMut(&mut Self) -> Result<bool>) -> Result<()> {
+    /// Looks again and again whether something is done, and whether it will ever be: it takes ranks that have begun what
+    /// `ticket` stands for.
+    fn wait_until(&mut self, ticket: Ticket, mut done: impl FnMut(&mut Self) -> Result<bool>) -> Result<()> {
         let began = Instant::now();
         loop {
             let state = done(self).and_then(|done| match done {
                 true => Ok(true),
-                false => self.check(began.elapsed()).map(|()| false),
+                false => self.check(ticket, began.elapsed()).map(|()| false),
             });
             match state {
                 Ok(true) => return Ok(()),
@@ -122,7 +126,7 @@ impl Nccl {
     }
 
     /// Everything that would make waiting vain.
-    fn check(&self, waited: Duration) -> Result<()> {
+    fn check(&self, ticket: Ticket, waited: Duration) -> Result<()> {
         self.watch.check()?;
         if let Some(comm) = self.comm {
             // SAFETY: it is neither destroyed nor aborted while it is here.
@@ -137,7 +141,7 @@ impl Nccl {
             return Ok(());
         }
         let seconds = waited.as_secs();
-        match self.watch.behind().first() {
+        match self.watch.behind(ticket.0).first() {
             Some(rank) => bail!("rank {rank} has not begun what others wait for since {seconds} s: it hangs"),
             None => bail!(
                 "NCCL does not get on: no result for {seconds} s, though all ranks are there; NCCL_DEBUG=INFO says how it connects them"
@@ -167,6 +171,24 @@ impl Nccl {
             }
         }
         anyhow!(why)
+    }
+
+    /// Whether what was begun up to and including `ticket` is done.
+    fn is_done(&mut self, ticket: Ticket) -> Result<bool> {
+        while let Some(result) = self.worker.result() {
+            let ticket = self.queued.pop_front().expect("a result for each job");
+            self.under_way.push_back((ticket, result?));
+        }
+        while let Some((next, event)) = self.under_way.front() {
+            if *next > ticket {
+                return Ok(true);
+            }
+            if !event.has_passed()? {
+                return Ok(false);
+            }
+            self.under_way.pop_front();
+        }
+        Ok(self.queued.front().is_none_or(|next| *next > ticket))
     }
 
     fn check_failed(&self) -> Result<()> {
@@ -216,36 +238,36 @@ impl Communicator for Nccl {
         format!("{} {processes} over NCCL {}", self.world_size, show(self.version))
     }
 
-    fn start(&mut self, operations: Vec<Operation>) -> Result<()> {
+    fn start(&mut self, operations: Vec<Operation>) -> Result<Ticket> {
         self.check_failed()?;
-        let Some(first) = operations.first() else { return Ok(()) };
-        let place = first.buffer.place;
-        let Place::Gpu { stream } = place else {
-            bail!("NCCL adds up what is on GPUs, and a buffer is on the host");
+        let after = match operations.first().map(|first| first.buffer.place) {
+            None => None,
+            Some(Place::Host) => bail!("NCCL adds up what is on GPUs, and a buffer is on the host"),
+            Some(place @ Place::Gpu { stream }) => {
+                let all_there = operations.iter().all(|o| o.buffer.place == place);
+                ensure!(all_there, "buffers of several GPUs in one process");
+                // SAFETY: as the buffer says; and the device has made its context current to queue what is in it.
+                Some(unsafe { Event::after(stream) }?)
+            }
         };
-        ensure!(operations.iter().all(|o| o.buffer.place == place), "buffers of several GPUs in one process");
-        // SAFETY: as the buffer says; and the device has made its context current to queue what is in it.
-        let after = unsafe { Event::after(stream) }?;
-        self.unfinished = true;
+        self.last_started.0 += 1;
         self.watch.begin();
-        self.worker.queue(operations, after)?;
-        self.under_way += 1;
-        Ok(())
+        if let Some(after) = after {
+            self.queued.push_back(self.last_started);
+            self.worker.queue(operations, after)?;
+        }
+        Ok(self.last_started)
+    }
+
+    /// On the host: what is queued on the device afterwards comes later, as the host has seen the end of this.
+    fn wait(&mut self, ticket: Ticket) -> Result<()> {
+        assert!(ticket <= self.last_started, "{ticket:?} was not given out");
+        self.check_failed()?;
+        self.wait_until(ticket, |nccl| nccl.is_done(ticket))
     }
 
     fn finish(&mut self) -> Result<()> {
-        self.check_failed()?;
-        self.wait(|nccl| {
-            while nccl.under_way > 0 {
-                let Some(result) = nccl.worker.result() else { return Ok(false) };
-                nccl.under_way -= 1;
-                result?;
-            }
-            // What is queued on the device from now on comes later, as the host has seen the end of this.
-            nccl.stream.is_idle()
-        })?;
-        self.unfinished = false;
-        Ok(())
+        self.wait(self.last_started)
     }
 }
 
@@ -256,7 +278,8 @@ impl Drop for Nccl {
         if self.comm.is_none() {
             return;
         }
-        if self.unfinished || std::thread::panicking() {
+        let under_way = !self.queued.is_empty() || !self.under_way.is_empty();
+        if under_way || std::thread::panicking() {
             let _ = self.fail(anyhow!("ended with sums under way"));
             return;
         }

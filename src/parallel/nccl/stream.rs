@@ -53,19 +53,16 @@ impl Stream {
     }
 
     /// What is queued from now on waits for the event.
-    pub fn wait_for(&self, event: &Event) -> Result<()> {
-        // SAFETY: both live. The driver remembers the point, so that the event may go.
+    pub fn wait_for(&self, event: Event) -> Result<()> {
+        // SAFETY: both live. The driver remembers the point, so that the event goes.
         unsafe { cu::stream::wait_event(self.0, event.0, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT) }
             .map_err(|e| message("cuStreamWaitEvent", e))
     }
 
-    /// Whether all that was queued is done.
-    pub fn is_idle(&self) -> Result<bool> {
-        // SAFETY: the stream lives.
-        match unsafe { sys::cuStreamQuery(self.0) } {
-            sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
-            result => result.result().map(|()| true).map_err(|e| message("cuStreamQuery", e)),
-        }
+    /// Passed when all is done that was queued until now.
+    pub fn event(&self) -> Result<Event> {
+        // SAFETY: the stream lives, and its GPU's context is current in all threads that queue work in it.
+        unsafe { Event::after(self.0 as usize) }
     }
 }
 
@@ -83,7 +80,7 @@ pub struct Event(sys::CUevent);
 unsafe impl Send for Event {}
 
 impl Event {
-    /// Passed when all is done that was queued on the device's stream until now.
+    /// Passed when all is done that was queued in a stream until now.
     ///
     /// # Safety
     /// It is a `CUstream` of the GPU whose context is current.
@@ -93,6 +90,14 @@ impl Event {
         // SAFETY: as promised.
         let recorded = unsafe { cu::event::record(event.0, stream as sys::CUstream) };
         recorded.map_err(|e| message("cuEventRecord", e)).map(|()| event)
+    }
+
+    pub fn has_passed(&self) -> Result<bool> {
+        // SAFETY: the event lives.
+        match unsafe { sys::cuEventQuery(self.0) } {
+            sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            result => result.result().map(|()| true).map_err(|e| message("cuEventQuery", e)),
+        }
     }
 }
 

@@ -104,10 +104,10 @@ impl Watch {
         self.shared.lock().all.iter().position(|beat| beat.health == Health::Leaves)
     }
 
-    /// Ranks that have not begun what this one has, as last heard.
-    pub fn behind(&self) -> Vec<usize> {
+    /// Ranks that have begun less often than that, as last heard.
+    pub fn behind(&self, begun: u64) -> Vec<usize> {
         let state = self.shared.lock();
-        let late = |rank: &usize| *rank != self.rank && state.all[*rank].begun < state.own.begun;
+        let late = |rank: &usize| *rank != self.rank && state.all[*rank].begun < begun;
         (0..state.all.len()).filter(late).collect()
     }
 
@@ -209,7 +209,8 @@ mod tests {
     fn ranks_leave_together() {
         let watches = watches(3);
         watches[1].begin();
-        wait_until(|| watches[0].behind().is_empty() && watches[1].behind() == [0, 2]);
+        wait_until(|| watches[0].behind(1) == [2] && watches[1].behind(1) == [0, 2]);
+        assert!(watches[0].behind(0).is_empty());
         std::thread::scope(|scope| {
             let mut waiting = watches.into_iter();
             let (mut first, mut last) = (waiting.next().unwrap(), waiting.next_back().unwrap());

@@ -46,8 +46,8 @@ struct Shared {
 pub struct Worker {
     shared: Arc<Shared>,
     jobs: Sender<Job>,
-    /// Of each job that was queued, in order.
-    results: Receiver<Result<()>>,
+    /// Of each job that was queued, in order: the event that passes when it is done.
+    results: Receiver<Result<Event>>,
     /// Says how the communicator's end went.
     ended: Receiver<()>,
     /// The answer to the first call.
@@ -92,8 +92,8 @@ impl Worker {
             .map_err(|_| anyhow!("the thread that calls NCCL has ended"))
     }
 
-    /// How the next of what was queued went, if it is known.
-    pub fn result(&self) -> Option<Result<()>> {
+    /// When the next of what was queued is done, if it is in the stream by now.
+    pub fn result(&self) -> Option<Result<Event>> {
         self.results.try_recv().ok()
     }
 
@@ -130,12 +130,12 @@ struct Here {
 }
 
 impl Here {
-    fn work(&self, jobs: &Receiver<Job>, done: &Sender<Result<()>>, ended: &Sender<()>) {
+    fn work(&self, jobs: &Receiver<Job>, done: &Sender<Result<Event>>, ended: &Sender<()>) {
         let Some(comm) = self.comm else { return };
         for job in jobs {
             match job {
                 Job::Queue(operations, after) => {
-                    if done.send(self.queue(comm, &operations, &after)).is_err() {
+                    if done.send(self.queue(comm, &operations, after)).is_err() {
                         return;
                     }
                 }
@@ -156,11 +156,12 @@ impl Here {
     }
 
     /// Operations in one group: NCCL then makes few kernels of them.
-    fn queue(&self, comm: Comm, operations: &[Operation], after: &Event) -> Result<()> {
+    fn queue(&self, comm: Comm, operations: &[Operation], after: Event) -> Result<Event> {
         let Shared { functions, stream, .. } = &*self.shared;
         self.check_over()?;
         stream.wait_for(after)?;
-        functions.group(|| operations.iter().try_for_each(|operation| self.call(comm, operation)))
+        functions.group(|| operations.iter().try_for_each(|operation| self.call(comm, operation)))?;
+        stream.event()
     }
 
     fn check_over(&self) -> Result<()> {
