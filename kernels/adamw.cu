@@ -1,5 +1,5 @@
-// AdamW (Loshchilov & Hutter 2019), all tensors in one launch: which of them a parameter belongs to matters only for its decay,
-// and comes in a table of ends, passed by value.
+// AdamW (Loshchilov & Hutter 2019) over a run of parameters, tensors of any number and shape: which of them a parameter belongs
+// to matters only for its decay, and those that decay come first.
 //
 // One thread, one pack of parameters. Where they are narrower than f32, the f32 copy takes the step, or the parameter itself if
 // there is none, and the result is rounded at random: to nearest, a step below half a last place would never be taken.
@@ -7,13 +7,6 @@
 // Bytes for a parameter of 16 bits: 28 (read gradient; read and write m, v, master; write), 22 without master. Nothing is
 // used twice, and each thread has 112 bytes of loads under way at once: 90 % of bandwidth expected.
 #include "common.cuh"
-
-// Runs of parameters that share a decay: run i ends before element end[i].
-struct DecayTable {
-    int count;
-    float weight_decay[16];
-    unsigned long long end[16];
-};
 
 // A pack's worth of f32.
 constexpr int QUADS = PackX::size / 4;
@@ -33,10 +26,12 @@ __device__ __forceinline__ void store_floats(float* address, const Floats& float
 }
 
 // m = lerp(g, m, beta1); v = lerp(g^2, v, beta2); p -= lr (correction1 m / (sqrt(correction2 v) + eps) + decay p), with
-// g = grad_scale * grads. The corrections are 1 / (1 - beta^t). master may be null.
+// g = grad_scale * grads. The corrections are 1 / (1 - beta^t). Elements from `decayed` on have no decay. master may be null.
+// `first` is the number of element 0 among all parameters: rounding does not depend on where a run begins.
 extern "C" __global__ void __launch_bounds__(256)
-    adamw(floatX* params, float* master, float* m, float* v, const floatX* grads, const DecayTable decay, float lr, float beta1,
-          float beta2, float correction1, float correction2, float eps, float grad_scale, unsigned seed, unsigned long long n) {
+    adamw(floatX* params, float* master, float* m, float* v, const floatX* grads, unsigned long long decayed, float weight_decay,
+          float lr, float beta1, float beta2, float correction1, float correction2, float eps, float grad_scale, unsigned seed,
+          unsigned long long first, unsigned long long n) {
     unsigned long long i = (blockIdx.x * 256ull + threadIdx.x) * PackX::size;
     if (i >= n) return;
     PackX g = load128_streaming(grads + i), p;
@@ -46,20 +41,18 @@ extern "C" __global__ void __launch_bounds__(256)
     else
         p = load128(params + i);
 
-    int segment = 0;
-    while (segment < decay.count - 1 && i >= decay.end[segment]) segment++;
-    float weight_decay = decay.weight_decay[segment];
 #pragma unroll
     for (int k = 0; k < PackX::size; k++) {
         float gradient = grad_scale * to_f32(g.v[k]);
         float m_k = beta1 * m_pack[k] + (1.0f - beta1) * gradient;
         float v_k = beta2 * v_pack[k] + (1.0f - beta2) * (gradient * gradient);
         float old = master ? master_pack[k] : to_f32(p.v[k]);
-        float direction = correction1 * m_k / (sqrtf(correction2 * v_k) + eps) + weight_decay * old;
+        float decay = i + k < decayed ? weight_decay : 0.0f;
+        float direction = correction1 * m_k / (sqrtf(correction2 * v_k) + eps) + decay * old;
         m_pack[k] = m_k;
         v_pack[k] = v_k;
         master_pack[k] = old - lr * direction;
-        p.v[k] = round_at_random<floatX>(master_pack[k], random_bits(seed, i + k));
+        p.v[k] = round_at_random<floatX>(master_pack[k], random_bits(seed, first + i + k));
     }
     store_floats(m + i, m_pack);
     store_floats(v + i, v_pack);

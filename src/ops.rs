@@ -57,8 +57,15 @@ pub trait Device {
     /// Waits for all queued work.
     fn synchronize(&mut self) -> Result<()>;
 
-    /// Where `tensor` lies. Who works on it there keeps order with what is queued here.
-    fn buffer(&mut self, tensor: Tensor) -> Buffer;
+    /// Copies `src` to `dst`, of the same type and length, which do not overlap.
+    fn copy(&mut self, dst: Tensor, src: Tensor) -> Result<()>;
+
+    /// Hands `tensor` to those who work on it beside this device, in order with what was queued before. Until
+    /// [`take_back`](Self::take_back), no operation may touch it; the CPU and the emulated device panic, or fail, if one does.
+    fn lend(&mut self, tensor: Tensor) -> Buffer;
+
+    /// `tensor`, exactly as it was lent, is the device's again.
+    fn take_back(&mut self, tensor: Tensor);
 
     /// The GPU, for estimates; `None` for anything else.
     fn gpu(&self) -> Option<Gpu> {
@@ -242,27 +249,24 @@ pub struct Classifier {
     pub Vp: usize,
 }
 
-/// A run of parameters that share a weight decay.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct DecaySegment {
-    pub start: usize,
-    pub len: usize,
-    pub weight_decay: f32,
-}
-
-/// One AdamW step (Loshchilov & Hutter 2019) with bias correction over `params`, all tensors in one pass:
+/// One AdamW step (Loshchilov & Hutter 2019) with bias correction over a run of parameters:
 /// m = lerp(g, m, beta1); v = lerp(g², v, beta2); p -= lr (m̂ / (sqrt(v̂) + eps) + decay p), with g = grad_scale * grads.
 ///
 /// Where parameters are narrower than f32, a step in f32 is rounded to them at random, so that it is right on average.
-pub struct AdamW<'a> {
+///
+/// All tensors are of one length. A CUDA device wants it to be a multiple of what 16 bytes hold of its floating-point type,
+/// and each tensor to start at a multiple of 16 bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct AdamW {
     pub params: Tensor,
     /// f32 copy of the parameters that takes the step in their place; they become its rounded image.
     pub master: Option<Tensor>,
     pub m: Tensor,
     pub v: Tensor,
     pub grads: Tensor,
-    /// In ascending order, covering all of `params`.
-    pub segments: &'a [DecaySegment],
+    /// The first so many elements decay, by `weight_decay`; the others do not.
+    pub decayed: usize,
+    pub weight_decay: f32,
     pub lr: f32,
     pub beta1: f32,
     pub beta2: f32,
@@ -273,6 +277,9 @@ pub struct AdamW<'a> {
     pub t: usize,
     /// Of the random rounding; another one each step.
     pub seed: u32,
+    /// Number of the first element among all parameters: random rounding depends on it, and not on how the parameters are
+    /// cut.
+    pub first: u64,
 }
 
 /// The operations of GPT-2.
@@ -332,8 +339,12 @@ pub trait Ops: Device {
 
     fn adamw(&mut self, args: AdamW) -> Result<()>;
 
-    /// out (1) f32 = sum of squares of src; deterministic.
-    fn norm_squared(&mut self, out: Tensor, src: Tensor) -> Result<()>;
+    /// dst += src, of one type; each sum is formed in f32 and rounded to nearest. A CUDA device wants lengths and starts as
+    /// for [`AdamW`].
+    fn add(&mut self, dst: Tensor, src: Tensor) -> Result<()>;
+
+    /// out (1) f32 = sum of squares of all of `src`; deterministic.
+    fn norm_squared(&mut self, out: Tensor, src: &[Tensor]) -> Result<()>;
 
     /// out (1) f32 = sum of src (f32); deterministic.
     fn sum(&mut self, out: Tensor, src: Tensor) -> Result<()>;

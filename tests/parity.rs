@@ -7,12 +7,12 @@ use std::path::PathBuf;
 use warpsmith::checkpoint;
 use warpsmith::config::ModelConfig;
 use warpsmith::data::groups::TokenGroups;
-use warpsmith::device::compare::assert_close;
+use warpsmith::device::compare::{adamw_step, assert_close};
 use warpsmith::device::cpu::{Cpu, matmul::Precision};
 use warpsmith::model::activations::Recompute;
 use warpsmith::model::backward::MicroStep;
 use warpsmith::model::{BatchShape, GPT2, ModelOptions, init};
-use warpsmith::ops::{AdamW, DecaySegment, Device, Ops};
+use warpsmith::ops::{AdamW, Device, Ops};
 use warpsmith::optim::optimizer::{HyperParams, Optimizer};
 use warpsmith::params::PARAMS;
 use warpsmith::rng::{Mt19937, identity_permutation};
@@ -272,31 +272,18 @@ fn adamw_is_pytorchs() {
     let mut dev = Cpu::new(Precision::F32).unwrap();
     dev.allocate(&plan).unwrap();
     dev.upload(params, bytemuck::cast_slice(&start)).unwrap();
-    let segments = [
-        DecaySegment { start: 0, len: matrix, weight_decay: number("weight_decay") },
-        DecaySegment { start: matrix, len: len - matrix, weight_decay: 0.0 },
-    ];
     let mut download = vec![f32::NAN; len];
     for (t, step) in (1..).zip(recorded["steps"].as_array().unwrap()) {
         dev.upload(grads, bytemuck::cast_slice(&both(&step["grads"]))).unwrap();
-        let (beta1, beta2, eps) = (number("beta1"), number("beta2"), number("eps"));
-        let lr = step["lr"].as_f64().unwrap() as f32;
-        let segments = &segments;
-        let (master, grad_scale, seed) = (None, 1.0, 0);
         dev.adamw(AdamW {
-            params,
-            master,
-            m,
-            v,
-            grads,
-            segments,
-            lr,
-            beta1,
-            beta2,
-            eps,
-            grad_scale,
+            decayed: matrix,
+            weight_decay: number("weight_decay"),
+            lr: step["lr"].as_f64().unwrap() as f32,
+            beta1: number("beta1"),
+            beta2: number("beta2"),
+            eps: number("eps"),
             t,
-            seed,
+            ..adamw_step(params, m, v, grads)
         })
         .unwrap();
         dev.download(bytemuck::cast_slice_mut(&mut download), params).unwrap();

@@ -221,7 +221,7 @@ impl Bench {
             let mut sum = [0.0f32];
             match output.tensor.dtype {
                 Dtype::F32 => self.cuda.sum(self.scalar, output.tensor)?,
-                _ => self.cuda.norm_squared(self.scalar, output.tensor)?,
+                _ => self.cuda.norm_squared(self.scalar, &[output.tensor])?,
             }
             download_f32(&mut self.cuda, &mut sum, self.scalar)?;
             ensure!(sum[0].is_finite(), "{}: an element is {}", output.name, sum[0]);

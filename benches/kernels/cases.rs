@@ -7,7 +7,7 @@ use crate::products::{self, Layer, Pass, Product};
 use anyhow::{Context, Result, bail};
 use warpsmith::config::ModelConfig;
 use warpsmith::data::groups::TokenGroups;
-use warpsmith::device::compare::Tolerance;
+use warpsmith::device::compare::{Tolerance, adamw_step};
 use warpsmith::device::cpu::Cpu;
 use warpsmith::device::cuda::Cuda;
 use warpsmith::ops::*;
@@ -229,7 +229,7 @@ impl Case {
             Op::Norm => {
                 let (out, src) =
                     (t.out_f32("out", 1, Tolerance::new(0.0, dims[0])), t.x("src", dims[0], 1.0));
-                Calls::of(move |dev| dev.norm_squared(out, src))
+                Calls::of(move |dev| dev.norm_squared(out, &[src]))
             }
             Op::Sum => {
                 let out = t.out_f32("out", 1, Tolerance::new(0.0, dims[0]));
@@ -347,28 +347,8 @@ fn adamw(t: &mut Buffers, len: usize) -> Calls {
     let m = t.inout_f32("m", len, (-1.0, 1.0), exact);
     let v = t.inout_f32("v", len, (0.01, 1.01), exact);
     let grads = t.x("grads", len, 1.0);
-    let half = len / 16 * 8;
-    let segments = [
-        DecaySegment { start: 0, len: half, weight_decay: 0.1 },
-        DecaySegment { start: half, len: len - half, weight_decay: 0.0 },
-    ];
+    let half = len / 2;
     Calls::of(move |dev| {
-        let segments = &segments;
-        let (lr, beta1, beta2, eps, grad_scale) = (0.01, 0.9, 0.95, 1e-8, 0.5);
-        dev.adamw(AdamW {
-            params,
-            master,
-            m,
-            v,
-            grads,
-            segments,
-            lr,
-            beta1,
-            beta2,
-            eps,
-            grad_scale,
-            t: 1,
-            seed: 1,
-        })
+        dev.adamw(AdamW { master, decayed: half, grad_scale: 0.5, ..adamw_step(params, m, v, grads) })
     })
 }

@@ -1,6 +1,7 @@
 //! Comparison of what a device computed with what it should have: for the tests and the benchmarks of every device.
 
-use crate::tensor::Dtype;
+use crate::ops::AdamW;
+use crate::tensor::{Dtype, Tensor};
 
 /// How far from the right result an output may be.
 #[derive(Clone, Copy, Debug)]
@@ -85,6 +86,27 @@ pub fn assert_same_bits(name: &str, got: &[f32], want: &[f32]) {
 fn root_mean_square(values: &[f64]) -> f64 {
     let finite = values.iter().filter(|v| v.is_finite());
     (finite.clone().map(|v| v * v).sum::<f64>() / finite.count().max(1) as f64).sqrt()
+}
+
+/// A first step of some size over parameters of which none decays: what tests and benchmarks of [`AdamW`] start from.
+pub fn adamw_step(params: Tensor, m: Tensor, v: Tensor, grads: Tensor) -> AdamW {
+    AdamW {
+        params,
+        master: None,
+        m,
+        v,
+        grads,
+        decayed: 0,
+        weight_decay: 0.1,
+        lr: 0.01,
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        grad_scale: 1.0,
+        t: 1,
+        seed: 1,
+        first: 0,
+    }
 }
 
 #[cfg(test)]

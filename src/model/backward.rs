@@ -98,7 +98,7 @@ impl GPT2 {
     /// Queues the squared norm of the gradients, and returns where it will be: right behind the loss.
     pub fn norm_squared(&self, dev: &mut dyn Ops) -> Result<Tensor> {
         let norm = self.acts.scalars.slice(1, 1);
-        dev.norm_squared(norm, self.grads.expect("a model planned for training"))?;
+        dev.norm_squared(norm, &[self.grads.expect("a model planned for training")])?;
         Ok(norm)
     }
 

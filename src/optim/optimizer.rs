@@ -1,9 +1,10 @@
 //! AdamW over a model: its moments, which parameters decay, and the fixed hyper-parameters.
 
-use crate::ops::{AdamW, DecaySegment, Ops};
+use crate::ops::{AdamW, Ops};
 use crate::params::{PARAMS, ParamLayout};
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use anyhow::Result;
+use std::ops::Range;
 
 /// What stays the same from step to step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,7 +25,8 @@ pub struct Optimizer {
     pub m: Tensor,
     pub v: Tensor,
     hyper: HyperParams,
-    segments: Vec<DecaySegment>,
+    /// Runs of parameters, and whether they decay.
+    segments: Vec<(Range<usize>, bool)>,
 }
 
 impl Optimizer {
@@ -41,14 +43,7 @@ impl Optimizer {
         let master = wanted.then(|| plan.add("optimizer state", "master weights", Dtype::F32, layout.len()));
         let m = plan.add("optimizer state", "m", Dtype::F32, layout.len());
         let v = plan.add("optimizer state", "v", Dtype::F32, layout.len());
-        let segments = PARAMS
-            .iter()
-            .map(|spec| {
-                let range = layout.range(spec.param);
-                let weight_decay = if spec.is_matrix { hyper.weight_decay } else { 0.0 };
-                DecaySegment { start: range.start, len: range.len(), weight_decay }
-            })
-            .collect();
+        let segments = PARAMS.iter().map(|spec| (layout.range(spec.param), spec.is_matrix)).collect();
         Optimizer { master, m, v, hyper, segments }
     }
 
@@ -70,22 +65,28 @@ impl Optimizer {
         grad_scale: f32,
         t: usize,
     ) -> Result<()> {
-        dev.adamw(AdamW {
-            params,
-            master: self.master,
-            m: self.m,
-            v: self.v,
-            grads,
-            segments: &self.segments,
-            lr,
-            beta1: self.hyper.beta1,
-            beta2: self.hyper.beta2,
-            eps: self.hyper.eps,
-            grad_scale,
-            t,
-            // Of the step alone, so that a resumed run rounds as one that never stopped.
-            seed: t as u32,
-        })
+        for (range, decays) in &self.segments {
+            let run = |tensor: Tensor| tensor.slice(range.start, range.len());
+            dev.adamw(AdamW {
+                params: run(params),
+                master: self.master.map(run),
+                m: run(self.m),
+                v: run(self.v),
+                grads: run(grads),
+                decayed: if *decays { range.len() } else { 0 },
+                weight_decay: self.hyper.weight_decay,
+                lr,
+                beta1: self.hyper.beta1,
+                beta2: self.hyper.beta2,
+                eps: self.hyper.eps,
+                grad_scale,
+                t,
+                // Of the step alone, so that a resumed run rounds as one that never stopped.
+                seed: t as u32,
+                first: range.start as u64,
+            })?;
+        }
+        Ok(())
     }
 }
 
@@ -103,10 +104,10 @@ mod tests {
     fn only_matrices_decay_and_every_parameter_is_covered() {
         let optimizer = optimizer(1.0);
         let mut next = 0;
-        for (segment, spec) in optimizer.segments.iter().zip(&PARAMS) {
-            assert_eq!(segment.start, next);
-            next += segment.len;
-            assert_eq!(segment.weight_decay > 0.0, spec.is_matrix, "{}", spec.name);
+        for ((range, decays), spec) in optimizer.segments.iter().zip(&PARAMS) {
+            assert_eq!(range.start, next);
+            next = range.end;
+            assert_eq!(*decays, spec.is_matrix, "{}", spec.name);
         }
         assert_eq!(next, optimizer.m.len);
     }

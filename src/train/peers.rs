@@ -12,15 +12,17 @@ pub struct Peers {
     pub process: Process,
     /// `None` for a process alone.
     communicator: Option<Box<dyn Communicator>>,
+    /// To the communicator, by the device.
+    lent: Vec<Tensor>,
 }
 
 impl Peers {
     pub fn alone() -> Self {
-        Peers { process: Process::ALONE, communicator: None }
+        Peers { process: Process::ALONE, communicator: None, lent: Vec::new() }
     }
 
     pub fn new(process: Process, communicator: Box<dyn Communicator>) -> Self {
-        Peers { process, communicator: Some(communicator) }
+        Peers { process, communicator: Some(communicator), lent: Vec::new() }
     }
 
     /// How many there are, and how they are connected.
@@ -35,16 +37,20 @@ impl Peers {
     /// As [`Communicator::start`].
     pub fn start_sums(&mut self, dev: &mut dyn Ops, tensors: &[Tensor]) -> Result<()> {
         let Some(communicator) = &mut self.communicator else { return Ok(()) };
-        let sum = |&tensor| Operation { collective: Collective::AllReduce, buffer: dev.buffer(tensor) };
-        communicator.start(tensors.iter().map(sum).collect()).map(drop)
+        self.lent.extend(tensors);
+        let sum = |&tensor| Operation { collective: Collective::AllReduce, buffer: dev.lend(tensor) };
+        communicator.start(tensors.iter().map(sum).collect())
     }
 
     /// Waits until all sums are there.
     ///
     /// # Errors
     /// One line that names the rank that is gone or out of step.
-    pub fn finish(&mut self) -> Result<()> {
-        self.communicator.as_mut().map_or(Ok(()), |communicator| communicator.finish())
+    pub fn finish(&mut self, dev: &mut dyn Ops) -> Result<()> {
+        let Some(communicator) = &mut self.communicator else { return Ok(()) };
+        communicator.finish()?;
+        self.lent.drain(..).for_each(|tensor| dev.take_back(tensor));
+        Ok(())
     }
 
     /// Adds up some numbers of the host's over all ranks.
@@ -58,7 +64,7 @@ impl Peers {
         let scalars = model.acts.scalars.slice(0, values.len());
         upload_f32(dev, scalars, values)?;
         self.start_sums(dev, &[scalars])?;
-        self.finish()?;
+        self.finish(dev)?;
         download_f32(dev, values, scalars)
     }
 }

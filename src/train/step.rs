@@ -66,7 +66,7 @@ impl Step<'_> {
         let (loss, votes) = (self.model.loss_sum(self.dev)?, scalars.slice(2, 1));
         upload_f32(self.dev, votes, &[f32::from(u8::from(stop))])?;
         self.peers.start_sums(self.dev, &[loss, votes])?;
-        self.peers.finish()?;
+        self.peers.finish(self.dev)?;
         self.model.norm_squared(self.dev)?;
         let mut host = [0.0; 3];
         download_f32(self.dev, &mut host, scalars.slice(0, 3))?;

@@ -2,6 +2,7 @@
 #![allow(non_snake_case)]
 
 use std::collections::BTreeMap;
+use warpsmith::device::compare::adamw_step;
 use warpsmith::device::cuda::counts::Counts;
 use warpsmith::device::cuda::emulator::{EmulatorOptions, open};
 use warpsmith::device::cuda::{Cuda, CudaOptions, MatmulChoice};
@@ -86,26 +87,7 @@ fn adamw_moves_28_bytes_a_parameter() {
     let found = counts(MatmulChoice::Own, |t| {
         let (params, grads) = (t.x(N), t.x(N));
         let [master, m, v] = [0; 3].map(|_| t.f32(N));
-        Box::new(move |dev| {
-            let segments = &[DecaySegment { start: 0, len: N, weight_decay: 0.0 }];
-            let (lr, beta1, beta2, eps, grad_scale) = (1e-3, 0.9, 0.95, 1e-8, 1.0);
-            let (master, t, seed) = (Some(master), 1, 1);
-            dev.adamw(AdamW {
-                params,
-                master,
-                m,
-                v,
-                grads,
-                segments,
-                lr,
-                beta1,
-                beta2,
-                eps,
-                grad_scale,
-                t,
-                seed,
-            })
-        })
+        Box::new(move |dev| dev.adamw(AdamW { master: Some(master), ..adamw_step(params, m, v, grads) }))
     });
     let found = found["adamw"];
     assert_eq!((found.bytes_read, found.bytes_written), (14 * 2048, 14 * 2048));

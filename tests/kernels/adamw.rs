@@ -2,44 +2,12 @@
 
 use crate::devices::under_test;
 use crate::harness::*;
-use warpsmith::ops::{AdamW, DecaySegment, Ops};
+use warpsmith::device::compare::adamw_step;
+use warpsmith::ops::{AdamW, Ops};
 use warpsmith::tensor::{Dtype, Tensor};
 
-/// A step of some size without decay over all of `params`.
-fn update<'a>(
-    params: Tensor,
-    m: Tensor,
-    v: Tensor,
-    grads: Tensor,
-    segments: &'a [DecaySegment],
-) -> AdamW<'a> {
-    AdamW {
-        params,
-        master: None,
-        m,
-        v,
-        grads,
-        segments,
-        lr: 0.01,
-        beta1: 0.9,
-        beta2: 0.95,
-        eps: 1e-8,
-        grad_scale: 1.0,
-        t: 1,
-        seed: 1,
-    }
-}
-
-/// Segments of these lengths, every second one without decay.
-fn segments(lens: &[usize]) -> Vec<DecaySegment> {
-    let start = |i: usize| lens[..i].iter().sum();
-    let decay = |i: usize| if i.is_multiple_of(2) { 0.1 } else { 0.0 };
-    (0..lens.len()).map(|i| DecaySegment { start: start(i), len: lens[i], weight_decay: decay(i) }).collect()
-}
-
 /// Two steps, with a gradient each.
-fn two_steps(t: &mut Tensors, lens: &[usize], with_master: bool) -> Work {
-    let len = lens.iter().sum();
+fn two_steps(t: &mut Tensors, len: usize, decayed: usize, with_master: bool) -> Work {
     let start: Vec<f32> = random(1, len).iter().map(|&x| round(x, t.dtype)).collect();
     let exact = Tolerance::new(0.0, 4);
     // A last place is up to twice the unit of a tolerance. Without a master, each of two steps is off by up to one.
@@ -49,25 +17,43 @@ fn two_steps(t: &mut Tensors, lens: &[usize], with_master: bool) -> Work {
     let squares: Vec<f32> = random(3, len).iter().map(|x| x * x + 0.01).collect();
     let v = t.inout_f32("v", &squares, exact);
     let grads = [4, 5].map(|seed| t.x("grads", &random(seed, len)));
-    let segments = segments(lens);
     Box::new(move |dev| {
         for (i, grads) in grads.into_iter().enumerate() {
-            let step = update(params, m, v, grads, &segments);
-            dev.adamw(AdamW { master, grad_scale: 0.5, t: i + 1, seed: i as u32, ..step })?;
+            let (t, seed) = (i + 1, i as u32);
+            let step = adamw_step(params, m, v, grads);
+            // Decay by half of each parameter is seen in all types.
+            dev.adamw(AdamW { master, decayed, weight_decay: 50.0, grad_scale: 0.5, t, seed, ..step })?;
         }
         Ok(())
     })
 }
 
+/// The last parameter that decays: none, in the middle of a pack, between packs, beyond a block, the last of all.
 #[test]
 fn parameters_take_the_step() {
-    let sixteen = [8; 16];
-    for lens in [&[8][..], &[16, 8, 40], &sixteen, &[2048, 8, 4104]] {
+    for (len, decayed) in [(8, 0), (8, 3), (64, 16), (64, 64), (6160, 2051), (6160, 6159)] {
         for with_master in [false, true] {
-            let case = format!("adamw {lens:?}, master: {with_master}");
-            check(&case, |t| two_steps(t, lens, with_master));
+            let case = format!("adamw of {len}, {decayed} decay, master: {with_master}");
+            check(&case, |t| two_steps(t, len, decayed, with_master));
         }
     }
+}
+
+/// A pack has no part that is another thread's, and no part that is nobody's.
+#[test]
+fn what_is_no_whole_pack_is_refused() {
+    let refused = |start: usize, len: usize, words: &str| {
+        refuses("adamw", words, |t| {
+            let [params, grads] = ["params", "grads"].map(|name| t.x(name, &[0.5; 32]));
+            let [m, v] = ["m", "v"].map(|name| t.f32(name, &[0.5; 32]));
+            let step = adamw_step(params, m, v, grads.slice(start, len));
+            let cut = |tensor: Tensor| tensor.slice(0, len);
+            let step = AdamW { params: cut(params), m: cut(m), v: cut(v), ..step };
+            Box::new(move |dev| dev.adamw(step))
+        });
+    };
+    refused(0, 12, "AdamW of 12 elements, which is no multiple of 8");
+    refused(4, 16, "does not start at a multiple of 16 bytes");
 }
 
 /// How far apart numbers of a type are at `value`.
@@ -79,8 +65,28 @@ fn last_place(value: f32, dtype: Dtype) -> f32 {
     }
 }
 
+/// Elements `start..end` of a step.
+fn part(step: AdamW, start: usize, end: usize) -> AdamW {
+    let cut = |tensor: Tensor| tensor.slice(start, end - start);
+    AdamW {
+        params: cut(step.params),
+        master: step.master.map(cut),
+        m: cut(step.m),
+        v: cut(step.v),
+        grads: cut(step.grads),
+        first: step.first + start as u64,
+        ..step
+    }
+}
+
 /// (params, master) after one step from random numbers, on every device.
 fn rounded(dtype: Dtype, seed: u32, len: usize) -> Vec<(Vec<f32>, Vec<f32>)> {
+    rounded_in_runs(dtype, seed, 0, &[0, len])
+}
+
+/// The same in one run from each of `cuts` to the next, `first` being the number of the first parameter.
+fn rounded_in_runs(dtype: Dtype, seed: u32, first: u64, cuts: &[usize]) -> Vec<(Vec<f32>, Vec<f32>)> {
+    let len = cuts[cuts.len() - 1];
     let run = |under| {
         let outputs = outputs_of(under, dtype, |t| {
             let any = Tolerance::new(1.0, 1);
@@ -91,11 +97,9 @@ fn rounded(dtype: Dtype, seed: u32, len: usize) -> Vec<(Vec<f32>, Vec<f32>)> {
             let master = Some(t.inout_f32("master", &start, any));
             let [m, v] = ["m", "v"].map(|name| t.f32(name, &vec![0.0; len]));
             let grads = t.x("grads", &random(3, len));
-            let segments = segments(&[len]);
-            Box::new(move |dev: &mut dyn Ops| {
-                let step = update(params, m, v, grads, &segments);
-                dev.adamw(AdamW { master, lr: 1e-5, seed, ..step })
-            })
+            let whole = AdamW { master, lr: 1e-5, seed, first, ..adamw_step(params, m, v, grads) };
+            let runs = cuts.windows(2).map(|cut| part(whole, cut[0], cut[1])).collect::<Vec<_>>();
+            Box::new(move |dev: &mut dyn Ops| runs.iter().try_for_each(|run| dev.adamw(*run)))
         });
         (outputs[0].clone(), outputs[1].clone())
     };
@@ -128,6 +132,23 @@ fn the_seed_decides() {
     }
 }
 
+/// Also beyond 32 bits of parameters: the last run begins there.
+#[test]
+fn how_parameters_are_cut_does_not_matter() {
+    let first = (1 << 32) - 1024;
+    for dtype in [Dtype::Bf16, Dtype::F16] {
+        let whole = rounded_in_runs(dtype, 7, first, &[0, 2048]);
+        assert_eq!(rounded_in_runs(dtype, 7, first, &[0, 8, 1016, 1024, 2048]), whole, "{dtype:?}");
+        for other in [0, first - (1 << 32 >> 1), first + (1 << 32)] {
+            let others = rounded_in_runs(dtype, 7, other, &[0, 2048]);
+            for ((a, _), (b, _)) in whole.iter().zip(&others) {
+                let moved = a.iter().zip(b).filter(|(a, b)| a != b).count();
+                assert!(moved > 400, "{dtype:?}: with first at {other} {moved} of 2048 parameters changed");
+            }
+        }
+    }
+}
+
 /// Rounding to nearest would take none of these steps.
 #[test]
 fn a_quarter_of_a_place_is_taken_a_quarter_of_the_time() {
@@ -142,10 +163,9 @@ fn a_quarter_of_a_place_is_taken_a_quarter_of_the_time() {
                 let params = t.inout_x("params", &[value; LEN], Tolerance::new(1.0, 1));
                 let [m, v] = ["m", "v"].map(|name| t.f32(name, &[0.0; LEN]));
                 let grads = t.x("grads", &[1.0; LEN]);
-                let segments = [DecaySegment { start: 0, len: LEN, weight_decay: 0.0 }];
                 Box::new(move |dev: &mut dyn Ops| {
                     // m / sqrt(v), unbiased, is one: the step is lr.
-                    dev.adamw(AdamW { lr: place / 4.0, ..update(params, m, v, grads, &segments) })
+                    dev.adamw(AdamW { lr: place / 4.0, ..adamw_step(params, m, v, grads) })
                 })
             });
             let taken = outputs[0].iter().filter(|&&p| p == value - place).count();

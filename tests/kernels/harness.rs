@@ -4,6 +4,7 @@
 //! device sees them, outputs start as NaN, and behind each tensor lies a band of NaN that must still be there afterwards.
 
 use crate::devices::{self, Under};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 pub use warpsmith::device::compare::Tolerance;
 use warpsmith::device::compare::assert_close;
 use warpsmith::device::cpu::Cpu;
@@ -182,6 +183,18 @@ pub fn outputs_of(mut under: Under, dtype: Dtype, declare: impl Fn(&mut Tensors)
     let outputs =
         tensors.run(under.device.as_mut(), &work).unwrap_or_else(|e| panic!("{}: {e:#}", under.mode));
     outputs.into_iter().map(|(_, values, _)| values).collect()
+}
+
+/// Checks that the device under test panics at a case in bf16, with these words.
+#[track_caller]
+pub fn refuses(case: &str, words: &str, declare: impl Fn(&mut Tensors) -> Work) {
+    for under in devices::under_test(Dtype::Bf16) {
+        let mode = under.mode.clone();
+        let run = AssertUnwindSafe(|| outputs_of(under, Dtype::Bf16, &declare));
+        let panic = catch_unwind(run).err().unwrap_or_else(|| panic!("{case}, {mode}: passed"));
+        let found = panic.downcast_ref::<String>().map(String::as_str).unwrap_or_default();
+        assert!(found.contains(words), "{case}, {mode}: expected {words}, found {found}");
+    }
 }
 
 /// Numbers between -1 and 1 that depend on the seed alone.

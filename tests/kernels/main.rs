@@ -6,6 +6,7 @@ mod devices;
 mod harness;
 
 mod adamw;
+mod add;
 mod attention;
 mod classifier;
 mod encoder;

@@ -1,7 +1,7 @@
 //! Sums, the global norm, and filling.
 
 use crate::harness::*;
-use warpsmith::tensor::Dtype;
+use warpsmith::tensor::{Dtype, Tensor};
 
 /// Less than a pack, off the pack, more than one block, more than all blocks of the emulated device at once.
 const LENS: [usize; 5] = [3, 8, 1001, 512 * 8 + 7, 200_003];
@@ -12,9 +12,31 @@ fn norm_squared() {
         check(&format!("norm_squared of {len}"), |t| {
             let out = t.out_f32("out", 1, Tolerance::new(0.0, len));
             let src = t.x("src", &random(1, len));
-            Box::new(move |dev| dev.norm_squared(out, src))
+            Box::new(move |dev| dev.norm_squared(out, &[src]))
         });
     }
+}
+
+/// As many pieces as the largest model has, and one more; of all lengths beside each other, one of them empty.
+#[test]
+fn norm_squared_of_pieces() {
+    for pieces in [0, 1, 3, 98, 128] {
+        check(&format!("norm_squared of {pieces} pieces"), |t| {
+            let len = |piece: usize| [1001, 8, 0, 512 * 8 + 7][piece % 4];
+            let total = (0..pieces).map(len).sum();
+            let out = t.out_f32("out", 1, Tolerance::new(0.0, total));
+            let src: Vec<Tensor> = (0..pieces).map(|p| t.x("piece", &random(p as u32 + 1, len(p)))).collect();
+            Box::new(move |dev| dev.norm_squared(out, &src))
+        });
+    }
+}
+
+#[test]
+fn more_pieces_than_scratch_memory_was_planned_for_are_refused() {
+    refuses("norm_squared", "the norm of 129 tensors, at most 128", |t| {
+        let (out, src) = (t.f32("out", &[0.0]), t.x("src", &[1.0; 8]));
+        Box::new(move |dev| dev.norm_squared(out, &[src; 129]))
+    });
 }
 
 #[test]

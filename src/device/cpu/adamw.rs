@@ -1,4 +1,4 @@
-//! AdamW over all parameters in one pass.
+//! AdamW over a run of parameters.
 
 use crate::device::cpu::simd::{CHUNK, dispatch};
 use crate::ops::AdamW;
@@ -6,12 +6,11 @@ use rayon::prelude::*;
 
 /// See [`AdamW`].
 pub fn update(params: &mut [f32], m: &mut [f32], v: &mut [f32], grads: &[f32], args: &AdamW) {
-    let mut end = 0;
-    for segment in args.segments {
-        assert_eq!(segment.start, end, "AdamW: segments must follow each other without a gap");
-        end += segment.len;
-        let range = segment.start..end;
-        let step = Step::new(args, segment.weight_decay);
+    let len = params.len();
+    assert!(args.decayed <= len, "AdamW: {} of {len} parameters decay", args.decayed);
+    assert!(m.len() == len && v.len() == len && grads.len() == len, "AdamW: tensors of one length");
+    for (range, weight_decay) in [(0..args.decayed, args.weight_decay), (args.decayed..len, 0.0)] {
+        let step = Step::new(args, weight_decay);
         params[range.clone()]
             .par_chunks_mut(CHUNK)
             .zip(m[range.clone()].par_chunks_mut(CHUNK))
@@ -24,7 +23,6 @@ pub fn update(params: &mut [f32], m: &mut [f32], v: &mut [f32], grads: &[f32], a
                 );
             });
     }
-    assert_eq!(end, params.len(), "AdamW: segments must cover all parameters");
 }
 
 /// The constants of one update.
@@ -71,69 +69,43 @@ impl Step {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::compare::assert_close;
     use crate::device::compare::testing::{assert_same_on_any_threads, random};
-    use crate::ops::DecaySegment;
+    use crate::device::compare::{adamw_step, assert_close};
     use crate::tensor::{Dtype, Tensor};
 
-    fn args(segments: &[DecaySegment], t: usize) -> AdamW<'_> {
+    fn args(decayed: usize, t: usize) -> AdamW {
         // The handles are for devices; `update` takes slices.
         let unused = Tensor { arena: 0, offset: 0, len: 0, dtype: Dtype::F32 };
-        AdamW {
-            params: unused,
-            master: None,
-            m: unused,
-            v: unused,
-            grads: unused,
-            segments,
-            lr: 0.01,
-            beta1: 0.9,
-            beta2: 0.95,
-            eps: 1e-8,
-            grad_scale: 0.5,
-            t,
-            seed: 0,
-        }
+        AdamW { decayed, grad_scale: 0.5, t, ..adamw_step(unused, unused, unused, unused) }
     }
 
-    fn segments(lens: &[usize]) -> Vec<DecaySegment> {
-        let start = |i: usize| lens[..i].iter().sum();
-        let decay = |i| if i % 2 == 0 { 0.1 } else { 0.0 };
-        (0..lens.len())
-            .map(|i| DecaySegment { start: start(i), len: lens[i], weight_decay: decay(i) })
-            .collect()
-    }
-
-    /// (params, m, v) after `steps` updates by gradients that change from step to step.
-    fn train(segments: &[DecaySegment], steps: usize) -> [Vec<f32>; 3] {
-        let len = segments.iter().map(|s| s.len).sum();
+    /// (params, m, v) of so many parameters after `steps` updates by gradients that change from step to step.
+    fn train(len: usize, decayed: usize, steps: usize) -> [Vec<f32>; 3] {
         let (mut params, mut m, mut v) = (random(0, len), vec![0.0; len], vec![0.0; len]);
         for t in 1..=steps {
-            update(&mut params, &mut m, &mut v, &random(t as u64, len), &args(segments, t));
+            update(&mut params, &mut m, &mut v, &random(t as u64, len), &args(decayed, t));
         }
         [params, m, v]
     }
 
     #[test]
     fn follows_the_paper() {
-        let segments = segments(&[1, 20, 33, CHUNK + 5]);
-        let args = args(&segments, 0);
-        let [params, m, v] = train(&segments, 3);
-        let start = random(0, params.len());
-        let gradients = [1, 2, 3].map(|t| random(t, params.len()));
-        let mut want = [const { Vec::new() }; 3];
-        for segment in &segments {
-            for i in segment.start..segment.start + segment.len {
+        for (len, decayed) in [(1, 1), (1, 0), (54, 21), (3 * CHUNK + 5, CHUNK + 7)] {
+            let args = args(decayed, 0);
+            let [params, m, v] = train(len, decayed, 3);
+            let start = random(0, len);
+            let gradients = [1, 2, 3].map(|t| random(t, len));
+            let mut want = [const { Vec::new() }; 3];
+            for i in 0..len {
+                let weight_decay = if i < decayed { args.weight_decay } else { 0.0 };
                 let gradients = gradients.each_ref().map(|g| g[i]);
-                let [p, m, v] = reference(&args, segment.weight_decay, start[i], &gradients);
-                want[0].push(p);
-                want[1].push(m);
-                want[2].push(v);
+                let found = reference(&args, weight_decay, start[i], &gradients);
+                want.iter_mut().zip(found).for_each(|(want, found)| want.push(found));
             }
+            assert_close("params", &params, &want[0], 1e-6);
+            assert_close("m", &m, &want[1], 1e-6);
+            assert_close("v", &v, &want[2], 1e-6);
         }
-        assert_close("params", &params, &want[0], 1e-6);
-        assert_close("m", &m, &want[1], 1e-6);
-        assert_close("v", &v, &want[2], 1e-6);
     }
 
     /// Algorithm 2 of Loshchilov & Hutter 2019, in f64, for one parameter.
@@ -154,22 +126,20 @@ mod tests {
 
     #[test]
     fn no_gradient_leaves_only_decay() {
-        let segments = segments(&[3, 4]);
         let (mut params, mut m, mut v) = (vec![1.0; 7], vec![0.0; 7], vec![0.0; 7]);
-        update(&mut params, &mut m, &mut v, &[0.0; 7], &args(&segments, 1));
+        update(&mut params, &mut m, &mut v, &[0.0; 7], &args(3, 1));
         assert_eq!(params, [0.999, 0.999, 0.999, 1.0, 1.0, 1.0, 1.0]);
     }
 
     #[test]
-    #[should_panic(expected = "cover all")]
-    fn every_parameter_is_in_a_segment() {
+    #[should_panic(expected = "8 of 7 parameters decay")]
+    fn no_more_decay_than_there_are() {
         let (mut params, mut m, mut v) = (vec![1.0; 7], vec![0.0; 7], vec![0.0; 7]);
-        update(&mut params, &mut m, &mut v, &[0.0; 7], &args(&segments(&[6]), 1));
+        update(&mut params, &mut m, &mut v, &[0.0; 7], &args(8, 1));
     }
 
     #[test]
     fn threads_do_not_matter() {
-        let segments = segments(&[5 * CHUNK + 3, 100, CHUNK]);
-        assert_same_on_any_threads("adamw", || train(&segments, 2).concat());
+        assert_same_on_any_threads("adamw", || train(6 * CHUNK + 103, 5 * CHUNK + 3, 2).concat());
     }
 }

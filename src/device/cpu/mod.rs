@@ -68,10 +68,19 @@ impl Device for Cpu {
         Ok(())
     }
 
-    fn buffer(&mut self, tensor: Tensor) -> Buffer {
+    fn copy(&mut self, dst: Tensor, src: Tensor) -> Result<()> {
+        assert_eq!((dst.dtype, dst.len), (src.dtype, src.len), "a copy keeps type and length");
+        let b = self.memory.borrow();
+        b.bytes_mut(dst).copy_from_slice(b.bytes(src));
+        Ok(())
+    }
+
+    fn lend(&mut self, tensor: Tensor) -> Buffer {
         let address = self.memory.borrow().bytes_mut(tensor).as_mut_ptr() as u64;
         Buffer { address, len: tensor.len, dtype: tensor.dtype, place: Place::Host }
     }
+
+    fn take_back(&mut self, _tensor: Tensor) {}
 }
 
 impl Ops for Cpu {
@@ -229,9 +238,15 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn norm_squared(&mut self, out: Tensor, src: Tensor) -> Result<()> {
+    fn add(&mut self, dst: Tensor, src: Tensor) -> Result<()> {
         let b = self.memory.borrow();
-        b.write(out)[0] = reduce::norm_squared(b.read(src)) as f32;
+        reduce::add(b.write(dst), b.read(src));
+        Ok(())
+    }
+
+    fn norm_squared(&mut self, out: Tensor, src: &[Tensor]) -> Result<()> {
+        let b = self.memory.borrow();
+        b.write(out)[0] = src.iter().map(|&src| reduce::norm_squared(b.read(src))).sum::<f64>() as f32;
         Ok(())
     }
 

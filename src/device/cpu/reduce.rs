@@ -1,7 +1,19 @@
-//! Deterministic sums, in f64: a gradient norm adds up as many as a billion squares, some too large for f32.
+//! Deterministic sums, in f64: a gradient norm adds up as many as a billion squares, some too large for f32. And sums of two
+//! tensors, element by element.
 
 use crate::device::cpu::simd::{CHUNK, LANES, dispatch};
 use rayon::prelude::*;
+
+/// dst += src
+pub fn add(dst: &mut [f32], src: &[f32]) {
+    assert_eq!(dst.len(), src.len(), "what is added is of the same length");
+    dst.par_chunks_mut(CHUNK).zip(src.par_chunks(CHUNK)).for_each(|(dst, src)| {
+        dispatch(
+            #[inline(always)]
+            |_| dst.iter_mut().zip(src).for_each(|(d, s)| *d += s),
+        );
+    });
+}
 
 /// Sum of squares.
 pub fn norm_squared(src: &[f32]) -> f64 {
@@ -56,6 +68,15 @@ mod tests {
             let got = norm_squared(&src);
             assert!((got - exact_squared).abs() <= 1e-13 * exact_squared, "{len}: {got} {exact_squared}");
         }
+    }
+
+    #[test]
+    fn every_element_is_added_to() {
+        let len = 2 * CHUNK + 33;
+        let (mut dst, src) = (random(1, len), random(2, len));
+        let want: Vec<f32> = dst.iter().zip(&src).map(|(d, s)| d + s).collect();
+        add(&mut dst, &src);
+        assert_eq!(dst, want);
     }
 
     #[test]

@@ -39,13 +39,19 @@ pub trait Driver: Launcher {
     /// Waits for all queued work and copies to the host.
     fn download(&mut self, dst: &mut [u8], src: u64) -> Result<()>;
 
+    /// Queues a copy on the device; the two do not overlap.
+    fn copy(&mut self, dst: u64, src: u64, bytes: usize) -> Result<()>;
+
     /// Queues setting all `bytes` to zero.
     fn clear(&mut self, dst: u64, bytes: usize) -> Result<()>;
 
     fn synchronize(&mut self) -> Result<()>;
 
-    /// Where the memory at a device address is for others than kernels.
-    fn place(&mut self, address: u64, bytes: usize) -> (u64, Place);
+    /// Where the memory at a device address is for others than kernels, whose it is until [`take_back`](Self::take_back).
+    fn lend(&mut self, address: u64, bytes: usize) -> (u64, Place);
+
+    /// What was lent, in one piece, is the kernels' again.
+    fn take_back(&mut self, address: u64, bytes: usize);
 
     /// Starts the device's stopwatch, of which there is one, when all that is queued now is done.
     fn start_timer(&mut self) -> Result<()>;

@@ -112,6 +112,13 @@ impl Driver for Emulated {
         Ok(())
     }
 
+    fn copy(&mut self, dst: u64, src: u64, bytes: usize) -> Result<()> {
+        let (to, from) = (self.memory.place(dst, bytes)?, self.memory.place(src, bytes)?);
+        // SAFETY: inside allocations; no kernel runs. That they do not overlap is what the caller promises.
+        unsafe { std::ptr::copy(from, to, bytes) };
+        Ok(())
+    }
+
     fn clear(&mut self, dst: u64, bytes: usize) -> Result<()> {
         let place = self.memory.place(dst, bytes)?;
         // SAFETY: inside an allocation; no kernel runs.
@@ -123,10 +130,12 @@ impl Driver for Emulated {
         Ok(())
     }
 
-    fn place(&mut self, address: u64, bytes: usize) -> (u64, Place) {
+    fn lend(&mut self, address: u64, bytes: usize) -> (u64, Place) {
         let host = self.memory.place(address, bytes).expect("memory that was planned");
         (host as u64, Place::Host)
     }
+
+    fn take_back(&mut self, _address: u64, _bytes: usize) {}
 
     fn take_counts(&mut self) -> BTreeMap<&'static str, Counts> {
         std::mem::take(&mut self.counts)

@@ -60,7 +60,6 @@ kernel_args! {
     f32 => "float",
     TensorMap => "TensorMap",
 }
-pub(crate) use kernel_args;
 
 /// One argument of a launch: where its value lies, and how long it is.
 #[derive(Clone, Copy, Debug)]

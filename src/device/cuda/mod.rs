@@ -18,6 +18,7 @@ pub mod nvml;
 pub mod tensor_map;
 
 mod adamw;
+mod add;
 mod attention;
 mod classifier;
 mod encoder;
@@ -31,7 +32,7 @@ use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use anyhow::Result;
 use counts::Counts;
 use driver::Driver;
-use kernel::KernelSpec;
+use kernel::{KernelSpec, Launch};
 use memory::Memory;
 use std::collections::BTreeMap;
 
@@ -125,6 +126,21 @@ impl Cuda {
     fn pack(&self) -> usize {
         16 / self.options.dtype.size()
     }
+
+    /// A thread for each pack of the first tensor's type. Checks that all tensors are of one length, a whole number of packs, and
+    /// start at a multiple of 16 bytes.
+    fn launch_by_packs(&self, what: &str, tensors: &[Tensor]) -> Launch {
+        const THREADS: usize = 256;
+        let (n, pack) = (tensors[0].len, 16 / tensors[0].dtype.size());
+        assert!(n.is_multiple_of(pack), "{what} of {n} elements, which is no multiple of {pack}");
+        for &tensor in tensors {
+            assert_eq!(tensor.len, n, "{what}: tensors of one length");
+            let aligned = self.memory.address(tensor).is_multiple_of(16);
+            assert!(aligned, "{what}: {tensor:?} does not start at a multiple of 16 bytes");
+        }
+        // A grid has a block at least, which may find nothing to do.
+        Launch::new((n / pack).div_ceil(THREADS).max(1), THREADS as u32)
+    }
 }
 
 /// Every kernel of every operation.
@@ -132,6 +148,7 @@ pub fn kernels() -> Vec<&'static KernelSpec> {
     let [matmul, exact_matmul, hopper_matmul] = matmul::KERNELS;
     [
         adamw::KERNELS,
+        add::KERNELS,
         attention::forward::KERNELS,
         attention::backward::KERNELS,
         classifier::KERNELS,
@@ -196,9 +213,21 @@ impl Device for Cuda {
         self.driver.synchronize()
     }
 
-    fn buffer(&mut self, tensor: Tensor) -> Buffer {
-        let (address, place) = self.driver.place(self.memory.address(tensor), tensor.size_bytes());
+    fn copy(&mut self, dst: Tensor, src: Tensor) -> Result<()> {
+        assert_eq!((dst.dtype, dst.len), (src.dtype, src.len), "a copy keeps type and length");
+        let bytes = dst.size_bytes();
+        let apart = dst.arena != src.arena || dst.offset.abs_diff(src.offset) >= bytes;
+        assert!(apart, "a copy from {src:?} to {dst:?}, which overlap");
+        self.driver.copy(self.memory.address(dst), self.memory.address(src), bytes)
+    }
+
+    fn lend(&mut self, tensor: Tensor) -> Buffer {
+        let (address, place) = self.driver.lend(self.memory.address(tensor), tensor.size_bytes());
         Buffer { address, len: tensor.len, dtype: tensor.dtype, place }
+    }
+
+    fn take_back(&mut self, tensor: Tensor) {
+        self.driver.take_back(self.memory.address(tensor), tensor.size_bytes());
     }
 
     fn gpu_state(&mut self) -> Result<String> {
@@ -307,7 +336,11 @@ impl Ops for Cuda {
         adamw::update(self, args)
     }
 
-    fn norm_squared(&mut self, out: Tensor, src: Tensor) -> Result<()> {
+    fn add(&mut self, dst: Tensor, src: Tensor) -> Result<()> {
+        add::add(self, dst, src)
+    }
+
+    fn norm_squared(&mut self, out: Tensor, src: &[Tensor]) -> Result<()> {
         reduce::norm_squared(self, out, src)
     }
 

@@ -18,35 +18,47 @@ kernels! {
 const SUM_THREADS: usize = 512;
 /// Blocks of sums that a multiprocessor holds.
 const SUM_BLOCKS: usize = 4;
+/// Tensors of one norm: more than there are layers, with one for what is in none.
+const MOST_PIECES: usize = 128;
 const FILL_THREADS: usize = 256;
 
 fn most_partials(cuda: &Cuda) -> usize {
     cuda.driver.info().multiprocessors * SUM_BLOCKS
 }
 
+/// A number for each block of each piece: some 270 KB on a GPU of 132 multiprocessors.
 pub fn scratch_bytes(cuda: &Cuda, _limits: &Limits) -> usize {
-    most_partials(cuda) * size_of::<f32>()
+    MOST_PIECES * most_partials(cuda) * size_of::<f32>()
 }
 
-/// Blocks for a sum of `src`, and where their results go.
-fn partials(cuda: &Cuda, src: Tensor) -> (usize, Ptr<f32>) {
+/// Blocks for a sum of `src`.
+fn blocks(cuda: &Cuda, src: Tensor) -> usize {
     assert!(cuda.memory.address(src).is_multiple_of(16), "a sum reads 16 bytes at a time");
     let packs = src.size_bytes() / 16;
-    let blocks = packs.div_ceil(SUM_THREADS).clamp(1, most_partials(cuda));
-    (blocks, Ptr::new(cuda.memory.scratch(blocks * size_of::<f32>())))
+    packs.div_ceil(SUM_THREADS).clamp(1, most_partials(cuda))
 }
 
-pub fn norm_squared(cuda: &mut Cuda, out: Tensor, src: Tensor) -> Result<()> {
-    let (blocks, partials) = partials(cuda, src);
+/// Each piece leaves its partial sums behind those of the pieces before it.
+pub fn norm_squared(cuda: &mut Cuda, out: Tensor, src: &[Tensor]) -> Result<()> {
+    assert!(src.len() <= MOST_PIECES, "the norm of {} tensors, at most {MOST_PIECES}", src.len());
+    let blocks: Vec<usize> = src.iter().map(|&piece| blocks(cuda, piece)).collect();
+    let total: usize = blocks.iter().sum();
+    let partials = cuda.memory.scratch(total * size_of::<f32>());
     let Cuda { driver, memory: m, .. } = cuda;
-    let (dev, launch) = (driver.as_mut(), Launch::new(blocks, SUM_THREADS as u32));
-    kernel::norm_squared_partials(dev, launch, partials, m.x(src), src.len as u64)?;
-    kernel::sum_of_partials(dev, Launch::new(1, SUM_THREADS as u32), m.f32(out), partials, blocks as i32)
+    let (dev, mut end) = (driver.as_mut(), partials);
+    for (piece, blocks) in src.iter().zip(blocks) {
+        let launch = Launch::new(blocks, SUM_THREADS as u32);
+        kernel::norm_squared_partials(dev, launch, Ptr::new(end), m.x(*piece), piece.len as u64)?;
+        end += (blocks * size_of::<f32>()) as u64;
+    }
+    let launch = Launch::new(1, SUM_THREADS as u32);
+    kernel::sum_of_partials(dev, launch, m.f32(out), Ptr::new(partials), total as i32)
 }
 
 pub fn sum(cuda: &mut Cuda, out: Tensor, src: Tensor) -> Result<()> {
-    let (blocks, partials) = partials(cuda, src);
+    let blocks = blocks(cuda, src);
     let Cuda { driver, memory: m, .. } = cuda;
+    let partials = Ptr::new(m.scratch(blocks * size_of::<f32>()));
     let (dev, launch) = (driver.as_mut(), Launch::new(blocks, SUM_THREADS as u32));
     kernel::sum_partials(dev, launch, partials, m.f32(src), src.len as u64)?;
     kernel::sum_of_partials(dev, Launch::new(1, SUM_THREADS as u32), m.f32(out), partials, blocks as i32)

@@ -41,14 +41,20 @@ impl Driver for WithLibrary {
     fn download(&mut self, dst: &mut [u8], src: u64) -> Result<()> {
         self.device.download(dst, src)
     }
+    fn copy(&mut self, dst: u64, src: u64, bytes: usize) -> Result<()> {
+        self.device.copy(dst, src, bytes)
+    }
     fn clear(&mut self, dst: u64, bytes: usize) -> Result<()> {
         self.device.clear(dst, bytes)
     }
     fn synchronize(&mut self) -> Result<()> {
         Ok(())
     }
-    fn place(&mut self, address: u64, bytes: usize) -> (u64, Place) {
-        self.device.place(address, bytes)
+    fn lend(&mut self, address: u64, bytes: usize) -> (u64, Place) {
+        self.device.lend(address, bytes)
+    }
+    fn take_back(&mut self, address: u64, bytes: usize) {
+        self.device.take_back(address, bytes);
     }
 
     fn start_timer(&mut self) -> Result<()> {
