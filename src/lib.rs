@@ -17,3 +17,4 @@ pub mod roofline;
 pub mod sample;
 pub mod tensor;
 pub mod train;
+pub mod units;

@@ -3,9 +3,8 @@
 #![allow(non_snake_case)]
 
 use crate::config::ModelConfig;
-use crate::tensor::Tensor;
 
-/// A parameter tensor. The order is the order in memory and in llm.c's checkpoint files.
+/// A parameter tensor. The order is that of llm.c's checkpoint files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Param {
     Wte,
@@ -119,8 +118,8 @@ impl ParamSpec {
     }
 }
 
-/// Where each parameter lies in the one long run of parameters. Gradients, moments and master weights have the
-/// same layout.
+/// Where each parameter lies in a file: llm.c's order, all layers of a tensor together. Gradients, moments and master weights
+/// have the same. On a device they lie by [units](crate::units).
 #[derive(Clone, Debug)]
 pub struct ParamLayout {
     config: ModelConfig,
@@ -145,17 +144,6 @@ impl ParamLayout {
     /// Elements of `param` over all layers, as a range of the whole.
     pub fn range(&self, param: Param) -> std::ops::Range<usize> {
         self.offsets[param as usize]..self.offsets[param as usize + 1]
-    }
-
-    /// All layers of `param`, out of `all`, a tensor with this layout.
-    pub fn whole(&self, all: Tensor, param: Param) -> Tensor {
-        let range = self.range(param);
-        all.slice(range.start, range.len())
-    }
-
-    /// Layer `l` of `param`, out of `all`, a tensor with this layout.
-    pub fn layer(&self, all: Tensor, param: Param, l: usize) -> Tensor {
-        self.whole(all, param).part(l, param.spec().len_per_layer(&self.config))
     }
 
     /// Elements and tensors that decay, then those that do not, as PyTorch users count them: a tensor a layer, the

@@ -11,12 +11,14 @@ use warpsmith::device::compare::{adamw_step, assert_close};
 use warpsmith::device::cpu::{Cpu, matmul::Precision};
 use warpsmith::model::activations::Recompute;
 use warpsmith::model::backward::MicroStep;
+use warpsmith::model::keeper::InPlace;
 use warpsmith::model::{BatchShape, GPT2, ModelOptions, init};
 use warpsmith::ops::{AdamW, Device, Ops};
-use warpsmith::optim::optimizer::{HyperParams, Optimizer};
+use warpsmith::optim::optimizer::{HyperParams, Optimizer, Update};
 use warpsmith::params::PARAMS;
 use warpsmith::rng::{Mt19937, identity_permutation};
 use warpsmith::tensor::{Dtype, MemoryPlan, Tensor};
+use warpsmith::units::{Part, Sharding};
 
 const MODELS: [&str; 2] = ["gpt2_tiny", "gpt2_tiny_no_qkv_bias"];
 
@@ -43,7 +45,8 @@ impl Tiny {
     fn load(name: &str, shape: BatchShape, recompute: Recompute, logits_bytes: usize) -> Tiny {
         let file = checkpoint::load_model(&fixture(&format!("{name}/model.bin"))).unwrap();
         let config = ModelConfig { qkv_bias: name == "gpt2_tiny", ..file.config };
-        let options = ModelOptions { B: shape.B, T: shape.T, min_rows: 0, recompute, logits_bytes };
+        let sharding = Sharding::NONE;
+        let options = ModelOptions { B: shape.B, T: shape.T, min_rows: 0, recompute, logits_bytes, sharding };
         let mut dev = Cpu::new(Precision::F32).unwrap();
         let mut plan = MemoryPlan::new();
         let model = GPT2::plan(&config, &options, dev.float_dtype(), &mut plan);
@@ -56,24 +59,26 @@ impl Tiny {
             weight_decay: number("weight_decay"),
             grad_clip: number("grad_clip"),
         };
-        let optimizer = Optimizer::plan(&model.weights.layout, Dtype::F32, false, hyper, &mut plan);
+        let layout = &model.weights.params.layout;
+        let optimizer = Optimizer::plan(layout, Part::WHOLE, Dtype::F32, false, hyper, &mut plan);
         dev.allocate(&plan).unwrap();
-        dev.upload(model.weights.all, bytemuck::cast_slice(&file.params)).unwrap();
+        model.weights.params.upload(&mut dev, 0, &file.params).unwrap();
         Tiny { dev, model, optimizer }
     }
 
     /// Forward and backward over one micro-batch.
     fn run(&mut self, shape: BatchShape, inputs: &[i32], targets: &[i32], at: MicroStep) {
         self.model.load_batch(&mut self.dev, shape, inputs, targets).unwrap();
-        self.model.forward(&mut self.dev, shape).unwrap();
+        self.model.forward(&mut self.dev, &mut InPlace, shape).unwrap();
         let groups = TokenGroups::of(inputs);
         let buckets = self.model.load_buckets(&mut self.dev, &groups.rows, &groups.starts).unwrap();
-        self.model.backward(&mut self.dev, shape, buckets, at, &mut |_, _| Ok(())).unwrap();
+        self.model.backward(&mut self.dev, shape, buckets, at, &mut InPlace).unwrap();
     }
 
     fn loss_and_norm(&mut self) -> (f32, f32) {
         let loss = self.model.loss_sum(&mut self.dev).unwrap();
-        let norm_squared = self.model.norm_squared(&mut self.dev).unwrap();
+        let norm_squared = self.model.acts.scalars.slice(1, 1);
+        self.dev.norm_squared(norm_squared, self.model.grads().units()).unwrap();
         (self.download(loss)[0], self.download(norm_squared)[0])
     }
 
@@ -97,7 +102,7 @@ fn logits_are_pytorchs() {
             // All rows in one chunk; evaluating leaves them in the buffer.
             let mut tiny = Tiny::load(name, shape, Recompute::Gelu, 1 << 20);
             tiny.model.load_batch(&mut tiny.dev, shape, &i32s("tokens"), &i32s("targets")).unwrap();
-            tiny.model.evaluate(&mut tiny.dev, shape).unwrap();
+            tiny.model.evaluate(&mut tiny.dev, &mut InPlace, shape).unwrap();
             let (V, Vp) = (tiny.model.weights.config.V, tiny.model.weights.config.Vp);
             let padded = tiny.download(tiny.model.acts.logits);
             let got: Vec<f32> =
@@ -129,18 +134,25 @@ fn single_step(name: &str, file: &str, shape: BatchShape, recompute: Recompute) 
     // Logits seven rows at a time: a ragged last chunk, and buffers for a longer T than the batch has.
     let mut tiny = Tiny::load(name, BatchShape { B: 3, T: 16 }, recompute, 7 * 128 * 4);
     tiny.model.load_batch(&mut tiny.dev, shape, &inputs, &targets).unwrap();
-    let losses = tiny.model.evaluate(&mut tiny.dev, shape).unwrap();
+    let losses = tiny.model.evaluate(&mut tiny.dev, &mut InPlace, shape).unwrap();
     assert_close("losses", &losses, &f32s("losses"), 1e-5);
 
     // Poison what the first micro-step must overwrite or clear.
-    let grads = tiny.model.grads.unwrap();
-    tiny.dev.fill(grads, f32::NAN).unwrap();
+    for &grads in tiny.model.grads().units() {
+        tiny.dev.fill(grads, f32::NAN).unwrap();
+    }
     tiny.dev.fill(tiny.model.acts.losses, f32::NAN).unwrap();
-    tiny.run(shape, &inputs, &targets, MicroStep { first: true, dloss: 1.0 / rows as f32 });
+    tiny.run(
+        shape,
+        &inputs,
+        &targets,
+        MicroStep { first: true, fresh_grads: true, dloss: 1.0 / rows as f32 },
+    );
     let loss_sum = tiny.loss_and_norm().0;
     assert_close("loss", &[loss_sum / rows as f32], &f32s("loss"), 1e-6);
     for spec in &PARAMS {
-        let grad = tiny.download(tiny.model.weights.layout.whole(grads, spec.param));
+        let layers = 0..spec.layers(&tiny.model.weights.config);
+        let grad: Vec<f32> = layers.flat_map(|l| tiny.download(tiny.model.grad(spec.param, l))).collect();
         let what = format!("{name} {file} {recompute:?} d{}", spec.name);
         assert_close(&what, &grad, &f32s(&format!("d{}", spec.name)), 1e-5);
     }
@@ -177,12 +189,16 @@ fn train(name: &str, grad_accum_steps: usize, recorded: &Value) -> (Vec<f64>, Ve
         for micro_step in 0..grad_accum_steps {
             let start = (step * grad_accum_steps + micro_step) * rows;
             let (inputs, targets) = (&tokens[start..start + rows], &tokens[start + 1..start + 1 + rows]);
-            tiny.run(shape, inputs, targets, MicroStep { first: micro_step == 0, dloss });
+            let first = micro_step == 0;
+            tiny.run(shape, inputs, targets, MicroStep { first, fresh_grads: first, dloss });
         }
         let (loss_sum, norm_squared) = tiny.loss_and_norm();
-        let (params, grads) = (tiny.model.weights.all, tiny.model.grads.unwrap());
-        let scale = tiny.optimizer.clip_scale(norm_squared.sqrt());
-        tiny.optimizer.update(&mut tiny.dev, params, grads, lr as f32, scale, step + 1).unwrap();
+        let (params, grads) = (&tiny.model.weights.params, tiny.model.grads());
+        let grad_scale = tiny.optimizer.clip_scale(norm_squared.sqrt());
+        let update = Update { lr: lr as f32, grad_scale, t: step + 1 };
+        for unit in 0..params.units().len() {
+            tiny.optimizer.update(&mut tiny.dev, unit, params, grads, update).unwrap();
+        }
         losses.push(f64::from(loss_sum * dloss));
         norms.push(f64::from(norm_squared.sqrt()));
     }
@@ -197,15 +213,26 @@ fn a_fresh_model_is_the_one_pytorch_draws() {
     let config = ModelConfig::new(number("maxT"), number("L"), number("NH"), number("C"));
     let mut dev = Cpu::new(Precision::F32).unwrap();
     let mut plan = MemoryPlan::new();
-    let options = ModelOptions { B: 1, T: 1, min_rows: 0, recompute: Recompute::Gelu, logits_bytes: 0 };
+    let options = ModelOptions {
+        B: 1,
+        T: 1,
+        min_rows: 0,
+        recompute: Recompute::Gelu,
+        logits_bytes: 0,
+        sharding: Sharding::NONE,
+    };
     let model = GPT2::plan_for_evaluation(&config, &options, dev.float_dtype(), &mut plan);
     dev.allocate(&plan).unwrap();
     let seed = recorded["seed"].as_u64().unwrap() as u32;
-    init::initialize(&mut dev, &config, &[model.weights.all], seed).unwrap();
+    init::initialize(&mut dev, &config, &[&model.weights.params], seed).unwrap();
     for spec in &PARAMS {
-        let tensor = model.weights.layout.whole(model.weights.all, spec.param);
-        let mut values = vec![f32::NAN; tensor.len];
-        dev.download(bytemuck::cast_slice_mut(&mut values), tensor).unwrap();
+        let mut values = Vec::new();
+        for l in 0..spec.layers(&config) {
+            let tensor = model.weights.get(spec.param, l);
+            let mut layer = vec![f32::NAN; tensor.len];
+            dev.download(bytemuck::cast_slice_mut(&mut layer), tensor).unwrap();
+            values.extend(layer);
+        }
         let want = &recorded["tensors"][spec.name];
         let first = floats(&want["first"]);
         let got: Vec<f64> = values.iter().take(first.len()).map(|&v| f64::from(v)).collect();

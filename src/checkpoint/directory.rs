@@ -9,7 +9,7 @@ use super::atomic::{self, Digest, TEMPORARY};
 use super::model_bin::{self, ModelReader};
 use super::run::Run;
 use super::state::{self, State, StateReader};
-use super::stream::{Sink, Source};
+use super::stream::{self, Part, Sink, Source};
 use crate::config::ModelConfig;
 use crate::params::ParamLayout;
 use crate::tensor::Dtype;
@@ -62,6 +62,25 @@ pub fn save(
     Run::new(step, files, trainer)?.write(&run_path(dir, step))?;
     atomic::write(&done_path(dir, step), |_| Ok(()))?;
     Ok(())
+}
+
+/// Asks `source` for everything that [`save`] asks for, and writes nothing: for ranks whose master writes what all of them have
+/// parts of.
+///
+/// # Errors
+/// Those of `source`.
+pub fn go_along(config: &ModelConfig, state: &State, source: &mut Source) -> Result<()> {
+    go_along_with_model(config, source)?;
+    let len = ParamLayout::new(config).len();
+    state.parts().iter().try_for_each(|&part| stream::ask(part, len, source))
+}
+
+/// The same for a model file alone.
+///
+/// # Errors
+/// Those of `source`.
+pub fn go_along_with_model(config: &ModelConfig, source: &mut Source) -> Result<()> {
+    stream::ask(Part::Params, ParamLayout::new(config).len(), source)
 }
 
 fn file_name(path: &Path) -> String {

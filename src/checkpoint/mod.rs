@@ -15,7 +15,8 @@ pub mod state;
 mod stream;
 
 pub use directory::{
-    Latest, Saved, done_path, ensure_fresh, latest, model_path, prune, run_path, save, state_path, steps,
+    Latest, Saved, done_path, ensure_fresh, go_along, go_along_with_model, latest, model_path, prune,
+    run_path, save, state_path, steps,
 };
 pub use run::{Float, Run};
 pub use state::{LoaderPosition, Shuffle, State};

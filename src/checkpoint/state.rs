@@ -66,7 +66,7 @@ impl State {
     }
 
     /// The parts a state file holds, in order.
-    fn parts(&self) -> &'static [Part] {
+    pub(super) fn parts(&self) -> &'static [Part] {
         if self.use_master_weights { &[Part::M, Part::V, Part::Master] } else { &[Part::M, Part::V] }
     }
 }

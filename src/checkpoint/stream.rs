@@ -57,6 +57,12 @@ pub(super) fn write(
     })
 }
 
+/// Makes the calls of `source` that [`write`] makes.
+pub(super) fn ask(part: Part, len: usize, source: &mut Source) -> Result<()> {
+    let mut wide = vec![0.0; CHUNK.min(len)];
+    chunks(len, |start, n| source(part, start, &mut wide[..n]))
+}
+
 /// Reads `len` elements of `part`, stored as `dtype`, f32 or bf16.
 pub(super) fn read(
     input: &mut dyn Read,

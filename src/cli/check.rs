@@ -56,7 +56,6 @@ impl TrainArgs {
     /// Refuses what the device cannot do. A run that was asked for something must not go on without it.
     fn check_device(&self) -> Result<()> {
         let fixed = [
-            (self.zero_stage == 0, "-z/--zero-stage", "0", "every process keeps the whole state"),
             (self.flash, "--flash", "1", "attention is always fused"),
             (!self.compile, "--compile", "0", "everything is compiled ahead of the run"),
             (

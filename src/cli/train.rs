@@ -41,7 +41,7 @@ const HEADINGS: [(&str, &str); 10] = [
     ("device", "Device and numbers"),
     (GPU_FLAGS, "GPU; on a CPU only as they are"),
     (PROCESS_FLAGS, "Several processes"),
-    (REFUSED_FLAGS, "Accepted from llm.c; in this build only as they are"),
+    ("flash", "Accepted from llm.c; in this build only as they are"),
 ];
 
 /// Where the flags begin that mean something to a GPU alone.
@@ -49,9 +49,6 @@ const GPU_FLAGS: &str = "gpu_info_every";
 
 /// Where those begin that say who trains along.
 const PROCESS_FLAGS: &str = "num_processes";
-
-/// Where those begin that have one possible value.
-const REFUSED_FLAGS: &str = "zero_stage";
 
 /// Which of the two programs these are the flags of. They differ in the devices they know, and in defaults.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -353,13 +350,17 @@ pub struct TrainArgs {
           default_value = "", hide_default_value = true)]
     pub fs_path: String,
 
+    /// Divide among processes (ZeRO): 1 = optimizer state, 2 = gradients too, 3 = parameters too
+    #[arg(id = "zero_stage", short = 'z', long = "zero-stage", value_name = "0..3",
+          value_parser = values::level3, default_value = "0")]
+    pub zero_stage: usize,
+    /// Add gradients up over processes after every micro-step, not only the last (-z 2 and 3 always do)
+    #[arg(id = "sum_every_micro_step", long = "sum-every-micro-step", value_name = "0|1",
+          value_parser = values::switch, action = ArgAction::Set, default_value = "0")]
+    pub sum_every_micro_step: bool,
+
     // Flags of llm.c and `train_gpt2.py` that have one possible value here. Any other value is refused, so that nobody
     // believes to have what is not there.
-    /// Share of the training state that is split over processes
-    #[arg(id = "zero_stage", short = 'z', long = "zero-stage", value_name = "0..3",
-          value_parser = values::level3,
-          default_value = "0")]
-    pub zero_stage: usize,
     /// Fused attention, never a stored T * T matrix
     #[arg(id = "flash", long = "flash", value_name = "0|1", value_parser = values::switch,
           action = ArgAction::Set,

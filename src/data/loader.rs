@@ -161,6 +161,11 @@ impl DataLoader {
         (self.rank..batches.max(self.rank)).step_by(self.num_processes)
     }
 
+    /// How many of them the rank gets that gets most.
+    pub fn most_turns(&self, batches: usize) -> usize {
+        batches.div_ceil(self.num_processes)
+    }
+
     /// Shards that are too short for a single sample and so never read.
     pub fn short_shards(&self) -> Vec<&Path> {
         let shards = self.fetcher.reader.shards.iter().zip(&self.order.samples);

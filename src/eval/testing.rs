@@ -4,8 +4,8 @@
 use crate::device::cpu::Cpu;
 use crate::device::cpu::matmul::Precision;
 use crate::model::Weights;
-use crate::ops::{Device, Ops, upload_f32};
-use crate::params::Param;
+use crate::ops::{Device, Ops};
+use crate::params::{Param, ParamLayout};
 use crate::rng::Mt19937;
 use crate::tensor::MemoryPlan;
 
@@ -19,9 +19,9 @@ pub fn cpu(plan: &MemoryPlan) -> Cpu {
 /// Parameters so large that each of them matters to the logits, unlike those training starts from. Embeddings past the
 /// vocabulary are NaN: whoever reads them shows it.
 pub fn randomize(dev: &mut dyn Ops, weights: &Weights, seed: u32) {
-    let mut values = vec![0.0; weights.all.len];
+    let mut values = vec![0.0; ParamLayout::new(&weights.config).len()];
     Mt19937::new(seed).normal_fill(&mut values, 0.0, 0.4);
-    upload_f32(dev, weights.all, &values).unwrap();
+    weights.params.upload(dev, 0, &values).unwrap();
     let (V, Vp, C) = (weights.config.V, weights.config.Vp, weights.config.C);
     dev.fill(weights.get(Param::Wte, 0).slice(V * C, (Vp - V) * C), f32::NAN).unwrap();
 }

@@ -2,6 +2,7 @@
 #![allow(non_snake_case)]
 
 use crate::data::loader::DataLoader;
+use crate::model::keeper::Keeper;
 use crate::model::{BatchShape, GPT2};
 use crate::ops::Ops;
 use anyhow::Result;
@@ -20,6 +21,7 @@ use anyhow::Result;
 pub fn validation_loss(
     model: &GPT2,
     dev: &mut dyn Ops,
+    keeper: &mut dyn Keeper,
     loader: &mut DataLoader,
     shape: BatchShape,
     max_batches: Option<usize>,
@@ -31,8 +33,11 @@ pub fn validation_loss(
     for _ in loader.turns(batches) {
         let batch = loader.next_batch()?;
         model.load_batch(dev, shape, &batch.inputs, &batch.targets)?;
-        let losses = model.evaluate(dev, shape)?;
+        let losses = model.evaluate(dev, keeper, shape)?;
         sum += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / losses.len() as f64;
+    }
+    for _ in loader.turns(batches).len()..loader.most_turns(batches) {
+        model.idle(dev, keeper)?;
     }
     Ok((sum / batches as f64) as f32)
 }
@@ -50,7 +55,9 @@ mod tests {
     use crate::eval::testing::{cpu, randomize};
     use crate::model::ModelOptions;
     use crate::model::activations::Recompute;
+    use crate::model::keeper::InPlace;
     use crate::tensor::{Dtype, MemoryPlan};
+    use crate::units::Sharding;
 
     /// Writes a token shard: header, then tokens.
     fn shard(tokens: &[u16]) -> tempfile::NamedTempFile {
@@ -66,8 +73,14 @@ mod tests {
     fn it_is_the_mean_over_tokens_and_starts_over_each_time() {
         let shape = BatchShape { B: 2, T: 8 };
         let config = ModelConfig { maxT: 8, V: 96, Vp: 128, L: 1, NH: 2, C: 16, qkv_bias: true };
-        let options =
-            ModelOptions { B: 2, T: 8, min_rows: 0, recompute: Recompute::Gelu, logits_bytes: 1 << 20 };
+        let options = ModelOptions {
+            B: 2,
+            T: 8,
+            min_rows: 0,
+            recompute: Recompute::Gelu,
+            logits_bytes: 1 << 20,
+            sharding: Sharding::NONE,
+        };
         let mut plan = MemoryPlan::new();
         let model = GPT2::plan_for_evaluation(&config, &options, Dtype::F32, &mut plan);
         let mut dev = cpu(&plan);
@@ -80,7 +93,7 @@ mod tests {
         for start in [0, 16, 32] {
             let text: Vec<i32> = tokens[start..start + 17].iter().map(|&t| i32::from(t)).collect();
             model.load_batch(&mut dev, shape, &text[..16], &text[1..]).unwrap();
-            losses.extend(model.evaluate(&mut dev, shape).unwrap());
+            losses.extend(model.evaluate(&mut dev, &mut InPlace, shape).unwrap());
         }
         let mean = |n: usize| losses[..n].iter().sum::<f32>() / n as f32;
 
@@ -102,7 +115,8 @@ mod tests {
             (Some(2), mean(32)),
             (Some(4), (3.0 * mean(48) + mean(16)) / 4.0),
         ] {
-            let loss = validation_loss(&model, &mut dev, &mut loader, shape, max_batches).unwrap();
+            let loss =
+                validation_loss(&model, &mut dev, &mut InPlace, &mut loader, shape, max_batches).unwrap();
             assert!((loss - expected).abs() <= 1e-5 * expected, "{max_batches:?}: {loss} against {expected}");
         }
         assert_ne!(mean(16), mean(32));

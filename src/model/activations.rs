@@ -4,6 +4,7 @@
 use super::{BatchShape, ModelOptions};
 use crate::config::ModelConfig;
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
+use crate::units::Sharding;
 
 /// What the backward pass computes again instead of the forward pass keeping it (llm.c's `-r`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,7 +67,7 @@ pub struct Activations {
     pub scratch_btc: Tensor,   // (N, C), backward only
     pub scratch_bt4c: Tensor,  // (N, 4C), backward only
     pub dresidual: Tensor,     // (N, C), backward only
-    /// Loss sum and squared gradient norm of a step.
+    /// Of a step: loss sum, squared gradient norm, votes to stop.
     pub scalars: Tensor, // (4) f32
 }
 
@@ -98,8 +99,14 @@ impl Activations {
 
     /// Buffers for decoding one sequence token by token: as for evaluation, but keys and values stay.
     pub fn plan_for_decoding(c: &ModelConfig, maxT: usize, dtype: Dtype, plan: &mut MemoryPlan) -> Self {
-        let options =
-            ModelOptions { B: 1, T: maxT, min_rows: 0, recompute: Recompute::Gelu, logits_bytes: 0 };
+        let options = ModelOptions {
+            B: 1,
+            T: maxT,
+            min_rows: 0,
+            recompute: Recompute::Gelu,
+            logits_bytes: 0,
+            sharding: Sharding::NONE,
+        };
         let copies = Copies { layers: 1, qkv: c.L, backward: false };
         Self::plan_copies("decoding", c, &options, dtype, plan, copies)
     }

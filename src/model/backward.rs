@@ -5,24 +5,24 @@
 #![allow(non_snake_case)]
 
 use super::activations::Recompute;
+use super::keeper::{Keeper, Pass};
 use super::{BatchShape, GPT2};
 use crate::ops::{AttentionDims, EncoderBackward, LayernormBackward, MatmulBackward, Ops, TokenBuckets};
-use crate::params::{PARAMS, Param, Param::*, ParamSpec};
+use crate::params::{Param, Param::*};
 use crate::tensor::Tensor;
+use crate::units::PerParam;
 use anyhow::Result;
 
 /// Where in a step a backward pass is.
 #[derive(Clone, Copy, Debug)]
 pub struct MicroStep {
-    /// Whether gradients and losses start from zero here.
+    /// Whether losses start from zero here.
     pub first: bool,
+    /// Whether gradients do: in the first micro-step, or in each if they leave after each.
+    pub fresh_grads: bool,
     /// What one row's loss counts in the loss of the step, 1 / (B T grad_accum_steps), times the scale of the loss.
     pub dloss: f32,
 }
-
-/// Told of gradients that are final in this micro-step, a layer's at a time and the rest at the end, so that other ranks' can
-/// be added to them while the pass goes on.
-pub type OnGrads<'a> = &'a mut dyn FnMut(&mut dyn Ops, &[Tensor]) -> Result<()>;
 
 /// What backward through one linear layer reads and writes.
 struct Linear {
@@ -45,14 +45,15 @@ impl GPT2 {
         shape: BatchShape,
         buckets: TokenBuckets,
         step: MicroStep,
-        on_grads: OnGrads,
+        keeper: &mut dyn Keeper,
     ) -> Result<()> {
         let (a, w) = (&self.acts, &self.weights);
         let (N, C) = (shape.rows(), w.config.C);
+        let rest = w.params.layout.rest();
         if step.first {
-            self.zero_grads(dev)?;
             dev.fill(a.losses, 0.0)?;
         }
+        self.begin_unit(dev, keeper, rest, step)?;
         self.head_backward(dev, N, step)?;
 
         let dresidual = a.dresidual.slice(0, N * C);
@@ -70,9 +71,10 @@ impl GPT2 {
             C,
         })?;
         for l in (0..w.config.L).rev() {
+            self.begin_unit(dev, keeper, l, step)?;
             self.mlp_backward(dev, l, shape, step)?;
             self.attention_backward(dev, l, shape, step)?;
-            on_grads(dev, &self.grads_of(|spec| spec.per_layer, l))?;
+            keeper.done(dev, Pass::Backward, l)?;
         }
         let tokens = a.inputs.slice(0, N);
         dev.encoder_backward(EncoderBackward {
@@ -85,7 +87,7 @@ impl GPT2 {
             T: shape.T,
             C,
         })?;
-        on_grads(dev, &self.grads_of(|spec| !spec.per_layer, 0))
+        keeper.done(dev, Pass::Backward, rest)
     }
 
     /// Queues the sum of the losses since the last first micro-step, and returns where it will be.
@@ -95,30 +97,32 @@ impl GPT2 {
         Ok(loss)
     }
 
-    /// Queues the squared norm of the gradients, and returns where it will be: right behind the loss.
-    pub fn norm_squared(&self, dev: &mut dyn Ops) -> Result<Tensor> {
-        let norm = self.acts.scalars.slice(1, 1);
-        dev.norm_squared(norm, &[self.grads.expect("a model planned for training")])?;
-        Ok(norm)
-    }
-
-    /// The gradients of layer `l` of those parameters.
-    fn grads_of(&self, chosen: impl Fn(&ParamSpec) -> bool, l: usize) -> Vec<Tensor> {
-        PARAMS.iter().filter(|spec| chosen(spec)).map(|spec| self.grad(spec.param, l)).collect()
-    }
-
     /// Layer `l` of a parameter's gradient.
     pub fn grad(&self, param: Param, l: usize) -> Tensor {
-        self.weights.layout.layer(self.grads.expect("a model planned for training"), param, l)
+        self.grads().get(param, l)
     }
 
-    /// Clears the gradients that are only ever added to; the first micro-step overwrites the others.
-    fn zero_grads(&self, dev: &mut dyn Ops) -> Result<()> {
-        let grads = self.grads.expect("a model planned for training");
-        for spec in PARAMS.iter().filter(|spec| !spec.is_matrix || spec.param == Wpe) {
-            dev.fill(self.weights.layout.whole(grads, spec.param), 0.0)?;
+    /// # Panics
+    /// If the model was planned for evaluation only.
+    pub fn grads(&self) -> &PerParam {
+        self.grads.as_ref().expect("a model planned for training")
+    }
+
+    /// Fetches a unit, and clears those of its gradients that are only ever added to; the others are overwritten.
+    fn begin_unit(
+        &self,
+        dev: &mut dyn Ops,
+        keeper: &mut dyn Keeper,
+        unit: usize,
+        step: MicroStep,
+    ) -> Result<()> {
+        keeper.fetch(dev, Pass::Backward, unit)?;
+        if !step.fresh_grads {
+            return Ok(());
         }
-        Ok(())
+        let (grads, layout) = (self.grads().units()[unit], &self.weights.params.layout);
+        let added = if unit == layout.rest() { layout.range(Wpe).start } else { layout.matrices(unit) };
+        dev.fill(grads.slice(added, grads.len - added), 0.0)
     }
 
     /// Logits, losses, gradients of logits, of the embedding and of the last layernorm's output, chunk by chunk.
@@ -130,7 +134,7 @@ impl GPT2 {
             dev.matmul_backward(MatmulBackward {
                 dinp: self.acts.scratch_btc.slice(start * C, rows * C),
                 dweight: self.grad(Wte, 0),
-                overwrite_dweight: step.first && start == 0,
+                overwrite_dweight: step.fresh_grads && start == 0,
                 dbias: None,
                 dout: logits,
                 inp: self.acts.lnf.slice(start * C, rows * C),
@@ -241,7 +245,7 @@ impl GPT2 {
         dev.matmul_backward(MatmulBackward {
             dinp: linear.dinp,
             dweight: self.grad(linear.weight, l),
-            overwrite_dweight: step.first,
+            overwrite_dweight: step.fresh_grads,
             dbias: linear.bias.map(|bias| self.grad(bias, l)),
             dout: linear.dout,
             inp: linear.inp,

@@ -4,6 +4,7 @@
 #![allow(non_snake_case)]
 
 use super::activations::Activations;
+use super::keeper::{Keeper, Pass};
 use super::{BatchShape, GPT2, Weights};
 use crate::ops::{AttentionDims, Epilogue, Limits, MatmulForward, Ops, download_f32};
 use crate::params::Param::*;
@@ -25,7 +26,7 @@ impl Decoder {
     /// If `context` is 0 or more than the position embedding covers.
     pub fn plan(weights: &Weights, context: usize, plan: &mut MemoryPlan) -> Self {
         assert!((1..=weights.config.maxT).contains(&context));
-        let acts = Activations::plan_for_decoding(&weights.config, context, weights.all.dtype, plan);
+        let acts = Activations::plan_for_decoding(&weights.config, context, weights.params.dtype(), plan);
         Decoder { model: GPT2 { weights: weights.clone(), grads: None, acts }, cached: 0 }
     }
 
@@ -52,10 +53,15 @@ impl Decoder {
     ///
     /// # Panics
     /// If there are no tokens or more than [`Self::context`].
-    pub fn prefill(&mut self, dev: &mut dyn Ops, tokens: &[i32]) -> Result<Vec<f32>> {
+    pub fn prefill(
+        &mut self,
+        dev: &mut dyn Ops,
+        keeper: &mut dyn Keeper,
+        tokens: &[i32],
+    ) -> Result<Vec<f32>> {
         let shape = BatchShape { B: 1, T: tokens.len() };
         self.model.load_batch(dev, shape, tokens, tokens)?;
-        self.model.forward(dev, shape)?;
+        self.model.forward(dev, keeper, shape)?;
         self.cached = tokens.len();
         self.last_logits(dev, tokens.len() - 1)
     }
@@ -64,22 +70,25 @@ impl Decoder {
     ///
     /// # Panics
     /// If the context is full.
-    pub fn step(&mut self, dev: &mut dyn Ops, token: i32) -> Result<Vec<f32>> {
+    pub fn step(&mut self, dev: &mut dyn Ops, keeper: &mut dyn Keeper, token: i32) -> Result<Vec<f32>> {
         let (a, w) = (&self.model.acts, &self.model.weights);
         let (t, C) = (self.cached, w.config.C);
         assert!(t < a.rows, "the context of {} positions is full", a.rows);
         dev.upload(a.inputs.slice(0, 1), bytemuck::bytes_of(&token))?;
+        keeper.fetch(dev, Pass::Forward, w.params.layout.rest())?;
         let wpe_t = w.get(Wpe, 0).part(t, C);
         dev.encoder_forward(a.encoded.slice(0, C), a.inputs.slice(0, 1), w.get(Wte, 0), wpe_t, (1, 1, C))?;
+        keeper.fetch(dev, Pass::Forward, 0)?;
         dev.layernorm_forward(self.model.norm_before_block(0, ONE_ROW))?;
         for l in 0..w.config.L {
-            self.block_step(dev, l, t)?;
+            self.block_step(dev, keeper, l, t)?;
+            keeper.done(dev, Pass::Forward, l)?;
         }
         self.cached = t + 1;
         self.last_logits(dev, 0)
     }
 
-    fn block_step(&self, dev: &mut dyn Ops, l: usize, t: usize) -> Result<()> {
+    fn block_step(&self, dev: &mut dyn Ops, keeper: &mut dyn Keeper, l: usize, t: usize) -> Result<()> {
         let (a, w) = (&self.model.acts, &self.model.weights);
         let C = w.config.C;
         let [ln1, atty, residual2, ln2] = [a.ln1, a.atty, a.residual2, a.ln2].map(|x| x.get(l, 1));
@@ -102,6 +111,9 @@ impl Decoder {
         dev.matmul_forward(matmul(fch_gelu, ln2, Fcw, epilogue))?;
         let epilogue = Epilogue::BiasResidual { bias: w.get(Fcprojb, l), residual: residual2 };
         let fcproj = matmul(residual3, fch_gelu, Fcprojw, epilogue);
+        if l + 1 < w.config.L {
+            keeper.fetch(dev, Pass::Forward, l + 1)?;
+        }
         dev.matmul_residual_layernorm(fcproj, self.model.norm_before_block(l + 1, ONE_ROW))
     }
 

@@ -2,6 +2,7 @@
 #![allow(non_snake_case)]
 
 use super::activations::Recompute;
+use super::keeper::{Keeper, Pass};
 use super::{BatchShape, GPT2};
 use crate::ops::{AttentionDims, Classifier, Epilogue, LayernormForward, MatmulForward, Ops, download_f32};
 use crate::params::{Param, Param::*};
@@ -10,21 +11,41 @@ use anyhow::Result;
 
 impl GPT2 {
     /// Encoder, L blocks, last layernorm, of the batch that was loaded.
-    pub fn forward(&self, dev: &mut dyn Ops, shape: BatchShape) -> Result<()> {
+    pub fn forward(&self, dev: &mut dyn Ops, keeper: &mut dyn Keeper, shape: BatchShape) -> Result<()> {
         let (a, w) = (&self.acts, &self.weights);
         let (N, C) = (shape.rows(), w.config.C);
+        keeper.fetch(dev, Pass::Forward, w.params.layout.rest())?;
         let (encoded, tokens) = (a.encoded.slice(0, N * C), a.inputs.slice(0, N));
         dev.encoder_forward(encoded, tokens, w.get(Wte, 0), w.get(Wpe, 0), (shape.B, shape.T, C))?;
+        keeper.fetch(dev, Pass::Forward, 0)?;
         dev.layernorm_forward(self.norm_before_block(0, shape))?;
         for l in 0..w.config.L {
-            self.block_forward(dev, l, shape)?;
+            self.block_forward(dev, keeper, l, shape)?;
+            keeper.done(dev, Pass::Forward, l)?;
+        }
+        Ok(())
+    }
+
+    /// A forward pass without a batch: ranks that share parameters out and have none left go along with those that have.
+    pub fn idle(&self, dev: &mut dyn Ops, keeper: &mut dyn Keeper) -> Result<()> {
+        let layout = &self.weights.params.layout;
+        keeper.fetch(dev, Pass::Forward, layout.rest())?;
+        for l in 0..layout.rest() {
+            keeper.fetch(dev, Pass::Forward, l)?;
+            keeper.done(dev, Pass::Forward, l)?;
         }
         Ok(())
     }
 
     /// x + attention(layernorm(x)), then x + mlp(layernorm(x)). A layernorm belongs to the product whose sum it reads: the
     /// first of this block is done, and what the next block or the head starts with is done here.
-    fn block_forward(&self, dev: &mut dyn Ops, l: usize, shape: BatchShape) -> Result<()> {
+    fn block_forward(
+        &self,
+        dev: &mut dyn Ops,
+        keeper: &mut dyn Keeper,
+        l: usize,
+        shape: BatchShape,
+    ) -> Result<()> {
         let (a, w) = (&self.acts, &self.weights);
         let (N, C) = (shape.rows(), w.config.C);
         let dims = AttentionDims { B: shape.B, T: shape.T, NH: w.config.NH, HS: w.config.HS() };
@@ -46,6 +67,9 @@ impl GPT2 {
         dev.matmul_forward(matmul(fch_gelu, ln2, Fcw, epilogue))?;
         let epilogue = Epilogue::BiasResidual { bias: w.get(Fcprojb, l), residual: residual2 };
         let fcproj = matmul(residual3, fch_gelu, Fcprojw, epilogue);
+        if l + 1 < w.config.L {
+            keeper.fetch(dev, Pass::Forward, l + 1)?;
+        }
         dev.matmul_residual_layernorm(fcproj, self.norm_before_block(l + 1, shape))
     }
 
@@ -97,9 +121,14 @@ impl GPT2 {
     }
 
     /// Forward pass and losses without gradients: the loss of each of the B*T rows, on the host.
-    pub fn evaluate(&self, dev: &mut dyn Ops, shape: BatchShape) -> Result<Vec<f32>> {
+    pub fn evaluate(
+        &self,
+        dev: &mut dyn Ops,
+        keeper: &mut dyn Keeper,
+        shape: BatchShape,
+    ) -> Result<Vec<f32>> {
         let (a, N) = (&self.acts, shape.rows());
-        self.forward(dev, shape)?;
+        self.forward(dev, keeper, shape)?;
         let losses = a.losses.slice(0, N);
         dev.fill(losses, 0.0)?;
         for (start, rows) in self.logits_chunks(N) {

@@ -1,10 +1,10 @@
 //! How a model starts: the very numbers PyTorch draws for the same seed.
 
 use crate::config::ModelConfig;
-use crate::ops::{Ops, upload_f32};
+use crate::ops::Ops;
 use crate::params::{Init, PARAMS, Param, ParamLayout, ParamSpec};
 use crate::rng::Mt19937;
-use crate::tensor::Tensor;
+use crate::units::PerParam;
 use anyhow::Result;
 
 /// Fills the parameters from `seed`, in the order in which PyTorch's GPT-2 draws them: both embeddings, then each layer's four
@@ -12,21 +12,19 @@ use anyhow::Result;
 ///
 /// `copies` are the parameters and, if there are any, their master weights: each gets the same numbers, as exactly as its
 /// type can hold them.
-pub fn initialize(dev: &mut dyn Ops, config: &ModelConfig, copies: &[Tensor], seed: u32) -> Result<()> {
-    let layout = ParamLayout::new(config);
+pub fn initialize(dev: &mut dyn Ops, config: &ModelConfig, copies: &[&PerParam], seed: u32) -> Result<()> {
+    let files = ParamLayout::new(config);
     let mut rng = Mt19937::new(seed);
+    let mut put = |spec: &ParamSpec, l: usize, values: &[f32]| {
+        let start = files.range(spec.param).start + l * spec.len_per_layer(config);
+        copies.iter().try_for_each(|copy| copy.upload(dev, start, values))
+    };
     for spec in PARAMS.iter().filter(|spec| spec.init == Init::One) {
-        for &all in copies {
-            dev.fill(layout.whole(all, spec.param), 1.0)?;
+        for l in 0..spec.layers(config) {
+            put(spec, l, &vec![1.0; spec.len_per_layer(config)])?;
         }
     }
-    let mut draw = |spec: &ParamSpec, l: usize| {
-        let values = draw(config, spec, &mut rng);
-        for &all in copies {
-            upload_f32(dev, layout.layer(all, spec.param, l).slice(0, values.len()), &values)?;
-        }
-        anyhow::Ok(())
-    };
+    let mut draw = |spec: &ParamSpec, l: usize| put(spec, l, &draw(config, spec, &mut rng));
     let drawn = |spec: &&ParamSpec| matches!(spec.init, Init::Normal | Init::ResidualNormal);
     for spec in PARAMS.iter().filter(drawn).filter(|spec| !spec.per_layer) {
         draw(spec, 0)?;

@@ -1,6 +1,6 @@
 //! GPT-2, written once over [`Ops`](crate::ops::Ops): [`forward`], [`backward`], and [`decode`] for sampling.
 //!
-//! The model knows no rank, file or vendor. It plans its memory into a [`MemoryPlan`](crate::tensor::MemoryPlan), and from
+//! The model knows no rank, file or vendor: where ranks share parameters out, a [`keeper`] fetches what a pass is about to read. It plans its memory into a [`MemoryPlan`](crate::tensor::MemoryPlan), and from
 //! then on each step is a fixed list of operations on fixed buffers.
 #![allow(non_snake_case)]
 
@@ -9,32 +9,35 @@ pub mod backward;
 pub mod decode;
 pub mod forward;
 pub mod init;
+pub mod keeper;
 
 use crate::config::ModelConfig;
 use crate::ops::{Limits, Ops, TokenBuckets};
-use crate::params::{Param, ParamLayout};
+use crate::params::Param;
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
+use crate::units::{Part, PerParam, Sharding, Stage, UnitLayout};
 use activations::{Activations, Recompute};
 use anyhow::Result;
 
-/// The parameters of a model on a device.
+/// The parameters of a model on a device, as passes read them.
 #[derive(Clone, Debug)]
 pub struct Weights {
     pub config: ModelConfig,
-    pub layout: ParamLayout,
-    pub all: Tensor,
+    pub params: PerParam,
 }
 
 impl Weights {
-    pub fn plan(config: &ModelConfig, dtype: Dtype, plan: &mut MemoryPlan) -> Self {
-        let layout = ParamLayout::new(config);
-        let all = plan.add("parameters", "parameters", dtype, layout.len());
-        Weights { config: *config, layout, all }
+    pub fn plan(config: &ModelConfig, dtype: Dtype, sharding: Sharding, plan: &mut MemoryPlan) -> Self {
+        let layout = UnitLayout::new(config, sharding.part.of);
+        Weights {
+            config: *config,
+            params: plan_units(&layout, dtype, sharding.stage >= Stage::Zero3, PARAMETERS, plan),
+        }
     }
 
     /// Layer `l` of a parameter; 0 for those that exist once.
     pub fn get(&self, param: Param, l: usize) -> Tensor {
-        self.layout.layer(self.all, param, l)
+        self.params.get(param, l)
     }
 
     /// The bias of the query-key-value projection, where the model has one.
@@ -43,6 +46,24 @@ impl Weights {
             true => crate::ops::Epilogue::Bias { bias: self.get(Param::Qkvb, l) },
             false => crate::ops::Epilogue::None,
         }
+    }
+}
+
+/// Arenas: of what is kept, and of what is whole only while a pass is at it.
+const PARAMETERS: [&str; 2] = ["parameters", "parameters at hand"];
+const GRADIENTS: [&str; 2] = ["gradients", "gradients at hand"];
+
+/// Whole units: all of them, or, if each rank keeps a part of them only, as many as passes need at a time.
+fn plan_units(
+    layout: &UnitLayout,
+    dtype: Dtype,
+    divided: bool,
+    [kept, at_hand]: [&'static str; 2],
+    plan: &mut MemoryPlan,
+) -> PerParam {
+    match divided {
+        true => PerParam::plan_in_turns(layout, dtype, (at_hand, at_hand), plan),
+        false => PerParam::plan(layout, Part::WHOLE, dtype, (kept, kept), plan),
     }
 }
 
@@ -57,14 +78,15 @@ pub struct ModelOptions {
     pub recompute: Recompute,
     /// Logits are computed and consumed by chunks of rows that take no more than this.
     pub logits_bytes: usize,
+    pub sharding: Sharding,
 }
 
 /// A model with the activations, and for training the gradients, of one micro-batch.
 #[derive(Clone, Debug)]
 pub struct GPT2 {
     pub weights: Weights,
-    /// Same layout as the parameters.
-    pub grads: Option<Tensor>,
+    /// Of all units, or, like the parameters, of those that a pass is at.
+    pub grads: Option<PerParam>,
     pub acts: Activations,
 }
 
@@ -84,8 +106,9 @@ impl BatchShape {
 impl GPT2 {
     /// A model to train: parameters, gradients, activations.
     pub fn plan(config: &ModelConfig, options: &ModelOptions, dtype: Dtype, plan: &mut MemoryPlan) -> Self {
-        let weights = Weights::plan(config, dtype, plan);
-        let grads = plan.add("gradients", "gradients", dtype, weights.layout.len());
+        let weights = Weights::plan(config, dtype, options.sharding, plan);
+        let divided = options.sharding.stage >= Stage::Zero2;
+        let grads = plan_units(&weights.params.layout, dtype, divided, GRADIENTS, plan);
         let acts = Activations::plan(config, options, dtype, plan);
         GPT2 { weights, grads: Some(grads), acts }
     }
@@ -97,7 +120,7 @@ impl GPT2 {
         dtype: Dtype,
         plan: &mut MemoryPlan,
     ) -> Self {
-        let weights = Weights::plan(config, dtype, plan);
+        let weights = Weights::plan(config, dtype, options.sharding, plan);
         let acts = Activations::plan_for_evaluation(config, options, dtype, plan);
         GPT2 { weights, grads: None, acts }
     }
@@ -113,7 +136,7 @@ impl GPT2 {
             NH: c.NH,
             V: c.V,
             Vp: c.Vp,
-            num_parameters: self.weights.layout.len(),
+            num_parameters: self.weights.params.layout.total(),
         }
     }
 

@@ -1,10 +1,9 @@
 //! AdamW over a model: its moments, which parameters decay, and the fixed hyper-parameters.
 
 use crate::ops::{AdamW, Ops};
-use crate::params::{PARAMS, ParamLayout};
-use crate::tensor::{Dtype, MemoryPlan, Tensor};
+use crate::tensor::{Dtype, MemoryPlan};
+use crate::units::{Part, PerParam, UnitLayout};
 use anyhow::Result;
-use std::ops::Range;
 
 /// What stays the same from step to step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -18,33 +17,47 @@ pub struct HyperParams {
     pub grad_clip: f32,
 }
 
-/// First and second moments, master weights (all f32, laid out like the parameters), and how to use them.
+/// First and second moments, master weights (all f32, laid out like the parameters), and how to use them. Of a run that divides
+/// them among ranks, one rank's part.
 pub struct Optimizer {
     /// The parameters as the steps left them; those of the model are their rounded image.
-    pub master: Option<Tensor>,
-    pub m: Tensor,
-    pub v: Tensor,
+    pub master: Option<PerParam>,
+    pub m: PerParam,
+    pub v: PerParam,
     hyper: HyperParams,
-    /// Runs of parameters, and whether they decay.
-    segments: Vec<(Range<usize>, bool)>,
+}
+
+/// What changes from update to update.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Update {
+    pub lr: f32,
+    /// What gradients are multiplied by first.
+    pub grad_scale: f32,
+    /// The number of the update, from 1.
+    pub t: usize,
 }
 
 impl Optimizer {
     /// `params` are the model's. Master weights are kept beside those only if they are narrower than f32: f32 parameters
     /// are their own.
     pub fn plan(
-        layout: &ParamLayout,
+        layout: &UnitLayout,
+        part: Part,
         params: Dtype,
         use_master_weights: bool,
         hyper: HyperParams,
         plan: &mut MemoryPlan,
     ) -> Self {
+        let mut state = |name| PerParam::plan(layout, part, Dtype::F32, ("optimizer state", name), plan);
         let wanted = use_master_weights && params != Dtype::F32;
-        let master = wanted.then(|| plan.add("optimizer state", "master weights", Dtype::F32, layout.len()));
-        let m = plan.add("optimizer state", "m", Dtype::F32, layout.len());
-        let v = plan.add("optimizer state", "v", Dtype::F32, layout.len());
-        let segments = PARAMS.iter().map(|spec| (layout.range(spec.param), spec.is_matrix)).collect();
-        Optimizer { master, m, v, hyper, segments }
+        let master = wanted.then(|| state("master weights"));
+        let (m, v) = (state("m"), state("v"));
+        Optimizer { master, m, v, hyper }
+    }
+
+    /// The part of each unit that this updates.
+    pub fn part(&self) -> Part {
+        self.m.part
     }
 
     /// What to multiply gradients of this norm by so that their norm is at most the clip.
@@ -55,38 +68,35 @@ impl Optimizer {
         }
     }
 
-    /// Update number `t`, counted from 1.
+    /// Updates a unit, or what of it is [ours](Self::part).
     pub fn update(
         &self,
         dev: &mut dyn Ops,
-        params: Tensor,
-        grads: Tensor,
-        lr: f32,
-        grad_scale: f32,
-        t: usize,
+        unit: usize,
+        params: &PerParam,
+        grads: &PerParam,
+        update: Update,
     ) -> Result<()> {
-        for (range, decays) in &self.segments {
-            let run = |tensor: Tensor| tensor.slice(range.start, range.len());
-            dev.adamw(AdamW {
-                params: run(params),
-                master: self.master.map(run),
-                m: run(self.m),
-                v: run(self.v),
-                grads: run(grads),
-                decayed: if *decays { range.len() } else { 0 },
-                weight_decay: self.hyper.weight_decay,
-                lr,
-                beta1: self.hyper.beta1,
-                beta2: self.hyper.beta2,
-                eps: self.hyper.eps,
-                grad_scale,
-                t,
-                // Of the step alone, so that a resumed run rounds as one that never stopped.
-                seed: t as u32,
-                first: range.start as u64,
-            })?;
-        }
-        Ok(())
+        let (layout, hyper) = (&self.m.layout, &self.hyper);
+        let range = layout.part(unit, self.part());
+        dev.adamw(AdamW {
+            params: params.part_of(unit, self.part()),
+            master: self.master.as_ref().map(|master| master.units()[unit]),
+            m: self.m.units()[unit],
+            v: self.v.units()[unit],
+            grads: grads.part_of(unit, self.part()),
+            decayed: layout.matrices(unit).saturating_sub(range.start).min(range.len()),
+            weight_decay: hyper.weight_decay,
+            lr: update.lr,
+            beta1: hyper.beta1,
+            beta2: hyper.beta2,
+            eps: hyper.eps,
+            grad_scale: update.grad_scale,
+            t: update.t,
+            // Of the step alone, so that a resumed run rounds as one that never stopped.
+            seed: update.t as u32,
+            first: (layout.first(unit) + range.start) as u64,
+        })
     }
 }
 
@@ -95,43 +105,30 @@ mod tests {
     use super::*;
     use crate::config::ModelConfig;
 
-    fn optimizer(grad_clip: f32) -> Optimizer {
-        let hyper = HyperParams { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip };
-        plan(Dtype::F32, true, hyper)
-    }
+    const HYPER: HyperParams =
+        HyperParams { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 1.0 };
 
-    #[test]
-    fn only_matrices_decay_and_every_parameter_is_covered() {
-        let optimizer = optimizer(1.0);
-        let mut next = 0;
-        for ((range, decays), spec) in optimizer.segments.iter().zip(&PARAMS) {
-            assert_eq!(range.start, next);
-            next = range.end;
-            assert_eq!(*decays, spec.is_matrix, "{}", spec.name);
-        }
-        assert_eq!(next, optimizer.m.len);
-    }
-
-    fn plan(params: Dtype, use_master_weights: bool, hyper: HyperParams) -> Optimizer {
-        let layout = ParamLayout::new(&ModelConfig::new(8, 2, 2, 8));
-        Optimizer::plan(&layout, params, use_master_weights, hyper, &mut MemoryPlan::new())
+    fn plan(part: Part, params: Dtype, use_master_weights: bool, hyper: HyperParams) -> Optimizer {
+        let layout = UnitLayout::new(&ModelConfig::new(8, 2, 2, 8), part.of);
+        Optimizer::plan(&layout, part, params, use_master_weights, hyper, &mut MemoryPlan::new())
     }
 
     #[test]
     fn only_narrow_parameters_need_master_weights() {
-        let hyper = HyperParams { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 0.0 };
-        let master = |params, wanted| plan(params, wanted, hyper).master.map(|t| (t.dtype, t.len));
-        let len = optimizer(1.0).m.len;
-        assert_eq!(master(Dtype::Bf16, true), Some((Dtype::F32, len)));
-        assert_eq!(master(Dtype::F16, true), Some((Dtype::F32, len)));
+        let master = |params, wanted| plan(Part::WHOLE, params, wanted, HYPER).master.map(|m| m.dtype());
+        assert_eq!(master(Dtype::Bf16, true), Some(Dtype::F32));
+        assert_eq!(master(Dtype::F16, true), Some(Dtype::F32));
         assert_eq!(master(Dtype::Bf16, false), None);
         assert_eq!(master(Dtype::F32, true), None);
     }
 
     #[test]
     fn clipping_only_ever_shrinks() {
-        assert_eq!(optimizer(1.0).clip_scale(0.5), 1.0);
-        assert_eq!(optimizer(1.0).clip_scale(4.0), 0.25);
-        assert_eq!(optimizer(0.0).clip_scale(4.0), 1.0);
+        let scale = |grad_clip, norm| {
+            plan(Part::WHOLE, Dtype::F32, true, HyperParams { grad_clip, ..HYPER }).clip_scale(norm)
+        };
+        assert_eq!(scale(1.0, 0.5), 1.0);
+        assert_eq!(scale(1.0, 4.0), 0.25);
+        assert_eq!(scale(0.0, 4.0), 1.0);
     }
 }

@@ -24,6 +24,7 @@ use super::record::Records;
 use super::report::Budget;
 use crate::config::ModelConfig;
 use crate::params::{PARAMS, ParamLayout};
+use crate::units::Stage;
 use cluster::Cluster;
 use machine::Machine;
 use memory::Memory;
@@ -32,23 +33,6 @@ use timeline::{Times, simulate};
 
 /// Bytes of a parameter or gradient on its way and in memory: bf16.
 pub const X: f64 = 2.0;
-
-/// What is divided among GPUs and not kept by each; every stage has what is before it, too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Stage {
-    /// Nothing: gradients are added up over all GPUs, and each does the same update.
-    Zero0,
-    /// Master weights and moments: each GPU updates its part, and parameters are gathered after it.
-    Zero1,
-    /// Gradients: each micro-step leaves sums of one part on each GPU.
-    Zero2,
-    /// Parameters: a layer's are gathered when it is its turn, forward and backward.
-    Zero3,
-}
-
-impl Stage {
-    pub const ALL: [Stage; 4] = [Stage::Zero0, Stage::Zero1, Stage::Zero2, Stage::Zero3];
-}
 
 /// Parameters of a layer, and those that are in none: embeddings and the last layernorm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 
 use super::{END_OF_TEXT, Sampler};
 use crate::model::decode::Decoder;
+use crate::model::keeper::Keeper;
 use crate::ops::Ops;
 use anyhow::{Result, ensure};
 
@@ -13,6 +14,16 @@ pub enum Finish {
     EndOfText,
     /// It wrote as many tokens as were asked for.
     Length,
+}
+
+/// What to continue, and how far.
+#[derive(Clone, Copy, Debug)]
+pub struct Continuation<'a> {
+    pub prompt: &'a [i32],
+    /// Tokens to write at most.
+    pub max_new: usize,
+    /// Keeps keys and values of tokens that were read; without it each token costs a pass over all of them.
+    pub kv_cache: bool,
 }
 
 /// Continues `prompt` by at most `max_new` tokens, each handed to `on_token` as soon as it is known.
@@ -32,11 +43,10 @@ pub enum Finish {
 /// device fails, or `on_token` does.
 pub fn generate(
     dev: &mut dyn Ops,
+    keeper: &mut dyn Keeper,
     decoder: &mut Decoder,
     sampler: &mut Sampler,
-    prompt: &[i32],
-    max_new: usize,
-    kv_cache: bool,
+    Continuation { prompt, max_new, kv_cache }: Continuation,
     on_token: &mut dyn FnMut(u32) -> Result<()>,
 ) -> Result<Finish> {
     let (context, V) = (decoder.context(), decoder.V());
@@ -51,7 +61,7 @@ pub fn generate(
         return Ok(Finish::Length);
     }
     let mut window = prompt[prompt.len().saturating_sub(context)..].to_vec();
-    let mut logits = decoder.prefill(dev, &window)?;
+    let mut logits = decoder.prefill(dev, keeper, &window)?;
     for written in 1.. {
         let token = sampler.pick(&logits)?;
         if token == END_OF_TEXT {
@@ -67,8 +77,8 @@ pub fn generate(
             window.drain(..window.len() - (context / 2).max(1));
         }
         logits = match kv_cache && !full {
-            true => decoder.step(dev, token as i32)?,
-            false => decoder.prefill(dev, &window)?,
+            true => decoder.step(dev, keeper, token as i32)?,
+            false => decoder.prefill(dev, keeper, &window)?,
         };
     }
     Ok(Finish::Length)
@@ -82,8 +92,10 @@ mod tests {
     use crate::device::cpu::Cpu;
     use crate::eval::testing::{cpu, randomize};
     use crate::model::Weights;
+    use crate::model::keeper::InPlace;
     use crate::params::Param;
     use crate::tensor::{Dtype, MemoryPlan};
+    use crate::units::Sharding;
 
     const CONTEXT: usize = 32;
 
@@ -95,11 +107,15 @@ mod tests {
 
     fn with_config(config: &ModelConfig, context: usize) -> (Cpu, Decoder, Weights) {
         let mut plan = MemoryPlan::new();
-        let weights = Weights::plan(config, Dtype::F32, &mut plan);
+        let weights = Weights::plan(config, Dtype::F32, Sharding::NONE, &mut plan);
         let decoder = Decoder::plan(&weights, context, &mut plan);
         let mut dev = cpu(&plan);
         randomize(&mut dev, &weights, 7);
         (dev, decoder, weights)
+    }
+
+    fn up_to(max_new: usize, prompt: &[i32]) -> Continuation<'_> {
+        Continuation { prompt, max_new, kv_cache: true }
     }
 
     /// The tokens of a continuation, and why it ended.
@@ -111,8 +127,8 @@ mod tests {
             out.push(token);
             Ok(())
         };
-        let finish =
-            generate(&mut dev, &mut decoder, &mut sampler, prompt, max_new, kv_cache, &mut push).unwrap();
+        let what = Continuation { prompt, max_new, kv_cache };
+        let finish = generate(&mut dev, &mut InPlace, &mut decoder, &mut sampler, what, &mut push).unwrap();
         (out, finish)
     }
 
@@ -135,8 +151,8 @@ mod tests {
         let (mut dev, mut decoder) = tiny();
         let tokens: Vec<i32> = (0..CONTEXT as i32).map(|i| i * 31 % 96).collect();
         let whole: Vec<Vec<f32>> =
-            (1..=CONTEXT).map(|n| decoder.prefill(&mut dev, &tokens[..n]).unwrap()).collect();
-        let mut logits = decoder.prefill(&mut dev, &tokens[..3]).unwrap();
+            (1..=CONTEXT).map(|n| decoder.prefill(&mut dev, &mut InPlace, &tokens[..n]).unwrap()).collect();
+        let mut logits = decoder.prefill(&mut dev, &mut InPlace, &tokens[..3]).unwrap();
         for n in 3..=CONTEXT {
             let spread = whole[n - 1].iter().fold(0.0f32, |m, x| m.max(x.abs()));
             assert!(spread > 0.5, "logits this flat would prove nothing");
@@ -144,7 +160,7 @@ mod tests {
                 assert!((a - b).abs() <= 1e-4, "after {n} tokens: {a} against {b}");
             }
             if n < CONTEXT {
-                logits = decoder.step(&mut dev, tokens[n]).unwrap();
+                logits = decoder.step(&mut dev, &mut InPlace, tokens[n]).unwrap();
             }
         }
     }
@@ -167,7 +183,8 @@ mod tests {
             count += 1;
             Ok(())
         };
-        generate(&mut dev, &mut decoder, &mut sampler, &[1, 2], 5, true, &mut on_token).unwrap();
+        generate(&mut dev, &mut InPlace, &mut decoder, &mut sampler, up_to(5, &[1, 2]), &mut on_token)
+            .unwrap();
         assert_eq!(count, 5);
     }
 
@@ -180,7 +197,8 @@ mod tests {
             [(&[96][..], "token 96"), (&[-1], "token -1"), (&[], "token 50256"), (&[5], "pipe is closed")]
         {
             let error =
-                generate(&mut dev, &mut decoder, &mut sampler, prompt, 3, true, &mut fails).unwrap_err();
+                generate(&mut dev, &mut InPlace, &mut decoder, &mut sampler, up_to(3, prompt), &mut fails)
+                    .unwrap_err();
             assert!(error.to_string().contains(expected), "{error}");
         }
     }
@@ -194,7 +212,8 @@ mod tests {
         dev.fill(weights.get(Param::Wte, 0).part(END_OF_TEXT as usize, 4), 50.0).unwrap();
         let mut sampler = Sampler::new(SamplerOptions::default()).unwrap();
         let mut none = |token| anyhow::bail!("wrote {token}");
-        let finish = generate(&mut dev, &mut decoder, &mut sampler, &[], 3, true, &mut none).unwrap();
+        let finish =
+            generate(&mut dev, &mut InPlace, &mut decoder, &mut sampler, up_to(3, &[]), &mut none).unwrap();
         assert_eq!((finish, decoder.cached()), (Finish::EndOfText, 1));
     }
 }

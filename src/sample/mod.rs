@@ -3,7 +3,7 @@
 mod generate;
 mod sampler;
 
-pub use generate::{Finish, generate};
+pub use generate::{Continuation, Finish, generate};
 pub use sampler::{Sampler, SamplerOptions};
 
 use crate::data::tokenizer::EOT;

@@ -12,6 +12,7 @@ use crate::metrics::throughput::{Throughput, eta};
 use crate::metrics::utilisation::{flops_per_token, peak_flops};
 use crate::model::Weights;
 use crate::ops::{Gpu, Ops};
+use crate::params::ParamLayout;
 use crate::tensor::MemoryPlan;
 use anyhow::{Context, Result, ensure};
 use std::io::Write;
@@ -90,7 +91,8 @@ impl Logs {
         loaders: (&DataLoader, Option<&DataLoader>),
     ) {
         let config = &weights.config;
-        let [decayed, not_decayed] = weights.layout.decay_groups();
+        let files = ParamLayout::new(config);
+        let [decayed, not_decayed] = files.decay_groups();
         let (train, val) = loaders;
         self.console.table_head();
         self.console.table(startup_rows(args));
@@ -103,7 +105,7 @@ impl Logs {
             ("num_layers L", config.L.to_string()),
             ("num_heads NH", config.NH.to_string()),
             ("channels C", config.C.to_string()),
-            ("num_parameters", weights.layout.len().to_string()),
+            ("num_parameters", files.len().to_string()),
             ("decayed", format!("{} parameters in {} tensors", decayed.0, decayed.1)),
             ("not decayed", format!("{} parameters in {} tensors", not_decayed.0, not_decayed.1)),
         ]);
@@ -135,7 +137,7 @@ impl Logs {
             let shown = |peak: f64| format!("{:.1} ({products})", peak / 1e12);
             rows.push(("peak TFlops", peak.map_or("unknown GPU".to_string(), shown)));
             let (L, C) = (weights.config.L, weights.config.C);
-            let flops_per_token = flops_per_token(weights.layout.len(), L, C, T);
+            let flops_per_token = flops_per_token(ParamLayout::new(&weights.config).len(), L, C, T);
             self.utilisation = peak.map(|peak_flops| Utilisation { peak_flops, flops_per_token, products });
         }
         self.console.table(rows);

@@ -6,6 +6,7 @@ pub mod logs;
 pub mod peers;
 pub mod resume;
 pub mod setup;
+pub mod sharing;
 pub mod signals;
 pub mod step;
 
@@ -22,11 +23,12 @@ use crate::optim::optimizer::Optimizer;
 use crate::optim::outlier::{OutlierDetector, is_outlier};
 use crate::optim::schedule::Schedule;
 use crate::parallel::environment::Process;
-use crate::sample::{Sampler, SamplerOptions, generate};
+use crate::sample::{Continuation, Sampler, SamplerOptions, generate};
 use anyhow::Result;
 use clock::StepClock;
 use logs::{Logs, StepRecord};
 use peers::Peers;
+use sharing::Sharing;
 use signals::StopSignal;
 use std::path::PathBuf;
 use step::{LossAndNorm, Step};
@@ -42,7 +44,7 @@ pub enum Finish {
 /// Everything a run needs. [`setup`] builds it.
 pub struct Run {
     // Before the device, in whose memory sums may be under way.
-    pub peers: Peers,
+    pub sharing: Sharing,
     pub dev: Box<dyn Ops>,
     pub model: GPT2,
     pub optimizer: Optimizer,
@@ -81,7 +83,7 @@ pub fn run(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Finish> 
     let mut agreed = None;
     for step in run.first_step..=run.max_steps {
         let last = step == run.max_steps;
-        let stopped = if run.peers.process.world_size == 1 { stop.received() } else { agreed };
+        let stopped = if run.sharing.peers.process.world_size == 1 { stop.received() } else { agreed };
         if stopped.is_none() {
             run.evaluate(step, last)?;
         }
@@ -109,7 +111,7 @@ impl Run {
             dev: self.dev.as_mut(),
             model: &self.model,
             optimizer: &self.optimizer,
-            peers: &mut self.peers,
+            sharing: &mut self.sharing,
             shape: self.shape,
             grad_accum_steps: self.grad_accum_steps,
         };
@@ -165,12 +167,14 @@ impl Run {
             && let Some(questions) = &self.hellaswag
         {
             self.clock.stop(self.dev.as_mut())?;
-            let Process { rank, world_size, .. } = self.peers.process;
+            let Process { rank, world_size, .. } = self.sharing.peers.process;
             let (dev, progress) = (self.dev.as_mut(), &mut |_, _| {});
-            let part = hellaswag::evaluate(&self.model, dev, questions, (rank, world_size), progress)?;
+            let keeper = &mut self.sharing;
+            let part =
+                hellaswag::evaluate(&self.model, dev, keeper, questions, (rank, world_size), progress)?;
             let HellaSwagScore { total, correct, correct_norm } = part.score();
             let mut counts = [total, correct, correct_norm, part.truncated].map(|count| count as f32);
-            self.peers.sum(dev, &self.model, &mut counts)?;
+            self.sharing.peers.sum(dev, &self.model, &mut counts)?;
             let [total, correct, correct_norm, truncated] = counts.map(|count| count as usize);
             self.logs.hellaswag(step, HellaSwagScore { total, correct, correct_norm }, truncated)?;
         }
@@ -184,9 +188,10 @@ impl Run {
     fn validate(&mut self, step: usize) -> Result<()> {
         let Some(loader) = &mut self.val_loader else { return Ok(()) };
         let batches = usize::try_from(self.args.val_max_steps).ok();
-        let part = validation_loss(&self.model, self.dev.as_mut(), loader, self.shape, batches)?;
+        let part =
+            validation_loss(&self.model, self.dev.as_mut(), &mut self.sharing, loader, self.shape, batches)?;
         let mut loss = [part];
-        self.peers.sum(self.dev.as_mut(), &self.model, &mut loss)?;
+        self.sharing.peers.sum(self.dev.as_mut(), &self.model, &mut loss)?;
         let [loss] = loss;
         self.logs.validation(step, loss)?;
         if step > 0 && self.best_val_loss.is_none_or(|best| loss < best) {
@@ -198,9 +203,7 @@ impl Run {
 
     /// Writes some text. Each sample has a seed of its own, so that sampling leaves no trace in the run.
     fn sample(&mut self, step: usize) -> Result<()> {
-        let Some(decoder) = self.decoder.as_mut().filter(|_| self.peers.process.is_master()) else {
-            return Ok(());
-        };
+        let Some(decoder) = &mut self.decoder else { return Ok(()) };
         let vocabulary = tokenizer::Decoder::gpt2();
         let prompt = self.args.prompt.as_deref().unwrap_or_default();
         let prompt: Vec<i32> = encode_ordinary(prompt).into_iter().map(i32::from).collect();
@@ -212,13 +215,17 @@ impl Run {
         })?;
         // As in llm.c, the length counts what the sample starts from, a prompt or one <|endoftext|>.
         let max_new = self.args.sample_len.saturating_sub(prompt.len().max(1));
+        let what = Continuation { prompt: &prompt, max_new, kv_cache: true };
         let mut text = TextStream::new();
         let console = self.logs.console();
         console.sample_begin();
         console.sample_piece(self.args.prompt.as_deref().unwrap_or_default());
-        generate(self.dev.as_mut(), decoder, &mut sampler, &prompt, max_new, true, &mut |token| {
-            console.sample_piece(&text.push(vocabulary.token_bytes(token).unwrap_or_default()));
-            Ok(())
+        self.sharing.passes_of_the_master(self.dev.as_mut(), &self.model, |dev, keeper| {
+            let show = &mut |token| {
+                console.sample_piece(&text.push(vocabulary.token_bytes(token).unwrap_or_default()));
+                Ok(())
+            };
+            generate(dev, keeper, decoder, &mut sampler, what, show).map(|_| ())
         })?;
         console.sample_piece(&text.finish());
         console.sample_end();

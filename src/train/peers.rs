@@ -3,26 +3,27 @@
 use crate::model::GPT2;
 use crate::ops::{Ops, download_f32, upload_f32};
 use crate::parallel::environment::Process;
-use crate::parallel::{Collective, Communicator, Operation};
+use crate::parallel::{Collective, Communicator, Operation, Ticket};
 use crate::tensor::Tensor;
 use anyhow::Result;
+use std::collections::VecDeque;
 
 /// All ranks of a run, seen from one of them.
 pub struct Peers {
     pub process: Process,
     /// `None` for a process alone.
     communicator: Option<Box<dyn Communicator>>,
-    /// To the communicator, by the device.
-    lent: Vec<Tensor>,
+    /// What the device has lent for operations that are under way.
+    lent: VecDeque<(Ticket, Vec<Tensor>)>,
 }
 
 impl Peers {
     pub fn alone() -> Self {
-        Peers { process: Process::ALONE, communicator: None, lent: Vec::new() }
+        Peers { process: Process::ALONE, communicator: None, lent: VecDeque::new() }
     }
 
     pub fn new(process: Process, communicator: Box<dyn Communicator>) -> Self {
-        Peers { process, communicator: Some(communicator), lent: Vec::new() }
+        Peers { process, communicator: Some(communicator), lent: VecDeque::new() }
     }
 
     /// How many there are, and how they are connected.
@@ -31,40 +32,57 @@ impl Peers {
         self.communicator.as_ref().map(|c| format!("{}, started by {launcher}", c.describe()))
     }
 
-    /// Begins to add up tensors over all ranks, each in its place.
+    /// Begins operations of all ranks, in place. Until they are waited for, nothing else may touch the tensors. Says what to wait for;
+    /// for a process alone all is done.
     ///
     /// # Errors
     /// As [`Communicator::start`].
-    pub fn start_sums(&mut self, dev: &mut dyn Ops, tensors: &[Tensor]) -> Result<()> {
-        let Some(communicator) = &mut self.communicator else { return Ok(()) };
-        self.lent.extend(tensors);
-        let sum = |&tensor| Operation { collective: Collective::AllReduce, buffer: dev.lend(tensor) };
-        communicator.start(tensors.iter().map(sum).collect())
+    pub fn start(
+        &mut self,
+        dev: &mut dyn Ops,
+        operations: &[(Collective, Tensor)],
+    ) -> Result<Option<Ticket>> {
+        let Some(communicator) = &mut self.communicator else { return Ok(None) };
+        let operation = |&(collective, tensor)| Operation { collective, buffer: dev.lend(tensor) };
+        let ticket = communicator.start(operations.iter().map(operation).collect())?;
+        self.lent.push_back((ticket, operations.iter().map(|&(_, tensor)| tensor).collect()));
+        Ok(Some(ticket))
     }
 
-    /// Waits until all sums are there.
+    /// Waits for what was begun up to and including `ticket`.
     ///
     /// # Errors
     /// One line that names the rank that is gone or out of step.
-    pub fn finish(&mut self, dev: &mut dyn Ops) -> Result<()> {
-        let Some(communicator) = &mut self.communicator else { return Ok(()) };
-        communicator.finish()?;
-        self.lent.drain(..).for_each(|tensor| dev.take_back(tensor));
+    pub fn wait(&mut self, dev: &mut dyn Ops, ticket: Option<Ticket>) -> Result<()> {
+        let (Some(communicator), Some(ticket)) = (&mut self.communicator, ticket) else { return Ok(()) };
+        communicator.wait(ticket)?;
+        while let Some((_, tensors)) = self.lent.pop_front_if(|(lent, _)| *lent <= ticket) {
+            tensors.into_iter().for_each(|tensor| dev.take_back(tensor));
+        }
         Ok(())
+    }
+
+    /// Adds up tensors over all ranks, each in its place, and waits for it.
+    ///
+    /// # Errors
+    /// As [`Self::wait`].
+    pub fn sum_tensors(&mut self, dev: &mut dyn Ops, tensors: &[Tensor]) -> Result<()> {
+        let sums: Vec<_> = tensors.iter().map(|&tensor| (Collective::AllReduce, tensor)).collect();
+        let ticket = self.start(dev, &sums)?;
+        self.wait(dev, ticket)
     }
 
     /// Adds up some numbers of the host's over all ranks.
     ///
     /// # Errors
-    /// As [`Self::finish`].
+    /// As [`Self::wait`].
     pub fn sum(&mut self, dev: &mut dyn Ops, model: &GPT2, values: &mut [f32]) -> Result<()> {
         if self.communicator.is_none() {
             return Ok(());
         }
         let scalars = model.acts.scalars.slice(0, values.len());
         upload_f32(dev, scalars, values)?;
-        self.start_sums(dev, &[scalars])?;
-        self.finish(dev)?;
+        self.sum_tensors(dev, &[scalars])?;
         download_f32(dev, values, scalars)
     }
 }

@@ -2,14 +2,15 @@
 #![allow(non_snake_case)]
 
 use super::Run;
-use crate::checkpoint::{self, Float, LoaderPosition, Part, Saved, Shuffle, State, model_bin};
+use super::sharing::Sharing;
+use crate::checkpoint::{self, Float, LoaderPosition, Part, Saved, Shuffle, Source, State, model_bin};
 use crate::data::loader::{LoaderState, ShuffleState};
-use crate::ops::{Ops, download_f32, upload_f32};
 use crate::optim::loss_scale::LossScale;
 use crate::optim::optimizer::Optimizer;
 use crate::optim::outlier::OutlierDetector;
 use crate::rng::Mt19937;
-use crate::tensor::{Dtype, Tensor};
+use crate::tensor::Dtype;
+use crate::units::PerParam;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -78,8 +79,7 @@ impl Run {
     pub(super) fn checkpoint(&mut self, step: usize, last: bool, stopped: bool) -> Result<()> {
         let every = self.args.checkpoint_every;
         let due = every > 0 && (last || step > 0 && step.is_multiple_of(every));
-        let Some(dir) = self.output_dir.clone() else { return Ok(()) };
-        if !(due || stopped) || step == self.first_step && self.resumed {
+        if self.args.output_dir.is_none() || !(due || stopped) || step == self.first_step && self.resumed {
             return Ok(());
         }
         self.clock.stop(self.dev.as_mut())?;
@@ -102,17 +102,20 @@ impl Run {
             loss_outliers: self.loss_outliers.clone(),
             norm_outliers: self.norm_outliers.clone(),
             best_val_loss: self.best_val_loss.map(|loss| Float(f64::from(loss))),
-            dtype: dtype_name(self.model.weights.all.dtype).to_owned(),
+            dtype: dtype_name(self.sharing.params().dtype()).to_owned(),
             loss_scale: self.loss_scale,
         };
-        let tensors = self.tensors();
-        let dev = self.dev.as_mut();
-        let dtype = file_dtype(tensors.params.dtype);
-        checkpoint::save(&dir, &config, dtype, &state, &extras, &mut |part, start, out| {
-            read_chunk(dev, tensors.of(part), start, out)
-        })?;
+        let Run { sharing, dev, optimizer, .. } = self;
+        let (dev, tensors) = (dev.as_mut(), Tensors::of(sharing, optimizer));
+        sharing.finish_params(dev)?;
+        let dtype = file_dtype(tensors.params.dtype());
+        let source: &mut Source =
+            &mut |part, start, out| sharing.download(dev, tensors.get(part), start, out);
+        // All ranks go through all tensors, as each may have a part of them; the master writes.
+        let Some(dir) = &self.output_dir else { return checkpoint::go_along(&config, &state, source) };
+        checkpoint::save(dir, &config, dtype, &state, &extras, source)?;
         checkpoint::prune(
-            &dir,
+            dir,
             step as u64,
             self.args.checkpoints_keep,
             self.args.checkpoints_major_every as u64,
@@ -121,16 +124,21 @@ impl Run {
 
     /// Keeps the parameters with the lowest validation loss so far, in runs that write checkpoints.
     pub(super) fn save_best(&mut self) -> Result<()> {
-        let Some(dir) = self.output_dir.as_ref().filter(|_| self.args.checkpoint_every > 0) else {
+        if self.args.output_dir.is_none() || self.args.checkpoint_every == 0 {
             return Ok(());
-        };
-        let (config, params) = (self.model.weights.config, self.model.weights.all);
-        let dev = self.dev.as_mut();
-        let path = dir.join("model_best.bin");
-        model_bin::write(&path, &config, file_dtype(params.dtype), &mut |_, start, out| {
-            read_chunk(dev, params, start, out)
-        })?;
-        Ok(())
+        }
+        let Run { sharing, dev, .. } = self;
+        let (dev, params) = (dev.as_mut(), sharing.params().clone());
+        let config = self.model.weights.config;
+        sharing.finish_params(dev)?;
+        let source: &mut Source = &mut |_, start, out| sharing.download(dev, &params, start, out);
+        match &self.output_dir {
+            Some(dir) => {
+                let path = dir.join("model_best.bin");
+                model_bin::write(&path, &config, file_dtype(params.dtype()), source).map(|_| ())
+            }
+            None => checkpoint::go_along_with_model(&config, source),
+        }
     }
 
     /// Takes over all of a checkpoint.
@@ -179,12 +187,12 @@ impl Run {
 
     /// The tensors, and a warning where the run is to go on with other ones than it had.
     fn restore_tensors(&mut self, saved: Saved) -> Result<()> {
-        let tensors = self.tensors();
+        let tensors = Tensors::of(&self.sharing, &self.optimizer);
         let was = match &saved.run {
             Some(run) => run.trainer::<Extras>()?.dtype,
             None => dtype_name(saved.model.dtype).to_owned(),
         };
-        let is = dtype_name(tensors.params.dtype);
+        let is = dtype_name(tensors.params.dtype());
         let has_master = saved.state.state.use_master_weights;
         let mut warn = |text: String| self.logs.console().warning(text);
         if was != is {
@@ -200,53 +208,41 @@ impl Run {
         saved.restore(&mut |part, start, values| {
             let (first, second) = match part {
                 // Until master weights come, if any do.
-                Part::Params => (tensors.params, tensors.master),
+                Part::Params => (&tensors.params, tensors.master.as_ref()),
                 // Those are what counts: parameters of the same type have been rounded from them already.
-                Part::Master if was == is && tensors.master.is_some() => (tensors.of(part), None),
-                Part::Master => (tensors.params, tensors.master),
-                Part::M | Part::V => (tensors.of(part), None),
+                Part::Master if was == is && tensors.master.is_some() => (tensors.get(part), None),
+                Part::Master => (&tensors.params, tensors.master.as_ref()),
+                Part::M | Part::V => (tensors.get(part), None),
             };
-            write_chunk(dev, first, start, values)?;
-            second.map_or(Ok(()), |tensor| write_chunk(dev, tensor, start, values))
+            first.upload(dev, start, values)?;
+            second.map_or(Ok(()), |tensors| tensors.upload(dev, start, values))
         })
-    }
-
-    fn tensors(&self) -> Tensors {
-        let Optimizer { master, m, v, .. } = self.optimizer;
-        Tensors { params: self.model.weights.all, master, m, v }
     }
 }
 
 /// The tensors of a checkpoint.
-#[derive(Clone, Copy)]
 struct Tensors {
-    params: Tensor,
-    master: Option<Tensor>,
-    m: Tensor,
-    v: Tensor,
+    params: PerParam,
+    master: Option<PerParam>,
+    m: PerParam,
+    v: PerParam,
 }
 
 impl Tensors {
+    fn of(sharing: &Sharing, optimizer: &Optimizer) -> Self {
+        let Optimizer { master, m, v, .. } = optimizer;
+        Tensors { params: sharing.params().clone(), master: master.clone(), m: m.clone(), v: v.clone() }
+    }
+
     /// Where there are no master weights, the parameters are what counts.
-    fn of(&self, part: Part) -> Tensor {
+    fn get(&self, part: Part) -> &PerParam {
         match part {
-            Part::Params => self.params,
-            Part::Master => self.master.unwrap_or(self.params),
-            Part::M => self.m,
-            Part::V => self.v,
+            Part::Params => &self.params,
+            Part::Master => self.master.as_ref().unwrap_or(&self.params),
+            Part::M => &self.m,
+            Part::V => &self.v,
         }
     }
-}
-
-/// Elements of a tensor from `start` on, to the host.
-fn read_chunk(dev: &mut dyn Ops, tensor: Tensor, start: usize, out: &mut [f32]) -> Result<()> {
-    let part = tensor.slice(start, out.len());
-    download_f32(dev, out, part)
-}
-
-/// The other way.
-fn write_chunk(dev: &mut dyn Ops, tensor: Tensor, start: usize, values: &[f32]) -> Result<()> {
-    upload_f32(dev, tensor.slice(start, values.len()), values)
 }
 
 fn loader_position(state: LoaderState) -> LoaderPosition {

@@ -6,6 +6,7 @@ use super::clock::StepClock;
 use super::logs::{Logs, MemoryNeeds};
 use super::peers::Peers;
 use super::resume;
+use super::sharing::{Shares, Sharing};
 use crate::checkpoint::{self, ModelFile, Saved};
 use crate::cli::ModelSource;
 use crate::cli::train::TrainArgs;
@@ -16,12 +17,13 @@ use crate::eval::hellaswag::HellaSwag;
 use crate::model::activations::Recompute;
 use crate::model::decode::Decoder;
 use crate::model::{BatchShape, GPT2, ModelOptions, init};
-use crate::ops::{Limits, Ops, plan_scratch, upload_f32};
+use crate::ops::{Limits, Ops, plan_scratch};
 use crate::optim::loss_scale::LossScale;
 use crate::optim::optimizer::{HyperParams, Optimizer};
 use crate::optim::outlier::OutlierDetector;
 use crate::parallel::environment::Process;
-use crate::tensor::{Dtype, MemoryPlan, Tensor};
+use crate::tensor::{Dtype, MemoryPlan};
+use crate::units::{Part, PerParam, Sharding, Stage};
 use anyhow::{Context, Result, ensure};
 
 /// Memory of a GPU that is not ours to plan: the driver's, the kernels', a library's.
@@ -44,7 +46,7 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>, peers: Peers) -> Result<R
     let (train_loader, val_loader) = open_loaders(args, &config, &peers.process)?;
     let hellaswag = args.hellaswag_eval.then(|| HellaSwag::open(&args.hellaswag_data)).transpose()?;
     let options = model_options(args, &config, hellaswag.as_ref(), dev.as_ref())?;
-    let Planned { plan, model, optimizer, decoder } = plan(args, &config, &options, dev.as_ref())?;
+    let Planned { plan, model, shares, optimizer, decoder } = plan(args, &config, &options, dev.as_ref())?;
     let max_steps = args.train_steps(train_loader.num_tokens())?;
     check_samples(args, &config, decoder.is_some())?;
     let resumed_step = start.resumed_step();
@@ -78,7 +80,7 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>, peers: Peers) -> Result<R
         best_val_loss: None,
         output_dir: args.output_dir.clone().filter(|_| peers.process.is_master()),
         args: args.clone(),
-        peers,
+        sharing: Sharing::new(peers, shares, args.sum_every_micro_step),
         dev,
         model,
         optimizer,
@@ -89,10 +91,10 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>, peers: Peers) -> Result<R
         logs,
     };
     let dev = run.dev.as_mut();
-    let copies: Vec<Tensor> = [run.model.weights.all].into_iter().chain(run.optimizer.master).collect();
+    let copies: Vec<&PerParam> = [run.sharing.params()].into_iter().chain(&run.optimizer.master).collect();
     match start {
         Start::Random(_) => init::initialize(dev, &config, &copies, args.seed)?,
-        Start::File(file) => copies.iter().try_for_each(|&copy| upload_f32(dev, copy, &file.params))?,
+        Start::File(file) => copies.iter().try_for_each(|copy| copy.upload(dev, 0, &file.params))?,
         Start::Resume(saved) => run.restore(*saved)?,
     }
     // Last, as it cuts the logs of the run back to its checkpoint: whatever is refused before loses nothing.
@@ -106,6 +108,7 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>, peers: Peers) -> Result<R
 struct Planned {
     plan: MemoryPlan,
     model: GPT2,
+    shares: Shares,
     optimizer: Optimizer,
     decoder: Option<Decoder>,
 }
@@ -114,15 +117,17 @@ fn plan(args: &TrainArgs, config: &ModelConfig, options: &ModelOptions, dev: &dy
     let mut plan = MemoryPlan::new();
     let dtype = dev.float_dtype();
     let model = GPT2::plan(config, options, dtype, &mut plan);
-    let (layout, master) = (&model.weights.layout, args.use_master_weights);
-    let optimizer = Optimizer::plan(layout, dtype, master, hyper_params(args), &mut plan);
+    let shares = Shares::plan(options.sharding, &model, &mut plan);
+    let layout = &model.weights.params.layout;
+    let (part, master) = (options.sharding.kept(Stage::Zero1), args.use_master_weights);
+    let optimizer = Optimizer::plan(layout, part, dtype, master, hyper_params(args), &mut plan);
     // No sample is longer than asked for, so neither is the cache.
     let context = args.sample_len.clamp(1, config.maxT);
     let decoder = (args.sample_every > 0).then(|| Decoder::plan(&model.weights, context, &mut plan));
     let uses: Vec<Limits> =
         [model.limits()].into_iter().chain(decoder.as_ref().map(Decoder::limits)).collect();
     plan_scratch(dev, &uses, &mut plan)?;
-    Ok(Planned { plan, model, optimizer, decoder })
+    Ok(Planned { plan, model, shares, optimizer, decoder })
 }
 
 /// What one more sequence in a batch takes, by planning for it; from this follows what fits.
@@ -256,7 +261,15 @@ fn model_options(
     );
     let min_rows = hellaswag.map_or(0, |h| h.longest().min(config.maxT));
     let recompute = [Recompute::Nothing, Recompute::Gelu, Recompute::GeluAndLayernorm][args.recompute];
-    Ok(ModelOptions { B, T, min_rows, recompute, logits_bytes: dev.logits_bytes() })
+    let (logits_bytes, sharding) = (dev.logits_bytes(), sharding(args));
+    Ok(ModelOptions { B, T, min_rows, recompute, logits_bytes, sharding })
+}
+
+/// One process alone has nobody to divide anything with.
+fn sharding(args: &TrainArgs) -> Sharding {
+    let Process { rank, world_size, .. } = args.process;
+    let part = Part { index: rank, of: world_size };
+    if world_size == 1 { Sharding::NONE } else { Sharding { stage: Stage::ALL[args.zero_stage], part } }
 }
 
 fn hyper_params(args: &TrainArgs) -> HyperParams {

@@ -1,13 +1,12 @@
 //! One training step.
 #![allow(non_snake_case)]
 
-use super::peers::Peers;
+use super::sharing::Sharing;
 use crate::data::loader::DataLoader;
 use crate::model::backward::MicroStep;
 use crate::model::{BatchShape, GPT2};
 use crate::ops::{Ops, download_f32, upload_f32};
-use crate::optim::optimizer::Optimizer;
-use crate::tensor::Tensor;
+use crate::optim::optimizer::{Optimizer, Update};
 use anyhow::Result;
 
 /// The parts of a run that a step works on.
@@ -15,7 +14,7 @@ pub struct Step<'a> {
     pub dev: &'a mut dyn Ops,
     pub model: &'a GPT2,
     pub optimizer: &'a Optimizer,
-    pub peers: &'a mut Peers,
+    pub sharing: &'a mut Sharing,
     pub shape: BatchShape,
     pub grad_accum_steps: usize,
 }
@@ -40,36 +39,30 @@ impl Step<'_> {
         loss_scale: f32,
         stop: bool,
     ) -> Result<LossAndNorm> {
-        let micro_steps = self.grad_accum_steps * self.peers.process.world_size;
+        let micro_steps = self.grad_accum_steps * self.sharing.peers.process.world_size;
         let tokens = (self.shape.rows() * micro_steps) as f32;
         for micro_step in 0..self.grad_accum_steps {
+            let (first, last) = (micro_step == 0, micro_step + 1 == self.grad_accum_steps);
             let batch = loader.next_batch()?; // (B, T) inputs, and targets one token on
             self.model.load_batch(self.dev, self.shape, &batch.inputs, &batch.targets)?;
             let buckets = self.model.load_buckets(self.dev, &batch.groups.rows, &batch.groups.starts)?;
-            self.model.forward(self.dev, self.shape)?; // encoder -> L blocks -> lnf
-            let at = MicroStep { first: micro_step == 0, dloss: loss_scale / tokens };
-            // The sums over all ranks begin while the last backward pass goes on.
-            let last = micro_step + 1 == self.grad_accum_steps;
-            let peers = &mut *self.peers;
-            let mut on_grads = |dev: &mut dyn Ops, grads: &[Tensor]| {
-                if last { peers.start_sums(dev, grads) } else { Ok(()) }
-            };
-            // logits, losses -> ... -> dwte; parameters +=
-            self.model.backward(self.dev, self.shape, buckets, at, &mut on_grads)?;
+            self.model.forward(self.dev, self.sharing, self.shape)?; // encoder -> L blocks -> lnf
+            let fresh_grads = self.sharing.begin_micro_step(first, last);
+            let at = MicroStep { first, fresh_grads, dloss: loss_scale / tokens };
+            // logits, losses -> ... -> dwte; parameters +=. Sums over all ranks begin while it goes on.
+            self.model.backward(self.dev, self.shape, buckets, at, self.sharing)?;
         }
         self.read_back(tokens, loss_scale, stop)
     }
 
     /// Loss, norm and wishes to stop of all ranks.
     fn read_back(&mut self, tokens: f32, loss_scale: f32, stop: bool) -> Result<LossAndNorm> {
-        let scalars = self.model.acts.scalars;
-        let (loss, votes) = (self.model.loss_sum(self.dev)?, scalars.slice(2, 1));
-        upload_f32(self.dev, votes, &[f32::from(u8::from(stop))])?;
-        self.peers.start_sums(self.dev, &[loss, votes])?;
-        self.peers.finish(self.dev)?;
-        self.model.norm_squared(self.dev)?;
+        self.model.loss_sum(self.dev)?;
+        let scalars = self.model.acts.scalars.slice(0, 3);
+        upload_f32(self.dev, scalars.slice(2, 1), &[f32::from(u8::from(stop))])?;
+        self.sharing.finish_grads(self.dev, scalars)?;
         let mut host = [0.0; 3];
-        download_f32(self.dev, &mut host, scalars.slice(0, 3))?;
+        download_f32(self.dev, &mut host, scalars)?;
         let [loss_sum, norm_squared, votes] = host;
         let norm = norm_squared.sqrt() / loss_scale;
         Ok(LossAndNorm { loss: loss_sum / tokens, norm, stop: votes > 0.0 })
@@ -77,8 +70,7 @@ impl Step<'_> {
 
     /// Clips by `norm`, takes `loss_scale` out of the gradients and applies update number `step`, counted from 0.
     pub fn update(&mut self, step: usize, lr: f32, norm: f32, loss_scale: f32) -> Result<()> {
-        let grads = self.model.grads.expect("a model planned for training");
-        let scale = self.optimizer.clip_scale(norm) / loss_scale;
-        self.optimizer.update(self.dev, self.model.weights.all, grads, lr, scale, step + 1)
+        let grad_scale = self.optimizer.clip_scale(norm) / loss_scale;
+        self.sharing.update(self.dev, self.optimizer, Update { lr, grad_scale, t: step + 1 })
     }
 }

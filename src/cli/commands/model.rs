@@ -13,21 +13,23 @@ use crate::eval::validation::{perplexity, validation_loss};
 use crate::metrics::progress::Progress;
 use crate::model::activations::Recompute;
 use crate::model::decode::Decoder;
+use crate::model::keeper::InPlace;
 use crate::model::{BatchShape, GPT2, ModelOptions, Weights};
-use crate::ops::{Ops, plan_scratch, upload_f32};
-use crate::sample::{Sampler, SamplerOptions, generate};
+use crate::ops::{Ops, plan_scratch};
+use crate::sample::{Continuation, Sampler, SamplerOptions, generate};
 use crate::tensor::MemoryPlan;
+use crate::units::Sharding;
 use anyhow::{Result, ensure};
 
 pub fn sample(args: &SampleArgs) -> Result<()> {
     let file = checkpoint::load_model(&args.model)?;
     let mut dev = open_device(&args.numbers)?;
     let mut plan = MemoryPlan::new();
-    let weights = Weights::plan(&file.config, dev.float_dtype(), &mut plan);
+    let weights = Weights::plan(&file.config, dev.float_dtype(), Sharding::NONE, &mut plan);
     let mut decoder = Decoder::plan(&weights, file.config.maxT, &mut plan);
     plan_scratch(dev.as_ref(), &[decoder.limits()], &mut plan)?;
     dev.allocate(&plan)?;
-    upload_f32(dev.as_mut(), weights.all, &file.params)?;
+    weights.params.upload(dev.as_mut(), 0, &file.params)?;
     drop(file);
 
     let text = args.prompt.as_deref().unwrap_or_default();
@@ -66,7 +68,8 @@ fn print_sample(
     let vocabulary = tokenizer::Decoder::gpt2();
     let mut stream = TextStream::new();
     print(text)?;
-    generate(dev, decoder, sampler, prompt, args.max_tokens, !args.no_kv_cache, &mut |token| {
+    let what = Continuation { prompt, max_new: args.max_tokens, kv_cache: !args.no_kv_cache };
+    generate(dev, &mut InPlace, decoder, sampler, what, &mut |token| {
         print(stream.push(vocabulary.token_bytes(token).unwrap_or_default()))
     })?;
     print(stream.finish() + "\n")
@@ -84,12 +87,18 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     let mut dev = open_device(&args.numbers)?;
     let mut plan = MemoryPlan::new();
     let min_rows = questions.as_ref().map_or(0, |q| q.longest().min(config.maxT));
-    let options =
-        ModelOptions { B: shape.B, T, min_rows, recompute: Recompute::Gelu, logits_bytes: 64 << 20 };
+    let options = ModelOptions {
+        B: shape.B,
+        T,
+        min_rows,
+        recompute: Recompute::Gelu,
+        logits_bytes: 64 << 20,
+        sharding: Sharding::NONE,
+    };
     let model = GPT2::plan_for_evaluation(&config, &options, dev.float_dtype(), &mut plan);
     plan_scratch(dev.as_ref(), &[model.limits()], &mut plan)?;
     dev.allocate(&plan)?;
-    upload_f32(dev.as_mut(), model.weights.all, &file.params)?;
+    model.weights.params.upload(dev.as_mut(), 0, &file.params)?;
     drop(file);
 
     let mut summary = serde_json::Map::new();
@@ -97,7 +106,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     if let Some(mut loader) = loader {
         let split = loader.samples_per_epoch() as usize;
         let batches = args.max_batches.map(|batches| batches.min(split));
-        let loss = validation_loss(&model, dev.as_mut(), &mut loader, shape, batches)?;
+        let loss = validation_loss(&model, dev.as_mut(), &mut InPlace, &mut loader, shape, batches)?;
         print(format_args!("val loss {loss:.6}, perplexity {:.4}\n", perplexity(loss)))?;
         summary.insert("val_loss".into(), loss.into());
         summary.insert("val_perplexity".into(), perplexity(loss).into());
@@ -105,7 +114,8 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     if let Some(questions) = questions {
         let mut progress = Progress::new("HellaSwag", questions.examples.len() as u64, "examples");
         let mut show = |done, _| progress.set(done as u64);
-        let evaluation = hellaswag::evaluate(&model, dev.as_mut(), &questions, (0, 1), &mut show)?;
+        let evaluation =
+            hellaswag::evaluate(&model, dev.as_mut(), &mut InPlace, &questions, (0, 1), &mut show)?;
         progress.finish();
         let score = evaluation.score();
         print(format_args!(

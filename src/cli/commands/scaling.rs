@@ -9,8 +9,9 @@ use crate::model::ModelOptions;
 use crate::model::activations::{Activations, Recompute};
 use crate::roofline::scaling::cluster::Cluster;
 use crate::roofline::scaling::machine::Machine;
-use crate::roofline::scaling::{Batch, Plan, Question, Stage};
+use crate::roofline::scaling::{Batch, Plan, Question};
 use crate::tensor::{Dtype, MemoryPlan};
+use crate::units::{Sharding, Stage};
 use anyhow::{Context, Result};
 
 pub fn scaling(args: &ScalingArgs) -> Result<()> {
@@ -42,6 +43,7 @@ fn activation_bytes(config: &ModelConfig, step: &RooflineArgs) -> usize {
         min_rows: 0,
         recompute: [Recompute::Nothing, Recompute::Gelu, Recompute::GeluAndLayernorm][step.recompute],
         logits_bytes: step.logits_rows * config.Vp * Dtype::Bf16.size(),
+        sharding: Sharding::NONE,
     };
     let mut plan = MemoryPlan::new();
     Activations::plan(config, &options, Dtype::Bf16, &mut plan);

@@ -188,10 +188,9 @@ fn a_gpu_honours_more() {
             .starts_with("-lg/--gpu-info-every: expected 0 on the emulated device")
     );
     assert!(error("--device emulated --matmul cublaslt").starts_with("--matmul: expected fastest or own"));
-    assert!(error("-z 1").starts_with("-z/--zero-stage: expected 0 on the cuda device"));
     let rows = startup_rows(&ok("-ge 1"));
     assert!(rows.contains(&("gelu_fusion".to_owned(), "1".to_owned())), "{rows:?}");
-    assert!(rows.iter().all(|row| row.0.len() <= 21 && row.0 != "zero_stage"), "{rows:?}");
+    assert!(rows.iter().all(|row| row.0.len() <= 21 && row.0 != "flash"), "{rows:?}");
 }
 
 #[test]
@@ -392,6 +391,6 @@ fn the_start_up_table_shows_what_is_in_force() {
     assert_eq!(get("total batch size"), Some("64"));
     assert_eq!(get("learning rate (LR)"), Some("6e-4"));
     assert_eq!((get("model"), get("num_layers L"), get("preset")), (None, Some("1"), None));
-    assert_eq!(get("zero_stage"), None);
+    assert_eq!(get("flash"), None);
     assert!(rows.iter().all(|row| row.0.len() <= 21), "{rows:?}");
 }

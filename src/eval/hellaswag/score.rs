@@ -2,6 +2,7 @@
 #![allow(non_snake_case)]
 
 use super::{ENDINGS, Example, HellaSwag};
+use crate::model::keeper::Keeper;
 use crate::model::{BatchShape, GPT2};
 use crate::ops::Ops;
 use anyhow::{Result, ensure};
@@ -144,25 +145,24 @@ impl<'a> Row<'a> {
 pub fn evaluate(
     model: &GPT2,
     dev: &mut dyn Ops,
+    keeper: &mut dyn Keeper,
     data: &HellaSwag,
     (rank, world): (usize, usize),
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Evaluation> {
     let config = &model.weights.config;
-    let mut order: Vec<usize> = (rank..data.examples.len()).step_by(world).collect();
+    let order = order(data, rank, world);
     for &i in &order {
         check(&data.examples[i], config.V, config.maxT)
             .map_err(|e| anyhow::anyhow!("{}: example {i}: {e}", data.path.display()))?;
     }
-    order.sort_by_key(|&i| std::cmp::Reverse(data.examples[i].longest()));
-    let rows_of = |&i: &usize| (0..ENDINGS).map(move |ending| Row::new(data, i, ending, config.maxT));
-    let rows: Vec<Row> = order.iter().flat_map(rows_of).collect();
+    let rows = rows(data, &order, config.maxT);
 
     let mut items: Vec<Item> = Vec::with_capacity(order.len());
     let mut done = 0;
     while done < rows.len() {
         let (shape, batch) = pack(&rows[done..], model.acts.rows);
-        let losses = run(model, dev, shape, batch)?;
+        let losses = run(model, dev, keeper, shape, batch)?;
         for (row, losses) in batch.iter().zip(losses.chunks_exact(shape.T)) {
             let sum = row.sum_loss(losses);
             ensure!(
@@ -187,9 +187,38 @@ pub fn evaluate(
         done += shape.B;
         progress(done / ENDINGS, order.len());
     }
+    let capacity = model.acts.rows;
+    let passes =
+        |rank| count_passes(&self::rows(data, &self::order(data, rank, world), config.maxT), capacity);
+    let most = (0..world).map(passes).max().unwrap_or(0);
+    for _ in passes(rank)..most {
+        model.idle(dev, keeper)?;
+    }
     items.sort_by_key(|item| item.index);
     let truncated = order.iter().filter(|&&i| data.examples[i].longest() - 1 > config.maxT).count();
     Ok(Evaluation { items, truncated })
+}
+
+/// A rank's examples, the longest first.
+fn order(data: &HellaSwag, rank: usize, world: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (rank..data.examples.len()).step_by(world).collect();
+    order.sort_by_key(|&i| std::cmp::Reverse(data.examples[i].longest()));
+    order
+}
+
+fn rows<'a>(data: &'a HellaSwag, order: &[usize], maxT: usize) -> Vec<Row<'a>> {
+    let rows_of = |&i: &usize| (0..ENDINGS).map(move |ending| Row::new(data, i, ending, maxT));
+    order.iter().flat_map(rows_of).collect()
+}
+
+/// How many batches these rows make.
+fn count_passes(mut rows: &[Row], capacity: usize) -> usize {
+    let mut passes = 0;
+    while !rows.is_empty() {
+        rows = &rows[pack(rows, capacity).0.B..];
+        passes += 1;
+    }
+    passes
 }
 
 /// Whether the model can score this example.
@@ -218,14 +247,20 @@ fn pack<'a, 'b>(rows: &'b [Row<'a>], capacity: usize) -> (BatchShape, &'b [Row<'
 }
 
 /// The losses (B, T) of a batch of rows.
-fn run(model: &GPT2, dev: &mut dyn Ops, shape: BatchShape, batch: &[Row]) -> Result<Vec<f32>> {
+fn run(
+    model: &GPT2,
+    dev: &mut dyn Ops,
+    keeper: &mut dyn Keeper,
+    shape: BatchShape,
+    batch: &[Row],
+) -> Result<Vec<f32>> {
     let (mut inputs, mut targets) = (vec![0; shape.rows()], vec![0; shape.rows()]);
     let lines = inputs.chunks_exact_mut(shape.T).zip(targets.chunks_exact_mut(shape.T));
     for (row, (inputs, targets)) in batch.iter().zip(lines) {
         row.render(inputs, targets);
     }
     model.load_batch(dev, shape, &inputs, &targets)?;
-    model.evaluate(dev, shape)
+    model.evaluate(dev, keeper, shape)
 }
 
 #[cfg(test)]
@@ -236,13 +271,22 @@ mod tests {
     use crate::eval::testing::{cpu, randomize};
     use crate::model::ModelOptions;
     use crate::model::activations::Recompute;
+    use crate::model::keeper::InPlace;
+    use crate::params::Param;
     use crate::tensor::{Dtype, MemoryPlan};
+    use crate::units::Sharding;
 
     /// A random model whose buffers hold `rows` tokens.
     fn model(maxT: usize, rows: usize) -> (Cpu, GPT2) {
         let config = ModelConfig::new(maxT, 1, 2, 16);
-        let options =
-            ModelOptions { B: 1, T: 1, min_rows: rows, recompute: Recompute::Gelu, logits_bytes: 1 << 22 };
+        let options = ModelOptions {
+            B: 1,
+            T: 1,
+            min_rows: rows,
+            recompute: Recompute::Gelu,
+            logits_bytes: 1 << 22,
+            sharding: Sharding::NONE,
+        };
         let mut plan = MemoryPlan::new();
         let model = GPT2::plan_for_evaluation(&config, &options, Dtype::F32, &mut plan);
         let mut dev = cpu(&plan);
@@ -267,7 +311,7 @@ mod tests {
 
     fn evaluate_all(maxT: usize, rows: usize, data: &HellaSwag) -> Result<Evaluation> {
         let (mut dev, model) = model(maxT, rows);
-        evaluate(&model, &mut dev, data, (0, 1), &mut |_, _| {})
+        evaluate(&model, &mut dev, &mut InPlace, data, (0, 1), &mut |_, _| {})
     }
 
     /// One row at a time, without padding, straight from the definition.
@@ -275,7 +319,7 @@ mod tests {
         let row: Vec<i32> = ctx.iter().chain(ending).map(|&t| i32::from(t)).collect();
         let shape = BatchShape { B: 1, T: row.len() - 1 };
         model.load_batch(dev, shape, &row[..row.len() - 1], &row[1..]).unwrap();
-        let losses = model.evaluate(dev, shape).unwrap();
+        let losses = model.evaluate(dev, &mut InPlace, shape).unwrap();
         losses[losses.len() - ending.len()..].to_vec()
     }
 
@@ -290,7 +334,7 @@ mod tests {
     fn losses_are_those_of_each_row_alone() {
         let data = data();
         let (mut dev, model) = model(64, 256);
-        let evaluation = evaluate(&model, &mut dev, &data, (0, 1), &mut |_, _| {}).unwrap();
+        let evaluation = evaluate(&model, &mut dev, &mut InPlace, &data, (0, 1), &mut |_, _| {}).unwrap();
         assert_eq!((evaluation.items.len(), evaluation.truncated), (7, 0));
         let mut score = HellaSwagScore::default();
         for (i, (item, example)) in evaluation.items.iter().zip(&data.examples).enumerate() {
@@ -329,12 +373,14 @@ mod tests {
     fn ranks_share_the_examples() {
         let (mut dev, model) = model(64, 256);
         let data = data();
-        let whole = evaluate(&model, &mut dev, &data, (0, 1), &mut |_, _| {}).unwrap();
+        let whole = evaluate(&model, &mut dev, &mut InPlace, &data, (0, 1), &mut |_, _| {}).unwrap();
         let mut sum = HellaSwagScore::default();
         for rank in 0..3 {
             let mut calls = Vec::new();
-            let part =
-                evaluate(&model, &mut dev, &data, (rank, 3), &mut |done, of| calls.push((done, of))).unwrap();
+            let part = evaluate(&model, &mut dev, &mut InPlace, &data, (rank, 3), &mut |done, of| {
+                calls.push((done, of))
+            })
+            .unwrap();
             assert!(part.items.iter().all(|item| item.index % 3 == rank));
             let of = part.items.len();
             assert_eq!(calls.last(), Some(&(of, of)));
@@ -349,7 +395,7 @@ mod tests {
         let data = data();
         let maxT = 12;
         let (mut dev, model) = model(maxT, maxT);
-        let evaluation = evaluate(&model, &mut dev, &data, (0, 1), &mut |_, _| {}).unwrap();
+        let evaluation = evaluate(&model, &mut dev, &mut InPlace, &data, (0, 1), &mut |_, _| {}).unwrap();
         let long = data.examples.iter().filter(|e| e.longest() > maxT + 1).count();
         assert!(long > 0 && long < data.examples.len());
         assert_eq!(evaluation.truncated, long);
@@ -378,8 +424,10 @@ mod tests {
     #[test]
     fn a_diverged_model_has_no_score() {
         let (mut dev, model) = model(64, 256);
-        dev.fill(model.weights.all, f32::NAN).unwrap();
-        let error = evaluate(&model, &mut dev, &data(), (0, 1), &mut |_, _| {}).unwrap_err().to_string();
+        dev.fill(model.weights.get(Param::Wte, 0), f32::NAN).unwrap();
+        let error = evaluate(&model, &mut dev, &mut InPlace, &data(), (0, 1), &mut |_, _| {})
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("loss is NaN"), "{error}");
     }
 }

@@ -1,6 +1,7 @@
 //! What a GPU holds, by ZeRO stage.
 
-use super::{Sizes, Stage, X};
+use super::{Sizes, X};
+use crate::units::Stage;
 
 /// Bytes of a parameter's optimizer state: master weight, m and v in f32.
 const STATE: f64 = 12.0;

@@ -5,12 +5,13 @@ use super::machine::{LINKS, Link, MACHINES, Machine};
 use super::memory::Memory;
 use super::phases::Phases;
 use super::timeline::{Times, simulate};
-use super::{Batch, Outcome, Plan, Question, Sizes, Stage};
+use super::{Batch, Outcome, Plan, Question, Sizes};
 use crate::config::ModelConfig;
 use crate::roofline::gpu::{GPUS, Gpu};
 use crate::roofline::kernels::Run;
 use crate::roofline::record::Records;
 use crate::roofline::report::Budget;
+use crate::units::Stage;
 use Stage::*;
 
 /// A network that takes no time but for bytes: GB/s within machines and between them.

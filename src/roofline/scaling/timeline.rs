@@ -3,7 +3,8 @@
 
 use super::cluster::{Cluster, Collective};
 use super::phases::Phases;
-use super::{Sizes, Stage, X};
+use super::{Sizes, X};
+use crate::units::Stage;
 
 /// Milliseconds of a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

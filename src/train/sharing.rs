@@ -1,0 +1,316 @@
+//! What ranks share: gradients are added up, and parameters, gradients and optimizer state may be divided (ZeRO).
+//!
+//! Each operation is begun as soon as its unit is ready, and waited for only where the next pass needs its memory or its result.
+
+use super::peers::Peers;
+use crate::model::GPT2;
+use crate::model::keeper::{Keeper, Pass};
+use crate::ops::{Ops, download_f32};
+use crate::optim::optimizer::{Optimizer, Update};
+use crate::parallel::{Collective, Ticket};
+use crate::tensor::{Dtype, MemoryPlan, Tensor};
+use crate::units::{Part, PerParam, Sharding, Stage};
+use anyhow::Result;
+use std::ops::Range;
+
+/// Elements of a part that travel at a time on their way to a checkpoint.
+const STAGING: usize = 1 << 16;
+
+/// The parameters and gradients of a run, and where they are on their way to.
+pub struct Sharing {
+    pub peers: Peers,
+    /// Whether gradients are added up in every micro-step and not just in the last one.
+    sums_every_micro_step: bool,
+    /// How they are in this one, if they are.
+    sums: Option<Collective>,
+    /// Units of whose gradients there already is a sum, of earlier micro-steps.
+    summed: Vec<bool>,
+    shares: Shares,
+}
+
+/// What this rank has of what is divided.
+pub struct Shares {
+    sharding: Sharding,
+    params: Kept,
+    grads: Kept,
+    /// For tensors of which each rank has a part, if there are any.
+    staging: Option<Tensor>,
+}
+
+/// Parameters or gradients.
+struct Kept {
+    /// What this rank keeps from step to step: all or its part.
+    own: PerParam,
+    /// What passes work on: the same, or units that take turns.
+    at_hand: PerParam,
+    /// Which units are at hand, or will be.
+    present: Vec<bool>,
+    under_way: Vec<Option<Ticket>>,
+}
+
+impl Kept {
+    fn plan(whole: &PerParam, part: Part, name: &'static str, plan: &mut MemoryPlan) -> Self {
+        let (at_hand, count) = (whole.clone(), whole.units().len());
+        let own = match part {
+            Part::WHOLE => whole.clone(),
+            _ => PerParam::plan(&whole.layout, part, whole.dtype(), (name, name), plan),
+        };
+        Kept { own, at_hand, present: vec![part == Part::WHOLE; count], under_way: vec![None; count] }
+    }
+
+    /// Units that share this one's memory, itself included.
+    fn in_place_of(&self, unit: usize) -> Vec<usize> {
+        let units = self.at_hand.units();
+        (0..units.len()).filter(|&other| units[other] == units[unit]).collect()
+    }
+}
+
+impl Shares {
+    /// Adds to the plan what of `model` this rank keeps beside what its passes work on.
+    pub fn plan(sharding: Sharding, model: &GPT2, plan: &mut MemoryPlan) -> Self {
+        let params = Kept::plan(&model.weights.params, sharding.kept(Stage::Zero3), "parameters", plan);
+        let grads = Kept::plan(model.grads(), sharding.kept(Stage::Zero2), "gradients", plan);
+        let staging = (sharding.kept(Stage::Zero1) != Part::WHOLE)
+            .then(|| plan.add("communication", "staging", Dtype::F32, STAGING));
+        Shares { sharding, params, grads, staging }
+    }
+}
+
+impl Sharing {
+    pub fn new(peers: Peers, shares: Shares, sums_every_micro_step: bool) -> Self {
+        let summed = vec![false; shares.grads.own.units().len()];
+        Sharing { peers, sums_every_micro_step, sums: None, summed, shares }
+    }
+
+    /// What this rank keeps of the parameters.
+    pub fn params(&self) -> &PerParam {
+        &self.shares.params.own
+    }
+
+    /// Says which micro-step the next backward pass belongs to. Returns whether its gradients start from zero.
+    pub fn begin_micro_step(&mut self, first: bool, last: bool) -> bool {
+        if first {
+            self.summed.fill(false);
+        }
+        let stage = self.shares.sharding.stage;
+        let scatters = stage >= Stage::Zero2 || stage == Stage::Zero1 && last;
+        self.sums = match (scatters, last || self.sums_every_micro_step) {
+            (true, _) => Some(Collective::ReduceScatter),
+            (false, true) => Some(Collective::AllReduce),
+            (false, false) => None,
+        };
+        // Of sums that all ranks have, one takes them along into the next sum.
+        let carries = !self.sums_every_micro_step || self.peers.process.is_master();
+        first || stage >= Stage::Zero2 || !carries
+    }
+
+    /// Brings parameters of a unit to where passes look for them, if they are not on their way already.
+    fn gather(&mut self, dev: &mut dyn Ops, unit: usize) -> Result<()> {
+        if self.shares.params.present[unit] {
+            return Ok(());
+        }
+        for other in self.shares.params.in_place_of(unit) {
+            self.await_params(dev, other)?;
+            self.shares.params.present[other] = false;
+        }
+        let Kept { own, at_hand, .. } = &self.shares.params;
+        dev.copy(at_hand.part_of(unit, own.part), own.units()[unit])?;
+        let whole = at_hand.units()[unit];
+        self.shares.params.under_way[unit] = self.peers.start(dev, &[(Collective::AllGather, whole)])?;
+        self.shares.params.present[unit] = true;
+        Ok(())
+    }
+
+    fn await_params(&mut self, dev: &mut dyn Ops, unit: usize) -> Result<()> {
+        let ticket = self.shares.params.under_way[unit].take();
+        self.peers.wait(dev, ticket)
+    }
+
+    /// Waits for the sum of a unit's gradients and keeps what is this rank's.
+    fn await_grads(&mut self, dev: &mut dyn Ops, unit: usize) -> Result<()> {
+        let Some(ticket) = self.shares.grads.under_way[unit].take() else { return Ok(()) };
+        self.peers.wait(dev, Some(ticket))?;
+        let Kept { own, at_hand, .. } = &self.shares.grads;
+        if own.part == Part::WHOLE {
+            return Ok(());
+        }
+        let (sum, part) = (own.units()[unit], at_hand.part_of(unit, own.part));
+        match std::mem::replace(&mut self.summed[unit], true) {
+            true => dev.add(sum, part),
+            false => dev.copy(sum, part),
+        }
+    }
+
+    /// The squared norm of all gradients, and the sums over all ranks of what is beside it: `scalars` are loss, norm and votes.
+    pub fn finish_grads(&mut self, dev: &mut dyn Ops, scalars: Tensor) -> Result<()> {
+        let part = self.shares.sharding.kept(Stage::Zero1);
+        let units = 0..self.shares.grads.own.units().len();
+        units.clone().try_for_each(|unit| self.await_grads(dev, unit))?;
+        let own: Vec<Tensor> = units.map(|unit| self.shares.grads.own.part_of(unit, part)).collect();
+        dev.norm_squared(scalars.slice(1, 1), &own)?;
+        match part {
+            // Each has the norm of everything.
+            Part::WHOLE => self.peers.sum_tensors(dev, &[scalars.slice(0, 1), scalars.slice(2, 1)]),
+            _ => self.peers.sum_tensors(dev, &[scalars]),
+        }
+    }
+
+    /// Updates what is this rank's, unit by unit in the order in which the next forward pass reads them.
+    pub fn update(&mut self, dev: &mut dyn Ops, optimizer: &Optimizer, update: Update) -> Result<()> {
+        let rest = self.shares.params.own.layout.rest();
+        for unit in [rest].into_iter().chain(0..rest) {
+            // Of an update without a pass in between.
+            self.await_params(dev, unit)?;
+            optimizer.update(dev, unit, &self.shares.params.own, &self.shares.grads.own, update)?;
+            match self.shares.sharding.stage {
+                Stage::Zero0 => {}
+                Stage::Zero1 | Stage::Zero2 => {
+                    let whole = self.shares.params.own.units()[unit];
+                    self.shares.params.under_way[unit] =
+                        self.peers.start(dev, &[(Collective::AllGather, whole)])?;
+                }
+                Stage::Zero3 => self.shares.params.present[unit] = false,
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for parameters under way.
+    ///
+    /// # Errors
+    /// As [`Peers::wait`].
+    pub fn finish_params(&mut self, dev: &mut dyn Ops) -> Result<()> {
+        (0..self.shares.params.under_way.len()).try_for_each(|unit| self.await_params(dev, unit))
+    }
+
+    /// Does on the master something that takes passes; who else has a part of the parameters goes along with each of them.
+    ///
+    /// # Errors
+    /// Those of `passes`, and as [`Peers::wait`].
+    pub fn passes_of_the_master(
+        &mut self,
+        dev: &mut dyn Ops,
+        model: &GPT2,
+        passes: impl FnOnce(&mut dyn Ops, &mut dyn Keeper) -> Result<()>,
+    ) -> Result<()> {
+        let divided = self.shares.params.own.part != Part::WHOLE;
+        if self.peers.process.is_master() {
+            let result = passes(dev, &mut Leader { sharing: self, model, divided });
+            let end = if divided { self.peers.sum(dev, model, &mut [0.0]) } else { Ok(()) };
+            return result.and(end);
+        }
+        let mut another = [1.0];
+        while divided && another != [0.0] {
+            another = [0.0];
+            self.peers.sum(dev, model, &mut another)?;
+            if another != [0.0] {
+                model.idle(dev, self)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Elements of `tensors` from `start` on, in the order of files, to the host of the master. All ranks call it alike.
+    ///
+    /// # Errors
+    /// As [`Peers::wait`].
+    pub fn download(
+        &mut self,
+        dev: &mut dyn Ops,
+        tensors: &PerParam,
+        start: usize,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let mut rest = out;
+        for (unit, range) in tensors.layout.pieces(start..start + rest.len()) {
+            let piece;
+            (piece, rest) = rest.split_at_mut(range.len());
+            if tensors.part == Part::WHOLE {
+                if self.peers.process.is_master() {
+                    download_f32(dev, piece, tensors.units()[unit].slice(range.start, range.len()))?;
+                }
+                continue;
+            }
+            for index in 0..tensors.part.of {
+                let theirs = tensors.layout.part(unit, Part { index, ..tensors.part });
+                let (start, end) = (range.start.max(theirs.start), range.end.min(theirs.end));
+                for at in (start..end).step_by(STAGING) {
+                    let here = at..end.min(at + STAGING);
+                    let out = &mut piece[here.start - range.start..here.end - range.start];
+                    self.receive(dev, tensors, (unit, here), index, out)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Elements of a unit that one rank has.
+    fn receive(
+        &mut self,
+        dev: &mut dyn Ops,
+        tensors: &PerParam,
+        (unit, range): (usize, Range<usize>),
+        root: usize,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let staging = self.shares.staging.expect("planned where anything is divided");
+        let staging = Tensor { len: range.len(), dtype: tensors.dtype(), ..staging };
+        if let Some((_, own)) = tensors.overlap(unit, range) {
+            dev.copy(staging, own)?;
+        }
+        let ticket = self.peers.start(dev, &[(Collective::Broadcast { root }, staging)])?;
+        self.peers.wait(dev, ticket)?;
+        if self.peers.process.is_master() { download_f32(dev, out, staging) } else { Ok(()) }
+    }
+}
+
+impl Keeper for Sharing {
+    fn fetch(&mut self, dev: &mut dyn Ops, pass: Pass, unit: usize) -> Result<()> {
+        if pass == Pass::Backward {
+            // Their memory is about to be written.
+            for other in self.shares.grads.in_place_of(unit) {
+                self.await_grads(dev, other)?;
+            }
+        }
+        self.gather(dev, unit)?;
+        let rest = self.shares.params.own.layout.rest();
+        if (pass, unit) == (Pass::Forward, rest) {
+            (0..rest.min(2)).try_for_each(|l| self.gather(dev, l))?;
+        }
+        self.await_params(dev, unit)
+    }
+
+    /// What takes a layer's place is on its way while the next layer is worked on.
+    fn done(&mut self, dev: &mut dyn Ops, pass: Pass, unit: usize) -> Result<()> {
+        if let (Pass::Backward, Some(collective)) = (pass, self.sums) {
+            let whole = self.shares.grads.at_hand.units()[unit];
+            self.shares.grads.under_way[unit] = self.peers.start(dev, &[(collective, whole)])?;
+        }
+        let rest = self.shares.params.own.layout.rest();
+        let next = match pass {
+            Pass::Forward => unit + 2,
+            Pass::Backward => unit.wrapping_sub(2),
+        };
+        if unit < rest && next < rest { self.gather(dev, next) } else { Ok(()) }
+    }
+}
+
+/// The master in passes of its own, before each of which it calls those who go along.
+struct Leader<'a> {
+    sharing: &'a mut Sharing,
+    model: &'a GPT2,
+    divided: bool,
+}
+
+impl Keeper for Leader<'_> {
+    fn fetch(&mut self, dev: &mut dyn Ops, pass: Pass, unit: usize) -> Result<()> {
+        if self.divided && unit == self.model.weights.params.layout.rest() {
+            self.sharing.peers.sum(dev, self.model, &mut [1.0])?;
+        }
+        self.sharing.fetch(dev, pass, unit)
+    }
+
+    fn done(&mut self, dev: &mut dyn Ops, pass: Pass, unit: usize) -> Result<()> {
+        self.sharing.done(dev, pass, unit)
+    }
+}

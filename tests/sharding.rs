@@ -1,0 +1,320 @@
+//! Ranks as threads of one process: whatever they divide among them, and however late any of them or its messages are, they take
+//! the same steps.
+#![allow(non_snake_case)]
+
+mod common;
+
+use common::Corpus;
+use std::time::Duration;
+use warpsmith::config::ModelConfig;
+use warpsmith::data::loader::{DataLoader, LoaderOptions};
+use warpsmith::device::cpu::{Cpu, matmul::Precision};
+use warpsmith::device::cuda::emulator::{self, EmulatorOptions};
+use warpsmith::device::cuda::{Cuda, CudaOptions, MatmulChoice};
+use warpsmith::model::activations::Recompute;
+use warpsmith::model::{BatchShape, GPT2, ModelOptions, init};
+use warpsmith::ops::{Ops, plan_scratch};
+use warpsmith::optim::optimizer::{HyperParams, Optimizer};
+use warpsmith::parallel::environment::Process;
+use warpsmith::parallel::links::Threads;
+use warpsmith::parallel::queue::HostQueue;
+use warpsmith::params::ParamLayout;
+use warpsmith::tensor::{Dtype, MemoryPlan};
+use warpsmith::train::peers::Peers;
+use warpsmith::train::sharing::{Shares, Sharing};
+use warpsmith::train::step::Step;
+use warpsmith::units::{Part, PerParam, Sharding, Stage};
+
+/// How long a rank waits for another before it gives up: nothing here takes as long.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A run. Eight micro-batches a step, however they are shared.
+#[derive(Clone, Copy)]
+struct Recipe {
+    config: ModelConfig,
+    world_size: usize,
+    stage: Stage,
+    /// Micro-steps of each rank.
+    grad_accum_steps: usize,
+    sums_every_micro_step: bool,
+    recompute: Recompute,
+    /// 0: not clipped. The norm is summed in another order where it is divided, so that clipping changes last bits.
+    grad_clip: f32,
+    /// Of the emulated device; `None` for the CPU.
+    kernels: Option<Dtype>,
+    /// Of the delays of ranks and messages.
+    seed: u64,
+    steps: usize,
+}
+
+const SHAPE: BatchShape = BatchShape { B: 1, T: 16 };
+
+impl Recipe {
+    fn cpu(layers: usize, world_size: usize, grad_accum_steps: usize) -> Self {
+        Recipe {
+            config: ModelConfig { maxT: 16, V: 503, Vp: 512, L: layers, NH: 2, C: 16, qkv_bias: true },
+            world_size,
+            stage: Stage::Zero0,
+            grad_accum_steps,
+            sums_every_micro_step: false,
+            recompute: Recompute::Gelu,
+            grad_clip: 0.0,
+            kernels: None,
+            seed: 1,
+            steps: 5,
+        }
+    }
+
+    fn emulated(dtype: Dtype, world_size: usize) -> Self {
+        let config = ModelConfig { maxT: 16, V: 503, Vp: 512, L: 3, NH: 1, C: 64, qkv_bias: true };
+        Recipe { config, kernels: Some(dtype), steps: 2, ..Recipe::cpu(3, world_size, 2) }
+    }
+
+    fn device(&self) -> Box<dyn Ops> {
+        let Some(dtype) = self.kernels else { return Box::new(Cpu::new(Precision::F32).unwrap()) };
+        let driver = emulator::open(dtype, EmulatorOptions::default()).unwrap();
+        let (tf32, gelu_fusion, deterministic, matmul) = (false, 0, true, MatmulChoice::Own);
+        Box::new(Cuda::new(driver, CudaOptions { dtype, tf32, gelu_fusion, deterministic, matmul }))
+    }
+
+    fn sharding(&self, rank: usize) -> Sharding {
+        match self.world_size {
+            1 => Sharding::NONE,
+            of => Sharding { stage: self.stage, part: Part { index: rank, of } },
+        }
+    }
+
+    fn loader(&self, corpus: &Corpus, rank: usize) -> DataLoader {
+        DataLoader::open(LoaderOptions {
+            pattern: corpus.path("x_train_*.bin").to_str().unwrap(),
+            flag: "-i",
+            B: SHAPE.B,
+            T: SHAPE.T,
+            rank,
+            num_processes: self.world_size,
+            shuffle: true,
+            V: self.config.V,
+        })
+        .unwrap()
+    }
+}
+
+/// What a run came to.
+#[derive(Clone, Debug, PartialEq)]
+struct Outcome {
+    losses: Vec<f32>,
+    norms: Vec<f32>,
+    /// At the end, in the order of files: parameters, m, v and, if there are any, master weights.
+    tensors: Vec<Vec<f32>>,
+    /// Name and bytes of what each rank allocates.
+    memory: Vec<(String, usize)>,
+}
+
+/// One rank from its plan to its last step.
+fn rank(recipe: &Recipe, corpus: &Corpus, peers: Peers) -> Outcome {
+    let rank = peers.process.rank;
+    let mut dev = recipe.device();
+    let dev = dev.as_mut();
+    let sharding = recipe.sharding(rank);
+    let options = ModelOptions {
+        B: SHAPE.B,
+        T: SHAPE.T,
+        min_rows: 0,
+        recompute: recipe.recompute,
+        logits_bytes: 1 << 20,
+        sharding,
+    };
+    let hyper =
+        HyperParams { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: recipe.grad_clip };
+    let mut plan = MemoryPlan::new();
+    let model = GPT2::plan(&recipe.config, &options, dev.float_dtype(), &mut plan);
+    let shares = Shares::plan(sharding, &model, &mut plan);
+    let layout = &model.weights.params.layout;
+    let state_part = sharding.kept(Stage::Zero1);
+    let optimizer = Optimizer::plan(layout, state_part, dev.float_dtype(), true, hyper, &mut plan);
+    plan_scratch(dev, &[model.limits()], &mut plan).unwrap();
+    dev.allocate(&plan).unwrap();
+
+    let mut sharing = Sharing::new(peers, shares, recipe.sums_every_micro_step);
+    let copies: Vec<&PerParam> = [sharing.params()].into_iter().chain(&optimizer.master).collect();
+    init::initialize(dev, &recipe.config, &copies, 42).unwrap();
+    let mut loader = recipe.loader(corpus, rank);
+    let (mut losses, mut norms) = (Vec::new(), Vec::new());
+    for step in 0..recipe.steps {
+        let mut work = Step {
+            dev: &mut *dev,
+            model: &model,
+            optimizer: &optimizer,
+            sharing: &mut sharing,
+            shape: SHAPE,
+            grad_accum_steps: recipe.grad_accum_steps,
+        };
+        let measured = work.forward_backward(&mut loader, 1.0, false).unwrap();
+        work.update(step, 1e-2, measured.norm, 1.0).unwrap();
+        losses.push(measured.loss);
+        norms.push(measured.norm);
+    }
+    sharing.finish_params(dev).unwrap();
+    let params = sharing.params().clone();
+    let kept = [&params, &optimizer.m, &optimizer.v].into_iter().chain(&optimizer.master);
+    let len = ParamLayout::new(&recipe.config).len();
+    let tensors = kept.map(|tensors| {
+        let mut all = vec![f32::NAN; len];
+        sharing.download(dev, tensors, 0, &mut all).unwrap();
+        all
+    });
+    let memory = plan.arenas.iter().map(|arena| (arena.name.to_owned(), arena.size_bytes)).collect();
+    Outcome { losses, norms, tensors: tensors.collect(), memory }
+}
+
+/// All ranks of a run; returns what the master saw. Losses and norms must be the same on all.
+fn run(recipe: &Recipe, corpus: &Corpus) -> Outcome {
+    if recipe.world_size == 1 {
+        return rank(recipe, corpus, Peers::alone());
+    }
+    let all: Vec<Outcome> = std::thread::scope(|scope| {
+        let links = Threads::of(recipe.world_size, TIMEOUT).into_iter().enumerate();
+        let ranks: Vec<_> = links
+            .map(|(index, links)| {
+                let process = Process { rank: index, world_size: recipe.world_size, ..Process::ALONE };
+                let _ = recipe.seed;
+                scope
+                    .spawn(move || rank(recipe, corpus, Peers::new(process, Box::new(HostQueue::new(links)))))
+            })
+            .collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    });
+    for other in &all {
+        assert_eq!((&other.losses, &other.norms), (&all[0].losses, &all[0].norms));
+    }
+    all.into_iter().next().unwrap()
+}
+
+#[track_caller]
+fn assert_alike(what: &str, got: &Outcome, want: &Outcome, tolerance: f32) {
+    let pairs = |a: &[f32], b: &[f32]| a.iter().copied().zip(b.iter().copied()).collect::<Vec<_>>();
+    for (got, want) in pairs(&got.losses, &want.losses).into_iter().chain(pairs(&got.norms, &want.norms)) {
+        // Also false for NaN.
+        assert!((got / want - 1.0).abs() <= tolerance, "{what}: {got}, expected {want}");
+    }
+}
+
+/// The same bits in all that is left of a run.
+#[track_caller]
+fn assert_same_tensors(what: &str, got: &Outcome, want: &Outcome) {
+    assert_eq!(got.tensors.len(), want.tensors.len());
+    for (name, (got, want)) in
+        ["params", "m", "v", "master"].iter().zip(got.tensors.iter().zip(&want.tensors))
+    {
+        let differs = got.iter().zip(want).position(|(a, b)| a.to_bits() != b.to_bits());
+        assert_eq!(differs, None, "{what}: first element of {name} that differs");
+        assert!(want.iter().any(|&x| x != 0.0) && want.iter().all(|x| x.is_finite()), "{what}: {name}");
+    }
+}
+
+#[test]
+fn every_stage_takes_the_same_steps() {
+    let corpus = Corpus::new();
+    for layers in [1, 2, 3] {
+        let alone = run(&Recipe::cpu(layers, 1, 4), &corpus);
+        for world_size in [2, 4] {
+            let recipe = Recipe::cpu(layers, world_size, 4 / world_size);
+            let whole = run(&recipe, &corpus);
+            assert_alike("ranks", &whole, &alone, 1e-5);
+            for stage in [Stage::Zero1, Stage::Zero2, Stage::Zero3] {
+                let what = format!("{layers} layers, {world_size} ranks, {stage:?}");
+                let divided = run(&Recipe { stage, ..recipe }, &corpus);
+                assert_alike(&what, &divided, &whole, 1e-5);
+                // Where gradients are divided, they are summed over ranks first, over micro-steps then.
+                if stage == Stage::Zero1 || recipe.grad_accum_steps == 1 {
+                    assert_same_tensors(&what, &divided, &whole);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn recomputing_clipping_and_uneven_ranks_change_nothing() {
+    let corpus = Corpus::new();
+    for recompute in [Recompute::Nothing, Recompute::GeluAndLayernorm] {
+        let alone = Recipe { recompute, grad_clip: 0.5, ..Recipe::cpu(3, 1, 6) };
+        let want = run(&alone, &corpus);
+        for stage in Stage::ALL {
+            let together = Recipe { stage, world_size: 3, grad_accum_steps: 2, ..alone };
+            assert_alike(&format!("{recompute:?}, {stage:?}"), &run(&together, &corpus), &want, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn sums_after_every_micro_step_are_the_same_sums() {
+    let corpus = Corpus::new();
+    for stage in Stage::ALL {
+        let recipe = Recipe { stage, ..Recipe::cpu(2, 2, 3) };
+        let last = run(&recipe, &corpus);
+        let every = run(&Recipe { sums_every_micro_step: true, ..recipe }, &corpus);
+        assert_alike(&format!("{stage:?}"), &every, &last, 1e-5);
+    }
+}
+
+#[test]
+fn delays_change_no_bit() {
+    let corpus = Corpus::new();
+    for stage in Stage::ALL {
+        let recipe = Recipe { stage, grad_clip: 0.5, steps: 3, ..Recipe::cpu(3, 3, 2) };
+        let want = run(&recipe, &corpus);
+        for seed in [100, 200, 300] {
+            assert_eq!(run(&Recipe { seed, ..recipe }, &corpus), want, "{stage:?}");
+        }
+    }
+}
+
+#[test]
+fn kernels_take_the_same_steps_in_every_stage() {
+    let corpus = Corpus::new();
+    for dtype in [Dtype::F32, Dtype::Bf16] {
+        let recipe = Recipe::emulated(dtype, 2);
+        let whole = run(&recipe, &corpus);
+        for stage in [Stage::Zero1, Stage::Zero2, Stage::Zero3] {
+            let what = format!("{dtype:?}, {stage:?}");
+            let divided = run(&Recipe { stage, ..recipe }, &corpus);
+            // Two sums of bf16 are rounded once more.
+            assert_alike(&what, &divided, &whole, if dtype == Dtype::F32 { 1e-5 } else { 2e-2 });
+            if stage == Stage::Zero1 {
+                assert_same_tensors(&what, &divided, &whole);
+            }
+        }
+    }
+}
+
+/// What each stage promises, in bytes of one of four ranks.
+#[test]
+fn memory_falls_with_each_stage() {
+    let corpus = Corpus::new();
+    let recipe = Recipe { steps: 1, ..Recipe::cpu(8, 4, 1) };
+    let memory = Stage::ALL.map(|stage| run(&Recipe { stage, ..recipe }, &corpus).memory);
+    let bytes = |stage: usize, arena: &str| {
+        memory[stage].iter().find(|(name, _)| name == arena).map_or(0, |(_, bytes)| *bytes)
+    };
+    for (stage, memory) in memory.iter().enumerate() {
+        println!("stage {stage}: {memory:?}");
+    }
+    let all = bytes(0, "parameters");
+    let quarter = |stage, arena| bytes(stage, arena) * 4;
+    let close = |a: usize, b: usize| a.abs_diff(b) <= b / 50;
+    assert!(close(bytes(0, "optimizer state"), 2 * all));
+    for stage in 1..4 {
+        assert!(close(quarter(stage, "optimizer state"), 2 * all), "stage {stage}");
+    }
+    assert!(close(bytes(1, "gradients"), all) && close(quarter(2, "gradients"), all));
+    assert!(close(bytes(2, "parameters"), all) && close(quarter(3, "parameters"), all));
+    // The embeddings, and two of eight layers.
+    let layer = recipe.config;
+    let at_hand = 4 * (512 * layer.C + layer.maxT * layer.C + 2 * 12 * layer.C * layer.C);
+    for (stage, arena) in [(2, "gradients at hand"), (3, "gradients at hand"), (3, "parameters at hand")] {
+        let found = bytes(stage, arena);
+        assert!(found >= at_hand && found <= at_hand * 5 / 4, "{arena}: {found}, expected about {at_hand}");
+    }
+    assert_eq!([bytes(1, "gradients at hand"), bytes(2, "parameters at hand")], [0, 0]);
+}
