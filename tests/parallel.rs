@@ -14,15 +14,17 @@ fn corpus() -> Corpus {
     corpus
 }
 
+const DATA: &str = "-i x_train_*.bin -j x_val_*.bin --threads 1";
+
 /// Eight micro-batches a step, however many processes share them.
 const RECIPE: &str =
-    "-i x_train_*.bin -j x_val_*.bin -b 1 -t 32 -d 256 -l 1e-3 -v 0 -s 0 -e small.bin --threads 1";
+    "-i x_train_*.bin -j x_val_*.bin --threads 1 -b 1 -t 32 -d 256 -l 1e-3 -v 0 -s 0 -e small.bin";
 
 /// Starts the ranks of a run, which meet through a file in the corpus's directory.
 fn start(corpus: &Corpus, program: &str, world_size: usize, flags: &str) -> Vec<Child> {
     let rank = |rank: usize| {
         let mut command = Command::new(program);
-        command.current_dir(corpus.dir.path()).args(RECIPE.split(' ')).args(flags.split_whitespace());
+        command.current_dir(corpus.dir.path()).args(flags.split_whitespace());
         if world_size > 1 {
             command.args(["-pi", "fs", "-pf", "."]);
             command.env("WORLD_SIZE", world_size.to_string());
@@ -42,7 +44,7 @@ type Losses = Vec<(u64, String, String)>;
 /// Runs to the end, expects that only rank 0 says anything, and returns loss and norm of each step.
 #[track_caller]
 fn run(corpus: &Corpus, program: &str, world_size: usize, flags: &str, out: &str) -> Losses {
-    let outputs = finish(start(corpus, program, world_size, &format!("{flags} -o {out}")));
+    let outputs = finish(start(corpus, program, world_size, &format!("{RECIPE} {flags} -o {out}")));
     for (rank, output) in outputs.iter().enumerate() {
         assert!(output.status.success(), "rank {rank}: {}", stderr(output));
         assert_eq!(stdout(output).is_empty(), rank > 0, "rank {rank} says {}", stdout(output));
@@ -120,6 +122,96 @@ fn what_some_processes_began_others_finish() {
     assert_eq!(bits[..16], run(&corpus, TRAIN_GPT2, 4, flags, "again")[..16]);
 }
 
+#[test]
+fn what_is_divided_changes_no_loss() {
+    let corpus = corpus();
+    // Three validation batches: one rank has fewer than the other.
+    let flags = "-x 12 -v 5 -m 3";
+    let alone = run(&corpus, TRAIN_GPT2, 1, flags, "alone");
+    for (world_size, stage) in [(2, 1), (2, 2), (4, 2), (2, 3), (4, 3)] {
+        let out = format!("{world_size}-{stage}");
+        let divided = run(&corpus, TRAIN_GPT2, world_size, &format!("{flags} -z {stage}"), &out);
+        assert_alike(&divided, &alone, 1e-5, 1e-4);
+        let [divided, alone] = [&out, "alone"].map(|dir| validations(&corpus.path(dir)));
+        assert_eq!(divided.len(), alone.len());
+        for (a, b) in divided.iter().zip(&alone) {
+            assert!((a / b - 1.0).abs() <= 1e-4, "stage {stage}: validation loss {a}, expected {b}");
+        }
+    }
+}
+
+#[test]
+fn divided_kernels_train_alike() {
+    let corpus = corpus();
+    for (dtype, loss, norm) in [("f32", 1e-5, 1e-4), ("bf16", 2e-3, 2e-2)] {
+        let flags = format!("--device emulated --deterministic 1 --dtype {dtype} -d 64 -x 3");
+        let alone = run(&corpus, TRAIN_GPT2CU, 1, &flags, &format!("{dtype}-alone"));
+        for stage in 1..=3 {
+            let out = format!("{dtype}-{stage}");
+            let divided = run(&corpus, TRAIN_GPT2CU, 2, &format!("{flags} -z {stage}"), &out);
+            assert_alike(&divided, &alone, loss, norm);
+        }
+    }
+}
+
+/// Everything that reads parameters besides training, with as many passes on one rank as it likes.
+#[test]
+fn divided_parameters_are_sampled_from_and_evaluated() {
+    let corpus = Corpus::new();
+    let questions = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/hellaswag_small.jsonl");
+    let flags = format!(
+        "{DATA} --layers 3 --heads 2 --channels 16 --context 128 -b 1 -t 16 -d 96 -x 2 -v 1 -m 3 -s 1 -g 8 \
+         --prompt Once -h 1 --hellaswag-data {questions}"
+    );
+    let shown = |world_size, stage| {
+        let ranks = start(&corpus, TRAIN_GPT2, world_size, &format!("{flags} -z {stage}"));
+        let outputs = finish(ranks);
+        assert!(outputs.iter().all(|output| output.status.success()), "{}", stderr(&outputs[0]));
+        let text = stdout(&outputs[0]);
+        let results = text.lines().skip_while(|line| !line.starts_with("val loss"));
+        // But for how long things took.
+        results.filter(|line| !line.contains("ms")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let alone = shown(1, 0);
+    for what in ["val loss", "HellaSwag", "generating", "Once"] {
+        assert!(alone.iter().any(|line| line.contains(what)), "{what} in {alone:?}");
+    }
+    for (world_size, stage) in [(2, 3), (3, 3), (2, 1)] {
+        assert_eq!(shown(world_size, stage), alone, "{world_size} ranks, stage {stage}");
+    }
+}
+
+#[test]
+fn what_some_divided_otherwise_others_finish() {
+    let corpus = corpus();
+    let flags = |stage: usize| format!("-x 24 -n 8 -y 1 -z {stage}");
+    let whole = run(&corpus, TRAIN_GPT2, 1, &flags(0), "whole");
+    for (before, after) in [((4, 3), (1, 0)), ((2, 1), (4, 3)), ((1, 0), (2, 2)), ((4, 2), (2, 0))] {
+        let out = format!("{}-{}-{}-{}", before.0, before.1, after.0, after.1);
+        run(&corpus, TRAIN_GPT2, before.0, &flags(before.1), &out);
+        forget_after(&corpus.path(&out), 16);
+        let resumed = run(&corpus, TRAIN_GPT2, after.0, &flags(after.1), &out);
+        assert_alike(&resumed, &whole, 1e-5, 1e-4);
+    }
+    // Where sums are formed in the same order, what is divided changes no bit: not of a checkpoint, nor of what follows.
+    let flags = |stage: usize| format!("-x 24 -n 8 -y 1 --grad-clip 0 -z {stage}");
+    for (before, after) in [(1, 0), (0, 1), (3, 2), (2, 3)] {
+        let [whole, parts] = [format!("whole-{before}{after}"), format!("parts-{before}{after}")];
+        let want = run(&corpus, TRAIN_GPT2, 2, &flags(after), &whole);
+        run(&corpus, TRAIN_GPT2, 2, &flags(before), &parts);
+        forget_after(&corpus.path(&parts), 16);
+        let resumed = run(&corpus, TRAIN_GPT2, 2, &flags(after), &parts);
+        let bits =
+            |losses: &Losses| losses.iter().map(|(step, loss, _)| (*step, loss.clone())).collect::<Vec<_>>();
+        assert_eq!(bits(&resumed), bits(&want), "{before}, then {after}");
+        for file in ["model_00000016.bin", "state_00000016_00000.bin", "state_00000024_00000.bin"] {
+            let [whole, parts] =
+                [&whole, &parts].map(|dir| std::fs::read(corpus.path(dir).join(file)).unwrap());
+            assert!(whole == parts, "{file} of stages {before} and {after}");
+        }
+    }
+}
+
 /// Waits until a run has done a step.
 fn wait_for_steps(dir: &Path) {
     let deadline = Instant::now() + Duration::from_secs(60);
@@ -134,7 +226,8 @@ fn a_process_that_is_killed_takes_the_others_along() {
     let corpus = corpus();
     for victim in [0, 2] {
         let out = format!("killed-{victim}");
-        let mut ranks = start(&corpus, TRAIN_GPT2, 3, &format!("-d 96 -x 100000 -n 5 -nk 2 -o {out}"));
+        let mut ranks =
+            start(&corpus, TRAIN_GPT2, 3, &format!("{RECIPE} -d 96 -x 100000 -n 5 -nk 2 -o {out}"));
         wait_for_steps(&corpus.path(&out));
         ranks[victim].kill().unwrap();
         let killed = Instant::now();
@@ -151,7 +244,7 @@ fn a_process_that_is_killed_takes_the_others_along() {
 #[test]
 fn a_signal_to_one_process_stops_all_at_one_step() {
     let corpus = corpus();
-    let ranks = start(&corpus, TRAIN_GPT2, 2, "-d 64 -x 100000 -o out");
+    let ranks = start(&corpus, TRAIN_GPT2, 2, &format!("{RECIPE} -d 64 -x 100000 -o out"));
     wait_for_steps(&corpus.path("out"));
     let pid = ranks[1].id().to_string();
     assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
@@ -202,7 +295,7 @@ fn a_launcher_that_contradicts_itself_is_refused() {
     refuse(&[], "-pn 2 -pr 0 -pi mpi", &["-pi mpi", "without MPI"]);
     refuse(&[], "-pn 2 -pr 0", &["-pi tcp -ps HOST"]);
     refuse(&[], "-pn 2 -pr 0 -b 2 -t 16 -d 32", &["B * T * processes = 2 * 16 * 2 = 64", "found 32"]);
-    refuse(&[], "-z 1", &["-z/--zero-stage", "expected 0"]);
+    refuse(&[], "-z 4", &["-z/--zero-stage", "expected", "found 4"]);
 }
 
 /// `warpsmith launch FLAGS -- COMMAND`, in the corpus's directory.

@@ -143,10 +143,12 @@ impl Logs {
         self.console.table(rows);
     }
 
-    /// Who else trains along.
-    pub fn peers(&mut self, description: Option<String>) {
-        if let Some(description) = description {
-            self.console.table([("processes", description)]);
+    /// Who else trains along, and what is divided among them.
+    pub fn peers(&mut self, processes: Option<String>, divided: Option<String>) {
+        let rows = [("processes", processes), ("zero_stage", divided)];
+        let rows: Vec<_> = rows.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
+        if !rows.is_empty() {
+            self.console.table(rows);
         }
     }
 

@@ -58,7 +58,7 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>, peers: Peers) -> Result<R
     let mut logs = Logs::new(max_steps, !peers.process.is_master());
     let loaders = (&train_loader, val_loader.as_ref());
     logs.banner(args, dev.as_ref(), &start.describe(args), &model.weights, loaders);
-    logs.peers(peers.describe());
+    logs.peers(peers.describe(), describe_stage(args));
     let gpu = dev.gpu();
     logs.memory(&plan, &memory_needs(args, &config, &options, dev.as_ref())?, gpu.as_ref());
     if args.gpu_info_every > 0 {
@@ -270,6 +270,19 @@ fn sharding(args: &TrainArgs) -> Sharding {
     let Process { rank, world_size, .. } = args.process;
     let part = Part { index: rank, of: world_size };
     if world_size == 1 { Sharding::NONE } else { Sharding { stage: Stage::ALL[args.zero_stage], part } }
+}
+
+/// For the start-up table.
+fn describe_stage(args: &TrainArgs) -> Option<String> {
+    let (stage, parts) = (args.zero_stage, args.process.world_size);
+    let what = match stage {
+        0 => return None,
+        _ if parts == 1 => return Some(format!("{stage}: nothing to divide, for one process")),
+        1 => "optimizer state",
+        2 => "optimizer state, gradients",
+        _ => "optimizer state, gradients, parameters",
+    };
+    Some(format!("{stage}: {what} in {parts} parts"))
 }
 
 fn hyper_params(args: &TrainArgs) -> HyperParams {
