@@ -49,3 +49,38 @@ fn activation_bytes(config: &ModelConfig, step: &RooflineArgs) -> usize {
     Activations::plan(config, &options, Dtype::Bf16, &mut plan);
     plan.size_bytes()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::GPT2;
+    use crate::optim::optimizer::{HyperParams, Optimizer};
+    use crate::roofline::scaling::Sizes;
+    use crate::roofline::scaling::memory::Memory;
+    use crate::train::sharing::Shares;
+    use crate::units::Part;
+
+    #[test]
+    fn the_memory_predicted_is_what_a_trainer_plans() {
+        let (recompute, part) = (Recompute::Gelu, Part { index: 3, of: 8 });
+        for config in ["d12", "d48"].map(|name| ModelConfig::from_descriptor(name).unwrap()) {
+            for stage in Stage::ALL {
+                let sharding = Sharding { stage, part };
+                let options =
+                    ModelOptions { B: 1, T: 1, min_rows: 0, recompute, logits_bytes: 0, sharding };
+                let mut plan = MemoryPlan::new();
+                let model = GPT2::plan(&config, &options, Dtype::Bf16, &mut plan);
+                Shares::plan(sharding, &model, &mut plan);
+                let (layout, kept) = (&model.weights.params.layout, sharding.kept(Stage::Zero1));
+                let hyper =
+                    HyperParams { beta1: 0.0, beta2: 0.0, eps: 0.0, weight_decay: 0.0, grad_clip: 0.0 };
+                Optimizer::plan(layout, kept, Dtype::Bf16, true, hyper, &mut plan);
+                let bytes = plan.arenas.iter().filter(|arena| arena.name != "activations");
+                let planned = bytes.map(|arena| arena.size_bytes).sum::<usize>() as f64;
+                let predicted = Memory::of(stage, part.of, &Sizes::of(&config), 0).total();
+                let off = (planned / predicted - 1.0).abs();
+                assert!(off <= 2e-3, "{stage:?} of {config:?}: {planned} planned, {predicted} predicted");
+            }
+        }
+    }
+}
