@@ -3,3 +3,4 @@
 pub mod compare;
 pub mod cpu;
 pub mod cuda;
+mod lent;

@@ -6,5 +6,6 @@ mod counting;
 mod device;
 mod fragments;
 mod hopper;
+mod lent;
 mod mutants;
 mod shipped;

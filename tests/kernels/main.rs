@@ -9,6 +9,7 @@ mod adamw;
 mod add;
 mod attention;
 mod classifier;
+mod copies;
 mod encoder;
 mod gelu;
 mod layernorm;

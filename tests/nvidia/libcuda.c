@@ -173,6 +173,10 @@ result cuMemcpyHtoDAsync_v2(uint64_t dst, const void* src, size_t bytes, void* s
     (void)stream;
     return enqueue((void*)dst, src, bytes);
 }
+result cuMemcpyDtoDAsync_v2(uint64_t dst, uint64_t src, size_t bytes, void* stream) {
+    (void)stream;
+    return bytes ? enqueue((void*)dst, (const void*)src, bytes) : INVALID;
+}
 result cuMemcpyDtoHAsync_v2(void* dst, uint64_t src, size_t bytes, void* stream) {
     (void)stream;
     return enqueue(dst, (const void*)src, bytes);

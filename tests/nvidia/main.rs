@@ -123,12 +123,18 @@ fn case_copies() {
         batch.fill(0);
     }
     gpu.clear(address + 5_000_000, 77).unwrap();
+    // Behind what writes the source, before what overwrites it.
+    gpu.copy(address + 7_000_000, address + 1000, 3000).unwrap();
+    gpu.copy(address + 8_000_000, address, 0).unwrap();
+    gpu.upload(address + 1000, &[3; 10]).unwrap();
     gpu.download(&mut found, address).unwrap();
     let mut expected = noise(bytes, 0);
     for i in 0..100 {
         expected[1000 * i..][..999].copy_from_slice(&noise(999, i));
     }
     expected[5_000_000..][..77].fill(0);
+    expected.copy_within(1000..4000, 7_000_000);
+    expected[1000..1010].fill(3);
     assert!(found == expected);
     gpu.allocate(0).unwrap();
     let error = format!("{:#}", gpu.allocate(2 << 30).unwrap_err());

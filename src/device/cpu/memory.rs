@@ -1,8 +1,10 @@
 //! Arenas in host memory, and a run-time borrow checker over them.
 //!
 //! Tensors are plain handles, so the compiler cannot know whether two of them overlap. An operation takes all its
-//! slices from one [`Borrow`], which refuses a slice that overlaps one it gave out before, unless both are read only.
+//! slices from one [`Borrow`], which refuses a slice that overlaps one it gave out before, unless both are read only, and
+//! any slice of what is lent to a communicator.
 
+use crate::device::lent::Lent;
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use anyhow::{Result, anyhow};
 use bytemuck::{Pod, Zeroable};
@@ -18,6 +20,7 @@ struct Block([u8; 256]);
 #[derive(Default)]
 pub struct Memory {
     arenas: Vec<Box<[Block]>>,
+    lent: Lent,
 }
 
 impl Memory {
@@ -38,7 +41,7 @@ impl Memory {
                 })
             })
             .collect::<Result<_>>()?;
-        Ok(Memory { arenas })
+        Ok(Memory { arenas, lent: Lent::default() })
     }
 
     /// Starts the borrows of one operation.
@@ -48,7 +51,21 @@ impl Memory {
             .iter_mut()
             .map(|a| (a.as_mut_ptr().cast::<u8>(), size_of_val::<[Block]>(a)))
             .collect();
-        Borrow { bases, taken: RefCell::default(), _memory: std::marker::PhantomData }
+        Borrow { bases, lent: &self.lent, taken: RefCell::default(), _memory: std::marker::PhantomData }
+    }
+
+    /// The address of a tensor which from now on is nobody's here.
+    pub fn lend(&mut self, tensor: Tensor) -> u64 {
+        let start = self.borrow().bytes_mut(tensor).as_mut_ptr();
+        self.lent.lend(start.expose_provenance(), tensor.size_bytes());
+        start as u64
+    }
+
+    /// # Panics
+    /// If it was not lent.
+    pub fn take_back(&mut self, tensor: Tensor) {
+        let start = self.arenas[tensor.arena].as_ptr().addr() + tensor.offset;
+        self.lent.take_back(start, tensor.size_bytes());
     }
 }
 
@@ -56,6 +73,7 @@ impl Memory {
 pub struct Borrow<'a> {
     /// Start and size in bytes of each arena.
     bases: Vec<(*mut u8, usize)>,
+    lent: &'a Lent,
     taken: RefCell<Vec<Taken>>,
     _memory: std::marker::PhantomData<&'a mut Memory>,
 }
@@ -103,6 +121,9 @@ impl<'a> Borrow<'a> {
         let (base, size) = self.bases[tensor.arena];
         let bytes = tensor.offset..tensor.offset + tensor.size_bytes();
         assert!(bytes.end <= size, "tensor {tensor:?} ends past its arena of {size} bytes");
+        if let Some(refusal) = self.lent.refusal(base.addr() + bytes.start, bytes.len()) {
+            panic!("an operation on {tensor:?}, {refusal}");
+        }
         let mut taken = self.taken.borrow_mut();
         for other in taken.iter().filter(|o| o.arena == tensor.arena && (o.writable || writable)) {
             assert!(
@@ -144,6 +165,43 @@ mod tests {
         let borrow = memory.borrow();
         borrow.read(x.slice(0, 51));
         borrow.write(x.slice(50, 50));
+    }
+
+    #[test]
+    #[should_panic(expected = "an operation on Tensor { arena: 0, offset: 196, len: 2, dtype: F32 }, at ")]
+    fn what_is_lent_is_not_read() {
+        let (mut memory, x) = memory();
+        memory.lend(x.slice(50, 20));
+        memory.borrow().read(x.slice(49, 2));
+    }
+
+    #[test]
+    #[should_panic(expected = ": 80 bytes at ")]
+    fn what_is_lent_is_not_lent_again() {
+        let (mut memory, x) = memory();
+        memory.lend(x.slice(50, 20));
+        memory.lend(x.slice(69, 2));
+    }
+
+    #[test]
+    fn what_is_taken_back_is_as_before() {
+        let (mut memory, x) = memory();
+        let [a, b] = [x.slice(0, 20), x.slice(20, 20)];
+        memory.lend(a);
+        memory.lend(b);
+        memory.borrow().write(x.slice(40, 60));
+        memory.take_back(a);
+        memory.borrow().write(a);
+        memory.take_back(b);
+        memory.borrow().write(x);
+    }
+
+    #[test]
+    #[should_panic(expected = "are taken back, which were not lent")]
+    fn what_was_not_lent_is_not_taken_back() {
+        let (mut memory, x) = memory();
+        memory.lend(x.slice(0, 20));
+        memory.take_back(x.slice(0, 19));
     }
 
     #[test]

@@ -76,11 +76,13 @@ impl Device for Cpu {
     }
 
     fn lend(&mut self, tensor: Tensor) -> Buffer {
-        let address = self.memory.borrow().bytes_mut(tensor).as_mut_ptr() as u64;
+        let address = self.memory.lend(tensor);
         Buffer { address, len: tensor.len, dtype: tensor.dtype, place: Place::Host }
     }
 
-    fn take_back(&mut self, _tensor: Tensor) {}
+    fn take_back(&mut self, tensor: Tensor) {
+        self.memory.take_back(tensor);
+    }
 }
 
 impl Ops for Cpu {

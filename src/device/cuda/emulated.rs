@@ -72,10 +72,15 @@ impl Launcher for Emulated {
             .get(kernel.name)
             .with_context(|| format!("no kernel {} was compiled from {}", kernel.name, kernel.file))?;
         self.checker.get_mut().allocations = self.memory.bounds();
+        self.checker.get_mut().lent = self.memory.lent.clone();
         let checker = check.then_some(&self.checker);
         self.counter.get_mut().allocations = self.memory.bounds();
         let counter = count.then_some(&self.counter);
-        Job::new(compiled, kernel, launch, args, self.options, checker, counter)?.run()?;
+        let job = Job::new(compiled, kernel, launch, args, self.options, checker, counter)?;
+        if !check {
+            job.refuse_lent(&self.memory.lent)?;
+        }
+        job.run()?;
         if count {
             *self.counts.entry(kernel.name).or_default() += self.counter.get_mut().end_launch();
         }
@@ -99,28 +104,29 @@ impl Driver for Emulated {
     }
 
     fn upload(&mut self, dst: u64, src: &[u8]) -> Result<()> {
-        let place = self.memory.place(dst, src.len())?;
+        let place = self.memory.touch(dst, src.len(), "an upload to")?;
         // SAFETY: inside an allocation; no kernel runs.
         unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), place, src.len()) };
         Ok(())
     }
 
     fn download(&mut self, dst: &mut [u8], src: u64) -> Result<()> {
-        let place = self.memory.place(src, dst.len())?;
+        let place = self.memory.touch(src, dst.len(), "a download from")?;
         // SAFETY: inside an allocation; no kernel runs.
         unsafe { std::ptr::copy_nonoverlapping(place, dst.as_mut_ptr(), dst.len()) };
         Ok(())
     }
 
     fn copy(&mut self, dst: u64, src: u64, bytes: usize) -> Result<()> {
-        let (to, from) = (self.memory.place(dst, bytes)?, self.memory.place(src, bytes)?);
+        let to = self.memory.touch(dst, bytes, "a copy to")?;
+        let from = self.memory.touch(src, bytes, "a copy from")?;
         // SAFETY: inside allocations; no kernel runs. That they do not overlap is what the caller promises.
         unsafe { std::ptr::copy(from, to, bytes) };
         Ok(())
     }
 
     fn clear(&mut self, dst: u64, bytes: usize) -> Result<()> {
-        let place = self.memory.place(dst, bytes)?;
+        let place = self.memory.touch(dst, bytes, "clearing")?;
         // SAFETY: inside an allocation; no kernel runs.
         unsafe { place.write_bytes(0, bytes) };
         Ok(())
@@ -131,11 +137,14 @@ impl Driver for Emulated {
     }
 
     fn lend(&mut self, address: u64, bytes: usize) -> (u64, Place) {
-        let host = self.memory.place(address, bytes).expect("memory that was planned");
+        let host = self.memory.touch(address, bytes, "lending").expect("memory that was planned");
+        self.memory.lent.lend(address as usize, bytes);
         (host as u64, Place::Host)
     }
 
-    fn take_back(&mut self, _address: u64, _bytes: usize) {}
+    fn take_back(&mut self, address: u64, bytes: usize) {
+        self.memory.lent.take_back(address as usize, bytes);
+    }
 
     fn take_counts(&mut self) -> BTreeMap<&'static str, Counts> {
         std::mem::take(&mut self.counts)

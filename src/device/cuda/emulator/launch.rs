@@ -3,11 +3,14 @@
 use super::block::Block;
 use super::checker::Checker;
 use super::counting::Counter;
+use super::hopper::decode as decode_tensor_map;
 use super::library::Kernel;
 use super::region::{ARGUMENTS_BYTES, ARGUMENTS_OFFSET, MAX_THREADS, Region};
 use super::shared::MAX_BYTES;
 use super::{EmulatorOptions, Schedule};
 use crate::device::cuda::kernel::{Arg, KernelSpec, Launch};
+use crate::device::cuda::tensor_map::TensorMap;
+use crate::device::lent::Lent;
 use anyhow::{Result, bail, ensure};
 use std::cell::RefCell;
 use std::sync::Mutex;
@@ -84,6 +87,31 @@ impl<'a> Job<'a> {
         let block_dim = [threads, 1, 1];
         let shared_bytes = shared_bytes as usize;
         Ok(Job { kernel, grid, block_dim, shared_bytes, options, arguments, checker, counter })
+    }
+
+    /// Looks for arguments that point into what is lent, or are tensor maps of some of it. That is all one can say of a kernel
+    /// without the checker: not how far it goes from where a pointer points. What a kernel is given it nearly always touches.
+    pub fn refuse_lent(&self, lent: &Lent) -> Result<()> {
+        let types = self.kernel.parameter_types();
+        for (number, (argument, kind)) in self.arguments.iter().zip(types).enumerate() {
+            // SAFETY: `new` compared the sizes with those of the types.
+            let (address, bytes) = unsafe {
+                match kind {
+                    "TensorMap" => {
+                        match decode_tensor_map(&argument.value.cast::<TensorMap>().read_unaligned()) {
+                            Some(matrix) => (matrix.address, matrix.size_bytes()),
+                            None => continue,
+                        }
+                    }
+                    _ if kind.ends_with('*') => (argument.value.cast::<u64>().read_unaligned(), 1),
+                    _ => continue,
+                }
+            };
+            if let Some(refusal) = lent.refusal(address as usize, bytes) {
+                bail!("kernel {}: argument {number} ({kind}) points {refusal}", self.kernel.name());
+            }
+        }
+        Ok(())
     }
 
     pub fn threads(&self) -> usize {

@@ -1,5 +1,6 @@
 //! Global memory: pieces of the host's.
 
+use crate::device::lent::Lent;
 use anyhow::{Result, bail};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 
@@ -15,6 +16,7 @@ struct Allocation {
 #[derive(Default)]
 pub struct GlobalMemory {
     allocations: Vec<Allocation>,
+    pub lent: Lent,
 }
 
 impl GlobalMemory {
@@ -34,6 +36,20 @@ impl GlobalMemory {
     /// First address, and the one after the last, of every allocation, in order.
     pub fn bounds(&self) -> Vec<(usize, usize)> {
         self.allocations.iter().map(|a| (a.address, a.address + a.bytes)).collect()
+    }
+
+    /// Where so many bytes are, for the host to work on.
+    ///
+    /// # Errors
+    /// As [`Self::place`].
+    ///
+    /// # Panics
+    /// If some of them are lent.
+    pub fn touch(&self, address: u64, bytes: usize, what: &str) -> Result<*mut u8> {
+        if let Some(refusal) = self.lent.refusal(address as usize, bytes) {
+            panic!("{what} {bytes} bytes {refusal}");
+        }
+        self.place(address, bytes)
     }
 
     /// Where so many bytes are.

@@ -97,7 +97,8 @@ pub enum Copies {
 pub struct EmulatorOptions {
     pub schedule: Schedule,
     pub copies: Copies,
-    /// Checks every access to memory: bounds, initialisation, races. 5 to 20 times slower.
+    /// Checks every access to memory: bounds, initialisation, races, what is lent. 5 to 20 times slower. Without it, of what is
+    /// lent only the arguments of kernels are looked at, and what the host does.
     pub check: bool,
     /// Counts what launches ask of memory and of the tensor cores, for `take_counts`; with or without the checker, and as slow.
     pub count: bool,

@@ -12,6 +12,7 @@ mod shadow;
 use super::block::{Block, Me};
 use super::failure::Site;
 use super::region::*;
+use crate::device::lent::Lent;
 pub use hopper::MbarrierClock;
 use shadow::{Access, Cell, GRAIN, Shadow};
 use std::collections::HashMap;
@@ -25,6 +26,16 @@ pub enum Kind {
     Read,
     Write,
     Atomic,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Read => "a read",
+            Kind::Write => "a write",
+            Kind::Atomic => "an atomic operation",
+        }
+    }
 }
 
 /// Where an access goes.
@@ -43,6 +54,7 @@ struct Release {
 /// The state of a checked device; the first and last address of every allocation.
 pub struct Checker {
     pub allocations: Vec<(usize, usize)>,
+    pub lent: Lent,
     shadow: Shadow,
     /// Number of the block that runs, over all launches.
     block: u32,
@@ -63,6 +75,7 @@ impl Checker {
     pub fn new() -> Self {
         Checker {
             allocations: Vec::new(),
+            lent: Lent::default(),
             shadow: Shadow::new(),
             block: 0,
             first_block: 1,
@@ -340,6 +353,7 @@ impl Block {
                 self.check(|c| c.visit_all(Space::Shared, shared, bytes, thread, kind))
             }
         } else {
+            self.check_lent(user, start, bytes, kind, site);
             self.check(|c| match c.in_allocation(start, bytes)? {
                 true => c.visit_all(Space::Global, start, bytes, thread, kind),
                 false if is_constant(start) => Ok(()),
@@ -347,12 +361,14 @@ impl Block {
             })
         };
         if let Some(Err(message)) = result {
-            let what = match kind {
-                Kind::Read => "a read",
-                Kind::Write => "a write",
-                Kind::Atomic => "an atomic operation",
-            };
-            user.fail(site, format!("{what} {message}"));
+            user.fail(site, format!("{} {message}", kind.name()));
+        }
+    }
+
+    /// Looks at whether an access to global memory touches what is lent.
+    pub fn check_lent(&self, user: Me, start: usize, bytes: usize, kind: Kind, site: Site) {
+        if let Some(message) = self.check(|c| c.lent.refusal(start, bytes)).flatten() {
+            user.fail(site, format!("{} of {bytes} bytes {message}", kind.name()));
         }
     }
 

@@ -11,7 +11,7 @@ use super::failure::{Failure, Site};
 use super::region::{ARENA_OFFSET, MAX_THREADS};
 use mbarrier::Mbarriers;
 use tma::Loads;
-pub use tma::encode;
+pub use tma::{decode, encode};
 use wgmma::{Products, Warpgroup};
 pub use wgmma::{Wgmma, commit, fence, issue, wait};
 

@@ -2,6 +2,7 @@
 //! lands when no thread can run without it.
 
 use super::super::block::{Block, Me, me};
+use super::super::checker::Kind;
 use super::super::counting;
 use super::super::failure::{Failure, Site};
 use super::mbarrier::Mbarriers;
@@ -23,7 +24,8 @@ pub fn encode(matrix: &TiledMatrix) -> TensorMap {
     map
 }
 
-fn decode(map: &TensorMap) -> Option<TiledMatrix> {
+/// The matrix, if it is a map of one.
+pub fn decode(map: &TensorMap) -> Option<TiledMatrix> {
     let [magic, address, rows, columns, box_rows, ..] = map.0;
     let [rows, columns, box_rows] = [rows, columns, box_rows].map(|n| n as usize);
     (magic == MAGIC).then_some(TiledMatrix { address, rows, columns, box_rows })
@@ -217,6 +219,9 @@ fn issue(me: Me, load: Load) {
     let (barrier, site, to) = (load.barrier, load.site, load.to);
     let arrival = Arrival { to, barrier, phase: hopper.barriers.borrow().phase(barrier), site };
     me.block.check_tma_issue(me, to, site);
+    load.rows_inside()
+        .iter()
+        .for_each(|row| me.block.check_lent(me, row.address, row.bytes, Kind::Read, site));
     me.block.count(|c| c.tma(&load.rows_inside(), load.matrix.box_rows as u64));
     let late = me.block.copies_late();
     {
