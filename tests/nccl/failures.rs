@@ -8,8 +8,8 @@ use warpsmith::parallel::mesh::{self, Meeting, Mesh};
 /// Sums up once. What came of it.
 fn sum(nccl: &mut Nccl, stream: usize) -> String {
     let one = operation(Collective::AllReduce, 0x1000, 100, Dtype::F32, stream);
-    let result = nccl.start(vec![one]).and_then(|()| nccl.finish());
-    let again = nccl.start(vec![one]).and_then(|()| nccl.finish());
+    let result = nccl.start(vec![one]).and_then(|_| nccl.finish());
+    let again = nccl.start(vec![one]).and_then(|_| nccl.finish());
     match result {
         Ok(()) => again.map(|()| "done".to_owned()).unwrap(),
         Err(e) => {
@@ -36,6 +36,7 @@ fn expect(libraries: &StandIns, case: &str, settings: &[(&str, &str)], line: &st
     let _ = std::fs::remove_file(libraries.path("log"));
     let said = libraries.run(case, settings);
     assert!(said.contains(line), "expected {line}, found\n{said}");
+    libraries.check_events();
     calls(libraries)
 }
 

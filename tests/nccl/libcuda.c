@@ -27,15 +27,20 @@ void stub_note(const char* format, ...) {
     va_end(values);
 }
 void* stub_context(void) { return current; }
-// While it is set, no work in any stream ends.
+// While it is set, no work that is queued ends.
 int stub_stuck;
 
 struct stream {
-    int id, queries;
-};
-struct event {
     int id;
 };
+// Never freed, so that the use of one that is gone is seen.
+struct event {
+    int id, recorded, stuck, queries, gone;
+};
+static result use(struct event* event) {
+    if (event->gone) stub_note("event %d is used after its end", event->id);
+    return event->gone ? INVALID : OK;
+}
 
 result cuCtxGetCurrent(void** context) {
     *context = current;
@@ -57,15 +62,9 @@ result cuStreamDestroy_v2(struct stream* stream) {
     return OK;
 }
 int stub_stream(const struct stream* stream) { return stream->id; }
-// Work takes three looks.
-result cuStreamQuery(struct stream* stream) {
-    if (stub_stuck || ++stream->queries % 3) return NOT_READY;
-    stub_note("stream %d is done", stream->id);
-    return OK;
-}
 result cuStreamWaitEvent(struct stream* stream, struct event* event, unsigned flags) {
     stub_note("stream %d waits for event %d", stream->id, event->id);
-    return current && flags == 0 ? OK : INVALID;
+    return current && flags == 0 && event->recorded ? use(event) : INVALID;
 }
 result cuEventCreate(struct event** event, unsigned flags) {
     *event = calloc(1, sizeof **event);
@@ -73,13 +72,23 @@ result cuEventCreate(struct event** event, unsigned flags) {
     return current && flags == 2 ? OK : INVALID; // without timing
 }
 result cuEventDestroy_v2(struct event* event) {
-    event->id = -1;
-    free(event);
-    return OK;
+    stub_note("destroy event %d", event->id);
+    result ok = use(event);
+    event->gone = 1;
+    return ok;
 }
 result cuEventRecord(struct event* event, struct stream* stream) {
     stub_note("event %d in stream %d", event->id, stream->id);
-    return current ? OK : INVALID_CONTEXT;
+    event->recorded = 1;
+    event->stuck = stub_stuck;
+    return current ? use(event) : INVALID_CONTEXT;
+}
+// Work takes three looks.
+result cuEventQuery(struct event* event) {
+    if (!event->recorded || use(event) != OK) return INVALID;
+    if (event->stuck || ++event->queries < 3) return NOT_READY;
+    if (event->queries == 3) stub_note("event %d has passed", event->id);
+    return OK;
 }
 result cuGetErrorName(int error, const char** name) {
     (void)error;

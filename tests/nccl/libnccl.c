@@ -1,5 +1,6 @@
 // A stand-in for NVIDIA's libnccl that writes down what it is asked, and whether that is allowed. STUB_NCCL chooses what goes
-// wrong: "init", "init-hangs", "queue", "async", "stuck" (nothing queued ever ends), "group-hangs" (until aborted), "abort-hangs" (as well).
+// wrong: "init", "init-hangs", "queue", "async", "stuck" (nothing queued ever ends), "second-stuck" (only the first group's work does),
+// "group-hangs" (until aborted), "abort-hangs" (as well).
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -120,7 +121,9 @@ status ncclBroadcast(const void* send, void* receive, size_t count, int type, in
     return queue(comm, "broadcast", send, receive, count, type, root, stream);
 }
 status ncclGroupStart(void) {
+    static int groups;
     stub_note("group (%d)", depth);
+    if (++groups == 2 && is("second-stuck")) stub_stuck = 1;
     depth++;
     return OK;
 }

@@ -19,7 +19,7 @@ use warpsmith::ops::{Buffer, Place};
 use warpsmith::parallel::links::Threads;
 use warpsmith::parallel::nccl::functions::Functions;
 use warpsmith::parallel::nccl::{Nccl, Patience};
-use warpsmith::parallel::{Collective, Communicator, Operation};
+use warpsmith::parallel::{Collective, Communicator, Operation, Ticket};
 use warpsmith::tensor::Dtype;
 
 /// The stand-ins, and the file that they write to.
@@ -51,6 +51,21 @@ impl StandIns {
     fn log(&self) -> Vec<String> {
         let log = std::fs::read_to_string(self.path("log")).unwrap_or_default();
         log.lines().map(str::to_owned).collect()
+    }
+
+    /// Every event that was recorded is destroyed, once, and not used afterwards. How many there were.
+    fn check_events(&self) -> usize {
+        let log = self.log();
+        let count = |line: &str| log.iter().filter(|found| *found == line).count();
+        assert!(!log.iter().any(|line| line.contains("after its end")), "{}", log.join("\n"));
+        let mut recorded: Vec<&str> =
+            log.iter().filter_map(|line| line.split_once(" in stream ")?.0.strip_prefix("event ")).collect();
+        recorded.sort_unstable();
+        recorded.dedup();
+        for event in &recorded {
+            assert_eq!(count(&format!("destroy event {event}")), 1, "event {event}:\n{}", log.join("\n"));
+        }
+        recorded.len()
     }
 
     /// One of the cases, in a process that finds the stand-ins.
@@ -158,10 +173,14 @@ fn case_alone() {
     assert_eq!((nccl.rank(), nccl.world_size()), (0, 1));
     let one = operation(Collective::AllReduce, 0x1000, 100, Dtype::F32, stream);
     let two = operation(Collective::Broadcast { root: 0 }, 0x2000, 7, Dtype::Bf16, stream);
-    nccl.start(vec![one, two]).unwrap();
+    assert_eq!(nccl.start(vec![one, two]).unwrap(), Ticket(1));
     nccl.finish().unwrap();
-    nccl.start(Vec::new()).unwrap();
-    nccl.start(vec![one]).unwrap();
+    assert_eq!(nccl.start(Vec::new()).unwrap(), Ticket(2));
+    nccl.wait(Ticket(2)).unwrap();
+    assert_eq!(nccl.start(vec![one]).unwrap(), Ticket(3));
+    nccl.wait(Ticket(2)).unwrap();
+    nccl.wait(Ticket(3)).unwrap();
+    nccl.wait(Ticket(1)).unwrap();
     nccl.finish().unwrap();
     let mut host = one;
     host.buffer.place = Place::Host;
@@ -180,17 +199,23 @@ id
 0: joins 1
 event 1 in stream 1
 stream 2 waits for event 1
+destroy event 1
 group (0)
 0: all_reduce 1000 -> 1000, 100 of type 7, 0, in stream 2
 0: broadcast 2000 -> 2000, 7 of type 9, 0, in stream 2
 end of group (0)
-stream 2 is done
-event 2 in stream 1
-stream 2 waits for event 2
+event 2 in stream 2
+event 2 has passed
+destroy event 2
+event 3 in stream 1
+stream 2 waits for event 3
+destroy event 3
 group (0)
 0: all_reduce 1000 -> 1000, 100 of type 7, 0, in stream 2
 end of group (0)
-stream 2 is done
+event 4 in stream 2
+event 4 has passed
+destroy event 4
 0: finalize
 0: destroy
 destroy stream 2";
@@ -261,10 +286,44 @@ destroy",
         );
         assert_eq!(calls.join("\n"), expected, "rank {rank}");
     }
+    assert_eq!(libraries.check_events(), 2 * 2 * 3);
     let groups = log.iter().filter(|line| line.contains("group")).collect::<Vec<_>>();
     assert!(groups.iter().all(|line| line.ends_with("(0)")), "groups in groups: {groups:?}");
     assert_eq!(groups.len(), 2 * 2 * 3);
     let position = |what: &str| log.iter().position(|line| line.ends_with(what)).unwrap();
-    let last_done = log.iter().rposition(|line| line.ends_with("is done")).unwrap();
+    let last_done = log.iter().rposition(|line| line.ends_with("has passed")).unwrap();
     assert!(position("finalize") > last_done, "ranks end together:\n{}", log.join("\n"));
+}
+
+#[test]
+#[ignore = "runs in a process of its own"]
+fn case_tickets() {
+    let stream = open_gpu();
+    let patience = Patience { progress: Duration::from_millis(1200), ..PATIENCE };
+    let mut nccl = Nccl::open(threads(1).pop().unwrap(), patience).unwrap();
+    let one = operation(Collective::AllReduce, 0x1000, 100, Dtype::F32, stream);
+    let tickets = [(); 3].map(|()| nccl.start(vec![one]).unwrap());
+    nccl.wait(tickets[0]).unwrap();
+    println!("the first is done.");
+    let why = nccl.wait(tickets[1]).unwrap_err().to_string();
+    println!("refused: {why}.");
+    for again in
+        [nccl.wait(tickets[0]), nccl.wait(tickets[2]), nccl.finish(), nccl.start(vec![one]).map(drop)]
+    {
+        assert_eq!(again.unwrap_err().to_string(), why, "what has failed stays so");
+    }
+}
+
+#[test]
+fn an_early_ticket_is_not_kept_by_later_ones() {
+    let libraries = StandIns::new();
+    let said = libraries.run("case_tickets", &[("STUB_NCCL", "second-stuck")]);
+    let line = "refused: rank 0: NCCL does not get on: no result for 1 s, though all ranks are there";
+    assert!(said.contains("the first is done.") && said.contains(line), "{said}");
+    let log = libraries.log();
+    let passed = log.iter().filter(|line| line.ends_with("has passed")).count();
+    let calls: Vec<&str> =
+        log.iter().filter_map(|line| line.strip_prefix("0: ")?.split(' ').next()).collect();
+    assert_eq!(calls, ["joins", "all_reduce", "all_reduce", "all_reduce", "abort"]);
+    assert_eq!((passed, libraries.check_events()), (1, 6), "{}", log.join("\n"));
 }

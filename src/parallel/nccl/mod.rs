@@ -58,7 +58,6 @@ pub struct Nccl {
     version: i32,
     patience: Patience,
     functions: Arc<Functions>,
-    stream: Arc<Stream>,
     worker: Worker,
     watch: Watch,
     /// `None` before all ranks are there, and once it is gone.
@@ -82,17 +81,16 @@ impl Nccl {
         let context = Context::current()?;
         let version = functions.version()?;
         let id = agree(&mut links, &functions, version)?;
-        let stream = Arc::new(Stream::new()?);
+        let stream = Stream::new()?;
         let watch = Watch::start(links, patience.turn);
         let seat = Seat { id, rank, world_size };
-        let worker = Worker::start(functions.clone(), context, stream.clone(), seat);
+        let worker = Worker::start(functions.clone(), context, stream, seat);
         let mut nccl = Nccl {
             rank,
             world_size,
             version,
             patience,
             functions,
-            stream,
             worker,
             watch,
             comm: None,

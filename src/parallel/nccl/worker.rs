@@ -36,7 +36,7 @@ pub enum Ending {
 /// What both threads look at.
 struct Shared {
     functions: Arc<Functions>,
-    stream: Arc<Stream>,
+    stream: Stream,
     /// The communicator is about to be aborted: nothing else of it may be called any more.
     over: AtomicBool,
     /// Somebody has begun to end it, which must happen once.
@@ -56,7 +56,7 @@ pub struct Worker {
 
 impl Worker {
     /// Begins to join the others.
-    pub fn start(functions: Arc<Functions>, context: Context, stream: Arc<Stream>, seat: Seat) -> Self {
+    pub fn start(functions: Arc<Functions>, context: Context, stream: Stream, seat: Seat) -> Self {
         let shared = Arc::new(Shared {
             functions,
             stream,
