@@ -44,7 +44,7 @@ clang=
 for place in "${places[@]}"; do
     [ -n "$place" ] || continue
     for library in "$place"/libclang{,-*}.so* "$place"/libclang.dylib; do
-        [[ $library != *libclang-cpp* ]] || continue
+        [[ -e $library && $library != *libclang-cpp* ]] || continue
         # Beside the library, or beside what it is a link to; Debian keeps them with LLVM of the same version.
         real=$(dirname "$(readlink -f "$library")")
         version=$(basename "$library" | sed -n 's/[^0-9]*\([0-9]*\).*/\1/p')
