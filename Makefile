@@ -8,13 +8,17 @@ BUILD := build
 VENV ?= $(BUILD)/venv
 OUT ?= out/stories
 
+# MPI is built in where it can be; MPI=0 goes without, MPI=1 insists. The same throughout, so that cargo builds things once.
+MPI ?=
+WITH_MPI = features=$$(dev/find_mpi.sh "$(MPI)") &&
+
 .PHONY: help build train train_gpt2 train_gpt2cu warpsmith nvcc kernels-check kernels-budget test lint fmt bench bench-quick gpu-report gpu-report-programs parity venv clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 build: .cargo-found ## ./train_gpt2 and ./warpsmith, optimised
-	@$(CARGO) build --release --locked --bins
+	@$(WITH_MPI) $(CARGO) build --release --locked --bins $$features
 	@cp -f target/release/train_gpt2 target/release/warpsmith .
 
 .cargo-found:
@@ -23,7 +27,7 @@ build: .cargo-found ## ./train_gpt2 and ./warpsmith, optimised
 .PHONY: .cargo-found
 
 train_gpt2 warpsmith: .cargo-found
-	@$(CARGO) build --release --locked --bin $@
+	@$(WITH_MPI) $(CARGO) build --release --locked --bin $@ $$features
 	@cp -f target/release/$@ $@
 
 .nvcc-found:
@@ -32,7 +36,7 @@ train_gpt2 warpsmith: .cargo-found
 .PHONY: .nvcc-found
 
 train_gpt2cu: .cargo-found .nvcc-found ## ./train_gpt2cu, with kernels for GPUs; installs nvcc where there is none
-	@REQUIRE_KERNELS=1 $(CARGO) build --release --locked --bin $@
+	@$(WITH_MPI) REQUIRE_KERNELS=1 $(CARGO) build --release --locked --bin $@ $$features
 	@cp -f target/release/$@ $@
 
 nvcc: ## NVIDIA's compiler (13.0, pinned) and disassembler, into build/cuda
@@ -106,26 +110,28 @@ bench: build $(if $(GPU),train_gpt2cu) venv $(STORIES) ## time a 124M step besid
 ifneq ($(GPU),)
 	$(BENCH) --ours './train_gpt2cu -r 0' -b 64 -t 1024 -d 524288
 	$(VENV)/bin/python dev/bench_attention.py -e d12,d24,d36,d48 -b 64 -t 1024 --out $(BUILD)/peers.json
-	REQUIRE_KERNELS=1 $(CARGO) bench --locked --bench kernels -- --peers $(BUILD)/peers.json
+	$(WITH_MPI) REQUIRE_KERNELS=1 $(CARGO) bench --locked --bench kernels $$features -- --peers $(BUILD)/peers.json
 else
 	$(CPU_BENCH) $(BF16) -b 4 -t 64
 	$(CPU_BENCH) $(BF16) -b 1 -t 1024
 endif
 
 bench-quick: .cargo-found ## every benchmark at tiny sizes, so that none rots
-	WARPSMITH_BENCH_QUICK=1 $(CARGO) bench --locked --bench matmul
-	$(CARGO) test --locked --bench kernels
+	$(WITH_MPI) WARPSMITH_BENCH_QUICK=1 $(CARGO) bench --locked --bench matmul $$features
+	$(WITH_MPI) $(CARGO) test --locked --bench kernels $$features
 
 # --- what wants a GPU: all of it in one folder, by programs that can be carried to a machine without cargo
 
+# Without MPI, which the other machine may not have, unless MPI=1 says otherwise.
 # REPORT_PROFILE=dev takes the programs that the tests use; SANITIZER=1 adds compute-sanitizer for a machine that has none.
 REPORT_PROFILE ?= release
 
 gpu-report-programs: .cargo-found .nvcc-found
-	@REQUIRE_KERNELS=1 $(CARGO) build --profile $(REPORT_PROFILE) --locked --bins
+	@features=$$(dev/find_mpi.sh "$(or $(MPI),0)") && REQUIRE_KERNELS=1 $(CARGO) build --profile $(REPORT_PROFILE) --locked --bins $$features
 	@mkdir -p $(BUILD)/gpu
 	@cp -f $(addprefix target/$(if $(filter dev,$(REPORT_PROFILE)),debug,$(REPORT_PROFILE))/,train_gpt2 train_gpt2cu warpsmith) $(BUILD)/gpu/
-	@built() { $(CARGO) test --profile $(REPORT_PROFILE) --locked --no-run "$$@" 2>&1 | sed -n 's/.*Executable.*(\(.*\))/\1/p'; }; \
+	@features=$$(dev/find_mpi.sh "$(or $(MPI),0)") || exit; \
+	built() { $(CARGO) test --profile $(REPORT_PROFILE) --locked --no-run $$features "$$@" 2>&1 | sed -n 's/.*Executable.*(\(.*\))/\1/p'; }; \
 	set -e; for name in kernels probes; do cp -f "$$(built --test $$name)" $(BUILD)/gpu/$$name; done; \
 	cp -f "$$(built --bench kernels)" $(BUILD)/gpu/bench
 	@$(if $(SANITIZER),dev/setup_sanitizer.sh $(BUILD)/gpu)
@@ -136,18 +142,19 @@ gpu-report: gpu-report-programs ## what wants a GPU, on this machine's: tests, p
 # --- checks
 
 test: .cargo-found ## all tests
-	$(CARGO) test --locked
+	$(WITH_MPI) $(CARGO) test --locked $$features
 
 kernels-check: .cargo-found .nvcc-found ## every kernel compiles for every architecture: no spills, the registers and instructions of kernels/budget.tsv
-	REQUIRE_KERNELS=1 $(CARGO) test --locked --test kernel_build -- --nocapture
+	$(WITH_MPI) REQUIRE_KERNELS=1 $(CARGO) test --locked --test kernel_build $$features -- --nocapture
 
 kernels-budget: .cargo-found nvcc ## write kernels/budget.tsv anew, after a change of kernels that is meant
-	NVCC=$(CURDIR)/$(BUILD)/cuda/nvidia/cu13/bin/nvcc REQUIRE_KERNELS=1 UPDATE_KERNEL_BUDGET=1 \
-		$(CARGO) test --locked --test kernel_build the_kernels_pass_the_gate -- --nocapture
+	$(WITH_MPI) NVCC=$(CURDIR)/$(BUILD)/cuda/nvidia/cu13/bin/nvcc REQUIRE_KERNELS=1 UPDATE_KERNEL_BUDGET=1 \
+		$(CARGO) test --locked --test kernel_build $$features the_kernels_pass_the_gate -- --nocapture
 
 lint: .cargo-found ## formatting and clippy, warnings are errors
 	$(CARGO) fmt --check
-	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(WITH_MPI) $(CARGO) clippy --locked --all-targets $$features -- -D warnings
+	$(CARGO) clippy --locked --lib --bins --test parallel -- -D warnings
 
 fmt: ## format the source
 	$(CARGO) fmt

@@ -2,6 +2,9 @@
 //! none is left behind when another ends.
 
 mod common;
+#[cfg(feature = "mpi")]
+#[path = "parallel/mpi.rs"]
+mod mpi;
 
 use common::{Corpus, TRAIN_GPT2, TRAIN_GPT2CU, WARPSMITH, forget_after, losses, refuse, stderr, stdout};
 use std::path::Path;
@@ -255,28 +258,35 @@ fn a_signal_to_one_process_stops_all_at_one_step() {
     assert!(corpus.path(&format!("out/DONE_{steps:08}")).exists(), "a checkpoint of step {steps}");
 }
 
-/// With Open MPI or MPICH, whichever this machine has.
-#[test]
-fn mpirun_starts_them_too() {
+/// Open MPI's or MPICH's, whichever this machine has.
+fn mpirun() -> Option<Command> {
     if Command::new("mpirun").arg("--version").output().is_err() {
         println!("skipped: no mpirun; apt install openmpi-bin");
-        return;
+        return None;
     }
+    let mut command = Command::new("mpirun");
+    // More processes than cores, and by whoever runs tests in a container.
+    let variables =
+        ["OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "OMPI_MCA_rmaps_base_oversubscribe"];
+    command.envs(variables.map(|name| (name, "1")));
+    Some(command)
+}
+
+#[test]
+fn mpirun_starts_processes_that_meet_over_tcp() {
     let corpus = corpus();
     let alone = run(&corpus, TRAIN_GPT2, 1, "-x 5", "alone");
     for processes in ["2", "4"] {
-        let mut command = Command::new("mpirun");
+        let Some(mut command) = mpirun() else { return };
         command.current_dir(corpus.dir.path());
-        // More processes than cores, and by whoever runs tests in a container.
-        let variables =
-            ["OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "OMPI_MCA_rmaps_base_oversubscribe"];
-        command.envs(variables.map(|name| (name, "1")));
         command.args(["-np", processes, TRAIN_GPT2]).args(RECIPE.split(' '));
-        let output = command.args(["-x", "5", "-o", processes]).output().unwrap();
+        // What happens by itself where MPI is not built in.
+        let method = if cfg!(feature = "mpi") { "tcp" } else { "auto" };
+        let output = command.args(["-x", "5", "-pi", method, "-o", processes]).output().unwrap();
         assert!(output.status.success(), "{}{}", stdout(&output), stderr(&output));
-        assert!(
-            stdout(&output).contains("started by Open MPI") || stdout(&output).contains("started by MPICH")
-        );
+        let row = format!("{processes} processes over TCP, started by ");
+        let from = |launcher: &str| stdout(&output).contains(&format!("{row}{launcher}'s mpirun"));
+        assert!(from("Open MPI") || from("MPICH"), "{}", stdout(&output));
         assert_alike(&losses(&corpus.path(processes)), &alone, 1e-5, 1e-4);
     }
 }
@@ -292,7 +302,8 @@ fn a_launcher_that_contradicts_itself_is_refused() {
     refuse(&[("WORLD_SIZE", "2")], "", &["WORLD_SIZE=2 but no RANK"]);
     refuse(&[("WORLD_SIZE", "2"), ("RANK", "2")], "", &["RANK=2", "less than WORLD_SIZE=2"]);
     refuse(&[], "-pn 2", &["-pn 2", "launcher"]);
-    refuse(&[], "-pn 2 -pr 0 -pi mpi", &["-pi mpi", "without MPI"]);
+    let mpi = if cfg!(feature = "mpi") { "sees rank 0 of 1, expected rank 0 of 2" } else { "without MPI" };
+    refuse(&[], "-pn 2 -pr 0 -pi mpi", &["MPI", mpi]);
     refuse(&[], "-pn 2 -pr 0", &["-pi tcp -ps HOST"]);
     refuse(&[], "-pn 2 -pr 0 -b 2 -t 16 -d 32", &["B * T * processes = 2 * 16 * 2 = 64", "found 32"]);
     refuse(&[], "-z 4", &["-z/--zero-stage", "expected", "found 4"]);

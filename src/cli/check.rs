@@ -180,11 +180,23 @@ impl TrainArgs {
                 Method::SharedDirectory(path.into())
             }
             // llm.c's default: a process alone never gets to it.
-            "mpi" if self.process.world_size > 1 => {
-                bail!("-pi mpi: expected auto, tcp or fs: this program was built without MPI")
-            }
+            "mpi" if self.process.world_size > 1 => self.mpi()?,
             _ => Method::Auto,
         })
+    }
+
+    #[cfg(feature = "mpi")]
+    fn mpi(&self) -> Result<Method> {
+        Ok(Method::Mpi)
+    }
+
+    #[cfg(not(feature = "mpi"))]
+    fn mpi(&self) -> Result<Method> {
+        bail!(
+            "-pi mpi: expected auto, tcp or fs: this program was built without MPI; build it with make {} MPI=1, for which Debian has \
+             libopenmpi-dev and libclang-dev",
+            self.program.name()
+        )
     }
 
     /// Optimiser steps of a run over training data of `epoch_tokens` tokens.

@@ -331,7 +331,7 @@ pub struct TrainArgs {
           value_parser = values::count,
           default_value = "8")]
     pub gpus_per_node: usize,
-    /// How processes find each other: auto (the launcher says), tcp, fs
+    /// How processes find each other: auto (the launcher says), tcp, fs, mpi (if built with it)
     #[arg(id = "nccl_init_method", long = "nccl-init-method", aliases = ["pi", "pm"], value_name = "NAME",
           value_parser = ["auto", "mpi", "tcp", "fs"], default_value = "auto")]
     pub nccl_init_method: String,

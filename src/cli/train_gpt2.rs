@@ -2,10 +2,15 @@
 
 use super::devices::{DeviceName, DeviceOptions};
 use super::train::{Program, TrainArgs, parse};
+use crate::ops::Ops;
+use crate::parallel::Communicator;
+use crate::parallel::links::Links;
 use crate::parallel::mesh::{Mesh, Patience};
+#[cfg(feature = "mpi")]
+use crate::parallel::mpi::{self, Limits, Mpi};
 use crate::parallel::nccl::{self, Nccl};
 use crate::parallel::queue::HostQueue;
-use crate::parallel::{Communicator, rendezvous};
+use crate::parallel::rendezvous::{self, Way};
 use crate::train::peers::Peers;
 use crate::train::{self, Finish};
 use anyhow::Result;
@@ -13,19 +18,53 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 pub fn main(program: Program) -> ExitCode {
-    let mut stopped = None;
+    let mut finish = None;
     let status = super::run(program.name(), parse(program, std::env::args_os(), &variable), |args| {
-        if let Finish::Stopped(signal) = run(&args)? {
-            stopped = Some(signal);
-        }
+        finish = Some(run(&args)?);
         Ok(())
     });
-    // As a shell reports a process that a signal ended.
-    stopped.map_or(status, |signal| ExitCode::from(128 + signal as u8))
+    // After the message, if there is one: nothing is said any more then.
+    #[cfg(feature = "mpi")]
+    mpi::end(finish.is_some());
+    match finish {
+        // As a shell reports a process that a signal ended.
+        Some(Finish::Stopped(signal)) => ExitCode::from(128 + signal as u8),
+        _ => status,
+    }
 }
 
 fn run(args: &TrainArgs) -> Result<Finish> {
-    let device = DeviceOptions {
+    let process = &args.process;
+    if process.world_size == 1 {
+        return train::run(args, open(args)?, Peers::alone());
+    }
+    let silence = match args.device {
+        // Beside NCCL ranks tell each other how they are many times a second.
+        DeviceName::Cuda => Duration::from_secs(120),
+        DeviceName::Cpu | DeviceName::Emulated => Patience::default().silence,
+    };
+    match rendezvous::find(process, &args.rendezvous()?, &variable)? {
+        #[cfg(feature = "mpi")]
+        Way::Mpi => together(args, Mpi::begin(process, Limits { silence, ..Limits::default() })?),
+        Way::Tcp { at, run } => {
+            let patience = Patience { silence, ..Patience::default() };
+            together(args, Mesh::meet(process.rank, process.world_size, &run, &at, patience)?)
+        }
+    }
+}
+
+/// Trains with the others. They have met: one that fails from now on takes the others along.
+fn together(args: &TrainArgs, links: impl Links + 'static) -> Result<Finish> {
+    let dev = open(args)?;
+    let communicator: Box<dyn Communicator> = match args.device {
+        DeviceName::Cuda => Box::new(Nccl::open(links, nccl::Patience::default())?),
+        DeviceName::Cpu | DeviceName::Emulated => Box::new(HostQueue::new(links)),
+    };
+    train::run(args, dev, Peers::new(args.process.clone(), communicator))
+}
+
+fn open(args: &TrainArgs) -> Result<Box<dyn Ops>> {
+    let options = DeviceOptions {
         device: args.device,
         ordinal: ordinal(args.process.local_rank),
         dtype: args.dtype,
@@ -35,11 +74,7 @@ fn run(args: &TrainArgs) -> Result<Finish> {
         matmul: args.matmul,
         threads: args.threads,
     };
-    // Ranks meet first: one that fails later takes the others along, and one that never comes is missed at once.
-    let mesh = meet(args)?;
-    let dev = device.open()?;
-    let peers = mesh.map_or_else(|| Ok(Peers::alone()), |mesh| connect(args, mesh))?;
-    train::run(args, dev, peers)
+    options.open()
 }
 
 /// Which of the GPUs that this process sees is its own. A launcher may have left it no other.
@@ -51,28 +86,4 @@ fn ordinal(local_rank: usize) -> usize {
 
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
-}
-
-/// Finds the other processes, if there are any.
-fn meet(args: &TrainArgs) -> Result<Option<Mesh>> {
-    let process = &args.process;
-    if process.world_size == 1 {
-        return Ok(None);
-    }
-    let (at, run) = rendezvous::find(process, &args.rendezvous()?, &variable)?;
-    let patience = match args.device {
-        // Beside NCCL ranks tell each other how they are many times a second.
-        DeviceName::Cuda => Patience { silence: Duration::from_secs(120), ..Patience::default() },
-        DeviceName::Cpu | DeviceName::Emulated => Patience::default(),
-    };
-    Mesh::meet(process.rank, process.world_size, &run, &at, patience).map(Some)
-}
-
-/// The way to the other processes, for the device that this one has opened.
-fn connect(args: &TrainArgs, mesh: Mesh) -> Result<Peers> {
-    let communicator: Box<dyn Communicator> = match args.device {
-        DeviceName::Cuda => Box::new(Nccl::open(mesh, nccl::Patience::default())?),
-        DeviceName::Cpu | DeviceName::Emulated => Box::new(HostQueue::new(mesh)),
-    };
-    Ok(Peers::new(args.process.clone(), communicator))
 }

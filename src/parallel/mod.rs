@@ -8,6 +8,8 @@ pub mod host;
 pub mod launch;
 pub mod links;
 pub mod mesh;
+#[cfg(feature = "mpi")]
+pub mod mpi;
 pub mod nccl;
 pub mod queue;
 pub mod rendezvous;

@@ -1,4 +1,4 @@
-//! Where ranks meet: from flags, or from what the launcher says of the machines it started them on.
+//! How ranks meet: from flags, or from what the launcher says of the machines it started them on.
 
 use super::environment::{Launcher, Process};
 use super::mesh::Meeting;
@@ -10,30 +10,53 @@ use std::path::PathBuf;
 pub enum Method {
     /// What the launcher says.
     Auto,
+    #[cfg(feature = "mpi")]
+    Mpi,
     /// At `host` or `host:port`; nothing: what the launcher says.
     Tcp(String),
     /// Through a file in this directory, which all machines share.
     SharedDirectory(PathBuf),
 }
 
+/// How ranks are connected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// By MPI, which has its own means of meeting.
+    #[cfg(feature = "mpi")]
+    Mpi,
+    Tcp {
+        at: Meeting,
+        /// Tells this run from others that might meet there, too.
+        run: String,
+    },
+}
+
 /// llm.c's port.
 const PORT: u16 = 12345;
 
-/// Where to meet, and a name that tells this run from others that might meet there, too.
-///
 /// # Errors
 /// One line, if neither flags nor launcher say where.
-pub fn find(
-    process: &Process,
-    method: &Method,
-    variable: &dyn Fn(&str) -> Option<String>,
-) -> Result<(Meeting, String)> {
-    let meeting = match method {
+pub fn find(process: &Process, method: &Method, variable: &dyn Fn(&str) -> Option<String>) -> Result<Way> {
+    let at = match method {
+        #[cfg(feature = "mpi")]
+        Method::Mpi => return Ok(Way::Mpi),
+        #[cfg(feature = "mpi")]
+        Method::Auto if brings_mpi(process, variable) => return Ok(Way::Mpi),
         Method::SharedDirectory(dir) => Meeting::File(dir.join("warpsmith-rank-0")),
         Method::Tcp(address) if !address.is_empty() => Meeting::Address(with_port(address, PORT)?),
         Method::Tcp(_) | Method::Auto => Meeting::Address(address_of_launcher(process, variable)?),
     };
-    Ok((meeting, run_name(variable)))
+    Ok(Way::Tcp { at, run: run_name(variable) })
+}
+
+/// Whether the launcher is one of MPI's, or one that MPI can ask (SLURM with its plugin for PMIx).
+#[cfg(feature = "mpi")]
+fn brings_mpi(process: &Process, variable: &dyn Fn(&str) -> Option<String>) -> bool {
+    match process.launcher {
+        Launcher::OpenMpi | Launcher::Mpich => true,
+        Launcher::Slurm => variable("PMIX_RANK").is_some(),
+        Launcher::Nobody | Launcher::Flags | Launcher::Torchrun => false,
+    }
 }
 
 /// `host`, `host:port`, `[::1]:port` or `::1`.
@@ -116,12 +139,16 @@ mod tests {
         let process = Process { rank: 0, world_size: 4, local_rank: 0, launcher };
         let variable =
             |name: &str| set.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned());
-        find(&process, method, &variable).map(|(at, _)| at.to_string()).map_err(|e| format!("{e:#}"))
+        find(&process, method, &variable).map_err(|e| format!("{e:#}")).map(|way| match way {
+            #[cfg(feature = "mpi")]
+            Way::Mpi => "MPI".to_owned(),
+            Way::Tcp { at, .. } => at.to_string(),
+        })
     }
 
     #[test]
     fn launchers_say_where() {
-        let at = |launcher, set: &[(&str, &str)]| find_with(launcher, &Method::Auto, set);
+        let at = |launcher, set: &[(&str, &str)]| find_with(launcher, &Method::Tcp(String::new()), set);
         let torchrun = [("MASTER_ADDR", "node7"), ("MASTER_PORT", "29500")];
         assert_eq!(at(Launcher::Torchrun, &torchrun).unwrap(), "meeting at node7:29500");
         let with_store = [torchrun[0], torchrun[1], ("TORCHELASTIC_USE_AGENT_STORE", "True")];
@@ -138,6 +165,22 @@ mod tests {
             assert!(at(launcher, &[set]).unwrap_err().contains("-ps HOST"));
         }
         assert!(at(Launcher::Torchrun, &[("MASTER_PORT", "x")]).unwrap_err().contains("MASTER_PORT=x"));
+    }
+
+    #[test]
+    fn launchers_of_mpi_bring_it_where_it_is_built_in() {
+        let auto = |launcher, set: &[(&str, &str)]| find_with(launcher, &Method::Auto, set).unwrap();
+        let here =
+            [("OMPI_COMM_WORLD_LOCAL_SIZE", "4"), ("MPI_LOCALNRANKS", "4"), ("SLURM_STEP_NODELIST", "n")];
+        let pmix = [here[2], ("PMIX_RANK", "0")];
+        let by_mpi = [(Launcher::OpenMpi, &here[..]), (Launcher::Mpich, &here), (Launcher::Slurm, &pmix)];
+        for (launcher, set) in by_mpi {
+            assert_eq!(auto(launcher, set) == "MPI", cfg!(feature = "mpi"), "{launcher:?}");
+            assert_ne!(find_with(launcher, &Method::Tcp(String::new()), set).unwrap(), "MPI");
+        }
+        for launcher in [Launcher::Slurm, Launcher::Torchrun] {
+            assert!(auto(launcher, &here).starts_with("meeting at "), "{launcher:?}");
+        }
     }
 
     #[test]
