@@ -291,6 +291,36 @@ fn mpirun_starts_processes_that_meet_over_tcp() {
     }
 }
 
+/// Every stage on two and four processes, connected as they are by default.
+fn mpirun_trains_alike(program: &str, flags: &str) {
+    let corpus = corpus();
+    let alone = run(&corpus, program, 1, flags, "alone");
+    for processes in ["2", "4"] {
+        for stage in 0..=3 {
+            let out = format!("{processes}-{stage}");
+            let Some(mut command) = mpirun() else { return };
+            command.current_dir(corpus.dir.path()).args(["-np", processes, program]);
+            command.args(format!("{RECIPE} {flags} -z {stage} -o {out}").split(' '));
+            let output = command.output().unwrap();
+            assert!(output.status.success(), "{}{}", stdout(&output), stderr(&output));
+            let row =
+                format!("{processes} processes over {}", if cfg!(feature = "mpi") { "MPI" } else { "TCP" });
+            assert!(stdout(&output).contains(&row), "{}", stdout(&output));
+            assert_alike(&losses(&corpus.path(&out)), &alone, 1e-5, 1e-4);
+        }
+    }
+}
+
+#[test]
+fn mpirun_trains_every_stage_alike() {
+    mpirun_trains_alike(TRAIN_GPT2, "-x 30");
+}
+
+#[test]
+fn mpirun_trains_every_stage_of_kernels_alike() {
+    mpirun_trains_alike(TRAIN_GPT2CU, "--device emulated --deterministic 1 --dtype f32 -t 16 -d 64 -x 8");
+}
+
 #[test]
 fn a_launcher_that_contradicts_itself_is_refused() {
     let corpus = corpus();

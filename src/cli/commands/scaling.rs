@@ -66,8 +66,7 @@ mod tests {
         for config in ["d12", "d48"].map(|name| ModelConfig::from_descriptor(name).unwrap()) {
             for stage in Stage::ALL {
                 let sharding = Sharding { stage, part };
-                let options =
-                    ModelOptions { B: 1, T: 1, min_rows: 0, recompute, logits_bytes: 0, sharding };
+                let options = ModelOptions { B: 1, T: 1, min_rows: 0, recompute, logits_bytes: 0, sharding };
                 let mut plan = MemoryPlan::new();
                 let model = GPT2::plan(&config, &options, Dtype::Bf16, &mut plan);
                 Shares::plan(sharding, &model, &mut plan);
