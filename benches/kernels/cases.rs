@@ -7,7 +7,7 @@ use crate::products::{self, Layer, Pass, Product};
 use anyhow::{Context, Result, bail};
 use warpsmith::config::ModelConfig;
 use warpsmith::data::groups::TokenGroups;
-use warpsmith::device::compare::{Tolerance, adamw_step};
+use warpsmith::device::compare::{Tolerance, adamw_part, adamw_step};
 use warpsmith::device::cpu::Cpu;
 use warpsmith::device::cuda::Cuda;
 use warpsmith::ops::*;
@@ -72,6 +72,7 @@ enum Op {
     EncoderBackward,
     Gelu,
     Fill(f32),
+    Add,
     Norm,
     Sum,
     Adamw,
@@ -92,6 +93,7 @@ fn op(kernel: &Kernel) -> Result<Op> {
         "gelu forward" => Op::Gelu,
         "fill" => Op::Fill(0.0),
         "fill with ones" => Op::Fill(1.0),
+        "add" => Op::Add,
         "norm" => Op::Norm,
         "sum" => Op::Sum,
         "adamw" => Op::Adamw,
@@ -129,7 +131,7 @@ pub fn cases(config: &ModelConfig, run: &Run) -> Result<Vec<Case>> {
         .collect()
 }
 
-/// What evaluation, sampling and the log use.
+/// What evaluation, sampling, the log and training on several GPUs use.
 fn others(config: &ModelConfig, run: &Run) -> Vec<Kernel> {
     let Run { B, T, .. } = *run;
     let (rows, C, Vp) = (run.logits_rows.min(B * T), config.C, config.Vp);
@@ -148,6 +150,8 @@ fn others(config: &ModelConfig, run: &Run) -> Vec<Kernel> {
         like("attention decode", &[B, config.NH, T, config.HS()], B * T * 2 * C * 2),
         like("fill with ones", &[B * T, C], B * T * C * 2),
         like("sum", &[B * T], B * T * 4),
+        // A layer's matrices.
+        like("add", &[12 * C, C], 12 * C * C * 6),
     ]
 }
 
@@ -226,6 +230,12 @@ impl Case {
                 let out = t.out_x("out", dims[0] * dims[1], Tolerance::new(0.0, 1));
                 Calls::of(move |dev| dev.fill(out, value))
             }
+            Op::Add => {
+                let len = dims[0] * dims[1];
+                let dst = t.inout_x("dst", len, 1.0, Tolerance::new(1.0, 1));
+                let src = t.x("src", len, 1.0);
+                Calls::of(move |dev| dev.add(dst, src))
+            }
             Op::Norm => {
                 let (out, src) =
                     (t.out_f32("out", 1, Tolerance::new(0.0, dims[0])), t.x("src", dims[0], 1.0));
@@ -237,7 +247,7 @@ impl Case {
                 let src = t.f32("src", dims[0], (-0.5, 1.5));
                 Calls::of(move |dev| dev.sum(out, src))
             }
-            Op::Adamw => adamw(t, dims[0]),
+            Op::Adamw => adamw(t, dims[0], self.kernel.launches),
         }
     }
 
@@ -338,8 +348,8 @@ fn classifier(t: &mut Buffers, N: usize, V: usize, Vp: usize, gradients: bool) -
     Calls::of(move |dev| dev.classifier(args))
 }
 
-/// Of all parameters, with a master copy, the first half of them decaying.
-fn adamw(t: &mut Buffers, len: usize) -> Calls {
+/// Of all parameters, with a master copy, the first half of them decaying, in so many runs. Training's are not all of one length.
+fn adamw(t: &mut Buffers, len: usize, runs: usize) -> Calls {
     let exact = Tolerance::new(0.0, 4);
     // Rounded at random: up to two units of a tolerance.
     let params = t.inout_x("params", len, 1.0, Tolerance::new(2.0, 4));
@@ -347,8 +357,10 @@ fn adamw(t: &mut Buffers, len: usize) -> Calls {
     let m = t.inout_f32("m", len, (-1.0, 1.0), exact);
     let v = t.inout_f32("v", len, (0.01, 1.01), exact);
     let grads = t.x("grads", len, 1.0);
-    let half = len / 2;
-    Calls::of(move |dev| {
-        dev.adamw(AdamW { master, decayed: half, grad_scale: 0.5, ..adamw_step(params, m, v, grads) })
-    })
+    let decayed = len / 2;
+    let whole = AdamW { master, decayed, grad_scale: 0.5, ..adamw_step(params, m, v, grads) };
+    let most = len.div_ceil(runs).next_multiple_of(8);
+    let runs: Vec<AdamW> =
+        (0..len).step_by(most).map(|start| adamw_part(whole, start, most.min(len - start))).collect();
+    Calls::of(move |dev| runs.iter().try_for_each(|run| dev.adamw(*run)))
 }

@@ -144,7 +144,7 @@ const RULES: [(&str, &str, &[&str], &str); 10] = [
     ("matmul_hopper_*", "bf16 f16", &["90a"], "HGMMA UTMALDG LDG.128 STG.128"),
     (ATTENTION, "bf16 f16", &SASS_ARCHES, "HMMA LDSM LDGSTS STG.128"),
     (ATTENTION, "f32", &SASS_ARCHES, "LDG.128 STG.128"),
-    ("matmul_*_reduce adamw classifier encoder_* gelu_* layernorm_forward* layernorm_backward layernorm_backward_wide \
+    ("matmul_*_reduce adamw add_* classifier encoder_* gelu_* layernorm_forward* layernorm_backward layernorm_backward_wide \
       residual_layernorm_forward*", ANY, &SASS_ARCHES, "LDG.128 STG.128"),
     // A number or two is all that these write, each a thread or block.
     ("attention_decode attention_backward_stats layernorm_backward_sum norm_squared_partials sum_partials",

@@ -109,6 +109,21 @@ pub fn adamw_step(params: Tensor, m: Tensor, v: Tensor, grads: Tensor) -> AdamW 
     }
 }
 
+/// Elements `start..start + len` of a step.
+pub fn adamw_part(step: AdamW, start: usize, len: usize) -> AdamW {
+    let part = |tensor: Tensor| tensor.slice(start, len);
+    AdamW {
+        params: part(step.params),
+        master: step.master.map(part),
+        m: part(step.m),
+        v: part(step.v),
+        grads: part(step.grads),
+        decayed: step.decayed.clamp(start, start + len) - start,
+        first: step.first + start as u64,
+        ..step
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -298,7 +298,9 @@ fn optimizer(config: &ModelConfig, rows: &mut Vec<Kernel>) {
     rows.push(Kernel { launches: 2, ..norm });
     // Master weight, m and v in and out, the gradient in, the parameter out.
     let bytes = len as f64 * (6.0 * F32 + 2.0 * X);
-    rows.push(stream("adamw", &[len], Class::Optimizer, 0.86, 1, bytes));
+    let adamw = stream("adamw", &[len], Class::Optimizer, 0.86, 1, bytes);
+    // The parameters of each layer, and those that are in none.
+    rows.push(Kernel { launches: config.L + 1, ..adamw });
 }
 
 fn stream(name: &'static str, dims: &[usize], class: Class, share: f64, calls: usize, bytes: f64) -> Kernel {

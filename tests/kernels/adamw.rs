@@ -2,7 +2,7 @@
 
 use crate::devices::under_test;
 use crate::harness::*;
-use warpsmith::device::compare::adamw_step;
+use warpsmith::device::compare::{adamw_part, adamw_step};
 use warpsmith::ops::{AdamW, Ops};
 use warpsmith::tensor::{Dtype, Tensor};
 
@@ -65,20 +65,6 @@ fn last_place(value: f32, dtype: Dtype) -> f32 {
     }
 }
 
-/// Elements `start..end` of a step.
-fn part(step: AdamW, start: usize, end: usize) -> AdamW {
-    let cut = |tensor: Tensor| tensor.slice(start, end - start);
-    AdamW {
-        params: cut(step.params),
-        master: step.master.map(cut),
-        m: cut(step.m),
-        v: cut(step.v),
-        grads: cut(step.grads),
-        first: step.first + start as u64,
-        ..step
-    }
-}
-
 /// (params, master) after one step from random numbers, on every device.
 fn rounded(dtype: Dtype, seed: u32, len: usize) -> Vec<(Vec<f32>, Vec<f32>)> {
     rounded_in_runs(dtype, seed, 0, &[0, len])
@@ -98,7 +84,8 @@ fn rounded_in_runs(dtype: Dtype, seed: u32, first: u64, cuts: &[usize]) -> Vec<(
             let [m, v] = ["m", "v"].map(|name| t.f32(name, &vec![0.0; len]));
             let grads = t.x("grads", &random(3, len));
             let whole = AdamW { master, lr: 1e-5, seed, first, ..adamw_step(params, m, v, grads) };
-            let runs = cuts.windows(2).map(|cut| part(whole, cut[0], cut[1])).collect::<Vec<_>>();
+            let runs =
+                cuts.windows(2).map(|cut| adamw_part(whole, cut[0], cut[1] - cut[0])).collect::<Vec<_>>();
             Box::new(move |dev: &mut dyn Ops| runs.iter().try_for_each(|run| dev.adamw(*run)))
         });
         (outputs[0].clone(), outputs[1].clone())
