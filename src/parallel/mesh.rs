@@ -3,14 +3,16 @@
 //! Rank 0 listens where all know it (an address, or a file that it writes it to); the others come to it, tell where they
 //! listen themselves, and get the list of all. Then each goes to those of lower rank.
 
-use super::links::{Links, check_length, gone, silent};
+mod peer;
+
+use super::links::Links;
 use anyhow::{Context, Result, bail, ensure};
+use peer::Peer;
 use serde::{Deserialize, Serialize};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Sender, channel};
-use std::thread::{JoinHandle, sleep};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// Where rank 0 is found.
@@ -22,16 +24,26 @@ pub enum Meeting {
     File(PathBuf),
 }
 
-/// How long to try to meet, and how long a rank may say nothing while others wait for it.
+/// How long to wait for what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patience {
+    /// For all ranks to meet.
     pub meet: Duration,
+    /// For a rank that is there but sends nothing.
     pub silence: Duration,
+    /// For a sign of life, which every process gives several times as often whatever it is at.
+    pub lost: Duration,
 }
 
 impl Default for Patience {
     fn default() -> Self {
-        Patience { meet: Duration::from_secs(120), silence: Duration::from_secs(600) }
+        Patience {
+            meet: Duration::from_secs(120),
+            // Others may wait for a master that writes a checkpoint to a slow disk.
+            silence: Duration::from_secs(600),
+            // Longer than a network needs to mend itself.
+            lost: Duration::from_secs(60),
+        }
     }
 }
 
@@ -60,14 +72,8 @@ enum Answer {
 pub struct Mesh {
     rank: usize,
     peers: Vec<Option<Peer>>,
-    silence: Duration,
-}
-
-/// Another rank: what is sent goes through a thread, so that two ranks that send each other much do not wait for one another.
-struct Peer {
-    stream: TcpStream,
-    outgoing: Option<Sender<Vec<u8>>>,
-    writer: Option<JoinHandle<()>>,
+    patience: Patience,
+    failed: bool,
 }
 
 impl Mesh {
@@ -82,9 +88,15 @@ impl Mesh {
             _ => join(rank, world_size, run, at, deadline),
         };
         let streams = meet().with_context(|| format!("rank {rank} of {world_size}: {at}"))?;
-        let peer = |stream: Option<TcpStream>| stream.map(|s| Peer::new(s, patience.silence)).transpose();
-        let peers = streams.into_iter().map(peer).collect::<Result<_>>()?;
-        Ok(Mesh { rank, peers, silence: patience.silence })
+        let peer = |(rank, stream): (usize, Option<TcpStream>)| {
+            stream.map(|stream| Peer::new(rank, stream, patience)).transpose()
+        };
+        let peers = streams.into_iter().enumerate().map(peer).collect::<Result<_>>()?;
+        Ok(Mesh { rank, peers, patience, failed: false })
+    }
+
+    fn peers(&mut self) -> impl Iterator<Item = &mut Peer> {
+        self.peers.iter_mut().flatten()
     }
 }
 
@@ -328,32 +340,18 @@ impl std::fmt::Display for Meeting {
     }
 }
 
-impl Peer {
-    fn new(stream: TcpStream, silence: Duration) -> Result<Self> {
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(silence))?;
-        stream.set_write_timeout(Some(silence))?;
-        let mut writing = stream.try_clone()?;
-        let (outgoing, queue) = channel::<Vec<u8>>();
-        let writer = std::thread::spawn(move || {
-            for message in queue {
-                let length = (message.len() as u64).to_le_bytes();
-                // Whoever reads from this peer next will see that it is gone.
-                if writing.write_all(&length).and_then(|()| writing.write_all(&message)).is_err() {
-                    break;
-                }
-            }
-        });
-        Ok(Peer { stream, outgoing: Some(outgoing), writer: Some(writer) })
-    }
-}
+/// What others are given, after a failure, to take what was sent.
+const PARTING: Duration = Duration::from_secs(5);
 
-impl Drop for Peer {
+impl Drop for Mesh {
     /// What was sent arrives, even if this process has nothing more to do.
     fn drop(&mut self) {
-        self.outgoing = None;
-        if let Some(writer) = self.writer.take() {
-            let _ = writer.join();
+        let deadline = Instant::now() + if self.failed { PARTING } else { self.patience.silence };
+        let mut peers: Vec<Peer> = self.peers.drain(..).flatten().collect();
+        peers.iter_mut().for_each(Peer::close);
+        while !peers.is_empty() && Instant::now() < deadline {
+            peers.retain_mut(Peer::is_sending);
+            sleep(Duration::from_millis(1));
         }
     }
 }
@@ -372,23 +370,21 @@ impl Links for Mesh {
     }
 
     fn exchange(&mut self, outgoing: &[&[u8]], incoming: &mut [&mut [u8]]) -> Result<()> {
-        for (rank, peer) in self.peers.iter().enumerate() {
-            let Some(peer) = peer else { continue };
-            let queue = peer.outgoing.as_ref().expect("open until dropped");
-            queue.send(outgoing[rank].to_vec()).map_err(|_| gone(rank))?;
+        for (peer, message) in self.peers.iter().zip(outgoing) {
+            if let Some(peer) = peer {
+                peer.send(message.to_vec());
+            }
         }
-        for (rank, peer) in self.peers.iter_mut().enumerate() {
-            let Some(peer) = peer else { continue };
-            let blame = |e: io::Error| match e.kind() {
-                ErrorKind::WouldBlock | ErrorKind::TimedOut => silent(rank, self.silence),
-                _ => gone(rank),
-            };
-            let mut length = [0; 8];
-            peer.stream.read_exact(&mut length).map_err(blame)?;
-            check_length(rank, u64::from_le_bytes(length) as usize, incoming[rank].len())?;
-            peer.stream.read_exact(incoming[rank]).map_err(blame)?;
+        let mut peers = self.peers.iter_mut().zip(incoming);
+        let received = peers.try_for_each(|(peer, message)| match peer {
+            Some(peer) => peer.receive(message),
+            None => Ok(()),
+        });
+        if let Err(why) = &received {
+            self.failed = true;
+            self.peers().for_each(|peer| peer.send_failure(why.to_string()));
         }
-        Ok(())
+        received
     }
 }
 

@@ -70,3 +70,6 @@ pub trait Communicator: Send {
     /// As [`wait`](Self::wait).
     fn finish(&mut self) -> Result<()>;
 }
+
+#[cfg(test)]
+mod tests;

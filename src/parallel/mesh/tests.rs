@@ -1,8 +1,11 @@
 use super::*;
+use std::sync::mpsc::channel;
 use std::thread::scope;
 
-const PATIENCE: Patience = Patience { meet: Duration::from_secs(20), silence: Duration::from_secs(20) };
-const SHORT: Patience = Patience { meet: Duration::from_millis(300), silence: Duration::from_millis(200) };
+const LONG: Duration = Duration::from_secs(20);
+const PATIENCE: Patience = Patience { meet: LONG, silence: LONG, lost: LONG };
+const SHORT: Patience =
+    Patience { meet: Duration::from_millis(300), silence: Duration::from_millis(200), lost: LONG };
 
 /// An address that nobody listens at yet.
 fn free_address() -> Meeting {
@@ -12,16 +15,25 @@ fn free_address() -> Meeting {
 
 /// Lets ranks meet that are threads, and does something with each.
 fn with_ranks<T: Send>(world_size: usize, at: &Meeting, body: impl Fn(Mesh) -> T + Sync) -> Vec<T> {
-    let body = &body;
-    scope(|scope| {
-        let rank =
-            |rank| scope.spawn(move || body(Mesh::meet(rank, world_size, "run", at, PATIENCE).unwrap()));
+    with_patience(vec![PATIENCE; world_size], at, body)
+}
+
+/// The same; each rank has a patience of its own.
+fn with_patience<T: Send>(patience: Vec<Patience>, at: &Meeting, body: impl Fn(Mesh) -> T + Sync) -> Vec<T> {
+    let (body, patience) = (&body, &patience);
+    let (world_size, began) = (patience.len(), Instant::now());
+    let results = scope(|scope| {
+        let rank = |rank: usize| {
+            scope.spawn(move || body(Mesh::meet(rank, world_size, "run", at, patience[rank]).unwrap()))
+        };
         // The later ones first: they wait for rank 0.
         let ranks: Vec<_> = (0..world_size).rev().map(rank).collect();
         let mut results: Vec<T> = ranks.into_iter().map(|rank| rank.join().unwrap()).collect();
         results.reverse();
         results
-    })
+    });
+    assert!(began.elapsed() < LONG, "somebody waited for nothing");
+    results
 }
 
 fn error(result: Result<Mesh>) -> String {
@@ -157,4 +169,63 @@ fn ranks_out_of_step_are_named() {
     });
     assert!(errors[0].starts_with("rank 1 sent 4 bytes where 3 were expected"), "{}", errors[0]);
     assert_eq!(errors[1], "");
+}
+
+/// Exchanges nothing but that it is there. Why it could not.
+fn nod(mesh: &mut Mesh) -> String {
+    let nothing: Vec<&[u8]> = vec![&[]; mesh.world_size()];
+    let mut incoming: Vec<[u8; 0]> = vec![[]; mesh.world_size()];
+    let mut incoming: Vec<&mut [u8]> = incoming.iter_mut().map(<[u8; 0]>::as_mut_slice).collect();
+    mesh.exchange(&nothing, &mut incoming).map_or_else(|e| e.to_string(), |()| String::new())
+}
+
+#[test]
+fn who_is_busy_gives_signs_of_life_and_who_gives_none_is_named() {
+    let patience = Patience { lost: Duration::from_millis(600), ..PATIENCE };
+    let busy = |mut mesh: Mesh| {
+        sleep(if mesh.rank() == 1 { 3 * patience.lost } else { Duration::ZERO });
+        nod(&mut mesh)
+    };
+    assert_eq!(with_patience(vec![patience; 2], &free_address(), busy), ["", ""]);
+    // One who expects signs much later gives them as rarely.
+    let said = with_patience(vec![patience, PATIENCE], &free_address(), busy);
+    assert!(said[0].starts_with("rank 1 has given no sign of life for 0 s"), "{}", said[0]);
+    let patience =
+        Patience { silence: Duration::from_millis(300), lost: Duration::from_millis(400), ..PATIENCE };
+    let said = with_patience(vec![patience, PATIENCE], &free_address(), busy);
+    assert!(said[0].starts_with("rank 1 has not been heard of"), "{}", said[0]);
+}
+
+#[test]
+fn all_blame_whom_the_first_one_blames() {
+    let said = with_ranks(3, &free_address(), |mut mesh| {
+        let rank = mesh.rank();
+        // To rank 0 alone it sends what that one does not expect; rank 1 hears of it.
+        let wrong: &[u8] = if rank == 2 { &[0] } else { &[] };
+        let mut incoming = [[0; 0]; 3];
+        let [a, b, c] = &mut incoming;
+        let first = mesh.exchange(&[wrong, &[], &[]], &mut [a, b, c]);
+        assert_eq!(first.is_ok(), rank != 0);
+        first.map_or_else(|e| e.to_string(), |()| nod(&mut mesh))
+    });
+    assert!(said[0].starts_with("rank 2 sent 1 bytes where 0 were expected"), "{}", said[0]);
+    assert_eq!(said[1..], [said[0].as_str(); 2]);
+}
+
+#[test]
+fn what_was_sent_arrives_though_signs_of_life_are_unread() {
+    let patience = Patience { lost: Duration::from_millis(60), ..PATIENCE };
+    // It all fits into the buffers on the way.
+    let message: Vec<u8> = (0..2_000_000).map(|i| (i % 251) as u8).collect();
+    with_patience(vec![PATIENCE, patience], &free_address(), |mut mesh| {
+        let rank = mesh.rank();
+        let peer = mesh.peers().next().unwrap();
+        if rank == 0 {
+            return peer.send(message.clone());
+        }
+        sleep(Duration::from_millis(300));
+        let mut received = vec![0; message.len()];
+        peer.receive(&mut received).unwrap();
+        assert!(received == message);
+    });
 }
