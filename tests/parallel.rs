@@ -269,6 +269,8 @@ fn mpirun() -> Option<Command> {
     let variables =
         ["OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "OMPI_MCA_rmaps_base_oversubscribe"];
     command.envs(variables.map(|name| (name, "1")));
+    // One that hangs fails in the end.
+    command.env("MPIEXEC_TIMEOUT", "120");
     Some(command)
 }
 

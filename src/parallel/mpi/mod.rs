@@ -130,7 +130,7 @@ fn shorten(version: &str) -> String {
     let number = |word: &str| word.starts_with(|c: char| c.is_ascii_digit());
     let words = words.map(|word| word.strip_prefix('v').filter(|rest| number(rest)).unwrap_or(word));
     let words: Vec<&str> = words.filter(|word| !word.is_empty() && *word != "Version").collect();
-    words.join(" ").chars().take(40).collect()
+    words.join(" ").chars().take(60).collect()
 }
 
 impl Links for Mpi {
@@ -171,14 +171,12 @@ impl Mpi {
                 }
             }
         }
-        let mut missing = others.len();
         let mut heard = Instant::now();
         while !messages.are_done() {
             let mpi = enter()?;
             let done = messages.take_done()?;
             for Done { rank, length } in &done {
                 let Some(length) = *length else { continue };
-                missing -= 1;
                 check_length(*rank, length, incoming[*rank].len())?;
                 for piece in incoming[*rank].chunks_mut(self.limits.message) {
                     // SAFETY: as above.
@@ -193,7 +191,7 @@ impl Mpi {
             {
                 return Err(silent(rank, self.limits.silence));
             }
-            pause(heard.elapsed(), missing);
+            pause(heard.elapsed());
         }
         Ok(())
     }
@@ -217,12 +215,11 @@ fn withdraw(mut messages: Messages) {
     messages.abandon();
 }
 
-/// Between two looks. Once all ranks are there, bytes flow as fast as somebody looks after them; one that is not there may take
-/// long, and the cores have better things to do.
-fn pause(waited: Duration, missing: usize) {
-    match missing > 0 && waited > Duration::from_millis(1) {
-        true => std::thread::sleep(Duration::from_micros(50)),
-        false => std::thread::yield_now(),
+/// Between two looks. What comes next often comes at once; but who looks all the time takes a core from those who compute.
+fn pause(waited: Duration) {
+    match waited < Duration::from_micros(100) {
+        true => std::thread::yield_now(),
+        false => std::thread::sleep(Duration::from_micros(50)),
     }
 }
 
