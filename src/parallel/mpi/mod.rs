@@ -94,6 +94,8 @@ pub fn end(clean: bool) {
         let world = universe.world();
         // Who is alone has nobody to wait for, and nobody to end.
         if !clean && world.size() > 1 {
+            // MPICH's mpirun drops what it has not read by then, such as why.
+            std::thread::sleep(Duration::from_millis(200));
             world.abort(2);
         }
     }
