@@ -89,6 +89,9 @@ pub fn run(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Finish> 
         }
         run.checkpoint(step, last, stopped.is_some())?;
         if let Some(signal) = stopped {
+            // Launchers end all others when one ends with a signal's status: not before the master has written.
+            let Run { sharing, dev, model, .. } = &mut run;
+            sharing.peers.sum(dev.as_mut(), model, &mut [0.0])?;
             return Ok(Finish::Stopped(signal));
         }
         if !last && run.train(step, stop.received().is_some())? {

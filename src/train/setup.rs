@@ -280,7 +280,7 @@ fn describe_stage(args: &TrainArgs) -> Option<String> {
         _ if parts == 1 => return Some(format!("{stage}: nothing to divide, for one process")),
         1 => "optimizer state",
         2 => "optimizer state, gradients",
-        _ => "optimizer state, gradients, parameters",
+        _ => "state, gradients, parameters",
     };
     Some(format!("{stage}: {what} in {parts} parts"))
 }
