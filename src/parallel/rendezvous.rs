@@ -1,6 +1,6 @@
 //! Where ranks meet: from flags, or from what the launcher says of the machines it started them on.
 
-use super::environment::{Launcher, Process};
+use super::environment::{Launcher, OWN_RUN, Process};
 use super::mesh::Meeting;
 use anyhow::{Context, Result, bail, ensure};
 use std::path::PathBuf;
@@ -61,7 +61,7 @@ fn address_of_launcher(process: &Process, variable: &dyn Fn(&str) -> Option<Stri
     let elsewhere = "the launcher does not say where rank 0 is: give -pi tcp -ps HOST, or -pi fs -pf DIR on a shared disk";
     let all_here = |name: &str| set(name).and_then(|n| n.parse().ok()) == Some(process.world_size);
     Ok(match process.launcher {
-        Launcher::Torchrun => {
+        Launcher::Warpsmith | Launcher::Torchrun => {
             let host = set("MASTER_ADDR").unwrap_or_else(|| "127.0.0.1".to_owned());
             let port = set("MASTER_PORT").unwrap_or_else(|| PORT.to_string());
             let port: u16 =
@@ -103,7 +103,7 @@ fn first_node(list: &str) -> Option<String> {
 
 /// From what launchers call a run.
 fn run_name(variable: &dyn Fn(&str) -> Option<String>) -> String {
-    let names = ["WARPSMITH_RUN", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "SLURM_STEP_ID", "PMIX_NAMESPACE"];
+    let names = [OWN_RUN, "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "SLURM_STEP_ID", "PMIX_NAMESPACE"];
     let parts: Vec<String> = names.iter().filter_map(|name| variable(name)).collect();
     parts.join(" ")
 }

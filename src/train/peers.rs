@@ -26,7 +26,7 @@ impl Peers {
     /// How many there are, and how they are connected.
     pub fn describe(&self) -> Option<String> {
         let launcher = self.process.launcher.name();
-        self.communicator.as_ref().map(|c| format!("{}, started by {launcher}", c.describe()))
+        self.communicator.as_ref().map(|c| format!("{}, by {launcher}", c.describe()))
     }
 
     /// Begins to add up tensors over all ranks, each in its place.
