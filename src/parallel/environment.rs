@@ -19,7 +19,9 @@ pub enum Launcher {
     Nobody,
     /// Somebody who gave `-pn` and `-pr` to each.
     Flags,
-    /// `torchrun`, `warpsmith launch`, and all who speak like them.
+    /// `warpsmith launch`
+    Warpsmith,
+    /// `torchrun`, and all who speak like it.
     Torchrun,
     OpenMpi,
     /// MPICH and its kin: Intel MPI, MVAPICH, Cray.
@@ -27,9 +29,14 @@ pub enum Launcher {
     Slurm,
 }
 
+/// In which `warpsmith launch` names a run.
+pub const OWN_RUN: &str = "WARPSMITH_RUN";
+
 /// The variables a launcher sets.
 struct Variables {
     launcher: Launcher,
+    /// One that tells it from others who set the same.
+    sign: Option<&'static str>,
     rank: &'static str,
     world_size: &'static str,
     local_rank: &'static str,
@@ -37,21 +44,31 @@ struct Variables {
 
 /// The first that is there counts: `mpirun` inside a job of SLURM's finds SLURM's variables, too, and those are about
 /// `mpirun`'s own helpers.
-const LAUNCHERS: [Variables; 4] = [
+const LAUNCHERS: [Variables; 5] = [
+    Variables {
+        launcher: Launcher::Warpsmith,
+        sign: Some(OWN_RUN),
+        rank: "RANK",
+        world_size: "WORLD_SIZE",
+        local_rank: "LOCAL_RANK",
+    },
     Variables {
         launcher: Launcher::Torchrun,
+        sign: None,
         rank: "RANK",
         world_size: "WORLD_SIZE",
         local_rank: "LOCAL_RANK",
     },
     Variables {
         launcher: Launcher::OpenMpi,
+        sign: None,
         rank: "OMPI_COMM_WORLD_RANK",
         world_size: "OMPI_COMM_WORLD_SIZE",
         local_rank: "OMPI_COMM_WORLD_LOCAL_RANK",
     },
     Variables {
         launcher: Launcher::Mpich,
+        sign: None,
         rank: "PMI_RANK",
         world_size: "PMI_SIZE",
         local_rank: "MPI_LOCALRANKID",
@@ -59,6 +76,7 @@ const LAUNCHERS: [Variables; 4] = [
     // Of a step, which `srun` starts: the script of a job, which `sbatch` starts, is one process whatever the job's size.
     Variables {
         launcher: Launcher::Slurm,
+        sign: None,
         rank: "SLURM_PROCID",
         world_size: "SLURM_STEP_NUM_TASKS",
         local_rank: "SLURM_LOCALID",
@@ -95,12 +113,22 @@ impl Process {
     /// # Errors
     /// One line, if they contradict themselves or each other.
     pub fn find(flags: Flags, variable: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
-        let launched = LAUNCHERS.iter().find_map(|names| names.read(variable).transpose()).transpose()?;
+        let spoken = |names: &&Variables| names.launcher != Launcher::Mpich || !srun_speaks_pmi(variable);
+        let mut launchers = LAUNCHERS.iter().filter(spoken);
+        let launched = launchers.find_map(|names| names.read(variable).transpose()).transpose()?;
         match launched {
             Some(process) => flags.check_against(&process).map(|()| process),
             None => flags.process(),
         }
     }
+}
+
+/// `srun --mpi=pmi2` says who is who as MPICH does, but who is on which machine in its own words alone.
+fn srun_speaks_pmi(variable: &dyn Fn(&str) -> Option<String>) -> bool {
+    let same = |pmi: &str, slurm: &str| variable(pmi).is_some() && variable(pmi) == variable(slurm);
+    variable("MPI_LOCALRANKID").is_none()
+        && same("PMI_RANK", "SLURM_PROCID")
+        && same("PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 }
 
 impl Variables {
@@ -113,7 +141,10 @@ impl Variables {
                 format!("{name}={}: expected a whole number from 0", text.unwrap_or_default())
             })
         };
-        let Self { launcher, rank: rank_name, world_size: size_name, local_rank: local_name } = *self;
+        let Self { launcher, sign, rank: rank_name, world_size: size_name, local_rank: local_name } = *self;
+        if sign.is_some_and(|sign| variable(sign).is_none()) {
+            return Ok(None);
+        }
         // A rank by itself may be a left-over; the number of processes is what makes a launcher.
         let Some(world_size) = number(size_name)? else { return Ok(None) };
         ensure!(world_size > 0, "{size_name}=0: expected at least one process");
@@ -176,7 +207,8 @@ impl Launcher {
         match self {
             Launcher::Nobody => "nobody",
             Launcher::Flags => "-pn and -pr",
-            Launcher::Torchrun => "torchrun (RANK, WORLD_SIZE)",
+            Launcher::Warpsmith => "warpsmith launch",
+            Launcher::Torchrun => "torchrun",
             Launcher::OpenMpi => "Open MPI's mpirun",
             Launcher::Mpich => "MPICH's mpirun",
             Launcher::Slurm => "srun",
@@ -206,6 +238,10 @@ mod tests {
         let process = |launcher| Process { rank: 5, world_size: 8, local_rank: 1, launcher };
         let torchrun = [("RANK", "5"), ("WORLD_SIZE", " 8 "), ("LOCAL_RANK", "1"), ("MASTER_PORT", "29500")];
         assert_eq!(find(&torchrun), Ok(process(Launcher::Torchrun)));
+        let mut ours = torchrun.to_vec();
+        ours.push((OWN_RUN, "launch 7 0"));
+        assert_eq!(find(&ours), Ok(process(Launcher::Warpsmith)));
+        assert_eq!(find(&[(OWN_RUN, "launch 7 0")]), Ok(Process::ALONE));
         assert_eq!(find(&OPEN_MPI), Ok(process(Launcher::OpenMpi)));
         let mpich = [("PMI_RANK", "5"), ("PMI_SIZE", "8"), ("MPI_LOCALRANKID", "1")];
         assert_eq!(find(&mpich), Ok(process(Launcher::Mpich)));

@@ -1,5 +1,6 @@
 //! `warpsmith launch`: starts the ranks of a run on this machine, shows what they say, and ends all when one fails.
 
+use super::environment::OWN_RUN;
 use anyhow::{Context, Result};
 use signal_hook::consts::{SIGINT, SIGKILL, SIGTERM};
 use std::ffi::OsString;
@@ -90,7 +91,7 @@ impl Job {
             .env("LOCAL_WORLD_SIZE", number(self.processes))
             .env("MASTER_ADDR", "127.0.0.1")
             .env("MASTER_PORT", port.to_string())
-            .env("WARPSMITH_RUN", format!("launch {own} {attempt}"))
+            .env(OWN_RUN, format!("launch {own} {attempt}"))
             .env_remove("TORCHELASTIC_USE_AGENT_STORE");
         if std::env::var_os("RAYON_NUM_THREADS").is_none() {
             // Else every rank would take every core.

@@ -1,6 +1,6 @@
 //! How ranks meet: from flags, or from what the launcher says of the machines it started them on.
 
-use super::environment::{Launcher, Process};
+use super::environment::{Launcher, OWN_RUN, Process};
 use super::mesh::Meeting;
 use anyhow::{Context, Result, bail, ensure};
 use std::path::PathBuf;
@@ -55,7 +55,7 @@ fn brings_mpi(process: &Process, variable: &dyn Fn(&str) -> Option<String>) -> b
     match process.launcher {
         Launcher::OpenMpi | Launcher::Mpich => true,
         Launcher::Slurm => variable("PMIX_RANK").is_some(),
-        Launcher::Nobody | Launcher::Flags | Launcher::Torchrun => false,
+        Launcher::Nobody | Launcher::Flags | Launcher::Torchrun | Launcher::Warpsmith => false,
     }
 }
 
@@ -84,7 +84,7 @@ fn address_of_launcher(process: &Process, variable: &dyn Fn(&str) -> Option<Stri
     let elsewhere = "the launcher does not say where rank 0 is: give -pi tcp -ps HOST, or -pi fs -pf DIR on a shared disk";
     let all_here = |name: &str| set(name).and_then(|n| n.parse().ok()) == Some(process.world_size);
     Ok(match process.launcher {
-        Launcher::Torchrun => {
+        Launcher::Warpsmith | Launcher::Torchrun => {
             let host = set("MASTER_ADDR").unwrap_or_else(|| "127.0.0.1".to_owned());
             let port = set("MASTER_PORT").unwrap_or_else(|| PORT.to_string());
             let port: u16 =
@@ -97,9 +97,17 @@ fn address_of_launcher(process: &Process, variable: &dyn Fn(&str) -> Option<Stri
             let nodes = set("SLURM_STEP_NODELIST").or_else(|| set("SLURM_JOB_NODELIST"));
             let first = nodes.as_deref().and_then(first_node);
             let first = first.with_context(|| format!("no node in SLURM_STEP_NODELIST; {elsewhere}"))?;
-            // Several jobs may share a node.
-            let job = set("SLURM_JOB_ID").and_then(|id| id.parse::<u32>().ok()).unwrap_or(0);
-            with_port(&first, PORT + (job % 20_000) as u16)?
+            // The list is sorted, and ranks need not be. Only the node of rank 0 can tell.
+            if let Some(own) = set("SLURMD_NODENAME").filter(|own| process.rank == 0 && *own != first) {
+                bail!(
+                    "rank 0 is on {own}, and others look for it on {first}, the first of SLURM_STEP_NODELIST; add -pi tcp -ps {own}"
+                );
+            }
+            // Several jobs may share a node, and several steps a job.
+            let number = |name| set(name).and_then(|id| id.parse::<u32>().ok()).unwrap_or(0);
+            let (job, step) = (number("SLURM_JOB_ID"), number("SLURM_STEP_ID"));
+            let offset = job.wrapping_add(step.wrapping_mul(7919)) % 20_000;
+            with_port(&first, PORT + offset as u16)?
         }
         Launcher::OpenMpi if all_here("OMPI_COMM_WORLD_LOCAL_SIZE") => here(),
         Launcher::Mpich if all_here("MPI_LOCALNRANKS") => here(),
@@ -126,7 +134,7 @@ fn first_node(list: &str) -> Option<String> {
 
 /// From what launchers call a run.
 fn run_name(variable: &dyn Fn(&str) -> Option<String>) -> String {
-    let names = ["WARPSMITH_RUN", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "SLURM_STEP_ID", "PMIX_NAMESPACE"];
+    let names = [OWN_RUN, "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "SLURM_STEP_ID", "PMIX_NAMESPACE"];
     let parts: Vec<String> = names.iter().filter_map(|name| variable(name)).collect();
     parts.join(" ")
 }
@@ -155,6 +163,10 @@ mod tests {
         assert_eq!(at(Launcher::Torchrun, &with_store).unwrap(), "meeting at node7:29501");
         let slurm = [("SLURM_STEP_NODELIST", "gpu[07-09,12],login1"), ("SLURM_JOB_ID", "40001")];
         assert_eq!(at(Launcher::Slurm, &slurm).unwrap(), "meeting at gpu07:12346");
+        let second_step = [slurm[0], slurm[1], ("SLURM_STEP_ID", "1")];
+        assert_eq!(at(Launcher::Slurm, &second_step).unwrap(), "meeting at gpu07:20265");
+        let elsewhere = [slurm[0], slurm[1], ("SLURMD_NODENAME", "gpu08")];
+        assert!(at(Launcher::Slurm, &elsewhere).unwrap_err().contains("rank 0 is on gpu08"));
         let one_machine = [("OMPI_COMM_WORLD_LOCAL_SIZE", "4")];
         assert_eq!(at(Launcher::OpenMpi, &one_machine).unwrap(), "meeting at 127.0.0.1:12345");
         let [first, second] = ["1", "2"].map(|job| [one_machine[0], ("PMIX_NAMESPACE", job)]);

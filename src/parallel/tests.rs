@@ -108,7 +108,7 @@ fn plan(seed: u32, world_size: usize, rows: usize) -> Vec<Vec<Planned>> {
 }
 
 /// Does what is planned, in its own time; what it waited for must be done.
-fn follow(plan: &[Vec<Planned>], mut queue: HostQueue, seed: u32) -> Result<()> {
+fn follow(plan: &[Vec<Planned>], queue: HostQueue, seed: u32) -> Result<()> {
     let rank = queue.rank();
     let rng = &mut Mt19937::new(seed);
     let mut buffers: Vec<Vec<Vec<u8>>> = plan
@@ -118,6 +118,8 @@ fn follow(plan: &[Vec<Planned>], mut queue: HostQueue, seed: u32) -> Result<()> 
         })
         .map(Iterator::collect)
         .collect();
+    // Dropped before the buffers that it works on.
+    let mut queue = queue;
     let check = |buffers: &[Vec<Vec<u8>>]| {
         let done = plan.iter().zip(buffers).flat_map(|(row, buffers)| row.iter().zip(buffers));
         done.for_each(|(planned, bytes)| planned.check(rank, bytes));
@@ -259,5 +261,32 @@ fn a_rank_that_vanishes_is_named_by_all_others() {
             0 => vanish(seed, Threads::of(world_size, TIMEOUT)),
             _ => vanish(seed, meshes(world_size)),
         }
+    }
+}
+
+/// What three ranks say when one sends another what that one does not expect, and the third hears of it.
+fn misled<L: Links>(links: Vec<L>) -> Vec<String> {
+    let rank = |mut links: L| {
+        let rank = links.rank();
+        let wrong: &[u8] = if rank == 2 { &[0] } else { &[] };
+        let mut exchange = |outgoing: [&[u8]; 3]| {
+            let mut incoming = [[0; 0]; 3];
+            links.exchange(&outgoing, &mut incoming.each_mut().map(<[u8; 0]>::as_mut_slice))
+        };
+        let begun = exchange([wrong, &[], &[]]);
+        assert_eq!(begun.is_err(), rank == 0);
+        begun.and_then(|()| exchange([&[]; 3])).unwrap_err().to_string()
+    };
+    std::thread::scope(|scope| {
+        let ranks: Vec<_> = links.into_iter().map(|links| scope.spawn(move || rank(links))).collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn all_blame_whom_the_first_one_blames() {
+    for said in [misled(Threads::of(3, TIMEOUT)), misled(meshes(3))] {
+        assert!(said[0].starts_with("rank 2 sent 1 bytes where 0 were expected"), "{}", said[0]);
+        assert_eq!(said[1..], [said[0].as_str(); 2]);
     }
 }

@@ -29,7 +29,7 @@ impl Peers {
     /// How many there are, and how they are connected.
     pub fn describe(&self) -> Option<String> {
         let launcher = self.process.launcher.name();
-        self.communicator.as_ref().map(|c| format!("{}, started by {launcher}", c.describe()))
+        self.communicator.as_ref().map(|c| format!("{}, by {launcher}", c.describe()))
     }
 
     /// Begins operations of all ranks, in place. Until they are waited for, nothing else may touch the tensors. Says what to wait for;

@@ -1,0 +1,57 @@
+//! Machines that are network namespaces of this one.
+
+use super::{RECIPE, corpus, run, wait_for_steps};
+use crate::common::{Corpus, TRAIN_GPT2, losses, stderr, stdout};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Two machines of two processes each, which are network namespaces; `None` where the system lets nobody make them.
+fn on_machines(corpus: &Corpus, own_flags: &[&str], flags: &str) -> Option<Command> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("dev/machines.sh");
+    let tried = Command::new(&script).args(["1", "1", "true"]).output().unwrap();
+    if !tried.status.success() {
+        println!("skipped: {}", stderr(&tried).trim_end());
+        return None;
+    }
+    let mut command = Command::new(script);
+    command.current_dir(corpus.dir.path()).args(own_flags).args(["2", "2", TRAIN_GPT2]);
+    command.args(RECIPE.split(' ')).args(flags.split(' ')).stdout(Stdio::piped()).stderr(Stdio::piped());
+    Some(command)
+}
+
+#[test]
+fn two_machines_train_as_one_does() {
+    let corpus = corpus();
+    let alone = run(&corpus, TRAIN_GPT2, 4, "-x 5", "one");
+    for (flags, out) in [(&[][..], "two"), (&["-6"], "two-6")] {
+        let Some(mut command) = on_machines(&corpus, flags, &format!("-x 5 -o {out}")) else { return };
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}{}", stdout(&output), stderr(&output));
+        assert!(stdout(&output).contains("4 processes over TCP"), "{}", stdout(&output));
+        assert_eq!(losses(&corpus.path(out)), alone, "bit for bit");
+    }
+}
+
+#[test]
+fn a_machine_that_is_cut_off_is_named_on_both_sides() {
+    let corpus = corpus();
+    let flags = ["-c", "cut"];
+    let Some(mut command) = on_machines(&corpus, &flags, "-d 128 -x 100000 -o out") else { return };
+    let job = command.spawn().unwrap();
+    wait_for_steps(&corpus.path("out"));
+    std::fs::write(corpus.path("cut"), "").unwrap();
+    let cut = Instant::now();
+    let output = job.wait_with_output().unwrap();
+    // A minute without a sign of life, some seconds for a last word, and what a busy machine takes.
+    assert!(cut.elapsed() < Duration::from_secs(100), "it took {:?}", cut.elapsed());
+    assert_eq!(output.status.code(), Some(2));
+    let said = stderr(&output);
+    for rank in 0..4 {
+        let own: Vec<&str> = said.lines().filter(|line| line.starts_with(&format!("[{rank}]"))).collect();
+        let there =
+            |other: &usize| own[0].contains(&format!("rank {other} has given no sign of life for 60 s"));
+        let blamed: Vec<usize> = (0..4).filter(there).collect();
+        assert!(own.len() == 1 && blamed.len() == 1 && blamed[0] / 2 != rank / 2, "{said}");
+    }
+}

@@ -1,0 +1,191 @@
+//! Several processes that train together, as a launcher starts them: the result does not depend on how many there are, and
+//! none is left behind when another ends.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod divided;
+mod launch;
+mod machines;
+#[cfg(feature = "mpi")]
+mod mpi;
+mod mpirun;
+
+use common::{Corpus, TRAIN_GPT2, TRAIN_GPT2CU, forget_after, losses, refuse, stderr, stdout};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+fn corpus() -> Corpus {
+    let corpus = Corpus::new();
+    common::write_small_model(&corpus.path("small.bin"));
+    corpus
+}
+
+const DATA: &str = "-i x_train_*.bin -j x_val_*.bin --threads 1";
+
+/// Eight micro-batches a step, however many processes share them.
+const RECIPE: &str =
+    "-i x_train_*.bin -j x_val_*.bin --threads 1 -b 1 -t 32 -d 256 -l 1e-3 -v 0 -s 0 -e small.bin";
+
+/// Starts the ranks of a run, which meet through a file in the corpus's directory.
+fn start(corpus: &Corpus, program: &str, world_size: usize, flags: &str) -> Vec<Child> {
+    let rank = |rank: usize| {
+        let mut command = Command::new(program);
+        command.current_dir(corpus.dir.path()).args(flags.split_whitespace());
+        if world_size > 1 {
+            command.args(["-pi", "fs", "-pf", "."]);
+            command.env("WORLD_SIZE", world_size.to_string());
+            command.env("RANK", rank.to_string()).env("LOCAL_RANK", rank.to_string());
+        }
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    (0..world_size).map(rank).collect()
+}
+
+fn finish(ranks: Vec<Child>) -> Vec<Output> {
+    ranks.into_iter().map(|rank| rank.wait_with_output().unwrap()).collect()
+}
+
+type Losses = Vec<(u64, String, String)>;
+
+/// Runs to the end, expects that only rank 0 says anything, and returns loss and norm of each step.
+#[track_caller]
+fn run(corpus: &Corpus, program: &str, world_size: usize, flags: &str, out: &str) -> Losses {
+    let outputs = finish(start(corpus, program, world_size, &format!("{RECIPE} {flags} -o {out}")));
+    for (rank, output) in outputs.iter().enumerate() {
+        assert!(output.status.success(), "rank {rank}: {}", stderr(output));
+        assert_eq!(stdout(output).is_empty(), rank > 0, "rank {rank} says {}", stdout(output));
+    }
+    losses(&corpus.path(out))
+}
+
+/// Losses and norms of each step are the same to within rounding.
+#[track_caller]
+fn assert_alike(got: &Losses, want: &Losses, loss: f64, norm: f64) {
+    assert_eq!(got.len(), want.len());
+    for (got, want) in got.iter().zip(want) {
+        let off = |got: &str, want: &str| {
+            let (got, want): (f64, f64) = (got.parse().unwrap(), want.parse().unwrap());
+            (got / want - 1.0).abs()
+        };
+        let (l, n) = (off(&got.1, &want.1), off(&got.2, &want.2));
+        // Also false for NaN.
+        assert!(got.0 == want.0 && l <= loss && n <= norm, "step {}: {got:?}, expected {want:?}", want.0);
+    }
+}
+
+fn validations(dir: &Path) -> Vec<f64> {
+    let log = std::fs::read_to_string(dir.join("main.log")).unwrap();
+    let values = log.lines().filter_map(|line| line.split_once("tel:"));
+    values.map(|(_, loss)| loss.parse().unwrap()).collect()
+}
+
+#[test]
+fn one_two_three_and_four_processes_train_alike() {
+    let corpus = corpus();
+    // Three processes share another number of micro-batches: of their own total, then.
+    for (flags, worlds) in [("-x 30 -v 10 -m 7", &[2, 4, 8][..]), ("-x 10 -d 192 -v 5 -m 7", &[2, 3])] {
+        let alone = run(&corpus, TRAIN_GPT2, 1, flags, "alone");
+        for &world_size in worlds {
+            let together = run(&corpus, TRAIN_GPT2, world_size, flags, "together");
+            assert_alike(&together, &alone, 1e-5, 1e-4);
+            let [together, alone] = ["together", "alone"].map(|dir| validations(&corpus.path(dir)));
+            assert_eq!(together.len(), alone.len());
+            for (a, b) in together.iter().zip(&alone) {
+                assert!((a / b - 1.0).abs() <= 1e-4, "validation loss {a}, expected {b}");
+            }
+            std::fs::remove_dir_all(corpus.path("together")).unwrap();
+        }
+        std::fs::remove_dir_all(corpus.path("alone")).unwrap();
+    }
+}
+
+#[test]
+fn kernels_on_several_emulated_devices_train_alike() {
+    let corpus = corpus();
+    for (dtype, loss, norm) in [("f32", 1e-5, 1e-4), ("bf16", 2e-3, 2e-2)] {
+        let flags = format!("--device emulated --deterministic 1 --dtype {dtype} -d 64 -x 4");
+        let alone = run(&corpus, TRAIN_GPT2CU, 1, &flags, &format!("{dtype}-1"));
+        let together = run(&corpus, TRAIN_GPT2CU, 2, &flags, &format!("{dtype}-2"));
+        assert_alike(&together, &alone, loss, norm);
+        let again = run(&corpus, TRAIN_GPT2CU, 2, &flags, &format!("{dtype}-again"));
+        assert_eq!(together, again, "sums over ranks are formed in one order");
+    }
+}
+
+#[test]
+fn what_some_processes_began_others_finish() {
+    let corpus = corpus();
+    let flags = "-x 24 -n 8 -y 1";
+    let whole = run(&corpus, TRAIN_GPT2, 1, flags, "whole");
+    run(&corpus, TRAIN_GPT2, 4, flags, "parts");
+    for world_size in [2, 1] {
+        forget_after(&corpus.path("parts"), 16);
+        let resumed = run(&corpus, TRAIN_GPT2, world_size, flags, "parts");
+        assert_alike(&resumed, &whole, 1e-5, 1e-4);
+    }
+    forget_after(&corpus.path("parts"), 16);
+    let bits = run(&corpus, TRAIN_GPT2, 4, flags, "parts");
+    assert_eq!(bits[..16], run(&corpus, TRAIN_GPT2, 4, flags, "again")[..16]);
+}
+
+/// Waits until a run has done a step.
+fn wait_for_steps(dir: &Path) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while std::fs::read_to_string(dir.join("metrics.jsonl")).map_or(0, |text| text.lines().count()) < 3 {
+        assert!(Instant::now() < deadline, "no step within a minute");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_process_that_is_killed_takes_the_others_along() {
+    let corpus = corpus();
+    for victim in [0, 2] {
+        let out = format!("killed-{victim}");
+        let mut ranks =
+            start(&corpus, TRAIN_GPT2, 3, &format!("{RECIPE} -d 96 -x 100000 -n 5 -nk 2 -o {out}"));
+        wait_for_steps(&corpus.path(&out));
+        ranks[victim].kill().unwrap();
+        let killed = Instant::now();
+        for (rank, output) in finish(ranks).iter().enumerate().filter(|(rank, _)| *rank != victim) {
+            assert_eq!(output.status.code(), Some(2), "rank {rank}");
+            let message = stderr(output);
+            assert!(message.contains("is gone"), "rank {rank}: {message}");
+            assert_eq!(message.trim_end().lines().count(), 1, "{message}");
+        }
+        assert!(killed.elapsed() < Duration::from_secs(20), "they took {:?}", killed.elapsed());
+    }
+}
+
+#[test]
+fn a_signal_to_one_process_stops_all_at_one_step() {
+    let corpus = corpus();
+    let ranks = start(&corpus, TRAIN_GPT2, 2, &format!("{RECIPE} -d 64 -x 100000 -o out"));
+    wait_for_steps(&corpus.path("out"));
+    let pid = ranks[1].id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    for output in finish(ranks) {
+        assert_eq!(output.status.code(), Some(128 + 15), "{}", stderr(&output));
+    }
+    let steps = losses(&corpus.path("out")).len();
+    assert!(corpus.path(&format!("out/DONE_{steps:08}")).exists(), "a checkpoint of step {steps}");
+}
+
+#[test]
+fn a_launcher_that_contradicts_itself_is_refused() {
+    let corpus = corpus();
+    let refuse = |variables: &[(&str, &str)], flags: &str, words: &[&str]| {
+        let mut command = corpus.train();
+        command.args(["-x", "1"]).args(flags.split_whitespace()).envs(variables.iter().copied());
+        refuse(&mut command, words);
+    };
+    refuse(&[("WORLD_SIZE", "2")], "", &["WORLD_SIZE=2 but no RANK"]);
+    refuse(&[("WORLD_SIZE", "2"), ("RANK", "2")], "", &["RANK=2", "less than WORLD_SIZE=2"]);
+    refuse(&[], "-pn 2", &["-pn 2", "launcher"]);
+    let mpi = if cfg!(feature = "mpi") { "sees rank 0 of 1, expected rank 0 of 2" } else { "without MPI" };
+    refuse(&[], "-pn 2 -pr 0 -pi mpi", &["MPI", mpi]);
+    refuse(&[], "-pn 2 -pr 0", &["-pi tcp -ps HOST"]);
+    refuse(&[], "-pn 2 -pr 0 -b 2 -t 16 -d 32", &["B * T * processes = 2 * 16 * 2 = 64", "found 32"]);
+    refuse(&[], "-z 4", &["-z/--zero-stage", "expected", "found 4"]);
+}
