@@ -161,15 +161,19 @@ fn a_process_that_is_killed_takes_the_others_along() {
 #[test]
 fn a_signal_to_one_process_stops_all_at_one_step() {
     let corpus = corpus();
-    let ranks = start(&corpus, TRAIN_GPT2, 2, &format!("{RECIPE} -d 64 -x 100000 -o out"));
+    // Large enough for a checkpoint to take a while.
+    let flags = "--layers 1 --heads 2 --channels 128 -b 1 -t 16 -d 32 -x 100000 -v 0 -s 0 -o out";
+    let mut ranks = start(&corpus, TRAIN_GPT2, 2, &format!("{DATA} {flags}"));
     wait_for_steps(&corpus.path("out"));
     let pid = ranks[1].id().to_string();
     assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    // A launcher would now end the others, which must have done all they have to do.
+    ranks[1].wait().unwrap();
+    let steps = losses(&corpus.path("out")).len();
+    assert!(corpus.path(&format!("out/DONE_{steps:08}")).exists(), "a checkpoint of step {steps}");
     for output in finish(ranks) {
         assert_eq!(output.status.code(), Some(128 + 15), "{}", stderr(&output));
     }
-    let steps = losses(&corpus.path("out")).len();
-    assert!(corpus.path(&format!("out/DONE_{steps:08}")).exists(), "a checkpoint of step {steps}");
 }
 
 #[test]
