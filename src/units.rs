@@ -182,6 +182,7 @@ pub struct PerParam {
     pub layout: UnitLayout,
     /// What is here of each unit.
     pub part: Part,
+    all: Tensor,
     units: Vec<Tensor>,
 }
 
@@ -201,7 +202,7 @@ impl PerParam {
             end += len;
             all.slice(end - len, *len)
         };
-        PerParam { layout: layout.clone(), part, units: lens.iter().map(cut).collect() }
+        PerParam { layout: layout.clone(), part, all, units: lens.iter().map(cut).collect() }
     }
 
     /// Whole units as passes go through them: the rest, and memory for two layers, even and odd ones in turn.
@@ -215,11 +216,16 @@ impl PerParam {
         let all = plan.add(arena, name, dtype, layout.rest().min(2) * len + rest);
         let layer = |l: usize| all.slice(rest + l % 2 * len, len);
         let units = (0..layout.rest()).map(layer).chain([all.slice(0, rest)]).collect();
-        PerParam { layout: layout.clone(), part: Part::WHOLE, units }
+        PerParam { layout: layout.clone(), part: Part::WHOLE, all, units }
     }
 
     pub fn dtype(&self) -> Dtype {
         self.units[0].dtype
+    }
+
+    /// All that is here, one unit behind the other.
+    pub fn all(&self) -> Tensor {
+        self.all
     }
 
     /// What is here of each unit.

@@ -78,7 +78,7 @@ impl Tiny {
     fn loss_and_norm(&mut self) -> (f32, f32) {
         let loss = self.model.loss_sum(&mut self.dev).unwrap();
         let norm_squared = self.model.acts.scalars.slice(1, 1);
-        self.dev.norm_squared(norm_squared, self.model.grads().units()).unwrap();
+        self.dev.norm_squared(norm_squared, &[self.model.grads().all()]).unwrap();
         (self.download(loss)[0], self.download(norm_squared)[0])
     }
 

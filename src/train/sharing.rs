@@ -146,7 +146,11 @@ impl Sharing {
         let part = self.shares.sharding.kept(Stage::Zero1);
         let units = 0..self.shares.grads.own.units().len();
         units.clone().try_for_each(|unit| self.await_grads(dev, unit))?;
-        let own: Vec<Tensor> = units.map(|unit| self.shares.grads.own.part_of(unit, part)).collect();
+        let grads = &self.shares.grads.own;
+        let own = match grads.part == part {
+            true => vec![grads.all()],
+            false => units.map(|unit| grads.part_of(unit, part)).collect(),
+        };
         dev.norm_squared(scalars.slice(1, 1), &own)?;
         match part {
             // Each has the norm of everything.
