@@ -16,7 +16,7 @@ use warpsmith::model::{BatchShape, GPT2, ModelOptions, init};
 use warpsmith::ops::{Ops, plan_scratch};
 use warpsmith::optim::optimizer::{HyperParams, Optimizer};
 use warpsmith::parallel::environment::Process;
-use warpsmith::parallel::links::Threads;
+use warpsmith::parallel::links::{Delayed, Threads};
 use warpsmith::parallel::queue::HostQueue;
 use warpsmith::params::ParamLayout;
 use warpsmith::tensor::{Dtype, MemoryPlan};
@@ -177,7 +177,7 @@ fn run(recipe: &Recipe, corpus: &Corpus) -> Outcome {
         let ranks: Vec<_> = links
             .map(|(index, links)| {
                 let process = Process { rank: index, world_size: recipe.world_size, ..Process::ALONE };
-                let _ = recipe.seed;
+                let links = Delayed::new(links, recipe.seed + index as u64);
                 scope
                     .spawn(move || rank(recipe, corpus, Peers::new(process, Box::new(HostQueue::new(links)))))
             })

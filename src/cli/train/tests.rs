@@ -141,7 +141,7 @@ fn the_values_that_a_cpu_honours_are_accepted() {
 
 #[test]
 fn what_a_cpu_cannot_do_is_refused_by_name() {
-    let refused = "-lg 10,-w 0,-ge 1,-ge 2,-z 1,-z 3,-pn 2,-pr 1,-pm fs,-ps host,-pf dir,--flash 0,\
+    let refused = "-lg 10,-w 0,-ge 1,-ge 2,-pn 2,-pr 1,-pm fs,-ps host,-pf dir,--flash 0,\
                    --compile 1,--write_tensors 1,--inference_only 1,--matmul own,--device cuda,--device emulated";
     for line in refused.split(',') {
         let message = error(line);
