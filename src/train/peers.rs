@@ -56,7 +56,8 @@ impl Peers {
     pub fn wait(&mut self, dev: &mut dyn Ops, ticket: Option<Ticket>) -> Result<()> {
         let (Some(communicator), Some(ticket)) = (&mut self.communicator, ticket) else { return Ok(()) };
         communicator.wait(ticket)?;
-        while let Some((_, tensors)) = self.lent.pop_front_if(|(lent, _)| *lent <= ticket) {
+        while self.lent.front().is_some_and(|(lent, _)| *lent <= ticket) {
+            let (_, tensors) = self.lent.pop_front().expect("looked at");
             tensors.into_iter().for_each(|tensor| dev.take_back(tensor));
         }
         Ok(())

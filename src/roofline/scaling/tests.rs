@@ -139,26 +139,30 @@ fn the_queue_of_sums_is_the_one_worked_out_by_hand() {
 }
 
 #[test]
-fn a_divided_update_is_gathered_before_the_next_step() {
-    // Sums of halves end at 31, 41, 45; half of norm and update by 46.5; then 3 + 3 + 4.
-    check(play(Zero1, 1, 1.0), [40.5, 0.0, 10.0, 10.0, 56.5]);
-    check(play(Zero1, 2, 1.0), [79.5, 0.0, 10.0, 10.0, 95.5]);
+fn a_divided_update_is_gathered_until_the_next_pass_needs_it() {
+    // The update of the rest ends 0.6 before the step does, so that it is there at 3.4, the layers at 6.4 and 9.4. The second waits
+    // for nothing: backward passes end at 33.4 and 43.4; sums of halves at 36.4, 46.4, 50.4; half of norm and update.
+    check(play(Zero1, 1, 1.0), [40.5, 0.0, 10.0, 10.0, 51.9]);
+    check(play(Zero1, 2, 1.0), [79.5, 0.0, 10.0, 10.0, 90.9]);
 }
 
 #[test]
 fn divided_gradients_leave_after_each_micro_step() {
-    // The first micro-step's sums end at 45, before the second one's head at 50; its own end at 84.
-    check(play(Zero2, 2, 1.0), [79.5, 0.0, 20.0, 10.0, 95.5]);
-    // Ten times slower: the first ones end at 128, which the second head waits for, and its own at 245.
-    check(play(Zero2, 2, 0.1), [79.5, 0.0, 200.0, 100.0, 346.5]);
+    // The first micro-step's sums end at 50.4, before the second one's head at 55.4; its own end at 89.4.
+    check(play(Zero2, 2, 1.0), [79.5, 0.0, 20.0, 10.0, 90.9]);
+    // Ten times slower: the second layer is there at 99.4, the first sums are at 221.4, which the second head waits for, its own
+    // at 338.4.
+    check(play(Zero2, 2, 0.1), [79.5, 0.0, 200.0, 100.0, 339.9]);
 }
 
 #[test]
 fn divided_parameters_come_one_layer_ahead() {
-    // Embeddings at 4, the first layer at 7; later ones come while their neighbour is at work. Sums end at 37, 47, 51.
-    check(play(Zero3, 1, 1.0), [40.5, 0.0, 10.0, 16.0, 52.5]);
-    // Each micro-step gathers each layer twice, but for the embeddings.
-    near(play(Zero3, 2, 1.0).all_gather_ms, 4.0 + 8.0 * 3.0);
+    // Embeddings at 4, the first layer at 7, the second at 10; both stay. Sums end at 37, 47, 51.
+    check(play(Zero3, 1, 1.0), [40.5, 0.0, 10.0, 10.0, 52.5]);
+    // Of four layers a pass finds two still there, but for the first one of a step.
+    let sizes = Sizes { L: 4, layer: 3_000_000, rest: 4_000_000 };
+    let times = simulate(Zero3, &PHASES, 2, &sizes, &cluster(1.0, 1.0, 8), 2);
+    near(times.all_gather_ms, 4.0 + 3.0 * (4 + 2 + 2 + 2) as f64);
 }
 
 #[test]

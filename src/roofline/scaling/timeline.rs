@@ -13,7 +13,7 @@ pub struct Times {
     pub all_reduce_ms: f64,
     pub reduce_scatter_ms: f64,
     pub all_gather_ms: f64,
-    /// From its begin until the next one can begin.
+    /// From the end of one to the end of the next.
     pub step_ms: f64,
 }
 
@@ -24,20 +24,21 @@ impl Times {
 
     /// Time in which the GPU has nothing to compute.
     pub fn exposed_ms(&self) -> f64 {
-        self.step_ms - self.compute_ms
+        // Sums of long times may differ in the last place.
+        (self.step_ms - self.compute_ms).max(0.0)
     }
 }
 
-/// Bytes of the loss and of the wishes to stop, or of the norm: so few that only hops count.
+/// Bytes of the loss, the norm and the wishes to stop: so few that only hops count.
 const SCALARS: f64 = 0.0;
 
-/// Plays a step of `micro_steps` on each of `gpus`.
+/// A step of `micro_steps` on each of `gpus`, behind others like it.
 ///
 /// - Without ZeRO and with ZeRO-1, a layer's gradients are on their way when the last micro-step's backward pass through it
 ///   ends; with ZeRO-2 and 3 those of every micro-step.
-/// - With ZeRO-1 and 2 the new parameters are gathered after the update, before the next forward pass.
-/// - With ZeRO-3 a layer's parameters are gathered while its neighbour is at work, forward and backward; embeddings
-///   once a step.
+/// - With ZeRO-1 and 2 new parameters are gathered unit by unit, each behind its update; the next forward pass waits for each.
+/// - With ZeRO-3 a layer's parameters are gathered while its neighbour is at work, forward and backward, unless they are still
+///   there from the pass before; embeddings once a step.
 pub fn simulate(
     stage: Stage,
     phases: &Phases,
@@ -46,7 +47,6 @@ pub fn simulate(
     cluster: &Cluster,
     gpus: usize,
 ) -> Times {
-    let visits = 2 * sizes.L * micro_steps;
     let mut step = Step {
         stage,
         phases,
@@ -56,40 +56,50 @@ pub fn simulate(
         times: Times::default(),
         computed: 0.0,
         sent: 0.0,
-        visits,
-        gathered: 0.0,
+        arrived: vec![0.0; sizes.L + 1],
         layer_buffers: [0.0; 2],
         rest_buffer: 0.0,
     };
-    let whole = step.begin();
-    for micro_step in 0..micro_steps {
-        step.forward(whole);
-        step.backward(micro_step + 1 == micro_steps);
-    }
-    step.update();
+    // What one step leaves on its way the next one waits for; after two, all are alike.
+    (0..3).for_each(|_| step.play(micro_steps));
     step.times
 }
 
-/// Where a step is. Times are milliseconds since its begin.
+/// Where a run is. Times are milliseconds since its begin.
 struct Step<'a> {
     stage: Stage,
     phases: &'a Phases,
     sizes: &'a Sizes,
     cluster: &'a Cluster,
     gpus: usize,
+    /// Of this step.
     times: Times,
     /// When all computing so far has ended, and all communication.
     computed: f64,
     sent: f64,
-    /// Forward and backward passes through layers yet to come, and when the next one's parameters are there.
-    visits: usize,
-    gathered: f64,
-    /// When gradients on their way have left their buffers: two layers', the one free first in front, and the others'.
+    /// When the parameters of each layer, and of the rest, are there.
+    arrived: Vec<f64>,
+    /// When gradients on their way have left their buffers: those of even and odd layers, and the rest's.
     layer_buffers: [f64; 2],
     rest_buffer: f64,
 }
 
 impl Step<'_> {
+    fn play(&mut self, micro_steps: usize) {
+        let began = self.computed;
+        self.times = Times::default();
+        if self.stage == Stage::Zero3 {
+            self.gather(self.sizes.L);
+            (0..self.sizes.L.min(2)).for_each(|l| self.gather(l));
+        }
+        for micro_step in 0..micro_steps {
+            self.forward();
+            self.backward(micro_step + 1 == micro_steps);
+        }
+        self.update();
+        self.times.step_ms = self.computed - began;
+    }
+
     /// Computes, not before `ready`; returns when that ends.
     fn compute(&mut self, ms: f64, ready: f64) -> f64 {
         self.computed = self.computed.max(ready) + ms;
@@ -97,52 +107,35 @@ impl Step<'_> {
         self.computed
     }
 
-    /// Communicates behind everything that is queued, not before `ready`; returns when that ends.
-    fn send(&mut self, collective: Collective, bytes: f64, ready: f64) -> f64 {
+    /// Communicates behind everything that is queued, once all computing so far has ended; returns when that ends.
+    fn send(&mut self, collective: Collective, bytes: f64) -> f64 {
         let ms = self.cluster.ms(collective, bytes, self.gpus);
         match collective {
             Collective::AllReduce => self.times.all_reduce_ms += ms,
             Collective::ReduceScatter => self.times.reduce_scatter_ms += ms,
             Collective::AllGather => self.times.all_gather_ms += ms,
         }
-        self.sent = self.sent.max(ready) + ms;
+        self.sent = self.sent.max(self.computed) + ms;
         self.sent
     }
 
-    fn layer_bytes(&self) -> f64 {
-        X * self.sizes.layer as f64
+    /// Parameters of a layer, or of the rest.
+    fn len(&self, unit: usize) -> f64 {
+        if unit == self.sizes.L { self.sizes.rest as f64 } else { self.sizes.layer as f64 }
     }
 
-    fn rest_bytes(&self) -> f64 {
-        X * self.sizes.rest as f64
+    fn gather(&mut self, unit: usize) {
+        self.arrived[unit] = self.send(Collective::AllGather, X * self.len(unit));
     }
 
-    /// Returns when the embeddings are there.
-    fn begin(&mut self) -> f64 {
-        if self.stage < Stage::Zero3 {
-            return 0.0;
-        }
-        let whole = self.send(Collective::AllGather, self.rest_bytes(), 0.0);
-        self.gathered = self.send(Collective::AllGather, self.layer_bytes(), 0.0);
-        whole
-    }
-
-    /// One layer, forward or backward; returns when it ends.
-    fn layer(&mut self, ms: f64, ready: f64) -> f64 {
-        let ready = ready.max(self.gathered);
-        self.visits -= 1;
-        if self.stage == Stage::Zero3 && self.visits > 0 {
-            // The buffer of the layer before is free once this one begins.
-            let begin = self.computed.max(ready);
-            self.gathered = self.send(Collective::AllGather, self.layer_bytes(), begin);
-        }
-        self.compute(ms, ready)
-    }
-
-    fn forward(&mut self, whole: f64) {
-        self.compute(self.phases.encoder, whole);
-        for _ in 0..self.sizes.L {
-            self.layer(self.phases.layer_forward, 0.0);
+    fn forward(&mut self) {
+        let L = self.sizes.L;
+        self.compute(self.phases.encoder, self.arrived[L]);
+        for l in 0..L {
+            self.compute(self.phases.layer_forward, self.arrived[l]);
+            if self.stage == Stage::Zero3 && l + 2 < L {
+                self.gather(l + 2);
+            }
         }
     }
 
@@ -152,42 +145,38 @@ impl Step<'_> {
             Stage::Zero0 => Collective::AllReduce,
             _ => Collective::ReduceScatter,
         };
+        let (L, divided) = (self.sizes.L, self.stage >= Stage::Zero2);
         self.compute(self.phases.head, self.rest_buffer);
-        for _ in 0..self.sizes.L {
-            let [free, other] = self.layer_buffers;
-            let end = self.layer(self.phases.layer_backward, free);
+        for l in (0..L).rev() {
+            self.compute(self.phases.layer_backward, self.arrived[l].max(self.layer_buffers[l % 2]));
             if sums {
-                let sent = self.send(collective, self.layer_bytes(), end);
+                let sent = self.send(collective, X * self.len(l));
                 // Without ZeRO-2 each layer has its own gradients, and waits for nobody.
-                if self.stage >= Stage::Zero2 {
-                    self.layer_buffers = [other, sent];
-                }
+                self.layer_buffers[l % 2] = if divided { sent } else { 0.0 };
+            }
+            if self.stage == Stage::Zero3 && l >= 2 {
+                self.gather(l - 2);
             }
         }
-        let end = self.compute(self.phases.encoder_backward, 0.0);
+        self.compute(self.phases.encoder_backward, 0.0);
         if sums {
-            let sent = self.send(collective, self.rest_bytes(), end);
-            if self.stage >= Stage::Zero2 {
-                self.rest_buffer = sent;
-            }
+            let sent = self.send(collective, X * self.len(L));
+            self.rest_buffer = if divided { sent } else { 0.0 };
         }
     }
 
-    /// Norm, update, and what must be there before the next step.
+    /// Norm, update, and what the next step waits for.
     fn update(&mut self) {
-        let summed = self.send(Collective::AllReduce, SCALARS, self.computed);
+        let L = self.sizes.L;
         let parts = if self.stage >= Stage::Zero1 { self.gpus as f64 } else { 1.0 };
-        let mut ready = self.compute(self.phases.norm / parts + self.phases.update_gaps, summed);
-        if self.stage >= Stage::Zero1 {
-            ready = self.send(Collective::AllReduce, SCALARS, ready);
-        }
-        let updated = self.compute(self.phases.adamw / parts, ready);
-        if matches!(self.stage, Stage::Zero1 | Stage::Zero2) {
-            for _ in 0..self.sizes.L {
-                self.send(Collective::AllGather, self.layer_bytes(), updated);
+        self.compute(self.phases.norm / parts + self.phases.update_gaps, self.sent);
+        let ready = self.send(Collective::AllReduce, SCALARS);
+        for unit in [L].into_iter().chain(0..L) {
+            let share = self.len(unit) / self.sizes.all() as f64;
+            self.compute(self.phases.adamw / parts * share, ready);
+            if matches!(self.stage, Stage::Zero1 | Stage::Zero2) {
+                self.gather(unit);
             }
-            self.send(Collective::AllGather, self.rest_bytes(), updated);
         }
-        self.times.step_ms = self.computed.max(self.sent);
     }
 }
