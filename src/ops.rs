@@ -107,8 +107,8 @@ pub struct Limits {
     pub NH: usize,
     pub V: usize,
     pub Vp: usize,
-    /// Elements of all parameters together.
-    pub num_parameters: usize,
+    /// Tensors that a norm is of, at most.
+    pub norm_pieces: usize,
 }
 
 /// Adds the scratch memory that a run needs whose largest operations are within one of `uses`.

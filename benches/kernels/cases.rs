@@ -11,7 +11,6 @@ use warpsmith::device::compare::{Tolerance, adamw_part, adamw_step};
 use warpsmith::device::cpu::Cpu;
 use warpsmith::device::cuda::Cuda;
 use warpsmith::ops::*;
-use warpsmith::params::ParamLayout;
 use warpsmith::roofline::kernels::{Class, Kernel, Run, Work, step};
 
 /// A device on which the two products of a backward pass can be asked for one at a time.
@@ -194,7 +193,6 @@ impl Case {
     pub fn limits(&self) -> Limits {
         let ModelConfig { C, NH, V, Vp, .. } = self.config;
         let rows = (self.run.B * self.run.T).max(2 * FEW);
-        let num_parameters = ParamLayout::new(&self.config).len();
         Limits {
             rows,
             logits_rows: self.run.logits_rows.max(FEW),
@@ -203,7 +201,7 @@ impl Case {
             NH,
             V,
             Vp,
-            num_parameters,
+            norm_pieces: self.config.L + 1,
         }
     }
 

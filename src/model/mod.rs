@@ -1,7 +1,8 @@
 //! GPT-2, written once over [`Ops`](crate::ops::Ops): [`forward`], [`backward`], and [`decode`] for sampling.
 //!
-//! The model knows no rank, file or vendor: where ranks share parameters out, a [`keeper`] fetches what a pass is about to read. It plans its memory into a [`MemoryPlan`](crate::tensor::MemoryPlan), and from
-//! then on each step is a fixed list of operations on fixed buffers.
+//! The model knows no rank, file or vendor: where ranks share parameters out, a [`keeper`] fetches what a pass is about to read.
+//! It plans its memory into a [`MemoryPlan`](crate::tensor::MemoryPlan), and from then on each step is a fixed list of
+//! operations on fixed buffers.
 #![allow(non_snake_case)]
 
 pub mod activations;
@@ -136,7 +137,7 @@ impl GPT2 {
             NH: c.NH,
             V: c.V,
             Vp: c.Vp,
-            num_parameters: self.weights.params.layout.total(),
+            norm_pieces: self.weights.params.layout.count(),
         }
     }
 

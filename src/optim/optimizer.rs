@@ -38,7 +38,7 @@ pub struct Update {
 }
 
 impl Optimizer {
-    /// `params` are the model's. Master weights are kept beside those only if they are narrower than f32: f32 parameters
+    /// `params` is the type of the model's parameters. Master weights are kept beside those only if they are narrower than f32: f32 parameters
     /// are their own.
     pub fn plan(
         layout: &UnitLayout,
@@ -53,6 +53,10 @@ impl Optimizer {
         let master = wanted.then(|| state("master weights"));
         let (m, v) = (state("m"), state("v"));
         Optimizer { master, m, v, hyper }
+    }
+
+    pub fn hyper(&self) -> &HyperParams {
+        &self.hyper
     }
 
     /// The part of each unit that this updates.

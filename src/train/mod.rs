@@ -1,6 +1,7 @@
 //! The training run: set up, then step by step evaluate, sample, checkpoint, train; until done, told to stop, or wrong.
 #![allow(non_snake_case)]
 
+mod agreement;
 pub mod clock;
 pub mod logs;
 pub mod peers;
@@ -98,6 +99,7 @@ pub fn run(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Finish> 
             agreed = Some(stop.received().unwrap_or(signal_hook::consts::SIGTERM));
         }
     }
+    run.sharing.finish_params(run.dev.as_mut())?;
     run.logs.finish();
     Ok(Finish::Completed)
 }
@@ -166,20 +168,9 @@ impl Run {
             self.clock.stop(self.dev.as_mut())?;
             self.validate(step)?;
         }
-        if due(self.args.val_loss_every, false)
-            && let Some(questions) = &self.hellaswag
-        {
+        if due(self.args.val_loss_every, false) {
             self.clock.stop(self.dev.as_mut())?;
-            let Process { rank, world_size, .. } = self.sharing.peers.process;
-            let (dev, progress) = (self.dev.as_mut(), &mut |_, _| {});
-            let keeper = &mut self.sharing;
-            let part =
-                hellaswag::evaluate(&self.model, dev, keeper, questions, (rank, world_size), progress)?;
-            let HellaSwagScore { total, correct, correct_norm } = part.score();
-            let mut counts = [total, correct, correct_norm, part.truncated].map(|count| count as f32);
-            self.sharing.peers.sum(dev, &self.model, &mut counts)?;
-            let [total, correct, correct_norm, truncated] = counts.map(|count| count as usize);
-            self.logs.hellaswag(step, HellaSwagScore { total, correct, correct_norm }, truncated)?;
+            self.score_hellaswag(step)?;
         }
         if due(self.args.sample_every, false) {
             self.clock.stop(self.dev.as_mut())?;
@@ -202,6 +193,19 @@ impl Run {
             self.save_best()?;
         }
         Ok(())
+    }
+
+    /// Each rank has its part of the questions.
+    fn score_hellaswag(&mut self, step: usize) -> Result<()> {
+        let Some(questions) = &self.hellaswag else { return Ok(()) };
+        let Process { rank, world_size, .. } = self.sharing.peers.process;
+        let (dev, keeper, progress) = (self.dev.as_mut(), &mut self.sharing, &mut |_, _| {});
+        let part = hellaswag::evaluate(&self.model, dev, keeper, questions, (rank, world_size), progress)?;
+        let HellaSwagScore { total, correct, correct_norm } = part.score();
+        let mut counts = [total, correct, correct_norm, part.truncated].map(|count| count as f32);
+        self.sharing.peers.sum(dev, &self.model, &mut counts)?;
+        let [total, correct, correct_norm, truncated] = counts.map(|count| count as usize);
+        self.logs.hellaswag(step, HellaSwagScore { total, correct, correct_norm }, truncated)
     }
 
     /// Writes some text. Each sample has a seed of its own, so that sampling leaves no trace in the run.

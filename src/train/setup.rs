@@ -90,18 +90,27 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>, peers: Peers) -> Result<R
         hellaswag,
         logs,
     };
-    let dev = run.dev.as_mut();
-    let copies: Vec<&PerParam> = [run.sharing.params()].into_iter().chain(&run.optimizer.master).collect();
-    match start {
-        Start::Random(_) => init::initialize(dev, &config, &copies, args.seed)?,
-        Start::File(file) => copies.iter().try_for_each(|copy| copy.upload(dev, 0, &file.params))?,
-        Start::Resume(saved) => run.restore(*saved)?,
-    }
+    run.fill(start)?;
+    run.agree()?;
     // Last, as it cuts the logs of the run back to its checkpoint: whatever is refused before loses nothing.
     if let Some(dir) = &run.output_dir {
         run.logs.open(dir, resumed_step)?;
     }
     Ok(run)
+}
+
+impl Run {
+    /// The parameters, and in a run that goes on all the rest.
+    fn fill(&mut self, start: Start) -> Result<()> {
+        let dev = self.dev.as_mut();
+        let copies: Vec<&PerParam> =
+            [self.sharing.params()].into_iter().chain(&self.optimizer.master).collect();
+        match start {
+            Start::Random(config) => init::initialize(dev, &config, &copies, self.args.seed),
+            Start::File(file) => copies.iter().try_for_each(|copy| copy.upload(dev, 0, &file.params)),
+            Start::Resume(saved) => self.restore(*saved),
+        }
+    }
 }
 
 /// Everything that takes memory on the device.

@@ -32,6 +32,8 @@ pub struct Sharing {
 pub struct Shares {
     sharding: Sharding,
     params: Kept,
+    /// Units whose parameters are where passes look for them, or on their way there.
+    present: Vec<bool>,
     grads: Kept,
     /// For tensors of which each rank has a part, if there are any.
     staging: Option<Tensor>,
@@ -43,8 +45,6 @@ struct Kept {
     own: PerParam,
     /// What passes work on: the same, or units that take turns.
     at_hand: PerParam,
-    /// Which units are at hand, or will be.
-    present: Vec<bool>,
     under_way: Vec<Option<Ticket>>,
 }
 
@@ -55,7 +55,7 @@ impl Kept {
             Part::WHOLE => whole.clone(),
             _ => PerParam::plan(&whole.layout, part, whole.dtype(), (name, name), plan),
         };
-        Kept { own, at_hand, present: vec![part == Part::WHOLE; count], under_way: vec![None; count] }
+        Kept { own, at_hand, under_way: vec![None; count] }
     }
 
     /// Units that share this one's memory, itself included.
@@ -72,7 +72,8 @@ impl Shares {
         let grads = Kept::plan(model.grads(), sharding.kept(Stage::Zero2), "gradients", plan);
         let staging = (sharding.kept(Stage::Zero1) != Part::WHOLE)
             .then(|| plan.add("communication", "staging", Dtype::F32, STAGING));
-        Shares { sharding, params, grads, staging }
+        let present = vec![params.own.part == Part::WHOLE; params.under_way.len()];
+        Shares { sharding, params, present, grads, staging }
     }
 }
 
@@ -106,18 +107,18 @@ impl Sharing {
 
     /// Brings parameters of a unit to where passes look for them, if they are not on their way already.
     fn gather(&mut self, dev: &mut dyn Ops, unit: usize) -> Result<()> {
-        if self.shares.params.present[unit] {
+        if self.shares.present[unit] {
             return Ok(());
         }
         for other in self.shares.params.in_place_of(unit) {
             self.await_params(dev, other)?;
-            self.shares.params.present[other] = false;
+            self.shares.present[other] = false;
         }
         let Kept { own, at_hand, .. } = &self.shares.params;
         dev.copy(at_hand.part_of(unit, own.part), own.units()[unit])?;
         let whole = at_hand.units()[unit];
         self.shares.params.under_way[unit] = self.peers.start(dev, &[(Collective::AllGather, whole)])?;
-        self.shares.params.present[unit] = true;
+        self.shares.present[unit] = true;
         Ok(())
     }
 
@@ -173,7 +174,7 @@ impl Sharing {
                     self.shares.params.under_way[unit] =
                         self.peers.start(dev, &[(Collective::AllGather, whole)])?;
                 }
-                Stage::Zero3 => self.shares.params.present[unit] = false,
+                Stage::Zero3 => self.shares.present[unit] = false,
             }
         }
         Ok(())
@@ -262,6 +263,7 @@ impl Sharing {
         if let Some((_, own)) = tensors.overlap(unit, range) {
             dev.copy(staging, own)?;
         }
+        // All get what the master needs alone: checkpoints are rare, and links of GPUs fast beside the disk.
         let ticket = self.peers.start(dev, &[(Collective::Broadcast { root }, staging)])?;
         self.peers.wait(dev, ticket)?;
         if self.peers.process.is_master() { download_f32(dev, out, staging) } else { Ok(()) }

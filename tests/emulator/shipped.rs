@@ -32,16 +32,8 @@ fn counts(
     let mut dev = Cuda::new(driver, options);
     let mut tensors = Tensors(MemoryPlan::new());
     let work = work(&mut tensors);
-    let limits = Limits {
-        rows: 512,
-        logits_rows: 512,
-        T: 512,
-        C: 768,
-        NH: 12,
-        V: 1024,
-        Vp: 1024,
-        num_parameters: 4096,
-    };
+    let limits =
+        Limits { rows: 512, logits_rows: 512, T: 512, C: 768, NH: 12, V: 1024, Vp: 1024, norm_pieces: 1 };
     plan_scratch(&dev, &[limits], &mut tensors.0).unwrap();
     dev.allocate(&tensors.0).unwrap();
     work(&mut dev).unwrap();

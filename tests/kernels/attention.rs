@@ -111,8 +111,7 @@ fn gives_the_same_bits_every_time() {
 fn refuses_other_head_sizes() {
     for under in under_test(Dtype::Bf16) {
         let (C, NH) = (144, 3);
-        let limits =
-            Limits { rows: 64, logits_rows: 64, T: 64, C, NH, V: 512, Vp: 512, num_parameters: 1000 };
+        let limits = Limits { rows: 64, logits_rows: 64, T: 64, C, NH, V: 512, Vp: 512, norm_pieces: 1 };
         let error = under.device.scratch_bytes(&limits).unwrap_err().to_string();
         assert!(error.starts_with("no attention kernel for 144 channels in 3 heads"), "{error}");
     }

@@ -42,7 +42,7 @@ impl Tensors {
             NH: 12,
             V: 1024,
             Vp: 1024,
-            num_parameters: 1 << 20,
+            norm_pieces: 128,
         };
         Tensors {
             dtype,

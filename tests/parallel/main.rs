@@ -177,6 +177,35 @@ fn a_signal_to_one_process_stops_all_at_one_step() {
 }
 
 #[test]
+fn ranks_that_would_do_different_things_are_named() {
+    let corpus = corpus();
+    run(&corpus, TRAIN_GPT2, 2, "-x 4 -n 2", "out");
+    // As if the other machine had a disk of its own.
+    std::fs::create_dir(corpus.path("elsewhere")).unwrap();
+    for (own, what) in [
+        ("-o elsewhere -n 2 -y 1", "the step that -o goes on from: expected what rank 0 has, found 0"),
+        ("-o out -n 2 -y 1 -l 2e-3", "-x, -l and the schedule"),
+        ("-o out -n 2 -y 1 -z 1", "-z, --sum-every-micro-step"),
+        ("-o out -n 2 -y 1 -v 2", "tokens and shards of -j"),
+    ] {
+        let ranks = ["-o out -n 2 -y 1", own].into_iter().enumerate().map(|(rank, flags)| {
+            let mut command = Command::new(TRAIN_GPT2);
+            command
+                .current_dir(corpus.dir.path())
+                .args(format!("{RECIPE} -x 8 -pi fs -pf . {flags}").split(' '));
+            command.env("WORLD_SIZE", "2").env("RANK", rank.to_string()).env("LOCAL_RANK", rank.to_string());
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        });
+        let outputs = finish(ranks.collect());
+        assert_eq!(outputs[1].status.code(), Some(2), "{own}");
+        assert!(stderr(&outputs[1]).contains(&format!("rank 1: {what}")), "{own}: {}", stderr(&outputs[1]));
+        assert_eq!(outputs[0].status.code(), Some(2), "{own}");
+        assert!(stderr(&outputs[0]).contains("rank 1 "), "{own}: {}", stderr(&outputs[0]));
+    }
+    assert_eq!(losses(&corpus.path("out")).len(), 4, "nothing is lost");
+}
+
+#[test]
 fn a_launcher_that_contradicts_itself_is_refused() {
     let corpus = corpus();
     let refuse = |variables: &[(&str, &str)], flags: &str, words: &[&str]| {

@@ -18,17 +18,15 @@ kernels! {
 const SUM_THREADS: usize = 512;
 /// Blocks of sums that a multiprocessor holds.
 const SUM_BLOCKS: usize = 4;
-/// Tensors of one norm: more than there are layers, with one for what is in none.
-const MOST_PIECES: usize = 128;
 const FILL_THREADS: usize = 256;
 
 fn most_partials(cuda: &Cuda) -> usize {
     cuda.driver.info().multiprocessors * SUM_BLOCKS
 }
 
-/// A number for each block of each piece: some 270 KB on a GPU of 132 multiprocessors.
-pub fn scratch_bytes(cuda: &Cuda, _limits: &Limits) -> usize {
-    MOST_PIECES * most_partials(cuda) * size_of::<f32>()
+/// A number for each block of each piece: 2 KB a piece on a GPU of 132 multiprocessors.
+pub fn scratch_bytes(cuda: &Cuda, limits: &Limits) -> usize {
+    limits.norm_pieces.max(1) * most_partials(cuda) * size_of::<f32>()
 }
 
 /// Blocks for a sum of `src`.
@@ -40,7 +38,6 @@ fn blocks(cuda: &Cuda, src: Tensor) -> usize {
 
 /// Each piece leaves its partial sums behind those of the pieces before it.
 pub fn norm_squared(cuda: &mut Cuda, out: Tensor, src: &[Tensor]) -> Result<()> {
-    assert!(src.len() <= MOST_PIECES, "the norm of {} tensors, at most {MOST_PIECES}", src.len());
     let blocks: Vec<usize> = src.iter().map(|&piece| blocks(cuda, piece)).collect();
     let total: usize = blocks.iter().sum();
     let partials = cuda.memory.scratch(total * size_of::<f32>());

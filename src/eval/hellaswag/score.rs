@@ -151,12 +151,12 @@ pub fn evaluate(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Evaluation> {
     let config = &model.weights.config;
-    let order = order(data, rank, world);
+    let order = examples_of(data, rank, world);
     for &i in &order {
         check(&data.examples[i], config.V, config.maxT)
             .map_err(|e| anyhow::anyhow!("{}: example {i}: {e}", data.path.display()))?;
     }
-    let rows = rows(data, &order, config.maxT);
+    let rows = rows_of(data, &order, config.maxT);
 
     let mut items: Vec<Item> = Vec::with_capacity(order.len());
     let mut done = 0;
@@ -187,11 +187,12 @@ pub fn evaluate(
         done += shape.B;
         progress(done / ENDINGS, order.len());
     }
-    let capacity = model.acts.rows;
-    let passes =
-        |rank| count_passes(&self::rows(data, &self::order(data, rank, world), config.maxT), capacity);
-    let most = (0..world).map(passes).max().unwrap_or(0);
-    for _ in passes(rank)..most {
+    let passes: Vec<usize> = (0..world)
+        .map(|rank| {
+            count_passes(&rows_of(data, &examples_of(data, rank, world), config.maxT), model.acts.rows)
+        })
+        .collect();
+    for _ in passes[rank]..passes.iter().copied().max().unwrap_or(0) {
         model.idle(dev, keeper)?;
     }
     items.sort_by_key(|item| item.index);
@@ -200,15 +201,15 @@ pub fn evaluate(
 }
 
 /// A rank's examples, the longest first.
-fn order(data: &HellaSwag, rank: usize, world: usize) -> Vec<usize> {
+fn examples_of(data: &HellaSwag, rank: usize, world: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (rank..data.examples.len()).step_by(world).collect();
     order.sort_by_key(|&i| std::cmp::Reverse(data.examples[i].longest()));
     order
 }
 
-fn rows<'a>(data: &'a HellaSwag, order: &[usize], maxT: usize) -> Vec<Row<'a>> {
-    let rows_of = |&i: &usize| (0..ENDINGS).map(move |ending| Row::new(data, i, ending, maxT));
-    order.iter().flat_map(rows_of).collect()
+fn rows_of<'a>(data: &'a HellaSwag, examples: &[usize], maxT: usize) -> Vec<Row<'a>> {
+    let endings = |&i: &usize| (0..ENDINGS).map(move |ending| Row::new(data, i, ending, maxT));
+    examples.iter().flat_map(endings).collect()
 }
 
 /// How many batches these rows make.

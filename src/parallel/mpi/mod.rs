@@ -200,7 +200,8 @@ impl Mpi {
 }
 
 /// After a failure: MPI is to leave the buffers alone. What it does not give back within a second, as a rank hangs in the midst of a
-/// message, stays with it; it works on that in calls alone, of which none follows but that to end all.
+/// message, stays with it: most MPIs work on that in calls alone, of which none follows but that to end all. One that works by itself
+/// may write to memory that is ours again, in the moments until then, of a process that has nothing left to say.
 fn withdraw(mut messages: Messages) {
     let deadline = Instant::now() + Duration::from_secs(1);
     if let Ok(_mpi) = enter() {

@@ -132,7 +132,7 @@ fn results(matmul: MatmulChoice, gelu_fusion: usize, library_ms: f32) -> (Vec<Ve
     let lens = [N * OC, N * OC, N * C, OC * C, OC, N * OC, N * C, OC * C, OC, N * OC, N * C];
     let tensors = lens.map(|len| plan.add("test", "x", Dtype::F32, len));
     let [out, pre_gelu, inp, weight, bias, residual, dinp, dweight, dbias, dout, through_gelu] = tensors;
-    let limits = Limits { rows: N, logits_rows: N, T: N, C: 64, NH: 1, V: 64, Vp: 64, num_parameters: 64 };
+    let limits = Limits { rows: N, logits_rows: N, T: N, C: 64, NH: 1, V: 64, Vp: 64, norm_pieces: 1 };
     let scratch = dev.scratch_bytes(&limits).unwrap();
     plan.add(SCRATCH, SCRATCH, Dtype::F32, scratch.div_ceil(4));
     dev.allocate(&plan).unwrap();
