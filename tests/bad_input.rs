@@ -23,7 +23,6 @@ fn flags() {
         ("-t 64 --context 32", &["-t", "64", "32"]),
         ("-e d13 --layers 2", &["d13", "d12"]),
         ("-e nowhere.bin --qkv-bias 1", &["nowhere.bin"]),
-        ("-z 1", &["-z"]),
         ("-pn 2", &["-pn"]),
         ("-ge 1", &["-ge"]),
         ("-lg 5", &["-lg"]),
