@@ -218,9 +218,10 @@ fn assert_same_tensors(what: &str, got: &Outcome, want: &Outcome) {
 fn every_stage_takes_the_same_steps() {
     let corpus = Corpus::new();
     for layers in [1, 2, 3] {
-        let alone = run(&Recipe { steps: 30, ..Recipe::cpu(layers, 1, 4) }, &corpus);
+        let steps = if layers == 3 { 30 } else { 5 };
+        let alone = run(&Recipe { steps, ..Recipe::cpu(layers, 1, 4) }, &corpus);
         for world_size in [2, 4] {
-            let recipe = Recipe { steps: 30, ..Recipe::cpu(layers, world_size, 4 / world_size) };
+            let recipe = Recipe { steps, ..Recipe::cpu(layers, world_size, 4 / world_size) };
             let whole = run(&recipe, &corpus);
             assert_alike("ranks", &whole, &alone, 1e-5);
             for stage in [Stage::Zero1, Stage::Zero2, Stage::Zero3] {

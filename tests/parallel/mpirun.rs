@@ -66,5 +66,5 @@ fn mpirun_trains_every_stage_alike() {
 
 #[test]
 fn mpirun_trains_every_stage_of_kernels_alike() {
-    mpirun_trains_alike(TRAIN_GPT2CU, "--device emulated --deterministic 1 --dtype f32 -t 16 -d 64 -x 8");
+    mpirun_trains_alike(TRAIN_GPT2CU, "--device emulated --deterministic 1 --dtype f32 -t 16 -d 64 -x 4");
 }
