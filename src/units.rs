@@ -98,10 +98,6 @@ impl UnitLayout {
         UnitLayout { config: *config, parts, starts, layer, rest }
     }
 
-    pub fn config(&self) -> &ModelConfig {
-        &self.config
-    }
-
     /// Units in all: layers 0, 1, … and the rest.
     pub fn count(&self) -> usize {
         self.rest() + 1
@@ -119,11 +115,6 @@ impl UnitLayout {
     /// Elements of a unit, padding included.
     pub fn len(&self, unit: usize) -> usize {
         self.extent(unit).padded
-    }
-
-    /// Elements of all units.
-    pub fn total(&self) -> usize {
-        (0..self.count()).map(|unit| self.len(unit)).sum()
     }
 
     /// Elements at the front of a unit that decay: its matrices.
@@ -154,6 +145,11 @@ impl UnitLayout {
         part.index * len..(part.index + 1) * len
     }
 
+    /// What of elements `range` of a unit is in `part`; empty if nothing is.
+    pub fn common(&self, unit: usize, part: Part, range: &Range<usize>) -> Range<usize> {
+        intersection(&self.part(unit, part), range)
+    }
+
     /// What elements `range` of a file in llm.c's order are: one piece after the other, as a unit and elements of it.
     pub fn pieces(&self, range: Range<usize>) -> impl Iterator<Item = (usize, Range<usize>)> + use<'_> {
         let files = ParamLayout::new(&self.config);
@@ -161,12 +157,16 @@ impl UnitLayout {
         tensors.filter_map(move |(spec, l)| {
             let len = spec.len_per_layer(&self.config);
             let start = files.range(spec.param).start + l * len;
-            let overlap = range.start.max(start)..range.end.min(start + len);
+            let overlap = intersection(&range, &(start..start + len));
             let shift = |at: usize| at - start + self.starts[spec.param as usize];
             let unit = self.unit_of(spec.param, l);
             (!overlap.is_empty()).then(|| (unit, shift(overlap.start)..shift(overlap.end)))
         })
     }
+}
+
+fn intersection(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
+    a.start.max(b.start)..a.end.min(b.end)
 }
 
 /// The parameters of a unit in the order of memory.
@@ -258,9 +258,10 @@ impl PerParam {
 
     /// What is here of elements `range` of a unit: where in `range` it begins, and the tensor.
     pub fn overlap(&self, unit: usize, range: Range<usize>) -> Option<(usize, Tensor)> {
-        let here = self.layout.part(unit, self.part);
-        let (start, end) = (range.start.max(here.start), range.end.min(here.end));
-        (start < end).then(|| (start - range.start, self.units[unit].slice(start - here.start, end - start)))
+        let here = self.layout.part(unit, self.part).start;
+        let common = self.layout.common(unit, self.part, &range);
+        let tensor = || self.units[unit].slice(common.start - here, common.len());
+        (!common.is_empty()).then(|| (common.start - range.start, tensor()))
     }
 
     /// Takes what belongs here of values that lie in a file from `start` on, in llm.c's order.
@@ -292,7 +293,7 @@ mod tests {
     fn every_element_of_a_file_has_a_place_of_its_own() {
         for parts in [1, 3, 4] {
             let layout = layout(parts);
-            let len = ParamLayout::new(layout.config()).len();
+            let len = ParamLayout::new(&layout.config).len();
             let mut seen: Vec<Vec<bool>> = (0..layout.count()).map(|u| vec![false; layout.len(u)]).collect();
             // In chunks that do not stop where tensors do.
             for start in (0..len).step_by(1000) {

@@ -204,15 +204,17 @@ impl Sharing {
             let end = if divided { self.peers.sum(dev, model, &mut [0.0]) } else { Ok(()) };
             return result.and(end);
         }
-        let mut another = [1.0];
-        while divided && another != [0.0] {
-            another = [0.0];
-            self.peers.sum(dev, model, &mut another)?;
-            if another != [0.0] {
-                model.idle(dev, self)?;
-            }
+        if !divided {
+            return Ok(());
         }
-        Ok(())
+        loop {
+            let mut another = [0.0];
+            self.peers.sum(dev, model, &mut another)?;
+            if another == [0.0] {
+                return Ok(());
+            }
+            model.idle(dev, self)?;
+        }
     }
 
     /// Elements of `tensors` from `start` on, in the order of files, to the host of the master. All ranks call it alike.
@@ -237,10 +239,9 @@ impl Sharing {
                 continue;
             }
             for index in 0..tensors.part.of {
-                let theirs = tensors.layout.part(unit, Part { index, ..tensors.part });
-                let (start, end) = (range.start.max(theirs.start), range.end.min(theirs.end));
-                for at in (start..end).step_by(STAGING) {
-                    let here = at..end.min(at + STAGING);
+                let theirs = tensors.layout.common(unit, Part { index, ..tensors.part }, &range);
+                for at in theirs.clone().step_by(STAGING) {
+                    let here = at..theirs.end.min(at + STAGING);
                     let out = &mut piece[here.start - range.start..here.end - range.start];
                     self.receive(dev, tensors, (unit, here), index, out)?;
                 }

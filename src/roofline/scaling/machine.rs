@@ -58,7 +58,7 @@ const fn across(
     bus_gbs: f64,
     hop_us: f64,
 ) -> Link {
-    Link { name, full_name, across: true, peak_gbs, bus_gbs, hop_us }
+    Link { across: true, ..within(name, full_name, peak_gbs, bus_gbs, hop_us) }
 }
 
 impl Link {
