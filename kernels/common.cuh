@@ -58,6 +58,47 @@ __device__ __forceinline__ void store128_streaming(T* address, const Pack<T>& pa
     store_u128_streaming(address, pack_bits(pack));
 }
 
+// The two numbers of 16 bits in a word, the one in the low half first: one instruction each, where an element picked from a pack
+// by itself takes two.
+template <class T>
+__device__ __forceinline__ void widen2(float& lo, float& hi, uint32_t word);
+template <>
+__device__ __forceinline__ void widen2<bf16>(float& lo, float& hi, uint32_t word) {
+    lo = __uint_as_float(word << 16);
+    hi = __uint_as_float(word & 0xffff0000u);
+}
+template <>
+__device__ __forceinline__ void widen2<f16>(float& lo, float& hi, uint32_t word) {
+    lo = to_f32(f16{(uint16_t)word});
+    hi = to_f32(f16{(uint16_t)(word >> 16)});
+}
+
+// The elements of a pack in f32.
+template <class T>
+__device__ __forceinline__ void widen(float (&values)[Pack<T>::size], const Pack<T>& pack) {
+    if constexpr (sizeof(T) == 4) {
+#pragma unroll
+        for (int i = 0; i < Pack<T>::size; i++) values[i] = pack.v[i];
+    } else {
+        const uint4 bits = pack_bits(pack);
+        widen2<T>(values[0], values[1], bits.x);
+        widen2<T>(values[2], values[3], bits.y);
+        widen2<T>(values[4], values[5], bits.z);
+        widen2<T>(values[6], values[7], bits.w);
+    }
+}
+
+// Rounded to nearest; by pairs where the type has 16 bits, as one number alone takes as long as a tanh.
+template <class T>
+__device__ __forceinline__ Pack<T> round_pack(const float (&values)[Pack<T>::size]) {
+    if constexpr (sizeof(T) == 4) {
+        return {values[0], values[1], values[2], values[3]};
+    } else {
+        const float(&v)[8] = values;
+        return unpack_bits<T>({pack2<T>(v[0], v[1]), pack2<T>(v[2], v[3]), pack2<T>(v[4], v[5]), pack2<T>(v[6], v[7])});
+    }
+}
+
 template <class T>
 __device__ __forceinline__ T zero() {
     return from_f32<T>(0.0f);

@@ -8,10 +8,11 @@
 extern "C" __global__ void __launch_bounds__(256) gelu_forward(floatX* out, const floatX* inp, unsigned long long n) {
     unsigned long long i = (blockIdx.x * 256ull + threadIdx.x) * PackX::size;
     if (i >= n) return;
-    PackX pack = load128_streaming(inp + i);
+    float x[PackX::size];
+    widen(x, load128_streaming(inp + i));
 #pragma unroll
-    for (int k = 0; k < PackX::size; k++) pack.v[k] = from_f32<floatX>(gelu(to_f32(pack.v[k])));
-    store128(out + i, pack);
+    for (int k = 0; k < PackX::size; k++) x[k] = gelu(x[k]);
+    store128(out + i, round_pack<floatX>(x));
 }
 
 // dinp (n) *= gelu'(pre_gelu)
@@ -19,10 +20,11 @@ extern "C" __global__ void __launch_bounds__(256)
     gelu_backward_inplace(floatX* dinp, const floatX* pre_gelu, unsigned long long n) {
     unsigned long long i = (blockIdx.x * 256ull + threadIdx.x) * PackX::size;
     if (i >= n) return;
-    PackX gradient = load128(dinp + i);
-    PackX pre = load128_streaming(pre_gelu + i);
+    PackX gradient_pack = load128(dinp + i), pre_pack = load128_streaming(pre_gelu + i);
+    float gradient[PackX::size], pre[PackX::size];
+    widen(gradient, gradient_pack);
+    widen(pre, pre_pack);
 #pragma unroll
-    for (int k = 0; k < PackX::size; k++)
-        gradient.v[k] = from_f32<floatX>(to_f32(gradient.v[k]) * gelu_grad(to_f32(pre.v[k])));
-    store128(dinp + i, gradient);
+    for (int k = 0; k < PackX::size; k++) gradient[k] *= gelu_grad(pre[k]);
+    store128(dinp + i, round_pack<floatX>(gradient));
 }

@@ -13,7 +13,7 @@
 #define GRID_CONSTANT const
 #else
 // Which part of a matrix a copy brings, and how it lies in shared memory. The driver makes it (cuTensorMapEncodeTiled).
-struct alignas(64) TensorMap {
+struct alignas(128) TensorMap {
     unsigned long long opaque[16];
 };
 // A parameter of a kernel whose address can be taken without copying it.
@@ -46,16 +46,29 @@ __device__ __forceinline__ void mbarrier_arrive(uint32_t barrier) {
 __device__ __forceinline__ void mbarrier_arrive_expect(uint32_t barrier, uint32_t bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
-// Waits until the phase of this parity (0 for the first, 1 for the second, 0 for the third) has ended.
+// Waits until the phase of this parity (0 for the first, 1 for the second, 0 for the third) has ended. A wait of more than
+// BARRIER_PATIENCE_NS traps: whatever hangs becomes an error of the launch. try_wait itself sleeps for a while, so the clock is
+// read seldom, and not at all where the phase has ended.
+constexpr unsigned long long BARRIER_PATIENCE_NS = 10000000000;
 __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity) {
     asm volatile(
         "{\n"
-        ".reg .pred ended;\n"
+        ".reg .pred ended, late;\n"
+        ".reg .u64 start, now;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 ended, [%0], %1;\n"
+        "@ended bra done;\n"
+        "mov.u64 start, %%globaltimer;\n"
         "again:\n"
         "mbarrier.try_wait.parity.shared::cta.b64 ended, [%0], %1;\n"
-        "@!ended bra again;\n"
+        "@ended bra done;\n"
+        "mov.u64 now, %%globaltimer;\n"
+        "sub.u64 now, now, start;\n"
+        "setp.gt.u64 late, now, %2;\n"
+        "@late trap;\n"
+        "bra again;\n"
+        "done:\n"
         "}" ::"r"(barrier),
-        "r"(parity)
+        "r"(parity), "n"(BARRIER_PATIENCE_NS)
         : "memory");
 }
 // What this thread wrote to shared memory becomes visible to copies and to wgmma.

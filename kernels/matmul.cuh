@@ -325,27 +325,55 @@ struct Partials {
     }
 };
 
-// Brings a warp's sums from where mma leaves them to whole rows, through shared memory, and gives them to the sink.
-template <class Tile, class Sums, class Sink>
-__device__ __forceinline__ void store_sums(const Sums& sums, float* slab, int first_m, int first_n, const Partials& partials,
-                                           const Sink& sink) {
-    constexpr int ROW_PIECES = Tile::WN / Sink::WIDTH;
+// Brings a warp's sums from where mma leaves them to whole rows, through shared memory, in slabs of rows. `take` gets each
+// piece, its element in (M, N) and its number in the slab; `begin` is called before a slab is written.
+template <class Tile, int WIDTH, class Sums, class Begin, class Take>
+__device__ __forceinline__ void visit_slabs(const Sums& sums, float* slab, Begin begin, Take take) {
+    constexpr int ROW_PIECES = Tile::WN / WIDTH, PIECES = SLAB_ROWS * ROW_PIECES / WARP_SIZE;
+    const int lane = threadIdx.x % WARP_SIZE, column = lane % ROW_PIECES * WIDTH;
+    static_assert(WARP_SIZE % ROW_PIECES == 0, "all pieces of a lane are of the same columns");
 #pragma unroll
     for (int s = 0; s < Tile::WM / SLAB_ROWS; s++) {
+        const auto row = [&](int i) { return (i * WARP_SIZE + lane) / ROW_PIECES; };
+#pragma unroll
+        for (int i = 0; i < PIECES; i++) begin(i, Sums::slab_row(s, row(i)), column);
         sums.stage_slab(slab, s);
         __syncwarp();
 #pragma unroll
-        for (int i = 0; i < SLAB_ROWS * ROW_PIECES / WARP_SIZE; i++) {
-            const int piece = i * WARP_SIZE + threadIdx.x % WARP_SIZE;
-            const int row = piece / ROW_PIECES, column = piece % ROW_PIECES * Sink::WIDTH;
-            const int m = first_m + Sums::slab_row(s, row), n = first_n + column;
-            if (m >= partials.M || n >= partials.N) continue;
-            const Row<Sink::WIDTH> values = Row<Sink::WIDTH>::load(slab + row * (Tile::WN + SLAB_PADDING) + column);
-            if (partials.start == nullptr) sink.finish(values, (size_t)m * partials.N + n, n);
-            else values.store(partials.sums(blockIdx.y) + (size_t)m * partials.N + n);
-        }
+        for (int i = 0; i < PIECES; i++)
+            take(i, Sums::slab_row(s, row(i)), column, Row<WIDTH>::load(slab + row(i) * (Tile::WN + SLAB_PADDING) + column));
         __syncwarp();
     }
+}
+
+// A warp's sums to the sink, or to the sums of this split. A slab's pieces of the extra operand are loaded together, before
+// the slab is written.
+template <class Tile, class Sums, class Sink>
+__device__ __forceinline__ void store_sums(const Sums& sums, float* slab, int first_m, int first_n, const Partials& partials,
+                                           const Sink& sink) {
+    constexpr int WIDTH = Sink::WIDTH, PIECES = SLAB_ROWS * Tile::WN / WIDTH / WARP_SIZE;
+    using Piece = Pack<typename Sink::Element>;
+    const auto inside = [&](int row, int column) { return first_m + row < partials.M && first_n + column < partials.N; };
+    const auto index = [&](int row, int column) { return (size_t)(first_m + row) * partials.N + first_n + column; };
+    if (partials.start != nullptr) {
+        visit_slabs<Tile, WIDTH>(sums, slab, [](int, int, int) {}, [&](int, int row, int column, const Row<WIDTH>& values) {
+            if (inside(row, column)) values.store(partials.sums(blockIdx.y) + index(row, column));
+        });
+        return;
+    }
+    sink.visit([&](auto epilogue) {
+        Piece extra[PIECES] = {}, bias = {};
+        const auto begin = [&](int i, int row, int column) {
+            if (!inside(row, column)) return;
+            if constexpr (epilogue.EXTRA) extra[i] = load128(sink.extra + index(row, column));
+            if constexpr (epilogue.BIAS) bias = load128(sink.bias + first_n + column);
+        };
+        visit_slabs<Tile, WIDTH>(sums, slab, begin, [&](int i, int row, int column, const Row<WIDTH>& values) {
+            Piece kept = {};
+            const Piece finished = epilogue.finish(values.v, bias, extra[i], kept);
+            if (inside(row, column)) epilogue.store(index(row, column), finished, kept);
+        });
+    });
 }
 
 // Adds up this many stages, copying two ahead.
@@ -417,7 +445,14 @@ __device__ __forceinline__ void reduce(const Partials& partials, int splits, con
         auto values = Row<Sink::WIDTH>::load(partials.sums(0) + index);
 #pragma unroll 4
         for (int split = 1; split < splits; split++) values.add(Row<Sink::WIDTH>::load(partials.sums(split) + index));
-        sink.finish(values, index, (int)(index % partials.N));
+        const int column = (int)(index % partials.N);
+        sink.visit([&](auto epilogue) {
+            Pack<typename Sink::Element> bias = {}, extra = {}, kept = {};
+            if constexpr (epilogue.BIAS) bias = load128(sink.bias + column);
+            if constexpr (epilogue.EXTRA) extra = load128(sink.extra + index);
+            const auto finished = epilogue.finish(values.v, bias, extra, kept);
+            epilogue.store(index, finished, kept);
+        });
     } else if (sink.wants_row_sums() && thread - count / Sink::WIDTH < partials.M) {
         const int row = (int)(thread - count / Sink::WIDTH);
         float sum = 0.0f;

@@ -1,56 +1,86 @@
-// Sinks: what becomes of the sums of a matrix product. Each takes WIDTH consecutive sums of a row, 128 bits of the type it
-// stores, from the product's own kernel or from the one that adds up the splits of K; so every epilogue is written once.
+// Epilogues: what becomes of the sums of a product before they are stored. Each is written once, for a piece of a row: the
+// elements of 128 bits, in whatever order the kernel holds them. The kernels of the products and those that add up the splits
+// of K share them.
+//
+// A sink is an epilogue as a kernel is asked for it, by pointers that may be null. It names what must be loaded for a piece
+// (`bias`, `extra`), so that kernels can do that ahead of time, and `visit` picks the code for it once a tile: a branch in
+// each piece would make every load wait for the one before.
 #pragma once
 #include "gelu.cuh"
 #include "matmul.cuh"
 
 namespace matmul {
 
-template <class T>
-struct SinkOf {
-    static constexpr int WIDTH = 16 / sizeof(T);
-    using Sums = Row<WIDTH>;
+enum class Finish { Round, AddExtra, Gelu, TimesGeluGradient };
 
-    __device__ bool wants_row_sums() const { return false; }
-    __device__ void finish_row_sum(int, float) const {}
+// out = round(product (+ bias)), (+ extra), or (* gelu'(extra)); or kept = product + bias, out = gelu(kept).
+template <class T, bool BIAS_, Finish FINISH>
+struct Epilogue {
+    static constexpr int WIDTH = Pack<T>::size;
+    static constexpr bool BIAS = BIAS_;
+    static constexpr bool EXTRA = FINISH == Finish::AddExtra || FINISH == Finish::TimesGeluGradient;
+    static constexpr bool KEEPS = FINISH == Finish::Gelu;
 
-    static __device__ __forceinline__ Sums load(const T* from) {
-        const Pack<T> pack = load128(from);
-        Sums sums;
+    T* out;
+    T* kept;
+
+    // `kept` is written only if it is one of the outputs.
+    static __device__ __forceinline__ Pack<T> finish(const float (&sums)[WIDTH], const Pack<T>& bias, const Pack<T>& extra,
+                                                     Pack<T>& kept) {
+        float v[WIDTH], b[WIDTH] = {}, x[WIDTH] = {};
+        if constexpr (BIAS) widen(b, bias);
+        if constexpr (EXTRA) widen(x, extra);
 #pragma unroll
-        for (int i = 0; i < WIDTH; i++) sums.v[i] = to_f32(pack.v[i]);
-        return sums;
+        for (int i = 0; i < WIDTH; i++) {
+            v[i] = sums[i];
+            if constexpr (BIAS) v[i] += b[i];
+            if constexpr (FINISH == Finish::AddExtra) v[i] += x[i];
+            if constexpr (FINISH == Finish::TimesGeluGradient) v[i] *= gelu_grad(x[i]);
+        }
+        if constexpr (KEEPS) {
+            // GELU of the number that is kept, so that recomputing it from there gives the same bits.
+            kept = round_pack<T>(v);
+            widen(v, kept);
+#pragma unroll
+            for (int i = 0; i < WIDTH; i++) v[i] = gelu(v[i]);
+        }
+        return round_pack<T>(v);
     }
-    static __device__ __forceinline__ Pack<T> round(const Sums& sums) {
-        Pack<T> pack;
-#pragma unroll
-        for (int i = 0; i < WIDTH; i++) pack.v[i] = from_f32<T>(sums.v[i]);
-        return pack;
+
+    __device__ __forceinline__ void store(size_t index, const Pack<T>& finished, const Pack<T>& kept_piece) const {
+        if constexpr (KEEPS) store128(kept + index, kept_piece);
+        store128(out + index, finished);
     }
 };
 
-// out = product (+ bias) (+ residual); or pre_gelu = product + bias, out = gelu(pre_gelu). What is null is left out.
+template <class T>
+struct SinkOf {
+    using Element = T;
+    static constexpr int WIDTH = Pack<T>::size;
+
+    const T* bias = nullptr;   // (N), one for each column
+    const T* extra = nullptr;  // (M, N)
+
+    __device__ bool wants_row_sums() const { return false; }
+    __device__ void finish_row_sum(int, float) const {}
+};
+
+// out = product (+ bias), (+ residual); or pre_gelu = product + bias, out = gelu(pre_gelu). Null is left out; a residual and a
+// GELU come with a bias, and not together.
 template <class T>
 struct ForwardSink : SinkOf<T> {
     T* out;
     T* pre_gelu;
-    const T* bias;
-    const T* residual;
 
     __device__ __forceinline__ ForwardSink(T* out, T* pre_gelu, const T* bias, const T* residual)
-        : out(out), pre_gelu(pre_gelu), bias(bias), residual(residual) {}
+        : SinkOf<T>{bias, residual}, out(out), pre_gelu(pre_gelu) {}
 
-    __device__ __forceinline__ void finish(typename SinkOf<T>::Sums sums, size_t index, int column) const {
-        if (bias != nullptr) sums.add(this->load(bias + column));
-        if (residual != nullptr) sums.add(this->load(residual + index));
-        if (pre_gelu != nullptr) {
-            // GELU of the number that is kept, so that recomputing it from there gives the same bits.
-            const Pack<T> kept = this->round(sums);
-            store128(pre_gelu + index, kept);
-#pragma unroll
-            for (int i = 0; i < this->WIDTH; i++) sums.v[i] = gelu(to_f32(kept.v[i]));
-        }
-        store128(out + index, this->round(sums));
+    template <class Visit>
+    __device__ __forceinline__ void visit(Visit visit) const {
+        if (pre_gelu != nullptr) visit(Epilogue<T, true, Finish::Gelu>{out, pre_gelu});
+        else if (this->extra != nullptr) visit(Epilogue<T, true, Finish::AddExtra>{out, nullptr});
+        else if (this->bias != nullptr) visit(Epilogue<T, true, Finish::Round>{out, nullptr});
+        else visit(Epilogue<T, false, Finish::Round>{out, nullptr});
     }
 };
 
@@ -58,17 +88,13 @@ struct ForwardSink : SinkOf<T> {
 template <class T>
 struct DgradSink : SinkOf<T> {
     T* dinp;
-    const T* through_gelu;
 
-    __device__ __forceinline__ DgradSink(T* dinp, const T* through_gelu) : dinp(dinp), through_gelu(through_gelu) {}
+    __device__ __forceinline__ DgradSink(T* dinp, const T* through_gelu) : SinkOf<T>{nullptr, through_gelu}, dinp(dinp) {}
 
-    __device__ __forceinline__ void finish(typename SinkOf<T>::Sums sums, size_t index, int) const {
-        if (through_gelu != nullptr) {
-            const auto x = this->load(through_gelu + index);
-#pragma unroll
-            for (int i = 0; i < this->WIDTH; i++) sums.v[i] *= gelu_grad(x.v[i]);
-        }
-        store128(dinp + index, this->round(sums));
+    template <class Visit>
+    __device__ __forceinline__ void visit(Visit visit) const {
+        if (this->extra != nullptr) visit(Epilogue<T, false, Finish::TimesGeluGradient>{dinp, nullptr});
+        else visit(Epilogue<T, false, Finish::Round>{dinp, nullptr});
     }
 };
 
@@ -77,14 +103,14 @@ template <class T>
 struct WgradSink : SinkOf<T> {
     T* dweight;
     T* dbias;
-    bool accumulate;
 
     __device__ __forceinline__ WgradSink(T* dweight, T* dbias, bool accumulate)
-        : dweight(dweight), dbias(dbias), accumulate(accumulate) {}
+        : SinkOf<T>{nullptr, accumulate ? dweight : nullptr}, dweight(dweight), dbias(dbias) {}
 
-    __device__ __forceinline__ void finish(typename SinkOf<T>::Sums sums, size_t index, int) const {
-        if (accumulate) sums.add(this->load(dweight + index));
-        store128(dweight + index, this->round(sums));
+    template <class Visit>
+    __device__ __forceinline__ void visit(Visit visit) const {
+        if (this->extra != nullptr) visit(Epilogue<T, false, Finish::AddExtra>{dweight, nullptr});
+        else visit(Epilogue<T, false, Finish::Round>{dweight, nullptr});
     }
     __device__ bool wants_row_sums() const { return dbias != nullptr; }
     __device__ __forceinline__ void finish_row_sum(int row, float sum) const {

@@ -1,6 +1,8 @@
 // Matrix products on Hopper's own tensor core instructions; what is computed, and the sinks, are those of matmul.cuh.
 //
-// One block stays on each multiprocessor and goes through tiles of 128 x BN. A stage is 64 numbers of K of both operands,
+// One block stays on each multiprocessor and takes tiles of 128 x BN, by a number from a counter that all blocks share: a
+// block that starts late, as its multiprocessor was taken by a collective, finds no work left instead of holding the others
+// up. The producer asks for the next number while it works on the one before, and hands each to the consumers. A stage is 64 numbers of K of both operands,
 // which the TMA brings to shared memory swizzled as wgmma wants it: one thread asks for it (the producer), so no other
 // thread computes addresses, and the ends of the matrices are the TMA's business (it fills in zeros). Two warpgroups (the
 // consumers) multiply, 64 x BN of the tile each, their sums in registers that the producer's warpgroup gave up. Each of the
@@ -9,6 +11,10 @@
 //
 // Why 128 x 256: with wgmma 64 x 256 a stage takes 1,024 clocks of tensor cores and reads 48 KiB from L2; 128 x 128 reads a
 // third more for the same work. Shared memory delivers 80 of its 128 bytes a clock.
+//
+// The epilogue loads its other operand in batches, two ahead of the arithmetic, the first two while the last products are
+// still under way. The sums are rounded where wgmma leaves them, two columns to a lane, and the pairs then change lanes: half
+// as many shuffles as for sums in f32.
 //
 // One arrival per consumer warp, not per warpgroup: wgmma_wait speaks for the warp that asks, and the other three may
 // still be reading. `leader` is computed once: as a condition inside the loop it makes ptxas serialise the wgmmas.
@@ -29,6 +35,10 @@ constexpr int THREADS = (1 + CONSUMERS) * WARPGROUP;
 constexpr int ROW = 64, ROW_BYTES = 128;
 // For the sums of A's rows: a matrix of ones. All ones, it is the same in any layout.
 constexpr int ONES_BYTES = 1024;
+// Numbers of work on their way from the producer to the consumers.
+constexpr int QUEUE = 2;
+// Offset from one group of rows to the next where rows run along K: the swizzle implies it, and the field says 1.
+constexpr uint32_t IMPLIED_BYTES = 16;
 
 // Which tile, and which stages of its K.
 struct Work {
@@ -38,9 +48,13 @@ struct Work {
 
 struct Problem {
     int M, N, K, splits;
+    unsigned* counter;  // 0 before and after
 
     __device__ __forceinline__ int tiles_m() const { return ceil_div(M, BM); }
     __device__ __forceinline__ int count(int BN) const { return tiles_m() * ceil_div(N, BN) * splits; }
+    // The next number of work nobody has. A block asks until it gets one that is too large, so each number is given out once and
+    // as many too large ones as there are blocks, whereupon the counter is back at 0.
+    __device__ __forceinline__ int take(int BN) const { return (int)atomicInc(counter, count(BN) + gridDim.x - 1); }
     __device__ __forceinline__ Work work(int number, int BN) const {
         const int tiles_n = ceil_div(N, BN), tiles = tiles_m() * tiles_n;
         const matmul::Position position = matmul::tile_position(number % tiles, tiles_m(), tiles_n);
@@ -75,7 +89,7 @@ struct Operand {
     // From row mn on, a multiple of 64: which is a panel, or 64 rows.
     static __device__ __forceinline__ uint64_t descriptor(uint32_t stage, int mn) {
         static_assert(PANEL_BYTES == ROW * ROW_BYTES);
-        return matrix_descriptor(stage + mn / ROW * PANEL_BYTES, PANEL_BYTES);
+        return matrix_descriptor(stage + mn / ROW * PANEL_BYTES, ACROSS ? PANEL_BYTES : IMPLIED_BYTES);
     }
 };
 
@@ -84,25 +98,37 @@ struct Block {
     using A = Operand<A_ORDER, BM>;
     using B = Operand<B_ORDER, BN>;
     static constexpr int STAGE_BYTES = A::BYTES + B::BYTES;
+    static constexpr int CONSUMER_WARPS = CONSUMERS * WARPGROUP / WARP_SIZE;
 
-    uint32_t stages;    // STAGES of A and B
-    uint32_t ones;      // ONES_BYTES
-    uint32_t barriers;  // STAGES full, STAGES empty
+    uint32_t stages;        // STAGES of A and B
+    uint32_t ones;          // ONES_BYTES
+    uint32_t barriers;      // STAGES full, STAGES empty; QUEUE given, QUEUE taken
+    volatile int* numbers;  // QUEUE numbers of work
 
-    __device__ __forceinline__ explicit Block(const unsigned char* shared)
-        : stages(shared_address(shared)), ones(stages + STAGES * STAGE_BYTES), barriers(ones + ONES_BYTES) {}
+    __device__ __forceinline__ explicit Block(unsigned char* shared)
+        : stages(shared_address(shared)), ones(stages + STAGES * STAGE_BYTES), barriers(ones + ONES_BYTES),
+          numbers(reinterpret_cast<int*>(shared + STAGES * STAGE_BYTES + ONES_BYTES + 2 * (STAGES + QUEUE) * 8)) {}
 
     __device__ __forceinline__ uint32_t stage(int turn) const { return stages + turn % STAGES * STAGE_BYTES; }
     __device__ __forceinline__ uint32_t full(int turn) const { return barriers + turn % STAGES * 8; }
     __device__ __forceinline__ uint32_t empty(int turn) const { return barriers + (STAGES + turn % STAGES) * 8; }
-    // How often the stage was used before, by which the parity of its barriers' phases goes.
-    static __device__ __forceinline__ int parity(int turn) { return turn / STAGES & 1; }
+    __device__ __forceinline__ uint32_t given(int i) const { return barriers + (2 * STAGES + i % QUEUE) * 8; }
+    __device__ __forceinline__ uint32_t taken(int i) const { return barriers + (2 * STAGES + QUEUE + i % QUEUE) * 8; }
+    // How often one of so many was used before, by which the parity of its barriers' phases goes.
+    template <int COUNT>
+    static __device__ __forceinline__ int parity(int turn) {
+        return turn / COUNT & 1;
+    }
 
-    __device__ __forceinline__ void initialise(unsigned char* shared) const {
+    __device__ __forceinline__ void initialize(unsigned char* shared) const {
         if (threadIdx.x == 0) {
             for (int s = 0; s < STAGES; s++) {
                 mbarrier_init(full(s), 1);
-                mbarrier_init(empty(s), CONSUMERS * WARPGROUP / WARP_SIZE);
+                mbarrier_init(empty(s), CONSUMER_WARPS);
+            }
+            for (int i = 0; i < QUEUE; i++) {
+                mbarrier_init(given(i), 1);
+                mbarrier_init(taken(i), CONSUMER_WARPS);
             }
             mbarrier_init_fence();
         }
@@ -112,28 +138,42 @@ struct Block {
         __syncthreads();
     }
 
-    // One thread.
-    __device__ __forceinline__ void produce(const Problem& problem, const TensorMap* a, const TensorMap* b) const {
+    // One thread. `number` is that of the first work.
+    __device__ __forceinline__ void produce(const Problem& problem, const TensorMap* a, const TensorMap* b, int number) const {
         int turn = 0;
-        for (int number = blockIdx.x; number < problem.count(BN); number += gridDim.x) {
+        for (int i = 0;; i++) {
+            // The first time round all is empty: the phase before the first counts as ended.
+            mbarrier_wait(taken(i), parity<QUEUE>(i) ^ 1);
+            numbers[i % QUEUE] = number;
+            mbarrier_arrive(given(i));
+            if (number >= problem.count(BN)) return;
             const Work work = problem.work(number, BN);
-            for (int i = 0; i < work.stages; i++, turn++) {
-                // The first time round the stages are empty: the phase before the first counts as ended.
-                mbarrier_wait(empty(turn), parity(turn) ^ 1);
+            number = problem.take(BN);
+            for (int s = 0; s < work.stages; s++, turn++) {
+                mbarrier_wait(empty(turn), parity<STAGES>(turn) ^ 1);
                 mbarrier_arrive_expect(full(turn), STAGE_BYTES);
-                const int k = (work.first_stage + i) * BK;
+                const int k = (work.first_stage + s) * BK;
                 A::load(stage(turn), a, work.m, k, full(turn));
                 B::load(stage(turn) + A::BYTES, b, work.n, k, full(turn));
             }
         }
     }
 
-    // A consumer's 64 rows of a tile. Leaves the sums in registers and every stage released.
+    // Number i of what the producer hands on.
+    __device__ __forceinline__ int receive(int i, bool leader) const {
+        mbarrier_wait(given(i), parity<QUEUE>(i));
+        const int number = numbers[i % QUEUE];
+        __syncwarp();
+        if (leader) mbarrier_arrive(taken(i));
+        return number;
+    }
+
+    // A consumer's 64 rows of a tile. The last stage's products are still under way at the end: `finish` waits for them.
     template <bool ROW_SUMS>
     __device__ __forceinline__ void multiply(float (&sums)[BN / 2], float (&row_sums)[4], int stages, int& turn, int consumer,
                                              bool leader) const {
         for (int i = 0; i < stages; i++, turn++) {
-            mbarrier_wait(full(turn), parity(turn));
+            mbarrier_wait(full(turn), parity<STAGES>(turn));
             const uint64_t a = A::descriptor(stage(turn), consumer * 64);
             const uint64_t b = B::descriptor(stage(turn) + A::BYTES, 0);
             wgmma_fence();
@@ -142,62 +182,129 @@ struct Block {
                 const uint64_t a_step = a + (step * A::STEP_BYTES >> 4), b_step = b + (step * B::STEP_BYTES >> 4);
                 wgmma<floatX, A::ACROSS, B::ACROSS>(sums, a_step, b_step, i + step > 0);
                 if constexpr (ROW_SUMS)
-                    wgmma<floatX, A::ACROSS, false>(row_sums, a_step, matrix_descriptor(ones, 0), i + step > 0);
+                    wgmma<floatX, A::ACROSS, false>(row_sums, a_step, matrix_descriptor(ones, IMPLIED_BYTES), i + step > 0);
             }
             wgmma_commit();
             // The stage before this one is done with.
             wgmma_wait<1>();
             if (i > 0 && leader) mbarrier_arrive(empty(turn - 1));
         }
+    }
+    __device__ __forceinline__ void finish(int turn, bool leader) const {
         wgmma_wait<0>();
         if (leader) mbarrier_arrive(empty(turn - 1));
     }
 };
 
+// The elements of the output that a thread handles, in two rows 8 apart. Columns come in groups of 32, four blocks of 8: wgmma
+// leaves the thread two columns of each block, and it loads and stores the block with its own number in the quad of lanes.
+struct Place {
+    int rows_left, columns_left, stride;
+    int block;
+    size_t start;
+
+    __device__ __forceinline__ Place(int first_m, int first_n, const matmul::Partials& partials) {
+        const int lane = threadIdx.x % WARP_SIZE, row = first_m + threadIdx.x / WARP_SIZE % 4 * 16 + lane / 4;
+        rows_left = partials.M - row;
+        columns_left = partials.N - first_n;
+        stride = partials.N;
+        block = lane % 4;
+        start = (size_t)row * stride + first_n;
+    }
+    __device__ __forceinline__ bool inside(int half, int column) const {
+        return half * 8 < rows_left && column < columns_left;
+    }
+    __device__ __forceinline__ size_t index(int half, int column) const {
+        return start + (size_t)(half * 8 * stride + column);
+    }
+    __device__ __forceinline__ int block_column(int group) const { return group * 32 + block * 8; }
+};
+
+// The operands of an epilogue besides the sums, for two groups.
+constexpr int BATCH = 2;
+struct Ahead {
+    PackX extra[BATCH][2];  // as loaded
+    PackX bias[BATCH];      // as wgmma leaves the sums
+
+    template <class Epilogue, class Sink>
+    __device__ __forceinline__ void load(const Epilogue&, const Sink& sink, const Place& place, int first_n, int batch) {
+#pragma unroll
+        for (int g = 0; g < BATCH; g++) {
+            const int group = batch * BATCH + g;
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                extra[g][half] = {};
+                if constexpr (Epilogue::EXTRA) {
+                    const int column = place.block_column(group);
+                    if (place.inside(half, column)) extra[g][half] = load128(sink.extra + place.index(half, column));
+                }
+            }
+            uint4 pairs = {};
+            if constexpr (Epilogue::BIAS) {
+                const auto pair = [&](int block) {
+                    const int column = group * 32 + block * 8;
+                    const uint32_t* two = reinterpret_cast<const uint32_t*>(sink.bias + first_n + column + place.block * 2);
+                    return column < place.columns_left ? *two : 0;
+                };
+                pairs = {pair(0), pair(1), pair(2), pair(3)};
+            }
+            bias[g] = unpack_bits<floatX>(pairs);
+        }
+    }
+};
+
 // Lanes that differ in `bit` exchange: one keeps `low` and gets the other's `low`, which becomes its `high`; and conversely.
-__device__ __forceinline__ void exchange(float& low, float& high, int bit, bool upper) {
-    const float got = __shfl_xor_sync(FULL_MASK, upper ? low : high, bit);
+__device__ __forceinline__ void exchange(uint32_t& low, uint32_t& high, int bit, bool upper) {
+    const uint32_t got = __shfl_xor_sync(FULL_MASK, upper ? low : high, bit);
     low = upper ? got : low;
     high = upper ? high : got;
 }
-// Of four blocks of 8 columns each lane of a quad holds two columns, and gets all eight of the block with its number.
-__device__ __forceinline__ void gather_columns(matmul::Row<8>& row) {
+// Four lanes with four words each: lane i gets the words i of all, and so back.
+__device__ __forceinline__ PackX transpose(const PackX& pack) {
     const int lane = threadIdx.x % 4;
-#pragma unroll
-    for (int e = 0; e < 2; e++) {
-        float(&v)[8] = row.v;
-        exchange(v[e], v[2 + e], 1, lane & 1);
-        exchange(v[4 + e], v[6 + e], 1, lane & 1);
-        exchange(v[e], v[4 + e], 2, lane & 2);
-        exchange(v[2 + e], v[6 + e], 2, lane & 2);
-    }
+    uint4 w = pack_bits(pack);
+    exchange(w.x, w.y, 1, lane & 1);
+    exchange(w.z, w.w, 1, lane & 1);
+    exchange(w.x, w.z, 2, lane & 2);
+    exchange(w.y, w.w, 2, lane & 2);
+    return unpack_bits<floatX>(w);
 }
 
-// A warpgroup's 64 x BN sums to the sink, or to the sums of this split. Shuffles, because through shared memory the same
-// would cost twice the bytes, and room that stages could have.
-template <int BN, class Sink>
-__device__ __forceinline__ void store_sums(const float (&sums)[BN / 2], int first_m, int first_n, int split,
-                                           const matmul::Partials& partials, const Sink& sink) {
-    static_assert(Sink::WIDTH == 8);
-    const int warp = threadIdx.x / WARP_SIZE % 4, lane = threadIdx.x % WARP_SIZE;
+// A batch of a warpgroup's 64 x BN sums to its output.
+template <int BN, class Epilogue>
+__device__ __forceinline__ void store_batch(const Epilogue& epilogue, const float (&sums)[BN / 2], const Ahead& ahead,
+                                            const Place& place, int batch) {
+    static_assert(Epilogue::WIDTH == 8);
 #pragma unroll
-    for (int group = 0; group < BN / 32; group++) {
+    for (int g = 0; g < BATCH; g++) {
+        const int group = batch * BATCH + g, column = place.block_column(group);
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            matmul::Row<8> row;
+            float piece[8];
 #pragma unroll
-            for (int i = 0; i < 8; i++) row.v[i] = sums[(group * 4 + i / 2) * 4 + half * 2 + i % 2];
-            gather_columns(row);
-            const int m = first_m + warp * 16 + half * 8 + lane / 4, n = first_n + group * 32 + lane % 4 * 8;
-            if (m >= partials.M || n >= partials.N) continue;
-            const size_t index = (size_t)m * partials.N + n;
-            if (partials.start == nullptr) sink.finish(row, index, n);
-            else row.store(partials.sums(split) + index);
+            for (int i = 0; i < 8; i++) piece[i] = sums[(group * 4 + i / 2) * 4 + half * 2 + i % 2];
+            PackX extra = {}, kept = {};
+            if constexpr (Epilogue::EXTRA) extra = transpose(ahead.extra[g][half]);
+            PackX finished = transpose(epilogue.finish(piece, ahead.bias[g], extra, kept));
+            if constexpr (Epilogue::KEEPS) kept = transpose(kept);
+            if (place.inside(half, column)) epilogue.store(place.index(half, column), finished, kept);
         }
     }
 }
 
-// Of the sums of A's rows, all columns are alike.
+// The sums to those of their split: two at a time, of which a quad of lanes has 32 bytes side by side, as much as memory moves.
+template <int BN>
+__device__ __forceinline__ void store_partials(const float (&sums)[BN / 2], const Place& place, float* partials) {
+#pragma unroll
+    for (int i = 0; i < BN / 4; i++) {
+        const int half = i % 2, column = i / 2 * 8;
+        if (!place.inside(half, column)) continue;
+        *reinterpret_cast<float2*>(partials + place.index(half, column + place.block * 2)) =
+            make_float2(sums[i * 2], sums[i * 2 + 1]);
+    }
+}
+
+// The sums of A's rows, in which all columns are alike.
 template <class Sink>
 __device__ __forceinline__ void store_row_sums(const float (&row_sums)[4], int first_m, int split, int splits,
                                                const matmul::Partials& partials, const Sink& sink) {
@@ -212,31 +319,62 @@ __device__ __forceinline__ void store_row_sums(const float (&row_sums)[4], int f
     }
 }
 
+// A consumer's part of one piece of work.
+template <class Block, int BN, class Sink>
+__device__ __forceinline__ void consume(const Block& block, const Work& work, int splits, int& turn, int consumer, bool leader,
+                                        const matmul::Partials& partials, const Sink& sink) {
+    constexpr int BATCHES = BN / 32 / BATCH;
+    const int m = work.m + consumer * 64;
+    const bool with_row_sums = sink.wants_row_sums() && work.n == 0;
+    float sums[BN / 2], row_sums[4];
+    if (with_row_sums) block.template multiply<true>(sums, row_sums, work.stages, turn, consumer, leader);
+    else block.template multiply<false>(sums, row_sums, work.stages, turn, consumer, leader);
+    const Place place(m, work.n, partials);
+    if (partials.start != nullptr) {
+        block.finish(turn, leader);
+        store_partials<BN>(sums, place, partials.sums(work.split));
+    } else {
+        sink.visit([&](auto epilogue) {
+            Ahead ahead[2];
+            ahead[0].load(epilogue, sink, place, work.n, 0);
+            ahead[1].load(epilogue, sink, place, work.n, 1);
+            block.finish(turn, leader);
+#pragma unroll
+            for (int batch = 0; batch < BATCHES; batch++) {
+                store_batch<BN>(epilogue, sums, ahead[batch % 2], place, batch);
+                if (batch + 2 < BATCHES) ahead[batch % 2].load(epilogue, sink, place, work.n, batch + 2);
+            }
+        });
+    }
+    if (with_row_sums) store_row_sums(row_sums, m, work.split, splits, partials, sink);
+}
+
 template <int BN, Contiguous A_ORDER, Contiguous B_ORDER, class Sink>
 __device__ __forceinline__ void multiply(unsigned char* shared, const TensorMap* a, const TensorMap* b, const Problem& problem,
                                          const matmul::Partials& partials, const Sink& sink) {
-    const Block<BN, A_ORDER, B_ORDER> block(shared);
-    block.initialise(shared);
+    using OwnBlock = Block<BN, A_ORDER, B_ORDER>;
+    const OwnBlock block(shared);
+    // The number of the first work is on its way while the barriers are made.
+    int first = 0;
+    if (threadIdx.x == 0) {
+        tma_prefetch(a);
+        tma_prefetch(b);
+        first = problem.take(BN);
+    }
+    block.initialize(shared);
     if (threadIdx.x < WARPGROUP) {
         registers_decrease<40>();
-        if (threadIdx.x == 0) block.produce(problem, a, b);
+        if (threadIdx.x == 0) block.produce(problem, a, b, first);
         return;
     }
     registers_increase<232>();
     const int consumer = threadIdx.x / WARPGROUP - 1;
     const bool leader = threadIdx.x % WARP_SIZE == 0;
     int turn = 0;
-    for (int number = blockIdx.x; number < problem.count(BN); number += gridDim.x) {
-        const Work work = problem.work(number, BN);
-        const int m = work.m + consumer * 64;
-        float sums[BN / 2], row_sums[4];
-        if (sink.wants_row_sums() && work.n == 0) {
-            block.template multiply<true>(sums, row_sums, work.stages, turn, consumer, leader);
-            store_row_sums(row_sums, m, work.split, problem.splits, partials, sink);
-        } else {
-            block.template multiply<false>(sums, row_sums, work.stages, turn, consumer, leader);
-        }
-        store_sums<BN>(sums, m, work.n, work.split, partials, sink);
+    for (int i = 0;; i++) {
+        const int number = block.receive(i, leader);
+        if (number >= problem.count(BN)) return;
+        consume<OwnBlock, BN>(block, problem.work(number, BN), problem.splits, turn, consumer, leader, partials, sink);
     }
 }
 #else

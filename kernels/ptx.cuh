@@ -69,7 +69,12 @@ __device__ __forceinline__ f16 from_f32<f16>(float v) {
 
 __device__ __forceinline__ uint4 load_u128(const void* p) { return *static_cast<const uint4*>(p); }
 __device__ __forceinline__ uint4 load_u128_streaming(const void* p) { return __ldcs(static_cast<const uint4*>(p)); }
-__device__ __forceinline__ void store_u128(void* p, uint4 v) { *static_cast<uint4*>(p) = v; }
+// As one number: a uint4 is four stores at first, which the compiler does not always put together again.
+__device__ __forceinline__ void store_u128(void* p, uint4 v) {
+    unsigned __int128 bits;
+    memcpy(&bits, &v, 16);
+    *static_cast<unsigned __int128*>(p) = bits;
+}
 __device__ __forceinline__ void store_u128_streaming(void* p, uint4 v) { __stcs(static_cast<uint4*>(p), v); }
 
 // --- arithmetic

@@ -12,16 +12,20 @@ pub struct Memory {
     dtype: Dtype,
     arenas: Vec<u64>,
     scratch: Option<(u64, usize)>,
+    work_counter: Option<Ptr<u32>>,
 }
 
 impl Memory {
     pub fn new(dtype: Dtype) -> Self {
-        Memory { dtype, arenas: Vec::new(), scratch: None }
+        Memory { dtype, arenas: Vec::new(), scratch: None, work_counter: None }
     }
 
     /// # Errors
     /// If the device has not enough memory; names the arena it could not hold.
     pub fn allocate(&mut self, driver: &mut dyn Driver, plan: &MemoryPlan) -> Result<()> {
+        if self.work_counter.is_none() {
+            self.work_counter = Some(Ptr::new(driver.allocate(size_of::<u32>())?));
+        }
         for arena in &plan.arenas {
             let address = driver.allocate(arena.size_bytes).with_context(|| {
                 format!(
@@ -73,6 +77,14 @@ impl Memory {
         let (address, planned) = self.scratch.unwrap_or((0, 0));
         assert!(bytes <= planned, "{bytes} bytes of scratch memory wanted, {planned} planned");
         address
+    }
+
+    /// The counter by which the blocks of a persistent kernel share out its work: 0 before and after each of them.
+    ///
+    /// # Panics
+    /// If nothing was allocated yet.
+    pub fn work_counter(&self) -> Ptr<u32> {
+        self.work_counter.expect("memory allocated before the first kernel")
     }
 
     /// All scratch memory, and how many bytes it is.

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 
 /// Opaque to all but the driver that made it.
 #[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
+#[repr(C, align(128))]
 pub struct TensorMap(pub [u64; 16]);
 
 /// A row-major matrix of 16-bit floating-point numbers, and the box of it that one copy brings to shared memory: rows of

@@ -10,37 +10,37 @@ kernels! {
     "matmul_hopper.cu":
     fn matmul_hopper_forward_128x256(
         out: X, pre_gelu: X, partials: Ptr<f32>, inp: TensorMap, weight: TensorMap, bias: X, residual: X, N: i32,
-        C: i32, OC: i32, splits: i32,
+        C: i32, OC: i32, splits: i32, counter: Ptr<u32>,
     );
     fn matmul_hopper_forward_128x128(
         out: X, pre_gelu: X, partials: Ptr<f32>, inp: TensorMap, weight: TensorMap, bias: X, residual: X, N: i32,
-        C: i32, OC: i32, splits: i32,
+        C: i32, OC: i32, splits: i32, counter: Ptr<u32>,
     );
     fn matmul_hopper_dgrad_128x256(
         dinp: X, partials: Ptr<f32>, dout: TensorMap, weight: TensorMap, through_gelu: X, N: i32, C: i32, OC: i32,
-        splits: i32,
+        splits: i32, counter: Ptr<u32>,
     );
     fn matmul_hopper_dgrad_128x128(
         dinp: X, partials: Ptr<f32>, dout: TensorMap, weight: TensorMap, through_gelu: X, N: i32, C: i32, OC: i32,
-        splits: i32,
+        splits: i32, counter: Ptr<u32>,
     );
     fn matmul_hopper_wgrad_128x256(
         dweight: X, dbias: X, partials: Ptr<f32>, dout: TensorMap, inp: TensorMap, N: i32, C: i32, OC: i32,
-        accumulate: i32, splits: i32,
+        accumulate: i32, splits: i32, counter: Ptr<u32>,
     );
     fn matmul_hopper_wgrad_128x128(
         dweight: X, dbias: X, partials: Ptr<f32>, dout: TensorMap, inp: TensorMap, N: i32, C: i32, OC: i32,
-        accumulate: i32, splits: i32,
+        accumulate: i32, splits: i32, counter: Ptr<u32>,
     );
 }
 
 type Launched<'a> = &'a mut dyn Launcher;
 type ForwardKernel =
-    fn(Launched, Launch, X, X, Ptr<f32>, TensorMap, TensorMap, X, X, i32, i32, i32, i32) -> Result<()>;
+    fn(Launched, Launch, X, X, Ptr<f32>, TensorMap, TensorMap, X, X, i32, i32, i32, i32, Ptr<u32>) -> Result<()>;
 type DgradKernel =
-    fn(Launched, Launch, X, Ptr<f32>, TensorMap, TensorMap, X, i32, i32, i32, i32) -> Result<()>;
+    fn(Launched, Launch, X, Ptr<f32>, TensorMap, TensorMap, X, i32, i32, i32, i32, Ptr<u32>) -> Result<()>;
 type WgradKernel =
-    fn(Launched, Launch, X, X, Ptr<f32>, TensorMap, TensorMap, i32, i32, i32, i32, i32) -> Result<()>;
+    fn(Launched, Launch, X, X, Ptr<f32>, TensorMap, TensorMap, i32, i32, i32, i32, i32, Ptr<u32>) -> Result<()>;
 
 /// The kernels that compute 128 x `N` numbers at a time.
 #[derive(Debug)]
@@ -76,6 +76,9 @@ const STAGE_K: usize = 64;
 const STAGES: usize = 4;
 const THREADS: u32 = 384;
 const ONES_BYTES: usize = 1024;
+/// Numbers of work on their way to the consumers; each has two barriers, as each stage has.
+const QUEUE: usize = 2;
+const BARRIER_BYTES: usize = 8;
 const ELEMENT_BYTES: usize = 2;
 /// Rows of a box of an operand whose rows run across K: a stage's.
 const ACROSS_ROWS: usize = STAGE_K;
@@ -133,8 +136,8 @@ impl Tile {
         counts
     }
 
-    /// Queues the product on so many blocks. K is split in at most so many parts, which leave [`Product::partial_sums`] each
-    /// in `partials`.
+    /// Queues the product on so many blocks, which share out the work by `counter`. K is split in at most so many parts, which
+    /// leave [`Product::partial_sums`] each in `partials`.
     ///
     /// # Errors
     /// If the device fails.
@@ -144,27 +147,30 @@ impl Tile {
         product: &Product,
         splits: usize,
         multiprocessors: usize,
+        counter: Ptr<u32>,
         partials: Ptr<f32>,
     ) -> Result<()> {
         let splits = without_empty(product, splits);
         let blocks = self.count(product.extent(), splits).min(multiprocessors);
         let stage = (M + self.N) * STAGE_K * ELEMENT_BYTES;
-        let launch = Launch::new(blocks, THREADS).shared(STAGES * (stage + 2 * 8) + ONES_BYTES);
+        let queue = QUEUE * (2 * BARRIER_BYTES + size_of::<i32>());
+        let shared = STAGES * (stage + 2 * BARRIER_BYTES) + ONES_BYTES + queue;
+        let launch = Launch::new(blocks, THREADS).shared(shared);
         let partials = if splits > 1 { partials } else { Ptr::NULL };
         let [rows, C, OC, splits_arg] = [product.N, product.C, product.OC, splits].map(own::dimension);
         let [a, b] = self.operands(product).map(|operand| operand.map(device));
         let (a, b) = (a?, b?);
         match product.pass {
             Pass::Forward(Forward { out, pre_gelu, bias, residual, .. }) => (self.forward)(
-                device, launch, out, pre_gelu, partials, a, b, bias, residual, rows, C, OC, splits_arg,
+                device, launch, out, pre_gelu, partials, a, b, bias, residual, rows, C, OC, splits_arg, counter,
             ),
             Pass::Dgrad(Dgrad { dinp, through_gelu, .. }) => {
-                (self.dgrad)(device, launch, dinp, partials, a, b, through_gelu, rows, C, OC, splits_arg)
+                (self.dgrad)(device, launch, dinp, partials, a, b, through_gelu, rows, C, OC, splits_arg, counter)
             }
             Pass::Wgrad(Wgrad { dweight, dbias, accumulate, .. }) => {
                 let accumulate = i32::from(accumulate);
                 (self.wgrad)(
-                    device, launch, dweight, dbias, partials, a, b, rows, C, OC, accumulate, splits_arg,
+                    device, launch, dweight, dbias, partials, a, b, rows, C, OC, accumulate, splits_arg, counter,
                 )
             }
         }?;

@@ -60,7 +60,7 @@ fn run(cuda: &mut Cuda, product: Product) -> Result<()> {
     );
     let chooser = chooser(cuda);
     let (address, bytes) = cuda.memory.all_scratch();
-    let scratch = Scratch { address, bytes };
+    let scratch = Scratch { address, bytes, work_counter: cuda.memory.work_counter() };
     let driver = cuda.driver.as_mut();
     let plan = cuda.matmul_plans.find(driver, chooser, &product, scratch)?;
     chooser.run(driver, plan, &product, scratch)

@@ -23,11 +23,12 @@ pub enum Plan {
     Library,
 }
 
-/// Memory that is free between operations.
+/// Memory that is free between operations, and the counter of persistent kernels.
 #[derive(Clone, Copy, Debug)]
 pub struct Scratch {
     pub address: u64,
     pub bytes: usize,
+    pub work_counter: Ptr<u32>,
 }
 
 /// Of an output in scratch memory.
@@ -127,7 +128,8 @@ impl Chooser {
         match plan {
             Plan::Own { tile, splits } => tile.run(driver, product, splits, Ptr::new(scratch.address)),
             Plan::Hopper { tile, splits } => {
-                tile.run(driver, product, splits, self.multiprocessors, Ptr::new(scratch.address))
+                let partials = Ptr::new(scratch.address);
+                tile.run(driver, product, splits, self.multiprocessors, scratch.work_counter, partials)
             }
             Plan::Library => {
                 let (description, operands) = library::describe(product, self.options.tf32);
@@ -146,7 +148,7 @@ impl Chooser {
         let unused = library::unused_bytes(product).next_multiple_of(ALIGN);
         let bytes = scratch.bytes.checked_sub(unused).expect("scratch memory as planned");
         let plan = self.estimated_best(&bias_gradient, bytes).expect("a kernel without splits");
-        Some((bias_gradient, plan, Scratch { address: scratch.address + unused as u64, bytes }))
+        Some((bias_gradient, plan, Scratch { address: scratch.address + unused as u64, bytes, ..scratch }))
     }
 
     /// Milliseconds that a product takes by this plan, if the device can tell. Its outputs are garbage afterwards.
