@@ -119,16 +119,38 @@ __device__ __forceinline__ float warp_max(float value) {
     return value;
 }
 
-// Each of K sums over the block, in a fixed order; every thread gets them, all threads take part. `partials` is in shared
-// memory and free again after the barrier that follows.
+// The sums over the warp of K values each, K a power of two: lane l gets that of number l % K. A lane hands on half of its
+// values with each exchange: K + 4 - log2 K shuffles or so, where a butterfly
+// for each would take 5 K.
+template <int K>
+__device__ __forceinline__ float warp_sums(const float (&values)[K]) {
+    static_assert(K >= 1 && K <= WARP_SIZE && (K & (K - 1)) == 0, "a power of two up to 32");
+    const int lane = threadIdx.x % WARP_SIZE;
+    float left[K];
+#pragma unroll
+    for (int k = 0; k < K; k++) left[k] = values[k];
+#pragma unroll
+    for (int half = K / 2; half > 0; half /= 2) {
+        const bool upper = lane & half;
+#pragma unroll
+        for (int k = 0; k < half; k++) {
+            const float give = upper ? left[k] : left[k + half], keep = upper ? left[k + half] : left[k];
+            left[k] = keep + __shfl_xor_sync(FULL_MASK, give, half);
+        }
+    }
+    float sum = left[0];
+#pragma unroll
+    for (int offset = K; offset < WARP_SIZE; offset *= 2) sum += __shfl_xor_sync(FULL_MASK, sum, offset);
+    return sum;
+}
+
+// Each of K sums over the block, K a power of two, in a fixed order; every thread gets them, all threads take part. `partials`
+// is in shared memory and free again after the barrier that follows.
 template <int K>
 __device__ __forceinline__ void block_sum(float (&values)[K], float (&partials)[WARP_SIZE][K]) {
     int lane = threadIdx.x % WARP_SIZE, warp = threadIdx.x / WARP_SIZE, warps = blockDim.x / WARP_SIZE;
-#pragma unroll
-    for (int k = 0; k < K; k++) {
-        values[k] = warp_sum(values[k]);
-        if (lane == 0) partials[warp][k] = values[k];
-    }
+    float sum = warp_sums(values);
+    if (lane < K) partials[warp][lane] = sum;
     __syncthreads();
 #pragma unroll
     for (int k = 0; k < K; k++) values[k] = 0.0f;
@@ -150,25 +172,25 @@ __device__ __forceinline__ unsigned random_bits(unsigned seed, unsigned long lon
     return h ^ (h >> 16);
 }
 
-// `value` rounded to one of its two neighbours, to each with the probability that makes the mean right, given uniform `bits`.
-// What is no finite number stays so.
+// `value` rounded to one of its two neighbours in T, to each with the probability that makes the mean right, given 16 uniform
+// bits at the low end of `bits`. What is no finite number stays so.
 template <class T>
-__device__ __forceinline__ T round_at_random(float value, unsigned bits);
+__device__ __forceinline__ float round_at_random(float value, unsigned bits);
 template <>
 __device__ __forceinline__ float round_at_random<float>(float value, unsigned) {
     return value;
 }
 // Adding less than one last place, then dropping what is below it.
 template <>
-__device__ __forceinline__ bf16 round_at_random<bf16>(float value, unsigned bits) {
+__device__ __forceinline__ float round_at_random<bf16>(float value, unsigned bits) {
     unsigned x = __float_as_uint(value);
     bool finite = (x & 0x7f800000u) != 0x7f800000u;
-    return from_f32<bf16>(finite ? __uint_as_float((x + (bits & 0xffffu)) & 0xffff0000u) : value);
+    return finite ? __uint_as_float((x + (bits & 0xffffu)) & 0xffff0000u) : value;
 }
 // The same, except below the smallest normal f16: there its last place is 2^-24 whatever the exponent, and the sum is made of
 // multiples of that.
 template <>
-__device__ __forceinline__ f16 round_at_random<f16>(float value, unsigned bits) {
+__device__ __forceinline__ float round_at_random<f16>(float value, unsigned bits) {
     unsigned x = __float_as_uint(value);
     float magnitude = fabsf(value);
     float rounded = __uint_as_float((x + (bits & 0x1fffu)) & 0xffffe000u);
@@ -176,5 +198,5 @@ __device__ __forceinline__ f16 round_at_random<f16>(float value, unsigned bits) 
         float places = magnitude * 16777216.0f;
         rounded = copysignf(floorf(places + (float)(bits & 0x1fffu) * 0x1p-13f) * 0x1p-24f, value);
     }
-    return from_f32<f16>(magnitude < 65504.0f ? rounded : value);
+    return magnitude < 65504.0f ? rounded : value;
 }

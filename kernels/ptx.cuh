@@ -97,6 +97,17 @@ __device__ __forceinline__ float tanh_approx(float x) {
     asm("tanh.approx.f32 %0, %1;" : "=f"(r) : "f"(x));
     return r;
 }
+// The square root and the reciprocal to about 1 ulp; subnormal numbers count as zero.
+__device__ __forceinline__ float sqrt_approx(float x) {
+    float r;
+    asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
+__device__ __forceinline__ float reciprocal_approx(float x) {
+    float r;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
 // The 32 bits of an f32 rounded to the 19 of TF32, ties away from zero.
 __device__ __forceinline__ uint32_t to_tf32(float x) {
     uint32_t r;

@@ -99,6 +99,12 @@ EMULATED_INLINE float exp2_approx(float x) {
     return power < 0x1p-126f ? 0.0f : power;
 }
 EMULATED_INLINE float tanh_approx(float x) { return tanhf(x); }
+// .ftz, in and out.
+namespace emulated {
+EMULATED_INLINE float flush(float x) { return fabsf(x) < 0x1p-126f ? copysignf(0.0f, x) : x; }
+}  // namespace emulated
+EMULATED_INLINE float sqrt_approx(float x) { return sqrtf(emulated::flush(x)); }
+EMULATED_INLINE float reciprocal_approx(float x) { return emulated::flush(1.0f / emulated::flush(x)); }
 EMULATED_INLINE uint32_t to_tf32(float x) {
     uint32_t bits = __float_as_uint(x);
     return (bits & 0x7f800000) == 0x7f800000 ? bits : (bits + 0x1000) & ~0x1fffu;

@@ -17,6 +17,11 @@ kernels! {
 pub fn update(cuda: &mut Cuda, a: AdamW) -> Result<()> {
     let n = a.params.len;
     assert!(a.decayed <= n, "AdamW: {} of {n} parameters decay", a.decayed);
+    assert!(
+        a.first.is_multiple_of(2),
+        "AdamW from parameter {} on: two share the bits they are rounded by",
+        a.first
+    );
     let launch = cuda.launch_by_packs("AdamW", &[a.params, a.grads, a.m, a.v, a.master.unwrap_or(a.m)]);
     // In f64: 1 - 0.999 has lost four digits in f32.
     let correction = |beta: f32| (1.0 / (1.0 - f64::from(beta).powf(a.t as f64))) as f32;
