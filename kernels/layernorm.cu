@@ -16,16 +16,20 @@ constexpr float LAYERNORM_EPS = 1e-5f;
 constexpr int LAYERNORM_PACKS = 4;
 
 __device__ __forceinline__ float pack_sum(const PackX& pack) {
-    float sum = 0.0f;
+    float x[PackX::size], sum = 0.0f;
+    widen(x, pack);
 #pragma unroll
-    for (int k = 0; k < PackX::size; k++) sum += to_f32(pack.v[k]);
+    for (int k = 0; k < PackX::size; k++) sum += x[k];
     return sum;
 }
 
-__device__ __forceinline__ PackX add_packs(PackX a, const PackX& b) {
+__device__ __forceinline__ PackX add_packs(const PackX& a, const PackX& b) {
+    float x[PackX::size], y[PackX::size];
+    widen(x, a);
+    widen(y, b);
 #pragma unroll
-    for (int k = 0; k < PackX::size; k++) a.v[k] = from_f32<floatX>(to_f32(a.v[k]) + to_f32(b.v[k]));
-    return a;
+    for (int k = 0; k < PackX::size; k++) x[k] += y[k];
+    return round_pack<floatX>(x);
 }
 
 // Over the threads of a row: a warp or, if WIDE, the block.
@@ -70,10 +74,12 @@ __device__ __forceinline__ void normalize_row(floatX* residual_out, floatX* out,
 #pragma unroll
     for (int p = 0; p < LAYERNORM_PACKS; p++) {
         if (thread + p * threads >= packs) continue;
+        float distance[PackX::size];
+        widen(distance, x[p]);
 #pragma unroll
         for (int k = 0; k < PackX::size; k++) {
-            float distance = to_f32(x[p].v[k]) - m;
-            squares += distance * distance;
+            distance[k] -= m;
+            squares += distance[k] * distance[k];
         }
     }
     float s = rsqrtf(scale * row_sum<WIDE>(squares, variance_partials) + LAYERNORM_EPS);
@@ -86,11 +92,13 @@ __device__ __forceinline__ void normalize_row(floatX* residual_out, floatX* out,
     for (int p = 0; p < LAYERNORM_PACKS; p++) {
         int i = thread + p * threads;
         if (i >= packs) continue;
-        PackX w = load128(weight + i * PackX::size), b = load128(bias + i * PackX::size), y;
+        float y[PackX::size], w[PackX::size], b[PackX::size];
+        widen(y, x[p]);
+        widen(w, load128(weight + i * PackX::size));
+        widen(b, load128(bias + i * PackX::size));
 #pragma unroll
-        for (int k = 0; k < PackX::size; k++)
-            y.v[k] = from_f32<floatX>((to_f32(x[p].v[k]) - m) * s * to_f32(w.v[k]) + to_f32(b.v[k]));
-        store128(out + i * PackX::size, y);
+        for (int k = 0; k < PackX::size; k++) y[k] = (y[k] - m) * s * w[k] + b[k];
+        store128(out + i * PackX::size, round_pack<floatX>(y));
     }
 }
 
@@ -131,77 +139,98 @@ extern "C" __global__ void __launch_bounds__(1024)
                               product + row * C, weight, bias, C, threadIdx.x, blockDim.x);
 }
 
-// With norm = (inp - mean) rstd and dnorm = dout weight: dinp += rstd (dnorm - mean(dnorm) - norm mean(dnorm norm)).
-// partials (gridDim.x, 2, C): sums of dout norm and of dout over the rows of a block. ROWS rows at a time, PACKS packs a
-// thread.
+// With norm = (inp - mean) rstd and dnorm = dout weight: dinp += rstd (dnorm - mean(dnorm) - norm mean(dnorm norm)), or = with
+// `overwrite`. partials (gridDim.x, 2, C): sums of dout norm and of dout over the rows of a block. ROWS rows at a time, PACKS
+// packs a thread.
+//
+// An element takes six multiply-adds before the sums of its row are known and four after: norm is inp rstd + shift, and what
+// is taken off dnorm at the end is inp slope + offset, with three numbers a row.
 template <int PACKS, int ROWS>
 __device__ __forceinline__ void backward_rows(floatX* dinp, float* partials, const floatX* dout, const floatX* inp,
-                                              const floatX* weight, const float* mean, const float* rstd, int N, int C) {
-    // Where registers allow, dinp is under way while the sums are made.
+                                              const floatX* weight, const float* mean, const float* rstd, bool overwrite, int N,
+                                              int C) {
+    // Where registers allow, dinp is under way while the sums are made, and the weights stay.
     constexpr bool PREFETCH = PACKS == 1;
     // Two of them, used in turn: one barrier is enough.
     SHARED(float, row_partials, [2][WARP_SIZE][2 * ROWS]);
     int packs = C / PackX::size;
     float scale = 1.0f / C;
     float dweight[PACKS][PackX::size] = {}, dbias[PACKS][PackX::size] = {};
+    PackX first_weights = {};
+    if (PREFETCH && threadIdx.x < packs) first_weights = load128(weight + threadIdx.x * PackX::size);
+    const auto widen_weights = [&](float(&w)[PackX::size], int i) {
+        widen(w, PREFETCH ? first_weights : load128(weight + i * PackX::size));
+    };
 
     int turn = 0;
     for (long long first = (long long)blockIdx.x * ROWS; first < N; first += (long long)gridDim.x * ROWS, turn ^= 1) {
-        PackX x[ROWS][PACKS], d[ROWS][PACKS], g[ROWS][PACKS];
-        float m[ROWS], s[ROWS], sums[2 * ROWS] = {};
+        const long long start = first * C;
+        PackX x[ROWS][PACKS], d[ROWS][PACKS], g[ROWS][PACKS] = {};
+        float s[ROWS], shift[ROWS], sums[2 * ROWS] = {};
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
             if (first + r >= N) continue;
-            m[r] = mean[first + r];
             s[r] = rstd[first + r];
+            shift[r] = -mean[first + r] * s[r];
 #pragma unroll
             for (int p = 0; p < PACKS; p++) {
                 int i = threadIdx.x + p * blockDim.x;
                 if (i >= packs) continue;
-                long long at = (first + r) * C + i * PackX::size;
+                long long at = start + (r * C + i * PackX::size);
                 d[r][p] = load128_streaming(dout + at);
                 x[r][p] = load128_streaming(inp + at);
-                if constexpr (PREFETCH) g[r][p] = load128(dinp + at);
+                if (PREFETCH && !overwrite) g[r][p] = load128(dinp + at);
             }
         }
 #pragma unroll
         for (int p = 0; p < PACKS; p++) {
             int i = threadIdx.x + p * blockDim.x;
             if (i >= packs) continue;
-            PackX w = load128(weight + i * PackX::size);
+            float w[PackX::size];
+            widen_weights(w, i);
 #pragma unroll
             for (int r = 0; r < ROWS; r++) {
                 if (first + r >= N) continue;
+                float dy[PackX::size], norm[PackX::size];
+                widen(dy, d[r][p]);
+                widen(norm, x[r][p]);
 #pragma unroll
                 for (int k = 0; k < PackX::size; k++) {
-                    float dy = to_f32(d[r][p].v[k]), norm = (to_f32(x[r][p].v[k]) - m[r]) * s[r];
-                    float dnorm = dy * to_f32(w.v[k]);
-                    dweight[p][k] += dy * norm;
-                    dbias[p][k] += dy;
-                    sums[2 * r] += dnorm;
-                    sums[2 * r + 1] += dnorm * norm;
+                    norm[k] = norm[k] * s[r] + shift[r];
+                    float product = dy[k] * norm[k];
+                    dweight[p][k] += product;
+                    dbias[p][k] += dy[k];
+                    sums[2 * r] += dy[k] * w[k];
+                    sums[2 * r + 1] += product * w[k];
                 }
             }
         }
         block_sum(sums, row_partials[turn]);
+        float slope[ROWS], offset[ROWS];
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            float step = -s[r] * scale * sums[2 * r + 1];
+            slope[r] = s[r] * step;
+            offset[r] = shift[r] * step - s[r] * scale * sums[2 * r];
+        }
 #pragma unroll
         for (int p = 0; p < PACKS; p++) {
             int i = threadIdx.x + p * blockDim.x;
             if (i >= packs) continue;
-            PackX w = load128(weight + i * PackX::size);
+            float w[PackX::size];
+            widen_weights(w, i);
 #pragma unroll
             for (int r = 0; r < ROWS; r++) {
                 if (first + r >= N) continue;
-                long long at = (first + r) * C + i * PackX::size;
-                if constexpr (!PREFETCH) g[r][p] = load128(dinp + at);
+                long long at = start + (r * C + i * PackX::size);
+                if (!PREFETCH && !overwrite) g[r][p] = load128(dinp + at);
+                float dx[PackX::size], dy[PackX::size], values[PackX::size];
+                widen(dx, g[r][p]);
+                widen(values, x[r][p]);
+                widen(dy, d[r][p]);
 #pragma unroll
-                for (int k = 0; k < PackX::size; k++) {
-                    float norm = (to_f32(x[r][p].v[k]) - m[r]) * s[r];
-                    float dnorm = to_f32(d[r][p].v[k]) * to_f32(w.v[k]);
-                    float dx = s[r] * (dnorm - scale * sums[2 * r] - norm * (scale * sums[2 * r + 1]));
-                    g[r][p].v[k] = from_f32<floatX>(to_f32(g[r][p].v[k]) + dx);
-                }
-                store128(dinp + at, g[r][p]);
+                for (int k = 0; k < PackX::size; k++) dx[k] += dy[k] * (s[r] * w[k]) + (values[k] * slope[r] + offset[r]);
+                store128(dinp + at, round_pack<floatX>(dx));
             }
         }
     }
@@ -223,15 +252,15 @@ __device__ __forceinline__ void backward_rows(floatX* dinp, float* partials, con
 
 extern "C" __global__ void __launch_bounds__(512)
     layernorm_backward(floatX* dinp, float* partials, const floatX* dout, const floatX* inp, const floatX* weight,
-                       const float* mean, const float* rstd, int N, int C) {
-    backward_rows<1, 4>(dinp, partials, dout, inp, weight, mean, rstd, N, C);
+                       const float* mean, const float* rstd, int overwrite, int N, int C) {
+    backward_rows<1, 4>(dinp, partials, dout, inp, weight, mean, rstd, overwrite, N, C);
 }
 
 // For more than 512 packs; up to 12,288 channels.
 extern "C" __global__ void __launch_bounds__(512)
     layernorm_backward_wide(floatX* dinp, float* partials, const floatX* dout, const floatX* inp, const floatX* weight,
-                            const float* mean, const float* rstd, int N, int C) {
-    backward_rows<12288 / 512 / PackX::size, 1>(dinp, partials, dout, inp, weight, mean, rstd, N, C);
+                            const float* mean, const float* rstd, int overwrite, int N, int C) {
+    backward_rows<12288 / 512 / PackX::size, 1>(dinp, partials, dout, inp, weight, mean, rstd, overwrite, N, C);
 }
 
 // dweight (C), dbias (C) += the sums over `blocks` rows of partials (blocks, 2, C). A block sums 16 of the 2 C columns: four threads

@@ -217,10 +217,12 @@ pub struct LayernormForward {
     pub C: usize,
 }
 
-/// dinp (N, C) **+=** (it is the gradient of the residual stream); dweight, dbias (C) +=.
+/// dinp (N, C) **+=** (it is the gradient of the residual stream), or = for the layernorm that the stream ends in; dweight,
+/// dbias (C) +=.
 #[derive(Clone, Copy, Debug)]
 pub struct LayernormBackward {
     pub dinp: Tensor,
+    pub overwrite_dinp: bool,
     pub dweight: Tensor,
     pub dbias: Tensor,
     pub dout: Tensor,

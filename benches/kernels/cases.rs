@@ -319,6 +319,7 @@ fn layernorm_forward(t: &mut Buffers, N: usize, C: usize) -> Calls {
 fn layernorm_backward(t: &mut Buffers, N: usize, C: usize) -> Calls {
     let args = LayernormBackward {
         dinp: t.inout_x("dinp", N * C, 1.0, Tolerance::new(1.0, C)),
+        overwrite_dinp: false,
         dweight: t.inout_x("dweight", C, 1.0, Tolerance::new(1.0, N)),
         dbias: t.inout_x("dbias", C, 1.0, Tolerance::new(1.0, N)),
         dout: t.x("dout", N * C, 0.1),

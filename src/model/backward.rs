@@ -57,9 +57,9 @@ impl GPT2 {
         self.head_backward(dev, N, step)?;
 
         let dresidual = a.dresidual.slice(0, N * C);
-        dev.fill(dresidual, 0.0)?;
         dev.layernorm_backward(LayernormBackward {
             dinp: dresidual,
+            overwrite_dinp: true,
             dweight: self.grad(Lnfw, 0),
             dbias: self.grad(Lnfb, 0),
             dout: a.scratch_btc.slice(0, N * C),
@@ -175,6 +175,7 @@ impl GPT2 {
         self.linear_backward(dev, l, N, step, fc)?;
         dev.layernorm_backward(LayernormBackward {
             dinp: dresidual,
+            overwrite_dinp: false,
             dweight: self.grad(Ln2w, l),
             dbias: self.grad(Ln2b, l),
             dout: dln2,
@@ -221,6 +222,7 @@ impl GPT2 {
         self.linear_backward(dev, l, N, step, qkv)?;
         dev.layernorm_backward(LayernormBackward {
             dinp: dresidual,
+            overwrite_dinp: false,
             dweight: self.grad(Ln1w, l),
             dbias: self.grad(Ln1b, l),
             dout: dln1,

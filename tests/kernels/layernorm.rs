@@ -51,19 +51,31 @@ fn far_from_zero() {
 #[test]
 fn backward() {
     for (N, C) in SHAPES.into_iter().filter(|&(_, C)| C < 12288) {
-        check(&format!("layernorm backward {N} {C}"), |t| backward_case(t, N, C));
+        check(&format!("layernorm backward {N} {C}"), |t| backward_case(t, N, C, false));
     }
-    check_dtype("layernorm backward 2 12288", Dtype::Bf16, |t| backward_case(t, 2, 12288));
+    check_dtype("layernorm backward 2 12288", Dtype::Bf16, |t| backward_case(t, 2, 12288, true));
 }
 
-fn backward_case(t: &mut Tensors, N: usize, C: usize) -> Work {
+/// The last layernorm begins the gradient of the residual stream, in memory that holds anything.
+#[test]
+fn backward_without_a_gradient_before() {
+    for (N, C) in [(1, 8), (9, 264)] {
+        check(&format!("layernorm backward {N} {C}, dinp ="), |t| backward_case(t, N, C, true));
+    }
+}
+
+fn backward_case(t: &mut Tensors, N: usize, C: usize, overwrite_dinp: bool) -> Work {
     if C > 2048 {
         // Scratch memory for the wide kernel, and not more than that for the other operations.
         t.limit(|limits| (limits.C, limits.NH, limits.rows) = (4160, 65, 128));
     }
     let rstd: Vec<f32> = random(9, N).iter().map(|x| 2.0 + x).collect();
     let args = LayernormBackward {
-        dinp: t.inout_x("dinp", &random(1, N * C), Tolerance::new(1.0, C)),
+        dinp: match overwrite_dinp {
+            true => t.out_x("dinp", N * C, Tolerance::new(1.0, C)),
+            false => t.inout_x("dinp", &random(1, N * C), Tolerance::new(1.0, C)),
+        },
+        overwrite_dinp,
         dweight: t.inout_x("dweight", &random(2, C), Tolerance::new(1.0, N)),
         dbias: t.inout_x("dbias", &random(3, C), Tolerance::new(1.0, N)),
         dout: t.x("dout", &random(4, N * C)),

@@ -49,9 +49,11 @@ fn forward_row(out: &mut [f32], inp: &[f32], weight: &[f32], bias: &[f32]) -> (f
     (mean, rstd)
 }
 
-/// What [`backward`] adds to.
+/// The outputs of [`backward`], which adds to them.
 pub struct Gradients<'a> {
     pub dinp: &'a mut [f32],
+    /// `dinp` is overwritten instead.
+    pub overwrite_dinp: bool,
     pub dweight: &'a mut [f32],
     pub dbias: &'a mut [f32],
 }
@@ -68,7 +70,7 @@ pub fn backward(
     rstd: &[f32],
     C: usize,
 ) {
-    let Gradients { dinp, dweight, dbias } = gradients;
+    let Gradients { dinp, overwrite_dinp, dweight, dbias } = gradients;
     let N = dinp.len() / C;
     assert!(dout.len() == N * C && inp.len() == N * C && mean.len() == N && rstd.len() == N);
     assert!(weight.len() == C && dweight.len() == C && dbias.len() == C);
@@ -84,7 +86,7 @@ pub fn backward(
                 |_| {
                     for (i, dinp) in dinp.chunks_exact_mut(C).enumerate() {
                         let row = block * rows + i;
-                        let gradients = Gradients { dinp, dweight, dbias };
+                        let gradients = Gradients { dinp, overwrite_dinp, dweight, dbias };
                         let (dout, inp) = (&dout[row * C..][..C], &inp[row * C..][..C]);
                         backward_row(gradients, dout, inp, weight, mean[row], rstd[row]);
                     }
@@ -101,7 +103,10 @@ pub fn backward(
 
 #[inline(always)]
 fn backward_row(gradients: Gradients, dout: &[f32], inp: &[f32], weight: &[f32], mean: f32, rstd: f32) {
-    let Gradients { dinp, dweight, dbias } = gradients;
+    let Gradients { dinp, overwrite_dinp, dweight, dbias } = gradients;
+    if overwrite_dinp {
+        dinp.fill(0.0);
+    }
     let mut dnorm_sum = [0.0; LANES];
     let mut dnorm_norm_sum = [0.0; LANES];
     let C = dinp.len();
@@ -183,15 +188,18 @@ mod tests {
             let [mean, rstd] = [1, 2].map(|i| want[i].iter().map(|&x| x as f32).collect::<Vec<_>>());
             let before = (random(5, N * C), random(6, C), random(7, C));
             let (mut dinp, mut dweight, mut dbias) = before.clone();
-            let gradients = Gradients { dinp: &mut dinp, dweight: &mut dweight, dbias: &mut dbias };
+            let overwrite_dinp = N == 2;
+            let gradients =
+                Gradients { dinp: &mut dinp, overwrite_dinp, dweight: &mut dweight, dbias: &mut dbias };
             backward(gradients, &dout, &inp, &weight, &mean, &rstd, C);
+            let before_dinp = if overwrite_dinp { vec![0.0; N * C] } else { before.0 };
 
             let loss = |inp: &[f64], weight: &[f64], bias: &[f64]| {
                 weighted_sum(&reference(inp, weight, bias)[0], &dout)
             };
             let (inp64, weight64, bias64) = (f64s(&inp), f64s(&weight), f64s(&bias));
             let want = central_differences(&inp, |x| loss(x, &weight64, &bias64));
-            assert_close(&format!("({N}, {C}): dinp"), &dinp, &added(&before.0, &want), 2e-6);
+            assert_close(&format!("({N}, {C}): dinp"), &dinp, &added(&before_dinp, &want), 2e-6);
             let want = central_differences(&weight, |x| loss(&inp64, x, &bias64));
             assert_close(&format!("({N}, {C}): dweight"), &dweight, &added(&before.1, &want), 2e-6);
             let want = central_differences(&bias, |x| loss(&inp64, &weight64, x));
@@ -207,7 +215,12 @@ mod tests {
             let (mut out, mut mean, mut rstd) = (poisoned(N * C), poisoned(N), poisoned(N));
             forward(&mut out, &mut mean, &mut rstd, &inp, &weight, &weight, C);
             let (mut dinp, mut dweight, mut dbias) = (random(5, N * C), random(6, C), random(7, C));
-            let gradients = Gradients { dinp: &mut dinp, dweight: &mut dweight, dbias: &mut dbias };
+            let gradients = Gradients {
+                dinp: &mut dinp,
+                overwrite_dinp: false,
+                dweight: &mut dweight,
+                dbias: &mut dbias,
+            };
             backward(gradients, &dout, &inp, &weight, &mean, &rstd, C);
             [out, mean, rstd, dinp, dweight, dbias].concat()
         });

@@ -121,6 +121,7 @@ impl Ops for Cpu {
         layernorm::backward(
             layernorm::Gradients {
                 dinp: b.write(a.dinp),
+                overwrite_dinp: a.overwrite_dinp,
                 dweight: b.write(a.dweight),
                 dbias: b.write(a.dbias),
             },

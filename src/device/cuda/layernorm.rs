@@ -26,11 +26,11 @@ kernels! {
     );
     fn layernorm_backward(
         dinp: Ptr<FloatX>, partials: Ptr<f32>, dout: Ptr<FloatX>, inp: Ptr<FloatX>, weight: Ptr<FloatX>,
-        mean: Ptr<f32>, rstd: Ptr<f32>, N: i32, C: i32,
+        mean: Ptr<f32>, rstd: Ptr<f32>, overwrite: i32, N: i32, C: i32,
     );
     fn layernorm_backward_wide(
         dinp: Ptr<FloatX>, partials: Ptr<f32>, dout: Ptr<FloatX>, inp: Ptr<FloatX>, weight: Ptr<FloatX>,
-        mean: Ptr<f32>, rstd: Ptr<f32>, N: i32, C: i32,
+        mean: Ptr<f32>, rstd: Ptr<f32>, overwrite: i32, N: i32, C: i32,
     );
     fn layernorm_backward_sum(
         dweight: Ptr<FloatX>, dbias: Ptr<FloatX>, partials: Ptr<f32>, blocks: i32, C: i32,
@@ -162,7 +162,8 @@ pub fn backward(cuda: &mut Cuda, a: LayernormBackward) -> Result<()> {
     let (dinp, dout, inp, weight) = (m.x(a.dinp), m.x(a.dout), m.x(a.inp), m.x(a.weight));
     let (mean, rstd, rows, channels) = (m.f32(a.mean), m.f32(a.rstd), N as i32, C as i32);
     let kernel = if grid.wide { kernel::layernorm_backward_wide } else { kernel::layernorm_backward };
-    kernel(dev, launch, dinp, partials, dout, inp, weight, mean, rstd, rows, channels)?;
+    let overwrite = i32::from(a.overwrite_dinp);
+    kernel(dev, launch, dinp, partials, dout, inp, weight, mean, rstd, overwrite, rows, channels)?;
     let launch = Launch::new(2 * C / 16, 512);
     let (dweight, dbias) = (m.x(a.dweight), m.x(a.dbias));
     kernel::layernorm_backward_sum(dev, launch, dweight, dbias, partials, grid.blocks as i32, channels)

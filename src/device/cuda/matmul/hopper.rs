@@ -35,12 +35,39 @@ kernels! {
 }
 
 type Launched<'a> = &'a mut dyn Launcher;
-type ForwardKernel =
-    fn(Launched, Launch, X, X, Ptr<f32>, TensorMap, TensorMap, X, X, i32, i32, i32, i32, Ptr<u32>) -> Result<()>;
+type ForwardKernel = fn(
+    Launched,
+    Launch,
+    X,
+    X,
+    Ptr<f32>,
+    TensorMap,
+    TensorMap,
+    X,
+    X,
+    i32,
+    i32,
+    i32,
+    i32,
+    Ptr<u32>,
+) -> Result<()>;
 type DgradKernel =
     fn(Launched, Launch, X, Ptr<f32>, TensorMap, TensorMap, X, i32, i32, i32, i32, Ptr<u32>) -> Result<()>;
-type WgradKernel =
-    fn(Launched, Launch, X, X, Ptr<f32>, TensorMap, TensorMap, i32, i32, i32, i32, i32, Ptr<u32>) -> Result<()>;
+type WgradKernel = fn(
+    Launched,
+    Launch,
+    X,
+    X,
+    Ptr<f32>,
+    TensorMap,
+    TensorMap,
+    i32,
+    i32,
+    i32,
+    i32,
+    i32,
+    Ptr<u32>,
+) -> Result<()>;
 
 /// The kernels that compute 128 x `N` numbers at a time.
 #[derive(Debug)]
@@ -162,15 +189,28 @@ impl Tile {
         let (a, b) = (a?, b?);
         match product.pass {
             Pass::Forward(Forward { out, pre_gelu, bias, residual, .. }) => (self.forward)(
-                device, launch, out, pre_gelu, partials, a, b, bias, residual, rows, C, OC, splits_arg, counter,
+                device, launch, out, pre_gelu, partials, a, b, bias, residual, rows, C, OC, splits_arg,
+                counter,
             ),
-            Pass::Dgrad(Dgrad { dinp, through_gelu, .. }) => {
-                (self.dgrad)(device, launch, dinp, partials, a, b, through_gelu, rows, C, OC, splits_arg, counter)
-            }
+            Pass::Dgrad(Dgrad { dinp, through_gelu, .. }) => (self.dgrad)(
+                device,
+                launch,
+                dinp,
+                partials,
+                a,
+                b,
+                through_gelu,
+                rows,
+                C,
+                OC,
+                splits_arg,
+                counter,
+            ),
             Pass::Wgrad(Wgrad { dweight, dbias, accumulate, .. }) => {
                 let accumulate = i32::from(accumulate);
                 (self.wgrad)(
-                    device, launch, dweight, dbias, partials, a, b, rows, C, OC, accumulate, splits_arg, counter,
+                    device, launch, dweight, dbias, partials, a, b, rows, C, OC, accumulate, splits_arg,
+                    counter,
                 )
             }
         }?;
