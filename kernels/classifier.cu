@@ -7,7 +7,8 @@
 // block fits.
 //
 // Bytes for an element of 16 bits: 4 (read, write). Expected: 90 % of bandwidth; two exponentials an element keep the special
-// function units 60 % busy, which is why the sum is made in the pass that finds the maximum. Rows go last to first: the last
+// function units 60 % busy, so the sum is made in the pass that finds the maximum, and an element takes five instructions in
+// that pass and four in the other. Rows go last to first: the last
 // ones are what the matrix product left in the L2 cache, and the first ones are what the next one starts with.
 #include "common.cuh"
 
@@ -15,46 +16,57 @@ constexpr int CLASSIFIER_THREADS = 512;
 constexpr int CLASSIFIER_WARPS = CLASSIFIER_THREADS / WARP_SIZE;
 constexpr int CLASSIFIER_BATCH = 4;
 
-__device__ __forceinline__ float exponential(float x) {
-    if constexpr (sizeof(floatX) == 4) return expf(x);
-    return exp2_approx(1.4426950408889634f * x);
-}
+// factor exp(x - max), for many x: one multiply-add and one exponential to base 2, in whose exponent the factor is, too. For f32
+// that would lose digits of x - max where both are large.
+struct Exponentials {
+    float max, offset, factor;
 
-// The largest of some logits, and the sum of exp(logit - max). That of no logits is finite, since infinity minus itself is no
-// number.
+    __device__ __forceinline__ explicit Exponentials(float max) : max(max), offset(-LOG2_E * max), factor(1.0f) {}
+    __device__ __forceinline__ Exponentials(float max, float factor)
+        : max(max), offset(log2f(factor) - LOG2_E * max), factor(factor) {}
+
+    __device__ __forceinline__ float operator()(float x) const {
+        if constexpr (sizeof(floatX) == 4) return factor * expf(x - max);
+        return exp2_approx(LOG2_E * x + offset);
+    }
+
+    static constexpr float LOG2_E = 1.4426950408889634f;
+};
+
+// The largest of some logits, and the sum of exp(logit - max). That of no logits is finite, also times LOG2_E, since infinity
+// minus itself is no number.
 struct MaxSum {
     float max, sum;
 };
-__device__ __forceinline__ MaxSum no_logits() { return {-3.402823466e38f, 0.0f}; }
+__device__ __forceinline__ MaxSum no_logits() { return {-1e38f, 0.0f}; }
 
-__device__ __forceinline__ MaxSum merge(MaxSum a, MaxSum b) {
-    float max = fmaxf(a.max, b.max);
-    return {max, a.sum * exponential(a.max - max) + b.sum * exponential(b.max - max)};
-}
-
-// Columns from V on count as minus infinity.
-__device__ __forceinline__ void unpack_logits(float (&x)[PackX::size], const PackX& pack, int column, int V) {
-#pragma unroll
-    for (int k = 0; k < PackX::size; k++) x[k] = to_f32(pack.v[k]);
-    if (column + PackX::size <= V) return;
+// The logits of a pack of which so many are below V, maybe none. Others count as minus infinity.
+__device__ __forceinline__ void widen_logits(float (&x)[PackX::size], const PackX& pack, int valid) {
+    widen(x, pack);
+    if (valid >= PackX::size) return;
 #pragma unroll
     for (int k = 0; k < PackX::size; k++)
-        if (column + k >= V) x[k] = -INFINITY;
+        if (k >= valid) x[k] = -INFINITY;
 }
 
-__device__ __forceinline__ void add_logits(MaxSum& total, const float (&x)[PackX::size]) {
+template <int COUNT>
+__device__ __forceinline__ void add_logits(MaxSum& total, const float (&x)[COUNT][PackX::size]) {
     float max = total.max, sum = 0.0f;
 #pragma unroll
-    for (int k = 0; k < PackX::size; k++) max = fmaxf(max, x[k]);
+    for (int i = 0; i < COUNT; i++)
 #pragma unroll
-    for (int k = 0; k < PackX::size; k++) sum += exponential(x[k] - max);
-    total.sum = total.sum * exponential(total.max - max) + sum;
-    total.max = max;
+        for (int k = 0; k < PackX::size; k++) max = fmaxf(max, x[i][k]);
+    const Exponentials exponential(max);
+#pragma unroll
+    for (int i = 0; i < COUNT; i++)
+#pragma unroll
+        for (int k = 0; k < PackX::size; k++) sum += exponential(x[i][k]);
+    total = {max, total.sum * exponential(total.max) + sum};
 }
 
 __device__ __forceinline__ MaxSum warp_merge(MaxSum total) {
     float max = warp_max(total.max);
-    return {max, warp_sum(total.sum * exponential(total.max - max))};
+    return {max, warp_sum(total.sum * Exponentials(max)(total.max))};
 }
 
 // Every thread gets the result.
@@ -82,13 +94,16 @@ __device__ __forceinline__ void classify_row(float* loss, floatX* logits, PackX*
             int i = first + b * CLASSIFIER_THREADS;
             if (i < packs) batch[b] = load128(logits + i * PackX::size);
         }
+        // Two packs at a time: the sum so far is scaled once for both.
 #pragma unroll
-        for (int b = 0; b < CLASSIFIER_BATCH; b++) {
-            int i = first + b * CLASSIFIER_THREADS;
-            if (i >= packs) continue;
-            if constexpr (KEPT) kept[i] = batch[b];
-            float x[PackX::size];
-            unpack_logits(x, batch[b], i * PackX::size, V);
+        for (int b = 0; b < CLASSIFIER_BATCH; b += 2) {
+            float x[2][PackX::size];
+#pragma unroll
+            for (int of = 0; of < 2; of++) {
+                int i = first + (b + of) * CLASSIFIER_THREADS;
+                if (KEPT && i < packs) kept[i] = batch[b + of];
+                widen_logits(x[of], batch[b + of], V - i * PackX::size);
+            }
             add_logits(total, x);
         }
     }
@@ -96,7 +111,7 @@ __device__ __forceinline__ void classify_row(float* loss, floatX* logits, PackX*
     if (threadIdx.x == 0) *loss += total.max - target_logit + logf(total.sum);
     if (!with_gradient) return;
 
-    float scale = dloss / total.sum;
+    const Exponentials probability(total.max, dloss / total.sum);
     for (int first = threadIdx.x; first < packs; first += CLASSIFIER_BATCH * CLASSIFIER_THREADS) {
         PackX batch[CLASSIFIER_BATCH];
 #pragma unroll
@@ -109,19 +124,20 @@ __device__ __forceinline__ void classify_row(float* loss, floatX* logits, PackX*
             int i = first + b * CLASSIFIER_THREADS;
             if (i >= packs) continue;
             float x[PackX::size];
-            unpack_logits(x, batch[b], i * PackX::size, V);
+            widen_logits(x, batch[b], V - i * PackX::size);
 #pragma unroll
-            for (int k = 0; k < PackX::size; k++) x[k] = scale * exponential(x[k] - total.max);
-            // A choice for each element: as one element by its number, x would have to be in memory.
+            for (int k = 0; k < PackX::size; k++) x[k] = probability(x[k]);
+            if (i == target / PackX::size) {
+                // A choice for each element: as one element by its number, x would have to be in memory.
 #pragma unroll
-            for (int k = 0; k < PackX::size; k++) x[k] -= i * PackX::size + k == target ? dloss : 0.0f;
-#pragma unroll
-            for (int k = 0; k < PackX::size; k++) batch[b].v[k] = from_f32<floatX>(x[k]);
-            store128(logits + i * PackX::size, batch[b]);
+                for (int k = 0; k < PackX::size; k++) x[k] -= k == target % PackX::size ? dloss : 0.0f;
+            }
+            store128(logits + i * PackX::size, round_pack<floatX>(x));
         }
     }
     // Packs of nothing but padding.
     PackX zeros = {};
+#pragma unroll 1
     for (int i = packs + threadIdx.x; i < Vp / PackX::size; i += CLASSIFIER_THREADS) store128(logits + i * PackX::size, zeros);
 }
 
