@@ -15,7 +15,7 @@ WITH_MPI = features=$$(dev/find_mpi.sh "$(MPI)") &&
 .PHONY: help build train train_gpt2 train_gpt2cu warpsmith nvcc kernels-check kernels-budget test lint fmt bench bench-quick gpu-report gpu-report-programs parity venv clean
 
 help: ## this list
-	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-20s %s\n", $$1, $$2}'
 
 build: .cargo-found ## ./train_gpt2 and ./warpsmith, optimised
 	@$(WITH_MPI) $(CARGO) build --release --locked --bins $$features
@@ -123,10 +123,14 @@ bench-quick: .cargo-found ## every benchmark at tiny sizes, so that none rots
 # --- what wants a GPU: all of it in one folder, by programs that can be carried to a machine without cargo
 
 # Without MPI, which the other machine may not have, unless MPI=1 says otherwise.
-# REPORT_PROFILE=dev takes the programs that the tests use; SANITIZER=1 adds compute-sanitizer for a machine that has none.
+# KERNEL_ARCHES=90a, for one sort of GPU, keeps the archive small; REPORT_PROFILE=dev takes the programs that the tests use;
+# SANITIZER=1 adds compute-sanitizer for a machine that has none; PACK=0 packs fast, not small.
 REPORT_PROFILE ?= release
+PACK ?= 6
+# Beside build/gpu, what the report reads: its scripts, golden files, the sources that tests of the probes look into, and counts.
+REPORT_FILES := dev kernels/ptx.cuh kernels/hopper.cuh tests/probes benches/record/emulated
 
-gpu-report-programs: .cargo-found .nvcc-found
+gpu-report-programs: .cargo-found .nvcc-found ## what `make gpu-report` runs, for a machine without cargo: build/gpu.tar.xz
 	@features=$$(dev/find_mpi.sh "$(or $(MPI),0)") && REQUIRE_KERNELS=1 $(CARGO) build --profile $(REPORT_PROFILE) --locked --bins $$features
 	@mkdir -p $(BUILD)/gpu
 	@cp -f $(addprefix target/$(if $(filter dev,$(REPORT_PROFILE)),debug,$(REPORT_PROFILE))/,train_gpt2 train_gpt2cu warpsmith) $(BUILD)/gpu/
@@ -135,6 +139,10 @@ gpu-report-programs: .cargo-found .nvcc-found
 	set -e; for name in kernels probes; do cp -f "$$(built --test $$name)" $(BUILD)/gpu/$$name; done; \
 	cp -f "$$(built --bench kernels)" $(BUILD)/gpu/bench
 	@$(if $(SANITIZER),dev/setup_sanitizer.sh $(BUILD)/gpu)
+	@for name in train_gpt2 train_gpt2cu warpsmith kernels probes bench; do strip $(BUILD)/gpu/$$name || exit; done
+	@git describe --always --dirty > $(BUILD)/SOURCE 2>/dev/null || echo unknown > $(BUILD)/SOURCE
+	@tar -c --exclude=__pycache__ $(BUILD)/gpu $(REPORT_FILES) -C $(BUILD) SOURCE | xz -T0 -$(PACK) > $(BUILD)/gpu.tar.xz
+	@echo "$(BUILD)/gpu.tar.xz: $$(du -m --apparent-size $(BUILD)/gpu.tar.xz | cut -f1) MiB"
 
 gpu-report: gpu-report-programs ## what wants a GPU, on this machine's: tests, parity, steps, kernels; one page of it in build/gpu-report
 	dev/gpu_report.sh $(BUILD)/gpu-report
