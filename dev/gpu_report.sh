@@ -26,14 +26,14 @@ PYTHON=${PYTHON:-$([ -x build/venv/bin/python ] && echo build/venv/bin/python ||
 SAVE=${SAVE:-$OUT/report.tgz}
 # Seconds from which `timeout` kills what does not end when it is told to.
 GRACE=5
-# What a part returns that needs something this machine has not.
+# Exit status of a part that needs something this machine does not have.
 ABSENT=77
 
 # limit STEP: its seconds, of all parts together.
 limit() {
     local given=LIMIT_$1 seconds
     case $1 in
-    machine) seconds=10 ;; probes) seconds=20 ;; kernels) seconds=95 ;; bench) seconds=85 ;; parity) seconds=40 ;;
+    machine) seconds=20 ;; probes) seconds=20 ;; kernels) seconds=95 ;; bench) seconds=85 ;; parity) seconds=40 ;;
     train) seconds=130 ;; peers) seconds=35 ;; torch) seconds=110 ;; sanitizer) seconds=45 ;;
     esac
     echo "${!given:-$seconds}"
@@ -94,9 +94,9 @@ describe_machine() {
     echo "GPU: $(nvidia-smi -i 0 --query-gpu=name,driver_version,memory.total,power.limit,clocks.max.sm --format=csv,noheader)"
     nvidia-smi && nvidia-smi -q -d CLOCK,POWER,TEMPERATURE
 }
-machine() { part machine 10 bash -c describe_machine; }
+machine() { part machine 15 bash -c describe_machine; }
 
-# What single instructions do, for the emulated device to be held to.
+# Single instructions, recorded for the emulated device to be held to.
 probes() {
     local set=()
     [ "$DEVICE" != cuda ] || set=(WARPSMITH_TEST_DEVICE=cuda "WARPSMITH_RECORD_PROBES=$OUT/golden")
@@ -253,7 +253,7 @@ done
 mkdir -p "$OUT"
 OUT=$(realpath "$OUT")
 SAVE=$(realpath -m "$SAVE")
-# Where programs look for cuBLASLt and NCCL of PyTorch's packages.
+# Programs look there for cuBLASLt and NCCL of PyTorch's packages.
 [ -n "${VIRTUAL_ENV:-}" ] || VIRTUAL_ENV=$("$PYTHON" -c 'import sys; print(sys.prefix)' 2>/dev/null || true)
 export VIRTUAL_ENV PYTHONUNBUFFERED=1
 export OUT DEVICE BIN PYTHON ABSENT
@@ -267,8 +267,8 @@ echo "limits in seconds: $text; $sum in all"
 failed=0
 for step in $STEPS; do
     page=0 started=$SECONDS deadline=$((SECONDS + $(limit "$step")))
-    # What an earlier run of the step left is not this one's.
-    rm -f "$OUT/$step".{log,result} "$OUT/$step"-*.{log,result}
+    # Left by an earlier run of the step.
+    rm -f "$OUT/$step".{log,result,step} "$OUT/$step"-*.{log,result}
     if "$step"; then result=ok; else result=FAILED failed=1; fi
     grep -qsv '| absent |' "$OUT/$step".result "$OUT/$step"-*.result || result=absent
     printf '%s | %s | %s\n' "$step" "$result" $((SECONDS - started)) >"$OUT/$step.step"

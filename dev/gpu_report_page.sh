@@ -99,7 +99,7 @@ train() {
                   printf "| %s | %d | %s | %s | %s | %s |%s |%s |\n", name, steps, first, loss, ms[int((timed + 1) / 2)], ms[1], rate, mfu }
         ' "$OUT/$part.log" || nothing "$part"
     done
-    # What a run says of cuBLASLt and of the kernels it chose.
+    # Lines about cuBLASLt and the kernels that were chosen.
     for part in $(parts train); do
         [ "$(result "$part")" = absent ] || grep -hsiE 'cublaslt|^matmul ' "$OUT/$part.log"
     done | sort -u | head -40 | sed 's/^/    /' | awk 'NR == 1 { print "" } { print }'
@@ -121,8 +121,8 @@ sanitizer() {
     done
 }
 
-# What was measured beside the prediction, for the GPU whose record is here; else the prediction alone. Limits come from what the
-# emulated device counted, here or in the repository.
+# The measured times beside the prediction, for the GPU whose record is here; else the prediction alone. Limits come from the emulated
+# device's counts, here or in the repository.
 roofline() {
     local records record gpu status
     records=$(mktemp -d)

@@ -102,7 +102,7 @@ fn a_part_that_hangs_or_crashes_is_named_and_the_rest_runs() {
     let output = report.command("").env("HANGS", "1").env("LIMIT_kernels", "9").output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stdout);
-    assert!(said.starts_with("limits in seconds: machine 10, probes 20, kernels 9, bench 85"), "{said}");
+    assert!(said.starts_with("limits in seconds: machine 20, probes 20, kernels 9, bench 85"), "{said}");
     let page = report.page();
     assert_lines(
         &page,

@@ -43,7 +43,7 @@ impl Tolerance {
         Tolerance { roundings, terms, per_tanh: 0.0 }
     }
 
-    /// That of `gelu(x)` for these `x`, rounded once.
+    /// Tolerance of `gelu(x)` for these `x`, rounded once.
     pub fn of_gelu(inputs: &[f32]) -> Self {
         let inputs = inputs.iter().map(|&x| f64::from(x));
         let outputs: Vec<f64> = inputs.clone().map(|x| gelu(x).value).collect();
