@@ -242,7 +242,7 @@ fn a_test_program_has_one_context_for_a_type() {
     if FATBINS.is_empty() {
         return println!("skipped: without kernels no GPU is opened");
     }
-    let said = run("case_one_after_another", stand_ins().path(), &[]);
+    let said = run("case_one_after_another", stand_ins().path(), &[("STUB_TELL", "1")]);
     let count = |words: &str| said.matches(words).count();
     // One for each of three types, and one for a case that has two at once.
     assert_eq!(count("context of GPU 0"), 4, "{said}");
