@@ -15,7 +15,7 @@ WITH_MPI = features=$$(dev/find_mpi.sh "$(MPI)") &&
 .PHONY: help build train train_gpt2 train_gpt2cu warpsmith nvcc kernels-check kernels-budget test lint fmt bench bench-quick gpu-report gpu-report-programs parity venv clean
 
 help: ## this list
-	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-20s %s\n", $$1, $$2}'
 
 build: .cargo-found ## ./train_gpt2 and ./warpsmith, optimised
 	@$(WITH_MPI) $(CARGO) build --release --locked --bins $$features
@@ -62,8 +62,8 @@ OUT := out/$(PREFIX)
 endif
 endif
 PROMPT ?= Once upon a time
-# bf16 pays where the CPU has AMX.
-DTYPE ?= $(shell grep -qsw amx_bf16 /proc/cpuinfo && echo bf16 || echo f32)
+# bf16 where it is multiplied in hardware; the start-up table says which type that is.
+DTYPE ?= auto
 # A GPU is used if there is one, and a compiler for its kernels or a way to get it; GPU= goes without.
 GPU ?= $(shell nvidia-smi -L 2>/dev/null | grep -q . && echo yes)
 ifneq ($(GPU),)
@@ -75,7 +75,7 @@ SHAPE ?= --layers 6 --heads 6 --channels 384 -b 16 -t 256 -l 1e-3
 else
 # A model that two cores train in minutes: 7.3 million parameters, most of them the embedding.
 TRAINER := train_gpt2
-SHAPE ?= --layers 4 --heads 4 --channels 128 -b 4 -t 256 -l 3e-3 --dtype $(DTYPE)
+SHAPE ?= --layers 4 --heads 4 --channels 128 -b 4 -t 256 -l 3e-3
 endif
 TRAIN_FLAGS ?= $(SHAPE) -u 60 -q 0.05 -c 0.1 -v 200 -m 16 -s 500 -g 200 --sample-temperature 0.7
 
@@ -83,7 +83,7 @@ $(BUILD)/text-$(PREFIX)/$(PREFIX)_train_000001.bin: $(TEXT) | build
 	./warpsmith data "$(TEXT)" -o $(BUILD)/text-$(PREFIX) --name "$(PREFIX)" --force
 
 train: build $(TRAINER) $(DATA)/$(PREFIX)_train_000001.bin ## train a small model on built-in stories (or TEXT=file.txt), then plot and sample
-	./$(TRAINER) -i '$(DATA)/*_train_*.bin' -j '$(DATA)/*_val_*.bin' -o $(OUT) -y 1 -n 200 -nk 2 $(TRAIN_FLAGS) --prompt "$(PROMPT)" -x $(STEPS)
+	./$(TRAINER) -i '$(DATA)/*_train_*.bin' -j '$(DATA)/*_val_*.bin' -o $(OUT) -y 1 -n 200 -nk 2 --dtype $(DTYPE) $(TRAIN_FLAGS) --prompt "$(PROMPT)" -x $(STEPS)
 	./warpsmith plot $(OUT)
 	./warpsmith sample --model $(OUT) --prompt "$(PROMPT)" --temperature 0.7 --max-tokens 300 --dtype $(DTYPE)
 
@@ -102,9 +102,9 @@ parity: build venv $(STORIES) ## loss and norm beside PyTorch and Hugging Face, 
 # Where there is a GPU, ours and the fastest of PyTorch at the batch of the published runs; else both on the CPU.
 GPU := $(shell command -v nvidia-smi)
 BENCH := $(VENV)/bin/python dev/bench.py --data '$(STORIES)' -e d12
-CPU_BENCH := $(BENCH) --ours 'f32=./train_gpt2 --dtype f32' \
+# A CPU that does not multiply bf16 in hardware refuses it, and it is left out.
+CPU_BENCH := $(BENCH) --ours 'f32=./train_gpt2 --dtype f32' --ours-optional 'bf16=./train_gpt2 --dtype bf16' \
 	--torch f32:eager --torch f32:compile --torch bf16:eager --torch bf16:compile
-BF16 = $(if $(filter bf16,$(DTYPE)),--ours 'bf16=./train_gpt2 --dtype bf16')
 
 bench: build $(if $(GPU),train_gpt2cu) venv $(STORIES) ## time a 124M step beside PyTorch, on a GPU each kernel too; recorded in benches/record
 ifneq ($(GPU),)
@@ -112,8 +112,8 @@ ifneq ($(GPU),)
 	$(VENV)/bin/python dev/bench_attention.py -e d12,d24,d36,d48 -b 64 -t 1024 --out $(BUILD)/peers.json
 	$(WITH_MPI) REQUIRE_KERNELS=1 $(CARGO) bench --locked --bench kernels $$features -- --peers $(BUILD)/peers.json
 else
-	$(CPU_BENCH) $(BF16) -b 4 -t 64
-	$(CPU_BENCH) $(BF16) -b 1 -t 1024
+	$(CPU_BENCH) -b 4 -t 64
+	$(CPU_BENCH) -b 1 -t 1024
 endif
 
 bench-quick: .cargo-found ## every benchmark at tiny sizes, so that none rots
@@ -123,10 +123,14 @@ bench-quick: .cargo-found ## every benchmark at tiny sizes, so that none rots
 # --- what wants a GPU: all of it in one folder, by programs that can be carried to a machine without cargo
 
 # Without MPI, which the other machine may not have, unless MPI=1 says otherwise.
-# REPORT_PROFILE=dev takes the programs that the tests use; SANITIZER=1 adds compute-sanitizer for a machine that has none.
+# KERNEL_ARCHES=90a, for one sort of GPU, keeps the archive small; REPORT_PROFILE=dev takes the programs that the tests use;
+# SANITIZER=1 adds compute-sanitizer for a machine that has none; PACK=0 packs fast, not small.
 REPORT_PROFILE ?= release
+PACK ?= 6
+# Beside build/gpu, what the report reads: its scripts, golden files, the sources that tests of the probes look into, and counts.
+REPORT_FILES := dev kernels/ptx.cuh kernels/hopper.cuh tests/probes benches/record/emulated
 
-gpu-report-programs: .cargo-found .nvcc-found
+gpu-report-programs: .cargo-found .nvcc-found ## what `make gpu-report` runs, for a machine without cargo: build/gpu.tar.xz
 	@features=$$(dev/find_mpi.sh "$(or $(MPI),0)") && REQUIRE_KERNELS=1 $(CARGO) build --profile $(REPORT_PROFILE) --locked --bins $$features
 	@mkdir -p $(BUILD)/gpu
 	@cp -f $(addprefix target/$(if $(filter dev,$(REPORT_PROFILE)),debug,$(REPORT_PROFILE))/,train_gpt2 train_gpt2cu warpsmith) $(BUILD)/gpu/
@@ -135,6 +139,10 @@ gpu-report-programs: .cargo-found .nvcc-found
 	set -e; for name in kernels probes; do cp -f "$$(built --test $$name)" $(BUILD)/gpu/$$name; done; \
 	cp -f "$$(built --bench kernels)" $(BUILD)/gpu/bench
 	@$(if $(SANITIZER),dev/setup_sanitizer.sh $(BUILD)/gpu)
+	@for name in train_gpt2 train_gpt2cu warpsmith kernels probes bench; do strip $(BUILD)/gpu/$$name || exit; done
+	@git describe --always --dirty > $(BUILD)/SOURCE 2>/dev/null || echo unknown > $(BUILD)/SOURCE
+	@tar -c --exclude=__pycache__ $(BUILD)/gpu $(REPORT_FILES) -C $(BUILD) SOURCE | xz -T0 -$(PACK) > $(BUILD)/gpu.tar.xz
+	@echo "$(BUILD)/gpu.tar.xz: $$(du -m --apparent-size $(BUILD)/gpu.tar.xz | cut -f1) MiB"
 
 gpu-report: gpu-report-programs ## what wants a GPU, on this machine's: tests, parity, steps, kernels; one page of it in build/gpu-report
 	dev/gpu_report.sh $(BUILD)/gpu-report

@@ -2,7 +2,7 @@
 """Times training steps of train_gpt2 or train_gpt2cu and of PyTorch in alternation and writes a record.
 
     dev/bench.py --ours './train_gpt2' -e d12 -b 1 -t 1024 --data 'data/*_train_*.bin'
-    dev/bench.py --ours 'f32=./train_gpt2 --dtype f32' --ours 'bf16=./train_gpt2' --torch f32:compile --torch bf16:compile
+    dev/bench.py --ours 'f32=./train_gpt2 --dtype f32' --ours-optional 'bf16=./train_gpt2 --dtype bf16' --torch f32:compile --torch bf16:compile
     dev/bench.py --ours './train_gpt2cu' -e d12 -b 64 -t 1024 -d 524288 --data 'data/*_train_*.bin'     (where there is a GPU)
 
 In each round every program runs a few steps in turn, so that drift of the machine hits all alike. Each PyTorch worker
@@ -80,6 +80,10 @@ def worker_flags(variant: str) -> list[str]:
     return flags + (["--attention", attention] if attention else [])
 
 
+class Refused(SystemExit):
+    """A program that cannot do what its flags ask for on this machine, and says so with exit code 2."""
+
+
 class Ours:
     """A program with llm.c's flags and step lines: train_gpt2, train_gpt2cu, or llm.c's own.
 
@@ -116,7 +120,8 @@ class Ours:
         found = [(float(loss), float(ms)) for loss, ms in STEP_LINE.findall(text)]
         if process.returncode != 0 or len(found) < 2:
             last = (text.strip() or "no output").splitlines()[-1]
-            raise SystemExit(f"bench: {command[0]} ended with {process.returncode} and {len(found)} steps: {last}")
+            ending = Refused if process.returncode == 2 else SystemExit
+            raise ending(f"bench: {command[0]} ended with {process.returncode} and {len(found)} steps: {last}")
         unit = 1 if sys.platform == "darwin" else 1024
         peak = gpu.peak_mib if self.on_gpu else usage.ru_maxrss * unit / 2**20
         self.samples.peak_mib = max(self.samples.peak_mib, peak)
@@ -270,6 +275,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_model_flags(parser)
     parser.add_argument("--ours", action="append", default=[], help="our program and its own flags; LABEL=COMMAND")
+    parser.add_argument("--ours-optional", action="append", default=[], help="the same, left out where it refuses to run")
     parser.add_argument("--torch", action="append", default=[], help="TYPE:MODE[:ATTENTION], or none; see worker_flags")
     parser.add_argument("--data", required=True, help="pattern of token shards, read by all")
     parser.add_argument("-b", type=int, default=4, help="batch size B")
@@ -306,12 +312,19 @@ def find_gpu(args: argparse.Namespace) -> None:
 def ours(args: argparse.Namespace) -> dict[str, Ours]:
     programs = {}
     default = "./train_gpt2" if args.gpu is None else "./train_gpt2cu"
-    for i, text in enumerate(args.ours or [default]):
+    for i, text in enumerate([*(args.ours or [default]), *args.ours_optional]):
         label, equals, command = text.partition("=")
         if not equals or not re.fullmatch(r"[\w.-]+", label):
             label, command = ("ours" if i == 0 else f"ours-{i + 1}"), text
-        programs[label] = Ours(command, args)
-        programs[label].prove()
+        program = Ours(command, args)
+        try:
+            program.prove()
+        except Refused as refusal:
+            if text not in args.ours_optional:
+                raise
+            print(f"{refusal}; {label} is left out", file=sys.stderr)
+            continue
+        programs[label] = program
     return programs
 
 

@@ -3,111 +3,174 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${1:?usage: dev/gpu_report_page.sh OUT}
-BIN=build/gpu
+BIN=${BIN:-build/gpu}
+
+# parts STEP: names of its parts that ended, in the order in which they began.
+parts() {
+    ls -tr "$OUT/$1".result "$OUT/$1"-*.result 2>/dev/null | sed 's|.*/||; s|\.result$||'
+}
+
+# result PART: `ok`, `absent`, `FAILED, …`
+result() {
+    sed -nE 's/^[^|]* \| (.*) \| [0-9]+$/\1/p' "$OUT/$1.result"
+}
 
 # ran STEP: whether there is something to show of it; else says so.
 ran() {
-    if [ ! -s "$OUT/$1.log" ]; then
+    if [ -z "$(parts "$1")" ]; then
         echo "Not run."
         return 1
     fi
-    if grep -q '| absent |' "$OUT/$1.result" 2>/dev/null; then
-        echo "Not run: $(tail -n 1 "$OUT/$1.log")."
+    if [ "$(result "$(parts "$1" | head -1)")" = absent ]; then
+        echo "Not run: $(tail -n 1 "$OUT/$(parts "$1" | head -1).log")."
         return 1
     fi
 }
 
-# tables STEP: the tables that a program printed, and what it said is wrong or missing.
+# without PART: why a part has no row of numbers, if it was not carried out; 1 if it was.
+without() {
+    case $(result "$1") in
+    absent) tail -n 1 "$OUT/$1.log" ;;
+    *"not run"*) result "$1" ;;
+    *) return 1 ;;
+    esac
+}
+
+# tables PART: the tables that a program printed, and what it said is wrong or missing.
 tables() {
     awk '/^\|/ { if (tables && !inside) print ""; inside = 1; tables = 1; print; next }
          { inside = 0 }
-         /^(WRONG|left out|no cuBLASLt)/ { print ""; print }' "$OUT/$1.log"
-    grep -q '^|' "$OUT/$1.log" || nothing "$1"
+         /^(WRONG|left out|no cuBLASLt)/ { print ""; print }' "$OUT/$1.log" 2>/dev/null
+    grep -qs '^|' "$OUT/$1.log" || nothing "$1"
 }
 
-# nothing STEP: in place of a row.
+# nothing PART: in place of a row.
 nothing() {
-    printf '\nNothing found in %s.log, which ends so:\n```\n' "$1"
-    tail -n 5 "$OUT/$1.log"
+    printf '\nNothing found in %s.log (%s), which ends so:\n```\n' "$1" "$(result "$1")"
+    tail -n 5 "$OUT/$1.log" 2>/dev/null | cut -c1-300
     echo '```'
 }
 
-# The numbers of the line in which a test program sums up, and the tests that failed.
+# tests STEP: of each part, a test program, the numbers of the line in which it sums up; then the tests that failed.
 tests() {
-    printf '| passed | failed |\n|--:|--:|\n'
-    sed -nE 's/^test result: .* ([0-9]+) passed; ([0-9]+) failed.*/| \1 | \2 |/p' "$OUT/$1.log" | grep . || nothing "$1"
-    sed -nE 's/^test (.*) \.\.\. FAILED$/\nFailed: `\1`./p' "$OUT/$1.log"
+    local part numbers
+    printf '| tests | passed | failed | result | seconds |\n|---|--:|--:|---|--:|\n'
+    for part in $(parts "$1"); do
+        numbers=$(sed -nE 's/^test result: .* ([0-9]+) passed; ([0-9]+) failed.*/\1 | \2/p' "$OUT/$part.log" 2>/dev/null)
+        sed -E "s/^([^|]*) \| (.*) \| ([0-9]+)$/| \1 | ${numbers:- | } | \2 | \3 |/" "$OUT/$part.result"
+    done
+    for part in $(parts "$1"); do
+        sed -nE 's/^test (.*) \.\.\. FAILED$/\nFailed: `\1`./p' "$OUT/$part.log" 2>/dev/null
+        # A test that began and did not end is the one that hangs, or after which the process was gone.
+        case $(result "$part") in ok | absent) ;; *)
+            awk '/^test .* \.\.\. / { name = $2; if (!/ \.\.\. [a-zA-Z]+$/) open = name; else open = "" }
+                 END { if (open != "") printf "\nBegun and not ended: `%s`.\n", open }' "$OUT/$part.log" 2>/dev/null
+            grep -qs '^test result' "$OUT/$part.log" || nothing "$part" ;;
+        esac
+    done
 }
 
 parity() {
+    local part why
     printf '| type | steps | losses furthest apart | allowed |\n|---|--:|--:|--:|\n'
-    sed -nE 's/^(\w+): ([0-9]+) steps, furthest apart (\S+), allowed (\S+)$/| \1 | \2 | \3 | \4 |/p' "$OUT/parity.log" |
-        grep . || nothing parity
+    for part in $(parts parity | grep -vx parity-cpu); do
+        if why=$(without "$part"); then echo "| ${part#parity-} | not run: $why | | |"; continue; fi
+        sed -nE 's/^(\w+): ([0-9]+) steps, furthest apart (\S+), allowed (\S+)$/| \1 | \2 | \3 | \4 |/p' "$OUT/$part.log" |
+            grep . || nothing "$part"
+    done
 }
 
 # The line of a step: step N/M | loss L .. | norm .. | lr .. | MS ms | SHARE MFU | RATE tok/s | ..; the first one is not typical.
 train() {
-    awk -F'|' '
-        function number(text) { match(text, /[0-9.]+/); return substr(text, RSTART, RLENGTH) }
-        /^step .* ms / { steps++; loss = number($2)
-                         if (steps == 1) { first = loss; next }
-                         ms[++timed] = number($5); mfu = $6; rate = $7 }
-        END { if (!timed) exit 1
-              for (i = 2; i <= timed; i++)
-                  for (j = i; j > 1 && ms[j] + 0 < ms[j - 1] + 0; j--) { swap = ms[j]; ms[j] = ms[j - 1]; ms[j - 1] = swap }
-              sub(/ MFU */, "", mfu); sub(/ tok\/s */, "", rate)
-              print "| steps | first loss | last loss | median ms | fastest ms | tok/s at the end | MFU at the end |"
-              print "|--:|--:|--:|--:|--:|--:|--:|"
-              printf "| %d | %s | %s | %s | %s |%s |%s |\n", steps, first, loss, ms[int((timed + 1) / 2)], ms[1], rate, mfu }
-    ' "$OUT/train.log" || nothing train
+    local part why
+    echo "| flags | steps | first loss | last loss | median ms | fastest ms | tok/s at the end | MFU at the end |"
+    echo "|---|--:|--:|--:|--:|--:|--:|--:|"
+    for part in $(parts train); do
+        if why=$(without "$part"); then echo "| ${part#train-} | not run: $why | | | | | | |"; continue; fi
+        awk -F'|' -v name="${part#train-}" '
+            function number(text) { match(text, /[0-9.]+/); return substr(text, RSTART, RLENGTH) }
+            /^step .* ms / { steps++; loss = number($2)
+                             if (steps == 1) { first = loss; next }
+                             ms[++timed] = number($5); mfu = $6; rate = $7 }
+            END { if (!timed) exit 1
+                  for (i = 2; i <= timed; i++)
+                      for (j = i; j > 1 && ms[j] + 0 < ms[j - 1] + 0; j--) { swap = ms[j]; ms[j] = ms[j - 1]; ms[j - 1] = swap }
+                  sub(/ MFU */, "", mfu); sub(/ tok\/s */, "", rate)
+                  printf "| %s | %d | %s | %s | %s | %s |%s |%s |\n", name, steps, first, loss, ms[int((timed + 1) / 2)], ms[1], rate, mfu }
+        ' "$OUT/$part.log" || nothing "$part"
+    done
+    # Lines about cuBLASLt and the kernels that were chosen.
+    for part in $(parts train); do
+        [ "$(result "$part")" = absent ] || grep -hsiE 'cublaslt|^matmul ' "$OUT/$part.log"
+    done | sort -u | head -40 | sed 's/^/    /' | awk 'NR == 1 { print "" } { print }'
 }
 
+# Each tool and what came of it; a tool that was cut off found nothing until then.
 sanitizer() {
-    sed -nE 's/^verdict: ([^:]*): (.*)/| \1 | \2 |/p' "$OUT/sanitizer.log" | grep . || nothing sanitizer
+    local part
+    printf '| tool | verdict |\n|---|---|\n'
+    for part in $(parts sanitizer); do
+        case $(result "$part") in
+        ok) echo "| ${part#sanitizer-} | no fault |" ;;
+        absent) echo "| ${part#sanitizer-} | not run: $(tail -n 1 "$OUT/$part.log") |" ;;
+        *"not done"*)
+            grep -qE '^=+ (Invalid|Error|Barrier|Race)|FAILED' "$OUT/$part.log" && echo "| ${part#sanitizer-} | FAULTS, and not finished |" ||
+                echo "| ${part#sanitizer-} | no fault until it was cut off |" ;;
+        *) echo "| ${part#sanitizer-} | $(result "$part"), see $part.log |" ;;
+        esac
+    done
 }
 
-# What was measured beside the prediction, for the GPU whose record is here; else the prediction alone.
+# The measured times beside the prediction, for the GPU whose record is here; else the prediction alone. Limits come from the emulated
+# device's counts, here or in the repository.
 roofline() {
-    local record gpu
-    record=$(ls "$OUT"/record/*/*-kernels.json 2>/dev/null | grep -v '/emulated/' | tail -n 1)
+    local records record gpu status
+    records=$(mktemp -d)
+    cp -r benches/record/emulated "$records" 2>/dev/null
+    cp -r "$OUT/record/." "$records" 2>/dev/null
+    record=$(ls "$records"/*/*-kernels.json 2>/dev/null | grep -v '/emulated/' | tail -n 1)
     gpu=$(basename "$(dirname "${record:-none/h200/none}")")
     [ -n "$record" ] || echo "No GPU was measured here: the prediction for an H200."
     echo '```'
-    $BIN/warpsmith roofline -e d12 -b 64 -t 1024 -d 524288 -r 0 --gpu "$gpu" --records "$OUT/record" 2>&1
-    local status=$?
+    "$BIN/warpsmith" roofline -e d12 -b 64 -t 1024 -d 524288 -r 0 --gpu "$gpu" --records "$records" 2>&1
+    status=$?
     echo '```'
+    rm -rf "$records"
     # A GPU that the model does not know is measured all the same.
     [ $status = 0 ] || [ "$gpu" != h200 ] || echo "Nothing found to predict with."
 }
 
 page() {
+    local step
     printf '# What %s did\n\n' "$(sed -n 's/^GPU: //p' "$OUT/machine.log" 2>/dev/null | grep . || echo 'this machine')"
     printf '`dev/gpu_report.sh` wrote this page from the logs of its steps.\n\n'
     printf '| step | result | seconds |\n|---|---|--:|\n'
-    for step in machine probes kernels parity train torch bench sanitizer; do
-        sed 's/.*/| & |/' "$OUT/$step.result" 2>/dev/null || echo "| $step | not run | |"
+    for step in machine probes kernels bench parity train peers torch sanitizer; do
+        sed 's/.*/| & |/' "$OUT/$step.step" 2>/dev/null || echo "| $step | not run | |"
     done
     printf '\n## Machine\n\n'
-    ran machine && { printf '| | |\n|---|---|\n'; sed -nE 's/^(system|processor|GPU|source): (.*)/| \1 | \2 |/p' "$OUT/machine.log"; }
+    ran machine && { printf '| | |\n|---|---|\n'; sed -nE 's/^(system|processor|GPU|source|Python|library: [^:]*): (.*)/| \1 | \2 |/p' "$OUT/machine.log"; }
     printf '\n## Kernels against the CPU\n\n'
     ran kernels && tests kernels
+    printf '\n## Kernels by themselves\n\n'
+    ran bench && tables bench
     printf '\n## Parity: the same steps on the CPU and on the device\n\n'
     ran parity && parity
     printf '\n## A step of GPT-2 124M (at tiny sizes where the device is emulated)\n\n'
     ran train && train
+    printf "\n## PyTorch's kernels\n\n"
+    ran peers && tables peers
+    printf '\n## Whole steps beside PyTorch\n\n'
+    ran torch && tables torch
     printf '\n## Sanitizer\n\n'
-    ran sanitizer && { printf '| tool | verdict |\n|---|---|\n'; sanitizer; }
+    ran sanitizer && sanitizer
     printf '\n## Probes of instructions\n\n'
     ran probes && tests probes
-    printf '\n## Kernels by themselves\n\n'
-    ran bench && tables bench
-    printf '\n## PyTorch\n\n'
-    ran torch && tables torch
     printf '\n## Predicted and measured\n\n'
     roofline
 }
 
 page >"$OUT/REPORT.md"
 echo "report: $OUT/REPORT.md"
-# A step that went well and left nothing to show is one whose output this script no longer understands.
+# A step that went well and left nothing to show is one whose output these scripts no longer understand.
 ! grep '^Nothing found' "$OUT/REPORT.md" >&2

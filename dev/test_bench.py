@@ -10,6 +10,7 @@ import json
 import os
 import tempfile
 import unittest
+import unittest.mock
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,28 @@ class Driver(unittest.TestCase):
         for bad in ["f32", "f16:eager", "f32:fast", "f32:eager:triton", "f32:eager:flash:x"]:
             with self.assertRaises(SystemExit):
                 read(bad)
+
+    def test_what_this_machine_cannot_do_is_left_out_if_it_is_optional(self) -> None:
+        """Exit code 2 is a refusal; any other end is a fault, of an optional program too."""
+        with tempfile.TemporaryDirectory() as folder:
+            # In the place of a trainer: step lines, or an error and the exit code named.
+            fake = Path(folder) / "fake"
+            line = "step 1/10 | loss 10.8 (+nanz)| norm 3.5 (+nanz)| lr 5.00e-05 | 134.13 ms | n/a MFU | 7634 tok/s"
+            fake.write_text(f'#!/bin/sh\n[ "$1" = 0 ] || {{ echo "fake: no such type" >&2; exit $1; }}\nyes "{line}" | head -12\n')
+            fake.chmod(0o755)
+
+            def labels(*flags: str) -> list[str]:
+                argv = ["bench", "--data", "x", "--device", "cpu", "-e", "d12", *flags]
+                with unittest.mock.patch("sys.argv", argv), contextlib.redirect_stderr(io.StringIO()):
+                    return list(bench.ours(bench.parse()))
+
+            works = ["--ours", f"f32={fake} 0"]
+            self.assertEqual(labels(*works, "--ours-optional", f"bf16={fake} 0"), ["f32", "bf16"])
+            self.assertEqual(labels(*works, "--ours-optional", f"bf16={fake} 2"), ["f32"])
+            for flags in [["--ours-optional", f"bf16={fake} 1"], ["--ours", f"bf16={fake} 2"]]:
+                with self.assertRaises(SystemExit) as refusal:
+                    labels(*works, *flags)
+                self.assertIn("fake: no such type", str(refusal.exception))
 
     def test_mfu_is_of_the_card_at_hand(self) -> None:
         self.assertEqual(f"{bench.mfu(803.5e6, 700e3, 989.4):.3f}", "0.568")

@@ -26,6 +26,11 @@ pub trait Device {
     /// The type of parameters, activations and gradients here (llm.c's `floatX`).
     fn float_dtype(&self) -> Dtype;
 
+    /// The type of the operands of matrix products, as `--dtype` names it.
+    fn operand_dtype(&self) -> Dtype {
+        self.float_dtype()
+    }
+
     /// Bytes of scratch memory that operations up to `limits` need. Whoever plans the memory adds that many bytes in the
     /// arena [`SCRATCH`], from which the device then serves itself.
     ///

@@ -44,6 +44,49 @@ fn zero_turns_every_interval_off() {
     );
 }
 
+/// What it stands for depends on this machine's CPU; that the run says which type it took, and that it is that type, does not.
+#[test]
+fn auto_takes_a_type_and_says_which() {
+    let corpus = Corpus::new();
+    let run = |name: &str, flags: &str| {
+        let output =
+            succeed(corpus.train().args("-x 3 -o".split(' ')).arg(name).args(flags.split_whitespace()));
+        (stdout(&output), losses(&corpus.path(name)))
+    };
+    let (text, auto) = run("auto", "--dtype auto");
+    let row = |text: &str, name: &str| text.lines().find(|line| line.starts_with(name)).map(str::to_owned);
+    let taken = if row(&text, "| dtype").unwrap().contains("auto (bf16)") { "bf16" } else { "f32" };
+    assert!(row(&text, "| running on").unwrap().contains(&format!(", {taken}")), "{text}");
+    assert!(row(&text, "| dtype").unwrap().contains(&format!("auto ({taken})")), "{text}");
+    assert_eq!(auto, run("named", &format!("--dtype {taken}")).1);
+    let (text, _) = run("default", "");
+    assert!(row(&text, "| dtype").unwrap().contains(" f32 "), "{text}");
+}
+
+#[test]
+fn auto_resumes_in_the_type_of_the_checkpoint() {
+    let corpus = Corpus::new();
+    let run = |name: &str, flags: &str| {
+        let output = succeed(corpus.train().args(["-n", "2", "-o", name]).args(flags.split_whitespace()));
+        (stdout(&output), losses(&corpus.path(name)))
+    };
+    let (_, whole) = run("whole", "--dtype f32 -x 4");
+    run("parts", "--dtype f32 -x 4");
+    common::forget_after(&corpus.path("parts"), 2);
+    let (text, parts) = run("parts", "--dtype auto -x 4 -y 1");
+    assert!(text.contains("auto (f32)") && !text.contains("WARNING"), "{text}");
+    assert_eq!(whole, parts);
+    // One of before the type was recorded goes on in what a new run would take.
+    let file = corpus.path("parts/run_00000004.json");
+    let old = std::fs::read_to_string(&file).unwrap();
+    let mut old: serde_json::Value = serde_json::from_str(&old).unwrap();
+    assert_eq!(old["trainer"]["operand_dtype"].as_str(), Some("f32"));
+    old["trainer"].as_object_mut().unwrap().remove("operand_dtype");
+    std::fs::write(&file, old.to_string()).unwrap();
+    let (text, _) = run("parts", "--dtype auto -x 6 -y 1");
+    assert!(text.contains("step    6/6") && !text.contains("WARNING"), "{text}");
+}
+
 #[test]
 fn gradient_accumulation_and_recomputation_change_nothing_that_matters() {
     let corpus = Corpus::new();

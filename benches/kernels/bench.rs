@@ -349,6 +349,6 @@ fn compare_one<W: Into<f64> + Copy>(
     dtype: Dtype,
     rounds_operands: f64,
 ) -> Result<()> {
-    let tolerance = Tolerance::new(tolerance.roundings + rounds_operands, tolerance.terms);
+    let tolerance = Tolerance { roundings: tolerance.roundings + rounds_operands, ..tolerance };
     close(got, want, tolerance.relative(dtype)).map_err(|fault| anyhow!("{name}: {fault}"))
 }

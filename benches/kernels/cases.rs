@@ -221,7 +221,8 @@ impl Case {
             Op::EncoderForward | Op::EncoderBackward => self.encoder(t),
             Op::Gelu => {
                 let len = dims[0] * dims[1];
-                let (out, inp) = (t.out_x("out", len, Tolerance::new(1.0, 1)), t.x("inp", len, 4.0));
+                let evenly: Vec<f32> = (-32..=32).map(|i| i as f32 / 8.0).collect();
+                let (out, inp) = (t.out_x("out", len, Tolerance::of_gelu(&evenly)), t.x("inp", len, 4.0));
                 Calls::of(move |dev| dev.gelu_forward(out, inp))
             }
             Op::Fill(value) => {

@@ -16,6 +16,9 @@ pub enum Pass {
     Wgrad,
 }
 
+/// Pre-activations of a backward pass, either way.
+const PRE_GELU: f32 = 3.0;
+
 /// Which layer: that decides what is fused with its products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layer {
@@ -79,8 +82,10 @@ pub fn declare(
     // The other half's output is there for the call's sake; who is asked for a half leaves it alone.
     let one = Tolerance::new(1.0, N);
     let dgrad = pass == Pass::Dgrad;
+    let dinp = Tolerance::new(3.0, OC);
+    let dinp = if layer == Layer::Fcproj { dinp.times_gelu_grad(PRE_GELU.into()) } else { dinp };
     let args = MatmulBackward {
-        dinp: if dgrad { t.out_x("dinp", N * C, Tolerance::new(3.0, OC)) } else { t.x("dinp", N * C, 1.0) },
+        dinp: if dgrad { t.out_x("dinp", N * C, dinp) } else { t.x("dinp", N * C, 1.0) },
         dweight: match (dgrad, accumulate) {
             (true, _) => t.x("dweight", OC * C, 1.0),
             (false, true) => t.inout_x("dweight", OC * C, 1.0, one),
@@ -95,7 +100,7 @@ pub fn declare(
         dout: t.x("dout", N * OC, 0.1),
         inp: t.x("inp", N * C, 1.0),
         weight: t.x("weight", OC * C, 1.0),
-        through_gelu: (layer == Layer::Fcproj).then(|| t.x("through_gelu", N * C, 3.0)),
+        through_gelu: (layer == Layer::Fcproj).then(|| t.x("through_gelu", N * C, PRE_GELU)),
         N,
         C,
         OC,
@@ -116,7 +121,9 @@ fn forward(t: &mut Buffers, layer: Layer, [N, C, OC]: [usize; 3]) -> MatmulForwa
             Epilogue::BiasResidual { bias: bias(t), residual: t.x("residual", N * OC, 1.0) }
         }
     };
-    let out = t.out_x("out", N * OC, Tolerance::new(3.0, C));
+    let tolerance = Tolerance::new(3.0, C);
+    let tolerance = if layer == Layer::Fc { tolerance.then_gelu() } else { tolerance };
+    let out = t.out_x("out", N * OC, tolerance);
     // Sums of the size of one, where GELU is neither 0 nor its argument.
     let (inp, weight) = (t.x("inp", N * C, 1.0), t.x("weight", OC * C, 3.0 / (C as f32).sqrt()));
     MatmulForward { out, inp, weight, epilogue, N, C, OC }

@@ -1,5 +1,5 @@
-// The twins of the functions in ../ptx.cuh: same names, same arguments, same results. What a warp does together is handed to
-// the runtime, which also checks it.
+// The twins of the functions in ../ptx.cuh: same names, same arguments, same results; approximations err as much as hardware may.
+// What a warp does together is handed to the runtime, which also checks it.
 #pragma once
 #include "cuda.h"
 
@@ -93,18 +93,54 @@ EMULATED_INLINE void store_u128_streaming(void* p, uint4 v, EMULATED_SITE) { sto
 // --- arithmetic
 
 EMULATED_INLINE int opaque(int x) { return x; }
-// .ftz: what is below the smallest normal number becomes zero.
+
+// The instructions below approximate. Their twins err within the bounds that the PTX ISA gives, by an amount that the bits of the
+// argument decide, so that a test whose tolerance only holds for exact functions fails here and not on the first GPU.
+namespace emulated {
+// From -1 to 1, spread evenly over arguments: a share of the largest error.
+EMULATED_INLINE float share_of_error(float x) {
+    uint32_t bits = __float_as_uint(x) * 0x9e3779b1u;
+    bits = (bits ^ bits >> 15) * 0x9e3779b1u;
+    return (float)(int32_t)(bits ^ bits >> 16) * 0x1p-31f;
+}
+}  // namespace emulated
+
+// Within 2^-22 of 2^x: exp2f to half a unit in the last place, and one unit up, down or not at all. Exact for zeros and subnormal
+// numbers, infinities and NaN. .ftz: a result below the smallest normal number becomes zero.
 EMULATED_INLINE float exp2_approx(float x) {
     float power = exp2f(x);
+    bool ordinary = fabsf(x) >= 0x1p-126f && power > 0.0f && power < 0x1.fffffep127f;
+    if (ordinary) power = __uint_as_float(__float_as_uint(power) + (int)rintf(1.4f * emulated::share_of_error(x)));
     return power < 0x1p-126f ? 0.0f : power;
 }
-EMULATED_INLINE float tanh_approx(float x) { return tanhf(x); }
-// .ftz, in and out.
+// Within 2^-11 of tanh(x), relatively, and never beyond 1; the factor leaves room for what tanhf and the sum round. Exact for zeros
+// and subnormal numbers, where tanh rounds to 1 or -1, and for NaN.
+EMULATED_INLINE float tanh_approx(float x) {
+    if (!(fabsf(x) >= 0x1p-126f)) return x;
+    float y = tanhf(x);
+    if (fabsf(y) == 1.0f) return y;
+    y += y * (0x1.ff8p-12f * emulated::share_of_error(x));
+    return fmaxf(fminf(y, 1.0f), -1.0f);
+}
 namespace emulated {
 EMULATED_INLINE float flush(float x) { return fabsf(x) < 0x1p-126f ? copysignf(0.0f, x) : x; }
+// One of the two neighbors of a number, off by less than a unit in the last place. Exact where the number is one of f32.
+EMULATED_INLINE float neighbor(double exact, float x) {
+    float nearest = (float)exact;
+    if (nearest == exact || !isfinite(nearest) || share_of_error(x) < 0.0f) return nearest;
+    bool away = (nearest < exact) == (nearest > 0.0f);
+    return __uint_as_float(__float_as_uint(nearest) + (away ? 1 : -1));
+}
 }  // namespace emulated
-EMULATED_INLINE float sqrt_approx(float x) { return sqrtf(emulated::flush(x)); }
-EMULATED_INLINE float reciprocal_approx(float x) { return emulated::flush(1.0f / emulated::flush(x)); }
+// Within one unit in the last place. .ftz: subnormal numbers are zero, as arguments and as results.
+EMULATED_INLINE float sqrt_approx(float x) {
+    x = emulated::flush(x);
+    return emulated::neighbor(sqrt((double)x), x);
+}
+EMULATED_INLINE float reciprocal_approx(float x) {
+    x = emulated::flush(x);
+    return emulated::flush(emulated::neighbor(1.0 / (double)x, x));
+}
 EMULATED_INLINE uint32_t to_tf32(float x) {
     uint32_t bits = __float_as_uint(x);
     return (bits & 0x7f800000) == 0x7f800000 ? bits : (bits + 0x1000) & ~0x1fffu;

@@ -19,6 +19,31 @@ pub enum DeviceName {
     Emulated,
 }
 
+/// Value of `--dtype`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DtypeChoice {
+    /// bf16 where the device multiplies it in hardware, else f32.
+    Auto,
+    Fixed(Dtype),
+}
+
+impl DtypeChoice {
+    /// The type for a run on `device`. A resumed run passes the type it was in so far (`resumed`), which [`DtypeChoice::Auto`] keeps
+    /// if this device can compute in it.
+    pub fn on(self, device: DeviceName, resumed: Option<Dtype>) -> Dtype {
+        let can = |dtype| match (device, dtype) {
+            (DeviceName::Cpu, Dtype::Bf16) => Precision::Bf16.is_supported(),
+            (DeviceName::Cpu, dtype) => dtype == Dtype::F32,
+            (DeviceName::Cuda | DeviceName::Emulated, _) => true,
+        };
+        let best = if can(Dtype::Bf16) { Dtype::Bf16 } else { Dtype::F32 };
+        match self {
+            DtypeChoice::Auto => resumed.filter(|&dtype| can(dtype)).unwrap_or(best),
+            DtypeChoice::Fixed(dtype) => dtype,
+        }
+    }
+}
+
 /// What flags say about a device.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DeviceOptions {
@@ -80,5 +105,32 @@ impl DeviceOptions {
                 Box::new(Cuda::new(driver, options))
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auto_is_what_the_device_multiplies_in_hardware() {
+        let here = if Precision::Bf16.is_supported() { Dtype::Bf16 } else { Dtype::F32 };
+        assert_eq!(DtypeChoice::Auto.on(DeviceName::Cpu, None), here);
+        for gpu in [DeviceName::Cuda, DeviceName::Emulated] {
+            assert_eq!(DtypeChoice::Auto.on(gpu, None), Dtype::Bf16);
+        }
+    }
+
+    #[test]
+    fn auto_keeps_the_type_of_a_resumed_run() {
+        assert_eq!(DtypeChoice::Auto.on(DeviceName::Cpu, Some(Dtype::F32)), Dtype::F32);
+        assert_eq!(DtypeChoice::Auto.on(DeviceName::Cuda, Some(Dtype::F16)), Dtype::F16);
+        // No CPU computes in fp16.
+        assert_eq!(
+            DtypeChoice::Auto.on(DeviceName::Cpu, Some(Dtype::F16)),
+            DtypeChoice::Auto.on(DeviceName::Cpu, None)
+        );
+        let fixed = DtypeChoice::Fixed(Dtype::F32);
+        assert_eq!(fixed.on(DeviceName::Cuda, Some(Dtype::Bf16)), Dtype::F32);
     }
 }

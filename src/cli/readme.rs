@@ -140,8 +140,9 @@ mod tests {
             "| `-b`, `--batch-size` | `B` | `4` | Micro-batch: sequences in one forward and backward pass |",
             "| `-x` | `19073` | `18865` |",
             "| `-q` | `0.1` | `0.0` |",
-            "| `--dtype` | `TYPE` | `f32`, `train_gpt2cu`: `bf16` | Type of the numbers in matrix products: f32, bf16. \
-             `train_gpt2cu`: Type of parameters, activations and gradients: bf16, fp16, f32 |",
+            "| `--dtype` | `TYPE` | `f32`, `train_gpt2cu`: `bf16` | Type of the numbers in matrix products: f32, bf16, \
+             auto (bf16 on CPUs with AMX or AVX512-BF16, else f32). \
+             `train_gpt2cu`: Type of parameters, activations and gradients: bf16, fp16, f32, auto (bf16) |",
         ];
         for line in lines {
             assert!(text.contains(line), "{line}\n{text}");

@@ -2,7 +2,7 @@
 
 mod scaling;
 
-use super::devices::DeviceName;
+use super::devices::{DeviceName, DtypeChoice};
 use super::{Parsed, parse, values};
 use crate::roofline::gpu::Gpu;
 use crate::tensor::Dtype;
@@ -198,9 +198,9 @@ pub struct NumberArgs {
     /// What to compute on: cpu, cuda, emulated
     #[arg(long, value_name = "NAME", default_value = "cpu", value_parser = values::device)]
     pub device: DeviceName,
-    /// Type of the numbers, on a CPU only of those in matrix products: f32, bf16, on GPUs also fp16
-    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = values::gpu_dtype)]
-    pub dtype: Dtype,
+    /// Type of the numbers, on a CPU only of those in matrix products: f32, bf16, on GPUs also fp16; auto: bf16 where it is in hardware
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = values::gpu_dtype_choice)]
+    pub dtype: DtypeChoice,
     /// Threads (0 = one for each core)
     #[arg(long, value_name = "N", default_value = "0", value_parser = values::whole)]
     pub threads: usize,
@@ -209,8 +209,8 @@ pub struct NumberArgs {
 impl NumberArgs {
     fn check(&self) -> Result<()> {
         ensure!(
-            self.device != DeviceName::Cpu || self.dtype != Dtype::F16,
-            "--dtype: expected f32 or bf16 on the cpu device, found fp16"
+            self.device != DeviceName::Cpu || self.dtype != DtypeChoice::Fixed(Dtype::F16),
+            "--dtype: expected f32, bf16 or auto on the cpu device, found fp16"
         );
         Ok(())
     }
@@ -391,7 +391,10 @@ mod tests {
         };
         assert_eq!((a.model.to_str(), a.prompt.as_deref(), a.max_tokens), (Some("m"), Some("Once"), 5));
         assert_eq!((a.temperature, a.top_k, a.top_p, a.seed, a.count), (0.0, 50, 0.9, 1, 4));
-        assert_eq!((a.no_kv_cache, a.numbers.dtype, a.numbers.threads), (true, Dtype::Bf16, 2));
+        assert_eq!(
+            (a.no_kv_cache, a.numbers.dtype, a.numbers.threads),
+            (true, DtypeChoice::Fixed(Dtype::Bf16), 2)
+        );
 
         let Tool::Eval(a) = ok("eval -e m --hellaswag h.jsonl --val v*.bin -b 8 -t 64 --max-batches 3 -o r")
         else {

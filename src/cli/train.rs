@@ -3,12 +3,11 @@
 //! Short flags are llm.c's, long names are those of its `train_gpt2.py` where it has one. The `id` of a flag is its
 //! label in the start-up table, again llm.c's where there is one.
 
-use super::devices::DeviceName;
+use super::devices::{DeviceName, DtypeChoice};
 use super::{Parsed, parse, values};
 use crate::device::cuda::MatmulChoice;
 use crate::optim::schedule::ScheduleKind;
 use crate::parallel::environment::{Flags, Process};
-use crate::tensor::Dtype;
 use anyhow::{Result, ensure};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches, Parser};
@@ -279,10 +278,10 @@ pub struct TrainArgs {
     #[arg(id = "threads", long = "threads", value_name = "N", value_parser = values::whole,
           default_value = "0")]
     pub threads: usize,
-    /// Type of the numbers in matrix products: f32, bf16
-    #[arg(id = "dtype", long = "dtype", value_name = "TYPE", value_parser = values::dtype,
+    /// Type of the numbers in matrix products: f32, bf16, auto (bf16 on CPUs with AMX or AVX512-BF16, else f32)
+    #[arg(id = "dtype", long = "dtype", value_name = "TYPE", value_parser = values::dtype_choice,
           default_value = "f32")]
-    pub dtype: Dtype,
+    pub dtype: DtypeChoice,
     /// Allow TF32 in products of f32; a CPU has none and is exact either way
     #[arg(id = "tf32", short = 'f', long = "tf32", alias = "tensorcores", value_name = "0|1",
           value_parser = values::switch, action = ArgAction::Set, default_value = "1")]
@@ -419,9 +418,9 @@ fn for_gpus(command: Command) -> Command {
             .default_value("cuda")
             .help("What to train on: cuda, emulated (the same kernels on the CPU, slowly: for tests)"),
         "dtype" => arg
-            .value_parser(values::gpu_dtype)
+            .value_parser(values::gpu_dtype_choice)
             .default_value("bf16")
-            .help("Type of parameters, activations and gradients: bf16, fp16, f32"),
+            .help("Type of parameters, activations and gradients: bf16, fp16, f32, auto (bf16)"),
         _ => arg,
     })
 }

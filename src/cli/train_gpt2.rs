@@ -1,6 +1,6 @@
 //! The programs `train_gpt2` and `train_gpt2cu`: flags to device to run.
 
-use super::devices::{DeviceName, DeviceOptions};
+use super::devices::{DeviceName, DeviceOptions, DtypeChoice};
 use super::train::{Program, TrainArgs, parse};
 use crate::ops::Ops;
 use crate::parallel::Communicator;
@@ -64,10 +64,12 @@ fn together(args: &TrainArgs, links: impl Links + 'static) -> Result<Finish> {
 }
 
 fn open(args: &TrainArgs) -> Result<Box<dyn Ops>> {
+    let resumed = args.output_dir.as_deref().filter(|_| args.resume && args.dtype == DtypeChoice::Auto);
+    let resumed = resumed.map(train::resume::dtype_so_far).transpose()?.flatten();
     let options = DeviceOptions {
         device: args.device,
         ordinal: ordinal(args.process.local_rank),
-        dtype: args.dtype,
+        dtype: args.dtype.on(args.device, resumed),
         tf32: args.tf32,
         gelu_fusion: args.gelu_fusion,
         deterministic: args.deterministic,

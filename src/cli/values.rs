@@ -1,7 +1,7 @@
 //! One parser for each sort of value, so that a bad one is refused where it was typed. Each returns what was
 //! expected and what was found; the caller puts the flag in front.
 
-use super::devices::DeviceName;
+use super::devices::{DeviceName, DtypeChoice};
 use crate::device::cuda::MatmulChoice;
 use crate::roofline::gpu::Gpu;
 use crate::tensor::Dtype;
@@ -184,6 +184,23 @@ pub fn gpu_dtype(text: &str) -> Result<Dtype, String> {
     match text {
         "fp16" | "f16" | "float16" => Ok(Dtype::F16),
         _ => dtype(text).map_err(|_| expected("bf16, fp16 or f32", text)),
+    }
+}
+
+/// Type of the numbers in a CPU's matrix products, or `auto`.
+pub fn dtype_choice(text: &str) -> Result<DtypeChoice, String> {
+    choice(text, dtype, "f32, bf16 or auto")
+}
+
+/// Type of the numbers on any device, or `auto`.
+pub fn gpu_dtype_choice(text: &str) -> Result<DtypeChoice, String> {
+    choice(text, gpu_dtype, "bf16, fp16, f32 or auto")
+}
+
+fn choice(text: &str, dtype: fn(&str) -> Result<Dtype, String>, names: &str) -> Result<DtypeChoice, String> {
+    match text {
+        "auto" => Ok(DtypeChoice::Auto),
+        _ => dtype(text).map(DtypeChoice::Fixed).map_err(|_| expected(names, text)),
     }
 }
 

@@ -3,6 +3,29 @@
 use crate::ops::AdamW;
 use crate::tensor::{Dtype, Tensor};
 
+/// Standard deviations that hardly any of many sums of independent terms is beyond: one in 5e8.
+const DEVIATIONS: f64 = 6.0;
+
+/// GELU and its derivative at a point, in the tanh form.
+struct Gelu {
+    value: f64,
+    gradient: f64,
+    /// How far an error of 1 in tanh moves the gradient.
+    gradient_per_tanh: f64,
+}
+
+fn gelu(x: f64) -> Gelu {
+    const SCALE: f64 = 0.797_884_560_802_865_4; // sqrt(2 / pi)
+    const CUBIC: f64 = 0.044715;
+    let tanh = (SCALE * (x + CUBIC * x * x * x)).tanh();
+    let slope = SCALE * (1.0 + 3.0 * CUBIC * x * x);
+    Gelu {
+        value: 0.5 * x * (1.0 + tanh),
+        gradient: 0.5 * (1.0 + tanh) + 0.5 * x * (1.0 - tanh * tanh) * slope,
+        gradient_per_tanh: 0.5 - x * tanh * slope,
+    }
+}
+
 /// How far from the right result an output may be.
 #[derive(Clone, Copy, Debug)]
 pub struct Tolerance {
@@ -10,11 +33,38 @@ pub struct Tolerance {
     pub roundings: f64,
     /// Terms of the longest sum on the way, in f32.
     pub terms: usize,
+    /// How far an error of 1 in tanh moves an output, relative to the output or to the root mean square of all. Kernels of 16-bit
+    /// numbers take tanh from an instruction that errs by up to 2^-11; those of f32 do not.
+    pub per_tanh: f64,
 }
 
 impl Tolerance {
     pub const fn new(roundings: f64, terms: usize) -> Self {
-        Tolerance { roundings, terms }
+        Tolerance { roundings, terms, per_tanh: 0.0 }
+    }
+
+    /// Tolerance of `gelu(x)` for these `x`, rounded once.
+    pub fn of_gelu(inputs: &[f32]) -> Self {
+        let inputs = inputs.iter().map(|&x| f64::from(x));
+        let outputs: Vec<f64> = inputs.clone().map(|x| gelu(x).value).collect();
+        let size = root_mean_square(&outputs);
+        let per_tanh = inputs.zip(&outputs).map(|(x, y)| 0.5 * x.abs() / size.max(y.abs()));
+        let largest = per_tanh.filter(|share| share.is_finite()).fold(0.0, f64::max);
+        Tolerance { per_tanh: largest, ..Self::new(1.0, 1) }
+    }
+
+    /// For sums of many terms of which GELU is taken: outputs have at least half the root mean square of the sums.
+    pub fn then_gelu(self) -> Self {
+        Tolerance { per_tanh: 0.5 * DEVIATIONS / 0.5, ..self }
+    }
+
+    /// For sums of many terms that are multiplied by `gelu'(x)`, with x spread evenly from `-largest` to `largest`.
+    pub fn times_gelu_grad(self, largest: f64) -> Self {
+        const STEPS: i32 = 64;
+        let grid = (-STEPS..=STEPS).map(|i| gelu(largest * f64::from(i) / f64::from(STEPS)));
+        let factors: Vec<f64> = grid.clone().map(|gelu| gelu.gradient).collect();
+        let per_tanh = grid.map(|gelu| gelu.gradient_per_tanh.abs()).fold(0.0, f64::max);
+        Tolerance { per_tanh: per_tanh * DEVIATIONS / root_mean_square(&factors), ..self }
     }
 
     /// Relative to an element, or to the root mean square of all where that is larger.
@@ -24,7 +74,10 @@ impl Tolerance {
             Dtype::F16 => 2f64.powi(-11),
             _ => 2f64.powi(-23),
         };
-        self.roundings * last_place + 2f64.powi(-21) * (self.terms.max(1) as f64).sqrt()
+        let tanh_error = if dtype == Dtype::F32 { 0.0 } else { 2f64.powi(-11) };
+        self.roundings * last_place
+            + self.per_tanh * tanh_error
+            + 2f64.powi(-21) * (self.terms.max(1) as f64).sqrt()
     }
 }
 
@@ -127,6 +180,38 @@ pub fn adamw_part(step: AdamW, start: usize, len: usize) -> AdamW {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Beside 1 in 16 bits: one rounding is half a unit in the last place, so that there is room for as much again.
+    #[test]
+    fn a_tolerance_is_of_the_type_and_the_instructions() {
+        let tolerance = Tolerance { per_tanh: 0.5, ..Tolerance::new(2.0, 4) };
+        let of = |dtype| tolerance.relative(dtype) - 2f64.powi(-20);
+        assert_eq!(of(Dtype::Bf16), 2f64.powi(-7) + 2f64.powi(-12));
+        assert_eq!(of(Dtype::F16), 2f64.powi(-10) + 2f64.powi(-12));
+        assert_eq!(of(Dtype::F32), 2f64.powi(-22));
+    }
+
+    /// gelu(4) is 4, of which half is tanh; gelu(-4) is 0, beside a root mean square of 4 / sqrt(2).
+    #[test]
+    fn gelu_passes_on_the_error_of_tanh() {
+        assert!((Tolerance::of_gelu(&[4.0]).per_tanh - 0.5).abs() < 1e-3);
+        assert!((Tolerance::of_gelu(&[4.0, -4.0]).per_tanh - 0.5f64.sqrt()).abs() < 1e-3);
+        assert_eq!(Tolerance::of_gelu(&[0.0]).per_tanh, 0.0);
+    }
+
+    /// By differences: of the gradient by GELU, and of what an error in tanh does to it by tanh.
+    #[test]
+    fn the_gradient_of_gelu_passes_on_the_error_of_tanh() {
+        for x in [-3.0, -0.5, 0.0, 1.0, 2.5] {
+            let slope = (gelu(x + 1e-6).value - gelu(x - 1e-6).value) / 2e-6;
+            assert!((gelu(x).gradient - slope).abs() < 1e-8, "{x}");
+        }
+        // At 0 the gradient is 0.5 and moves by half of what tanh does; at 3 it moves most.
+        let near_zero = Tolerance::new(1.0, 1).times_gelu_grad(0.0).per_tanh;
+        assert!((near_zero - DEVIATIONS).abs() < 1e-12, "{near_zero}");
+        let up_to_3 = Tolerance::new(1.0, 1).times_gelu_grad(3.0).per_tanh;
+        assert!((4.7 * DEVIATIONS / 0.8..4.8 * DEVIATIONS / 0.7).contains(&up_to_3), "{up_to_3}");
+    }
 
     #[test]
     fn close_passes() {

@@ -37,7 +37,7 @@ impl Run {
             ("-s, -g", format!("{:?}", (a.sample_every, a.sample_len))),
             ("-n, -o", format!("{:?}", (a.checkpoint_every, a.output_dir.is_some()))),
             ("-z, --sum-every-micro-step", format!("{:?}", (a.zero_stage, a.sum_every_micro_step))),
-            ("--dtype, -w", format!("{:?}", (self.dev.float_dtype(), a.use_master_weights))),
+            ("--dtype, -w", format!("{:?}", (self.dev.operand_dtype(), a.use_master_weights))),
         ]
     }
 

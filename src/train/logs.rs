@@ -1,6 +1,7 @@
 //! What a run leaves behind of itself: the console, `main.log`, `metrics.jsonl`.
 #![allow(non_snake_case)]
 
+use super::resume::dtype_name;
 use crate::cli::train::{TrainArgs, startup_rows};
 use crate::data::loader::DataLoader;
 use crate::eval::hellaswag::HellaSwagScore;
@@ -95,7 +96,11 @@ impl Logs {
         let [decayed, not_decayed] = files.decay_groups();
         let (train, val) = loaders;
         self.console.table_head();
-        self.console.table(startup_rows(args));
+        let mut rows = startup_rows(args);
+        for (_, value) in rows.iter_mut().filter(|(name, value)| name == "dtype" && value == "auto") {
+            *value = format!("auto ({})", dtype_name(dev.operand_dtype()));
+        }
+        self.console.table(rows);
         self.device(dev, args.sequence_length, weights);
         self.console.table([
             ("weight init method", start.to_string()),

@@ -31,6 +31,9 @@ struct Extras {
     /// Type of the parameters. Runs of before there was a choice did not say; theirs were f32.
     #[serde(default = "f32_name")]
     dtype: String,
+    /// Type of the operands of matrix products, `--dtype`. Earlier checkpoints do not say.
+    #[serde(default)]
+    operand_dtype: Option<String>,
     /// Of fp16 runs.
     #[serde(default)]
     loss_scale: Option<LossScale>,
@@ -73,6 +76,19 @@ pub fn find(dir: &Path, warns: bool) -> Result<Option<Saved>> {
     latest.step.map(|step| Saved::open(dir, step, 0)).transpose()
 }
 
+/// `--dtype` of the run that is to resume from `dir`. `None` if there is no checkpoint, or none that says; one that cannot be read is
+/// reported by who resumes from it.
+///
+/// # Errors
+/// If the directory cannot be read.
+pub fn dtype_so_far(dir: &Path) -> Result<Option<Dtype>> {
+    let read = |step| checkpoint::Run::read(&checkpoint::run_path(dir, step)).ok()?.trainer::<Extras>().ok();
+    let newest = checkpoint::steps(dir)?.into_iter().rev().find_map(read);
+    let name = newest.and_then(|extras| extras.operand_dtype);
+    let all = [Dtype::Bf16, Dtype::F16, Dtype::F32];
+    Ok(all.into_iter().find(|&dtype| name.as_deref() == Some(dtype_name(dtype))))
+}
+
 impl Run {
     /// Writes a checkpoint of the state before `step`, if one is due: every so many steps and at the end, or because the
     /// run was told to stop.
@@ -103,6 +119,7 @@ impl Run {
             norm_outliers: self.norm_outliers.clone(),
             best_val_loss: self.best_val_loss.map(|loss| Float(f64::from(loss))),
             dtype: dtype_name(self.sharing.params().dtype()).to_owned(),
+            operand_dtype: Some(dtype_name(self.dev.operand_dtype()).to_owned()),
             loss_scale: self.loss_scale,
         };
         let Run { sharing, dev, optimizer, .. } = self;
@@ -188,11 +205,13 @@ impl Run {
     /// The tensors, and a warning where the run is to go on with other ones than it had.
     fn restore_tensors(&mut self, saved: Saved) -> Result<()> {
         let tensors = Tensors::of(&self.sharing, &self.optimizer);
-        let was = match &saved.run {
-            Some(run) => run.trainer::<Extras>()?.dtype,
-            None => dtype_name(saved.model.dtype).to_owned(),
+        let extras = saved.run.as_ref().map(|run| run.trainer::<Extras>()).transpose()?;
+        let (was, multiplied) = match extras {
+            Some(extras) => (extras.dtype, extras.operand_dtype),
+            None => (dtype_name(saved.model.dtype).to_owned(), None),
         };
         let is = dtype_name(tensors.params.dtype());
+        let multiplies = dtype_name(self.dev.operand_dtype());
         let has_master = saved.state.state.use_master_weights;
         let mut warn = |text: String| self.logs.console().warning(text);
         if was != is {
@@ -203,6 +222,12 @@ impl Run {
             warn("the checkpoint has no master weights; they start from the parameters".to_owned());
         } else if has_master && tensors.master.is_none() {
             warn("-w 0: the checkpoint's master weights, rounded, become the parameters".to_owned());
+        }
+        if let Some(multiplied) = multiplied.filter(|multiplied| was == is && multiplied != multiplies) {
+            warn(format!(
+                "the checkpoint was trained with --dtype {multiplied}; its products are in {multiplies} from here on, \
+                 and so its losses"
+            ));
         }
         let dev = self.dev.as_mut();
         saved.restore(&mut |part, start, values| {

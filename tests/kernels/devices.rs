@@ -1,5 +1,6 @@
 //! The devices that kernels are tested on.
 
+use crate::gpus;
 use warpsmith::device::cuda::driver::Driver;
 use warpsmith::device::cuda::emulator::{Copies, EmulatorOptions, Schedule, open as open_emulated};
 use warpsmith::device::cuda::nvidia::Nvidia;
@@ -10,6 +11,7 @@ use warpsmith::tensor::Dtype;
 /// A device, and what to call it when it fails.
 pub struct Under {
     pub mode: String,
+    pub multiprocessors: usize,
     pub device: Box<dyn Ops>,
 }
 
@@ -25,9 +27,9 @@ pub fn under_test(dtype: Dtype) -> Vec<Under> {
 
 /// The same with options of one's own.
 pub fn with_options(options: CudaOptions) -> Vec<Under> {
-    if std::env::var("WARPSMITH_TEST_DEVICE").is_ok_and(|device| device == "cuda") {
-        let driver =
-            Nvidia::open(0, options.dtype).unwrap_or_else(|e| panic!("WARPSMITH_TEST_DEVICE=cuda: {e:#}"));
+    if on_gpu() {
+        let driver = gpus::take(options.dtype, || Nvidia::open(0, options.dtype))
+            .unwrap_or_else(|e| panic!("WARPSMITH_TEST_DEVICE=cuda: {e:#}"));
         return vec![under("GPU".to_owned(), Box::new(driver), options)];
     }
     modes(options.dtype)
@@ -39,8 +41,14 @@ pub fn with_options(options: CudaOptions) -> Vec<Under> {
         .collect()
 }
 
+/// Whether tests are to use the GPU of this machine.
+pub fn on_gpu() -> bool {
+    std::env::var("WARPSMITH_TEST_DEVICE").is_ok_and(|device| device == "cuda")
+}
+
 fn under(mode: String, driver: Box<dyn Driver>, options: CudaOptions) -> Under {
-    Under { mode, device: Box::new(Cuda::new(driver, options)) }
+    let multiprocessors = driver.info().multiprocessors;
+    Under { mode, multiprocessors, device: Box::new(Cuda::new(driver, options)) }
 }
 
 /// Plain in ascending and in random order with copies that land late; checked in descending order with late copies and

@@ -8,7 +8,7 @@ fn forward() {
         check(&format!("gelu forward {len}"), |t| {
             // Up to 8 either way, where it is 0 or the number itself.
             let values: Vec<f32> = random(1, len).iter().map(|x| 8.0 * x * x * x).collect();
-            let out = t.out_x("out", len, Tolerance::new(1.0, 1));
+            let out = t.out_x("out", len, Tolerance::of_gelu(&values));
             let inp = t.x("inp", &values);
             Box::new(move |dev| dev.gelu_forward(out, inp))
         });
@@ -18,8 +18,8 @@ fn forward() {
 #[test]
 fn extremes() {
     check("gelu of extremes", |t| {
-        let out = t.out_x("out", 8, Tolerance::new(1.0, 1));
-        let inp = t.x("inp", &[0.0, -0.0, 6e4, -6e4, 1e-6, -1e-6, 100.0, -100.0]);
+        let values = [0.0, -0.0, 6e4, -6e4, 1e-6, -1e-6, 100.0, -100.0];
+        let (out, inp) = (t.out_x("out", 8, Tolerance::of_gelu(&values)), t.x("inp", &values));
         Box::new(move |dev| dev.gelu_forward(out, inp))
     });
 }

@@ -162,7 +162,7 @@ pub fn check_on(case: &str, dtype: Dtype, devices: Vec<Under>, declare: impl Fn(
     let work = declare(&mut tensors);
     let mut cpu = Cpu::new(Precision::F32).unwrap();
     let want = tensors.run(&mut cpu, &work).unwrap();
-    for Under { mode, mut device } in devices {
+    for Under { mode, mut device, .. } in devices {
         let mut tensors = Tensors::new(dtype, dtype);
         let work = declare(&mut tensors);
         let got = tensors
@@ -241,7 +241,8 @@ mod tests {
     use std::cell::Cell;
 
     fn cpu() -> Vec<Under> {
-        vec![Under { mode: "CPU".to_owned(), device: Box::new(Cpu::new(Precision::F32).unwrap()) }]
+        let device = Box::new(Cpu::new(Precision::F32).unwrap());
+        vec![Under { mode: "CPU".to_owned(), multiprocessors: 1, device }]
     }
 
     /// Fills an output with 1 on the first device and with `second` on the other, `elements` of 5.

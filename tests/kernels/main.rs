@@ -3,6 +3,8 @@
 #![allow(non_snake_case)]
 
 mod devices;
+#[path = "../common/gpus.rs"]
+mod gpus;
 mod harness;
 
 mod adamw;
@@ -14,4 +16,5 @@ mod encoder;
 mod gelu;
 mod layernorm;
 mod matmul;
+mod matmul_waves;
 mod reduce;

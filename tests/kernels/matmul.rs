@@ -28,8 +28,9 @@ fn forward(t: &mut Tensors, kind: Kind, (N, C, OC): (usize, usize, usize), coars
         Kind::BiasGelu => Epilogue::BiasGelu { bias, pre_gelu: t.out_x("pre_gelu", N * OC, tolerance(1.0)) },
         Kind::BiasResidual => Epilogue::BiasResidual { bias, residual: t.x("residual", &random(4, N * OC)) },
     };
+    let plain = tolerance(3.0);
     let args = MatmulForward {
-        out: t.out_x("out", N * OC, tolerance(3.0)),
+        out: t.out_x("out", N * OC, if matches!(kind, Kind::BiasGelu) { plain.then_gelu() } else { plain }),
         inp: t.x("inp", &random(1, N * C)),
         weight: t.x("weight", &random(2, OC * C)),
         epilogue,
@@ -59,8 +60,9 @@ fn backward(t: &mut Tensors, what: Backward, (N, C, OC): (usize, usize, usize), 
         true => t.out_x("dweight", OC * C, tolerance(1.0, N)),
         false => t.inout_x("dweight", &random(5, OC * C), tolerance(1.0, N)),
     };
+    let plain = tolerance(3.0, OC);
     let args = MatmulBackward {
-        dinp: t.out_x("dinp", N * C, tolerance(3.0, OC)),
+        dinp: t.out_x("dinp", N * C, if what.gelu { plain.times_gelu_grad(1.0) } else { plain }),
         dweight,
         overwrite_dweight: what.overwrite,
         dbias: what.bias.then(|| t.inout_x("dbias", &random(6, OC), tolerance(1.0, N))),

@@ -61,7 +61,7 @@ fn case_train() {
     let Parsed::Run(args) = parse(Program::TrainGpt2cu, argv, &|_| None).unwrap() else {
         panic!("these flags print nothing")
     };
-    let mut options = DeviceOptions::new(args.device, args.dtype, args.threads);
+    let mut options = DeviceOptions::new(args.device, args.dtype.on(args.device, None), args.threads);
     options.deterministic = args.deterministic;
     let dev = options.open().unwrap();
     let peers = match out.as_str() {

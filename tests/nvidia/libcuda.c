@@ -1,6 +1,7 @@
 // A stand-in for NVIDIA's libcuda, so that the driver for GPUs can be run without one. "Device" memory is memory of the process.
 // Copies happen as late as the real library may do them: when somebody waits for them. Kernels do nothing but print how
-// they were launched. STUB_VERSION, STUB_DEVICES, STUB_CAPABILITY and STUB_PARAMS describe the machine.
+// they were launched; with STUB_TELL=1 contexts and modules tell that they were made. STUB_VERSION, STUB_DEVICES,
+// STUB_CAPABILITY and STUB_PARAMS describe the machine.
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -97,8 +98,8 @@ result cuDeviceGet(int* device, int ordinal) {
     return OK;
 }
 result cuDevicePrimaryCtxRetain(void** context, int device) {
-    (void)device;
     *context = queue;
+    if (setting("STUB_TELL", 0)) printf("context of GPU %d\n", device);
     return OK;
 }
 result cuDevicePrimaryCtxRelease_v2(int device) { return device == 0 ? OK : INVALID; }
@@ -187,6 +188,7 @@ result cuMemcpyDtoHAsync_v2(void* dst, uint64_t src, size_t bytes, void* stream)
 result cuModuleLoadData(void** module, const void* image) {
     if ((uintptr_t)image % 64 || *(const uint32_t*)image != 0xba55ed50) return NO_BINARY; // how a fatbin begins
     *module = (void*)image;
+    if (setting("STUB_TELL", 0)) printf("module loaded\n");
     return OK;
 }
 result cuModuleUnload(void* module) { return module ? OK : INVALID; }

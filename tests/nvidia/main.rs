@@ -4,6 +4,9 @@
 //! The stand-ins are found as the real ones are, by the loader; so each case runs in a process of its own.
 #![cfg(target_os = "linux")]
 
+#[path = "../common/gpus.rs"]
+mod gpus;
+
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
@@ -206,6 +209,45 @@ fn kernels_get_their_geometry_and_arguments() {
     let _ = writeln!(expected, "layernorm_forward <<<1 1 1, 32 1 1, 0>>> {values}");
     assert!(said.contains(&expected), "expected\n{expected}found\n{said}");
     run("case_wrong_arguments", dir.path(), &[("STUB_PARAMS", "84")]);
+}
+
+/// As hundreds of cases of a test program do, each in a thread of its own.
+#[test]
+#[ignore = "runs in a process of its own"]
+fn case_one_after_another() {
+    let use_one = |dtype| {
+        let mut gpu = gpus::take(dtype, || Nvidia::open(0, dtype)).unwrap();
+        let address = gpu.allocate(1000).unwrap();
+        gpu.upload(address, &[1; 1000]).unwrap();
+        let mut found = [1; 1000];
+        gpu.download(&mut found, address).unwrap();
+        assert_eq!(found, [1; 1000]);
+        gpu.launch(&KERNEL, Launch::new(1, 32), &[]).unwrap();
+    };
+    for _ in 0..20 {
+        for dtype in [Dtype::Bf16, Dtype::F16, Dtype::F32] {
+            std::thread::scope(|scope| scope.spawn(|| use_one(dtype)).join().unwrap());
+        }
+    }
+    let _at_once = [open_idle(), open_idle()];
+}
+
+fn open_idle() -> gpus::Gpu {
+    gpus::take(Dtype::Bf16, || Nvidia::open(0, Dtype::Bf16)).unwrap()
+}
+
+/// A context of a real GPU takes a fifth of a second to make, and its kernels as long to load.
+#[test]
+fn a_test_program_has_one_context_for_a_type() {
+    if FATBINS.is_empty() {
+        return println!("skipped: without kernels no GPU is opened");
+    }
+    let said = run("case_one_after_another", stand_ins().path(), &[("STUB_TELL", "1")]);
+    let count = |words: &str| said.matches(words).count();
+    // One for each of three types, and one for a case that has two at once.
+    assert_eq!(count("context of GPU 0"), 4, "{said}");
+    assert_eq!(count("module loaded"), 3, "{said}");
+    assert_eq!(count("layernorm_forward <<<"), 60, "{said}");
 }
 
 /// D of a product by its definition, and the auxiliary output.

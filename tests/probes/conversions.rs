@@ -194,3 +194,25 @@ fn tanh() {
         ]
     });
 }
+
+/// Twins that were exact would let tolerances pass that no hardware keeps to.
+#[test]
+fn the_twins_err_as_hardware_may() {
+    let largest = |kernel, inputs: &[u32], of: fn(f64) -> f64, bound: f64| {
+        for mut device in crate::device::under_test().into_iter().filter(|device| device.is_emulated()) {
+            let found = device.each((FILE, kernel), inputs);
+            let share = |(&x, y): (&u32, &u32)| {
+                let right = of(f64::from(f32::from_bits(x)));
+                (f64::from(f32::from_bits(*y)) / right - 1.0).abs() / bound
+            };
+            let shares: Vec<f64> = inputs.iter().zip(&found).map(share).collect();
+            let most = shares.iter().copied().fold(0.0, f64::max);
+            let mean = shares.iter().sum::<f64>() / shares.len() as f64;
+            assert!((0.7..=1.0).contains(&most), "{kernel}: {most}");
+            assert!((0.2..0.6).contains(&mean), "{kernel}: {mean}");
+        }
+    };
+    largest("tanh_of", &sweep(0.001, 4.0, 4096), f64::tanh, 2f64.powi(-11));
+    // One unit in the last place is all of what is allowed near 1, and half of it near 2.
+    largest("exp2_of", &sweep(-100.0, 100.0, 4096), f64::exp2, 2f64.powi(-22));
+}

@@ -1,6 +1,7 @@
 //! The devices that probes run on, with the probes' kernels: the GPU if `WARPSMITH_TEST_DEVICE=cuda`, else the emulated device.
 
 use crate::golden::{self, Recorder};
+use crate::gpus;
 use std::path::{Path, PathBuf};
 use warpsmith::device::cuda::driver::Driver;
 use warpsmith::device::cuda::kernel::{Arg, KernelSpec, Launch, Ptr};
@@ -37,7 +38,7 @@ pub fn not_recorded(dir: &Path) -> String {
 }
 
 fn gpu(record: Option<PathBuf>) -> anyhow::Result<Device> {
-    let driver = Nvidia::with_fatbins(crate::compiled::FATBINS, 0, Dtype::Bf16)?;
+    let driver = gpus::take(Dtype::Bf16, || Nvidia::with_fatbins(crate::compiled::FATBINS, 0, Dtype::Bf16))?;
     let (major, minor) = driver.info().capability;
     let recording = match record {
         None => None,
@@ -83,6 +84,10 @@ fn emulated() -> Vec<Device> {
 }
 
 impl Device {
+    pub fn is_emulated(&self) -> bool {
+        self.driver.info().emulated
+    }
+
     /// Hopper's instructions are those of one architecture, not of its successors.
     pub fn has_hopper_instructions(&self) -> bool {
         self.driver.info().capability == (9, 0)

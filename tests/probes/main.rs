@@ -13,6 +13,8 @@ mod copies;
 mod coverage;
 mod device;
 mod golden;
+#[path = "../common/gpus.rs"]
+mod gpus;
 mod matrices;
 mod memory;
 mod mma;

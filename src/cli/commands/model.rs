@@ -179,5 +179,5 @@ pub fn convert(args: &ConvertArgs) -> Result<()> {
 }
 
 fn open_device(args: &NumberArgs) -> Result<Box<dyn Ops>> {
-    DeviceOptions::new(args.device, args.dtype, args.threads).open()
+    DeviceOptions::new(args.device, args.dtype.on(args.device, None), args.threads).open()
 }

@@ -1,6 +1,7 @@
 use super::*;
 use crate::cli::ModelSource;
 use crate::config::ModelConfig;
+use crate::tensor::Dtype;
 
 /// A shape stands in for the checkpoint file, so that only what is tested can fail.
 fn argv(line: &str) -> Vec<String> {
@@ -51,7 +52,10 @@ fn defaults_are_those_of_llmc() {
     assert_eq!((a.val_loss_every, a.val_max_steps, a.sample_every, a.sample_len), (20, 20, 20, 64));
     assert_eq!((a.hellaswag_eval, a.overfit_single_batch, a.tf32, a.recompute), (false, false, true, 1));
     assert_eq!((a.sample_temperature, a.sample_top_k), (1.0, 0));
-    assert_eq!((a.seed, a.threads, a.dtype, a.device), (42, 0, Dtype::F32, DeviceName::Cpu));
+    assert_eq!(
+        (a.seed, a.threads, a.dtype, a.device),
+        (42, 0, DtypeChoice::Fixed(Dtype::F32), DeviceName::Cpu)
+    );
     assert_eq!(a.hellaswag_data.to_str(), Some("dev/data/hellaswag/hellaswag_val.bin"));
 }
 
@@ -125,7 +129,7 @@ fn values_reach_their_fields() {
     assert_eq!((a.skip_update_lossz, a.skip_update_gradz), (9.0, 10.0));
     assert_eq!((a.val_loss_every, a.val_max_steps, a.sample_every, a.sample_len), (11, 12, 13, 14));
     assert!(a.hellaswag_eval && a.overfit_single_batch && !a.tf32);
-    assert_eq!((a.recompute, a.seed, a.threads, a.dtype), (2, 15, 16, Dtype::Bf16));
+    assert_eq!((a.recompute, a.seed, a.threads, a.dtype), (2, 15, 16, DtypeChoice::Fixed(Dtype::Bf16)));
     assert_eq!((a.grad_clip, a.beta1, a.beta2, a.adam_eps), (0.0, 0.5, 0.75, 1e-6));
     assert_eq!((a.hellaswag_data.to_str(), a.prompt.as_deref()), (Some("h"), Some("p")));
     assert_eq!((a.sample_temperature, a.sample_top_k), (0.0, 17));
@@ -162,16 +166,17 @@ fn a_gpu_honours_more() {
     let a = ok("");
     assert_eq!(
         (a.device, a.dtype, a.tf32, a.use_master_weights),
-        (DeviceName::Cuda, Dtype::Bf16, true, true)
+        (DeviceName::Cuda, DtypeChoice::Fixed(Dtype::Bf16), true, true)
     );
     assert_eq!(
         (a.matmul, a.deterministic, a.gelu_fusion, a.gpu_info_every),
         (MatmulChoice::Fastest, false, 0, 0)
     );
+    assert_eq!(ok("--dtype auto").dtype, DtypeChoice::Auto);
     let a = ok("-lg 10 -w 0 -ge 2 -f 0 --matmul cublaslt --deterministic 1 --dtype fp16");
     assert_eq!(
         (a.device, a.dtype, a.tf32, a.use_master_weights),
-        (DeviceName::Cuda, Dtype::F16, false, false)
+        (DeviceName::Cuda, DtypeChoice::Fixed(Dtype::F16), false, false)
     );
     assert_eq!(
         (a.matmul, a.deterministic, a.gelu_fusion, a.gpu_info_every),
@@ -182,7 +187,7 @@ fn a_gpu_honours_more() {
         error("--device cpu"),
         "--device: expected cuda or emulated, found cpu; it is train_gpt2 that trains on CPUs"
     );
-    assert_eq!(error("--dtype fp8"), "--dtype: expected bf16, fp16 or f32, found fp8");
+    assert_eq!(error("--dtype fp8"), "--dtype: expected bf16, fp16, f32 or auto, found fp8");
     assert!(
         error("--device emulated -lg 1")
             .starts_with("-lg/--gpu-info-every: expected 0 on the emulated device")
@@ -272,7 +277,7 @@ fn errors_are_one_line_that_names_the_flag() {
         ("-k cosin", "-k/--lr-scheduler: expected cosine, linear, constant, wsd; found cosin"),
         ("--beta2 1", "--beta2: expected a number of at least 0 and below 1, found 1"),
         ("--adam-eps 0", "--adam-eps: expected a number above 0, found 0"),
-        ("--dtype fp8", "--dtype: expected f32 or bf16, found fp8"),
+        ("--dtype fp8", "--dtype: expected f32, bf16 or auto, found fp8"),
         ("--seed -1", "--seed: expected a whole number from 0 to 4294967295, found -1"),
         ("--preset gpt3", "--preset: expected gpt2-124m, llmc-124m, found gpt3"),
         ("-pi udp", "-pi/--nccl-init-method: expected auto, mpi, tcp, fs, found udp"),

@@ -49,6 +49,13 @@ impl Device for Cpu {
         Dtype::F32
     }
 
+    fn operand_dtype(&self) -> Dtype {
+        match self.precision {
+            Precision::F32 => Dtype::F32,
+            Precision::Bf16 => Dtype::Bf16,
+        }
+    }
+
     fn allocate(&mut self, plan: &MemoryPlan) -> Result<()> {
         self.memory = Memory::allocate(plan)?;
         Ok(())

@@ -30,11 +30,16 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// Whether this CPU has the instructions. bf16 is multiplied in hardware or not at all: it would gain nothing elsewhere.
+    pub fn is_supported(self) -> bool {
+        Engine::best(self).is_some()
+    }
+
     /// # Errors
     /// If this CPU lacks the instructions.
     pub fn require_support(self) -> Result<()> {
         ensure!(
-            Engine::best(self).is_some(),
+            self.is_supported(),
             "--dtype bf16: this CPU has no AVX512-BF16 or AMX instructions; use --dtype f32"
         );
         Ok(())

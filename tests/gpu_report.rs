@@ -1,0 +1,251 @@
+//! `dev/gpu_report.sh` with programs that hang, crash and fail in the place of ours: what a GPU of which nobody knows anything may
+//! make of them. None stops the others, each is named, and what was found until then is kept.
+#![cfg(target_os = "linux")]
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// All programs of the report in one, told apart by their names.
+const PROGRAMS: &str = r#"#!/bin/bash
+[ -z "${CALLS:-}" ] || echo "${0##*/} $*" >>"$CALLS"
+case ${0##*/} in
+nvidia-smi) echo 'NVIDIA H200, 580.1, 143771 MiB, 700.00 W, 1980 MHz' ;;
+probes) echo 'test result: ok. 3 passed; 0 failed; 0 ignored' ;;
+kernels) case "${HANGS:+ $* }" in
+    *" gelu:: "*) printf 'test gelu::extremes ... ok\ntest gelu::forward ... '; exec sleep 60 ;;
+    *" reduce:: "*) printf 'test reduce::sum ... '; kill -SEGV $$ ;;
+    esac
+    case $1 in
+    --list) printf 'adamw::step: test\nattention::one_token: test\nmatmul::bf16: test\nmatmul::hopper_tiles: test\nharness::tests::ok: test\n' ;;
+    *) echo 'test result: ok. 2 passed; 0 failed; 0 ignored' ;;
+    esac ;;
+bench) printf '| kernel | us |\n|---|--:|\n| qkv forward | 1 |\n\nWRONG: qkv dgrad\n'; exit 1 ;;
+warpsmith) [ "$1" != stories ] || { mkdir -p "$3"; touch "$3/stories_train_000001.bin"; }
+    echo "warpsmith $*" ;;
+train_gpt2*)
+    while [ "$1" != -o ]; do shift; done
+    mkdir -p "$2"
+    touch "$2/model.bin"
+    printf 's:0 trl:10.5\ns:1 trl:10.25\n' >"$2/main.log"
+    for step in 1 2 3; do echo "step $step/3 | loss 10.$step (+nanz)| norm 3.5 (+nanz)| lr 5.00e-05 | 13$step.00 ms | n/a MFU | 7634 tok/s"; done ;;
+esac
+"#;
+
+struct Report {
+    dir: tempfile::TempDir,
+}
+
+impl Report {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("program");
+        fs::write(&program, PROGRAMS).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::create_dir(dir.path().join("bin")).unwrap();
+        for name in [
+            "probes",
+            "kernels",
+            "bench",
+            "train_gpt2",
+            "train_gpt2cu",
+            "warpsmith",
+            "nvidia-smi",
+            "compute-sanitizer",
+        ] {
+            symlink(&program, dir.path().join("bin").join(name)).unwrap();
+        }
+        Report { dir }
+    }
+
+    fn out(&self) -> PathBuf {
+        self.dir.path().join("out")
+    }
+
+    fn command(&self, steps: &str) -> Command {
+        let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("dev/gpu_report.sh"));
+        command.arg(self.out()).args(steps.split_whitespace()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .env("BIN", self.dir.path().join("bin"))
+            .env("DEVICE", "emulated")
+            .env("PYTHON", "/nowhere/python");
+        command.env("LIMIT_kernels", "20").env("LIMIT_sanitizer", "7");
+        command
+    }
+
+    fn page(&self) -> String {
+        fs::read_to_string(self.out().join("REPORT.md")).unwrap()
+    }
+
+    /// Names in the archive of results, one a line.
+    fn saved(&self) -> String {
+        let output = Command::new("tar").arg("-tzf").arg(self.out().join("report.tgz")).output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+#[track_caller]
+fn assert_lines(page: &str, lines: &[&str]) {
+    for line in lines {
+        assert!(page.lines().any(|found| found.starts_with(line)), "{line}\nin\n{page}");
+    }
+}
+
+#[test]
+fn a_part_that_hangs_or_crashes_is_named_and_the_rest_runs() {
+    let report = Report::new();
+    // Seconds of which the last five are for who does not end when told to.
+    let output = report.command("").env("HANGS", "1").env("LIMIT_kernels", "9").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.starts_with("limits in seconds: machine 20, probes 20, kernels 9, bench 85"), "{said}");
+    let page = report.page();
+    assert_lines(
+        &page,
+        &[
+            "| probes | ok |",
+            "| kernels | FAILED |",
+            "| kernels-gelu |  |  | FAILED, not done in 4 s | ",
+            "| kernels-reduce |  |  | FAILED, not run: the time of kernels was over | 0 |",
+            "Begun and not ended: `gelu::forward`.",
+            "| bench | FAILED |",
+            "WRONG: qkv dgrad",
+            "| parity | ok |",
+            "| bf16 | 2 | 0.00e+00 | 1e-2 |",
+            "| ge2 | 3 | 10.1 | 10.3 | 132.00 | 132.00 | 7634 | n/a |",
+            "| cublaslt | not run: the emulated device has no cuBLASLt |",
+            "| torch | absent |",
+            "Not run: /nowhere/python has no PyTorch; PYTHON names one that has.",
+            "| probes | 3 | 0 | ok |",
+        ],
+    );
+    let saved = report.saved();
+    assert!(saved.contains("./REPORT.md") && saved.contains("./kernels-gelu.log"), "{saved}");
+    assert!(!saved.contains(".bin"), "{saved}");
+}
+
+#[test]
+fn a_crash_is_not_laid_to_other_modules() {
+    let report = Report::new();
+    let output = report.command("kernels").env("HANGS", "1").env("KERNELS", "reduce adamw").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_lines(
+        &report.page(),
+        &[
+            "| kernels-reduce |  |  | FAILED | 0 |",
+            "Begun and not ended: `reduce::sum`.",
+            "| kernels-adamw | 2 | 0 | ok |",
+        ],
+    );
+}
+
+/// By programs that only say how they were called; nvidia-smi is one of them.
+#[test]
+fn on_a_gpu_each_step_calls_what_it_should() {
+    let report = Report::new();
+    let calls = report.dir.path().join("calls");
+    let path = format!("{}:{}", report.dir.path().join("bin").display(), std::env::var("PATH").unwrap());
+    let output =
+        report.command("").env("DEVICE", "cuda").env("PATH", path).env("CALLS", &calls).output().unwrap();
+    let calls = fs::read_to_string(calls).unwrap();
+    let out = fs::canonicalize(report.out()).unwrap();
+    let data = |tokens| {
+        let data = out.join("data").join(tokens);
+        format!("-i {0}/*_train_*.bin -j {0}/*_val_*.bin", data.display())
+    };
+    let (out, small, large) = (out.display(), data("200000"), data("6000000"));
+    let d12 = |name: &str, rest: &str| {
+        format!(
+            "train_gpt2cu {large} -o {out}/run-d12-{name} -v 0 -s 0 --device cuda -e d12 -b 64 -t 1024 -d 524288 -r 0 {rest}"
+        )
+    };
+    let tiny = "--layers 2 --heads 2 --channels 128 -b 2 -t 64 -x 20 -l 3e-4";
+    let expected = [
+        "probes --test-threads 1".to_owned(),
+        "kernels --list".to_owned(),
+        "kernels --test-threads 1 matmul::hopper".to_owned(),
+        "kernels --test-threads 1 matmul_waves::hopper".to_owned(),
+        "kernels --test-threads 1 attention:: --skip hopper".to_owned(),
+        "kernels --test-threads 1 matmul:: --skip hopper".to_owned(),
+        format!(
+            "bench --bench --device cuda -e d12 -b 64 -t 1024 --reps 10 --gelu-fusion 2 --record {out}/record"
+        ),
+        format!("warpsmith stories -o {out}/data/200000 --tokens 200000 --force"),
+        format!("train_gpt2 {small} -o {out}/run-cpu -v 0 -s 0 {tiny}"),
+        format!("train_gpt2cu {small} -o {out}/run-f32 -v 0 -s 0 --device cuda --dtype f32 -f 0 {tiny}"),
+        format!("train_gpt2cu {small} -o {out}/run-fp16 -v 0 -s 0 --device cuda --dtype fp16 {tiny}"),
+        format!("warpsmith stories -o {out}/data/6000000 --tokens 6000000 --force"),
+        d12("ge0", "-x 20 -ge 0 -lg 5"),
+        d12("ge2", "-x 10 -ge 2"),
+        d12("own", "-x 10 -ge 2 --matmul own"),
+        d12("cublaslt", "-x 10 -ge 2 --matmul cublaslt"),
+    ];
+    // In this order, whatever is called between them.
+    let mut rest = calls.lines();
+    for call in &expected {
+        assert!(rest.any(|line| line == call), "expected in its place\n{call}\nfound\n{calls}");
+    }
+    let sanitizer = ["memcheck", "synccheck", "racecheck"]
+        .map(|tool| format!("compute-sanitizer --error-exitcode 1 --tool {tool} "));
+    for call in sanitizer {
+        assert!(
+            calls.lines().any(|line| line.starts_with(&call) && line.contains("one_more_than_a_tile")),
+            "{calls}"
+        );
+    }
+    // The bench of these programs says that a kernel is wrong.
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert_lines(
+        &report.page(),
+        &[
+            "# What NVIDIA H200, 580.1, 143771 MiB, 700.00 W, 1980 MHz did",
+            "| kernels-matmul-hopper | 2 | 0 | ok |",
+            "| bench | FAILED |",
+            "| train | ok |",
+            "| cublaslt | 3 | 10.1 | 10.3 |",
+            "| racecheck | no fault |",
+        ],
+    );
+}
+
+/// As where the machine is taken away.
+#[test]
+fn a_report_that_is_killed_has_saved_all_steps_before() {
+    let report = Report::new();
+    let mut child =
+        report.command("machine probes kernels").env("HANGS", "1").process_group(0).spawn().unwrap();
+    let began = Instant::now();
+    while !report.out().join("kernels-gelu.log").exists() {
+        assert!(began.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let group = format!("-{}", child.id());
+    assert!(Command::new("kill").args(["-KILL", "--", &group]).status().unwrap().success());
+    child.wait().unwrap();
+    let saved = report.saved();
+    assert!(saved.contains("./machine.log") && saved.contains("./probes.log"), "{saved}");
+    assert_lines(
+        &report.page(),
+        &["| machine | ok |", "| probes | ok |", "| kernels | not run | |", "Not run."],
+    );
+}
+
+#[test]
+fn bad_words_are_one_line() {
+    let report = Report::new();
+    let refused = |command: &mut Command, line: &str| {
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        assert!(String::from_utf8_lossy(&output.stderr).starts_with(line), "{output:?}");
+    };
+    refused(&mut report.command("trian"), "gpu_report: trian: expected one of: machine probes kernels");
+    refused(
+        report.command("probes").env("LIMIT_probes", "long"),
+        "gpu_report: LIMIT_probes=long: expected seconds",
+    );
+    refused(report.command("").env("BIN", "/nowhere"), "gpu_report: expected /nowhere/probes; make");
+}
