@@ -30,6 +30,7 @@ use warpsmith::tensor::Dtype;
 const PROGRAM: &str = "kernels";
 
 fn main() -> ExitCode {
+    cli::logging::start();
     let argv: Vec<OsString> = std::env::args_os().collect();
     if !argv.iter().any(|arg| arg == "--bench") {
         return tiny::main(&argv);
