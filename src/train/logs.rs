@@ -143,6 +143,15 @@ impl Logs {
         self.console.table(rows);
     }
 
+    /// What was loaded for the run, from where: of the device, and what connects processes.
+    pub fn libraries(&mut self, of_device: Vec<(&'static str, String)>, of_peers: Option<String>) {
+        let rows: Vec<_> =
+            of_device.into_iter().chain(of_peers.map(|library| ("connected by", library))).collect();
+        if !rows.is_empty() {
+            self.console.table(rows);
+        }
+    }
+
     /// Who else trains along, and what is divided among them.
     pub fn peers(&mut self, processes: Option<String>, divided: Option<String>) {
         let rows = [("processes", processes), ("zero_stage", divided)];
