@@ -163,7 +163,7 @@ impl Nccl {
             let patience = self.patience.release;
             if !self.worker.end(Ending::Abort, patience) && !self.worker.break_off(comm, patience) {
                 // Freeing memory would wait for the GPU for ever, and the message would never be seen.
-                log::error!("{why}; NCCL does not let go of the GPU, so that this process ends at once");
+                eprintln!("{why}; NCCL does not let go of the GPU, so that this process ends at once");
                 // SAFETY: ends the process without a word to libraries that hang.
                 unsafe { libc::_exit(2) };
             }

@@ -145,7 +145,7 @@ impl Verifier {
         let terms = self.product.extent().K;
         let operands = if self.chooser.options.tf32 && dtype == Dtype::F32 { TF32_ROUNDINGS } else { 0.0 };
         let element = Tolerance::new(ROUNDINGS + operands, terms).relative(dtype);
-        close(&seen.samples, &right.samples, element).map_err(|fault| format!("of its samples {fault}"))?;
+        close(&seen.samples, &right.samples, element).map_err(|fault| format!("sample {fault}"))?;
         // Roundings of elements go either way. The sums of tensor cores all go one way, and so do TF32 and tanh.
         let one_way = 8.0 * Tolerance::new(0.0, terms).relative(dtype)
             + Tolerance::new(operands, 1).relative(dtype)
