@@ -32,7 +32,7 @@ pub struct Args {
     /// Tokens in a sequence, at most what the model can take
     #[arg(short = 't', long, value_name = "T", default_value = "1024", value_parser = values::count)]
     pub sequence_length: usize,
-    /// Rows (tokens) of logits in memory at a time
+    /// Rows (tokens) of logits that memory holds: they are computed in equal pieces of at most so many
     #[arg(long, value_name = "ROWS", default_value = "16384", value_parser = values::count)]
     pub logits_rows: usize,
     /// Micro-steps in a step: from 2 on, gradients of weights are added to, as in all but the first

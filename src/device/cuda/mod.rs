@@ -221,7 +221,7 @@ impl Device for Cuda {
         Ok(needs.into_iter().max().unwrap_or_default())
     }
 
-    /// 16,384 rows of GPT-2's logits in 16 bits where that is a small part of the memory: the gradient of the embedding
+    /// 16,675 rows of GPT-2's logits in 16 bits, which is 16,384 in equal pieces of 65,536, where that is a small part of the memory: the gradient of the embedding
     /// then is read and written in the shade of its products.
     fn logits_bytes(&self) -> usize {
         (self.driver.info().memory_bytes / 32).clamp(256 << 20, 1600 << 20)
