@@ -50,8 +50,8 @@ pub trait Communicator: Send {
     /// How ranks are connected: `"4 processes over NCCL 2.27.7"`.
     fn describe(&self) -> String;
 
-    /// A library that was loaded for that: name, version and path.
-    fn library(&self) -> Option<String> {
+    /// A library that was loaded for that: its name, and version and place.
+    fn library(&self) -> Option<(&'static str, String)> {
         None
     }
 

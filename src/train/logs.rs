@@ -143,12 +143,10 @@ impl Logs {
         self.console.table(rows);
     }
 
-    /// What was loaded for the run, from where: of the device, and what connects processes.
-    pub fn libraries(&mut self, of_device: Vec<(&'static str, String)>, of_peers: Option<String>) {
-        let rows: Vec<_> =
-            of_device.into_iter().chain(of_peers.map(|library| ("connected by", library))).collect();
-        if !rows.is_empty() {
-            self.console.table(rows);
+    /// What was loaded for the run, and from where.
+    pub fn libraries(&mut self, libraries: &[(&'static str, String)]) {
+        if !libraries.is_empty() {
+            self.console.table(libraries.iter().map(|(name, found)| (name, found)));
         }
     }
 

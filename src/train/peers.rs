@@ -32,8 +32,8 @@ impl Peers {
         self.communicator.as_ref().map(|c| format!("{}, by {launcher}", c.describe()))
     }
 
-    /// What connects them, if it was loaded for that: name, version and path.
-    pub fn library(&self) -> Option<String> {
+    /// What connects them, if it was loaded for that: its name, and version and place.
+    pub fn library(&self) -> Option<(&'static str, String)> {
         self.communicator.as_ref().and_then(|c| c.library())
     }
 

@@ -187,6 +187,9 @@ fn case_alone() {
     let stream = open_gpu();
     let mut nccl = Nccl::open(threads(1).pop().unwrap(), PATIENCE).unwrap();
     assert_eq!(nccl.describe(), "1 process over NCCL 2.27.7");
+    let (name, found) = nccl.library().expect("it was loaded");
+    assert!(name == "NCCL" && found.starts_with("2.27.7 from /"), "{name} {found}");
+    assert!(found.ends_with("/libnccl.so.2"), "{found}");
     assert_eq!((nccl.rank(), nccl.world_size()), (0, 1));
     let one = operation(Collective::AllReduce, 0x1000, 100, Dtype::F32, stream);
     let two = operation(Collective::Broadcast { root: 0 }, 0x2000, 7, Dtype::Bf16, stream);

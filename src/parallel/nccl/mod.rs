@@ -231,8 +231,8 @@ impl Communicator for Nccl {
         format!("{} {processes} over NCCL {}", self.world_size, show(self.version))
     }
 
-    fn library(&self) -> Option<String> {
-        Some(format!("NCCL {} from {}", show(self.version), self.functions.name()))
+    fn library(&self) -> Option<(&'static str, String)> {
+        Some(("NCCL", format!("{} from {}", show(self.version), self.functions.name())))
     }
 
     fn start(&mut self, operations: Vec<Operation>) -> Result<Ticket> {

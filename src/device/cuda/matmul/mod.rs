@@ -3,6 +3,8 @@
 //! `own` and `hopper` launch our kernels, `library` describes a product to the vendor's, `plan` chooses among them: `tune` tries them out,
 //! `verify` compares what they compute.
 
+#[cfg(all(test, emulated))]
+mod fake;
 mod hopper;
 mod library;
 mod own;

@@ -28,17 +28,18 @@ fn rehearsal(chooser: Chooser, product: &Product, plans: &[Plan], scratch: Scrat
     let mut used = needs.max().unwrap_or_default().max(verify::scratch_bytes(chooser.multiprocessors));
     let pass = match product.pass {
         Pass::Wgrad(mut wgrad) => {
-            let mut divert = |output: &mut X, len: usize| {
-                // As well aligned as what it stands for.
-                let start = used.next_multiple_of(ALIGN) + output.address() as usize % ALIGN;
+            let mut divert = |output: &mut X, len: usize, beside: usize| {
+                let start = used.next_multiple_of(ALIGN) + beside;
                 used = start + len * product.dtype.size();
                 *output = X::new(scratch.address + start as u64);
             };
             if wgrad.dbias.address() != 0 {
-                divert(&mut wgrad.dbias, product.OC);
+                divert(&mut wgrad.dbias, product.OC, 0);
             }
             if wgrad.accumulate {
-                divert(&mut wgrad.dweight, product.OC * product.C);
+                // As well aligned as the matrix that it stands for.
+                let beside = wgrad.dweight.address() as usize % ALIGN;
+                divert(&mut wgrad.dweight, product.OC * product.C, beside);
             }
             Pass::Wgrad(wgrad)
         }

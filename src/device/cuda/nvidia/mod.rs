@@ -37,6 +37,8 @@ pub struct Nvidia {
     info: DeviceInfo,
     functions: Functions,
     matmul_library: Option<Cublaslt>,
+    /// Why there is none, once it was looked for.
+    no_matmul_library: Option<String>,
     /// Opened when first asked.
     monitor: Option<Monitor>,
     staging: Staging,
@@ -70,6 +72,7 @@ impl Nvidia {
             info,
             functions,
             matmul_library: None,
+            no_matmul_library: None,
             monitor: None,
             staging: Staging::new()?,
             timers: [Event::timer()?, Event::timer()?],
@@ -275,8 +278,13 @@ impl Driver for Nvidia {
 
     fn matmul_library(&mut self) -> Result<&mut dyn MatmulLibrary> {
         self.context.bind()?;
+        if let Some(why) = &self.no_matmul_library {
+            bail!("{why}");
+        }
         if self.matmul_library.is_none() {
-            self.matmul_library = Some(Cublaslt::open(self.stream.clone())?);
+            let opened = Cublaslt::open(self.stream.clone());
+            self.matmul_library =
+                Some(opened.inspect_err(|why| self.no_matmul_library = Some(format!("{why:#}")))?);
         }
         Ok(self.matmul_library.as_mut().expect("opened above"))
     }
