@@ -96,8 +96,12 @@ fn tuned(settings: &[(&str, &str)]) -> (String, Vec<String>) {
 
 #[test]
 fn the_faster_tile_is_chosen_and_gelu_goes_into_its_product() {
-    let (said, plans) = tuned(&[]);
+    let (said, plans) = tuned(&[("WARPSMITH_LOG", "info")]);
     assert!(said.contains("right.") && !said.contains("warning: "), "{said}");
+    assert!(
+        !plans.is_empty() && plans.iter().all(|plan| said.contains(&format!("\ninfo: {plan}\n"))),
+        "{said}"
+    );
     let line = "forward, bias 65 x 40 x 72 (own): matmul_f32_forward_128x128 1.000 ms, 0.0 TFLOP/s; \
                 others: matmul_f32_forward_64x64 4.000 ms";
     assert!(plans.iter().any(|plan| plan == line), "{line} in\n{said}");

@@ -78,6 +78,11 @@ impl Chooser {
         Plan::Own { tile: self.tiles().last().expect("there are tiles"), splits: 1 }
     }
 
+    pub fn is_plainest(self, plan: Plan) -> bool {
+        let plainest = self.tiles().last().expect("there are tiles");
+        matches!(plan, Plan::Own { tile, splits: 1 } if std::ptr::eq(tile, plainest))
+    }
+
     /// Kernel and splits: `matmul_hopper_wgrad_128x256, 7 splits`.
     pub fn name(self, plan: Plan, product: &Product) -> String {
         let pass = match product.pass {

@@ -138,7 +138,9 @@ impl Trial<'_> {
     }
 
     fn own(&mut self, plan: Plan) -> Result<Result<Option<f32>, Fault>> {
-        if let Err(fault) = self.verifier.check(self.driver, plan)? {
+        if !self.chooser.is_plainest(plan)
+            && let Err(fault) = self.verifier.check(self.driver, plan)?
+        {
             return Ok(Err(Fault::Wrong(fault)));
         }
         match self.chooser.measures() {

@@ -2,8 +2,11 @@
 //! however fast it is.
 //!
 //! Of each output 64 elements and the norm are compared: a kernel that leaves something unwritten shows in the norm, as all was NaN
-//! before; one that computes wrong tiles shows in elements of every kind of tile, or in the norm. Looking at an output takes one pass over it
-//! to poison it, one for the norm, and 64 copies of an element: together under 0.2 s for all plans of a run.
+//! before; one that computes wrong tiles shows in elements of every kind of tile, or in the norm.
+//!
+//! A plan runs once for that, in place of a first round that was not timed before; a gradient of a weight is computed twice. Besides, an output is
+//! poisoned and read once, and 64 of its elements are copied. For the some 300 plans of GPT-2 124M at B = 64 on an H200 all this is 0.15 s by estimate, a
+//! third of it those copies, a third the plainest kernels themselves.
 
 use super::plan::{Chooser, Plan, Scratch};
 use super::product::{ALIGN, Output, Pass, Product};
