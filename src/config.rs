@@ -10,6 +10,17 @@ pub const GPT2_VOCAB: usize = 50257;
 /// ragged edge.
 pub const VOCAB_PADDING: usize = 128;
 
+/// Rows of logits to compute at a time, for N rows in all of which memory holds `most`: as few pieces as that allows, all of one length but
+/// the last, a multiple of 128 rows where there is room, so that their products have one shape and no ragged tiles.
+///
+/// # Panics
+/// If memory holds no row.
+pub fn logits_rows(N: usize, most: usize) -> usize {
+    const TILE: usize = 128;
+    let pieces = N.div_ceil(most).max(1);
+    N.div_ceil(pieces).next_multiple_of(TILE).min(most).min(N)
+}
+
 /// The hyper-parameters that fix every tensor's shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ModelConfig {
@@ -135,6 +146,24 @@ fn list<const N: usize>(prefix: &str, values: [usize; N]) -> String {
 mod tests {
     use super::*;
     use crate::params::ParamLayout;
+
+    #[test]
+    fn logits_come_in_equal_pieces_of_whole_tiles() {
+        // GPT-2 124M at B = 64, with room for 1600 MiB.
+        assert_eq!(logits_rows(65_536, 16_675), 16_384);
+        for (N, most, rows) in [(5000, 2048, 1792), (4096, 16_384, 4096), (20_480, 16_384, 10_240)] {
+            assert_eq!(logits_rows(N, most), rows);
+        }
+        // Tiles do not fit in, or there is hardly anything.
+        for (N, most, rows) in [(300, 60, 60), (260, 130, 130), (1024, 1, 1), (1, 1, 1), (100, 500, 100)] {
+            assert_eq!(logits_rows(N, most), rows);
+        }
+        for (N, most) in (1..3000).step_by(7).flat_map(|N| (1..700).step_by(13).map(move |most| (N, most))) {
+            let rows = logits_rows(N, most);
+            assert!(rows <= most && N.div_ceil(rows) == N.div_ceil(most), "{N} of {most}: {rows}");
+            assert_eq!(logits_rows(N, rows), rows, "{N} of {most}");
+        }
+    }
 
     #[test]
     fn descriptors_give_the_published_sizes() {

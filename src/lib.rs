@@ -6,6 +6,7 @@ pub mod config;
 pub mod data;
 pub mod device;
 pub mod eval;
+pub mod libraries;
 pub mod metrics;
 pub mod model;
 pub mod ops;

@@ -23,6 +23,14 @@ pub trait Device {
     /// What this device is, for the start-up table: `"CPU, 2 threads, AVX-512, f32"`.
     fn describe(&self) -> String;
 
+    /// Libraries of vendors that it uses, opened by this: what for, and version and place, or that there is none.
+    ///
+    /// # Errors
+    /// One line, if one that was asked for is missing, or one that was found cannot be used.
+    fn libraries(&mut self) -> Result<Vec<(&'static str, String)>> {
+        Ok(Vec::new())
+    }
+
     /// The type of parameters, activations and gradients here (llm.c's `floatX`).
     fn float_dtype(&self) -> Dtype;
 

@@ -32,7 +32,7 @@ pub struct Args {
     /// Tokens in a sequence, at most what the model can take
     #[arg(short = 't', long, value_name = "T", default_value = "1024", value_parser = values::count)]
     pub sequence_length: usize,
-    /// Rows (tokens) of logits in memory at a time
+    /// Rows (tokens) of logits that memory holds: they are computed in equal pieces of at most so many
     #[arg(long, value_name = "ROWS", default_value = "16384", value_parser = values::count)]
     pub logits_rows: usize,
     /// Micro-steps in a step: from 2 on, gradients of weights are added to, as in all but the first
@@ -44,9 +44,9 @@ pub struct Args {
     /// Of the numbers on the device: bf16, fp16, f32
     #[arg(long, value_name = "TYPE", default_value = "bf16", value_parser = values::gpu_dtype)]
     pub dtype: Dtype,
-    /// Fuse GELU into matrix products: 0 = no, as the trainer's default, 1 = forward, 2 = forward and backward
-    #[arg(long, value_name = "0..2", default_value = "0", value_parser = values::level2)]
-    pub gelu_fusion: usize,
+    /// Fuse GELU into matrix products: 0 = no, 1 = forward, 2 = forward and backward, auto = where measured to be faster
+    #[arg(long, value_name = "auto|0..2", default_value = "auto", value_parser = values::gelu_fusion)]
+    pub gelu_fusion: i32,
     /// Timed calls of each kernel
     #[arg(long, value_name = "N", default_value = "30", value_parser = values::count)]
     pub reps: usize,

@@ -41,6 +41,8 @@ pub struct Measured {
     pub runs: Vec<Measurement>,
     /// cuBLASLt, if it does not have this product, or is not there.
     pub missing: Option<String>,
+    /// How products of this case are computed, and what other kernels took: a line for each that was tuned.
+    pub plans: Vec<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -138,6 +140,15 @@ impl Bench {
         self.cuda.describe()
     }
 
+    /// Which libraries are beside our kernels, a line each.
+    ///
+    /// # Errors
+    /// One line, if one is there and cannot be used.
+    pub fn libraries(&mut self) -> Result<Vec<String>> {
+        let libraries = self.cuda.libraries()?;
+        Ok(libraries.into_iter().map(|(name, found)| format!("{name} {found}")).collect())
+    }
+
     /// The GPU's name; None for the emulated device.
     pub fn gpu_name(&self) -> Option<String> {
         self.cuda.gpu().map(|gpu| gpu.name)
@@ -172,6 +183,8 @@ impl Bench {
         if let Some(before) = &calls.before {
             before(&mut self.cuda)?;
         }
+        // Those of the small one are of no use to anyone.
+        self.cuda.take_matmul_plans();
         let mut runs = Vec::new();
         for (i, &matmul) in choices.iter().enumerate() {
             self.cuda.choose_matmul(matmul);
@@ -185,7 +198,7 @@ impl Bench {
             runs.push(Measurement { matmul, times: None, counted });
         }
         self.time(&calls, &mut runs)?;
-        Ok(Measured { runs, missing })
+        Ok(Measured { runs, missing, plans: self.cuda.take_matmul_plans() })
     }
 
     /// Whose products to compare. Where there is no clock to choose by, every tile.

@@ -133,7 +133,7 @@ pub fn cases(config: &ModelConfig, run: &Run) -> Result<Vec<Case>> {
 /// What evaluation, sampling, the log and training on several GPUs use.
 fn others(config: &ModelConfig, run: &Run) -> Vec<Kernel> {
     let Run { B, T, .. } = *run;
-    let (rows, C, Vp) = (run.logits_rows.min(B * T), config.C, config.Vp);
+    let (rows, C, Vp) = (run.logits_chunk(), config.C, config.Vp);
     let like = |name, shape: &[usize], bytes: usize| Kernel {
         name,
         shape: shape.iter().map(usize::to_string).collect::<Vec<_>>().join("x"),

@@ -17,6 +17,7 @@ use anyhow::{Result, ensure};
 use args::Args;
 use bench::{Bench, Outcome};
 use cases::Case;
+use record::Device;
 use report::Row;
 use std::ffi::OsString;
 use std::io::Write;
@@ -30,6 +31,7 @@ use warpsmith::tensor::Dtype;
 const PROGRAM: &str = "kernels";
 
 fn main() -> ExitCode {
+    cli::logging::start();
     let argv: Vec<OsString> = std::env::args_os().collect();
     if !argv.iter().any(|arg| arg == "--bench") {
         return tiny::main(&argv);
@@ -49,12 +51,14 @@ fn run(args: &Args) -> Result<bool> {
     let table =
         if emulated { report::counted(&rows) } else { report::timed(&rows, args.dtype != Dtype::F32) };
     let mut out = std::io::stdout();
-    writeln!(out, "{device}; B {}, T {}\n\n{table}", args.batch_size, args.sequence_length)?;
-    write!(out, "{}", report::faults(&rows))?;
+    writeln!(out, "{}; B {}, T {}", device.name, args.batch_size, args.sequence_length)?;
+    device.libraries.iter().try_for_each(|library| writeln!(out, "{library}"))?;
+    writeln!(out, "\n{table}")?;
+    write!(out, "{}{}", report::faults(&rows), report::plans(&rows))?;
     let wrong = rows.iter().any(|row| matches!(row.outcome, Outcome::Wrong(_)));
     let (path, record) = match emulated {
         true => (counted::path(args), counted::record(args, &rows)),
-        false => (record::path(args, &device), record::record(args, &device, &rows)),
+        false => (record::path(args, &device.name), record::record(args, &device, &rows)),
     };
     // What is held to a record must all be in it, and what is predicted from it counts 16-bit numbers.
     let whole = args.only.is_empty() && !(emulated && (wrong || args.dtype == Dtype::F32));
@@ -65,8 +69,8 @@ fn run(args: &Args) -> Result<bool> {
     Ok(wrong)
 }
 
-/// What the device is called, and all cases with what became of them.
-fn measure(args: &Args) -> Result<(String, Vec<Row>)> {
+/// The device, and all cases with what became of them.
+fn measure(args: &Args) -> Result<(Device, Vec<Row>)> {
     ensure!(
         args.peers.is_empty() || args.device == DeviceName::Cuda,
         "--peers: expected --device cuda, found emulated, whose times mean nothing; drop the flag"
@@ -76,6 +80,7 @@ fn measure(args: &Args) -> Result<(String, Vec<Row>)> {
     let mut bench = Bench::open(args, &cases)?;
     let name = bench.gpu_name();
     let gpu = name.as_deref().and_then(Gpu::of_device);
+    let libraries = bench.libraries()?;
     let mut rows = Vec::new();
     for case in cases {
         let outcome = bench.run(&case);
@@ -84,7 +89,7 @@ fn measure(args: &Args) -> Result<(String, Vec<Row>)> {
         }
         rows.push(Row::new(case, outcome, gpu, args.dtype != Dtype::F32, &peers));
     }
-    Ok((name.unwrap_or_else(|| bench.describe()), rows))
+    Ok((Device { name: name.unwrap_or_else(|| bench.describe()), libraries }, rows))
 }
 
 /// The cases that the flags ask for, each kernel and shape once.

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
+use warpsmith::device::cuda::AUTO;
 use warpsmith::roofline::gpu::Gpu;
 use warpsmith::roofline::record::FILE_SUFFIX;
 
@@ -49,14 +50,22 @@ pub fn read_peers(paths: &[PathBuf]) -> Result<Vec<Peer>> {
     Ok(all)
 }
 
+/// What was measured on.
+pub struct Device {
+    pub name: String,
+    /// A line each: `cuBLASLt 13.0.2 from /usr/local/cuda/lib64/libcublasLt.so.13`.
+    pub libraries: Vec<String>,
+}
+
 /// The head of a record, and the rows that were measured; wrong ones have no place in it.
-pub fn record(args: &Args, device: &str, rows: &[Row]) -> Value {
+pub fn record(args: &Args, device: &Device, rows: &[Row]) -> Value {
     json!({
-        "gpu": device,
+        "gpu": device.name,
+        "libraries": device.libraries,
         "date": today(),
         "commit": commit(),
         "dtype": args.dtype_name(),
-        "gelu_fusion": args.gelu_fusion,
+        "gelu_fusion": gelu_fusion(args.gelu_fusion),
         "reps": args.reps,
         "kernels": rows.iter().flat_map(entries).collect::<Vec<_>>(),
     })
@@ -82,7 +91,15 @@ fn entries(row: &Row) -> Vec<Value> {
             set(name, us.into());
         }
     }
+    if !measured.plans.is_empty() {
+        entry.insert("plans".to_owned(), measured.plans.clone().into());
+    }
     vec![Value::Object(entry)]
+}
+
+/// As the flag takes it.
+fn gelu_fusion(level: i32) -> Value {
+    if level == AUTO { "auto".into() } else { level.into() }
 }
 
 fn set_times(set: &mut impl FnMut(&str, Value) -> Option<Value>, times: Times) {

@@ -155,6 +155,19 @@ pub fn counted_of(row: &Row) -> impl Iterator<Item = (&Row, Counted)> {
     row.runs().iter().filter_map(move |run| Some((row, run.counted?)))
 }
 
+/// How each product is computed and what the alternatives took, a line each; nothing where nothing was tuned.
+pub fn plans(rows: &[Row]) -> String {
+    let mut text = String::new();
+    for row in rows {
+        let Outcome::Right(measured) = &row.outcome else { continue };
+        for plan in &measured.plans {
+            let start = if text.is_empty() { "\n" } else { "" };
+            let _ = writeln!(text, "{start}{}: {plan}", row.case.kernel.name);
+        }
+    }
+    text
+}
+
 /// What the table lacks, a line each: wrong kernels, those too large, products that cuBLASLt does not have.
 pub fn faults(rows: &[Row]) -> String {
     let mut text = String::new();

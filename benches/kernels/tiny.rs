@@ -4,7 +4,7 @@ use crate::args::Args;
 use crate::bench::{Bench, Measured, Measurement, Outcome, Times};
 use crate::cases::{self, Case};
 use crate::counted;
-use crate::record::{self, Peer};
+use crate::record::{self, Device, Peer};
 use crate::report::{self, Row};
 use clap::Parser;
 use std::ffi::OsString;
@@ -52,7 +52,7 @@ pub fn main(argv: &[OsString]) -> ExitCode {
 fn is_as_recorded(command: &str) -> bool {
     let args = args_of(command);
     let (device, rows) = crate::measure(&args).expect("an emulated device");
-    println!("{device}\n\n{}{}", report::counted(&rows), report::faults(&rows));
+    println!("{}\n\n{}{}", device.name, report::counted(&rows), report::faults(&rows));
     let wrong = rows.iter().filter(|row| !matches!(row.outcome, Outcome::Right(_))).count();
     let differences =
         counted::differences(&counted::path(&args), &rows).unwrap_or_else(|e| vec![format!("{e:#}")]);
@@ -94,8 +94,24 @@ fn tables_are_filled() {
     assert_eq!(line("| qkv forward |"), format!("| qkv forward | 65536x2304x768 {expected}"));
     assert!(line("| attention forward |").ends_with("| - | - | - | 80.0 torch (1.25) |"), "{table}");
 
+    let plans = report::plans(&rows);
+    assert!(
+        plans.starts_with("\nqkv forward: a plan, and others\n") && !plans.contains("attention"),
+        "{plans}"
+    );
+
     let mut found = Records::default();
-    found.add(&record::record(&args, "NVIDIA H200", &rows).to_string()).expect("a record that is read");
+    let device =
+        Device { name: "NVIDIA H200".to_owned(), libraries: vec!["cuBLASLt 13.0.2 from /usr".to_owned()] };
+    let record = record::record(&args, &device, &rows);
+    assert_eq!(record["libraries"][0], "cuBLASLt 13.0.2 from /usr");
+    let plans_of = |kernel: &str| {
+        let entries = record["kernels"].as_array().expect("entries");
+        entries.iter().find(|entry| entry["kernel"] == kernel).expect("an entry")["plans"].clone()
+    };
+    assert_eq!(plans_of("qkv forward"), serde_json::json!(["a plan, and others"]));
+    assert_eq!(plans_of("attention forward"), serde_json::Value::Null);
+    found.add(&record.to_string()).expect("a record that is read");
     for case in &all {
         assert_eq!(found.us(case.kernel.name, &case.kernel.shape), Some(100.0), "{}", case.kernel.name);
     }
@@ -111,7 +127,8 @@ fn made_up(case: &Case) -> Outcome {
     if case.is_product() {
         runs.extend([run(MatmulChoice::Own, 110.0), run(MatmulChoice::Cublaslt, 100.0)]);
     }
-    Outcome::Right(Measured { runs, missing: None })
+    let plans = if case.is_product() { vec!["a plan, and others".to_owned()] } else { Vec::new() };
+    Outcome::Right(Measured { runs, missing: None, plans })
 }
 
 /// What comes out of a product is spoilt before it is checked.

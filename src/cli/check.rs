@@ -74,7 +74,12 @@ impl TrainArgs {
                 "1",
                 "the CPU always keeps its weights in f32",
             ),
-            (self.gelu_fusion == 0, "-ge/--gelu-fusion", "0", "the CPU runs GELU as a pass of its own"),
+            (
+                self.gelu_fusion <= 0,
+                "-ge/--gelu-fusion",
+                "auto or 0",
+                "the CPU runs GELU as a pass of its own",
+            ),
             (self.matmul == MatmulChoice::Fastest, "--matmul", "fastest", "the CPU has products of its own"),
         ];
         let emulated = [

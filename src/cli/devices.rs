@@ -4,7 +4,7 @@ use crate::device::cpu::Cpu;
 use crate::device::cpu::matmul::Precision;
 use crate::device::cuda::emulator::{self, EmulatorOptions};
 use crate::device::cuda::nvidia::Nvidia;
-use crate::device::cuda::{Cuda, CudaOptions, MatmulChoice};
+use crate::device::cuda::{AUTO, Cuda, CudaOptions, MatmulChoice};
 use crate::ops::Ops;
 use crate::tensor::Dtype;
 use anyhow::{Context, Result};
@@ -53,7 +53,7 @@ pub struct DeviceOptions {
     /// On a CPU, that of the operands of matrix products.
     pub dtype: Dtype,
     pub tf32: bool,
-    pub gelu_fusion: usize,
+    pub gelu_fusion: i32,
     pub deterministic: bool,
     pub matmul: MatmulChoice,
     /// 0: one for each core.
@@ -69,7 +69,7 @@ impl DeviceOptions {
             ordinal: 0,
             dtype,
             tf32: true,
-            gelu_fusion: 0,
+            gelu_fusion: AUTO,
             deterministic: false,
             matmul,
             threads,

@@ -5,6 +5,7 @@
 mod check;
 pub mod commands;
 pub mod devices;
+pub mod logging;
 mod parse;
 pub mod readme;
 pub mod tools;

@@ -260,7 +260,7 @@ pub struct RooflineArgs {
     /// Compute again in the backward pass instead of keeping: 0 = nothing, 1 = GELU, 2 = GELU and layer norms
     #[arg(short = 'r', long, value_name = "0..2", default_value = "1", value_parser = values::level2)]
     pub recompute: usize,
-    /// Rows (tokens) of logits in memory at a time
+    /// Rows (tokens) of logits that memory holds: they are computed in equal pieces of at most so many
     #[arg(long, value_name = "ROWS", default_value = "16384", value_parser = values::count)]
     pub logits_rows: usize,
     /// GPU: h200, h100, a100, b200, 4090, 5090

@@ -303,11 +303,11 @@ pub struct TrainArgs {
           value_parser = values::switch,
           action = ArgAction::Set, default_value = "1")]
     pub use_master_weights: bool,
-    /// Fuse GELU into matrix products: 0 = no, 1 = forward, 2 = forward and backward
-    #[arg(id = "gelu_fusion", long = "gelu-fusion", alias = "ge", value_name = "0..2",
-          value_parser = values::level2,
-          default_value = "0")]
-    pub gelu_fusion: usize,
+    /// Fuse GELU into matrix products: 0 = no, 1 = forward, 2 = forward and backward, auto = where measured to be faster
+    #[arg(id = "gelu_fusion", long = "gelu-fusion", alias = "ge", value_name = "auto|0..2",
+          value_parser = values::gelu_fusion,
+          default_value = "auto")]
+    pub gelu_fusion: i32,
     /// Whose matrix products: fastest (of ours and cuBLASLt's, measured for each shape), own, cublaslt
     #[arg(id = "matmul", long = "matmul", value_name = "NAME", value_parser = values::matmul,
           default_value = "fastest")]

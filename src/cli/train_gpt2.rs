@@ -1,6 +1,7 @@
 //! The programs `train_gpt2` and `train_gpt2cu`: flags to device to run.
 
 use super::devices::{DeviceName, DeviceOptions, DtypeChoice};
+use super::logging;
 use super::train::{Program, TrainArgs, parse};
 use crate::ops::Ops;
 use crate::parallel::Communicator;
@@ -18,8 +19,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 pub fn main(program: Program) -> ExitCode {
+    logging::start();
     let mut finish = None;
     let status = super::run(program.name(), parse(program, std::env::args_os(), &variable), |args| {
+        logging::name_rank(&args.process);
         finish = Some(run(&args)?);
         Ok(())
     });

@@ -2,7 +2,7 @@
 //! expected and what was found; the caller puts the flag in front.
 
 use super::devices::{DeviceName, DtypeChoice};
-use crate::device::cuda::MatmulChoice;
+use crate::device::cuda::{AUTO, MatmulChoice};
 use crate::roofline::gpu::Gpu;
 use crate::tensor::Dtype;
 use std::fmt::Display;
@@ -105,6 +105,15 @@ pub fn switch(text: &str) -> Result<bool, String> {
 /// 0, 1 or 2.
 pub fn level2(text: &str) -> Result<usize, String> {
     whole_in(text, 0, 2)
+}
+
+/// Where to fuse GELU: 0, 1 or 2, or where it is faster.
+pub fn gelu_fusion(text: &str) -> Result<i32, String> {
+    match text {
+        "auto" | "-1" => Ok(AUTO),
+        "0" | "1" | "2" => Ok(i32::from(text.as_bytes()[0] - b'0')),
+        _ => Err(expected("auto (or llm.c's -1), 0, 1 or 2", text)),
+    }
 }
 
 /// 0 to 3.

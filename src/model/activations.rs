@@ -2,7 +2,7 @@
 #![allow(non_snake_case)]
 
 use super::{BatchShape, ModelOptions};
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, logits_rows};
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use crate::units::Sharding;
 
@@ -144,7 +144,7 @@ impl Activations {
         let fch = per_layer("fch", X, 4 * C, L);
         let fch_gelu = per_layer("fch_gelu", X, 4 * C, L_gelu);
         let backward_rows = if copies.backward { rows } else { 0 };
-        let chunk = (o.logits_bytes / (c.Vp * X.size())).clamp(1, rows);
+        let chunk = logits_rows(rows, (o.logits_bytes / (c.Vp * X.size())).max(1));
         Activations {
             rows,
             T: o.T.max(o.min_rows),

@@ -4,6 +4,7 @@
 use super::activations::Recompute;
 use super::keeper::{Keeper, Pass};
 use super::{BatchShape, GPT2};
+use crate::config::logits_rows;
 use crate::ops::{AttentionDims, Classifier, Epilogue, LayernormForward, MatmulForward, Ops, download_f32};
 use crate::params::{Param, Param::*};
 use crate::tensor::Tensor;
@@ -116,7 +117,7 @@ impl GPT2 {
 
     /// The rows of logits that are in memory at a time: `(start, rows)` of each chunk of `N`.
     pub(super) fn logits_chunks(&self, N: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let chunk = self.acts.logits.len / self.weights.config.Vp;
+        let chunk = logits_rows(N, self.acts.logits.len / self.weights.config.Vp);
         (0..N).step_by(chunk).map(move |start| (start, chunk.min(N - start)))
     }
 

@@ -50,6 +50,11 @@ pub trait Communicator: Send {
     /// How ranks are connected: `"4 processes over NCCL 2.27.7"`.
     fn describe(&self) -> String;
 
+    /// A library that was loaded for that: its name, and version and place.
+    fn library(&self) -> Option<(&'static str, String)> {
+        None
+    }
+
     /// Begins operations, in this order, once the device is done with what was queued on it before. Their buffers are
     /// theirs until [`wait`](Self::wait) or [`finish`](Self::finish). All ranks begin the same operations in the same order.
     ///

@@ -6,7 +6,7 @@
 //! Softmax, loss and gradient of the logits are one kernel, in place, on a piece of the logits at a time.
 #![allow(non_snake_case)]
 
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, logits_rows};
 use crate::params::{Param, ParamLayout};
 
 /// Bytes of a parameter, activation or gradient: bf16.
@@ -23,7 +23,7 @@ pub struct Run {
     pub micro_steps: usize,
     /// 0 keeps everything for the backward pass, 1 computes GELU again, 2 the layernorms too.
     pub recompute: usize,
-    /// Rows of logits in memory at a time.
+    /// Rows of logits that memory holds.
     pub logits_rows: usize,
 }
 
@@ -35,6 +35,11 @@ impl Run {
 
     fn rows(&self) -> usize {
         self.B * self.T
+    }
+
+    /// Rows of logits that are computed at a time.
+    pub fn logits_chunk(&self) -> usize {
+        logits_rows(self.rows(), self.logits_rows)
     }
 }
 
@@ -220,10 +225,11 @@ fn block_products(config: &ModelConfig, run: &Run, rows: &mut Vec<Kernel>) {
     }
 }
 
-/// Logits, losses and their gradients, by pieces of `logits_rows` rows and one of what is left.
+/// Logits, losses and their gradients, by equal pieces and one of what is left.
 fn head(config: &ModelConfig, run: &Run, rows: &mut Vec<Kernel>) {
-    let (whole, left) = (run.rows() / run.logits_rows, run.rows() % run.logits_rows);
-    let pieces = [(run.logits_rows, whole), (left, usize::from(left > 0))];
+    let chunk = run.logits_chunk();
+    let (whole, left) = (run.rows() / chunk, run.rows() % chunk);
+    let pieces = [(chunk, whole), (left, usize::from(left > 0))];
     for (N, pieces) in pieces.into_iter().filter(|piece| piece.1 > 0) {
         let calls = pieces * run.micro_steps;
         let classes = [Class::HeadForward, Class::HeadDgrad, Class::HeadWgrad];

@@ -115,7 +115,11 @@ impl Budget {
         writeln!(
             f,
             "B {}, T {}, {} micro-step(s): {tokens} tokens a step; recompute {}; {} rows of logits at a time",
-            r.B, r.T, r.micro_steps, r.recompute, r.logits_rows
+            r.B,
+            r.T,
+            r.micro_steps,
+            r.recompute,
+            r.logits_chunk()
         )?;
         writeln!(
             f,

@@ -148,6 +148,13 @@ impl Logs {
         self.console.table(rows);
     }
 
+    /// What was loaded for the run, and from where.
+    pub fn libraries(&mut self, libraries: &[(&'static str, String)]) {
+        if !libraries.is_empty() {
+            self.console.table(libraries.iter().map(|(name, found)| (name, found)));
+        }
+    }
+
     /// Who else trains along, and what is divided among them.
     pub fn peers(&mut self, processes: Option<String>, divided: Option<String>) {
         let rows = [("processes", processes), ("zero_stage", divided)];

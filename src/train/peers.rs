@@ -32,6 +32,11 @@ impl Peers {
         self.communicator.as_ref().map(|c| format!("{}, by {launcher}", c.describe()))
     }
 
+    /// What connects them, if it was loaded for that: its name, and version and place.
+    pub fn library(&self) -> Option<(&'static str, String)> {
+        self.communicator.as_ref().and_then(|c| c.library())
+    }
+
     /// Begins operations of all ranks, in place. Until they are waited for, nothing else may touch the tensors. Says what to wait for;
     /// for a process alone all is done.
     ///

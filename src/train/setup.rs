@@ -55,9 +55,11 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>, peers: Peers) -> Result<R
         "-x {max_steps}: the checkpoint in -o is past that already, at step {}",
         resumed_step.unwrap_or_default()
     );
+    let libraries: Vec<_> = dev.libraries()?.into_iter().chain(peers.library()).collect();
     let mut logs = Logs::new(max_steps, !peers.process.is_master());
     let loaders = (&train_loader, val_loader.as_ref());
     logs.banner(args, dev.as_ref(), &start.describe(args), &model.weights, loaders);
+    logs.libraries(&libraries);
     logs.peers(peers.describe(), describe_stage(args));
     let gpu = dev.gpu();
     logs.memory(&plan, &memory_needs(args, &config, &options, dev.as_ref())?, gpu.as_ref());

@@ -90,8 +90,8 @@ impl Driver for Gpu {
         self.deref_mut().copy(dst, src, bytes)
     }
 
-    fn clear(&mut self, dst: u64, bytes: usize) -> anyhow::Result<()> {
-        self.deref_mut().clear(dst, bytes)
+    fn set_bytes(&mut self, dst: u64, value: u8, bytes: usize) -> anyhow::Result<()> {
+        self.deref_mut().set_bytes(dst, value, bytes)
     }
 
     fn synchronize(&mut self) -> anyhow::Result<()> {

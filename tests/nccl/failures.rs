@@ -210,7 +210,11 @@ fn each_process_opens_the_gpu_of_its_number_on_the_machine() {
     let dir = tempfile::tempdir().unwrap();
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/nvidia/libcuda.c");
     let mut cc = Command::new("cc");
-    cc.args(["-O1", "-shared", "-fPIC"]).arg(source).arg("-o").arg(dir.path().join("libcuda.so.1"));
+    cc.args(["-O1", "-shared", "-fPIC"])
+        .arg(source)
+        .arg("-o")
+        .arg(dir.path().join("libcuda.so.1"))
+        .arg("-lm");
     assert!(cc.status().unwrap().success());
     let rank = |rank: &str| {
         let mut child = Command::new(common::TRAIN_GPT2CU);

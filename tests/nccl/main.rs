@@ -72,7 +72,11 @@ impl StandIns {
     fn case(&self, case: &str, settings: &[(&str, &str)]) -> Command {
         let mut child = Command::new(std::env::current_exe().unwrap());
         child.args(["--exact", case, "--ignored", "--nocapture", "--test-threads=1"]);
-        child.env_remove("WARPSMITH_NCCL_LIB").env_remove("VIRTUAL_ENV").env("HOME", self.path("home"));
+        child
+            .env_remove("WARPSMITH_NCCL_LIB")
+            .env_remove("VIRTUAL_ENV")
+            .env_remove("CONDA_PREFIX")
+            .env("HOME", self.path("home"));
         child.env("LD_LIBRARY_PATH", self.dir.path()).env("STUB_LOG", self.path("log"));
         child.envs(settings.iter().copied()).stdout(Stdio::piped()).stderr(Stdio::piped());
         child
@@ -129,14 +133,23 @@ fn the_library_is_found_wherever_it_is() {
         let said = libraries.run("case_load", settings);
         assert!(said.contains(line), "expected {line}, found\n{said}");
     };
-    expect(&[], "loaded: libnccl.so.2 22707.");
+    let there = std::fs::canonicalize(libraries.path("libnccl.so.2")).unwrap();
+    expect(&[], &format!("loaded: {} 22707.", there.display()));
+    for (version, shown) in [("2804", "2.8.4"), ("21003", "2.10.3"), ("30100", "3.1.0")] {
+        let line = format!(
+            "refused: {} is NCCL {shown}: expected NCCL 2.13.0 or newer, below 3.0.0; install it (pip install nvidia-nccl-cu13), or \
+             name another in WARPSMITH_NCCL_LIB.",
+            there.display()
+        );
+        expect(&[("STUB_NCCL_VERSION", version)], &line);
+    }
     let named = libraries.path("other.so");
     std::fs::rename(libraries.path("libnccl.so.2"), &named).unwrap();
     let named = named.to_str().unwrap();
     expect(&[("WARPSMITH_NCCL_LIB", named)], &format!("loaded: {named} 22707."));
     expect(&[("WARPSMITH_NCCL_LIB", "/nowhere/nccl")], "refused: WARPSMITH_NCCL_LIB=/nowhere/nccl: ");
     let wrong = libraries.path("libcuda.so.1");
-    let line = format!("refused: {} has no ncclGetVersion: expected NCCL 2.13 or newer", wrong.display());
+    let line = format!("refused: {} has no ncclGetVersion: expected NCCL 2.13.0 or newer", wrong.display());
     expect(&[("WARPSMITH_NCCL_LIB", wrong.to_str().unwrap())], &line);
 
     let said = libraries.run("case_load", &[]);
@@ -158,6 +171,10 @@ fn the_library_is_found_wherever_it_is() {
     let python = libraries.path("python");
     let line = format!("loaded: {} 22707.", packages.join("libnccl.so.2").display());
     expect(&[("VIRTUAL_ENV", python.to_str().unwrap())], &line);
+    // As a shell would find this Python.
+    std::fs::create_dir(python.join("bin")).unwrap();
+    std::fs::write(python.join("bin/python3"), "").unwrap();
+    expect(&[("PATH", python.join("bin").to_str().unwrap())], &line);
 }
 
 #[test]
@@ -170,6 +187,9 @@ fn case_alone() {
     let stream = open_gpu();
     let mut nccl = Nccl::open(threads(1).pop().unwrap(), PATIENCE).unwrap();
     assert_eq!(nccl.describe(), "1 process over NCCL 2.27.7");
+    let (name, found) = nccl.library().expect("it was loaded");
+    assert!(name == "NCCL" && found.starts_with("2.27.7 from /"), "{name} {found}");
+    assert!(found.ends_with("/libnccl.so.2"), "{found}");
     assert_eq!((nccl.rank(), nccl.world_size()), (0, 1));
     let one = operation(Collective::AllReduce, 0x1000, 100, Dtype::F32, stream);
     let two = operation(Collective::Broadcast { root: 0 }, 0x2000, 7, Dtype::Bf16, stream);

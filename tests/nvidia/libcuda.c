@@ -1,13 +1,16 @@
 // A stand-in for NVIDIA's libcuda, so that the driver for GPUs can be run without one. "Device" memory is memory of the process.
-// Copies happen as late as the real library may do them: when somebody waits for them. Kernels do nothing but print how
-// they were launched; with STUB_TELL=1 contexts and modules tell that they were made. STUB_VERSION, STUB_DEVICES,
-// STUB_CAPABILITY and STUB_PARAMS describe the machine.
-#include <stdint.h>
+// Copies happen as late as the real library may do them: when somebody waits for them. Kernels print how they were launched; those of
+// kernels.h compute instead, as late. With STUB_TELL=1 contexts and modules tell that they were made. STUB_VERSION, STUB_DEVICES,
+// STUB_CAPABILITY, STUB_INIT (the result of cuInit), STUB_BINARY=0 (no code for this GPU) and STUB_PARAMS describe the machine;
+// STUB_FAULT="KERNEL FAULT" is what is wrong with a kernel: "early", "tile" (its last numbers are), "refused", "trap" (and so is
+// everything after it).
+#include "kernels.h"
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
-enum { OK = 0, INVALID = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, NO_BINARY = 209, NOT_FOUND = 500 };
+enum {
+    OK = 0, INVALID = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, NO_BINARY = 209, NOT_FOUND = 500, OUT_OF_RESOURCES = 701, LAUNCH_FAILED = 719,
+};
 typedef int result;
 
 static int setting(const char* name, int otherwise) {
@@ -17,28 +20,48 @@ static int setting(const char* name, int otherwise) {
 
 // --- the one queue of work
 
-struct copy {
+struct work {
     void* dst;
-    const void* src; // NULL: clear
+    const void* src; // NULL: set to the value
     size_t bytes;
+    int value;
+    const char* kernel; // NULL: a copy
+    unsigned blocks;
+    uint64_t args[10];
 };
-enum { MOST = 4096 };
-static struct copy queue[MOST];
+enum { MOST = 1 << 16 };
+static struct work queue[MOST];
 static size_t queued, done;
+static result broken = OK;
 
-static result enqueue(void* dst, const void* src, size_t bytes) {
+static result enqueue(struct work work) {
     if (queued == MOST) return INVALID;
-    queue[queued++] = (struct copy){dst, src, bytes};
-    return OK;
+    queue[queued++] = work;
+    return broken;
 }
-static void run_until(size_t end) {
-    for (; done < end; done++) {
-        struct copy c = queue[done];
-        if (c.src)
-            memcpy(c.dst, c.src, c.bytes);
-        else
-            memset(c.dst, 0, c.bytes);
+static result copy(void* dst, const void* src, size_t bytes) {
+    return enqueue((struct work){.dst = dst, .src = src, .bytes = bytes});
+}
+static int has_fault(const char* kernel, const char* fault) {
+    const char* set = getenv("STUB_FAULT");
+    size_t length = strlen(kernel);
+    return set && strncmp(set, kernel, length) == 0 && set[length] == ' ' && strcmp(set + length + 1, fault) == 0;
+}
+static void run(const struct work* w) {
+    if (w->kernel && has_fault(w->kernel, "early")) return;
+    if (w->kernel) compute(w->kernel, w->args, w->blocks);
+    if (w->kernel && has_fault(w->kernel, "tile")) {
+        // N * OC of a forward pass
+        float* last = (float*)w->args[0] + w->args[7] * w->args[9];
+        for (int i = 1; i <= 40; i++) last[-i] = -last[-i];
     }
+    if (w->kernel && has_fault(w->kernel, "trap")) broken = LAUNCH_FAILED;
+    if (!w->kernel && w->src) memcpy(w->dst, w->src, w->bytes);
+    if (!w->kernel && !w->src) memset(w->dst, w->value, w->bytes);
+}
+static result run_until(size_t end) {
+    for (; done < end; done++) run(&queue[done]);
+    return broken;
 }
 
 struct event {
@@ -55,8 +78,7 @@ result cuStreamDestroy_v2(void* stream) {
 }
 result cuStreamSynchronize(void* stream) {
     (void)stream;
-    run_until(queued);
-    return OK;
+    return run_until(queued);
 }
 result cuEventCreate(void** event, unsigned flags) {
     (void)flags;
@@ -73,18 +95,21 @@ result cuEventRecord(struct event* event, void* stream) {
     return OK;
 }
 result cuEventSynchronize(struct event* event) {
-    run_until(event->position);
-    return OK;
+    return run_until(event->position);
 }
 result cuEventElapsedTime_v2(float* ms, struct event* start, struct event* end) {
     if (done < end->position) return INVALID;
-    *ms = (float)(end->position - start->position);
+    *ms = 0;
+    for (size_t i = start->position; i < end->position; i++) *ms += queue[i].kernel ? kernel_ms(queue[i].kernel) : 1;
     return OK;
 }
 
 // --- the machine
 
-result cuInit(unsigned flags) { return flags == 0 && setting("STUB_DEVICES", 1) > 0 ? OK : NO_DEVICE; }
+result cuInit(unsigned flags) {
+    result set = setting("STUB_INIT", OK);
+    return set ? set : flags == 0 && setting("STUB_DEVICES", 1) > 0 ? OK : NO_DEVICE;
+}
 result cuDriverGetVersion(int* version) {
     *version = setting("STUB_VERSION", 13000);
     return OK;
@@ -168,25 +193,25 @@ result cuMemFreeHost(void* address) {
 }
 result cuMemsetD8Async(uint64_t dst, unsigned char value, size_t bytes, void* stream) {
     (void)stream;
-    return value == 0 ? enqueue((void*)dst, NULL, bytes) : INVALID;
+    return enqueue((struct work){.dst = (void*)dst, .bytes = bytes, .value = value});
 }
 result cuMemcpyHtoDAsync_v2(uint64_t dst, const void* src, size_t bytes, void* stream) {
     (void)stream;
-    return enqueue((void*)dst, src, bytes);
+    return copy((void*)dst, src, bytes);
 }
 result cuMemcpyDtoDAsync_v2(uint64_t dst, uint64_t src, size_t bytes, void* stream) {
     (void)stream;
-    return bytes ? enqueue((void*)dst, (const void*)src, bytes) : INVALID;
+    return bytes ? copy((void*)dst, (const void*)src, bytes) : INVALID;
 }
 result cuMemcpyDtoHAsync_v2(void* dst, uint64_t src, size_t bytes, void* stream) {
     (void)stream;
-    return enqueue(dst, (const void*)src, bytes);
+    return copy(dst, (const void*)src, bytes);
 }
 
 // --- kernels
 
 result cuModuleLoadData(void** module, const void* image) {
-    if ((uintptr_t)image % 64 || *(const uint32_t*)image != 0xba55ed50) return NO_BINARY; // how a fatbin begins
+    if (!setting("STUB_BINARY", 1) || (uintptr_t)image % 64 || *(const uint32_t*)image != 0xba55ed50) return NO_BINARY; // how a fatbin begins
     *module = (void*)image;
     if (setting("STUB_TELL", 0)) printf("module loaded\n");
     return OK;
@@ -199,29 +224,37 @@ result cuModuleGetFunction(void** function, void* module, const char* name) {
     return OK;
 }
 result cuFuncSetAttribute(void* function, int attribute, int value) {
-    printf("%s attribute %d = %d\n", (char*)function, attribute, value);
+    if (getenv("STUB_PARAMS")) printf("%s attribute %d = %d\n", (char*)function, attribute, value);
     return OK;
 }
 // STUB_PARAMS: sizes, a digit each
-static size_t param_bytes(size_t i) {
-    const char* sizes = getenv("STUB_PARAMS");
+static size_t param_bytes(const char* kernel, size_t i) {
+    const char* set = getenv("STUB_PARAMS");
+    const char* sizes = set ? set : kernel_params(kernel);
     return sizes && i < strlen(sizes) ? (size_t)(sizes[i] - '0') : 0;
 }
 result cuFuncGetParamInfo(void* function, size_t i, size_t* offset, size_t* bytes) {
-    (void)function;
     *offset = 8 * i;
-    *bytes = param_bytes(i);
+    *bytes = param_bytes(function, i);
     return *bytes ? OK : INVALID;
 }
 result cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                       unsigned shared_bytes, void* stream, void** params, void** extra) {
-    printf("%s <<<%u %u %u, %u %u %u, %u>>>", (char*)function, gx, gy, gz, bx, by, bz, shared_bytes);
-    for (size_t i = 0; param_bytes(i); i++) {
+    struct work work = {.kernel = function, .blocks = gx};
+    if (!stream || extra) return INVALID;
+    if (has_fault(function, "refused")) return OUT_OF_RESOURCES;
+    int computes = !getenv("STUB_PARAMS") && kernel_params(function);
+    if (!computes) printf("%s <<<%u %u %u, %u %u %u, %u>>>", (char*)function, gx, gy, gz, bx, by, bz, shared_bytes);
+    for (size_t i = 0; param_bytes(function, i); i++) {
         uint64_t value = 0;
-        memcpy(&value, params[i], param_bytes(i));
-        printf(" %llu", (unsigned long long)value);
+        memcpy(&value, params[i], param_bytes(function, i));
+        if (computes)
+            work.args[i] = value;
+        else
+            printf(" %llu", (unsigned long long)value);
     }
+    if (computes) return enqueue(work);
     printf("\n");
     fflush(stdout);
-    return stream && !extra ? OK : INVALID;
+    return OK;
 }

@@ -4,29 +4,68 @@
 //! The stand-ins are found as the real ones are, by the loader; so each case runs in a process of its own.
 #![cfg(target_os = "linux")]
 
+#[path = "../common/mod.rs"]
+mod common;
 #[path = "../common/gpus.rs"]
 mod gpus;
+mod programs;
+mod tuning;
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use warpsmith::device::cuda::driver::Driver;
-use warpsmith::device::cuda::fatbins::FATBINS;
+use warpsmith::device::cuda::fatbins::{FATBINS, Fatbin};
 use warpsmith::device::cuda::kernel::{Arg, KernelSpec, Launch, Launcher};
 use warpsmith::device::cuda::matmul_library::{Numbers, Operands, Product, ProductEpilogue};
 use warpsmith::device::cuda::nvidia::{Nvidia, Problem, probe};
 use warpsmith::tensor::Dtype;
 
+/// How an image begins for CUDA's loader, aligned as it reads it.
+#[repr(align(64))]
+struct Image([u8; 64]);
+
+static IMAGE: Image = {
+    let mut bytes = [0; 64];
+    let [a, b, c, d] = 0xba55_ed50_u32.to_le_bytes();
+    (bytes[0], bytes[1], bytes[2], bytes[3]) = (a, b, c, d);
+    Image(bytes)
+};
+
+const fn fatbin(file: &'static str, floatx: &'static str) -> Fatbin {
+    Fatbin { file, floatx, image: &IMAGE.0 }
+}
+
+/// The stand-in's kernels are in it, whatever is in an image.
+static OF_THE_STAND_IN: [Fatbin; 5] = [
+    fatbin("layernorm.cu", "bf16"),
+    fatbin("reduce.cu", "bf16"),
+    fatbin("reduce.cu", "f32"),
+    fatbin("gelu.cu", "f32"),
+    fatbin("matmul_f32.cu", "f32"),
+];
+
 /// Compiles the stand-ins into a new directory.
 fn stand_ins() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/nvidia");
-    for (source, library) in [("libcuda.c", "libcuda.so.1"), ("libcublasLt.c", "libcublasLt.so.13")] {
+    let cuda = dir.path().join("libcuda.so.1");
+    for (source, library, needs) in
+        [("libcuda.c", "libcuda.so.1", None), ("libcublasLt.c", "libcublasLt.so.13", Some(&cuda))]
+    {
         let mut cc = Command::new("cc");
         cc.args(["-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"])
             .arg(format!("-Wl,-soname,{library}"));
-        let output =
-            cc.arg(sources.join(source)).arg("-o").arg(dir.path().join(library)).arg("-lm").output().unwrap();
+        let output = cc
+            .arg(sources.join(source))
+            .args(needs)
+            .arg("-o")
+            .arg(dir.path().join(library))
+            .arg("-lm")
+            .output()
+            .unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
     dir
@@ -36,7 +75,8 @@ fn stand_ins() -> tempfile::TempDir {
 fn run(case: &str, dir: &Path, settings: &[(&str, &str)]) -> String {
     let mut child = Command::new(std::env::current_exe().unwrap());
     child.args(["--exact", case, "--ignored", "--nocapture", "--test-threads=1"]);
-    child.env_remove("CUDA_VISIBLE_DEVICES").env("LD_LIBRARY_PATH", dir).envs(settings.iter().copied());
+    child.env_remove("CUDA_VISIBLE_DEVICES").env_remove("WARPSMITH_LOG").env_remove("RUST_LOG");
+    child.env("LD_LIBRARY_PATH", dir).envs(settings.iter().copied());
     let output = child.output().unwrap();
     let said =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
@@ -48,7 +88,11 @@ fn run(case: &str, dir: &Path, settings: &[(&str, &str)]) -> String {
 #[ignore = "runs in a process of its own"]
 fn case_open() {
     let ordinal = std::env::var("ORDINAL").map_or(0, |n| n.parse().unwrap());
-    match Nvidia::open(ordinal, Dtype::Bf16) {
+    let opened = match std::env::var("SHIPPED") {
+        Ok(_) => Nvidia::open(ordinal, Dtype::Bf16),
+        Err(_) => Nvidia::with_fatbins(&OF_THE_STAND_IN, ordinal, Dtype::Bf16),
+    };
+    match opened {
         Ok(nvidia) => println!("opened: {:?} at {}.", nvidia.info(), nvidia.pci_bus_id().unwrap()),
         Err(e) => println!("refused: {e:#}."),
     }
@@ -61,18 +105,28 @@ fn what_is_missing_is_one_line() {
         let said = run("case_open", dir.path(), settings);
         assert!(said.contains(&format!("refused: {line}")), "{settings:?}: expected {line}, found\n{said}");
     };
-    expect(&[("STUB_VERSION", "12040")], "the NVIDIA driver is for CUDA 12.4; expected 1");
+    let cuda = std::fs::canonicalize(dir.path()).unwrap().join("libcuda.so.1");
+    let old = format!("the NVIDIA driver ({}) is for CUDA 12.4; expected 1", cuda.display());
+    expect(&[("STUB_VERSION", "12040")], &old);
+    let stub = format!(
+        "libcuda of a toolkit's stubs folder was loaded ({}), which is no driver; take .../stubs off LD_LIBRARY_PATH.",
+        cuda.display()
+    );
+    expect(&[("STUB_INIT", "34")], &stub);
+    let other = "reduce.cu in this program was not compiled for GPU 1 (Stand-in, sm_80); build again without KERNEL_ARCHES";
+    let ampere = [("STUB_BINARY", "0"), ("STUB_CAPABILITY", "8"), ("ORDINAL", "1"), ("STUB_DEVICES", "2")];
+    expect(&ampere, other);
     expect(&[("STUB_DEVICES", "0")], "no NVIDIA GPU: the driver found none.");
     let hidden = [("STUB_DEVICES", "0"), ("CUDA_VISIBLE_DEVICES", "7")];
     expect(&hidden, "no NVIDIA GPU: the driver found none (CUDA_VISIBLE_DEVICES=7).");
     expect(&[("ORDINAL", "2"), ("STUB_DEVICES", "2")], "GPU 2: this machine shows 2, numbered from 0.");
-    expect(&[("STUB_CAPABILITY", "7")], "Stand-in has compute capability 7.0; expected 8.0 or newer.");
+    expect(
+        &[("STUB_CAPABILITY", "7")],
+        "GPU 0 (Stand-in, sm_70) has compute capability 7.0; expected 8.0 or newer.",
+    );
     if FATBINS.is_empty() {
-        expect(&[], "this program has no kernels for GPUs (");
-        expect(
-            &[],
-            &format!("this program has no kernels for GPUs ({})", warpsmith::device::cuda::fatbins::WHY_NONE),
-        );
+        let why = warpsmith::device::cuda::fatbins::WHY_NONE;
+        expect(&[("SHIPPED", "1")], &format!("this program has no kernels for GPUs ({why})"));
     }
     let empty = tempfile::tempdir().unwrap();
     if probe() == Err(Problem::NoDriver) {
@@ -84,10 +138,14 @@ fn what_is_missing_is_one_line() {
 
 #[test]
 fn a_gpu_is_described() {
-    if FATBINS.is_empty() {
-        return println!("skipped: without kernels no GPU is opened");
+    let opened = |settings: &[(&str, &str)]| {
+        let said = run("case_open", stand_ins().path(), settings);
+        said.lines().find(|line| line.contains("opened: ")).expect("a GPU").to_owned()
+    };
+    let said = opened(&[]);
+    if !FATBINS.is_empty() {
+        assert_eq!(opened(&[("SHIPPED", "1")]), said);
     }
-    let said = run("case_open", stand_ins().path(), &[]);
     for part in [
         "name: \"Stand-in\"",
         "capability: (9, 0)",
@@ -100,7 +158,7 @@ fn a_gpu_is_described() {
 }
 
 fn open() -> Nvidia {
-    Nvidia::open(0, Dtype::Bf16).unwrap()
+    Nvidia::with_fatbins(&OF_THE_STAND_IN, 0, Dtype::Bf16).unwrap()
 }
 
 fn noise(bytes: usize, seed: usize) -> Vec<u8> {
@@ -187,22 +245,17 @@ fn case_wrong_arguments() {
 
 #[test]
 fn copies_keep_their_order() {
-    if FATBINS.is_empty() {
-        return println!("skipped: without kernels no GPU is opened");
-    }
     run("case_copies", stand_ins().path(), &[]);
 }
 
 #[test]
 fn kernels_get_their_geometry_and_arguments() {
-    if FATBINS.is_empty() {
-        return println!("skipped: without kernels no GPU is opened");
-    }
     let dir = stand_ins();
     let said = run("case_launches", dir.path(), &[("STUB_PARAMS", "844")]);
     let values = format!("{} {} {}", 0x1234_5678_9abc_u64, -7i32 as u32, 1.5f32.to_bits());
     let mut expected = String::new();
     let _ = writeln!(expected, "layernorm_forward <<<5 6 7, 128 1 1, 0>>> {values}");
+    let _ = writeln!(expected, "layernorm_forward attribute 9 = 100");
     let _ = writeln!(expected, "layernorm_forward attribute 8 = 102400");
     let _ = writeln!(expected, "layernorm_forward <<<3 1 1, 64 1 1, 102400>>> {values}");
     let _ = writeln!(expected, "layernorm_forward <<<3 1 1, 64 1 1, 61440>>> {values}");
@@ -282,6 +335,7 @@ fn reference(p: &Product, [a, b, c, bias, aux]: [&[f32]; 5]) -> (Vec<f32>, Vec<f
 #[ignore = "runs in a process of its own"]
 fn case_products() {
     let mut gpu = open();
+    println!("cuBLASLt {}.", gpu.matmul_library().unwrap().describe());
     let (m, n, k) = (5, 8, 3);
     let numbers = |len: usize, seed: usize| -> Vec<f32> {
         noise(len, seed).into_iter().map(|b| f32::from(b) / 128.0 - 1.0).collect()
@@ -330,18 +384,70 @@ fn case_no_cublaslt() {
     println!("refused: {}.", open().matmul_library().err().expect("no library is there"));
 }
 
+/// cuBLASLt in a folder of a Python that no loader searches, as pip puts it there.
+fn in_python(prefix: &Path, library: &Path) -> PathBuf {
+    let folder = prefix.join("lib/python3.12/site-packages/nvidia/cu13/lib");
+    fs::create_dir_all(&folder).unwrap();
+    fs::copy(library, folder.join("libcublasLt.so.13")).unwrap();
+    folder.join("libcublasLt.so.13")
+}
+
 #[test]
-fn cublaslt_computes_what_was_meant() {
-    if FATBINS.is_empty() {
-        return println!("skipped: without kernels no GPU is opened");
-    }
+fn cublaslt_computes_what_was_meant_wherever_it_is() {
     let dir = stand_ins();
-    run("case_products", dir.path(), &[]);
+    let root = fs::canonicalize(dir.path()).unwrap();
+    let expect = |settings: &[(&str, &str)], path: &Path| {
+        let said = run("case_products", &root, settings);
+        let line = format!("cuBLASLt 13.0.2 from {}.", path.display());
+        assert!(said.contains(&line), "{line} in\n{said}");
+    };
+    let loaders = root.join("libcublasLt.so.13");
+    expect(&[], &loaders);
     // Not on the loader's path, but named.
-    let elsewhere = tempfile::tempdir().unwrap();
-    let library = elsewhere.path().join("libcublasLt.so.13");
-    std::fs::rename(dir.path().join("libcublasLt.so.13"), &library).unwrap();
-    run("case_products", dir.path(), &[("WARPSMITH_CUBLASLT", library.to_str().unwrap())]);
-    let said = run("case_no_cublaslt", dir.path(), &[("WARPSMITH_CUBLASLT", "/nowhere/libcublasLt.so.13")]);
+    let named = root.join("elsewhere/libcublasLt.so.13");
+    fs::create_dir(root.join("elsewhere")).unwrap();
+    fs::rename(loaders, &named).unwrap();
+    expect(&[("WARPSMITH_CUBLASLT", named.to_str().unwrap())], &named);
+    let said = run("case_no_cublaslt", &root, &[("WARPSMITH_CUBLASLT", "/nowhere/libcublasLt.so.13")]);
     assert!(said.contains("refused: WARPSMITH_CUBLASLT=/nowhere/libcublasLt.so.13"), "{said}");
+    for variable in ["VIRTUAL_ENV", "CONDA_PREFIX"] {
+        let prefix = root.join(variable);
+        let path = in_python(&prefix, &named);
+        expect(&[(variable, prefix.to_str().unwrap())], &path);
+    }
+    // Neither says so, but a shell would find this Python; its packages are where its link leads.
+    let (base, venv) = (root.join("base"), root.join("venv"));
+    let path = in_python(&base, &named);
+    for bin in [base.join("bin"), venv.join("bin")] {
+        fs::create_dir_all(bin).unwrap();
+    }
+    fs::write(base.join("bin/python3.12"), "").unwrap();
+    symlink(base.join("bin/python3.12"), venv.join("bin/python3")).unwrap();
+    let bin = venv.join("bin");
+    expect(&[("PATH", bin.to_str().unwrap())], &path);
+    let path = in_python(&venv, &named);
+    expect(&[("PATH", bin.to_str().unwrap())], &path);
+}
+
+#[test]
+fn another_cublaslt_is_named_with_its_version_and_path() {
+    let dir = stand_ins();
+    let path = fs::canonicalize(dir.path()).unwrap().join("libcublasLt.so.13");
+    let refused = |settings: &[(&str, &str)], line: &str| {
+        let said = run("case_no_cublaslt", dir.path(), settings);
+        assert!(said.contains(&format!("refused: {line}")), "{line} in\n{said}");
+    };
+    let expected = "expected cuBLASLt 12.0.0 or newer, below 14.0.0; install it (pip install nvidia-cublas), or name another in \
+                    WARPSMITH_CUBLASLT.";
+    for (version, shown) in [("111103", "11.11.3"), ("140000", "14.0.0")] {
+        let line = format!("{} is cuBLASLt {shown}: {expected}", path.display());
+        refused(&[("STUB_CUBLASLT_VERSION", version)], &line);
+    }
+    let other = dir.path().join("libcuda.so.1").display().to_string();
+    let line = format!("{other} has no cublasLtGetVersion: {expected}");
+    refused(&[("WARPSMITH_CUBLASLT", &other)], &line);
+    // Two that differ: the loader's would be called, and the named one shown.
+    fs::copy(&path, dir.path().join("libcublasLt.so")).unwrap();
+    let named = path.to_str().unwrap();
+    refused(&[("WARPSMITH_CUBLASLT", named)], &format!("{named} is not the cuBLASLt that the loader has"));
 }

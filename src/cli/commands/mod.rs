@@ -12,6 +12,7 @@ use anyhow::Result;
 use std::process::ExitCode;
 
 pub fn main() -> ExitCode {
+    super::logging::start();
     let mut status = ExitCode::SUCCESS;
     let outcome = super::run("warpsmith", parse(std::env::args_os()), |tool| match tool {
         Tool::Data(args) => corpus::data(&args),

@@ -1,6 +1,7 @@
 use super::*;
 use crate::cli::ModelSource;
 use crate::config::ModelConfig;
+use crate::device::cuda::AUTO;
 use crate::tensor::Dtype;
 
 /// A shape stands in for the checkpoint file, so that only what is tested can fail.
@@ -140,7 +141,7 @@ fn the_values_that_a_cpu_honours_are_accepted() {
     ok(
         "-lg -1 -w 1 -ge 0 -z 0 -pn 1 -pr 0 -pg 8 -pi mpi --flash 1 --compile 0 --write_tensors 0 --inference_only 0",
     );
-    ok("-pm mpi -pp= -ps= -lg 0 --device cpu");
+    ok("-pm mpi -pp= -ps= -lg 0 -ge auto --device cpu");
 }
 
 #[test]
@@ -170,7 +171,7 @@ fn a_gpu_honours_more() {
     );
     assert_eq!(
         (a.matmul, a.deterministic, a.gelu_fusion, a.gpu_info_every),
-        (MatmulChoice::Fastest, false, 0, 0)
+        (MatmulChoice::Fastest, false, AUTO, 0)
     );
     assert_eq!(ok("--dtype auto").dtype, DtypeChoice::Auto);
     let a = ok("-lg 10 -w 0 -ge 2 -f 0 --matmul cublaslt --deterministic 1 --dtype fp16");
@@ -182,6 +183,8 @@ fn a_gpu_honours_more() {
         (a.matmul, a.deterministic, a.gelu_fusion, a.gpu_info_every),
         (MatmulChoice::Cublaslt, true, 2, 10)
     );
+    assert_eq!(["0", "1", "auto", "-1"].map(|ge| ok(&format!("-ge {ge}")).gelu_fusion), [0, 1, AUTO, AUTO]);
+    assert_eq!(error("-ge 3"), "-ge/--gelu-fusion: expected auto (or llm.c's -1), 0, 1 or 2, found 3");
     assert_eq!(ok("--device emulated --matmul own").device, DeviceName::Emulated);
     assert_eq!(
         error("--device cpu"),

@@ -42,8 +42,13 @@ pub trait Driver: Launcher {
     /// Queues a copy on the device; the two do not overlap.
     fn copy(&mut self, dst: u64, src: u64, bytes: usize) -> Result<()>;
 
+    /// Queues setting all `bytes` to one value: 0xff makes NaN of every floating-point type.
+    fn set_bytes(&mut self, dst: u64, value: u8, bytes: usize) -> Result<()>;
+
     /// Queues setting all `bytes` to zero.
-    fn clear(&mut self, dst: u64, bytes: usize) -> Result<()>;
+    fn clear(&mut self, dst: u64, bytes: usize) -> Result<()> {
+        self.set_bytes(dst, 0, bytes)
+    }
 
     fn synchronize(&mut self) -> Result<()>;
 

@@ -125,10 +125,10 @@ impl Driver for Emulated {
         Ok(())
     }
 
-    fn clear(&mut self, dst: u64, bytes: usize) -> Result<()> {
-        let place = self.memory.touch(dst, bytes, "clearing")?;
+    fn set_bytes(&mut self, dst: u64, value: u8, bytes: usize) -> Result<()> {
+        let place = self.memory.touch(dst, bytes, if value == 0 { "clearing" } else { "setting" })?;
         // SAFETY: inside an allocation; no kernel runs.
-        unsafe { place.write_bytes(0, bytes) };
+        unsafe { place.write_bytes(value, bytes) };
         Ok(())
     }
 

@@ -1,7 +1,8 @@
 //! GELU alone.
 
 use super::Cuda;
-use super::kernel::{FloatX, Ptr, kernels};
+use super::driver::Driver;
+use super::kernel::{FloatX, Launch, Ptr, kernels};
 use crate::tensor::Tensor;
 use anyhow::Result;
 
@@ -12,14 +13,32 @@ kernels! {
 }
 
 pub fn forward(cuda: &mut Cuda, out: Tensor, inp: Tensor) -> Result<()> {
-    let launch = cuda.launch_by_packs("GELU", &[out, inp]);
-    let Cuda { driver, memory: m, .. } = cuda;
-    kernel::gelu_forward(driver.as_mut(), launch, m.x(out), m.x(inp), out.len as u64)
+    let gelu = Gelu::new(cuda, out, inp);
+    gelu.forward(cuda.driver.as_mut())
 }
 
-/// dinp *= gelu'(pre_gelu): what follows a matrix product that did not do it on the way.
-pub fn backward_inplace(cuda: &mut Cuda, dinp: Tensor, pre_gelu: Tensor) -> Result<()> {
-    let launch = cuda.launch_by_packs("GELU", &[dinp, pre_gelu]);
-    let Cuda { driver, memory: m, .. } = cuda;
-    kernel::gelu_backward_inplace(driver.as_mut(), launch, m.x(dinp), m.x(pre_gelu), dinp.len as u64)
+/// GELU of one tensor into another, or for its gradient into the first.
+#[derive(Clone, Copy)]
+pub struct Gelu {
+    launch: Launch,
+    out: Ptr<FloatX>,
+    inp: Ptr<FloatX>,
+    n: u64,
+}
+
+impl Gelu {
+    pub fn new(cuda: &Cuda, out: Tensor, inp: Tensor) -> Self {
+        let (launch, m) = (cuda.launch_by_packs("GELU", &[out, inp]), &cuda.memory);
+        Gelu { launch, out: m.x(out), inp: m.x(inp), n: out.len as u64 }
+    }
+
+    /// out = gelu(inp)
+    pub fn forward(self, driver: &mut dyn Driver) -> Result<()> {
+        kernel::gelu_forward(driver, self.launch, self.out, self.inp, self.n)
+    }
+
+    /// out *= gelu'(inp): what follows a matrix product that did not do it on the way.
+    pub fn backward(self, driver: &mut dyn Driver) -> Result<()> {
+        kernel::gelu_backward_inplace(driver, self.launch, self.out, self.inp, self.n)
+    }
 }

@@ -26,6 +26,12 @@ impl<T> Clone for Ptr<T> {
     }
 }
 impl<T> Copy for Ptr<T> {}
+impl<T> PartialEq for Ptr<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.address == other.address
+    }
+}
+impl<T> Eq for Ptr<T> {}
 
 impl<T> Ptr<T> {
     /// For an output that is not wanted or an input that is not there.

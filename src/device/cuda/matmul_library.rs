@@ -55,6 +55,9 @@ pub struct Operands {
 
 /// A library of matrix products, queued in the order of launches.
 pub trait MatmulLibrary {
+    /// Version, and where it was found: `13.0.2 from /usr/local/cuda/lib64/libcublasLt.so.13`.
+    fn describe(&self) -> String;
+
     /// # Errors
     /// If the library has no algorithm for the product, or it fails.
     fn matmul(&mut self, product: &Product, operands: &Operands) -> Result<()>;
@@ -65,4 +68,11 @@ pub trait MatmulLibrary {
     /// # Errors
     /// As [`matmul`](Self::matmul).
     fn tune(&mut self, product: &Product, operands: &Operands) -> Result<f32>;
+
+    /// Leaves out the algorithm that [`tune`](Self::tune) has kept, and keeps the next fastest: its milliseconds. `None` if there
+    /// is no other.
+    ///
+    /// # Errors
+    /// If there is no plan for the product yet.
+    fn reject(&mut self, product: &Product, operands: &Operands) -> Result<Option<f32>>;
 }

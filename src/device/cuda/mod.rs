@@ -27,6 +27,7 @@ mod layernorm;
 mod matmul;
 mod reduce;
 
+use crate::libraries::Missing;
 use crate::ops::*;
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use anyhow::Result;
@@ -43,13 +44,18 @@ pub struct CudaOptions {
     pub dtype: Dtype,
     /// Products of f32 numbers may round them to TF32.
     pub tf32: bool,
-    /// GELU in the epilogue of matrix products: 0 = never, 1 = forward, 2 = forward and backward.
-    pub gelu_fusion: usize,
+    /// GELU in the epilogue of matrix products: 0 = never, 1 = forward, 2 = forward and backward, [`AUTO`] = where it is faster.
+    pub gelu_fusion: i32,
     /// Choose kernels of products without a clock, so that every run has the same bits. Each kernel by itself always has:
     /// none adds with atomics.
     pub deterministic: bool,
     pub matmul: MatmulChoice,
 }
+
+/// Fuse GELU where that is faster on this device for the shape, forward and backward. Where nothing is measured (on the emulated device, with
+/// [`CudaOptions::deterministic`], and for the tile of a [`MatmulChoice`]) it is fused on compute capability 9.0 alone, as in llm.c, whose number
+/// for it this is.
+pub const AUTO: i32 = -1;
 
 /// Whose matrix products to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -104,6 +110,12 @@ impl Cuda {
     /// Whose matrix products to use from now on. Plans of earlier choices are kept.
     pub fn choose_matmul(&mut self, matmul: MatmulChoice) {
         self.options.matmul = matmul;
+    }
+
+    /// How products are computed, as found out since the last call: a line for each shape with its kernel, milliseconds, TFLOP/s, and what others
+    /// took.
+    pub fn take_matmul_plans(&mut self) -> Vec<String> {
+        self.matmul_plans.take_lines()
     }
 
     /// Half of [`Ops::matmul_backward`]: `dinp`.
@@ -175,6 +187,26 @@ impl Device for Cuda {
         format!("{}, {dtype}", info.name)
     }
 
+    fn libraries(&mut self) -> Result<Vec<(&'static str, String)>> {
+        let (asked, wanted) = match self.options.matmul {
+            MatmulChoice::Cublaslt => (true, true),
+            MatmulChoice::Fastest => (false, !self.options.deterministic && !self.driver.info().emulated),
+            _ => (false, false),
+        };
+        if !wanted {
+            return Ok(Vec::new());
+        }
+        let row = match self.driver.matmul_library() {
+            Ok(library) => library.describe(),
+            Err(why) if !asked && matches!(why.downcast_ref(), Some(Missing::Nowhere(_))) => {
+                log::info!("{why:#}");
+                "not found: all products are ours".to_owned()
+            }
+            Err(why) => return Err(why.context("--matmul")),
+        };
+        Ok(vec![("cuBLASLt", row)])
+    }
+
     fn float_dtype(&self) -> Dtype {
         self.options.dtype
     }
@@ -189,7 +221,7 @@ impl Device for Cuda {
         Ok(needs.into_iter().max().unwrap_or_default())
     }
 
-    /// 16,384 rows of GPT-2's logits in 16 bits where that is a small part of the memory: the gradient of the embedding
+    /// 16,675 rows of GPT-2's logits in 16 bits, which is 16,384 in equal pieces of 65,536, where that is a small part of the memory: the gradient of the embedding
     /// then is read and written in the shade of its products.
     fn logits_bytes(&self) -> usize {
         (self.driver.info().memory_bytes / 32).clamp(256 << 20, 1600 << 20)

@@ -1,6 +1,7 @@
 //! Sums, the global norm, and filling.
 
 use super::Cuda;
+use super::driver::Driver;
 use super::kernel::{FloatX, Launch, Ptr, kernels};
 use crate::ops::*;
 use crate::tensor::{Dtype, Tensor};
@@ -20,20 +21,41 @@ const SUM_THREADS: usize = 512;
 const SUM_BLOCKS: usize = 4;
 const FILL_THREADS: usize = 256;
 
-fn most_partials(cuda: &Cuda) -> usize {
-    cuda.driver.info().multiprocessors * SUM_BLOCKS
+/// Partial sums of one piece, at most.
+pub fn most_partials(multiprocessors: usize) -> usize {
+    multiprocessors * SUM_BLOCKS
 }
 
 /// A number for each block of each piece: 2 KB a piece on a GPU of 132 multiprocessors.
 pub fn scratch_bytes(cuda: &Cuda, limits: &Limits) -> usize {
-    limits.norm_pieces.max(1) * most_partials(cuda) * size_of::<f32>()
+    limits.norm_pieces.max(1) * most_partials(cuda.driver.info().multiprocessors) * size_of::<f32>()
 }
 
 /// Blocks for a sum of `src`.
 fn blocks(cuda: &Cuda, src: Tensor) -> usize {
-    assert!(cuda.memory.address(src).is_multiple_of(16), "a sum reads 16 bytes at a time");
-    let packs = src.size_bytes() / 16;
-    packs.div_ceil(SUM_THREADS).clamp(1, most_partials(cuda))
+    blocks_at(cuda.driver.info().multiprocessors, cuda.memory.address(src), src.size_bytes())
+}
+
+fn blocks_at(multiprocessors: usize, address: u64, bytes: usize) -> usize {
+    assert!(address.is_multiple_of(16), "a sum reads 16 bytes at a time");
+    (bytes / 16).div_ceil(SUM_THREADS).clamp(1, most_partials(multiprocessors))
+}
+
+/// The same of `bytes` at an address, with [`most_partials`] at `partials`.
+///
+/// # Errors
+/// If the device fails.
+pub fn norm_squared_at(
+    dev: &mut dyn Driver,
+    out: Ptr<f32>,
+    partials: Ptr<f32>,
+    (src, len): (Ptr<FloatX>, usize),
+    dtype: Dtype,
+) -> Result<()> {
+    let blocks = blocks_at(dev.info().multiprocessors, src.address(), len * dtype.size());
+    let launch = Launch::new(blocks, SUM_THREADS as u32);
+    kernel::norm_squared_partials(dev, launch, partials, src, len as u64)?;
+    kernel::sum_of_partials(dev, Launch::new(1, SUM_THREADS as u32), out, partials, blocks as i32)
 }
 
 /// Each piece leaves its partial sums behind those of the pieces before it.

@@ -1,8 +1,8 @@
 //! NCCL's functions, as far as we call them. Numbers and signatures are those of nccl.h.
 
-use super::find;
+use super::find::{self, WANTED};
 use crate::tensor::Dtype;
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 use libloading::Library;
 use std::ffi::{CStr, c_char, c_int, c_void};
 
@@ -87,10 +87,28 @@ functions! {
     get_last_error = "ncclGetLastError": fn(Comm) -> *const c_char;
 }
 
+/// All we call is there from this version on, and the next major one may take other arguments.
+const OLDEST: i32 = 21_300;
+const NEXT_MAJOR: i32 = 30_000;
+
 fn lacks(library: &str, symbol: &str) -> anyhow::Error {
-    anyhow!(
-        "{library} has no {symbol}: expected NCCL 2.13 or newer; install it (pip install nvidia-nccl-cu13)"
+    anyhow!("{library} has no {symbol}: {}", expected())
+}
+
+fn expected() -> String {
+    format!(
+        "expected NCCL {} or newer, below {}; install it ({}), or name another in {}",
+        show(OLDEST),
+        show(NEXT_MAJOR),
+        WANTED.install,
+        WANTED.variable
     )
+}
+
+/// 22707 is 2.27.7, and 2804, as versions before 2.9 counted, is 2.8.4.
+pub fn show(version: i32) -> String {
+    let unit = if version < 10_000 { 1000 } else { 10_000 };
+    format!("{}.{}.{}", version / unit, version % unit / 100, version % 100)
 }
 
 /// `ncclDataType_t`
@@ -116,14 +134,19 @@ pub struct Functions {
 
 impl Functions {
     /// # Errors
-    /// One line: no library, where it was looked for, what to do; or what it lacks.
+    /// One line: no library, where it was looked for, what to do; or what it lacks, or its version if that is another than we know.
     pub fn load() -> Result<Self> {
-        let (library, name) = find::load()?;
+        let (library, path) = find::load()?;
+        let name = path.display().to_string();
+        let version = version(&library, &name)?;
+        if !(OLDEST..NEXT_MAJOR).contains(&version) {
+            bail!("{name} is NCCL {}: {}", show(version), expected());
+        }
         let table = Table::of(&library, &name)?;
         Ok(Functions { table, name, _library: std::mem::ManuallyDrop::new(library) })
     }
 
-    /// What the library was found as.
+    /// Where the library is.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -294,6 +317,19 @@ impl Functions {
         };
         let last = if last.is_empty() { "NCCL_DEBUG=WARN says more".to_owned() } else { last };
         Err(anyhow!("NCCL, {what}: {short} ({last})"))
+    }
+}
+
+/// Asked before anything else is, as a library of another version may lack it.
+fn version(library: &Library, name: &str) -> Result<i32> {
+    const SYMBOL: &str = "ncclGetVersion";
+    // SAFETY: of the type that nccl.h declares.
+    let get = unsafe { library.get::<unsafe extern "C" fn(*mut c_int) -> Status>(SYMBOL) };
+    let mut version = 0;
+    // SAFETY: it writes a number.
+    match unsafe { get.map_err(|_| lacks(name, SYMBOL))?(&mut version) } {
+        SUCCESS => Ok(version),
+        status => bail!("NCCL at {name}, {SYMBOL}: error {status}"),
     }
 }
 

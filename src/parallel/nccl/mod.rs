@@ -15,7 +15,7 @@ use super::links::Links;
 use super::{Communicator, Operation, Ticket};
 use crate::ops::Place;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use functions::{Comm, Functions, UniqueId};
+use functions::{Comm, Functions, UniqueId, show};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -217,11 +217,6 @@ fn agree(links: &mut impl Links, functions: &Functions, version: i32) -> Result<
     Ok(UniqueId(all[0][4..].try_into().expect("an id's bytes")))
 }
 
-/// 22707 is 2.27.7.
-fn show(version: i32) -> String {
-    format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100)
-}
-
 impl Communicator for Nccl {
     fn rank(&self) -> usize {
         self.rank
@@ -234,6 +229,10 @@ impl Communicator for Nccl {
     fn describe(&self) -> String {
         let processes = if self.world_size == 1 { "process" } else { "processes" };
         format!("{} {processes} over NCCL {}", self.world_size, show(self.version))
+    }
+
+    fn library(&self) -> Option<(&'static str, String)> {
+        Some(("NCCL", format!("{} from {}", show(self.version), self.functions.name())))
     }
 
     fn start(&mut self, operations: Vec<Operation>) -> Result<Ticket> {

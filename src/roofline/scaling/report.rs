@@ -58,7 +58,10 @@ impl Plan<'_> {
         writeln!(
             f,
             "B {}, T {}: {tokens}; recompute {}; {} rows of logits at a time",
-            r.B, r.T, r.recompute, r.logits_rows
+            r.B,
+            r.T,
+            r.recompute,
+            r.logits_chunk()
         )?;
         writeln!(
             f,

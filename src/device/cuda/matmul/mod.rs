@@ -1,7 +1,10 @@
 //! Matrix products: the forward pass and the two of the backward pass, with what follows them in the same kernel.
 //!
-//! `own` and `hopper` launch our kernels, `library` describes a product to the vendor's, `plan` chooses among them.
+//! `own` and `hopper` launch our kernels, `library` describes a product to the vendor's, `plan` chooses among them: `tune` tries them out,
+//! `verify` compares what they compute.
 
+#[cfg(all(test, emulated))]
+mod fake;
 mod hopper;
 mod library;
 mod own;
@@ -9,9 +12,13 @@ mod plan;
 mod product;
 #[cfg(all(test, emulated))]
 mod tests;
+mod tune;
+mod verify;
 
+use super::driver::Driver;
+use super::gelu::Gelu;
 use super::kernel::KernelSpec;
-use super::{Cuda, gelu};
+use super::{AUTO, Cuda};
 use crate::ops::*;
 use crate::tensor::Tensor;
 use anyhow::Result;
@@ -58,9 +65,7 @@ fn run(cuda: &mut Cuda, product: Product) -> Result<()> {
         product.C,
         product.OC
     );
-    let chooser = chooser(cuda);
-    let (address, bytes) = cuda.memory.all_scratch();
-    let scratch = Scratch { address, bytes, work_counter: cuda.memory.work_counter() };
+    let (chooser, scratch) = (chooser(cuda), scratch(cuda));
     let driver = cuda.driver.as_mut();
     let plan = cuda.matmul_plans.find(driver, chooser, &product, scratch)?;
     chooser.run(driver, plan, &product, scratch)
@@ -81,19 +86,27 @@ pub fn forward(cuda: &mut Cuda, a: MatmulForward) -> Result<()> {
     {
         check(what, tensor, len);
     }
-    let apart = pre_gelu.filter(|_| cuda.options.gelu_fusion == 0);
     let m = &cuda.memory;
     let x = |tensor: Option<Tensor>| tensor.map_or(X::NULL, |tensor| m.x(tensor));
-    let forward = Forward {
-        out: m.x(apart.unwrap_or(out)),
-        pre_gelu: if apart.is_some() { X::NULL } else { x(pre_gelu) },
+    let fused = Forward {
+        out: m.x(out),
+        pre_gelu: x(pre_gelu),
         inp: m.x(inp),
         weight: m.x(weight),
         bias: x(bias),
         residual: x(residual),
     };
-    run(cuda, Product { pass: Pass::Forward(forward), dtype: cuda.options.dtype, N, C, OC })?;
-    apart.map_or(Ok(()), |pre_gelu| gelu::forward(cuda, out, pre_gelu))
+    let dtype = cuda.options.dtype;
+    let product = |forward| Product { pass: Pass::Forward(forward), dtype, N, C, OC };
+    let Some(pre_gelu) = pre_gelu else { return run(cuda, product(fused)) };
+    let gelu = Gelu::new(cuda, out, pre_gelu);
+    let apart = product(Forward { out: fused.pre_gelu, pre_gelu: X::NULL, ..fused });
+    let fused = product(fused);
+    if fuses(cuda, 1, [&fused, &apart], |driver| gelu.forward(driver))? {
+        return run(cuda, fused);
+    }
+    run(cuda, apart)?;
+    gelu.forward(cuda.driver.as_mut())
 }
 
 /// The gradient of the input.
@@ -103,17 +116,45 @@ pub fn dgrad(cuda: &mut Cuda, a: MatmulBackward) -> Result<()> {
     check("dout", Some(dout), N * OC);
     check("weight", Some(weight), OC * C);
     check("through_gelu", through_gelu, N * C);
-    let apart = through_gelu.filter(|_| cuda.options.gelu_fusion < 2);
     let m = &cuda.memory;
-    let x = |tensor: Option<Tensor>| tensor.map_or(X::NULL, |tensor| m.x(tensor));
-    let dgrad = Dgrad {
-        dinp: m.x(dinp),
-        dout: m.x(dout),
-        weight: m.x(weight),
-        through_gelu: if apart.is_some() { X::NULL } else { x(through_gelu) },
-    };
-    run(cuda, Product { pass: Pass::Dgrad(dgrad), dtype: cuda.options.dtype, N, C, OC })?;
-    apart.map_or(Ok(()), |pre_gelu| gelu::backward_inplace(cuda, dinp, pre_gelu))
+    let through = through_gelu.map_or(X::NULL, |tensor| m.x(tensor));
+    let fused = Dgrad { dinp: m.x(dinp), dout: m.x(dout), weight: m.x(weight), through_gelu: through };
+    let dtype = cuda.options.dtype;
+    let product = |dgrad| Product { pass: Pass::Dgrad(dgrad), dtype, N, C, OC };
+    let Some(through_gelu) = through_gelu else { return run(cuda, product(fused)) };
+    let gelu = Gelu::new(cuda, dinp, through_gelu);
+    let apart = product(Dgrad { through_gelu: X::NULL, ..fused });
+    let fused = product(fused);
+    if fuses(cuda, 2, [&fused, &apart], |driver| gelu.backward(driver))? {
+        return run(cuda, fused);
+    }
+    run(cuda, apart)?;
+    gelu.backward(cuda.driver.as_mut())
+}
+
+/// Whether GELU goes into a product of the pass that is fused from `level` on. Without a measurement llm.c's rule decides: it pays on
+/// Hopper.
+fn fuses(
+    cuda: &mut Cuda,
+    level: i32,
+    products: [&Product; 2],
+    gelu: impl FnMut(&mut dyn Driver) -> Result<()>,
+) -> Result<bool> {
+    let (chooser, scratch) = (chooser(cuda), scratch(cuda));
+    let by_rule = cuda.driver.info().capability == (9, 0);
+    match cuda.options.gelu_fusion {
+        AUTO if !chooser.measures() => Ok(by_rule),
+        AUTO => {
+            let measured = cuda.matmul_plans.fuses(cuda.driver.as_mut(), chooser, products, gelu, scratch)?;
+            Ok(measured.unwrap_or(by_rule))
+        }
+        fused => Ok(fused >= level),
+    }
+}
+
+fn scratch(cuda: &Cuda) -> Scratch {
+    let (address, bytes) = cuda.memory.all_scratch();
+    Scratch { address, bytes, work_counter: cuda.memory.work_counter() }
 }
 
 /// The gradients of weight and bias.

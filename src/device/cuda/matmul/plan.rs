@@ -1,10 +1,16 @@
-//! Which kernel computes a product. Found once for each kind and size of product: on a device with a clock by timing what
-//! there is on the very operands, else by a model of how blocks fill the device.
+//! Which kernel computes a product. Found once for each kind and size of product: on a GPU by timing what there is on the very
+//! operands, once it has computed what the plainest kernel does ([`super::tune`], [`super::verify`]).
+//!
+//! Where every run must choose alike (`--deterministic 1`), a model of how blocks fill the device chooses, of the plans that compute the right thing.
+//! It chooses on the emulated device, too, where nothing is compared: there a wrong kernel is what tests look for. Nor is a plan
+//! that tests or benchmarks ask for by its tile, as they compare it themselves.
 
 use super::hopper;
 use super::library;
 use super::own::{EXACT_TILES, TENSOR_CORE_TILES, Tile};
-use super::product::{Key, Pass, Product, X};
+use super::product::{ALIGN, Key, Pass, Product, X};
+use super::tune::{self, Chosen};
+use super::verify;
 use crate::device::cuda::driver::{DeviceInfo, Driver};
 use crate::device::cuda::kernel::Ptr;
 use crate::device::cuda::{CudaOptions, MatmulChoice};
@@ -31,16 +37,13 @@ pub struct Scratch {
     pub work_counter: Ptr<u32>,
 }
 
-/// Of an output in scratch memory.
-const ALIGN: usize = 256;
-
 /// What the choice depends on besides the product.
 #[derive(Clone, Copy, Debug)]
 pub struct Chooser {
     pub options: CudaOptions,
     pub multiprocessors: usize,
     /// Times of this device mean something: it is not emulated.
-    pub has_clock: bool,
+    has_clock: bool,
     /// The device has Hopper's instructions, which are for 16-bit numbers here.
     hopper: bool,
 }
@@ -51,13 +54,65 @@ impl Chooser {
         Chooser { options, multiprocessors: info.multiprocessors, has_clock: !info.emulated, hopper }
     }
 
+    /// Whether the fastest plan is chosen by a clock.
+    pub fn measures(self) -> bool {
+        self.verifies() && !self.options.deterministic
+    }
+
+    /// Whether plans are compared with the plainest one.
+    fn verifies(self) -> bool {
+        let forced = matches!(self.options.matmul, MatmulChoice::Tile { .. } | MatmulChoice::Hopper { .. });
+        self.has_clock && !forced
+    }
+
+    /// Whether products of f32 round no operand.
+    fn is_exact(self) -> bool {
+        self.options.dtype == Dtype::F32 && !self.options.tf32
+    }
+
+    fn tiles(self) -> &'static [Tile] {
+        if self.is_exact() { &EXACT_TILES } else { &TENSOR_CORE_TILES }
+    }
+
+    /// The plan that can go wrong in the fewest ways: the smallest tile, without splits.
+    pub fn plainest(self) -> Plan {
+        Plan::Own { tile: self.tiles().last().expect("there are tiles"), splits: 1 }
+    }
+
+    pub fn is_plainest(self, plan: Plan) -> bool {
+        let plainest = self.tiles().last().expect("there are tiles");
+        matches!(plan, Plan::Own { tile, splits: 1 } if std::ptr::eq(tile, plainest))
+    }
+
+    /// Kernel and splits: `matmul_hopper_wgrad_128x256, 7 splits`.
+    pub fn name(self, plan: Plan, product: &Product) -> String {
+        let pass = match product.pass {
+            Pass::Forward(_) => "forward",
+            Pass::Dgrad(_) => "dgrad",
+            Pass::Wgrad(_) => "wgrad",
+        };
+        let family = if self.is_exact() { "matmul_f32" } else { "matmul" };
+        let (kernel, splits) = match plan {
+            Plan::Own { tile, splits } => (format!("{family}_{pass}_{}x{}", tile.M, tile.N), splits),
+            Plan::Hopper { tile, splits } => (format!("matmul_hopper_{pass}_128x{}", tile.N), splits),
+            Plan::Library => return "cuBLASLt".to_owned(),
+        };
+        if splits > 1 { format!("{kernel}, {splits} splits") } else { kernel }
+    }
+
+    /// As `--matmul` has it.
+    pub fn choice_name(self) -> &'static str {
+        match self.options.matmul {
+            MatmulChoice::Fastest => "fastest",
+            MatmulChoice::Own => "own",
+            MatmulChoice::Cublaslt => "cublaslt",
+            MatmulChoice::Tile { .. } | MatmulChoice::Hopper { .. } => "asked for",
+        }
+    }
+
     /// Our kernels for a product that get along with so much scratch memory.
     fn own(self, product: &Product, scratch_bytes: usize) -> Vec<Plan> {
-        let tiles: &'static [Tile] = match self.options.dtype {
-            Dtype::F32 if !self.options.tf32 => &EXACT_TILES,
-            _ => &TENSOR_CORE_TILES,
-        };
-        let plans = tiles.iter().flat_map(|tile| {
+        let plans = self.tiles().iter().flat_map(|tile| {
             let counts = match self.options.matmul {
                 MatmulChoice::Tile { M, N, splits } if (tile.M, tile.N) == (M, N) => vec![splits],
                 MatmulChoice::Tile { .. } | MatmulChoice::Hopper { .. } => Vec::new(),
@@ -85,18 +140,23 @@ impl Chooser {
         plans.collect()
     }
 
-    /// The one of our kernels of least estimated time.
-    fn estimated_best(self, product: &Product, scratch_bytes: usize) -> Option<Plan> {
+    /// Our kernels, that of least estimated time first.
+    fn own_by_estimate(self, product: &Product, scratch_bytes: usize) -> Vec<Plan> {
         let clocks = |plan: &Plan| match plan {
             Plan::Own { tile, splits } => tile.estimate(product, *splits, self.multiprocessors),
             Plan::Hopper { tile, splits } => tile.estimate(product, *splits, self.multiprocessors),
             Plan::Library => f64::INFINITY,
         };
-        let plans = self.own(product, scratch_bytes);
-        plans.into_iter().min_by(|a, b| clocks(a).total_cmp(&clocks(b)))
+        let mut plans = self.own(product, scratch_bytes);
+        plans.sort_by(|a, b| clocks(a).total_cmp(&clocks(b)));
+        plans
     }
 
-    fn scratch_bytes(self, plan: Plan, product: &Product) -> usize {
+    fn estimated_best(self, product: &Product, scratch_bytes: usize) -> Option<Plan> {
+        self.own_by_estimate(product, scratch_bytes).first().copied()
+    }
+
+    pub fn scratch_bytes(self, plan: Plan, product: &Product) -> usize {
         match plan {
             Plan::Own { splits: 1, .. } | Plan::Hopper { splits: 1, .. } => 0,
             Plan::Own { splits, .. } | Plan::Hopper { splits, .. } => {
@@ -115,8 +175,14 @@ impl Chooser {
         let plans = self.own(product, usize::MAX).into_iter().chain([Plan::Library]);
         let partials = plans.map(|plan| self.scratch_bytes(plan, product)).max().unwrap_or_default();
         match product.pass {
-            Pass::Wgrad(_) => partials.next_multiple_of(ALIGN) + product.OC * product.dtype.size(),
-            _ => partials,
+            _ if !self.verifies() => partials,
+            // Gradients that are added to.
+            Pass::Wgrad(_) => {
+                let outputs = [product.OC, product.OC * product.C].map(|len| len * product.dtype.size());
+                let behind = partials.max(verify::scratch_bytes(self.multiprocessors));
+                outputs.iter().fold(behind, |used, bytes| used.next_multiple_of(ALIGN) + ALIGN + bytes)
+            }
+            _ => partials.max(verify::scratch_bytes(self.multiprocessors)),
         }
     }
 
@@ -143,49 +209,36 @@ impl Chooser {
     }
 
     /// What is left to do besides the library's part: the product that adds up the bias gradient, how, and with what scratch.
-    fn bias_gradient(self, product: &Product, scratch: Scratch) -> Option<(Product, Plan, Scratch)> {
+    pub fn bias_gradient(self, product: &Product, scratch: Scratch) -> Option<(Product, Plan, Scratch)> {
         let bias_gradient = library::bias_gradient(product, X::new(scratch.address))?;
         let unused = library::unused_bytes(product).next_multiple_of(ALIGN);
         let bytes = scratch.bytes.checked_sub(unused).expect("scratch memory as planned");
         let plan = self.estimated_best(&bias_gradient, bytes).expect("a kernel without splits");
         Some((bias_gradient, plan, Scratch { address: scratch.address + unused as u64, bytes, ..scratch }))
     }
-
-    /// Milliseconds that a product takes by this plan, if the device can tell. Its outputs are garbage afterwards.
-    fn time(
-        self,
-        driver: &mut dyn Driver,
-        plan: Plan,
-        product: &Product,
-        scratch: Scratch,
-    ) -> Result<Option<f32>> {
-        match plan {
-            Plan::Own { .. } | Plan::Hopper { .. } => {
-                driver.start_timer()?;
-                self.run(driver, plan, product, scratch)?;
-                driver.stop_timer()
-            }
-            Plan::Library => {
-                let (description, operands) = library::describe(product, self.options.tf32);
-                let ms = driver.matmul_library()?.tune(&description, &operands)?;
-                match self.bias_gradient(product, scratch) {
-                    Some((rest, plan, scratch)) => {
-                        Ok(self.time(driver, plan, &rest, scratch)?.map(|more| ms + more))
-                    }
-                    None => Ok(Some(ms)),
-                }
-            }
-        }
-    }
 }
 
 /// The plans of the products seen so far, by whose products were asked for.
 #[derive(Debug, Default)]
 pub struct Plans {
-    known: HashMap<(MatmulChoice, Key), Plan>,
+    known: HashMap<(MatmulChoice, Key), Chosen>,
+    /// Whether GELU belongs into its product, for the choice and the product with it.
+    fused: HashMap<(MatmulChoice, Key), bool>,
+    /// What was chosen, a line each.
+    lines: Vec<String>,
 }
 
 impl Plans {
+    /// What was chosen since the last call, a line each.
+    pub fn take_lines(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.lines)
+    }
+
+    fn tell(&mut self, line: String) {
+        log::info!("{line}");
+        self.lines.push(line);
+    }
+
     /// # Errors
     /// If nothing computes the product, or the device fails.
     pub fn find(
@@ -195,81 +248,88 @@ impl Plans {
         product: &Product,
         scratch: Scratch,
     ) -> Result<Plan> {
+        let key = (chooser.options.matmul, product.key());
+        if let Some(chosen) = self.known.get(&key) {
+            return Ok(chosen.plan);
+        }
+        let plans = candidates(driver, chooser, product, scratch)?;
+        let chosen = match chooser.verifies() {
+            true => tune::choose(driver, chooser, product, &plans, scratch)?,
+            false => Some(Chosen { plan: plans[0], ms: None, why: String::new() }),
+        };
+        // Not kept: the next such product may be one that can be tried.
+        let Some(chosen) = chosen else { return Ok(chooser.plainest()) };
+        if chooser.verifies() {
+            self.tell(chosen.why.clone());
+        }
+        let plan = chosen.plan;
+        self.known.insert(key, chosen);
+        Ok(plan)
+    }
+
+    /// Whether a product is better done with GELU (`fused`) than without it (`apart`) and `gelu` after it. Measured once for each
+    /// size; `None` if it could not be, this time.
+    ///
+    /// # Errors
+    /// As [`Plans::find`].
+    pub fn fuses(
+        &mut self,
+        driver: &mut dyn Driver,
+        chooser: Chooser,
+        [fused, apart]: [&Product; 2],
+        gelu: impl FnMut(&mut dyn Driver) -> Result<()>,
+        scratch: Scratch,
+    ) -> Result<Option<bool>> {
         let choice = chooser.options.matmul;
-        if let Some(&plan) = self.known.get(&(choice, product.key())) {
-            return Ok(plan);
+        let key = (choice, fused.key());
+        if let Some(known) = self.fused.get(&key) {
+            return Ok(Some(*known));
         }
-        let mut plans = match choice {
-            MatmulChoice::Cublaslt => vec![Plan::Library],
-            _ => chooser.own(product, scratch.bytes),
-        };
-        // Another run must not measure otherwise, and choose another order of summation.
-        let measures = chooser.has_clock && !chooser.options.deterministic;
-        if measures && choice == MatmulChoice::Fastest && driver.matmul_library().is_ok() {
-            plans.push(Plan::Library);
-        }
-        let best = match choice {
-            MatmulChoice::Cublaslt => Some(Plan::Library),
-            _ => chooser.estimated_best(product, scratch.bytes),
-        };
-        let Some(best) = best else { bail!("no kernel for {:?} with {choice:?}", product.key()) };
-        let best = match rehearsal(chooser, product, &plans, scratch) {
-            Some(rehearsal) if measures => {
-                fastest(driver, chooser, &plans, &rehearsal, scratch)?.unwrap_or(best)
+        let with = match self.find(driver, chooser, fused, scratch) {
+            // The library need not have it, as long as it has the other.
+            Err(why) if choice == MatmulChoice::Cublaslt => {
+                self.find(driver, chooser, apart, scratch)?;
+                log::warn!("{why:#}; GELU is a kernel of its own there");
+                self.fused.insert(key, false);
+                return Ok(Some(false));
             }
-            // Not kept: the next such product may be one that can be tried.
-            None if measures => return Ok(best),
-            _ => best,
+            found => found.map(|_| self.known.get(&key).and_then(|chosen| chosen.ms))?,
         };
-        self.known.insert((choice, product.key()), best);
-        Ok(best)
+        self.find(driver, chooser, apart, scratch)?;
+        let without = self.known.get(&(choice, apart.key())).and_then(|chosen| chosen.ms);
+        let (Some(with), Some(without)) = (with, without) else { return Ok(None) };
+        let gelu = tune::stopwatch(driver, gelu)?;
+        let fuse = with <= without + gelu;
+        let better = if fuse { "GELU in the product" } else { "GELU apart" };
+        self.tell(format!(
+            "{} ({}): {better}; with it {with:.3} ms, without {without:.3} ms and GELU {gelu:.3} ms",
+            fused.key(),
+            chooser.choice_name()
+        ));
+        self.fused.insert(key, fuse);
+        Ok(Some(fuse))
     }
 }
 
-/// A product that takes as long and can be repeated: its outputs are those of `product` if they are assigned, and in scratch
-/// memory, behind what any of the plans needs of it, if they are added to. `None` if they do not fit there.
-fn rehearsal(chooser: Chooser, product: &Product, plans: &[Plan], scratch: Scratch) -> Option<Product> {
-    let Pass::Wgrad(mut wgrad) = product.pass else { return Some(*product) };
-    let needs = plans.iter().map(|plan| chooser.scratch_bytes(*plan, product));
-    let mut used = needs.max().unwrap_or_default();
-    let mut divert = |output: &mut X, len: usize| {
-        let start = used.next_multiple_of(ALIGN);
-        used = start + len * product.dtype.size();
-        *output = X::new(scratch.address + start as u64);
-    };
-    if wgrad.dbias.address() != 0 {
-        divert(&mut wgrad.dbias, product.OC);
-    }
-    if wgrad.accumulate {
-        divert(&mut wgrad.dweight, product.OC * product.C);
-    }
-    (used <= scratch.bytes).then_some(Product { pass: Pass::Wgrad(wgrad), ..*product })
-}
-
-/// The plan that takes the least time, if the device can tell.
-fn fastest(
+/// Plans for a product, the best by estimate first; the library's, where there is one, last.
+fn candidates(
     driver: &mut dyn Driver,
     chooser: Chooser,
-    plans: &[Plan],
     product: &Product,
     scratch: Scratch,
-) -> Result<Option<Plan>> {
-    let mut best: Option<(f32, Plan)> = None;
-    for &plan in plans {
-        // The first round is slower: code and operands are not where they will be. The library has rounds of its own.
-        let rounds = if matches!(plan, Plan::Library) { 1 } else { 3 };
-        for _ in 0..rounds {
-            let ms = match chooser.time(driver, plan, product, scratch) {
-                Ok(Some(ms)) => ms,
-                Ok(None) => return Ok(None),
-                // The library need not have everything, unless it is all there is.
-                Err(_) if matches!(plan, Plan::Library) && plans.len() > 1 => break,
-                Err(error) => return Err(error),
-            };
-            if best.is_none_or(|(least, _)| ms < least) {
-                best = Some((ms, plan));
-            }
-        }
+) -> Result<Vec<Plan>> {
+    let choice = chooser.options.matmul;
+    if choice == MatmulChoice::Cublaslt {
+        driver.matmul_library()?;
+        return Ok(vec![Plan::Library]);
     }
-    Ok(best.map(|(_, plan)| plan))
+    let mut plans = chooser.own_by_estimate(product, scratch.bytes);
+    if plans.is_empty() {
+        bail!("no kernel for {} with {choice:?}", product.key());
+    }
+    // Another run must not measure otherwise, and choose another order of summation.
+    if choice == MatmulChoice::Fastest && chooser.measures() && driver.matmul_library().is_ok() {
+        plans.push(Plan::Library);
+    }
+    Ok(plans)
 }

@@ -3,6 +3,7 @@
 use super::message;
 use crate::device::cuda::driver::DeviceInfo;
 use crate::device::cuda::fatbins::NVCC_VERSION;
+use crate::libraries;
 use anyhow::{Result, anyhow, bail};
 use cudarc::driver::{result as cu, sys};
 use std::ffi::{CStr, c_char};
@@ -16,6 +17,8 @@ pub enum Problem {
     /// The CUDA version that the driver supports, as it counts: 12040.
     DriverTooOld(i32),
     NoDevice,
+    /// The library to link with, which a toolkit has, in place of the driver's.
+    Stub,
     Other(String),
 }
 
@@ -32,7 +35,8 @@ impl fmt::Display for Problem {
                 let (found, expected) = (show(*version), show(oldest_driver()));
                 write!(
                     f,
-                    "the NVIDIA driver is for CUDA {found}; expected {expected} or newer; update the driver"
+                    "the NVIDIA driver{} is for CUDA {found}; expected {expected} or newer; update the driver",
+                    place()
                 )?;
             }
             Problem::NoDevice => {
@@ -41,10 +45,20 @@ impl fmt::Display for Problem {
                     write!(f, " (CUDA_VISIBLE_DEVICES={})", visible.display())?;
                 }
             }
+            Problem::Stub => write!(
+                f,
+                "libcuda of a toolkit's stubs folder was loaded{}, which is no driver; take .../stubs off LD_LIBRARY_PATH",
+                place()
+            )?,
             Problem::Other(why) => write!(f, "the NVIDIA driver does not start: {why}")?,
         }
         Ok(())
     }
+}
+
+/// ` (/usr/lib/libcuda.so.1)`: which one was loaded.
+fn place() -> String {
+    libraries::loaded_from("libcuda.so").map(|path| format!(" ({})", path.display())).unwrap_or_default()
 }
 
 /// 12.8 has all the functions we call; kernels compiled by a toolkit run on drivers from the first of its major version on.
@@ -59,6 +73,7 @@ fn oldest_driver() -> i32 {
 pub fn probe() -> Result<usize, Problem> {
     let failed = |what: &str, e: cu::DriverError| match e.0 {
         sys::CUresult::CUDA_ERROR_NO_DEVICE => Problem::NoDevice,
+        sys::CUresult::CUDA_ERROR_STUB_LIBRARY => Problem::Stub,
         _ => Problem::Other(message(what, e).to_string()),
     };
     // SAFETY: loads libcuda, whose initialisers are NVIDIA's affair. Nothing else of cudarc may be called before this has

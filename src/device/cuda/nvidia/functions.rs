@@ -16,8 +16,8 @@ const FREE_SHARED_BYTES: u32 = 48 << 10;
 pub struct Functions {
     fatbins: &'static [Fatbin],
     dtype: Dtype,
-    /// `sm_90`, for messages
-    arch: String,
+    /// `GPU 0 (NVIDIA H200, sm_90)`, for messages.
+    gpu: String,
     modules: HashMap<&'static str, sys::CUmodule>,
     /// By the address of the kernel's description.
     functions: HashMap<usize, Function>,
@@ -25,24 +25,39 @@ pub struct Functions {
 
 struct Function {
     raw: sys::CUfunction,
+    /// Dynamic shared memory that it may have so far, and whether the driver knows that it has any.
     shared_bytes: u32,
+    has_shared: bool,
 }
+
+/// A file that every run needs, and small.
+const FIRST_FILE: &str = "reduce.cu";
 
 impl Functions {
     /// # Errors
-    /// If this program has no kernels, or the GPU is too old for them.
-    pub fn new(fatbins: &'static [Fatbin], dtype: Dtype, info: &DeviceInfo) -> Result<Self> {
+    /// If this program has no kernels, none for this GPU, or the GPU is too old for them.
+    pub fn new(
+        fatbins: &'static [Fatbin],
+        dtype: Dtype,
+        (ordinal, info): (usize, &DeviceInfo),
+    ) -> Result<Self> {
         let (major, minor) = info.capability;
+        let gpu = format!("GPU {ordinal} ({}, sm_{major}{minor})", info.name);
         if major < 8 {
-            bail!("{} has compute capability {major}.{minor}; expected 8.0 or newer", info.name);
+            bail!("{gpu} has compute capability {major}.{minor}; expected 8.0 or newer");
         }
         if fatbins.is_empty() {
             bail!(
                 "this program has no kernels for GPUs ({WHY_NONE}); `make train_gpt2cu` builds one that has"
             );
         }
-        let arch = format!("sm_{major}{minor}");
-        Ok(Functions { fatbins, dtype, arch, modules: HashMap::new(), functions: HashMap::new() })
+        let mut functions =
+            Functions { fatbins, dtype, gpu, modules: HashMap::new(), functions: HashMap::new() };
+        // Before anything is set up for kernels that this GPU cannot run. Only tests have other files.
+        if fatbins::find(fatbins, FIRST_FILE, dtype).is_some() {
+            functions.module(FIRST_FILE)?;
+        }
+        Ok(functions)
     }
 
     /// The function, ready for so much dynamic shared memory.
@@ -56,32 +71,41 @@ impl Functions {
         if !self.functions.contains_key(&key) {
             let raw = self.load(kernel)?;
             check_parameters(raw, args)?;
-            self.functions.insert(key, Function { raw, shared_bytes: FREE_SHARED_BYTES });
+            self.functions.insert(key, Function { raw, shared_bytes: FREE_SHARED_BYTES, has_shared: false });
         }
         let function = self.functions.get_mut(&key).expect("just inserted");
-        if shared_bytes > function.shared_bytes {
-            let most = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        let set = |attribute, value: u32| {
             // SAFETY: the function is loaded.
-            unsafe { cu::function::set_function_attribute(function.raw, most, shared_bytes as i32) }
-                .map_err(|e| message(&format!("{shared_bytes} bytes of shared memory"), e))?;
+            unsafe { cu::function::set_function_attribute(function.raw, attribute, value as i32) }
+                .map_err(|e| message(&format!("{shared_bytes} bytes of shared memory"), e))
+        };
+        if shared_bytes > 0 && !function.has_shared {
+            // All that the L1 cache can spare, so that as many blocks fit a multiprocessor as the kernel counts on.
+            set(sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100)?;
+            function.has_shared = true;
+        }
+        if shared_bytes > function.shared_bytes {
+            set(sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes)?;
             function.shared_bytes = shared_bytes;
         }
         Ok(function.raw)
     }
 
     fn load(&mut self, kernel: &'static KernelSpec) -> Result<sys::CUfunction> {
-        let module = match self.modules.get(kernel.file) {
-            Some(module) => *module,
-            None => {
-                let module = self.load_module(kernel.file)?;
-                self.modules.insert(kernel.file, module);
-                module
-            }
-        };
+        let module = self.module(kernel.file)?;
         let name = CString::new(kernel.name).expect("a name without zeros");
         // SAFETY: the module is loaded until `self` is dropped.
         unsafe { cu::module::get_function(module, name) }
             .map_err(|e| message(&format!("looking for it in {}", kernel.file), e))
+    }
+
+    fn module(&mut self, file: &'static str) -> Result<sys::CUmodule> {
+        if let Some(module) = self.modules.get(file) {
+            return Ok(*module);
+        }
+        let module = self.load_module(file)?;
+        self.modules.insert(file, module);
+        Ok(module)
     }
 
     fn load_module(&self, file: &str) -> Result<sys::CUmodule> {
@@ -90,9 +114,9 @@ impl Functions {
         // SAFETY: an image that nvcc wrote, aligned, in memory for as long as the program runs.
         unsafe { cu::module::load_data(fatbin.image.as_ptr().cast()) }.map_err(|e| match e.0 {
             sys::CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU => {
-                let arch = &self.arch;
+                let gpu = &self.gpu;
                 anyhow::anyhow!(
-                    "{file} was not compiled for {arch}; build again without KERNEL_ARCHES, or with this one"
+                    "{file} in this program was not compiled for {gpu}; build again without KERNEL_ARCHES, or with this one"
                 )
             }
             _ => message(&format!("loading {file}"), e),

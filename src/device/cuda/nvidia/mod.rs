@@ -37,6 +37,8 @@ pub struct Nvidia {
     info: DeviceInfo,
     functions: Functions,
     matmul_library: Option<Cublaslt>,
+    /// Why there is none, once it was looked for.
+    no_matmul_library: Option<String>,
     /// Opened when first asked.
     monitor: Option<Monitor>,
     staging: Staging,
@@ -64,12 +66,13 @@ impl Nvidia {
     pub fn with_fatbins(fatbins: &'static [Fatbin], ordinal: usize, dtype: Dtype) -> Result<Self> {
         let context = Context::open(ordinal)?;
         let info = context.info()?;
-        let functions = Functions::new(fatbins, dtype, &info)?;
+        let functions = Functions::new(fatbins, dtype, (ordinal, &info))?;
         let stream = Rc::new(Stream::new()?);
         Ok(Nvidia {
             info,
             functions,
             matmul_library: None,
+            no_matmul_library: None,
             monitor: None,
             staging: Staging::new()?,
             timers: [Event::timer()?, Event::timer()?],
@@ -90,10 +93,19 @@ impl Nvidia {
 
     /// An error that a call reports may be that of any kernel queued before it.
     fn blame(&self, what: &str, error: DriverError) -> anyhow::Error {
+        use sys::CUresult::{CUDA_ERROR_ILLEGAL_INSTRUCTION, CUDA_ERROR_LAUNCH_FAILED};
+        let hint = match error.0 {
+            // `__trap` is one or the other.
+            CUDA_ERROR_LAUNCH_FAILED | CUDA_ERROR_ILLEGAL_INSTRUCTION => {
+                " (kernels end themselves so when one waits longer than about 10 s for a barrier in shared memory: \
+                 BARRIER_PATIENCE_NS in kernels/hopper.cuh)"
+            }
+            _ => "",
+        };
         let error = message(what, error);
         match self.last_launch {
             Some((kernel, launch)) => anyhow!(
-                "{error}; the last kernel queued was {}; CUDA_LAUNCH_BLOCKING=1 finds the one at fault",
+                "{error}{hint}; the last kernel queued was {}; CUDA_LAUNCH_BLOCKING=1 finds the one at fault",
                 describe(kernel, launch)
             ),
             None => error,
@@ -241,19 +253,19 @@ impl Driver for Nvidia {
         if bytes == 0 {
             return Ok(());
         }
-        // SAFETY: as for `clear`.
+        // SAFETY: as for `set_bytes`.
         let copied = unsafe { cu::memcpy_dtod_async(dst, src, bytes, self.stream.raw()) };
         copied.map_err(|e| self.blame("copying on the GPU", e))
     }
 
-    fn clear(&mut self, dst: u64, bytes: usize) -> Result<()> {
+    fn set_bytes(&mut self, dst: u64, value: u8, bytes: usize) -> Result<()> {
         self.context.bind()?;
         if bytes == 0 {
             return Ok(());
         }
         // SAFETY: the caller vouches for the range; a bad one is the driver's error or the GPU's.
-        let cleared = unsafe { cu::memset_d8_async(dst, 0, bytes, self.stream.raw()) };
-        cleared.map_err(|e| self.blame("clearing memory", e))
+        let set = unsafe { cu::memset_d8_async(dst, value, bytes, self.stream.raw()) };
+        set.map_err(|e| self.blame("setting memory", e))
     }
 
     fn synchronize(&mut self) -> Result<()> {
@@ -288,8 +300,13 @@ impl Driver for Nvidia {
 
     fn matmul_library(&mut self) -> Result<&mut dyn MatmulLibrary> {
         self.context.bind()?;
+        if let Some(why) = &self.no_matmul_library {
+            bail!("{why}");
+        }
         if self.matmul_library.is_none() {
-            self.matmul_library = Some(Cublaslt::open(self.stream.clone())?);
+            let opened = Cublaslt::open(self.stream.clone());
+            self.matmul_library =
+                Some(opened.inspect_err(|why| self.no_matmul_library = Some(format!("{why:#}")))?);
         }
         Ok(self.matmul_library.as_mut().expect("opened above"))
     }

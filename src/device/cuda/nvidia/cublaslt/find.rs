@@ -1,74 +1,88 @@
-//! Where cuBLASLt may be: with the toolkit, or in one of NVIDIA's Python packages, whose directories no loader searches.
+//! cuBLASLt as a library to look for, and which one was found.
 
-use anyhow::{Context, Result, anyhow, bail};
+use crate::libraries::{Missing, Wanted};
+use anyhow::{Result, anyhow, ensure};
 use cudarc::cublaslt::sys;
+use libloading::Library;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// Names it by path where the search does not find it.
-const VARIABLE: &str = "WARPSMITH_CUBLASLT";
+const WANTED: Wanted = Wanted {
+    name: "cuBLASLt",
+    files: &["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"],
+    variable: "WARPSMITH_CUBLASLT",
+    packages: &["cu13/lib", "cublas/lib"],
+    in_toolkit: true,
+    install: "pip install nvidia-cublas",
+};
 
-const NAMES: [&str; 2] = ["libcublasLt.so.13", "libcublasLt.so.12"];
+/// What we call has been the same in these major versions.
+const OLDEST: usize = 120_000;
+const NEXT_MAJOR: usize = 140_000;
 
-/// After this the library can be called. Where it is not on the loader's path it is loaded from where it is found; cudarc, which asks
-/// for it by name, then gets the one already loaded.
-pub fn load() -> Result<()> {
-    if let Some(path) = std::env::var_os(VARIABLE) {
-        let path = PathBuf::from(path);
-        keep(&path).with_context(|| format!("{VARIABLE}={}", path.display()))?;
-    // SAFETY: loads a library of NVIDIA's.
-    } else if !unsafe { sys::is_culib_present() } {
-        let found =
-            directories().into_iter().flat_map(|dir| NAMES.map(|name| dir.join(name))).find(|p| p.is_file());
-        let Some(path) = found else {
-            bail!(
-                "cuBLASLt was not found: install it (pip install nvidia-cublas), or name libcublasLt.so.13 in {VARIABLE}"
-            );
-        };
-        keep(&path)?;
-    }
-    // SAFETY: as above.
-    match unsafe { sys::is_culib_present() } {
-        true => Ok(()),
-        false => Err(anyhow!("cuBLASLt was loaded, but not as {}", NAMES.join(" or "))),
+/// The library in use.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// `130002`
+    version: usize,
+    path: PathBuf,
+}
+
+/// `13.0.2 from /usr/local/cuda/lib64/libcublasLt.so.13`
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} from {}", show(self.version), self.path.display())
     }
 }
 
-/// Loads a library for good.
-fn keep(path: &Path) -> Result<()> {
+fn show(version: usize) -> String {
+    format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100)
+}
+
+type GetVersion = unsafe extern "C" fn() -> usize;
+
+/// After this the library can be called. It is loaded from where it is found; cudarc, which asks for it by name, then gets the one
+/// already loaded.
+///
+/// # Errors
+/// One line: it is nowhere; or it is another version than expected, named with its path.
+pub fn load() -> Result<Found, Missing> {
     // SAFETY: the initialisers of NVIDIA's library run.
-    let library =
-        unsafe { libloading::Library::new(path) }.map_err(|e| anyhow!("{}: {e}", path.display()))?;
+    let (library, path) = WANTED.load(|path| Ok(unsafe { Library::new(path) }?))?;
+    let found = known(&library, &path).map_err(Missing::Unusable)?;
+    // For good: cudarc has taken functions of it.
     std::mem::forget(library);
-    Ok(())
+    Ok(found)
 }
 
-fn directories() -> Vec<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(set);
-    let toolkits =
-        homes.chain(["/usr/local/cuda".into()]).flat_map(|home| [home.join("lib64"), home.join("lib")]);
-    let local = set("HOME").map(|home| home.join(".local"));
-    let pythons = set("VIRTUAL_ENV").into_iter().chain(local).chain(["/usr/local".into(), "/usr".into()]);
-    toolkits.chain(pythons.flat_map(packages)).collect()
-}
-
-/// NVIDIA's packages in a Python installation: one for CUDA 13, one for 12.
-fn packages(python: PathBuf) -> Vec<PathBuf> {
-    let pattern = python.join("lib/python3*/*-packages/nvidia");
-    let found = pattern.to_str().and_then(|pattern| glob::glob(pattern).ok());
-    let nvidia: Vec<PathBuf> = found.into_iter().flatten().filter_map(Result::ok).collect();
-    nvidia.into_iter().flat_map(|dir| [dir.join("cu13/lib"), dir.join("cublas/lib")]).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn python_packages_are_searched() {
-        let python = tempfile::tempdir().unwrap();
-        let nvidia = python.path().join("lib/python3.12/site-packages/nvidia");
-        std::fs::create_dir_all(nvidia.join("cu13/lib")).unwrap();
-        assert_eq!(packages(python.path().into()), [nvidia.join("cu13/lib"), nvidia.join("cublas/lib")]);
-    }
+fn known(library: &Library, path: &Path) -> Result<Found> {
+    const SYMBOL: &str = "cublasLtGetVersion";
+    let Wanted { files, variable, install, .. } = WANTED;
+    let shown = path.display();
+    let expected = || {
+        let (oldest, next) = (show(OLDEST), show(NEXT_MAJOR));
+        format!(
+            "expected cuBLASLt {oldest} or newer, below {next}; install it ({install}), or name another in {variable}"
+        )
+    };
+    // SAFETY: of the type that cublasLt.h declares.
+    let get = *unsafe { library.get::<GetVersion>(SYMBOL) }
+        .map_err(|_| anyhow!("{shown} has no {SYMBOL}: {}", expected()))?;
+    // SAFETY: no preconditions.
+    let version = unsafe { get() };
+    ensure!((OLDEST..NEXT_MAJOR).contains(&version), "{shown} is cuBLASLt {}: {}", show(version), expected());
+    // SAFETY: loads NVIDIA's library, which is loaded already. Without one, all else of cudarc's would panic.
+    let present = unsafe { sys::is_culib_present() };
+    ensure!(
+        present,
+        "{shown} was loaded, but goes by another name than {}; name another in {variable}",
+        files.join(" or ")
+    );
+    // SAFETY: present, as seen above; of the type that cublasLt.h declares.
+    let theirs = unsafe { sys::culib().get::<GetVersion>(SYMBOL) }.map(|theirs| *theirs as usize).ok();
+    ensure!(
+        theirs == Some(get as usize),
+        "{shown} is not the cuBLASLt that the loader has, of which there must be one: take the other off LD_LIBRARY_PATH, or unset {variable}"
+    );
+    Ok(Found { version, path: path.to_path_buf() })
 }

@@ -6,10 +6,11 @@ mod find;
 use super::message;
 use super::stream::{Event, Stream};
 use crate::device::cuda::matmul_library::{MatmulLibrary, Operands, Product};
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use cudarc::cublaslt::{result as lt, sys};
 use cudarc::driver::result as cu;
 use descriptors::{Descriptors, Preference};
+use find::Found;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::rc::Rc;
@@ -21,6 +22,7 @@ const CANDIDATES: usize = 16;
 const TIMED_RUNS: usize = 5;
 
 pub struct Cublaslt {
+    found: Found,
     plans: HashMap<(Product, Alignment), Plan>,
     timers: [Event; 2],
     workspace: u64,
@@ -32,6 +34,8 @@ pub struct Cublaslt {
 struct Plan {
     descriptors: Descriptors,
     algorithm: sys::cublasLtMatmulAlgo_t,
+    /// Those to go on with if that one is wrong, and their milliseconds, the fastest last.
+    slower: Vec<(f32, sys::cublasLtMatmulAlgo_t)>,
 }
 
 /// Of A, B, C and D in bytes, up to 256: algorithms differ in what they need.
@@ -41,13 +45,13 @@ impl Cublaslt {
     /// # Errors
     /// One line, if there is no cuBLASLt or it does not start.
     pub fn open(stream: Rc<Stream>) -> Result<Self> {
-        find::load()?;
+        let found = find::load()?;
         let handle = lt::create_handle().map_err(|e| anyhow!("cuBLASLt does not start: {:?}", e.0))?;
         // SAFETY: no preconditions beyond a context; freed by `drop`.
         let workspace = unsafe { cu::malloc_sync(WORKSPACE_BYTES) };
         let opened = workspace.map_err(|e| message("memory for cuBLASLt", e)).and_then(|workspace| {
             let timers = [Event::timer()?, Event::timer()?];
-            Ok(Cublaslt { plans: HashMap::new(), timers, workspace, handle, stream })
+            Ok(Cublaslt { found, plans: HashMap::new(), timers, workspace, handle, stream })
         });
         if opened.is_err() {
             // SAFETY: created above, and nobody else has it.
@@ -102,7 +106,7 @@ impl Cublaslt {
             let descriptors = Descriptors::new(product)?;
             descriptors.set_pointers(product, operands)?;
             let algorithm = self.candidates(product, &descriptors, key.1, 1)?[0];
-            self.plans.insert(key, Plan { descriptors, algorithm });
+            self.plans.insert(key, Plan { descriptors, algorithm, slower: Vec::new() });
         }
         Ok(key)
     }
@@ -171,6 +175,10 @@ fn alignment(operands: &Operands) -> Alignment {
 }
 
 impl MatmulLibrary for Cublaslt {
+    fn describe(&self) -> String {
+        self.found.to_string()
+    }
+
     fn matmul(&mut self, product: &Product, operands: &Operands) -> Result<()> {
         let key = self.prepare(product, operands)?;
         let plan = &self.plans[&key];
@@ -180,17 +188,26 @@ impl MatmulLibrary for Cublaslt {
     fn tune(&mut self, product: &Product, operands: &Operands) -> Result<f32> {
         let key = self.prepare(product, operands)?;
         let plan = &self.plans[&key];
-        let mut best: Option<(f32, sys::cublasLtMatmulAlgo_t)> = None;
+        let mut timed = Vec::new();
         for algorithm in self.candidates(product, &plan.descriptors, key.1, CANDIDATES)? {
             // The heuristic may offer one that then does not run.
-            let Ok(ms) = self.time(plan, &algorithm, product, operands) else { continue };
-            if best.is_none_or(|(least, _)| ms < least) {
-                best = Some((ms, algorithm));
+            if let Ok(ms) = self.time(plan, &algorithm, product, operands) {
+                timed.push((ms, algorithm));
             }
         }
-        let (ms, algorithm) = best.ok_or_else(|| anyhow!("cuBLASLt: no algorithm runs for {product:?}"))?;
-        self.plans.get_mut(&key).expect("prepared above").algorithm = algorithm;
-        Ok(ms)
+        timed.sort_by(|a, b| b.0.total_cmp(&a.0));
+        self.plans.get_mut(&key).expect("prepared above").slower = timed;
+        self.reject(product, operands)?.ok_or_else(|| anyhow!("cuBLASLt: no algorithm runs for {product:?}"))
+    }
+
+    fn reject(&mut self, product: &Product, operands: &Operands) -> Result<Option<f32>> {
+        let plan =
+            self.plans.get_mut(&(*product, alignment(operands))).context("no plan of cuBLASLt's yet")?;
+        let next = plan.slower.pop();
+        Ok(next.map(|(ms, algorithm)| {
+            plan.algorithm = algorithm;
+            ms
+        }))
     }
 }
 
