@@ -1,4 +1,4 @@
-//! Conversions between types of numbers, and the approximations of two functions.
+//! Conversions between types of numbers, and the approximations of four functions.
 
 use crate::case::{Case, Format};
 use crate::matrices::random_words;
@@ -215,4 +215,60 @@ fn the_twins_err_as_hardware_may() {
     largest("tanh_of", &sweep(0.001, 4.0, 4096), f64::tanh, 2f64.powi(-11));
     // One unit in the last place is all of what is allowed near 1, and half of it near 2.
     largest("exp2_of", &sweep(-100.0, 100.0, 4096), f64::exp2, 2f64.powi(-22));
+}
+
+/// Numbers of every exponent that an f32 has, and those that a root or a reciprocal has exactly.
+fn all_magnitudes() -> Vec<u32> {
+    let mut words: Vec<u32> =
+        hard_numbers().into_iter().step_by(7).filter(|x| f32::from_bits(*x).is_normal()).collect();
+    words.extend([1.0, 2.0, 4.0, 9.0, 0.25, 1.5, 1e-8].map(f32::to_bits));
+    words
+}
+
+/// sqrt.approx.ftz.f32 and rcp.approx.ftz.f32: a relative error of 2^-23 at most, subnormal numbers count as zero.
+#[test]
+fn roots_and_reciprocals() {
+    const ERROR: f64 = 1.0 / (1u32 << 23) as f64;
+    let inputs = all_magnitudes();
+    let positive: Vec<u32> = inputs.iter().map(|word| word & 0x7fff_ffff).collect();
+    let near = |words: &[u32], of: fn(f64) -> f64| -> Vec<(f64, f64)> {
+        let exact = words.iter().map(|&word| of(f64::from(f32::from_bits(word))));
+        let smallest = f64::from(f32::MIN_POSITIVE);
+        // What the error may make subnormal is flushed.
+        let flushed = |y: f64| {
+            if y.abs() < smallest * (1.0 + ERROR) {
+                (0.0, smallest * (1.0 + ERROR))
+            } else {
+                (y, y.abs() * ERROR)
+            }
+        };
+        exact.map(flushed).collect()
+    };
+    let roots = near(&positive, f64::sqrt);
+    let reciprocals = near(&inputs, |x| 1.0 / x);
+    let nan = f32::NAN.to_bits();
+    let root = |x: f32| match x {
+        x if x == f32::INFINITY => x.to_bits(),
+        x if x.is_nan() || x == f32::NEG_INFINITY => nan,
+        x => 0f32.copysign(x).to_bits(),
+    };
+    let reciprocal = |x: f32| match x {
+        x if x.is_nan() => nan,
+        x if x.is_infinite() => 0f32.copysign(x).to_bits(),
+        x => f32::INFINITY.copysign(x).to_bits(),
+    };
+    probe("roots", Needs::Any, |device| {
+        let mut run = |kernel: &'static str, inputs: &[u32]| device.each((FILE, kernel), inputs);
+        vec![
+            Case::near("sqrt", run("sqrt_of", &positive), roots.clone()),
+            Case::exact("sqrt, special", Format::F32, run("sqrt_of", &SPECIAL), each(&SPECIAL, root)),
+            Case::near("reciprocal", run("reciprocal_of", &inputs), reciprocals.clone()),
+            Case::exact(
+                "reciprocal, special",
+                Format::F32,
+                run("reciprocal_of", &SPECIAL),
+                each(&SPECIAL, reciprocal),
+            ),
+        ]
+    });
 }

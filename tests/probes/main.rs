@@ -27,7 +27,7 @@ use golden::{Golden, Recorder};
 use std::path::{Path, PathBuf};
 
 /// Every probe, by the name of its golden file.
-const PROBES: [&str; 22] = [
+const PROBES: [&str; 23] = [
     "addresses",
     "bf16",
     "copy_u128",
@@ -44,6 +44,7 @@ const PROBES: [&str; 22] = [
     "opaque",
     "pack2",
     "registers",
+    "roots",
     "tanh",
     "tf32",
     "tma",

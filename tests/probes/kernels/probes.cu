@@ -65,6 +65,14 @@ extern "C" __global__ void __launch_bounds__(256) tanh_of(unsigned* out, const u
     const int i = element();
     if (i < n) out[i] = __float_as_uint(tanh_approx(__uint_as_float(in[i])));
 }
+extern "C" __global__ void __launch_bounds__(256) sqrt_of(unsigned* out, const unsigned* in, int n) {
+    const int i = element();
+    if (i < n) out[i] = __float_as_uint(sqrt_approx(__uint_as_float(in[i])));
+}
+extern "C" __global__ void __launch_bounds__(256) reciprocal_of(unsigned* out, const unsigned* in, int n) {
+    const int i = element();
+    if (i < n) out[i] = __float_as_uint(reciprocal_approx(__uint_as_float(in[i])));
+}
 extern "C" __global__ void __launch_bounds__(256) tf32_of(unsigned* out, const unsigned* in, int n) {
     const int i = element();
     if (i < n) out[i] = to_tf32(__uint_as_float(in[i]));
