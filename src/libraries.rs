@@ -3,7 +3,7 @@
 //!
 //! Nothing is loaded or started here: who needs a library brings the call that opens it.
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use std::env;
 use std::ffi::OsStr;
 use std::fmt;
@@ -28,12 +28,12 @@ pub struct Wanted {
 }
 
 /// Why there is no library.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Missing {
     /// There is none on this machine, as far as it was looked for.
-    Nowhere(anyhow::Error),
-    /// There is one that does not open.
-    Unusable(anyhow::Error),
+    Nowhere(String),
+    /// There is one that does not open, or is not what was expected.
+    Unusable(String),
 }
 
 impl std::error::Error for Missing {}
@@ -41,7 +41,7 @@ impl std::error::Error for Missing {}
 impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (Missing::Nowhere(why) | Missing::Unusable(why)) = self;
-        write!(f, "{why:#}")
+        f.write_str(why)
     }
 }
 
@@ -54,7 +54,7 @@ impl Wanted {
         let opened = |path: PathBuf| open(&path).map(|library| (library, path));
         if let Some(path) = variable(self.variable) {
             let (variable, shown) = (self.variable, path.display().to_string());
-            return opened(path).map_err(|e| Missing::Unusable(anyhow!("{variable}={shown}: {e:#}")));
+            return opened(path).map_err(|e| Missing::Unusable(format!("{variable}={shown}: {e:#}")));
         }
         let mut why = None;
         for file in self.files {
@@ -71,11 +71,11 @@ impl Wanted {
         let files = folders.iter().flat_map(|folder| self.files.iter().map(|file| folder.join(file)));
         if let Some(path) = files.into_iter().find(|path| path.is_file()) {
             let shown = path.display().to_string();
-            return opened(path).map_err(|e| Missing::Unusable(anyhow!("{} at {shown}: {e:#}", self.name)));
+            return opened(path).map_err(|e| Missing::Unusable(format!("{} at {shown}: {e:#}", self.name)));
         }
         let Wanted { name, files, variable, packages, install, .. } = self;
         let why = why.map(|e| format!("{e:#}")).unwrap_or_default();
-        Err(Missing::Nowhere(anyhow!(
+        Err(Missing::Nowhere(format!(
             "{name} was not found: the loader has no {} ({why}), and there is no nvidia/{} in the Python packages under {}; \
              install it ({install}), or name {} in {variable}",
             files.join(" or "),
@@ -87,7 +87,7 @@ impl Wanted {
 
     /// Folders of NVIDIA's packages in a Python installation, or a virtual environment.
     fn packages_under(&self, prefix: &Path) -> Vec<PathBuf> {
-        let pattern = prefix.join("lib/python3*/*-packages/nvidia");
+        let pattern = prefix.join("lib*/python3*/*-packages/nvidia");
         let found = pattern.to_str().and_then(|pattern| glob::glob(pattern).ok());
         let nvidia: Vec<PathBuf> = found.into_iter().flatten().filter_map(Result::ok).collect();
         nvidia.iter().flat_map(|dir| self.packages.iter().map(|package| dir.join(package))).collect()
@@ -144,6 +144,7 @@ fn mapped(maps: &str, name: &str) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use anyhow::anyhow;
     use std::os::unix::fs::symlink;
 
     const NCCL: Wanted = Wanted {
@@ -192,7 +193,6 @@ mod tests {
     fn what_is_nowhere_is_one_line() {
         let missing = NCCL.load(|path| Err::<(), _>(anyhow!("{}: no such file", path.display())));
         let Err(Missing::Nowhere(why)) = missing else { panic!("{missing:?}") };
-        let why = why.to_string();
         let start = "NCCL was not found: the loader has no libnccl-of-a-test.so.2 (libnccl-of-a-test.so.2: no such file), and there is \
                      no nvidia/nccl/lib or nvidia/cu13/lib in the Python packages under ";
         assert!(why.starts_with(start), "{why}");

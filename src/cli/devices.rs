@@ -5,7 +5,7 @@ use crate::device::cpu::matmul::Precision;
 use crate::device::cuda::emulator::{self, EmulatorOptions};
 use crate::device::cuda::nvidia::Nvidia;
 use crate::device::cuda::{AUTO, Cuda, CudaOptions, MatmulChoice};
-use crate::ops::Ops;
+use crate::ops::{Device, Ops};
 use crate::tensor::Dtype;
 use anyhow::{Context, Result};
 
@@ -96,7 +96,10 @@ impl DeviceOptions {
             })?),
             DeviceName::Cuda => {
                 let driver = Nvidia::open(self.ordinal, self.dtype).context("--device cuda")?;
-                Box::new(Cuda::new(Box::new(driver), options))
+                let mut cuda = Cuda::new(Box::new(driver), options);
+                // Now, and not in the midst of it all: one that cannot be used.
+                cuda.libraries()?;
+                Box::new(cuda)
             }
             DeviceName::Emulated => {
                 let emulator =

@@ -4,6 +4,7 @@
 //! what env_logger understands.
 
 use crate::parallel::environment::Process;
+use log::Level;
 use std::env;
 use std::io::Write;
 use std::sync::OnceLock;
@@ -16,13 +17,9 @@ pub fn start() {
     let filter = ["WARPSMITH_LOG", "RUST_LOG"].into_iter().find_map(|name| env::var(name).ok());
     let mut logger = env_logger::Builder::new();
     logger.parse_filters(filter.as_deref().unwrap_or("warn"));
-    logger.format(|line, record| {
+    logger.format(|out, record| {
         let rank = RANK.get().map_or("", String::as_str);
-        let level = match record.level() {
-            log::Level::Warn => "warning".to_owned(),
-            level => level.as_str().to_ascii_lowercase(),
-        };
-        writeln!(line, "{rank}{level}: {}", super::one_line(&record.args().to_string()))
+        writeln!(out, "{}", line(rank, record.level(), &record.args().to_string()))
     });
     logger.init();
 }
@@ -31,5 +28,25 @@ pub fn start() {
 pub fn name_rank(process: &Process) {
     if process.world_size > 1 {
         RANK.get_or_init(|| format!("rank {}: ", process.rank));
+    }
+}
+
+/// `rank 3: warning: …`, whatever the text holds.
+fn line(rank: &str, level: Level, text: &str) -> String {
+    let level = match level {
+        Level::Warn => "warning".to_owned(),
+        level => level.as_str().to_ascii_lowercase(),
+    };
+    super::one_line(&format!("{rank}{level}: {text}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_says_how_grave_it_is_and_whose() {
+        assert_eq!(line("", Level::Warn, "a kernel\n\tis left out"), "warning: a kernel is left out");
+        assert_eq!(line("rank 3: ", Level::Info, "a plan"), "rank 3: info: a plan");
     }
 }

@@ -19,6 +19,7 @@ use super::kernel::{Arg, KernelSpec, Launch, Launcher};
 use super::matmul_library::MatmulLibrary;
 use super::nvml::Monitor;
 use super::tensor_map::{TensorMap, TiledMatrix};
+use crate::libraries::Missing;
 use crate::ops::Place;
 use crate::tensor::Dtype;
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -38,7 +39,7 @@ pub struct Nvidia {
     functions: Functions,
     matmul_library: Option<Cublaslt>,
     /// Why there is none, once it was looked for.
-    no_matmul_library: Option<String>,
+    no_matmul_library: Option<Missing>,
     /// Opened when first asked.
     monitor: Option<Monitor>,
     staging: Staging,
@@ -301,12 +302,12 @@ impl Driver for Nvidia {
     fn matmul_library(&mut self) -> Result<&mut dyn MatmulLibrary> {
         self.context.bind()?;
         if let Some(why) = &self.no_matmul_library {
-            bail!("{why}");
+            return Err(why.clone().into());
         }
         if self.matmul_library.is_none() {
-            let opened = Cublaslt::open(self.stream.clone());
-            self.matmul_library =
-                Some(opened.inspect_err(|why| self.no_matmul_library = Some(format!("{why:#}")))?);
+            let opened = Cublaslt::open(self.stream.clone())
+                .map_err(|why| why.downcast().unwrap_or_else(|why| Missing::Unusable(format!("{why:#}"))));
+            self.matmul_library = Some(opened.inspect_err(|why| self.no_matmul_library = Some(why.clone()))?);
         }
         Ok(self.matmul_library.as_mut().expect("opened above"))
     }

@@ -49,7 +49,7 @@ type GetVersion = unsafe extern "C" fn() -> usize;
 pub fn load() -> Result<Found, Missing> {
     // SAFETY: the initialisers of NVIDIA's library run.
     let (library, path) = WANTED.load(|path| Ok(unsafe { Library::new(path) }?))?;
-    let found = known(&library, &path).map_err(Missing::Unusable)?;
+    let found = known(&library, &path).map_err(|why| Missing::Unusable(format!("{why:#}")))?;
     // For good: cudarc has taken functions of it.
     std::mem::forget(library);
     Ok(found)
