@@ -10,6 +10,7 @@
 //! - **realistic**: what a good kernel reaches: tiles that do not fill the last wave, epilogues that do not hide, the share
 //!   of the bandwidth that layernorm and its like get, attention at the rates the best published kernels have, a gap at each launch.
 
+pub mod clocks;
 pub mod counted;
 pub mod gpu;
 pub mod kernels;

@@ -1,0 +1,317 @@
+//! Branches that a kernel's parameters alone decide: whether a pointer is null, whether a flag is set. They go the same way in
+//! every thread and every time, so they choose between variants of a kernel, where others choose between threads.
+//!
+//! Found by following parameters (`c[0x0][...]`) through registers and predicates over all blocks: what several paths leave
+//! different, or anything that depends on a thread, memory or a loop's count, is not known.
+
+use super::flow::{Block, order, predecessors};
+use super::listing::Instruction;
+use std::collections::BTreeMap;
+
+/// A test of parameters.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Test {
+    /// What is compared, in the machine's words: the same text is the same test.
+    pub text: String,
+    /// Where the parameters lie in the constant bank.
+    pub parameters: Vec<u32>,
+}
+
+/// How a block ends that goes one of two ways.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mode {
+    pub test: Test,
+    /// The jump is taken if the test is true.
+    pub jumps_if: bool,
+}
+
+/// What parameters decide in a kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Modes {
+    /// Of each block, where it goes on.
+    pub ends: Vec<Option<Mode>>,
+    /// Of each guarded instruction, the test and the answer with which it does something.
+    pub guards: BTreeMap<usize, (Test, bool)>,
+}
+
+/// What is known of a register: a text that says how it comes from parameters.
+type Known = BTreeMap<String, String>;
+
+/// Texts longer than this are given up: they are arithmetic, and not tests.
+const LONGEST: usize = 160;
+
+pub fn modes(code: &[Instruction], blocks: &[Block]) -> Modes {
+    let before = predecessors(blocks);
+    let after = known_after(code, blocks, &before);
+    let mut modes = Modes { ends: vec![None; blocks.len()], guards: BTreeMap::new() };
+    for (b, block) in blocks.iter().enumerate() {
+        let mut known = meet(before[b].iter().filter_map(|&p| after[p].as_ref()));
+        for i in block.range.clone() {
+            let test = code[i].guard.as_deref().and_then(|guard| test(guard, &known));
+            // With a second predicate a jump is a test of two things.
+            let jumps = block.next.len() == 2 && i + 1 == block.range.end && !code[i].operands.contains(',');
+            match test {
+                Some((test, jumps_if)) if jumps => modes.ends[b] = Some(Mode { test, jumps_if }),
+                Some(test) => _ = modes.guards.insert(i, test),
+                None => {}
+            }
+            step(&code[i], &mut known);
+        }
+    }
+    modes
+}
+
+/// Of each block, what is known at its end.
+fn known_after(code: &[Instruction], blocks: &[Block], before: &[Vec<usize>]) -> Vec<Option<Known>> {
+    let order = order(blocks);
+    let mut after: Vec<Option<Known>> = vec![None; blocks.len()];
+    // A block of which nothing is known yet does not count, so knowledge only shrinks.
+    loop {
+        let mut changed = false;
+        for &b in &order {
+            let mut known = meet(before[b].iter().filter_map(|&p| after[p].as_ref()));
+            code[blocks[b].range.clone()].iter().for_each(|i| step(i, &mut known));
+            changed |= after[b].as_ref() != Some(&known);
+            after[b] = Some(known);
+        }
+        if !changed {
+            return after;
+        }
+    }
+}
+
+/// What all agree on.
+fn meet<'a>(mut all: impl Iterator<Item = &'a Known>) -> Known {
+    let Some(mut known) = all.next().cloned() else { return Known::new() };
+    all.for_each(|other| known.retain(|register, text| other.get(register) == Some(text)));
+    known
+}
+
+/// What a guard asks of parameters, and the answer with which it holds.
+fn test(guard: &str, known: &Known) -> Option<(Test, bool)> {
+    let (name, negated) = guard.strip_prefix('!').map_or((guard, false), |name| (name, true));
+    let text = known.get(name)?;
+    let (text, of_opposite) = text.strip_prefix('!').map_or((text.as_str(), false), |text| (text, true));
+    // Of what is compared with zero; larger and smaller are about sizes.
+    let is_flag = text.contains(".NE") && text.contains("c[0x0][0x");
+    is_flag.then(|| (Test { text: text.to_string(), parameters: parameters(text) }, negated == of_opposite))
+}
+
+/// Offsets of all parameters in a text.
+fn parameters(text: &str) -> Vec<u32> {
+    let offsets = text.split("c[0x0][0x").skip(1).filter_map(|rest| rest.split(']').next());
+    let mut offsets: Vec<u32> = offsets.filter_map(|hex| u32::from_str_radix(hex, 16).ok()).collect();
+    offsets.sort_unstable();
+    offsets.dedup();
+    offsets
+}
+
+/// Opcodes whose result depends on nothing but their operands.
+const PURE: [&str; 20] = [
+    "MOV", "UMOV", "R2UR", "IMAD", "UIMAD", "IADD3", "UIADD3", "VIADD", "ISETP", "UISETP", "PLOP3", "UPLOP3",
+    "LOP3", "ULOP3", "SHF", "USHF", "LEA", "ULEA", "LDC", "ULDC",
+];
+
+/// What an instruction leaves known.
+fn step(instruction: &Instruction, known: &mut Known) {
+    let operands: Vec<&str> = instruction.operands.split(", ").map(str::trim).collect();
+    let written = written(instruction, &operands);
+    let text = text(instruction, &operands, known);
+    for (i, register) in written.iter().enumerate() {
+        match &text {
+            Some(text) if i < text.len() && instruction.guard.is_none() => {
+                known.insert(register.clone(), text[i].clone())
+            }
+            _ => known.remove(register),
+        };
+    }
+}
+
+/// The results as texts, where they are known: of loads of two parameters both, of others the first.
+fn text(instruction: &Instruction, operands: &[&str], known: &Known) -> Option<Vec<String>> {
+    let name = instruction.name();
+    let pure = PURE.contains(&name) && !instruction.has("WIDE") && !instruction.has("HI");
+    if !pure || operands.len() < 2 {
+        return None;
+    }
+    if matches!(name, "LDC" | "ULDC") {
+        let offset =
+            u32::from_str_radix(operands[1].strip_prefix("c[0x0][0x")?.strip_suffix(']')?, 16).ok()?;
+        let words = if instruction.has("64") { 2 } else { 1 };
+        return Some((0..words).map(|w| format!("c[0x0][{:#x}]", offset + 4 * w)).collect());
+    }
+    let first = operands.iter().take_while(|o| is_predicate(o)).count().max(1);
+    let predicates = matches!(name, "ISETP" | "UISETP" | "PLOP3" | "UPLOP3");
+    let sources = if predicates { &operands[2..] } else { &operands[first..] };
+    let sources: Vec<String> = sources.iter().map(|o| source(o, known)).collect::<Option<_>>()?;
+    if is_copy(instruction, &sources) {
+        return Some(vec![sources.iter().find(|s| *s != "0")?.clone()]);
+    }
+    if let ("PLOP3" | "UPLOP3", [.., only, table, _]) = (name, &sources[..]) {
+        // Of one predicate, the table 0x80 is itself and 0x8 its opposite.
+        match table.as_str() {
+            "0x80" => return Some(vec![only.clone()]),
+            "0x8" => return Some(vec![opposite(only)]),
+            _ => {}
+        }
+    }
+    let equal = instruction.has("EQ");
+    let opcode =
+        instruction.opcode.replace(".EQ", ".NE").replacen('U', "", usize::from(name.starts_with('U')));
+    let text = format!("{opcode}({})", sources.join(","));
+    (text.len() <= LONGEST).then(|| vec![if equal { opposite(&text) } else { text }])
+}
+
+fn opposite(text: &str) -> String {
+    text.strip_prefix('!').map_or_else(|| format!("!{text}"), str::to_string)
+}
+
+/// Whether the only source that is not nothing is the result.
+fn is_copy(instruction: &Instruction, sources: &[String]) -> bool {
+    let moves = matches!(instruction.name(), "MOV" | "UMOV" | "R2UR")
+        || instruction.name() == "IMAD" && (instruction.has("MOV") || instruction.has("U32"));
+    moves && sources.iter().filter(|s| *s != "0").count() == 1
+}
+
+/// A source operand as a text: a constant, a parameter, or what is known of a register.
+fn source(operand: &str, known: &Known) -> Option<String> {
+    let operand = operand.strip_suffix(".reuse").unwrap_or(operand);
+    match operand {
+        "RZ" | "URZ" => return Some("0".into()),
+        "PT" | "UPT" => return Some("PT".into()),
+        "!PT" | "!UPT" => return Some("!PT".into()),
+        _ => {}
+    }
+    let is_number = |text: &str| text.trim_start_matches('-').starts_with(|c: char| c.is_ascii_digit());
+    if is_number(operand) || operand.starts_with("c[0x0][0x") {
+        return Some(operand.to_string());
+    }
+    let (name, negated) = operand.strip_prefix('!').map_or((operand, false), |name| (name, true));
+    let text = known.get(name)?;
+    Some(if negated { opposite(text) } else { text.clone() })
+}
+
+fn is_predicate(operand: &str) -> bool {
+    let digits = operand.strip_prefix("UP").or_else(|| operand.strip_prefix('P'));
+    digits.is_some_and(|d| d == "T" || d.parse::<u8>().is_ok())
+}
+
+/// Registers that may have changed; rather one too many.
+fn written(instruction: &Instruction, operands: &[&str]) -> Vec<String> {
+    let writes_none =
+        ["STG", "STS", "ST", "BRA", "EXIT", "BAR", "BSSY", "BSYNC", "NOP", "RET", "CALL", "RED", "UTMALDG"];
+    if writes_none.contains(&instruction.name()) {
+        return Vec::new();
+    }
+    let predicates = operands.iter().take_while(|o| is_predicate(o)).map(|o| o.to_string());
+    let mut written: Vec<String> = predicates.collect();
+    let rest = &operands[written.len().min(operands.len())..];
+    if let Some((prefix, number)) = rest.first().and_then(|o| register(o)) {
+        written.extend((number..number + width(instruction)).map(|n| format!("{prefix}{n}")));
+    }
+    // A carry: `IADD3 R16, P0, R13, 0x2, RZ`.
+    written.extend(rest.iter().skip(1).take(2).filter(|o| is_predicate(o)).map(|o| o.to_string()));
+    written
+}
+
+/// `UR12` as (`UR`, 12).
+fn register(operand: &str) -> Option<(&str, u32)> {
+    let prefix = ["UR", "R"].into_iter().find(|prefix| operand.starts_with(prefix))?;
+    Some((prefix, operand[prefix.len()..].parse().ok()?))
+}
+
+/// Registers of a result.
+fn width(instruction: &Instruction) -> u32 {
+    match instruction.name() {
+        "HGMMA" | "WARPGROUP" => 256,
+        "HMMA" | "LDSM" => 4,
+        "LDG" | "LDS" | "LD" | "LDL" | "LDC" | "ULDC" => instruction.bits().div_ceil(32),
+        "CS2R" => 2,
+        _ if instruction.has("WIDE") || instruction.opcode.contains("64") => 2,
+        _ => 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::flow::Flow;
+    use super::super::listing::parse;
+    use super::*;
+
+    fn code(lines: &[&str]) -> Vec<Instruction> {
+        let mut text = "Function : f\n".to_string();
+        lines.iter().enumerate().for_each(|(i, line)| text += &format!("/*{:04x}*/ {line} ;\n", 16 * i));
+        parse(&text).remove(0).instructions
+    }
+
+    /// Parameters that decide, and whether the jump is taken if they are not zero.
+    fn modes_of(lines: &[&str]) -> Vec<(Vec<u32>, bool)> {
+        let code = code(lines);
+        let modes = modes(&code, &Flow::of(&code).blocks);
+        modes.ends.into_iter().flatten().map(|m| (m.test.parameters, m.jumps_if)).collect()
+    }
+
+    /// A null pointer, tested in two halves; the same in a loop; and a flag that went through a uniform predicate.
+    #[test]
+    fn parameters_decide() {
+        let pointer = [
+            "ULDC.64 UR8, c[0x0][0x340]",
+            "ISETP.NE.U32.AND P2, PT, RZ, UR8, PT",
+            "ISETP.NE.AND.EX P2, PT, RZ, UR9, PT, P2",
+            "@!P2 BRA 0x50",
+            "FADD R0, R0, R1",
+            "IADD3 R3, R3, 0x1, RZ",
+            "@P0 BRA 0x30",
+            "EXIT",
+        ];
+        assert_eq!(modes_of(&pointer), [(vec![0x340, 0x344], false)]);
+        let flag = [
+            "UISETP.EQ.AND UP0, UPT, URZ, c[0x0][0x2a0], UPT",
+            "PLOP3.LUT P0, PT, PT, PT, UP0, 0x80, 0x0",
+            "@P0 BRA 0x40",
+            "FADD R0, R0, R1",
+            "EXIT",
+        ];
+        assert_eq!(modes_of(&flag), [(vec![0x2a0], false)]);
+    }
+
+    /// The store does something where the jump is taken.
+    #[test]
+    fn guards_are_decided_like_jumps() {
+        let lines = [
+            "ULDC UR4, c[0x0][0x220]",
+            "ISETP.NE.AND P0, PT, RZ, UR4, PT",
+            "@P0 STG.E.128 desc[UR6][R2.64], R4",
+            "@P0 BRA 0x50",
+            "STG.E.128 desc[UR6][R2.64], R8",
+            "EXIT",
+        ];
+        let code = code(&lines);
+        let modes = modes(&code, &Flow::of(&code).blocks);
+        let end = modes.ends[0].as_ref().unwrap();
+        assert_eq!(modes.guards, BTreeMap::from([(2, (end.test.clone(), end.jumps_if))]));
+    }
+
+    #[test]
+    fn threads_and_memory_do_not() {
+        let thread = [
+            "S2R R0, SR_TID.X",
+            "ISETP.NE.AND P0, PT, R0, RZ, PT",
+            "@P0 BRA 0x40",
+            "FADD R0, R0, R1",
+            "EXIT",
+        ];
+        assert_eq!(modes_of(&thread), []);
+        // Of two paths one has another value.
+        let merged = [
+            "ULDC UR4, c[0x0][0x210]",
+            "@P1 BRA 0x30",
+            "S2UR UR4, SR_CTAID.X",
+            "ISETP.NE.AND P0, PT, RZ, UR4, PT",
+            "@P0 BRA 0x60",
+            "FADD R0, R0, R1",
+            "EXIT",
+        ];
+        assert_eq!(modes_of(&merged), []);
+    }
+}

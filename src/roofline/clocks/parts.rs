@@ -1,0 +1,390 @@
+//! A kernel as parts, and the numbers of each.
+
+use super::flow::Flow;
+use super::listing::{Instruction, Listing};
+use super::machine::{Machine, Pipe};
+use super::modes::{Modes, modes};
+use super::paths::{Path, Region, Step};
+use super::simulate::{Priced, clocks, clocks_of_turn, price};
+use anyhow::{Context, Result, ensure};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+/// How a kernel is launched.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Launched {
+    /// Threads of a block.
+    pub threads: usize,
+    /// Registers of a thread.
+    pub registers: usize,
+    /// Bytes of shared memory of a block, static and dynamic.
+    pub shared_bytes: usize,
+    /// Where parameters lie in the constant bank, and their names.
+    pub parameters: Vec<(u32, String)>,
+}
+
+impl Launched {
+    /// Blocks that a multiprocessor of sm_90 has room for (CUDA programming guide, compute capability 9.0).
+    pub fn blocks(&self) -> usize {
+        const THREADS: usize = 2048;
+        const BLOCKS: usize = 32;
+        const REGISTERS: usize = 65_536;
+        const SHARED_BYTES: usize = 228 * 1024;
+        /// Of each block, for the system.
+        const RESERVED_BYTES: usize = 1024;
+        let warps = self.threads.div_ceil(32);
+        let registers = warps * 32 * self.registers.next_multiple_of(8);
+        let shared = self.shared_bytes + RESERVED_BYTES;
+        [THREADS / (warps * 32), REGISTERS / registers.max(1), SHARED_BYTES / shared, BLOCKS]
+            .into_iter()
+            .min()
+            .unwrap_or_default()
+    }
+
+    /// Warps that each of the four schedulers has of a part that these run.
+    fn warps(&self, role: Role) -> usize {
+        const SCHEDULERS: usize = 4;
+        const WARPGROUP: usize = 128;
+        let threads = match role {
+            Role::All => self.threads,
+            Role::Consumer => self.threads.saturating_sub(WARPGROUP),
+            Role::Producer => 32,
+        };
+        (self.blocks() * threads.div_ceil(32)).div_ceil(SCHEDULERS).max(1)
+    }
+}
+
+/// Who runs a part of a kernel: where warpgroups give registers to others, one thread of the one that gave, or all that got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    All,
+    Consumer,
+    Producer,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Role::All => "",
+            Role::Consumer => " (consumers)",
+            Role::Producer => " (producer)",
+        })
+    }
+}
+
+/// Where a part is. Loops are numbered by their addresses: 1.2 is the second loop inside the first.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// One turn of a loop without others inside.
+    Turn(String),
+    /// What is before the first loop inside a loop, or of the kernel (an empty name).
+    Start(String),
+    /// What comes after an inner loop, until the next one or the end of the turn.
+    After { of: String, inner: String },
+    /// The rest of that, from where all tensor products of a tile have been waited for: its epilogue.
+    Epilogue { of: String, inner: String },
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let of = |of: &str| if of.is_empty() { String::new() } else { format!(" in loop {of}") };
+        match self {
+            Place::Turn(name) => write!(f, "loop {name}"),
+            Place::Start(name) => write!(f, "start{}", of(name)),
+            Place::After { of: name, inner } => write!(f, "after loop {inner}{}", of(name)),
+            Place::Epilogue { of: name, inner } => write!(f, "epilogue after loop {inner}{}", of(name)),
+        }
+    }
+}
+
+/// Instructions of a part.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub all: usize,
+    /// In the order of [`Pipe::ALL`].
+    pub pipes: [usize; Pipe::ALL.len()],
+    /// Global loads and stores, `MUFU.TANH`, and conversions on the pipe of transcendental functions.
+    pub loads: usize,
+    pub stores: usize,
+    pub tanh: usize,
+    pub conversions: usize,
+}
+
+/// What sets the clocks of a part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bound {
+    /// A pipe that is busy nearly all the time.
+    Pipe(Pipe),
+    /// The scheduler, which issues in nearly every clock.
+    Issue,
+    /// Waiting for results.
+    Latency,
+}
+
+impl Bound {
+    pub fn name(self) -> &'static str {
+        match self {
+            Bound::Pipe(pipe) => pipe.name(),
+            Bound::Issue => "issue",
+            Bound::Latency => "latency",
+        }
+    }
+}
+
+/// A way through a part.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Variant {
+    /// The parameters that are not null or zero, or are (with `!`), on this way; `-` if none is asked about.
+    pub mode: String,
+    pub counts: Counts,
+    pub issue: f64,
+    pub latency: f64,
+    pub clocks: f64,
+    pub bound: Bound,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    pub place: Place,
+    pub role: Role,
+    /// Of each scheduler.
+    pub warps: usize,
+    /// Addresses of its first and last instruction.
+    pub addresses: (u32, u32),
+    pub variants: Vec<Variant>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Kernel {
+    pub name: String,
+    /// Blocks on a multiprocessor.
+    pub blocks: usize,
+    pub threads: usize,
+    pub parts: Vec<Part>,
+}
+
+/// # Errors
+/// If the listing has no encodings, or the table of rates lacks an opcode.
+pub fn analyze(listing: &Listing, launched: &Launched, machine: &Machine) -> Result<Kernel> {
+    let fault = || listing.kernel.clone();
+    ensure!(
+        launched.blocks() > 0,
+        "{}: a multiprocessor has no room for a block of {launched:?}",
+        listing.kernel
+    );
+    let code = &listing.instructions;
+    let flow = Flow::of(code);
+    let modes = modes(code, &flow.blocks);
+    let priced = price(code, machine).with_context(fault)?;
+    let names = names(&flow);
+    let roles = roles(code, &flow);
+    let analysis = Analysis { code, flow: &flow, modes: &modes, priced, names, roles, launched };
+    let regions =
+        std::iter::once(None).chain((0..flow.loops.len()).filter(|&l| !flow.loops[l].waits).map(Some));
+    let mut parts: Vec<Part> = regions.flat_map(|of| analysis.region(of)).collect();
+    parts.sort_by_key(|part| part.addresses);
+    let (name, blocks, threads) = (listing.kernel.clone(), launched.blocks(), launched.threads);
+    Ok(Kernel { name, blocks, threads, parts })
+}
+
+/// Of each loop its number, like 1.2; of those that only wait nothing.
+fn names(flow: &Flow) -> Vec<String> {
+    let mut names = vec![String::new(); flow.loops.len()];
+    let mut counts = BTreeMap::<Option<usize>, usize>::new();
+    for (l, of) in flow.loops.iter().enumerate().filter(|(_, of)| !of.waits) {
+        let count = counts.entry(of.parent).or_default();
+        *count += 1;
+        let around = of.parent.map(|p| format!("{}.", names[p])).unwrap_or_default();
+        names[l] = format!("{around}{count}");
+    }
+    names
+}
+
+/// Of each block.
+fn roles(code: &[Instruction], flow: &Flow) -> Vec<Role> {
+    let mut roles = vec![Role::All; flow.blocks.len()];
+    for (asks, role) in [("TRY_ALLOC", Role::Consumer), ("DEALLOC", Role::Producer)] {
+        let has = |b: &usize| code[flow.blocks[*b].range.clone()].iter().any(|i| i.has(asks));
+        let mut pending: Vec<usize> = (0..flow.blocks.len()).filter(has).collect();
+        let mut seen = BTreeSet::new();
+        while let Some(b) = pending.pop() {
+            if seen.insert(b) {
+                roles[b] = role;
+                pending.extend(&flow.blocks[b].next);
+            }
+        }
+    }
+    roles
+}
+
+struct Analysis<'a> {
+    code: &'a [Instruction],
+    flow: &'a Flow,
+    modes: &'a Modes,
+    priced: Vec<Priced>,
+    names: Vec<String>,
+    roles: Vec<Role>,
+    launched: &'a Launched,
+}
+
+/// Instructions of a way between two loops, and whether each does something: a guard may be known not to hold.
+struct Stretch {
+    place: Place,
+    role: Role,
+    code: Vec<(usize, bool)>,
+}
+
+impl Analysis<'_> {
+    fn region(&self, of: Option<usize>) -> Vec<Part> {
+        let paths = Region::new(self.code, self.flow, self.modes, of).paths();
+        let mut parts = BTreeMap::<(Place, Role), Vec<(Stretch, Vec<&Path>)>>::new();
+        for path in &paths {
+            for stretch in self.stretches(of, path) {
+                let variants = parts.entry((stretch.place.clone(), stretch.role)).or_default();
+                match variants.iter_mut().find(|(known, _)| known.code == stretch.code) {
+                    Some((_, same)) => same.push(path),
+                    None => variants.push((stretch, vec![path])),
+                }
+            }
+        }
+        parts.into_iter().map(|((place, role), variants)| self.part(place, role, &variants)).collect()
+    }
+
+    /// A path cut at the loops inside, and where products have been waited for.
+    fn stretches(&self, of: Option<usize>, path: &Path) -> Vec<Stretch> {
+        let name = of.map(|l| self.names[l].clone()).unwrap_or_default();
+        let innermost = of.is_some() && self.flow.children(of).all(|l| self.flow.loops[l].waits);
+        let start = if innermost { Place::Turn(name.clone()) } else { Place::Start(name.clone()) };
+        let stretch = |place: Place| Stretch { place, role: Role::All, code: Vec::new() };
+        let (mut stretches, mut now, mut inner) = (Vec::new(), stretch(start), String::new());
+        for step in &path.steps {
+            match *step {
+                Step::Loop(l) if self.flow.loops[l].waits => {}
+                Step::Loop(l) => {
+                    inner = self.names[l].clone();
+                    let place = Place::After { of: name.clone(), inner: inner.clone() };
+                    stretches.push(std::mem::replace(&mut now, stretch(place)));
+                }
+                Step::Block(b) => {
+                    now.role = now.role.max(self.roles[b]);
+                    for i in self.flow.blocks[b].range.clone() {
+                        now.code.push((i, self.does_something(i, path)));
+                        let done = self.code[i].opcode == "WARPGROUP.DEPBAR.LE"
+                            && self.code[i].operands.ends_with("0x0");
+                        if done && !innermost {
+                            let place = Place::Epilogue { of: name.clone(), inner: inner.clone() };
+                            stretches.push(std::mem::replace(&mut now, stretch(place)));
+                            now.role = self.roles[b];
+                        }
+                    }
+                }
+            }
+        }
+        stretches.push(now);
+        stretches.retain(|s| !s.code.is_empty());
+        stretches
+    }
+
+    fn does_something(&self, i: usize, path: &Path) -> bool {
+        let decided =
+            self.modes.guards.get(&i).and_then(|(test, holds)| Some(path.tests.get(test)? == holds));
+        decided.unwrap_or(true)
+    }
+
+    fn part(&self, place: Place, role: Role, variants: &[(Stretch, Vec<&Path>)]) -> Part {
+        let all =
+            || variants.iter().flat_map(|(stretch, _)| &stretch.code).map(|&(i, _)| self.code[i].address);
+        let addresses = (all().min().unwrap_or_default(), all().max().unwrap_or_default());
+        let warps = self.launched.warps(role);
+        let variant = |(stretch, paths): &(Stretch, Vec<&Path>)| {
+            let others = variants.iter().flat_map(|(_, paths)| paths).copied();
+            self.variant(stretch, warps, self.mode(paths, &others.collect::<Vec<_>>()))
+        };
+        Part { addresses, role, warps, variants: variants.iter().map(variant).collect(), place }
+    }
+
+    /// The tests that all of `paths` decided alike, and others otherwise.
+    fn mode(&self, paths: &[&Path], others: &[&Path]) -> String {
+        let Some(first) = paths.first() else { return "-".into() };
+        let decides = |test: &_, is: &bool| {
+            paths.iter().all(|p| p.tests.get(test) == Some(is))
+                && !others.iter().all(|p| p.tests.get(test) == Some(is))
+        };
+        let name = |offsets: &[u32]| {
+            let named = |offset: &u32| self.launched.parameters.iter().find(|(o, _)| o == offset);
+            let names: Vec<_> =
+                offsets.iter().filter_map(|o| named(o).map(|(_, name)| name.clone())).collect();
+            if names.is_empty() {
+                format!("{:#x}", offsets.first().copied().unwrap_or_default())
+            } else {
+                names.join("/")
+            }
+        };
+        let tests = first.tests.iter().filter(|(test, is)| decides(test, is));
+        let texts =
+            tests.map(|(test, &is)| format!("{}{}", if is { "" } else { "!" }, name(&test.parameters)));
+        let texts: Vec<String> = texts.collect();
+        if texts.is_empty() { "-".into() } else { texts.join(" ") }
+    }
+
+    fn variant(&self, stretch: &Stretch, warps: usize, mode: String) -> Variant {
+        let nothing = |i: usize| Priced::nothing(self.priced[i].control);
+        let code: Vec<Priced> = stretch
+            .code
+            .iter()
+            .map(|&(i, does)| if does { self.priced[i].clone() } else { nothing(i) })
+            .collect();
+        let code: Vec<&Priced> = code.iter().collect();
+        let counts = self.counts(&stretch.code);
+        let turns = matches!(stretch.place, Place::Turn(_));
+        let run = |warps| if turns { clocks_of_turn(&code, warps) } else { clocks(&code, warps) };
+        let (latency, together) = (run(1), run(warps));
+        let (fullest, busy) = fullest(&code);
+        let issue = warps as f64 * busy.max(code.len() as f64);
+        /// Of its clocks, that a pipe is busy which sets them.
+        const BUSY: f64 = 0.85;
+        let bound = match warps as f64 * busy >= issue {
+            _ if issue < BUSY * together => Bound::Latency,
+            true => Bound::Pipe(fullest),
+            false => Bound::Issue,
+        };
+        Variant { mode, counts, issue, latency, clocks: together.max(issue), bound }
+    }
+
+    fn counts(&self, code: &[(usize, bool)]) -> Counts {
+        let mut counts = Counts { all: code.len(), ..Counts::default() };
+        for &(i, does_something) in code {
+            if !does_something {
+                counts.pipes[Pipe::Other as usize] += 1;
+                continue;
+            }
+            let (instruction, priced) = (&self.code[i], &self.priced[i]);
+            counts.pipes[priced.cost.pipe as usize] += 1;
+            match instruction.name() {
+                "LDG" | "LD" => counts.loads += 1,
+                "STG" | "ST" => counts.stores += 1,
+                "MUFU" if instruction.has("TANH") => counts.tanh += 1,
+                "F2F" | "F2I" | "I2F" => counts.conversions += 1,
+                _ => {}
+            }
+        }
+        counts
+    }
+}
+
+/// The pipe that one warp keeps busy for longest, and for how long.
+fn fullest(code: &[&Priced]) -> (Pipe, f64) {
+    let mut busy = [0.0; Pipe::ALL.len()];
+    let mut one_half = 0.0;
+    for cost in code.iter().map(|priced| priced.cost) {
+        busy[cost.pipe as usize] += cost.clocks;
+        busy[Pipe::Lsu as usize] += cost.lsu_clocks;
+        one_half += if cost.one_half { cost.clocks } else { 0.0 };
+    }
+    // Two halves, of which one has the integers.
+    let fma = &mut busy[Pipe::Fma as usize];
+    *fma = (*fma / 2.0).max(one_half);
+    // Of these, no pipe is known but the issue slot.
+    busy[Pipe::Other as usize] = 0.0;
+    Pipe::ALL.into_iter().zip(busy).max_by(|a, b| a.1.total_cmp(&b.1)).expect("there are pipes")
+}
