@@ -4,6 +4,8 @@
 //! issued; the hardware checks nothing else. Where they lie was found by Scott Gray (maxas, for Maxwell) and Jia et al. 2018 (for
 //! Volta), and is the same on sm_90: the stalls of 4 or 5 clocks between dependent additions show it.
 
+use std::collections::BTreeMap;
+
 /// How an instruction is issued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Control {
@@ -77,18 +79,29 @@ pub struct Listing {
     /// `sm_90a`
     pub arch: String,
     pub kernel: String,
+    /// Of a thread, and bytes of static shared memory of a block with what the system has of it; 0 if the listing does not say.
+    pub registers: usize,
+    pub shared_bytes: usize,
     pub instructions: Vec<Instruction>,
 }
 
 /// All kernels of a listing.
 pub fn parse(text: &str) -> Vec<Listing> {
     let (mut kernels, mut arch) = (Vec::<Listing>::new(), "");
+    // What each takes comes before all machine code.
+    let (mut takes, mut taker) = (BTreeMap::<&str, (usize, usize)>::new(), "");
     for line in text.lines().map(str::trim) {
         if let Some(name) = line.strip_prefix("code for ") {
             arch = name.trim();
         } else if let Some(name) = line.strip_prefix("Function : ") {
             let [arch, kernel] = [arch, name.trim()].map(str::to_string);
-            kernels.push(Listing { arch, kernel, instructions: Vec::new() });
+            let (registers, shared_bytes) = takes.get(name.trim()).copied().unwrap_or_default();
+            kernels.push(Listing { arch, kernel, registers, shared_bytes, instructions: Vec::new() });
+        } else if let Some(name) = line.strip_prefix("Function ").and_then(|rest| rest.strip_suffix(':')) {
+            taker = name;
+        } else if line.starts_with("REG:") {
+            let number = |what: &str| line.split(' ').find_map(|word| word.strip_prefix(what)?.parse().ok());
+            takes.insert(taker, (number("REG:").unwrap_or_default(), number("SHARED:").unwrap_or_default()));
         } else if let Some(kernel) = kernels.last_mut() {
             if let Some(instruction) = instruction(line) {
                 kernel.instructions.push(instruction);
@@ -131,6 +144,9 @@ mod tests {
 
     /// Two instructions of a kernel as the disassembler prints them.
     const TEXT: &str = "
+Resource usage:
+ Function scale:
+  REG:16 STACK:0 SHARED:1024 LOCAL:0 CONSTANT[0]:560 TEXTURE:0 SURFACE:0 SAMPLER:0
 \tcode for sm_90a
 \t\tFunction : scale
 \t.headerflags\t@\"EF_CUDA_SM90\"
@@ -146,6 +162,7 @@ mod tests {
     fn text_and_control_codes_are_read() {
         let [kernel] = &parse(TEXT)[..] else { panic!("one kernel") };
         assert_eq!((&*kernel.arch, &*kernel.kernel), ("sm_90a", "scale"));
+        assert_eq!((kernel.registers, kernel.shared_bytes), (16, 1024));
         let [load, add, jump] = &kernel.instructions[..] else { panic!("three instructions") };
         assert_eq!((load.address, load.guard.as_deref(), load.bits()), (0x10, Some("!P0"), 128));
         assert_eq!((&*load.opcode, load.name()), ("LDG.E.128", "LDG"));

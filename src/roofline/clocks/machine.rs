@@ -113,6 +113,11 @@ pub const RATES: [Rate; 22] = [
         Pipe::Other, 1.0, 12.0, "an issue slot; what they wait for is modelled"),
 ];
 
+/// Parameters that every row of a matrix is combined with: a multiprocessor reads them again and again, so they are in a cache. Half
+/// in the first, which answers in 41 clocks, half in the second, in 262 (Luo); that it is half is an estimate.
+pub const CACHED: [&str; 2] = ["bias", "weight"];
+pub const CACHED_LATENCY: f64 = (41.0 + 262.0) / 2.0;
+
 /// Clocks after which a scoreboard that counts reads of operands is released. An estimate: address and data have left the registers.
 pub const READ_CLOCKS: f64 = 16.0;
 

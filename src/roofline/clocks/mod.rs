@@ -8,17 +8,24 @@
 //! - **latency**: clocks of one warp alone, which waits for what it loaded: a chain of loads, each waited for, shows here.
 //! - **clocks**: of all warps of a scheduler together, who fill each other's waits.
 //!
-//! Not known are: bank conflicts, caches (every load comes from memory that is not busy), lanes without work (all have some), and
-//! other multiprocessors.
+//! Not known are: bank conflicts, caches (loads come from memory that is not busy, but for [`machine::CACHED`]), lanes without work
+//! (all have some), and other multiprocessors.
 
+pub mod epilogue;
 pub mod flow;
 pub mod listing;
 pub mod machine;
 pub mod modes;
+pub mod operands;
 pub mod paths;
+pub mod pointers;
 pub mod simulate;
+pub mod table;
 
 mod parts;
 mod text;
 
-pub use parts::{Bound, Counts, Kernel, Launched, Part, Place, Variant, analyze};
+#[cfg(test)]
+mod tests;
+
+pub use parts::{Bound, Counts, Kernel, Launched, PARAMETERS_START, Part, Place, Role, Variant, analyze};

@@ -6,6 +6,7 @@
 
 use super::flow::{Block, order, predecessors};
 use super::listing::Instruction;
+use super::operands::{is_predicate, operands, parameter, written};
 use std::collections::BTreeMap;
 
 /// A test of parameters.
@@ -114,8 +115,8 @@ const PURE: [&str; 20] = [
 
 /// What an instruction leaves known.
 fn step(instruction: &Instruction, known: &mut Known) {
-    let operands: Vec<&str> = instruction.operands.split(", ").map(str::trim).collect();
-    let written = written(instruction, &operands);
+    let operands = operands(instruction);
+    let written = written(instruction);
     let text = text(instruction, &operands, known);
     for (i, register) in written.iter().enumerate() {
         match &text {
@@ -135,8 +136,7 @@ fn text(instruction: &Instruction, operands: &[&str], known: &Known) -> Option<V
         return None;
     }
     if matches!(name, "LDC" | "ULDC") {
-        let offset =
-            u32::from_str_radix(operands[1].strip_prefix("c[0x0][0x")?.strip_suffix(']')?, 16).ok()?;
+        let offset = parameter(operands[1])?;
         let words = if instruction.has("64") { 2 } else { 1 };
         return Some((0..words).map(|w| format!("c[0x0][{:#x}]", offset + 4 * w)).collect());
     }
@@ -189,47 +189,6 @@ fn source(operand: &str, known: &Known) -> Option<String> {
     let (name, negated) = operand.strip_prefix('!').map_or((operand, false), |name| (name, true));
     let text = known.get(name)?;
     Some(if negated { opposite(text) } else { text.clone() })
-}
-
-fn is_predicate(operand: &str) -> bool {
-    let digits = operand.strip_prefix("UP").or_else(|| operand.strip_prefix('P'));
-    digits.is_some_and(|d| d == "T" || d.parse::<u8>().is_ok())
-}
-
-/// Registers that may have changed; rather one too many.
-fn written(instruction: &Instruction, operands: &[&str]) -> Vec<String> {
-    let writes_none =
-        ["STG", "STS", "ST", "BRA", "EXIT", "BAR", "BSSY", "BSYNC", "NOP", "RET", "CALL", "RED", "UTMALDG"];
-    if writes_none.contains(&instruction.name()) {
-        return Vec::new();
-    }
-    let predicates = operands.iter().take_while(|o| is_predicate(o)).map(|o| o.to_string());
-    let mut written: Vec<String> = predicates.collect();
-    let rest = &operands[written.len().min(operands.len())..];
-    if let Some((prefix, number)) = rest.first().and_then(|o| register(o)) {
-        written.extend((number..number + width(instruction)).map(|n| format!("{prefix}{n}")));
-    }
-    // A carry: `IADD3 R16, P0, R13, 0x2, RZ`.
-    written.extend(rest.iter().skip(1).take(2).filter(|o| is_predicate(o)).map(|o| o.to_string()));
-    written
-}
-
-/// `UR12` as (`UR`, 12).
-fn register(operand: &str) -> Option<(&str, u32)> {
-    let prefix = ["UR", "R"].into_iter().find(|prefix| operand.starts_with(prefix))?;
-    Some((prefix, operand[prefix.len()..].parse().ok()?))
-}
-
-/// Registers of a result.
-fn width(instruction: &Instruction) -> u32 {
-    match instruction.name() {
-        "HGMMA" | "WARPGROUP" => 256,
-        "HMMA" | "LDSM" => 4,
-        "LDG" | "LDS" | "LD" | "LDL" | "LDC" | "ULDC" => instruction.bits().div_ceil(32),
-        "CS2R" => 2,
-        _ if instruction.has("WIDE") || instruction.opcode.contains("64") => 2,
-        _ => 1,
-    }
 }
 
 #[cfg(test)]

@@ -2,9 +2,10 @@
 
 use super::flow::Flow;
 use super::listing::{Instruction, Listing};
-use super::machine::{Machine, Pipe};
+use super::machine::{CACHED, CACHED_LATENCY, Machine, Pipe};
 use super::modes::{Modes, modes};
 use super::paths::{Path, Region, Step};
+use super::pointers::pointers;
 use super::simulate::{Priced, clocks, clocks_of_turn, price};
 use anyhow::{Context, Result, ensure};
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,43 +16,40 @@ use std::fmt;
 pub struct Launched {
     /// Threads of a block.
     pub threads: usize,
-    /// Registers of a thread.
-    pub registers: usize,
-    /// Bytes of shared memory of a block, static and dynamic.
+    /// Bytes of dynamic shared memory of a block.
     pub shared_bytes: usize,
-    /// Where parameters lie in the constant bank, and their names.
-    pub parameters: Vec<(u32, String)>,
+    /// Where parameters lie in the constant bank, their names, and which are pointers.
+    pub parameters: Vec<(u32, String, bool)>,
 }
 
-impl Launched {
-    /// Blocks that a multiprocessor of sm_90 has room for (CUDA programming guide, compute capability 9.0).
-    pub fn blocks(&self) -> usize {
-        const THREADS: usize = 2048;
-        const BLOCKS: usize = 32;
-        const REGISTERS: usize = 65_536;
-        const SHARED_BYTES: usize = 228 * 1024;
-        /// Of each block, for the system.
-        const RESERVED_BYTES: usize = 1024;
-        let warps = self.threads.div_ceil(32);
-        let registers = warps * 32 * self.registers.next_multiple_of(8);
-        let shared = self.shared_bytes + RESERVED_BYTES;
-        [THREADS / (warps * 32), REGISTERS / registers.max(1), SHARED_BYTES / shared, BLOCKS]
-            .into_iter()
-            .min()
-            .unwrap_or_default()
-    }
+/// Where a kernel's first parameter lies in the constant bank of sm_90.
+pub const PARAMETERS_START: u32 = 0x210;
 
-    /// Warps that each of the four schedulers has of a part that these run.
-    fn warps(&self, role: Role) -> usize {
-        const SCHEDULERS: usize = 4;
-        const WARPGROUP: usize = 128;
-        let threads = match role {
-            Role::All => self.threads,
-            Role::Consumer => self.threads.saturating_sub(WARPGROUP),
-            Role::Producer => 32,
-        };
-        (self.blocks() * threads.div_ceil(32)).div_ceil(SCHEDULERS).max(1)
-    }
+/// Blocks that a multiprocessor of sm_90 has room for (CUDA programming guide, compute capability 9.0).
+fn blocks(listing: &Listing, launched: &Launched) -> usize {
+    const THREADS: usize = 2048;
+    const BLOCKS: usize = 32;
+    const REGISTERS: usize = 65_536;
+    const SHARED_BYTES: usize = 228 * 1024;
+    let threads = launched.threads.next_multiple_of(32).max(32);
+    let registers = threads * listing.registers.next_multiple_of(8).max(8);
+    let shared = (listing.shared_bytes + launched.shared_bytes).max(1);
+    [THREADS / threads, REGISTERS / registers, SHARED_BYTES / shared, BLOCKS]
+        .into_iter()
+        .min()
+        .unwrap_or_default()
+}
+
+/// Warps that each of the four schedulers has of a part that these run.
+fn warps(blocks: usize, threads: usize, role: Role) -> usize {
+    const SCHEDULERS: usize = 4;
+    const WARPGROUP: usize = 128;
+    let threads = match role {
+        Role::All => threads,
+        Role::Consumer => threads.saturating_sub(WARPGROUP),
+        Role::Producer => 32,
+    };
+    (blocks * threads.div_ceil(32)).div_ceil(SCHEDULERS).max(1)
 }
 
 /// Who runs a part of a kernel: where warpgroups give registers to others, one thread of the one that gave, or all that got.
@@ -81,7 +79,8 @@ pub enum Place {
     Start(String),
     /// What comes after an inner loop, until the next one or the end of the turn.
     After { of: String, inner: String },
-    /// The rest of that, from where all tensor products of a tile have been waited for: its epilogue.
+    /// The rest of that, from where all tensor products of a tile have been waited for: its epilogue. What was loaded ahead of
+    /// there counts as its own, and is waited for as it would be.
     Epilogue { of: String, inner: String },
 }
 
@@ -167,24 +166,28 @@ pub struct Kernel {
 /// If the listing has no encodings, or the table of rates lacks an opcode.
 pub fn analyze(listing: &Listing, launched: &Launched, machine: &Machine) -> Result<Kernel> {
     let fault = || listing.kernel.clone();
-    ensure!(
-        launched.blocks() > 0,
-        "{}: a multiprocessor has no room for a block of {launched:?}",
-        listing.kernel
-    );
+    let (blocks, threads) = (blocks(listing, launched), launched.threads);
+    ensure!(blocks > 0, "{}: a multiprocessor has no room for a block of {threads} threads", listing.kernel);
     let code = &listing.instructions;
     let flow = Flow::of(code);
     let modes = modes(code, &flow.blocks);
-    let priced = price(code, machine).with_context(fault)?;
+    let mut priced = price(code, machine).with_context(fault)?;
+    let pointing = launched.parameters.iter().filter(|(.., is_pointer)| *is_pointer);
+    let by_offset: BTreeMap<u32, &str> = pointing.map(|(offset, name, _)| (*offset, &**name)).collect();
+    for (i, from) in pointers(code, &flow.blocks, &by_offset.keys().copied().collect()) {
+        let mut names = from.iter().map(|offset| by_offset[offset]);
+        if !from.is_empty() && names.all(|name| CACHED.contains(&name)) {
+            priced[i].cost.latency = CACHED_LATENCY;
+        }
+    }
     let names = names(&flow);
     let roles = roles(code, &flow);
-    let analysis = Analysis { code, flow: &flow, modes: &modes, priced, names, roles, launched };
+    let analysis = Analysis { code, flow: &flow, modes: &modes, priced, names, roles, launched, blocks };
     let regions =
         std::iter::once(None).chain((0..flow.loops.len()).filter(|&l| !flow.loops[l].waits).map(Some));
     let mut parts: Vec<Part> = regions.flat_map(|of| analysis.region(of)).collect();
     parts.sort_by_key(|part| part.addresses);
-    let (name, blocks, threads) = (listing.kernel.clone(), launched.blocks(), launched.threads);
-    Ok(Kernel { name, blocks, threads, parts })
+    Ok(Kernel { name: listing.kernel.clone(), blocks, threads, parts })
 }
 
 /// Of each loop its number, like 1.2; of those that only wait nothing.
@@ -225,6 +228,7 @@ struct Analysis<'a> {
     names: Vec<String>,
     roles: Vec<Role>,
     launched: &'a Launched,
+    blocks: usize,
 }
 
 /// Instructions of a way between two loops, and whether each does something: a guard may be known not to hold.
@@ -232,6 +236,8 @@ struct Stretch {
     place: Place,
     role: Role,
     code: Vec<(usize, bool)>,
+    /// Of an epilogue, what came before it since the last loop.
+    before: Vec<(usize, bool)>,
 }
 
 impl Analysis<'_> {
@@ -241,7 +247,10 @@ impl Analysis<'_> {
         for path in &paths {
             for stretch in self.stretches(of, path) {
                 let variants = parts.entry((stretch.place.clone(), stretch.role)).or_default();
-                match variants.iter_mut().find(|(known, _)| known.code == stretch.code) {
+                match variants
+                    .iter_mut()
+                    .find(|(known, _)| known.code == stretch.code && known.before == stretch.before)
+                {
                     Some((_, same)) => same.push(path),
                     None => variants.push((stretch, vec![path])),
                 }
@@ -255,7 +264,7 @@ impl Analysis<'_> {
         let name = of.map(|l| self.names[l].clone()).unwrap_or_default();
         let innermost = of.is_some() && self.flow.children(of).all(|l| self.flow.loops[l].waits);
         let start = if innermost { Place::Turn(name.clone()) } else { Place::Start(name.clone()) };
-        let stretch = |place: Place| Stretch { place, role: Role::All, code: Vec::new() };
+        let stretch = |place: Place| Stretch { place, role: Role::All, code: Vec::new(), before: Vec::new() };
         let (mut stretches, mut now, mut inner) = (Vec::new(), stretch(start), String::new());
         for step in &path.steps {
             match *step {
@@ -273,8 +282,10 @@ impl Analysis<'_> {
                             && self.code[i].operands.ends_with("0x0");
                         if done && !innermost {
                             let place = Place::Epilogue { of: name.clone(), inner: inner.clone() };
-                            stretches.push(std::mem::replace(&mut now, stretch(place)));
+                            let before = std::mem::replace(&mut now, stretch(place));
+                            now.before = before.code.clone();
                             now.role = self.roles[b];
+                            stretches.push(before);
                         }
                     }
                 }
@@ -295,7 +306,7 @@ impl Analysis<'_> {
         let all =
             || variants.iter().flat_map(|(stretch, _)| &stretch.code).map(|&(i, _)| self.code[i].address);
         let addresses = (all().min().unwrap_or_default(), all().max().unwrap_or_default());
-        let warps = self.launched.warps(role);
+        let warps = warps(self.blocks, self.launched.threads, role);
         let variant = |(stretch, paths): &(Stretch, Vec<&Path>)| {
             let others = variants.iter().flat_map(|(_, paths)| paths).copied();
             self.variant(stretch, warps, self.mode(paths, &others.collect::<Vec<_>>()))
@@ -311,9 +322,9 @@ impl Analysis<'_> {
                 && !others.iter().all(|p| p.tests.get(test) == Some(is))
         };
         let name = |offsets: &[u32]| {
-            let named = |offset: &u32| self.launched.parameters.iter().find(|(o, _)| o == offset);
+            let named = |offset: &u32| self.launched.parameters.iter().find(|(o, ..)| o == offset);
             let names: Vec<_> =
-                offsets.iter().filter_map(|o| named(o).map(|(_, name)| name.clone())).collect();
+                offsets.iter().filter_map(|o| named(o).map(|(_, name, _)| name.clone())).collect();
             if names.is_empty() {
                 format!("{:#x}", offsets.first().copied().unwrap_or_default())
             } else {
@@ -328,18 +339,24 @@ impl Analysis<'_> {
     }
 
     fn variant(&self, stretch: &Stretch, warps: usize, mode: String) -> Variant {
-        let nothing = |i: usize| Priced::nothing(self.priced[i].control);
-        let code: Vec<Priced> = stretch
-            .code
-            .iter()
-            .map(|&(i, does)| if does { self.priced[i].clone() } else { nothing(i) })
-            .collect();
-        let code: Vec<&Priced> = code.iter().collect();
-        let counts = self.counts(&stretch.code);
-        let turns = matches!(stretch.place, Place::Turn(_));
-        let run = |warps| if turns { clocks_of_turn(&code, warps) } else { clocks(&code, warps) };
+        let priced = |code: &[(usize, bool)]| -> Vec<Priced> {
+            let one = |&(i, does): &(usize, bool)| match does {
+                true => self.priced[i].clone(),
+                false => Priced::nothing(self.priced[i].control),
+            };
+            code.iter().map(one).collect()
+        };
+        let (before, code) = (priced(&stretch.before), priced(&stretch.code));
+        let whole: Vec<&Priced> = before.iter().chain(&code).collect();
+        let (before, code) = whole.split_at(before.len());
+        let mut counts = self.counts(&stretch.code);
+        counts.loads += self.counts(&stretch.before).loads;
+        let run = |warps| match stretch.place {
+            Place::Turn(_) => clocks_of_turn(code, warps),
+            _ => clocks(&whole, warps) - clocks(before, warps),
+        };
         let (latency, together) = (run(1), run(warps));
-        let (fullest, busy) = fullest(&code);
+        let (fullest, busy) = fullest(code);
         let issue = warps as f64 * busy.max(code.len() as f64);
         /// Of its clocks, that a pipe is busy which sets them.
         const BUSY: f64 = 0.85;

@@ -104,7 +104,29 @@ impl<'a> Region<'a> {
     fn through(&self, inner: Option<usize>) -> Vec<Path> {
         let mut walk = Walk { region: self, inner, worth: BTreeMap::new(), paths: Vec::new() };
         walk.follow(Path { steps: Vec::new(), tests: BTreeMap::new() }, self.first());
-        walk.paths
+        walk.paths.into_iter().flat_map(|path| self.with_guards(path)).collect()
+    }
+
+    /// A path for each answer to tests that no jump decided, but guards of instructions on the way do.
+    fn with_guards(&self, path: Path) -> Vec<Path> {
+        let blocks = path.steps.iter().filter_map(|step| match step {
+            Step::Block(b) => Some(self.flow.blocks[*b].range.clone()),
+            Step::Loop(_) => None,
+        });
+        let guards = blocks.flatten().filter_map(|i| self.modes.guards.get(&i));
+        let open: BTreeSet<Test> =
+            guards.map(|(test, _)| test.clone()).filter(|t| !path.tests.contains_key(t)).collect();
+        let mut paths = vec![path];
+        // A few; what is left open is taken to do something.
+        for test in open.into_iter().take(3) {
+            let with = |path: &Path, is: bool| {
+                let mut path = path.clone();
+                path.tests.insert(test.clone(), is);
+                path
+            };
+            paths = paths.iter().flat_map(|path| [true, false].map(|is| with(path, is))).collect();
+        }
+        paths
     }
 }
 
@@ -134,8 +156,7 @@ impl Walk<'_, '_> {
     }
 
     fn follow(&mut self, mut path: Path, mut step: Step) {
-        let seen: BTreeSet<Step> = path.steps.iter().copied().collect();
-        let mut seen = seen;
+        let mut seen: BTreeSet<Step> = path.steps.iter().copied().collect();
         while seen.insert(step) {
             path.steps.push(step);
             let (steps, ends) = self.region.next(step);

@@ -154,8 +154,14 @@ impl Pipes {
     }
 }
 
-/// Clocks until the last of so many warps has issued all and every pipe is done but memory's; all start at once.
+/// Clocks until the last of so many warps has issued all and every pipe is done but memory's; all start at once. Of those that
+/// could issue, it is the first one's turn: warps then fill each other's waits, and do not wait for the same at the same time.
 pub fn clocks(code: &[&Priced], warps: usize) -> f64 {
+    clocks_of(code, code.len(), warps)
+}
+
+/// The same, where the first is who has gone least often through so many instructions.
+fn clocks_of(code: &[&Priced], turn: usize, warps: usize) -> f64 {
     let mut all = vec![Warp::default(); warps];
     let (mut pipes, mut slot, mut end) = (Pipes::default(), 0.0_f64, 0.0_f64);
     loop {
@@ -167,7 +173,10 @@ pub fn clocks(code: &[&Priced], warps: usize) -> f64 {
                 warp.next > 0 && code[warp.next - 1].effect == Effect::Barrier && warp.barriers > reached;
             (!waits).then(|| (pipes.room(&next.cost, warp.may_issue(next)).max(slot), w))
         };
-        let first = all.iter().enumerate().filter_map(candidate).min_by(|a, b| a.0.total_cmp(&b.0));
+        let turns = |w: usize| all[w].next / turn;
+        let sooner =
+            |a: &(f64, usize), b: &(f64, usize)| a.0.total_cmp(&b.0).then(turns(a.1).cmp(&turns(b.1)));
+        let first = all.iter().enumerate().filter_map(candidate).min_by(sooner);
         let Some((at, w)) = first else { break };
         let issued = code[all[w].next];
         issue(issued, &mut all[w], &mut pipes, at);
@@ -223,6 +232,6 @@ fn issue(priced: &Priced, warp: &mut Warp, pipes: &mut Pipes, at: f64) {
 /// Clocks of one turn of a loop, once it runs: so many turns more take so much longer.
 pub fn clocks_of_turn(code: &[&Priced], warps: usize) -> f64 {
     const TURNS: usize = 6;
-    let turns = |n: usize| clocks(&code.repeat(n), warps);
+    let turns = |n: usize| clocks_of(&code.repeat(n), code.len(), warps);
     (turns(2 * TURNS) - turns(TURNS)) / TURNS as f64
 }
