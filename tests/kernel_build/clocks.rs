@@ -8,12 +8,13 @@ use warpsmith::device::cuda::fatbins::{FATBINS, WHY_NONE};
 use warpsmith::device::cuda::launches::launches;
 use warpsmith::roofline::clocks::listing::{Listing, parse};
 use warpsmith::roofline::clocks::machine::Machine;
-use warpsmith::roofline::clocks::{self, Kernel, Launched, PARAMETERS_START, table};
+use warpsmith::roofline::clocks::table::{self, Row};
+use warpsmith::roofline::clocks::{self, Kernel, Launched, PARAMETERS_START};
 use warpsmith::tensor::Dtype;
 
 /// Set by `make kernels-clocks UPDATE=1`.
 const UPDATE: &str = "UPDATE_KERNEL_CLOCKS";
-const ARCH: &str = "90a";
+pub const ARCH: &str = "90a";
 
 /// Whether there is all that it takes; says why not.
 fn can_be_had() -> bool {
@@ -40,40 +41,48 @@ fn listings(image: &[u8]) -> Vec<Listing> {
     parse(&disassemble(&gate::cuobjdump().unwrap(), file.path(), ARCH).unwrap_or_else(|e| panic!("{e}")))
 }
 
+/// The rows of a file's kernels for bf16, in the order of their names.
+fn rows(file: &str, image: &[u8]) -> Vec<Row> {
+    let (launches, machine) = (launches(Dtype::Bf16).unwrap(), Machine::default());
+    let mut listings = listings(image);
+    listings.sort_by(|a, b| a.kernel.cmp(&b.kernel));
+    // Those for f32 alone are empty here.
+    let launched = listings.iter().filter_map(|listing| Some((listing, launches.get(&*listing.kernel)?)));
+    launched
+        .flat_map(|(listing, &(spec, launch))| {
+            let parameters =
+                spec.parameters(PARAMETERS_START).into_iter().map(|p| (p.address, p.name, p.is_pointer));
+            let launched = Launched::new(launch.threads, launch.shared_bytes, parameters);
+            let kernel = clocks::analyze(listing, &launched, &machine);
+            table::rows(file, &kernel.unwrap_or_else(|e| panic!("{e:#}")))
+        })
+        .collect()
+}
+
+/// How the kernels of an image differ from the table's.
+pub fn differences(file: &str, image: &[u8]) -> Vec<String> {
+    let text = std::fs::read_to_string(gate::root().join(table::FILE)).unwrap();
+    let mut expected = table::parse(&text).unwrap();
+    expected.retain(|row| row.file == file);
+    table::differences(&expected, &rows(file, image))
+}
+
 #[test]
 fn the_clocks_are_those_of_the_table() {
     if !can_be_had() {
         return;
     }
-    let (launches, machine) = (launches(Dtype::Bf16).unwrap(), Machine::default());
-    let mut rows = Vec::new();
-    for fatbin in FATBINS.iter().filter(|fatbin| fatbin.floatx == FLOATX[0]) {
-        let mut listings = listings(fatbin.image);
-        listings.sort_by(|a, b| a.kernel.cmp(&b.kernel));
-        for listing in listings {
-            // Those for f32 alone are empty here.
-            let Some(&(spec, launch)) = launches.get(&*listing.kernel) else { continue };
-            let parameters = spec.parameters(PARAMETERS_START).into_iter();
-            let launched = Launched {
-                threads: launch.threads as usize,
-                shared_bytes: launch.shared_bytes as usize,
-                parameters: parameters.map(|p| (p.address, p.name.to_string(), p.is_pointer)).collect(),
-            };
-            let kernel = clocks::analyze(&listing, &launched, &machine);
-            rows.extend(table::rows(fatbin.file, &kernel.unwrap_or_else(|e| panic!("{e:#}"))));
-        }
-    }
+    let images = FATBINS.iter().filter(|fatbin| fatbin.floatx == FLOATX[0]);
+    let rows: Vec<Row> = images.flat_map(|fatbin| rows(fatbin.file, fatbin.image)).collect();
     let path = gate::root().join(table::FILE);
     let text = std::fs::read_to_string(&path).unwrap();
     let update = std::env::var(UPDATE).is_ok_and(|v| v == "1");
     let old = table::parse(&text);
     let differences = table::differences(&if update { old.unwrap_or_default() } else { old.unwrap() }, &rows);
-    rows.iter().filter(|row| row.part.starts_with("epilogue")).for_each(|row| {
-        println!(
-            "{:32} {:45} {:6} clocks, binds {}: {}",
-            row.kernel, row.part, row.clocks, row.binds, row.mode
-        )
-    });
+    for row in &rows {
+        let Row { kernel, part, issue, latency, clocks, binds, mode, .. } = row;
+        println!("{kernel:36} {part:48} issue {issue:6} latency {latency:6} clocks {clocks:6} {binds:8} {mode}");
+    }
     if update {
         std::fs::write(&path, table::to_text(&rows)).unwrap();
         println!("wrote {}; what differs from before:\n{}", table::FILE, differences.join("\n"));
@@ -165,18 +174,14 @@ fn small_kernels() -> Vec<Kernel> {
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let launched = Launched {
-        threads: 128,
-        // One block on a multiprocessor: a warp on each scheduler.
-        shared_bytes: 200 << 10,
-        parameters: [(0x210, "x"), (0x218, "residual")].map(|(o, name)| (o, name.to_string(), true)).into(),
-    };
+    // So much shared memory that one block has the multiprocessor: a warp on each scheduler.
+    let launched = Launched::new(128, 200 << 10, [(0x210, "x", true), (0x218, "residual", true)]);
     let listings = listings(&std::fs::read(dir.path().join("small.fatbin")).unwrap());
     let analyzed = listings.iter().map(|listing| clocks::analyze(listing, &launched, &Machine::default()));
     analyzed.map(|kernel| kernel.unwrap_or_else(|e| panic!("{e:#}"))).collect()
 }
 
-/// By hand: what the loop's own counting adds is less than 40 clocks.
+/// By hand: what a loop's own counting adds, or working out an address, is less than 60 clocks.
 #[test]
 fn small_kernels_take_the_clocks_worked_out_by_hand() {
     if !can_be_had() {
@@ -208,5 +213,5 @@ fn small_kernels_take_the_clocks_worked_out_by_hand() {
     let after = part("nested", "after loop 1.1 in loop 1");
     let modes: Vec<_> = after.iter().map(|v| (&*v.mode, v.counts.loads)).collect();
     assert_eq!(modes, [("!residual", 0), ("residual", 1)]);
-    within(after[1].latency - after[0].latency, 479.0, 40.0);
+    within(after[1].latency - after[0].latency, 479.0, 60.0);
 }

@@ -65,12 +65,8 @@ fn disassembled(file: &str, name: &str, machine: &Machine) -> Result<Kernel> {
     let listing = listing.with_context(|| format!("this program has no kernels for sm_{ARCH}"))?;
     let launches = launches(Dtype::Bf16)?;
     let (spec, launch) = launches.get(name).with_context(|| format!("{name} is not launched for bf16"))?;
-    let parameters = spec.parameters(PARAMETERS_START).into_iter();
-    let launched = Launched {
-        threads: launch.threads as usize,
-        shared_bytes: launch.shared_bytes as usize,
-        parameters: parameters.map(|p| (p.address, p.name.to_string(), p.is_pointer)).collect(),
-    };
+    let parameters = spec.parameters(PARAMETERS_START).into_iter().map(|p| (p.address, p.name, p.is_pointer));
+    let launched = Launched::new(launch.threads, launch.shared_bytes, parameters);
     clocks::analyze(listing, &launched, machine)
 }
 

@@ -242,8 +242,8 @@ fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     cuda.add(m, v)?;
     cuda.norm_squared(t.one, &[grads])?;
     cuda.sum(t.one, m)?;
-    cuda.fill(params, 0.0)?;
-    cuda.fill(m, 0.0)
+    cuda.fill(params, 1.0)?;
+    cuda.fill(m, 1.0)
 }
 
 /// The products of fc and of fcproj: every epilogue.

@@ -22,6 +22,19 @@ pub struct Launched {
     pub parameters: Vec<(u32, String, bool)>,
 }
 
+impl Launched {
+    /// `parameters`: of each the address, the name, whether it is a pointer.
+    pub fn new<'a>(
+        threads: u32,
+        shared_bytes: u32,
+        parameters: impl IntoIterator<Item = (u32, &'a str, bool)>,
+    ) -> Self {
+        let named = |(address, name, is_pointer): (u32, &str, bool)| (address, name.to_string(), is_pointer);
+        let [threads, shared_bytes] = [threads, shared_bytes].map(|n| n as usize);
+        Launched { threads, shared_bytes, parameters: parameters.into_iter().map(named).collect() }
+    }
+}
+
 /// Where a kernel's first parameter lies in the constant bank of sm_90.
 pub const PARAMETERS_START: u32 = 0x210;
 

@@ -164,7 +164,8 @@ pub fn differences(old: &[Row], new: &[Row]) -> Vec<String> {
 }
 
 fn name(row: &Row) -> String {
-    format!("{}, {}, way {} ({})", row.kernel, row.part, row.way, row.mode)
+    let Row { file, kernel, part, way, mode, .. } = row;
+    format!("{kernel} in {file} (bf16, sm_90a), {part}, way {way} ({mode})")
 }
 
 fn difference(before: &Row, now: &Row) -> String {
@@ -225,7 +226,12 @@ mod tests {
     fn a_longer_part_is_named() {
         let longer = Row { clocks: 1250, latency: 1150, ..sample() };
         let [line] = &differences(&[sample()], std::slice::from_ref(&longer))[..] else { panic!("one line") };
-        assert!(line.starts_with("gelu_forward, start, way 1 (bias !residual): 1250 clocks"), "{line}");
+        assert!(
+            line.starts_with(
+                "gelu_forward in gelu.cu (bf16, sm_90a), start, way 1 (bias !residual): 1250 clocks"
+            ),
+            "{line}"
+        );
         assert!(line.ends_with("250 longer"), "{line}");
         assert!(differences(&[longer], &[sample()])[0].ends_with("250 shorter"));
         let more = Row { counts: Counts { loads: 4, ..sample().counts }, ..sample() };
