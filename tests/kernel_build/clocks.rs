@@ -81,7 +81,9 @@ fn the_clocks_are_those_of_the_table() {
     let differences = table::differences(&if update { old.unwrap_or_default() } else { old.unwrap() }, &rows);
     for row in &rows {
         let Row { kernel, part, issue, latency, clocks, binds, mode, .. } = row;
-        println!("{kernel:36} {part:48} issue {issue:6} latency {latency:6} clocks {clocks:6} {binds:8} {mode}");
+        println!(
+            "{kernel:36} {part:48} issue {issue:6} latency {latency:6} clocks {clocks:6} {binds:8} {mode}"
+        );
     }
     if update {
         std::fs::write(&path, table::to_text(&rows)).unwrap();
