@@ -97,6 +97,18 @@ pub enum Place {
     Epilogue { of: String, inner: String },
 }
 
+impl Place {
+    /// Loops around it, itself among them if it is one.
+    pub fn depth(&self) -> usize {
+        match self {
+            Place::Turn(name)
+            | Place::Start(name)
+            | Place::After { of: name, .. }
+            | Place::Epilogue { of: name, .. } => name.split('.').filter(|number| !number.is_empty()).count(),
+        }
+    }
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let of = |of: &str| if of.is_empty() { String::new() } else { format!(" in loop {of}") };

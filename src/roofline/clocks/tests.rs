@@ -233,6 +233,43 @@ fn variants_of_an_epilogue_are_told_apart() {
     assert_eq!(one_by_one[1].bound, Bound::Latency);
 }
 
+/// A load asked for before the last products are waited for: they hide a part of its round trip, and it counts.
+#[test]
+fn what_an_epilogue_loads_ahead_is_its_own() {
+    let lines = [
+        "4 W- R- . | IADD3 R0, R0, 0x1, RZ",
+        "1 W- R- . | HGMMA.64x256x16.F32.BF16 R24, gdesc[UR16], R24, gsb0",
+        "5 W- R- . | @P0 BRA 0x10",
+        "1 W- R- . | HGMMA.64x256x16.F32.BF16 R24, gdesc[UR16], R24, gsb0",
+        "1 W0 R- . | LDG.E R4, desc[UR4][R2.64]",
+        "2 W- R- . | WARPGROUP.DEPBAR.LE gsb0, 0x0",
+        "4 W- R- .0 | FADD R24, R24, R4",
+        "5 W- R- . | @P1 BRA 0x0",
+        "5 W- R- . | EXIT",
+    ];
+    let epilogue = Place::Epilogue { of: "1".into(), inner: "1.1".into() };
+    let [one] = &variants(&analyzed(&lines, 128, &[]), &epilogue)[..] else { panic!("one way") };
+    // Asked for in clock 1, it is there in 480; the products are done in 128, and the next instruction comes 2 later.
+    assert_eq!((one.counts.loads, one.latency), (1, (1.0 + 479.0) - (128.0 + 2.0) + 4.0 + 5.0));
+}
+
+/// Guards choose as jumps do.
+#[test]
+fn guarded_instructions_have_variants_too() {
+    let lines = [
+        "1 W- R- . | ULDC.64 UR8, c[0x0][0x210]",
+        "13 W- R- . | ISETP.NE.U32.AND P2, PT, RZ, UR8, PT",
+        "2 W0 R- . | @P2 LDG.E R4, desc[UR4][R2.64]",
+        "4 W- R- .0 | @P2 FADD R24, R24, R4",
+        "5 W- R- . | EXIT",
+    ];
+    let ways = variants(&analyzed(&lines, 128, &[(0x210, "residual")]), &Place::Start(String::new()));
+    let found: Vec<_> = ways.iter().map(|v| (&*v.mode, v.counts.loads, v.counts.all)).collect();
+    assert_eq!(found, [("residual", 1, 5), ("!residual", 0, 5)]);
+    // Without, the load and the addition still take their 2 clocks and 4.
+    assert_eq!(ways[0].latency - ways[1].latency, 479.0 - 2.0);
+}
+
 #[test]
 fn what_a_multiprocessor_keeps_comes_sooner() {
     let lines = [

@@ -11,7 +11,8 @@ impl Display for Kernel {
         for part in parts {
             let (from, to) = part.addresses;
             let (place, role, warps) = (&part.place, part.role, part.warps);
-            writeln!(f, "\n{place} ({from:#06x} to {to:#06x}), {warps} warp(s) a scheduler{role}")?;
+            let indent = "  ".repeat(place.depth());
+            writeln!(f, "\n{indent}{place} ({from:#06x} to {to:#06x}), {warps} warp(s) a scheduler{role}")?;
             write!(f, "  {:>7} {:>8} {:>7} {:>8} {:>7}", "issue", "latency", "clocks", "binds", "instr.")?;
             Pipe::ALL.iter().try_for_each(|pipe| write!(f, " {:>7}", pipe.name()))?;
             writeln!(f, "  mode")?;
