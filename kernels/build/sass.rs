@@ -1,4 +1,4 @@
-//! What compiled kernels are made of: what is counted of what the disassembler shows, and what must be there.
+//! The instructions of compiled kernels: counts of what the disassembler shows, and rules for what must be there.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

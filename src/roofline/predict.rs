@@ -99,7 +99,7 @@ const PRODUCT_STREAM: f64 = 0.93;
 const TILES: [(usize, usize); 7] =
     [(128, 256), (256, 128), (128, 192), (128, 160), (128, 128), (64, 128), (64, 64)];
 
-/// What tensor cores could do in the time that an epilogue keeps them waiting, as a length of K.
+/// The length of K that tensor cores could multiply in the time that an epilogue keeps them waiting.
 ///
 /// On Hopper by the clocks of our kernels' machine code ([`clocks`](super::clocks)): a tile of 128 x 256 multiplies one of K in 16, and
 /// those of other shapes have as many outputs for each multiplication. Elsewhere what a good kernel takes, an estimate: about 800

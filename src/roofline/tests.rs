@@ -142,7 +142,7 @@ fn products_take_their_tiles_and_epilogues() {
         let us = 1e6 * (tiles * k + epilogues * exposed / 16.0) * 65536.0 / flops_of_clock;
         near(row.prediction.compute_us, us, 2e-3);
     }
-    // What does not run these kernels is predicted without their clocks.
+    // A GPU that does not run these kernels is predicted without their clocks.
     let on_a100 = budget("d12", "a100", 64);
     near(
         on_a100.class_ms(Class::BlockDgrad).realistic / on_a100.class_ms(Class::BlockDgrad).floor,

@@ -94,7 +94,7 @@ fn the_clocks_are_those_of_the_table() {
     }
 }
 
-/// What small kernels are made of, to be compiled as the shipped ones are.
+/// Small kernels, to be compiled as the shipped ones are.
 const SMALL: &str = r#"
 __device__ float use(float x, float y) { return fmaf(x, y, x); }
 
@@ -126,7 +126,7 @@ extern "C" __global__ void __launch_bounds__(128) exponentials(float* x, int n) 
         for (int j = 0; j < 16; j++) asm volatile("ex2.approx.ftz.f32 %0, %0;" : "+f"(a[j]));
     for (int j = 0; j < 16; j++) x[threadIdx.x + 128 * j] = a[j];
 }
-// Where each load says where the next is, and where all are known.
+// Each load says where the next is; and all addresses are known.
 extern "C" __global__ void __launch_bounds__(128) loads_in_turn(const int* p, int* out, int n) {
     int at = threadIdx.x;
 #pragma unroll 1

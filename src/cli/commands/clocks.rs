@@ -13,7 +13,7 @@ use crate::tensor::Dtype;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::path::Path;
 
-/// What a GPU was measured to take, in its folder of records.
+/// The file of latencies measured on a GPU, in its folder of records.
 const CALIBRATION: &str = "clocks.json";
 const ARCH: &str = "90a";
 
@@ -58,7 +58,7 @@ fn disassembled(file: &str, name: &str, machine: &Machine) -> Result<Kernel> {
     let copy = std::env::temp_dir().join(format!("warpsmith-{}.fatbin", std::process::id()));
     std::fs::write(&copy, fatbin.image).with_context(|| copy.display().to_string())?;
     let text = disassembler::disassemble(&tool, &copy, ARCH);
-    // What is left behind is of no use, and of no harm.
+    // A file left behind is of no use, and of no harm.
     let _ = std::fs::remove_file(&copy);
     let listings = parse(&text.map_err(|why| anyhow!(why))?);
     let listing = listings.iter().find(|listing| listing.kernel == name);

@@ -84,7 +84,7 @@ pub struct KernelSpec {
     pub params: &'static [(&'static str, &'static str)],
 }
 
-/// Where a parameter lies in the constant bank from which a kernel reads it.
+/// The place of a parameter in the constant bank from which a kernel reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Parameter {
     pub name: &'static str,

@@ -1,4 +1,4 @@
-//! What each kernel is launched with: threads and shared memory, found by asking for every operation on a device that only writes
+//! The launch of each kernel: threads and shared memory, found by asking for every operation on a device that only writes
 //! launches down. So what is said of a launch is what the op layer does.
 
 use super::driver::{DeviceInfo, Driver};
@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 /// By name of the kernel, what is known of it and its launch.
 pub type Launches = BTreeMap<&'static str, (&'static KernelSpec, Launch)>;
 
-/// Of a Hopper GPU, for one type of numbers: each kernel as the first of these models launches it that does. GPT-2 124M comes
+/// The launches on a Hopper GPU, for one type of numbers: each kernel as the first of these models launches it that does. GPT-2 124M comes
 /// first, then models with the other head sizes, of which the last has wide rows.
 ///
 /// # Errors

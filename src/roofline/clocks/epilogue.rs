@@ -1,12 +1,12 @@
-//! What the table says of the epilogues of our products for Hopper: clocks in which tensor cores have nothing to do, from the last
-//! product of a tile to the first of the next.
+//! Epilogues of our products for Hopper, by the table: clocks in which tensor cores have nothing to do, from the last product
+//! of a tile to the first of the next.
 //!
 //! An epilogue is known by what it is made of, not by its place: how often it loads and stores, and whether it has a `tanh`.
 
 use super::table::Row;
 use crate::roofline::kernels::Tail;
 
-/// The pass of the kernel with this tail, as in its name, and the tile.
+/// The tile whose kernels stand for all.
 const TILE: &str = "128x256";
 
 /// Clocks of a tile of 128 x 256 that nothing hides, by the rows of the table. None if the table has no such epilogue.

@@ -12,7 +12,7 @@ use std::ops::Range;
 pub struct Block {
     /// Indices of instructions.
     pub range: Range<usize>,
-    /// Where it goes on: the block behind it before the target of its jump.
+    /// Blocks that it goes on with: the one behind it before the target of its jump.
     pub next: Vec<usize>,
 }
 
@@ -121,7 +121,7 @@ pub fn order(blocks: &[Block]) -> Vec<usize> {
     done
 }
 
-/// Of each block, the blocks that lead to it.
+/// The blocks that lead to each block.
 pub fn predecessors(blocks: &[Block]) -> Vec<Vec<usize>> {
     let mut before = vec![Vec::new(); blocks.len()];
     for (b, block) in blocks.iter().enumerate() {
@@ -130,7 +130,7 @@ pub fn predecessors(blocks: &[Block]) -> Vec<Vec<usize>> {
     before
 }
 
-/// Of each block, those that every path from the start to it goes through, itself among them.
+/// The dominators of each block: those that every path from the start to it goes through, itself among them.
 fn dominators(blocks: &[Block]) -> Vec<BTreeSet<usize>> {
     let (order, before) = (order(blocks), predecessors(blocks));
     let mut dominators: Vec<Option<BTreeSet<usize>>> = vec![None; blocks.len()];

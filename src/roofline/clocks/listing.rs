@@ -41,7 +41,7 @@ pub struct Instruction {
     pub guard: Option<String>,
     /// With its modifiers: `LDG.E.128`.
     pub opcode: String,
-    /// What stands behind the opcode: `R4, desc[UR4][R2.64]`.
+    /// The text behind the opcode: `R4, desc[UR4][R2.64]`.
     pub operands: String,
     /// Missing if the listing shows no encoding.
     pub control: Option<Control>,
@@ -65,7 +65,7 @@ impl Instruction {
         widths.iter().zip(bits).find(|(width, _)| self.has(width)).map_or(32, |(_, bits)| bits)
     }
 
-    /// Where it jumps to, if it does.
+    /// The address that it jumps to, if it does.
     pub fn target(&self) -> Option<u32> {
         let jumps = matches!(self.name(), "BRA" | "CALL");
         let last = self.operands.rsplit([' ', ',']).next().filter(|_| jumps)?;
@@ -79,7 +79,7 @@ pub struct Listing {
     /// `sm_90a`
     pub arch: String,
     pub kernel: String,
-    /// Of a thread, and bytes of static shared memory of a block with what the system has of it; 0 if the listing does not say.
+    /// Registers of a thread, and bytes of static shared memory of a block with what the system has of it; 0 if the listing does not say.
     pub registers: usize,
     pub shared_bytes: usize,
     pub instructions: Vec<Instruction>,
@@ -88,7 +88,7 @@ pub struct Listing {
 /// All kernels of a listing.
 pub fn parse(text: &str) -> Vec<Listing> {
     let (mut kernels, mut arch) = (Vec::<Listing>::new(), "");
-    // What each takes comes before all machine code.
+    // Registers and shared memory come before all machine code.
     let (mut takes, mut taker) = (BTreeMap::<&str, (usize, usize)>::new(), "");
     for line in text.lines().map(str::trim) {
         if let Some(name) = line.strip_prefix("code for ") {

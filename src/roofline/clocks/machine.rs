@@ -3,14 +3,15 @@
 //! One table, [`RATES`], with the source of each number. "Guide" is the table of arithmetic throughput in NVIDIA's CUDA C++
 //! programming guide for compute capability 9.0 (results a clock and multiprocessor, of which a scheduler has a quarter); "Luo" is
 //! the microbenchmarks of Luo et al., arXiv 2402.13499 and 2501.12084, on an H100; "Abdelkhalik" those of arXiv 2208.11174 on an
-//! A100; "estimate" is nobody's measurement. [`Machine::calibrate`] replaces numbers by what was measured on a GPU.
+//! A100; "Jia" those of arXiv 1804.06826 on a V100; "estimate" is nobody's measurement. They are cited from memory, so check one
+//! before much depends on it. [`Machine::calibrate`] replaces numbers by what was measured on a GPU.
 
 use super::listing::Instruction;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
-/// What executes instructions beside each other, one of each for a scheduler.
+/// Units that execute instructions beside each other, one of each for a scheduler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Pipe {
     Tensor,
@@ -22,7 +23,7 @@ pub enum Pipe {
     Xu,
     /// Shared memory, shuffles, barriers in memory, and addresses of global memory: a quarter of the multiprocessor's.
     Lsu,
-    /// What comes from beyond the multiprocessor's own cache and goes there: a quarter of its port.
+    /// Traffic with memory beyond the multiprocessor's own cache: a quarter of its port.
     Global,
     /// One lane for the warp.
     Uniform,
@@ -88,7 +89,7 @@ pub const RATES: [Rate; 22] = [
         "Guide: 64. Of F2FP, I2FP, CS2R and FCHK: estimate"),
     rate(&["MUFU", "F2F", "F2I", "I2F", "FRND", "POPC", "FLO", "BREV"], Pipe::Xu, 8.0, 18.0,
         "Guide: 16, for conversions that want a scoreboard an estimate. Latency: Abdelkhalik"),
-    rate(&["SHFL"], Pipe::Lsu, 4.0, 23.0, "Guide: 32. Latency: Jia et al. 2018 on V100"),
+    rate(&["SHFL"], Pipe::Lsu, 4.0, 23.0, "Guide: 32. Latency: Jia"),
     rate(&["LDS", "LDSM", "STS", "ATOMS", "LDL", "STL", "REDS"], Pipe::Lsu, 4.0, 29.0,
         "128 bytes a clock and multiprocessor (H100 white paper), no bank conflicts. Latency: Luo"),
     rate(&["SYNCS", "MATCH", "REDUX"], Pipe::Lsu, 4.0, 29.0, "as shared memory: estimate"),
@@ -128,13 +129,13 @@ pub const QUEUE_CLOCKS: f64 = 16.0;
 /// Clocks of work that may be under way beyond the multiprocessor for each scheduler before it takes no more: 4 KiB. An estimate.
 pub const FLIGHT_CLOCKS: f64 = 256.0;
 
-/// What an instruction costs.
+/// The cost of an instruction.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Cost {
     pub pipe: Pipe,
-    /// Of that pipe, for one warp.
+    /// Clocks of that pipe, for one warp.
     pub clocks: f64,
-    /// Of the pipe of addresses too, where [`Pipe::Global`] is the first.
+    /// Clocks of the pipe of addresses too, where [`Pipe::Global`] is the first.
     pub lsu_clocks: f64,
     /// It takes one half of [`Pipe::Fma`] and not either.
     pub one_half: bool,
@@ -153,7 +154,7 @@ impl Default for Machine {
     }
 }
 
-/// Of a calibration, for one row.
+/// One row of a calibration.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Measured {
@@ -185,7 +186,7 @@ impl Machine {
         self.rates.iter().find(|rate| rate.names.contains(&name))
     }
 
-    /// What a warp's instruction costs. Every thread is counted as active.
+    /// The cost of a warp's instruction. Every thread is counted as active.
     ///
     /// # Errors
     /// If the table does not have the opcode.

@@ -3,7 +3,7 @@
 //! [`listing`] reads the disassembler's text with each instruction's control codes, [`flow`] finds loops, [`modes`] the branches
 //! that choose between variants, [`paths`] the ways through, [`machine`] knows pipes and latencies of sm_90, and [`simulate`] lets
 //! warps run over all of it. A kernel comes out as parts: one turn of each innermost loop, and each stretch of code between loops.
-//! Of each part three numbers:
+//! Each part has three numbers:
 //! - **issue**: clocks that the fullest pipe needs for all warps of a scheduler, or the scheduler to issue them: never less.
 //! - **latency**: clocks of one warp alone, which waits for what it loaded: a chain of loads, each waited for, shows here.
 //! - **clocks**: of all warps of a scheduler together, who fill each other's waits.

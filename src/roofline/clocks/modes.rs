@@ -12,9 +12,9 @@ use std::collections::BTreeMap;
 /// A test of parameters.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Test {
-    /// What is compared, in the machine's words: the same text is the same test.
+    /// The comparison, in the machine's words: the same text is the same test.
     pub text: String,
-    /// Where the parameters lie in the constant bank.
+    /// Offsets of the parameters in the constant bank.
     pub parameters: Vec<u32>,
 }
 
@@ -26,16 +26,16 @@ pub struct Mode {
     pub jumps_if: bool,
 }
 
-/// What parameters decide in a kernel.
+/// Everything that parameters decide in a kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Modes {
-    /// Of each block, where it goes on.
+    /// For each block, the test that decides where it goes on.
     pub ends: Vec<Option<Mode>>,
-    /// Of each guarded instruction, the test and the answer with which it does something.
+    /// For each guarded instruction, the test and the answer with which it does something.
     pub guards: BTreeMap<usize, (Test, bool)>,
 }
 
-/// What is known of a register: a text that says how it comes from parameters.
+/// Knowledge of registers: a text that says how it comes from parameters.
 type Known = BTreeMap<String, String>;
 
 /// Texts longer than this are given up: they are arithmetic, and not tests.
@@ -62,7 +62,7 @@ pub fn modes(code: &[Instruction], blocks: &[Block]) -> Modes {
     modes
 }
 
-/// Of each block, what is known at its end.
+/// Knowledge at the end of each block.
 fn known_after(code: &[Instruction], blocks: &[Block], before: &[Vec<usize>]) -> Vec<Option<Known>> {
     let order = order(blocks);
     let mut after: Vec<Option<Known>> = vec![None; blocks.len()];
@@ -81,19 +81,19 @@ fn known_after(code: &[Instruction], blocks: &[Block], before: &[Vec<usize>]) ->
     }
 }
 
-/// What all agree on.
+/// The knowledge that all agree on.
 fn meet<'a>(mut all: impl Iterator<Item = &'a Known>) -> Known {
     let Some(mut known) = all.next().cloned() else { return Known::new() };
     all.for_each(|other| known.retain(|register, text| other.get(register) == Some(text)));
     known
 }
 
-/// What a guard asks of parameters, and the answer with which it holds.
+/// The test of parameters that a guard makes, and the answer with which it holds.
 fn test(guard: &str, known: &Known) -> Option<(Test, bool)> {
     let (name, negated) = guard.strip_prefix('!').map_or((guard, false), |name| (name, true));
     let text = known.get(name)?;
     let (text, of_opposite) = text.strip_prefix('!').map_or((text.as_str(), false), |text| (text, true));
-    // Of what is compared with zero; larger and smaller are about sizes.
+    // A comparison with zero; larger and smaller are about sizes.
     let is_flag = text.contains(".NE") && text.contains("c[0x0][0x");
     is_flag.then(|| (Test { text: text.to_string(), parameters: parameters(text) }, negated == of_opposite))
 }
@@ -113,7 +113,7 @@ const PURE: [&str; 20] = [
     "LOP3", "ULOP3", "SHF", "USHF", "LEA", "ULEA", "LDC", "ULDC",
 ];
 
-/// What an instruction leaves known.
+/// Follows one instruction.
 fn step(instruction: &Instruction, known: &mut Known) {
     let operands = operands(instruction);
     let written = written(instruction);
@@ -148,7 +148,7 @@ fn text(instruction: &Instruction, operands: &[&str], known: &Known) -> Option<V
         return Some(vec![sources.iter().find(|s| *s != "0")?.clone()]);
     }
     if let ("PLOP3" | "UPLOP3", [.., only, table, _]) = (name, &sources[..]) {
-        // Of one predicate, the table 0x80 is itself and 0x8 its opposite.
+        // With one predicate, the table 0x80 gives itself and 0x8 its opposite.
         match table.as_str() {
             "0x80" => return Some(vec![only.clone()]),
             "0x8" => return Some(vec![opposite(only)]),
@@ -261,7 +261,7 @@ mod tests {
             "EXIT",
         ];
         assert_eq!(modes_of(&thread), []);
-        // Of two paths one has another value.
+        // One of two paths has another value.
         let merged = [
             "ULDC UR4, c[0x0][0x210]",
             "@P1 BRA 0x30",

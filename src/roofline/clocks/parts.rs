@@ -18,7 +18,7 @@ pub struct Launched {
     pub threads: usize,
     /// Bytes of dynamic shared memory of a block.
     pub shared_bytes: usize,
-    /// Where parameters lie in the constant bank, their names, and which are pointers.
+    /// Addresses of parameters in the constant bank, their names, and which are pointers.
     pub parameters: Vec<(u32, String, bool)>,
 }
 
@@ -35,7 +35,7 @@ impl Launched {
     }
 }
 
-/// Where a kernel's first parameter lies in the constant bank of sm_90.
+/// The address of a kernel's first parameter in the constant bank of sm_90.
 pub const PARAMETERS_START: u32 = 0x210;
 
 /// Blocks that a multiprocessor of sm_90 has room for (CUDA programming guide, compute capability 9.0).
@@ -65,7 +65,7 @@ fn warps(blocks: usize, threads: usize, role: Role) -> usize {
     (blocks * threads.div_ceil(32)).div_ceil(SCHEDULERS).max(1)
 }
 
-/// Who runs a part of a kernel: where warpgroups give registers to others, one thread of the one that gave, or all that got.
+/// The warps that run a part of a kernel: where warpgroups give registers to others, one thread of the one that gave, or all that got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
     All,
@@ -83,14 +83,14 @@ impl fmt::Display for Role {
     }
 }
 
-/// Where a part is. Loops are numbered by their addresses: 1.2 is the second loop inside the first.
+/// The place of a part. Loops are numbered by their addresses: 1.2 is the second loop inside the first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
     /// One turn of a loop without others inside.
     Turn(String),
-    /// What is before the first loop inside a loop, or of the kernel (an empty name).
+    /// The code before the first loop inside a loop, or of the kernel (an empty name).
     Start(String),
-    /// What comes after an inner loop, until the next one or the end of the turn.
+    /// The code after an inner loop, until the next one or the end of the turn.
     After { of: String, inner: String },
     /// The rest of that, from where all tensor products of a tile have been waited for: its epilogue. What was loaded ahead of
     /// there counts as its own, and is waited for as it would be.
@@ -134,7 +134,7 @@ pub struct Counts {
     pub conversions: usize,
 }
 
-/// What sets the clocks of a part.
+/// The bound that sets the clocks of a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bound {
     /// A pipe that is busy nearly all the time.
@@ -171,7 +171,7 @@ pub struct Variant {
 pub struct Part {
     pub place: Place,
     pub role: Role,
-    /// Of each scheduler.
+    /// Warps of each scheduler.
     pub warps: usize,
     /// Addresses of its first and last instruction.
     pub addresses: (u32, u32),
@@ -215,7 +215,7 @@ pub fn analyze(listing: &Listing, launched: &Launched, machine: &Machine) -> Res
     Ok(Kernel { name: listing.kernel.clone(), blocks, threads, parts })
 }
 
-/// Of each loop its number, like 1.2; of those that only wait nothing.
+/// The number of each loop, like 1.2; none for those that only wait.
 fn names(flow: &Flow) -> Vec<String> {
     let mut names = vec![String::new(); flow.loops.len()];
     let mut counts = BTreeMap::<Option<usize>, usize>::new();
@@ -228,7 +228,7 @@ fn names(flow: &Flow) -> Vec<String> {
     names
 }
 
-/// Of each block.
+/// The role of each block.
 fn roles(code: &[Instruction], flow: &Flow) -> Vec<Role> {
     let mut roles = vec![Role::All; flow.blocks.len()];
     for (asks, role) in [("TRY_ALLOC", Role::Consumer), ("DEALLOC", Role::Producer)] {
@@ -261,7 +261,7 @@ struct Stretch {
     place: Place,
     role: Role,
     code: Vec<(usize, bool)>,
-    /// Of an epilogue, what came before it since the last loop.
+    /// The code before an epilogue since the last loop.
     before: Vec<(usize, bool)>,
 }
 
@@ -383,7 +383,7 @@ impl Analysis<'_> {
         let (latency, together) = (run(1), run(warps));
         let (fullest, busy) = fullest(code);
         let issue = warps as f64 * busy.max(code.len() as f64);
-        /// Of its clocks, that a pipe is busy which sets them.
+        /// Share of its clocks that a pipe is busy which sets them.
         const BUSY: f64 = 0.85;
         let bound = match warps as f64 * busy >= issue {
             _ if issue < BUSY * together => Bound::Latency,
@@ -426,7 +426,7 @@ fn fullest(code: &[&Priced]) -> (Pipe, f64) {
     // Two halves, of which one has the integers.
     let fma = &mut busy[Pipe::Fma as usize];
     *fma = (*fma / 2.0).max(one_half);
-    // Of these, no pipe is known but the issue slot.
+    // No pipe of these is known but the issue slot.
     busy[Pipe::Other as usize] = 0.0;
     Pipe::ALL.into_iter().zip(busy).max_by(|a, b| a.1.total_cmp(&b.1)).expect("there are pipes")
 }

@@ -1,7 +1,7 @@
 //! Ways through a loop, or through the kernel: which blocks run one after the other.
 //!
-//! Where parameters decide, each way is one of its own ([`modes`](super::modes)). Where threads or data decide, the way with more to
-//! do is taken: a whole tile, a lane that has work. A loop further in is a step of its own, whatever it does.
+//! If parameters decide, each way is one of its own ([`modes`](super::modes)). If threads or data decide, the way with more to do is
+//! taken: a whole tile, a lane that has work. A loop further in is a step of its own, whatever it does.
 
 use super::flow::Flow;
 use super::listing::Instruction;
@@ -56,13 +56,13 @@ impl<'a> Region<'a> {
         Step::Block(self.of.map_or(0, |l| self.flow.loops[l].first))
     }
 
-    /// What a block is a step of: itself, or the loop directly inside that has it.
+    /// The step that a block belongs to: itself, or the loop directly inside that has it.
     fn step(&self, block: usize) -> Step {
         let has = |&l: &usize| self.flow.loops[l].blocks.contains(&block);
         self.flow.children(self.of).find(has).map_or(Step::Block(block), Step::Loop)
     }
 
-    /// Where a step goes on, and whether it may also end there: by the next turn (worth nothing less), or by leaving.
+    /// The steps that may follow, and whether a way may also end here: by the next turn (worth nothing less), or by leaving.
     fn next(&self, step: Step) -> (Vec<Step>, Option<i64>) {
         let edges: Vec<usize> = match step {
             Step::Block(b) => self.flow.blocks[b].next.clone(),
@@ -133,7 +133,7 @@ impl<'a> Region<'a> {
 struct Walk<'a, 'b> {
     region: &'a Region<'b>,
     inner: Option<usize>,
-    /// Of each step, the worth of the best way from there to the end, and whether it can pass the loop that is to be passed.
+    /// For each step, the worth of the best way from there to the end, and whether it can pass the loop that is to be passed.
     worth: BTreeMap<Step, (bool, i64)>,
     paths: Vec<Path>,
 }

@@ -5,10 +5,10 @@ use super::listing::Instruction;
 use super::operands::{operands, parameter, read, written};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Of each register, the parameters that its value comes from; of most none.
+/// For each register, the parameters that its value comes from; for most there are none.
 type From = BTreeMap<String, BTreeSet<u32>>;
 
-/// Of each global load, the offsets of pointers that its address comes from; `pointers` are those there are.
+/// For each global load, the offsets of pointers that its address comes from; `pointers` are those there are.
 pub fn pointers(
     code: &[Instruction],
     blocks: &[Block],
@@ -60,7 +60,7 @@ fn sources(instruction: &Instruction, pointers: &BTreeSet<u32>, from: &From) -> 
 }
 
 fn step(instruction: &Instruction, pointers: &BTreeSet<u32>, from: &mut From) {
-    // What was loaded is data.
+    // A loaded value is data.
     let loads = matches!(instruction.name(), "LDG" | "LD" | "LDS" | "LDSM" | "SHFL" | "HMMA" | "HGMMA");
     let sources = if loads { BTreeSet::new() } else { sources(instruction, pointers, from) };
     for register in written(instruction) {

@@ -13,7 +13,7 @@ pub struct Priced {
     effect: Effect,
 }
 
-/// What it does beside taking a pipe.
+/// Effects beside taking a pipe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Effect {
     None,
@@ -28,7 +28,7 @@ enum Effect {
     },
     /// Waits until at most so many groups of products are under way.
     AwaitProducts(usize),
-    /// Of all warps.
+    /// A meeting of all warps.
     Barrier,
 }
 
@@ -220,7 +220,7 @@ fn issue(priced: &Priced, warp: &mut Warp, pipes: &mut Pipes, at: f64) {
         release(&mut warp.scoreboards, control.writes, done);
     }
     release(&mut warp.scoreboards, control.reads, start + READ_CLOCKS);
-    // What is done counts no more.
+    // Finished ones count no more.
     warp.scoreboards
         .iter_mut()
         .chain([&mut warp.groups])

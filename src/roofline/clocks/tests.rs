@@ -92,7 +92,7 @@ fn products_bind_tensor_cores() {
     near(turn(&tf32, 1), 64.0);
 }
 
-/// Of a stage of 64 of K, two warpgroups: 8 x 128 clocks, whatever else is issued, as one group is always under way.
+/// A stage of 64 of K, two warpgroups: 8 x 128 clocks, whatever else is issued, as one group is always under way.
 #[test]
 fn products_of_warpgroups_run_beside_other_work() {
     let stage = [
@@ -148,7 +148,7 @@ fn barriers_gather_warps() {
     let alone = once(&lines, 1);
     // 1 clock for the function, 20 for the barrier, 2 until the addition is through.
     assert_eq!(alone, 1.0 + 20.0 + 2.0);
-    // Of four, two find the queue of their pipe full (16 of 24 clocks): 9 clocks until the last is issued.
+    // Two of four find the queue of their pipe full (16 of 24 clocks): 9 clocks until the last is issued.
     assert!(once(&lines, 4) > alone + 8.0);
 }
 
