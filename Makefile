@@ -12,7 +12,7 @@ OUT ?= out/stories
 MPI ?=
 WITH_MPI = features=$$(dev/find_mpi.sh "$(MPI)") &&
 
-.PHONY: help build train train_gpt2 train_gpt2cu warpsmith nvcc kernels-check kernels-budget test lint fmt bench bench-quick gpu-report gpu-report-programs parity venv clean
+.PHONY: help build train train_gpt2 train_gpt2cu warpsmith nvcc kernels-check kernels-budget kernels-clocks test lint fmt bench bench-quick gpu-report gpu-report-programs parity venv clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -158,6 +158,10 @@ kernels-check: .cargo-found .nvcc-found ## every kernel compiles for every archi
 kernels-budget: .cargo-found nvcc ## write kernels/budget.tsv anew, after a change of kernels that is meant
 	$(WITH_MPI) NVCC=$(CURDIR)/$(BUILD)/cuda/nvidia/cu13/bin/nvcc REQUIRE_KERNELS=1 UPDATE_KERNEL_BUDGET=1 \
 		$(CARGO) test --locked --test kernel_build $$features the_kernels_pass_the_gate -- --nocapture
+
+kernels-clocks: .cargo-found nvcc ## predicted clocks of every kernel on sm_90 against kernels/clocks.tsv; UPDATE=1 writes it anew
+	$(WITH_MPI) KERNEL_ARCHES=90a NVCC=$(CURDIR)/$(BUILD)/cuda/nvidia/cu13/bin/nvcc REQUIRE_KERNELS=1 UPDATE_KERNEL_CLOCKS=$(UPDATE) \
+		$(CARGO) test --locked --test kernel_build $$features the_clocks_are_those_of_the_table -- --nocapture
 
 lint: .cargo-found ## formatting and clippy, warnings are errors
 	$(CARGO) fmt --check

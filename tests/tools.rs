@@ -143,6 +143,31 @@ fn a_run_can_be_plotted() {
     refuse(&mut warpsmith(dir, "plot nowhere"), &["nowhere"]);
 }
 
+/// From the machine code in the program where it has any and there is a disassembler, else from the committed table.
+#[test]
+fn a_kernel_has_clocks() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = "matmul_hopper_forward_128x256";
+    let text = stdout(&succeed(&mut warpsmith(dir.path(), &format!("roofline --kernel {name} --gpu h100"))));
+    for expected in [name, "epilogue after loop", "tensor", "latency"] {
+        assert!(text.contains(expected), "{expected}\n{text}");
+    }
+    assert!(
+        text.contains("as kernels/clocks.tsv has it, for ") || text.contains("nothing measured"),
+        "{text}"
+    );
+
+    let unknown = "roofline --kernel matmul_hoper_forward_128x256";
+    refuse(&mut warpsmith(dir.path(), unknown), &["--kernel", "matmul_hoper_forward_128x256", name]);
+    refuse(
+        &mut warpsmith(dir.path(), "roofline --kernel adamw --gpu a100"),
+        &["--gpu", "h200 or h100", "a100"],
+    );
+    fs::create_dir_all(dir.path().join("r/h200")).unwrap();
+    fs::write(dir.path().join("r/h200/clocks.json"), r#"{"LDX": {}}"#).unwrap();
+    refuse(&mut warpsmith(dir.path(), "roofline --kernel adamw --records r"), &["clocks.json", "LDX"]);
+}
+
 #[test]
 fn a_step_is_predicted_and_compared_with_records() {
     let dir = tempfile::tempdir().unwrap();

@@ -188,13 +188,14 @@ fn write_table(out_dir: &Path, list: &List, nvcc: &Result<&Nvcc, &str>, jobs: &[
         let said = fs::read_to_string(job.log()).map_err(|e| format!("{}: {e}", job.log().display()))?;
         let _ = write!(log, "# {file} {floatx}\n{said}");
     }
-    let (version, why) = match nvcc {
-        Ok(nvcc) => (nvcc.version, ""),
-        Err(why) => ((0, 0), *why),
+    let (version, path, why) = match nvcc {
+        Ok(nvcc) => (nvcc.version, nvcc.path.as_path(), ""),
+        Err(why) => ((0, 0), Path::new(""), *why),
     };
     let _ = writeln!(
         table,
-        "];\npub const NVCC_VERSION: (u32, u32) = {version:?};\npub const WHY_NONE: &str = {why:?};"
+        "];\npub const NVCC_VERSION: (u32, u32) = {version:?};\n#[allow(dead_code)] // among the probes\npub const NVCC: &str = \
+         {path:?};\npub const WHY_NONE: &str = {why:?};"
     );
     let write = |name: &str, text: &str| {
         let path = out_dir.join(name);

@@ -1,10 +1,8 @@
-//! What compiled kernels are made of: NVIDIA's disassembler, what is counted of what it shows, and what must be there.
+//! The instructions of compiled kernels: counts of what the disassembler shows, and rules for what must be there.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use warpsmith::roofline::clocks::listing::{self, Instruction};
 
 /// The architectures whose machine code is looked at. sm_80 stands for all that run the `mma.sync` and `cp.async` kernels: they
 /// come from the same source, and their code differs little. sm_90a has kernels of its own. Disassembling takes up to a second a
@@ -43,41 +41,26 @@ pub struct Code {
 
 /// Reads what `cuobjdump -sass` printed of one file's kernels.
 pub fn parse(text: &str, file: &str, floatx: &str) -> Vec<Code> {
-    let (mut kernels, mut arch) = (Vec::<Code>::new(), "");
-    for line in text.lines() {
-        if let Some(name) = line.trim_start().strip_prefix("code for ") {
-            arch = name.trim();
-        } else if let Some(name) = line.trim_start().strip_prefix("Function : ") {
-            let [file, floatx, arch, kernel] = [file, floatx, arch, name.trim()].map(str::to_string);
-            kernels.push(Code { file, floatx, arch, kernel, ..Code::default() });
-        } else if let (Some(kernel), Some(opcode)) = (kernels.last_mut(), opcode(line)) {
-            kernel.instructions += 1;
-            match class(opcode) {
-                Some("local") => kernel.local += 1,
-                Some(class) => *kernel.counts.entry(class.to_string()).or_default() += 1,
-                None => {}
+    let code = |kernel: listing::Listing| {
+        let [file, floatx] = [file, floatx].map(str::to_string);
+        let instructions = kernel.instructions.len();
+        let mut code =
+            Code { file, floatx, arch: kernel.arch, kernel: kernel.kernel, instructions, ..Code::default() };
+        for class in kernel.instructions.iter().filter_map(class) {
+            match class {
+                "local" => code.local += 1,
+                class => *code.counts.entry(class.to_string()).or_default() += 1,
             }
         }
-    }
-    kernels
-}
-
-/// From "        /*0150*/              @!P0 LDG.E.128 R4, desc[UR4][R2.64] ;" the word "LDG.E.128". Lines with nothing but an
-/// encoding have none.
-fn opcode(line: &str) -> Option<&str> {
-    let (address, rest) = line.trim_start().strip_prefix("/*")?.split_once("*/")?;
-    u32::from_str_radix(address, 16).ok()?;
-    let mut words = rest.split([' ', ';']).filter(|word| !word.is_empty());
-    words
-        .find(|word| !word.starts_with('@'))
-        .filter(|word| word.starts_with(|c: char| c.is_ascii_uppercase()))
+        code
+    };
+    listing::parse(text).into_iter().map(code).collect()
 }
 
 /// One of `CLASSES`, or "local". `LD` and `ST` do not know the kind of memory they access, which in kernels that name all
 /// shared and local memory is global.
-fn class(opcode: &str) -> Option<&'static str> {
-    let (name, modifiers) = opcode.split_once('.').unwrap_or((opcode, ""));
-    let wide = modifiers.split('.').any(|m| m == "128" || m == "256");
+fn class(instruction: &Instruction) -> Option<&'static str> {
+    let (name, wide) = (instruction.name(), instruction.bits() >= 128);
     Some(match name {
         "LDL" | "STL" => "local",
         "LDG" | "LD" if wide => "LDG.128",
@@ -86,47 +69,6 @@ fn class(opcode: &str) -> Option<&'static str> {
         "STG" | "ST" => "STG.narrow",
         _ => CLASSES.iter().find(|(class, _)| *class == name)?.0,
     })
-}
-
-/// The disassembler: beside nvcc, on `path`, or where `make nvcc` puts it.
-///
-/// # Errors
-/// If there is none.
-pub fn find(nvcc: &Path, path: &OsStr, own_nvcc: &Path) -> Result<PathBuf, String> {
-    let beside = |nvcc: &Path| nvcc.with_file_name("cuobjdump");
-    let on_path = std::env::split_paths(path).map(|dir| dir.join("cuobjdump"));
-    // cuobjdump calls nvdisasm, and distributions have them in packages of their own.
-    let whole = |tool: &PathBuf| tool.is_file() && tool.with_file_name("nvdisasm").is_file();
-    let mut places = std::iter::once(beside(nvcc)).chain(on_path).chain([beside(own_nvcc)]);
-    places.find(whole).ok_or_else(|| {
-        format!(
-            "no cuobjdump with its nvdisasm is beside {}, on PATH or in build/cuda: `make nvcc` installs both there",
-            nvcc.display()
-        )
-    })
-}
-
-/// `cuobjdump -sass` of a fatbin, for one architecture.
-///
-/// # Errors
-/// If the disassembler fails.
-pub fn disassemble(cuobjdump: &Path, fatbin: &Path, arch: &str) -> Result<String, String> {
-    let own_dir = cuobjdump.parent().unwrap_or(Path::new("")).to_path_buf();
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let path = std::env::join_paths(std::iter::once(own_dir).chain(std::env::split_paths(&path)));
-    let mut command = Command::new(cuobjdump);
-    command.arg("-sass").arg("-arch").arg(format!("sm_{arch}")).arg(fatbin);
-    let output = command.env("PATH", path.map_err(|e| e.to_string())?).output();
-    let output = output.map_err(|e| format!("{}: {e}", cuobjdump.display()))?;
-    match output.status.success() {
-        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-        false => Err(format!(
-            "{} of {} for sm_{arch}: {}",
-            cuobjdump.display(),
-            fatbin.display(),
-            String::from_utf8_lossy(&output.stderr).trim()
-        )),
-    }
 }
 
 const ANY: &str = "bf16 f16 f32";

@@ -245,9 +245,21 @@ pub struct PlotArgs {
 
 #[derive(Args, Clone, Debug)]
 pub struct RooflineArgs {
+    #[command(flatten)]
+    pub step: StepArgs,
+    /// Instead of a step, one kernel by its machine code, loop by loop: what its pipes, issue slots and waits come to in clocks of
+    /// sm_90. NAME as in kernels/clocks.tsv: adamw, matmul_hopper_forward_128x256 …
+    #[arg(long, value_name = "NAME", value_parser = values::name, conflicts_with_all = ["model", "batch_size",
+        "sequence_length", "total_batch_size", "recompute", "logits_rows"])]
+    pub kernel: Option<String>,
+}
+
+/// The step that is predicted.
+#[derive(Args, Clone, Debug)]
+pub struct StepArgs {
     /// Shape: d12, gpt2:d24, gpt3:c768 …
     #[arg(short = 'e', long, value_name = "SHAPE", value_parser = values::name)]
-    pub model: String,
+    pub model: Option<String>,
     /// Micro-batch: sequences in one forward and backward pass
     #[arg(short = 'b', long, value_name = "B", default_value = "4", value_parser = values::count)]
     pub batch_size: usize,
@@ -311,6 +323,9 @@ impl Tool {
                 );
             }
             Tool::Sample(args) => args.numbers.check()?,
+            Tool::Roofline(RooflineArgs { step, kernel: None }) | Tool::Scaling(ScalingArgs { step, .. }) => {
+                ensure!(step.model.is_some(), "-e/--model: missing; --help says what it is");
+            }
             Tool::Convert(args) => {
                 let ends = |end: &str| args.output.extension().is_some_and(|e| e == end);
                 let known = ends("bin") || ends("safetensors") && !args.is_hellaswag();
@@ -411,11 +426,18 @@ mod tests {
         assert_eq!(a.dtype, Dtype::F32);
         assert!(matches!(ok("plot log"), Tool::Plot(a) if a.dir.to_str() == Some("log")));
         let Tool::Roofline(a) = ok("roofline -e d12 -b 64 -d 524288 --gpu A100 -r 0") else { panic!() };
-        assert_eq!((a.batch_size, a.sequence_length, a.total_batch_size), (64, 1024, Some(524_288)));
-        assert_eq!((a.gpu.name, a.recompute, a.logits_rows), ("a100", 0, 16_384));
+        let step = &a.step;
+        assert_eq!((step.batch_size, step.sequence_length, step.total_batch_size), (64, 1024, Some(524_288)));
+        assert_eq!((step.gpu.name, step.recompute, step.logits_rows), ("a100", 0, 16_384));
+        assert!(
+            matches!(ok("roofline --kernel adamw"), Tool::Roofline(a) if a.kernel.as_deref() == Some("adamw"))
+        );
         let Tool::Scaling(a) = ok("scaling -e d12 --gpus 8,16 --zero 1 --links pcie5,hdr") else { panic!() };
         assert_eq!((a.gpus, a.zero, a.gpus_per_node), (vec![8, 16], vec![1], 8));
-        assert_eq!((a.links[0].name, a.links[1].name, a.step.model.as_str()), ("pcie5", "hdr", "d12"));
+        assert_eq!(
+            (a.links[0].name, a.links[1].name, a.step.model.as_deref()),
+            ("pcie5", "hdr", Some("d12"))
+        );
         assert!(matches!(ok("flags --write README.md"), Tool::Flags(a) if a.write.is_some()));
         assert!(matches!(ok("sample -e a -e b --seed 1 --seed 2"), Tool::Sample(a) if a.seed == 2));
     }
@@ -446,6 +468,8 @@ mod tests {
             ("eval -e m", "eval: nothing to measure; give --val PATTERN or --hellaswag FILE"),
             ("eval -e m --hellaswag h -m 3", "-m/--max-batches: limits --val, which is not given"),
             ("roofline", "-e/--model: missing; --help says what it is"),
+            ("scaling", "-e/--model: missing; --help says what it is"),
+            ("roofline -e d12 --kernel adamw", "-e/--model: cannot be used together with --kernel"),
             (
                 "roofline -e d12 --gpu v100",
                 "--gpu: expected one of h200, h100, a100, b200, 4090, 5090, found v100",

@@ -103,9 +103,11 @@ impl Class {
 /// What follows a product in the same kernel, and does not hide behind the next tile's product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tail {
-    /// Store, with or without a bias.
+    /// Store.
     Plain,
-    /// Read the residual and add.
+    /// Add a bias, and store.
+    Bias,
+    /// Read the residual and add, with a bias.
     Residual,
     /// GELU, two outputs.
     Gelu,
@@ -184,7 +186,7 @@ impl Linear {
         let (N, OC, C) = (self.N, self.OC, self.C);
         let [inp, weight, out] = [N * C, OC * C, N * OC].map(|len| len as f64 * X);
         let beside = |tail, result: f64| match tail {
-            Tail::Plain | Tail::SplitSum => 0.0,
+            Tail::Plain | Tail::Bias | Tail::SplitSum => 0.0,
             Tail::Residual | Tail::Gelu | Tail::GeluBackward => result,
         };
         // The first micro-step overwrites the gradient, the others read it too.
@@ -217,7 +219,7 @@ fn block_products(config: &ModelConfig, run: &Run, rows: &mut Vec<Kernel>) {
             Param::Attprojw => [Tail::Residual, Tail::Plain],
             Param::Fcw => [Tail::Gelu, Tail::Plain],
             Param::Fcprojw => [Tail::Residual, Tail::GeluBackward],
-            _ => [Tail::Plain, Tail::Plain],
+            _ => [Tail::Bias, Tail::Plain],
         };
         let classes = [Class::BlockForward, Class::BlockDgrad, Class::BlockWgrad];
         let (calls, micro_steps) = (config.L * run.micro_steps, run.micro_steps);

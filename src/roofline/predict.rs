@@ -1,8 +1,11 @@
 //! The time of a kernel on a GPU, from its bytes, FLOPs, tiles and waves.
 #![allow(non_snake_case)]
 
+use super::clocks::epilogue::exposed_clocks;
+use super::clocks::table::{self, Row};
 use super::gpu::Gpu;
 use super::kernels::{Kernel, Tail, Work};
+use std::sync::LazyLock;
 
 /// What one call of a kernel costs.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -96,12 +99,22 @@ const PRODUCT_STREAM: f64 = 0.93;
 const TILES: [(usize, usize); 7] =
     [(128, 256), (256, 128), (128, 192), (128, 160), (128, 128), (64, 128), (64, 64)];
 
-/// What tensor cores do in the time of an epilogue, as a length of K: measured in multiplications on a Hopper SM, scaled by
-/// how fast an SM multiplies. A tile of 128 x 256 takes 12,288 clocks at K = 768 and its plain epilogue about 800.
-fn exposed_k(tail: Tail, gpu: &Gpu) -> f64 {
+/// The length of K that tensor cores could multiply in the time that an epilogue keeps them waiting.
+///
+/// On Hopper by the clocks of our kernels' machine code ([`clocks`](super::clocks)): a tile of 128 x 256 multiplies one of K in 16, and
+/// those of other shapes have as many outputs for each multiplication. Elsewhere what a good kernel takes, an estimate: about 800
+/// clocks beside the 12,288 of such a tile at K = 768.
+fn exposed_k(tail: Tail, pass: &str, gpu: &Gpu) -> f64 {
+    const CLOCKS_OF_K: f64 = 16.0;
     const HOPPER_TFLOPS_PER_SM: f64 = 989.4 / 132.0;
+    static ROWS: LazyLock<Vec<Row>> =
+        LazyLock::new(|| table::parse(table::TEXT).expect("kernels/clocks.tsv was checked by a test"));
+    let of_machine_code = gpu.wgmma.then(|| exposed_clocks(&ROWS, tail, pass)).flatten();
+    if let Some(clocks) = of_machine_code {
+        return clocks as f64 / CLOCKS_OF_K;
+    }
     let on_hopper = match tail {
-        Tail::Plain | Tail::SplitSum => 50.0,
+        Tail::Plain | Tail::Bias | Tail::SplitSum => 50.0,
         Tail::Residual => 70.0,
         Tail::GeluBackward => 90.0,
         Tail::Gelu => 100.0,
@@ -170,14 +183,17 @@ fn product_with(
     let count = m.div_ceil(size.0) * n.div_ceil(size.1);
     let waves = count as f64 / gpu.SMs as f64;
     let tile_area = (size.0 * size.1) as f64;
+    // `qkv forward` is of the forward pass.
+    let pass = kernel.name.rsplit(' ').next().unwrap_or_default();
+    let exposed = exposed_k(tail, pass, gpu);
     // Length of the sums that one SM forms, one tile after another, and seconds that a unit of it takes.
     let (length, fix_up_bytes, idle) = match tail {
         // Each SM gets the same share of all sums; those cut in two are written and read as f32.
         Tail::SplitSum => {
-            let exposed = (waves + 1.0) * exposed_k(tail, gpu);
+            let exposed = (waves + 1.0) * exposed;
             (waves * k as f64 + exposed, 2.0 * 4.0 * tile_area * gpu.SMs as f64, 1.0)
         }
-        _ => (waves.ceil() * (k as f64 + exposed_k(tail, gpu)), 0.0, waves.ceil() / waves),
+        _ => (waves.ceil() * (k as f64 + exposed), 0.0, waves.ceil() / waves),
     };
     let rate_per_sm = gpu.matmul_ceiling() * SUSTAINED * tile_rate(size) / gpu.SMs as f64;
     let compute = length * 2.0 * tile_area / rate_per_sm;

@@ -9,6 +9,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use warpsmith::device::cuda::disassembler;
 
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -36,7 +37,7 @@ pub fn is_pinned(nvcc: &Nvcc) -> bool {
 
 pub fn cuobjdump() -> Result<PathBuf, String> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    sass::find(&nvcc().path, &path, &root().join(nvcc::OWN))
+    disassembler::find(&nvcc().path, &path, &root().join(nvcc::OWN))
 }
 
 pub fn budget() -> Result<Budget, String> {
@@ -62,7 +63,8 @@ pub fn disassemble(images: &[(&str, &str, &[u8])], arches: &[&str]) -> Vec<Code>
             let kernels = read_code(&kept).unwrap_or_else(|| {
                 let mut image = tempfile::NamedTempFile::new().unwrap();
                 image.write_all(bytes).unwrap();
-                let text = sass::disassemble(&tool, image.path(), arch).unwrap_or_else(|e| panic!("{e}"));
+                let text =
+                    disassembler::disassemble(&tool, image.path(), arch).unwrap_or_else(|e| panic!("{e}"));
                 let kernels = sass::parse(&text, file, floatx);
                 std::fs::write(&kept, serde_json::to_string(&kernels).unwrap()).unwrap();
                 kernels

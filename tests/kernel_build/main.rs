@@ -3,6 +3,7 @@
 
 #[path = "../../kernels/build/budget.rs"]
 mod budget;
+mod clocks;
 mod gate;
 mod mutants;
 #[allow(dead_code)]

@@ -1,6 +1,6 @@
 //! Shipped kernels made worse, compiled as build.rs does and held to the same gate, which must refuse each by name.
 
-use crate::{budget, gate, nvcc, ptxas, sass};
+use crate::{budget, clocks, gate, nvcc, ptxas, sass};
 use std::process::Command;
 use warpsmith::device::cuda::fatbins::{FATBINS, WHY_NONE};
 
@@ -42,6 +42,9 @@ fn faults(file: &str, arch: &str, edits: Edits) -> Option<Vec<String>> {
     let mut faults = ptxas::faults(&report, &[file], &["bf16"], &[arch]);
     faults.extend(sass::faults(&code));
     faults.extend(budget::differences(&budgeted, &budget::measure(&report, &code), &[arch], &[arch]));
+    if arch == clocks::ARCH {
+        faults.extend(clocks::differences(file, &image));
+    }
     Some(faults)
 }
 
@@ -146,6 +149,13 @@ fn registers_over_and_under_the_budget() {
     ] {
         refused("reduce.cu", "80", &[("reduce.cu", batch, edited)], &[("norm_squared_partials", verdict)]);
     }
+}
+
+/// A function of some ten instructions where one would do: no count of the budget shows it.
+#[test]
+fn a_longer_way_to_the_same_result() {
+    let exact = ("gelu.cuh", "if constexpr (sizeof(floatX) == 4) return tanhf(u);", "return tanhf(u);");
+    refused("gelu.cu", "90a", &[exact], &[("gelu_forward", ", start, way 1 (-): * longer")]);
 }
 
 /// Tiles that pass through registers on their way to shared memory, ordinary loads of them, and products of single numbers.

@@ -3,6 +3,7 @@
 use crate::budget;
 use crate::ptxas::{faults, parse};
 use crate::sass;
+use warpsmith::device::cuda::disassembler;
 
 const GOOD_LOG: &str = "\
 # layernorm.cu bf16
@@ -214,7 +215,7 @@ fn differences_from_the_budget_are_named() {
 fn a_disassembler_is_found_or_asked_for() {
     let dirs = [(); 3].map(|()| tempfile::tempdir().unwrap());
     let [beside, on_path, own] = dirs.each_ref().map(|dir| dir.path().join("nvcc"));
-    let find = || sass::find(&beside, dirs[1].path().as_os_str(), &own);
+    let find = || disassembler::find(&beside, dirs[1].path().as_os_str(), &own);
     let error = find().unwrap_err();
     assert!(error.contains(beside.to_str().unwrap()) && error.contains("`make nvcc` installs"), "{error}");
     for nvcc in [&own, &on_path, &beside] {

@@ -1,5 +1,6 @@
 //! What the commands of `warpsmith` do.
 
+mod clocks;
 mod corpus;
 mod launch;
 mod model;

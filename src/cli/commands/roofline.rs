@@ -1,9 +1,10 @@
-//! `warpsmith roofline`: the predicted budget of a training step.
+//! `warpsmith roofline`: the predicted budget of a training step, or the clocks of one kernel.
 #![allow(non_snake_case)]
 
+use super::clocks;
 use crate::cli::check::micro_steps;
 use crate::cli::print;
-use crate::cli::tools::RooflineArgs;
+use crate::cli::tools::{RooflineArgs, StepArgs};
 use crate::config::ModelConfig;
 use crate::roofline::kernels::Run;
 use crate::roofline::record::{FILE_SUFFIX, Records};
@@ -13,33 +14,37 @@ use std::fs;
 use std::path::Path;
 
 pub fn roofline(args: &RooflineArgs) -> Result<()> {
-    let config = config(args)?;
-    let total = args.total_batch_size.unwrap_or(args.batch_size * args.sequence_length);
-    print(Budget::new(&config, &run(args, total)?, args.gpu, &records(args)?))
+    let step = &args.step;
+    if let Some(name) = &args.kernel {
+        return clocks::print_kernel(name, step.gpu, &step.records);
+    }
+    let config = config(step)?;
+    let total = step.total_batch_size.unwrap_or(step.batch_size * step.sequence_length);
+    print(Budget::new(&config, &run(step, total)?, step.gpu, &records(step)?))
 }
 
 /// The model that is asked about.
-pub(super) fn config(args: &RooflineArgs) -> Result<ModelConfig> {
-    let config = ModelConfig::from_descriptor(&args.model).context("-e/--model")?;
+pub(super) fn config(args: &StepArgs) -> Result<ModelConfig> {
+    let model = args.model.as_deref().context("-e/--model: missing")?;
+    let config = ModelConfig::from_descriptor(model).context("-e/--model")?;
     let T = args.sequence_length;
     ensure!(
         T <= config.maxT,
-        "-t/--sequence-length: expected at most {}, what {} can take, found {T}",
-        config.maxT,
-        args.model
+        "-t/--sequence-length: expected at most {}, what {model} can take, found {T}",
+        config.maxT
     );
     Ok(config)
 }
 
 /// A step of so many tokens on one GPU.
-pub(super) fn run(args: &RooflineArgs, tokens: usize) -> Result<Run> {
+pub(super) fn run(args: &StepArgs, tokens: usize) -> Result<Run> {
     let (B, T) = (args.batch_size, args.sequence_length);
     let micro_steps = micro_steps(tokens, (B, T), 1)?;
     Ok(Run { B, T, micro_steps, recompute: args.recompute, logits_rows: args.logits_rows })
 }
 
 /// What was measured on that GPU, and counted on the emulated device.
-pub(super) fn records(args: &RooflineArgs) -> Result<Records> {
+pub(super) fn records(args: &StepArgs) -> Result<Records> {
     let mut records = Records::default();
     for_each_record(&args.records.join(args.gpu.name), |text| records.add(text))?;
     for_each_record(&args.records.join("emulated"), |text| records.counted.add(text))?;

@@ -3,7 +3,7 @@
 
 use super::roofline::{config, records, run};
 use crate::cli::print;
-use crate::cli::tools::{RooflineArgs, ScalingArgs};
+use crate::cli::tools::{ScalingArgs, StepArgs};
 use crate::config::ModelConfig;
 use crate::model::ModelOptions;
 use crate::model::activations::{Activations, Recompute};
@@ -36,7 +36,7 @@ pub fn scaling(args: &ScalingArgs) -> Result<()> {
 }
 
 /// The buffers that a trainer would plan, to the byte.
-fn activation_bytes(config: &ModelConfig, step: &RooflineArgs) -> usize {
+fn activation_bytes(config: &ModelConfig, step: &StepArgs) -> usize {
     let options = ModelOptions {
         B: step.batch_size,
         T: step.sequence_length,

@@ -1,6 +1,6 @@
 //! The flags of `warpsmith scaling`.
 
-use super::RooflineArgs;
+use super::StepArgs;
 use crate::cli::values;
 use crate::roofline::scaling::machine::Link;
 use clap::Args;
@@ -8,7 +8,7 @@ use clap::Args;
 #[derive(Args, Clone, Debug)]
 pub struct ScalingArgs {
     #[command(flatten)]
-    pub step: RooflineArgs,
+    pub step: StepArgs,
     /// Numbers of GPUs
     #[arg(long, value_name = "N,N,…", value_delimiter = ',', value_parser = values::count,
           default_value = "1,2,4,8,16,32,64,128,256,512,1024")]

@@ -86,8 +86,34 @@ pub struct KernelSpec {
     pub name: &'static str,
     /// Under `kernels/`.
     pub file: &'static str,
-    /// C++ types of the parameters, without `const`.
-    pub params: &'static [&'static str],
+    /// C++ types of the parameters, without `const`, and their names.
+    pub params: &'static [(&'static str, &'static str)],
+}
+
+/// The place of a parameter in the constant bank from which a kernel reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parameter {
+    pub name: &'static str,
+    pub address: u32,
+    pub is_pointer: bool,
+}
+
+impl KernelSpec {
+    /// All parameters, if the first may lie at `start`.
+    pub fn parameters(&self, start: u32) -> Vec<Parameter> {
+        let mut next = start;
+        let parameter = |&(of, name): &(&str, &'static str)| {
+            let (size, align) = match of {
+                "int" | "unsigned" | "float" => (4, 4),
+                "TensorMap" => (size_of::<TensorMap>(), align_of::<TensorMap>()),
+                _ => (8, 8),
+            };
+            let address = next.next_multiple_of(align as u32);
+            next = address + size as u32;
+            Parameter { name, address, is_pointer: of.ends_with('*') }
+        };
+        self.params.iter().map(parameter).collect()
+    }
 }
 
 /// The geometry of a launch.
@@ -156,7 +182,7 @@ macro_rules! kernels {
                 $(pub static $name: KernelSpec = KernelSpec {
                     name: stringify!($name),
                     file: $file,
-                    params: &[$(<$type as KernelArg>::TYPE),*],
+                    params: &[$((<$type as KernelArg>::TYPE, stringify!($arg))),*],
                 };)+
             }
         }

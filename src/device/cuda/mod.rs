@@ -5,12 +5,14 @@
 #![allow(non_snake_case)]
 
 pub mod counts;
+pub mod disassembler;
 pub mod driver;
 #[cfg(emulated)]
 pub mod emulated;
 pub mod emulator;
 pub mod fatbins;
 pub mod kernel;
+pub mod launches;
 pub mod matmul_library;
 pub mod memory;
 pub mod nvidia;

@@ -1,0 +1,56 @@
+//! NVIDIA's disassembler, which shows what kernels are made of.
+
+use super::fatbins::NVCC;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The disassembler: beside nvcc, on `path`, or where `make nvcc` puts it.
+///
+/// # Errors
+/// If there is none.
+pub fn find(nvcc: &Path, path: &OsStr, own_nvcc: &Path) -> Result<PathBuf, String> {
+    let beside = |nvcc: &Path| nvcc.with_file_name("cuobjdump");
+    let on_path = std::env::split_paths(path).map(|dir| dir.join("cuobjdump"));
+    // cuobjdump calls nvdisasm, and distributions have them in packages of their own.
+    let whole = |tool: &PathBuf| tool.is_file() && tool.with_file_name("nvdisasm").is_file();
+    let mut places = std::iter::once(beside(nvcc)).chain(on_path).chain([beside(own_nvcc)]);
+    places.find(whole).ok_or_else(|| {
+        format!(
+            "no cuobjdump with its nvdisasm is beside {}, on PATH or in build/cuda: `make nvcc` installs both there",
+            nvcc.display()
+        )
+    })
+}
+
+/// The one for the kernels that the program contains: beside the nvcc that made them, or on `PATH`.
+///
+/// # Errors
+/// If there is none.
+pub fn find_own() -> Result<PathBuf, String> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    find(Path::new(NVCC), &path, Path::new(NVCC))
+}
+
+/// `cuobjdump -sass` of a fatbin, for one architecture, with what each kernel takes of registers and shared memory.
+///
+/// # Errors
+/// If the disassembler fails.
+pub fn disassemble(cuobjdump: &Path, fatbin: &Path, arch: &str) -> Result<String, String> {
+    let own_dir = cuobjdump.parent().unwrap_or(Path::new("")).to_path_buf();
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::join_paths(std::iter::once(own_dir).chain(std::env::split_paths(&path)));
+    let mut command = Command::new(cuobjdump);
+    command.args(["-sass", "-res-usage", "-arch"]).arg(format!("sm_{arch}")).arg(fatbin);
+    let output = command.env("PATH", path.map_err(|e| e.to_string())?).output();
+    let output = output.map_err(|e| format!("{}: {e}", cuobjdump.display()))?;
+    match output.status.success() {
+        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        false => Err(format!(
+            "{} of {} for sm_{arch}: {}",
+            cuobjdump.display(),
+            fatbin.display(),
+            String::from_utf8_lossy(&output.stderr).trim()
+        )),
+    }
+}

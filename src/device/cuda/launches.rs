@@ -1,0 +1,292 @@
+//! The launch of each kernel: threads and shared memory, found by asking for every operation on a device that only writes
+//! launches down. So what is said of a launch is what the op layer does.
+
+use super::driver::{DeviceInfo, Driver};
+use super::kernel::{Arg, KernelSpec, Launch, Launcher};
+use super::tensor_map::{TensorMap, TiledMatrix};
+use super::{Cuda, CudaOptions, MatmulChoice};
+use crate::ops::*;
+use crate::tensor::{Dtype, MemoryPlan, Tensor};
+use anyhow::Result;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+/// By name of the kernel, what is known of it and its launch.
+pub type Launches = BTreeMap<&'static str, (&'static KernelSpec, Launch)>;
+
+/// The launches on a Hopper GPU, for one type of numbers: each kernel as the first of these models launches it that does. GPT-2 124M comes
+/// first, then models with the other head sizes, of which the last has wide rows.
+///
+/// # Errors
+/// If an operation cannot be queued.
+pub fn launches(dtype: Dtype) -> Result<Launches> {
+    const MODELS: [(usize, usize); 5] = [(768, 12), (384, 12), (2560, 32), (1536, 16), (5120, 40)];
+    let launches = Arc::new(Mutex::new(Launches::new()));
+    for (C, NH) in MODELS {
+        let options = CudaOptions {
+            dtype,
+            tf32: false,
+            gelu_fusion: 2,
+            deterministic: true,
+            matmul: MatmulChoice::Fastest,
+        };
+        let model = Model { B: 8, T: 1024, C, NH, V: 50_257, Vp: 50_304 };
+        let mut cuda = Cuda::new(Box::new(Paper::new(launches.clone())), options);
+        let tensors = Tensors::plan(&mut cuda, &model)?;
+        step(&mut cuda, &model, &tensors)?;
+        for choice in products(dtype) {
+            cuda.choose_matmul(choice);
+            product(&mut cuda, &model, &tensors)?;
+        }
+    }
+    let launches = launches.lock().expect("no launch panics").clone();
+    Ok(launches)
+}
+
+/// Every tile that there is for the type, with the sum in one piece and in two.
+fn products(dtype: Dtype) -> Vec<MatmulChoice> {
+    let tiles: &[(usize, usize)] = match dtype {
+        Dtype::F32 => &[(64, 64), (128, 128)],
+        _ => &[(64, 64), (128, 128), (128, 256)],
+    };
+    let own = tiles.iter().flat_map(|&(M, N)| [1, 2].map(|splits| MatmulChoice::Tile { M, N, splits }));
+    let hopper = [128, 256].map(|N| MatmulChoice::Hopper { N, splits: 1 });
+    own.chain(hopper.into_iter().filter(|_| dtype != Dtype::F32)).collect()
+}
+
+/// A device without memory and multiprocessors.
+struct Paper {
+    info: DeviceInfo,
+    next: u64,
+    launches: Arc<Mutex<Launches>>,
+}
+
+impl Paper {
+    fn new(launches: Arc<Mutex<Launches>>) -> Self {
+        let info = DeviceInfo {
+            name: "a Hopper GPU on paper".to_owned(),
+            capability: (9, 0),
+            multiprocessors: 132,
+            memory_bytes: 80 << 30,
+            shared_bytes: 227 * 1024,
+            emulated: false,
+        };
+        Paper { info, next: 1 << 32, launches }
+    }
+}
+
+impl Launcher for Paper {
+    fn launch(&mut self, kernel: &'static KernelSpec, launch: Launch, _args: &[Arg]) -> Result<()> {
+        self.launches.lock().expect("no launch panics").entry(kernel.name).or_insert((kernel, launch));
+        Ok(())
+    }
+
+    fn tensor_map(&self, matrix: &TiledMatrix) -> Result<TensorMap> {
+        matrix.check().map(|()| TensorMap([0; 16]))
+    }
+}
+
+impl Driver for Paper {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn allocate(&mut self, bytes: usize) -> Result<u64> {
+        let address = self.next;
+        self.next += bytes.next_multiple_of(1 << 20) as u64;
+        Ok(address)
+    }
+
+    fn upload(&mut self, _dst: u64, _src: &[u8]) -> Result<()> {
+        Ok(())
+    }
+
+    fn download(&mut self, _dst: &mut [u8], _src: u64) -> Result<()> {
+        Ok(())
+    }
+
+    fn copy(&mut self, _dst: u64, _src: u64, _bytes: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn clear(&mut self, _dst: u64, _bytes: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn lend(&mut self, address: u64, _bytes: usize) -> (u64, Place) {
+        (address, Place::Host)
+    }
+
+    fn take_back(&mut self, _address: u64, _bytes: usize) {}
+
+    fn start_timer(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn stop_timer(&mut self) -> Result<Option<f32>> {
+        Ok(None)
+    }
+}
+
+struct Model {
+    B: usize,
+    T: usize,
+    C: usize,
+    NH: usize,
+    V: usize,
+    Vp: usize,
+}
+
+/// One of each kind that operations take; of those that are as long, one may stand for several.
+struct Tensors {
+    /// (N, C), (N, 3 C), (N, 4 C), (N, Vp)
+    narrow: [Tensor; 4],
+    qkv: [Tensor; 2],
+    wide: [Tensor; 3],
+    logits: Tensor,
+    /// (4 C, C), (Vp, C)
+    matrix: [Tensor; 2],
+    embedding: [Tensor; 2],
+    vector: [Tensor; 3],
+    /// f32 for each row, each row and head, each parameter, and one.
+    statistics: [Tensor; 2],
+    lse: Tensor,
+    moments: [Tensor; 3],
+    one: Tensor,
+    tokens: [Tensor; 3],
+}
+
+impl Tensors {
+    fn plan(cuda: &mut Cuda, model: &Model) -> Result<Self> {
+        let &Model { B, T, C, NH, V, Vp } = model;
+        let (N, mut plan, x) = (B * T, MemoryPlan::new(), cuda.float_dtype());
+        let mut of = |dtype, len| plan.add("paper", "x", dtype, len);
+        let tensors = Tensors {
+            narrow: [(); 4].map(|()| of(x, N * C)),
+            qkv: [(); 2].map(|()| of(x, N * 3 * C)),
+            wide: [(); 3].map(|()| of(x, N * 4 * C)),
+            logits: of(x, N * Vp),
+            matrix: [(); 2].map(|()| of(x, 4 * C * C)),
+            embedding: [(); 2].map(|()| of(x, Vp * C)),
+            vector: [(); 3].map(|()| of(x, 4 * C)),
+            statistics: [(); 2].map(|()| of(Dtype::F32, N)),
+            lse: of(Dtype::F32, N * NH),
+            moments: [(); 3].map(|()| of(Dtype::F32, 4 * C * C)),
+            one: of(Dtype::F32, 1),
+            tokens: [(); 3].map(|()| of(Dtype::I32, N + 1)),
+        };
+        let limits = Limits { rows: N, logits_rows: N, T, C, NH, V, Vp, norm_pieces: 1 };
+        plan_scratch(cuda, &[limits], &mut plan)?;
+        // Two partial results of the widest product, whatever the device would choose.
+        plan.add(SCRATCH, "partials", Dtype::F32, 2 * N * 4 * C);
+        cuda.allocate(&plan)?;
+        Ok(tensors)
+    }
+}
+
+/// Every operation but products.
+fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
+    let &Model { B, T, C, NH, V, Vp } = model;
+    let N = B * T;
+    let [out, inp, dout, product] = t.narrow;
+    let [weight, bias, _] = t.vector.map(|v| v.slice(0, C));
+    let [mean, rstd] = t.statistics;
+    let [tokens, rows, starts] = t.tokens;
+    let (tokens, rows) = (tokens.slice(0, N), rows.slice(0, N));
+    cuda.encoder_forward(out, tokens, t.embedding[0], t.embedding[1].slice(0, T * C), (B, T, C))?;
+    let buckets = TokenBuckets { rows, starts, count: 1000 };
+    let [dwte, dwpe] = [t.embedding[0], t.embedding[1].slice(0, T * C)];
+    cuda.encoder_backward(EncoderBackward { dwte, dwpe, dout, tokens, buckets, B, T, C })?;
+    let norm = LayernormForward { out, mean, rstd, inp, weight, bias, N, C };
+    cuda.layernorm_forward(norm)?;
+    super::layernorm::residual_forward(cuda, norm, dout, product)?;
+    let (dinp, dweight, dbias) = (product, weight, bias);
+    cuda.layernorm_backward(LayernormBackward { dinp, dweight, dbias, dout, inp, weight, mean, rstd, N, C })?;
+
+    let dims = AttentionDims { B, T, NH, HS: C / NH };
+    let [qkv, dqkv] = t.qkv;
+    cuda.attention_forward(out, t.lse, qkv, dims)?;
+    cuda.attention_backward(dqkv, dout, out, t.lse, qkv, dims)?;
+    cuda.attention_decode(out.slice(0, B * C), qkv, T - 1, dims)?;
+    cuda.gelu_forward(t.wide[0], t.wide[1])?;
+    super::gelu::backward_inplace(cuda, t.wide[0], t.wide[1])?;
+    let (losses, logits, targets) = (mean, t.logits, tokens);
+    cuda.classifier(Classifier { losses, logits, targets, dloss: Some(1.0), N, V, Vp })?;
+
+    let ([params, grads], [master, m, v]) = (t.matrix, t.moments);
+    let (decayed, lr, beta1, beta2, eps, grad_scale) = (0, 1e-3, 0.9, 0.95, 1e-8, 1.0);
+    let (weight_decay, step, seed, first) = (0.0, 1, 0, 0);
+    let master = Some(master);
+    cuda.adamw(AdamW {
+        params,
+        master,
+        m,
+        v,
+        grads,
+        decayed,
+        weight_decay,
+        lr,
+        beta1,
+        beta2,
+        eps,
+        grad_scale,
+        t: step,
+        seed,
+        first,
+    })?;
+    cuda.add(params, grads)?;
+    cuda.add(m, v)?;
+    cuda.norm_squared(t.one, &[grads])?;
+    cuda.sum(t.one, m)?;
+    cuda.fill(params, 1.0)?;
+    cuda.fill(m, 1.0)
+}
+
+/// The products of fc and of fcproj: every epilogue.
+fn product(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
+    let (N, C) = (model.B * model.T, model.C);
+    let ([out, inp, ..], [wide, pre_gelu, _], [weight, dweight]) = (t.narrow, t.wide, t.matrix);
+    let bias = t.vector[0];
+    let epilogue = Epilogue::BiasGelu { bias, pre_gelu };
+    cuda.matmul_forward(MatmulForward { out: wide, inp, weight, epilogue, N, C, OC: 4 * C })?;
+    cuda.matmul_backward(MatmulBackward {
+        dinp: wide,
+        dweight,
+        overwrite_dweight: false,
+        dbias: Some(bias.slice(0, C)),
+        dout: out,
+        inp: t.wide[2],
+        weight,
+        through_gelu: Some(pre_gelu),
+        N,
+        C: 4 * C,
+        OC: C,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::cuda::kernels;
+
+    /// No kernel is forgotten; those of other types and for other GPUs are named.
+    #[test]
+    fn every_kernel_is_launched() {
+        let of = |dtype| launches(dtype).unwrap();
+        let (bf16, f32) = (of(Dtype::Bf16), of(Dtype::F32));
+        let missing: Vec<_> =
+            kernels().iter().map(|k| k.name).filter(|name| !bf16.contains_key(name)).collect();
+        assert!(missing.iter().all(|name| name.starts_with("matmul_f32_")), "{missing:?}");
+        assert!(missing.iter().all(|name| f32.contains_key(name)), "{missing:?}");
+        let launch = |name| bf16[name].1;
+        // 4 stages of 48 KiB, ones, barriers.
+        let hopper = launch("matmul_hopper_forward_128x256");
+        assert_eq!((hopper.threads, hopper.shared_bytes), (384, 197_696));
+        assert_eq!(launch("classifier").shared_bytes, 2 * 50_304);
+        assert_eq!(launch("adamw").threads, 256);
+    }
+}

@@ -1,0 +1,57 @@
+//! Epilogues of our products for Hopper, by the table: clocks in which tensor cores have nothing to do, from the last product
+//! of a tile to the first of the next.
+//!
+//! An epilogue is known by what it is made of, not by its place: how often it loads and stores, and whether it has a `tanh`.
+
+use super::table::Row;
+use crate::roofline::kernels::Tail;
+
+/// The tile whose kernels stand for all.
+const TILE: &str = "128x256";
+
+/// Clocks of a tile of 128 x 256 that nothing hides, by the rows of the table. None if the table has no such epilogue.
+pub fn exposed_clocks(rows: &[Row], tail: Tail, pass: &str) -> Option<u64> {
+    let kernel = format!("matmul_hopper_{pass}_{TILE}");
+    let of_kernel = || rows.iter().filter(|row| row.kernel == kernel);
+    let epilogues: Vec<&Row> = of_kernel().filter(|row| row.part.starts_with("epilogue")).collect();
+    // Partial sums are of 32 bits, and so take more stores than results; GELU stores twice.
+    let once = epilogues.iter().map(|row| row.counts.stores).min()?;
+    let is_gelu = |row: &Row| row.counts.tanh > 0;
+    let stores = |row: &Row| !is_gelu(row) && row.counts.stores == once;
+    let fits = |row: &Row| match tail {
+        Tail::Plain => stores(row) && row.counts.loads == 0,
+        Tail::Bias | Tail::Residual => stores(row) && row.counts.loads > 0,
+        Tail::Gelu | Tail::GeluBackward => is_gelu(row) && row.counts.loads > 0,
+        Tail::SplitSum => !is_gelu(row) && row.counts.stores > once,
+    };
+    let fitting = epilogues.into_iter().filter(|row| fits(row));
+    // Residuals are loaded beside a bias; of others nothing is loaded that can be left out.
+    let row = match tail {
+        Tail::Residual => fitting.max_by_key(|row| (row.counts.loads, row.clocks)),
+        Tail::SplitSum => fitting.max_by_key(|row| (row.counts.stores, std::cmp::Reverse(row.clocks))),
+        _ => fitting.min_by_key(|row| (row.counts.loads, row.clocks)),
+    }?;
+    // Before the first product of the next tile its place is worked out.
+    let around = row.part.rsplit("in loop ").next()?;
+    let start = of_kernel().find(|other| other.part == format!("start in loop {around}"));
+    Some(row.clocks + start.map_or(0, |start| start.clocks))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::table::{TEXT, parse};
+    use super::*;
+
+    /// Each kind of epilogue is in the table, and what does more takes longer.
+    #[test]
+    fn every_tail_is_found() {
+        let rows = parse(TEXT).unwrap();
+        let of = |tail, pass| exposed_clocks(&rows, tail, pass).unwrap_or_else(|| panic!("{tail:?} {pass}"));
+        let [plain, bias, residual, gelu] =
+            [Tail::Plain, Tail::Bias, Tail::Residual, Tail::Gelu].map(|tail| of(tail, "forward"));
+        assert!(plain < bias && bias < residual && bias < gelu, "{plain} {bias} {residual} {gelu}");
+        assert!(of(Tail::Plain, "dgrad") < of(Tail::GeluBackward, "dgrad"));
+        assert!(of(Tail::SplitSum, "wgrad") > 1000);
+        assert_eq!(exposed_clocks(&rows, Tail::Gelu, "wgrad"), None);
+    }
+}
