@@ -2,6 +2,7 @@
 //! launches down. So what is said of a launch is what the op layer does.
 
 use super::driver::{DeviceInfo, Driver};
+use super::gelu::Gelu;
 use super::kernel::{Arg, KernelSpec, Launch, Launcher};
 use super::tensor_map::{TensorMap, TiledMatrix};
 use super::{Cuda, CudaOptions, MatmulChoice};
@@ -109,7 +110,7 @@ impl Driver for Paper {
         Ok(())
     }
 
-    fn clear(&mut self, _dst: u64, _bytes: usize) -> Result<()> {
+    fn set_bytes(&mut self, _dst: u64, _value: u8, _bytes: usize) -> Result<()> {
         Ok(())
     }
 
@@ -205,7 +206,20 @@ fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     cuda.layernorm_forward(norm)?;
     super::layernorm::residual_forward(cuda, norm, dout, product)?;
     let (dinp, dweight, dbias) = (product, weight, bias);
-    cuda.layernorm_backward(LayernormBackward { dinp, dweight, dbias, dout, inp, weight, mean, rstd, N, C })?;
+    let overwrite_dinp = false;
+    cuda.layernorm_backward(LayernormBackward {
+        dinp,
+        overwrite_dinp,
+        dweight,
+        dbias,
+        dout,
+        inp,
+        weight,
+        mean,
+        rstd,
+        N,
+        C,
+    })?;
 
     let dims = AttentionDims { B, T, NH, HS: C / NH };
     let [qkv, dqkv] = t.qkv;
@@ -213,7 +227,7 @@ fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     cuda.attention_backward(dqkv, dout, out, t.lse, qkv, dims)?;
     cuda.attention_decode(out.slice(0, B * C), qkv, T - 1, dims)?;
     cuda.gelu_forward(t.wide[0], t.wide[1])?;
-    super::gelu::backward_inplace(cuda, t.wide[0], t.wide[1])?;
+    Gelu::new(cuda, t.wide[0], t.wide[1]).backward(cuda.driver.as_mut())?;
     let (losses, logits, targets) = (mean, t.logits, tokens);
     cuda.classifier(Classifier { losses, logits, targets, dloss: Some(1.0), N, V, Vp })?;
 
