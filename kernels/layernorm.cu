@@ -166,12 +166,12 @@ __device__ __forceinline__ void backward_rows(floatX* dinp, float* partials, con
     for (long long first = (long long)blockIdx.x * ROWS; first < N; first += (long long)gridDim.x * ROWS, turn ^= 1) {
         const long long start = first * C;
         PackX x[ROWS][PACKS], d[ROWS][PACKS], g[ROWS][PACKS] = {};
-        float s[ROWS], shift[ROWS], sums[2 * ROWS] = {};
+        float m[ROWS], s[ROWS], shift[ROWS], sums[2 * ROWS] = {};
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
             if (first + r >= N) continue;
+            m[r] = mean[first + r];
             s[r] = rstd[first + r];
-            shift[r] = -mean[first + r] * s[r];
 #pragma unroll
             for (int p = 0; p < PACKS; p++) {
                 int i = threadIdx.x + p * blockDim.x;
@@ -182,6 +182,9 @@ __device__ __forceinline__ void backward_rows(floatX* dinp, float* partials, con
                 if (PREFETCH && !overwrite) g[r][p] = load128(dinp + at);
             }
         }
+        // Not in the loop above, where each row's loads would wait for this.
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) shift[r] = -m[r] * s[r];
 #pragma unroll
         for (int p = 0; p < PACKS; p++) {
             int i = threadIdx.x + p * blockDim.x;

@@ -12,8 +12,8 @@
 // Why 128 x 256: with wgmma 64 x 256 a stage takes 1,024 clocks of tensor cores and reads 48 KiB from L2; 128 x 128 reads a
 // third more for the same work. Shared memory delivers 80 of its 128 bytes a clock.
 //
-// The epilogue loads its other operand in batches, two ahead of the arithmetic, the first two while the last products are
-// still under way. The sums are rounded where wgmma leaves them, two columns to a lane, and the pairs then change lanes: half
+// The epilogue loads its other operands in batches, two ahead of the arithmetic; the first comes before the products, so that it
+// is there when they are done. The sums are rounded where wgmma leaves them, two columns to a lane, and the pairs then change lanes: half
 // as many shuffles as for sums in f32.
 //
 // One arrival per consumer warp, not per warpgroup: wgmma_wait speaks for the warp that asks, and the other three may
@@ -226,21 +226,22 @@ struct Ahead {
     PackX extra[BATCH][2];  // as loaded
     PackX bias[BATCH];      // as wgmma leaves the sums
 
-    template <class Epilogue, class Sink>
-    __device__ __forceinline__ void load(const Epilogue&, const Sink& sink, const Place& place, int first_n, int batch) {
+    // Those that are wanted, and zeros.
+    template <class Sink>
+    __device__ __forceinline__ void load(bool wants_extra, bool wants_bias, const Sink& sink, const Place& place, int first_n,
+                                         int batch) {
 #pragma unroll
         for (int g = 0; g < BATCH; g++) {
             const int group = batch * BATCH + g;
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 extra[g][half] = {};
-                if constexpr (Epilogue::EXTRA) {
-                    const int column = place.block_column(group);
-                    if (place.inside(half, column)) extra[g][half] = load128(sink.extra + place.index(half, column));
-                }
+                const int column = place.block_column(group);
+                if (wants_extra && place.inside(half, column))
+                    extra[g][half] = load128(sink.extra + place.index(half, column));
             }
             uint4 pairs = {};
-            if constexpr (Epilogue::BIAS) {
+            if (wants_bias) {
                 const auto pair = [&](int block) {
                     const int column = group * 32 + block * 8;
                     const uint32_t* two = reinterpret_cast<const uint32_t*>(sink.bias + first_n + column + place.block * 2);
@@ -326,23 +327,24 @@ __device__ __forceinline__ void consume(const Block& block, const Work& work, in
     constexpr int BATCHES = BN / 32 / BATCH;
     const int m = work.m + consumer * 64;
     const bool with_row_sums = sink.wants_row_sums() && work.n == 0;
+    const bool whole = partials.start == nullptr;
+    const Place place(m, work.n, partials);
+    Ahead ahead[2];
+    ahead[0].load(whole && sink.extra != nullptr, whole && sink.bias != nullptr, sink, place, work.n, 0);
     float sums[BN / 2], row_sums[4];
     if (with_row_sums) block.template multiply<true>(sums, row_sums, work.stages, turn, consumer, leader);
     else block.template multiply<false>(sums, row_sums, work.stages, turn, consumer, leader);
-    const Place place(m, work.n, partials);
-    if (partials.start != nullptr) {
+    if (!whole) {
         block.finish(turn, leader);
         store_partials<BN>(sums, place, partials.sums(work.split));
     } else {
         sink.visit([&](auto epilogue) {
-            Ahead ahead[2];
-            ahead[0].load(epilogue, sink, place, work.n, 0);
-            ahead[1].load(epilogue, sink, place, work.n, 1);
+            ahead[1].load(epilogue.EXTRA, epilogue.BIAS, sink, place, work.n, 1);
             block.finish(turn, leader);
 #pragma unroll
             for (int batch = 0; batch < BATCHES; batch++) {
                 store_batch<BN>(epilogue, sums, ahead[batch % 2], place, batch);
-                if (batch + 2 < BATCHES) ahead[batch % 2].load(epilogue, sink, place, work.n, batch + 2);
+                if (batch + 2 < BATCHES) ahead[batch % 2].load(epilogue.EXTRA, epilogue.BIAS, sink, place, work.n, batch + 2);
             }
         });
     }
