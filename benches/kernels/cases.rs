@@ -64,13 +64,16 @@ enum Op {
     AttentionBackward,
     AttentionDecode,
     LayernormForward,
-    LayernormBackward,
+    /// Which begins the gradient of the residual stream, or adds to it.
+    LayernormBackward {
+        first: bool,
+    },
     /// With gradients or losses alone.
     Classifier(bool),
     EncoderForward,
     EncoderBackward,
     Gelu,
-    Fill(f32),
+    Fill,
     Add,
     Norm,
     Sum,
@@ -84,14 +87,14 @@ fn op(kernel: &Kernel) -> Result<Op> {
         "attention backward" => Op::AttentionBackward,
         "attention decode" => Op::AttentionDecode,
         "layernorm forward" | "layernorm again" => Op::LayernormForward,
-        "layernorm backward" => Op::LayernormBackward,
+        "layernorm backward, first" => Op::LayernormBackward { first: true },
+        "layernorm backward" => Op::LayernormBackward { first: false },
         "classifier" => Op::Classifier(true),
         "classifier losses" => Op::Classifier(false),
         "encoder forward" => Op::EncoderForward,
         "encoder backward" => Op::EncoderBackward,
         "gelu forward" => Op::Gelu,
-        "fill" => Op::Fill(0.0),
-        "fill with ones" => Op::Fill(1.0),
+        "fill with ones" => Op::Fill,
         "add" => Op::Add,
         "norm" => Op::Norm,
         "sum" => Op::Sum,
@@ -216,7 +219,7 @@ impl Case {
             }
             Op::AttentionForward | Op::AttentionBackward | Op::AttentionDecode => self.attention(t),
             Op::LayernormForward => layernorm_forward(t, dims[0], dims[1]),
-            Op::LayernormBackward => layernorm_backward(t, dims[0], dims[1]),
+            Op::LayernormBackward { first } => layernorm_backward(t, dims[0], dims[1], first),
             Op::Classifier(gradients) => classifier(t, dims[0], self.config.V, dims[1], gradients),
             Op::EncoderForward | Op::EncoderBackward => self.encoder(t),
             Op::Gelu => {
@@ -225,9 +228,9 @@ impl Case {
                 let (out, inp) = (t.out_x("out", len, Tolerance::of_gelu(&evenly)), t.x("inp", len, 4.0));
                 Calls::of(move |dev| dev.gelu_forward(out, inp))
             }
-            Op::Fill(value) => {
+            Op::Fill => {
                 let out = t.out_x("out", dims[0] * dims[1], Tolerance::new(0.0, 1));
-                Calls::of(move |dev| dev.fill(out, value))
+                Calls::of(move |dev| dev.fill(out, 1.0))
             }
             Op::Add => {
                 let len = dims[0] * dims[1];
@@ -317,10 +320,13 @@ fn layernorm_forward(t: &mut Buffers, N: usize, C: usize) -> Calls {
     Calls::of(move |dev| dev.layernorm_forward(args))
 }
 
-fn layernorm_backward(t: &mut Buffers, N: usize, C: usize) -> Calls {
+fn layernorm_backward(t: &mut Buffers, N: usize, C: usize, first: bool) -> Calls {
     let args = LayernormBackward {
-        dinp: t.inout_x("dinp", N * C, 1.0, Tolerance::new(1.0, C)),
-        overwrite_dinp: false,
+        dinp: match first {
+            true => t.out_x("dinp", N * C, Tolerance::new(1.0, C)),
+            false => t.inout_x("dinp", N * C, 1.0, Tolerance::new(1.0, C)),
+        },
+        overwrite_dinp: first,
         dweight: t.inout_x("dweight", C, 1.0, Tolerance::new(1.0, N)),
         dbias: t.inout_x("dbias", C, 1.0, Tolerance::new(1.0, N)),
         dout: t.x("dout", N * C, 0.1),

@@ -93,7 +93,7 @@ impl Class {
             Class::LayernormForward => "layernorm, forward",
             Class::LayernormBackward => "layernorm, backward",
             Class::Classifier => "softmax, loss and its gradient",
-            Class::Embedding => "embedding, clearing",
+            Class::Embedding => "embedding",
             Class::Recompute => "recomputing",
             Class::Optimizer => "norm and AdamW",
         }
@@ -263,15 +263,20 @@ fn attention(config: &ModelConfig, run: &Run, rows: &mut Vec<Kernel>) {
     push("attention backward", Class::AttentionBackward, true, 2, 2.5 * forward, bytes);
 }
 
+/// The layernorm before the head begins the gradient of the residual stream, which the others add to.
+pub const LAYERNORM_BACKWARD_FIRST: &str = "layernorm backward, first";
+
 fn layernorms(config: &ModelConfig, run: &Run, rows: &mut Vec<Kernel>) {
     let (N, C) = (run.rows(), config.C);
     let (len, statistics) = ((N * C) as f64, N as f64 * 2.0 * F32);
     let calls = (2 * config.L + 1) * run.micro_steps;
     let bytes = 2.0 * len * X + statistics;
     rows.push(stream("layernorm forward", &[N, C], Class::LayernormForward, 0.93, calls, bytes));
-    // dout, inp and the residual stream's gradient in, the latter out.
-    let bytes = 4.0 * len * X + statistics;
-    rows.push(stream("layernorm backward", &[N, C], Class::LayernormBackward, 0.86, calls, bytes));
+    // dout, inp and the residual stream's gradient in, but for the first, and the latter out.
+    let class = Class::LayernormBackward;
+    let (first, rest) = (3.0 * len * X + statistics, 4.0 * len * X + statistics);
+    rows.push(stream(LAYERNORM_BACKWARD_FIRST, &[N, C], class, 0.86, run.micro_steps, first));
+    rows.push(stream("layernorm backward", &[N, C], class, 0.86, calls - run.micro_steps, rest));
 }
 
 fn embedding(config: &ModelConfig, run: &Run, rows: &mut Vec<Kernel>) {
@@ -283,8 +288,6 @@ fn embedding(config: &ModelConfig, run: &Run, rows: &mut Vec<Kernel>) {
     rows.push(stream("encoder forward", &[N, C], class, 0.4, run.micro_steps, 2.0 * len * X + token));
     let backward = stream("encoder backward", &[N, C], class, 0.4, run.micro_steps, 2.0 * len * X + token);
     rows.push(Kernel { launches: 2, ..backward });
-    // The residual stream's gradient starts at zero.
-    rows.push(stream("fill", &[N, C], class, 0.93, run.micro_steps, len * X));
 }
 
 fn recomputed(config: &ModelConfig, run: &Run, rows: &mut Vec<Kernel>) {

@@ -67,7 +67,8 @@ fn flops_a_token_are_those_of_the_four_gpt2_sizes() {
 fn bytes_of_what_memory_bounds_are_those_of_one_pass() {
     let bytes = |class| per_token("d12", &[class], |k| k.bytes);
     near(bytes(Class::LayernormForward), 76.8e3, 5e-3);
-    near(bytes(Class::LayernormBackward), 153.6e3, 5e-3);
+    // 25 layernorms of 768 channels, four passes over them each; the first has one less to read.
+    near(bytes(Class::LayernormBackward), 153.6e3 * (1.0 - 0.01), 5e-3);
     near(bytes(Class::Classifier), 201.2e3, 5e-3);
     // 30 bytes a parameter: twelve read and written, gradients and parameters in bf16, and the gradients once more for the norm.
     near(bytes(Class::Optimizer) * TOKENS as f64, 30.0 * 124_475_904.0, 1e-9);

@@ -1,6 +1,6 @@
 //! The computing of a step, cut where communication can begin or must have ended.
 
-use crate::roofline::kernels::Class;
+use crate::roofline::kernels::{Class, LAYERNORM_BACKWARD_FIRST};
 use crate::roofline::predict::GAP_US;
 use crate::roofline::report::{Budget, Row};
 
@@ -44,18 +44,17 @@ impl Phases {
                     phases.layer_forward += 2.0 * call;
                     phases.head += call;
                 }
-                Class::LayernormBackward => {
-                    phases.layer_backward += 2.0 * call;
-                    phases.head += call;
+                // The first is the head's, the others are those of the layers.
+                Class::LayernormBackward if row.kernel.name == LAYERNORM_BACKWARD_FIRST => {
+                    phases.head += call
                 }
+                Class::LayernormBackward => phases.layer_backward += of_micro_step / layers,
                 Class::HeadForward | Class::HeadDgrad | Class::HeadWgrad | Class::Classifier => {
                     phases.head += of_micro_step;
                 }
                 Class::Embedding => match row.kernel.name {
                     "encoder forward" => phases.encoder += of_micro_step,
-                    "encoder backward" => phases.encoder_backward += of_micro_step,
-                    // The residual stream's gradient is cleared before the layers' backward passes.
-                    _ => phases.head += of_micro_step,
+                    _ => phases.encoder_backward += of_micro_step,
                 },
                 Class::Optimizer => {
                     let part = if row.kernel.name == "norm" { &mut phases.norm } else { &mut phases.adamw };
