@@ -209,13 +209,6 @@ __device__ __forceinline__ void backward_rows(floatX* dinp, float* partials, con
             }
         }
         block_sum(sums, row_partials[turn]);
-        float slope[ROWS], offset[ROWS];
-#pragma unroll
-        for (int r = 0; r < ROWS; r++) {
-            float step = -s[r] * scale * sums[2 * r + 1];
-            slope[r] = s[r] * step;
-            offset[r] = shift[r] * step - s[r] * scale * sums[2 * r];
-        }
 #pragma unroll
         for (int p = 0; p < PACKS; p++) {
             int i = threadIdx.x + p * blockDim.x;
@@ -226,13 +219,15 @@ __device__ __forceinline__ void backward_rows(floatX* dinp, float* partials, con
             for (int r = 0; r < ROWS; r++) {
                 if (first + r >= N) continue;
                 long long at = start + (r * C + i * PackX::size);
+                float step = -s[r] * scale * sums[2 * r + 1];
+                float slope = s[r] * step, offset = shift[r] * step - s[r] * scale * sums[2 * r];
                 if (!PREFETCH && !overwrite) g[r][p] = load128(dinp + at);
                 float dx[PackX::size], dy[PackX::size], values[PackX::size];
                 widen(dx, g[r][p]);
                 widen(values, x[r][p]);
                 widen(dy, d[r][p]);
 #pragma unroll
-                for (int k = 0; k < PackX::size; k++) dx[k] += dy[k] * (s[r] * w[k]) + (values[k] * slope[r] + offset[r]);
+                for (int k = 0; k < PackX::size; k++) dx[k] += dy[k] * (s[r] * w[k]) + (values[k] * slope + offset);
                 store128(dinp + at, round_pack<floatX>(dx));
             }
         }
