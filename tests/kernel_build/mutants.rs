@@ -103,8 +103,8 @@ fn a_spill() {
 /// A loop that is not unrolled indexes registers, which cannot be indexed.
 #[test]
 fn an_access_to_local_memory() {
-    let rolled = "PackX pack = load128_streaming(inp + i);\n#pragma unroll\n";
-    let edit = ("gelu.cu", rolled, "PackX pack = load128_streaming(inp + i);\n#pragma unroll 1\n");
+    let rolled = "widen(x, load128_streaming(inp + i));\n#pragma unroll\n";
+    let edit = ("gelu.cu", rolled, "widen(x, load128_streaming(inp + i));\n#pragma unroll 1\n");
     let expected = [("gelu_forward", "bytes of local memory"), ("gelu_forward", "accesses local memory")];
     refused("gelu.cu", "80", &[edit], &expected);
 }
