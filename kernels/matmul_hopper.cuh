@@ -2,19 +2,19 @@
 //
 // One block stays on each multiprocessor and takes tiles of 128 x BN, by a number from a counter that all blocks share: a
 // block that starts late, as its multiprocessor was taken by a collective, finds no work left instead of holding the others
-// up. The producer asks for the next number while it works on the one before, and hands each to the consumers. A stage is 64 numbers of K of both operands,
-// which the TMA brings to shared memory swizzled as wgmma wants it: one thread asks for it (the producer), so no other
-// thread computes addresses, and the ends of the matrices are the TMA's business (it fills in zeros). Two warpgroups (the
-// consumers) multiply, 64 x BN of the tile each, their sums in registers that the producer's warpgroup gave up. Each of the
-// four stages has two barriers: `full` (its bytes have landed) and `empty` (all consumer warps are done with it). The
-// producer runs ahead over tiles, so the next tile's first stages land during the epilogue.
+// up. A stage is 64 numbers of K of both operands, which the TMA brings to shared memory swizzled as wgmma wants it: one thread
+// asks for it (the producer), so no other thread computes addresses, and the ends of the matrices are the TMA's business (it
+// fills in zeros). Two warpgroups (the consumers) multiply, 64 x BN of the tile each, their sums in registers that the
+// producer's warpgroup gave up. Each of the four stages has two barriers: `full` (its bytes have landed) and `empty` (all
+// consumer warps are done with it). The producer runs ahead over tiles, so the next tile's first stages land during the
+// epilogue; it also works out where a tile is, which takes divisions, and hands that to the consumers.
 //
 // Why 128 x 256: with wgmma 64 x 256 a stage takes 1,024 clocks of tensor cores and reads 48 KiB from L2; 128 x 128 reads a
 // third more for the same work. Shared memory delivers 80 of its 128 bytes a clock.
 //
 // The epilogue loads its other operands in batches, two ahead of the arithmetic; the first comes before the products, so that it
-// is there when they are done. The sums are rounded where wgmma leaves them, two columns to a lane, and the pairs then change lanes: half
-// as many shuffles as for sums in f32.
+// is there when they are done. The sums are rounded where wgmma leaves them, two columns to a lane, and the pairs then change
+// lanes: half as many shuffles as for sums in f32.
 //
 // One arrival per consumer warp, not per warpgroup: wgmma_wait speaks for the warp that asks, and the other three may
 // still be reading. `leader` is computed once: as a condition inside the loop it makes ptxas serialise the wgmmas.
@@ -35,15 +35,14 @@ constexpr int THREADS = (1 + CONSUMERS) * WARPGROUP;
 constexpr int ROW = 64, ROW_BYTES = 128;
 // For the sums of A's rows: a matrix of ones. All ones, it is the same in any layout.
 constexpr int ONES_BYTES = 1024;
-// Numbers of work on their way from the producer to the consumers.
+// Pieces of work on their way from the producer, which alone works out where they are, to the consumers.
 constexpr int QUEUE = 2;
 // Offset from one group of rows to the next where rows run along K: the swizzle implies it, and the field says 1.
 constexpr uint32_t IMPLIED_BYTES = 16;
 
-// Which tile, and which stages of its K.
-struct Work {
-    int m, n;  // first row and column
-    int split, first_stage, stages;
+// A tile's first row and column, the part of K, and the stages that makes; none after the last.
+struct alignas(16) Work {
+    int m, n, split, stages;
 };
 
 struct Problem {
@@ -56,12 +55,14 @@ struct Problem {
     // as many too large ones as there are blocks, whereupon the counter is back at 0.
     __device__ __forceinline__ int take(int BN) const { return (int)atomicInc(counter, count(BN) + gridDim.x - 1); }
     __device__ __forceinline__ Work work(int number, int BN) const {
+        if (number >= count(BN)) return {};
         const int tiles_n = ceil_div(N, BN), tiles = tiles_m() * tiles_n;
         const matmul::Position position = matmul::tile_position(number % tiles, tiles_m(), tiles_n);
-        const int all_stages = ceil_div(K, BK), split_stages = ceil_div(all_stages, splits);
-        const int split = number / tiles, first_stage = split * split_stages;
-        return {position.m * BM, position.n * BN, split, first_stage, min(split_stages, all_stages - first_stage)};
+        const int split = number / tiles;
+        return {position.m * BM, position.n * BN, split, min(split_stages(), ceil_div(K, BK) - first_stage(split))};
     }
+    __device__ __forceinline__ int split_stages() const { return ceil_div(ceil_div(K, BK), splits); }
+    __device__ __forceinline__ int first_stage(int split) const { return split * split_stages(); }
 };
 
 #if defined(HAS_HOPPER_INSTRUCTIONS) && !defined(FLOATX_F32)
@@ -100,14 +101,14 @@ struct Block {
     static constexpr int STAGE_BYTES = A::BYTES + B::BYTES;
     static constexpr int CONSUMER_WARPS = CONSUMERS * WARPGROUP / WARP_SIZE;
 
-    uint32_t stages;        // STAGES of A and B
-    uint32_t ones;          // ONES_BYTES
-    uint32_t barriers;      // STAGES full, STAGES empty; QUEUE given, QUEUE taken
-    volatile int* numbers;  // QUEUE numbers of work
+    uint32_t stages;    // STAGES of A and B
+    uint32_t ones;      // ONES_BYTES
+    uint32_t barriers;  // STAGES full, STAGES empty; QUEUE given, QUEUE taken
+    Work* queue;        // QUEUE pieces of work
 
     __device__ __forceinline__ explicit Block(unsigned char* shared)
         : stages(shared_address(shared)), ones(stages + STAGES * STAGE_BYTES), barriers(ones + ONES_BYTES),
-          numbers(reinterpret_cast<int*>(shared + STAGES * STAGE_BYTES + ONES_BYTES + 2 * (STAGES + QUEUE) * 8)) {}
+          queue(reinterpret_cast<Work*>(shared + STAGES * STAGE_BYTES + ONES_BYTES + 2 * (STAGES + QUEUE) * 8)) {}
 
     __device__ __forceinline__ uint32_t stage(int turn) const { return stages + turn % STAGES * STAGE_BYTES; }
     __device__ __forceinline__ uint32_t full(int turn) const { return barriers + turn % STAGES * 8; }
@@ -144,28 +145,29 @@ struct Block {
         for (int i = 0;; i++) {
             // The first time round all is empty: the phase before the first counts as ended.
             mbarrier_wait(taken(i), parity<QUEUE>(i) ^ 1);
-            numbers[i % QUEUE] = number;
-            mbarrier_arrive(given(i));
-            if (number >= problem.count(BN)) return;
             const Work work = problem.work(number, BN);
+            queue[i % QUEUE] = work;
+            mbarrier_arrive(given(i));
+            if (work.stages == 0) return;
             number = problem.take(BN);
+            const int first_stage = problem.first_stage(work.split);
             for (int s = 0; s < work.stages; s++, turn++) {
                 mbarrier_wait(empty(turn), parity<STAGES>(turn) ^ 1);
                 mbarrier_arrive_expect(full(turn), STAGE_BYTES);
-                const int k = (work.first_stage + s) * BK;
+                const int k = (first_stage + s) * BK;
                 A::load(stage(turn), a, work.m, k, full(turn));
                 B::load(stage(turn) + A::BYTES, b, work.n, k, full(turn));
             }
         }
     }
 
-    // Number i of what the producer hands on.
-    __device__ __forceinline__ int receive(int i, bool leader) const {
+    // Piece i of what the producer hands on.
+    __device__ __forceinline__ Work receive(int i, bool leader) const {
         mbarrier_wait(given(i), parity<QUEUE>(i));
-        const int number = numbers[i % QUEUE];
+        const Work work = queue[i % QUEUE];
         __syncwarp();
         if (leader) mbarrier_arrive(taken(i));
-        return number;
+        return work;
     }
 
     // A consumer's 64 rows of a tile. The last stage's products are still under way at the end: `finish` waits for them.
@@ -356,7 +358,7 @@ __device__ __forceinline__ void multiply(unsigned char* shared, const TensorMap*
                                          const matmul::Partials& partials, const Sink& sink) {
     using OwnBlock = Block<BN, A_ORDER, B_ORDER>;
     const OwnBlock block(shared);
-    // The number of the first work is on its way while the barriers are made.
+    // The number of the first piece of work is on its way while the barriers are made.
     int first = 0;
     if (threadIdx.x == 0) {
         tma_prefetch(a);
@@ -374,9 +376,9 @@ __device__ __forceinline__ void multiply(unsigned char* shared, const TensorMap*
     const bool leader = threadIdx.x % WARP_SIZE == 0;
     int turn = 0;
     for (int i = 0;; i++) {
-        const int number = block.receive(i, leader);
-        if (number >= problem.count(BN)) return;
-        consume<OwnBlock, BN>(block, problem.work(number, BN), problem.splits, turn, consumer, leader, partials, sink);
+        const Work work = block.receive(i, leader);
+        if (work.stages == 0) return;
+        consume<OwnBlock, BN>(block, work, problem.splits, turn, consumer, leader, partials, sink);
     }
 }
 #else

@@ -127,13 +127,13 @@ fn a_tile_of_a_product_is_what_the_kernel_says_of_itself() {
 
 /// Hopper's kernel, 128 x 256 with a sum of 64, which is one stage: each row of its boxes takes a turn to be written. Two
 /// warpgroups have four wgmma each, which read 2 KiB of A and 8 KiB of B, 80 turns for the 128 clocks that they take. The block
-/// writes 1 KiB of ones before. The number of the tile and the one that ends the work are each written once and read by eight
-/// warps, and each is taken from the counter in global memory.
+/// writes 1 KiB of ones before. The tile's place and the end of the work, 16 bytes each, are written by a lane
+/// and read by eight warps, a quarter of a warp in a turn; and a number is taken from the counter in global memory for each.
 #[test]
 fn a_tile_of_hopper_takes_80_of_128_turns() {
     let found = forward(MatmulChoice::Hopper { N: 256, splits: 1 }, 128, 64, 256);
     assert_eq!(found.tensor_flops, 2 * 128 * 256 * 64);
-    assert_eq!(found.shared_turns, (128 + 256) + 2 * 4 * 80 + 8 + 2 * (1 + 8));
+    assert_eq!(found.shared_turns, (128 + 256) + 2 * 4 * 80 + 8 + 2 * (1 + 8 * 4));
     assert_eq!(found.shared_turns_without_conflicts, found.shared_turns);
     assert_eq!(found.sectors_read, 2 * 64 * (128 + 256) / 32 + 2);
     // Two boxes; eight warps store their 16 rows by 16 requests of eight rows of 64 bytes; the two numbers.

@@ -297,9 +297,9 @@ mod tests {
         assert!(missing.iter().all(|name| name.starts_with("matmul_f32_")), "{missing:?}");
         assert!(missing.iter().all(|name| f32.contains_key(name)), "{missing:?}");
         let launch = |name| bf16[name].1;
-        // 4 stages of 48 KiB, ones, barriers of the stages, and two numbers of work with two barriers each.
+        // 4 stages of 48 KiB, ones, barriers of the stages, and two pieces of work with two barriers each.
         let hopper = launch("matmul_hopper_forward_128x256");
-        assert_eq!((hopper.threads, hopper.shared_bytes), (384, 197_696 + 40));
+        assert_eq!((hopper.threads, hopper.shared_bytes), (384, 197_696 + 64));
         assert_eq!(launch("classifier").shared_bytes, 2 * 50_304);
         assert_eq!(launch("adamw").threads, 256);
     }

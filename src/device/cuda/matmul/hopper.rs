@@ -103,8 +103,9 @@ const STAGE_K: usize = 64;
 const STAGES: usize = 4;
 const THREADS: u32 = 384;
 const ONES_BYTES: usize = 1024;
-/// Numbers of work on their way to the consumers; each has two barriers, as each stage has.
+/// Pieces of work on their way to the consumers, of four numbers; each has two barriers, as each stage has.
 const QUEUE: usize = 2;
+const WORK_BYTES: usize = 16;
 const BARRIER_BYTES: usize = 8;
 const ELEMENT_BYTES: usize = 2;
 /// Rows of a box of an operand whose rows run across K: a stage's.
@@ -180,7 +181,7 @@ impl Tile {
         let splits = without_empty(product, splits);
         let blocks = self.count(product.extent(), splits).min(multiprocessors);
         let stage = (M + self.N) * STAGE_K * ELEMENT_BYTES;
-        let queue = QUEUE * (2 * BARRIER_BYTES + size_of::<i32>());
+        let queue = QUEUE * (2 * BARRIER_BYTES + WORK_BYTES);
         let shared = STAGES * (stage + 2 * BARRIER_BYTES) + ONES_BYTES + queue;
         let launch = Launch::new(blocks, THREADS).shared(shared);
         let partials = if splits > 1 { partials } else { Ptr::NULL };
