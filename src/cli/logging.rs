@@ -1,27 +1,48 @@
 //! Warnings and details on standard error. Standard output is for what a program prints.
 //!
-//! `WARPSMITH_LOG`, or else `RUST_LOG`, says how much: `warn` (the default), `info` (which kernel computes each product, and why), `off`, or
-//! what env_logger understands.
+//! `WARPSMITH_LOG`, or else `RUST_LOG`, says how much: `warn` (the default), `info` (which kernel computes each product, and why),
+//! `off`, or what env_logger understands.
 
 use crate::parallel::environment::Process;
-use log::Level;
+use anyhow::{Result, ensure};
+use log::{Level, LevelFilter};
 use std::env;
 use std::io::Write;
 use std::sync::OnceLock;
 
-/// What goes before a line, where there are several processes.
+/// The beginning of a line, where there are several processes.
 static RANK: OnceLock<String> = OnceLock::new();
 
 /// Begins to show what is logged. The first thing that a program does.
-pub fn start() {
-    let filter = ["WARPSMITH_LOG", "RUST_LOG"].into_iter().find_map(|name| env::var(name).ok());
+///
+/// # Errors
+/// One line, if a variable says nothing that can be understood.
+pub fn start() -> Result<()> {
+    let set = |name: &'static str| Some((name, env::var(name).ok().filter(|value| !value.is_empty())?));
+    let (name, filter) =
+        ["WARPSMITH_LOG", "RUST_LOG"].into_iter().find_map(set).unwrap_or(("", "warn".into()));
+    check(name, &filter)?;
     let mut logger = env_logger::Builder::new();
-    logger.parse_filters(filter.as_deref().unwrap_or("warn"));
+    logger.parse_filters(&filter);
     logger.format(|out, record| {
         let rank = RANK.get().map_or("", String::as_str);
         writeln!(out, "{}", line(rank, record.level(), &record.args().to_string()))
     });
     logger.init();
+    Ok(())
+}
+
+/// A word that is no level would count as the name of a module, and hide all warnings.
+fn check(name: &str, filter: &str) -> Result<()> {
+    for part in filter.split('/').next().unwrap_or_default().split(',').map(str::trim) {
+        let (module, level) = part.rsplit_once('=').map_or(("", part), |(module, level)| (module, level));
+        let is_module = module.is_empty() && part.contains("::");
+        ensure!(
+            is_module || part.is_empty() || level.parse::<LevelFilter>().is_ok(),
+            "{name}={filter}: expected off, error, warn, info, debug or trace, or MODULE=LEVEL, found {part:?}"
+        );
+    }
+    Ok(())
 }
 
 /// From now on lines say whose they are.
@@ -48,5 +69,25 @@ mod tests {
     fn a_line_says_how_grave_it_is_and_whose() {
         assert_eq!(line("", Level::Warn, "a kernel\n\tis left out"), "warning: a kernel is left out");
         assert_eq!(line("rank 3: ", Level::Info, "a plan"), "rank 3: info: a plan");
+    }
+
+    #[test]
+    fn a_filter_that_would_hide_warnings_by_a_typo_is_refused() {
+        for good in [
+            "warn",
+            "info",
+            "off",
+            "INFO",
+            "warn,warpsmith::device=debug",
+            "warpsmith=trace",
+            "info/GELU",
+            "a::b",
+        ] {
+            assert!(check("RUST_LOG", good).is_ok(), "{good}");
+        }
+        for bad in ["inof", "warn,dbug", "warpsmith=inof"] {
+            let error = check("WARPSMITH_LOG", bad).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("WARPSMITH_LOG={bad}: expected off, error, warn")), "{error}");
+        }
     }
 }

@@ -19,7 +19,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 pub fn main(program: Program) -> ExitCode {
-    logging::start();
+    if let Err(error) = logging::start() {
+        return super::exit_with(program.name(), Err(error));
+    }
     let mut finish = None;
     let status = super::run(program.name(), parse(program, std::env::args_os(), &variable), |args| {
         logging::name_rank(&args.process);

@@ -31,7 +31,14 @@ pub fn print_kernel(name: &str, gpu: &Gpu, records: &Path) -> Result<()> {
         Ok(kernel) => print(format_args!("{measured}\n{kernel}")),
         Err(why) if rows.is_empty() => bail!("{name}: {} has no row of it, and {why:#}", table::FILE),
         Err(why) => {
-            print(format_args!("{}: as {} has it, for {why:#}\n{}", name, table::FILE, table::to_text(&rows)))
+            let uncalibrated =
+                if measured.starts_with("predicted;") { "; measured latencies are not in it" } else { "" };
+            print(format_args!(
+                "{}: as {} has it, for {why:#}{uncalibrated}\n{}",
+                name,
+                table::FILE,
+                table::to_text(&rows)
+            ))
         }
     }
 }

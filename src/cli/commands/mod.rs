@@ -13,7 +13,9 @@ use anyhow::Result;
 use std::process::ExitCode;
 
 pub fn main() -> ExitCode {
-    super::logging::start();
+    if let Err(error) = super::logging::start() {
+        return super::exit_with("warpsmith", Err(error));
+    }
     let mut status = ExitCode::SUCCESS;
     let outcome = super::run("warpsmith", parse(std::env::args_os()), |tool| match tool {
         Tool::Data(args) => corpus::data(&args),
