@@ -109,8 +109,10 @@ fn exposed_k(tail: Tail, pass: &str, gpu: &Gpu) -> f64 {
     const HOPPER_TFLOPS_PER_SM: f64 = 989.4 / 132.0;
     static ROWS: LazyLock<Vec<Row>> =
         LazyLock::new(|| table::parse(table::TEXT).expect("kernels/clocks.tsv was checked by a test"));
-    let of_machine_code = gpu.wgmma.then(|| exposed_clocks(&ROWS, tail, pass)).flatten();
-    if let Some(clocks) = of_machine_code {
+    if gpu.wgmma {
+        let clocks = exposed_clocks(&ROWS, tail, pass);
+        let clocks =
+            clocks.unwrap_or_else(|| panic!("kernels/clocks.tsv has an epilogue for {tail:?} of {pass}"));
         return clocks as f64 / CLOCKS_OF_K;
     }
     let on_hopper = match tail {

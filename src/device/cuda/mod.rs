@@ -54,9 +54,9 @@ pub struct CudaOptions {
     pub matmul: MatmulChoice,
 }
 
-/// Fuse GELU where that is faster on this device for the shape, forward and backward. Where nothing is measured (on the emulated device, with
-/// [`CudaOptions::deterministic`], and for the tile of a [`MatmulChoice`]) it is fused on compute capability 9.0 alone, as in llm.c, whose number
-/// for it this is.
+/// Fuse GELU where that is faster on this device for the shape, forward and backward. Where nothing is measured (on the emulated
+/// device, with [`CudaOptions::deterministic`], and for the tile of a [`MatmulChoice`]) it is fused on compute capability 9.0
+/// alone. llm.c has the same number for a choice of its own, which is not to fuse.
 pub const AUTO: i32 = -1;
 
 /// Whose matrix products to use.

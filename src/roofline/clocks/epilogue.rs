@@ -31,9 +31,15 @@ pub fn exposed_clocks(rows: &[Row], tail: Tail, pass: &str) -> Option<u64> {
         Tail::SplitSum => fitting.max_by_key(|row| (row.counts.stores, std::cmp::Reverse(row.clocks))),
         _ => fitting.min_by_key(|row| (row.counts.loads, row.clocks)),
     }?;
-    // Before the first product of the next tile its place is worked out.
+    // Before the first product of the next tile, the consumers learn where it is and load the first operands of its epilogue.
     let around = row.part.rsplit("in loop ").next()?;
-    let start = of_kernel().find(|other| other.part == format!("start in loop {around}"));
+    let starts = of_kernel().filter(|other| other.part == format!("start in loop {around}"));
+    let loads = |start: &&Row| start.counts.loads;
+    let start = match (tail, row.counts.loads) {
+        (Tail::Residual, _) => starts.max_by_key(loads),
+        (_, 0) => starts.min_by_key(loads),
+        _ => starts.filter(|start| start.counts.loads > 0).min_by_key(loads),
+    };
     Some(row.clocks + start.map_or(0, |start| start.clocks))
 }
 

@@ -12,12 +12,12 @@ use anyhow::{Result, bail, ensure};
 use std::cell::Cell;
 use std::rc::Rc;
 
-/// Of all products.
+/// The shape of all products.
 pub const N: usize = 65;
 pub const C: usize = 40;
 pub const OC: usize = 72;
 
-/// What a test sets.
+/// The device that a test wants.
 #[derive(Clone)]
 pub struct Setting {
     pub dtype: Dtype,
@@ -28,9 +28,10 @@ pub struct Setting {
     pub wrong_algorithms: Vec<bool>,
     pub mutant: Option<Mutant>,
     pub cost: fn(&str) -> f32,
-    /// The first of the input.
+    /// The first element of the input.
     pub first: f32,
     pub multiprocessors: usize,
+    pub capability: (u32, u32),
 }
 
 impl Default for Setting {
@@ -47,11 +48,12 @@ impl Default for Setting {
             cost: |_| 1.0,
             first: 0.5,
             multiprocessors: 4,
+            capability: (9, 0),
         }
     }
 }
 
-/// What is wrong with a kernel.
+/// A way in which a kernel is wrong.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Fault {
     ReturnsEarly,
@@ -62,6 +64,8 @@ pub enum Fault {
     Refused,
     /// It is refused, and so is everything after it.
     Breaks,
+    /// It takes a piece of work from the counter, and ends.
+    LeavesCounter,
 }
 
 /// Which one: part of its name.
@@ -91,6 +95,11 @@ impl Launcher for Fake {
         let fault = self.mutant.filter(|(name, _)| kernel.name.contains(name)).map(|(_, fault)| fault);
         match fault {
             Some(Fault::ReturnsEarly) => Ok(()),
+            Some(Fault::LeavesCounter) => {
+                // SAFETY: the last argument of Hopper's kernels is the address of the counter.
+                let counter = unsafe { args[args.len() - 1].value.cast::<u64>().read() };
+                self.upload(counter, &3u32.to_le_bytes())
+            }
             Some(Fault::Refused) => bail!("launching {}: out of registers", kernel.name),
             Some(Fault::Breaks) => {
                 self.broken = true;
@@ -165,8 +174,8 @@ impl Fake {
     /// With what a test sets, and the count of the library's products.
     pub fn open(setting: &Setting) -> Result<(Self, Rc<Cell<usize>>)> {
         let device = emulator::open(setting.dtype, EmulatorOptions::default())?;
-        let info =
-            DeviceInfo { emulated: false, multiprocessors: setting.multiprocessors, ..device.info().clone() };
+        let Setting { multiprocessors, capability, .. } = *setting;
+        let info = DeviceInfo { emulated: false, multiprocessors, capability, ..device.info().clone() };
         let products = Rc::new(Cell::new(0));
         let fake = Fake {
             device,

@@ -132,8 +132,8 @@ pub fn dgrad(cuda: &mut Cuda, a: MatmulBackward) -> Result<()> {
     gelu.backward(cuda.driver.as_mut())
 }
 
-/// Whether GELU goes into a product of the pass that is fused from `level` on. Without a measurement llm.c's rule decides: it pays on
-/// Hopper.
+/// Whether GELU goes into a product of the pass that is fused from `level` on. Without a measurement it does on
+/// Hopper alone, whose kernels hide it best.
 fn fuses(
     cuda: &mut Cuda,
     level: i32,

@@ -65,6 +65,7 @@ pub fn choose(
     let Some(verifier) = Verifier::new(driver, chooser, &rehearsal, scratch)? else { return Ok(None) };
     let mut trial = Trial { driver, chooser, product: &rehearsal, scratch, verifier };
     let mut right: Vec<(Option<f32>, Plan)> = Vec::new();
+    let mut last_fault = String::new();
     for &plan in plans {
         let key = product.key();
         let name = chooser.name(plan, product);
@@ -78,15 +79,18 @@ pub fn choose(
                     level,
                     "{name} is left out for {key}: {fault}; the run goes on with another kernel"
                 );
+                last_fault = format!("{name}: {fault}");
             }
         }
         if !chooser.measures() && !right.is_empty() {
             break;
         }
     }
+    // As after any kernel, whatever the wrong ones left.
+    trial.driver.clear(scratch.work_counter.address(), size_of::<u32>())?;
     right.sort_by(|a, b| a.0.partial_cmp(&b.0).expect("times are numbers"));
     let Some(&(ms, plan)) = right.first() else {
-        bail!("no plan computes {} as the plainest kernel does: the warnings say why", product.key())
+        bail!("no plan computes {} as the plainest kernel does; {last_fault}", product.key())
     };
     let why = why(chooser, product, &right);
     Ok(Some(Chosen { plan, ms, why }))
