@@ -1,4 +1,4 @@
-//! Where NVIDIA's libraries may be that a program loads when it needs them: on the loader's path, with the toolkit, or in NVIDIA's Python
+//! A search for NVIDIA's libraries, which a program loads when it needs them: on the loader's path, with the toolkit, or in NVIDIA's Python
 //! packages, whose folders no loader searches. A Python is found as it would be called: by `python3` on `PATH`.
 //!
 //! Nothing is loaded or started here: who needs a library brings the call that opens it.
@@ -23,7 +23,7 @@ pub struct Wanted {
     pub packages: &'static [&'static str],
     /// Whether CUDA's toolkit has it.
     pub in_toolkit: bool,
-    /// How to install it: `pip install nvidia-cublas`.
+    /// The command that installs it: `pip install nvidia-cublas`.
     pub install: &'static str,
 }
 
@@ -103,7 +103,7 @@ fn toolkits() -> Vec<PathBuf> {
     homes.chain(["/usr/local/cuda".into()]).flat_map(|home| [home.join("lib64"), home.join("lib")]).collect()
 }
 
-/// Where Pythons are installed, the likeliest first.
+/// Folders of installed Pythons, the likeliest first.
 fn prefixes() -> Vec<PathBuf> {
     let environments = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(variable);
     let on_path = env::var_os("PATH").map(|path| pythons_on(&path)).unwrap_or_default();

@@ -41,7 +41,7 @@ pub struct Measured {
     pub runs: Vec<Measurement>,
     /// cuBLASLt, if it does not have this product, or is not there.
     pub missing: Option<String>,
-    /// How products of this case are computed, and what other kernels took: a line for each that was tuned.
+    /// Plans of this case's products, with the times of other kernels: a line for each that was tuned.
     pub plans: Vec<String>,
 }
 
@@ -140,7 +140,7 @@ impl Bench {
         self.cuda.describe()
     }
 
-    /// Which libraries are beside our kernels, a line each.
+    /// Libraries beside our kernels, a line each.
     ///
     /// # Errors
     /// One line, if one is there and cannot be used.

@@ -64,7 +64,7 @@ enum Op {
     AttentionBackward,
     AttentionDecode,
     LayernormForward,
-    /// Which begins the gradient of the residual stream, or adds to it.
+    /// The first begins the gradient of the residual stream, the others add to it.
     LayernormBackward {
         first: bool,
     },

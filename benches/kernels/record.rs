@@ -50,7 +50,7 @@ pub fn read_peers(paths: &[PathBuf]) -> Result<Vec<Peer>> {
     Ok(all)
 }
 
-/// What was measured on.
+/// The device that was measured.
 pub struct Device {
     pub name: String,
     /// A line each: `cuBLASLt 13.0.2 from /usr/local/cuda/lib64/libcublasLt.so.13`.

@@ -155,7 +155,7 @@ pub fn counted_of(row: &Row) -> impl Iterator<Item = (&Row, Counted)> {
     row.runs().iter().filter_map(move |run| Some((row, run.counted?)))
 }
 
-/// How each product is computed and what the alternatives took, a line each; nothing where nothing was tuned.
+/// The plan of each product and the times of the alternatives, a line each; nothing where nothing was tuned.
 pub fn plans(rows: &[Row]) -> String {
     let mut text = String::new();
     for row in rows {

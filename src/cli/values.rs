@@ -107,7 +107,7 @@ pub fn level2(text: &str) -> Result<usize, String> {
     whole_in(text, 0, 2)
 }
 
-/// Where to fuse GELU: 0, 1 or 2, or where it is faster.
+/// Fusion of GELU: 0, 1 or 2, or wherever it is faster.
 pub fn gelu_fusion(text: &str) -> Result<i32, String> {
     match text {
         "auto" | "-1" => Ok(AUTO),

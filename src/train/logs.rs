@@ -148,7 +148,7 @@ impl Logs {
         self.console.table(rows);
     }
 
-    /// What was loaded for the run, and from where.
+    /// Libraries loaded for the run, and their places.
     pub fn libraries(&mut self, libraries: &[(&'static str, String)]) {
         if !libraries.is_empty() {
             self.console.table(libraries.iter().map(|(name, found)| (name, found)));

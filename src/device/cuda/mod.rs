@@ -114,7 +114,7 @@ impl Cuda {
         self.options.matmul = matmul;
     }
 
-    /// How products are computed, as found out since the last call: a line for each shape with its kernel, milliseconds, TFLOP/s, and what others
+    /// Plans of products, as found out since the last call: a line for each shape with its kernel, milliseconds, TFLOP/s, and what others
     /// took.
     pub fn take_matmul_plans(&mut self) -> Vec<String> {
         self.matmul_plans.take_lines()

@@ -146,7 +146,7 @@ impl Functions {
         Ok(Functions { table, name, _library: std::mem::ManuallyDrop::new(library) })
     }
 
-    /// Where the library is.
+    /// The library's place.
     pub fn name(&self) -> &str {
         &self.name
     }

@@ -53,7 +53,7 @@ fn is_exception(jump: &Instruction) -> bool {
     jump.has("DIV") || jump.has("ANY")
 }
 
-/// How a block ends: whether the next instruction may follow, and where it may jump to.
+/// The end of a block: whether the next instruction may follow, and where it may jump to.
 fn end(instruction: &Instruction) -> Option<(bool, Option<u32>)> {
     let sometimes = instruction.guard.as_deref().is_some_and(|guard| guard != "PT" && guard != "UPT");
     match instruction.name() {

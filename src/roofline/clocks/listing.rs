@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-/// How an instruction is issued.
+/// The control codes of an instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Control {
     /// Clocks until the warp's next instruction at the earliest.

@@ -49,7 +49,7 @@ impl Pipe {
     }
 }
 
-/// How long an instruction takes.
+/// The time of an instruction.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rate {
     /// Opcodes without modifiers; a calibration names the first.

@@ -18,7 +18,7 @@ pub struct Test {
     pub parameters: Vec<u32>,
 }
 
-/// How a block ends that goes one of two ways.
+/// The end of a block that goes one of two ways.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mode {
     pub test: Test,

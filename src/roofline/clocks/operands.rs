@@ -1,4 +1,4 @@
-//! Which registers an instruction reads and writes, as far as its text tells.
+//! The registers that an instruction reads and writes, as far as its text tells.
 
 use super::listing::Instruction;
 

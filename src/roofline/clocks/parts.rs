@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-/// How a kernel is launched.
+/// The launch of a kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Launched {
     /// Threads of a block.

@@ -1,4 +1,4 @@
-//! Which pointer of the parameters a load goes by: followed through all arithmetic, over all blocks.
+//! The pointer among the parameters that a load goes by: followed through all arithmetic, over all blocks.
 
 use super::flow::{Block, order, predecessors};
 use super::listing::Instruction;

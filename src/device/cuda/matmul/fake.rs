@@ -68,14 +68,14 @@ pub enum Fault {
     LeavesCounter,
 }
 
-/// Which one: part of its name.
+/// Part of a kernel's name, and its fault.
 pub type Mutant = (&'static str, Fault);
 
 /// The emulated device with a clock that a test sets, a kernel that a test spoils, and a library of f32 products.
 pub struct Fake {
     device: Box<dyn Driver>,
     info: DeviceInfo,
-    /// How long the library says it takes, and which of its algorithms are wrong, the fastest first.
+    /// The library's own time, and whether each of its algorithms is wrong, the fastest first.
     library_ms: f32,
     wrong_algorithms: Vec<bool>,
     algorithm: usize,

@@ -1,7 +1,7 @@
-//! Which kernel computes a product. Found once for each kind and size of product: on a GPU by timing what there is on the very
+//! The kernel that computes a product. Found once for each kind and size of product: on a GPU by timing what there is on the very
 //! operands, once it has computed what the plainest kernel does ([`super::tune`], [`super::verify`]).
 //!
-//! Where every run must choose alike (`--deterministic 1`), a model of how blocks fill the device chooses, of the plans that compute the right thing.
+//! If every run must choose alike (`--deterministic 1`), a model of how blocks fill the device chooses, of the plans that compute the right thing.
 //! It chooses on the emulated device, too, where nothing is compared: there a wrong kernel is what tests look for. Nor is a plan
 //! that tests or benchmarks ask for by its tile, as they compare it themselves.
 
@@ -224,12 +224,12 @@ pub struct Plans {
     known: HashMap<(MatmulChoice, Key), Chosen>,
     /// Whether GELU belongs into its product, for the choice and the product with it.
     fused: HashMap<(MatmulChoice, Key), bool>,
-    /// What was chosen, a line each.
+    /// Choices, a line each.
     lines: Vec<String>,
 }
 
 impl Plans {
-    /// What was chosen since the last call, a line each.
+    /// Choices since the last call, a line each.
     pub fn take_lines(&mut self) -> Vec<String> {
         std::mem::take(&mut self.lines)
     }

@@ -98,7 +98,7 @@ pub fn choose(
 
 /// Why a plan is out.
 enum Fault {
-    /// How its result differs.
+    /// The difference of its result.
     Wrong(String),
     Refused(anyhow::Error),
 }
@@ -153,7 +153,7 @@ impl Trial<'_> {
         }
     }
 
-    /// Of the library's algorithms the fastest that is right. Adding to a gradient and assigning it are two products for it; the time is
+    /// The fastest of the library's algorithms that is right. Adding to a gradient and assigning it are two products for it; the time is
     /// that of the one asked for, which comes last.
     fn library(&mut self) -> Result<Result<Option<f32>, Fault>> {
         let mut variants = vec![*self.product];

@@ -1,7 +1,7 @@
-//! What a plan computes, held against what the plainest of our kernels makes of the same operands. Nothing that differs may win,
+//! The results of a plan, held against those of the plainest of our kernels on the same operands. Nothing that differs may win,
 //! however fast it is.
 //!
-//! Of each output 64 elements and the norm are compared: a kernel that leaves something unwritten shows in the norm, as all was NaN
+//! 64 elements of each output and its norm are compared: a kernel that leaves something unwritten shows in the norm, as all was NaN
 //! before; one that computes wrong tiles shows in elements of every kind of tile, or in the norm.
 //!
 //! A plan runs once for that, in place of a first round that was not timed before; a gradient of a weight is computed twice. Besides, an output is
@@ -19,7 +19,7 @@ use anyhow::{Context, Result, bail};
 
 /// Elements that are looked at of an output.
 const SAMPLES: usize = 64;
-/// Of a product, and of how many bytes their samples are at most.
+/// Outputs of a product, and bytes of their samples, at most.
 const MOST_OUTPUTS: usize = 2;
 const SAMPLES_BYTES: usize = MOST_OUTPUTS * SAMPLES * size_of::<f32>();
 /// The edges of all tiles are multiples of this, or divide it.
@@ -44,7 +44,7 @@ fn partials_at() -> usize {
     (SAMPLES_BYTES + MOST_OUTPUTS * size_of::<f32>()).next_multiple_of(ALIGN)
 }
 
-/// What was seen of an output.
+/// A glance at an output.
 #[derive(Debug)]
 struct Seen {
     norm_squared: f32,

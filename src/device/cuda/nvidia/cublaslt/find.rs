@@ -16,7 +16,7 @@ const WANTED: Wanted = Wanted {
     install: "pip install nvidia-cublas",
 };
 
-/// What we call has been the same in these major versions.
+/// The functions called here have been the same in these major versions.
 const OLDEST: usize = 120_000;
 const NEXT_MAJOR: usize = 140_000;
 
