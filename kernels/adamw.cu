@@ -15,15 +15,21 @@ constexpr int QUADS = PackX::size / 4;
 // From a thread's first four parameters to the next: the warp's.
 constexpr int QUAD_STRIDE = 4 * WARP_SIZE;
 
-// Four elements, of f32 or of 16 bits.
-__device__ __forceinline__ void load_quad(float (&values)[4], const float* address) {
-    widen(values, load128_streaming(address));
+// Four elements as they lie in memory, of f32 or of 16 bits. They are widened when all have been asked for: an instruction on
+// the first would hold up the loads of the next.
+__device__ __forceinline__ Pack<float> load_quad(const float* address) { return load128_streaming(address); }
+template <class T>
+__device__ __forceinline__ uint2 load_quad(const T* address) {
+    return __ldcs(reinterpret_cast<const uint2*>(address));
 }
 template <class T>
-__device__ __forceinline__ void load_quad(float (&values)[4], const T* address) {
-    const uint2 bits = __ldcs(reinterpret_cast<const uint2*>(address));
-    widen2<T>(values[0], values[1], bits.x);
-    widen2<T>(values[2], values[3], bits.y);
+__device__ __forceinline__ void widen_quad(float (&values)[4], const Pack<float>& quad) {
+    widen(values, quad);
+}
+template <class T>
+__device__ __forceinline__ void widen_quad(float (&values)[4], uint2 quad) {
+    widen2<T>(values[0], values[1], quad.x);
+    widen2<T>(values[2], values[3], quad.y);
 }
 __device__ __forceinline__ void store_quad(float* address, const float (&values)[4]) {
     store128_streaming(address, round_pack<float>(values));
@@ -42,39 +48,46 @@ extern "C" __global__ void __launch_bounds__(256)
           unsigned long long first, unsigned long long n) {
     const unsigned warp = blockIdx.x * (256 / WARP_SIZE) + threadIdx.x / WARP_SIZE;
     const unsigned long long start = (unsigned long long)warp * (QUADS * QUAD_STRIDE) + threadIdx.x % WARP_SIZE * 4;
-    float g[QUADS][4], m_quad[QUADS][4], v_quad[QUADS][4], old[QUADS][4];
+    decltype(load_quad(grads)) g_bits[QUADS], p_bits[QUADS] = {};
+    Pack<float> m_bits[QUADS], v_bits[QUADS], master_bits[QUADS] = {};
 #pragma unroll
     for (int q = 0; q < QUADS; q++) {
         const unsigned long long i = start + q * QUAD_STRIDE;
         if (i >= n) continue;
-        load_quad(g[q], grads + i);
-        load_quad(m_quad[q], m + i);
-        load_quad(v_quad[q], v + i);
-        if (master) load_quad(old[q], master + i);
-        else load_quad(old[q], params + i);
+        g_bits[q] = load_quad(grads + i);
+        m_bits[q] = load_quad(m + i);
+        v_bits[q] = load_quad(v + i);
+        if (master) master_bits[q] = load_quad(master + i);
+        else p_bits[q] = load_quad(params + i);
     }
 #pragma unroll
     for (int q = 0; q < QUADS; q++) {
         const unsigned long long i = start + q * QUAD_STRIDE;
         if (i >= n) continue;
+        float g[4], m_quad[4], v_quad[4], old[4];
+        widen_quad<floatX>(g, g_bits[q]);
+        widen(m_quad, m_bits[q]);
+        widen(v_quad, v_bits[q]);
+        if (master) widen(old, master_bits[q]);
+        else widen_quad<floatX>(old, p_bits[q]);
         const int decay_left = (int)min(decayed - min(decayed, i), 4ull);
         float p[4];
 #pragma unroll
         for (int k = 0; k < 4; k++) {
-            float gradient = grad_scale * g[q][k];
-            m_quad[q][k] = beta1 * m_quad[q][k] + (1.0f - beta1) * gradient;
-            v_quad[q][k] = beta2 * v_quad[q][k] + (1.0f - beta2) * (gradient * gradient);
+            float gradient = grad_scale * g[k];
+            m_quad[k] = beta1 * m_quad[k] + (1.0f - beta1) * gradient;
+            v_quad[k] = beta2 * v_quad[k] + (1.0f - beta2) * (gradient * gradient);
             float decay = k < decay_left ? weight_decay : 0.0f;
-            float root = sqrt_approx(correction2 * v_quad[q][k]) + eps;
-            float direction = correction1 * m_quad[q][k] * reciprocal_approx(root) + decay * old[q][k];
-            old[q][k] -= lr * direction;
+            float root = sqrt_approx(correction2 * v_quad[k]) + eps;
+            float direction = correction1 * m_quad[k] * reciprocal_approx(root) + decay * old[k];
+            old[k] -= lr * direction;
             // Half of the 32 random bits are enough for a parameter, so two share them.
             unsigned bits = random_bits(seed, (first + i + k) / 2) >> k % 2 * 16;
-            p[k] = round_at_random<floatX>(old[q][k], bits);
+            p[k] = round_at_random<floatX>(old[k], bits);
         }
-        store_quad(m + i, m_quad[q]);
-        store_quad(v + i, v_quad[q]);
-        if (master) store_quad(master + i, old[q]);
+        store_quad(m + i, m_quad);
+        store_quad(v + i, v_quad);
+        if (master) store_quad(master + i, old);
         store_quad(params + i, p);
     }
 }

@@ -7,38 +7,36 @@
 // block fits.
 //
 // Bytes for an element of 16 bits: 4 (read, write). Expected: 90 % of bandwidth; two exponentials an element keep the special
-// function units 60 % busy, so the sum is made in the pass that finds the maximum, and an element takes five instructions in
-// that pass and four in the other. Rows go last to first: the last
-// ones are what the matrix product left in the L2 cache, and the first ones are what the next one starts with.
+// function units 60 % busy, so the sum is made in the pass that finds the maximum, and an element takes six instructions in
+// that pass and five in the other. Rows go last to first: the last ones are what the matrix product left in the L2 cache, and
+// the first ones are what the next one starts with.
 #include "common.cuh"
 
 constexpr int CLASSIFIER_THREADS = 512;
 constexpr int CLASSIFIER_WARPS = CLASSIFIER_THREADS / WARP_SIZE;
 constexpr int CLASSIFIER_BATCH = 4;
 
-// factor exp(x - max), for many x: one multiply-add and one exponential to base 2, in whose exponent the factor is, too. For f32
-// that would lose digits of x - max where both are large.
+// factor exp(x - max), for many x, with the factor in the exponent. The difference is taken first: of two large products one
+// exact and one rounded, as a multiply-add has them, the difference may be anything.
 struct Exponentials {
-    float max, offset, factor;
+    float max, factor, log2_factor;
 
-    __device__ __forceinline__ explicit Exponentials(float max) : max(max), offset(-LOG2_E * max), factor(1.0f) {}
+    __device__ __forceinline__ explicit Exponentials(float max) : max(max), factor(1.0f), log2_factor(0.0f) {}
     __device__ __forceinline__ Exponentials(float max, float factor)
-        : max(max), offset(log2f(factor) - LOG2_E * max), factor(factor) {}
+        : max(max), factor(factor), log2_factor(log2f(factor)) {}
 
     __device__ __forceinline__ float operator()(float x) const {
         if constexpr (sizeof(floatX) == 4) return factor * expf(x - max);
-        return exp2_approx(LOG2_E * x + offset);
+        return exp2_approx(fmaf(1.4426950408889634f, x - max, log2_factor));
     }
-
-    static constexpr float LOG2_E = 1.4426950408889634f;
 };
 
-// The largest of some logits, and the sum of exp(logit - max). That of no logits is finite, also times LOG2_E, since infinity
-// minus itself is no number.
+// The largest of some logits, and the sum of exp(logit - max). That of no logits is finite, since infinity minus itself is no
+// number.
 struct MaxSum {
     float max, sum;
 };
-__device__ __forceinline__ MaxSum no_logits() { return {-1e38f, 0.0f}; }
+__device__ __forceinline__ MaxSum no_logits() { return {-3.402823466e38f, 0.0f}; }
 
 // The logits of a pack of which so many are below V, maybe none. Others count as minus infinity.
 __device__ __forceinline__ void widen_logits(float (&x)[PackX::size], const PackX& pack, int valid) {

@@ -64,7 +64,7 @@ fn products(dev: &mut dyn Ops) -> Result<Vec<Vec<f32>>> {
 #[test]
 #[ignore = "runs in a process of its own"]
 fn case_tuning() {
-    logging::start();
+    logging::start().unwrap();
     println!();
     let matmul = match std::env::var("MATMUL").as_deref() {
         Ok("fastest") => MatmulChoice::Fastest,
