@@ -152,7 +152,7 @@ gpu-report: gpu-report-programs ## what wants a GPU, on this machine's: tests, p
 test: .cargo-found ## all tests
 	$(WITH_MPI) $(CARGO) test --locked $$features
 
-kernels-check: .cargo-found .nvcc-found ## every kernel compiles for every architecture: no spills, the registers and instructions of kernels/budget.tsv
+kernels-check: .cargo-found .nvcc-found ## every kernel compiles for every architecture: no spills, the registers and instructions of kernels/budget.tsv, the predicted clocks of kernels/clocks.tsv
 	$(WITH_MPI) REQUIRE_KERNELS=1 $(CARGO) test --locked --test kernel_build $$features -- --nocapture
 
 kernels-budget: .cargo-found nvcc ## write kernels/budget.tsv anew, after a change of kernels that is meant

@@ -36,12 +36,30 @@ without() {
     esac
 }
 
+# tuning PART: the kernels that were dropped, and other warnings, then those that were chosen. `bench` sums up the choices at its end; its
+# log has choices for the small sizes of its checks too.
+tuning() {
+    local log=$OUT/$1.log plan='(forward|dgrad|wgrad)(, [a-z]+)* [0-9]+ x [0-9]+ x [0-9]+ \([a-z ]+\): ' warnings plans
+    warnings=$(grep -sE '^warning: ' "$log")
+    plans=$(grep -sE "^[^|:]+: $plan" "$log" | grep -v '^info: ') || plans=$(grep -sE "^info: $plan" "$log")
+    [ -n "$warnings$plans" ] || return 0
+    printf '\nKernels in `%s`:\n\n' "$1"
+    printf '%s\n' "$warnings" "$plans" | awk 'NF && !seen[$0]++ { print "    " $0 }'
+}
+
 # tables PART: the tables that a program printed, and what it said is wrong or missing.
 tables() {
     awk '/^\|/ { if (tables && !inside) print ""; inside = 1; tables = 1; print; next }
          { inside = 0 }
          /^(WRONG|left out|no cuBLASLt)/ { print ""; print }' "$OUT/$1.log" 2>/dev/null
     grep -qs '^|' "$OUT/$1.log" || nothing "$1"
+    tuning "$1"
+}
+
+# The cuBLASLt that our programs opened, as the head of `bench` and the start-up table of the trainer name it; one row if they agree.
+libraries() {
+    sed -nE 's/^cuBLASLt ((not found|[0-9]).*)$/| cuBLASLt | \1 |/p; s/^\| cuBLASLt +\| (.*[^ ]) *\|$/| cuBLASLt | \1 |/p' \
+        "$OUT/bench.log" "$OUT"/train-*.log 2>/dev/null | awk '!seen[$0]++'
 }
 
 # nothing PART: in place of a row.
@@ -99,10 +117,7 @@ train() {
                   printf "| %s | %d | %s | %s | %s | %s |%s |%s |\n", name, steps, first, loss, ms[int((timed + 1) / 2)], ms[1], rate, mfu }
         ' "$OUT/$part.log" || nothing "$part"
     done
-    # Lines about cuBLASLt and the kernels that were chosen.
-    for part in $(parts train); do
-        [ "$(result "$part")" = absent ] || grep -hsiE 'cublaslt|^matmul ' "$OUT/$part.log"
-    done | sort -u | head -40 | sed 's/^/    /' | awk 'NR == 1 { print "" } { print }'
+    for part in $(parts train); do tuning "$part"; done
 }
 
 # Each tool and what came of it; a tool that was cut off found nothing until then.
@@ -149,7 +164,7 @@ page() {
         sed 's/.*/| & |/' "$OUT/$step.step" 2>/dev/null || echo "| $step | not run | |"
     done
     printf '\n## Machine\n\n'
-    ran machine && { printf '| | |\n|---|---|\n'; sed -nE 's/^(system|processor|GPU|source|Python|library: [^:]*): (.*)/| \1 | \2 |/p' "$OUT/machine.log"; }
+    ran machine && { printf '| | |\n|---|---|\n'; sed -nE 's/^(system|processor|GPU|source|Python|library: [^:]*): (.*)/| \1 | \2 |/p' "$OUT/machine.log"; libraries; }
     printf '\n## Kernels against the CPU\n\n'
     ran kernels && tests kernels
     printf '\n## Kernels by themselves\n\n'

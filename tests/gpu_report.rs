@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 const PROGRAMS: &str = r#"#!/bin/bash
 [ -z "${CALLS:-}" ] || echo "${0##*/} $*" >>"$CALLS"
 case ${0##*/} in
+timeout) shift 3; exec "$@" ;;
 nvidia-smi) echo 'NVIDIA H200, 580.1, 143771 MiB, 700.00 W, 1980 MHz' ;;
 probes) echo 'test result: ok. 3 passed; 0 failed; 0 ignored' ;;
 kernels) case "${HANGS:+ $* }" in
@@ -23,7 +24,11 @@ kernels) case "${HANGS:+ $* }" in
     --list) printf 'adamw::step: test\nattention::one_token: test\nmatmul::bf16: test\nmatmul::hopper_tiles: test\nharness::tests::ok: test\n' ;;
     *) echo 'test result: ok. 2 passed; 0 failed; 0 ignored' ;;
     esac ;;
-bench) printf '| kernel | us |\n|---|--:|\n| qkv forward | 1 |\n\nWRONG: qkv dgrad\n'; exit 1 ;;
+bench) echo "info: forward, bias 64 x 64 x 192 (fastest): matmul_64x64, 0.010 ms"
+    echo 'warning: matmul_hopper_dgrad_128x256 is left out for dgrad 65536 x 768 x 2304: its result is wrong: dinp' >&2
+    printf 'NVIDIA H200, bf16; B 64, T 1024\ncuBLASLt 13.0.2 from /usr/lib\n\n'
+    printf '| kernel | us |\n|---|--:|\n| qkv forward | 1 |\n\nWRONG: qkv dgrad\n'
+    printf '\nqkv forward: forward, bias 65536 x 768 x 2304 (fastest): matmul_128x256, 0.402 ms\n'; exit 1 ;;
 warpsmith) [ "$1" != stories ] || { mkdir -p "$3"; touch "$3/stories_train_000001.bin"; }
     echo "warpsmith $*" ;;
 train_gpt2*)
@@ -31,6 +36,11 @@ train_gpt2*)
     mkdir -p "$2"
     touch "$2/model.bin"
     printf 's:0 trl:10.5\ns:1 trl:10.25\n' >"$2/main.log"
+    echo '| cuBLASLt              | 13.0.2 from /usr/lib                               |'
+    echo "log level ${WARPSMITH_LOG:-none}"
+    echo 'info: forward, bias 65536 x 768 x 2304 (own): matmul_hopper_forward_128x256, 0.312 ms, 742.9 TFLOP/s' >&2
+    echo 'info: forward, bias, gelu 65536 x 768 x 3072 (own): GELU apart; with it 0.9 ms, without 0.6 ms and GELU 0.2 ms' >&2
+    echo 'warning: matmul_hopper_wgrad_128x256 is left out for wgrad, bias 65536 x 768 x 2304: it is refused: no' >&2
     for step in 1 2 3; do echo "step $step/3 | loss 10.$step (+nanz)| norm 3.5 (+nanz)| lr 5.00e-05 | 13$step.00 ms | n/a MFU | 7634 tok/s"; done ;;
 esac
 "#;
@@ -54,6 +64,7 @@ impl Report {
             "train_gpt2cu",
             "warpsmith",
             "nvidia-smi",
+            "timeout",
             "compute-sanitizer",
         ] {
             symlink(&program, dir.path().join("bin").join(name)).unwrap();
@@ -71,7 +82,8 @@ impl Report {
         command
             .env("BIN", self.dir.path().join("bin"))
             .env("DEVICE", "emulated")
-            .env("PYTHON", "/nowhere/python");
+            .env("PYTHON", "/nowhere/python")
+            .env_remove("WARPSMITH_LOG");
         command.env("LIMIT_kernels", "20").env("LIMIT_sanitizer", "7");
         command
     }
@@ -149,8 +161,10 @@ fn on_a_gpu_each_step_calls_what_it_should() {
     let report = Report::new();
     let calls = report.dir.path().join("calls");
     let path = format!("{}:{}", report.dir.path().join("bin").display(), std::env::var("PATH").unwrap());
-    let output =
-        report.command("").env("DEVICE", "cuda").env("PATH", path).env("CALLS", &calls).output().unwrap();
+    let mut command = report.command("");
+    // These programs end at once: the limits are the usual ones.
+    command.env_remove("LIMIT_kernels").env_remove("LIMIT_sanitizer");
+    let output = command.env("DEVICE", "cuda").env("PATH", path).env("CALLS", &calls).output().unwrap();
     let calls = fs::read_to_string(calls).unwrap();
     let out = fs::canonicalize(report.out()).unwrap();
     let data = |tokens| {
@@ -179,7 +193,8 @@ fn on_a_gpu_each_step_calls_what_it_should() {
         format!("train_gpt2cu {small} -o {out}/run-f32 -v 0 -s 0 --device cuda --dtype f32 -f 0 {tiny}"),
         format!("train_gpt2cu {small} -o {out}/run-fp16 -v 0 -s 0 --device cuda --dtype fp16 {tiny}"),
         format!("warpsmith stories -o {out}/data/6000000 --tokens 6000000 --force"),
-        d12("ge0", "-x 20 -ge 0 -lg 5"),
+        d12("default", "-x 20 -lg 5"),
+        d12("ge0", "-x 10 -ge 0"),
         d12("ge2", "-x 10 -ge 2"),
         d12("own", "-x 10 -ge 2 --matmul own"),
         d12("cublaslt", "-x 10 -ge 2 --matmul cublaslt"),
@@ -210,6 +225,50 @@ fn on_a_gpu_each_step_calls_what_it_should() {
             "| racecheck | no fault |",
         ],
     );
+    let said = String::from_utf8_lossy(&output.stdout);
+    let seconds = |before: &str, text: &str| -> u32 {
+        let rest = text.split(before).nth(1).unwrap_or_else(|| panic!("{before:?} in {text}"));
+        rest.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()
+    };
+    let parts = calls.lines().filter(|line| line.starts_with("timeout ") && line.contains("time_steps"));
+    // The last five of a step are for a part that does not end when told to.
+    assert_eq!(parts.map(|line| seconds("timeout -k 5 ", line)).sum::<u32>() + 5, seconds("train ", &said));
+    assert!(seconds("; ", &said) < 600, "{said}");
+}
+
+/// The kernels that tuning dropped come first, then the chosen ones; and the library is the one that programs say they opened.
+#[test]
+fn the_page_shows_warnings_then_plans() {
+    let report = Report::new();
+    let output = report.command("machine bench train").output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let page = report.page();
+    let shown = |part: &str, lines: &[&str]| {
+        let section = format!("\nKernels in `{part}`:\n\n    {}\n", lines.join("\n    "));
+        assert!(page.contains(&section), "{section}\nin\n{page}");
+    };
+    shown(
+        "bench",
+        &[
+            "warning: matmul_hopper_dgrad_128x256 is left out for dgrad 65536 x 768 x 2304: its result is wrong: dinp",
+            "qkv forward: forward, bias 65536 x 768 x 2304 (fastest): matmul_128x256, 0.402 ms",
+        ],
+    );
+    for part in ["train-default", "train-ge0", "train-ge2", "train-own"] {
+        shown(
+            part,
+            &[
+                "warning: matmul_hopper_wgrad_128x256 is left out for wgrad, bias 65536 x 768 x 2304: it is refused: no",
+                "info: forward, bias 65536 x 768 x 2304 (own): matmul_hopper_forward_128x256, 0.312 ms, 742.9 TFLOP/s",
+                "info: forward, bias, gelu 65536 x 768 x 3072 (own): GELU apart; with it 0.9 ms, without 0.6 ms and GELU 0.2 ms",
+            ],
+        );
+    }
+    assert!(!page.contains("64 x 64 x 192"), "a plan of the small sizes in\n{page}");
+    let libraries = page.lines().filter(|line| line.contains("cuBLASLt | "));
+    assert_eq!(libraries.collect::<Vec<_>>(), ["| cuBLASLt | 13.0.2 from /usr/lib |"]);
+    let log = fs::read_to_string(report.out().join("train-default.log")).unwrap();
+    assert!(log.contains("log level info"), "{log}");
 }
 
 /// As where the machine is taken away.

@@ -44,7 +44,7 @@ fn zero_turns_every_interval_off() {
     );
 }
 
-/// What it stands for depends on this machine's CPU; that the run says which type it took, and that it is that type, does not.
+/// The type depends on this machine's CPU. On every machine the run says which type it took, and computes in that type.
 #[test]
 fn auto_takes_a_type_and_says_which() {
     let corpus = Corpus::new();

@@ -1,5 +1,5 @@
 // The twins of the functions in ../ptx.cuh: same names, same arguments, same results; approximations err as much as hardware may.
-// What a warp does together is handed to the runtime, which also checks it.
+// Operations of a whole warp go to the runtime, which also checks them.
 #pragma once
 #include "cuda.h"
 

@@ -17,11 +17,14 @@ enum Pass {
 }
 const PASSES: [Pass; 3] = [Pass::Forward, Pass::Dgrad, Pass::Wgrad];
 
-/// (N, C, OC), off the tiles on every side. On a GPU: 429 tiles of 128 x 256 forward, 132 and 100 backward, which two splits double. On
-/// the emulated device, which has 4 multiprocessors: 20 such tiles, 10 high, so more than a strip of 8, and two stages of K.
+/// (N, C, OC), off the tiles on every side. On a GPU, of which the largest known have some 150 multiprocessors: 429 tiles of 128 x 256
+/// forward and 231 in each pass backward, without splits. On the emulated device, which has 4 multiprocessors: 20 such tiles, 10 high, so
+/// more than a strip of 8, and two stages of K.
 fn shape(pass: Pass) -> (usize, usize, usize) {
     match pass {
-        _ if on_gpu() => (4096 + 8, 776, 3080),
+        Pass::Forward if on_gpu() => (4096 + 8, 776, 3080),
+        Pass::Dgrad if on_gpu() => (4096 + 8, 1544, 776),
+        Pass::Wgrad if on_gpu() => (776, 1544, 4096 + 8),
         Pass::Forward => (9 * 128 + 8, 72, 264),
         Pass::Dgrad => (9 * 128 + 8, 264, 72),
         Pass::Wgrad => (72, 264, 9 * 128 + 8),
@@ -39,6 +42,8 @@ struct Reference {
     b_across: bool,
     added: Vec<f32>,
     bias: Vec<f32>,
+    /// (M) That to which sums over K of `a`, the bias gradient, are added; empty if there are none.
+    row_bias: Vec<f32>,
 }
 
 impl Reference {
@@ -57,6 +62,12 @@ impl Reference {
 
     fn element(&self, m: usize, n: usize) -> f64 {
         (0..self.K).map(|k| self.a(m, k) * self.b(k, n)).sum::<f64>() + self.added(m, n)
+    }
+
+    /// The bias gradient: `out[m] = sum over k of a(m, k) + row_bias(m)`.
+    fn bias_gradient(&self) -> Vec<f64> {
+        let row = |(m, &bias)| (0..self.K).map(|k| self.a(m, k)).sum::<f64>() + f64::from(bias);
+        self.row_bias.iter().enumerate().map(row).collect()
     }
 
     /// Sums over each row of its elements times `weights`.
@@ -113,6 +124,7 @@ fn reference(pass: Pass, (N, C, OC): (usize, usize, usize)) -> Reference {
             b_across: false,
             added: rounded(4, N * OC),
             bias: rounded(3, OC),
+            row_bias: Vec::new(),
         },
         Pass::Dgrad => Reference {
             M: N,
@@ -124,6 +136,7 @@ fn reference(pass: Pass, (N, C, OC): (usize, usize, usize)) -> Reference {
             b_across: true,
             added: Vec::new(),
             bias: Vec::new(),
+            row_bias: Vec::new(),
         },
         Pass::Wgrad => Reference {
             M: OC,
@@ -135,13 +148,15 @@ fn reference(pass: Pass, (N, C, OC): (usize, usize, usize)) -> Reference {
             b_across: true,
             added: rounded(5, OC * C),
             bias: Vec::new(),
+            row_bias: rounded(6, OC),
         },
     }
 }
 
-/// Declares a pass; its product is the first output.
+/// Declares a pass; its product is the first output, of a pass backward the bias gradient the last.
 fn declare(t: &mut Tensors, pass: Pass, (N, C, OC): (usize, usize, usize)) -> Work {
-    t.limit(|limits| (limits.rows, limits.C) = (N.max(512), 12 * 96));
+    let heads = C.div_ceil(96).next_multiple_of(12);
+    t.limit(|limits| (limits.rows, limits.NH, limits.C) = (N.max(512), heads, heads * 96));
     let any = Tolerance::new(3.0, 1);
     if pass == Pass::Forward {
         let out = t.out_x("out", N * OC, any);
@@ -189,19 +204,24 @@ fn check_waves(what: &str, matmul: MatmulChoice, (tile_m, tile_n): (usize, usize
         let run = |under: Under| {
             let (mode, multiprocessors) = (under.mode.clone(), under.multiprocessors);
             // A whole wave, and part of another at the least.
-            assert!(splits == 1 || pieces > multiprocessors, "{case}: {pieces} tiles on {multiprocessors}");
-            let product = outputs_of(under, Dtype::Bf16, |t| declare(t, pass, shape)).swap_remove(0);
-            (mode, product)
+            assert!(pieces > multiprocessors, "{case}: {pieces} tiles on {multiprocessors}");
+            let mut outputs = outputs_of(under, Dtype::Bf16, |t| declare(t, pass, shape));
+            let dbias = if pass == Pass::Wgrad { outputs.pop().expect("dbias") } else { Vec::new() };
+            (mode, outputs.swap_remove(0), dbias)
         };
         let mut runs: Vec<_> = with_options(options).into_iter().map(run).collect();
         if on_gpu() {
             runs.push(run(with_options(options).swap_remove(0)));
         }
         let bits = |product: &[f32]| -> Vec<u32> { product.iter().map(|x| x.to_bits()).collect() };
-        let first = bits(&runs[0].1);
-        reference.check(&case, &runs[0].1, Tolerance::new(3.0, reference.K));
-        for (mode, product) in &runs[1..] {
-            assert!(bits(product) == first, "{case}: other bits on {mode}");
+        let (_, product, dbias) = &runs[0];
+        let tolerance = Tolerance::new(3.0, reference.K);
+        reference.check(&case, product, tolerance);
+        let want = reference.bias_gradient();
+        assert_close(&format!("{case}, dbias"), dbias, &want, tolerance.relative(Dtype::Bf16));
+        for (mode, again, dbias_again) in &runs[1..] {
+            assert!(bits(again) == bits(product), "{case}: other bits on {mode}");
+            assert!(bits(dbias_again) == bits(dbias), "{case}: other bits of dbias on {mode}");
         }
     }
 }

@@ -1,4 +1,4 @@
-// What the stand-in's kernels compute: those that tuning of f32 products launches, by their definition.
+// The stand-in's kernels, each by its definition: those that tuning of f32 products launches.
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

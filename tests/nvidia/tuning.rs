@@ -87,7 +87,7 @@ fn case_tuning() {
     println!("right.");
 }
 
-/// What a case printed, and its lines that begin so.
+/// The output of the tuning case, and the plans that it names.
 fn tuned(settings: &[(&str, &str)]) -> (String, Vec<String>) {
     let said = run("tuning::case_tuning", stand_ins().path(), settings);
     let lines = said.lines().filter_map(|line| line.strip_prefix("plan: ")).map(str::to_owned).collect();

@@ -234,7 +234,7 @@ fn roots_and_reciprocals() {
     let near = |words: &[u32], of: fn(f64) -> f64| -> Vec<(f64, f64)> {
         let exact = words.iter().map(|&word| of(f64::from(f32::from_bits(word))));
         let smallest = f64::from(f32::MIN_POSITIVE);
-        // What the error may make subnormal is flushed.
+        // A result that the error may make subnormal is flushed.
         let flushed = |y: f64| {
             if y.abs() < smallest * (1.0 + ERROR) {
                 (0.0, smallest * (1.0 + ERROR))
