@@ -31,7 +31,9 @@ use warpsmith::tensor::Dtype;
 const PROGRAM: &str = "kernels";
 
 fn main() -> ExitCode {
-    cli::logging::start();
+    if let Err(error) = cli::logging::start() {
+        return cli::exit_with(PROGRAM, Err(error));
+    }
     let argv: Vec<OsString> = std::env::args_os().collect();
     if !argv.iter().any(|arg| arg == "--bench") {
         return tiny::main(&argv);
