@@ -47,7 +47,8 @@ __device__ __forceinline__ void mbarrier_arrive_expect(uint32_t barrier, uint32_
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 // Waits until the phase of this parity (0 for the first, 1 for the second, 0 for the third) has ended. A wait of more than
-// BARRIER_PATIENCE_NS traps: whatever hangs becomes an error of the launch. try_wait itself sleeps for a while, so the clock is
+// BARRIER_PATIENCE_NS traps: whatever hangs becomes an error of the launch. The clock is that of the wall: a debugger that
+// stops a kernel for longer ends it. try_wait itself sleeps for a while, so the clock is
 // read seldom, and not at all where the phase has ended.
 constexpr unsigned long long BARRIER_PATIENCE_NS = 10000000000;
 __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity) {

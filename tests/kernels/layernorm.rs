@@ -51,37 +51,47 @@ fn far_from_zero() {
 #[test]
 fn backward() {
     for (N, C) in SHAPES.into_iter().filter(|&(_, C)| C < 12288) {
-        check(&format!("layernorm backward {N} {C}"), |t| backward_case(t, N, C, false));
+        check(&format!("layernorm backward {N} {C}"), |t| backward_case(t, N, C, false, 0.0));
     }
-    check_dtype("layernorm backward 2 12288", Dtype::Bf16, |t| backward_case(t, 2, 12288, true));
+    check_dtype("layernorm backward 2 12288", Dtype::Bf16, |t| backward_case(t, 2, 12288, true, 0.0));
 }
 
 /// The last layernorm begins the gradient of the residual stream, in memory that holds anything.
 #[test]
 fn backward_without_a_gradient_before() {
     for (N, C) in [(1, 8), (9, 264)] {
-        check(&format!("layernorm backward {N} {C}, dinp ="), |t| backward_case(t, N, C, true));
+        check(&format!("layernorm backward {N} {C}, dinp ="), |t| backward_case(t, N, C, true, 0.0));
     }
 }
 
-fn backward_case(t: &mut Tensors, N: usize, C: usize, overwrite_dinp: bool) -> Work {
+/// A mean that is hundreds of deviations is taken off without more noise than its own last place has.
+#[test]
+fn backward_far_from_zero() {
+    check("layernorm backward far from zero", |t| backward_case(t, 9, 768, false, 200.0));
+}
+
+/// `mean` is about that of the input.
+fn backward_case(t: &mut Tensors, N: usize, C: usize, overwrite_dinp: bool, mean: f32) -> Work {
     if C > 2048 {
         // Scratch memory for the wide kernel, and not more than that for the other operations.
         t.limit(|limits| (limits.C, limits.NH, limits.rows) = (4160, 65, 128));
     }
     let rstd: Vec<f32> = random(9, N).iter().map(|x| 2.0 + x).collect();
+    let about_mean = |seed, len| random(seed, len).iter().map(|x| mean + x).collect::<Vec<f32>>();
+    // A last place of a mean of 200 is up to 2^-16.
+    let terms = |len: usize| if mean == 0.0 { len } else { 1 << 16 };
     let args = LayernormBackward {
         dinp: match overwrite_dinp {
-            true => t.out_x("dinp", N * C, Tolerance::new(1.0, C)),
-            false => t.inout_x("dinp", &random(1, N * C), Tolerance::new(1.0, C)),
+            true => t.out_x("dinp", N * C, Tolerance::new(1.0, terms(C))),
+            false => t.inout_x("dinp", &random(1, N * C), Tolerance::new(1.0, terms(C))),
         },
         overwrite_dinp,
-        dweight: t.inout_x("dweight", &random(2, C), Tolerance::new(1.0, N)),
+        dweight: t.inout_x("dweight", &random(2, C), Tolerance::new(1.0, terms(N))),
         dbias: t.inout_x("dbias", &random(3, C), Tolerance::new(1.0, N)),
         dout: t.x("dout", &random(4, N * C)),
-        inp: t.x("inp", &random(5, N * C)),
+        inp: t.x("inp", &about_mean(5, N * C)),
         weight: t.x("weight", &random(6, C)),
-        mean: t.f32("mean", &random(7, N)),
+        mean: t.f32("mean", &about_mean(7, N)),
         rstd: t.f32("rstd", &rstd),
         N,
         C,

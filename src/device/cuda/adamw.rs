@@ -17,6 +17,7 @@ kernels! {
 pub fn update(cuda: &mut Cuda, a: AdamW) -> Result<()> {
     let n = a.params.len;
     assert!(a.decayed <= n, "AdamW: {} of {n} parameters decay", a.decayed);
+    assert!(a.eps > 0.0, "AdamW with eps {}: the root of a small v counts as 0", a.eps);
     assert!(
         a.first.is_multiple_of(2),
         "AdamW from parameter {} on: two share the bits they are rounded by",

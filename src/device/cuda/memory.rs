@@ -79,7 +79,8 @@ impl Memory {
         address
     }
 
-    /// The counter by which the blocks of a persistent kernel share out its work: 0 before and after each of them.
+    /// The counter by which the blocks of a persistent kernel share out its work: 0 before and after each of them. There is one
+    /// for all, so no two may run at a time: they are queued in one stream, none before the one ahead has ended.
     ///
     /// # Panics
     /// If nothing was allocated yet.
