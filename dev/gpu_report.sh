@@ -14,16 +14,21 @@
 #   SIZES="-e d12,d24 -b 64 -t 1024"   what `bench` and `peers` measure
 #   KERNELS="attention matmul::hopper" which tests `kernels` and `sanitizer` run
 set -uo pipefail
-cd "$(dirname "$0")/.."
-
 OUT=${1:?usage: dev/gpu_report.sh OUT [STEP...]}
 shift
+# Paths that were given are the caller's, those below are of the folder that this script came with.
+OUT=$(realpath -m -- "$OUT")
+SAVE=$(realpath -m -- "${SAVE:-$OUT/report.tgz}")
+[ -z "${BIN:-}" ] || BIN=$(realpath -m -- "$BIN")
+# As it is, link or not: a virtual environment is where its link lies.
+[[ "${PYTHON:-}" != */* ]] || PYTHON=$(realpath -ms -- "$PYTHON")
+cd "$(dirname "$0")/.."
+
 ALL="machine probes kernels bench parity train peers torch sanitizer"
 STEPS=${*:-$ALL}
 DEVICE=${DEVICE:-cuda}
 BIN=${BIN:-build/gpu}
 PYTHON=${PYTHON:-$([ -x build/venv/bin/python ] && echo build/venv/bin/python || echo python3)}
-SAVE=${SAVE:-$OUT/report.tgz}
 # Seconds from which `timeout` kills what does not end when it is told to.
 GRACE=5
 # Exit status of a part that needs something this machine does not have.
@@ -252,8 +257,6 @@ for program in probes kernels bench train_gpt2 train_gpt2cu warpsmith; do
     [ -x "$BIN/$program" ] || { echo "gpu_report: expected $BIN/$program; make gpu-report-programs builds it" >&2; exit 2; }
 done
 mkdir -p "$OUT"
-OUT=$(realpath "$OUT")
-SAVE=$(realpath -m "$SAVE")
 # Programs look there for cuBLASLt and NCCL of PyTorch's packages.
 [ -n "${VIRTUAL_ENV:-}" ] || VIRTUAL_ENV=$("$PYTHON" -c 'import sys; print(sys.prefix)' 2>/dev/null || true)
 export VIRTUAL_ENV PYTHONUNBUFFERED=1

@@ -272,6 +272,25 @@ fn the_page_shows_warnings_then_plans() {
 }
 
 /// As where the machine is taken away.
+/// The script changes to its own folder, and the paths it is given are still those of the caller.
+#[test]
+fn paths_are_those_of_the_caller() {
+    let report = Report::new();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("dev/gpu_report.sh");
+    let mut command = Command::new(script);
+    command.args(["here", "bench"]).current_dir(report.dir.path());
+    command.envs([
+        ("BIN", "bin"),
+        ("SAVE", "saved.tgz"),
+        ("DEVICE", "emulated"),
+        ("PYTHON", "/nowhere/python"),
+    ]);
+    let output = command.output().unwrap();
+    for file in ["here/REPORT.md", "here/bench.log", "saved.tgz"] {
+        assert!(report.dir.path().join(file).is_file(), "no {file}: {output:?}");
+    }
+}
+
 #[test]
 fn a_report_that_is_killed_has_saved_all_steps_before() {
     let report = Report::new();
