@@ -119,9 +119,9 @@ __device__ __forceinline__ float warp_max(float value) {
     return value;
 }
 
-// The sums over the warp of K values each, K a power of two: lane l gets that of number l % K. A lane hands on half of its
-// values with each exchange: K + 4 - log2 K shuffles or so, where a butterfly
-// for each would take 5 K.
+// The sums over the warp of K values each, K a power of two: lane l gets the sum of value l % K. A lane hands on half of its
+// values with each exchange, which takes K + 4 - log2 K shuffles, 9 for K = 8; a butterfly for each value would take 5 K,
+// 40 for K = 8.
 template <int K>
 __device__ __forceinline__ float warp_sums(const float (&values)[K]) {
     static_assert(K >= 1 && K <= WARP_SIZE && (K & (K - 1)) == 0, "a power of two up to 32");
@@ -172,7 +172,7 @@ __device__ __forceinline__ unsigned random_bits(unsigned seed, unsigned long lon
     return h ^ (h >> 16);
 }
 
-// `value` rounded to one of its two neighbours in T, to each with the probability that makes the mean right, given 16 uniform
+// `value` rounded to one of its two neighbors in T, to each with the probability that makes the mean right, given 16 uniform
 // bits at the low end of `bits`. What is no finite number stays so.
 template <class T>
 __device__ __forceinline__ float round_at_random(float value, unsigned bits);

@@ -17,7 +17,7 @@
 // lanes: half as many shuffles as for sums in f32.
 //
 // One arrival per consumer warp, not per warpgroup: wgmma_wait speaks for the warp that asks, and the other three may
-// still be reading. `leader` is computed once: as a condition inside the loop it makes ptxas serialise the wgmmas.
+// still be reading. `leader` is computed once: as a condition inside the loop it makes ptxas serialize the wgmmas.
 #pragma once
 #include "hopper.cuh"
 #include "matmul_epilogue.cuh"
@@ -115,7 +115,7 @@ struct Block {
     __device__ __forceinline__ uint32_t empty(int turn) const { return barriers + (STAGES + turn % STAGES) * 8; }
     __device__ __forceinline__ uint32_t given(int i) const { return barriers + (2 * STAGES + i % QUEUE) * 8; }
     __device__ __forceinline__ uint32_t taken(int i) const { return barriers + (2 * STAGES + QUEUE + i % QUEUE) * 8; }
-    // How often one of so many was used before, by which the parity of its barriers' phases goes.
+    // The parity of the phases of a slot's barriers: it changes each time round the COUNT slots.
     template <int COUNT>
     static __device__ __forceinline__ int parity(int turn) {
         return turn / COUNT & 1;
