@@ -4,9 +4,9 @@
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use std::path::PathBuf;
-use warpsmith::cli::devices::DeviceName;
 use warpsmith::cli::values;
 use warpsmith::config::ModelConfig;
+use warpsmith::device::open::DeviceName;
 use warpsmith::roofline::kernels::Run;
 use warpsmith::tensor::Dtype;
 

@@ -22,28 +22,21 @@ use report::Row;
 use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
-use warpsmith::cli;
-use warpsmith::cli::devices::DeviceName;
+use warpsmith::device::open::DeviceName;
 use warpsmith::roofline::gpu::Gpu;
 use warpsmith::tensor::Dtype;
+use warpsmith::{app, cli};
 
-/// Of this program in errors, which need not be called as cargo calls it.
+/// Program name in errors; cargo appends a hash to the executable's own.
 const PROGRAM: &str = "kernels";
 
 fn main() -> ExitCode {
-    if let Err(error) = cli::logging::start() {
-        return cli::exit_with(PROGRAM, Err(error));
-    }
     let argv: Vec<OsString> = std::env::args_os().collect();
     if !argv.iter().any(|arg| arg == "--bench") {
         return tiny::main(&argv);
     }
-    let mut wrong = false;
-    let status = cli::run(PROGRAM, cli::flags::<Args>(argv), |args| {
-        wrong = run(&args)?;
-        Ok(())
-    });
-    if wrong { ExitCode::FAILURE } else { status }
+    let parsed = app::logging::start().and_then(|()| cli::flags::<Args>(argv));
+    app::run(PROGRAM, parsed, |args| Ok(if run(&args)? { ExitCode::FAILURE } else { ExitCode::SUCCESS }))
 }
 
 /// Runs all cases, prints and records them. Whether one of them was wrong.

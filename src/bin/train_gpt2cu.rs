@@ -1,8 +1,8 @@
 //! Trains a GPT-2 or GPT-3 sized model on a GPU.
 
 use std::process::ExitCode;
-use warpsmith::cli::{Program, train_gpt2};
+use warpsmith::{app::trainer, cli::Program};
 
 fn main() -> ExitCode {
-    train_gpt2::main(Program::TrainGpt2cu)
+    trainer::main(Program::TrainGpt2cu)
 }

@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    warpsmith::cli::commands::main()
+    warpsmith::app::warpsmith::main()
 }

@@ -2,10 +2,10 @@
 //! honour. The lengths that follow from the flags are here too.
 #![allow(non_snake_case)]
 
-use super::devices::DeviceName;
 use super::train::TrainArgs;
 use crate::config::ModelConfig;
 use crate::device::cuda::MatmulChoice;
+use crate::device::open::DeviceName;
 use crate::optim::schedule::{Schedule, ScheduleKind};
 use crate::parallel::rendezvous::Method;
 use anyhow::{Result, bail, ensure};
@@ -24,7 +24,7 @@ pub enum ModelSource {
 ///
 /// # Errors
 /// If that is not a whole number; the message names the nearest total that is.
-pub(super) fn micro_steps(total: usize, (B, T): (usize, usize), processes: usize) -> Result<usize> {
+pub fn micro_steps(total: usize, (B, T): (usize, usize), processes: usize) -> Result<usize> {
     let micro = B * T * processes;
     if total.is_multiple_of(micro) {
         return Ok(total / micro);

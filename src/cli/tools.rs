@@ -2,8 +2,8 @@
 
 mod scaling;
 
-use super::devices::{DeviceName, DtypeChoice};
 use super::{Parsed, parse, values};
+use crate::device::open::{DeviceName, DtypeChoice};
 use crate::roofline::gpu::Gpu;
 use crate::tensor::Dtype;
 use anyhow::{Result, ensure};

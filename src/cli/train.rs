@@ -3,9 +3,9 @@
 //! Short flags are llm.c's, long names are those of its `train_gpt2.py` where it has one. The `id` of a flag is its
 //! label in the start-up table, again llm.c's where there is one.
 
-use super::devices::{DeviceName, DtypeChoice};
 use super::{Parsed, parse, values};
 use crate::device::cuda::MatmulChoice;
+use crate::device::open::{DeviceName, DtypeChoice};
 use crate::optim::schedule::ScheduleKind;
 use crate::parallel::environment::{Flags, Process};
 use anyhow::{Result, ensure};

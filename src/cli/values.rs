@@ -1,8 +1,8 @@
 //! One parser for each sort of value, so that a bad one is refused where it was typed. Each returns what was
 //! expected and what was found; the caller puts the flag in front.
 
-use super::devices::{DeviceName, DtypeChoice};
 use crate::device::cuda::{AUTO, MatmulChoice};
+use crate::device::open::{DeviceName, DtypeChoice};
 use crate::roofline::gpu::Gpu;
 use crate::tensor::Dtype;
 use std::fmt::Display;

@@ -4,3 +4,4 @@ pub mod compare;
 pub mod cpu;
 pub mod cuda;
 mod lent;
+pub mod open;

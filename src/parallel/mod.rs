@@ -5,7 +5,6 @@
 
 pub mod environment;
 pub mod host;
-pub mod launch;
 pub mod links;
 pub mod mesh;
 #[cfg(feature = "mpi")]

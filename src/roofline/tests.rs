@@ -8,7 +8,7 @@ use super::predict::Bound;
 use super::record::Records;
 use super::report::Budget;
 use crate::config::ModelConfig;
-use crate::metrics::utilisation::{self, peak_flops};
+use crate::report::utilisation::{self, peak_flops};
 
 const TOKENS: usize = 524_288;
 

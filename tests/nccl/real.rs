@@ -3,8 +3,8 @@
 use super::*;
 use common::Corpus;
 use warpsmith::cli::Parsed;
-use warpsmith::cli::devices::DeviceOptions;
 use warpsmith::cli::train::{Program, parse};
+use warpsmith::device::open::DeviceOptions;
 use warpsmith::parallel::environment::Process;
 use warpsmith::train::{Finish, peers::Peers};
 

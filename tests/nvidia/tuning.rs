@@ -4,7 +4,7 @@
 
 use super::{OF_THE_STAND_IN, run, stand_ins};
 use anyhow::Result;
-use warpsmith::cli::logging;
+use warpsmith::app::logging;
 use warpsmith::device::compare::{Tolerance, assert_close};
 use warpsmith::device::cpu::Cpu;
 use warpsmith::device::cpu::matmul::Precision;

@@ -1,11 +1,11 @@
 //! `warpsmith data` and `warpsmith stories`: text to token shards.
 
-use crate::cli::print;
+use crate::app::print;
 use crate::cli::tools::{Amount, DataArgs, StoriesArgs};
 use crate::data::prepare::{DEFAULT_SHARD_SIZE, PrepareOptions, PrepareReport, prepare};
 use crate::data::stories::story;
 use crate::data::tokenizer::encode_ordinary;
-use crate::metrics::progress::Progress;
+use crate::report::progress::Progress;
 use anyhow::{Context, Result, ensure};
 use rayon::prelude::*;
 use std::cell::RefCell;

@@ -1,21 +1,21 @@
 //! `warpsmith sample`, `eval` and `convert`: what can be done with a trained model.
 #![allow(non_snake_case)]
 
+use crate::app::print;
 use crate::checkpoint;
-use crate::cli::devices::DeviceOptions;
-use crate::cli::print;
 use crate::cli::tools::{ConvertArgs, EvalArgs, NumberArgs, SampleArgs};
 use crate::config::ModelConfig;
 use crate::data::loader::{DataLoader, LoaderOptions};
 use crate::data::tokenizer::{self, TextStream, encode_ordinary};
+use crate::device::open::DeviceOptions;
 use crate::eval::hellaswag::{self, HellaSwag};
 use crate::eval::validation::{perplexity, validation_loss};
-use crate::metrics::progress::Progress;
 use crate::model::activations::Recompute;
 use crate::model::decode::Decoder;
 use crate::model::keeper::InPlace;
 use crate::model::{BatchShape, GPT2, ModelOptions, Weights};
 use crate::ops::{Ops, plan_scratch};
+use crate::report::progress::Progress;
 use crate::sample::{Continuation, Sampler, SamplerOptions, generate};
 use crate::tensor::MemoryPlan;
 use crate::units::Sharding;

@@ -2,8 +2,8 @@
 #![allow(non_snake_case)]
 
 use super::clocks;
+use crate::app::print;
 use crate::cli::check::micro_steps;
-use crate::cli::print;
 use crate::cli::tools::{RooflineArgs, StepArgs};
 use crate::config::ModelConfig;
 use crate::roofline::kernels::Run;

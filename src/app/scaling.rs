@@ -2,7 +2,7 @@
 #![allow(non_snake_case)]
 
 use super::roofline::{config, records, run};
-use crate::cli::print;
+use crate::app::print;
 use crate::cli::tools::{ScalingArgs, StepArgs};
 use crate::config::ModelConfig;
 use crate::model::ModelOptions;

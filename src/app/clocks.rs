@@ -1,6 +1,6 @@
 //! `warpsmith roofline --kernel`: the clocks of one kernel.
 
-use crate::cli::print;
+use crate::app::print;
 use crate::device::cuda::fatbins::{self, FATBINS, WHY_NONE};
 use crate::device::cuda::launches::launches;
 use crate::device::cuda::{disassembler, kernels};

@@ -1,16 +1,37 @@
 //! `warpsmith launch`: starts the ranks of a run on this machine, shows what they say, and ends all when one fails.
 
-use super::environment::OWN_RUN;
-use anyhow::{Context, Result};
+use crate::cli::tools::LaunchArgs;
+use crate::parallel::environment::OWN_RUN;
+use anyhow::{Context, Result, ensure};
 use signal_hook::consts::{SIGINT, SIGKILL, SIGTERM};
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
+
+/// Returns the exit status of the ranks.
+pub fn launch(args: LaunchArgs) -> Result<ExitCode> {
+    let resumes = args.command.windows(2).any(|pair| {
+        let [flag, value] = pair else { return false };
+        (flag == "-y" || flag == "--resume") && value == "1"
+    });
+    ensure!(
+        args.restarts == 0 || resumes,
+        "--restarts {}: expected -y 1 among the program's flags, without which it would begin from the start",
+        args.restarts
+    );
+    let job = Job {
+        command: args.command,
+        processes: args.processes,
+        restarts: args.restarts,
+        grace: Duration::from_secs(5),
+    };
+    Ok(ExitCode::from(job.run()? as u8))
+}
 
 /// What to start, and how often.
 #[derive(Clone, Debug)]

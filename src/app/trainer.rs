@@ -1,8 +1,8 @@
 //! The programs `train_gpt2` and `train_gpt2cu`: flags to device to run.
 
-use super::devices::{DeviceName, DeviceOptions, DtypeChoice};
 use super::logging;
-use super::train::{Program, TrainArgs, parse};
+use crate::cli::train::{Program, TrainArgs, parse};
+use crate::device::open::{DeviceName, DeviceOptions, DtypeChoice};
 use crate::ops::Ops;
 use crate::parallel::Communicator;
 use crate::parallel::links::Links;
@@ -19,24 +19,30 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 pub fn main(program: Program) -> ExitCode {
-    if let Err(error) = logging::start() {
-        return super::exit_with(program.name(), Err(error));
-    }
-    let mut finish = None;
-    let status = super::run(program.name(), parse(program, std::env::args_os(), &variable), |args| {
+    let parsed = logging::start().and_then(|()| parse(program, std::env::args_os(), &variable));
+    let mut ended = false;
+    let status = super::run(program.name(), parsed, |args| {
         logging::name_rank(&args.process);
-        finish = Some(run(&args)?);
-        Ok(())
+        let finish = run(&args)?;
+        ended = true;
+        Ok(match finish {
+            Finish::Completed => ExitCode::SUCCESS,
+            // As a shell reports a process that a signal ended.
+            Finish::Stopped(signal) => ExitCode::from(128 + signal as u8),
+        })
     });
-    // After the message, if there is one: nothing is said any more then.
-    #[cfg(feature = "mpi")]
-    mpi::end(finish.is_some());
-    match finish {
-        // As a shell reports a process that a signal ended.
-        Some(Finish::Stopped(signal)) => ExitCode::from(128 + signal as u8),
-        _ => status,
-    }
+    // After the error message, if any: MPI may end the process here.
+    end_mpi(ended);
+    status
 }
+
+#[cfg(feature = "mpi")]
+fn end_mpi(ended: bool) {
+    mpi::end(ended);
+}
+
+#[cfg(not(feature = "mpi"))]
+fn end_mpi(_ended: bool) {}
 
 fn run(args: &TrainArgs) -> Result<Finish> {
     let process = &args.process;

@@ -1,0 +1,39 @@
+//! The program `warpsmith`: everything around training, one command each.
+
+use super::{corpus, launch, logging, model, print, roofline, scaling};
+use crate::cli::tools::{FlagsArgs, PlotArgs, Tool, parse};
+use anyhow::Result;
+use std::process::ExitCode;
+
+pub fn main() -> ExitCode {
+    let parsed = logging::start().and_then(|()| parse(std::env::args_os()));
+    super::run("warpsmith", parsed, |tool| {
+        match tool {
+            Tool::Data(args) => corpus::data(&args)?,
+            Tool::Stories(args) => corpus::stories(&args)?,
+            Tool::Sample(args) => model::sample(&args)?,
+            Tool::Eval(args) => model::eval(&args)?,
+            Tool::Convert(args) => model::convert(&args)?,
+            Tool::Plot(args) => plot(&args)?,
+            Tool::Roofline(args) => roofline::roofline(&args)?,
+            Tool::Scaling(args) => scaling::scaling(&args)?,
+            Tool::Launch(args) => return launch::launch(args),
+            Tool::Flags(args) => flags(&args)?,
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+fn plot(args: &PlotArgs) -> Result<()> {
+    for path in crate::report::plot::plot_run(&args.dir)? {
+        print(format_args!("{}\n", path.display()))?;
+    }
+    Ok(())
+}
+
+fn flags(args: &FlagsArgs) -> Result<()> {
+    match &args.write {
+        Some(path) => crate::cli::readme::write_flags(path),
+        None => print(crate::cli::readme::flags_markdown()),
+    }
+}
