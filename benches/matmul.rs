@@ -3,7 +3,6 @@
 //!
 //! `cargo bench --bench matmul`, with rows (B*T) as arguments, 256 and 1024 by default; `WARPSMITH_BENCH_QUICK=1` runs
 //! tiny sizes.
-#![allow(non_snake_case)]
 
 use std::time::Instant;
 use warpsmith::device::cpu::matmul::{self, Epilogue, Gradients, Precision, Scratch, Shape};

@@ -1,5 +1,4 @@
 //! The shape of a model, and the short names (`d12`, `gpt3:c1536`) that stand for well-known shapes.
-#![allow(non_snake_case)]
 
 use anyhow::{Result, bail, ensure};
 

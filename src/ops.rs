@@ -7,7 +7,6 @@
 //! - outputs never overlap inputs, unless said otherwise;
 //! - a method returns when the work is queued; [`Device::download`] and [`Device::synchronize`] wait for it;
 //! - a tensor of the wrong length or type is a bug and panics; an `Err` is the device failing.
-#![allow(non_snake_case)]
 
 mod buffer;
 mod floats;

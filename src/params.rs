@@ -1,6 +1,5 @@
 //! The sixteen parameter tensors of GPT-2: one table that drives allocation, initialisation, weight decay,
 //! checkpoints, tests and error messages.
-#![allow(non_snake_case)]
 
 use crate::config::ModelConfig;
 

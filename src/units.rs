@@ -3,7 +3,6 @@
 //!
 //! In a unit matrices come first, so that what decays is its front, then vectors, and padding, so that it can be cut into
 //! equal parts, one for each rank. Files keep llm.c's order instead: [`ParamLayout`].
-#![allow(non_snake_case)]
 
 use crate::config::ModelConfig;
 use crate::ops::{Ops, upload_f32};

@@ -1,5 +1,4 @@
 //! The model, op by op on the CPU device, against PyTorch: see `fixtures/README.md` for what was recorded and how.
-#![allow(non_snake_case)]
 
 use safetensors::SafeTensors;
 use serde_json::Value;

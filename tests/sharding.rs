@@ -1,6 +1,5 @@
 //! Ranks as threads of one process: whatever they divide among them, and however late any of them or its messages are, they take
 //! the same steps.
-#![allow(non_snake_case)]
 
 mod common;
 

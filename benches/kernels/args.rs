@@ -1,5 +1,4 @@
 //! The flags.
-#![allow(non_snake_case)]
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;

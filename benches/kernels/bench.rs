@@ -1,5 +1,4 @@
 //! One device, on which cases are checked and timed one after another.
-#![allow(non_snake_case)]
 
 use crate::args::Args;
 use crate::buffers::{ARENA, Buffers};

@@ -1,6 +1,5 @@
 //! What is timed: each kernel of the list that `warpsmith roofline` predicts, called as training calls it, and what the list
 //! lacks because a step has no use for it.
-#![allow(non_snake_case)]
 
 use crate::buffers::{Buffers, random_indices};
 use crate::products::{self, Layer, Pass, Product};

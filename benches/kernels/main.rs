@@ -1,7 +1,6 @@
 //! Every kernel of a training step by itself: checked first, then timed from memory that no cache holds, ours beside cuBLASLt's.
 //!
 //! `cargo bench --bench kernels -- --help` lists the flags. Without cargo's `--bench` it is a test of itself.
-#![allow(non_snake_case)]
 
 mod args;
 mod bench;

@@ -1,5 +1,4 @@
 //! Matrix products: how training calls them, and single elements of their results in f64.
-#![allow(non_snake_case)]
 
 use crate::buffers::Buffers;
 use crate::cases::Call;

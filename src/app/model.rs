@@ -1,5 +1,4 @@
 //! `warpsmith sample`, `eval` and `convert`: what can be done with a trained model.
-#![allow(non_snake_case)]
 
 use crate::app::print;
 use crate::checkpoint;

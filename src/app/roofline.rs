@@ -1,5 +1,4 @@
 //! `warpsmith roofline`: the predicted budget of a training step, or the clocks of one kernel.
-#![allow(non_snake_case)]
 
 use super::clocks;
 use crate::app::print;

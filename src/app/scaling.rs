@@ -1,5 +1,4 @@
 //! `warpsmith scaling`: the predicted step of many GPUs.
-#![allow(non_snake_case)]
 
 use super::roofline::{config, records, run};
 use crate::app::print;

@@ -1,6 +1,5 @@
 //! Hugging Face's `config.json` for GPT-2: the shape of the model, of which the tensors beside it do not tell the
 //! number of heads, and its dialect, of which we speak one.
-#![allow(non_snake_case)]
 
 use super::atomic;
 use crate::config::{GPT2_VOCAB, ModelConfig};

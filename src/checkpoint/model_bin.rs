@@ -1,6 +1,5 @@
 //! llm.c's model file: a header, then the sixteen tensors of [`PARAMS`](crate::params::PARAMS) in that order, all
 //! layers of one tensor together, f32 (version 3) or bf16 (version 5).
-#![allow(non_snake_case)]
 
 use super::ModelFile;
 use super::atomic::{self, Digest};

@@ -1,7 +1,6 @@
 //! GPT-2 as Hugging Face's `transformers` saves it: `model.safetensors` and `config.json`. Two things differ from the
 //! layout in memory: matrices other than the embeddings are stored transposed, (in, out), and the vocabulary is not
 //! padded.
-#![allow(non_snake_case)]
 
 use super::{ModelFile, hf_config, stream};
 use crate::config::{ModelConfig, VOCAB_PADDING};

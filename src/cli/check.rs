@@ -1,6 +1,5 @@
 //! What no flag of the trainers can say alone: values that must fit each other, and values that this device cannot
 //! honour. The lengths that follow from the flags are here too.
-#![allow(non_snake_case)]
 
 use super::train::TrainArgs;
 use crate::config::ModelConfig;

@@ -8,7 +8,6 @@
 //! r + N, r + 2 N, … So a step of the same number of samples reads the same text however many ranks share it, ranks never
 //! read the same, and they stay in step whatever the lengths of shards. A single rank reads in llm.c's order; several read
 //! in that same order, where those of llm.c shuffle apart from each other.
-#![allow(non_snake_case)]
 
 use crate::data::groups::TokenGroups;
 pub use crate::data::order::{LoaderState, ShuffleState};

@@ -1,5 +1,4 @@
 //! Random models for the tests of this directory and of `sample`.
-#![allow(non_snake_case)]
 
 use crate::device::cpu::Cpu;
 use crate::device::cpu::matmul::Precision;

@@ -1,5 +1,4 @@
 //! Loss on held-out text.
-#![allow(non_snake_case)]
 
 use crate::data::loader::DataLoader;
 use crate::model::keeper::Keeper;

@@ -1,5 +1,4 @@
 //! The buffers of one micro-batch. Names and shapes are llm.c's.
-#![allow(non_snake_case)]
 
 use super::{BatchShape, ModelOptions};
 use crate::config::{ModelConfig, logits_rows};

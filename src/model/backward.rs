@@ -2,7 +2,6 @@
 //!
 //! One gradient, `dresidual`, runs down the residual stream: every block adds to it where its two layernorms read
 //! it. Parameters accumulate over micro-steps; activations' gradients are overwritten.
-#![allow(non_snake_case)]
 
 use super::activations::Recompute;
 use super::keeper::{Keeper, Pass};

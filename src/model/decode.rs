@@ -1,7 +1,6 @@
 //! Decoding token by token with a key-value cache.
 //!
 //! The cache is the `qkv` buffer of each layer: position t's keys and values stay in row t.
-#![allow(non_snake_case)]
 
 use super::activations::Activations;
 use super::keeper::{Keeper, Pass};

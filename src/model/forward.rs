@@ -1,5 +1,4 @@
 //! The forward pass: tokens to the last layernorm, and from there to losses.
-#![allow(non_snake_case)]
 
 use super::activations::Recompute;
 use super::keeper::{Keeper, Pass};

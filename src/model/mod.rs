@@ -3,7 +3,6 @@
 //! The model knows no rank, file or vendor: where ranks share parameters out, a [`keeper`] fetches what a pass is about to read.
 //! It plans its memory into a [`MemoryPlan`](crate::tensor::MemoryPlan), and from then on each step is a fixed list of
 //! operations on fixed buffers.
-#![allow(non_snake_case)]
 
 pub mod activations;
 pub mod backward;

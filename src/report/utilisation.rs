@@ -2,7 +2,6 @@
 
 /// Operations a token costs, forward and backward: 6 for each parameter, padding and embeddings included, and for the
 /// causal half of attention's scores and sums 6 L C T. llm.c's formula since June 2024.
-#[allow(non_snake_case)]
 pub fn flops_per_token(num_parameters: usize, L: usize, C: usize, T: usize) -> f64 {
     6.0 * num_parameters as f64 + 6.0 * L as f64 * C as f64 * T as f64
 }

@@ -9,7 +9,6 @@
 //!
 //! What does not: the edges of a matrix (FLOPs are counted by whole tiles, so shapes of whole tiles say most), waves, launches,
 //! what a multiprocessor's own cache saves, and which of its programs a GPU would choose.
-#![allow(non_snake_case)]
 
 use super::gpu::Gpu;
 use super::kernels::{Kernel, Work};

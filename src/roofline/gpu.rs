@@ -1,5 +1,4 @@
 //! The GPUs whose steps can be predicted: data sheets, and how much of them is to be had.
-#![allow(non_snake_case)]
 
 use anyhow::{Result, anyhow};
 

@@ -4,7 +4,6 @@
 //! Fused, and so without a row: bias, GELU and residual in the epilogues of products, GELU's derivative in that of fcproj's
 //! input gradient, bias gradients in the weight gradients' pass over `dout`, the row sums that attention's backward pass needs.
 //! Softmax, loss and gradient of the logits are one kernel, in place, on a piece of the logits at a time.
-#![allow(non_snake_case)]
 
 use crate::config::{ModelConfig, logits_rows};
 use crate::params::{Param, ParamLayout};

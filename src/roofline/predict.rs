@@ -1,5 +1,4 @@
 //! The time of a kernel on a GPU, from its bytes, FLOPs, tiles and waves.
-#![allow(non_snake_case)]
 
 use super::clocks::epilogue::exposed_clocks;
 use super::clocks::table::{self, Row};

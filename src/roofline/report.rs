@@ -1,5 +1,4 @@
 //! The budget of a step: kernels, their times, sums, and the text that shows them.
-#![allow(non_snake_case)]
 
 use super::gpu::Gpu;
 use super::kernels::{Class, Kernel, Run, flops_per_token, step};

@@ -6,7 +6,6 @@
 //! Left out: that copying and adding up takes multiprocessors and bandwidth from computing, that GPUs wait for the slowest
 //! one, and the trees that NCCL takes for sums over many machines, where rings wait for each hop. The first two make it slower
 //! than said here, the last one faster.
-#![allow(non_snake_case)]
 
 pub mod cluster;
 pub mod machine;

@@ -1,5 +1,3 @@
-#![allow(non_snake_case)]
-
 use super::clocks::epilogue::exposed_clocks;
 use super::clocks::table;
 use super::gpu::{GPUS, Gpu};

@@ -1,5 +1,4 @@
 //! Continuing a prompt, token by token.
-#![allow(non_snake_case)]
 
 use super::{END_OF_TEXT, Sampler};
 use crate::model::decode::Decoder;

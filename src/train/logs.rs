@@ -1,5 +1,4 @@
 //! What a run leaves behind of itself: the console, `main.log`, `metrics.jsonl`.
-#![allow(non_snake_case)]
 
 use super::resume::dtype_name;
 use crate::cli::train::{TrainArgs, startup_rows};

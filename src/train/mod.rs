@@ -1,5 +1,4 @@
 //! The training run: set up, then step by step evaluate, sample, checkpoint, train; until done, told to stop, or wrong.
-#![allow(non_snake_case)]
 
 mod agreement;
 pub mod clock;

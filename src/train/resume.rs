@@ -1,5 +1,4 @@
 //! Checkpoints of a run, and going on from one exactly where it was written.
-#![allow(non_snake_case)]
 
 use super::Run;
 use super::sharing::Sharing;

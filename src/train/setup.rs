@@ -1,5 +1,4 @@
 //! From flags to a [`Run`]: open the data, find the initial weights, plan the memory, allocate it once, fill it.
-#![allow(non_snake_case)]
 
 use super::Run;
 use super::clock::StepClock;

@@ -1,5 +1,4 @@
 //! One training step.
-#![allow(non_snake_case)]
 
 use super::sharing::Sharing;
 use crate::data::loader::DataLoader;

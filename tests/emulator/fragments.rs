@@ -1,8 +1,6 @@
 //! Which lane holds which element of a tensor core's operands. The emulator follows the formulas of the PTX ISA; this follows
 //! the layouts that CUTLASS publishes for the same instructions, as shapes and strides of (lane, value).
 
-#![allow(non_snake_case)]
-
 use crate::device::*;
 use warpsmith::device::cuda::emulator::EmulatorOptions;
 use warpsmith::device::cuda::kernel::{Arg, Launch};

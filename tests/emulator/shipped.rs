@@ -1,5 +1,4 @@
 //! What the program's own kernels ask of memory and of tensor cores, where that can be said beforehand.
-#![allow(non_snake_case)]
 
 use std::collections::BTreeMap;
 use warpsmith::device::compare::adamw_step;

@@ -1,6 +1,5 @@
 //! Every kernel against the CPU device, operation by operation: on the emulated device, plain and with its checker, under
 //! several schedules; or, with `WARPSMITH_TEST_DEVICE=cuda`, on the GPU of this machine.
-#![allow(non_snake_case)]
 
 mod devices;
 #[path = "../common/gpus.rs"]

@@ -1,6 +1,5 @@
 //! Which kernel computes a product, chosen on the stand-in, whose f32 products compute and have a clock by which the larger tile is
 //! the faster one.
-#![allow(non_snake_case)]
 
 use super::{OF_THE_STAND_IN, run, stand_ins};
 use anyhow::Result;

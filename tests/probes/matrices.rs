@@ -1,5 +1,4 @@
 //! Operands of matrix products, and what comes of them by definition.
-#![allow(non_snake_case)]
 
 use crate::case::{Case, Format};
 use half::{bf16, f16};

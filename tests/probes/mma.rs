@@ -1,6 +1,5 @@
 //! Products of a warp. Which lane holds which element follows the layouts that CUTLASS publishes, as shapes and strides; the
 //! emulator follows the formulas of the PTX ISA.
-#![allow(non_snake_case)]
 
 use crate::case::Case;
 use crate::matrices::{Kind, Numbers, dot, products, random_words};

@@ -1,7 +1,6 @@
 //! Products of a warpgroup, from an image of shared memory that is made here: elements in rows of 128 bytes, the 16-byte chunk
 //! c of row r where chunk c ^ (r % 8) would be, by "Shared Memory Matrix Layout" of the PTX ISA. What TMA makes of it is another
 //! probe's affair.
-#![allow(non_snake_case)]
 
 use crate::case::{Case, Format};
 use crate::matrices::{Kind, Numbers, dot, products, random_words};

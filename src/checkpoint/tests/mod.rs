@@ -1,5 +1,4 @@
 //! Round trips, and files that are not what they should be.
-#![allow(non_snake_case)]
 
 mod directory;
 mod formats;

@@ -3,7 +3,6 @@
 //! Both directions go tile by tile: [`W`] columns side by side in the vector registers, queries in the forward pass and
 //! keys in the backward pass, against [`DEPTH`] of the others at a time. Columns that do not exist are computed, on
 //! zeros, and not stored. Every product is one of [`tile`].
-#![allow(non_snake_case)]
 
 mod backward;
 #[cfg(test)]

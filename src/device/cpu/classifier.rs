@@ -2,7 +2,6 @@
 //!
 //! A row of logits is read from memory once and written once: the passes over it after the first find it in the L2
 //! cache.
-#![allow(non_snake_case)]
 
 use crate::device::cpu::gelu::exp;
 use crate::device::cpu::simd::{LANES, dispatch, max, sum_lanes, sum_of};

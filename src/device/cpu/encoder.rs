@@ -1,5 +1,4 @@
 //! Token and position embeddings.
-#![allow(non_snake_case)]
 
 use crate::device::cpu::simd::{dispatch, rows_per_task};
 use rayon::prelude::*;

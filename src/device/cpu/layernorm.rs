@@ -1,5 +1,4 @@
 //! LayerNorm over C (Ba et al. 2016).
-#![allow(non_snake_case)]
 
 use crate::device::cpu::simd::{LANES, dispatch, rows_per_task, sum_lanes, sum_of};
 use rayon::prelude::*;

@@ -4,7 +4,6 @@
 //!
 //! Results do not depend on the number of threads, bit for bit: work is cut into pieces by the shape of the problem
 //! alone, and partial sums are added in a fixed order.
-#![allow(non_snake_case)]
 
 pub mod adamw;
 pub mod attention;

@@ -3,7 +3,6 @@
 //! Loops are written in plain Rust and left to the compiler to vectorise; [`dispatch`] compiles them three times. What
 //! the compiler may not do by itself, because it changes the result, is written out: sums run over [`LANES`] partial
 //! sums that are added in a fixed order.
-#![allow(non_snake_case)]
 
 /// Independent partial sums of a reduction. The compiler leaves so many in memory, where they hide how long it takes to
 /// store one and load it again; fewer it takes apart into scalars, and cannot put them together again.

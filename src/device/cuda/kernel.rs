@@ -171,7 +171,7 @@ macro_rules! kernels {
             use $crate::device::cuda::kernel::{Arg, KernelArg, KernelSpec, Launch, Launcher};
             $(
                 $(#[$doc])*
-                #[allow(clippy::too_many_arguments, non_snake_case)]
+                #[allow(clippy::too_many_arguments)]
                 pub fn $name(device: &mut dyn Launcher, launch: Launch, $($arg: $type),*) -> anyhow::Result<()> {
                     device.launch(&specs::$name, launch, &[$(Arg::new(&$arg)),*])
                 }

@@ -2,7 +2,6 @@
 //! geometry, alignment and argument lists are the same code on both.
 //!
 //! One file an operation, named like its kernels: `layernorm.rs` launches what is in `kernels/layernorm.cu`.
-#![allow(non_snake_case)]
 
 pub mod counts;
 pub mod disassembler;

@@ -1,5 +1,4 @@
 //! Scoring: the loss of each ending's tokens given the context, summed (`acc`) and averaged (`acc_norm`).
-#![allow(non_snake_case)]
 
 use super::{ENDINGS, Example, HellaSwag};
 use crate::model::keeper::Keeper;

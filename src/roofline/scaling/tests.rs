@@ -1,5 +1,3 @@
-#![allow(non_snake_case)]
-
 use super::cluster::{Cluster, Collective::*};
 use super::machine::{LINKS, Link, MACHINES, Machine};
 use super::memory::Memory;

@@ -3,7 +3,6 @@
 //! Every product of a training step is one [`Product`]: `out = finish(lhs @ rhs)` over strided views, so that forward,
 //! dgrad and wgrad differ only in strides. An [`Engine`] runs it: kernels of our own
 //! where the CPU has AVX-512 or AMX, else the `gemm` crate.
-#![allow(non_snake_case)]
 
 mod engine;
 #[cfg(target_arch = "x86_64")]
