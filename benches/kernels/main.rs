@@ -34,7 +34,7 @@ fn main() -> ExitCode {
     if !argv.iter().any(|arg| arg == "--bench") {
         return tiny::main(&argv);
     }
-    let parsed = app::logging::start().and_then(|()| cli::flags::<Args>(argv));
+    let parsed = app::logging::start().and_then(|()| cli::parse_flags::<Args>(argv));
     app::run(PROGRAM, parsed, |args| Ok(if run(&args)? { ExitCode::FAILURE } else { ExitCode::SUCCESS }))
 }
 

@@ -1,7 +1,7 @@
 //! `warpsmith data` and `warpsmith stories`: text to token shards.
 
 use crate::app::print;
-use crate::cli::tools::{Amount, DataArgs, StoriesArgs};
+use crate::cli::flags::warpsmith::{Amount, DataArgs, StoriesArgs};
 use crate::data::prepare::{DEFAULT_SHARD_SIZE, PrepareOptions, PrepareReport, prepare};
 use crate::data::stories::story;
 use crate::data::tokenizer::encode_ordinary;

@@ -1,6 +1,6 @@
 //! `warpsmith launch`: starts the ranks of a run on this machine, shows what they say, and ends all when one fails.
 
-use crate::cli::tools::LaunchArgs;
+use crate::cli::flags::warpsmith::LaunchArgs;
 use crate::parallel::environment::OWN_RUN;
 use anyhow::{Context, Result, ensure};
 use signal_hook::consts::{SIGINT, SIGKILL, SIGTERM};

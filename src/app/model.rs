@@ -2,7 +2,7 @@
 
 use crate::app::print;
 use crate::checkpoint;
-use crate::cli::tools::{ConvertArgs, EvalArgs, NumberArgs, SampleArgs};
+use crate::cli::flags::warpsmith::{ConvertArgs, EvalArgs, NumberArgs, SampleArgs};
 use crate::config::ModelConfig;
 use crate::data::loader::{DataLoader, LoaderOptions};
 use crate::data::tokenizer::{self, TextStream, encode_ordinary};

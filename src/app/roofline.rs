@@ -3,7 +3,7 @@
 use super::clocks;
 use crate::app::print;
 use crate::cli::check::micro_steps;
-use crate::cli::tools::{RooflineArgs, StepArgs};
+use crate::cli::flags::warpsmith::{RooflineArgs, StepArgs};
 use crate::config::ModelConfig;
 use crate::roofline::kernels::Run;
 use crate::roofline::record::{FILE_SUFFIX, Records};

@@ -2,7 +2,7 @@
 
 use super::roofline::{config, records, run};
 use crate::app::print;
-use crate::cli::tools::{ScalingArgs, StepArgs};
+use crate::cli::flags::warpsmith::{ScalingArgs, StepArgs};
 use crate::config::ModelConfig;
 use crate::model::ModelOptions;
 use crate::model::activations::{Activations, Recompute};

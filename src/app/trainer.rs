@@ -1,7 +1,7 @@
 //! The programs `train_gpt2` and `train_gpt2cu`: flags to device to run.
 
 use super::logging;
-use crate::cli::train::{Program, TrainArgs, parse};
+use crate::cli::flags::trainer::{Program, TrainArgs, parse};
 use crate::device::open::{DeviceName, DeviceOptions, DtypeChoice};
 use crate::ops::Ops;
 use crate::parallel::Communicator;
@@ -49,7 +49,7 @@ fn run(args: &TrainArgs) -> Result<Finish> {
     if process.world_size == 1 {
         return train::run(args, open(args)?, Peers::alone());
     }
-    let silence = match args.device {
+    let silence = match args.device.name {
         // Beside NCCL ranks tell each other how they are many times a second.
         DeviceName::Cuda => Duration::from_secs(120),
         DeviceName::Cpu | DeviceName::Emulated => Patience::default().silence,
@@ -67,7 +67,7 @@ fn run(args: &TrainArgs) -> Result<Finish> {
 /// Trains with the others. They have met: one that fails from now on takes the others along.
 fn together(args: &TrainArgs, links: impl Links + 'static) -> Result<Finish> {
     let dev = open(args)?;
-    let communicator: Box<dyn Communicator> = match args.device {
+    let communicator: Box<dyn Communicator> = match args.device.name {
         DeviceName::Cuda => Box::new(Nccl::open(links, nccl::Patience::default())?),
         DeviceName::Cpu | DeviceName::Emulated => Box::new(HostQueue::new(links)),
     };
@@ -75,17 +75,21 @@ fn together(args: &TrainArgs, links: impl Links + 'static) -> Result<Finish> {
 }
 
 fn open(args: &TrainArgs) -> Result<Box<dyn Ops>> {
-    let resumed = args.output_dir.as_deref().filter(|_| args.resume && args.dtype == DtypeChoice::Auto);
+    let resumed = args
+        .files
+        .output_dir
+        .as_deref()
+        .filter(|_| args.files.resume && args.device.dtype == DtypeChoice::Auto);
     let resumed = resumed.map(train::resume::dtype_so_far).transpose()?.flatten();
     let options = DeviceOptions {
-        device: args.device,
+        device: args.device.name,
         ordinal: ordinal(args.process.local_rank),
-        dtype: args.dtype.on(args.device, resumed),
-        tf32: args.tf32,
-        gelu_fusion: args.gelu_fusion,
-        deterministic: args.deterministic,
-        matmul: args.matmul,
-        threads: args.threads,
+        dtype: args.device.dtype.on(args.device.name, resumed),
+        tf32: args.device.tf32,
+        gelu_fusion: args.gpu.gelu_fusion,
+        deterministic: args.gpu.deterministic,
+        matmul: args.gpu.matmul,
+        threads: args.device.threads,
     };
     options.open()
 }

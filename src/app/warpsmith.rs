@@ -1,7 +1,7 @@
 //! The program `warpsmith`: everything around training, one command each.
 
 use super::{corpus, launch, logging, model, print, roofline, scaling};
-use crate::cli::tools::{FlagsArgs, PlotArgs, Tool, parse};
+use crate::cli::flags::warpsmith::{FlagsArgs, PlotArgs, Tool, parse};
 use anyhow::Result;
 use std::process::ExitCode;
 

@@ -1,7 +1,7 @@
 //! What no flag of the trainers can say alone: values that must fit each other, and values that this device cannot
 //! honour. The lengths that follow from the flags are here too.
 
-use super::train::TrainArgs;
+use super::flags::trainer::TrainArgs;
 use crate::config::ModelConfig;
 use crate::device::cuda::MatmulChoice;
 use crate::device::open::DeviceName;
@@ -55,37 +55,52 @@ impl TrainArgs {
     /// Refuses what the device cannot do. A run that was asked for something must not go on without it.
     fn check_device(&self) -> Result<()> {
         let fixed = [
-            (self.flash, "--flash", "1", "attention is always fused"),
-            (!self.compile, "--compile", "0", "everything is compiled ahead of the run"),
+            (self.compat.flash, "--flash", "1", "attention is always fused"),
+            (!self.compat.compile, "--compile", "0", "everything is compiled ahead of the run"),
             (
-                !self.write_tensors,
+                !self.compat.write_tensors,
                 "--write-tensors",
                 "0",
                 "reference tensors come from llm.c's train_gpt2.py",
             ),
-            (!self.inference_only, "--inference-only", "0", "to measure without training use warpsmith eval"),
+            (
+                !self.compat.inference_only,
+                "--inference-only",
+                "0",
+                "to measure without training use warpsmith eval",
+            ),
         ];
         let cpu = [
-            (self.gpu_info_every == 0, "-lg/--gpu-info-every", "0", "the CPU has no GPU to report on"),
+            (self.gpu.gpu_info_every == 0, "-lg/--gpu-info-every", "0", "the CPU has no GPU to report on"),
             (
-                self.use_master_weights,
+                self.gpu.use_master_weights,
                 "-w/--use-master-weights",
                 "1",
                 "the CPU always keeps its weights in f32",
             ),
             (
-                self.gelu_fusion <= 0,
+                self.gpu.gelu_fusion <= 0,
                 "-ge/--gelu-fusion",
                 "auto or 0",
                 "the CPU runs GELU as a pass of its own",
             ),
-            (self.matmul == MatmulChoice::Fastest, "--matmul", "fastest", "the CPU has products of its own"),
+            (
+                self.gpu.matmul == MatmulChoice::Fastest,
+                "--matmul",
+                "fastest",
+                "the CPU has products of its own",
+            ),
         ];
         let emulated = [
-            (self.gpu_info_every == 0, "-lg/--gpu-info-every", "0", "an emulated GPU has nothing to report"),
-            (self.matmul != MatmulChoice::Cublaslt, "--matmul", "fastest or own", "cuBLASLt needs a GPU"),
+            (
+                self.gpu.gpu_info_every == 0,
+                "-lg/--gpu-info-every",
+                "0",
+                "an emulated GPU has nothing to report",
+            ),
+            (self.gpu.matmul != MatmulChoice::Cublaslt, "--matmul", "fastest or own", "cuBLASLt needs a GPU"),
         ];
-        let (device, further) = match self.device {
+        let (device, further) = match self.device.name {
             DeviceName::Cpu => ("cpu", &cpu[..]),
             DeviceName::Emulated => ("emulated", &emulated[..]),
             DeviceName::Cuda => ("cuda", &[][..]),
@@ -97,18 +112,18 @@ impl TrainArgs {
     }
 
     fn check_batch(&self) -> Result<()> {
-        let shape = (self.batch_size, self.sequence_length);
+        let shape = (self.batch.batch_size, self.batch.sequence_length);
         micro_steps(self.total_batch_tokens(), shape, self.process.world_size).map(drop)
     }
 
     fn check_files(&self) -> Result<()> {
-        if self.output_dir.is_none() {
+        if self.files.output_dir.is_none() {
             let wanted = "needs a directory for checkpoints; give one with -o/--output-dir";
-            ensure!(!self.resume, "-y/--resume 1: {wanted}");
+            ensure!(!self.files.resume, "-y/--resume 1: {wanted}");
             ensure!(
-                self.checkpoint_every == 0,
+                self.files.checkpoint_every == 0,
                 "-n/--checkpoint-every {}: {wanted}, or -n 0",
-                self.checkpoint_every
+                self.files.checkpoint_every
             );
         }
         Ok(())
@@ -116,11 +131,11 @@ impl TrainArgs {
 
     fn check_evaluation(&self) -> Result<()> {
         ensure!(
-            !self.hellaswag_eval || self.val_loss_every > 0,
+            !self.eval.hellaswag_eval || self.eval.val_loss_every > 0,
             "-h/--hellaswag-eval 1: runs along with validation, which -v 0 turns off; give -v, or -h 0"
         );
         ensure!(
-            self.prompt.is_none() || self.sample_every > 0,
+            self.eval.prompt.is_none() || self.eval.sample_every > 0,
             "--prompt: there are no samples with -s 0; give -s, or drop the prompt"
         );
         Ok(())
@@ -128,20 +143,20 @@ impl TrainArgs {
 
     /// The flag that says what is trained on.
     pub fn train_data_flag(&self) -> &'static str {
-        if self.overfit_single_batch { "-j" } else { "-i" }
+        if self.batch.overfit_single_batch { "-j" } else { "-i" }
     }
 
     fn check_schedule(&self) -> Result<()> {
-        if self.lr_scheduler == ScheduleKind::Constant {
+        if self.optim.lr_scheduler == ScheduleKind::Constant {
             ensure!(
-                self.warmup_iters == 0,
+                self.optim.warmup_iters == 0,
                 "-u/--warmup-iters: expected 0 with -k constant, which has no warm-up, found {}; wsd has one",
-                self.warmup_iters
+                self.optim.warmup_iters
             );
             ensure!(
-                self.learning_rate_decay_frac == 1.0,
+                self.optim.learning_rate_decay_frac == 1.0,
                 "-q/--learning-rate-decay-frac: expected 1 with -k constant, which does not decay, found {}",
-                self.learning_rate_decay_frac
+                self.optim.learning_rate_decay_frac
             );
         }
         Ok(())
@@ -149,12 +164,12 @@ impl TrainArgs {
 
     /// Tokens in one forward and backward pass of one process.
     pub fn micro_batch_tokens(&self) -> usize {
-        self.batch_size * self.sequence_length
+        self.batch.batch_size * self.batch.sequence_length
     }
 
     /// Tokens in one optimiser step.
     pub fn total_batch_tokens(&self) -> usize {
-        self.total_batch_size.unwrap_or(self.micro_batch_tokens() * self.process.world_size)
+        self.batch.total_batch_size.unwrap_or(self.micro_batch_tokens() * self.process.world_size)
     }
 
     /// Micro-batches of one process in one optimiser step.
@@ -167,8 +182,8 @@ impl TrainArgs {
     /// # Errors
     /// If a method lacks what it needs, or what was given is of another one.
     pub fn rendezvous(&self) -> Result<Method> {
-        let (ip, path) = (&self.server_ip, &self.fs_path);
-        let method = self.nccl_init_method.as_str();
+        let (ip, path) = (&self.processes.server_ip, &self.processes.fs_path);
+        let method = self.processes.nccl_init_method.as_str();
         ensure!(
             ip.is_empty() || method == "tcp",
             "-ps {ip}: expected -pi tcp with an address, found -pi {method}"
@@ -208,16 +223,16 @@ impl TrainArgs {
     /// # Errors
     /// If the length is left to the data and the data does not fill one step.
     pub fn train_steps(&self, epoch_tokens: u64) -> Result<usize> {
-        if let Ok(steps) = usize::try_from(self.num_iterations) {
+        if let Ok(steps) = usize::try_from(self.batch.num_iterations) {
             return Ok(steps);
         }
         let total = self.total_batch_tokens() as u64;
-        let steps = epoch_tokens.saturating_mul(self.epochs.unwrap_or(1) as u64) / total;
+        let steps = epoch_tokens.saturating_mul(self.batch.epochs.unwrap_or(1) as u64) / total;
         ensure!(
             steps > 0,
             "-i/--input-bin: {} holds {epoch_tokens} tokens, expected at least the {total} of one step; \
              lower -d, -b or -t, or give the number of steps with -x",
-            self.input_bin
+            self.files.input_bin
         );
         Ok(usize::try_from(steps)?)
     }
@@ -225,17 +240,19 @@ impl TrainArgs {
     /// The learning rate of a run of `total_steps`.
     pub fn schedule(&self, total_steps: usize) -> Schedule {
         Schedule {
-            kind: self.lr_scheduler,
-            max_lr: self.learning_rate,
-            warmup: self.warmup_iters,
+            kind: self.optim.lr_scheduler,
+            max_lr: self.optim.learning_rate,
+            warmup: self.optim.warmup_iters,
             total_steps,
-            final_frac: self.learning_rate_decay_frac,
+            final_frac: self.optim.learning_rate_decay_frac,
         }
     }
 
     /// Whether flags change a shape or make one up.
     pub(super) fn has_shape_flags(&self) -> bool {
-        [self.layers, self.heads, self.channels, self.context].iter().any(Option::is_some)
+        [self.model.layers, self.model.heads, self.model.channels, self.model.context]
+            .iter()
+            .any(Option::is_some)
     }
 
     /// Where the first weights of a new run come from.
@@ -243,24 +260,26 @@ impl TrainArgs {
     /// # Errors
     /// If the shape is not known, not possible, or given for a checkpoint, which has its own.
     pub fn model_source(&self) -> Result<ModelSource> {
-        if self.model.is_empty() {
+        if self.model.source.is_empty() {
             return self.shape_from_flags();
         }
-        let is_file = [".bin", ".safetensors"].iter().any(|end| self.model.ends_with(end));
+        let is_file = [".bin", ".safetensors"].iter().any(|end| self.model.source.ends_with(end));
         if !is_file {
-            match ModelConfig::from_descriptor(&self.model) {
+            match ModelConfig::from_descriptor(&self.model.source) {
                 Ok(base) => return self.override_shape(base),
-                Err(error) if !Path::new(&self.model).exists() => return Err(error.context("-e/--model")),
+                Err(error) if !Path::new(&self.model.source).exists() => {
+                    return Err(error.context("-e/--model"));
+                }
                 Err(_) => {}
             }
         }
         ensure!(
-            !self.has_shape_flags() && self.qkv_bias,
+            !self.has_shape_flags() && self.model.qkv_bias,
             "-e/--model {}: a checkpoint has its own shape; drop --layers, --heads, --channels, --context and \
              --qkv-bias, or give -e a shape such as d12",
-            self.model
+            self.model.source
         );
-        Ok(ModelSource::File(PathBuf::from(&self.model)))
+        Ok(ModelSource::File(PathBuf::from(&self.model.source)))
     }
 
     fn shape_from_flags(&self) -> Result<ModelSource> {
@@ -272,27 +291,27 @@ impl TrainArgs {
                 )
             })
         };
-        let (L, NH) = (need(self.layers, "--layers")?, need(self.heads, "--heads")?);
-        let C = need(self.channels, "--channels")?;
-        self.override_shape(ModelConfig::new(self.sequence_length, L, NH, C))
+        let (L, NH) = (need(self.model.layers, "--layers")?, need(self.model.heads, "--heads")?);
+        let C = need(self.model.channels, "--channels")?;
+        self.override_shape(ModelConfig::new(self.batch.sequence_length, L, NH, C))
     }
 
     fn override_shape(&self, base: ModelConfig) -> Result<ModelSource> {
         let config = ModelConfig {
-            maxT: self.context.unwrap_or(base.maxT),
-            L: self.layers.unwrap_or(base.L),
-            NH: self.heads.unwrap_or(base.NH),
-            C: self.channels.unwrap_or(base.C),
-            qkv_bias: self.qkv_bias,
+            maxT: self.model.context.unwrap_or(base.maxT),
+            L: self.model.layers.unwrap_or(base.L),
+            NH: self.model.heads.unwrap_or(base.NH),
+            C: self.model.channels.unwrap_or(base.C),
+            qkv_bias: self.model.qkv_bias,
             ..base
         };
         config.validate()?;
         ensure!(
-            self.sequence_length <= config.maxT,
+            self.batch.sequence_length <= config.maxT,
             "-t/--sequence-length: expected at most the {} tokens the model can take, found {}; lower it or raise \
              --context",
             config.maxT,
-            self.sequence_length
+            self.batch.sequence_length
         );
         Ok(ModelSource::Shape(config))
     }

@@ -3,12 +3,11 @@
 //! Parsing never prints and never exits.
 
 pub mod check;
+pub mod flags;
 mod parse;
 pub mod readme;
-pub mod tools;
-pub mod train;
 pub mod values;
 
 pub use check::ModelSource;
-pub use parse::{Parsed, flags};
-pub use train::Program;
+pub use flags::trainer::Program;
+pub use parse::{Parsed, parse_flags};

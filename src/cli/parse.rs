@@ -93,7 +93,7 @@ pub(super) fn matches(command: &Command, argv: Vec<OsString>) -> Result<Parsed<A
 ///
 /// # Errors
 /// One line, as from all programs here.
-pub fn flags<T: CommandFactory + FromArgMatches>(argv: Vec<OsString>) -> Result<Parsed<T>> {
+pub fn parse_flags<T: CommandFactory + FromArgMatches>(argv: Vec<OsString>) -> Result<Parsed<T>> {
     Ok(match matches(&T::command(), argv)? {
         Parsed::Run(matches) => Parsed::Run(T::from_arg_matches(&matches)?),
         Parsed::Print(text) => Parsed::Print(text),

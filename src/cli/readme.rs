@@ -1,6 +1,7 @@
 //! The flags of `train_gpt2` and `train_gpt2cu` as a section of README.md, from the same table that parses them.
 
-use super::{Parsed, Program, parse, train};
+use super::flags::trainer as train;
+use super::{Parsed, Program, parse};
 use anyhow::{Context, Result};
 use clap::Arg;
 use std::fmt::Write;

@@ -22,22 +22,28 @@ impl Run {
         vec![
             ("the step that -o goes on from", self.first_step.to_string()),
             ("the shape of the model", format!("{:?}", self.model.weights.config)),
-            ("--seed", a.seed.to_string()),
-            ("-b, -t, -d", format!("{:?}", (a.batch_size, a.sequence_length, a.total_batch_tokens()))),
+            ("--seed", a.model.seed.to_string()),
+            (
+                "-b, -t, -d",
+                format!("{:?}", (a.batch.batch_size, a.batch.sequence_length, a.total_batch_tokens())),
+            ),
             ("tokens and shards of -i", format!("{:?}", (data.num_tokens(), data.num_shards()))),
             ("tokens and shards of -j", format!("{val:?}")),
             ("questions of --hellaswag-data", format!("{questions:?}")),
             ("-x, -l and the schedule", format!("{:?}", self.schedule)),
             ("--grad-clip and what AdamW is told", format!("{:?}", self.optimizer.hyper())),
             ("--skip-update-lossz, --skip-update-gradz", {
-                format!("{:?}", (a.skip_update_lossz, a.skip_update_gradz))
+                format!("{:?}", (a.optim.skip_update_lossz, a.optim.skip_update_gradz))
             }),
-            ("-a", a.overfit_single_batch.to_string()),
-            ("-v, -m", format!("{:?}", (a.val_loss_every, a.val_max_steps))),
-            ("-s, -g", format!("{:?}", (a.sample_every, a.sample_len))),
-            ("-n, -o", format!("{:?}", (a.checkpoint_every, a.output_dir.is_some()))),
-            ("-z, --sum-every-micro-step", format!("{:?}", (a.zero_stage, a.sum_every_micro_step))),
-            ("--dtype, -w", format!("{:?}", (self.dev.operand_dtype(), a.use_master_weights))),
+            ("-a", a.batch.overfit_single_batch.to_string()),
+            ("-v, -m", format!("{:?}", (a.eval.val_loss_every, a.eval.val_max_steps))),
+            ("-s, -g", format!("{:?}", (a.eval.sample_every, a.eval.sample_len))),
+            ("-n, -o", format!("{:?}", (a.files.checkpoint_every, a.files.output_dir.is_some()))),
+            (
+                "-z, --sum-every-micro-step",
+                format!("{:?}", (a.processes.zero_stage, a.processes.sum_every_micro_step)),
+            ),
+            ("--dtype, -w", format!("{:?}", (self.dev.operand_dtype(), a.gpu.use_master_weights))),
         ]
     }
 

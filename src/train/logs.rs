@@ -1,7 +1,7 @@
 //! What a run leaves behind of itself: the console, `main.log`, `metrics.jsonl`.
 
 use super::resume::dtype_name;
-use crate::cli::train::{TrainArgs, startup_rows};
+use crate::cli::flags::trainer::{TrainArgs, startup_rows};
 use crate::data::loader::DataLoader;
 use crate::eval::hellaswag::HellaSwagScore;
 use crate::eval::validation::perplexity;
@@ -100,7 +100,7 @@ impl Logs {
             *value = format!("auto ({})", dtype_name(dev.operand_dtype()));
         }
         self.console.table(rows);
-        self.device(dev, args.sequence_length, weights);
+        self.device(dev, args.batch.sequence_length, weights);
         self.console.table([
             ("weight init method", start.to_string()),
             ("max_sequence_length T", config.maxT.to_string()),
@@ -120,8 +120,8 @@ impl Logs {
             ("grad_accum_steps", args.grad_accum_steps().to_string()),
             ("train_num_batches", self.max_steps.to_string()),
         ]);
-        if args.sequence_length < config.maxT {
-            let (t, max) = (args.sequence_length, config.maxT);
+        if args.batch.sequence_length < config.maxT {
+            let (t, max) = (args.batch.sequence_length, config.maxT);
             self.console.warning(format_args!(
                 "sequences of {t} tokens leave positions {t} to {} untrained",
                 max - 1

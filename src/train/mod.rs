@@ -10,7 +10,7 @@ pub mod sharing;
 pub mod signals;
 pub mod step;
 
-use crate::cli::train::TrainArgs;
+use crate::cli::flags::trainer::TrainArgs;
 use crate::data::loader::DataLoader;
 use crate::data::tokenizer::{self, TextStream, encode_ordinary};
 use crate::eval::hellaswag::{self, HellaSwag, HellaSwagScore};
@@ -107,7 +107,7 @@ impl Run {
     /// One optimizer step. Returns whether any rank was asked to stop.
     fn train(&mut self, step: usize, stop: bool) -> Result<bool> {
         self.clock.go();
-        if self.args.overfit_single_batch {
+        if self.args.batch.overfit_single_batch {
             self.train_loader.reset();
         }
         let loss_scale = self.loss_scale.map_or(1.0, |scale| scale.get());
@@ -131,10 +131,10 @@ impl Run {
         }
         if let Some(scale) = self.loss_scale.filter(|_| overflowed) {
             self.logs.overflowed(scale.get());
-        } else if is_outlier(z.0, self.args.skip_update_lossz) {
+        } else if is_outlier(z.0, self.args.optim.skip_update_lossz) {
             self.logs.skipped("loss", z.0);
             self.loss_outliers.reject(loss);
-        } else if is_outlier(z.1, self.args.skip_update_gradz) {
+        } else if is_outlier(z.1, self.args.optim.skip_update_gradz) {
             self.logs.skipped("gradient", z.1);
             self.norm_outliers.reject(norm);
         } else {
@@ -150,7 +150,7 @@ impl Run {
 
     /// The line of `-lg`.
     fn report_gpu(&mut self, step: usize) -> Result<()> {
-        let every = self.args.gpu_info_every;
+        let every = self.args.gpu.gpu_info_every;
         if every > 0 && (step + 1).is_multiple_of(every) {
             let state = self.dev.gpu_state()?;
             self.logs.console().line(state);
@@ -163,15 +163,15 @@ impl Run {
         let due = |every: usize, from_start: bool| {
             every > 0 && (last || step.is_multiple_of(every) && (from_start || step > 0))
         };
-        if due(self.args.val_loss_every, true) {
+        if due(self.args.eval.val_loss_every, true) {
             self.clock.stop(self.dev.as_mut())?;
             self.validate(step)?;
         }
-        if due(self.args.val_loss_every, false) {
+        if due(self.args.eval.val_loss_every, false) {
             self.clock.stop(self.dev.as_mut())?;
             self.score_hellaswag(step)?;
         }
-        if due(self.args.sample_every, false) {
+        if due(self.args.eval.sample_every, false) {
             self.clock.stop(self.dev.as_mut())?;
             self.sample(step)?;
         }
@@ -180,7 +180,7 @@ impl Run {
 
     fn validate(&mut self, step: usize) -> Result<()> {
         let Some(loader) = &mut self.val_loader else { return Ok(()) };
-        let batches = usize::try_from(self.args.val_max_steps).ok();
+        let batches = usize::try_from(self.args.eval.val_max_steps).ok();
         let part =
             validation_loss(&self.model, self.dev.as_mut(), &mut self.sharing, loader, self.shape, batches)?;
         let mut loss = [part];
@@ -211,21 +211,21 @@ impl Run {
     fn sample(&mut self, step: usize) -> Result<()> {
         let Some(decoder) = &mut self.decoder else { return Ok(()) };
         let vocabulary = tokenizer::Decoder::gpt2();
-        let prompt = self.args.prompt.as_deref().unwrap_or_default();
+        let prompt = self.args.eval.prompt.as_deref().unwrap_or_default();
         let prompt: Vec<i32> = encode_ordinary(prompt).into_iter().map(i32::from).collect();
         let mut sampler = Sampler::new(SamplerOptions {
-            temperature: self.args.sample_temperature,
-            top_k: (self.args.sample_top_k > 0).then_some(self.args.sample_top_k),
+            temperature: self.args.eval.sample_temperature,
+            top_k: (self.args.eval.sample_top_k > 0).then_some(self.args.eval.sample_top_k),
             top_p: None,
             seed: SAMPLE_SEED + step as u64,
         })?;
         // As in llm.c, the length counts what the sample starts from, a prompt or one <|endoftext|>.
-        let max_new = self.args.sample_len.saturating_sub(prompt.len().max(1));
+        let max_new = self.args.eval.sample_len.saturating_sub(prompt.len().max(1));
         let what = Continuation { prompt: &prompt, max_new, kv_cache: true };
         let mut text = TextStream::new();
         let console = self.logs.console();
         console.sample_begin();
-        console.sample_piece(self.args.prompt.as_deref().unwrap_or_default());
+        console.sample_piece(self.args.eval.prompt.as_deref().unwrap_or_default());
         self.sharing.passes_of_the_master(self.dev.as_mut(), &self.model, |dev, keeper| {
             let show = &mut |token| {
                 console.sample_piece(&text.push(vocabulary.token_bytes(token).unwrap_or_default()));

@@ -92,9 +92,12 @@ impl Run {
     /// Writes a checkpoint of the state before `step`, if one is due: every so many steps and at the end, or because the
     /// run was told to stop.
     pub(super) fn checkpoint(&mut self, step: usize, last: bool, stopped: bool) -> Result<()> {
-        let every = self.args.checkpoint_every;
+        let every = self.args.files.checkpoint_every;
         let due = every > 0 && (last || step > 0 && step.is_multiple_of(every));
-        if self.args.output_dir.is_none() || !(due || stopped) || step == self.first_step && self.resumed {
+        if self.args.files.output_dir.is_none()
+            || !(due || stopped)
+            || step == self.first_step && self.resumed
+        {
             return Ok(());
         }
         self.clock.stop(self.dev.as_mut())?;
@@ -133,14 +136,14 @@ impl Run {
         checkpoint::prune(
             dir,
             step as u64,
-            self.args.checkpoints_keep,
-            self.args.checkpoints_major_every as u64,
+            self.args.files.checkpoints_keep,
+            self.args.files.checkpoints_major_every as u64,
         )
     }
 
     /// Keeps the parameters with the lowest validation loss so far, in runs that write checkpoints.
     pub(super) fn save_best(&mut self) -> Result<()> {
-        if self.args.output_dir.is_none() || self.args.checkpoint_every == 0 {
+        if self.args.files.output_dir.is_none() || self.args.files.checkpoint_every == 0 {
             return Ok(());
         }
         let Run { sharing, dev, .. } = self;

@@ -8,7 +8,7 @@ use super::resume;
 use super::sharing::{Shares, Sharing};
 use crate::checkpoint::{self, ModelFile, Saved};
 use crate::cli::ModelSource;
-use crate::cli::train::TrainArgs;
+use crate::cli::flags::trainer::TrainArgs;
 use crate::config::ModelConfig;
 use crate::data::loader::{DataLoader, LoaderOptions};
 use crate::data::tokenizer::EOT;
@@ -43,7 +43,8 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>, peers: Peers) -> Result<R
     let start = find_start(args)?;
     let config = start.config();
     let (train_loader, val_loader) = open_loaders(args, &config, &peers.process)?;
-    let hellaswag = args.hellaswag_eval.then(|| HellaSwag::open(&args.hellaswag_data)).transpose()?;
+    let hellaswag =
+        args.eval.hellaswag_eval.then(|| HellaSwag::open(&args.eval.hellaswag_data)).transpose()?;
     let options = model_options(args, &config, hellaswag.as_ref(), dev.as_ref())?;
     let Planned { plan, model, shares, optimizer, decoder } = plan(args, &config, &options, dev.as_ref())?;
     let max_steps = args.train_steps(train_loader.num_tokens())?;
@@ -62,14 +63,14 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>, peers: Peers) -> Result<R
     logs.peers(peers.describe(), describe_stage(args));
     let gpu = dev.gpu();
     logs.memory(&plan, &memory_needs(args, &config, &options, dev.as_ref())?, gpu.as_ref());
-    if args.gpu_info_every > 0 {
+    if args.gpu.gpu_info_every > 0 {
         dev.gpu_state().context("-lg")?;
     }
     dev.allocate(&plan)?;
 
     let mut run = Run {
         schedule: args.schedule(max_steps),
-        shape: BatchShape { B: args.batch_size, T: args.sequence_length },
+        shape: BatchShape { B: args.batch.batch_size, T: args.batch.sequence_length },
         grad_accum_steps: args.grad_accum_steps(),
         first_step: 0,
         resumed: false,
@@ -79,9 +80,9 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>, peers: Peers) -> Result<R
         loss_scale: (dev.float_dtype() == Dtype::F16).then(LossScale::default),
         clock: StepClock::default(),
         best_val_loss: None,
-        output_dir: args.output_dir.clone().filter(|_| peers.process.is_master()),
+        output_dir: args.files.output_dir.clone().filter(|_| peers.process.is_master()),
         args: args.clone(),
-        sharing: Sharing::new(peers, shares, args.sum_every_micro_step),
+        sharing: Sharing::new(peers, shares, args.processes.sum_every_micro_step),
         dev,
         model,
         optimizer,
@@ -107,7 +108,7 @@ impl Run {
         let copies: Vec<&PerParam> =
             [self.sharing.params()].into_iter().chain(&self.optimizer.master).collect();
         match start {
-            Start::Random(config) => init::initialize(dev, &config, &copies, self.args.seed),
+            Start::Random(config) => init::initialize(dev, &config, &copies, self.args.model.seed),
             Start::File(file) => copies.iter().try_for_each(|copy| copy.upload(dev, 0, &file.params)),
             Start::Resume(saved) => self.restore(*saved),
         }
@@ -129,11 +130,11 @@ fn plan(args: &TrainArgs, config: &ModelConfig, options: &ModelOptions, dev: &dy
     let model = GPT2::plan(config, options, dtype, &mut plan);
     let shares = Shares::plan(options.sharding, &model, &mut plan);
     let layout = &model.weights.params.layout;
-    let (part, master) = (options.sharding.kept(Stage::Zero1), args.use_master_weights);
+    let (part, master) = (options.sharding.kept(Stage::Zero1), args.gpu.use_master_weights);
     let optimizer = Optimizer::plan(layout, part, dtype, master, hyper_params(args), &mut plan);
     // No sample is longer than asked for, so neither is the cache.
-    let context = args.sample_len.clamp(1, config.maxT);
-    let decoder = (args.sample_every > 0).then(|| Decoder::plan(&model.weights, context, &mut plan));
+    let context = args.eval.sample_len.clamp(1, config.maxT);
+    let decoder = (args.eval.sample_every > 0).then(|| Decoder::plan(&model.weights, context, &mut plan));
     let uses: Vec<Limits> =
         [model.limits()].into_iter().chain(decoder.as_ref().map(Decoder::limits)).collect();
     plan_scratch(dev, &uses, &mut plan)?;
@@ -160,14 +161,14 @@ fn memory_needs(
 }
 
 fn find_start(args: &TrainArgs) -> Result<Start> {
-    if let Some(dir) = &args.output_dir {
-        if args.resume
+    if let Some(dir) = &args.files.output_dir {
+        if args.files.resume
             && let Some(saved) = resume::find(dir, args.process.is_master())?
         {
             check_shape(args, &saved)?;
             return Ok(Start::Resume(Box::new(saved)));
         }
-        if !args.resume {
+        if !args.files.resume {
             checkpoint::ensure_fresh(dir)?;
         }
     }
@@ -197,7 +198,7 @@ fn check_samples(args: &TrainArgs, config: &ModelConfig, wanted: bool) -> Result
     ensure!(
         !wanted || config.V > usize::from(EOT),
         "-s {}: samples start from token {EOT}, but the model knows {} tokens; use -s 0",
-        args.sample_every,
+        args.eval.sample_every,
         config.V
     );
     Ok(())
@@ -222,8 +223,8 @@ impl Start {
     /// For the start-up table.
     fn describe(&self, args: &TrainArgs) -> String {
         match self {
-            Start::Random(_) => format!("random, seed {}", args.seed),
-            Start::File(_) => args.model.clone(),
+            Start::Random(_) => format!("random, seed {}", args.model.seed),
+            Start::File(_) => args.model.source.clone(),
             Start::Resume(saved) => format!("checkpoint of step {}", saved.state.state.step),
         }
     }
@@ -239,19 +240,20 @@ fn open_loaders(
         DataLoader::open(LoaderOptions {
             pattern,
             flag,
-            B: args.batch_size,
-            T: args.sequence_length,
+            B: args.batch.batch_size,
+            T: args.batch.sequence_length,
             rank: process.rank,
             num_processes: process.world_size,
             shuffle,
             V: config.V,
         })
     };
-    let train = match args.overfit_single_batch {
-        true => open(&args.input_val_bin, "-j", false)?,
-        false => open(&args.input_bin, "-i", true)?,
+    let train = match args.batch.overfit_single_batch {
+        true => open(&args.files.input_val_bin, "-j", false)?,
+        false => open(&args.files.input_bin, "-i", true)?,
     };
-    let val = (args.val_loss_every > 0).then(|| open(&args.input_val_bin, "-j", false)).transpose()?;
+    let val =
+        (args.eval.val_loss_every > 0).then(|| open(&args.files.input_val_bin, "-j", false)).transpose()?;
     Ok((train, val))
 }
 
@@ -262,7 +264,7 @@ fn model_options(
     hellaswag: Option<&HellaSwag>,
     dev: &dyn Ops,
 ) -> Result<ModelOptions> {
-    let (B, T) = (args.batch_size, args.sequence_length);
+    let (B, T) = (args.batch.batch_size, args.batch.sequence_length);
     ensure!(
         T <= config.maxT,
         "-t {T}: longer than the {} positions of the model; use at most -t {}",
@@ -270,7 +272,7 @@ fn model_options(
         config.maxT
     );
     let min_rows = hellaswag.map_or(0, |h| h.longest().min(config.maxT));
-    let recompute = [Recompute::Nothing, Recompute::Gelu, Recompute::GeluAndLayernorm][args.recompute];
+    let recompute = [Recompute::Nothing, Recompute::Gelu, Recompute::GeluAndLayernorm][args.device.recompute];
     let (logits_bytes, sharding) = (dev.logits_bytes(), sharding(args));
     Ok(ModelOptions { B, T, min_rows, recompute, logits_bytes, sharding })
 }
@@ -279,12 +281,16 @@ fn model_options(
 fn sharding(args: &TrainArgs) -> Sharding {
     let Process { rank, world_size, .. } = args.process;
     let part = Part { index: rank, of: world_size };
-    if world_size == 1 { Sharding::NONE } else { Sharding { stage: Stage::ALL[args.zero_stage], part } }
+    if world_size == 1 {
+        Sharding::NONE
+    } else {
+        Sharding { stage: Stage::ALL[args.processes.zero_stage], part }
+    }
 }
 
 /// For the start-up table.
 fn describe_stage(args: &TrainArgs) -> Option<String> {
-    let (stage, parts) = (args.zero_stage, args.process.world_size);
+    let (stage, parts) = (args.processes.zero_stage, args.process.world_size);
     let what = match stage {
         0 => return None,
         _ if parts == 1 => return Some(format!("{stage}: nothing to divide, for one process")),
@@ -297,10 +303,10 @@ fn describe_stage(args: &TrainArgs) -> Option<String> {
 
 fn hyper_params(args: &TrainArgs) -> HyperParams {
     HyperParams {
-        beta1: args.beta1,
-        beta2: args.beta2,
-        eps: args.adam_eps,
-        weight_decay: args.weight_decay,
-        grad_clip: args.grad_clip,
+        beta1: args.optim.beta1,
+        beta2: args.optim.beta2,
+        eps: args.optim.adam_eps,
+        weight_decay: args.optim.weight_decay,
+        grad_clip: args.optim.grad_clip,
     }
 }

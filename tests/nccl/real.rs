@@ -3,7 +3,7 @@
 use super::*;
 use common::Corpus;
 use warpsmith::cli::Parsed;
-use warpsmith::cli::train::{Program, parse};
+use warpsmith::cli::flags::trainer::{Program, parse};
 use warpsmith::device::open::DeviceOptions;
 use warpsmith::parallel::environment::Process;
 use warpsmith::train::{Finish, peers::Peers};
@@ -61,8 +61,12 @@ fn case_train() {
     let Parsed::Run(args) = parse(Program::TrainGpt2cu, argv, &|_| None).unwrap() else {
         panic!("these flags print nothing")
     };
-    let mut options = DeviceOptions::new(args.device, args.dtype.on(args.device, None), args.threads);
-    options.deterministic = args.deterministic;
+    let mut options = DeviceOptions::new(
+        args.device.name,
+        args.device.dtype.on(args.device.name, None),
+        args.device.threads,
+    );
+    options.deterministic = args.gpu.deterministic;
     let dev = options.open().unwrap();
     let peers = match out.as_str() {
         "alone" => Peers::alone(),

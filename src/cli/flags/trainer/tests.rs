@@ -1,8 +1,11 @@
 use super::*;
 use crate::cli::ModelSource;
 use crate::config::ModelConfig;
-use crate::device::cuda::AUTO;
+use crate::device::cuda::{AUTO, MatmulChoice};
+use crate::device::open::DtypeChoice;
+use crate::optim::schedule::ScheduleKind;
 use crate::tensor::Dtype;
+use std::path::PathBuf;
 
 /// A shape stands in for the checkpoint file, so that only what is tested can fail.
 fn argv(line: &str) -> Vec<String> {
@@ -35,29 +38,38 @@ fn the_table_is_sound() {
 #[test]
 fn defaults_are_those_of_llmc() {
     let a = ok("");
-    assert_eq!(a.input_bin, "dev/data/tinyshakespeare/tiny_shakespeare_train.bin");
-    assert_eq!(a.input_val_bin, "dev/data/tinyshakespeare/tiny_shakespeare_val.bin");
-    assert_eq!(a.model, DEFAULT_MODEL);
-    assert_eq!((a.output_dir.clone(), a.preset.clone(), a.prompt.clone()), (None, None, None));
+    assert_eq!(a.files.input_bin, "dev/data/tinyshakespeare/tiny_shakespeare_train.bin");
+    assert_eq!(a.files.input_val_bin, "dev/data/tinyshakespeare/tiny_shakespeare_val.bin");
+    assert_eq!(a.model.source, DEFAULT_MODEL);
     assert_eq!(
-        (a.checkpoint_every, a.checkpoints_keep, a.checkpoints_major_every, a.resume),
+        (a.files.output_dir.clone(), a.recipe.preset.clone(), a.eval.prompt.clone()),
+        (None, None, None)
+    );
+    assert_eq!(
+        (a.files.checkpoint_every, a.files.checkpoints_keep, a.files.checkpoints_major_every, a.files.resume),
         (0, 0, 0, false)
     );
-    assert_eq!((a.batch_size, a.sequence_length, a.total_batch_size), (4, 1024, None));
+    assert_eq!((a.batch.batch_size, a.batch.sequence_length, a.batch.total_batch_size), (4, 1024, None));
     assert_eq!((a.total_batch_tokens(), a.grad_accum_steps()), (4096, 1));
-    assert_eq!((a.num_iterations, a.epochs, a.warmup_iters), (-1, None, 0));
-    assert_eq!((a.lr_scheduler, a.learning_rate), (ScheduleKind::Cosine, 3e-4));
-    assert_eq!((a.learning_rate_decay_frac, a.weight_decay, a.grad_clip), (1.0, 0.0, 1.0));
-    assert_eq!((a.beta1, a.beta2, a.adam_eps), (0.9, 0.95, 1e-8));
-    assert_eq!((a.skip_update_lossz, a.skip_update_gradz), (0.0, 0.0));
-    assert_eq!((a.val_loss_every, a.val_max_steps, a.sample_every, a.sample_len), (20, 20, 20, 64));
-    assert_eq!((a.hellaswag_eval, a.overfit_single_batch, a.tf32, a.recompute), (false, false, true, 1));
-    assert_eq!((a.sample_temperature, a.sample_top_k), (1.0, 0));
+    assert_eq!((a.batch.num_iterations, a.batch.epochs, a.optim.warmup_iters), (-1, None, 0));
+    assert_eq!((a.optim.lr_scheduler, a.optim.learning_rate), (ScheduleKind::Cosine, 3e-4));
+    assert_eq!((a.optim.learning_rate_decay_frac, a.optim.weight_decay, a.optim.grad_clip), (1.0, 0.0, 1.0));
+    assert_eq!((a.optim.beta1, a.optim.beta2, a.optim.adam_eps), (0.9, 0.95, 1e-8));
+    assert_eq!((a.optim.skip_update_lossz, a.optim.skip_update_gradz), (0.0, 0.0));
     assert_eq!(
-        (a.seed, a.threads, a.dtype, a.device),
+        (a.eval.val_loss_every, a.eval.val_max_steps, a.eval.sample_every, a.eval.sample_len),
+        (20, 20, 20, 64)
+    );
+    assert_eq!(
+        (a.eval.hellaswag_eval, a.batch.overfit_single_batch, a.device.tf32, a.device.recompute),
+        (false, false, true, 1)
+    );
+    assert_eq!((a.eval.sample_temperature, a.eval.sample_top_k), (1.0, 0));
+    assert_eq!(
+        (a.model.seed, a.device.threads, a.device.dtype, a.device.name),
         (42, 0, DtypeChoice::Fixed(Dtype::F32), DeviceName::Cpu)
     );
-    assert_eq!(a.hellaswag_data.to_str(), Some("dev/data/hellaswag/hellaswag_val.bin"));
+    assert_eq!(a.eval.hellaswag_data.to_str(), Some("dev/data/hellaswag/hellaswag_val.bin"));
 }
 
 /// Every flag of llm.c, in each of its spellings, changes its own field and nothing else.
@@ -118,22 +130,34 @@ fn values_reach_their_fields() {
                 bfloat16 --grad-clip 0 --beta1 0.5 --beta2 0.75 --adam-eps 1e-6 --hellaswag-data h --prompt p \
                 --sample-temperature 0 --sample-top-k 17",
     );
-    assert_eq!((a.input_bin.as_str(), a.input_val_bin.as_str()), ("x", "y"));
-    assert_eq!(a.output_dir, Some(PathBuf::from("z")));
+    assert_eq!((a.files.input_bin.as_str(), a.files.input_val_bin.as_str()), ("x", "y"));
+    assert_eq!(a.files.output_dir, Some(PathBuf::from("z")));
     assert_eq!(
-        (a.checkpoint_every, a.checkpoints_keep, a.checkpoints_major_every, a.resume),
+        (a.files.checkpoint_every, a.files.checkpoints_keep, a.files.checkpoints_major_every, a.files.resume),
         (1, 2, 3, true)
     );
-    assert_eq!((a.batch_size, a.sequence_length, a.grad_accum_steps(), a.num_iterations), (5, 6, 2, 7));
-    assert_eq!((a.lr_scheduler, a.learning_rate, a.warmup_iters), (ScheduleKind::Linear, 0.125, 8));
-    assert_eq!((a.learning_rate_decay_frac, a.weight_decay), (0.5, 0.25));
-    assert_eq!((a.skip_update_lossz, a.skip_update_gradz), (9.0, 10.0));
-    assert_eq!((a.val_loss_every, a.val_max_steps, a.sample_every, a.sample_len), (11, 12, 13, 14));
-    assert!(a.hellaswag_eval && a.overfit_single_batch && !a.tf32);
-    assert_eq!((a.recompute, a.seed, a.threads, a.dtype), (2, 15, 16, DtypeChoice::Fixed(Dtype::Bf16)));
-    assert_eq!((a.grad_clip, a.beta1, a.beta2, a.adam_eps), (0.0, 0.5, 0.75, 1e-6));
-    assert_eq!((a.hellaswag_data.to_str(), a.prompt.as_deref()), (Some("h"), Some("p")));
-    assert_eq!((a.sample_temperature, a.sample_top_k), (0.0, 17));
+    assert_eq!(
+        (a.batch.batch_size, a.batch.sequence_length, a.grad_accum_steps(), a.batch.num_iterations),
+        (5, 6, 2, 7)
+    );
+    assert_eq!(
+        (a.optim.lr_scheduler, a.optim.learning_rate, a.optim.warmup_iters),
+        (ScheduleKind::Linear, 0.125, 8)
+    );
+    assert_eq!((a.optim.learning_rate_decay_frac, a.optim.weight_decay), (0.5, 0.25));
+    assert_eq!((a.optim.skip_update_lossz, a.optim.skip_update_gradz), (9.0, 10.0));
+    assert_eq!(
+        (a.eval.val_loss_every, a.eval.val_max_steps, a.eval.sample_every, a.eval.sample_len),
+        (11, 12, 13, 14)
+    );
+    assert!(a.eval.hellaswag_eval && a.batch.overfit_single_batch && !a.device.tf32);
+    assert_eq!(
+        (a.device.recompute, a.model.seed, a.device.threads, a.device.dtype),
+        (2, 15, 16, DtypeChoice::Fixed(Dtype::Bf16))
+    );
+    assert_eq!((a.optim.grad_clip, a.optim.beta1, a.optim.beta2, a.optim.adam_eps), (0.0, 0.5, 0.75, 1e-6));
+    assert_eq!((a.eval.hellaswag_data.to_str(), a.eval.prompt.as_deref()), (Some("h"), Some("p")));
+    assert_eq!((a.eval.sample_temperature, a.eval.sample_top_k), (0.0, 17));
 }
 
 #[test]
@@ -166,26 +190,29 @@ fn a_gpu_honours_more() {
     let error = |line: &str| cu(line).unwrap_err().to_string();
     let a = ok("");
     assert_eq!(
-        (a.device, a.dtype, a.tf32, a.use_master_weights),
+        (a.device.name, a.device.dtype, a.device.tf32, a.gpu.use_master_weights),
         (DeviceName::Cuda, DtypeChoice::Fixed(Dtype::Bf16), true, true)
     );
     assert_eq!(
-        (a.matmul, a.deterministic, a.gelu_fusion, a.gpu_info_every),
+        (a.gpu.matmul, a.gpu.deterministic, a.gpu.gelu_fusion, a.gpu.gpu_info_every),
         (MatmulChoice::Fastest, false, AUTO, 0)
     );
-    assert_eq!(ok("--dtype auto").dtype, DtypeChoice::Auto);
+    assert_eq!(ok("--dtype auto").device.dtype, DtypeChoice::Auto);
     let a = ok("-lg 10 -w 0 -ge 2 -f 0 --matmul cublaslt --deterministic 1 --dtype fp16");
     assert_eq!(
-        (a.device, a.dtype, a.tf32, a.use_master_weights),
+        (a.device.name, a.device.dtype, a.device.tf32, a.gpu.use_master_weights),
         (DeviceName::Cuda, DtypeChoice::Fixed(Dtype::F16), false, false)
     );
     assert_eq!(
-        (a.matmul, a.deterministic, a.gelu_fusion, a.gpu_info_every),
+        (a.gpu.matmul, a.gpu.deterministic, a.gpu.gelu_fusion, a.gpu.gpu_info_every),
         (MatmulChoice::Cublaslt, true, 2, 10)
     );
-    assert_eq!(["0", "1", "auto", "-1"].map(|ge| ok(&format!("-ge {ge}")).gelu_fusion), [0, 1, AUTO, AUTO]);
+    assert_eq!(
+        ["0", "1", "auto", "-1"].map(|ge| ok(&format!("-ge {ge}")).gpu.gelu_fusion),
+        [0, 1, AUTO, AUTO]
+    );
     assert_eq!(error("-ge 3"), "-ge/--gelu-fusion: expected auto (or llm.c's -1), 0, 1 or 2, found 3");
-    assert_eq!(ok("--device emulated --matmul own").device, DeviceName::Emulated);
+    assert_eq!(ok("--device emulated --matmul own").device.name, DeviceName::Emulated);
     assert_eq!(
         error("--device cpu"),
         "--device: expected cuda or emulated, found cpu; it is train_gpt2 that trains on CPUs"
@@ -232,11 +259,16 @@ fn processes_share_the_total_batch() {
 fn off_is_zero() {
     let a = ok("-v 0 -s 0 -n 0 -h 0 -lg 0 -nm 0");
     assert_eq!(
-        (a.val_loss_every, a.sample_every, a.checkpoint_every, a.checkpoints_major_every),
+        (
+            a.eval.val_loss_every,
+            a.eval.sample_every,
+            a.files.checkpoint_every,
+            a.files.checkpoints_major_every
+        ),
         (0, 0, 0, 0)
     );
-    assert_eq!(ok("-s -1").sample_every, 0);
-    assert!(!a.hellaswag_eval);
+    assert_eq!(ok("-s -1").eval.sample_every, 0);
+    assert!(!a.eval.hellaswag_eval);
 }
 
 #[test]
@@ -294,8 +326,8 @@ fn errors_are_one_line_that_names_the_flag() {
 
 #[test]
 fn the_last_of_two_equal_flags_counts() {
-    assert_eq!(ok("-b 2 --batch-size 8 -b 3").batch_size, 3);
-    assert_eq!(ok("-sg 1 --skip_update_gradz 2").skip_update_gradz, 2.0);
+    assert_eq!(ok("-b 2 --batch-size 8 -b 3").batch.batch_size, 3);
+    assert_eq!(ok("-sg 1 --skip_update_gradz 2").optim.skip_update_gradz, 2.0);
 }
 
 #[test]
@@ -315,21 +347,36 @@ fn a_batch_that_does_not_divide_names_the_nearest() {
 #[test]
 fn presets_supply_defaults_and_explicit_flags_win() {
     let a = ok("--preset gpt2-124m -o log");
-    assert_eq!((a.num_iterations, a.warmup_iters, a.learning_rate, a.weight_decay), (19073, 715, 6e-4, 0.1));
-    assert_eq!((a.learning_rate_decay_frac, a.batch_size, a.sequence_length), (0.1, 64, 1024));
-    assert_eq!((a.total_batch_tokens(), a.grad_accum_steps(), a.checkpoint_every), (524_288, 8, 5000));
-    assert_eq!((a.val_loss_every, a.sample_every, a.hellaswag_eval), (250, 250, true));
+    assert_eq!(
+        (a.batch.num_iterations, a.optim.warmup_iters, a.optim.learning_rate, a.optim.weight_decay),
+        (19073, 715, 6e-4, 0.1)
+    );
+    assert_eq!(
+        (a.optim.learning_rate_decay_frac, a.batch.batch_size, a.batch.sequence_length),
+        (0.1, 64, 1024)
+    );
+    assert_eq!((a.total_batch_tokens(), a.grad_accum_steps(), a.files.checkpoint_every), (524_288, 8, 5000));
+    assert_eq!((a.eval.val_loss_every, a.eval.sample_every, a.eval.hellaswag_eval), (250, 250, true));
     assert_eq!(a.model_source().unwrap(), ModelSource::Shape(ModelConfig::from_descriptor("d12").unwrap()));
 
     let a = ok("--preset llmc-124m -o log");
-    assert_eq!((a.num_iterations, a.warmup_iters, a.learning_rate_decay_frac), (18865, 700, 0.0));
-    assert_eq!((a.sample_every, a.sample_len, a.recompute, a.resume), (20000, 144, 0, false));
-    assert!(a.input_bin.ends_with("fineweb10B/fineweb_train_*.bin"));
+    assert_eq!(
+        (a.batch.num_iterations, a.optim.warmup_iters, a.optim.learning_rate_decay_frac),
+        (18865, 700, 0.0)
+    );
+    assert_eq!(
+        (a.eval.sample_every, a.eval.sample_len, a.device.recompute, a.files.resume),
+        (20000, 144, 0, false)
+    );
+    assert!(a.files.input_bin.ends_with("fineweb10B/fineweb_train_*.bin"));
 
     let a = ok("-b 16 -x 50 -l 3e-4 --preset gpt2-124m -o log -e d24 -n 0");
-    assert_eq!((a.batch_size, a.num_iterations, a.learning_rate, a.warmup_iters), (16, 50, 3e-4, 715));
-    assert_eq!((a.model.as_str(), a.grad_accum_steps(), a.checkpoint_every), ("d24", 32, 0));
-    assert_eq!(ok("--preset gpt2-124m -o log --epochs 2").num_iterations, -1);
+    assert_eq!(
+        (a.batch.batch_size, a.batch.num_iterations, a.optim.learning_rate, a.optim.warmup_iters),
+        (16, 50, 3e-4, 715)
+    );
+    assert_eq!((a.model.source.as_str(), a.grad_accum_steps(), a.files.checkpoint_every), ("d24", 32, 0));
+    assert_eq!(ok("--preset gpt2-124m -o log --epochs 2").batch.num_iterations, -1);
 }
 
 #[test]

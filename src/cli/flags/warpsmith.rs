@@ -2,7 +2,7 @@
 
 mod scaling;
 
-use super::{Parsed, parse, values};
+use crate::cli::{Parsed, parse, values};
 use crate::device::open::{DeviceName, DtypeChoice};
 use crate::roofline::gpu::Gpu;
 use crate::tensor::Dtype;

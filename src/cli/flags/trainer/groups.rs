@@ -1,21 +1,20 @@
-//! The flags of `train_gpt2` and `train_gpt2cu`: one table that drives parsing, `--help`, the start-up table and README.md.
-//!
-//! Short flags are llm.c's, long names are those of its `train_gpt2.py` where it has one. The `id` of a flag is its
-//! label in the start-up table, again llm.c's where there is one.
+//! The flags of the trainers, one struct per heading of `--help`.
 
-use super::{Parsed, parse, values};
+use crate::cli::values;
 use crate::device::cuda::MatmulChoice;
 use crate::device::open::{DeviceName, DtypeChoice};
 use crate::optim::schedule::ScheduleKind;
-use crate::parallel::environment::{Flags, Process};
-use anyhow::{Result, ensure};
-use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches, Parser};
-use std::ffi::OsString;
+use clap::{ArgAction, Args};
 use std::path::PathBuf;
 
 /// llm.c's default for `-e`.
 pub const DEFAULT_MODEL: &str = "gpt2_124M_bf16.bin";
+
+/// Heading of the flags that only a GPU honors.
+pub(super) const GPU_HEADING: &str = "GPU; on a CPU only as they are";
+
+/// Heading of the flags that name the processes.
+pub(super) const PROCESS_HEADING: &str = "Several processes";
 
 /// Defaults under `--preset gpt2-124m` and `--preset llmc-124m`, in the form `default_value_ifs` takes.
 type Presets = [(&'static str, &'static str, &'static str); 2];
@@ -29,59 +28,19 @@ const FINEWEB_EDU_VAL: &str = "dev/data/edu_fineweb10B/edu_fineweb_val_*.bin";
 const FINEWEB_TRAIN: &str = "dev/data/fineweb10B/fineweb_train_*.bin";
 const FINEWEB_VAL: &str = "dev/data/fineweb10B/fineweb_val_*.bin";
 
-/// Headings of `--help` and README.md, each with the flag it starts at.
-const HEADINGS: [(&str, &str); 10] = [
-    ("preset", "Recipe"),
-    ("train data pattern", "Files"),
-    ("model", "Model"),
-    ("micro batch size B", "Batch and length of the run"),
-    ("LR scheduler", "Optimiser"),
-    ("val_loss_every", "Evaluation and samples"),
-    ("device", "Device and numbers"),
-    (GPU_FLAGS, "GPU; on a CPU only as they are"),
-    (PROCESS_FLAGS, "Several processes"),
-    ("flash", "Accepted from llm.c; in this build only as they are"),
-];
-
-/// Where the flags begin that mean something to a GPU alone.
-const GPU_FLAGS: &str = "gpu_info_every";
-
-/// Where those begin that say who trains along.
-const PROCESS_FLAGS: &str = "num_processes";
-
-/// Which of the two programs these are the flags of. They differ in the devices they know, and in defaults.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Program {
-    #[default]
-    TrainGpt2,
-    TrainGpt2cu,
-}
-
-impl Program {
-    pub fn name(self) -> &'static str {
-        match self {
-            Program::TrainGpt2 => "train_gpt2",
-            Program::TrainGpt2cu => "train_gpt2cu",
-        }
-    }
-}
-
-/// Train a GPT-2 or GPT-3 sized model.
-#[derive(Parser, Clone, Debug)]
-#[command(
-    name = "train_gpt2",
-    version,
-    disable_help_flag = true,
-    args_override_self = true,
-    after_help = "Each flag takes one value. `--flag=value`, `-b=4`, `-b4` and `--batch_size 4` are understood; \
-                  the last of two equal flags counts."
-)]
-pub struct TrainArgs {
+/// The recipe.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Recipe")]
+pub struct RecipeFlags {
     /// Recipe that supplies defaults; a flag given beside it wins
     #[arg(id = "preset", long = "preset", value_name = "NAME", value_parser = ["gpt2-124m", "llmc-124m"])]
     pub preset: Option<String>,
+}
 
-    // Files.
+/// Text to train on, and what a run writes.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Files")]
+pub struct FileFlags {
     /// Training shards: a file or a pattern with * and ?
     #[arg(id = "train data pattern", short = 'i', long = "input-bin", value_name = "PATTERN",
           value_parser = values::name,
@@ -115,13 +74,17 @@ pub struct TrainArgs {
     #[arg(id = "resume", short = 'y', long = "resume", value_name = "0|1", value_parser = values::switch,
           action = ArgAction::Set, default_value = "0")]
     pub resume: bool,
+}
 
-    // Model.
+/// The model and its first weights.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Model")]
+pub struct ModelFlags {
     /// Checkpoint to start from, or a shape to initialise: d12, gpt2:d24, gpt3:c768 …
     // Empty when shape flags stand in for the default.
     #[arg(id = "model", short = 'e', long = "model", value_name = "FILE|SHAPE", value_parser = values::name,
           default_value = DEFAULT_MODEL, default_value_ifs = presets("d12", "d12"))]
-    pub model: String,
+    pub source: String,
     /// Transformer blocks; with --heads and --channels it stands in for -e, with a shape it overrides it
     #[arg(id = "num_layers L", long = "layers", value_name = "L", value_parser = values::count)]
     pub layers: Option<usize>,
@@ -142,8 +105,12 @@ pub struct TrainArgs {
     /// Seed of a new model's weights
     #[arg(id = "seed", long = "seed", value_name = "N", value_parser = values::seed, default_value = "42")]
     pub seed: u32,
+}
 
-    // Batch and length of the run.
+/// How much text a step takes, and the number of steps.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Batch and length of the run")]
+pub struct BatchFlags {
     /// Micro-batch: sequences in one forward and backward pass
     #[arg(id = "micro batch size B", short = 'b', long = "batch-size", value_name = "B",
           value_parser = values::count,
@@ -172,8 +139,12 @@ pub struct TrainArgs {
           value_parser = values::switch,
           action = ArgAction::Set, default_value = "0")]
     pub overfit_single_batch: bool,
+}
 
-    // Optimiser.
+/// The learning rate, AdamW, and the steps it skips.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Optimiser")]
+pub struct OptimFlags {
     /// Schedule of the learning rate: cosine, linear, constant, wsd (constant, then down over the last fifth)
     #[arg(id = "LR scheduler", short = 'k', long = "lr-scheduler", value_name = "NAME",
           value_parser = |name: &str| name.parse::<ScheduleKind>(), default_value = "cosine")]
@@ -222,8 +193,12 @@ pub struct TrainArgs {
     #[arg(id = "skip update gradz", long = "skip-update-gradz", alias = "sg", value_name = "Z",
           value_parser = values::non_negative, default_value = "0.0")]
     pub skip_update_gradz: f32,
+}
 
-    // Evaluation and samples.
+/// Validation, HellaSwag and samples.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Evaluation and samples")]
+pub struct EvalFlags {
     /// Measure the validation loss every N steps and at the end (0 = never)
     #[arg(id = "val_loss_every", short = 'v', long = "val-loss-every", value_name = "STEPS",
           value_parser = values::every,
@@ -268,12 +243,16 @@ pub struct TrainArgs {
         default_value = "dev/data/hellaswag/hellaswag_val.bin"
     )]
     pub hellaswag_data: PathBuf,
+}
 
-    // Device and numbers.
+/// The device and its number types.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Device and numbers")]
+pub struct DeviceFlags {
     /// What to train on: cpu
     #[arg(id = "device", long = "device", value_name = "NAME", value_parser = values::cpu_device,
           default_value = "cpu")]
-    pub device: DeviceName,
+    pub name: DeviceName,
     /// Threads (0 = one for each core)
     #[arg(id = "threads", long = "threads", value_name = "N", value_parser = values::whole,
           default_value = "0")]
@@ -291,8 +270,12 @@ pub struct TrainArgs {
           value_parser = values::level2,
           default_value = "1", default_value_ifs = presets("1", "0"))]
     pub recompute: usize,
+}
 
-    // What a CPU takes only as it is.
+/// Flags that only a GPU honors; a CPU takes their defaults alone.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = GPU_HEADING)]
+pub struct GpuFlags {
     /// Print the state of the GPU every N steps
     #[arg(id = "gpu_info_every", long = "gpu-info-every", alias = "lg", value_name = "STEPS",
           value_parser = values::every,
@@ -316,7 +299,12 @@ pub struct TrainArgs {
     #[arg(id = "deterministic", long = "deterministic", value_name = "0|1", value_parser = values::switch,
           action = ArgAction::Set, default_value = "0")]
     pub deterministic: bool,
+}
 
+/// The processes that train together, and what is sharded among them.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = PROCESS_HEADING)]
+pub struct ProcessFlags {
     /// Processes that train together; a launcher says it too
     #[arg(id = "num_processes", long = "num-processes", alias = "pn", value_name = "N",
           value_parser = values::count)]
@@ -348,7 +336,6 @@ pub struct TrainArgs {
     #[arg(id = "fs_path", long = "fs-path", aliases = ["pf", "pp"], value_name = "DIR",
           default_value = "", hide_default_value = true)]
     pub fs_path: String,
-
     /// Divide among processes (ZeRO): 1 = optimizer state, 2 = gradients too, 3 = parameters too
     #[arg(id = "zero_stage", short = 'z', long = "zero-stage", value_name = "0..3",
           value_parser = values::level3, default_value = "0")]
@@ -357,9 +344,13 @@ pub struct TrainArgs {
     #[arg(id = "sum_every_micro_step", long = "sum-every-micro-step", value_name = "0|1",
           value_parser = values::switch, action = ArgAction::Set, default_value = "0")]
     pub sum_every_micro_step: bool,
+}
 
-    // Flags of llm.c and `train_gpt2.py` that have one possible value here. Any other value is refused, so that nobody
-    // believes to have what is not there.
+/// Flags of llm.c and `train_gpt2.py` that have one possible value here. Any other value is refused, so that
+/// no one relies on a feature that is missing.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Accepted from llm.c; in this build only as they are")]
+pub struct CompatFlags {
     /// Fused attention, never a stored T * T matrix
     #[arg(id = "flash", long = "flash", value_name = "0|1", value_parser = values::switch,
           action = ArgAction::Set,
@@ -378,107 +369,4 @@ pub struct TrainArgs {
     #[arg(id = "inference_only", long = "inference-only", value_name = "0|1", value_parser = values::switch,
           action = ArgAction::Set, default_value = "0")]
     pub inference_only: bool,
-
-    /// Print this help
-    #[arg(long, action = ArgAction::HelpShort)]
-    pub help: Option<bool>,
-
-    #[arg(skip)]
-    pub program: Program,
-
-    /// This process among all.
-    #[arg(skip)]
-    pub process: Process,
-
-    /// What the start-up table shows, in order.
-    #[arg(skip)]
-    pub rows: Vec<(String, String)>,
 }
-
-/// The table of a program as clap sees it.
-pub fn command(program: Program) -> Command {
-    let command = match program {
-        Program::TrainGpt2 => TrainArgs::command(),
-        Program::TrainGpt2cu => for_gpus(TrainArgs::command()),
-    };
-    let mut heading = None;
-    parse::finish(command).mut_args(move |arg| {
-        if let Some((_, title)) = HEADINGS.iter().find(|(id, _)| arg.get_id() == id) {
-            heading = Some(*title);
-        }
-        if arg.get_action().takes_values() { arg.help_heading(heading) } else { arg }
-    })
-}
-
-/// What is otherwise in `train_gpt2cu`.
-fn for_gpus(command: Command) -> Command {
-    command.name(Program::TrainGpt2cu.name()).mut_args(|arg| match arg.get_id().as_str() {
-        "device" => arg
-            .value_parser(values::cuda_device)
-            .default_value("cuda")
-            .help("What to train on: cuda, emulated (the same kernels on the CPU, slowly: for tests)"),
-        "dtype" => arg
-            .value_parser(values::gpu_dtype_choice)
-            .default_value("bf16")
-            .help("Type of parameters, activations and gradients: bf16, fp16, f32, auto (bf16)"),
-        _ => arg,
-    })
-}
-
-/// Reads a command line; `argv` starts with the program's name, `variable` looks up the environment, in which a launcher says
-/// which of how many processes this is.
-///
-/// # Errors
-/// One line: the flag, what was expected, what was found, what to do.
-pub fn parse(
-    program: Program,
-    argv: impl IntoIterator<Item = impl Into<OsString>>,
-    variable: &dyn Fn(&str) -> Option<String>,
-) -> Result<Parsed<TrainArgs>> {
-    let command = command(program);
-    let argv = parse::respell(&command, argv.into_iter().map(Into::into).collect())?;
-    let matches = match parse::matches(&command, argv)? {
-        Parsed::Run(matches) => matches,
-        Parsed::Print(text) => return Ok(Parsed::Print(text)),
-    };
-    let mut args = TrainArgs { program, ..TrainArgs::from_arg_matches(&matches)? };
-    let typed = |id| matches.value_source(id) == Some(ValueSource::CommandLine);
-    if args.has_shape_flags() && args.preset.is_none() && !typed("model") {
-        args.model.clear();
-    }
-    if args.epochs.is_some() {
-        ensure!(!typed("max_steps"), "--epochs: expected this or -x/--num-iterations, found both");
-        args.num_iterations = -1;
-    }
-    let TrainArgs { num_processes, process_rank, gpus_per_node, .. } = args;
-    args.process = Process::find(Flags { num_processes, process_rank, gpus_per_node }, variable)?;
-    args.check()?;
-    args.rows = rows(&command, &matches, &args);
-    Ok(Parsed::Run(args))
-}
-
-/// Name and value of everything that shapes the run, in the order of the flags.
-pub fn startup_rows(args: &TrainArgs) -> Vec<(String, String)> {
-    args.rows.clone()
-}
-
-/// Values are shown as they were written. Flags that have one possible value, and options that were not used, are
-/// left out.
-fn rows(command: &Command, matches: &ArgMatches, args: &TrainArgs) -> Vec<(String, String)> {
-    let end = if args.device == DeviceName::Cpu { GPU_FLAGS } else { PROCESS_FLAGS };
-    let shown = command.get_arguments().take_while(|arg| arg.get_id() != end);
-    let row = |arg: &Arg| {
-        let id = arg.get_id().as_str();
-        let value = match id {
-            "total batch size" => args.total_batch_tokens().to_string(),
-            "model" if args.model.is_empty() => return None,
-            "max_steps" if args.epochs.is_some() => return None,
-            _ => matches.get_raw(id)?.map(|raw| raw.to_string_lossy()).collect::<Vec<_>>().join(" "),
-        };
-        Some((id.to_owned(), value))
-    };
-    shown.filter_map(row).collect()
-}
-
-#[cfg(test)]
-mod tests;

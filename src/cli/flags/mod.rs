@@ -1,0 +1,4 @@
+//! The flags of each program.
+
+pub mod trainer;
+pub mod warpsmith;

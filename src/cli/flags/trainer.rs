@@ -1,0 +1,164 @@
+//! The flags of `train_gpt2` and `train_gpt2cu`: one table that drives parsing, `--help`, the start-up table and the
+//! documentation of flags.
+//!
+//! Short flags are llm.c's, long names are those of its `train_gpt2.py` where it has one. The `id` of a flag is its
+//! label in the start-up table, again llm.c's where there is one.
+
+mod groups;
+
+use crate::cli::{Parsed, parse, values};
+use crate::device::open::DeviceName;
+use crate::parallel::environment::{Flags, Process};
+use anyhow::{Result, ensure};
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches, Parser};
+use std::ffi::OsString;
+
+pub use groups::*;
+
+/// Which of the two programs these are the flags of. They differ in the devices they know, and in defaults.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Program {
+    #[default]
+    TrainGpt2,
+    TrainGpt2cu,
+}
+
+impl Program {
+    pub fn name(self) -> &'static str {
+        match self {
+            Program::TrainGpt2 => "train_gpt2",
+            Program::TrainGpt2cu => "train_gpt2cu",
+        }
+    }
+}
+
+/// Train a GPT-2 or GPT-3 sized model.
+#[derive(Parser, Clone, Debug)]
+#[command(
+    name = "train_gpt2",
+    version,
+    disable_help_flag = true,
+    args_override_self = true,
+    after_help = "Each flag takes one value. `--flag=value`, `-b=4`, `-b4` and `--batch_size 4` are understood; \
+                  the last of two equal flags counts."
+)]
+pub struct TrainArgs {
+    #[command(flatten)]
+    pub recipe: RecipeFlags,
+    #[command(flatten)]
+    pub files: FileFlags,
+    #[command(flatten)]
+    pub model: ModelFlags,
+    #[command(flatten)]
+    pub batch: BatchFlags,
+    #[command(flatten)]
+    pub optim: OptimFlags,
+    #[command(flatten)]
+    pub eval: EvalFlags,
+    #[command(flatten)]
+    pub device: DeviceFlags,
+    #[command(flatten)]
+    pub gpu: GpuFlags,
+    #[command(flatten)]
+    pub processes: ProcessFlags,
+    #[command(flatten)]
+    pub compat: CompatFlags,
+
+    /// Print this help
+    #[arg(long, action = ArgAction::HelpShort, help_heading = None::<&str>)]
+    pub help: Option<bool>,
+
+    #[arg(skip)]
+    pub program: Program,
+
+    /// This process among all.
+    #[arg(skip)]
+    pub process: Process,
+
+    /// What the start-up table shows, in order.
+    #[arg(skip)]
+    pub rows: Vec<(String, String)>,
+}
+
+/// The table of a program as clap sees it.
+pub fn command(program: Program) -> Command {
+    let command = match program {
+        Program::TrainGpt2 => TrainArgs::command(),
+        Program::TrainGpt2cu => for_gpus(TrainArgs::command()),
+    };
+    parse::finish(command)
+}
+
+/// What is otherwise in `train_gpt2cu`.
+fn for_gpus(command: Command) -> Command {
+    command.name(Program::TrainGpt2cu.name()).mut_args(|arg| match arg.get_id().as_str() {
+        "device" => arg
+            .value_parser(values::cuda_device)
+            .default_value("cuda")
+            .help("What to train on: cuda, emulated (the same kernels on the CPU, slowly: for tests)"),
+        "dtype" => arg
+            .value_parser(values::gpu_dtype_choice)
+            .default_value("bf16")
+            .help("Type of parameters, activations and gradients: bf16, fp16, f32, auto (bf16)"),
+        _ => arg,
+    })
+}
+
+/// Reads a command line; `argv` starts with the program's name, `variable` looks up the environment, in which a launcher says
+/// which of how many processes this is.
+///
+/// # Errors
+/// One line: the flag, what was expected, what was found, what to do.
+pub fn parse(
+    program: Program,
+    argv: impl IntoIterator<Item = impl Into<OsString>>,
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> Result<Parsed<TrainArgs>> {
+    let command = command(program);
+    let argv = parse::respell(&command, argv.into_iter().map(Into::into).collect())?;
+    let matches = match parse::matches(&command, argv)? {
+        Parsed::Run(matches) => matches,
+        Parsed::Print(text) => return Ok(Parsed::Print(text)),
+    };
+    let mut args = TrainArgs { program, ..TrainArgs::from_arg_matches(&matches)? };
+    let typed = |id| matches.value_source(id) == Some(ValueSource::CommandLine);
+    if args.has_shape_flags() && args.recipe.preset.is_none() && !typed("model") {
+        args.model.source.clear();
+    }
+    if args.batch.epochs.is_some() {
+        ensure!(!typed("max_steps"), "--epochs: expected this or -x/--num-iterations, found both");
+        args.batch.num_iterations = -1;
+    }
+    let ProcessFlags { num_processes, process_rank, gpus_per_node, .. } = args.processes;
+    args.process = Process::find(Flags { num_processes, process_rank, gpus_per_node }, variable)?;
+    args.check()?;
+    args.rows = rows(&command, &matches, &args);
+    Ok(Parsed::Run(args))
+}
+
+/// Name and value of everything that shapes the run, in the order of the flags.
+pub fn startup_rows(args: &TrainArgs) -> Vec<(String, String)> {
+    args.rows.clone()
+}
+
+/// Values are shown as they were written. Flags that have one possible value, and options that were not used, are
+/// left out.
+fn rows(command: &Command, matches: &ArgMatches, args: &TrainArgs) -> Vec<(String, String)> {
+    let end = if args.device.name == DeviceName::Cpu { GPU_HEADING } else { PROCESS_HEADING };
+    let shown = command.get_arguments().take_while(|arg| arg.get_help_heading() != Some(end));
+    let row = |arg: &Arg| {
+        let id = arg.get_id().as_str();
+        let value = match id {
+            "total batch size" => args.total_batch_tokens().to_string(),
+            "model" if args.model.source.is_empty() => return None,
+            "max_steps" if args.batch.epochs.is_some() => return None,
+            _ => matches.get_raw(id)?.map(|raw| raw.to_string_lossy()).collect::<Vec<_>>().join(" "),
+        };
+        Some((id.to_owned(), value))
+    };
+    shown.filter_map(row).collect()
+}
+
+#[cfg(test)]
+mod tests;
