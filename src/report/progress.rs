@@ -1,107 +1,95 @@
-//! Progress of something long: a bar that moves on a terminal, a line now and then elsewhere.
+//! Progress of long work: a bar on a terminal, a line now and then in files and pipes.
 
 use super::throughput;
-use std::io::{self, IsTerminal, Write};
-use std::time::{Duration, Instant};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use std::fmt;
+use std::io::{self, Write};
+use std::time::Duration;
 
-/// Cells of the bar.
-const WIDTH: usize = 30;
-/// Time between two pictures of the bar.
-const FRAME: Duration = Duration::from_millis(100);
-/// Without a terminal: no two lines closer than this …
+/// Redraws of the bar per second.
+const HZ: u8 = 10;
+/// Shortest time between two lines without a terminal …
 const LINE_MIN: Duration = Duration::from_secs(1);
-/// … and none further apart than this, however slow the work.
+/// … and the longest, however slow the work.
 const LINE_MAX: Duration = Duration::from_secs(10);
 
 /// Reports on standard error, which leaves standard output to results.
-pub struct Progress<W: Write = io::Stderr> {
-    out: W,
-    terminal: bool,
-    label: String,
+pub struct Progress {
+    /// Hidden without a terminal; counts all the same.
+    bar: ProgressBar,
     unit: &'static str,
-    total: u64,
-    done: u64,
-    start: Instant,
-    /// When something was last shown, and how much was done then.
-    shown: Option<(Duration, u64)>,
+    /// Time and count of the last line without a terminal.
+    line: (Duration, u64),
 }
 
 impl Progress {
-    /// `total` things called `unit` (`tokens`, `questions`) are to be done; 0 if nobody knows how many.
+    /// Begins `total` things called `unit` (`tokens`, `questions`); a total of 0 is unknown.
     pub fn new(label: impl Into<String>, total: u64, unit: &'static str) -> Self {
-        Progress::to(io::stderr(), io::stderr().is_terminal(), label, total, unit)
+        Self::on(ProgressDrawTarget::stderr_with_hz(HZ), label, total, unit)
+    }
+
+    fn on(target: ProgressDrawTarget, label: impl Into<String>, total: u64, unit: &'static str) -> Self {
+        let template = if total == 0 { "{prefix}: {status}" } else { "{prefix}: [{bar:30}] {status}" };
+        let style = ProgressStyle::with_template(template).expect("the template is valid");
+        let write_status = move |state: &ProgressState, out: &mut dyn fmt::Write| {
+            let _ = out.write_str(&status(state.pos(), total, unit, state.elapsed()));
+        };
+        let style = style.progress_chars("=> ").with_key("status", write_status);
+        let bar = ProgressBar::with_draw_target(Some(total), target).with_style(style);
+        Progress { bar: bar.with_prefix(label.into()), unit, line: (Duration::ZERO, 0) }
+    }
+
+    /// Sets how much is done in all.
+    pub fn set(&mut self, done: u64) {
+        self.bar.set_position(done);
+        let (now, total) = (self.bar.elapsed(), self.bar.length().unwrap_or(0));
+        if self.bar.is_hidden() && line_is_due(total, self.line, (now, done)) {
+            self.line = (now, done);
+            print(format_args!("{}: {}", self.bar.prefix(), status(done, total, self.unit, now)));
+        }
+    }
+
+    /// Replaces the bar by a summary.
+    pub fn finish(self) {
+        let summary = self.summary();
+        self.bar.finish_and_clear();
+        print(summary);
+    }
+
+    fn summary(&self) -> String {
+        let (done, elapsed) = (self.bar.position(), self.bar.elapsed());
+        let (time, speed) = (throughput::short(elapsed), compact(rate(done, elapsed)));
+        format!("{}: {done} {} in {time}, {speed}/s", self.bar.prefix(), self.unit)
     }
 }
 
-impl<W: Write> Progress<W> {
-    fn to(out: W, terminal: bool, label: impl Into<String>, total: u64, unit: &'static str) -> Self {
-        let (label, start) = (label.into(), Instant::now());
-        Progress { out, terminal, label, unit, total, done: 0, start, shown: None }
-    }
+/// Prints a line on standard error; a terminal that is gone does not stop the work.
+fn print(line: impl fmt::Display) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
 
-    /// `n` more are done.
-    pub fn advance(&mut self, n: u64) {
-        self.set(self.done.saturating_add(n));
-    }
+/// Whether a line is due `now` after the `last` one; both are a time and how much was done.
+fn line_is_due(total: u64, last: (Duration, u64), now: (Duration, u64)) -> bool {
+    let tenth = |done: u64| (u128::from(done) * 10).checked_div(total.into()).unwrap_or(0);
+    let waited = now.0.saturating_sub(last.0);
+    waited >= LINE_MAX || (waited >= LINE_MIN && tenth(now.1) > tenth(last.1))
+}
 
-    /// `done` are done in all.
-    pub fn set(&mut self, done: u64) {
-        self.done = done;
-        self.show_if_due(self.start.elapsed());
+/// `50% 100/200 tokens, 100/s, ETA 1s`.
+fn status(done: u64, total: u64, unit: &str, elapsed: Duration) -> String {
+    let rate = rate(done, elapsed);
+    let speed = compact(rate);
+    if total == 0 {
+        return format!("{done} {unit}, {speed}/s");
     }
+    let percent = u128::from(done.min(total)) * 100 / u128::from(total);
+    let left = throughput::eta(1, 1, rate / total.saturating_sub(done).max(1) as f64);
+    let eta = left.map_or(String::new(), |left| format!(", ETA {}", throughput::short(left)));
+    format!("{percent}% {done}/{total} {unit}, {speed}/s{eta}")
+}
 
-    /// Everything is done: shows the last state, however recent the one before it.
-    pub fn finish(mut self) {
-        self.show(self.start.elapsed(), true);
-    }
-
-    fn show_if_due(&mut self, now: Duration) {
-        let (then, before) = self.shown.unwrap_or_default();
-        let waited = now.saturating_sub(then);
-        let tenth = |done: u64| (u128::from(done) * 10).checked_div(u128::from(self.total)).unwrap_or(0);
-        let due = match self.terminal {
-            true => self.shown.is_none() || waited >= FRAME,
-            false => waited >= LINE_MAX || (waited >= LINE_MIN && tenth(self.done) > tenth(before)),
-        };
-        if due {
-            self.show(now, false);
-        }
-    }
-
-    fn show(&mut self, now: Duration, last: bool) {
-        self.shown = Some((now, self.done));
-        let state = self.state(now, last);
-        // A terminal that is gone takes nothing from the work.
-        let _ = match self.terminal {
-            // "\x1b[K" clears what a longer state left behind.
-            true => write!(self.out, "\r{state}\x1b[K{}", if last { "\n" } else { "" }),
-            false => writeln!(self.out, "{state}"),
-        }
-        .and_then(|()| self.out.flush());
-    }
-
-    fn state(&self, now: Duration, last: bool) -> String {
-        let Progress { label, unit, done, total, .. } = self;
-        let rate = *done as f64 / now.as_secs_f64().max(1e-9);
-        let speed = format!("{}/s", compact(rate));
-        if last {
-            return format!("{label}: {done} {unit} in {}, {speed}", throughput::short(now));
-        }
-        if *total == 0 {
-            return format!("{label}: {done} {unit}, {speed}");
-        }
-        let share = (*done as f64 / *total as f64).min(1.0);
-        let left = throughput::eta(1, 1, rate / total.saturating_sub(*done).max(1) as f64);
-        let eta = left.map_or(String::new(), |left| format!(", ETA {}", throughput::short(left)));
-        let bar = match self.terminal {
-            true => {
-                let full = (share * WIDTH as f64) as usize;
-                format!(" [{}{}]", "=".repeat(full), " ".repeat(WIDTH - full))
-            }
-            false => String::new(),
-        };
-        format!("{label}:{bar} {:.0}% {done}/{total} {unit}, {speed}{eta}", (100.0 * share).floor())
-    }
+fn rate(done: u64, elapsed: Duration) -> f64 {
+    done as f64 / elapsed.as_secs_f64().max(1e-9)
 }
 
 /// `7.3`, `850`, `12.3k`, `4.56M`: three digits.
@@ -125,66 +113,104 @@ fn compact(x: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use indicatif::TermLike;
+    use std::sync::{Arc, Mutex};
 
-    /// What is shown when `steps` of (seconds, done) happen.
-    fn shown(terminal: bool, total: u64, steps: &[(f64, u64)]) -> String {
-        let mut out = Vec::new();
-        let mut progress = Progress::to(&mut out, terminal, "reading", total, "tokens");
+    /// The lines that appear in a file when `steps` of (seconds, done) happen.
+    fn lines(total: u64, steps: &[(f64, u64)]) -> Vec<String> {
+        let (mut last, mut lines) = ((Duration::ZERO, 0), Vec::new());
         for &(seconds, done) in steps {
-            progress.done = done;
-            progress.show_if_due(Duration::from_secs_f64(seconds));
+            let now = (Duration::from_secs_f64(seconds), done);
+            if line_is_due(total, last, now) {
+                lines.push(status(done, total, "tokens", now.0));
+                last = now;
+            }
         }
-        String::from_utf8(out).unwrap()
+        lines
     }
 
     #[test]
     fn a_file_gets_a_line_at_every_tenth() {
         let steps: Vec<(f64, u64)> = (1..=1000).map(|i| (f64::from(i) * 0.05, u64::from(i as u32))).collect();
-        let text = shown(false, 1000, &steps);
-        assert_eq!(text.lines().count(), 10, "{text}");
-        assert_eq!(text.lines().next(), Some("reading: 10% 100/1000 tokens, 20.0/s, ETA 45s"));
-        assert!(!text.contains(['\r', '\x1b']));
+        let lines = lines(1000, &steps);
+        assert_eq!(lines.len(), 10, "{lines:?}");
+        assert_eq!(lines[0], "10% 100/1000 tokens, 20.0/s, ETA 45s");
     }
 
     #[test]
     fn slow_work_gets_a_line_every_ten_seconds_and_fast_work_no_flood() {
         let slow: Vec<(f64, u64)> = (1..=60).map(|s| (f64::from(s), 1)).collect();
-        assert_eq!(shown(false, 1_000_000, &slow).lines().count(), 6);
+        assert_eq!(lines(1_000_000, &slow).len(), 6);
         let fast: Vec<(f64, u64)> = (1..=100).map(|i| (f64::from(i) * 0.009, i as u64)).collect();
-        assert_eq!(shown(false, 100, &fast), "");
+        assert!(lines(100, &fast).is_empty());
+    }
+
+    /// A terminal that keeps the text written to it, and no cursor.
+    #[derive(Clone, Debug, Default)]
+    struct Screen(Arc<Mutex<String>>);
+
+    impl TermLike for Screen {
+        fn width(&self) -> u16 {
+            100
+        }
+        fn move_cursor_up(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_down(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_right(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_left(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn write_line(&self, text: &str) -> io::Result<()> {
+            self.write_str(&format!("{text}\n"))
+        }
+        fn write_str(&self, text: &str) -> io::Result<()> {
+            self.0.lock().unwrap().push_str(text);
+            Ok(())
+        }
+        fn clear_line(&self) -> io::Result<()> {
+            self.write_str("\r")
+        }
+        fn flush(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What a terminal shows when `done` tokens of `total` are read after 10 seconds, and the summary.
+    fn shown(total: u64, done: u64) -> (String, String) {
+        let screen = Screen::default();
+        let target = ProgressDrawTarget::term_like_with_hz(Box::new(screen.clone()), HZ);
+        let mut progress = Progress::on(target, "reading", total, "tokens");
+        progress.bar = progress.bar.with_elapsed(Duration::from_secs(10));
+        progress.bar.set_position(done);
+        progress.bar.tick();
+        let text = screen.0.lock().unwrap().clone();
+        (text, progress.summary())
     }
 
     #[test]
     fn a_terminal_gets_a_bar_in_one_line() {
-        let text = shown(true, 200, &[(0.5, 50), (0.55, 60), (1.0, 100)]);
-        let frames: Vec<&str> = text.split('\r').filter(|f| !f.is_empty()).collect();
-        assert_eq!(frames.len(), 2, "{text:?}");
-        assert_eq!(
-            frames[1],
-            "reading: [===============               ] 50% 100/200 tokens, 100/s, ETA 1s\x1b[K"
-        );
-        assert!(!text.contains('\n'));
+        let (text, _) = shown(200, 60);
+        let bar = "reading: [=========>                    ] 30% 60/200 tokens, 6.00/s, ETA 23s";
+        assert!(text.contains(bar) && !text.contains('\n'), "{text:?}");
     }
 
     #[test]
     fn an_unknown_or_wrong_total_does_no_harm() {
-        assert!(shown(true, 0, &[(2.0, 5000)]).contains("reading: 5000 tokens, 2.50k/s"));
-        assert!(shown(true, 10, &[(1.0, 30)]).contains(" 100% 30/10 tokens"));
-        assert!(shown(true, 10, &[(0.0, 0)]).contains(" 0% 0/10 tokens"));
-        shown(false, u64::MAX, &[(0.0, 0), (20.0, u64::MAX)]);
+        assert!(shown(0, 25_000).0.contains("reading: 25000 tokens, 2.50k/s"));
+        assert!(shown(10, 30).0.contains(" 100% 30/10 tokens"));
+        assert!(shown(10, 0).0.contains(" 0% 0/10 tokens"));
+        assert!(shown(u64::MAX, u64::MAX).0.contains(" 100% "));
+        assert!(lines(u64::MAX, &[(0.0, 0), (20.0, u64::MAX)])[0].starts_with("100% "));
     }
 
     #[test]
-    fn the_end_is_always_shown() {
-        for terminal in [false, true] {
-            let mut out = Vec::new();
-            let mut progress = Progress::to(&mut out, terminal, "reading", 2, "tokens");
-            progress.advance(1);
-            progress.advance(1);
-            progress.finish();
-            let text = String::from_utf8(out).unwrap();
-            assert!(text.contains("reading: 2 tokens in 0s, ") && text.ends_with('\n'), "{text:?}");
-        }
+    fn the_summary_says_how_much_and_how_long() {
+        assert_eq!(shown(200, 150).1, "reading: 150 tokens in 10s, 15.0/s");
     }
 
     #[test]
