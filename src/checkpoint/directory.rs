@@ -9,7 +9,7 @@ use super::atomic::{self, Digest, TEMPORARY};
 use super::model_bin::{self, ModelReader};
 use super::run::Run;
 use super::state::{self, State, StateReader};
-use super::stream::{self, Part, Sink, Source};
+use super::stream::{self, Sink, Source, TensorKind};
 use crate::config::ModelConfig;
 use crate::params::ParamLayout;
 use crate::tensor::Dtype;
@@ -72,7 +72,7 @@ pub fn save(
 pub fn go_along(config: &ModelConfig, state: &State, source: &mut Source) -> Result<()> {
     go_along_with_model(config, source)?;
     let len = ParamLayout::new(config).len();
-    state.parts().iter().try_for_each(|&part| stream::ask(part, len, source))
+    state.kinds().iter().try_for_each(|&kind| stream::ask(kind, len, source))
 }
 
 /// The same for a model file alone.
@@ -80,7 +80,7 @@ pub fn go_along(config: &ModelConfig, state: &State, source: &mut Source) -> Res
 /// # Errors
 /// Those of `source`.
 pub fn go_along_with_model(config: &ModelConfig, source: &mut Source) -> Result<()> {
-    stream::ask(Part::Params, ParamLayout::new(config).len(), source)
+    stream::ask(TensorKind::Params, ParamLayout::new(config).len(), source)
 }
 
 fn file_name(path: &Path) -> String {

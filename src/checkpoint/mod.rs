@@ -20,7 +20,7 @@ pub use directory::{
 };
 pub use run::{Float, Run};
 pub use state::{LoaderPosition, Shuffle, State};
-pub use stream::{Part, Sink, Source};
+pub use stream::{Sink, Source, TensorKind};
 
 use crate::config::ModelConfig;
 use crate::tensor::Dtype;

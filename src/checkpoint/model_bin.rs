@@ -4,7 +4,7 @@
 use super::ModelFile;
 use super::atomic::{self, Digest};
 use super::header::{HEADER_BYTES, Header, MODEL};
-use super::stream::{self, Part, Sink, Source};
+use super::stream::{self, Sink, Source, TensorKind};
 use crate::config::ModelConfig;
 use crate::params::{Param, ParamLayout};
 use crate::tensor::Dtype;
@@ -63,7 +63,7 @@ impl ModelReader {
         Ok(ModelReader { config, dtype, file, path: path.to_path_buf() })
     }
 
-    /// Reads all tensors, as [`Part::Params`].
+    /// Reads all tensors, as [`TensorKind::Params`].
     ///
     /// # Errors
     /// If the file cannot be read any more, has a bias that its header denies, or the sink fails.
@@ -74,15 +74,15 @@ impl ModelReader {
         let read = stream::read(
             &mut self.file,
             self.dtype,
-            Part::Params,
+            TensorKind::Params,
             layout.len(),
-            &mut |part, start, values| {
+            &mut |kind, start, values| {
                 let zero = |i: usize| !qkvb.contains(&(start + i)) || values[i] == 0.0;
                 ensure!(
                     !denied || (0..values.len()).all(zero),
                     "qkvb has values, but the header says it is not used"
                 );
-                sink(part, start, values)
+                sink(kind, start, values)
             },
         );
         read.with_context(|| format!("cannot read {}", self.path.display()))
@@ -104,7 +104,7 @@ pub fn read(path: &Path) -> Result<ModelFile> {
     Ok(ModelFile { config, params })
 }
 
-/// Writes a model file. `source` is asked for [`Part::Params`]; `dtype` is F32 or Bf16.
+/// Writes a model file. `source` is asked for [`TensorKind::Params`]; `dtype` is F32 or Bf16.
 ///
 /// # Errors
 /// As [`atomic::write`].
@@ -118,6 +118,6 @@ pub fn write(path: &Path, config: &ModelConfig, dtype: Dtype, source: &mut Sourc
     let len = ParamLayout::new(config).len();
     atomic::write(path, |out| {
         header.write(out)?;
-        stream::write(out, dtype, Part::Params, len, source)
+        stream::write(out, dtype, TensorKind::Params, len, source)
     })
 }

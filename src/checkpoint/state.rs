@@ -3,7 +3,7 @@
 
 use super::atomic::{self, Digest};
 use super::header::{HEADER_BYTES, Header, STATE};
-use super::stream::{self, Part, Sink, Source};
+use super::stream::{self, Sink, Source, TensorKind};
 use crate::tensor::Dtype;
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::File;
@@ -21,7 +21,7 @@ pub struct State {
     pub step: u64,
     pub num_processes: usize,
     pub rank: usize,
-    /// Whether the file holds [`Part::Master`].
+    /// Whether the file holds [`TensorKind::Master`].
     pub use_master_weights: bool,
     /// Generator of stochastic rounding, now and before the last update.
     pub rng_state: u64,
@@ -66,8 +66,12 @@ impl State {
     }
 
     /// The parts a state file holds, in order.
-    pub(super) fn parts(&self) -> &'static [Part] {
-        if self.use_master_weights { &[Part::M, Part::V, Part::Master] } else { &[Part::M, Part::V] }
+    pub(super) fn kinds(&self) -> &'static [TensorKind] {
+        if self.use_master_weights {
+            &[TensorKind::M, TensorKind::V, TensorKind::Master]
+        } else {
+            &[TensorKind::M, TensorKind::V]
+        }
     }
 }
 
@@ -78,8 +82,8 @@ impl State {
 pub fn write(path: &Path, state: &State, len: usize, source: &mut Source) -> Result<Digest> {
     atomic::write(path, |out| {
         state.header()?.write(out)?;
-        for &part in state.parts() {
-            stream::write(out, Dtype::F32, part, len, source)?;
+        for &kind in state.kinds() {
+            stream::write(out, Dtype::F32, kind, len, source)?;
         }
         let Some(shuffle) = &state.loader.shuffle else { return Ok(()) };
         write_indices(out, &shuffle.shard_indices)?;
@@ -119,8 +123,8 @@ impl StateReader {
     pub fn read(mut self, sink: &mut Sink) -> Result<()> {
         let mut read = || {
             self.file.seek(SeekFrom::Start(HEADER_BYTES))?;
-            let mut parts = self.state.parts().iter();
-            parts.try_for_each(|&part| stream::read(&mut self.file, Dtype::F32, part, self.len, sink))
+            let mut kinds = self.state.kinds().iter();
+            kinds.try_for_each(|&kind| stream::read(&mut self.file, Dtype::F32, kind, self.len, sink))
         };
         read().with_context(|| format!("cannot read {}", self.path.display()))
     }
@@ -150,7 +154,7 @@ fn read_state(header: &Header, file: &mut File, bytes: u64, len: usize) -> Resul
             shuffle: None,
         },
     };
-    let tensors = HEADER_BYTES + state.parts().len() as u64 * len as u64 * 4;
+    let tensors = HEADER_BYTES + state.kinds().len() as u64 * len as u64 * 4;
     let mut rest = bytes.checked_sub(tensors).with_context(|| {
         format!("expected at least {tensors} bytes for tensors of {len} elements, found {bytes}")
     })?;

@@ -6,9 +6,9 @@ use anyhow::{Result, bail};
 use half::bf16;
 use std::io::{Read, Write};
 
-/// A tensor of a checkpoint. All have the layout of [`ParamLayout`](crate::params::ParamLayout).
+/// The kinds of tensor in a checkpoint. All have the layout of [`ParamLayout`](crate::params::ParamLayout).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
+pub enum TensorKind {
     Params,
     M,
     V,
@@ -16,11 +16,11 @@ pub enum Part {
     Master,
 }
 
-/// Fills a chunk with the elements of a part that start at the index, widened to f32. Called in ascending order.
-pub type Source<'a> = dyn FnMut(Part, usize, &mut [f32]) -> Result<()> + 'a;
+/// Fills a chunk with the elements of a tensor that start at the index, widened to f32. Called in ascending order.
+pub type Source<'a> = dyn FnMut(TensorKind, usize, &mut [f32]) -> Result<()> + 'a;
 
-/// Takes the elements of a part that start at the index. Called in ascending order.
-pub type Sink<'a> = dyn FnMut(Part, usize, &[f32]) -> Result<()> + 'a;
+/// Takes the elements of a tensor that start at the index. Called in ascending order.
+pub type Sink<'a> = dyn FnMut(TensorKind, usize, &[f32]) -> Result<()> + 'a;
 
 /// Elements moved at a time: long enough for a disk and a bus to run at full speed.
 const CHUNK: usize = 1 << 20;
@@ -30,11 +30,11 @@ fn chunks(len: usize, mut each: impl FnMut(usize, usize) -> Result<()>) -> Resul
     (0..len).step_by(CHUNK).try_for_each(|start| each(start, CHUNK.min(len - start)))
 }
 
-/// Writes `len` elements of `part` as `dtype`, f32 or bf16, the latter rounded to nearest, ties to even.
+/// Writes `len` elements of `kind` as `dtype`, f32 or bf16, the latter rounded to nearest, ties to even.
 pub(super) fn write(
     out: &mut dyn Write,
     dtype: Dtype,
-    part: Part,
+    kind: TensorKind,
     len: usize,
     source: &mut Source,
 ) -> Result<()> {
@@ -42,7 +42,7 @@ pub(super) fn write(
     let mut narrow = vec![bf16::ZERO; if dtype == Dtype::Bf16 { wide.len() } else { 0 }];
     chunks(len, |start, n| {
         let wide = &mut wide[..n];
-        source(part, start, wide)?;
+        source(kind, start, wide)?;
         match dtype {
             Dtype::F32 => out.write_all(bytemuck::cast_slice(wide))?,
             Dtype::Bf16 => {
@@ -58,16 +58,16 @@ pub(super) fn write(
 }
 
 /// Makes the calls of `source` that [`write`] makes.
-pub(super) fn ask(part: Part, len: usize, source: &mut Source) -> Result<()> {
+pub(super) fn ask(kind: TensorKind, len: usize, source: &mut Source) -> Result<()> {
     let mut wide = vec![0.0; CHUNK.min(len)];
-    chunks(len, |start, n| source(part, start, &mut wide[..n]))
+    chunks(len, |start, n| source(kind, start, &mut wide[..n]))
 }
 
-/// Reads `len` elements of `part`, stored as `dtype`, f32 or bf16.
+/// Reads `len` elements of `kind`, stored as `dtype`, f32 or bf16.
 pub(super) fn read(
     input: &mut dyn Read,
     dtype: Dtype,
-    part: Part,
+    kind: TensorKind,
     len: usize,
     sink: &mut Sink,
 ) -> Result<()> {
@@ -85,7 +85,7 @@ pub(super) fn read(
                 bail!("expected f32 or bf16 as the type of the tensors, found {dtype:?}")
             }
         }
-        sink(part, start, wide)
+        sink(kind, start, wide)
     })
 }
 

@@ -2,7 +2,7 @@
 
 use super::Run;
 use super::sharing::Sharing;
-use crate::checkpoint::{self, Float, LoaderPosition, Part, Saved, Shuffle, Source, State, model_bin};
+use crate::checkpoint::{self, Float, LoaderPosition, Saved, Shuffle, Source, State, TensorKind, model_bin};
 use crate::data::loader::{LoaderState, ShuffleState};
 use crate::optim::loss_scale::LossScale;
 use crate::optim::optimizer::Optimizer;
@@ -129,7 +129,7 @@ impl Run {
         sharing.finish_params(dev)?;
         let dtype = file_dtype(tensors.params.dtype());
         let source: &mut Source =
-            &mut |part, start, out| sharing.download(dev, tensors.get(part), start, out);
+            &mut |kind, start, out| sharing.download(dev, tensors.get(kind), start, out);
         // All ranks go through all tensors, as each may have a part of them; the master writes.
         let Some(dir) = &self.output_dir else { return checkpoint::go_along(&config, &state, source) };
         checkpoint::save(dir, &config, dtype, &state, &extras, source)?;
@@ -232,14 +232,14 @@ impl Run {
             ));
         }
         let dev = self.dev.as_mut();
-        saved.restore(&mut |part, start, values| {
-            let (first, second) = match part {
+        saved.restore(&mut |kind, start, values| {
+            let (first, second) = match kind {
                 // Until master weights come, if any do.
-                Part::Params => (&tensors.params, tensors.master.as_ref()),
+                TensorKind::Params => (&tensors.params, tensors.master.as_ref()),
                 // Those are what counts: parameters of the same type have been rounded from them already.
-                Part::Master if was == is && tensors.master.is_some() => (tensors.get(part), None),
-                Part::Master => (&tensors.params, tensors.master.as_ref()),
-                Part::M | Part::V => (tensors.get(part), None),
+                TensorKind::Master if was == is && tensors.master.is_some() => (tensors.get(kind), None),
+                TensorKind::Master => (&tensors.params, tensors.master.as_ref()),
+                TensorKind::M | TensorKind::V => (tensors.get(kind), None),
             };
             first.upload(dev, start, values)?;
             second.map_or(Ok(()), |tensors| tensors.upload(dev, start, values))
@@ -262,12 +262,12 @@ impl Tensors {
     }
 
     /// Where there are no master weights, the parameters are what counts.
-    fn get(&self, part: Part) -> &PerParam {
-        match part {
-            Part::Params => &self.params,
-            Part::Master => self.master.as_ref().unwrap_or(&self.params),
-            Part::M => &self.m,
-            Part::V => &self.v,
+    fn get(&self, kind: TensorKind) -> &PerParam {
+        match kind {
+            TensorKind::Params => &self.params,
+            TensorKind::Master => self.master.as_ref().unwrap_or(&self.params),
+            TensorKind::M => &self.m,
+            TensorKind::V => &self.v,
         }
     }
 }

@@ -57,8 +57,8 @@ fn what_is_saved_is_resumed() {
     assert_eq!((run.step, run.trainer["step"].as_u64(), run.files.len()), (12, Some(12), 2));
     let (was, mut is) = (Tensors::random(12, len()), Tensors::poisoned(len()));
     checkpoint.restore(&mut is.sink()).unwrap();
-    for part in [Part::Params, Part::M, Part::V] {
-        assert_eq!(bits_of(&is.0[part as usize]), bits_of(&was.0[part as usize]), "{part:?}");
+    for kind in [TensorKind::Params, TensorKind::M, TensorKind::V] {
+        assert_eq!(bits_of(&is.0[kind as usize]), bits_of(&was.0[kind as usize]), "{kind:?}");
     }
     assert_eq!(load_model(&dir).unwrap().params, was.0[0]);
 
@@ -158,11 +158,11 @@ fn victim() {
     let (point, dir) = setting.split_once(' ').unwrap();
     let tensors = Tensors::random(2, len());
     let mut source = tensors.source();
-    let mut fatal = |part: Part, start: usize, out: &mut [f32]| {
-        if format!("{part:?}") == point {
+    let mut fatal = |kind: TensorKind, start: usize, out: &mut [f32]| {
+        if format!("{kind:?}") == point {
             std::process::abort();
         }
-        source(part, start, out)
+        source(kind, start, out)
     };
     let state = tiny_state(2, true, true);
     save(Path::new(dir), &CONFIG, Dtype::Bf16, &state, &Fatal(point == "Run"), &mut fatal).unwrap();
@@ -228,9 +228,9 @@ fn a_failed_save_is_one_line_and_harmless() {
     let directory = tempfile::tempdir().unwrap();
     let dir = directory.path();
     save_step(dir, 1);
-    let mut full = |part: Part, _: usize, out: &mut [f32]| {
+    let mut full = |kind: TensorKind, _: usize, out: &mut [f32]| {
         out.fill(0.0);
-        anyhow::ensure!(part != Part::V, "No space left on device");
+        anyhow::ensure!(kind != TensorKind::V, "No space left on device");
         Ok(())
     };
     let result = save(dir, &CONFIG, Dtype::F32, &tiny_state(2, false, false), &(), &mut full);

@@ -63,16 +63,16 @@ impl Tensors {
         Tensors(std::array::from_fn(|_| vec![f32::NAN; len]))
     }
 
-    fn source(&self) -> impl FnMut(Part, usize, &mut [f32]) -> Result<()> {
-        |part, start, out| {
-            out.copy_from_slice(&self.0[part as usize][start..start + out.len()]);
+    fn source(&self) -> impl FnMut(TensorKind, usize, &mut [f32]) -> Result<()> {
+        |kind, start, out| {
+            out.copy_from_slice(&self.0[kind as usize][start..start + out.len()]);
             Ok(())
         }
     }
 
-    fn sink(&mut self) -> impl FnMut(Part, usize, &[f32]) -> Result<()> {
-        |part, start, values| {
-            self.0[part as usize][start..start + values.len()].copy_from_slice(values);
+    fn sink(&mut self) -> impl FnMut(TensorKind, usize, &[f32]) -> Result<()> {
+        |kind, start, values| {
+            self.0[kind as usize][start..start + values.len()].copy_from_slice(values);
             Ok(())
         }
     }
