@@ -2,11 +2,12 @@
 //! layout in memory: matrices other than the embeddings are stored transposed, (in, out), and the vocabulary is not
 //! padded.
 
-use super::{ModelFile, hf_config, stream};
+use super::{ModelFile, hf_config};
 use crate::config::{ModelConfig, VOCAB_PADDING};
 use crate::params::{PARAMS, Param, ParamLayout};
 use crate::tensor::Dtype;
 use anyhow::{Context, Result, bail, ensure};
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use safetensors::Dtype as StoredDtype;
 use safetensors::tensor::{Metadata, TensorInfo};
@@ -302,11 +303,12 @@ fn write_values(out: &mut dyn Write, dtype: Dtype, values: &[f32]) -> Result<()>
         match dtype {
             Dtype::Bf16 => {
                 let mut narrow = vec![bf16::ZERO; chunk.len()];
-                stream::narrow_to_bf16(&mut narrow, chunk);
+                narrow.convert_from_f32_slice(chunk);
                 out.write_all(bytemuck::cast_slice(&narrow))?;
             }
             Dtype::F16 => {
-                let narrow: Vec<f16> = chunk.iter().map(|&value| f16::from_f32(value)).collect();
+                let mut narrow = vec![f16::ZERO; chunk.len()];
+                narrow.convert_from_f32_slice(chunk);
                 out.write_all(bytemuck::cast_slice(&narrow))?;
             }
             Dtype::F32 | Dtype::I32 => out.write_all(bytemuck::cast_slice(chunk))?,

@@ -4,6 +4,7 @@
 use crate::tensor::Dtype;
 use anyhow::{Result, bail};
 use half::bf16;
+use half::slice::HalfFloatSliceExt;
 use std::io::{Read, Write};
 
 /// The kinds of tensor in a checkpoint. All have the layout of [`ParamLayout`](crate::params::ParamLayout).
@@ -46,7 +47,7 @@ pub(super) fn write(
         match dtype {
             Dtype::F32 => out.write_all(bytemuck::cast_slice(wide))?,
             Dtype::Bf16 => {
-                narrow_to_bf16(&mut narrow[..n], wide);
+                narrow[..n].convert_from_f32_slice(wide);
                 out.write_all(bytemuck::cast_slice(&narrow[..n]))?;
             }
             Dtype::F16 | Dtype::I32 => {
@@ -89,15 +90,9 @@ pub(super) fn read(
     })
 }
 
-/// Rounds to nearest, ties to even; a NaN stays one.
-pub(super) fn narrow_to_bf16(out: &mut [bf16], inp: &[f32]) {
-    for (o, &i) in out.iter_mut().zip(inp) {
-        *o = bf16::from_f32(i);
-    }
-}
-
-/// Exact, to the bit: a bf16 is the upper half of an f32.
-pub(super) fn widen_bf16(out: &mut [f32], inp: &[bf16]) {
+/// Widens exactly, to the bit: a bf16 is the upper half of an f32. The conversions of `half` would make signaling NaNs
+/// quiet.
+fn widen_bf16(out: &mut [f32], inp: &[bf16]) {
     for (o, &i) in out.iter_mut().zip(inp) {
         *o = f32::from_bits(u32::from(i.to_bits()) << 16);
     }
