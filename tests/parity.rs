@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::path::PathBuf;
 use warpsmith::checkpoint;
 use warpsmith::config::ModelConfig;
-use warpsmith::data::groups::TokenGroups;
+use warpsmith::data::buckets::TokenBuckets;
 use warpsmith::device::compare::{adamw_step, assert_close};
 use warpsmith::device::cpu::{Cpu, matmul::Precision};
 use warpsmith::model::activations::Recompute;
@@ -69,8 +69,8 @@ impl Tiny {
     fn run(&mut self, shape: BatchShape, inputs: &[i32], targets: &[i32], at: MicroStep) {
         self.model.load_batch(&mut self.dev, shape, inputs, targets).unwrap();
         self.model.forward(&mut self.dev, &mut InPlace, shape).unwrap();
-        let groups = TokenGroups::of(inputs);
-        let buckets = self.model.load_buckets(&mut self.dev, &groups.rows, &groups.starts).unwrap();
+        let by_token = TokenBuckets::of(inputs);
+        let buckets = self.model.load_buckets(&mut self.dev, &by_token.rows, &by_token.starts).unwrap();
         self.model.backward(&mut self.dev, shape, buckets, at, &mut InPlace).unwrap();
     }
 

@@ -5,7 +5,7 @@ use crate::buffers::{Buffers, random_indices};
 use crate::products::{self, Layer, Pass, Product};
 use anyhow::{Context, Result, bail};
 use warpsmith::config::ModelConfig;
-use warpsmith::data::groups::TokenGroups;
+use warpsmith::data::buckets;
 use warpsmith::device::compare::{Tolerance, adamw_part, adamw_step};
 use warpsmith::device::cpu::Cpu;
 use warpsmith::device::cuda::Cuda;
@@ -284,11 +284,11 @@ impl Case {
             return Calls::of(move |dev| dev.encoder_forward(encoded, tokens, wte, wpe, (B, T, C)));
         }
         let tokens = random_indices(N, V);
-        let groups = TokenGroups::of(&tokens);
+        let by_token = buckets::TokenBuckets::of(&tokens);
         let buckets = TokenBuckets {
-            count: groups.starts.len() - 1,
-            rows: t.i32("rows", groups.rows),
-            starts: t.i32("starts", groups.starts),
+            count: by_token.starts.len() - 1,
+            rows: t.i32("rows", by_token.rows),
+            starts: t.i32("starts", by_token.starts),
         };
         let tolerance = Tolerance::new(1.0, N);
         let args = EncoderBackward {

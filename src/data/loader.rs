@@ -9,7 +9,7 @@
 //! read the same, and they stay in step whatever the lengths of shards. A single rank reads in llm.c's order; several read
 //! in that same order, where those of llm.c shuffle apart from each other.
 
-use crate::data::groups::TokenGroups;
+use crate::data::buckets::TokenBuckets;
 pub use crate::data::order::{LoaderState, ShuffleState};
 use crate::data::order::{Order, Place, Position};
 use crate::data::shard::Shard;
@@ -44,7 +44,7 @@ pub struct Batch {
     /// (B, T): the token after each input.
     pub targets: Vec<i32>,
     /// Of the inputs, made along with them in the background.
-    pub groups: TokenGroups,
+    pub buckets: TokenBuckets,
 }
 
 /// Serves batches; see the [module](self).
@@ -239,8 +239,8 @@ impl Reader {
         }
         let widen = |tokens: &[u16]| tokens.iter().map(|&t| i32::from(t)).collect::<Vec<_>>();
         let (inputs, targets) = (widen(&tokens[..self.sample_tokens]), widen(&tokens[1..]));
-        let groups = TokenGroups::of(&inputs);
-        Ok(Batch { inputs, targets, groups })
+        let buckets = TokenBuckets::of(&inputs);
+        Ok(Batch { inputs, targets, buckets })
     }
 }
 

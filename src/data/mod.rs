@@ -1,7 +1,8 @@
 //! Text and tokens: corpora become token shards, shards become batches.
 
+pub mod buckets;
 mod documents;
-pub mod groups;
+
 pub mod loader;
 mod order;
 pub mod prepare;

@@ -44,7 +44,7 @@ impl Step<'_> {
             let (first, last) = (micro_step == 0, micro_step + 1 == self.grad_accum_steps);
             let batch = loader.next_batch()?; // (B, T) inputs, and targets one token on
             self.model.load_batch(self.dev, self.shape, &batch.inputs, &batch.targets)?;
-            let buckets = self.model.load_buckets(self.dev, &batch.groups.rows, &batch.groups.starts)?;
+            let buckets = self.model.load_buckets(self.dev, &batch.buckets.rows, &batch.buckets.starts)?;
             self.model.forward(self.dev, self.sharing, self.shape)?; // encoder -> L blocks -> lnf
             let fresh_grads = self.sharing.begin_micro_step(first, last);
             let at = MicroStep { first, fresh_grads, dloss: loss_scale / tokens };

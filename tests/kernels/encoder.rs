@@ -1,7 +1,7 @@
 //! Token and position embeddings.
 
 use crate::harness::*;
-use warpsmith::data::groups::TokenGroups;
+use warpsmith::data::buckets;
 use warpsmith::ops::{EncoderBackward, TokenBuckets};
 
 /// (B, T, C, rows of wte): one row; a group of more rows than a warp takes; more channels than a warp has packs.
@@ -26,7 +26,7 @@ fn backward() {
     for (B, T, C, V) in SHAPES {
         check(&format!("encoder backward {B} {T} {C} {V}"), |t| {
             let tokens = random_indices(1, B * T, V);
-            let groups = TokenGroups::of(&tokens);
+            let by_token = buckets::TokenBuckets::of(&tokens);
             let tolerance = Tolerance::new(1.0, B * T);
             let args = EncoderBackward {
                 dwte: t.inout_x("dwte", &random(2, V * C), tolerance),
@@ -34,9 +34,9 @@ fn backward() {
                 dout: t.x("dout", &random(4, B * T * C)),
                 tokens: t.i32("tokens", &tokens),
                 buckets: TokenBuckets {
-                    rows: t.i32("rows", &groups.rows),
-                    starts: t.i32("starts", &groups.starts),
-                    count: groups.starts.len() - 1,
+                    rows: t.i32("rows", &by_token.rows),
+                    starts: t.i32("starts", &by_token.starts),
+                    count: by_token.starts.len() - 1,
                 },
                 B,
                 T,

@@ -72,10 +72,10 @@ fn unshuffled_order_is_that_of_the_files() {
     assert_eq!(first_inputs(&mut loader, 3), epoch[..3]);
     loader.reset();
     let batch = loader.next_batch().unwrap();
-    let groups = TokenGroups::of(&[0, 1, 2, 3, 4, 5, 6, 7]);
+    let buckets = TokenBuckets::of(&[0, 1, 2, 3, 4, 5, 6, 7]);
     assert_eq!(batch.inputs, [0, 1, 2, 3, 4, 5, 6, 7]);
     assert_eq!(batch.targets, [1, 2, 3, 4, 5, 6, 7, 8]);
-    assert_eq!(batch.groups, groups);
+    assert_eq!(batch.buckets, buckets);
 }
 
 /// Two epochs and more, so that rounds of ranks lie across the ends of shards and epochs.
