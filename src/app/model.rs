@@ -64,7 +64,7 @@ fn print_sample(
     prompt: &[i32],
     args: &SampleArgs,
 ) -> Result<()> {
-    let vocabulary = tokenizer::Decoder::gpt2();
+    let vocabulary = tokenizer::Vocabulary::gpt2();
     let mut stream = TextStream::new();
     print(text)?;
     let what = Continuation { prompt, max_new: args.max_tokens, kv_cache: !args.no_kv_cache };

@@ -28,7 +28,7 @@ pub fn encode_ordinary(text: &str) -> Vec<u16> {
 
 /// The bytes of every token.
 #[derive(Debug)]
-pub struct Decoder {
+pub struct Vocabulary {
     bytes: Vec<u8>,
     /// Where each token ends in `bytes`; it starts where the one before ends.
     ends: Vec<usize>,
@@ -36,17 +36,17 @@ pub struct Decoder {
     pub eot: u32,
 }
 
-impl Decoder {
+impl Vocabulary {
     /// GPT-2's, built in.
-    pub fn gpt2() -> &'static Decoder {
-        static DECODER: OnceLock<Decoder> = OnceLock::new();
-        DECODER.get_or_init(|| {
-            let mut decoder = Decoder { bytes: Vec::new(), ends: Vec::new(), eot: u32::from(EOT) };
+    pub fn gpt2() -> &'static Vocabulary {
+        static VOCABULARY: OnceLock<Vocabulary> = OnceLock::new();
+        VOCABULARY.get_or_init(|| {
+            let mut vocabulary = Vocabulary { bytes: Vec::new(), ends: Vec::new(), eot: u32::from(EOT) };
             for id in 0..=u32::from(EOT) {
                 let bytes = gpt2().decode_bytes(&[id]).expect("GPT-2's ids have no gaps");
-                decoder.push(&bytes);
+                vocabulary.push(&bytes);
             }
-            decoder
+            vocabulary
         })
     }
 
@@ -55,13 +55,13 @@ impl Decoder {
     ///
     /// # Errors
     /// If the file cannot be read or is not of that format.
-    pub fn from_file(path: &Path) -> Result<Decoder> {
+    pub fn from_file(path: &Path) -> Result<Vocabulary> {
         let name = path.display();
         let file = fs::read(path).with_context(|| format!("{name}: cannot read tokenizer"))?;
         Self::parse(&file).with_context(|| format!("{name}: not a usable tokenizer"))
     }
 
-    fn parse(file: &[u8]) -> Result<Decoder> {
+    fn parse(file: &[u8]) -> Result<Vocabulary> {
         let (header, mut rest) =
             file.split_at_checked(1024).with_context(|| format!("{} bytes are too short", file.len()))?;
         let word = |i: usize| bytemuck::pod_read_unaligned::<u32>(&header[4 * i..4 * i + 4]);
@@ -70,16 +70,16 @@ impl Decoder {
         ensure!(version == 1 || version == 2, "version {version}, expected 1 or 2");
         let eot = if version == 1 { u32::from(EOT) } else { word(3) };
         ensure!(eot < vocab, "end-of-text token {eot} is outside the vocabulary of {vocab}");
-        let mut decoder = Decoder { bytes: Vec::new(), ends: Vec::new(), eot };
+        let mut vocabulary = Vocabulary { bytes: Vec::new(), ends: Vec::new(), eot };
         for id in 0..vocab {
             let token = rest.split_first().and_then(|(&len, tail)| tail.split_at_checked(len.into()));
             let (token, tail) = token.with_context(|| format!("it ends within token {id} of {vocab}"))?;
             ensure!(!token.is_empty(), "token {id} is empty");
-            decoder.push(token);
+            vocabulary.push(token);
             rest = tail;
         }
         ensure!(rest.is_empty(), "{} bytes follow the last token", rest.len());
-        Ok(decoder)
+        Ok(vocabulary)
     }
 
     fn push(&mut self, token: &[u8]) {
@@ -168,19 +168,19 @@ mod tests {
     #[test]
     fn decoding_undoes_encoding() {
         for sample in SAMPLES {
-            assert_eq!(Decoder::gpt2().decode_bytes(&encode_ordinary(sample)), sample.as_bytes());
+            assert_eq!(Vocabulary::gpt2().decode_bytes(&encode_ordinary(sample)), sample.as_bytes());
         }
-        assert_eq!(Decoder::gpt2().vocab_size(), 50257);
-        assert_eq!(Decoder::gpt2().decode_bytes(&[EOT]), b"<|endoftext|>");
-        assert_eq!(Decoder::gpt2().decode_bytes(&[50257u32, 15496]), b"Hello");
-        assert_eq!(Decoder::gpt2().token_bytes(50303), None);
+        assert_eq!(Vocabulary::gpt2().vocab_size(), 50257);
+        assert_eq!(Vocabulary::gpt2().decode_bytes(&[EOT]), b"<|endoftext|>");
+        assert_eq!(Vocabulary::gpt2().decode_bytes(&[50257u32, 15496]), b"Hello");
+        assert_eq!(Vocabulary::gpt2().token_bytes(50303), None);
     }
 
     #[test]
     fn long_runs_are_encoded() {
         for unit in [" ", "a", "\n", "=", "7"] {
             let text = unit.repeat(300_000) + "x";
-            let bytes = Decoder::gpt2().decode_bytes(&encode_ordinary(&text));
+            let bytes = Vocabulary::gpt2().decode_bytes(&encode_ordinary(&text));
             assert!(bytes == text.as_bytes(), "{unit:?}");
         }
     }
@@ -191,7 +191,7 @@ mod tests {
             let mut stream = TextStream::new();
             let mut text = String::new();
             for id in encode_ordinary(sample) {
-                text += &stream.push(Decoder::gpt2().token_bytes(id.into()).unwrap());
+                text += &stream.push(Vocabulary::gpt2().token_bytes(id.into()).unwrap());
             }
             assert_eq!(text, sample, "nothing is held back at the end of whole text");
             assert_eq!(stream.finish(), "");
@@ -219,17 +219,17 @@ mod tests {
     fn llmc_tokenizer_files_are_read() {
         let dir = TempDir::new().unwrap();
         let path = tokenizer_file(&dir, [MAGIC, 2, 3, 2], b"\x01a\x02bc\x03eot");
-        let decoder = Decoder::from_file(&path).unwrap();
-        assert_eq!((decoder.vocab_size(), decoder.eot), (3, 2));
-        assert_eq!(decoder.decode_bytes(&[1u32, 0]), b"bca");
+        let vocabulary = Vocabulary::from_file(&path).unwrap();
+        assert_eq!((vocabulary.vocab_size(), vocabulary.eot), (3, 2));
+        assert_eq!(vocabulary.decode_bytes(&[1u32, 0]), b"bca");
 
         let all: Vec<u8> = (0..50257)
-            .map(|id| Decoder::gpt2().token_bytes(id).unwrap())
+            .map(|id| Vocabulary::gpt2().token_bytes(id).unwrap())
             .flat_map(|token| [&[token.len() as u8], token].concat())
             .collect();
-        let decoder = Decoder::from_file(&tokenizer_file(&dir, [MAGIC, 1, 50257, 0], &all)).unwrap();
-        assert_eq!(decoder.eot, 50256);
-        assert_eq!(decoder.bytes, Decoder::gpt2().bytes);
+        let vocabulary = Vocabulary::from_file(&tokenizer_file(&dir, [MAGIC, 1, 50257, 0], &all)).unwrap();
+        assert_eq!(vocabulary.eot, 50256);
+        assert_eq!(vocabulary.bytes, Vocabulary::gpt2().bytes);
     }
 
     #[test]
@@ -237,7 +237,7 @@ mod tests {
         let dir = TempDir::new().unwrap();
         let refuse = |header, tokens: &[u8]| {
             let path = tokenizer_file(&dir, header, tokens);
-            let message = format!("{:#}", Decoder::from_file(&path).unwrap_err());
+            let message = format!("{:#}", Vocabulary::from_file(&path).unwrap_err());
             assert!(message.contains("tokenizer.bin") && !message.contains('\n'), "{message}");
             message
         };
@@ -250,8 +250,8 @@ mod tests {
         assert!(refuse([MAGIC, 2, 2, 0], b"\x01a\x00").contains("token 1 is empty"));
         assert!(refuse([MAGIC, 2, 1, 0], b"\x01abc").contains("2 bytes follow"));
         fs::write(dir.path().join("tokenizer.bin"), b"short").unwrap();
-        let error = Decoder::from_file(&dir.path().join("tokenizer.bin")).unwrap_err();
+        let error = Vocabulary::from_file(&dir.path().join("tokenizer.bin")).unwrap_err();
         assert!(format!("{error:#}").contains("5 bytes are too short"));
-        assert!(Decoder::from_file(&dir.path().join("none")).is_err());
+        assert!(Vocabulary::from_file(&dir.path().join("none")).is_err());
     }
 }

@@ -210,7 +210,7 @@ impl Run {
     /// Writes some text. Each sample has a seed of its own, so that sampling leaves no trace in the run.
     fn sample(&mut self, step: usize) -> Result<()> {
         let Some(decoder) = &mut self.decoder else { return Ok(()) };
-        let vocabulary = tokenizer::Decoder::gpt2();
+        let vocabulary = tokenizer::Vocabulary::gpt2();
         let prompt = self.args.eval.prompt.as_deref().unwrap_or_default();
         let prompt: Vec<i32> = encode_ordinary(prompt).into_iter().map(i32::from).collect();
         let mut sampler = Sampler::new(SamplerOptions {

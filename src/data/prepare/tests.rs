@@ -1,6 +1,6 @@
 use super::*;
 use crate::data::shard::Shard;
-use crate::data::tokenizer::Decoder;
+use crate::data::tokenizer::Vocabulary;
 use std::cell::Cell;
 use tempfile::TempDir;
 
@@ -61,7 +61,7 @@ fn shards_are_cut_exactly_and_hold_all_text() {
     assert!(full.len() >= 3 && full.iter().all(|s| s.len() == 100) && last.len() <= 100);
     assert_eq!((report.documents, report.input_bytes), (2, (a.len() + b.len()) as u64));
     assert_eq!(report.val_tokens + report.train_tokens, expected.len() as u64);
-    let text = Decoder::gpt2().decode_bytes(&shards.concat());
+    let text = Vocabulary::gpt2().decode_bytes(&shards.concat());
     assert_eq!(text, format!("<|endoftext|>{a}<|endoftext|>{b}").as_bytes());
     assert_eq!(fs::read_dir(&options.output).unwrap().count(), shards.len());
 }
@@ -87,7 +87,7 @@ fn text_and_json_lines_mix_in_the_order_given() {
     options.val_tokens = Some(1);
     let report = run(&options).unwrap();
     assert_eq!(report.documents, 4);
-    let text = Decoder::gpt2().decode_bytes(&tokens(&report).concat());
+    let text = Vocabulary::gpt2().decode_bytes(&tokens(&report).concat());
     let e = "<|endoftext|>";
     assert_eq!(String::from_utf8(text).unwrap(), format!("{e}three{e}four{e}one{e}two {e}"));
     assert_eq!(tokens(&report).concat().iter().filter(|&&t| t == EOT).count(), 4);
