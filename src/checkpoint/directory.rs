@@ -7,7 +7,7 @@
 
 use super::atomic::{self, Digest, TEMPORARY};
 use super::model_bin::{self, ModelReader};
-use super::run::Run;
+use super::run_file::RunFile;
 use super::state::{self, State, StateReader};
 use super::stream::{self, Sink, Source, TensorKind};
 use crate::config::ModelConfig;
@@ -59,7 +59,7 @@ pub fn save(
     note(&path, model_bin::write(&path, config, dtype, source)?);
     let path = state_path(dir, step, state.rank);
     note(&path, state::write(&path, state, ParamLayout::new(config).len(), source)?);
-    Run::new(step, files, trainer)?.write(&run_path(dir, step))?;
+    RunFile::new(step, files, trainer)?.write(&run_path(dir, step))?;
     atomic::write(&done_path(dir, step), |_| Ok(()))?;
     Ok(())
 }
@@ -69,8 +69,8 @@ pub fn save(
 ///
 /// # Errors
 /// Those of `source`.
-pub fn go_along(config: &ModelConfig, state: &State, source: &mut Source) -> Result<()> {
-    go_along_with_model(config, source)?;
+pub fn participate(config: &ModelConfig, state: &State, source: &mut Source) -> Result<()> {
+    participate_in_model(config, source)?;
     let len = ParamLayout::new(config).len();
     state.kinds().iter().try_for_each(|&kind| stream::ask(kind, len, source))
 }
@@ -79,7 +79,7 @@ pub fn go_along(config: &ModelConfig, state: &State, source: &mut Source) -> Res
 ///
 /// # Errors
 /// Those of `source`.
-pub fn go_along_with_model(config: &ModelConfig, source: &mut Source) -> Result<()> {
+pub fn participate_in_model(config: &ModelConfig, source: &mut Source) -> Result<()> {
     stream::ask(TensorKind::Params, ParamLayout::new(config).len(), source)
 }
 
@@ -101,7 +101,7 @@ fn remove(path: &Path) -> Result<()> {
 /// A checkpoint whose tensors are yet to be read.
 pub struct Saved {
     /// `None` for a checkpoint of llm.c.
-    pub run: Option<Run>,
+    pub run: Option<RunFile>,
     pub model: ModelReader,
     pub state: StateReader,
 }
@@ -113,7 +113,7 @@ impl Saved {
     /// One line that names the file that is missing or wrong.
     pub fn open(dir: &Path, step: u64, rank: usize) -> Result<Saved> {
         let path = run_path(dir, step);
-        let run = if path.exists() { Some(Run::read(&path)?) } else { None };
+        let run = if path.exists() { Some(RunFile::read(&path)?) } else { None };
         let model = ModelReader::open(&model_path(dir, step))?;
         let path = state_path(dir, step, rank);
         let state = StateReader::open(&path, ParamLayout::new(&model.config).len())?;

@@ -9,16 +9,16 @@ mod directory;
 mod header;
 mod hf_config;
 pub mod model_bin;
-mod run;
+mod run_file;
 mod safetensors_file;
 pub mod state;
 mod stream;
 
 pub use directory::{
-    Latest, Saved, done_path, ensure_fresh, go_along, go_along_with_model, latest, model_path, prune,
+    Latest, Saved, done_path, ensure_fresh, latest, model_path, participate, participate_in_model, prune,
     run_path, save, state_path, steps,
 };
-pub use run::{Float, Run};
+pub use run_file::{Float, RunFile};
 pub use state::{LoaderPosition, Shuffle, State};
 pub use stream::{Sink, Source, TensorKind};
 

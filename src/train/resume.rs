@@ -81,7 +81,8 @@ pub fn find(dir: &Path, warns: bool) -> Result<Option<Saved>> {
 /// # Errors
 /// If the directory cannot be read.
 pub fn dtype_so_far(dir: &Path) -> Result<Option<Dtype>> {
-    let read = |step| checkpoint::Run::read(&checkpoint::run_path(dir, step)).ok()?.trainer::<Extras>().ok();
+    let read =
+        |step| checkpoint::RunFile::read(&checkpoint::run_path(dir, step)).ok()?.trainer::<Extras>().ok();
     let newest = checkpoint::steps(dir)?.into_iter().rev().find_map(read);
     let name = newest.and_then(|extras| extras.operand_dtype);
     let all = [Dtype::Bf16, Dtype::F16, Dtype::F32];
@@ -131,7 +132,7 @@ impl Run {
         let source: &mut Source =
             &mut |kind, start, out| sharing.download(dev, tensors.get(kind), start, out);
         // All ranks go through all tensors, as each may have a part of them; the master writes.
-        let Some(dir) = &self.output_dir else { return checkpoint::go_along(&config, &state, source) };
+        let Some(dir) = &self.output_dir else { return checkpoint::participate(&config, &state, source) };
         checkpoint::save(dir, &config, dtype, &state, &extras, source)?;
         checkpoint::prune(
             dir,
@@ -156,7 +157,7 @@ impl Run {
                 let path = dir.join("model_best.bin");
                 model_bin::write(&path, &config, file_dtype(params.dtype()), source).map(|_| ())
             }
-            None => checkpoint::go_along_with_model(&config, source),
+            None => checkpoint::participate_in_model(&config, source),
         }
     }
 

@@ -12,7 +12,7 @@ const FORMAT: u32 = 1;
 
 /// What is saved of a run beside its model and optimizer state.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Run {
+pub struct RunFile {
     /// Version of this file's format.
     pub format: u32,
     /// Version of warpsmith that wrote it.
@@ -24,10 +24,14 @@ pub struct Run {
     pub trainer: Value,
 }
 
-impl Run {
-    pub(super) fn new(step: u64, files: BTreeMap<String, Digest>, trainer: &impl Serialize) -> Result<Run> {
+impl RunFile {
+    pub(super) fn new(
+        step: u64,
+        files: BTreeMap<String, Digest>,
+        trainer: &impl Serialize,
+    ) -> Result<RunFile> {
         let trainer = serde_json::to_value(trainer).context("the trainer's state does not fit JSON")?;
-        Ok(Run { format: FORMAT, warpsmith: env!("CARGO_PKG_VERSION").into(), step, files, trainer })
+        Ok(RunFile { format: FORMAT, warpsmith: env!("CARGO_PKG_VERSION").into(), step, files, trainer })
     }
 
     pub(super) fn write(&self, path: &Path) -> Result<Digest> {
@@ -41,7 +45,7 @@ impl Run {
     ///
     /// # Errors
     /// One line, if it cannot be read, is not JSON of the expected form, or comes from a newer version.
-    pub fn read(path: &Path) -> Result<Run> {
+    pub fn read(path: &Path) -> Result<RunFile> {
         let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         let value: Value =
             serde_json::from_slice(&text).with_context(|| format!("{}: expected JSON", path.display()))?;
@@ -126,9 +130,9 @@ mod tests {
     fn wrong_run_files_are_refused_in_one_line() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("run_00000001.json");
-        let good = Run::new(1, BTreeMap::new(), &[1, 2]).unwrap();
+        let good = RunFile::new(1, BTreeMap::new(), &[1, 2]).unwrap();
         good.write(&path).unwrap();
-        assert_eq!(Run::read(&path).unwrap(), good);
+        assert_eq!(RunFile::read(&path).unwrap(), good);
         assert_eq!(good.trainer::<Vec<u32>>().unwrap(), [1, 2]);
         assert!(good.trainer::<String>().is_err());
         for (text, expected) in [
@@ -139,7 +143,7 @@ mod tests {
             ("{\"format\": 1}", "not a run file"),
         ] {
             std::fs::write(&path, text).unwrap();
-            let message = format!("{:#}", Run::read(&path).unwrap_err());
+            let message = format!("{:#}", RunFile::read(&path).unwrap_err());
             assert!(message.contains(expected) && message.contains("run_00000001.json"), "{message}");
             assert_eq!(message.lines().count(), 1, "{message}");
         }
