@@ -73,11 +73,11 @@ pub trait Device {
     fn copy(&mut self, dst: Tensor, src: Tensor) -> Result<()>;
 
     /// Hands `tensor` to those who work on it beside this device, in order with what was queued before. Until
-    /// [`take_back`](Self::take_back), no operation may touch it; the CPU and the emulated device panic, or fail, if one does.
+    /// [`reclaim`](Self::reclaim), no operation may touch it; the CPU and the emulated device panic, or fail, if one does.
     fn lend(&mut self, tensor: Tensor) -> Buffer;
 
     /// `tensor`, exactly as it was lent, is the device's again.
-    fn take_back(&mut self, tensor: Tensor);
+    fn reclaim(&mut self, tensor: Tensor);
 
     /// The GPU, for estimates; `None` for anything else.
     fn gpu(&self) -> Option<Gpu> {

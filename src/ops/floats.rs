@@ -106,7 +106,7 @@ mod tests {
         fn lend(&mut self, _tensor: Tensor) -> Buffer {
             unreachable!("nothing is lent here")
         }
-        fn take_back(&mut self, _tensor: Tensor) {}
+        fn reclaim(&mut self, _tensor: Tensor) {}
     }
 
     fn there_and_back(dtype: Dtype, values: &[f32]) -> Vec<f32> {

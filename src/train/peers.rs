@@ -63,7 +63,7 @@ impl Peers {
         communicator.wait(ticket)?;
         while self.lent.front().is_some_and(|(lent, _)| *lent <= ticket) {
             let (_, tensors) = self.lent.pop_front().expect("looked at");
-            tensors.into_iter().for_each(|tensor| dev.take_back(tensor));
+            tensors.into_iter().for_each(|tensor| dev.reclaim(tensor));
         }
         Ok(())
     }

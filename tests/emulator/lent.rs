@@ -169,7 +169,7 @@ fn an_operation_beside_a_collective_fails() {
         fails("kernel fill_x", &|dev| dev.fill(grads, 1.0));
         fails("kernel add_x", &|dev| dev.add(grads, dst));
         fails("kernel add_x", &|dev| dev.add(dst, grads));
-        dev.take_back(grads);
+        dev.reclaim(grads);
         dev.add(dst, grads).unwrap();
     }
 }

@@ -86,7 +86,7 @@ impl Device for Cpu {
         Buffer { address, len: tensor.len, dtype: tensor.dtype, place: Place::Host }
     }
 
-    fn take_back(&mut self, tensor: Tensor) {
+    fn reclaim(&mut self, tensor: Tensor) {
         self.memory.take_back(tensor);
     }
 }

@@ -259,7 +259,7 @@ impl Device for Cuda {
         Buffer { address, len: tensor.len, dtype: tensor.dtype, place }
     }
 
-    fn take_back(&mut self, tensor: Tensor) {
+    fn reclaim(&mut self, tensor: Tensor) {
         self.driver.take_back(self.memory.address(tensor), tensor.size_bytes());
     }
 
