@@ -57,7 +57,7 @@ impl fmt::Display for StepLine {
 }
 
 #[derive(Clone, Copy)]
-enum Colour {
+enum Color {
     Red,
     Yellow,
     Bold,
@@ -70,12 +70,12 @@ const STRIKING_Z: f64 = 3.0;
 /// Standard output, or whatever else a run reports to.
 pub struct Console<W: Write> {
     out: W,
-    colours: bool,
+    colors: bool,
     gone: bool,
 }
 
 impl Console<Box<dyn Write>> {
-    /// With colours if it is a terminal and `NO_COLOR` is not set.
+    /// With colors if it is a terminal and `NO_COLOR` is not set.
     pub fn stdout() -> Self {
         let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         Self::new(Box::new(io::stdout()), wanted && io::stdout().is_terminal())
@@ -88,18 +88,18 @@ impl Console<Box<dyn Write>> {
 }
 
 impl<W: Write> Console<W> {
-    pub fn new(out: W, colours: bool) -> Self {
-        Console { out, colours, gone: false }
+    pub fn new(out: W, colors: bool) -> Self {
+        Console { out, colors, gone: false }
     }
 
     /// A line of text.
     pub fn line(&mut self, text: impl fmt::Display) {
-        self.paint(Colour::Plain, text);
+        self.paint(Color::Plain, text);
     }
 
     /// A line that must not be missed.
     pub fn warning(&mut self, text: impl fmt::Display) {
-        self.paint(Colour::Yellow, format_args!("WARNING: {text}"));
+        self.paint(Color::Yellow, format_args!("WARNING: {text}"));
     }
 
     /// The head of llm.c's table of parameters.
@@ -129,24 +129,24 @@ impl<W: Write> Console<W> {
     pub fn step(&mut self, line: &StepLine) {
         let strange = !line.loss.is_finite() || !line.norm.is_finite();
         let striking = line.loss_z > STRIKING_Z || line.norm_z > STRIKING_Z;
-        self.paint(if strange || striking { Colour::Red } else { Colour::Plain }, line);
+        self.paint(if strange || striking { Color::Red } else { Color::Plain }, line);
     }
 
     /// Mean loss over the validation batches.
     pub fn val_loss(&mut self, loss: f32) {
-        self.paint(Colour::Bold, format_args!("val loss {}", fixed(loss.into(), 6)));
+        self.paint(Color::Bold, format_args!("val loss {}", fixed(loss.into(), 6)));
     }
 
     /// Questions answered right, by mean loss over an ending.
     pub fn hellaswag(&mut self, correct: usize, total: usize) {
         let share = fixed(correct as f64 / total as f64, 6);
-        self.paint(Colour::Bold, format_args!("HellaSwag: {correct}/{total} = {share}"));
+        self.paint(Color::Bold, format_args!("HellaSwag: {correct}/{total} = {share}"));
     }
 
     /// An update that is left out because `what`, the loss or the gradient, stands out by `score`.
     pub fn skipped(&mut self, what: &str, score: f64) {
         self.paint(
-            Colour::Yellow,
+            Color::Yellow,
             format_args!("skipping update due to {what} z-score of {}", fixed(score, 6)),
         );
     }
@@ -172,13 +172,13 @@ impl<W: Write> Console<W> {
         }
     }
 
-    fn paint(&mut self, colour: Colour, text: impl fmt::Display) {
-        let code = match colour {
-            Colour::Plain => "",
-            _ if !self.colours => "",
-            Colour::Red => "\x1b[31m",
-            Colour::Yellow => "\x1b[33m",
-            Colour::Bold => "\x1b[1m",
+    fn paint(&mut self, color: Color, text: impl fmt::Display) {
+        let code = match color {
+            Color::Plain => "",
+            _ if !self.colors => "",
+            Color::Red => "\x1b[31m",
+            Color::Yellow => "\x1b[33m",
+            Color::Bold => "\x1b[1m",
         };
         let reset = if code.is_empty() { "" } else { "\x1b[0m" };
         self.write(&format!("{code}{text}{reset}\n"));
@@ -200,9 +200,9 @@ fn printable(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn shown(colours: bool, print: impl FnOnce(&mut Console<&mut Vec<u8>>)) -> String {
+    fn shown(colors: bool, print: impl FnOnce(&mut Console<&mut Vec<u8>>)) -> String {
         let mut out = Vec::new();
-        print(&mut Console::new(&mut out, colours));
+        print(&mut Console::new(&mut out, colors));
         String::from_utf8(out).unwrap()
     }
 
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn colours_are_for_terminals_and_for_what_stands_out() {
+    fn colors_are_for_terminals_and_for_what_stands_out() {
         let bad = StepLine { loss: f32::NAN, ..first() };
         assert!(shown(true, |c| c.step(&bad)).starts_with("\x1b[31mstep"));
         assert!(shown(true, |c| c.step(&StepLine { norm_z: 5.0, ..first() })).starts_with("\x1b[31m"));

@@ -8,4 +8,4 @@ pub mod main_log;
 pub mod plot;
 pub mod progress;
 pub mod throughput;
-pub mod utilisation;
+pub mod utilization;

@@ -6,7 +6,7 @@ use super::predict::Bound;
 use super::record::Records;
 use super::report::Budget;
 use crate::config::ModelConfig;
-use crate::report::utilisation::{self, peak_flops};
+use crate::report::utilization::{self, peak_flops};
 
 const TOKENS: usize = 524_288;
 
@@ -279,7 +279,7 @@ fn peaks_and_formula_are_those_of_the_trainer() {
         assert_eq!(peak_flops(gpu.full_name, "bf16"), Some(gpu.peak_tflops * 1e12), "{}", gpu.full_name);
     }
     let c = model("d12");
-    let of_the_trainer = utilisation::flops_per_token(124_475_904, c.L, c.C, 1024);
+    let of_the_trainer = utilization::flops_per_token(124_475_904, c.L, c.C, 1024);
     assert_eq!(flops_per_token(&c, 1024), of_the_trainer);
 }
 

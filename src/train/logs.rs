@@ -12,7 +12,7 @@ use crate::report::console::{Console, StepLine};
 use crate::report::jsonl::{Jsonl, TrainMetrics};
 use crate::report::main_log::MainLog;
 use crate::report::throughput::{Throughput, eta};
-use crate::report::utilisation::{flops_per_token, peak_flops};
+use crate::report::utilization::{flops_per_token, peak_flops};
 use crate::tensor::MemoryPlan;
 use anyhow::{Context, Result, ensure};
 use std::io::Write;

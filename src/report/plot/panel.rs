@@ -2,7 +2,7 @@
 
 use super::axis::{Axis, short};
 use super::read::{Metrics, Series, smooth, thin};
-use super::scene::{Anchor, BLUE, Colour, FAINT, GREEN, GRID, INK, ORANGE, PURPLE, Scene};
+use super::scene::{Anchor, BLUE, Color, FAINT, GREEN, GRID, INK, ORANGE, PURPLE, Scene};
 
 /// Where a panel goes, margins included.
 #[derive(Clone, Copy)]
@@ -17,7 +17,7 @@ pub(super) struct Rect {
 struct Curve {
     name: &'static str,
     points: Series,
-    colour: Colour,
+    color: Color,
     width: f64,
     /// Few points are marked with dots, so that one alone is seen.
     dots: bool,
@@ -154,9 +154,9 @@ impl Panel {
         for curve in self.curves.iter().filter(|c| !c.points.is_empty()) {
             let places: Vec<_> = curve.points.iter().copied().map(to).collect();
             if curve.dots || places.len() == 1 {
-                places.iter().for_each(|place| scene.dot(*place, 3.0, curve.colour));
+                places.iter().for_each(|place| scene.dot(*place, 3.0, curve.color));
             }
-            scene.line(places, curve.width, curve.colour);
+            scene.line(places, curve.width, curve.color);
         }
         self.legend(scene, inner);
         self.final_values(scene, inner, &to);
@@ -187,9 +187,9 @@ impl Panel {
         let mut x = inner.x;
         let y = inner.y - 14.0;
         for curve in self.curves.iter().filter(|c| !c.points.is_empty()) {
-            scene.line(vec![(x, y - 4.5), (x + 22.0, y - 4.5)], curve.width.max(2.0), curve.colour);
+            scene.line(vec![(x, y - 4.5), (x + 22.0, y - 4.5)], curve.width.max(2.0), curve.color);
             if curve.dots {
-                scene.dot((x + 11.0, y - 4.5), 3.0, curve.colour);
+                scene.dot((x + 11.0, y - 4.5), 3.0, curve.color);
             }
             scene.text(x + 28.0, y, Anchor::Start, INK, curve.name);
             x += 28.0 + 6.2 * curve.name.len() as f64 + 20.0;
@@ -200,33 +200,33 @@ impl Panel {
     fn final_values(&self, scene: &mut Scene, inner: Rect, to: &dyn Fn((f64, f64)) -> (f64, f64)) {
         let shown = self.curves.iter().filter(|c| c.final_value);
         let mut labels: Vec<_> =
-            shown.filter_map(|c| c.points.last().map(|p| (to(*p), p.1, c.colour))).collect();
+            shown.filter_map(|c| c.points.last().map(|p| (to(*p), p.1, c.color))).collect();
         labels.sort_by(|a, b| a.0.1.total_cmp(&b.0.1));
         let mut free = f64::NEG_INFINITY;
-        for ((x, y), value, colour) in labels {
-            scene.dot((x, y), 3.6, colour);
+        for ((x, y), value, color) in labels {
+            scene.dot((x, y), 3.6, color);
             let base_line = (y + 4.5).max(free);
             let text =
                 if value.abs() < 1e-2 || value.abs() >= 100.0 { short(value) } else { format!("{value:.4}") };
-            scene.text(inner.x + inner.width + 9.0, base_line, Anchor::Start, colour, &text);
+            scene.text(inner.x + inner.width + 9.0, base_line, Anchor::Start, color, &text);
             free = base_line + 16.0;
         }
     }
 }
 
 /// The measured points, pale, and a running average over a fiftieth of them.
-fn raw_and_smooth(name: &'static str, points: &Series, colour: Colour) -> Vec<Curve> {
+fn raw_and_smooth(name: &'static str, points: &Series, color: Color) -> Vec<Curve> {
     if points.len() < 20 {
-        return vec![plain(name, points, colour)];
+        return vec![plain(name, points, color)];
     }
-    let pale = plain(name, &thin(points, MOST_POINTS), colour.with_opacity(0.3));
+    let pale = plain(name, &thin(points, MOST_POINTS), color.with_opacity(0.3));
     let raw = Curve { width: 1.0, final_value: false, ..pale };
     let smoothed = smooth(points, points.len() as f64 / 50.0);
-    vec![raw, Curve { name: "smoothed", ..plain(name, &thin(&smoothed, MOST_POINTS), colour) }]
+    vec![raw, Curve { name: "smoothed", ..plain(name, &thin(&smoothed, MOST_POINTS), color) }]
 }
 
-fn plain(name: &'static str, points: &Series, colour: Colour) -> Curve {
-    Curve { name, points: points.clone(), colour, width: 2.0, dots: false, final_value: true }
+fn plain(name: &'static str, points: &Series, color: Color) -> Curve {
+    Curve { name, points: points.clone(), color, width: 2.0, dots: false, final_value: true }
 }
 
 fn marked(name: &'static str, points: &Series) -> Curve {

@@ -1,6 +1,6 @@
 //! Paints a scene as PNG, with text from an embedded font.
 
-use super::scene::{Anchor, Colour, Scene, Shape, Text};
+use super::scene::{Anchor, Color, Scene, Shape, Text};
 use anyhow::{Context, Result};
 use tiny_skia::{
     FillRule, LineCap, LineJoin, Paint, PathBuilder, Pixmap, Rect, Stroke, StrokeDash, Transform,
@@ -23,7 +23,7 @@ pub(super) fn paint(scene: &Scene) -> Result<Vec<u8>> {
 fn paint_shape(pixels: &mut Pixmap, face: &Face, shape: &Shape) {
     let scale = Transform::from_scale(SCALE as f32, SCALE as f32);
     match shape {
-        Shape::Line { points, width, colour, dashed } => {
+        Shape::Line { points, width, color, dashed } => {
             let mut path = PathBuilder::new();
             for (i, &(x, y)) in points.iter().enumerate() {
                 if i == 0 { path.move_to(x as f32, y as f32) } else { path.line_to(x as f32, y as f32) }
@@ -32,17 +32,17 @@ fn paint_shape(pixels: &mut Pixmap, face: &Face, shape: &Shape) {
             let (line_cap, line_join) = (LineCap::Butt, LineJoin::Round);
             let stroke = Stroke { width: *width as f32, dash, line_cap, line_join, ..Stroke::default() };
             if let Some(path) = path.finish() {
-                pixels.stroke_path(&path, &brush(*colour), &stroke, scale, None);
+                pixels.stroke_path(&path, &brush(*color), &stroke, scale, None);
             }
         }
-        Shape::Rect { x, y, width, height, colour } => {
+        Shape::Rect { x, y, width, height, color } => {
             if let Some(rect) = Rect::from_xywh(*x as f32, *y as f32, *width as f32, *height as f32) {
-                pixels.fill_rect(rect, &brush(*colour), scale, None);
+                pixels.fill_rect(rect, &brush(*color), scale, None);
             }
         }
-        Shape::Dot { x, y, radius, colour } => {
+        Shape::Dot { x, y, radius, color } => {
             if let Some(path) = PathBuilder::from_circle(*x as f32, *y as f32, *radius as f32) {
-                pixels.fill_path(&path, &brush(*colour), FillRule::Winding, scale, None);
+                pixels.fill_path(&path, &brush(*color), FillRule::Winding, scale, None);
             }
         }
         Shape::Text(text) => paint_text(pixels, face, text, scale),
@@ -67,14 +67,14 @@ fn paint_text(pixels: &mut Pixmap, face: &Face, text: &Text, scale: Transform) {
     // Font units have their origin on the base line and point up.
     let place = Transform::from_translate(shift, 0.0).post_scale(em, -em).post_concat(turn);
     let place = place.post_translate(text.x as f32, text.y as f32).post_concat(scale);
-    let ink = brush(text.colour);
+    let ink = brush(text.color);
     pixels.fill_path(&path, &ink, FillRule::Winding, place, None);
     // The font is a light one: a thin outline gives it the weight of a book face, a thicker one that of a bold face.
     let units = if text.bold { 0.055 } else { 0.02 } * f32::from(face.units_per_em());
     pixels.stroke_path(&path, &ink, &Stroke { width: units, ..Stroke::default() }, place, None);
 }
 
-fn brush(Colour(r, g, b, opacity): Colour) -> Paint<'static> {
+fn brush(Color(r, g, b, opacity): Color) -> Paint<'static> {
     let mut paint = Paint { anti_alias: true, ..Paint::default() };
     paint.set_color_rgba8(r, g, b, (opacity * 255.0).round() as u8);
     paint

@@ -2,19 +2,19 @@
 
 /// Red, green, blue, and opacity in 0..=1.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Colour(pub u8, pub u8, pub u8, pub f64);
+pub(super) struct Color(pub u8, pub u8, pub u8, pub f64);
 
-/// The palette of Okabe and Ito ("Color Universal Design", 2008), which people with any colour vision tell apart.
-pub(super) const BLUE: Colour = Colour(0, 114, 178, 1.0);
-pub(super) const ORANGE: Colour = Colour(213, 94, 0, 1.0);
-pub(super) const GREEN: Colour = Colour(0, 158, 115, 1.0);
-pub(super) const PURPLE: Colour = Colour(148, 76, 132, 1.0);
-pub(super) const INK: Colour = Colour(38, 44, 52, 1.0);
-pub(super) const FAINT: Colour = Colour(104, 112, 122, 1.0);
-pub(super) const GRID: Colour = Colour(229, 232, 236, 1.0);
-pub(super) const PAPER: Colour = Colour(255, 255, 255, 1.0);
+/// The palette of Okabe and Ito ("Color Universal Design", 2008), which people with any color vision tell apart.
+pub(super) const BLUE: Color = Color(0, 114, 178, 1.0);
+pub(super) const ORANGE: Color = Color(213, 94, 0, 1.0);
+pub(super) const GREEN: Color = Color(0, 158, 115, 1.0);
+pub(super) const PURPLE: Color = Color(148, 76, 132, 1.0);
+pub(super) const INK: Color = Color(38, 44, 52, 1.0);
+pub(super) const FAINT: Color = Color(104, 112, 122, 1.0);
+pub(super) const GRID: Color = Color(229, 232, 236, 1.0);
+pub(super) const PAPER: Color = Color(255, 255, 255, 1.0);
 
-impl Colour {
+impl Color {
     pub fn with_opacity(self, opacity: f64) -> Self {
         Self(self.0, self.1, self.2, opacity)
     }
@@ -35,7 +35,7 @@ pub(super) struct Text {
     pub y: f64,
     pub size: f64,
     pub anchor: Anchor,
-    pub colour: Colour,
+    pub color: Color,
     pub bold: bool,
     /// Read from bottom to top.
     pub upright: bool,
@@ -44,9 +44,9 @@ pub(super) struct Text {
 
 #[derive(Clone, Debug)]
 pub(super) enum Shape {
-    Line { points: Vec<(f64, f64)>, width: f64, colour: Colour, dashed: bool },
-    Rect { x: f64, y: f64, width: f64, height: f64, colour: Colour },
-    Dot { x: f64, y: f64, radius: f64, colour: Colour },
+    Line { points: Vec<(f64, f64)>, width: f64, color: Color, dashed: bool },
+    Rect { x: f64, y: f64, width: f64, height: f64, color: Color },
+    Dot { x: f64, y: f64, radius: f64, color: Color },
     Text(Text),
 }
 
@@ -58,30 +58,30 @@ pub(super) struct Scene {
 
 impl Scene {
     pub fn new(width: f64, height: f64) -> Self {
-        let paper = Shape::Rect { x: 0.0, y: 0.0, width, height, colour: PAPER };
+        let paper = Shape::Rect { x: 0.0, y: 0.0, width, height, color: PAPER };
         Self { width, height, shapes: vec![paper] }
     }
 
-    pub fn line(&mut self, points: Vec<(f64, f64)>, width: f64, colour: Colour) {
-        self.shapes.push(Shape::Line { points, width, colour, dashed: false });
+    pub fn line(&mut self, points: Vec<(f64, f64)>, width: f64, color: Color) {
+        self.shapes.push(Shape::Line { points, width, color, dashed: false });
     }
 
-    pub fn dashed(&mut self, points: Vec<(f64, f64)>, width: f64, colour: Colour) {
-        self.shapes.push(Shape::Line { points, width, colour, dashed: true });
+    pub fn dashed(&mut self, points: Vec<(f64, f64)>, width: f64, color: Color) {
+        self.shapes.push(Shape::Line { points, width, color, dashed: true });
     }
 
-    pub fn dot(&mut self, (x, y): (f64, f64), radius: f64, colour: Colour) {
-        self.shapes.push(Shape::Dot { x, y, radius, colour });
+    pub fn dot(&mut self, (x, y): (f64, f64), radius: f64, color: Color) {
+        self.shapes.push(Shape::Dot { x, y, radius, color });
     }
 
-    pub fn text(&mut self, x: f64, y: f64, anchor: Anchor, colour: Colour, text: &str) {
+    pub fn text(&mut self, x: f64, y: f64, anchor: Anchor, color: Color, text: &str) {
         let text = text.to_string();
         self.shapes.push(Shape::Text(Text {
             x,
             y,
             size: 13.0,
             anchor,
-            colour,
+            color,
             bold: false,
             upright: false,
             text,
@@ -95,7 +95,7 @@ impl Scene {
             y,
             size,
             anchor,
-            colour: INK,
+            color: INK,
             bold: true,
             upright: false,
             text,
@@ -115,7 +115,7 @@ impl Scene {
             y,
             size: 13.0,
             anchor,
-            colour: FAINT,
+            color: FAINT,
             bold: false,
             upright: true,
             text,

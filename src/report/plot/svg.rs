@@ -1,6 +1,6 @@
 //! Writes a scene as SVG.
 
-use super::scene::{Anchor, Colour, Scene, Shape, Text};
+use super::scene::{Anchor, Color, Scene, Shape, Text};
 use std::fmt::Write;
 
 pub(super) fn write(scene: &Scene) -> String {
@@ -18,31 +18,31 @@ pub(super) fn write(scene: &Scene) -> String {
 
 fn shape_to(out: &mut String, shape: &Shape) -> std::fmt::Result {
     match shape {
-        Shape::Line { points, width, colour, dashed } => {
+        Shape::Line { points, width, color, dashed } => {
             out.push_str("<polyline points=\"");
             for (x, y) in points {
                 write!(out, "{x:.1},{y:.1} ")?;
             }
             let dash = if *dashed { " stroke-dasharray=\"6 4\"" } else { "" };
             write!(out, "\" fill=\"none\" stroke-linejoin=\"round\" stroke-width=\"{width}\"{dash}")?;
-            writeln!(out, "{}/>", paint("stroke", *colour))
+            writeln!(out, "{}/>", paint("stroke", *color))
         }
-        Shape::Rect { x, y, width, height, colour } => {
-            let fill = paint("fill", *colour);
+        Shape::Rect { x, y, width, height, color } => {
+            let fill = paint("fill", *color);
             writeln!(
                 out,
                 "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height:.1}\"{fill}/>"
             )
         }
-        Shape::Dot { x, y, radius, colour } => {
-            writeln!(out, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{radius}\"{}/>", paint("fill", *colour))
+        Shape::Dot { x, y, radius, color } => {
+            writeln!(out, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{radius}\"{}/>", paint("fill", *color))
         }
         Shape::Text(text) => text_to(out, text),
     }
 }
 
 fn text_to(out: &mut String, text: &Text) -> std::fmt::Result {
-    let Text { x, y, size, anchor, colour, bold, upright, text } = text;
+    let Text { x, y, size, anchor, color, bold, upright, text } = text;
     let anchor = match anchor {
         Anchor::Start => "start",
         Anchor::Middle => "middle",
@@ -55,10 +55,10 @@ fn text_to(out: &mut String, text: &Text) -> std::fmt::Result {
     if *upright {
         write!(out, " transform=\"rotate(-90 {x:.1} {y:.1})\"")?;
     }
-    writeln!(out, "{}>{}</text>", paint("fill", *colour), escape(text))
+    writeln!(out, "{}>{}</text>", paint("fill", *color), escape(text))
 }
 
-fn paint(attribute: &str, Colour(r, g, b, opacity): Colour) -> String {
+fn paint(attribute: &str, Color(r, g, b, opacity): Color) -> String {
     let solid = format!(" {attribute}=\"#{r:02x}{g:02x}{b:02x}\"");
     if opacity < 1.0 { format!("{solid} {attribute}-opacity=\"{opacity}\"") } else { solid }
 }
