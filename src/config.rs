@@ -1,37 +1,40 @@
-//! The shape of a model, and the short names (`d12`, `gpt3:c1536`) that stand for well-known shapes.
+//! The shape of a model, and the short names (`d12`, `gpt3:c1536`) that stand for well-known
+//! shapes.
 
 use anyhow::{Result, bail, ensure};
 
 /// GPT-2's vocabulary: 50,000 byte-pair merges, 256 bytes, one `<|endoftext|>`.
 pub const GPT2_VOCAB: usize = 50257;
 
-/// Rows of the embedding are padded to a multiple of this, so that matrix products over the vocabulary have no
-/// ragged edge.
+/// Multiple to which the rows of the embedding are padded, so that matmuls over the vocabulary have
+/// no ragged edge.
 pub const VOCAB_PADDING: usize = 128;
 
-/// Rows of logits to compute at a time, for N rows in all of which memory holds `most`: as few pieces as that allows, all of one length but
-/// the last, a multiple of 128 rows where there is room, so that their products have one shape and no ragged tiles.
+/// Rows of logits to compute at a time, for N rows of which `most` fit into memory. There are as
+/// few chunks as that allows, all of one length except the last: a multiple of 128 rows where there
+/// is room, so that their matmuls have one shape and no ragged tiles.
 ///
 /// # Panics
-/// If memory holds no row.
+/// If `most` is 0.
 pub fn logits_rows(N: usize, most: usize) -> usize {
     const TILE: usize = 128;
     let pieces = N.div_ceil(most).max(1);
     N.div_ceil(pieces).next_multiple_of(TILE).min(most).min(N)
 }
 
-/// The hyper-parameters that fix every tensor's shape.
+/// The hyperparameters that determine every tensor's shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ModelConfig {
-    /// Longest sequence the position embedding covers.
+    /// Length of the longest sequence that the position embedding covers.
     pub maxT: usize,
     /// Vocabulary size.
     pub V: usize,
-    /// Vocabulary size, padded. Ids in `V..Vp` never occur, take no probability and are never sampled.
+    /// Padded vocabulary size. Ids in `V..Vp` never occur, have no probability and are never
+    /// sampled.
     pub Vp: usize,
     /// Number of transformer blocks.
     pub L: usize,
-    /// Attention heads in each block.
+    /// Attention heads per block.
     pub NH: usize,
     /// Channels: the width of the residual stream.
     pub C: usize,
@@ -39,7 +42,7 @@ pub struct ModelConfig {
     pub qkv_bias: bool,
 }
 
-/// Depth, channels, heads of the GPT-2 family.
+/// Depth, channels and heads of the GPT-2 family.
 const GPT2_SHAPES: [(usize, usize, usize); 8] = [
     (6, 384, 6),
     (12, 768, 12),
@@ -51,8 +54,8 @@ const GPT2_SHAPES: [(usize, usize, usize); 8] = [
     (84, 3456, 36),
 ];
 
-/// Depth, channels, heads of the GPT-3 family (table 2.1 of the paper, whose 13B row has a slip: 40 heads of 128
-/// make 5120 channels, not 5140).
+/// Depth, channels and heads of the GPT-3 family: table 2.1 of the paper, whose 13B row has a slip
+/// (40 heads of 128 make 5120 channels, not 5140).
 const GPT3_SHAPES: [(usize, usize, usize); 9] = [
     (6, 384, 6),
     (12, 768, 12),
@@ -66,16 +69,16 @@ const GPT3_SHAPES: [(usize, usize, usize); 9] = [
 ];
 
 impl ModelConfig {
-    /// A model over GPT-2's vocabulary.
+    /// Returns a model over GPT-2's vocabulary.
     pub fn new(maxT: usize, L: usize, NH: usize, C: usize) -> Self {
         let Vp = GPT2_VOCAB.next_multiple_of(VOCAB_PADDING);
         ModelConfig { maxT, V: GPT2_VOCAB, Vp, L, NH, C, qkv_bias: true }
     }
 
-    /// Reads `d12`, `gpt2:d12` or `gpt3:c768`.
+    /// Parses `d12`, `gpt2:d12` or `gpt3:c768`.
     ///
     /// # Errors
-    /// If the name is not one of the known shapes; the message lists them.
+    /// If the name is not a known shape; the message lists them.
     pub fn from_descriptor(name: &str) -> Result<Self> {
         let bare = name.strip_prefix("gpt2:").unwrap_or(name);
         if let Some(depth) = bare.strip_prefix('d').and_then(|d| d.parse::<usize>().ok()) {
@@ -83,7 +86,7 @@ impl ModelConfig {
                 return Ok(Self::new(1024, L, NH, C));
             }
             bail!(
-                "model {name}: no GPT-2 shape of that depth; known are {}",
+                "model {name}: no GPT-2 shape has that depth; known are {}",
                 list("d", GPT2_SHAPES.map(|s| s.0))
             );
         }
@@ -92,7 +95,7 @@ impl ModelConfig {
                 return Ok(Self::new(2048, L, NH, C));
             }
             bail!(
-                "model {name}: no GPT-3 shape that wide; known are {}",
+                "model {name}: no GPT-3 shape has that width; known are {}",
                 list("gpt3:c", GPT3_SHAPES.map(|s| s.1))
             );
         }
@@ -104,10 +107,10 @@ impl ModelConfig {
         self.C / self.NH
     }
 
-    /// Checks what every kernel takes for granted.
+    /// Checks everything that kernels assume.
     ///
     /// # Errors
-    /// One line that names the dimension at fault.
+    /// One line that names the invalid dimension.
     pub fn validate(&self) -> Result<()> {
         let dims = [
             ("maxT", self.maxT),
@@ -129,7 +132,7 @@ impl ModelConfig {
         );
         ensure!(
             self.V <= self.Vp,
-            "model: vocabulary of {} is larger than its padded size {}",
+            "model: the vocabulary of {} is larger than its padded size {}",
             self.V,
             self.Vp
         );
@@ -153,7 +156,7 @@ mod tests {
         for (N, most, rows) in [(5000, 2048, 1792), (4096, 16_384, 4096), (20_480, 16_384, 10_240)] {
             assert_eq!(logits_rows(N, most), rows);
         }
-        // Tiles do not fit in, or there is hardly anything.
+        // Tiles do not fit, or there are hardly any rows.
         for (N, most, rows) in [(300, 60, 60), (260, 130, 130), (1024, 1, 1), (1, 1, 1), (100, 500, 100)] {
             assert_eq!(logits_rows(N, most), rows);
         }

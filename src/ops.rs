@@ -1,12 +1,16 @@
-//! The contract between the model and a device: [`Device`] is memory, [`Ops`] is one method an operation.
+//! The contract between the model and a device: [`Device`] is memory and order, [`Ops`] has one
+//! method per operation.
 //!
-//! This file *is* the list of what a device must do; `kernels/` and the kernel tests mirror it. Conventions, for
-//! every method:
-//! - arguments go outputs, inputs, weights, dimensions; `N` is B*T rows;
-//! - gradients of parameters are added to (`+=`), gradients of activations are assigned (`=`), unless said otherwise;
+//! This file *is* the list of what a device must do; `kernels/` and the kernel tests mirror it.
+//! Conventions, for every method:
+//! - arguments go outputs, inputs, weights, dimensions; `N` = B*T rows;
+//! - gradients of parameters are added to (`+=`), gradients of activations are assigned (`=`),
+//!   unless said otherwise;
 //! - outputs never overlap inputs, unless said otherwise;
-//! - a method returns when the work is queued; [`Device::download`] and [`Device::synchronize`] wait for it;
-//! - a tensor of the wrong length or type is a bug and panics; an `Err` is the device failing.
+//! - a method returns once the work is queued; [`Device::download`] and [`Device::synchronize`]
+//!   wait for it;
+//! - a tensor of the wrong length or type is a bug and panics; an `Err` means that the device
+//!   failed.
 
 mod buffer;
 mod floats;
@@ -19,27 +23,28 @@ use anyhow::Result;
 
 /// Memory and order of execution.
 pub trait Device {
-    /// What this device is, for the start-up table: `"CPU, 2 threads, AVX-512, f32"`.
+    /// Describes the device for the start-up table: `"CPU, 2 threads, AVX-512, f32"`.
     fn describe(&self) -> String;
 
-    /// Libraries of vendors that it uses, opened by this: what for, and version and place, or that there is none.
+    /// Opens the vendor libraries that the device uses and returns, for each, its purpose, then its
+    /// version and path or that it is missing.
     ///
     /// # Errors
-    /// One line, if one that was asked for is missing, or one that was found cannot be used.
+    /// One line, if a library that was asked for is missing, or one that was found cannot be used.
     fn libraries(&mut self) -> Result<Vec<(&'static str, String)>> {
         Ok(Vec::new())
     }
 
-    /// The type of parameters, activations and gradients here (llm.c's `floatX`).
+    /// The type of parameters, activations and gradients on this device (llm.c's `floatX`).
     fn float_dtype(&self) -> Dtype;
 
-    /// The type of the operands of matrix products, as `--dtype` names it.
+    /// The type of matmul operands, as `--dtype` names it.
     fn operand_dtype(&self) -> Dtype {
         self.float_dtype()
     }
 
-    /// Bytes of scratch memory that operations up to `limits` need. Whoever plans the memory adds that many bytes in the
-    /// arena [`SCRATCH`], from which the device then serves itself.
+    /// Bytes of scratch memory that operations within `limits` need. The planner of the memory adds
+    /// them as the arena [`SCRATCH`], which the device then uses on its own.
     ///
     /// # Errors
     /// One line, if the device has no kernel for these shapes.
@@ -48,16 +53,16 @@ pub trait Device {
         Ok(0)
     }
 
-    /// Memory that logits are best given: with more rows at a time, the gradient of the embedding is read and written
-    /// less often.
+    /// Preferred size of the logits in bytes. The more rows fit at a time, the less often the
+    /// gradient of the embedding is read and written.
     fn logits_bytes(&self) -> usize {
         256 << 20
     }
 
-    /// Allocates all arenas of the plan, zeroed. Called once, before anything else touches a tensor.
+    /// Allocates all arenas of the plan, zeroed. Called once, before any tensor is touched.
     ///
     /// # Errors
-    /// If the memory is not to be had.
+    /// If there is not enough memory.
     fn allocate(&mut self, plan: &MemoryPlan) -> Result<()>;
 
     /// Copies `src`, elements of `dst.dtype` in native byte order, to the device.
@@ -69,49 +74,50 @@ pub trait Device {
     /// Waits for all queued work.
     fn synchronize(&mut self) -> Result<()>;
 
-    /// Copies `src` to `dst`, of the same type and length, which do not overlap.
+    /// Copies `src` to `dst`. Both have the same type and length, and they do not overlap.
     fn copy(&mut self, dst: Tensor, src: Tensor) -> Result<()>;
 
-    /// Hands `tensor` to those who work on it beside this device, in order with what was queued before. Until
-    /// [`reclaim`](Self::reclaim), no operation may touch it; the CPU and the emulated device panic, or fail, if one does.
+    /// Lends `tensor` to a collective, ordered after everything queued so far. No operation may
+    /// touch it until [`reclaim`](Self::reclaim): the CPU panics and the emulated device fails if
+    /// one does.
     fn lend(&mut self, tensor: Tensor) -> Buffer;
 
-    /// `tensor`, exactly as it was lent, is the device's again.
+    /// Takes back `tensor`, exactly as it was lent.
     fn reclaim(&mut self, tensor: Tensor);
 
-    /// The GPU, for estimates; `None` for anything else.
+    /// The GPU, for estimates; `None` on any other device.
     fn gpu(&self) -> Option<Gpu> {
         None
     }
 
-    /// One line on how the GPU is doing at the moment.
+    /// Describes the current state of the GPU in one line.
     ///
     /// # Errors
-    /// One line, if there is no GPU, or it does not say.
+    /// One line, if there is no GPU, or it cannot be queried.
     fn gpu_state(&mut self) -> Result<String> {
         anyhow::bail!("there is no GPU to report on")
     }
 }
 
-/// What one can know of a GPU beforehand.
+/// The properties of a GPU that estimates need.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gpu {
-    /// As its vendor calls it: `NVIDIA H200`.
+    /// The vendor's name for it: `NVIDIA H200`.
     pub name: String,
     pub memory_bytes: usize,
-    /// What matrix products multiply: `bf16`, `fp16`, `tf32` or `f32`.
+    /// The type that matmuls multiply: `bf16`, `fp16`, `tf32` or `f32`.
     pub products: &'static str,
 }
 
-/// Name of the arena of a device's scratch memory.
+/// Name of the arena for a device's scratch memory.
 pub const SCRATCH: &str = "scratch";
 
-/// The largest operations that a run will ask for.
+/// The largest operations that a run asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Rows (B*T) of the largest batch.
     pub rows: usize,
-    /// Rows of the largest piece of logits.
+    /// Rows of the largest chunk of logits.
     pub logits_rows: usize,
     /// Tokens in the longest sequence.
     pub T: usize,
@@ -119,11 +125,11 @@ pub struct Limits {
     pub NH: usize,
     pub V: usize,
     pub Vp: usize,
-    /// Tensors that a norm is of, at most.
+    /// Most tensors that one norm spans.
     pub norm_pieces: usize,
 }
 
-/// Adds the scratch memory that a run needs whose largest operations are within one of `uses`.
+/// Adds the scratch memory for a run whose every operation is within one of `uses`.
 ///
 /// # Errors
 /// One line, if the device has no kernel for one of these shapes.
@@ -138,16 +144,16 @@ pub fn plan_scratch(dev: &(impl Device + ?Sized), uses: &[Limits], plan: &mut Me
     Ok(())
 }
 
-/// What follows a matrix product, in the same pass where the device can.
+/// What follows a matmul, fused with it where the device can.
 #[derive(Clone, Copy, Debug)]
 pub enum Epilogue {
-    /// out = product
+    /// out = matmul
     None,
-    /// out = product + bias
+    /// out = matmul + bias
     Bias { bias: Tensor },
-    /// pre_gelu = product + bias; out = gelu(pre_gelu)
+    /// pre_gelu = matmul + bias; out = gelu(pre_gelu)
     BiasGelu { bias: Tensor, pre_gelu: Tensor },
-    /// out = residual + product + bias
+    /// out = residual + matmul + bias
     BiasResidual { bias: Tensor, residual: Tensor },
 }
 
@@ -169,13 +175,13 @@ pub struct MatmulForward {
 pub struct MatmulBackward {
     pub dinp: Tensor,
     pub dweight: Tensor,
-    /// `=` instead of `+=` for `dweight`: the first micro-step of a step saves clearing and reading it.
+    /// `=` instead of `+=` for `dweight`, so that the first micro-step need not clear and read it.
     pub overwrite_dweight: bool,
     pub dbias: Option<Tensor>,
     pub dout: Tensor,
     pub inp: Tensor,
     pub weight: Tensor,
-    /// The (N, C) pre-activation whose GELU `inp` is.
+    /// The (N, C) pre-activation, where `inp` is its GELU.
     pub through_gelu: Option<Tensor>,
     pub N: usize,
     pub C: usize,
@@ -191,32 +197,33 @@ pub struct AttentionDims {
     pub HS: usize,
 }
 
-/// The rows of a batch grouped by token, on the device: made on the host while the device is busy, so that the backward
-/// pass of the embedding needs neither atomics nor a sort.
+/// The rows of a batch bucketed by token, on the device. The host builds them while the device is
+/// busy, so that the backward pass of the embedding needs neither atomics nor a sort.
 #[derive(Clone, Copy, Debug)]
 pub struct TokenBuckets {
-    /// (N) i32: numbers of rows, those of one token side by side and in ascending order.
+    /// (N) i32: indices of rows, those of one token adjacent and in ascending order.
     pub rows: Tensor,
-    /// (count + 1) i32 or longer: where in `rows` each bucket starts; the largest bucket comes first.
+    /// (count + 1) i32 or longer: start of each bucket in `rows`; the largest bucket comes first.
     pub starts: Tensor,
     pub count: usize,
 }
 
-/// dwte[tokens] += dout; dwpe[t] += dout summed over B. The same result every time.
+/// dwte[tokens] += dout; dwpe[t] += dout summed over B. Deterministic.
 #[derive(Clone, Copy, Debug)]
 pub struct EncoderBackward {
     pub dwte: Tensor,
     pub dwpe: Tensor,
     pub dout: Tensor,
     pub tokens: Tensor,
-    /// Of `tokens`. A device that groups them itself may ignore it.
+    /// The buckets of `tokens`. A device that builds its own may ignore them.
     pub buckets: TokenBuckets,
     pub B: usize,
     pub T: usize,
     pub C: usize,
 }
 
-/// out (N, C) = (inp - mean) * rstd * weight + bias; mean, rstd (N) f32 are kept for the backward pass. eps = 1e-5.
+/// out (N, C) = (inp - mean) * rstd * weight + bias; mean, rstd (N) f32 are stored for the backward
+/// pass. eps = 1e-5.
 #[derive(Clone, Copy, Debug)]
 pub struct LayernormForward {
     pub out: Tensor,
@@ -229,8 +236,8 @@ pub struct LayernormForward {
     pub C: usize,
 }
 
-/// dinp (N, C) **+=** (it is the gradient of the residual stream), or = for the layernorm that the stream ends in; dweight,
-/// dbias (C) +=.
+/// dinp (N, C) **+=** (it is the gradient of the residual stream), or = for the layernorm at the
+/// end of the stream; dweight, dbias (C) +=.
 #[derive(Clone, Copy, Debug)]
 pub struct LayernormBackward {
     pub dinp: Tensor,
@@ -249,56 +256,60 @@ pub struct LayernormBackward {
 /// Softmax and cross-entropy over rows of logits.
 #[derive(Clone, Copy, Debug)]
 pub struct Classifier {
-    /// (N) f32; `+=`, so that it can hold the sum over micro-steps.
+    /// (N) f32; `+=`, so that it accumulates over micro-steps.
     pub losses: Tensor,
-    /// (N, Vp); with `dloss`, overwritten by the gradient, columns `V..Vp` by zero.
+    /// (N, Vp); with `dloss`, overwritten by the gradient, and columns `V..Vp` by zero.
     pub logits: Tensor,
     /// (N) i32, each below V
     pub targets: Tensor,
-    /// What one row's loss counts in the total: 1 / (B T grad_accum_steps). Without it only losses are computed and
-    /// logits stay.
+    /// Weight of one row's loss in the total: 1 / (B T grad_accum_steps). Without it only losses
+    /// are computed and the logits stay.
     pub dloss: Option<f32>,
     pub N: usize,
     pub V: usize,
     pub Vp: usize,
 }
 
-/// One AdamW step (Loshchilov & Hutter 2019) with bias correction over a run of parameters:
-/// m = lerp(g, m, beta1); v = lerp(g², v, beta2); p -= lr (m̂ / (sqrt(v̂) + eps) + decay p), with g = grad_scale * grads.
+/// One AdamW step (Loshchilov & Hutter 2019) with bias correction over a range of parameters: m =
+/// lerp(g, m, beta1); v = lerp(g², v, beta2); p -= lr (m̂ / (sqrt(v̂) + eps) + decay p), with g =
+/// grad_scale * grads.
 ///
-/// Where parameters are narrower than f32, a step in f32 is rounded to them at random, so that it is right on average.
+/// Where parameters are narrower than f32, the f32 result is rounded stochastically, so that it is
+/// right on average.
 ///
-/// All tensors are of one length. A CUDA device wants it to be a multiple of what 16 bytes hold of its floating-point type,
-/// and each tensor to start at a multiple of 16 bytes.
+/// All tensors have the same length. On a CUDA device 16 bytes of its floating-point type must
+/// divide that length, and each tensor must start at a multiple of 16 bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct AdamW {
     pub params: Tensor,
-    /// f32 copy of the parameters that takes the step in their place; they become its rounded image.
+    /// Master weights: the f32 copy of the parameters that takes the step in their place. The
+    /// parameters become its rounded image.
     pub master: Option<Tensor>,
     pub m: Tensor,
     pub v: Tensor,
     pub grads: Tensor,
-    /// The first so many elements decay, by `weight_decay`; the others do not.
+    /// Number of elements, from the first, that decay by `weight_decay`; the others do not.
     pub decayed: usize,
     pub weight_decay: f32,
     pub lr: f32,
     pub beta1: f32,
     pub beta2: f32,
     pub eps: f32,
-    /// Gradient clipping, folded in.
+    /// Factor on the gradients: gradient clipping and loss scaling.
     pub grad_scale: f32,
     /// 1 for the first update.
     pub t: usize,
-    /// Of the random rounding; another one each step.
+    /// Seed of the stochastic rounding; a new one each step.
     pub seed: u32,
-    /// Number of the first element among all parameters: random rounding depends on it, and not on how the parameters are
-    /// cut.
+    /// Index of the first element among all parameters: stochastic rounding depends on it, so it
+    /// does not depend on how parameters are sharded.
     pub first: u64,
 }
 
 /// The operations of GPT-2.
 pub trait Ops: Device {
-    /// encoded (B, T, C) = wte[tokens] + wpe[t]. tokens (B, T) i32; wpe (at least T, C): its first row belongs to t = 0.
+    /// encoded (B, T, C) = wte[tokens] + wpe[t]. tokens (B, T) i32; wpe (at least T, C): its first
+    /// row is for t = 0.
     fn encoder_forward(
         &mut self,
         encoded: Tensor,
@@ -316,9 +327,9 @@ pub trait Ops: Device {
 
     fn matmul_forward(&mut self, args: MatmulForward) -> Result<()>;
 
-    /// A projection into the residual stream (its epilogue is [`Epilogue::BiasResidual`]) and the layernorm that reads
-    /// the sum (`norm.inp` is `matmul.out`). A device with a kernel for the two together may choose between that and this
-    /// composition.
+    /// A projection into the residual stream (its epilogue is [`Epilogue::BiasResidual`]) and the
+    /// layernorm that reads the sum (`norm.inp` is `matmul.out`). A device with a kernel that fuses
+    /// both may choose between that and this composition.
     fn matmul_residual_layernorm(&mut self, matmul: MatmulForward, norm: LayernormForward) -> Result<()> {
         self.matmul_forward(matmul)?;
         self.layernorm_forward(norm)
@@ -326,8 +337,8 @@ pub trait Ops: Device {
 
     fn matmul_backward(&mut self, args: MatmulBackward) -> Result<()>;
 
-    /// Causal attention, no T x T buffer. out (B, T, C); lse (B, NH, T) f32 is the log-sum-exp of each row of scaled
-    /// scores. qkv (B, T, 3 C).
+    /// Causal attention, no T x T buffer. out (B, T, C); lse (B, NH, T) f32 is the log-sum-exp of
+    /// each row of scaled scores. qkv (B, T, 3 C).
     fn attention_forward(&mut self, out: Tensor, lse: Tensor, qkv: Tensor, dims: AttentionDims)
     -> Result<()>;
 
@@ -342,19 +353,19 @@ pub trait Ops: Device {
         dims: AttentionDims,
     ) -> Result<()>;
 
-    /// The row of attention for the one position `t`, over keys and values 0..=t of each of the B sequences:
-    /// out (B, C); qkv (B, T, 3 C) is the cache.
+    /// Attention for the single position `t`, over keys and values 0..=t of each of the B
+    /// sequences. out (B, C); qkv (B, T, 3 C) is the cache.
     fn attention_decode(&mut self, out: Tensor, qkv: Tensor, t: usize, dims: AttentionDims) -> Result<()>;
 
-    /// out = gelu(inp), tanh form: for the recompute path.
+    /// out = gelu(inp), tanh form, for recompute.
     fn gelu_forward(&mut self, out: Tensor, inp: Tensor) -> Result<()>;
 
     fn classifier(&mut self, args: Classifier) -> Result<()>;
 
     fn adamw(&mut self, args: AdamW) -> Result<()>;
 
-    /// dst += src, of one type; each sum is formed in f32 and rounded to nearest. A CUDA device wants lengths and starts as
-    /// for [`AdamW`].
+    /// dst += src, of the same type; each sum is formed in f32 and rounded to nearest. Lengths and
+    /// starts on a CUDA device are as for [`AdamW`].
     fn add(&mut self, dst: Tensor, src: Tensor) -> Result<()>;
 
     /// out (1) f32 = sum of squares of all of `src`; deterministic.

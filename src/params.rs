@@ -1,9 +1,9 @@
-//! The sixteen parameter tensors of GPT-2: one table that drives allocation, initialisation, weight decay,
-//! checkpoints, tests and error messages.
+//! The sixteen parameter tensors of GPT-2: one table that drives allocation, initialization, weight
+//! decay, checkpoints, tests and error messages.
 
 use crate::config::ModelConfig;
 
-/// A parameter tensor. The order is that of llm.c's checkpoint files.
+/// A parameter tensor, in the order of llm.c's checkpoint files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Param {
     Wte,
@@ -24,7 +24,7 @@ pub enum Param {
     Lnfb,
 }
 
-/// How a parameter starts out.
+/// Initial values of a parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Init {
     /// N(0, 0.02)
@@ -35,18 +35,18 @@ pub enum Init {
     One,
 }
 
-/// What is known of a parameter tensor before any model exists.
+/// The properties of a parameter tensor that hold for every model.
 pub struct ParamSpec {
     pub param: Param,
     /// llm.c's name for it.
     pub name: &'static str,
-    /// Hugging Face's name for it, with `{l}` where the layer number goes.
+    /// Hugging Face's name for it, with `{l}` for the layer number.
     pub hf_name: &'static str,
-    /// Whether there is one for each of the L layers.
+    /// Whether each of the L layers has one.
     pub per_layer: bool,
-    /// Rows and columns (out, in) of one layer's tensor; a vector has one row and is not "2-D".
+    /// Rows and columns (out, in) of one layer's tensor; a vector has one row.
     pub shape: fn(&ModelConfig) -> (usize, usize),
-    /// Whether it is a matrix: only these decay.
+    /// Whether it is a matrix. Only matrices decay.
     pub is_matrix: bool,
     pub init: Init,
 }
@@ -105,7 +105,7 @@ impl Param {
 }
 
 impl ParamSpec {
-    /// Layers this tensor exists for: L, or 1.
+    /// Number of layers that have this tensor: L, or 1.
     pub fn layers(&self, config: &ModelConfig) -> usize {
         if self.per_layer { config.L } else { 1 }
     }
@@ -117,8 +117,9 @@ impl ParamSpec {
     }
 }
 
-/// Where each parameter lies in a file: llm.c's order, all layers of a tensor together. Gradients, moments and master weights
-/// have the same. On a device they lie by [units](crate::units).
+/// The place of each parameter in a file: llm.c's order, all layers of a tensor together.
+/// Gradients, moments and master weights have the same layout. On a device they are ordered by
+/// [units](crate::units).
 #[derive(Clone, Debug)]
 pub struct ParamLayout {
     config: ModelConfig,
@@ -134,19 +135,19 @@ impl ParamLayout {
         ParamLayout { config: *config, offsets }
     }
 
-    /// All parameters, padding included, in elements.
+    /// Number of parameters, padding included.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         self.offsets[16]
     }
 
-    /// Elements of `param` over all layers, as a range of the whole.
+    /// The range of `param`, all layers of it, among all elements.
     pub fn range(&self, param: Param) -> std::ops::Range<usize> {
         self.offsets[param as usize]..self.offsets[param as usize + 1]
     }
 
-    /// Elements and tensors that decay, then those that do not, as PyTorch users count them: a tensor a layer, the
-    /// padding of the vocabulary included.
+    /// Numbers of elements and tensors that decay, then of those that do not, counted as in
+    /// PyTorch: one tensor per layer, the padding of the vocabulary included.
     pub fn decay_groups(&self) -> [(usize, usize); 2] {
         let mut groups = [(0, 0); 2];
         for spec in &PARAMS {

@@ -1,24 +1,25 @@
-//! Where a tensor lies, for those who move its contents without the host in between: communicators.
+//! The place of a tensor in memory, for communicators, which move its contents without a copy to
+//! the host.
 
 use crate::tensor::Dtype;
 
 /// Elements in a device's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Buffer {
-    /// Of the first element, in the address space of `place`.
+    /// Address of the first element, in the address space of `place`.
     pub address: u64,
-    /// In elements.
+    /// Number of elements.
     pub len: usize,
     pub dtype: Dtype,
     pub place: Place,
 }
 
-/// Whose memory it is.
+/// The owner of the memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// This process's. The device has done all that was asked of it.
+    /// This process. The device has finished all queued work.
     Host,
-    /// A GPU's, which works on what is queued on this stream (a `CUstream`).
+    /// A GPU, whose work is queued on this stream (a `CUstream`).
     Gpu { stream: usize },
 }
 

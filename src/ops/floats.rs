@@ -1,4 +1,4 @@
-//! Numbers on their way between the host, where they are f32, and a device, where they are of the type that the device
+//! Conversion between the host, where numbers are f32, and a device, where they have the type it
 //! computes in.
 
 use super::Device;
@@ -7,13 +7,13 @@ use anyhow::Result;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-/// Elements converted at a time: a model is not to be on the host twice.
+/// Elements converted at a time, so that the host never holds a second copy of a model.
 const CHUNK: usize = 1 << 20;
 
-/// Copies `src` to a tensor of any floating-point type, rounded to nearest, ties to even.
+/// Copies `src` to a tensor of any floating-point type, rounding to nearest, ties to even.
 ///
 /// # Panics
-/// If they differ in length, or the tensor holds integers.
+/// If the lengths differ, or the tensor holds integers.
 pub fn upload_f32(dev: &mut (impl Device + ?Sized), dst: Tensor, src: &[f32]) -> Result<()> {
     assert_eq!(dst.len, src.len());
     let mut narrow = vec![0u16; if dst.dtype == Dtype::F32 { 0 } else { CHUNK.min(src.len()) }];
@@ -26,16 +26,16 @@ pub fn upload_f32(dev: &mut (impl Device + ?Sized), dst: Tensor, src: &[f32]) ->
                 round(narrow, wide, dst.dtype);
                 dev.upload(part, bytemuck::cast_slice(narrow))?;
             }
-            Dtype::I32 => panic!("numbers with a fraction for a tensor of integers"),
+            Dtype::I32 => panic!("cannot upload floats to a tensor of integers"),
         }
     }
     Ok(())
 }
 
-/// Copies a tensor of any floating-point type to the host; exact.
+/// Copies a tensor of any floating-point type to the host, exactly.
 ///
 /// # Panics
-/// If they differ in length, or the tensor holds integers.
+/// If the lengths differ, or the tensor holds integers.
 pub fn download_f32(dev: &mut (impl Device + ?Sized), dst: &mut [f32], src: Tensor) -> Result<()> {
     assert_eq!(src.len, dst.len());
     let mut narrow = vec![0u16; if src.dtype == Dtype::F32 { 0 } else { CHUNK.min(dst.len()) }];
@@ -48,7 +48,7 @@ pub fn download_f32(dev: &mut (impl Device + ?Sized), dst: &mut [f32], src: Tens
                 dev.download(bytemuck::cast_slice_mut(narrow), part)?;
                 widen(wide, narrow, src.dtype);
             }
-            Dtype::I32 => panic!("integers asked for as numbers with a fraction"),
+            Dtype::I32 => panic!("cannot download a tensor of integers as floats"),
         }
     }
     Ok(())
@@ -74,7 +74,7 @@ mod tests {
     use crate::ops::Buffer;
     use crate::tensor::MemoryPlan;
 
-    /// Memory and nothing else.
+    /// A device with memory and no operations.
     #[derive(Default)]
     struct Store(Vec<u8>);
 
@@ -101,10 +101,10 @@ mod tests {
             Ok(())
         }
         fn copy(&mut self, _dst: Tensor, _src: Tensor) -> Result<()> {
-            unreachable!("nothing is copied here")
+            unreachable!("these tests copy nothing")
         }
         fn lend(&mut self, _tensor: Tensor) -> Buffer {
-            unreachable!("nothing is lent here")
+            unreachable!("these tests lend nothing")
         }
         fn reclaim(&mut self, _tensor: Tensor) {}
     }
