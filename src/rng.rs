@@ -1,5 +1,6 @@
-//! Random numbers that agree with PyTorch's CPU generator draw for draw, so that a model initialised here starts
-//! from the weights PyTorch would give it, and with llm.c, so that its shuffles and samples are reproduced.
+//! Random numbers that agree draw for draw with PyTorch's CPU generator, so that a model
+//! initialized here starts from PyTorch's weights, and with llm.c, so that its shuffles and samples
+//! are reproduced.
 
 mod box_muller;
 
@@ -13,11 +14,11 @@ const MATRIX_A: u32 = 0x9908_b0df;
 const UPPER_MASK: u32 = 0x8000_0000;
 const LOWER_MASK: u32 = 0x7fff_ffff;
 
-/// The Mersenne Twister of Matsumoto & Nishimura (1998), in 32 bits: the generator of PyTorch and NumPy.
+/// The 32-bit Mersenne Twister of Matsumoto & Nishimura (1998), the generator of PyTorch and NumPy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mt19937 {
     seed: u64,
-    /// Draws left before the state is renewed, plus one.
+    /// Number of draws before the state is renewed, plus one.
     left: i32,
     /// Index in `state` of the next draw.
     next: u32,
@@ -25,10 +26,10 @@ pub struct Mt19937 {
 }
 
 impl Mt19937 {
-    /// Bytes of [`Self::to_bytes`].
+    /// Length of [`Self::to_bytes`].
     pub const BYTES: usize = 8 + 4 + 4 + 4 * N + 8;
 
-    /// The generator after `torch.manual_seed(seed)`.
+    /// Returns the generator after `torch.manual_seed(seed)`.
     pub fn new(seed: u32) -> Self {
         let mut state = [seed; N];
         for j in 1..N {
@@ -51,7 +52,7 @@ impl Mt19937 {
         self.next = 0;
     }
 
-    /// 32 random bits.
+    /// Draws 32 random bits.
     pub fn randint32(&mut self) -> u32 {
         self.left -= 1;
         if self.left <= 0 {
@@ -65,35 +66,37 @@ impl Mt19937 {
         y ^ (y >> 18)
     }
 
-    /// 64 random bits; the first draw makes the upper half.
+    /// Draws 64 random bits, the upper half first.
     pub fn randint64(&mut self) -> u64 {
         let high = u64::from(self.randint32());
         (high << 32) | u64::from(self.randint32())
     }
 
-    /// Uniform in [0, 1), 24 bits of it random.
+    /// Draws uniformly from [0, 1), with 24 random bits.
     pub fn randfloat32(&mut self) -> f32 {
         (self.randint32() & 0xff_ffff) as f32 * (1.0 / (1u32 << 24) as f32)
     }
 
-    /// Uniform in [0, 1), 53 bits of it random.
+    /// Draws uniformly from [0, 1), with 53 random bits.
     pub fn randfloat64(&mut self) -> f64 {
         (self.randint64() & ((1 << 53) - 1)) as f64 * (1.0 / (1u64 << 53) as f64)
     }
 
-    /// Fills `data` uniformly in [from, to): `Tensor.uniform_(from, to)`.
+    /// Fills `data` uniformly from [from, to): `Tensor.uniform_(from, to)`.
     pub fn uniform(&mut self, data: &mut [f32], from: f32, to: f32) {
         for x in data {
             *x = self.randfloat32().mul_add(to - from, from);
         }
     }
 
-    /// Fills `data` from the normal distribution: `Tensor.normal_(mean, std)`. From 16 numbers on, this is the
-    /// Box-Muller transform on runs of 16 uniform draws, the radii from the first eight and the angles from the
-    /// last; a ragged end is drawn anew together with the numbers before it that fill up a run. Bit for bit what
-    /// PyTorch gives on a CPU with AVX2, whatever the CPU here.
+    /// Fills `data` from the normal distribution: `Tensor.normal_(mean, std)`. For 16 numbers or
+    /// more, this is the Box-Muller transform of runs of 16 uniform draws: radii from the first
+    /// eight, angles from the last eight. If the last run is incomplete, the last 16 numbers are
+    /// drawn again as one run. The result is bit for bit that of PyTorch on a CPU with AVX2,
+    /// whatever the CPU here.
     ///
-    /// Below 16 numbers PyTorch saves the odd one out for its next small request; like llm.c we drop it.
+    /// Below 16 numbers PyTorch saves the odd one for its next small request; like llm.c, we drop
+    /// it.
     pub fn normal_fill(&mut self, data: &mut [f32], mean: f64, std: f64) {
         if data.len() < 16 {
             return self.normal_fill_small(data, mean, std);
@@ -124,8 +127,8 @@ impl Mt19937 {
         }
     }
 
-    /// Shuffles `data` (Fisher & Yates, from the end), as llm.c does. The modulo is not quite uniform; it stays, for
-    /// the order has to be llm.c's.
+    /// Shuffles `data` (Fisher & Yates, from the end), as llm.c does. The modulo is not quite
+    /// uniform; it stays because the order has to match llm.c's.
     pub fn random_permutation(&mut self, data: &mut [i32]) {
         for i in (1..data.len()).rev() {
             let j = self.randint32() as usize % (i + 1);
@@ -133,7 +136,7 @@ impl Mt19937 {
         }
     }
 
-    /// The state as llm.c writes it to its files: the memory of its C struct, little-endian.
+    /// Returns the state as llm.c writes it to files: the memory of its C struct, little-endian.
     pub fn to_bytes(&self) -> [u8; Self::BYTES] {
         let mut words = vec![self.seed as u32, (self.seed >> 32) as u32, self.left as u32, self.next];
         words.extend_from_slice(&self.state);
@@ -145,23 +148,24 @@ impl Mt19937 {
         bytes
     }
 
-    /// Reads what [`Self::to_bytes`] or llm.c wrote. The seed is only carried along; llm.c leaves it unset.
+    /// Reads a state written by [`Self::to_bytes`] or llm.c. The seed is only passed through; llm.c
+    /// leaves it unset.
     ///
     /// # Errors
-    /// If the length is wrong or no generator can be in that state.
+    /// If the length is wrong, or the state is impossible.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         ensure!(
             bytes.len() == Self::BYTES,
-            "random generator state: {} bytes; expected {}",
-            bytes.len(),
-            Self::BYTES
+            "random generator state: expected {} bytes, found {}",
+            Self::BYTES,
+            bytes.len()
         );
         let words: Vec<u32> = bytes.as_chunks::<4>().0.iter().map(|&four| u32::from_le_bytes(four)).collect();
         let (left, next) = (words[2], words[3]);
         let fresh = left == 1 && next == 0;
-        let under_way = (1..=N as u32).contains(&next) && left == N as u32 + 1 - next;
+        let in_use = (1..=N as u32).contains(&next) && left == N as u32 + 1 - next;
         ensure!(
-            (fresh || under_way) && words[4 + N..] == [0, MATRIX_A],
+            (fresh || in_use) && words[4 + N..] == [0, MATRIX_A],
             "random generator state is damaged: {left} draws left at position {next} of {N}"
         );
         let state = words[4..4 + N].try_into().context("random generator state")?;
@@ -170,15 +174,15 @@ impl Mt19937 {
     }
 }
 
-/// The numbers 0 to `n - 1` in order, for [`Mt19937::random_permutation`] to shuffle.
+/// Returns the numbers 0 to `n - 1` in order, for [`Mt19937::random_permutation`] to shuffle.
 pub fn identity_permutation(n: usize) -> Vec<i32> {
-    (0..i32::try_from(n).expect("permutations are of fewer than 2^31 numbers")).collect()
+    (0..i32::try_from(n).expect("permutations have fewer than 2^31 numbers")).collect()
 }
 
-/// The xorshift* generator (Marsaglia 2003; Vigna 2016) from which llm.c samples tokens.
+/// The xorshift* generator (Marsaglia 2003; Vigna 2016) with which llm.c samples tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SampleRng {
-    /// Never 0 unless started there, where it would stay.
+    /// Never 0, unless seeded with 0, where it stays.
     pub state: u64,
 }
 
@@ -187,7 +191,7 @@ impl SampleRng {
         SampleRng { state: seed }
     }
 
-    /// 32 random bits.
+    /// Draws 32 random bits.
     pub fn random_u32(&mut self) -> u32 {
         self.state ^= self.state >> 12;
         self.state ^= self.state << 25;
@@ -195,7 +199,7 @@ impl SampleRng {
         (self.state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as u32
     }
 
-    /// Uniform in [0, 1).
+    /// Draws uniformly from [0, 1).
     pub fn random_f32(&mut self) -> f32 {
         (self.random_u32() >> 8) as f32 / 16_777_216.0
     }
@@ -205,7 +209,7 @@ impl SampleRng {
 mod tests {
     use super::*;
 
-    /// llm.c's `rand.h`, compiled, with seed 42.
+    /// The output of llm.c's `rand.h`, compiled, with seed 42.
     #[test]
     fn bits_are_those_of_llmc() {
         let mut rng = Mt19937::new(42);
@@ -223,8 +227,8 @@ mod tests {
         data.iter().fold(start, |hash, x| (hash ^ u64::from(x.to_bits())).wrapping_mul(0x100_0000_01b3))
     }
 
-    /// Fingerprints of what PyTorch 2.15 fills, the same with AVX2 and AVX-512; seeds and arguments as here. Without
-    /// either it rounds differently, even uniform draws.
+    /// Fingerprints of tensors filled by PyTorch 2.15 with these seeds and arguments, the same with
+    /// AVX2 and AVX-512. Without either, PyTorch rounds differently, even uniform draws.
     #[test]
     fn fills_are_those_of_pytorch() {
         let mut data = vec![f32::NAN; 1_000_003];
@@ -252,7 +256,7 @@ mod tests {
         assert_eq!(hash, 10_927_570_435_837_648_852);
     }
 
-    /// The example of llm.c's `rand.h`, which PyTorch agrees with after `torch.manual_seed(137)`.
+    /// The example in llm.c's `rand.h`. PyTorch agrees with it after `torch.manual_seed(137)`.
     #[test]
     fn draws_of_different_kinds_follow_each_other_as_in_llmc() {
         let mut rng = Mt19937::new(137);
@@ -281,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ragged_end_is_drawn_anew() {
+    fn a_ragged_end_is_drawn_again() {
         let mut whole = [f32::NAN; 32];
         Mt19937::new(1).normal_fill(&mut whole, 0.0, 1.0);
         let mut ragged = [f32::NAN; 33];
@@ -307,7 +311,7 @@ mod tests {
         assert!((variance.sqrt() - 0.5).abs() <= 0.01, "{variance}");
     }
 
-    /// What llm.c's `rand.h` gives, compiled.
+    /// The output of llm.c's `rand.h`, compiled.
     #[test]
     fn permutations_are_those_of_llmc() {
         let mut data = identity_permutation(10);
@@ -333,7 +337,7 @@ mod tests {
     #[test]
     fn damaged_states_are_refused() {
         let good = Mt19937::new(7).to_bytes();
-        assert!(Mt19937::from_bytes(&good[1..]).unwrap_err().to_string().contains("2519 bytes"));
+        assert!(Mt19937::from_bytes(&good[1..]).unwrap_err().to_string().contains("found 2519"));
         for (at, byte) in [(8, 9), (12, 1), (15, 255), (Mt19937::BYTES - 1, 0)] {
             let mut bad = good;
             bad[at] = byte;
@@ -341,7 +345,7 @@ mod tests {
         }
     }
 
-    /// What llm.c's `sampler.h` gives, compiled.
+    /// The output of llm.c's `sampler.h`, compiled.
     #[test]
     fn sampling_coins_are_those_of_llmc() {
         let mut rng = SampleRng::new(1337);

@@ -1,31 +1,31 @@
-//! Reads corpora: files and folders of text or JSON lines become a stream of documents, cut into pieces so that
-//! no document has to fit in memory.
+//! Reads corpora: files and folders of text or JSON lines become a stream of documents, cut into
+//! pieces so that no document has to fit into memory.
 
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-/// Bytes of a document after which a piece is cut off.
+/// Bytes of a document after which a piece is cut.
 const PIECE_BYTES: usize = 1 << 16;
 
-/// Bytes without a place to cut after which a file is taken not to be text.
+/// Bytes without a place to cut after which a file is rejected as not being text.
 const UNCUTTABLE_BYTES: usize = 1 << 24;
 
-/// Part of a document. Pieces are cut where GPT-2's tokenizer always ends a token, so that tokens of pieces are the
-/// tokens of the document.
+/// A piece of a document. Pieces are cut where GPT-2's tokenizer always ends a token, so the tokens
+/// of the pieces are the tokens of the document.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Piece {
     pub starts_document: bool,
     pub text: String,
 }
 
-/// What makes a document.
+/// How files are split into documents.
 #[derive(Clone, Debug)]
 pub(super) struct Format {
-    /// Between documents of a text file; without it the file is one document.
+    /// Separator between documents of a text file; without it the file is one document.
     pub split_on: Option<String>,
-    /// The field of a JSON line that holds the document.
+    /// Field of a JSON line that holds the document.
     pub json_field: String,
 }
 
@@ -37,8 +37,8 @@ pub(super) struct Source {
     pub bytes: u64,
 }
 
-/// Lists the files of `inputs`: files as given, folders with all that is in them, in the order of names, but for hidden
-/// files.
+/// Lists the files of `inputs`: files as given, and all files in folders, ordered by name, except
+/// hidden ones.
 pub(super) fn find_sources(inputs: &[PathBuf]) -> Result<Vec<Source>> {
     let mut sources = Vec::new();
     for input in inputs {
@@ -71,7 +71,7 @@ fn add_sources(path: &Path, sources: &mut Vec<Source>) -> Result<()> {
     entries.sort_by_key(|entry| entry.file_name());
     for entry in entries {
         let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
-        // A link to a folder could lead back here; links to files are followed.
+        // A link to a folder could lead back here, so only links to files are followed.
         let linked_folder = entry.path().is_symlink() && entry.path().is_dir();
         if !hidden && !linked_folder {
             add_sources(&entry.path(), sources)?;
@@ -81,7 +81,7 @@ fn add_sources(path: &Path, sources: &mut Vec<Source>) -> Result<()> {
 }
 
 impl Source {
-    /// Hands all pieces of all documents to `sink`, in order.
+    /// Passes all pieces of all documents to `sink`, in order.
     pub fn read(&self, format: &Format, sink: &mut dyn FnMut(Piece) -> Result<()>) -> Result<()> {
         let name = self.path.display().to_string();
         if name == "-" {
@@ -114,7 +114,7 @@ fn read_json_lines(
             continue;
         }
         let mut value: serde_json::Value = serde_json::from_slice(&line)
-            .map_err(|e| anyhow::anyhow!("{name}:{number}: not JSON: {e}; expected one object a line"))?;
+            .map_err(|e| anyhow::anyhow!("{name}:{number}: not JSON: {e}; expected one object per line"))?;
         match value.get_mut(field).map(serde_json::Value::take) {
             Some(serde_json::Value::String(text)) if text.is_empty() => {}
             Some(serde_json::Value::String(text)) => sink(Piece { starts_document: true, text })?,
@@ -134,7 +134,7 @@ fn read_text(
     sink: &mut dyn FnMut(Piece) -> Result<()>,
 ) -> Result<()> {
     let mut splitter = Splitter::new(format.split_on.as_deref());
-    // Bytes that are not decoded yet, and where in the file they are.
+    // Bytes not decoded yet, and their offset in the file.
     let mut bytes = Vec::new();
     let mut offset = 0;
     loop {
@@ -142,7 +142,7 @@ fn read_text(
         let ended = read.with_context(|| format!("{name}: cannot read"))? == 0;
         let valid = match std::str::from_utf8(&bytes) {
             Ok(text) => text,
-            // A character that is cut by the end of the block, unless it is the end of the file.
+            // The end of the block cuts a character, which is fine unless the file ends here too.
             Err(e) if e.error_len().is_none() && !ended => str_of(&bytes[..e.valid_up_to()]),
             Err(e) => bail!(
                 "{name}: byte {} is not UTF-8 text; convert the file or leave it out",
@@ -166,16 +166,17 @@ fn str_of(valid: &[u8]) -> &str {
 
 /// Cuts text into documents and documents into pieces, as it arrives.
 ///
-/// A separator of white space only ("\n\n") is text: it ends the document before it. Any other (`<|endoftext|>`) is a
-/// mark: it is dropped, and so is the white space around it.
+/// A separator of white space alone ("\n\n") is text and stays at the end of the document before
+/// it. Any other separator (`<|endoftext|>`) is a mark and is dropped with the white space around
+/// it.
 struct Splitter<'a> {
     separator: Option<&'a str>,
     is_mark: bool,
-    /// What has arrived and is not handed on yet.
+    /// Text that has arrived and has not been passed on.
     text: String,
-    /// Up to here there is no separator in `text`.
+    /// `text` has no separator before this index.
     searched: usize,
-    /// Whether a piece of the current document is handed on already.
+    /// Whether a piece of the current document has been passed on.
     started: bool,
 }
 
@@ -185,7 +186,7 @@ impl<'a> Splitter<'a> {
         Splitter { separator, is_mark, text: String::new(), searched: 0, started: false }
     }
 
-    /// Hands on all pieces that are certain: with `ended`, everything.
+    /// Passes on all pieces that are certain; with `ended`, everything.
     fn split(&mut self, ended: bool, sink: &mut dyn FnMut(Piece) -> Result<()>) -> Result<()> {
         let mut text = std::mem::take(&mut self.text);
         let mut start = 0;
@@ -198,7 +199,7 @@ impl<'a> Splitter<'a> {
             self.emit(&text[start..], true, sink)?;
             start = text.len();
         } else if text.len() - start >= PIECE_BYTES {
-            // The last bytes may be the first of a separator.
+            // The last bytes may be the start of a separator.
             let overlap = self.separator.map_or(0, |s| s.len() - 1);
             let from = std::mem::replace(&mut self.searched, floor_char_boundary(&text, overlap).max(start));
             if let Some(cut) = last_cut(&text[..self.searched], from.max(start)) {
@@ -218,7 +219,7 @@ impl<'a> Splitter<'a> {
         Ok(())
     }
 
-    /// Where the next separator starts and ends.
+    /// Finds the start and the end of the next separator.
     fn find_separator(&self, text: &str) -> Option<(usize, usize)> {
         let separator = self.separator?;
         let at = self.searched + text[self.searched..].find(separator)?;
@@ -240,15 +241,16 @@ impl<'a> Splitter<'a> {
     }
 }
 
-/// The last boundary of characters with at least `overlap` bytes after it.
+/// Finds the last character boundary with at least `overlap` bytes after it.
 fn floor_char_boundary(text: &str, overlap: usize) -> usize {
     let end = text.len().saturating_sub(overlap);
     (0..=end).rev().find(|&i| text.is_char_boundary(i)).unwrap_or(0)
 }
 
-/// The last place, from byte `from` on, where text can be cut without changing its tokens: before a space or line
-/// break that follows something else. GPT-2's pattern has no token with white space after other characters, so one
-/// always ends there, and nothing in it looks back.
+/// Finds the last place, from byte `from` on, where cutting the text leaves its tokens unchanged:
+/// before a space or line break that follows something else. GPT-2's pattern has no token with
+/// white space after other characters, so a token always ends there, and nothing in the pattern
+/// looks back.
 fn last_cut(text: &str, from: usize) -> Option<usize> {
     let is_space = |b: &u8| matches!(b, b' ' | b'\n');
     let mut end = text.len();

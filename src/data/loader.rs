@@ -1,13 +1,14 @@
 //! Batches from token shards, in llm.c's order bit for bit.
 //!
-//! A *sample* is what one rank reads in one micro-step: B*T tokens, plus the one token that is the last target. Samples of
-//! a shard do not overlap but for that token, and what is left at the end of a shard is not read. In training the shards,
-//! and the samples in each, are shuffled anew every epoch.
+//! A *sample* is what one rank reads in one micro-step: B*T tokens, plus one more token as the last
+//! target. Samples of a shard overlap in that token alone, and the remainder at the end of a shard
+//! is not read. In training, the shards and the samples in each are shuffled again every epoch.
 //!
-//! All ranks go through the same samples in the same order and take them in turn: of N ranks, rank r takes samples r,
-//! r + N, r + 2 N, … So a step of the same number of samples reads the same text however many ranks share it, ranks never
-//! read the same, and they stay in step whatever the lengths of shards. A single rank reads in llm.c's order; several read
-//! in that same order, where those of llm.c shuffle apart from each other.
+//! All ranks go through the same samples in the same order and take turns: of N ranks, rank r takes
+//! samples r, r + N, r + 2 N, … So a step reads the same text however many ranks share it, no two
+//! ranks read the same sample, and ranks stay in step whatever the lengths of the shards. A single
+//! rank reads in llm.c's order. Several ranks share that same order, whereas each rank of llm.c
+//! shuffles on its own.
 
 use crate::data::buckets::TokenBuckets;
 pub use crate::data::order::{LoaderState, ShuffleState};
@@ -20,19 +21,19 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
-/// What to read and how to share it out.
+/// What a loader reads, and how ranks share it.
 #[derive(Clone, Copy, Debug)]
 pub struct LoaderOptions<'a> {
-    /// A file name, or a pattern with `*`, `?`, `[...]`. Shards are taken in the order of their names.
+    /// A file name, or a pattern with `*`, `?`, `[...]`. Shards are ordered by name.
     pub pattern: &'a str,
-    /// The option that set `pattern`, for messages: `-i`.
+    /// The flag that set `pattern`, for error messages: `-i`.
     pub flag: &'a str,
     pub B: usize,
     pub T: usize,
     pub rank: usize,
     pub num_processes: usize,
     pub shuffle: bool,
-    /// Vocabulary size: every token has to be below.
+    /// Vocabulary size; every token has to be below it.
     pub V: usize,
 }
 
@@ -43,7 +44,7 @@ pub struct Batch {
     pub inputs: Vec<i32>,
     /// (B, T): the token after each input.
     pub targets: Vec<i32>,
-    /// Of the inputs, made along with them in the background.
+    /// The buckets of the inputs, built with them in the background.
     pub buckets: TokenBuckets,
 }
 
@@ -61,7 +62,7 @@ pub struct DataLoader {
 }
 
 impl DataLoader {
-    /// Opens all shards and checks them. Shards too short for one sample are passed over; see
+    /// Opens and checks all shards. Shards too short for one sample are skipped; see
     /// [`Self::short_shards`].
     ///
     /// # Errors
@@ -70,7 +71,7 @@ impl DataLoader {
         let LoaderOptions { B, T, rank, num_processes, flag, .. } = options;
         assert!(rank < num_processes, "rank {rank} of {num_processes}");
         ensure!(B > 0 && T > 0, "batch of {B} sequences of {T} tokens; expected at least 1 of each");
-        let sample_tokens = B.checked_mul(T).context("a batch has more tokens than can be counted")?;
+        let sample_tokens = B.checked_mul(T).context("a batch has too many tokens to count")?;
         let mut shards = Vec::new();
         for path in matching_files(options.pattern, flag)? {
             shards.push(Shard::open(&path).with_context(|| flag.to_owned())?);
@@ -99,10 +100,10 @@ impl DataLoader {
         })
     }
 
-    /// The next batch. The one after it is read in the background meanwhile.
+    /// Returns the next batch, and starts to read the one after it in the background.
     ///
     /// # Errors
-    /// If a token is not in the vocabulary. The position stays.
+    /// If a token is outside the vocabulary. The position then stays as it was.
     pub fn next_batch(&mut self) -> Result<Batch> {
         let after = match self.fetching.take() {
             Some(after) => after,
@@ -114,7 +115,8 @@ impl DataLoader {
         Ok(batch)
     }
 
-    /// Starts to read the next batch; returns the position after those of all ranks.
+    /// Starts to read this rank's next batch. Returns the position after the next batches of all
+    /// ranks.
     fn fetch(&self) -> Position {
         let mut after = self.position.clone();
         for rank in 0..self.num_processes {
@@ -126,22 +128,22 @@ impl DataLoader {
         after
     }
 
-    /// Drops the batch that is being fetched, if any.
+    /// Discards the batch that is being fetched, if any.
     fn cancel(&mut self) {
         if self.fetching.take().is_some() {
-            // Whatever was wrong with that batch will be said when somebody asks for it.
+            // An error in that batch is reported when the batch is requested again.
             let _ = self.fetcher.receive();
         }
     }
 
-    /// Starts a new epoch from its first batch. A shuffling loader shuffles on from where it is, as at the end of an
-    /// epoch.
+    /// Starts a new epoch from its first batch. A shuffling loader continues its random sequence,
+    /// as at the end of an epoch.
     pub fn reset(&mut self) {
         self.cancel();
         self.order.reset(&mut self.position);
     }
 
-    /// Tokens in all shards.
+    /// Returns the number of tokens in all shards.
     pub fn num_tokens(&self) -> u64 {
         self.fetcher.reader.shards.iter().map(|s| s.tokens().len() as u64).sum()
     }
@@ -150,28 +152,28 @@ impl DataLoader {
         self.order.samples.len()
     }
 
-    /// Batches that all ranks together get in one epoch.
+    /// Returns the number of batches per epoch, of all ranks together.
     pub fn samples_per_epoch(&self) -> u64 {
         self.order.samples.iter().map(|&n| n as u64).sum()
     }
 
-    /// Of the next `batches` of all ranks together, the numbers of those that this rank gets.
+    /// Indices, among the next `batches` of all ranks together, of those that this rank reads.
     pub fn turns(&self, batches: usize) -> std::iter::StepBy<std::ops::Range<usize>> {
         (self.rank..batches.max(self.rank)).step_by(self.num_processes)
     }
 
-    /// How many of them the rank gets that gets most.
+    /// Returns the largest number of those that any rank reads.
     pub fn most_turns(&self, batches: usize) -> usize {
         batches.div_ceil(self.num_processes)
     }
 
-    /// Shards that are too short for a single sample and so never read.
+    /// Returns the shards that are too short for a sample and are never read.
     pub fn short_shards(&self) -> Vec<&Path> {
         let shards = self.fetcher.reader.shards.iter().zip(&self.order.samples);
         shards.filter(|(_, samples)| **samples == 0).map(|(shard, _)| shard.path()).collect()
     }
 
-    /// Where the loader stands, for a checkpoint.
+    /// Returns the position of the loader, for a checkpoint.
     pub fn state(&self) -> LoaderState {
         LoaderState {
             current_shard_idx: self.position.shard as u64,
@@ -180,22 +182,23 @@ impl DataLoader {
         }
     }
 
-    /// Goes on from where another loader of the same data and batch size stood.
+    /// Continues from the position of another loader of the same data and batch size.
     ///
     /// # Errors
-    /// If the state does not fit these shards and this batch size. The loader stays where it is.
+    /// If the state does not fit these shards and this batch size. The loader then stays where it
+    /// is.
     pub fn restore(&mut self, state: &LoaderState) -> Result<()> {
         let position = self.order.check(state, self.position.shuffle.is_some());
-        let position = position.with_context(|| format!("{}: cannot resume in these shards", self.flag))?;
+        let position = position.with_context(|| format!("{}: cannot resume with these shards", self.flag))?;
         self.cancel();
         self.position = position;
         Ok(())
     }
 }
 
-/// The files that match, sorted by name.
+/// Returns the files that match, sorted by name.
 fn matching_files(pattern: &str, flag: &str) -> Result<Vec<PathBuf>> {
-    // As in a shell: `*` stays within a directory and passes over hidden files.
+    // As in a shell, `*` stays within a directory and skips hidden files.
     let rules = glob::MatchOptions {
         case_sensitive: true,
         require_literal_separator: true,
@@ -210,12 +213,12 @@ fn matching_files(pattern: &str, flag: &str) -> Result<Vec<PathBuf>> {
         !paths.is_empty(),
         "{flag} {pattern}: no file matches; give token shards, such as `warpsmith data` makes (and quote the pattern)"
     );
-    // By the whole name, as glob(3) sorts: paths would compare folder by folder.
+    // glob(3) sorts by the whole name. Comparing paths would go component by component.
     paths.sort_by(|a, b| a.as_os_str().cmp(b.as_os_str()));
     Ok(paths)
 }
 
-/// Reads samples.
+/// Reads samples from mapped shards.
 #[derive(Debug)]
 struct Reader {
     shards: Vec<Shard>,
@@ -230,7 +233,7 @@ impl Reader {
         let tokens = &shard.tokens()[start..=start + self.sample_tokens];
         if let Some(bad) = tokens.iter().position(|&t| usize::from(t) >= self.V) {
             bail!(
-                "{}: token {} is {}, outside the vocabulary of {}; make the shard anew with the model's tokenizer",
+                "{}: token {} is {}, outside the vocabulary of {}; recreate the shard with the model's tokenizer",
                 shard.path().display(),
                 start + bad,
                 tokens[bad],
@@ -244,11 +247,11 @@ impl Reader {
     }
 }
 
-/// A thread that reads samples on request, so that pages come from the disk while the device computes.
+/// A thread that reads samples on request, so that the disk is read while the device computes.
 #[derive(Debug)]
 struct Fetcher {
     reader: Arc<Reader>,
-    /// `None` once the thread is told to end.
+    /// `None` once the thread has been told to end.
     requests: Option<Sender<Place>>,
     batches: Receiver<Result<Batch>>,
     thread: Option<JoinHandle<()>>,
@@ -280,7 +283,7 @@ impl Fetcher {
         requests.send(place).expect("the data loader's thread lives as long as its requests");
     }
 
-    /// Waits for the answer to the oldest request.
+    /// Waits for the result of the oldest request.
     fn receive(&self) -> Result<Batch> {
         self.batches.recv().expect("the data loader's thread answers every request")
     }
@@ -290,7 +293,7 @@ impl Drop for Fetcher {
     fn drop(&mut self) {
         self.requests = None;
         if let Some(thread) = self.thread.take() {
-            // A panic in the thread has already been reported by the panic hook.
+            // The panic hook has already reported a panic in the thread.
             let _ = thread.join();
         }
     }

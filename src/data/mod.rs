@@ -1,4 +1,4 @@
-//! Text and tokens: corpora become token shards, shards become batches.
+//! Text and tokens: corpora become token shards, and shards become batches.
 
 pub mod buckets;
 mod documents;

@@ -1,30 +1,31 @@
-//! The order in which samples are read, and how it is saved: state only, no files.
+//! The order in which samples are read, as state that can be saved. No files are touched here.
 
 use crate::rng::{Mt19937, identity_permutation};
 use anyhow::{Result, bail, ensure};
 use std::sync::Arc;
 
-/// Where a loader stands: what llm.c's state file holds of it. It describes the next batch a caller gets.
+/// Position of a loader, as llm.c's state file stores it: that of the next batch a caller gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoaderState {
     /// Position in the (shuffled) order of shards.
     pub current_shard_idx: u64,
-    /// Position in the (shuffled) order of the shard's samples. At its end the next batch comes from the next shard.
+    /// Position in the (shuffled) order of the shard's samples. At the end of that order, the next
+    /// batch comes from the next shard.
     pub current_sample_idx: u64,
     pub shuffle: Option<ShuffleState>,
 }
 
-/// The order of an epoch.
+/// The order of samples in an epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShuffleState {
-    /// The order of shards, each a position in the sorted list of files.
+    /// The order of shards, as indices into the sorted list of files.
     pub shard_indices: Vec<i32>,
     /// The order of samples in the current shard.
     pub intra_shard_indices: Vec<i32>,
     pub rng: Mt19937,
 }
 
-/// Where in an epoch a loader stands. Cheap to clone: a shuffle is only copied when it changes.
+/// Position of a loader in an epoch. Cheap to clone: a shuffle is copied only when it changes.
 #[derive(Clone, Debug)]
 pub(super) struct Position {
     pub(super) shard: usize,
@@ -33,20 +34,21 @@ pub(super) struct Position {
 }
 
 impl Position {
-    /// The shard to read from, by its place in the sorted list of files.
+    /// Returns the shard to read from, as an index into the sorted list of files.
     fn file(&self) -> usize {
         self.shuffle.as_ref().map_or(self.shard, |s| s.shard_indices[self.shard] as usize)
     }
 }
 
-/// A sample of a shard.
+/// The place of a sample: a shard and an index in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) file: usize,
     pub(super) sample: usize,
 }
 
-/// How many samples there are in each shard, at least one in all, and hence the order of reading.
+/// The order of reading, which follows from the number of samples per shard. At least one shard has
+/// a sample.
 #[derive(Debug)]
 pub(super) struct Order {
     pub(super) samples: Vec<usize>,
@@ -63,7 +65,7 @@ impl Order {
         position
     }
 
-    /// A new epoch: shuffles the shards, then the samples of the first.
+    /// Starts a new epoch: shuffles the shards, then the samples of the first one.
     pub(super) fn reset(&self, position: &mut Position) {
         if let Some(shuffle) = &mut position.shuffle {
             let ShuffleState { shard_indices, rng, .. } = Arc::make_mut(shuffle);
@@ -83,7 +85,8 @@ impl Order {
         }
     }
 
-    /// Moves past the next sample and returns it. Like llm.c, enters a new shard only when a sample is wanted of it.
+    /// Moves past the next sample and returns it. Like llm.c, this enters a new shard only when it
+    /// needs a sample of that shard.
     pub(super) fn step(&self, position: &mut Position) -> Place {
         while position.sample >= self.samples[position.file()] {
             match position.shard + 1 {
@@ -99,27 +102,27 @@ impl Order {
         Place { file: position.file(), sample }
     }
 
-    /// The position that a saved state describes, if it is one of this order.
+    /// Converts a saved state to a position, if it fits this order.
     pub(super) fn check(&self, state: &LoaderState, shuffles: bool) -> Result<Position> {
         const HINT: &str = "resume with the data, batch size and sequence length of that run";
         match (&state.shuffle, shuffles) {
             (Some(_), false) => {
-                bail!("the checkpoint is of a run that shuffled its data, which this run does not")
+                bail!("the checkpoint comes from a run that shuffled its data, and this run does not")
             }
             (None, true) => {
-                bail!("the checkpoint is of a run that did not shuffle its data, as this run does")
+                bail!("the checkpoint comes from a run that did not shuffle its data, and this run does")
             }
             _ => {}
         }
         let shards = self.samples.len();
         if let Some(shuffle) = &state.shuffle {
             let saved = shuffle.shard_indices.len();
-            ensure!(saved == shards, "the checkpoint has {saved} shards, here are {shards}; {HINT}");
+            ensure!(saved == shards, "the checkpoint has {saved} shards, this run has {shards}; {HINT}");
             ensure!(is_permutation(&shuffle.shard_indices), "the checkpoint's order of shards is damaged");
         }
         ensure!(
             state.current_shard_idx < shards as u64,
-            "the checkpoint is at shard {}, here are {shards}; {HINT}",
+            "the checkpoint is at shard {}, but this run has {shards}; {HINT}",
             state.current_shard_idx
         );
         let position = Position {
@@ -132,7 +135,7 @@ impl Order {
             let saved = shuffle.intra_shard_indices.len();
             ensure!(
                 saved == samples,
-                "the checkpoint's shard has {saved} samples, here are {samples}; {HINT}"
+                "the checkpoint's shard has {saved} samples, here it has {samples}; {HINT}"
             );
             ensure!(
                 is_permutation(&shuffle.intra_shard_indices),

@@ -1,7 +1,7 @@
 //! Makes token shards from text: `warpsmith data`.
 //!
-//! Shard 0 is for validation, all others for training, cut from one stream of tokens in which each document follows
-//! an end-of-text token. Documents go on across shards.
+//! Shard 0 is for validation and all others are for training. They are cut from one stream of
+//! tokens in which an end-of-text token precedes each document. Documents may span shards.
 
 use crate::data::documents::{Format, Piece, find_sources};
 use crate::data::shard::{SealedShard, ShardWriter};
@@ -11,27 +11,29 @@ use rayon::prelude::*;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Text that is encoded at once, in parallel, in bytes. With its tokens it is what this needs of memory.
+/// Bytes of text encoded at a time, in parallel. This text and its tokens determine the use of
+/// memory.
 const BATCH_BYTES: usize = if cfg!(test) { 1 << 18 } else { 1 << 23 };
 
-/// Tokens of a shard, unless told otherwise.
+/// Default number of tokens per shard.
 pub const DEFAULT_SHARD_SIZE: u64 = 100_000_000;
 
-/// What to read, and what to make of it.
+/// Options of [`prepare`].
 #[derive(Clone, Debug)]
 pub struct PrepareOptions {
     /// Text files, `.jsonl` files, folders of them, or `-` for text from standard input.
     pub inputs: Vec<PathBuf>,
-    /// The folder for the shards; made if missing.
+    /// Folder for the shards, created if it is missing.
     pub output: PathBuf,
-    /// Shards are called `{name}_val_000000.bin`, `{name}_train_000001.bin` and so on.
+    /// Prefix of the shards' names: `{name}_val_000000.bin`, `{name}_train_000001.bin` and so on.
     pub name: String,
-    /// What separates documents in text files. If it is white space, the documents keep it at their end; any other is
-    /// dropped with the white space around it. Without it a file is a document.
+    /// Separator between documents in text files. Documents keep a separator of white space at
+    /// their end; any other is dropped with the white space around it. Without it a file is one
+    /// document.
     pub split_on: Option<String>,
-    /// The field of a JSON line that holds the text.
+    /// Field of a JSON line that holds the text.
     pub json_field: String,
-    /// Tokens of each training shard but the last.
+    /// Tokens per training shard, except the last.
     pub shard_size: u64,
     /// Tokens for validation; see [`default_val_tokens`].
     pub val_tokens: Option<u64>,
@@ -39,7 +41,7 @@ pub struct PrepareOptions {
     pub force: bool,
 }
 
-/// What was made.
+/// The result of [`prepare`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PrepareReport {
     pub input_bytes: u64,
@@ -50,20 +52,20 @@ pub struct PrepareReport {
     pub shards: Vec<PathBuf>,
 }
 
-/// How many tokens are for validation if nobody says: a power of two, 6 to 12 % of usual English text, but no more than
-/// a shard.
+/// Returns the default number of validation tokens: a power of two, 6 to 12 % of typical English
+/// text, and at most one shard.
 pub fn default_val_tokens(input_bytes: u64, shard_size: u64) -> u64 {
     (input_bytes / 64).max(1).next_power_of_two().min(shard_size)
 }
 
-/// Makes the shards. `progress` is told the bytes read so far and in all (0 if unknown).
+/// Makes the shards. `progress` is called with the bytes read so far and the total (0 if unknown).
 ///
-/// The tokens do not depend on the number of threads. Shards get their names when all is done; after an error
-/// there is nothing new in the folder.
+/// The tokens do not depend on the number of threads. Shards get their names at the very end; after
+/// an error the folder has nothing new.
 ///
 /// # Errors
-/// If an option makes no sense, there are shards of that name already, an input cannot be read or is not text, there is
-/// too little of it for both splits, or the disk fails.
+/// If an option is invalid, shards of that name exist already, an input cannot be read or is not
+/// text, the text is too short for both splits, or the disk fails.
 pub fn prepare(options: &PrepareOptions, progress: &dyn Fn(u64, u64)) -> Result<PrepareReport> {
     check(options)?;
     let sources = find_sources(&options.inputs)?;
@@ -72,7 +74,10 @@ pub fn prepare(options: &PrepareOptions, progress: &dyn Fn(u64, u64)) -> Result<
         Some(tokens) => tokens,
         None => {
             let piped = options.inputs.iter().any(|p| p.as_os_str() == "-");
-            ensure!(!piped, "--val-tokens is needed with standard input, whose size is not known beforehand");
+            ensure!(
+                !piped,
+                "--val-tokens is required with standard input, as its size is not known in advance"
+            );
             default_val_tokens(input_bytes, options.shard_size)
         }
     };
@@ -82,7 +87,7 @@ pub fn prepare(options: &PrepareOptions, progress: &dyn Fn(u64, u64)) -> Result<
         ensure!(options.force, "{}: {why}", path.display());
     }
     fs::create_dir_all(&options.output)
-        .with_context(|| format!("{}: cannot make folder", options.output.display()))?;
+        .with_context(|| format!("{}: cannot create the folder", options.output.display()))?;
 
     let format = Format { split_on: options.split_on.clone(), json_field: options.json_field.clone() };
     let mut encoder =
@@ -97,7 +102,7 @@ pub fn prepare(options: &PrepareOptions, progress: &dyn Fn(u64, u64)) -> Result<
             }
             Ok(())
         })?;
-        // The size of standard input is only known now.
+        // The size of standard input is known only now.
         done += source.bytes.max(source_bytes);
     }
     encoder.flush()?;
@@ -121,12 +126,12 @@ fn check(options: &PrepareOptions) -> Result<()> {
     }
     ensure!(
         split_on.as_deref() != Some(""),
-        "--split-on: expected the text between documents, found nothing"
+        "--split-on: expected a separator of documents, found an empty text"
     );
     Ok(())
 }
 
-/// Shards of this name from an earlier run, in the order of their names.
+/// Returns the shards of this name from an earlier run, sorted by name.
 fn existing_shards(options: &PrepareOptions) -> Result<Vec<PathBuf>> {
     let is_shard = |file: &str| {
         let rest = file.strip_prefix(&options.name).and_then(|rest| rest.strip_suffix(".bin"));
@@ -137,7 +142,7 @@ fn existing_shards(options: &PrepareOptions) -> Result<Vec<PathBuf>> {
         return Ok(Vec::new());
     }
     let mut shards = Vec::new();
-    let folder = || format!("{}: cannot list output folder", options.output.display());
+    let folder = || format!("{}: cannot list the output folder", options.output.display());
     for entry in fs::read_dir(&options.output).with_context(folder)? {
         let entry = entry.with_context(folder)?;
         if entry.file_name().to_str().is_some_and(is_shard) {
@@ -148,7 +153,7 @@ fn existing_shards(options: &PrepareOptions) -> Result<Vec<PathBuf>> {
     Ok(shards)
 }
 
-/// Collects pieces, encodes many at once, writes their tokens in order.
+/// Collects pieces, encodes many in parallel, and writes their tokens in order.
 struct Encoder {
     batch: Vec<Piece>,
     batch_bytes: usize,
@@ -157,7 +162,7 @@ struct Encoder {
 }
 
 impl Encoder {
-    /// Returns whether the batch was full and is written.
+    /// Adds a piece. Returns whether that filled the batch, which was then written.
     fn add(&mut self, piece: Piece) -> Result<bool> {
         self.batch_bytes += piece.text.len();
         self.documents += u64::from(piece.starts_document);
@@ -237,11 +242,11 @@ impl Shards {
         Ok(())
     }
 
-    /// Gives all shards their names; returns the number of tokens, and the names.
+    /// Gives all shards their final names. Returns the number of tokens, and the names.
     fn publish(mut self, val_tokens: u64) -> Result<(u64, Vec<PathBuf>)> {
         ensure!(
             self.tokens > val_tokens,
-            "the input has {} tokens, of which {val_tokens} would be for validation, leaving none for training; \
+            "the input has {} tokens; {val_tokens} for validation would leave none for training; \
              give more text or a smaller --val-tokens",
             self.tokens
         );
@@ -256,11 +261,11 @@ impl Shards {
     }
 }
 
-/// Brings new names to the disk, where folders can be synchronised.
+/// Syncs new names to the disk, where folders can be synced.
 fn sync_folder(path: &Path) -> Result<()> {
     if cfg!(unix) {
         let synced = fs::File::open(path).and_then(|folder| folder.sync_all());
-        synced.with_context(|| format!("{}: cannot synchronise folder", path.display()))?;
+        synced.with_context(|| format!("{}: cannot sync the folder", path.display()))?;
     }
     Ok(())
 }

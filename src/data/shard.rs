@@ -1,5 +1,5 @@
-//! Token shards, in llm.c's format: 256 little-endian i32 (magic 20240520, version 1, number of tokens, zeros), then
-//! each token as a u16.
+//! Token shards in llm.c's format: 256 little-endian i32 (magic 20240520, version 1, number of
+//! tokens, zeros), then each token as a u16.
 
 use anyhow::{Context, Result, bail, ensure};
 use memmap2::Mmap;
@@ -16,7 +16,7 @@ pub const HEADER_BYTES: usize = 1024;
 #[cfg(target_endian = "big")]
 compile_error!("token shards are little-endian and are read in place");
 
-/// An open shard: its file, mapped into memory.
+/// An open shard, mapped into memory.
 #[derive(Debug)]
 pub struct Shard {
     path: PathBuf,
@@ -24,10 +24,11 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// Opens and checks a shard. No token is read yet.
+    /// Opens a shard and checks its header and size, without reading a token.
     ///
     /// # Errors
-    /// If the file cannot be read, is not a token shard, is empty, or is not as long as its header says.
+    /// If the file cannot be read, is not a token shard, is empty, or is not as long as its header
+    /// says.
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.display();
         let mut file = File::open(path).with_context(|| format!("{name}: cannot open token shard"))?;
@@ -35,9 +36,11 @@ impl Shard {
         ensure!(info.is_file(), "{name}: not a file; expected a token shard");
         let header = read_header(&mut file, info.len()).with_context(|| format!("{name}"))?;
         check_header(header, info.len()).with_context(|| format!("{name}"))?;
-        // SAFETY: the map is read-only and lives as long as it is borrowed. Nothing here writes to a published shard:
-        // ShardWriter makes a new file and renames it. Somebody else cutting the file short while it is in use would
-        // stop the process with SIGBUS; that is the price of not copying gigabytes, and the length is checked above.
+        // SAFETY: nothing may change the file while it is mapped. This program never writes to a
+        // published shard: ShardWriter creates a new file and renames it. The map is read-only and
+        // outlives every borrow of it. If another program truncated the file while it is in use,
+        // the process would stop with SIGBUS; that is the price of not copying gigabytes, and the
+        // length is checked above.
         let map = unsafe { Mmap::map(&file) }.with_context(|| format!("{name}: cannot map token shard"))?;
         Ok(Shard { path: path.to_owned(), map })
     }
@@ -46,7 +49,7 @@ impl Shard {
         &self.path
     }
 
-    /// All tokens, straight from the file.
+    /// Returns all tokens, straight from the file.
     pub fn tokens(&self) -> &[u16] {
         bytemuck::cast_slice(&self.map[HEADER_BYTES..])
     }
@@ -73,18 +76,18 @@ fn check_header([magic, version, tokens]: [i32; 3], file_bytes: u64) -> Result<(
         };
         bail!("{kind} (magic {magic}, expected {MAGIC}); make token shards with `warpsmith data`");
     }
-    ensure!(version == VERSION, "token shard of version {version}; expected {VERSION}; make the shard anew");
-    ensure!(tokens > 0, "token shard of {tokens} tokens; expected at least 1; make the shard anew");
+    ensure!(version == VERSION, "token shard of version {version}; expected {VERSION}; recreate the shard");
+    ensure!(tokens > 0, "token shard of {tokens} tokens; expected at least 1; recreate the shard");
     let expected = HEADER_BYTES as u64 + 2 * tokens as u64;
     ensure!(
         file_bytes == expected,
         "token shard of {tokens} tokens has {file_bytes} bytes, expected {expected}; \
-         it was cut short or damaged: copy or make it anew"
+         it was truncated or damaged: copy it again or recreate it"
     );
     Ok(())
 }
 
-/// A file that goes away unless it is renamed to its final name.
+/// A file that is removed on drop unless it was renamed to its final name.
 struct Temporary {
     temporary: PathBuf,
     path: PathBuf,
@@ -92,12 +95,13 @@ struct Temporary {
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        // After the rename there is nothing to remove, and after a failure there is nobody left to tell.
+        // After the rename there is nothing to remove, and an earlier failure has already been
+        // reported.
         let _ = fs::remove_file(&self.temporary);
     }
 }
 
-/// Writes a shard under a temporary name. Dropped early, it leaves nothing behind.
+/// Writes a shard under a temporary name. If dropped early, it leaves nothing behind.
 pub struct ShardWriter {
     file: BufWriter<File>,
     tokens: u64,
@@ -105,10 +109,7 @@ pub struct ShardWriter {
 }
 
 impl ShardWriter {
-    /// Starts the shard that will be called `path`.
-    ///
-    /// # Errors
-    /// If the file cannot be made.
+    /// Starts the shard whose final name is `path`.
     pub fn create(path: &Path) -> Result<Self> {
         let mut temporary = path.as_os_str().to_owned();
         temporary.push(format!(".{}.tmp", std::process::id()));
@@ -123,7 +124,7 @@ impl ShardWriter {
     /// Appends tokens.
     ///
     /// # Errors
-    /// If they cannot be written, or would be more than the format can count (2³¹ - 1).
+    /// If they cannot be written, or exceed what the format can count (2³¹ - 1).
     pub fn write(&mut self, tokens: &[u16]) -> Result<()> {
         let total = self.tokens + tokens.len() as u64;
         ensure!(
@@ -137,7 +138,7 @@ impl ShardWriter {
         Ok(())
     }
 
-    /// Tokens written so far.
+    /// Returns the number of tokens written so far.
     pub fn len(&self) -> u64 {
         self.tokens
     }
@@ -146,10 +147,10 @@ impl ShardWriter {
         self.tokens == 0
     }
 
-    /// Completes the header and brings everything to the disk, still under the temporary name.
+    /// Completes the header and syncs the file to the disk, still under its temporary name.
     ///
     /// # Errors
-    /// If there are no tokens, which no reader accepts, or the disk fails.
+    /// If the shard is empty, which no reader accepts, or the disk fails.
     pub fn seal(mut self) -> Result<SealedShard> {
         ensure!(self.tokens > 0, "{}: no tokens to write", self.temporary.path.display());
         self.complete().with_context(|| self.failure())?;
@@ -169,16 +170,13 @@ impl ShardWriter {
     }
 }
 
-/// A complete shard that has yet to get its name.
+/// A complete shard that does not have its final name yet.
 pub struct SealedShard {
     temporary: Temporary,
 }
 
 impl SealedShard {
-    /// Gives the shard its final name, in place of any older file of that name.
-    ///
-    /// # Errors
-    /// If it cannot be renamed.
+    /// Gives the shard its final name, and replaces any older file of that name.
     pub fn publish(self) -> Result<()> {
         let Temporary { temporary, path } = &self.temporary;
         fs::rename(temporary, path)
@@ -254,7 +252,7 @@ mod tests {
         assert!(refuse([MAGIC, 1, 0]).contains("of 0 tokens"));
         assert!(refuse([MAGIC, 1, -10]).contains("of -10 tokens"));
         assert!(refuse([MAGIC, 1, 11]).contains("1044 bytes, expected 1046"));
-        assert!(refuse([MAGIC, 1, 9]).contains("cut short or damaged"));
+        assert!(refuse([MAGIC, 1, 9]).contains("truncated or damaged"));
         let path = dir.path().join("short.bin");
         fs::write(&path, [0; 1023]).unwrap();
         assert!(refusal(&path).contains("shorter than"));
@@ -262,7 +260,7 @@ mod tests {
         assert!(refusal(&path).contains("0 bytes"));
     }
 
-    /// The format counts in 31 bits; a sparse file stands in for one of 4 GiB.
+    /// The format counts with 31 bits. A sparse file stands in for one of 4 GiB.
     #[test]
     fn shards_beyond_two_gigabytes_are_read_to_the_end() {
         let dir = TempDir::new().unwrap();

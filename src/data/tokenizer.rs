@@ -6,7 +6,8 @@ use std::path::Path;
 use std::sync::{LazyLock, OnceLock};
 use tiktoken_rs::CoreBPE;
 
-/// `<|endoftext|>`, which starts every document. Only ever written as a token: the same characters in a text are text.
+/// `<|endoftext|>`, which starts every document. Only the token counts: the same characters in a
+/// text are text.
 pub const EOT: u16 = 50256;
 
 const MAGIC: u32 = 20_240_328;
@@ -17,27 +18,27 @@ fn gpt2() -> &'static CoreBPE {
     &GPT2
 }
 
-/// Tokens of `text`, none of them special.
+/// Encodes `text` without special tokens.
 pub fn encode_ordinary(text: &str) -> Vec<u16> {
     gpt2()
         .encode_ordinary(text)
         .into_iter()
-        .map(|t| u16::try_from(t).expect("GPT-2's ids fit 16 bits"))
+        .map(|t| u16::try_from(t).expect("GPT-2's ids fit in 16 bits"))
         .collect()
 }
 
-/// The bytes of every token.
+/// The bytes of every token of a vocabulary.
 #[derive(Debug)]
 pub struct Vocabulary {
     bytes: Vec<u8>,
-    /// Where each token ends in `bytes`; it starts where the one before ends.
+    /// End of each token in `bytes`; it starts at the end of the one before.
     ends: Vec<usize>,
     /// The token that separates documents.
     pub eot: u32,
 }
 
 impl Vocabulary {
-    /// GPT-2's, built in.
+    /// Returns GPT-2's vocabulary, which is built in.
     pub fn gpt2() -> &'static Vocabulary {
         static VOCABULARY: OnceLock<Vocabulary> = OnceLock::new();
         VOCABULARY.get_or_init(|| {
@@ -50,14 +51,15 @@ impl Vocabulary {
         })
     }
 
-    /// Reads llm.c's tokenizer file, `gpt2_tokenizer.bin`: 256 u32 (magic 20240328, version 1 or 2, vocabulary size
-    /// and, from version 2, the end-of-text token), then for each token its length in one byte and its bytes.
+    /// Reads llm.c's tokenizer file, `gpt2_tokenizer.bin`: 256 u32 (magic 20240328, version 1 or 2,
+    /// vocabulary size and, from version 2, the end-of-text token), then per token its length as
+    /// one byte and its bytes.
     ///
     /// # Errors
-    /// If the file cannot be read or is not of that format.
+    /// If the file cannot be read or has another format.
     pub fn from_file(path: &Path) -> Result<Vocabulary> {
         let name = path.display();
-        let file = fs::read(path).with_context(|| format!("{name}: cannot read tokenizer"))?;
+        let file = fs::read(path).with_context(|| format!("{name}: cannot read the tokenizer"))?;
         Self::parse(&file).with_context(|| format!("{name}: not a usable tokenizer"))
     }
 
@@ -91,7 +93,8 @@ impl Vocabulary {
         self.ends.len()
     }
 
-    /// The bytes of one token, not always whole characters; `None` outside the vocabulary.
+    /// Returns the bytes of one token, which need not be whole characters; `None` outside the
+    /// vocabulary.
     pub fn token_bytes(&self, id: u32) -> Option<&[u8]> {
         let id = id as usize;
         let end = *self.ends.get(id)?;
@@ -99,14 +102,14 @@ impl Vocabulary {
         Some(&self.bytes[start..end])
     }
 
-    /// The bytes of tokens, one after the other. Ids outside the vocabulary have none.
+    /// Concatenates the bytes of tokens. Ids outside the vocabulary have none.
     pub fn decode_bytes<I: Copy + Into<u32>>(&self, ids: &[I]) -> Vec<u8> {
         ids.iter().flat_map(|&id| self.token_bytes(id.into()).unwrap_or_default()).copied().collect()
     }
 }
 
-/// Turns bytes that arrive bit by bit into text: a character is held back until it is whole, and what can never
-/// become one is replaced by U+FFFD.
+/// Turns bytes that arrive in pieces into text. A character is held back until it is complete, and
+/// bytes that can never become one are replaced by U+FFFD.
 #[derive(Debug, Default)]
 pub struct TextStream {
     pending: Vec<u8>,
@@ -117,7 +120,7 @@ impl TextStream {
         Self::default()
     }
 
-    /// Takes bytes, returns the text that is certain now.
+    /// Takes bytes and returns the text that is now certain.
     pub fn push(&mut self, bytes: &[u8]) -> String {
         self.pending.extend_from_slice(bytes);
         let mut text = String::new();
@@ -126,8 +129,8 @@ impl TextStream {
         while let Some(chunk) = chunks.next() {
             text.push_str(chunk.valid());
             let invalid = chunk.invalid();
-            let may_go_on = std::str::from_utf8(invalid).is_err_and(|e| e.error_len().is_none());
-            if chunks.peek().is_none() && may_go_on {
+            let may_continue = std::str::from_utf8(invalid).is_err_and(|e| e.error_len().is_none());
+            if chunks.peek().is_none() && may_continue {
                 held = invalid.len();
             } else if !invalid.is_empty() {
                 text.push(char::REPLACEMENT_CHARACTER);
@@ -137,7 +140,7 @@ impl TextStream {
         text
     }
 
-    /// What is left when no more bytes come.
+    /// Returns the rest when no more bytes follow.
     pub fn finish(self) -> String {
         String::from_utf8_lossy(&self.pending).into_owned()
     }
@@ -157,7 +160,8 @@ mod tests {
         "",
     ];
 
-    /// What Hugging Face's `tokenizers` gives over GPT-2's published `encoder.json` and `vocab.bpe`.
+    /// The output of Hugging Face's `tokenizers` with GPT-2's published `encoder.json` and
+    /// `vocab.bpe`.
     #[test]
     fn tokens_are_those_of_gpt2() {
         assert_eq!(encode_ordinary(SAMPLES[0]), [15496, 11, 314, 1101, 257, 3303, 2746, 11]);
@@ -193,7 +197,7 @@ mod tests {
             for id in encode_ordinary(sample) {
                 text += &stream.push(Vocabulary::gpt2().token_bytes(id.into()).unwrap());
             }
-            assert_eq!(text, sample, "nothing is held back at the end of whole text");
+            assert_eq!(text, sample, "nothing is held back at the end of complete text");
             assert_eq!(stream.finish(), "");
         }
         let mut stream = TextStream::new();

@@ -1,15 +1,17 @@
-//! The transform of Box & Muller (1958), rounded exactly as PyTorch rounds it on a CPU with AVX2 or AVX-512: the
-//! logarithm, sine and cosine are the single-precision polynomials of the Cephes library (Moshier 1989), and every
-//! product followed by a sum is fused. Plain `ln`, `sin` and `cos` are as good, but every sixth number would come out
-//! another in its last bits. Written out, it also gives the same numbers on every machine.
-// The constants are Cephes's, to the digit.
+//! The transform of Box & Muller (1958), rounded exactly as PyTorch rounds it on a CPU with AVX2 or
+//! AVX-512: logarithm, sine and cosine are the single-precision polynomials of the Cephes library
+//! (Moshier 1989), and every multiplication followed by an addition is fused. Plain `ln`, `sin` and
+//! `cos` are as accurate, but every sixth number would differ in its last bits. Written out, the
+//! transform also gives the same numbers on every machine.
+// The constants are those of Cephes, digit for digit.
 #![allow(clippy::excessive_precision)]
 
 use std::f32::consts::{FRAC_1_PI, FRAC_1_SQRT_2, TAU};
 
-/// Turns the uniform draws of each run into normal numbers, eight draws in [0, 1) for radii and eight for angles.
+/// Turns the uniform draws of each run into normal numbers, eight draws in [0, 1) for radii and
+/// eight for angles.
 pub(super) fn box_muller(runs: &mut [[f32; 16]], mean: f32, std: f32) {
-    // Without fused products in hardware this takes many times as long.
+    // Without fused multiply-adds in hardware this takes many times as long.
     #[cfg(target_arch = "x86_64")]
     if let Some(v3) = pulp::x86::V3::try_new() {
         #[rustfmt::skip]
@@ -31,7 +33,7 @@ fn box_muller_all(runs: &mut [[f32; 16]], mean: f32, std: f32) {
     }
 }
 
-/// The value at `x` of the polynomial with these coefficients, the highest power first.
+/// Evaluates the polynomial with these coefficients, the highest power first, at `x`.
 #[inline(always)]
 fn polynomial<const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
     let mut sum = coefficients[0];
@@ -41,7 +43,7 @@ fn polynomial<const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
     sum
 }
 
-/// The natural logarithm of a positive normal number.
+/// Computes the natural logarithm of a positive normal number.
 #[inline(always)]
 fn ln(x: f32) -> f32 {
     // x = 2^e (1 + m), with 1 + m from sqrt(1/2) to sqrt(2).
@@ -64,16 +66,17 @@ fn ln(x: f32) -> f32 {
             3.3333331174e-1,
         ],
     ) * m;
-    // ln 2 in two parts: the first has few enough bits that its multiples by e are exact.
+    // ln 2 is split in two: the first part has so few bits that its multiples by e are exact.
     let square = m * m;
     let tail = cubic.mul_add(square, e * -2.12194440e-4) - 0.5 * square;
     e.mul_add(0.693359375, m + tail)
 }
 
-/// Sine and cosine of `x` from 0 to some thousands.
+/// Computes sine and cosine of `x` between 0 and some thousands.
 #[inline(always)]
 fn sin_cos(x: f32) -> (f32, f32) {
-    // The distance r to the nearest multiple of pi / 2. Three parts of pi / 4 keep the difference accurate.
+    // r is the distance to the nearest multiple of pi / 2. Splitting pi / 4 in three keeps the
+    // difference accurate.
     let octant = ((x * (4.0 * FRAC_1_PI)) as i32).wrapping_add(1) & !1;
     let y = octant as f32;
     let r = y.mul_add(-0.78515625, x);
@@ -86,8 +89,8 @@ fn sin_cos(x: f32) -> (f32, f32) {
     let cos = cos.mul_add(square, -0.5 * square) + 1.0;
     let sin = polynomial(square, [-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1]) * square;
     let sin = sin.mul_add(r, r);
-    // In every other quadrant the two swap, and each is negative in one half of the circle. There is no branch, not
-    // even for an overflow, so that the loop over numbers becomes vector instructions.
+    // The two swap in every other quadrant, and each is negative in one half of the circle. Nothing
+    // branches, not even for an overflow, so that the loop over numbers is vectorized.
     let (sin, cos) = if octant & 2 == 0 { (sin, cos) } else { (cos, sin) };
     let octant = octant as u32 & 6;
     let (sin_sign, cos_sign) = ((octant & 4) << 29, ((octant + 2) & 4) << 29);
@@ -114,9 +117,9 @@ mod tests {
         assert_eq!(sin_cos(0.0), (0.0, 1.0));
     }
 
-    /// Where the CPU has no vectors, the loop as it stands has to give the same bits.
+    /// The scalar loop has to give the same bits, for CPUs without these vectors.
     #[test]
-    fn the_plain_loop_agrees_with_the_vectorised_one() {
+    fn the_plain_loop_agrees_with_the_vectorized_one() {
         let mut rng = crate::rng::Mt19937::new(5);
         let mut runs = vec![[f32::NAN; 16]; 1000];
         rng.uniform(runs.as_flattened_mut(), 0.0, 1.0);

@@ -34,14 +34,14 @@ fn first_inputs(loader: &mut DataLoader, batches: usize) -> Vec<i32> {
     (0..batches).map(|_| loader.next_batch().unwrap().inputs[0]).collect()
 }
 
-/// One line that names the option.
+/// The error message: one line that names the flag.
 fn message<T: std::fmt::Debug>(result: Result<T>) -> String {
     let message = format!("{:#}", result.unwrap_err());
     assert!(message.starts_with("-i") && !message.contains('\n'), "{message}");
     message
 }
 
-/// Printed by llm.c's own loader, compiled, over the same three shards.
+/// The output of llm.c's own loader, compiled, over the same three shards.
 #[test]
 fn shuffled_order_is_that_of_llmc() {
     let dir = three_shards();
@@ -78,7 +78,7 @@ fn unshuffled_order_is_that_of_the_files() {
     assert_eq!(batch.buckets, buckets);
 }
 
-/// Two epochs and more, so that rounds of ranks lie across the ends of shards and epochs.
+/// More than two epochs, so that rounds of ranks span the ends of shards and epochs.
 #[test]
 fn ranks_take_the_samples_of_one_in_turn() {
     let dir = three_shards();
@@ -100,7 +100,7 @@ fn ranks_take_the_samples_of_one_in_turn() {
     }
 }
 
-/// What one number of ranks left off at, another goes on with.
+/// A run can stop with one number of ranks and continue with another.
 #[test]
 fn a_state_is_that_of_all_ranks() {
     let dir = three_shards();
@@ -121,7 +121,7 @@ fn a_state_is_that_of_all_ranks() {
 fn a_restored_loader_goes_on_as_if_never_stopped() {
     let dir = three_shards();
     for shuffle in [false, true] {
-        // Two epochs and more; after 15 and 30 batches an epoch is just over.
+        // More than two epochs; one ends exactly after 15 and after 30 batches.
         let whole = first_inputs(&mut open(&dir, shuffle), 40);
         let mut stopped = open(&dir, shuffle);
         for stop in 0..32 {
@@ -150,12 +150,12 @@ fn states_that_do_not_fit_are_refused() {
         message(loader.restore(&state))
     };
     assert!(refuse(|state, _| state.shuffle = None).contains("did not shuffle"));
-    assert!(refuse(|_, shuffle| shuffle.shard_indices.push(3)).contains("4 shards, here are 3"));
+    assert!(refuse(|_, shuffle| shuffle.shard_indices.push(3)).contains("4 shards, this run has 3"));
     assert!(refuse(|_, shuffle| shuffle.shard_indices[0] = 3).contains("order of shards is damaged"));
     assert!(refuse(|_, shuffle| shuffle.shard_indices[0] = -1).contains("damaged"));
     assert!(refuse(|_, shuffle| shuffle.shard_indices[0] = shuffle.shard_indices[1]).contains("damaged"));
-    assert!(refuse(|state, _| state.current_shard_idx = 3).contains("at shard 3, here are 3"));
-    assert!(refuse(|state, _| state.current_shard_idx = 0).contains("4 samples, here are 5"));
+    assert!(refuse(|state, _| state.current_shard_idx = 3).contains("at shard 3, but this run has 3"));
+    assert!(refuse(|state, _| state.current_shard_idx = 0).contains("4 samples, here it has 5"));
     assert!(refuse(|_, shuffle| shuffle.intra_shard_indices[1] = 9).contains("order of samples is damaged"));
     assert!(refuse(|state, _| state.current_sample_idx = 5).contains("at sample 5 of a shard of 4"));
     assert!(refuse(|state, _| state.current_sample_idx = u64::MAX).contains("of a shard of 4"));
@@ -167,7 +167,7 @@ fn states_that_do_not_fit_are_refused() {
 }
 
 #[test]
-fn short_shards_are_passed_over() {
+fn short_shards_are_skipped() {
     let dir = three_shards();
     write_shard(&dir, "s_0a.bin", &[7; 8]);
     write_shard(&dir, "s_9.bin", &[7]);
@@ -204,7 +204,8 @@ fn a_shard_holds_a_sample_from_one_token_more_than_its_inputs() {
 fn a_token_outside_the_vocabulary_is_named_when_its_batch_is_due() {
     let dir = three_shards();
     let pattern = pattern(&dir);
-    // Shards 0 and 1 stay below 1033; shard 2 starts at 2000. Twelve batches are good: the thirteenth's last target is 2024.
+    // Shards 0 and 1 stay below 1033; shard 2 starts at 2000. Twelve batches are good: the
+    // thirteenth's last target is 2024.
     let mut loader = DataLoader::open(LoaderOptions { V: 2024, ..options(&pattern, false) }).unwrap();
     assert_eq!(first_inputs(&mut loader, 11).last(), Some(&2000));
     let state = loader.state();

@@ -154,7 +154,7 @@ fn senseless_requests_are_refused() {
         change(&mut options);
         refusal(&options)
     };
-    assert!(refuse(&|_| {}).contains("5 tokens, of which 30 would be for validation"));
+    assert!(refuse(&|_| {}).contains("5 tokens; 30 for validation"));
     assert!(refuse(&|o| o.val_tokens = Some(5)).contains("none for training"));
     assert!(refuse(&|o| o.val_tokens = Some(0)).contains("--val-tokens 0"));
     assert!(refuse(&|o| o.shard_size = 0).contains("--shard-size 0"));
@@ -168,15 +168,15 @@ fn senseless_requests_are_refused() {
     fs::create_dir(dir.path().join("empty")).unwrap();
     assert!(refuse(&|o| o.inputs = vec![dir.path().join("empty")]).contains("no files in"));
     let piped = refuse(&|o| (o.inputs, o.val_tokens) = (vec!["-".into()], None));
-    assert!(piped.contains("--val-tokens is needed"));
-    assert!(refuse(&|o| o.output = dir.path().join("in/a.txt")).contains("cannot list output folder"));
+    assert!(piped.contains("--val-tokens is required"));
+    assert!(refuse(&|o| o.output = dir.path().join("in/a.txt")).contains("cannot list the output folder"));
     assert_eq!(fs::read_dir(&good.output).unwrap().count(), 0);
 }
 
 #[test]
 fn validation_is_a_power_of_two_up_to_a_shard() {
     assert_eq!(default_val_tokens(0, 100), 1);
-    // tinyshakespeare: as llm.c splits it.
+    // llm.c splits tinyshakespeare this way.
     assert_eq!(default_val_tokens(1_115_394, DEFAULT_SHARD_SIZE), 32_768);
     assert_eq!(default_val_tokens(50_000_000_000, DEFAULT_SHARD_SIZE), DEFAULT_SHARD_SIZE);
 }

@@ -1,4 +1,5 @@
-//! Tells one story from the grammar: binds the characters and things, then expands the beats in order.
+//! Tells one story from the grammar: binds the characters and things, then expands the beats in
+//! order.
 
 use super::Rng;
 use super::grammar::{Condition, Grammar, Let, Line, Node, Source};
@@ -16,7 +17,7 @@ pub(super) struct Teller {
     bindings: Vec<Binding>,
     /// Records in use, so that two characters never share a name.
     taken: Vec<(&'static str, usize)>,
-    /// What `x` stands for in the rules being expanded.
+    /// The values of `x` in the rules being expanded.
     args: Vec<&'static str>,
     out: String,
 }
@@ -26,7 +27,7 @@ impl Teller {
         Self { grammar, rng, bindings: Vec::new(), taken: Vec::new(), args: Vec::new(), out: String::new() }
     }
 
-    /// The text of plot number `plot`.
+    /// Tells plot number `plot`.
     pub fn tell(mut self, plot: usize) -> String {
         let plot = &self.grammar.plots[plot];
         for binding in self.grammar.always.iter().chain(&plot.lets) {
@@ -71,7 +72,7 @@ impl Teller {
         self.bindings.push(Binding { name: binding.name, fields, values });
     }
 
-    /// One of the lines whose conditions hold, all equally likely.
+    /// Picks one of the lines whose conditions hold, all equally likely.
     fn pick(&mut self, lines: &'static [Line]) -> Option<&'static Line> {
         let open = |line: &&Line| line.conditions.iter().all(|c| self.holds(c));
         let count = lines.iter().filter(open).count();
@@ -119,7 +120,7 @@ impl Teller {
         }
     }
 
-    /// Follows `x` to what it stands for.
+    /// Resolves `x` to the name it stands for.
     fn resolve<'a>(&self, name: &'a str) -> &'a str
     where
         'static: 'a,
@@ -127,7 +128,8 @@ impl Teller {
         if name == "x" { self.args.last().expect("x outside of a rule with an argument") } else { name }
     }
 
-    /// The text of `{name.field}`: a bound value, or a pronoun of what is bound; `{he}` alone is the hero's.
+    /// Expands `{name.field}`: a bound value, or a pronoun of the bound record; `{he}` alone is the
+    /// hero's.
     fn value(&self, name: &str, field: Option<&str>) -> &str {
         let name = self.resolve(name);
         let Some(binding) = self.bindings.iter().find(|b| b.name == name) else {
@@ -151,7 +153,7 @@ impl Binding {
         Some(&self.values[at])
     }
 
-    /// The form of the personal pronoun that is named by its masculine one; the field `sex` is m, f or n.
+    /// Returns the pronoun for which the masculine form stands; the field `sex` is m, f or n.
     fn pronoun(&self, form: &str) -> Option<&'static str> {
         let forms = match self.get("sex")? {
             "m" => ["he", "him", "his", "himself"],
@@ -164,7 +166,8 @@ impl Binding {
     }
 }
 
-/// Turns `a` into `an` before a vowel sound. Templates cannot know what word a choice will put after the article.
+/// Turns `a` into `an` before a vowel sound. Templates cannot know which word a choice puts after
+/// the article.
 fn mend_articles(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 8);
     let mut rest = text;

@@ -1,12 +1,13 @@
 //! The language the stories are written in, and its parser.
 //!
-//! A grammar file has four kinds of block; `#` starts a comment line, an indented line continues the one before.
+//! A grammar file has four kinds of block; `#` starts a comment line, an indented line continues
+//! the one before.
 //!
 //! ```text
-//! table toy: name | sex=n | colour=[red|blue]     a record a line below, fields separated by |;
+//! table toy: name | sex=n | color=[red|blue]      one record per line below; | between fields;
 //! kite | ...                                      a field with = is the same for every record
 //!
-//! rule said                                       a phrase several plots use: {@said} or {@said friend}
+//! rule said                                       a shared phrase: {@said} or {@said friend}
 //! * said {x}                                      (x is then the friend)
 //!
 //! always                                          bindings of every story
@@ -14,13 +15,14 @@
 //!
 //! plot the lost toy
 //! let won = [yes|no]                              a text, chosen once
-//! -- begin                                        a beat that starts a paragraph: one of the * lines is told
-//! * {Hero} had a {toy.colour} {toy}.              {Hero} is capitalised, {hero.his} a pronoun, {his} the hero's
-//! - and then 50%                                  a beat in the same paragraph, left out half of the time
+//! -- begin                                        a beat in a new paragraph: one * line is told
+//! * {Hero} had a {toy.color} {toy}.               {Hero}: capitalized; {hero.his}: a pronoun
+//! - and then 50%                                  in the same paragraph; omitted half of the time
 //! * <won=yes, hero.trait!=shy> {He} [ran|hopped]. only if the conditions hold; [a|b|] is a choice
 //! ```
 //!
-//! A beat none of whose lines may be told is left out. `a` becomes `an` where the next word wants it.
+//! `{his}` alone is the hero's pronoun. A beat is omitted if the conditions of none of its lines
+//! hold. `a` becomes `an` before a vowel sound.
 
 use std::collections::HashMap;
 
@@ -181,8 +183,9 @@ impl Plot {
     }
 }
 
-/// Lines without comments, blank lines and outer spaces; an indented line belongs to the one before. Texts are
-/// borrowed for ever, so a joined line is leaked: the grammar is parsed once and lives as long as the program.
+/// Returns lines without comments, blank lines and outer spaces, each joined with the indented
+/// lines after it. Texts are borrowed forever, so a joined line is leaked: the grammar is parsed
+/// once and lives as long as the program.
 fn logical_lines(file: &'static str) -> Vec<&'static str> {
     let mut lines: Vec<&'static str> = Vec::new();
     for line in file.lines().filter(|l| !l.trim().is_empty() && !l.starts_with('#')) {

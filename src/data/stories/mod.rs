@@ -1,13 +1,14 @@
-//! A built-in corpus: short children's stories, as many as one asks for, from a seed.
+//! A built-in corpus: short children's stories, in any number, from a seed.
 //!
-//! Small models cannot learn the web, but they can learn to tell a small story well. This module writes such
-//! stories from a grammar (`text/`), so that a first training run needs no download. Every story is a function of
-//! `(seed, index)` alone: the corpus is the same on every platform, and any part of it can be made by any thread.
+//! Small models cannot learn the web, but they can learn to tell a small story well. This module
+//! writes such stories from a grammar (`text/`), so that a first training run needs no download.
+//! Every story is a function of `(seed, index)` alone: the corpus is the same on every platform,
+//! and any thread can make any part of it.
 //!
-//! What makes held-out loss on it meaningful: a story picks a hero, a friend, a place, an object and what goes wrong
-//! independently, and refers back to them to the end (names, pronouns, colours, the helper who can solve this problem
-//! and no other), so a model must track the story rather than remember it; there are far more stories than anyone
-//! can generate.
+//! Held-out loss on it is meaningful: a story picks its hero, friend, place, object and problem
+//! independently and refers back to them to the end (names, pronouns, colors, the one helper who
+//! can solve this problem), so a model must track the story rather than remember it. There are far
+//! more stories than anyone can generate.
 
 mod expand;
 mod grammar;
@@ -23,7 +24,8 @@ pub const MIN_WORDS: usize = 120;
 /// See [`MIN_WORDS`].
 pub const MAX_WORDS: usize = 250;
 
-/// The grammar is part of the program, so a mistake in it is a bug and panics; the tests walk all of it.
+/// The grammar is part of the program, so a mistake in it is a bug and panics. The tests walk all
+/// of it.
 static GRAMMAR: LazyLock<Grammar> = LazyLock::new(|| {
     Grammar::parse(&[
         include_str!("text/people.txt"),
@@ -37,7 +39,7 @@ static GRAMMAR: LazyLock<Grammar> = LazyLock::new(|| {
     .unwrap_or_else(|e| panic!("built-in story grammar: {e}"))
 });
 
-/// Stories of one seed, in order.
+/// An endless sequence of the stories of one seed.
 #[derive(Clone, Debug)]
 pub struct StoryGenerator {
     seed: u64,
@@ -50,19 +52,21 @@ impl StoryGenerator {
         Self { seed, index: 0 }
     }
 
-    /// The next story: [`story`]`(seed, 0)`, then 1, 2, and so on.
+    /// Returns the next story: [`story`]`(seed, 0)`, then 1, 2, and so on.
     pub fn next_story(&mut self) -> String {
         self.index += 1;
         story(self.seed, self.index - 1)
     }
 }
 
-/// Story `index` of `seed`: plain ASCII English, paragraphs separated by a blank line, no newline at the end.
+/// Returns story `index` of `seed`: plain ASCII English, paragraphs separated by a blank line, no
+/// newline at the end.
 pub fn story(seed: u64, index: u64) -> String {
     tell(seed, index).1
 }
 
-/// The number of the plot and the text. A draft of the wrong length is thrown away and told anew; few are.
+/// Returns the number of the plot, and the text. The few drafts of the wrong length are discarded
+/// and told again.
 fn tell(seed: u64, index: u64) -> (usize, String) {
     for draft in 0.. {
         let mut rng = Rng::new(seed, index, draft);
@@ -80,7 +84,8 @@ fn tell(seed: u64, index: u64) -> (usize, String) {
 struct Rng(u64);
 
 impl Rng {
-    /// A stream for one draft of one story; the three numbers are mixed in one after the other.
+    /// Returns the stream for one draft of one story. The three numbers are mixed in one after the
+    /// other.
     fn new(seed: u64, index: u64, draft: u64) -> Self {
         let mut state = 0;
         for number in [seed, index, draft] {
@@ -96,7 +101,7 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    /// Uniform in `0..n` (the bias of the multiply and shift is below n / 2^64).
+    /// Draws uniformly from `0..n`; the bias of multiply and shift is below n / 2^64.
     fn below(&mut self, n: usize) -> usize {
         ((u128::from(self.next()) * n as u128) >> 64) as usize
     }

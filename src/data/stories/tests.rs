@@ -15,7 +15,7 @@ fn words(text: &str) -> impl Iterator<Item = String> {
     text.split(|c: char| !c.is_ascii_alphabetic()).filter(|w| !w.is_empty()).map(str::to_ascii_lowercase)
 }
 
-/// What is wrong with the form of a story, if anything.
+/// Returns the fault in the form of a story, if any.
 fn fault(text: &str) -> Option<String> {
     let words = text.split_ascii_whitespace().count();
     if !(MIN_WORDS..=MAX_WORDS).contains(&words) {
@@ -66,8 +66,8 @@ fn paragraph_fault(paragraph: &str) -> Option<String> {
                 if if inside { !opens_well } else { !closes_well } {
                     return Some(format!("quote in {}", around()));
                 }
-                // Speech starts with a capital unless it goes on after a comma: "Yes," he said, "and no." After it the
-                // sentence may go on too: "Oh!" said Tom.
+                // Speech starts with a capital unless it continues after a comma: "Yes," he said,
+                // "and no." The sentence may also continue after it: "Oh!" said Tom.
                 let goes_on = inside && at >= 2 && bytes[at - 2] == b',';
                 sentence_start = !goes_on && (inside || before == Some(b'.'));
             }
@@ -119,7 +119,7 @@ fn articles_fit_the_next_word() {
     }
 }
 
-/// A word that is no name has a capital in the middle of a sentence only where a full stop was forgotten.
+/// A word that is not a name has a capital inside a sentence only where a full stop is missing.
 #[test]
 fn no_full_stop_is_forgotten() {
     let starters = [
@@ -133,7 +133,7 @@ fn no_full_stop_is_forgotten() {
     }
 }
 
-/// The same word twice is a slip of the grammar, unless a comma says that it is meant.
+/// A repeated word is a slip of the grammar, unless a comma shows that it is intended.
 #[test]
 fn no_word_is_doubled_by_accident() {
     for (index, (_, text)) in sample().iter().enumerate() {
@@ -161,7 +161,7 @@ fn stories_differ_and_use_every_plot() {
     assert!(openings.len() > SAMPLE as usize * 9 / 10, "{} openings", openings.len());
 }
 
-/// A small vocabulary that is all in use, and word sequences that keep being new.
+/// The vocabulary is small and all in use, and word sequences keep being new.
 #[test]
 fn vocabulary_is_small_and_phrases_are_many() {
     let mut counts: HashMap<String, usize> = HashMap::new();
@@ -192,7 +192,8 @@ fn a_seed_gives_the_same_stories_everywhere() {
     let first: Vec<String> = (0..3).map(|_| generator.next_story()).collect();
     assert_eq!(first, (0..3).map(|index| story(42, index)).collect::<Vec<_>>());
     assert_ne!(story(42, 0), story(43, 0));
-    // FNV-1a over 200 stories. Update it when the grammar is changed on purpose, and say so in the commit.
+    // FNV-1a over 200 stories. Update it when the grammar is changed on purpose, and say so in the
+    // commit.
     let bytes = (0..200).flat_map(|index| story(1, index).into_bytes());
     let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
     assert_eq!(hash, 0x6d36_187f_7c56_151d, "{hash:#x}");
@@ -201,7 +202,7 @@ fn a_seed_gives_the_same_stories_everywhere() {
     assert_eq!([rng.next(), rng.next()], [6_457_827_717_110_365_317, 3_203_168_211_198_807_973]);
 }
 
-/// A hero keeps {his} name, sex and things to the end; nobody shares a name.
+/// Heroes keep their name, sex and things to the end, and no two characters share a name.
 #[test]
 fn pronouns_follow_the_hero() {
     for index in 0..2000 {
@@ -214,7 +215,7 @@ fn pronouns_follow_the_hero() {
     }
 }
 
-/// Walks every template and checks that each placeholder means something where it stands.
+/// Walks every template and checks that each placeholder is bound where it stands.
 #[test]
 fn every_placeholder_is_known() {
     let names = |lets: &[grammar::Let]| lets.iter().map(|l| l.name.to_string()).collect::<HashSet<_>>();
