@@ -270,9 +270,10 @@ pub struct Classifier {
     pub Vp: usize,
 }
 
-/// One AdamW step (Loshchilov & Hutter 2019) with bias correction over a range of parameters: m =
-/// lerp(g, m, beta1); v = lerp(g², v, beta2); p -= lr (m̂ / (sqrt(v̂) + eps) + decay p), with g =
-/// grad_scale * grads.
+/// One AdamW step (Loshchilov & Hutter 2019) with bias correction over a range of parameters, with
+/// g = grad_scale * grads:
+///
+/// m = lerp(g, m, beta1); v = lerp(g², v, beta2); p -= lr (m̂ / (sqrt(v̂) + eps) + decay p)
 ///
 /// Where parameters are narrower than f32, the f32 result is rounded stochastically, so that it is
 /// right on average.

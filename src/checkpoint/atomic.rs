@@ -1,4 +1,4 @@
-//! Files that appear whole or not at all, whatever happens while they are written.
+//! Files that appear complete or not at all, whatever happens while they are written.
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
-/// Length and checksum of a whole file: enough to tell a torn or swapped one.
+/// Length and checksum of a file: enough to detect a torn or swapped one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Digest {
     pub bytes: u64,
@@ -15,10 +15,7 @@ pub struct Digest {
 }
 
 impl Digest {
-    /// The digest of the file at `path`, all of which is read.
-    ///
-    /// # Errors
-    /// If it cannot be read.
+    /// Computes the digest of the file at `path`, which reads all of it.
     pub fn of(path: &Path) -> Result<Digest> {
         let read = || -> io::Result<Digest> {
             let mut file = File::open(path)?;
@@ -37,7 +34,7 @@ impl Digest {
     }
 }
 
-/// Passes on what it is given and keeps count.
+/// A writer that digests what passes through it.
 struct Digesting<W> {
     inner: W,
     bytes: u64,
@@ -57,27 +54,28 @@ impl<W: Write> Write for Digesting<W> {
     }
 }
 
-/// The name under which `path` is written until it is whole: hidden, in the same directory (a rename does not cross
-/// file systems), and always the same, so that the next attempt overwrites what a killed one left.
+/// Returns the name under which `path` is written until it is complete: hidden, in the same
+/// directory (a rename does not cross file systems), and always the same, so that the next attempt
+/// overwrites what a killed one left.
 pub(super) fn temporary(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".{name}{TEMPORARY}"))
 }
 
-/// How the names of temporaries end.
+/// Suffix of temporary names.
 pub(super) const TEMPORARY: &str = ".tmp";
 
-/// Writes what `fill` writes to the file at `path`. A file that is there already stays as it is until the new one
-/// has reached the disk, and is then replaced in one step.
+/// Writes the file at `path` with `fill`. An existing file stays as it is until the new one has
+/// reached the disk, and is then replaced atomically.
 ///
 /// # Errors
-/// One line that names `path` and the cause: a directory that is missing or may not be written, a full disk, or
-/// whatever `fill` returned. Nothing new is then left behind.
+/// One line that names `path` and the cause: a directory that is missing or not writable, a full
+/// disk, or the error of `fill`. Nothing new is left behind.
 pub fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<Digest> {
     let temporary = temporary(path);
     let result = try_write(path, &temporary, fill);
     if result.is_err() {
-        // If this fails too, the first cause is still the one to report.
+        // If this fails too, the first error is still the one to report.
         let _ = fs::remove_file(&temporary);
     }
     result.with_context(|| format!("cannot write {}", path.display()))
@@ -88,9 +86,9 @@ fn try_write(
     temporary: &Path,
     fill: impl FnOnce(&mut dyn Write) -> Result<()>,
 ) -> Result<Digest> {
-    // A rename would quietly put a file in the place of /dev/null or a pipe.
+    // A rename would silently replace /dev/null or a pipe by a file.
     let replaceable = fs::metadata(path).map_or(true, |found| found.is_file());
-    ensure!(replaceable && path.file_name().is_some(), "there is something else than a file of that name");
+    ensure!(replaceable && path.file_name().is_some(), "it exists and is not a regular file");
     let digest = fill_file(File::create(temporary)?, fill)?;
     fs::rename(temporary, path)?;
     sync_directory(path)?;
@@ -103,12 +101,13 @@ fn fill_file(file: File, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Res
     fill(&mut out)?;
     let Digesting { inner, bytes, hasher } = out;
     let file = inner.into_inner().map_err(io::IntoInnerError::into_error)?;
-    // Before the rename: otherwise the new name may reach the disk before the bytes it stands for.
+    // Before the rename, as otherwise the new name could reach the disk before its bytes.
     file.sync_all()?;
     Ok(Digest { bytes, crc32: hasher.finalize() })
 }
 
-/// Makes the names in the directory of `path` last. Some network file systems know no such thing, and say so.
+/// Syncs the names in the directory of `path` to the disk. Some network file systems do not support
+/// this, and report so.
 pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
     let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if !cfg!(unix) {
@@ -136,7 +135,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a");
         let digest = write(&path, |out| Ok(out.write_all(b"123456789")?)).unwrap();
-        // The check value published for this CRC.
+        // The published check value of this CRC.
         assert_eq!(digest, Digest { bytes: 9, crc32: 0xcbf4_3926 });
         assert_eq!(Digest::of(&path).unwrap(), digest);
         assert_eq!(fs::read(&path).unwrap(), b"123456789");
@@ -174,12 +173,12 @@ mod tests {
     }
 
     #[test]
-    fn unwritable_directories_and_things_that_are_no_files_are_refused() {
+    fn unwritable_directories_and_what_is_not_a_file_are_refused() {
         let directory = tempfile::tempdir().unwrap();
         let missing = directory.path().join("no/such/a");
         let message = write(&missing, |_| Ok(())).unwrap_err().to_string();
         assert!(message.contains(missing.to_str().unwrap()), "{message}");
-        // Where not even root may create files.
+        // Not even root may create files there.
         #[cfg(target_os = "linux")]
         assert!(write(Path::new("/proc/a"), |_| Ok(())).unwrap_err().to_string().contains("/proc/a"));
         assert!(write(directory.path(), |_| Ok(())).is_err());

@@ -1,9 +1,11 @@
 //! A directory of checkpoints, named as llm.c names them:
 //!
 //! - `model_%08d.bin`: the parameters;
-//! - `state_%08d_%05d.bin`: moments, master weights and the data loader's position, a file a process;
-//! - `run_%08d.json`: the rest, ours alone;
-//! - `DONE_%08d`: empty; written last and removed first, so that at any moment a step that has one is whole.
+//! - `state_%08d_%05d.bin`: moments, master weights and the data loader's position, one file per
+//!   process;
+//! - `run_%08d.json`: everything else, which llm.c does not have;
+//! - `DONE_%08d`: empty; written last and removed first, so that a step with this file is complete
+//!   at any moment.
 
 use super::atomic::{self, Digest, TEMPORARY};
 use super::model_bin::{self, ModelReader};
@@ -36,11 +38,12 @@ pub fn done_path(dir: &Path, step: u64) -> PathBuf {
     dir.join(format!("DONE_{step:08}"))
 }
 
-/// Writes the checkpoint of `state.step`. `dtype`, F32 or Bf16, is that of the parameters in the model file; `trainer`
-/// is whatever else the run is to be resumed from. The directory comes into being if need be.
+/// Writes the checkpoint of `state.step`. The model file stores parameters as `dtype`, F32 or Bf16;
+/// `trainer` is the rest of the state from which the run resumes. The directory is created if it is
+/// missing.
 ///
 /// # Errors
-/// As [`atomic::write`]. The checkpoint then does not count, earlier ones are untouched.
+/// Those of [`atomic::write`]. The checkpoint is then not complete, and earlier ones are untouched.
 pub fn save(
     dir: &Path,
     config: &ModelConfig,
@@ -51,7 +54,7 @@ pub fn save(
 ) -> Result<()> {
     let step = state.step;
     fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    // Of files from two runs no DONE may speak.
+    // Remove DONE first: it must never cover files of two different runs.
     remove(&done_path(dir, step))?;
     let mut files = BTreeMap::new();
     let mut note = |path: &Path, digest: Digest| files.insert(file_name(path), digest);
@@ -64,21 +67,15 @@ pub fn save(
     Ok(())
 }
 
-/// Asks `source` for everything that [`save`] asks for, and writes nothing: for ranks whose master writes what all of them have
-/// parts of.
-///
-/// # Errors
-/// Those of `source`.
+/// Makes the calls of `source` that [`save`] makes, and writes nothing. Rank 0 writes the
+/// checkpoint, and the other ranks take part in gathering its shards.
 pub fn participate(config: &ModelConfig, state: &State, source: &mut Source) -> Result<()> {
     participate_in_model(config, source)?;
     let len = ParamLayout::new(config).len();
     state.kinds().iter().try_for_each(|&kind| stream::ask(kind, len, source))
 }
 
-/// The same for a model file alone.
-///
-/// # Errors
-/// Those of `source`.
+/// Does the same for a model file alone.
 pub fn participate_in_model(config: &ModelConfig, source: &mut Source) -> Result<()> {
     stream::ask(TensorKind::Params, ParamLayout::new(config).len(), source)
 }
@@ -87,7 +84,7 @@ fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// Removes a file that may not be there, for good.
+/// Removes a file, if it exists, and syncs the removal.
 fn remove(path: &Path) -> Result<()> {
     let removed = match fs::remove_file(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -98,7 +95,7 @@ fn remove(path: &Path) -> Result<()> {
         .with_context(|| format!("cannot remove {}", path.display()))
 }
 
-/// A checkpoint whose tensors are yet to be read.
+/// A checkpoint whose tensors have not been read yet.
 pub struct Saved {
     /// `None` for a checkpoint of llm.c.
     pub run: Option<RunFile>,
@@ -107,10 +104,10 @@ pub struct Saved {
 }
 
 impl Saved {
-    /// Opens what `rank` needs of the checkpoint of `step`.
+    /// Opens the files of the checkpoint of `step` that `rank` needs.
     ///
     /// # Errors
-    /// One line that names the file that is missing or wrong.
+    /// One line that names the missing or invalid file.
     pub fn open(dir: &Path, step: u64, rank: usize) -> Result<Saved> {
         let path = run_path(dir, step);
         let run = if path.exists() { Some(RunFile::read(&path)?) } else { None };
@@ -129,17 +126,15 @@ impl Saved {
         Ok(Saved { run, model, state })
     }
 
-    /// Hands all tensors to `sink`: the parameters, m, v, and master weights if there are any.
-    ///
-    /// # Errors
-    /// If a file cannot be read any more, or the sink fails.
+    /// Passes all tensors to `sink`: the parameters, m, v, and master weights if there are any.
     pub fn restore(self, sink: &mut Sink) -> Result<()> {
         self.model.read(sink)?;
         self.state.read(sink)
     }
 }
 
-/// Checks that all files of a checkpoint are there and whole, reading them in full where their checksums are known.
+/// Checks that all files of a checkpoint exist and are complete. Files whose checksum is known are
+/// read in full.
 pub(super) fn verify(dir: &Path, step: u64) -> Result<()> {
     let saved = Saved::open(dir, step, 0)?;
     for rank in 1..saved.state.state.num_processes {
@@ -159,35 +154,31 @@ pub(super) fn verify(dir: &Path, step: u64) -> Result<()> {
     Ok(())
 }
 
-/// What there is to resume from.
+/// The checkpoint to resume from.
 pub struct Latest {
-    /// The newest checkpoint that is whole.
+    /// Step of the newest complete checkpoint.
     pub step: Option<u64>,
-    /// A line for each newer one that is not.
+    /// One line for each newer checkpoint, which is not complete.
     pub warnings: Vec<String>,
 }
 
-/// Finds the newest checkpoint in a directory that is all there. Reads it in full.
-///
-/// # Errors
-/// If the directory cannot be read. One that does not exist holds none.
+/// Finds the newest complete checkpoint in a directory, and reads it in full. A directory that does
+/// not exist has none.
 pub fn latest(dir: &Path) -> Result<Latest> {
     let mut warnings = Vec::new();
     for step in steps(dir)?.into_iter().rev() {
         match verify(dir, step) {
             Ok(()) => return Ok(Latest { step: Some(step), warnings }),
             Err(e) => warnings.push(format!(
-                "the checkpoint of step {step} is not whole, looking for an earlier one: {e:#}"
+                "the checkpoint of step {step} is not complete, looking for an earlier one: {e:#}"
             )),
         }
     }
     Ok(Latest { step: None, warnings })
 }
 
-/// The steps that have a `DONE` in `dir`, ascending.
-///
-/// # Errors
-/// If the directory cannot be read. One that does not exist holds none.
+/// Returns the steps that have a `DONE` file in `dir`, ascending. A directory that does not exist
+/// has none.
 pub fn steps(dir: &Path) -> Result<Vec<u64>> {
     let mut steps: Vec<u64> = file_names(dir)?.iter().filter_map(|name| step_of(name, "DONE_", "")).collect();
     steps.sort_unstable();
@@ -204,17 +195,17 @@ fn file_names(dir: &Path) -> Result<Vec<String>> {
     names.collect::<io::Result<_>>().with_context(context)
 }
 
-/// The step in a file's name, if it is one of ours, exactly as we spell it.
+/// Returns the step in a file's name, if the name is spelled exactly as ours are.
 fn step_of(name: &str, prefix: &str, suffix: &str) -> Option<u64> {
     let digits = name.strip_prefix(prefix)?.strip_suffix(suffix)?;
     digits.parse().ok().filter(|step: &u64| digits == format!("{step:08}"))
 }
 
-/// Refuses to start a new run where an old one has left checkpoints: sooner or later the wrong ones would be resumed
-/// or deleted.
+/// Refuses to start a new run in a directory with checkpoints of an old one: sooner or later the
+/// wrong ones would be resumed or deleted.
 ///
 /// # Errors
-/// One line that says what to do, if there is a checkpoint in `dir`.
+/// One line that says what to do, if `dir` has a checkpoint.
 pub fn ensure_fresh(dir: &Path) -> Result<()> {
     if let Some(step) = steps(dir)?.last() {
         let dir = dir.display();
@@ -225,13 +216,11 @@ pub fn ensure_fresh(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// After the checkpoint of step `newest` was saved: of it and those before it, keeps the last `keep` (0: all) and every
-/// one whose step is a multiple of `major_every` (0: none). Later ones, which a run that fell back to an earlier
-/// checkpoint has yet to overwrite, neither count nor go. Also removes what killed runs left half-written or
-/// half-removed.
-///
-/// # Errors
-/// If the directory cannot be read or a file not removed.
+/// Removes old checkpoints after that of step `newest` was saved. Of that one and those before it,
+/// this keeps the last `keep` (0: all) and every one whose step is a multiple of `major_every` (0:
+/// none). Later ones, which a run that fell back to an earlier checkpoint has not overwritten yet,
+/// are neither counted nor removed. Files that killed runs left half-written or half-removed are
+/// removed as well.
 pub fn prune(dir: &Path, newest: u64, keep: usize, major_every: u64) -> Result<()> {
     let names = file_names(dir)?;
     for name in names.iter().filter(|name| is_temporary(name)) {
@@ -245,22 +234,22 @@ pub fn prune(dir: &Path, newest: u64, keep: usize, major_every: u64) -> Result<(
             remove_step(dir, step, &names)?;
         }
     }
-    let cut_short = names.iter().filter_map(|name| step_of(name, "run_", ".json"));
-    for step in cut_short.filter(|step| *step < newest && !steps.contains(step)) {
+    let interrupted = names.iter().filter_map(|name| step_of(name, "run_", ".json"));
+    for step in interrupted.filter(|step| *step < newest && !steps.contains(step)) {
         remove_step(dir, step, &names)?;
     }
     Ok(())
 }
 
-/// Whether a file is the temporary of one of ours.
+/// Whether a file is the temporary of a checkpoint's file.
 fn is_temporary(name: &str) -> bool {
     let ours =
         |name: &str| ["model_", "state_", "run_", "DONE_"].iter().any(|prefix| name.starts_with(prefix));
     name.strip_prefix('.').is_some_and(|n| n.ends_with(TEMPORARY) && ours(n))
 }
 
-/// Removes a checkpoint: DONE first, and the run file last, so that one whose removal was cut short is known by having
-/// only the latter.
+/// Removes a checkpoint, DONE first and the run file last: a step with a run file and no DONE is
+/// one whose removal was interrupted.
 fn remove_step(dir: &Path, step: u64, names: &[String]) -> Result<()> {
     remove(&done_path(dir, step))?;
     remove(&model_path(dir, step))?;

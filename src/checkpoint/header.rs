@@ -1,21 +1,21 @@
-//! What llm.c's binary files have in common: 256 little-endian 32-bit integers, the first of which, the magic
-//! number, says what follows.
+//! The header that llm.c's binary files share: 256 little-endian 32-bit integers. The first, the
+//! magic number, identifies the kind of file.
 
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 
-// Tensors are read and written as they lie in memory.
+// Tensors are read and written as they are in memory.
 const _: () = assert!(cfg!(target_endian = "little"), "checkpoints are little-endian");
 
-/// Bytes of a header.
+/// Size of a header in bytes.
 pub(super) const HEADER_BYTES: u64 = 1024;
 
 pub(super) const MODEL: i32 = 20240326;
 pub(super) const STATE: i32 = 20240527;
 
-/// The kinds of file a user may hand over by mistake.
+/// The kinds of file that a user may pass by mistake.
 const KINDS: [(i32, &str); 7] = [
     (MODEL, "a model"),
     (STATE, "an optimizer state"),
@@ -26,7 +26,7 @@ const KINDS: [(i32, &str); 7] = [
     (20240801, "a Llama 3 token shard"),
 ];
 
-/// Says what a file is that starts with `bytes`, as far as that can be told.
+/// Describes the kind of file that starts with `bytes`, as far as it can be recognized.
 pub(super) fn describe(bytes: &[u8]) -> String {
     if bytes.is_empty() {
         return "an empty file".into();
@@ -46,12 +46,14 @@ pub(super) fn describe(bytes: &[u8]) -> String {
     }
 }
 
-/// A safetensors file starts with the length of its JSON header, then the JSON.
+/// Whether `bytes` start like a safetensors file: with the length of its JSON header, then the
+/// JSON.
 pub(super) fn looks_like_safetensors(bytes: &[u8]) -> bool {
     bytes.len() > 8 && bytes[8] == b'{'
 }
 
-/// The first bytes of the file at `path`, as many as a header has or the file is long.
+/// Returns the first bytes of the file at `path`: those of a header, or the whole file if it is
+/// shorter.
 pub(super) fn first_bytes(path: &Path) -> Result<Vec<u8>> {
     open(path).map(|(_, first, _)| first)
 }
@@ -60,13 +62,13 @@ fn open(path: &Path) -> Result<(File, Vec<u8>, u64)> {
     let context = || format!("cannot read {}", path.display());
     let mut file = File::open(path).with_context(context)?;
     let metadata = file.metadata().with_context(context)?;
-    ensure!(metadata.is_file(), "{}: expected a file, found something else of that name", path.display());
+    ensure!(metadata.is_file(), "{}: not a regular file", path.display());
     let mut first = Vec::new();
     (&mut file).take(HEADER_BYTES).read_to_end(&mut first).with_context(context)?;
     Ok((file, first, metadata.len()))
 }
 
-/// One header.
+/// The header of a file.
 pub(super) struct Header([i32; 256]);
 
 impl Header {
@@ -76,8 +78,8 @@ impl Header {
         Header(fields)
     }
 
-    /// Opens the file at `path`, which is to start with `magic`. Returns it, positioned behind the header, and its
-    /// length in bytes.
+    /// Opens the file at `path`, which has to start with `magic`. Returns its header, the file
+    /// positioned after it, and the length of the file in bytes.
     pub fn open(path: &Path, magic: i32) -> Result<(Header, File, u64)> {
         let (file, first, bytes) = open(path)?;
         let kind = KINDS.iter().find(|kind| kind.0 == magic).expect("a magic number of ours").1;
@@ -103,7 +105,7 @@ impl Header {
         self.0[index]
     }
 
-    /// The 64 bits at `index` and the field behind it.
+    /// Returns the 64 bits of the field at `index` and the one after it.
     pub fn u64(&self, index: usize) -> u64 {
         bytemuck::pod_read_unaligned(bytemuck::cast_slice(&self.0[index..index + 2]))
     }

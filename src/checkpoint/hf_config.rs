@@ -1,5 +1,5 @@
-//! Hugging Face's `config.json` for GPT-2: the shape of the model, of which the tensors beside it do not tell the
-//! number of heads, and its dialect, of which we speak one.
+//! Hugging Face's `config.json` for GPT-2. It has the shape of the model, as tensors do not tell
+//! the number of heads, and the variant of GPT-2, of which one is supported.
 
 use super::atomic;
 use crate::config::{GPT2_VOCAB, ModelConfig};
@@ -9,11 +9,11 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// Added under the root of the mean square in every layernorm.
+/// Added to the variance in every layernorm.
 const LAYERNORM_EPSILON: f64 = 1e-5;
 
-/// What is read of the file. Of the optional fields, those that change what the model computes, with the defaults
-/// that `transformers` gives them.
+/// The fields that are read: the dimensions, and the optional fields that change what the model
+/// computes, with the defaults of `transformers`.
 #[derive(Deserialize)]
 struct HfConfig {
     n_positions: usize,
@@ -31,7 +31,8 @@ struct HfConfig {
     scale_attn_weights: bool,
     #[serde(default)]
     scale_attn_by_inverse_layer_idx: bool,
-    /// Our own: `transformers` always has the bias, and keeps what it does not know.
+    /// Our own field: `transformers` always has the bias, and preserves fields that it does not
+    /// know.
     #[serde(default = "yes")]
     qkv_bias: bool,
 }
@@ -51,17 +52,18 @@ fn yes() -> bool {
 /// Reads the `config.json` at `path`.
 ///
 /// # Errors
-/// One line, if it cannot be read, lacks a dimension, or describes a model that is not GPT-2 as we compute it.
+/// One line, if it cannot be read, lacks a dimension, or describes a model other than the supported
+/// GPT-2.
 pub(super) fn read(path: &Path) -> Result<ModelConfig> {
     let at = || path.display().to_string();
     let text = std::fs::read(path).with_context(|| format!("cannot read {}", at()))?;
     let value: Value = serde_json::from_slice(&text).with_context(|| format!("{}: expected JSON", at()))?;
-    // First, because other models spell their dimensions differently.
+    // Checked first, because other models spell their dimensions differently.
     if let Some(other) = value.get("model_type").filter(|t| *t != "gpt2") {
         anyhow::bail!("{}: expected model_type \"gpt2\", found {other}", at());
     }
     let hf: HfConfig = serde_json::from_value(value).with_context(at)?;
-    check_dialect(&hf).with_context(at)?;
+    check_variant(&hf).with_context(at)?;
     let Vp = hf.vocab_size.checked_next_multiple_of(crate::config::VOCAB_PADDING).with_context(at)?;
     let config = ModelConfig {
         maxT: hf.n_positions,
@@ -76,9 +78,9 @@ pub(super) fn read(path: &Path) -> Result<ModelConfig> {
     Ok(config)
 }
 
-fn check_dialect(hf: &HfConfig) -> Result<()> {
+fn check_variant(hf: &HfConfig) -> Result<()> {
     let activation = &hf.activation_function;
-    // Two names of the tanh form.
+    // Both are names of the tanh form.
     let tanh = ["gelu_new", "gelu_pytorch_tanh"].contains(&activation.as_str());
     ensure!(tanh, "expected activation_function \"gelu_new\", found \"{activation}\"");
     let epsilon = hf.layer_norm_epsilon;
@@ -110,7 +112,7 @@ pub(super) fn write(path: &Path, config: &ModelConfig, dtype: Dtype) -> Result<(
         "n_head": config.NH,
         "n_embd": config.C,
         "n_inner": null,
-        // Trained without dropout; fine-tuning goes on likewise unless told otherwise.
+        // Training has no dropout, so fine-tuning has none by default.
         "attn_pdrop": 0.0,
         "embd_pdrop": 0.0,
         "resid_pdrop": 0.0,

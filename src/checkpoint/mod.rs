@@ -1,8 +1,8 @@
-//! Bytes to named tensors and back: llm.c's model and optimizer files, Hugging Face's safetensors, and the
-//! directories of checkpoints that runs resume from. No device is known here: tensors arrive from and leave to a
-//! [`Source`] and a [`Sink`], chunk by chunk.
+//! Bytes to named tensors and back: llm.c's model and optimizer files, Hugging Face's safetensors,
+//! and the directories of checkpoints that runs resume from. Nothing here knows a device: tensors
+//! come from a [`Source`] and go to a [`Sink`], chunk by chunk.
 //!
-//! Errors are chains: printed with `{:#}` they are one line.
+//! Errors are chains; printed with `{:#}` they are one line.
 
 pub mod atomic;
 mod directory;
@@ -35,11 +35,12 @@ pub struct ModelFile {
     pub params: Vec<f32>,
 }
 
-/// Reads a model from a model file of llm.c's, a safetensors file with a `config.json` beside it, or a directory: one
-/// that `transformers` saved, or one of checkpoints, the newest of which is taken.
+/// Reads a model from a model file of llm.c's, from a safetensors file next to its `config.json`,
+/// or from a directory: one saved by `transformers`, or one of checkpoints, of which the newest is
+/// read.
 ///
 /// # Errors
-/// One line that names the file, what was expected and what was found.
+/// One line that names the file, and what was expected and found.
 pub fn load_model(path: &Path) -> Result<ModelFile> {
     if path.is_dir() {
         return load_directory(path);
@@ -61,15 +62,17 @@ fn load_directory(dir: &Path) -> Result<ModelFile> {
             dir.display()
         );
     };
-    directory::verify(dir, step).with_context(|| format!("{}: step {step} is not whole", dir.display()))?;
+    directory::verify(dir, step)
+        .with_context(|| format!("{}: the checkpoint of step {step} is not complete", dir.display()))?;
     model_bin::read(&model_path(dir, step))
 }
 
-/// Writes a model to `path`: as llm.c's model file if it ends in `.bin` (f32 or bf16), as a safetensors file with a
-/// `config.json` beside it if it ends in `.safetensors`, and else into a directory that `transformers` loads.
+/// Writes a model to `path`: as llm.c's model file if it ends in `.bin` (f32 or bf16), as a
+/// safetensors file next to a `config.json` if it ends in `.safetensors`, and otherwise into a
+/// directory that `transformers` loads.
 ///
 /// # Errors
-/// One line, if the type does not fit the format, or the file cannot be written.
+/// One line, if the format does not have the type, or the file cannot be written.
 pub fn save_model(path: &Path, model: &ModelFile, dtype: Dtype) -> Result<()> {
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;

@@ -1,5 +1,6 @@
-//! llm.c's model file: a header, then the sixteen tensors of [`PARAMS`](crate::params::PARAMS) in that order, all
-//! layers of one tensor together, f32 (version 3) or bf16 (version 5).
+//! llm.c's model file: a header, then the sixteen tensors in the order of
+//! [`PARAMS`](crate::params::PARAMS), all layers of a tensor together, as f32 (version 3) or bf16
+//! (version 5).
 
 use super::ModelFile;
 use super::atomic::{self, Digest};
@@ -12,11 +13,11 @@ use anyhow::{Context, Result, ensure};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-/// Where the header says that the query-key-value projection has no bias. llm.c has no such models and leaves a 0
-/// here; its tensor is in the file either way.
+/// Header field that is 1 if the query-key-value projection has no bias. llm.c has no such models
+/// and leaves a 0 here; the bias tensor is in the file either way.
 const NO_QKV_BIAS: usize = 8;
 
-/// A model file whose header and size have been found right, and whose tensors are yet to be read.
+/// A model file whose header and size are valid, and whose tensors have not been read yet.
 pub struct ModelReader {
     pub config: ModelConfig,
     /// F32 or Bf16.
@@ -29,8 +30,8 @@ impl ModelReader {
     /// Opens the model file at `path`.
     ///
     /// # Errors
-    /// One line, if it cannot be read, is something else, describes an impossible model, or is not exactly as long
-    /// as its header says.
+    /// One line, if the file cannot be read, is of another kind, describes an impossible model, or
+    /// is not exactly as long as its header says.
     pub fn open(path: &Path) -> Result<ModelReader> {
         let (header, file, bytes) = Header::open(path, MODEL)?;
         let at = || path.display();
@@ -42,7 +43,7 @@ impl ModelReader {
                 at()
             ),
         };
-        // A negative field becomes 0, which `validate` refuses by name.
+        // A negative field becomes 0, which `validate` rejects by name.
         let [maxT, V, L, NH, C, Vp] = [2, 3, 4, 5, 6, 7].map(|i| usize::try_from(header.i32(i)).unwrap_or(0));
         let no_bias = header.i32(NO_QKV_BIAS);
         ensure!(
@@ -52,7 +53,7 @@ impl ModelReader {
         );
         let config = ModelConfig { maxT, V, Vp, L, NH, C, qkv_bias: no_bias == 0 };
         config.validate().map_err(|e| e.context(format!("{}: the header is not valid", at())))?;
-        // In 128 bits: the header may ask for more bytes than there are addresses.
+        // 128 bits, as the header may claim more bytes than fit in 64.
         let expected =
             u128::from(HEADER_BYTES) + ParamLayout::new(&config).len() as u128 * dtype.size() as u128;
         ensure!(
@@ -66,7 +67,7 @@ impl ModelReader {
     /// Reads all tensors, as [`TensorKind::Params`].
     ///
     /// # Errors
-    /// If the file cannot be read any more, has a bias that its header denies, or the sink fails.
+    /// If the file cannot be read, has a bias that its header denies, or the sink fails.
     pub fn read(mut self, sink: &mut Sink) -> Result<()> {
         let layout = ParamLayout::new(&self.config);
         let qkvb = layout.range(Param::Qkvb);
@@ -80,7 +81,7 @@ impl ModelReader {
                 let zero = |i: usize| !qkvb.contains(&(start + i)) || values[i] == 0.0;
                 ensure!(
                     !denied || (0..values.len()).all(zero),
-                    "qkvb has values, but the header says it is not used"
+                    "qkvb has values, but the header says that it is not used"
                 );
                 sink(kind, start, values)
             },
@@ -92,7 +93,7 @@ impl ModelReader {
 /// Reads the model file at `path` into memory.
 ///
 /// # Errors
-/// As [`ModelReader::open`] and [`ModelReader::read`].
+/// Those of [`ModelReader::open`] and [`ModelReader::read`].
 pub fn read(path: &Path) -> Result<ModelFile> {
     let reader = ModelReader::open(path)?;
     let config = reader.config;
@@ -104,10 +105,7 @@ pub fn read(path: &Path) -> Result<ModelFile> {
     Ok(ModelFile { config, params })
 }
 
-/// Writes a model file. `source` is asked for [`TensorKind::Params`]; `dtype` is F32 or Bf16.
-///
-/// # Errors
-/// As [`atomic::write`].
+/// Writes a model file, with [`TensorKind::Params`] from `source`; `dtype` is F32 or Bf16.
 pub fn write(path: &Path, config: &ModelConfig, dtype: Dtype, source: &mut Source) -> Result<Digest> {
     let mut header = Header::new(MODEL, if dtype == Dtype::Bf16 { 5 } else { 3 });
     let dims = [config.maxT, config.V, config.L, config.NH, config.C, config.Vp];

@@ -1,4 +1,4 @@
-//! `run_%08d.json`: what llm.c's files have no room for, in a form that people can read.
+//! `run_%08d.json`: the state for which llm.c's files have no room, in a form that people can read.
 
 use super::atomic::{self, Digest};
 use anyhow::{Context, Result, ensure};
@@ -10,7 +10,7 @@ use std::path::Path;
 
 const FORMAT: u32 = 1;
 
-/// What is saved of a run beside its model and optimizer state.
+/// The state of a run besides its model and optimizer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunFile {
     /// Version of this file's format.
@@ -20,7 +20,7 @@ pub struct RunFile {
     pub step: u64,
     /// The other files of the checkpoint by name.
     pub files: BTreeMap<String, Digest>,
-    /// The trainer's own: batch, size of the data, outlier windows, the best loss so far.
+    /// The trainer's own state: batch, size of the data, outlier windows, best loss so far.
     pub trainer: Value,
 }
 
@@ -44,12 +44,13 @@ impl RunFile {
     /// Reads a run file.
     ///
     /// # Errors
-    /// One line, if it cannot be read, is not JSON of the expected form, or comes from a newer version.
+    /// One line, if the file cannot be read, is not JSON of the expected form, or comes from a
+    /// newer version.
     pub fn read(path: &Path) -> Result<RunFile> {
         let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         let value: Value =
             serde_json::from_slice(&text).with_context(|| format!("{}: expected JSON", path.display()))?;
-        // Before the rest, which a newer version may spell differently.
+        // Checked first, because a newer version may spell the rest differently.
         let format = value.get("format").and_then(Value::as_u64);
         ensure!(
             format == Some(u64::from(FORMAT)),
@@ -60,10 +61,10 @@ impl RunFile {
         serde_json::from_value(value).with_context(|| format!("{}: not a run file", path.display()))
     }
 
-    /// The trainer's own part, as what it was saved from.
+    /// Returns the trainer's own state.
     ///
     /// # Errors
-    /// If it has another form.
+    /// If it is not of that type.
     pub fn trainer<T: DeserializeOwned>(&self) -> Result<T> {
         T::deserialize(&self.trainer).with_context(|| {
             format!("run state of step {}, written by warpsmith {}", self.step, self.warpsmith)
@@ -71,8 +72,8 @@ impl RunFile {
     }
 }
 
-/// A number that comes back from JSON bit for bit, infinities included, which JSON's own numbers are not; all NaNs
-/// are one. An f32 fits without loss.
+/// A number that survives JSON bit for bit, including infinities, which JSON's own numbers lack;
+/// all NaNs are one. An f32 is stored exactly.
 #[derive(Clone, Copy, Debug, Default, PartialEq, PartialOrd)]
 pub struct Float(pub f64);
 
@@ -108,7 +109,7 @@ mod tests {
             f64::MIN_POSITIVE / 3.0,
             f64::MAX,
             1.0 / 3.0,
-            // Off by one unit in the last place without serde_json's `float_roundtrip`.
+            // Without serde_json's `float_roundtrip` these are off by one unit in the last place.
             31.245270191439438,
             121.48791951161945,
             f64::INFINITY,

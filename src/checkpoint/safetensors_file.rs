@@ -1,6 +1,6 @@
-//! GPT-2 as Hugging Face's `transformers` saves it: `model.safetensors` and `config.json`. Two things differ from the
-//! layout in memory: matrices other than the embeddings are stored transposed, (in, out), and the vocabulary is not
-//! padded.
+//! GPT-2 as Hugging Face's `transformers` saves it: `model.safetensors` and `config.json`. Two
+//! things differ from the layout in memory: matrices other than the embeddings are stored
+//! transposed, (in, out), and the vocabulary is not padded.
 
 use super::{ModelFile, hf_config};
 use crate::config::{ModelConfig, VOCAB_PADDING};
@@ -18,23 +18,23 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// What `GPT2LMHeadModel` puts before the names of all tensors but its head, and `GPT2Model` does not.
+/// Prefix of the names of all tensors but the head in `GPT2LMHeadModel`. `GPT2Model` has no prefix.
 const PREFIX: &str = "transformer.";
 
-/// The output projection: tied to `wte.weight`, so left out or the same.
+/// The output projection. It is tied to `wte.weight`, so it is absent or the same.
 const HEAD: &str = "lm_head.weight";
 
-/// One tensor as Hugging Face has it.
+/// A tensor as Hugging Face stores it.
 struct Stored {
-    /// Without [`PREFIX`].
+    /// The name without [`PREFIX`].
     name: String,
     shape: Vec<usize>,
-    /// Where its elements lie among the parameters.
+    /// The range of its elements among the parameters.
     range: Range<usize>,
     transposed: bool,
 }
 
-/// All the tensors of a model, in the order of [`PARAMS`].
+/// Lists all tensors of a model, in the order of [`PARAMS`].
 fn stored(config: &ModelConfig) -> Vec<Stored> {
     let layout = ParamLayout::new(config);
     let mut all = Vec::new();
@@ -59,7 +59,7 @@ fn stored(config: &ModelConfig) -> Vec<Stored> {
     all
 }
 
-/// The transpose of `src` (rows, columns), in tiles that fit the cache whichever way they are walked.
+/// Transposes `src` (rows, columns), in tiles that fit in the cache in either direction.
 fn transpose(src: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     const TILE: usize = 32;
     let mut out = vec![0.0; src.len()];
@@ -75,11 +75,8 @@ fn transpose(src: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     out
 }
 
-/// The files that make up the model in a directory that `transformers` saved: one, or several and an index. `None` if
-/// there are none.
-///
-/// # Errors
-/// If the index cannot be read or is not one.
+/// Returns the files of the model in a directory saved by `transformers`: one, or those of an
+/// index. `None` if there are none.
 pub(super) fn files_in(dir: &Path) -> Result<Option<Vec<PathBuf>>> {
     let single = dir.join("model.safetensors");
     if single.exists() {
@@ -96,14 +93,14 @@ pub(super) fn files_in(dir: &Path) -> Result<Option<Vec<PathBuf>>> {
     let text = std::fs::read(&index).with_context(|| format!("cannot read {}", index.display()))?;
     let parsed: Index = serde_json::from_slice(&text).with_context(|| index.display().to_string())?;
     let names: BTreeSet<&String> = parsed.weight_map.values().collect();
-    ensure!(!names.is_empty(), "{}: expected the names of files, found none", index.display());
+    ensure!(!names.is_empty(), "{}: expected names of files, found none", index.display());
     Ok(Some(names.into_iter().map(|name| dir.join(name)).collect()))
 }
 
-/// Open safetensors files, which together hold one model.
+/// The open safetensors files of one model.
 struct Tensors {
     files: Vec<(PathBuf, File)>,
-    /// By name without [`PREFIX`]: which file, where its data starts, what it is.
+    /// File, start of the data and description of each tensor, by its name without [`PREFIX`].
     index: BTreeMap<String, (usize, u64, TensorInfo)>,
 }
 
@@ -135,7 +132,7 @@ impl Tensors {
         self.index.get(name).map(|(_, _, info)| info.shape.as_slice())
     }
 
-    /// All elements of a tensor that is there, in f32.
+    /// Reads all elements of an existing tensor as f32.
     fn read(&mut self, name: &str) -> Result<Vec<f32>> {
         let (file, start, info) = &self.index[name];
         let (path, file) = &mut self.files[*file];
@@ -153,8 +150,8 @@ impl Tensors {
     }
 }
 
-/// The header of a safetensors file, and where the data behind it starts. The crate's own reader wants the whole file
-/// in memory.
+/// Reads the header of a safetensors file. Returns it, and the offset of the data after it. The
+/// crate's own reader needs the whole file in memory.
 fn read_metadata(file: &mut File) -> Result<(Metadata, u64)> {
     let bytes = file.metadata()?.len();
     let mut length = [0; 8];
@@ -171,15 +168,17 @@ fn read_metadata(file: &mut File) -> Result<(Metadata, u64)> {
     Ok((metadata, data))
 }
 
-/// Whether a tensor is a causal mask, which older versions of `transformers` saved with the weights.
+/// Whether a tensor is a causal mask. Older versions of `transformers` saved these with the
+/// weights.
 fn is_buffer(name: &str) -> bool {
     name.starts_with("h.") && (name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias"))
 }
 
-/// Reads the model in the files of one directory. The padding of the vocabulary is zero.
+/// Reads a model from the files of one directory, and fills the padding of the vocabulary with
+/// zeros.
 ///
 /// # Errors
-/// One line that names the file and the tensor at fault.
+/// One line that names the file and the invalid tensor.
 pub(super) fn read(paths: &[PathBuf]) -> Result<ModelFile> {
     let mut tensors = Tensors::open(paths)?;
     let at = || paths[0].display().to_string();
@@ -207,7 +206,8 @@ pub(super) fn read(paths: &[PathBuf]) -> Result<ModelFile> {
     Ok(ModelFile { config, params })
 }
 
-/// The config beside the file at `path` if there is one; else what the shapes say, heads being 64 wide as in GPT-2.
+/// Reads the config next to the file at `path`. Without one, the config follows from the shapes,
+/// with heads of 64 channels as in GPT-2.
 fn config_of(tensors: &Tensors, path: &Path) -> Result<ModelConfig> {
     let at = || path.display().to_string();
     let (Some(&[V, C]), Some(&[maxT, _])) = (tensors.shape("wte.weight"), tensors.shape("wpe.weight")) else {
@@ -218,13 +218,13 @@ fn config_of(tensors: &Tensors, path: &Path) -> Result<ModelConfig> {
     let beside = path.with_file_name("config.json");
     if beside.exists() {
         let config = hf_config::read(&beside)?;
-        // Before a list of as many layers is made as the config likes to claim.
+        // Checked before the tensors are listed, as the config may claim any number of layers.
         ensure!(config.L == L, "{}: expected the {} layers that config.json says, found {L}", at(), config.L);
         return Ok(config);
     }
     ensure!(
         C > 0 && C.is_multiple_of(64),
-        "{}: {C} channels do not divide into heads of 64; put the config.json that says n_head beside it",
+        "{}: {C} channels do not divide into heads of 64; put the config.json with n_head next to it",
         at()
     );
     let Vp = V.checked_next_multiple_of(VOCAB_PADDING).unwrap_or(0);
@@ -233,8 +233,8 @@ fn config_of(tensors: &Tensors, path: &Path) -> Result<ModelConfig> {
     Ok(config)
 }
 
-/// Checks that the tensors there are those of the model, in name and shape. Nothing is allocated before this, so that
-/// a config may say what it likes.
+/// Checks that the tensors are those of the model, by name and shape. Nothing is allocated before
+/// this check, so a bad config cannot exhaust memory.
 fn check_tensors(tensors: &Tensors, all: &[Stored]) -> Result<()> {
     let mut known: BTreeMap<&str, &[usize]> = all.iter().map(|t| (t.name.as_str(), &t.shape[..])).collect();
     known.insert(HEAD, &all[0].shape);
@@ -252,11 +252,8 @@ fn check_tensors(tensors: &Tensors, all: &[Stored]) -> Result<()> {
     }
 }
 
-/// Writes `model` to the safetensors file at `path`, in F32, BF16 or F16, and a `config.json` beside it. The names
-/// are those that `GPT2LMHeadModel` saves and loads.
-///
-/// # Errors
-/// If the type is none of the three or a file cannot be written.
+/// Writes `model` to the safetensors file at `path`, in F32, BF16 or F16, and a `config.json` next
+/// to it. The names are those that `GPT2LMHeadModel` saves and loads.
 pub(super) fn write(path: &Path, model: &ModelFile, dtype: Dtype) -> Result<()> {
     let (stored_dtype, size) = match dtype {
         Dtype::F32 => (StoredDtype::F32, 4),
@@ -275,11 +272,11 @@ pub(super) fn write(path: &Path, model: &ModelFile, dtype: Dtype) -> Result<()> 
             TensorInfo { dtype: stored_dtype, shape: tensor.shape.clone(), data_offsets: (start, end) };
         (format!("{PREFIX}{}", tensor.name), info)
     });
-    // `transformers` refuses files that do not name a framework.
+    // `transformers` rejects files that do not name a framework.
     let framework = HashMap::from([("format".to_string(), "pt".to_string())]);
     let metadata = Metadata::new(Some(framework), infos.collect())?;
     let mut header = serde_json::to_vec(&metadata)?;
-    // So that the data is aligned for whoever maps the file.
+    // This aligns the data for readers that map the file.
     header.resize(header.len().next_multiple_of(8), b' ');
     super::atomic::write(path, |out| {
         out.write_all(&(header.len() as u64).to_le_bytes())?;
@@ -287,7 +284,7 @@ pub(super) fn write(path: &Path, model: &ModelFile, dtype: Dtype) -> Result<()> 
         for tensor in &all {
             let values = &model.params[tensor.range.clone()];
             let values = match tensor.transposed {
-                // The shape is that in the file, the other way round than in memory.
+                // `shape` is that in the file, which is the transpose of that in memory.
                 true => Cow::Owned(transpose(values, tensor.shape[1], tensor.shape[0])),
                 false => Cow::Borrowed(values),
             };

@@ -1,5 +1,6 @@
-//! llm.c's optimizer state, one file a process: what a run needs besides the parameters to go on as if it had never
-//! stopped. A header, the moments m and v and perhaps master weights in f32, and where the data loader stood.
+//! llm.c's optimizer state, one file per process: the state that a run needs besides the parameters
+//! to continue as if it had never stopped. The file has a header, the moments m and v and
+//! optionally master weights in f32, and the position of the data loader.
 
 use super::atomic::{self, Digest};
 use super::header::{HEADER_BYTES, Header, STATE};
@@ -12,10 +13,11 @@ use std::path::{Path, PathBuf};
 
 const VERSION: i32 = 1;
 
-/// Bytes of llm.c's `mt19937_state`: u64 seed, i32 left, u32 next, u32 state\[624\], u32 matrix_a\[2\].
+/// Size of llm.c's `mt19937_state` in bytes: u64 seed, i32 left, u32 next, u32 state\[624\], u32
+/// matrix_a\[2\].
 pub const MT19937_BYTES: usize = 2520;
 
-/// All of a state file but its tensors.
+/// A state file without its tensors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct State {
     pub step: u64,
@@ -23,13 +25,13 @@ pub struct State {
     pub rank: usize,
     /// Whether the file holds [`TensorKind::Master`].
     pub use_master_weights: bool,
-    /// Generator of stochastic rounding, now and before the last update.
+    /// State of the generator of stochastic rounding, now and before the last update.
     pub rng_state: u64,
     pub rng_state_last_update: u64,
     pub loader: LoaderPosition,
 }
 
-/// Where the training data loader stood.
+/// Position of the training data loader.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoaderPosition {
     pub current_shard_idx: u64,
@@ -37,7 +39,7 @@ pub struct LoaderPosition {
     pub shuffle: Option<Shuffle>,
 }
 
-/// The orders that a shuffling data loader drew, and the generator it drew them with.
+/// The orders drawn by a shuffling data loader, and the generator that drew them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shuffle {
     /// A permutation of the shards.
@@ -75,10 +77,7 @@ impl State {
     }
 }
 
-/// Writes a state file with tensors of `len` elements, for which `source` is asked.
-///
-/// # Errors
-/// As [`atomic::write`].
+/// Writes a state file with tensors of `len` elements from `source`.
 pub fn write(path: &Path, state: &State, len: usize, source: &mut Source) -> Result<Digest> {
     atomic::write(path, |out| {
         state.header()?.write(out)?;
@@ -97,7 +96,7 @@ fn write_indices(out: &mut dyn Write, indices: &[i32]) -> Result<()> {
     Ok(out.write_all(bytemuck::cast_slice(indices))?)
 }
 
-/// A state file found right in all but its tensors, which are yet to be read.
+/// A state file that is valid, and whose tensors have not been read yet.
 pub struct StateReader {
     pub state: State,
     len: usize,
@@ -106,20 +105,18 @@ pub struct StateReader {
 }
 
 impl StateReader {
-    /// Opens the state file at `path`, whose tensors are to have `len` elements.
+    /// Opens the state file at `path`, whose tensors have to have `len` elements.
     ///
     /// # Errors
-    /// One line, if it cannot be read, is something else, contradicts itself, or is not exactly as long as it says.
+    /// One line, if the file cannot be read, is of another kind, contradicts itself, or does not
+    /// have the size that it states.
     pub fn open(path: &Path, len: usize) -> Result<StateReader> {
         let (header, mut file, bytes) = Header::open(path, STATE)?;
         let state = read_state(&header, &mut file, bytes, len).with_context(|| path.display().to_string())?;
         Ok(StateReader { state, len, file, path: path.to_path_buf() })
     }
 
-    /// Reads the tensors: M, V and, if there, Master.
-    ///
-    /// # Errors
-    /// If the file cannot be read any more, or the sink fails.
+    /// Reads the tensors: M, V and, if present, Master.
     pub fn read(mut self, sink: &mut Sink) -> Result<()> {
         let mut read = || {
             self.file.seek(SeekFrom::Start(HEADER_BYTES))?;
@@ -178,7 +175,7 @@ fn read_shuffle(file: &mut File, rest: &mut u64, position: &LoaderPosition) -> R
     Ok(Shuffle { shard_indices, intra_shard_indices, rng })
 }
 
-/// Reads `out` from what is left of the file, `rest` bytes.
+/// Reads `out` from the remaining `rest` bytes of the file.
 fn take(file: &mut File, rest: &mut u64, out: &mut [u8]) -> Result<()> {
     let wanted = out.len() as u64;
     *rest = rest
@@ -191,7 +188,7 @@ fn read_permutation(file: &mut File, rest: &mut u64, of_what: &str) -> Result<Ve
     let mut count = [0; 8];
     take(file, rest, &mut count)?;
     let count = u64::from_le_bytes(count);
-    // Before any memory is asked for: the count may be anything.
+    // Checked before memory is allocated: the count may be anything.
     ensure!(count <= *rest / 4, "found a count of {count} {of_what}, more than the file has room for");
     let mut indices = vec![0i32; count as usize];
     take(file, rest, bytemuck::cast_slice_mut(&mut indices))?;
@@ -199,7 +196,7 @@ fn read_permutation(file: &mut File, rest: &mut u64, of_what: &str) -> Result<Ve
     for &index in &indices {
         let slot = usize::try_from(index).ok().and_then(|i| seen.get_mut(i));
         let fresh = slot.is_some_and(|slot| !std::mem::replace(slot, true));
-        ensure!(fresh, "the order of {count} {of_what} holds {index}, out of range or a second time");
+        ensure!(fresh, "the order of {count} {of_what} has {index}, which is out of range or repeated");
     }
     Ok(indices)
 }

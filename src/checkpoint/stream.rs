@@ -1,5 +1,5 @@
-//! Tensors on their way between a device and a file, a few MiB at a time: a whole host copy of the parameters, their
-//! moments and master weights would be sixteen bytes a parameter.
+//! Streams tensors between a device and a file, a few MiB at a time: a full host copy of
+//! parameters, moments and master weights would take sixteen bytes per parameter.
 
 use crate::tensor::Dtype;
 use anyhow::{Result, bail};
@@ -7,23 +7,25 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use std::io::{Read, Write};
 
-/// The kinds of tensor in a checkpoint. All have the layout of [`ParamLayout`](crate::params::ParamLayout).
+/// The kinds of tensor in a checkpoint. All have the layout of
+/// [`ParamLayout`](crate::params::ParamLayout).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TensorKind {
     Params,
     M,
     V,
-    /// The parameters in f32, where the model computes in a shorter type.
+    /// Master weights: the parameters in f32, where the model computes in a narrower type.
     Master,
 }
 
-/// Fills a chunk with the elements of a tensor that start at the index, widened to f32. Called in ascending order.
+/// Fills a chunk with the elements of a tensor from an index on, widened to f32. Called in
+/// ascending order.
 pub type Source<'a> = dyn FnMut(TensorKind, usize, &mut [f32]) -> Result<()> + 'a;
 
-/// Takes the elements of a tensor that start at the index. Called in ascending order.
+/// Takes the elements of a tensor from an index on. Called in ascending order.
 pub type Sink<'a> = dyn FnMut(TensorKind, usize, &[f32]) -> Result<()> + 'a;
 
-/// Elements moved at a time: long enough for a disk and a bus to run at full speed.
+/// Elements moved at a time: enough for a disk and a bus to run at full speed.
 const CHUNK: usize = 1 << 20;
 
 /// Calls `each` with the start and length of every chunk of `len` elements.
@@ -31,7 +33,8 @@ fn chunks(len: usize, mut each: impl FnMut(usize, usize) -> Result<()>) -> Resul
     (0..len).step_by(CHUNK).try_for_each(|start| each(start, CHUNK.min(len - start)))
 }
 
-/// Writes `len` elements of `kind` as `dtype`, f32 or bf16, the latter rounded to nearest, ties to even.
+/// Writes `len` elements of `kind` as `dtype`, f32 or bf16. Bf16 is rounded to nearest, ties to
+/// even.
 pub(super) fn write(
     out: &mut dyn Write,
     dtype: Dtype,
@@ -90,8 +93,8 @@ pub(super) fn read(
     })
 }
 
-/// Widens exactly, to the bit: a bf16 is the upper half of an f32. The conversions of `half` would make signaling NaNs
-/// quiet.
+/// Widens exactly, to the bit: a bf16 is the upper half of an f32. The conversions of `half` would
+/// make signaling NaNs quiet.
 fn widen_bf16(out: &mut [f32], inp: &[bf16]) {
     for (o, &i) in out.iter_mut().zip(inp) {
         *o = f32::from_bits(u32::from(i.to_bits()) << 16);

@@ -1,7 +1,8 @@
-//! What a run prints, in llm.c's words and columns, so that scripts that read llm.c's output read ours.
+//! What a run prints, in llm.c's words and columns, so that scripts that read llm.c's output read
+//! ours.
 //!
-//! A run outlives its terminal: once standard output is gone, what would be printed is dropped. `main.log` and
-//! `metrics.jsonl` have it all.
+//! A run outlives its terminal: once standard output is gone, what would be printed is dropped.
+//! `main.log` and `metrics.jsonl` have it all.
 
 use super::cformat::{fixed, scientific, signed};
 use super::throughput;
@@ -11,11 +12,12 @@ use std::time::Duration;
 
 /// One training step, as its line shows it:
 ///
-/// `step    1/10 | loss 5.270009 (+nanz)| norm 30.1234 (+nanz)| lr 3.00e-04 | 1234.57 ms | n/a MFU | 830 tok/s`
+/// `step    1/10 | loss 5.270009 (+nanz)| norm 30.1234 (+nanz)| lr 3.00e-04 | 1234.57 ms | n/a MFU
+/// | 830 tok/s`
 ///
-/// llm.c prints a utilisation of -100 % where it does not know the device's peak; nobody knows a CPU's, which
-/// depends on clocks and on what else runs, so the field says `n/a` and keeps its place. The expected time to the end
-/// is a field of its own after those of llm.c.
+/// llm.c prints a utilisation of -100 % where it does not know the device's peak; nobody knows a
+/// CPU's, which depends on clocks and on what else runs, so the field says `n/a` and keeps its
+/// place. The expected time to the end is a field of its own after those of llm.c.
 #[derive(Clone, Debug)]
 pub struct StepLine {
     /// From 0, though the line counts from 1.
@@ -30,7 +32,8 @@ pub struct StepLine {
     pub lr: f32,
     /// Duration of the step in milliseconds.
     pub ms: f64,
-    /// Share of the device's peak in use, from 0 to 1, and the type that peak is for; `None` if it is not known.
+    /// Share of the device's peak in use, from 0 to 1, and the type that peak is for; `None` if it
+    /// is not known.
     pub mfu: Option<(f64, &'static str)>,
     /// Smoothed over recent steps.
     pub tok_per_s: f64,
@@ -156,7 +159,8 @@ impl<W: Write> Console<W> {
         self.line("generating:\n---");
     }
 
-    /// A piece of a sample, shown at once; control characters, which a young model likes to write, are left out.
+    /// A piece of a sample, shown at once; control characters, which a young model likes to write,
+    /// are left out.
     pub fn sample_piece(&mut self, text: &str) {
         self.write(&printable(text));
     }

@@ -35,7 +35,8 @@ impl Jsonl {
         LogFile::create(dir.join("metrics.jsonl")).map(Jsonl)
     }
 
-    /// Goes on with `metrics.jsonl` in `dir` from `step`; what it holds from that step on is dropped.
+    /// Goes on with `metrics.jsonl` in `dir` from `step`; what it holds from that step on is
+    /// dropped.
     pub fn resume(dir: &Path, step: usize) -> Result<Self> {
         LogFile::resume(dir.join("metrics.jsonl"), step, step_of).map(Jsonl)
     }
@@ -73,7 +74,8 @@ impl Jsonl {
     }
 }
 
-/// `f32` is kept apart from `f64`: 3e-4 is to be written so, and not as the 0.0003000000142492354 it is in `f64`.
+/// `f32` is kept apart from `f64`: 3e-4 is to be written so, and not as the 0.0003000000142492354
+/// it is in `f64`.
 #[derive(Clone, Copy)]
 enum Number {
     F32(f32),

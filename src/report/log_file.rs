@@ -17,8 +17,9 @@ impl LogFile {
         Self::append(path)
     }
 
-    /// The log of a run that goes on at `step`. Lines whose step, as `step_of` reads it, is not before that are
-    /// dropped, because the run will write them again; so is a last line that a crash cut short. Other lines stay.
+    /// The log of a run that goes on at `step`. Lines whose step, as `step_of` reads it, is not
+    /// before that are dropped, because the run will write them again; so is a last line that a
+    /// crash cut short. Other lines stay.
     pub fn resume(path: PathBuf, step: usize, step_of: fn(&str) -> Option<usize>) -> Result<Self> {
         let text = match fs::read(&path) {
             Ok(bytes) => bytes,

@@ -1,4 +1,5 @@
-//! What a run tells the world: the console, `main.log` as llm.c writes it, `metrics.jsonl` for machines, and plots of it.
+//! What a run tells the world: the console, `main.log` as llm.c writes it, `metrics.jsonl` for
+//! machines, and plots of it.
 
 pub mod cformat;
 pub mod console;

@@ -5,8 +5,8 @@ use std::time::Duration;
 /// Weight of the past in the moving average, as in llm.c.
 const DECAY: f64 = 0.95;
 
-/// Tokens a second, smoothed over about twenty steps. The first step of a process warms caches up and is not
-/// counted.
+/// Tokens a second, smoothed over about twenty steps. The first step of a process warms caches up
+/// and is not counted.
 #[derive(Clone, Debug, Default)]
 pub struct Throughput {
     average: f64,
@@ -20,7 +20,8 @@ impl Throughput {
         Self::default()
     }
 
-    /// Notes a step of `tokens` that took `ms` milliseconds and returns the smoothed rate in tokens a second.
+    /// Notes a step of `tokens` that took `ms` milliseconds and returns the smoothed rate in tokens
+    /// a second.
     pub fn update(&mut self, tokens: usize, ms: f64) -> f64 {
         let rate = tokens as f64 / ms * 1000.0;
         self.steps += 1;
@@ -33,14 +34,15 @@ impl Throughput {
         self.average / (1.0 - DECAY.powi(self.steps - 1))
     }
 
-    /// Mean duration of a step in milliseconds, the first left out; `None` before there is a second.
+    /// Mean duration of a step in milliseconds, the first left out; `None` before there is a
+    /// second.
     pub fn mean_ms(&self) -> Option<f64> {
         (self.steps > 1).then(|| self.total_ms / f64::from(self.steps - 1))
     }
 }
 
-/// Time that `steps` of `tokens` take at `tok_per_s`. Validation, samples and checkpoints come on top. `None` if the
-/// rate is not a number one can divide by.
+/// Time that `steps` of `tokens` take at `tok_per_s`. Validation, samples and checkpoints come on
+/// top. `None` if the rate is not a number one can divide by.
 pub fn eta(steps: usize, tokens: usize, tok_per_s: f64) -> Option<Duration> {
     Duration::try_from_secs_f64(steps as f64 * tokens as f64 / tok_per_s).ok()
 }

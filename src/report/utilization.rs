@@ -1,7 +1,8 @@
 //! Model FLOPs utilisation: how much of what the GPU could multiply goes into the model.
 
-/// Operations a token costs, forward and backward: 6 for each parameter, padding and embeddings included, and for the
-/// causal half of attention's scores and sums 6 L C T. llm.c's formula since June 2024.
+/// Operations a token costs, forward and backward: 6 for each parameter, padding and embeddings
+/// included, and for the causal half of attention's scores and sums 6 L C T. llm.c's formula since
+/// June 2024.
 pub fn flops_per_token(num_parameters: usize, L: usize, C: usize, T: usize) -> f64 {
     6.0 * num_parameters as f64 + 6.0 * L as f64 * C as f64 * T as f64
 }
@@ -9,7 +10,8 @@ pub fn flops_per_token(num_parameters: usize, L: usize, C: usize, T: usize) -> f
 /// What a GPU can do at most, in 10^12 operations a second, dense, sums in f32.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Peak {
-    /// Words that its name has, side by side; where several rows fit, the one with the most words counts.
+    /// Words that its name has, side by side; where several rows fit, the one with the most words
+    /// counts.
     gpu: &'static str,
     /// bf16 and fp16: equally fast on all of these.
     bf16: f64,
@@ -22,8 +24,9 @@ const fn peak(gpu: &'static str, bf16: f64, tf32: f64, f32: f64) -> Peak {
     Peak { gpu, bf16, tf32, f32 }
 }
 
-/// From NVIDIA's data sheets and architecture papers, at boost clocks; half of what is quoted "with sparsity". GeForce
-/// cards add up in f32 at half their speed. Kernels need compute capability 8.0, so nothing older is here.
+/// From NVIDIA's data sheets and architecture papers, at boost clocks; half of what is quoted "with
+/// sparsity". GeForce cards add up in f32 at half their speed. Kernels need compute capability 8.0,
+/// so nothing older is here.
 const PEAKS: [Peak; 45] = [
     peak("H100", 989.4, 494.7, 66.9),
     peak("H100 PCIe", 756.0, 378.0, 51.2),
@@ -72,8 +75,9 @@ const PEAKS: [Peak; 45] = [
     peak("RTX 5090", 209.5, 104.8, 104.8),
 ];
 
-/// Operations a second that a GPU of this name can do in products of `products` (`bf16`, `fp16`, `tf32`, `f32`), dense.
-/// `None` for a GPU that is not in the table: better no utilisation than a wrong one.
+/// Operations a second that a GPU of this name can do in products of `products` (`bf16`, `fp16`,
+/// `tf32`, `f32`), dense. `None` for a GPU that is not in the table: better no utilisation than a
+/// wrong one.
 pub fn peak_flops(name: &str, products: &str) -> Option<f64> {
     let words: Vec<&str> = name.split([' ', '-']).collect();
     // Of the same name as the desktop's, with other clocks and another chip.

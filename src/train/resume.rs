@@ -68,7 +68,7 @@ pub fn find(dir: &Path, warns: bool) -> Result<Option<Saved>> {
     }
     ensure!(
         latest.step.is_some() || latest.warnings.is_empty(),
-        "-y 1: no checkpoint in {} is whole: {}; mend or move them, or choose another -o",
+        "-y 1: no complete checkpoint in {}: {}; repair or move them, or choose another -o",
         dir.display(),
         latest.warnings.join("; ")
     );

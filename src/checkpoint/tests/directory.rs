@@ -1,4 +1,4 @@
-//! Directories of checkpoints, and what kills leave of them.
+//! Directories of checkpoints, also after a kill.
 
 use super::*;
 use serde::{Serialize, Serializer};
@@ -91,8 +91,8 @@ fn damaged_checkpoints_are_passed_over_with_a_warning() {
         assert!(found.warnings[0].contains(expected), "{expected}: {}", found.warnings[0]);
         assert_eq!(found.warnings[0].lines().count(), 1);
         let message = format!("{:#}", load_model(dir).unwrap_err());
-        assert!(message.contains("step 2 is not whole"), "{message}");
-        // And the run that resumed from step 1 gets there again.
+        assert!(message.contains("step 2 is not complete"), "{message}");
+        // The run that resumed from step 1 reaches step 2 again.
         save_step(dir, 2);
         assert_eq!(latest_step(dir), Some(2));
     }
@@ -136,7 +136,8 @@ fn other_names_are_not_taken_for_checkpoints() {
     assert_eq!(steps(dir).unwrap(), [123_456_789]);
 }
 
-/// Where to die: in the middle of a tensor's first chunk, or while the run file is written.
+/// The environment variable with the point at which to die: during a tensor's first chunk, or while
+/// the run file is written.
 const KILL_AT: &str = "WARPSMITH_TEST_KILL_AT";
 
 /// A trainer state that ends the process instead of being written.
@@ -151,7 +152,8 @@ impl Serialize for Fatal {
     }
 }
 
-/// The process that `a_killed_save_leaves_the_previous_checkpoint` kills; does nothing in an ordinary test run.
+/// The process that `a_killed_save_leaves_the_previous_checkpoint` kills. It does nothing in an
+/// ordinary test run.
 #[test]
 fn victim() {
     let Ok(setting) = std::env::var(KILL_AT) else { return };
@@ -174,7 +176,7 @@ fn a_killed_save_leaves_the_previous_checkpoint() {
         let directory = tempfile::tempdir().unwrap();
         let dir = directory.path();
         save_step(dir, 1);
-        // Once over nothing, once over a checkpoint of the same step from before.
+        // Once into an empty step, and once over an earlier checkpoint of the same step.
         for again in [false, true] {
             if again {
                 save_step(dir, 2);
@@ -195,7 +197,7 @@ fn a_killed_save_leaves_the_previous_checkpoint() {
             );
             assert!(found.warnings.is_empty(), "{point}: {:?}", found.warnings);
         }
-        // Half-written files go with the next checkpoint.
+        // The next checkpoint removes half-written files.
         let half_written = |dir: &Path| names(dir).iter().any(|name| name.ends_with(".tmp"));
         assert_eq!(
             half_written(dir),
@@ -251,7 +253,7 @@ fn pruning_keeps_the_newest_and_the_major_ones() {
         for step in [10, 20, 30, 40, 50, 55] {
             save_step(dir, step);
         }
-        // From another run, of which nothing is known here.
+        // A file of an unrelated run.
         fs::write(dir.join("main.log"), "").unwrap();
         fs::write(dir.join("model_00000015.bin"), "").unwrap();
         prune(dir, 50, keep, major_every).unwrap();
@@ -270,7 +272,7 @@ fn pruning_keeps_the_newest_and_the_major_ones() {
 
 #[test]
 fn a_removal_cut_short_is_finished_by_the_next() {
-    // The order in which the files of a checkpoint go.
+    // The order in which the files of a checkpoint are removed.
     for gone in 1..=3 {
         let directory = tempfile::tempdir().unwrap();
         let dir = directory.path();
@@ -293,7 +295,7 @@ fn a_removal_starts_with_done() {
     let dir = directory.path();
     save_step(dir, 1);
     save_step(dir, 2);
-    // What follows DONE cannot be removed.
+    // The files after DONE cannot be removed.
     fs::remove_file(model_path(dir, 1)).unwrap();
     fs::create_dir(model_path(dir, 1)).unwrap();
     assert_refused(prune(dir, 2, 1, 0), &model_path(dir, 1), "cannot remove");

@@ -10,7 +10,7 @@ fn write_bytes(path: &Path, bytes: &[u8]) {
     fs::write(path, bytes).unwrap();
 }
 
-/// `bytes` with header field `index` replaced.
+/// Returns `bytes` with header field `index` replaced.
 fn with_field(bytes: &[u8], index: usize, value: i32) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     bytes[4 * index..4 * index + 4].copy_from_slice(&value.to_le_bytes());
@@ -73,8 +73,8 @@ fn bf16_rounds_to_nearest_even() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("model.bin");
     let mut model = tiny_model();
-    // Bits before and after: exact, below, at and above a tie (even and odd), carry into the exponent, overflow to
-    // infinity, infinities, zeros, subnormals.
+    // Bits before and after rounding: exact, below, at and above a tie (even and odd), carry into
+    // the exponent, overflow to infinity, infinities, zeros, subnormals.
     let cases = [
         (0x3f80_0000, 0x3f80),
         (0x3f80_7fff, 0x3f80),
@@ -106,7 +106,7 @@ fn bf16_rounds_to_nearest_even() {
     }
     let back = load_model(&path).unwrap();
     assert!(back.params[cases.len()..cases.len() + nans.len()].iter().all(|p| p.is_nan()));
-    // What is bf16 already does not change any more, to the bit.
+    // Values that are bf16 already do not change by a bit.
     save_model(&path, &back, Dtype::Bf16).unwrap();
     assert_eq!(fs::read(&path).unwrap(), bytes);
 }
@@ -156,7 +156,7 @@ fn every_wrong_field_of_a_model_header_is_refused() {
         write_bytes(&path, &with_field(&good, index, value));
         assert_refused(load_model(&path), &path, expected);
     }
-    // All dimensions at their limit: more bytes than fit 64 bits.
+    // All dimensions are at their limit, and the size exceeds 64 bits.
     let mut huge = good.clone();
     for index in [2, 3, 4, 6, 7] {
         huge = with_field(&huge, index, 1 << 20);
@@ -206,7 +206,7 @@ fn states_come_back_bit_for_bit() {
         if master {
             assert_eq!(bits_of(&back.0[3]), bits_of(&tensors.0[3]));
         }
-        assert!(back.0[0].iter().all(|p| p.is_nan()), "a state file holds no parameters");
+        assert!(back.0[0].iter().all(|p| p.is_nan()), "a state file has no parameters");
     }
 }
 
@@ -257,12 +257,12 @@ fn wrong_states_are_refused() {
         (32, 6, "6 samples"),
         (shards, 4, ""),
         (shards + 1, -1, "count of"),
-        (shards + 2, 3, "holds 3"),
-        (shards + 2, 0, "a second time"),
-        (shards + 2, -1, "holds -1"),
+        (shards + 2, 3, "has 3,"),
+        (shards + 2, 0, "out of range or repeated"),
+        (shards + 2, -1, "has -1,"),
         (samples, 6, ""),
         (samples + 1, i32::MAX, "count of"),
-        (samples + 2, 5, "holds 5"),
+        (samples + 2, 5, "has 5,"),
     ];
     for (index, value, expected) in cases {
         write_bytes(&path, &with_field(&good, index, value));
@@ -284,7 +284,8 @@ fn wrong_states_are_refused() {
     assert_eq!(fs::read(&path).unwrap(), good);
 }
 
-/// Random bytes, random bytes behind a good start, and good files with random damage: an error or a model, no panic.
+/// Random bytes, random bytes after a valid start, and valid files with random damage give an error
+/// or a model, and never a panic.
 #[test]
 fn garbage_never_panics() {
     let directory = tempfile::tempdir().unwrap();
@@ -300,7 +301,7 @@ fn garbage_never_panics() {
     let mut refused = 0;
     for round in 0..1500 {
         let original = [&model_bytes, &state_bytes, &safetensors_bytes][round % 3];
-        // Where damage matters: the headers.
+        // Damage matters most in the headers.
         let sensitive = original.len().min(3000) as u64;
         let mut bytes = original.clone();
         match bits.next() % 3 {

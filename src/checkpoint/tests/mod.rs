@@ -1,4 +1,4 @@
-//! Round trips, and files that are not what they should be.
+//! Round trips, and invalid files.
 
 mod directory;
 mod formats;
@@ -8,7 +8,7 @@ use super::*;
 use crate::params::{Param, ParamLayout};
 use std::fs;
 
-/// SplitMix64 (Steele, Lea & Flood 2014): bits for tests.
+/// SplitMix64 (Steele, Lea & Flood 2014), the source of random bits.
 struct Bits(u64);
 
 impl Bits {
@@ -50,7 +50,7 @@ fn tiny_state(step: u64, use_master_weights: bool, shuffle: bool) -> State {
     }
 }
 
-/// The four tensors of a run, told apart by `seed`.
+/// The four tensors of a run, different for each `seed`.
 struct Tensors([Vec<f32>; 4]);
 
 impl Tensors {
@@ -82,7 +82,7 @@ fn bits_of(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
 }
 
-/// The message of an error that has to be there, be one line and name the file.
+/// Returns the message of `result`, which has to be an error of one line that names the file.
 fn message<T>(result: Result<T>, path: &Path) -> String {
     let Err(error) = result else { panic!("{}: accepted", path.display()) };
     let message = format!("{error:#}");

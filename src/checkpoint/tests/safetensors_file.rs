@@ -4,14 +4,14 @@ use super::*;
 use ::safetensors::SafeTensors;
 use serde_json::{Value, json};
 
-/// A model that `transformers` could have: what it writes comes back.
+/// A model that `transformers` could have saved.
 fn saved(directory: &Path, dtype: Dtype) -> (ModelFile, std::path::PathBuf) {
     let model = tiny_model();
     save_model(directory, &model, dtype).unwrap();
     (model, directory.join("model.safetensors"))
 }
 
-/// The tensors of a file, to be changed and written back with `put`.
+/// The tensors of a file, which can be changed and written back with `put`.
 type Raw = std::collections::BTreeMap<String, (::safetensors::Dtype, Vec<usize>, Vec<u8>)>;
 
 fn take(path: &Path) -> Raw {
@@ -57,7 +57,7 @@ fn names_and_transposes_are_those_of_transformers() {
     let directory = tempfile::tempdir().unwrap();
     let (model, path) = saved(directory.path(), Dtype::F32);
     let raw = take(&path);
-    // 4 tensors around 3 layers of 12.
+    // 4 tensors besides 3 layers of 12.
     assert_eq!(raw.len(), 40);
     let value = |name: &str, row: usize, column: usize| {
         let (_, shape, data) = &raw[name];
@@ -69,7 +69,7 @@ fn names_and_transposes_are_those_of_transformers() {
     assert_eq!(raw["transformer.wte.weight"].1, [50, 6]);
     assert_eq!(value("transformer.wte.weight", 49, 5), at(Param::Wte, 49 * 6 + 5));
     assert_eq!(raw["transformer.wpe.weight"].1, [7, 6]);
-    // (in, out) there; layer 2, out 13, in 4 here.
+    // (in, out) in the file; layer 2, output 13, input 4 in memory.
     assert_eq!(raw["transformer.h.2.attn.c_attn.weight"].1, [6, 18]);
     assert_eq!(value("transformer.h.2.attn.c_attn.weight", 4, 13), at(Param::Qkvw, 2 * 18 * 6 + 13 * 6 + 4));
     assert_eq!(raw["transformer.h.1.attn.c_proj.weight"].1, [6, 6]);
@@ -229,7 +229,7 @@ fn torn_files_are_refused() {
     }
     fs::write(&path, [&bytes[..], &[0]].concat()).unwrap();
     assert_refused(load_model(&path), &path, "bytes");
-    // A header longer than any memory.
+    // The header is longer than any memory.
     fs::write(&path, [&(u64::MAX - 3).to_le_bytes(), &b"{\"a\": 1}"[..]].concat()).unwrap();
     message(load_model(&path), &path);
 }

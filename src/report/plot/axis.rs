@@ -10,7 +10,8 @@ pub(super) struct Axis {
 }
 
 impl Axis {
-    /// A linear axis over the values, with a little room, ending at ticks. It starts at 0 if `from_zero`.
+    /// A linear axis over the values, with a little room, ending at ticks. It starts at 0 if
+    /// `from_zero`.
     pub fn linear(values: impl Iterator<Item = f64>, from_zero: bool, count: usize) -> Self {
         let (mut low, mut high) = range(values);
         if from_zero {
@@ -84,7 +85,8 @@ fn round_step(raw: f64) -> f64 {
     factors.iter().find(|f| *f * power >= raw * (1.0 - 1e-9)).map_or(10.0 * power, |f| f * power)
 }
 
-/// A number for a tick or a label: at most four significant digits, `k`, `M`, `B` for large and an exponent for small.
+/// A number for a tick or a label: at most four significant digits, `k`, `M`, `B` for large and an
+/// exponent for small.
 pub(super) fn short(value: f64) -> String {
     let magnitude = value.abs();
     for (unit, letter) in [(1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")] {

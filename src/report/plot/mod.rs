@@ -1,7 +1,9 @@
-//! Pictures of a run: reads `metrics.jsonl` and draws loss, learning rate, throughput and accuracy as SVG and PNG.
+//! Pictures of a run: reads `metrics.jsonl` and draws loss, learning rate, throughput and accuracy
+//! as SVG and PNG.
 //!
-//! Each panel is laid out once, as a list of shapes ([`scene`]), which is then written as SVG or painted as PNG, so
-//! that both show the same. The font is part of the program: a machine without fonts draws the same picture.
+//! Each panel is laid out once, as a list of shapes ([`scene`]), which is then written as SVG or
+//! painted as PNG, so that both show the same. The font is part of the program: a machine without
+//! fonts draws the same picture.
 
 mod axis;
 mod panel;
@@ -23,10 +25,10 @@ const PANEL_HEIGHT: f64 = 400.0;
 /// Height of the line above all panels.
 const HEADER: f64 = 56.0;
 
-/// Draws `dir/metrics.jsonl` into `dir`: `plot` with all panels, and one file a panel (`training_loss`,
-/// `validation_loss`, `learning_rate`, `throughput`, `gradient_norm`, `hellaswag_accuracy`; those with points), each as
-/// `.svg` and `.png`. Returns the paths written. Errors: the file is missing, holds no points, or a file cannot be
-/// written.
+/// Draws `dir/metrics.jsonl` into `dir`: `plot` with all panels, and one file a panel
+/// (`training_loss`, `validation_loss`, `learning_rate`, `throughput`, `gradient_norm`,
+/// `hellaswag_accuracy`; those with points), each as `.svg` and `.png`. Returns the paths written.
+/// Errors: the file is missing, holds no points, or a file cannot be written.
 pub fn plot_run(dir: &Path) -> Result<Vec<PathBuf>> {
     let metrics = read::read(&dir.join("metrics.jsonl"))?;
     let mut panels = vec![Panel::loss(&metrics)];

@@ -1,4 +1,5 @@
-//! One panel: axes, curves, reference lines, a legend, and the last value written next to its curve.
+//! One panel: axes, curves, reference lines, a legend, and the last value written next to its
+//! curve.
 
 use super::axis::{Axis, short};
 use super::read::{Metrics, Series, smooth, thin};

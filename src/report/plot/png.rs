@@ -69,7 +69,8 @@ fn paint_text(pixels: &mut Pixmap, face: &Face, text: &Text, scale: Transform) {
     let place = place.post_translate(text.x as f32, text.y as f32).post_concat(scale);
     let ink = brush(text.color);
     pixels.fill_path(&path, &ink, FillRule::Winding, place, None);
-    // The font is a light one: a thin outline gives it the weight of a book face, a thicker one that of a bold face.
+    // The font is a light one: a thin outline gives it the weight of a book face, a thicker one
+    // that of a bold face.
     let units = if text.bold { 0.055 } else { 0.02 } * f32::from(face.units_per_em());
     pixels.stroke_path(&path, &ink, &Stroke { width: units, ..Stroke::default() }, place, None);
 }

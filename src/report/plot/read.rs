@@ -22,7 +22,8 @@ pub(super) struct Metrics {
     pub ms: f64,
 }
 
-/// Keys of a metrics line that are plotted, and where their points go; the first key of a line that is there wins.
+/// Keys of a metrics line that are plotted, and where their points go; the first key of a line that
+/// is there wins.
 type Target = fn(&mut Metrics) -> &mut Series;
 const SERIES: [(&[&str], Target); 6] = [
     (&["loss"], |m| &mut m.loss),
@@ -33,8 +34,9 @@ const SERIES: [(&[&str], Target); 6] = [
     (&["hellaswag_acc_norm", "hellaswag_acc"], |m| &mut m.hellaswag),
 ];
 
-/// Reads the file. A torn last line (a killed run) is left out, as are unknown keys and values that are no finite
-/// numbers; a broken line elsewhere is an error, because it means that the file is not what it should be.
+/// Reads the file. A torn last line (a killed run) is left out, as are unknown keys and values that
+/// are no finite numbers; a broken line elsewhere is an error, because it means that the file is
+/// not what it should be.
 pub(super) fn read(path: &Path) -> Result<Metrics> {
     let bytes = fs::read(path).with_context(|| {
         format!("cannot read {}: plotting needs the metrics file of a run", path.display())
@@ -95,7 +97,8 @@ impl Metrics {
     }
 }
 
-/// Sorted by step; of several points at a step the last counts, as a resumed run repeats some steps.
+/// Sorted by step; of several points at a step the last counts, as a resumed run repeats some
+/// steps.
 fn tidy(series: &mut Series) {
     series.sort_by(|a, b| a.0.total_cmp(&b.0));
     series.reverse();
@@ -126,8 +129,9 @@ fn duration(seconds: f64) -> String {
     }
 }
 
-/// An exponential moving average, corrected for its start (as Adam's averages are). It spans a tenth of the points so
-/// far and at most `window`, so that it neither lags behind the steep start nor wavers at the end.
+/// An exponential moving average, corrected for its start (as Adam's averages are). It spans a
+/// tenth of the points so far and at most `window`, so that it neither lags behind the steep start
+/// nor wavers at the end.
 pub(super) fn smooth(series: &Series, window: f64) -> Series {
     let (mut sum, mut weight) = (0.0, 0.0);
     let average = series.iter().enumerate().map(|(index, &(step, value))| {

@@ -4,7 +4,8 @@
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Color(pub u8, pub u8, pub u8, pub f64);
 
-/// The palette of Okabe and Ito ("Color Universal Design", 2008), which people with any color vision tell apart.
+/// The palette of Okabe and Ito ("Color Universal Design", 2008), which people with any color
+/// vision tell apart.
 pub(super) const BLUE: Color = Color(0, 114, 178, 1.0);
 pub(super) const ORANGE: Color = Color(213, 94, 0, 1.0);
 pub(super) const GREEN: Color = Color(0, 158, 115, 1.0);
