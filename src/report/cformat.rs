@@ -1,17 +1,17 @@
-//! Numbers as C's `printf` writes them, for scripts that read llm.c's output.
+//! Formats numbers like C's `printf`, for scripts that read llm.c's output.
 
-/// `%.{precision}f`.
+/// Formats like `%.{precision}f`.
 pub fn fixed(x: f64, precision: usize) -> String {
     non_finite(x).unwrap_or_else(|| format!("{x:.precision$}"))
 }
 
-/// `%+.{precision}f`.
+/// Formats like `%+.{precision}f`.
 pub fn signed(x: f64, precision: usize) -> String {
     let text = fixed(x, precision);
     if text.starts_with('-') { text } else { format!("+{text}") }
 }
 
-/// `%.{precision}e`: unlike Rust's, the exponent has a sign and at least two digits.
+/// Formats like `%.{precision}e`: unlike in Rust, the exponent has a sign and at least two digits.
 pub fn scientific(x: f64, precision: usize) -> String {
     non_finite(x).unwrap_or_else(|| {
         let text = format!("{x:.precision$e}");
@@ -34,7 +34,7 @@ fn non_finite(x: f64) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// glibc 2.36's `%7.6f %+.2f %6.4f %.2e %.2f %.1f %.0f %e`.
+    /// Each row was printed by glibc 2.36 with `%7.6f %+.2f %6.4f %.2e %.2f %.1f %.0f %e`.
     #[test]
     fn numbers_look_as_in_c() {
         let table: [(f64, &str); 18] = [

@@ -1,8 +1,8 @@
-//! What a run prints, in llm.c's words and columns, so that scripts that read llm.c's output read
-//! ours.
+//! Console output of a run, in llm.c's words and columns, so that scripts for llm.c's output can
+//! read ours.
 //!
-//! A run outlives its terminal: once standard output is gone, what would be printed is dropped.
-//! `main.log` and `metrics.jsonl` have it all.
+//! A run outlives its terminal: once standard output is closed, further output is dropped.
+//! `main.log` and `metrics.jsonl` have all of it.
 
 use super::cformat::{fixed, scientific, signed};
 use super::throughput;
@@ -10,34 +10,33 @@ use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
-/// One training step, as its line shows it:
+/// The line of a training step:
 ///
 /// `step    1/10 | loss 5.270009 (+nanz)| norm 30.1234 (+nanz)| lr 3.00e-04 | 1234.57 ms | n/a MFU
 /// | 830 tok/s`
 ///
-/// llm.c prints a utilisation of -100 % where it does not know the device's peak; nobody knows a
-/// CPU's, which depends on clocks and on what else runs, so the field says `n/a` and keeps its
-/// place. The expected time to the end is a field of its own after those of llm.c.
+/// llm.c prints a utilization of -100 % if it does not know the peak of the device. The peak of a
+/// CPU depends on clocks and on other load, so here the field is `n/a` and keeps its place. The
+/// remaining time is an extra field after those of llm.c.
 #[derive(Clone, Debug)]
 pub struct StepLine {
-    /// From 0, though the line counts from 1.
+    /// Index of the step, from 0; the line counts from 1.
     pub step: usize,
     pub total_steps: usize,
     pub loss: f32,
-    /// Score of the loss against its recent past, NaN while there is too little of it.
+    /// z-score of the loss over recent steps; NaN while there are too few.
     pub loss_z: f64,
-    /// Of the gradient, before clipping.
+    /// Norm of the gradient before clipping.
     pub norm: f32,
     pub norm_z: f64,
     pub lr: f32,
     /// Duration of the step in milliseconds.
     pub ms: f64,
-    /// Share of the device's peak in use, from 0 to 1, and the type that peak is for; `None` if it
-    /// is not known.
+    /// Fraction of the device's peak in use, and the type that the peak is for; `None` if unknown.
     pub mfu: Option<(f64, &'static str)>,
-    /// Smoothed over recent steps.
+    /// Tokens per second, smoothed over recent steps.
     pub tok_per_s: f64,
-    /// Time to the end of the run.
+    /// Estimated time to the end of the run.
     pub eta: Option<Duration>,
 }
 
@@ -67,10 +66,10 @@ enum Color {
     Plain,
 }
 
-/// Scores beyond this stand out on a terminal.
-const STRIKING_Z: f64 = 3.0;
+/// Steps with a higher z-score are highlighted on a terminal.
+const OUTLIER_Z: f64 = 3.0;
 
-/// Standard output, or whatever else a run reports to.
+/// Standard output, or another writer that a run reports to.
 pub struct Console<W: Write> {
     out: W,
     colors: bool,
@@ -78,13 +77,14 @@ pub struct Console<W: Write> {
 }
 
 impl Console<Box<dyn Write>> {
-    /// With colors if it is a terminal and `NO_COLOR` is not set.
+    /// Returns a console on standard output, with colors if it is a terminal and `NO_COLOR` is not
+    /// set.
     pub fn stdout() -> Self {
         let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         Self::new(Box::new(io::stdout()), wanted && io::stdout().is_terminal())
     }
 
-    /// Drops what it is given: for all processes of a run but one.
+    /// Returns a console without output, for all ranks but one.
     pub fn quiet() -> Self {
         Self::new(Box::new(io::sink()), false)
     }
@@ -95,24 +95,24 @@ impl<W: Write> Console<W> {
         Console { out, colors, gone: false }
     }
 
-    /// A line of text.
+    /// Prints a line of text.
     pub fn line(&mut self, text: impl fmt::Display) {
         self.paint(Color::Plain, text);
     }
 
-    /// A line that must not be missed.
+    /// Prints a warning, highlighted on a terminal.
     pub fn warning(&mut self, text: impl fmt::Display) {
         self.paint(Color::Yellow, format_args!("WARNING: {text}"));
     }
 
-    /// The head of llm.c's table of parameters.
+    /// Prints the head of llm.c's table of parameters.
     pub fn table_head(&mut self) {
         self.rule();
         self.row("Parameter", "Value");
         self.rule();
     }
 
-    /// A section of that table and the rule under it.
+    /// Prints a section of that table, and the rule below it.
     pub fn table(&mut self, rows: impl IntoIterator<Item = (impl AsRef<str>, impl AsRef<str>)>) {
         for (name, value) in rows {
             self.row(name.as_ref(), value.as_ref());
@@ -128,25 +128,26 @@ impl<W: Write> Console<W> {
         self.line(format_args!("+{:-<23}+{:-<52}+", "", ""));
     }
 
-    /// A training step; red if its loss or norm is not finite or far above its past.
+    /// Prints a training step, in red if its loss or norm is not finite or far above recent ones.
     pub fn step(&mut self, line: &StepLine) {
         let strange = !line.loss.is_finite() || !line.norm.is_finite();
-        let striking = line.loss_z > STRIKING_Z || line.norm_z > STRIKING_Z;
-        self.paint(if strange || striking { Color::Red } else { Color::Plain }, line);
+        let outlier = line.loss_z > OUTLIER_Z || line.norm_z > OUTLIER_Z;
+        self.paint(if strange || outlier { Color::Red } else { Color::Plain }, line);
     }
 
-    /// Mean loss over the validation batches.
+    /// Prints the mean loss over the validation batches.
     pub fn val_loss(&mut self, loss: f32) {
         self.paint(Color::Bold, format_args!("val loss {}", fixed(loss.into(), 6)));
     }
 
-    /// Questions answered right, by mean loss over an ending.
+    /// Prints the number of correct answers, chosen by mean loss over an ending.
     pub fn hellaswag(&mut self, correct: usize, total: usize) {
         let share = fixed(correct as f64 / total as f64, 6);
         self.paint(Color::Bold, format_args!("HellaSwag: {correct}/{total} = {share}"));
     }
 
-    /// An update that is left out because `what`, the loss or the gradient, stands out by `score`.
+    /// Prints that an update is skipped because `what`, the loss or the gradient, has the z-score
+    /// `score`.
     pub fn skipped(&mut self, what: &str, score: f64) {
         self.paint(
             Color::Yellow,
@@ -154,13 +155,13 @@ impl<W: Write> Console<W> {
         );
     }
 
-    /// The line before a sample. Its text follows in pieces, and [`Console::sample_end`].
+    /// Begins a sample. Pieces of its text follow, then [`Console::sample_end`].
     pub fn sample_begin(&mut self) {
         self.line("generating:\n---");
     }
 
-    /// A piece of a sample, shown at once; control characters, which a young model likes to write,
-    /// are left out.
+    /// Prints a piece of a sample at once, without control characters, which a barely trained model
+    /// often writes.
     pub fn sample_piece(&mut self, text: &str) {
         self.write(&printable(text));
     }
@@ -169,7 +170,7 @@ impl<W: Write> Console<W> {
         self.line("\n---");
     }
 
-    /// The last line of a run; `None` if it was too short to say.
+    /// Prints the last line of a run, or nothing if the run was too short for a mean.
     pub fn average(&mut self, mean_ms: Option<f64>) {
         if let Some(ms) = mean_ms {
             self.line(format_args!("total average iteration time: {} ms", fixed(ms, 6)));
@@ -195,7 +196,7 @@ impl<W: Write> Console<W> {
     }
 }
 
-/// `text` without the control characters that would move a cursor or ring a bell.
+/// Removes control characters, which would move the cursor or ring the bell, from `text`.
 fn printable(text: &str) -> String {
     text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
 }
@@ -226,7 +227,7 @@ mod tests {
         }
     }
 
-    /// Both lines were printed by C with llm.c's format.
+    /// C printed both lines with llm.c's format.
     #[test]
     fn a_step_looks_as_in_llmc() {
         assert_eq!(

@@ -1,6 +1,6 @@
-//! `metrics.jsonl`: one object a line, every number with all its digits. Steps count from 0.
+//! `metrics.jsonl`: one object per line, with all digits of every number. Steps count from 0.
 //!
-//! JSON has no NaN and no infinity. Such a number is `null`, and `"nonfinite"` says which it was:
+//! JSON has no NaN and no infinity. Such a number is `null`, and `"nonfinite"` has its value:
 //! `{"step":7,"loss":null,…,"nonfinite":{"loss":"nan"}}`.
 
 use super::cformat::fixed;
@@ -11,37 +11,33 @@ use std::path::Path;
 
 pub struct Jsonl(LogFile);
 
-/// What is measured in a training step.
+/// The measurements of a training step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TrainMetrics {
     pub step: usize,
     /// Mean over the whole batch.
     pub loss: f32,
-    /// Of the gradient, before clipping.
+    /// Norm of the gradient before clipping.
     pub norm: f32,
     pub lr: f32,
     /// Duration of the step in milliseconds.
     pub ms: f64,
-    /// Of this step alone; the console shows a moving average.
+    /// Tokens per second in this step alone; the console shows a moving average.
     pub tok_per_s: f64,
 }
 
 impl Jsonl {
-    /// Begins `metrics.jsonl` in `dir` anew.
-    ///
-    /// # Errors
-    /// If the file cannot be written; the same holds for every method here.
+    /// Creates an empty `metrics.jsonl` in `dir`.
     pub fn create(dir: &Path) -> Result<Self> {
         LogFile::create(dir.join("metrics.jsonl")).map(Jsonl)
     }
 
-    /// Goes on with `metrics.jsonl` in `dir` from `step`; what it holds from that step on is
-    /// dropped.
+    /// Continues `metrics.jsonl` in `dir` at `step`, and drops its lines from that step on.
     pub fn resume(dir: &Path, step: usize) -> Result<Self> {
         LogFile::resume(dir.join("metrics.jsonl"), step, step_of).map(Jsonl)
     }
 
-    /// A training step.
+    /// Writes a training step.
     pub fn train(&mut self, m: &TrainMetrics) -> Result<()> {
         self.write(
             m.step,
@@ -55,13 +51,13 @@ impl Jsonl {
         )
     }
 
-    /// Validation loss before a step, in nats per token, and `exp` of it.
+    /// Writes the validation loss before a step, in nats per token, and the perplexity.
     pub fn val(&mut self, step: usize, loss: f32) -> Result<()> {
         let perplexity = f64::from(loss).exp();
         self.write(step, &[("val_loss", Number::F32(loss)), ("val_perplexity", Number::F64(perplexity))])
     }
 
-    /// HellaSwag accuracy before a step: by mean and by summed loss over an ending.
+    /// Writes the HellaSwag accuracy before a step, by mean and by summed loss over an ending.
     pub fn hellaswag(&mut self, step: usize, acc_norm: f64, acc: f64) -> Result<()> {
         self.write(
             step,
@@ -74,8 +70,8 @@ impl Jsonl {
     }
 }
 
-/// `f32` is kept apart from `f64`: 3e-4 is to be written so, and not as the 0.0003000000142492354
-/// it is in `f64`.
+/// A number to write. An `f32` stays one so that 3e-4 is written as such, and not as
+/// 0.0003000000142492354, its value in `f64`.
 #[derive(Clone, Copy)]
 enum Number {
     F32(f32),

@@ -1,4 +1,4 @@
-//! A log that grows a line at a time and can be cut back to where a run resumes.
+//! A log that grows line by line and can be truncated to the step at which a run resumes.
 
 use anyhow::{Context, Result};
 use std::fs::{self, File, OpenOptions};
@@ -11,15 +11,15 @@ pub(super) struct LogFile {
 }
 
 impl LogFile {
-    /// A new log, in place of one that may be there.
+    /// Creates an empty log, and replaces an existing one.
     pub fn create(path: PathBuf) -> Result<Self> {
         File::create(&path).with_context(|| format!("{}: cannot create the log", path.display()))?;
         Self::append(path)
     }
 
-    /// The log of a run that goes on at `step`. Lines whose step, as `step_of` reads it, is not
-    /// before that are dropped, because the run will write them again; so is a last line that a
-    /// crash cut short. Other lines stay.
+    /// Opens the log of a run that resumes at `step`. Lines whose step, as read by `step_of`, is
+    /// `step` or later are dropped, as the run will write them again; so is an incomplete last
+    /// line. Other lines stay.
     pub fn resume(path: PathBuf, step: usize, step_of: fn(&str) -> Option<usize>) -> Result<Self> {
         let text = match fs::read(&path) {
             Ok(bytes) => bytes,
@@ -32,7 +32,7 @@ impl LogFile {
         };
         let kept: Vec<u8> = text.split_inclusive(|&b| b == b'\n').filter(stays).flatten().copied().collect();
         if kept.len() != text.len() {
-            replace(&path, &kept).with_context(|| format!("{}: cannot cut the log back", path.display()))?;
+            replace(&path, &kept).with_context(|| format!("{}: cannot truncate the log", path.display()))?;
         }
         Self::append(path)
     }
@@ -42,14 +42,14 @@ impl LogFile {
         Ok(LogFile { file: file.with_context(|| format!("{}: cannot open the log", path.display()))?, path })
     }
 
-    /// Adds a line. It reaches the system in one write, so that a reader or a crash sees it whole.
+    /// Appends a line in one write, so that neither a reader nor a crash sees half of it.
     pub fn line(&mut self, line: &str) -> Result<()> {
         let written = self.file.write_all(format!("{line}\n").as_bytes());
         written.with_context(|| format!("{}: cannot write to the log", self.path.display()))
     }
 }
 
-/// Puts `bytes` in the place of a file, which is there in full, old or new, at every instant.
+/// Replaces the contents of a file by `bytes`. At every moment the file is complete, old or new.
 fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".tmp");
@@ -72,7 +72,7 @@ mod tests {
         let path = dir.path().join("log");
         fs::write(&path, before).unwrap();
         LogFile::resume(path.clone(), step, number).unwrap().line("new").unwrap();
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "a temporary file is left");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "a temporary file remains");
         fs::read(path).unwrap()
     }
 

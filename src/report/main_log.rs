@@ -1,4 +1,4 @@
-//! `main.log`, line for line what llm.c writes and its plotting notebook reads. Steps count from 0.
+//! `main.log`, in the format that llm.c writes and its plotting notebook reads. Steps count from 0.
 
 use super::cformat::fixed;
 use super::log_file::LogFile;
@@ -8,31 +8,28 @@ use std::path::Path;
 pub struct MainLog(LogFile);
 
 impl MainLog {
-    /// Begins `main.log` in `dir` anew.
-    ///
-    /// # Errors
-    /// If the file cannot be written; the same holds for every method here.
+    /// Creates an empty `main.log` in `dir`.
     pub fn create(dir: &Path) -> Result<Self> {
         LogFile::create(dir.join("main.log")).map(MainLog)
     }
 
-    /// Goes on with `main.log` in `dir` from `step`; what it holds from that step on is dropped.
+    /// Continues `main.log` in `dir` at `step`, and drops its lines from that step on.
     pub fn resume(dir: &Path, step: usize) -> Result<Self> {
         LogFile::resume(dir.join("main.log"), step, step_of).map(MainLog)
     }
 
-    /// Loss, learning rate and unclipped gradient norm of a training step.
+    /// Writes loss, learning rate and unclipped gradient norm of a training step.
     pub fn train(&mut self, step: usize, loss: f32, lr: f32, norm: f32) -> Result<()> {
         let (loss, lr, norm) = (fixed(loss.into(), 4), fixed(lr.into(), 6), fixed(norm.into(), 2));
         self.0.line(&format!("s:{step} trl:{loss} lr:{lr} norm:{norm}"))
     }
 
-    /// Validation loss before a step.
+    /// Writes the validation loss before a step.
     pub fn val(&mut self, step: usize, loss: f32) -> Result<()> {
         self.0.line(&format!("s:{step} tel:{}", fixed(loss.into(), 4)))
     }
 
-    /// HellaSwag accuracy before a step, normalised by length.
+    /// Writes the HellaSwag accuracy before a step, normalized by length.
     pub fn eval(&mut self, step: usize, accuracy: f32) -> Result<()> {
         self.0.line(&format!("s:{step} eval:{}", fixed(accuracy.into(), 4)))
     }
@@ -57,7 +54,7 @@ mod tests {
         log.eval(250, 0.29552).unwrap();
         let expected = "s:0 tel:10.9876\ns:0 trl:10.9551 lr:0.000001 norm:13.46\n\
                         s:1 trl:nan lr:0.000600 norm:inf\ns:250 eval:0.2955\n";
-        // Read while the log is open: every line is there as soon as it is written.
+        // The log is still open: every line is in the file as soon as it is written.
         assert_eq!(read_to_string(dir.path().join("main.log")).unwrap(), expected);
     }
 

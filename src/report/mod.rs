@@ -1,5 +1,5 @@
-//! What a run tells the world: the console, `main.log` as llm.c writes it, `metrics.jsonl` for
-//! machines, and plots of it.
+//! Output of a run: the console, `main.log` as llm.c writes it, `metrics.jsonl` for programs, and
+//! plots of the latter.
 
 pub mod cformat;
 pub mod console;

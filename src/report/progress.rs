@@ -180,8 +180,8 @@ mod tests {
         }
     }
 
-    /// What a terminal shows when `done` tokens of `total` are read after 10 seconds, and the
-    /// summary.
+    /// Returns the text on a terminal when `done` tokens of `total` are read after 10 seconds, and
+    /// the summary.
     fn shown(total: u64, done: u64) -> (String, String) {
         let screen = Screen::default();
         let target = ProgressDrawTarget::term_like_with_hz(Box::new(screen.clone()), HZ);

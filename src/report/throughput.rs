@@ -1,16 +1,16 @@
-//! How fast a run is, and when it will be done.
+//! Throughput of a run, and the estimate of its end.
 
 use std::time::Duration;
 
 /// Weight of the past in the moving average, as in llm.c.
 const DECAY: f64 = 0.95;
 
-/// Tokens a second, smoothed over about twenty steps. The first step of a process warms caches up
-/// and is not counted.
+/// Tokens per second, smoothed over about twenty steps. The first step of a process is a warm-up
+/// and does not count.
 #[derive(Clone, Debug, Default)]
 pub struct Throughput {
     average: f64,
-    /// Steps seen, the first one included.
+    /// Number of steps, including the first.
     steps: i32,
     total_ms: f64,
 }
@@ -20,8 +20,8 @@ impl Throughput {
         Self::default()
     }
 
-    /// Notes a step of `tokens` that took `ms` milliseconds and returns the smoothed rate in tokens
-    /// a second.
+    /// Records a step of `tokens` that took `ms` milliseconds. Returns the smoothed rate in tokens
+    /// per second.
     pub fn update(&mut self, tokens: usize, ms: f64) -> f64 {
         let rate = tokens as f64 / ms * 1000.0;
         self.steps += 1;
@@ -30,24 +30,24 @@ impl Throughput {
         }
         self.total_ms += ms;
         self.average = DECAY * self.average + (1.0 - DECAY) * rate;
-        // The average starts at 0; this takes that start out of it, as Adam does.
+        // The average starts at 0; this corrects for that start, as in Adam.
         self.average / (1.0 - DECAY.powi(self.steps - 1))
     }
 
-    /// Mean duration of a step in milliseconds, the first left out; `None` before there is a
+    /// Returns the mean duration of a step in milliseconds, without the first; `None` before the
     /// second.
     pub fn mean_ms(&self) -> Option<f64> {
         (self.steps > 1).then(|| self.total_ms / f64::from(self.steps - 1))
     }
 }
 
-/// Time that `steps` of `tokens` take at `tok_per_s`. Validation, samples and checkpoints come on
-/// top. `None` if the rate is not a number one can divide by.
+/// Returns the time for `steps` of `tokens` at `tok_per_s`, without validation, samples and
+/// checkpoints. `None` if that is not a valid duration.
 pub fn eta(steps: usize, tokens: usize, tok_per_s: f64) -> Option<Duration> {
     Duration::try_from_secs_f64(steps as f64 * tokens as f64 / tok_per_s).ok()
 }
 
-/// `42s`, `3m05s`, `1h23m`, `2d04h`: two units at most.
+/// Formats a duration with at most two units: `42s`, `3m05s`, `1h23m`, `2d04h`.
 pub fn short(duration: Duration) -> String {
     let s = duration.as_secs_f64().round() as u64;
     match s {

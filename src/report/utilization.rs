@@ -1,22 +1,21 @@
-//! Model FLOPs utilisation: how much of what the GPU could multiply goes into the model.
+//! Model FLOPs utilization (MFU): the fraction of the GPU's peak that goes into the model.
 
-/// Operations a token costs, forward and backward: 6 for each parameter, padding and embeddings
-/// included, and for the causal half of attention's scores and sums 6 L C T. llm.c's formula since
-/// June 2024.
+/// Returns the FLOPs per token, forward and backward: 6 per parameter, including padding and
+/// embeddings, and 6 L C T for the causal half of attention. This is llm.c's formula since June
+/// 2024.
 pub fn flops_per_token(num_parameters: usize, L: usize, C: usize, T: usize) -> f64 {
     6.0 * num_parameters as f64 + 6.0 * L as f64 * C as f64 * T as f64
 }
 
-/// What a GPU can do at most, in 10^12 operations a second, dense, sums in f32.
+/// Peak dense throughput of a GPU in TFLOP/s, with sums in f32.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Peak {
-    /// Words that its name has, side by side; where several rows fit, the one with the most words
-    /// counts.
+    /// Adjacent words of its name. If several rows match, the one with the most words counts.
     gpu: &'static str,
-    /// bf16 and fp16: equally fast on all of these.
+    /// bf16 and fp16, which are equally fast on all of these.
     bf16: f64,
     tf32: f64,
-    /// Without tensor cores.
+    /// f32 without tensor cores.
     f32: f64,
 }
 
@@ -24,9 +23,9 @@ const fn peak(gpu: &'static str, bf16: f64, tf32: f64, f32: f64) -> Peak {
     Peak { gpu, bf16, tf32, f32 }
 }
 
-/// From NVIDIA's data sheets and architecture papers, at boost clocks; half of what is quoted "with
-/// sparsity". GeForce cards add up in f32 at half their speed. Kernels need compute capability 8.0,
-/// so nothing older is here.
+/// Peaks from NVIDIA's data sheets and architecture papers, at boost clocks; half of those quoted
+/// "with sparsity". GeForce cards accumulate in f32 at half speed. Kernels need compute capability
+/// 8.0, so the table has no older GPUs.
 const PEAKS: [Peak; 45] = [
     peak("H100", 989.4, 494.7, 66.9),
     peak("H100 PCIe", 756.0, 378.0, 51.2),
@@ -75,12 +74,12 @@ const PEAKS: [Peak; 45] = [
     peak("RTX 5090", 209.5, 104.8, 104.8),
 ];
 
-/// Operations a second that a GPU of this name can do in products of `products` (`bf16`, `fp16`,
-/// `tf32`, `f32`), dense. `None` for a GPU that is not in the table: better no utilisation than a
-/// wrong one.
+/// Returns the peak in FLOP/s of a GPU of this name for dense matmuls of `products` (`bf16`,
+/// `fp16`, `tf32`, `f32`). `None` for a GPU that is not in the table: no utilization is better than
+/// a wrong one.
 pub fn peak_flops(name: &str, products: &str) -> Option<f64> {
     let words: Vec<&str> = name.split([' ', '-']).collect();
-    // Of the same name as the desktop's, with other clocks and another chip.
+    // These share the name of the desktop card, but have other clocks and another chip.
     if words.iter().any(|word| matches!(*word, "Laptop" | "Max")) {
         return None;
     }
@@ -88,7 +87,7 @@ pub fn peak_flops(name: &str, products: &str) -> Option<f64> {
         let wanted: Vec<&str> = gpu.split(' ').collect();
         let same = |(a, b): (&&str, &&str)| a.eq_ignore_ascii_case(b);
         words.windows(wanted.len()).any(|window| window.iter().zip(&wanted).all(same))
-            || named_apart(&words, &wanted)
+            || matches_apart(&words, &wanted)
     };
     let row = PEAKS.iter().filter(|row| fits(row.gpu)).max_by_key(|row| row.gpu.split(' ').count())?;
     let tera = match products {
@@ -99,8 +98,8 @@ pub fn peak_flops(name: &str, products: &str) -> Option<f64> {
     Some(tera * 1e12)
 }
 
-/// `H800 80GB PCIe`: the form factor need not follow the chip at once.
-fn named_apart(words: &[&str], wanted: &[&str]) -> bool {
+/// Whether the form factor follows the chip with words in between, as in `H800 80GB PCIe`.
+fn matches_apart(words: &[&str], wanted: &[&str]) -> bool {
     let [chip, form @ ("PCIe" | "NVL")] = wanted else { return false };
     let has = |wanted: &str| words.iter().any(|word| word.eq_ignore_ascii_case(wanted));
     has(chip) && has(form)
@@ -110,7 +109,7 @@ fn named_apart(words: &[&str], wanted: &[&str]) -> bool {
 mod tests {
     use super::*;
 
-    /// 803.5 MFLOP a token, and a published rate of 498,141 tokens a second on one H200: 40.5 %.
+    /// 803.5 MFLOP per token, and a published rate of 498,141 tokens/s on one H200: 40.5 %.
     #[test]
     fn gpt2_124m_on_an_h200() {
         let flops = flops_per_token(124_475_904, 12, 768, 1024);

@@ -1,4 +1,4 @@
-//! Ticks at round numbers, and numbers as people write them.
+//! Axes with ticks at round numbers, and labels that are easy to read.
 
 /// A range of values and its ticks.
 #[derive(Clone, Debug)]
@@ -10,8 +10,7 @@ pub(super) struct Axis {
 }
 
 impl Axis {
-    /// A linear axis over the values, with a little room, ending at ticks. It starts at 0 if
-    /// `from_zero`.
+    /// Returns a linear axis over the values, which ends at ticks. It starts at 0 if `from_zero`.
     pub fn linear(values: impl Iterator<Item = f64>, from_zero: bool, count: usize) -> Self {
         let (mut low, mut high) = range(values);
         if from_zero {
@@ -30,7 +29,8 @@ impl Axis {
         Self { low: ticks[0], high: ticks[ticks.len() - 1], log: false, ticks }
     }
 
-    /// A linear axis from 0 to the last step, which need not be a tick; ticks are whole steps.
+    /// Returns a linear axis from 0 to the last step, which need not be a tick. Ticks are whole
+    /// steps.
     pub fn steps(values: impl Iterator<Item = f64>, count: usize) -> Self {
         let (_, last) = range(values);
         let high = last.max(1.0);
@@ -43,10 +43,11 @@ impl Axis {
         Self { low: 0.0, high, log: false, ticks }
     }
 
-    /// A logarithmic axis for positive values, if they span enough (2.5 times) for it to help.
+    /// Returns a logarithmic axis over the positive values, if their span (more than 2.5 times)
+    /// justifies one.
     pub fn log(values: impl Iterator<Item = f64>) -> Option<Self> {
         let (low, high) = range(values.filter(|v| *v > 0.0));
-        // Without any positive value both are NaN.
+        // Both are NaN if no value is positive.
         if low.is_nan() || high <= low * 2.5 {
             return None;
         }
@@ -62,7 +63,7 @@ impl Axis {
         Some(Self { low, high, log: true, ticks })
     }
 
-    /// Where a value lies: 0 at the low end, 1 at the high end.
+    /// Returns the place of a value on the axis: 0 at the low end, 1 at the high end.
     pub fn place(&self, value: f64) -> f64 {
         let map = |v: f64| if self.log { v.max(f64::MIN_POSITIVE).ln() } else { v };
         (map(value) - map(self.low)) / (map(self.high) - map(self.low))
@@ -73,20 +74,20 @@ impl Axis {
     }
 }
 
-/// The least and the greatest value; NaN without any.
+/// Returns the least and the greatest value; NaN if there are none.
 fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     values.fold((f64::NAN, f64::NAN), |(low, high), v| (low.min(v), high.max(v)))
 }
 
-/// The next of 1, 2, 2.5, 5, 10 times a power of ten that is at least `raw`.
+/// Returns the smallest 1, 2, 2.5 or 5 times a power of ten that is at least `raw`.
 fn round_step(raw: f64) -> f64 {
     let power = 10f64.powf(raw.log10().floor());
     let factors = [1.0, 2.0, 2.5, 5.0];
     factors.iter().find(|f| *f * power >= raw * (1.0 - 1e-9)).map_or(10.0 * power, |f| f * power)
 }
 
-/// A number for a tick or a label: at most four significant digits, `k`, `M`, `B` for large and an
-/// exponent for small.
+/// Formats a number for a tick or a label: at most four significant digits, with `k`, `M`, `B`, `T`
+/// if large and an exponent if small.
 pub(super) fn short(value: f64) -> String {
     let magnitude = value.abs();
     for (unit, letter) in [(1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")] {
@@ -102,7 +103,7 @@ pub(super) fn short(value: f64) -> String {
     digits(value)
 }
 
-/// Four significant digits at most, without zeros at the end.
+/// Formats with at most four significant digits, without trailing zeros.
 fn digits(value: f64) -> String {
     let whole = if value == 0.0 { 1 } else { value.abs().log10().floor() as i32 + 1 };
     let text = format!("{value:.*}", (4 - whole.max(1)).max(0) as usize);

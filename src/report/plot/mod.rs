@@ -1,9 +1,13 @@
-//! Pictures of a run: reads `metrics.jsonl` and draws loss, learning rate, throughput and accuracy
-//! as SVG and PNG.
+//! Plots of a run: reads `metrics.jsonl` and draws loss, learning rate, throughput, gradient norm
+//! and accuracy as SVG and PNG.
 //!
-//! Each panel is laid out once, as a list of shapes ([`scene`]), which is then written as SVG or
-//! painted as PNG, so that both show the same. The font is part of the program: a machine without
-//! fonts draws the same picture.
+//! Each panel is laid out once, as a list of shapes ([`scene`]), which is then written as SVG and
+//! painted as PNG, so that both look the same. The font is part of the program, so a machine
+//! without fonts draws the same picture.
+//!
+//! The `plotters` crate was tried in place of the drawing code. It places everything at whole
+//! pixels, and its bitmaps fill a wide, noisy polyline as one self-intersecting polygon: the curve
+//! of a long run gets holes and spikes beyond its axes.
 
 mod axis;
 mod panel;
@@ -19,16 +23,18 @@ use scene::Scene;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Size of one panel, in SVG units; a PNG has [`png::SCALE`] pixels a unit.
+/// Size of a panel in SVG units. A PNG has [`png::SCALE`] pixels per unit.
 const PANEL_WIDTH: f64 = 640.0;
 const PANEL_HEIGHT: f64 = 400.0;
-/// Height of the line above all panels.
+/// Height of the header above all panels.
 const HEADER: f64 = 56.0;
 
-/// Draws `dir/metrics.jsonl` into `dir`: `plot` with all panels, and one file a panel
-/// (`training_loss`, `validation_loss`, `learning_rate`, `throughput`, `gradient_norm`,
-/// `hellaswag_accuracy`; those with points), each as `.svg` and `.png`. Returns the paths written.
-/// Errors: the file is missing, holds no points, or a file cannot be written.
+/// Draws `dir/metrics.jsonl` into `dir`: `plot` with all panels, and one file per panel that has
+/// points (`training_loss`, `validation_loss`, `learning_rate`, `throughput`, `gradient_norm`,
+/// `hellaswag_accuracy`), each as `.svg` and `.png`. Returns the paths written.
+///
+/// # Errors
+/// If the metrics are missing or have no points, or a file cannot be written.
 pub fn plot_run(dir: &Path) -> Result<Vec<PathBuf>> {
     let metrics = read::read(&dir.join("metrics.jsonl"))?;
     let mut panels = vec![Panel::loss(&metrics)];
@@ -46,7 +52,7 @@ pub fn plot_run(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(written)
 }
 
-/// All panels, two in a row; an odd one out takes the whole first row.
+/// Lays out all panels, two per row. If their number is odd, the first fills its row.
 fn overview(name: &str, metrics: &Metrics, panels: &[Panel]) -> Scene {
     let columns = panels.len().min(2);
     let rows = panels.len().div_ceil(2);

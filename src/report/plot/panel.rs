@@ -1,11 +1,10 @@
-//! One panel: axes, curves, reference lines, a legend, and the last value written next to its
-//! curve.
+//! A panel: axes, curves, reference lines, a legend, and the last value next to each curve.
 
 use super::axis::{Axis, short};
 use super::read::{Metrics, Series, smooth, thin};
 use super::scene::{Anchor, BLUE, Color, FAINT, GREEN, GRID, INK, ORANGE, PURPLE, Scene};
 
-/// Where a panel goes, margins included.
+/// Place of a panel, including its margins.
 #[derive(Clone, Copy)]
 pub(super) struct Rect {
     pub x: f64,
@@ -20,13 +19,13 @@ struct Curve {
     points: Series,
     color: Color,
     width: f64,
-    /// Few points are marked with dots, so that one alone is seen.
+    /// Marks points with dots, so that a single one is visible.
     dots: bool,
-    /// The last value is written at the end of the curve.
+    /// Writes the last value at the end of the curve.
     final_value: bool,
 }
 
-/// What GPT-2 and GPT-3 reach: drawn only where the axis shows them anyway.
+/// A value reached by GPT-2 or GPT-3, drawn if it is within the axis.
 #[derive(Clone)]
 struct Reference {
     name: &'static str,
@@ -34,7 +33,8 @@ struct Reference {
 }
 
 impl Reference {
-    /// A dashed line at height `y`, named at the end that is further from the curves' `places`.
+    /// Draws a dashed line at height `y`, labeled at the end that is farther from the curves'
+    /// `places`.
     fn draw(&self, scene: &mut Scene, inner: Rect, y: f64, places: &[(f64, f64)]) {
         let (left, right) = (inner.x, inner.x + inner.width);
         scene.dashed(vec![(left, y), (right, y)], 1.2, FAINT);
@@ -53,9 +53,9 @@ impl Reference {
 
 #[derive(Clone)]
 pub(super) struct Panel {
-    /// File name without an extension.
+    /// File name without extension.
     pub file: &'static str,
-    /// The loss panel of the overview already shows training and validation loss.
+    /// False for training and validation loss, which share a panel in the overview.
     pub in_overview: bool,
     title: &'static str,
     unit: &'static str,
@@ -65,10 +65,10 @@ pub(super) struct Panel {
     from_zero: bool,
 }
 
-/// A curve of more points looks the same and makes the SVG large.
+/// Most points per curve: more would look the same and make the SVG large.
 const MOST_POINTS: usize = 4000;
 
-/// GPT-2 124M on FineWeb's validation tokens, as llm.c's plots use it.
+/// Loss of GPT-2 124M on FineWeb's validation tokens, as in llm.c's plots.
 const GPT2_LOSS: Reference = Reference { name: "GPT-2 124M, FineWeb: 3.2924", value: 3.2924 };
 const GPT2_HELLASWAG: Reference = Reference { name: "GPT-2 124M: 0.2945", value: 0.2945 };
 const GPT3_HELLASWAG: Reference = Reference { name: "GPT-3 124M: 0.337", value: 0.337 };
@@ -79,7 +79,7 @@ impl Panel {
         Self { file, in_overview: true, title, unit, curves, references, log: false, from_zero: false }
     }
 
-    /// Training and validation loss in one panel, for the overview.
+    /// Returns the panel of the overview with both training and validation loss.
     pub fn loss(m: &Metrics) -> Self {
         let curves =
             [raw_and_smooth("training loss", &m.loss, BLUE), vec![marked("validation loss", &m.val_loss)]];
@@ -88,14 +88,14 @@ impl Panel {
         Self { log: true, references: vec![GPT2_LOSS], ..panel }
     }
 
-    /// The panels that have a file of their own, without those that have no points.
+    /// Returns the panels that have a file of their own, except those without points.
     pub fn singles(m: &Metrics) -> Vec<Self> {
         let nats = "cross-entropy (nats per token)";
         let training = raw_and_smooth("training loss", &m.loss, BLUE);
         let lr = vec![plain("learning rate", &m.lr, GREEN)];
         let speed = raw_and_smooth("tokens per second", &m.tok_per_s, PURPLE);
         let norm = raw_and_smooth("gradient norm", &m.norm, GREEN);
-        let accuracy = vec![marked("accuracy, normalised", &m.hellaswag)];
+        let accuracy = vec![marked("accuracy, normalized", &m.hellaswag)];
         let panels = [
             Self {
                 log: true,
@@ -125,7 +125,7 @@ impl Panel {
                 ..Self::new(
                     "hellaswag_accuracy",
                     "HellaSwag",
-                    "share of examples answered correctly",
+                    "fraction of examples answered correctly",
                     accuracy,
                 )
             },
@@ -163,7 +163,7 @@ impl Panel {
         self.final_values(scene, inner, &to);
     }
 
-    /// Title, grid, ticks and the names of the axes.
+    /// Draws title, grid, ticks and labels of the axes.
     fn frame(&self, scene: &mut Scene, rect: Rect, inner: Rect, x_axis: &Axis, y_axis: &Axis) {
         let (right, bottom) = (inner.x + inner.width, inner.y + inner.height);
         scene.title(rect.x + 24.0, rect.y + 30.0, 17.0, self.title);
@@ -183,7 +183,7 @@ impl Panel {
         scene.upright(rect.x + 24.0, inner.y + inner.height / 2.0, &format!("{}{scale}", self.unit));
     }
 
-    /// A row above the plot, where no curve runs.
+    /// Draws the legend in a row above the curves.
     fn legend(&self, scene: &mut Scene, inner: Rect) {
         let mut x = inner.x;
         let y = inner.y - 14.0;
@@ -197,7 +197,7 @@ impl Panel {
         }
     }
 
-    /// The last values, in the margin at the right, moved apart where they would overlap.
+    /// Writes the last values into the right margin, moved apart where they would overlap.
     fn final_values(&self, scene: &mut Scene, inner: Rect, to: &dyn Fn((f64, f64)) -> (f64, f64)) {
         let shown = self.curves.iter().filter(|c| c.final_value);
         let mut labels: Vec<_> =
@@ -215,7 +215,7 @@ impl Panel {
     }
 }
 
-/// The measured points, pale, and a running average over a fiftieth of them.
+/// Returns the measured points, pale, and a running average over a fiftieth of them.
 fn raw_and_smooth(name: &'static str, points: &Series, color: Color) -> Vec<Curve> {
     if points.len() < 20 {
         return vec![plain(name, points, color)];

@@ -1,4 +1,4 @@
-//! Paints a scene as PNG, with text from an embedded font.
+//! Paints a scene as PNG, with text in an embedded font.
 
 use super::scene::{Anchor, Color, Scene, Shape, Text};
 use anyhow::{Context, Result};
@@ -7,12 +7,12 @@ use tiny_skia::{
 };
 use ttf_parser::{Face, GlyphId, OutlineBuilder};
 
-/// Pixels a unit: sharp on dense screens, and in print.
+/// Pixels per unit: sharp on dense screens and in print.
 pub(super) const SCALE: f64 = 2.0;
 
 pub(super) fn paint(scene: &Scene) -> Result<Vec<u8>> {
     let (width, height) = (scene.width * SCALE, scene.height * SCALE);
-    let mut pixels = Pixmap::new(width as u32, height as u32).context("a plot of no size")?;
+    let mut pixels = Pixmap::new(width as u32, height as u32).context("the plot is empty")?;
     let face = Face::parse(epaint_default_fonts::UBUNTU_LIGHT, 0).expect("the embedded font is sound");
     for shape in &scene.shapes {
         paint_shape(&mut pixels, &face, shape);
@@ -64,13 +64,12 @@ fn paint_text(pixels: &mut Pixmap, face: &Face, text: &Text, scale: Transform) {
     };
     let Some(path) = glyphs.path.finish() else { return };
     let turn = if text.upright { Transform::from_rotate(-90.0) } else { Transform::identity() };
-    // Font units have their origin on the base line and point up.
+    // Font units have their origin on the baseline and point up.
     let place = Transform::from_translate(shift, 0.0).post_scale(em, -em).post_concat(turn);
     let place = place.post_translate(text.x as f32, text.y as f32).post_concat(scale);
     let ink = brush(text.color);
     pixels.fill_path(&path, &ink, FillRule::Winding, place, None);
-    // The font is a light one: a thin outline gives it the weight of a book face, a thicker one
-    // that of a bold face.
+    // The font is light: a thin outline gives it a regular weight, and a thicker one a bold weight.
     let units = if text.bold { 0.055 } else { 0.02 } * f32::from(face.units_per_em());
     pixels.stroke_path(&path, &ink, &Stroke { width: units, ..Stroke::default() }, place, None);
 }
@@ -81,7 +80,7 @@ fn brush(Color(r, g, b, opacity): Color) -> Paint<'static> {
     paint
 }
 
-/// Collects the outlines of a line of text, in font units.
+/// Collects the outlines of a line of text in font units.
 struct Glyphs {
     path: PathBuilder,
     x: f32,

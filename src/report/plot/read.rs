@@ -1,11 +1,11 @@
-//! Reads `metrics.jsonl`: one JSON object a line, with a `step` and any numbers.
+//! Reads `metrics.jsonl`: one JSON object per line, with a `step` and any numbers.
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value};
 use std::fs;
 use std::path::Path;
 
-/// Points `(step, value)`, in the order of the steps.
+/// Points `(step, value)`, ordered by step.
 pub(super) type Series = Vec<(f64, f64)>;
 
 #[derive(Default)]
@@ -16,14 +16,14 @@ pub(super) struct Metrics {
     pub norm: Series,
     pub tok_per_s: Series,
     pub hellaswag: Series,
-    /// Tokens trained on, if the lines tell (`tokens`, or time and throughput).
+    /// Tokens trained on, if the lines have `tokens`, or time and throughput.
     pub tokens: Option<f64>,
-    /// Milliseconds in training steps.
+    /// Milliseconds spent in training steps.
     pub ms: f64,
 }
 
-/// Keys of a metrics line that are plotted, and where their points go; the first key of a line that
-/// is there wins.
+/// Keys that are plotted, and the series for their points. Of several keys the first one in a line
+/// counts.
 type Target = fn(&mut Metrics) -> &mut Series;
 const SERIES: [(&[&str], Target); 6] = [
     (&["loss"], |m| &mut m.loss),
@@ -34,9 +34,9 @@ const SERIES: [(&[&str], Target); 6] = [
     (&["hellaswag_acc_norm", "hellaswag_acc"], |m| &mut m.hellaswag),
 ];
 
-/// Reads the file. A torn last line (a killed run) is left out, as are unknown keys and values that
-/// are no finite numbers; a broken line elsewhere is an error, because it means that the file is
-/// not what it should be.
+/// Reads the file. An incomplete last line (of a killed run), unknown keys and values that are not
+/// finite are ignored. An invalid line elsewhere is an error, because the file is then something
+/// else.
 pub(super) fn read(path: &Path) -> Result<Metrics> {
     let bytes = fs::read(path).with_context(|| {
         format!("cannot read {}: plotting needs the metrics file of a run", path.display())
@@ -48,7 +48,7 @@ pub(super) fn read(path: &Path) -> Result<Metrics> {
         match serde_json::from_str::<Map<String, Value>>(line) {
             Ok(object) => metrics.add(&object),
             Err(_) if index + 1 == lines.len() && !text.ends_with('\n') => {}
-            Err(e) => bail!("{} line {}: a JSON object expected ({e})", path.display(), index + 1),
+            Err(e) => bail!("{} line {}: expected a JSON object ({e})", path.display(), index + 1),
         }
     }
     for (_, series) in &SERIES {
@@ -56,7 +56,7 @@ pub(super) fn read(path: &Path) -> Result<Metrics> {
     }
     if SERIES.iter().all(|(_, series)| series(&mut metrics).is_empty()) {
         bail!(
-            "{} holds no points to plot: lines such as {{\"step\":0,\"loss\":10.9}} expected",
+            "{} has no points to plot; expected lines such as {{\"step\":0,\"loss\":10.9}}",
             path.display()
         );
     }
@@ -81,7 +81,7 @@ impl Metrics {
         self.tokens = number("tokens").or(self.tokens);
     }
 
-    /// "1,000 steps, 4.1M tokens, 12 min, ..."
+    /// Summarizes the run: `step 999  |  4.1M tokens  |  12 min in training steps`.
     pub fn summary(&self) -> String {
         let mut parts = Vec::new();
         if let Some((step, _)) = self.loss.last().or(self.val_loss.last()) {
@@ -97,7 +97,7 @@ impl Metrics {
     }
 }
 
-/// Sorted by step; of several points at a step the last counts, as a resumed run repeats some
+/// Sorts by step. Of several points at a step the last one counts, as a resumed run repeats some
 /// steps.
 fn tidy(series: &mut Series) {
     series.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -106,7 +106,7 @@ fn tidy(series: &mut Series) {
     series.reverse();
 }
 
-/// At most about `most` points with the same outline: the least and the greatest of every stretch.
+/// Returns about `most` points with the same outline: the least and the greatest of every stretch.
 pub(super) fn thin(series: &Series, most: usize) -> Series {
     if series.len() <= most {
         return series.clone();
@@ -129,9 +129,9 @@ fn duration(seconds: f64) -> String {
     }
 }
 
-/// An exponential moving average, corrected for its start (as Adam's averages are). It spans a
-/// tenth of the points so far and at most `window`, so that it neither lags behind the steep start
-/// nor wavers at the end.
+/// Returns an exponential moving average, corrected for its start like Adam's. It spans a tenth of
+/// the points so far and at most `window`, so that it neither lags at the steep start nor wavers at
+/// the end.
 pub(super) fn smooth(series: &Series, window: f64) -> Series {
     let (mut sum, mut weight) = (0.0, 0.0);
     let average = series.iter().enumerate().map(|(index, &(step, value))| {

@@ -1,11 +1,11 @@
-//! A picture as a list of shapes, independent of the format it is written in.
+//! A picture as a list of shapes, independent of the file format.
 
 /// Red, green, blue, and opacity in 0..=1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Color(pub u8, pub u8, pub u8, pub f64);
 
-/// The palette of Okabe and Ito ("Color Universal Design", 2008), which people with any color
-/// vision tell apart.
+/// The palette of Okabe and Ito ("Color Universal Design", 2008), whose colors people with any
+/// color vision can distinguish.
 pub(super) const BLUE: Color = Color(0, 114, 178, 1.0);
 pub(super) const ORANGE: Color = Color(213, 94, 0, 1.0);
 pub(super) const GREEN: Color = Color(0, 158, 115, 1.0);
@@ -21,7 +21,7 @@ impl Color {
     }
 }
 
-/// Which point of a text lies at its position.
+/// The point of a text that is at its position.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Anchor {
     Start,
@@ -32,15 +32,22 @@ pub(super) enum Anchor {
 #[derive(Clone, Debug)]
 pub(super) struct Text {
     pub x: f64,
-    /// The base line.
+    /// Height of the baseline.
     pub y: f64,
     pub size: f64,
     pub anchor: Anchor,
     pub color: Color,
     pub bold: bool,
-    /// Read from bottom to top.
+    /// Whether the text runs from bottom to top.
     pub upright: bool,
     pub text: String,
+}
+
+impl Text {
+    /// Returns a text of ordinary size and weight, from left to right.
+    fn new(x: f64, y: f64, anchor: Anchor, color: Color, text: &str) -> Self {
+        Self { x, y, size: 13.0, anchor, color, bold: false, upright: false, text: text.to_string() }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -76,50 +83,22 @@ impl Scene {
     }
 
     pub fn text(&mut self, x: f64, y: f64, anchor: Anchor, color: Color, text: &str) {
-        let text = text.to_string();
-        self.shapes.push(Shape::Text(Text {
-            x,
-            y,
-            size: 13.0,
-            anchor,
-            color,
-            bold: false,
-            upright: false,
-            text,
-        }));
+        self.shapes.push(Shape::Text(Text::new(x, y, anchor, color, text)));
     }
 
     pub fn title(&mut self, x: f64, y: f64, size: f64, text: &str) {
-        let (anchor, text) = (Anchor::Start, text.to_string());
-        self.shapes.push(Shape::Text(Text {
-            x,
-            y,
-            size,
-            anchor,
-            color: INK,
-            bold: true,
-            upright: false,
-            text,
-        }));
+        let text = Text { size, bold: true, ..Text::new(x, y, Anchor::Start, INK, text) };
+        self.shapes.push(Shape::Text(text));
     }
 
-    /// A quiet remark that ends at `x`.
+    /// Adds a faint remark that ends at `x`.
     pub fn note(&mut self, x: f64, y: f64, text: &str) {
         self.text(x, y, Anchor::End, FAINT, text);
     }
 
-    /// The name of a vertical axis.
+    /// Adds the label of a vertical axis.
     pub fn upright(&mut self, x: f64, y: f64, text: &str) {
-        let (anchor, text) = (Anchor::Middle, text.to_string());
-        self.shapes.push(Shape::Text(Text {
-            x,
-            y,
-            size: 13.0,
-            anchor,
-            color: FAINT,
-            bold: false,
-            upright: true,
-            text,
-        }));
+        let text = Text { upright: true, ..Text::new(x, y, Anchor::Middle, FAINT, text) };
+        self.shapes.push(Shape::Text(text));
     }
 }

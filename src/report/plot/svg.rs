@@ -63,8 +63,8 @@ fn paint(attribute: &str, Color(r, g, b, opacity): Color) -> String {
     if opacity < 1.0 { format!("{solid} {attribute}-opacity=\"{opacity}\"") } else { solid }
 }
 
-/// Run names come from the file system and may hold anything; XML forbids control characters
-/// altogether.
+/// Escapes a text for XML, which forbids control characters. Run names come from the file system
+/// and may contain anything.
 fn escape(text: &str) -> String {
     let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")

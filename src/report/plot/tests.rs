@@ -9,7 +9,7 @@ fn metrics_of(text: &str) -> Result<Metrics> {
     read::read(&path)
 }
 
-/// A run of `steps` steps whose curves look like those of a real one.
+/// Returns the metrics of a run with curves like those of a real one.
 fn run(steps: usize) -> String {
     let mut text = String::new();
     for step in 0..steps {
@@ -75,7 +75,7 @@ fn tokens_are_counted_from_time_or_told() {
 fn smoothing_keeps_constants_and_lags_behind() {
     let flat: read::Series = (0..10).map(|i| (f64::from(i), 3.0)).collect();
     assert!(read::smooth(&flat, 5.0).iter().all(|p| (p.1 - 3.0).abs() < 1e-12));
-    // The second point has the span 1.1, so the first keeps 1/11 of its weight.
+    // The second point spans 1.1, so the first keeps 1/11 of its weight.
     let second = read::smooth(&vec![(0.0, 0.0), (1.0, 1.0)], 2.0)[1].1;
     assert!((second - 10.0 / 11.0).abs() < 1e-12, "{second}");
 }
@@ -151,7 +151,7 @@ fn a_run_becomes_svg_and_png_files() {
     {
         assert!(svg.contains(text), "{text}");
     }
-    // Something but paper is in the picture: text and curves compress worse than an empty page.
+    // The picture is not empty: text and curves compress worse than a blank page.
     assert!(fs::metadata(dir.path().join("plot.png")).unwrap().len() > 20_000);
 }
 
