@@ -144,7 +144,7 @@ pub fn plan_scratch(dev: &(impl Device + ?Sized), uses: &[Limits], plan: &mut Me
     Ok(())
 }
 
-/// What follows a matmul, fused with it where the device can.
+/// The operations that follow a matmul, fused with it where the device can.
 #[derive(Clone, Copy, Debug)]
 pub enum Epilogue {
     /// out = matmul
@@ -275,7 +275,7 @@ pub struct Classifier {
 ///
 /// m = lerp(g, m, beta1); v = lerp(g², v, beta2); p -= lr (m̂ / (sqrt(v̂) + eps) + decay p)
 ///
-/// Where parameters are narrower than f32, the f32 result is rounded stochastically, so that it is
+/// If parameters are narrower than f32, the f32 result is rounded stochastically, so that it is
 /// right on average.
 ///
 /// All tensors have the same length. On a CUDA device 16 bytes of its floating-point type must

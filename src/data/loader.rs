@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
-/// What a loader reads, and how ranks share it.
+/// Options of [`DataLoader::open`].
 #[derive(Clone, Copy, Debug)]
 pub struct LoaderOptions<'a> {
     /// A file name, or a pattern with `*`, `?`, `[...]`. Shards are ordered by name.
