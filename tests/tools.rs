@@ -191,7 +191,7 @@ fn a_step_is_predicted_and_compared_with_records() {
     let entry = format!(r#"{{"kernel": "gelu forward", "shape": "1x64", {fields}, "tensor_flops": 0"#);
     fs::write(&counts, format!(r#"{{"kernels": [{entry}, "model_bytes": 256}}]}}"#)).unwrap();
     let text = stdout(&succeed(&mut warpsmith(dir.path(), &line.replace("-r 0", "-r 1"))));
-    assert!(text.contains("binds") && text.contains("HBM   1.00"), "{text}");
+    assert!(text.contains("binds") && text.contains("HBM        1.00"), "{text}");
     fs::write(&counts, format!(r#"{{"kernels": [{entry}}}]}}"#)).unwrap();
     refuse(&mut warpsmith(dir.path(), line), &["tiny-kernels.json", "model_bytes"]);
     fs::remove_file(&counts).unwrap();

@@ -1,4 +1,4 @@
-//! The text of a plan.
+//! The printed form of a plan.
 
 use super::machine::Link;
 use super::{Batch, Outcome, Plan, Row};
@@ -48,7 +48,7 @@ impl Display for Plan<'_> {
 impl Plan<'_> {
     fn write_heading(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let question = &self.question;
-        let (c, r, cluster) = (&question.config, &question.run, &question.cluster);
+        let (c, r, cluster) = (&question.config, &question.step, &question.cluster);
         let parameters = grouped(ParamLayout::new(c).len());
         writeln!(f, "L {}, NH {}, C {}, Vp {}: {parameters} parameters", c.L, c.NH, c.C, c.Vp)?;
         let tokens = match question.batch {
