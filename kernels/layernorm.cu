@@ -153,7 +153,7 @@ template <int PACKS, int ROWS>
 __device__ __forceinline__ void backward_rows(floatX* dinp, float* partials, const floatX* dout, const floatX* inp,
                                               const floatX* weight, const float* mean, const float* rstd, bool overwrite, int N,
                                               int C) {
-    // Where registers allow, dinp is loaded while the sums are computed, and the weights stay.
+    // If registers allow, dinp is loaded while the sums are computed, and the weights stay.
     constexpr bool PREFETCH = PACKS == 1;
     // Two buffers, used alternately, so that one barrier is enough.
     SHARED(float, row_partials, [2][WARP_SIZE][2 * ROWS]);

@@ -80,7 +80,7 @@ template <Contiguous ORDER, int MN>
 struct Operand {
     static constexpr bool ACROSS = ORDER == Contiguous::InMN;
     static constexpr int BYTES = MN * BK * 2;
-    // Where rows run across K, a panel is 64 elements across and all of the stage's K.
+    // If rows run across K, a panel is 64 elements across and all of the stage's K.
     static constexpr int PANEL_BYTES = BK * ROW_BYTES;
     // Offset from one wgmma to the next, 16 elements of K further.
     static constexpr uint32_t STEP_BYTES = ACROSS ? 16 * ROW_BYTES : 16 * 2;

@@ -140,8 +140,8 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t row
                  : "memory");
 }
 
-// d (16x8, f32) += a (16x16, row-major fragments) * b (16x8, column-major fragments) for T = bf16 or
-// f16.
+// d (16x8, f32) += a (16x16, row-major fragments) * b (16x8, column-major fragments) for T = bf16
+// or f16.
 template <class T>
 __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 template <>

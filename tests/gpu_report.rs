@@ -1,5 +1,5 @@
-//! Runs `dev/gpu_report.sh` with stand-ins that hang, crash and fail as our programs may on an unknown
-//! GPU. None stops the others, each is named, and earlier results are kept.
+//! Runs `dev/gpu_report.sh` with stand-ins that hang, crash and fail as our programs may on an
+//! unknown GPU. None stops the others, each is named, and earlier results are kept.
 #![cfg(target_os = "linux")]
 
 use std::fs;

@@ -1,5 +1,5 @@
-//! GPUs that are opened once per type for all cases of a test program: creating a context and loading
-//! the kernels takes a second, and a program has hundreds of cases.
+//! GPUs that are opened once per type for all cases of a test program: creating a context and
+//! loading the kernels takes a second, and a program has hundreds of cases.
 
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};

@@ -162,7 +162,7 @@ fn divided_parameters_come_one_layer_ahead() {
     // Embeddings arrive at 4, the first layer at 7, the second at 10; both stay. Reductions end at
     // 37, 47, 51.
     check(play(Zero3, 1, 1.0), [40.5, 0.0, 10.0, 10.0, 52.5]);
-    // Of four layers, each pass except the first of a step finds two still resident.
+    // Each pass except the first of a step finds two of the four layers still resident.
     let sizes = Sizes { L: 4, layer: 3_000_000, shared: 4_000_000 };
     let times = simulate(Zero3, &PHASES, 2, &sizes, &cluster(1.0, 1.0, 8), 2);
     near(times.all_gather_ms, 4.0 + 3.0 * (4 + 2 + 2 + 2) as f64);

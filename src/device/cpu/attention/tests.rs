@@ -143,8 +143,8 @@ fn backward_agrees_with_a_directional_derivative() {
                     .collect();
                 weighted_sum(&reference(&moved, dims).0, &dout)
             };
-            // Where one key has all the weight, dP - rows(dO O) cancels down to the rounding of its
-            // terms.
+            // dP - rows(dO O) cancels down to the rounding of its terms if one key has all the
+            // weight.
             let want = central_differences(&[0.0], loss)[0];
             let terms = || dqkv.iter().zip(&direction).map(|(&g, &d)| f64::from(g) * f64::from(d));
             let (got, size) = (terms().sum::<f64>(), terms().map(|x| x * x).sum::<f64>().sqrt());

@@ -65,8 +65,8 @@ pub fn gather_rows<'a>(dst: &'a mut [f32], src: Strided, n: usize) -> Strided<'a
     Strided { data: dst, row: n, column: 1 }
 }
 
-/// dst (n, W) = scale * the first `count` rows of src (_, n), transposed; columns from `count` on are
-/// zero.
+/// dst (n, W) = scale * the first `count` rows of src (_, n), transposed; columns from `count` on
+/// are zero.
 pub fn transpose(dst: &mut [f32], src: Strided, count: usize, scale: f32) {
     assert_eq!(src.column, 1);
     let dst = dst.as_chunks_mut::<W>().0;
