@@ -230,7 +230,7 @@ fn a_step_of_many_gpus_is_predicted() {
     );
 
     let text = run("scaling -e d48 -b 4 --gpu 4090 --gpus 8 --links ndr --gpus-per-node 4");
-    assert!(text.contains("one micro-batch a step for each GPU"), "{text}");
+    assert!(text.contains("one micro-batch per GPU and step"), "{text}");
     assert!(text.contains("PCIe 4.0 x16") && text.contains("InfiniBand NDR"), "{text}");
     let fits = |stage| row(&text, stage, "8").last().copied();
     assert_eq!((fits("0"), fits("3")), (Some("no"), Some("yes")), "{text}");

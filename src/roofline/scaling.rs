@@ -162,7 +162,7 @@ impl Question<'_> {
             return Err(format!("fewer sequences ({sequences}) than GPUs: a larger -d is needed"));
         }
         if !sequences.is_multiple_of(gpus) {
-            return Err(format!("{sequences} sequences cannot be shared evenly: another -d is needed"));
+            return Err(format!("{sequences} sequences cannot be divided evenly: another -d is needed"));
         }
         let each = sequences / gpus;
         let B = (1..=B).rev().find(|&b| each.is_multiple_of(b)).expect("1 divides everything");

@@ -112,7 +112,7 @@ pub fn parse(text: &str) -> Result<Vec<Row>> {
     lines
         .map(|(i, text)| {
             let row = row(text).with_context(|| {
-                format!("{FILE}:{}: not a row; `make kernels-clocks UPDATE=1` writes it anew", i + 1)
+                format!("{FILE}:{}: not a row; `make kernels-clocks UPDATE=1` rewrites it", i + 1)
             })?;
             Ok(row)
         })

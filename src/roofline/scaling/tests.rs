@@ -250,7 +250,7 @@ fn what_cannot_be_shared_out_is_said() {
     assert_eq!(ask(64, 524_288).micro_steps(4), Ok(2));
     assert_eq!(refusal(64, 524_288, 16), "8 micro-batches are fewer than the GPUs: -b 32 would do");
     assert_eq!(refusal(4, 49_152, 8), "12 micro-batches are not a multiple of the GPUs: -b 3 would do");
-    assert_eq!(refusal(64, 524_288, 3), "512 sequences cannot be shared evenly: another -d is needed");
+    assert_eq!(refusal(64, 524_288, 3), "512 sequences cannot be divided evenly: another -d is needed");
     assert_eq!(refusal(64, 524_288, 1024), "fewer sequences (512) than GPUs: a larger -d is needed");
     assert_eq!(refusal(64, 524_288, 12), "not a whole number of machines of 8 GPUs");
     let text = Plan::new(ask(64, 524_288), &Records::default()).to_string();
