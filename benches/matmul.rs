@@ -1,8 +1,8 @@
-//! All matrix products of one training step of GPT-2 124M, in the order and over the amount of memory of a real step
-//! (weights that came from the cache would flatter). Engines take turns, so that a noisy machine disturbs all alike.
+//! All matmuls of one training step of GPT-2 124M, in the order and over the memory of a real step
+//! (cached weights would flatter). Engines alternate, so that a noisy machine affects all alike.
 //!
-//! `cargo bench --bench matmul`, with rows (B*T) as arguments, 256 and 1024 by default; `WARPSMITH_BENCH_QUICK=1` runs
-//! tiny sizes.
+//! `cargo bench --bench matmul` takes rows (B*T) as arguments, 256 and 1024 by default;
+//! `WARPSMITH_BENCH_QUICK=1` selects tiny sizes.
 
 use std::time::Instant;
 use warpsmith::device::cpu::matmul::{self, Epilogue, Gradients, Precision, Scratch, Shape};
@@ -20,7 +20,7 @@ const D12: [Kind; 5] = [
 const TINY: [Kind; 2] = [("fc", 2, 64, 256), ("head", 1, 64, 1000)];
 
 enum Engine {
-    /// The `gemm` crate with its own threads, no epilogue: what we compare with.
+    /// The `gemm` crate with its own threads, without an epilogue: the baseline.
     Plain,
     Ours(Precision, Scratch),
 }
@@ -70,7 +70,8 @@ fn plain(out: &mut [f32], lhs: (&[f32], bool), rhs: (&[f32], bool), (m, n, k): (
     assert!(out.len() == m * n && lhs.0.len() == m * k && rhs.0.len() == k * n);
     let strides = |transposed, rows, cols| if transposed { (1, rows as isize) } else { (cols as isize, 1) };
     let ((lhs_rs, lhs_cs), (rhs_rs, rhs_cs)) = (strides(lhs.1, m, k), strides(rhs.1, k, n));
-    // SAFETY: lengths fit sizes and strides, checked above.
+    // SAFETY: the pointers are valid for the sizes and strides, because the assertion above
+    // compares the slices' lengths with m, n and k.
     unsafe {
         gemm::gemm(
             m,
@@ -115,7 +116,7 @@ impl Buffers {
         Buffers { weights, dweights, bias: numbers(OC), inp, dinp, out }
     }
 
-    /// One step; adds the seconds of each kind's forward and backward products to `seconds`.
+    /// Runs one step; adds the seconds of each kind's forward and backward matmuls to `seconds`.
     fn step(&mut self, engine: &mut Engine, kinds: &[Kind], N: usize, seconds: &mut [[f64; 2]]) {
         for backward in [false, true] {
             let mut start = 0;
@@ -171,15 +172,15 @@ fn bench(engines: &mut [Engine], kinds: &[Kind], N: usize, repetitions: usize) {
         }
     }
     println!("\nN = {N}, {} threads, GFLOP/s: median (slowest - fastest)", rayon::current_num_threads());
-    print!("{:<26}", "products");
+    print!("{:<26}", "matmuls");
     engines.iter().for_each(|e| print!(" | {:>24}", e.name()));
     println!();
     let GFLOP = |&(_, L, C, OC): &Kind| 2e-9 * (L * N * C * OC) as f64;
     for (index, kind) in kinds.iter().enumerate() {
-        for (pass, name, products) in [(0, "forward", 1.0), (1, "backward", 2.0)] {
+        for (pass, name, matmuls) in [(0, "forward", 1.0), (1, "backward", 2.0)] {
             print!("{:<26}", format!("{:<8}{name:<9}{} x {}", kind.0, kind.2, kind.3));
             for runs in &runs {
-                let rates = runs.iter().map(|r| products * GFLOP(kind) / r[index][pass]).collect();
+                let rates = runs.iter().map(|r| matmuls * GFLOP(kind) / r[index][pass]).collect();
                 print!(" | {}", summary(rates, 0));
             }
             println!();

@@ -5,11 +5,12 @@
     dev/bench.py --ours 'f32=./train_gpt2 --dtype f32' --ours-optional 'bf16=./train_gpt2 --dtype bf16' --torch f32:compile --torch bf16:compile
     dev/bench.py --ours './train_gpt2cu' -e d12 -b 64 -t 1024 -d 524288 --data 'data/*_train_*.bin'     (where there is a GPU)
 
-In each round every program runs a few steps in turn, so that drift of the machine hits all alike. Each PyTorch worker
-starts once, compiles, and sleeps between its turns; ours starts afresh each time and its first step is not counted. Do
-not run anything else meanwhile. On a GPU each PyTorch variant first runs alone, and only the fastest takes part in the rounds,
-because their memory would not fit beside each other. Prints Markdown tables of times and of the losses of the first ten steps,
-and writes benches/record/<machine>/<date>-step.json.
+In each round every program runs a few steps in turn, so that drift of the machine affects all alike.
+Each PyTorch worker starts once, compiles, and sleeps between its turns; ours restarts each time, and
+its first step is not counted. Run nothing else meanwhile. On a GPU each PyTorch variant first runs
+alone, and only the fastest takes part in the rounds, because together they would not fit in memory.
+Prints Markdown tables of times and of the losses of the first ten steps, and writes
+benches/record/<machine>/<date>-step.json.
 """
 
 from __future__ import annotations
@@ -33,13 +34,14 @@ import gpus
 from flags import add_model_flags, model_flags, shape
 
 HERE = Path(__file__).resolve().parent
-# Loss and milliseconds of a step.
+# Matches the loss and milliseconds of a step.
 STEP_LINE = re.compile(r"^step\s[^|]*\|\s*loss\s+(\S+).*\|\s*([0-9.]+) ms\s*\|", re.MULTILINE)
-# What ours is told so that both do the same: the learning rate and weight decay of bench_torch.py.
+# Flags that make ours match the learning rate and weight decay of bench_torch.py.
 RECIPE = ["-l", "3e-4", "-c", "0.1"]
 LOSSES = 10
 MODES = ("eager", "compile", "max-autotune", "max-autotune-no-cudagraphs")
-# The strong ones first: as we compute, then plain autocast as commonly published. CUDA graphs do not go with accumulation.
+# Strong variants first: the arithmetic of ours, then plain autocast as commonly published. CUDA
+# graphs do not support gradient accumulation.
 TORCH_ON_GPU = [
     "bf16-master:compile:cudnn",
     "bf16-master:compile:flash",
@@ -52,7 +54,7 @@ TORCH_ON_CPU = ["f32:compile", "bf16:compile"]
 
 @dataclass
 class Samples:
-    """What was measured of one program; peak_mib is its largest resident size, or on a GPU the most memory it took there."""
+    """Measurements of one program; peak_mib is its peak resident size, or on a GPU its peak GPU memory."""
 
     command: str
     ms: list[float] = field(default_factory=list)
@@ -66,13 +68,13 @@ def shape_flags(args: argparse.Namespace) -> list[str]:
 
 
 def worker_flags(variant: str) -> list[str]:
-    """`bf16-master:compile:cudnn` as flags of bench_torch.py."""
+    """Converts `bf16-master:compile:cudnn` to flags of bench_torch.py."""
     dtype, _, rest = variant.partition(":")
     mode, _, attention = rest.partition(":")
     if dtype not in ("f32", "bf16", "bf16-master") or mode not in MODES or attention not in ("", "any", "flash", "cudnn"):
         raise SystemExit(
             f"bench: --torch {variant}: expected f32, bf16 or bf16-master, a colon, {', '.join(MODES)}; "
-            "then maybe a colon and flash or cudnn"
+            "optionally followed by a colon and flash or cudnn"
         )
     flags = ["--dtype", dtype]
     flags += [] if mode == "eager" else ["--compile"]
@@ -81,14 +83,14 @@ def worker_flags(variant: str) -> list[str]:
 
 
 class Refused(SystemExit):
-    """A program that cannot do what its flags ask for on this machine, and says so with exit code 2."""
+    """Raised if a program cannot do what its flags request on this machine: it exits with code 2."""
 
 
 class Ours:
     """A program with llm.c's flags and step lines: train_gpt2, train_gpt2cu, or llm.c's own.
 
-    Its peak memory is what the system counted for the child, which starts with the size of this driver: 20 MiB, as long as
-    nothing here imports PyTorch. On a GPU it is what its use grew by while the child ran.
+    Peak memory is the system's count for the child, which starts with the size of this driver: 20 MiB,
+    as long as nothing here imports PyTorch. On a GPU it is the growth of memory use while the child runs.
     """
 
     def __init__(self, command: str, args: argparse.Namespace):
@@ -98,15 +100,15 @@ class Ours:
         self.samples = Samples(shlex.join([*self.command, str(self.steps + 1)]))
 
     def prove(self) -> None:
-        """Shows that it runs, before PyTorch compiles for a minute, and keeps its first losses."""
+        """Checks that it runs, before PyTorch spends a minute compiling, and keeps its first losses."""
         self.samples.losses = [loss for loss, _ in self.run(max(LOSSES, self.steps + 1))]
 
     def round(self) -> None:
-        """A fresh process; its first step faults in memory and is dropped."""
+        """Runs a fresh process; its first step faults in memory and is dropped."""
         self.samples.ms += [ms for _, ms in self.run(self.steps + 1)[1:]]
 
     def run(self, steps: int) -> list[tuple[float, float]]:
-        """Loss and milliseconds of each step."""
+        """Returns loss and milliseconds of each step."""
         command = [*self.command, str(steps)]
         with tempfile.TemporaryFile("w+") as output, gpus.PeakMemory() if self.on_gpu else nullcontext() as gpu:
             try:
@@ -139,7 +141,7 @@ class Torch:
         command = [sys.executable, str(HERE / "bench_torch.py"), "--serve", "--device", device]
         self.command = [*command, *worker_flags(variant), "-i", args.data, *shape_flags(args)]
         self.steps, self.on_gpu = args.steps, args.gpu is not None
-        # The record is read on other machines, where the paths of this one say nothing.
+        # Records are read on other machines, where local paths are meaningless.
         self.samples = Samples(shlex.join(["python", "dev/bench_torch.py", *self.command[2:]]))
         self.used_before = gpus.memory_used_mib() if self.on_gpu else 0.0
         self.worker = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -160,7 +162,7 @@ class Torch:
         self.samples.losses += found["losses"]
         peak = found["peak_mib"]
         if self.on_gpu:
-            # Its allocator gives nothing back, and nobody else runs now.
+            # Its allocator returns no memory, and nothing else runs now.
             peak = gpus.memory_used_mib() - self.used_before
             self.samples.notes["allocator_mib"] = found["gpu_mib"]
         self.samples.peak_mib = max(self.samples.peak_mib, peak)
@@ -178,7 +180,7 @@ def output_of(*command: str) -> str:
 
 
 def machine() -> dict:
-    """The processor, as far as the system tells."""
+    """Describes the processor, as far as the system tells."""
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     model = re.search(r"^model name\s*:\s*(.*)$", info, re.MULTILINE)
     flags = re.search(r"^flags\s*:\s*(.*)$", info, re.MULTILINE)
@@ -195,7 +197,7 @@ def machine() -> dict:
 
 
 def gpu_state() -> dict | None:
-    """The first GPU, if there is one, with what decides its speed at the moment."""
+    """Describes the first GPU, if any, with the settings that determine its current speed."""
     fields = ["name", "driver_version", "memory.total", "power.limit", "clocks.sm", "power.draw", "temperature.gpu"]
     found = gpus.query(",".join(fields))
     return dict(zip(fields, found)) if found else None
@@ -225,7 +227,7 @@ def summary(samples: Samples, args: argparse.Namespace) -> dict:
 
 
 def table(found: dict[str, dict], base: float) -> str:
-    """Ratios are against `base`, the milliseconds of the first of ours; above 1 means that ours is faster."""
+    """Formats times; `base` is the milliseconds of the first of ours; a ratio above 1 means ours is faster."""
     with_mfu = any("mfu" in row for row in found.values())
     heads = ["program", "median ms", "min", "max", "tok/s", *(["MFU %"] if with_mfu else []), "time / ours", "peak MiB"]
     lines = ["| " + " | ".join(heads) + " |", "|---" + "|--:" * (len(heads) - 1) + "|"]
@@ -238,7 +240,7 @@ def table(found: dict[str, dict], base: float) -> str:
 
 
 def loss_table(found: dict[str, dict]) -> str:
-    """The same batches from the same weights: the losses of the first steps must agree."""
+    """Formats the first losses: with the same batches and weights they must agree."""
     lines = ["| step | " + " | ".join(found) + " |", "|--:" * (len(found) + 1) + "|"]
     for step in range(max(len(row["losses"]) for row in found.values())):
         losses = [row["losses"][step : step + 1] for row in found.values()]
@@ -265,7 +267,7 @@ def write_record(args: argparse.Namespace, described: dict, found: dict[str, dic
     }
     path = args.record / (args.machine or slug) / f"{now:%Y-%m-%d}-step.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    # One file a day holds a list: one entry for each run.
+    # One file per day holds a list, with one entry per run.
     earlier = json.loads(path.read_text()) if path.exists() else []
     path.write_text(json.dumps([*earlier, record], indent=1) + "\n")
     return path
@@ -275,16 +277,16 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_model_flags(parser)
     parser.add_argument("--ours", action="append", default=[], help="our program and its own flags; LABEL=COMMAND")
-    parser.add_argument("--ours-optional", action="append", default=[], help="the same, left out where it refuses to run")
+    parser.add_argument("--ours-optional", action="append", default=[], help="the same, skipped where it refuses to run")
     parser.add_argument("--torch", action="append", default=[], help="TYPE:MODE[:ATTENTION], or none; see worker_flags")
-    parser.add_argument("--data", required=True, help="pattern of token shards, read by all")
+    parser.add_argument("--data", required=True, help="pattern of token shards, read by all programs")
     parser.add_argument("-b", type=int, default=4, help="batch size B")
     parser.add_argument("-t", type=int, default=64, help="sequence length T")
-    parser.add_argument("-d", type=int, default=0, help="tokens a step (default B*T)")
+    parser.add_argument("-d", type=int, default=0, help="tokens per step (default B*T)")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=3, help="counted steps of each program in a round")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if there is one")
-    parser.add_argument("--select", choices=["auto", "0", "1"], default="auto", help="keep only the fastest of PyTorch")
+    parser.add_argument("--steps", type=int, default=3, help="counted steps per program and round")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if available")
+    parser.add_argument("--select", choices=["auto", "0", "1"], default="auto", help="keep only the fastest PyTorch variant")
     parser.add_argument("--record", type=Path, default=HERE.parent / "benches" / "record")
     parser.add_argument("--machine", help="name of the machine in the record (default: from its GPU or processor)")
     args = parser.parse_args()
@@ -295,13 +297,13 @@ def parse() -> argparse.Namespace:
     args.torch = args.torch or (TORCH_ON_CPU if args.gpu is None else TORCH_ON_GPU)
     args.torch = [variant for variant in args.torch if variant != "none"]
     for variant in args.torch:
-        worker_flags(variant)  # a typing error must not show after minutes
+        worker_flags(variant)  # a typo must not surface after minutes
     args.select = args.gpu is not None if args.select == "auto" else args.select == "1"
     return args
 
 
 def find_gpu(args: argparse.Namespace) -> None:
-    """Sets the GPU's name, its folder of records and its peak; all None where the CPU is compared."""
+    """Sets the GPU's name, its folder of records and its peak; all None for a CPU comparison."""
     state = None if args.device == "cpu" else gpu_state()
     if args.device == "cuda" and state is None:
         raise SystemExit("bench: --device cuda: nvidia-smi finds no GPU; drop the flag to compare on the CPU")
@@ -322,14 +324,14 @@ def ours(args: argparse.Namespace) -> dict[str, Ours]:
         except Refused as refusal:
             if text not in args.ours_optional:
                 raise
-            print(f"{refusal}; {label} is left out", file=sys.stderr)
+            print(f"{refusal}; {label} is skipped", file=sys.stderr)
             continue
         programs[label] = program
     return programs
 
 
 def peers(args: argparse.Namespace) -> tuple[dict[str, Torch], dict[str, dict]]:
-    """Workers for the rounds and, where only the fastest may stay, what each reached alone."""
+    """Returns workers for the rounds and, if only the fastest is kept, what each reached alone."""
     if not args.select or len(args.torch) < 2:
         return {f"torch-{variant}": Torch(variant, args) for variant in args.torch}, {}
     alone = {}
@@ -339,8 +341,9 @@ def peers(args: argparse.Namespace) -> tuple[dict[str, Torch], dict[str, dict]]:
             worker.round()
             worker.close()
         except SystemExit as error:
-            # One that does not run here, such as cuDNN without a suitable version, leaves the others in the race.
-            print(f"{error}; left out", file=sys.stderr)
+            # A variant that does not run here, such as cuDNN without a suitable version, does not
+            # stop the others.
+            print(f"{error}; skipped", file=sys.stderr)
             continue
         alone[variant] = summary(worker.samples, args)
         print(f"alone: {variant} {alone[variant]['median_ms']:.1f} ms", file=sys.stderr)
@@ -353,7 +356,7 @@ def peers(args: argparse.Namespace) -> tuple[dict[str, Torch], dict[str, dict]]:
 def main() -> None:
     args = parse()
     described = machine() | ({"gpu": gpu_state()} if args.gpu else {})
-    # Ours first, so that ratios are against it.
+    # Ours comes first, so that ratios are relative to it.
     programs: dict[str, Ours | Torch] = {**ours(args)}
     workers, alone = peers(args)
     programs |= workers
@@ -368,9 +371,9 @@ def main() -> None:
     found = {name: summary(program.samples, args) for name, program in programs.items()}
     where = args.gpu or f"{described['cpu']}, {described['cores']} cores"
     base = next(iter(found.values()))["median_ms"]
-    print(f"{where}; B {args.b}, T {args.t}, {args.d} tokens a step\n\n{table(found, base)}\n\n{loss_table(found)}")
+    print(f"{where}; B {args.b}, T {args.t}, {args.d} tokens per step\n\n{table(found, base)}\n\n{loss_table(found)}")
     if alone:
-        print(f"\nPyTorch, each alone before:\n\n{table(alone, base)}")
+        print(f"\nPyTorch variants, each alone:\n\n{table(alone, base)}")
     print(f"\nrecord: {write_record(args, described, found, alone)}")
 
 

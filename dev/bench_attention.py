@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""Times PyTorch's attention, layernorm and cross-entropy by themselves, at the shapes of GPT-2: peers for `cargo bench --bench kernels`.
+"""Times PyTorch's attention, layernorm and cross-entropy at GPT-2 shapes, as peers of our kernels.
 
     dev/bench_attention.py -e d12,d24,d36,d48 -b 64 -t 1024 --out build/peers.json        (where there is a GPU)
     dev/bench_attention.py -e tiny -b 2 -t 64                                              (on any machine)
 
-Attention is scaled_dot_product_attention through each backend that takes the shape, over queries, keys and values as a step has
-them, one packed tensor; its backward pass writes three tensors apart. Layernorm and cross-entropy run as they are and
-compiled; cross-entropy is forward and backward, of logits in 16 bits. Each call is timed from memory that no cache holds. Prints a
-Markdown table and writes the entries that `--peers` of the kernel benchmark takes, in the schema of benches/record/README.md.
+They are peers for `cargo bench --bench kernels`. Attention is scaled_dot_product_attention with each
+backend that supports the shape, over queries, keys and values in one packed tensor, as in a training
+step; its backward pass writes three separate tensors. Layernorm and cross-entropy run eagerly and
+compiled; cross-entropy is forward and backward, on 16-bit logits. Each call is timed with a cold
+cache. Prints a Markdown table and writes entries for the kernel benchmark's `--peers`, in the schema
+of benches/record/README.md.
 """
 
 from __future__ import annotations
@@ -31,17 +33,17 @@ from flags import GPT2_SHAPES
 
 RECORDS = Path(__file__).resolve().parent.parent / "benches" / "record"
 BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
-# Written between calls: more than the second-level cache of any GPU holds.
+# Bytes written between calls: more than the L2 cache of any GPU.
 COLD_BYTES = 512 << 20
 VOCABULARY = (50257, 50304)
-# Channels, heads and vocabulary of the size that is for machines without a GPU.
+# Channels, heads and vocabulary of the size for machines without a GPU.
 TINY = (128, 2, (500, 512))
 
 Call = Callable[[], object]
 
 
 def sizes(model: str) -> tuple[int, int, tuple[int, int]]:
-    """Channels, heads, and vocabulary without and with padding."""
+    """Returns channels, heads, and vocabulary without and with padding."""
     if model == "tiny":
         return TINY
     depth = int(model[1:]) if model[:1] == "d" and model[1:].isdigit() else 0
@@ -55,7 +57,7 @@ def random(*shape: int, args: argparse.Namespace) -> torch.Tensor:
 
 
 def attention(args: argparse.Namespace, C: int, NH: int) -> Iterator[tuple[str, str, str, Call]]:
-    """Kernel, shape, peer and call of both passes through each backend."""
+    """Yields kernel, shape, peer and call of both passes for each backend."""
     B, T, HS = args.b, args.t, C // NH
     shape = f"{B}x{NH}x{T}x{HS}"
     packed = random(B, T, 3, NH, HS, args=args)
@@ -72,8 +74,8 @@ def attention(args: argparse.Namespace, C: int, NH: int) -> Iterator[tuple[str, 
             out = forward()
             torch.autograd.grad(out, leaves, dout, retain_graph=True)
         except RuntimeError as error:
-            # As cuDNN on a CPU, or of a version that lacks the shape.
-            print(f"bench_attention: {peer} left out at {shape}: {str(error).splitlines()[0]}", file=sys.stderr)
+            # For example cuDNN on a CPU, or a version that does not support the shape.
+            print(f"bench_attention: {peer} skipped at {shape}: {str(error).splitlines()[0]}", file=sys.stderr)
             continue
         yield "attention forward", shape, peer, forward
         yield "attention backward", shape, peer, lambda out=out: torch.autograd.grad(out, leaves, dout, retain_graph=True)
@@ -106,12 +108,12 @@ def classifier(args: argparse.Namespace, V: int, Vp: int) -> Iterator[tuple[str,
 
 
 def variants(function: Callable, args: argparse.Namespace) -> list[tuple[str, Callable]]:
-    """As it is, and compiled unless that was turned off."""
+    """Returns the function, and its compiled form unless that is disabled."""
     return [("eager", function)] + ([("compile", torch.compile(function, dynamic=False))] if args.compile else [])
 
 
 def timed(call: Call, args: argparse.Namespace, cold: torch.Tensor | None) -> dict[str, float]:
-    """Microseconds of a call: median, fastest, 10th and 90th percentile."""
+    """Returns microseconds of a call: median, fastest, 10th and 90th percentile."""
     us = []
     for repetition in range(args.reps + 3):
         if cold is None:
@@ -120,14 +122,14 @@ def timed(call: Call, args: argparse.Namespace, cold: torch.Tensor | None) -> di
             taken = (time.perf_counter() - began) * 1e6
         else:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            # While it is written, the host queues what is timed.
+            # While this is written, the host queues the timed call.
             cold.zero_()
             start.record()
             call()
             end.record()
             torch.cuda.synchronize()
             taken = start.elapsed_time(end) * 1e3
-        # The first ones compile, choose and warm up.
+        # The first ones compile, choose algorithms and warm up.
         if repetition >= 3:
             us.append(taken)
     us.sort()
@@ -136,12 +138,12 @@ def timed(call: Call, args: argparse.Namespace, cold: torch.Tensor | None) -> di
 
 
 def measure(args: argparse.Namespace) -> list[dict]:
-    """An entry for each kernel, shape and peer; the same shape of two models once."""
+    """Returns an entry per kernel, shape and peer; shapes that two models share appear once."""
     cold = torch.empty(COLD_BYTES, dtype=torch.uint8, device="cuda") if args.device == "cuda" else None
     entries: dict[tuple[str, str, str], dict] = {}
     for model in args.models:
         C, NH, (V, Vp) = sizes(model)
-        # One after another, so that the memory of the one before is free.
+        # Sequential, so that the memory of the previous cases is free.
         for cases in (attention(args, C, NH), layernorm(args, C), classifier(args, V, Vp)):
             for kernel, shape, peer, call in cases:
                 if (kernel, shape, peer) not in entries:
@@ -162,19 +164,19 @@ def table(entries: list[dict]) -> str:
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-e", "--models", default="d12,d24,d36,d48", help="shapes, with commas between; or tiny")
+    parser.add_argument("-e", "--models", default="d12,d24,d36,d48", help="shapes, comma-separated; or tiny")
     parser.add_argument("-b", type=int, default=64, help="batch size B")
     parser.add_argument("-t", type=int, default=1024, help="sequence length T")
     parser.add_argument("--logits-rows", type=int, default=16384, help="rows of logits at a time")
     parser.add_argument("--dtype", choices=["bf16", "fp16", "f32"], default="bf16")
     parser.add_argument("--reps", type=int, default=30, help="timed calls")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if there is one")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if available")
     parser.add_argument("--compile", choices=["auto", "0", "1"], default="auto", help="auto: on a GPU")
-    parser.add_argument("--out", type=Path, help="default: benches/record/<gpu>/<date>-peers.json, on a CPU nowhere")
+    parser.add_argument("--out", type=Path, help="default: benches/record/<gpu>/<date>-peers.json; none on a CPU")
     args = parser.parse_args(argv)
     args.models = args.models.split(",")
     for model in args.models:
-        sizes(model)  # a typing error must not show after minutes
+        sizes(model)  # a typo must not surface after minutes
     for flag in ("b", "t", "logits_rows", "reps"):
         if getattr(args, flag) < 1:
             parser.error(f"--{flag}: expected at least 1, found {getattr(args, flag)}")

@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
-"""Times training steps of GPT-2 in PyTorch, on a CPU or a GPU: the peer in dev/bench.py, or on its own.
+"""Times training steps of GPT-2 in PyTorch, on a CPU or a GPU: the peer in dev/bench.py, or standalone.
 
     dev/bench_torch.py -e d12 -b 4 -t 64 --dtype bf16 --compile -x 10
     dev/bench_torch.py --device cuda -e d12 -b 64 -t 1024 -d 524288 -i 'data/*_train_*.bin' --dtype bf16-master --attention cudnn --compile
 
-A step is what train_gpt2 times: batches, forward, backward, clip to 1.0, AdamW, loss read back. PyTorch runs as strong
-as we know how: fused attention, fused AdamW, padded vocabulary without a mask, gradients set to None; on a CPU all cores, and
-an allocator that keeps what it has; on a GPU tokens that are there before the step, and times from events on the stream.
---dtype bf16 is autocast over f32 weights, as commonly published; bf16-master is what we do: weights, activations and gradients in
-bf16, and f32 master weights that take the step. With --serve it reads step counts from standard input and answers with JSON
-lines, so that a driver can alternate it with another program without paying for its start and compilation each time.
+A step is the same work that train_gpt2 times: batches, forward, backward, clip to 1.0, AdamW, loss
+read back. PyTorch is set up as strong as we know: fused attention, fused AdamW, padded vocabulary
+without a mask, gradients set to None; on a CPU all cores, and an allocator that keeps its memory; on a
+GPU tokens that are resident before the step, and times from events on the stream. --dtype bf16 is
+autocast over f32 weights, as commonly published; bf16-master is what we do: weights, activations and
+gradients in bf16, and f32 master weights for the update. With --serve it reads step counts from
+standard input and answers with JSON lines, so that a driver can alternate it with another program
+without paying for start-up and compilation each time.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ from typing import Callable, Iterable
 
 from flags import add_model_flags
 
-# glibc hands large blocks back to the system on free and faults them in again at every step, which costs PyTorch a fifth of
-# a step at T = 1024. These settings keep them, and must be there when the process starts.
+# glibc returns large blocks to the system on free and faults them in again at every step, which
+# costs PyTorch a fifth of a step at T = 1024. These settings keep them, and must be set when the
+# process starts.
 ALLOCATOR = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
@@ -44,17 +47,17 @@ def parse() -> argparse.Namespace:
     add_model_flags(parser)
     parser.add_argument("-b", type=int, default=4, help="batch size B")
     parser.add_argument("-t", type=int, default=64, help="sequence length T")
-    parser.add_argument("-d", type=int, default=0, help="tokens a step (default B*T)")
+    parser.add_argument("-d", type=int, default=0, help="tokens per step (default B*T)")
     parser.add_argument("-x", type=int, default=5, help="steps, without --serve")
     parser.add_argument("-i", "--input", help="pattern of token shards; default: random tokens, Zipf distributed")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if there is one")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if available")
     parser.add_argument("--dtype", choices=["f32", "bf16", "bf16-master"], default="f32", help="bf16 is autocast")
     parser.add_argument("--attention", choices=["any", "flash", "cudnn"], default="any", help="backend of SDPA")
     parser.add_argument("--compile", action="store_true", help="torch.compile the model and the loss")
     parser.add_argument("--compile-mode", default="default", help="torch.compile's mode")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--warmup", type=int, default=3, help="untimed steps, the first of which compiles")
-    parser.add_argument("--plain-malloc", action="store_true", help="leave the allocator as it is")
+    parser.add_argument("--warmup", type=int, default=3, help="untimed steps; the first one compiles")
+    parser.add_argument("--plain-malloc", action="store_true", help="do not change the allocator")
     parser.add_argument("--serve", action="store_true", help="read step counts from standard input")
     args = parser.parse_args()
     args.d = args.d or args.b * args.t
@@ -64,7 +67,7 @@ def parse() -> argparse.Namespace:
 
 
 def choose_device(args: argparse.Namespace) -> str:
-    """`cpu` or `cuda`; what was asked for and is missing is an error."""
+    """Returns `cpu` or `cuda`; a requested but missing device is an error."""
     import torch
 
     there = torch.cuda.is_available()
@@ -104,9 +107,9 @@ class PlainAdamW:
 
 
 class MasterAdamW:
-    """The same over f32 copies of narrower weights, which become the rounded image of the copies.
+    """AdamW on f32 master copies of narrower weights; the weights become rounded copies of the masters.
 
-    Gradients are clipped as f32, too: a norm of bf16 numbers would itself be rounded to three digits.
+    Gradients are clipped in f32, too: a norm of bf16 numbers would itself be rounded to three digits.
     """
 
     def __init__(self, parameters: Iterable, dtype, **kwargs):
@@ -130,7 +133,7 @@ class MasterAdamW:
 
 
 def contexts(args: argparse.Namespace, device: str) -> Callable[[], contextlib.AbstractContextManager]:
-    """What a forward pass runs under: autocast for bf16, and the backend of attention that was asked for."""
+    """Returns the context of a forward pass: autocast for bf16, and the requested attention backend."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -149,7 +152,7 @@ def contexts(args: argparse.Namespace, device: str) -> Callable[[], contextlib.A
 
 
 def make_step(args: argparse.Namespace, device: str) -> Callable[[], float]:
-    """Builds model, optimiser and loader; returns a function that trains one step and gives its loss."""
+    """Builds model, optimizer and loader; returns a function that trains one step and returns its loss."""
     import torch
 
     from gpt2 import GPT2, init_weights
@@ -157,11 +160,11 @@ def make_step(args: argparse.Namespace, device: str) -> Callable[[], float]:
     from reference import config_from, mean_loss
 
     torch.set_num_threads(args.threads)
-    torch.set_float32_matmul_precision("high")  # TF32 where there is any, as our -f 1
+    torch.set_float32_matmul_precision("high")  # TF32 where available, like our -f 1
     config = config_from(args)
     model = GPT2(config)
     init_weights(model)
-    config.V = config.Vp  # from here on: drawn as ours is, then no mask over the padding, which adds 0.0009 to the loss
+    config.V = config.Vp  # from here on: drawn like ours, but without a mask over the padding, which adds 0.0009 to the loss
     model.to(device)
     settings = {"weight_decay": 0.1, "lr": 3e-4}
     if args.dtype == "bf16-master":
@@ -176,7 +179,8 @@ def make_step(args: argparse.Namespace, device: str) -> Callable[[], float]:
     micro_steps = args.d // (args.b * args.t)
 
     def forward(tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        # The loss of bf16 logits would itself be bf16. Compiled, the conversion is part of the loss's kernel.
+        # The loss of bf16 logits would itself be bf16. When compiled, the conversion is fused into
+        # the loss.
         logits = model(tokens)
         return mean_loss(logits.float() if args.dtype == "bf16-master" else logits, targets)
 
@@ -199,7 +203,7 @@ def make_step(args: argparse.Namespace, device: str) -> Callable[[], float]:
 
 @contextlib.contextmanager
 def stopwatch(device: str):
-    """Gives a function that says how many milliseconds the block took: on the stream of a GPU, by the clock otherwise."""
+    """Yields a function that returns the block's milliseconds: on the stream of a GPU, by the clock otherwise."""
     import torch
 
     if device == "cuda":
@@ -216,7 +220,7 @@ def stopwatch(device: str):
 
 
 def timed(step: Callable[[], float], count: int, device: str) -> dict:
-    """Time of each step, and of the processor on all threads, which means something on a busy machine too."""
+    """Returns the time of each step, and processor time over all threads, which is meaningful on a busy machine too."""
     times, cpu_times, losses = [], [], []
     for _ in range(count):
         cpu_start = time.process_time()
@@ -229,13 +233,13 @@ def timed(step: Callable[[], float], count: int, device: str) -> dict:
 
 
 def peak_mib() -> float:
-    """Peak resident memory of this process; Linux counts in KiB, macOS in bytes."""
+    """Returns the peak resident memory of this process; Linux counts in KiB, macOS in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
 
 
 def gpu_mib() -> dict:
-    """What PyTorch's allocator says: tensors at their most, and what it took from the GPU for them."""
+    """Returns the peaks of PyTorch's allocator: memory of tensors, and memory reserved from the GPU."""
     import torch
 
     allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()

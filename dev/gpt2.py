@@ -1,6 +1,6 @@
-"""GPT-2 in PyTorch, the peer our trainer is compared with, and Hugging Face's GPT-2 with the same weights.
+"""GPT-2 in PyTorch, the reference for our trainer, and Hugging Face's GPT-2 with the same weights.
 
-The sixteen tensors carry llm.c's names, see TENSORS; dimensions are B, T, C, NH, L, V, Vp as in the Rust code.
+The sixteen tensors have llm.c's names (see TENSORS); dimensions are B, T, C, NH, L, V, Vp as in Rust.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from flags import GPT2_SHAPES
 
-# llm.c's name and Hugging Face's name; "{l}" stands for the layer. The order is that of llm.c's files.
+# llm.c's name and Hugging Face's name; "{l}" stands for the layer. The order is that of llm.c's
+# files.
 TENSORS: list[tuple[str, str]] = [
     ("wte", "wte.weight"),
     ("wpe", "wpe.weight"),
@@ -34,7 +35,7 @@ TENSORS: list[tuple[str, str]] = [
     ("lnfb", "ln_f.bias"),
 ]
 
-# Hugging Face stores these four as (in, out), everybody else as (out, in).
+# Hugging Face stores these four as (in, out); all others use (out, in).
 TRANSPOSED_IN_HF = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
 
@@ -50,7 +51,7 @@ class Config:
 
     @staticmethod
     def from_descriptor(name: str) -> "Config":
-        """Reads d6, d12, d24, d36 or d48."""
+        """Parses d6, d12, d24, d36 or d48."""
         depth = int(name[1:]) if name[:1] == "d" and name[1:].isdigit() else 0
         if depth not in GPT2_SHAPES:
             raise SystemExit(f"model {name}: expected one of " + ", ".join(f"d{d}" for d in GPT2_SHAPES))
@@ -81,7 +82,7 @@ class Block(nn.Module):
 
 
 class GPT2(nn.Module):
-    """Tokens (B, T) to logits (B, T, V). The embedding has Vp rows; those past V never reach the softmax."""
+    """Maps tokens (B, T) to logits (B, T, V). The embedding has Vp rows; those past V never reach the softmax."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -101,7 +102,7 @@ class GPT2(nn.Module):
 
 @torch.no_grad()
 def init_weights(model: GPT2, seed: int = 42) -> None:
-    """Draws what llm.c's train_gpt2 and train_gpt2.py draw: wte (V rows), wpe, then four matrices a layer."""
+    """Draws the weights of llm.c's train_gpt2 and train_gpt2.py: wte (V rows), wpe, then four matrices per layer."""
     generator = torch.Generator().manual_seed(seed)
     residual_std = 0.02 / math.sqrt(2 * model.config.L)
     model.wte.weight.zero_()
@@ -122,9 +123,9 @@ def layer_names(hf_name: str, L: int) -> list[str]:
 
 
 def stack_layers(model: GPT2, of: str) -> dict[str, torch.Tensor]:
-    """The sixteen tensors as llm.c lays them out, all layers of one kind together.
+    """Returns the sixteen tensors in llm.c's layout, with all layers of a kind stacked.
 
-    `of` is "weights" or "grads". A missing qkv bias is zeros.
+    `of` is "weights" or "grads". A missing qkv bias becomes zeros.
     """
     parameters = dict(model.named_parameters())
     stacked = {}
@@ -140,7 +141,7 @@ def stack_layers(model: GPT2, of: str) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def to_huggingface(model: GPT2) -> nn.Module:
-    """Hugging Face's GPT2LMHeadModel with a copy of the weights: no dropout, no padding of the vocabulary."""
+    """Returns Hugging Face's GPT2LMHeadModel with a copy of the weights: no dropout, no vocabulary padding."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = model.config

@@ -1,26 +1,29 @@
 #!/usr/bin/env bash
-# Everything that wants a GPU, into one folder, within ten minutes: dev/gpu_report.sh OUT [STEP...]
+# Runs everything that needs a GPU, into one folder, within ten minutes.
+# Usage: dev/gpu_report.sh OUT [STEP...]
 #
-# Steps, in the order in which they run: machine probes kernels bench parity train peers torch sanitizer; what is ours and may be wrong
-# comes first. It needs no cargo and no network: it runs from a checkout after `make gpu-report-programs`, or where build/gpu.tar.xz was
-# unpacked. Each step is cut into parts, each part is a process of its own with a log of its own and a time limit, and none stops the
-# others. Steps can be run in pieces, into the same folder.
+# Steps, in order: machine probes kernels bench parity train peers torch sanitizer; our own code,
+# which may be wrong, comes first. No cargo or network is needed: the script runs from a checkout
+# after `make gpu-report-programs`, or where build/gpu.tar.xz was unpacked. Each step is divided
+# into parts. Each part is a separate process with its own log and time limit, and none stops the
+# others. Steps can be run separately into the same folder.
 #
-# After each part OUT/report.tgz has everything so far (SAVE names another file), without data and checkpoints; OUT/REPORT.md is one
-# page made of all logs that are there.
-#   DEVICE=emulated   tries it out without a GPU, at tiny sizes
-#   PYTHON=python3    one that has PyTorch; cuBLASLt and NCCL of its packages are used, unless VIRTUAL_ENV names another
+# After each part OUT/report.tgz (or SAVE) has everything so far, without data and checkpoints;
+# OUT/REPORT.md is one page made from all existing logs.
+#   DEVICE=emulated   try it without a GPU, at tiny sizes
+#   PYTHON=python3    a Python with PyTorch; the cuBLASLt and NCCL of its packages are used, unless
+#                     VIRTUAL_ENV names another
 #   LIMIT_bench=300   another limit for a step, in seconds
-#   SIZES="-e d12,d24 -b 64 -t 1024"   what `bench` and `peers` measure
-#   KERNELS="attention matmul::hopper" which tests `kernels` and `sanitizer` run
+#   SIZES="-e d12,d24 -b 64 -t 1024"   sizes for `bench` and `peers`
+#   KERNELS="attention matmul::hopper" tests for `kernels` and `sanitizer`
 set -uo pipefail
 OUT=${1:?usage: dev/gpu_report.sh OUT [STEP...]}
 shift
-# Paths that were given are the caller's, those below are of the folder that this script came with.
+# Given paths are relative to the caller's folder, those below to this script's.
 OUT=$(realpath -m -- "$OUT")
 SAVE=$(realpath -m -- "${SAVE:-$OUT/report.tgz}")
 [ -z "${BIN:-}" ] || BIN=$(realpath -m -- "$BIN")
-# As it is, link or not: a virtual environment is where its link lies.
+# Not resolved if it is a link: a virtual environment is where its link is.
 [[ "${PYTHON:-}" != */* ]] || PYTHON=$(realpath -ms -- "$PYTHON")
 cd "$(dirname "$0")/.."
 
@@ -29,12 +32,12 @@ STEPS=${*:-$ALL}
 DEVICE=${DEVICE:-cuda}
 BIN=${BIN:-build/gpu}
 PYTHON=${PYTHON:-$([ -x build/venv/bin/python ] && echo build/venv/bin/python || echo python3)}
-# Seconds from which `timeout` kills what does not end when it is told to.
+# Seconds after which `timeout` kills a process that ignored its signal.
 GRACE=5
-# Exit status of a part that needs something this machine does not have.
+# Exit status of a part that needs something that this machine lacks.
 ABSENT=77
 
-# limit STEP: its seconds, of all parts together.
+# limit STEP: its limit in seconds, for all parts together.
 limit() {
     local given=LIMIT_$1 seconds
     case $1 in
@@ -46,12 +49,12 @@ limit() {
 
 # --- running parts
 
-# say NAME RESULT SECONDS: a line for the page and for who watches.
+# say NAME RESULT SECONDS: prints a line for the page and for the terminal.
 say() {
     printf '%s | %s | %s\n' "$1" "$2" "$3" | tee "$OUT/$1.result"
 }
 
-# Everything so far, in one file for machines that give few of them back; whole at any moment.
+# Saves everything so far in one file, for machines that return few files; it is always complete.
 save() {
     local new
     new=$(mktemp) && tar -C "$OUT" -czf "$new" --exclude='*.bin' --exclude=./data --exclude='./report.tgz*' . &&
@@ -59,21 +62,22 @@ save() {
     rm -f "$new"
 }
 
-# part NAME SECONDS COMMAND...: with its log in OUT/NAME.log; less time, or none, where the step's is over. Returns 1 if it failed.
+# part NAME SECONDS COMMAND...: runs a part with its log in OUT/NAME.log; with less time, or not at
+# all, if the step's time is nearly up. Returns 1 if it failed.
 part() {
     local name=$1 seconds=$2 started=$SECONDS left=$((deadline - SECONDS - GRACE)) result failed=0
     shift 2
     [ "$left" -gt "$seconds" ] || seconds=$left
     if [ "$seconds" -lt 1 ]; then
         rm -f "$OUT/$name.log"
-        say "$name" "FAILED, not run: the time of $step was over" 0
+        say "$name" "FAILED, not run: $step was out of time" 0
         return 1
     fi
     timeout -k $GRACE "$seconds" "$@" >"$OUT/$name.log" 2>&1
     case $? in
     0) result=ok ;;
     "$ABSENT") result=absent ;;
-    124 | 137) result="FAILED, not done in $seconds s" failed=1 ;;
+    124 | 137) result="FAILED, timed out after $seconds s" failed=1 ;;
     *) result=FAILED failed=1 ;;
     esac
     say "$name" "$result" $((SECONDS - started))
@@ -83,7 +87,8 @@ part() {
 
 # --- steps
 
-# machine: what this machine is. Which cuBLASLt our programs take they say themselves, in the logs of `bench` and `train`.
+# machine: describes the machine. Our programs report the cuBLASLt they use in the logs of `bench`
+# and `train`.
 describe_machine() {
     echo "system: $(uname -srm)"
     echo "processor: $(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -1), $(nproc) cores"
@@ -101,28 +106,29 @@ describe_machine() {
 }
 machine() { part machine 15 bash -c describe_machine; }
 
-# Single instructions, recorded for the emulated device to be held to.
+# Single instructions, recorded as a reference for the emulated device.
 probes() {
     local set=()
     [ "$DEVICE" != cuda ] || set=(WARPSMITH_TEST_DEVICE=cuda "WARPSMITH_RECORD_PROBES=$OUT/golden")
     part probes 20 env "${set[@]}" "$BIN/probes" --test-threads 1
 }
 
-# Every kernel against the CPU device. One process a module: a fault of one, after which nothing works in its context, is then not laid
-# to another. Those with the newest instructions first.
+# Every kernel against the CPU device. One process per module, because a fault breaks its context:
+# other modules must not be blamed. Those with the newest instructions come first.
 kernels() {
     local modules failed=0 module skip=()
-    # The emulated device has them all in `cargo test`; here a few show that this step works.
+    # The emulated device runs them all in `cargo test`; here a few show that this step works.
     if [ -n "${KERNELS:-}" ]; then modules=$KERNELS
     elif [ "$DEVICE" != cuda ]; then modules="gelu reduce"
     else
         modules="matmul::hopper matmul_waves::hopper attention classifier layernorm encoder adamw"
         modules+=" $("$BIN/kernels" --list 2>/dev/null | sed -n 's/::.*: test$//p' | sort -u | grep -vwE "${modules// /|}|harness")"
-        # They have had their turn.
+        # These have already run.
         skip=(--skip hopper)
     fi
     for module in $modules; do
-        # Whole names begin with the module's; a filter that is the beginning of a name counts as it is.
+        # Full module names get `::`; a filter that is the beginning of a test name is used as it
+        # is.
         case $module in
         *::*) set -- ;;
         *) module+=:: && set -- "${skip[@]}" ;;
@@ -133,7 +139,8 @@ kernels() {
     return $failed
 }
 
-# Every kernel of GPT-2 124M by itself, checked at full size and timed, beside cuBLASLt and what is known of PyTorch.
+# Every kernel of GPT-2 124M by itself, checked at full size and timed, next to cuBLASLt and, if
+# known, PyTorch.
 bench() {
     local sizes="${SIZES:--e d12 -b 64 -t 1024} --reps 10" peers=()
     [ ! -s "$OUT/peers.json" ] || peers=(--peers "$OUT/peers.json")
@@ -142,12 +149,12 @@ bench() {
     part bench 85 "$BIN/bench" --bench --device "$DEVICE" $sizes --gelu-fusion 2 "${peers[@]}" --record "$OUT/record"
 }
 
-# corpus TOKENS: a folder of stories of that size.
+# corpus TOKENS: creates a folder of stories of that size.
 corpus() {
     [ -e "$OUT/data/$1/stories_train_000001.bin" ] || "$BIN/warpsmith" stories -o "$OUT/data/$1" --tokens "$1" --force
 }
 
-# run TOKENS NAME PROGRAM FLAGS...: a run on the stories, its log of losses in OUT/run-NAME.
+# run TOKENS NAME PROGRAM FLAGS...: trains on the stories; the losses are in OUT/run-NAME.
 run() {
     local data=$OUT/data/$1 name=$2 program=$3
     shift 3
@@ -156,7 +163,7 @@ run() {
     "$BIN/$program" -i "$data/*_train_*.bin" -j "$data/*_val_*.bin" -o "$OUT/run-$name" -v 0 -s 0 "$@"
 }
 
-# The losses of the CPU and of the device side by side, and how far apart the furthest are.
+# Prints the losses of the CPU and of the device, and their largest difference.
 compare() {
     awk -v limit="$2" -v name="$1" '
         { split($2, loss, ":"); if (loss[1] != "trl") next }
@@ -164,7 +171,7 @@ compare() {
         $1 in want { off = loss[2] / want[$1] - 1; if (off < 0) off = -off; if (off > worst) worst = off
                      if (loss[2] !~ /^[0-9.]+$/ || off > limit) bad++; steps++
                      print $1, want[$1], loss[2] }
-        END { printf "%s: %d steps, furthest apart %.2e, allowed %s\n", name, steps, worst, limit
+        END { printf "%s: %d steps, largest difference %.2e, allowed %s\n", name, steps, worst, limit
               exit !(steps > 0 && bad == 0) }
     ' "$OUT/run-cpu/main.log" "$OUT/run-$1/main.log"
 }
@@ -187,8 +194,9 @@ time_steps() {
     run "$@"
 }
 
-# The step that counts: GPT-2 124M, 64 x 1024 tokens eight times. First with the default flags, which choose kernels by measurement;
-# then GELU apart and fused, products ours and cuBLASLt's. The parts and GRACE together are the step's limit.
+# The main measurement: GPT-2 124M, 64 x 1024 tokens, eight micro-steps. First with the default
+# flags, which choose kernels by timing; then with GELU separate and fused, and with our matmuls and
+# cuBLASLt's. The limits of the parts plus GRACE are the step's limit.
 train() {
     local tokens=6000000 shape="-e d12 -b 64 -t 1024 -d 524288 -r 0" failed=0 name seconds steps flags
     [ "$DEVICE" = cuda ] || { tokens=200000; shape="--layers 1 --heads 1 --channels 64 -b 1 -t 32"; }
@@ -201,10 +209,10 @@ train() {
 }
 
 has_torch() {
-    "$PYTHON" -c 'import torch, numpy' 2>/dev/null || { echo "$PYTHON has no PyTorch; PYTHON names one that has"; return $ABSENT; }
+    "$PYTHON" -c 'import torch, numpy' 2>/dev/null || { echo "$PYTHON has no PyTorch; set PYTHON to one that does"; return $ABSENT; }
 }
 
-# PyTorch's attention and the like by themselves.
+# PyTorch's attention, layernorm and cross-entropy by themselves.
 time_peers() {
     has_torch || return
     local sizes="${SIZES:--e d12 -b 64 -t 1024} --reps 10"
@@ -214,7 +222,8 @@ time_peers() {
 }
 peers() { part peers 35 bash -c time_peers; }
 
-# Whole steps of ours and of PyTorch in turns: its fastest variant as it is commonly found, one round.
+# Full steps of ours and of PyTorch, alternating: the variant that is usually its fastest, one
+# round.
 time_torch() {
     has_torch || return
     local tokens=6000000 ours="$BIN/train_gpt2cu -r 0" flags="-e d12 -b 64 -t 1024 -d 524288 --rounds 1 --steps 5"
@@ -229,11 +238,11 @@ time_torch() {
 }
 torch() { part torch 110 bash -c time_torch; }
 
-# A few tests that are short and reach far; racecheck takes longest and knows shared memory alone.
+# A few short tests with wide coverage; racecheck is the slowest and only checks shared memory.
 sanitizer() {
     local carried=$BIN/compute-sanitizer failed=0 tool tests
     if [ "$DEVICE" != cuda ]; then
-        # It has a checker of its own, which kernel tests turn on.
+        # It has its own checker, which kernel tests enable.
         part sanitizer-emulated 15 env WARPSMITH_TEST_DEVICE=emulated "$BIN/kernels" --test-threads 1 gelu::
         return
     fi
@@ -247,7 +256,7 @@ sanitizer() {
     return $failed
 }
 
-# --- from here on it runs
+# --- main
 
 for step in $STEPS; do
     [[ " $ALL " == *" $step "* ]] || { echo "gpu_report: $step: expected one of: $ALL" >&2; exit 2; }
@@ -257,10 +266,10 @@ for program in probes kernels bench train_gpt2 train_gpt2cu warpsmith; do
     [ -x "$BIN/$program" ] || { echo "gpu_report: expected $BIN/$program; make gpu-report-programs builds it" >&2; exit 2; }
 done
 mkdir -p "$OUT"
-# Programs look there for cuBLASLt and NCCL of PyTorch's packages.
+# Programs look there for the cuBLASLt and NCCL of PyTorch's packages.
 [ -n "${VIRTUAL_ENV:-}" ] || VIRTUAL_ENV=$("$PYTHON" -c 'import sys; print(sys.prefix)' 2>/dev/null || true)
 export VIRTUAL_ENV PYTHONUNBUFFERED=1
-# Our programs log which kernel computes each product; the page shows it.
+# Our programs log which kernel computes each matmul; the page shows it.
 export WARPSMITH_LOG=${WARPSMITH_LOG:-info}
 export OUT DEVICE BIN PYTHON ABSENT
 export -f describe_machine corpus run time_steps compare has_torch time_peers time_torch
@@ -269,16 +278,16 @@ sum=0 text=
 for step in $STEPS; do
     sum=$((sum + $(limit "$step"))) text+="${text:+, }$step $(limit "$step")"
 done
-echo "limits in seconds: $text; $sum in all"
+echo "limits in seconds: $text; $sum in total"
 failed=0
 for step in $STEPS; do
     page=0 started=$SECONDS deadline=$((SECONDS + $(limit "$step")))
-    # Left by an earlier run of the step.
+    # Remove leftovers of an earlier run of the step.
     rm -f "$OUT/$step".{log,result,step} "$OUT/$step"-*.{log,result}
     if "$step"; then result=ok; else result=FAILED failed=1; fi
     grep -qsv '| absent |' "$OUT/$step".result "$OUT/$step"-*.result || result=absent
     printf '%s | %s | %s\n' "$step" "$result" $((SECONDS - started)) >"$OUT/$step.step"
-    # The page too, so that a call that is cut off loses no more than the step it was in.
+    # The page is updated too, so that an interrupted call loses no more than its current step.
     dev/gpu_report_page.sh "$OUT" >"$OUT/page.log" 2>&1 || page=1
     save
 done

@@ -1,21 +1,22 @@
 #!/usr/bin/env bash
-# Writes OUT/REPORT.md, one page of tables, from the logs that dev/gpu_report.sh left in OUT: dev/gpu_report_page.sh OUT
+# Writes OUT/REPORT.md, one page of tables, from the logs of dev/gpu_report.sh in OUT.
+# Usage: dev/gpu_report_page.sh OUT
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${1:?usage: dev/gpu_report_page.sh OUT}
 BIN=${BIN:-build/gpu}
 
-# parts STEP: names of its parts that ended, in the order in which they began.
+# parts STEP: prints the names of its parts that ended, in the order in which they started.
 parts() {
     ls -tr "$OUT/$1".result "$OUT/$1"-*.result 2>/dev/null | sed 's|.*/||; s|\.result$||'
 }
 
-# result PART: `ok`, `absent`, `FAILED, …`
+# result PART: prints `ok`, `absent`, or `FAILED, …`.
 result() {
     sed -nE 's/^[^|]* \| (.*) \| [0-9]+$/\1/p' "$OUT/$1.result"
 }
 
-# ran STEP: whether there is something to show of it; else says so.
+# ran STEP: whether it has anything to show; otherwise says so.
 ran() {
     if [ -z "$(parts "$1")" ]; then
         echo "Not run."
@@ -27,7 +28,7 @@ ran() {
     fi
 }
 
-# without PART: why a part has no row of numbers, if it was not carried out; 1 if it was.
+# without PART: prints why a part that did not run has no row of numbers; returns 1 if it ran.
 without() {
     case $(result "$1") in
     absent) tail -n 1 "$OUT/$1.log" ;;
@@ -36,8 +37,8 @@ without() {
     esac
 }
 
-# tuning PART: the kernels that were dropped, and other warnings, then those that were chosen. `bench` sums up the choices at its end; its
-# log has choices for the small sizes of its checks too.
+# tuning PART: prints the rejected kernels and other warnings, then the chosen kernels. `bench`
+# summarizes the choices at its end; its log also has choices for the small sizes of its checks.
 tuning() {
     local log=$OUT/$1.log plan='(forward|dgrad|wgrad)(, [a-z]+)* [0-9]+ x [0-9]+ x [0-9]+ \([a-z ]+\): ' warnings plans
     warnings=$(grep -sE '^warning: ' "$log")
@@ -47,7 +48,7 @@ tuning() {
     printf '%s\n' "$warnings" "$plans" | awk 'NF && !seen[$0]++ { print "    " $0 }'
 }
 
-# tables PART: the tables that a program printed, and what it said is wrong or missing.
+# tables PART: prints the program's tables, and its lines about wrong or missing results.
 tables() {
     awk '/^\|/ { if (tables && !inside) print ""; inside = 1; tables = 1; print; next }
          { inside = 0 }
@@ -56,20 +57,21 @@ tables() {
     tuning "$1"
 }
 
-# The cuBLASLt that our programs opened, as the head of `bench` and the start-up table of the trainer name it; one row if they agree.
+# Prints the cuBLASLt that our programs opened, as named by the head of `bench` and the start-up
+# table of the trainer; one row if they agree.
 libraries() {
     sed -nE 's/^cuBLASLt ((not found|[0-9]).*)$/| cuBLASLt | \1 |/p; s/^\| cuBLASLt +\| (.*[^ ]) *\|$/| cuBLASLt | \1 |/p' \
         "$OUT/bench.log" "$OUT"/train-*.log 2>/dev/null | awk '!seen[$0]++'
 }
 
-# nothing PART: in place of a row.
+# nothing PART: prints a replacement for a missing row.
 nothing() {
-    printf '\nNothing found in %s.log (%s), which ends so:\n```\n' "$1" "$(result "$1")"
+    printf '\nNothing found in %s.log (%s), which ends with:\n```\n' "$1" "$(result "$1")"
     tail -n 5 "$OUT/$1.log" 2>/dev/null | cut -c1-300
     echo '```'
 }
 
-# tests STEP: of each part, a test program, the numbers of the line in which it sums up; then the tests that failed.
+# tests STEP: prints the test counts of each part, then the tests that failed.
 tests() {
     local part numbers
     printf '| tests | passed | failed | result | seconds |\n|---|--:|--:|---|--:|\n'
@@ -79,10 +81,10 @@ tests() {
     done
     for part in $(parts "$1"); do
         sed -nE 's/^test (.*) \.\.\. FAILED$/\nFailed: `\1`./p' "$OUT/$part.log" 2>/dev/null
-        # A test that began and did not end is the one that hangs, or after which the process was gone.
+        # A test that started but did not finish is the one that hung or crashed the process.
         case $(result "$part") in ok | absent) ;; *)
             awk '/^test .* \.\.\. / { name = $2; if (!/ \.\.\. [a-zA-Z]+$/) open = name; else open = "" }
-                 END { if (open != "") printf "\nBegun and not ended: `%s`.\n", open }' "$OUT/$part.log" 2>/dev/null
+                 END { if (open != "") printf "\nStarted but not finished: `%s`.\n", open }' "$OUT/$part.log" 2>/dev/null
             grep -qs '^test result' "$OUT/$part.log" || nothing "$part" ;;
         esac
     done
@@ -90,18 +92,19 @@ tests() {
 
 parity() {
     local part why
-    printf '| type | steps | losses furthest apart | allowed |\n|---|--:|--:|--:|\n'
+    printf '| type | steps | largest loss difference | allowed |\n|---|--:|--:|--:|\n'
     for part in $(parts parity | grep -vx parity-cpu); do
         if why=$(without "$part"); then echo "| ${part#parity-} | not run: $why | | |"; continue; fi
-        sed -nE 's/^(\w+): ([0-9]+) steps, furthest apart (\S+), allowed (\S+)$/| \1 | \2 | \3 | \4 |/p' "$OUT/$part.log" |
+        sed -nE 's/^(\w+): ([0-9]+) steps, largest difference (\S+), allowed (\S+)$/| \1 | \2 | \3 | \4 |/p' "$OUT/$part.log" |
             grep . || nothing "$part"
     done
 }
 
-# The line of a step: step N/M | loss L .. | norm .. | lr .. | MS ms | SHARE MFU | RATE tok/s | ..; the first one is not typical.
+# Reads lines such as `step N/M | loss L .. | norm .. | lr .. | MS ms | SHARE MFU | RATE tok/s |
+# ..`; the first one is not typical.
 train() {
     local part why
-    echo "| flags | steps | first loss | last loss | median ms | fastest ms | tok/s at the end | MFU at the end |"
+    echo "| flags | steps | first loss | last loss | median ms | fastest ms | final tok/s | final MFU |"
     echo "|---|--:|--:|--:|--:|--:|--:|--:|"
     for part in $(parts train); do
         if why=$(without "$part"); then echo "| ${part#train-} | not run: $why | | | | | | |"; continue; fi
@@ -120,7 +123,7 @@ train() {
     for part in $(parts train); do tuning "$part"; done
 }
 
-# Each tool and what came of it; a tool that was cut off found nothing until then.
+# Prints each tool and its verdict.
 sanitizer() {
     local part
     printf '| tool | verdict |\n|---|---|\n'
@@ -128,16 +131,16 @@ sanitizer() {
         case $(result "$part") in
         ok) echo "| ${part#sanitizer-} | no fault |" ;;
         absent) echo "| ${part#sanitizer-} | not run: $(tail -n 1 "$OUT/$part.log") |" ;;
-        *"not done"*)
-            grep -qE '^=+ (Invalid|Error|Barrier|Race)|FAILED' "$OUT/$part.log" && echo "| ${part#sanitizer-} | FAULTS, and not finished |" ||
-                echo "| ${part#sanitizer-} | no fault until it was cut off |" ;;
+        *"timed out"*)
+            grep -qE '^=+ (Invalid|Error|Barrier|Race)|FAILED' "$OUT/$part.log" && echo "| ${part#sanitizer-} | FAULTS, not finished |" ||
+                echo "| ${part#sanitizer-} | no fault before the time limit |" ;;
         *) echo "| ${part#sanitizer-} | $(result "$part"), see $part.log |" ;;
         esac
     done
 }
 
-# The measured times beside the prediction, for the GPU whose record is here; else the prediction alone. Limits come from the emulated
-# device's counts, here or in the repository.
+# Prints the measured times next to the prediction, for the GPU with a record; otherwise only the
+# prediction. Limits come from the emulated device's counts, here or in the repository.
 roofline() {
     local records record gpu status
     records=$(mktemp -d)
@@ -145,19 +148,19 @@ roofline() {
     cp -r "$OUT/record/." "$records" 2>/dev/null
     record=$(ls "$records"/*/*-kernels.json 2>/dev/null | grep -v '/emulated/' | tail -n 1)
     gpu=$(basename "$(dirname "${record:-none/h200/none}")")
-    [ -n "$record" ] || echo "No GPU was measured here: the prediction for an H200."
+    [ -n "$record" ] || echo "No GPU was measured here; this is the prediction for an H200."
     echo '```'
     "$BIN/warpsmith" roofline -e d12 -b 64 -t 1024 -d 524288 -r 0 --gpu "$gpu" --records "$records" 2>&1
     status=$?
     echo '```'
     rm -rf "$records"
-    # A GPU that the model does not know is measured all the same.
-    [ $status = 0 ] || [ "$gpu" != h200 ] || echo "Nothing found to predict with."
+    # A GPU that is unknown to the model can still be measured.
+    [ $status = 0 ] || [ "$gpu" != h200 ] || echo "Nothing found for the prediction."
 }
 
 page() {
     local step
-    printf '# What %s did\n\n' "$(sed -n 's/^GPU: //p' "$OUT/machine.log" 2>/dev/null | grep . || echo 'this machine')"
+    printf '# GPU report: %s\n\n' "$(sed -n 's/^GPU: //p' "$OUT/machine.log" 2>/dev/null | grep . || echo 'unknown machine')"
     printf '`dev/gpu_report.sh` wrote this page from the logs of its steps.\n\n'
     printf '| step | result | seconds |\n|---|---|--:|\n'
     for step in machine probes kernels bench parity train peers torch sanitizer; do
@@ -167,19 +170,19 @@ page() {
     ran machine && { printf '| | |\n|---|---|\n'; sed -nE 's/^(system|processor|GPU|source|Python|library: [^:]*): (.*)/| \1 | \2 |/p' "$OUT/machine.log"; libraries; }
     printf '\n## Kernels against the CPU\n\n'
     ran kernels && tests kernels
-    printf '\n## Kernels by themselves\n\n'
+    printf '\n## Single kernels\n\n'
     ran bench && tables bench
     printf '\n## Parity: the same steps on the CPU and on the device\n\n'
     ran parity && parity
-    printf '\n## A step of GPT-2 124M (at tiny sizes where the device is emulated)\n\n'
+    printf '\n## Training steps of GPT-2 124M (tiny sizes on the emulated device)\n\n'
     ran train && train
     printf "\n## PyTorch's kernels\n\n"
     ran peers && tables peers
-    printf '\n## Whole steps beside PyTorch\n\n'
+    printf '\n## Full steps compared with PyTorch\n\n'
     ran torch && tables torch
     printf '\n## Sanitizer\n\n'
     ran sanitizer && sanitizer
-    printf '\n## Probes of instructions\n\n'
+    printf '\n## Instruction probes\n\n'
     ran probes && tests probes
     printf '\n## Predicted and measured\n\n'
     roofline
@@ -187,5 +190,5 @@ page() {
 
 page >"$OUT/REPORT.md"
 echo "report: $OUT/REPORT.md"
-# A step that went well and left nothing to show is one whose output these scripts no longer understand.
+# A step that succeeded but left nothing to show has output that these scripts do not understand.
 ! grep '^Nothing found' "$OUT/REPORT.md" >&2

@@ -1,12 +1,13 @@
-"""What a driver needs to know of GPUs without importing PyTorch: which is there, its peak, its memory in use."""
+"""GPU facts for drivers that do not import PyTorch: the GPU's name, its peak, its memory in use."""
 
 from __future__ import annotations
 
 import subprocess
 import threading
 
-# Part of the name nvidia-smi gives, folder of records (as `warpsmith roofline --gpu` calls it), dense bf16 TFLOP/s with f32
-# accumulation from NVIDIA's data sheets; the first that fits. MFU is a share of the last.
+# Part of the name that nvidia-smi reports, folder of records (the name for `warpsmith roofline
+# --gpu`), and dense bf16 TFLOP/s with f32 accumulation from NVIDIA's data sheets, to which MFU is
+# relative. The first match counts.
 GPUS = [
     ("H200", "h200", 989.4),
     ("H100 PCIe", "h100-pcie", 756.0),
@@ -19,12 +20,12 @@ GPUS = [
 
 
 def known(name: str) -> tuple[str, float] | None:
-    """Folder of records and peak of a GPU."""
+    """Returns folder of records and peak of a GPU."""
     return next((found[1:] for found in GPUS if found[0] in name), None)
 
 
 def query(what: str) -> list[str]:
-    """nvidia-smi's answer for the first GPU; empty without one."""
+    """Returns nvidia-smi's answer for the first GPU; empty without one."""
     command = ["nvidia-smi", "-i", "0", f"--query-gpu={what}", "--format=csv,noheader,nounits"]
     try:
         found = subprocess.run(command, capture_output=True, text=True)
@@ -38,7 +39,7 @@ def memory_used_mib() -> float:
 
 
 class PeakMemory:
-    """The most memory in use on the GPU while the block runs, above what was in use before it, in MiB."""
+    """Peak GPU memory in use while the block runs, above the use before it, in MiB."""
 
     def __enter__(self) -> "PeakMemory":
         self.before, self.peak_mib, self.stop = memory_used_mib(), 0.0, threading.Event()
@@ -47,7 +48,8 @@ class PeakMemory:
         return self
 
     def watch(self) -> None:
-        # Asking takes a moment of the driver's, which steps are timed beside; memory stays the same for many steps.
+        # A query takes some driver time while steps are being timed; memory stays constant for many
+        # steps.
         while not self.stop.wait(1.0):
             self.peak_mib = max(self.peak_mib, memory_used_mib() - self.before)
 
@@ -57,6 +59,6 @@ class PeakMemory:
 
 
 def flops_per_token(L: int, C: int, T: int, maxT: int, Vp: int = 50304) -> float:
-    """llm.c's count: six for each parameter, and causal attention."""
+    """Returns llm.c's count: six per parameter, and causal attention."""
     parameters = (Vp + maxT) * C + L * (12 * C * C + 13 * C) + 2 * C
     return 6.0 * parameters + 6.0 * L * C * T

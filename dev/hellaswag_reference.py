@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Scores multiple-choice examples in PyTorch, as HellaSwag is scored by completion: the peer of `warpsmith eval`.
+"""Scores multiple-choice examples in PyTorch by completion, like HellaSwag: the reference for `warpsmith eval`.
 
     dev/hellaswag_reference.py --model DIR_OR_BIN --examples hellaswag_val.bin [--compare ours.jsonl]
 
-Prints one JSON line an example (index, label, sum, mean, pred, pred_norm) and a last line with acc and acc_norm.
+Prints one JSON line per example (index, label, sum, mean, pred, pred_norm) and a last line with acc and acc_norm.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Logits = Callable[[torch.Tensor], torch.Tensor]
 
 
 def load(path: Path, dtype: torch.dtype) -> Logits:
-    """A Hugging Face directory (config.json, model.safetensors) or an llm.c float32 .bin."""
+    """Loads a Hugging Face directory (config.json, model.safetensors) or an llm.c float32 .bin."""
     if path.is_dir():
         from transformers import GPT2LMHeadModel
 
@@ -33,7 +33,7 @@ def load(path: Path, dtype: torch.dtype) -> Logits:
 
 
 def render(example: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens and mask, (4, T): context and ending in each row, zeros after; the mask is 1 on the ending."""
+    """Returns tokens and mask, (4, T): context and ending in each row, then zeros; the mask is 1 on the ending."""
     context = example["ctx_tokens"]
     rows = [context + ending for ending in example["ending_tokens"]]
     T = max(len(row) for row in rows)
@@ -63,7 +63,7 @@ def score(forward: Logits, example: dict) -> dict:
 
 
 def differences(found: dict, expected: dict, tolerance: float) -> list[str]:
-    """What differs, in words. Two endings within the tolerance of each other may trade places."""
+    """Describes the differences. Two endings within the tolerance of each other may swap ranks."""
     wrong = [] if found.get("label") == expected["label"] else [f"label {found.get('label')}, not {expected['label']}"]
     for key in ("sum", "mean"):
         for i, value in enumerate(expected[key]):
@@ -88,10 +88,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True, help="directory with model.safetensors, or llm.c .bin")
     parser.add_argument("--examples", required=True, help="llm.c evaluation file (.bin)")
-    parser.add_argument("--limit", type=int, help="only the first so many")
+    parser.add_argument("--limit", type=int, help="number of examples to score, from the first on")
     parser.add_argument("--f64", action="store_true", help="compute in float64")
-    parser.add_argument("--compare", type=Path, help="JSON lines with index, label, sum, mean; exit 1 where they differ")
-    parser.add_argument("--tolerance", type=float, default=1e-4, help="relative, for --compare")
+    parser.add_argument("--compare", type=Path, help="JSON lines with index, label, sum, mean; exit 1 if they differ")
+    parser.add_argument("--tolerance", type=float, default=1e-4, help="relative tolerance of --compare")
     args = parser.parse_args()
 
     forward = load(args.model, torch.float64 if args.f64 else torch.float32)

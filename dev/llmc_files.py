@@ -1,4 +1,4 @@
-"""llm.c's binary files and the order in which its loader reads them. All little-endian, headers of 256 int32."""
+"""llm.c's binary files and its loader's reading order. All files are little-endian with headers of 256 int32."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def header(*values: int) -> bytes:
 
 
 def read_file(path: str, magic: int, version: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """The header and the uint16 values after it."""
+    """Returns the header and the uint16 values after it."""
     data = Path(path).read_bytes()
     head = np.frombuffer(data[:HEADER_BYTES], dtype="<i4")
     if len(head) != 256 or head[0] != magic or head[1] != version:
@@ -48,7 +48,7 @@ def read_shard(path: str) -> np.ndarray:
 
 
 class Mt19937:
-    """The 32-bit stream of torch's and of llm.c's generator, which numpy's legacy generator shares."""
+    """The 32-bit stream of torch's and llm.c's generator, which numpy's legacy generator shares."""
 
     def __init__(self, seed: int):
         self.state = np.random.RandomState(seed)
@@ -57,7 +57,7 @@ class Mt19937:
         return int(self.state.randint(0, 2**32, dtype=np.uint32))
 
     def permute(self, values: list) -> None:
-        """Fisher-Yates, from the end, as llm.c does it."""
+        """Shuffles by Fisher-Yates from the end, like llm.c."""
         for i in range(len(values) - 1, 0, -1):
             j = self.next_u32() % (i + 1)
             values[i], values[j] = values[j], values[i]
@@ -66,10 +66,10 @@ class Mt19937:
 def batches(
     pattern: str, B: int, T: int, shuffle: bool, device: str | None = None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless tokens and targets, both (B, T), in llm.c's order for one process.
+    """Yields endless tokens and targets, both (B, T), in llm.c's order for one process.
 
-    With a device, each shard is copied there as a whole and its batches never pass through the host.
-    Shuffled: the order of the shards at the start of each epoch, that of the samples in each shard as it is opened.
+    With a device, each shard is copied there once, and its batches never pass through the host.
+    Shuffling permutes the shards at the start of each epoch, and the samples of each shard when it is opened.
     """
     paths = sorted(glob.glob(pattern))
     if not paths:
@@ -96,7 +96,7 @@ def batches(
 
 
 def write_model(path: str, model: GPT2) -> None:
-    """A float32 checkpoint: header, then the sixteen tensors, wte with its padding."""
+    """Writes a float32 checkpoint: header, then the sixteen tensors, wte with its padding."""
     c = model.config
     tensors = stack_layers(model, "weights")
     with open(path, "wb") as file:
@@ -107,14 +107,14 @@ def write_model(path: str, model: GPT2) -> None:
 
 @torch.no_grad()
 def read_model(path: str) -> GPT2:
-    """A float32 checkpoint, as write_model and train_gpt2 write it."""
+    """Reads a float32 checkpoint as written by write_model and train_gpt2."""
     head, _ = read_file(path, MODEL_MAGIC, MODEL_VERSION_F32, "a float32 model")
     maxT, V, L, NH, C, Vp = head[2:8].tolist()
     model = GPT2(Config(maxT=maxT, V=V, Vp=Vp, L=L, NH=NH, C=C))
     values = torch.from_numpy(np.fromfile(path, dtype="<f4", offset=HEADER_BYTES))
     parameters = dict(model.named_parameters())
     if len(values) != sum(p.numel() for p in parameters.values()):
-        raise SystemExit(f"{path}: {len(values)} parameters do not make the model its header describes")
+        raise SystemExit(f"{path}: {len(values)} parameters do not match the model in its header")
     at = 0
     for _, hf_name in TENSORS:
         for key in layer_names(hf_name, L):
@@ -128,7 +128,7 @@ def read_model(path: str) -> GPT2:
 
 
 def write_eval(path: str, examples: list[dict]) -> None:
-    """Each example has `label`, `ctx_tokens` and `ending_tokens` (four lists)."""
+    """Writes examples; each has `label`, `ctx_tokens` and `ending_tokens` (four lists)."""
     stream: list[int] = []
     longest = 0
     for index, example in enumerate(examples):
@@ -144,7 +144,7 @@ def write_eval(path: str, examples: list[dict]) -> None:
 
 
 def read_eval(path: str) -> list[dict]:
-    """The inverse of write_eval."""
+    """Reads examples: the inverse of write_eval."""
     head, stream = read_file(path, EVAL_MAGIC, EVAL_VERSION, "an evaluation file")
     examples, at = [], 0
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Writes tests/fixtures/: what PyTorch computes, so that `cargo test` compares with it and needs no Python.
+"""Writes tests/fixtures/: PyTorch results that `cargo test` compares with, so that it needs no Python.
 
     build/venv/bin/python dev/make_fixtures.py
 
-Running it again with the same PyTorch gives the same bytes. tests/fixtures/README.md says what each file holds.
+Running it again with the same PyTorch gives the same bytes. tests/fixtures/README.md describes each file.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import json
 import os
 from pathlib import Path
 
-# Before torch loads: the code that it takes on any x86-64 CPU with AVX2, which its users have; the scalar code draws other
-# normal numbers, off by up to 1e-6.
+# Set before torch loads: selects the code path of any x86-64 CPU with AVX2, the usual one; the
+# scalar path draws other normal numbers, which differ by up to 1e-6.
 os.environ["ATEN_CPU_CAPABILITY"] = "avx2"
 os.environ["MKL_CBWR"] = "COMPATIBLE"
 
@@ -40,12 +40,12 @@ def flat(tensor: torch.Tensor) -> list[float]:
     return tensor.double().flatten().tolist()
 
 
-# Two tiny models: one step in full, twenty steps in outline
+# Two tiny models: one full step each, and scalars of twenty steps
 
 
 @torch.no_grad()
 def lively_weights(model: GPT2) -> None:
-    """Larger than at a real start, and no tensor constant: a swapped or forgotten bias must show."""
+    """Sets weights larger than at a real start, with no constant tensor, so that a swapped or forgotten bias shows."""
     generator = torch.Generator().manual_seed(7)
     for name, parameter in model.named_parameters():
         parameter.normal_(0.0, 0.2, generator=generator)
@@ -55,7 +55,7 @@ def lively_weights(model: GPT2) -> None:
 
 
 def markov_tokens(count: int, V: int) -> torch.Tensor:
-    """Tokens with something to learn in them: mostly a fixed successor, else at random."""
+    """Returns learnable tokens: usually a fixed successor, otherwise random."""
     generator = torch.Generator().manual_seed(11)
     successor = torch.randperm(V, generator=generator)
     surprise = torch.rand(count, generator=generator) < 0.3
@@ -131,7 +131,7 @@ def write_init_fixture() -> None:
     init_weights(model, seed=42)
     tensors = stack_layers(model, "weights")
     found = {name: checksums(tensors[name]) for name, _ in TENSORS}
-    # The end of wte is padding; its last rows that mean something are of more interest.
+    # The end of wte is padding; its last unpadded rows are more interesting.
     found["wte"]["last_unpadded"] = flat(tensors["wte"][: config.V].flatten()[-8:])
     write_json(OUT / "init.json", {"seed": 42, "config": vars(config), "tensors": found})
 
@@ -140,7 +140,7 @@ def write_init_fixture() -> None:
 
 
 def draws(kind: str, size: int) -> dict:
-    """`size` numbers from a fresh generator, seed 42, and the low bits of the integer that follows them."""
+    """Returns `size` numbers from a fresh generator with seed 42, and the low bits of the integer after them."""
     generator = torch.Generator().manual_seed(42)
     values = torch.empty(size)
     if kind == "normal":
@@ -156,19 +156,19 @@ def draws(kind: str, size: int) -> dict:
 
 
 def low24(generator: torch.Generator) -> int:
-    """The low 24 bits of the next 32-bit integer. (torch.randint draws 64 bits since 2.5 and cannot show it.)"""
+    """Returns the low 24 bits of the next 32-bit integer. (torch.randint draws 64 bits since 2.5 and cannot show it.)"""
     return int(torch.rand(1, generator=generator).item() * 2**24)
 
 
 def stream(seed: int) -> dict:
-    """The first integers of a stream, and some after the state has been refreshed; llm.c's own stream agrees."""
+    """Returns the first integers of a stream, and some after state refreshes; llm.c's own stream agrees."""
     rng = Mt19937(seed)
     values = [rng.next_u32() for _ in range(1300)]
     return {"seed": seed, "first": values[:8], "from_620": values[620:632], "from_1244": values[1244:1256]}
 
 
 def mixed_stream() -> dict:
-    """llm.c's own example: 5 integers, 8 normals, an integer, 16 normals, an integer, one generator, seed 137."""
+    """Returns llm.c's own example: 5 integers, 8 normals, an integer, 16 normals, an integer, one generator, seed 137."""
     generator = torch.Generator().manual_seed(137)
     return {
         "seed": 137,
@@ -202,7 +202,7 @@ def write_rng_fixture() -> None:
 
 
 def write_adamw_fixture() -> None:
-    """Five steps on a matrix that decays and a vector that does not, each step with its own gradient and lr."""
+    """Takes five steps on a matrix that decays and a vector that does not, each with its own gradient and lr."""
     generator = torch.Generator().manual_seed(3)
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float32)
     start = {"matrix": draw(5, 9), "vector": draw(13)}

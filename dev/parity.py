@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Runs train_gpt2, our model in PyTorch and Hugging Face's on the same batches and compares them step by step.
+"""Runs train_gpt2, our PyTorch model and Hugging Face's on the same batches and compares them step by step.
 
     dev/parity.py --data 'data/*_train_*.bin'                    # a small model, 20 steps
-    dev/parity.py --data 'data/*_train_*.bin' -e d12 -d 1024     # GPT-2 124M, four micro-batches a step
+        dev/parity.py --data 'data/*_train_*.bin' -e d12 -d 1024     # GPT-2 124M, four micro-batches per step
 
-Exits 1 where loss, norm or learning rate is further off than the tolerance, or is not a number. Flags after "--" go to
-train_gpt2 alone.
+Exits 1 if the loss, norm or learning rate exceeds the tolerance or is not finite. Flags after "--" go
+only to train_gpt2.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from flags import add_model_flags, model_flags
 
 HERE = Path(__file__).resolve().parent
-# Largest relative difference allowed. bf16 rounds at 2^-8, and where it rounds is each program's own choice.
+# Largest relative difference allowed. bf16 rounds at 2^-8, and each program chooses where to round.
 TOLERANCE = {
     "f32": {"loss": 1e-5, "norm": 1e-4, "lr": 1e-6},
     "bf16": {"loss": 5e-3, "norm": 5e-2, "lr": 1e-6},
@@ -34,13 +34,13 @@ def parse() -> argparse.Namespace:
     add_model_flags(parser)
     parser.add_argument("--data", required=True, help="pattern of token shards (.bin)")
     parser.add_argument("--trainer", default="./train_gpt2", help="our program")
-    parser.add_argument("--out", type=Path, default=Path("build/parity"), help="logs; what is there is removed")
-    parser.add_argument("--dtype", choices=list(TOLERANCE), default="f32", help="of the references, and the tolerance")
+    parser.add_argument("--out", type=Path, default=Path("build/parity"), help="folder for logs; its contents are removed")
+    parser.add_argument("--dtype", choices=list(TOLERANCE), default="f32", help="type of the references, which also sets the tolerance")
     parser.add_argument("--without-hf", action="store_true", help="compare with our model in PyTorch only")
     for flag, kind, default, meaning in [
         ("-b", int, 4, "micro-batch size B"),
         ("-t", int, 64, "sequence length T"),
-        ("-d", int, 0, "tokens a step (default B*T)"),
+        ("-d", int, 0, "tokens per step (default B*T)"),
         ("-x", int, 20, "steps"),
         ("-l", float, 1e-3, "learning rate"),
         ("-u", int, 5, "warm-up steps"),
@@ -62,7 +62,7 @@ def recipe_flags(args: argparse.Namespace) -> list[str]:
 
 
 def run(name: str, command: list[str], log: Path) -> str:
-    """Standard output of a command that must succeed."""
+    """Runs a command that must succeed; returns its standard output."""
     print(f"{name}: {shlex.join(command)}", file=sys.stderr, flush=True)
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -76,7 +76,7 @@ def run(name: str, command: list[str], log: Path) -> str:
 
 
 def parse_lines(text: str, name: str, steps: int) -> Records:
-    """The training records among JSON lines; validation and other lines have no norm."""
+    """Returns the training records among JSON lines; validation and other lines have no norm."""
     records = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
     records = [record for record in records if "norm" in record and "loss" in record]
     if [record["step"] for record in records] != list(range(steps)):
@@ -103,14 +103,14 @@ def run_reference(args: argparse.Namespace, impl: str) -> Records:
 
 
 def relative(found: float | None, expected: float) -> float:
-    """Infinite where `found` is no number at all."""
+    """Returns the relative difference, or infinity if `found` is None."""
     if found is None:
         return float("inf")
     return abs(found - expected) / max(abs(expected), 1e-30)
 
 
 def compare(ours: Records, references: dict[str, Records], tolerance: dict[str, float]) -> bool:
-    """Prints the table; true if every difference is within tolerance. A NaN is not."""
+    """Prints the table; returns whether every difference is within tolerance. NaN is not."""
     names = list(references)
     columns = [f"{key} {name}" for key in ("loss", "norm") for name in ["ours", *names, "off by"]]
     print(" step | " + " | ".join(f"{column:>11}" for column in columns))
@@ -122,7 +122,7 @@ def compare(ours: Records, references: dict[str, Records], tolerance: dict[str, 
             expected = [references[name][step][key] for name in names]
             off = [relative(record.get(key), value) for value in expected]
             good = good and all(value <= tolerance[key] for value in off)
-            # Not max(): it passes over a NaN.
+            # Not max(), which ignores NaN.
             worst[key] = next((v for v in [worst[key], *off] if v != v), max([worst[key], *off]))
             if key != "lr":
                 numbers = [float("nan") if v is None else v for v in [record.get(key), *expected]]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains GPT-2 in PyTorch as `train_gpt2` does: same weights, same batches, same AdamW. Prints one JSON line a step.
+"""Trains GPT-2 in PyTorch like `train_gpt2`: same weights, same batches, same AdamW. Prints one JSON line per step.
 
     dev/reference.py --impl torch -i 'data/*_train_*.bin' --layers 4 --heads 4 --channels 128 --context 64 -b 4 -t 64 -x 20
 """
@@ -33,7 +33,7 @@ def config_from(args: argparse.Namespace) -> Config:
 
 
 def adamw(parameters: Iterable[torch.Tensor], weight_decay: float, **kwargs) -> torch.optim.AdamW:
-    """Matrices and embeddings decay, vectors do not."""
+    """Returns AdamW in which matrices and embeddings decay and vectors do not."""
     trained = [p for p in parameters if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
@@ -43,7 +43,7 @@ def adamw(parameters: Iterable[torch.Tensor], weight_decay: float, **kwargs) -> 
 
 
 def cosine(step: int, steps: int, lr: float, warmup: int, final_fraction: float) -> float:
-    """llm.c's default schedule: linear warm-up, then half a cosine down to `final_fraction` of `lr`."""
+    """Computes llm.c's default schedule: linear warm-up, then half a cosine down to `final_fraction` of `lr`."""
     if step < warmup:
         return lr * (step + 1) / warmup
     ratio = (step - warmup) / (steps - warmup)
@@ -56,7 +56,7 @@ def mean_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def accumulate(forward: Logits, micro_batches: list[tuple[torch.Tensor, torch.Tensor]], bf16: bool) -> float:
-    """Adds the gradient of the mean loss over all micro-batches; returns that loss."""
+    """Accumulates the gradient of the mean loss over all micro-batches; returns that loss."""
     total = 0.0
     for tokens, targets in micro_batches:
         context = torch.autocast("cpu", dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()
@@ -68,10 +68,10 @@ def accumulate(forward: Logits, micro_batches: list[tuple[torch.Tensor, torch.Te
 
 
 def clip_gradients(model: torch.nn.Module, max_norm: float) -> float:
-    """Scales all gradients so that their joint norm is at most `max_norm`; returns the norm before.
+    """Scales all gradients so that their joint norm is at most `max_norm`; returns the norm before scaling.
 
-    torch.nn.utils.clip_grad_norm_ adds up squares in float32 and comes out 1e-4 too small for an embedding of six
-    million elements, so the sum is taken in float64 here.
+    torch.nn.utils.clip_grad_norm_ adds up squares in float32 and is 1e-4 too small for an embedding of six
+    million elements, so this sums in float64.
     """
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     norm = torch.stack([torch.linalg.vector_norm(g, dtype=torch.float64) for g in grads]).norm().item()
@@ -83,7 +83,7 @@ def train(
     model: torch.nn.Module, forward: Logits, data: Iterator, steps: int, accum: int, lr: float, warmup: int,
     final_fraction: float, weight_decay: float, bf16: bool = False,
 ) -> Iterator[dict]:  # fmt: skip
-    """Yields step, loss, norm (before clipping to 1.0) and lr of each step."""
+    """Yields the step, loss, norm (before clipping to 1.0) and lr of each step."""
     optimizer = adamw(model.parameters(), weight_decay, lr=lr)
     for step in range(steps):
         optimizer.zero_grad(set_to_none=True)
@@ -97,7 +97,7 @@ def train(
 
 
 def run_step(model: GPT2, tokens: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Everything one forward and backward pass computes; gradients under their llm.c names."""
+    """Returns all results of one forward and backward pass; gradients have llm.c's names."""
     model.zero_grad(set_to_none=True)
     logits = model(tokens)
     losses = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), reduction="none")
@@ -108,14 +108,14 @@ def run_step(model: GPT2, tokens: torch.Tensor, targets: torch.Tensor) -> dict[s
 
 
 def save_step(path: Path, found: dict[str, torch.Tensor]) -> None:
-    """Floats are stored as float32, whatever they were computed in."""
+    """Saves a step; floats are stored as float32, whatever they were computed in."""
     from safetensors.torch import save_file
 
     save_file({k: (v.float() if v.is_floating_point() else v).contiguous() for k, v in found.items()}, path)
 
 
 def overfit(data: Iterator, accum: int) -> Iterator:
-    """The first step's batches, over and over."""
+    """Yields the first step's batches repeatedly."""
     first = [next(data) for _ in range(accum)]
     while True:
         yield from first
@@ -130,7 +130,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("-i", "--input", required=True, help="pattern of token shards")
     parser.add_argument("-b", type=int, default=4, help="micro-batch size B")
     parser.add_argument("-t", type=int, default=64, help="sequence length T")
-    parser.add_argument("-d", type=int, default=0, help="tokens a step (default B*T)")
+    parser.add_argument("-d", type=int, default=0, help="tokens per step (default B*T)")
     parser.add_argument("-x", type=int, default=20, help="steps")
     parser.add_argument("-l", type=float, default=3e-4, help="learning rate")
     parser.add_argument("-u", type=int, default=0, help="warm-up steps")

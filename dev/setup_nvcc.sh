@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# Installs NVIDIA's compiler and disassembler, pinned by version and checksum, from PyPI: about 100 MB to download, 280 MB on
-# disk. They are NVIDIA's, under NVIDIA's licence, and used for compiling and for checks of what was compiled.
-# Usage: dev/setup_nvcc.sh [--unless-found]      nvcc and cuobjdump are then in build/cuda/nvidia/cu13/bin
-# Running it again does nothing unless the pins have changed. With --unless-found it does nothing either if the machine has
-# an nvcc where build.rs looks for one.
+# Installs NVIDIA's compiler and disassembler from PyPI, pinned by version and checksum: about 100
+# MB to download, 280 MB on disk. They are proprietary, under NVIDIA's license, and are used to
+# compile kernels and to check the compiled code.
+# Usage: dev/setup_nvcc.sh [--unless-found]
+#
+# Afterwards nvcc and cuobjdump are in build/cuda/nvidia/cu13/bin. Running it again does nothing
+# unless the pins have changed. With --unless-found it also does nothing if the machine has an nvcc
+# where build.rs looks for one.
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -13,7 +16,7 @@ nvcc=$dir/nvidia/cu13/bin/nvcc
 
 die() { echo "setup_nvcc: $*" >&2; exit 1; }
 
-# 12.8 or newer, as kernels/build/nvcc.rs wants it
+# Requires 12.8 or newer, like kernels/build/nvcc.rs.
 new_enough() {
     local version
     version=$("$1" --version 2>/dev/null | sed -n 's/.*release \([0-9]*\)\.\([0-9]*\).*/\1 \2/p')
@@ -21,7 +24,7 @@ new_enough() {
 }
 
 if [ "${1:-}" = --unless-found ]; then
-    [ -z "${NVCC:-}" ] || exit 0 # build.rs takes this one or none
+    [ -z "${NVCC:-}" ] || exit 0 # build.rs uses this one or none
     for candidate in "${CUDA_HOME:-}/bin/nvcc" "${CUDA_PATH:-}/bin/nvcc" "$(command -v nvcc)" /usr/local/cuda/bin/nvcc; do
         if [ -x "$candidate" ] && new_enough "$candidate"; then exit 0; fi
     done
@@ -35,7 +38,7 @@ fi
 
 case "$(uname -s)-$(uname -m)" in
     Linux-x86_64 | Linux-aarch64) ;;
-    *) die "nvcc comes for Linux on x86_64 and aarch64, and this is $(uname -s) on $(uname -m)" ;;
+    *) die "nvcc is available for Linux on x86_64 and aarch64, but this is $(uname -s) on $(uname -m)" ;;
 esac
 python=${PYTHON:-python3}
 command -v "$python" >/dev/null ||
@@ -48,14 +51,14 @@ if "$python" -m pip --version >/dev/null 2>&1; then
     pip=("$python" -m pip)
 else
     "$python" -m venv "$dir/venv" >>"$log" 2>&1 ||
-        die "$python has neither pip nor venv; on Debian and Ubuntu: apt install python3-venv"
+        die "$python has neither pip nor venv; on Debian and Ubuntu, run apt install python3-venv"
     pip=("$dir/venv/bin/python" -m pip)
 fi
 
 echo "setup_nvcc: installing nvcc 13.0 into $dir (about 100 MB to download; log: $log)"
 "${pip[@]}" --disable-pip-version-check --no-input install --no-deps --only-binary :all: --require-hashes \
     --target "$dir" --requirement "$pins" >>"$log" 2>&1 ||
-    die "pip failed, is the network reachable? See $log"
+    die "pip failed; is the network reachable? See $log"
 "$nvcc" --version >>"$log" 2>&1 || die "$nvcc does not run; see $log"
 for tool in cuobjdump nvdisasm; do
     "${nvcc%/*}/$tool" --version >>"$log" 2>&1 || die "${nvcc%/*}/$tool does not run; see $log"

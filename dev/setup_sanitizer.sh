@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Puts NVIDIA's compute-sanitizer, pinned by version and checksum, from PyPI into DIR/compute-sanitizer (36 MB), so that it can be
-# carried to a machine with a GPU that has none. Usage: dev/setup_sanitizer.sh DIR
+# Installs NVIDIA's compute-sanitizer from PyPI, pinned by version and checksum, into
+# DIR/compute-sanitizer (36 MB), so that it can be copied to a GPU machine without one. Usage:
+# dev/setup_sanitizer.sh DIR
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -16,6 +17,6 @@ trap 'rm -rf "$unpacked"' EXIT
 rm -rf "$dir"
 mkdir -p "$dir"
 cd "$unpacked/nvidia/cu13/compute-sanitizer"
-rm -rf docs include x86 # of no use here; x86 is for programs of 32 bits
+rm -rf docs include x86 # not needed; x86 is for 32-bit programs
 cp -R . "$dir"
 cp "$pins" "$dir/installed-pins"

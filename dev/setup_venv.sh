@@ -19,20 +19,21 @@ if cat "${pins[@]}" | cmp -s - "$venv/installed-pins"; then
     exit 0
 fi
 
-"$python" -m venv "$venv" || die "cannot create $venv; on Debian and Ubuntu install python3-venv"
+"$python" -m venv "$venv" || die "cannot create $venv; on Debian and Ubuntu, run apt install python3-venv"
 log=$venv/setup.log
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check --no-input "$@" >>"$log" 2>&1; }
 
 echo "setup_venv: installing PyTorch and transformers into $venv (log: $log)"
 pip install --requirement "$root/dev/requirements.txt" ||
-    die "pip failed, is the network reachable? See $log"
+    die "pip failed; is the network reachable? See $log"
 
 torch=$(sed -n 's/^# torch==/torch==/p' "$root/dev/requirements.txt")
 if [ "$(uname -s)" != Linux ]; then
     pip install --no-deps "$torch" || die "pip failed on $torch; see $log"
-# The project's own index has a CPU build of 200 MB; PyPI has only the CUDA build, 2.5 GB with its libraries.
+# PyTorch's own index has a CPU build of 200 MB; PyPI has only the CUDA build, 2.5 GB with its
+# libraries.
 elif ! pip install --no-deps --retries 0 --timeout 10 --index-url https://download.pytorch.org/whl/cpu "$torch"; then
-    echo "setup_venv: download.pytorch.org is not reachable; taking the larger build from PyPI"
+    echo "setup_venv: download.pytorch.org is not reachable; using the larger build from PyPI"
     pip install --no-deps "$torch" --requirement "$root/dev/requirements-linux-pypi.txt" ||
         die "pip failed on $torch; see $log"
 fi

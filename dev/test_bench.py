@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Tests of what dev/bench.py, bench_torch.py and bench_attention.py compare with; on a CPU, in seconds: dev/test_bench.py"""
+"""Tests dev/bench.py, bench_torch.py and bench_attention.py, on a CPU, in seconds: dev/test_bench.py"""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def weights(seed: int) -> list[torch.Tensor]:
 
 
 def train(optimizer, parameters: list[torch.Tensor], steps: int, dtype: torch.dtype) -> None:
-    """Gradients that do not depend on the weights, so that two optimisers see the same ones."""
+    """Trains with gradients that do not depend on the weights, so that two optimizers see the same ones."""
     for step in range(steps):
         for parameter, gradient in zip(parameters, weights(step + 100)):
             parameter.grad = gradient.detach().to(dtype).to(parameter.dtype)
@@ -48,7 +48,7 @@ class Master(unittest.TestCase):
             torch.testing.assert_close(a, b, rtol=0, atol=0)
 
     def test_of_bf16_weights_the_masters_are_those_of_f32(self) -> None:
-        """Steps far below the spacing of bf16 add up in the masters, and the weights follow."""
+        """Steps far below the spacing of bf16 accumulate in the masters, and the weights follow."""
         plain, narrow = weights(2), weights(2)
         start = [w.detach().bfloat16() for w in narrow]
         tiny = SETTINGS | {"lr": 1e-5}
@@ -96,9 +96,10 @@ class Driver(unittest.TestCase):
                 read(bad)
 
     def test_what_this_machine_cannot_do_is_left_out_if_it_is_optional(self) -> None:
-        """Exit code 2 is a refusal; any other end is a fault, of an optional program too."""
+        """Exit code 2 is a refusal; any other failure is an error, even of an optional program."""
         with tempfile.TemporaryDirectory() as folder:
-            # In the place of a trainer: step lines, or an error and the exit code named.
+            # A stand-in for a trainer: it prints step lines, or an error, and exits with the given
+            # code.
             fake = Path(folder) / "fake"
             line = "step 1/10 | loss 10.8 (+nanz)| norm 3.5 (+nanz)| lr 5.00e-05 | 134.13 ms | n/a MFU | 7634 tok/s"
             fake.write_text(f'#!/bin/sh\n[ "$1" = 0 ] || {{ echo "fake: no such type" >&2; exit $1; }}\nyes "{line}" | head -12\n')
@@ -132,7 +133,7 @@ class Attention(unittest.TestCase):
             return json.loads(path.read_text())
 
     def test_peers_have_the_names_and_shapes_of_our_kernels(self) -> None:
-        """Those of the record that `cargo test` holds our kernels to: `--peers` finds them by these."""
+        """They are those of the record that `cargo test` compares our kernels with: `--peers` looks them up."""
         records = Path(__file__).resolve().parent.parent / "benches" / "record" / "emulated"
         ours = json.loads((records / "tiny-b2-t64-bf16-kernels.json").read_text())
         known = {(entry["kernel"], entry["shape"]) for entry in ours["kernels"]}

@@ -1,22 +1,24 @@
-// AdamW (Loshchilov & Hutter 2019) over a run of parameters, tensors of any number and shape: which of them a parameter belongs
-// to matters only for its decay, and those that decay come first.
+// AdamW (Loshchilov & Hutter 2019) over a range of parameters that spans any number of tensors of
+// any shape: the tensor of a parameter matters only for its decay, and the decayed ones come first.
 //
-// A thread takes four parameters, and four more 128 further on where they are of 16 bits: so a warp reads 512 bytes of f32 side by
-// side, and every sector of memory once. Eight in a row would touch each twice. Where parameters are narrower than f32, the
-// f32 copy takes the step, or the parameter itself if there is none, and the result is rounded at random: to nearest, a step
-// below half a last place would never be taken.
+// A thread takes four parameters, and four more 128 elements later if they have 16 bits: so a warp
+// reads 512 contiguous bytes of f32, and every sector of memory once. Eight in a row would touch
+// each sector twice. Where parameters are narrower than f32, the step is applied to the master
+// weights, or to the parameter itself if there are none, and the result is rounded stochastically:
+// rounding to nearest would lose every step below half a last place.
 //
-// Bytes for a parameter of 16 bits: 28 (read gradient; read and write m, v, master; write), 22 without master. Nothing is
-// used twice, and each thread has 112 bytes of loads under way at once: 90 % of bandwidth expected. Root and quotient are
-// approximate to about an ulp each: exact ones take some forty instructions a parameter.
+// Bytes per 16-bit parameter: 28 (read gradient; read and write m, v, master; write), 22 without
+// master. Nothing is used twice, and each thread has 112 bytes of loads in flight at once: 90 % of
+// bandwidth expected. Square root and quotient are approximate to about an ulp each: exact ones
+// take some forty instructions per parameter.
 #include "common.cuh"
 
 constexpr int QUADS = PackX::size / 4;
-// From a thread's first four parameters to the next: the warp's.
+// Distance from a thread's first four parameters to the next: those of the warp.
 constexpr int QUAD_STRIDE = 4 * WARP_SIZE;
 
-// Four elements as they lie in memory, of f32 or of 16 bits. They are widened when all have been asked for: an instruction on
-// the first would hold up the loads of the next.
+// Four elements as they are in memory, f32 or 16-bit. They are widened after all loads are issued:
+// an instruction on the first would stall the loads of the next.
 __device__ __forceinline__ Pack<float> load_quad(const float* address) { return load128_streaming(address); }
 template <class T>
 __device__ __forceinline__ uint2 load_quad(const T* address) {
@@ -39,9 +41,10 @@ __device__ __forceinline__ void store_quad(T* address, const float (&values)[4])
     *reinterpret_cast<uint2*>(address) = make_uint2(pack2<T>(values[0], values[1]), pack2<T>(values[2], values[3]));
 }
 
-// m = lerp(g, m, beta1); v = lerp(g^2, v, beta2); p -= lr (correction1 m / (sqrt(correction2 v) + eps) + decay p), with
-// g = grad_scale * grads. The corrections are 1 / (1 - beta^t). Elements from `decayed` on have no decay. master may be null.
-// `first`, an even number, is that of element 0 among all parameters: rounding does not depend on where a run begins.
+// m = lerp(g, m, beta1); v = lerp(g^2, v, beta2); p -= lr (correction1 m / (sqrt(correction2 v) +
+// eps) + decay p), with g = grad_scale * grads. The corrections are 1 / (1 - beta^t). Elements from
+// `decayed` on have no decay. master may be null. `first`, an even number, is the index of element
+// 0 among all parameters: rounding does not depend on where a range starts.
 extern "C" __global__ void __launch_bounds__(256)
     adamw(floatX* params, float* master, float* m, float* v, const floatX* grads, unsigned long long decayed, float weight_decay,
           float lr, float beta1, float beta2, float correction1, float correction2, float eps, float grad_scale, unsigned seed,
@@ -81,7 +84,7 @@ extern "C" __global__ void __launch_bounds__(256)
             float root = sqrt_approx(correction2 * v_quad[k]) + eps;
             float direction = correction1 * m_quad[k] * reciprocal_approx(root) + decay * old[k];
             old[k] -= lr * direction;
-            // Half of the 32 random bits are enough for a parameter, so two share them.
+            // 16 of the 32 random bits are enough for a parameter, so two share them.
             unsigned bits = random_bits(seed, (first + i + k) / 2) >> k % 2 * 16;
             p[k] = round_at_random<floatX>(old[k], bits);
         }

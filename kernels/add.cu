@@ -1,7 +1,7 @@
-// One tensor added to another.
+// Adds one tensor to another.
 //
-// One thread, one pack. Bytes for an element of 16 bits: 6 (two reads, write); nothing is used twice, and 2,048 threads of a
-// multiprocessor have 64 KB of reads under way: 93 % of bandwidth expected.
+// One thread, one pack. Bytes per 16-bit element: 6 (two reads, write). Nothing is used twice, and
+// the 2,048 threads of an SM have 64 KB of reads in flight: 93 % of bandwidth expected.
 #include "common.cuh"
 
 // dst (n) += src, rounded to nearest.

@@ -1,14 +1,16 @@
-// What both directions of attention are made of: which block does what, and, for 16-bit floatX, tiles in shared memory and
-// products with them on tensor cores.
+// Common parts of both directions of attention: the assignment of work to blocks and, for 16-bit
+// floatX, tiles in shared memory and tensor-core products with them.
 //
-// Every tensor-core kernel here has the same form. A block of four warps holds 64 M rows of one side (queries or keys), each
-// warp 16 M of them: they are stationary. Tiles of the other side stream past through shared memory, copied one tile ahead
-// of their use. There are two products: stationary rows times the transpose of a tile gives scores, whose fragments, rounded
-// to floatX, are as they lie in registers the left operand of scores times a tile, summed up over all tiles. No score ever
-// leaves the registers of its warp, so warps meet once a tile, for the copies.
+// Every tensor-core kernel here has the same form. A block of four warps holds 64 M rows of one
+// side (queries or keys), 16 M per warp: they are stationary. Tiles of the other side stream
+// through shared memory, copied one tile ahead of their use. There are two products. Stationary
+// rows times the transpose of a tile give scores. Their fragments, rounded to floatX, are already
+// laid out in registers as the left operand of the second product, scores times a tile, which is
+// summed over all tiles. Scores never leave the registers of their warp, so warps synchronize only
+// once per tile, for the copies.
 //
-// M = 2 where registers allow it: an ldmatrix then feeds four mma and not two, and two are what shared memory can keep up
-// with on an A100.
+// M = 2 where registers allow it: an ldmatrix then feeds four mma instead of two, and two are the
+// limit of what shared memory can sustain on an A100.
 #pragma once
 #include "common.cuh"
 
@@ -18,16 +20,17 @@ constexpr int THREADS = 128;
 constexpr float LOG2_E = 1.4426950408889634f;
 constexpr float LN_2 = 0.6931471805599453f;
 
-// --- which block does what
+// --- assignment of work to blocks
 
-// One head of one sequence, and the place of a tile of it in the order of work.
+// One head of one sequence, and the rank of one of its tiles in the order of work.
 struct Work {
     int head;  // b * NH + h
     int rank;
 };
 
-// Blocks start in the order of their index. Of a group of heads, whose keys and values the L2 cache can hold, those with most
-// to do (rank 0) come first, so that none of them is left running alone at the end.
+// Blocks start in the order of their index. Within a group of heads whose keys and values fit in
+// the L2 cache, those with the most work (rank 0) come first, so that none of them is left running
+// alone at the end.
 __device__ __forceinline__ Work work_of_block(int tiles) {
     constexpr int GROUP = 32;
     int heads = (int)gridDim.x / tiles;
@@ -36,23 +39,25 @@ __device__ __forceinline__ Work work_of_block(int tiles) {
     return {group * GROUP + place % size, place / size};
 }
 
-// Where the queries of a head are in qkv (B, T, 3, NH, HS); keys and values follow C and 2 C further on.
+// Offset of a head's queries in qkv (B, T, 3, NH, HS); its keys and values follow at C and 2 C.
 __device__ __forceinline__ size_t offset_in_qkv(int head, int T, int NH, int HS) {
     return (size_t)(head / NH) * T * (3 * NH * HS) + head % NH * HS;
 }
-// Where a head is in out (B, T, NH, HS).
+// Offset of a head in out (B, T, NH, HS).
 __device__ __forceinline__ size_t offset_in_out(int head, int T, int NH, int HS) {
     return (size_t)(head / NH) * T * (NH * HS) + head % NH * HS;
 }
 
-// The backward pass reads for each row of scores two numbers: log2(e) lse, and delta, the sum of dout * out. They are side by
-// side, and a head has room for an even number of rows, so that 16 bytes are two rows.
+// The backward pass reads two numbers per row of scores: log2(e) lse, and delta, the sum of dout *
+// out. They are adjacent, and a head has room for an even number of rows, so that 16 bytes hold two
+// rows.
 __device__ __forceinline__ size_t offset_in_stats(int head, int T) { return (size_t)head * (T + T % 2) * 2; }
 
 // --- tiles of HS columns in shared memory
 
-// Byte offset of 8 elements of a tile. A row is HS / 8 such chunks without padding; chunks change places within the row so
-// that the same chunk of eight rows side by side is in all 32 banks once.
+// Byte offset of 8 elements of a tile. A row consists of HS / 8 such chunks without padding; chunks
+// are permuted within the row so that the same chunk of eight adjacent rows covers all 32 banks
+// exactly once.
 template <int HS>
 __device__ __forceinline__ uint32_t tile_offset(unsigned row, unsigned chunk) {
     constexpr unsigned CHUNKS = HS / 8;
@@ -66,7 +71,8 @@ __host__ __device__ constexpr int tile_bytes(int rows) {
     return rows * HS * 2;
 }
 
-// Starts to copy `ROWS` rows, `stride` elements apart; those from `valid` on (at least the first is) become zeros.
+// Starts to copy `ROWS` rows, `stride` elements apart; those from `valid` on (at least 1) become
+// zeros.
 template <int HS, int ROWS>
 __device__ __forceinline__ void load_tile(uint32_t tile, const floatX* src, int stride, int valid) {
     constexpr unsigned CHUNKS = HS / 8;
@@ -82,8 +88,8 @@ __device__ __forceinline__ void load_tile(uint32_t tile, const floatX* src, int 
 
 // --- fragments
 
-// 16 M rows and N columns of f32, as mma_m16n8k16 leaves them: v[m][n][i] is row 16 m + lane / 4 + 8 (i / 2), column
-// 8 n + 2 (lane % 4) + i % 2.
+// 16 M rows and N columns of f32 in the layout of mma_m16n8k16: v[m][n][i] is row 16 m + lane / 4 +
+// 8 (i / 2), column 8 n + 2 (lane % 4) + i % 2.
 template <int M, int N>
 struct Sums {
     float v[M][N / 8][4];
@@ -106,22 +112,22 @@ struct Sums {
     }
 };
 
-// The 16 M rows of a tile that a warp multiplies again and again: held in registers (KEEP), or read every time. The first of
-// them is at `address`, a multiple of 16 rows of the tile.
+// The 16 M rows of a tile that a warp multiplies repeatedly: held in registers (KEEP), or read
+// every time. The first of them is at `address`, a multiple of 16 rows of the tile.
 template <int HS, int M, bool KEEP>
 struct StationaryRows {
     uint32_t address;
     uint32_t kept[KEEP ? HS / 16 : 1][M][4];
 
     __device__ __forceinline__ explicit StationaryRows(uint32_t address) : address(address) {}
-    // To be called once they have arrived.
+    // Must be called once they have arrived.
     __device__ __forceinline__ void keep() {
         if constexpr (KEEP) {
 #pragma unroll
             for (int k = 0; k < HS / 16; k++) read(kept[k], k);
         }
     }
-    // Columns 16 k to 16 k + 15, as the left operand.
+    // Returns columns 16 k to 16 k + 15, as the left operand.
     __device__ __forceinline__ void get(uint32_t (&a)[M][4], int k) const {
         if constexpr (KEEP) {
 #pragma unroll
@@ -147,7 +153,7 @@ __device__ __forceinline__ void multiply_transposed(Sums<M, N>& scores, const St
                                                     uint32_t tile) {
     unsigned lane = threadIdx.x % WARP_SIZE;
     scores.clear();
-    // All of it unrolled would keep so many addresses in registers that others spill.
+    // Fully unrolled, it would keep so many addresses in registers that others spill.
 #pragma unroll (KEEP ? HS / 16 : 2)
     for (int k = 0; k < HS / 16; k++) {
         uint32_t a[M][4];
@@ -165,8 +171,8 @@ __device__ __forceinline__ void multiply_transposed(Sums<M, N>& scores, const St
     }
 }
 
-// Scores of keys after the query become -inf. Queries are the rows or the columns; `ahead` is the first one minus the first
-// key.
+// Sets the scores of keys after the query to -inf. Queries are the rows or the columns; `ahead` is
+// the first query minus the first key.
 template <bool ROWS_ARE_QUERIES, int M, int N>
 __device__ __forceinline__ void hide_later_keys(Sums<M, N>& scores, int ahead) {
     int lane = threadIdx.x % WARP_SIZE;
@@ -209,8 +215,8 @@ __device__ __forceinline__ void add_product(Sums<M, HS>& sums, const Sums<M, N>&
     }
 }
 
-// Stores sums, rounded, by way of a warp's 16 M rows of a tile that nobody needs any more, so that each access is of 128
-// bits. Of the rows of dst, `stride` elements apart, those before `valid` exist.
+// Stores sums, rounded, through a warp's 16 M rows of a tile that is no longer needed, so that each
+// access has 128 bits. Rows of dst are `stride` elements apart; the first `valid` exist.
 template <int HS, int M>
 __device__ __forceinline__ void store_rows(floatX* dst, int stride, int valid, const Sums<M, HS>& sums,
                                            unsigned char* rows) {
@@ -235,15 +241,15 @@ __device__ __forceinline__ void store_rows(floatX* dst, int stride, int valid, c
     }
 }
 
-// --- f32: plain FMA, nothing is rounded
+// --- f32: plain FMA, without rounding
 
-// Threads that share a row of HS numbers; each has every LANES-th float4 of it.
+// Threads that share a row of HS elements; each has every LANES-th float4 of it.
 constexpr int LANES = 4;
 constexpr int F32_ROWS = THREADS / LANES;
-// Rows of a tile of the other side.
+// Rows per tile of the other side.
 constexpr int F32_TILE = 32;
 
-// A thread's part of a row.
+// A thread's share of a row.
 template <int HS>
 struct Slice {
     static constexpr int COUNT = HS / (4 * LANES);
@@ -261,7 +267,7 @@ struct Slice {
 #pragma unroll
         for (int i = 0; i < COUNT; i++) store128(row + 4 * (threadIdx.x % LANES + i * LANES), part[i]);
     }
-    // The product with a row in shared memory; every thread of the row gets it.
+    // The dot product with a row in shared memory; every thread of the row gets it.
     __device__ __forceinline__ float dot(const float* row) const {
         Slice other;
         other.load(row);

@@ -1,21 +1,25 @@
-// Causal attention, backward (Dao 2023), from the log-sum-exp that the forward pass saved: with P = exp(scale QK' - lse) and
-// dS = P * (dout V' - delta),  dV = P' dout,  dK = scale dS' Q,  dQ = scale dS K.
+// Causal attention, backward (Dao 2023), from the log-sum-exp saved by the forward pass: with P =
+// exp(scale QK' - lse) and dS = P * (dout V' - delta),  dV = P' dout,  dK = scale dS' Q,  dQ =
+// scale dS K.
 //
-// Two kernels compute P and dS, each in the orientation in which it can use them without leaving its registers: one has keys
-// and values stationary (rows of the fragments are keys) and sums up dK and dV over queries, the other has queries stationary
-// and sums up dQ over keys. That is 7 products instead of the 5 of a single kernel; but the single kernel has to bring dS
-// through shared memory with two barriers more a tile, and to add dQ to f32 in global memory with atomics (4.5 times 4 bytes
-// an element at T = 1024, and zeroing and rounding it), which also gives other bits every time. Here every element is
-// summed up by one thread in one order.
+// Two kernels compute P and dS, each in the orientation in which it can use them without leaving
+// its registers: one has keys and values stationary (rows of the fragments are keys) and sums dK
+// and dV over queries, the other has queries stationary and sums dQ over keys. That is 7 products
+// instead of the 5 of a single kernel. But the single kernel has to move dS through shared memory
+// with two more barriers per tile, and to add dQ to f32 in global memory with atomics (4.5 times 4
+// bytes per element at T = 1024, besides zeroing and rounding it), which also gives different bits
+// every time. Here every element is summed by one thread in one order.
 //
-// Tiles are of 32 rows, not 64 as in the forward pass: here two sets of scores are in registers, P and dS.
+// Tiles have 32 rows, not 64 as in the forward pass: here two sets of scores are in registers, P
+// and dS.
 #include "attention.cuh"
 
 namespace attention {
 
 [[maybe_unused]] constexpr int TILE_ROWS = 32;
 
-// Keys stationary, 16-bit floatX. Dynamic shared memory: keys, values, then two stages of queries, dout and their stats.
+// Keys stationary, 16-bit floatX. Dynamic shared memory: keys, values, then two stages of queries,
+// dout and their stats.
 template <int HS>
 __device__ __forceinline__ void backward_keys_tensor_cores(floatX* dqkv, const floatX* dout, const float* stats,
                                                            const floatX* qkv, int T, int NH, float scale) {
@@ -37,7 +41,8 @@ __device__ __forceinline__ void backward_keys_tensor_cores(floatX* dqkv, const f
         uint32_t stage = stages + j % 2 * STAGE;
         load_tile<HS, TILE_ROWS>(stage, q + (size_t)row * stride, stride, valid);
         load_tile<HS, TILE_ROWS>(stage + TILE, dout + (size_t)row * C, C, valid);
-        // Two rows are 16 bytes. Rows that do not exist: queries, dout and these are 0, and so is what they add to dK and dV.
+        // Two rows are 16 bytes. For rows past the end, queries, dout and these are 0, and so are
+        // their contributions to dK and dV.
         int pair = 2 * (int)threadIdx.x;
         if (pair < TILE_ROWS)
             cp_async16(stage + 2 * TILE + pair * 8, stats + (pair < valid ? (row + pair) * 2 : 0),
@@ -90,7 +95,8 @@ __device__ __forceinline__ void backward_keys_tensor_cores(floatX* dqkv, const f
     store_rows(dst + C, stride, T - warp_first, dv, shared + tile_bytes<HS>(KEYS + in_block));
 }
 
-// Queries stationary, 16-bit floatX. Dynamic shared memory: queries, dout, then two stages of keys and values.
+// Queries stationary, 16-bit floatX. Dynamic shared memory: queries, dout, then two stages of keys
+// and values.
 template <int HS>
 __device__ __forceinline__ void backward_queries_tensor_cores(floatX* dqkv, const floatX* dout, const float* stats,
                                                               const floatX* qkv, int T, int NH, float scale) {
@@ -161,7 +167,7 @@ __device__ __forceinline__ void backward_queries_tensor_cores(floatX* dqkv, cons
     store_rows(dqkv + head + (size_t)warp_first * stride, stride, T - warp_first, dq, shared + tile_bytes<HS>(in_block));
 }
 
-// Keys stationary, f32: LANES threads have a key and its value.
+// Keys stationary, f32: LANES threads share a key and its value.
 template <int HS>
 __device__ __forceinline__ void backward_keys_f32(float* dqkv, const float* dout, const float* stats, const float* qkv,
                                                   int T, int NH, float scale) {
@@ -198,7 +204,7 @@ __device__ __forceinline__ void backward_keys_f32(float* dqkv, const float* dout
     dv.store(dqkv + place + C);
 }
 
-// Queries stationary, f32: LANES threads have a query and its dout.
+// Queries stationary, f32: LANES threads share a query and its dout.
 template <int HS>
 __device__ __forceinline__ void backward_queries_f32(float* dqkv, const float* dout, const float* stats,
                                                      const float* qkv, int T, int NH, float scale) {
@@ -236,7 +242,7 @@ __device__ __forceinline__ void backward_queries_f32(float* dqkv, const float* d
     }
     if (row >= T) return;
     dq.scale(scale);
-    // Found out once more, rather than kept in registers through the loop.
+    // The offset is recomputed rather than kept in registers through the loop.
     dq.store(dqkv + offset_in_qkv(work.head, opaque(T), NH, HS) + (size_t)row * stride);
 }
 
@@ -255,8 +261,8 @@ __device__ __forceinline__ void backward_queries(floatX* dqkv, const floatX* dou
 
 }  // namespace attention
 
-// stats = (log2(e) lse, sum of dout * out) of each row of each head. Eight threads a row of a head, which are side by side in
-// memory as they are in the grid. Bound by memory: it reads all of out and dout.
+// stats = (log2(e) lse, sum of dout * out) per row and head. Eight threads share a row of a head;
+// heads are adjacent in memory as in the grid. Bound by memory: it reads all of out and dout.
 extern "C" __global__ void __launch_bounds__(256)
     attention_backward_stats(float* stats, const floatX* dout, const floatX* out, const float* lse, int B, int T, int NH,
                              int HS) {

@@ -1,22 +1,25 @@
-// Causal attention, forward (Dao 2023): a block has 128 queries of one head and goes through tiles of 64 or 32 keys up to the
-// diagonal, with the softmax brought up to date after each (Milakov & Gimelshein 2018). What leaves it is the output and
-// the log-sum-exp of each row.
+// Causal attention, forward (Dao 2023): a block has 128 queries of one head and iterates over tiles
+// of 64 or 32 keys up to the diagonal, updating the softmax after each (Milakov & Gimelshein 2018).
+// It outputs the result and the log-sum-exp of each row.
 //
-// Scores stay in base 2: exp2(log2(e) scale s - maximum) is one FMA and one instruction of the special function unit.
+// Scores stay in base 2: exp2(log2(e) scale s - maximum) is one FMA and one instruction of the
+// special function unit.
 //
-// What limits it, by count of the machine code for HS = 64 on Hopper: a warp has for each tile 128 mma, 64 exponentials, and
-// 700 instructions in all, which take its quarter of a multiprocessor 800 (at the rate that mma.sync reaches), 512 and 700
-// clocks. All three overlapping would be 600 TFLOP/s; with two warps a quarter, which have to wait for each other's
-// units, half of that is to be expected, less what is above the diagonal (a ninth at T = 1024). Not measured yet.
+// Limits, counted in the machine code for HS = 64 on Hopper: per tile, a warp has 128 mma, 64
+// exponentials, and 700 instructions in all, which take its quarter of an SM 800 (at the rate that
+// mma.sync reaches), 512 and 700 clocks. Full overlap of the three would be 600 TFLOP/s. With two
+// warps per quarter, which wait for each other's units, half of that can be expected, less the work
+// above the diagonal (a ninth at T = 1024). Not measured yet.
 //
-// 128 threads of at most 255 registers are two blocks on a multiprocessor, one computing while the other waits. Queries stay
-// in registers at HS = 64; tiles have as many keys as there is room for scores.
+// 128 threads of at most 255 registers allow two blocks per SM, one computing while the other
+// waits. Queries stay in registers at HS = 64; the number of keys per tile is limited by the
+// registers for scores.
 #include "attention.cuh"
 
 namespace attention {
 
-// The maximum and the sum of exponentials of the rows of a warp so far. A thread has rows lane / 4 and lane / 4 + 8 of every
-// 16, and a sum over its own columns only.
+// The running maximum and sum of exponentials of a warp's rows. A thread has rows lane / 4 and lane
+// / 4 + 8 of every 16, and sums over its own columns only.
 template <int M>
 struct Softmax {
     float max[M][2], sum[M][2];
@@ -28,9 +31,10 @@ struct Softmax {
             for (int i = 0; i < 2; i++) max[m][i] = -INFINITY, sum[m][i] = 0.0f;
     }
 
-    // scores = exp(scale * scores - maximum). Sums are brought to a new maximum not whenever there is one, but when one row
-    // of the warp has grown by more than a factor of 2^8: weights of up to 256 do no harm, and most tiles save the products
-    // (FlashAttention-4 does so). Key 0 is visible to every query, so after the first tile the maximum is finite.
+    // scores = exp(scale * scores - maximum). Sums are not rescaled at every new maximum, but only
+    // when one row of the warp has grown by more than a factor of 2^8: weights of up to 256 are
+    // harmless, and most tiles save the multiplications (as in FlashAttention-4). Key 0 is visible
+    // to every query, so after the first tile the maximum is finite.
     template <int N, int HS>
     __device__ __forceinline__ void update(Sums<M, N>& scores, Sums<M, HS>& out, float scale_log2) {
         float new_max[M][2];
@@ -77,7 +81,7 @@ struct Softmax {
             }
     }
 
-    // out = weighted mean of values; lse of row r to lse[r] if r < valid.
+    // out = weighted mean of values; stores the lse of row r in lse[r] if r < valid.
     template <int HS>
     __device__ __forceinline__ void finish(Sums<M, HS>& out, float* lse, int valid, float scale) {
         int lane = threadIdx.x % WARP_SIZE;
@@ -97,8 +101,8 @@ struct Softmax {
     }
 };
 
-// Rounds and stores what a block has found. Which block it is, is found out once more: in registers it would cost others their
-// place all through the loop over keys.
+// Rounds and stores the result of a block. The block's work is recomputed here: kept in registers,
+// it would displace other values throughout the loop over keys.
 template <int HS, int M>
 __device__ __forceinline__ void store_result(floatX* out, float* lse, Sums<M, HS>& sums, Softmax<M>& softmax,
                                              unsigned char* queries, int T, int NH, float scale) {
@@ -157,7 +161,7 @@ __device__ __forceinline__ void forward_tensor_cores(floatX* out, float* lse, co
     store_result<HS, M>(out, lse, sums, softmax, shared, T, NH, scale);
 }
 
-// f32: LANES threads have a query, and look at KEYS keys at a time.
+// f32: LANES threads share a query and process KEYS keys at a time.
 template <int HS>
 __device__ __forceinline__ void forward_f32(float* out, float* lse, const float* qkv, int T, int NH, float scale) {
     constexpr int KEYS = 2;
@@ -213,7 +217,8 @@ __device__ __forceinline__ void forward(floatX* out, float* lse, const floatX* q
     else forward_tensor_cores<HS>(out, lse, qkv, T, NH, scale);
 }
 
-// Asked for in f32 lest the compiler spills for more of them; in 16 bits registers are all in use.
+// f32 requests four blocks, or the compiler would use more registers and spill; with 16 bits all
+// registers are in use.
 constexpr int MIN_BLOCKS = sizeof(floatX) == 4 ? 4 : 1;
 
 }  // namespace attention
@@ -239,8 +244,9 @@ extern "C" __global__ void __launch_bounds__(128, attention::MIN_BLOCKS)
     attention::forward<128>(out, lse, qkv, T, NH, scale);
 }
 
-// The one query of position t, for sampling: a block has a head of a sequence, each eight threads of it every 32nd key, and
-// their softmaxes come together at the end. Bound by the latency of memory.
+// Attention of the single query at position t, for sampling: a block has one head of a sequence,
+// eight of its threads process every 32nd key, and their softmaxes are merged at the end. Bound by
+// memory latency.
 extern "C" __global__ void __launch_bounds__(256)
     attention_decode(floatX* out, const floatX* qkv, int T, int NH, int HS, int t, float scale) {
     constexpr int LANES = 8, GROUPS = 256 / LANES, WIDTH = PackX::size, PARTS = 128 / (LANES * WIDTH);

@@ -1,23 +1,26 @@
-// Softmax and cross-entropy, and the gradient of the logits in their place.
+// Softmax and cross-entropy, and in-place gradients of the logits.
 //
-// A block takes a row, reads it once, four packs a thread under way, and keeps it in shared memory, every thread its own packs,
-// so that no barrier is needed for them: 100 KB for 50,304 columns of 16 bits, and two blocks still fit on a
-// multiprocessor with 228 KB, of which one computes while the other waits for memory. Where two do not fit, the second reading
-// is served by the L2 cache, which holds the rows of all blocks under way. Registers lost: with the 98 they would take, one
-// block fits.
+// A block takes a row, reads it once, four packs per thread in flight, and keeps it in shared
+// memory. Every thread keeps its own packs, so they need no barrier. A row takes 100 KB for 50,304
+// columns of 16 bits, and two blocks still fit on an SM with 228 KB, one of which computes while
+// the other waits for memory. Where two do not fit, the second reading is served by the L2 cache,
+// which holds the rows of all blocks in flight. Registers lost: a row would take 98 per thread, so
+// only one block would fit.
 //
-// Bytes for an element of 16 bits: 4 (read, write). Expected: 90 % of bandwidth; two exponentials an element keep the special
-// function units 60 % busy, so the sum is made in the pass that finds the maximum, and an element takes six instructions in
-// that pass and five in the other. Rows go last to first: the last ones are what the matrix product left in the L2 cache, and
-// the first ones are what the next one starts with.
+// Bytes per 16-bit element: 4 (read, write). Expected: 90 % of bandwidth. Two exponentials per
+// element keep the special function units 60 % busy, so the sum is computed in the pass that finds
+// the maximum, and an element takes six instructions in that pass and five in the other. Rows go
+// last to first: the last ones are what the previous matmul left in the L2 cache, and the first
+// ones are what the next matmul starts with.
 #include "common.cuh"
 
 constexpr int CLASSIFIER_THREADS = 512;
 constexpr int CLASSIFIER_WARPS = CLASSIFIER_THREADS / WARP_SIZE;
 constexpr int CLASSIFIER_BATCH = 4;
 
-// factor exp(x - max), for many x, with the factor in the exponent. The difference is taken first: of two large products one
-// exact and one rounded, as a multiply-add has them, the difference may be anything.
+// factor exp(x - max), for many x, with the factor in the exponent. The difference is taken first:
+// the difference of two large products, one exact and one rounded, as in a multiply-add, could be
+// anything.
 struct Exponentials {
     float max, factor, log2_factor;
 
@@ -31,14 +34,15 @@ struct Exponentials {
     }
 };
 
-// The largest of some logits, and the sum of exp(logit - max). That of no logits is finite, since infinity minus itself is no
-// number.
+// The largest of some logits, and the sum of exp(logit - max). The maximum of no logits is finite,
+// since infinity minus infinity is NaN.
 struct MaxSum {
     float max, sum;
 };
 __device__ __forceinline__ MaxSum no_logits() { return {-3.402823466e38f, 0.0f}; }
 
-// The logits of a pack of which so many are below V, maybe none. Others count as minus infinity.
+// Widens the logits of a pack, `valid` of which are below V (possibly none). The others become
+// minus infinity.
 __device__ __forceinline__ void widen_logits(float (&x)[PackX::size], const PackX& pack, int valid) {
     widen(x, pack);
     if (valid >= PackX::size) return;
@@ -77,11 +81,11 @@ __device__ __forceinline__ MaxSum block_merge(MaxSum total) {
     return warp_merge(lane < CLASSIFIER_WARPS ? warps[lane] : no_logits());
 }
 
-// One row. KEPT: it is in `kept` from the first reading on.
+// Processes one row. If KEPT, it is in `kept` after the first reading.
 template <bool KEPT>
 __device__ __forceinline__ void classify_row(float* loss, floatX* logits, PackX* kept, int target, float dloss,
                                              bool with_gradient, int V, int Vp) {
-    // Before any thread overwrites it.
+    // Read before any thread overwrites it.
     float target_logit = threadIdx.x == 0 ? to_f32(logits[target]) : 0.0f;
     int packs = ceil_div(V, PackX::size);
     MaxSum total = no_logits();
@@ -92,7 +96,7 @@ __device__ __forceinline__ void classify_row(float* loss, floatX* logits, PackX*
             int i = first + b * CLASSIFIER_THREADS;
             if (i < packs) batch[b] = load128(logits + i * PackX::size);
         }
-        // Two packs at a time: the sum so far is scaled once for both.
+        // Two packs at a time, so that the running sum is scaled once for both.
 #pragma unroll
         for (int b = 0; b < CLASSIFIER_BATCH; b += 2) {
             float x[2][PackX::size];
@@ -126,21 +130,22 @@ __device__ __forceinline__ void classify_row(float* loss, floatX* logits, PackX*
 #pragma unroll
             for (int k = 0; k < PackX::size; k++) x[k] = probability(x[k]);
             if (i == target / PackX::size) {
-                // A choice for each element: as one element by its number, x would have to be in memory.
+                // A select per element: indexing a single element would force x into memory.
 #pragma unroll
                 for (int k = 0; k < PackX::size; k++) x[k] -= k == target % PackX::size ? dloss : 0.0f;
             }
             store128(logits + i * PackX::size, round_pack<floatX>(x));
         }
     }
-    // Packs of nothing but padding.
+    // Packs that contain only padding.
     PackX zeros = {};
 #pragma unroll 1
     for (int i = packs + threadIdx.x; i < Vp / PackX::size; i += CLASSIFIER_THREADS) store128(logits + i * PackX::size, zeros);
 }
 
-// losses (N) += max - logits[target] + ln sum exp(logits - max) over columns below V; logits (N, Vp) = dloss (softmax -
-// onehot(target)), 0 from column V on, if with_gradient. With keep_row, there is dynamic shared memory for a row.
+// losses (N) += max - logits[target] + ln sum exp(logits - max) over columns below V; if
+// with_gradient, logits (N, Vp) = dloss (softmax - onehot(target)), 0 from column V on. With
+// keep_row, there is dynamic shared memory for a row.
 extern "C" __global__ void __launch_bounds__(512, 2)
     classifier(float* losses, floatX* logits, const int* targets, float dloss, int with_gradient, int keep_row, int V, int Vp) {
     DYNAMIC_SHARED(row_memory);

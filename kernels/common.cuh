@@ -1,9 +1,10 @@
-// What every kernel uses: the type of activations, 128-bit accesses, reductions, random rounding.
+// Shared by all kernels: the type of activations, 128-bit accesses, reductions, stochastic
+// rounding.
 //
-// A kernel file is compiled once for each floatX (FLOATX_F32, FLOATX_F16, neither: bf16), by nvcc for GPUs and by the
-// host's C++ compiler for the emulated device. So kernels include this header (or gelu.cuh, which does) and no other,
-// declare shared memory with SHARED or DYNAMIC_SHARED (see ptx.cuh), and reach instructions that C++ has no name for through
-// ptx.cuh.
+// A kernel file is compiled once per floatX (FLOATX_F32, FLOATX_F16, neither: bf16), by nvcc for
+// GPUs and by the host's C++ compiler for the emulated device. Therefore kernels include only this
+// header (or gelu.cuh, which includes it), declare shared memory with SHARED or DYNAMIC_SHARED (see
+// ptx.cuh), and reach instructions without a C++ name through ptx.cuh.
 #pragma once
 #include "ptx.cuh"
 
@@ -18,7 +19,7 @@ using floatX = bf16;
 constexpr int WARP_SIZE = 32;
 constexpr unsigned FULL_MASK = 0xffffffffu;
 
-// 128 bits of elements: the most a thread can load or store with one instruction.
+// 128 bits of elements: the most that a thread can load or store with one instruction.
 template <class T>
 struct alignas(16) Pack {
     static constexpr int size = 16 / sizeof(T);
@@ -26,8 +27,8 @@ struct alignas(16) Pack {
 };
 using PackX = Pack<floatX>;
 
-// Elements must lie at a multiple of 16 bytes. The bits go through a uint4: read through the array, they would become
-// as many loads as there are elements.
+// Elements must be aligned to 16 bytes. The bits go through a uint4: read through the array, they
+// would become one load per element.
 template <class T>
 __device__ __forceinline__ Pack<T> unpack_bits(uint4 bits) {
     Pack<T> pack;
@@ -44,7 +45,7 @@ template <class T>
 __device__ __forceinline__ Pack<T> load128(const T* address) {
     return unpack_bits<T>(load_u128(address));
 }
-// For data that is used once: it leaves the caches first.
+// For data that is used once: it is evicted from the caches first.
 template <class T>
 __device__ __forceinline__ Pack<T> load128_streaming(const T* address) {
     return unpack_bits<T>(load_u128_streaming(address));
@@ -58,8 +59,8 @@ __device__ __forceinline__ void store128_streaming(T* address, const Pack<T>& pa
     store_u128_streaming(address, pack_bits(pack));
 }
 
-// The two numbers of 16 bits in a word, the one in the low half first: one instruction each, where an element picked from a pack
-// by itself takes two.
+// Widens the two 16-bit numbers in a word, the low half first. This takes one instruction each,
+// where an element picked from a pack takes two.
 template <class T>
 __device__ __forceinline__ void widen2(float& lo, float& hi, uint32_t word);
 template <>
@@ -73,7 +74,7 @@ __device__ __forceinline__ void widen2<f16>(float& lo, float& hi, uint32_t word)
     hi = to_f32(f16{(uint16_t)(word >> 16)});
 }
 
-// The elements of a pack in f32.
+// Widens the elements of a pack to f32.
 template <class T>
 __device__ __forceinline__ void widen(float (&values)[Pack<T>::size], const Pack<T>& pack) {
     if constexpr (sizeof(T) == 4) {
@@ -88,7 +89,8 @@ __device__ __forceinline__ void widen(float (&values)[Pack<T>::size], const Pack
     }
 }
 
-// Rounded to nearest; by pairs where the type has 16 bits, as one number alone takes as long as a tanh.
+// Rounds to nearest; 16-bit types in pairs, because converting a single number takes as long as a
+// tanh.
 template <class T>
 __device__ __forceinline__ Pack<T> round_pack(const float (&values)[Pack<T>::size]) {
     if constexpr (sizeof(T) == 4) {
@@ -106,7 +108,7 @@ __device__ __forceinline__ T zero() {
 
 constexpr __host__ __device__ int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-// Every lane gets the result; all 32 lanes take part.
+// Every lane gets the result; all 32 lanes must take part.
 __device__ __forceinline__ float warp_sum(float value) {
 #pragma unroll
     for (int offset = WARP_SIZE / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(FULL_MASK, value, offset);
@@ -119,9 +121,9 @@ __device__ __forceinline__ float warp_max(float value) {
     return value;
 }
 
-// The sums over the warp of K values each, K a power of two: lane l gets the sum of value l % K. A lane hands on half of its
-// values with each exchange, which takes K + 4 - log2 K shuffles, 9 for K = 8; a butterfly for each value would take 5 K,
-// 40 for K = 8.
+// The sums over the warp of K values each, K a power of two: lane l gets the sum of value l % K. A
+// lane hands on half of its values with each exchange, which takes K + 4 - log2 K shuffles, 9 for K
+// = 8; a butterfly per value would take 5 K, 40 for K = 8.
 template <int K>
 __device__ __forceinline__ float warp_sums(const float (&values)[K]) {
     static_assert(K >= 1 && K <= WARP_SIZE && (K & (K - 1)) == 0, "a power of two up to 32");
@@ -144,8 +146,9 @@ __device__ __forceinline__ float warp_sums(const float (&values)[K]) {
     return sum;
 }
 
-// Each of K sums over the block, K a power of two, in a fixed order; every thread gets them, all threads take part. `partials`
-// is in shared memory and free again after the barrier that follows.
+// Sums K values each over the block, K a power of two, in a fixed order. Every thread gets the
+// sums, and all threads must take part. `partials` is in shared memory and free again after the
+// next barrier.
 template <int K>
 __device__ __forceinline__ void block_sum(float (&values)[K], float (&partials)[WARP_SIZE][K]) {
     int lane = threadIdx.x % WARP_SIZE, warp = threadIdx.x / WARP_SIZE, warps = blockDim.x / WARP_SIZE;
@@ -160,8 +163,8 @@ __device__ __forceinline__ void block_sum(float (&values)[K], float (&partials)[
     }
 }
 
-// 32 random bits for element `index` of the stream `seed`: two rounds of the multiply-xorshift finaliser of MurmurHash3
-// over both. Rounding needs no more than bits that look independent.
+// 32 random bits for element `index` of the stream `seed`: two rounds of MurmurHash3's
+// multiply-xorshift finalizer over both. Rounding only needs bits that look independent.
 __device__ __forceinline__ unsigned random_bits(unsigned seed, unsigned long long index) {
     unsigned h = seed ^ (unsigned)(index >> 32) * 0x9e3779b9u;
     h = (h ^ (h >> 16)) * 0x85ebca6bu;
@@ -172,23 +175,23 @@ __device__ __forceinline__ unsigned random_bits(unsigned seed, unsigned long lon
     return h ^ (h >> 16);
 }
 
-// `value` rounded to one of its two neighbors in T, to each with the probability that makes the mean right, given 16 uniform
-// bits at the low end of `bits`. What is no finite number stays so.
+// Rounds `value` to one of its two neighbors in T, with probabilities that make the mean exact,
+// given 16 uniform bits at the low end of `bits`. Infinities and NaN stay as they are.
 template <class T>
 __device__ __forceinline__ float round_at_random(float value, unsigned bits);
 template <>
 __device__ __forceinline__ float round_at_random<float>(float value, unsigned) {
     return value;
 }
-// Adding less than one last place, then dropping what is below it.
+// Adds less than one last place, then drops the bits below it.
 template <>
 __device__ __forceinline__ float round_at_random<bf16>(float value, unsigned bits) {
     unsigned x = __float_as_uint(value);
     bool finite = (x & 0x7f800000u) != 0x7f800000u;
     return finite ? __uint_as_float((x + (bits & 0xffffu)) & 0xffff0000u) : value;
 }
-// The same, except below the smallest normal f16: there its last place is 2^-24 whatever the exponent, and the sum is made of
-// multiples of that.
+// The same, except below the smallest normal f16: there its last place is 2^-24 whatever the
+// exponent, and the result is a multiple of that.
 template <>
 __device__ __forceinline__ float round_at_random<f16>(float value, unsigned bits) {
     unsigned x = __float_as_uint(value);

@@ -1,21 +1,25 @@
 // Token and position embeddings, and their gradients.
 //
-// Forward: one thread, one pack. Bytes for an element of 16 bits: 4 and what of wte is not in the cache.
+// Forward: one thread, one pack. Bytes per 16-bit element: 4, and the part of wte that misses the
+// cache.
 //
-// Backward, wte: rows of the batch come grouped by token, the largest group first, and a slice of 32 packs of a group is summed
-// in registers, in a fixed order, with one read-modify-write of the embedding's gradient at the end. Texts have a few
-// groups of thousands of rows and thousands of groups of one: a block of 16 warps takes a large one, and merges
-// its sums in shared memory; a warp takes a small one. Backward, wpe: a thread owns a pack of a position and walks down the
-// batch. Bytes for an element: 2 read by each, and 4 an embedding touched.
+// Backward, wte: rows of the batch come grouped by token, the largest group first. A slice of 32
+// packs of a group is summed in registers, in a fixed order, with one read-modify-write of the
+// embedding's gradient at the end. Texts have a few groups of thousands of rows and thousands of
+// groups of one: a block of 16 warps takes a large one and merges its sums in shared memory; a warp
+// takes a small one. Backward, wpe: a thread owns a pack of a position and walks down the batch.
+// Bytes per element: 2 read by each, and 4 per embedding touched.
 //
-// Gradients are rounded to nearest. Each row of an embedding is rounded once a micro-step, after all its terms are summed in
-// f32, so that rounding at random would buy little and cost that the same batch gives the same bits.
+// Gradients are rounded to nearest. Each row of an embedding is rounded once per micro-step, after
+// all its terms are summed in f32, so stochastic rounding would gain little, and the same batch
+// would no longer give the same bits.
 //
-// Expected: 90 % of bandwidth; 4 packs a thread are under way in the backward pass, 2 in the forward.
+// Expected: 90 % of bandwidth; 4 packs per thread are in flight in the backward pass, 2 in the
+// forward.
 #include "common.cuh"
 
 constexpr int ENCODER_WARPS = 16;
-// Rows up to which a group is a warp's.
+// Largest number of rows in a group that one warp handles.
 constexpr int ENCODER_SMALL = 64;
 
 // encoded (N, C) = wte[tokens] + wpe[t]
@@ -24,7 +28,7 @@ extern "C" __global__ void __launch_bounds__(256)
     unsigned packs = C / PackX::size;
     unsigned long long i = blockIdx.x * 256ull + threadIdx.x;
     if (i >= (unsigned long long)N * packs) return;
-    // The row fits in 32 bits, and dividing 64 is slow.
+    // The row fits in 32 bits, and 64-bit division is slow.
     unsigned row = (unsigned)i / packs, c = ((unsigned)i - row * packs) * PackX::size;
     PackX token = load128(wte + (long long)tokens[row] * C + c);
     PackX position = load128(wpe + (long long)(row % T) * C + c);
@@ -39,15 +43,16 @@ __device__ __forceinline__ void add_pack(float (&sums)[PackX::size], const PackX
     for (int k = 0; k < PackX::size; k++) sums[k] += to_f32(pack.v[k]);
 }
 
-// What is there already is loaded before it is needed.
+// The existing gradient is loaded before it is needed.
 __device__ __forceinline__ void store_sum(floatX* gradient, PackX before, const float (&sums)[PackX::size]) {
 #pragma unroll
     for (int k = 0; k < PackX::size; k++) before.v[k] = from_f32<floatX>(to_f32(before.v[k]) + sums[k]);
     store128(gradient, before);
 }
 
-// Adds up one pack, at `column`, of the rows begin, begin + stride, ... of a group, if the lane `has_pack`; four are under way
-// at a time. The numbers of 32 rows are loaded together, a lane each.
+// Adds up one pack, at `column`, of the rows begin, begin + stride, ... of a group, if the lane
+// `has_pack`; four loads are in flight at a time. The indices of 32 rows are loaded together, one
+// per lane.
 __device__ __forceinline__ void sum_rows(float (&sums)[PackX::size], const floatX* column, bool has_pack, const int* rows,
                                          int begin, int end, int stride, int C) {
     constexpr int BATCH = 4;
@@ -70,9 +75,9 @@ __device__ __forceinline__ void sum_rows(float (&sums)[PackX::size], const float
     }
 }
 
-// dwte[token] += the rows of dout in its group. Group g of `rows` is starts[g] .. starts[g + 1], largest first; no more than
-// `large` of them have more than ENCODER_SMALL rows. The first `large` x `slices` blocks take one slice of those each; of the
-// others, every warp takes a slice of a group.
+// dwte[token] += the rows of dout in its group. Group g of `rows` is starts[g] .. starts[g + 1],
+// largest first; at most `large` of them have more than ENCODER_SMALL rows. The first `large` x
+// `slices` blocks take one slice of those each; in the others, every warp takes a slice of a group.
 extern "C" __global__ void __launch_bounds__(512)
     encoder_backward_wte(floatX* dwte, const floatX* dout, const int* tokens, const int* rows, const int* starts, int groups,
                          int large, int C) {
@@ -85,7 +90,7 @@ extern "C" __global__ void __launch_bounds__(512)
     int c = ((unsigned)(task % slices) * WARP_SIZE + lane) * PackX::size;
     int begin = group < groups ? starts[group] : 0, end = group < groups ? starts[group + 1] : 0;
     bool is_large = end - begin > ENCODER_SMALL;
-    // The same for the whole block if by_block.
+    // If by_block, this is the same for the whole block.
     if (begin == end || is_large != by_block) return;
 
     floatX* gradient = dwte + (long long)tokens[rows[begin]] * C + c;

@@ -1,7 +1,8 @@
-// GELU alone, for passes in which no matrix product does it on the way.
+// GELU alone, for passes in which no matmul applies it in its epilogue.
 //
-// One thread, one pack. Bytes for an element of 16 bits: forward 4 (read, write), backward 6 (two reads, write); nothing is
-// used twice, and 2,048 threads of a multiprocessor have 32 KB (backward 64 KB) of reads under way: 93 % of bandwidth expected.
+// One thread, one pack. Bytes per 16-bit element: forward 4 (read, write), backward 6 (two reads,
+// write). Nothing is used twice, and the 2,048 threads of an SM have 32 KB (backward 64 KB) of
+// reads in flight: 93 % of bandwidth expected.
 #include "gelu.cuh"
 
 // out (n) = gelu(inp)

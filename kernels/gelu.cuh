@@ -1,12 +1,12 @@
-// GELU in its tanh form (Hendrycks & Gimpel 2016), the one of GPT-2, and its derivative: for gelu.cu and for what matrix
-// products do to a tile before they store it.
+// GELU in its tanh form (Hendrycks & Gimpel 2016), as in GPT-2, and its derivative: for gelu.cu and
+// for matmul epilogues.
 #pragma once
 #include "common.cuh"
 
 constexpr float GELU_SCALE = 0.7978845608028654f;  // sqrt(2 / pi)
 constexpr float GELU_CUBIC = 0.044715f;
 
-// One instruction is exact enough where the result is rounded to 16 bits.
+// One instruction is accurate enough where the result is rounded to 16 bits.
 __device__ __forceinline__ float gelu_tanh(float u) {
     if constexpr (sizeof(floatX) == 4) return tanhf(u);
     return tanh_approx(u);
@@ -19,8 +19,9 @@ __device__ __forceinline__ float gelu(float x) {
     return half_x + half_x * gelu_tanh(u);
 }
 
-// (1 + tanh(u)) / 2 + x (1 - tanh(u)^2) / 2 du/dx, of which x / 2 du/dx is a polynomial like u. From |x| = 10 on it is 0 or 1 for
-// any x^2, of which it is enough to know that it is large: an infinite one would be multiplied by zero.
+// (1 + tanh(u)) / 2 + x (1 - tanh(u)^2) / 2 du/dx, where x / 2 du/dx is a polynomial like u. From
+// |x| = 10 on the result is 0 or 1 for any x^2, which is therefore clamped: an infinite one would
+// be multiplied by zero.
 __device__ __forceinline__ float gelu_grad(float x) {
     float x2 = fminf(x * x, 100.0f);
     float t = gelu_tanh(x * (GELU_SCALE + GELU_SCALE * GELU_CUBIC * x2));

@@ -1,9 +1,10 @@
-// Hopper's instructions (sm_90a): barriers in shared memory, copies of tiles by the tensor memory accelerator (TMA), matrix
-// products of a warpgroup. One instruction a function; with ptx.cuh the only inline PTX. The twins are in emulated/hopper.h.
+// Hopper's instructions (sm_90a): barriers in shared memory, tile copies by the tensor memory
+// accelerator (TMA), and warpgroup matmuls. One instruction per function; only this file and
+// ptx.cuh contain inline PTX. The twins are in emulated/hopper.h.
 #pragma once
 #include "common.cuh"
 
-// Only where this is defined do the functions below exist.
+// The functions below exist only where this is defined.
 #if defined(WARPSMITH_EMULATED) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define HAS_HOPPER_INSTRUCTIONS
 #endif
@@ -12,17 +13,18 @@
 #include "emulated/hopper.h"
 #define GRID_CONSTANT const
 #else
-// Which part of a matrix a copy brings, and how it lies in shared memory. The driver makes it (cuTensorMapEncodeTiled).
+// The part of a matrix that a copy transfers, and its layout in shared memory. The driver encodes
+// it (cuTensorMapEncodeTiled).
 struct alignas(128) TensorMap {
     unsigned long long opaque[16];
 };
-// A parameter of a kernel whose address can be taken without copying it.
+// A kernel parameter whose address can be taken without copying it.
 #define GRID_CONSTANT const __grid_constant__
 #endif
 
-// A matrix in shared memory, as wgmma takes it: 16-bit elements in rows of 128 bytes, each 8 rows swizzled: the 16-byte
-// chunk c of row r lies at chunk c ^ (r % 8). Rows run along K, or across it (in M or N), which then goes on `block_bytes`
-// further after 64 elements.
+// Describes a matrix in shared memory for wgmma: 16-bit elements in rows of 128 bytes, where each 8
+// rows are swizzled: 16-byte chunk c of row r is at chunk c ^ (r % 8). Rows run along K, or across
+// it (in M or N); in the latter case the matrix continues `block_bytes` further after 64 elements.
 __device__ __forceinline__ uint64_t matrix_descriptor(uint32_t address, uint32_t block_bytes) {
     constexpr uint64_t SWIZZLE_128 = 1, EIGHT_ROWS = 1024;
     return (uint64_t)(address >> 4) | (uint64_t)(block_bytes >> 4) << 16 | EIGHT_ROWS >> 4 << 32 | SWIZZLE_128 << 62;
@@ -30,26 +32,28 @@ __device__ __forceinline__ uint64_t matrix_descriptor(uint32_t address, uint32_t
 
 #if !defined(WARPSMITH_EMULATED) && defined(HAS_HOPPER_INSTRUCTIONS)
 
-// --- barriers: 8 bytes of shared memory. A phase ends when `arrivals` have come and all expected bytes have landed.
+// --- barriers: 8 bytes of shared memory. A phase ends when `arrivals` have arrived and all
+// expected bytes have landed.
 
 __device__ __forceinline__ void mbarrier_init(uint32_t barrier, uint32_t arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
-// Between mbarrier_init and the first copy that reports to the barrier.
+// Needed between mbarrier_init and the first copy that signals the barrier.
 __device__ __forceinline__ void mbarrier_init_fence() {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 __device__ __forceinline__ void mbarrier_arrive(uint32_t barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
-// Arrives, and makes the phase wait for so many bytes of copies.
+// Arrives, and makes the phase wait for `bytes` bytes of copies.
 __device__ __forceinline__ void mbarrier_arrive_expect(uint32_t barrier, uint32_t bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
-// Waits until the phase of this parity (0 for the first, 1 for the second, 0 for the third) has ended. A wait of more than
-// BARRIER_PATIENCE_NS traps: whatever hangs becomes an error of the launch. The clock is that of the wall: a debugger that
-// stops a kernel for longer ends it. try_wait itself sleeps for a while, so the clock is
-// read seldom, and not at all where the phase has ended.
+// Waits until the phase of this parity (0 for the first, 1 for the second, 0 for the third) has
+// ended. A wait of more than BARRIER_PATIENCE_NS traps, so that a hang becomes a launch error. The
+// timer is wall-clock time: a debugger that stops a kernel for longer also triggers the trap.
+// try_wait itself sleeps for a while, so the timer is read rarely, and not at all where the phase
+// has ended.
 constexpr unsigned long long BARRIER_PATIENCE_NS = 10000000000;
 __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity) {
     asm volatile(
@@ -72,12 +76,13 @@ __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity)
         "r"(parity), "n"(BARRIER_PATIENCE_NS)
         : "memory");
 }
-// What this thread wrote to shared memory becomes visible to copies and to wgmma.
+// Makes this thread's writes to shared memory visible to copies and to wgmma.
 __device__ __forceinline__ void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // --- copies
 
-// The map's box with its corner at column x and row y, to shared memory; zeros where the matrix ends.
+// Copies the map's box with its corner at column x and row y to shared memory; elements outside the
+// matrix become zeros.
 __device__ __forceinline__ void tma_load(uint32_t dst, const TensorMap* map, int x, int y, uint32_t barrier) {
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(dst),
@@ -88,7 +93,7 @@ __device__ __forceinline__ void tma_prefetch(const TensorMap* map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
-// --- registers: a warpgroup gives some back, others take them
+// --- registers: one warpgroup releases some, others acquire them
 
 template <int N>
 __device__ __forceinline__ void registers_decrease() {
@@ -99,12 +104,12 @@ __device__ __forceinline__ void registers_increase() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
 }
 
-// --- matrix products of a warpgroup (four warps), asynchronous
+// --- warpgroup matmuls (four warps), asynchronous
 
-// Before the first product and whenever other code has touched the registers of the sums.
+// Needed before the first wgmma and whenever other code has touched the registers of the sums.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// Waits until at most N committed groups are under way: those of the warp that asks.
+// Waits until at most N committed groups of the calling warp are in flight.
 template <int N>
 __device__ __forceinline__ void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
@@ -133,8 +138,9 @@ __device__ __forceinline__ void wgmma_wait() {
     "}"
 #define WGMMA_INPUTS "l"(a), "l"(b), "r"((int)accumulate), "n"(ACROSS_A), "n"(ACROSS_B)
 
-// d (64 x N, f32) = a (64 x 16) * b (16 x N), plus d if `accumulate`; N = 8, 128 or 256. ACROSS_A, ACROSS_B: the rows of the
-// operand run across K. Lane l of warp w holds in d[4 j + 2 h + e] row 16 w + 8 h + l / 4, column 8 j + 2 (l % 4) + e.
+// d (64 x N, f32) = a (64 x 16) * b (16 x N), plus d if `accumulate`; N = 8, 128 or 256. ACROSS_A,
+// ACROSS_B: whether the rows of the operand run across K. Lane l of warp w holds in d[4 j + 2 h +
+// e] row 16 w + 8 h + l / 4, column 8 j + 2 (l % 4) + e.
 template <class T, int ACROSS_A, int ACROSS_B>
 struct Wgmma;
 #define WGMMA_OF(T, TYPE)                                                                                                   \

@@ -1,15 +1,18 @@
 // LayerNorm over C channels (Ba et al. 2016), forward and backward, C any multiple of 8.
 //
-// Forward: a row is read once and stays in registers, up to four packs a thread, while its mean and then the variance
-// about it are summed. Up to 128 packs a warp owns a row, and no barrier is needed; beyond, a block.
+// Forward: a row is read once and stays in registers, up to four packs per thread, while its mean
+// and then the variance about it are summed. Up to 128 packs, a warp owns a row and needs no
+// barrier; beyond that, a block.
 //
-// Backward: one pass, in which a thread owns one pack of channels and walks down the rows with the block, four rows at a time,
-// so the sums for dweight and dbias never leave its registers, and there is one barrier in four rows. A warp for a row lost: it
-// needs three times the accumulators a lane, which leaves registers for half the loads. As many blocks as the device holds each
+// Backward: one pass, in which a thread owns one pack of channels and walks down the rows with the
+// block, four rows at a time. So the sums for dweight and dbias never leave its registers, and
+// there is one barrier per four rows. A warp per row lost: it needs three times the accumulators
+// per lane, which leaves registers for half the loads. As many blocks as the device holds each
 // write one row of sums, which a second kernel adds up in a fixed order: 3 % of the traffic.
 //
-// Bytes for an element of 16 bits: forward 4 (read, write), with residual 8, backward 8 (three reads, one write). Expected: 93 %
-// of bandwidth forward, 90 % backward, where 480 threads of a multiprocessor have 90 KB of reads under way.
+// Bytes per 16-bit element: forward 4 (read, write), with residual 8, backward 8 (three reads, one
+// write). Expected: 93 % of bandwidth forward, 90 % backward, where the 480 threads of an SM have
+// 90 KB of reads in flight.
 #include "common.cuh"
 
 constexpr float LAYERNORM_EPS = 1e-5f;
@@ -32,7 +35,7 @@ __device__ __forceinline__ PackX add_packs(const PackX& a, const PackX& b) {
     return round_pack<floatX>(x);
 }
 
-// Over the threads of a row: a warp or, if WIDE, the block.
+// Sums over the threads of a row: a warp or, if WIDE, the block.
 template <bool WIDE>
 __device__ __forceinline__ float row_sum(float value, float (&partials)[WARP_SIZE][1]) {
     if constexpr (!WIDE) return warp_sum(value);
@@ -41,9 +44,9 @@ __device__ __forceinline__ float row_sum(float value, float (&partials)[WARP_SIZ
     return values[0];
 }
 
-// One row, by `threads` threads of which this is number `thread`. With RESIDUAL, what is normalised is the sum of `inp` and
-// `product` as it is rounded for `residual_out`, which the backward pass reads. `product` may be `out`: a thread reads
-// what it overwrites.
+// Normalizes one row with `threads` threads, of which this is number `thread`. With RESIDUAL, the
+// input is the sum of `inp` and `product`, as rounded for `residual_out`, which the backward pass
+// reads. `product` may alias `out`: a thread reads what it overwrites.
 template <bool WIDE, bool RESIDUAL>
 __device__ __forceinline__ void normalize_row(floatX* residual_out, floatX* out, float* mean, float* rstd,
                                               const floatX* inp, const floatX* product, const floatX* weight,
@@ -102,7 +105,7 @@ __device__ __forceinline__ void normalize_row(floatX* residual_out, floatX* out,
     }
 }
 
-// out (N, C), mean (N), rstd (N); up to LAYERNORM_PACKS packs a lane.
+// out (N, C), mean (N), rstd (N); up to LAYERNORM_PACKS packs per lane.
 extern "C" __global__ void __launch_bounds__(128)
     layernorm_forward(floatX* out, float* mean, float* rstd, const floatX* inp, const floatX* weight, const floatX* bias, int N,
                       int C) {
@@ -112,7 +115,7 @@ extern "C" __global__ void __launch_bounds__(128)
                                 threadIdx.x % WARP_SIZE, WARP_SIZE);
 }
 
-// The same, a block for a row; up to LAYERNORM_PACKS packs a thread.
+// The same with a block per row; up to LAYERNORM_PACKS packs per thread.
 extern "C" __global__ void __launch_bounds__(1024)
     layernorm_forward_wide(floatX* out, float* mean, float* rstd, const floatX* inp, const floatX* weight, const floatX* bias,
                            int C) {
@@ -139,19 +142,20 @@ extern "C" __global__ void __launch_bounds__(1024)
                               product + row * C, weight, bias, C, threadIdx.x, blockDim.x);
 }
 
-// With norm = (inp - mean) rstd and dnorm = dout weight: dinp += rstd (dnorm - mean(dnorm) - norm mean(dnorm norm)), or = with
-// `overwrite`. partials (gridDim.x, 2, C): sums of dout norm and of dout over the rows of a block. ROWS rows at a time, PACKS
-// packs a thread.
+// With norm = (inp - mean) rstd and dnorm = dout weight: dinp += rstd (dnorm - mean(dnorm) - norm
+// mean(dnorm norm)), or = with `overwrite`. partials (gridDim.x, 2, C): sums of dout norm and of
+// dout over the rows of a block. ROWS rows at a time, PACKS packs per thread.
 //
-// An element takes six multiply-adds before the sums of its row are known and four after: norm is inp rstd + shift, and what
-// is taken off dnorm at the end is inp slope + offset, with three numbers a row.
+// An element takes six multiply-adds before the sums of its row are known and four after: norm is
+// inp rstd + shift, and the correction to dnorm at the end is inp slope + offset, with three
+// numbers per row.
 template <int PACKS, int ROWS>
 __device__ __forceinline__ void backward_rows(floatX* dinp, float* partials, const floatX* dout, const floatX* inp,
                                               const floatX* weight, const float* mean, const float* rstd, bool overwrite, int N,
                                               int C) {
-    // Where registers allow, dinp is under way while the sums are made, and the weights stay.
+    // If registers allow, dinp is loaded while the sums are computed, and the weights stay.
     constexpr bool PREFETCH = PACKS == 1;
-    // Two of them, used in turn: one barrier is enough.
+    // Two buffers, used alternately, so that one barrier is enough.
     SHARED(float, row_partials, [2][WARP_SIZE][2 * ROWS]);
     int packs = C / PackX::size;
     float scale = 1.0f / C;
@@ -182,7 +186,7 @@ __device__ __forceinline__ void backward_rows(floatX* dinp, float* partials, con
                 if (PREFETCH && !overwrite) g[r][p] = load128(dinp + at);
             }
         }
-        // Not in the loop above, where each row's loads would wait for this.
+        // A separate loop: in the one above, each row's loads would wait for this.
 #pragma unroll
         for (int r = 0; r < ROWS; r++) shift[r] = -m[r] * s[r];
 #pragma unroll
@@ -261,12 +265,13 @@ extern "C" __global__ void __launch_bounds__(512)
     backward_rows<12288 / 512 / PackX::size, 1>(dinp, partials, dout, inp, weight, mean, rstd, overwrite, N, C);
 }
 
-// dweight (C), dbias (C) += the sums over `blocks` rows of partials (blocks, 2, C). A block sums 16 of the 2 C columns: four threads
-// side by side, of 128, read 64 bytes of a row; then each of the 16 warps merges a column.
+// dweight (C), dbias (C) += the sums over `blocks` rows of partials (blocks, 2, C). A block sums 16
+// of the 2 C columns: four adjacent threads of 128 groups read 64 bytes of a row; then each of the
+// 16 warps merges a column.
 extern "C" __global__ void __launch_bounds__(512)
     layernorm_backward_sum(floatX* dweight, floatX* dbias, const float* partials, int blocks, int C) {
     constexpr int COLUMNS = 16, THREADS = 512 / 4;
-    // One more than there are columns: the lanes of a warp then read from different banks.
+    // One column of padding: the lanes of a warp then read from different banks.
     SHARED(float, merged, [THREADS][COLUMNS + 1]);
     int lane = threadIdx.x % WARP_SIZE, warp = threadIdx.x / WARP_SIZE, quad = threadIdx.x % 4 * 4;
     float sums[4] = {};

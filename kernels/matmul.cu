@@ -1,4 +1,5 @@
-// Matrix products on tensor cores (mma.sync): bf16 and f16, and f32 rounded to TF32. See matmul.cuh for how.
+// Matmuls on tensor cores (mma.sync): bf16 and f16, and f32 rounded to TF32. See matmul.cuh for the
+// design.
 #include "common.cuh"
 #include "matmul_epilogue.cuh"
 

@@ -1,26 +1,29 @@
-// Matrix products: everything that their kernels share.
+// Shared parts of all matmul kernels.
 //
-//     D (M x N) = A (M x K) * B (K x N), summed in f32, then handed to a sink that finishes and stores it
+//     D (M x N) = A (M x K) * B (K x N), summed in f32; a sink applies the epilogue and stores
 //
-// Training needs three layouts, which differ only in what is contiguous in memory: the index summed over, or the row of A
-// and the column of B. Here they are one code:
+// Training needs three layouts, which differ only in the contiguous index: the summation index, or
+// the row of A and the column of B. One implementation covers them:
 //   forward  out (N, OC)     = inp (N, C) * weight (OC, C)^T     A and B contiguous in K
 //   dgrad    dinp (N, C)     = dout (N, OC) * weight (OC, C)     A contiguous in K, B in N
 //   wgrad    dweight (OC, C) = dout (N, OC)^T * inp (N, C)       A contiguous in M, B in N
 //
-// A block computes a tile of BM x BN. It goes through K in stages of 64 bytes (32 numbers of 16 bits, 16 of f32), each copied
-// to shared memory as it lies in global memory by cp.async, two stages ahead of the arithmetic, with one barrier a stage.
-// The 16-byte chunks of a row are permuted (`Operand::offset`) so that neither copies nor fragment loads meet a bank twice.
-// Fragments that run across memory are turned by ldmatrix.trans, so no layout needs a transpose.
+// A block computes a tile of BM x BN. It iterates over K in stages of 64 bytes (32 numbers of 16
+// bits, 16 of f32). cp.async copies each stage to shared memory in the layout of global memory, two
+// stages ahead of the arithmetic, with one barrier per stage. The 16-byte chunks of a row are
+// permuted (`Operand::offset`) so that neither copies nor fragment loads have bank conflicts.
+// ldmatrix.trans transposes fragments that run across memory, so no layout needs a transpose.
 //
-// Why 64 x 64 of the tile to a warp: with mma.sync, shared memory delivers 128 bytes a clock, and fragments of 64 x 32 would
-// ask for all of that on Hopper; 64 x 64 asks for two thirds. It costs 128 registers of sums; with fragments and addresses a
-// thread needs up to 255, so an SM holds 8 warps: two blocks of 128 x 128 (one stores while the other multiplies), or one of
-// 128 x 256, which reads a quarter less from L2. Three stages of 16 KiB fit the 48 KiB every GPU grants; the two in
-// flight last about 1,500 clocks, twice the latency of memory.
+// Why a warp has 64 x 64 of the tile: shared memory delivers 128 bytes per clock, and with mma.sync
+// fragments of 64 x 32 would need all of that on Hopper; 64 x 64 needs two thirds. It costs 128
+// registers of sums; with fragments and addresses a thread needs up to 255, so an SM holds 8 warps:
+// two blocks of 128 x 128 (one stores while the other multiplies), or one of 128 x 256, which reads
+// a quarter less from L2. Three stages of 16 KiB fit in the 48 KiB that every GPU grants; the two
+// in flight last about 1,500 clocks, twice the memory latency.
 //
-// Where there are fewer tiles than multiprocessors, K is split over blockIdx.y: each split writes its sums as f32, and a
-// second kernel (`reduce`) adds them up in order and finishes them. No atomics: the same result every time.
+// With fewer tiles than SMs, K is split over blockIdx.y: each split writes its sums as f32, and a
+// second kernel (`reduce`) adds them in order and finishes them. No atomics: the same result every
+// time.
 #pragma once
 #include "common.cuh"
 
@@ -30,12 +33,13 @@ enum class Contiguous { InK, InMN };
 
 constexpr int STAGES = 3;
 constexpr int STAGE_CHUNKS = 4;  // along K
-// Rows of a warp's sums that are in shared memory at a time on their way out; and padding that keeps the rows of 8 floats,
-// which the lanes of an mma hold, off each other's banks.
+// Rows of a warp's sums in shared memory at a time on their way out, and padding that keeps the
+// rows of 8 floats held by the lanes of an mma in different banks.
 constexpr int SLAB_ROWS = 16;
 constexpr int SLAB_PADDING = 8;
 
-// One operand: where a tile of MN rows of it (columns, for B) comes from and where it lies in shared memory.
+// One operand: the source of a tile of MN of its rows (columns, for B), and the tile's layout in
+// shared memory.
 template <class T, Contiguous ORDER, int MN, int THREADS>
 struct Operand {
     static constexpr Contiguous order = ORDER;
@@ -49,7 +53,7 @@ struct Operand {
     static constexpr int ROW_STEP = THREADS / ROW_CHUNKS;
     static_assert(THREADS % ROW_CHUNKS == 0 && ROWS % ROW_STEP == 0, "threads share the copies evenly");
 
-    // The thread's first chunk in the next stage; and how many rows and how much of K are left from there.
+    // The thread's first chunk in the next stage, and the rows and elements of K left from there.
     const T* source;
     const int stride;
     int mn_left, k_left;
@@ -57,7 +61,8 @@ struct Operand {
     static __device__ __forceinline__ int thread_row() { return threadIdx.x / ROW_CHUNKS; }
     static __device__ __forceinline__ int thread_chunk() { return threadIdx.x % ROW_CHUNKS; }
 
-    // Of a matrix of MN rows in all, whose rows in memory are `stride` apart, the tile from row `first` and `first_k` on.
+    // The tile from row `first` and `first_k` on of a matrix with `mn` rows, which are `stride`
+    // apart in memory.
     __device__ __forceinline__ Operand(const T* matrix, int stride, int first, int mn, int first_k, int K) : stride(stride) {
         const int mn_start = first + (ORDER == Contiguous::InK ? thread_row() : thread_chunk() * CHUNK);
         const int k_start = first_k + (ORDER == Contiguous::InK ? thread_chunk() * CHUNK : thread_row());
@@ -66,14 +71,15 @@ struct Operand {
         k_left = K - k_start;
     }
 
-    // In bytes. Eight lanes that read the same chunk of eight rows side by side, or two chunks of four rows (32-bit fragments
-    // across memory), find eight different 16-byte columns of the banks.
+    // Offset in bytes. Eight lanes that read the same chunk of eight adjacent rows, or two chunks
+    // of four rows (32-bit fragments across memory), access eight different 16-byte columns of the
+    // banks.
     static __device__ __forceinline__ uint32_t offset(int row, int chunk) {
         const int turn = ROW_CHUNKS == 4 ? row / 2 % 4 : sizeof(T) == 4 ? row % 4 * 2 : row % 8;
         return (row * ROW_CHUNKS + (chunk ^ turn)) * 16;
     }
 
-    // Begins to copy the next stage; zeros where the operand ends.
+    // Starts to copy the next stage; elements past the end of the operand become zeros.
     __device__ __forceinline__ void copy_stage(uint32_t stage) {
 #pragma unroll
         for (int i = 0; i < ROWS / ROW_STEP; i++) {
@@ -85,9 +91,10 @@ struct Operand {
         k_left -= BK;
     }
 
-    // The fragment of 16 rows from mn on and of the step's 2 chunks of K, as mma takes it. For A: r[0] has rows 0-7 of the first
-    // chunk, r[1] rows 8-15 of it, r[2] and r[3] the same of the second. For B the registers of one mma, columns 0-7 of both
-    // chunks, come first: they must be neighbours, or the compiler moves each of them there.
+    // Loads the fragment of 16 rows from mn on and of the step's 2 chunks of K, in the layout of
+    // mma. For A: r[0] has rows 0-7 of the first chunk, r[1] rows 8-15 of it, r[2] and r[3] the
+    // same of the second. For B the registers of one mma, columns 0-7 of both chunks, come first:
+    // they must be adjacent, or the compiler moves each of them there.
     template <bool FOR_B>
     static __device__ __forceinline__ void load_fragment(uint32_t (&r)[4], const unsigned char* stage, int mn, int step) {
         const auto row_half = [](int i) { return FOR_B ? i / 2 : i % 2; };
@@ -100,7 +107,7 @@ struct Operand {
             const int row = step * 16 + k_half(matrix) * 8 + lane % 8;
             ldmatrix_x4_trans(r, shared_address(stage) + offset(row, mn / 8 + row_half(matrix)));
         } else {
-            // ldmatrix cannot turn 32-bit elements.
+            // ldmatrix cannot transpose 32-bit elements.
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const int column = mn + row_half(i) * 8 + lane / 4;
@@ -114,13 +121,13 @@ struct Operand {
         }
     }
 
-    // Four numbers of K, from chunk number `chunk` on, of each of eight rows; row i is mn + position(i) with `lanes` lanes
-    // side by side. For f32 without tensor cores.
+    // Loads four elements of K, from chunk `chunk` on, of each of eight rows; row i is mn +
+    // position(i) with `lanes` adjacent lanes. For f32 without tensor cores.
     static __device__ __forceinline__ void load_columns(float (&x)[8][4], const unsigned char* stage, int mn, int lane,
                                                         int lanes, int chunk) {
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-            // In K: chunk of row i. Across: rows 4 (i / 4) to + 3, at the K number i % 4.
+            // In K: chunk of row i. Across: rows 4 (i / 4) to + 3, at element i % 4 of K.
             const int row = ORDER == Contiguous::InK ? mn + position(i, lane, lanes) : chunk * 4 + i % 4;
             const int column = ORDER == Contiguous::InK ? chunk : (mn + position(i / 4 * 4, lane, lanes)) / 4;
             const Pack<float> pack = load128(reinterpret_cast<const float*>(stage + offset(row, column)));
@@ -131,7 +138,8 @@ struct Operand {
             }
         }
     }
-    // Which of a warp's rows a lane's row i is, such that a quarter of a warp reads its rows without bank conflicts.
+    // Maps a lane's row i to a row of the warp, such that a quarter of a warp reads its rows
+    // without bank conflicts.
     static __device__ __forceinline__ int position(int i, int lane, int lanes) {
         return ORDER == Contiguous::InK ? i * lanes + lane : (i / 4 * lanes + lane) * 4 + i % 4;
     }
@@ -148,7 +156,8 @@ __device__ __forceinline__ uint32_t fragment_of_ones() {
     else return pack2<T>(1.0f, 1.0f);
 }
 
-// A warp's WM x WN sums, by tensor cores; and, for dbias, the sums over K of A's rows: products with a column of ones.
+// A warp's WM x WN sums on tensor cores and, for dbias, the sums over K of A's rows: products with
+// a column of ones.
 template <class T, class A, class B, int WM, int WN>
 struct TensorCoreSums {
     float sums[WM / 16][WN / 8][4] = {};
@@ -175,7 +184,7 @@ struct TensorCoreSums {
         }
     }
 
-    // Rows 16 s to 16 s + 15.
+    // Writes rows 16 s to 16 s + 15.
     __device__ __forceinline__ void stage_slab(float* slab, int s) const {
         const int lane = threadIdx.x % WARP_SIZE;
 #pragma unroll
@@ -189,7 +198,7 @@ struct TensorCoreSums {
     }
     static __device__ __forceinline__ int slab_row(int s, int row) { return s * SLAB_ROWS + row; }
 
-    // Calls visit(row, sum) for each row, once in the warp.
+    // Calls visit(row, sum) for each row, once per warp.
     template <class Visit>
     __device__ __forceinline__ void visit_row_sums(Visit visit) const {
         const int lane = threadIdx.x % WARP_SIZE;
@@ -202,7 +211,8 @@ struct TensorCoreSums {
     }
 };
 
-// The same in f32 without rounding the operands: 8 x 4 lanes of 8 x 8 sums, fused multiply-adds in the order of K.
+// The same in f32 without rounding the operands: 8 x 4 lanes of 8 x 8 sums, fused multiply-adds in
+// the order of K.
 template <class T, class A, class B, int WM, int WN>
 struct ExactSums {
     static_assert(WM == 64 && WN == 32 && sizeof(T) == 4, "the lanes of a warp cover 64 x 32 of f32");
@@ -235,7 +245,7 @@ struct ExactSums {
         }
     }
 
-    // The rows that lanes hold as their numbers 2 s and 2 s + 1.
+    // Writes the rows that lanes hold as their rows 2 s and 2 s + 1.
     __device__ __forceinline__ void stage_slab(float* slab, int s) const {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
@@ -257,7 +267,7 @@ struct ExactSums {
     }
 };
 
-// A tile's shape and who computes what of it. The kernels of an EMPTY one do nothing.
+// A tile's shape and its division among warps. The kernels of an EMPTY tile do nothing.
 template <class T, template <class, class, class, int, int> class SumsOf, int BM_, int BN_, int WARPS_M, int WARPS_N,
           bool EMPTY_ = false>
 struct Tile {
@@ -277,7 +287,7 @@ struct Tile {
     static __device__ __forceinline__ int warp_n() { return threadIdx.x / WARP_SIZE / WARPS_M; }
 };
 
-// Consecutive sums of a row, on their way from 128-bit pieces to 128-bit pieces.
+// Consecutive sums of a row, loaded and stored in 128-bit pieces.
 template <int WIDTH>
 struct Row {
     float v[WIDTH];
@@ -305,8 +315,8 @@ struct Row {
 struct Position {
     int m, n;
 };
-// Blocks run in ascending order, some hundred at a time. Side by side in a strip of 8 tiles of M they share what they read of
-// both operands, which then comes from L2.
+// Blocks run in ascending order, some hundred at a time. Adjacent ones in a strip of 8 tiles of M
+// share the parts of both operands that they read, which then come from L2.
 __device__ __forceinline__ Position tile_position(int number, int tiles_m, int tiles_n) {
     constexpr int STRIP = 8;
     const int strip = number / (STRIP * tiles_n), within = number % (STRIP * tiles_n);
@@ -314,7 +324,8 @@ __device__ __forceinline__ Position tile_position(int number, int tiles_m, int t
     return {strip * STRIP + within % height, within / height};
 }
 
-// Where K is split: the sums of split s, (M, N), and behind those of all splits the sums of A's rows, (M) each.
+// Buffers for a split K: the sums of each split, (M, N), followed by each split's sums of A's rows,
+// (M).
 struct Partials {
     float* start;  // null: K is not split
     int M, N;
@@ -325,8 +336,9 @@ struct Partials {
     }
 };
 
-// Brings a warp's sums from where mma leaves them to whole rows, through shared memory, in slabs of rows. `take` gets each
-// piece, its element in (M, N) and its number in the slab; `begin` is called before a slab is written.
+// Rearranges a warp's sums from the layout of mma to whole rows, through shared memory, in slabs of
+// rows. `take` gets each piece, its element in (M, N) and its index in the slab; `begin` is called
+// before a slab is written.
 template <class Tile, int WIDTH, class Sums, class Begin, class Take>
 __device__ __forceinline__ void visit_slabs(const Sums& sums, float* slab, Begin begin, Take take) {
     constexpr int ROW_PIECES = Tile::WN / WIDTH, PIECES = SLAB_ROWS * ROW_PIECES / WARP_SIZE;
@@ -346,8 +358,8 @@ __device__ __forceinline__ void visit_slabs(const Sums& sums, float* slab, Begin
     }
 }
 
-// A warp's sums to the sink, or to the sums of this split. A slab's pieces of the extra operand are loaded together, before
-// the slab is written.
+// Passes a warp's sums to the sink, or to the sums of this split. A slab's pieces of the extra
+// operand are loaded together, before the slab is written.
 template <class Tile, class Sums, class Sink>
 __device__ __forceinline__ void store_sums(const Sums& sums, float* slab, int first_m, int first_n, const Partials& partials,
                                            const Sink& sink) {
@@ -376,7 +388,7 @@ __device__ __forceinline__ void store_sums(const Sums& sums, float* slab, int fi
     });
 }
 
-// Adds up this many stages, copying two ahead.
+// Adds up `stages` stages, copying two ahead.
 template <bool WITH_ROW_SUMS, class Sums, class A, class B>
 __device__ __forceinline__ void add_stages(Sums& sums, unsigned char* shared, A& a, B& b, int stages, int m, int n) {
     constexpr int STAGE_BYTES = A::STAGE_BYTES + B::STAGE_BYTES;
@@ -392,7 +404,8 @@ __device__ __forceinline__ void add_stages(Sums& sums, unsigned char* shared, A&
     for (int number = 0; number < STAGES - 1; number++) copy_stage(number);
     for (int number = 0; number < stages; number++) {
         cp_async_wait<STAGES - 2>();
-        // All have their part of this stage, and are done with the previous one, which the next copy overwrites.
+        // All warps have copied their part of this stage and are done with the previous one, which
+        // the next copy overwrites.
         __syncthreads();
         copy_stage(number + STAGES - 1);
         const unsigned char* stage = shared + number % STAGES * STAGE_BYTES;
@@ -402,7 +415,8 @@ __device__ __forceinline__ void add_stages(Sums& sums, unsigned char* shared, A&
     __syncthreads();
 }
 
-// The whole of a block's work. `shared` holds STAGES stages of both operands, and later a slab of each warp.
+// All the work of a block. `shared` holds STAGES stages of both operands, and later a slab per
+// warp.
 template <class Tile, Contiguous A_ORDER, Contiguous B_ORDER, class T, class Sink>
 __device__ __forceinline__ void multiply(unsigned char* shared, const T* a_matrix, int a_stride, const T* b_matrix, int b_stride,
                                          int K, const Partials& partials, const Sink& sink) {
@@ -410,7 +424,7 @@ __device__ __forceinline__ void multiply(unsigned char* shared, const T* a_matri
     using B = typename Tile::template B<B_ORDER>;
     const int tiles_m = ceil_div(partials.M, Tile::BM), tiles_n = ceil_div(partials.N, Tile::BN);
     const Position position = tile_position(blockIdx.x, tiles_m, tiles_n);
-    // This split's stages of K.
+    // The stages of K of this split.
     const int all_stages = ceil_div(K, A::BK), split_stages = ceil_div(all_stages, (int)gridDim.y);
     const int first_stage = (int)blockIdx.y * split_stages, stages = min(split_stages, all_stages - first_stage);
     A a(a_matrix, a_stride, position.m * Tile::BM, partials.M, first_stage * A::BK, K);
@@ -418,8 +432,9 @@ __device__ __forceinline__ void multiply(unsigned char* shared, const T* a_matri
 
     typename Tile::template Sums<A_ORDER, B_ORDER> sums;
     const int m = Tile::warp_m() * Tile::WM, n = Tile::warp_n() * Tile::WN;
-    // The first column of tiles has this to do besides. All of its warps do, though one in WARPS_N would be enough: they wait for
-    // each other at every stage. Two loops, as a condition within would keep the compiler from mixing copies and arithmetic.
+    // The first column of tiles also computes the row sums. All of its warps do, though one in
+    // WARPS_N would be enough: they wait for each other at every stage. There are two loops,
+    // because a condition inside would keep the compiler from interleaving copies and arithmetic.
     const bool with_row_sums = position.n == 0 && sink.wants_row_sums();
     if (with_row_sums) add_stages<true>(sums, shared, a, b, stages, m, n);
     else add_stages<false>(sums, shared, a, b, stages, m, n);
@@ -436,7 +451,8 @@ __device__ __forceinline__ void multiply(unsigned char* shared, const T* a_matri
     }
 }
 
-// Adds up what the splits of K left, and finishes it: a thread to Sink::WIDTH numbers, or to one sum of a row.
+// Adds up the splits of K and finishes the result: a thread handles Sink::WIDTH elements, or one
+// row sum.
 template <class Sink>
 __device__ __forceinline__ void reduce(const Partials& partials, int splits, const Sink& sink) {
     const size_t thread = (size_t)blockIdx.x * blockDim.x + threadIdx.x;

@@ -1,10 +1,11 @@
-// Epilogues: what becomes of the sums of a product before they are stored. Each is written once, for a piece of a row: the
-// elements of 128 bits, in whatever order the kernel holds them. The kernels of the products and those that add up the splits
-// of K share them.
+// Epilogues: the operations on the sums of a matmul before they are stored. Each is written once,
+// for a piece of a row: 128 bits of elements, in whatever order the kernel holds them. The matmul
+// kernels and those that add up the splits of K share them.
 //
-// A sink is an epilogue as a kernel is asked for it, by pointers that may be null. It names what must be loaded for a piece
-// (`bias`, `extra`), so that kernels can do that ahead of time, and `visit` picks the code for it once a tile: a branch in
-// each piece would make every load wait for the one before.
+// A sink is the epilogue that a kernel's arguments request, by pointers that may be null. It names
+// what must be loaded for a piece (`bias`, `extra`), so that kernels can load it ahead of time, and
+// `visit` picks the code for it once per tile: a branch in each piece would make every load wait
+// for the previous one.
 #pragma once
 #include "gelu.cuh"
 #include "matmul.cuh"
@@ -13,7 +14,8 @@ namespace matmul {
 
 enum class Finish { Round, AddExtra, Gelu, TimesGeluGradient };
 
-// out = round(product (+ bias)), (+ extra), or (* gelu'(extra)); or kept = product + bias, out = gelu(kept).
+// out = round(product (+ bias)), (+ extra), or (* gelu'(extra)); or kept = product + bias,
+// out = gelu(kept).
 template <class T, bool BIAS_, Finish FINISH>
 struct Epilogue {
     static constexpr int WIDTH = Pack<T>::size;
@@ -38,7 +40,8 @@ struct Epilogue {
             if constexpr (FINISH == Finish::TimesGeluGradient) v[i] *= gelu_grad(x[i]);
         }
         if constexpr (KEEPS) {
-            // GELU of the number that is kept, so that recomputing it from there gives the same bits.
+            // Applies GELU to the rounded number that is kept, so that recomputing it gives the
+            // same bits.
             kept = round_pack<T>(v);
             widen(v, kept);
 #pragma unroll
@@ -65,8 +68,8 @@ struct SinkOf {
     __device__ void finish_row_sum(int, float) const {}
 };
 
-// out = product (+ bias), (+ residual); or pre_gelu = product + bias, out = gelu(pre_gelu). Null is left out; a residual and a
-// GELU come with a bias, and not together.
+// out = product (+ bias), (+ residual); or pre_gelu = product + bias, out = gelu(pre_gelu). Null
+// operands are omitted; a residual or a GELU requires a bias, and they exclude each other.
 template <class T>
 struct ForwardSink : SinkOf<T> {
     T* out;
@@ -118,7 +121,7 @@ struct WgradSink : SinkOf<T> {
     }
 };
 
-// The three passes, for a tile.
+// The three passes for a tile.
 template <class Tile, class T>
 __device__ __forceinline__ void forward(unsigned char* shared, float* partials, const T* inp, const T* weight, int N, int C,
                                         int OC, const ForwardSink<T>& sink) {

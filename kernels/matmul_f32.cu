@@ -1,9 +1,11 @@
-// Matrix products of f32 that round no operand: fused multiply-adds on the ordinary units, in the order of K. See matmul.cuh.
+// f32 matmuls without operand rounding: fused multiply-adds on the ordinary units, in the order of
+// K. See matmul.cuh.
 //
-// A lane has 8 x 8 sums and reads 8 + 8 numbers for each 64 multiply-adds, 128 bits at a time: half of what shared memory
-// gives in that time. A tensor core would be eight times as fast, but only on operands cut to 19 bits.
+// A lane has 8 x 8 sums and reads 8 + 8 numbers per 64 multiply-adds, 128 bits at a time: half of
+// what shared memory delivers in that time. A tensor core would be eight times as fast, but only on
+// operands truncated to 19 bits.
 //
-// Where floatX is of 16 bits these kernels are empty: its products are exact on tensor cores.
+// Where floatX has 16 bits these kernels are empty: its products are exact on tensor cores.
 #include "common.cuh"
 #include "matmul_epilogue.cuh"
 

@@ -1,5 +1,5 @@
-// Matrix products of 16-bit numbers by wgmma and TMA, on Hopper (sm_90a). See matmul_hopper.cuh for how. Compiled for
-// another architecture, or for f32, the kernels are empty and nobody launches them.
+// Matmuls of 16-bit numbers by wgmma and TMA, on Hopper (sm_90a). See matmul_hopper.cuh for the
+// design. For other architectures and for f32 the kernels are empty and never launched.
 #include "common.cuh"
 #include "matmul_hopper.cuh"
 

@@ -1,23 +1,29 @@
-// Matrix products on Hopper's own tensor core instructions; what is computed, and the sinks, are those of matmul.cuh.
+// Matmuls on Hopper's own tensor core instructions; the operations and the sinks are those of
+// matmul.cuh.
 //
-// One block stays on each multiprocessor and takes tiles of 128 x BN, by a number from a counter that all blocks share: a
-// block that starts late, as its multiprocessor was taken by a collective, finds no work left instead of holding the others
-// up. A stage is 64 numbers of K of both operands, which the TMA brings to shared memory swizzled as wgmma wants it: one thread
-// asks for it (the producer), so no other thread computes addresses, and the ends of the matrices are the TMA's business (it
-// fills in zeros). Two warpgroups (the consumers) multiply, 64 x BN of the tile each, their sums in registers that the
-// producer's warpgroup gave up. Each of the four stages has two barriers: `full` (its bytes have landed) and `empty` (all
-// consumer warps are done with it). The producer runs ahead over tiles, so the next tile's first stages land during the
-// epilogue; it also works out where a tile is, which takes divisions, and hands that to the consumers.
+// One block stays on each SM and takes tiles of 128 x BN, numbered by a counter that all blocks
+// share. A block that starts late because a collective occupied its SM finds no work left instead
+// of delaying the others. A stage is 64 elements of K of both operands, which the TMA copies to
+// shared memory in the swizzle that wgmma expects. One thread (the producer) issues the copies, so
+// no other thread computes addresses, and the TMA fills in zeros past the ends of the matrices. Two
+// warpgroups (the consumers) multiply, 64 x BN of the tile each, with their sums in registers that
+// the producer's warpgroup released. Each of the four stages has two barriers: `full` (its bytes
+// have landed) and `empty` (all consumer warps are done with it). The producer runs ahead across
+// tiles, so the next tile's first stages land during the epilogue. It also computes the position of
+// a tile, which takes divisions, and passes it to the consumers.
 //
-// Why 128 x 256: with wgmma 64 x 256 a stage takes 1,024 clocks of tensor cores and reads 48 KiB from L2; 128 x 128 reads a
-// third more for the same work. Shared memory delivers 80 of its 128 bytes a clock.
+// Why 128 x 256: with wgmma 64 x 256 a stage takes 1,024 clocks of tensor cores and reads 48 KiB
+// from L2; 128 x 128 reads a third more for the same work. Shared memory delivers 80 of its 128
+// bytes per clock.
 //
-// The epilogue loads its other operands in batches, two ahead of the arithmetic; the first comes before the products, so that it
-// is there when they are done. The sums are rounded where wgmma leaves them, two columns to a lane, and the pairs then change
-// lanes: half as many shuffles as for sums in f32.
+// The epilogue loads its other operands in batches, two ahead of the arithmetic; the first is
+// issued before the multiplication and has arrived by its end. The sums are rounded where wgmma
+// leaves them, two columns per lane, and the pairs then change lanes: half as many shuffles as for
+// sums in f32.
 //
-// One arrival per consumer warp, not per warpgroup: wgmma_wait speaks for the warp that asks, and the other three may
-// still be reading. `leader` is computed once: as a condition inside the loop it makes ptxas serialize the wgmmas.
+// One arrival per consumer warp, not per warpgroup: wgmma_wait covers only the calling warp, and
+// the other three may still be reading. `leader` is computed once: as a condition inside the loop
+// it makes ptxas serialize the wgmmas.
 #pragma once
 #include "hopper.cuh"
 #include "matmul_epilogue.cuh"
@@ -31,16 +37,17 @@ constexpr int STAGES = 4;
 constexpr int WARPGROUP = 128;
 constexpr int CONSUMERS = 2;
 constexpr int THREADS = (1 + CONSUMERS) * WARPGROUP;
-// The rows of an operand in shared memory: 64 numbers of 16 bits, as far as the swizzle reaches.
+// The rows of an operand in shared memory: 64 numbers of 16 bits, the extent of the swizzle.
 constexpr int ROW = 64, ROW_BYTES = 128;
-// For the sums of A's rows: a matrix of ones. All ones, it is the same in any layout.
+// For the sums of A's rows: a matrix of ones. It is the same in any layout.
 constexpr int ONES_BYTES = 1024;
-// Pieces of work on their way from the producer, which alone works out where they are, to the consumers.
+// Work items in flight from the producer, which alone computes their positions, to the consumers.
 constexpr int QUEUE = 2;
-// Offset from one group of rows to the next where rows run along K: the swizzle implies it, and the field says 1.
+// Offset from one group of rows to the next where rows run along K: the swizzle implies it, and the
+// field is 1.
 constexpr uint32_t IMPLIED_BYTES = 16;
 
-// A tile's first row and column, the part of K, and the stages that makes; none after the last.
+// A tile's first row and column, its split of K, and its number of stages; 0 after the last item.
 struct alignas(16) Work {
     int m, n, split, stages;
 };
@@ -51,8 +58,9 @@ struct Problem {
 
     __device__ __forceinline__ int tiles_m() const { return ceil_div(M, BM); }
     __device__ __forceinline__ int count(int BN) const { return tiles_m() * ceil_div(N, BN) * splits; }
-    // The next number of work nobody has. A block asks until it gets one that is too large, so each number is given out once and
-    // as many too large ones as there are blocks, whereupon the counter is back at 0.
+    // Takes the next unassigned work number. A block continues until it gets one that is too large,
+    // so each number is assigned once, and the too-large ones as many times as there are blocks;
+    // then the counter is back at 0.
     __device__ __forceinline__ int take(int BN) const { return (int)atomicInc(counter, count(BN) + gridDim.x - 1); }
     __device__ __forceinline__ Work work(int number, int BN) const {
         if (number >= count(BN)) return {};
@@ -72,9 +80,9 @@ template <Contiguous ORDER, int MN>
 struct Operand {
     static constexpr bool ACROSS = ORDER == Contiguous::InMN;
     static constexpr int BYTES = MN * BK * 2;
-    // Where rows run across K, a panel is 64 numbers across and all of the stage's K.
+    // If rows run across K, a panel is 64 elements across and all of the stage's K.
     static constexpr int PANEL_BYTES = BK * ROW_BYTES;
-    // From one wgmma to the next, 16 numbers of K on.
+    // Offset from one wgmma to the next, 16 elements of K further.
     static constexpr uint32_t STEP_BYTES = ACROSS ? 16 * ROW_BYTES : 16 * 2;
 
     // The box of the map is 64 x MN, or 64 x 64 where rows run across.
@@ -87,7 +95,7 @@ struct Operand {
             tma_load(to, map, k, mn, barrier);
         }
     }
-    // From row mn on, a multiple of 64: which is a panel, or 64 rows.
+    // The descriptor from row mn on, a multiple of 64: the start of a panel, or of 64 rows.
     static __device__ __forceinline__ uint64_t descriptor(uint32_t stage, int mn) {
         static_assert(PANEL_BYTES == ROW * ROW_BYTES);
         return matrix_descriptor(stage + mn / ROW * PANEL_BYTES, ACROSS ? PANEL_BYTES : IMPLIED_BYTES);
@@ -115,7 +123,7 @@ struct Block {
     __device__ __forceinline__ uint32_t empty(int turn) const { return barriers + (STAGES + turn % STAGES) * 8; }
     __device__ __forceinline__ uint32_t given(int i) const { return barriers + (2 * STAGES + i % QUEUE) * 8; }
     __device__ __forceinline__ uint32_t taken(int i) const { return barriers + (2 * STAGES + QUEUE + i % QUEUE) * 8; }
-    // The parity of the phases of a slot's barriers: it changes each time round the COUNT slots.
+    // The parity of a slot's barriers: it changes on each pass over the COUNT slots.
     template <int COUNT>
     static __device__ __forceinline__ int parity(int turn) {
         return turn / COUNT & 1;
@@ -139,11 +147,11 @@ struct Block {
         __syncthreads();
     }
 
-    // One thread. `number` is that of the first work.
+    // Run by one thread. `number` is the first work number.
     __device__ __forceinline__ void produce(const Problem& problem, const TensorMap* a, const TensorMap* b, int number) const {
         int turn = 0;
         for (int i = 0;; i++) {
-            // The first time round all is empty: the phase before the first counts as ended.
+            // On the first pass everything is empty: the phase before the first counts as ended.
             mbarrier_wait(taken(i), parity<QUEUE>(i) ^ 1);
             const Work work = problem.work(number, BN);
             queue[i % QUEUE] = work;
@@ -161,7 +169,7 @@ struct Block {
         }
     }
 
-    // Piece i of what the producer hands on.
+    // Receives work item i from the producer.
     __device__ __forceinline__ Work receive(int i, bool leader) const {
         mbarrier_wait(given(i), parity<QUEUE>(i));
         const Work work = queue[i % QUEUE];
@@ -170,7 +178,8 @@ struct Block {
         return work;
     }
 
-    // A consumer's 64 rows of a tile. The last stage's products are still under way at the end: `finish` waits for them.
+    // Multiplies a consumer's 64 rows of a tile. The last stage's wgmmas are still in flight at the
+    // end: `finish` waits for them.
     template <bool ROW_SUMS>
     __device__ __forceinline__ void multiply(float (&sums)[BN / 2], float (&row_sums)[4], int stages, int& turn, int consumer,
                                              bool leader) const {
@@ -187,7 +196,7 @@ struct Block {
                     wgmma<floatX, A::ACROSS, false>(row_sums, a_step, matrix_descriptor(ones, IMPLIED_BYTES), i + step > 0);
             }
             wgmma_commit();
-            // The stage before this one is done with.
+            // The previous stage is no longer needed.
             wgmma_wait<1>();
             if (i > 0 && leader) mbarrier_arrive(empty(turn - 1));
         }
@@ -198,8 +207,9 @@ struct Block {
     }
 };
 
-// The elements of the output that a thread handles, in two rows 8 apart. Columns come in groups of 32, four blocks of 8: wgmma
-// leaves the thread two columns of each block, and it loads and stores the block with its own number in the quad of lanes.
+// The output elements that a thread handles, in two rows 8 apart. Columns come in groups of 32,
+// four blocks of 8: wgmma leaves the thread two columns of each block, and it loads and stores the
+// block whose number is its own in the quad of lanes.
 struct Place {
     int rows_left, columns_left, stride;
     int block;
@@ -228,7 +238,7 @@ struct Ahead {
     PackX extra[BATCH][2];  // as loaded
     PackX bias[BATCH];      // as wgmma leaves the sums
 
-    // Those that are wanted, and zeros.
+    // Loads those that are wanted; the others are zero.
     template <class Sink>
     __device__ __forceinline__ void load(bool wants_extra, bool wants_bias, const Sink& sink, const Place& place, int first_n,
                                          int batch) {
@@ -256,13 +266,14 @@ struct Ahead {
     }
 };
 
-// Lanes that differ in `bit` exchange: one keeps `low` and gets the other's `low`, which becomes its `high`; and conversely.
+// Exchanges between lanes that differ in `bit`: one keeps `low` and gets the other's `low` as its
+// `high`; the other vice versa.
 __device__ __forceinline__ void exchange(uint32_t& low, uint32_t& high, int bit, bool upper) {
     const uint32_t got = __shfl_xor_sync(FULL_MASK, upper ? low : high, bit);
     low = upper ? got : low;
     high = upper ? high : got;
 }
-// Four lanes with four words each: lane i gets the words i of all, and so back.
+// Transposes four lanes with four words each: lane i gets word i of all. It is its own inverse.
 __device__ __forceinline__ PackX transpose(const PackX& pack) {
     const int lane = threadIdx.x % 4;
     uint4 w = pack_bits(pack);
@@ -273,7 +284,7 @@ __device__ __forceinline__ PackX transpose(const PackX& pack) {
     return unpack_bits<floatX>(w);
 }
 
-// A batch of a warpgroup's 64 x BN sums to its output.
+// Stores a batch of a warpgroup's 64 x BN sums.
 template <int BN, class Epilogue>
 __device__ __forceinline__ void store_batch(const Epilogue& epilogue, const float (&sums)[BN / 2], const Ahead& ahead,
                                             const Place& place, int batch) {
@@ -295,7 +306,8 @@ __device__ __forceinline__ void store_batch(const Epilogue& epilogue, const floa
     }
 }
 
-// The sums to those of their split: two at a time, of which a quad of lanes has 32 bytes side by side, as much as memory moves.
+// Stores the sums of a split, two at a time; a quad of lanes writes 32 contiguous bytes, the size
+// of a memory transaction.
 template <int BN>
 __device__ __forceinline__ void store_partials(const float (&sums)[BN / 2], const Place& place, float* partials) {
 #pragma unroll
@@ -307,7 +319,7 @@ __device__ __forceinline__ void store_partials(const float (&sums)[BN / 2], cons
     }
 }
 
-// The sums of A's rows, in which all columns are alike.
+// Stores the sums of A's rows; all their columns are equal.
 template <class Sink>
 __device__ __forceinline__ void store_row_sums(const float (&row_sums)[4], int first_m, int split, int splits,
                                                const matmul::Partials& partials, const Sink& sink) {
@@ -322,7 +334,7 @@ __device__ __forceinline__ void store_row_sums(const float (&row_sums)[4], int f
     }
 }
 
-// A consumer's part of one piece of work.
+// Processes a consumer's share of one work item.
 template <class Block, int BN, class Sink>
 __device__ __forceinline__ void consume(const Block& block, const Work& work, int splits, int& turn, int consumer, bool leader,
                                         const matmul::Partials& partials, const Sink& sink) {
@@ -358,7 +370,7 @@ __device__ __forceinline__ void multiply(unsigned char* shared, const TensorMap*
                                          const matmul::Partials& partials, const Sink& sink) {
     using OwnBlock = Block<BN, A_ORDER, B_ORDER>;
     const OwnBlock block(shared);
-    // The number of the first piece of work is on its way while the barriers are made.
+    // The request for the first work number is in flight while the barriers are initialized.
     int first = 0;
     if (threadIdx.x == 0) {
         tma_prefetch(a);

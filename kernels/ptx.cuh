@@ -1,5 +1,6 @@
-// The only inline PTX, one instruction a function; and the few names that nvcc and the host's compiler spell differently.
-// Each function has a twin of the same name in emulated/ptx.h, which the emulated device runs.
+// Inline PTX, one instruction per function, which only this file and hopper.cuh contain; and a few
+// names that nvcc and the host's compiler spell differently. Each function has a twin of the same
+// name in emulated/ptx.h, which the emulated device runs.
 #pragma once
 
 #if defined(WARPSMITH_EMULATED)
@@ -9,7 +10,8 @@
 #include <cstdint>
 #include <cstring>
 
-// Shared memory: SHARED(float, sums, [32]) declares float sums[32]; DYNAMIC_SHARED(buffer) the bytes asked for at launch.
+// Shared memory: SHARED(float, sums, [32]) declares float sums[32]; DYNAMIC_SHARED(buffer) declares
+// the bytes requested at launch.
 #define SHARED(T, name, dims) __shared__ T name dims
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
 
@@ -30,7 +32,7 @@ __device__ __forceinline__ float to_f32(f16 v) {
     return r;
 }
 
-// Two numbers rounded to nearest even, `lo` in the low half.
+// Packs two numbers rounded to nearest even, `lo` in the low half.
 template <class T>
 __device__ __forceinline__ uint32_t pack2(float lo, float hi);
 template <>
@@ -69,7 +71,8 @@ __device__ __forceinline__ f16 from_f32<f16>(float v) {
 
 __device__ __forceinline__ uint4 load_u128(const void* p) { return *static_cast<const uint4*>(p); }
 __device__ __forceinline__ uint4 load_u128_streaming(const void* p) { return __ldcs(static_cast<const uint4*>(p)); }
-// As one number: a uint4 is four stores at first, which the compiler does not always put together again.
+// Stored as one number: the compiler splits a uint4 into four stores and does not always merge them
+// again.
 __device__ __forceinline__ void store_u128(void* p, uint4 v) {
     unsigned __int128 bits;
     memcpy(&bits, &v, 16);
@@ -79,25 +82,26 @@ __device__ __forceinline__ void store_u128_streaming(void* p, uint4 v) { __stcs(
 
 // --- arithmetic
 
-// x; but the compiler cannot tell, and computes anew what it would else have kept in registers from an earlier use of x.
+// Returns x, but the compiler cannot tell, and so recomputes values instead of keeping them in
+// registers since an earlier use of x.
 __device__ __forceinline__ int opaque(int x) {
     asm volatile("" : "+r"(x));
     return x;
 }
 
-// 2^x, to about 2 ulp
+// 2^x, accurate to about 2 ulp
 __device__ __forceinline__ float exp2_approx(float x) {
     float r;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
     return r;
 }
-// to about 2^-11
+// tanh(x), accurate to about 2^-11
 __device__ __forceinline__ float tanh_approx(float x) {
     float r;
     asm("tanh.approx.f32 %0, %1;" : "=f"(r) : "f"(x));
     return r;
 }
-// The square root and the reciprocal to about 1 ulp; subnormal numbers count as zero.
+// The square root and the reciprocal, accurate to about 1 ulp; subnormal numbers count as zero.
 __device__ __forceinline__ float sqrt_approx(float x) {
     float r;
     asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
@@ -108,7 +112,7 @@ __device__ __forceinline__ float reciprocal_approx(float x) {
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
     return r;
 }
-// The 32 bits of an f32 rounded to the 19 of TF32, ties away from zero.
+// Rounds an f32 to the 19 bits of TF32, ties away from zero.
 __device__ __forceinline__ uint32_t to_tf32(float x) {
     uint32_t r;
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r) : "f"(x));
@@ -120,8 +124,9 @@ __device__ __forceinline__ uint32_t to_tf32(float x) {
 // The 32-bit address that the instructions below take.
 __device__ __forceinline__ uint32_t shared_address(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
 
-// Four 8x8 matrices of 16-bit elements. Lane l names row l % 8 of matrix l / 8 (16 bytes at `row`), and gets of matrix i the
-// elements (l / 4, 2 (l % 4)) and the next one in r[i]; with _trans, of its transpose.
+// Loads four 8x8 matrices of 16-bit elements. Lane l addresses row l % 8 of matrix l / 8 (16 bytes
+// at `row`), and gets element (l / 4, 2 (l % 4)) of matrix i and the next one in r[i]; with _trans,
+// of its transpose.
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -135,7 +140,8 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t row
                  : "memory");
 }
 
-// d (16x8, f32) += a (16x16, row-major fragments) * b (16x8, column-major fragments) for T = bf16 or f16.
+// d (16x8, f32) += a (16x16, row-major fragments) * b (16x8, column-major fragments) for T = bf16
+// or f16.
 template <class T>
 __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 template <>
@@ -163,7 +169,7 @@ __device__ __forceinline__ void cp_async16(uint32_t dst, const void* src, uint32
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(src_bytes) : "memory");
 }
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits until at most N of this thread's groups are under way.
+// Waits until at most N of this thread's groups are in flight.
 template <int N>
 __device__ __forceinline__ void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");

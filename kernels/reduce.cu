@@ -1,9 +1,11 @@
-// Sums in an order that the shape alone decides, and filling.
+// Sums in an order that the shape alone determines, and filling.
 //
-// A sum has two stages: as many blocks as the device holds each add up every so many packs, four a thread under way, into one
-// number in f32; then one block adds those. No atomics: the same bits every time.
+// A sum has two stages. First, as many blocks as the device holds each add up a strided set of
+// packs, four per thread in flight, into one f32; then one block adds those. No atomics: the same
+// bits every time.
 //
-// Bytes for an element of 16 bits: 2 (read), fill 2 (write). Expected: 93 % of bandwidth for as many as there are gradients.
+// Bytes per 16-bit element: 2 (read), fill 2 (write). Expected: 93 % of bandwidth at the number of
+// gradients.
 #include "common.cuh"
 
 constexpr int REDUCE_THREADS = 512;
@@ -15,8 +17,8 @@ __device__ __forceinline__ float block_total(float value) {
     return values[0];
 }
 
-// Sum over this block's share of src (n) of its elements or, if SQUARED, their squares. The last thread takes what is left
-// beyond whole packs.
+// Sums this block's share of src (n), its elements or, if SQUARED, their squares. The last thread
+// adds the remainder beyond whole packs.
 template <bool SQUARED, class T>
 __device__ __forceinline__ float share_sum(const T* src, unsigned long long n) {
     constexpr int BATCH = 4;
@@ -60,7 +62,7 @@ extern "C" __global__ void __launch_bounds__(512) sum_of_partials(float* out, co
     if (threadIdx.x == 0) *out = sum;
 }
 
-// A thread has 16 bytes at a multiple of 16, or as many of them as belong to dst (n).
+// A thread fills an aligned 16 bytes, or as many of them as belong to dst (n).
 template <class T>
 __device__ __forceinline__ void fill_elements(T* dst, T value, unsigned long long n) {
     constexpr int size = Pack<T>::size;
@@ -77,7 +79,7 @@ __device__ __forceinline__ void fill_elements(T* dst, T value, unsigned long lon
         if (first + k >= 0 && first + k < end) dst[first + k] = value;
 }
 
-// dst (n) = value; dst at any multiple of its element's size.
+// dst (n) = value; dst may start at any multiple of its element size.
 extern "C" __global__ void __launch_bounds__(256) fill_x(floatX* dst, float value, unsigned long long n) {
     fill_elements(dst, from_f32<floatX>(value), n);
 }

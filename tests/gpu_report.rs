@@ -1,5 +1,5 @@
-//! `dev/gpu_report.sh` with programs that hang, crash and fail in the place of ours: what a GPU of which nobody knows anything may
-//! make of them. None stops the others, each is named, and what was found until then is kept.
+//! Runs `dev/gpu_report.sh` with stand-ins that hang, crash and fail as our programs may on an
+//! unknown GPU. None stops the others, each is named, and earlier results are kept.
 #![cfg(target_os = "linux")]
 
 use std::fs;
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// All programs of the report in one, told apart by their names.
+/// All programs of the report in one script, which checks its name.
 const PROGRAMS: &str = r#"#!/bin/bash
 [ -z "${CALLS:-}" ] || echo "${0##*/} $*" >>"$CALLS"
 case ${0##*/} in
@@ -92,7 +92,7 @@ impl Report {
         fs::read_to_string(self.out().join("REPORT.md")).unwrap()
     }
 
-    /// Names in the archive of results, one a line.
+    /// Returns the names in the archive of results, one per line.
     fn saved(&self) -> String {
         let output = Command::new("tar").arg("-tzf").arg(self.out().join("report.tgz")).output().unwrap();
         assert!(output.status.success());
@@ -110,7 +110,7 @@ fn assert_lines(page: &str, lines: &[&str]) {
 #[test]
 fn a_part_that_hangs_or_crashes_is_named_and_the_rest_runs() {
     let report = Report::new();
-    // Seconds of which the last five are for who does not end when told to.
+    // The last five seconds are for processes that ignore the signal to end.
     let output = report.command("").env("HANGS", "1").env("LIMIT_kernels", "9").output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stdout);
@@ -121,9 +121,9 @@ fn a_part_that_hangs_or_crashes_is_named_and_the_rest_runs() {
         &[
             "| probes | ok |",
             "| kernels | FAILED |",
-            "| kernels-gelu |  |  | FAILED, not done in 4 s | ",
-            "| kernels-reduce |  |  | FAILED, not run: the time of kernels was over | 0 |",
-            "Begun and not ended: `gelu::forward`.",
+            "| kernels-gelu |  |  | FAILED, timed out after 4 s | ",
+            "| kernels-reduce |  |  | FAILED, not run: kernels was out of time | 0 |",
+            "Started but not finished: `gelu::forward`.",
             "| bench | FAILED |",
             "WRONG: qkv dgrad",
             "| parity | ok |",
@@ -131,7 +131,7 @@ fn a_part_that_hangs_or_crashes_is_named_and_the_rest_runs() {
             "| ge2 | 3 | 10.1 | 10.3 | 132.00 | 132.00 | 7634 | n/a |",
             "| cublaslt | not run: the emulated device has no cuBLASLt |",
             "| torch | absent |",
-            "Not run: /nowhere/python has no PyTorch; PYTHON names one that has.",
+            "Not run: /nowhere/python has no PyTorch; set PYTHON to one that does.",
             "| probes | 3 | 0 | ok |",
         ],
     );
@@ -149,20 +149,20 @@ fn a_crash_is_not_laid_to_other_modules() {
         &report.page(),
         &[
             "| kernels-reduce |  |  | FAILED | 0 |",
-            "Begun and not ended: `reduce::sum`.",
+            "Started but not finished: `reduce::sum`.",
             "| kernels-adamw | 2 | 0 | ok |",
         ],
     );
 }
 
-/// By programs that only say how they were called; nvidia-smi is one of them.
+/// Uses programs that only record their arguments; nvidia-smi is one of them.
 #[test]
 fn on_a_gpu_each_step_calls_what_it_should() {
     let report = Report::new();
     let calls = report.dir.path().join("calls");
     let path = format!("{}:{}", report.dir.path().join("bin").display(), std::env::var("PATH").unwrap());
     let mut command = report.command("");
-    // These programs end at once: the limits are the usual ones.
+    // These programs end at once, so the usual limits apply.
     command.env_remove("LIMIT_kernels").env_remove("LIMIT_sanitizer");
     let output = command.env("DEVICE", "cuda").env("PATH", path).env("CALLS", &calls).output().unwrap();
     let calls = fs::read_to_string(calls).unwrap();
@@ -199,10 +199,10 @@ fn on_a_gpu_each_step_calls_what_it_should() {
         d12("own", "-x 10 -ge 2 --matmul own"),
         d12("cublaslt", "-x 10 -ge 2 --matmul cublaslt"),
     ];
-    // In this order, whatever is called between them.
+    // In this order, possibly with other calls in between.
     let mut rest = calls.lines();
     for call in &expected {
-        assert!(rest.any(|line| line == call), "expected in its place\n{call}\nfound\n{calls}");
+        assert!(rest.any(|line| line == call), "expected next\n{call}\nfound\n{calls}");
     }
     let sanitizer = ["memcheck", "synccheck", "racecheck"]
         .map(|tool| format!("compute-sanitizer --error-exitcode 1 --tool {tool} "));
@@ -212,12 +212,12 @@ fn on_a_gpu_each_step_calls_what_it_should() {
             "{calls}"
         );
     }
-    // The bench of these programs says that a kernel is wrong.
+    // The stand-in for bench reports a wrong kernel.
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert_lines(
         &report.page(),
         &[
-            "# What NVIDIA H200, 580.1, 143771 MiB, 700.00 W, 1980 MHz did",
+            "# GPU report: NVIDIA H200, 580.1, 143771 MiB, 700.00 W, 1980 MHz",
             "| kernels-matmul-hopper | 2 | 0 | ok |",
             "| bench | FAILED |",
             "| train | ok |",
@@ -231,12 +231,13 @@ fn on_a_gpu_each_step_calls_what_it_should() {
         rest.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()
     };
     let parts = calls.lines().filter(|line| line.starts_with("timeout ") && line.contains("time_steps"));
-    // The last five of a step are for a part that does not end when told to.
+    // The last five seconds of a step are for a part that ignores the signal to end.
     assert_eq!(parts.map(|line| seconds("timeout -k 5 ", line)).sum::<u32>() + 5, seconds("train ", &said));
     assert!(seconds("; ", &said) < 600, "{said}");
 }
 
-/// The kernels that tuning dropped come first, then the chosen ones; and the library is the one that programs say they opened.
+/// The kernels that tuning rejected come first, then the chosen ones; the library is the one that
+/// programs report.
 #[test]
 fn the_page_shows_warnings_then_plans() {
     let report = Report::new();
@@ -264,15 +265,14 @@ fn the_page_shows_warnings_then_plans() {
             ],
         );
     }
-    assert!(!page.contains("64 x 64 x 192"), "a plan of the small sizes in\n{page}");
+    assert!(!page.contains("64 x 64 x 192"), "found a plan of the small sizes in\n{page}");
     let libraries = page.lines().filter(|line| line.starts_with("| cuBLASLt |"));
     assert_eq!(libraries.collect::<Vec<_>>(), ["| cuBLASLt | 13.0.2 from /usr/lib |"]);
     let log = fs::read_to_string(report.out().join("train-default.log")).unwrap();
     assert!(log.contains("log level info"), "{log}");
 }
 
-/// As where the machine is taken away.
-/// The script changes to its own folder, and the paths it is given are still those of the caller.
+/// The script changes to its own folder, but given paths stay relative to the caller.
 #[test]
 fn paths_are_those_of_the_caller() {
     let report = Report::new();
@@ -291,6 +291,7 @@ fn paths_are_those_of_the_caller() {
     }
 }
 
+/// Simulates a machine that is taken away.
 #[test]
 fn a_report_that_is_killed_has_saved_all_steps_before() {
     let report = Report::new();

@@ -1,10 +1,11 @@
-//! Holds the structure of the source to what ARCHITECTURE.md says of it.
+//! Checks that the structure of the source matches ARCHITECTURE.md, and that comments are readable.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The modules from the ground up, each with those that its code may `use`: rows above its own, so no circle can form.
-/// ARCHITECTURE.md shows the same table. Unit tests follow the same rule, except for what comes after `#[cfg(test)]`.
+/// The modules from the bottom up, each with the modules that it may `use`: only rows above its
+/// own, so that no cycle can form. ARCHITECTURE.md shows the same table. The rule also covers unit
+/// tests, except those in a `mod tests` at the end of a file.
 #[rustfmt::skip]
 const MAY_USE: &[(&str, &[&str])] = &[
     ("tensor", &[]),
@@ -29,7 +30,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("app", &["checkpoint", "cli", "config", "data", "device", "eval", "model", "ops", "parallel", "report", "roofline", "sample", "tensor", "train", "units"]),
 ];
 
-/// Files in which `unsafe` may stand, as prefixes.
+/// Files that may contain `unsafe`, as prefixes.
 const MAY_BE_UNSAFE: &[&str] = &["src/app/launch.rs", "src/device/", "src/parallel/", "src/data/shard.rs"];
 
 const MAX_FILE_LINES: usize = 500;
@@ -63,7 +64,7 @@ fn relative(path: &Path) -> String {
     path.strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap().to_str().unwrap().replace('\\', "/")
 }
 
-/// The part of a file before its tests.
+/// Returns the part of a file before its tests.
 fn shipped(text: &str) -> &str {
     text.split("#[cfg(test)]\nmod tests").next().unwrap()
 }
@@ -104,7 +105,7 @@ fn the_table_has_no_circle() {
     for (row, (module, allowed)) in MAY_USE.iter().enumerate() {
         for used in *allowed {
             let below = MAY_USE[..row].iter().any(|(name, _)| name == used);
-            assert!(below, "{module} uses {used}, which does not stand above it in the table");
+            assert!(below, "{module} uses {used}, which is not above it in the table");
         }
     }
 }
@@ -162,7 +163,7 @@ fn files_and_functions_stay_short() {
             }
             let (close, declared) =
                 (format!("{}}}", " ".repeat(indent)), format!("{});", " ".repeat(indent)));
-            // A declaration, of a kernel for one, has no body.
+            // A declaration, such as that of a kernel, has no body.
             if lines[start..].iter().find(|l| **l == close || **l == declared) == Some(&declared.as_str()) {
                 continue;
             }
@@ -175,7 +176,7 @@ fn files_and_functions_stay_short() {
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
 }
 
-/// What would escape the emulated device, or hide from the compile gate.
+/// Rejects code that would bypass the emulated device or the compile gate.
 #[test]
 fn kernels_reach_the_device_through_ptx_headers_alone() {
     let is_ptx = |name: &str| name.ends_with("/ptx.cuh") || name.ends_with("/hopper.cuh");
@@ -194,6 +195,81 @@ fn kernels_reach_the_device_through_ptx_headers_alone() {
         }
     }
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+/// First words that turn a comment into a fragment instead of a sentence or a noun phrase.
+const FRAGMENT_STARTS: &[&str] = &["Of ", "What ", "Whose ", "Who ", "Where "];
+
+/// Phrases and British spellings that comments avoid, in lower case.
+#[rustfmt::skip]
+const AVOIDED: &[&str] = &[
+    "comes into being", "is no number", "is no error",
+    "optimise", "optimisa", "optimising", "initialis", "normalise", "normalisa", "normalising", "colour", "utilisation", "behaviour",
+    "recognis", "synchronis", "serialis", "vectoris", "neighbour",
+];
+
+const MAX_COMMENT_WIDTH: usize = 100;
+
+/// The marker of a line that is a comment and nothing else, and the text after it.
+fn comment(line: &str) -> Option<(&str, &str)> {
+    let line = line.trim_start();
+    let marker = ["//!", "///", "//"].into_iter().find(|marker| line.starts_with(marker))?;
+    Some((marker, line[marker.len()..].trim()))
+}
+
+/// The text of a comment without its `code`.
+fn prose(text: &str) -> String {
+    text.split('`').step_by(2).collect::<Vec<_>>().join(" ").to_lowercase()
+}
+
+/// Lists the faults of one file's comments.
+fn comment_faults(name: &str, text: &str) -> Vec<String> {
+    let mut faults = Vec::new();
+    let mut previous = None;
+    for (number, line) in text.lines().enumerate() {
+        let found = comment(line);
+        let trailing = line.split_once(" // ").map_or("", |(_, trailing)| trailing);
+        let words = prose(found.map_or(trailing, |(_, text)| text));
+        let mut fault = |what: String| faults.push(format!("{name}:{}: {what}", number + 1));
+        AVOIDED.iter().filter(|avoided| words.contains(**avoided)).for_each(|a| fault(format!("\"{a}\"")));
+        if let Some((marker, text)) = found {
+            // Only the first line of a block: later ones start where the previous line was wrapped.
+            let start = FRAGMENT_STARTS.iter().find(|start| text.starts_with(**start));
+            if let Some(start) = start.filter(|_| previous != Some(marker)) {
+                fault(format!("starts with \"{}\"", start.trim_end()));
+            }
+            let width = line.chars().count();
+            if width > MAX_COMMENT_WIDTH && !text.starts_with('|') && !text.contains("://") {
+                fault(format!("{width} columns"));
+            }
+        }
+        previous = found.map(|(marker, _)| marker);
+    }
+    faults
+}
+
+#[test]
+fn comments_are_plain_english() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let dirs = ["src", "kernels", "benches", "tests", "crates"];
+    let dirs = dirs.into_iter().filter(|dir| root.join(dir).is_dir());
+    let mut paths: Vec<PathBuf> = dirs.flat_map(|dir| files(dir, &["rs", "cu", "cuh", "h", "c"])).collect();
+    paths.push(root.join("build.rs"));
+    let faults_of = |path: &PathBuf| comment_faults(&relative(path), &fs::read_to_string(path).unwrap());
+    let faults: Vec<String> = paths.iter().flat_map(faults_of).collect();
+    assert!(faults.is_empty(), "{} faults\n{}", faults.len(), faults.join("\n"));
+}
+
+#[test]
+fn faulty_comments_are_found() {
+    let wide = format!("// {}", "w".repeat(98));
+    let of = ["//", "Of a kernel."].join(" ");
+    let text = format!(
+        "/// {}\n{of}\n// {}\nlet x = 1; // {}\n// `{}`\n{wide}\n// https://{wide}",
+        "Bytes per stage.", "Of the same block.", "Its Behaviour.", "colour"
+    );
+    let expected = ["f:2: starts with \"Of\"", "f:4: \"behaviour\"", "f:6: 101 columns"];
+    assert_eq!(comment_faults("f", &text), expected);
 }
 
 #[test]

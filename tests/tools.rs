@@ -191,7 +191,7 @@ fn a_step_is_predicted_and_compared_with_records() {
     let entry = format!(r#"{{"kernel": "gelu forward", "shape": "1x64", {fields}, "tensor_flops": 0"#);
     fs::write(&counts, format!(r#"{{"kernels": [{entry}, "model_bytes": 256}}]}}"#)).unwrap();
     let text = stdout(&succeed(&mut warpsmith(dir.path(), &line.replace("-r 0", "-r 1"))));
-    assert!(text.contains("binds") && text.contains("HBM   1.00"), "{text}");
+    assert!(text.contains("binds") && text.contains("HBM        1.00"), "{text}");
     fs::write(&counts, format!(r#"{{"kernels": [{entry}}}]}}"#)).unwrap();
     refuse(&mut warpsmith(dir.path(), line), &["tiny-kernels.json", "model_bytes"]);
     fs::remove_file(&counts).unwrap();
@@ -230,7 +230,7 @@ fn a_step_of_many_gpus_is_predicted() {
     );
 
     let text = run("scaling -e d48 -b 4 --gpu 4090 --gpus 8 --links ndr --gpus-per-node 4");
-    assert!(text.contains("one micro-batch a step for each GPU"), "{text}");
+    assert!(text.contains("one micro-batch per GPU and step"), "{text}");
     assert!(text.contains("PCIe 4.0 x16") && text.contains("InfiniBand NDR"), "{text}");
     let fits = |stage| row(&text, stage, "8").last().copied();
     assert_eq!((fits("0"), fits("3")), (Some("no"), Some("yes")), "{text}");

@@ -1,4 +1,4 @@
-//! One device, on which cases are checked and timed one after another.
+//! One device on which cases are checked and timed one after another.
 
 use crate::args::Args;
 use crate::buffers::{ARENA, Buffers};
@@ -17,51 +17,51 @@ use warpsmith::ops::{Device, Ops, download_f32, plan_scratch};
 use warpsmith::rng::Mt19937;
 use warpsmith::tensor::{Dtype, MemoryPlan, Tensor};
 
-/// Written between repetitions: more than the second-level cache of any GPU known here holds.
+/// Bytes written between repetitions: more than the L2 cache of any GPU known here.
 const COLD_BYTES: usize = 512 << 20;
-/// Elements of a product that are computed in f64 beside the four corners.
+/// Elements of a matmul that are computed in f64, besides the four corners.
 const SAMPLES: usize = 28;
-/// TF32 has 13 bits less than f32; one in thousands of sums is off by four standard deviations.
+/// TF32 has 13 fewer bits than f32; one in thousands of sums is off by four standard deviations.
 const TF32_ROUNDINGS: f64 = 4.0 * 8192.0;
 
-/// What became of a case.
+/// The outcome of a case.
 #[derive(Clone, Debug)]
 pub enum Outcome {
-    /// A wrong result, or none: what, in one line.
+    /// A wrong result or a failure, in one line.
     Wrong(String),
-    /// The device has not this many bytes.
+    /// The device does not have this many bytes.
     TooLarge(usize),
     Right(Measured),
 }
 
 #[derive(Clone, Debug, Default)]
 pub struct Measured {
-    /// One for each of whose products; one for any other kernel.
+    /// One run per matmul choice; a single run for other kernels.
     pub runs: Vec<Measurement>,
-    /// cuBLASLt, if it does not have this product, or is not there.
+    /// Why cuBLASLt has no result: it lacks this matmul, or is not installed.
     pub missing: Option<String>,
-    /// Plans of this case's products, with the times of other kernels: a line for each that was tuned.
+    /// Plans of the case's matmuls with the times of alternatives, one line per tuned matmul.
     pub plans: Vec<String>,
 }
 
 #[derive(Clone, Debug)]
 pub struct Measurement {
     pub matmul: MatmulChoice,
-    /// None on a device whose times mean nothing.
+    /// `None` on a device whose times are meaningless.
     pub times: Option<Times>,
-    /// On a device that counts.
+    /// Only on a device that counts.
     pub counted: Option<Counted>,
 }
 
-/// What was counted of one call.
+/// Counts of one call.
 #[derive(Clone, Copy, Debug)]
 pub struct Counted {
     pub counts: Counts,
-    /// The device's kernel with most work for tensor cores.
-    pub program: Option<&'static str>,
+    /// The kernel with the most tensor core FLOPs.
+    pub device_kernel: Option<&'static str>,
 }
 
-/// Microseconds of a call.
+/// Microseconds per call.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Times {
     pub median: f64,
@@ -83,7 +83,7 @@ pub struct Bench {
     dtype: Dtype,
     reps: usize,
     room_bytes: usize,
-    /// None where there is no cache to clear.
+    /// `None` where there is no cache to clear.
     cold: Option<Tensor>,
     /// (1) f32
     scalar: Tensor,
@@ -91,10 +91,10 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// Opens the device and allocates what the largest of `cases` needs.
+    /// Opens the device and allocates the memory of the largest case.
     ///
     /// # Errors
-    /// One line, if there is no such device.
+    /// If there is no such device, in one line.
     pub fn open(args: &Args, cases: &[Case]) -> Result<Self> {
         let options = CudaOptions {
             dtype: args.dtype,
@@ -120,7 +120,7 @@ impl Bench {
         let cold_bytes = if emulated { 0 } else { COLD_BYTES };
         plan_scratch(&cuda, &limits, &mut plan)?;
         let others = plan.size_bytes() + cold_bytes;
-        // A tenth stays free for the driver, cuBLASLt and whoever else is there.
+        // A tenth stays free for the driver, cuBLASLt and other processes.
         let room = cuda.gpu().map_or(usize::MAX, |gpu| (gpu.memory_bytes / 10 * 9).saturating_sub(others));
         let needs = cases.iter().flat_map(|case| [case, &case.small()].map(|case| bytes(case, args.dtype)));
         let room_bytes = needs.filter(|&bytes| bytes <= room).max().unwrap_or_default();
@@ -134,21 +134,21 @@ impl Bench {
         Ok(Bench { cuda, dtype: args.dtype, reps: args.reps, room_bytes, cold, scalar, emulated })
     }
 
-    /// As the vendor calls it, with the type of numbers.
+    /// The vendor's name of the device, and the element type.
     pub fn describe(&self) -> String {
         self.cuda.describe()
     }
 
-    /// Libraries beside our kernels, a line each.
+    /// Libraries used besides our kernels, one line each.
     ///
     /// # Errors
-    /// One line, if one is there and cannot be used.
+    /// If a library is installed but unusable, in one line.
     pub fn libraries(&mut self) -> Result<Vec<String>> {
         let libraries = self.cuda.libraries()?;
         Ok(libraries.into_iter().map(|(name, found)| format!("{name} {found}")).collect())
     }
 
-    /// The GPU's name; None for the emulated device.
+    /// The GPU's name; `None` for the emulated device.
     pub fn gpu_name(&self) -> Option<String> {
         self.cuda.gpu().map(|gpu| gpu.name)
     }
@@ -171,7 +171,7 @@ impl Bench {
             match self.outputs(&small) {
                 Err(error) if choice == MatmulChoice::Cublaslt => missing = Some(format!("{error:#}")),
                 got => {
-                    compare(&got?, &want, self.dtype, tolerated).with_context(|| format!("{choice:?}"))?;
+                    compare(&got?, &want, self.dtype, tolerated).with_context(|| name(choice))?;
                     choices.push(choice);
                 }
             }
@@ -182,7 +182,7 @@ impl Bench {
         if let Some(before) = &calls.before {
             before(&mut self.cuda)?;
         }
-        // Those of the small one are of no use to anyone.
+        // Plans of the small case are of no interest.
         self.cuda.take_matmul_plans();
         let mut runs = Vec::new();
         for (i, &matmul) in choices.iter().enumerate() {
@@ -193,18 +193,18 @@ impl Bench {
             self.cuda.take_counts();
             (calls.call)(&mut self.cuda)?;
             let counted = sum(&self.cuda.take_counts());
-            self.check_whole(&t, &calls, tolerated).with_context(|| format!("{matmul:?}, whole"))?;
+            self.check_full(&t, &calls, tolerated).with_context(|| format!("{}, full size", name(matmul)))?;
             runs.push(Measurement { matmul, times: None, counted });
         }
         self.time(&calls, &mut runs)?;
         Ok(Measured { runs, missing, plans: self.cuda.take_matmul_plans() })
     }
 
-    /// Whose products to compare. Where there is no clock to choose by, every tile.
+    /// The matmul choices to compare: without a clock to choose by, every tile.
     fn choices(&self, case: &Case) -> Vec<MatmulChoice> {
         use MatmulChoice::{Cublaslt, Fastest, Hopper, Own, Tile};
         let tile = |(M, N)| Tile { M, N, splits: 1 };
-        match (case.is_product(), self.emulated, self.dtype) {
+        match (case.is_matmul(), self.emulated, self.dtype) {
             (false, ..) => vec![Fastest],
             (true, false, _) => vec![Fastest, Own, Cublaslt],
             (true, true, Dtype::F32) => [(128, 256), (128, 128), (64, 64)].map(tile).to_vec(),
@@ -215,9 +215,9 @@ impl Bench {
         }
     }
 
-    /// How often operands are rounded before they are multiplied.
+    /// Number of times operands are rounded before they are multiplied.
     fn rounds_operands(&self, case: &Case) -> f64 {
-        if case.is_product() && self.dtype == Dtype::F32 { TF32_ROUNDINGS } else { 0.0 }
+        if case.is_matmul() && self.dtype == Dtype::F32 { TF32_ROUNDINGS } else { 0.0 }
     }
 
     /// Runs a case from its inputs and returns its outputs.
@@ -227,8 +227,8 @@ impl Bench {
         run(&mut self.cuda, &t, &calls)
     }
 
-    /// At full size: every element is a number, and some of a product are the right ones.
-    fn check_whole(&mut self, t: &Buffers, calls: &Calls, rounds_operands: f64) -> Result<()> {
+    /// Checks the full-size outputs: every element is finite, and samples of a matmul are correct.
+    fn check_full(&mut self, t: &Buffers, calls: &Calls, rounds_operands: f64) -> Result<()> {
         for (output, _) in t.outputs() {
             let mut sum = [0.0f32];
             match output.tensor.dtype {
@@ -238,15 +238,15 @@ impl Bench {
             download_f32(&mut self.cuda, &mut sum, self.scalar)?;
             ensure!(sum[0].is_finite(), "{}: an element is {}", output.name, sum[0]);
         }
-        let Some(product) = calls.product else { return Ok(()) };
-        let (rows, columns) = product.extent();
+        let Some(matmul) = calls.matmul else { return Ok(()) };
+        let (rows, columns) = matmul.extent();
         let mut rng = Mt19937::new(11);
         let mut below = |end: usize| rng.randint32() as usize % end;
         let corners = [(0, 0), (0, columns - 1), (rows - 1, 0), (rows - 1, columns - 1)];
         let places: Vec<_> =
             corners.into_iter().chain((0..SAMPLES).map(|_| (below(rows), below(columns)))).collect();
         let expected: Vec<_> =
-            places.iter().flat_map(|&(row, column)| product.expected(t, row, column)).collect();
+            places.iter().flat_map(|&(row, column)| matmul.expected(t, row, column)).collect();
         for (output, tolerance) in t.outputs() {
             let (mut got, mut want) = (Vec::new(), Vec::new());
             for &(_, index, value) in expected.iter().filter(|(tensor, ..)| *tensor == output.tensor) {
@@ -260,30 +260,31 @@ impl Bench {
         Ok(())
     }
 
-    /// The check of a case at full size with one number in place of its first output: for tests of the check.
+    /// Overwrites the first output of a full-size case with `value` and checks it, to test the
+    /// check.
     ///
     /// # Errors
-    /// What it found.
-    pub fn check_spoilt(&mut self, case: &Case, value: f32) -> Result<()> {
+    /// The fault that the check found.
+    pub fn check_spoiled(&mut self, case: &Case, value: f32) -> Result<()> {
         let mut t = Buffers::new(self.dtype, self.dtype);
         let calls = case.declare(&mut t);
         run(&mut self.cuda, &t, &calls)?;
         let (first, _) = t.outputs().next().context("an output")?;
         self.cuda.fill(first.tensor, value)?;
-        self.check_whole(&t, &calls, 0.0)
+        self.check_full(&t, &calls, 0.0)
     }
 
-    /// In turns, each call from memory and not from the cache.
+    /// Times the runs alternately; each call starts with a cold cache.
     fn time(&mut self, calls: &Calls, runs: &mut [Measurement]) -> Result<()> {
         let Some(cold) = self.cold else { return Ok(()) };
         let mut us = vec![Vec::with_capacity(self.reps); runs.len()];
         for rep in 0..=self.reps {
             for (run, us) in runs.iter().zip(&mut us) {
                 self.cuda.choose_matmul(run.matmul);
-                // While it is written, the host queues what is timed.
+                // While this is written, the host queues the timed call.
                 self.cuda.fill(cold, 1.0 + rep as f32)?;
                 let ms = self.cuda.time(|cuda| (calls.call)(cuda))?.context("a GPU without a clock")?;
-                // The first round brings clocks and code to where they stay.
+                // The first round warms up clocks and code.
                 if rep > 0 {
                     us.push(1e3 * f64::from(ms));
                 }
@@ -293,6 +294,17 @@ impl Bench {
             run.times = Some(Times::of(us));
         }
         Ok(())
+    }
+}
+
+/// Name of a matmul choice in messages.
+fn name(choice: MatmulChoice) -> String {
+    match choice {
+        MatmulChoice::Fastest => "fastest".to_owned(),
+        MatmulChoice::Own => "own".to_owned(),
+        MatmulChoice::Cublaslt => "cublaslt".to_owned(),
+        MatmulChoice::Tile { M, N, splits } => format!("tile {M}x{N}, {splits} split(s)"),
+        MatmulChoice::Hopper { N, splits } => format!("hopper 128x{N}, {splits} split(s)"),
     }
 }
 
@@ -310,13 +322,13 @@ fn bytes(case: &Case, dtype: Dtype) -> usize {
     t.size_bytes()
 }
 
-/// None if nothing was launched: clearing memory takes no kernel.
+/// Returns `None` if nothing was launched: clearing memory takes no kernel.
 fn sum(launched: &BTreeMap<&'static str, Counts>) -> Option<Counted> {
     let mut sum = Counts::default();
     launched.values().for_each(|counts| sum += *counts);
     let most = launched.iter().max_by_key(|(_, counts)| counts.tensor_flops);
-    let program = most.filter(|(_, counts)| counts.tensor_flops > 0).map(|(program, _)| *program);
-    (sum.launches > 0).then_some(Counted { counts: sum, program })
+    let device_kernel = most.filter(|(_, counts)| counts.tensor_flops > 0).map(|(name, _)| *name);
+    (sum.launches > 0).then_some(Counted { counts: sum, device_kernel })
 }
 
 fn run(dev: &mut dyn Target, t: &Buffers, calls: &Calls) -> Result<Vec<Output>> {
@@ -334,7 +346,7 @@ fn run(dev: &mut dyn Target, t: &Buffers, calls: &Calls) -> Result<Vec<Output>> 
     Ok(outputs)
 }
 
-/// What is right.
+/// Computes the expected outputs.
 fn outputs_on_cpu(case: &Case, dtype: Dtype) -> Result<Vec<Output>> {
     let mut cpu = Cpu::new(Precision::F32)?;
     let mut t = Buffers::new(dtype, Dtype::F32);
@@ -347,7 +359,7 @@ fn outputs_on_cpu(case: &Case, dtype: Dtype) -> Result<Vec<Output>> {
 }
 
 fn compare(got: &[Output], want: &[Output], dtype: Dtype, rounds_operands: f64) -> Result<()> {
-    ensure!(got.len() == want.len() && !got.is_empty(), "{} outputs, want {}", got.len(), want.len());
+    ensure!(got.len() == want.len() && !got.is_empty(), "{} outputs, expected {}", got.len(), want.len());
     got.iter().zip(want).try_for_each(|(got, want)| {
         compare_one(got.name, &got.values, &want.values, got.tolerance, dtype, rounds_operands)
     })

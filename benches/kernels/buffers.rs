@@ -1,5 +1,6 @@
-//! The tensors of a case: declared with what is in them, laid out side by side at the start of one arena, and known element by
-//! element on the host, so that a sum over them can be checked without a copy of them.
+//! The tensors of a case. They are declared with their contents, laid out at the start of one
+//! arena, and known element by element on the host, so that a sum over them can be checked without
+//! a copy.
 
 use anyhow::Result;
 use half::{bf16, f16};
@@ -9,14 +10,15 @@ use warpsmith::ops::Device;
 use warpsmith::rng::Mt19937;
 use warpsmith::tensor::{Dtype, TENSOR_ALIGN, Tensor};
 
-/// The arena that cases take turns with, the first of a plan.
+/// The arena that the cases share, the first of a plan.
 pub const ARENA: &str = "cases";
 
-/// Random numbers repeat after so many: a prime, so that no row or column of a matrix is the next one's copy.
+/// Period of the random numbers: a prime, so that no row or column of a matrix repeats its
+/// neighbor.
 const PERIOD: usize = 1_048_573;
 
 enum Content {
-    /// Random ones, rounded to the device's type, repeated; made when they are first asked for.
+    /// Random numbers, rounded to the device's type and repeated; generated on first use.
     Numbers {
         seed: u32,
         range: (f32, f32),
@@ -32,14 +34,14 @@ pub struct Buffer {
     pub name: &'static str,
     pub tensor: Tensor,
     content: Content,
-    /// Of an output.
+    /// Tolerance, for outputs.
     pub tolerance: Option<Tolerance>,
 }
 
 pub struct Buffers {
-    /// Of the device: what numbers are rounded to.
+    /// Element type of the device, to which numbers are rounded.
     dtype: Dtype,
-    /// What x tensors are stored as: f32 on the CPU.
+    /// Storage type of x tensors: f32 on the CPU.
     stored: Dtype,
     used_bytes: usize,
     pub all: Vec<Buffer>,
@@ -54,12 +56,12 @@ impl Buffers {
         self.used_bytes
     }
 
-    /// An input of the device's type, of numbers between `-size` and `size`.
+    /// Declares an input of the device's type, with numbers between `-size` and `size`.
     pub fn x(&mut self, name: &'static str, len: usize, size: f32) -> Tensor {
         self.numbers(name, len, (self.stored, self.dtype), (-size, size), None)
     }
 
-    /// An input in f32.
+    /// Declares an input in f32.
     pub fn f32(&mut self, name: &'static str, len: usize, range: (f32, f32)) -> Tensor {
         self.numbers(name, len, (Dtype::F32, Dtype::F32), range, None)
     }
@@ -68,12 +70,12 @@ impl Buffers {
         self.add(name, values.len(), Dtype::I32, Content::Integers(values), None)
     }
 
-    /// Indices below `end`.
+    /// Declares indices below `end`.
     pub fn indices(&mut self, name: &'static str, len: usize, end: usize) -> Tensor {
         self.i32(name, random_indices(len, end))
     }
 
-    /// An output that is assigned.
+    /// Declares an output that is assigned.
     pub fn out_x(&mut self, name: &'static str, len: usize, tolerance: Tolerance) -> Tensor {
         self.add(name, len, self.stored, Content::Nothing, Some(tolerance))
     }
@@ -82,7 +84,7 @@ impl Buffers {
         self.add(name, len, Dtype::F32, Content::Nothing, Some(tolerance))
     }
 
-    /// An output that is added to, or an input that an output overwrites.
+    /// Declares an output that is added to, or an input that an output overwrites.
     pub fn inout_x(&mut self, name: &'static str, len: usize, size: f32, tolerance: Tolerance) -> Tensor {
         self.numbers(name, len, (self.stored, self.dtype), (-size, size), Some(tolerance))
     }
@@ -105,7 +107,7 @@ impl Buffers {
         range: (f32, f32),
         tolerance: Option<Tolerance>,
     ) -> Tensor {
-        // Other numbers for each tensor, the same for the CPU and for the device.
+        // Numbers differ between tensors, but are the same on the CPU and the device.
         let seed = 1 + self.all.len() as u32;
         let content = Content::Numbers { seed, range, rounded_to, values: OnceCell::new() };
         self.add(name, len, dtype, content, tolerance)
@@ -129,23 +131,17 @@ impl Buffers {
         self.all.iter().filter_map(|buffer| Some((buffer, buffer.tolerance?)))
     }
 
-    /// Gives every tensor its content.
-    ///
-    /// # Errors
-    /// If the device fails.
+    /// Fills every tensor with its content.
     pub fn fill(&self, dev: &mut (impl Device + ?Sized)) -> Result<()> {
         self.all.iter().try_for_each(|buffer| buffer.fill(dev))
     }
 
-    /// The same for outputs alone, before another device's or kernel's turn.
-    ///
-    /// # Errors
-    /// If the device fails.
+    /// Refills the outputs before another device or kernel runs.
     pub fn fill_outputs(&self, dev: &mut (impl Device + ?Sized)) -> Result<()> {
         self.outputs().try_for_each(|(buffer, _)| buffer.fill(dev))
     }
 
-    /// What is at `index` of a tensor of numbers before anything ran.
+    /// The initial number at `index` of a tensor.
     pub fn value(&self, tensor: Tensor, index: usize) -> f64 {
         let buffer = self.all.iter().find(|buffer| buffer.tensor == tensor).expect("a declared tensor");
         f64::from(buffer.numbers()[index % PERIOD])
@@ -153,7 +149,7 @@ impl Buffers {
 }
 
 impl Buffer {
-    /// What is repeated in it.
+    /// The numbers that repeat in it.
     fn numbers(&self) -> &[f32] {
         let Content::Numbers { seed, range: (low, high), rounded_to, values } = &self.content else {
             panic!("{} has no numbers to begin with", self.name)
@@ -181,7 +177,7 @@ impl Buffer {
     }
 }
 
-/// The same ones every time.
+/// Returns the same random indices every time.
 pub fn random_indices(len: usize, end: usize) -> Vec<i32> {
     let mut rng = Mt19937::new(7);
     (0..len).map(|_| (rng.randint32() as usize % end) as i32).collect()

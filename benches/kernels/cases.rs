@@ -1,8 +1,8 @@
-//! What is timed: each kernel of the list that `warpsmith roofline` predicts, called as training calls it, and what the list
-//! lacks because a step has no use for it.
+//! The benchmark cases: each kernel that `warpsmith roofline` predicts, called as in training, and
+//! kernels that a training step does not use.
 
 use crate::buffers::{Buffers, random_indices};
-use crate::products::{self, Layer, Pass, Product};
+use crate::matmuls::{self, Layer, Matmul, Pass};
 use anyhow::{Context, Result, bail};
 use warpsmith::config::ModelConfig;
 use warpsmith::data::buckets;
@@ -10,9 +10,9 @@ use warpsmith::device::compare::{Tolerance, adamw_part, adamw_step};
 use warpsmith::device::cpu::Cpu;
 use warpsmith::device::cuda::Cuda;
 use warpsmith::ops::*;
-use warpsmith::roofline::kernels::{Class, Kernel, Run, Work, step};
+use warpsmith::roofline::kernels::{Class, Kernel, StepShape, Work, step};
 
-/// A device on which the two products of a backward pass can be asked for one at a time.
+/// A device that can run the two matmuls of a backward pass separately.
 pub trait Target: Ops {
     fn dgrad(&mut self, args: MatmulBackward) -> Result<()>;
     fn wgrad(&mut self, args: MatmulBackward) -> Result<()>;
@@ -28,7 +28,7 @@ impl Target for Cuda {
     }
 }
 
-/// Where it is but compared with, both will do.
+/// The reference for comparisons; it runs both.
 impl Target for Cpu {
     fn dgrad(&mut self, args: MatmulBackward) -> Result<()> {
         self.matmul_backward(args)
@@ -43,31 +43,31 @@ pub type Call = Box<dyn Fn(&mut dyn Target) -> Result<()>>;
 
 /// A case with its tensors.
 pub struct Calls {
-    /// What its inputs come from, run once.
+    /// Computes the inputs; runs once.
     pub before: Option<Call>,
     pub call: Call,
-    /// Single elements of a product can be checked at any size.
-    pub product: Option<Product>,
+    /// The matmul, whose single elements can be checked at any size.
+    pub matmul: Option<Matmul>,
 }
 
 impl Calls {
     fn of(call: impl Fn(&mut dyn Target) -> Result<()> + 'static) -> Self {
-        Calls { before: None, call: Box::new(call), product: None }
+        Calls { before: None, call: Box::new(call), matmul: None }
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Op {
-    Product(Layer, Pass),
+    Matmul(Layer, Pass),
     AttentionForward,
     AttentionBackward,
     AttentionDecode,
     LayernormForward,
-    /// The first begins the gradient of the residual stream, the others add to it.
+    /// The first starts the gradient of the residual stream, the others add to it.
     LayernormBackward {
         first: bool,
     },
-    /// With gradients or losses alone.
+    /// With gradients, or losses only.
     Classifier(bool),
     EncoderForward,
     EncoderBackward,
@@ -79,7 +79,7 @@ enum Op {
     Adamw,
 }
 
-/// The operation behind a name of the list.
+/// Maps a kernel's name to its operation.
 fn op(kernel: &Kernel) -> Result<Op> {
     Ok(match kernel.name {
         "attention forward" => Op::AttentionForward,
@@ -98,11 +98,11 @@ fn op(kernel: &Kernel) -> Result<Op> {
         "norm" => Op::Norm,
         "sum" => Op::Sum,
         "adamw" => Op::Adamw,
-        name if matches!(kernel.work, Work::Product { .. }) => {
-            let (layer, pass) = products::named(name)?;
-            Op::Product(layer, pass)
+        name if matches!(kernel.work, Work::Matmul { .. }) => {
+            let (layer, pass) = matmuls::named(name)?;
+            Op::Matmul(layer, pass)
         }
-        name => bail!("no benchmark of the kernel {name}; benches/kernels/cases.rs lists them"),
+        name => bail!("no benchmark for the kernel {name}; benches/kernels/cases.rs lists them"),
     })
 }
 
@@ -110,35 +110,36 @@ fn op(kernel: &Kernel) -> Result<Op> {
 #[derive(Clone, Debug)]
 pub struct Case {
     pub kernel: Kernel,
-    /// The model it is of, or one of them.
+    /// A model that uses the kernel at this shape.
     pub config: ModelConfig,
-    pub run: Run,
+    pub step: StepShape,
     op: Op,
     dims: Vec<usize>,
 }
 
-/// Those of a model's step with everything recomputed, then the others.
+/// Returns the kernels of a model's step with everything recomputed, then the others.
 ///
 /// # Errors
 /// If a kernel of the step has no benchmark.
-pub fn cases(config: &ModelConfig, run: &Run) -> Result<Vec<Case>> {
-    let kernels = step(config, &Run { recompute: 2, ..*run }).into_iter().chain(others(config, run));
+pub fn cases(config: &ModelConfig, shape: &StepShape) -> Result<Vec<Case>> {
+    let kernels =
+        step(config, &StepShape { recompute: 2, ..*shape }).into_iter().chain(others(config, shape));
     kernels
         .map(|kernel| {
             let dims = kernel.shape.split('x').map(str::parse).collect::<Result<_, _>>();
             let dims = dims.with_context(|| format!("{}: the shape {}", kernel.name, kernel.shape))?;
-            Ok(Case { op: op(&kernel)?, config: *config, run: *run, dims, kernel })
+            Ok(Case { op: op(&kernel)?, config: *config, step: *shape, dims, kernel })
         })
         .collect()
 }
 
-/// What evaluation, sampling, the log and training on several GPUs use.
-fn others(config: &ModelConfig, run: &Run) -> Vec<Kernel> {
-    let Run { B, T, .. } = *run;
-    let (rows, C, Vp) = (run.logits_chunk(), config.C, config.Vp);
-    let like = |name, shape: &[usize], bytes: usize| Kernel {
+/// Returns the kernels of evaluation, sampling, logging and multi-GPU training.
+fn others(config: &ModelConfig, shape: &StepShape) -> Vec<Kernel> {
+    let StepShape { B, T, .. } = *shape;
+    let (rows, C, Vp) = (shape.logits_chunk(), config.C, config.Vp);
+    let like = |name, dims: &[usize], bytes: usize| Kernel {
         name,
-        shape: shape.iter().map(usize::to_string).collect::<Vec<_>>().join("x"),
+        shape: dims.iter().map(usize::to_string).collect::<Vec<_>>().join("x"),
         class: Class::Classifier,
         work: Work::Stream { share: 0.9 },
         calls: 0,
@@ -151,30 +152,30 @@ fn others(config: &ModelConfig, run: &Run) -> Vec<Kernel> {
         like("attention decode", &[B, config.NH, T, config.HS()], B * T * 2 * C * 2),
         like("fill with ones", &[B * T, C], B * T * C * 2),
         like("sum", &[B * T], B * T * 4),
-        // A layer's matrices.
+        // The matrices of a layer.
         like("add", &[12 * C, C], 12 * C * C * 6),
     ]
 }
 
-/// Rows that a comparison with the CPU makes do with: off the tiles.
+/// Rows for a comparison with the CPU: not a multiple of the tiles.
 const FEW: usize = 72;
 /// Elements of a parameter tensor for the same: more than a block's.
 const FEW_ELEMENTS: usize = 20_000;
 
 impl Case {
-    pub fn is_product(&self) -> bool {
-        matches!(self.op, Op::Product(..))
+    pub fn is_matmul(&self) -> bool {
+        matches!(self.op, Op::Matmul(..))
     }
 
     pub fn same_as(&self, other: &Case) -> bool {
         self.kernel.name == other.kernel.name && self.kernel.shape == other.kernel.shape
     }
 
-    /// The same with as many columns, heads and classes, but few rows.
+    /// Returns the case with the same columns, heads and classes, but few rows.
     pub fn small(&self) -> Case {
         let mut small = self.clone();
         let few: &[(usize, usize)] = match self.op {
-            Op::Product(_, Pass::Wgrad) => &[(2, FEW)],
+            Op::Matmul(_, Pass::Wgrad) => &[(2, FEW)],
             Op::AttentionForward | Op::AttentionBackward | Op::AttentionDecode => &[(0, 2), (2, FEW)],
             Op::Norm | Op::Sum | Op::Adamw => &[(0, FEW_ELEMENTS)],
             _ => &[(0, FEW)],
@@ -182,23 +183,23 @@ impl Case {
         for &(i, most) in few {
             small.dims[i] = small.dims[i].min(most);
         }
-        // Tokens in a sequence must divide the rows.
+        // The sequence length must divide the rows.
         if matches!(self.op, Op::EncoderForward | Op::EncoderBackward) {
-            small.run.T = (small.dims[0] / 2).max(1);
-            small.dims[0] = 2 * small.run.T;
+            small.step.T = (small.dims[0] / 2).max(1);
+            small.dims[0] = 2 * small.step.T;
             small.config.V = small.config.V.min(FEW);
         }
         small
     }
 
-    /// The largest operations of the model, by which a device plans its scratch memory.
+    /// The largest operations of the model, which determine a device's scratch memory.
     pub fn limits(&self) -> Limits {
         let ModelConfig { C, NH, V, Vp, .. } = self.config;
-        let rows = (self.run.B * self.run.T).max(2 * FEW);
+        let rows = (self.step.B * self.step.T).max(2 * FEW);
         Limits {
             rows,
-            logits_rows: self.run.logits_rows.max(FEW),
-            T: self.run.T.max(FEW),
+            logits_rows: self.step.logits_rows.max(FEW),
+            T: self.step.T.max(FEW),
             C,
             NH,
             V,
@@ -207,14 +208,14 @@ impl Case {
         }
     }
 
-    /// Declares its tensors.
+    /// Declares the tensors of the case.
     pub fn declare(&self, t: &mut Buffers) -> Calls {
         let dims = &self.dims[..];
         match self.op {
-            Op::Product(layer, pass) => {
-                let accumulate = self.run.micro_steps > 1;
-                let product = products::declare(t, (layer, pass), products::sizes(pass, dims), accumulate);
-                Calls { before: None, call: product.call(), product: Some(product) }
+            Op::Matmul(layer, pass) => {
+                let accumulate = self.step.micro_steps > 1;
+                let matmul = matmuls::declare(t, (layer, pass), matmuls::sizes(pass, dims), accumulate);
+                Calls { before: None, call: matmul.call(), matmul: Some(matmul) }
             }
             Op::AttentionForward | Op::AttentionBackward | Op::AttentionDecode => self.attention(t),
             Op::LayernormForward => layernorm_forward(t, dims[0], dims[1]),
@@ -244,7 +245,8 @@ impl Case {
             }
             Op::Sum => {
                 let out = t.out_f32("out", 1, Tolerance::new(0.0, dims[0]));
-                // Apart from zero: the sum of as many of either sign would be what rounding left.
+                // The range is asymmetric: numbers of both signs would cancel, and rounding errors
+                // would dominate the sum.
                 let src = t.f32("src", dims[0], (-0.5, 1.5));
                 Calls::of(move |dev| dev.sum(out, src))
             }
@@ -253,7 +255,7 @@ impl Case {
     }
 
     fn attention(&self, t: &mut Buffers) -> Calls {
-        let &[B, NH, T, HS] = &self.dims[..] else { panic!("{:?} is no B x NH x T x HS", self.dims) };
+        let &[B, NH, T, HS] = &self.dims[..] else { panic!("{:?} is not B x NH x T x HS", self.dims) };
         let dims = AttentionDims { B, T, NH, HS };
         let C = NH * HS;
         let qkv = t.x("qkv", B * T * 3 * C, 2.0);
@@ -261,7 +263,8 @@ impl Case {
             let out = t.out_x("out", B * C, Tolerance::new(2.0, T));
             return Calls::of(move |dev| dev.attention_decode(out, qkv, T - 1, dims));
         }
-        // As in tests/kernels: weights and what they sum up to are rounded once each, and dS is a difference of such sums.
+        // As in tests/kernels: weights and their sums are each rounded once, and dS is a difference
+        // of such sums.
         let out = t.out_x("out", B * T * C, Tolerance::new(3.0, T));
         let lse = t.out_f32("lse", B * NH * T, Tolerance::new(0.0, HS));
         let forward = move |dev: &mut dyn Target| dev.attention_forward(out, lse, qkv, dims);
@@ -275,7 +278,7 @@ impl Case {
     }
 
     fn encoder(&self, t: &mut Buffers) -> Calls {
-        let (N, C, T, V) = (self.dims[0], self.dims[1], self.run.T, self.config.V);
+        let (N, C, T, V) = (self.dims[0], self.dims[1], self.step.T, self.config.V);
         let B = N / T;
         if self.op == Op::EncoderForward {
             let encoded = t.out_x("encoded", N * C, Tolerance::new(1.0, 1));
@@ -353,10 +356,11 @@ fn classifier(t: &mut Buffers, N: usize, V: usize, Vp: usize, gradients: bool) -
     Calls::of(move |dev| dev.classifier(args))
 }
 
-/// Of all parameters, with a master copy, the first half of them decaying, in so many runs. Training's are not all of one length.
+/// AdamW over all parameters, with master weights, half of them decayed, in `runs` launches. In
+/// training their lengths differ.
 fn adamw(t: &mut Buffers, len: usize, runs: usize) -> Calls {
     let exact = Tolerance::new(0.0, 4);
-    // Rounded at random: up to two units of a tolerance.
+    // Stochastic rounding: up to two tolerance units.
     let params = t.inout_x("params", len, 1.0, Tolerance::new(2.0, 4));
     let master = Some(t.inout_f32("master", len, (-1.0, 1.0), exact));
     let m = t.inout_f32("m", len, (-1.0, 1.0), exact);

@@ -1,5 +1,6 @@
-//! The record of what the emulated device counted. The same kernels always ask for the same, so the record of the tiny sizes is held
-//! against them by `cargo test`: more traffic or new bank conflicts are seen where there is no GPU.
+//! The record of the emulated device's counts. Kernels are deterministic, so `cargo test` compares
+//! the record of the tiny sizes with new counts and finds extra traffic or bank conflicts without a
+//! GPU.
 
 use crate::args::Args;
 use crate::bench::Counted;
@@ -11,24 +12,27 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use warpsmith::roofline::record::FILE_SUFFIX;
 
-/// How far apart counts may be: host compilers differ in a load here and there.
+/// Allowed relative difference of counts: host compilers differ by a few loads.
 const ALLOWED: f64 = 0.02;
 
-/// One call of a kernel.
+/// Counts of one call of a kernel.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Entry {
     kernel: String,
     shape: String,
-    /// The device's kernel that multiplies; none where nothing is.
-    program: Option<String>,
+    /// The kernel that multiplies; `None` where nothing is multiplied.
+    #[serde(alias = "program")]
+    device_kernel: Option<String>,
     launches: u64,
     global_requests: u64,
     sectors_read: u64,
     sectors_written: u64,
     bytes_read: u64,
     bytes_written: u64,
-    shared_turns: u64,
-    shared_turns_without_conflicts: u64,
+    #[serde(alias = "shared_turns")]
+    shared_wavefronts: u64,
+    #[serde(alias = "shared_turns_without_conflicts")]
+    shared_wavefronts_without_conflicts: u64,
     tensor_flops: u64,
     model_flops: f64,
     model_bytes: f64,
@@ -39,7 +43,7 @@ struct File {
     kernels: Vec<Entry>,
 }
 
-/// `benches/record/emulated/tiny-b2-t64-bf16-kernels.json`
+/// `benches/record/emulated/tiny-b2-t64-bf16-kernels.json`, for example.
 pub fn path(args: &Args) -> PathBuf {
     let (models, B, T) = (args.models.join("-"), args.batch_size, args.sequence_length);
     let name = format!("{models}-b{B}-t{T}-{}{FILE_SUFFIX}", args.dtype_name());
@@ -51,18 +55,18 @@ pub fn record(args: &Args, rows: &[Row]) -> Value {
 }
 
 fn entries(rows: &[Row]) -> Vec<Entry> {
-    let entry = |(row, Counted { counts, program }): (&Row, Counted)| Entry {
+    let entry = |(row, Counted { counts, device_kernel }): (&Row, Counted)| Entry {
         kernel: row.case.kernel.name.to_owned(),
         shape: row.case.kernel.shape.clone(),
-        program: program.map(str::to_owned),
+        device_kernel: device_kernel.map(str::to_owned),
         launches: counts.launches,
         global_requests: counts.global_requests,
         sectors_read: counts.sectors_read,
         sectors_written: counts.sectors_written,
         bytes_read: counts.bytes_read,
         bytes_written: counts.bytes_written,
-        shared_turns: counts.shared_turns,
-        shared_turns_without_conflicts: counts.shared_turns_without_conflicts,
+        shared_wavefronts: counts.shared_turns,
+        shared_wavefronts_without_conflicts: counts.shared_turns_without_conflicts,
         tensor_flops: counts.tensor_flops,
         model_flops: row.case.kernel.flops,
         model_bytes: row.case.kernel.bytes,
@@ -70,7 +74,7 @@ fn entries(rows: &[Row]) -> Vec<Entry> {
     rows.iter().flat_map(report::counted_of).map(entry).collect()
 }
 
-/// What is not as recorded, a line for each kernel.
+/// Returns a line for each kernel whose counts differ from the record.
 ///
 /// # Errors
 /// If the record cannot be read.
@@ -81,10 +85,10 @@ pub fn differences(recorded: &Path, rows: &[Row]) -> Result<Vec<String>> {
 }
 
 fn compare(recorded: &[Entry], found: &[Entry]) -> Vec<String> {
-    let key = |e: &Entry| (e.kernel.clone(), e.shape.clone(), e.program.clone());
+    let key = |e: &Entry| (e.kernel.clone(), e.shape.clone(), e.device_kernel.clone());
     let has = |all: &[Entry], e: &Entry| all.iter().any(|other| key(other) == key(e));
     let name = |e: &Entry| {
-        format!("{} {} {}", e.kernel, e.shape, e.program.as_deref().unwrap_or("")).trim_end().to_owned()
+        format!("{} {} {}", e.kernel, e.shape, e.device_kernel.as_deref().unwrap_or("")).trim_end().to_owned()
     };
     let mut lines = Vec::new();
     for entry in found {
@@ -102,7 +106,7 @@ fn compare(recorded: &[Entry], found: &[Entry]) -> Vec<String> {
     lines
 }
 
-/// `shared_turns 4096, recorded 2048`
+/// Lists changes such as `shared_wavefronts 4096, recorded 2048`.
 fn changes(recorded: &Entry, found: &Entry) -> Vec<String> {
     let numbers = |e: &Entry| match serde_json::to_value(e) {
         Ok(Value::Object(fields)) => {
@@ -116,20 +120,20 @@ fn changes(recorded: &Entry, found: &Entry) -> Vec<String> {
         .collect()
 }
 
-/// Of what a run where all is as recorded does not show.
+/// Tests what a run that matches its record does not exercise.
 pub fn check() {
-    let entry = |kernel: &str, program: &str, turns| Entry {
+    let entry = |kernel: &str, device_kernel: &str, wavefronts| Entry {
         kernel: kernel.to_owned(),
         shape: "1x2".to_owned(),
-        program: (!program.is_empty()).then(|| program.to_owned()),
+        device_kernel: (!device_kernel.is_empty()).then(|| device_kernel.to_owned()),
         launches: 1,
         global_requests: 100,
         sectors_read: 0,
         sectors_written: 0,
         bytes_read: 0,
         bytes_written: 0,
-        shared_turns: turns,
-        shared_turns_without_conflicts: 10,
+        shared_wavefronts: wavefronts,
+        shared_wavefronts_without_conflicts: 10,
         tensor_flops: 0,
         model_flops: 0.0,
         model_bytes: 1.5,
@@ -137,7 +141,7 @@ pub fn check() {
     let recorded = [entry("a", "x", 100), entry("a", "y", 0), entry("b", "", 7)];
     let found = [entry("a", "x", 102), entry("a", "y", 1), entry("c", "", 7)];
     let expected =
-        ["a 1x2 y: shared_turns 1, recorded 0", "c 1x2: is not in the record", "b 1x2: was not counted"];
+        ["a 1x2 y: shared_wavefronts 1, recorded 0", "c 1x2: is not in the record", "b 1x2: was not counted"];
     assert_eq!(compare(&recorded, &found), expected);
     assert_eq!(compare(&recorded, &recorded), [""; 0]);
 }

@@ -1,13 +1,15 @@
-//! Every kernel of a training step by itself: checked first, then timed from memory that no cache holds, ours beside cuBLASLt's.
+//! Benchmarks every kernel of a training step: first checked, then timed with a cold cache, ours
+//! next to cuBLASLt's.
 //!
-//! `cargo bench --bench kernels -- --help` lists the flags. Without cargo's `--bench` it is a test of itself.
+//! `cargo bench --bench kernels -- --help` lists the flags. Without cargo's `--bench` the program
+//! tests itself.
 
 mod args;
 mod bench;
 mod buffers;
 mod cases;
 mod counted;
-mod products;
+mod matmuls;
 mod record;
 mod report;
 mod tiny;
@@ -38,7 +40,7 @@ fn main() -> ExitCode {
     app::run(PROGRAM, parsed, |args| Ok(if run(&args)? { ExitCode::FAILURE } else { ExitCode::SUCCESS }))
 }
 
-/// Runs all cases, prints and records them. Whether one of them was wrong.
+/// Runs all cases, prints and records them. Returns whether any was wrong.
 fn run(args: &Args) -> Result<bool> {
     let (device, rows) = measure(args)?;
     let emulated = args.device == DeviceName::Emulated;
@@ -54,20 +56,21 @@ fn run(args: &Args) -> Result<bool> {
         true => (counted::path(args), counted::record(args, &rows)),
         false => (record::path(args, &device.name), record::record(args, &device, &rows)),
     };
-    // What is held to a record must all be in it, and what is predicted from it counts 16-bit numbers.
-    let whole = args.only.is_empty() && !(emulated && (wrong || args.dtype == Dtype::F32));
-    if args.out.is_some() || whole {
+    // A record that tests compare with must be complete, and one for predictions needs 16-bit
+    // counts.
+    let complete = args.only.is_empty() && !(emulated && (wrong || args.dtype == Dtype::F32));
+    if args.out.is_some() || complete {
         record::write(&path, &record)?;
         writeln!(out, "record: {}", path.display())?;
     }
     Ok(wrong)
 }
 
-/// The device, and all cases with what became of them.
+/// Opens the device and runs all cases.
 fn measure(args: &Args) -> Result<(Device, Vec<Row>)> {
     ensure!(
         args.peers.is_empty() || args.device == DeviceName::Cuda,
-        "--peers: expected --device cuda, found emulated, whose times mean nothing; drop the flag"
+        "--peers: expected --device cuda, found emulated, whose times are meaningless; drop the flag"
     );
     let peers = record::read_peers(&args.peers)?;
     let cases = wanted(args)?;
@@ -86,11 +89,11 @@ fn measure(args: &Args) -> Result<(Device, Vec<Row>)> {
     Ok((Device { name: name.unwrap_or_else(|| bench.describe()), libraries }, rows))
 }
 
-/// The cases that the flags ask for, each kernel and shape once.
+/// The cases that the flags select, each kernel and shape once.
 fn wanted(args: &Args) -> Result<Vec<Case>> {
     let mut all: Vec<Case> = Vec::new();
-    for (config, run) in args.steps()? {
-        for case in cases::cases(&config, &run)? {
+    for (config, shape) in args.steps()? {
+        for case in cases::cases(&config, &shape)? {
             let chosen = args.only.iter().any(|only| case.kernel.name.contains(only.as_str()));
             let wanted = args.only.is_empty() || chosen;
             if wanted && !all.iter().any(|other| case.same_as(other)) {
@@ -101,7 +104,7 @@ fn wanted(args: &Args) -> Result<Vec<Case>> {
     let only = args.only.join(",");
     ensure!(
         !all.is_empty(),
-        "--only: expected part of the name of a kernel, found {only}; without it all run"
+        "--only: expected part of the name of a kernel, found {only}; without it, all kernels run"
     );
     Ok(all)
 }

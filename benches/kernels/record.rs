@@ -1,4 +1,5 @@
-//! Records: what was measured, as `benches/record/README.md` describes it, and what others measured at the same shapes.
+//! Records of measurements, as described in `benches/record/README.md`, and measurements of other
+//! implementations.
 
 use crate::args::Args;
 use crate::bench::{Outcome, Times};
@@ -13,13 +14,13 @@ use warpsmith::device::cuda::AUTO;
 use warpsmith::roofline::gpu::Gpu;
 use warpsmith::roofline::record::FILE_SUFFIX;
 
-/// A kernel that somebody else timed.
+/// The time of another implementation.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Peer {
     pub kernel: String,
     pub shape: String,
     pub us: f64,
-    /// Who: `torch sdpa cudnn`.
+    /// Name of the implementation: `torch sdpa cudnn`.
     pub peer: String,
 }
 
@@ -50,14 +51,14 @@ pub fn read_peers(paths: &[PathBuf]) -> Result<Vec<Peer>> {
     Ok(all)
 }
 
-/// The device that was measured.
+/// The measured device.
 pub struct Device {
     pub name: String,
-    /// A line each: `cuBLASLt 13.0.2 from /usr/local/cuda/lib64/libcublasLt.so.13`.
+    /// One line per library: `cuBLASLt 13.0.2 from /usr/local/cuda/lib64/libcublasLt.so.13`.
     pub libraries: Vec<String>,
 }
 
-/// The head of a record, and the rows that were measured; wrong ones have no place in it.
+/// Returns the head of a record and its measured rows, without wrong ones.
 pub fn record(args: &Args, device: &Device, rows: &[Row]) -> Value {
     json!({
         "gpu": device.name,
@@ -71,7 +72,8 @@ pub fn record(args: &Args, device: &Device, rows: &[Row]) -> Value {
     })
 }
 
-/// The entry of a kernel: `us` is what training gets, and of products ours and cuBLASLt's stand beside.
+/// Returns the entry of a kernel: `us` is the time in training; matmuls also have ours and
+/// cuBLASLt's.
 fn entries(row: &Row) -> Vec<Value> {
     let Outcome::Right(measured) = &row.outcome else { return Vec::new() };
     let kernel = &row.case.kernel;
@@ -97,7 +99,7 @@ fn entries(row: &Row) -> Vec<Value> {
     vec![Value::Object(entry)]
 }
 
-/// As the flag takes it.
+/// The value of the flag.
 fn gelu_fusion(level: i32) -> Value {
     if level == AUTO { "auto".into() } else { level.into() }
 }
@@ -110,55 +112,57 @@ fn set_times(set: &mut impl FnMut(&str, Value) -> Option<Value>, times: Times) {
     }
 }
 
-/// Where a GPU's record belongs: `--out`, or its folder.
+/// Path of a GPU's record: `--out`, or a file in the GPU's folder.
 pub fn path(args: &Args, gpu: &str) -> PathBuf {
     let short = Gpu::of_device(gpu).map_or_else(|| slug(gpu), |gpu| gpu.name.to_owned());
     args.out.clone().unwrap_or_else(|| args.record.join(short).join(format!("{}{FILE_SUFFIX}", today())))
 }
 
+/// Writes a record.
+///
 /// # Errors
 /// One line that names the file.
 pub fn write(path: &Path, record: &Value) -> Result<()> {
     let mut text = serde_json::to_string(record)?;
-    // An entry a line, so that a change is seen where it is.
+    // One entry per line, for readable diffs.
     text = text.replace("[{", "[\n{").replace("},{", "},\n{").replace("}]", "}\n]") + "\n";
     let written = path.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(path, text));
     written.with_context(|| format!("{}: cannot write", path.display()))
 }
 
-/// `nvidia-rtx-a6000`
+/// Returns a name such as `nvidia-rtx-a6000`.
 fn slug(name: &str) -> String {
     let words = name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
     words.collect::<Vec<_>>().join("-").to_ascii_lowercase()
 }
 
-/// Of the source that is at hand; nothing where there is none.
+/// The commit of the source tree, if there is one.
 fn commit() -> Option<String> {
     let output = std::process::Command::new("git").args(["describe", "--always", "--dirty"]).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?.trim().to_owned();
     (!text.is_empty()).then_some(text)
 }
 
-/// `2026-03-01`, in Greenwich.
+/// Today's date in UTC: `2026-03-01`.
 fn today() -> String {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     date((since.as_secs() / 86_400) as i64)
 }
 
-/// Day number `days` from 1 January 1970, by counting 400-year cycles from a 1 March.
+/// The date `days` after 1 January 1970, computed from 400-year cycles that start on 1 March.
 fn date(days: i64) -> String {
     let days = days + 719_468;
     let (cycle, day) = (days.div_euclid(146_097), days.rem_euclid(146_097));
     let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
     let day = day - (365 * year + year / 4 - year / 100);
-    // Months from March on repeat in lengths of 153 days for five.
+    // From March on, every five months have 153 days.
     let month = (5 * day + 2) / 153;
     let in_month = day - (153 * month + 2) / 5 + 1;
     let (month, carried) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
     format!("{:04}-{month:02}-{in_month:02}", 400 * cycle + year + carried)
 }
 
-/// Of what no run of cases shows.
+/// Tests the functions that benchmark runs do not verify.
 pub fn check() {
     for (days, expected) in
         [(0, "1970-01-01"), (11_016, "2000-02-29"), (11_017, "2000-03-01"), (20_818, "2026-12-31")]

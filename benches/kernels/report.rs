@@ -1,4 +1,4 @@
-//! The table of what was measured.
+//! The printed tables of results.
 
 use crate::bench::{Counted, Measurement, Outcome, Times};
 use crate::cases::Case;
@@ -8,18 +8,20 @@ use warpsmith::device::cuda::MatmulChoice;
 use warpsmith::roofline::gpu::Gpu;
 use warpsmith::roofline::predict::predict;
 
-/// A case, what became of it, and what it is held against.
+/// A case with its outcome and its references.
 pub struct Row {
     pub case: Case,
     pub outcome: Outcome,
-    /// No GPU of its sort is faster; None for a GPU that is not in the table, and for types that the list does not count.
+    /// Lower bound for this GPU model; `None` for GPUs that are not in the table, and for types
+    /// that the list does not count.
     pub floor_us: Option<f64>,
-    /// The fastest of others.
+    /// The fastest other implementation.
     pub peer: Option<Peer>,
 }
 
 impl Row {
-    /// `gpu`: what is known of it; `sixteen`: numbers have 16 bits, as bytes are counted.
+    /// `gpu` is its table entry; `sixteen` says that elements have 16 bits, as the byte counts
+    /// assume.
     pub fn new(case: Case, outcome: Outcome, gpu: Option<&Gpu>, sixteen: bool, peers: &[Peer]) -> Self {
         let floor_us = gpu.filter(|_| sixteen).map(|gpu| predict(&case.kernel, gpu).floor_us);
         let same = |peer: &&Peer| peer.kernel == case.kernel.name && peer.shape == case.kernel.shape;
@@ -34,7 +36,7 @@ impl Row {
         }
     }
 
-    /// What training gets.
+    /// The times in training.
     pub fn times(&self) -> Option<Times> {
         self.runs().first()?.times
     }
@@ -43,7 +45,7 @@ impl Row {
         Some(self.runs().iter().find(|run| run.matmul == choice)?.times?.median)
     }
 
-    /// The fastest of our kernels, where cuBLASLt's are an alternative.
+    /// Our fastest kernel, where cuBLASLt is an alternative.
     pub fn own_us(&self) -> Option<f64> {
         self.median_of(MatmulChoice::Own)
     }
@@ -70,7 +72,8 @@ const HEADS: [&str; 14] = [
     "peer us (ours / peer)",
 ];
 
-/// Times in Markdown: what training gets, share of the floor, ours beside cuBLASLt's and the fastest of others.
+/// Formats times in Markdown: those in training, the share of the floor, ours next to cuBLASLt's,
+/// and the fastest other implementation.
 pub fn timed(rows: &[Row], sixteen: bool) -> String {
     let mut text = heads(&HEADS);
     for row in rows {
@@ -109,27 +112,27 @@ pub fn timed(rows: &[Row], sixteen: bool) -> String {
     text
 }
 
-/// What was counted, beside what the list says must be: bytes between multiprocessors and L2, bytes that memory must give and
-/// take at least, turns of shared memory beside those without bank conflicts, work of tensor cores.
+/// Formats counts next to the list's minimum: bytes between SMs and L2, minimum memory traffic,
+/// shared-memory wavefronts and how many of them are due to bank conflicts, and tensor core work.
 pub fn counted(rows: &[Row]) -> String {
     let mut text = heads(&[
         "kernel",
         "shape",
-        "program",
+        "device kernel",
         "launches",
         "requests",
-        "KB by L2",
-        "KB by memory",
-        "KB of the list",
-        "L2 / list",
-        "shared turns",
-        "of them conflicts",
+        "L2 KB",
+        "memory KB",
+        "model KB",
+        "L2 / model",
+        "shared wavefronts",
+        "bank conflicts",
         "tensor MFLOP",
-        "MFLOP of the list",
+        "model MFLOP",
     ]);
-    for (row, Counted { counts, program }) in rows.iter().flat_map(counted_of) {
+    for (row, Counted { counts, device_kernel }) in rows.iter().flat_map(counted_of) {
         let kernel = &row.case.kernel;
-        let by = program.unwrap_or("-");
+        let by = device_kernel.unwrap_or("-");
         let l2 = 32 * (counts.sectors_read + counts.sectors_written);
         let conflicts = counts.shared_turns - counts.shared_turns_without_conflicts;
         let kb = |bytes: f64| format!("{:.1}", bytes / 1e3);
@@ -150,12 +153,13 @@ pub fn counted(rows: &[Row]) -> String {
     text
 }
 
-/// Each call that was counted.
+/// Returns each counted call.
 pub fn counted_of(row: &Row) -> impl Iterator<Item = (&Row, Counted)> {
     row.runs().iter().filter_map(move |run| Some((row, run.counted?)))
 }
 
-/// The plan of each product and the times of the alternatives, a line each; nothing where nothing was tuned.
+/// Formats the plan of each matmul with the times of alternatives, one line each; empty if nothing
+/// was tuned.
 pub fn plans(rows: &[Row]) -> String {
     let mut text = String::new();
     for row in rows {
@@ -168,7 +172,8 @@ pub fn plans(rows: &[Row]) -> String {
     text
 }
 
-/// What the table lacks, a line each: wrong kernels, those too large, products that cuBLASLt does not have.
+/// Lists what the table lacks, one line each: wrong kernels, cases that are too large, matmuls that
+/// cuBLASLt does not have.
 pub fn faults(rows: &[Row]) -> String {
     let mut text = String::new();
     for row in rows {
@@ -178,7 +183,7 @@ pub fn faults(rows: &[Row]) -> String {
             Outcome::TooLarge(bytes) => {
                 writeln!(
                     text,
-                    "left out: {} {}: needs {} MiB of this device",
+                    "left out: {} {}: needs {} MiB on this device",
                     kernel.name,
                     kernel.shape,
                     bytes >> 20

@@ -1,4 +1,4 @@
-//! What `cargo test` runs: every case at tiny sizes on the emulated device.
+//! The part that `cargo test` runs: every case at tiny sizes on the emulated device.
 
 use crate::args::Args;
 use crate::bench::{Bench, Measured, Measurement, Outcome, Times};
@@ -13,18 +13,18 @@ use warpsmith::device::cuda::MatmulChoice;
 use warpsmith::roofline::gpu::{GPUS, Gpu};
 use warpsmith::roofline::record::Records;
 
-/// What is counted again, as the commands that write the records. The second has another length of sums and of sequences, from
-/// which `warpsmith roofline` tells what a kernel takes for each of its outputs and what for each FLOP.
+/// The commands that write the records to compare with. The second has other lengths of sums and of
+/// sequences, so that `warpsmith roofline` can separate costs per output from costs per FLOP.
 const RUNS: [&str; 2] = [
     "cargo test --locked --bench kernels -- --bench --device emulated -e tiny -b 2 -t 64 --gelu-fusion 2",
     "cargo test --locked --bench kernels -- --bench --device emulated -e tiny -b 2 -t 128 --only attention,wgrad \
      --out benches/record/emulated/tiny-b2-t128-bf16-kernels.json",
 ];
 
-/// What it is called where tests are chosen by name.
+/// Name of the test, for filters.
 const NAME: &str = "tiny_kernels";
 
-/// `argv` is what test programs are given: options, and parts of names of tests.
+/// `argv` holds the arguments of a test program: options, and parts of test names.
 pub fn main(argv: &[OsString]) -> ExitCode {
     let filters: Vec<_> =
         argv.iter().skip(1).filter_map(|arg| arg.to_str()).filter(|a| !a.starts_with('-')).collect();
@@ -39,16 +39,16 @@ pub fn main(argv: &[OsString]) -> ExitCode {
     counted::check();
     tables_are_filled();
     if !cfg!(emulated) {
-        println!("{NAME}: no emulated device here: nothing was run");
+        println!("{NAME}: no emulated device here: skipped");
         return ExitCode::SUCCESS;
     }
     faults_are_noticed();
-    // Not before both have run: whoever renews records wants to know of all.
+    // Both run before the verdict: anyone who renews records wants to see all differences.
     let [first, second] = RUNS.map(is_as_recorded);
     if first && second { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Whether all kernels of a run are right, and ask for what they asked for when it was recorded.
+/// Runs a command; returns whether all kernels are correct and their counts match the record.
 fn is_as_recorded(command: &str) -> bool {
     let args = args_of(command);
     let (device, rows) = crate::measure(&args).expect("an emulated device");
@@ -56,20 +56,20 @@ fn is_as_recorded(command: &str) -> bool {
     let wrong = rows.iter().filter(|row| !matches!(row.outcome, Outcome::Right(_))).count();
     let differences =
         counted::differences(&counted::path(&args), &rows).unwrap_or_else(|e| vec![format!("{e:#}")]);
-    println!("{NAME}: {} kernels, {wrong} wrong, {} other than recorded\n", rows.len(), differences.len());
+    println!("{NAME}: {} kernels, {wrong} wrong, {} differ from the record\n", rows.len(), differences.len());
     if !differences.is_empty() {
-        println!("{}\nif that is meant: {command}\n", differences.join("\n"));
+        println!("{}\nto accept the change: {command}\n", differences.join("\n"));
     }
     wrong == 0 && differences.is_empty()
 }
 
-/// The flags of a run.
+/// Parses the flags of a command.
 fn args_of(command: &str) -> Args {
     Args::parse_from(command.split(' ').skip_while(|word| *word != "--"))
 }
 
-/// The table and the record of a GPU, from times that are made up: every kernel of the four sizes has its row, and `warpsmith
-/// roofline` finds it again.
+/// Fills the table and the record of a GPU with invented times: every kernel of the four sizes has
+/// a row, and `warpsmith roofline` finds it.
 fn tables_are_filled() {
     let args = Args::parse_from(["kernels"]);
     let peer = Peer {
@@ -79,8 +79,8 @@ fn tables_are_filled() {
         peer: "torch".into(),
     };
     let mut all = Vec::new();
-    for (config, run) in args.steps().expect("four models") {
-        all.extend(cases::cases(&config, &run).expect("a benchmark for every kernel"));
+    for (config, shape) in args.steps().expect("four models") {
+        all.extend(cases::cases(&config, &shape).expect("a benchmark for every kernel"));
     }
     let row = |case: &Case| {
         Row::new(case.clone(), made_up(case), Some(&GPUS[0]), true, std::slice::from_ref(&peer))
@@ -124,20 +124,20 @@ fn made_up(case: &Case) -> Outcome {
         Measurement { matmul, times: Some(times), counted: None }
     };
     let mut runs = vec![run(MatmulChoice::Fastest, 100.0)];
-    if case.is_product() {
+    if case.is_matmul() {
         runs.extend([run(MatmulChoice::Own, 110.0), run(MatmulChoice::Cublaslt, 100.0)]);
     }
-    let plans = if case.is_product() { vec!["a plan, and others".to_owned()] } else { Vec::new() };
+    let plans = if case.is_matmul() { vec!["a plan, and others".to_owned()] } else { Vec::new() };
     Outcome::Right(Measured { runs, missing: None, plans })
 }
 
-/// What comes out of a product is spoilt before it is checked.
+/// Spoils the output of a matmul before it is checked.
 fn faults_are_noticed() {
     let args = Args { only: vec!["fc forward".to_owned()], ..args_of(RUNS[0]) };
     let cases = crate::wanted(&args).expect("a case");
     let mut bench = Bench::open(&args, &cases).expect("an emulated device");
     for (value, expected) in [(0.0, " of 32 is 0e0, want "), (f32::NAN, ": an element is NaN")] {
-        let found = bench.check_spoilt(&cases[0], value).expect_err("it is wrong").to_string();
+        let found = bench.check_spoiled(&cases[0], value).expect_err("it is wrong").to_string();
         assert!(found.starts_with("pre_gelu: ") && found.contains(expected), "{found}");
     }
 }

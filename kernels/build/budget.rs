@@ -16,14 +16,16 @@ use std::fmt::Write as _;
 pub const FILE: &str = "kernels/budget.tsv";
 
 const HEADER: &str = "\
-# What nvcc of dev/requirements-nvcc.txt makes of each kernel. `make kernels-check` compares; after a change that is
-# meant, `make kernels-budget` writes this file anew, and the difference belongs into the commit.
+# Compiler output for each kernel, from nvcc of dev/requirements-nvcc.txt. `make kernels-check`
+# compares; after an intended change, `make kernels-budget` rewrites this file, and the difference
+# belongs in the commit.
 #
-# registers  of a thread: one number for all architectures, or one for each
-# shared     bytes of static shared memory of a block, likewise
-# sm_80 ...  machine instructions: HMMA and HGMMA tensor cores, LDSM ldmatrix, LDGSTS and UTMALDG asynchronous copies, LDG global
-#            loads, STG global stores, of 128 bits or narrow. What there is none of is not listed. Spills, stack and local memory
-#            have no column: there may be none.
+# registers  per thread: one number for all architectures, or one for each
+# shared     bytes of static shared memory per block, likewise
+# sm_80 ...  machine instructions: HMMA and HGMMA tensor cores, LDSM ldmatrix, LDGSTS and UTMALDG
+#            asynchronous copies, LDG global loads, STG global stores, of 128 bits or narrow. Absent
+#            instructions are not listed. Spills, stack and local memory have no column: they are
+#            not allowed.
 ";
 
 pub const REGISTERS: &str = "registers";

@@ -5,7 +5,7 @@ use crate::app::print;
 use crate::cli::check::micro_steps;
 use crate::cli::flags::warpsmith::{RooflineArgs, StepArgs};
 use crate::config::ModelConfig;
-use crate::roofline::kernels::Run;
+use crate::roofline::kernels::StepShape;
 use crate::roofline::record::{FILE_SUFFIX, Records};
 use crate::roofline::report::Budget;
 use anyhow::{Context, Result, ensure};
@@ -36,10 +36,10 @@ pub(super) fn config(args: &StepArgs) -> Result<ModelConfig> {
 }
 
 /// A step of so many tokens on one GPU.
-pub(super) fn run(args: &StepArgs, tokens: usize) -> Result<Run> {
+pub(super) fn run(args: &StepArgs, tokens: usize) -> Result<StepShape> {
     let (B, T) = (args.batch_size, args.sequence_length);
     let micro_steps = micro_steps(tokens, (B, T), 1)?;
-    Ok(Run { B, T, micro_steps, recompute: args.recompute, logits_rows: args.logits_rows })
+    Ok(StepShape { B, T, micro_steps, recompute: args.recompute, logits_rows: args.logits_rows })
 }
 
 /// What was measured on that GPU, and counted on the emulated device.

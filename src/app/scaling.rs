@@ -23,7 +23,7 @@ pub fn scaling(args: &ScalingArgs) -> Result<()> {
     let links = Machine::of(step.gpu).links(&args.links).context("--links")?;
     let question = Question {
         config,
-        run: run(step, alone)?,
+        step: run(step, alone)?,
         batch,
         gpu: step.gpu,
         cluster: Cluster::new(links, args.gpus_per_node),

@@ -1,14 +1,16 @@
-//! What the emulated device counted of kernels at small shapes, and what that says of large ones: files
-//! `benches/record/emulated/*-kernels.json`, written by the micro-benchmarks.
+//! Counts of the emulated device for kernels at small shapes, extrapolated to large ones. The files
+//! are `benches/record/emulated/*-kernels.json`, written by the micro-benchmarks.
 //!
-//! What carries over:
-//! - of a kernel that streams, sectors and turns of shared memory for each byte that it must move;
-//! - of a product, the sectors of operands for each FLOP of a tile, which the tile's shape decides; and turns for each FLOP and for
-//!   each output, told apart by two lengths of K. Each program by itself, and only for the tile that is predicted;
-//! - of attention, sectors and turns for each FLOP and for each output, told apart by two lengths of T.
+//! Transferable to other shapes:
+//! - for a kernel that streams, sectors and shared-memory wavefronts per byte that it must move;
+//! - for a matmul, the sectors of operands per FLOP of a tile, which the tile's shape decides, and
+//!   wavefronts per FLOP and per output, separated by two lengths of K. This holds per device
+//!   kernel, and only for the predicted tile;
+//! - for attention, sectors and wavefronts per FLOP and per output, separated by two lengths of T.
 //!
-//! What does not: the edges of a matrix (FLOPs are counted by whole tiles, so shapes of whole tiles say most), waves, launches,
-//! what a multiprocessor's own cache saves, and which of its programs a GPU would choose.
+//! Not transferable: the edges of a matrix (FLOPs are counted in whole tiles, so shapes of whole
+//! tiles are the most accurate), waves, launches, savings of an SM's own cache, and the kernel that
+//! a GPU would choose.
 
 use super::gpu::Gpu;
 use super::kernels::{Kernel, Work};
@@ -23,37 +25,41 @@ struct File {
     kernels: Vec<Entry>,
 }
 
-/// A call of a kernel: `Counts` of the CUDA device, and what [`kernels`](super::kernels) says of it.
+/// A call of a kernel: the CUDA device's `Counts`, and the work that [`kernels`](super::kernels)
+/// states.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 struct Entry {
     kernel: String,
     shape: String,
-    /// Of a product, the name of the device's kernel that multiplies: `matmul_forward_128x256`.
-    program: Option<String>,
+    /// For a matmul, the device kernel that multiplies: `matmul_forward_128x256`.
+    #[serde(alias = "program")] // its name in older records
+    device_kernel: Option<String>,
     sectors_read: f64,
     sectors_written: f64,
     bytes_read: f64,
     bytes_written: f64,
-    shared_turns: f64,
+    #[serde(alias = "shared_turns")] // its name in older records
+    shared_wavefronts: f64,
     tensor_flops: f64,
     model_bytes: f64,
 }
 
-/// An entry that was understood.
+/// A validated entry.
 #[derive(Clone, Debug, PartialEq)]
 struct Sample {
     entry: Entry,
     dims: Vec<usize>,
-    /// Rows and columns that the program computes at a time.
+    /// Rows and columns that the device kernel computes at a time.
     tile: Option<(usize, usize)>,
 }
 
-/// All that was counted.
+/// All counts.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Counted(Vec<Sample>);
 
 impl Counted {
-    /// Adds the entries of a file; one for the same kernel, shape and program replaces the one that was there.
+    /// Adds the entries of a file. An entry for the same kernel, shape and device kernel replaces
+    /// the earlier one.
     ///
     /// # Errors
     /// If the text is not such a file, or an entry lacks what it needs.
@@ -61,41 +67,42 @@ impl Counted {
         let file: File = serde_json::from_str(json).context("expected a record of the emulated device")?;
         for entry in file.kernels {
             let sample = Sample::new(entry)?;
-            let key = |s: &Sample| (s.entry.kernel.clone(), s.dims.clone(), s.entry.program.clone());
+            let key = |s: &Sample| (s.entry.kernel.clone(), s.dims.clone(), s.entry.device_kernel.clone());
             self.0.retain(|old| key(old) != key(&sample));
             self.0.push(sample);
         }
         Ok(())
     }
 
-    /// What a call takes of the L2 cache and of shared memory, as far as that was counted. `tiles` are those predicted.
+    /// Time that a call needs in the L2 cache and in shared memory, as far as it was counted.
+    /// `tiles` are the predicted ones.
     pub fn limits(&self, kernel: &Kernel, tiles: Option<Tiles>, gpu: &Gpu) -> Option<Limits> {
         let traffic = match kernel.work {
             Work::Stream { .. } => self.stream(kernel),
-            Work::Product { m, n, k, .. } => self.product(kernel, (m, n, k), tiles?.size, gpu),
+            Work::Matmul { m, n, k, .. } => self.matmul(kernel, (m, n, k), tiles?.size, gpu),
             Work::Attention { T, .. } => self.attention(kernel, T),
         }?;
-        let seconds = |turns: f64| turns / (gpu.SMs as f64 * gpu.boost_ghz * 1e9);
+        let seconds = |wavefronts: f64| wavefronts / (gpu.SMs as f64 * gpu.boost_ghz * 1e9);
         Some(Limits {
             l2_us: traffic.l2_bytes.map(|bytes| 1e6 * bytes / (gpu.l2_tbs * 1e12)),
-            shared_us: traffic.turns.map(|turns| 1e6 * seconds(turns)),
-            moved_share: traffic.moved_share,
+            shared_us: traffic.wavefronts.map(|wavefronts| 1e6 * seconds(wavefronts)),
+            bytes_ratio: traffic.bytes_ratio,
         })
     }
 
-    /// Of the largest shape, where edges matter least.
+    /// Scales the largest counted shape, where edges matter least.
     fn stream(&self, kernel: &Kernel) -> Option<Traffic> {
         let samples = self.0.iter().filter(|s| s.entry.kernel == kernel.name);
         let sample = samples.max_by(|a, b| a.entry.model_bytes.total_cmp(&b.entry.model_bytes))?;
         let scale = kernel.bytes / sample.entry.model_bytes;
         Some(Traffic {
             l2_bytes: Some(sample.l2_bytes() * scale),
-            turns: Some(sample.entry.shared_turns * scale),
-            moved_share: sample.moved_share(),
+            wavefronts: Some(sample.entry.shared_wavefronts * scale),
+            bytes_ratio: sample.bytes_ratio(),
         })
     }
 
-    fn product(
+    fn matmul(
         &self,
         kernel: &Kernel,
         (m, n, k): (usize, usize, usize),
@@ -103,21 +110,24 @@ impl Counted {
         gpu: &Gpu,
     ) -> Option<Traffic> {
         let fits = |s: &&Sample| {
-            let for_hopper = s.entry.program.as_ref().is_some_and(|program| program.contains("hopper"));
-            s.tile == Some(tile) && for_hopper == gpu.wgmma && pass(&s.entry.kernel) == pass(kernel.name)
+            let on_hopper =
+                s.entry.device_kernel.as_ref().is_some_and(|device_kernel| device_kernel.contains("hopper"));
+            s.tile == Some(tile) && on_hopper == gpu.wgmma && pass(&s.entry.kernel) == pass(kernel.name)
         };
         let samples: Vec<&Sample> = self.0.iter().filter(fits).collect();
         let padding = |s: &&&Sample| s.entry.tensor_flops / s.model_flops();
         let fullest = samples.iter().min_by(|a, b| padding(a).total_cmp(&padding(b)))?;
         let operands = |[m, n, k]: [usize; 3]| 2.0 * (m * k + n * k) as f64;
         let [sample_m, sample_n, sample_k] = fullest.dims[..] else { return None };
-        // Results, and what is read beside them, are touched once; operands once for each tile.
+        // Results, and what the epilogue reads, are touched once; operands once per tile.
         let beside = fullest.entry.model_bytes - operands([sample_m, sample_n, sample_k]);
         let per_flop = (fullest.l2_bytes() - beside) / fullest.entry.tensor_flops;
         Some(Traffic {
             l2_bytes: Some(per_flop * kernel.flops + kernel.bytes - operands([m, n, k])),
-            turns: per_flop_and_output(&samples, (m * n) as f64, kernel.flops, |s| s.entry.shared_turns),
-            moved_share: fullest.moved_share(),
+            wavefronts: per_flop_and_output(&samples, (m * n) as f64, kernel.flops, |s| {
+                s.entry.shared_wavefronts
+            }),
+            bytes_ratio: fullest.bytes_ratio(),
         })
     }
 
@@ -129,32 +139,32 @@ impl Counted {
         let (outputs, flops) = ((B * NH * T * HS) as f64, kernel.flops * masked(T));
         Some(Traffic {
             l2_bytes: per_flop_and_output(&samples, outputs, flops, Sample::l2_bytes),
-            turns: per_flop_and_output(&samples, outputs, flops, |s| s.entry.shared_turns),
-            moved_share: longest.moved_share(),
+            wavefronts: per_flop_and_output(&samples, outputs, flops, |s| s.entry.shared_wavefronts),
+            bytes_ratio: longest.bytes_ratio(),
         })
     }
 }
 
-/// Of a call. None for what too few shapes were counted for.
+/// Traffic of a call. `None` where too few shapes were counted.
 struct Traffic {
     l2_bytes: Option<f64>,
-    turns: Option<f64>,
-    moved_share: f64,
+    wavefronts: Option<f64>,
+    bytes_ratio: f64,
 }
 
 impl Sample {
     fn new(entry: Entry) -> Result<Self> {
-        let Entry { kernel, shape, program, tensor_flops, model_bytes, .. } = &entry;
+        let Entry { kernel, shape, device_kernel, tensor_flops, model_bytes, .. } = &entry;
         let fault = || format!("{kernel} {shape}");
         let dims: Vec<usize> =
             shape.split('x').map(str::parse).collect::<Result<_, _>>().with_context(fault)?;
         ensure!(*model_bytes > 0.0, "{kernel} {shape}: expected model_bytes above 0, found {model_bytes}");
-        let tile = program.as_deref().and_then(tile_of);
+        let tile = device_kernel.as_deref().and_then(tile_of);
         if dims.len() == 3 {
             ensure!(
                 tile.is_some(),
-                "{kernel} {shape}: expected in program the device's kernel that multiplies, matmul_..._128x256, found {}",
-                program.as_deref().unwrap_or("none")
+                "{kernel} {shape}: expected the kernel that multiplies (matmul_..._128x256) in device_kernel, found {}",
+                device_kernel.as_deref().unwrap_or("none")
             );
             ensure!(
                 *tensor_flops > 0.0,
@@ -172,31 +182,31 @@ impl Sample {
         2.0 * self.dims.iter().map(|&d| d as f64).product::<f64>()
     }
 
-    /// Bytes that it touches at all, beside those of the model.
-    fn moved_share(&self) -> f64 {
+    /// Bytes touched divided by those of the model.
+    fn bytes_ratio(&self) -> f64 {
         (self.entry.bytes_read + self.entry.bytes_written) / self.entry.model_bytes
     }
 
     fn outputs(&self) -> f64 {
         // M x N of M x N x K; all of B x NH x T x HS.
-        let of_product = if self.dims.len() == 3 { &self.dims[..2] } else { &self.dims[..] };
-        of_product.iter().map(|&d| d as f64).product()
+        let output_dims = if self.dims.len() == 3 { &self.dims[..2] } else { &self.dims[..] };
+        output_dims.iter().map(|&d| d as f64).product()
     }
 }
 
-/// `forward`, `dgrad` or `wgrad`.
+/// Returns `forward`, `dgrad` or `wgrad`.
 fn pass(kernel: &str) -> Option<&str> {
     kernel.rsplit(' ').next()
 }
 
-/// 128 and 256 of `matmul_forward_128x256`.
-fn tile_of(program: &str) -> Option<(usize, usize)> {
-    let (rows, columns) = program.rsplit('_').next()?.split_once('x')?;
+/// Returns 128 and 256 for `matmul_forward_128x256`.
+fn tile_of(device_kernel: &str) -> Option<(usize, usize)> {
+    let (rows, columns) = device_kernel.rsplit('_').next()?.split_once('x')?;
     Some((rows.parse().ok()?, columns.parse().ok()?))
 }
 
-/// What takes so much for each FLOP and so much for each output, by the two samples that differ most in how many FLOPs go with an
-/// output. None if they hardly differ.
+/// Fits `cost = a * flops + b * outputs` through the two samples whose FLOPs per output differ
+/// most, and evaluates it. `None` if they hardly differ.
 fn per_flop_and_output(
     samples: &[&Sample],
     outputs: f64,
@@ -221,19 +231,20 @@ mod tests {
 
     const HOPPER: &str = "matmul_hopper_forward_128x256";
 
-    fn entry(kernel: &str, shape: &str, program: &str, fields: &str) -> String {
+    fn entry(kernel: &str, shape: &str, device_kernel: &str, fields: &str) -> String {
         format!(
-            r#"{{"kernels": [{{"kernel": "{kernel}", "shape": "{shape}", "program": "{program}", "launches": 1, {fields}}}]}}"#
+            r#"{{"kernels": [{{"kernel": "{kernel}", "shape": "{shape}", "device_kernel": "{device_kernel}", "launches": 1, {fields}}}]}}"#
         )
     }
 
-    /// As `tests/emulator/shipped.rs` counts one tile of 128 x 256, with so many stages of 64.
+    /// The counts that `tests/emulator/shipped.rs` checks for one tile of 128 x 256, with `stages`
+    /// stages of 64.
     fn tile(stages: usize) -> String {
         let (k, out) = (stages * 64, 128 * 256 * 2);
         let operands = (128 + 256) * k * 2;
         let fields = format!(
             r#""sectors_read": {}, "sectors_written": {}, "bytes_read": {operands}, "bytes_written": {out},
-            "shared_turns": {}, "tensor_flops": {}, "model_bytes": {}"#,
+            "shared_wavefronts": {}, "tensor_flops": {}, "model_bytes": {}"#,
             operands / 32,
             out / 32,
             stages * (128 + 256 + 640) + 8,
@@ -243,14 +254,14 @@ mod tests {
         entry("qkv forward", &format!("128x256x{k}"), HOPPER, &fields)
     }
 
-    fn product(k: usize) -> Kernel {
+    fn matmul(k: usize) -> Kernel {
         use crate::roofline::kernels::{Class, Tail};
         let (m, n) = (1280, 2560);
         Kernel {
             name: "fc forward",
             shape: String::new(),
             class: Class::BlockForward,
-            work: Work::Product { m, n, k, tail: Tail::Plain },
+            work: Work::Matmul { m, n, k, tail: Tail::Plain },
             calls: 1,
             launches: 1,
             flops: 2.0 * (m * n * k) as f64,
@@ -258,26 +269,26 @@ mod tests {
         }
     }
 
-    /// 100 tiles of 12 stages, from tiles of one and of four.
+    /// Predicts 100 tiles of 12 stages from tiles of one and of four.
     #[test]
     fn a_tile_tells_of_many_and_longer_ones() {
         let gpu = Gpu::named("h200").unwrap();
-        let (kernel, tiles) = (product(768), Tiles { size: (128, 256), count: 100, waves: 1.0 });
+        let (kernel, tiles) = (matmul(768), Tiles { size: (128, 256), count: 100, waves: 1.0 });
         let mut counted = Counted::default();
         assert_eq!(counted.limits(&kernel, Some(tiles), gpu), None);
         counted.add(&tile(1)).unwrap();
         let limits = counted.limits(&kernel, Some(tiles), gpu).unwrap();
         let l2_bytes = 100.0 * 2.0 * (12.0 * 64.0 * 384.0 + 128.0 * 256.0);
         assert!((limits.l2_us.unwrap() / (l2_bytes / gpu.l2_tbs / 1e6) - 1.0).abs() < 1e-9, "{limits:?}");
-        assert_eq!((limits.shared_us, limits.moved_share), (None, 1.0));
+        assert_eq!((limits.shared_us, limits.bytes_ratio), (None, 1.0));
 
         counted.add(&tile(4)).unwrap();
         let limits = counted.limits(&kernel, Some(tiles), gpu).unwrap();
-        let turns = 100.0 * (12.0 * 1024.0 + 8.0);
-        let want = turns / (132.0 * gpu.boost_ghz * 1e3);
+        let wavefronts = 100.0 * (12.0 * 1024.0 + 8.0);
+        let want = wavefronts / (132.0 * gpu.boost_ghz * 1e3);
         assert!((limits.shared_us.unwrap() / want - 1.0).abs() < 1e-9, "{limits:?}");
 
-        // Neither of another tile, nor of a GPU that does not run this program.
+        // Nothing carries over to another tile, or to a GPU that does not run this kernel.
         let other = Tiles { size: (128, 128), ..tiles };
         assert_eq!(counted.limits(&kernel, Some(other), gpu), None);
         assert_eq!(counted.limits(&kernel, Some(tiles), Gpu::named("a100").unwrap()), None);
@@ -287,11 +298,11 @@ mod tests {
     fn faults_are_named() {
         let mut counted = Counted::default();
         let fields = r#""sectors_read": 1, "sectors_written": 1, "bytes_read": 1, "bytes_written": 1,
-            "shared_turns": 1, "tensor_flops": 0, "model_bytes": 1"#;
-        let mut fault = |program: &str| {
-            format!("{:#}", counted.add(&entry("fc forward", "1x2x3", program, fields)).unwrap_err())
+            "shared_wavefronts": 1, "tensor_flops": 0, "model_bytes": 1"#;
+        let mut fault = |device_kernel: &str| {
+            format!("{:#}", counted.add(&entry("fc forward", "1x2x3", device_kernel, fields)).unwrap_err())
         };
-        assert!(fault("gemm").starts_with("fc forward 1x2x3: expected in program"));
+        assert!(fault("gemm").starts_with("fc forward 1x2x3: expected the kernel that multiplies"));
         assert!(fault(HOPPER).ends_with("count with 16-bit numbers"));
         let error = format!("{:#}", counted.add("[]").unwrap_err());
         assert!(error.starts_with("expected a record of the emulated device"), "{error}");

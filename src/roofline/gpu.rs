@@ -1,59 +1,66 @@
-//! The GPUs whose steps can be predicted: data sheets, and how much of them is to be had.
+//! The GPUs whose steps can be predicted: data sheet values, and the share of them that is
+//! reachable.
 
 use anyhow::{Result, anyhow};
 
-/// What the prediction needs to know of a GPU. Rates are TFLOP/s of dense bf16 products with f32 accumulation; TB/s is 1e12.
+/// Properties of a GPU that the prediction needs. Rates are TFLOP/s of dense bf16 matmuls with f32
+/// accumulation; TB/s is 1e12 bytes/s.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Gpu {
-    /// As `--gpu` takes it, and the name of its folder of records.
+    /// Value of `--gpu`, and the name of the folder that holds its records.
     pub name: &'static str,
     pub full_name: &'static str,
     /// Streaming multiprocessors.
     pub SMs: usize,
-    /// Second-level cache.
+    /// Size of the L2 cache.
     pub l2_mb: f64,
-    /// What it delivers at most, in TB/s.
+    /// Peak L2 bandwidth in TB/s.
     pub l2_tbs: f64,
-    /// The clock that the peak is reached at; shared memory delivers 128 bytes a clock and multiprocessor.
+    /// The clock at which the peak is reached; shared memory delivers 128 bytes per clock and SM.
     pub boost_ghz: f64,
-    /// It has Hopper's instructions, and runs our kernels for them.
+    /// Whether it has Hopper's instructions and runs our kernels for them.
     pub wgmma: bool,
-    /// The data sheet's peak, which MFU is a share of.
+    /// Peak of the data sheet; MFU is relative to it.
     pub peak_tflops: f64,
-    /// The data sheet's bandwidth of the memory.
+    /// Memory bandwidth of the data sheet.
     pub peak_tbs: f64,
-    /// Share of the peak that one large product (8192 cubed) reaches and keeps.
+    /// Share of the peak that one large matmul (8192 cubed) sustains.
     pub matmul_share: f64,
     /// Share of the bandwidth that a large copy reaches.
     pub copy_share: f64,
-    /// Rates of causal attention at long T, heads of 64 and of 128, masked half not counted.
+    /// Rates of causal attention at long T for head sizes 64 and 128; the masked half is not
+    /// counted.
     pub attention_forward: [f64; 2],
     pub attention_backward: [f64; 2],
 }
 
-/// All GPUs known. "Estimate" marks what nobody measured for us or published for such shapes: to be replaced by a record.
+/// All known GPUs. "Estimate" marks values that were neither measured by us nor published for such
+/// shapes; records replace them.
 ///
-/// Attention rates are scaled up from the T they were measured at by what [`predict`](super::predict) takes off again for
-/// the masked halves of diagonal tiles, 1 + 128 / T.
+/// Attention rates are those measured, scaled up by 1 + 128 / T of the measured T:
+/// [`predict`](super::predict) takes this factor off again for the masked halves of diagonal tiles.
 pub const GPUS: [Gpu; 6] = [
     Gpu {
         name: "h200",
         full_name: "NVIDIA H200 SXM",
-        // NVIDIA H200 data sheet: 1,979 TFLOP/s bf16 with sparsity, half of it dense; 4.8 TB/s. SMs and L2: H100 architecture paper.
+        // NVIDIA H200 data sheet: 1,979 TFLOP/s bf16 with sparsity, half of that dense; 4.8 TB/s.
+        // SMs and L2: H100 architecture paper.
         SMs: 132,
         l2_mb: 50.0,
-        // The peak is 4,096 FLOP a clock and SM at this clock. L2 bandwidth: Estimate, 5,120 bytes a clock as on A100.
+        // The peak is 4,096 FLOPs per clock and SM at this clock. L2 bandwidth: Estimate, 5,120
+        // bytes per clock as on A100.
         l2_tbs: 9.4,
         boost_ghz: 1.83,
         wgmma: true,
         peak_tflops: 989.4,
         peak_tbs: 4.8,
-        // Measured: 770-798 TFLOP/s for 8192 cubed through PyTorch; 4.3 TB/s for a device-to-device copy.
+        // Measured: 770-798 TFLOP/s for 8192 cubed in PyTorch; 4.3 TB/s for a copy on the device.
         matmul_share: 790.0 / 989.4,
         copy_share: 4.3 / 4.8,
-        // cuDNN 9.19 on H200 (NVIDIA/cudnn-frontend, benchmark/sdpa_benchmark_training): heads of 64 forward 310, 336, 358 and
-        // backward 264, 289, 299 at T = 2k, 4k, 32k; heads of 128 484 and 370 at 2k. FlashAttention 3 on H100, heads of 64:
-        // 265 and 371 forward at 1k and 2k.
+        // cuDNN 9.19 on H200 (NVIDIA/cudnn-frontend, benchmark/sdpa_benchmark_training), head size
+        // 64: forward 310, 336, 358 and backward 264, 289, 299 at T = 2k, 4k, 32k; head size 128:
+        // 484 and 370 at 2k. FlashAttention 3 on H100, head size 64: 265 and 371 forward at 1k and
+        // 2k.
         attention_forward: [349.0, 514.0],
         attention_backward: [304.0, 393.0],
     },
@@ -63,13 +70,14 @@ pub const GPUS: [Gpu; 6] = [
         // NVIDIA H100 data sheet and architecture paper.
         SMs: 132,
         l2_mb: 50.0,
-        // As above.
+        // As on the H200.
         l2_tbs: 9.4,
         boost_ghz: 1.83,
         wgmma: true,
         peak_tflops: 989.4,
         peak_tbs: 3.35,
-        // fast.cu reports 716 (4096 cubed) and 795 (8192 cubed) for cuBLAS; QuACK 3.0 TB/s for softmax and cross-entropy.
+        // fast.cu reports 716 (4096 cubed) and 795 (8192 cubed) for cuBLAS; QuACK reports 3.0 TB/s
+        // for softmax and cross-entropy.
         matmul_share: 780.0 / 989.4,
         copy_share: 0.9,
         // The same processor as the H200.
@@ -82,13 +90,13 @@ pub const GPUS: [Gpu; 6] = [
         // NVIDIA A100 data sheet.
         SMs: 108,
         l2_mb: 40.0,
-        // NVIDIA A100 architecture paper: 5,120 bytes a clock from L2, at 1.41 GHz.
+        // NVIDIA A100 architecture paper: 5,120 bytes per clock from L2, at 1.41 GHz.
         l2_tbs: 7.2,
         boost_ghz: 1.41,
         wgmma: false,
         peak_tflops: 312.0,
         peak_tbs: 2.039,
-        // Estimates: cuBLAS keeps about 265 TFLOP/s, a copy about 1.79 TB/s.
+        // Estimates: cuBLAS sustains about 265 TFLOP/s, a copy about 1.79 TB/s.
         matmul_share: 0.85,
         copy_share: 0.88,
         // Estimates after the FlashAttention 2 paper's figures for A100.
@@ -98,10 +106,10 @@ pub const GPUS: [Gpu; 6] = [
     Gpu {
         name: "b200",
         full_name: "NVIDIA B200",
-        // NVIDIA Blackwell data sheet: 4.5 PFLOP/s bf16 with sparsity, half of it dense; 8 TB/s.
+        // NVIDIA Blackwell data sheet: 4.5 PFLOP/s bf16 with sparsity, half of that dense; 8 TB/s.
         SMs: 148,
         l2_mb: 126.0,
-        // The peak is 8,192 FLOP a clock and SM at this clock. L2 bandwidth: Estimate.
+        // The peak is 8,192 FLOPs per clock and SM at this clock. L2 bandwidth: Estimate.
         l2_tbs: 12.0,
         boost_ghz: 1.86,
         wgmma: false,
@@ -110,7 +118,8 @@ pub const GPUS: [Gpu; 6] = [
         // Estimates.
         matmul_share: 0.75,
         copy_share: 0.9,
-        // FlashAttention 4 (pull request 2605): 457-542 forward, heads of 64, T = 1024. The others are estimates.
+        // FlashAttention 4 (pull request 2605): 457-542 forward, head size 64, T = 1024. The others
+        // are estimates.
         attention_forward: [562.0, 1000.0],
         attention_backward: [420.0, 750.0],
     },
@@ -129,7 +138,8 @@ pub const GPUS: [Gpu; 6] = [
         // Estimates.
         matmul_share: 0.95,
         copy_share: 0.92,
-        // apache/tvm, tl_doc/flash_perf.md: heads of 64 at T = 2k 142-152 forward, 97-106 backward. Heads of 128: estimates.
+        // apache/tvm, tl_doc/flash_perf.md: head size 64 at T = 2k 142-152 forward, 97-106
+        // backward. Head size 128: estimates.
         attention_forward: [156.0, 158.0],
         attention_backward: [108.0, 115.0],
     },
@@ -145,10 +155,10 @@ pub const GPUS: [Gpu; 6] = [
         wgmma: false,
         peak_tflops: 209.5,
         peak_tbs: 1.792,
-        // Estimates; whole steps of llm.kittens are published at 81 % of this peak.
+        // Estimates; published whole steps of llm.kittens reach 81 % of this peak.
         matmul_share: 0.97,
         copy_share: 0.92,
-        // Estimates: the 4090's, by the ratio of peaks.
+        // Estimates: the 4090's, scaled by the ratio of peaks.
         attention_forward: [198.0, 200.0],
         attention_backward: [137.0, 146.0],
     },
@@ -167,7 +177,8 @@ impl Gpu {
         })
     }
 
-    /// Finds a GPU by what its driver calls it: `NVIDIA A100-SXM4-80GB`. `None` for cards of the same chip with other clocks.
+    /// Finds a GPU by the name its driver reports, such as `NVIDIA A100-SXM4-80GB`. Returns `None`
+    /// for cards with the same chip but other clocks.
     pub fn of_device(name: &str) -> Option<&'static Gpu> {
         let name = name.to_ascii_lowercase();
         let words: Vec<&str> = name.split([' ', '-']).collect();
@@ -175,7 +186,7 @@ impl Gpu {
         GPUS.iter().find(|gpu| words.contains(&gpu.name) && !words.iter().any(|word| other.contains(word)))
     }
 
-    /// FLOP/s of a large product.
+    /// FLOP/s of a large matmul.
     pub fn matmul_ceiling(&self) -> f64 {
         self.peak_tflops * 1e12 * self.matmul_share
     }
@@ -185,11 +196,12 @@ impl Gpu {
         self.peak_tbs * 1e12 * self.copy_share
     }
 
-    /// FLOP/s of causal attention over heads of `HS`; `backward` is the rate of all five products.
+    /// FLOP/s of causal attention with head size `HS`; `backward` selects the rate of the five
+    /// matmuls of the backward pass.
     pub fn attention_rate(&self, HS: usize, backward: bool) -> f64 {
         let [at64, at128] = if backward { self.attention_backward } else { self.attention_forward };
         let HS = HS as f64;
-        // Below 64 the exponentials set the pace, one for each HS multiplications.
+        // Below 64 the exponentials limit the rate: there is one per HS multiplications.
         let rate = match HS {
             ..64.0 => at64 * HS / 64.0,
             64.0..128.0 => at64 + (at128 - at64) * (HS - 64.0) / 64.0,

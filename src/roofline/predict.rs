@@ -6,40 +6,42 @@ use super::gpu::Gpu;
 use super::kernels::{Kernel, Tail, Work};
 use std::sync::LazyLock;
 
-/// What one call of a kernel costs.
+/// The cost of one call of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Prediction {
     pub floor_us: f64,
     pub realistic_us: f64,
-    /// Whether the floor is set by FLOPs and not by bytes.
+    /// Whether FLOPs rather than bytes set the floor.
     pub compute_bound: bool,
-    /// What the realistic time is the longest of: tensor cores, memory, and what was counted.
+    /// The realistic time is the longest of these: tensor cores, memory, and the limits that were
+    /// counted.
     pub compute_us: f64,
     pub memory_us: f64,
     pub limits: Limits,
-    /// Multiprocessors there are for each that has work, in the mean.
+    /// SMs divided by SMs that have work, averaged over time.
     pub idle: f64,
-    /// Blocks of work, and how often they fill the GPU; none for kernels that stream.
+    /// The tiles of the output and how often they fill the GPU; `None` for kernels that stream.
     pub tiles: Option<Tiles>,
 }
 
-/// What the L2 cache and shared memory take for a call at their full rates, where that was [counted](super::counted).
+/// Time that a call needs at the full rate of the L2 cache and of shared memory, where that was
+/// [counted](super::counted).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Limits {
     pub l2_us: Option<f64>,
     pub shared_us: Option<f64>,
-    /// Bytes that the kernel was found to touch, beside those that it must; 0 if nothing was counted.
-    pub moved_share: f64,
+    /// Bytes touched divided by the bytes that must be; 0 if nothing was counted.
+    pub bytes_ratio: f64,
 }
 
-/// What sets the realistic time.
+/// The resource that sets the realistic time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bound {
     Memory,
     L2,
     Shared,
     Tensor,
-    /// Tensor cores, of which more than a third wait for the last tiles.
+    /// Tensor cores, more than a third of which wait for the last tiles.
     Waves,
 }
 
@@ -56,7 +58,7 @@ impl Bound {
 }
 
 impl Prediction {
-    /// The same with limits, below which no realistic time is.
+    /// Adds limits; the realistic time is never below them.
     pub fn with(self, limits: Limits) -> Self {
         let [l2, shared] = [limits.l2_us, limits.shared_us].map(Option::unwrap_or_default);
         Prediction { realistic_us: self.realistic_us.max(l2).max(shared), limits, ..self }
@@ -75,39 +77,42 @@ impl Prediction {
     }
 }
 
-/// How the output is cut up.
+/// The partition of the output into tiles.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tiles {
     /// Rows and columns of a tile.
     pub size: (usize, usize),
     pub count: usize,
-    /// Tiles over SMs; what is missing to the next whole number is idle time, unless sums are cut up.
+    /// Tiles divided by SMs; the gap to the next whole number is idle time, unless sums are split.
     pub waves: f64,
 }
 
-/// Microseconds lost between two kernels: the last blocks of one finish alone, the first of the next start cold.
+/// Microseconds lost between two kernels: the last blocks of one finish alone, and the first blocks
+/// of the next start cold.
 pub const GAP_US: f64 = 4.0;
 
-/// Share of a large product's rate that the mix of kernels in a step keeps: clocks fall where memory works too.
+/// Share of a large matmul's rate that the mix of kernels in a step sustains: clocks drop when
+/// memory is busy too.
 const SUSTAINED: f64 = 0.955;
 
-/// Share of a copy's bandwidth that a product bound by memory gets.
-const PRODUCT_STREAM: f64 = 0.93;
+/// Share of a copy's bandwidth that a memory-bound matmul gets.
+const MATMUL_STREAM: f64 = 0.93;
 
-/// Output tiles a product may choose from. 1600 = 10 x 160 columns is why there are so many.
+/// Output tiles available to a matmul. There are so many because of 1600 = 10 x 160 columns.
 const TILES: [(usize, usize); 7] =
     [(128, 256), (256, 128), (128, 192), (128, 160), (128, 128), (64, 128), (64, 64)];
 
-/// The length of K that tensor cores could multiply in the time that an epilogue keeps them waiting.
+/// The length of K that tensor cores could multiply while an epilogue keeps them waiting.
 ///
-/// On Hopper by the clocks of our kernels' machine code ([`clocks`](super::clocks)): a tile of 128 x 256 multiplies one of K in 16, and
-/// those of other shapes have as many outputs for each multiplication. Elsewhere what a good kernel takes, an estimate: about 800
-/// clocks beside the 12,288 of such a tile at K = 768.
+/// On Hopper it follows from the clocks of our kernels' machine code ([`clocks`](super::clocks)): a
+/// tile of 128 x 256 takes 16 clocks per element of K, and tiles of other shapes have as many
+/// outputs per multiplication. On other GPUs it is an estimate for a good kernel: about 800 clocks,
+/// next to the 12,288 of such a tile at K = 768.
 fn exposed_k(tail: Tail, pass: &str, gpu: &Gpu) -> f64 {
     const CLOCKS_OF_K: f64 = 16.0;
     const HOPPER_TFLOPS_PER_SM: f64 = 989.4 / 132.0;
     static ROWS: LazyLock<Vec<Row>> =
-        LazyLock::new(|| table::parse(table::TEXT).expect("kernels/clocks.tsv was checked by a test"));
+        LazyLock::new(|| table::parse(table::TEXT).expect("a test checks kernels/clocks.tsv"));
     if gpu.wgmma {
         let clocks = exposed_clocks(&ROWS, tail, pass);
         let clocks =
@@ -123,8 +128,9 @@ fn exposed_k(tail: Tail, pass: &str, gpu: &Gpu) -> f64 {
     on_hopper * (gpu.peak_tflops / gpu.SMs as f64) / HOPPER_TFLOPS_PER_SM
 }
 
-/// Rate of a tile's main loop beside that of 128 x 256: operands come through shared memory and the cache in
-/// proportion to 1 / rows + 1 / columns, and hide the worse the more there are.
+/// Rate of a tile's main loop relative to 128 x 256. Operand traffic through shared memory and the
+/// cache is proportional to 1 / rows + 1 / columns, and the more there is, the less of it is
+/// hidden.
 fn tile_rate((rows, columns): (usize, usize)) -> f64 {
     let loss = |rows: usize, columns: usize| 1.0 + 32.0 * (1.0 / rows as f64 + 1.0 / columns as f64);
     loss(128, 256) / loss(rows, columns)
@@ -135,7 +141,7 @@ pub fn predict(kernel: &Kernel, gpu: &Gpu) -> Prediction {
     let compute = kernel.flops / gpu.matmul_ceiling();
     let memory = kernel.bytes / gpu.copy_ceiling();
     let realistic = match kernel.work {
-        Work::Product { m, n, k, tail } => product(kernel, (m, n, k), tail, gpu),
+        Work::Matmul { m, n, k, tail } => matmul(kernel, (m, n, k), tail, gpu),
         Work::Attention { B, NH, T, HS, backward } => attention(kernel, (B, NH, T, HS), backward, gpu),
         Work::Stream { share } => {
             Realistic { compute: 0.0, memory: memory / share, fix_up: 0.0, idle: 1.0, tiles: None }
@@ -153,7 +159,7 @@ pub fn predict(kernel: &Kernel, gpu: &Gpu) -> Prediction {
     }
 }
 
-/// Seconds of what goes on at the same time, and of what comes after it.
+/// Seconds of work that overlaps, and of the fix-up after it.
 struct Realistic {
     compute: f64,
     memory: f64,
@@ -168,13 +174,13 @@ impl Realistic {
     }
 }
 
-/// The fastest choice of a tile.
-fn product(kernel: &Kernel, mnk: (usize, usize, usize), tail: Tail, gpu: &Gpu) -> Realistic {
-    let times = TILES.map(|size| product_with(kernel, mnk, tail, size, gpu));
+/// Predicts the fastest tile.
+fn matmul(kernel: &Kernel, mnk: (usize, usize, usize), tail: Tail, gpu: &Gpu) -> Realistic {
+    let times = TILES.map(|size| matmul_with(kernel, mnk, tail, size, gpu));
     times.into_iter().min_by(|a, b| a.seconds().total_cmp(&b.seconds())).expect("TILES is not empty")
 }
 
-fn product_with(
+fn matmul_with(
     kernel: &Kernel,
     (m, n, k): (usize, usize, usize),
     tail: Tail,
@@ -184,12 +190,13 @@ fn product_with(
     let count = m.div_ceil(size.0) * n.div_ceil(size.1);
     let waves = count as f64 / gpu.SMs as f64;
     let tile_area = (size.0 * size.1) as f64;
-    // `qkv forward` is of the forward pass.
+    // `qkv forward` belongs to the forward pass.
     let pass = kernel.name.rsplit(' ').next().unwrap_or_default();
     let exposed = exposed_k(tail, pass, gpu);
-    // Length of the sums that one SM forms, one tile after another, and seconds that a unit of it takes.
+    // Length of the sums that one SM computes, one tile after another; bytes of the fix-up.
     let (length, fix_up_bytes, idle) = match tail {
-        // Each SM gets the same share of all sums; those cut in two are written and read as f32.
+        // Each SM gets the same share of all sums; those that are split are written and read as
+        // f32.
         Tail::SplitSum => {
             let exposed = (waves + 1.0) * exposed;
             (waves * k as f64 + exposed, 2.0 * 4.0 * tile_area * gpu.SMs as f64, 1.0)
@@ -199,28 +206,30 @@ fn product_with(
     let rate_per_sm = gpu.matmul_ceiling() * SUSTAINED * tile_rate(size) / gpu.SMs as f64;
     let compute = length * 2.0 * tile_area / rate_per_sm;
     let bytes = kernel.bytes + read_again((m, n, k), gpu);
-    let bandwidth = gpu.copy_ceiling() * PRODUCT_STREAM;
+    let bandwidth = gpu.copy_ceiling() * MATMUL_STREAM;
     let (memory, fix_up) = (bytes / bandwidth, fix_up_bytes / bandwidth);
     Realistic { compute, memory, fix_up, idle, tiles: Some(Tiles { size, count, waves }) }
 }
 
-/// Bytes that come from memory more than once: one operand, for each half of the second-level cache that the other one fills.
+/// Bytes that are read from memory more than once: one operand, for each half of the L2 cache that
+/// the other one fills.
 fn read_again((m, n, k): (usize, usize, usize), gpu: &Gpu) -> f64 {
     let [a, b] = [m * k, n * k].map(|len| 2.0 * len as f64);
     let fits = 0.5e6 * gpu.l2_mb;
-    // Long sums advance together over both operands, which need not stay.
+    // Long sums advance together over both operands, so neither has to stay in the cache.
     if k > m.max(n) { 0.0 } else { a.max(b) * ((a.min(b) / fits).ceil() - 1.0) }
 }
 
-/// Queries of a tile of attention.
+/// Queries per tile of attention.
 const QUERIES: usize = 128;
 
-/// FLOPs of whole tiles of attention beside those that count: half of each tile on the diagonal is computed and thrown away.
+/// FLOPs of whole tiles of attention relative to those that count: half of each diagonal tile is
+/// computed and discarded.
 pub fn masked(T: usize) -> f64 {
     1.0 + QUERIES as f64 / T.max(QUERIES) as f64
 }
 
-/// Tiles of 128 queries, the longest rows first, so that no wave ends early.
+/// Predicts attention: tiles of 128 queries, the longest rows first, so that no wave ends early.
 fn attention(
     kernel: &Kernel,
     (B, NH, T, HS): (usize, usize, usize, usize),
@@ -230,7 +239,7 @@ fn attention(
     let count = B * NH * T.div_ceil(QUERIES);
     let idle = (gpu.SMs as f64 / count as f64).max(1.0);
     let compute = kernel.flops * masked(T) * idle / gpu.attention_rate(HS, backward);
-    let memory = kernel.bytes / (gpu.copy_ceiling() * PRODUCT_STREAM);
+    let memory = kernel.bytes / (gpu.copy_ceiling() * MATMUL_STREAM);
     let tiles = Tiles { size: (QUERIES, HS), count, waves: count as f64 / gpu.SMs as f64 };
     Realistic { compute, memory, fix_up: 0.0, idle, tiles: Some(tiles) }
 }

@@ -1,20 +1,22 @@
-//! What was measured of kernels on a GPU: files `benches/record/<gpu>/*-kernels.json`, written by the micro-benchmarks.
+//! Measured times of kernels on a GPU: files `benches/record/<gpu>/*-kernels.json`, written by the
+//! micro-benchmarks.
 //!
 //! ```json
-//! {"gpu": "NVIDIA H200", "kernels": [{"kernel": "qkv forward", "shape": "65536x2304x768", "us": 312.5}]}
+//! {"gpu": "NVIDIA H200", "kernels": [
+//!   {"kernel": "qkv forward", "shape": "65536x2304x768", "us": 312.5}]}
 //! ```
-//! `kernel` and `shape` are those of [`kernels`](super::kernels), `us` the median time of a call in microseconds. More fields may
-//! stand beside them (date, commit, spread, rates); they are not read here.
+//! `kernel` and `shape` are those of [`kernels`](super::kernels), `us` is the median time of a call
+//! in microseconds. Other fields (date, commit, spread, rates) are ignored.
 
 use super::counted::Counted;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use std::collections::HashMap;
 
-/// The end of the names of files that hold records of kernels.
+/// Suffix of the names of files that hold records of kernels.
 pub const FILE_SUFFIX: &str = "-kernels.json";
 
-/// Median microseconds by kernel and shape; and what the emulated device counted.
+/// Median microseconds by kernel and shape, and the counts of the emulated device.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Records {
     us: HashMap<(String, String), f64>,
@@ -34,7 +36,7 @@ struct Entry {
 }
 
 impl Records {
-    /// Adds the entries of a file; one for the same kernel and shape replaces the one that was there.
+    /// Adds the entries of a file. An entry for the same kernel and shape replaces the earlier one.
     ///
     /// # Errors
     /// If the text is not such a file, or a time is not one.

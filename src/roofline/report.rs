@@ -1,7 +1,7 @@
-//! The budget of a step: kernels, their times, sums, and the text that shows them.
+//! The budget of a step: kernels, their times, sums, and the printed table.
 
 use super::gpu::Gpu;
-use super::kernels::{Class, Kernel, Run, flops_per_token, step};
+use super::kernels::{Class, Kernel, StepShape, flops_per_token, step};
 use super::predict::{GAP_US, Prediction, predict};
 use super::record::Records;
 use crate::config::ModelConfig;
@@ -13,9 +13,9 @@ use std::fmt::{self, Display, Formatter};
 pub struct Row {
     pub kernel: Kernel,
     pub prediction: Prediction,
-    /// Whether the prediction knows what the emulated device counted of the kernel.
+    /// Whether the emulated device has counts for the kernel.
     pub counted: bool,
-    /// Of one call, where there is a record.
+    /// Measured time per call, if there is a record.
     pub measured_us: Option<f64>,
 }
 
@@ -40,14 +40,14 @@ pub struct Milliseconds {
 #[derive(Clone, Debug)]
 pub struct Budget {
     pub config: ModelConfig,
-    pub run: Run,
+    pub step: StepShape,
     pub gpu: Gpu,
     pub rows: Vec<Row>,
 }
 
 impl Budget {
-    /// Predicts a step, with what was measured beside.
-    pub fn new(config: &ModelConfig, run: &Run, gpu: &Gpu, records: &Records) -> Self {
+    /// Predicts a step and attaches the measured times.
+    pub fn new(config: &ModelConfig, shape: &StepShape, gpu: &Gpu, records: &Records) -> Self {
         let row = |kernel: Kernel| {
             let prediction = predict(&kernel, gpu);
             let limits = records.counted.limits(&kernel, prediction.tiles, gpu);
@@ -58,8 +58,8 @@ impl Budget {
                 kernel,
             }
         };
-        let rows = step(config, run).into_iter().map(row).collect();
-        Budget { config: *config, run: *run, gpu: *gpu, rows }
+        let rows = step(config, shape).into_iter().map(row).collect();
+        Budget { config: *config, step: *shape, gpu: *gpu, rows }
     }
 
     pub fn class_ms(&self, class: Class) -> Milliseconds {
@@ -88,12 +88,13 @@ impl Budget {
     }
 
     pub fn tokens_per_s(&self, step_ms: f64) -> f64 {
-        self.run.tokens() as f64 / step_ms * 1e3
+        self.step.tokens() as f64 / step_ms * 1e3
     }
 
-    /// Share of the data sheet's peak.
+    /// Share of the data sheet's peak, of 1.
     pub fn mfu(&self, step_ms: f64) -> f64 {
-        flops_per_token(&self.config, self.run.T) * self.tokens_per_s(step_ms) / (self.gpu.peak_tflops * 1e12)
+        flops_per_token(&self.config, self.step.T) * self.tokens_per_s(step_ms)
+            / (self.gpu.peak_tflops * 1e12)
     }
 }
 
@@ -107,7 +108,7 @@ impl Display for Budget {
 
 impl Budget {
     fn write_heading(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let (c, r, g) = (&self.config, &self.run, &self.gpu);
+        let (c, r, g) = (&self.config, &self.step, &self.gpu);
         let parameters = grouped(ParamLayout::new(c).len());
         writeln!(f, "L {}, NH {}, C {}, Vp {}: {parameters} parameters", c.L, c.NH, c.C, c.Vp)?;
         let tokens = grouped(r.tokens());
@@ -141,7 +142,7 @@ impl Budget {
             "kernel", "shape", "calls", "GFLOP", "MB", "tile", "tiles", "waves", "floor us", "real us"
         )?;
         if counted {
-            write!(f, " {:>9} {:>9} {:>6} {:>6}", "L2 us", "shared us", "binds", "moved")?;
+            write!(f, " {:>9} {:>9} {:>6} {:>11}", "L2 us", "shared us", "binds", "bytes ratio")?;
         }
         if recorded {
             write!(f, " {:>9} {:>7} {:>6}", "measured", "/ floor", "/ real")?;
@@ -161,7 +162,7 @@ impl Budget {
         if recorded { self.write_coverage(f) } else { Ok(()) }
     }
 
-    /// The measured kernels together, beside what was predicted of them.
+    /// Writes the sum over the measured kernels next to their prediction.
     fn write_coverage(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let measured: f64 =
             self.rows.iter().filter_map(|r| Some(r.measured_us? * r.kernel.calls as f64)).sum();
@@ -199,7 +200,7 @@ impl Budget {
     }
 }
 
-/// All columns but those of the record, without the end of the line.
+/// Writes all columns except those of the record, without a newline.
 fn write_row(f: &mut Formatter<'_>, row: &Row) -> fmt::Result {
     let (k, p) = (&row.kernel, &row.prediction);
     let (tile, count, waves) = match p.tiles {
@@ -219,16 +220,17 @@ fn write_row(f: &mut Formatter<'_>, row: &Row) -> fmt::Result {
     )
 }
 
-/// Times by what was counted, what sets the realistic one, and bytes that the kernel touches beside those that it must.
+/// Writes the times derived from counts, the resource that binds, and the ratio of bytes touched to
+/// bytes that must be.
 fn write_limits(f: &mut Formatter<'_>, row: &Row) -> fmt::Result {
     let p = &row.prediction;
     let us = |us: Option<f64>| us.map_or("-".to_owned(), |us| format!("{us:.1}"));
-    let moved = if row.counted { format!("{:.2}", p.limits.moved_share) } else { "-".to_owned() };
+    let ratio = if row.counted { format!("{:.2}", p.limits.bytes_ratio) } else { "-".to_owned() };
     let (l2, shared) = (us(p.limits.l2_us), us(p.limits.shared_us));
-    write!(f, " {l2:>9} {shared:>9} {:>6} {moved:>6}", p.bound().name())
+    write!(f, " {l2:>9} {shared:>9} {:>6} {ratio:>11}", p.bound().name())
 }
 
-/// A time of the record, and how many times the predicted ones it is.
+/// Writes the measured time and its ratio to the predicted ones.
 fn write_measured(f: &mut Formatter<'_>, row: &Row) -> fmt::Result {
     let p = &row.prediction;
     match row.measured_us {
@@ -237,7 +239,7 @@ fn write_measured(f: &mut Formatter<'_>, row: &Row) -> fmt::Result {
     }
 }
 
-/// 1234567 as 1,234,567.
+/// Formats 1234567 as 1,234,567.
 pub(super) fn grouped(number: usize) -> String {
     let digits = number.to_string();
     let mut text = String::new();

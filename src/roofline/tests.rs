@@ -1,7 +1,7 @@
 use super::clocks::epilogue::exposed_clocks;
 use super::clocks::table;
 use super::gpu::{GPUS, Gpu};
-use super::kernels::{Class, Run, Tail, flops_per_token, step};
+use super::kernels::{Class, StepShape, Tail, flops_per_token, step};
 use super::predict::Bound;
 use super::record::Records;
 use super::report::Budget;
@@ -10,8 +10,8 @@ use crate::report::utilization::{self, peak_flops};
 
 const TOKENS: usize = 524_288;
 
-fn run(B: usize) -> Run {
-    Run { B, T: 1024, micro_steps: TOKENS / (B * 1024), recompute: 0, logits_rows: 16_384 }
+fn shape(B: usize) -> StepShape {
+    StepShape { B, T: 1024, micro_steps: TOKENS / (B * 1024), recompute: 0, logits_rows: 16_384 }
 }
 
 fn model(name: &str) -> ModelConfig {
@@ -19,7 +19,7 @@ fn model(name: &str) -> ModelConfig {
 }
 
 fn budget(name: &str, gpu: &str, B: usize) -> Budget {
-    Budget::new(&model(name), &run(B), Gpu::named(gpu).unwrap(), &Records::default())
+    Budget::new(&model(name), &shape(B), Gpu::named(gpu).unwrap(), &Records::default())
 }
 
 #[track_caller]
@@ -28,14 +28,14 @@ fn near(found: f64, expected: f64, tolerance: f64) {
     assert!(off <= tolerance, "found {found}, expected {expected} within {:.1} %", 100.0 * tolerance);
 }
 
-/// Sum over the kernels of some classes, per token.
+/// Sums over the kernels of some classes, per token.
 fn per_token(name: &str, classes: &[Class], of: impl Fn(&super::kernels::Kernel) -> f64) -> f64 {
-    let all = step(&model(name), &run(64));
+    let all = step(&model(name), &shape(64));
     let chosen = all.iter().filter(|k| classes.contains(&k.class));
     chosen.map(|k| of(k) * k.calls as f64).sum::<f64>() / TOKENS as f64
 }
 
-const PRODUCTS: [Class; 6] = [
+const MATMULS: [Class; 6] = [
     Class::BlockForward,
     Class::BlockDgrad,
     Class::BlockWgrad,
@@ -44,7 +44,8 @@ const PRODUCTS: [Class; 6] = [
     Class::HeadWgrad,
 ];
 
-/// Worked out by hand from the shapes: matrices times six, causal attention once forward and two and a half times backward.
+/// Computed by hand from the shapes: matrices times six, causal attention once forward and two and
+/// a half times backward.
 #[test]
 fn flops_a_token_are_those_of_the_four_gpt2_sizes() {
     let expected = [
@@ -53,8 +54,8 @@ fn flops_a_token_are_those_of_the_four_gpt2_sizes() {
         ("d36", 4633.1, 94.4, 235.9, 4928.0),
         ("d48", 9330.3, 157.3, 393.2, 9818.0),
     ];
-    for (name, products, forward, backward, mfu) in expected {
-        near(per_token(name, &PRODUCTS, |k| k.flops) / 1e6, products, 1e-3);
+    for (name, matmuls, forward, backward, mfu) in expected {
+        near(per_token(name, &MATMULS, |k| k.flops) / 1e6, matmuls, 1e-3);
         near(per_token(name, &[Class::AttentionForward], |k| k.flops) / 1e6, forward, 3e-3);
         near(per_token(name, &[Class::AttentionBackward], |k| k.flops) / 1e6, backward, 3e-3);
         near(flops_per_token(&model(name), 1024) / 1e6, mfu, 1e-3);
@@ -65,13 +66,14 @@ fn flops_a_token_are_those_of_the_four_gpt2_sizes() {
 fn bytes_of_what_memory_bounds_are_those_of_one_pass() {
     let bytes = |class| per_token("d12", &[class], |k| k.bytes);
     near(bytes(Class::LayernormForward), 76.8e3, 5e-3);
-    // 25 layernorms of 768 channels, four passes over them each; the first has one less to read.
+    // 25 layernorms of 768 channels with four passes each; the first one reads one less.
     near(bytes(Class::LayernormBackward), 153.6e3 * (1.0 - 0.01), 5e-3);
     near(bytes(Class::Classifier), 201.2e3, 5e-3);
-    // 30 bytes a parameter: twelve read and written, gradients and parameters in bf16, and the gradients once more for the norm.
+    // 30 bytes per parameter: twelve read and written, gradients and parameters in bf16, and the
+    // gradients once more for the norm.
     near(bytes(Class::Optimizer) * TOKENS as f64, 30.0 * 124_475_904.0, 1e-9);
     let gb = |name: &str| {
-        let all = step(&model("d12"), &run(64));
+        let all = step(&model("d12"), &shape(64));
         all.iter().find(|k| k.name == name).unwrap().bytes / 1e9
     };
     let expected =
@@ -79,12 +81,12 @@ fn bytes_of_what_memory_bounds_are_those_of_one_pass() {
     for (name, expected) in expected {
         near(gb(name), expected, 0.02);
     }
-    // Four pieces, each of which reads the embedding again.
+    // Four chunks, each of which reads the embedding again.
     near(4.0 * gb("head forward"), 6.8, 0.04);
 }
 
-/// Milliseconds for 524,288 tokens of 124M on an H200, estimated apart from this model. Of products they are a goal, by epilogues of
-/// 800 clocks; our kernels' own are longer.
+/// Milliseconds for 524,288 tokens of 124M on an H200, estimated independently of this model. For
+/// matmuls they are a goal, with epilogues of 800 clocks; those of our kernels are longer.
 #[test]
 fn the_budget_of_124m_on_an_h200_is_the_known_one() {
     let b = budget("d12", "h200", 64);
@@ -104,7 +106,7 @@ fn the_budget_of_124m_on_an_h200_is_the_known_one() {
     for (class, floor, realistic) in expected {
         let ms = b.class_ms(class);
         near(ms.floor, floor, 0.01);
-        match PRODUCTS.contains(&class) {
+        match MATMULS.contains(&class) {
             true => assert!(ms.realistic > 0.96 * realistic, "{class:?}: {ms:?}"),
             false => near(ms.realistic, realistic, 0.04),
         }
@@ -113,14 +115,15 @@ fn the_budget_of_124m_on_an_h200_is_the_known_one() {
     let total = b.total_ms();
     near(total.floor, 590.0, 0.01);
     near(b.tokens_per_s(total.floor), 888e3, 0.01);
-    let products: f64 = PRODUCTS.iter().map(|&class| b.class_ms(class).realistic).sum();
-    let (goal_of_products, goal) = (543.1, 736.0);
-    near(total.realistic - products, goal - goal_of_products, 0.03);
+    let matmuls: f64 = MATMULS.iter().map(|&class| b.class_ms(class).realistic).sum();
+    let (goal_of_matmuls, goal) = (543.1, 736.0);
+    near(total.realistic - matmuls, goal - goal_of_matmuls, 0.03);
     assert!(b.mfu(total.realistic) < 0.578);
 }
 
-/// Whole waves of tiles of 128 x 256, each its multiplications (16 clocks for one of K) and what its epilogue exposes, at the rate
-/// that a large product reaches and keeps. Sums that are cut: as many tiles as there are, and an epilogue more.
+/// Whole waves of tiles of 128 x 256, each with its multiplications (16 clocks per element of K)
+/// and its exposed epilogue, at the rate that a large matmul sustains. Split sums take as many
+/// tiles as there are, and one more epilogue.
 #[test]
 fn products_take_their_tiles_and_epilogues() {
     let rows = table::parse(table::TEXT).unwrap();
@@ -179,7 +182,7 @@ fn realistic_is_never_below_the_floor() {
 fn a_gpu_that_few_tiles_fill_waits() {
     let tiny = Budget::new(
         &model("d12"),
-        &Run { B: 1, T: 128, micro_steps: 1, ..run(64) },
+        &StepShape { B: 1, T: 128, micro_steps: 1, ..shape(64) },
         Gpu::named("h200").unwrap(),
         &Records::default(),
     );
@@ -190,13 +193,14 @@ fn a_gpu_that_few_tiles_fill_waits() {
 
 #[test]
 fn recomputing_adds_passes_and_pieces_of_logits_add_up() {
-    let kernels = |run: Run| step(&model("d12"), &run);
-    let count =
-        |run: Run, class| kernels(run).iter().filter(|k| k.class == class).map(|k| k.calls).sum::<usize>();
-    let levels = [0, 1, 2].map(|recompute| count(Run { recompute, ..run(64) }, Class::Recompute));
+    let kernels = |shape: StepShape| step(&model("d12"), &shape);
+    let count = |shape: StepShape, class| {
+        kernels(shape).iter().filter(|k| k.class == class).map(|k| k.calls).sum::<usize>()
+    };
+    let levels = [0, 1, 2].map(|recompute| count(StepShape { recompute, ..shape(64) }, Class::Recompute));
     assert_eq!(levels, [0, 12 * 8, 3 * 12 * 8]);
 
-    let uneven = Run { B: 5, T: 1000, micro_steps: 2, logits_rows: 2048, ..run(64) };
+    let uneven = StepShape { B: 5, T: 1000, micro_steps: 2, logits_rows: 2048, ..shape(64) };
     let head: Vec<_> = kernels(uneven).into_iter().filter(|k| k.name == "head forward").collect();
     let calls: Vec<_> = head.iter().map(|k| (k.shape.as_str(), k.calls)).collect();
     assert_eq!(calls, [("1792x50304x768", 4), ("1416x50304x768", 2)]);
@@ -208,7 +212,7 @@ fn records_stand_beside_the_prediction() {
         r#"{"gpu": "x", "kernels": [{"kernel": "attention forward", "shape": "64x12x1024x64", "us": 500}]}"#;
     let mut records = Records::default();
     records.add(json).unwrap();
-    let text = Budget::new(&model("d12"), &run(64), &GPUS[0], &records).to_string();
+    let text = Budget::new(&model("d12"), &shape(64), &GPUS[0], &records).to_string();
     let row = text.lines().find(|line| line.starts_with("attention forward")).unwrap();
     assert!(row.ends_with("     500.0    3.83   1.50"), "{text}");
     let sum = "measured kernels: 48.0 ms a step, predicted 31.9 (floor 12.5): 1.50 of the prediction";
@@ -216,42 +220,44 @@ fn records_stand_beside_the_prediction() {
     assert!(!budget("d12", "h200", 64).to_string().contains("measured"));
 }
 
-/// What the emulated device counted of two streams and of attention over one and two tiles, in numbers that are easily told.
+/// Counts of the emulated device for two streams and for attention over one and two tiles, in round
+/// numbers.
 const COUNTED: &str = r#"{"kernels": [
     {"kernel": "adamw", "shape": "2048", "sectors_read": 1664, "sectors_written": 1664, "bytes_read": 28672,
-     "bytes_written": 28672, "shared_turns": 0, "tensor_flops": 0, "model_bytes": 57344},
+     "bytes_written": 28672, "shared_wavefronts": 0, "tensor_flops": 0, "model_bytes": 57344},
     {"kernel": "layernorm forward", "shape": "8x768", "sectors_read": 1152, "sectors_written": 400, "bytes_read": 15360,
-     "bytes_written": 12352, "shared_turns": 10000000, "tensor_flops": 0, "model_bytes": 24640},
+     "bytes_written": 12352, "shared_wavefronts": 10000000, "tensor_flops": 0, "model_bytes": 24640},
     {"kernel": "attention forward", "shape": "1x1x128x64", "sectors_read": 1000, "sectors_written": 0, "bytes_read": 1,
-     "bytes_written": 1, "shared_turns": 3000, "tensor_flops": 4e6, "model_bytes": 1},
+     "bytes_written": 1, "shared_wavefronts": 3000, "tensor_flops": 4e6, "model_bytes": 1},
     {"kernel": "attention forward", "shape": "1x1x256x64", "sectors_read": 2500, "sectors_written": 0, "bytes_read": 1,
-     "bytes_written": 1, "shared_turns": 8000, "tensor_flops": 12e6, "model_bytes": 2}]}"#;
+     "bytes_written": 1, "shared_wavefronts": 8000, "tensor_flops": 12e6, "model_bytes": 2}]}"#;
 
 #[test]
 fn counts_set_limits_and_say_what_binds() {
     let mut records = Records::default();
     records.counted.add(COUNTED).unwrap();
     let gpu = Gpu::named("h200").unwrap();
-    let b = Budget::new(&model("d12"), &run(64), gpu, &records);
+    let b = Budget::new(&model("d12"), &shape(64), gpu, &records);
     let row = |name: &str| b.rows.iter().find(|row| row.kernel.name == name).unwrap();
 
-    // 52 bytes of sectors a parameter where 28 must be moved: memory is the slower by far.
+    // 52 bytes of sectors per parameter where 28 must be moved: memory is slower by far.
     let adamw = row("adamw").prediction;
     near(adamw.limits.l2_us.unwrap(), 52.0 * 124_475_904.0 / 9.4e6, 1e-9);
     assert_eq!((adamw.limits.shared_us, adamw.bound()), (Some(0.0), Bound::Memory));
-    assert_eq!(adamw.limits.moved_share, 1.0);
+    assert_eq!(adamw.limits.bytes_ratio, 1.0);
 
-    // A bank conflict that nobody could overlook.
+    // A bank conflict that cannot be overlooked.
     let layernorm = row("layernorm forward").prediction;
     assert_eq!(layernorm.bound(), Bound::Shared);
     assert_eq!(Some(layernorm.realistic_us), layernorm.limits.shared_us);
 
-    // 3000 = 4e6 a + 128 x 64 b and 8000 = 12e6 a + 256 x 64 b: a = 5e-4, b = 1000 / 8192. In sectors 1.25e-4 and 500 / 8192.
+    // 3000 = 4e6 a + 128 x 64 b and 8000 = 12e6 a + 256 x 64 b: a = 5e-4, b = 1000 / 8192. For
+    // sectors 1.25e-4 and 500 / 8192.
     let attention = row("attention forward");
     let (flops, outputs) = (attention.kernel.flops * 1.125, 65536.0 * 768.0);
     let limits = attention.prediction.limits;
-    let turns = 5e-4 * flops + 1000.0 / 8192.0 * outputs;
-    near(limits.shared_us.unwrap(), turns / (132.0 * 1.83e3), 1e-9);
+    let wavefronts = 5e-4 * flops + 1000.0 / 8192.0 * outputs;
+    near(limits.shared_us.unwrap(), wavefronts / (132.0 * 1.83e3), 1e-9);
     near(limits.l2_us.unwrap(), 32.0 * (1.25e-4 * flops + 500.0 / 8192.0 * outputs) / 9.4e6, 1e-9);
     assert_eq!(attention.prediction.bound(), Bound::Tensor);
 }
@@ -260,19 +266,19 @@ fn counts_set_limits_and_say_what_binds() {
 fn what_was_counted_stands_beside_the_prediction() {
     let mut records = Records::default();
     records.counted.add(COUNTED).unwrap();
-    let text = Budget::new(&model("d12"), &run(64), &GPUS[0], &records).to_string();
+    let text = Budget::new(&model("d12"), &shape(64), &GPUS[0], &records).to_string();
     let row = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap();
-    assert!(text.contains(" L2 us shared us  binds  moved\n"), "{text}");
-    assert!(row("adamw").ends_with(" 688.6       0.0    HBM   1.00"), "{text}");
-    assert!(row("qkv forward").ends_with("         -         - tensor      -"), "{text}");
+    assert!(text.contains(" L2 us shared us  binds bytes ratio\n"), "{text}");
+    assert!(row("adamw").ends_with(" 688.6       0.0    HBM        1.00"), "{text}");
+    assert!(row("qkv forward").ends_with("         -         - tensor           -"), "{text}");
     assert!(!budget("d12", "h200", 64).to_string().contains("binds"));
-    // Few tiles: most multiprocessors wait.
-    let small = Run { B: 1, T: 128, micro_steps: 1, ..run(64) };
+    // Few tiles: most SMs wait.
+    let small = StepShape { B: 1, T: 128, micro_steps: 1, ..shape(64) };
     let text = Budget::new(&model("d12"), &small, &GPUS[0], &records).to_string();
     assert!(text.contains(" waves "), "{text}");
 }
 
-/// The trainer's MFU and the one predicted are shares of the same peak, by the same formula.
+/// The trainer's MFU and the predicted one are relative to the same peak and use the same formula.
 #[test]
 fn peaks_and_formula_are_those_of_the_trainer() {
     for gpu in GPUS {

@@ -1,5 +1,5 @@
-//! A GPU opened once for all cases of a test program, by each type: to make a context and load the kernels takes a second, and
-//! a program has hundreds of cases.
+//! GPUs that are opened once per type for all cases of a test program: creating a context and
+//! loading the kernels takes a second, and a program has hundreds of cases.
 
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
@@ -13,20 +13,17 @@ use warpsmith::device::cuda::tensor_map::{TensorMap, TiledMatrix};
 use warpsmith::ops::Place;
 use warpsmith::tensor::Dtype;
 
-/// GPUs that no case uses now. Statics are never dropped, so contexts last as long as the program.
+/// GPUs that no case is using. Statics are never dropped, so contexts last as long as the program.
 static IDLE: Mutex<Vec<(Dtype, Nvidia)>> = Mutex::new(Vec::new());
 
-/// One GPU for one case; its memory is released and it becomes idle when it is dropped.
+/// A GPU for one case. When dropped, it releases its memory and becomes idle.
 pub struct Gpu {
     dtype: Dtype,
-    /// `None` only while it is dropped.
+    /// `None` only during the drop.
     nvidia: Option<Nvidia>,
 }
 
-/// An idle GPU for kernels of `dtype`, or else one that `open` opens.
-///
-/// # Errors
-/// As `open`.
+/// Takes an idle GPU for kernels of `dtype`, or opens one with `open`.
 pub fn take(dtype: Dtype, open: impl FnOnce() -> anyhow::Result<Nvidia>) -> anyhow::Result<Gpu> {
     let mut idle = IDLE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let found = idle.iter().position(|(of, _)| *of == dtype).map(|i| idle.swap_remove(i).1);
@@ -38,7 +35,7 @@ pub fn take(dtype: Dtype, open: impl FnOnce() -> anyhow::Result<Nvidia>) -> anyh
 impl Drop for Gpu {
     fn drop(&mut self) {
         let Some(mut nvidia) = self.nvidia.take() else { return };
-        // After a fault nothing works in this context any more: the next case says so itself.
+        // After a fault this context is unusable, and the next case reports that itself.
         if nvidia.release_memory().is_ok() {
             IDLE.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push((self.dtype, nvidia));
         }
@@ -49,13 +46,13 @@ impl Deref for Gpu {
     type Target = Nvidia;
 
     fn deref(&self) -> &Nvidia {
-        self.nvidia.as_ref().expect("until it is dropped")
+        self.nvidia.as_ref().expect("a GPU that is not dropped")
     }
 }
 
 impl DerefMut for Gpu {
     fn deref_mut(&mut self) -> &mut Nvidia {
-        self.nvidia.as_mut().expect("until it is dropped")
+        self.nvidia.as_mut().expect("a GPU that is not dropped")
     }
 }
 

@@ -155,7 +155,7 @@ fn registers_over_and_under_the_budget() {
 #[test]
 fn a_longer_way_to_the_same_result() {
     let exact = ("gelu.cuh", "if constexpr (sizeof(floatX) == 4) return tanhf(u);", "return tanhf(u);");
-    refused("gelu.cu", "90a", &[exact], &[("gelu_forward", ", start, way 1 (-): * longer")]);
+    refused("gelu.cu", "90a", &[exact], &[("gelu_forward", ", start, path 1 (-): * longer")]);
 }
 
 /// Tiles that pass through registers on their way to shared memory, ordinary loads of them, and products of single numbers.

@@ -1,4 +1,4 @@
-//! AdamW over a run of parameters.
+//! AdamW over a range of parameters.
 
 use crate::device::cpu::simd::{CHUNK, dispatch};
 use crate::ops::AdamW;
@@ -8,7 +8,7 @@ use rayon::prelude::*;
 pub fn update(params: &mut [f32], m: &mut [f32], v: &mut [f32], grads: &[f32], args: &AdamW) {
     let len = params.len();
     assert!(args.decayed <= len, "AdamW: {} of {len} parameters decay", args.decayed);
-    assert!(m.len() == len && v.len() == len && grads.len() == len, "AdamW: tensors of one length");
+    assert!(m.len() == len && v.len() == len && grads.len() == len, "AdamW: tensors differ in length");
     for (range, weight_decay) in [(0..args.decayed, args.weight_decay), (args.decayed..len, 0.0)] {
         let step = Step::new(args, weight_decay);
         params[range.clone()]
@@ -30,7 +30,7 @@ struct Step {
     lr: f32,
     beta1: f32,
     beta2: f32,
-    /// 1 / (1 - beta^t): the factors that make m and v, which start at zero, unbiased.
+    /// 1 / (1 - beta^t): corrects the bias of m and v, which start at zero.
     correction1: f32,
     correction2: f32,
     eps: f32,
@@ -40,7 +40,7 @@ struct Step {
 
 impl Step {
     fn new(args: &AdamW, weight_decay: f32) -> Self {
-        // In f64: 1 - 0.999 has lost four digits in f32.
+        // In f64, because 1 - 0.999 loses four digits in f32.
         let correction = |beta: f32| (1.0 / (1.0 - f64::from(beta).powf(args.t as f64))) as f32;
         Step {
             lr: args.lr,
@@ -79,7 +79,7 @@ mod tests {
         AdamW { decayed, grad_scale: 0.5, t, ..adamw_step(unused, unused, unused, unused) }
     }
 
-    /// (params, m, v) of so many parameters after `steps` updates by gradients that change from step to step.
+    /// Returns (params, m, v) of `len` parameters after `steps` updates with changing gradients.
     fn train(len: usize, decayed: usize, steps: usize) -> [Vec<f32>; 3] {
         let (mut params, mut m, mut v) = (random(0, len), vec![0.0; len], vec![0.0; len]);
         for t in 1..=steps {

@@ -1,8 +1,8 @@
 //! Causal multi-head attention without a T x T buffer (Dao et al. 2022).
 //!
-//! Both directions go tile by tile: [`W`] columns side by side in the vector registers, queries in the forward pass and
-//! keys in the backward pass, against [`DEPTH`] of the others at a time. Columns that do not exist are computed, on
-//! zeros, and not stored. Every product is one of [`tile`].
+//! Both directions proceed in tiles of [`W`] columns, side by side in vector registers, and
+//! [`DEPTH`] rows: columns are queries in the forward pass and keys in the backward pass. Columns
+//! past the end are computed on zeros and not stored. Every matmul is in [`tile`].
 
 mod backward;
 #[cfg(test)]
@@ -17,10 +17,11 @@ use rayon::prelude::*;
 use std::marker::PhantomData;
 use tile::{Scratch, Strided, add_product, gather_rows, product, scale_rows, store_transposed, transpose};
 
-/// Columns of a tile: two registers of AVX-512.
+/// Columns per tile: two AVX-512 registers.
 const W: usize = 32;
 
-/// Rows of a tile: so many that a step costs much more than what comes with it, and its operands fit into the L1 cache.
+/// Rows per tile: enough to amortize the overhead of a step, and few enough for its operands to fit
+/// in the L1 cache.
 const DEPTH: usize = 64;
 
 /// out (B, T, C) =; lse (B, NH, T) =; qkv (B, T, 3 C).
@@ -38,7 +39,8 @@ pub fn forward(out: &mut [f32], lse: &mut [f32], qkv: &[f32], dims: AttentionDim
             let queries = W.min(T - first);
             scratch.attend(&qkv[b * T * 3 * C + h * HS..], first, queries, (C, HS));
             for i in 0..queries {
-                // SAFETY: no other task has this query of this head.
+                // SAFETY: no other task has this query of this head, so the slices do not overlap
+                // any others.
                 let (out, lse) = unsafe {
                     (out.slice((b * T + first + i) * C + h * HS, HS), lse.slice(head * T + first + i, 1))
                 };
@@ -48,8 +50,8 @@ pub fn forward(out: &mut [f32], lse: &mut [f32], qkv: &[f32], dims: AttentionDim
     );
 }
 
-/// out (B, C) = the row of [`forward`] for position t, with the same bits; qkv (B, T, 3 C), of which rows after t do not
-/// matter.
+/// out (B, C) = the row of [`forward`] for position t, with the same bits; qkv (B, T, 3 C), whose
+/// rows after t do not matter.
 pub fn decode(out: &mut [f32], qkv: &[f32], t: usize, dims: AttentionDims) {
     let AttentionDims { B, T, NH, HS } = dims;
     let C = NH * HS;
@@ -64,13 +66,14 @@ pub fn decode(out: &mut [f32], qkv: &[f32], t: usize, dims: AttentionDims) {
     );
 }
 
-/// What one thread keeps of a tile of queries.
+/// Scratch memory of one thread for a tile of queries.
 struct ForwardScratch {
     /// (HS, W): scaled
     queries: Scratch,
     /// (DEPTH, W): scores, then their exponentials
     scores: Scratch,
-    /// (DEPTH, HS): rows that are a power of two apart, as those of all heads may be, evict each other from the cache
+    /// (DEPTH, HS): copied, because rows that are a power of two apart evict each other from the
+    /// cache
     values: Scratch,
     /// (HS, W): weighted sum of values
     out: Scratch,
@@ -92,7 +95,8 @@ impl ForwardScratch {
         }
     }
 
-    /// Attention of `queries` positions from `first` on; `qkv` starts at the query of position 0 of the head.
+    /// Computes attention for `queries` positions from `first` on; `qkv` starts at the query of
+    /// position 0 of the head.
     fn attend(&mut self, qkv: &[f32], first: usize, queries: usize, (C, HS): (usize, usize)) {
         let row = 3 * C;
         let scale = 1.0 / (HS as f32).sqrt();
@@ -110,7 +114,7 @@ impl ForwardScratch {
         }
     }
 
-    /// Takes in `count` keys from `start` on; `qkv` starts at the query of position `start`.
+    /// Adds `count` keys from `start` on; `qkv` starts at the query of position `start`.
     #[inline(always)]
     fn step(&mut self, simd: Simd, qkv: &[f32], (first, start, count): (usize, usize, usize), C: usize) {
         let scores = &mut self.scores[..count * W];
@@ -118,7 +122,7 @@ impl ForwardScratch {
         product(simd, scores, keys, &self.queries, W);
         let scores = scores.as_chunks_mut::<W>().0;
         for (i, scores) in scores.iter_mut().enumerate().skip((first + 1).saturating_sub(start)) {
-            // Queries come before this key.
+            // These queries precede the key.
             scores[..W.min(start + i - first)].fill(f32::NEG_INFINITY);
         }
         online_softmax(simd, scores, &mut self.out, &mut self.max, &mut self.sum);
@@ -128,15 +132,16 @@ impl ForwardScratch {
         add_product(simd, &mut self.out, values.transposed(), scores.as_flattened(), W);
     }
 
-    /// Row `i` of the result; returns its log-sum-exp.
+    /// Writes row `i` of the result; returns its log-sum-exp.
     fn finish(&self, i: usize, out: &mut [f32]) -> f32 {
         store_transposed(out, &self.out[i..], 1.0 / self.sum[i]);
         self.max[i] + self.sum[i].ln()
     }
 }
 
-/// scores = exp(scores - max), with max brought up to date, and what was summed up before scaled to it (Milakov &
-/// Gimelshein 2018). The first key is before every query, so max is finite from the first call on.
+/// scores = exp(scores - max), where max is updated first and previous sums are rescaled to it
+/// (Milakov & Gimelshein 2018). Every query sees the first key, so max is finite from the first
+/// call on.
 #[inline(always)]
 fn online_softmax(
     simd: Simd,
@@ -162,14 +167,14 @@ fn online_softmax(
     *sum = new_sum;
 }
 
-/// A slice that several tasks write to at once, each to parts of its own.
+/// A slice that several tasks write at the same time, each in disjoint parts.
 struct Disjoint<'a> {
     start: *mut f32,
     len: usize,
     _slice: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: all access is through `slice`, whose caller promises that parts do not overlap.
+// SAFETY: all access is through `slice`, whose callers guarantee that parts do not overlap.
 unsafe impl Sync for Disjoint<'_> {}
 
 impl<'a> Disjoint<'a> {
@@ -177,12 +182,15 @@ impl<'a> Disjoint<'a> {
         Disjoint { start: slice.as_mut_ptr(), len: slice.len(), _slice: PhantomData }
     }
 
+    /// Returns a part of the slice.
+    ///
     /// # Safety
-    /// While the result lives, nobody else may have a slice that overlaps it.
+    /// No other slice that overlaps the result may exist while it lives.
     #[allow(clippy::mut_from_ref)]
     unsafe fn slice(&self, start: usize, len: usize) -> &mut [f32] {
         assert!(start.checked_add(len).is_some_and(|end| end <= self.len));
-        // SAFETY: inside the slice, as just checked, and not aliased, as the caller promises.
+        // SAFETY: the range lies inside the slice, as asserted above, and is not aliased, as the
+        // caller guarantees.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
     }
 }

@@ -1,6 +1,6 @@
-//! Softmax and cross-entropy, and the gradient of the logits in their place.
+//! Softmax and cross-entropy, and in-place gradients of the logits.
 //!
-//! A row of logits is read from memory once and written once: the passes over it after the first find it in the L2
+//! A row of logits is read from memory once and written once: later passes over it hit the L2
 //! cache.
 
 use crate::device::cpu::gelu::exp;
@@ -25,7 +25,7 @@ pub fn forward(losses: &mut [f32], logits: &[f32], targets: &[i32], V: usize, Vp
     );
 }
 
-/// As [`forward`], and logits = (softmax - onehot(target)) * dloss, columns `V..Vp` = 0.
+/// Like [`forward`], and logits = (softmax - onehot(target)) * dloss, columns `V..Vp` = 0.
 pub fn forward_backward(
     losses: &mut [f32],
     logits: &mut [f32],
@@ -63,7 +63,7 @@ fn index(target: i32) -> usize {
     usize::try_from(target).expect("a target is never negative")
 }
 
-/// x = exp(x - max); returns the sum, in the order of [`sum_of`].
+/// x = exp(x - max); returns the sum, added in the order of [`sum_of`].
 #[inline(always)]
 fn exponentiate(logits: &mut [f32], max: f32) -> f32 {
     let mut lanes = [0.0; LANES];
@@ -91,7 +91,7 @@ mod tests {
     const SHAPES: [(usize, usize, usize); 5] =
         [(1, 1, 1), (1, 2, 16), (3, 33, 33), (5, 50, 64), (7, 127, 128)];
 
-    /// Random logits; what is in the columns from V on must not matter.
+    /// Random logits; the columns from V on must not matter.
     fn random_logits(N: usize, V: usize, Vp: usize) -> Vec<f32> {
         let mut logits: Vec<f32> = random(1, N * Vp).iter().map(|x| 5.0 * x).collect();
         logits.chunks_exact_mut(Vp).for_each(|row| row[V..].fill(f32::NAN));

@@ -23,13 +23,13 @@ fn row_of(token: i32, wte: &[f32], C: usize) -> &[f32] {
     &wte[token * C..][..C]
 }
 
-/// A task owns a run of rows of dwte, and adds to each in the order of positions in the batch; so the result does not
-/// depend on how tasks are scheduled.
+/// Each task owns a range of rows of dwte and adds to each in the order of batch positions, so the
+/// result does not depend on the scheduling of tasks.
 pub fn backward(dwte: &mut [f32], dwpe: &mut [f32], dout: &[f32], tokens: &[i32], T: usize, C: usize) {
     const TOKENS_PER_TASK: usize = 16;
     assert_eq!(dout.len(), tokens.len() * C);
 
-    // Rows of the batch by token; the sort is stable, which keeps those of one token in order.
+    // Batch rows sorted by token; the sort is stable and so keeps rows of the same token in order.
     let mut order: Vec<usize> = (0..tokens.len()).collect();
     order.par_sort_by_key(|&row| tokens[row]);
     let token = |row: usize| usize::try_from(tokens[row]).expect("a token is never negative");

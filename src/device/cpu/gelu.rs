@@ -1,5 +1,5 @@
-//! GELU, tanh form (Hendrycks & Gimpel 2016): the one GPT-2 uses. And the exponential under it, in plain arithmetic,
-//! so that loops over it vectorise.
+//! GELU in its tanh form (Hendrycks & Gimpel 2016), as in GPT-2, and the exponential it needs, in
+//! plain arithmetic so that loops over it vectorize.
 
 use crate::device::cpu::simd::{CHUNK, dispatch};
 use rayon::prelude::*;
@@ -16,8 +16,8 @@ pub fn forward(out: &mut [f32], inp: &[f32]) {
     });
 }
 
-/// 0.5 x (1 + tanh(u)), u = sqrt(2 / pi) (x + 0.044715 x^3), as x / (1 + e^-2u): one exponential, and no cancellation
-/// for negative x.
+/// 0.5 x (1 + tanh(u)), u = sqrt(2 / pi) (x + 0.044715 x^3), as x / (1 + e^-2u): one exponential,
+/// and no cancellation for negative x.
 #[inline(always)]
 pub fn gelu(x: f32) -> f32 {
     x / (1.0 + exp(minus_two_u(x)))
@@ -26,10 +26,11 @@ pub fn gelu(x: f32) -> f32 {
 /// d gelu(x) / dx = s + x s (1 - s) d(2 u)/dx, with s = 1 / (1 + e^-2u)
 #[inline(always)]
 pub fn gelu_grad(x: f32) -> f32 {
-    // Beyond 10 the result is 0 or 1 to within 1e-34, but infinity times zero would come up on the way to it.
+    // Beyond 10 the result is 0 or 1 to within 1e-34, but computing it would multiply infinity by
+    // zero.
     let x = if x > 10.0 { 10.0 } else { x };
     let x = if x < -10.0 { -10.0 } else { x };
-    // 1 - s is e s, without its cancellation.
+    // 1 - s equals e s, which does not cancel.
     let e = exp(minus_two_u(x));
     let s = 1.0 / (1.0 + e);
     let slope = 2.0 * SQRT_2_OVER_PI + (6.0 * SQRT_2_OVER_PI * CUBIC) * (x * x);
@@ -44,13 +45,13 @@ fn minus_two_u(x: f32) -> f32 {
     x * (-2.0 * SQRT_2_OVER_PI - (2.0 * SQRT_2_OVER_PI * CUBIC) * (x * x))
 }
 
-/// e^x within 1e-7 of the true value, relatively; results below the smallest normal number are zero.
+/// e^x with a relative error of at most 1e-7; results below the smallest normal number are zero.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
-    /// ln of the largest and of the smallest normal number.
+    /// ln of the smallest and of the largest normal number.
     const RANGE: (f32, f32) = (-87.336_54, 88.722_84);
     let Reduced { n, expm1_r } = reduce(x);
-    // 2^n by adding n to the exponent; 2^128 itself is no f32.
+    // 2^n by adding n to the exponent; 2^128 itself is not an f32.
     let y = f32::from_bits((1.0 + expm1_r).to_bits().wrapping_add((n as u32) << 23));
     if x < RANGE.0 {
         0.0
@@ -68,19 +69,22 @@ struct Reduced {
     expm1_r: f32,
 }
 
-/// Cody & Waite 1980: x = n ln 2 + r, |r| <= ln 2 / 2, with ln 2 in two parts, the first so short that its product with
-/// n is exact. Then a polynomial in r. If x is NaN or far out of range, n is nonsense, and expm1_r may be NaN.
+/// Cody & Waite 1980: x = n ln 2 + r, |r| <= ln 2 / 2, with ln 2 in two parts, the first short
+/// enough for an exact product with n; then a polynomial in r. If x is NaN or far out of range, n
+/// is meaningless, and expm1_r may be NaN.
 #[inline(always)]
 fn reduce(x: f32) -> Reduced {
     const LN2_HIGH: f32 = 355.0 / 512.0;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    // Adding 1.5 * 2^23 leaves no bits for the fraction: the sum holds the rounded value, as its lowest bits.
+    // Adding 1.5 * 2^23 leaves no bits for the fraction: the lowest bits of the sum are the rounded
+    // value.
     const ROUND: f32 = 12_582_912.0;
     let rounded = x * LOG2_E + ROUND;
     let n = (rounded.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
     let rounded = rounded - ROUND;
     let r = (x - rounded * LN2_HIGH) - rounded * LN2_LOW;
-    // (e^r - 1 - r) / r^2, interpolated at the Chebyshev nodes: within 1.1e-8 of e^r in the whole.
+    // (e^r - 1 - r) / r^2, interpolated at the Chebyshev nodes; the error of the resulting e^r is
+    // at most 1.1e-8.
     let q = 0.001_392_621_3;
     let q = q * r + 0.008_363_203;
     let q = q * r + 0.041_666_556;
@@ -103,7 +107,8 @@ mod tests {
         all.chain((-1_000_000..=1_000_000).map(|i| i as f32 * 1e-4))
     }
 
-    /// Worst relative error of `f` where the exact result is neither subnormal nor too large for f32.
+    /// The worst relative error of `f` where the exact result is neither subnormal nor too large
+    /// for f32.
     fn worst_error(f: impl Fn(f32) -> f32, exact: impl Fn(f64) -> f64) -> (f64, f32) {
         let normal = f64::from(f32::MIN_POSITIVE)..=f64::from(f32::MAX);
         let error = |x: f32| {

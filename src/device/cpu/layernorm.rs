@@ -34,8 +34,9 @@ pub fn forward(
         });
 }
 
-/// Mean and reciprocal standard deviation of the row. The variance is taken about the mean, in a second pass over a row
-/// that is in the cache: mean of squares minus square of mean would cancel.
+/// Returns the mean and the reciprocal standard deviation of the row. The variance is computed
+/// about the mean, in a second pass over the cached row: mean of squares minus square of mean would
+/// cancel.
 #[inline(always)]
 fn forward_row(out: &mut [f32], inp: &[f32], weight: &[f32], bias: &[f32]) -> (f32, f32) {
     let scale = 1.0 / inp.len() as f32;
@@ -51,15 +52,14 @@ fn forward_row(out: &mut [f32], inp: &[f32], weight: &[f32], bias: &[f32]) -> (f
 /// The outputs of [`backward`], which adds to them.
 pub struct Gradients<'a> {
     pub dinp: &'a mut [f32],
-    /// `dinp` is overwritten instead.
+    /// Whether `dinp` is overwritten instead.
     pub overwrite_dinp: bool,
     pub dweight: &'a mut [f32],
     pub dbias: &'a mut [f32],
 }
 
-/// With norm = (inp - mean) rstd and dnorm = dout weight:
-/// dinp += rstd (dnorm - mean(dnorm) - norm mean(dnorm norm)); dweight += sum of dout norm, dbias += sum of dout over
-/// rows.
+/// With norm = (inp - mean) rstd and dnorm = dout weight: dinp += rstd (dnorm - mean(dnorm) - norm
+/// mean(dnorm norm)); dweight += sum of dout norm, dbias += sum of dout, over rows.
 pub fn backward(
     gradients: Gradients,
     dout: &[f32],
@@ -74,7 +74,8 @@ pub fn backward(
     assert!(dout.len() == N * C && inp.len() == N * C && mean.len() == N && rstd.len() == N);
     assert!(weight.len() == C && dweight.len() == C && dbias.len() == C);
 
-    // Each block of rows has its own dweight and dbias. At most 64 blocks, so that adding these up costs little.
+    // Each block of rows has its own dweight and dbias. There are at most 64 blocks, so that adding
+    // them up is cheap.
     let rows = N.div_ceil(64).max(32);
     let mut partials = vec![0.0; N.div_ceil(rows) * 2 * C];
     (dinp.par_chunks_mut(rows * C)).zip(partials.par_chunks_exact_mut(2 * C)).enumerate().for_each(
@@ -138,7 +139,7 @@ mod tests {
 
     const SHAPES: [(usize, usize); 6] = [(1, 1), (1, 20), (3, 31), (2, 64), (5, 100), (70, 33)];
 
-    /// (out, mean, rstd) in f64
+    /// Returns (out, mean, rstd) in f64.
     fn reference(inp: &[f64], weight: &[f64], bias: &[f64]) -> [Vec<f64>; 3] {
         let C = weight.len();
         let mut result = [const { Vec::new() }; 3];
@@ -174,7 +175,8 @@ mod tests {
             check_forward("random", &random(1, N * C), C, 1e-6);
         }
         check_forward("constant", &[3.0; 40], 20, 1e-6);
-        // The mean is a thousand times the deviation, so that its last bit is a ten-thousandth of that.
+        // The mean is a thousand times the deviation, so its last bit is a ten-thousandth of the
+        // deviation.
         let far: Vec<f32> = random(1, 5 * 768).iter().map(|x| 1000.0 + x).collect();
         check_forward("far from zero", &far, 768, 4e-4);
     }

@@ -1,8 +1,8 @@
 //! Arenas in host memory, and a run-time borrow checker over them.
 //!
-//! Tensors are plain handles, so the compiler cannot know whether two of them overlap. An operation takes all its
-//! slices from one [`Borrow`], which refuses a slice that overlaps one it gave out before, unless both are read only, and
-//! any slice of what is lent to a communicator.
+//! Tensors are plain handles, so the compiler cannot know whether two of them overlap. An operation
+//! takes all its slices from one [`Borrow`]. It refuses a slice that overlaps an earlier one,
+//! unless both are read-only, and any slice of memory that is lent to a communicator.
 
 use crate::device::lent::Lent;
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
@@ -11,7 +11,7 @@ use bytemuck::{Pod, Zeroable};
 use std::cell::RefCell;
 use std::ops::Range;
 
-/// One unit of allocation: its alignment is that of every tensor.
+/// Unit of allocation; its alignment is the alignment of every tensor.
 #[derive(Clone, Copy, Zeroable)]
 #[repr(C, align(256))]
 struct Block([u8; 256]);
@@ -24,6 +24,8 @@ pub struct Memory {
 }
 
 impl Memory {
+    /// Allocates the arenas of a plan.
+    ///
     /// # Errors
     /// If the machine refuses the memory.
     pub fn allocate(plan: &MemoryPlan) -> Result<Self> {
@@ -54,13 +56,16 @@ impl Memory {
         Borrow { bases, lent: &self.lent, taken: RefCell::default(), _memory: std::marker::PhantomData }
     }
 
-    /// The address of a tensor which from now on is nobody's here.
+    /// Lends a tensor to a communicator and returns its address. Operations may not touch it until
+    /// it is taken back.
     pub fn lend(&mut self, tensor: Tensor) -> u64 {
         let start = self.borrow().bytes_mut(tensor).as_mut_ptr();
         self.lent.lend(start.expose_provenance(), tensor.size_bytes());
         start as u64
     }
 
+    /// Takes a lent tensor back.
+    ///
     /// # Panics
     /// If it was not lent.
     pub fn take_back(&mut self, tensor: Tensor) {
@@ -94,29 +99,30 @@ impl<'a> Borrow<'a> {
     }
 
     pub fn write(&self, tensor: Tensor) -> &'a mut [f32] {
-        assert_eq!(tensor.dtype, Dtype::F32, "a tensor of another type was passed to a CPU operation");
+        assert_eq!(tensor.dtype, Dtype::F32, "a CPU operation got a tensor of the wrong type");
         bytemuck::cast_slice_mut(self.bytes_mut(tensor))
     }
 
     pub fn bytes(&self, tensor: Tensor) -> &'a [u8] {
         let start = self.take(tensor, false);
-        // SAFETY: `take` checked that the range lies inside an arena that outlives 'a and that no mutable slice of it
-        // was given out; any bytes are valid u8.
+        // SAFETY: `take` checked that the range lies inside an arena, which outlives 'a, and that
+        // no mutable slice overlaps it; all bytes are valid as u8.
         unsafe { std::slice::from_raw_parts(start, tensor.size_bytes()) }
     }
 
     pub fn bytes_mut(&self, tensor: Tensor) -> &'a mut [u8] {
         let start = self.take(tensor, true);
-        // SAFETY: as above, and no other slice of the range was given out at all.
+        // SAFETY: `take` checked that the range lies inside an arena, which outlives 'a, and that
+        // no other slice overlaps it; all bytes are valid as u8.
         unsafe { std::slice::from_raw_parts_mut(start, tensor.size_bytes()) }
     }
 
     fn shared<T: Pod>(&self, tensor: Tensor, dtype: Dtype) -> &'a [T] {
-        assert_eq!(tensor.dtype, dtype, "a tensor of another type was passed to a CPU operation");
+        assert_eq!(tensor.dtype, dtype, "a CPU operation got a tensor of the wrong type");
         bytemuck::cast_slice(self.bytes(tensor))
     }
 
-    /// Records the borrow and returns where it starts.
+    /// Records the borrow and returns its start.
     fn take(&self, tensor: Tensor, writable: bool) -> *mut u8 {
         let (base, size) = self.bases[tensor.arena];
         let bytes = tensor.offset..tensor.offset + tensor.size_bytes();
@@ -128,12 +134,12 @@ impl<'a> Borrow<'a> {
         for other in taken.iter().filter(|o| o.arena == tensor.arena && (o.writable || writable)) {
             assert!(
                 bytes.end <= other.bytes.start || other.bytes.end <= bytes.start,
-                "an operation was given overlapping tensors, one of them to write: {tensor:?} and bytes {:?}",
+                "an operation got overlapping tensors, one of them writable: {tensor:?} and bytes {:?}",
                 other.bytes
             );
         }
         taken.push(Taken { arena: tensor.arena, bytes: bytes.clone(), writable });
-        // SAFETY: the range was checked to lie inside the arena.
+        // SAFETY: the range lies inside the arena, as checked above.
         unsafe { base.add(bytes.start) }
     }
 }

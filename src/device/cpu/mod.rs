@@ -1,9 +1,9 @@
-//! The CPU device: f32 everywhere, with bf16 matrix products where asked for. It is the trainer on machines without a
-//! GPU and the oracle of every kernel test, so each operation is one readable function over slices; the code here
-//! only turns handles into slices.
+//! The CPU device: f32 everywhere, with optional bf16 matmul operands. It is the trainer on
+//! machines without a GPU and the reference for every kernel test, so each operation is one
+//! readable function over slices; this file only turns handles into slices.
 //!
-//! Results do not depend on the number of threads, bit for bit: work is cut into pieces by the shape of the problem
-//! alone, and partial sums are added in a fixed order.
+//! Results do not depend on the number of threads, bit for bit: work is divided by the shape of the
+//! problem alone, and partial sums are added in a fixed order.
 
 pub mod adamw;
 pub mod attention;
@@ -26,11 +26,13 @@ use memory::Memory;
 pub struct Cpu {
     memory: Memory,
     precision: Precision,
-    /// Packed operands of matrix products, kept so that training allocates nothing.
+    /// Packed operands of matmuls, kept so that training allocates nothing.
     scratch: matmul::Scratch,
 }
 
 impl Cpu {
+    /// Creates a device without memory.
+    ///
     /// # Errors
     /// If `precision` needs instructions that this CPU lacks.
     pub fn new(precision: Precision) -> Result<Self> {
@@ -236,7 +238,7 @@ impl Ops for Cpu {
         let b = self.memory.borrow();
         let (params, m, v) = (b.write(a.params), b.write(a.m), b.write(a.v));
         match a.master {
-            // Of the same type as the parameters here: they become it, unrounded.
+            // Master weights have the same type here, so the parameters become unrounded copies.
             Some(master) => {
                 let master = b.write(master);
                 adamw::update(master, m, v, b.read(a.grads), &a);

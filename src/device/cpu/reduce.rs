@@ -1,12 +1,12 @@
-//! Deterministic sums, in f64: a gradient norm adds up as many as a billion squares, some too large for f32. And sums of two
-//! tensors, element by element.
+//! Deterministic sums in f64: a gradient norm adds up to a billion squares, some of which are too
+//! large for f32. Also the element-wise sum of two tensors.
 
 use crate::device::cpu::simd::{CHUNK, LANES, dispatch};
 use rayon::prelude::*;
 
 /// dst += src
 pub fn add(dst: &mut [f32], src: &[f32]) {
-    assert_eq!(dst.len(), src.len(), "what is added is of the same length");
+    assert_eq!(dst.len(), src.len(), "added tensors differ in length");
     dst.par_chunks_mut(CHUNK).zip(src.par_chunks(CHUNK)).for_each(|(dst, src)| {
         dispatch(
             #[inline(always)]
@@ -15,7 +15,7 @@ pub fn add(dst: &mut [f32], src: &[f32]) {
     });
 }
 
-/// Sum of squares.
+/// Returns the sum of squares.
 pub fn norm_squared(src: &[f32]) -> f64 {
     sum_of(src, |x| x * x)
 }
@@ -24,7 +24,7 @@ pub fn sum(src: &[f32]) -> f64 {
     sum_of(src, |x| x)
 }
 
-/// Sum of `f(x)`: chunk by chunk, the sums of chunks then added in order.
+/// Sums `f(x)` within chunks, then adds the sums of chunks in order.
 fn sum_of(src: &[f32], f: impl Fn(f64) -> f64 + Sync) -> f64 {
     let sums: Vec<f64> = src
         .par_chunks(CHUNK)
@@ -100,7 +100,7 @@ mod tests {
         let src = random(1, 10 * CHUNK + 7);
         assert_same_on_any_threads("sums", || {
             let (a, b) = (sum(&src).to_bits(), norm_squared(&src).to_bits());
-            // Both halves of the f64, each exact in f32.
+            // The bytes of each f64, all exact in f32.
             [a, b].iter().flat_map(|x| x.to_le_bytes().map(f32::from)).collect()
         });
     }

@@ -1,23 +1,25 @@
-//! One body, compiled for several instruction sets, the best chosen at run time.
+//! One function body, compiled for several instruction sets, the best of which is chosen at run
+//! time.
 //!
-//! Loops are written in plain Rust and left to the compiler to vectorise; [`dispatch`] compiles them three times. What
-//! the compiler may not do by itself, because it changes the result, is written out: sums run over [`LANES`] partial
-//! sums that are added in a fixed order.
+//! Loops are plain Rust that the compiler vectorizes; [`dispatch`] compiles them three times.
+//! Transformations that change the result are written out, because the compiler may not make them:
+//! sums run over [`LANES`] partial sums that are added in a fixed order.
 
-/// Independent partial sums of a reduction. The compiler leaves so many in memory, where they hide how long it takes to
-/// store one and load it again; fewer it takes apart into scalars, and cannot put them together again.
+/// Number of independent partial sums in a reduction. With this many, the compiler keeps them in
+/// memory, which hides the latency of store and reload; it splits fewer into scalars and cannot
+/// recombine them.
 pub const LANES: usize = 128;
 
-/// Elements in one rayon task of an element-wise operation: long enough to pay for a task, short enough to share out
-/// evenly. A constant, so that the cut does not depend on the number of threads.
+/// Elements per rayon task of an element-wise operation: long enough to pay for a task, short
+/// enough to balance. A constant, so that the partition does not depend on the number of threads.
 pub const CHUNK: usize = 1 << 14;
 
-/// Rows of `C` elements in one rayon task of a row-wise operation.
+/// Rows of `C` elements per rayon task of a row-wise operation.
 pub fn rows_per_task(C: usize) -> usize {
     (CHUNK / C.max(1)).max(1)
 }
 
-/// What a body was compiled for: a constant once it is inlined.
+/// The instruction set a body was compiled for: a constant after inlining.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Simd {
     Avx512,
@@ -27,10 +29,10 @@ pub enum Simd {
 }
 
 impl Simd {
-    /// Best first.
+    /// All instruction sets, best first.
     pub const ALL: [Simd; 3] = [Simd::Avx512, Simd::Avx2, Simd::Baseline];
 
-    /// Whether this CPU has it.
+    /// Whether this CPU supports it.
     pub fn is_supported(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         {
@@ -54,8 +56,8 @@ impl Simd {
 
 /// Runs `body` compiled for the best instruction set of this CPU.
 ///
-/// Only what is inlined into `body` is compiled for it: mark the closure and all it calls `#[inline(always)]`, and
-/// call this inside a rayon task, not around it.
+/// Only code that is inlined into `body` is compiled for it: mark the closure and everything it
+/// calls `#[inline(always)]`, and call this inside a rayon task, not around it.
 #[inline(always)]
 pub fn dispatch<R>(body: impl FnOnce(Simd) -> R) -> R {
     let best = Simd::ALL.into_iter().find(|simd| simd.is_supported());
@@ -65,15 +67,15 @@ pub fn dispatch<R>(body: impl FnOnce(Simd) -> R) -> R {
 /// Runs `body` compiled for `simd`.
 ///
 /// # Panics
-/// If this CPU lacks that.
+/// If this CPU lacks the instruction set.
 #[inline(always)]
 pub fn dispatch_on<R>(simd: Simd, body: impl FnOnce(Simd) -> R) -> R {
     assert!(simd.is_supported(), "this CPU lacks {simd:?}");
     #[cfg(target_arch = "x86_64")]
     match simd {
-        // SAFETY: the CPU has all features that the function enables, as just checked.
+        // SAFETY: the assertion above checked that the CPU has all features the function enables.
         Simd::Avx512 => return unsafe { with_avx512(body) },
-        // SAFETY: as above.
+        // SAFETY: the assertion above checked that the CPU has all features the function enables.
         Simd::Avx2 => return unsafe { with_avx2(body) },
         Simd::Baseline => {}
     }
@@ -92,7 +94,7 @@ fn with_avx512<R>(body: impl FnOnce(Simd) -> R) -> R {
     body(Simd::Avx512)
 }
 
-/// Sum of `f(x)` over `src`.
+/// Returns the sum of `f(x)` over `src`.
 #[inline(always)]
 pub fn sum_of(src: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0.0; LANES];
@@ -108,7 +110,7 @@ pub fn sum_of(src: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     sum_lanes(lanes)
 }
 
-/// Largest element of `src`, NaN passed over; minus infinity if there is none.
+/// Returns the largest element of `src`, ignoring NaN, or minus infinity if there is none.
 #[inline(always)]
 pub fn max(src: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
@@ -121,13 +123,14 @@ pub fn max(src: &[f32]) -> f32 {
     rest.iter().chain(&lanes).fold(f32::NEG_INFINITY, |a, &x| larger(x, a))
 }
 
-/// `a` if it is larger, else `b`; `b` where `a` is NaN. One instruction, unlike [`f32::max`].
+/// Returns `a` if it is larger, otherwise `b`, also where `a` is NaN. One instruction, unlike
+/// [`f32::max`].
 #[inline(always)]
 pub fn larger(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
 
-/// The halves added to each other, until one is left.
+/// Adds the halves to each other until one element is left.
 #[inline(always)]
 pub fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
     let mut half = LANES / 2;

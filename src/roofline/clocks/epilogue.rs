@@ -1,20 +1,22 @@
-//! Epilogues of our products for Hopper, by the table: clocks in which tensor cores have nothing to do, from the last product
-//! of a tile to the first of the next.
+//! Epilogues of our Hopper matmuls, from the table: the clocks in which tensor cores are idle, from
+//! the last MMA of a tile to the first of the next.
 //!
-//! An epilogue is known by what it is made of, not by its place: how often it loads and stores, and whether it has a `tanh`.
+//! An epilogue is recognized by its instructions, not by its place: the number of loads and stores,
+//! and whether it has a `tanh`.
 
 use super::table::Row;
 use crate::roofline::kernels::Tail;
 
-/// The tile whose kernels stand for all.
+/// The tile whose kernels represent all.
 const TILE: &str = "128x256";
 
-/// Clocks of a tile of 128 x 256 that nothing hides, by the rows of the table. None if the table has no such epilogue.
+/// Exposed clocks of a 128 x 256 tile's epilogue, from the rows of the table. `None` if the table
+/// has no such epilogue.
 pub fn exposed_clocks(rows: &[Row], tail: Tail, pass: &str) -> Option<u64> {
     let kernel = format!("matmul_hopper_{pass}_{TILE}");
     let of_kernel = || rows.iter().filter(|row| row.kernel == kernel);
     let epilogues: Vec<&Row> = of_kernel().filter(|row| row.part.starts_with("epilogue")).collect();
-    // Partial sums are of 32 bits, and so take more stores than results; GELU stores twice.
+    // Partial sums are 32 bits wide and so take more stores than results; GELU stores twice.
     let once = epilogues.iter().map(|row| row.counts.stores).min()?;
     let is_gelu = |row: &Row| row.counts.tanh > 0;
     let stores = |row: &Row| !is_gelu(row) && row.counts.stores == once;
@@ -25,13 +27,14 @@ pub fn exposed_clocks(rows: &[Row], tail: Tail, pass: &str) -> Option<u64> {
         Tail::SplitSum => !is_gelu(row) && row.counts.stores > once,
     };
     let fitting = epilogues.into_iter().filter(|row| fits(row));
-    // Residuals are loaded beside a bias; of others nothing is loaded that can be left out.
+    // Residuals are loaded in addition to a bias; the other epilogues have no optional loads.
     let row = match tail {
         Tail::Residual => fitting.max_by_key(|row| (row.counts.loads, row.clocks)),
         Tail::SplitSum => fitting.max_by_key(|row| (row.counts.stores, std::cmp::Reverse(row.clocks))),
         _ => fitting.min_by_key(|row| (row.counts.loads, row.clocks)),
     }?;
-    // Before the first product of the next tile, the consumers learn where it is and load the first operands of its epilogue.
+    // Before the first MMA of the next tile, the consumers compute its position and load the first
+    // operands of its epilogue.
     let around = row.part.rsplit("in loop ").next()?;
     let starts = of_kernel().filter(|other| other.part == format!("start in loop {around}"));
     let loads = |start: &&Row| start.counts.loads;
@@ -48,7 +51,7 @@ mod tests {
     use super::super::table::{TEXT, parse};
     use super::*;
 
-    /// Each kind of epilogue is in the table, and what does more takes longer.
+    /// Each kind of epilogue is in the table, and more work takes longer.
     #[test]
     fn every_tail_is_found() {
         let rows = parse(TEXT).unwrap();

@@ -1,37 +1,38 @@
-//! The control flow of a kernel: blocks of instructions, and loops, found from jumps backward to what all paths go through.
+//! The control flow of a kernel: blocks of instructions, and loops, found from jumps back to a
+//! dominator.
 //!
-//! Left out are jumps that a warp takes when its lanes disagree (`BRA.DIV`) or a second time for each further value of an operand
-//! (`BRA.U.ANY`), and what a `CALL` runs: all are the exception.
+//! Not followed: jumps that a warp takes when its lanes diverge (`BRA.DIV`) or again for each
+//! further value of an operand (`BRA.U.ANY`), and the code that a `CALL` runs. All are exceptions.
 
 use super::listing::Instruction;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-/// Instructions that run one after the other.
+/// Instructions that run in sequence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Block {
     /// Indices of instructions.
     pub range: Range<usize>,
-    /// Blocks that it goes on with: the one behind it before the target of its jump.
+    /// Successors: the fallthrough block before the target of its jump.
     pub next: Vec<usize>,
 }
 
-/// A loop: all blocks from which its first one is reached again without leaving it.
+/// A loop: all blocks from which its first one can be reached again without leaving the loop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loop {
     pub first: usize,
     pub blocks: BTreeSet<usize>,
     /// The smallest loop around it.
     pub parent: Option<usize>,
-    /// It does nothing but wait: for a barrier in shared memory, or for registers.
+    /// Whether it only waits: for a barrier in shared memory, or for registers.
     pub waits: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flow {
-    /// Those that can be reached, in the order of their addresses; the kernel begins with the first.
+    /// Reachable blocks in address order; the kernel starts with the first.
     pub blocks: Vec<Block>,
-    /// In the order of their first blocks, so outer ones come first.
+    /// In the order of their first blocks, so outer loops come first.
     pub loops: Vec<Loop>,
 }
 
@@ -42,18 +43,18 @@ impl Flow {
         Flow { blocks, loops }
     }
 
-    /// Loops directly in this one, or in none.
+    /// Loops directly inside this one, or at the top level.
     pub fn children(&self, parent: Option<usize>) -> impl Iterator<Item = usize> {
         (0..self.loops.len()).filter(move |&l| self.loops[l].parent == parent)
     }
 }
 
-/// Whether a jump is one of those that are left out.
+/// Whether a jump is one of those not followed.
 fn is_exception(jump: &Instruction) -> bool {
     jump.has("DIV") || jump.has("ANY")
 }
 
-/// The end of a block: whether the next instruction may follow, and where it may jump to.
+/// The end of a block: whether the next instruction may follow, and the target of the jump.
 fn end(instruction: &Instruction) -> Option<(bool, Option<u32>)> {
     let sometimes = instruction.guard.as_deref().is_some_and(|guard| guard != "PT" && guard != "UPT");
     match instruction.name() {
@@ -81,14 +82,14 @@ fn blocks(code: &[Instruction]) -> Vec<Block> {
     let block = |(b, &first): (usize, &usize)| {
         let last = starts.get(b + 1).map_or(code.len(), |&next| next) - 1;
         let (on, jump) = end(&code[last]).map_or((true, None), |end| (end.0, target(end)));
-        let behind = (on && last + 1 < code.len()).then_some(b + 1);
-        let next = behind.into_iter().chain(jump.map(|i| block_of[&i])).collect();
+        let fallthrough = (on && last + 1 < code.len()).then_some(b + 1);
+        let next = fallthrough.into_iter().chain(jump.map(|i| block_of[&i])).collect();
         Block { range: first..last + 1, next }
     };
     starts.iter().enumerate().map(block).collect()
 }
 
-/// Without blocks that nothing jumps to.
+/// Removes unreachable blocks.
 fn reachable(blocks: Vec<Block>) -> Vec<Block> {
     let (mut found, mut pending) = (BTreeSet::new(), vec![0]);
     while let Some(b) = pending.pop() {
@@ -101,7 +102,7 @@ fn reachable(blocks: Vec<Block>) -> Vec<Block> {
     found.iter().map(|&b| Block { range: blocks[b].range.clone(), next: next(&blocks[b]) }).collect()
 }
 
-/// Blocks after all that lead to them, but for jumps backward.
+/// Blocks in an order where each follows all its predecessors, ignoring back edges.
 pub fn order(blocks: &[Block]) -> Vec<usize> {
     let (mut done, mut seen) = (Vec::new(), vec![false; blocks.len()]);
     let mut stack = vec![(0, 0)];
@@ -121,7 +122,7 @@ pub fn order(blocks: &[Block]) -> Vec<usize> {
     done
 }
 
-/// The blocks that lead to each block.
+/// The predecessors of each block.
 pub fn predecessors(blocks: &[Block]) -> Vec<Vec<usize>> {
     let mut before = vec![Vec::new(); blocks.len()];
     for (b, block) in blocks.iter().enumerate() {
@@ -130,7 +131,8 @@ pub fn predecessors(blocks: &[Block]) -> Vec<Vec<usize>> {
     before
 }
 
-/// The dominators of each block: those that every path from the start to it goes through, itself among them.
+/// The dominators of each block: the blocks that every path from the start passes through,
+/// including itself.
 fn dominators(blocks: &[Block]) -> Vec<BTreeSet<usize>> {
     let (order, before) = (order(blocks), predecessors(blocks));
     let mut dominators: Vec<Option<BTreeSet<usize>>> = vec![None; blocks.len()];
@@ -193,7 +195,7 @@ mod tests {
     use super::super::listing::parse;
     use super::*;
 
-    /// A kernel of these instructions, 16 bytes each.
+    /// The flow of a kernel with these instructions, 16 bytes each.
     fn flow(lines: &[&str]) -> Flow {
         let mut text = "Function : f\n".to_string();
         for (i, line) in lines.iter().enumerate() {

@@ -1,26 +1,28 @@
-//! Reads what `cuobjdump -sass` prints: instructions, and the control codes that the compiler gave each.
+//! Parses the output of `cuobjdump -sass`: instructions, and the compiler's control codes for each.
 //!
-//! An instruction is 128 bits, printed as two words of 64 behind its text, the low one first. Bits 105 to 125 say how it is
-//! issued; the hardware checks nothing else. Where they lie was found by Scott Gray (maxas, for Maxwell) and Jia et al. 2018 (for
-//! Volta), and is the same on sm_90: the stalls of 4 or 5 clocks between dependent additions show it.
+//! An instruction is 128 bits, printed after its text as two 64-bit words, low word first. Bits 105
+//! to 125 control its issue; the hardware checks nothing else. Their layout was found by Scott Gray
+//! (maxas, for Maxwell) and Jia et al. 2018 (for Volta), and is the same on sm_90: the stalls of 4
+//! or 5 clocks between dependent additions show it.
 
 use std::collections::BTreeMap;
 
 /// The control codes of an instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Control {
-    /// Clocks until the warp's next instruction at the earliest.
+    /// Minimum clocks until the warp's next instruction.
     pub stall: u32,
-    /// The scoreboard, of six, that counts it until its result is written.
+    /// The scoreboard (of six) that tracks it until its result is written.
     pub writes: Option<u8>,
-    /// The scoreboard that counts it until its operands are read.
+    /// The scoreboard that tracks it until its operands are read.
     pub reads: Option<u8>,
-    /// A bit for each scoreboard that must be at zero before it is issued.
+    /// A bit per scoreboard that must be zero before it issues.
     pub waits: u8,
 }
 
 impl Control {
-    /// From the high word: stall 41-44, yield 45, write 46-48, read 49-51, wait 52-57, reuse 58-61.
+    /// Decodes the high word: stall 41-44, yield 45, write 46-48, read 49-51, wait 52-57, reuse
+    /// 58-61.
     pub fn of(high_word: u64) -> Self {
         let bits = |from: u32, count: u32| (high_word >> from) as u8 & ((1 << count) - 1);
         let scoreboard = |number: u8| (number < 6).then_some(number);
@@ -35,13 +37,13 @@ impl Control {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Instruction {
-    /// In bytes from the start of the kernel.
+    /// Byte offset from the start of the kernel.
     pub address: u32,
-    /// The predicate that guards it: `P0`, `!UP1`.
+    /// Its guard predicate: `P0`, `!UP1`.
     pub guard: Option<String>,
-    /// With its modifiers: `LDG.E.128`.
+    /// The opcode with its modifiers: `LDG.E.128`.
     pub opcode: String,
-    /// The text behind the opcode: `R4, desc[UR4][R2.64]`.
+    /// The text after the opcode: `R4, desc[UR4][R2.64]`.
     pub operands: String,
     /// Missing if the listing shows no encoding.
     pub control: Option<Control>,
@@ -53,19 +55,19 @@ impl Instruction {
         self.opcode.split('.').next().unwrap_or_default()
     }
 
-    /// Whether one of its modifiers is this one.
+    /// Whether it has this modifier.
     pub fn has(&self, modifier: &str) -> bool {
         self.opcode.split('.').skip(1).any(|m| m == modifier)
     }
 
-    /// Bits that a thread loads or stores.
+    /// Bits loaded or stored per thread.
     pub fn bits(&self) -> u32 {
         let widths = ["U8", "S8", "U16", "S16", "64", "128", "256"];
         let bits = [8, 8, 16, 16, 64, 128, 256];
         widths.iter().zip(bits).find(|(width, _)| self.has(width)).map_or(32, |(_, bits)| bits)
     }
 
-    /// The address that it jumps to, if it does.
+    /// The target address of a jump.
     pub fn target(&self) -> Option<u32> {
         let jumps = matches!(self.name(), "BRA" | "CALL");
         let last = self.operands.rsplit([' ', ',']).next().filter(|_| jumps)?;
@@ -76,16 +78,17 @@ impl Instruction {
 /// The machine code of one kernel for one architecture.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Listing {
-    /// `sm_90a`
+    /// Such as `sm_90a`.
     pub arch: String,
     pub kernel: String,
-    /// Registers of a thread, and bytes of static shared memory of a block with what the system has of it; 0 if the listing does not say.
+    /// Registers per thread, and bytes of static shared memory per block including the system's; 0
+    /// if the listing does not say.
     pub registers: usize,
     pub shared_bytes: usize,
     pub instructions: Vec<Instruction>,
 }
 
-/// All kernels of a listing.
+/// Returns all kernels of a listing.
 pub fn parse(text: &str) -> Vec<Listing> {
     let (mut kernels, mut arch) = (Vec::<Listing>::new(), "");
     // Registers and shared memory come before all machine code.
@@ -113,7 +116,8 @@ pub fn parse(text: &str) -> Vec<Listing> {
     kernels
 }
 
-/// From `/*0150*/  @!P0 LDG.E.128 R4, desc[UR4][R2.64] ;  /* 0x0000000402047981 */`. Lines with nothing but an encoding are none.
+/// Parses `/*0150*/  @!P0 LDG.E.128 R4, desc[UR4][R2.64] ;  /* 0x0000000402047981 */`. Returns
+/// `None` for lines with nothing but an encoding.
 fn instruction(line: &str) -> Option<Instruction> {
     let (address, rest) = line.strip_prefix("/*")?.split_once("*/")?;
     let address = u32::from_str_radix(address, 16).ok()?;
@@ -132,7 +136,7 @@ fn instruction(line: &str) -> Option<Instruction> {
     })
 }
 
-/// From `/* 0x000fe20000000800 */`.
+/// Parses `/* 0x000fe20000000800 */`.
 fn encoding(line: &str) -> Option<u64> {
     let word = line.strip_prefix("/*")?.strip_suffix("*/")?.trim().strip_prefix("0x")?;
     u64::from_str_radix(word, 16).ok()
@@ -142,7 +146,7 @@ fn encoding(line: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
-    /// Two instructions of a kernel as the disassembler prints them.
+    /// Two instructions and a jump as the disassembler prints them.
     const TEXT: &str = "
 Resource usage:
  Function scale:
@@ -167,7 +171,7 @@ Resource usage:
         assert_eq!((load.address, load.guard.as_deref(), load.bits()), (0x10, Some("!P0"), 128));
         assert_eq!((&*load.opcode, load.name()), ("LDG.E.128", "LDG"));
         assert_eq!(load.operands, "R4, desc[UR4][R2.64+0x10]");
-        // The load counts on scoreboard 2, which the addition waits for.
+        // The load is tracked by scoreboard 2, which the addition waits for.
         let control = Control { stall: 4, writes: Some(2), reads: None, waits: 0 };
         assert_eq!(load.control, Some(control));
         assert_eq!(add.control, Some(Control { stall: 3, writes: None, reads: None, waits: 1 << 2 }));

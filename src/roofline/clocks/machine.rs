@@ -1,17 +1,20 @@
-//! A multiprocessor of sm_90: which pipe an instruction takes and for how long, and when its result is there.
+//! An SM of sm_90: the pipe that an instruction takes, for how long, and when its result is
+//! available.
 //!
-//! One table, [`RATES`], with the source of each number. "Guide" is the table of arithmetic throughput in NVIDIA's CUDA C++
-//! programming guide for compute capability 9.0 (results a clock and multiprocessor, of which a scheduler has a quarter); "Luo" is
-//! the microbenchmarks of Luo et al., arXiv 2402.13499 and 2501.12084, on an H100; "Abdelkhalik" those of arXiv 2208.11174 on an
-//! A100; "Jia" those of arXiv 1804.06826 on a V100; "estimate" is nobody's measurement. They are cited from memory, so check one
-//! before much depends on it. [`Machine::calibrate`] replaces numbers by what was measured on a GPU.
+//! All numbers are in one table, [`RATES`], each with its source. "Guide" is the table of
+//! arithmetic throughput in NVIDIA's CUDA C++ programming guide for compute capability 9.0 (results
+//! per clock and SM, a quarter of which belongs to each scheduler); "Luo" is the microbenchmarks of
+//! Luo et al., arXiv 2402.13499 and 2501.12084, on an H100; "Abdelkhalik" those of arXiv 2208.11174
+//! on an A100; "Jia" those of arXiv 1804.06826 on a V100; an "estimate" was never measured. They
+//! are cited from memory, so check a number before much depends on it. [`Machine::calibrate`]
+//! replaces numbers by GPU measurements.
 
 use super::listing::Instruction;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
-/// Units that execute instructions beside each other, one of each for a scheduler.
+/// Units that execute instructions in parallel, one of each per scheduler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Pipe {
     Tensor,
@@ -21,13 +24,14 @@ pub enum Pipe {
     Alu,
     /// Transcendental functions and conversions: 4 lanes.
     Xu,
-    /// Shared memory, shuffles, barriers in memory, and addresses of global memory: a quarter of the multiprocessor's.
+    /// Shared memory, shuffles, barriers in memory, and addresses of global memory: a quarter of
+    /// the SM's.
     Lsu,
-    /// Traffic with memory beyond the multiprocessor's own cache: a quarter of its port.
+    /// Traffic with memory beyond the SM's own cache: a quarter of its port.
     Global,
-    /// One lane for the warp.
+    /// One lane per warp.
     Uniform,
-    /// Branches and the rest, which take an issue slot.
+    /// Branches and everything else that only takes an issue slot.
     Other,
 }
 
@@ -55,10 +59,11 @@ pub struct Rate {
     /// Opcodes without modifiers; a calibration names the first.
     pub names: &'static [&'static str],
     pub pipe: Pipe,
-    /// Clocks that a warp's instruction keeps its pipe busy. For memory, of 32 bits a thread; for tensor cores, of the shape named
-    /// in [`Machine::cost`].
+    /// Clocks that a warp's instruction keeps its pipe busy. For memory it is per 32 bits per
+    /// thread; for tensor cores it is for the shape named in [`Machine::cost`].
     pub clocks: f64,
-    /// Clocks from issue until the result is there, for what a scoreboard counts; the others' stall counts say it.
+    /// Clocks from issue to result for instructions tracked by a scoreboard; stall counts cover the
+    /// others.
     pub latency: f64,
     pub source: &'static str,
 }
@@ -73,60 +78,64 @@ const fn rate(
     Rate { names, pipe, clocks, latency, source }
 }
 
-/// All opcodes that shipped kernels are made of. Another is an error, so that it gets its row.
+/// All opcodes in shipped kernels. An unknown opcode is an error, so that it gets a row.
 #[rustfmt::skip]
 pub const RATES: [Rate; 22] = [
     rate(&["HGMMA"], Pipe::Tensor, 128.0, 0.0,
-        "64x256x16 is 262,144 of the 2,048 multiply-adds a clock that the data sheet's peak comes to (Luo: 95 % of it reached)"),
+        "64x256x16 is 262,144 multiply-adds; the data sheet's peak is 2,048 per clock (Luo: 95 % of it reached)"),
     rate(&["HMMA"], Pipe::Tensor, 6.4, 33.0,
-        "16x8x16: 4 clocks at the peak, of which mma.sync reaches 62 % (Luo); ptxas puts 6 clocks between two. Latency: Luo"),
+        "16x8x16: 4 clocks at the peak, and mma.sync reaches 62 % of it (Luo); ptxas puts 6 clocks between two. Latency: Luo"),
     rate(&["FFMA", "FADD", "FMUL", "HFMA2", "HADD2", "HMUL2"], Pipe::Fma, 2.0, 0.0,
-        "Guide: 128, either half takes them"),
-    rate(&["IMAD"], Pipe::Fma, 2.0, 0.0, "Guide: 64, one half takes them"),
+        "Guide: 128, on either half"),
+    rate(&["IMAD"], Pipe::Fma, 2.0, 0.0, "Guide: 64, on one half"),
     rate(&["IADD3", "IADD", "LOP3", "LEA", "SHF", "ISETP", "FSETP", "FSEL", "SEL", "FMNMX", "PRMT", "MOV", "VIADD", "VIMNMX",
         "VIADDMNMX", "IABS", "P2R", "R2P", "PLOP3", "F2FP", "I2FP", "CS2R", "FCHK", "BMSK", "SGXT", "VABSDIFF", "LOP", "I2IP",
         "HSETP2", "HMNMX2", "HSET2", "FSET"], Pipe::Alu, 2.0, 0.0,
-        "Guide: 64. Of F2FP, I2FP, CS2R and FCHK: estimate"),
+        "Guide: 64. F2FP, I2FP, CS2R and FCHK: estimate"),
     rate(&["MUFU", "F2F", "F2I", "I2F", "FRND", "POPC", "FLO", "BREV"], Pipe::Xu, 8.0, 18.0,
-        "Guide: 16, for conversions that want a scoreboard an estimate. Latency: Abdelkhalik"),
+        "Guide: 16; estimate for conversions that need a scoreboard. Latency: Abdelkhalik"),
     rate(&["SHFL"], Pipe::Lsu, 4.0, 23.0, "Guide: 32. Latency: Jia"),
     rate(&["LDS", "LDSM", "STS", "ATOMS", "LDL", "STL", "REDS"], Pipe::Lsu, 4.0, 29.0,
-        "128 bytes a clock and multiprocessor (H100 white paper), no bank conflicts. Latency: Luo"),
+        "128 bytes per clock and SM (H100 white paper), no bank conflicts. Latency: Luo"),
     rate(&["SYNCS", "MATCH", "REDUX"], Pipe::Lsu, 4.0, 29.0, "as shared memory: estimate"),
     rate(&["LDG", "LD"], Pipe::Global, 8.0, 479.0,
-        "64 bytes a clock and multiprocessor from L2: estimate. Latency of HBM that is not busy: Luo; 262 if L2 has it"),
+        "64 bytes per clock and SM from L2: estimate. Latency of idle HBM: Luo; 262 on an L2 hit"),
     rate(&["LDGSTS"], Pipe::Global, 8.0, 479.0, "as LDG"),
     rate(&["STG", "ST", "RED", "ATOM", "ATOMG"], Pipe::Global, 8.0, 479.0, "as LDG; atomics by their bytes: estimate"),
     rate(&["UTMALDG", "UTMASTG", "UTMACCTL", "UBLKCP", "UTMAPF", "UTMACMDFLUSH"], Pipe::Global, 1.0, 479.0,
-        "one thread asks; the bytes go past the scheduler. Estimate"),
+        "issued by one thread; the bytes bypass the scheduler. Estimate"),
     rate(&["LDC"], Pipe::Other, 2.0, 30.0, "estimate"),
     rate(&["S2R", "S2UR"], Pipe::Other, 2.0, 25.0, "estimate"),
     rate(&["R2UR", "VOTE", "VOTEU", "ELECT"], Pipe::Alu, 2.0, 12.0, "Guide: 64 votes. The others: estimate"),
     rate(&["ULDC", "UMOV", "UIADD3", "UIMAD", "ULEA", "ULOP3", "USHF", "UISETP", "USEL", "UPLOP3", "UPRMT", "UP2UR", "UR2UP", "UFLO",
         "UPOPC", "UBREV", "UBMSK", "USGXT", "R2URX", "UF2FP"], Pipe::Uniform, 2.0, 12.0,
         "ptxas puts 2 clocks between two: estimate"),
-    rate(&["BAR"], Pipe::Other, 2.0, 20.0, "once the last warp is there: estimate"),
+    rate(&["BAR"], Pipe::Other, 2.0, 20.0, "after the last warp arrives: estimate"),
     rate(&["MEMBAR", "FENCE", "ERRBAR", "CCTL"], Pipe::Other, 2.0, 30.0, "estimate"),
     rate(&["USETMAXREG", "ACQBULK", "NANOSLEEP"], Pipe::Other, 2.0, 30.0, "estimate"),
     rate(&["BRA", "BRX", "JMP", "CALL", "RET", "EXIT", "BSSY", "BSYNC", "BREAK", "WARPSYNC", "ENDCOLLECTIVE", "KILL", "BPT", "YIELD"],
-        Pipe::Other, 2.0, 12.0, "their stall counts say it; a jump itself is an estimate of nothing more"),
+        Pipe::Other, 2.0, 12.0, "covered by their stall counts; no extra time for the jump itself, an estimate"),
     rate(&["NOP", "WARPGROUP", "DEPBAR", "LDGDEPBAR", "ARRIVES", "PMTRIG", "SETCTAID", "LEPC", "RPCMOV", "BMOV", "GETLMEMBASE"],
-        Pipe::Other, 1.0, 12.0, "an issue slot; what they wait for is modelled"),
+        Pipe::Other, 1.0, 12.0, "an issue slot; their waits are modeled"),
 ];
 
-/// Parameters that every row of a matrix is combined with: a multiprocessor reads them again and again, so they are in a cache. Half
-/// in the first, which answers in 41 clocks, half in the second, in 262 (Luo); that it is half is an estimate.
+/// Parameters that are combined with every row of a matrix: an SM reads them repeatedly, so they
+/// are cached, half of them in L1, which answers in 41 clocks, and half in L2, in 262 (Luo). The
+/// half is an estimate.
 pub const CACHED: [&str; 2] = ["bias", "weight"];
 pub const CACHED_LATENCY: f64 = (41.0 + 262.0) / 2.0;
 
-/// Clocks after which a scoreboard that counts reads of operands is released. An estimate: address and data have left the registers.
+/// Clocks after which a scoreboard that tracks operand reads is released. An estimate: address and
+/// data have left the registers.
 pub const READ_CLOCKS: f64 = 16.0;
 
-/// Clocks of work that may stand before the pipes that have a queue (all memory, and transcendental functions): four shuffles, two
-/// transcendental functions. An estimate; only bursts notice.
+/// Clocks of work that may queue in front of the pipes that have a queue (all memory, and
+/// transcendental functions): four shuffles, two transcendental functions. An estimate that matters
+/// only to bursts.
 pub const QUEUE_CLOCKS: f64 = 16.0;
 
-/// Clocks of work that may be under way beyond the multiprocessor for each scheduler before it takes no more: 4 KiB. An estimate.
+/// Clocks of work per scheduler that may be in flight beyond the SM before it accepts no more: 4
+/// KiB. An estimate.
 pub const FLIGHT_CLOCKS: f64 = 256.0;
 
 /// The cost of an instruction.
@@ -135,14 +144,14 @@ pub struct Cost {
     pub pipe: Pipe,
     /// Clocks of that pipe, for one warp.
     pub clocks: f64,
-    /// Clocks of the pipe of addresses too, where [`Pipe::Global`] is the first.
+    /// Clocks on the address pipe too, for instructions of [`Pipe::Global`].
     pub lsu_clocks: f64,
-    /// It takes one half of [`Pipe::Fma`] and not either.
+    /// Whether it needs one particular half of [`Pipe::Fma`].
     pub one_half: bool,
     pub latency: f64,
 }
 
-/// The table as it holds for a GPU.
+/// The table of rates, with a GPU's calibration if there is one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Machine {
     rates: Vec<Rate>,
@@ -163,19 +172,20 @@ struct Measured {
 }
 
 impl Machine {
-    /// Takes over what was measured: `{"LDG": {"latency": 610}, "MUFU": {"clocks": 8}}`, by the first opcode of a row.
+    /// Applies measurements: `{"LDG": {"latency": 610}, "MUFU": {"clocks": 8}}`, keyed by the first
+    /// opcode of a row.
     ///
     /// # Errors
-    /// If it is not such a text, or names no row.
+    /// If the text is malformed, or names no row.
     pub fn calibrate(&mut self, json: &str) -> Result<()> {
         let measured: BTreeMap<String, Measured> =
             serde_json::from_str(json).context("expected clocks and latencies by opcode")?;
         for (name, measured) in measured {
             let row = self.rates.iter_mut().find(|rate| rate.names[0] == name);
             let row = row.with_context(|| format!("{name}: expected the first opcode of a row of RATES"))?;
-            let numbers = [measured.clocks, measured.latency];
-            let sound = numbers.iter().flatten().all(|n| n.is_finite() && *n >= 0.0);
-            ensure!(sound, "{name}: expected clocks of 0 or more, found {numbers:?}");
+            for n in [measured.clocks, measured.latency].into_iter().flatten() {
+                ensure!(n.is_finite() && n >= 0.0, "{name}: expected clocks of 0 or more, found {n}");
+            }
             row.clocks = measured.clocks.unwrap_or(row.clocks);
             row.latency = measured.latency.unwrap_or(row.latency);
         }
@@ -186,7 +196,7 @@ impl Machine {
         self.rates.iter().find(|rate| rate.names.contains(&name))
     }
 
-    /// The cost of a warp's instruction. Every thread is counted as active.
+    /// The cost of a warp's instruction, with every thread active.
     ///
     /// # Errors
     /// If the table does not have the opcode.
@@ -212,10 +222,10 @@ impl Machine {
     }
 }
 
-/// Multiply-adds of a tensor instruction beside those that the table's clocks are of: `HGMMA.64x256x16`, `HMMA.16816`. Numbers of
-/// 32 bits take twice as long.
+/// Multiply-adds of a tensor instruction relative to the shape of the table's clocks:
+/// `HGMMA.64x256x16`, `HMMA.16816`. 32-bit elements take twice as long.
 fn tensor_work(instruction: &Instruction) -> Result<f64> {
-    let fault = || format!("{}: the shape of a product is not known", instruction.opcode);
+    let fault = || format!("{}: unknown MMA shape", instruction.opcode);
     let shape = instruction.opcode.split('.').nth(1).with_context(fault)?;
     let twice = if instruction.has("TF32") { 2.0 } else { 1.0 };
     let share = match shape {
@@ -230,7 +240,7 @@ fn tensor_work(instruction: &Instruction) -> Result<f64> {
     Ok(share * twice)
 }
 
-/// `LDSM.16.M88.4` moves four.
+/// Number of matrices an `LDSM` moves: four for `LDSM.16.M88.4`.
 fn matrices(instruction: &Instruction) -> u32 {
     instruction
         .opcode

@@ -1,15 +1,18 @@
-//! The clocks of kernels, from their machine code alone: a clock for who has no GPU.
+//! The clocks of kernels, from their machine code alone: a clock for machines without a GPU.
 //!
-//! [`listing`] reads the disassembler's text with each instruction's control codes, [`flow`] finds loops, [`modes`] the branches
-//! that choose between variants, [`paths`] the ways through, [`machine`] knows pipes and latencies of sm_90, and [`simulate`] lets
-//! warps run over all of it. A kernel comes out as parts: one turn of each innermost loop, and each stretch of code between loops.
-//! Each part has three numbers:
-//! - **issue**: clocks that the fullest pipe needs for all warps of a scheduler, or the scheduler to issue them: never less.
-//! - **latency**: clocks of one warp alone, which waits for what it loaded: a chain of loads, each waited for, shows here.
-//! - **clocks**: of all warps of a scheduler together, who fill each other's waits.
+//! [`listing`] reads the disassembler's text with the control codes of each instruction, [`flow`]
+//! finds loops, [`modes`] the branches that choose between variants, [`paths`] the paths through a
+//! loop, [`machine`] holds the pipes and latencies of sm_90, and [`simulate`] runs warps over the
+//! result. A kernel is divided into parts: one iteration of each innermost loop, and each stretch
+//! of code between loops. Each part has three numbers:
+//! - **issue**: clocks that the busiest pipe needs for all warps of a scheduler, or the scheduler
+//!   needs to issue them. This is a lower bound.
+//! - **latency**: clocks of one warp alone. A chain of loads, each waited for before the next,
+//!   shows here.
+//! - **clocks**: clocks of all warps of a scheduler together, which fill each other's stalls.
 //!
-//! Not known are: bank conflicts, caches (loads come from memory that is not busy, but for [`machine::CACHED`]), lanes without work
-//! (all have some), and other multiprocessors.
+//! Not modeled: bank conflicts, caches (loads come from idle memory, except for
+//! [`machine::CACHED`]), lanes without work (all have some), and other SMs.
 
 pub mod epilogue;
 pub mod flow;

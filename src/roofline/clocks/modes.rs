@@ -1,8 +1,10 @@
-//! Branches that a kernel's parameters alone decide: whether a pointer is null, whether a flag is set. They go the same way in
-//! every thread and every time, so they choose between variants of a kernel, where others choose between threads.
+//! Branches that only a kernel's parameters decide: whether a pointer is null, whether a flag is
+//! set. They take the same direction in every thread and every time, so they choose between
+//! variants of a kernel, while other branches choose between threads.
 //!
-//! Found by following parameters (`c[0x0][...]`) through registers and predicates over all blocks: what several paths leave
-//! different, or anything that depends on a thread, memory or a loop's count, is not known.
+//! They are found by following parameters (`c[0x0][...]`) through registers and predicates over all
+//! blocks. Values that differ between paths, or depend on a thread, memory or a loop's count, are
+//! unknown.
 
 use super::flow::{Block, order, predecessors};
 use super::listing::Instruction;
@@ -12,33 +14,33 @@ use std::collections::BTreeMap;
 /// A test of parameters.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Test {
-    /// The comparison, in the machine's words: the same text is the same test.
+    /// The comparison as machine code text: equal text means equal test.
     pub text: String,
     /// Offsets of the parameters in the constant bank.
     pub parameters: Vec<u32>,
 }
 
-/// The end of a block that goes one of two ways.
+/// The end of a block with two possible successors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mode {
     pub test: Test,
-    /// The jump is taken if the test is true.
+    /// Whether the jump is taken if the test is true.
     pub jumps_if: bool,
 }
 
 /// Everything that parameters decide in a kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Modes {
-    /// For each block, the test that decides where it goes on.
+    /// For each block, the test that decides its successor.
     pub ends: Vec<Option<Mode>>,
-    /// For each guarded instruction, the test and the answer with which it does something.
+    /// For each guarded instruction, the test and the outcome with which it takes effect.
     pub guards: BTreeMap<usize, (Test, bool)>,
 }
 
-/// Knowledge of registers: a text that says how it comes from parameters.
+/// Register contents as text, in terms of parameters.
 type Known = BTreeMap<String, String>;
 
-/// Texts longer than this are given up: they are arithmetic, and not tests.
+/// Longer texts are dropped: they are arithmetic, not tests.
 const LONGEST: usize = 160;
 
 pub fn modes(code: &[Instruction], blocks: &[Block]) -> Modes {
@@ -49,7 +51,7 @@ pub fn modes(code: &[Instruction], blocks: &[Block]) -> Modes {
         let mut known = meet(before[b].iter().filter_map(|&p| after[p].as_ref()));
         for i in block.range.clone() {
             let test = code[i].guard.as_deref().and_then(|guard| test(guard, &known));
-            // With a second predicate a jump is a test of two things.
+            // A jump with a second predicate tests two things.
             let jumps = block.next.len() == 2 && i + 1 == block.range.end && !code[i].operands.contains(',');
             match test {
                 Some((test, jumps_if)) if jumps => modes.ends[b] = Some(Mode { test, jumps_if }),
@@ -62,11 +64,11 @@ pub fn modes(code: &[Instruction], blocks: &[Block]) -> Modes {
     modes
 }
 
-/// Knowledge at the end of each block.
+/// Known registers at the end of each block.
 fn known_after(code: &[Instruction], blocks: &[Block], before: &[Vec<usize>]) -> Vec<Option<Known>> {
     let order = order(blocks);
     let mut after: Vec<Option<Known>> = vec![None; blocks.len()];
-    // A block of which nothing is known yet does not count, so knowledge only shrinks.
+    // Blocks not yet visited are ignored, so known registers only shrink.
     loop {
         let mut changed = false;
         for &b in &order {
@@ -81,19 +83,19 @@ fn known_after(code: &[Instruction], blocks: &[Block], before: &[Vec<usize>]) ->
     }
 }
 
-/// The knowledge that all agree on.
+/// The entries on which all agree.
 fn meet<'a>(mut all: impl Iterator<Item = &'a Known>) -> Known {
     let Some(mut known) = all.next().cloned() else { return Known::new() };
     all.for_each(|other| known.retain(|register, text| other.get(register) == Some(text)));
     known
 }
 
-/// The test of parameters that a guard makes, and the answer with which it holds.
+/// The test of parameters that a guard makes, and the outcome with which it holds.
 fn test(guard: &str, known: &Known) -> Option<(Test, bool)> {
     let (name, negated) = guard.strip_prefix('!').map_or((guard, false), |name| (name, true));
     let text = known.get(name)?;
     let (text, of_opposite) = text.strip_prefix('!').map_or((text.as_str(), false), |text| (text, true));
-    // A comparison with zero; larger and smaller are about sizes.
+    // Only comparisons with zero; less-than and greater-than are about sizes.
     let is_flag = text.contains(".NE") && text.contains("c[0x0][0x");
     is_flag.then(|| (Test { text: text.to_string(), parameters: parameters(text) }, negated == of_opposite))
 }
@@ -107,7 +109,7 @@ fn parameters(text: &str) -> Vec<u32> {
     offsets
 }
 
-/// Opcodes whose result depends on nothing but their operands.
+/// Opcodes whose result depends only on their operands.
 const PURE: [&str; 20] = [
     "MOV", "UMOV", "R2UR", "IMAD", "UIMAD", "IADD3", "UIADD3", "VIADD", "ISETP", "UISETP", "PLOP3", "UPLOP3",
     "LOP3", "ULOP3", "SHF", "USHF", "LEA", "ULEA", "LDC", "ULDC",
@@ -128,7 +130,7 @@ fn step(instruction: &Instruction, known: &mut Known) {
     }
 }
 
-/// The results as texts, where they are known: of loads of two parameters both, of others the first.
+/// The results as texts, if known: both words of a 64-bit parameter load, otherwise only the first.
 fn text(instruction: &Instruction, operands: &[&str], known: &Known) -> Option<Vec<String>> {
     let name = instruction.name();
     let pure = PURE.contains(&name) && !instruction.has("WIDE") && !instruction.has("HI");
@@ -148,7 +150,7 @@ fn text(instruction: &Instruction, operands: &[&str], known: &Known) -> Option<V
         return Some(vec![sources.iter().find(|s| *s != "0")?.clone()]);
     }
     if let ("PLOP3" | "UPLOP3", [.., only, table, _]) = (name, &sources[..]) {
-        // With one predicate, the table 0x80 gives itself and 0x8 its opposite.
+        // With one predicate, table 0x80 yields the predicate itself and 0x8 its complement.
         match table.as_str() {
             "0x80" => return Some(vec![only.clone()]),
             "0x8" => return Some(vec![opposite(only)]),
@@ -166,14 +168,14 @@ fn opposite(text: &str) -> String {
     text.strip_prefix('!').map_or_else(|| format!("!{text}"), str::to_string)
 }
 
-/// Whether the only source that is not nothing is the result.
+/// Whether the result is its only nonzero source.
 fn is_copy(instruction: &Instruction, sources: &[String]) -> bool {
     let moves = matches!(instruction.name(), "MOV" | "UMOV" | "R2UR")
         || instruction.name() == "IMAD" && (instruction.has("MOV") || instruction.has("U32"));
     moves && sources.iter().filter(|s| *s != "0").count() == 1
 }
 
-/// A source operand as a text: a constant, a parameter, or what is known of a register.
+/// A source operand as text: a constant, a parameter, or the known content of a register.
 fn source(operand: &str, known: &Known) -> Option<String> {
     let operand = operand.strip_suffix(".reuse").unwrap_or(operand);
     match operand {
@@ -203,14 +205,15 @@ mod tests {
         parse(&text).remove(0).instructions
     }
 
-    /// Parameters that decide, and whether the jump is taken if they are not zero.
+    /// Offsets of the deciding parameters, and whether the jump is taken if they are nonzero.
     fn modes_of(lines: &[&str]) -> Vec<(Vec<u32>, bool)> {
         let code = code(lines);
         let modes = modes(&code, &Flow::of(&code).blocks);
         modes.ends.into_iter().flatten().map(|m| (m.test.parameters, m.jumps_if)).collect()
     }
 
-    /// A null pointer, tested in two halves; the same in a loop; and a flag that went through a uniform predicate.
+    /// A null pointer test in two halves, the same inside a loop, and a flag that goes through a
+    /// uniform predicate.
     #[test]
     fn parameters_decide() {
         let pointer = [
@@ -234,7 +237,7 @@ mod tests {
         assert_eq!(modes_of(&flag), [(vec![0x2a0], false)]);
     }
 
-    /// The store does something where the jump is taken.
+    /// The store takes effect where the jump is taken.
     #[test]
     fn guards_are_decided_like_jumps() {
         let lines = [

@@ -1,8 +1,8 @@
-//! The registers that an instruction reads and writes, as far as its text tells.
+//! The registers that an instruction reads and writes, as far as its text shows.
 
 use super::listing::Instruction;
 
-/// The operands, apart.
+/// Splits the operands.
 pub fn operands(instruction: &Instruction) -> Vec<&str> {
     instruction.operands.split(", ").map(str::trim).collect()
 }
@@ -12,7 +12,7 @@ pub fn is_predicate(operand: &str) -> bool {
     digits.is_some_and(|d| d == "T" || d.parse::<u8>().is_ok())
 }
 
-/// Registers that may have changed; rather one too many.
+/// Registers that may have changed; errs on the side of one too many.
 pub fn written(instruction: &Instruction) -> Vec<String> {
     let writes_none = [
         "STG", "STS", "ST", "BRA", "EXIT", "BAR", "BSSY", "BSYNC", "NOP", "RET", "CALL", "RED", "UTMALDG",
@@ -33,7 +33,7 @@ pub fn written(instruction: &Instruction) -> Vec<String> {
     written
 }
 
-/// Registers named behind the result, or in an address.
+/// Registers named after the result, or in an address.
 pub fn read(instruction: &Instruction) -> Vec<String> {
     let operands = operands(instruction);
     let results = operands.iter().take_while(|o| is_predicate(o)).count();
@@ -43,13 +43,13 @@ pub fn read(instruction: &Instruction) -> Vec<String> {
     words.filter(|word| register(word).is_some()).map(str::to_string).collect()
 }
 
-/// `UR12` as (`UR`, 12).
+/// Splits `UR12` into (`UR`, 12).
 fn register(operand: &str) -> Option<(&str, u32)> {
     let prefix = ["UR", "R"].into_iter().find(|prefix| operand.starts_with(prefix))?;
     Some((prefix, operand[prefix.len()..].parse().ok()?))
 }
 
-/// Registers of a result.
+/// Number of registers in a result.
 fn width(instruction: &Instruction) -> u32 {
     match instruction.name() {
         "HGMMA" | "WARPGROUP" => 256,

@@ -1,4 +1,4 @@
-//! A kernel as parts, and the numbers of each.
+//! Divides a kernel into parts and computes the numbers of each.
 
 use super::flow::Flow;
 use super::listing::{Instruction, Listing};
@@ -6,7 +6,7 @@ use super::machine::{CACHED, CACHED_LATENCY, Machine, Pipe};
 use super::modes::{Modes, modes};
 use super::paths::{Path, Region, Step};
 use super::pointers::pointers;
-use super::simulate::{Priced, clocks, clocks_of_turn, price};
+use super::simulate::{Priced, clocks, clocks_per_iteration, price};
 use anyhow::{Context, Result, ensure};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -14,16 +14,16 @@ use std::fmt;
 /// The launch of a kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Launched {
-    /// Threads of a block.
+    /// Threads per block.
     pub threads: usize,
-    /// Bytes of dynamic shared memory of a block.
+    /// Bytes of dynamic shared memory per block.
     pub shared_bytes: usize,
-    /// Addresses of parameters in the constant bank, their names, and which are pointers.
+    /// Offset in the constant bank, name, and whether it is a pointer, per parameter.
     pub parameters: Vec<(u32, String, bool)>,
 }
 
 impl Launched {
-    /// `parameters`: of each the address, the name, whether it is a pointer.
+    /// `parameters` gives the offset, the name and whether it is a pointer, per parameter.
     pub fn new<'a>(
         threads: u32,
         shared_bytes: u32,
@@ -35,10 +35,10 @@ impl Launched {
     }
 }
 
-/// The address of a kernel's first parameter in the constant bank of sm_90.
+/// Offset of a kernel's first parameter in the constant bank of sm_90.
 pub const PARAMETERS_START: u32 = 0x210;
 
-/// Blocks that a multiprocessor of sm_90 has room for (CUDA programming guide, compute capability 9.0).
+/// Blocks that fit on an SM of sm_90 (CUDA programming guide, compute capability 9.0).
 fn blocks(listing: &Listing, launched: &Launched) -> usize {
     const THREADS: usize = 2048;
     const BLOCKS: usize = 32;
@@ -53,7 +53,7 @@ fn blocks(listing: &Listing, launched: &Launched) -> usize {
         .unwrap_or_default()
 }
 
-/// Warps that each of the four schedulers has of a part that these run.
+/// Warps per scheduler that run a part with this role.
 fn warps(blocks: usize, threads: usize, role: Role) -> usize {
     const SCHEDULERS: usize = 4;
     const WARPGROUP: usize = 128;
@@ -65,7 +65,8 @@ fn warps(blocks: usize, threads: usize, role: Role) -> usize {
     (blocks * threads.div_ceil(32)).div_ceil(SCHEDULERS).max(1)
 }
 
-/// The warps that run a part of a kernel: where warpgroups give registers to others, one thread of the one that gave, or all that got.
+/// The warps that run a part of a kernel. Where warpgroups hand over registers, the producer is one
+/// thread of the giving warpgroup, and consumers are all that receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
     All,
@@ -83,25 +84,26 @@ impl fmt::Display for Role {
     }
 }
 
-/// The place of a part. Loops are numbered by their addresses: 1.2 is the second loop inside the first.
+/// The location of a part. Loops are numbered by address: 1.2 is the second loop inside the first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
-    /// One turn of a loop without others inside.
-    Turn(String),
-    /// The code before the first loop inside a loop, or of the kernel (an empty name).
+    /// One iteration of a loop without inner loops.
+    Iteration(String),
+    /// The code before the first inner loop of a loop, or of the kernel (an empty name).
     Start(String),
-    /// The code after an inner loop, until the next one or the end of the turn.
+    /// The code after an inner loop, up to the next one or the end of the iteration.
     After { of: String, inner: String },
-    /// The rest of that, from where all tensor products of a tile have been waited for: its epilogue. What was loaded ahead of
-    /// there counts as its own, and is waited for as it would be.
+    /// The epilogue of a tile: the rest of that code, from where all tensor core work of the tile
+    /// has been waited for. Loads issued before that point count as the epilogue's, which waits for
+    /// the rest of their latency.
     Epilogue { of: String, inner: String },
 }
 
 impl Place {
-    /// Loops around it, itself among them if it is one.
+    /// Number of loops around it, including itself if it is one.
     pub fn depth(&self) -> usize {
         match self {
-            Place::Turn(name)
+            Place::Iteration(name)
             | Place::Start(name)
             | Place::After { of: name, .. }
             | Place::Epilogue { of: name, .. } => name.split('.').filter(|number| !number.is_empty()).count(),
@@ -113,7 +115,7 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let of = |of: &str| if of.is_empty() { String::new() } else { format!(" in loop {of}") };
         match self {
-            Place::Turn(name) => write!(f, "loop {name}"),
+            Place::Iteration(name) => write!(f, "loop {name}"),
             Place::Start(name) => write!(f, "start{}", of(name)),
             Place::After { of: name, inner } => write!(f, "after loop {inner}{}", of(name)),
             Place::Epilogue { of: name, inner } => write!(f, "epilogue after loop {inner}{}", of(name)),
@@ -121,25 +123,26 @@ impl fmt::Display for Place {
     }
 }
 
-/// Instructions of a part.
+/// Instruction counts of a part.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     pub all: usize,
-    /// In the order of [`Pipe::ALL`].
+    /// Counts per pipe, in the order of [`Pipe::ALL`].
     pub pipes: [usize; Pipe::ALL.len()],
-    /// Global loads and stores, `MUFU.TANH`, and conversions on the pipe of transcendental functions.
+    /// Global loads and stores, `MUFU.TANH`, and conversions on the pipe of transcendental
+    /// functions.
     pub loads: usize,
     pub stores: usize,
     pub tanh: usize,
     pub conversions: usize,
 }
 
-/// The bound that sets the clocks of a part.
+/// The resource that sets the clocks of a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bound {
-    /// A pipe that is busy nearly all the time.
+    /// A pipe that is nearly always busy.
     Pipe(Pipe),
-    /// The scheduler, which issues in nearly every clock.
+    /// The scheduler, which issues nearly every clock.
     Issue,
     /// Waiting for results.
     Latency,
@@ -155,10 +158,10 @@ impl Bound {
     }
 }
 
-/// A way through a part.
+/// A path through a part.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Variant {
-    /// The parameters that are not null or zero, or are (with `!`), on this way; `-` if none is asked about.
+    /// Parameters that are nonzero on this path, or zero (with `!`); `-` if none is tested.
     pub mode: String,
     pub counts: Counts,
     pub issue: f64,
@@ -171,7 +174,7 @@ pub struct Variant {
 pub struct Part {
     pub place: Place,
     pub role: Role,
-    /// Warps of each scheduler.
+    /// Warps per scheduler.
     pub warps: usize,
     /// Addresses of its first and last instruction.
     pub addresses: (u32, u32),
@@ -181,18 +184,20 @@ pub struct Part {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Kernel {
     pub name: String,
-    /// Blocks on a multiprocessor.
+    /// Blocks per SM.
     pub blocks: usize,
     pub threads: usize,
     pub parts: Vec<Part>,
 }
 
+/// Predicts the clocks of a kernel's parts.
+///
 /// # Errors
 /// If the listing has no encodings, or the table of rates lacks an opcode.
 pub fn analyze(listing: &Listing, launched: &Launched, machine: &Machine) -> Result<Kernel> {
     let fault = || listing.kernel.clone();
     let (blocks, threads) = (blocks(listing, launched), launched.threads);
-    ensure!(blocks > 0, "{}: a multiprocessor has no room for a block of {threads} threads", listing.kernel);
+    ensure!(blocks > 0, "{}: an SM has no room for a block of {threads} threads", listing.kernel);
     let code = &listing.instructions;
     let flow = Flow::of(code);
     let modes = modes(code, &flow.blocks);
@@ -215,7 +220,7 @@ pub fn analyze(listing: &Listing, launched: &Launched, machine: &Machine) -> Res
     Ok(Kernel { name: listing.kernel.clone(), blocks, threads, parts })
 }
 
-/// The number of each loop, like 1.2; none for those that only wait.
+/// The number of each loop, such as 1.2; empty for loops that only wait.
 fn names(flow: &Flow) -> Vec<String> {
     let mut names = vec![String::new(); flow.loops.len()];
     let mut counts = BTreeMap::<Option<usize>, usize>::new();
@@ -256,7 +261,8 @@ struct Analysis<'a> {
     blocks: usize,
 }
 
-/// Instructions of a way between two loops, and whether each does something: a guard may be known not to hold.
+/// Instructions of a path between two loops, and whether each takes effect: its guard may be known
+/// to be false.
 struct Stretch {
     place: Place,
     role: Role,
@@ -284,11 +290,11 @@ impl Analysis<'_> {
         parts.into_iter().map(|((place, role), variants)| self.part(place, role, &variants)).collect()
     }
 
-    /// A path cut at the loops inside, and where products have been waited for.
+    /// Cuts a path at inner loops, and where tensor core work has been waited for.
     fn stretches(&self, of: Option<usize>, path: &Path) -> Vec<Stretch> {
         let name = of.map(|l| self.names[l].clone()).unwrap_or_default();
         let innermost = of.is_some() && self.flow.children(of).all(|l| self.flow.loops[l].waits);
-        let start = if innermost { Place::Turn(name.clone()) } else { Place::Start(name.clone()) };
+        let start = if innermost { Place::Iteration(name.clone()) } else { Place::Start(name.clone()) };
         let stretch = |place: Place| Stretch { place, role: Role::All, code: Vec::new(), before: Vec::new() };
         let (mut stretches, mut now, mut inner) = (Vec::new(), stretch(start), String::new());
         for step in &path.steps {
@@ -302,7 +308,7 @@ impl Analysis<'_> {
                 Step::Block(b) => {
                     now.role = now.role.max(self.roles[b]);
                     for i in self.flow.blocks[b].range.clone() {
-                        now.code.push((i, self.does_something(i, path)));
+                        now.code.push((i, self.takes_effect(i, path)));
                         let done = self.code[i].opcode == "WARPGROUP.DEPBAR.LE"
                             && self.code[i].operands.ends_with("0x0");
                         if done && !innermost {
@@ -321,7 +327,7 @@ impl Analysis<'_> {
         stretches
     }
 
-    fn does_something(&self, i: usize, path: &Path) -> bool {
+    fn takes_effect(&self, i: usize, path: &Path) -> bool {
         let decided =
             self.modes.guards.get(&i).and_then(|(test, holds)| Some(path.tests.get(test)? == holds));
         decided.unwrap_or(true)
@@ -339,7 +345,7 @@ impl Analysis<'_> {
         Part { addresses, role, warps, variants: variants.iter().map(variant).collect(), place }
     }
 
-    /// The tests that all of `paths` decided alike, and others otherwise.
+    /// The tests that all of `paths` decided alike, and others differently.
     fn mode(&self, paths: &[&Path], others: &[&Path]) -> String {
         let Some(first) = paths.first() else { return "-".into() };
         let decides = |test: &_, is: &bool| {
@@ -377,13 +383,13 @@ impl Analysis<'_> {
         let mut counts = self.counts(&stretch.code);
         counts.loads += self.counts(&stretch.before).loads;
         let run = |warps| match stretch.place {
-            Place::Turn(_) => clocks_of_turn(code, warps),
+            Place::Iteration(_) => clocks_per_iteration(code, warps),
             _ => clocks(&whole, warps) - clocks(before, warps),
         };
         let (latency, together) = (run(1), run(warps));
         let (fullest, busy) = fullest(code);
         let issue = warps as f64 * busy.max(code.len() as f64);
-        /// Share of its clocks that a pipe is busy which sets them.
+        /// Share of its clocks in which the pipe that sets them is busy.
         const BUSY: f64 = 0.85;
         let bound = match warps as f64 * busy >= issue {
             _ if issue < BUSY * together => Bound::Latency,
@@ -395,8 +401,8 @@ impl Analysis<'_> {
 
     fn counts(&self, code: &[(usize, bool)]) -> Counts {
         let mut counts = Counts { all: code.len(), ..Counts::default() };
-        for &(i, does_something) in code {
-            if !does_something {
+        for &(i, takes_effect) in code {
+            if !takes_effect {
                 counts.pipes[Pipe::Other as usize] += 1;
                 continue;
             }
@@ -414,7 +420,7 @@ impl Analysis<'_> {
     }
 }
 
-/// The pipe that one warp keeps busy for longest, and for how long.
+/// The pipe that one warp keeps busy the longest, and for how many clocks.
 fn fullest(code: &[&Priced]) -> (Pipe, f64) {
     let mut busy = [0.0; Pipe::ALL.len()];
     let mut one_half = 0.0;
@@ -423,10 +429,10 @@ fn fullest(code: &[&Priced]) -> (Pipe, f64) {
         busy[Pipe::Lsu as usize] += cost.lsu_clocks;
         one_half += if cost.one_half { cost.clocks } else { 0.0 };
     }
-    // Two halves, of which one has the integers.
+    // Two halves, only one of which executes integer instructions.
     let fma = &mut busy[Pipe::Fma as usize];
     *fma = (*fma / 2.0).max(one_half);
-    // No pipe of these is known but the issue slot.
+    // These take only an issue slot.
     busy[Pipe::Other as usize] = 0.0;
     Pipe::ALL.into_iter().zip(busy).max_by(|a, b| a.1.total_cmp(&b.1)).expect("there are pipes")
 }

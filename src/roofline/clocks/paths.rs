@@ -1,7 +1,8 @@
-//! Ways through a loop, or through the kernel: which blocks run one after the other.
+//! Paths through a loop, or through the kernel: which blocks run in sequence.
 //!
-//! If parameters decide, each way is one of its own ([`modes`](super::modes)). If threads or data decide, the way with more to do is
-//! taken: a whole tile, a lane that has work. A loop further in is a step of its own, whatever it does.
+//! Where parameters decide, each outcome is a path of its own ([`modes`](super::modes)). Where
+//! threads or data decide, the path with more work is taken: a full tile, a lane that has work. An
+//! inner loop is a single step, whatever it does.
 
 use super::flow::Flow;
 use super::listing::Instruction;
@@ -14,11 +15,12 @@ pub enum Step {
     Loop(usize),
 }
 
-/// A way from the start of a loop to its next turn, or of the kernel to its end.
+/// A path from the start of a loop to its next iteration, or from the start of the kernel to its
+/// end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Path {
     pub steps: Vec<Step>,
-    /// The tests that were decided on the way.
+    /// The tests that were decided on the path.
     pub tests: BTreeMap<Test, bool>,
 }
 
@@ -30,10 +32,11 @@ pub struct Region<'a> {
     of: Option<usize>,
 }
 
-/// Ways beyond this number are not followed; a kernel has one or two tests, rarely four.
+/// Limit on paths; a kernel has one or two tests, rarely four.
 const MOST_PATHS: usize = 64;
 
-/// So many instructions less is a block worth that is not what a kernel is for: a call, a wait, leaving a loop early.
+/// Penalty, in instructions, of steps that are not a kernel's main work: a call, a wait, leaving a
+/// loop early.
 const EXCEPTION: i64 = 100_000;
 
 impl<'a> Region<'a> {
@@ -41,7 +44,7 @@ impl<'a> Region<'a> {
         Region { code, flow, modes, of }
     }
 
-    /// Ways that together go through every loop directly inside, but those that only wait.
+    /// Paths that together pass through every direct inner loop, except those that only wait.
     pub fn paths(&self) -> Vec<Path> {
         let mut paths = self.through(None);
         for inner in self.flow.children(self.of).filter(|&l| !self.flow.loops[l].waits) {
@@ -56,13 +59,14 @@ impl<'a> Region<'a> {
         Step::Block(self.of.map_or(0, |l| self.flow.loops[l].first))
     }
 
-    /// The step that a block belongs to: itself, or the loop directly inside that has it.
+    /// The step that a block belongs to: itself, or the direct inner loop that contains it.
     fn step(&self, block: usize) -> Step {
         let has = |&l: &usize| self.flow.loops[l].blocks.contains(&block);
         self.flow.children(self.of).find(has).map_or(Step::Block(block), Step::Loop)
     }
 
-    /// The steps that may follow, and whether a way may also end here: by the next turn (worth nothing less), or by leaving.
+    /// The possible next steps, and whether a path may end here: by the next iteration (no
+    /// penalty), or by leaving.
     fn next(&self, step: Step) -> (Vec<Step>, Option<i64>) {
         let edges: Vec<usize> = match step {
             Step::Block(b) => self.flow.blocks[b].next.clone(),
@@ -100,14 +104,15 @@ impl<'a> Region<'a> {
         }
     }
 
-    /// All ways, through one loop inside if it is given.
+    /// All paths, through one inner loop if it is given.
     fn through(&self, inner: Option<usize>) -> Vec<Path> {
         let mut walk = Walk { region: self, inner, worth: BTreeMap::new(), paths: Vec::new() };
         walk.follow(Path { steps: Vec::new(), tests: BTreeMap::new() }, self.first());
         walk.paths.into_iter().flat_map(|path| self.with_guards(path)).collect()
     }
 
-    /// A path for each answer to tests that no jump decided, but guards of instructions on the way do.
+    /// A path for each outcome of the tests that no jump decided but that guard instructions on the
+    /// path.
     fn with_guards(&self, path: Path) -> Vec<Path> {
         let blocks = path.steps.iter().filter_map(|step| match step {
             Step::Block(b) => Some(self.flow.blocks[*b].range.clone()),
@@ -117,7 +122,7 @@ impl<'a> Region<'a> {
         let open: BTreeSet<Test> =
             guards.map(|(test, _)| test.clone()).filter(|t| !path.tests.contains_key(t)).collect();
         let mut paths = vec![path];
-        // A few; what is left open is taken to do something.
+        // A few suffice; guards that stay undecided are taken as true.
         for test in open.into_iter().take(3) {
             let with = |path: &Path, is: bool| {
                 let mut path = path.clone();
@@ -133,18 +138,19 @@ impl<'a> Region<'a> {
 struct Walk<'a, 'b> {
     region: &'a Region<'b>,
     inner: Option<usize>,
-    /// For each step, the worth of the best way from there to the end, and whether it can pass the loop that is to be passed.
+    /// For each step, the worth of the best path from there to the end, and whether that path can
+    /// pass the required loop.
     worth: BTreeMap<Step, (bool, i64)>,
     paths: Vec<Path>,
 }
 
 impl Walk<'_, '_> {
-    /// Better is what passes the loop, and then what is worth more.
+    /// Prefers paths that pass the loop, then those that are worth more.
     fn best(&mut self, step: Step) -> (bool, i64) {
         if let Some(&best) = self.worth.get(&step) {
             return best;
         }
-        // Loops have one way in, so this is met again only where the code has none that is known.
+        // Loops have a single entry, so this is read only where the code's entry is unknown.
         self.worth.insert(step, (false, -EXCEPTION));
         let (steps, ends) = self.region.next(step);
         let ends = ends.map(|worth| (false, worth));
@@ -160,20 +166,20 @@ impl Walk<'_, '_> {
         while seen.insert(step) {
             path.steps.push(step);
             let (steps, ends) = self.region.next(step);
-            if let Some((mode, [behind, target])) = self.mode(step, &steps) {
-                let ways = match path.tests.get(&mode.test) {
+            if let Some((mode, [fallthrough, target])) = self.mode(step, &steps) {
+                let outcomes = match path.tests.get(&mode.test) {
                     Some(&is) => vec![is],
                     None if self.paths.len() < MOST_PATHS => vec![true, false],
-                    None => vec![self.best(target) > self.best(behind)],
+                    None => vec![self.best(target) > self.best(fallthrough)],
                 };
-                let go = |is: bool| if is == mode.jumps_if { target } else { behind };
-                if let [first, second] = ways[..] {
+                let go = |is: bool| if is == mode.jumps_if { target } else { fallthrough };
+                if let [first, second] = outcomes[..] {
                     let mut other = path.clone();
                     other.tests.insert(mode.test.clone(), second);
                     self.follow(other, go(second));
                     path.tests.insert(mode.test.clone(), first);
                 }
-                step = go(ways[0]);
+                step = go(outcomes[0]);
                 continue;
             }
             let best = steps.iter().map(|&next| (self.best(next), next)).max_by_key(|(worth, _)| *worth);
@@ -185,12 +191,13 @@ impl Walk<'_, '_> {
         self.paths.push(path);
     }
 
-    /// If parameters decide between two steps inside, of which neither is an exception or misses the loop that is to be passed.
+    /// Returns the test if parameters decide between two inner steps, neither of which is an
+    /// exception or misses the required loop.
     fn mode(&mut self, step: Step, steps: &[Step]) -> Option<(Mode, [Step; 2])> {
         let Step::Block(b) = step else { return None };
         let mode = self.region.modes.ends[b].clone()?;
-        let [behind, target] = self.region.flow.blocks[b].next[..] else { return None };
-        let both = [self.region.step(behind), self.region.step(target)];
+        let [fallthrough, target] = self.region.flow.blocks[b].next[..] else { return None };
+        let both = [self.region.step(fallthrough), self.region.step(target)];
         let inside = both.iter().all(|s| steps.contains(s)) && both[0] != both[1];
         let [one, other] = both.map(|s| self.best(s));
         let alike = one.0 == other.0 && (one.1 - other.1).abs() < EXCEPTION / 2;

@@ -1,14 +1,15 @@
-//! The pointer among the parameters that a load goes by: followed through all arithmetic, over all blocks.
+//! The pointer parameter behind each load, followed through all arithmetic and all blocks.
 
 use super::flow::{Block, order, predecessors};
 use super::listing::Instruction;
 use super::operands::{operands, parameter, read, written};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// For each register, the parameters that its value comes from; for most there are none.
+/// For each register, the parameters that its value derives from; empty for most.
 type From = BTreeMap<String, BTreeSet<u32>>;
 
-/// For each global load, the offsets of pointers that its address comes from; `pointers` are those there are.
+/// For each global load, the offsets of the pointers that its address derives from; `pointers`
+/// lists all pointer parameters.
 pub fn pointers(
     code: &[Instruction],
     blocks: &[Block],

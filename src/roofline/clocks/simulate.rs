@@ -1,5 +1,6 @@
-//! The clocks that warps of one scheduler take through a list of instructions: in order within a warp, by its control codes; one
-//! instruction a clock among warps; each on a pipe that is busy for a while.
+//! The clocks that the warps of one scheduler take through a list of instructions: in order within
+//! a warp, by its control codes; one instruction per clock over all warps; each on a pipe that
+//! stays busy for a while.
 
 use super::listing::{Control, Instruction};
 use super::machine::{Cost, FLIGHT_CLOCKS, Machine, Pipe, QUEUE_CLOCKS, READ_CLOCKS};
@@ -13,27 +14,27 @@ pub struct Priced {
     effect: Effect,
 }
 
-/// Effects beside taking a pipe.
+/// Effects besides occupying a pipe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Effect {
     None,
-    /// An asynchronous copy, and the end of a group of them.
+    /// An asynchronous copy, and the end of a group of copies.
     Copy,
     CopiesEnd,
-    /// Waits until at most so many on this scoreboard are under way.
+    /// Waits until at most this many on this scoreboard are in flight.
     Await(u8, usize),
-    /// A product of a warpgroup; whether it ends a group.
-    Product {
+    /// A warpgroup MMA; whether it ends a group.
+    Wgmma {
         ends_group: bool,
     },
-    /// Waits until at most so many groups of products are under way.
-    AwaitProducts(usize),
-    /// A meeting of all warps.
+    /// Waits until at most this many groups of MMAs are in flight.
+    AwaitWgmma(usize),
+    /// A barrier for all warps.
     Barrier,
 }
 
 impl Priced {
-    /// An instruction whose guard does not hold: an issue slot, and the waits of its control codes.
+    /// An instruction whose guard is false: an issue slot, and the waits of its control codes.
     pub fn nothing(control: Control) -> Self {
         let control = Control { writes: None, reads: None, ..control };
         let cost = Cost { pipe: Pipe::Other, clocks: 0.0, lsu_clocks: 0.0, one_half: false, latency: 0.0 };
@@ -41,13 +42,15 @@ impl Priced {
     }
 }
 
+/// Attaches costs to instructions.
+///
 /// # Errors
 /// If the listing has no encodings, or the table of rates lacks an opcode.
 pub fn price(code: &[Instruction], machine: &Machine) -> Result<Vec<Priced>> {
     let price = |i: &Instruction| {
         let control = i.control.with_context(|| {
             format!(
-                "the listing has no encoding of {} at {:#x}: expected what cuobjdump -sass prints",
+                "the listing has no encoding of {} at {:#x}: expected the output of cuobjdump -sass",
                 i.opcode, i.address
             )
         })?;
@@ -66,8 +69,8 @@ fn effect(i: &Instruction) -> Effect {
         "LDGSTS" => Effect::Copy,
         "LDGDEPBAR" => Effect::CopiesEnd,
         "DEPBAR" => scoreboard().map_or(Effect::None, |s| Effect::Await(s, number())),
-        "HGMMA" => Effect::Product { ends_group: i.operands.contains("gsb0") },
-        "WARPGROUP" if i.has("DEPBAR") => Effect::AwaitProducts(number()),
+        "HGMMA" => Effect::Wgmma { ends_group: i.operands.contains("gsb0") },
+        "WARPGROUP" if i.has("DEPBAR") => Effect::AwaitWgmma(number()),
         "BAR" if i.has("SYNC") => Effect::Barrier,
         _ => Effect::None,
     }
@@ -76,18 +79,18 @@ fn effect(i: &Instruction) -> Effect {
 #[derive(Clone, Debug, Default)]
 struct Warp {
     next: usize,
-    /// When its next instruction may be issued by the stall count of the last.
+    /// Time at which the last instruction's stall count allows the next one to issue.
     ready: f64,
-    /// When each that a scoreboard counts is done.
+    /// Completion times of the instructions that each scoreboard tracks.
     scoreboards: [Vec<f64>; 6],
     copies_done: f64,
-    products_done: f64,
+    wgmma_done: f64,
     groups: Vec<f64>,
     barriers: usize,
 }
 
 impl Warp {
-    /// When all waits of an instruction are over, but those for other warps.
+    /// Time at which all waits of an instruction are over, except those for other warps.
     fn may_issue(&self, next: &Priced) -> f64 {
         let mut at = self.ready;
         for (s, pending) in self.scoreboards.iter().enumerate() {
@@ -97,27 +100,27 @@ impl Warp {
         }
         match next.effect {
             Effect::Await(s, most) => at.max(all_but(&self.scoreboards[usize::from(s).min(5)], most)),
-            Effect::AwaitProducts(most) => at.max(all_but(&self.groups, most)),
+            Effect::AwaitWgmma(most) => at.max(all_but(&self.groups, most)),
             _ => at,
         }
     }
 }
 
-/// When all but the last so many are done.
+/// Time at which all but the last `most` are done.
 fn all_but(done: &[f64], most: usize) -> f64 {
     done[..done.len().saturating_sub(most)].iter().copied().fold(0.0, f64::max)
 }
 
-/// When each pipe is free again.
+/// Time at which each pipe is free again.
 #[derive(Clone, Debug, Default)]
 struct Pipes {
     free: [f64; Pipe::ALL.len()],
-    /// The half of [`Pipe::Fma`] that does not multiply integers.
+    /// The half of [`Pipe::Fma`] without integer multiplication.
     second_half: f64,
 }
 
 impl Pipes {
-    /// When an instruction that may be issued at `at` finds room.
+    /// Time at which an instruction that may issue at `at` finds room.
     fn room(&self, cost: &Cost, at: f64) -> f64 {
         let free = self.free[cost.pipe as usize];
         match cost.pipe {
@@ -125,13 +128,14 @@ impl Pipes {
             Pipe::Fma | Pipe::Alu | Pipe::Uniform => at.max(free),
             Pipe::Xu | Pipe::Lsu => at.max(free - QUEUE_CLOCKS),
             Pipe::Global => at.max(self.free[Pipe::Lsu as usize] - QUEUE_CLOCKS).max(free - FLIGHT_CLOCKS),
-            // Products of a warpgroup have no latency of their own: they are queued, and waited for by groups.
+            // Warpgroup MMAs have no latency of their own: they are queued, and waited for in
+            // groups.
             Pipe::Tensor if cost.latency > 0.0 => at.max(free),
             Pipe::Tensor | Pipe::Other => at,
         }
     }
 
-    /// Takes the pipe from `at`; when it begins.
+    /// Occupies the pipe from `at`; returns the start time.
     fn take(&mut self, cost: &Cost, at: f64) -> f64 {
         let lsu = Pipe::Lsu as usize;
         if cost.pipe == Pipe::Global {
@@ -147,35 +151,38 @@ impl Pipes {
         start
     }
 
-    /// When all but memory beyond the multiprocessor is done, which nobody waits for.
+    /// Time at which everything is done except memory beyond the SM, which nothing waits for.
     fn drained(&self) -> f64 {
         let inside = Pipe::ALL.into_iter().filter(|&pipe| pipe != Pipe::Global);
         inside.map(|pipe| self.free[pipe as usize]).fold(self.second_half, f64::max)
     }
 }
 
-/// Clocks until the last of so many warps has issued all and every pipe is done but memory's; all start at once. Of those that
-/// could issue, it is the first one's turn: warps then fill each other's waits, and do not wait for the same at the same time.
+/// Clocks until the last of `warps` warps has issued everything and every pipe except memory's is
+/// done. All warps start at once. Among those that could issue, the first one does: warps then fill
+/// each other's stalls and do not wait for the same thing at the same time.
 pub fn clocks(code: &[&Priced], warps: usize) -> f64 {
     clocks_of(code, code.len(), warps)
 }
 
-/// The same, where the first is who has gone least often through so many instructions.
-fn clocks_of(code: &[&Priced], turn: usize, warps: usize) -> f64 {
+/// The same for a loop of `len` instructions per iteration: the warp with the fewest iterations
+/// goes first.
+fn clocks_of(code: &[&Priced], len: usize, warps: usize) -> f64 {
     let mut all = vec![Warp::default(); warps];
     let (mut pipes, mut slot, mut end) = (Pipes::default(), 0.0_f64, 0.0_f64);
     loop {
         let reached: usize = all.iter().map(|w| w.barriers).min().unwrap_or_default();
         let candidate = |(w, warp): (usize, &Warp)| {
             let next = code.get(warp.next)?;
-            // Past a barrier only when all warps are at it.
+            // A warp passes a barrier only when all warps have arrived.
             let waits =
                 warp.next > 0 && code[warp.next - 1].effect == Effect::Barrier && warp.barriers > reached;
             (!waits).then(|| (pipes.room(&next.cost, warp.may_issue(next)).max(slot), w))
         };
-        let turns = |w: usize| all[w].next / turn;
-        let sooner =
-            |a: &(f64, usize), b: &(f64, usize)| a.0.total_cmp(&b.0).then(turns(a.1).cmp(&turns(b.1)));
+        let iterations = |w: usize| all[w].next / len;
+        let sooner = |a: &(f64, usize), b: &(f64, usize)| {
+            a.0.total_cmp(&b.0).then(iterations(a.1).cmp(&iterations(b.1)))
+        };
         let first = all.iter().enumerate().filter_map(candidate).min_by(sooner);
         let Some((at, w)) = first else { break };
         let issued = code[all[w].next];
@@ -188,7 +195,7 @@ fn clocks_of(code: &[&Priced], turn: usize, warps: usize) -> f64 {
     end.max(pipes.drained())
 }
 
-/// The barrier opens for all when the last has come, at `open`.
+/// Opens the barrier for all warps at `open`, once the last has arrived.
 fn release(all: &mut [Warp], open: f64) {
     if all.iter().all(|w| w.barriers == all[0].barriers) {
         all.iter_mut().for_each(|w| w.ready = w.ready.max(open));
@@ -207,10 +214,10 @@ fn issue(priced: &Priced, warp: &mut Warp, pipes: &mut Pipes, at: f64) {
     match *effect {
         Effect::Copy => warp.copies_done = warp.copies_done.max(done),
         Effect::CopiesEnd => release(&mut warp.scoreboards, control.writes, warp.copies_done.max(at)),
-        Effect::Product { ends_group } => {
-            warp.products_done = start + cost.clocks;
+        Effect::Wgmma { ends_group } => {
+            warp.wgmma_done = start + cost.clocks;
             if ends_group {
-                warp.groups.push(warp.products_done);
+                warp.groups.push(warp.wgmma_done);
             }
         }
         Effect::Barrier => warp.barriers += 1,
@@ -220,7 +227,7 @@ fn issue(priced: &Priced, warp: &mut Warp, pipes: &mut Pipes, at: f64) {
         release(&mut warp.scoreboards, control.writes, done);
     }
     release(&mut warp.scoreboards, control.reads, start + READ_CLOCKS);
-    // Finished ones count no more.
+    // Completed instructions no longer count.
     warp.scoreboards
         .iter_mut()
         .chain([&mut warp.groups])
@@ -229,9 +236,9 @@ fn issue(priced: &Priced, warp: &mut Warp, pipes: &mut Pipes, at: f64) {
     warp.next += 1;
 }
 
-/// Clocks of one turn of a loop, once it runs: so many turns more take so much longer.
-pub fn clocks_of_turn(code: &[&Priced], warps: usize) -> f64 {
-    const TURNS: usize = 6;
-    let turns = |n: usize| clocks_of(&code.repeat(n), code.len(), warps);
-    (turns(2 * TURNS) - turns(TURNS)) / TURNS as f64
+/// Clocks per iteration of a loop in steady state: the extra time of extra iterations.
+pub fn clocks_per_iteration(code: &[&Priced], warps: usize) -> f64 {
+    const ITERATIONS: usize = 6;
+    let clocks = |n: usize| clocks_of(&code.repeat(n), code.len(), warps);
+    (clocks(2 * ITERATIONS) - clocks(ITERATIONS)) / ITERATIONS as f64
 }

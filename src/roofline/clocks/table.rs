@@ -1,4 +1,5 @@
-//! `kernels/clocks.tsv`: the clocks of every shipped kernel, so that a change that lengthens one is seen where it is reviewed.
+//! `kernels/clocks.tsv`: the clocks of every shipped kernel, so that reviews see a change that
+//! makes one slower.
 
 use super::machine::Pipe;
 use super::parts::{Counts, Kernel, Part, Place, Variant};
@@ -6,41 +7,45 @@ use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-/// Relative to the repository.
+/// Path relative to the repository.
 pub const FILE: &str = "kernels/clocks.tsv";
 
-/// As it was when the program was built.
+/// The file's text at build time.
 pub const TEXT: &str = include_str!("../../../kernels/clocks.tsv");
 
 const HEADER: &str = "\
-# Clocks of each kernel of bf16 on sm_90, from the machine code that nvcc of dev/requirements-nvcc.txt makes. Predicted, not measured:
-# src/roofline/clocks says how. `make kernels-clocks` compares; after a change that is meant, `make kernels-clocks UPDATE=1` writes
-# this file anew, and the difference belongs into the commit.
+# Clocks of each bf16 kernel on sm_90, from the machine code that nvcc of dev/requirements-nvcc.txt
+# generates. Predicted, not measured: see src/roofline/clocks. `make kernels-clocks` compares; after
+# an intended change, `make kernels-clocks UPDATE=1` rewrites this file, and the difference belongs in
+# the commit.
 #
-# part      one turn of an innermost loop, or what is before or after a loop; shorter stretches than 32 instructions are left out
-# way       parts that parameters decide have several: `mode` says which pointers and flags are set
-# warps     of a scheduler; the numbers after it are instructions of each, all and by the pipe they take; global loads and stores,
-#           MUFU.TANH, and conversions by themselves on the pipe of transcendental functions
-# issue     clocks in which all its warps can be issued, by the fullest pipe; latency: of one warp alone; clocks: of all its warps
-# binds     what sets the clocks: a pipe, issue, or waiting for results (latency)
+# part      one iteration of an innermost loop, or the code before or after a loop; stretches of fewer
+#           than 32 instructions are omitted
+# path      number of the path through a part whose branches depend on parameters; `mode` lists the
+#           pointers and flags that are set
+# warps     per scheduler; the next columns count instructions per warp, in total and per pipe; then
+#           global loads and stores, MUFU.TANH, and conversions on the pipe of transcendental functions
+# issue     clocks in which all its warps can issue, set by the busiest pipe; latency: clocks of one
+#           warp alone; clocks: of all its warps together
+# binds     the resource that sets the clocks: a pipe, issue, or waiting for results (latency)
 ";
 
 const COLUMNS: [&str; 22] = [
-    "file", "kernel", "part", "way", "mode", "warps", "all", "tensor", "fma", "alu", "xu", "lsu", "global",
+    "file", "kernel", "part", "path", "mode", "warps", "all", "tensor", "fma", "alu", "xu", "lsu", "global",
     "uniform", "other", "loads", "stores", "tanh", "f2f", "issue", "latency", "clocks",
 ];
 
-/// Stretches of fewer instructions are not worth a row.
+/// Stretches with fewer instructions get no row.
 const SHORTEST: usize = 32;
 
-/// A way through a part of a kernel.
+/// A path through a part of a kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
-    /// Under `kernels/`.
+    /// Path under `kernels/`.
     pub file: String,
     pub kernel: String,
     pub part: String,
-    pub way: usize,
+    pub path: usize,
     pub mode: String,
     pub warps: usize,
     pub counts: Counts,
@@ -50,17 +55,17 @@ pub struct Row {
     pub binds: String,
 }
 
-/// A kernel's rows.
+/// The rows of a kernel.
 pub fn rows(file: &str, kernel: &Kernel) -> Vec<Row> {
     let long = |part: &&Part| {
         let longest = part.variants.iter().map(|v| v.counts.all).max().unwrap_or_default();
-        matches!(part.place, Place::Turn(_)) || longest >= SHORTEST
+        matches!(part.place, Place::Iteration(_)) || longest >= SHORTEST
     };
-    let row = |part: &Part, way: usize, v: &Variant| Row {
+    let row = |part: &Part, path: usize, v: &Variant| Row {
         file: file.to_string(),
         kernel: kernel.name.clone(),
         part: format!("{}{}", part.place, part.role),
-        way: way + 1,
+        path: path + 1,
         mode: v.mode.clone(),
         warps: part.warps,
         counts: v.counts.clone(),
@@ -70,10 +75,10 @@ pub fn rows(file: &str, kernel: &Kernel) -> Vec<Row> {
         binds: v.bound.name().to_string(),
     };
     let parts = kernel.parts.iter().filter(long);
-    parts.flat_map(|part| part.variants.iter().enumerate().map(move |(way, v)| row(part, way, v))).collect()
+    parts.flat_map(|part| part.variants.iter().enumerate().map(move |(path, v)| row(part, path, v))).collect()
 }
 
-/// The file's text.
+/// Returns the file's text.
 pub fn to_text(rows: &[Row]) -> String {
     let mut text = format!("{HEADER}{}\tbinds\n", COLUMNS.join("\t"));
     for row in rows {
@@ -83,19 +88,19 @@ pub fn to_text(rows: &[Row]) -> String {
 }
 
 fn line(row: &Row) -> String {
-    let Row { file, kernel, part, way, mode, warps, counts, issue, latency, clocks, binds } = row;
+    let Row { file, kernel, part, path, mode, warps, counts, issue, latency, clocks, binds } = row;
     let Counts { all, pipes, loads, stores, tanh, conversions } = counts;
     let pipes = pipes.map(|n| n.to_string()).join("\t");
     format!(
-        "{file}\t{kernel}\t{part}\t{way}\t{mode}\t{warps}\t{all}\t{pipes}\t{loads}\t{stores}\t{tanh}\t{conversions}\t{issue}\t\
+        "{file}\t{kernel}\t{part}\t{path}\t{mode}\t{warps}\t{all}\t{pipes}\t{loads}\t{stores}\t{tanh}\t{conversions}\t{issue}\t\
          {latency}\t{clocks}\t{binds}"
     )
 }
 
-/// Reads the file's text.
+/// Parses the file's text.
 ///
 /// # Errors
-/// At the first line that is not as [`to_text`] writes it.
+/// At the first line that [`to_text`] would not write.
 pub fn parse(text: &str) -> Result<Vec<Row>> {
     let mut lines = text.lines().enumerate().filter(|(_, line)| !line.starts_with('#'));
     let header = lines.next().map(|(_, line)| line).unwrap_or_default();
@@ -107,7 +112,7 @@ pub fn parse(text: &str) -> Result<Vec<Row>> {
     lines
         .map(|(i, text)| {
             let row = row(text).with_context(|| {
-                format!("{FILE}:{}: not a row; `make kernels-clocks UPDATE=1` writes it anew", i + 1)
+                format!("{FILE}:{}: not a row; `make kernels-clocks UPDATE=1` rewrites it", i + 1)
             })?;
             Ok(row)
         })
@@ -116,7 +121,7 @@ pub fn parse(text: &str) -> Result<Vec<Row>> {
 
 fn row(text: &str) -> Option<Row> {
     let cells: Vec<&str> = text.split('\t').collect();
-    let [file, kernel, part, way, mode, warps, numbers @ .., binds] = &cells[..] else { return None };
+    let [file, kernel, part, path, mode, warps, numbers @ .., binds] = &cells[..] else { return None };
     let numbers: Vec<u64> = numbers.iter().map(|n| n.parse()).collect::<Result<_, _>>().ok()?;
     let [all, pipes @ .., loads, stores, tanh, conversions, issue, latency, clocks] = &numbers[..] else {
         return None;
@@ -127,7 +132,7 @@ fn row(text: &str) -> Option<Row> {
         file: file.to_string(),
         kernel: kernel.to_string(),
         part: part.to_string(),
-        way: way.parse().ok()?,
+        path: path.parse().ok()?,
         mode: mode.to_string(),
         warps: warps.parse().ok()?,
         counts: Counts {
@@ -145,9 +150,9 @@ fn row(text: &str) -> Option<Row> {
     })
 }
 
-/// A line for each row that is not as it was.
+/// Returns a line per row that changed.
 pub fn differences(old: &[Row], new: &[Row]) -> Vec<String> {
-    let key = |row: &Row| (row.kernel.clone(), row.part.clone(), row.way);
+    let key = |row: &Row| (row.kernel.clone(), row.part.clone(), row.path);
     let [old, new] =
         [old, new].map(|rows| rows.iter().map(|row| (key(row), row)).collect::<BTreeMap<_, _>>());
     let mut lines = Vec::new();
@@ -164,8 +169,8 @@ pub fn differences(old: &[Row], new: &[Row]) -> Vec<String> {
 }
 
 fn name(row: &Row) -> String {
-    let Row { file, kernel, part, way, mode, .. } = row;
-    format!("{kernel} in {file} (bf16, sm_90a), {part}, way {way} ({mode})")
+    let Row { file, kernel, part, path, mode, .. } = row;
+    format!("{kernel} in {file} (bf16, sm_90a), {part}, path {path} ({mode})")
 }
 
 fn difference(before: &Row, now: &Row) -> String {
@@ -197,7 +202,7 @@ mod tests {
             file,
             kernel,
             part,
-            way: 1,
+            path: 1,
             mode,
             warps: 8,
             counts,
@@ -210,7 +215,7 @@ mod tests {
 
     #[test]
     fn the_text_is_read_back() {
-        let rows = [sample(), Row { way: 2, ..sample() }];
+        let rows = [sample(), Row { path: 2, ..sample() }];
         let text = to_text(&rows);
         assert_eq!(parse(&text).unwrap(), rows);
         let cut = format!("{:#}", parse(text.trim_end_matches("\tlatency\n")).unwrap_err());
@@ -228,7 +233,7 @@ mod tests {
         let [line] = &differences(&[sample()], std::slice::from_ref(&longer))[..] else { panic!("one line") };
         assert!(
             line.starts_with(
-                "gelu_forward in gelu.cu (bf16, sm_90a), start, way 1 (bias !residual): 1250 clocks"
+                "gelu_forward in gelu.cu (bf16, sm_90a), start, path 1 (bias !residual): 1250 clocks"
             ),
             "{line}"
         );

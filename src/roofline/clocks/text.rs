@@ -1,4 +1,4 @@
-//! A kernel's parts as a table to read.
+//! A kernel's parts as a printed table.
 
 use super::machine::Pipe;
 use super::parts::Kernel;
@@ -7,12 +7,12 @@ use std::fmt::{self, Display, Formatter};
 impl Display for Kernel {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let Kernel { name, blocks, threads, parts } = self;
-        writeln!(f, "{name}: {threads} threads, {blocks} block(s) on a multiprocessor")?;
+        writeln!(f, "{name}: {threads} threads, {blocks} block(s) per SM")?;
         for part in parts {
             let (from, to) = part.addresses;
             let (place, role, warps) = (&part.place, part.role, part.warps);
             let indent = "  ".repeat(place.depth());
-            writeln!(f, "\n{indent}{place} ({from:#06x} to {to:#06x}), {warps} warp(s) a scheduler{role}")?;
+            writeln!(f, "\n{indent}{place} ({from:#06x} to {to:#06x}), {warps} warp(s) per scheduler{role}")?;
             write!(f, "  {:>7} {:>8} {:>7} {:>8} {:>7}", "issue", "latency", "clocks", "binds", "instr.")?;
             Pipe::ALL.iter().try_for_each(|pipe| write!(f, " {:>7}", pipe.name()))?;
             writeln!(f, "  mode")?;

@@ -2,7 +2,7 @@
 
 use super::machine::{BASE_US, Link};
 
-/// What is done with the numbers of all GPUs, as `parallel::Collective` has it.
+/// The operation on the data of all GPUs, as in `parallel::Collective`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Collective {
     AllReduce,
@@ -16,7 +16,7 @@ pub struct Cluster {
     pub within: Link,
     pub across: Link,
     pub per_node: usize,
-    /// What each collective takes beside bytes and hops.
+    /// Fixed cost of each collective, besides bytes and hops.
     pub base_us: f64,
 }
 
@@ -25,15 +25,17 @@ impl Cluster {
         Cluster { within, across, per_node, base_us: BASE_US }
     }
 
-    /// Milliseconds of a collective over `bytes` on each of `gpus`, which are whole machines if more than one.
+    /// Milliseconds of a collective over `bytes` on each of `gpus`. More than one machine means
+    /// whole machines.
     ///
-    /// A sum is scattered within each machine, then each GPU's part between those of the same place in all machines, and
-    /// gathered the other way round: links between machines carry one part for each GPU, at the same time.
+    /// A sum is reduce-scattered within each machine, then each GPU's shard between the GPUs of the
+    /// same position in all machines, and gathered in reverse: each GPU's link between machines
+    /// carries one shard, all at the same time.
     pub fn ms(&self, collective: Collective, bytes: f64, gpus: usize) -> f64 {
         if gpus == 1 {
             return 0.0;
         }
-        // Adding everything up everywhere is scattering the sum, then gathering it.
+        // An all-reduce is a reduce-scatter followed by an all-gather.
         let passes = if collective == Collective::AllReduce { 2.0 } else { 1.0 };
         let local = gpus.min(self.per_node);
         let inside = ring_us(&self.within, bytes, local);
@@ -42,7 +44,7 @@ impl Cluster {
     }
 }
 
-/// Once around a ring, but for the last hop: each of n ranks sends n - 1 parts of n.
+/// Time of one pass around a ring without the last hop: each of n ranks sends n - 1 of n shards.
 fn ring_us(link: &Link, bytes: f64, ranks: usize) -> f64 {
     let (hops, ranks) = (ranks as f64 - 1.0, ranks as f64);
     hops / ranks * bytes / (link.bus_gbs * 1e3) + hops * link.hop_us

@@ -1,43 +1,49 @@
-//! Links between GPUs and the memory of each: data sheets, and how much of them is to be had.
+//! Links between GPUs and the memory of each: data sheet values, and the share of them that is
+//! reachable.
 
 use crate::roofline::gpu::Gpu;
 use anyhow::{Result, anyhow};
 
-/// A way from GPU to GPU.
+/// A link from GPU to GPU.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Link {
-    /// As `--links` takes it.
+    /// Value of `--links`.
     pub name: &'static str,
     pub full_name: &'static str,
-    /// Whether it is between machines and not within one. One adapter for each GPU, then.
+    /// Whether it connects machines rather than GPUs within one. Then there is one adapter per GPU.
     pub across: bool,
-    /// The data sheet's GB/s of one GPU in one direction; 1e9.
+    /// The data sheet's GB/s per GPU in one direction; 1e9 bytes.
     pub peak_gbs: f64,
-    /// What rings get of it: what NCCL's tests call bus bandwidth, of messages of many MB.
+    /// GB/s that rings reach: the bus bandwidth of NCCL's tests, for messages of many MB.
     pub bus_gbs: f64,
     /// Microseconds from one rank of a ring to the next.
     pub hop_us: f64,
 }
 
-/// What begins and ends a collective, in microseconds: NCCL's own model of rings with its simple protocol (NVIDIA/nccl,
-/// src/graph/tuning.cc at 01afd20), which the hops of 3.4 (NVLink), 5.7 (PCIe) and 9.6 (network) are from, too.
+/// Microseconds that starting and ending a collective takes: NCCL's own model of rings with its
+/// simple protocol (NVIDIA/nccl, src/graph/tuning.cc at 01afd20), which also gives the hops of 3.4
+/// (NVLink), 5.7 (PCIe) and 9.6 (network).
 pub const BASE_US: f64 = 8.4;
 
-/// All links known. "Estimate" marks what nobody measured for us or published.
+/// All known links. "Estimate" marks values that were neither measured by us nor published.
 pub const LINKS: [Link; 7] = [
-    // NVIDIA A100 data sheet: 600 GB/s in both directions. NCCL's model allows rings 235 there (the same file).
+    // NVIDIA A100 data sheet: 600 GB/s in both directions. NCCL's model gives rings 235 there (same
+    // file).
     within("nvlink3", "NVLink 3", 300.0, 235.0, 3.4),
-    // NVIDIA H100 data sheet: 900 GB/s in both directions. NVIDIA/nccl-tests, issue 212: 370 but for NVLink SHARP.
+    // NVIDIA H100 data sheet: 900 GB/s in both directions. NVIDIA/nccl-tests, issue 212: 370
+    // without NVLink SHARP.
     within("nvlink4", "NVLink 4", 450.0, 370.0, 3.4),
-    // NVIDIA Blackwell data sheet: 1.8 TB/s in both directions. Estimate: the share of NVLink 4.
+    // NVIDIA Blackwell data sheet: 1.8 TB/s in both directions. Estimate: the same share as NVLink
+    // 4.
     within("nvlink5", "NVLink 5", 900.0, 740.0, 3.4),
-    // 16 lanes of 16 GT/s. Estimate: the share of PCIe 5.
+    // 16 lanes of 16 GT/s. Estimate: the same share as PCIe 5.
     within("pcie4", "PCIe 4.0 x16", 31.5, 14.0, 5.7),
-    // 16 lanes of 32 GT/s. NVIDIA/nccl, issue 1639: 28 with eight 5090, whose traffic goes through the memory of the host.
+    // 16 lanes of 32 GT/s. NVIDIA/nccl, issue 1639: 28 with eight 5090s, whose traffic goes through
+    // host memory.
     within("pcie5", "PCIe 5.0 x16", 63.0, 28.0, 5.7),
-    // 200 Gb/s. Estimate: the share of NDR.
+    // 200 Gb/s. Estimate: the same share as NDR.
     across("hdr", "InfiniBand HDR", 25.0, 23.5, 9.6),
-    // 400 Gb/s. NVIDIA/nccl-tests, issue 290: 46 to 48 for each adapter.
+    // 400 Gb/s. NVIDIA/nccl-tests, issue 290: 46 to 48 per adapter.
     across("ndr", "InfiniBand NDR", 50.0, 47.0, 9.6),
 ];
 
@@ -74,14 +80,14 @@ impl Link {
     }
 }
 
-/// What a GPU comes with.
+/// The memory and the links of a GPU's machine.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Machine {
     /// Name of the [`Gpu`].
     pub gpu: &'static str,
-    /// As nvidia-smi shows it.
+    /// MiB as nvidia-smi shows them.
     pub memory_mib: f64,
-    /// Its usual links within a machine and between machines.
+    /// Usual links within a machine and between machines.
     pub links: [&'static str; 2],
 }
 
@@ -94,26 +100,28 @@ pub const MACHINES: [Machine; 6] = [
     Machine { gpu: "5090", memory_mib: 32_607.0, links: ["pcie5", "ndr"] },
 ];
 
-/// Memory that is not ours to plan: the driver's context, NVIDIA's libraries and their workspaces, NCCL's buffers, scratch memory
-/// of kernels. Estimate.
+/// Memory that is not ours to plan: the driver's context, NVIDIA's libraries and their workspaces,
+/// NCCL's buffers, and scratch memory of kernels. Estimate.
 pub const RESERVED_MIB: f64 = 1536.0;
 
 impl Machine {
+    /// Finds the machine of a GPU.
+    ///
     /// # Panics
     /// If a GPU was added without a row here.
     pub fn of(gpu: &Gpu) -> &'static Machine {
         MACHINES.iter().find(|machine| machine.gpu == gpu.name).expect("each GPU has a machine")
     }
 
-    /// Bytes for parameters, gradients, state and activations.
+    /// Bytes available for parameters, gradients, state and activations.
     pub fn usable_bytes(&self) -> f64 {
         (self.memory_mib - RESERVED_MIB) * f64::from(1 << 20)
     }
 
-    /// Its links, or those asked for in their place: one of each sort.
+    /// Returns the usual links, each replaced by the requested one of its kind, if any.
     ///
     /// # Errors
-    /// If the GPU does not have such a link, or a sort is there twice.
+    /// If the GPU does not have such a link, or a kind was requested twice.
     pub fn links(&self, asked: &[&'static Link]) -> Result<[Link; 2]> {
         let usual = self.links.map(|name| *Link::named(name).expect("a link of the table"));
         let mut links = usual;

@@ -1,33 +1,34 @@
-//! The computing of a step, cut where communication can begin or must have ended.
+//! The computation of a step, divided where communication can begin or must have ended.
 
 use crate::roofline::kernels::{Class, LAYERNORM_BACKWARD_FIRST};
 use crate::roofline::predict::GAP_US;
 use crate::roofline::report::{Budget, Row};
 
-/// Milliseconds of a GPU; all but the last three are of one micro-step.
+/// Milliseconds on one GPU; all but the last three are per micro-step.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Phases {
     pub layers: usize,
     pub encoder: f64,
-    /// Of one layer.
+    /// Per layer.
     pub layer_forward: f64,
-    /// The last layernorm, logits, losses, and backward through them.
+    /// The final layernorm, logits, losses, and the backward pass through them.
     pub head: f64,
-    /// Of one layer, with what it computes again.
+    /// Per layer, with recomputation.
     pub layer_backward: f64,
     pub encoder_backward: f64,
-    /// Norm of all gradients and update of all parameters: what is divided where they are.
+    /// Norm of all gradients and update of all parameters, without sharding.
     pub norm: f64,
     pub adamw: f64,
-    /// Gaps of the two, which are there however little each GPU has to do.
+    /// Launch gaps of the two, which sharding does not reduce.
     pub update_gaps: f64,
 }
 
 impl Phases {
-    /// Measured times where there are any, realistic ones elsewhere; and gaps between kernels.
+    /// Takes measured times where available, realistic ones elsewhere, and adds gaps between
+    /// kernels.
     pub fn of(budget: &Budget) -> Self {
         let mut phases = Phases { layers: budget.config.L, ..Phases::default() };
-        let (layers, micro_steps) = (budget.config.L as f64, budget.run.micro_steps as f64);
+        let (layers, micro_steps) = (budget.config.L as f64, budget.step.micro_steps as f64);
         for row in &budget.rows {
             let gap = row.kernel.launches as f64 * GAP_US / 1e3;
             let call = call_ms(row) + gap;
@@ -39,12 +40,12 @@ impl Phases {
                 Class::BlockDgrad | Class::BlockWgrad | Class::AttentionBackward | Class::Recompute => {
                     phases.layer_backward += of_micro_step / layers;
                 }
-                // Two in each layer, and one before the head.
+                // Two per layer, and one before the head.
                 Class::LayernormForward => {
                     phases.layer_forward += 2.0 * call;
                     phases.head += call;
                 }
-                // The first is the head's, the others are those of the layers.
+                // The first belongs to the head, the others to the layers.
                 Class::LayernormBackward if row.kernel.name == LAYERNORM_BACKWARD_FIRST => {
                     phases.head += call
                 }
@@ -66,7 +67,7 @@ impl Phases {
         phases
     }
 
-    /// Milliseconds of a step of a GPU alone.
+    /// Milliseconds of a step on a single GPU.
     pub fn alone_ms(&self, micro_steps: usize) -> f64 {
         let layers = self.layers as f64 * (self.layer_forward + self.layer_backward);
         let micro_step = self.encoder + layers + self.head + self.encoder_backward;

@@ -1,4 +1,4 @@
-//! The text of a plan.
+//! The printed form of a plan.
 
 use super::machine::Link;
 use super::{Batch, Outcome, Plan, Row};
@@ -48,12 +48,12 @@ impl Display for Plan<'_> {
 impl Plan<'_> {
     fn write_heading(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let question = &self.question;
-        let (c, r, cluster) = (&question.config, &question.run, &question.cluster);
+        let (c, r, cluster) = (&question.config, &question.step, &question.cluster);
         let parameters = grouped(ParamLayout::new(c).len());
         writeln!(f, "L {}, NH {}, C {}, Vp {}: {parameters} parameters", c.L, c.NH, c.C, c.Vp)?;
         let tokens = match question.batch {
             Batch::Total(tokens) => format!("{} tokens a step", grouped(tokens)),
-            Batch::MicroBatchEach => "one micro-batch a step for each GPU".to_owned(),
+            Batch::MicroBatchEach => "one micro-batch per GPU and step".to_owned(),
         };
         writeln!(
             f,
@@ -65,7 +65,7 @@ impl Plan<'_> {
         )?;
         writeln!(
             f,
-            "{}: {:.1} GiB, {:.1} of them left by driver and libraries; {} GPUs in a machine",
+            "{}: {:.1} GiB, {:.1} GiB usable; {} GPUs per machine",
             question.gpu.full_name,
             self.machine.memory_mib * MIB / GIB,
             self.machine.usable_bytes() / GIB,
@@ -75,17 +75,17 @@ impl Plan<'_> {
         write_link(f, "between machines", &cluster.across)?;
         let (kernels, measured) = self.kernels;
         let times = match measured {
-            0 => "All is predicted, nothing measured".to_owned(),
-            _ => format!("{measured} of {kernels} kernels' times are measured, all else is predicted"),
+            0 => "Everything is predicted, nothing measured".to_owned(),
+            _ => format!("{measured} of {kernels} kernels' times are measured, all others are predicted"),
         };
-        writeln!(f, "{times}. Times are ms a step, memory is GiB a GPU\n")
+        writeln!(f, "{times}. Times are ms per step, memory is GiB per GPU\n")
     }
 }
 
 fn write_link(f: &mut Formatter<'_>, place: &str, link: &Link) -> fmt::Result {
     writeln!(
         f,
-        "{place}: {}, {} of {} GB/s a GPU and direction, {} us a hop",
+        "{place}: {}, {} of {} GB/s per GPU and direction, {} us per hop",
         link.full_name, link.bus_gbs, link.peak_gbs, link.hop_us
     )
 }

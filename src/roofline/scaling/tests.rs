@@ -6,13 +6,13 @@ use super::timeline::{Times, simulate};
 use super::{Batch, Outcome, Plan, Question, Sizes};
 use crate::config::ModelConfig;
 use crate::roofline::gpu::{GPUS, Gpu};
-use crate::roofline::kernels::Run;
+use crate::roofline::kernels::StepShape;
 use crate::roofline::record::Records;
 use crate::roofline::report::Budget;
 use crate::units::Stage;
 use Stage::*;
 
-/// A network that takes no time but for bytes: GB/s within machines and between them.
+/// A network without latency: GB/s within machines and between them.
 fn cluster(within: f64, across: f64, per_node: usize) -> Cluster {
     let link = |bus_gbs| Link { bus_gbs, hop_us: 0.0, ..LINKS[0] };
     Cluster { within: link(within), across: link(across), per_node, base_us: 0.0 }
@@ -23,15 +23,15 @@ fn near(found: f64, expected: f64) {
     assert!((found - expected).abs() <= 1e-4, "found {found}, expected {expected}");
 }
 
-fn run(B: usize, tokens: usize) -> Run {
-    Run { B, T: 1024, micro_steps: tokens / (B * 1024), recompute: 1, logits_rows: 16_384 }
+fn step(B: usize, tokens: usize) -> StepShape {
+    StepShape { B, T: 1024, micro_steps: tokens / (B * 1024), recompute: 1, logits_rows: 16_384 }
 }
 
 fn question<'a>(name: &str, gpu: &'a Gpu, B: usize, batch: Batch, gpus: &[usize]) -> Question<'a> {
     let tokens = if let Batch::Total(tokens) = batch { tokens } else { B * 1024 };
     Question {
         config: ModelConfig::from_descriptor(name).unwrap(),
-        run: run(B, tokens),
+        step: step(B, tokens),
         batch,
         gpu,
         cluster: Cluster::new(Machine::of(gpu).links(&[]).unwrap(), 8),
@@ -48,12 +48,12 @@ fn outcomes(question: Question) -> Vec<Outcome> {
 #[test]
 fn a_gpu_alone_has_nobody_to_talk_to() {
     let config = ModelConfig::from_descriptor("d12").unwrap();
-    let budget = Budget::new(&config, &run(64, 524_288), &GPUS[0], &Records::default());
+    let budget = Budget::new(&config, &step(64, 524_288), &GPUS[0], &Records::default());
     for outcome in outcomes(question("d12", &GPUS[0], 64, Batch::Total(524_288), &[1])) {
         assert_eq!((outcome.micro_steps, outcome.times.communication_ms()), (8, 0.0));
         near(outcome.times.exposed_ms(), 0.0);
         near(outcome.efficiency, 1.0);
-        // The same step as `warpsmith roofline` predicts.
+        // The same step that `warpsmith roofline` predicts.
         near(outcome.times.step_ms, budget.total_ms().realistic);
     }
 }
@@ -65,20 +65,20 @@ fn measured_kernels_replace_predicted_ones() {
     let ask = || question("d12", &GPUS[0], 64, Batch::MicroBatchEach, &[1, 2]);
     let plan = Plan::new(ask(), &records);
     let (measured, predicted) = (plan.rows[1].outcome.as_ref().unwrap(), outcomes(ask())[1]);
-    let adamw = Phases::of(&Budget::new(&ask().config, &ask().run, &GPUS[0], &Records::default())).adamw;
+    let adamw = Phases::of(&Budget::new(&ask().config, &ask().step, &GPUS[0], &Records::default())).adamw;
     near(measured.times.step_ms - predicted.times.step_ms, 5.0 - adamw);
     assert!(plan.to_string().contains("1 of 26 kernels' times are measured"), "{plan}");
 }
 
 #[test]
 fn a_ring_carries_all_parts_but_one() {
-    // 80 MB at 10 GB/s are 8 ms; each of eight ranks sends seven eighths, twice for a sum that all get.
+    // 80 MB at 10 GB/s take 8 ms; each of eight ranks sends seven eighths, twice for an all-reduce.
     let ring = cluster(10.0, 1.0, 8);
     near(ring.ms(ReduceScatter, 80e6, 8), 7.0);
     near(ring.ms(AllGather, 80e6, 8), 7.0);
     near(ring.ms(AllReduce, 80e6, 8), 14.0);
     near(ring.ms(AllReduce, 80e6, 2), 8.0);
-    // Seven hops of 5 us a pass, and 8 us for the whole.
+    // Seven hops of 5 us per pass, and 8 us in total.
     let mut slow = cluster(10.0, 1.0, 8);
     (slow.within.hop_us, slow.base_us) = (5.0, 8.0);
     near(slow.ms(AllReduce, 0.0, 8), 0.078);
@@ -87,13 +87,13 @@ fn a_ring_carries_all_parts_but_one() {
 
 #[test]
 fn machines_add_up_inside_first() {
-    // Four machines of eight. Inside: 800 MB at 100 GB/s, seven eighths of 8 ms. Between: an eighth of it, 100 MB at 10 GB/s,
-    // three quarters of 10 ms.
+    // Four machines of eight. Inside: 800 MB at 100 GB/s, seven eighths of 8 ms. Between: an eighth
+    // of that, 100 MB at 10 GB/s, three quarters of 10 ms.
     let two_levels = cluster(100.0, 10.0, 8);
     near(two_levels.ms(ReduceScatter, 800e6, 32), 7.0 + 7.5);
     near(two_levels.ms(AllGather, 800e6, 32), 7.0 + 7.5);
     near(two_levels.ms(AllReduce, 800e6, 32), 29.0);
-    // One GPU a machine: a ring of machines.
+    // One GPU per machine: a ring of machines.
     near(cluster(100.0, 10.0, 1).ms(AllReduce, 80e6, 8), 14.0);
     let mut slow = cluster(100.0, 10.0, 8);
     (slow.within.hop_us, slow.across.hop_us) = (1.0, 10.0);
@@ -112,9 +112,10 @@ const PHASES: Phases = Phases {
     update_gaps: 0.0,
 };
 
-/// Two layers of 6 MB and 8 MB of other parameters, on two GPUs: at 1 GB/s sums take 6 and 8 ms, their halves 3 and 4.
+/// Two layers of 6 MB and 8 MB of other parameters, on two GPUs: at 1 GB/s an all-reduce takes 6
+/// and 8 ms, and a reduce-scatter 3 and 4.
 fn play(stage: Stage, micro_steps: usize, gbs: f64) -> Times {
-    let sizes = Sizes { L: 2, layer: 3_000_000, rest: 4_000_000 };
+    let sizes = Sizes { L: 2, layer: 3_000_000, shared: 4_000_000 };
     simulate(stage, &PHASES, micro_steps, &sizes, &cluster(gbs, 1.0, 8), 2)
 }
 
@@ -130,35 +131,39 @@ fn check(times: Times, [compute, all_reduce, reduce_scatter, all_gather, step]: 
 
 #[test]
 fn the_queue_of_sums_is_the_one_worked_out_by_hand() {
-    // Backward passes end at 28 and 38, their sums at 34 and 44; the rest is ready at 39 and summed by 52; norm, update.
+    // Backward passes end at 28 and 38, their reductions at 34 and 44; the shared unit is ready at
+    // 39 and reduced by 52; norm, update.
     check(play(Zero0, 1, 1.0), [42.0, 20.0, 0.0, 0.0, 55.0]);
-    // The micro-step before it says nothing.
+    // The micro-step before it sends nothing.
     check(play(Zero0, 2, 1.0), [81.0, 20.0, 0.0, 0.0, 94.0]);
 }
 
 #[test]
 fn a_divided_update_is_gathered_until_the_next_pass_needs_it() {
-    // The update of the rest ends 0.6 before the step does, so that it is there at 3.4, the layers at 6.4 and 9.4. The second waits
-    // for nothing: backward passes end at 33.4 and 43.4; sums of halves at 36.4, 46.4, 50.4; half of norm and update.
+    // The update of the shared unit ends 0.6 before the step does, so it arrives at 3.4, the layers
+    // at 6.4 and 9.4. The second layer waits for nothing: backward passes end at 33.4 and 43.4;
+    // reduce-scatters at 36.4, 46.4, 50.4; half of norm and update.
     check(play(Zero1, 1, 1.0), [40.5, 0.0, 10.0, 10.0, 51.9]);
     check(play(Zero1, 2, 1.0), [79.5, 0.0, 10.0, 10.0, 90.9]);
 }
 
 #[test]
 fn divided_gradients_leave_after_each_micro_step() {
-    // The first micro-step's sums end at 50.4, before the second one's head at 55.4; its own end at 89.4.
+    // The first micro-step's reductions end at 50.4, before the second one's head at 55.4; its own
+    // end at 89.4.
     check(play(Zero2, 2, 1.0), [79.5, 0.0, 20.0, 10.0, 90.9]);
-    // Ten times slower: the second layer is there at 99.4, the first sums are at 221.4, which the second head waits for, its own
-    // at 338.4.
+    // Ten times slower: the second layer arrives at 99.4, the first reductions end at 221.4, which
+    // the second head waits for, and its own at 338.4.
     check(play(Zero2, 2, 0.1), [79.5, 0.0, 200.0, 100.0, 339.9]);
 }
 
 #[test]
 fn divided_parameters_come_one_layer_ahead() {
-    // Embeddings at 4, the first layer at 7, the second at 10; both stay. Sums end at 37, 47, 51.
+    // Embeddings arrive at 4, the first layer at 7, the second at 10; both stay. Reductions end at
+    // 37, 47, 51.
     check(play(Zero3, 1, 1.0), [40.5, 0.0, 10.0, 10.0, 52.5]);
-    // Of four layers a pass finds two still there, but for the first one of a step.
-    let sizes = Sizes { L: 4, layer: 3_000_000, rest: 4_000_000 };
+    // Each pass except the first of a step finds two of the four layers still resident.
+    let sizes = Sizes { L: 4, layer: 3_000_000, shared: 4_000_000 };
     let times = simulate(Zero3, &PHASES, 2, &sizes, &cluster(1.0, 1.0, 8), 2);
     near(times.all_gather_ms, 4.0 + 3.0 * (4 + 2 + 2 + 2) as f64);
 }
@@ -190,7 +195,8 @@ fn more_gpus_are_faster_and_less_efficient() {
             for (i, stage) in all.chunks(counts.len()).enumerate() {
                 for pair in stage.windows(2) {
                     assert!(pair[1].tokens_per_s > pair[0].tokens_per_s, "{name} {} {i}", gpu.name);
-                    // Gradients overwritten by more first micro-steps save a little.
+                    // With more GPUs a larger share of micro-steps is the first of a step, which
+                    // overwrites gradients and so saves a little.
                     assert!(pair[1].efficiency < pair[0].efficiency + 2e-3, "{name} {} {i}", gpu.name);
                 }
             }
@@ -205,19 +211,19 @@ fn each_stage_divides_what_it_says() {
         let m = Memory::of(stage, gpus, &sizes, 0);
         (m.parameters + m.gradients + m.state, m.buffers)
     };
-    // 124,475,904 parameters, of them 12 layers of 7,087,872; on eight GPUs 16, 5.5, 3.75 and 2 bytes of each, and for what is
-    // divided two layers and the embeddings in bf16.
-    let at_hand = 2.0 * (39_421_440.0 + 2.0 * 7_087_872.0);
+    // 124,475,904 parameters, 12 layers of 7,087,872 among them; on eight GPUs 16, 5.5, 3.75 and 2
+    // bytes each, and two layers and the embeddings in bf16 for each kind of sharded tensor.
+    let resident = 2.0 * (39_421_440.0 + 2.0 * 7_087_872.0);
     assert_eq!(memory("d12", Zero0, 8), (1_991_614_464.0, 0.0));
     assert_eq!(memory("d12", Zero1, 8), (684_617_472.0, 0.0));
-    assert_eq!(memory("d12", Zero2, 8), (466_784_640.0, at_hand));
-    assert_eq!(memory("d12", Zero3, 8), (248_951_808.0, 2.0 * at_hand));
-    // 1,557,686,400, of them 48 layers of 30,740,800.
+    assert_eq!(memory("d12", Zero2, 8), (466_784_640.0, resident));
+    assert_eq!(memory("d12", Zero3, 8), (248_951_808.0, 2.0 * resident));
+    // 1,557,686,400, of which 48 layers of 30,740,800.
     assert_eq!(memory("d48", Zero0, 8), (24_922_982_400.0, 0.0));
     assert_eq!(memory("d48", Zero1, 8), (8_567_275_200.0, 0.0));
     assert_eq!(memory("d48", Zero2, 8), (5_841_324_000.0, 287_219_200.0));
     assert_eq!(memory("d48", Zero3, 8), (3_115_372_800.0, 574_438_400.0));
-    // Alone there is nobody to divide with.
+    // A single GPU has no one to shard with.
     for stage in Stage::ALL {
         assert_eq!(memory("d48", stage, 1), (24_922_982_400.0, 0.0));
     }
@@ -243,8 +249,8 @@ fn what_cannot_be_shared_out_is_said() {
     let refusal = |B, tokens, gpus| ask(B, tokens).micro_steps(gpus).unwrap_err();
     assert_eq!(ask(64, 524_288).micro_steps(4), Ok(2));
     assert_eq!(refusal(64, 524_288, 16), "8 micro-batches are fewer than the GPUs: -b 32 would do");
-    assert_eq!(refusal(4, 49_152, 8), "12 micro-batches are no multiple of the GPUs: -b 3 would do");
-    assert_eq!(refusal(64, 524_288, 3), "512 sequences cannot be shared evenly: another -d is needed");
+    assert_eq!(refusal(4, 49_152, 8), "12 micro-batches are not a multiple of the GPUs: -b 3 would do");
+    assert_eq!(refusal(64, 524_288, 3), "512 sequences cannot be divided evenly: another -d is needed");
     assert_eq!(refusal(64, 524_288, 1024), "fewer sequences (512) than GPUs: a larger -d is needed");
     assert_eq!(refusal(64, 524_288, 12), "not a whole number of machines of 8 GPUs");
     let text = Plan::new(ask(64, 524_288), &Records::default()).to_string();

@@ -1,5 +1,5 @@
-//! One step in time: what a GPU computes, in order, and what goes over its links, in order, each waiting for what it needs of
-//! the other. All GPUs do the same at the same time.
+//! One step over time: the computation of a GPU in order, and the traffic on its links in order;
+//! each waits for what it needs from the other. All GPUs do the same at the same time.
 
 use super::cluster::{Cluster, Collective};
 use super::phases::Phases;
@@ -13,7 +13,7 @@ pub struct Times {
     pub all_reduce_ms: f64,
     pub reduce_scatter_ms: f64,
     pub all_gather_ms: f64,
-    /// From the end of one to the end of the next.
+    /// From the end of one step to the end of the next.
     pub step_ms: f64,
 }
 
@@ -22,23 +22,25 @@ impl Times {
         self.all_reduce_ms + self.reduce_scatter_ms + self.all_gather_ms
     }
 
-    /// Time in which the GPU has nothing to compute.
+    /// Time during which the GPU has nothing to compute.
     pub fn exposed_ms(&self) -> f64 {
         // Sums of long times may differ in the last place.
         (self.step_ms - self.compute_ms).max(0.0)
     }
 }
 
-/// Bytes of the loss, the norm and the wishes to stop: so few that only hops count.
+/// Bytes of the loss, the norm and the stop flags: so few that only hops count.
 const SCALARS: f64 = 0.0;
 
-/// A step of `micro_steps` on each of `gpus`, behind others like it.
+/// Simulates a step of `micro_steps` on each of `gpus`, after others like it.
 ///
-/// - Without ZeRO and with ZeRO-1, a layer's gradients are on their way when the last micro-step's backward pass through it
-///   ends; with ZeRO-2 and 3 those of every micro-step.
-/// - With ZeRO-1 and 2 new parameters are gathered unit by unit, each behind its update; the next forward pass waits for each.
-/// - With ZeRO-3 a layer's parameters are gathered while its neighbour is at work, forward and backward, unless they are still
-///   there from the pass before; embeddings once a step.
+/// - Without ZeRO and with ZeRO-1, the reduction of a layer's gradients starts when the backward
+///   pass of the last micro-step has passed that layer; with ZeRO-2 and 3, in every micro-step.
+/// - With ZeRO-1 and 2, new parameters are gathered unit by unit, each after its update; the next
+///   forward pass waits for each.
+/// - With ZeRO-3, a layer's parameters are gathered while its neighbor computes, forward and
+///   backward, unless they are still resident from the previous pass; embeddings are gathered once
+///   per step.
 pub fn simulate(
     stage: Stage,
     phases: &Phases,
@@ -58,30 +60,32 @@ pub fn simulate(
         sent: 0.0,
         arrived: vec![0.0; sizes.L + 1],
         layer_buffers: [0.0; 2],
-        rest_buffer: 0.0,
+        shared_buffer: 0.0,
     };
-    // What one step leaves on its way the next one waits for; after two, all are alike.
+    // Each step waits for the communication that the previous one left in flight; from the third
+    // on, all are alike.
     (0..3).for_each(|_| step.play(micro_steps));
     step.times
 }
 
-/// Where a run is. Times are milliseconds since its begin.
+/// The state of the simulation. Times are milliseconds since its start.
 struct Step<'a> {
     stage: Stage,
     phases: &'a Phases,
     sizes: &'a Sizes,
     cluster: &'a Cluster,
     gpus: usize,
-    /// Of this step.
+    /// Times of this step.
     times: Times,
-    /// When all computing so far has ended, and all communication.
+    /// End of all computation so far, and of all communication.
     computed: f64,
     sent: f64,
-    /// When the parameters of each layer, and of the rest, are there.
+    /// Time at which the parameters of each layer, and of the shared unit, arrive.
     arrived: Vec<f64>,
-    /// When gradients on their way have left their buffers: those of even and odd layers, and the rest's.
+    /// Time at which gradients in flight have left their buffers: those of even and odd layers, and
+    /// the shared unit's.
     layer_buffers: [f64; 2],
-    rest_buffer: f64,
+    shared_buffer: f64,
 }
 
 impl Step<'_> {
@@ -100,14 +104,15 @@ impl Step<'_> {
         self.times.step_ms = self.computed - began;
     }
 
-    /// Computes, not before `ready`; returns when that ends.
+    /// Computes, not before `ready`; returns the end time.
     fn compute(&mut self, ms: f64, ready: f64) -> f64 {
         self.computed = self.computed.max(ready) + ms;
         self.times.compute_ms += ms;
         self.computed
     }
 
-    /// Communicates behind everything that is queued, once all computing so far has ended; returns when that ends.
+    /// Communicates after everything that is queued, once all computation so far has ended; returns
+    /// the end time.
     fn send(&mut self, collective: Collective, bytes: f64) -> f64 {
         let ms = self.cluster.ms(collective, bytes, self.gpus);
         match collective {
@@ -119,9 +124,9 @@ impl Step<'_> {
         self.sent
     }
 
-    /// Parameters of a layer, or of the rest.
+    /// Number of parameters of a layer, or of the shared unit.
     fn len(&self, unit: usize) -> f64 {
-        if unit == self.sizes.L { self.sizes.rest as f64 } else { self.sizes.layer as f64 }
+        if unit == self.sizes.L { self.sizes.shared as f64 } else { self.sizes.layer as f64 }
     }
 
     fn gather(&mut self, unit: usize) {
@@ -145,14 +150,14 @@ impl Step<'_> {
             Stage::Zero0 => Collective::AllReduce,
             _ => Collective::ReduceScatter,
         };
-        let (L, divided) = (self.sizes.L, self.stage >= Stage::Zero2);
-        self.compute(self.phases.head, self.rest_buffer);
+        let (L, sharded) = (self.sizes.L, self.stage >= Stage::Zero2);
+        self.compute(self.phases.head, self.shared_buffer);
         for l in (0..L).rev() {
             self.compute(self.phases.layer_backward, self.arrived[l].max(self.layer_buffers[l % 2]));
             if sums {
                 let sent = self.send(collective, X * self.len(l));
-                // Without ZeRO-2 each layer has its own gradients, and waits for nobody.
-                self.layer_buffers[l % 2] = if divided { sent } else { 0.0 };
+                // Without ZeRO-2 each layer has its own gradients and waits for nothing.
+                self.layer_buffers[l % 2] = if sharded { sent } else { 0.0 };
             }
             if self.stage == Stage::Zero3 && l >= 2 {
                 self.gather(l - 2);
@@ -161,11 +166,11 @@ impl Step<'_> {
         self.compute(self.phases.encoder_backward, 0.0);
         if sums {
             let sent = self.send(collective, X * self.len(L));
-            self.rest_buffer = if divided { sent } else { 0.0 };
+            self.shared_buffer = if sharded { sent } else { 0.0 };
         }
     }
 
-    /// Norm, update, and what the next step waits for.
+    /// Computes the norm and the update, and gathers what the next step waits for.
     fn update(&mut self) {
         let L = self.sizes.L;
         let parts = if self.stage >= Stage::Zero1 { self.gpus as f64 } else { 1.0 };

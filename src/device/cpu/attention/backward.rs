@@ -1,5 +1,5 @@
-//! Gradient of attention: with P the softmax of scores S = scale Q Kᵀ, and O = P V,
-//! dV = Pᵀ dO, dP = dO Vᵀ, dS = P (dP - rows(dO O)), dQ = scale dS K, dK = scale dSᵀ Q.
+//! Gradient of attention. With P the softmax of the scores S = scale Q Kᵀ, and O = P V: dV = Pᵀ dO,
+//! dP = dO Vᵀ, dS = P (dP - rows(dO O)), dQ = scale dS K, dK = scale dSᵀ Q.
 
 use super::tile::{Scratch, Strided, add_product, gather_rows, product, store_transposed, transpose};
 use super::{DEPTH, Disjoint, W};
@@ -10,8 +10,8 @@ use rayon::prelude::*;
 
 /// dqkv (B, T, 3 C) =; dout, out (B, T, C); lse (B, NH, T); qkv (B, T, 3 C).
 ///
-/// P is computed again from `lse`. A task is one head of one sequence, because every tile of keys adds to the gradients
-/// of all queries after it.
+/// P is recomputed from `lse`. A task is one head of one sequence, because every tile of keys adds
+/// to the gradients of all later queries.
 pub fn backward(dqkv: &mut [f32], dout: &[f32], out: &[f32], lse: &[f32], qkv: &[f32], dims: AttentionDims) {
     let AttentionDims { B, T, NH, HS } = dims;
     let C = NH * HS;
@@ -33,14 +33,15 @@ pub fn backward(dqkv: &mut [f32], dout: &[f32], out: &[f32], lse: &[f32], qkv: &
                 C,
                 HS,
             };
-            // SAFETY: no other task has this head, and `which` is 0 to 2.
+            // SAFETY: no other task has this head, and `which` is 0 to 2, so slices of different
+            // tasks do not overlap.
             let store = |which, t| unsafe { dqkv.slice(qkv_start + (t * 3 + which) * C, HS) };
             scratch.run(&head, store);
         },
     );
 }
 
-/// One head of one sequence; the slices start at its position 0, and go on past its end.
+/// One head of one sequence; the slices start at its position 0 and extend past its end.
 struct Head<'a> {
     qkv: &'a [f32],
     dout: &'a [f32],
@@ -63,19 +64,19 @@ impl<'a> Head<'a> {
     }
 }
 
-/// What one thread keeps of a head and of a tile of its keys.
+/// Scratch memory of one thread for a head and a tile of its keys.
 struct BackwardScratch {
     /// (HS, W) each: scaled keys, values, and the gradients of both
     keys: Scratch,
     values: Scratch,
     dkeys: Scratch,
     dvalues: Scratch,
-    /// (W, HS rounded up to 16): the keys again, the way they were
+    /// (W, HS rounded up to 16): the keys again, not transposed
     key_rows: Scratch,
     /// (DEPTH, W): P, and dS
     p: Scratch,
     ds: Scratch,
-    /// (T, HS) each: gathered from between those of other heads
+    /// (T, HS) each: gathered from the interleaved heads
     queries: Scratch,
     dout: Scratch,
     /// (T, HS rounded up to 16)
@@ -102,7 +103,7 @@ impl BackwardScratch {
         }
     }
 
-    /// `store(which, t)` is the row of the gradient to write.
+    /// Computes the gradients of a head; `store(which, t)` returns the row to write.
     fn run<'a>(&mut self, head: &Head, store: impl Fn(usize, usize) -> &'a mut [f32]) {
         let Head { T, C, HS, .. } = *head;
         let padded = HS.next_multiple_of(16);
@@ -144,7 +145,7 @@ impl BackwardScratch {
         self.dvalues.fill(0.0);
     }
 
-    /// Takes in the queries from `start` on, against the tile of keys at `first`.
+    /// Adds the queries from `start` on for the tile of keys at `first`.
     #[inline(always)]
     fn step(&mut self, simd: Simd, head: &Head, first: usize, start: usize) {
         let count = DEPTH.min(head.T - start);
@@ -169,7 +170,7 @@ impl BackwardScratch {
     }
 }
 
-/// One row: p from scores to probabilities, ds from dP to dS.
+/// Processes one row: p from scores to probabilities, ds from dP to dS.
 #[inline(always)]
 fn softmax_backward(p: &mut [f32; W], ds: &mut [f32; W], lse: f32, dout_out: f32) {
     for i in 0..W {

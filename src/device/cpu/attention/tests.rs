@@ -6,7 +6,7 @@ const fn dims(B: usize, T: usize, NH: usize, HS: usize) -> AttentionDims {
     AttentionDims { B, T, NH, HS }
 }
 
-/// Around the sizes of tiles, and head sizes and counts that fit no register.
+/// Sizes around those of tiles, and head sizes and counts that do not fit registers.
 const SHAPES: [AttentionDims; 8] = [
     dims(1, 1, 1, 1),
     dims(2, 1, 3, 20),
@@ -26,7 +26,7 @@ fn random_qkv(dims: AttentionDims) -> Vec<f32> {
     random(1, dims.B * dims.T * 3 * C(dims)).iter().map(|x| 2.0 * x).collect()
 }
 
-/// (out, lse) by the definition.
+/// Returns (out, lse) by the definition.
 fn reference(qkv: &[f64], dims: AttentionDims) -> (Vec<f64>, Vec<f64>) {
     let AttentionDims { B, T, NH, HS } = dims;
     let C = C(dims);
@@ -66,7 +66,8 @@ fn forward_follows_the_definition() {
     }
 }
 
-/// Scores far beyond what exp can take, rising or falling from key to key, and so from tile to tile.
+/// Scores far outside the range of exp, rising or falling from key to key, and thus from tile to
+/// tile.
 #[test]
 fn large_scores_do_not_overflow() {
     let dims = dims(1, 3 * DEPTH, 1, 4);
@@ -76,7 +77,7 @@ fn large_scores_do_not_overflow() {
             row[..4].fill(0.25);
             row[4..8].fill(slope * t as f32);
         }
-        // The scores are half of slope t: up to 192, which f64 can take.
+        // The scores are half of slope t: up to 192, which f64 can represent.
         let (out, lse) = run_forward(&qkv, dims);
         let want = reference(&f64s(&qkv), dims);
         assert_close("out", &out, &want.0, 2e-6);
@@ -120,14 +121,14 @@ fn backward_is_the_derivative_of_forward() {
     }
 }
 
-/// Where central differences would take too long: the derivative in a random direction.
+/// Checks the derivative in a random direction, where central differences would take too long.
 #[test]
 fn backward_agrees_with_a_directional_derivative() {
     for dims in SHAPES {
         let (qkv, dout) = (random_qkv(dims), random(2, dims.B * dims.T * C(dims)));
         let dqkv = run_backward(&qkv, &dout, dims);
         for which in 0..3 {
-            // Queries, keys and values by themselves.
+            // Queries, keys and values separately.
             let mut direction = random(3 + which as u64, qkv.len());
             for (i, chunk) in direction.chunks_exact_mut(C(dims)).enumerate() {
                 if i % 3 != which {
@@ -142,7 +143,8 @@ fn backward_agrees_with_a_directional_derivative() {
                     .collect();
                 weighted_sum(&reference(&moved, dims).0, &dout)
             };
-            // dP - rows(dO O) cancels where one key has all the weight, down to the rounding of its terms.
+            // dP - rows(dO O) cancels down to the rounding of its terms if one key has all the
+            // weight.
             let want = central_differences(&[0.0], loss)[0];
             let terms = || dqkv.iter().zip(&direction).map(|(&g, &d)| f64::from(g) * f64::from(d));
             let (got, size) = (terms().sum::<f64>(), terms().map(|x| x * x).sum::<f64>().sqrt());

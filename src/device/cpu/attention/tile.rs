@@ -1,7 +1,7 @@
-//! Matrix products of the size of a tile, all operands in the nearest caches.
+//! Matmuls the size of a tile, with all operands in the nearest caches.
 //!
-//! Attention is written so that the columns of every product lie next to each other in memory, whatever the head size:
-//! they fill the vector registers, and the left operand is read one number at a time from wherever it is.
+//! The columns of every product are contiguous in memory, whatever the head size: they fill the
+//! vector registers, while the left operand is read one element at a time from any layout.
 
 use super::W;
 use crate::device::cpu::simd::Simd;
@@ -22,13 +22,13 @@ impl Strided<'_> {
     }
 }
 
-/// A buffer that starts at a cache line, so that no register is loaded from two.
+/// A buffer aligned to cache lines, so that no register is loaded from two lines.
 pub struct Scratch {
     lines: Vec<F32x16>,
 }
 
 impl Scratch {
-    /// `len` is a multiple of 16.
+    /// Allocates `len` zeros, a multiple of 16.
     pub fn new(len: usize) -> Self {
         assert!(len.is_multiple_of(16));
         Scratch { lines: vec![F32x16([0.0; 16]); len / 16] }
@@ -40,7 +40,8 @@ impl Deref for Scratch {
 
     #[inline(always)]
     fn deref(&self) -> &[f32] {
-        // SAFETY: a line is 16 floats and nothing else.
+        // SAFETY: a line is exactly 16 floats, so the lines hold `16 * lines.len()` initialized
+        // floats.
         unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.lines.len() * 16) }
     }
 }
@@ -48,12 +49,13 @@ impl Deref for Scratch {
 impl DerefMut for Scratch {
     #[inline(always)]
     fn deref_mut(&mut self) -> &mut [f32] {
-        // SAFETY: as above.
+        // SAFETY: a line is exactly 16 floats, so the lines hold `16 * lines.len()` initialized
+        // floats.
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.lines.len() * 16) }
     }
 }
 
-/// dst (m, n) = the first m rows and n columns of src, whose columns lie side by side. Returns dst.
+/// dst (m, n) = the first m rows and n columns of src, whose columns are contiguous. Returns dst.
 #[inline(always)]
 pub fn gather_rows<'a>(dst: &'a mut [f32], src: Strided, n: usize) -> Strided<'a> {
     assert_eq!(src.column, 1);
@@ -63,7 +65,8 @@ pub fn gather_rows<'a>(dst: &'a mut [f32], src: Strided, n: usize) -> Strided<'a
     Strided { data: dst, row: n, column: 1 }
 }
 
-/// dst (n, W) = scale * the first `count` rows of src (_, n), transposed; columns from `count` on are zero.
+/// dst (n, W) = scale * the first `count` rows of src (_, n), transposed; columns from `count` on
+/// are zero.
 pub fn transpose(dst: &mut [f32], src: Strided, count: usize, scale: f32) {
     assert_eq!(src.column, 1);
     let dst = dst.as_chunks_mut::<W>().0;
@@ -93,7 +96,7 @@ pub fn product(simd: Simd, c: &mut [f32], a: Strided, b: &[f32], n: usize) {
 /// c (m, n) += a (m, k) @ b (k, n); b and c are contiguous, n is a multiple of 16.
 #[inline(always)]
 pub fn add_product(simd: Simd, c: &mut [f32], a: Strided, b: &[f32], n: usize) {
-    // The accumulators take half the registers, and are as many as hide the latency of a multiply-add.
+    // The accumulators take half of the registers: enough to hide the latency of a multiply-add.
     if simd == Simd::Avx512 && n.is_multiple_of(32) {
         by_blocks::<8, 2>(simd, c, a, b, n);
     } else if simd == Simd::Avx512 {
@@ -103,7 +106,8 @@ pub fn add_product(simd: Simd, c: &mut [f32], a: Strided, b: &[f32], n: usize) {
     }
 }
 
-/// Blocks of `ROWS` rows and 16 `VECTORS` columns of c, each summed up over all of k in registers; left over rows one by one.
+/// Computes blocks of `ROWS` rows and 16 `VECTORS` columns of c, summed over all of k in registers;
+/// the remaining rows one by one.
 #[inline(always)]
 fn by_blocks<const ROWS: usize, const VECTORS: usize>(
     simd: Simd,
@@ -121,19 +125,23 @@ fn by_blocks<const ROWS: usize, const VECTORS: usize>(
     let in_blocks = m - m % ROWS;
     for j in (0..n).step_by(16 * VECTORS) {
         for i in (0..in_blocks).step_by(ROWS) {
-            // SAFETY: i + ROWS <= m and j + 16 VECTORS <= n, and the sizes of a, b and c were checked above.
+            // SAFETY: i + ROWS <= m and j + 16 VECTORS <= n; the assertions above checked the sizes
+            // of a, b and c.
             unsafe { block::<ROWS, VECTORS>(simd, c, a, b, (i, j), (k, n)) };
         }
         for i in in_blocks..m {
-            // SAFETY: as above, with i < m.
+            // SAFETY: i < m and j + 16 VECTORS <= n; the assertions above checked the sizes of a, b
+            // and c.
             unsafe { block::<1, VECTORS>(simd, c, a, b, (i, j), (k, n)) };
         }
     }
 }
 
+/// Adds the product to one block of c.
+///
 /// # Safety
-/// Rows i .. i + ROWS and columns j .. j + 16 VECTORS of the (_, n) matrix c, the first k rows of the (_, n) matrix b,
-/// and the same rows and the first k columns of a must be inside their slices.
+/// Rows i .. i + ROWS and columns j .. j + 16 VECTORS of the (_, n) matrix c, the first k rows of
+/// the (_, n) matrix b, and the same rows and the first k columns of a must be inside their slices.
 #[inline(always)]
 unsafe fn block<const ROWS: usize, const VECTORS: usize>(
     simd: Simd,
@@ -145,15 +153,16 @@ unsafe fn block<const ROWS: usize, const VECTORS: usize>(
 ) {
     let mut sums = [[F32x16([0.0; 16]); VECTORS]; ROWS];
     for (row, sums) in sums.iter_mut().enumerate() {
-        // SAFETY: row < ROWS; see above.
+        // SAFETY: row < ROWS, and the caller guarantees that rows i .. i + ROWS of c are inside.
         let c: &[[f32; 16]; VECTORS] = unsafe { &*c.as_ptr().add((i + row) * n + j).cast() };
         *sums = c.map(F32x16);
     }
     for l in 0..k {
-        // SAFETY: l < k; see above.
+        // SAFETY: l < k, and the caller guarantees that the first k rows of b are inside.
         let b: &[[f32; 16]; VECTORS] = unsafe { &*b.as_ptr().add(l * n + j).cast() };
         for (row, sums) in sums.iter_mut().enumerate() {
-            // SAFETY: row < ROWS and l < k; see above.
+            // SAFETY: row < ROWS and l < k, and the caller guarantees that these elements of a are
+            // inside.
             let a = unsafe { *a.data.get_unchecked((i + row) * a.row + l * a.column) };
             for (sum, &b) in sums.iter_mut().zip(b) {
                 *sum = mul_add(simd, F32x16([a; 16]), F32x16(b), *sum);
@@ -161,13 +170,13 @@ unsafe fn block<const ROWS: usize, const VECTORS: usize>(
         }
     }
     for (row, sums) in sums.iter().enumerate() {
-        // SAFETY: row < ROWS; see above.
+        // SAFETY: row < ROWS, and the caller guarantees that rows i .. i + ROWS of c are inside.
         let c: &mut [[f32; 16]; VECTORS] = unsafe { &mut *c.as_mut_ptr().add((i + row) * n + j).cast() };
         *c = sums.map(|sum| sum.0);
     }
 }
 
-/// Multiplies every row of rows (m, W) by factors, element by element.
+/// Multiplies every row of rows (m, W) by `factors`, element by element.
 #[inline(always)]
 pub fn scale_rows(simd: Simd, rows: &mut [f32], factors: &[f32; W]) {
     let factors = factors.as_chunks::<16>().0;
@@ -178,12 +187,13 @@ pub fn scale_rows(simd: Simd, rows: &mut [f32], factors: &[f32; W]) {
     }
 }
 
-/// One register of AVX-512, two of AVX2. An array alone the compiler would take apart.
+/// One AVX-512 register or two AVX2 registers. The compiler would split a plain array into scalars.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct F32x16([f32; 16]);
 
-/// a b + c. Rounded once, except on the baseline, where [`f32::mul_add`] may be a slow library call.
+/// Returns a b + c, rounded once, except on the baseline, where [`f32::mul_add`] may be a slow
+/// library call.
 #[inline(always)]
 fn mul_add(simd: Simd, a: F32x16, b: F32x16, c: F32x16) -> F32x16 {
     #[cfg(target_arch = "x86_64")]
@@ -191,14 +201,16 @@ fn mul_add(simd: Simd, a: F32x16, b: F32x16, c: F32x16) -> F32x16 {
         use std::arch::x86_64::{__m256, __m512, _mm256_fmadd_ps, _mm512_fmadd_ps};
         use std::mem::transmute;
         if simd == Simd::Avx512 {
-            // SAFETY: the CPU has AVX-512, and any bits are valid in both types.
+            // SAFETY: `simd` says that the CPU has AVX-512, and all bit patterns are valid in both
+            // types.
             return unsafe {
                 let [a, b, c] = [a, b, c].map(|x| transmute::<F32x16, __m512>(x));
                 transmute::<__m512, F32x16>(_mm512_fmadd_ps(a, b, c))
             };
         }
         if simd == Simd::Avx2 {
-            // SAFETY: the CPU has FMA, and any bits are valid in both types.
+            // SAFETY: `simd` says that the CPU has FMA, and all bit patterns are valid in both
+            // types.
             return unsafe {
                 let [a, b, c] = [a, b, c].map(|x| transmute::<F32x16, [__m256; 2]>(x));
                 let halves = [0, 1].map(|i| _mm256_fmadd_ps(a[i], b[i], c[i]));

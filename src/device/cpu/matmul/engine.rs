@@ -1,4 +1,4 @@
-//! Who computes a product on this CPU.
+//! The choice of implementation for a matmul on this CPU.
 
 #[cfg(target_arch = "x86_64")]
 use super::packed::Instructions;
@@ -15,7 +15,7 @@ pub enum Engine {
 }
 
 impl Engine {
-    /// All that this CPU can run, the best of each precision first.
+    /// Returns all engines that this CPU can run, the best first.
     pub fn available(precision: Precision) -> impl Iterator<Item = Engine> {
         #[cfg(target_arch = "x86_64")]
         let packed: &[Instructions] = match precision {
@@ -33,10 +33,12 @@ impl Engine {
         Self::available(precision).next()
     }
 
+    /// Returns the best engine.
+    ///
     /// # Panics
     /// If this CPU does not support the precision.
     pub fn of(precision: Precision) -> Engine {
-        Self::best(precision).expect("a precision that this CPU lacks was not refused at the start")
+        Self::best(precision).expect("unsupported precisions are refused at start-up")
     }
 
     #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
@@ -54,7 +56,7 @@ impl fmt::Display for Engine {
         f.write_str(match self {
             Engine::Portable => "f32",
             #[cfg(target_arch = "x86_64")]
-            Engine::Packed(Instructions::F32Amx) => "f32 (AMX, three bf16 a number)",
+            Engine::Packed(Instructions::F32Amx) => "f32 (AMX, three bf16 per number)",
             #[cfg(target_arch = "x86_64")]
             Engine::Packed(Instructions::F32Avx512) => "f32 (AVX-512)",
             #[cfg(target_arch = "x86_64")]

@@ -1,48 +1,49 @@
-//! The innermost products: one 32 x 32 tile of sums from a panel of lhs and a panel of rhs.
+//! The innermost matmuls: one 32 x 32 tile of sums from a panel of lhs and a panel of rhs.
 
 use super::pack::{Block, Format, LANES, PARTS, TILE};
 use super::packed::{Phase, Task};
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-/// Sums of one tile.
+/// The sums of one tile.
 #[repr(C, align(64))]
 pub struct Tile(pub [[f32; TILE]; TILE]);
 
-/// Instructions that compute, and code compiled for them.
+/// An instruction set for the multiplication, and code compiled for it.
 ///
 /// # Safety
-/// The CPU has the instructions, for each function.
+/// For each function, the CPU must have the instructions.
 pub trait Kernel {
     const FORMAT: Format;
 
-    /// [`Phase::perform`], compiled for the instructions: what it calls is inlined into it.
+    /// [`Phase::perform`] compiled for the instruction set; everything it calls is inlined.
     unsafe fn perform(phase: &Phase, task: Task);
 
-    /// Called by a thread before `multiply`.
+    /// Called by a thread before its first `multiply`.
     unsafe fn enter() {}
 
-    /// Called by a thread after the last `multiply`.
+    /// Called by a thread after its last `multiply`.
     unsafe fn leave() {}
 
-    /// tile = lhs @ rhs for the first `rows` rows; the others may be left as they are.
+    /// tile = lhs @ rhs for the first `rows` rows; the others are unspecified.
     unsafe fn multiply(tile: &mut Tile, lhs: &[Block], rhs: &[Block], rows: usize);
 }
 
-/// Rows of the tile that stay in registers at once: with two vectors of columns they make 16 independent chains of
-/// additions, enough to hide the latency of two multipliers.
+/// Rows of the tile kept in registers at a time. With two vectors of columns they form 16
+/// independent chains of additions, enough to hide the latency of two multipliers.
 const ROWS: usize = 8;
-/// Groups along k after which the sums go to the tile and the next rows take their turn, so that the blocks of rhs
-/// that all rows share stay in the first-level cache: 8 x 2 KiB.
+/// Groups along k before the sums return to the tile and the next rows follow, so that the blocks
+/// of rhs, which all rows share, stay in the L1 cache: 8 x 2 KiB.
 const GROUPS: usize = 8;
 
-/// The tile with AVX-512 instructions.
+/// Computes the tile with AVX-512 instructions.
 #[inline(always)]
 unsafe fn multiply_avx512(bf16: bool, tile: &mut Tile, lhs: &[Block], rhs: &[Block], rows: usize) {
     let chunks = lhs.chunks(2 * GROUPS).zip(rhs.chunks(2 * GROUPS));
     for (chunk, (lhs, rhs)) in chunks.enumerate() {
         for row in (0..rows).step_by(ROWS) {
-            // SAFETY: a block of rhs is 16 vectors; rows `row..row + 8` lie in one block of lhs as 16 divides by 8.
+            // SAFETY: a block of rhs is 16 vectors; rows `row..row + 8` lie in one block of lhs,
+            // since 8 divides 16. The caller guarantees the instructions.
             unsafe {
                 let start = tile.0[row..].as_mut_ptr().cast::<f32>();
                 let tile_row = |r: usize, half: usize| start.add(r * TILE + 16 * half);
@@ -72,10 +73,11 @@ unsafe fn multiply_avx512(bf16: bool, tile: &mut Tile, lhs: &[Block], rhs: &[Blo
     }
 }
 
-/// 16 columns of sum + lhs * rhs on dwords.
+/// Returns 16 columns of sum + lhs * rhs on dwords.
 #[inline(always)]
 unsafe fn step(bf16: bool, sum: __m512, lhs: __m512i, rhs: __m512i) -> __m512 {
-    // SAFETY: the instructions exist, the caller says; all types are 512 bits of which each pattern is valid.
+    // SAFETY: the caller guarantees the instructions; all types are 512 bits wide, and all bit
+    // patterns are valid.
     unsafe {
         if bf16 {
             let pairs = |x| std::mem::transmute::<__m512i, __m512bh>(x);
@@ -86,7 +88,7 @@ unsafe fn step(bf16: bool, sum: __m512, lhs: __m512i, rhs: __m512i) -> __m512 {
     }
 }
 
-/// f32 by AVX-512F.
+/// f32 with AVX-512F.
 pub struct F32Avx512;
 
 impl Kernel for F32Avx512 {
@@ -94,18 +96,19 @@ impl Kernel for F32Avx512 {
 
     #[target_feature(enable = "avx512f")]
     unsafe fn perform(phase: &Phase, task: Task) {
-        // SAFETY: the caller's promises.
+        // SAFETY: the caller guarantees the instructions and that no other thread touches the
+        // task's output.
         unsafe { phase.perform::<Self>(task) }
     }
 
     #[inline(always)]
     unsafe fn multiply(tile: &mut Tile, lhs: &[Block], rhs: &[Block], rows: usize) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees the instructions.
         unsafe { multiply_avx512(Self::FORMAT == Format::Bf16, tile, lhs, rhs, rows) }
     }
 }
 
-/// Pairs of bf16 by AVX512-BF16.
+/// Pairs of bf16 with AVX512-BF16.
 pub struct Bf16Avx512;
 
 impl Kernel for Bf16Avx512 {
@@ -113,21 +116,23 @@ impl Kernel for Bf16Avx512 {
 
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     unsafe fn perform(phase: &Phase, task: Task) {
-        // SAFETY: the caller's promises.
+        // SAFETY: the caller guarantees the instructions and that no other thread touches the
+        // task's output.
         unsafe { phase.perform::<Self>(task) }
     }
 
     #[inline(always)]
     unsafe fn multiply(tile: &mut Tile, lhs: &[Block], rhs: &[Block], rows: usize) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees the instructions.
         unsafe { multiply_avx512(Self::FORMAT == Format::Bf16, tile, lhs, rhs, rows) }
     }
 }
 
-/// Pairs of bf16 by AMX tiles.
+/// Pairs of bf16 with AMX tiles.
 pub struct Bf16Amx;
 
-/// `ldtilecfg`'s operand (Intel SDM, volume 1, chapter 18): palette 1, and 8 tiles of 16 rows of 64 bytes.
+/// Operand of `ldtilecfg` (Intel SDM, volume 1, chapter 18): palette 1, and 8 tiles of 16 rows of
+/// 64 bytes.
 #[repr(C, align(64))]
 struct TileConfig {
     palette: u8,
@@ -152,19 +157,22 @@ impl Kernel for Bf16Amx {
 
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     unsafe fn perform(phase: &Phase, task: Task) {
-        // SAFETY: the caller's promises.
+        // SAFETY: the caller guarantees the instructions and that no other thread touches the
+        // task's output.
         unsafe { phase.perform::<Self>(task) }
     }
 
     #[inline(always)]
     unsafe fn enter() {
-        // SAFETY: the CPU and the operating system allow AMX, the caller says; the configuration is valid.
+        // SAFETY: the caller guarantees that the CPU and the operating system allow AMX; the
+        // configuration is valid.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const TILE_CONFIG, options(nostack, preserves_flags)) }
     }
 
     #[inline(always)]
     unsafe fn leave() {
-        // SAFETY: as above; it frees the thread's tile state, which the system would have to save.
+        // SAFETY: the caller guarantees that AMX is allowed. This frees the thread's tile state,
+        // which the system would otherwise have to save.
         unsafe { asm!("tilerelease", options(nomem, nostack, preserves_flags)) }
     }
 
@@ -172,8 +180,9 @@ impl Kernel for Bf16Amx {
     unsafe fn multiply(tile: &mut Tile, lhs: &[Block], rhs: &[Block], _rows: usize) {
         let groups = lhs.len() / 2;
         debug_assert!(groups > 0 && rhs.len() == 2 * groups);
-        // SAFETY: each turn reads two blocks of lhs and two of rhs; the stores fill the tile: 32 rows of 128 bytes.
-        // Tiles 0 to 3 are the quarters of the sums, 4 and 5 blocks of lhs, 6 and 7 of rhs.
+        // SAFETY: the caller guarantees AMX and `enter`. Each iteration reads two blocks of lhs and
+        // two of rhs; the stores fill the tile: 32 rows of 128 bytes. Tiles 0 to 3 are the quarters
+        // of the sums, 4 and 5 blocks of lhs, 6 and 7 of rhs.
         unsafe {
             asm!(
                 "tilezero tmm0",
@@ -211,10 +220,10 @@ impl Kernel for Bf16Amx {
     }
 }
 
-/// f32 by AMX tiles, each number as three bf16.
+/// f32 with AMX tiles, each number as three bf16.
 ///
-/// Of the nine products of parts the six largest are added, the very largest last: what is left out is below 2^-24 of
-/// a product, as is its rounding to f32.
+/// Of the nine products of parts, the six largest are added, the very largest last: the omitted
+/// ones are below 2^-24 of the full product, as is its rounding to f32.
 pub struct F32Amx;
 
 impl Kernel for F32Amx {
@@ -222,25 +231,26 @@ impl Kernel for F32Amx {
 
     #[target_feature(enable = "avx512f")]
     unsafe fn perform(phase: &Phase, task: Task) {
-        // SAFETY: the caller's promises.
+        // SAFETY: the caller guarantees the instructions and that no other thread touches the
+        // task's output.
         unsafe { phase.perform::<Self>(task) }
     }
 
     #[inline(always)]
     unsafe fn enter() {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees the instructions.
         unsafe { Bf16Amx::enter() }
     }
 
     #[inline(always)]
     unsafe fn leave() {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees the instructions.
         unsafe { Bf16Amx::leave() }
     }
 
     #[inline(always)]
     unsafe fn multiply(tile: &mut Tile, lhs: &[Block], rhs: &[Block], rows: usize) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees the instructions.
         unsafe { multiply_parts(tile, lhs, rhs) };
         if tile.0[..rows].iter().flatten().any(|x| x.is_nan()) {
             sum_infinities(tile, lhs, rhs, rows);
@@ -248,7 +258,7 @@ impl Kernel for F32Amx {
     }
 }
 
-/// The four quarters of the sums take one product of parts each.
+/// One product of parts for each of the four quarters of the sums.
 macro_rules! quarters {
     () => {
         "tdpbf16ps tmm0, tmm4, tmm6
@@ -258,7 +268,7 @@ macro_rules! quarters {
     };
 }
 
-/// Loads the part `$offset` bytes into a group of the 32 lines of an operand.
+/// Loads the part at byte `$offset` of a group for the 32 lines of an operand.
 macro_rules! load_part {
     ($first:literal, $second:literal, $operand:literal, $offset:literal) => {
         concat!(
@@ -285,9 +295,10 @@ macro_rules! load_part {
 unsafe fn multiply_parts(tile: &mut Tile, lhs: &[Block], rhs: &[Block]) {
     let groups = lhs.len() / (2 * PARTS);
     debug_assert!(groups > 0 && rhs.len() == 2 * PARTS * groups);
-    // SAFETY: each turn reads six blocks of lhs and six of rhs; the stores fill the tile: 32 rows of 128 bytes.
-    // Tiles 0 to 3 are the quarters of the sums, 4 and 5 blocks of lhs, 6 and 7 of rhs. In this order of products each
-    // exchanges only the blocks of one operand.
+    // SAFETY: the caller guarantees AMX and `enter`. Each iteration reads six blocks of lhs and six
+    // of rhs; the stores fill the tile: 32 rows of 128 bytes. Tiles 0 to 3 are the quarters of the
+    // sums, 4 and 5 blocks of lhs, 6 and 7 of rhs. In this order each product replaces the blocks
+    // of only one operand.
     unsafe {
         asm!(
             "tilezero tmm0",
@@ -329,8 +340,8 @@ unsafe fn multiply_parts(tile: &mut Tile, lhs: &[Block], rhs: &[Block]) {
     }
 }
 
-/// Makes sums again from whole numbers where infinity times a part that is zero has given NaN, which infinity times
-/// the number would not.
+/// Recomputes sums from undivided numbers where infinity times a zero part gave NaN, although
+/// infinity times the full number would not.
 #[cold]
 fn sum_infinities(tile: &mut Tile, lhs: &[Block], rhs: &[Block], rows: usize) {
     let is_infinity = |half: u32| half & 0x7fff == 0x7f80;

@@ -1,8 +1,8 @@
-//! Matrix products with their epilogues, in f32 or with bf16 operands.
+//! Matmuls with their epilogues, in f32 or with bf16 operands.
 //!
-//! Every product of a training step is one [`Product`]: `out = finish(lhs @ rhs)` over strided views, so that forward,
-//! dgrad and wgrad differ only in strides. An [`Engine`] runs it: kernels of our own
-//! where the CPU has AVX-512 or AMX, else the `gemm` crate.
+//! Every matmul of a training step is a [`Product`]: `out = finish(lhs @ rhs)` over strided views,
+//! so that forward, dgrad and wgrad differ only in strides. An [`Engine`] runs it: our own kernels
+//! where the CPU has AVX-512 or AMX, otherwise the `gemm` crate.
 
 mod engine;
 #[cfg(target_arch = "x86_64")]
@@ -21,7 +21,7 @@ use engine::Engine;
 use product::{Finish, Product, View};
 use rayon::prelude::*;
 
-/// Type of the operands of matrix products; sums are f32 in each.
+/// Operand type of matmuls; sums are always f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
     F32,
@@ -29,11 +29,14 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// Whether this CPU has the instructions. bf16 is multiplied in hardware or not at all: it would gain nothing elsewhere.
+    /// Whether this CPU has the instructions. There is no software bf16, because it would gain
+    /// nothing.
     pub fn is_supported(self) -> bool {
         Engine::best(self).is_some()
     }
 
+    /// Checks that the precision is supported.
+    ///
     /// # Errors
     /// If this CPU lacks the instructions.
     pub fn require_support(self) -> Result<()> {
@@ -44,13 +47,13 @@ impl Precision {
         Ok(())
     }
 
-    /// `"f32 (AVX-512)"`, `"bf16 (AMX)"`, …
+    /// Returns `"f32 (AVX-512)"`, `"bf16 (AMX)"`, …
     pub fn describe(self) -> String {
         Engine::best(self).map_or("bf16 (not on this CPU)".into(), |engine| engine.to_string())
     }
 }
 
-/// Buffers that outlive one product.
+/// Buffers that are reused by later matmuls.
 #[derive(Default)]
 pub struct Scratch {
     #[cfg(target_arch = "x86_64")]
@@ -76,7 +79,7 @@ pub enum Epilogue<'a> {
 /// See [`crate::ops::MatmulForward`].
 ///
 /// # Panics
-/// If a slice's length is not what `shape` says, or the CPU does not support `precision`.
+/// If a slice's length does not match `shape`, or the CPU does not support `precision`.
 pub fn forward(
     precision: Precision,
     scratch: &mut Scratch,
@@ -109,7 +112,7 @@ fn forward_on(
     engine.run(scratch, Product::new(out, lhs, rhs, finish));
 }
 
-/// What [`backward`] writes.
+/// The outputs of [`backward`].
 pub struct Gradients<'a> {
     pub dinp: &'a mut [f32],
     pub dweight: &'a mut [f32],
@@ -120,7 +123,7 @@ pub struct Gradients<'a> {
 /// See [`crate::ops::MatmulBackward`].
 ///
 /// # Panics
-/// If a slice's length is not what `shape` says, or the CPU does not support `precision`.
+/// If a slice's length does not match `shape`, or the CPU does not support `precision`.
 #[allow(clippy::too_many_arguments)]
 pub fn backward(
     precision: Precision,
@@ -161,9 +164,10 @@ fn backward_on(
     }
 }
 
-/// `sums[j] += matrix[0][j] + matrix[1][j] + …` in that order, so that the result does not depend on the threads.
+/// `sums[j] += matrix[0][j] + matrix[1][j] + …` in that order, so that the result does not depend
+/// on the threads.
 fn add_column_sums(sums: &mut [f32], matrix: &[f32]) {
-    /// Columns of one task: rows of 1 KiB keep the prefetcher busy.
+    /// Columns per task: rows of 1 KiB keep the prefetcher busy.
     const COLUMNS: usize = 256;
     let width = sums.len();
     sums.par_chunks_mut(COLUMNS).enumerate().for_each(|(chunk, sums)| {

@@ -1,9 +1,10 @@
-//! Packing of operands into the blocks that the kernels of [`packed`](super::packed) read.
+//! Packs operands into the blocks that the kernels of [`packed`](super::packed) read.
 //!
-//! An operand is seen as *lines* (rows of lhs, columns of rhs) along k. Its unit is the dword: one f32, or two bf16. A
-//! [`Block`] is 16 lines by 16 dwords, 1 KiB: what one AMX tile register holds. A *group* is 32 lines by the k of one
-//! block, in as many blocks as the [`Format`] needs; a *panel* is 32 lines along all of k, group after group. Beyond
-//! the edges of the matrix is zero, so kernels know no edges.
+//! An operand is a set of *lines* (rows of lhs, columns of rhs) along k. Its unit is the dword: one
+//! f32, or two bf16. A [`Block`] is 16 lines by 16 dwords, 1 KiB: the size of an AMX tile register.
+//! A *group* is 32 lines by the k of one block, in as many blocks as the [`Format`] needs; a
+//! *panel* is 32 lines along all of k, group after group. Blocks are padded with zeros beyond the
+//! edges of the matrix, so kernels need no edge handling.
 
 use super::product::View;
 use std::arch::x86_64::*;
@@ -17,27 +18,28 @@ impl Block {
     pub const ZERO: Block = Block([[0; 16]; 16]);
 }
 
-/// Lines, or dwords along k, of a block.
+/// Lines, or dwords along k, per block.
 pub const LANES: usize = 16;
-/// How many bf16 hold an f32.
+/// Number of bf16 that represent an f32.
 pub const PARTS: usize = 3;
-/// Lines of a panel: rows and columns of the tile that a kernel computes.
+/// Lines per panel: rows and columns of the tile that a kernel computes.
 pub const TILE: usize = 2 * LANES;
 
-/// What dwords hold.
+/// The contents of dwords.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// One f32.
     F32,
-    /// Two numbers that follow each other along k, as bf16.
+    /// Two consecutive elements along k, as bf16.
     Bf16,
-    /// Numbers i and 16 + i along k of a block, each as three bf16 whose sum it is: a group holds the blocks of high,
-    /// middle and low parts of its first 16 lines, then those of the others. See [`split`].
+    /// Elements i and 16 + i along k of a block, each as a sum of three bf16: a group holds the
+    /// blocks of high, middle and low parts of its first 16 lines, then those of the other lines.
+    /// See [`split`].
     ThreeBf16,
 }
 
 impl Format {
-    /// Elements along k of one group.
+    /// Elements along k per group.
     pub const fn k_of_group(self) -> usize {
         match self {
             Format::F32 => LANES,
@@ -45,7 +47,7 @@ impl Format {
         }
     }
 
-    /// Blocks of 16 lines of one group.
+    /// Blocks per 16 lines of a group.
     pub const fn parts(self) -> usize {
         match self {
             Format::F32 | Format::Bf16 => 1,
@@ -53,7 +55,7 @@ impl Format {
         }
     }
 
-    /// Blocks of one group.
+    /// Blocks per group.
     pub const fn blocks_of_group(self) -> usize {
         2 * self.parts()
     }
@@ -63,7 +65,8 @@ impl Format {
 #[derive(Clone, Copy)]
 pub struct Lines<'a> {
     view: View<'a>,
-    /// Whether a block holds 16 dwords of line 0, then of line 1, … (lhs) or dword 0 of 16 lines, then dword 1, … (rhs).
+    /// Whether a block holds 16 dwords of line 0, then of line 1, … (lhs), or dword 0 of 16 lines,
+    /// then dword 1, … (rhs).
     line_major: bool,
 }
 
@@ -76,21 +79,21 @@ impl<'a> Lines<'a> {
         Lines { view: rhs.transposed(), line_major: false }
     }
 
-    /// Packs panels, `groups` groups long, of lines from `line` on and k from `k` on, into all of `panels`.
+    /// Fills `panels` with panels of `groups` groups, from lines `line` and elements `k` on.
     ///
     /// # Safety
-    /// The CPU has AVX-512F, and for `Bf16` also AVX512-BW and AVX512-BF16.
+    /// The CPU must have AVX-512F, and for `Bf16` also AVX512-BW and AVX512-BF16.
     #[inline(always)]
     pub unsafe fn pack(&self, format: Format, panels: &mut [Block], groups: usize, line: usize, k: usize) {
         let count = panels.len() / (groups * format.blocks_of_group());
-        // The inner loop goes along what is contiguous in memory.
+        // The inner loop follows contiguous memory.
         let (outer, inner) = if self.along() { (2 * count, groups) } else { (groups, 2 * count) };
         for outer in 0..outer {
             for inner in 0..inner {
                 let (half, group) = if self.along() { (outer, inner) } else { (inner, outer) };
                 let first = ((half / 2 * groups + group) * 2 + half % 2) * format.parts();
                 let blocks = &mut panels[first..][..format.parts()];
-                // SAFETY: the caller's promise.
+                // SAFETY: the caller guarantees the instructions.
                 unsafe {
                     self.pack_blocks(format, blocks, line + half * LANES, k + group * format.k_of_group())
                 };
@@ -111,7 +114,7 @@ impl<'a> Lines<'a> {
             blocks.fill(Block::ZERO);
             return;
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees the instructions.
         unsafe {
             if format == Format::ThreeBf16 {
                 let first = self.vectors(false, line, k, 2 * LANES);
@@ -135,15 +138,15 @@ impl<'a> Lines<'a> {
         }
     }
 
-    /// One block of f32, or of pairs of bf16. What lies `ahead` along k will be wanted soon.
+    /// Loads one block of f32, or of pairs of bf16. The elements `ahead` along k are prefetched.
     #[inline(always)]
     unsafe fn vectors(&self, bf16: bool, line: usize, k: usize, ahead: usize) -> [__m512i; 16] {
         let whole = if bf16 { 2 * LANES } else { LANES };
         let lines = LANES.min(self.view.rows - line);
         let depth = whole.min(self.view.cols - k);
         let start = self.view.at(line, k);
-        // SAFETY: the instructions exist, the caller says; `lines` x `depth` elements are inside. Whole blocks, with
-        // their sizes constant, come out as straight-line code.
+        // SAFETY: the caller guarantees the instructions; `lines` x `depth` elements are inside the
+        // view. Whole blocks have constant sizes and so compile to straight-line code.
         unsafe {
             let vectors = match (self.along(), lines == LANES && depth == whole) {
                 (true, true) => load_along(bf16, start, self.view.row_stride, LANES, whole),
@@ -156,19 +159,21 @@ impl<'a> Lines<'a> {
     }
 }
 
-/// f32 numbers as high + middle + low, each a bf16 in the upper half of its dword (Henry, Tang and Heinecke 2019).
+/// Splits f32 numbers into high + middle + low, each a bf16 in the upper half of its dword (Henry,
+/// Tang and Heinecke 2019).
 ///
-/// The 24 bits of a number fit three times 8, so the sum is exact, but where a part is denormal: AMX takes such parts
-/// for zero, which costs precision below 1e-33 and all of it below 1e-38. Parts are rounded to nearest, so that a
-/// middle part is at most 2^-8 and a low one 2^-17 of the number's leading bit. Infinity is its high part, and of a
-/// NaN some part is.
+/// The 24 bits of a number fit in three times 8, so the sum is exact unless a part is denormal: AMX
+/// flushes such parts to zero, which costs precision below 1e-33 and all of it below 1e-38. Parts
+/// are rounded to nearest, so a middle part is at most 2^-8, and a low one 2^-17, of the number's
+/// leading bit. The high part of infinity is infinity, and some part of a NaN is NaN.
 #[inline(always)]
 unsafe fn split(x: __m512i) -> [__m512i; PARTS] {
-    // SAFETY: the caller's promise of AVX-512F.
+    // SAFETY: the caller guarantees AVX-512F.
     unsafe {
         let (upper, half) = (_mm512_set1_epi32(!0xffff), _mm512_set1_epi32(0x8000));
         let magnitude = _mm512_and_si512(x, _mm512_set1_epi32(0x7fff_ffff));
-        // Larger ones would be rounded to infinity: cut off, they leave a middle part that is larger.
+        // Larger numbers would round to infinity: they are truncated, which leaves a larger middle
+        // part.
         let rounds = _mm512_cmplt_epu32_mask(magnitude, _mm512_set1_epi32(0x7f7f_8000));
         let is_infinity = _mm512_cmpeq_epi32_mask(magnitude, _mm512_set1_epi32(0x7f80_0000));
         let high = _mm512_and_si512(_mm512_mask_add_epi32(x, rounds, x, half), upper);
@@ -183,18 +188,19 @@ unsafe fn split(x: __m512i) -> [__m512i; PARTS] {
     }
 }
 
-/// Dwords of the upper halves of `first` and `second`, the lower half first.
+/// Combines the upper halves of `first` and `second` into dwords, `first` in the lower half.
 #[inline(always)]
 unsafe fn pair(first: __m512i, second: __m512i) -> __m512i {
     const A_OR_B_AND_C: i32 = 0xf8;
-    // SAFETY: the caller's promise of AVX-512F.
+    // SAFETY: the caller guarantees AVX-512F.
     unsafe {
         let upper = _mm512_set1_epi32(!0xffff);
         _mm512_ternarylogic_epi32::<A_OR_B_AND_C>(_mm512_srli_epi32::<16>(first), second, upper)
     }
 }
 
-/// An array of 16 results, without a loop or closures: those would keep vectors in memory instead of registers.
+/// An array of 16 results without a loop or closures, which would keep vectors in memory instead of
+/// registers.
 macro_rules! sixteen {
     ($i:ident => $e:expr) => {
         sixteen!(@ $i $e; 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
@@ -204,13 +210,13 @@ macro_rules! sixteen {
     };
 }
 
-/// The lowest `count` lanes.
+/// The mask of the lowest `count` lanes.
 #[inline(always)]
 fn mask(count: usize) -> __mmask16 {
     if count >= LANES { !0 } else { (1 << count) - 1 }
 }
 
-/// Vector i holds 16 dwords of line i, from lines that are contiguous.
+/// Loads 16 contiguous lines: vector i holds 16 dwords of line i.
 #[inline(always)]
 unsafe fn load_along(
     bf16: bool,
@@ -219,7 +225,7 @@ unsafe fn load_along(
     lines: usize,
     depth: usize,
 ) -> [__m512i; 16] {
-    // SAFETY: masked lanes are not read, and the others are inside, says the caller.
+    // SAFETY: masked lanes are not read, and the caller guarantees that the others are inside.
     unsafe {
         sixteen!(I => {
             let depth = if I < lines { depth } else { 0 };
@@ -238,7 +244,8 @@ unsafe fn load_along(
     }
 }
 
-/// Vector i holds dword i of 16 lines, from a matrix whose lines are next to each other.
+/// Loads 16 adjacent lines of a matrix that is contiguous across lines: vector i holds dword i of
+/// each.
 #[inline(always)]
 unsafe fn load_across(
     bf16: bool,
@@ -248,7 +255,7 @@ unsafe fn load_across(
     depth: usize,
     ahead: usize,
 ) -> [__m512i; 16] {
-    // SAFETY: masked lanes are not read, and the others are inside, says the caller.
+    // SAFETY: masked lanes are not read, and the caller guarantees that the others are inside.
     unsafe {
         sixteen!(I => {
             if bf16 {
@@ -262,8 +269,8 @@ unsafe fn load_across(
     }
 }
 
-/// Row `k` of a block that is `depth` deep. The hardware does not foresee strides this long, so the row `ahead` of it,
-/// in the next block, is asked for.
+/// Loads row `k` of a block that is `depth` deep. The hardware prefetcher does not follow strides
+/// this long, so the row `ahead` of it, in the next block, is prefetched.
 #[inline(always)]
 unsafe fn load_row(
     start: *const f32,
@@ -273,27 +280,27 @@ unsafe fn load_row(
     k: usize,
     ahead: usize,
 ) -> __m512 {
-    // SAFETY: as in `load_across`; a prefetch may be of any address.
+    // SAFETY: the caller guarantees that unmasked lanes are inside; any address may be prefetched.
     unsafe {
         _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add((k + ahead) * k_stride).cast());
         load(if k < depth { lines } else { 0 }, start.wrapping_add(k * k_stride))
     }
 }
 
-/// The first `count` of 16 elements; zero for the others.
+/// Loads the first `count` of 16 elements, and zeros for the others.
 #[inline(always)]
 unsafe fn load(count: usize, from: *const f32) -> __m512 {
-    // SAFETY: masked lanes are not read, and the others are inside, says the caller.
+    // SAFETY: masked lanes are not read, and the caller guarantees that the others are inside.
     unsafe { _mm512_maskz_loadu_ps(mask(count), from) }
 }
 
 #[inline(always)]
 fn bits_of_bf16(x: __m512bh) -> __m512i {
-    // SAFETY: both are 512 bits of which each pattern is valid.
+    // SAFETY: both types are 512 bits wide, and all bit patterns are valid.
     unsafe { std::mem::transmute(x) }
 }
 
-/// Positions 0, 16, 1, 17, …: from 16 first and 16 second halves to 16 pairs.
+/// Positions 0, 16, 1, 17, …: interleaves 16 first and 16 second halves into 16 pairs.
 #[inline(always)]
 fn interleave() -> __m512i {
     const POSITIONS: [u16; 32] = {
@@ -306,14 +313,14 @@ fn interleave() -> __m512i {
         }
         positions
     };
-    // SAFETY: both are 64 bytes of which each pattern is valid.
+    // SAFETY: both types are 64 bytes, and all bit patterns are valid.
     unsafe { std::mem::transmute(POSITIONS) }
 }
 
 /// Transposes 16 x 16 dwords: four rounds that exchange blocks of 1, 2, 4 and 8 lanes.
 #[inline(always)]
 unsafe fn transpose(v: [__m512i; 16]) -> [__m512i; 16] {
-    // SAFETY: the caller's promise of AVX-512F.
+    // SAFETY: the caller guarantees AVX-512F.
     unsafe {
         let mut a = v;
         for i in (0..16).step_by(2) {

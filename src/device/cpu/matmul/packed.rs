@@ -1,12 +1,13 @@
-//! Blocked products over packed operands (Goto and van de Geijn 2008), for CPUs with AVX-512 or AMX.
+//! Blocked matmuls over packed operands (Goto and van de Geijn 2008), for CPUs with AVX-512 or AMX.
 //!
-//! k is cut into phases. In each, all threads pack lhs; then they take jobs, a job being some rows and columns of `out`:
-//! the thread packs the columns of rhs, which then stay in its second-level cache, and goes over the rows tile by
-//! tile, finishing each tile while it is in the first-level cache. In GPT-2 rhs is mostly a weight much larger than lhs, so
-//! it is read once from memory, and its packed form never goes back there.
+//! k is divided into phases. In each, all threads pack lhs and then take jobs, each a range of rows
+//! and columns of `out`: the thread packs the columns of rhs, which then stay in its L2 cache, and
+//! goes over the rows tile by tile, finishing each tile while it is in the L1 cache. In GPT-2 rhs
+//! is usually a weight much larger than lhs; it is read once from memory, and its packed form never
+//! returns there.
 //!
-//! Each sum is made in an order that follows from k alone. So neither the number of threads nor the cut into jobs nor
-//! the other rows of a batch change a bit of it.
+//! Each sum is computed in an order that follows from k alone, so it does not depend on the number
+//! of threads, on the division into jobs, or on the other rows of a batch, bit for bit.
 
 use super::kernels::{Bf16Amx, Bf16Avx512, F32Amx, F32Avx512, Kernel, Tile};
 use super::pack::{Block, Format, Lines, TILE};
@@ -16,16 +17,17 @@ use std::arch::x86_64::*;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Groups along k of one phase. More mean fewer round trips of partial sums, fewer a smaller panel of rhs.
+/// Groups along k per phase. More mean fewer round trips of partial sums, fewer a smaller panel of
+/// rhs.
 const fn phase_groups(format: Format) -> usize {
     match format {
         Format::F32 | Format::Bf16 => 64,
         Format::ThreeBf16 => 32,
     }
 }
-/// Blocks of packed lhs at once: 8 MiB, which the caches still hold when the jobs read it.
+/// Blocks of lhs packed at a time: 8 MiB, which the caches still hold when the jobs read it.
 const LHS_BLOCKS: usize = 8 << 10;
-/// Blocks of packed rhs of one job: 768 KiB, a part of the second-level cache.
+/// Blocks of packed rhs per job: 768 KiB, part of the L2 cache.
 const RHS_BLOCKS: usize = 768;
 
 /// Panels of lhs that a thread packs at a time.
@@ -35,11 +37,11 @@ const PANELS_AT_ONCE: usize = 4;
 #[derive(Default)]
 pub struct Buffers {
     lhs: Vec<Block>,
-    /// One for each thread.
+    /// One per thread.
     rhs: Vec<Vec<Block>>,
 }
 
-/// Which instructions compute.
+/// The instruction set of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Instructions {
     F32Amx,
@@ -60,6 +62,8 @@ impl Instructions {
         }
     }
 
+    /// Runs a matmul.
+    ///
     /// # Panics
     /// If the instructions are not available.
     pub fn run(self, buffers: &mut Buffers, product: &Product) {
@@ -80,7 +84,7 @@ fn amx_is_granted() -> bool {
     *GRANTED.get_or_init(|| {
         const AMX_BF16_AND_TILE: u32 = 1 << 22 | 1 << 24;
         const TILE_STATE: u64 = 3 << 17;
-        // SAFETY: OSXSAVE is checked before xgetbv.
+        // SAFETY: OSXSAVE is checked before xgetbv runs.
         let in_cpu = __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & AMX_BF16_AND_TILE == AMX_BF16_AND_TILE;
         let in_system = is_x86_feature_detected!("xsave") && unsafe { _xgetbv(0) } & TILE_STATE == TILE_STATE;
         in_cpu && in_system && request_tile_data()
@@ -91,7 +95,7 @@ fn amx_is_granted() -> bool {
 fn request_tile_data() -> bool {
     const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
     const XFEATURE_XTILEDATA: libc::c_long = 18;
-    // SAFETY: the call takes two numbers and changes no memory of ours.
+    // SAFETY: the system call takes two numbers and does not change our memory.
     unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
 }
 
@@ -120,34 +124,34 @@ fn run<K: Kernel>(buffers: &mut Buffers, product: &Product) {
     }
 }
 
-/// A run of rows of `out`, and of terms of its sums.
+/// A range of rows of `out`, and of terms of their sums.
 pub struct Phase<'a> {
     product: &'a Product<'a>,
     row: usize,
     rows: usize,
     k: usize,
-    /// Blocks of a panel.
+    /// Blocks per panel.
     blocks: usize,
-    /// Whether these are the first terms, and the last.
+    /// Whether it has the first terms, and the last.
     first: bool,
     last: bool,
 }
 
-/// What one thread does.
+/// The work of one thread.
 pub enum Task<'a> {
     /// Packs rows of lhs from `line` on.
     PackLhs { panels: &'a mut [Block], line: usize },
-    /// Takes jobs until there are none.
+    /// Takes jobs until none are left.
     Jobs { jobs: &'a Jobs<'a>, rhs: &'a mut Vec<Block> },
 }
 
-/// The cut of a phase.
+/// The division of a phase into jobs.
 pub struct Jobs<'a> {
     lhs: &'a [Block],
-    /// Panels of rows, and columns, of one job.
+    /// Panels of rows per job, and columns.
     panels: usize,
     cols: usize,
-    /// How many of them cover the rows, and how many there are.
+    /// Number of jobs that cover the rows, and of all jobs.
     row_jobs: usize,
     count: usize,
     next: AtomicUsize,
@@ -163,7 +167,8 @@ impl Phase<'_> {
         let lhs = &mut buffers.lhs[..all_panels * blocks];
         lhs.par_chunks_mut(PANELS_AT_ONCE * blocks).enumerate().for_each(|(index, panels)| {
             let line = self.row + index * PANELS_AT_ONCE * TILE;
-            // SAFETY: `Instructions::run` checked that they are available.
+            // SAFETY: `Instructions::run` checked that the instructions are available; each task
+            // packs its own panels.
             unsafe { K::perform(self, Task::PackLhs { panels, line }) }
         });
 
@@ -172,17 +177,20 @@ impl Phase<'_> {
         let count = row_jobs * self.product.n().div_ceil(cols);
         let jobs = &Jobs { lhs, panels, cols, row_jobs, count, next: AtomicUsize::new(0) };
         buffers.rhs[..threads.min(count)].par_iter_mut().with_max_len(1).for_each(|rhs| {
-            // SAFETY: as above; each job, so each part of `out`, is taken by one thread.
+            // SAFETY: `Instructions::run` checked that the instructions are available; each job,
+            // and so each part of `out`, is taken by one thread.
             unsafe { K::perform(self, Task::Jobs { jobs, rhs }) }
         });
     }
 
+    /// Performs a task.
+    ///
     /// # Safety
-    /// The CPU has the instructions of `K`, for which the caller is compiled; no other thread touches what the task is
-    /// to write.
+    /// The CPU must have the instructions of `K`, for which the caller is compiled, and no other
+    /// thread may touch the task's output.
     #[inline(always)]
     pub unsafe fn perform<K: Kernel>(&self, task: Task) {
-        // SAFETY: the caller's promises.
+        // SAFETY: the caller guarantees the instructions and exclusive access to the output.
         unsafe {
             match task {
                 Task::PackLhs { panels, line } => {
@@ -192,14 +200,15 @@ impl Phase<'_> {
                     K::enter();
                     self.take_jobs::<K>(jobs, rhs);
                     K::leave();
-                    // Streaming stores are not ordered with those that tell other threads that the jobs are done.
+                    // Streaming stores are not ordered with the stores that signal completion to
+                    // other threads.
                     _mm_sfence();
                 }
             }
         }
     }
 
-    /// Groups of a panel.
+    /// Groups per panel.
     #[inline(always)]
     fn groups<K: Kernel>(&self) -> usize {
         self.blocks / K::FORMAT.blocks_of_group()
@@ -216,7 +225,7 @@ impl Phase<'_> {
             }
             let (col, first_panel) = (job / jobs.row_jobs * jobs.cols, job % jobs.row_jobs * jobs.panels);
             let cols = jobs.cols.min(self.product.n() - col);
-            // SAFETY: the caller's promises.
+            // SAFETY: the caller guarantees the instructions and exclusive access to the output.
             unsafe {
                 if packed != col {
                     self.pack_rhs::<K>(rhs, col, cols);
@@ -230,8 +239,9 @@ impl Phase<'_> {
         }
     }
 
-    /// Panels of rows, and columns, of a job: few enough that threads finish together. Of a tall `out` the rows are
-    /// cut, and a thread finds the columns of its next job packed.
+    /// Returns panels of rows, and columns, per job: small enough that threads finish together. The
+    /// rows of a tall `out` are divided, so a thread finds the columns of its next job already
+    /// packed.
     fn job_size(&self, threads: usize) -> (usize, usize) {
         let wanted = 4 * threads;
         let row_panels = self.rows.div_ceil(TILE);
@@ -252,11 +262,12 @@ impl Phase<'_> {
             rhs.resize(panels * blocks, Block::ZERO);
         }
         let rhs = &mut rhs[..panels * blocks];
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees the instructions.
         unsafe { Lines::of_rhs(self.product.rhs).pack(K::FORMAT, rhs, self.groups::<K>(), col, self.k) };
     }
 
-    /// Computes `cols` columns from `col` on of 32 rows, the first of which is the `row`-th of this phase.
+    /// Computes `cols` columns from `col` on of 32 rows, the first of which is row `row` of this
+    /// phase.
     #[inline(always)]
     unsafe fn row_of_tiles<K: Kernel>(
         &self,
@@ -270,7 +281,7 @@ impl Phase<'_> {
         let rows = TILE.min(self.rows - row);
         for (index, rhs) in rhs.chunks_exact(lhs.len()).enumerate().take(cols.div_ceil(TILE)) {
             let offset = index * TILE;
-            // SAFETY: the caller's promises.
+            // SAFETY: the caller guarantees the instructions and exclusive access to the output.
             unsafe {
                 if self.adds() {
                     self.prefetch_out(row, col + offset, rows);
@@ -285,12 +296,12 @@ impl Phase<'_> {
         }
     }
 
-    /// Fetches what the tile will be added to while the tile is computed.
+    /// Prefetches the elements that the tile will be added to.
     #[inline(always)]
     unsafe fn prefetch_out(&self, row: usize, col: usize, rows: usize) {
         for row in row..row + rows {
             let out = self.product.out_at(self.row + row, col).cast_const();
-            // SAFETY: a prefetch may be of any address.
+            // SAFETY: any address may be prefetched.
             unsafe {
                 _mm_prefetch::<_MM_HINT_T0>(out.cast());
                 _mm_prefetch::<_MM_HINT_T0>(out.wrapping_add(TILE / 2).cast());
@@ -298,13 +309,14 @@ impl Phase<'_> {
         }
     }
 
-    /// Adds what `out` holds of earlier terms, finishes, and writes.
+    /// Adds earlier terms from `out`, applies the epilogue, and writes.
     #[inline(always)]
     unsafe fn store(&self, tile: &mut Tile, row: usize, col: usize, rows: usize, cols: usize) {
         for (i, sums) in tile.0.iter_mut().enumerate().take(rows) {
             let out = self.product.out_at(row + i, col);
             let whole = cols == TILE && (out as usize).is_multiple_of(size_of::<__m512>());
-            // SAFETY: the caller's promises: the elements are inside `out` and belong to this thread.
+            // SAFETY: the caller guarantees that the elements are inside `out` and belong to this
+            // thread.
             unsafe {
                 if self.adds() {
                     let out = std::slice::from_raw_parts(out, cols);
@@ -323,7 +335,7 @@ impl Phase<'_> {
         }
     }
 
-    /// Whether the sums of this phase are added to what `out` holds.
+    /// Whether the sums of this phase are added to the contents of `out`.
     fn adds(&self) -> bool {
         !self.first || self.product.accumulates()
     }

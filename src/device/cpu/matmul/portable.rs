@@ -1,10 +1,10 @@
-//! f32 products by the `gemm` crate, for CPUs that have no kernel here.
+//! f32 matmuls by the `gemm` crate, for CPUs without kernels of our own.
 
 use super::product::Product;
 use rayon::prelude::*;
 
-/// Rows and columns of one task. The cut follows from the shape alone, so the threads do not change the result, and a
-/// block of `out` is finished while it is in the second-level cache.
+/// Rows and columns per task. The partition follows from the shape alone, so the threads do not
+/// change the result, and a block of `out` is finished while it is in the L2 cache.
 const BLOCK: (usize, usize) = (256, 128);
 
 pub fn run(product: &Product) {
@@ -12,16 +12,19 @@ pub fn run(product: &Product) {
     (0..row_blocks * col_blocks).into_par_iter().for_each(|task| {
         let (row, col) = (task % row_blocks * BLOCK.0, task / row_blocks * BLOCK.1);
         let (rows, cols) = (BLOCK.0.min(product.m() - row), BLOCK.1.min(product.n() - col));
-        // SAFETY: blocks are inside `out` and disjoint.
+        // SAFETY: blocks are inside `out` and disjoint, so no two tasks touch the same element.
         unsafe { block(product, row, col, rows, cols) };
     });
 }
 
+/// Computes one block of `out`.
+///
 /// # Safety
-/// The block is inside `out` and no other thread touches it.
+/// The block must be inside `out`, and no other thread may touch it.
 unsafe fn block(product: &Product, row: usize, col: usize, rows: usize, cols: usize) {
     let (lhs, rhs, out) = (&product.lhs, &product.rhs, product.out_at(row, col));
-    // SAFETY: strides and sizes are those of the views and of `out`, whose lengths `Product::new` checked.
+    // SAFETY: strides and sizes are those of the views and of `out`, whose lengths `Product::new`
+    // checked; the caller guarantees that the block is inside and not shared.
     unsafe {
         gemm::gemm(
             rows,

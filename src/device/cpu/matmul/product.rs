@@ -1,4 +1,4 @@
-//! One matrix product: strided operands, and what becomes of the sums.
+//! One matmul: strided operands, and the epilogue for its sums.
 
 use crate::device::cpu::gelu::{gelu, gelu_grad};
 use std::marker::PhantomData;
@@ -16,7 +16,7 @@ pub struct View<'a> {
 impl<'a> View<'a> {
     /// A row-major matrix.
     pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
-        assert_eq!(data.len(), rows * cols, "a matrix of {rows} x {cols} has another length");
+        assert_eq!(data.len(), rows * cols, "a {rows} x {cols} matrix has the wrong length");
         View { data, rows, cols, row_stride: cols, col_stride: 1 }
     }
 
@@ -25,19 +25,20 @@ impl<'a> View<'a> {
         View { data, rows: cols, cols: rows, row_stride: col_stride, col_stride: row_stride }
     }
 
-    /// Address of an element; good for reading the whole matrix.
+    /// Address of an element, valid for reading the whole matrix.
     pub fn at(&self, row: usize, col: usize) -> *const f32 {
         assert!(row < self.rows && col < self.cols);
-        // SAFETY: `new` checked that the data holds rows x cols elements, and one stride is 1, the other the length.
+        // SAFETY: `new` checked that the data holds rows x cols elements; one stride is 1, the
+        // other the row length, so the offset is inside the data.
         unsafe { self.data.as_ptr().add(row * self.row_stride + col * self.col_stride) }
     }
 }
 
-/// What becomes of the sums s of a product, element by element.
+/// The epilogue: how sums s of a matmul become output, element by element.
 pub enum Finish<'a> {
     /// out = s
     Assign,
-    /// out = s, and `out` will not be read soon: it need not pass through the caches.
+    /// out = s, written past the caches, because `out` will not be read soon.
     AssignFar,
     /// out += s
     Add,
@@ -51,7 +52,7 @@ pub enum Finish<'a> {
     TimesGeluGrad { pre_gelu: &'a [f32] },
 }
 
-/// [`Finish`] with addresses in place of the slices that have out's shape, so that tasks can share it.
+/// [`Finish`] with a pointer in place of the mutable slice, so that tasks can share it.
 #[derive(Clone, Copy)]
 enum Pass<'a> {
     Assign,
@@ -72,17 +73,20 @@ pub struct Product<'a> {
     _out: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: the addresses in `out` and `pass` come from mutable slices borrowed for 'a, and are only used by the unsafe
-// functions below, whose callers promise that no two tasks touch the same element.
+// SAFETY: the pointers in `out` and `pass` come from mutable slices borrowed for 'a. Only the
+// unsafe functions below use them, and their callers guarantee that no two tasks touch the same
+// element.
 unsafe impl Sync for Product<'_> {}
 
 impl<'a> Product<'a> {
+    /// Describes a matmul.
+    ///
     /// # Panics
-    /// If shapes do not fit.
+    /// If shapes do not match.
     pub fn new(out: &'a mut [f32], lhs: View<'a>, rhs: View<'a>, finish: Finish<'a>) -> Self {
         let (m, n) = (lhs.rows, rhs.cols);
         assert_eq!(lhs.cols, rhs.rows);
-        assert_eq!(out.len(), m * n, "the output of a matrix product has another length");
+        assert_eq!(out.len(), m * n, "the output of a matmul has the wrong length");
         let pass = match finish {
             Finish::Assign => Pass::Assign,
             Finish::AssignFar => Pass::AssignFar,
@@ -119,12 +123,12 @@ impl<'a> Product<'a> {
         self.lhs.cols
     }
 
-    /// Whether sums are added to what `out` holds.
+    /// Whether sums are added to the contents of `out`.
     pub fn accumulates(&self) -> bool {
         matches!(self.pass, Pass::Add)
     }
 
-    /// Whether `out` is to be written past the caches.
+    /// Whether `out` is written past the caches.
     #[cfg(target_arch = "x86_64")]
     pub fn streams(&self) -> bool {
         matches!(self.pass, Pass::AssignFar)
@@ -133,14 +137,16 @@ impl<'a> Product<'a> {
     /// Address of an element of `out`.
     pub fn out_at(&self, row: usize, col: usize) -> *mut f32 {
         assert!(row < self.m() && col < self.n());
-        // SAFETY: `out` has m x n elements.
+        // SAFETY: `out` has m x n elements, as `new` checked, and the assertion above keeps the
+        // index inside.
         unsafe { self.out.add(row * self.n() + col) }
     }
 
-    /// Turns sums into elements of `out` from (`row`, `col`) on, in place; `Add` is the caller's to do.
+    /// Applies the epilogue to sums for the elements of `out` from (`row`, `col`) on, in place;
+    /// adding for `Add` is up to the caller.
     ///
     /// # Safety
-    /// No other thread touches those elements of `out`, or of `pre_gelu`, meanwhile.
+    /// No other thread may touch those elements of `out` or of `pre_gelu` meanwhile.
     #[inline(always)]
     pub unsafe fn finish(&self, sums: &mut [f32], row: usize, col: usize) {
         let at = row * self.n() + col;
@@ -150,7 +156,8 @@ impl<'a> Product<'a> {
             Pass::Assign | Pass::AssignFar | Pass::Add => (),
             Pass::Bias { bias } => sums.iter_mut().zip(&bias[col..col + len]).for_each(|(s, b)| *s += b),
             Pass::BiasGelu { bias, pre_gelu } => {
-                // SAFETY: `new` checked that pre_gelu has out's shape; no other thread touches this part.
+                // SAFETY: `new` checked that pre_gelu has out's shape, the assertion above keeps
+                // the range inside, and the caller guarantees that no other thread touches it.
                 let pre_gelu = unsafe { std::slice::from_raw_parts_mut(pre_gelu.add(at), len) };
                 for ((s, b), pre_gelu) in sums.iter_mut().zip(&bias[col..col + len]).zip(pre_gelu) {
                     *pre_gelu = *s + b;

@@ -1,4 +1,4 @@
-//! Every layout and epilogue against sums in f64, at shapes that fit no block.
+//! Compares every layout and epilogue with sums in f64, at shapes that do not fit blocks.
 
 use super::*;
 
@@ -21,7 +21,7 @@ const SHAPES: [(usize, usize, usize); 15] = [
     (2100, 33, 20),
 ];
 
-/// Numbers in -1..1 from a counter, the same in each run.
+/// Numbers in -1..1 from a counter, identical in each run.
 fn numbers(len: usize, seed: u32) -> Vec<f32> {
     let mix = |i: u32| {
         let mut z = (i ^ seed.wrapping_mul(0x9e37_79b9)).wrapping_mul(0x85eb_ca6b);
@@ -35,7 +35,7 @@ fn poison(len: usize) -> Vec<f32> {
     vec![f32::NAN; len]
 }
 
-/// What the operands of a product are rounded to.
+/// Rounds the operands of a matmul.
 fn rounded(precision: Precision, x: &[f32]) -> Vec<f64> {
     let round = |&x: &f32| match precision {
         Precision::F32 => x as f64,
@@ -44,7 +44,8 @@ fn rounded(precision: Precision, x: &[f32]) -> Vec<f64> {
     x.iter().map(round).collect()
 }
 
-/// lhs (m, k) @ rhs (k, n), given the strides of both, with the sum of the terms' magnitudes, which bounds the error.
+/// lhs (m, k) @ rhs (k, n), given the strides of both, with the sum of the terms' magnitudes, which
+/// bounds the error.
 fn reference(
     (lhs, lhs_rs, lhs_cs): (&[f64], usize, usize),
     (rhs, rhs_rs, rhs_cs): (&[f64], usize, usize),
@@ -60,9 +61,9 @@ fn reference(
     out
 }
 
-/// Compares with sums of `k` terms of random sign: partial sums are near magnitude / sqrt(k), each of k additions errs
-/// by up to half a unit in its last place, and such errors add up as sqrt(k). Four times that for
-/// the worst of many elements, and a few units for epilogues.
+/// Compares with sums of `k` terms of random sign: partial sums are near magnitude / sqrt(k), each
+/// of k additions errs by up to half a unit in its last place, and such errors add up as sqrt(k).
+/// The bound is four times that for the worst of many elements, and a few units for epilogues.
 fn assert_close(what: &str, got: &[f32], want: &[(f64, f64)]) {
     const UNIT: f64 = f32::EPSILON as f64 / 2.0;
     assert_eq!(got.len(), want.len());
@@ -92,7 +93,7 @@ fn gelu_grad64(x: f64) -> f64 {
     0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * c * (1.0 + 3.0 * 0.044715 * x * x)
 }
 
-/// All that this CPU can run.
+/// All engines that this CPU can run.
 fn engines() -> Vec<(Precision, Engine)> {
     let of = |precision| {
         if let Err(error) = Precision::require_support(precision) {
@@ -235,7 +236,8 @@ fn not_a_number_and_infinity_propagate() {
     }
 }
 
-/// Operands from the smallest gradients to the largest numbers: f32 keeps its precision however an engine holds it.
+/// Operands from the smallest gradients to the largest numbers: f32 keeps its precision in every
+/// engine's representation.
 #[test]
 fn f32_keeps_its_precision_at_every_scale() {
     let (N, C, OC) = (33, 50, 40);
@@ -262,7 +264,7 @@ fn f32_keeps_its_precision_at_every_scale() {
     }
 }
 
-/// One term a sum, so that nothing hides the error of a product.
+/// A single term per sum, so that nothing hides the error of a product.
 #[test]
 fn single_products_of_f32_err_by_units_in_the_last_place() {
     let (N, C, OC) = (64, 1, 64);
@@ -279,7 +281,7 @@ fn single_products_of_f32_err_by_units_in_the_last_place() {
 }
 
 #[test]
-#[should_panic(expected = "another length")]
+#[should_panic(expected = "wrong length")]
 fn a_wrong_length_is_a_bug() {
     let shape = Shape { N: 2, C: 3, OC: 4 };
     forward(
@@ -293,7 +295,7 @@ fn a_wrong_length_is_a_bug() {
     );
 }
 
-/// The same rounded operands, summed in another order and by other units.
+/// Both engines round the operands alike, but sum them in another order on other units.
 #[test]
 fn the_two_bf16_engines_agree() {
     let engines: Vec<_> = Engine::available(Precision::Bf16).collect();
@@ -314,7 +316,8 @@ fn the_two_bf16_engines_agree() {
     }
 }
 
-/// What lets a key-value cache give the logits of a full forward pass: a row does not depend on its batch.
+/// A row does not depend on its batch: so a key-value cache gives the logits of a full forward
+/// pass.
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn other_rows_do_not_change_a_bit_of_a_row() {

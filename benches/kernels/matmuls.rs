@@ -1,4 +1,4 @@
-//! Matrix products: how training calls them, and single elements of their results in f64.
+//! Matmuls: the calls of training, and single elements of their results in f64.
 
 use crate::buffers::Buffers;
 use crate::cases::Call;
@@ -7,7 +7,7 @@ use warpsmith::device::compare::Tolerance;
 use warpsmith::ops::{Epilogue, MatmulBackward, MatmulForward};
 use warpsmith::tensor::Tensor;
 
-/// Which of a layer's three products.
+/// One of a layer's three matmuls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pass {
     Forward,
@@ -15,10 +15,10 @@ pub enum Pass {
     Wgrad,
 }
 
-/// Pre-activations of a backward pass, either way.
+/// Largest magnitude of pre-activations in a backward pass.
 const PRE_GELU: f32 = 3.0;
 
-/// Which layer: that decides what is fused with its products.
+/// The layer, which decides what is fused with its matmuls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layer {
     Qkv,
@@ -28,10 +28,10 @@ pub enum Layer {
     Head,
 }
 
-/// A product of the list of kernels, by its name: `qkv forward`.
+/// Finds a matmul of the kernel list by its name, such as `qkv forward`.
 ///
 /// # Errors
-/// If there is no such product.
+/// If there is no such matmul.
 pub fn named(name: &str) -> Result<(Layer, Pass)> {
     let layer = match name.split(' ').next() {
         Some("qkv") => Layer::Qkv,
@@ -39,20 +39,20 @@ pub fn named(name: &str) -> Result<(Layer, Pass)> {
         Some("fc") => Layer::Fc,
         Some("fcproj") => Layer::Fcproj,
         Some("head") => Layer::Head,
-        _ => bail!("no benchmark of the product {name}; benches/kernels/products.rs lists them"),
+        _ => bail!("no benchmark for the matmul {name}; benches/kernels/matmuls.rs lists them"),
     };
     let pass = match name.split(' ').nth(1) {
         Some("forward") => Pass::Forward,
         Some("dgrad") => Pass::Dgrad,
         Some("wgrad") => Pass::Wgrad,
-        _ => bail!("no benchmark of the product {name}; expected forward, dgrad or wgrad behind the layer"),
+        _ => bail!("no benchmark for the matmul {name}; expected forward, dgrad or wgrad after the layer"),
     };
     Ok((layer, pass))
 }
 
-/// N, C, OC of a product that is listed as M x N x K.
+/// Returns N, C, OC of a matmul that is listed as M x N x K.
 pub fn sizes(pass: Pass, dims: &[usize]) -> [usize; 3] {
-    let &[m, n, k] = dims else { panic!("{dims:?} is no M x N x K") };
+    let &[m, n, k] = dims else { panic!("{dims:?} is not M x N x K") };
     match pass {
         Pass::Forward => [m, k, n],
         Pass::Dgrad => [m, n, k],
@@ -60,25 +60,25 @@ pub fn sizes(pass: Pass, dims: &[usize]) -> [usize; 3] {
     }
 }
 
-/// A product as it is called.
+/// The arguments of a matmul.
 #[derive(Clone, Copy, Debug)]
-pub enum Product {
+pub enum Matmul {
     Forward(MatmulForward),
     Dgrad(MatmulBackward),
     Wgrad(MatmulBackward),
 }
 
-/// Declares the operands of a product.
+/// Declares the operands of a matmul.
 pub fn declare(
     t: &mut Buffers,
     (layer, pass): (Layer, Pass),
     [N, C, OC]: [usize; 3],
     accumulate: bool,
-) -> Product {
+) -> Matmul {
     if pass == Pass::Forward {
-        return Product::Forward(forward(t, layer, [N, C, OC]));
+        return Matmul::Forward(forward(t, layer, [N, C, OC]));
     }
-    // The other half's output is there for the call's sake; who is asked for a half leaves it alone.
+    // The output of the other half only completes the call; a request for one half leaves it alone.
     let one = Tolerance::new(1.0, N);
     let dgrad = pass == Pass::Dgrad;
     let dinp = Tolerance::new(3.0, OC);
@@ -95,7 +95,7 @@ pub fn declare(
             true => t.x("dbias", OC, 1.0),
             false => t.inout_x("dbias", OC, 1.0, one),
         }),
-        // Small, so that what is added to many times over stays within f16.
+        // Small, so that repeated accumulation stays within f16.
         dout: t.x("dout", N * OC, 0.1),
         inp: t.x("inp", N * C, 1.0),
         weight: t.x("weight", OC * C, 1.0),
@@ -104,7 +104,7 @@ pub fn declare(
         C,
         OC,
     };
-    if dgrad { Product::Dgrad(args) } else { Product::Wgrad(args) }
+    if dgrad { Matmul::Dgrad(args) } else { Matmul::Wgrad(args) }
 }
 
 fn forward(t: &mut Buffers, layer: Layer, [N, C, OC]: [usize; 3]) -> MatmulForward {
@@ -123,34 +123,35 @@ fn forward(t: &mut Buffers, layer: Layer, [N, C, OC]: [usize; 3]) -> MatmulForwa
     let tolerance = Tolerance::new(3.0, C);
     let tolerance = if layer == Layer::Fc { tolerance.then_gelu() } else { tolerance };
     let out = t.out_x("out", N * OC, tolerance);
-    // Sums of the size of one, where GELU is neither 0 nor its argument.
+    // Sums of magnitude one, where GELU is neither 0 nor its argument.
     let (inp, weight) = (t.x("inp", N * C, 1.0), t.x("weight", OC * C, 3.0 / (C as f32).sqrt()));
     MatmulForward { out, inp, weight, epilogue, N, C, OC }
 }
 
-impl Product {
+impl Matmul {
     pub fn call(self) -> Call {
         match self {
-            Product::Forward(args) => Box::new(move |dev| dev.matmul_forward(args)),
-            Product::Dgrad(args) => Box::new(move |dev| dev.dgrad(args)),
-            Product::Wgrad(args) => Box::new(move |dev| dev.wgrad(args)),
+            Matmul::Forward(args) => Box::new(move |dev| dev.matmul_forward(args)),
+            Matmul::Dgrad(args) => Box::new(move |dev| dev.dgrad(args)),
+            Matmul::Wgrad(args) => Box::new(move |dev| dev.wgrad(args)),
         }
     }
 
     /// Rows and columns of the output.
     pub fn extent(&self) -> (usize, usize) {
         match self {
-            Product::Forward(a) => (a.N, a.OC),
-            Product::Dgrad(a) => (a.N, a.C),
-            Product::Wgrad(a) => (a.OC, a.C),
+            Matmul::Forward(a) => (a.N, a.OC),
+            Matmul::Dgrad(a) => (a.N, a.C),
+            Matmul::Wgrad(a) => (a.OC, a.C),
         }
     }
 
-    /// What must be at (`row`, `column`) of the output, and what depends on it: tensor, index, value.
+    /// The expected value at (`row`, `column`) of the output and of those that depend on it:
+    /// tensor, index, value.
     pub fn expected(&self, t: &Buffers, row: usize, column: usize) -> Vec<(Tensor, usize, f64)> {
         let v = |tensor, index| t.value(tensor, index);
         match *self {
-            Product::Forward(MatmulForward { out, inp, weight, epilogue, C, OC, .. }) => {
+            Matmul::Forward(MatmulForward { out, inp, weight, epilogue, C, OC, .. }) => {
                 let sum: f64 = (0..C).map(|c| v(inp, row * C + c) * v(weight, column * C + c)).sum();
                 let at = row * OC + column;
                 match epilogue {
@@ -165,12 +166,12 @@ impl Product {
                     }
                 }
             }
-            Product::Dgrad(MatmulBackward { dinp, dout, weight, through_gelu, C, OC, .. }) => {
+            Matmul::Dgrad(MatmulBackward { dinp, dout, weight, through_gelu, C, OC, .. }) => {
                 let sum: f64 = (0..OC).map(|o| v(dout, row * OC + o) * v(weight, o * C + column)).sum();
                 let at = row * C + column;
                 vec![(dinp, at, sum * through_gelu.map_or(1.0, |pre_gelu| gelu(v(pre_gelu, at)).1))]
             }
-            Product::Wgrad(MatmulBackward {
+            Matmul::Wgrad(MatmulBackward {
                 dweight, overwrite_dweight, dbias, dout, inp, N, C, OC, ..
             }) => {
                 let dout_at = |n: usize| v(dout, n * OC + row);
@@ -187,7 +188,7 @@ impl Product {
     }
 }
 
-/// GELU, tanh form, and its derivative.
+/// GELU in its tanh form, and its derivative.
 fn gelu(x: f64) -> (f64, f64) {
     let slope = (2.0 / std::f64::consts::PI).sqrt();
     let tanh = (slope * (x + 0.044715 * x * x * x)).tanh();
