@@ -1,4 +1,5 @@
-//! The flags of `train_gpt2` and `train_gpt2cu` as a section of README.md, from the same table that parses them.
+//! The flags of `train_gpt2` and `train_gpt2cu` as Markdown for docs/flags.md, generated
+//! from the table that parses them.
 
 use super::flags::trainer as train;
 use super::{Parsed, Program, parse};
@@ -8,11 +9,11 @@ use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
-const BEGIN: &str = "<!-- flags: written by `warpsmith flags --write README.md` -->\n";
+const BEGIN: &str = "<!-- flags: written by `warpsmith flags --write docs/flags.md` -->\n";
 const END: &str = "<!-- /flags -->";
 
-/// All flags as Markdown: a table for each heading of `--help`, and what the presets set. Where `train_gpt2cu` differs, a
-/// cell has both.
+/// Renders all flags as Markdown: one table per heading of `--help`, then the presets. Where
+/// `train_gpt2cu` differs, the cell shows both.
 pub fn flags_markdown() -> String {
     let (command, for_gpus) = (train::command(Program::TrainGpt2), train::command(Program::TrainGpt2cu));
     let mut text = String::new();
@@ -43,18 +44,18 @@ fn default(arg: &Arg) -> String {
     code(&values.join(" "))
 }
 
-/// Without the two-letter name, which is in the first column already.
+/// Returns the help text without the two-letter name, which the first column already shows.
 fn help(arg: &Arg) -> String {
     let help = arg.get_help().map(|help| help.to_string()).unwrap_or_default();
     cell(help.split(" [llm.c: -").next().unwrap_or_default())
 }
 
-/// One text for both programs, or two.
+/// Returns `text` alone if both programs agree, else both texts.
 fn both(text: &str, other: &str, between: &str) -> String {
     if text == other { text.to_owned() } else { format!("{text}{between}`train_gpt2cu`: {other}") }
 }
 
-/// `-l`, `--learning-rate`, and other programs' names for it.
+/// Lists all names of a flag: `-l`, `--learning-rate`, and its aliases from other programs.
 fn names(arg: &Arg) -> String {
     let mut names: Vec<String> = parse::label(arg).split('/').map(code).collect();
     let others = arg.get_all_aliases().unwrap_or_default().into_iter().filter(|alias| alias.len() > 2);
@@ -66,15 +67,17 @@ fn code(text: &str) -> String {
     if text.is_empty() { String::new() } else { format!("`{}`", cell(text)) }
 }
 
-/// A bar would end the cell.
+/// Escapes `|`, which would end the cell.
 fn cell(text: &str) -> String {
     text.replace('|', "\\|").replace('\n', " ")
 }
 
-/// What each preset sets, found by parsing it: no second list to keep.
+/// Renders the values that each preset sets. They are found by parsing the preset, so there is no
+/// second list to keep.
 fn presets() -> String {
     let rows = |flags: &[&str]| {
-        // A directory is given because presets write checkpoints; it is the same everywhere and so not shown.
+        // Presets write checkpoints, so they need a directory. It is the same in all of them and so
+        // not shown.
         let argv = ["train_gpt2", "-o", "DIR"].iter().chain(flags).copied();
         match train::parse(Program::TrainGpt2, argv, &|_| None) {
             Ok(Parsed::Run(args)) => args.rows,
@@ -107,17 +110,17 @@ fn names_of(arg: &Arg) -> String {
     code(parse::label(arg).split('/').next().unwrap_or_default())
 }
 
-/// `text` with the flags as they are now between its markers; `None` if it has no markers.
+/// Returns `text` with the current flags between its markers, or `None` if it has no markers.
 pub fn with_flags(text: &str) -> Option<String> {
     let (before, rest) = text.split_once(BEGIN)?;
     let (_, after) = rest.split_once(END)?;
     Some(format!("{before}{BEGIN}{}{END}{after}", flags_markdown()))
 }
 
-/// Brings the section of a file up to date.
+/// Updates the flags between the markers of a file.
 ///
 /// # Errors
-/// If the file cannot be read or written, or has no such section.
+/// If the file has no markers, or cannot be read or written.
 pub fn write_flags(path: &Path) -> Result<()> {
     let text = fs::read_to_string(path).with_context(|| format!("{}: cannot read", path.display()))?;
     let text = with_flags(&text).with_context(|| {
@@ -161,7 +164,7 @@ mod tests {
         assert_eq!(with_flags("no markers"), None);
 
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("README.md");
+        let path = dir.path().join("flags.md");
         assert!(format!("{:#}", write_flags(&path).unwrap_err()).contains("cannot read"));
         fs::write(&path, text).unwrap();
         write_flags(&path).unwrap();

@@ -286,8 +286,8 @@ pub struct StepArgs {
 
 #[derive(Args, Clone, Debug)]
 pub struct FlagsArgs {
-    /// Put them between the markers of this file, and do not print them
-    #[arg(long, value_name = "FILE")]
+    /// Write them between the markers of FILE instead of printing them [default: docs/flags.md]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "docs/flags.md")]
     pub write: Option<PathBuf>,
 }
 
@@ -438,7 +438,12 @@ mod tests {
             (a.links[0].name, a.links[1].name, a.step.model.as_deref()),
             ("pcie5", "hdr", Some("d12"))
         );
-        assert!(matches!(ok("flags --write README.md"), Tool::Flags(a) if a.write.is_some()));
+        assert!(
+            matches!(ok("flags --write a.md"), Tool::Flags(a) if a.write.as_deref() == Some("a.md".as_ref()))
+        );
+        assert!(
+            matches!(ok("flags --write"), Tool::Flags(a) if a.write.as_deref() == Some("docs/flags.md".as_ref()))
+        );
         assert!(matches!(ok("sample -e a -e b --seed 1 --seed 2"), Tool::Sample(a) if a.seed == 2));
     }
 
