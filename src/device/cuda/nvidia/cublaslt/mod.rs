@@ -3,17 +3,16 @@
 mod descriptors;
 mod find;
 
-use super::message;
-use super::stream::{Event, Stream};
+use super::{message, new_timers};
 use crate::device::cuda::matmul_library::{MatmulLibrary, Operands, Product};
 use anyhow::{Context, Result, anyhow, bail};
 use cudarc::cublaslt::{result as lt, sys};
-use cudarc::driver::result as cu;
+use cudarc::driver::{CudaEvent, CudaStream, result as cu};
 use descriptors::{Descriptors, Preference};
 use find::Found;
 use std::collections::HashMap;
 use std::ffi::c_void;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// What NVIDIA recommends for Hopper, and plenty for others.
 const WORKSPACE_BYTES: usize = 32 << 20;
@@ -24,10 +23,10 @@ const TIMED_RUNS: usize = 5;
 pub struct Cublaslt {
     found: Found,
     plans: HashMap<(Product, Alignment), Plan>,
-    timers: [Event; 2],
+    timers: [CudaEvent; 2],
     workspace: u64,
     handle: sys::cublasLtHandle_t,
-    stream: Rc<Stream>,
+    stream: Arc<CudaStream>,
 }
 
 /// A product made ready.
@@ -44,13 +43,13 @@ type Alignment = [u32; 4];
 impl Cublaslt {
     /// # Errors
     /// One line, if there is no cuBLASLt or it does not start.
-    pub fn open(stream: Rc<Stream>) -> Result<Self> {
+    pub fn open(stream: Arc<CudaStream>) -> Result<Self> {
         let found = find::load()?;
         let handle = lt::create_handle().map_err(|e| anyhow!("cuBLASLt does not start: {:?}", e.0))?;
         // SAFETY: no preconditions beyond a context; freed by `drop`.
         let workspace = unsafe { cu::malloc_sync(WORKSPACE_BYTES) };
         let opened = workspace.map_err(|e| message("memory for cuBLASLt", e)).and_then(|workspace| {
-            let timers = [Event::timer()?, Event::timer()?];
+            let timers = new_timers(&stream)?;
             Ok(Cublaslt { found, plans: HashMap::new(), timers, workspace, handle, stream })
         });
         if opened.is_err() {
@@ -142,7 +141,7 @@ impl Cublaslt {
                 algorithm,
                 self.workspace as *mut c_void,
                 WORKSPACE_BYTES,
-                self.stream.raw().cast(),
+                self.stream.cu_stream().cast(),
             )
         };
         queued.map_err(|e| anyhow!("cuBLASLt: {:?} for {product:?}", e.0))
@@ -157,12 +156,12 @@ impl Cublaslt {
         on: &Operands,
     ) -> Result<f32> {
         let mut best = f32::INFINITY;
+        let [start, end] = &self.timers;
         self.run(plan, algorithm, product, on)?;
         for _ in 0..TIMED_RUNS {
-            self.timers[0].record(&self.stream).map_err(|e| message("cuEventRecord", e))?;
+            start.record(&self.stream).map_err(|e| message("cuEventRecord", e))?;
             self.run(plan, algorithm, product, on)?;
-            let timed =
-                self.timers[1].record(&self.stream).and_then(|()| self.timers[1].since(&self.timers[0]));
+            let timed = end.record(&self.stream).and_then(|()| start.elapsed_ms(end));
             best = best.min(timed.map_err(|e| message(&format!("timing {product:?}"), e))?);
         }
         Ok(best)
