@@ -158,12 +158,13 @@ impl Cuda {
 
 /// Every kernel of every operation.
 pub fn kernels() -> Vec<&'static KernelSpec> {
+    let [attention_forward, attention_backward] = attention::KERNELS;
     let [matmul, exact_matmul, hopper_matmul] = matmul::KERNELS;
     [
         adamw::KERNELS,
         add::KERNELS,
-        attention::forward::KERNELS,
-        attention::backward::KERNELS,
+        attention_forward,
+        attention_backward,
         classifier::KERNELS,
         encoder::KERNELS,
         gelu::KERNELS,
@@ -338,7 +339,7 @@ impl Ops for Cuda {
         qkv: Tensor,
         dims: AttentionDims,
     ) -> Result<()> {
-        attention::forward::forward(self, out, lse, qkv, dims)
+        attention::forward(self, out, lse, qkv, dims)
     }
 
     fn attention_backward(
@@ -350,11 +351,11 @@ impl Ops for Cuda {
         qkv: Tensor,
         dims: AttentionDims,
     ) -> Result<()> {
-        attention::backward::backward(self, attention::backward::Backward { dqkv, dout, out, lse, qkv, dims })
+        attention::backward(self, attention::Backward { dqkv, dout, out, lse, qkv, dims })
     }
 
     fn attention_decode(&mut self, out: Tensor, qkv: Tensor, t: usize, dims: AttentionDims) -> Result<()> {
-        attention::forward::decode(self, out, qkv, t, dims)
+        attention::decode(self, out, qkv, t, dims)
     }
 
     fn gelu_forward(&mut self, out: Tensor, inp: Tensor) -> Result<()> {
