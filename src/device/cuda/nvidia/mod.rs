@@ -127,6 +127,7 @@ impl Nvidia {
     ///
     /// # Errors
     /// If a kernel failed. Then the memory is released only when this is dropped.
+    #[cfg(any(test, feature = "testing"))]
     pub fn release_memory(&mut self) -> Result<()> {
         self.bind()?;
         self.wait()?;
