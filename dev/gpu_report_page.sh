@@ -39,7 +39,7 @@ without() {
 # tuning PART: the kernels that were dropped, and other warnings, then those that were chosen. `bench` sums up the choices at its end; its
 # log has choices for the small sizes of its checks too.
 tuning() {
-    local log=$OUT/$1.log plan='(forward|dgrad|wgrad)(, [a-z]+)* [0-9]+ x [0-9]+ x [0-9]+ \([a-z ]+\): ' warnings plans
+    local log=$OUT/$1.log plan='matmul (forward|dgrad|wgrad)(, [a-z]+)* [0-9]+ x [0-9]+ x [0-9]+ [a-z0-9]+ \([a-z ]+\): ' warnings plans
     warnings=$(grep -sE '^warning: ' "$log")
     plans=$(grep -sE "^[^|:]+: $plan" "$log" | grep -v '^info: ') || plans=$(grep -sE "^info: $plan" "$log")
     [ -n "$warnings$plans" ] || return 0

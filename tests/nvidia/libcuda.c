@@ -1,11 +1,13 @@
-// A stand-in for NVIDIA's libcuda, so that the driver for GPUs can be run without one. "Device"
-// memory is memory of the process. Copies happen as late as the real library may do them: when
-// somebody waits for them. Kernels print how they were launched; those of kernels.h compute
-// instead, as late. With STUB_TELL=1 contexts and modules tell that they were made. STUB_VERSION,
-// STUB_DEVICES, STUB_CAPABILITY, STUB_INIT (the result of cuInit), STUB_BINARY=0 (no code for this
-// GPU) and STUB_PARAMS describe the machine; STUB_FAULT="KERNEL FAULT" is what is wrong with a
-// kernel: "early", "tile" (its last numbers are), "refused", "trap" (and so is everything after
-// it).
+// A stand-in for NVIDIA's libcuda, so that the driver for GPUs can be run without a GPU. "Device"
+// memory is memory of the process. Copies happen as late as in the real library: when something
+// waits for them. Kernels print how they were launched; those of kernels.h compute instead, as late
+// as copies.
+//
+// STUB_TELL=1 prints each context and module that is made. STUB_VERSION, STUB_DEVICES,
+// STUB_CAPABILITY, STUB_INIT (the result of cuInit), STUB_BINARY=0 (no code for this GPU) and
+// STUB_PARAMS describe the machine. STUB_FAULT="KERNEL FAULT" breaks a kernel: "early" (it returns
+// early), "tile" (its last numbers are wrong), "refused" (at its launch), "trap" (it fails, and so
+// does everything after it).
 #include "kernels.h"
 #include <stdio.h>
 #include <stdlib.h>

@@ -118,7 +118,7 @@ pub fn info(context: &CudaContext) -> Result<DeviceInfo> {
     Ok(DeviceInfo {
         name: context.name().map_err(failed("cuDeviceGetName"))?,
         capability: (major as u32, minor as u32),
-        multiprocessors: attribute(SM_COUNT)? as usize,
+        sm_count: attribute(SM_COUNT)? as usize,
         memory_bytes: context.total_mem().map_err(failed("cuDeviceTotalMem"))?,
         shared_bytes: attribute(MAX_SHARED_BYTES)? as usize,
         emulated: false,
