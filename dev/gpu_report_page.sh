@@ -40,7 +40,7 @@ without() {
 # tuning PART: prints the rejected kernels and other warnings, then the chosen kernels. `bench`
 # summarizes the choices at its end; its log also has choices for the small sizes of its checks.
 tuning() {
-    local log=$OUT/$1.log plan='(forward|dgrad|wgrad)(, [a-z]+)* [0-9]+ x [0-9]+ x [0-9]+ \([a-z ]+\): ' warnings plans
+    local log=$OUT/$1.log plan='matmul (forward|dgrad|wgrad)(, [a-z]+)* [0-9]+ x [0-9]+ x [0-9]+ [a-z0-9]+ \([a-z ]+\): ' warnings plans
     warnings=$(grep -sE '^warning: ' "$log")
     plans=$(grep -sE "^[^|:]+: $plan" "$log" | grep -v '^info: ') || plans=$(grep -sE "^info: $plan" "$log")
     [ -n "$warnings$plans" ] || return 0

@@ -24,11 +24,11 @@ kernels) case "${HANGS:+ $* }" in
     --list) printf 'adamw::step: test\nattention::one_token: test\nmatmul::bf16: test\nmatmul::hopper_tiles: test\nharness::tests::ok: test\n' ;;
     *) echo 'test result: ok. 2 passed; 0 failed; 0 ignored' ;;
     esac ;;
-bench) echo "info: forward, bias 64 x 64 x 192 (fastest): matmul_64x64, 0.010 ms"
+bench) echo "info: matmul forward, bias 64 x 64 x 192 bf16 (fastest): matmul_64x64, 0.010 ms"
     echo 'warning: matmul_hopper_dgrad_128x256 is left out for dgrad 65536 x 768 x 2304: its result is wrong: dinp' >&2
     printf 'NVIDIA H200, bf16; B 64, T 1024\ncuBLASLt 13.0.2 from /usr/lib\n\n'
     printf '| kernel | us |\n|---|--:|\n| qkv forward | 1 |\n\nWRONG: qkv dgrad\n'
-    printf '\nqkv forward: forward, bias 65536 x 768 x 2304 (fastest): matmul_128x256, 0.402 ms\n'; exit 1 ;;
+    printf '\nqkv forward: matmul forward, bias 65536 x 768 x 2304 bf16 (fastest): matmul_128x256, 0.402 ms\n'; exit 1 ;;
 warpsmith) [ "$1" != stories ] || { mkdir -p "$3"; touch "$3/stories_train_000001.bin"; }
     echo "warpsmith $*" ;;
 train_gpt2*)
@@ -38,8 +38,8 @@ train_gpt2*)
     printf 's:0 trl:10.5\ns:1 trl:10.25\n' >"$2/main.log"
     echo '| cuBLASLt              | 13.0.2 from /usr/lib                               |'
     echo "log level ${WARPSMITH_LOG:-none}"
-    echo 'info: forward, bias 65536 x 768 x 2304 (own): matmul_hopper_forward_128x256, 0.312 ms, 742.9 TFLOP/s' >&2
-    echo 'info: forward, bias, gelu 65536 x 768 x 3072 (own): GELU apart; with it 0.9 ms, without 0.6 ms and GELU 0.2 ms' >&2
+    echo 'info: matmul forward, bias 65536 x 768 x 2304 bf16 (own): matmul_hopper_forward_128x256, 0.312 ms, 742.9 TFLOP/s' >&2
+    echo 'info: matmul forward, bias, gelu 65536 x 768 x 3072 bf16 (own): GELU apart; fused 0.9 ms, apart 0.6 ms and GELU 0.2 ms' >&2
     echo 'warning: matmul_hopper_wgrad_128x256 is left out for wgrad, bias 65536 x 768 x 2304: it is refused: no' >&2
     for step in 1 2 3; do echo "step $step/3 | loss 10.$step (+nanz)| norm 3.5 (+nanz)| lr 5.00e-05 | 13$step.00 ms | n/a MFU | 7634 tok/s"; done ;;
 esac
@@ -252,7 +252,7 @@ fn the_page_shows_warnings_then_plans() {
         "bench",
         &[
             "warning: matmul_hopper_dgrad_128x256 is left out for dgrad 65536 x 768 x 2304: its result is wrong: dinp",
-            "qkv forward: forward, bias 65536 x 768 x 2304 (fastest): matmul_128x256, 0.402 ms",
+            "qkv forward: matmul forward, bias 65536 x 768 x 2304 bf16 (fastest): matmul_128x256, 0.402 ms",
         ],
     );
     for part in ["train-default", "train-ge0", "train-ge2", "train-own"] {
@@ -260,8 +260,8 @@ fn the_page_shows_warnings_then_plans() {
             part,
             &[
                 "warning: matmul_hopper_wgrad_128x256 is left out for wgrad, bias 65536 x 768 x 2304: it is refused: no",
-                "info: forward, bias 65536 x 768 x 2304 (own): matmul_hopper_forward_128x256, 0.312 ms, 742.9 TFLOP/s",
-                "info: forward, bias, gelu 65536 x 768 x 3072 (own): GELU apart; with it 0.9 ms, without 0.6 ms and GELU 0.2 ms",
+                "info: matmul forward, bias 65536 x 768 x 2304 bf16 (own): matmul_hopper_forward_128x256, 0.312 ms, 742.9 TFLOP/s",
+                "info: matmul forward, bias, gelu 65536 x 768 x 3072 bf16 (own): GELU apart; fused 0.9 ms, apart 0.6 ms and GELU 0.2 ms",
             ],
         );
     }

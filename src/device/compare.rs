@@ -1,16 +1,21 @@
-//! Comparison of what a device computed with what it should have: for the tests and the benchmarks of every device.
+//! Comparison of results with what they should be, within a tolerance. Tuning holds matmul kernels
+//! to it; the rest is for tests and benchmarks, behind the feature `testing`.
 
-use crate::ops::AdamW;
-use crate::tensor::{Dtype, Tensor};
+#[cfg(any(test, feature = "testing"))]
+mod helpers;
 
-/// Standard deviations that hardly any of many sums of independent terms is beyond: one in 5e8.
+use crate::tensor::Dtype;
+#[cfg(any(test, feature = "testing"))]
+pub use helpers::{adamw_part, adamw_step, assert_close, assert_same_bits};
+
+/// Standard deviations that only one in 5e8 sums of independent terms exceeds.
 const DEVIATIONS: f64 = 6.0;
 
 /// GELU and its derivative at a point, in the tanh form.
 struct Gelu {
     value: f64,
     gradient: f64,
-    /// How far an error of 1 in tanh moves the gradient.
+    /// Change of the gradient by an error of 1 in tanh.
     gradient_per_tanh: f64,
 }
 
@@ -26,15 +31,16 @@ fn gelu(x: f64) -> Gelu {
     }
 }
 
-/// How far from the right result an output may be.
+/// The distance that an output may have from the right result.
 #[derive(Clone, Copy, Debug)]
 pub struct Tolerance {
-    /// How often a number on the way to the output is rounded to the device's type, in units of its last place.
+    /// Roundings to the device's type on the way to the output, in units of the last place.
     pub roundings: f64,
-    /// Terms of the longest sum on the way, in f32.
+    /// Terms of the longest f32 sum on the way.
     pub terms: usize,
-    /// How far an error of 1 in tanh moves an output, relative to the output or to the root mean square of all. Kernels of 16-bit
-    /// numbers take tanh from an instruction that errs by up to 2^-11; those of f32 do not.
+    /// Change of an output by an error of 1 in tanh, relative to the output or to the root mean
+    /// square of all. Kernels of 16-bit numbers use a tanh instruction whose error is up to 2^-11;
+    /// those of f32 do not.
     pub per_tanh: f64,
 }
 
@@ -43,7 +49,7 @@ impl Tolerance {
         Tolerance { roundings, terms, per_tanh: 0.0 }
     }
 
-    /// Tolerance of `gelu(x)` for these `x`, rounded once.
+    /// The tolerance of `gelu(x)` for these `x`, rounded once.
     pub fn of_gelu(inputs: &[f32]) -> Self {
         let inputs = inputs.iter().map(|&x| f64::from(x));
         let outputs: Vec<f64> = inputs.clone().map(|x| gelu(x).value).collect();
@@ -53,12 +59,14 @@ impl Tolerance {
         Tolerance { per_tanh: largest, ..Self::new(1.0, 1) }
     }
 
-    /// For sums of many terms of which GELU is taken: outputs have at least half the root mean square of the sums.
+    /// The tolerance of GELU of sums of many terms, whose outputs have at least half the root mean
+    /// square of the sums.
     pub fn then_gelu(self) -> Self {
         Tolerance { per_tanh: 0.5 * DEVIATIONS / 0.5, ..self }
     }
 
-    /// For sums of many terms that are multiplied by `gelu'(x)`, with x spread evenly from `-largest` to `largest`.
+    /// The tolerance of sums of many terms times `gelu'(x)`, with x spread evenly from `-largest`
+    /// to `largest`.
     pub fn times_gelu_grad(self, largest: f64) -> Self {
         const STEPS: i32 = 64;
         let grid = (-STEPS..=STEPS).map(|i| gelu(largest * f64::from(i) / f64::from(STEPS)));
@@ -67,7 +75,8 @@ impl Tolerance {
         Tolerance { per_tanh: per_tanh * DEVIATIONS / root_mean_square(&factors), ..self }
     }
 
-    /// Relative to an element, or to the root mean square of all where that is larger.
+    /// Returns the tolerance relative to an element, or to the root mean square of all if that is
+    /// larger.
     pub fn relative(self, dtype: Dtype) -> f64 {
         let last_place = match dtype {
             Dtype::Bf16 => 2f64.powi(-8),
@@ -81,23 +90,12 @@ impl Tolerance {
     }
 }
 
-/// Checks that every element is as wanted, to within `tolerance` times its size or times the root mean square of all
-/// that is wanted, whichever is larger: an element much smaller than its neighbours is the difference of terms of their
-/// size.
-///
-/// # Panics
-/// If not, naming the element that is furthest out. NaN is never as wanted; infinity only where it is wanted.
-#[track_caller]
-pub fn assert_close<W: Into<f64> + Copy>(name: &str, got: &[f32], want: &[W], tolerance: f64) {
-    if let Err(fault) = close(got, want, tolerance) {
-        panic!("{name}: {fault}");
-    }
-}
-
-/// The same for those who go on after a fault.
+/// Whether every element is within `tolerance` of the wanted one, relative to its size or to the root
+/// mean square of all wanted, whichever is larger: an element much smaller than its neighbors is the
+/// difference of terms of their size. NaN never is; infinity is only where it is wanted.
 ///
 /// # Errors
-/// Names the element that is furthest out.
+/// If not, naming the element that is furthest out.
 pub fn close<W: Into<f64> + Copy>(got: &[f32], want: &[W], tolerance: f64) -> Result<(), String> {
     if got.len() != want.len() {
         return Err(format!("{} elements, want {}", got.len(), want.len()));
@@ -123,65 +121,17 @@ pub fn close<W: Into<f64> + Copy>(got: &[f32], want: &[W], tolerance: f64) -> Re
     }
 }
 
-/// Checks that two results are the same, bit for bit.
-///
-/// # Panics
-/// If not, naming the first element that differs.
-#[track_caller]
-pub fn assert_same_bits(name: &str, got: &[f32], want: &[f32]) {
-    assert_eq!(got.len(), want.len(), "{name}: length");
-    let differs = (0..got.len()).find(|&i| got[i].to_bits() != want[i].to_bits());
-    if let Some(i) = differs {
-        panic!("{name}: [{i}] of {} is {:e}, want {:e} exactly", got.len(), got[i], want[i]);
-    }
-}
-
 fn root_mean_square(values: &[f64]) -> f64 {
     let finite = values.iter().filter(|v| v.is_finite());
     (finite.clone().map(|v| v * v).sum::<f64>() / finite.count().max(1) as f64).sqrt()
-}
-
-/// A first step of some size over parameters of which none decays: what tests and benchmarks of [`AdamW`] start from.
-pub fn adamw_step(params: Tensor, m: Tensor, v: Tensor, grads: Tensor) -> AdamW {
-    AdamW {
-        params,
-        master: None,
-        m,
-        v,
-        grads,
-        decayed: 0,
-        weight_decay: 0.1,
-        lr: 0.01,
-        beta1: 0.9,
-        beta2: 0.95,
-        eps: 1e-8,
-        grad_scale: 1.0,
-        t: 1,
-        seed: 1,
-        first: 0,
-    }
-}
-
-/// Elements `start..start + len` of a step.
-pub fn adamw_part(step: AdamW, start: usize, len: usize) -> AdamW {
-    let part = |tensor: Tensor| tensor.slice(start, len);
-    AdamW {
-        params: part(step.params),
-        master: step.master.map(part),
-        m: part(step.m),
-        v: part(step.v),
-        grads: part(step.grads),
-        decayed: step.decayed.clamp(start, start + len) - start,
-        first: step.first + start as u64,
-        ..step
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Beside 1 in 16 bits: one rounding is half a unit in the last place, so that there is room for as much again.
+    /// A rounding of 1 in 16 bits is half a unit in the last place, so there is room for as much
+    /// again.
     #[test]
     fn a_tolerance_is_of_the_type_and_the_instructions() {
         let tolerance = Tolerance { per_tanh: 0.5, ..Tolerance::new(2.0, 4) };
@@ -191,7 +141,8 @@ mod tests {
         assert_eq!(of(Dtype::F32), 2f64.powi(-22));
     }
 
-    /// gelu(4) is 4, of which half is tanh; gelu(-4) is 0, beside a root mean square of 4 / sqrt(2).
+    /// gelu(4) is 4, of which half is tanh; gelu(-4) is 0, next to a root mean square of 4 /
+    /// sqrt(2).
     #[test]
     fn gelu_passes_on_the_error_of_tanh() {
         assert!((Tolerance::of_gelu(&[4.0]).per_tanh - 0.5).abs() < 1e-3);
@@ -199,14 +150,14 @@ mod tests {
         assert_eq!(Tolerance::of_gelu(&[0.0]).per_tanh, 0.0);
     }
 
-    /// By differences: of the gradient by GELU, and of what an error in tanh does to it by tanh.
+    /// The gradient is checked by differences of GELU.
     #[test]
     fn the_gradient_of_gelu_passes_on_the_error_of_tanh() {
         for x in [-3.0, -0.5, 0.0, 1.0, 2.5] {
             let slope = (gelu(x + 1e-6).value - gelu(x - 1e-6).value) / 2e-6;
             assert!((gelu(x).gradient - slope).abs() < 1e-8, "{x}");
         }
-        // At 0 the gradient is 0.5 and moves by half of what tanh does; at 3 it moves most.
+        // At 0 the gradient is 0.5 and moves half as much as tanh; at 3 it moves most.
         let near_zero = Tolerance::new(1.0, 1).times_gelu_grad(0.0).per_tanh;
         assert!((near_zero - DEVIATIONS).abs() < 1e-12, "{near_zero}");
         let up_to_3 = Tolerance::new(1.0, 1).times_gelu_grad(3.0).per_tanh;
@@ -257,12 +208,12 @@ mod tests {
     }
 }
 
-/// What the tests of operations share.
+/// Helpers that the unit tests of operations share.
 #[cfg(test)]
 pub mod testing {
     use super::assert_same_bits;
 
-    /// `len` values uniform in -1..1 (splitmix64, Steele et al. 2014).
+    /// Returns `len` values uniform in -1..1 (splitmix64, Steele et al. 2014).
     pub fn random(seed: u64, len: usize) -> Vec<f32> {
         let mut state = seed;
         let mut next = || {
@@ -274,7 +225,7 @@ pub mod testing {
         (0..len).map(|_| (next() >> 40) as f32 / (1 << 23) as f32 - 1.0).collect()
     }
 
-    /// `len` values in 0..below
+    /// Returns `len` values in 0..below.
     pub fn random_indices(seed: u64, len: usize, below: usize) -> Vec<i32> {
         random(seed, len).iter().map(|x| ((x + 1.0) / 2.0 * below as f32) as i32).collect()
     }
@@ -283,18 +234,19 @@ pub mod testing {
         vec![f32::NAN; len]
     }
 
-    /// The gradient of `loss` at `at` by central differences. Good to about 1e-8, if the loss is of the order of one.
+    /// Returns the gradient of `loss` at `at` by central differences, good to about 1e-8 if the
+    /// loss is of the order of one.
     pub fn central_differences(at: &[f32], loss: impl Fn(&[f64]) -> f64) -> Vec<f64> {
         const STEP: f64 = 1e-5;
         let mut x: Vec<f64> = at.iter().map(|&x| f64::from(x)).collect();
         (0..x.len())
             .map(|i| {
-                let centre = x[i];
-                x[i] = centre + STEP;
+                let center = x[i];
+                x[i] = center + STEP;
                 let above = loss(&x);
-                x[i] = centre - STEP;
+                x[i] = center - STEP;
                 let below = loss(&x);
-                x[i] = centre;
+                x[i] = center;
                 (above - below) / (2.0 * STEP)
             })
             .collect()
@@ -305,7 +257,7 @@ pub mod testing {
         values.iter().zip(weights).map(|(v, &w)| v * f64::from(w)).sum()
     }
 
-    /// The sum of what was there before and what should have been added.
+    /// Returns the sum of the values before and the gradient that should have been added.
     pub fn added(before: &[f32], gradient: &[f64]) -> Vec<f64> {
         assert_eq!(before.len(), gradient.len());
         before.iter().zip(gradient).map(|(&b, g)| f64::from(b) + g).collect()

@@ -1,4 +1,4 @@
-//! Devices: implementations of [`Ops`](crate::ops::Ops). Only they, and `parallel`, contain `unsafe`.
+//! Devices: implementations of [`Ops`](crate::ops::Ops). Most of the crate's `unsafe` code is here.
 
 pub mod compare;
 pub mod cpu;

@@ -1,4 +1,4 @@
-//! AdamW, and the random rounding of its parameters.
+//! AdamW and its stochastic rounding of parameters.
 
 use crate::devices::under_test;
 use crate::harness::*;
@@ -6,11 +6,12 @@ use warpsmith::device::compare::{adamw_part, adamw_step};
 use warpsmith::ops::{AdamW, Ops};
 use warpsmith::tensor::{Dtype, Tensor};
 
-/// Two steps, with a gradient each.
+/// Takes two steps, each with its own gradient.
 fn two_steps(t: &mut Tensors, len: usize, decayed: usize, with_master: bool) -> Work {
     let start: Vec<f32> = random(1, len).iter().map(|&x| round(x, t.dtype)).collect();
     let exact = Tolerance::new(0.0, 4);
-    // A last place is up to twice the unit of a tolerance. Without a master, each of two steps is off by up to one.
+    // A last place is up to twice the unit of a tolerance. Without master weights, each of two
+    // steps is off by up to one.
     let params = t.inout_x("params", &start, Tolerance::new(if with_master { 2.0 } else { 4.0 }, 4));
     let master = with_master.then(|| t.inout_f32("master", &start, exact));
     let m = t.inout_f32("m", &random(2, len), exact);
@@ -21,14 +22,15 @@ fn two_steps(t: &mut Tensors, len: usize, decayed: usize, with_master: bool) -> 
         for (i, grads) in grads.into_iter().enumerate() {
             let (t, seed) = (i + 1, i as u32);
             let step = adamw_step(params, m, v, grads);
-            // Decay by half of each parameter is seen in all types.
+            // Decay by half of each parameter shows in all types.
             dev.adamw(AdamW { master, decayed, weight_decay: 50.0, grad_scale: 0.5, t, seed, ..step })?;
         }
         Ok(())
     })
 }
 
-/// The last parameter that decays: none, in the middle of a pack, between packs, beyond a block, the last of all.
+/// The last parameter that decays is none, in the middle of a pack, between packs, beyond a block,
+/// or the last of all.
 #[test]
 fn parameters_take_the_step() {
     for (len, decayed) in [(8, 0), (8, 3), (64, 16), (64, 64), (6160, 2051), (6160, 6159)] {
@@ -39,7 +41,7 @@ fn parameters_take_the_step() {
     }
 }
 
-/// A pack has no part that is another thread's, and no part that is nobody's.
+/// A pack is never shared by threads, and never cut.
 #[test]
 fn what_is_no_whole_pack_is_refused() {
     let refused = |start: usize, len: usize, words: &str| {
@@ -52,11 +54,11 @@ fn what_is_no_whole_pack_is_refused() {
             Box::new(move |dev| dev.adamw(step))
         });
     };
-    refused(0, 12, "AdamW of 12 elements, which is no multiple of 8");
+    refused(0, 12, "AdamW of 12 elements, which is not a multiple of 8");
     refused(4, 16, "does not start at a multiple of 16 bytes");
 }
 
-/// How far apart numbers of a type are at `value`.
+/// Returns the distance of neighboring numbers of a type at `value`.
 fn last_place(value: f32, dtype: Dtype) -> f32 {
     let exponent = value.abs().log2().floor();
     match dtype {
@@ -65,18 +67,19 @@ fn last_place(value: f32, dtype: Dtype) -> f32 {
     }
 }
 
-/// (params, master) after one step from random numbers, on every device.
+/// Returns (params, master) after one step from random numbers, on every device.
 fn rounded(dtype: Dtype, seed: u32, len: usize) -> Vec<(Vec<f32>, Vec<f32>)> {
     rounded_in_runs(dtype, seed, 0, &[0, len])
 }
 
-/// The same in one run from each of `cuts` to the next, `first` being the number of the first parameter.
+/// Does the same in one call from each of `cuts` to the next, where `first` is the index of the
+/// first parameter.
 fn rounded_in_runs(dtype: Dtype, seed: u32, first: u64, cuts: &[usize]) -> Vec<(Vec<f32>, Vec<f32>)> {
     let len = cuts[cuts.len() - 1];
     let run = |under| {
         let outputs = outputs_of(under, dtype, |t| {
             let any = Tolerance::new(1.0, 1);
-            // Large and small, so that some f16 numbers are subnormal.
+            // Large and small numbers, so that some are subnormal in f16.
             let start: Vec<f32> =
                 random(1, len).iter().zip(random(2, len)).map(|(x, y)| x * (20.0 * y - 6.0).exp2()).collect();
             let params = t.inout_x("params", &start, any);
@@ -100,9 +103,10 @@ fn parameters_are_the_master_rounded_at_random() {
         for (params, master) in rounded(dtype, 7, LEN) {
             let off = |i: usize| (params[i] - master[i]) / last_place(master[i], dtype);
             for i in 0..LEN {
-                assert!(off(i).abs() < 1.0, "{dtype:?}: {} is no neighbour of {}", params[i], master[i]);
+                assert!(off(i).abs() < 1.0, "{dtype:?}: {} is not next to {}", params[i], master[i]);
             }
-            // Uniform bits make the mean of LEN errors a sixth of a last place over the root of LEN; four times that.
+            // The bound is four standard deviations of the mean of LEN errors with uniform random
+            // bits.
             let mean = (0..LEN).map(off).sum::<f32>() / LEN as f32;
             assert!(mean.abs() < 4.0 * 0.41 / (LEN as f32).sqrt(), "{dtype:?}: {mean} places on average");
         }
@@ -119,7 +123,7 @@ fn the_seed_decides() {
     }
 }
 
-/// Also beyond 32 bits of parameters: the last run begins there.
+/// The last call begins at an index beyond 32 bits.
 #[test]
 fn how_parameters_are_cut_does_not_matter() {
     let first = (1 << 32) - 1024;
@@ -158,7 +162,7 @@ fn a_quarter_of_a_place_is_taken_a_quarter_of_the_time() {
             let taken = outputs[0].iter().filter(|&&p| p == value - place).count();
             let left = outputs[0].iter().filter(|&&p| p == value).count();
             assert_eq!(taken + left, LEN, "{dtype:?} at {value}");
-            // 1024 expected, with a deviation of 28.
+            // 1024 are expected, with a standard deviation of 28.
             assert!(taken.abs_diff(LEN / 4) < 120, "{dtype:?} at {value}: {taken} of {LEN} taken");
         }
     }

@@ -7,7 +7,8 @@ use warpsmith::tensor::Dtype;
 fn sums_are_rounded_once() {
     for len in [8, 24, 256 * 8, 256 * 8 + 8, 20_000] {
         check(&format!("add of {len}"), |t| {
-            // Of all sizes beside each other, so that some sums are ties and some terms vanish.
+            // Numbers of all sizes next to each other, so that some sums are ties and some terms
+            // vanish.
             let sized = |seed| -> Vec<f32> {
                 random(seed, len)
                     .iter()
@@ -27,7 +28,7 @@ fn sums_are_rounded_once() {
     }
 }
 
-/// Exactly the sum in f32, rounded to nearest, ties to even: the sum of the host, bit for bit.
+/// The sum in f32, rounded to nearest with ties to even, is that of the host bit for bit.
 #[test]
 fn bits_are_those_of_the_sum_in_f32() {
     for dtype in [Dtype::Bf16, Dtype::F16, Dtype::F32] {
@@ -57,7 +58,7 @@ fn extremes() {
 #[test]
 fn what_is_no_whole_pack_is_refused() {
     for (len, at, words) in [
-        (12, 0, "a sum of 12 elements, which is no multiple of 8"),
+        (12, 0, "a sum of 12 elements, which is not a multiple of 8"),
         (16, 4, "does not start at a multiple of 16 bytes"),
     ] {
         refuses("add", words, |t| {

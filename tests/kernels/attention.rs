@@ -1,23 +1,24 @@
-//! Causal attention: forward, backward, and for one position, at every head size.
+//! Causal attention at every head size: forward, backward, and for one position.
 
 use crate::devices::under_test;
 use crate::harness::{Tensors, Tolerance, Work, check, outputs_of, random};
 use warpsmith::ops::{AttentionDims, Limits};
 use warpsmith::tensor::Dtype;
 
-/// Scores of some size: the softmax then has something to tell apart.
+/// Random numbers large enough for scores that the softmax tells apart.
 fn scaled(seed: u32, len: usize, factor: f32) -> Vec<f32> {
     random(seed, len).into_iter().map(|x| x * factor).collect()
 }
 
-/// The forward pass, the backward pass from its outputs, and the last position by itself.
+/// Runs the forward pass, the backward pass from its outputs, and the last position by itself.
 fn all_of(t: &mut Tensors, dims: AttentionDims) -> Work {
     let AttentionDims { B, T, NH, HS } = dims;
     let C = NH * HS;
     let qkv = t.x("qkv", &scaled(1, B * T * 3 * C, 2.0));
     let dout = t.x("dout", &random(2, B * T * C));
-    // Weights and what they sum up to are rounded once each. dS is a difference, of which the rounded output has a part in every
-    // term; the first rows of a sequence have the largest gradients, and their errors are held against the mean of all.
+    // Weights and their sums are rounded once each. dS is a difference, and the rounded output is
+    // part of each of its terms. The first rows of a sequence have the largest gradients, and their
+    // errors are compared with the mean of all.
     let out = t.out_x("out", B * T * C, Tolerance::new(3.0, T));
     let lse = t.out_f32("lse", B * NH * T, Tolerance::new(0.0, HS));
     let dqkv = t.out_x("dqkv", B * T * 3 * C, Tolerance::new(12.0, T + HS));
@@ -91,7 +92,7 @@ fn one_position_attends_to_those_before_it_alone() {
     });
 }
 
-/// Whatever the order of threads, in every mode and every time.
+/// The bits depend neither on the order of threads nor on the mode or the run.
 #[test]
 fn gives_the_same_bits_every_time() {
     let dims = AttentionDims { B: 1, T: 130, NH: 2, HS: 64 };

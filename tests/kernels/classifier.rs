@@ -3,15 +3,15 @@
 use crate::harness::*;
 use warpsmith::ops::Classifier;
 
-/// Random logits; what is in the columns from V on must not matter.
+/// Random logits. The columns from V on are NaN, as they must not matter.
 fn random_logits(N: usize, V: usize, Vp: usize) -> Vec<f32> {
     let mut logits: Vec<f32> = random(1, N * Vp).iter().map(|x| 5.0 * x).collect();
     logits.chunks_exact_mut(Vp).for_each(|row| row[V..].fill(f32::NAN));
     logits
 }
 
-/// (N, V, Vp): one class; whole packs of padding; no padding; the block's threads several times round; GPT-2's, which f32 reads
-/// twice, and more than two 16-bit rows of which fit on a multiprocessor.
+/// (N, V, Vp): one class; whole packs of padding; no padding; several rounds of the block's
+/// threads; GPT-2's row, which f32 reads twice; a row of which two do not fit on an SM in 16 bits.
 const SHAPES: [(usize, usize, usize); 6] =
     [(1, 1, 8), (5, 50, 128), (3, 64, 64), (2, 9001, 9008), (2, 50257, 50304), (1, 60001, 60008)];
 

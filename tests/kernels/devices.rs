@@ -8,24 +8,25 @@ use warpsmith::device::cuda::{Cuda, CudaOptions, MatmulChoice};
 use warpsmith::ops::Ops;
 use warpsmith::tensor::Dtype;
 
-/// A device, and what to call it when it fails.
+/// A device and its name in messages.
 pub struct Under {
     pub mode: String,
-    pub multiprocessors: usize,
+    pub sm_count: usize,
     pub device: Box<dyn Ops>,
 }
 
-/// Options that tests start from: everything exact and repeatable.
+/// The options that tests start from: everything exact and repeatable.
 pub fn options(dtype: Dtype) -> CudaOptions {
     CudaOptions { dtype, tf32: false, gelu_fusion: 2, deterministic: true, matmul: MatmulChoice::Own }
 }
 
-/// The GPU if `WARPSMITH_TEST_DEVICE=cuda`; else the emulated device in each mode that finds other faults.
+/// Returns the GPU if `WARPSMITH_TEST_DEVICE=cuda`, else the emulated device in each mode that
+/// finds faults of its own.
 pub fn under_test(dtype: Dtype) -> Vec<Under> {
     with_options(options(dtype))
 }
 
-/// The same with options of one's own.
+/// Does the same with other options.
 pub fn with_options(options: CudaOptions) -> Vec<Under> {
     if on_gpu() {
         let driver = gpus::take(options.dtype, || Nvidia::open(0, options.dtype))
@@ -47,12 +48,13 @@ pub fn on_gpu() -> bool {
 }
 
 fn under(mode: String, driver: Box<dyn Driver>, options: CudaOptions) -> Under {
-    let multiprocessors = driver.info().multiprocessors;
-    Under { mode, multiprocessors, device: Box::new(Cuda::new(driver, options)) }
+    let sm_count = driver.info().sm_count;
+    Under { mode, sm_count, device: Box::new(Cuda::new(driver, options)) }
 }
 
-/// Plain in ascending and in random order with copies that land late; checked in descending order with late copies and
-/// in random order with eager ones. f16 differs from bf16 in conversions alone, which one mode shows.
+/// The modes of the emulated device: plain in ascending and in random order with late copies;
+/// checked in descending order with late copies, and in random order with eager ones. f16 differs
+/// from bf16 only in conversions, so one mode is enough for it.
 fn modes(dtype: Dtype) -> Vec<EmulatorOptions> {
     let plain =
         EmulatorOptions { schedule: Schedule::Ascending, copies: Copies::Late, ..EmulatorOptions::default() };

@@ -4,7 +4,8 @@ use crate::harness::*;
 use warpsmith::data::buckets;
 use warpsmith::ops::{EncoderBackward, TokenBuckets};
 
-/// (B, T, C, rows of wte): one row; a group of more rows than a warp takes; more channels than a warp has packs.
+/// (B, T, C, rows of wte): one row; a bucket of more rows than a warp takes; more channels than a
+/// warp has packs.
 const SHAPES: [(usize, usize, usize, usize); 4] =
     [(1, 1, 8, 3), (3, 7, 40, 50), (5, 67, 24, 3), (2, 33, 272, 9)];
 

@@ -1,4 +1,4 @@
-//! GELU alone.
+//! GELU as a kernel of its own.
 
 use crate::harness::*;
 
@@ -6,7 +6,7 @@ use crate::harness::*;
 fn forward() {
     for len in [8, 24, 256 * 8, 256 * 8 + 8] {
         check(&format!("gelu forward {len}"), |t| {
-            // Up to 8 either way, where it is 0 or the number itself.
+            // From -8 to 8, where GELU is 0 or the number itself.
             let values: Vec<f32> = random(1, len).iter().map(|x| 8.0 * x * x * x).collect();
             let out = t.out_x("out", len, Tolerance::of_gelu(&values));
             let inp = t.x("inp", &values);

@@ -1,7 +1,8 @@
 //! Runs one operation on the CPU device and on the device under test, and compares every output.
 //!
-//! A case declares its tensors and returns the work on them. Inputs are rounded to the device's type before either
-//! device sees them, outputs start as NaN, and behind each tensor lies a band of NaN that must still be there afterwards.
+//! A case declares its tensors and returns the work on them. Inputs are rounded to the device's
+//! type before either device sees them, outputs start as NaN, and each tensor is followed by a band
+//! of NaN that must stay as it is.
 
 use crate::devices::{self, Under};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,17 +14,17 @@ use warpsmith::ops::{Limits, Ops, SCRATCH};
 use warpsmith::rng::Mt19937;
 use warpsmith::tensor::{Dtype, MemoryPlan, Tensor};
 
-/// What a case does with the tensors it declared.
+/// The work of a case on the tensors that it declared.
 pub type Work = Box<dyn Fn(&mut dyn Ops) -> anyhow::Result<()>>;
 
-/// Bytes behind each tensor that nobody may touch.
+/// Bytes after each tensor that must stay untouched.
 const GUARD_BYTES: usize = 256;
 
 /// The tensors of a case on one device.
 pub struct Tensors {
-    /// Of the device under test.
+    /// Type of the device under test.
     pub dtype: Dtype,
-    /// What x tensors are stored as on this device.
+    /// Type in which this device stores x tensors.
     stored: Dtype,
     plan: MemoryPlan,
     contents: Vec<(Tensor, Vec<u8>)>,
@@ -55,12 +56,12 @@ impl Tensors {
         }
     }
 
-    /// Limits by which the device plans its scratch memory, if the case goes beyond the usual ones.
+    /// Changes the limits that scratch memory is planned by, for cases beyond the usual ones.
     pub fn limit(&mut self, change: impl Fn(&mut Limits)) {
         change(&mut self.limits);
     }
 
-    /// An input of the device's type.
+    /// Adds an input of the device's type.
     pub fn x(&mut self, name: &str, values: &[f32]) -> Tensor {
         let rounded: Vec<f32> = values.iter().map(|&v| round(v, self.dtype)).collect();
         self.add(name, self.stored, encode(&rounded, self.stored))
@@ -74,7 +75,7 @@ impl Tensors {
         self.add(name, Dtype::I32, bytemuck::cast_slice(values).to_vec())
     }
 
-    /// An output of the device's type that is assigned.
+    /// Adds an output of the device's type that is assigned.
     pub fn out_x(&mut self, name: &str, len: usize, tolerance: Tolerance) -> Tensor {
         self.inout_x(name, &vec![f32::NAN; len], tolerance)
     }
@@ -83,7 +84,7 @@ impl Tensors {
         self.inout_f32(name, &vec![f32::NAN; len], tolerance)
     }
 
-    /// An output of the device's type that is added to, or an input overwritten by an output.
+    /// Adds an output of the device's type that is added to, or an input overwritten by an output.
     pub fn inout_x(&mut self, name: &str, values: &[f32], tolerance: Tolerance) -> Tensor {
         let tensor = self.x(name, values);
         self.outputs.push((name.to_owned(), tensor, tolerance));
@@ -96,13 +97,13 @@ impl Tensors {
         tensor
     }
 
-    /// An output declared before.
+    /// Returns an output declared before.
     pub fn output(&self, name: &str) -> Tensor {
         let (_, tensor, _) = self.outputs.iter().find(|(n, ..)| n == name).expect("an output of that name");
         *tensor
     }
 
-    /// Each tensor is an allocation of its own, with its guard.
+    /// Adds a tensor with its guard, in an allocation of its own.
     fn add(&mut self, name: &str, dtype: Dtype, bytes: Vec<u8>) -> Tensor {
         let arena: &'static str = format!("{name} {}", self.plan.arenas.len()).leak();
         let reserved = (bytes.len() + GUARD_BYTES).next_multiple_of(GUARD_BYTES);
@@ -129,7 +130,7 @@ impl Tensors {
         for (name, guard) in &self.guards {
             let mut bytes = vec![0; guard.size_bytes()];
             dev.download(&mut bytes, *guard)?;
-            assert!(bytes.iter().all(|&byte| byte == 0xff), "something was written behind the end of {name}");
+            assert!(bytes.iter().all(|&byte| byte == 0xff), "something was written past the end of {name}");
         }
         let mut outputs = Vec::new();
         for (name, tensor, tolerance) in self.outputs {
@@ -155,7 +156,7 @@ pub fn check_dtype(case: &str, dtype: Dtype, declare: impl Fn(&mut Tensors) -> W
     check_on(case, dtype, devices::under_test(dtype), declare);
 }
 
-/// Checks a case on some devices: those of [`devices::under_test`], or with options of one's own.
+/// Checks a case on some devices: those of [`devices::under_test`], or some with other options.
 #[track_caller]
 pub fn check_on(case: &str, dtype: Dtype, devices: Vec<Under>, declare: impl Fn(&mut Tensors) -> Work) {
     let mut tensors = Tensors::new(dtype, Dtype::F32);
@@ -175,7 +176,7 @@ pub fn check_on(case: &str, dtype: Dtype, devices: Vec<Under>, declare: impl Fn(
     }
 }
 
-/// Runs a case on one device and returns its outputs as bits of f32: for comparisons of a device with itself.
+/// Runs a case on one device and returns its outputs, to compare a device with itself.
 #[track_caller]
 pub fn outputs_of(mut under: Under, dtype: Dtype, declare: impl Fn(&mut Tensors) -> Work) -> Vec<Vec<f32>> {
     let mut tensors = Tensors::new(dtype, dtype);
@@ -185,7 +186,7 @@ pub fn outputs_of(mut under: Under, dtype: Dtype, declare: impl Fn(&mut Tensors)
     outputs.into_iter().map(|(_, values, _)| values).collect()
 }
 
-/// Checks that the device under test panics at a case in bf16, with these words.
+/// Checks that the device under test panics at a case in bf16 with these words.
 #[track_caller]
 pub fn refuses(case: &str, words: &str, declare: impl Fn(&mut Tensors) -> Work) {
     for under in devices::under_test(Dtype::Bf16) {
@@ -197,7 +198,7 @@ pub fn refuses(case: &str, words: &str, declare: impl Fn(&mut Tensors) -> Work) 
     }
 }
 
-/// Numbers between -1 and 1 that depend on the seed alone.
+/// Numbers between -1 and 1 that depend only on the seed.
 pub fn random(seed: u32, len: usize) -> Vec<f32> {
     let mut rng = Mt19937::new(seed);
     (0..len).map(|_| rng.randint32() as f32 / 2f32.powi(31) - 1.0).collect()
@@ -236,13 +237,13 @@ fn decode(bytes: &[u8], dtype: Dtype) -> Vec<f32> {
 
 #[cfg(test)]
 mod tests {
-    //! The harness itself: what it must not let pass.
+    //! The harness itself: the faults that it must find.
     use super::*;
     use std::cell::Cell;
 
     fn cpu() -> Vec<Under> {
         let device = Box::new(Cpu::new(Precision::F32).unwrap());
-        vec![Under { mode: "CPU".to_owned(), multiprocessors: 1, device }]
+        vec![Under { mode: "CPU".to_owned(), sm_count: 1, device }]
     }
 
     /// Fills an output with 1 on the first device and with `second` on the other, `elements` of 5.
@@ -274,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "something was written behind the end of out")]
+    #[should_panic(expected = "something was written past the end of out")]
     fn a_write_past_the_end_fails() {
         fill(1.0, 6);
     }

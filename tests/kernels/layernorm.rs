@@ -1,11 +1,11 @@
-//! Layer normalisation.
+//! Layer normalization.
 
 use crate::harness::*;
 use warpsmith::ops::{LayernormBackward, LayernormForward};
 use warpsmith::tensor::Dtype;
 
-/// (N, C): a lane of a warp with a pack; rows off the block; a row for a warp, and for a block; more rows than the blocks of
-/// the emulated device take at once; rows for the wide kernels.
+/// (N, C): one lane of a warp with a pack; rows off the block; a row per warp and per block; more
+/// rows than the blocks of the emulated device take at once; rows for the wide kernels.
 const SHAPES: [(usize, usize); 7] = [(1, 8), (5, 24), (150, 264), (9, 768), (3, 1032), (2, 4104), (2, 12288)];
 
 #[test]
@@ -27,7 +27,8 @@ fn forward() {
     }
 }
 
-/// The variance is that about the mean: the mean of squares less the square of the mean would be noise here.
+/// The variance is taken about the mean: here the mean of squares minus the square of the mean
+/// would be noise.
 #[test]
 fn far_from_zero() {
     let (N, C) = (4, 768);
@@ -56,7 +57,7 @@ fn backward() {
     check_dtype("layernorm backward 2 12288", Dtype::Bf16, |t| backward_case(t, 2, 12288, true, 0.0));
 }
 
-/// The last layernorm begins the gradient of the residual stream, in memory that holds anything.
+/// The last layernorm starts the gradient of the residual stream, in memory that may hold anything.
 #[test]
 fn backward_without_a_gradient_before() {
     for (N, C) in [(1, 8), (9, 264)] {
@@ -64,16 +65,16 @@ fn backward_without_a_gradient_before() {
     }
 }
 
-/// A mean that is hundreds of deviations is taken off without more noise than its own last place has.
+/// Subtracting a mean of hundreds of deviations adds no more noise than its last place has.
 #[test]
 fn backward_far_from_zero() {
     check("layernorm backward far from zero", |t| backward_case(t, 9, 768, false, 200.0));
 }
 
-/// `mean` is about that of the input.
+/// `mean` is roughly the mean of the input.
 fn backward_case(t: &mut Tensors, N: usize, C: usize, overwrite_dinp: bool, mean: f32) -> Work {
     if C > 2048 {
-        // Scratch memory for the wide kernel, and not more than that for the other operations.
+        // Enough scratch memory for the wide kernel, and no more for the other operations.
         t.limit(|limits| (limits.C, limits.NH, limits.rows) = (4160, 65, 128));
     }
     let rstd: Vec<f32> = random(9, N).iter().map(|x| 2.0 + x).collect();

@@ -1,5 +1,6 @@
-//! Every kernel against the CPU device, operation by operation: on the emulated device, plain and with its checker, under
-//! several schedules; or, with `WARPSMITH_TEST_DEVICE=cuda`, on the GPU of this machine.
+//! Every kernel against the CPU device, operation by operation: on the emulated device, plain and
+//! with its checker, under several schedules; or, with `WARPSMITH_TEST_DEVICE=cuda`, on the GPU of
+//! this machine.
 
 mod devices;
 #[path = "../common/gpus.rs"]

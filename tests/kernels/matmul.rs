@@ -1,4 +1,4 @@
-//! Matrix products.
+//! Matmuls.
 
 use crate::devices::{options, with_options};
 use crate::harness::*;
@@ -6,7 +6,8 @@ use warpsmith::device::cuda::{CudaOptions, MatmulChoice};
 use warpsmith::ops::{Epilogue, MatmulBackward, MatmulForward};
 use warpsmith::tensor::Dtype;
 
-/// (N, C, OC): one row; off the tiles by one row and by 8 columns; more rows than columns; a tile exactly.
+/// (N, C, OC): one row; off the tiles by one row and by 8 columns; more rows than columns; exactly
+/// a tile.
 const SHAPES: [(usize, usize, usize); 4] = [(1, 8, 264), (65, 72, 136), (130, 136, 40), (64, 128, 64)];
 
 #[derive(Clone, Copy, Debug)]
@@ -18,7 +19,7 @@ enum Kind {
 }
 const KINDS: [Kind; 4] = [Kind::None, Kind::Bias, Kind::BiasGelu, Kind::BiasResidual];
 
-/// `coarseness`: how often the operands were rounded before, for TF32.
+/// Declares a forward pass. `coarseness` is the number of roundings of the operands, for TF32.
 fn forward(t: &mut Tensors, kind: Kind, (N, C, OC): (usize, usize, usize), coarseness: f64) -> Work {
     let tolerance = |roundings| Tolerance::new(coarseness + roundings, C);
     let bias = t.x("bias", &random(3, OC));
@@ -41,7 +42,7 @@ fn forward(t: &mut Tensors, kind: Kind, (N, C, OC): (usize, usize, usize), coars
     Box::new(move |dev| dev.matmul_forward(args))
 }
 
-/// What varies in the backward pass.
+/// The variants of the backward pass.
 #[derive(Clone, Copy, Debug)]
 struct Backward {
     overwrite: bool,
@@ -77,7 +78,7 @@ fn backward(t: &mut Tensors, what: Backward, (N, C, OC): (usize, usize, usize), 
     Box::new(move |dev| dev.matmul_backward(args))
 }
 
-/// Both passes in all their variants.
+/// Checks both passes in all variants.
 fn check_all(what: &str, options: CudaOptions, shape: (usize, usize, usize), coarseness: f64) {
     for kind in KINDS {
         let case = format!("matmul forward, {what}, {shape:?}, {kind:?}");
@@ -110,8 +111,8 @@ fn f32() {
     }
 }
 
-/// TF32 has 13 bits less than f32. The errors of the terms of a sum are independent; one in thousands of sums is off by four
-/// standard deviations.
+/// TF32 has 13 bits less than f32. The errors of the terms of a sum are independent; one in
+/// thousands of sums is off by four standard deviations.
 const TF32: f64 = 4.0 * 8192.0;
 
 #[test]
@@ -121,7 +122,7 @@ fn tf32() {
     }
 }
 
-/// Each tile, with and without splits; some of which have nothing to do.
+/// Checks each tile with and without splits, some of which have no work.
 fn check_tiles(options: CudaOptions, tiles: &[(usize, usize)], coarseness: f64) {
     for &(M, N) in tiles {
         for splits in [1, 3] {
@@ -148,7 +149,7 @@ fn every_tile_f32() {
     check_tiles(options(Dtype::F32), &[(128, 128), (64, 64)], 0.0);
 }
 
-/// Every layout of Hopper's kernels: one row; off the tiles; more work than blocks, in two splits.
+/// Every layout of Hopper's kernels: one row; off the tiles; more work than blocks, in splits.
 #[test]
 fn hopper_tiles() {
     for N in [128, 256] {
@@ -173,7 +174,8 @@ fn many_tiles() {
     });
 }
 
-/// Fusion moves no bits: GELU is that of the pre-activation as it is kept, in the forward pass and when it is recomputed.
+/// Fusion moves no bits: GELU is taken of the pre-activation as it is stored, in the forward pass
+/// and when it is recomputed.
 #[test]
 fn gelu_fused_is_gelu_apart() {
     for dtype in [Dtype::Bf16, Dtype::F32] {
@@ -194,7 +196,7 @@ fn gelu_fused_is_gelu_apart() {
     }
 }
 
-/// Nor does fusion in the backward pass move more than a rounding.
+/// Fusion in the backward pass moves no more than a rounding.
 #[test]
 fn gelu_gradient_apart() {
     let options = CudaOptions { gelu_fusion: 1, ..options(Dtype::Bf16) };
@@ -203,7 +205,7 @@ fn gelu_gradient_apart() {
     });
 }
 
-/// Whatever the order in which threads run.
+/// The bits do not depend on the order in which threads run.
 #[test]
 fn the_same_bits_every_time() {
     let run = |under| outputs_of(under, Dtype::Bf16, |t| backward(t, BACKWARD[1], SHAPES[1], 0.0));

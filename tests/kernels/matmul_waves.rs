@@ -1,6 +1,7 @@
-//! Products of more tiles than the device has multiprocessors (SMs): persistent blocks go from tile to tile, and the order of tiles crosses
-//! strips. A weighted sum of every row's outputs is compared with the same sum in f64, so every element counts, at the cost of reading the
-//! operands once. Some elements are compared by themselves.
+//! GEMMs of more tiles than the device has SMs: persistent blocks go from tile to tile, and the
+//! order of tiles crosses strips. A weighted sum over each row of outputs is compared with the same
+//! sum in f64, so every element counts, at the cost of reading the operands once. Some elements are
+//! compared singly.
 
 use crate::devices::{Under, on_gpu, options, with_options};
 use crate::harness::*;
@@ -17,9 +18,10 @@ enum Pass {
 }
 const PASSES: [Pass; 3] = [Pass::Forward, Pass::Dgrad, Pass::Wgrad];
 
-/// (N, C, OC), off the tiles on every side. On a GPU, of which the largest known have some 150 multiprocessors: 429 tiles of 128 x 256
-/// forward and 231 in each pass backward, without splits. On the emulated device, which has 4 multiprocessors: 20 such tiles, 10 high, so
-/// more than a strip of 8, and two stages of K.
+/// Returns (N, C, OC), off the tiles on every side. The largest known GPUs have some 150 SMs; on a
+/// GPU there are 429 tiles of 128 x 256 forward and 231 in each pass backward, without splits. The
+/// emulated device has 4 SMs; there are 20 such tiles, 10 high, so more than a strip of 8, and two
+/// stages of K.
 fn shape(pass: Pass) -> (usize, usize, usize) {
     match pass {
         Pass::Forward if on_gpu() => (4096 + 8, 776, 3080),
@@ -31,7 +33,8 @@ fn shape(pass: Pass) -> (usize, usize, usize) {
     }
 }
 
-/// A matrix product by its definition, `out[m][n] = sum over k of a(m, k) b(k, n) + added(m, n)`, with operands rounded to the type.
+/// A GEMM by its definition, `out[m][n] = sum over k of a(m, k) b(k, n) + added(m, n)`, with
+/// operands rounded to the type.
 struct Reference {
     M: usize,
     N: usize,
@@ -42,7 +45,7 @@ struct Reference {
     b_across: bool,
     added: Vec<f32>,
     bias: Vec<f32>,
-    /// (M) That to which sums over K of `a`, the bias gradient, are added; empty if there are none.
+    /// (M) The bias gradient before sums over K of `a` are added; empty if there is none.
     row_bias: Vec<f32>,
 }
 
@@ -64,26 +67,27 @@ impl Reference {
         (0..self.K).map(|k| self.a(m, k) * self.b(k, n)).sum::<f64>() + self.added(m, n)
     }
 
-    /// The bias gradient: `out[m] = sum over k of a(m, k) + row_bias(m)`.
+    /// Returns the bias gradient: `out[m] = sum over k of a(m, k) + row_bias(m)`.
     fn bias_gradient(&self) -> Vec<f64> {
         let row = |(m, &bias)| (0..self.K).map(|k| self.a(m, k)).sum::<f64>() + f64::from(bias);
         self.row_bias.iter().enumerate().map(row).collect()
     }
 
-    /// Sums over each row of its elements times `weights`.
+    /// Returns the sum of elements times `weights` per row.
     fn row_sums(&self, weights: &[f64]) -> Vec<f64> {
         let mut weighted = vec![0.0; self.K];
         for (n, weight) in weights.iter().enumerate() {
             weighted.iter_mut().enumerate().for_each(|(k, sum)| *sum += self.b(k, n) * weight);
         }
         let row = |m| {
-            let products: f64 = (0..self.K).map(|k| self.a(m, k) * weighted[k]).sum();
-            products + weights.iter().enumerate().map(|(n, weight)| self.added(m, n) * weight).sum::<f64>()
+            let dot: f64 = (0..self.K).map(|k| self.a(m, k) * weighted[k]).sum();
+            dot + weights.iter().enumerate().map(|(n, weight)| self.added(m, n) * weight).sum::<f64>()
         };
         (0..self.M).map(row).collect()
     }
 
-    /// Compares a product whose elements are rounded to bf16 once or, with splits and additions, up to three times.
+    /// Compares a result whose elements were rounded to bf16 once or, with splits and additions, up
+    /// to three times.
     fn check(&self, case: &str, found: &[f32], tolerance: Tolerance) {
         let (M, N) = (self.M, self.N);
         assert_eq!(found.len(), M * N, "{case}");
@@ -96,7 +100,8 @@ impl Reference {
         let relative = tolerance.relative(Dtype::Bf16);
         assert_close(&format!("{case}, elements"), &got, &want, relative);
 
-        // Errors of N elements, spread evenly within what is allowed: six standard deviations of their sum.
+        // Allows six standard deviations of a sum of N errors that are uniform within the
+        // tolerance.
         let weights: Vec<f64> = random(23, N).iter().map(|x| f64::from(x.signum())).collect();
         let got = found.chunks(N).map(|row| {
             let sum: f64 = row.iter().zip(&weights).map(|(&x, w)| f64::from(x) * w).sum();
@@ -153,7 +158,7 @@ fn reference(pass: Pass, (N, C, OC): (usize, usize, usize)) -> Reference {
     }
 }
 
-/// Declares a pass; its product is the first output, of a pass backward the bias gradient the last.
+/// Declares a pass. Its result is the first output; the bias gradient, if it has one, is the last.
 fn declare(t: &mut Tensors, pass: Pass, (N, C, OC): (usize, usize, usize)) -> Work {
     let heads = C.div_ceil(96).next_multiple_of(12);
     t.limit(|limits| (limits.rows, limits.NH, limits.C) = (N.max(512), heads, heads * 96));
@@ -193,7 +198,8 @@ fn declare(t: &mut Tensors, pass: Pass, (N, C, OC): (usize, usize, usize)) -> Wo
     Box::new(move |dev| dev.matmul_backward(args))
 }
 
-/// Every pass: the right numbers, and the same bits in each mode of the emulated device, or twice on a GPU.
+/// Checks every pass for the right numbers, and for the same bits in each mode of the emulated
+/// device or in two runs on a GPU.
 fn check_waves(what: &str, matmul: MatmulChoice, (tile_m, tile_n): (usize, usize), splits: usize) {
     let options = CudaOptions { matmul, ..options(Dtype::Bf16) };
     for pass in PASSES {
@@ -202,9 +208,9 @@ fn check_waves(what: &str, matmul: MatmulChoice, (tile_m, tile_n): (usize, usize
         let case = format!("{what} in {splits}, {pass:?}, {shape:?}");
         let pieces = reference.M.div_ceil(tile_m) * reference.N.div_ceil(tile_n) * splits;
         let run = |under: Under| {
-            let (mode, multiprocessors) = (under.mode.clone(), under.multiprocessors);
-            // A whole wave, and part of another at the least.
-            assert!(pieces > multiprocessors, "{case}: {pieces} tiles on {multiprocessors}");
+            let (mode, sm_count) = (under.mode.clone(), under.sm_count);
+            // More than a whole wave.
+            assert!(pieces > sm_count, "{case}: {pieces} tiles on {sm_count}");
             let mut outputs = outputs_of(under, Dtype::Bf16, |t| declare(t, pass, shape));
             let dbias = if pass == Pass::Wgrad { outputs.pop().expect("dbias") } else { Vec::new() };
             (mode, outputs.swap_remove(0), dbias)
@@ -213,14 +219,14 @@ fn check_waves(what: &str, matmul: MatmulChoice, (tile_m, tile_n): (usize, usize
         if on_gpu() {
             runs.push(run(with_options(options).swap_remove(0)));
         }
-        let bits = |product: &[f32]| -> Vec<u32> { product.iter().map(|x| x.to_bits()).collect() };
-        let (_, product, dbias) = &runs[0];
+        let bits = |values: &[f32]| -> Vec<u32> { values.iter().map(|x| x.to_bits()).collect() };
+        let (_, result, dbias) = &runs[0];
         let tolerance = Tolerance::new(3.0, reference.K);
-        reference.check(&case, product, tolerance);
+        reference.check(&case, result, tolerance);
         let want = reference.bias_gradient();
         assert_close(&format!("{case}, dbias"), dbias, &want, tolerance.relative(Dtype::Bf16));
         for (mode, again, dbias_again) in &runs[1..] {
-            assert!(bits(again) == bits(product), "{case}: other bits on {mode}");
+            assert!(bits(again) == bits(result), "{case}: other bits on {mode}");
             assert!(bits(dbias_again) == bits(dbias), "{case}: other bits of dbias on {mode}");
         }
     }
@@ -247,44 +253,44 @@ fn portable_tiles() {
     }
 }
 
-/// The check itself: a tile that is not written, one that is another's, and one element that is off.
+/// The check itself must find an unwritten tile, swapped tiles, and one element that is off.
 mod tests {
     use super::*;
 
     fn spoilt(spoil: impl Fn(&mut [f32])) {
         let reference = reference(Pass::Wgrad, (40, 264, 72));
-        let mut product: Vec<f32> =
+        let mut result: Vec<f32> =
             (0..72 * 264).map(|i| round(reference.element(i / 264, i % 264) as f32, Dtype::Bf16)).collect();
-        spoil(&mut product);
-        reference.check("spoilt", &product, Tolerance::new(3.0, 40));
+        spoil(&mut result);
+        reference.check("spoilt", &result, Tolerance::new(3.0, 40));
     }
 
     #[test]
-    fn the_right_product_passes() {
+    fn the_right_result_passes() {
         spoilt(|_| {});
     }
 
     #[test]
     #[should_panic(expected = "spoilt, ")]
     fn an_unwritten_tile_fails() {
-        spoilt(|product| product.chunks_mut(264).take(8).for_each(|row| row[64..72].fill(f32::NAN)));
+        spoilt(|result| result.chunks_mut(264).take(8).for_each(|row| row[64..72].fill(f32::NAN)));
     }
 
     #[test]
     #[should_panic(expected = "spoilt, ")]
     fn swapped_tiles_fail() {
-        spoilt(|product| {
-            for row in product.chunks_mut(264) {
+        spoilt(|result| {
+            for row in result.chunks_mut(264) {
                 let (left, right) = row.split_at_mut(128);
                 left[..128].swap_with_slice(&mut right[..128]);
             }
         });
     }
 
-    /// One that is not among those compared by themselves.
+    /// The element is not among those compared singly.
     #[test]
     #[should_panic(expected = "spoilt, rows: [33] of 72 is ")]
     fn one_element_that_is_off_fails() {
-        spoilt(|product| product[33 * 264 + 100] += 8.0);
+        spoilt(|result| result[33 * 264 + 100] += 8.0);
     }
 }

@@ -1,9 +1,10 @@
-//! Sums, the global norm, and filling.
+//! Sums, the global norm, and fills.
 
 use crate::harness::*;
 use warpsmith::tensor::{Dtype, Tensor};
 
-/// Less than a pack, off the pack, more than one block, more than all blocks of the emulated device at once.
+/// Less than a pack; a pack; off the pack; more than one block; more than all blocks of the
+/// emulated device at once.
 const LENS: [usize; 5] = [3, 8, 1001, 512 * 8 + 7, 200_003];
 
 #[test]
@@ -17,7 +18,7 @@ fn norm_squared() {
     }
 }
 
-/// As many pieces as the largest model has, and one more; of all lengths beside each other, one of them empty.
+/// Up to more pieces than the largest model has, of different lengths, some of them empty.
 #[test]
 fn norm_squared_of_pieces() {
     for pieces in [0, 1, 3, 98, 128] {
@@ -43,7 +44,8 @@ fn more_pieces_than_scratch_memory_was_planned_for_are_refused() {
 fn sum() {
     for len in LENS {
         check_dtype(&format!("sum of {len}"), Dtype::Bf16, |t| {
-            // Apart from zero: the sum of as many of either sign would be what rounding left.
+            // Mostly positive: a sum of as many numbers of either sign would be nothing but
+            // rounding errors.
             let values: Vec<f32> = random(1, len).iter().map(|x| x + 0.5).collect();
             let out = t.out_f32("out", 1, Tolerance::new(0.0, len));
             let src = t.f32("src", &values);

@@ -1,11 +1,11 @@
-// The stand-in's kernels, each by its definition: those that tuning of f32 products launches.
+// The stand-in's kernels, each by its definition: those that tuning of f32 GEMMs launches.
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
 static int begins(const char* name, const char* with) { return strncmp(name, with, strlen(with)) == 0; }
 
-// Bytes of the parameters, a digit each; NULL for a kernel that does not compute.
+// Returns the bytes of the parameters, a digit each; NULL for a kernel that does not compute.
 static const char* kernel_params(const char* name) {
     if (begins(name, "matmul_f32_forward")) return "8888888444";
     if (begins(name, "matmul_f32_dgrad")) return "88888444";

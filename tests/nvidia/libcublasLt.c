@@ -1,6 +1,6 @@
-// A stand-in for NVIDIA's libcublasLt: f32 products by their definition over column-major matrices, with the epilogues that we
-// use. Numbers of attributes are those of cublasLt.h. STUB_CUBLASLT_VERSION is its version, STUB_CUBLASLT_WRONG the number of an algorithm that
-// computes something else.
+// A stand-in for NVIDIA's libcublasLt: f32 GEMMs by definition over column-major matrices, with the
+// epilogues that we use. Attributes have their numbers of cublasLt.h. STUB_CUBLASLT_VERSION is the
+// version, STUB_CUBLASLT_WRONG the number of an algorithm that computes something else.
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -105,7 +105,7 @@ status cublasLtMatmulPreferenceSetAttribute(struct preference* p, int attribute,
     }
 }
 
-// Four algorithms; the first two cannot be run, the second is no answer at all.
+// Returns four algorithms. The first two cannot be run, and the second is marked as unsupported.
 status cublasLtMatmulAlgoGetHeuristic(void* handle, struct operation* o, struct layout* a, struct layout* b, struct layout* c,
                                       struct layout* d, struct preference* p, int most, struct found* found, int* count) {
     if (!handle || !o || !a || !b || !c || !d || p->workspace < 1 << 20 || p->reductions != 2) return INVALID;
@@ -133,9 +133,9 @@ status cublasLtMatmul(void* handle, struct operation* o, const float* alpha, con
                       struct layout* bl, const float* beta, const float* c, struct layout* cl, float* d, struct layout* dl,
                       const struct algorithm* algorithm, void* workspace, size_t workspace_bytes, void* stream) {
     if (!handle || !workspace || workspace_bytes < 1 << 20 || !stream || algorithm->data[0] < 2) return INVALID;
-    // f32 or TF32, scalars in f32
+    // Supports f32 and TF32, with scalars in f32.
     if ((o->compute != 68 && o->compute != 77) || o->scale != 0 || al->type != 0) return NOT_SUPPORTED;
-    // This library does at once what others queue.
+    // This library computes at once, so earlier work must be done first.
     if (cuStreamSynchronize(stream) != OK) return INVALID;
     int wrong = (long)algorithm->data[0] == setting("STUB_CUBLASLT_WRONG", -1);
     uint64_t inner = o->transposed[0] ? al->rows : al->cols;

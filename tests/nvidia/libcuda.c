@@ -1,17 +1,25 @@
-// A stand-in for NVIDIA's libcuda, so that the driver for GPUs can be run without one. "Device" memory is memory of the process.
-// Copies happen as late as the real library may do them: when somebody waits for them. Kernels print how they were launched; those of
-// kernels.h compute instead, as late. With STUB_TELL=1 contexts and modules tell that they were made. STUB_VERSION, STUB_DEVICES,
-// STUB_CAPABILITY, STUB_INIT (the result of cuInit), STUB_BINARY=0 (no code for this GPU) and STUB_PARAMS describe the machine;
-// STUB_FAULT="KERNEL FAULT" is what is wrong with a kernel: "early", "tile" (its last numbers are), "refused", "trap" (and so is
-// everything after it).
+// A stand-in for NVIDIA's libcuda, so that the driver for GPUs can be run without a GPU. "Device"
+// memory is memory of the process. Copies happen as late as in the real library: when something
+// waits for them. Kernels print how they were launched; those of kernels.h compute instead, as late
+// as copies.
+//
+// STUB_TELL=1 prints each context and module that is made. STUB_VERSION, STUB_DEVICES,
+// STUB_CAPABILITY, STUB_INIT (the result of cuInit), STUB_BINARY=0 (no code for this GPU) and
+// STUB_PARAMS describe the machine. STUB_FAULT="KERNEL FAULT" breaks a kernel: "early" (it returns
+// early), "tile" (its last numbers are wrong), "refused" (at its launch), "trap" (it fails, and so
+// does everything after it).
 #include "kernels.h"
 #include <stdio.h>
 #include <stdlib.h>
 
 enum {
-    OK = 0, INVALID = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, NO_BINARY = 209, NOT_FOUND = 500, OUT_OF_RESOURCES = 701, LAUNCH_FAILED = 719,
+    OK = 0, INVALID = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_CONTEXT = 201, NO_BINARY = 209,
+    NOT_FOUND = 500, OUT_OF_RESOURCES = 701, LAUNCH_FAILED = 719,
 };
 typedef int result;
+
+// The context that is current in a thread. Without one, calls that need a GPU fail.
+static __thread void* current;
 
 static int setting(const char* name, int otherwise) {
     const char* value = getenv(name);
@@ -35,6 +43,7 @@ static size_t queued, done;
 static result broken = OK;
 
 static result enqueue(struct work work) {
+    if (!current) return INVALID_CONTEXT;
     if (queued == MOST) return INVALID;
     queue[queued++] = work;
     return broken;
@@ -69,6 +78,7 @@ struct event {
 };
 
 result cuStreamCreate(void** stream, unsigned flags) {
+    if (!current) return INVALID_CONTEXT;
     *stream = malloc(1);
     return flags == 1 ? OK : INVALID;
 }
@@ -82,6 +92,7 @@ result cuStreamSynchronize(void* stream) {
 }
 result cuEventCreate(void** event, unsigned flags) {
     (void)flags;
+    if (!current) return INVALID_CONTEXT;
     *event = calloc(1, sizeof(struct event));
     return OK;
 }
@@ -128,7 +139,14 @@ result cuDevicePrimaryCtxRetain(void** context, int device) {
     return OK;
 }
 result cuDevicePrimaryCtxRelease_v2(int device) { return device == 0 ? OK : INVALID; }
-result cuCtxSetCurrent(void* context) { return context == queue ? OK : INVALID; }
+result cuCtxSetCurrent(void* context) {
+    current = context;
+    return context == queue ? OK : INVALID;
+}
+result cuCtxGetCurrent(void** context) {
+    *context = current;
+    return OK;
+}
 result cuDeviceTotalMem_v2(size_t* bytes, int device) {
     (void)device;
     *bytes = (size_t)1 << 30;
@@ -141,6 +159,7 @@ result cuDeviceGetAttribute(int* value, int attribute, int device) {
         case 75: *value = setting("STUB_CAPABILITY", 9); return OK;
         case 76: *value = 0; return OK;
         case 97: *value = 232448; return OK; // shared memory of a block
+        case 115: *value = 1; return OK; // memory pools
         default: return INVALID;
     }
 }
@@ -167,6 +186,7 @@ result cuGetErrorString(int error, const char** text) {
 // --- memory
 
 result cuMemAlloc_v2(uint64_t* address, size_t bytes) {
+    if (!current) return INVALID_CONTEXT;
     if (bytes == 0) return INVALID;
     if (bytes > (size_t)1 << 30) return OUT_OF_MEMORY;
     *address = (uint64_t)malloc(bytes);
@@ -174,6 +194,7 @@ result cuMemAlloc_v2(uint64_t* address, size_t bytes) {
     return OK;
 }
 result cuMemFree_v2(uint64_t address) {
+    if (!current) return INVALID_CONTEXT;
     free((void*)address);
     return OK;
 }
@@ -184,6 +205,7 @@ result cuMemGetInfo_v2(size_t* free_bytes, size_t* total) {
 }
 result cuMemHostAlloc(void** address, size_t bytes, unsigned flags) {
     (void)flags;
+    if (!current) return INVALID_CONTEXT;
     *address = malloc(bytes);
     return OK;
 }
@@ -211,6 +233,7 @@ result cuMemcpyDtoHAsync_v2(void* dst, uint64_t src, size_t bytes, void* stream)
 // --- kernels
 
 result cuModuleLoadData(void** module, const void* image) {
+    if (!current) return INVALID_CONTEXT;
     if (!setting("STUB_BINARY", 1) || (uintptr_t)image % 64 || *(const uint32_t*)image != 0xba55ed50) return NO_BINARY; // how a fatbin begins
     *module = (void*)image;
     if (setting("STUB_TELL", 0)) printf("module loaded\n");
@@ -241,6 +264,7 @@ result cuFuncGetParamInfo(void* function, size_t i, size_t* offset, size_t* byte
 result cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                       unsigned shared_bytes, void* stream, void** params, void** extra) {
     struct work work = {.kernel = function, .blocks = gx};
+    if (!current) return INVALID_CONTEXT;
     if (!stream || extra) return INVALID;
     if (has_fault(function, "refused")) return OUT_OF_RESOURCES;
     int computes = !getenv("STUB_PARAMS") && kernel_params(function);

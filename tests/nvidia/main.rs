@@ -1,7 +1,9 @@
-//! The driver for NVIDIA's GPUs, run against stand-ins for NVIDIA's libraries: that each thing which can be missing is one line, that copies
-//! wait for what they must, that kernels get their arguments, that cuBLASLt is asked for what was meant.
+//! The driver for NVIDIA's GPUs, run against stand-ins for NVIDIA's libraries: everything that can
+//! be missing is reported in one line, copies wait for what they must, kernels get their arguments,
+//! and cuBLASLt computes what was meant.
 //!
-//! The stand-ins are found as the real ones are, by the loader; so each case runs in a process of its own.
+//! The loader finds the stand-ins as it finds the real libraries, so each case runs in a process of
+//! its own.
 #![cfg(target_os = "linux")]
 
 #[path = "../common/mod.rs"]
@@ -19,11 +21,11 @@ use std::process::Command;
 use warpsmith::device::cuda::driver::Driver;
 use warpsmith::device::cuda::fatbins::{FATBINS, Fatbin};
 use warpsmith::device::cuda::kernel::{Arg, KernelSpec, Launch, Launcher};
-use warpsmith::device::cuda::matmul_library::{Numbers, Operands, Product, ProductEpilogue};
+use warpsmith::device::cuda::matmul_library::{BlasEpilogue, BlasGemm, NumberFormat, Operands};
 use warpsmith::device::cuda::nvidia::{Nvidia, Problem, probe};
 use warpsmith::tensor::Dtype;
 
-/// How an image begins for CUDA's loader, aligned as it reads it.
+/// The start of a fat binary, aligned as CUDA's loader reads it.
 #[repr(align(64))]
 struct Image([u8; 64]);
 
@@ -38,7 +40,7 @@ const fn fatbin(file: &'static str, floatx: &'static str) -> Fatbin {
     Fatbin { file, floatx, image: &IMAGE.0 }
 }
 
-/// The stand-in's kernels are in it, whatever is in an image.
+/// Images for the stand-in, which has its own kernels whatever the images hold.
 static OF_THE_STAND_IN: [Fatbin; 5] = [
     fatbin("layernorm.cu", "bf16"),
     fatbin("reduce.cu", "bf16"),
@@ -71,7 +73,7 @@ fn stand_ins() -> tempfile::TempDir {
     dir
 }
 
-/// Runs one of the cases below in a process that finds libraries in `dir`. What it printed.
+/// Runs one of the cases below in a process that finds libraries in `dir`, and returns its output.
 fn run(case: &str, dir: &Path, settings: &[(&str, &str)]) -> String {
     let mut child = Command::new(std::env::current_exe().unwrap());
     child.args(["--exact", case, "--ignored", "--nocapture", "--test-threads=1"]);
@@ -149,7 +151,7 @@ fn a_gpu_is_described() {
     for part in [
         "name: \"Stand-in\"",
         "capability: (9, 0)",
-        "multiprocessors: 132",
+        "sm_count: 132",
         "shared_bytes: 232448",
         "at 0000:65:00.0.",
     ] {
@@ -184,7 +186,7 @@ fn case_copies() {
         batch.fill(0);
     }
     gpu.clear(address + 5_000_000, 77).unwrap();
-    // Behind what writes the source, before what overwrites it.
+    // Queued after the write of its source and before the next one.
     gpu.copy(address + 7_000_000, address + 1000, 3000).unwrap();
     gpu.copy(address + 8_000_000, address, 0).unwrap();
     gpu.upload(address + 1000, &[3; 10]).unwrap();
@@ -264,7 +266,7 @@ fn kernels_get_their_geometry_and_arguments() {
     run("case_wrong_arguments", dir.path(), &[("STUB_PARAMS", "84")]);
 }
 
-/// As hundreds of cases of a test program do, each in a thread of its own.
+/// Opens GPUs as the hundreds of cases of a test program do, each in a thread of its own.
 #[test]
 #[ignore = "runs in a process of its own"]
 fn case_one_after_another() {
@@ -289,7 +291,7 @@ fn open_idle() -> gpus::Gpu {
     gpus::take(Dtype::Bf16, || Nvidia::open(0, Dtype::Bf16)).unwrap()
 }
 
-/// A context of a real GPU takes a fifth of a second to make, and its kernels as long to load.
+/// Making a context of a real GPU takes a fifth of a second, and loading its kernels as long again.
 #[test]
 fn a_test_program_has_one_context_for_a_type() {
     if FATBINS.is_empty() {
@@ -297,15 +299,15 @@ fn a_test_program_has_one_context_for_a_type() {
     }
     let said = run("case_one_after_another", stand_ins().path(), &[("STUB_TELL", "1")]);
     let count = |words: &str| said.matches(words).count();
-    // One for each of three types, and one for a case that has two at once.
+    // One per type, and one for a case that has two at once.
     assert_eq!(count("context of GPU 0"), 4, "{said}");
-    // The one that each looks for a kernel in when it is opened, and that of the kernel, which the last does not launch.
+    // Each loads one module when it is opened, and all but the last that of the launched kernel.
     assert_eq!(count("module loaded"), 4 + 3, "{said}");
     assert_eq!(count("layernorm_forward <<<"), 60, "{said}");
 }
 
-/// D of a product by its definition, and the auxiliary output.
-fn reference(p: &Product, [a, b, c, bias, aux]: [&[f32]; 5]) -> (Vec<f32>, Vec<f32>) {
+/// Returns D of a GEMM by its definition, and the auxiliary output.
+fn reference(p: &BlasGemm, [a, b, c, bias, aux]: [&[f32]; 5]) -> (Vec<f32>, Vec<f32>) {
     let (mut d, mut aux_out) = (Vec::new(), aux.to_vec());
     for i in 0..p.m {
         for j in 0..p.n {
@@ -316,13 +318,13 @@ fn reference(p: &Product, [a, b, c, bias, aux]: [&[f32]; 5]) -> (Vec<f32>, Vec<f
             let x = aux[i * p.n + j];
             let cubic = |x: f32| (2.0 / std::f32::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
             d.push(match p.epilogue {
-                ProductEpilogue::None => sum,
-                ProductEpilogue::Bias => sum + bias[j],
-                ProductEpilogue::BiasGelu => {
+                BlasEpilogue::None => sum,
+                BlasEpilogue::Bias => sum + bias[j],
+                BlasEpilogue::BiasGelu => {
                     aux_out[i * p.n + j] = sum + bias[j];
                     0.5 * (sum + bias[j]) * (1.0 + cubic(sum + bias[j]).tanh())
                 }
-                ProductEpilogue::Dgelu => {
+                BlasEpilogue::Dgelu => {
                     let gelu = |x: f32| 0.5 * x * (1.0 + cubic(x).tanh());
                     sum * (gelu(x + 0.01) - gelu(x - 0.01)) / 0.02
                 }
@@ -334,14 +336,14 @@ fn reference(p: &Product, [a, b, c, bias, aux]: [&[f32]; 5]) -> (Vec<f32>, Vec<f
 
 #[test]
 #[ignore = "runs in a process of its own"]
-fn case_products() {
+fn case_gemms() {
     let mut gpu = open();
     println!("cuBLASLt {}.", gpu.matmul_library().unwrap().describe());
     let (m, n, k) = (5, 8, 3);
-    let numbers = |len: usize, seed: usize| -> Vec<f32> {
+    let random = |len: usize, seed: usize| -> Vec<f32> {
         noise(len, seed).into_iter().map(|b| f32::from(b) / 128.0 - 1.0).collect()
     };
-    let host = [m * k, k * n, m * n, n, m * n].map(|len| numbers(len, len));
+    let host = [m * k, k * n, m * n, n, m * n].map(|len| random(len, len));
     let mut put = |values: &[f32]| {
         let address = gpu.allocate(values.len() * 4).unwrap();
         gpu.upload(address, bytemuck::cast_slice(values)).unwrap();
@@ -349,14 +351,12 @@ fn case_products() {
     };
     let [a, b, c, bias, aux] = [0, 1, 2, 3, 4].map(|i| put(&host[i]));
     let d = put(&vec![f32::NAN; m * n]);
-    let epilogues =
-        [ProductEpilogue::None, ProductEpilogue::Bias, ProductEpilogue::BiasGelu, ProductEpilogue::Dgelu];
+    let epilogues = [BlasEpilogue::None, BlasEpilogue::Bias, BlasEpilogue::BiasGelu, BlasEpilogue::Dgelu];
     for case in 0..32 {
         let bit = |n: usize| case >> n & 1 == 1;
-        let (epilogue, adds_c, kind) =
-            (epilogues[case / 8], bit(2), if bit(0) { Numbers::Tf32 } else { Numbers::F32 });
-        let p =
-            Product { m, n, k, a_transposed: bit(0), b_transposed: bit(1), numbers: kind, adds_c, epilogue };
+        let (epilogue, adds_c, format) =
+            (epilogues[case / 8], bit(2), if bit(0) { NumberFormat::Tf32 } else { NumberFormat::F32 });
+        let p = BlasGemm { m, n, k, a_transposed: bit(0), b_transposed: bit(1), format, adds_c, epilogue };
         gpu.upload(aux, bytemuck::cast_slice(&host[4])).unwrap();
         gpu.synchronize().unwrap();
         let operands = Operands { d, a, b, c: if adds_c { c } else { 0 }, bias, aux };
@@ -367,13 +367,13 @@ fn case_products() {
             let mut found = vec![0.0f32; m * n];
             gpu.download(bytemuck::cast_slice_mut(&mut found), address).unwrap();
             let close = found.iter().zip(&expected).all(|(x, y)| (x - y).abs() <= 1e-3);
-            assert!(close, "{p:?}:\n{found:?}\n{expected:?}");
+            assert!(close, "{p}:\n{found:?}\n{expected:?}");
         }
         assert!(gpu.matmul_library().unwrap().tune(&p, &operands).unwrap() >= 0.0);
         gpu.matmul_library().unwrap().matmul(&p, &operands).unwrap();
     }
-    let (numbers, epilogue) = (Numbers::F16, ProductEpilogue::None);
-    let p = Product { m, n, k, a_transposed: false, b_transposed: false, numbers, adds_c: false, epilogue };
+    let (format, epilogue) = (NumberFormat::F16, BlasEpilogue::None);
+    let p = BlasGemm { m, n, k, a_transposed: false, b_transposed: false, format, adds_c: false, epilogue };
     let operands = Operands { d, a, b, ..Operands::default() };
     let error = gpu.matmul_library().unwrap().matmul(&p, &operands).unwrap_err().to_string();
     assert!(error.contains("no algorithm") && error.contains("NOT_SUPPORTED"), "{error}");
@@ -385,7 +385,7 @@ fn case_no_cublaslt() {
     println!("refused: {}.", open().matmul_library().err().expect("no library is there"));
 }
 
-/// cuBLASLt in a folder of a Python that no loader searches, as pip puts it there.
+/// Copies cuBLASLt to the folder of a Python where pip puts it, which no loader searches.
 fn in_python(prefix: &Path, library: &Path) -> PathBuf {
     let folder = prefix.join("lib/python3.12/site-packages/nvidia/cu13/lib");
     fs::create_dir_all(&folder).unwrap();
@@ -398,13 +398,13 @@ fn cublaslt_computes_what_was_meant_wherever_it_is() {
     let dir = stand_ins();
     let root = fs::canonicalize(dir.path()).unwrap();
     let expect = |settings: &[(&str, &str)], path: &Path| {
-        let said = run("case_products", &root, settings);
+        let said = run("case_gemms", &root, settings);
         let line = format!("cuBLASLt 13.0.2 from {}.", path.display());
         assert!(said.contains(&line), "{line} in\n{said}");
     };
     let loaders = root.join("libcublasLt.so.13");
     expect(&[], &loaders);
-    // Not on the loader's path, but named.
+    // Named, as it is not on the loader's path.
     let named = root.join("elsewhere/libcublasLt.so.13");
     fs::create_dir(root.join("elsewhere")).unwrap();
     fs::rename(loaders, &named).unwrap();
@@ -416,7 +416,8 @@ fn cublaslt_computes_what_was_meant_wherever_it_is() {
         let path = in_python(&prefix, &named);
         expect(&[(variable, prefix.to_str().unwrap())], &path);
     }
-    // Neither says so, but a shell would find this Python; its packages are where its link leads.
+    // Neither variable names this Python, but a shell would find it; its packages are where its
+    // link leads.
     let (base, venv) = (root.join("base"), root.join("venv"));
     let path = in_python(&base, &named);
     for bin in [base.join("bin"), venv.join("bin")] {
@@ -447,7 +448,7 @@ fn another_cublaslt_is_named_with_its_version_and_path() {
     let other = dir.path().join("libcuda.so.1").display().to_string();
     let line = format!("{other} has no cublasLtGetVersion: {expected}");
     refused(&[("WARPSMITH_CUBLASLT", &other)], &line);
-    // Two that differ: the loader's would be called, and the named one shown.
+    // With two that differ, the loader's would be called and the named one shown.
     fs::copy(&path, dir.path().join("libcublasLt.so")).unwrap();
     let named = path.to_str().unwrap();
     refused(&[("WARPSMITH_CUBLASLT", named)], &format!("{named} is not the cuBLASLt that the loader has"));

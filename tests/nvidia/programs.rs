@@ -1,4 +1,5 @@
-//! `train_gpt2cu` with the stand-ins: what it says of them, and that it ends with 2 where they are not what it needs.
+//! `train_gpt2cu` with the stand-ins: it reports what it finds, and exits with 2 where they do not
+//! serve.
 
 use super::common::{Corpus, TRAIN_GPT2CU};
 use super::{FATBINS, stand_ins};
@@ -20,7 +21,7 @@ fn train(corpus: &Corpus, libraries: &Path, settings: &[(&str, &str)]) -> Output
     command.output().unwrap()
 }
 
-/// One line on standard error that begins so, and exit code 2.
+/// Checks for exit code 2 and one line on standard error that starts with `line`.
 #[track_caller]
 fn assert_refused(output: &Output, line: &str) {
     let said = String::from_utf8_lossy(&output.stderr);
@@ -67,7 +68,7 @@ fn a_machine_that_will_not_do_is_one_line_and_exit_code_2() {
     );
 }
 
-/// Whatever becomes of the run on a GPU whose kernels do nothing.
+/// The kernels of this GPU do nothing, so the run itself may end in any way.
 #[test]
 fn the_start_up_table_says_which_cublaslt_there_is() {
     if FATBINS.is_empty() {
@@ -84,6 +85,6 @@ fn the_start_up_table_says_which_cublaslt_there_is() {
     fs::remove_file(library).unwrap();
     let found = table(&[]);
     if !found.contains(" from /usr/") {
-        assert!(found.contains(&row("not found: all products are ours")), "{found}");
+        assert!(found.contains(&row("not found: all matmuls are ours")), "{found}");
     }
 }

@@ -1,5 +1,5 @@
-//! Which kernel computes a product, chosen on the stand-in, whose f32 products compute and have a clock by which the larger tile is
-//! the faster one.
+//! The choice of matmul kernels on the stand-in, whose f32 GEMMs compute and whose clock makes the
+//! larger tile the faster one.
 
 use super::{OF_THE_STAND_IN, run, stand_ins};
 use anyhow::Result;
@@ -16,8 +16,8 @@ const N: usize = 65;
 const C: usize = 40;
 const OC: usize = 72;
 
-/// Two forward products, and a backward one that assigns and then adds.
-fn products(dev: &mut dyn Ops) -> Result<Vec<Vec<f32>>> {
+/// Runs two forward matmuls, and a backward one that assigns and then adds.
+fn matmuls(dev: &mut dyn Ops) -> Result<Vec<Vec<f32>>> {
     let mut plan = MemoryPlan::new();
     let lens = [N * OC, N * OC, N * C, OC * C, OC, N * C, OC * C, OC, N * OC, N * C];
     let tensors = lens.map(|len| plan.add("test", "x", Dtype::F32, len));
@@ -73,11 +73,11 @@ fn case_tuning() {
         CudaOptions { dtype: Dtype::F32, tf32: false, gelu_fusion: AUTO, deterministic: false, matmul };
     let gpu = Nvidia::with_fatbins(&OF_THE_STAND_IN, 0, Dtype::F32).unwrap();
     let mut cuda = Cuda::new(Box::new(gpu), options);
-    let got = match products(&mut cuda) {
+    let got = match matmuls(&mut cuda) {
         Ok(got) => got,
         Err(why) => return println!("failed: {why:#}."),
     };
-    let want = products(&mut Cpu::new(Precision::F32).unwrap()).unwrap();
+    let want = matmuls(&mut Cpu::new(Precision::F32).unwrap()).unwrap();
     assert_eq!(got.len(), want.len());
     for (i, (got, want)) in got.iter().zip(&want).enumerate() {
         assert_close(&format!("result {i}"), got, want, Tolerance::new(4.0, N + OC).relative(Dtype::F32));
@@ -86,7 +86,7 @@ fn case_tuning() {
     println!("right.");
 }
 
-/// The output of the tuning case, and the plans that it names.
+/// Returns the output of the tuning case and the plans in it.
 fn tuned(settings: &[(&str, &str)]) -> (String, Vec<String>) {
     let said = run("tuning::case_tuning", stand_ins().path(), settings);
     let lines = said.lines().filter_map(|line| line.strip_prefix("plan: ")).map(str::to_owned).collect();
@@ -94,17 +94,17 @@ fn tuned(settings: &[(&str, &str)]) -> (String, Vec<String>) {
 }
 
 #[test]
-fn the_faster_tile_is_chosen_and_gelu_goes_into_its_product() {
+fn the_faster_tile_is_chosen_and_gelu_is_fused() {
     let (said, plans) = tuned(&[("WARPSMITH_LOG", "info")]);
     assert!(said.contains("right.") && !said.contains("warning: "), "{said}");
     assert!(
         !plans.is_empty() && plans.iter().all(|plan| said.contains(&format!("\ninfo: {plan}\n"))),
         "{said}"
     );
-    let line = "forward, bias 65 x 40 x 72 (own): matmul_f32_forward_128x128 1.000 ms, 0.0 TFLOP/s; \
+    let line = "matmul forward, bias 65 x 40 x 72 f32 (own): matmul_f32_forward_128x128 1.000 ms, 0.0 TFLOP/s; \
                 others: matmul_f32_forward_64x64 4.000 ms";
     assert!(plans.iter().any(|plan| plan == line), "{line} in\n{said}");
-    let line = "dgrad, gelu 65 x 40 x 72 (own): GELU in the product; with it 1.000 ms, without 1.000 ms and GELU 1.000 ms";
+    let line = "matmul dgrad, gelu 65 x 40 x 72 f32 (own): GELU fused; fused 1.000 ms, apart 1.000 ms and GELU 1.000 ms";
     assert!(plans.iter().any(|plan| plan == line), "{line} in\n{said}");
 }
 
@@ -124,10 +124,10 @@ fn a_mutant_is_dropped_and_named_and_the_run_goes_on() {
         assert_eq!(said.matches(&warning).count(), 1, "{warning} in\n{said}");
         assert_eq!(said.matches("warning: ").count(), 2, "with GELU and without it:\n{said}");
         assert!(
-            said.contains("; the run goes on with another kernel\n") && said.contains("right."),
+            said.contains("; the run continues with another kernel\n") && said.contains("right."),
             "{said}"
         );
-        let forward: Vec<_> = plans.iter().filter(|plan| plan.starts_with("forward")).collect();
+        let forward: Vec<_> = plans.iter().filter(|plan| plan.starts_with("matmul forward")).collect();
         assert!(!forward.is_empty() && !forward.iter().any(|plan| plan.contains(name)), "{forward:?}");
         assert!(plans.iter().any(|plan| plan.contains(": matmul_f32_dgrad_128x128 1.000 ms")), "{plans:?}");
     }
@@ -155,14 +155,18 @@ fn a_wrong_algorithm_of_cublaslt_makes_way_for_the_next() {
     let (said, plans) = tuned(&[("MATMUL", "fastest")]);
     assert!(said.contains("right.") && !said.contains("warning: "), "{said}");
     assert!(
-        plans.iter().any(|plan| plan.starts_with("forward, bias 65 x 40 x 72 (fastest): cuBLASLt")),
+        plans
+            .iter()
+            .any(|plan| plan.starts_with("matmul forward, bias 65 x 40 x 72 f32 (fastest): cuBLASLt")),
         "{said}"
     );
     let (said, plans) = tuned(&[("MATMUL", "fastest"), ("STUB_CUBLASLT_WRONG", "3")]);
     let warning = "warning: an algorithm of cuBLASLt is left out for forward, bias 65 x 40 x 72: out: ";
     assert!(said.contains(warning) && said.contains("right."), "{said}");
     assert!(
-        plans.iter().any(|plan| plan.starts_with("forward, bias 65 x 40 x 72 (fastest): cuBLASLt")),
+        plans
+            .iter()
+            .any(|plan| plan.starts_with("matmul forward, bias 65 x 40 x 72 f32 (fastest): cuBLASLt")),
         "{said}"
     );
 }

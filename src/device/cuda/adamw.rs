@@ -17,14 +17,18 @@ kernels! {
 pub fn update(cuda: &mut Cuda, a: AdamW) -> Result<()> {
     let n = a.params.len;
     assert!(a.decayed <= n, "AdamW: {} of {n} parameters decay", a.decayed);
-    assert!(a.eps > 0.0, "AdamW with eps {}: the root of a small v counts as 0", a.eps);
+    assert!(
+        a.eps > 0.0,
+        "AdamW with epsilon {}: it must be positive, as the root of a small v counts as 0",
+        a.eps
+    );
     assert!(
         a.first.is_multiple_of(2),
-        "AdamW from parameter {} on: two share the bits they are rounded by",
+        "AdamW from parameter {} on: it must be even, as two share the bits that round them",
         a.first
     );
     let launch = cuda.launch_by_packs("AdamW", &[a.params, a.grads, a.m, a.v, a.master.unwrap_or(a.m)]);
-    // In f64: 1 - 0.999 has lost four digits in f32.
+    // In f64, as 1 - 0.999 loses four digits in f32.
     let correction = |beta: f32| (1.0 / (1.0 - f64::from(beta).powf(a.t as f64))) as f32;
     let Cuda { driver, memory: m, .. } = cuda;
     kernel::adamw(

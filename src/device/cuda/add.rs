@@ -11,7 +11,7 @@ kernels! {
     fn add_f32(dst: Ptr<f32>, src: Ptr<f32>, n: u64);
 }
 
-/// dst += src
+/// Computes dst += src.
 pub fn add(cuda: &mut Cuda, dst: Tensor, src: Tensor) -> Result<()> {
     let launch = cuda.launch_by_packs("a sum", &[dst, src]);
     let (n, Cuda { driver, memory: m, .. }) = (dst.len as u64, cuda);

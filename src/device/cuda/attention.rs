@@ -1,37 +1,78 @@
-//! Causal attention: one kernel forward; three backward: what both others need of each row, then dK and dV, then dQ.
+//! Causal attention: one kernel forward, a single row of it for sampling, and three kernels
+//! backward (what the other two need of each row, then dK and dV, then dQ).
 //!
-//! The backward pass gives the same bits every time, whatever [`CudaOptions::deterministic`](super::CudaOptions) says: see
-//! `kernels/attention_backward.cu` for what that costs.
-
-pub mod backward;
-pub mod forward;
+//! The backward pass gives the same bits every time, whatever
+//! [`CudaOptions::deterministic`](super::CudaOptions) says: `kernels/attention_backward.cu` says
+//! what that costs.
 
 use super::Cuda;
-use super::kernel::Launch;
+use super::kernel::{FloatX, KernelSpec, Launch, Launcher, Ptr};
 use crate::ops::*;
 use crate::tensor::{Dtype, Tensor};
 use anyhow::{Result, ensure};
 
-/// Head sizes that there are kernels for.
+mod forward_kernels {
+    use crate::device::cuda::kernel::{FloatX, Ptr, kernels};
+
+    kernels! {
+        "attention_forward.cu":
+        fn attention_forward_hs32(out: Ptr<FloatX>, lse: Ptr<f32>, qkv: Ptr<FloatX>, T: i32, NH: i32, scale: f32);
+        fn attention_forward_hs64(out: Ptr<FloatX>, lse: Ptr<f32>, qkv: Ptr<FloatX>, T: i32, NH: i32, scale: f32);
+        fn attention_forward_hs80(out: Ptr<FloatX>, lse: Ptr<f32>, qkv: Ptr<FloatX>, T: i32, NH: i32, scale: f32);
+        fn attention_forward_hs96(out: Ptr<FloatX>, lse: Ptr<f32>, qkv: Ptr<FloatX>, T: i32, NH: i32, scale: f32);
+        fn attention_forward_hs128(out: Ptr<FloatX>, lse: Ptr<f32>, qkv: Ptr<FloatX>, T: i32, NH: i32, scale: f32);
+        fn attention_decode(out: Ptr<FloatX>, qkv: Ptr<FloatX>, T: i32, NH: i32, HS: i32, t: i32, scale: f32);
+    }
+    pub(super) use kernel::*;
+}
+
+mod backward_kernels {
+    use crate::device::cuda::kernel::{FloatX, Ptr, kernels};
+
+    kernels! {
+        "attention_backward.cu":
+        fn attention_backward_stats(stats: Ptr<f32>, dout: Ptr<FloatX>, out: Ptr<FloatX>, lse: Ptr<f32>, B: i32, T: i32, NH: i32, HS: i32);
+        fn attention_backward_keys_hs32(dqkv: Ptr<FloatX>, dout: Ptr<FloatX>, stats: Ptr<f32>, qkv: Ptr<FloatX>, T: i32, NH: i32, scale: f32);
+        fn attention_backward_keys_hs64(dqkv: Ptr<FloatX>, dout: Ptr<FloatX>, stats: Ptr<f32>, qkv: Ptr<FloatX>, T: i32, NH: i32, scale: f32);
+        fn attention_backward_keys_hs80(dqkv: Ptr<FloatX>, dout: Ptr<FloatX>, stats: Ptr<f32>, qkv: Ptr<FloatX>, T: i32, NH: i32, scale: f32);
+        fn attention_backward_keys_hs96(dqkv: Ptr<FloatX>, dout: Ptr<FloatX>, stats: Ptr<f32>, qkv: Ptr<FloatX>, T: i32, NH: i32, scale: f32);
+        fn attention_backward_keys_hs128(dqkv: Ptr<FloatX>, dout: Ptr<FloatX>, stats: Ptr<f32>, qkv: Ptr<FloatX>, T: i32, NH: i32, scale: f32);
+        fn attention_backward_queries_hs32(dqkv: Ptr<FloatX>, dout: Ptr<FloatX>, stats: Ptr<f32>, qkv: Ptr<FloatX>, T: i32, NH: i32, scale: f32);
+        fn attention_backward_queries_hs64(dqkv: Ptr<FloatX>, dout: Ptr<FloatX>, stats: Ptr<f32>, qkv: Ptr<FloatX>, T: i32, NH: i32, scale: f32);
+        fn attention_backward_queries_hs80(dqkv: Ptr<FloatX>, dout: Ptr<FloatX>, stats: Ptr<f32>, qkv: Ptr<FloatX>, T: i32, NH: i32, scale: f32);
+        fn attention_backward_queries_hs96(dqkv: Ptr<FloatX>, dout: Ptr<FloatX>, stats: Ptr<f32>, qkv: Ptr<FloatX>, T: i32, NH: i32, scale: f32);
+        fn attention_backward_queries_hs128(dqkv: Ptr<FloatX>, dout: Ptr<FloatX>, stats: Ptr<f32>, qkv: Ptr<FloatX>, T: i32, NH: i32, scale: f32);
+    }
+    pub(super) use kernel::*;
+}
+
+/// The kernels of this operation.
+pub static KERNELS: [&[&KernelSpec]; 2] = [forward_kernels::KERNELS, backward_kernels::KERNELS];
+
+/// Head sizes that have kernels.
 const HEAD_SIZES: [usize; 5] = [32, 64, 80, 96, 128];
 
-/// Threads of the forward and of both large backward kernels.
+/// Threads per block of the forward kernel and of both large backward kernels.
 const THREADS: u32 = 128;
 
-/// Rows of a block whose warps have so many m16 fragments each.
-const fn rows_of_block(fragments: usize) -> usize {
+/// Rows per block whose warps have `fragments` m16 fragments each.
+const fn rows_per_block(fragments: usize) -> usize {
     THREADS as usize / 32 * 16 * fragments
 }
 
-/// Rows of a block of the f32 kernels, which use static shared memory.
+/// Queries per block, forward and for dQ.
+const QUERIES: usize = rows_per_block(2);
+
+/// Rows per block of the f32 kernels, which use static shared memory.
 const F32_ROWS: usize = 32;
 
-/// Shared memory for so many rows of 16-bit elements.
+/// Shared memory for `rows` rows of 16-bit elements.
 const fn tile_bytes(rows: usize, HS: usize) -> usize {
     rows * HS * 2
 }
 
-/// One block for each `rows` positions of each head. `shared_bytes` is for the kernels with tensor cores.
+/// A launch with one block per `rows` positions of each head. `shared_bytes` is for the kernels
+/// with tensor cores.
 fn blocks(dims: AttentionDims, dtype: Dtype, rows: usize, shared_bytes: usize) -> Launch {
     let (rows, shared_bytes) = match dtype {
         Dtype::F32 => (F32_ROWS, 0),
@@ -40,7 +81,7 @@ fn blocks(dims: AttentionDims, dtype: Dtype, rows: usize, shared_bytes: usize) -
     Launch::new(dims.B * dims.NH * dims.T.div_ceil(rows), THREADS).shared(shared_bytes)
 }
 
-/// What scores are multiplied by.
+/// The factor that scores are multiplied by.
 fn scale(HS: usize) -> f32 {
     1.0 / (HS as f32).sqrt()
 }
@@ -61,16 +102,133 @@ pub fn scratch_bytes(_cuda: &Cuda, limits: &Limits) -> Result<usize> {
         limits.C,
         limits.NH
     );
-    // A sequence of one token needs room for two.
-    Ok(backward::stats_bytes(AttentionDims { B: limits.rows, T: 1, NH: limits.NH, HS }))
+    // Rows of T = 1 take the most, as each is padded to two.
+    Ok(stats_bytes(AttentionDims { B: limits.rows, T: 1, NH: limits.NH, HS }))
 }
 
 /// # Panics
-/// If tensors do not have the lengths that the dimensions say.
+/// If the lengths of the tensors do not follow from the dimensions.
 fn assert_lengths(dims: AttentionDims, packed: &[Tensor], per_head: &[Tensor], lse: Tensor) {
     let AttentionDims { B, T, NH, HS } = dims;
     assert!(HEAD_SIZES.contains(&HS), "a head size of {HS}");
     assert!(packed.iter().all(|t| t.len == B * T * 3 * NH * HS));
     assert!(per_head.iter().all(|t| t.len == B * T * NH * HS));
     assert_eq!(lse.len, B * NH * T);
+}
+
+/// Keys per tile of the forward kernel, limited by the registers that hold their scores.
+const fn keys_per_tile(HS: usize) -> usize {
+    if HS <= 80 { 64 } else { 32 }
+}
+
+/// See [`Ops::attention_forward`].
+pub fn forward(cuda: &mut Cuda, out: Tensor, lse: Tensor, qkv: Tensor, dims: AttentionDims) -> Result<()> {
+    let Cuda { driver, memory: m, .. } = cuda;
+    let AttentionDims { T, NH, HS, .. } = dims;
+    assert_lengths(dims, &[qkv], &[out], lse);
+    let forward = match HS {
+        32 => forward_kernels::attention_forward_hs32,
+        64 => forward_kernels::attention_forward_hs64,
+        80 => forward_kernels::attention_forward_hs80,
+        96 => forward_kernels::attention_forward_hs96,
+        128 => forward_kernels::attention_forward_hs128,
+        _ => unreachable!("lengths are checked"),
+    };
+    // Two stages of keys and values are in flight.
+    let shared = tile_bytes(QUERIES + 2 * 2 * keys_per_tile(HS), HS);
+    let launch = blocks(dims, m.dtype(), QUERIES, shared);
+    forward(driver.as_mut(), launch, m.x(out), m.f32(lse), m.x(qkv), int(T), int(NH), scale(HS))
+}
+
+/// See [`Ops::attention_decode`].
+pub fn decode(cuda: &mut Cuda, out: Tensor, qkv: Tensor, t: usize, dims: AttentionDims) -> Result<()> {
+    let Cuda { driver, memory: m, .. } = cuda;
+    let AttentionDims { B, T, NH, HS } = dims;
+    assert!(t < T && out.len == B * NH * HS && qkv.len == B * T * 3 * NH * HS);
+    assert!(HEAD_SIZES.contains(&HS), "a head size of {HS}");
+    forward_kernels::attention_decode(
+        driver.as_mut(),
+        Launch::new(B * NH, 256),
+        m.x(out),
+        m.x(qkv),
+        int(T),
+        int(NH),
+        int(HS),
+        int(t),
+        scale(HS),
+    )
+}
+
+/// Arguments; see [`Ops::attention_backward`].
+#[derive(Clone, Copy, Debug)]
+pub struct Backward {
+    pub dqkv: Tensor,
+    pub dout: Tensor,
+    pub out: Tensor,
+    pub lse: Tensor,
+    pub qkv: Tensor,
+    pub dims: AttentionDims,
+}
+
+/// Rows of the tiles that stream past a backward block: two stages of two tiles are in flight.
+const TILE_ROWS: usize = 32;
+const STREAMED_ROWS: usize = 2 * 2 * TILE_ROWS;
+
+/// Keys per block of the backward kernel, limited by registers.
+const fn keys_per_block(HS: usize) -> usize {
+    rows_per_block(if HS <= 64 { 2 } else { 1 })
+}
+
+/// Bytes per row and head in `stats`.
+const STATS: usize = 2 * size_of::<f32>();
+
+/// Scratch memory for the two numbers kept per row and head. Each head starts at a multiple of 16
+/// bytes.
+fn stats_bytes(dims: AttentionDims) -> usize {
+    dims.B * dims.NH * dims.T.next_multiple_of(2) * STATS
+}
+
+/// The backward kernel of one head size for dK and dV, or for dQ.
+type Half = fn(
+    &mut dyn Launcher,
+    Launch,
+    Ptr<FloatX>,
+    Ptr<FloatX>,
+    Ptr<f32>,
+    Ptr<FloatX>,
+    i32,
+    i32,
+    f32,
+) -> Result<()>;
+
+/// See [`Ops::attention_backward`].
+pub fn backward(cuda: &mut Cuda, a: Backward) -> Result<()> {
+    use backward_kernels as kernel;
+    let AttentionDims { B, T, NH, HS } = a.dims;
+    assert_lengths(a.dims, &[a.dqkv, a.qkv], &[a.dout, a.out], a.lse);
+    let (keys, queries): (Half, Half) = match HS {
+        32 => (kernel::attention_backward_keys_hs32, kernel::attention_backward_queries_hs32),
+        64 => (kernel::attention_backward_keys_hs64, kernel::attention_backward_queries_hs64),
+        80 => (kernel::attention_backward_keys_hs80, kernel::attention_backward_queries_hs80),
+        96 => (kernel::attention_backward_keys_hs96, kernel::attention_backward_queries_hs96),
+        128 => (kernel::attention_backward_keys_hs128, kernel::attention_backward_queries_hs128),
+        _ => unreachable!("lengths are checked"),
+    };
+    let Cuda { driver, memory: m, .. } = cuda;
+    let stats = Ptr::new(m.scratch(stats_bytes(a.dims)));
+    let (dqkv, dout, qkv) = (m.x(a.dqkv), m.x(a.dout), m.x(a.qkv));
+
+    /// Threads per row of a head, and per block.
+    const LANES: usize = 8;
+    const THREADS: u32 = 256;
+    let rows = Launch::new((B * T * NH * LANES).div_ceil(THREADS as usize), THREADS);
+    let (out, lse) = (m.x(a.out), m.f32(a.lse));
+    let dev = driver.as_mut();
+    kernel::attention_backward_stats(dev, rows, stats, dout, out, lse, int(B), int(T), int(NH), int(HS))?;
+    let count = keys_per_block(HS);
+    let shared = tile_bytes(2 * count + STREAMED_ROWS, HS) + 2 * TILE_ROWS * STATS;
+    let launch = blocks(a.dims, m.dtype(), count, shared);
+    keys(dev, launch, dqkv, dout, stats, qkv, int(T), int(NH), scale(HS))?;
+    let launch = blocks(a.dims, m.dtype(), QUERIES, tile_bytes(2 * QUERIES + STREAMED_ROWS, HS));
+    queries(dev, launch, dqkv, dout, stats, qkv, int(T), int(NH), scale(HS))
 }

@@ -15,9 +15,9 @@ kernels! {
 
 const THREADS: u32 = 512;
 
-/// Shared memory that a block takes beside the row: its partial results, and what the driver reserves.
+/// Shared memory per block besides the row: its partial results and the driver's reserve.
 const OVERHEAD_BYTES: usize = 2048;
-/// What a multiprocessor has beyond the most that one block can have.
+/// Shared memory of an SM beyond the most that one block can have.
 const RESERVED_BYTES: usize = 1024;
 
 pub fn fused(cuda: &mut Cuda, a: Classifier) -> Result<()> {
@@ -25,7 +25,8 @@ pub fn fused(cuda: &mut Cuda, a: Classifier) -> Result<()> {
     assert!(0 < a.V && a.V <= a.Vp && a.Vp.is_multiple_of(pack), "{} columns padded to {}", a.V, a.Vp);
     assert!(a.losses.len == a.N && a.logits.len == a.N * a.Vp && a.targets.len == a.N);
     let Cuda { driver, memory: m, .. } = cuda;
-    // A block that has the multiprocessor to itself would leave it idle while it waits: better to read twice.
+    // A single block per SM would leave it idle while it waits, which costs more than reading the row
+    // twice.
     let row_bytes = a.Vp * a.logits.dtype.size();
     let two_fit = 2 * (row_bytes + OVERHEAD_BYTES) <= driver.info().shared_bytes + RESERVED_BYTES;
     let keep_row = a.dloss.is_some() && two_fit;

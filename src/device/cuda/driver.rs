@@ -16,7 +16,7 @@ pub struct DeviceInfo {
     /// Compute capability: (9, 0).
     pub capability: (u32, u32),
     /// Streaming multiprocessors, by which persistent kernels size their grids.
-    pub multiprocessors: usize,
+    pub sm_count: usize,
     pub memory_bytes: usize,
     /// Most dynamic shared memory a block can have.
     pub shared_bytes: usize,

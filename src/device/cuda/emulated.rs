@@ -42,7 +42,7 @@ impl Emulated {
             info: DeviceInfo {
                 name: "emulated device".to_owned(),
                 capability: (9, 0),
-                multiprocessors: 4,
+                sm_count: 4,
                 memory_bytes: host_memory_bytes(),
                 shared_bytes: MAX_SHARED_BYTES,
                 emulated: true,

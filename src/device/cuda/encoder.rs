@@ -20,10 +20,11 @@ kernels! {
 
 const THREADS: usize = 256;
 
-/// As in encoder.cu: warps of a block that takes a large group, and the rows up to which a group is a warp's.
+/// Warps per block, all of which share a large bucket, as in encoder.cu.
 const WARPS: usize = 16;
+/// The most rows of a small bucket, which a single warp takes.
 const SMALL: usize = 64;
-/// Packs of a row that a warp takes.
+/// Packs of a row per warp.
 const SLICE: usize = 32;
 
 fn check(N: usize, C: usize, pack: usize) {
@@ -58,7 +59,7 @@ pub fn backward(cuda: &mut Cuda, a: EncoderBackward) -> Result<()> {
     let dev = driver.as_mut();
     let (dout, T, C) = (m.x(a.dout), a.T as i32, a.C as i32);
 
-    // How many groups are large only the device knows, but no more can be than fit in the batch.
+    // Only the device knows the number of large buckets; the batch bounds it.
     let large = count.min(N / (SMALL + 1));
     let slices = packs.div_ceil(SLICE);
     let blocks = large * slices + (count * slices).div_ceil(WARPS);

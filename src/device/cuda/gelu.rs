@@ -1,4 +1,4 @@
-//! GELU alone.
+//! GELU as a kernel of its own.
 
 use super::Cuda;
 use super::driver::Driver;
@@ -17,7 +17,7 @@ pub fn forward(cuda: &mut Cuda, out: Tensor, inp: Tensor) -> Result<()> {
     gelu.forward(cuda.driver.as_mut())
 }
 
-/// GELU of one tensor into another, or for its gradient into the first.
+/// A launch of GELU from `inp` to `out`, or of its gradient into `out`.
 #[derive(Clone, Copy)]
 pub struct Gelu {
     launch: Launch,
@@ -32,12 +32,12 @@ impl Gelu {
         Gelu { launch, out: m.x(out), inp: m.x(inp), n: out.len as u64 }
     }
 
-    /// out = gelu(inp)
+    /// Computes out = gelu(inp).
     pub fn forward(self, driver: &mut dyn Driver) -> Result<()> {
         kernel::gelu_forward(driver, self.launch, self.out, self.inp, self.n)
     }
 
-    /// out *= gelu'(inp): what follows a matrix product that did not do it on the way.
+    /// Computes out *= gelu'(inp), after a GEMM without that epilogue.
     pub fn backward(self, driver: &mut dyn Driver) -> Result<()> {
         kernel::gelu_backward_inplace(driver, self.launch, self.out, self.inp, self.n)
     }

@@ -1,5 +1,5 @@
-//! The launch of each kernel: threads and shared memory, found by asking for every operation on a device that only writes
-//! launches down. So what is said of a launch is what the op layer does.
+//! The launch of each kernel (threads and shared memory), found by running every operation on a device
+//! that only records launches. So it is always what the op layer does.
 
 use super::driver::{DeviceInfo, Driver};
 use super::gelu::Gelu;
@@ -12,15 +12,17 @@ use anyhow::Result;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-/// By name of the kernel, what is known of it and its launch.
+/// The description and the launch of each kernel, by name.
 pub type Launches = BTreeMap<&'static str, (&'static KernelSpec, Launch)>;
 
-/// The launches on a Hopper GPU, for one type of numbers: each kernel as the first of these models launches it that does. GPT-2 124M comes
-/// first, then models with the other head sizes, of which the last has wide rows.
+/// Returns the launches on a Hopper GPU for one floating-point type. Each kernel's launch is that of the
+/// first of these models that uses it: GPT-2 124M, then models with the other head sizes, the last with
+/// wide rows.
 ///
 /// # Errors
 /// If an operation cannot be queued.
 pub fn launches(dtype: Dtype) -> Result<Launches> {
+    /// (C, NH)
     const MODELS: [(usize, usize); 5] = [(768, 12), (384, 12), (2560, 32), (1536, 16), (5120, 40)];
     let launches = Arc::new(Mutex::new(Launches::new()));
     for (C, NH) in MODELS {
@@ -35,17 +37,17 @@ pub fn launches(dtype: Dtype) -> Result<Launches> {
         let mut cuda = Cuda::new(Box::new(Paper::new(launches.clone())), options);
         let tensors = Tensors::plan(&mut cuda, &model)?;
         step(&mut cuda, &model, &tensors)?;
-        for choice in products(dtype) {
+        for choice in matmul_choices(dtype) {
             cuda.choose_matmul(choice);
-            product(&mut cuda, &model, &tensors)?;
+            matmuls(&mut cuda, &model, &tensors)?;
         }
     }
     let launches = launches.lock().expect("no launch panics").clone();
     Ok(launches)
 }
 
-/// Every tile that there is for the type, with the sum in one piece and in two.
-fn products(dtype: Dtype) -> Vec<MatmulChoice> {
+/// Returns every tile for the type, without splits and with two.
+fn matmul_choices(dtype: Dtype) -> Vec<MatmulChoice> {
     let tiles: &[(usize, usize)] = match dtype {
         Dtype::F32 => &[(64, 64), (128, 128)],
         _ => &[(64, 64), (128, 128), (128, 256)],
@@ -55,7 +57,7 @@ fn products(dtype: Dtype) -> Vec<MatmulChoice> {
     own.chain(hopper.into_iter().filter(|_| dtype != Dtype::F32)).collect()
 }
 
-/// A device without memory and multiprocessors.
+/// A device without memory and SMs.
 struct Paper {
     info: DeviceInfo,
     next: u64,
@@ -67,7 +69,7 @@ impl Paper {
         let info = DeviceInfo {
             name: "a Hopper GPU on paper".to_owned(),
             capability: (9, 0),
-            multiprocessors: 132,
+            sm_count: 132,
             memory_bytes: 80 << 30,
             shared_bytes: 227 * 1024,
             emulated: false,
@@ -142,21 +144,28 @@ struct Model {
     Vp: usize,
 }
 
-/// One of each kind that operations take; of those that are as long, one may stand for several.
+/// One tensor of each kind that operations take. One may stand for several of the same length.
 struct Tensors {
-    /// (N, C), (N, 3 C), (N, 4 C), (N, Vp)
+    /// (N, C)
     narrow: [Tensor; 4],
+    /// (N, 3 C)
     qkv: [Tensor; 2],
+    /// (N, 4 C)
     wide: [Tensor; 3],
+    /// (N, Vp)
     logits: Tensor,
-    /// (4 C, C), (Vp, C)
+    /// (4 C, C)
     matrix: [Tensor; 2],
+    /// (Vp, C)
     embedding: [Tensor; 2],
     vector: [Tensor; 3],
-    /// f32 for each row, each row and head, each parameter, and one.
+    /// (N) in f32
     statistics: [Tensor; 2],
+    /// (N, NH) in f32
     lse: Tensor,
+    /// (4 C, C) in f32
     moments: [Tensor; 3],
+    /// A single f32.
     one: Tensor,
     tokens: [Tensor; 3],
 }
@@ -182,14 +191,14 @@ impl Tensors {
         };
         let limits = Limits { rows: N, logits_rows: N, T, C, NH, V, Vp, norm_pieces: 1 };
         plan_scratch(cuda, &[limits], &mut plan)?;
-        // Two partial results of the widest product, whatever the device would choose.
+        // Partial sums of two splits of the widest GEMM, whatever the device would choose.
         plan.add(SCRATCH, "partials", Dtype::F32, 2 * N * 4 * C);
         cuda.allocate(&plan)?;
         Ok(tensors)
     }
 }
 
-/// Every operation but products.
+/// Runs every operation but matmuls.
 fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     let &Model { B, T, C, NH, V, Vp } = model;
     let N = B * T;
@@ -260,8 +269,8 @@ fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     cuda.fill(m, 1.0)
 }
 
-/// The products of fc and of fcproj: every epilogue.
-fn product(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
+/// Runs the matmuls of fc and of fcproj, which have every epilogue.
+fn matmuls(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     let (N, C) = (model.B * model.T, model.C);
     let ([out, inp, ..], [wide, pre_gelu, _], [weight, dweight]) = (t.narrow, t.wide, t.matrix);
     let bias = t.vector[0];
@@ -287,7 +296,7 @@ mod tests {
     use super::*;
     use crate::device::cuda::kernels;
 
-    /// No kernel is forgotten; those of other types and for other GPUs are named.
+    /// The kernels without a launch are those of the other type.
     #[test]
     fn every_kernel_is_launched() {
         let of = |dtype| launches(dtype).unwrap();
@@ -297,7 +306,8 @@ mod tests {
         assert!(missing.iter().all(|name| name.starts_with("matmul_f32_")), "{missing:?}");
         assert!(missing.iter().all(|name| f32.contains_key(name)), "{missing:?}");
         let launch = |name| bf16[name].1;
-        // 4 stages of 48 KiB, ones, barriers of the stages, and two pieces of work with two barriers each.
+        // 4 stages of 48 KiB, the ones, barriers of the stages, and two pieces of work with two
+        // barriers each.
         let hopper = launch("matmul_hopper_forward_128x256");
         assert_eq!((hopper.threads, hopper.shared_bytes), (384, 197_696 + 64));
         assert_eq!(launch("classifier").shared_bytes, 2 * 50_304);

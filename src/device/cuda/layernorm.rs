@@ -1,4 +1,4 @@
-//! Layer normalisation.
+//! Layer normalization.
 
 use super::Cuda;
 use super::kernel::{FloatX, Launch, Ptr, kernels};
@@ -39,13 +39,13 @@ kernels! {
 
 const WARP: usize = 32;
 
-/// Packs of a row that a thread of the forward kernels holds.
+/// Packs of a row per thread of the forward kernels.
 const FORWARD_PACKS: usize = 4;
-/// Threads of a block of the backward kernels, at most. Their registers leave room for so many on a multiprocessor.
+/// The most threads per block of the backward kernels, and per SM, as their registers allow.
 const BACKWARD_THREADS: usize = 512;
-/// Rows that a block of the backward kernel has under way at a time.
+/// Rows in flight per block of the backward kernel.
 const BACKWARD_ROWS: usize = 4;
-/// Channels that the wide backward kernel can hold.
+/// The most channels that the wide backward kernel can hold.
 const BACKWARD_MAX_C: usize = 12288;
 
 fn check(a: &LayernormForward, pack: usize) {
@@ -55,7 +55,7 @@ fn check(a: &LayernormForward, pack: usize) {
     assert!(a.mean.len == a.N && a.rstd.len == a.N);
 }
 
-/// How rows are shared out: four to a block, a warp each; or, if they are wide, a block each.
+/// The division of rows: four per block with a warp each, or a block each if they are wide.
 enum Forward {
     Warps(Launch),
     Blocks(Launch),
@@ -67,7 +67,8 @@ impl Forward {
         if packs <= WARP * FORWARD_PACKS {
             return Forward::Warps(Launch::new(N.div_ceil(4), 4 * WARP as u32));
         }
-        // Two packs a thread if it can be: more loads in flight than with one, fewer idle threads than with four.
+        // Two packs per thread if possible: more loads in flight than with one, fewer idle threads than
+        // with four.
         let threads = packs.div_ceil(2).next_multiple_of(WARP).min(1024);
         Forward::Blocks(Launch::new(N, threads as u32))
     }
@@ -90,7 +91,7 @@ pub fn forward(cuda: &mut Cuda, a: LayernormForward) -> Result<()> {
     }
 }
 
-/// `a.inp` = residual + product, and the layernorm of that. `product` may be `a.out`.
+/// Computes `a.inp` = residual + product, and the layernorm of that. `product` may be `a.out`.
 pub fn residual_forward(
     cuda: &mut Cuda,
     a: LayernormForward,
@@ -117,13 +118,13 @@ pub fn residual_forward(
     }
 }
 
-/// Packs of a row that a thread of the backward kernels holds.
+/// Returns the packs of a row per thread of the backward kernels.
 fn backward_packs(C: usize, pack: usize) -> usize {
     let wide = C / pack > BACKWARD_THREADS;
     if wide { BACKWARD_MAX_C / BACKWARD_THREADS / pack } else { 1 }
 }
 
-/// The grid of the backward pass: as many blocks as the device holds at a time, each with sums of its own.
+/// The grid of the backward pass: as many blocks as the device holds at a time, each with its own sums.
 struct Backward {
     wide: bool,
     blocks: usize,
@@ -135,17 +136,17 @@ impl Backward {
         let packs_each = backward_packs(C, cuda.pack());
         let wide = packs_each > 1;
         let threads = (C / cuda.pack()).div_ceil(packs_each).next_multiple_of(WARP);
-        let resident = cuda.driver.info().multiprocessors * (BACKWARD_THREADS / threads);
+        let resident = cuda.driver.info().sm_count * (BACKWARD_THREADS / threads);
         let rows = if wide { 1 } else { BACKWARD_ROWS };
         Backward { wide, blocks: resident.min(N.div_ceil(rows)), threads }
     }
 }
 
-/// A row of sums for each block: enough for any number of rows, and of channels up to the limit, as all threads of a
-/// multiprocessor together hold no more than this.
+/// Returns room for a row of sums per block. It is enough for any number of rows, and for channels up to
+/// the limit, as all threads of an SM together hold no more than this.
 pub fn scratch_bytes(cuda: &Cuda, limits: &Limits) -> usize {
     let channels = BACKWARD_THREADS * backward_packs(limits.C, cuda.pack()) * cuda.pack();
-    cuda.driver.info().multiprocessors * channels * 2 * size_of::<f32>()
+    cuda.driver.info().sm_count * channels * 2 * size_of::<f32>()
 }
 
 pub fn backward(cuda: &mut Cuda, a: LayernormBackward) -> Result<()> {
@@ -184,9 +185,9 @@ mod tests {
         values.iter().map(|&v| bf16::from_f32(v).to_f32()).collect()
     }
 
-    /// Without a product before it only here; the other kernels are tested in tests/kernels/.
+    /// Only here does it run without a matmul before it. The other kernels are tested in tests/kernels/.
     #[test]
-    fn the_residual_is_added_and_normalised() {
+    fn the_residual_is_added_and_normalized() {
         for (N, C) in [(5, 264), (3, 1032)] {
             for check in [false, true] {
                 residual_row(N, C, EmulatorOptions { check, ..EmulatorOptions::default() });

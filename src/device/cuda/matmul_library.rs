@@ -1,13 +1,18 @@
-//! How the op layer describes a matrix product to a vendor's library (cuBLASLt), which is row-major here as everywhere else.
+//! The description of a GEMM for a vendor's library (cuBLASLt), in BLAS's terms but row-major, as
+//! everywhere else here.
+//!
+//! It knows neither passes nor layers, so that a driver can offer a library without knowing the op
+//! layer above it.
 
 use anyhow::Result;
+use std::fmt;
 
 /// D (m, n) = epilogue(A (m, k) @ B (k, n) + C (m, n)), all row-major and dense, sums in f32.
 ///
-/// The forward pass is `m: N, n: OC, k: C, b_transposed: true`; dinp is `m: N, n: C, k: OC`; dweight is
-/// `m: OC, n: C, k: N, a_transposed: true`, with `adds_c` to accumulate (C = D).
+/// The forward pass is `m: N, n: OC, k: C, b_transposed: true`; dinp is `m: N, n: C, k: OC`;
+/// dweight is `m: OC, n: C, k: N, a_transposed: true`, with `adds_c` to accumulate (C = D).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Product {
+pub struct BlasGemm {
     pub m: usize,
     pub n: usize,
     pub k: usize,
@@ -15,14 +20,37 @@ pub struct Product {
     pub a_transposed: bool,
     /// B is stored (n, k).
     pub b_transposed: bool,
-    pub numbers: Numbers,
+    pub format: NumberFormat,
     pub adds_c: bool,
-    pub epilogue: ProductEpilogue,
+    pub epilogue: BlasEpilogue,
 }
 
-/// Of all matrices and vectors of a product.
+/// `5 x 8 x 3 of A' B + C in bf16 with bias`: m, n and k; a prime marks a transposed operand.
+impl fmt::Display for BlasGemm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let BlasGemm { m, n, k, .. } = self;
+        let prime = |transposed| if transposed { "'" } else { "" };
+        let (a, b) = (prime(self.a_transposed), prime(self.b_transposed));
+        let c = if self.adds_c { " + C" } else { "" };
+        let format = match self.format {
+            NumberFormat::Bf16 => "bf16",
+            NumberFormat::F16 => "f16",
+            NumberFormat::F32 => "f32",
+            NumberFormat::Tf32 => "TF32",
+        };
+        let epilogue = match self.epilogue {
+            BlasEpilogue::None => "",
+            BlasEpilogue::Bias => " with bias",
+            BlasEpilogue::BiasGelu => " with bias and GELU",
+            BlasEpilogue::Dgelu => " with the gradient of GELU",
+        };
+        write!(f, "{m} x {n} x {k} of A{a} B{b}{c} in {format}{epilogue}")
+    }
+}
+
+/// The format of all matrices and vectors of a GEMM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Numbers {
+pub enum NumberFormat {
     Bf16,
     F16,
     F32,
@@ -31,7 +59,7 @@ pub enum Numbers {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ProductEpilogue {
+pub enum BlasEpilogue {
     None,
     /// + bias (n)
     Bias,
@@ -41,7 +69,7 @@ pub enum ProductEpilogue {
     Dgelu,
 }
 
-/// Device addresses; zero where the product has no such operand.
+/// Device addresses; zero where the GEMM has no such operand.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Operands {
     pub d: u64,
@@ -53,26 +81,52 @@ pub struct Operands {
     pub aux: u64,
 }
 
-/// A library of matrix products, queued in the order of launches.
+/// A GEMM library whose work is queued in the order of launches.
 pub trait MatmulLibrary {
-    /// Version, and where it was found: `13.0.2 from /usr/local/cuda/lib64/libcublasLt.so.13`.
+    /// Returns version and path: `13.0.2 from /usr/local/cuda/lib64/libcublasLt.so.13`.
     fn describe(&self) -> String;
 
+    /// Queues a GEMM.
+    ///
     /// # Errors
-    /// If the library has no algorithm for the product, or it fails.
-    fn matmul(&mut self, product: &Product, operands: &Operands) -> Result<()>;
+    /// If the library has no algorithm for it, or fails.
+    fn matmul(&mut self, gemm: &BlasGemm, operands: &Operands) -> Result<()>;
 
-    /// Tries the library's best algorithms on the device, keeps the fastest for this product from now on, and returns its
-    /// milliseconds. What D (and the aux of a forward pass) then hold is garbage.
+    /// Times the library's best algorithms on the device, uses the fastest for this GEMM from now
+    /// on, and returns its milliseconds. It leaves garbage in D, and in aux of a forward pass.
     ///
     /// # Errors
     /// As [`matmul`](Self::matmul).
-    fn tune(&mut self, product: &Product, operands: &Operands) -> Result<f32>;
+    fn tune(&mut self, gemm: &BlasGemm, operands: &Operands) -> Result<f32>;
 
-    /// Leaves out the algorithm that [`tune`](Self::tune) has kept, and keeps the next fastest: its milliseconds. `None` if there
-    /// is no other.
+    /// Drops the algorithm that [`tune`](Self::tune) has chosen, uses the next fastest instead, and
+    /// returns its milliseconds, or `None` if there is no other.
     ///
     /// # Errors
-    /// If there is no plan for the product yet.
-    fn reject(&mut self, product: &Product, operands: &Operands) -> Result<Option<f32>>;
+    /// If there is no plan for the GEMM yet.
+    fn reject(&mut self, gemm: &BlasGemm, operands: &Operands) -> Result<Option<f32>>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gemm_is_shown_as_its_formula() {
+        let (format, epilogue) = (NumberFormat::Bf16, BlasEpilogue::Bias);
+        let mut gemm = BlasGemm {
+            m: 5,
+            n: 8,
+            k: 3,
+            a_transposed: true,
+            b_transposed: false,
+            format,
+            adds_c: true,
+            epilogue,
+        };
+        assert_eq!(gemm.to_string(), "5 x 8 x 3 of A' B + C in bf16 with bias");
+        (gemm.a_transposed, gemm.b_transposed, gemm.adds_c) = (false, true, false);
+        (gemm.format, gemm.epilogue) = (NumberFormat::Tf32, BlasEpilogue::None);
+        assert_eq!(gemm.to_string(), "5 x 8 x 3 of A B' in TF32");
+    }
 }

@@ -1,7 +1,8 @@
-//! The CUDA device: one op layer over hand-written kernels, and two drivers under it, NVIDIA's and the emulated device. Launch
-//! geometry, alignment and argument lists are the same code on both.
+//! The CUDA device: one op layer over hand-written kernels, and two drivers under it, NVIDIA's and
+//! the emulated device. Both share launch geometry, alignment and argument lists.
 //!
-//! One file an operation, named like its kernels: `layernorm.rs` launches what is in `kernels/layernorm.cu`.
+//! Each operation has one file, named like its kernels: `layernorm.rs` launches what is in
+//! `kernels/layernorm.cu`.
 
 pub mod counts;
 pub mod disassembler;
@@ -37,45 +38,62 @@ use driver::Driver;
 use kernel::{KernelSpec, Launch};
 use memory::Memory;
 use std::collections::BTreeMap;
+use std::fmt;
 
-/// What can be chosen about a CUDA device.
+/// The choices that a CUDA device offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CudaOptions {
-    /// Of parameters, activations and gradients: Bf16, F16 or F32.
+    /// Type of parameters, activations and gradients: Bf16, F16 or F32.
     pub dtype: Dtype,
-    /// Products of f32 numbers may round them to TF32.
+    /// Whether f32 matmuls may round operands to TF32.
     pub tf32: bool,
-    /// GELU in the epilogue of matrix products: 0 = never, 1 = forward, 2 = forward and backward, [`AUTO`] = where it is faster.
+    /// GELU in the epilogue of matmuls: 0 = never, 1 = forward, 2 = forward and backward, [`AUTO`]
+    /// = where it is faster.
     pub gelu_fusion: i32,
-    /// Choose kernels of products without a clock, so that every run has the same bits. Each kernel by itself always has:
-    /// none adds with atomics.
+    /// Choose matmul kernels without timing them, so that every run has the same bits. Each single
+    /// kernel always gives the same bits: none adds with atomics.
     pub deterministic: bool,
     pub matmul: MatmulChoice,
 }
 
-/// Fuse GELU where that is faster on this device for the shape, forward and backward. Where nothing is measured (on the emulated
-/// device, with [`CudaOptions::deterministic`], and for the tile of a [`MatmulChoice`]) it is fused on compute capability 9.0
-/// alone. llm.c has the same number for a choice of its own, which is not to fuse.
+/// Fuse GELU where that is faster on this device for the shape, forward and backward. Where nothing
+/// is timed (on the emulated device, with [`CudaOptions::deterministic`], and for the tile of a
+/// [`MatmulChoice`]), it is fused on compute capability 9.0 only. llm.c uses the same number for a
+/// default of its own, which is not to fuse.
 pub const AUTO: i32 = -1;
 
-/// Whose matrix products to use.
+/// The kernels that matmuls may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MatmulChoice {
-    /// Whichever is faster on this device for the shape.
+    /// The fastest on this device for the shape.
     Fastest,
     Own,
     Cublaslt,
-    /// Our kernels of this tile, with the sum in so many parts: for tests and measurements.
+    /// Our kernels of this tile, with the sum in `splits` parts. Tests, benchmarks and
+    /// [`launches`](launches::launches) ask for it; no flag does.
     Tile {
         M: usize,
         N: usize,
         splits: usize,
     },
-    /// The same for our kernels for Hopper, whose tiles are 128 x `N`.
+    /// The same with our kernels for Hopper, whose tiles are 128 x `N`.
     Hopper {
         N: usize,
         splits: usize,
     },
+}
+
+/// `fastest`, or `tiles of 64 x 64 in 3 splits`.
+impl fmt::Display for MatmulChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            MatmulChoice::Fastest => f.write_str("fastest"),
+            MatmulChoice::Own => f.write_str("own"),
+            MatmulChoice::Cublaslt => f.write_str("cublaslt"),
+            MatmulChoice::Tile { M, N, splits } => write!(f, "tiles of {M} x {N} in {splits} splits"),
+            MatmulChoice::Hopper { N, splits } => write!(f, "Hopper's tiles of 128 x {N} in {splits} splits"),
+        }
+    }
 }
 
 /// A device that runs our kernels.
@@ -92,13 +110,15 @@ impl Cuda {
         Cuda { driver, memory: Memory::new(options.dtype), options, matmul_plans: matmul::Plans::default() }
     }
 
-    /// What each kernel did since the last call, by name; empty on a device that does not count.
+    /// Returns what each kernel did since the last call, by name; empty on a device that does not
+    /// count.
     pub fn take_counts(&mut self) -> BTreeMap<&'static str, Counts> {
         self.driver.take_counts()
     }
 
-    /// Milliseconds from the start of `work` on the device to when all it queued is done. `None` on a device whose times mean
-    /// nothing. The first product of its kind and size is tried out with the same stopwatch: run it once before.
+    /// Returns the milliseconds that everything queued by `work` takes on the device. `None` on a
+    /// device whose times mean nothing. The first matmul of its kind and size is tuned with the
+    /// same timer, so run it once before.
     ///
     /// # Errors
     /// If `work` fails, or the device does.
@@ -108,29 +128,29 @@ impl Cuda {
         self.driver.stop_timer()
     }
 
-    /// Whose matrix products to use from now on. Plans of earlier choices are kept.
+    /// Sets the kernels that matmuls may use from now on. Plans of earlier choices are kept.
     pub fn choose_matmul(&mut self, matmul: MatmulChoice) {
         self.options.matmul = matmul;
     }
 
-    /// Plans of products, as found out since the last call: a line for each shape with its kernel, milliseconds, TFLOP/s, and what others
-    /// took.
+    /// Returns the matmul plans that were measured or verified since the last call: a line per
+    /// shape with kernel, milliseconds, TFLOP/s, and the milliseconds of others.
     pub fn take_matmul_plans(&mut self) -> Vec<String> {
         self.matmul_plans.take_lines()
     }
 
-    /// Half of [`Ops::matmul_backward`]: `dinp`.
+    /// Computes `dinp`, one half of [`Ops::matmul_backward`].
     ///
     /// # Errors
-    /// If the device fails.
+    /// As [`Ops::matmul_backward`].
     pub fn matmul_dgrad(&mut self, args: MatmulBackward) -> Result<()> {
         matmul::dgrad(self, args)
     }
 
-    /// The other half: `dweight` and `dbias`.
+    /// Computes `dweight` and `dbias`, the other half of [`Ops::matmul_backward`].
     ///
     /// # Errors
-    /// If the device fails.
+    /// As [`Ops::matmul_backward`].
     pub fn matmul_wgrad(&mut self, args: MatmulBackward) -> Result<()> {
         matmul::wgrad(self, args)
     }
@@ -140,30 +160,31 @@ impl Cuda {
         16 / self.options.dtype.size()
     }
 
-    /// A thread for each pack of the first tensor's type. Checks that all tensors are of one length, a whole number of packs, and
-    /// start at a multiple of 16 bytes.
+    /// A launch with one thread per pack of the first tensor's type. Checks that all tensors have
+    /// one length, a multiple of the pack, and start at a multiple of 16 bytes.
     fn launch_by_packs(&self, what: &str, tensors: &[Tensor]) -> Launch {
         const THREADS: usize = 256;
         let (n, pack) = (tensors[0].len, 16 / tensors[0].dtype.size());
-        assert!(n.is_multiple_of(pack), "{what} of {n} elements, which is no multiple of {pack}");
+        assert!(n.is_multiple_of(pack), "{what} of {n} elements, which is not a multiple of {pack}");
         for &tensor in tensors {
             assert_eq!(tensor.len, n, "{what}: tensors of one length");
             let aligned = self.memory.address(tensor).is_multiple_of(16);
             assert!(aligned, "{what}: {tensor:?} does not start at a multiple of 16 bytes");
         }
-        // A grid has a block at least, which may find nothing to do.
+        // A grid has at least one block, which may have nothing to do.
         Launch::new((n / pack).div_ceil(THREADS).max(1), THREADS as u32)
     }
 }
 
-/// Every kernel of every operation.
+/// Returns every kernel of every operation.
 pub fn kernels() -> Vec<&'static KernelSpec> {
+    let [attention_forward, attention_backward] = attention::KERNELS;
     let [matmul, exact_matmul, hopper_matmul] = matmul::KERNELS;
     [
         adamw::KERNELS,
         add::KERNELS,
-        attention::forward::KERNELS,
-        attention::backward::KERNELS,
+        attention_forward,
+        attention_backward,
         classifier::KERNELS,
         encoder::KERNELS,
         gelu::KERNELS,
@@ -201,7 +222,7 @@ impl Device for Cuda {
             Ok(library) => library.describe(),
             Err(why) if !asked && matches!(why.downcast_ref(), Some(Missing::Nowhere(_))) => {
                 log::info!("{why:#}");
-                "not found: all products are ours".to_owned()
+                "not found: all matmuls are ours".to_owned()
             }
             Err(why) => return Err(why.context("--matmul")),
         };
@@ -222,8 +243,9 @@ impl Device for Cuda {
         Ok(needs.into_iter().max().unwrap_or_default())
     }
 
-    /// 16,675 rows of GPT-2's logits in 16 bits, which is 16,384 in equal pieces of 65,536, where that is a small part of the memory: the gradient of the embedding
-    /// then is read and written in the shade of its products.
+    /// Returns 1/32 of the memory, within 256 to 1600 MiB. The latter is 16,675 rows of GPT-2's
+    /// logits in 16 bits, so 65,536 rows go in equal pieces of 16,384: few enough for reading and
+    /// writing the embedding's gradient to hide behind its GEMMs.
     fn logits_bytes(&self) -> usize {
         (self.driver.info().memory_bytes / 32).clamp(256 << 20, 1600 << 20)
     }
@@ -307,8 +329,8 @@ impl Ops for Cuda {
         matmul::forward(self, args)
     }
 
-    /// Our products add the residual on the way out. The library does that less well than it adds a bias, and it takes no
-    /// more than our layernorm, which has to read the sum anyway.
+    /// Our GEMMs add the residual in their epilogue. The library does that less well than it adds a
+    /// bias, so there the residual is added by our layernorm, which has to read the sum anyway.
     fn matmul_residual_layernorm(&mut self, matmul: MatmulForward, norm: LayernormForward) -> Result<()> {
         match (self.options.matmul, matmul.epilogue) {
             (MatmulChoice::Cublaslt, Epilogue::BiasResidual { bias, residual }) => {
@@ -338,7 +360,7 @@ impl Ops for Cuda {
         qkv: Tensor,
         dims: AttentionDims,
     ) -> Result<()> {
-        attention::forward::forward(self, out, lse, qkv, dims)
+        attention::forward(self, out, lse, qkv, dims)
     }
 
     fn attention_backward(
@@ -350,11 +372,11 @@ impl Ops for Cuda {
         qkv: Tensor,
         dims: AttentionDims,
     ) -> Result<()> {
-        attention::backward::backward(self, attention::backward::Backward { dqkv, dout, out, lse, qkv, dims })
+        attention::backward(self, attention::Backward { dqkv, dout, out, lse, qkv, dims })
     }
 
     fn attention_decode(&mut self, out: Tensor, qkv: Tensor, t: usize, dims: AttentionDims) -> Result<()> {
-        attention::forward::decode(self, out, qkv, t, dims)
+        attention::decode(self, out, qkv, t, dims)
     }
 
     fn gelu_forward(&mut self, out: Tensor, inp: Tensor) -> Result<()> {

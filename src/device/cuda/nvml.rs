@@ -1,4 +1,5 @@
-//! What a GPU does and how it fares, from NVIDIA's management library, which comes with the driver and is loaded at run time.
+//! Load, clocks, power and temperature of a GPU, from NVIDIA's management library, which comes with the
+//! driver and is loaded at run time.
 
 use anyhow::{Result, anyhow};
 use nvml_wrapper::Nvml;
@@ -6,12 +7,13 @@ use nvml_wrapper::bitmasks::device::ThrottleReasons;
 use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor};
 use std::fmt;
 
-/// A GPU at one moment. A number that this GPU does not report is `None`: those in servers have no fan.
+/// The state of a GPU at one moment. Numbers that the GPU does not report are `None`: GPUs in servers
+/// have no fan.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct GpuState {
-    /// Of the last sample period (about a second): share of time in which any kernel ran.
+    /// Share of the last sample period (about a second) in which any kernel ran.
     pub compute_percent: Option<u32>,
-    /// The same for reading and writing memory.
+    /// Share of that period in which memory was read or written.
     pub memory_percent: Option<u32>,
     pub fan_percent: Option<u32>,
     pub clock_mhz: Option<u32>,
@@ -19,11 +21,12 @@ pub struct GpuState {
     pub power_watts: Option<f32>,
     pub power_limit_watts: Option<f32>,
     pub temperature_celsius: Option<u32>,
-    /// Why the clock is not higher; empty if it is as high as it goes.
+    /// Reasons why the clock is not higher; empty if it is as high as it goes.
     pub throttled_by: Option<Vec<&'static str>>,
 }
 
-/// `compute 99 % | memory 41 % | fan n/a | 1755 / 1980 MHz | 698 / 700 W | 61 C | throttled: power limit`
+/// `compute 99 % | memory 41 % | fan n/a | 1755 / 1980 MHz | 698 / 700 W | 61 C | throttled: power
+/// limit`
 impl fmt::Display for GpuState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fn shown<T: fmt::Display>(value: Option<T>, unit: &str) -> String {
@@ -54,15 +57,16 @@ impl fmt::Display for GpuState {
     }
 }
 
-/// Asks for the state of one GPU.
+/// Reports the state of one GPU.
 pub struct Monitor {
     nvml: Nvml,
     pci_bus_id: String,
 }
 
 impl Monitor {
-    /// `pci_bus_id` as [`Nvidia::pci_bus_id`](super::nvidia::Nvidia::pci_bus_id) gives it: NVML numbers GPUs in another order, and
-    /// knows nothing of `CUDA_VISIBLE_DEVICES`.
+    /// Opens NVML for the GPU at the PCI address that
+    /// [`Nvidia::pci_bus_id`](super::nvidia::Nvidia::pci_bus_id) returns. Numbers would not do: NVML counts
+    /// GPUs in another order and ignores `CUDA_VISIBLE_DEVICES`.
     ///
     /// # Errors
     /// One line, if there is no driver or no such GPU.
@@ -72,15 +76,15 @@ impl Monitor {
         Ok(Monitor { nvml, pci_bus_id: pci_bus_id.to_string() })
     }
 
-    /// Of the driver: `580.65.06`.
+    /// Returns the version of the driver: `580.65.06`.
     ///
     /// # Errors
-    /// One line, if it does not say.
+    /// One line, if NVML does not report it.
     pub fn driver_version(&self) -> Result<String> {
         self.nvml.sys_driver_version().map_err(|e| anyhow!("the version of the driver (NVML): {e}"))
     }
 
-    /// All that can be had; a GPU that has gone is a state of nothing.
+    /// Returns everything that the GPU reports, which is nothing if it has gone.
     pub fn state(&self) -> GpuState {
         let Ok(gpu) = self.nvml.device_by_pci_bus_id(self.pci_bus_id.as_str()) else {
             return GpuState::default();

@@ -1,4 +1,4 @@
-//! Sums, the global norm, and filling.
+//! Sums, the global norm, and fills.
 
 use super::Cuda;
 use super::driver::Driver;
@@ -17,34 +17,32 @@ kernels! {
 }
 
 const SUM_THREADS: usize = 512;
-/// Blocks of sums that a multiprocessor holds.
+/// Blocks of sums per SM.
 const SUM_BLOCKS: usize = 4;
 const FILL_THREADS: usize = 256;
 
-/// Partial sums of one piece, at most.
-pub fn most_partials(multiprocessors: usize) -> usize {
-    multiprocessors * SUM_BLOCKS
+/// Returns the most partial sums of one piece.
+pub fn most_partials(sm_count: usize) -> usize {
+    sm_count * SUM_BLOCKS
 }
 
-/// A number for each block of each piece: 2 KB a piece on a GPU of 132 multiprocessors.
+/// Returns room for a number per block and piece: 2 KB per piece on a GPU with 132 SMs.
 pub fn scratch_bytes(cuda: &Cuda, limits: &Limits) -> usize {
-    limits.norm_pieces.max(1) * most_partials(cuda.driver.info().multiprocessors) * size_of::<f32>()
+    limits.norm_pieces.max(1) * most_partials(cuda.driver.info().sm_count) * size_of::<f32>()
 }
 
-/// Blocks for a sum of `src`.
+/// Returns the number of blocks for a sum of `src`.
 fn blocks(cuda: &Cuda, src: Tensor) -> usize {
-    blocks_at(cuda.driver.info().multiprocessors, cuda.memory.address(src), src.size_bytes())
+    blocks_at(cuda.driver.info().sm_count, cuda.memory.address(src), src.size_bytes())
 }
 
-fn blocks_at(multiprocessors: usize, address: u64, bytes: usize) -> usize {
+fn blocks_at(sm_count: usize, address: u64, bytes: usize) -> usize {
     assert!(address.is_multiple_of(16), "a sum reads 16 bytes at a time");
-    (bytes / 16).div_ceil(SUM_THREADS).clamp(1, most_partials(multiprocessors))
+    (bytes / 16).div_ceil(SUM_THREADS).clamp(1, most_partials(sm_count))
 }
 
-/// The same of `bytes` at an address, with [`most_partials`] at `partials`.
-///
-/// # Errors
-/// If the device fails.
+/// Queues the squared norm of `len` elements at an address, with room for [`most_partials`] at
+/// `partials`.
 pub fn norm_squared_at(
     dev: &mut dyn Driver,
     out: Ptr<f32>,
@@ -52,13 +50,14 @@ pub fn norm_squared_at(
     (src, len): (Ptr<FloatX>, usize),
     dtype: Dtype,
 ) -> Result<()> {
-    let blocks = blocks_at(dev.info().multiprocessors, src.address(), len * dtype.size());
+    let blocks = blocks_at(dev.info().sm_count, src.address(), len * dtype.size());
     let launch = Launch::new(blocks, SUM_THREADS as u32);
     kernel::norm_squared_partials(dev, launch, partials, src, len as u64)?;
     kernel::sum_of_partials(dev, Launch::new(1, SUM_THREADS as u32), out, partials, blocks as i32)
 }
 
-/// Each piece leaves its partial sums behind those of the pieces before it.
+/// Queues the squared norm of all pieces. Each leaves its partial sums after those of the pieces before
+/// it.
 pub fn norm_squared(cuda: &mut Cuda, out: Tensor, src: &[Tensor]) -> Result<()> {
     let blocks: Vec<usize> = src.iter().map(|&piece| blocks(cuda, piece)).collect();
     let total: usize = blocks.iter().sum();
@@ -88,7 +87,7 @@ pub fn fill(cuda: &mut Cuda, dst: Tensor, value: f32) -> Result<()> {
     if value.to_bits() == 0 {
         return driver.clear(m.address(dst), dst.size_bytes());
     }
-    // As many runs of 16 bytes as dst can touch.
+    // The most runs of 16 bytes that dst can touch.
     let runs = dst.size_bytes() / 16 + 2;
     let launch = Launch::new(runs.div_ceil(FILL_THREADS), FILL_THREADS as u32);
     match dst.dtype {

@@ -1,10 +1,10 @@
-//! The emulated device as a GPU that a test makes: with a clock, faults and a library.
+//! The emulated device dressed as a GPU for tests: with a clock, faults and a library.
 
 use crate::device::cuda::MatmulChoice;
 use crate::device::cuda::driver::{DeviceInfo, Driver};
 use crate::device::cuda::emulator::{self, EmulatorOptions};
 use crate::device::cuda::kernel::{Arg, KernelSpec, Launch, Launcher};
-use crate::device::cuda::matmul_library::{MatmulLibrary, Operands, Product, ProductEpilogue};
+use crate::device::cuda::matmul_library::{BlasEpilogue, BlasGemm, MatmulLibrary, Operands};
 use crate::device::cuda::tensor_map::{TensorMap, TiledMatrix};
 use crate::ops::Place;
 use crate::tensor::Dtype;
@@ -12,12 +12,12 @@ use anyhow::{Result, bail, ensure};
 use std::cell::Cell;
 use std::rc::Rc;
 
-/// The shape of all products.
+/// The shape of all matmuls.
 pub const N: usize = 65;
 pub const C: usize = 40;
 pub const OC: usize = 72;
 
-/// The device that a test wants.
+/// The device that a test asks for.
 #[derive(Clone)]
 pub struct Setting {
     pub dtype: Dtype,
@@ -30,12 +30,12 @@ pub struct Setting {
     pub cost: fn(&str) -> f32,
     /// The first element of the input.
     pub first: f32,
-    pub multiprocessors: usize,
+    pub sm_count: usize,
     pub capability: (u32, u32),
 }
 
 impl Default for Setting {
-    /// A kernel takes a millisecond, and nothing is wrong.
+    /// Every kernel takes a millisecond, and nothing is wrong.
     fn default() -> Self {
         Setting {
             dtype: Dtype::F32,
@@ -47,13 +47,13 @@ impl Default for Setting {
             mutant: None,
             cost: |_| 1.0,
             first: 0.5,
-            multiprocessors: 4,
+            sm_count: 4,
             capability: (9, 0),
         }
     }
 }
 
-/// A way in which a kernel is wrong.
+/// A fault of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Fault {
     ReturnsEarly,
@@ -64,24 +64,26 @@ pub enum Fault {
     Refused,
     /// It is refused, and so is everything after it.
     Breaks,
-    /// It takes a piece of work from the counter, and ends.
+    /// It takes a piece of work from the counter and ends.
     LeavesCounter,
 }
 
-/// Part of a kernel's name, and its fault.
+/// Part of a kernel's name, and the fault.
 pub type Mutant = (&'static str, Fault);
 
-/// The emulated device with a clock that a test sets, a kernel that a test spoils, and a library of f32 products.
+/// The emulated device with a clock that a test sets, a kernel that a test breaks, and a library of
+/// f32 GEMMs.
 pub struct Fake {
     device: Box<dyn Driver>,
     info: DeviceInfo,
-    /// The library's own time, and whether each of its algorithms is wrong, the fastest first.
+    /// The time of the library's fastest algorithm, and whether each algorithm is wrong, the
+    /// fastest first.
     library_ms: f32,
     wrong_algorithms: Vec<bool>,
     algorithm: usize,
-    products: Rc<Cell<usize>>,
+    gemms: Rc<Cell<usize>>,
     mutant: Option<Mutant>,
-    /// Milliseconds of a kernel by its name.
+    /// Returns the milliseconds of a kernel by its name.
     cost: fn(&str) -> f32,
     clock: Option<f32>,
     broken: bool,
@@ -96,7 +98,8 @@ impl Launcher for Fake {
         match fault {
             Some(Fault::ReturnsEarly) => Ok(()),
             Some(Fault::LeavesCounter) => {
-                // SAFETY: the last argument of Hopper's kernels is the address of the counter.
+                // SAFETY: the last argument of Hopper's kernels is a `u64`, the address of the
+                // counter.
                 let counter = unsafe { args[args.len() - 1].value.cast::<u64>().read() };
                 self.upload(counter, &3u32.to_le_bytes())
             }
@@ -112,7 +115,8 @@ impl Launcher for Fake {
             }
             Some(Fault::WrongTile) => {
                 self.device.launch(kernel, launch, args)?;
-                // SAFETY: the first argument of products is the address of what they compute.
+                // SAFETY: the first argument of GEMM kernels is a `u64`, the address of their
+                // output.
                 let out = unsafe { args[0].value.cast::<u64>().read() };
                 let len = if kernel.name.contains("forward") { N * OC } else { OC.min(N) * C };
                 let tile = out + 4 * (len as u64 - 40);
@@ -171,25 +175,25 @@ impl Driver for Fake {
 }
 
 impl Fake {
-    /// With what a test sets, and the count of the library's products.
+    /// Opens the device of a setting. Also returns the count of the library's GEMMs.
     pub fn open(setting: &Setting) -> Result<(Self, Rc<Cell<usize>>)> {
         let device = emulator::open(setting.dtype, EmulatorOptions::default())?;
-        let Setting { multiprocessors, capability, .. } = *setting;
-        let info = DeviceInfo { emulated: false, multiprocessors, capability, ..device.info().clone() };
-        let products = Rc::new(Cell::new(0));
+        let Setting { sm_count, capability, .. } = *setting;
+        let info = DeviceInfo { emulated: false, sm_count, capability, ..device.info().clone() };
+        let gemms = Rc::new(Cell::new(0));
         let fake = Fake {
             device,
             info,
             library_ms: setting.library_ms,
             wrong_algorithms: setting.wrong_algorithms.clone(),
             algorithm: 0,
-            products: products.clone(),
+            gemms: gemms.clone(),
             mutant: setting.mutant,
             cost: setting.cost,
             clock: None,
             broken: false,
         };
-        Ok((fake, products))
+        Ok((fake, gemms))
     }
 
     fn read(&mut self, address: u64, len: usize) -> Result<Vec<f32>> {
@@ -204,43 +208,43 @@ impl MatmulLibrary for Fake {
         "of a test".to_owned()
     }
 
-    fn matmul(&mut self, product: &Product, on: &Operands) -> Result<()> {
-        let Product { m, n, k, .. } = *product;
+    fn matmul(&mut self, gemm: &BlasGemm, on: &Operands) -> Result<()> {
+        let BlasGemm { m, n, k, .. } = *gemm;
         let (a, b) = (self.read(on.a, m * k)?, self.read(on.b, k * n)?);
-        let mut d = if product.adds_c { self.read(on.c, m * n)? } else { vec![0.0; m * n] };
+        let mut d = if gemm.adds_c { self.read(on.c, m * n)? } else { vec![0.0; m * n] };
         for (index, d) in d.iter_mut().enumerate() {
             let (row, column) = (index / n, index % n);
             for i in 0..k {
-                let a = if product.a_transposed { a[i * m + row] } else { a[row * k + i] };
-                let b = if product.b_transposed { b[column * k + i] } else { b[i * n + column] };
+                let a = if gemm.a_transposed { a[i * m + row] } else { a[row * k + i] };
+                let b = if gemm.b_transposed { b[column * k + i] } else { b[i * n + column] };
                 *d += a * b;
             }
         }
-        match product.epilogue {
-            ProductEpilogue::None => {}
-            ProductEpilogue::Bias => {
+        match gemm.epilogue {
+            BlasEpilogue::None => {}
+            BlasEpilogue::Bias => {
                 let bias = self.read(on.bias, n)?;
                 d.iter_mut().zip(bias.iter().cycle()).for_each(|(d, bias)| *d += bias);
             }
             other => anyhow::bail!("no algorithm for {other:?}"),
         }
-        self.products.set(self.products.get() + 1);
+        self.gemms.set(self.gemms.get() + 1);
         if self.wrong_algorithms.get(self.algorithm) == Some(&true) {
             d[m * n / 2] += 10.0 * k as f32;
         }
         self.upload(on.d, bytemuck::cast_slice(&d))
     }
 
-    fn tune(&mut self, product: &Product, operands: &Operands) -> Result<f32> {
-        if matches!(product.epilogue, ProductEpilogue::BiasGelu | ProductEpilogue::Dgelu) {
+    fn tune(&mut self, gemm: &BlasGemm, operands: &Operands) -> Result<f32> {
+        if matches!(gemm.epilogue, BlasEpilogue::BiasGelu | BlasEpilogue::Dgelu) {
             anyhow::bail!("no algorithm");
         }
-        self.upload(operands.d, bytemuck::cast_slice(&vec![f32::NAN; product.m * product.n]))?;
+        self.upload(operands.d, bytemuck::cast_slice(&vec![f32::NAN; gemm.m * gemm.n]))?;
         self.algorithm = 0;
         Ok(self.library_ms)
     }
 
-    fn reject(&mut self, _: &Product, _: &Operands) -> Result<Option<f32>> {
+    fn reject(&mut self, _: &BlasGemm, _: &Operands) -> Result<Option<f32>> {
         self.algorithm += 1;
         Ok((self.algorithm < self.wrong_algorithms.len())
             .then_some(self.library_ms + self.algorithm as f32 / 4.0))

@@ -1,7 +1,8 @@
-//! Our kernels for the tensor core instructions that Hopper alone has (`matmul_hopper.cuh` says how they work).
+//! Our kernels for the tensor core instructions that only Hopper has. `matmul_hopper.cuh` says how
+//! they work.
 
+use super::gemm::{Dgrad, Extent, Forward, Gemm, Pass, Wgrad, X};
 use super::own;
-use super::product::{Dgrad, Extent, Forward, Pass, Product, Wgrad, X};
 use crate::device::cuda::kernel::{Launch, Launcher, Ptr, kernels};
 use crate::device::cuda::tensor_map::{TensorMap, TiledMatrix};
 use anyhow::Result;
@@ -73,7 +74,7 @@ type WgradKernel = fn(
 #[derive(Debug)]
 pub struct Tile {
     pub N: usize,
-    /// Multiply-adds a clock and multiprocessor, for choosing without measuring.
+    /// Multiply-adds per clock and SM, for choosing without timing.
     rate: f64,
     forward: ForwardKernel,
     dgrad: DgradKernel,
@@ -103,15 +104,16 @@ const STAGE_K: usize = 64;
 const STAGES: usize = 4;
 const THREADS: u32 = 384;
 const ONES_BYTES: usize = 1024;
-/// Pieces of work on their way to the consumers, of four numbers; each has two barriers, as each stage has.
+/// Pieces of work in flight to the consumers, four numbers each; a piece has two barriers, like a
+/// stage.
 const QUEUE: usize = 2;
 const WORK_BYTES: usize = 16;
 const BARRIER_BYTES: usize = 8;
 const ELEMENT_BYTES: usize = 2;
-/// Rows of a box of an operand whose rows run across K: a stage's.
+/// Rows per box of an operand whose rows run across K: those of a stage.
 const ACROSS_ROWS: usize = STAGE_K;
 
-/// An operand (rows, columns), of which a block works on so many rows at a time, or columns if they run across K.
+/// An operand (rows, columns), copied in boxes of `box_rows` rows.
 struct Operand {
     matrix: X,
     rows: usize,
@@ -127,68 +129,68 @@ impl Operand {
 }
 
 impl Tile {
-    /// Pieces of work: tiles, times splits.
+    /// Returns the pieces of work: tiles times splits.
     fn count(&self, extent: Extent, splits: usize) -> usize {
         extent.M.div_ceil(M) * extent.N.div_ceil(self.N) * splits
     }
 
-    /// Whether most of what the tiles compute is part of the product.
+    /// Whether most of what the tiles compute belongs to the GEMM.
     pub fn suits(&self, extent: Extent) -> bool {
         let computed = self.count(extent, 1) * M * self.N;
         computed <= extent.M * extent.N * 5 / 4
     }
 
-    /// Clocks that the product may take, to compare with those of the other kernels.
-    pub fn estimate(&self, product: &Product, splits: usize, multiprocessors: usize) -> f64 {
-        /// Of an epilogue, which only partly overlaps with the next tile.
+    /// Estimates the clocks of the GEMM, to compare with those of the other kernels.
+    pub fn estimate(&self, gemm: &Gemm, splits: usize, sm_count: usize) -> f64 {
+        /// Clocks of an epilogue, which overlaps only partly with the next tile.
         const EPILOGUE_CLOCKS: f64 = 1200.0;
-        let extent = product.extent();
+        let extent = gemm.extent();
         let K = stages(extent).div_ceil(splits) * STAGE_K;
-        let waves = self.count(extent, splits).div_ceil(multiprocessors);
+        let waves = self.count(extent, splits).div_ceil(sm_count);
         let work = (M * self.N * K) as f64 / self.rate + EPILOGUE_CLOCKS;
-        waves as f64 * work + own::reduction_clocks(product, splits)
+        waves as f64 * work + own::reduction_clocks(gemm, splits)
     }
 
-    /// Numbers of splits worth a try: none, and those that by estimate are best.
-    pub fn split_counts(&self, product: &Product, multiprocessors: usize) -> Vec<usize> {
-        /// Fewer stages to a split would go into starting and ending it.
+    /// Returns the numbers of splits worth trying: one, and the best by estimate.
+    pub fn split_counts(&self, gemm: &Gemm, sm_count: usize) -> Vec<usize> {
+        /// With fewer stages per split, starting and ending it takes most of the time.
         const MIN_STAGES: usize = 8;
         const TRIES: usize = 2;
-        let most = (stages(product.extent()) / MIN_STAGES).min(2 * multiprocessors);
-        let mut counts: Vec<usize> = (2..=most).map(|splits| without_empty(product, splits)).collect();
+        let most = (stages(gemm.extent()) / MIN_STAGES).min(2 * sm_count);
+        let mut counts: Vec<usize> = (2..=most).map(|splits| without_empty(gemm, splits)).collect();
         counts.dedup();
-        let clocks = |splits: &usize| self.estimate(product, *splits, multiprocessors);
+        let clocks = |splits: &usize| self.estimate(gemm, *splits, sm_count);
         counts.sort_by(|a, b| clocks(a).total_cmp(&clocks(b)));
         counts.truncate(TRIES);
         counts.insert(0, 1);
         counts
     }
 
-    /// Queues the product on so many blocks, which share out the work by `counter`. K is split in at most so many parts, which
-    /// leave [`Product::partial_sums`] each in `partials`.
+    /// Queues the GEMM on at most `sm_count` blocks, which take pieces of work by `counter`. K is
+    /// split in at most `splits` parts, each of which leaves [`Gemm::partial_sums`] in `partials`.
     ///
     /// # Errors
     /// If the device fails.
     pub fn run(
         &self,
         device: &mut dyn Launcher,
-        product: &Product,
+        gemm: &Gemm,
         splits: usize,
-        multiprocessors: usize,
+        sm_count: usize,
         counter: Ptr<u32>,
         partials: Ptr<f32>,
     ) -> Result<()> {
-        let splits = without_empty(product, splits);
-        let blocks = self.count(product.extent(), splits).min(multiprocessors);
+        let splits = without_empty(gemm, splits);
+        let blocks = self.count(gemm.extent(), splits).min(sm_count);
         let stage = (M + self.N) * STAGE_K * ELEMENT_BYTES;
         let queue = QUEUE * (2 * BARRIER_BYTES + WORK_BYTES);
         let shared = STAGES * (stage + 2 * BARRIER_BYTES) + ONES_BYTES + queue;
         let launch = Launch::new(blocks, THREADS).shared(shared);
         let partials = if splits > 1 { partials } else { Ptr::NULL };
-        let [rows, C, OC, splits_arg] = [product.N, product.C, product.OC, splits].map(own::dimension);
-        let [a, b] = self.operands(product).map(|operand| operand.map(device));
+        let [rows, C, OC, splits_arg] = [gemm.N, gemm.C, gemm.OC, splits].map(own::dimension);
+        let [a, b] = self.operands(gemm).map(|operand| operand.map(device));
         let (a, b) = (a?, b?);
-        match product.pass {
+        match gemm.pass {
             Pass::Forward(Forward { out, pre_gelu, bias, residual, .. }) => (self.forward)(
                 device, launch, out, pre_gelu, partials, a, b, bias, residual, rows, C, OC, splits_arg,
                 counter,
@@ -215,13 +217,13 @@ impl Tile {
                 )
             }
         }?;
-        if splits > 1 { own::reduce(device, product, splits, partials) } else { Ok(()) }
+        if splits > 1 { own::reduce(device, gemm, splits, partials) } else { Ok(()) }
     }
 
-    fn operands(&self, product: &Product) -> [Operand; 2] {
-        let Product { N, C, OC, .. } = *product;
+    fn operands(&self, gemm: &Gemm) -> [Operand; 2] {
+        let Gemm { N, C, OC, .. } = *gemm;
         let operand = |matrix, rows, columns, box_rows| Operand { matrix, rows, columns, box_rows };
-        match product.pass {
+        match gemm.pass {
             Pass::Forward(Forward { inp, weight, .. }) => {
                 [operand(inp, N, C, M), operand(weight, OC, C, self.N)]
             }
@@ -235,13 +237,14 @@ impl Tile {
     }
 }
 
-/// The number of splits that have work to do: the kernel computes nothing sensible for others.
-fn without_empty(product: &Product, splits: usize) -> usize {
-    let stages = stages(product.extent());
+/// Returns the number of splits that have work to do. The kernel's result is undefined with empty
+/// ones.
+fn without_empty(gemm: &Gemm, splits: usize) -> usize {
+    let stages = stages(gemm.extent());
     stages.div_ceil(stages.div_ceil(splits))
 }
 
-/// Stages that K makes.
+/// Returns the number of stages in K.
 fn stages(extent: Extent) -> usize {
     extent.K.div_ceil(STAGE_K)
 }

@@ -1,35 +1,35 @@
-//! Our products in the words of a vendor's library.
+//! Our GEMMs in the terms of a vendor's library.
 
-use super::product::{Dgrad, Extent, Forward, Pass, Product, Wgrad, X};
-use crate::device::cuda::matmul_library::{self as vendor, Numbers, Operands, ProductEpilogue};
+use super::gemm::{Dgrad, Extent, Forward, Gemm, Pass, Wgrad, X};
+use crate::device::cuda::matmul_library::{BlasEpilogue, BlasGemm, NumberFormat, Operands};
 use crate::tensor::Dtype;
 
-/// All of a product but the gradient of the bias.
-pub fn describe(product: &Product, tf32: bool) -> (vendor::Product, Operands) {
-    let Extent { M: m, N: n, K: k } = product.extent();
-    let numbers = match product.dtype {
-        Dtype::F32 if tf32 => Numbers::Tf32,
-        Dtype::F32 => Numbers::F32,
-        Dtype::F16 => Numbers::F16,
-        _ => Numbers::Bf16,
+/// Describes all of a GEMM but the gradient of the bias.
+pub fn describe(gemm: &Gemm, tf32: bool) -> (BlasGemm, Operands) {
+    let Extent { M: m, N: n, K: k } = gemm.extent();
+    let format = match gemm.dtype {
+        Dtype::F32 if tf32 => NumberFormat::Tf32,
+        Dtype::F32 => NumberFormat::F32,
+        Dtype::F16 => NumberFormat::F16,
+        _ => NumberFormat::Bf16,
     };
-    let plain = vendor::Product {
+    let plain = BlasGemm {
         m,
         n,
         k,
         a_transposed: false,
         b_transposed: false,
-        numbers,
+        format,
         adds_c: false,
-        epilogue: ProductEpilogue::None,
+        epilogue: BlasEpilogue::None,
     };
     let wanted = |x: X| x.address() != 0;
-    match product.pass {
+    match gemm.pass {
         Pass::Forward(Forward { out, pre_gelu, inp, weight, bias, residual }) => {
             let epilogue = match () {
-                () if wanted(pre_gelu) => ProductEpilogue::BiasGelu,
-                () if wanted(bias) => ProductEpilogue::Bias,
-                () => ProductEpilogue::None,
+                () if wanted(pre_gelu) => BlasEpilogue::BiasGelu,
+                () if wanted(bias) => BlasEpilogue::Bias,
+                () => BlasEpilogue::None,
             };
             let operands = Operands {
                 d: out.address(),
@@ -39,10 +39,10 @@ pub fn describe(product: &Product, tf32: bool) -> (vendor::Product, Operands) {
                 bias: bias.address(),
                 aux: pre_gelu.address(),
             };
-            (vendor::Product { b_transposed: true, adds_c: wanted(residual), epilogue, ..plain }, operands)
+            (BlasGemm { b_transposed: true, adds_c: wanted(residual), epilogue, ..plain }, operands)
         }
         Pass::Dgrad(Dgrad { dinp, dout, weight, through_gelu }) => {
-            let epilogue = if wanted(through_gelu) { ProductEpilogue::Dgelu } else { ProductEpilogue::None };
+            let epilogue = if wanted(through_gelu) { BlasEpilogue::Dgelu } else { BlasEpilogue::None };
             let operands = Operands {
                 d: dinp.address(),
                 a: dout.address(),
@@ -50,7 +50,7 @@ pub fn describe(product: &Product, tf32: bool) -> (vendor::Product, Operands) {
                 aux: through_gelu.address(),
                 ..Operands::default()
             };
-            (vendor::Product { epilogue, ..plain }, operands)
+            (BlasGemm { epilogue, ..plain }, operands)
         }
         Pass::Wgrad(Wgrad { dweight, dout, inp, accumulate, .. }) => {
             let operands = Operands {
@@ -60,7 +60,7 @@ pub fn describe(product: &Product, tf32: bool) -> (vendor::Product, Operands) {
                 c: if accumulate { dweight.address() } else { 0 },
                 ..Operands::default()
             };
-            (vendor::Product { a_transposed: true, adds_c: accumulate, ..plain }, operands)
+            (BlasGemm { a_transposed: true, adds_c: accumulate, ..plain }, operands)
         }
     }
 }
@@ -68,15 +68,16 @@ pub fn describe(product: &Product, tf32: bool) -> (vendor::Product, Operands) {
 /// Channels of [`bias_gradient`].
 const CHANNELS: usize = 8;
 
-/// What the library leaves out, as a product of our own: the gradient of the bias, with that of a weight of so few channels
-/// that reading `dout` is all that takes time. The latter goes to `unused`; the operands of `product` serve as its input.
-pub fn bias_gradient(product: &Product, unused: X) -> Option<Product> {
-    let Pass::Wgrad(wgrad) = product.pass else { return None };
+/// Returns the gradient of the bias, which the library leaves out, as a GEMM of our own: together
+/// with that of a weight of so few channels that only reading `dout` takes time. The latter goes to
+/// `unused`; the operands of `gemm` serve as its input.
+pub fn bias_gradient(gemm: &Gemm, unused: X) -> Option<Gemm> {
+    let Pass::Wgrad(wgrad) = gemm.pass else { return None };
     let pass = Pass::Wgrad(Wgrad { dweight: unused, accumulate: false, ..wgrad });
-    (wgrad.dbias.address() != 0).then_some(Product { pass, C: CHANNELS, ..*product })
+    (wgrad.dbias.address() != 0).then_some(Gemm { pass, C: CHANNELS, ..*gemm })
 }
 
-/// Bytes that `unused` above needs.
-pub fn unused_bytes(product: &Product) -> usize {
-    product.OC * CHANNELS * product.dtype.size()
+/// Bytes of `unused` in [`bias_gradient`].
+pub fn unused_bytes(gemm: &Gemm) -> usize {
+    gemm.OC * CHANNELS * gemm.dtype.size()
 }

@@ -1,15 +1,16 @@
-//! Matrix products: the forward pass and the two of the backward pass, with what follows them in the same kernel.
+//! Matmuls: the GEMM of the forward pass and the two of the backward pass, each with its epilogue
+//! in the same kernel.
 //!
-//! `own` and `hopper` launch our kernels, `library` describes a product to the vendor's, `plan` chooses among them: `tune` tries them out,
-//! `verify` compares what they compute.
+//! `own` and `hopper` launch our kernels, `library` describes a GEMM to the vendor's library, and
+//! `plan` chooses among them: `tune` times them, `verify` compares their results.
 
 #[cfg(all(test, emulated))]
 mod fake;
+mod gemm;
 mod hopper;
 mod library;
 mod own;
 mod plan;
-mod product;
 #[cfg(all(test, emulated))]
 mod tests;
 mod tune;
@@ -22,8 +23,8 @@ use super::{AUTO, Cuda};
 use crate::ops::*;
 use crate::tensor::Tensor;
 use anyhow::Result;
+use gemm::{Dgrad, Forward, Gemm, Pass, Wgrad, X};
 use plan::{Chooser, Scratch};
-use product::{Dgrad, Forward, Pass, Product, Wgrad, X};
 
 pub use plan::Plans;
 
@@ -34,7 +35,7 @@ fn chooser(cuda: &Cuda) -> Chooser {
     Chooser::new(cuda.options, cuda.driver.info())
 }
 
-/// For the products of GPT-2's layers and logits.
+/// Returns the scratch memory for the GEMMs of GPT-2's layers and logits.
 pub fn scratch_bytes(cuda: &Cuda, limits: &Limits) -> usize {
     let Limits { rows, logits_rows, C, Vp, .. } = *limits;
     let shapes = [
@@ -52,23 +53,22 @@ pub fn scratch_bytes(cuda: &Cuda, limits: &Limits) -> usize {
     let wgrad = Wgrad { dweight: none, dbias: wanted, dout: none, inp: none, accumulate: false };
     let passes = [Pass::Forward(forward), Pass::Dgrad(dgrad), Pass::Wgrad(wgrad)];
     let dtype = cuda.options.dtype;
-    let products =
-        shapes.into_iter().flat_map(|(N, C, OC)| passes.map(|pass| Product { pass, dtype, N, C, OC }));
-    products.map(|product| chooser(cuda).most_scratch_bytes(&product)).max().unwrap_or_default()
+    let gemms = shapes.into_iter().flat_map(|(N, C, OC)| passes.map(|pass| Gemm { pass, dtype, N, C, OC }));
+    gemms.map(|gemm| chooser(cuda).most_scratch_bytes(&gemm)).max().unwrap_or_default()
 }
 
-/// Queues a product, by the plan that is best for it.
-fn run(cuda: &mut Cuda, product: Product) -> Result<()> {
+/// Queues a GEMM by its best plan.
+fn run(cuda: &mut Cuda, gemm: Gemm) -> Result<()> {
     assert!(
-        product.C.is_multiple_of(8) && product.OC.is_multiple_of(8),
-        "rows of {} and {} elements, which are no multiples of 8",
-        product.C,
-        product.OC
+        gemm.C.is_multiple_of(8) && gemm.OC.is_multiple_of(8),
+        "rows of {} and {} elements, which are not multiples of 8",
+        gemm.C,
+        gemm.OC
     );
     let (chooser, scratch) = (chooser(cuda), scratch(cuda));
     let driver = cuda.driver.as_mut();
-    let plan = cuda.matmul_plans.find(driver, chooser, &product, scratch)?;
-    chooser.run(driver, plan, &product, scratch)
+    let plan = cuda.matmul_plans.find(driver, chooser, &gemm, scratch)?;
+    chooser.run(driver, plan, &gemm, scratch)
 }
 
 pub fn forward(cuda: &mut Cuda, a: MatmulForward) -> Result<()> {
@@ -97,11 +97,11 @@ pub fn forward(cuda: &mut Cuda, a: MatmulForward) -> Result<()> {
         residual: x(residual),
     };
     let dtype = cuda.options.dtype;
-    let product = |forward| Product { pass: Pass::Forward(forward), dtype, N, C, OC };
-    let Some(pre_gelu) = pre_gelu else { return run(cuda, product(fused)) };
+    let gemm = |forward| Gemm { pass: Pass::Forward(forward), dtype, N, C, OC };
+    let Some(pre_gelu) = pre_gelu else { return run(cuda, gemm(fused)) };
     let gelu = Gelu::new(cuda, out, pre_gelu);
-    let apart = product(Forward { out: fused.pre_gelu, pre_gelu: X::NULL, ..fused });
-    let fused = product(fused);
+    let apart = gemm(Forward { out: fused.pre_gelu, pre_gelu: X::NULL, ..fused });
+    let fused = gemm(fused);
     if fuses(cuda, 1, [&fused, &apart], |driver| gelu.forward(driver))? {
         return run(cuda, fused);
     }
@@ -109,7 +109,7 @@ pub fn forward(cuda: &mut Cuda, a: MatmulForward) -> Result<()> {
     gelu.forward(cuda.driver.as_mut())
 }
 
-/// The gradient of the input.
+/// Queues the gradient of the input.
 pub fn dgrad(cuda: &mut Cuda, a: MatmulBackward) -> Result<()> {
     let MatmulBackward { dinp, dout, weight, through_gelu, N, C, OC, .. } = a;
     check("dinp", Some(dinp), N * C);
@@ -120,11 +120,11 @@ pub fn dgrad(cuda: &mut Cuda, a: MatmulBackward) -> Result<()> {
     let through = through_gelu.map_or(X::NULL, |tensor| m.x(tensor));
     let fused = Dgrad { dinp: m.x(dinp), dout: m.x(dout), weight: m.x(weight), through_gelu: through };
     let dtype = cuda.options.dtype;
-    let product = |dgrad| Product { pass: Pass::Dgrad(dgrad), dtype, N, C, OC };
-    let Some(through_gelu) = through_gelu else { return run(cuda, product(fused)) };
+    let gemm = |dgrad| Gemm { pass: Pass::Dgrad(dgrad), dtype, N, C, OC };
+    let Some(through_gelu) = through_gelu else { return run(cuda, gemm(fused)) };
     let gelu = Gelu::new(cuda, dinp, through_gelu);
-    let apart = product(Dgrad { through_gelu: X::NULL, ..fused });
-    let fused = product(fused);
+    let apart = gemm(Dgrad { through_gelu: X::NULL, ..fused });
+    let fused = gemm(fused);
     if fuses(cuda, 2, [&fused, &apart], |driver| gelu.backward(driver))? {
         return run(cuda, fused);
     }
@@ -132,12 +132,12 @@ pub fn dgrad(cuda: &mut Cuda, a: MatmulBackward) -> Result<()> {
     gelu.backward(cuda.driver.as_mut())
 }
 
-/// Whether GELU goes into a product of the pass that is fused from `level` on. Without a measurement it does on
-/// Hopper alone, whose kernels hide it best.
+/// Whether to fuse GELU into a GEMM of the pass whose fusion starts at `level`. Without a
+/// measurement it is fused on Hopper only, whose kernels hide it best.
 fn fuses(
     cuda: &mut Cuda,
     level: i32,
-    products: [&Product; 2],
+    gemms: [&Gemm; 2],
     gelu: impl FnMut(&mut dyn Driver) -> Result<()>,
 ) -> Result<bool> {
     let (chooser, scratch) = (chooser(cuda), scratch(cuda));
@@ -145,7 +145,7 @@ fn fuses(
     match cuda.options.gelu_fusion {
         AUTO if !chooser.measures() => Ok(by_rule),
         AUTO => {
-            let measured = cuda.matmul_plans.fuses(cuda.driver.as_mut(), chooser, products, gelu, scratch)?;
+            let measured = cuda.matmul_plans.fuses(cuda.driver.as_mut(), chooser, gemms, gelu, scratch)?;
             Ok(measured.unwrap_or(by_rule))
         }
         fused => Ok(fused >= level),
@@ -157,7 +157,7 @@ fn scratch(cuda: &Cuda) -> Scratch {
     Scratch { address, bytes, work_counter: cuda.memory.work_counter() }
 }
 
-/// The gradients of weight and bias.
+/// Queues the gradients of weight and bias.
 pub fn wgrad(cuda: &mut Cuda, a: MatmulBackward) -> Result<()> {
     let MatmulBackward { dweight, dbias, dout, inp, N, C, OC, .. } = a;
     check("dweight", Some(dweight), OC * C);
@@ -172,7 +172,7 @@ pub fn wgrad(cuda: &mut Cuda, a: MatmulBackward) -> Result<()> {
         inp: m.x(inp),
         accumulate: !a.overwrite_dweight,
     };
-    run(cuda, Product { pass: Pass::Wgrad(wgrad), dtype: cuda.options.dtype, N, C, OC })
+    run(cuda, Gemm { pass: Pass::Wgrad(wgrad), dtype: cuda.options.dtype, N, C, OC })
 }
 
 #[track_caller]

@@ -1,6 +1,6 @@
-//! Our own kernels: the tiles they come in, and their launches.
+//! Our portable kernels: their tiles and launches.
 
-use super::product::{Dgrad, Extent, Forward, Pass, Product, Wgrad, X};
+use super::gemm::{Dgrad, Extent, Forward, Gemm, Pass, Wgrad, X};
 use crate::device::cuda::kernel::{Launch, Launcher, Ptr, kernels};
 use anyhow::Result;
 
@@ -42,7 +42,7 @@ kernels! {
     );
 }
 
-/// Products of f32 that round no operand.
+/// f32 GEMMs that round no operand.
 pub mod exact {
     use super::{Ptr, X, kernels};
 
@@ -76,22 +76,22 @@ type ForwardKernel = fn(Launched, Launch, X, X, Ptr<f32>, X, X, X, X, i32, i32, 
 type DgradKernel = fn(Launched, Launch, X, Ptr<f32>, X, X, X, i32, i32, i32) -> Result<()>;
 type WgradKernel = fn(Launched, Launch, X, X, Ptr<f32>, X, X, i32, i32, i32, i32) -> Result<()>;
 
-/// The kernels that compute `M` x `N` numbers in a block.
+/// The kernels that compute `M` x `N` numbers per block.
 #[derive(Debug)]
 pub struct Tile {
     pub M: usize,
     pub N: usize,
     threads: u32,
-    /// Blocks that a multiprocessor holds; their registers and shared memory decide.
+    /// Blocks per SM, limited by registers and shared memory.
     pub resident: usize,
-    /// Multiply-adds a clock and multiprocessor, for choosing without measuring.
+    /// Multiply-adds per clock and SM, for choosing without timing.
     pub rate: f64,
     forward: ForwardKernel,
     dgrad: DgradKernel,
     wgrad: WgradKernel,
 }
 
-/// On tensor cores, f32 as TF32. The rates are those of bf16 on Hopper.
+/// Tiles on tensor cores, with f32 as TF32. The rates are those of bf16 on Hopper.
 pub static TENSOR_CORE_TILES: [Tile; 3] = [
     Tile {
         M: 128,
@@ -148,59 +148,61 @@ pub static EXACT_TILES: [Tile; 2] = [
     },
 ];
 
-/// Of `matmul.cuh`: bytes of K that a stage holds of each row, and stages in shared memory.
+/// Bytes of K that a stage holds per row, and stages in shared memory, as in `matmul.cuh`.
 const STAGE_ROW_BYTES: usize = 64;
 const STAGES: usize = 3;
-/// Of the kernels that add up splits.
+/// Threads per block of the kernels that add up splits.
 const REDUCE_THREADS: u32 = 256;
 
 impl Tile {
-    /// How many it takes to cover the product.
+    /// Returns the number of tiles that cover the GEMM.
     pub fn count(&self, extent: Extent) -> usize {
         extent.M.div_ceil(self.M) * extent.N.div_ceil(self.N)
     }
 
-    /// Clocks that the product may take, from how the blocks fill the device: good enough to rank tiles and splits.
-    pub fn estimate(&self, product: &Product, splits: usize, multiprocessors: usize) -> f64 {
-        /// Of a block's start and end.
+    /// Estimates the clocks of the GEMM from how its blocks fill the device: good enough to rank
+    /// tiles and splits.
+    pub fn estimate(&self, gemm: &Gemm, splits: usize, sm_count: usize) -> f64 {
+        /// Clocks of a block's start and end.
         const BLOCK_CLOCKS: f64 = 1500.0;
-        let blocks = self.count(product.extent()) * splits;
-        let sharing = self.resident.min(blocks.div_ceil(multiprocessors));
-        let waves = blocks.div_ceil(multiprocessors * sharing);
-        let K = stages(product).div_ceil(splits) * STAGE_ROW_BYTES / product.dtype.size();
+        let blocks = self.count(gemm.extent()) * splits;
+        let sharing = self.resident.min(blocks.div_ceil(sm_count));
+        let waves = blocks.div_ceil(sm_count * sharing);
+        let K = stages(gemm).div_ceil(splits) * STAGE_ROW_BYTES / gemm.dtype.size();
         let block = (sharing * self.M * self.N * K) as f64 / self.rate + BLOCK_CLOCKS;
-        waves as f64 * block + reduction_clocks(product, splits)
+        waves as f64 * block + reduction_clocks(gemm, splits)
     }
 
-    /// Numbers of splits worth a try: none, and those that fill the multiprocessors once or twice.
-    pub fn split_counts(&self, product: &Product, multiprocessors: usize) -> Vec<usize> {
-        /// Fewer stages to a split would go into starting and ending it.
+    /// Returns the numbers of splits worth trying: one, and those that fill the SMs once or twice.
+    pub fn split_counts(&self, gemm: &Gemm, sm_count: usize) -> Vec<usize> {
+        /// With fewer stages per split, starting and ending it takes most of the time.
         const MIN_STAGES: usize = 4;
-        let places = multiprocessors * self.resident;
-        let tiles = self.count(product.extent());
-        let most = stages(product) / MIN_STAGES;
+        let places = sm_count * self.resident;
+        let tiles = self.count(gemm.extent());
+        let most = stages(gemm) / MIN_STAGES;
         let mut counts = vec![1];
         counts.extend([places / tiles, 2 * places / tiles].into_iter().filter(|&n| (2..=most).contains(&n)));
         counts
     }
 
-    /// Queues the product. K is split in so many parts, which leave [`Product::partial_sums`] each in `partials`.
+    /// Queues the GEMM. K is split in `splits` parts, each of which leaves [`Gemm::partial_sums`]
+    /// in `partials`.
     ///
     /// # Errors
     /// If the device fails.
     pub fn run(
         &self,
         device: &mut dyn Launcher,
-        product: &Product,
+        gemm: &Gemm,
         splits: usize,
         partials: Ptr<f32>,
     ) -> Result<()> {
-        let blocks = [self.count(product.extent()), splits, 1];
+        let blocks = [self.count(gemm.extent()), splits, 1];
         let shared = STAGES * (self.M + self.N) * STAGE_ROW_BYTES;
         let launch = Launch::grid(blocks, self.threads).shared(shared);
         let partials = if splits > 1 { partials } else { Ptr::NULL };
-        let [N, C, OC] = [product.N, product.C, product.OC].map(dimension);
-        match product.pass {
+        let [N, C, OC] = [gemm.N, gemm.C, gemm.OC].map(dimension);
+        match gemm.pass {
             Pass::Forward(Forward { out, pre_gelu, inp, weight, bias, residual }) => {
                 (self.forward)(device, launch, out, pre_gelu, partials, inp, weight, bias, residual, N, C, OC)
             }
@@ -212,30 +214,30 @@ impl Tile {
                 (self.wgrad)(device, launch, dweight, dbias, partials, dout, inp, N, C, OC, accumulate)
             }
         }?;
-        if splits > 1 { reduce(device, product, splits, partials) } else { Ok(()) }
+        if splits > 1 { reduce(device, gemm, splits, partials) } else { Ok(()) }
     }
 }
 
-/// Clocks that adding up the splits may take.
-pub fn reduction_clocks(product: &Product, splits: usize) -> f64 {
-    /// Of a kernel's start and end.
+/// Estimates the clocks of adding up the splits.
+pub fn reduction_clocks(gemm: &Gemm, splits: usize) -> f64 {
+    /// Clocks of a kernel's start and end.
     const KERNEL_CLOCKS: f64 = 4000.0;
-    /// That all multiprocessors together move from and to L2.
+    /// Bytes that all SMs together move from and to L2.
     const BYTES_A_CLOCK: f64 = 2500.0;
     match splits {
         1 => 0.0,
-        _ => KERNEL_CLOCKS + (2 * 4 * splits * product.partial_sums()) as f64 / BYTES_A_CLOCK,
+        _ => KERNEL_CLOCKS + (2 * 4 * splits * gemm.partial_sums()) as f64 / BYTES_A_CLOCK,
     }
 }
 
-/// Adds up the splits, and finishes the product as its own kernel would have.
-pub fn reduce(device: &mut dyn Launcher, product: &Product, splits: usize, partials: Ptr<f32>) -> Result<()> {
-    let Extent { M, N, .. } = product.extent();
-    let [rows, C, OC, splits] = [product.N, product.C, product.OC, splits].map(dimension);
-    // A thread takes 128 bits of the output, or one sum of the bias gradient.
-    let threads = M * N * product.dtype.size() / 16 + (product.partial_sums() - M * N);
+/// Adds up the splits and applies the epilogue of the GEMM.
+pub fn reduce(device: &mut dyn Launcher, gemm: &Gemm, splits: usize, partials: Ptr<f32>) -> Result<()> {
+    let Extent { M, N, .. } = gemm.extent();
+    let [rows, C, OC, splits] = [gemm.N, gemm.C, gemm.OC, splits].map(dimension);
+    // Each thread takes 128 bits of the output, or one sum of the bias gradient.
+    let threads = M * N * gemm.dtype.size() / 16 + (gemm.partial_sums() - M * N);
     let launch = Launch::new(threads.div_ceil(REDUCE_THREADS as usize), REDUCE_THREADS);
-    match product.pass {
+    match gemm.pass {
         Pass::Forward(Forward { out, pre_gelu, bias, residual, .. }) => kernel::matmul_forward_reduce(
             device, launch, out, pre_gelu, partials, bias, residual, rows, OC, splits,
         ),
@@ -249,9 +251,9 @@ pub fn reduce(device: &mut dyn Launcher, product: &Product, splits: usize, parti
     }
 }
 
-/// Stages that K makes.
-fn stages(product: &Product) -> usize {
-    (product.extent().K * product.dtype.size()).div_ceil(STAGE_ROW_BYTES)
+/// Returns the number of stages in K.
+fn stages(gemm: &Gemm) -> usize {
+    (gemm.extent().K * gemm.dtype.size()).div_ceil(STAGE_ROW_BYTES)
 }
 
 pub fn dimension(n: usize) -> i32 {

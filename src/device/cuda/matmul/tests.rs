@@ -1,9 +1,10 @@
-//! The choice among our kernels and a vendor's library, on the emulated device with a library that only it could love, and with
-//! kernels that have something wrong with them.
+//! The choice among our kernels and a vendor's library, on the emulated device with a slow library
+//! and with kernels that are faulty.
 
 use super::fake::{C, Fake, Fault, N, OC, Setting};
 use crate::device::compare::testing::random;
 use crate::device::compare::{Tolerance, assert_close};
+use crate::device::cuda::emulator::{self, EmulatorOptions};
 use crate::device::cuda::{AUTO, Cuda, CudaOptions, MatmulChoice};
 use crate::ops::*;
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
@@ -12,17 +13,18 @@ use anyhow::Result;
 /// The outcome of a run.
 struct Outcome {
     results: Vec<Vec<f32>>,
-    /// Products of the library, once all plans were made.
+    /// GEMMs that the library computed after all plans were made.
     by_library: usize,
     lines: Vec<String>,
     warnings: Vec<String>,
 }
 
 const TENSORS: usize = 11;
-/// Lengths of out, pre_gelu, inp, weight, bias, residual, dinp, dweight, dbias, dout, through_gelu.
+/// The lengths of out, pre_gelu, inp, weight, bias, residual, dinp, dweight, dbias, dout,
+/// through_gelu.
 const LENS: [usize; TENSORS] = [N * OC, N * OC, N * C, OC * C, OC, N * OC, N * C, OC * C, OC, N * OC, N * C];
 
-/// Memory of a device, with random numbers and the first of the input as a test sets it.
+/// Allocates the tensors and fills them with random numbers; the first input is as a test sets it.
 fn fill(dev: &mut Cuda, setting: &Setting) -> Result<[Tensor; TENSORS]> {
     let mut plan = MemoryPlan::new();
     let tensors = LENS.map(|len| plan.add("test", "x", setting.dtype, len));
@@ -36,10 +38,10 @@ fn fill(dev: &mut Cuda, setting: &Setting) -> Result<[Tensor; TENSORS]> {
     Ok(tensors)
 }
 
-/// Forward and backward in all variants, once to make plans and once more.
+/// Runs forward and backward in all variants, once to make plans and once more.
 fn outcome(setting: &Setting) -> Result<Outcome> {
     let Setting { dtype, matmul, gelu_fusion, deterministic, .. } = *setting;
-    let (driver, products) = Fake::open(setting)?;
+    let (driver, gemms) = Fake::open(setting)?;
     let options = CudaOptions { dtype, tf32: false, gelu_fusion, deterministic, matmul };
     let mut dev = Cuda::new(Box::new(driver), options);
     let tensors = fill(&mut dev, setting)?;
@@ -56,7 +58,7 @@ fn outcome(setting: &Setting) -> Result<Outcome> {
     let variants = [(true, None), (false, None), (false, Some(through_gelu))];
     for (overwrite_dweight, through_gelu) in variants.into_iter().chain(variants) {
         if overwrite_dweight {
-            products.set(0);
+            gemms.set(0);
         }
         for epilogue in [
             Epilogue::None,
@@ -87,10 +89,10 @@ fn outcome(setting: &Setting) -> Result<Outcome> {
         }
     }
     let (lines, warnings) = (dev.take_matmul_plans(), testing::take_warnings());
-    Ok(Outcome { results, by_library: products.get(), lines, warnings })
+    Ok(Outcome { results, by_library: gemms.get(), lines, warnings })
 }
 
-/// The results are those of the smallest of our tiles.
+/// Checks that the results are those of the smallest of our tiles.
 #[track_caller]
 fn assert_right(results: &[Vec<f32>], dtype: Dtype) {
     let matmul = MatmulChoice::Tile { M: 64, N: 64, splits: 1 };
@@ -103,7 +105,7 @@ fn assert_right(results: &[Vec<f32>], dtype: Dtype) {
 }
 
 #[test]
-fn the_library_computes_all_products_when_asked_to() {
+fn the_library_computes_all_matmuls_when_asked_to() {
     let setting =
         Setting { matmul: MatmulChoice::Cublaslt, gelu_fusion: 0, library_ms: 2.0, ..Setting::default() };
     let found = outcome(&setting).unwrap();
@@ -111,15 +113,16 @@ fn the_library_computes_all_products_when_asked_to() {
     assert_right(&found.results, Dtype::F32);
 }
 
-/// Among them none that it has no algorithm for.
+/// The library computes none for which it has no algorithm.
 #[test]
-fn the_faster_one_computes_a_product() {
+fn the_faster_one_computes_a_matmul() {
     let fastest = Setting { matmul: MatmulChoice::Fastest, ..Setting::default() };
     let found = outcome(&Setting { library_ms: 0.5, ..fastest.clone() }).unwrap();
     assert_right(&found.results, Dtype::F32);
-    let products_with_gelu = 3 + 1;
-    // Of the gradients of weights, the library needs one kernel besides for the bias: a millisecond and a half.
-    assert_eq!(found.by_library, 3 * (4 + 1) - products_with_gelu);
+    let gemms_with_gelu = 3 + 1;
+    // Gradients of weights take the library half a millisecond and, for the bias, a kernel of ours
+    // besides: a millisecond and a half.
+    assert_eq!(found.by_library, 3 * (4 + 1) - gemms_with_gelu);
     let found = outcome(&Setting { library_ms: 2.0, ..fastest }).unwrap();
     assert_right(&found.results, Dtype::F32);
     assert_eq!((found.by_library, found.warnings), (0, Vec::new()));
@@ -131,7 +134,11 @@ fn a_wrong_algorithm_of_the_library_makes_way_for_the_next_or_for_ours() {
     let found = outcome(&Setting { wrong_algorithms: vec![true, false], ..fastest.clone() }).unwrap();
     assert_right(&found.results, Dtype::F32);
     assert!(found.by_library > 0);
-    let line = found.lines.iter().find(|line| line.starts_with("forward 65 x 40 x 72 (fastest)")).unwrap();
+    let line = found
+        .lines
+        .iter()
+        .find(|line| line.starts_with("matmul forward 65 x 40 x 72 f32 (fastest)"))
+        .unwrap();
     assert!(line.contains(": cuBLASLt 0.750 ms, "), "{line}");
     let named = "an algorithm of cuBLASLt is left out for forward 65 x 40 x 72: out: ";
     assert_eq!(
@@ -156,6 +163,11 @@ fn mutants_are_cheap(name: &str) -> f32 {
     if name.ends_with("_128x128") { 0.1 } else { 1.0 }
 }
 
+/// Whether a line is about a plan of this pass.
+fn is_of(line: &str, pass: &str) -> bool {
+    line.starts_with(&format!("matmul {pass}"))
+}
+
 const PASSES: [&str; 3] = ["forward", "dgrad", "wgrad"];
 
 #[test]
@@ -165,7 +177,7 @@ fn the_fastest_of_the_right_kernels_is_chosen() {
     assert_eq!(found.warnings, Vec::<String>::new());
     // Forward with four epilogues, both gradients without and with GELU.
     assert_eq!(found.lines.len(), 4 + 2 + 1, "{:?}", found.lines);
-    let line = "forward, bias, gelu 65 x 40 x 72 (own): matmul_f32_forward_128x128 0.100 ms, 0.0 TFLOP/s; \
+    let line = "matmul forward, bias, gelu 65 x 40 x 72 f32 (own): matmul_f32_forward_128x128 0.100 ms, 0.0 TFLOP/s; \
                 others: matmul_f32_forward_64x64 1.000 ms";
     assert!(found.lines.iter().any(|found| found == line), "{:?}", found.lines);
 }
@@ -190,7 +202,7 @@ fn a_kernel_that_is_wrong_or_refused_is_dropped_and_named() {
                 Setting { mutant: Some((name, fault)), cost: mutants_are_cheap, ..Setting::default() };
             let found = outcome(&setting).unwrap();
             assert_right(&found.results, Dtype::F32);
-            let of_pass: Vec<_> = found.lines.iter().filter(|line| line.starts_with(pass)).collect();
+            let of_pass: Vec<_> = found.lines.iter().filter(|line| is_of(line, pass)).collect();
             let kernel = format!(": matmul_f32_{pass}_64x64 1.000 ms, ");
             assert!(of_pass.iter().all(|line| line.contains(&kernel)), "{fault:?}: {of_pass:?}");
             // Once for each of them, and for nothing else.
@@ -198,26 +210,25 @@ fn a_kernel_that_is_wrong_or_refused_is_dropped_and_named() {
             for warning in &found.warnings {
                 assert!(warning.starts_with(&format!("{name} is left out for {pass}")), "{warning}");
                 assert!(warning.contains(said), "{warning}");
-                assert!(warning.ends_with("; the run goes on with another kernel"), "{warning}");
+                assert!(warning.ends_with("; the run continues with another kernel"), "{warning}");
             }
         }
     }
 }
 
-/// It is the one by estimate, which nobody may measure.
+/// The kernel is chosen by estimate, as timing is not allowed.
 #[test]
 fn a_wrong_kernel_is_dropped_where_nothing_is_measured() {
     let right = Setting { deterministic: true, cost: |_| panic!("measured"), ..Setting::default() };
     let chosen = outcome(&right).unwrap();
-    let of_wgrad =
-        |found: &Outcome| found.lines.iter().find(|line| line.starts_with("wgrad")).unwrap().clone();
+    let of_wgrad = |found: &Outcome| found.lines.iter().find(|line| is_of(line, "wgrad")).unwrap().clone();
     let (line, name) = (of_wgrad(&chosen), "matmul_f32_wgrad_64x64");
-    assert_eq!(line, format!("wgrad, bias 65 x 40 x 72 (own): {name}"));
-    // The plainest was the first; on one multiprocessor another is.
-    let right = Setting { dtype: Dtype::Bf16, multiprocessors: 1, ..right };
+    assert_eq!(line, format!("matmul wgrad, bias 65 x 40 x 72 f32 (own): {name}, by rule"));
+    // The plainest was the first; on one SM another is.
+    let right = Setting { dtype: Dtype::Bf16, sm_count: 1, ..right };
     let first = of_wgrad(&outcome(&right).unwrap());
     let name = "matmul_hopper_wgrad_128x128";
-    assert!(first.ends_with(name), "{first}");
+    assert!(first.ends_with(&format!("{name}, by rule")), "{first}");
     let mutated = Setting { mutant: Some((name, Fault::ReturnsEarly)), ..right };
     let found = outcome(&mutated).unwrap();
     assert_right(&found.results, Dtype::Bf16);
@@ -225,7 +236,7 @@ fn a_wrong_kernel_is_dropped_where_nothing_is_measured() {
     assert_eq!(found.warnings.len(), 1, "{:?}", found.warnings);
 }
 
-/// It leaves the counter of persistent kernels as no other expects it.
+/// It leaves the work counter of persistent kernels in a state that others do not expect.
 #[test]
 fn a_kernel_that_ends_half_way_condemns_no_other() {
     let name = "matmul_hopper_wgrad_128x256";
@@ -233,7 +244,7 @@ fn a_kernel_that_ends_half_way_condemns_no_other() {
     let mutant = Some((name, Fault::LeavesCounter));
     let found = outcome(&Setting { dtype: Dtype::Bf16, mutant, cost, ..Setting::default() }).unwrap();
     assert_right(&found.results, Dtype::Bf16);
-    let wgrad = found.lines.iter().find(|line| line.starts_with("wgrad")).unwrap();
+    let wgrad = found.lines.iter().find(|line| is_of(line, "wgrad")).unwrap();
     assert!(wgrad.contains(": matmul_hopper_wgrad_128x128 "), "{wgrad}");
     assert!(
         !found.warnings.is_empty() && found.warnings.iter().all(|line| line.starts_with(name)),
@@ -261,17 +272,17 @@ fn what_fails_for_good_or_in_the_plainest_kernel_ends_the_run() {
     assert_eq!(refused, format!("{plainest}launching matmul_f32_dgrad_64x64: out of registers"));
 }
 
-/// As gradients that overflowed: nothing can be told from them.
+/// Gradients that overflowed are an example: nothing can be compared.
 #[test]
 fn operands_that_are_not_finite_are_no_fault_of_a_kernel() {
     let setting = Setting { first: f32::INFINITY, cost: mutants_are_cheap, ..Setting::default() };
     let found = outcome(&setting).unwrap();
     assert_eq!(found.warnings, Vec::<String>::new());
-    assert!(found.lines.iter().all(|line| line.starts_with("dgrad")), "{:?}", found.lines);
+    assert!(found.lines.iter().all(|line| is_of(line, "dgrad")), "{:?}", found.lines);
     assert!(found.results[0].iter().any(|x| !x.is_finite()));
 }
 
-/// Where nothing may be measured.
+/// Timing is not allowed.
 #[test]
 fn gelu_is_fused_on_hopper_by_rule() {
     for (capability, fused) in [((9, 0), true), ((8, 0), false)] {
@@ -284,7 +295,7 @@ fn gelu_is_fused_on_hopper_by_rule() {
         };
         let found = outcome(&setting).unwrap();
         assert_right(&found.results, Dtype::F32);
-        for start in ["forward, bias, gelu ", "dgrad, gelu "] {
+        for start in ["matmul forward, bias, gelu ", "matmul dgrad, gelu "] {
             assert_eq!(
                 found.lines.iter().any(|line| line.starts_with(start)),
                 fused,
@@ -295,7 +306,7 @@ fn gelu_is_fused_on_hopper_by_rule() {
     }
 }
 
-/// By measurement where the product with it takes no longer than both kernels.
+/// The fused GEMM must take no longer than both kernels.
 #[test]
 fn gelu_is_fused_where_that_is_faster() {
     let with_gelu = |cost: fn(&str) -> f32| {
@@ -309,43 +320,87 @@ fn gelu_is_fused_where_that_is_faster() {
     let lines = with_gelu(|_| 1.0);
     assert_eq!(
         lines[0],
-        "forward, bias, gelu 65 x 40 x 72 (own): GELU in the product; with it 1.000 ms, without 1.000 ms and GELU 1.000 ms"
+        "matmul forward, bias, gelu 65 x 40 x 72 f32 (own): GELU fused; fused 1.000 ms, apart 1.000 ms and GELU 1.000 ms"
     );
-    assert!(lines[1].starts_with("dgrad, gelu 65 x 40 x 72 (own): GELU in the product"), "{}", lines[1]);
+    assert!(lines[1].starts_with("matmul dgrad, gelu 65 x 40 x 72 f32 (own): GELU fused"), "{}", lines[1]);
     let lines = with_gelu(|name| if name.starts_with("gelu") { -0.5 } else { 1.0 });
     assert!(lines.iter().all(|line| line.contains(": GELU apart; ")), "{lines:?}");
 }
 
-/// Warnings that a thread logs.
+/// The emulated device has no clock: each shape and epilogue is one line that says so.
+#[test]
+fn choices_by_rule_are_logged_once_per_shape() {
+    for (dtype, name, forward) in
+        [(Dtype::Bf16, "bf16", "matmul_forward_64x64"), (Dtype::F32, "f32", "matmul_f32_forward_64x64")]
+    {
+        let setting = Setting { dtype, ..Setting::default() };
+        let matmul = MatmulChoice::Fastest;
+        let options = CudaOptions { dtype, tf32: false, gelu_fusion: 0, deterministic: false, matmul };
+        let driver = emulator::open(dtype, EmulatorOptions::default()).unwrap();
+        let mut dev = Cuda::new(driver, options);
+        let [out, _, inp, weight, bias, ..] = fill(&mut dev, &setting).unwrap();
+        testing::take_infos();
+        let run = |dev: &mut Cuda, rows: usize, epilogue| {
+            let (out, inp) = (out.slice(0, rows * OC), inp.slice(0, rows * C));
+            dev.matmul_forward(MatmulForward { out, inp, weight, epilogue, N: rows, C, OC }).unwrap();
+        };
+        for _ in 0..2 {
+            run(&mut dev, N, Epilogue::Bias { bias });
+            run(&mut dev, N, Epilogue::None);
+            run(&mut dev, 8, Epilogue::None);
+        }
+        // Plans that are asked for by their tile are not chosen.
+        dev.choose_matmul(MatmulChoice::Tile { M: 128, N: 128, splits: 1 });
+        run(&mut dev, N, Epilogue::None);
+        let lines = [("forward, bias", N), ("forward", N), ("forward", 8)].map(|(pass, rows)| {
+            format!("matmul {pass} {rows} x 40 x 72 {name} (fastest): {forward}, by rule")
+        });
+        assert_eq!(testing::take_infos(), lines);
+        assert_eq!(dev.take_matmul_plans(), Vec::<String>::new());
+    }
+}
+
+/// The lines that a thread logs.
 mod testing {
+    use log::Level;
     use std::cell::RefCell;
     use std::sync::Once;
 
     thread_local! {
-        static WARNINGS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+        static LINES: RefCell<Vec<(Level, String)>> = const { RefCell::new(Vec::new()) };
     }
 
     struct Keeper;
 
     impl log::Log for Keeper {
         fn enabled(&self, metadata: &log::Metadata) -> bool {
-            metadata.level() <= log::Level::Warn
+            metadata.level() <= Level::Info
         }
         fn log(&self, record: &log::Record) {
             if self.enabled(record.metadata()) {
-                WARNINGS.with_borrow_mut(|warnings| warnings.push(record.args().to_string()));
+                let line = (record.level(), record.args().to_string());
+                LINES.with_borrow_mut(|lines| lines.push(line));
             }
         }
         fn flush(&self) {}
     }
 
-    /// Those since the last call.
+    /// Returns the warnings since the last call of either function.
     pub fn take_warnings() -> Vec<String> {
+        take(|level| level <= Level::Warn)
+    }
+
+    /// Returns the lines of level `info` since the last call of either function.
+    pub fn take_infos() -> Vec<String> {
+        take(|level| level == Level::Info)
+    }
+
+    fn take(wanted: impl Fn(Level) -> bool) -> Vec<String> {
         static SET: Once = Once::new();
         SET.call_once(|| {
             log::set_logger(&Keeper).expect("no other logger in unit tests");
-            log::set_max_level(log::LevelFilter::Warn);
+            log::set_max_level(log::LevelFilter::Info);
         });
-        WARNINGS.take()
+        LINES.take().into_iter().filter(|(level, _)| wanted(*level)).map(|(_, line)| line).collect()
     }
 }

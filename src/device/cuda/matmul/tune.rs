@@ -1,83 +1,87 @@
-//! The best of several plans on the very device: each must compute what the plainest does ([`super::verify`]), then they are timed.
+//! The fastest of several plans on this device. Each must first compute the same as the plainest
+//! ([`super::verify`]), then it is timed.
 
+use super::gemm::{ALIGN, Gemm, Pass, X};
 use super::library;
 use super::plan::{Chooser, Plan, Scratch};
-use super::product::{ALIGN, Pass, Product, X};
 use super::verify::{self, Verifier};
 use crate::device::cuda::driver::Driver;
 use anyhow::{Context, Result, bail};
 use std::fmt;
 
-/// Timed runs of a plan of ours. One that is not timed comes before, as code and operands are not where they will be.
+/// Timed runs per plan of ours. The verifying run before them brings code and operands into the
+/// caches.
 const ROUNDS: usize = 2;
 
-/// A plan that was chosen, and why.
+/// The chosen plan and the reason for it.
 #[derive(Clone, Debug)]
 pub struct Chosen {
     pub plan: Plan,
-    /// If it was measured.
+    /// Milliseconds, if it was timed.
     pub ms: Option<f32>,
-    /// One line.
+    /// The reason in one line.
     pub why: String,
 }
 
-/// A product that takes as long and can be repeated: its outputs are those of `product` if they are assigned, and in scratch
-/// memory, behind what any of the plans needs of it, if they are added to. `None` if they do not fit there.
-fn rehearsal(chooser: Chooser, product: &Product, plans: &[Plan], scratch: Scratch) -> Option<Product> {
-    let needs = plans.iter().map(|plan| chooser.scratch_bytes(*plan, product));
-    let mut used = needs.max().unwrap_or_default().max(verify::scratch_bytes(chooser.multiprocessors));
-    let pass = match product.pass {
+/// Returns a GEMM that takes as long as `gemm` and can be repeated. Its outputs are those of `gemm`
+/// if they are assigned. If they are added to, they lie in scratch memory, after the part that the
+/// plans need; `None` if they do not fit there.
+fn rehearsal(chooser: Chooser, gemm: &Gemm, plans: &[Plan], scratch: Scratch) -> Option<Gemm> {
+    let needs = plans.iter().map(|plan| chooser.scratch_bytes(*plan, gemm));
+    let mut used = needs.max().unwrap_or_default().max(verify::scratch_bytes(chooser.sm_count));
+    let pass = match gemm.pass {
         Pass::Wgrad(mut wgrad) => {
             let mut divert = |output: &mut X, len: usize, beside: usize| {
                 let start = used.next_multiple_of(ALIGN) + beside;
-                used = start + len * product.dtype.size();
+                used = start + len * gemm.dtype.size();
                 *output = X::new(scratch.address + start as u64);
             };
             if wgrad.dbias.address() != 0 {
-                divert(&mut wgrad.dbias, product.OC, 0);
+                divert(&mut wgrad.dbias, gemm.OC, 0);
             }
             if wgrad.accumulate {
-                // As well aligned as the matrix that it stands for.
+                // Aligned as the matrix that it stands for.
                 let beside = wgrad.dweight.address() as usize % ALIGN;
-                divert(&mut wgrad.dweight, product.OC * product.C, beside);
+                divert(&mut wgrad.dweight, gemm.OC * gemm.C, beside);
             }
             Pass::Wgrad(wgrad)
         }
         pass => pass,
     };
-    (used <= scratch.bytes).then_some(Product { pass, ..*product })
+    (used <= scratch.bytes).then_some(Gemm { pass, ..*gemm })
 }
 
-/// The fastest of `plans` that is right, or where nothing may be measured the first that is: `plans` come with the best by
-/// estimate first. What is wrong or refused is named in a warning. `None` if the product cannot be tried: the operands are not finite, or
-/// scratch memory is short.
+/// Returns the fastest of `plans` that is right; or, if timing is not allowed, the first that is
+/// right, as `plans` are sorted by estimate. Plans that are wrong or refused are named in a
+/// warning. `None` if the GEMM cannot be tried because its operands are not finite or scratch
+/// memory is short.
 ///
 /// # Errors
 /// One line, if none is right, the plainest kernel fails, or the device does.
 pub fn choose(
     driver: &mut dyn Driver,
     chooser: Chooser,
-    product: &Product,
+    gemm: &Gemm,
     plans: &[Plan],
     scratch: Scratch,
 ) -> Result<Option<Chosen>> {
-    let Some(rehearsal) = rehearsal(chooser, product, plans, scratch) else { return Ok(None) };
+    let Some(rehearsal) = rehearsal(chooser, gemm, plans, scratch) else { return Ok(None) };
     let Some(verifier) = Verifier::new(driver, chooser, &rehearsal, scratch)? else { return Ok(None) };
-    let mut trial = Trial { driver, chooser, product: &rehearsal, scratch, verifier };
+    let mut trial = Trial { driver, chooser, gemm: &rehearsal, scratch, verifier };
     let mut right: Vec<(Option<f32>, Plan)> = Vec::new();
     let mut last_fault = String::new();
     for &plan in plans {
-        let key = product.key();
-        let name = chooser.name(plan, product);
+        let key = gemm.key();
+        let name = chooser.name(plan, gemm);
         match trial.run(plan).with_context(|| format!("trying {name} for {key}"))? {
             Ok(ms) => right.push((ms, plan)),
             Err(fault) => {
-                // The library need not have everything.
+                // A library may lack an epilogue.
                 let expected = matches!((&fault, plan), (Fault::Refused(_), Plan::Library));
                 let level = if expected { log::Level::Info } else { log::Level::Warn };
                 log::log!(
                     level,
-                    "{name} is left out for {key}: {fault}; the run goes on with another kernel"
+                    "{name} is left out for {key}: {fault}; the run continues with another kernel"
                 );
                 last_fault = format!("{name}: {fault}");
             }
@@ -86,19 +90,19 @@ pub fn choose(
             break;
         }
     }
-    // As after any kernel, whatever the wrong ones left.
+    // Wrong kernels may have left anything there; right ones leave zero.
     trial.driver.clear(scratch.work_counter.address(), size_of::<u32>())?;
     right.sort_by(|a, b| a.0.partial_cmp(&b.0).expect("times are numbers"));
     let Some(&(ms, plan)) = right.first() else {
-        bail!("no plan computes {} as the plainest kernel does; {last_fault}", product.key())
+        bail!("no plan computes {} as the plainest kernel does; {last_fault}", gemm.key())
     };
-    let why = why(chooser, product, &right);
+    let why = chooser.explain(gemm, &right);
     Ok(Some(Chosen { plan, ms, why }))
 }
 
-/// Why a plan is out.
+/// The reason to drop a plan.
 enum Fault {
-    /// The difference of its result.
+    /// Its result differs; the text says how.
     Wrong(String),
     Refused(anyhow::Error),
 }
@@ -112,17 +116,17 @@ impl fmt::Display for Fault {
     }
 }
 
-/// Trying out plans for one product.
+/// The trial of plans for one GEMM.
 struct Trial<'a> {
     driver: &'a mut dyn Driver,
     chooser: Chooser,
-    product: &'a Product,
+    gemm: &'a Gemm,
     scratch: Scratch,
     verifier: Verifier,
 }
 
 impl Trial<'_> {
-    /// Milliseconds that a plan takes, if it may be measured. The inner error says what is wrong with it.
+    /// Returns the milliseconds of a plan, if timing is allowed. The inner error is its fault.
     ///
     /// # Errors
     /// If the device fails for good.
@@ -132,7 +136,7 @@ impl Trial<'_> {
             _ => self.own(plan),
         };
         match tried {
-            // Was it refused, or is the device out of order? Then it stays so.
+            // If the device is broken rather than the launch refused, waiting for it fails too.
             Err(refused) => match self.driver.synchronize() {
                 Ok(()) => Ok(Err(Fault::Refused(refused))),
                 Err(_) => Err(refused),
@@ -148,17 +152,18 @@ impl Trial<'_> {
             return Ok(Err(Fault::Wrong(fault)));
         }
         match self.chooser.measures() {
-            true => Ok(Ok(Some(time(self.driver, self.chooser, plan, self.product, self.scratch)?))),
+            true => Ok(Ok(Some(time(self.driver, self.chooser, plan, self.gemm, self.scratch)?))),
             false => Ok(Ok(None)),
         }
     }
 
-    /// The fastest of the library's algorithms that is right. Adding to a gradient and assigning it are two products for it; the time is
-    /// that of the one asked for, which comes last.
+    /// Tries the library's algorithms, the fastest first, until one is right. For the library,
+    /// adding to a gradient and assigning it are two GEMMs; the time is that of the requested one,
+    /// which comes last.
     fn library(&mut self) -> Result<Result<Option<f32>, Fault>> {
-        let mut variants = vec![*self.product];
-        if let Pass::Wgrad(wgrad) = self.product.pass {
-            variants.insert(0, self.product.accumulating(!wgrad.accumulate));
+        let mut variants = vec![*self.gemm];
+        if let Pass::Wgrad(wgrad) = self.gemm.pass {
+            variants.insert(0, self.gemm.accumulating(!wgrad.accumulate));
         }
         let tf32 = self.chooser.options.tf32;
         let described: Vec<_> = variants.iter().map(|variant| library::describe(variant, tf32)).collect();
@@ -168,7 +173,7 @@ impl Trial<'_> {
             ms = Some(self.driver.matmul_library()?.tune(description, operands)?);
         }
         while let Err(fault) = self.verifier.check(self.driver, Plan::Library)? {
-            let key = self.product.key();
+            let key = self.gemm.key();
             log::warn!("an algorithm of cuBLASLt is left out for {key}: {fault}");
             for (description, operands) in &described {
                 ms = self.driver.matmul_library()?.reject(description, operands)?;
@@ -177,7 +182,7 @@ impl Trial<'_> {
                 }
             }
         }
-        let rest = self.chooser.bias_gradient(self.product, self.scratch).filter(|_| measures);
+        let rest = self.chooser.bias_gradient(self.gemm, self.scratch).filter(|_| measures);
         if let (Some(ms), Some((rest, plan, scratch))) = (&mut ms, rest) {
             *ms += time(self.driver, self.chooser, plan, &rest, scratch)?;
         }
@@ -185,18 +190,12 @@ impl Trial<'_> {
     }
 }
 
-/// Milliseconds that a product takes by one of our plans.
-fn time(
-    driver: &mut dyn Driver,
-    chooser: Chooser,
-    plan: Plan,
-    product: &Product,
-    scratch: Scratch,
-) -> Result<f32> {
-    stopwatch(driver, |driver| chooser.run(driver, plan, product, scratch))
+/// Returns the milliseconds that a GEMM takes by one of our plans.
+fn time(driver: &mut dyn Driver, chooser: Chooser, plan: Plan, gemm: &Gemm, scratch: Scratch) -> Result<f32> {
+    stopwatch(driver, |driver| chooser.run(driver, plan, gemm, scratch))
 }
 
-/// Milliseconds that `work` takes on the device, the best of [`ROUNDS`].
+/// Returns the milliseconds that `work` takes on the device, the best of [`ROUNDS`].
 ///
 /// # Errors
 /// If the work fails, or the device does.
@@ -211,21 +210,4 @@ pub fn stopwatch(
         best = best.min(driver.stop_timer()?.context("a device with a clock")?);
     }
     Ok(best)
-}
-
-/// The line that says what was chosen: `forward, bias 65536 x 768 x 2304 (own): matmul_hopper_forward_128x256, 0.312 ms, 742.9 TFLOP/s;
-/// others: cuBLASLt 0.330 ms`.
-fn why(chooser: Chooser, product: &Product, right: &[(Option<f32>, Plan)]) -> String {
-    let named = |&(ms, plan): &(Option<f32>, Plan)| {
-        let name = chooser.name(plan, product);
-        ms.map_or(name.clone(), |ms| format!("{name} {ms:.3} ms"))
-    };
-    let mut line = format!("{} ({}): {}", product.key(), chooser.choice_name(), named(&right[0]));
-    if let Some(ms) = right[0].0 {
-        line += &format!(", {:.1} TFLOP/s", product.flops() / f64::from(ms) / 1e9);
-    }
-    if right.len() > 1 {
-        line += &format!("; others: {}", right[1..].iter().map(named).collect::<Vec<_>>().join(", "));
-    }
-    line
 }

@@ -1,15 +1,17 @@
-//! The results of a plan, held against those of the plainest of our kernels on the same operands. Nothing that differs may win,
-//! however fast it is.
+//! The comparison of a plan's results with those of the plainest of our kernels on the same
+//! operands. A plan that differs is never used, however fast it is.
 //!
-//! 64 elements of each output and its norm are compared: a kernel that leaves something unwritten shows in the norm, as all was NaN
-//! before; one that computes wrong tiles shows in elements of every kind of tile, or in the norm.
+//! 64 elements of each output and its norm are compared. A kernel that leaves elements unwritten
+//! shows in the norm, as all were NaN before; one that computes wrong tiles shows in elements of
+//! every kind of tile, or in the norm.
 //!
-//! A plan runs once for that, in place of a first round that was not timed before; a gradient of a weight is computed twice. Besides, an output is
-//! poisoned and read once, and 64 of its elements are copied. For the some 300 plans of GPT-2 124M at B = 64 on an H200 all this is 0.15 s by estimate, a
-//! third of it those copies, a third the plainest kernels themselves.
+//! Each plan runs once for that, which also serves as its warm-up run; a gradient of a weight is
+//! computed twice. Each output is also poisoned and read once, and 64 of its elements are copied.
+//! For the some 300 plans of GPT-2 124M at B = 64 on an H200 all this takes 0.15 s by estimate: a
+//! third are the copies, a third the plainest kernels themselves.
 
+use super::gemm::{ALIGN, Gemm, Output, Pass};
 use super::plan::{Chooser, Plan, Scratch};
-use super::product::{ALIGN, Output, Pass, Product};
 use crate::device::compare::{Tolerance, close};
 use crate::device::cuda::driver::Driver;
 use crate::device::cuda::kernel::Ptr;
@@ -17,34 +19,34 @@ use crate::device::cuda::reduce;
 use crate::tensor::Dtype;
 use anyhow::{Context, Result, bail};
 
-/// Elements that are looked at of an output.
+/// Elements compared per output.
 const SAMPLES: usize = 64;
-/// Outputs of a product, and bytes of their samples, at most.
+/// The most outputs that a GEMM has, and the bytes of their samples.
 const MOST_OUTPUTS: usize = 2;
 const SAMPLES_BYTES: usize = MOST_OUTPUTS * SAMPLES * size_of::<f32>();
-/// The edges of all tiles are multiples of this, or divide it.
+/// A multiple or a divisor of the edges of all tiles.
 const TILE: usize = 128;
 
-/// How often a number is rounded to the device's type on both sides: the sum, and what it goes through GELU with or is added to.
+/// Roundings to the device's type on both sides: of the sum, and of GELU or the addition after it.
 const ROUNDINGS: f64 = 4.0;
-/// TF32 has 13 bits less than f32, and the library need not round as we do.
+/// TF32 has 13 bits less than f32, and the library may round otherwise than we do.
 const TF32_ROUNDINGS: f64 = 4.0 * 8192.0;
-/// Hardware's tanh is off by this much, and the library has one of its own.
+/// Error of the hardware's tanh; the library has one of its own.
 const TANH: f64 = 1.0 / 1024.0;
 
-/// Beyond it the derivative of GELU hardly depends on an error of tanh, which is as good as 1.
+/// Beyond this input tanh is practically 1, so its error hardly moves the derivative of GELU.
 const LARGEST_BEFORE_GELU: f64 = 4.0;
 
-/// Bytes of scratch memory that looking takes.
-pub fn scratch_bytes(multiprocessors: usize) -> usize {
-    partials_at() + reduce::most_partials(multiprocessors) * size_of::<f32>()
+/// Returns the scratch memory of a comparison in bytes.
+pub fn scratch_bytes(sm_count: usize) -> usize {
+    partials_at() + reduce::most_partials(sm_count) * size_of::<f32>()
 }
 
 fn partials_at() -> usize {
     (SAMPLES_BYTES + MOST_OUTPUTS * size_of::<f32>()).next_multiple_of(ALIGN)
 }
 
-/// A glance at an output.
+/// Norm and samples of an output.
 #[derive(Debug)]
 struct Seen {
     norm_squared: f32,
@@ -57,32 +59,34 @@ impl Seen {
     }
 }
 
-/// A product, and what is right.
+/// A GEMM and its right result.
 pub struct Verifier {
     chooser: Chooser,
-    product: Product,
+    gemm: Gemm,
     outputs: Vec<Output>,
     scratch: Scratch,
     right: Vec<Seen>,
 }
 
 impl Verifier {
-    /// Computes the product by the plainest plan. `None` if the results are not finite because the operands are not, as gradients that
-    /// overflowed: then nothing can be told. The outputs are garbage afterwards.
+    /// Computes the GEMM by the plainest plan. `None` if its results are not finite because the
+    /// operands are not, as with gradients that overflowed: then nothing can be compared. Leaves
+    /// garbage in the outputs.
     ///
     /// # Errors
-    /// One line that names the kernel, if it is refused or leaves an output unwritten; or if the device fails.
+    /// One line that names the kernel, if it is refused or leaves part of an output unwritten, or
+    /// if the device fails.
     pub fn new(
         driver: &mut dyn Driver,
         chooser: Chooser,
-        product: &Product,
+        gemm: &Gemm,
         scratch: Scratch,
     ) -> Result<Option<Self>> {
-        let outputs = product.outputs();
-        let mut verifier = Verifier { chooser, product: *product, outputs, scratch, right: Vec::new() };
+        let outputs = gemm.outputs();
+        let mut verifier = Verifier { chooser, gemm: *gemm, outputs, scratch, right: Vec::new() };
         let plan = chooser.plainest();
-        let name = chooser.name(plan, product);
-        let what = || format!("{name} for {}, the plainest kernel for it", product.key());
+        let name = chooser.name(plan, gemm);
+        let what = || format!("{name} for {}, the plainest kernel for it", gemm.key());
         let right = verifier.outcome(driver, plan, 0xff).with_context(what)?;
         if right.iter().all(Seen::is_finite) {
             verifier.right = right;
@@ -95,7 +99,7 @@ impl Verifier {
         }
     }
 
-    /// Computes the product by another plan. The inner error says how its result is another, in a few words.
+    /// Computes the GEMM by another plan. The inner error says briefly how its result differs.
     ///
     /// # Errors
     /// If the device fails or refuses a launch.
@@ -106,27 +110,29 @@ impl Verifier {
         }))
     }
 
-    /// Sets all bytes of the outputs to `poison`, computes the product, and looks. A gradient of a weight is assigned and then added to, so
-    /// that it comes out twice, whatever this product does; one of a bias is added to nothing twice.
+    /// Sets all bytes of the outputs to `poison`, computes the GEMM, and looks at the outputs. A
+    /// gradient of a weight is always assigned and then added to, so it comes out doubled; one of a
+    /// bias is added to zero twice.
     fn outcome(&self, driver: &mut dyn Driver, plan: Plan, poison: u8) -> Result<Vec<Seen>> {
-        // A kernel that did not come to its end may have left something in it, which is no fault of this one.
+        // An earlier kernel that ended half way may have left something there.
         driver.clear(self.scratch.work_counter.address(), size_of::<u32>())?;
         for output in &self.outputs {
-            let bytes = output.len() * self.product.dtype.size();
+            let bytes = output.len() * self.gemm.dtype.size();
             driver.set_bytes(output.matrix.address(), if output.adds { 0 } else { poison }, bytes)?;
         }
-        self.chooser.run(driver, plan, &self.product.accumulating(false), self.scratch)?;
-        if matches!(self.product.pass, Pass::Wgrad(_)) {
-            self.chooser.run(driver, plan, &self.product.accumulating(true), self.scratch)?;
+        self.chooser.run(driver, plan, &self.gemm.accumulating(false), self.scratch)?;
+        if matches!(self.gemm.pass, Pass::Wgrad(_)) {
+            self.chooser.run(driver, plan, &self.gemm.accumulating(true), self.scratch)?;
         }
-        // What goes wrong on the device is known here, and not by the name of a kernel that only looks.
+        // Errors surface here, before they could be blamed on the kernels that only look.
         driver.synchronize()?;
         self.look(driver)
     }
 
-    /// Samples come together in scratch memory, which no plan uses any more, and to the host in one copy.
+    /// Gathers samples in scratch memory, which the plan no longer uses, and downloads them in one
+    /// copy.
     fn look(&self, driver: &mut dyn Driver) -> Result<Vec<Seen>> {
-        let dtype = self.product.dtype;
+        let dtype = self.gemm.dtype;
         let at = |offset: usize| self.scratch.address + offset as u64;
         let (share, norm) = (SAMPLES_BYTES / MOST_OUTPUTS, size_of::<f32>());
         for (i, output) in self.outputs.iter().enumerate() {
@@ -149,21 +155,22 @@ impl Verifier {
     }
 
     fn compare(&self, output: &Output, seen: &Seen, right: &Seen) -> Result<(), String> {
-        let dtype = self.product.dtype;
-        let terms = self.product.extent().K;
+        let dtype = self.gemm.dtype;
+        let terms = self.gemm.extent().K;
         let operands = if self.chooser.options.tf32 && dtype == Dtype::F32 { TF32_ROUNDINGS } else { 0.0 };
         let sums = Tolerance::new(ROUNDINGS + operands, terms);
-        let element = match self.product.pass {
-            _ if !self.product.has_gelu() => sums,
+        let element = match self.gemm.pass {
+            _ if !self.gemm.has_gelu() => sums,
             Pass::Forward(_) => sums.then_gelu(),
             _ => sums.times_gelu_grad(LARGEST_BEFORE_GELU),
         };
         let element = element.relative(dtype);
         close(&seen.samples, &right.samples, element).map_err(|fault| format!("sample {fault}"))?;
-        // Roundings of elements go either way. The sums of tensor cores all go one way, and so do TF32 and tanh.
+        // Roundings of elements go either way. Those in the sums of tensor cores, of TF32 and of
+        // tanh are biased.
         let one_way = 8.0 * Tolerance::new(0.0, terms).relative(dtype)
             + Tolerance::new(operands, 1).relative(dtype)
-            + if self.product.has_gelu() { TANH } else { 0.0 };
+            + if self.gemm.has_gelu() { TANH } else { 0.0 };
         let norm = 8.0 * element / (output.len() as f64).sqrt() + one_way;
         let (got, want) = (f64::from(seen.norm_squared), f64::from(right.norm_squared));
         match (got - want).abs() <= norm * want {
@@ -185,10 +192,10 @@ fn floats(bytes: &[u8], dtype: Dtype) -> Vec<f32> {
     }
 }
 
-/// Indices of [`SAMPLES`] elements of a matrix: six in each of nine kinds of tiles (the first, any and the last, down and
-/// across), five in the last row, five in the last column.
+/// Returns the indices of [`SAMPLES`] elements of a matrix: six in each of nine kinds of tiles (the
+/// first, any and the last, down and across), five in the last row, five in the last column.
 fn places(rows: usize, columns: usize) -> Vec<usize> {
-    // Multiples of these, less the whole, fill the unit cube of four dimensions evenly.
+    // The fractional parts of multiples of these fill the four-dimensional unit cube evenly.
     const STEPS: [f64; 4] = [0.856_674_88, 0.733_891_85, 0.628_706_72, 0.538_597_25];
     let mut count = 0.0;
     let mut next = || {

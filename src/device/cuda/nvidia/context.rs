@@ -5,19 +5,21 @@ use crate::device::cuda::driver::DeviceInfo;
 use crate::device::cuda::fatbins::NVCC_VERSION;
 use crate::libraries;
 use anyhow::{Result, anyhow, bail};
-use cudarc::driver::{result as cu, sys};
+use cudarc::driver::{CudaContext, DriverError, result as cu, sys};
 use std::ffi::{CStr, c_char};
 use std::fmt;
-use sys::CUdevice_attribute as Attribute;
+use std::sync::Arc;
+use sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN as MAX_SHARED_BYTES;
+use sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as SM_COUNT;
 
-/// Why there is no GPU to be had. One line each, that says what to do.
+/// Why no GPU can be used. Each is one line that says what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Problem {
     NoDriver,
-    /// The CUDA version that the driver supports, as it counts: 12040.
+    /// The CUDA version that the driver supports, in CUDA's own encoding: 12040 is 12.4.
     DriverTooOld(i32),
     NoDevice,
-    /// The library to link with, which a toolkit has, in place of the driver's.
+    /// A toolkit's link-time stub was loaded instead of the driver.
     Stub,
     Other(String),
 }
@@ -56,33 +58,35 @@ impl fmt::Display for Problem {
     }
 }
 
-/// ` (/usr/lib/libcuda.so.1)`: which one was loaded.
+/// The path of the loaded libcuda, as ` (/usr/lib/libcuda.so.1)`.
 fn place() -> String {
     libraries::loaded_from("libcuda.so").map(|path| format!(" ({})", path.display())).unwrap_or_default()
 }
 
-/// 12.8 has all the functions we call; kernels compiled by a toolkit run on drivers from the first of its major version on.
+/// 12.8 is the first to have all functions called here. Kernels compiled by a toolkit run on
+/// drivers from the first of its major version on.
 fn oldest_driver() -> i32 {
     i32::max(12080, NVCC_VERSION.0 as i32 * 1000)
 }
 
-/// How many GPUs there are, at least one.
+/// Returns the number of GPUs, at least one.
 ///
 /// # Errors
-/// If there is none, or none that can be used.
+/// If there is no GPU, or none that can be used.
 pub fn probe() -> Result<usize, Problem> {
-    let failed = |what: &str, e: cu::DriverError| match e.0 {
+    let failed = |what: &str, e: DriverError| match e.0 {
         sys::CUresult::CUDA_ERROR_NO_DEVICE => Problem::NoDevice,
         sys::CUresult::CUDA_ERROR_STUB_LIBRARY => Problem::Stub,
         _ => Problem::Other(message(what, e).to_string()),
     };
-    // SAFETY: loads libcuda, whose initialisers are NVIDIA's affair. Nothing else of cudarc may be called before this has
-    // returned true: a missing library or function panics there.
+    // SAFETY: this runs the initializers of NVIDIA's libcuda, which any program may load. Every
+    // other function of cudarc panics if the library is missing, so none is called before this
+    // returns true.
     if !unsafe { sys::is_culib_present() } {
         return Err(Problem::NoDriver);
     }
     let mut version = 0;
-    // SAFETY: the library is there; this function needs no initialisation.
+    // SAFETY: the library is present, and this function may be called before `cuInit`.
     unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(|e| failed("cuDriverGetVersion", e))?;
     if version < oldest_driver() {
         return Err(Problem::DriverTooOld(version));
@@ -94,71 +98,41 @@ pub fn probe() -> Result<usize, Problem> {
     }
 }
 
-/// The primary context of a GPU, which libraries use as well.
-pub struct Context {
-    device: sys::CUdevice,
-    raw: sys::CUcontext,
+/// Opens the primary context of a GPU, which CUDA's libraries use as well, and makes it current.
+pub fn open(ordinal: usize) -> Result<Arc<CudaContext>> {
+    let count = probe()?;
+    if ordinal >= count {
+        bail!("GPU {ordinal}: this machine shows {count}, numbered from 0");
+    }
+    let context = CudaContext::new(ordinal).map_err(|e| message(&format!("opening GPU {ordinal}"), e))?;
+    // SAFETY: all work goes into one stream, so no two streams need to be ordered. Tracking would
+    // add events and waits to the memory that cudarc allocates.
+    unsafe { context.disable_event_tracking() };
+    Ok(context)
 }
 
-impl Context {
-    pub fn open(ordinal: usize) -> Result<Self> {
-        let count = probe()?;
-        if ordinal >= count {
-            bail!("GPU {ordinal}: this machine shows {count}, numbered from 0");
-        }
-        let device = cu::device::get(ordinal as i32).map_err(|e| message("cuDeviceGet", e))?;
-        // SAFETY: the device is one the driver gave us.
-        let raw =
-            unsafe { cu::primary_ctx::retain(device) }.map_err(|e| message("cuDevicePrimaryCtxRetain", e))?;
-        let context = Context { device, raw };
-        context.bind()?;
-        Ok(context)
-    }
-
-    /// Makes it the current one of this thread, which may have several GPUs.
-    pub fn bind(&self) -> Result<()> {
-        // SAFETY: the context is retained until `self` is dropped.
-        unsafe { cu::ctx::set_current(self.raw) }.map_err(|e| message("cuCtxSetCurrent", e))
-    }
-
-    pub fn info(&self) -> Result<DeviceInfo> {
-        let attribute = |attribute: Attribute| {
-            // SAFETY: the device is one the driver gave us.
-            let value = unsafe { cu::device::get_attribute(self.device, attribute) };
-            value.map_err(|e| message(&format!("{attribute:?}"), e))
-        };
-        // SAFETY: as above.
-        let memory =
-            unsafe { cu::device::total_mem(self.device) }.map_err(|e| message("cuDeviceTotalMem", e))?;
-        let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
-        let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
-        Ok(DeviceInfo {
-            name: cu::device::get_name(self.device).map_err(|e| message("cuDeviceGetName", e))?,
-            capability: (major as u32, minor as u32),
-            multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
-            memory_bytes: memory,
-            shared_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?
-                as usize,
-            emulated: false,
-        })
-    }
-
-    pub fn pci_bus_id(&self) -> Result<String> {
-        let mut text: [c_char; 32] = [0; 32];
-        // SAFETY: the driver writes at most 32 characters, the last of them zero.
-        let got = unsafe { sys::cuDeviceGetPCIBusId(text.as_mut_ptr(), text.len() as i32, self.device) };
-        got.result().map_err(|e| message("cuDeviceGetPCIBusId", e))?;
-        // SAFETY: see above.
-        let text = unsafe { CStr::from_ptr(text.as_ptr()) };
-        Ok(text.to_str().map_err(|_| anyhow!("a PCI bus id that is no text"))?.to_string())
-    }
+pub fn info(context: &CudaContext) -> Result<DeviceInfo> {
+    let failed = |what: &'static str| move |e| message(what, e);
+    let attribute = |name| context.attribute(name).map_err(failed("cuDeviceGetAttribute"));
+    let (major, minor) = context.compute_capability().map_err(failed("cuDeviceGetAttribute"))?;
+    Ok(DeviceInfo {
+        name: context.name().map_err(failed("cuDeviceGetName"))?,
+        capability: (major as u32, minor as u32),
+        sm_count: attribute(SM_COUNT)? as usize,
+        memory_bytes: context.total_mem().map_err(failed("cuDeviceTotalMem"))?,
+        shared_bytes: attribute(MAX_SHARED_BYTES)? as usize,
+        emulated: false,
+    })
 }
 
-impl Drop for Context {
-    fn drop(&mut self) {
-        // SAFETY: retained once, released once.
-        let _ = unsafe { cu::primary_ctx::release(self.device) };
-    }
+pub fn pci_bus_id(context: &CudaContext) -> Result<String> {
+    let mut text: [c_char; 32] = [0; 32];
+    // SAFETY: the driver writes at most `text.len()` characters, the last of which is zero.
+    let got = unsafe { sys::cuDeviceGetPCIBusId(text.as_mut_ptr(), text.len() as i32, context.cu_device()) };
+    got.result().map_err(|e| message("cuDeviceGetPCIBusId", e))?;
+    // SAFETY: the array held zeros, and the driver terminates what it writes with another.
+    let text = unsafe { CStr::from_ptr(text.as_ptr()) };
+    Ok(text.to_str().map_err(|_| anyhow!("the PCI bus id is not UTF-8"))?.to_string())
 }
 
 #[cfg(test)]

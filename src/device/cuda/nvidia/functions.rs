@@ -1,4 +1,7 @@
-//! Kernels on a GPU: files are loaded, and functions looked up, when they are first launched.
+//! Kernels on a GPU: a file is loaded, and a function looked up, on its first launch.
+//!
+//! Modules are cudarc's raw handles: its safe loader comes with NVRTC and copies each image to
+//! memory that is not aligned as CUDA's loader reads it.
 
 use super::message;
 use crate::device::cuda::driver::DeviceInfo;
@@ -10,27 +13,28 @@ use cudarc::driver::{result as cu, sys};
 use std::collections::HashMap;
 use std::ffi::CString;
 
-/// Dynamic shared memory that a kernel gets without asking.
+/// Dynamic shared memory that a kernel may use without asking for it.
 const FREE_SHARED_BYTES: u32 = 48 << 10;
 
 pub struct Functions {
     fatbins: &'static [Fatbin],
     dtype: Dtype,
-    /// `GPU 0 (NVIDIA H200, sm_90)`, for messages.
+    /// The GPU's name in messages: `GPU 0 (NVIDIA H200, sm_90)`.
     gpu: String,
     modules: HashMap<&'static str, sys::CUmodule>,
-    /// By the address of the kernel's description.
+    /// Keyed by the address of the kernel's description.
     functions: HashMap<usize, Function>,
 }
 
 struct Function {
     raw: sys::CUfunction,
-    /// Dynamic shared memory that it may have so far, and whether the driver knows that it has any.
+    /// Dynamic shared memory that the driver allows so far.
     shared_bytes: u32,
+    /// Whether the driver has been told to prefer shared memory over L1.
     has_shared: bool,
 }
 
-/// A file that every run needs, and small.
+/// A small file that every run needs.
 const FIRST_FILE: &str = "reduce.cu";
 
 impl Functions {
@@ -53,14 +57,15 @@ impl Functions {
         }
         let mut functions =
             Functions { fatbins, dtype, gpu, modules: HashMap::new(), functions: HashMap::new() };
-        // Before anything is set up for kernels that this GPU cannot run. Only tests have other files.
+        // Fails before anything is set up for kernels that this GPU cannot run. Only tests lack
+        // this file.
         if fatbins::find(fatbins, FIRST_FILE, dtype).is_some() {
             functions.module(FIRST_FILE)?;
         }
         Ok(functions)
     }
 
-    /// The function, ready for so much dynamic shared memory.
+    /// Returns the function, ready for `shared_bytes` of dynamic shared memory.
     pub fn get(
         &mut self,
         kernel: &'static KernelSpec,
@@ -75,12 +80,12 @@ impl Functions {
         }
         let function = self.functions.get_mut(&key).expect("just inserted");
         let set = |attribute, value: u32| {
-            // SAFETY: the function is loaded.
+            // SAFETY: the function belongs to a module that stays loaded until `self` is dropped.
             unsafe { cu::function::set_function_attribute(function.raw, attribute, value as i32) }
                 .map_err(|e| message(&format!("{shared_bytes} bytes of shared memory"), e))
         };
         if shared_bytes > 0 && !function.has_shared {
-            // All that the L1 cache can spare, so that as many blocks fit a multiprocessor as the kernel counts on.
+            // The largest share of L1, so that as many blocks fit an SM as the kernel counts on.
             set(sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100)?;
             function.has_shared = true;
         }
@@ -94,7 +99,7 @@ impl Functions {
     fn load(&mut self, kernel: &'static KernelSpec) -> Result<sys::CUfunction> {
         let module = self.module(kernel.file)?;
         let name = CString::new(kernel.name).expect("a name without zeros");
-        // SAFETY: the module is loaded until `self` is dropped.
+        // SAFETY: the module stays loaded until `self` is dropped.
         unsafe { cu::module::get_function(module, name) }
             .map_err(|e| message(&format!("looking for it in {}", kernel.file), e))
     }
@@ -111,7 +116,8 @@ impl Functions {
     fn load_module(&self, file: &str) -> Result<sys::CUmodule> {
         let fatbin = fatbins::find(self.fatbins, file, self.dtype)
             .with_context(|| format!("{file} was not compiled for {:?}", self.dtype))?;
-        // SAFETY: an image that nvcc wrote, aligned, in memory for as long as the program runs.
+        // SAFETY: the image is what nvcc wrote, aligned to 64 bytes, and lives as long as the
+        // program.
         unsafe { cu::module::load_data(fatbin.image.as_ptr().cast()) }.map_err(|e| match e.0 {
             sys::CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU => {
                 let gpu = &self.gpu;
@@ -124,11 +130,13 @@ impl Functions {
     }
 }
 
-/// A launch reads as many bytes from each argument's address as the compiled kernel says, so that must be what is there.
+/// Compares the sizes of the compiled kernel's parameters with those of the arguments: a launch
+/// reads as many bytes from each argument's address as the kernel says.
 fn check_parameters(function: sys::CUfunction, args: &[Arg]) -> Result<()> {
     let mut sizes = Vec::new();
     let (mut offset, mut size) = (0, 0);
-    // SAFETY: the function is loaded, and the driver writes the two numbers. It fails past the last parameter.
+    // SAFETY: the function's module is loaded, and the driver writes to two numbers that live here.
+    // The call fails past the last parameter.
     while unsafe { sys::cuFuncGetParamInfo(function, sizes.len(), &mut offset, &mut size) }.result().is_ok() {
         sizes.push(size);
     }
@@ -142,7 +150,8 @@ fn check_parameters(function: sys::CUfunction, args: &[Arg]) -> Result<()> {
 impl Drop for Functions {
     fn drop(&mut self) {
         for (_, module) in self.modules.drain() {
-            // SAFETY: loaded once, unloaded once, after `Nvidia::drop` has waited for all kernels.
+            // SAFETY: the module was loaded once and is unloaded once. `Nvidia::drop` has waited
+            // for all kernels and made the context current.
             let _ = unsafe { cu::module::unload(module) };
         }
     }

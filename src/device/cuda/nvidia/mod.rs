@@ -1,14 +1,15 @@
-//! The driver for real GPUs: NVIDIA's driver API, loaded when it is first needed, so that one program starts on any machine.
+//! The driver for real GPUs: NVIDIA's driver API through cudarc, loaded on first use, so that one
+//! program starts on any machine.
 //!
-//! All work goes into one stream, in the order it is queued. Uploads go there too, by way of pinned memory, rather than into
-//! a stream of their own: what they overwrite may be read by kernels still queued, so that a second stream would wait for
-//! the first one anyway, and a batch of tokens takes some ten microseconds of a step.
+//! All work goes into one stream, in the order it is queued. Uploads go there too, through pinned
+//! memory, rather than into a stream of their own: kernels still queued may read what an upload
+//! overwrites, so a second stream would wait for the first one anyway, and a batch of tokens takes
+//! some ten microseconds of a step.
 
 mod context;
 mod cublaslt;
 mod functions;
 mod staging;
-mod stream;
 mod tensor_map;
 
 pub use context::{Problem, probe};
@@ -23,36 +24,34 @@ use crate::libraries::Missing;
 use crate::ops::Place;
 use crate::tensor::Dtype;
 use anyhow::{Context as _, Result, anyhow, bail};
-use context::Context;
 use cublaslt::Cublaslt;
-use cudarc::driver::result::DriverError;
-use cudarc::driver::{result as cu, sys};
+use cudarc::driver::{CudaEvent, CudaStream, DriverError, result as cu, sys};
 use functions::Functions;
 use staging::Staging;
 use std::ffi::c_void;
-use std::rc::Rc;
-use stream::{Event, Stream};
+use std::sync::Arc;
 
-/// One GPU. Fields are released from top to bottom, the context last.
+/// One GPU. Fields are released from top to bottom: first what needs the context to be current,
+/// then cudarc's handles, each of which keeps the context alive.
 pub struct Nvidia {
     info: DeviceInfo,
     functions: Functions,
     matmul_library: Option<Cublaslt>,
-    /// Why there is none, once it was looked for.
+    /// The reason there is no library, once it has been looked for.
     no_matmul_library: Option<Missing>,
-    /// Opened when first asked.
+    /// Opened on first use.
     monitor: Option<Monitor>,
     staging: Staging,
-    timers: [Event; 2],
+    timers: [CudaEvent; 2],
     memory: Vec<u64>,
-    stream: Rc<Stream>,
-    /// For the error of a kernel, which surfaces only later.
+    stream: Arc<CudaStream>,
+    /// Named in the error of a kernel, which surfaces only later.
     last_launch: Option<(&'static KernelSpec, Launch)>,
-    context: Context,
 }
 
 impl Nvidia {
-    /// Opens GPU number `ordinal`, of those that `CUDA_VISIBLE_DEVICES` shows, for kernels of `dtype`.
+    /// Opens GPU number `ordinal` of those that `CUDA_VISIBLE_DEVICES` shows, for kernels of
+    /// `dtype`.
     ///
     /// # Errors
     /// One line: no driver, too old a driver, no such GPU, no kernels in this program.
@@ -60,43 +59,49 @@ impl Nvidia {
         Self::with_fatbins(FATBINS, ordinal, dtype)
     }
 
-    /// With other kernels than the program's.
+    /// Opens a GPU with other kernels than the program's.
     ///
     /// # Errors
     /// As [`Nvidia::open`].
     pub fn with_fatbins(fatbins: &'static [Fatbin], ordinal: usize, dtype: Dtype) -> Result<Self> {
-        let context = Context::open(ordinal)?;
-        let info = context.info()?;
+        let context = context::open(ordinal)?;
+        let info = context::info(&context)?;
         let functions = Functions::new(fatbins, dtype, (ordinal, &info))?;
-        let stream = Rc::new(Stream::new()?);
+        // Not ordered against the default stream, which nothing uses.
+        let stream = context.new_stream().map_err(|e| message("cuStreamCreate", e))?;
         Ok(Nvidia {
             info,
             functions,
             matmul_library: None,
             no_matmul_library: None,
             monitor: None,
-            staging: Staging::new()?,
-            timers: [Event::timer()?, Event::timer()?],
+            staging: Staging::new(&context)?,
+            timers: new_timers(&stream)?,
             memory: Vec::new(),
             stream,
             last_launch: None,
-            context,
         })
     }
 
-    /// Where the GPU sits, `00000000:65:00.0`: its name for NVML.
+    /// Returns the GPU's PCI address, which names it for NVML: `00000000:65:00.0`.
     ///
     /// # Errors
     /// If the driver fails.
     pub fn pci_bus_id(&self) -> Result<String> {
-        self.context.pci_bus_id()
+        context::pci_bus_id(self.stream.context())
     }
 
-    /// An error that a call reports may be that of any kernel queued before it.
+    /// Makes this GPU's context the calling thread's, which may work with several GPUs.
+    fn bind(&self) -> Result<()> {
+        self.stream.context().bind_to_thread().map_err(|e| message("cuCtxSetCurrent", e))
+    }
+
+    /// Describes an error. CUDA reports asynchronous errors late: this one may belong to any kernel
+    /// queued earlier.
     fn blame(&self, what: &str, error: DriverError) -> anyhow::Error {
         use sys::CUresult::{CUDA_ERROR_ILLEGAL_INSTRUCTION, CUDA_ERROR_LAUNCH_FAILED};
         let hint = match error.0 {
-            // `__trap` is one or the other.
+            // `__trap` shows as one or the other.
             CUDA_ERROR_LAUNCH_FAILED | CUDA_ERROR_ILLEGAL_INSTRUCTION => {
                 " (kernels end themselves so when one waits longer than about 10 s for a barrier in shared memory: \
                  BARRIER_PATIENCE_NS in kernels/hopper.cuh)"
@@ -117,39 +122,49 @@ impl Nvidia {
         self.stream.synchronize().map_err(|e| self.blame("waiting for the GPU", e))
     }
 
-    /// Waits for all queued work and releases all memory. Context, kernels and pinned buffers stay, for who allocates next: tests, of
-    /// which a program has hundreds.
+    /// Waits for all queued work and releases all memory. Context, kernels and pinned buffers stay
+    /// for the next of a test program's hundreds of cases.
     ///
     /// # Errors
-    /// If a kernel failed; then nothing is released before this is dropped.
+    /// If a kernel failed. Then the memory is released only when this is dropped.
+    #[cfg(any(test, feature = "testing"))]
     pub fn release_memory(&mut self) -> Result<()> {
-        self.context.bind()?;
+        self.bind()?;
         self.wait()?;
         self.last_launch = None;
         self.free_all();
         Ok(())
     }
 
-    /// Frees what nothing on the GPU uses any more.
+    /// Frees all memory. Nothing on the GPU may still use it.
     fn free_all(&mut self) {
         for address in self.memory.drain(..) {
-            // SAFETY: allocated by `allocate`, freed once, and no work is queued.
+            // SAFETY: `allocate` allocated it, `drain` frees it once, and the callers have waited
+            // for all work.
             let _ = unsafe { cu::free_sync(address) };
         }
     }
 }
 
-// SAFETY: CUDA's handles belong to a context, not to a thread, and every method first makes this context the calling thread's. The
-// reference-counted stream is shared by fields of one `Nvidia` alone, which move together.
+// SAFETY: the raw handles in it (modules, functions, cuBLASLt's) belong to a context, not to a
+// thread, and every method that uses one first makes that context the calling thread's.
 unsafe impl Send for Nvidia {}
 
 impl Drop for Nvidia {
-    /// Nothing may be released that the GPU still works on. Errors were reported where they happened, or the run is over.
+    /// Waits before releasing anything that the GPU may still use. Errors are ignored: either they
+    /// were reported where they happened, or the run is over.
     fn drop(&mut self) {
-        let _ = self.context.bind();
+        let _ = self.bind();
         let _ = self.stream.synchronize();
         self.free_all();
     }
+}
+
+/// Events that measure time in a stream.
+fn new_timers(stream: &CudaStream) -> Result<[CudaEvent; 2]> {
+    let flags = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
+    let timer = || stream.context().new_event(flags).map_err(|e| message("cuEventCreate", e));
+    Ok([timer()?, timer()?])
 }
 
 /// `layernorm_forward (layernorm.cu) <<<[256, 1, 1], 128, 0 bytes>>>`
@@ -166,19 +181,20 @@ fn message(what: &str, error: DriverError) -> anyhow::Error {
 
 impl Launcher for Nvidia {
     fn launch(&mut self, kernel: &'static KernelSpec, launch: Launch, args: &[Arg]) -> Result<()> {
-        self.context.bind()?;
+        self.bind()?;
         let function = self.functions.get(kernel, launch.shared_bytes, args).with_context(|| kernel.name)?;
         let mut values = Values::new(args);
         let (grid, block) = (launch.grid.into(), (launch.threads, 1, 1));
-        // SAFETY: the function is loaded; `Functions::get` has compared number and sizes of its parameters with `args`, and
-        // the driver copies the values before it returns. That addresses are good is up to the op layer.
+        // SAFETY: the function is loaded. `Functions::get` has compared number and sizes of its
+        // parameters with `args`, and the driver copies the values before it returns. The op layer
+        // vouches for the device addresses among them.
         let launched = unsafe {
             cu::launch_kernel(
                 function,
                 grid,
                 block,
                 launch.shared_bytes,
-                self.stream.raw(),
+                self.stream.cu_stream(),
                 values.pointers(),
             )
         };
@@ -188,12 +204,12 @@ impl Launcher for Nvidia {
     }
 
     fn tensor_map(&self, matrix: &TiledMatrix) -> Result<TensorMap> {
-        self.context.bind()?;
+        self.bind()?;
         tensor_map::encode(matrix)
     }
 }
 
-/// Addresses of argument values, on the stack: launches are frequent.
+/// Addresses of argument values, kept on the stack because launches are frequent.
 struct Values {
     pointers: [*mut c_void; Values::MOST],
     count: usize,
@@ -222,12 +238,14 @@ impl Driver for Nvidia {
     }
 
     fn allocate(&mut self, bytes: usize) -> Result<u64> {
-        self.context.bind()?;
-        // SAFETY: no preconditions beyond a context. The driver refuses to allocate nothing.
+        self.bind()?;
+        // The driver refuses to allocate zero bytes.
+        // SAFETY: a context is current, which is all that the call requires.
         let address = match unsafe { cu::malloc_sync(bytes.max(256)) } {
             Ok(address) => address,
             Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
-                let (free, total) = cu::mem_get_info().map_err(|e| message("cuMemGetInfo", e))?;
+                let memory = self.stream.context().mem_get_info();
+                let (free, total) = memory.map_err(|e| message("cuMemGetInfo", e))?;
                 bail!("out of GPU memory: {} of {} MiB are free", free >> 20, total >> 20);
             }
             Err(e) => return Err(self.blame("cuMemAlloc", e)),
@@ -238,57 +256,60 @@ impl Driver for Nvidia {
     }
 
     fn upload(&mut self, dst: u64, src: &[u8]) -> Result<()> {
-        self.context.bind()?;
+        self.bind()?;
         let uploaded = self.staging.upload(&self.stream, dst, src);
         uploaded.map_err(|e| self.blame("copying to the GPU", e))
     }
 
     fn download(&mut self, dst: &mut [u8], src: u64) -> Result<()> {
-        self.context.bind()?;
+        self.bind()?;
         let downloaded = self.staging.download(&self.stream, dst, src);
         downloaded.map_err(|e| self.blame("copying from the GPU", e))
     }
 
     fn copy(&mut self, dst: u64, src: u64, bytes: usize) -> Result<()> {
-        self.context.bind()?;
+        self.bind()?;
         if bytes == 0 {
             return Ok(());
         }
-        // SAFETY: as for `set_bytes`.
-        let copied = unsafe { cu::memcpy_dtod_async(dst, src, bytes, self.stream.raw()) };
+        // SAFETY: the caller vouches for both ranges and that they do not overlap. The driver or
+        // the GPU reports a bad address as an error.
+        let copied = unsafe { cu::memcpy_dtod_async(dst, src, bytes, self.stream.cu_stream()) };
         copied.map_err(|e| self.blame("copying on the GPU", e))
     }
 
     fn set_bytes(&mut self, dst: u64, value: u8, bytes: usize) -> Result<()> {
-        self.context.bind()?;
+        self.bind()?;
         if bytes == 0 {
             return Ok(());
         }
-        // SAFETY: the caller vouches for the range; a bad one is the driver's error or the GPU's.
-        let set = unsafe { cu::memset_d8_async(dst, value, bytes, self.stream.raw()) };
+        // SAFETY: the caller vouches for the range. The driver or the GPU reports a bad one as an
+        // error.
+        let set = unsafe { cu::memset_d8_async(dst, value, bytes, self.stream.cu_stream()) };
         set.map_err(|e| self.blame("setting memory", e))
     }
 
     fn synchronize(&mut self) -> Result<()> {
-        self.context.bind()?;
+        self.bind()?;
         self.wait()
     }
 
-    /// Nothing is checked here: a kernel that touches what is lent is found on the emulated device.
+    /// Checks nothing: the emulated device finds kernels that touch lent memory.
     fn lend(&mut self, address: u64, _bytes: usize) -> (u64, Place) {
-        (address, Place::Gpu { stream: self.stream.raw() as usize })
+        (address, Place::Gpu { stream: self.stream.cu_stream() as usize })
     }
 
     fn take_back(&mut self, _address: u64, _bytes: usize) {}
 
     fn start_timer(&mut self) -> Result<()> {
-        self.context.bind()?;
+        self.bind()?;
         self.timers[0].record(&self.stream).map_err(|e| message("cuEventRecord", e))
     }
 
     fn stop_timer(&mut self) -> Result<Option<f32>> {
-        self.context.bind()?;
-        let timed = self.timers[1].record(&self.stream).and_then(|()| self.timers[1].since(&self.timers[0]));
+        self.bind()?;
+        let [start, end] = &self.timers;
+        let timed = end.record(&self.stream).and_then(|()| start.elapsed_ms(end));
         timed.map(Some).map_err(|e| self.blame("timing", e))
     }
 
@@ -300,7 +321,7 @@ impl Driver for Nvidia {
     }
 
     fn matmul_library(&mut self) -> Result<&mut dyn MatmulLibrary> {
-        self.context.bind()?;
+        self.bind()?;
         if let Some(why) = &self.no_matmul_library {
             return Err(why.clone().into());
         }

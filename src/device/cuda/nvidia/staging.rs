@@ -1,15 +1,16 @@
-//! Copies between host and device by way of pinned memory: the GPU reads and writes it by itself, while the host goes on.
+//! Copies between host and device through pinned memory, which the GPU reads and writes by itself
+//! while the host continues.
 
 use super::message;
-use super::stream::{Event, Stream};
 use anyhow::Result;
-use cudarc::driver::result as cu;
-use cudarc::driver::result::DriverError;
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, PinnedHostSlice, result as cu};
+use std::sync::Arc;
 
-/// A ring of pinned buffers. A micro-step's tokens, targets and buckets take a handful, so that the host can be some micro-steps
-/// ahead; what is longer (weights, checkpoints) goes through in pieces, one being filled while the others are on their way.
+/// A ring of pinned buffers. Tokens, targets and buckets of a micro-step take a handful of them, so
+/// the host can be some micro-steps ahead. Longer transfers (weights, checkpoints) go in pieces:
+/// one is filled while the others are in flight.
 pub struct Staging {
-    buffers: Vec<Pinned>,
+    buffers: Vec<Buffer>,
     next: usize,
 }
 
@@ -18,47 +19,52 @@ const BUFFERS: usize = 16;
 const BUFFER_BYTES: usize = 1 << 20;
 
 impl Staging {
-    pub fn new() -> Result<Self> {
-        let buffers: Result<Vec<Pinned>> = (0..BUFFERS).map(|_| Pinned::new()).collect();
+    pub fn new(context: &Arc<CudaContext>) -> Result<Self> {
+        let buffers: Result<Vec<Buffer>> = (0..BUFFERS).map(|_| Buffer::new(context)).collect();
         Ok(Staging { buffers: buffers?, next: 0 })
     }
 
     /// Queues a copy; `src` has been read when this returns.
-    pub fn upload(&mut self, stream: &Stream, dst: u64, src: &[u8]) -> Result<(), DriverError> {
+    pub fn upload(&mut self, stream: &CudaStream, dst: u64, src: &[u8]) -> Result<(), DriverError> {
         for (i, piece) in src.chunks(BUFFER_BYTES).enumerate() {
             let buffer = self.take()?;
-            buffer.bytes()[..piece.len()].copy_from_slice(piece);
+            let pinned = &mut buffer.bytes.as_mut_slice()?[..piece.len()];
+            pinned.copy_from_slice(piece);
             let address = dst + (i * BUFFER_BYTES) as u64;
-            // SAFETY: the caller vouches for the range on the device; the buffer is left alone until its event has passed.
-            unsafe { cu::memcpy_htod_async(address, &buffer.bytes()[..piece.len()], stream.raw()) }?;
+            // SAFETY: the caller vouches for the range on the device. `take` hands the buffer out
+            // again only after the event recorded below has passed.
+            unsafe { cu::memcpy_htod_async(address, pinned, stream.cu_stream()) }?;
             buffer.done.record(stream)?;
         }
         Ok(())
     }
 
     /// Copies what `src` holds after all work queued so far.
-    pub fn download(&mut self, stream: &Stream, dst: &mut [u8], src: u64) -> Result<(), DriverError> {
+    pub fn download(&mut self, stream: &CudaStream, dst: &mut [u8], src: u64) -> Result<(), DriverError> {
         let mut address = src;
         for round in dst.chunks_mut(BUFFERS * BUFFER_BYTES) {
             let first = self.next;
             for piece in round.chunks(BUFFER_BYTES) {
                 let buffer = self.take()?;
-                // SAFETY: as in `upload`.
-                unsafe { cu::memcpy_dtoh_async(&mut buffer.bytes()[..piece.len()], address, stream.raw()) }?;
+                let pinned = &mut buffer.bytes.as_mut_slice()?[..piece.len()];
+                // SAFETY: the caller vouches for the range on the device. The buffer is read, or
+                // handed out again, only after the event recorded below has passed.
+                unsafe { cu::memcpy_dtoh_async(pinned, address, stream.cu_stream()) }?;
                 buffer.done.record(stream)?;
                 address += piece.len() as u64;
             }
             for (i, piece) in round.chunks_mut(BUFFER_BYTES).enumerate() {
                 let buffer = &mut self.buffers[(first + i) % BUFFERS];
                 buffer.done.synchronize()?;
-                piece.copy_from_slice(&buffer.bytes()[..piece.len()]);
+                piece.copy_from_slice(&buffer.bytes.as_slice()?[..piece.len()]);
             }
         }
         Ok(())
     }
 
-    /// The buffer unused for the longest time, when the device is done with it.
-    fn take(&mut self) -> Result<&mut Pinned, DriverError> {
+    /// Returns the buffer that has been unused for the longest time, once the device is done with
+    /// it.
+    fn take(&mut self) -> Result<&mut Buffer, DriverError> {
         let buffer = &mut self.buffers[self.next];
         self.next = (self.next + 1) % BUFFERS;
         buffer.done.synchronize()?;
@@ -66,34 +72,23 @@ impl Staging {
     }
 }
 
-/// Memory of the host that the GPU can reach.
-struct Pinned {
-    address: *mut u8,
-    /// The copy from or to it.
-    done: Event,
+/// Pinned memory, and the copy from or to it.
+struct Buffer {
+    bytes: PinnedHostSlice<u8>,
+    /// The slice has an event of its own, which cudarc records only when it tracks events.
+    done: CudaEvent,
 }
 
-impl Pinned {
-    fn new() -> Result<Self> {
-        let done = Event::new()?;
-        // SAFETY: no preconditions beyond a context; released by `drop`.
-        let address =
-            unsafe { cu::malloc_host(BUFFER_BYTES, 0) }.map_err(|e| message("pinning memory", e))?;
-        let address: *mut u8 = address.cast();
-        // SAFETY: just allocated, with that length.
-        unsafe { address.write_bytes(0, BUFFER_BYTES) };
-        Ok(Pinned { address, done })
-    }
-
-    fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: allocated with that length and initialised; the device is done with it, see `Staging::take`.
-        unsafe { std::slice::from_raw_parts_mut(self.address, BUFFER_BYTES) }
-    }
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        // SAFETY: allocated once, freed once, after `Nvidia::drop` has waited for all copies.
-        let _ = unsafe { cu::free_host(self.address.cast()) };
+impl Buffer {
+    fn new(context: &Arc<CudaContext>) -> Result<Self> {
+        let failed = |e| message("pinning memory", e);
+        let done = context.new_event(None).map_err(|e| message("cuEventCreate", e))?;
+        // No flags: write-combined memory, cudarc's default, is slow to read on the host.
+        // SAFETY: the bytes are initialized before any is read.
+        let mut bytes: PinnedHostSlice<u8> =
+            unsafe { context.alloc_pinned_with_flags(BUFFER_BYTES, 0) }.map_err(failed)?;
+        // SAFETY: the allocation is `BUFFER_BYTES` long, and nothing else refers to it yet.
+        unsafe { bytes.as_mut_ptr().map_err(failed)?.write_bytes(0, BUFFER_BYTES) };
+        Ok(Buffer { bytes, done })
     }
 }

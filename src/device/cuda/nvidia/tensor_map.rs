@@ -1,4 +1,4 @@
-//! Tensor maps, by the driver API.
+//! Tensor maps, encoded by the driver.
 
 use crate::device::cuda::tensor_map::{BOX_COLUMNS, TensorMap, TiledMatrix};
 use anyhow::{Result, ensure};
@@ -12,7 +12,8 @@ pub fn encode(matrix: &TiledMatrix) -> Result<TensorMap> {
     let strides = [matrix.row_bytes() as u64];
     let boxes = [BOX_COLUMNS as u32, matrix.box_rows as u32];
     let every_element = [1; 2];
-    // SAFETY: the arrays are as long as a matrix has dimensions (one stride less); nothing is read at the address.
+    // SAFETY: the arrays have an element per dimension (the strides one fewer) and live through the
+    // call, which reads nothing at the matrix's address.
     let result = unsafe {
         sys::cuTensorMapEncodeTiled(
             &mut map,
@@ -29,6 +30,10 @@ pub fn encode(matrix: &TiledMatrix) -> Result<TensorMap> {
             sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
         )
     };
-    ensure!(result == sys::CUresult::CUDA_SUCCESS, "cuTensorMapEncodeTiled of {matrix:?}: {result:?}");
+    let TiledMatrix { address, rows, columns, box_rows } = matrix;
+    ensure!(
+        result == sys::CUresult::CUDA_SUCCESS,
+        "cuTensorMapEncodeTiled of {rows} x {columns} elements at {address:#x} in boxes of {box_rows} rows: {result:?}"
+    );
     Ok(TensorMap(map.opaque))
 }

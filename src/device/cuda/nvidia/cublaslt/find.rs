@@ -1,4 +1,4 @@
-//! cuBLASLt as a library to look for, and which one was found.
+//! The search for cuBLASLt, and the library that it finds.
 
 use crate::libraries::{Missing, Wanted};
 use anyhow::{Result, anyhow, ensure};
@@ -16,14 +16,14 @@ const WANTED: Wanted = Wanted {
     install: "pip install nvidia-cublas",
 };
 
-/// The functions called here have been the same in these major versions.
+/// Major versions in which the functions called here are the same.
 const OLDEST: usize = 120_000;
 const NEXT_MAJOR: usize = 140_000;
 
 /// The library in use.
 #[derive(Clone, Debug)]
 pub struct Found {
-    /// `130002`
+    /// The library's own encoding: 130002 is 13.0.2.
     version: usize,
     path: PathBuf,
 }
@@ -41,21 +41,22 @@ fn show(version: usize) -> String {
 
 type GetVersion = unsafe extern "C" fn() -> usize;
 
-/// After this the library can be called. It is loaded from where it is found; cudarc, which asks for it by name, then gets the one
-/// already loaded.
+/// Loads the library from where it is found, after which cudarc's functions can be called: cudarc
+/// asks for it by name and gets the one already loaded.
 ///
 /// # Errors
-/// One line: it is nowhere; or it is another version than expected, named with its path.
+/// One line, if it is nowhere, or if the one found has another version than expected.
 pub fn load() -> Result<Found, Missing> {
-    // SAFETY: the initialisers of NVIDIA's library run.
+    // SAFETY: this runs the initializers of NVIDIA's library, which any program may load.
     let (library, path) = WANTED.load(|path| Ok(unsafe { Library::new(path) }?))?;
-    let found = known(&library, &path).map_err(|why| Missing::Unusable(format!("{why:#}")))?;
-    // For good: cudarc has taken functions of it.
+    let found = checked(&library, &path).map_err(|why| Missing::Unusable(format!("{why:#}")))?;
+    // Never unloaded: cudarc holds pointers to its functions.
     std::mem::forget(library);
     Ok(found)
 }
 
-fn known(library: &Library, path: &Path) -> Result<Found> {
+/// Checks the version, and that cudarc will call this very library.
+fn checked(library: &Library, path: &Path) -> Result<Found> {
     const SYMBOL: &str = "cublasLtGetVersion";
     let Wanted { files, variable, install, .. } = WANTED;
     let shown = path.display();
@@ -65,20 +66,21 @@ fn known(library: &Library, path: &Path) -> Result<Found> {
             "expected cuBLASLt {oldest} or newer, below {next}; install it ({install}), or name another in {variable}"
         )
     };
-    // SAFETY: of the type that cublasLt.h declares.
+    // SAFETY: `GetVersion` is the type that cublasLt.h declares for this function.
     let get = *unsafe { library.get::<GetVersion>(SYMBOL) }
         .map_err(|_| anyhow!("{shown} has no {SYMBOL}: {}", expected()))?;
-    // SAFETY: no preconditions.
+    // SAFETY: the function takes nothing, reads a constant and needs no context.
     let version = unsafe { get() };
     ensure!((OLDEST..NEXT_MAJOR).contains(&version), "{shown} is cuBLASLt {}: {}", show(version), expected());
-    // SAFETY: loads NVIDIA's library, which is loaded already. Without one, all else of cudarc's would panic.
+    // SAFETY: the library it may load is NVIDIA's, whose initializers have run. Every other
+    // function of cudarc's would panic without a library, so none is called before this.
     let present = unsafe { sys::is_culib_present() };
     ensure!(
         present,
         "{shown} was loaded, but goes by another name than {}; name another in {variable}",
         files.join(" or ")
     );
-    // SAFETY: present, as seen above; of the type that cublasLt.h declares.
+    // SAFETY: the library is present, and `GetVersion` is the type that cublasLt.h declares.
     let theirs = unsafe { sys::culib().get::<GetVersion>(SYMBOL) }.map(|theirs| *theirs as usize).ok();
     ensure!(
         theirs == Some(get as usize),

@@ -1,69 +1,70 @@
-//! Matrix products by cuBLASLt, where it is installed. Descriptors and algorithm of a product are made once and kept.
+//! GEMMs by cuBLASLt, where it is installed. Descriptors and algorithm of a GEMM are made once and
+//! kept.
 
 mod descriptors;
 mod find;
 
-use super::message;
-use super::stream::{Event, Stream};
-use crate::device::cuda::matmul_library::{MatmulLibrary, Operands, Product};
+use super::{message, new_timers};
+use crate::device::cuda::matmul_library::{BlasGemm, MatmulLibrary, Operands};
 use anyhow::{Context, Result, anyhow, bail};
 use cudarc::cublaslt::{result as lt, sys};
-use cudarc::driver::result as cu;
+use cudarc::driver::{CudaEvent, CudaStream, result as cu};
 use descriptors::{Descriptors, Preference};
 use find::Found;
 use std::collections::HashMap;
 use std::ffi::c_void;
-use std::rc::Rc;
+use std::sync::Arc;
 
-/// What NVIDIA recommends for Hopper, and plenty for others.
+/// NVIDIA's recommendation for Hopper, and plenty for other GPUs.
 const WORKSPACE_BYTES: usize = 32 << 20;
-/// How many algorithms to try.
+/// Algorithms to time.
 const CANDIDATES: usize = 16;
 const TIMED_RUNS: usize = 5;
 
 pub struct Cublaslt {
     found: Found,
-    plans: HashMap<(Product, Alignment), Plan>,
-    timers: [Event; 2],
+    plans: HashMap<(BlasGemm, Alignment), Plan>,
+    timers: [CudaEvent; 2],
     workspace: u64,
     handle: sys::cublasLtHandle_t,
-    stream: Rc<Stream>,
+    stream: Arc<CudaStream>,
 }
 
-/// A product made ready.
+/// A GEMM made ready.
 struct Plan {
     descriptors: Descriptors,
     algorithm: sys::cublasLtMatmulAlgo_t,
-    /// Those to go on with if that one is wrong, and their milliseconds, the fastest last.
+    /// The next choices if that one is wrong, with their milliseconds, the fastest last.
     slower: Vec<(f32, sys::cublasLtMatmulAlgo_t)>,
 }
 
-/// Of A, B, C and D in bytes, up to 256: algorithms differ in what they need.
+/// Alignment of A, B, C and D in bytes, up to 256: algorithms differ in what they need.
 type Alignment = [u32; 4];
 
 impl Cublaslt {
     /// # Errors
     /// One line, if there is no cuBLASLt or it does not start.
-    pub fn open(stream: Rc<Stream>) -> Result<Self> {
+    pub fn open(stream: Arc<CudaStream>) -> Result<Self> {
         let found = find::load()?;
         let handle = lt::create_handle().map_err(|e| anyhow!("cuBLASLt does not start: {:?}", e.0))?;
-        // SAFETY: no preconditions beyond a context; freed by `drop`.
+        // SAFETY: a context is current, which is all that the call requires; `drop` frees the
+        // memory.
         let workspace = unsafe { cu::malloc_sync(WORKSPACE_BYTES) };
         let opened = workspace.map_err(|e| message("memory for cuBLASLt", e)).and_then(|workspace| {
-            let timers = [Event::timer()?, Event::timer()?];
+            let timers = new_timers(&stream)?;
             Ok(Cublaslt { found, plans: HashMap::new(), timers, workspace, handle, stream })
         });
         if opened.is_err() {
-            // SAFETY: created above, and nobody else has it.
+            // SAFETY: the handle was created above and is not used after this.
             let _ = unsafe { lt::destroy_handle(handle) };
         }
         opened
     }
 
-    /// The library's best guesses for a product, best first.
+    /// Returns the library's best guesses for a GEMM, the best first.
     fn candidates(
         &self,
-        product: &Product,
+        gemm: &BlasGemm,
         descriptors: &Descriptors,
         alignment: Alignment,
         most: usize,
@@ -71,7 +72,8 @@ impl Cublaslt {
         let preference = Preference::new(WORKSPACE_BYTES, alignment)?;
         let mut found: Vec<sys::cublasLtMatmulHeuristicResult_t> = Vec::with_capacity(most);
         let mut count = 0;
-        // SAFETY: all descriptors live; the library writes at most `most` results, for which there is room, and says how many.
+        // SAFETY: handle and descriptors live through the call. The library writes at most `most`
+        // results, for which there is room, and says how many.
         let status = unsafe {
             let status = sys::cublasLtMatmulAlgoGetHeuristic(
                 self.handle,
@@ -94,18 +96,18 @@ impl Cublaslt {
             f.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS && f.workspaceSize <= WORKSPACE_BYTES
         });
         if found.is_empty() {
-            bail!("cuBLASLt has no algorithm for {product:?} ({status:?})");
+            bail!("cuBLASLt has no algorithm for {gemm} ({status:?})");
         }
         Ok(found.into_iter().map(|f| f.algo).collect())
     }
 
-    /// Makes the plan of a product, if there is none yet.
-    fn prepare(&mut self, product: &Product, operands: &Operands) -> Result<(Product, Alignment)> {
-        let key = (*product, alignment(operands));
+    /// Makes the plan of a GEMM unless it exists, and returns its key.
+    fn prepare(&mut self, gemm: &BlasGemm, operands: &Operands) -> Result<(BlasGemm, Alignment)> {
+        let key = (*gemm, alignment(operands));
         if !self.plans.contains_key(&key) {
-            let descriptors = Descriptors::new(product)?;
-            descriptors.set_pointers(product, operands)?;
-            let algorithm = self.candidates(product, &descriptors, key.1, 1)?[0];
+            let descriptors = Descriptors::new(gemm)?;
+            descriptors.set_pointers(gemm, operands)?;
+            let algorithm = self.candidates(gemm, &descriptors, key.1, 1)?[0];
             self.plans.insert(key, Plan { descriptors, algorithm, slower: Vec::new() });
         }
         Ok(key)
@@ -115,16 +117,17 @@ impl Cublaslt {
         &self,
         plan: &Plan,
         algorithm: &sys::cublasLtMatmulAlgo_t,
-        product: &Product,
+        gemm: &BlasGemm,
         on: &Operands,
     ) -> Result<()> {
-        let (alpha, beta) = (1.0f32, if product.adds_c { 1.0f32 } else { 0.0 });
+        let (alpha, beta) = (1.0f32, if gemm.adds_c { 1.0f32 } else { 0.0 });
         let scalar = |value: &f32| std::ptr::from_ref(value).cast::<c_void>();
         let address = |address: u64| address as *const c_void;
         let d = &plan.descriptors;
-        d.set_pointers(product, on)?;
-        // SAFETY: descriptors and workspace live until `self` is dropped; the library reads the scalars before it returns. That
-        // the addresses are those of matrices of these sizes is up to the op layer. A and B change places: see `Descriptors`.
+        d.set_pointers(gemm, on)?;
+        // SAFETY: descriptors and workspace live until `self` is dropped, and the library reads the
+        // scalars before it returns. The op layer vouches that the addresses are those of matrices
+        // of these sizes. A and B change places: see `descriptors`.
         let queued = unsafe {
             lt::matmul(
                 self.handle,
@@ -135,35 +138,35 @@ impl Cublaslt {
                 d.a(),
                 address(on.a),
                 d.b(),
-                address(if product.adds_c { on.c } else { on.d }),
+                address(if gemm.adds_c { on.c } else { on.d }),
                 d.d(),
                 on.d as *mut c_void,
                 d.d(),
                 algorithm,
                 self.workspace as *mut c_void,
                 WORKSPACE_BYTES,
-                self.stream.raw().cast(),
+                self.stream.cu_stream().cast(),
             )
         };
-        queued.map_err(|e| anyhow!("cuBLASLt: {:?} for {product:?}", e.0))
+        queued.map_err(|e| anyhow!("cuBLASLt: {:?} for {gemm}", e.0))
     }
 
-    /// Milliseconds of one run, the best of some.
+    /// Returns the milliseconds of the best of [`TIMED_RUNS`] runs, after one that is not timed.
     fn time(
         &self,
         plan: &Plan,
         algorithm: &sys::cublasLtMatmulAlgo_t,
-        product: &Product,
+        gemm: &BlasGemm,
         on: &Operands,
     ) -> Result<f32> {
         let mut best = f32::INFINITY;
-        self.run(plan, algorithm, product, on)?;
+        let [start, end] = &self.timers;
+        self.run(plan, algorithm, gemm, on)?;
         for _ in 0..TIMED_RUNS {
-            self.timers[0].record(&self.stream).map_err(|e| message("cuEventRecord", e))?;
-            self.run(plan, algorithm, product, on)?;
-            let timed =
-                self.timers[1].record(&self.stream).and_then(|()| self.timers[1].since(&self.timers[0]));
-            best = best.min(timed.map_err(|e| message(&format!("timing {product:?}"), e))?);
+            start.record(&self.stream).map_err(|e| message("cuEventRecord", e))?;
+            self.run(plan, algorithm, gemm, on)?;
+            let timed = end.record(&self.stream).and_then(|()| start.elapsed_ms(end));
+            best = best.min(timed.map_err(|e| message(&format!("timing {gemm}"), e))?);
         }
         Ok(best)
     }
@@ -179,30 +182,29 @@ impl MatmulLibrary for Cublaslt {
         self.found.to_string()
     }
 
-    fn matmul(&mut self, product: &Product, operands: &Operands) -> Result<()> {
-        let key = self.prepare(product, operands)?;
+    fn matmul(&mut self, gemm: &BlasGemm, operands: &Operands) -> Result<()> {
+        let key = self.prepare(gemm, operands)?;
         let plan = &self.plans[&key];
-        self.run(plan, &plan.algorithm, product, operands)
+        self.run(plan, &plan.algorithm, gemm, operands)
     }
 
-    fn tune(&mut self, product: &Product, operands: &Operands) -> Result<f32> {
-        let key = self.prepare(product, operands)?;
+    fn tune(&mut self, gemm: &BlasGemm, operands: &Operands) -> Result<f32> {
+        let key = self.prepare(gemm, operands)?;
         let plan = &self.plans[&key];
         let mut timed = Vec::new();
-        for algorithm in self.candidates(product, &plan.descriptors, key.1, CANDIDATES)? {
+        for algorithm in self.candidates(gemm, &plan.descriptors, key.1, CANDIDATES)? {
             // The heuristic may offer one that then does not run.
-            if let Ok(ms) = self.time(plan, &algorithm, product, operands) {
+            if let Ok(ms) = self.time(plan, &algorithm, gemm, operands) {
                 timed.push((ms, algorithm));
             }
         }
         timed.sort_by(|a, b| b.0.total_cmp(&a.0));
         self.plans.get_mut(&key).expect("prepared above").slower = timed;
-        self.reject(product, operands)?.ok_or_else(|| anyhow!("cuBLASLt: no algorithm runs for {product:?}"))
+        self.reject(gemm, operands)?.ok_or_else(|| anyhow!("cuBLASLt: no algorithm runs for {gemm}"))
     }
 
-    fn reject(&mut self, product: &Product, operands: &Operands) -> Result<Option<f32>> {
-        let plan =
-            self.plans.get_mut(&(*product, alignment(operands))).context("no plan of cuBLASLt's yet")?;
+    fn reject(&mut self, gemm: &BlasGemm, operands: &Operands) -> Result<Option<f32>> {
+        let plan = self.plans.get_mut(&(*gemm, alignment(operands))).context("cuBLASLt has no plan yet")?;
         let next = plan.slower.pop();
         Ok(next.map(|(ms, algorithm)| {
             plan.algorithm = algorithm;
@@ -212,10 +214,10 @@ impl MatmulLibrary for Cublaslt {
 }
 
 impl Drop for Cublaslt {
-    /// After `Nvidia::drop` has waited for all products.
+    /// Runs after `Nvidia::drop` has waited for all work.
     fn drop(&mut self) {
         self.plans.clear();
-        // SAFETY: both were made by `open` and are released once.
+        // SAFETY: `open` made both, no work uses them any more, and nothing uses them after this.
         unsafe {
             let _ = lt::destroy_handle(self.handle);
             let _ = cu::free_sync(self.workspace);

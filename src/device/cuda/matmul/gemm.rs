@@ -1,14 +1,14 @@
-//! One matrix product, as kernels and libraries are asked for it: addresses and dimensions.
+//! One GEMM of the op layer: its pass, addresses and dimensions.
 
 use crate::device::cuda::kernel::{FloatX, Ptr};
 use crate::tensor::Dtype;
 use std::fmt;
 
-/// Elements of the device's floating-point type; null if not wanted.
+/// A matrix or vector of the device's floating-point type; null if not wanted.
 pub type X = Ptr<FloatX>;
 
-/// out (N, OC) = inp (N, C) @ weight (OC, C)ᵀ, then in this order: + bias (OC), + residual (N, OC), kept in `pre_gelu` (N, OC) and
-/// GELU.
+/// out (N, OC) = inp (N, C) @ weight (OC, C)ᵀ, then in this order: + bias (OC), + residual (N, OC),
+/// copy to `pre_gelu` (N, OC) and GELU.
 #[derive(Clone, Copy, Debug)]
 pub struct Forward {
     pub out: X,
@@ -46,27 +46,28 @@ pub enum Pass {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub struct Product {
+pub struct Gemm {
     pub pass: Pass,
-    /// Of all matrices.
+    /// Type of all matrices.
     pub dtype: Dtype,
     pub N: usize,
     pub C: usize,
     pub OC: usize,
 }
 
-/// What a product's speed depends on.
+/// Everything that the speed of a GEMM depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
     pass: &'static str,
     N: usize,
     C: usize,
     OC: usize,
-    /// Bytes that all matrices start at a multiple of, up to [`ALIGN`]: the library's algorithms differ in what they need.
+    /// Alignment that all matrices have in common, in bytes up to [`ALIGN`]: the library's
+    /// algorithms differ in what they need.
     alignment: usize,
 }
 
-/// At a multiple of this many bytes a matrix is aligned as well as any.
+/// The alignment in bytes beyond which more makes no difference.
 pub const ALIGN: usize = 256;
 
 /// `forward, bias 65536 x 768 x 2304`: N, C and OC.
@@ -77,14 +78,14 @@ impl fmt::Display for Key {
     }
 }
 
-/// A matrix or vector that a product leaves behind, dense.
+/// A matrix or vector that a GEMM writes, dense.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Output {
     pub name: &'static str,
     pub matrix: X,
     pub rows: usize,
     pub columns: usize,
-    /// It is added to, and never assigned.
+    /// Whether it is added to, never assigned.
     pub adds: bool,
 }
 
@@ -94,7 +95,7 @@ impl Output {
     }
 }
 
-/// A product as an M x N matrix summed over K.
+/// A GEMM as an M x N matrix summed over K.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
     pub M: usize,
@@ -102,9 +103,9 @@ pub struct Extent {
     pub K: usize,
 }
 
-impl Product {
+impl Gemm {
     pub fn extent(&self) -> Extent {
-        let Product { N, C, OC, .. } = *self;
+        let Gemm { N, C, OC, .. } = *self;
         match self.pass {
             Pass::Forward(_) => Extent { M: N, N: OC, K: C },
             Pass::Dgrad(_) => Extent { M: N, N: C, K: OC },
@@ -112,7 +113,7 @@ impl Product {
         }
     }
 
-    /// Whether it overwrites or adds to its output is no part of it: the same kernel does both.
+    /// Returns the key, in which overwriting and accumulating are the same: one kernel does both.
     pub fn key(&self) -> Key {
         let wanted = |x: X| x.address() != 0;
         let pass = match self.pass {
@@ -134,14 +135,14 @@ impl Product {
             Pass::Dgrad(d) => [d.dinp, d.dout, d.weight, d.through_gelu, X::NULL],
             Pass::Wgrad(w) => [w.dweight, w.dout, w.inp, X::NULL, X::NULL],
         };
-        // Zero, where there is none, is a multiple of everything.
+        // A null address is a multiple of everything.
         let together = matrices.iter().fold(ALIGN as u64, |bits, matrix| bits | matrix.address());
         1 << together.trailing_zeros()
     }
 
-    /// Everything that it writes.
+    /// Returns everything that it writes.
     pub fn outputs(&self) -> Vec<Output> {
-        let Product { N, C, OC, .. } = *self;
+        let Gemm { N, C, OC, .. } = *self;
         let output = |name, matrix, rows, columns| Output { name, matrix, rows, columns, adds: false };
         let all = match self.pass {
             Pass::Forward(f) => vec![output("out", f.out, N, OC), output("pre_gelu", f.pre_gelu, N, OC)],
@@ -154,15 +155,16 @@ impl Product {
         all.into_iter().filter(|output| output.matrix.address() != 0).collect()
     }
 
-    /// The same product, which adds to the gradient of the weight or assigns it; no other does either.
+    /// Returns the same GEMM adding to the gradient of the weight, or assigning it. Other passes
+    /// stay as they are.
     pub fn accumulating(&self, accumulate: bool) -> Self {
         match self.pass {
-            Pass::Wgrad(wgrad) => Product { pass: Pass::Wgrad(Wgrad { accumulate, ..wgrad }), ..*self },
+            Pass::Wgrad(wgrad) => Gemm { pass: Pass::Wgrad(Wgrad { accumulate, ..wgrad }), ..*self },
             _ => *self,
         }
     }
 
-    /// Whether GELU, or its gradient, is part of it.
+    /// Whether GELU or its gradient is part of it.
     pub fn has_gelu(&self) -> bool {
         match self.pass {
             Pass::Forward(f) => f.pre_gelu.address() != 0,
@@ -176,7 +178,8 @@ impl Product {
         2.0 * self.N as f64 * self.C as f64 * self.OC as f64
     }
 
-    /// Sums that a split of K leaves: the product's, and those of the bias gradient.
+    /// Returns the number of sums that each split of K leaves, including those of the bias
+    /// gradient.
     pub fn partial_sums(&self) -> usize {
         let Extent { M, N, .. } = self.extent();
         M * N + if matches!(self.pass, Pass::Wgrad(_)) { M } else { 0 }
