@@ -16,7 +16,7 @@ nvcc=$dir/nvidia/cu13/bin/nvcc
 
 die() { echo "setup_nvcc: $*" >&2; exit 1; }
 
-# Requires 12.8 or newer, like kernels/build/nvcc.rs.
+# Requires 12.8 or newer, like crates/kernel-build/src/nvcc.rs.
 new_enough() {
     local version
     version=$("$1" --version 2>/dev/null | sed -n 's/.*release \([0-9]*\)\.\([0-9]*\).*/\1 \2/p')

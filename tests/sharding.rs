@@ -8,7 +8,7 @@ use std::time::Duration;
 use warpsmith::config::ModelConfig;
 use warpsmith::data::loader::{DataLoader, LoaderOptions};
 use warpsmith::device::cpu::{Cpu, matmul::Precision};
-use warpsmith::device::cuda::emulator::{self, EmulatorOptions};
+use warpsmith::device::cuda::emulated::{self, EmulatorOptions};
 use warpsmith::device::cuda::{Cuda, CudaOptions, MatmulChoice};
 use warpsmith::model::activations::Recompute;
 use warpsmith::model::{BatchShape, GPT2, ModelOptions, init};
@@ -71,7 +71,7 @@ impl Recipe {
 
     fn device(&self) -> Box<dyn Ops> {
         let Some(dtype) = self.kernels else { return Box::new(Cpu::new(Precision::F32).unwrap()) };
-        let driver = emulator::open(dtype, EmulatorOptions::default()).unwrap();
+        let driver = emulated::open(dtype, EmulatorOptions::default()).unwrap();
         let (tf32, gelu_fusion, deterministic, matmul) = (false, 0, true, MatmulChoice::Own);
         Box::new(Cuda::new(driver, CudaOptions { dtype, tf32, gelu_fusion, deterministic, matmul }))
     }

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use warpsmith::device::compare::{Tolerance, close};
 use warpsmith::device::cpu::Cpu;
 use warpsmith::device::cpu::matmul::Precision;
-use warpsmith::device::cuda::counts::Counts;
-use warpsmith::device::cuda::emulator::{self, EmulatorOptions};
+use warpsmith::device::cuda::driver::Counts;
+use warpsmith::device::cuda::emulated::{self, EmulatorOptions};
 use warpsmith::device::cuda::nvidia::Nvidia;
 use warpsmith::device::cuda::{Cuda, CudaOptions, MatmulChoice};
 use warpsmith::device::open::DeviceName;
@@ -107,7 +107,7 @@ impl Bench {
         let mut cuda = match emulated {
             true => {
                 let driver =
-                    emulator::open(args.dtype, EmulatorOptions { count: true, ..EmulatorOptions::default() });
+                    emulated::open(args.dtype, EmulatorOptions { count: true, ..EmulatorOptions::default() });
                 Cuda::new(driver.context("--device emulated")?, options)
             }
             false => {

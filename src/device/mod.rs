@@ -3,5 +3,4 @@
 pub mod compare;
 pub mod cpu;
 pub mod cuda;
-mod lent;
 pub mod open;

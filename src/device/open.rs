@@ -2,7 +2,7 @@
 
 use crate::device::cpu::Cpu;
 use crate::device::cpu::matmul::Precision;
-use crate::device::cuda::emulator::{self, EmulatorOptions};
+use crate::device::cuda::emulated::{self, EmulatorOptions};
 use crate::device::cuda::nvidia::Nvidia;
 use crate::device::cuda::{AUTO, Cuda, CudaOptions, MatmulChoice};
 use crate::ops::{Device, Ops};
@@ -104,7 +104,7 @@ impl DeviceOptions {
             DeviceName::Emulated => {
                 let emulator =
                     EmulatorOptions { threads: rayon::current_num_threads(), ..EmulatorOptions::default() };
-                let driver = emulator::open(self.dtype, emulator).context("--device emulated")?;
+                let driver = emulated::open(self.dtype, emulator).context("--device emulated")?;
                 Box::new(Cuda::new(driver, options))
             }
         })

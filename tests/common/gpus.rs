@@ -4,8 +4,7 @@
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
-use warpsmith::device::cuda::counts::Counts;
-use warpsmith::device::cuda::driver::{DeviceInfo, Driver};
+use warpsmith::device::cuda::driver::{Counts, DeviceInfo, Driver};
 use warpsmith::device::cuda::kernel::{Arg, KernelSpec, Launch, Launcher};
 use warpsmith::device::cuda::matmul_library::MatmulLibrary;
 use warpsmith::device::cuda::nvidia::Nvidia;
@@ -99,8 +98,8 @@ impl Driver for Gpu {
         self.deref_mut().lend(address, bytes)
     }
 
-    fn take_back(&mut self, address: u64, bytes: usize) {
-        self.deref_mut().take_back(address, bytes);
+    fn reclaim(&mut self, address: u64, bytes: usize) {
+        self.deref_mut().reclaim(address, bytes);
     }
 
     fn start_timer(&mut self) -> anyhow::Result<()> {

@@ -1,9 +1,8 @@
 //! What works.
 
 use crate::device::*;
-use warpsmith::device::cuda::emulator::{EmulatorOptions, library};
-use warpsmith::device::cuda::kernel::{Arg, Launch};
-use warpsmith::tensor::Dtype;
+use cuda_emulator::{Arg, EmulatorOptions, Launch, by_name};
+use warpsmith::device::cuda::emulated::KERNELS;
 
 #[test]
 fn blocks_add_up_in_every_order() {
@@ -99,9 +98,9 @@ fn blocks_run_side_by_side() {
 /// The types that Rust passes are those that the C++ compiler saw, of the same kernels, in both directions.
 #[test]
 fn the_kernel_table_is_what_the_compiler_saw() {
-    for (dtype, floatx) in [(Dtype::Bf16, "bf16*"), (Dtype::F16, "f16*"), (Dtype::F32, "float*")] {
+    for (variant, floatx) in [("bf16", "bf16*"), ("f16", "f16*"), ("f32", "float*")] {
         for checked in [false, true] {
-            let mut compiled = library::by_name(library::KERNELS, dtype, checked);
+            let mut compiled = by_name(KERNELS, variant, checked);
             for spec in warpsmith::device::cuda::kernels() {
                 let name = spec.name;
                 let kernel =

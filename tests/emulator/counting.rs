@@ -2,11 +2,8 @@
 //! turns for shared memory, FLOPs of tensor cores.
 
 use crate::device::*;
-use warpsmith::device::cuda::counts::Counts;
-use warpsmith::device::cuda::driver::Driver;
-use warpsmith::device::cuda::emulator::EmulatorOptions;
-use warpsmith::device::cuda::kernel::{Arg, Launch, Launcher, Ptr};
-use warpsmith::device::cuda::tensor_map::{TensorMap, TiledMatrix};
+use cuda_emulator::{Arg, Counts, EmulatorOptions, Launch, TensorMap, TiledMatrix};
+use warpsmith::device::cuda::kernel::Ptr;
 
 enum Value {
     Memory(Ptr<f32>),

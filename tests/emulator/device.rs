@@ -1,15 +1,13 @@
 //! The emulated device with the kernels of this directory.
 
-use warpsmith::device::cuda::driver::Driver;
-use warpsmith::device::cuda::emulated::Emulated;
-use warpsmith::device::cuda::emulator::{Copies, EmulatorOptions, Schedule, library};
-use warpsmith::device::cuda::kernel::{Arg, KernelSpec, Launch, Launcher, Ptr};
-use warpsmith::tensor::Dtype;
+use cuda_emulator::{Arg, Copies, Emulator, EmulatorOptions, Launch, Schedule};
+use warpsmith::device::cuda::emulated::SELF_TEST;
+use warpsmith::device::cuda::kernel::Ptr;
 
 pub const SCHEDULES: [Schedule; 5] =
     [Schedule::Ascending, Schedule::Descending, Schedule::Random(1), Schedule::AheadLow, Schedule::AheadHigh];
 
-/// Every schedule, with copies at once, late and by chance, plain and checked.
+/// Every schedule, with eager, late and random copies, plain and checked.
 pub fn all_options() -> Vec<EmulatorOptions> {
     let mut all = Vec::new();
     for schedule in SCHEDULES {
@@ -22,11 +20,11 @@ pub fn all_options() -> Vec<EmulatorOptions> {
     all
 }
 
-pub struct Gpu(pub Emulated);
+pub struct Gpu(pub Emulator);
 
 impl Gpu {
     pub fn new(options: EmulatorOptions) -> Self {
-        Gpu(Emulated::with_tables(library::SELF_TEST, Dtype::Bf16, options))
+        Gpu(Emulator::new(SELF_TEST, "bf16", options))
     }
 
     pub fn memory<T: bytemuck::NoUninit>(&mut self, values: &[T]) -> u64 {
@@ -42,9 +40,8 @@ impl Gpu {
     }
 
     /// Launches by name; the error is one line.
-    pub fn launch(&mut self, name: &'static str, launch: Launch, args: &[Arg]) -> Result<(), String> {
-        let spec = Box::leak(Box::new(KernelSpec { name, file: "", params: &[] }));
-        self.0.launch(spec, launch, args).map_err(|e| format!("{e:#}"))
+    pub fn launch(&mut self, name: &str, launch: Launch, args: &[Arg]) -> Result<(), String> {
+        self.0.launch(name, launch, args).map_err(|e| format!("{e:#}"))
     }
 }
 

@@ -2,8 +2,7 @@
 //! the layouts that CUTLASS publishes for the same instructions, as shapes and strides of (lane, value).
 
 use crate::device::*;
-use warpsmith::device::cuda::emulator::EmulatorOptions;
-use warpsmith::device::cuda::kernel::{Arg, Launch};
+use cuda_emulator::{Arg, EmulatorOptions, Launch};
 
 /// Strides of a lane's two digits (modulo 4, and the rest), and of the bits of a value's number.
 struct Layout {

@@ -1,9 +1,7 @@
 //! Hopper's part of the emulated device: copies of tiles, products of warpgroups, and the mistakes that it finds.
 
 use crate::device::*;
-use warpsmith::device::cuda::emulator::{Copies, EmulatorOptions, Schedule};
-use warpsmith::device::cuda::kernel::{Arg, Launch, Launcher};
-use warpsmith::device::cuda::tensor_map::{TensorMap, TiledMatrix};
+use cuda_emulator::{Arg, Copies, EmulatorOptions, Launch, Schedule, TensorMap, TiledMatrix};
 
 fn bf16(values: &[f32]) -> Vec<u16> {
     values.iter().map(|v| half::bf16::from_f32(*v).to_bits()).collect()

@@ -2,11 +2,10 @@
 //! it is an error every time.
 
 use crate::device::*;
+use cuda_emulator::{Arg, EmulatorOptions, Launch, TiledMatrix};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use warpsmith::device::cuda::driver::Driver;
-use warpsmith::device::cuda::emulator::{EmulatorOptions, open};
-use warpsmith::device::cuda::kernel::{Arg, Launch, Launcher, Ptr};
-use warpsmith::device::cuda::tensor_map::TiledMatrix;
+use warpsmith::device::cuda::emulated::open;
+use warpsmith::device::cuda::kernel::Ptr;
 use warpsmith::device::cuda::{Cuda, CudaOptions, MatmulChoice};
 use warpsmith::ops::{Device, Ops};
 use warpsmith::tensor::{Dtype, MemoryPlan, Tensor};
@@ -40,13 +39,13 @@ fn a_kernel_that_touches_what_is_lent_is_named() {
             (inp.address() + 4 * (3 * 128 + 37), "a read of 4 bytes at", "block (3,0,0), thread (37,0,0)"),
             (out.address() + 4 * 5, "a write of 4 bytes at", "block (5,0,0), thread (0,0,0)"),
         ] {
-            gpu.0.lend(address, 4);
+            gpu.0.lend(address, 4).unwrap();
             let place = format!("{access} {address:#x}: {lent}{address:#x} are lent");
             expect(block_sums(&mut gpu, out, inp), &["kernel block_sums, ", who, &place]);
-            gpu.0.take_back(address, 4);
+            gpu.0.reclaim(address, 4);
         }
         let beside = gpu.memory(&[0f32; 64]);
-        gpu.0.lend(beside, 256);
+        gpu.0.lend(beside, 256).unwrap();
         block_sums(&mut gpu, out, inp).unwrap();
         assert_eq!(gpu.read::<f32>(out.address(), 8), [128.0; 8]);
     }
@@ -57,13 +56,13 @@ fn asynchronous_copies_and_atomics_are_accesses_too() {
     for options in checked() {
         let mut gpu = Gpu::new(options);
         let (out, inp) = (pointer(gpu.memory(&[0f32; 1024])), pointer(gpu.memory(&[0f32; 1024])));
-        gpu.0.lend(inp.address() + 2048, 4);
+        gpu.0.lend(inp.address() + 2048, 4).unwrap();
         let args = [Arg::new(&out), Arg::new(&inp), Arg::new(&4i32)];
         let found = gpu.launch("pipeline_0", Launch::new(1, 64), &args);
         expect(found, &["cp.async at", "a read of 16 bytes at", "are lent"]);
 
         let (out, count) = (pointer(gpu.memory(&[0f32; 9])), pointer(gpu.memory(&[0u32])));
-        gpu.0.lend(count.address(), 4);
+        gpu.0.lend(count.address(), 4).unwrap();
         let found = gpu.launch("last_block_0", Launch::new(8, 64), &[Arg::new(&out), Arg::new(&count)]);
         expect(found, &["kernel last_block_0", "an atomic operation of 4 bytes at", "are lent"]);
     }
@@ -80,9 +79,9 @@ fn copies_of_boxes_are_accesses_too() {
         let args = [Arg::new(&out), Arg::new(&map), Arg::new(&64), Arg::new(&16), Arg::new(&8)];
         let mut run = |row: u64, column: u64| {
             let place = matrix + (row * 128 + column) * 2;
-            gpu.0.lend(place, 2);
+            gpu.0.lend(place, 2).unwrap();
             let found = gpu.launch("copy_box", Launch::new(1, 128).shared(8 * 128 + 8), &args);
-            gpu.0.take_back(place, 2);
+            gpu.0.reclaim(place, 2);
             found
         };
         for outside in [(15, 64), (24, 64), (16, 63)] {
@@ -99,16 +98,16 @@ fn copies_of_boxes_are_accesses_too() {
 fn arguments_tell_without_the_checker() {
     let mut gpu = Gpu::new(EmulatorOptions::default());
     let (out, inp) = (pointer(gpu.memory(&[0f32; 8])), pointer(gpu.memory(&[1f32; 1024])));
-    gpu.0.lend(inp.address(), 4096);
+    gpu.0.lend(inp.address(), 4096).unwrap();
     let words = format!("kernel block_sums: argument 1 (float*) points at {:#x}", inp.address());
     expect(block_sums(&mut gpu, out, inp), &[&words, ": 4096 bytes at", "are lent"]);
-    gpu.0.take_back(inp.address(), 4096);
+    gpu.0.reclaim(inp.address(), 4096);
     block_sums(&mut gpu, out, inp).unwrap();
 
     let (matrix, out) = (gpu.memory(&[1u16; 64 * 128]), pointer(gpu.memory(&[7u16; 8 * 64])));
     let tiled = TiledMatrix { address: matrix, rows: 64, columns: 128, box_rows: 8 };
     let map = gpu.0.tensor_map(&tiled).unwrap();
-    gpu.0.lend(matrix + 64 * 128 * 2 - 2, 2);
+    gpu.0.lend(matrix + 64 * 128 * 2 - 2, 2).unwrap();
     let args = [Arg::new(&out), Arg::new(&map), Arg::new(&0), Arg::new(&0), Arg::new(&8)];
     let found = gpu.launch("copy_box", Launch::new(1, 128).shared(8 * 128 + 8), &args);
     expect(found, &["kernel copy_box: argument 1 (TensorMap) points at", ": 2 bytes at"]);
@@ -120,11 +119,11 @@ type HostAccess = (&'static str, fn(&mut Gpu, u64));
 const HOST: [HostAccess; 7] = [
     ("an upload to 4 bytes at", |gpu, lent| gpu.0.upload(lent, &[0; 4]).unwrap()),
     ("a download from 2 bytes at", |gpu, lent| gpu.0.download(&mut [0; 2], lent + 15).unwrap()),
-    ("clearing 17 bytes at", |gpu, lent| gpu.0.clear(lent - 16, 17).unwrap()),
+    ("clearing 17 bytes at", |gpu, lent| gpu.0.set_bytes(lent - 16, 0, 17).unwrap()),
     ("a copy to 8 bytes at", |gpu, lent| gpu.0.copy(lent - 4, lent + 32, 8).unwrap()),
     ("a copy from 8 bytes at", |gpu, lent| gpu.0.copy(lent + 32, lent - 4, 8).unwrap()),
-    ("lending 64 bytes at", |gpu, lent| assert_eq!(gpu.0.lend(lent - 16, 64).0, lent - 16)),
-    ("8 bytes at", |gpu, lent| gpu.0.take_back(lent, 8)),
+    ("lending 64 bytes at", |gpu, lent| assert_eq!(gpu.0.lend(lent - 16, 64).unwrap(), lent - 16)),
+    ("8 bytes at", |gpu, lent| gpu.0.reclaim(lent, 8)),
 ];
 
 #[test]
@@ -132,11 +131,11 @@ fn the_host_leaves_alone_what_is_lent() {
     for (words, access) in HOST {
         let mut gpu = Gpu::new(EmulatorOptions::default());
         let lent = gpu.memory(&[0f32; 16]) + 16;
-        gpu.0.lend(lent, 16);
+        gpu.0.lend(lent, 16).unwrap();
         let panic = catch_unwind(AssertUnwindSafe(|| access(&mut gpu, lent))).expect_err(words);
         let message = panic.downcast_ref::<String>().expect("a message");
         assert!(message.starts_with(words) && message.contains(" lent"), "expected {words}, found {message}");
-        gpu.0.take_back(lent, 16);
+        gpu.0.reclaim(lent, 16);
         if !words.starts_with('8') {
             access(&mut gpu, lent);
         }

@@ -2,8 +2,7 @@
 //! names the bug in every mode, and the line in the kernel.
 
 use crate::device::*;
-use warpsmith::device::cuda::emulator::EmulatorOptions;
-use warpsmith::device::cuda::kernel::{Arg, Launch};
+use cuda_emulator::{Arg, EmulatorOptions, Launch};
 
 /// Runs a kernel in one mode; its output, or the error.
 type Run = fn(&mut Gpu, &'static str) -> Result<Vec<f32>, String>;

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use warpsmith::device::compare::adamw_step;
-use warpsmith::device::cuda::counts::Counts;
-use warpsmith::device::cuda::emulator::{EmulatorOptions, open};
+use warpsmith::device::cuda::driver::Counts;
+use warpsmith::device::cuda::emulated::{EmulatorOptions, open};
 use warpsmith::device::cuda::{Cuda, CudaOptions, MatmulChoice};
 use warpsmith::ops::*;
 use warpsmith::tensor::{Dtype, MemoryPlan, Tensor};

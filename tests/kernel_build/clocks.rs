@@ -1,6 +1,7 @@
 //! The clocks of the shipped kernels are those of `kernels/clocks.tsv`, and those of small kernels what one works out by hand.
 
-use crate::{FLOATX, gate, nvcc};
+use crate::{FLOATX, gate};
+use kernel_build::nvcc;
 use std::io::Write;
 use std::process::Command;
 use warpsmith::device::cuda::disassembler::disassemble;

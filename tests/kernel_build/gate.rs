@@ -1,8 +1,8 @@
 //! What the gate on the shipped kernels and its mutants share: the tools, the budget, the machine code.
 
-use crate::budget::{self, Budget};
-use crate::nvcc::{self, Nvcc, Places};
-use crate::sass::{self, Code};
+use kernel_build::budget::{self, Budget};
+use kernel_build::nvcc::{self, Nvcc, Places};
+use kernel_build::sass::{self, Code};
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use warpsmith::device::cuda::disassembler;
+use warpsmith::roofline::clocks::listing;
 
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -56,17 +57,16 @@ pub fn disassemble(images: &[(&str, &str, &[u8])], arches: &[&str]) -> Vec<Code>
     let work = || {
         while let Some(&(&(file, floatx, bytes), arch)) = jobs.get(next.fetch_add(1, Relaxed)) {
             let mut hash = DefaultHasher::new();
-            // What is counted is part of what is kept.
-            (file, floatx, bytes, arch, &identity, include_str!("../../kernels/build/sass.rs"))
-                .hash(&mut hash);
+            // The rules for counting are part of the key.
+            (file, floatx, bytes, arch, &identity, sass::SOURCE).hash(&mut hash);
             let kept = format!("{}/{:016x}.sass.json", env!("CARGO_TARGET_TMPDIR"), hash.finish());
-            let kernels = read_code(&kept).unwrap_or_else(|| {
+            let kernels = read_code(&kept, file, floatx, arch).unwrap_or_else(|| {
                 let mut image = tempfile::NamedTempFile::new().unwrap();
                 image.write_all(bytes).unwrap();
                 let text =
                     disassembler::disassemble(&tool, image.path(), arch).unwrap_or_else(|e| panic!("{e}"));
-                let kernels = sass::parse(&text, file, floatx);
-                std::fs::write(&kept, serde_json::to_string(&kernels).unwrap()).unwrap();
+                let kernels = read_listing(&text, file, floatx);
+                write_code(&kept, &kernels);
                 kernels
             });
             assert!(!kernels.is_empty(), "{file} ({floatx}, sm_{arch}): no kernel was disassembled");
@@ -85,9 +85,34 @@ pub fn disassemble(images: &[(&str, &str, &[u8])], arches: &[&str]) -> Vec<Code>
     code
 }
 
-/// What was disassembled before: all of it takes half a minute. A file cut short does not parse.
-fn read_code(path: &str) -> Option<Vec<Code>> {
-    serde_json::from_str(&std::fs::read_to_string(path).ok()?).ok()
+/// Counts the instructions that `cuobjdump -sass` printed of one file's kernels.
+pub fn read_listing(text: &str, file: &str, floatx: &str) -> Vec<Code> {
+    let count = |kernel: listing::Listing| {
+        let [file, floatx] = [file, floatx].map(str::to_string);
+        let mut code = Code { file, floatx, arch: kernel.arch, kernel: kernel.kernel, ..Code::default() };
+        kernel.instructions.iter().for_each(|i| code.count(i.name(), i.bits()));
+        code
+    };
+    listing::parse(text).into_iter().map(count).collect()
+}
+
+/// Kernel, instructions, local accesses, counts.
+type Kept = (String, usize, usize, BTreeMap<String, usize>);
+
+/// Keeps the counts of one file: disassembling all files takes half a minute.
+fn write_code(path: &str, kernels: &[Code]) {
+    let kept: Vec<_> = kernels.iter().map(|c| (&c.kernel, c.instructions, c.local, &c.counts)).collect();
+    std::fs::write(path, serde_json::to_string(&kept).unwrap()).unwrap();
+}
+
+/// The counts that an earlier run kept. A truncated file does not parse.
+fn read_code(path: &str, file: &str, floatx: &str, arch: &str) -> Option<Vec<Code>> {
+    let kept: Vec<Kept> = serde_json::from_str(&std::fs::read_to_string(path).ok()?).ok()?;
+    let code = |(kernel, instructions, local, counts)| {
+        let [file, floatx, arch] = [file.to_string(), floatx.to_string(), format!("sm_{arch}")];
+        Code { file, floatx, arch, kernel, instructions, local, counts }
+    };
+    Some(kept.into_iter().map(code).collect())
 }
 
 /// The most that a kernel needs on any architecture, for each `floatX`.

@@ -1,6 +1,7 @@
 //! Shipped kernels made worse, compiled as build.rs does and held to the same gate, which must refuse each by name.
 
-use crate::{budget, clocks, gate, nvcc, ptxas, sass};
+use crate::{clocks, gate};
+use kernel_build::{budget, nvcc, ptxas, sass};
 use std::process::Command;
 use warpsmith::device::cuda::fatbins::{FATBINS, WHY_NONE};
 
@@ -144,7 +145,10 @@ fn a_load_for_each_element() {
 fn registers_over_and_under_the_budget() {
     let batch = "constexpr int BATCH = 4;";
     for (edited, verdict) in [
-        ("constexpr int BATCH = 16;", "registers, budgeted * over; if it is meant, `make kernels-budget`"),
+        (
+            "constexpr int BATCH = 16;",
+            "registers, budgeted * over; if that is intended, `make kernels-budget`",
+        ),
         ("constexpr int BATCH = 1;", "registers, budgeted * fewer: an improvement"),
     ] {
         refused("reduce.cu", "80", &[("reduce.cu", batch, edited)], &[("norm_squared_partials", verdict)]);
@@ -174,7 +178,7 @@ fn no_asynchronous_copies_no_ldmatrix_no_tensor_cores() {
     let expected = [
         ("attention_forward_hs64", "has no LDGSTS (asynchronous copies)"),
         ("attention_forward_hs64", "has no LDSM (ldmatrix)"),
-        ("attention_forward_hs64", "has no HMMA (tensor core products of a warp)"),
+        ("attention_forward_hs64", "has no HMMA (tensor core MMAs of a warp)"),
     ];
     refused("attention_forward.cu", "80", &edits, &expected);
 }

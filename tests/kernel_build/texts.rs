@@ -1,8 +1,9 @@
 //! The texts that the gate reads: the compiler's log, the disassembler's listing, the budget.
 
-use crate::budget;
-use crate::ptxas::{faults, parse};
-use crate::sass;
+use crate::gate::read_listing;
+use kernel_build::budget;
+use kernel_build::ptxas::{Usage, faults, parse};
+use kernel_build::sass;
 use warpsmith::device::cuda::disassembler;
 
 const GOOD_LOG: &str = "\
@@ -47,11 +48,11 @@ fn the_gate_names_what_it_refuses() {
         edit("cmem[0]", "cmem[0], 40 bytes cumulative stack size"),
         [format!("{on_80} uses 40 bytes of local memory")]
     );
-    let serialised =
+    let serialized =
         "ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized";
     assert_eq!(
-        edit("ptxas info    : Compile time = 4.023 ms", serialised),
-        [format!("layernorm.cu bf16: {serialised}")]
+        edit("ptxas info    : Compile time = 4.023 ms", serialized),
+        [format!("layernorm.cu bf16: {serialized}")]
     );
     let warning = "kernels/layernorm.cu(3): warning #177-D: variable \"i\" was declared but never referenced";
     assert_eq!(edit("ptxas info    : 0 bytes gmem", warning), [format!("layernorm.cu bf16: {warning}")]);
@@ -59,7 +60,7 @@ fn the_gate_names_what_it_refuses() {
         edit("for 'sm_90a'", "for 'sm_90'"),
         ["layernorm_forward in layernorm.cu (bf16): not compiled for sm_90a"]
     );
-    assert!(edit("Used 32 registers", "Used some registers")[0].contains("no number of registers"));
+    assert!(edit("Used 32 registers", "Used some registers")[0].contains("registers are not reported"));
     assert_eq!(
         edit("# layernorm.cu bf16", "# layernorm.cu f16"),
         ["layernorm.cu (bf16): no kernel was compiled"]
@@ -95,7 +96,7 @@ arch = sm_80
 
 fn listing(from: &str, to: &str) -> Vec<sass::Code> {
     assert!(LISTING.contains(from));
-    sass::parse(&LISTING.replacen(from, to, 1), "gelu.cu", "bf16")
+    read_listing(&LISTING.replacen(from, to, 1), "gelu.cu", "bf16")
 }
 
 #[test]
@@ -119,7 +120,7 @@ fn instructions_that_are_missing_or_forbidden_are_named() {
     let faults = |from: &str, to: &str| sass::faults(&listing(from, to));
     assert_eq!(
         faults("LDG.E.EF.128", "LDG.E.EF.64"),
-        [format!("{gelu} has no LDG.128 (global loads of 128 bits), for which it is made")]
+        [format!("{gelu} has no LDG.128 (global loads of 128 bits), which it is written for")]
     );
     assert_eq!(faults("LDS RZ", "LDL.LU R4"), [format!("{gelu} accesses local memory in 1 instructions")]);
     assert_eq!(faults("MOV R1, c[0x0][0x28]", "STL [R1], R4").len(), 1);
@@ -131,7 +132,7 @@ fn instructions_that_are_missing_or_forbidden_are_named() {
     let hopper = faults("HGMMA.64x256x16", "IGMMA.64x256x16");
     assert!(hopper.len() == 1 && hopper[0].contains("has no HGMMA"), "{hopper:?}");
     assert!(
-        sass::faults(&sass::parse("code for sm_80\nFunction : gelu_forward\n", "gelu.cu", "bf16"))[0]
+        sass::faults(&read_listing("code for sm_80\nFunction : gelu_forward\n", "gelu.cu", "bf16"))[0]
             .contains("no instruction")
     );
 }
@@ -142,7 +143,7 @@ fn measured() -> budget::Budget {
         (u.file, u.kernel) = ("gelu.cu".into(), "gelu_forward".into());
     }
     for arch in ["sm_86", "sm_89", "sm_100", "sm_120"] {
-        report.kernels.push(crate::ptxas::Usage { arch: arch.into(), ..report.kernels[0].clone() });
+        report.kernels.push(Usage { arch: arch.into(), ..report.kernels[0].clone() });
     }
     budget::measure(&report, &listing("", "")[..1])
 }
@@ -158,8 +159,8 @@ fn the_budget_is_written_and_read() {
         ("sm_90a\n", "sm_100\n", "expected the columns"),
         ("90a:30 ", "", "no registers of sm_90a"),
         ("\t-", "", "a column for each"),
-        ("LDG.128:1", "LDG.96:1", "LDG.96:1 is no count"),
-        ("LDG.128:1", "LDG.128:x", "LDG.128:x is no count"),
+        ("LDG.128:1", "LDG.96:1", "LDG.96:1 is not a count"),
+        ("LDG.128:1", "LDG.128:x", "LDG.128:x is not a count"),
         (row, &format!("{row}\n{row}"), "a second row"),
     ] {
         assert!(text.contains(from), "{from}");
@@ -185,8 +186,8 @@ fn differences_from_the_budget_are_named() {
     };
     let line = |arch: &str, what: &str| {
         format!(
-            "gelu_forward in gelu.cu (bf16, sm_{arch}): {what}; if it is meant, `make kernels-budget` writes it into \
-             kernels/budget.tsv"
+            "gelu_forward in gelu.cu (bf16, sm_{arch}): {what}; if that is intended, `make kernels-budget` writes \
+             it into kernels/budget.tsv"
         )
     };
     let all = ["80", "90a"];

@@ -2,7 +2,7 @@
 
 use crate::gpus;
 use warpsmith::device::cuda::driver::Driver;
-use warpsmith::device::cuda::emulator::{Copies, EmulatorOptions, Schedule, open as open_emulated};
+use warpsmith::device::cuda::emulated::{Copies, EmulatorOptions, Schedule, open as open_emulated};
 use warpsmith::device::cuda::nvidia::Nvidia;
 use warpsmith::device::cuda::{Cuda, CudaOptions, MatmulChoice};
 use warpsmith::ops::Ops;

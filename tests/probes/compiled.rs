@@ -1,8 +1,6 @@
 //! The probes as nvcc compiled them, in a list of their own: no other program contains these fatbins.
 
-#[path = "../../kernels/build/ptxas.rs"]
-mod ptxas;
-
+use kernel_build::ptxas;
 use warpsmith::device::cuda::fatbins::Fatbin;
 
 /// As in the library: CUDA's loader reads an image as words.

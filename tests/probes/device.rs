@@ -64,14 +64,13 @@ fn driver_version(driver: &Nvidia) -> anyhow::Result<String> {
 /// As kernels usually run, and checked in another order with copies that land at once.
 #[cfg(emulated)]
 fn emulated() -> Vec<Device> {
-    use warpsmith::device::cuda::emulated::Emulated;
-    use warpsmith::device::cuda::emulator::{Copies, EmulatorOptions, Schedule, library};
+    use warpsmith::device::cuda::emulated::{Copies, Emulated, EmulatorOptions, PROBES, Schedule};
     let plain = EmulatorOptions::default();
     let checked =
         EmulatorOptions { check: true, schedule: Schedule::Random(1), copies: Copies::Eager, ..plain };
     let open = |options| Device {
         mode: format!("emulated, {options:?}"),
-        driver: Box::new(Emulated::with_tables(library::PROBES, Dtype::Bf16, options)),
+        driver: Box::new(Emulated::new(PROBES, Dtype::Bf16, options)),
         recording: None,
     };
     [plain, checked].map(open).into()

@@ -4,10 +4,10 @@
 //! takes all its slices from one [`Borrow`]. It refuses a slice that overlaps an earlier one,
 //! unless both are read-only, and any slice of memory that is lent to a communicator.
 
-use crate::device::lent::Lent;
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use anyhow::{Result, anyhow};
 use bytemuck::{Pod, Zeroable};
+use cuda_emulator::Lent;
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -70,7 +70,7 @@ impl Memory {
     /// If it was not lent.
     pub fn take_back(&mut self, tensor: Tensor) {
         let start = self.arenas[tensor.arena].as_ptr().addr() + tensor.offset;
-        self.lent.take_back(start, tensor.size_bytes());
+        self.lent.reclaim(start, tensor.size_bytes());
     }
 }
 
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "are taken back, which were not lent")]
+    #[should_panic(expected = "are reclaimed, but were not lent")]
     fn what_was_not_lent_is_not_taken_back() {
         let (mut memory, x) = memory();
         memory.lend(x.slice(0, 20));

@@ -1,29 +1,31 @@
-//! NVIDIA's disassembler, which shows what kernels are made of.
+//! NVIDIA's disassembler, which shows the instructions of kernels.
 
 use super::fatbins::NVCC;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The disassembler: beside nvcc, on `path`, or where `make nvcc` puts it.
+/// Finds the disassembler: beside nvcc, on `path`, or beside the nvcc of `make nvcc`.
 ///
 /// # Errors
 /// If there is none.
 pub fn find(nvcc: &Path, path: &OsStr, own_nvcc: &Path) -> Result<PathBuf, String> {
     let beside = |nvcc: &Path| nvcc.with_file_name("cuobjdump");
     let on_path = std::env::split_paths(path).map(|dir| dir.join("cuobjdump"));
-    // cuobjdump calls nvdisasm, and distributions have them in packages of their own.
-    let whole = |tool: &PathBuf| tool.is_file() && tool.with_file_name("nvdisasm").is_file();
+    // cuobjdump calls nvdisasm, and distributions put them into packages of their own.
+    let complete = |tool: &PathBuf| tool.is_file() && tool.with_file_name("nvdisasm").is_file();
     let mut places = std::iter::once(beside(nvcc)).chain(on_path).chain([beside(own_nvcc)]);
-    places.find(whole).ok_or_else(|| {
+    places.find(complete).ok_or_else(|| {
         format!(
-            "no cuobjdump with its nvdisasm is beside {}, on PATH or in build/cuda: `make nvcc` installs both there",
+            "no cuobjdump with its nvdisasm is beside {}, on PATH or in build/cuda: `make nvcc` installs \
+             both there",
             nvcc.display()
         )
     })
 }
 
-/// The one for the kernels that the program contains: beside the nvcc that made them, or on `PATH`.
+/// Finds the disassembler for the kernels that the program contains: beside the nvcc that compiled
+/// them, or on `PATH`.
 ///
 /// # Errors
 /// If there is none.
@@ -32,10 +34,8 @@ pub fn find_own() -> Result<PathBuf, String> {
     find(Path::new(NVCC), &path, Path::new(NVCC))
 }
 
-/// `cuobjdump -sass` of a fatbin, for one architecture, with what each kernel takes of registers and shared memory.
-///
-/// # Errors
-/// If the disassembler fails.
+/// Runs `cuobjdump -sass` on a fatbin for one architecture. The output includes the registers and
+/// shared memory of each kernel.
 pub fn disassemble(cuobjdump: &Path, fatbin: &Path, arch: &str) -> Result<String, String> {
     let own_dir = cuobjdump.parent().unwrap_or(Path::new("")).to_path_buf();
     let path = std::env::var_os("PATH").unwrap_or_default();

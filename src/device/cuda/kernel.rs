@@ -1,14 +1,18 @@
-//! The typed kernel table: every kernel is a Rust function, so a launch with a wrong argument does not compile.
+//! The typed kernel table: every kernel is a Rust function, so a launch with a wrong argument does
+//! not compile.
 //!
-//! Each operation's file declares the kernels it launches with [`kernels!`]. That the declaration is also what the `.cu`
-//! file says is checked by a test, against the types that the C++ compiler saw.
+//! Each operation's file declares the kernels it launches with [`kernels!`]. A test compares the
+//! declarations with the types that the C++ compiler saw in the `.cu` files.
+//!
+//! Arguments, geometry and tensor maps are plain types of the emulator's crate, which cannot depend on
+//! this one. NVIDIA's driver takes the same, so neither needs conversions.
 
 use super::tensor_map::{TensorMap, TiledMatrix};
 use anyhow::{Result, bail};
-use std::ffi::c_void;
+pub use cuda_emulator::{Arg, Launch};
 use std::marker::PhantomData;
 
-/// The element type a kernel file was compiled for: bf16, f16 or f32 (llm.c's `floatX`).
+/// The element type that a kernel file was compiled for: bf16, f16 or f32 (llm.c's `floatX`).
 #[derive(Clone, Copy, Debug)]
 pub enum FloatX {}
 
@@ -34,10 +38,11 @@ impl<T> PartialEq for Ptr<T> {
 impl<T> Eq for Ptr<T> {}
 
 impl<T> Ptr<T> {
-    /// For an output that is not wanted or an input that is not there.
+    /// The pointer for an output that is not wanted or an input that does not exist.
     pub const NULL: Self = Ptr::new(0);
 
-    /// The caller vouches for the type; [`Memory`](super::memory::Memory) checks it for tensors.
+    /// Makes a pointer whose type the caller vouches for; [`Memory`](super::memory::Memory) checks it
+    /// for tensors.
     pub const fn new(address: u64) -> Self {
         Ptr { address, element: PhantomData }
     }
@@ -47,7 +52,7 @@ impl<T> Ptr<T> {
     }
 }
 
-/// A type that can be passed to a kernel by value, and what C++ calls it (without `const`).
+/// A type that can be passed to a kernel by value, with its name in C++ (without `const`).
 pub trait KernelArg: Copy {
     const TYPE: &'static str;
 }
@@ -67,30 +72,17 @@ kernel_args! {
     TensorMap => "TensorMap",
 }
 
-/// One argument of a launch: where its value lies, and how long it is.
-#[derive(Clone, Copy, Debug)]
-pub struct Arg {
-    pub value: *const c_void,
-    pub bytes: usize,
-}
-
-impl Arg {
-    pub fn new<T: KernelArg>(value: &T) -> Self {
-        Arg { value: std::ptr::from_ref(value).cast(), bytes: size_of::<T>() }
-    }
-}
-
-/// A kernel as the op layer knows it.
+/// A kernel as the op layer declares it.
 #[derive(Debug)]
 pub struct KernelSpec {
     pub name: &'static str,
-    /// Under `kernels/`.
+    /// Relative to `kernels/`.
     pub file: &'static str,
-    /// C++ types of the parameters, without `const`, and their names.
+    /// Types of the parameters in C++, without `const`, and their names.
     pub params: &'static [(&'static str, &'static str)],
 }
 
-/// The place of a parameter in the constant bank from which a kernel reads it.
+/// The location of a parameter in the constant bank from which a kernel reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Parameter {
     pub name: &'static str,
@@ -99,7 +91,7 @@ pub struct Parameter {
 }
 
 impl KernelSpec {
-    /// All parameters, if the first may lie at `start`.
+    /// Lays out all parameters, the first at `start` or after.
     pub fn parameters(&self, start: u32) -> Vec<Parameter> {
         let mut next = start;
         let parameter = |&(of, name): &(&str, &'static str)| {
@@ -116,53 +108,22 @@ impl KernelSpec {
     }
 }
 
-/// The geometry of a launch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Launch {
-    /// Blocks in x, y, z.
-    pub grid: [u32; 3],
-    /// Threads of a block.
-    pub threads: u32,
-    /// Dynamic shared memory in bytes.
-    pub shared_bytes: u32,
-}
-
-impl Launch {
-    /// A one-dimensional grid without dynamic shared memory.
-    ///
-    /// # Panics
-    /// If there are more blocks than a grid can have.
-    pub fn new(blocks: usize, threads: u32) -> Self {
-        Launch::grid([blocks, 1, 1], threads)
-    }
-
-    /// # Panics
-    /// If there are more blocks than a grid can have.
-    pub fn grid(blocks: [usize; 3], threads: u32) -> Self {
-        let grid = blocks.map(|n| u32::try_from(n).expect("a grid of fewer than 2^32 blocks"));
-        Launch { grid, threads, shared_bytes: 0 }
-    }
-
-    pub fn shared(self, bytes: usize) -> Self {
-        Launch { shared_bytes: u32::try_from(bytes).expect("less shared memory than 4 GiB"), ..self }
-    }
-}
-
-/// What carries out launches, in order.
+/// A device that carries out launches in order.
 pub trait Launcher {
     fn launch(&mut self, kernel: &'static KernelSpec, launch: Launch, args: &[Arg]) -> Result<()>;
 
-    /// What a kernel that copies boxes of a matrix by TMA takes for it.
+    /// Makes the parameter that describes a matrix to a kernel which copies boxes of it by TMA.
     ///
     /// # Errors
-    /// If the hardware has no TMA, or it cannot copy such boxes.
+    /// If the hardware has no TMA, or TMA cannot copy such boxes.
     fn tensor_map(&self, matrix: &TiledMatrix) -> Result<TensorMap> {
-        bail!("this device has no tensor maps, not even of {matrix:?}")
+        let TiledMatrix { rows, columns, .. } = matrix;
+        bail!("this device has no tensor maps ({rows} x {columns} elements)")
     }
 }
 
-/// Declares the kernels of one file under `kernels/`: for each a function in the module `kernel` that launches it, and
-/// all of them in `KERNELS`.
+/// Declares the kernels of one file under `kernels/`: a function for each in the module `kernel` that
+/// launches it, and the list `KERNELS`.
 macro_rules! kernels {
     ($file:literal: $( $(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),* $(,)?); )+) => {
         mod kernel {

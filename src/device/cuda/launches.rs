@@ -124,7 +124,7 @@ impl Driver for Paper {
         (address, Place::Host)
     }
 
-    fn take_back(&mut self, _address: u64, _bytes: usize) {}
+    fn reclaim(&mut self, _address: u64, _bytes: usize) {}
 
     fn start_timer(&mut self) -> Result<()> {
         Ok(())

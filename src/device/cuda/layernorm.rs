@@ -176,7 +176,7 @@ mod tests {
     use crate::device::compare::assert_close;
     use crate::device::compare::testing::random;
     use crate::device::cpu;
-    use crate::device::cuda::emulator::{self, EmulatorOptions};
+    use crate::device::cuda::emulated::{self, EmulatorOptions};
     use crate::device::cuda::{CudaOptions, MatmulChoice};
     use crate::tensor::{Dtype, MemoryPlan};
     use half::bf16;
@@ -210,7 +210,7 @@ mod tests {
             deterministic: true,
             matmul: MatmulChoice::Own,
         };
-        let mut dev = Cuda::new(emulator::open(dtype, options).unwrap(), choices);
+        let mut dev = Cuda::new(emulated::open(dtype, options).unwrap(), choices);
         dev.allocate(&plan).unwrap();
         for ((tensor, _), values) in inputs.iter().zip(&values) {
             let bits: Vec<bf16> = values.iter().map(|&v| bf16::from_f32(v)).collect();

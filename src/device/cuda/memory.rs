@@ -1,4 +1,4 @@
-//! From tensor handles to device addresses.
+//! Maps tensor handles to device addresses.
 
 use super::driver::Driver;
 use super::kernel::{FloatX, Ptr};
@@ -6,7 +6,7 @@ use crate::ops::SCRATCH;
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use anyhow::{Context, Result};
 
-/// Where the arenas of a plan are.
+/// The addresses of a plan's arenas.
 #[derive(Debug)]
 pub struct Memory {
     dtype: Dtype,
@@ -20,8 +20,10 @@ impl Memory {
         Memory { dtype, arenas: Vec::new(), scratch: None, work_counter: None }
     }
 
+    /// Allocates the arenas of a plan.
+    ///
     /// # Errors
-    /// If the device has not enough memory; names the arena it could not hold.
+    /// If the device has not enough memory; names the arena that does not fit.
     pub fn allocate(&mut self, driver: &mut dyn Driver, plan: &MemoryPlan) -> Result<()> {
         if self.work_counter.is_none() {
             self.work_counter = Some(Ptr::new(driver.allocate(size_of::<u32>())?));
@@ -47,13 +49,15 @@ impl Memory {
         self.dtype
     }
 
+    /// The device address of a tensor.
+    ///
     /// # Panics
-    /// If no plan was allocated that holds the tensor.
+    /// If the plan that holds it was not allocated.
     pub fn address(&self, tensor: Tensor) -> u64 {
         self.arenas[tensor.arena] + tensor.offset as u64
     }
 
-    /// Of activations, parameters, gradients.
+    /// A pointer to activations, parameters or gradients.
     pub fn x(&self, tensor: Tensor) -> Ptr<FloatX> {
         assert_eq!(tensor.dtype, self.dtype, "a tensor of the device's floating-point type");
         Ptr::new(self.address(tensor))
@@ -69,18 +73,19 @@ impl Memory {
         Ptr::new(self.address(tensor))
     }
 
-    /// Scratch memory of at least so many bytes, free between operations.
+    /// The address of at least `bytes` of scratch memory, free between operations.
     ///
     /// # Panics
-    /// If less was planned: the limits that the plan was made with did not cover this operation.
+    /// If less was planned: the limits of the plan did not cover this operation.
     pub fn scratch(&self, bytes: usize) -> u64 {
         let (address, planned) = self.scratch.unwrap_or((0, 0));
-        assert!(bytes <= planned, "{bytes} bytes of scratch memory wanted, {planned} planned");
+        assert!(bytes <= planned, "{bytes} bytes of scratch memory needed, {planned} planned");
         address
     }
 
-    /// The counter by which the blocks of a persistent kernel share out its work: 0 before and after each of them. There is one
-    /// for all, so no two may run at a time: they are queued in one stream, none before the one ahead has ended.
+    /// The counter from which the blocks of a persistent kernel take their work: 0 before and after
+    /// each kernel. There is only one, so no two such kernels may run at a time: they are queued in one
+    /// stream, where each starts after the previous one has ended.
     ///
     /// # Panics
     /// If nothing was allocated yet.
@@ -88,7 +93,7 @@ impl Memory {
         self.work_counter.expect("memory allocated before the first kernel")
     }
 
-    /// All scratch memory, and how many bytes it is.
+    /// Address and size of all scratch memory.
     pub fn all_scratch(&self) -> (u64, usize) {
         self.scratch.unwrap_or_default()
     }

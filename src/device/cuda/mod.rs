@@ -4,12 +4,9 @@
 //! Each operation has one file, named like its kernels: `layernorm.rs` launches what is in
 //! `kernels/layernorm.cu`.
 
-pub mod counts;
 pub mod disassembler;
 pub mod driver;
-#[cfg(emulated)]
 pub mod emulated;
-pub mod emulator;
 pub mod fatbins;
 pub mod kernel;
 pub mod launches;
@@ -17,7 +14,6 @@ pub mod matmul_library;
 pub mod memory;
 pub mod nvidia;
 pub mod nvml;
-pub mod tensor_map;
 
 mod adamw;
 mod add;
@@ -33,8 +29,8 @@ use crate::libraries::Missing;
 use crate::ops::*;
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use anyhow::Result;
-use counts::Counts;
-use driver::Driver;
+pub use cuda_emulator::tensor_map;
+use driver::{Counts, Driver};
 use kernel::{KernelSpec, Launch};
 use memory::Memory;
 use std::collections::BTreeMap;
@@ -282,7 +278,7 @@ impl Device for Cuda {
     }
 
     fn reclaim(&mut self, tensor: Tensor) {
-        self.driver.take_back(self.memory.address(tensor), tensor.size_bytes());
+        self.driver.reclaim(self.memory.address(tensor), tensor.size_bytes());
     }
 
     fn gpu_state(&mut self) -> Result<String> {

@@ -2,7 +2,7 @@
 
 use crate::device::cuda::MatmulChoice;
 use crate::device::cuda::driver::{DeviceInfo, Driver};
-use crate::device::cuda::emulator::{self, EmulatorOptions};
+use crate::device::cuda::emulated::{self, EmulatorOptions};
 use crate::device::cuda::kernel::{Arg, KernelSpec, Launch, Launcher};
 use crate::device::cuda::matmul_library::{BlasEpilogue, BlasGemm, MatmulLibrary, Operands};
 use crate::device::cuda::tensor_map::{TensorMap, TiledMatrix};
@@ -158,8 +158,8 @@ impl Driver for Fake {
     fn lend(&mut self, address: u64, bytes: usize) -> (u64, Place) {
         self.device.lend(address, bytes)
     }
-    fn take_back(&mut self, address: u64, bytes: usize) {
-        self.device.take_back(address, bytes);
+    fn reclaim(&mut self, address: u64, bytes: usize) {
+        self.device.reclaim(address, bytes);
     }
 
     fn start_timer(&mut self) -> Result<()> {
@@ -177,7 +177,7 @@ impl Driver for Fake {
 impl Fake {
     /// Opens the device of a setting. Also returns the count of the library's GEMMs.
     pub fn open(setting: &Setting) -> Result<(Self, Rc<Cell<usize>>)> {
-        let device = emulator::open(setting.dtype, EmulatorOptions::default())?;
+        let device = emulated::open(setting.dtype, EmulatorOptions::default())?;
         let Setting { sm_count, capability, .. } = *setting;
         let info = DeviceInfo { emulated: false, sm_count, capability, ..device.info().clone() };
         let gemms = Rc::new(Cell::new(0));

@@ -4,7 +4,7 @@
 use super::fake::{C, Fake, Fault, N, OC, Setting};
 use crate::device::compare::testing::random;
 use crate::device::compare::{Tolerance, assert_close};
-use crate::device::cuda::emulator::{self, EmulatorOptions};
+use crate::device::cuda::emulated::{self, EmulatorOptions};
 use crate::device::cuda::{AUTO, Cuda, CudaOptions, MatmulChoice};
 use crate::ops::*;
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
@@ -336,7 +336,7 @@ fn choices_by_rule_are_logged_once_per_shape() {
         let setting = Setting { dtype, ..Setting::default() };
         let matmul = MatmulChoice::Fastest;
         let options = CudaOptions { dtype, tf32: false, gelu_fusion: 0, deterministic: false, matmul };
-        let driver = emulator::open(dtype, EmulatorOptions::default()).unwrap();
+        let driver = emulated::open(dtype, EmulatorOptions::default()).unwrap();
         let mut dev = Cuda::new(driver, options);
         let [out, _, inp, weight, bias, ..] = fill(&mut dev, &setting).unwrap();
         testing::take_infos();

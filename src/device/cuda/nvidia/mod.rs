@@ -299,7 +299,7 @@ impl Driver for Nvidia {
         (address, Place::Gpu { stream: self.stream.cu_stream() as usize })
     }
 
-    fn take_back(&mut self, _address: u64, _bytes: usize) {}
+    fn reclaim(&mut self, _address: u64, _bytes: usize) {}
 
     fn start_timer(&mut self) -> Result<()> {
         self.bind()?;

@@ -1,0 +1,88 @@
+// The twins of the functions in kernels/hopper.cuh. src/runtime/hopper/ implements and checks them.
+#pragma once
+#include "ptx.h"
+
+struct TensorMap {
+    unsigned long long opaque[16];
+};
+
+namespace emulated {
+struct Wgmma {
+    float* d;
+    uint64_t a, b;
+    uint32_t columns, accumulate, across_a, across_b;
+};
+}  // namespace emulated
+
+extern "C" {
+void cuda_emulator_mbarrier_init(uint32_t barrier, uint32_t arrivals, const char* file, int line);
+void cuda_emulator_mbarrier_init_fence();
+void cuda_emulator_mbarrier_arrive(uint32_t barrier, uint32_t expected_bytes, const char* file, int line);
+void cuda_emulator_mbarrier_wait(uint32_t barrier, uint32_t parity, const char* file, int line);
+void cuda_emulator_proxy_fence();
+void cuda_emulator_tma_load(uint32_t dst, const TensorMap* map, int x, int y, uint32_t barrier, const char* file, int line);
+}
+
+// --- barriers
+
+EMULATED_INLINE void mbarrier_init(uint32_t barrier, uint32_t arrivals, EMULATED_SITE) {
+    cuda_emulator_mbarrier_init(barrier, arrivals, file, line);
+}
+EMULATED_INLINE void mbarrier_init_fence() { cuda_emulator_mbarrier_init_fence(); }
+EMULATED_INLINE void mbarrier_arrive(uint32_t barrier, EMULATED_SITE) {
+    cuda_emulator_mbarrier_arrive(barrier, 0, file, line);
+}
+EMULATED_INLINE void mbarrier_arrive_expect(uint32_t barrier, uint32_t bytes, EMULATED_SITE) {
+    cuda_emulator_mbarrier_arrive(barrier, bytes, file, line);
+}
+EMULATED_INLINE void mbarrier_wait(uint32_t barrier, uint32_t parity, EMULATED_SITE) {
+    cuda_emulator_mbarrier_wait(barrier, parity, file, line);
+}
+EMULATED_INLINE void proxy_fence() { cuda_emulator_proxy_fence(); }
+
+// --- copies
+
+EMULATED_INLINE void tma_load(uint32_t dst, const TensorMap* map, int x, int y, uint32_t barrier, EMULATED_SITE) {
+    cuda_emulator_tma_load(dst, map, x, y, barrier, file, line);
+}
+EMULATED_INLINE void tma_prefetch(const TensorMap*) {}
+
+// --- registers: the emulated device has enough
+
+template <int N>
+EMULATED_INLINE void registers_decrease() {
+    static_assert(N % 8 == 0 && N >= 24 && N <= 256, "registers come in eights, 24 to 256");
+}
+template <int N>
+EMULATED_INLINE void registers_increase() {
+    static_assert(N % 8 == 0 && N >= 24 && N <= 256, "registers come in eights, 24 to 256");
+}
+
+// --- MMAs of a warpgroup
+
+EMULATED_INLINE void wgmma_fence(EMULATED_SITE) {
+    cuda_emulator_collective(emulated::WGMMA_FENCE, 0xffffffffu, nullptr, file, line);
+}
+EMULATED_INLINE void wgmma_commit(EMULATED_SITE) {
+    cuda_emulator_collective(emulated::WGMMA_COMMIT, 0xffffffffu, nullptr, file, line);
+}
+template <int N>
+EMULATED_INLINE void wgmma_wait(EMULATED_SITE) {
+    uint32_t groups_left = N;
+    cuda_emulator_collective(emulated::WGMMA_WAIT, 0xffffffffu, &groups_left, file, line);
+}
+
+namespace emulated {
+template <class T>
+constexpr Op WGMMA_OF;
+template <>
+constexpr Op WGMMA_OF<bf16> = WGMMA_BF16;
+template <>
+constexpr Op WGMMA_OF<f16> = WGMMA_F16;
+}  // namespace emulated
+template <class T, bool ACROSS_A, bool ACROSS_B, int SUMS>
+EMULATED_INLINE void wgmma(float (&d)[SUMS], uint64_t a, uint64_t b, bool accumulate, EMULATED_SITE) {
+    static_assert(SUMS == 4 || SUMS == 64 || SUMS == 128, "the shapes in hopper.cuh");
+    emulated::Wgmma lane = {d, a, b, 2 * SUMS, accumulate, ACROSS_A, ACROSS_B};
+    cuda_emulator_collective(emulated::WGMMA_OF<T>, 0xffffffffu, &lane, file, line);
+}

@@ -1,0 +1,366 @@
+//! A block of CUDA threads: who can run, who runs next, and how a thread stops.
+
+use super::barrier::Barrier;
+use super::checker::Checker;
+use super::collective::Warp;
+use super::copies::CopyQueue;
+use super::counting::Counter;
+use super::failure::{Failure, Site};
+use super::fiber;
+use super::hopper::Hopper;
+use super::job::Job;
+use super::region::*;
+use super::shared::SharedMemory;
+use crate::options::{Copies, Schedule};
+use std::cell::{Cell, RefCell};
+use std::ffi::c_void;
+
+/// The part of [`Block`] that `kernels/emulated/runtime.h` knows.
+#[repr(C)]
+pub struct Geometry {
+    pub block_index: Cell<[u32; 3]>,
+    pub block_dim: Cell<[u32; 3]>,
+    pub grid_dim: Cell<[u32; 3]>,
+    thread_index: *const [u32; 3],
+}
+
+/// A block's state, at the start of its region. Its threads take turns on one thread of the processor, and refer to it at
+/// the same time; so everything that changes is in a cell, and no borrow is held across a switch.
+#[repr(C)]
+pub struct Block {
+    pub geometry: Geometry,
+    pub threads: Box<[Thread]>,
+    pub warps: Box<[Warp]>,
+    /// The warps that have a thread that can run.
+    runnable_warps: Cell<u32>,
+    pub barriers: [Barrier; 16],
+    pub thread_count: Cell<usize>,
+    pub live: Cell<usize>,
+    pub shared: SharedMemory,
+    pub hopper: Hopper,
+    pub failure: RefCell<Option<Failure>>,
+    job: Cell<*const Job<'static>>,
+    /// The stack of whoever runs the block.
+    scheduler: Cell<*mut u8>,
+    random: Cell<u64>,
+}
+
+/// What is known of a thread that does not run.
+#[derive(Default)]
+pub struct Thread {
+    stack: Cell<*mut u8>,
+    pub copies: RefCell<CopyQueue>,
+}
+
+/// The thread that is running.
+#[derive(Clone, Copy)]
+pub struct Me {
+    pub block: &'static Block,
+    pub thread: usize,
+}
+
+/// Of the code that calls this, which a kernel called.
+#[inline(always)]
+pub fn me() -> Me {
+    let sp = stack_pointer();
+    // SAFETY: kernels run on stacks inside a region, which starts with its block.
+    let block = unsafe { &*((sp & !(REGION_BYTES - 1)) as *const Block) };
+    Me { block, thread: ((sp & (REGION_BYTES - 1)) - STACKS_OFFSET) / STACK_BYTES }
+}
+
+impl Me {
+    pub fn lane(self) -> usize {
+        self.thread % 32
+    }
+
+    pub fn warp(self) -> &'static Warp {
+        &self.block.warps[self.thread / 32]
+    }
+
+    /// Lets others run until somebody calls [`Block::wake`] for this thread.
+    #[inline]
+    pub fn wait(self) {
+        self.block.suspend(self.thread);
+        self.block.leave(self.thread);
+    }
+
+    /// Ends the launch with an error of this thread.
+    pub fn fail(self, site: Site, message: String) -> ! {
+        self.block.fail(Failure::new(Some(self.thread), site, message))
+    }
+}
+
+impl Block {
+    /// # Safety
+    /// `region` belongs to the block alone, for as long as it lives.
+    pub unsafe fn new_in(region: &Region) -> &'static Block {
+        let geometry = Geometry {
+            block_index: Cell::default(),
+            block_dim: Cell::default(),
+            grid_dim: Cell::default(),
+            thread_index: region.base().wrapping_add(INDICES_OFFSET).cast(),
+        };
+        let block = Block {
+            geometry,
+            threads: (0..MAX_THREADS).map(|_| Thread::default()).collect(),
+            warps: (0..MAX_THREADS / 32).map(|_| Warp::default()).collect(),
+            runnable_warps: Cell::new(0),
+            barriers: Default::default(),
+            thread_count: Cell::new(0),
+            live: Cell::new(0),
+            shared: SharedMemory::new(region.base().wrapping_add(ARENA_OFFSET)),
+            hopper: Hopper::default(),
+            failure: RefCell::new(None),
+            job: Cell::new(std::ptr::null()),
+            scheduler: Cell::new(std::ptr::null_mut()),
+            random: Cell::new(1),
+        };
+        const { assert!(size_of::<Block>() <= ARGUMENTS_OFFSET) };
+        let place = region.base().cast::<Block>();
+        // SAFETY: the caller's promise; the region is aligned to far more than a block.
+        unsafe {
+            place.write(block);
+            &*place
+        }
+    }
+
+    pub fn base(&self) -> *mut u8 {
+        std::ptr::from_ref(self).cast_mut().cast()
+    }
+
+    /// The launch under way.
+    pub fn job(&self) -> &Job<'_> {
+        // SAFETY: set for the time that the block runs, by `run`, which borrows it.
+        unsafe { &*self.job.get() }
+    }
+
+    pub fn arguments(&self) -> *const *const c_void {
+        self.base().wrapping_add(ARGUMENTS_OFFSET).cast_const().cast()
+    }
+
+    /// Runs all threads of block `index` of a launch.
+    pub fn run(&self, job: &Job, index: [u32; 3], seed: u64) -> Result<(), Box<Failure>> {
+        self.start(job, index, seed);
+        self.check(Checker::start_block);
+        while let Some(first) = self.next(None).or_else(|| self.after_a_copy()) {
+            // SAFETY: `start` prepared the stacks; a thread that can run was saved by its last switch.
+            unsafe { fiber::switch(self.scheduler.as_ptr(), self.threads[first].stack.get()) };
+            if self.failure.borrow().is_some() {
+                break;
+            }
+        }
+        self.count(Counter::end_block);
+        let failure = self.failure.take();
+        self.job.set(std::ptr::null());
+        match failure {
+            Some(failure) => Err(Box::new(failure)),
+            None if self.live.get() > 0 => Err(Box::new(self.deadlock())),
+            None => self.hopper.unfinished().map_err(Box::new),
+        }
+    }
+
+    /// When no thread can run: lets copies land until one can.
+    fn after_a_copy(&self) -> Option<usize> {
+        while self.live.get() > 0 && self.failure.borrow().is_none() {
+            match self.hopper.land_one(self) {
+                Ok(false) => return None,
+                Ok(true) => {}
+                Err(failure) => drop(self.failure.replace(Some(failure))),
+            }
+            if let Some(next) = self.next(None) {
+                return Some(next);
+            }
+        }
+        None
+    }
+
+    fn start(&self, job: &Job, index: [u32; 3], seed: u64) {
+        let dim = job.block_dim;
+        let count = job.threads();
+        self.job.set(std::ptr::from_ref(job).cast());
+        self.random.set(seed | 1);
+        self.geometry.block_index.set(index);
+        self.geometry.grid_dim.set(job.grid);
+        self.geometry.block_dim.set(dim);
+        self.thread_count.set(count);
+        self.live.set(count);
+        self.barriers.iter().for_each(Barrier::reset);
+        self.runnable_warps.set(0);
+        for (number, warp) in self.warps.iter().enumerate() {
+            let lanes = count.saturating_sub(number * 32).min(32);
+            warp.reset(lanes);
+            self.wake(number, warp.alive.get());
+        }
+        self.shared.reset(job.shared_bytes);
+        self.hopper.reset();
+        for thread in 0..count {
+            let t = thread as u32;
+            let index = [t % dim[0], t / dim[0] % dim[1], t / (dim[0] * dim[1])];
+            // Stacks start at different lines of the cache: at the same ones, they would fight for a few sets.
+            let colour = thread % 61 * 64;
+            let top = self.base().wrapping_add(STACKS_OFFSET + (thread + 1) * STACK_BYTES - colour);
+            self.threads[thread].copies.borrow_mut().clear();
+            // SAFETY: the indices and the stack are inside the region, and nothing runs yet.
+            unsafe {
+                self.geometry.thread_index.cast_mut().add(thread).write(index);
+                self.threads[thread].stack.set(fiber::prepare(top, run_thread));
+            }
+        }
+    }
+
+    /// These lanes can run again.
+    pub fn wake(&self, warp: usize, lanes: u32) {
+        if lanes != 0 {
+            let runnable = &self.warps[warp].runnable;
+            runnable.set(runnable.get() | lanes);
+            self.runnable_warps.set(self.runnable_warps.get() | 1 << warp);
+        }
+    }
+
+    fn suspend(&self, thread: usize) {
+        let runnable = &self.warps[thread / 32].runnable;
+        runnable.set(runnable.get() & !(1 << (thread % 32)));
+        if runnable.get() == 0 {
+            self.runnable_warps.set(self.runnable_warps.get() & !(1 << (thread / 32)));
+        }
+    }
+
+    /// Goes from a thread to the next that can run, or to the scheduler.
+    fn leave(&self, from: usize) {
+        let to = match self.next(Some(from)) {
+            Some(next) => self.threads[next].stack.get(),
+            None => self.scheduler.get(),
+        };
+        // SAFETY: both were saved when they were left.
+        unsafe { fiber::switch(self.threads[from].stack.as_ptr(), to) };
+    }
+
+    /// Goes to the scheduler, for good: what the stacks of the threads hold is forgotten.
+    pub fn fail(&self, failure: Failure) -> ! {
+        self.failure.replace(Some(failure));
+        let mut here = std::ptr::null_mut();
+        // SAFETY: the scheduler waits for this.
+        unsafe { fiber::switch(&mut here, self.scheduler.get()) };
+        unreachable!("a thread that failed does not run");
+    }
+
+    /// The thread to run after `from`, as the schedule has it.
+    #[inline]
+    fn next(&self, from: Option<usize>) -> Option<usize> {
+        let warps = self.runnable_warps.get();
+        if warps == 0 {
+            return None;
+        }
+        let lanes = |warp: u32| self.warps[warp as usize].runnable.get();
+        let same_warp = from.filter(|from| warps >> (from / 32) & 1 == 1).map(|from| from as u32);
+        let (warp, lane) = match (self.job().options.schedule, same_warp) {
+            (Schedule::Ascending, Some(from)) => (from / 32, bit_above(lanes(from / 32), from % 32)),
+            (Schedule::Ascending, None) => {
+                let warp = bit_above(warps, from.map_or(31, |from| from as u32 / 32));
+                (warp, lanes(warp).trailing_zeros())
+            }
+            (Schedule::Descending, Some(from)) => (from / 32, bit_below(lanes(from / 32), from % 32)),
+            (Schedule::Descending, None) => {
+                let warp = bit_below(warps, from.map_or(0, |from| from as u32 / 32));
+                (warp, 31 - lanes(warp).leading_zeros())
+            }
+            (Schedule::AheadLow, _) => {
+                let warp = warps.trailing_zeros();
+                (warp, lanes(warp).trailing_zeros())
+            }
+            (Schedule::AheadHigh, _) => {
+                let warp = 31 - warps.leading_zeros();
+                (warp, 31 - lanes(warp).leading_zeros())
+            }
+            (Schedule::Random(_), _) => {
+                let warp = bit_above(warps, self.random() % 32);
+                (warp, bit_above(lanes(warp), self.random() % 32))
+            }
+        };
+        Some((warp * 32 + lane) as usize)
+    }
+
+    /// 32 bits of a xorshift generator, seeded by launch and block.
+    pub fn random(&self) -> u32 {
+        let mut x = self.random.get();
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        self.random.set(x);
+        (x >> 32) as u32
+    }
+
+    /// Whether an asynchronous copy that starts now is carried out only when it is waited for.
+    pub fn copies_late(&self) -> bool {
+        match self.job().options.copies {
+            Copies::Eager => false,
+            Copies::Late => true,
+            Copies::Random => self.random() & 1 == 0,
+        }
+    }
+
+    /// Whether copies land in any order.
+    pub fn copies_random(&self) -> bool {
+        self.job().options.copies == Copies::Random
+    }
+
+    fn deadlock(&self) -> Failure {
+        let mut waiting: Vec<String> = self.barriers.iter().filter_map(Barrier::describe).collect();
+        for (number, warp) in self.warps.iter().enumerate() {
+            waiting.extend(warp.describe(number));
+        }
+        waiting.extend(self.hopper.describe());
+        let more = waiting.len().saturating_sub(8);
+        waiting.truncate(8);
+        if more > 0 {
+            waiting.push(format!("{more} more groups of threads wait"));
+        }
+        let ended = self.thread_count.get() - self.live.get();
+        let message =
+            format!("deadlock, no thread can run: {}; {ended} threads have ended", waiting.join("; "));
+        Failure::new(None, Site::UNKNOWN, message)
+    }
+}
+
+/// The lowest bit of a mask above `after`, or else the lowest.
+#[inline]
+fn bit_above(mask: u32, after: u32) -> u32 {
+    let above = mask & (u32::MAX << after << 1);
+    if above == 0 { mask.trailing_zeros() } else { above.trailing_zeros() }
+}
+
+/// The highest bit of a mask below `before`, or else the highest.
+#[inline]
+fn bit_below(mask: u32, before: u32) -> u32 {
+    let below = mask & !(u32::MAX << before);
+    31 - if below == 0 { mask.leading_zeros() } else { below.leading_zeros() }
+}
+
+/// The first function on a thread's stack.
+extern "C" fn run_thread() -> ! {
+    let me = me();
+    me.block.job().kernel.run(me.block.arguments());
+    finish(me)
+}
+
+fn finish(me: Me) -> ! {
+    let block = me.block;
+    let copies = me.block.threads[me.thread].copies.borrow().len();
+    if copies > 0 {
+        let message = format!("the thread ends with {copies} asynchronous copies that it did not wait for");
+        me.fail(Site::UNKNOWN, message);
+    }
+    if let Err((site, message)) = block.hopper.left_behind(me) {
+        me.fail(site, message);
+    }
+    if let Some(site) = block.barriers[0].site() {
+        me.fail(site, "the thread ends while others of its block wait at a barrier for all".to_owned());
+    }
+    block.live.set(block.live.get() - 1);
+    let warp = me.warp();
+    warp.alive.set(warp.alive.get() & !(1 << me.lane()));
+    block.suspend(me.thread);
+    warp.complete_without(me);
+    block.leave(me.thread);
+    unreachable!("a thread that ended does not run");
+}

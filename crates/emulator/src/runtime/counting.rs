@@ -1,0 +1,188 @@
+//! What a launch asks of memory and of the tensor cores: see [`Counts`]. It needs the instrumented kernels, as the checker
+//! does, and works with or without it.
+//!
+//! A GPU's warp carries an instruction out for all its lanes at once; here each lane runs by itself. So accesses are kept
+//! until the lanes of their warp have met. Then the n-th access that each lane made from one place in the kernel is taken for
+//! the same instruction. That holds in every schedule, but where lanes part and pass the same place at different times, it
+//! is a guess.
+
+use super::block::{Block, Me};
+use super::checker::Kind;
+use super::region::*;
+use crate::counts::Counts;
+use std::collections::HashMap;
+
+const SECTOR_BYTES: usize = 32;
+const PAGE_BYTES: usize = 128 * SECTOR_BYTES;
+/// Of shared memory; each gives a word in a turn.
+const BANKS: usize = 32;
+const WORD_BYTES: usize = 4;
+/// The most that a lane reads or writes with one instruction.
+const MOST_BYTES: usize = 16;
+
+/// What of an instruction the accesses of its lanes have in common.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Instruction {
+    /// Where in the kernel: an address, or a file's name and a line.
+    from: (usize, u32),
+    is_shared: bool,
+    kind: Kind,
+}
+
+/// A lane's part. In shared memory, addresses count from its start.
+#[derive(Clone, Copy)]
+pub struct Span {
+    pub lane: usize,
+    pub address: usize,
+    pub bytes: usize,
+}
+
+/// The state of a device that counts; the first and last address of every allocation.
+pub struct Counter {
+    pub allocations: Vec<(usize, usize)>,
+    counts: Counts,
+    /// Of each warp: the accesses since its lanes last met.
+    logs: Vec<Vec<(Instruction, Span)>>,
+    /// By number of a page: a bit for each sector that the launch reads, and that it writes.
+    touched: HashMap<usize, [u128; 2]>,
+}
+
+impl Counter {
+    pub fn new() -> Self {
+        let logs = vec![Vec::new(); MAX_THREADS / 32];
+        Counter { allocations: Vec::new(), counts: Counts::default(), logs, touched: HashMap::new() }
+    }
+
+    pub fn start_launch(&mut self) {
+        self.counts = Counts { launches: 1, ..Counts::default() };
+        self.logs.iter_mut().for_each(Vec::clear);
+        self.touched.clear();
+    }
+
+    pub fn end_launch(&mut self) -> Counts {
+        let bytes = |which: usize| {
+            let sectors: u32 = self.touched.values().map(|bits| bits[which].count_ones()).sum();
+            u64::from(sectors) * SECTOR_BYTES as u64
+        };
+        Counts { bytes_read: bytes(0), bytes_written: bytes(1), ..self.counts }
+    }
+
+    pub fn end_block(&mut self) {
+        (0..self.logs.len()).for_each(|warp| self.close(warp));
+    }
+
+    /// All lanes of a warp have met: what they did before belongs to no instruction after.
+    pub fn close(&mut self, warp: usize) {
+        let mut log = std::mem::take(&mut self.logs[warp]);
+        // Accesses of a lane from the same place stay in order.
+        log.sort_by_key(|(instruction, span)| (*instruction, span.lane));
+        for same_place in log.chunk_by(|a, b| a.0 == b.0) {
+            let lanes: Vec<_> = same_place.chunk_by(|a, b| a.1.lane == b.1.lane).collect();
+            let times = lanes.iter().map(|accesses| accesses.len()).max().unwrap_or(0);
+            for time in 0..times {
+                let nth = lanes.iter().filter_map(|accesses| accesses.get(time));
+                let spans: Vec<Span> = nth.map(|(_, span)| *span).collect();
+                let Instruction { is_shared, kind, .. } = same_place[0].0;
+                if is_shared { self.shared(&spans) } else { self.global(kind, &spans) }
+            }
+        }
+        log.clear();
+        self.logs[warp] = log;
+    }
+
+    /// One instruction on global memory.
+    fn global(&mut self, kind: Kind, spans: &[Span]) {
+        let sectors_of = |s: &Span| s.address / SECTOR_BYTES..(s.address + s.bytes).div_ceil(SECTOR_BYTES);
+        let mut sectors: Vec<usize> = spans.iter().flat_map(sectors_of).collect();
+        sectors.sort_unstable();
+        sectors.dedup();
+        self.counts.global_requests += 1;
+        let (reads, writes) = (kind != Kind::Write, kind != Kind::Read);
+        self.counts.sectors_read += if reads { sectors.len() as u64 } else { 0 };
+        self.counts.sectors_written += if writes { sectors.len() as u64 } else { 0 };
+        for sector in sectors {
+            let in_page = PAGE_BYTES / SECTOR_BYTES;
+            let bit = 1u128 << (sector % in_page);
+            let [read, written] = self.touched.entry(sector / in_page).or_default();
+            *read |= if reads { bit } else { 0 };
+            *written |= if writes { bit } else { 0 };
+        }
+    }
+
+    /// One instruction on shared memory, lanes in order. What is more than a word a lane goes by halves of a warp, what is more
+    /// than two by quarters; each part takes as many turns as one bank has different words to give.
+    fn shared(&mut self, spans: &[Span]) {
+        let bytes = spans.iter().map(|span| span.bytes).max().unwrap_or(0);
+        let lanes_at_once = 32 / bytes.div_ceil(WORD_BYTES).next_power_of_two();
+        for part in spans.chunk_by(|a, b| a.lane / lanes_at_once == b.lane / lanes_at_once) {
+            let words_of = |s: &Span| s.address / WORD_BYTES..(s.address + s.bytes).div_ceil(WORD_BYTES);
+            let mut words: Vec<usize> = part.iter().flat_map(words_of).collect();
+            words.sort_unstable();
+            words.dedup();
+            let mut turns = [0; BANKS];
+            words.iter().for_each(|word| turns[word % BANKS] += 1);
+            self.counts.shared_turns += turns.into_iter().max().unwrap_or(0);
+            self.counts.shared_turns_without_conflicts += 1;
+        }
+    }
+
+    /// Four matrices, whose rows the lanes name.
+    pub fn ldmatrix(&mut self, rows: [u32; 32]) {
+        let row = |lane: usize| Span { lane, address: rows[lane] as usize, bytes: 16 };
+        self.shared(&std::array::from_fn::<_, 32, _>(row));
+    }
+
+    /// A copy by TMA: the rows inside the matrix, and how many rows of 128 bytes the box has.
+    pub fn tma(&mut self, rows_inside: &[Span], box_rows: u64) {
+        self.global(Kind::Read, rows_inside);
+        self.counts.shared_turns += box_rows;
+        self.counts.shared_turns_without_conflicts += box_rows;
+    }
+
+    /// A product of (m, k) and (k, n).
+    pub fn product(&mut self, m: usize, n: usize, k: usize) {
+        self.counts.tensor_flops += 2 * (m * n * k) as u64;
+    }
+
+    /// A warp's part of wgmma, with `columns` of B: 16 rows of A; and all of B, which one warp stands for, as it is read once for
+    /// all four. Chunks are swizzled so that there are no conflicts.
+    pub fn wgmma(&mut self, warp: usize, columns: usize) {
+        let b_columns = if warp.is_multiple_of(4) { columns } else { 0 };
+        let turns = ((16 + b_columns) * 16 * 2 / 128) as u64;
+        self.counts.shared_turns += turns;
+        self.counts.shared_turns_without_conflicts += turns;
+        self.product(16, columns, 16);
+    }
+
+    /// Whether it is global memory: neither a stack nor a constant of the kernel.
+    fn is_global(&self, address: usize) -> bool {
+        let after = self.allocations.partition_point(|(first, _)| *first <= address);
+        after.checked_sub(1).is_some_and(|i| address < self.allocations[i].1)
+    }
+}
+
+impl Block {
+    /// Does something with the counter, if the launch is counted.
+    pub fn count(&self, work: impl FnOnce(&mut Counter)) {
+        if let Some(counter) = self.job().counter {
+            work(&mut counter.borrow_mut());
+        }
+    }
+
+    /// Notes an access of a thread, made from one place in the kernel. A longer one goes by pieces.
+    pub fn count_access(&self, user: Me, from: (usize, u32), start: usize, bytes: usize, kind: Kind) {
+        self.count(|c| {
+            let shared = start.wrapping_sub(self.base().addr() + ARENA_OFFSET);
+            let is_shared = shared < ARENA_BYTES;
+            if !is_shared && !c.is_global(start) {
+                return;
+            }
+            let first = if is_shared { shared } else { start };
+            for offset in (0..bytes).step_by(MOST_BYTES) {
+                let bytes = MOST_BYTES.min(bytes - offset);
+                let span = Span { lane: user.lane(), address: first + offset, bytes };
+                c.logs[user.thread / 32].push((Instruction { from, is_shared, kind }, span));
+            }
+        });
+    }
+}

@@ -1,0 +1,163 @@
+//! The emulated device: its memory, its kernels, and what it remembers between launches.
+
+use super::checker::Checker;
+use super::counting::Counter;
+use super::hopper;
+use super::job::Job;
+use super::library::{Kernel, Table, by_name};
+use super::memory::GlobalMemory;
+use crate::counts::Counts;
+use crate::launch::{Arg, Launch};
+use crate::options::EmulatorOptions;
+use crate::tensor_map::{TensorMap, TiledMatrix};
+use anyhow::{Context, Result};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+type Kernels = BTreeMap<&'static str, &'static Kernel>;
+
+/// A device that runs kernels as soon as they are launched. Device addresses are host addresses.
+pub struct Emulator {
+    memory: GlobalMemory,
+    plain: Kernels,
+    /// Instrumented: they report every access.
+    checked: Kernels,
+    checker: RefCell<Checker>,
+    counter: RefCell<Counter>,
+    counts: BTreeMap<&'static str, Counts>,
+    /// May change between launches.
+    pub options: EmulatorOptions,
+}
+
+impl Emulator {
+    /// A device with the kernels that `tables` have for `variant`.
+    pub fn new(tables: &[Table], variant: &str, options: EmulatorOptions) -> Self {
+        Emulator {
+            memory: GlobalMemory::default(),
+            plain: by_name(tables, variant, false),
+            checked: by_name(tables, variant, true),
+            checker: RefCell::new(Checker::new()),
+            counter: RefCell::new(Counter::new()),
+            counts: BTreeMap::new(),
+            options,
+        }
+    }
+
+    /// Runs a kernel to its end.
+    ///
+    /// # Errors
+    /// One line: the device has no such kernel, its arguments or geometry are wrong, or it fails, in
+    /// which case the line names block, thread and source line.
+    pub fn launch(&mut self, kernel: &str, launch: Launch, args: &[Arg]) -> Result<()> {
+        let EmulatorOptions { check, count, .. } = self.options;
+        let kernels = if check || count { &self.checked } else { &self.plain };
+        let kernel = *kernels.get(kernel).with_context(|| format!("no kernel {kernel} was compiled"))?;
+        self.checker.get_mut().allocations = self.memory.bounds();
+        self.checker.get_mut().lent = self.memory.lent.clone();
+        let checker = check.then_some(&self.checker);
+        self.counter.get_mut().allocations = self.memory.bounds();
+        let counter = count.then_some(&self.counter);
+        let job = Job::new(kernel, launch, args, self.options, checker, counter)?;
+        if !check {
+            job.refuse_lent(&self.memory.lent)?;
+        }
+        job.run()?;
+        if count {
+            *self.counts.entry(kernel.name()).or_default() += self.counter.get_mut().end_launch();
+        }
+        Ok(())
+    }
+
+    /// Returns the counts per kernel since the last call; empty unless launches are counted.
+    pub fn take_counts(&mut self) -> BTreeMap<&'static str, Counts> {
+        std::mem::take(&mut self.counts)
+    }
+
+    /// Returns the argument for a kernel that copies boxes of a matrix by TMA.
+    ///
+    /// # Errors
+    /// If CUDA would refuse the matrix, or it is not inside one allocation.
+    pub fn tensor_map(&self, matrix: &TiledMatrix) -> Result<TensorMap> {
+        matrix.check()?;
+        self.memory.place(matrix.address, matrix.size_bytes())?;
+        Ok(hopper::encode(matrix))
+    }
+
+    /// Allocates zeroed memory, for as long as the device lives.
+    ///
+    /// # Errors
+    /// If the host has not enough.
+    pub fn allocate(&mut self, bytes: usize) -> Result<u64> {
+        self.memory.allocate(bytes)
+    }
+
+    /// Copies from the host.
+    ///
+    /// # Errors
+    /// If the destination is not inside one allocation.
+    ///
+    /// # Panics
+    /// If some of it is lent; as do all that follow.
+    pub fn upload(&mut self, dst: u64, src: &[u8]) -> Result<()> {
+        let place = self.memory.touch(dst, src.len(), "an upload to")?;
+        // SAFETY: `place` is inside an allocation, which no kernel uses between launches.
+        unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), place, src.len()) };
+        Ok(())
+    }
+
+    /// Copies to the host.
+    ///
+    /// # Errors
+    /// If the source is not inside one allocation.
+    pub fn download(&mut self, dst: &mut [u8], src: u64) -> Result<()> {
+        let place = self.memory.touch(src, dst.len(), "a download from")?;
+        // SAFETY: `place` is inside an allocation, which no kernel uses between launches.
+        unsafe { std::ptr::copy_nonoverlapping(place, dst.as_mut_ptr(), dst.len()) };
+        Ok(())
+    }
+
+    /// Copies on the device.
+    ///
+    /// # Errors
+    /// If either side is not inside one allocation.
+    pub fn copy(&mut self, dst: u64, src: u64, bytes: usize) -> Result<()> {
+        let to = self.memory.touch(dst, bytes, "a copy to")?;
+        let from = self.memory.touch(src, bytes, "a copy from")?;
+        // SAFETY: both are inside allocations, which no kernel uses between launches; they may overlap.
+        unsafe { std::ptr::copy(from, to, bytes) };
+        Ok(())
+    }
+
+    /// Sets bytes to one value.
+    ///
+    /// # Errors
+    /// If they are not inside one allocation.
+    pub fn set_bytes(&mut self, dst: u64, value: u8, bytes: usize) -> Result<()> {
+        let place = self.memory.touch(dst, bytes, if value == 0 { "clearing" } else { "setting" })?;
+        // SAFETY: `place` is inside an allocation, which no kernel uses between launches.
+        unsafe { place.write_bytes(value, bytes) };
+        Ok(())
+    }
+
+    /// Lends memory: until [`reclaim`](Self::reclaim), an access by the host panics and one by a
+    /// kernel is an error.
+    ///
+    /// # Errors
+    /// If it is not inside one allocation.
+    ///
+    /// # Panics
+    /// If some of it is lent already.
+    pub fn lend(&mut self, address: u64, bytes: usize) -> Result<u64> {
+        let host = self.memory.touch(address, bytes, "lending")?;
+        self.memory.lent.lend(address as usize, bytes);
+        Ok(host as u64)
+    }
+
+    /// Takes back what was lent, in one piece.
+    ///
+    /// # Panics
+    /// If exactly this was not lent.
+    pub fn reclaim(&mut self, address: u64, bytes: usize) {
+        self.memory.lent.reclaim(address as usize, bytes);
+    }
+}

@@ -1,0 +1,242 @@
+//! Copies of boxes of a matrix to shared memory. An early one lands when it is issued; a late one poisons its destination and
+//! lands when no thread can run without it.
+
+use super::super::block::{Block, Me, me};
+use super::super::checker::Kind;
+use super::super::counting;
+use super::super::failure::{Failure, Site};
+use super::mbarrier::Mbarriers;
+use super::{Hopper, Span, overlap, swizzle};
+use crate::tensor_map::{BOX_COLUMNS, TensorMap, TiledMatrix};
+use std::collections::VecDeque;
+use std::ffi::c_char;
+
+const MAGIC: u64 = 0x7465_6e73_6f72_6d61;
+const ROW_BYTES: u32 = 128;
+/// Of shared memory, for the swizzle to start where wgmma thinks it does.
+const ALIGN: u32 = 1024;
+
+/// What the emulated driver makes of a matrix.
+pub fn encode(matrix: &TiledMatrix) -> TensorMap {
+    let mut map = TensorMap([0; 16]);
+    let TiledMatrix { address, rows, columns, box_rows } = *matrix;
+    map.0[..5].copy_from_slice(&[MAGIC, address, rows as u64, columns as u64, box_rows as u64]);
+    map
+}
+
+/// The matrix, if it is a map of one.
+pub fn decode(map: &TensorMap) -> Option<TiledMatrix> {
+    let [magic, address, rows, columns, box_rows, ..] = map.0;
+    let [rows, columns, box_rows] = [rows, columns, box_rows].map(|n| n as usize);
+    (magic == MAGIC).then_some(TiledMatrix { address, rows, columns, box_rows })
+}
+
+/// A copy that has not landed.
+struct Load {
+    matrix: TiledMatrix,
+    x: i32,
+    y: i32,
+    to: Span,
+    barrier: usize,
+    issuer: usize,
+    site: Site,
+}
+
+/// What lies at a place in shared memory is there for who knows that the phase has ended.
+struct Arrival {
+    to: Span,
+    barrier: usize,
+    phase: u64,
+    site: Site,
+}
+
+#[derive(Default)]
+pub struct Loads {
+    pending: VecDeque<Load>,
+    /// The latest copy to each place.
+    arrivals: Vec<Arrival>,
+}
+
+impl Loads {
+    /// Why a warp must not read a place yet, if so.
+    pub fn refuse_read(&self, barriers: &Mbarriers, warp: usize, span: Span) -> Result<(), String> {
+        if let Some(load) = self.pending.iter().find(|load| overlap(load.to, span)) {
+            let address = barriers.address(load.barrier);
+            return Err(format!(
+                "reads at {:#x} what the {} has not brought yet; its mbarrier is at {address:#x}",
+                span.0, load.site
+            ));
+        }
+        let unseen = |a: &&Arrival| overlap(a.to, span) && !barriers.has_seen(warp, a.barrier, a.phase);
+        if let Some(arrival) = self.arrivals.iter().find(unseen) {
+            let address = barriers.address(arrival.barrier);
+            return Err(format!(
+                "reads at {:#x} what the {} brought, without having waited for phase {} of its mbarrier at {address:#x}",
+                span.0, arrival.site, arrival.phase
+            ));
+        }
+        Ok(())
+    }
+
+    pub fn left_behind(&self) -> Result<(), (Site, String)> {
+        match self.pending.front() {
+            Some(load) => Err((load.site, "the block ends before this copy has landed".to_owned())),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Load {
+    fn land(&self, block: &Block) -> Result<[u32; 32], String> {
+        for row in 0..self.matrix.box_rows {
+            let y = i64::from(self.y) + row as i64;
+            for chunk in 0..BOX_COLUMNS / 8 {
+                let x = i64::from(self.x) + chunk as i64 * 8;
+                let bytes = self.matrix.chunk(x, y);
+                let address = self.to.0 + row as u32 * ROW_BYTES + chunk as u32 * 16;
+                // SAFETY: inside the destination, which was found to be in shared memory.
+                unsafe { block.shared_bytes(swizzle(address)).cast::<[u8; 16]>().write(bytes) };
+            }
+        }
+        let bytes = (self.to.1 - self.to.0) as usize;
+        block.check_pending(block.shared_bytes(self.to.0), bytes, false);
+        block.hopper.barriers.borrow_mut().land(self.barrier, u64::from(self.to.1 - self.to.0))
+    }
+}
+
+impl Load {
+    /// The part of the box that is inside the matrix, in global memory.
+    fn rows_inside(&self) -> Vec<counting::Span> {
+        let Load { matrix, x, y, .. } = self;
+        let inside = |from: i32, len: usize, end: usize| {
+            let last = i64::from(from) + len as i64;
+            from.max(0) as usize..last.clamp(0, end as i64) as usize
+        };
+        let columns = inside(*x, BOX_COLUMNS, matrix.columns);
+        let row = |row: usize| counting::Span {
+            lane: 0,
+            address: matrix.address as usize + row * matrix.row_bytes() + columns.start * 2,
+            bytes: columns.len() * 2,
+        };
+        let rows = inside(*y, matrix.box_rows, matrix.rows);
+        rows.filter(|_| !columns.is_empty()).map(row).collect()
+    }
+}
+
+impl TiledMatrix {
+    /// Eight elements of row y from column x on; zeros outside.
+    fn chunk(&self, x: i64, y: i64) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        let inside = (0..self.rows as i64).contains(&y);
+        let columns = 0.max(x)..(x + 8).min(self.columns as i64);
+        if inside && !columns.is_empty() {
+            let offset = y as usize * self.row_bytes() + columns.start as usize * 2;
+            let source = std::ptr::with_exposed_provenance::<u8>(self.address as usize + offset);
+            let place = (columns.start - x) as usize * 2;
+            let len = (columns.end - columns.start) as usize * 2;
+            // SAFETY: the driver made the map of memory that it has.
+            unsafe { std::ptr::copy_nonoverlapping(source, bytes[place..].as_mut_ptr(), len) };
+        }
+        bytes
+    }
+}
+
+impl Hopper {
+    /// Lets the copy land that is due next, if any is under way.
+    pub fn land_one(&self, block: &Block) -> Result<bool, Failure> {
+        let count = self.loads.borrow().pending.len();
+        if count == 0 {
+            return Ok(false);
+        }
+        let number = if block.copies_random() { block.random() as usize % count } else { 0 };
+        let load = self.loads.borrow_mut().pending.remove(number);
+        let Some(load) = load else { return Ok(false) };
+        match load.land(block) {
+            Ok(waiting) => {
+                waiting.into_iter().enumerate().for_each(|(warp, lanes)| block.wake(warp, lanes));
+                Ok(true)
+            }
+            Err(message) => Err(Failure::new(Some(load.issuer), load.site, message)),
+        }
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuda_emulator_tma_load(
+    dst: u32,
+    map: *const TensorMap,
+    x: i32,
+    y: i32,
+    barrier: u32,
+    file: *const c_char,
+    line: u32,
+) {
+    let me = me();
+    let site = Site::new("tma_load", file, line);
+    // SAFETY: a parameter of the kernel, copied now: it may end before the copy lands.
+    let Some(matrix) = decode(&unsafe { map.read_unaligned() }) else {
+        me.fail(site, "this is no tensor map of the emulated device".to_owned());
+    };
+    let barrier = me.mbarrier(barrier, site);
+    let to = (dst, dst + matrix.box_rows as u32 * ROW_BYTES);
+    if !dst.is_multiple_of(ALIGN) {
+        me.fail(
+            site,
+            format!("the destination {dst:#x} is not a multiple of {ALIGN}, at which the swizzle starts"),
+        );
+    }
+    me.block.require_shared(me, site, to);
+    if let Err(message) = me.block.hopper.refuse_overwrite(barrier, to) {
+        me.fail(site, message);
+    }
+    let load = Load { matrix, x, y, to, barrier, issuer: me.thread, site };
+    issue(me, load);
+}
+
+impl Hopper {
+    /// Why a copy must not write to a place, if so.
+    fn refuse_overwrite(&self, barrier: usize, to: Span) -> Result<(), String> {
+        if !self.barriers.borrow().is_fenced(barrier) {
+            return Err("there was no mbarrier_init_fence since its mbarrier was initialised".to_owned());
+        }
+        if let Some(other) = self.loads.borrow().pending.iter().find(|load| overlap(load.to, to)) {
+            return Err(format!("writes to {:#x}, as does the {}, which has not landed", to.0, other.site));
+        }
+        for (warp, products) in self.products.iter().enumerate() {
+            if let Some(site) = products.borrow().reads(to) {
+                return Err(format!(
+                    "writes to {:#x}, which the {site} of warp {warp} may still be reading",
+                    to.0
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn issue(me: Me, load: Load) {
+    let hopper = &me.block.hopper;
+    let (barrier, site, to) = (load.barrier, load.site, load.to);
+    let arrival = Arrival { to, barrier, phase: hopper.barriers.borrow().phase(barrier), site };
+    me.block.check_tma_issue(me, to, site);
+    load.rows_inside()
+        .iter()
+        .for_each(|row| me.block.check_lent(me, row.address, row.bytes, Kind::Read, site));
+    me.block.count(|c| c.tma(&load.rows_inside(), load.matrix.box_rows as u64));
+    let late = me.block.copies_late();
+    {
+        let mut loads = hopper.loads.borrow_mut();
+        loads.arrivals.retain(|old| !overlap(old.to, to));
+        loads.arrivals.push(arrival);
+    }
+    if late {
+        // SAFETY: the destination is in shared memory.
+        unsafe { me.block.shared_bytes(to.0).write_bytes(0xff, (to.1 - to.0) as usize) };
+        hopper.loads.borrow_mut().pending.push_back(load);
+        return;
+    }
+    match load.land(me.block) {
+        Ok(waiting) => me.wake_all(waiting),
+        Err(message) => me.fail(site, message),
+    }
+}

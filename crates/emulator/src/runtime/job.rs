@@ -1,0 +1,249 @@
+//! Running the blocks of a grid.
+
+use super::block::Block;
+use super::checker::Checker;
+use super::counting::Counter;
+use super::hopper::decode as decode_tensor_map;
+use super::library::Kernel;
+use super::region::{ARGUMENTS_BYTES, ARGUMENTS_OFFSET, MAX_THREADS, Region};
+use super::shared::MAX_BYTES;
+use crate::launch::{Arg, Launch};
+use crate::lent::Lent;
+use crate::options::{EmulatorOptions, Schedule};
+use crate::tensor_map::TensorMap;
+use anyhow::{Result, bail, ensure};
+use std::cell::RefCell;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// A launch.
+pub struct Job<'a> {
+    pub kernel: &'static Kernel,
+    pub grid: [u32; 3],
+    pub block_dim: [u32; 3],
+    pub shared_bytes: usize,
+    pub options: EmulatorOptions,
+    pub arguments: &'a [Arg],
+    pub checker: Option<&'a RefCell<Checker>>,
+    pub counter: Option<&'a RefCell<Counter>>,
+}
+
+// SAFETY: the arguments are only read, from memory that the launch borrows; with a checker or a counter there is one thread.
+unsafe impl Sync for Job<'_> {}
+
+/// A region with its block, kept from launch to launch.
+struct Worker {
+    // Before the region, whose memory it lies in.
+    block: &'static Block,
+    region: Region,
+}
+
+// SAFETY: whoever has a worker is the only one to use its block.
+unsafe impl Send for Worker {}
+
+static IDLE: Mutex<Vec<Worker>> = Mutex::new(Vec::new());
+
+impl<'a> Job<'a> {
+    /// Checks what the driver API would, and the types of the arguments, which it cannot.
+    pub fn new(
+        kernel: &'static Kernel,
+        launch: Launch,
+        arguments: &'a [Arg],
+        options: EmulatorOptions,
+        checker: Option<&'a RefCell<Checker>>,
+        counter: Option<&'a RefCell<Counter>>,
+    ) -> Result<Self> {
+        let name = kernel.name();
+        let types = kernel.parameter_types();
+        ensure!(
+            arguments.len() == types.len(),
+            "kernel {name}: {} arguments for the {} parameters ({})",
+            arguments.len(),
+            types.len(),
+            types.join(", ")
+        );
+        for (number, (argument, bytes)) in arguments.iter().zip(kernel.parameter_bytes()).enumerate() {
+            ensure!(
+                argument.bytes == bytes,
+                "kernel {name}: argument {number} has {} bytes, a {} has {bytes}",
+                argument.bytes,
+                types[number]
+            );
+        }
+        let Launch { grid, threads, shared_bytes } = launch;
+        let most = kernel.max_threads().unwrap_or(MAX_THREADS as u32);
+        ensure!(
+            (1..=most).contains(&threads),
+            "kernel {name}: {threads} threads a block, 1 to {most} are allowed"
+        );
+        if grid.contains(&0) || grid[0] > i32::MAX as u32 || grid[1] > 65535 || grid[2] > 65535 {
+            bail!("kernel {name}: a grid of {grid:?}, 1 to 2147483647, 65535 and 65535 blocks are allowed");
+        }
+        ensure!(
+            shared_bytes as usize <= MAX_BYTES,
+            "kernel {name}: {shared_bytes} bytes of dynamic shared memory, at most {MAX_BYTES}"
+        );
+        let block_dim = [threads, 1, 1];
+        let shared_bytes = shared_bytes as usize;
+        Ok(Job { kernel, grid, block_dim, shared_bytes, options, arguments, checker, counter })
+    }
+
+    /// Looks for arguments that point into what is lent, or are tensor maps of some of it. That is all one can say of a kernel
+    /// without the checker: not how far it goes from where a pointer points. What a kernel is given it nearly always touches.
+    pub fn refuse_lent(&self, lent: &Lent) -> Result<()> {
+        let types = self.kernel.parameter_types();
+        for (number, (argument, kind)) in self.arguments.iter().zip(types).enumerate() {
+            // SAFETY: `new` compared the sizes with those of the types.
+            let (address, bytes) = unsafe {
+                match kind {
+                    "TensorMap" => {
+                        match decode_tensor_map(&argument.value.cast::<TensorMap>().read_unaligned()) {
+                            Some(matrix) => (matrix.address, matrix.size_bytes()),
+                            None => continue,
+                        }
+                    }
+                    _ if kind.ends_with('*') => (argument.value.cast::<u64>().read_unaligned(), 1),
+                    _ => continue,
+                }
+            };
+            if let Some(refusal) = lent.refusal(address as usize, bytes) {
+                bail!("kernel {}: argument {number} ({kind}) points {refusal}", self.kernel.name());
+            }
+        }
+        Ok(())
+    }
+
+    pub fn threads(&self) -> usize {
+        self.block_dim.iter().product::<u32>() as usize
+    }
+
+    fn blocks(&self) -> usize {
+        self.grid.iter().map(|n| *n as usize).product()
+    }
+
+    /// Runs all blocks, on this thread or on several.
+    pub fn run(&self) -> Result<()> {
+        let order = Order::new(self.options.schedule, self.blocks());
+        let next = AtomicUsize::new(0);
+        // Checker and counter remember one block at a time.
+        let most = if self.checker.is_some() || self.counter.is_some() { 1 } else { self.blocks() };
+        let threads = self.options.threads.clamp(1, most);
+        if let Some(checker) = self.checker {
+            checker.borrow_mut().start_launch();
+        }
+        if let Some(counter) = self.counter {
+            counter.borrow_mut().start_launch();
+        }
+        if threads == 1 {
+            return self.run_blocks(&order, &next);
+        }
+        std::thread::scope(|scope| {
+            let running: Vec<_> =
+                (0..threads).map(|_| scope.spawn(|| self.run_blocks(&order, &next))).collect();
+            running.into_iter().try_for_each(|thread| thread.join().expect("the emulator does not panic"))
+        })
+    }
+
+    fn run_blocks(&self, order: &Order, next: &AtomicUsize) -> Result<()> {
+        let idle = IDLE.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).pop();
+        let mut worker = idle.map_or_else(Worker::new, Ok)?;
+        worker.region.guard_stacks(self.threads());
+        worker.set_arguments(self.arguments);
+        let mut result = Ok(());
+        while result.is_ok() {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= self.blocks() {
+                break;
+            }
+            result = self.run_block(&worker, order.block(number));
+        }
+        if result.is_err() {
+            next.store(self.blocks(), Ordering::Relaxed);
+        }
+        IDLE.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(worker);
+        result
+    }
+
+    fn run_block(&self, worker: &Worker, number: usize) -> Result<()> {
+        let [x, y] = [self.grid[0] as usize, self.grid[1] as usize];
+        let index = [number % x, number / x % y, number / (x * y)].map(|i| i as u32);
+        let seed = match self.options.schedule {
+            Schedule::Random(seed) => seed,
+            _ => 0,
+        };
+        let seed = (seed ^ (number as u64 + 1)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        match worker.block.run(self, index, seed) {
+            Ok(()) => Ok(()),
+            Err(failure) => bail!("{}", failure.describe(self.kernel.name(), index, self.block_dim)),
+        }
+    }
+}
+
+impl Worker {
+    fn new() -> Result<Self> {
+        let region = Region::new()?;
+        // SAFETY: they live and die together.
+        let block = unsafe { Block::new_in(&region) };
+        Ok(Worker { block, region })
+    }
+
+    /// Lays the arguments where every thread finds them, behind the list of where each is.
+    fn set_arguments(&self, arguments: &[Arg]) {
+        let list = self.region.base().wrapping_add(ARGUMENTS_OFFSET).cast::<*mut u8>();
+        let mut place = list.wrapping_add(arguments.len()).cast::<u8>();
+        assert!(
+            arguments.iter().map(|a| 8 + a.bytes.next_multiple_of(16)).sum::<usize>() + 16 < ARGUMENTS_BYTES
+        );
+        for (number, argument) in arguments.iter().enumerate() {
+            place = place.wrapping_add(place.align_offset(16));
+            // SAFETY: inside the place for arguments; an argument is so long.
+            unsafe {
+                list.add(number).write(place);
+                std::ptr::copy_nonoverlapping(argument.value.cast(), place, argument.bytes);
+            }
+            place = place.wrapping_add(argument.bytes);
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // SAFETY: written in `new_in`; nobody else refers to it.
+        unsafe { std::ptr::drop_in_place(std::ptr::from_ref(self.block).cast_mut()) };
+    }
+}
+
+/// In which order blocks run.
+enum Order {
+    Ascending,
+    Descending(usize),
+    Shuffled(Vec<u32>),
+}
+
+impl Order {
+    fn new(schedule: Schedule, blocks: usize) -> Self {
+        match schedule {
+            Schedule::Ascending | Schedule::AheadLow => Order::Ascending,
+            Schedule::Descending | Schedule::AheadHigh => Order::Descending(blocks),
+            Schedule::Random(seed) => {
+                let mut order: Vec<u32> = (0..blocks as u32).collect();
+                let mut random = seed | 1;
+                for left in (2..=blocks).rev() {
+                    random = random
+                        .wrapping_mul(6_364_136_223_846_793_005)
+                        .wrapping_add(1_442_695_040_888_963_407);
+                    order.swap(left - 1, (random >> 33) as usize % left);
+                }
+                Order::Shuffled(order)
+            }
+        }
+    }
+
+    fn block(&self, number: usize) -> usize {
+        match self {
+            Order::Ascending => number,
+            Order::Descending(blocks) => blocks - 1 - number,
+            Order::Shuffled(order) => order[number] as usize,
+        }
+    }
+}

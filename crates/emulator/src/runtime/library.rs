@@ -1,0 +1,110 @@
+//! The compiled kernels, as their translation units list them (`kernels/emulated/table.h`).
+
+use std::collections::BTreeMap;
+use std::ffi::{CStr, c_char, c_void};
+
+#[repr(C)]
+pub struct Parameter {
+    kind: *const c_char,
+    bytes: u64,
+}
+
+/// A compiled kernel.
+#[repr(C)]
+pub struct Kernel {
+    name: *const c_char,
+    run: extern "C" fn(*const *const c_void),
+    parameters: *const Parameter,
+    parameter_count: u32,
+    max_threads: u32,
+}
+
+// SAFETY: constants of a translation unit.
+unsafe impl Sync for Kernel {}
+
+fn text(string: *const c_char) -> &'static str {
+    // SAFETY: a literal in a translation unit.
+    unsafe { CStr::from_ptr(string) }.to_str().expect("ASCII")
+}
+
+impl Kernel {
+    pub fn name(&self) -> &'static str {
+        text(self.name)
+    }
+
+    /// C++ types of the parameters, without `const`: `bf16*`, `float`.
+    pub fn parameter_types(&self) -> Vec<&'static str> {
+        // A struct comes as `… [with T = {anonymous}::Name]`.
+        let short = |kind: &'static str| match kind.rsplit_once("T = ") {
+            Some((_, name)) => name.trim_end_matches(']').rsplit("::").next().unwrap_or(name),
+            None => kind,
+        };
+        self.parameters().iter().map(|p| short(text(p.kind))).collect()
+    }
+
+    pub(super) fn parameter_bytes(&self) -> impl Iterator<Item = usize> {
+        self.parameters().iter().map(|p| p.bytes as usize)
+    }
+
+    fn parameters(&self) -> &[Parameter] {
+        // SAFETY: so many are there.
+        unsafe { std::slice::from_raw_parts(self.parameters, self.parameter_count as usize) }
+    }
+
+    /// From `__launch_bounds__`.
+    pub fn max_threads(&self) -> Option<u32> {
+        Some(self.max_threads).filter(|n| *n > 0)
+    }
+
+    pub(super) fn run(&self, arguments: *const *const c_void) {
+        (self.run)(arguments);
+    }
+}
+
+/// The first kernel of a translation unit: the type of the symbol that it exports.
+pub type TablePointer = *const Kernel;
+
+/// The kernels of one file, compiled in one variant.
+pub struct Table {
+    pub file: &'static str,
+    pub variant: &'static str,
+    /// Instrumented for the checker.
+    pub checked: bool,
+    first: *const TablePointer,
+}
+
+// SAFETY: it points to constants.
+unsafe impl Sync for Table {}
+
+impl Table {
+    /// Describes the kernels of one translation unit.
+    ///
+    /// # Safety
+    /// `first` points to the symbol that a unit compiled with `emulated/table.h` exports.
+    pub const unsafe fn new(
+        file: &'static str,
+        variant: &'static str,
+        checked: bool,
+        first: *const TablePointer,
+    ) -> Self {
+        Table { file, variant, checked, first }
+    }
+
+    pub fn kernels(&self) -> impl Iterator<Item = &'static Kernel> {
+        // SAFETY: a table that ends with a kernel without a name.
+        unsafe {
+            let mut next = self.first.read();
+            std::iter::from_fn(move || {
+                let kernel = next.as_ref().filter(|kernel| !kernel.name.is_null())?;
+                next = next.add(1);
+                Some(kernel)
+            })
+        }
+    }
+}
+
+/// The kernels in some tables for one variant, by name.
+pub fn by_name(tables: &[Table], variant: &str, checked: bool) -> BTreeMap<&'static str, &'static Kernel> {
+    let chosen = tables.iter().filter(|t| t.variant == variant && t.checked == checked);
+    chosen.flat_map(Table::kernels).map(|kernel| (kernel.name(), kernel)).collect()
+}

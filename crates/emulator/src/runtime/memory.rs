@@ -1,0 +1,79 @@
+//! Global memory: pieces of the host's.
+
+use crate::lent::Lent;
+use anyhow::{Result, bail};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+
+const ALIGN: usize = 256;
+
+struct Allocation {
+    address: usize,
+    bytes: usize,
+    layout: Layout,
+}
+
+/// The allocations of a device, in the order of their addresses.
+#[derive(Default)]
+pub struct GlobalMemory {
+    allocations: Vec<Allocation>,
+    pub lent: Lent,
+}
+
+impl GlobalMemory {
+    /// Zeroed memory.
+    pub fn allocate(&mut self, bytes: usize) -> Result<u64> {
+        let layout = Layout::from_size_align(bytes.max(1), ALIGN)?;
+        // SAFETY: at least a byte.
+        let address = unsafe { alloc_zeroed(layout) }.expose_provenance();
+        if address == 0 {
+            bail!("{} MiB of memory on the emulated device: this machine has not enough", bytes >> 20);
+        }
+        let place = self.allocations.partition_point(|a| a.address < address);
+        self.allocations.insert(place, Allocation { address, bytes, layout });
+        Ok(address as u64)
+    }
+
+    /// First address, and the one after the last, of every allocation, in order.
+    pub fn bounds(&self) -> Vec<(usize, usize)> {
+        self.allocations.iter().map(|a| (a.address, a.address + a.bytes)).collect()
+    }
+
+    /// Where so many bytes are, for the host to work on.
+    ///
+    /// # Errors
+    /// As [`Self::place`].
+    ///
+    /// # Panics
+    /// If some of them are lent.
+    pub fn touch(&self, address: u64, bytes: usize, what: &str) -> Result<*mut u8> {
+        if let Some(refusal) = self.lent.refusal(address as usize, bytes) {
+            panic!("{what} {bytes} bytes {refusal}");
+        }
+        self.place(address, bytes)
+    }
+
+    /// Where so many bytes are.
+    ///
+    /// # Errors
+    /// If they are not inside one allocation.
+    pub fn place(&self, address: u64, bytes: usize) -> Result<*mut u8> {
+        let start = address as usize;
+        let before = self.allocations.partition_point(|a| a.address <= start);
+        let found = before.checked_sub(1).map(|i| &self.allocations[i]);
+        match found {
+            Some(a) if start - a.address + bytes <= a.bytes => {
+                Ok(std::ptr::with_exposed_provenance_mut(start))
+            }
+            _ => bail!("{bytes} bytes at {start:#x} are not inside an allocation of the emulated device"),
+        }
+    }
+}
+
+impl Drop for GlobalMemory {
+    fn drop(&mut self) {
+        for a in &self.allocations {
+            // SAFETY: allocated in `allocate`, with this layout.
+            unsafe { dealloc(std::ptr::with_exposed_provenance_mut(a.address), a.layout) };
+        }
+    }
+}

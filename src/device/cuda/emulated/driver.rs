@@ -1,0 +1,111 @@
+//! The driver for [`Cuda`](crate::device::cuda::Cuda) of the emulated device.
+
+use crate::device::cuda::driver::{Counts, DeviceInfo, Driver};
+use crate::device::cuda::fatbins::floatx;
+use crate::device::cuda::kernel::{Arg, KernelSpec, Launch, Launcher};
+use crate::device::cuda::tensor_map::{TensorMap, TiledMatrix};
+use crate::ops::Place;
+use crate::tensor::Dtype;
+use anyhow::Result;
+use cuda_emulator::{Emulator, EmulatorOptions, MAX_SHARED_BYTES, Table, TablePointer};
+use std::collections::BTreeMap;
+
+macro_rules! tables {
+    ($list:ident: $($file:literal, $floatx:literal, $checked:literal, $symbol:ident;)*) => {
+        unsafe extern "C" {
+            $(static $symbol: TablePointer;)*
+        }
+        // SAFETY: the build script compiled these symbols with `emulated/table.h` and links them.
+        pub static $list: &[Table] =
+            unsafe { &[$(Table::new($file, $floatx, $checked, &raw const $symbol)),*] };
+    };
+}
+// `KERNELS`, the program's own; `SELF_TEST` and `PROBES`, those of tests.
+include!(concat!(env!("OUT_DIR"), "/emulated/tables.rs"));
+
+/// An emulator that poses as a GPU of compute capability 9.0.
+pub struct Emulated {
+    info: DeviceInfo,
+    emulator: Emulator,
+}
+
+impl Emulated {
+    /// A device with these kernels, compiled for one floating-point type.
+    pub fn new(tables: &[Table], dtype: Dtype, options: EmulatorOptions) -> Self {
+        let info = DeviceInfo {
+            name: "emulated device".to_owned(),
+            capability: (9, 0),
+            sm_count: 4,
+            memory_bytes: host_memory_bytes(),
+            shared_bytes: MAX_SHARED_BYTES,
+            emulated: true,
+        };
+        Emulated { info, emulator: Emulator::new(tables, floatx(dtype), options) }
+    }
+}
+
+fn host_memory_bytes() -> usize {
+    // SAFETY: `sysconf` takes any name and touches no memory of ours.
+    let (pages, page) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
+    usize::try_from(pages).unwrap_or(0) * usize::try_from(page).unwrap_or(0)
+}
+
+impl Launcher for Emulated {
+    fn launch(&mut self, kernel: &'static KernelSpec, launch: Launch, args: &[Arg]) -> Result<()> {
+        self.emulator.launch(kernel.name, launch, args)
+    }
+
+    fn tensor_map(&self, matrix: &TiledMatrix) -> Result<TensorMap> {
+        self.emulator.tensor_map(matrix)
+    }
+}
+
+impl Driver for Emulated {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn allocate(&mut self, bytes: usize) -> Result<u64> {
+        self.emulator.allocate(bytes)
+    }
+
+    fn upload(&mut self, dst: u64, src: &[u8]) -> Result<()> {
+        self.emulator.upload(dst, src)
+    }
+
+    fn download(&mut self, dst: &mut [u8], src: u64) -> Result<()> {
+        self.emulator.download(dst, src)
+    }
+
+    fn copy(&mut self, dst: u64, src: u64, bytes: usize) -> Result<()> {
+        self.emulator.copy(dst, src, bytes)
+    }
+
+    fn set_bytes(&mut self, dst: u64, value: u8, bytes: usize) -> Result<()> {
+        self.emulator.set_bytes(dst, value, bytes)
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn lend(&mut self, address: u64, bytes: usize) -> (u64, Place) {
+        (self.emulator.lend(address, bytes).expect("memory that was planned"), Place::Host)
+    }
+
+    fn reclaim(&mut self, address: u64, bytes: usize) {
+        self.emulator.reclaim(address, bytes);
+    }
+
+    fn take_counts(&mut self) -> BTreeMap<&'static str, Counts> {
+        self.emulator.take_counts()
+    }
+
+    fn start_timer(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn stop_timer(&mut self) -> Result<Option<f32>> {
+        Ok(None)
+    }
+}
