@@ -156,7 +156,7 @@ gpu-report: gpu-report-programs ## run everything that needs a GPU: tests, parit
 # --- checks
 
 test: .cargo-found ## run all tests
-	$(WITH_MPI) $(CARGO) test --locked $$features
+	$(WITH_MPI) $(CARGO) test --workspace --locked $$features
 
 kernels-check: .cargo-found .nvcc-found ## compile every kernel for every architecture; check for spills, kernels/budget.tsv and kernels/clocks.tsv
 	$(WITH_MPI) REQUIRE_KERNELS=1 $(CARGO) test --locked --test kernel_build $$features -- --nocapture
@@ -170,12 +170,12 @@ kernels-clocks: .cargo-found nvcc ## compare predicted clocks on sm_90 with kern
 		$(CARGO) test --locked --test kernel_build $$features the_clocks_are_those_of_the_table -- --nocapture
 
 lint: .cargo-found ## check formatting and run clippy; warnings are errors
-	$(CARGO) fmt --check
-	$(WITH_MPI) $(CARGO) clippy --locked --all-targets $$features -- -D warnings
+	$(CARGO) fmt --all --check
+	$(WITH_MPI) $(CARGO) clippy --workspace --locked --all-targets $$features -- -D warnings
 	$(CARGO) clippy --locked --lib --bins --test parallel -- -D warnings
 
 fmt: ## format the source
-	$(CARGO) fmt
+	$(CARGO) fmt --all
 
 clean: ## remove build output (checkpoints in out/ stay)
 	$(CARGO) clean
