@@ -1,7 +1,7 @@
-// Kernels that only test the emulated device: what it promises, one thing each.
+// Kernels that only test the emulated device, one guarantee each.
 #include "common.cuh"
 
-// out[b] = the sum of the block's part of in.
+// out[b] = the sum of block b's elements of in.
 extern "C" __global__ void __launch_bounds__(1024) block_sums(float* out, const float* in, int n) {
     SHARED(float, partial, [32]);
     int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -40,7 +40,7 @@ extern "C" __global__ void __launch_bounds__(32) product_f16(float* d, const uns
     product<f16>(d, a, b);
 }
 
-// One instruction each, registers in and out: where the elements lie is the test's affair.
+// One instruction each, registers in and out; the test knows the layout of the elements.
 extern "C" __global__ void __launch_bounds__(32) probe_mma(float* d, const unsigned* a, const unsigned* b) {
     float sums[4] = {};
     uint32_t registers[4];
@@ -55,7 +55,7 @@ extern "C" __global__ void __launch_bounds__(32) probe_mma_tf32(float* d, const 
     mma_m16n8k8_tf32(sums, registers, b[threadIdx.x * 2], b[threadIdx.x * 2 + 1]);
     for (int i = 0; i < 4; i++) d[threadIdx.x * 4 + i] = sums[i];
 }
-// Rows of eight 16-bit elements, numbered through.
+// Rows of eight 16-bit elements, numbered consecutively.
 extern "C" __global__ void __launch_bounds__(32) probe_ldmatrix(unsigned* out, int transposed) {
     SHARED(uint4, rows, [32]);
     uint32_t words[4];
@@ -69,7 +69,7 @@ extern "C" __global__ void __launch_bounds__(32) probe_ldmatrix(unsigned* out, i
     for (int i = 0; i < 4; i++) out[threadIdx.x * 4 + i] = words[i];
 }
 
-// Costs, for measuring.
+// Loops whose cost is measured.
 extern "C" __global__ void bench_barrier(int n) {
     for (int i = 0; i < n; i++) __syncthreads();
 }

@@ -1,4 +1,5 @@
-// Kernels whose accesses can be counted by hand. Blocks of whole warps; `i` numbers all threads.
+// Kernels whose accesses can be counted by hand. Blocks are multiples of a warp; `i` numbers all
+// threads.
 #include "hopper.cuh"
 
 extern "C" __global__ void copy_words(float* out, const float* in, int n) {
@@ -14,11 +15,12 @@ extern "C" __global__ void copy_packs(float* out, const float* in) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     store128(out + i * 4, load128(in + i * 4));
 }
-// A block's threads go through n numbers together, and never meet.
+// The threads of a block go through n numbers without ever synchronizing.
 extern "C" __global__ void copy_in_turns(float* out, const float* in, int n) {
     for (int i = threadIdx.x; i < n; i += blockDim.x) out[i] = in[i];
 }
-// Lanes part: a warp's even lanes read twice in the loop, odd ones once; then all read once from the same place.
+// Lanes diverge: even lanes of a warp read twice in the loop, odd ones once; then all read once
+// from the same place.
 __device__ __forceinline__ float sum_to(const float* in, int n) {
     float sum = 0.0f;
     for (int i = 0; i < n; i++) sum += in[i * 32 + threadIdx.x];
@@ -42,7 +44,7 @@ extern "C" __global__ void __launch_bounds__(32) bank_words(float* out, int stri
     __syncwarp();
     out[threadIdx.x] = words[threadIdx.x * stride];
 }
-// The same for pairs and packs of words; and every lane reads the first one.
+// The same for pairs and packs of words; then every lane reads the first one.
 extern "C" __global__ void __launch_bounds__(32) bank_pairs(float2* out, int stride) {
     SHARED(float2, pairs, [32 * 16]);
     pairs[threadIdx.x * stride] = make_float2(threadIdx.x, 1.0f);
@@ -70,8 +72,8 @@ __device__ __forceinline__ void transpose(float* out, const float* in) {
 extern "C" __global__ void __launch_bounds__(256) transpose_plain(float* out, const float* in) { transpose<0>(out, in); }
 extern "C" __global__ void __launch_bounds__(256) transpose_padded(float* out, const float* in) { transpose<1>(out, in); }
 
-// Copies 32 chunks of 16 bytes to rows of `pitch` bytes by cp.async and reads them by ldmatrix; of the last lanes only
-// `bytes` come.
+// Copies 32 chunks of 16 bytes to rows of `pitch` bytes by cp.async and reads them by ldmatrix. The
+// last lanes copy only `bytes` bytes.
 extern "C" __global__ void __launch_bounds__(32) load_matrices(unsigned* out, const unsigned* in, int pitch, int bytes) {
     DYNAMIC_SHARED(shared);
     const uint32_t row = shared_address(shared) + threadIdx.x * pitch;

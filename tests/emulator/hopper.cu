@@ -1,5 +1,5 @@
-// Kernels that test Hopper's part of the emulated device: copies and products each alone, and a pipeline of both with all
-// the mistakes one can make in it.
+// Kernels that test Hopper's part of the emulated device: copies alone, MMAs alone, and a pipeline
+// of both with every mistake that is possible in it.
 #include "hopper.cuh"
 
 // out = the box of the map with its corner at (x, y): 64 columns, `rows` rows, read by plain loads.
@@ -19,13 +19,14 @@ extern "C" __global__ void __launch_bounds__(128)
     mbarrier_wait(barrier, 0);
     for (int i = threadIdx.x; i < rows * 64; i += 128) {
         const int row = i / 64, column = i % 64;
-        // As "Swizzle Modes" of the CUDA programming guide has it: 16-byte columns are exchanged by the row modulo 8.
+        // "Swizzle Modes" of the CUDA programming guide: 16-byte columns are permuted by the row
+        // modulo 8.
         const int place = row * 64 + (column / 8 ^ row % 8) * 8 + column % 8;
         out[i] = reinterpret_cast<const bf16*>(shared)[place];
     }
 }
 
-// Writes a matrix of `rows` rows of 64 numbers to shared memory as wgmma wants it.
+// Writes a matrix of `rows` rows of 64 numbers to shared memory in the layout of wgmma.
 template <class T>
 __device__ __forceinline__ void write_rows(unsigned char* to, const T* from, int rows) {
     for (int i = threadIdx.x; i < rows * 64; i += 128) {
@@ -34,8 +35,9 @@ __device__ __forceinline__ void write_rows(unsigned char* to, const T* from, int
     }
 }
 
-// registers[t][i] = a thread's sums of a (64 x 64) * b (64 x 2 SUMS). In memory: a (64 rows of K) or, across, (K, 64); b
-// (2 SUMS rows of K) or, across, panels of (K, 64). Shared memory is written by plain stores.
+// registers[t][i] = the sums of thread t of a (64 x 64) * b (64 x 2 SUMS). In memory: a (64 rows of
+// K) or, across, (K, 64); b (2 SUMS rows of K) or, across, panels of (K, 64). Plain stores fill
+// shared memory.
 template <class T, bool ACROSS_A, bool ACROSS_B, int SUMS>
 __device__ __forceinline__ void product(unsigned char* shared, float* registers, const T* a, const T* b) {
     constexpr int A_BYTES = 64 * 128;
@@ -80,7 +82,7 @@ extern "C" __global__ void __launch_bounds__(128)
     else product<f16, false, false, 4>(shared, registers, a, b);
 }
 
-// What is wrong with a pipeline.
+// The bug in a pipeline.
 enum Mistake {
     NONE,
     NO_WAIT_FOR_FULL,
@@ -100,7 +102,8 @@ enum Mistake {
     ONE_WARP_LEFT_OUT,
 };
 
-// d (128 x 128, f32) = a (128 x K) * b (128 x K)^T: a producing thread, two consumer warpgroups, three stages.
+// d (128 x 128, f32) = a (128 x K) * b (128 x K)^T: a producing thread, two consumer warpgroups,
+// three stages.
 template <Mistake MISTAKE>
 __device__ __forceinline__ void run_pipeline(unsigned char* shared, float* d, const TensorMap* a, const TensorMap* b, int K) {
     constexpr int STAGES = 3, TILE_BYTES = 128 * 128, STAGE_BYTES = 2 * TILE_BYTES;
@@ -138,7 +141,7 @@ __device__ __forceinline__ void run_pipeline(unsigned char* shared, float* d, co
         const uint32_t b_tile = stages + s * STAGE_BYTES + TILE_BYTES;
         if (MISTAKE != NO_WAIT_FOR_FULL) mbarrier_wait(full + s * 8, parity);
         if (MISTAKE == NO_PROXY_FENCE && i == 2 && threadIdx.x == 128) {
-            // A write of what is there, that wgmma need not see.
+            // Rewrites what is there, without a fence that would let wgmma see it.
             volatile unsigned short* word = reinterpret_cast<unsigned short*>(shared + (a_tile - stages));
             *word = *word;
         }

@@ -1,7 +1,8 @@
-// Kernels with one bug each, by number; 0 is the one without. Each must be caught, see mutants.rs.
+// Kernels with one bug each, by number; number 0 has none. mutants.rs tests that each is caught.
 #include "common.cuh"
 
-// out = 2 in through two buffers of asynchronous copies; a thread reads what one of another warp copied.
+// out = 2 in through two buffers of asynchronous copies; each thread reads what a thread of another
+// warp copied.
 template <int BUG>
 __device__ __forceinline__ void pipeline(float* out, const float* in, int stages) {
     SHARED(float, buffers, [2][64 * 4]);
@@ -83,7 +84,8 @@ extern "C" __global__ void __launch_bounds__(1024) total_9(float* out, const flo
 extern "C" __global__ void __launch_bounds__(1024) total_10(float* out, const float* in, int n) { total<10>(out, in, n); }
 extern "C" __global__ void __launch_bounds__(1024) total_11(float* out, const float* in, int n) { total<11>(out, in, n); }
 
-// Turns a row of a block's threads round in place, through shared memory (in warps) and back.
+// Reverses the numbers of a block's threads in place, through shared memory (within warps) and
+// back.
 template <int BUG>
 __device__ __forceinline__ void reverse(float* row) {
     SHARED(float, lanes, [64]);
@@ -91,7 +93,7 @@ __device__ __forceinline__ void reverse(float* row) {
     float v = mine[63 - threadIdx.x];
     if (BUG != 1) __syncthreads();
     mine[threadIdx.x] = v;
-    // Twice more within each warp.
+    // Twice again within each warp.
     for (int i = 0; i < 2; i++) {
         lanes[threadIdx.x] = v;
         if (BUG != 2) __syncwarp();
@@ -105,7 +107,8 @@ extern "C" __global__ void __launch_bounds__(1024) reverse_1(float* row) { rever
 extern "C" __global__ void __launch_bounds__(1024) reverse_2(float* row) { reverse<2>(row); }
 extern "C" __global__ void __launch_bounds__(1024) reverse_3(float* row) { reverse<3>(row); }
 
-// The last block adds up what all blocks left: `out` has a number for each block, the sum, and the count.
+// The last block sums the results of all blocks: `out` has one number per block, the sum, and the
+// count.
 template <int BUG>
 __device__ __forceinline__ void last_block(float* out, unsigned* count) {
     SHARED(bool, is_last, [1]);

@@ -1,10 +1,11 @@
-// A kernel for each function of ptx.cuh (for those of hopper.cuh: probes_hopper.cu): chosen inputs in, 32-bit words out.
-// What the words must be, and what they were on a GPU, is the affair of tests/probes/. Nothing here depends on floatX.
+// A kernel for each function of ptx.cuh (probes_hopper.cu has those for hopper.cuh): chosen inputs
+// in, 32-bit words out. tests/probes/ knows what the words must be, and what they were on a GPU.
+// Nothing here depends on floatX.
 #include "common.cuh"
 
 __device__ __forceinline__ int element() { return blockIdx.x * blockDim.x + threadIdx.x; }
 
-// --- 16-bit floating point, one element a thread
+// --- 16-bit floating point, one element per thread
 
 extern "C" __global__ void __launch_bounds__(256) float_to_f32(unsigned* out, const unsigned* in, int n) {
     const int i = element();
@@ -40,7 +41,7 @@ extern "C" __global__ void __launch_bounds__(256) f16_pack2(unsigned* out, const
     if (i < n) out[i] = pack2<f16>(__uint_as_float(in[i]), __uint_as_float(in[n - 1 - i]));
 }
 
-// --- 128-bit accesses: n words, four a thread
+// --- 128-bit accesses: n words, four per thread
 
 extern "C" __global__ void __launch_bounds__(256) copy_u128(unsigned* out, const unsigned* in, int n) {
     const int i = 4 * element();
@@ -51,7 +52,7 @@ extern "C" __global__ void __launch_bounds__(256) copy_u128_streaming(unsigned* 
     if (i < n) store_u128_streaming(out + i, load_u128_streaming(in + i));
 }
 
-// --- arithmetic, one element a thread
+// --- arithmetic, one element per thread
 
 extern "C" __global__ void __launch_bounds__(256) opaque_int(unsigned* out, const unsigned* in, int n) {
     const int i = element();
@@ -78,9 +79,9 @@ extern "C" __global__ void __launch_bounds__(256) tf32_of(unsigned* out, const u
     if (i < n) out[i] = to_tf32(__uint_as_float(in[i]));
 }
 
-// --- shared memory and tensor cores, a warp
+// --- shared memory and tensor cores, one warp
 
-// How far each row is from the first, and how far the buffer from a multiple of 1024.
+// The distance of each row from the first, and of the buffer from a multiple of 1024.
 extern "C" __global__ void __launch_bounds__(32) addresses(unsigned* out) {
     DYNAMIC_SHARED(buffer);
     out[threadIdx.x] = shared_address(buffer + 16 * threadIdx.x) - shared_address(buffer);
@@ -107,7 +108,7 @@ extern "C" __global__ void __launch_bounds__(32) ldmatrix_trans(unsigned* out, c
     store_u128(out + 4 * lane, uint4{r[0], r[1], r[2], r[3]});
 }
 
-// A lane's registers: four of d, four of a, two of b.
+// The registers of a lane: four of d, four of a, two of b.
 struct Operands {
     float d[4];
     uint32_t a[4], b[2];
@@ -142,9 +143,9 @@ extern "C" __global__ void __launch_bounds__(32) mma_tf32(unsigned* d, const uns
     lane.store(d);
 }
 
-// --- asynchronous copies, a warp
+// --- asynchronous copies, one warp
 
-// Lane l copies l bytes, from lane 17 on all 16 without saying so, over what was there.
+// Lane l copies l bytes, from lane 17 on the default of 16, over a pattern.
 extern "C" __global__ void __launch_bounds__(32) cp_async_bytes(unsigned* out, const unsigned* in) {
     SHARED(uint4, to, [32]);
     const int lane = threadIdx.x;
@@ -156,7 +157,7 @@ extern "C" __global__ void __launch_bounds__(32) cp_async_bytes(unsigned* out, c
     cp_async_wait<0>();
     store_u128(out + 4 * lane, to[lane]);
 }
-// Three groups under way; each is read as soon as waiting says it is there.
+// Three groups in flight; each is read as soon as the wait for it returns.
 extern "C" __global__ void __launch_bounds__(32) cp_async_groups(unsigned* out, const unsigned* in) {
     SHARED(uint4, to, [3 * 32]);
     const int lane = threadIdx.x;

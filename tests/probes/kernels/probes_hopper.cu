@@ -1,8 +1,8 @@
-// A kernel for each function of hopper.cuh, as in probes.cu. Compiled for another architecture than Hopper's, all but
-// `descriptors` are empty, and nobody launches them.
+// A kernel for each function of hopper.cuh, as in probes.cu. For other architectures than Hopper's,
+// all but `descriptors` are empty and never launched.
 #include "hopper.cuh"
 
-// Low and high word of each.
+// The low and the high word of each descriptor.
 extern "C" __global__ void __launch_bounds__(256)
     descriptors(unsigned* out, const unsigned* addresses, const unsigned* block_bytes, int n) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -12,7 +12,8 @@ extern "C" __global__ void __launch_bounds__(256)
     out[2 * i + 1] = (unsigned)(descriptor >> 32);
 }
 
-// In each of up to 8 phases every thread leaves a number, and takes that of its opposite. One thread in 64 / arrivals arrives.
+// In each of up to 8 phases every thread leaves a number and takes that of its opposite. One thread
+// in 64 / arrivals arrives.
 extern "C" __global__ void __launch_bounds__(64) mbarrier_phases(unsigned* out, const unsigned* in, int phases, int arrivals) {
 #if defined(HAS_HOPPER_INSTRUCTIONS)
     SHARED(unsigned long long, barrier, [1]);
@@ -24,7 +25,7 @@ extern "C" __global__ void __launch_bounds__(64) mbarrier_phases(unsigned* out, 
         mbarrier_init_fence();
     }
     __syncthreads();
-    // As if a phase before the first had ended.
+    // Returns at once, as if a phase before the first had ended.
     mbarrier_wait(address, 1);
     for (int phase = 0; phase < phases; phase++) {
         left[phase * 64 + t] = in[phase * 64 + t];
@@ -36,8 +37,8 @@ extern "C" __global__ void __launch_bounds__(64) mbarrier_phases(unsigned* out, 
 #endif
 }
 
-// Three boxes as they lie in shared memory, over what was there: the one at (x, y) in a first phase, its neighbours to the
-// right and below in a second.
+// Three boxes as they lie in shared memory, over a pattern: the one at (x, y) in the first phase,
+// its neighbors to the right and below in the second.
 extern "C" __global__ void __launch_bounds__(128) tma_boxes(unsigned* out, GRID_CONSTANT TensorMap map, int x, int y, int rows) {
 #if defined(HAS_HOPPER_INSTRUCTIONS)
     DYNAMIC_SHARED(shared);
@@ -57,7 +58,8 @@ extern "C" __global__ void __launch_bounds__(128) tma_boxes(unsigned* out, GRID_
         tma_load(boxes, &map, x, y, barrier);
     }
     mbarrier_wait(barrier, 0);
-    // Who has not seen the first phase end when the second does would wait on.
+    // A thread that has not seen the end of the first phase when the second ends would wait
+    // forever.
     __syncthreads();
     if (threadIdx.x == 0) {
         mbarrier_arrive_expect(barrier, 2 * bytes);
@@ -69,7 +71,7 @@ extern "C" __global__ void __launch_bounds__(128) tma_boxes(unsigned* out, GRID_
 #endif
 }
 
-// Brings an image of shared memory to where it belongs, for wgmma to read.
+// Copies an image to shared memory, for wgmma to read.
 __device__ __forceinline__ void copy_image(unsigned char* shared, const unsigned* image, int bytes) {
     for (int i = threadIdx.x; i < bytes / 4; i += 128) reinterpret_cast<unsigned*>(shared)[i] = image[i];
 #if defined(HAS_HOPPER_INSTRUCTIONS)
@@ -78,12 +80,13 @@ __device__ __forceinline__ void copy_image(unsigned char* shared, const unsigned
     __syncthreads();
 }
 
-// Where the operands are in the image: A from `a` on, B from `b` on, `block` bytes from 64 elements across to the next.
+// The operands in the image: A starts at `a`, B at `b`, and `block` bytes separate 64 elements
+// across from the next 64.
 struct Places {
     int a, a_block, b, b_block;
 };
 
-// registers[t][i] = a thread's sums after one product.
+// registers[t][i] = the sums of thread t after one MMA.
 template <class T, bool ACROSS_A, bool ACROSS_B, int SUMS>
 __device__ __forceinline__ void multiply(unsigned* registers, uint32_t image, const Places& at, bool accumulate) {
 #if defined(HAS_HOPPER_INSTRUCTIONS)
@@ -140,8 +143,8 @@ extern "C" __global__ void __launch_bounds__(128) wgmma_f16_256(unsigned* regist
     one_product<f16, 128>(shared, registers, image, bytes, Places{a, a_block, b, b_block}, across, accumulate);
 }
 
-// Two products of K = 16, one after the other in K, each a group and with sums of its own (N = 8): the first is read as soon
-// as waiting says it is there.
+// Two MMAs of K = 16, consecutive in K, each with a group and sums of its own (N = 8): the first is
+// read as soon as the wait for it returns.
 extern "C" __global__ void __launch_bounds__(128) wgmma_groups(unsigned* registers, const unsigned* image, int bytes, int b) {
 #if defined(HAS_HOPPER_INSTRUCTIONS)
     DYNAMIC_SHARED(shared);
@@ -162,7 +165,8 @@ extern "C" __global__ void __launch_bounds__(128) wgmma_groups(unsigned* registe
 #endif
 }
 
-// One warpgroup gives registers back; two take them, and hold 192 numbers at once, more than a thread had before (168).
+// One warpgroup gives registers back; two take them and hold 192 numbers at once, more than a
+// thread had before (168).
 extern "C" __global__ void __launch_bounds__(384, 1) registers_moved(unsigned* out, const unsigned* in) {
 #if defined(HAS_HOPPER_INSTRUCTIONS)
     constexpr int HELD = 192;
