@@ -134,7 +134,7 @@ pub fn counted(rows: &[Row]) -> String {
         let kernel = &row.case.kernel;
         let by = device_kernel.unwrap_or("-");
         let l2 = 32 * (counts.sectors_read + counts.sectors_written);
-        let conflicts = counts.shared_turns - counts.shared_turns_without_conflicts;
+        let conflicts = counts.shared_wavefronts - counts.shared_wavefronts_without_conflicts;
         let kb = |bytes: f64| format!("{:.1}", bytes / 1e3);
         let cells = [
             counts.launches.to_string(),
@@ -143,7 +143,7 @@ pub fn counted(rows: &[Row]) -> String {
             kb((counts.bytes_read + counts.bytes_written) as f64),
             kb(kernel.bytes),
             format!("{:.2}", l2 as f64 / kernel.bytes),
-            counts.shared_turns.to_string(),
+            counts.shared_wavefronts.to_string(),
             conflicts.to_string(),
             format!("{:.2}", counts.tensor_flops as f64 / 1e6),
             format!("{:.2}", kernel.flops / 1e6),

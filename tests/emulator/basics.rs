@@ -1,4 +1,4 @@
-//! What works.
+//! Kernels that work, and launches that are refused.
 
 use crate::device::*;
 use cuda_emulator::{Arg, EmulatorOptions, Launch, by_name};
@@ -36,7 +36,7 @@ fn tensor_cores_multiply() {
     }
 }
 
-/// What this thread has used of the CPU: on a busy machine the clock on the wall says little.
+/// The CPU time of this thread: on a busy machine wall-clock time says little.
 fn cpu_seconds() -> f64 {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
     text.split_whitespace().next().unwrap().parse::<f64>().unwrap() / 1e9
@@ -60,7 +60,7 @@ fn costs() {
         let shuffle = time("bench_shuffle", &[Arg::new(&out), Arg::new(&n)]);
         let mma = time("bench_mma", &[Arg::new(&out), Arg::new(&n)]) * 32.0;
         println!(
-            "{threads:4} threads: {barrier:.1} ns a barrier, {shuffle:.1} ns a shuffle, {mma:.0} ns an mma"
+            "{threads:4} threads: {barrier:.1} ns per barrier, {shuffle:.1} per shuffle, {mma:.0} per mma"
         );
     }
 }
@@ -76,8 +76,12 @@ fn a_launch_that_does_not_fit_the_kernel_is_refused() {
         assert!(message.contains(words), "{message}");
     };
     refused(Launch::new(1, 32), &args[..2], "2 arguments for the 3 parameters (float*, float*, int)");
-    refused(Launch::new(1, 32), &[args[0], args[1], Arg::new(&long)], "argument 2 has 8 bytes, a int has 4");
-    refused(Launch::new(1, 2048), &args, "2048 threads a block, 1 to 1024 are allowed");
+    refused(
+        Launch::new(1, 32),
+        &[args[0], args[1], Arg::new(&long)],
+        "argument 2 has 8 bytes, the type int has 4",
+    );
+    refused(Launch::new(1, 2048), &args, "2048 threads per block, 1 to 1024 are allowed");
     refused(Launch::new(0, 32), &args, "a grid of [0, 1, 1]");
     refused(Launch::grid([1, 1 << 16, 1], 32), &args, "a grid of [1, 65536, 1]");
     refused(Launch::new(1, 32).shared(228 << 10), &args, "at most 232448");
@@ -95,7 +99,8 @@ fn blocks_run_side_by_side() {
     assert_eq!(gpu.read::<f32>(out.address(), 128), vec![128.0; 128]);
 }
 
-/// The types that Rust passes are those that the C++ compiler saw, of the same kernels, in both directions.
+/// The op layer declares exactly the kernels that were compiled, with the types that the C++
+/// compiler saw.
 #[test]
 fn the_kernel_table_is_what_the_compiler_saw() {
     for (variant, floatx) in [("bf16", "bf16*"), ("f16", "f16*"), ("f32", "float*")] {

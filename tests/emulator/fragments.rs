@@ -1,17 +1,20 @@
-//! Which lane holds which element of a tensor core's operands. The emulator follows the formulas of the PTX ISA; this follows
-//! the layouts that CUTLASS publishes for the same instructions, as shapes and strides of (lane, value).
+//! The layout of tensor core operands over lanes. The emulator follows the formulas of the PTX ISA;
+//! these tests follow the layouts that CUTLASS publishes for the same instructions, as shapes and
+//! strides of (lane, value).
 
 use crate::device::*;
 use cuda_emulator::{Arg, EmulatorOptions, Launch};
 
-/// Strides of a lane's two digits (modulo 4, and the rest), and of the bits of a value's number.
+/// The strides of a lane's two digits (modulo 4, and the rest), and of the bits of a value's
+/// number.
 struct Layout {
     lane: [usize; 2],
     value: &'static [usize],
 }
 
 impl Layout {
-    /// Row and column in a matrix of so many rows, for A and D; column and row for B, whose columns come first.
+    /// Row and column in a matrix of `rows` rows, for A and D; column and row for B, whose columns
+    /// come first.
     fn element(&self, lane: usize, value: usize, rows: usize) -> (usize, usize) {
         let of_value = self.value.iter().enumerate().map(|(bit, stride)| (value >> bit & 1) * stride);
         let index = lane % 4 * self.lane[0] + lane / 4 * self.lane[1] + of_value.sum::<usize>();
@@ -29,7 +32,7 @@ fn b(k: usize, n: usize) -> f32 {
     ((k * 7 + n * 2) % 13) as f32 - 6.0
 }
 
-/// Runs a probe with these registers, and compares all of D.
+/// Runs a kernel with these registers, and compares all of D.
 fn check(name: &'static str, a_registers: &[u32], b_registers: &[u32], K: usize) {
     let mut gpu = Gpu::new(EmulatorOptions { check: true, ..EmulatorOptions::default() });
     let d = pointer(gpu.memory(&[0f32; 128]));

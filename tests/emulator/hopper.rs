@@ -1,4 +1,5 @@
-//! Hopper's part of the emulated device: copies of tiles, products of warpgroups, and the mistakes that it finds.
+//! Hopper's part of the emulated device: copies of tiles, MMAs of warpgroups, and the mistakes that
+//! it finds.
 
 use crate::device::*;
 use cuda_emulator::{Arg, Copies, EmulatorOptions, Launch, Schedule, TensorMap, TiledMatrix};
@@ -67,7 +68,8 @@ fn cute_place(t: usize, v: usize) -> (usize, usize) {
     ((thread + value) % 64, (thread + value) / 64)
 }
 
-/// A matrix of rows of 64 numbers of K, or the same across: panels of 64 numbers, each with 64 rows of K.
+/// A matrix with rows of 64 numbers of K, or the same across: panels of 64 numbers, each with 64
+/// rows of K.
 fn stored(by_k: &[f32], across: bool) -> Vec<f32> {
     let rows = by_k.len() / 64;
     match across {
@@ -111,7 +113,7 @@ fn products_are_right(
 }
 
 #[test]
-fn products_of_a_warpgroup_are_where_cute_says() {
+fn sums_of_a_warpgroup_are_where_cute_says() {
     let f16 = |v: &[f32]| -> Vec<u16> { v.iter().map(|v| half::f16::from_f32(*v).to_bits()).collect() };
     products_are_right("wgmma_bf16_128", 128, bf16, &[false, true]);
     products_are_right("wgmma_bf16_256", 256, bf16, &[false, true]);
@@ -120,7 +122,7 @@ fn products_of_a_warpgroup_are_where_cute_says() {
 
 const K: usize = 8 * 64;
 
-/// The pipeline's error; or the message of a wrong result.
+/// The error of the pipeline, or the message of a wrong result.
 fn run_pipeline(kernel: &'static str, options: EmulatorOptions) -> Result<(), String> {
     let (a, b) = (integers(128 * K, 7, 31), integers(128 * K, 5, 23));
     let mut gpu = Gpu::new(options);
@@ -146,7 +148,7 @@ fn a_pipeline_works_in_every_order() {
     }
 }
 
-/// Every mode finds the mistake; this one says so.
+/// Every mode finds the mistake, and this mode reports it with this message.
 #[track_caller]
 fn found(kernel: &'static str, schedule: Schedule, copies: Copies, message: &str) {
     let usual = EmulatorOptions { schedule, copies, ..EmulatorOptions::default() };
@@ -160,7 +162,7 @@ fn found(kernel: &'static str, schedule: Schedule, copies: Copies, message: &str
 #[test]
 fn a_consumer_that_does_not_wait_is_found() {
     let kernel = "pipeline_no_wait_for_full";
-    found(kernel, Schedule::Ascending, Copies::Late, "has not brought yet; its mbarrier is at");
+    found(kernel, Schedule::Ascending, Copies::Late, "has not copied yet; its mbarrier is at");
     found(kernel, Schedule::Ascending, Copies::Eager, "without having waited for phase 0 of its mbarrier");
 }
 
@@ -172,7 +174,7 @@ fn a_stage_released_too_early_is_found() {
 
 #[test]
 fn one_arrival_for_all_warps_is_found() {
-    // Where the warps of a warpgroup go in step it works, by luck.
+    // If the warps of a warpgroup run in step, it works by luck.
     for schedule in [Schedule::Random(1), Schedule::AheadLow] {
         let options = EmulatorOptions { schedule, ..EmulatorOptions::default() };
         let error = run_pipeline("pipeline_one_arrival_for_all_warps", options).unwrap_err();
@@ -192,7 +194,7 @@ fn sums_that_are_not_waited_for_are_found() {
 
 #[test]
 fn wrong_numbers_of_bytes_are_found() {
-    found("pipeline_expects_half", Schedule::Ascending, Copies::Late, "has not brought yet");
+    found("pipeline_expects_half", Schedule::Ascending, Copies::Late, "has not copied yet");
     found("pipeline_expects_half", Schedule::Ascending, Copies::Eager, "expects 0 more");
     found(
         "pipeline_expects_more",
@@ -208,7 +210,7 @@ fn missing_fences_are_found() {
     found("pipeline_no_init_fence", Schedule::Ascending, Copies::Late, "there was no mbarrier_init_fence");
 }
 
-/// Nothing goes wrong but on a GPU: only the checker sees the access.
+/// The result is only wrong on a GPU; here the checker sees the access.
 #[test]
 fn a_write_that_wgmma_need_not_see_is_found() {
     for schedule in SCHEDULES {
@@ -225,15 +227,15 @@ fn a_write_that_wgmma_need_not_see_is_found() {
 fn wrong_parities_are_found() {
     found("pipeline_producer_parity", Schedule::Ascending, Copies::Late, "deadlock, no thread can run");
     found("pipeline_producer_parity", Schedule::Ascending, Copies::Late, "warps 0 wait in mbarrier_wait at ");
-    let message = "ended, and the next before this thread saw it";
+    let message = "ended, and the next one before this thread saw it";
     found("pipeline_consumer_parity_stays", Schedule::AheadLow, Copies::Eager, message);
 }
 
 #[test]
-fn a_barrier_that_others_do_not_know_is_found() {
+fn a_barrier_unknown_to_others_is_found() {
     let kernel = "pipeline_no_barrier_after_init";
-    found(kernel, Schedule::Ascending, Copies::Late, "no __syncthreads made that known");
-    found(kernel, Schedule::Descending, Copies::Late, "was never initialised");
+    found(kernel, Schedule::Ascending, Copies::Late, "no __syncthreads has made that known");
+    found(kernel, Schedule::Descending, Copies::Late, "was never initialized");
     found("pipeline_overwritten_barrier", Schedule::Ascending, Copies::Late, "was overwritten");
 }
 

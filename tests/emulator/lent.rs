@@ -1,5 +1,5 @@
-//! What is lent to a communicator is left alone: by the host, and by kernels. A race of the two shows on a GPU now and then; here
-//! it is an error every time.
+//! Memory lent to a collective is left alone by the host and by kernels. On a GPU such a race shows
+//! now and then; here it is an error every time.
 
 use crate::device::*;
 use cuda_emulator::{Arg, EmulatorOptions, Launch, TiledMatrix};
@@ -14,7 +14,7 @@ fn checked() -> impl Iterator<Item = EmulatorOptions> {
     all_options().into_iter().filter(|options| options.check)
 }
 
-/// Sums of 8 blocks of 128 numbers.
+/// Computes the sums of 8 blocks of 128 numbers.
 fn block_sums(gpu: &mut Gpu, out: Ptr<f32>, inp: Ptr<f32>) -> Result<(), String> {
     let args = [Arg::new(&out), Arg::new(&inp), Arg::new(&1024i32)];
     gpu.launch("block_sums", Launch::new(8, 128), &args)
@@ -22,13 +22,14 @@ fn block_sums(gpu: &mut Gpu, out: Ptr<f32>, inp: Ptr<f32>) -> Result<(), String>
 
 #[track_caller]
 fn expect(found: Result<(), String>, words: &[&str]) {
-    let message = found.expect_err("an access to what is lent");
+    let message = found.expect_err("an access to lent memory");
     for words in words {
         assert!(message.contains(words), "expected {words}, found {message}");
     }
 }
 
-/// Four bytes in the middle of an input, or of an output: thread and address are those of whose they are.
+/// Four bytes in the middle of an input, or of an output: the message names the thread that
+/// accesses them, and their address.
 #[test]
 fn a_kernel_that_touches_what_is_lent_is_named() {
     for options in checked() {
@@ -68,7 +69,7 @@ fn asynchronous_copies_and_atomics_are_accesses_too() {
     }
 }
 
-/// The box of a copy, and not the matrix around it.
+/// A copy accesses its box, and not the matrix around it.
 #[test]
 fn copies_of_boxes_are_accesses_too() {
     for options in checked() {
@@ -93,9 +94,9 @@ fn copies_of_boxes_are_accesses_too() {
     }
 }
 
-/// Without the checker it is known of pointers where they point, and of tensor maps how far they go.
+/// Without the checker, the target of a pointer and the extent of a tensor map are known.
 #[test]
-fn arguments_tell_without_the_checker() {
+fn arguments_are_refused_without_the_checker() {
     let mut gpu = Gpu::new(EmulatorOptions::default());
     let (out, inp) = (pointer(gpu.memory(&[0f32; 8])), pointer(gpu.memory(&[1f32; 1024])));
     gpu.0.lend(inp.address(), 4096).unwrap();
@@ -113,7 +114,7 @@ fn arguments_tell_without_the_checker() {
     expect(found, &["kernel copy_box: argument 1 (TensorMap) points at", ": 2 bytes at"]);
 }
 
-/// What the host does to memory with bytes 16..32 of 64 lent, and what it is called.
+/// An access of the host to memory whose bytes 16..32 of 64 are lent, and the start of its message.
 type HostAccess = (&'static str, fn(&mut Gpu, u64));
 
 const HOST: [HostAccess; 7] = [
@@ -142,7 +143,7 @@ fn the_host_leaves_alone_what_is_lent() {
     }
 }
 
-/// Gradients as an operation sees them.
+/// A device with gradients, for operations.
 fn with_gradients(check: bool) -> (Cuda, [Tensor; 2]) {
     let dtype = Dtype::Bf16;
     let options = EmulatorOptions { check, ..EmulatorOptions::default() };
@@ -155,9 +156,9 @@ fn with_gradients(check: bool) -> (Cuda, [Tensor; 2]) {
     (dev, tensors)
 }
 
-/// A sum over all ranks that begins before its terms are there, or beside what changes them.
+/// A collective runs on gradients that an operation reads or writes.
 #[test]
-fn an_operation_beside_a_collective_fails() {
+fn an_operation_during_a_collective_fails() {
     for check in [false, true] {
         let (mut dev, [grads, dst]) = with_gradients(check);
         let buffer = dev.lend(grads);

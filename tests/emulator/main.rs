@@ -1,4 +1,4 @@
-//! The emulated device itself: that it does what it promises, and finds the bugs it is for.
+//! Tests of the emulated device: it does what it guarantees, and finds the bugs that it is for.
 #![cfg(emulated)]
 
 mod basics;

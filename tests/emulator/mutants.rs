@@ -1,10 +1,10 @@
-//! Every bug that the emulated device is for, one kernel each: that the one without passes in every mode, that the checker
-//! names the bug in every mode, and the line in the kernel.
+//! One kernel for each bug that the emulated device is for. The kernel without the bug passes in
+//! every mode; in every mode the checker names the bug and the line in the kernel.
 
 use crate::device::*;
 use cuda_emulator::{Arg, EmulatorOptions, Launch};
 
-/// Runs a kernel in one mode; its output, or the error.
+/// Runs a kernel in one mode; returns its output or the error.
 type Run = fn(&mut Gpu, &'static str) -> Result<Vec<f32>, String>;
 
 const N: usize = 1024;
@@ -47,14 +47,14 @@ fn vectors(gpu: &mut Gpu, name: &'static str) -> Result<Vec<f32>, String> {
     Ok(gpu.read(out.address(), 128))
 }
 
-/// Kernel, what is wrong, and the words that must be in the checker's message, or in one of them.
+/// The kernel, its bug, and texts of which the message of the checker must contain one.
 const MUTANTS: &[(Run, &str, &str, &[&str])] = &[
     (pipeline, "pipeline_1", "waits for one group too few", &["asynchronous copy, which was not waited for"]),
     (
         pipeline,
         "pipeline_2",
         "no barrier after the wait",
-        &["not waited for", "is a race: written by thread", "uninitialised shared memory"],
+        &["not waited for", "is a race: written by thread", "uninitialized shared memory"],
     ),
     (
         pipeline,
@@ -77,7 +77,7 @@ const MUTANTS: &[(Run, &str, &str, &[&str])] = &[
         &["ended before this barrier", "ends while others", "does not take part"],
     ),
     (total, "total_2", "off by one", &["out of bounds: at byte 1000 of an allocation of 1000"]),
-    (total, "total_3", "full mask in half a warp", &["the lanes of a warp part", "deadlock"]),
+    (total, "total_3", "full mask in half a warp", &["the lanes of a warp diverge", "deadlock"]),
     (
         total,
         "total_4",
@@ -88,17 +88,17 @@ const MUTANTS: &[(Run, &str, &str, &[&str])] = &[
         total,
         "total_5",
         "shuffles in two branches",
-        &["the lanes of a warp part: others wait in __shfl_xor_sync"],
+        &["the lanes of a warp diverge: others wait in __shfl_xor_sync"],
     ),
-    (total, "total_6", "a slot left out", &["of uninitialised shared memory"]),
+    (total, "total_6", "a slot left out", &["of uninitialized shared memory"]),
     (
         total,
         "total_7",
         "a barrier for one warp",
-        &["ends while others", "ended before this barrier", "uninitialised"],
+        &["ends while others", "ended before this barrier", "uninitialized"],
     ),
-    (total, "total_8", "barriers in two branches", &["threads of the block part at a barrier"]),
-    (total, "total_9", "no barrier", &["uninitialised shared memory", "is a race: written by"]),
+    (total, "total_8", "barriers in two branches", &["threads of the block diverge at a barrier"]),
+    (total, "total_9", "no barrier", &["uninitialized shared memory", "is a race: written by"]),
     (total, "total_10", "two blocks write one number", &["wrote in the same launch"]),
     (total, "total_11", "writes past the end", &["out of bounds: at byte 12 of an allocation of 12"]),
     (
@@ -107,15 +107,15 @@ const MUTANTS: &[(Run, &str, &str, &[&str])] = &[
         "overwrites what others still read",
         &["global memory is a race: read by", "global memory is a race: written by"],
     ),
-    (reverse, "reverse_2", "no __syncwarp after writing", &["of shared memory is a race", "uninitialised"]),
+    (reverse, "reverse_2", "no __syncwarp after writing", &["of shared memory is a race", "uninitialized"]),
     (reverse, "reverse_3", "no __syncwarp before writing again", &["of shared memory is a race"]),
     (last_block, "last_block_1", "no __threadfence", &["wrote in the same launch"]),
     (last_block, "last_block_2", "no counter", &["wrote in the same launch", "read in the same launch"]),
     (last_block, "last_block_3", "plain write to a counter", &["in the same launch"]),
     (vectors, "vectors_1", "misaligned load", &["128-bit load from a misaligned address"]),
-    (vectors, "vectors_2", "no __syncwarp before ldmatrix", &["is a race: written by", "uninitialised"]),
+    (vectors, "vectors_2", "no __syncwarp before ldmatrix", &["is a race: written by", "uninitialized"]),
     (vectors, "vectors_3", "misaligned row", &["is not a multiple of 16"]),
-    (vectors, "vectors_4", "a row behind the end", &["outside of shared memory (512 bytes"]),
+    (vectors, "vectors_4", "a row past the end", &["outside of shared memory (512 bytes"]),
     (vectors, "vectors_5", "an assertion", &["assertion failed: out[0] != in[0]"]),
     (vectors, "vectors_6", "misaligned store", &["128-bit store to a misaligned address"]),
 ];
@@ -169,7 +169,8 @@ fn the_checker_names_every_bug_in_every_mode() {
     assert!(faults.is_empty(), "{} faults\n{}", faults.len(), faults.join("\n"));
 }
 
-/// Without the checker a bug shows in the results, or in an error, of some order; these do by design in none.
+/// Without the checker, a bug shows in the results or in an error in some order. These show in
+/// none, by design.
 #[test]
 fn most_bugs_show_in_some_order_without_the_checker() {
     let invisible = ["pipeline_5", "total_2", "last_block_1", "last_block_2", "total_11", "vectors_2"];

@@ -1,4 +1,4 @@
-//! What the program's own kernels ask of memory and of tensor cores, where that can be said beforehand.
+//! The work that warpsmith's kernels ask of memory and tensor cores, where it is known beforehand.
 
 use std::collections::BTreeMap;
 use warpsmith::device::compare::adamw_step;
@@ -39,8 +39,9 @@ fn counts(
     dev.take_counts()
 }
 
-/// A warp has a row of 96 packs: three requests of 16 sectors each to read it, its weights and its biases, three to write it,
-/// and one each for its mean and its rstd. Each byte of memory is needed once.
+/// A warp has a row of 96 packs: three requests of 16 sectors each to read it, its weights and its
+/// biases, three to write it, and one each for its mean and its rstd. Each byte of memory moves
+/// once.
 #[test]
 fn layernorm_reads_and_writes_whole_sectors_once() {
     let (N, C) = (8, 768);
@@ -63,7 +64,7 @@ fn layernorm_reads_and_writes_whole_sectors_once() {
         sectors_read: 8 * 9 * 16,
         sectors_written: 8 * (3 * 16 + 2),
         bytes_read: 2 * 768 * (8 + 2),
-        // Eight means are one sector.
+        // The means of eight rows are one sector.
         bytes_written: 2 * 768 * 8 + 2 * 32,
         ..Counts::default()
     };
@@ -71,7 +72,7 @@ fn layernorm_reads_and_writes_whole_sectors_once() {
     assert_eq!(found.len(), 1);
 }
 
-/// 28 bytes a parameter, and every sector once: the lanes of a warp have four numbers each, side by side.
+/// 28 bytes per parameter, and every sector once: each lane of a warp has four adjacent numbers.
 #[test]
 fn adamw_moves_28_bytes_a_parameter() {
     const N: usize = 2048;
@@ -97,15 +98,17 @@ fn forward(matmul: MatmulChoice, N: usize, C: usize, OC: usize) -> Counts {
 
 const MMA_TILE: MatmulChoice = MatmulChoice::Tile { M: 128, N: 128, splits: 1 };
 
-/// One tile of 128 x 128 with a sum of 64, in two stages. A stage is 2 x 512 chunks of 16 bytes, which 4 warps copy in 32
-/// requests of 16 sectors and 4 turns each. Each warp then has two steps of eight ldmatrix, four turns each, for its 64 x 64.
+/// One tile of 128 x 128 with a sum of 64, in two stages. A stage is 2 x 512 chunks of 16 bytes,
+/// which 4 warps copy in 32 requests of 16 sectors and 4 wavefronts each. Each warp then has two
+/// steps of eight ldmatrix, four wavefronts each, for its 64 x 64.
 ///
-/// On the way out a warp brings four slabs of 16 rows to shared memory, each by 16 stores of pairs, two turns each; and
-/// reads them by eight packs a lane: 4 turns each without conflicts, but two neighbouring packs of a lane are 32 bytes apart from
-/// the next lane's, so that lanes find only half of the banks. A row of 64 numbers is stored by eight lanes: four requests of
-/// 16 sectors a slab.
+/// For the output, a warp writes four slabs of 16 rows to shared memory, each by 16 stores of pairs
+/// with two wavefronts each, and reads them by eight packs per lane. That would be 4 wavefronts
+/// each without conflicts, but the two adjacent packs of a lane are 32 bytes away from those of the
+/// next lane, so that lanes use only half of the banks. Eight lanes store a row of 64 numbers: four
+/// requests of 16 sectors per slab.
 #[test]
-fn a_tile_of_a_product_is_what_the_kernel_says_of_itself() {
+fn a_tile_moves_what_the_kernel_describes() {
     let (stages, warps, slabs) = (2, 4, 4);
     let copies = stages * 32;
     let matrices = stages * warps * 2 * 8;
@@ -117,31 +120,34 @@ fn a_tile_of_a_product_is_what_the_kernel_says_of_itself() {
         sectors_written: stores * 16,
         bytes_read: 2 * (128 * 64 + 128 * 64),
         bytes_written: 2 * 128 * 128,
-        shared_turns: copies * 4 + matrices * 4 + pairs * 2 + packs * 8,
-        shared_turns_without_conflicts: copies * 4 + matrices * 4 + pairs * 2 + packs * 4,
+        shared_wavefronts: copies * 4 + matrices * 4 + pairs * 2 + packs * 8,
+        shared_wavefronts_without_conflicts: copies * 4 + matrices * 4 + pairs * 2 + packs * 4,
         tensor_flops: 2 * 128 * 128 * 64,
     };
     assert_eq!(forward(MMA_TILE, 128, 64, 128), want);
 }
 
-/// Hopper's kernel, 128 x 256 with a sum of 64, which is one stage: each row of its boxes takes a turn to be written. Two
-/// warpgroups have four wgmma each, which read 2 KiB of A and 8 KiB of B, 80 turns for the 128 clocks that they take. The block
-/// writes 1 KiB of ones before. The tile's place and the end of the work, 16 bytes each, are written by a lane
-/// and read by eight warps, a quarter of a warp in a turn; and a number is taken from the counter in global memory for each.
+/// Hopper's kernel, 128 x 256 with a sum of 64, which is one stage: each row of its boxes takes a
+/// wavefront to write. Two warpgroups have four wgmma each, which read 2 KiB of A and 8 KiB of B:
+/// 80 wavefronts for the 128 clocks that they take. Before that the block writes 1 KiB of ones. The
+/// position of the tile and the end of the work, 16 bytes each, are written by one lane and read by
+/// eight warps, a quarter warp per wavefront. Each is taken from the counter in global memory.
 #[test]
-fn a_tile_of_hopper_takes_80_of_128_turns() {
+fn a_tile_of_hopper_takes_80_wavefronts_in_128_clocks() {
     let found = forward(MatmulChoice::Hopper { N: 256, splits: 1 }, 128, 64, 256);
     assert_eq!(found.tensor_flops, 2 * 128 * 256 * 64);
-    assert_eq!(found.shared_turns, (128 + 256) + 2 * 4 * 80 + 8 + 2 * (1 + 8 * 4));
-    assert_eq!(found.shared_turns_without_conflicts, found.shared_turns);
+    assert_eq!(found.shared_wavefronts, (128 + 256) + 2 * 4 * 80 + 8 + 2 * (1 + 8 * 4));
+    assert_eq!(found.shared_wavefronts_without_conflicts, found.shared_wavefronts);
     assert_eq!(found.sectors_read, 2 * 64 * (128 + 256) / 32 + 2);
-    // Two boxes; eight warps store their 16 rows by 16 requests of eight rows of 64 bytes; the two numbers.
+    // Two boxes; eight warps store their 16 rows by 16 requests of eight rows of 64 bytes; the two
+    // numbers.
     assert_eq!(found.global_requests, 2 + 8 * 16 + 2);
 }
 
-/// Tensor cores multiply whole tiles. What tiles read more than once comes from the L2 cache, in whole sectors.
+/// Tensor cores multiply full tiles. Operands that several tiles read come from the L2 cache, in
+/// full sectors.
 #[test]
-fn products_read_operands_once_for_each_tile() {
+fn matmuls_read_operands_once_for_each_tile() {
     for (matmul, tile_n) in [(MMA_TILE, 128), (MatmulChoice::Hopper { N: 256, splits: 1 }, 256)] {
         for (N, C, OC) in [(256, 64, 512), (200, 128, 272)] {
             let found = forward(matmul, N, C, OC);
@@ -149,7 +155,8 @@ fn products_read_operands_once_for_each_tile() {
             let padded = [tiles[0] * 128, tiles[1] * tile_n];
             assert_eq!(found.tensor_flops, (2 * padded[0] * padded[1] * C) as u64, "{matmul:?}");
             let read = 2 * (N * C * tiles[1] + OC * C * tiles[0]);
-            // Hopper's blocks take each tile from a counter, and one number more each: a sector read and written each time.
+            // Hopper's blocks take each tile from a counter, and one number more each: one sector
+            // read and written each time.
             let taken = match matmul {
                 MatmulChoice::Hopper { .. } => tiles[0] * tiles[1] + (tiles[0] * tiles[1]).min(4),
                 _ => 0,
@@ -162,8 +169,8 @@ fn products_read_operands_once_for_each_tile() {
     }
 }
 
-/// 128 queries of a head see two tiles of 64 keys; the two warps with the first 64 queries see one. For 32 queries and a tile
-/// there are two products, of scores and of sums, 32 x 64 x 64 each.
+/// 128 queries of a head see two tiles of 64 keys; the two warps with the first 64 queries see one.
+/// 32 queries and a tile have two MMAs, of scores and of sums, 32 x 64 x 64 each.
 #[test]
 fn attention_skips_tiles_above_the_diagonal() {
     let dims = AttentionDims { B: 1, T: 128, NH: 2, HS: 64 };
@@ -176,6 +183,6 @@ fn attention_skips_tiles_above_the_diagonal() {
     assert_eq!(found.tensor_flops, 2 * (2 * 2 + 2) * 2 * (2 * 32 * 64 * 64));
     assert_eq!(found.bytes_read, 2 * 128 * 3 * 128);
     assert_eq!(found.bytes_written, 2 * 128 * 128 + 4 * 2 * 128);
-    // One block a head reads its queries, keys and values once.
+    // One block per head reads its queries, keys and values once.
     assert_eq!(found.sectors_read * 32, found.bytes_read);
 }

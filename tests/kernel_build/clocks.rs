@@ -1,4 +1,5 @@
-//! The clocks of the shipped kernels are those of `kernels/clocks.tsv`, and those of small kernels what one works out by hand.
+//! The clocks of the shipped kernels are those of `kernels/clocks.tsv`, and the clocks of small
+//! kernels are those worked out by hand.
 
 use crate::{FLOATX, gate};
 use kernel_build::nvcc;
@@ -17,17 +18,20 @@ use warpsmith::tensor::Dtype;
 const UPDATE: &str = "UPDATE_KERNEL_CLOCKS";
 pub const ARCH: &str = "90a";
 
-/// Whether there is all that it takes; says why not.
+/// Whether everything needed is there; prints what is not.
 fn can_be_had() -> bool {
     let (arches, _) = nvcc::arches(std::env::var("KERNEL_ARCHES").ok().as_deref()).unwrap();
     let why_not = if FATBINS.is_empty() { Some(WHY_NONE.to_string()) } else { gate::cuobjdump().err() };
     if let Some(why) = &why_not {
-        gate::skip(&format!("the clocks were not looked at: {why}"));
+        gate::skip(&format!("the clocks were not checked: {why}"));
     } else if !arches.iter().any(|arch| arch == ARCH) {
-        println!("skipped: {} is of sm_{ARCH}, and KERNEL_ARCHES leaves it out", table::FILE);
+        println!("skipped: {} is for sm_{ARCH}, which KERNEL_ARCHES leaves out", table::FILE);
         return false;
     } else if !gate::is_pinned(&gate::nvcc()) {
-        println!("skipped: {} is of the nvcc that `make nvcc` installs, and this is another", table::FILE);
+        println!(
+            "skipped: {} holds for the nvcc that `make nvcc` installs, and this is another",
+            table::FILE
+        );
         return false;
     }
     why_not.is_none()
@@ -44,7 +48,7 @@ fn rows(file: &str, image: &[u8]) -> Vec<Row> {
     let (launches, machine) = (launches(Dtype::Bf16).unwrap(), Machine::default());
     let mut listings = listings(image);
     listings.sort_by(|a, b| a.kernel.cmp(&b.kernel));
-    // Those for f32 alone are empty here.
+    // Kernels for f32 alone are empty here.
     let launched = listings.iter().filter_map(|listing| Some((listing, launches.get(&*listing.kernel)?)));
     launched
         .flat_map(|(listing, &(spec, launch))| {
@@ -57,7 +61,7 @@ fn rows(file: &str, image: &[u8]) -> Vec<Row> {
         .collect()
 }
 
-/// How the kernels of an image differ from the table's.
+/// The differences between the kernels of an image and the table.
 pub fn differences(file: &str, image: &[u8]) -> Vec<String> {
     let text = std::fs::read_to_string(gate::root().join(table::FILE)).unwrap();
     let mut expected = table::parse(&text).unwrap();
@@ -65,7 +69,8 @@ pub fn differences(file: &str, image: &[u8]) -> Vec<String> {
     table::differences(&expected, &rows(file, image))
 }
 
-/// Epilogues of Hopper's products that round numbers one by one, or wait for their loads one by one.
+/// Finds epilogues of Hopper's matmuls that round numbers one by one, or wait for their loads one
+/// by one.
 fn serial_epilogues(rows: &[Row]) -> Vec<String> {
     let epilogues = rows
         .iter()
@@ -74,11 +79,11 @@ fn serial_epilogues(rows: &[Row]) -> Vec<String> {
     for Row { kernel, mode, counts, latency, .. } in epilogues {
         if counts.conversions > 0 {
             faults.push(format!(
-                "{kernel} ({mode}) rounds {} numbers by themselves: F2F is as slow as a tanh",
+                "{kernel} ({mode}) rounds {} numbers one by one: F2F is as slow as a tanh",
                 counts.conversions
             ));
         }
-        // There are sixteen pieces of the other operand, and 479 clocks to memory and back.
+        // The other operand has sixteen pieces, and a round trip to memory takes 479 clocks.
         if counts.loads > 0 && *latency >= 16 * 479 {
             faults.push(format!(
                 "{kernel} ({mode}) takes {latency} clocks of one warp, as if each load waited for the last"
@@ -96,7 +101,7 @@ fn the_clocks_are_those_of_the_table() {
     let images = FATBINS.iter().filter(|fatbin| fatbin.floatx == FLOATX[0]);
     let rows: Vec<Row> = images.flat_map(|fatbin| rows(fatbin.file, fatbin.image)).collect();
     let faults = serial_epilogues(&rows);
-    assert!(faults.is_empty(), "no table makes up for this:\n{}\n", faults.join("\n"));
+    assert!(faults.is_empty(), "no table can allow this:\n{}\n", faults.join("\n"));
     let path = gate::root().join(table::FILE);
     let text = std::fs::read_to_string(&path).unwrap();
     let update = std::env::var(UPDATE).is_ok_and(|v| v == "1");
@@ -110,18 +115,18 @@ fn the_clocks_are_those_of_the_table() {
     }
     if update {
         std::fs::write(&path, table::to_text(&rows)).unwrap();
-        println!("wrote {}; what differs from before:\n{}", table::FILE, differences.join("\n"));
+        println!("wrote {}; differences from before:\n{}", table::FILE, differences.join("\n"));
     } else {
-        let hint = "if it is meant, `make kernels-clocks UPDATE=1` writes it";
+        let hint = "if that is intended, `make kernels-clocks UPDATE=1` writes it";
         assert!(differences.is_empty(), "\n{}\n{hint}\n", differences.join("\n"));
     }
 }
 
-/// Small kernels, to be compiled as the shipped ones are.
+/// Small kernels, which are compiled with the flags of the shipped ones.
 const SMALL: &str = r#"
 __device__ float use(float x, float y) { return fmaf(x, y, x); }
 
-// Sixteen additions, each of the one before.
+// Sixteen additions, each of the previous result.
 extern "C" __global__ void __launch_bounds__(128) fma_chain(float* x, int n) {
     float a = x[threadIdx.x];
 #pragma unroll 1
@@ -130,7 +135,7 @@ extern "C" __global__ void __launch_bounds__(128) fma_chain(float* x, int n) {
         for (int j = 0; j < 16; j++) a = use(a, a);
     x[threadIdx.x] = a;
 }
-// Sixteen chains side by side.
+// Sixteen independent chains.
 extern "C" __global__ void __launch_bounds__(128) fma_beside(float* x, int n) {
     float a[16];
     for (int j = 0; j < 16; j++) a[j] = x[threadIdx.x + 128 * j];
@@ -149,7 +154,7 @@ extern "C" __global__ void __launch_bounds__(128) exponentials(float* x, int n) 
         for (int j = 0; j < 16; j++) asm volatile("ex2.approx.ftz.f32 %0, %0;" : "+f"(a[j]));
     for (int j = 0; j < 16; j++) x[threadIdx.x + 128 * j] = a[j];
 }
-// Each load says where the next is; and all addresses are known.
+// Dependent loads, each of which returns the next address; then loads with known addresses.
 extern "C" __global__ void __launch_bounds__(128) loads_in_turn(const int* p, int* out, int n) {
     int at = threadIdx.x;
 #pragma unroll 1
@@ -166,7 +171,8 @@ extern "C" __global__ void __launch_bounds__(128) loads_together(const int* p, i
         for (int j = 0; j < 16; j++) sum += p[(i * 16 + j) * 128 + threadIdx.x];
     out[threadIdx.x] = sum;
 }
-// Through shared memory inside, with an exponential outside; and what a pointer that may be null adds.
+// A loop through shared memory inside one with an exponential, and the cost of a pointer that may
+// be null.
 extern "C" __global__ void __launch_bounds__(128) nested(float* x, const float* residual, int n, int m) {
     __shared__ float4 tile[128 * 4];
     float a = x[threadIdx.x];
@@ -199,14 +205,15 @@ fn small_kernels() -> Vec<Kernel> {
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    // So much shared memory that one block has the multiprocessor: a warp on each scheduler.
+    // With this much shared memory one block occupies the SM: one warp on each scheduler.
     let launched = Launched::new(128, 200 << 10, [(0x210, "x", true), (0x218, "residual", true)]);
     let listings = listings(&std::fs::read(dir.path().join("small.fatbin")).unwrap());
     let analyzed = listings.iter().map(|listing| clocks::analyze(listing, &launched, &Machine::default()));
     analyzed.map(|kernel| kernel.unwrap_or_else(|e| panic!("{e:#}"))).collect()
 }
 
-/// By hand: what a loop's own counting adds, or working out an address, is less than 60 clocks.
+/// Worked out by hand: the counter of a loop or the computation of an address adds less than 60
+/// clocks.
 #[test]
 fn small_kernels_take_the_clocks_worked_out_by_hand() {
     if !can_be_had() {
@@ -229,7 +236,7 @@ fn small_kernels_take_the_clocks_worked_out_by_hand() {
     within(turn("fma_chain").clocks, 16.0 * 4.0, 40.0);
     within(turn("fma_beside").clocks, 16.0, 40.0);
     within(turn("exponentials").clocks, 16.0 * 8.0, 40.0);
-    // A round trip of 479 clocks each, the address of the next, and a turn of the port.
+    // A round trip of 479 clocks each, the next address, and a slot of the port.
     within(turn("loads_in_turn").latency, 16.0 * 479.0, 16.0 * 20.0);
     within(turn("loads_together").latency, 479.0 + 15.0 * 8.0, 100.0);
     assert_eq!((turn("loads_in_turn").counts.loads, turn("loads_together").counts.loads), (16, 16));

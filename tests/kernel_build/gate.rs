@@ -1,4 +1,4 @@
-//! What the gate on the shipped kernels and its mutants share: the tools, the budget, the machine code.
+//! Tools, budget and machine code for the gate on the shipped kernels and for its mutants.
 
 use kernel_build::budget::{self, Budget};
 use kernel_build::nvcc::{self, Nvcc, Places};
@@ -16,19 +16,19 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Says why something is not done; which is an error where all of it was asked for.
+/// Prints why something is skipped, which is an error where everything is required.
 pub fn skip(why: &str) {
     let required = std::env::var("REQUIRE_KERNELS").is_ok_and(|v| v != "0" && !v.is_empty());
     assert!(!required, "REQUIRE_KERNELS is set, but {why}");
     println!("skipped: {why}");
 }
 
-/// The compiler that made the kernels: build.rs finds it the same way.
+/// The compiler that made the kernels; the build script finds it the same way.
 pub fn nvcc() -> Nvcc {
     nvcc::find(&Places::from_env(root()), nvcc::identity).unwrap().unwrap()
 }
 
-/// Whether it is the one of dev/requirements-nvcc.txt, which the budget is of.
+/// Whether it is the nvcc of dev/requirements-nvcc.txt, for which the budget holds.
 pub fn is_pinned(nvcc: &Nvcc) -> bool {
     let pins = std::fs::read_to_string(root().join("dev/requirements-nvcc.txt")).unwrap();
     let pin = pins.lines().find_map(|line| line.strip_prefix("nvidia-cuda-nvcc==")).unwrap();
@@ -46,7 +46,7 @@ pub fn budget() -> Result<Budget, String> {
     budget::parse(&text.map_err(|e| format!("{}: {e}", budget::FILE))?)
 }
 
-/// The machine code of images (file, `floatX`, bytes) for these architectures.
+/// Counts the instructions of images (file, `floatX`, bytes) for these architectures.
 pub fn disassemble(images: &[(&str, &str, &[u8])], arches: &[&str]) -> Vec<Code> {
     let tool = cuobjdump().unwrap();
     let identity = nvcc::identity(&tool).unwrap();
@@ -115,7 +115,7 @@ fn read_code(path: &str, file: &str, floatx: &str, arch: &str) -> Option<Vec<Cod
     Some(kept.into_iter().map(code).collect())
 }
 
-/// The most that a kernel needs on any architecture, for each `floatX`.
+/// Prints the most that a kernel needs on any architecture, for each `floatX`.
 pub fn print_table(found: &Budget) {
     let mut rows: BTreeMap<(&str, &str), Vec<String>> = BTreeMap::new();
     for ((file, kernel, _), numbers) in found {

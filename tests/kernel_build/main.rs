@@ -1,5 +1,5 @@
-//! The compilation of kernels for GPUs: that nvcc is found where it should be, and that what it made is good. The second half
-//! needs nvcc and its disassembler, and is skipped without them unless `REQUIRE_KERNELS` is set (`make kernels-check`).
+//! The gate on kernels compiled for GPUs. It needs nvcc and its disassembler, and is skipped
+//! without them unless `REQUIRE_KERNELS` is set (`make kernels-check`).
 
 mod clocks;
 mod gate;
@@ -17,7 +17,8 @@ const FLOATX: [&str; 3] = ["bf16", "f16", "f32"];
 /// Set by `make kernels-budget`.
 const UPDATE: &str = "UPDATE_KERNEL_BUDGET";
 
-/// Every kernel for every architecture, without spills, made of what it should be, as the budget says.
+/// Every kernel is there for every architecture, without spills, with the instructions it is
+/// written for and the numbers of the budget.
 #[test]
 fn the_kernels_pass_the_gate() {
     if FATBINS.is_empty() {
@@ -42,40 +43,44 @@ fn the_kernels_pass_the_gate() {
     let mut faults = ptxas::faults(&report, &files, &FLOATX, &arches);
     faults.extend(sass::faults(&code));
     if std::env::var(UPDATE).is_ok_and(|v| v == "1") {
-        assert!(faults.is_empty(), "no budget makes up for this:\n{}\n", faults.join("\n"));
+        assert!(faults.is_empty(), "no budget can allow this:\n{}\n", faults.join("\n"));
         return update(&found, &arches, &sass_arches);
     }
     if gate::is_pinned(&gate::nvcc()) {
         let budgeted: Vec<&str> = arches.into_iter().filter(|arch| ARCHES.contains(arch)).collect();
         faults.extend(budget::differences(&gate::budget().unwrap(), &found, &budgeted, &sass_arches));
     } else {
-        println!("skipped: {} is of the nvcc that `make nvcc` installs, and this is another", budget::FILE);
+        println!(
+            "skipped: {} holds for the nvcc that `make nvcc` installs, and this is another",
+            budget::FILE
+        );
     }
-    // Another compiler may allocate registers otherwise: its users get kernels that are slower, not wrong.
+    // Another compiler may allocate registers differently: its users get kernels that are slower,
+    // not wrong.
     assert!(faults.is_empty() || NVCC_VERSION != (13, 0), "\n{}\n", faults.join("\n"));
 }
 
-/// Of `arches`, those to disassemble; none without a disassembler.
+/// The architectures of `arches` to disassemble; none without a disassembler.
 fn disassembled(arches: &[&str]) -> Vec<&'static str> {
     match gate::cuobjdump() {
         Ok(_) => SASS_ARCHES.into_iter().filter(|arch| arches.contains(arch)).collect(),
         Err(why) => {
-            gate::skip(&format!("the machine code was not looked at: {why}"));
+            gate::skip(&format!("the machine code was not checked: {why}"));
             Vec::new()
         }
     }
 }
 
-/// Writes the budget anew, and says how it differs from the old one.
+/// Rewrites the budget, and prints how it differs from the old one.
 fn update(found: &Budget, arches: &[&str], sass_arches: &[&str]) {
     let pinned = gate::is_pinned(&gate::nvcc());
-    assert!(pinned, "{UPDATE}: the budget is of the nvcc that `make nvcc` installs; NVCC chooses it");
-    assert_eq!(arches, ARCHES, "{UPDATE}: a budget is of all architectures: unset KERNEL_ARCHES");
-    assert_eq!(sass_arches, SASS_ARCHES, "{UPDATE}: a budget wants the disassembler: `make nvcc`");
+    assert!(pinned, "{UPDATE}: the budget holds for the nvcc that `make nvcc` installs; NVCC selects it");
+    assert_eq!(arches, ARCHES, "{UPDATE}: a budget covers all architectures: unset KERNEL_ARCHES");
+    assert_eq!(sass_arches, SASS_ARCHES, "{UPDATE}: a budget needs the disassembler: `make nvcc`");
     let old = gate::budget().unwrap_or_default();
     let differences = budget::differences(&old, found, arches, sass_arches);
     std::fs::write(gate::root().join(budget::FILE), budget::to_text(found)).unwrap();
-    println!("wrote {}; what differs from before:", budget::FILE);
+    println!("wrote {}; differences from before:", budget::FILE);
     differences.iter().for_each(|line| println!("{line}"));
 }
 

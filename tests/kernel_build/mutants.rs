@@ -1,14 +1,16 @@
-//! Shipped kernels made worse, compiled as build.rs does and held to the same gate, which must refuse each by name.
+//! Shipped kernels made worse, compiled as in the build and held to the same gate, which must
+//! refuse each by name.
 
 use crate::{clocks, gate};
 use kernel_build::{budget, nvcc, ptxas, sass};
 use std::process::Command;
 use warpsmith::device::cuda::fatbins::{FATBINS, WHY_NONE};
 
-/// Edits of files under `kernels/`: the file, a text that it has once, and what takes its place.
+/// Edits of files under `kernels/`: the file, a text that occurs in it once, and the replacement.
 type Edits<'a> = &'a [(&'a str, &'a str, &'a str)];
 
-/// What the gate says of one kernel file in bf16 for one architecture, after the edits; nothing without a compiler.
+/// The faults that the gate finds in one kernel file in bf16 for one architecture, after the edits;
+/// `None` without a compiler.
 fn faults(file: &str, arch: &str, edits: Edits) -> Option<Vec<String>> {
     if FATBINS.is_empty() {
         gate::skip(WHY_NONE);
@@ -20,7 +22,7 @@ fn faults(file: &str, arch: &str, edits: Edits) -> Option<Vec<String>> {
     }
     let compiler = gate::nvcc();
     if !gate::is_pinned(&compiler) {
-        println!("skipped: {} is of another nvcc", budget::FILE);
+        println!("skipped: {} holds for another nvcc", budget::FILE);
         return None;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -49,7 +51,7 @@ fn faults(file: &str, arch: &str, edits: Edits) -> Option<Vec<String>> {
     Some(faults)
 }
 
-/// The kernel file and all headers, edited, into `kernels/` of `dir`.
+/// Writes the kernel file and all headers, edited, into `kernels/` of `dir`.
 fn write_edited(dir: &std::path::Path, file: &str, edits: Edits) {
     std::fs::create_dir(dir.join("kernels")).unwrap();
     let mut made = 0;
@@ -60,7 +62,7 @@ fn write_edited(dir: &std::path::Path, file: &str, edits: Edits) {
         }
         let mut text = std::fs::read_to_string(gate::root().join("kernels").join(&name)).unwrap();
         for (_, from, to) in edits.iter().filter(|(of, ..)| *of == name) {
-            assert_eq!(text.matches(from).count(), 1, "kernels/{name} is to have this once: {from}");
+            assert_eq!(text.matches(from).count(), 1, "kernels/{name} must have this once: {from}");
             text = text.replacen(from, to, 1);
             made += 1;
         }
@@ -69,7 +71,8 @@ fn write_edited(dir: &std::path::Path, file: &str, edits: Edits) {
     assert_eq!(made, edits.len(), "not all edits were made");
 }
 
-/// The gate refuses the mutant with each of these faults: the kernel, and what the line says of it, `*` for anything.
+/// The gate refuses the mutant with each of these faults: the kernel, and a pattern for the line,
+/// with `*` for anything.
 fn refused(file: &str, arch: &str, edits: Edits, expected: &[(&str, &str)]) {
     let Some(faults) = faults(file, arch, edits) else { return };
     for (kernel, fault) in expected {
@@ -88,7 +91,7 @@ fn kernels_as_they_are_pass() {
     }
 }
 
-/// Room for a second block on a multiprocessor, which takes half of the registers.
+/// Room for a second block per SM takes half of the registers.
 #[test]
 fn a_spill() {
     let bounds = "__launch_bounds__(512)\n    layernorm_backward(";
@@ -101,7 +104,7 @@ fn a_spill() {
     refused("layernorm.cu", "80", &[edit], &expected);
 }
 
-/// A loop that is not unrolled indexes registers, which cannot be indexed.
+/// A loop that is not unrolled would index registers, which is impossible.
 #[test]
 fn an_access_to_local_memory() {
     let rolled = "widen(x, load128_streaming(inp + i));\n#pragma unroll\n";
@@ -126,7 +129,7 @@ fn narrow_loads_for_a_wide_one() {
     refused("encoder.cu", "90a", &[("ptx.cuh", wide, narrow)], &expected);
 }
 
-/// A loop over the elements of a pack, of which the compiler cannot know that they lie at a multiple of 16 bytes.
+/// A loop over the elements of a pack: the compiler cannot know that they are aligned to 16 bytes.
 #[test]
 fn a_load_for_each_element() {
     let pack = "return unpack_bits<T>(load_u128(address));";
@@ -140,7 +143,7 @@ fn a_load_for_each_element() {
     refused("encoder.cu", "80", &[("common.cuh", pack, elements)], &expected);
 }
 
-/// More loads under way at once, or fewer.
+/// More loads in flight at once, or fewer.
 #[test]
 fn registers_over_and_under_the_budget() {
     let batch = "constexpr int BATCH = 4;";
@@ -155,14 +158,15 @@ fn registers_over_and_under_the_budget() {
     }
 }
 
-/// A function of some ten instructions where one would do: no count of the budget shows it.
+/// A function of some ten instructions instead of one: no count of the budget shows it.
 #[test]
-fn a_longer_way_to_the_same_result() {
+fn a_slower_way_to_the_same_result() {
     let exact = ("gelu.cuh", "if constexpr (sizeof(floatX) == 4) return tanhf(u);", "return tanhf(u);");
     refused("gelu.cu", "90a", &[exact], &[("gelu_forward", ", start, path 1 (-): * longer")]);
 }
 
-/// Tiles that pass through registers on their way to shared memory, ordinary loads of them, and products of single numbers.
+/// Tiles that pass through registers on their way to shared memory, ordinary loads of them, and
+/// multiplications of single numbers.
 #[test]
 fn no_asynchronous_copies_no_ldmatrix_no_tensor_cores() {
     let copy = r#""cp.async.cg.shared.global [%0], [%1], 16, %2;""#;
@@ -183,7 +187,8 @@ fn no_asynchronous_copies_no_ldmatrix_no_tensor_cores() {
     refused("attention_forward.cu", "80", &edits, &expected);
 }
 
-/// A name that nvcc does not define leaves the kernels for Hopper empty, and they compile without a word.
+/// A macro that nvcc does not define leaves the kernels for Hopper empty, and they compile
+/// silently.
 #[test]
 fn kernels_for_hopper_that_are_empty() {
     let edit = ("hopper.cuh", "defined(__CUDA_ARCH_FEAT_SM90_ALL)", "defined(__CUDA_ARCH_FEAT_SM90A_ALL)");

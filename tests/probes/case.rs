@@ -1,24 +1,25 @@
-//! What came out of a probe, and what should have.
+//! The output of a probe, and the expected one.
 
 use crate::golden::Golden;
 
-/// What 32-bit words mean, as far as it decides which of them are the same.
+/// The meaning of 32-bit words, as far as it decides which of them are equal.
 ///
-/// A function that moves bits must keep all of them, those of a NaN too. One that converts or computes must give a NaN where
-/// one is due, but any will do: PTX leaves sign and payload open, and no kernel looks at them.
+/// A function that moves bits must keep all of them, those of a NaN too. One that converts or
+/// computes must give a NaN where one is due, but any NaN: PTX leaves sign and payload open, and no
+/// kernel looks at them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     Bits,
     F32,
-    /// A sum of products: PTX does not say which zero comes out of nothing but zeros.
+    /// A sum of products: PTX does not define the sign of a sum of zeros.
     Sum,
-    /// Two of them, or one in the low half.
+    /// Two bf16 numbers, or one in the low half.
     Bf16,
     F16,
 }
 
 impl Format {
-    /// One word for all that are the same.
+    /// Maps equal words to one.
     pub fn canonical(self, word: u32) -> u32 {
         let halves = |infinity: u32| {
             let half = |h: u32| if h & 0x7fff > infinity { 0x7fff } else { h };
@@ -35,16 +36,16 @@ impl Format {
     }
 }
 
-/// What a probe must bring.
+/// The words that a probe must output.
 #[derive(Clone, Debug)]
 pub enum Expected {
-    /// These words, whatever the device.
+    /// These words on every device.
     Words(Vec<u32>),
-    /// f32 numbers that are so close to these, given as number and bound.
+    /// f32 numbers close to these, as number and bound.
     Near(Vec<(f64, f64)>),
 }
 
-/// Some words that one launch brought.
+/// Words that one launch output.
 #[derive(Clone, Debug)]
 pub struct Case {
     pub name: String,
@@ -64,10 +65,10 @@ impl Case {
         Case { name: name.to_owned(), format: Format::F32, found, expected: Expected::Near(expected) }
     }
 
-    /// Compares with what is expected.
+    /// Compares with the expected words.
     ///
     /// # Errors
-    /// The first word that differs, with its index; and how many do.
+    /// The first word that differs, with its index, and the number of words that do.
     pub fn check(&self) -> Result<(), String> {
         let words = self.found.iter().enumerate();
         match &self.expected {
@@ -91,10 +92,11 @@ impl Case {
         }
     }
 
-    /// Compares with what a GPU once brought: two numbers that are each within a bound are within twice the bound.
+    /// Compares with the recording of a GPU: two numbers that are each within a bound differ by at
+    /// most twice the bound.
     ///
     /// # Errors
-    /// The first word that differs, with its index; and how many do.
+    /// The first word that differs, with its index, and the number of words that do.
     pub fn check_golden(&self, golden: &Golden) -> Result<(), String> {
         let (excerpt, recorded) = golden.words_of(self)?;
         let found = excerpt.of(self);
@@ -166,7 +168,7 @@ mod tests {
     fn nans_are_the_same_where_they_are_computed() {
         assert!(of(Format::Bits, 0x7fc0_0000, 0x7fff_ffff).is_err());
         of(Format::F32, 0xffc0_0001, 0x7fff_ffff).unwrap();
-        assert!(of(Format::F32, 0x7f80_0000, 0x7fff_ffff).is_err(), "infinity is no NaN");
+        assert!(of(Format::F32, 0x7f80_0000, 0x7fff_ffff).is_err(), "infinity is not NaN");
         of(Format::Bf16, 0x7fc1_ff81, 0x7fff_7fff).unwrap();
         assert!(of(Format::Bf16, 0x7f80_7fff, 0x7fff_7fff).is_err());
         of(Format::F16, 0x7c01_fe00, 0x7fff_7fff).unwrap();
@@ -174,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sign_of_zero_matters_but_in_sums() {
+    fn the_sign_of_zero_matters_except_in_sums() {
         of(Format::Sum, 0, 0x8000_0000).unwrap();
         assert!(of(Format::F32, 0, 0x8000_0000).is_err());
     }

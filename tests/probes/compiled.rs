@@ -1,10 +1,11 @@
-//! The probes as nvcc compiled them, in a list of their own: no other program contains these fatbins.
+//! The probes as nvcc compiled them, in a list of their own: no other program contains these
+//! fatbins.
 
 use kernel_build::ptxas;
 use warpsmith::device::cuda::fatbins::Fatbin;
 
-/// As in the library: CUDA's loader reads an image as words.
-#[allow(dead_code)] // where there are no images
+/// CUDA's loader reads an image word by word, as in the library.
+#[allow(dead_code)] // in builds without images
 #[repr(C, align(64))]
 struct Aligned<T: ?Sized>(T);
 
@@ -29,7 +30,7 @@ fn they_compile_for_every_architecture_without_spills_or_warnings() {
     arches.dedup();
     println!("{} kernels for sm_{}", report.kernels.len() / arches.len(), arches.join(", sm_"));
     let faults = ptxas::faults(&report, &FILES, &["bf16"], &arches);
-    // As for the library's kernels: another compiler may allocate registers otherwise.
+    // As for the library's kernels: another compiler may allocate registers differently.
     assert!(faults.is_empty() || NVCC_VERSION != (13, 0), "\n{}\n", faults.join("\n"));
 }
 

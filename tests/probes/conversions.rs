@@ -1,4 +1,4 @@
-//! Conversions between types of numbers, and the approximations of four functions.
+//! Conversions between number types, and the approximations of four functions.
 
 use crate::case::{Case, Format};
 use crate::matrices::random_words;
@@ -7,8 +7,9 @@ use half::{bf16, f16};
 
 const FILE: &str = "probes.cu";
 
-/// Every exponent and sign, each with mantissas that lie on, just below and just above every tie there can be; and 8192 words
-/// at random. So there are zeros, subnormal numbers, infinities, NaNs, and what overflows in 16 bits.
+/// Every exponent and sign, each with mantissas on, just below and just above every possible tie,
+/// and 8192 random words. They include zeros, subnormal numbers, infinities, NaNs, and numbers that
+/// overflow in 16 bits.
 fn hard_numbers() -> Vec<u32> {
     let mut mantissas = vec![0];
     for bit in 0..23 {
@@ -37,7 +38,8 @@ fn to_f16(v: f32) -> u32 {
     u32::from(f16::from_f32(v).to_bits())
 }
 
-/// Every 16-bit pattern widened, and f32 narrowed. bf16 is the upper half of an f32, so that all bits stay.
+/// Every 16-bit pattern is widened, and f32 narrowed. bf16 is the upper half of an f32, so all bits
+/// are kept.
 #[test]
 fn bf16_and_back() {
     let (patterns, numbers): (Vec<u32>, _) = ((0..=0xffff).collect(), hard_numbers());
@@ -65,9 +67,9 @@ fn f16_and_back() {
     });
 }
 
-/// What does nothing must do nothing.
+/// The identity must not change a bit.
 #[test]
-fn f32_stays_what_it_is() {
+fn f32_is_unchanged() {
     let numbers = hard_numbers();
     probe("f32", Needs::Any, |device| {
         ["float_to_f32", "float_from_f32"]
@@ -93,7 +95,8 @@ fn pack2() {
     });
 }
 
-/// To 10 bits behind the point, ties away from zero. In f64, which has all numbers and steps that occur.
+/// Rounds to 10 fraction bits, ties away from zero. It computes in f64, which has all numbers and
+/// steps that occur.
 fn to_tf32(v: f32) -> u32 {
     if !v.is_finite() {
         return v.to_bits();
@@ -113,7 +116,7 @@ fn tf32() {
     });
 }
 
-/// Numbers from `low` to `high`, evenly, and some whose last bits are at random.
+/// Numbers from `low` to `high`, evenly spaced, and some random ones.
 fn sweep(low: f64, high: f64, count: usize) -> Vec<u32> {
     let even = (0..=count).map(|i| (low + (high - low) * i as f64 / count as f64) as f32);
     let random = random_words(2, count / 4).into_iter().map(|word| {
@@ -123,7 +126,7 @@ fn sweep(low: f64, high: f64, count: usize) -> Vec<u32> {
     even.chain(random).map(f32::to_bits).collect()
 }
 
-/// Both zeros, subnormal numbers, infinities, NaNs, in words.
+/// Both zeros, subnormal numbers, infinities and NaNs, as words.
 const SPECIAL: [u32; 12] = [
     0,
     0x8000_0000,
@@ -139,8 +142,8 @@ const SPECIAL: [u32; 12] = [
     0x7fff_ffff,
 ];
 
-/// ex2.approx.ftz.f32: a relative error of 2^-22 at most, zero for what is below the smallest normal number. By the table of
-/// special values 1 for zeros and subnormal numbers.
+/// ex2.approx.ftz.f32: a relative error of 2^-22 at most, and zero below the smallest normal
+/// number. By the table of special values it is 1 for zeros and subnormal numbers.
 #[test]
 fn exp2() {
     const ERROR: f64 = 1.0 / (1u32 << 22) as f64;
@@ -148,7 +151,7 @@ fn exp2() {
     let near = |x: f32| {
         let power = f64::from(x).exp2();
         match power {
-            // What the error makes smaller than it is, is flushed.
+            // A result that the error makes smaller than that is flushed.
             p if p < smallest * (1.0 - ERROR) => (0.0, 0.0),
             p if p < smallest * (1.0 + ERROR) => (smallest / 2.0, smallest * (0.5 + ERROR)),
             p => (p, p * ERROR),
@@ -174,8 +177,9 @@ fn exp2() {
     });
 }
 
-/// tanh.approx.f32: a relative error of 2^-11 at most; zeros and subnormal numbers stay what they are. Far from zero it is 1, and
-/// not about 1: the derivative of GELU multiplies 1 - tanh^2 by a large number there.
+/// tanh.approx.f32: a relative error of 2^-11 at most; zeros and subnormal numbers are unchanged.
+/// Far from zero the result is exactly 1: there the derivative of GELU multiplies 1 - tanh^2 by a
+/// large number.
 #[test]
 fn tanh() {
     const ERROR: f64 = 1.0 / (1u32 << 11) as f64;
@@ -199,7 +203,7 @@ fn tanh() {
     });
 }
 
-/// Twins that were exact would let tolerances pass that no hardware keeps to.
+/// Exact twins would let tolerances pass that hardware does not meet.
 #[test]
 fn the_twins_err_as_hardware_may() {
     let largest = |kernel, inputs: &[u32], of: fn(f64) -> f64, bound: f64| {
@@ -217,11 +221,11 @@ fn the_twins_err_as_hardware_may() {
         }
     };
     largest("tanh_of", &sweep(0.001, 4.0, 4096), f64::tanh, 2f64.powi(-11));
-    // One unit in the last place is all of what is allowed near 1, and half of it near 2.
+    // One unit in the last place is the whole tolerance near 1, and half of it near 2.
     largest("exp2_of", &sweep(-100.0, 100.0, 4096), f64::exp2, 2f64.powi(-22));
 }
 
-/// Numbers of every exponent that an f32 has, and those that a root or a reciprocal has exactly.
+/// Numbers of every exponent of f32, and numbers with an exact root or reciprocal.
 fn all_magnitudes() -> Vec<u32> {
     let mut words: Vec<u32> =
         hard_numbers().into_iter().step_by(7).filter(|x| f32::from_bits(*x).is_normal()).collect();
@@ -229,7 +233,8 @@ fn all_magnitudes() -> Vec<u32> {
     words
 }
 
-/// sqrt.approx.ftz.f32 and rcp.approx.ftz.f32: a relative error of 2^-23 at most, subnormal numbers count as zero.
+/// sqrt.approx.ftz.f32 and rcp.approx.ftz.f32: a relative error of 2^-23 at most; subnormal numbers
+/// count as zero.
 #[test]
 fn roots_and_reciprocals() {
     const ERROR: f64 = 1.0 / (1u32 << 23) as f64;

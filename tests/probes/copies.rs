@@ -1,4 +1,5 @@
-//! Asynchronous copies of 16 bytes, the barriers that copies report to, and registers that move.
+//! Asynchronous copies of 16 bytes, the barriers that copies report to, and the transfer of
+//! registers.
 
 use crate::case::{Case, Format};
 use crate::matrices::random_words;
@@ -27,7 +28,7 @@ fn cp_async() {
     });
 }
 
-/// In every phase a thread sees what its opposite left in the same one.
+/// In every phase a thread sees what its opposite left in the same phase.
 #[test]
 fn mbarrier() {
     const PHASES: usize = 7;
@@ -48,7 +49,8 @@ fn mbarrier() {
     });
 }
 
-/// What a thread holds stays what it is while registers move, and it can hold more afterwards.
+/// Registers keep their values while their number changes, and a thread can hold more values
+/// afterwards.
 #[test]
 fn registers() {
     const HELD: usize = 192;

@@ -1,11 +1,12 @@
-//! That no function of the two headers is without a probe.
+//! Every function of the two headers has a probe.
 
 use crate::root;
 
-/// What a probe has to call, for every function that the text of the headers defines.
+/// The calls that probes must have, for every function that the text of the headers defines.
 ///
-/// Specialisations and overloads count one by one: `pack2<bf16>(…)`, `to_f32(f16{…})`. Of wgmma, every type and number of sums:
-/// a probe's `one_product<bf16, 64>(…)` calls it for all orders of the operands.
+/// Specializations and overloads count separately: `pack2<bf16>(…)`, `to_f32(f16{…})`. For wgmma
+/// every type and number of sums counts: `one_product<bf16, 64>(…)` of a probe calls it for all
+/// orders of the operands.
 fn calls(headers: &str) -> Vec<String> {
     let lines: Vec<&str> = headers.lines().map(|line| line.split("//").next().unwrap_or_default()).collect();
     let mut functions = Vec::new();
@@ -18,10 +19,10 @@ fn calls(headers: &str) -> Vec<String> {
     let mut calls = Vec::new();
     for &(name, first, line) in &functions {
         let overloads = functions.iter().filter(|(other, ..)| *other == name).count();
-        let specialised = functions.iter().any(|(other, ..)| other.starts_with(&format!("{name}<")));
+        let specialized = functions.iter().any(|(other, ..)| other.starts_with(&format!("{name}<")));
         match name {
-            // The declaration of a template whose specialisations follow.
-            _ if specialised => {}
+            // The declaration of a template whose specializations follow.
+            _ if specialized => {}
             "multiply" => {
                 let sums = line.split("float (&d)[").nth(1).and_then(|rest| rest.split(']').next());
                 let types = lines.iter().filter_map(|line| line.strip_prefix("WGMMA_OF("));
@@ -36,7 +37,7 @@ fn calls(headers: &str) -> Vec<String> {
     calls
 }
 
-/// Whether a probe calls it: by name, with or without arguments of a template.
+/// Whether a probe calls it by name, with or without template arguments.
 fn is_called(call: &str, probes: &str) -> bool {
     let code = probes.lines().map(|line| line.split("//").next().unwrap_or_default());
     let starts = |line: &str, call: &str| {
@@ -47,7 +48,7 @@ fn is_called(call: &str, probes: &str) -> bool {
             whole && !before.is_some_and(|c| c.is_alphanumeric() || c == '_')
         })
     };
-    // What a kernel is called is no call.
+    // The name of a kernel is not a call.
     code.filter(|line| !line.contains("__global__")).any(|line| starts(line, call))
 }
 

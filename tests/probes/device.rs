@@ -1,4 +1,5 @@
-//! The devices that probes run on, with the probes' kernels: the GPU if `WARPSMITH_TEST_DEVICE=cuda`, else the emulated device.
+//! The devices that probes run on, with the kernels of the probes: the GPU if
+//! `WARPSMITH_TEST_DEVICE=cuda`, else the emulated device.
 
 use crate::golden::{self, Recorder};
 use crate::gpus;
@@ -10,14 +11,14 @@ use warpsmith::device::cuda::nvml::Monitor;
 use warpsmith::tensor::Dtype;
 
 pub struct Device {
-    /// What to call it when it fails.
+    /// Its name in messages.
     pub mode: String,
     pub driver: Box<dyn Driver>,
-    /// On a GPU that is to be recorded: where to, and what to say of it.
+    /// The destination and the header of a recording, on a GPU that is to be recorded.
     pub recording: Option<(PathBuf, Recorder)>,
 }
 
-/// Every device to probe. None, if this machine has none.
+/// All devices to probe; none if this machine has none.
 pub fn under_test() -> Vec<Device> {
     let record = std::env::var_os("WARPSMITH_RECORD_PROBES").map(PathBuf::from);
     if std::env::var("WARPSMITH_TEST_DEVICE").is_ok_and(|device| device == "cuda") {
@@ -29,7 +30,7 @@ pub fn under_test() -> Vec<Device> {
     emulated()
 }
 
-/// What the emulated device does is no measure of itself.
+/// Refuses to record the emulated device, which cannot be a reference for itself.
 pub fn not_recorded(dir: &Path) -> String {
     let dir = dir.display();
     format!(
@@ -56,12 +57,12 @@ fn gpu(record: Option<PathBuf>) -> anyhow::Result<Device> {
     Ok(Device { mode: driver.info().name.clone(), driver: Box::new(driver), recording })
 }
 
-/// A recording is worth having without it: containers may lack NVML.
+/// The recording is useful without it: containers may lack NVML.
 fn driver_version(driver: &Nvidia) -> anyhow::Result<String> {
     Monitor::open(&driver.pci_bus_id()?)?.driver_version()
 }
 
-/// As kernels usually run, and checked in another order with copies that land at once.
+/// The usual mode, and a checked one in another order with copies that land at once.
 #[cfg(emulated)]
 fn emulated() -> Vec<Device> {
     use warpsmith::device::cuda::emulated::{Copies, Emulated, EmulatorOptions, PROBES, Schedule};
@@ -87,7 +88,8 @@ impl Device {
         self.driver.info().emulated
     }
 
-    /// Hopper's instructions are those of one architecture, not of its successors.
+    /// Whether the device has Hopper's instructions, which exist on one architecture and not on its
+    /// successors.
     pub fn has_hopper_instructions(&self) -> bool {
         self.driver.info().capability == (9, 0)
     }
@@ -104,14 +106,15 @@ impl Device {
         values
     }
 
-    /// Launches a kernel of a file under `kernels/` here.
+    /// Launches a kernel of a file in `kernels/` beside this one.
     pub fn launch(&mut self, kernel: (&'static str, &'static str), launch: Launch, args: &[Arg]) {
         let (file, name) = kernel;
         let spec = Box::leak(Box::new(KernelSpec { name, file, params: &[] }));
         self.driver.launch(spec, launch, args).unwrap_or_else(|e| panic!("{name}, {}: {e:#}", self.mode));
     }
 
-    /// `out` of a kernel `(out, in, n)` that gives a word for a word. What is not written stays a pattern that no probe expects.
+    /// Runs a kernel `(out, in, n)` that makes one word of each, and returns `out`. Words that it
+    /// does not write keep a pattern that no probe expects.
     pub fn each(&mut self, kernel: (&'static str, &'static str), input: &[u32]) -> Vec<u32> {
         let out = self.words(&vec![0xdead_beef; input.len()]);
         let args = (out, self.words(input), input.len() as i32);

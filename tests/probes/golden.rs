@@ -1,22 +1,22 @@
-//! Golden files: what the words of a probe were on a GPU, as text. `golden/README.md` describes them.
+//! Golden files: the words of a probe on a GPU, as text. `golden/README.md` describes them.
 
 use crate::case::{Case, Expected};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Outputs up to this length are recorded whole.
+/// Outputs up to this length are recorded in full.
 const MOST_WORDS: usize = 256;
-/// Words at most of a longer one.
+/// The most words that are recorded of a longer output.
 const CHECKSUMS: usize = 64;
 const SAMPLES: usize = 128;
-const WORDS_A_LINE: usize = 8;
+const WORDS_PER_LINE: usize = 8;
 
-/// Which words of an output are recorded.
+/// The words of an output that are recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Excerpt {
     All,
-    /// The CRC-32 of each so many words: what is the same on every device can be compared so.
+    /// The CRC-32 of every N words, which suffices if all devices output the same.
     ChecksumsOf(usize),
     Every(usize),
 }
@@ -27,7 +27,7 @@ impl Excerpt {
         match case.expected {
             _ if len <= MOST_WORDS => Excerpt::All,
             Expected::Words(_) => Excerpt::ChecksumsOf(len.div_ceil(CHECKSUMS)),
-            // An odd step, so that all rows and columns of a matrix have their turn.
+            // An odd step samples all rows and columns of a matrix.
             Expected::Near(_) => Excerpt::Every(len.div_ceil(SAMPLES) | 1),
         }
     }
@@ -45,7 +45,7 @@ impl Excerpt {
         }
     }
 
-    /// Where the `i`th recorded word is in the output.
+    /// The index of the `i`th recorded word in the output.
     pub fn index(self, i: usize) -> usize {
         match self {
             Excerpt::All => i,
@@ -81,7 +81,7 @@ impl Excerpt {
     }
 }
 
-/// A file that was read.
+/// A golden file.
 #[derive(Debug)]
 pub struct Golden {
     pub path: PathBuf,
@@ -97,7 +97,7 @@ impl Golden {
         Self::parse(path, &text)
     }
 
-    /// Of the text of a file.
+    /// Parses the text of a file.
     pub fn parse(path: &Path, text: &str) -> Result<Self, String> {
         let fault = |number: usize, expected: &str, found: &str| {
             format!("{}:{}: expected {expected}, found {found:?}", path.display(), number + 1)
@@ -128,10 +128,10 @@ impl Golden {
         }
     }
 
-    /// What was recorded of a case.
+    /// The recorded words of a case.
     ///
     /// # Errors
-    /// If it was not, or not in this form: the probe has changed since.
+    /// If the case was not recorded in this form: the probe has changed since.
     pub fn words_of(&self, case: &Case) -> Result<(Excerpt, &[u32]), String> {
         let excerpt = Excerpt::for_case(case);
         let (heading, count) = (excerpt.heading(case), excerpt.of(case).len());
@@ -149,7 +149,7 @@ impl Golden {
     }
 }
 
-/// Who recorded, and when.
+/// The machine and the date of a recording.
 #[derive(Clone, Debug)]
 pub struct Recorder {
     /// `NVIDIA H200`
@@ -161,14 +161,14 @@ pub struct Recorder {
     pub date: String,
 }
 
-/// A golden file.
+/// The text of a golden file.
 pub fn text(probe: &str, by: &Recorder, cases: &[Case]) -> String {
     let Recorder { gpu, arch, driver, date } = by;
     let mut text = format!("# {probe} | gpu {gpu} ({arch}) | driver {driver} | recorded {date}\n");
     for case in cases {
         let excerpt = Excerpt::for_case(case);
         let _ = writeln!(text, "{}", excerpt.heading(case));
-        for line in excerpt.of(case).chunks(WORDS_A_LINE) {
+        for line in excerpt.of(case).chunks(WORDS_PER_LINE) {
             let words: Vec<String> = line.iter().map(|word| format!("{word:08x}")).collect();
             let _ = writeln!(text, "{}", words.join(" "));
         }
@@ -199,9 +199,9 @@ pub fn files(dir: &Path, probe: Option<&str>) -> Vec<PathBuf> {
     files
 }
 
-/// The day of a number of seconds since 1970, in UTC.
+/// The date of a number of seconds since 1970, in UTC.
 pub fn date(seconds: u64) -> String {
-    // Years that begin in March end with the day that some of them lack; eras of 400 of them are alike.
+    // Years that begin in March end with the leap day; eras of 400 years are alike.
     let days = seconds / 86400 + 719_468;
     let (era, day) = (days / 146_097, days % 146_097);
     let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
@@ -236,7 +236,7 @@ mod tests {
         record(dir, "probe", &by, &cases()).unwrap()
     }
 
-    /// The faults of the cases against a file after a change of its text.
+    /// The faults of the cases against a file whose text was changed.
     fn after(from: &str, to: &str) -> Vec<String> {
         let dir = tempfile::tempdir().unwrap();
         let path = recorded(dir.path());
@@ -270,7 +270,7 @@ mod tests {
         assert_eq!(faults.len(), 1, "{faults:?}");
         assert!(faults[0].starts_with("short, word 1: expected 004f1bbd (recorded in "), "{faults:?}");
         assert!(faults[0].ends_with("sm_90/probe.txt), found 004f1bbc; 1 of 20 differ"), "{faults:?}");
-        // 9 to 10 is within twice the bound, 9 to 11 is not.
+        // 9 and 10 are within twice the bound, 9 and 11 are not.
         assert_eq!(after("41100000", "41200000"), [""; 0]);
         let faults = after("41100000", "41300000");
         assert!(faults[0].starts_with("close, word 9: expected 41300000 (1.1e1) (recorded"), "{faults:?}");
@@ -281,7 +281,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let golden = Golden::read(&recorded(dir.path())).unwrap();
         let mut long = cases().remove(1);
-        // Any NaN is as good as another.
+        // All NaNs are equal.
         long.found[100] = 0x7e01_0000;
         let message = long.check_golden(&golden).unwrap_err();
         assert!(message.starts_with("long, words 96 to 111: expected checksum "), "{message}");
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_golden_file_is_refused() {
+    fn a_malformed_golden_file_is_refused() {
         let refused = |from: &str, to: &str, message: &str| {
             let faults = after(from, to);
             assert!(faults[0].contains(message), "{faults:?}");

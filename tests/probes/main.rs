@@ -1,10 +1,11 @@
-//! Probes: a tiny kernel for each function of `kernels/ptx.cuh` and `kernels/hopper.cuh`, which are all the inline PTX there is.
-//! What comes out of it is compared with the definition of the instruction, written here in Rust, and with golden files: what
-//! a GPU made of the same inputs. So the emulated device is held to hardware where there is none, and hardware to the
-//! definitions that the kernels were written for.
+//! Probes: a tiny kernel for each function of `kernels/ptx.cuh` and `kernels/hopper.cuh`, which
+//! have all inline PTX. The output is compared with the definition of the instruction, written here
+//! in Rust, and with golden files: the output of a GPU for the same inputs. So where there is no
+//! GPU the emulated device is held to hardware, and hardware is held to the definitions that the
+//! kernels rely on.
 //!
-//! On a machine with a GPU, `WARPSMITH_TEST_DEVICE=cuda` probes it, and `WARPSMITH_RECORD_PROBES=tests/probes/golden` beside it
-//! records. `golden/README.md` says more.
+//! On a machine with a GPU, `WARPSMITH_TEST_DEVICE=cuda` probes it, and
+//! `WARPSMITH_RECORD_PROBES=tests/probes/golden` in addition records it; see `golden/README.md`.
 
 mod case;
 mod compiled;
@@ -53,18 +54,19 @@ const PROBES: [&str; 23] = [
     "wgmma_groups",
 ];
 
-/// They are read in diffs and kept for good.
+/// Golden files are read in diffs and kept for good.
 const MOST_BYTES_OF_ONE: usize = 40_000;
 const MOST_BYTES_OF_ALL: u64 = 300_000;
 
-/// What a device must have.
+/// The capability that a probe needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Needs {
     Any,
     Hopper,
 }
 
-/// The repository, also for a program that was carried to another machine and is run there from its root.
+/// The root of the repository; the current directory for a program that was carried to another
+/// machine.
 fn root() -> PathBuf {
     let built_in = Path::new(env!("CARGO_MANIFEST_DIR"));
     if built_in.is_dir() { built_in.to_owned() } else { PathBuf::from(".") }
@@ -86,7 +88,7 @@ fn probe(name: &str, needs: Needs, run: impl Fn(&mut Device) -> Vec<Case>) {
         }
         let cases = run(&mut device);
         assert!(!cases.is_empty());
-        // First: what a GPU did is worth more than what we think of it.
+        // Recording comes first: the behavior of a GPU counts more than our expectation.
         if let Some((dir, by)) = &device.recording {
             let path = golden::record(dir, name, by, &cases).unwrap_or_else(|e| panic!("{e}"));
             println!("recorded {}", path.display());
@@ -102,18 +104,18 @@ fn probe(name: &str, needs: Needs, run: impl Fn(&mut Device) -> Vec<Case>) {
     }
 }
 
-/// What is wrong with a golden file of these cases: it must be small, and compare as the same. So no GPU is needed to know
-/// that what one records will do.
+/// The faults of a golden file of these cases, which must be small and compare as equal. So no GPU
+/// is needed to know that a recording will be usable.
 fn would_be_recorded(name: &str, cases: &[Case]) -> Vec<String> {
     let [gpu, arch, driver, date] = ["a GPU", "sm_90", "1", "today"].map(str::to_owned);
     let text = golden::text(name, &Recorder { gpu, arch, driver, date }, cases);
-    let mut faults = match Golden::parse(Path::new("what would be recorded"), &text) {
+    let mut faults = match Golden::parse(Path::new("the recording"), &text) {
         Ok(golden) => cases.iter().filter_map(|case| case.check_golden(&golden).err()).collect(),
         Err(message) => vec![message],
     };
     println!("{name}: {} bytes of golden file", text.len());
     if text.len() > MOST_BYTES_OF_ONE {
-        faults.push(format!("{} bytes of golden file, {MOST_BYTES_OF_ONE} are allowed", text.len()));
+        faults.push(format!("{} bytes of golden file, at most {MOST_BYTES_OF_ONE} are allowed", text.len()));
     }
     faults
 }
@@ -125,11 +127,14 @@ fn golden_files_are_of_probes_and_small() {
     for path in &files {
         Golden::read(path).unwrap_or_else(|e| panic!("{e}"));
         let name = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-        assert!(PROBES.contains(&name), "{}: there is no probe {name}", path.display());
+        assert!(PROBES.contains(&name), "{}: no probe has the name {name}", path.display());
         bytes += std::fs::metadata(path).unwrap().len();
     }
     println!("{} golden files of {bytes} bytes", files.len());
-    assert!(bytes < MOST_BYTES_OF_ALL, "{bytes} bytes of golden files, {MOST_BYTES_OF_ALL} are allowed");
+    assert!(
+        bytes < MOST_BYTES_OF_ALL,
+        "{bytes} bytes of golden files, at most {MOST_BYTES_OF_ALL} are allowed"
+    );
 }
 
 #[test]
@@ -142,7 +147,7 @@ fn the_emulated_device_is_not_recorded() {
     if std::env::var_os("WARPSMITH_TEST_DEVICE").is_some() {
         return println!("skipped: a device is chosen");
     }
-    // In a process of its own, which is told to.
+    // In a process of its own, with the variable set.
     let mut child = std::process::Command::new(std::env::current_exe().unwrap());
     let child = child.args(["--exact", "memory::opaque"]).env("WARPSMITH_RECORD_PROBES", "out");
     let output = child.current_dir(root()).output().unwrap();

@@ -1,4 +1,4 @@
-//! What moves words, or says where they are.
+//! Functions that move words, or return addresses.
 
 use crate::case::{Case, Format};
 use crate::matrices::random_words;
@@ -27,7 +27,7 @@ fn opaque() {
     });
 }
 
-/// In steps of the rows' 16 bytes, from a multiple of 1024.
+/// Rows are 16 bytes apart, and start at a multiple of 1024.
 #[test]
 fn addresses_in_shared_memory() {
     let expected: Vec<u32> = (0..32).map(|row| 16 * row).chain([0]).collect();
@@ -38,8 +38,9 @@ fn addresses_in_shared_memory() {
     });
 }
 
-/// Lane l gets of matrix i elements (l / 4, 2 (l % 4)) and the next in the row, or of the transpose. Row r of matrix i is the
-/// one that lane 8 i + r names; they name rows in order, and all of them in another order.
+/// Of matrix i, or of its transpose, lane l gets element (l / 4, 2 (l % 4)) and the next in the
+/// row. Row r of matrix i is the one that lane 8 i + r names; lanes name rows in order, and then in
+/// another order.
 #[test]
 fn ldmatrix() {
     let rows = random_words(5, 128);

@@ -1,13 +1,13 @@
-//! Products of a warp. Which lane holds which element follows the layouts that CUTLASS publishes, as shapes and strides; the
-//! emulator follows the formulas of the PTX ISA.
+//! MMAs of a warp. The layout of elements over lanes follows the shapes and strides that CUTLASS
+//! publishes; the emulator follows the formulas of the PTX ISA.
 
 use crate::case::Case;
 use crate::matrices::{Kind, Numbers, dot, products, random_words};
 use crate::{Needs, probe};
 use warpsmith::device::cuda::kernel::{Arg, Launch};
 
-/// Strides of a lane's two digits (modulo 4, and the rest), and of the bits of an element's number, in a matrix whose first
-/// index is contiguous: M x K for A, N x K for B, M x N for D.
+/// The strides of a lane's two digits (modulo 4, and the rest), and of the bits of an element's
+/// number, in a matrix whose first index is contiguous: M x K for A, N x K for B, M x N for D.
 struct Layout {
     lane: [usize; 2],
     value: &'static [usize],
@@ -19,7 +19,8 @@ impl Layout {
         lane % 4 * self.lane[0] + lane / 4 * self.lane[1] + of_value.sum::<usize>()
     }
 
-    /// Registers of `values` elements a lane, `per_register` in each.
+    /// The registers of all lanes, with `values` elements per lane and `per_register` in each
+    /// register.
     fn registers(&self, matrix: &[u32], values: usize, per_register: usize) -> Vec<u32> {
         let of_lane = |lane: usize| -> Vec<u32> {
             let elements: Vec<u32> = (0..values).map(|v| matrix[self.element(lane, v)]).collect();
@@ -56,7 +57,7 @@ fn m16n8k8(kernel: &'static str) -> Instruction {
     Instruction { kernel, numbers: Numbers::Tf32, K: 8, a, b, per_register: 1 }
 }
 
-/// Products one after the other: so many instructions with operands of their own.
+/// Consecutive MMAs, each with operands of its own.
 const REPEATS: usize = 4;
 
 impl Instruction {
@@ -114,7 +115,7 @@ fn f16() {
     probe("mma_f16", Needs::Any, |device| mma.cases(device));
 }
 
-/// Also with bits set that are not TF32's: they do not count.
+/// TF32, also with low bits set that are not part of it and do not count.
 #[test]
 fn tf32() {
     let mma = m16n8k8("mma_tf32");

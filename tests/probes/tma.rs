@@ -10,8 +10,8 @@ const ROWS: i32 = 100;
 const COLUMNS: i32 = 136;
 const BOX_COLUMNS: i32 = 64;
 
-/// What a box holds in shared memory, a word for two elements: 128 bytes a row, and the 16-byte chunk c of row r where chunk
-/// c ^ (r % 8) would be; zeros where the matrix ends, on either side.
+/// The contents of a box in shared memory, one word for two elements: rows of 128 bytes, in which
+/// the 16-byte chunk c of row r is at c ^ (r % 8); zeros outside of the matrix.
 fn swizzled(matrix: &[u16], x: i32, y: i32, rows: i32) -> Vec<u32> {
     let at = |row: i32, column: i32| {
         let inside = (0..ROWS).contains(&row) && (0..COLUMNS).contains(&column);
@@ -25,7 +25,7 @@ fn swizzled(matrix: &[u16], x: i32, y: i32, rows: i32) -> Vec<u32> {
     (0..rows * BOX_COLUMNS / 2).map(word).collect()
 }
 
-/// Each case brings three boxes: the one named, and those to its right and below.
+/// Each case copies three boxes: the one named, and those to its right and below.
 #[test]
 fn boxes() {
     let words = random_words(10, (ROWS * COLUMNS / 2) as usize);

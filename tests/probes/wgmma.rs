@@ -1,6 +1,6 @@
-//! Products of a warpgroup, from an image of shared memory that is made here: elements in rows of 128 bytes, the 16-byte chunk
-//! c of row r where chunk c ^ (r % 8) would be, by "Shared Memory Matrix Layout" of the PTX ISA. What TMA makes of it is another
-//! probe's affair.
+//! MMAs of a warpgroup, from an image of shared memory that is made here: elements in rows of 128
+//! bytes, in which the 16-byte chunk c of row r is at c ^ (r % 8), by "Shared Memory Matrix Layout"
+//! of the PTX ISA. Whether TMA makes the same image is tested by another probe.
 
 use crate::case::{Case, Format};
 use crate::matrices::{Kind, Numbers, dot, products, random_words};
@@ -10,12 +10,13 @@ use warpsmith::device::cuda::kernel::{Arg, Launch};
 const FILE: &str = "probes_hopper.cu";
 const M: usize = 64;
 const K: usize = 16;
-/// Of K, that rows of 128 bytes hold; a product takes 16 of them.
+/// The elements of K in rows of 128 bytes; an MMA takes 16 of them.
 const STORED_K: usize = 64;
 const ROW_BYTES: usize = 128;
 
-/// Bits 0 to 13: the address; 16 to 29: from 64 elements across to the next; 32 to 45: from eight rows to the next, 1024
-/// bytes; all in units of 16 bytes. Bits 62 and 63: 1, the swizzle of 128 bytes.
+/// Bits 0 to 13 are the address; 16 to 29 the distance from 64 elements across to the next 64; 32
+/// to 45 the distance from eight rows to the next, 1024 bytes; all in units of 16 bytes. Bits 62
+/// and 63 are 1, the swizzle of 128 bytes.
 #[test]
 fn descriptors() {
     let addresses: Vec<u32> = (0..256).map(|i| i * 911 % 227 * 1024 + i % 8 * 16).collect();
@@ -34,7 +35,8 @@ fn descriptors() {
     });
 }
 
-/// Puts an operand of so many rows (or columns, of B) into the image, 16-bit elements at `start`. `at(mn, k)` are its bits.
+/// Writes an operand of `count` rows (columns of B) to the image as 16-bit elements from `start`
+/// on. `at(mn, k)` returns their bits.
 fn place(image: &mut [u16], start: usize, count: usize, across: bool, at: impl Fn(usize, usize) -> u32) {
     for mn in 0..count {
         for k in 0..STORED_K {
@@ -59,9 +61,9 @@ struct Product {
     numbers: Numbers,
     N: usize,
     kind: Kind,
-    /// A, B: rows of the operand run across K.
+    /// Whether the rows of A, and of B, run across K.
     across: [bool; 2],
-    /// Which 16 of the stored K.
+    /// The 16 of the stored K that are used, by number.
     step: usize,
     accumulate: bool,
 }
@@ -83,7 +85,7 @@ impl Product {
         let mut image = vec![0x7fffu16; (b_start + b_bytes) / 2];
         place(&mut image, 0, M, across[0], |m, k| a[m * STORED_K + k]);
         place(&mut image, b_start, N, across[1], |n, k| b[n * STORED_K + k]);
-        // What is not added to must not matter: NaN.
+        // An initial sum that is not added must not matter: NaN.
         let sums = N / 2;
         let before = if accumulate { kind.sums(numbers, 128 * sums) } else { vec![u32::MAX; 128 * sums] };
 
@@ -118,8 +120,8 @@ impl Product {
     }
 }
 
-/// Every shape and order of the operands, with and without adding. There is no N = 8 with rows across K: such rows have 64
-/// elements of N.
+/// Every shape and order of the operands, with and without an initial sum. N = 8 with rows across K
+/// does not exist: such rows have 64 elements of N.
 fn cases(device: &mut Device, numbers: Numbers, kernels: [(&'static str, usize); 3]) -> Vec<Case> {
     let mut cases = Vec::new();
     for (kernel, N) in kernels {
@@ -157,7 +159,7 @@ fn f16() {
     probe("wgmma_f16", Needs::Hopper, |device| cases(device, Numbers::F16, kernels));
 }
 
-/// The sums of two products, the first of which was read while the second may have been under way.
+/// The sums of two MMAs, the first of which was read while the second may have been in flight.
 #[test]
 fn groups() {
     const N: usize = 8;

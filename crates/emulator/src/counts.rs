@@ -1,30 +1,35 @@
-//! What launches asked of memory and of the tensor cores, as the emulated device counts it. A GPU has profilers for that.
+//! The work that launches ask of memory and of tensor cores, as the emulator counts it. A GPU has
+//! profilers for that.
 
 use std::ops::AddAssign;
 
-/// Sums over launches. The same work always gives the same numbers, in every schedule.
+/// Sums over launches. The same work gives the same numbers in every schedule.
 ///
-/// Lanes that come to the same place in a kernel between two meetings of their warp count as one instruction; where the lanes
-/// of a warp part in between, that is a guess. Loads and stores are those that the host's compiler makes of the kernel, hardly
-/// optimised: nvcc may keep a value that is loaded again here.
+/// Accesses of different lanes from the same place in a kernel count as one instruction if they lie
+/// between two synchronizations of their warp; where lanes diverge in between, that is a guess.
+/// Loads and stores are those that the host's compiler makes, hardly optimized: nvcc may keep a
+/// value that is loaded again here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     pub launches: u64,
-    /// Instructions of a warp that read or write global memory; copies by TMA and cp.async among them. An atomic is one
-    /// that reads and writes.
+    /// Warp instructions that read or write global memory, including copies by TMA and cp.async. An
+    /// atomic is one that reads and writes.
     pub global_requests: u64,
-    /// Sectors of 32 bytes that each of these instructions touches: what goes between a multiprocessor and the L2 cache if
-    /// the multiprocessor keeps nothing in its own.
+    /// Sectors of 32 bytes that these instructions touch: the traffic between an SM and the L2
+    /// cache if the SM caches nothing.
     pub sectors_read: u64,
     pub sectors_written: u64,
-    /// Bytes of the sectors that a launch touches at all: what goes to and from memory if the L2 cache keeps everything.
+    /// Bytes in distinct sectors that a launch touches: the traffic to and from memory if the L2
+    /// cache keeps everything.
     pub bytes_read: u64,
     pub bytes_written: u64,
-    /// Turns of 128 bytes that shared memory took, and how many it would have taken without bank conflicts: loads and stores,
-    /// ldmatrix, what cp.async and TMA write, and the operands of wgmma, B once for its four warps. Barriers are left out.
-    pub shared_turns: u64,
-    pub shared_turns_without_conflicts: u64,
-    /// Multiplications and additions of tensor cores, whole tiles: also those of zeros at the edge of a matrix.
+    /// Wavefronts of 128 bytes in shared memory, and how many there would be without bank
+    /// conflicts: loads and stores, ldmatrix, writes by cp.async and TMA, and the operands of
+    /// wgmma, with B once for its four warps. Barriers do not count.
+    pub shared_wavefronts: u64,
+    pub shared_wavefronts_without_conflicts: u64,
+    /// Multiplications and additions of tensor cores in full tiles, including the zeros at the edge
+    /// of a matrix.
     pub tensor_flops: u64,
 }
 
@@ -36,8 +41,8 @@ impl AddAssign for Counts {
         self.sectors_written += other.sectors_written;
         self.bytes_read += other.bytes_read;
         self.bytes_written += other.bytes_written;
-        self.shared_turns += other.shared_turns;
-        self.shared_turns_without_conflicts += other.shared_turns_without_conflicts;
+        self.shared_wavefronts += other.shared_wavefronts;
+        self.shared_wavefronts_without_conflicts += other.shared_wavefronts_without_conflicts;
         self.tensor_flops += other.tensor_flops;
     }
 }

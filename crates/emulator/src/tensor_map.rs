@@ -1,14 +1,15 @@
-//! Tensor maps: what Hopper's tensor memory accelerator (TMA) is told of a matrix, a parameter of kernels that use it.
+//! Tensor maps describe matrices to Hopper's tensor memory accelerator (TMA). They are parameters
+//! of kernels that use it.
 
 use anyhow::{Result, ensure};
 
-/// Opaque to all but the driver that made it.
+/// A tensor map, opaque to everything but the driver that made it.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(128))]
 pub struct TensorMap(pub [u64; 16]);
 
-/// A row-major matrix of 16-bit floating-point numbers, and the box of it that one copy brings to shared memory: rows of
-/// 128 bytes, swizzled over 8 of them as `matrix_descriptor` in `kernels/hopper.cuh` says.
+/// A row-major matrix of 16-bit floating-point numbers, and the box of it that one copy brings to
+/// shared memory: rows of 128 bytes, swizzled over 8 rows (CUDA's 128-byte swizzle).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TiledMatrix {
     pub address: u64,
@@ -17,7 +18,7 @@ pub struct TiledMatrix {
     pub box_rows: usize,
 }
 
-/// Columns of a box.
+/// Columns per box.
 pub const BOX_COLUMNS: usize = 64;
 const ELEMENT_BYTES: usize = 2;
 
@@ -30,7 +31,7 @@ impl TiledMatrix {
         self.rows * self.row_bytes()
     }
 
-    /// What `cuTensorMapEncodeTiled` would refuse.
+    /// Checks the rules of `cuTensorMapEncodeTiled`.
     ///
     /// # Errors
     /// The rule that is broken.

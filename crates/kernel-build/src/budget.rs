@@ -3,8 +3,8 @@
 //!
 //! Registers, shared memory and instruction counts must be exactly those of the file. If only worse
 //! ones were refused, the gain of one change could be lost by the next without notice, and the file
-//! would be out of date. The pinned compiler always makes the same code of the same source, so nothing
-//! else moves a number. Better numbers are reported as improvements.
+//! would be out of date. The pinned compiler always makes the same code of the same source, so
+//! nothing else moves a number. Better numbers are reported as improvements.
 //!
 //! Spills, stack and local memory are not in the file: there is no budget for them.
 
@@ -136,8 +136,8 @@ fn of_arch(cell: &str, arch: &str) -> Option<usize> {
     cell.parse().ok().or_else(|| cell.split(' ').find_map(of))
 }
 
-/// Returns a line for each difference: of registers and shared memory on `arches`, of instructions on
-/// `sass_arches`.
+/// Returns a line for each difference: of registers and shared memory on `arches`, of instructions
+/// on `sass_arches`.
 pub fn differences(budget: &Budget, found: &Budget, arches: &[&str], sass_arches: &[&str]) -> Vec<String> {
     let keys: BTreeSet<&Key> = budget.keys().chain(found.keys()).collect();
     let mut lines = Vec::new();

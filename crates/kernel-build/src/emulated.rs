@@ -1,11 +1,12 @@
 //! Kernels for the emulated device. The host's C++ compiler compiles every `.cu` file once for each
 //! `floatX`, plain and instrumented for the checker, and puts all of them into a static library;
-//! `tables.rs` lists the tables of kernels in it. Without a C++ compiler there is no emulated device
-//! (`cfg(emulated)`), and the program says so when it is asked for.
+//! `tables.rs` lists the tables of kernels in it. Without a C++ compiler there is no emulated
+//! device (`cfg(emulated)`), and the program says so when it is asked for.
 //!
 //! The `cc` crate finds the compiler (`CXX`), calls it and archives the objects. It does so without
-//! flags of its own, as results must not depend on the profile, but `CXXFLAGS` follow ours. One file
-//! is one call, so that each object can be cached by its content and the longest are compiled first.
+//! flags of its own, as results must not depend on the profile, but `CXXFLAGS` follow ours. One
+//! file is one call, so that each object can be cached by its content and the longest are compiled
+//! first.
 
 use crate::{includes, kernel_files, run_all, shared_dir};
 use std::cmp::Reverse;
@@ -242,8 +243,8 @@ impl Compiler {
     }
 }
 
-/// Lists the tables of all units: those of the program, and those for tests. The program that includes
-/// the file defines the macro `tables!`.
+/// Lists the tables of all units: those of the program, and those for tests. The program that
+/// includes the file defines the macro `tables!`.
 fn tables(units: &[Unit]) -> String {
     let mut text = String::new();
     for (list, dir) in [("KERNELS", "kernels")].into_iter().chain(FOR_TESTS) {

@@ -2,8 +2,8 @@
 //! architectures, which the library then contains. The kernels of `tests/probes/` have a list of
 //! their own.
 //!
-//! Fatbins are kept in the target directory under the hash of everything that went into them, so that
-//! debug, release and test builds share them, and only a changed file is compiled again.
+//! Fatbins are kept in the target directory under the hash of everything that went into them, so
+//! that debug, release and test builds share them, and only a changed file is compiled again.
 //!
 //! The CUDA support of the `cc` crate does not fit: it makes one static library for one list of
 //! architectures, not fatbins; it links `cudart`; and a build without nvcc fails.
@@ -41,7 +41,8 @@ const LISTS: [List; 2] = [
     },
 ];
 
-/// Writes each list's table of compiled kernels (an empty one without nvcc) and the compiler's log into `out_dir`.
+/// Writes each list's table of compiled kernels (an empty one without nvcc) and the compiler's log
+/// into `out_dir`.
 ///
 /// # Errors
 /// If a kernel does not compile, or kernels are required that cannot be compiled.
@@ -132,8 +133,8 @@ impl Job {
         self.fatbin.is_file() && self.log().is_file()
     }
 
-    /// Writes the log first and both under temporary names: an interrupted build leaves nothing that
-    /// looks done.
+    /// Writes the log first and both under temporary names: an interrupted build leaves nothing
+    /// that looks done.
     fn compile(&self, root: &Path, nvcc: &Nvcc) -> Result<(), String> {
         let own = |extension: &str| self.fatbin.with_extension(format!("{}.{extension}", std::process::id()));
         let (fatbin, log) = (own("fatbin"), own("log"));

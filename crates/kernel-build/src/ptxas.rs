@@ -71,8 +71,8 @@ fn entry(line: &str) -> Option<(&str, &str)> {
     Some((quoted.nth(1)?, quoted.nth(1)?))
 }
 
-/// Reads "    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads", about the kernel or a
-/// function it calls, and "ptxas info    : Used 11 registers, used 1 barriers, 128 bytes smem".
+/// Reads "    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads", about the kernel or
+/// a function it calls, and "ptxas info    : Used 11 registers, used 1 barriers, 128 bytes smem".
 fn add(usage: &mut Usage, line: &str) {
     for part in line.rsplit(": ").next().unwrap_or(line).split(", ") {
         let mut words = part.split_whitespace();

@@ -6,14 +6,14 @@ use std::collections::BTreeMap;
 /// The text of this file: whatever counts instructions by it may keep the counts under its hash.
 pub const SOURCE: &str = include_str!("sass.rs");
 
-/// The architectures whose machine code is checked. sm_80 stands for all that run the `mma.sync` and
-/// `cp.async` kernels: they come from the same source, and their code differs little. sm_90a has
-/// kernels of its own. Disassembling takes up to a second per file and architecture; registers, stack
-/// and spills of the others are in the compiler's log all the same.
+/// The architectures whose machine code is checked. sm_80 stands for all that run the `mma.sync`
+/// and `cp.async` kernels: they come from the same source, and their code differs little. sm_90a
+/// has kernels of its own. Disassembling takes up to a second per file and architecture; registers,
+/// stack and spills of the others are in the compiler's log all the same.
 pub const SASS_ARCHES: [&str; 2] = ["80", "90a"];
 
-/// The classes that are counted, with a description. Global loads and stores are `.128` if they move
-/// 128 bits or more.
+/// The classes that are counted, with a description. Global loads and stores are `.128` if they
+/// move 128 bits or more.
 pub const CLASSES: [(&str, &str); 9] = [
     ("HMMA", "tensor core MMAs of a warp"),
     ("HGMMA", "tensor core MMAs of a warpgroup"),
@@ -55,8 +55,8 @@ impl Code {
     }
 }
 
-/// One of `CLASSES`, or "local". `LD` and `ST` do not name the kind of memory they access; in kernels
-/// that name all shared and local memory it is global.
+/// One of `CLASSES`, or "local". `LD` and `ST` do not name the kind of memory they access; in
+/// kernels that name all shared and local memory it is global.
 fn class(opcode: &str, bits: u32) -> Option<&'static str> {
     let wide = bits >= 128;
     Some(match opcode {
@@ -73,9 +73,9 @@ const ANY: &str = "bf16 f16 f32";
 const TILES: &str = "matmul_forward_*x* matmul_dgrad_*x* matmul_wgrad_*x*";
 const ATTENTION: &str = "attention_forward_hs* attention_backward_keys_hs* attention_backward_queries_hs*";
 
-/// The instructions that kernels are written for: these kernels (`*` is anything), compiled for these
-/// `floatX` and architectures, must have these instructions. Unlike the budget, a rule does not change
-/// with a kernel. For types and architectures that are not listed a kernel is empty.
+/// The instructions that kernels are written for: these kernels (`*` is anything), compiled for
+/// these `floatX` and architectures, must have these instructions. Unlike the budget, a rule does
+/// not change with a kernel. For types and architectures that are not listed a kernel is empty.
 #[rustfmt::skip]
 const RULES: [(&str, &str, &[&str], &str); 10] = [
     (TILES, "bf16 f16", &SASS_ARCHES, "HMMA LDSM LDGSTS LDG.128 STG.128"),

@@ -1,5 +1,5 @@
-//! The layer under the op layer: NVIDIA's driver, or the emulated device. Everything is queued in one
-//! order; only [`Driver::download`] and [`Driver::synchronize`] wait.
+//! The layer under the op layer: NVIDIA's driver, or the emulated device. Everything is queued in
+//! one order; only [`Driver::download`] and [`Driver::synchronize`] wait.
 
 use super::kernel::Launcher;
 use super::matmul_library::MatmulLibrary;
@@ -27,7 +27,8 @@ pub struct DeviceInfo {
 pub trait Driver: Launcher {
     fn info(&self) -> &DeviceInfo;
 
-    /// Allocates device memory: zeroed, aligned to 256 bytes or more, for as long as the driver lives.
+    /// Allocates device memory: zeroed, aligned to 256 bytes or more, for as long as the driver
+    /// lives.
     ///
     /// # Errors
     /// If there is not enough.

@@ -1,4 +1,5 @@
-//! The emulated device: runs the kernels on the CPU, for tests and for work on kernels without a GPU.
+//! The emulated device: runs the kernels on the CPU, for tests and for work on kernels without a
+//! GPU.
 
 #[cfg(emulated)]
 mod driver;

@@ -4,8 +4,8 @@
 //! Each operation's file declares the kernels it launches with [`kernels!`]. A test compares the
 //! declarations with the types that the C++ compiler saw in the `.cu` files.
 //!
-//! Arguments, geometry and tensor maps are plain types of the emulator's crate, which cannot depend on
-//! this one. NVIDIA's driver takes the same, so neither needs conversions.
+//! Arguments, geometry and tensor maps are plain types of the emulator's crate, which cannot depend
+//! on this one. NVIDIA's driver takes the same, so neither needs conversions.
 
 use super::tensor_map::{TensorMap, TiledMatrix};
 use anyhow::{Result, bail};
@@ -41,8 +41,8 @@ impl<T> Ptr<T> {
     /// The pointer for an output that is not wanted or an input that does not exist.
     pub const NULL: Self = Ptr::new(0);
 
-    /// Makes a pointer whose type the caller vouches for; [`Memory`](super::memory::Memory) checks it
-    /// for tensors.
+    /// Makes a pointer whose type the caller vouches for; [`Memory`](super::memory::Memory) checks
+    /// it for tensors.
     pub const fn new(address: u64) -> Self {
         Ptr { address, element: PhantomData }
     }
@@ -122,8 +122,8 @@ pub trait Launcher {
     }
 }
 
-/// Declares the kernels of one file under `kernels/`: a function for each in the module `kernel` that
-/// launches it, and the list `KERNELS`.
+/// Declares the kernels of one file under `kernels/`: a function for each in the module `kernel`
+/// that launches it, and the list `KERNELS`.
 macro_rules! kernels {
     ($file:literal: $( $(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),* $(,)?); )+) => {
         mod kernel {

@@ -84,8 +84,8 @@ impl Memory {
     }
 
     /// The counter from which the blocks of a persistent kernel take their work: 0 before and after
-    /// each kernel. There is only one, so no two such kernels may run at a time: they are queued in one
-    /// stream, where each starts after the previous one has ended.
+    /// each kernel. There is only one, so no two such kernels may run at a time: they are queued in
+    /// one stream, where each starts after the previous one has ended.
     ///
     /// # Panics
     /// If nothing was allocated yet.

@@ -9,13 +9,14 @@ use std::ffi::c_char;
 #[derive(Default)]
 pub struct Barrier {
     arrived: Cell<usize>,
-    /// How many it waits for.
+    /// Threads that it waits for.
     expected: Cell<usize>,
-    /// Who waits, a mask a warp.
+    /// The waiting lanes, one mask per warp.
     waiting: [Cell<u32>; MAX_THREADS / 32],
-    /// How many came with a predicate that holds.
+    /// Arrivals whose predicate is true.
     votes: Cell<u32>,
-    /// Of the last two times: who waited for one of them reads it before the next but one can be complete.
+    /// The votes of the last two completions: a thread that waited for one reads it before the next
+    /// but one can complete.
     results: [Cell<u32>; 2],
     completed: Cell<usize>,
     site: Cell<Option<Site>>,
@@ -28,12 +29,12 @@ impl Barrier {
         self.waiting.iter().for_each(|lanes| lanes.set(0));
     }
 
-    /// How often it was complete.
+    /// The number of completions.
     pub fn completed(&self) -> usize {
         self.completed.get()
     }
 
-    /// Where threads wait, if any do.
+    /// The place where threads wait, if any do.
     pub fn site(&self) -> Option<Site> {
         self.site.get().filter(|_| self.arrived.get() > 0)
     }
@@ -47,22 +48,22 @@ impl Barrier {
         let total = me.block.thread_count.get();
         if of_all && me.block.live.get() < total {
             let ended = total - me.block.live.get();
-            me.fail(site, format!("{ended} of {total} threads ended before this barrier for all"));
+            me.fail(site, format!("{ended} of {total} threads ended before this barrier of all threads"));
         }
         if self.arrived.get() == 0 {
             return;
         }
         let other = self.site.get().unwrap_or(Site::UNKNOWN);
         if !other.is_same(&site) {
-            me.fail(site, format!("threads of the block part at a barrier: others wait in {other}"));
+            me.fail(site, format!("threads of the block diverge at a barrier: others wait in {other}"));
         }
         if self.expected.get() != expected {
             let others = self.expected.get();
-            me.fail(site, format!("a barrier of {expected} threads, of {others} for those that wait at it"));
+            me.fail(site, format!("a barrier of {expected} threads, at which others wait for {others}"));
         }
     }
 
-    /// The number of predicates that held.
+    /// Waits for the others; returns the number of true predicates.
     fn arrive(&self, me: Me, site: Site, expected: usize, predicate: bool) -> u32 {
         let generation = self.completed.get();
         self.site.set(Some(site));
@@ -107,7 +108,7 @@ extern "C" fn cuda_emulator_barrier(
     let of_all = threads == 0;
     let site = Site::new(if of_all { "__syncthreads" } else { "a named barrier" }, file, line);
     let Some(barrier) = me.block.barriers.get(id as usize) else {
-        me.fail(site, format!("barrier {id}: there are 16"));
+        me.fail(site, format!("barrier {id}: there are only 16"));
     };
     if !threads.is_multiple_of(32) {
         me.fail(site, format!("a barrier of {threads} threads, not a multiple of a warp"));

@@ -1,4 +1,4 @@
-//! A block of CUDA threads: who can run, who runs next, and how a thread stops.
+//! A block of CUDA threads: which can run, which runs next, and how a thread stops.
 
 use super::barrier::Barrier;
 use super::checker::Checker;
@@ -15,7 +15,7 @@ use crate::options::{Copies, Schedule};
 use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
 
-/// The part of [`Block`] that `kernels/emulated/runtime.h` knows.
+/// The part of [`Block`] that `emulated/runtime.h` knows.
 #[repr(C)]
 pub struct Geometry {
     pub block_index: Cell<[u32; 3]>,
@@ -24,14 +24,14 @@ pub struct Geometry {
     thread_index: *const [u32; 3],
 }
 
-/// A block's state, at the start of its region. Its threads take turns on one thread of the processor, and refer to it at
-/// the same time; so everything that changes is in a cell, and no borrow is held across a switch.
+/// A block's state, at the start of its region. All its threads refer to it and take turns on one
+/// OS thread; so everything that changes is in a cell, and no borrow is held across a switch.
 #[repr(C)]
 pub struct Block {
     pub geometry: Geometry,
     pub threads: Box<[Thread]>,
     pub warps: Box<[Warp]>,
-    /// The warps that have a thread that can run.
+    /// The warps with a runnable thread.
     runnable_warps: Cell<u32>,
     pub barriers: [Barrier; 16],
     pub thread_count: Cell<usize>,
@@ -40,30 +40,31 @@ pub struct Block {
     pub hopper: Hopper,
     pub failure: RefCell<Option<Failure>>,
     job: Cell<*const Job<'static>>,
-    /// The stack of whoever runs the block.
+    /// The stack from which the block is run.
     scheduler: Cell<*mut u8>,
     random: Cell<u64>,
 }
 
-/// What is known of a thread that does not run.
+/// The state of a thread that is not running.
 #[derive(Default)]
 pub struct Thread {
     stack: Cell<*mut u8>,
     pub copies: RefCell<CopyQueue>,
 }
 
-/// The thread that is running.
+/// A thread, usually the one that is running.
 #[derive(Clone, Copy)]
 pub struct Me {
     pub block: &'static Block,
     pub thread: usize,
 }
 
-/// Of the code that calls this, which a kernel called.
+/// The thread that runs the caller, which a kernel must have called.
 #[inline(always)]
 pub fn me() -> Me {
     let sp = stack_pointer();
-    // SAFETY: kernels run on stacks inside a region, which starts with its block.
+    // SAFETY: kernels run on stacks inside a region that is aligned to its size and starts with its
+    // block, which lives as long as the region.
     let block = unsafe { &*((sp & !(REGION_BYTES - 1)) as *const Block) };
     Me { block, thread: ((sp & (REGION_BYTES - 1)) - STACKS_OFFSET) / STACK_BYTES }
 }
@@ -77,7 +78,7 @@ impl Me {
         &self.block.warps[self.thread / 32]
     }
 
-    /// Lets others run until somebody calls [`Block::wake`] for this thread.
+    /// Lets others run until [`Block::wake`] is called for this thread.
     #[inline]
     pub fn wait(self) {
         self.block.suspend(self.thread);
@@ -91,8 +92,10 @@ impl Me {
 }
 
 impl Block {
+    /// Writes a block to the start of a region.
+    ///
     /// # Safety
-    /// `region` belongs to the block alone, for as long as it lives.
+    /// The region is used for nothing else and outlives the block.
     pub unsafe fn new_in(region: &Region) -> &'static Block {
         let geometry = Geometry {
             block_index: Cell::default(),
@@ -117,7 +120,8 @@ impl Block {
         };
         const { assert!(size_of::<Block>() <= ARGUMENTS_OFFSET) };
         let place = region.base().cast::<Block>();
-        // SAFETY: the caller's promise; the region is aligned to far more than a block.
+        // SAFETY: the caller gives the region to this block, which fits before the arguments and
+        // needs less alignment than the region has.
         unsafe {
             place.write(block);
             &*place
@@ -128,9 +132,9 @@ impl Block {
         std::ptr::from_ref(self).cast_mut().cast()
     }
 
-    /// The launch under way.
+    /// The launch that runs.
     pub fn job(&self) -> &Job<'_> {
-        // SAFETY: set for the time that the block runs, by `run`, which borrows it.
+        // SAFETY: only called while the block runs, during which `run` borrows the job.
         unsafe { &*self.job.get() }
     }
 
@@ -143,7 +147,8 @@ impl Block {
         self.start(job, index, seed);
         self.check(Checker::start_block);
         while let Some(first) = self.next(None).or_else(|| self.after_a_copy()) {
-            // SAFETY: `start` prepared the stacks; a thread that can run was saved by its last switch.
+            // SAFETY: a runnable thread's stack was prepared by `start` or saved by its last
+            // switch.
             unsafe { fiber::switch(self.scheduler.as_ptr(), self.threads[first].stack.get()) };
             if self.failure.borrow().is_some() {
                 break;
@@ -159,7 +164,7 @@ impl Block {
         }
     }
 
-    /// When no thread can run: lets copies land until one can.
+    /// Lets copies land until a thread can run.
     fn after_a_copy(&self) -> Option<usize> {
         while self.live.get() > 0 && self.failure.borrow().is_none() {
             match self.hopper.land_one(self) {
@@ -196,11 +201,12 @@ impl Block {
         for thread in 0..count {
             let t = thread as u32;
             let index = [t % dim[0], t / dim[0] % dim[1], t / (dim[0] * dim[1])];
-            // Stacks start at different lines of the cache: at the same ones, they would fight for a few sets.
-            let colour = thread % 61 * 64;
-            let top = self.base().wrapping_add(STACKS_OFFSET + (thread + 1) * STACK_BYTES - colour);
+            // Stacks start in different cache lines: aligned alike, they would compete for a few
+            // sets.
+            let color = thread % 61 * 64;
+            let top = self.base().wrapping_add(STACKS_OFFSET + (thread + 1) * STACK_BYTES - color);
             self.threads[thread].copies.borrow_mut().clear();
-            // SAFETY: the indices and the stack are inside the region, and nothing runs yet.
+            // SAFETY: the indices and the stack are inside the region, and no thread runs yet.
             unsafe {
                 self.geometry.thread_index.cast_mut().add(thread).write(index);
                 self.threads[thread].stack.set(fiber::prepare(top, run_thread));
@@ -208,7 +214,7 @@ impl Block {
         }
     }
 
-    /// These lanes can run again.
+    /// Makes lanes runnable.
     pub fn wake(&self, warp: usize, lanes: u32) {
         if lanes != 0 {
             let runnable = &self.warps[warp].runnable;
@@ -225,26 +231,27 @@ impl Block {
         }
     }
 
-    /// Goes from a thread to the next that can run, or to the scheduler.
+    /// Switches from a thread to the next runnable one, or to the scheduler.
     fn leave(&self, from: usize) {
         let to = match self.next(Some(from)) {
             Some(next) => self.threads[next].stack.get(),
             None => self.scheduler.get(),
         };
-        // SAFETY: both were saved when they were left.
+        // SAFETY: `to` was prepared by `start`, or saved when it was left, and is not running.
         unsafe { fiber::switch(self.threads[from].stack.as_ptr(), to) };
     }
 
-    /// Goes to the scheduler, for good: what the stacks of the threads hold is forgotten.
+    /// Switches to the scheduler for good: the stacks of all threads are abandoned.
     pub fn fail(&self, failure: Failure) -> ! {
         self.failure.replace(Some(failure));
         let mut here = std::ptr::null_mut();
-        // SAFETY: the scheduler waits for this.
+        // SAFETY: the scheduler was saved when it switched to the first thread and has not run
+        // since.
         unsafe { fiber::switch(&mut here, self.scheduler.get()) };
         unreachable!("a thread that failed does not run");
     }
 
-    /// The thread to run after `from`, as the schedule has it.
+    /// The thread that runs after `from` by the schedule.
     #[inline]
     fn next(&self, from: Option<usize>) -> Option<usize> {
         let warps = self.runnable_warps.get();
@@ -280,7 +287,7 @@ impl Block {
         Some((warp * 32 + lane) as usize)
     }
 
-    /// 32 bits of a xorshift generator, seeded by launch and block.
+    /// Returns 32 bits of a xorshift generator, seeded by launch and block.
     pub fn random(&self) -> u32 {
         let mut x = self.random.get();
         x ^= x << 13;
@@ -290,7 +297,7 @@ impl Block {
         (x >> 32) as u32
     }
 
-    /// Whether an asynchronous copy that starts now is carried out only when it is waited for.
+    /// Whether an asynchronous copy that starts now lands only when a thread waits for it.
     pub fn copies_late(&self) -> bool {
         match self.job().options.copies {
             Copies::Eager => false,
@@ -299,7 +306,7 @@ impl Block {
         }
     }
 
-    /// Whether copies land in any order.
+    /// Whether copies land in random order.
     pub fn copies_random(&self) -> bool {
         self.job().options.copies == Copies::Random
     }
@@ -322,14 +329,14 @@ impl Block {
     }
 }
 
-/// The lowest bit of a mask above `after`, or else the lowest.
+/// The lowest set bit above `after`, or else the lowest.
 #[inline]
 fn bit_above(mask: u32, after: u32) -> u32 {
     let above = mask & (u32::MAX << after << 1);
     if above == 0 { mask.trailing_zeros() } else { above.trailing_zeros() }
 }
 
-/// The highest bit of a mask below `before`, or else the highest.
+/// The highest set bit below `before`, or else the highest.
 #[inline]
 fn bit_below(mask: u32, before: u32) -> u32 {
     let below = mask & !(u32::MAX << before);
@@ -354,7 +361,10 @@ fn finish(me: Me) -> ! {
         me.fail(site, message);
     }
     if let Some(site) = block.barriers[0].site() {
-        me.fail(site, "the thread ends while others of its block wait at a barrier for all".to_owned());
+        me.fail(
+            site,
+            "the thread ends while others of its block wait at a barrier of all threads".to_owned(),
+        );
     }
     block.live.set(block.live.get() - 1);
     let warp = me.warp();

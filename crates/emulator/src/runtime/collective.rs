@@ -1,5 +1,5 @@
-//! What the lanes of a warp do together: each brings its argument and waits; the last to come carries the operation out for
-//! all of them and goes on.
+//! Operations of a warp. Each lane brings its argument and waits; the last one to arrive carries
+//! the operation out for all of them and continues.
 
 use super::block::{Block, Me, me};
 use super::failure::Site;
@@ -8,7 +8,7 @@ use super::tensor_core::{self, Bf16, F16, Ldmatrix, Mma};
 use std::cell::Cell;
 use std::ffi::{c_char, c_void};
 
-/// In the order of `emulated::Op` in `kernels/emulated/runtime.h`.
+/// An operation, in the order of `emulated::Op` in `emulated/runtime.h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Op {
@@ -78,7 +78,7 @@ struct Vote {
     result: u32,
 }
 
-/// Lanes of a warp that came to an operation, and wait for the others that its mask names.
+/// Lanes of a warp that wait at an operation for the others in its mask.
 #[derive(Default)]
 struct Group {
     mask: Cell<u32>,
@@ -93,7 +93,7 @@ pub struct Warp {
     /// Lanes that have not ended.
     pub alive: Cell<u32>,
     pub runnable: Cell<u32>,
-    /// A few, since disjoint masks may wait at the same time.
+    /// Several, as lanes with disjoint masks may wait at the same time.
     groups: [Group; 8],
 }
 
@@ -105,7 +105,7 @@ impl Warp {
         self.groups.iter().for_each(|group| group.arrived.set(0));
     }
 
-    /// Of every group that waits, for the report of a deadlock.
+    /// Describes every waiting group, for the report of a deadlock.
     pub fn describe(&self, number: usize) -> Vec<String> {
         let waiting = self.groups.iter().filter(|group| group.arrived.get() != 0);
         let text = waiting.map(|group| {
@@ -116,7 +116,7 @@ impl Warp {
         text.collect()
     }
 
-    /// The lanes that wait for this mask, or a place for new ones.
+    /// The group that waits for this mask, or a free one.
     fn group(&self, mask: u32) -> Option<&Group> {
         let first = &self.groups[0];
         if first.arrived.get() != 0 && first.mask.get() == mask {
@@ -126,7 +126,7 @@ impl Warp {
         waiting.or_else(|| self.groups.iter().find(|g| g.arrived.get() == 0))
     }
 
-    /// After a lane has ended: carries out what waited for it alone.
+    /// Carries out the operations that waited only for a lane that has ended.
     pub fn complete_without(&self, me: Me) {
         for group in &self.groups {
             let arrived = group.arrived.get();
@@ -152,7 +152,7 @@ impl Group {
 
 /// The lanes that carry out an operation.
 pub struct Lanes<'a> {
-    /// Who carries it out.
+    /// The lane that carries it out.
     me: Me,
     arrived: u32,
     arguments: &'a [Cell<*mut c_void>; 32],
@@ -164,7 +164,7 @@ impl Lanes<'_> {
         self.me.block
     }
 
-    /// As if `lane` of this warp were running.
+    /// Another lane of this warp, as if it were running.
     pub fn as_lane(&self, lane: usize) -> Me {
         Me { block: self.me.block, thread: self.me.thread & !31 | lane }
     }
@@ -178,23 +178,24 @@ impl Lanes<'_> {
         })
     }
 
-    /// What the lanes brought; all 32 must have come.
+    /// The arguments of all 32 lanes, which must all have arrived.
     fn all<T>(&self) -> [*mut T; 32] {
         if self.arrived != u32::MAX {
-            let message = format!("needs all lanes of the warp, not {:#010x} alone", self.arrived);
+            let message = format!("needs all lanes of the warp, but only {:#010x} arrived", self.arrived);
             self.me.fail(self.site, message);
         }
         std::array::from_fn(|lane| self.of(lane))
     }
 
-    /// What a lane that takes part brought: a variable on its stack.
+    /// The argument of a participating lane: a variable on its stack.
     fn of<T>(&self, lane: usize) -> *mut T {
         self.arguments[lane].get().cast()
     }
 }
 
 fn run(op: Op, lanes: &Lanes) {
-    // SAFETY: `cuda.h` and `ptx.h` bring these arguments to these operations.
+    // SAFETY: `cuda.h`, `ptx.h` and `hopper.h` pass arguments of these types to these operations,
+    // and they live on the stacks of lanes that wait here.
     unsafe {
         match op {
             Op::Syncwarp => {
@@ -223,15 +224,15 @@ fn run(op: Op, lanes: &Lanes) {
                 tensor_core::ldmatrix(lanes, lanes.all::<Ldmatrix>().map(|lane| &mut *lane), true)
             }
             Op::MmaBf16 => {
-                lanes.block().count(|c| c.product(16, 8, 16));
+                lanes.block().count(|c| c.mma(16, 8, 16));
                 tensor_core::mma_m16n8k16::<Bf16>(lanes.all::<Mma>().map(|lane| &mut *lane));
             }
             Op::MmaF16 => {
-                lanes.block().count(|c| c.product(16, 8, 16));
+                lanes.block().count(|c| c.mma(16, 8, 16));
                 tensor_core::mma_m16n8k16::<F16>(lanes.all::<Mma>().map(|lane| &mut *lane));
             }
             Op::MmaTf32 => {
-                lanes.block().count(|c| c.product(16, 8, 8));
+                lanes.block().count(|c| c.mma(16, 8, 8));
                 tensor_core::mma_m16n8k8_tf32(lanes.all::<Mma>().map(|lane| &mut *lane));
             }
             Op::WgmmaFence => hopper::fence(lanes),
@@ -243,11 +244,14 @@ fn run(op: Op, lanes: &Lanes) {
     }
 }
 
+/// Gives each lane the value of its source.
+///
 /// # Safety
-/// The lanes brought a [`Shuffle`].
+/// The arguments of the lanes are [`Shuffle`]s.
 unsafe fn shuffle(lanes: &Lanes) {
     for lane in lanes.each() {
-        // SAFETY: the caller's promise, once the source is known to have come.
+        // SAFETY: the caller's promise holds for `lane`, and for `source` once it is known to have
+        // arrived.
         unsafe {
             let source = (*lanes.of::<Shuffle>(lane)).source as usize;
             if lanes.arrived >> source & 1 == 0 {
@@ -259,10 +263,12 @@ unsafe fn shuffle(lanes: &Lanes) {
     }
 }
 
+/// Gives all lanes the combination of their values.
+///
 /// # Safety
-/// The lanes brought a [`Vote`].
+/// The arguments of the lanes are [`Vote`]s.
 unsafe fn reduce(lanes: &Lanes, combine: impl Fn(u32, u32) -> u32) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises the type, and `each` only names lanes that arrived.
     unsafe {
         let values = lanes.each().map(|lane| (*lanes.of::<Vote>(lane)).value);
         let result = values.reduce(combine).unwrap_or_default();
@@ -283,7 +289,7 @@ extern "C" fn cuda_emulator_collective(
     let bit = 1 << me.lane();
     let site = Site::new(OPS[op as usize].1, file, line);
     if mask & bit == 0 {
-        me.fail(site, format!("the mask {mask:#010x} does not name the lane itself"));
+        me.fail(site, format!("the mask {mask:#010x} lacks the lane itself"));
     }
     let Some(group) = warp.group(mask) else {
         me.fail(site, "more than 8 groups of lanes of a warp wait with different masks".to_owned());
@@ -295,7 +301,7 @@ extern "C" fn cuda_emulator_collective(
     } else {
         let other = group.site.get().unwrap_or(Site::UNKNOWN);
         if !other.is_same(&site) {
-            me.fail(site, format!("the lanes of a warp part: others wait in {other}"));
+            me.fail(site, format!("the lanes of a warp diverge: others wait in {other}"));
         }
     }
     group.arguments[me.lane()].set(argument);
@@ -314,7 +320,7 @@ extern "C" fn cuda_emulator_fail(
     file: *const c_char,
     line: u32,
 ) -> ! {
-    // SAFETY: a string literal.
+    // SAFETY: kernels pass a string literal.
     let mut message = unsafe { std::ffi::CStr::from_ptr(message) }.to_string_lossy().into_owned();
     if !address.is_null() {
         message += &format!(" ({address:p})");
@@ -322,7 +328,7 @@ extern "C" fn cuda_emulator_fail(
     me().fail(Site::new("", file, line), message)
 }
 
-/// `__threadfence`: what the thread knows now is what its next atomics release.
+/// `__threadfence`: the next atomics of the thread release everything it knows now.
 #[unsafe(no_mangle)]
 extern "C" fn cuda_emulator_fence() {
     let me = me();

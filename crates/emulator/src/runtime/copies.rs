@@ -1,5 +1,6 @@
-//! `cp.async`: copies from global to shared memory that land when nobody knows, but no later than they are waited for. A late
-//! copy poisons its destination and lands when its thread waits for its group.
+//! `cp.async`: copies from global to shared memory that may land at any time until their thread
+//! waits for them. A late copy poisons its destination and lands when the thread waits for its
+//! group.
 
 use super::block::{Me, me};
 use super::checker::Kind;
@@ -8,13 +9,13 @@ use std::collections::VecDeque;
 use std::ffi::{c_char, c_void};
 
 struct Copy {
-    /// Of the groups of its thread, counted from the first.
+    /// The number of its group among those of its thread.
     group: u32,
     dst: *mut [u8; 16],
     src: *const u8,
-    /// The other bytes of the destination become zero.
+    /// Bytes that are copied; the rest of the destination becomes zero.
     src_bytes: usize,
-    /// It was carried out when it was issued; the kernel does not know.
+    /// Whether it landed when it was issued, which the kernel must not rely on.
     landed: bool,
     site: Site,
 }
@@ -36,7 +37,7 @@ impl CopyQueue {
         self.pending.len()
     }
 
-    /// The next copy that lands before at most `groups_left` groups are under way.
+    /// The next copy that must land for at most `groups_left` groups to stay in flight.
     fn next(&mut self, groups_left: u32) -> Option<Copy> {
         let due = |copy: &Copy| copy.group + groups_left < self.groups_committed;
         self.pending.front().is_some_and(due).then(|| self.pending.pop_front()).flatten()
@@ -46,14 +47,15 @@ impl CopyQueue {
 impl Copy {
     fn land(&self) {
         let mut bytes = [0; 16];
-        // SAFETY: the kernel vouches for the source, as for its own loads; the destination is inside the arena.
+        // SAFETY: the kernel vouches for the source, as for its own loads; `cp_async` found the
+        // destination to be inside the arena.
         unsafe {
             std::ptr::copy_nonoverlapping(self.src, bytes.as_mut_ptr(), self.src_bytes);
             self.dst.write(bytes);
         }
     }
 
-    /// Its thread has waited for it.
+    /// Completes the copy: its thread waits for it.
     fn finish(&self, me: Me) {
         if !self.landed {
             self.land();
@@ -93,7 +95,7 @@ extern "C" fn cuda_emulator_cp_async(
     if landed {
         copy.land();
     } else {
-        // SAFETY: inside the arena.
+        // SAFETY: `shared_16_bytes` returned a place inside the arena.
         unsafe { dst.write([0xff; 16]) };
     }
     queue.pending.push_back(copy);

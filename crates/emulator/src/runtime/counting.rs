@@ -1,10 +1,10 @@
-//! What a launch asks of memory and of the tensor cores: see [`Counts`]. It needs the instrumented kernels, as the checker
-//! does, and works with or without it.
+//! Counts the work that launches ask of memory and of tensor cores: see [`Counts`]. Like the
+//! checker, it needs the instrumented kernels; it works with or without the checker.
 //!
-//! A GPU's warp carries an instruction out for all its lanes at once; here each lane runs by itself. So accesses are kept
-//! until the lanes of their warp have met. Then the n-th access that each lane made from one place in the kernel is taken for
-//! the same instruction. That holds in every schedule, but where lanes part and pass the same place at different times, it
-//! is a guess.
+//! A warp of a GPU carries an instruction out for all its lanes at once; here each lane runs by
+//! itself. So accesses are kept until the lanes of their warp synchronize. Then the n-th accesses
+//! of all lanes from one place in the kernel count as the same instruction. That is right in every
+//! schedule, but a guess where lanes diverge and pass the same place at different times.
 
 use super::block::{Block, Me};
 use super::checker::Kind;
@@ -14,22 +14,22 @@ use std::collections::HashMap;
 
 const SECTOR_BYTES: usize = 32;
 const PAGE_BYTES: usize = 128 * SECTOR_BYTES;
-/// Of shared memory; each gives a word in a turn.
+/// Banks of shared memory; each serves one word per wavefront.
 const BANKS: usize = 32;
 const WORD_BYTES: usize = 4;
-/// The most that a lane reads or writes with one instruction.
+/// The most bytes that a lane reads or writes with one instruction.
 const MOST_BYTES: usize = 16;
 
-/// What of an instruction the accesses of its lanes have in common.
+/// The properties that the accesses of an instruction share.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Instruction {
-    /// Where in the kernel: an address, or a file's name and a line.
+    /// The place in the kernel: an address, or the address of a file's name and a line.
     from: (usize, u32),
     is_shared: bool,
     kind: Kind,
 }
 
-/// A lane's part. In shared memory, addresses count from its start.
+/// The access of one lane. Addresses in shared memory count from its start.
 #[derive(Clone, Copy)]
 pub struct Span {
     pub lane: usize,
@@ -37,13 +37,14 @@ pub struct Span {
     pub bytes: usize,
 }
 
-/// The state of a device that counts; the first and last address of every allocation.
+/// The state of a device that counts.
 pub struct Counter {
+    /// Start and end of every allocation, in order.
     pub allocations: Vec<(usize, usize)>,
     counts: Counts,
-    /// Of each warp: the accesses since its lanes last met.
+    /// The accesses of each warp since its lanes last synchronized.
     logs: Vec<Vec<(Instruction, Span)>>,
-    /// By number of a page: a bit for each sector that the launch reads, and that it writes.
+    /// By page number: a bit for each sector that the launch reads, and that it writes.
     touched: HashMap<usize, [u128; 2]>,
 }
 
@@ -71,7 +72,7 @@ impl Counter {
         (0..self.logs.len()).for_each(|warp| self.close(warp));
     }
 
-    /// All lanes of a warp have met: what they did before belongs to no instruction after.
+    /// Closes the instructions of a warp whose lanes have all synchronized.
     pub fn close(&mut self, warp: usize) {
         let mut log = std::mem::take(&mut self.logs[warp]);
         // Accesses of a lane from the same place stay in order.
@@ -90,7 +91,7 @@ impl Counter {
         self.logs[warp] = log;
     }
 
-    /// One instruction on global memory.
+    /// Counts one instruction on global memory.
     fn global(&mut self, kind: Kind, spans: &[Span]) {
         let sectors_of = |s: &Span| s.address / SECTOR_BYTES..(s.address + s.bytes).div_ceil(SECTOR_BYTES);
         let mut sectors: Vec<usize> = spans.iter().flat_map(sectors_of).collect();
@@ -109,8 +110,9 @@ impl Counter {
         }
     }
 
-    /// One instruction on shared memory, lanes in order. What is more than a word a lane goes by halves of a warp, what is more
-    /// than two by quarters; each part takes as many turns as one bank has different words to give.
+    /// Counts one instruction on shared memory; lanes are in order. More than a word per lane is
+    /// served by half warps, more than two by quarter warps. Each part takes as many wavefronts as
+    /// the busiest bank has distinct words to serve.
     fn shared(&mut self, spans: &[Span]) {
         let bytes = spans.iter().map(|span| span.bytes).max().unwrap_or(0);
         let lanes_at_once = 32 / bytes.div_ceil(WORD_BYTES).next_power_of_two();
@@ -119,42 +121,42 @@ impl Counter {
             let mut words: Vec<usize> = part.iter().flat_map(words_of).collect();
             words.sort_unstable();
             words.dedup();
-            let mut turns = [0; BANKS];
-            words.iter().for_each(|word| turns[word % BANKS] += 1);
-            self.counts.shared_turns += turns.into_iter().max().unwrap_or(0);
-            self.counts.shared_turns_without_conflicts += 1;
+            let mut wavefronts = [0; BANKS];
+            words.iter().for_each(|word| wavefronts[word % BANKS] += 1);
+            self.counts.shared_wavefronts += wavefronts.into_iter().max().unwrap_or(0);
+            self.counts.shared_wavefronts_without_conflicts += 1;
         }
     }
 
-    /// Four matrices, whose rows the lanes name.
+    /// Counts an ldmatrix of four matrices, whose rows the lanes name.
     pub fn ldmatrix(&mut self, rows: [u32; 32]) {
         let row = |lane: usize| Span { lane, address: rows[lane] as usize, bytes: 16 };
         self.shared(&std::array::from_fn::<_, 32, _>(row));
     }
 
-    /// A copy by TMA: the rows inside the matrix, and how many rows of 128 bytes the box has.
+    /// Counts a copy by TMA: the rows inside the matrix, and all rows of 128 bytes in the box.
     pub fn tma(&mut self, rows_inside: &[Span], box_rows: u64) {
         self.global(Kind::Read, rows_inside);
-        self.counts.shared_turns += box_rows;
-        self.counts.shared_turns_without_conflicts += box_rows;
+        self.counts.shared_wavefronts += box_rows;
+        self.counts.shared_wavefronts_without_conflicts += box_rows;
     }
 
-    /// A product of (m, k) and (k, n).
-    pub fn product(&mut self, m: usize, n: usize, k: usize) {
+    /// Counts an MMA of (m, k) and (k, n).
+    pub fn mma(&mut self, m: usize, n: usize, k: usize) {
         self.counts.tensor_flops += 2 * (m * n * k) as u64;
     }
 
-    /// A warp's part of wgmma, with `columns` of B: 16 rows of A; and all of B, which one warp stands for, as it is read once for
-    /// all four. Chunks are swizzled so that there are no conflicts.
+    /// Counts the part of a wgmma that one warp has: 16 rows of A, and the `columns` of B for the
+    /// first warp of the four, as B is read once for all. Swizzled chunks have no conflicts.
     pub fn wgmma(&mut self, warp: usize, columns: usize) {
         let b_columns = if warp.is_multiple_of(4) { columns } else { 0 };
-        let turns = ((16 + b_columns) * 16 * 2 / 128) as u64;
-        self.counts.shared_turns += turns;
-        self.counts.shared_turns_without_conflicts += turns;
-        self.product(16, columns, 16);
+        let wavefronts = ((16 + b_columns) * 16 * 2 / 128) as u64;
+        self.counts.shared_wavefronts += wavefronts;
+        self.counts.shared_wavefronts_without_conflicts += wavefronts;
+        self.mma(16, columns, 16);
     }
 
-    /// Whether it is global memory: neither a stack nor a constant of the kernel.
+    /// Whether an address is in global memory, and not on a stack or a constant of the kernel.
     fn is_global(&self, address: usize) -> bool {
         let after = self.allocations.partition_point(|(first, _)| *first <= address);
         after.checked_sub(1).is_some_and(|i| address < self.allocations[i].1)
@@ -162,14 +164,14 @@ impl Counter {
 }
 
 impl Block {
-    /// Does something with the counter, if the launch is counted.
+    /// Calls `work` with the counter if the launch is counted.
     pub fn count(&self, work: impl FnOnce(&mut Counter)) {
         if let Some(counter) = self.job().counter {
             work(&mut counter.borrow_mut());
         }
     }
 
-    /// Notes an access of a thread, made from one place in the kernel. A longer one goes by pieces.
+    /// Records an access of a thread from one place in the kernel, a long one in pieces.
     pub fn count_access(&self, user: Me, from: (usize, u32), start: usize, bytes: usize, kind: Kind) {
         self.count(|c| {
             let shared = start.wrapping_sub(self.base().addr() + ARENA_OFFSET);

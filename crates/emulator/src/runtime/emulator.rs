@@ -46,8 +46,8 @@ impl Emulator {
     /// Runs a kernel to its end.
     ///
     /// # Errors
-    /// One line: the device has no such kernel, its arguments or geometry are wrong, or it fails, in
-    /// which case the line names block, thread and source line.
+    /// One line: the device has no such kernel, its arguments or geometry are wrong, or it fails,
+    /// in which case the line names block, thread and source line.
     pub fn launch(&mut self, kernel: &str, launch: Launch, args: &[Arg]) -> Result<()> {
         let EmulatorOptions { check, count, .. } = self.options;
         let kernels = if check || count { &self.checked } else { &self.plain };
@@ -123,7 +123,8 @@ impl Emulator {
     pub fn copy(&mut self, dst: u64, src: u64, bytes: usize) -> Result<()> {
         let to = self.memory.touch(dst, bytes, "a copy to")?;
         let from = self.memory.touch(src, bytes, "a copy from")?;
-        // SAFETY: both are inside allocations, which no kernel uses between launches; they may overlap.
+        // SAFETY: both are inside allocations, which no kernel uses between launches; they may
+        // overlap.
         unsafe { std::ptr::copy(from, to, bytes) };
         Ok(())
     }

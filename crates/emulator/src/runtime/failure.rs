@@ -1,9 +1,9 @@
-//! What went wrong, and where.
+//! Errors of kernels, with the place where they happened.
 
 use std::ffi::{CStr, c_char};
 use std::fmt;
 
-/// A place in a kernel, and what it does there.
+/// A place in a kernel, and the operation there.
 #[derive(Clone, Copy)]
 pub struct Site {
     pub what: &'static str,
@@ -14,17 +14,18 @@ pub struct Site {
 impl Site {
     pub const UNKNOWN: Site = Site { what: "", file: std::ptr::null(), line: 0 };
 
-    /// `file` is null or a string literal.
+    /// Makes a site; `file` is null or a string literal.
     pub fn new(what: &'static str, file: *const c_char, line: u32) -> Self {
         Site { what, file, line }
     }
 
     fn file(&self) -> Option<&'static CStr> {
-        // SAFETY: `new` wants a literal.
+        // SAFETY: `new` takes only null and literals.
         (!self.file.is_null()).then(|| unsafe { CStr::from_ptr(self.file) })
     }
 
-    /// Asked at every barrier: the texts are compared only where they are not the same literals.
+    /// Whether two sites are the same. Every barrier asks, so texts are compared only if they are
+    /// not the same literals.
     #[inline]
     pub fn is_same(&self, other: &Site) -> bool {
         self.line == other.line
@@ -33,7 +34,7 @@ impl Site {
     }
 }
 
-/// `__syncthreads at kernels/gelu.cu:12`.
+/// Shows `__syncthreads at kernels/gelu.cu:12`.
 impl fmt::Display for Site {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.what)?;
@@ -51,7 +52,7 @@ pub struct Failure {
     thread: Option<usize>,
     site: Site,
     message: String,
-    /// Where the thread was, innermost first.
+    /// The return addresses of the thread, innermost first.
     trace: Vec<usize>,
 }
 
@@ -67,7 +68,7 @@ impl Failure {
         Failure { thread, site, message, trace }
     }
 
-    /// One line that names the kernel, the block and the thread.
+    /// Formats one line that names the kernel, the block and the thread.
     pub fn describe(&self, kernel: &str, block: [u32; 3], block_dim: [u32; 3]) -> String {
         let [x, y, z] = block;
         let mut text = format!("kernel {kernel}, block ({x},{y},{z})");
@@ -93,13 +94,13 @@ impl Failure {
         format!("{text}: {}", self.message)
     }
 
-    /// Lines of kernels and of what they include, innermost first.
+    /// The source lines in kernels and their headers, innermost first.
     fn lines(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for ip in &self.trace {
             backtrace::resolve(std::ptr::without_provenance_mut(*ip), |symbol| {
                 let file = symbol.filename().and_then(|file| file.to_str()).unwrap_or_default();
-                // As in the directory that it was compiled in.
+                // Relative to the directory that it was compiled in.
                 let file = file.rsplit_once("/./").map_or(file, |(_, file)| file).trim_start_matches("./");
                 if file.ends_with(".cu") || file.ends_with(".cuh") {
                     lines.push(format!("{file}:{}", symbol.lineno().unwrap_or(0)));

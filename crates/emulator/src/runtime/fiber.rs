@@ -1,16 +1,17 @@
-//! Switching a processor's thread from one stack to another: a CUDA thread is a stack on which its kernel runs.
+//! Switches an OS thread from one stack to another: a CUDA thread is a stack on which its kernel
+//! runs.
 
 use std::arch::naked_asm;
 
-/// Saves the callee-saved registers on the running stack and where that stack ended in `save`, and goes on with what was
-/// saved in the stack that ends at `to`.
+/// Saves the callee-saved registers on the running stack and its stack pointer in `save`, then
+/// continues with the stack whose stack pointer is `to`.
 ///
 /// # Safety
-/// `to` comes from [`prepare`] or was saved by a switch that nothing has returned to since.
+/// `to` comes from [`prepare`] or was saved by a switch, and was not continued since.
 #[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]
 pub unsafe extern "C" fn switch(save: *mut *mut u8, to: *mut u8) {
-    // A jump, not `ret`: the processor predicts returns by calls, and would be wrong every time.
+    // A jump and not `ret`: the processor predicts returns by calls and would be wrong every time.
     naked_asm!(
         "push rbp",
         "push rbx",
@@ -31,24 +32,25 @@ pub unsafe extern "C" fn switch(save: *mut *mut u8, to: *mut u8) {
     )
 }
 
-/// Makes an empty stack, whose highest address is `top`, ready for a [`switch`] that starts `start`.
+/// Prepares the empty stack below `top` so that a [`switch`] to the result starts `start`.
 ///
 /// # Safety
-/// The 64 bytes below `top`, a multiple of 16, can be written.
+/// `top` is a multiple of 16, and the 64 bytes below it can be written.
 #[cfg(target_arch = "x86_64")]
 pub unsafe fn prepare(top: *mut u8, start: extern "C" fn() -> !) -> *mut u8 {
-    // Six registers, where to go on, and the return address of `start`: none, where backtraces end.
+    // Six registers, the address to continue at, and the return address of `start`: zero, where
+    // backtraces end.
     let frame: [usize; 8] = [0, 0, 0, 0, 0, 0, start as *const () as usize, 0];
     let end = top.wrapping_sub(size_of_val(&frame));
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises that the frame, which is as long as they say, can be written.
     unsafe { end.cast::<[usize; 8]>().write(frame) };
     end
 }
 
-/// As on x86-64.
+/// Does the same as on x86-64.
 ///
 /// # Safety
-/// As on x86-64.
+/// `to` comes from [`prepare`] or was saved by a switch, and was not continued since.
 #[cfg(target_arch = "aarch64")]
 #[unsafe(naked)]
 pub unsafe extern "C" fn switch(save: *mut *mut u8, to: *mut u8) {
@@ -82,16 +84,16 @@ pub unsafe extern "C" fn switch(save: *mut *mut u8, to: *mut u8) {
     )
 }
 
-/// As on x86-64.
+/// Does the same as on x86-64.
 ///
 /// # Safety
-/// The 160 bytes below `top`, a multiple of 16, can be written.
+/// `top` is a multiple of 16, and the 160 bytes below it can be written.
 #[cfg(target_arch = "aarch64")]
 pub unsafe fn prepare(top: *mut u8, start: extern "C" fn() -> !) -> *mut u8 {
     let mut frame = [0; 20];
     frame[11] = start as *const () as usize;
     let end = top.wrapping_sub(size_of_val(&frame));
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises that the frame, which is as long as they say, can be written.
     unsafe { end.cast::<[usize; 20]>().write(frame) };
     end
 }

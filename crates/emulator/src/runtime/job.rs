@@ -1,4 +1,4 @@
-//! Running the blocks of a grid.
+//! Runs the blocks of a grid.
 
 use super::block::Block;
 use super::checker::Checker;
@@ -16,7 +16,7 @@ use std::cell::RefCell;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A launch.
+/// A launch, checked and ready to run.
 pub struct Job<'a> {
     pub kernel: &'static Kernel,
     pub grid: [u32; 3],
@@ -28,23 +28,27 @@ pub struct Job<'a> {
     pub counter: Option<&'a RefCell<Counter>>,
 }
 
-// SAFETY: the arguments are only read, from memory that the launch borrows; with a checker or a counter there is one thread.
+// SAFETY: arguments are only read, from memory that outlives the launch; the checker and the
+// counter are used by one OS thread, as `run` starts no others if there is either.
 unsafe impl Sync for Job<'_> {}
 
 /// A region with its block, kept from launch to launch.
 struct Worker {
-    // Before the region, whose memory it lies in.
+    // Dropped before the region, whose memory it lies in.
     block: &'static Block,
     region: Region,
 }
 
-// SAFETY: whoever has a worker is the only one to use its block.
+// SAFETY: a worker owns its block and region; no other thread refers to them.
 unsafe impl Send for Worker {}
 
 static IDLE: Mutex<Vec<Worker>> = Mutex::new(Vec::new());
 
 impl<'a> Job<'a> {
-    /// Checks what the driver API would, and the types of the arguments, which it cannot.
+    /// Checks what the driver API checks, and the sizes of the arguments, which it cannot.
+    ///
+    /// # Errors
+    /// The rule that is broken.
     pub fn new(
         kernel: &'static Kernel,
         launch: Launch,
@@ -65,7 +69,7 @@ impl<'a> Job<'a> {
         for (number, (argument, bytes)) in arguments.iter().zip(kernel.parameter_bytes()).enumerate() {
             ensure!(
                 argument.bytes == bytes,
-                "kernel {name}: argument {number} has {} bytes, a {} has {bytes}",
+                "kernel {name}: argument {number} has {} bytes, the type {} has {bytes}",
                 argument.bytes,
                 types[number]
             );
@@ -74,7 +78,7 @@ impl<'a> Job<'a> {
         let most = kernel.max_threads().unwrap_or(MAX_THREADS as u32);
         ensure!(
             (1..=most).contains(&threads),
-            "kernel {name}: {threads} threads a block, 1 to {most} are allowed"
+            "kernel {name}: {threads} threads per block, 1 to {most} are allowed"
         );
         if grid.contains(&0) || grid[0] > i32::MAX as u32 || grid[1] > 65535 || grid[2] > 65535 {
             bail!("kernel {name}: a grid of {grid:?}, 1 to 2147483647, 65535 and 65535 blocks are allowed");
@@ -88,12 +92,13 @@ impl<'a> Job<'a> {
         Ok(Job { kernel, grid, block_dim, shared_bytes, options, arguments, checker, counter })
     }
 
-    /// Looks for arguments that point into what is lent, or are tensor maps of some of it. That is all one can say of a kernel
-    /// without the checker: not how far it goes from where a pointer points. What a kernel is given it nearly always touches.
+    /// Refuses arguments that point into lent memory, or are tensor maps of some of it. Without the
+    /// checker that is all that is known of a kernel, not how far it goes from a pointer. But a
+    /// kernel nearly always touches what it is given.
     pub fn refuse_lent(&self, lent: &Lent) -> Result<()> {
         let types = self.kernel.parameter_types();
         for (number, (argument, kind)) in self.arguments.iter().zip(types).enumerate() {
-            // SAFETY: `new` compared the sizes with those of the types.
+            // SAFETY: `new` compared the sizes of the arguments with those of these types.
             let (address, bytes) = unsafe {
                 match kind {
                     "TensorMap" => {
@@ -125,7 +130,7 @@ impl<'a> Job<'a> {
     pub fn run(&self) -> Result<()> {
         let order = Order::new(self.options.schedule, self.blocks());
         let next = AtomicUsize::new(0);
-        // Checker and counter remember one block at a time.
+        // The checker and the counter track one block at a time.
         let most = if self.checker.is_some() || self.counter.is_some() { 1 } else { self.blocks() };
         let threads = self.options.threads.clamp(1, most);
         if let Some(checker) = self.checker {
@@ -182,12 +187,13 @@ impl<'a> Job<'a> {
 impl Worker {
     fn new() -> Result<Self> {
         let region = Region::new()?;
-        // SAFETY: they live and die together.
+        // SAFETY: the worker keeps both, uses the region for nothing else, and drops the block
+        // first.
         let block = unsafe { Block::new_in(&region) };
         Ok(Worker { block, region })
     }
 
-    /// Lays the arguments where every thread finds them, behind the list of where each is.
+    /// Copies the arguments into the region, after a list of their addresses.
     fn set_arguments(&self, arguments: &[Arg]) {
         let list = self.region.base().wrapping_add(ARGUMENTS_OFFSET).cast::<*mut u8>();
         let mut place = list.wrapping_add(arguments.len()).cast::<u8>();
@@ -196,7 +202,8 @@ impl Worker {
         );
         for (number, argument) in arguments.iter().enumerate() {
             place = place.wrapping_add(place.align_offset(16));
-            // SAFETY: inside the place for arguments; an argument is so long.
+            // SAFETY: the assertion above keeps list and copies inside the space for arguments, and
+            // an argument has that many bytes.
             unsafe {
                 list.add(number).write(place);
                 std::ptr::copy_nonoverlapping(argument.value.cast(), place, argument.bytes);
@@ -208,12 +215,12 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        // SAFETY: written in `new_in`; nobody else refers to it.
+        // SAFETY: `new_in` wrote the block, and no thread runs that could refer to it.
         unsafe { std::ptr::drop_in_place(std::ptr::from_ref(self.block).cast_mut()) };
     }
 }
 
-/// In which order blocks run.
+/// The order in which blocks run.
 enum Order {
     Ascending,
     Descending(usize),

@@ -1,4 +1,4 @@
-//! The compiled kernels, as their translation units list them (`kernels/emulated/table.h`).
+//! The compiled kernels, as their translation units list them (`emulated/table.h`).
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_void};
@@ -19,11 +19,11 @@ pub struct Kernel {
     max_threads: u32,
 }
 
-// SAFETY: constants of a translation unit.
+// SAFETY: a kernel is a constant of a translation unit, and points only to constants.
 unsafe impl Sync for Kernel {}
 
 fn text(string: *const c_char) -> &'static str {
-    // SAFETY: a literal in a translation unit.
+    // SAFETY: tables hold only string literals.
     unsafe { CStr::from_ptr(string) }.to_str().expect("ASCII")
 }
 
@@ -32,9 +32,9 @@ impl Kernel {
         text(self.name)
     }
 
-    /// C++ types of the parameters, without `const`: `bf16*`, `float`.
+    /// The types of the parameters in C++, without `const`: `bf16*`, `float`.
     pub fn parameter_types(&self) -> Vec<&'static str> {
-        // A struct comes as `… [with T = {anonymous}::Name]`.
+        // The compiler writes a struct as `… [with T = {anonymous}::Name]`.
         let short = |kind: &'static str| match kind.rsplit_once("T = ") {
             Some((_, name)) => name.trim_end_matches(']').rsplit("::").next().unwrap_or(name),
             None => kind,
@@ -47,11 +47,11 @@ impl Kernel {
     }
 
     fn parameters(&self) -> &[Parameter] {
-        // SAFETY: so many are there.
+        // SAFETY: `parameters` points to `parameter_count` constants.
         unsafe { std::slice::from_raw_parts(self.parameters, self.parameter_count as usize) }
     }
 
-    /// From `__launch_bounds__`.
+    /// The limit of `__launch_bounds__`.
     pub fn max_threads(&self) -> Option<u32> {
         Some(self.max_threads).filter(|n| *n > 0)
     }
@@ -73,7 +73,7 @@ pub struct Table {
     first: *const TablePointer,
 }
 
-// SAFETY: it points to constants.
+// SAFETY: a table points only to constants.
 unsafe impl Sync for Table {}
 
 impl Table {
@@ -91,7 +91,8 @@ impl Table {
     }
 
     pub fn kernels(&self) -> impl Iterator<Item = &'static Kernel> {
-        // SAFETY: a table that ends with a kernel without a name.
+        // SAFETY: `new` promises a symbol that points to an array whose last kernel has no name;
+        // the iterator stops there.
         unsafe {
             let mut next = self.first.read();
             std::iter::from_fn(move || {
@@ -103,7 +104,7 @@ impl Table {
     }
 }
 
-/// The kernels in some tables for one variant, by name.
+/// Collects the kernels of one variant, by name.
 pub fn by_name(tables: &[Table], variant: &str, checked: bool) -> BTreeMap<&'static str, &'static Kernel> {
     let chosen = tables.iter().filter(|t| t.variant == variant && t.checked == checked);
     chosen.flat_map(Table::kernels).map(|kernel| (kernel.name(), kernel)).collect()

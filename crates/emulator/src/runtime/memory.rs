@@ -1,4 +1,4 @@
-//! Global memory: pieces of the host's.
+//! Global memory: allocations on the host.
 
 use crate::lent::Lent;
 use anyhow::{Result, bail};
@@ -20,28 +20,28 @@ pub struct GlobalMemory {
 }
 
 impl GlobalMemory {
-    /// Zeroed memory.
+    /// Allocates zeroed memory.
     pub fn allocate(&mut self, bytes: usize) -> Result<u64> {
         let layout = Layout::from_size_align(bytes.max(1), ALIGN)?;
-        // SAFETY: at least a byte.
+        // SAFETY: the layout has at least one byte.
         let address = unsafe { alloc_zeroed(layout) }.expose_provenance();
         if address == 0 {
-            bail!("{} MiB of memory on the emulated device: this machine has not enough", bytes >> 20);
+            bail!("{} MiB of memory for the emulated device: this machine does not have enough", bytes >> 20);
         }
         let place = self.allocations.partition_point(|a| a.address < address);
         self.allocations.insert(place, Allocation { address, bytes, layout });
         Ok(address as u64)
     }
 
-    /// First address, and the one after the last, of every allocation, in order.
+    /// Start and end of every allocation, in order.
     pub fn bounds(&self) -> Vec<(usize, usize)> {
         self.allocations.iter().map(|a| (a.address, a.address + a.bytes)).collect()
     }
 
-    /// Where so many bytes are, for the host to work on.
+    /// The place of bytes on which the host is to work.
     ///
     /// # Errors
-    /// As [`Self::place`].
+    /// If they are not inside one allocation.
     ///
     /// # Panics
     /// If some of them are lent.
@@ -52,7 +52,7 @@ impl GlobalMemory {
         self.place(address, bytes)
     }
 
-    /// Where so many bytes are.
+    /// The place of bytes in the memory of the host.
     ///
     /// # Errors
     /// If they are not inside one allocation.
@@ -72,7 +72,7 @@ impl GlobalMemory {
 impl Drop for GlobalMemory {
     fn drop(&mut self) {
         for a in &self.allocations {
-            // SAFETY: allocated in `allocate`, with this layout.
+            // SAFETY: `allocate` allocated it with this layout, and it is freed only here.
             unsafe { dealloc(std::ptr::with_exposed_provenance_mut(a.address), a.layout) };
         }
     }

@@ -1,18 +1,19 @@
-//! The memory that one block of threads runs in: its state, the stacks of its threads, its shared memory, in one piece
-//! aligned to its size. So the stack pointer alone says which block and which thread is running, without thread-local
-//! variables, which a compiler may cache across a switch of stacks. `kernels/emulated/runtime.h` has the same constants.
+//! The memory in which one block of threads runs: its state, the stacks of its threads and its
+//! shared memory, in one piece aligned to its size. So the stack pointer alone tells which block
+//! and which thread is running, without thread-local variables, which a compiler may cache across a
+//! switch of stacks. `emulated/runtime.h` has the same constants.
 
 use anyhow::{Result, bail};
 
 pub const REGION_BYTES: usize = 1 << 27;
-/// Where the arguments of the kernel lie, as long as CUDA allows.
+/// The arguments of the kernel, as many bytes as CUDA allows.
 pub const ARGUMENTS_OFFSET: usize = 1 << 16;
 pub const ARGUMENTS_BYTES: usize = 4096;
-/// Where the indices of the threads lie: three numbers each.
+/// The indices of the threads: three numbers each.
 pub const INDICES_OFFSET: usize = 1 << 17;
 pub const STACKS_OFFSET: usize = 1 << 20;
 pub const STACK_BYTES: usize = 1 << 16;
-/// Aligned to its size: the low bits of an address are the address in shared memory.
+/// Shared memory, aligned to its size: the low bits of an address are the address in shared memory.
 pub const ARENA_OFFSET: usize = 96 << 20;
 pub const ARENA_BYTES: usize = 256 << 10;
 pub const MAX_THREADS: usize = 1024;
@@ -21,16 +22,16 @@ const GUARD_BYTES: usize = 4096;
 
 pub struct Region {
     base: *mut u8,
-    /// So many stacks have a guard page at their end.
+    /// The number of stacks that end in a guard page.
     guarded: usize,
 }
 
-// SAFETY: it owns its memory.
+// SAFETY: a region owns its memory.
 unsafe impl Send for Region {}
 
 impl Region {
     pub fn new() -> Result<Self> {
-        // SAFETY: a new mapping, of which the parts off the alignment are given back.
+        // SAFETY: the mapping is new; only the parts of it outside the aligned region are unmapped.
         unsafe {
             let protection = libc::PROT_READ | libc::PROT_WRITE;
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
@@ -57,7 +58,8 @@ impl Region {
     pub fn guard_stacks(&mut self, threads: usize) {
         for thread in self.guarded..threads {
             let end = self.base.wrapping_add(STACKS_OFFSET + thread * STACK_BYTES);
-            // SAFETY: a page of ours, in a stack that is not in use. Without the guard all works but the fault.
+            // SAFETY: the page is ours, at the end of a stack that is not in use. If this fails,
+            // only the guard is missing.
             unsafe { libc::mprotect(end.cast(), GUARD_BYTES, libc::PROT_NONE) };
         }
         self.guarded = self.guarded.max(threads);
@@ -66,16 +68,16 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        // SAFETY: mapped in `new`, and whatever used it borrows or owns this.
+        // SAFETY: `new` mapped it, and all users borrow or own this region.
         unsafe { libc::munmap(self.base.cast(), REGION_BYTES) };
     }
 }
 
-/// The stack pointer: of a CUDA thread if called from one.
+/// The stack pointer, which is that of a CUDA thread if it calls this.
 #[inline(always)]
 pub fn stack_pointer() -> usize {
     let sp: usize;
-    // SAFETY: reads a register.
+    // SAFETY: this only reads a register.
     unsafe {
         #[cfg(target_arch = "x86_64")]
         std::arch::asm!("mov {}, rsp", out(reg) sp, options(nomem, nostack, preserves_flags));

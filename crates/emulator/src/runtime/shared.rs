@@ -1,5 +1,5 @@
-//! Shared memory: first what a launch asks for, then the variables of the kernel, with space between them. All of it is 0xff
-//! before a block writes it, which is NaN in every floating-point type.
+//! Shared memory: first the dynamic part, then the variables of the kernel, with gaps between them.
+//! All of it is 0xff until a block writes it, which is NaN in every floating-point type.
 
 use super::block::{Block, Me, me};
 use super::checker::Kind;
@@ -8,9 +8,9 @@ use super::region::{ARENA_BYTES, ARENA_OFFSET};
 use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, c_char, c_void};
 
-/// CUDA keeps the first KiB for itself.
+/// CUDA reserves the first KiB.
 pub const DYNAMIC_OFFSET: usize = 1 << 10;
-/// The most that a block can have: of variables, and in all.
+/// The most bytes that a block can have: in variables, and in all.
 pub const MAX_STATIC_BYTES: usize = 48 << 10;
 pub const MAX_BYTES: usize = 227 << 10;
 
@@ -34,11 +34,11 @@ impl SharedMemory {
         SharedMemory { arena, dynamic_bytes: Cell::new(0), variables: RefCell::default() }
     }
 
-    /// For a new block.
+    /// Prepares for a new block.
     pub fn reset(&self, dynamic_bytes: usize) {
         self.dynamic_bytes.set(dynamic_bytes);
         self.variables.borrow_mut().clear();
-        // SAFETY: a launch asks for no more than `MAX_BYTES`, so this is inside the arena.
+        // SAFETY: `Job::new` limits dynamic memory to `MAX_BYTES`, so this is inside the arena.
         unsafe { self.arena.add(DYNAMIC_OFFSET).write_bytes(POISON, dynamic_bytes) };
     }
 
@@ -49,7 +49,10 @@ impl SharedMemory {
             || self.variables.borrow().iter().any(|v| inside(v.start, v.bytes))
     }
 
-    /// The place of a variable, made if it has none; or what is wrong with it.
+    /// The place of a variable, which is allocated when it is first used.
+    ///
+    /// # Errors
+    /// If there is not enough shared memory.
     fn variable(&self, key: *const c_void, bytes: usize) -> Result<*mut u8, String> {
         let mut variables = self.variables.borrow_mut();
         let start = match variables.iter().find(|v| v.key == key) {
@@ -66,7 +69,8 @@ impl SharedMemory {
                 }
                 let start = (end + SPACE_BETWEEN).next_multiple_of(16);
                 variables.push(Variable { key, start, bytes });
-                // SAFETY: 1 KiB and the spaces between variables fit beside `MAX_BYTES`.
+                // SAFETY: the sum was checked, and the arena has room for the first KiB and the
+                // gaps, too.
                 unsafe { self.arena.add(start).write_bytes(POISON, bytes) };
                 start
             }
@@ -76,9 +80,10 @@ impl SharedMemory {
 }
 
 impl Block {
-    /// Where 16 bytes at a 32-bit address of shared memory are.
+    /// The place of 16 bytes at a 32-bit address of shared memory.
     ///
-    /// Fails in the name of the thread that uses the address if they are misaligned or not in shared memory.
+    /// Fails on behalf of the thread that uses the address if they are misaligned or not in shared
+    /// memory.
     pub fn shared_16_bytes(&self, user: Me, address: u32, site: Site) -> *mut [u8; 16] {
         let start = address as usize;
         if !start.is_multiple_of(16) {
@@ -87,7 +92,8 @@ impl Block {
         if !self.shared.holds(start, 16) {
             let dynamic = self.shared.dynamic_bytes.get();
             let message = format!(
-                "16 bytes at {address:#x} are outside of shared memory ({dynamic} bytes of dynamic memory at {DYNAMIC_OFFSET:#x})"
+                "16 bytes at {address:#x} are outside of shared memory ({dynamic} bytes of dynamic memory at \
+                 {DYNAMIC_OFFSET:#x})"
             );
             user.fail(site, message);
         }
@@ -97,7 +103,7 @@ impl Block {
     pub fn read_shared(&self, reader: Me, address: u32, site: Site) -> [u8; 16] {
         let place = self.shared_16_bytes(reader, address, site);
         self.check_access(reader, place.addr(), 16, Kind::Read, site);
-        // SAFETY: inside the arena.
+        // SAFETY: `shared_16_bytes` returned a place inside the arena.
         unsafe { place.read() }
     }
 }
@@ -114,9 +120,9 @@ extern "C" fn cuda_emulator_shared(
     match me.block.shared.variable(key, bytes as usize) {
         Ok(place) => place.cast(),
         Err(message) => {
-            // SAFETY: a string literal.
+            // SAFETY: kernels pass a string literal.
             let name = unsafe { CStr::from_ptr(name) }.to_string_lossy();
-            me.fail(Site::new("", file, line), format!("no place for `{name}`: {message}"))
+            me.fail(Site::new("", file, line), format!("no room for `{name}`: {message}"))
         }
     }
 }

@@ -1,24 +1,25 @@
-//! Tensor cores: the fragments of the PTX ISA's "Matrix Fragments for mma", products in f32.
+//! Tensor cores: the fragments of the PTX ISA's "Matrix Fragments for mma", with sums in f32.
 
 use super::collective::Lanes;
 
-/// What a lane brings to `ldmatrix`: a row's address in shared memory, and where its elements go.
+/// A lane's argument of `ldmatrix`: the address of a row in shared memory, and the registers for
+/// its elements.
 #[repr(C)]
 pub struct Ldmatrix {
     result: *mut [u32; 4],
     row: u32,
 }
 
-/// What a lane brings to `mma`.
+/// A lane's argument of `mma`.
 #[repr(C)]
 pub struct Mma {
     d: *mut [f32; 4],
-    /// 4 registers, of which each has two 16-bit elements or one of TF32.
+    /// Four registers, each with two 16-bit elements or one of TF32.
     a: *const [u32; 4],
     b: [u32; 2],
 }
 
-/// Lane `8 i + r` names row `r` of matrix `i`.
+/// Loads four matrices; lane `8 i + r` names row `r` of matrix `i`.
 pub fn ldmatrix(lanes: &Lanes, arguments: [&mut Ldmatrix; 32], transposed: bool) {
     lanes.block().count(|c| c.ldmatrix(arguments.each_ref().map(|argument| argument.row)));
     for matrix in 0..4 {
@@ -34,7 +35,7 @@ pub fn ldmatrix(lanes: &Lanes, arguments: [&mut Ldmatrix; 32], transposed: bool)
                 false => [rows[g][t], rows[g][t + 1]],
                 true => [rows[t][g], rows[t + 1][g]],
             };
-            // SAFETY: four registers of a thread that waits.
+            // SAFETY: the lane waits, and has four registers there.
             unsafe { (*argument.result)[matrix] = u32::from(low) | u32::from(high) << 16 };
         }
     }
@@ -56,8 +57,8 @@ impl Element for Bf16 {
 }
 
 impl Element for F16 {
-    /// The exponent is off by 112 (for subnormals too, which the product
-    /// makes normal); infinity and NaN are at the top.
+    // The exponent is off by 112, also for subnormals, which the multiplication makes normal.
+    // Infinity and NaN end up at the top of the range.
     #[inline(always)]
     fn widen(bits: u16) -> f32 {
         let shifted = f32::from_bits(u32::from(bits & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23);
@@ -66,13 +67,13 @@ impl Element for F16 {
     }
 }
 
-/// `d += a b` for a 16 x 16, b 16 x 8.
+/// Computes `d += a b` for a 16 x 16 and b 16 x 8.
 pub fn mma_m16n8k16<T: Element>(lanes: [&mut Mma; 32]) {
     let mut a = [[0.0; 16]; 16];
     let mut b = [[0.0; 8]; 16];
     for (lane, argument) in lanes.iter().enumerate() {
         let (g, t) = (lane / 4, lane % 4 * 2);
-        // SAFETY: four registers of a thread that waits.
+        // SAFETY: the lane waits, and has four registers there.
         let registers = unsafe { *argument.a };
         for (i, register) in registers.into_iter().enumerate() {
             let (row, column) = (g + i % 2 * 8, t + i / 2 * 8);
@@ -87,14 +88,15 @@ pub fn mma_m16n8k16<T: Element>(lanes: [&mut Mma; 32]) {
     accumulate(lanes, &a, &b);
 }
 
-/// `d += a b` for a 16 x 8, b 8 x 8; the hardware does not see the low 13 bits of an operand.
+/// Computes `d += a b` for a 16 x 8 and b 8 x 8; the hardware ignores the low 13 bits of an
+/// operand.
 pub fn mma_m16n8k8_tf32(lanes: [&mut Mma; 32]) {
     let widen = |register: u32| f32::from_bits(register & !0x1fff);
     let mut a = [[0.0; 8]; 16];
     let mut b = [[0.0; 8]; 8];
     for (lane, argument) in lanes.iter().enumerate() {
         let (g, t) = (lane / 4, lane % 4);
-        // SAFETY: four registers of a thread that waits.
+        // SAFETY: the lane waits, and has four registers there.
         let registers = unsafe { *argument.a };
         for (i, register) in registers.into_iter().enumerate() {
             a[g + i % 2 * 8][t + i / 2 * 4] = widen(register);
@@ -106,7 +108,7 @@ pub fn mma_m16n8k8_tf32(lanes: [&mut Mma; 32]) {
     accumulate(lanes, &a, &b);
 }
 
-/// The element of `d` that a lane's register `i` holds.
+/// Row and column of the element of `d` in a lane's register `i`.
 fn place(lane: usize, i: usize) -> (usize, usize) {
     (lane / 4 + i / 2 * 8, lane % 4 * 2 + i % 2)
 }
@@ -117,13 +119,14 @@ fn accumulate<const K: usize>(lanes: [&mut Mma; 32], a: &[[f32; K]; 16], b: &[[f
     for (lane, argument) in lanes.into_iter().enumerate() {
         for i in 0..4 {
             let (row, column) = place(lane, i);
-            // SAFETY: four registers of a thread that waits.
+            // SAFETY: the lane waits, and has four registers there.
             unsafe { (*argument.d)[i] += product[row][column] };
         }
     }
 }
 
-/// The same sums in the same order with any instructions: results do not depend on the machine.
+/// Adds the same terms in the same order with any instruction set: results do not depend on the
+/// machine.
 fn multiply<const K: usize>(product: &mut [[f32; 8]; 16], a: &[[f32; K]; 16], b: &[[f32; 8]; K]) {
     #[inline(always)]
     fn rows<const K: usize>(product: &mut [[f32; 8]; 16], a: &[[f32; K]; 16], b: &[[f32; 8]; K]) {
@@ -142,7 +145,7 @@ fn multiply<const K: usize>(product: &mut [[f32; 8]; 16], a: &[[f32; K]; 16], b:
             rows(product, a, b);
         }
         if is_x86_feature_detected!("avx2") {
-            // SAFETY: the processor has it.
+            // SAFETY: the processor has AVX2.
             return unsafe { with_avx2(product, a, b) };
         }
     }

@@ -1,5 +1,6 @@
-//! What `-fsanitize=thread` makes the compiler insert around every access of an instrumented kernel. libtsan is never linked:
-//! these take its place. Each is a jump to what does the work, with one more argument: where in the kernel it was called from.
+//! The calls that `-fsanitize=thread` inserts around every access of an instrumented kernel.
+//! libtsan is never linked: these functions take its place. Each jumps to the function that does
+//! the work, with one more argument, the return address in the kernel.
 
 use super::super::block::me;
 use super::super::failure::Site;
@@ -9,15 +10,15 @@ use std::arch::naked_asm;
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
-/// Goes on with a function whose sixth argument is the return address.
+/// Jumps to a function whose sixth argument is the return address.
 #[cfg(target_arch = "x86_64")]
-macro_rules! go_on_in {
+macro_rules! jump_to {
     ($work:expr) => {
         naked_asm!("mov r9, [rsp]", "jmp {}", sym $work)
     };
 }
 #[cfg(target_arch = "aarch64")]
-macro_rules! go_on_in {
+macro_rules! jump_to {
     ($work:expr) => {
         naked_asm!("mov x5, x30", "b {}", sym $work)
     };
@@ -28,7 +29,7 @@ macro_rules! hook {
         #[unsafe(no_mangle)]
         #[unsafe(naked)]
         unsafe extern "C" fn $name() {
-            go_on_in!($work)
+            jump_to!($work)
         }
     };
 }
@@ -80,14 +81,15 @@ extern "C" fn __tsan_func_exit() {}
 #[unsafe(no_mangle)]
 extern "C" fn __tsan_init() {}
 
-/// What an atomic operation on `T` does to what the checker knows.
+/// Reports an atomic operation on `T` to the checker.
 fn atomic<T>(address: *mut T) -> *mut T {
     let me = me();
     me.block.check_atomic(me, address.addr(), size_of::<T>());
     address
 }
 
-/// The same for one that changes memory, which is counted too. Loads are not: where CUDA's atomics are loops here, they come first.
+/// Reports an atomic operation that changes memory to the checker and to the counter. Loads are not
+/// counted: they begin the loops that stand for some of CUDA's atomics here.
 fn update<T>(address: *mut T, from: usize) -> *mut T {
     let me = me();
     me.block.count_access(me, (from, 0), address.addr(), size_of::<T>(), Kind::Atomic);
@@ -126,7 +128,7 @@ macro_rules! atomics {
             }
             #[unsafe(no_mangle)]
             unsafe extern "C" fn $store(address: *mut $kind, value: $kind, _order: i32) {
-                // SAFETY: as above.
+                // SAFETY: the kernel vouches for the address.
                 unsafe { <$atomic>::from_ptr(atomic(address)) }.store(value, SeqCst)
             }
             unsafe extern "C" fn exchange(
@@ -137,7 +139,7 @@ macro_rules! atomics {
                 _: i32,
                 from: usize,
             ) -> $kind {
-                // SAFETY: as above.
+                // SAFETY: the kernel vouches for the address.
                 unsafe { <$atomic>::from_ptr(update(address, from)) }
                     .compare_exchange(expected, value, SeqCst, SeqCst)
                     .unwrap_or_else(|found| found)
@@ -150,7 +152,8 @@ macro_rules! atomics {
                 failure: i32,
                 from: usize,
             ) -> i32 {
-                // SAFETY: as above; `expected` is a variable of the thread.
+                // SAFETY: the kernel vouches for the address; `expected` is a variable of the
+                // thread.
                 unsafe {
                     let found = exchange(address, *expected, value, order, failure, from);
                     let same = found == *expected;

@@ -1,9 +1,11 @@
-//! The checker: every access of a kernel is looked at for bounds, initialisation, races, and copies that were not waited for.
+//! The checker examines every access of a kernel: bounds, initialization, races, lent memory, and
+//! copies that no thread has waited for.
 //!
-//! Who is ordered before whom is kept by vector clocks, one component a warp: a barrier joins those of its warps. Lanes of a
-//! warp are ordered by `__syncwarp` and barriers alone; shuffles and tensor cores exchange registers, not memory. Blocks of a
-//! launch are not ordered, except through atomics: one that follows a `__threadfence` releases what the thread knew at the
-//! fence, and every atomic at the same address after it acquires that.
+//! Vector clocks with one component per warp keep the order of accesses; a barrier joins the clocks
+//! of its warps. Only `__syncwarp` and barriers order the lanes of a warp; shuffles and tensor
+//! cores exchange registers, not memory. Blocks of a launch are not ordered, except through
+//! atomics: one that follows a `__threadfence` releases what the thread knew at the fence, and
+//! every later atomic at the same address acquires that.
 
 mod hooks;
 mod hopper;
@@ -38,36 +40,37 @@ impl Kind {
     }
 }
 
-/// Where an access goes.
+/// The memory that an access goes to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Space {
     Shared,
     Global,
 }
 
-/// What an atomic released: the block, and the clock of the thread's last fence.
+/// The knowledge that an atomic released: the block, and the clock of the thread's last fence.
 struct Release {
     block: u32,
     clock: Clock,
 }
 
-/// The state of a checked device; the first and last address of every allocation.
+/// The state of a checked device.
 pub struct Checker {
+    /// Start and end of every allocation, in order.
     pub allocations: Vec<(usize, usize)>,
     pub lent: Lent,
     shadow: Shadow,
-    /// Number of the block that runs, over all launches.
+    /// The number of the block that runs; blocks are numbered over all launches.
     block: u32,
-    /// Of the first block of this launch.
+    /// The number of the first block of this launch.
     first_block: u32,
     clocks: [Clock; WARPS],
     epochs: [u32; WARPS],
-    /// Of each thread, at its last fence.
+    /// The clock of each thread at its last fence.
     fences: HashMap<usize, Clock>,
-    /// How many each thread has executed.
+    /// Proxy fences per thread.
     proxy_fences: HashMap<usize, u32>,
     releases: HashMap<usize, Vec<Release>>,
-    /// How many of the releases at an address a warp of this block has acquired.
+    /// The number of releases at an address that a warp of this block has acquired.
     acquired: HashMap<(usize, usize), usize>,
 }
 
@@ -103,12 +106,13 @@ impl Checker {
         self.acquired.clear();
     }
 
-    /// All lanes of a warp that have not ended have met.
+    /// Records that all live lanes of a warp have synchronized.
     pub fn sync_warp(&mut self, warp: usize) {
         self.epochs[warp] += 1;
     }
 
-    /// Warps whose lanes in `waiting` have met at a barrier; `alive` has all lanes that have not ended.
+    /// Records that the lanes in `waiting` have met at a barrier; `alive` returns the live lanes of
+    /// a warp.
     pub fn sync_block(&mut self, waiting: &[u32; WARPS], alive: impl Fn(usize) -> u32) {
         let warps = || (0..WARPS).filter(|warp| waiting[*warp] != 0);
         let mut joined = [0; WARPS];
@@ -143,7 +147,7 @@ impl Checker {
         self.acquired.insert((thread / 32, address), count);
     }
 
-    /// Whether a thread's warp knows, through atomics, of an access of another block.
+    /// Whether a thread's warp knows of an access of another block, through atomics.
     fn knows(&self, thread: usize, block: u32, access: Access) -> bool {
         self.acquired.iter().filter(|((warp, _), _)| *warp == thread / 32).any(|((_, address), seen)| {
             let releases = &self.releases[address][..*seen];
@@ -151,7 +155,7 @@ impl Checker {
         })
     }
 
-    /// Whether an access of this block comes before what a thread does now.
+    /// Whether an access of this block is ordered before what a thread does now.
     fn before(&self, access: Access, thread: usize) -> bool {
         let (warp, of) = (thread / 32, access.warp as usize);
         if of == warp {
@@ -161,7 +165,10 @@ impl Checker {
         }
     }
 
-    /// What is wrong with an access to two bytes, if anything; remembers it otherwise.
+    /// Checks an access to two bytes and records it.
+    ///
+    /// # Errors
+    /// The end of a sentence that begins with the access and says what is wrong with it.
     fn visit(&mut self, space: Space, place: usize, thread: usize, kind: Kind) -> Result<(), String> {
         let mut cell = *self.cell(space, place);
         let name = match space {
@@ -175,8 +182,8 @@ impl Checker {
             return Err("of shared memory that an asynchronous copy, which was not waited for, still writes"
                 .to_owned());
         }
-        if space == Space::Shared && kind != Kind::Write && !cell.initialised {
-            return Err(format!("of uninitialised shared memory at {place:#x}"));
+        if space == Space::Shared && kind != Kind::Write && !cell.initialized {
+            return Err(format!("of uninitialized shared memory at {place:#x}"));
         }
         let both_atomic = kind == Kind::Atomic && cell.atomic;
         if let Some(writer) = cell.writer.filter(|w| !both_atomic && !self.before(*w, thread)) {
@@ -197,7 +204,7 @@ impl Checker {
             cell.readers = [None; 3];
             cell.writer = Some(now);
             cell.proxy_fences = self.proxy_fences_of(thread);
-            cell.initialised = true;
+            cell.initialized = true;
             cell.atomic = kind == Kind::Atomic;
         }
         *self.cell(space, place) = cell;
@@ -211,7 +218,10 @@ impl Checker {
         }
     }
 
-    /// The cell for this block of what another block left.
+    /// The cell that this block starts with after another block.
+    ///
+    /// # Errors
+    /// If the two blocks race.
     fn take_over(
         &self,
         old: Cell,
@@ -226,7 +236,7 @@ impl Checker {
         }
         let conflict = |how| {
             let message = format!(
-                "of global memory that block {how} in the same launch, with nothing that orders them"
+                "of global memory that block {how} in the same launch, without anything that orders the two"
             );
             Err(message)
         };
@@ -262,7 +272,7 @@ impl Checker {
         readers[slot] = Some(Access { lane: if with_others { Access::MANY } else { now.lane }, ..now });
     }
 
-    /// Every two bytes of an access.
+    /// Visits every two bytes of an access.
     fn visit_all(
         &mut self,
         space: Space,
@@ -306,9 +316,9 @@ impl Checker {
     }
 }
 
-/// Whether an address is inside the program: a constant of a kernel.
+/// Whether an address is inside the executable: a constant of a kernel.
 fn is_constant(address: usize) -> bool {
-    // SAFETY: asks where an address lies, into a struct of its own.
+    // SAFETY: `dladdr` takes any address, and fills in a struct that lives here.
     unsafe {
         let mut info = std::mem::zeroed();
         libc::dladdr(std::ptr::without_provenance(address), &mut info) != 0
@@ -320,7 +330,7 @@ fn race(space: &str, how: &str, other: Access) -> String {
         Access::MANY => format!("lanes of warp {}", other.warp),
         lane => format!("thread {} (warp {})", u32::from(other.warp) * 32 + u32::from(lane), other.warp),
     };
-    format!("of {space} memory is a race: {how} by {who} with no synchronisation between")
+    format!("of {space} memory is a race: {how} by {who} without synchronization in between")
 }
 
 fn join(clock: &mut Clock, other: &Clock) {
@@ -328,15 +338,15 @@ fn join(clock: &mut Clock, other: &Clock) {
 }
 
 impl Block {
-    /// Does something with the checker, if the launch is checked.
+    /// Calls `work` with the checker if the launch is checked.
     pub fn check<R>(&self, work: impl FnOnce(&mut Checker) -> R) -> Option<R> {
         Some(work(&mut self.job().checker?.borrow_mut()))
     }
 
-    /// Looks at an access of a thread, which fails if something is wrong with it.
+    /// Checks an access of a thread, which fails if something is wrong with it.
     pub fn check_access(&self, user: Me, start: usize, bytes: usize, kind: Kind, site: Site) {
         if bytes == 0 {
-            // A copy that only fills with zeros has a source that means nothing.
+            // The source of a copy that only writes zeros means nothing.
             return;
         }
         let thread = user.thread;
@@ -344,11 +354,11 @@ impl Block {
         let result = if offset < REGION_BYTES {
             let shared = offset.wrapping_sub(ARENA_OFFSET);
             if shared >= ARENA_BYTES {
-                // A stack, the arguments, the indices of threads.
+                // A stack, the arguments, or the indices of threads.
                 return;
             }
             if !self.shared.holds(shared, bytes) {
-                Some(Err(format!("of {bytes} bytes at {shared:#x} out of the bounds of shared memory")))
+                Some(Err(format!("of {bytes} bytes at {shared:#x}, out of bounds of shared memory")))
             } else {
                 self.check(|c| c.visit_all(Space::Shared, shared, bytes, thread, kind))
             }
@@ -365,21 +375,21 @@ impl Block {
         }
     }
 
-    /// Looks at whether an access to global memory touches what is lent.
+    /// Fails if an access to global memory touches lent memory.
     pub fn check_lent(&self, user: Me, start: usize, bytes: usize, kind: Kind, site: Site) {
         if let Some(message) = self.check(|c| c.lent.refusal(start, bytes)).flatten() {
             user.fail(site, format!("{} of {bytes} bytes {message}", kind.name()));
         }
     }
 
-    /// An atomic operation: acquires before, releases after.
+    /// Checks an atomic operation, which acquires before its access and releases after it.
     fn check_atomic(&self, user: Me, address: usize, bytes: usize) {
         self.check(|c| c.acquire(user.thread, address));
         self.check_access(user, address, bytes, Kind::Atomic, Site::UNKNOWN);
         self.check(|c| c.release(user.thread, address));
     }
 
-    /// Marks or unmarks the destination of an asynchronous copy.
+    /// Marks the destination of an asynchronous copy as pending, or no longer.
     pub fn check_pending(&self, place: *mut u8, bytes: usize, pending: bool) {
         let offset = place.addr() - self.base().addr() - ARENA_OFFSET;
         self.check(|c| c.set_pending(offset, bytes, pending));

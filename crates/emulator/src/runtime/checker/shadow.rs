@@ -1,21 +1,21 @@
-//! What the checker remembers of memory: for every two bytes who wrote and read them last.
+//! Shadow memory of the checker: for every two bytes, the last write and the last reads.
 
 use super::super::region::ARENA_BYTES;
 use std::collections::HashMap;
 
-/// Of memory that one cell stands for.
+/// Bytes of memory per cell.
 pub const GRAIN: usize = 2;
 const PAGE_BYTES: usize = 4096;
 
-/// An access: which thread, and when in the time of its warp.
+/// An access: the thread, and the time in its warp.
 #[derive(Clone, Copy)]
 pub struct Access {
-    /// Of the block; [`Access::MANY`] for several lanes of the warp.
+    /// The lane, or [`Access::MANY`] for several lanes of the warp.
     pub lane: u8,
     pub warp: u8,
-    /// How often the warp had synchronised all its lanes.
+    /// The number of times that the warp had synchronized all its lanes.
     pub epoch: u32,
-    /// The warp's own clock.
+    /// The warp's own component of its clock.
     pub clock: u32,
 }
 
@@ -25,19 +25,19 @@ impl Access {
 
 #[derive(Clone, Copy, Default)]
 pub struct Cell {
-    /// The block that the rest is about; blocks are numbered over all launches.
+    /// The block that the other fields describe; blocks are numbered over all launches.
     pub block: u32,
-    pub initialised: bool,
-    /// A copy that was not waited for writes it.
+    pub initialized: bool,
+    /// Whether a copy that no thread has waited for writes it.
     pub pending: bool,
-    /// The last write was atomic.
+    /// Whether the last write was atomic.
     pub atomic: bool,
     pub writer: Option<Access>,
-    /// How many proxy fences the writer had executed.
+    /// The number of proxy fences that the writer had executed.
     pub proxy_fences: u32,
-    /// Of different warps, unordered; if there are more, one is forgotten.
+    /// Reads by different warps that are not ordered; of more than three, one is forgotten.
     pub readers: [Option<Access>; 3],
-    /// A block before this one that read it.
+    /// An earlier block that read it.
     pub read_by_block: u32,
 }
 

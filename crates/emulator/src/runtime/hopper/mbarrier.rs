@@ -1,5 +1,6 @@
-//! Barriers in shared memory. A phase ends when all arrivals have come and all expected bytes have landed; who waits sees
-//! the parity of the phase. The state is kept beside shared memory, in which there is a word that must stay as it is.
+//! Barriers in shared memory. A phase ends when all threads have arrived and all expected bytes
+//! have landed; waiting threads see its parity. The state is kept outside of shared memory, which
+//! has only a word that must not change.
 
 use super::super::block::{Me, me};
 use super::super::checker::MbarrierClock;
@@ -10,29 +11,29 @@ const MAGIC: u64 = 0x6d62_6172_7269_6572;
 
 pub struct Mbarrier {
     address: u32,
-    /// Of one phase.
+    /// Arrivals per phase.
     arrivals: u32,
-    /// Arrivals and bytes that the phase still waits for.
+    /// Arrivals and bytes that the current phase still waits for.
     pending: u32,
     bytes: u64,
-    /// So many phases have ended.
+    /// The number of phases that have ended.
     ended: u64,
-    /// Who waits, a mask a warp.
+    /// The waiting lanes, one mask per warp.
     waiting: [u32; 32],
     wait_site: Site,
-    /// Who made it, and how many barriers of the block were complete then.
+    /// The thread that initialized it, and how often the block had synchronized by then.
     maker: usize,
     made_after: usize,
     /// Whether the maker has fenced.
     fenced: bool,
-    /// For the checker: what those knew who arrived.
+    /// The knowledge of the arriving threads, for the checker.
     clock: MbarrierClock,
 }
 
 #[derive(Default)]
 pub struct Mbarriers {
     barriers: Vec<Mbarrier>,
-    /// Of each warp and barrier: so many phases have ended, as the warp knows.
+    /// The number of ended phases that each warp knows of, per barrier.
     seen: Vec<[u64; 32]>,
 }
 
@@ -59,7 +60,7 @@ impl Mbarriers {
         self.barriers[index].address
     }
 
-    /// The phase that is under way.
+    /// The current phase.
     pub fn phase(&self, index: usize) -> u64 {
         self.barriers[index].ended
     }
@@ -84,7 +85,7 @@ impl Mbarriers {
         barrier.wait_site = site;
     }
 
-    /// Ends the phase if nothing is missing; returns who can go on.
+    /// Ends the phase if nothing is missing; returns the lanes that continue.
     fn settle(&mut self, index: usize) -> [u32; 32] {
         let barrier = &mut self.barriers[index];
         if barrier.pending > 0 || barrier.bytes > 0 {
@@ -95,7 +96,8 @@ impl Mbarriers {
         std::mem::take(&mut barrier.waiting)
     }
 
-    /// One arrival, which makes the phase wait for so many bytes more. `None` if the phase has all its arrivals.
+    /// Adds an arrival, which makes the phase wait for more bytes; returns the lanes that continue,
+    /// or `None` if the phase already has all its arrivals.
     fn arrive(&mut self, index: usize, bytes: u64) -> Option<[u32; 32]> {
         let barrier = &mut self.barriers[index];
         barrier.pending = barrier.pending.checked_sub(1)?;
@@ -103,7 +105,10 @@ impl Mbarriers {
         Some(self.settle(index))
     }
 
-    /// So many bytes of copies have landed.
+    /// Records bytes of copies that have landed; returns the lanes that continue.
+    ///
+    /// # Errors
+    /// If the phase does not expect that many.
     pub fn land(&mut self, index: usize, bytes: u64) -> Result<[u32; 32], String> {
         let barrier = &mut self.barriers[index];
         let Mbarrier { address, bytes: expected, ended, .. } = *barrier;
@@ -119,13 +124,14 @@ impl Me {
         self.block.shared_bytes(address).cast()
     }
 
-    /// The barrier that a thread uses.
+    /// The index of the barrier at an address; fails if there is none that this thread may use.
     pub(super) fn mbarrier(self, address: u32, site: Site) -> usize {
         let hopper = &self.block.hopper;
         let Some(index) = hopper.barriers.borrow().index(address) else {
-            self.fail(site, format!("the mbarrier at {address:#x} was never initialised"));
+            self.fail(site, format!("the mbarrier at {address:#x} was never initialized"));
         };
-        // SAFETY: a barrier's word is in shared memory and aligned.
+        // SAFETY: the barrier was initialized at this address, which is in shared memory and
+        // aligned.
         if unsafe { self.word(address).read() } != MAGIC ^ u64::from(address) {
             self.fail(site, format!("the mbarrier at {address:#x} was overwritten"));
         }
@@ -135,7 +141,8 @@ impl Me {
         };
         if maker / 32 != self.thread / 32 && self.block.barriers[0].completed() == made_after {
             let message = format!(
-                "thread {maker} initialised the mbarrier at {address:#x}, and no __syncthreads made that known to others"
+                "thread {maker} initialized the mbarrier at {address:#x}, and no __syncthreads has made that known to \
+                 others"
             );
             self.fail(site, message);
         }
@@ -156,14 +163,14 @@ extern "C" fn cuda_emulator_mbarrier_init(address: u32, arrivals: u32, file: *co
     if !address.is_multiple_of(8) || !(1..1 << 20).contains(&arrivals) {
         me.fail(
             site,
-            format!("a barrier at {address:#x} for {arrivals} arrivals: 8-byte aligned, for 1 to 2^20 - 1"),
+            format!("a barrier at {address:#x} for {arrivals} arrivals; it must be 8-byte aligned, for 1 to 2^20 - 1"),
         );
     }
     me.block.require_shared(me, site, (address, address + 8));
     if hopper.barriers.borrow().index(address).is_some() {
-        me.fail(site, format!("the mbarrier at {address:#x} is initialised twice"));
+        me.fail(site, format!("the mbarrier at {address:#x} is initialized twice"));
     }
-    // SAFETY: in shared memory, aligned.
+    // SAFETY: the address was found to be in shared memory and aligned.
     unsafe { me.word(address).write(MAGIC ^ u64::from(address)) };
     let mut barriers = hopper.barriers.borrow_mut();
     barriers.seen.push([0; 32]);
@@ -201,7 +208,10 @@ extern "C" fn cuda_emulator_mbarrier_arrive(address: u32, bytes: u32, file: *con
     };
     match waiting {
         Some(waiting) => me.wake_all(waiting),
-        None => me.fail(site, format!("more arrivals in one phase than the mbarrier at {address:#x} is for")),
+        None => me.fail(
+            site,
+            format!("more arrivals in one phase than the mbarrier at {address:#x} was initialized for"),
+        ),
     }
 }
 
@@ -221,7 +231,8 @@ extern "C" fn cuda_emulator_mbarrier_wait(address: u32, parity: u32, file: *cons
         let now = barriers.borrow().phase(index);
         if now > phase + 1 {
             let message = format!(
-                "phase {phase} of the mbarrier at {address:#x} ended, and the next before this thread saw it: it would wait on"
+                "phase {phase} of the mbarrier at {address:#x} ended, and the next one before this thread saw it: it \
+                 would keep waiting"
             );
             me.fail(site, message);
         }

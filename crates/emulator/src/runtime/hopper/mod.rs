@@ -1,6 +1,7 @@
-//! What Hopper does asynchronously: copies of tiles (TMA) that report to barriers in shared memory, and products of
-//! warpgroups. Both may be carried out at any time between the instruction that starts them and the one that waits for
-//! them; what a kernel may not do in between is checked here, with or without the checker of memory accesses.
+//! Hopper's asynchronous operations: copies of tiles (TMA) that report to barriers in shared
+//! memory, and MMAs of warpgroups. Both may be carried out at any time between the instruction that
+//! starts them and the one that waits for them. What a kernel must not do in between is checked
+//! here, with or without the checker of memory accesses.
 
 mod mbarrier;
 mod tma;
@@ -12,26 +13,26 @@ use super::region::{ARENA_OFFSET, MAX_THREADS};
 use mbarrier::Mbarriers;
 use tma::Loads;
 pub use tma::{decode, encode};
-use wgmma::{Products, Warpgroup};
+use wgmma::{Mmas, Warpgroup};
 pub use wgmma::{Wgmma, commit, fence, issue, wait};
 
 use std::cell::{Cell, RefCell};
 
-/// Bytes of shared memory, as 32-bit addresses: from the first to before the second.
+/// A range of shared memory: the 32-bit addresses of its start and its end.
 type Span = (u32, u32);
 
 fn overlap(a: Span, b: Span) -> bool {
     a.0 < b.1 && b.0 < a.1
 }
 
-/// A block's share of it.
+/// The asynchronous operations of a block.
 pub struct Hopper {
-    /// Whether the block has come across any of this.
+    /// Whether the block has used any of them.
     used: Cell<bool>,
     barriers: RefCell<Mbarriers>,
     loads: RefCell<Loads>,
-    /// Of each warp.
-    products: Box<[RefCell<Products>]>,
+    /// The MMAs of each warp.
+    mmas: Box<[RefCell<Mmas>]>,
     warpgroups: Box<[RefCell<Warpgroup>]>,
 }
 
@@ -41,52 +42,58 @@ impl Default for Hopper {
             used: Cell::new(false),
             barriers: RefCell::default(),
             loads: RefCell::default(),
-            products: (0..MAX_THREADS / 32).map(|_| RefCell::default()).collect(),
+            mmas: (0..MAX_THREADS / 32).map(|_| RefCell::default()).collect(),
             warpgroups: (0..MAX_THREADS / 128).map(|_| RefCell::default()).collect(),
         }
     }
 }
 
 impl Hopper {
-    /// For a new block.
+    /// Prepares for a new block.
     pub fn reset(&self) {
         if self.used.take() {
             self.barriers.take();
             self.loads.take();
-            self.products.iter().for_each(|products| drop(products.take()));
+            self.mmas.iter().for_each(|mmas| drop(mmas.take()));
             self.warpgroups.iter().for_each(|warpgroup| drop(warpgroup.take()));
         }
     }
 
-    /// What waits, for the report of a deadlock.
+    /// Describes the waiting threads, for the report of a deadlock.
     pub fn describe(&self) -> Vec<String> {
         self.barriers.borrow().describe()
     }
 
-    /// What a thread must not leave behind when it ends.
+    /// Checks that a thread that ends leaves nothing behind.
+    ///
+    /// # Errors
+    /// The operation that it must wait for first.
     pub fn left_behind(&self, me: Me) -> Result<(), (Site, String)> {
         if !self.used.get() || me.warp().alive.get().count_ones() > 1 {
             return Ok(());
         }
-        self.products[me.thread / 32].borrow().left_behind()?;
+        self.mmas[me.thread / 32].borrow().left_behind()?;
         let last =
             me.block.warps[me.thread / 128 * 4..][..4].iter().all(|w| w.alive.get() & !(1 << me.lane()) == 0);
         if last { self.warpgroups[me.thread / 128].borrow().left_behind() } else { Ok(()) }
     }
 
-    /// What a block must not leave behind.
+    /// Checks that a block that ends leaves nothing behind.
+    ///
+    /// # Errors
+    /// The copy that has not landed.
     pub fn unfinished(&self) -> Result<(), Failure> {
         self.loads.borrow().left_behind().map_err(|(site, message)| Failure::new(None, site, message))
     }
 }
 
 impl Block {
-    /// Where bytes of shared memory are.
+    /// The place of bytes in shared memory.
     pub fn shared_bytes(&self, start: u32) -> *mut u8 {
         self.base().wrapping_add(ARENA_OFFSET + start as usize)
     }
 
-    /// Fails in the name of the user if some bytes are not in shared memory.
+    /// Fails on behalf of the user if some bytes are not in shared memory.
     fn require_shared(&self, user: Me, site: Site, span: Span) {
         if !self.shared.holds(span.0 as usize, (span.1 - span.0) as usize) {
             user.fail(
@@ -97,7 +104,8 @@ impl Block {
     }
 }
 
-/// Where a 16-byte chunk of a matrix with rows of 128 bytes lies: chunk `c` of row `r` at chunk `c ^ r % 8`.
+/// The swizzled address of a 16-byte chunk in rows of 128 bytes: chunk `c` of row `r` is at chunk
+/// `c ^ r % 8`.
 fn swizzle(address: u32) -> u32 {
     address ^ (address >> 7 & 7) << 4
 }

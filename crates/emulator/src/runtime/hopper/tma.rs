@@ -1,5 +1,5 @@
-//! Copies of boxes of a matrix to shared memory. An early one lands when it is issued; a late one poisons its destination and
-//! lands when no thread can run without it.
+//! Copies of boxes of a matrix to shared memory. An early copy lands when it is issued; a late one
+//! poisons its destination and lands when no thread can run without it.
 
 use super::super::block::{Block, Me, me};
 use super::super::checker::Kind;
@@ -13,10 +13,10 @@ use std::ffi::c_char;
 
 const MAGIC: u64 = 0x7465_6e73_6f72_6d61;
 const ROW_BYTES: u32 = 128;
-/// Of shared memory, for the swizzle to start where wgmma thinks it does.
+/// Alignment in shared memory, so that the swizzle starts where wgmma expects it.
 const ALIGN: u32 = 1024;
 
-/// What the emulated driver makes of a matrix.
+/// Makes a tensor map of a matrix.
 pub fn encode(matrix: &TiledMatrix) -> TensorMap {
     let mut map = TensorMap([0; 16]);
     let TiledMatrix { address, rows, columns, box_rows } = *matrix;
@@ -24,7 +24,7 @@ pub fn encode(matrix: &TiledMatrix) -> TensorMap {
     map
 }
 
-/// The matrix, if it is a map of one.
+/// Returns the matrix of a map that [`encode`] made.
 pub fn decode(map: &TensorMap) -> Option<TiledMatrix> {
     let [magic, address, rows, columns, box_rows, ..] = map.0;
     let [rows, columns, box_rows] = [rows, columns, box_rows].map(|n| n as usize);
@@ -42,7 +42,7 @@ struct Load {
     site: Site,
 }
 
-/// What lies at a place in shared memory is there for who knows that the phase has ended.
+/// A copy to a place in shared memory, which may be read once the phase is known to have ended.
 struct Arrival {
     to: Span,
     barrier: usize,
@@ -58,12 +58,15 @@ pub struct Loads {
 }
 
 impl Loads {
-    /// Why a warp must not read a place yet, if so.
+    /// Checks that a warp may read a place.
+    ///
+    /// # Errors
+    /// The reason why it must not.
     pub fn refuse_read(&self, barriers: &Mbarriers, warp: usize, span: Span) -> Result<(), String> {
         if let Some(load) = self.pending.iter().find(|load| overlap(load.to, span)) {
             let address = barriers.address(load.barrier);
             return Err(format!(
-                "reads at {:#x} what the {} has not brought yet; its mbarrier is at {address:#x}",
+                "reads at {:#x} what the {} has not copied yet; its mbarrier is at {address:#x}",
                 span.0, load.site
             ));
         }
@@ -71,7 +74,7 @@ impl Loads {
         if let Some(arrival) = self.arrivals.iter().find(unseen) {
             let address = barriers.address(arrival.barrier);
             return Err(format!(
-                "reads at {:#x} what the {} brought, without having waited for phase {} of its mbarrier at {address:#x}",
+                "reads at {:#x} what the {} copied, without having waited for phase {} of its mbarrier at {address:#x}",
                 span.0, arrival.site, arrival.phase
             ));
         }
@@ -94,7 +97,8 @@ impl Load {
                 let x = i64::from(self.x) + chunk as i64 * 8;
                 let bytes = self.matrix.chunk(x, y);
                 let address = self.to.0 + row as u32 * ROW_BYTES + chunk as u32 * 16;
-                // SAFETY: inside the destination, which was found to be in shared memory.
+                // SAFETY: the chunk is inside the destination, which was found to be in shared
+                // memory.
                 unsafe { block.shared_bytes(swizzle(address)).cast::<[u8; 16]>().write(bytes) };
             }
         }
@@ -105,7 +109,7 @@ impl Load {
 }
 
 impl Load {
-    /// The part of the box that is inside the matrix, in global memory.
+    /// The rows of the box that are inside the matrix, in global memory.
     fn rows_inside(&self) -> Vec<counting::Span> {
         let Load { matrix, x, y, .. } = self;
         let inside = |from: i32, len: usize, end: usize| {
@@ -124,7 +128,7 @@ impl Load {
 }
 
 impl TiledMatrix {
-    /// Eight elements of row y from column x on; zeros outside.
+    /// Eight elements of row y from column x on, zeros outside of the matrix.
     fn chunk(&self, x: i64, y: i64) -> [u8; 16] {
         let mut bytes = [0; 16];
         let inside = (0..self.rows as i64).contains(&y);
@@ -134,7 +138,8 @@ impl TiledMatrix {
             let source = std::ptr::with_exposed_provenance::<u8>(self.address as usize + offset);
             let place = (columns.start - x) as usize * 2;
             let len = (columns.end - columns.start) as usize * 2;
-            // SAFETY: the driver made the map of memory that it has.
+            // SAFETY: `Emulator::tensor_map` found the matrix to be inside an allocation, and these
+            // elements are inside the matrix.
             unsafe { std::ptr::copy_nonoverlapping(source, bytes[place..].as_mut_ptr(), len) };
         }
         bytes
@@ -142,7 +147,10 @@ impl TiledMatrix {
 }
 
 impl Hopper {
-    /// Lets the copy land that is due next, if any is under way.
+    /// Lets the next copy land; returns whether there was one.
+    ///
+    /// # Errors
+    /// If its mbarrier does not expect it.
     pub fn land_one(&self, block: &Block) -> Result<bool, Failure> {
         let count = self.loads.borrow().pending.len();
         if count == 0 {
@@ -173,9 +181,10 @@ extern "C" fn cuda_emulator_tma_load(
 ) {
     let me = me();
     let site = Site::new("tma_load", file, line);
-    // SAFETY: a parameter of the kernel, copied now: it may end before the copy lands.
+    // SAFETY: the map is a parameter of the kernel. It is copied now, as the thread may end before
+    // the copy lands.
     let Some(matrix) = decode(&unsafe { map.read_unaligned() }) else {
-        me.fail(site, "this is no tensor map of the emulated device".to_owned());
+        me.fail(site, "this is not a tensor map of the emulated device".to_owned());
     };
     let barrier = me.mbarrier(barrier, site);
     let to = (dst, dst + matrix.box_rows as u32 * ROW_BYTES);
@@ -194,16 +203,19 @@ extern "C" fn cuda_emulator_tma_load(
 }
 
 impl Hopper {
-    /// Why a copy must not write to a place, if so.
+    /// Checks that a copy may write to a place.
+    ///
+    /// # Errors
+    /// The reason why it must not.
     fn refuse_overwrite(&self, barrier: usize, to: Span) -> Result<(), String> {
         if !self.barriers.borrow().is_fenced(barrier) {
-            return Err("there was no mbarrier_init_fence since its mbarrier was initialised".to_owned());
+            return Err("there was no mbarrier_init_fence since its mbarrier was initialized".to_owned());
         }
         if let Some(other) = self.loads.borrow().pending.iter().find(|load| overlap(load.to, to)) {
             return Err(format!("writes to {:#x}, as does the {}, which has not landed", to.0, other.site));
         }
-        for (warp, products) in self.products.iter().enumerate() {
-            if let Some(site) = products.borrow().reads(to) {
+        for (warp, mmas) in self.mmas.iter().enumerate() {
+            if let Some(site) = mmas.borrow().reads(to) {
                 return Err(format!(
                     "writes to {:#x}, which the {site} of warp {warp} may still be reading",
                     to.0
@@ -230,7 +242,7 @@ fn issue(me: Me, load: Load) {
         loads.arrivals.push(arrival);
     }
     if late {
-        // SAFETY: the destination is in shared memory.
+        // SAFETY: the destination was found to be in shared memory.
         unsafe { me.block.shared_bytes(to.0).write_bytes(0xff, (to.1 - to.0) as usize) };
         hopper.loads.borrow_mut().pending.push_back(load);
         return;

@@ -1,5 +1,6 @@
-//! Matrix products of a warpgroup, 64 x N x 16. Each of its four warps computes its own 16 rows, when it waits for them and
-//! no earlier: nothing promises that one warp's wait covers the others. Until then the sums' registers are poisoned.
+//! MMAs of a warpgroup, 64 x N x 16. Each of its four warps computes its own 16 rows, and only when
+//! it waits for them: nothing promises that one warp's wait covers the others. Until then the
+//! registers of the sums are poisoned.
 
 use super::super::block::{Block, Me};
 use super::super::collective::Lanes;
@@ -8,7 +9,7 @@ use super::super::tensor_core::Element;
 use super::{Span, overlap, swizzle};
 use std::collections::VecDeque;
 
-/// What a lane brings; see `kernels/emulated/hopper.h`.
+/// The argument of a lane; see `emulated/hopper.h`.
 #[repr(C)]
 pub struct Wgmma {
     d: *mut f32,
@@ -24,15 +25,15 @@ const ROWS: usize = 16;
 const K: usize = 16;
 const POISON: u32 = u32::MAX;
 
-/// An operand in shared memory: see `matrix_descriptor` in `kernels/hopper.cuh`.
+/// An operand in shared memory, as a matrix descriptor of the PTX ISA describes it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Operand {
     start: u32,
-    /// From 64 elements across to the next.
+    /// Bytes from 64 elements across to the next 64.
     panel: u32,
-    /// From 8 rows to the next.
+    /// Bytes from 8 rows to the next 8.
     eight_rows: u32,
-    /// Rows run across K.
+    /// Whether rows run across K.
     across: bool,
 }
 
@@ -55,7 +56,7 @@ impl Operand {
         Ok(operand)
     }
 
-    /// Where eight contiguous elements lie: from `mn` across and `k` on, along the rows.
+    /// The address of eight contiguous elements from `mn` across and `k` on, along the rows.
     fn chunk(&self, mn: usize, k: usize) -> u32 {
         let (mn, k) = (mn as u32, k as u32);
         swizzle(if self.across {
@@ -65,7 +66,7 @@ impl Operand {
         })
     }
 
-    /// All of memory that `count` rows (or columns, for B) from `mn` on may lie in.
+    /// All memory in which `count` rows (columns of B) from `mn` on may lie.
     fn spans(&self, mn: usize, count: usize) -> Vec<Span> {
         let pattern = self.start & !1023;
         if self.across {
@@ -79,11 +80,11 @@ impl Operand {
         }
     }
 
-    /// 16 numbers of K of `count` rows from `mn` on: (K, count).
+    /// Reads 16 numbers of K from `count` rows, from `mn` on: (K, count).
     fn gather<T: Element>(&self, block: &Block, mn: usize, count: usize) -> Vec<f32> {
         let mut values = vec![0.0; K * count];
         let read = |mn: usize, k: usize| {
-            // SAFETY: `issue` found the operand to be in shared memory.
+            // SAFETY: `try_issue` found the operand to be in shared memory.
             let elements = unsafe { block.shared_bytes(self.chunk(mn, k)).cast::<[u16; 8]>().read() };
             elements.map(T::widen)
         };
@@ -107,19 +108,19 @@ impl Operand {
     }
 }
 
-/// A product that has not been computed, or not been waited for.
-struct Product {
+/// An MMA that its warp has not waited for.
+struct PendingMma {
     group: u64,
     sums: usize,
     a: Operand,
     b: Operand,
     accumulate: bool,
-    compute: fn(&Product, &mut Sums, &Block, usize),
+    compute: fn(&PendingMma, &mut Sums, &Block, usize),
     spans: Vec<Span>,
     site: Site,
 }
 
-/// A warp's 16 rows of sums while their registers are not theirs.
+/// The 16 rows of sums of a warp while an MMA owns their registers.
 struct Sums {
     registers: [*mut f32; 32],
     columns: usize,
@@ -133,19 +134,19 @@ fn place(lane: usize, i: usize) -> (usize, usize) {
 }
 
 impl Sums {
-    /// Of a lane's register `i`.
+    /// The index of a lane's register `i` in `values`.
     fn index(&self, lane: usize, i: usize) -> usize {
         let (row, column) = place(lane, i);
         row * self.columns + column
     }
 
-    /// Takes the sums out of the lanes' registers and poisons those.
+    /// Moves the sums out of the lanes' registers and poisons those.
     fn take(registers: [*mut f32; 32], columns: usize, last_group: u64) -> Self {
         let mut sums = Sums { registers, columns, values: vec![0.0; ROWS * columns], last_group };
         for (lane, registers) in registers.into_iter().enumerate() {
             for i in 0..columns / 2 {
                 let place = sums.index(lane, i);
-                // SAFETY: a lane that waits has so many registers there.
+                // SAFETY: the lane waits, and passed a pointer to `columns / 2` registers.
                 sums.values[place] = unsafe { registers.add(i).replace(f32::from_bits(POISON)) };
             }
         }
@@ -156,10 +157,10 @@ impl Sums {
         for (lane, registers) in self.registers.into_iter().enumerate() {
             for i in 0..self.columns / 2 {
                 let value = self.values[self.index(lane, i)];
-                // SAFETY: as above.
+                // SAFETY: the lane waits, and the registers live until it has waited for this MMA.
                 let found = unsafe { registers.add(i).replace(value) };
                 if found.to_bits() != POISON {
-                    return Err(format!("lane {lane} wrote to sum {i} while wgmma was under way"));
+                    return Err(format!("lane {lane} wrote to sum {i} while wgmma was in flight"));
                 }
             }
         }
@@ -167,32 +168,30 @@ impl Sums {
     }
 }
 
-/// A warp's products.
+/// The MMAs of a warp.
 #[derive(Default)]
-pub struct Products {
+pub struct Mmas {
     fenced: bool,
     groups: u64,
-    pending: VecDeque<Product>,
+    pending: VecDeque<PendingMma>,
     sums: Vec<Option<Sums>>,
 }
 
-impl Products {
-    /// Who may still be reading there.
+impl Mmas {
+    /// The MMA that may still be reading a place.
     pub fn reads(&self, span: Span) -> Option<Site> {
-        let reading = |p: &&Product| p.spans.iter().any(|s| overlap(*s, span));
+        let reading = |p: &&PendingMma| p.spans.iter().any(|s| overlap(*s, span));
         self.pending.iter().find(reading).map(|p| p.site)
     }
 
     pub fn left_behind(&self) -> Result<(), (Site, String)> {
         match self.pending.front() {
-            Some(product) => {
-                Err((product.site, "the warp ends without having waited for this wgmma".to_owned()))
-            }
+            Some(mma) => Err((mma.site, "the warp ends without having waited for this wgmma".to_owned())),
             None => Ok(()),
         }
     }
 
-    /// The sums in these registers; the first product to them takes them out.
+    /// The number of the sums in these registers, which the first MMA moves out of them.
     fn sums_of(&mut self, registers: [*mut f32; 32], columns: usize) -> usize {
         let group = self.groups;
         if let Some(number) =
@@ -214,12 +213,12 @@ impl Products {
         }
     }
 
-    /// Computes all products but those of the last groups.
+    /// Computes all MMAs except those of the last groups.
     fn complete(&mut self, block: &Block, warp: usize, groups_left: u64) -> Result<(), (Site, String)> {
         while self.pending.front().is_some_and(|p| p.group + groups_left < self.groups) {
-            let Some(product) = self.pending.pop_front() else { break };
-            if let Some(sums) = &mut self.sums[product.sums] {
-                (product.compute)(&product, sums, block, warp);
+            let Some(mma) = self.pending.pop_front() else { break };
+            if let Some(sums) = &mut self.sums[mma.sums] {
+                (mma.compute)(&mma, sums, block, warp);
             }
         }
         for place in &mut self.sums {
@@ -231,10 +230,10 @@ impl Products {
     }
 }
 
-/// What the four warps of a warpgroup must do alike.
+/// The MMAs that the four warps of a warpgroup must issue alike.
 #[derive(Default)]
 pub struct Warpgroup {
-    /// The products that not all have issued, and the number of the first.
+    /// The MMAs that not all warps have issued, and the number of the first.
     log: VecDeque<(Operand, Operand, u32, Site)>,
     first: u64,
     issued: [u64; 4],
@@ -271,11 +270,11 @@ impl Warpgroup {
     }
 }
 
-fn compute<T: Element>(product: &Product, sums: &mut Sums, block: &Block, warp: usize) {
-    let by_k = product.a.gather::<T>(block, warp % 4 * ROWS, ROWS);
+fn compute<T: Element>(mma: &PendingMma, sums: &mut Sums, block: &Block, warp: usize) {
+    let by_k = mma.a.gather::<T>(block, warp % 4 * ROWS, ROWS);
     let a: [[f32; K]; ROWS] = std::array::from_fn(|row| std::array::from_fn(|k| by_k[k * ROWS + row]));
-    let b = product.b.gather::<T>(block, 0, sums.columns);
-    if !product.accumulate {
+    let b = mma.b.gather::<T>(block, 0, sums.columns);
+    if !mma.accumulate {
         sums.values.fill(0.0);
     }
     if sums.columns.is_multiple_of(32) {
@@ -285,7 +284,7 @@ fn compute<T: Element>(product: &Product, sums: &mut Sums, block: &Block, warp: 
     }
 }
 
-/// The same sums in the same order with any instructions, `W` columns at a time.
+/// Adds the same terms in the same order with any instruction set, `W` columns at a time.
 fn multiply<const W: usize>(sums: &mut [f32], a: &[[f32; K]; ROWS], b: &[f32], columns: usize) {
     #[inline(always)]
     fn blocks<const W: usize>(sums: &mut [f32], a: &[[f32; K]; ROWS], b: &[f32], columns: usize) {
@@ -308,7 +307,7 @@ fn multiply<const W: usize>(sums: &mut [f32], a: &[[f32; K]; ROWS], b: &[f32], c
             blocks::<W>(sums, a, b, columns);
         }
         if is_x86_feature_detected!("avx2") {
-            // SAFETY: the processor has it.
+            // SAFETY: the processor has AVX2.
             return unsafe { with_avx2::<W>(sums, a, b, columns) };
         }
     }
@@ -318,20 +317,20 @@ fn multiply<const W: usize>(sums: &mut [f32], a: &[[f32; K]; ROWS], b: &[f32], c
 pub fn fence(lanes: &Lanes) {
     let me = lanes.as_lane(0);
     me.block.hopper.used.set(true);
-    me.block.hopper.products[me.thread / 32].borrow_mut().fenced = true;
+    me.block.hopper.mmas[me.thread / 32].borrow_mut().fenced = true;
 }
 
 pub fn commit(lanes: &Lanes) {
     let me = lanes.as_lane(0);
-    me.block.hopper.products[me.thread / 32].borrow_mut().groups += 1;
+    me.block.hopper.mmas[me.thread / 32].borrow_mut().groups += 1;
 }
 
 pub fn wait(lanes: &Lanes, groups_left: u32) {
     let me = lanes.as_lane(0);
     let result = {
-        let mut products = me.block.hopper.products[me.thread / 32].borrow_mut();
-        products.fenced = false;
-        products.complete(me.block, me.thread / 32, u64::from(groups_left))
+        let mut mmas = me.block.hopper.mmas[me.thread / 32].borrow_mut();
+        mmas.fenced = false;
+        mmas.complete(me.block, me.thread / 32, u64::from(groups_left))
     };
     if let Err((_, message)) = result {
         me.fail(lanes.site, message);
@@ -358,8 +357,8 @@ fn try_issue<T: Element>(me: Me, site: Site, arguments: [&mut Wgmma; 32]) -> Res
     let accumulate = first.accumulate != 0;
     let spans = [a.spans(rows, ROWS), b.spans(0, columns)].concat();
     spans.iter().for_each(|span| me.block.require_shared(me, site, *span));
-    let mut products = hopper.products[warp].borrow_mut();
-    if !products.fenced {
+    let mut mmas = hopper.mmas[warp].borrow_mut();
+    if !mmas.fenced {
         return Err("there was no wgmma_fence since the last wgmma_wait".to_owned());
     }
     for &span in &spans {
@@ -370,8 +369,8 @@ fn try_issue<T: Element>(me: Me, site: Site, arguments: [&mut Wgmma; 32]) -> Res
     }
     hopper.warpgroups[warp / 4].borrow_mut().issue(warp % 4, (a, b, first.columns, site))?;
     me.block.count(|c| c.wgmma(warp, columns));
-    let sums = products.sums_of(arguments.each_ref().map(|x| x.d), columns);
-    let group = products.groups;
-    products.pending.push_back(Product { group, sums, a, b, accumulate, compute: compute::<T>, spans, site });
+    let sums = mmas.sums_of(arguments.each_ref().map(|x| x.d), columns);
+    let group = mmas.groups;
+    mmas.pending.push_back(PendingMma { group, sums, a, b, accumulate, compute: compute::<T>, spans, site });
     Ok(())
 }
