@@ -3,7 +3,7 @@
 use super::*;
 use std::process::Child;
 use std::time::Instant;
-use warpsmith::parallel::mesh::{self, Meeting, Mesh};
+use warpsmith::parallel::mesh::{self, Rendezvous, TcpMesh};
 
 /// Sums up once. What came of it.
 fn sum(nccl: &mut Nccl, stream: usize) -> String {
@@ -133,8 +133,8 @@ fn a_rank_that_does_something_else_is_named() {
 #[ignore = "runs in a process of its own"]
 fn case_rank() {
     let variable = |name: &str| std::env::var(name).unwrap();
-    let (rank, at) = (variable("RANK").parse().unwrap(), Meeting::File(variable("MEET").into()));
-    let mesh = Mesh::meet(rank, 2, "run", &at, mesh::Patience::default()).unwrap();
+    let (rank, at) = (variable("RANK").parse().unwrap(), Rendezvous::File(variable("MEET").into()));
+    let mesh = TcpMesh::connect(rank, 2, "run", &at, mesh::Timeouts::default()).unwrap();
     let stream = open_gpu();
     match Nccl::open(mesh, PATIENCE) {
         Ok(mut nccl) => println!("{}.", sum(&mut nccl, stream)),

@@ -16,10 +16,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 use warpsmith::ops::{Buffer, Place};
-use warpsmith::parallel::links::Threads;
 use warpsmith::parallel::nccl::functions::Functions;
 use warpsmith::parallel::nccl::{Nccl, Patience};
-use warpsmith::parallel::{Collective, Communicator, Operation, Ticket};
+use warpsmith::parallel::transport::testing::Threads;
+use warpsmith::parallel::{Collective, Communicator, Operation, Work};
 use warpsmith::tensor::Dtype;
 
 /// The stand-ins, and the file that they write to.
@@ -193,14 +193,14 @@ fn case_alone() {
     assert_eq!((nccl.rank(), nccl.world_size()), (0, 1));
     let one = operation(Collective::AllReduce, 0x1000, 100, Dtype::F32, stream);
     let two = operation(Collective::Broadcast { root: 0 }, 0x2000, 7, Dtype::Bf16, stream);
-    assert_eq!(nccl.start(vec![one, two]).unwrap(), Ticket(1));
+    assert_eq!(nccl.start(vec![one, two]).unwrap(), Work(1));
     nccl.finish().unwrap();
-    assert_eq!(nccl.start(Vec::new()).unwrap(), Ticket(2));
-    nccl.wait(Ticket(2)).unwrap();
-    assert_eq!(nccl.start(vec![one]).unwrap(), Ticket(3));
-    nccl.wait(Ticket(2)).unwrap();
-    nccl.wait(Ticket(3)).unwrap();
-    nccl.wait(Ticket(1)).unwrap();
+    assert_eq!(nccl.start(Vec::new()).unwrap(), Work(2));
+    nccl.wait(Work(2)).unwrap();
+    assert_eq!(nccl.start(vec![one]).unwrap(), Work(3));
+    nccl.wait(Work(2)).unwrap();
+    nccl.wait(Work(3)).unwrap();
+    nccl.wait(Work(1)).unwrap();
     nccl.finish().unwrap();
     let mut host = one;
     host.buffer.place = Place::Host;

@@ -11,8 +11,8 @@ mod stream;
 mod watch;
 mod worker;
 
-use super::links::Links;
-use super::{Communicator, Operation, Ticket};
+use super::transport::Transport;
+use super::{Communicator, Operation, Work};
 use crate::ops::Place;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use functions::{Comm, Functions, UniqueId, show};
@@ -62,11 +62,11 @@ pub struct Nccl {
     watch: Watch,
     /// `None` before all ranks are there, and once it is gone.
     comm: Option<Comm>,
-    last_started: Ticket,
+    last_started: Work,
     /// What the thread has yet to put into the stream, in order.
-    queued: VecDeque<Ticket>,
+    queued: VecDeque<Work>,
     /// What is in the stream and not known to be done, in order.
-    under_way: VecDeque<(Ticket, Event)>,
+    under_way: VecDeque<(Work, Event)>,
     failed: Option<String>,
 }
 
@@ -75,7 +75,7 @@ impl Nccl {
     ///
     /// # Errors
     /// One line: no NCCL, another one elsewhere, or the rank that is gone.
-    pub fn open(mut links: impl Links + 'static, patience: Patience) -> Result<Self> {
+    pub fn open(mut links: impl Transport + 'static, patience: Patience) -> Result<Self> {
         let (rank, world_size) = (links.rank(), links.world_size());
         let functions = Arc::new(Functions::load()?);
         let context = Context::current()?;
@@ -94,7 +94,7 @@ impl Nccl {
             worker,
             watch,
             comm: None,
-            last_started: Ticket(0),
+            last_started: Work(0),
             queued: VecDeque::new(),
             under_way: VecDeque::new(),
             failed: None,
@@ -108,7 +108,7 @@ impl Nccl {
 
     /// Looks again and again whether something is done, and whether it will ever be: it takes ranks that have begun what
     /// `ticket` stands for.
-    fn wait_until(&mut self, ticket: Ticket, mut done: impl FnMut(&mut Self) -> Result<bool>) -> Result<()> {
+    fn wait_until(&mut self, ticket: Work, mut done: impl FnMut(&mut Self) -> Result<bool>) -> Result<()> {
         let began = Instant::now();
         loop {
             let state = done(self).and_then(|done| match done {
@@ -124,7 +124,7 @@ impl Nccl {
     }
 
     /// Everything that would make waiting vain.
-    fn check(&self, ticket: Ticket, waited: Duration) -> Result<()> {
+    fn check(&self, ticket: Work, waited: Duration) -> Result<()> {
         self.watch.check()?;
         if let Some(comm) = self.comm {
             // SAFETY: it is neither destroyed nor aborted while it is here.
@@ -172,7 +172,7 @@ impl Nccl {
     }
 
     /// Whether what was begun up to and including `ticket` is done.
-    fn is_done(&mut self, ticket: Ticket) -> Result<bool> {
+    fn is_done(&mut self, ticket: Work) -> Result<bool> {
         while let Some(result) = self.worker.result() {
             let ticket = self.queued.pop_front().expect("a result for each job");
             self.under_way.push_back((ticket, result?));
@@ -195,7 +195,7 @@ impl Nccl {
 }
 
 /// All ranks have one version, and learn rank 0's id.
-fn agree(links: &mut impl Links, functions: &Functions, version: i32) -> Result<UniqueId> {
+fn agree(links: &mut impl Transport, functions: &Functions, version: i32) -> Result<UniqueId> {
     let (rank, world_size) = (links.rank(), links.world_size());
     let mut own = version.to_le_bytes().to_vec();
     own.extend(match rank {
@@ -235,7 +235,7 @@ impl Communicator for Nccl {
         Some(("NCCL", format!("{} from {}", show(self.version), self.functions.name())))
     }
 
-    fn start(&mut self, operations: Vec<Operation>) -> Result<Ticket> {
+    fn start(&mut self, operations: Vec<Operation>) -> Result<Work> {
         self.check_failed()?;
         let after = match operations.first().map(|first| first.buffer.place) {
             None => None,
@@ -257,7 +257,7 @@ impl Communicator for Nccl {
     }
 
     /// On the host: what is queued on the device afterwards comes later, as the host has seen the end of this.
-    fn wait(&mut self, ticket: Ticket) -> Result<()> {
+    fn wait(&mut self, ticket: Work) -> Result<()> {
         assert!(ticket <= self.last_started, "{ticket:?} was not given out");
         self.check_failed()?;
         self.wait_until(ticket, |nccl| nccl.is_done(ticket))

@@ -1,7 +1,7 @@
 //! Whether all ranks are still there. NCCL waits for a rank that is gone for ever; so ranks tell each other beside it, by turns,
 //! how they are. As everyone hears the same in a turn, all decide at the same one that all are done.
 
-use crate::parallel::links::Links;
+use crate::parallel::transport::Transport;
 use anyhow::{Result, anyhow};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
@@ -68,7 +68,7 @@ struct State {
 
 impl Watch {
     /// Takes a turn every `interval`.
-    pub fn start(links: impl Links + 'static, interval: Duration) -> Self {
+    pub fn start(links: impl Transport + 'static, interval: Duration) -> Self {
         let (rank, world_size) = (links.rank(), links.world_size());
         let state = State { own: Beat::FIRST, all: vec![Beat::FIRST; world_size], end: None };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
@@ -146,7 +146,7 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    fn keep_watch(&self, mut links: impl Links, interval: Duration) {
+    fn keep_watch(&self, mut links: impl Transport, interval: Duration) {
         let (rank, world_size) = (links.rank(), links.world_size());
         loop {
             let own = self.lock().own;
@@ -188,7 +188,7 @@ fn verdict(own: usize, all: &[Beat]) -> Option<Result<(), String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::parallel::links::Threads;
+    use crate::parallel::transport::testing::Threads;
 
     const TURN: Duration = Duration::from_millis(10);
     const LONG: Duration = Duration::from_secs(20);

@@ -2,7 +2,7 @@
 
 use super::functions::{Comm, Elements, Functions, UniqueId};
 use super::stream::{Context, Event, Stream};
-use crate::parallel::host::parts;
+use crate::parallel::host::partitions;
 use crate::parallel::{Collective, Operation};
 use anyhow::{Result, anyhow};
 use std::ffi::c_void;
@@ -181,7 +181,7 @@ impl Here {
             Elements { send: at(send), receive: at(receive), count, dtype: buffer.dtype }
         };
         let whole = 0..buffer.size_bytes();
-        let parts = parts(whole.len(), size, self.world_size);
+        let parts = partitions(whole.len(), size, self.world_size);
         let (own, count) = (&parts[self.rank], parts[self.rank].len() / size);
         let even = buffer.len.is_multiple_of(self.world_size);
         let one_by_one = || {
