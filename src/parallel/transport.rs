@@ -1,6 +1,7 @@
 //! How bytes get from each rank to every other one. Collectives over host memory are written once,
 //! on top of this.
 
+#[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
 use anyhow::{Result, anyhow, ensure};
