@@ -6,6 +6,7 @@ mod peer;
 
 use super::transport::Transport;
 use anyhow::{Context, Result};
+use log::info;
 use peer::Peer;
 use std::fmt;
 use std::net::TcpStream;
@@ -74,7 +75,8 @@ impl TcpMesh {
         at: &Rendezvous,
         timeouts: Timeouts,
     ) -> Result<Self> {
-        let deadline = Instant::now() + timeouts.connect;
+        let began = Instant::now();
+        let deadline = began + timeouts.connect;
         let connect = || match rank {
             0 => handshake::host(world_size, run, at, deadline),
             _ => handshake::join(rank, world_size, run, at, deadline),
@@ -84,6 +86,7 @@ impl TcpMesh {
             stream.map(|stream| Peer::new(rank, stream, timeouts)).transpose()
         };
         let peers = streams.into_iter().enumerate().map(peer).collect::<Result<_>>()?;
+        info!("{world_size} processes connected over TCP, {at}, in {} ms", began.elapsed().as_millis());
         Ok(TcpMesh { rank, peers, timeouts, failed: false })
     }
 

@@ -12,6 +12,7 @@ pub mod mpi;
 pub mod nccl;
 pub mod queue;
 pub mod rendezvous;
+mod timing;
 pub mod transport;
 
 use crate::ops::Buffer;

@@ -2,9 +2,11 @@
 //! starts.
 
 use super::host::HostCollectives;
+use super::timing::Started;
 use super::transport::Transport;
 use super::{Communicator, Operation, Work};
 use anyhow::{Result, anyhow};
+use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
@@ -17,6 +19,8 @@ pub struct HostQueue {
     operations: Option<Sender<Vec<Operation>>>,
     /// The result of each start, in order.
     results: Receiver<Result<()>>,
+    /// Starts whose result was not received, in order.
+    in_flight: VecDeque<Started>,
     last_started: Work,
     /// The last work whose result was received.
     last_done: Work,
@@ -52,6 +56,7 @@ impl HostQueue {
             transport: description,
             operations: Some(operations),
             results,
+            in_flight: VecDeque::new(),
             last_started: Work(0),
             last_done: Work(0),
             failed: None,
@@ -79,8 +84,10 @@ impl Communicator for HostQueue {
 
     fn start(&mut self, operations: Vec<Operation>) -> Result<Work> {
         self.check_failed()?;
+        let started = Started::now(&operations);
         let queue = self.operations.as_ref().expect("open until dropped");
         queue.send(operations).map_err(|_| ended())?;
+        self.in_flight.push_back(started);
         self.last_started.0 += 1;
         Ok(self.last_started)
     }
@@ -89,7 +96,10 @@ impl Communicator for HostQueue {
         assert!(work <= self.last_started, "{work} was never started");
         while self.failed.is_none() && self.last_done < work {
             match self.results.recv().map_err(|_| ended()).flatten() {
-                Ok(()) => self.last_done.0 += 1,
+                Ok(()) => {
+                    self.last_done.0 += 1;
+                    self.in_flight.pop_front().expect("one per result").log_end(self.last_done);
+                }
                 Err(why) => self.failed = Some(format!("{why:#}")),
             }
         }

@@ -13,6 +13,7 @@ mod messages;
 use super::environment::Process;
 use super::transport::{Transport, check_length, silent};
 use anyhow::{Context, Result, ensure};
+use log::info;
 use messages::{Done, Messages, check};
 use mpi::environment::{Threading, Universe, initialize_with_threading, library_version};
 use mpi::ffi;
@@ -66,6 +67,7 @@ impl Mpi {
     /// One line: MPI counts other ranks than the launcher, supports one thread only, or was
     /// initialized before.
     pub fn begin(process: &Process, limits: Limits) -> Result<Self> {
+        let began = Instant::now();
         let mut state = lock();
         let library = shorten(&library_version().unwrap_or_default());
         let initialized = initialize_with_threading(Threading::Serialized);
@@ -85,6 +87,7 @@ impl Mpi {
             // By default MPI would end the process, without naming the rank that an error is about.
             check(ffi::MPI_Comm_set_errhandler(communicator, ffi::RSMPI_ERRORS_RETURN)).context("MPI")?;
         }
+        info!("{world_size} processes connected over {library} in {} ms", began.elapsed().as_millis());
         Ok(Mpi { rank, world_size, communicator, library, limits })
     }
 }
