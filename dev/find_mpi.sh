@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Whether this machine can build the feature `mpi`: prints `--features mpi` if so, or nothing, and says on standard error which.
-# Usage: dev/find_mpi.sh [0|1]      0: go without; 1: it must be there; nothing: where it is there
+# Checks whether this machine can build the feature `mpi`: prints `--features mpi` if so, and the MPI
+# on standard error.
+# Usage: dev/find_mpi.sh [0|1]      0: without MPI; 1: MPI is required; no argument: if available
 set -euo pipefail
 
 asked=${1:-}
 case $asked in
 0) exit 0 ;;
 1 | '') ;;
-*) echo "MPI=$asked: expected 0 (without), 1 (with), or nothing (where it can be built)" >&2 && exit 2 ;;
+*) echo "MPI=$asked: expected 0 (without), 1 (required), or nothing (if it can be built)" >&2 && exit 2 ;;
 esac
 
 lacks() {
@@ -15,7 +16,8 @@ lacks() {
     exit 0
 }
 
-# mpicc alone proves nothing: Debian has it in a package without headers. It must compile, and what it compiles must start.
+# The existence of mpicc is not enough: Debian has it in a package without headers. It must compile a
+# program that runs.
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 cat >"$dir/version.c" <<'C'
@@ -31,7 +33,8 @@ C
     lacks "no MPI that ${MPICC:-mpicc} can build with; apt install libopenmpi-dev (or set MPICC)"
 name=$(sed -n '1{s/,.*//;s/ *Version *: */ /;s/[[:space:]]\+/ /g;p}' "$dir/text")
 
-# libclang, which reads MPI's header for bindgen, where its crate looks for it; and the headers that go with it.
+# libclang, by which bindgen reads MPI's header, in the places where its crate searches; and clang's
+# own headers.
 shopt -s nullglob
 if [ -n "${LIBCLANG_PATH:-}" ]; then
     places=("$LIBCLANG_PATH" "$(dirname "$LIBCLANG_PATH")")
@@ -45,7 +48,8 @@ for place in "${places[@]}"; do
     [ -n "$place" ] || continue
     for library in "$place"/libclang{,-*}.so* "$place"/libclang.dylib; do
         [[ -e $library && $library != *libclang-cpp* ]] || continue
-        # Beside the library, or beside what it is a link to; Debian keeps them with LLVM of the same version.
+        # Beside the library, or beside the file that it links to; on Debian with LLVM of the same
+        # version.
         real=$(dirname "$(readlink -f "$library")")
         version=$(basename "$library" | sed -n 's/[^0-9]*\([0-9]*\).*/\1/p')
         headers=("$place"/clang/*/include/stddef.h "$real"/clang/*/include/stddef.h /usr/lib/clang/*/include/stddef.h
@@ -53,7 +57,7 @@ for place in "${places[@]}"; do
         [ ${#headers[@]} = 0 ] || { clang=$library && break 2; }
     done
 done
-[ -n "$clang" ] || lacks "$name is here, but no libclang, which reads its header; apt install libclang-dev (or set LIBCLANG_PATH)"
+[ -n "$clang" ] || lacks "$name was found, but not libclang, which reads its header; apt install libclang-dev (or set LIBCLANG_PATH)"
 
-echo "building with $name; make MPI=0 goes without, should that fail" >&2
+echo "building with $name; if that fails, use make MPI=0" >&2
 echo --features mpi

@@ -1,22 +1,26 @@
 #!/usr/bin/env bash
-# Runs the ranks of a command on machines that are network namespaces, each with an address of its own, joined by a switch.
+# Runs the ranks of a command on simulated machines: network namespaces, each with an address of its
+# own, joined by a switch.
 # Usage: dev/machines.sh [-6] [-c FILE] MACHINES PROCESSES COMMAND...
-# PROCESSES is that of each machine; ranks find each other as torchrun has it (RANK, WORLD_SIZE, MASTER_ADDR, ...).
-#   -6       meet at an address of version 6
-#   -c FILE  cut the last machine off, without a word to anybody, as soon as FILE exists
-# Needs root, unshare and ip. All of it is in namespaces of processes that end with this one, so nothing is left behind.
+# PROCESSES is the number per machine. Ranks find each other by torchrun's variables (RANK, WORLD_SIZE,
+# MASTER_ADDR, ...).
+#   -6       connect over IPv6
+#   -c FILE  disconnect the last machine silently as soon as FILE exists
+# Needs root, unshare and ip. The namespaces belong to processes that end with this one, so nothing is
+# left behind.
 set -euo pipefail
 
 fail() { echo "machines: $*" >&2; exit 2; }
 
 if [ "${1-}" != --inside ]; then
-    [ "$(uname)" = Linux ] || fail "needs Linux: its namespaces are the machines"
-    [ "$(id -u)" = 0 ] || fail "needs root to make network namespaces: run it with sudo"
+    [ "$(uname)" = Linux ] || fail "needs Linux: the machines are its namespaces"
+    [ "$(id -u)" = 0 ] || fail "needs root to create network namespaces: run it with sudo"
     command -v ip >/dev/null || fail "needs ip: apt install iproute2"
     command -v unshare >/dev/null || fail "needs unshare: apt install util-linux"
     apart=(unshare --net --mount --pid --fork --kill-child --mount-proc)
-    "${apart[@]}" ip link add type veth 2>/dev/null || fail "this system lets even root make no network namespaces joined by veth"
-    # unshare keeps off signals, so that they are passed on here; and it ends with this shell even if that is killed.
+    "${apart[@]}" ip link add type veth 2>/dev/null || fail "this system does not allow network namespaces joined by veth, not even to root"
+    # unshare ignores signals, so they are passed on here. setpriv makes it end with this shell even if
+    # that is killed.
     setpriv --pdeathsig KILL "${apart[@]}" "$0" --inside "$@" &
     trap 'kill -KILL $!; wait 2>/dev/null; exit 143' TERM INT HUP
     wait $!
@@ -38,7 +42,7 @@ shift $((OPTIND - 1))
 machines=$1 processes=$2
 shift 2
 
-# The names of namespaces are files; these are seen by nobody else.
+# Names of namespaces are files. This mount is private, so other processes do not see them.
 mkdir -p /run/netns
 mount -t tmpfs none /run/netns
 ip link add switch type bridge
@@ -68,5 +72,5 @@ code=0
 for rank in "${ranks[@]}"; do
     wait "$rank" || { ended=$?; [ $code != 0 ] || code=$ended; }
 done
-sleep 0.2 # for what they said last
+sleep 0.2 # for the last output
 exit $code

@@ -1,7 +1,8 @@
-//! A search for NVIDIA's libraries, which a program loads when it needs them: on the loader's path, with the toolkit, or in NVIDIA's Python
-//! packages, whose folders no loader searches. A Python is found as it would be called: by `python3` on `PATH`.
+//! Search for NVIDIA's libraries, which programs load when they need them: on the loader's path, in
+//! the CUDA toolkit, or in NVIDIA's Python packages, whose directories no loader searches. A Python
+//! is found as a shell finds it: by `python3` on `PATH`.
 //!
-//! Nothing is loaded or started here: who needs a library brings the call that opens it.
+//! Nothing is loaded or executed here: callers pass the function that opens a library.
 
 use anyhow::Result;
 use std::env;
@@ -10,29 +11,29 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A library to look for.
+/// A library to search for.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted {
     /// `cuBLASLt`
     pub name: &'static str,
-    /// Its files' names, the best first.
+    /// File names, in order of preference.
     pub files: &'static [&'static str],
-    /// Environment variable that names it by path. Then no other is tried.
+    /// Environment variable with its path. If it is set, no other path is tried.
     pub variable: &'static str,
-    /// Folders of NVIDIA's Python packages that it is in: `nccl/lib`.
+    /// Directories of NVIDIA's Python packages that contain it: `nccl/lib`.
     pub packages: &'static [&'static str],
-    /// Whether CUDA's toolkit has it.
+    /// Whether the CUDA toolkit contains it.
     pub in_toolkit: bool,
     /// The command that installs it: `pip install nvidia-cublas`.
     pub install: &'static str,
 }
 
-/// Why there is no library.
+/// Why no library was loaded.
 #[derive(Clone, Debug)]
 pub enum Missing {
-    /// There is none on this machine, as far as it was looked for.
+    /// The search found none.
     Nowhere(String),
-    /// There is one that does not open, or is not what was expected.
+    /// The one found does not open, or is not the expected one.
     Unusable(String),
 }
 
@@ -46,10 +47,11 @@ impl fmt::Display for Missing {
 }
 
 impl Wanted {
-    /// Opens the first that there is. Returns it with the path that it has, or where the system does not tell the name it opened by.
+    /// Opens the first one found. Returns it with its path, or with the name it was opened by where
+    /// the system does not tell the path.
     ///
     /// # Errors
-    /// One line each: where it was looked for and what to do, or what is wrong with the one found.
+    /// One line: where it was searched for and what to do, or what is wrong with the one found.
     pub fn load<L>(&self, open: impl Fn(&Path) -> Result<L>) -> Result<(L, PathBuf), Missing> {
         let opened = |path: PathBuf| open(&path).map(|library| (library, path));
         if let Some(path) = variable(self.variable) {
@@ -60,15 +62,16 @@ impl Wanted {
         for file in self.files {
             match opened(file.into()) {
                 Ok((library, name)) => return Ok((library, loaded_from(file).unwrap_or(name))),
-                // The first name is the one that everybody installs.
+                // The first name is the one that is usually installed.
                 Err(e) => why = why.or(Some(e)),
             }
         }
         let prefixes = prefixes();
         let toolkits = if self.in_toolkit { toolkits() } else { Vec::new() };
         let packages = prefixes.iter().flat_map(|prefix| self.packages_under(prefix));
-        let folders: Vec<PathBuf> = toolkits.into_iter().chain(packages).collect();
-        let files = folders.iter().flat_map(|folder| self.files.iter().map(|file| folder.join(file)));
+        let directories: Vec<PathBuf> = toolkits.into_iter().chain(packages).collect();
+        let files =
+            directories.iter().flat_map(|directory| self.files.iter().map(|file| directory.join(file)));
         if let Some(path) = files.into_iter().find(|path| path.is_file()) {
             let shown = path.display().to_string();
             return opened(path).map_err(|e| Missing::Unusable(format!("{} at {shown}: {e:#}", self.name)));
@@ -85,7 +88,8 @@ impl Wanted {
         )))
     }
 
-    /// Folders of NVIDIA's packages in a Python installation, or a virtual environment.
+    /// Returns the directories of NVIDIA's packages in a Python installation or virtual
+    /// environment.
     fn packages_under(&self, prefix: &Path) -> Vec<PathBuf> {
         let pattern = prefix.join("lib*/python3*/*-packages/nvidia");
         let found = pattern.to_str().and_then(|pattern| glob::glob(pattern).ok());
@@ -103,7 +107,7 @@ fn toolkits() -> Vec<PathBuf> {
     homes.chain(["/usr/local/cuda".into()]).flat_map(|home| [home.join("lib64"), home.join("lib")]).collect()
 }
 
-/// Folders of installed Pythons, the likeliest first.
+/// Prefixes of installed Pythons, the most likely first.
 fn prefixes() -> Vec<PathBuf> {
     let environments = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(variable);
     let on_path = env::var_os("PATH").map(|path| pythons_on(&path)).unwrap_or_default();
@@ -117,8 +121,8 @@ fn prefixes() -> Vec<PathBuf> {
     all
 }
 
-/// Prefixes of `python3` and `python` on a search path: of the first of either name, as a shell finds it, the folder above `bin`, which is
-/// a virtual environment's, and that of the file it links to.
+/// Returns the prefixes of the first `python3` and `python` on a search path: of each the directory
+/// above `bin`, which may be a virtual environment, and that of the file it links to.
 fn pythons_on(path: &OsStr) -> Vec<PathBuf> {
     let find = |name: &str| env::split_paths(path).map(|dir| dir.join(name)).find(|python| python.is_file());
     let found = ["python3", "python"].into_iter().filter_map(find);
@@ -127,13 +131,14 @@ fn pythons_on(path: &OsStr) -> Vec<PathBuf> {
     files.flatten().filter_map(|file| prefix(&file)).collect()
 }
 
-/// The path of a library that this process has loaded, whose file's name begins so, if the system tells. A name may be a link to a file of
-/// another: `libnccl.so` is found as `libnccl.so.2.27.7` too, but not the other way round.
+/// Returns the path of a loaded library whose file name starts with `name`, if the system tells.
+/// The name may be that of a link: `libnccl.so` also finds `libnccl.so.2.27.7`, but not the other
+/// way round.
 pub fn loaded_from(name: &str) -> Option<PathBuf> {
     mapped(&fs::read_to_string("/proc/self/maps").ok()?, name)
 }
 
-/// In the format of Linux, with the path in the sixth column.
+/// Finds the path in `/proc/self/maps`, whose sixth column has it.
 fn mapped(maps: &str, name: &str) -> Option<PathBuf> {
     let path = |line: &str| line.find('/').map(|start| PathBuf::from(&line[start..]));
     let named =
@@ -156,7 +161,7 @@ mod tests {
         install: "pip install nvidia-nccl-cu13",
     };
 
-    /// An installation with a Python, and a virtual environment that links to it.
+    /// A Python installation, and a virtual environment that links to it.
     fn pythons() -> (tempfile::TempDir, PathBuf, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let root = fs::canonicalize(dir.path()).unwrap();
@@ -175,7 +180,7 @@ mod tests {
         let (_dir, base, venv) = pythons();
         let path = env::join_paths([Path::new("/nowhere"), &venv.join("bin"), &base.join("bin")]).unwrap();
         assert_eq!(pythons_on(&path), [venv.clone(), base.clone()]);
-        // By the other name.
+        // By its other name.
         fs::rename(venv.join("bin/python3"), venv.join("bin/python")).unwrap();
         assert_eq!(pythons_on(&path), [base.clone(), base.clone(), venv, base]);
         assert_eq!(pythons_on(OsStr::new("/nowhere")), Vec::<PathBuf>::new());
@@ -190,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_nowhere_is_one_line() {
+    fn a_missing_library_is_one_line() {
         let missing = NCCL.load(|path| Err::<(), _>(anyhow!("{}: no such file", path.display())));
         let Err(Missing::Nowhere(why)) = missing else { panic!("{missing:?}") };
         let start = "NCCL was not found: the loader has no libnccl-of-a-test.so.2 (libnccl-of-a-test.so.2: no such file), and there is \
@@ -209,6 +214,6 @@ mod tests {
             "7f00-7f01 r--p 00000000 08:01 11   /opt/a b/libnccl.so.2.27\n7f02-7f03 rw-p 00000000 00:00 0\n";
         assert_eq!(mapped(maps, "libnccl.so"), Some(PathBuf::from("/opt/a b/libnccl.so.2.27")));
         assert_eq!(mapped(maps, "libnccl.so.3"), None);
-        assert_eq!(loaded_from("a library that nobody has"), None);
+        assert_eq!(loaded_from("a library that does not exist"), None);
     }
 }

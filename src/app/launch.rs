@@ -1,9 +1,12 @@
-//! `warpsmith launch`: starts the ranks of a run on this machine, shows what they say, and ends all when one fails.
+//! `warpsmith launch`: starts the ranks of a run on this machine, shows their output, and ends all
+//! of them when one fails.
 
 use crate::cli::flags::warpsmith::LaunchArgs;
 use crate::parallel::environment::OWN_RUN;
 use anyhow::{Context, Result, ensure};
-use signal_hook::consts::{SIGINT, SIGKILL, SIGTERM};
+use log::warn;
+use rustix::process::{Pid, Signal, kill_process};
+use signal_hook::consts::{SIGINT, SIGTERM};
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -13,7 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
-/// Returns the exit status of the ranks.
+/// Runs the ranks, and returns their exit status.
 pub fn launch(args: LaunchArgs) -> Result<ExitCode> {
     let resumes = args.command.windows(2).any(|pair| {
         let [flag, value] = pair else { return false };
@@ -21,7 +24,7 @@ pub fn launch(args: LaunchArgs) -> Result<ExitCode> {
     });
     ensure!(
         args.restarts == 0 || resumes,
-        "--restarts {}: expected -y 1 among the program's flags, without which it would begin from the start",
+        "--restarts {}: expected -y 1 among the program's flags, or a restart would begin at step 0",
         args.restarts
     );
     let job = Job {
@@ -33,20 +36,20 @@ pub fn launch(args: LaunchArgs) -> Result<ExitCode> {
     Ok(ExitCode::from(job.run()? as u8))
 }
 
-/// What to start, and how often.
+/// The ranks to start.
 #[derive(Clone, Debug)]
 pub struct Job {
-    /// Program and arguments of every rank.
+    /// The program and its arguments, the same for every rank.
     pub command: Vec<OsString>,
     pub processes: usize,
-    /// How often to begin anew after a failure.
+    /// How many times to restart after a failure.
     pub restarts: usize,
-    /// How long the others get to notice that one has failed, and again how long to end when asked to.
+    /// How long the other ranks may take to notice a failure, and then to end after SIGTERM.
     pub grace: Duration,
 }
 
 impl Job {
-    /// Runs the ranks to their end, and returns the exit code of the first that failed, 0 if none did.
+    /// Runs the ranks to their end. Returns the exit code of the first that failed, or 0.
     ///
     /// # Errors
     /// If a rank cannot be started.
@@ -63,11 +66,7 @@ impl Job {
             if stopped || attempt == self.restarts {
                 return Ok(code);
             }
-            eprintln!(
-                "warpsmith launch: rank {rank} ended with {status}; restart {} of {}",
-                attempt + 1,
-                self.restarts
-            );
+            warn!("launch: rank {rank} ended with {status}; restart {} of {}", attempt + 1, self.restarts);
         }
         unreachable!("attempts are counted")
     }
@@ -80,20 +79,20 @@ impl Job {
             ranks.add(rank, self.start(rank, port, attempt)?);
         }
         let (mut failed, mut forwarded) = (None, false);
-        // What is to be sent to those that are left, and when.
-        let mut next: Option<(Instant, i32)> = None;
+        // The next signal to the remaining ranks, and when it is due.
+        let mut next: Option<(Instant, Signal)> = None;
         while ranks.poll(&mut failed)? {
-            let asked = signal.load(Ordering::Relaxed);
-            if asked != 0 && !forwarded {
+            let received = Signal::from_named_raw(signal.load(Ordering::Relaxed) as i32);
+            if let Some(received) = received.filter(|_| !forwarded) {
                 forwarded = true;
-                ranks.send(asked as i32);
+                ranks.send(received);
             }
             if failed.is_some() && next.is_none() {
-                next = Some((Instant::now() + self.grace, SIGTERM));
+                next = Some((Instant::now() + self.grace, Signal::TERM));
             }
-            if let Some((_, number)) = next.filter(|(due, _)| Instant::now() >= *due) {
-                ranks.send(number);
-                next = Some((Instant::now() + self.grace, SIGKILL));
+            if let Some((_, signal)) = next.filter(|(due, _)| Instant::now() >= *due) {
+                ranks.send(signal);
+                next = Some((Instant::now() + self.grace, Signal::KILL));
             }
             sleep(Duration::from_millis(20));
         }
@@ -115,11 +114,11 @@ impl Job {
             .env(OWN_RUN, format!("launch {own} {attempt}"))
             .env_remove("TORCHELASTIC_USE_AGENT_STORE");
         if std::env::var_os("RAYON_NUM_THREADS").is_none() {
-            // Else every rank would take every core.
+            // By default every rank would use every core.
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
             command.env("RAYON_NUM_THREADS", number((cores / self.processes).max(1)));
         }
-        // A group of its own: Ctrl-C reaches the ranks once, through us.
+        // In a process group of its own a rank receives Ctrl-C once, from the launcher.
         command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         end_with_parent(&mut command);
         let program = self.command[0].to_string_lossy();
@@ -127,27 +126,25 @@ impl Job {
     }
 }
 
-/// Has the rank asked to end if the launcher is no more.
+/// Makes the system send SIGTERM to the rank when the launcher ends.
 fn end_with_parent(command: &mut Command) {
     #[cfg(target_os = "linux")]
-    // SAFETY: between fork and exec, where prctl may be called.
+    // SAFETY: the closure runs between fork and exec, and makes one system call there: it neither
+    // allocates nor takes a lock.
     unsafe {
-        command.pre_exec(|| {
-            libc::prctl(libc::PR_SET_PDEATHSIG, SIGTERM);
-            Ok(())
-        });
+        command.pre_exec(|| Ok(rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?));
     }
     #[cfg(not(target_os = "linux"))]
     let _ = command;
 }
 
-/// A port that nobody uses at the moment.
+/// Returns a port that is not in use.
 fn free_port() -> Result<u16> {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").context("launch: no port to meet at")?;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").context("launch: no free port")?;
     Ok(listener.local_addr()?.port())
 }
 
-/// The ranks of an attempt; ended with it, whatever happens.
+/// The ranks of an attempt. They are killed when this is dropped.
 #[derive(Default)]
 struct Ranks {
     running: Vec<(usize, Child)>,
@@ -162,38 +159,39 @@ impl Ranks {
         self.running.push((rank, child));
     }
 
-    /// Whether any still runs. `failed` becomes the first that ended badly; of several at once the one that a signal ended, since
-    /// the others will have missed it.
+    /// Whether any rank is running. Sets `failed` to the first rank that failed. If several failed
+    /// at once, that is one killed by a signal, since the others fail because it is gone.
     fn poll(&mut self, failed: &mut Option<(usize, ExitStatus)>) -> Result<bool> {
-        let mut ended_badly = Vec::new();
+        let mut failures = Vec::new();
         let mut i = 0;
         while i < self.running.len() {
             let (rank, child) = &mut self.running[i];
             match child.try_wait().context("waiting for a rank")? {
                 Some(status) => {
-                    ended_badly.extend((!status.success()).then_some((*rank, status)));
+                    failures.extend((!status.success()).then_some((*rank, status)));
                     self.running.remove(i);
                 }
                 None => i += 1,
             }
         }
         if failed.is_none() {
-            *failed = ended_badly.into_iter().min_by_key(|(_, status)| status.signal().is_none());
+            *failed = failures.into_iter().min_by_key(|(_, status)| status.signal().is_none());
         }
         Ok(!self.running.is_empty())
     }
 
-    fn send(&self, signal: i32) {
+    fn send(&self, signal: Signal) {
         for (_, child) in &self.running {
-            // SAFETY: sends a signal to a child that was not waited for yet, so that its number is still its own.
-            unsafe { libc::kill(child.id() as libc::pid_t, signal) };
+            // The child was not waited for yet, so its id is still its own. Errors mean that it has
+            // ended.
+            let _ = kill_process(Pid::from_child(child), signal);
         }
     }
 }
 
 impl Drop for Ranks {
     fn drop(&mut self) {
-        self.send(SIGKILL);
+        self.send(Signal::KILL);
         for (_, child) in &mut self.running {
             let _ = child.wait();
         }
@@ -203,19 +201,20 @@ impl Drop for Ranks {
     }
 }
 
-/// Shows each line with the number of the rank before it.
+/// Copies lines, each with the rank in front.
 fn prefix(rank: usize, from: impl Read + Send + 'static, to: impl Write + Send + 'static) -> JoinHandle<()> {
     std::thread::spawn(move || {
         let (mut from, mut to) = (BufReader::new(from), to);
         let mut line = Vec::new();
         while from.read_until(b'\n', &mut line).is_ok_and(|bytes| bytes > 0) {
-            let mut whole = format!("[{rank}] ").into_bytes();
-            whole.append(&mut line);
-            if whole.last() != Some(&b'\n') {
-                whole.push(b'\n');
+            let mut prefixed = format!("[{rank}] ").into_bytes();
+            prefixed.append(&mut line);
+            if prefixed.last() != Some(&b'\n') {
+                prefixed.push(b'\n');
             }
-            // In one piece, so that lines of ranks do not mix. A reader that is gone must not stop the run.
-            let _ = to.write_all(&whole).and_then(|()| to.flush());
+            // One write per line, so that lines of different ranks do not mix. If the reader of the
+            // output is gone, the run continues.
+            let _ = to.write_all(&prefixed).and_then(|()| to.flush());
         }
     })
 }

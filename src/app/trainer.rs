@@ -5,13 +5,13 @@ use crate::cli::flags::trainer::{Program, TrainArgs, parse};
 use crate::device::open::{DeviceName, DeviceOptions, DtypeChoice};
 use crate::ops::Ops;
 use crate::parallel::Communicator;
-use crate::parallel::links::Links;
-use crate::parallel::mesh::{Mesh, Patience};
+use crate::parallel::mesh::{TcpMesh, Timeouts};
 #[cfg(feature = "mpi")]
 use crate::parallel::mpi::{self, Limits, Mpi};
 use crate::parallel::nccl::{self, Nccl};
 use crate::parallel::queue::HostQueue;
-use crate::parallel::rendezvous::{self, Way};
+use crate::parallel::rendezvous::{self, Endpoint};
+use crate::parallel::transport::Transport;
 use crate::train::peers::Peers;
 use crate::train::{self, Finish};
 use anyhow::Result;
@@ -52,24 +52,26 @@ fn run(args: &TrainArgs) -> Result<Finish> {
     let silence = match args.device.name {
         // Beside NCCL ranks tell each other how they are many times a second.
         DeviceName::Cuda => Duration::from_secs(120),
-        DeviceName::Cpu | DeviceName::Emulated => Patience::default().silence,
+        DeviceName::Cpu | DeviceName::Emulated => Timeouts::default().message,
     };
     match rendezvous::find(process, &args.rendezvous()?, &variable)? {
         #[cfg(feature = "mpi")]
-        Way::Mpi => together(args, Mpi::begin(process, Limits { silence, ..Limits::default() })?),
-        Way::Tcp { at, run } => {
-            let patience = Patience { silence, ..Patience::default() };
-            together(args, Mesh::meet(process.rank, process.world_size, &run, &at, patience)?)
+        Endpoint::Mpi => {
+            together(args, Mpi::begin(process, Limits { timeout: silence, ..Limits::default() })?)
+        }
+        Endpoint::Tcp { at, run } => {
+            let timeouts = Timeouts { message: silence, ..Timeouts::default() };
+            together(args, TcpMesh::connect(process.rank, process.world_size, &run, &at, timeouts)?)
         }
     }
 }
 
 /// Trains with the others. They have met: one that fails from now on takes the others along.
-fn together(args: &TrainArgs, links: impl Links + 'static) -> Result<Finish> {
+fn together(args: &TrainArgs, transport: impl Transport + 'static) -> Result<Finish> {
     let dev = open(args)?;
     let communicator: Box<dyn Communicator> = match args.device.name {
-        DeviceName::Cuda => Box::new(Nccl::open(links, nccl::Patience::default())?),
-        DeviceName::Cpu | DeviceName::Emulated => Box::new(HostQueue::new(links)),
+        DeviceName::Cuda => Box::new(Nccl::open(transport, nccl::Timeouts::default())?),
+        DeviceName::Cpu | DeviceName::Emulated => Box::new(HostQueue::new(transport)),
     };
     train::run(args, dev, Peers::new(args.process.clone(), communicator))
 }

@@ -6,7 +6,7 @@ use crate::config::ModelConfig;
 use crate::device::cuda::MatmulChoice;
 use crate::device::open::DeviceName;
 use crate::optim::schedule::{Schedule, ScheduleKind};
-use crate::parallel::rendezvous::Method;
+use crate::parallel::rendezvous::InitMethod;
 use anyhow::{Result, bail, ensure};
 use std::path::{Path, PathBuf};
 
@@ -181,7 +181,7 @@ impl TrainArgs {
     ///
     /// # Errors
     /// If a method lacks what it needs, or what was given is of another one.
-    pub fn rendezvous(&self) -> Result<Method> {
+    pub fn rendezvous(&self) -> Result<InitMethod> {
         let (ip, path) = (&self.processes.server_ip, &self.processes.fs_path);
         let method = self.processes.nccl_init_method.as_str();
         ensure!(
@@ -193,24 +193,24 @@ impl TrainArgs {
             "-pf {path}: expected -pi fs with a directory, found -pi {method}"
         );
         Ok(match method {
-            "tcp" => Method::Tcp(ip.clone()),
+            "tcp" => InitMethod::Tcp(ip.clone()),
             "fs" => {
                 ensure!(!path.is_empty(), "-pi fs: expected the shared directory with -pf");
-                Method::SharedDirectory(path.into())
+                InitMethod::SharedDirectory(path.into())
             }
             // llm.c's default: a process alone never gets to it.
             "mpi" if self.process.world_size > 1 => self.mpi()?,
-            _ => Method::Auto,
+            _ => InitMethod::Auto,
         })
     }
 
     #[cfg(feature = "mpi")]
-    fn mpi(&self) -> Result<Method> {
-        Ok(Method::Mpi)
+    fn mpi(&self) -> Result<InitMethod> {
+        Ok(InitMethod::Mpi)
     }
 
     #[cfg(not(feature = "mpi"))]
-    fn mpi(&self) -> Result<Method> {
+    fn mpi(&self) -> Result<InitMethod> {
         bail!(
             "-pi mpi: expected auto, tcp or fs: this program was built without MPI; build it with make {} MPI=1, for which Debian has \
              libopenmpi-dev and libclang-dev",

@@ -1,89 +1,91 @@
-//! Which of how many processes this one is: what launchers say in the environment, and what flags say.
+//! The rank of this process and the number of ranks, from the launcher's environment variables and
+//! from flags.
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// One process among those that train together.
+/// One rank of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Process {
     pub rank: usize,
     pub world_size: usize,
-    /// Among the processes on this machine: the number of its GPU.
+    /// The rank among the processes on this machine, which is the number of its GPU.
     pub local_rank: usize,
     pub launcher: Launcher,
 }
 
-/// Who started the processes.
+/// The program that started the processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Launcher {
-    /// Nobody: this is the only one.
-    Nobody,
-    /// Somebody who gave `-pn` and `-pr` to each.
+    /// No launcher: this is the only process.
+    None,
+    /// Any program that passes `-pn` and `-pr` to each process.
     Flags,
     /// `warpsmith launch`
     Warpsmith,
-    /// `torchrun`, and all who speak like it.
+    /// `torchrun`, and launchers that set the same variables.
     Torchrun,
     OpenMpi,
-    /// MPICH and its kin: Intel MPI, MVAPICH, Cray.
+    /// MPICH and its derivatives: Intel MPI, MVAPICH, Cray.
     Mpich,
     Slurm,
 }
 
-/// In which `warpsmith launch` names a run.
+/// The variable in which `warpsmith launch` names a run.
 pub const OWN_RUN: &str = "WARPSMITH_RUN";
 
 /// The variables a launcher sets.
 struct Variables {
     launcher: Launcher,
-    /// One that tells it from others who set the same.
-    sign: Option<&'static str>,
+    /// A variable that distinguishes it from launchers that set the same ones.
+    marker: Option<&'static str>,
     rank: &'static str,
     world_size: &'static str,
     local_rank: &'static str,
 }
 
-/// The first that is there counts: `mpirun` inside a job of SLURM's finds SLURM's variables, too, and those are about
-/// `mpirun`'s own helpers.
+/// Launchers in order of precedence. `mpirun` inside a SLURM job inherits SLURM's variables, which
+/// describe `mpirun`'s own helper processes.
 const LAUNCHERS: [Variables; 5] = [
     Variables {
         launcher: Launcher::Warpsmith,
-        sign: Some(OWN_RUN),
+        marker: Some(OWN_RUN),
         rank: "RANK",
         world_size: "WORLD_SIZE",
         local_rank: "LOCAL_RANK",
     },
     Variables {
         launcher: Launcher::Torchrun,
-        sign: None,
+        marker: None,
         rank: "RANK",
         world_size: "WORLD_SIZE",
         local_rank: "LOCAL_RANK",
     },
     Variables {
         launcher: Launcher::OpenMpi,
-        sign: None,
+        marker: None,
         rank: "OMPI_COMM_WORLD_RANK",
         world_size: "OMPI_COMM_WORLD_SIZE",
         local_rank: "OMPI_COMM_WORLD_LOCAL_RANK",
     },
     Variables {
         launcher: Launcher::Mpich,
-        sign: None,
+        marker: None,
         rank: "PMI_RANK",
         world_size: "PMI_SIZE",
         local_rank: "MPI_LOCALRANKID",
     },
-    // Of a step, which `srun` starts: the script of a job, which `sbatch` starts, is one process whatever the job's size.
+    // The variables of a step, which `srun` starts. The job script, which `sbatch` starts, is a
+    // single process whatever the size of the job.
     Variables {
         launcher: Launcher::Slurm,
-        sign: None,
+        marker: None,
         rank: "SLURM_PROCID",
         world_size: "SLURM_STEP_NUM_TASKS",
         local_rank: "SLURM_LOCALID",
     },
 ];
 
-/// What flags say.
+/// The flags about processes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flags {
     /// `-pn`
@@ -101,20 +103,20 @@ impl Default for Process {
 }
 
 impl Process {
-    /// The only one.
-    pub const ALONE: Self = Process { rank: 0, world_size: 1, local_rank: 0, launcher: Launcher::Nobody };
+    /// The only process of a run.
+    pub const ALONE: Self = Process { rank: 0, world_size: 1, local_rank: 0, launcher: Launcher::None };
 
-    pub fn is_master(&self) -> bool {
+    pub fn is_rank0(&self) -> bool {
         self.rank == 0
     }
 
-    /// From flags, and from what `variable` finds in the environment.
+    /// Determines the process from flags and from the environment, which `variable` looks up.
     ///
     /// # Errors
-    /// One line, if they contradict themselves or each other.
+    /// One line, if they are inconsistent.
     pub fn find(flags: Flags, variable: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
-        let spoken = |names: &&Variables| names.launcher != Launcher::Mpich || !srun_speaks_pmi(variable);
-        let mut launchers = LAUNCHERS.iter().filter(spoken);
+        let counts = |names: &&Variables| names.launcher != Launcher::Mpich || !is_pmi_of_srun(variable);
+        let mut launchers = LAUNCHERS.iter().filter(counts);
         let launched = launchers.find_map(|names| names.read(variable).transpose()).transpose()?;
         match launched {
             Some(process) => flags.check_against(&process).map(|()| process),
@@ -123,8 +125,9 @@ impl Process {
     }
 }
 
-/// `srun --mpi=pmi2` says who is who as MPICH does, but who is on which machine in its own words alone.
-fn srun_speaks_pmi(variable: &dyn Fn(&str) -> Option<String>) -> bool {
+/// Whether MPICH's variables were set by `srun --mpi=pmi2`, which gives the local rank in its own
+/// variable only.
+fn is_pmi_of_srun(variable: &dyn Fn(&str) -> Option<String>) -> bool {
     let same = |pmi: &str, slurm: &str| variable(pmi).is_some() && variable(pmi) == variable(slurm);
     variable("MPI_LOCALRANKID").is_none()
         && same("PMI_RANK", "SLURM_PROCID")
@@ -132,36 +135,35 @@ fn srun_speaks_pmi(variable: &dyn Fn(&str) -> Option<String>) -> bool {
 }
 
 impl Variables {
-    /// The process they describe, if they are set at all.
+    /// Reads the process that the variables describe, if they are set.
     fn read(&self, variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Process>> {
         let number = |name: &str| {
             let text = variable(name).filter(|text| !text.trim().is_empty());
             let number = text.as_ref().map(|text| text.trim().parse::<usize>());
             number.transpose().with_context(|| {
-                format!("{name}={}: expected a whole number from 0", text.unwrap_or_default())
+                format!("{name}={}: expected a non-negative integer", text.unwrap_or_default())
             })
         };
-        let Self { launcher, sign, rank: rank_name, world_size: size_name, local_rank: local_name } = *self;
-        if sign.is_some_and(|sign| variable(sign).is_none()) {
+        let Self { launcher, marker, rank: rank_name, world_size: size_name, local_rank: local_name } = *self;
+        if marker.is_some_and(|marker| variable(marker).is_none()) {
             return Ok(None);
         }
-        // A rank by itself may be a left-over; the number of processes is what makes a launcher.
+        // A rank alone may be a leftover variable; a launcher also sets the number of processes.
         let Some(world_size) = number(size_name)? else { return Ok(None) };
         ensure!(world_size > 0, "{size_name}=0: expected at least one process");
-        let rank = number(rank_name)?.with_context(|| {
-            format!("{size_name}={world_size} but no {rank_name}: unset the one or set the other")
-        })?;
+        let rank = number(rank_name)?
+            .with_context(|| format!("{size_name}={world_size} but no {rank_name}: set both or neither"))?;
         ensure!(rank < world_size, "{rank_name}={rank}: expected less than {size_name}={world_size}");
         let local_rank = match number(local_name)? {
             Some(local_rank) => local_rank,
             None if world_size == 1 => 0,
             None => {
-                bail!("{size_name}={world_size} but no {local_name}, which says which GPU is whose: set it")
+                bail!("{size_name}={world_size} but no {local_name}, which selects the GPU: set it")
             }
         };
         ensure!(
             local_rank <= rank,
-            "{local_name}={local_rank}: expected at most {rank_name}={rank}; ranks count machine by machine"
+            "{local_name}={local_rank}: expected at most {rank_name}={rank}; ranks are numbered machine by machine"
         );
         Ok(Some(Process { rank, world_size, local_rank, launcher }))
     }
@@ -175,26 +177,27 @@ impl Flags {
             Some(rank) => rank,
             None if world_size == 1 => return Ok(Process::ALONE),
             None => bail!(
-                "-pn {world_size}: expected a launcher (mpirun, srun, torchrun, warpsmith launch), or -pr to say which of them \
-                 this process is"
+                "-pn {world_size}: expected a launcher (mpirun, srun, torchrun, warpsmith launch), or -pr with the rank of \
+                 this process"
             ),
         };
-        ensure!(rank < world_size, "-pr {rank}: expected less than -pn {world_size}; processes count from 0");
-        let launcher = if world_size == 1 { Launcher::Nobody } else { Launcher::Flags };
+        ensure!(rank < world_size, "-pr {rank}: expected less than -pn {world_size}; ranks count from 0");
+        let launcher = if world_size == 1 { Launcher::None } else { Launcher::Flags };
         Ok(Process { rank, world_size, local_rank: rank % gpus_per_node, launcher })
     }
 
-    /// Flags may repeat what the launcher says.
+    /// Checks the flags, which may repeat what the launcher says.
     fn check_against(self, process: &Process) -> Result<()> {
-        let said = [
-            ("-pn", self.num_processes, process.world_size, "processes"),
-            ("-pr", self.process_rank, process.rank, "as rank"),
+        let Process { rank, world_size, .. } = *process;
+        let flags = [
+            ("-pn", self.num_processes, world_size, format!("{world_size} processes")),
+            ("-pr", self.process_rank, rank, format!("this process as rank {rank}")),
         ];
-        for (flag, asked, found, what) in said {
+        for (flag, asked, found, what) in flags {
             if let Some(asked) = asked.filter(|asked| *asked != found) {
-                let by = process.launcher.name();
+                let launcher = process.launcher.name();
                 bail!(
-                    "{flag} {asked}: {by} started {what} {found}; drop the flag, or start without a launcher"
+                    "{flag} {asked}: {launcher} started {what}; drop the flag, or start without a launcher"
                 );
             }
         }
@@ -205,7 +208,7 @@ impl Flags {
 impl Launcher {
     pub fn name(self) -> &'static str {
         match self {
-            Launcher::Nobody => "nobody",
+            Launcher::None => "no launcher",
             Launcher::Flags => "-pn and -pr",
             Launcher::Warpsmith => "warpsmith launch",
             Launcher::Torchrun => "torchrun",
@@ -250,9 +253,9 @@ mod tests {
     }
 
     #[test]
-    fn nobody_launched_means_alone() {
+    fn without_a_launcher_there_is_one_process() {
         assert_eq!(find(&[]), Ok(Process::ALONE));
-        // The script of a SLURM job; a rank that somebody left in the environment.
+        // The script of a SLURM job; a leftover rank in the environment.
         assert_eq!(find(&[("SLURM_PROCID", "0"), ("SLURM_NTASKS", "8")]), Ok(Process::ALONE));
         assert_eq!(find(&[("RANK", "3"), ("WORLD_SIZE", "")]), Ok(Process::ALONE));
         let one = find(&[("RANK", "0"), ("WORLD_SIZE", "1")]).unwrap();
@@ -267,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_do_without_a_launcher_and_share_out_gpus() {
+    fn flags_replace_a_launcher_and_assign_gpus() {
         let flags = |n, r| Flags { num_processes: Some(n), process_rank: Some(r), gpus_per_node: 8 };
         let process = find_with(flags(16, 11), &[]).unwrap();
         let expected = Process { rank: 11, world_size: 16, local_rank: 3, launcher: Launcher::Flags };
@@ -284,12 +287,12 @@ mod tests {
         let cases: [Case; 9] = [
             (flags(Some(4), None), &[], "-pn 4: expected a launcher"),
             (flags(Some(4), Some(4)), &[], "-pr 4: expected less than -pn 4"),
-            (flags(Some(4), None), &OPEN_MPI, "-pn 4: Open MPI's mpirun started processes 8"),
-            (flags(None, Some(0)), &OPEN_MPI, "-pr 0: Open MPI's mpirun started as rank 5"),
+            (flags(Some(4), None), &OPEN_MPI, "-pn 4: Open MPI's mpirun started 8 processes"),
+            (flags(None, Some(0)), &OPEN_MPI, "-pr 0: Open MPI's mpirun started this process as rank 5"),
             (none, &[("WORLD_SIZE", "2")], "WORLD_SIZE=2 but no RANK"),
             (none, &[("WORLD_SIZE", "2"), ("RANK", "2")], "RANK=2: expected less than WORLD_SIZE=2"),
             (none, &[("WORLD_SIZE", "2"), ("RANK", "1")], "no LOCAL_RANK"),
-            (none, &[("WORLD_SIZE", "two")], "WORLD_SIZE=two: expected a whole number"),
+            (none, &[("WORLD_SIZE", "two")], "WORLD_SIZE=two: expected a non-negative integer"),
             (none, &[("WORLD_SIZE", "0")], "WORLD_SIZE=0: expected at least one process"),
         ];
         for (flags, set, expected) in cases {

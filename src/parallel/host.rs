@@ -1,7 +1,7 @@
-//! Collectives over the memory of hosts: CPU devices and the emulated one. Every sum is formed in the order of ranks, so
-//! that all ranks, and all runs, get the same bits.
+//! Collectives over host memory, for CPU devices and the emulated device. Every sum is formed in
+//! the order of ranks, so that all ranks, and all runs, get the same bits.
 
-use super::links::Links;
+use super::transport::Transport;
 use super::{Collective, Operation};
 use crate::ops::{Buffer, Place};
 use crate::tensor::Dtype;
@@ -9,63 +9,63 @@ use anyhow::Result;
 use half::{bf16, f16};
 use std::ops::Range;
 
-/// Carries operations out, one after the other.
-pub struct HostCollectives<L> {
-    links: L,
-    /// What came from each rank, kept so that a step allocates nothing.
+/// Carries operations out one after another.
+pub struct HostCollectives<T> {
+    transport: T,
+    /// The bytes received from each rank, kept so that a step allocates nothing.
     received: Vec<Vec<u8>>,
 }
 
-impl<L: Links> HostCollectives<L> {
-    pub fn new(links: L) -> Self {
-        let received = (0..links.world_size()).map(|_| Vec::new()).collect();
-        HostCollectives { links, received }
+impl<T: Transport> HostCollectives<T> {
+    pub fn new(transport: T) -> Self {
+        let received = (0..transport.world_size()).map(|_| Vec::new()).collect();
+        HostCollectives { transport, received }
     }
 
     /// # Errors
-    /// As [`Links::exchange`].
+    /// As [`Transport::exchange`].
     pub fn run(&mut self, operation: &Operation) -> Result<()> {
         let Operation { collective, buffer } = operation;
         let dtype = buffer.dtype;
-        // SAFETY: who started the operation left the buffer to it until it ends.
+        // SAFETY: the caller that started the operation lends the buffer until it ends.
         let bytes = unsafe { host_bytes(buffer) };
-        let parts = parts(bytes.len(), dtype.size(), self.links.world_size());
+        let partitions = partitions(bytes.len(), dtype.size(), self.transport.world_size());
         match *collective {
             Collective::AllReduce => {
-                self.reduce_scatter(bytes, dtype, &parts)?;
-                self.all_gather(bytes, &parts)
+                self.reduce_scatter(bytes, dtype, &partitions)?;
+                self.all_gather(bytes, &partitions)
             }
-            Collective::ReduceScatter => self.reduce_scatter(bytes, dtype, &parts),
-            Collective::AllGather => self.all_gather(bytes, &parts),
+            Collective::ReduceScatter => self.reduce_scatter(bytes, dtype, &partitions),
+            Collective::AllGather => self.all_gather(bytes, &partitions),
             Collective::Broadcast { root } => self.broadcast(bytes, root),
         }
     }
 
-    /// Sends each rank its part and adds up what all have of one's own.
-    fn reduce_scatter(&mut self, bytes: &mut [u8], dtype: Dtype, parts: &[Range<usize>]) -> Result<()> {
-        let (rank, world_size) = (self.links.rank(), self.links.world_size());
-        let own = parts[rank].clone();
+    /// Sends each rank its partition, and sums this rank's partition over all ranks.
+    fn reduce_scatter(&mut self, bytes: &mut [u8], dtype: Dtype, partitions: &[Range<usize>]) -> Result<()> {
+        let (rank, world_size) = (self.transport.rank(), self.transport.world_size());
+        let own = partitions[rank].clone();
         for received in &mut self.received {
             received.resize(own.len(), 0);
         }
-        let outgoing: Vec<&[u8]> = parts.iter().map(|part| &bytes[part.clone()]).collect();
+        let outgoing: Vec<&[u8]> = partitions.iter().map(|partition| &bytes[partition.clone()]).collect();
         let mut incoming: Vec<&mut [u8]> = self.received.iter_mut().map(Vec::as_mut_slice).collect();
-        self.links.exchange(&outgoing, &mut incoming)?;
+        self.transport.exchange(&outgoing, &mut incoming)?;
         self.received[rank].copy_from_slice(&bytes[own.clone()]);
         sum(&mut bytes[own], &self.received[..world_size], dtype);
         Ok(())
     }
 
-    /// Sends one's own part to all, and receives theirs.
-    fn all_gather(&mut self, bytes: &mut [u8], parts: &[Range<usize>]) -> Result<()> {
-        let rank = self.links.rank();
-        let own = bytes[parts[rank].clone()].to_vec();
-        let mut incoming = cut(bytes, parts);
-        self.links.exchange(&vec![own.as_slice(); parts.len()], &mut incoming)
+    /// Sends this rank's partition to all ranks, and receives theirs.
+    fn all_gather(&mut self, bytes: &mut [u8], partitions: &[Range<usize>]) -> Result<()> {
+        let rank = self.transport.rank();
+        let own = bytes[partitions[rank].clone()].to_vec();
+        let mut incoming = split(bytes, partitions);
+        self.transport.exchange(&vec![own.as_slice(); partitions.len()], &mut incoming)
     }
 
     fn broadcast(&mut self, bytes: &mut [u8], root: usize) -> Result<()> {
-        let (rank, world_size) = (self.links.rank(), self.links.world_size());
+        let (rank, world_size) = (self.transport.rank(), self.transport.world_size());
         let all = if rank == root { bytes.to_vec() } else { Vec::new() };
         let outgoing = vec![all.as_slice(); world_size];
         let mut nothing: Vec<[u8; 0]> = vec![[]; world_size];
@@ -73,45 +73,46 @@ impl<L: Links> HostCollectives<L> {
         if rank != root {
             incoming[root] = bytes;
         }
-        self.links.exchange(&outgoing, &mut incoming)
+        self.transport.exchange(&outgoing, &mut incoming)
     }
 }
 
-/// The buffer as bytes.
+/// Returns the buffer as bytes.
 ///
 /// # Safety
-/// It is still allocated, and nobody else touches it for as long as the slice lives.
+/// The buffer stays allocated, and nothing else accesses it, for as long as the slice lives.
 unsafe fn host_bytes<'a>(buffer: &Buffer) -> &'a mut [u8] {
-    assert_eq!(buffer.place, Place::Host, "these collectives cannot reach the memory of a GPU");
-    // SAFETY: as promised.
+    assert_eq!(buffer.place, Place::Host, "these collectives cannot access the memory of a GPU");
+    // SAFETY: the buffer is in host memory, and the caller guarantees exclusive access to it.
     unsafe { std::slice::from_raw_parts_mut(buffer.address as *mut u8, buffer.size_bytes()) }
 }
 
-/// The part of each rank: as even as whole elements allow, the first ones the larger.
-pub(super) fn parts(bytes: usize, element: usize, world_size: usize) -> Vec<Range<usize>> {
+/// Returns the byte range of each rank's partition: as even as whole elements allow, the first ones
+/// longer.
+pub(super) fn partitions(bytes: usize, element: usize, world_size: usize) -> Vec<Range<usize>> {
     let len = bytes / element;
     let end = |rank: usize| (len / world_size * rank + rank.min(len % world_size)) * element;
     (0..world_size).map(|rank| end(rank)..end(rank + 1)).collect()
 }
 
-/// Slices that lie one behind the other.
-fn cut<'a>(mut bytes: &'a mut [u8], parts: &[Range<usize>]) -> Vec<&'a mut [u8]> {
-    let mut slices = Vec::with_capacity(parts.len());
-    for part in parts {
-        let (slice, rest) = bytes.split_at_mut(part.len());
+/// Splits bytes into consecutive slices.
+fn split<'a>(mut bytes: &'a mut [u8], partitions: &[Range<usize>]) -> Vec<&'a mut [u8]> {
+    let mut slices = Vec::with_capacity(partitions.len());
+    for partition in partitions {
+        let (slice, rest) = bytes.split_at_mut(partition.len());
         slices.push(slice);
         bytes = rest;
     }
     slices
 }
 
-/// out = sum of the terms in f32, in order, rounded once.
+/// `out` = sum of the terms in f32, in order, rounded once.
 fn sum(out: &mut [u8], terms: &[Vec<u8>], dtype: Dtype) {
     match dtype {
         Dtype::F32 => sum_as(out, terms, |x: f32| x, |x| x),
         Dtype::Bf16 => sum_as(out, terms, bf16::to_f32, bf16::from_f32),
         Dtype::F16 => sum_as(out, terms, f16::to_f32, f16::from_f32),
-        Dtype::I32 => unreachable!("nobody adds up integers"),
+        Dtype::I32 => unreachable!("integers are never reduced"),
     }
 }
 
@@ -135,7 +136,7 @@ fn sum_as<T: bytemuck::Pod>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::parallel::links::Threads;
+    use crate::parallel::transport::testing::Threads;
     use std::time::Duration;
 
     /// Runs an operation on ranks that are threads; rank r starts with `start(r)`.
@@ -149,11 +150,11 @@ mod tests {
         std::thread::scope(|scope| {
             let ranks: Vec<_> = Threads::of(world_size, Duration::from_secs(20))
                 .into_iter()
-                .map(|links| {
+                .map(|transport| {
                     scope.spawn(move || {
-                        let mut numbers = start(links.rank());
+                        let mut numbers = start(transport.rank());
                         let buffer = buffer(&mut numbers, dtype);
-                        HostCollectives::new(links).run(&Operation { collective, buffer }).unwrap();
+                        HostCollectives::new(transport).run(&Operation { collective, buffer }).unwrap();
                         numbers
                     })
                 })
@@ -181,16 +182,16 @@ mod tests {
                 assert_eq!(got, want, "{world_size} ranks");
             }
             let got = run(world_size, Dtype::F32, Collective::ReduceScatter, |rank| numbers(rank, len));
-            for (part, got) in parts(len * 4, 4, world_size).into_iter().zip(got) {
-                let part = part.start / 4..part.end / 4;
-                assert_eq!(got[part.clone()], want[part]);
+            for (partition, got) in partitions(len * 4, 4, world_size).into_iter().zip(got) {
+                let partition = partition.start / 4..partition.end / 4;
+                assert_eq!(got[partition.clone()], want[partition]);
             }
         }
     }
 
     #[test]
     fn narrow_numbers_are_added_in_f32_and_rounded_once() {
-        // In bf16, 256 + 1 is 256 again: only a wider sum gets to 258.
+        // In bf16, 256 + 1 rounds to 256: only a wider sum reaches 258.
         let start = |rank: usize| vec![bf16::from_f32(if rank == 0 { 256.0 } else { 1.0 }); 3];
         for got in run(3, Dtype::Bf16, Collective::AllReduce, start) {
             assert_eq!(got, [bf16::from_f32(258.0); 3]);
@@ -200,9 +201,10 @@ mod tests {
     }
 
     #[test]
-    fn parts_are_gathered_and_broadcast() {
+    fn partitions_are_gathered_and_buffers_broadcast() {
         let (world_size, len) = (3, 8);
-        let ends: Vec<_> = parts(len * 4, 4, world_size).iter().map(|part| part.end / 4).collect();
+        let ends: Vec<_> =
+            partitions(len * 4, 4, world_size).iter().map(|partition| partition.end / 4).collect();
         assert_eq!(ends, [3, 6, 8]);
         for got in run(world_size, Dtype::F32, Collective::AllGather, |rank| numbers(rank, len)) {
             let owner = |i: usize| ends.iter().position(|&end| i < end).unwrap();
@@ -216,15 +218,16 @@ mod tests {
 
     #[test]
     fn a_rank_that_is_gone_is_named() {
-        let mut links = Threads::of(2, Duration::from_millis(50));
-        let other = links.pop().unwrap();
+        let mut threads = Threads::of(2, Duration::from_millis(50));
+        let other = threads.pop().unwrap();
         let mut numbers = [1.0f32];
-        let mut run = |links: &mut HostCollectives<Threads>| {
+        let mut run = |collectives: &mut HostCollectives<Threads>| {
             let buffer = buffer(&mut numbers, Dtype::F32);
-            links.run(&Operation { collective: Collective::AllReduce, buffer }).unwrap_err().to_string()
+            let operation = Operation { collective: Collective::AllReduce, buffer };
+            collectives.run(&operation).unwrap_err().to_string()
         };
-        let mut collectives = HostCollectives::new(links.pop().unwrap());
-        assert!(run(&mut collectives).starts_with("rank 1 has not been heard of"));
+        let mut collectives = HostCollectives::new(threads.pop().unwrap());
+        assert!(run(&mut collectives).starts_with("rank 1 has sent no message for 0 s"));
         drop(other);
         assert!(run(&mut collectives).starts_with("rank 1 is gone"));
     }

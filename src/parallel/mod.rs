@@ -1,32 +1,47 @@
-//! Many processes that train together: who they are, and how they add up and share out numbers.
+//! Ranks that train together: who they are, how they connect, and their collectives.
 //!
-//! A [`Communicator`] works on a device's own memory. What it is told to do it does in that order and beside the device's
-//! other work: gradients of one layer are on their way while those of the next are computed.
+//! A [`Communicator`] works on a device's own memory. It carries operations out in the order in
+//! which they are started, beside the device's other work: the gradients of one layer travel while
+//! those of the next are computed.
 
 pub mod environment;
 pub mod host;
-pub mod links;
 pub mod mesh;
 #[cfg(feature = "mpi")]
 pub mod mpi;
 pub mod nccl;
 pub mod queue;
 pub mod rendezvous;
+mod timing;
+pub mod transport;
 
 use crate::ops::Buffer;
 use anyhow::Result;
+use std::fmt;
 
-/// What is done with the buffers of all ranks, in place. Parts are as even as whole elements allow, one for each rank.
+/// An operation on the buffers of all ranks, in place. Partitions, one per rank, are as even as
+/// whole elements allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Collective {
     /// Every rank gets the sum.
     AllReduce,
-    /// Rank r gets part r of the sum; what the rest of its buffer holds is undefined.
+    /// Rank r gets partition r of the sum; the rest of its buffer is undefined afterwards.
     ReduceScatter,
-    /// Every rank gets part r of rank r.
+    /// Every rank gets partition r of rank r.
     AllGather,
-    /// Every rank gets what `root` has.
+    /// Every rank gets the buffer of `root`.
     Broadcast { root: usize },
+}
+
+impl fmt::Display for Collective {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Collective::AllReduce => f.write_str("all-reduce"),
+            Collective::ReduceScatter => f.write_str("reduce-scatter"),
+            Collective::AllGather => f.write_str("all-gather"),
+            Collective::Broadcast { root } => write!(f, "broadcast from rank {root}"),
+        }
+    }
 }
 
 /// A collective and this rank's buffer for it.
@@ -36,11 +51,18 @@ pub struct Operation {
     pub buffer: Buffer,
 }
 
-/// What was begun by one call of [`start`](Communicator::start); later ones are greater. The first one is 1.
+/// Handle of the collectives in flight that one call of [`start`](Communicator::start) started.
+/// Handles count from 1 in the order of those calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Ticket(pub u64);
+pub struct Work(pub u64);
 
-/// One rank's way to all others. After a failure all calls say what failed first.
+impl fmt::Display for Work {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "work {}", self.0)
+    }
+}
+
+/// One rank's connection to all others. After a failure every call returns the first error.
 pub trait Communicator: Send {
     fn rank(&self) -> usize;
 
@@ -49,26 +71,27 @@ pub trait Communicator: Send {
     /// How ranks are connected: `"4 processes over NCCL 2.27.7"`.
     fn describe(&self) -> String;
 
-    /// A library that was loaded for that: its name, and version and place.
+    /// The library that was loaded for the communicator: its name, and its version and path.
     fn library(&self) -> Option<(&'static str, String)> {
         None
     }
 
-    /// Begins operations, in this order, once the device is done with what was queued on it before. Their buffers are
-    /// theirs until [`wait`](Self::wait) or [`finish`](Self::finish). All ranks begin the same operations in the same order.
+    /// Starts operations, in this order, after the work that is queued on the device so far. They
+    /// borrow their buffers until [`wait`](Self::wait) or [`finish`](Self::finish). All ranks start
+    /// the same operations in the same order.
     ///
     /// # Errors
     /// If they cannot be queued, or earlier ones have failed.
-    fn start(&mut self, operations: Vec<Operation>) -> Result<Ticket>;
+    fn start(&mut self, operations: Vec<Operation>) -> Result<Work>;
 
-    /// What is queued on the device from now on comes after everything that was started up to and including `ticket`.
-    /// Later ones go on meanwhile.
+    /// Orders work that is queued on the device from now on after everything that was started up to
+    /// and including `work`. Later operations stay in flight.
     ///
     /// # Errors
     /// One line that names the rank that is gone or out of step.
-    fn wait(&mut self, ticket: Ticket) -> Result<()>;
+    fn wait(&mut self, work: Work) -> Result<()>;
 
-    /// The same for everything that was started.
+    /// Waits for everything that was started.
     ///
     /// # Errors
     /// As [`wait`](Self::wait).

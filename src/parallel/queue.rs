@@ -1,9 +1,12 @@
-//! Collectives of hosts beside other work: a thread carries out, in order, what the training thread starts.
+//! Collectives of hosts beside other work: a thread carries out, in order, what the training thread
+//! starts.
 
 use super::host::HostCollectives;
-use super::links::Links;
-use super::{Communicator, Operation, Ticket};
+use super::timing::Started;
+use super::transport::Transport;
+use super::{Communicator, Operation, Work};
 use anyhow::{Result, anyhow};
+use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
@@ -11,29 +14,32 @@ use std::thread::JoinHandle;
 pub struct HostQueue {
     rank: usize,
     world_size: usize,
-    links: String,
+    transport: String,
     /// `None` once the thread is told to end.
     operations: Option<Sender<Vec<Operation>>>,
-    /// Of what was started, in order.
+    /// The result of each start, in order.
     results: Receiver<Result<()>>,
-    last_started: Ticket,
-    /// Of which, and of all before it, the result is here.
-    last_done: Ticket,
+    /// Starts whose result was not received, in order.
+    in_flight: VecDeque<Started>,
+    last_started: Work,
+    /// The last work whose result was received.
+    last_done: Work,
     failed: Option<String>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl HostQueue {
-    pub fn new(links: impl Links + 'static) -> Self {
-        let (rank, world_size) = (links.rank(), links.world_size());
-        let description = links.describe();
+    pub fn new(transport: impl Transport + 'static) -> Self {
+        let (rank, world_size) = (transport.rank(), transport.world_size());
+        let description = transport.describe();
         let (operations, queue) = channel::<Vec<Operation>>();
         let (done, results) = channel();
         let thread = std::thread::spawn(move || {
-            let mut collectives = HostCollectives::new(links);
+            let mut collectives = HostCollectives::new(transport);
             let mut failed = false;
             for operations in queue {
-                // After a failure nothing more is sent: others would take it for what they still wait for.
+                // After a failure nothing more is sent: other ranks would take it for the message
+                // that they still wait for.
                 if failed {
                     continue;
                 }
@@ -47,11 +53,12 @@ impl HostQueue {
         HostQueue {
             rank,
             world_size,
-            links: description,
+            transport: description,
             operations: Some(operations),
             results,
-            last_started: Ticket(0),
-            last_done: Ticket(0),
+            in_flight: VecDeque::new(),
+            last_started: Work(0),
+            last_done: Work(0),
             failed: None,
             thread: Some(thread),
         }
@@ -72,22 +79,27 @@ impl Communicator for HostQueue {
     }
 
     fn describe(&self) -> String {
-        self.links.clone()
+        self.transport.clone()
     }
 
-    fn start(&mut self, operations: Vec<Operation>) -> Result<Ticket> {
+    fn start(&mut self, operations: Vec<Operation>) -> Result<Work> {
         self.check_failed()?;
+        let started = Started::now(&operations);
         let queue = self.operations.as_ref().expect("open until dropped");
         queue.send(operations).map_err(|_| ended())?;
+        self.in_flight.push_back(started);
         self.last_started.0 += 1;
         Ok(self.last_started)
     }
 
-    fn wait(&mut self, ticket: Ticket) -> Result<()> {
-        assert!(ticket <= self.last_started, "{ticket:?} was not given out");
-        while self.failed.is_none() && self.last_done < ticket {
+    fn wait(&mut self, work: Work) -> Result<()> {
+        assert!(work <= self.last_started, "{work} was never started");
+        while self.failed.is_none() && self.last_done < work {
             match self.results.recv().map_err(|_| ended()).flatten() {
-                Ok(()) => self.last_done.0 += 1,
+                Ok(()) => {
+                    self.last_done.0 += 1;
+                    self.in_flight.pop_front().expect("one per result").log_end(self.last_done);
+                }
                 Err(why) => self.failed = Some(format!("{why:#}")),
             }
         }
@@ -100,11 +112,12 @@ impl Communicator for HostQueue {
 }
 
 fn ended() -> anyhow::Error {
-    anyhow!("the thread of communication has ended")
+    anyhow!("the communication thread has ended")
 }
 
 impl Drop for HostQueue {
-    /// Waits for what is under way: it writes to memory that may be gone afterwards. Links time out.
+    /// Waits for operations in flight, which write to memory that may be freed afterwards.
+    /// Transports time out, so this ends.
     fn drop(&mut self) {
         self.operations = None;
         if let Some(thread) = self.thread.take() {
@@ -123,13 +136,14 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
 
-    /// Two ranks, of which the other one answers as often as it is let; counts what is asked of it.
+    /// A transport between two ranks whose exchanges end with the results that the test supplies.
+    /// It counts them.
     struct Gate {
         answers: Receiver<Result<()>>,
         exchanges: Arc<AtomicUsize>,
     }
 
-    impl Links for Gate {
+    impl Transport for Gate {
         fn rank(&self) -> usize {
             0
         }
@@ -145,7 +159,7 @@ mod tests {
         }
     }
 
-    /// The queue, the other rank's answers, and how many were asked for.
+    /// The queue, the results of exchanges, and how many were begun.
     fn gate() -> (HostQueue, Sender<Result<()>>, Arc<AtomicUsize>) {
         let (answer, answers) = channel();
         let exchanges = Arc::new(AtomicUsize::new(0));
@@ -159,24 +173,24 @@ mod tests {
     }
 
     #[test]
-    fn an_early_ticket_is_not_kept_by_later_ones() {
+    fn waiting_for_early_work_does_not_wait_for_later_work() {
         let (mut queue, answer, exchanges) = gate();
         let mut number = [1.0];
-        let tickets: Vec<Ticket> =
+        let works: Vec<Work> =
             [2, 0, 1].map(|count| queue.start(broadcasts(&mut number, count)).unwrap()).into();
-        assert_eq!(tickets, [Ticket(1), Ticket(2), Ticket(3)]);
+        assert_eq!(works, [Work(1), Work(2), Work(3)]);
         for _ in 0..2 {
             answer.send(Ok(())).unwrap();
         }
-        // The third has no answer yet: this would hang if it were waited for.
-        queue.wait(tickets[1]).unwrap();
-        queue.wait(tickets[0]).unwrap();
+        // The third has no result yet: waiting for it would hang.
+        queue.wait(works[1]).unwrap();
+        queue.wait(works[0]).unwrap();
         let later = std::thread::spawn(move || {
             queue.finish().unwrap();
-            queue.wait(Ticket(3)).unwrap();
+            queue.wait(Work(3)).unwrap();
         });
         std::thread::sleep(Duration::from_millis(20));
-        assert!(!later.is_finished(), "the third is under way");
+        assert!(!later.is_finished(), "the third is in flight");
         answer.send(Ok(())).unwrap();
         later.join().unwrap();
         assert_eq!(exchanges.load(Ordering::SeqCst), 3);
@@ -188,20 +202,20 @@ mod tests {
         let mut number = [1.0];
         answer.send(Ok(())).unwrap();
         answer.send(Err(anyhow!("rank 1 is gone"))).unwrap();
-        let tickets = [1, 2, 1].map(|count| queue.start(broadcasts(&mut number, count)).unwrap());
-        queue.wait(tickets[0]).unwrap();
+        let works = [1, 2, 1].map(|count| queue.start(broadcasts(&mut number, count)).unwrap());
+        queue.wait(works[0]).unwrap();
         let gone = |result: Result<()>| assert_eq!(result.unwrap_err().to_string(), "rank 1 is gone");
-        gone(queue.wait(tickets[1]));
-        gone(queue.wait(tickets[2]));
-        gone(queue.wait(tickets[0]));
+        gone(queue.wait(works[1]));
+        gone(queue.wait(works[2]));
+        gone(queue.wait(works[0]));
         gone(queue.finish());
         gone(queue.start(broadcasts(&mut number, 1)).map(drop));
         assert_eq!(exchanges.load(Ordering::SeqCst), 2);
     }
 
     #[test]
-    #[should_panic(expected = "was not given out")]
-    fn a_ticket_of_nobody_is_a_bug() {
-        let _ = gate().0.wait(Ticket(1));
+    #[should_panic(expected = "was never started")]
+    fn waiting_for_work_that_was_never_started_is_a_bug() {
+        let _ = gate().0.wait(Work(1));
     }
 }

@@ -1,32 +1,32 @@
-//! How ranks meet: from flags, or from what the launcher says of the machines it started them on.
+//! Where ranks rendezvous: from flags, or from the launcher's description of the machines.
 
 use super::environment::{Launcher, OWN_RUN, Process};
-use super::mesh::Meeting;
+use super::mesh::Rendezvous;
 use anyhow::{Context, Result, bail, ensure};
 use std::path::PathBuf;
 
-/// What `-pi`, `-ps` and `-pf` say.
+/// The init method that `-pi`, `-ps` and `-pf` select.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Method {
-    /// What the launcher says.
+pub enum InitMethod {
+    /// The launcher's.
     Auto,
     #[cfg(feature = "mpi")]
     Mpi,
-    /// At `host` or `host:port`; nothing: what the launcher says.
+    /// TCP at `host` or `host:port`; if empty, at the address that the launcher gives.
     Tcp(String),
-    /// Through a file in this directory, which all machines share.
+    /// TCP at an address in a file in this directory, which all machines share.
     SharedDirectory(PathBuf),
 }
 
-/// How ranks are connected.
+/// How this rank reaches the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Way {
-    /// By MPI, which has its own means of meeting.
+pub enum Endpoint {
+    /// MPI, which has a rendezvous of its own.
     #[cfg(feature = "mpi")]
     Mpi,
     Tcp {
-        at: Meeting,
-        /// Tells this run from others that might meet there, too.
+        at: Rendezvous,
+        /// Distinguishes this run from others at the same place.
         run: String,
     },
 }
@@ -34,32 +34,38 @@ pub enum Way {
 /// llm.c's port.
 const PORT: u16 = 12345;
 
+/// Determines the endpoint.
+///
 /// # Errors
-/// One line, if neither flags nor launcher say where.
-pub fn find(process: &Process, method: &Method, variable: &dyn Fn(&str) -> Option<String>) -> Result<Way> {
+/// One line, if neither flags nor launcher give an address.
+pub fn find(
+    process: &Process,
+    method: &InitMethod,
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> Result<Endpoint> {
     let at = match method {
         #[cfg(feature = "mpi")]
-        Method::Mpi => return Ok(Way::Mpi),
+        InitMethod::Mpi => return Ok(Endpoint::Mpi),
         #[cfg(feature = "mpi")]
-        Method::Auto if brings_mpi(process, variable) => return Ok(Way::Mpi),
-        Method::SharedDirectory(dir) => Meeting::File(dir.join("warpsmith-rank-0")),
-        Method::Tcp(address) if !address.is_empty() => Meeting::Address(with_port(address, PORT)?),
-        Method::Tcp(_) | Method::Auto => Meeting::Address(address_of_launcher(process, variable)?),
+        InitMethod::Auto if starts_mpi(process, variable) => return Ok(Endpoint::Mpi),
+        InitMethod::SharedDirectory(dir) => Rendezvous::File(dir.join("warpsmith-rank-0")),
+        InitMethod::Tcp(address) if !address.is_empty() => Rendezvous::Address(with_port(address, PORT)?),
+        InitMethod::Tcp(_) | InitMethod::Auto => Rendezvous::Address(address_of_launcher(process, variable)?),
     };
-    Ok(Way::Tcp { at, run: run_name(variable) })
+    Ok(Endpoint::Tcp { at, run: run_name(variable) })
 }
 
-/// Whether the launcher is one of MPI's, or one that MPI can ask (SLURM with its plugin for PMIx).
+/// Whether the launcher is MPI's own, or one that MPI understands (SLURM with its plugin for PMIx).
 #[cfg(feature = "mpi")]
-fn brings_mpi(process: &Process, variable: &dyn Fn(&str) -> Option<String>) -> bool {
+fn starts_mpi(process: &Process, variable: &dyn Fn(&str) -> Option<String>) -> bool {
     match process.launcher {
         Launcher::OpenMpi | Launcher::Mpich => true,
         Launcher::Slurm => variable("PMIX_RANK").is_some(),
-        Launcher::Nobody | Launcher::Flags | Launcher::Torchrun | Launcher::Warpsmith => false,
+        Launcher::None | Launcher::Flags | Launcher::Torchrun | Launcher::Warpsmith => false,
     }
 }
 
-/// `host`, `host:port`, `[::1]:port` or `::1`.
+/// Adds the port to `host`, `host:port`, `[::1]:port` or `::1` if it has none.
 fn with_port(address: &str, port: u16) -> Result<String> {
     let colons = address.matches(':').count();
     let has_port = address.starts_with('[') || colons == 1;
@@ -75,32 +81,35 @@ fn with_port(address: &str, port: u16) -> Result<String> {
 
 fn address_of_launcher(process: &Process, variable: &dyn Fn(&str) -> Option<String>) -> Result<String> {
     let set = |name: &str| variable(name).filter(|value| !value.trim().is_empty());
-    // Several jobs may share a machine; a launcher that names its jobs gives each a port of its own.
+    // Several jobs may share a machine. The name that a launcher gives a job selects its port.
     let port = match run_name(variable).as_str() {
         "" => PORT,
         name => 20_000 + (crc32fast::hash(name.as_bytes()) % 20_000) as u16,
     };
-    let here = || format!("127.0.0.1:{port}");
-    let elsewhere = "the launcher does not say where rank 0 is: give -pi tcp -ps HOST, or -pi fs -pf DIR on a shared disk";
-    let all_here = |name: &str| set(name).and_then(|n| n.parse().ok()) == Some(process.world_size);
+    let local = || format!("127.0.0.1:{port}");
+    let no_address = "the launcher does not give the address of rank 0: pass -pi tcp -ps HOST, or -pi fs -pf DIR on a shared disk";
+    let all_local = |name: &str| set(name).and_then(|n| n.parse().ok()) == Some(process.world_size);
     Ok(match process.launcher {
         Launcher::Warpsmith | Launcher::Torchrun => {
             let host = set("MASTER_ADDR").unwrap_or_else(|| "127.0.0.1".to_owned());
             let port = set("MASTER_PORT").unwrap_or_else(|| PORT.to_string());
             let port: u16 =
                 port.trim().parse().with_context(|| format!("MASTER_PORT={port}: expected a port"))?;
-            // Where torchrun keeps a store of its own at that port, ours is the next one.
+            // torchrun may keep a store of its own at that port; ours is then the next one.
             let taken = set("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|value| value == "True");
-            with_port(&host, port.checked_add(u16::from(taken)).context("MASTER_PORT: no port above it")?)?
+            with_port(
+                &host,
+                port.checked_add(u16::from(taken)).context("MASTER_PORT: expected less than 65535")?,
+            )?
         }
         Launcher::Slurm => {
             let nodes = set("SLURM_STEP_NODELIST").or_else(|| set("SLURM_JOB_NODELIST"));
             let first = nodes.as_deref().and_then(first_node);
-            let first = first.with_context(|| format!("no node in SLURM_STEP_NODELIST; {elsewhere}"))?;
-            // The list is sorted, and ranks need not be. Only the node of rank 0 can tell.
+            let first = first.with_context(|| format!("no node in SLURM_STEP_NODELIST; {no_address}"))?;
+            // The list is sorted, while ranks need not be. Only rank 0 can check.
             if let Some(own) = set("SLURMD_NODENAME").filter(|own| process.rank == 0 && *own != first) {
                 bail!(
-                    "rank 0 is on {own}, and others look for it on {first}, the first of SLURM_STEP_NODELIST; add -pi tcp -ps {own}"
+                    "rank 0 is on {own}, but others look for it on {first}, the first of SLURM_STEP_NODELIST; add -pi tcp -ps {own}"
                 );
             }
             // Several jobs may share a node, and several steps a job.
@@ -109,15 +118,15 @@ fn address_of_launcher(process: &Process, variable: &dyn Fn(&str) -> Option<Stri
             let offset = job.wrapping_add(step.wrapping_mul(7919)) % 20_000;
             with_port(&first, PORT + offset as u16)?
         }
-        Launcher::OpenMpi if all_here("OMPI_COMM_WORLD_LOCAL_SIZE") => here(),
-        Launcher::Mpich if all_here("MPI_LOCALNRANKS") => here(),
-        Launcher::Flags if process.world_size <= 1 => here(),
-        Launcher::OpenMpi | Launcher::Mpich | Launcher::Flags => bail!(elsewhere),
-        Launcher::Nobody => here(),
+        Launcher::OpenMpi if all_local("OMPI_COMM_WORLD_LOCAL_SIZE") => local(),
+        Launcher::Mpich if all_local("MPI_LOCALNRANKS") => local(),
+        Launcher::Flags if process.world_size <= 1 => local(),
+        Launcher::OpenMpi | Launcher::Mpich | Launcher::Flags => bail!(no_address),
+        Launcher::None => local(),
     })
 }
 
-/// `gpu[07-09,12],login1` is `gpu07`, `gpu08`, …: the first of them.
+/// Returns the first node of a list: `gpu07` for `gpu[07-09,12],login1`.
 fn first_node(list: &str) -> Option<String> {
     let end = list.find([',', '[']).unwrap_or(list.len());
     let name = &list[..end];
@@ -132,7 +141,7 @@ fn first_node(list: &str) -> Option<String> {
     (!node.is_empty()).then_some(node)
 }
 
-/// From what launchers call a run.
+/// Joins the names that launchers give a run.
 fn run_name(variable: &dyn Fn(&str) -> Option<String>) -> String {
     let names = [OWN_RUN, "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "SLURM_STEP_ID", "PMIX_NAMESPACE"];
     let parts: Vec<String> = names.iter().filter_map(|name| variable(name)).collect();
@@ -143,32 +152,32 @@ fn run_name(variable: &dyn Fn(&str) -> Option<String>) -> String {
 mod tests {
     use super::*;
 
-    fn find_with(launcher: Launcher, method: &Method, set: &[(&str, &str)]) -> Result<String, String> {
+    fn find_with(launcher: Launcher, method: &InitMethod, set: &[(&str, &str)]) -> Result<String, String> {
         let process = Process { rank: 0, world_size: 4, local_rank: 0, launcher };
         let variable =
             |name: &str| set.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned());
-        find(&process, method, &variable).map_err(|e| format!("{e:#}")).map(|way| match way {
+        find(&process, method, &variable).map_err(|e| format!("{e:#}")).map(|endpoint| match endpoint {
             #[cfg(feature = "mpi")]
-            Way::Mpi => "MPI".to_owned(),
-            Way::Tcp { at, .. } => at.to_string(),
+            Endpoint::Mpi => "MPI".to_owned(),
+            Endpoint::Tcp { at, .. } => at.to_string(),
         })
     }
 
     #[test]
-    fn launchers_say_where() {
-        let at = |launcher, set: &[(&str, &str)]| find_with(launcher, &Method::Tcp(String::new()), set);
+    fn launchers_give_the_address() {
+        let at = |launcher, set: &[(&str, &str)]| find_with(launcher, &InitMethod::Tcp(String::new()), set);
         let torchrun = [("MASTER_ADDR", "node7"), ("MASTER_PORT", "29500")];
-        assert_eq!(at(Launcher::Torchrun, &torchrun).unwrap(), "meeting at node7:29500");
+        assert_eq!(at(Launcher::Torchrun, &torchrun).unwrap(), "rendezvous at node7:29500");
         let with_store = [torchrun[0], torchrun[1], ("TORCHELASTIC_USE_AGENT_STORE", "True")];
-        assert_eq!(at(Launcher::Torchrun, &with_store).unwrap(), "meeting at node7:29501");
+        assert_eq!(at(Launcher::Torchrun, &with_store).unwrap(), "rendezvous at node7:29501");
         let slurm = [("SLURM_STEP_NODELIST", "gpu[07-09,12],login1"), ("SLURM_JOB_ID", "40001")];
-        assert_eq!(at(Launcher::Slurm, &slurm).unwrap(), "meeting at gpu07:12346");
+        assert_eq!(at(Launcher::Slurm, &slurm).unwrap(), "rendezvous at gpu07:12346");
         let second_step = [slurm[0], slurm[1], ("SLURM_STEP_ID", "1")];
-        assert_eq!(at(Launcher::Slurm, &second_step).unwrap(), "meeting at gpu07:20265");
+        assert_eq!(at(Launcher::Slurm, &second_step).unwrap(), "rendezvous at gpu07:20265");
         let elsewhere = [slurm[0], slurm[1], ("SLURMD_NODENAME", "gpu08")];
         assert!(at(Launcher::Slurm, &elsewhere).unwrap_err().contains("rank 0 is on gpu08"));
         let one_machine = [("OMPI_COMM_WORLD_LOCAL_SIZE", "4")];
-        assert_eq!(at(Launcher::OpenMpi, &one_machine).unwrap(), "meeting at 127.0.0.1:12345");
+        assert_eq!(at(Launcher::OpenMpi, &one_machine).unwrap(), "rendezvous at 127.0.0.1:12345");
         let [first, second] = ["1", "2"].map(|job| [one_machine[0], ("PMIX_NAMESPACE", job)]);
         assert_ne!(at(Launcher::OpenMpi, &first).unwrap(), at(Launcher::OpenMpi, &second).unwrap());
         for (launcher, set) in
@@ -180,34 +189,34 @@ mod tests {
     }
 
     #[test]
-    fn launchers_of_mpi_bring_it_where_it_is_built_in() {
-        let auto = |launcher, set: &[(&str, &str)]| find_with(launcher, &Method::Auto, set).unwrap();
-        let here =
+    fn launchers_of_mpi_select_it_where_it_is_built_in() {
+        let auto = |launcher, set: &[(&str, &str)]| find_with(launcher, &InitMethod::Auto, set).unwrap();
+        let local =
             [("OMPI_COMM_WORLD_LOCAL_SIZE", "4"), ("MPI_LOCALNRANKS", "4"), ("SLURM_STEP_NODELIST", "n")];
-        let pmix = [here[2], ("PMIX_RANK", "0")];
-        let by_mpi = [(Launcher::OpenMpi, &here[..]), (Launcher::Mpich, &here), (Launcher::Slurm, &pmix)];
+        let pmix = [local[2], ("PMIX_RANK", "0")];
+        let by_mpi = [(Launcher::OpenMpi, &local[..]), (Launcher::Mpich, &local), (Launcher::Slurm, &pmix)];
         for (launcher, set) in by_mpi {
             assert_eq!(auto(launcher, set) == "MPI", cfg!(feature = "mpi"), "{launcher:?}");
-            assert_ne!(find_with(launcher, &Method::Tcp(String::new()), set).unwrap(), "MPI");
+            assert_ne!(find_with(launcher, &InitMethod::Tcp(String::new()), set).unwrap(), "MPI");
         }
         for launcher in [Launcher::Slurm, Launcher::Torchrun] {
-            assert!(auto(launcher, &here).starts_with("meeting at "), "{launcher:?}");
+            assert!(auto(launcher, &local).starts_with("rendezvous at "), "{launcher:?}");
         }
     }
 
     #[test]
-    fn flags_come_first() {
-        let at = |method: Method| find_with(Launcher::Torchrun, &method, &[("MASTER_ADDR", "node7")]);
-        let tcp = |address: &str| at(Method::Tcp(address.to_owned()));
-        assert_eq!(tcp("10.0.0.1").unwrap(), "meeting at 10.0.0.1:12345");
-        assert_eq!(tcp("head:99").unwrap(), "meeting at head:99");
-        assert_eq!(tcp("::1").unwrap(), "meeting at [::1]:12345");
-        assert_eq!(tcp("[::1]").unwrap(), "meeting at [::1]:12345");
-        assert_eq!(tcp("[::1]:7").unwrap(), "meeting at [::1]:7");
-        assert_eq!(tcp("").unwrap(), "meeting at node7:12345");
+    fn flags_take_precedence() {
+        let at = |method: InitMethod| find_with(Launcher::Torchrun, &method, &[("MASTER_ADDR", "node7")]);
+        let tcp = |address: &str| at(InitMethod::Tcp(address.to_owned()));
+        assert_eq!(tcp("10.0.0.1").unwrap(), "rendezvous at 10.0.0.1:12345");
+        assert_eq!(tcp("head:99").unwrap(), "rendezvous at head:99");
+        assert_eq!(tcp("::1").unwrap(), "rendezvous at [::1]:12345");
+        assert_eq!(tcp("[::1]").unwrap(), "rendezvous at [::1]:12345");
+        assert_eq!(tcp("[::1]:7").unwrap(), "rendezvous at [::1]:7");
+        assert_eq!(tcp("").unwrap(), "rendezvous at node7:12345");
         assert!(tcp("head:0").unwrap_err().contains("expected host or host:port"));
-        let dir = at(Method::SharedDirectory("/shared".into())).unwrap();
-        assert_eq!(dir, "meeting through /shared/warpsmith-rank-0");
+        let dir = at(InitMethod::SharedDirectory("/shared".into())).unwrap();
+        assert_eq!(dir, "rendezvous through /shared/warpsmith-rank-0");
     }
 
     #[test]

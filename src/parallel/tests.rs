@@ -1,9 +1,11 @@
-//! Ranks that are threads begin random operations and wait for them in random order, on links that are slow at random.
+//! Ranks that are threads start random operations and wait for them in random order, over
+//! transports with random delays.
 
-use super::links::{Delayed, Links, Threads};
-use super::mesh::{self, Meeting, Mesh};
+use super::mesh::{self, Rendezvous, TcpMesh};
 use super::queue::HostQueue;
-use super::{Collective, Communicator, Operation, Ticket};
+use super::transport::Transport;
+use super::transport::testing::{Delayed, Threads};
+use super::{Collective, Communicator, Operation, Work};
 use crate::ops::{Buffer, Place};
 use crate::rng::Mt19937;
 use crate::tensor::Dtype;
@@ -12,19 +14,19 @@ use half::{bf16, f16};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-/// Of links, and twice this of everything.
+/// Timeout of transports. A whole test has twice this.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 fn below(rng: &mut Mt19937, end: usize) -> usize {
     rng.randint32() as usize % end
 }
 
-/// One operation of all ranks: what their buffers hold before, and after it.
+/// One operation of all ranks, with the contents of their buffers before it.
 #[derive(Clone)]
 struct Planned {
     collective: Collective,
     dtype: Dtype,
-    /// By rank, as the type has them.
+    /// Values of each rank, rounded to the type.
     before: Vec<Vec<f32>>,
 }
 
@@ -37,7 +39,7 @@ impl Planned {
             _ => Collective::Broadcast { root: below(rng, world_size) },
         };
         let dtype = [Dtype::F32, Dtype::Bf16, Dtype::F16][below(rng, 3)];
-        // Fewer elements than ranks, a few, and more than one packet of TCP's.
+        // Fewer elements than ranks, a few, and more than one TCP packet.
         let most = [world_size + 1, 100, 20_000][below(rng, 3)];
         let len = below(rng, most);
         let mut values = || {
@@ -47,20 +49,20 @@ impl Planned {
         Planned { collective, dtype, before: (0..world_size).map(|_| values()).collect() }
     }
 
-    /// Where each element's part is.
+    /// The rank whose partition has the element.
     fn owner(&self, element: usize) -> usize {
         let (len, world_size) = (self.before[0].len(), self.before.len());
-        let part = |rank: usize| len / world_size + usize::from(rank < len % world_size);
+        let partition = |rank: usize| len / world_size + usize::from(rank < len % world_size);
         let mut end = 0;
         (0..world_size)
             .find(|&rank| {
-                end += part(rank);
+                end += partition(rank);
                 element < end
             })
             .unwrap()
     }
 
-    /// What a rank's buffer holds afterwards; nothing where that is undefined.
+    /// The value in a rank's buffer afterwards; `None` where that is undefined.
     fn after(&self, rank: usize, element: usize) -> Option<f32> {
         let terms = || self.before.iter().map(|values| values[element]);
         let sum = || rounded(self.dtype, terms().reduce(|sum, term| sum + term).unwrap());
@@ -100,14 +102,14 @@ fn bytes_of(dtype: Dtype, value: f32) -> Vec<u8> {
     }
 }
 
-/// What all ranks begin: each row at once.
+/// The operations of all ranks, a row per start.
 fn plan(seed: u32, world_size: usize, rows: usize) -> Vec<Vec<Planned>> {
     let rng = &mut Mt19937::new(seed);
     let mut row = || (0..below(rng, 4)).map(|_| Planned::random(rng, world_size)).collect();
     (0..rows).map(|_| row()).collect()
 }
 
-/// Does what is planned, in its own time; what it waited for must be done.
+/// Executes the plan with random pauses, and checks everything that it waited for.
 fn follow(plan: &[Vec<Planned>], queue: HostQueue, seed: u32) -> Result<()> {
     let rank = queue.rank();
     let rng = &mut Mt19937::new(seed);
@@ -124,49 +126,53 @@ fn follow(plan: &[Vec<Planned>], queue: HostQueue, seed: u32) -> Result<()> {
         let done = plan.iter().zip(buffers).flat_map(|(row, buffers)| row.iter().zip(buffers));
         done.for_each(|(planned, bytes)| planned.check(rank, bytes));
     };
-    let mut tickets: Vec<Ticket> = Vec::new();
-    while tickets.len() < plan.len() {
+    let mut works: Vec<Work> = Vec::new();
+    while works.len() < plan.len() {
         match below(rng, 8) {
             0 => std::thread::sleep(Duration::from_micros(below(rng, 3_000) as u64)),
-            1 if !tickets.is_empty() => {
-                let row = below(rng, tickets.len());
-                queue.wait(tickets[row])?;
+            1 if !works.is_empty() => {
+                let row = below(rng, works.len());
+                queue.wait(works[row])?;
                 check(&buffers[..=row]);
             }
             2 if below(rng, 4) == 0 => {
                 queue.finish()?;
-                check(&buffers[..tickets.len()]);
+                check(&buffers[..works.len()]);
             }
             _ => {
-                let row = tickets.len();
+                let row = works.len();
                 let operation = |(planned, bytes): (&Planned, &mut Vec<u8>)| {
                     let (address, dtype) = (bytes.as_mut_ptr() as u64, planned.dtype);
                     let buffer =
                         Buffer { address, len: bytes.len() / dtype.size(), dtype, place: Place::Host };
                     Operation { collective: planned.collective, buffer }
                 };
-                tickets.push(queue.start(plan[row].iter().zip(&mut buffers[row]).map(operation).collect())?);
+                works.push(queue.start(plan[row].iter().zip(&mut buffers[row]).map(operation).collect())?);
             }
         }
     }
-    while !tickets.is_empty() {
-        let row = below(rng, tickets.len());
-        queue.wait(tickets.swap_remove(row))?;
+    while !works.is_empty() {
+        let row = below(rng, works.len());
+        queue.wait(works.swap_remove(row))?;
     }
     queue.finish()?;
     check(&buffers);
     Ok(())
 }
 
-/// Lets each rank follow the plan, on these links, in a thread. How that ended for each.
-fn all_follow<L: Links + 'static>(plan: &[Vec<Planned>], links: Vec<L>, seed: u32) -> Vec<Result<()>> {
-    let (world_size, began) = (links.len(), Instant::now());
+/// Lets each rank follow the plan in a thread. Returns the outcome of each.
+fn all_follow<T: Transport + 'static>(
+    plan: &[Vec<Planned>],
+    transports: Vec<T>,
+    seed: u32,
+) -> Vec<Result<()>> {
+    let (world_size, began) = (transports.len(), Instant::now());
     let (done, ends) = channel();
-    for (rank, links) in links.into_iter().enumerate() {
+    for (rank, transport) in transports.into_iter().enumerate() {
         let (plan, done) = (plan.to_vec(), done.clone());
         let own = seed * 10 + rank as u32;
         std::thread::spawn(move || {
-            let queue = HostQueue::new(Delayed::new(links, own.into()));
+            let queue = HostQueue::new(Delayed::new(transport, own.into()));
             done.send((rank, follow(&plan, queue, own))).unwrap();
         });
     }
@@ -177,23 +183,23 @@ fn all_follow<L: Links + 'static>(plan: &[Vec<Planned>], links: Vec<L>, seed: u3
         let (rank, result) = next.unwrap_or_else(|why| panic!("seed {seed}: {why}"));
         results[rank] = Some(result);
     }
-    assert!(began.elapsed() < TIMEOUT, "seed {seed}: somebody waited for nothing");
+    assert!(began.elapsed() < TIMEOUT, "seed {seed}: a rank waited in vain");
     results.into_iter().map(Option::unwrap).collect()
 }
 
-fn meshes(world_size: usize) -> Vec<Mesh> {
+fn meshes(world_size: usize) -> Vec<TcpMesh> {
     let dir = tempfile::tempdir().unwrap();
-    let at = Meeting::File(dir.path().join("rank-0"));
-    let patience = mesh::Patience { meet: TIMEOUT, silence: TIMEOUT, lost: TIMEOUT };
-    let meet = |rank| Mesh::meet(rank, world_size, "fuzz", &at, patience).unwrap();
+    let at = Rendezvous::File(dir.path().join("rank-0"));
+    let timeouts = mesh::Timeouts { connect: TIMEOUT, message: TIMEOUT, heartbeat: TIMEOUT };
+    let connect = |rank| TcpMesh::connect(rank, world_size, "fuzz", &at, timeouts).unwrap();
     std::thread::scope(|scope| {
-        let ranks: Vec<_> = (0..world_size).map(|rank| scope.spawn(move || meet(rank))).collect();
+        let ranks: Vec<_> = (0..world_size).map(|rank| scope.spawn(move || connect(rank))).collect();
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
     })
 }
 
 #[test]
-fn whatever_is_begun_and_waited_for_in_whatever_order_the_sums_are_those_of_a_plain_loop() {
+fn operations_in_any_order_give_the_sums_of_a_plain_loop() {
     for seed in 0..16 {
         let world_size = seed as usize % 4 + 1;
         let plan = plan(seed, world_size, 24);
@@ -207,15 +213,15 @@ fn whatever_is_begun_and_waited_for_in_whatever_order_the_sums_are_those_of_a_pl
     }
 }
 
-/// Links of which the last rank's break after so many exchanges, as if its process had ended.
-struct Vanishing<L> {
+/// A transport that breaks after `left` exchanges, as if the process had ended.
+struct Vanishing<T> {
     rank: usize,
     world_size: usize,
-    links: Option<L>,
+    transport: Option<T>,
     left: usize,
 }
 
-impl<L: Links> Links for Vanishing<L> {
+impl<T: Transport> Transport for Vanishing<T> {
     fn rank(&self) -> usize {
         self.rank
     }
@@ -227,21 +233,21 @@ impl<L: Links> Links for Vanishing<L> {
     }
     fn exchange(&mut self, outgoing: &[&[u8]], incoming: &mut [&mut [u8]]) -> Result<()> {
         if self.left == 0 {
-            self.links = None;
+            self.transport = None;
         }
         self.left = self.left.saturating_sub(1);
-        self.links.as_mut().ok_or_else(|| anyhow!("vanished"))?.exchange(outgoing, incoming)
+        self.transport.as_mut().ok_or_else(|| anyhow!("vanished"))?.exchange(outgoing, incoming)
     }
 }
 
-fn vanish<L: Links + 'static>(seed: u32, links: Vec<L>) {
-    let (world_size, rng) = (links.len(), &mut Mt19937::new(seed));
+fn vanish<T: Transport + 'static>(seed: u32, transports: Vec<T>) {
+    let (world_size, rng) = (transports.len(), &mut Mt19937::new(seed));
     let (victim, exchanges) = (below(rng, world_size), below(rng, 20));
-    let vanishing = links.into_iter().enumerate().map(|(rank, links)| {
+    let vanishing = transports.into_iter().enumerate().map(|(rank, transport)| {
         let left = if rank == victim { exchanges } else { usize::MAX };
-        Vanishing { rank, world_size, links: Some(links), left }
+        Vanishing { rank, world_size, transport: Some(transport), left }
     });
-    // Some 36 operations, of an exchange or two.
+    // About 36 operations of one or two exchanges each.
     let results = all_follow(&plan(seed, world_size, 24), vanishing.collect(), seed);
     for (rank, result) in results.into_iter().enumerate() {
         let error = result.unwrap_err().to_string();
@@ -264,27 +270,28 @@ fn a_rank_that_vanishes_is_named_by_all_others() {
     }
 }
 
-/// What three ranks say when one sends another what that one does not expect, and the third hears of it.
-fn misled<L: Links>(links: Vec<L>) -> Vec<String> {
-    let rank = |mut links: L| {
-        let rank = links.rank();
+/// Rank 2 sends rank 0 a message of the wrong length. Returns the error of each rank.
+fn misled<T: Transport>(transports: Vec<T>) -> Vec<String> {
+    let rank = |mut transport: T| {
+        let rank = transport.rank();
         let wrong: &[u8] = if rank == 2 { &[0] } else { &[] };
         let mut exchange = |outgoing: [&[u8]; 3]| {
             let mut incoming = [[0; 0]; 3];
-            links.exchange(&outgoing, &mut incoming.each_mut().map(<[u8; 0]>::as_mut_slice))
+            transport.exchange(&outgoing, &mut incoming.each_mut().map(<[u8; 0]>::as_mut_slice))
         };
-        let begun = exchange([wrong, &[], &[]]);
-        assert_eq!(begun.is_err(), rank == 0);
-        begun.and_then(|()| exchange([&[]; 3])).unwrap_err().to_string()
+        let first = exchange([wrong, &[], &[]]);
+        assert_eq!(first.is_err(), rank == 0);
+        first.and_then(|()| exchange([&[]; 3])).unwrap_err().to_string()
     };
     std::thread::scope(|scope| {
-        let ranks: Vec<_> = links.into_iter().map(|links| scope.spawn(move || rank(links))).collect();
+        let ranks: Vec<_> =
+            transports.into_iter().map(|transport| scope.spawn(move || rank(transport))).collect();
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
     })
 }
 
 #[test]
-fn all_blame_whom_the_first_one_blames() {
+fn all_ranks_name_the_same_culprit() {
     for said in [misled(Threads::of(3, TIMEOUT)), misled(meshes(3))] {
         assert!(said[0].starts_with("rank 2 sent 1 bytes where 0 were expected"), "{}", said[0]);
         assert_eq!(said[1..], [said[0].as_str(); 2]);

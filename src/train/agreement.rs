@@ -55,7 +55,7 @@ impl Run {
         let process = self.sharing.peers.process.clone();
         for (what, here) in self.terms() {
             let own = digits(&format!("{what} {here}"));
-            let mut masters = if process.is_master() { own } else { [0.0; 2] };
+            let mut masters = if process.is_rank0() { own } else { [0.0; 2] };
             self.sharing.peers.sum(self.dev.as_mut(), &self.model, &mut masters)?;
             ensure!(
                 masters == own,

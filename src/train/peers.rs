@@ -3,7 +3,7 @@
 use crate::model::GPT2;
 use crate::ops::{Ops, download_f32, upload_f32};
 use crate::parallel::environment::Process;
-use crate::parallel::{Collective, Communicator, Operation, Ticket};
+use crate::parallel::{Collective, Communicator, Operation, Work};
 use crate::tensor::Tensor;
 use anyhow::Result;
 use std::collections::VecDeque;
@@ -14,7 +14,7 @@ pub struct Peers {
     /// `None` for a process alone.
     communicator: Option<Box<dyn Communicator>>,
     /// What the device has lent for operations that are under way.
-    lent: VecDeque<(Ticket, Vec<Tensor>)>,
+    lent: VecDeque<(Work, Vec<Tensor>)>,
 }
 
 impl Peers {
@@ -42,11 +42,7 @@ impl Peers {
     ///
     /// # Errors
     /// As [`Communicator::start`].
-    pub fn start(
-        &mut self,
-        dev: &mut dyn Ops,
-        operations: &[(Collective, Tensor)],
-    ) -> Result<Option<Ticket>> {
+    pub fn start(&mut self, dev: &mut dyn Ops, operations: &[(Collective, Tensor)]) -> Result<Option<Work>> {
         let Some(communicator) = &mut self.communicator else { return Ok(None) };
         let operation = |&(collective, tensor)| Operation { collective, buffer: dev.lend(tensor) };
         let ticket = communicator.start(operations.iter().map(operation).collect())?;
@@ -58,7 +54,7 @@ impl Peers {
     ///
     /// # Errors
     /// One line that names the rank that is gone or out of step.
-    pub fn wait(&mut self, dev: &mut dyn Ops, ticket: Option<Ticket>) -> Result<()> {
+    pub fn wait(&mut self, dev: &mut dyn Ops, ticket: Option<Work>) -> Result<()> {
         let (Some(communicator), Some(ticket)) = (&mut self.communicator, ticket) else { return Ok(()) };
         communicator.wait(ticket)?;
         while self.lent.front().is_some_and(|(lent, _)| *lent <= ticket) {

@@ -56,7 +56,7 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>, peers: Peers) -> Result<R
         resumed_step.unwrap_or_default()
     );
     let libraries: Vec<_> = dev.libraries()?.into_iter().chain(peers.library()).collect();
-    let mut logs = Logs::new(max_steps, !peers.process.is_master());
+    let mut logs = Logs::new(max_steps, !peers.process.is_rank0());
     let loaders = (&train_loader, val_loader.as_ref());
     logs.banner(args, dev.as_ref(), &start.describe(args), &model.weights, loaders);
     logs.libraries(&libraries);
@@ -80,7 +80,7 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>, peers: Peers) -> Result<R
         loss_scale: (dev.float_dtype() == Dtype::F16).then(LossScale::default),
         clock: StepClock::default(),
         best_val_loss: None,
-        output_dir: args.files.output_dir.clone().filter(|_| peers.process.is_master()),
+        output_dir: args.files.output_dir.clone().filter(|_| peers.process.is_rank0()),
         args: args.clone(),
         sharing: Sharing::new(peers, shares, args.processes.sum_every_micro_step),
         dev,
@@ -163,7 +163,7 @@ fn memory_needs(
 fn find_start(args: &TrainArgs) -> Result<Start> {
     if let Some(dir) = &args.files.output_dir {
         if args.files.resume
-            && let Some(saved) = resume::find(dir, args.process.is_master())?
+            && let Some(saved) = resume::find(dir, args.process.is_rank0())?
         {
             check_shape(args, &saved)?;
             return Ok(Start::Resume(Box::new(saved)));

@@ -7,7 +7,7 @@ use crate::model::GPT2;
 use crate::model::keeper::{Keeper, Pass};
 use crate::ops::{Ops, download_f32};
 use crate::optim::optimizer::{Optimizer, Update};
-use crate::parallel::{Collective, Ticket};
+use crate::parallel::{Collective, Work};
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use crate::units::{Part, PerParam, Sharding, Stage};
 use anyhow::Result;
@@ -45,7 +45,7 @@ struct Kept {
     own: PerParam,
     /// What passes work on: the same, or units that take turns.
     at_hand: PerParam,
-    under_way: Vec<Option<Ticket>>,
+    under_way: Vec<Option<Work>>,
 }
 
 impl Kept {
@@ -101,7 +101,7 @@ impl Sharing {
             (false, false) => None,
         };
         // Of sums that all ranks have, one takes them along into the next sum.
-        let carries = !self.sums_every_micro_step || self.peers.process.is_master();
+        let carries = !self.sums_every_micro_step || self.peers.process.is_rank0();
         first || stage >= Stage::Zero2 || !carries
     }
 
@@ -199,7 +199,7 @@ impl Sharing {
         passes: impl FnOnce(&mut dyn Ops, &mut dyn Keeper) -> Result<()>,
     ) -> Result<()> {
         let divided = self.shares.params.own.part != Part::WHOLE;
-        if self.peers.process.is_master() {
+        if self.peers.process.is_rank0() {
             let result = passes(dev, &mut Leader { sharing: self, model, divided });
             let end = if divided { self.peers.sum(dev, model, &mut [0.0]) } else { Ok(()) };
             return result.and(end);
@@ -233,7 +233,7 @@ impl Sharing {
             let piece;
             (piece, rest) = rest.split_at_mut(range.len());
             if tensors.part == Part::WHOLE {
-                if self.peers.process.is_master() {
+                if self.peers.process.is_rank0() {
                     download_f32(dev, piece, tensors.units()[unit].slice(range.start, range.len()))?;
                 }
                 continue;
@@ -267,7 +267,7 @@ impl Sharing {
         // All get what the master needs alone: checkpoints are rare, and links of GPUs fast beside the disk.
         let ticket = self.peers.start(dev, &[(Collective::Broadcast { root }, staging)])?;
         self.peers.wait(dev, ticket)?;
-        if self.peers.process.is_master() { download_f32(dev, out, staging) } else { Ok(()) }
+        if self.peers.process.is_rank0() { download_f32(dev, out, staging) } else { Ok(()) }
     }
 }
 

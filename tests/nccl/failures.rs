@@ -1,11 +1,11 @@
-//! What goes wrong ends the process in time, with a line that says whose fault it is.
+//! Failures end the process in time, with a line that names the culprit.
 
 use super::*;
 use std::process::Child;
 use std::time::Instant;
-use warpsmith::parallel::mesh::{self, Meeting, Mesh};
+use warpsmith::parallel::mesh::{self, Rendezvous, TcpMesh};
 
-/// Sums up once. What came of it.
+/// Starts one all-reduce and waits for it. Returns the outcome.
 fn sum(nccl: &mut Nccl, stream: usize) -> String {
     let one = operation(Collective::AllReduce, 0x1000, 100, Dtype::F32, stream);
     let result = nccl.start(vec![one]).and_then(|_| nccl.finish());
@@ -13,7 +13,7 @@ fn sum(nccl: &mut Nccl, stream: usize) -> String {
     match result {
         Ok(()) => again.map(|()| "done".to_owned()).unwrap(),
         Err(e) => {
-            assert_eq!(again.unwrap_err().to_string(), e.to_string(), "what has failed stays so");
+            assert_eq!(again.unwrap_err().to_string(), e.to_string(), "a failure is permanent");
             format!("refused: {e:#}")
         }
     }
@@ -23,14 +23,15 @@ fn sum(nccl: &mut Nccl, stream: usize) -> String {
 #[ignore = "runs in a process of its own"]
 fn case_alone() {
     let stream = open_gpu();
-    let patience = Patience { progress: Duration::from_millis(1200), ..PATIENCE };
-    match Nccl::open(threads(1).pop().unwrap(), patience) {
+    let timeouts = Timeouts { progress: Duration::from_millis(1200), ..TIMEOUTS };
+    match Nccl::open(threads(1).pop().unwrap(), timeouts) {
         Ok(mut nccl) => println!("{}.", sum(&mut nccl, stream)),
         Err(e) => println!("refused: {e:#}."),
     }
 }
 
-/// Runs a case in which NCCL goes wrong so, and expects what it says. The calls of rank 0, by name.
+/// Runs a case with these settings, and expects `line` in its output. Returns the names of rank 0's
+/// calls.
 #[track_caller]
 fn expect(libraries: &StandIns, case: &str, settings: &[(&str, &str)], line: &str) -> Vec<String> {
     let _ = std::fs::remove_file(libraries.path("log"));
@@ -73,70 +74,70 @@ fn errors_of_nccl_are_one_line_and_abort() {
          with error 12).",
     );
     assert_eq!(calls, ["joins", "all_reduce", "abort"]);
-    let line = "refused: rank 0: NCCL does not get on: no result for 1 s, though all ranks are there";
+    let line = "refused: rank 0: NCCL made no progress for 1 s although all ranks are running";
     let calls = expect(&libraries, case, &[("STUB_NCCL", "stuck")], line);
     assert_eq!(calls, ["joins", "all_reduce", "abort"]);
 }
 
 #[test]
-fn a_gpu_that_nccl_does_not_let_go_of_holds_nobody_up() {
+fn a_gpu_that_nccl_does_not_release_does_not_hang_the_process() {
     let libraries = StandIns::new();
     let started = Instant::now();
     let output = libraries.case("failures::case_alone", &[("STUB_NCCL", "abort-hangs")]).output().unwrap();
     assert_eq!(output.status.code(), Some(2), "{}", said(&output));
-    let message = "no result for 1 s, though all ranks are there; NCCL_DEBUG=INFO says how it connects them; NCCL does not let \
-                   go of the GPU, so that this process ends at once\n";
+    let message = "no progress for 1 s although all ranks are running; NCCL_DEBUG=INFO says how it connects them; NCCL does \
+                   not release the GPU, so this process exits at once\n";
     assert!(String::from_utf8_lossy(&output.stderr).ends_with(message), "{}", said(&output));
     assert!(started.elapsed() < Duration::from_secs(20));
 }
 
-/// Two ranks that are threads; one of them has something else to do than the other.
+/// Two ranks that are threads. One of them starts nothing, and with `LEAVES` set it ends.
 #[test]
 #[ignore = "runs in a process of its own"]
 fn case_apart() {
-    let mut links = threads(2);
-    let (other, this) = (links.pop().unwrap(), links.pop().unwrap());
-    let patience = Patience { progress: Duration::from_millis(2500), ..PATIENCE };
+    let mut transports = threads(2);
+    let (other, this) = (transports.pop().unwrap(), transports.pop().unwrap());
+    let timeouts = Timeouts { progress: Duration::from_millis(2500), ..TIMEOUTS };
     let leaves = std::env::var_os("LEAVES").is_some();
     std::thread::scope(|scope| {
         let (over, end) = std::sync::mpsc::channel::<()>();
         scope.spawn(move || {
             open_gpu();
-            let nccl = Nccl::open(other, patience).unwrap();
+            let nccl = Nccl::open(other, timeouts).unwrap();
             if !leaves {
                 let _ = end.recv();
             }
             drop(nccl);
         });
         let stream = open_gpu();
-        let mut nccl = Nccl::open(this, patience).unwrap();
+        let mut nccl = Nccl::open(this, timeouts).unwrap();
         println!("{}.", sum(&mut nccl, stream));
         drop((nccl, over));
     });
 }
 
 #[test]
-fn a_rank_that_does_something_else_is_named() {
+fn a_rank_that_starts_nothing_is_named() {
     let libraries = StandIns::new();
-    let line = "refused: rank 0: rank 1 has not begun what others wait for since 2 s: it hangs.";
+    let line = "refused: rank 0: rank 1 has not started what other ranks have waited 2 s for: it hangs.";
     let calls = expect(&libraries, "failures::case_apart", &[("STUB_NCCL", "stuck")], line);
     assert_eq!(calls, ["joins", "all_reduce", "abort"]);
-    let line = "refused: rank 0: rank 1 has ended while others go on: its output says why.";
+    let line = "refused: rank 0: rank 1 has finished while other ranks continue: its output says why.";
     let settings = [("STUB_NCCL", "stuck"), ("LEAVES", "1")];
     expect(&libraries, "failures::case_apart", &settings, line);
     let log = libraries.log();
-    assert!(log.contains(&"1: abort".to_owned()), "it does not wait for those who failed: {log:?}");
+    assert!(log.contains(&"1: abort".to_owned()), "it does not wait for ranks that failed: {log:?}");
 }
 
-/// One rank, which meets the other through a file.
+/// One rank, which finds the other through a file.
 #[test]
 #[ignore = "runs in a process of its own"]
 fn case_rank() {
     let variable = |name: &str| std::env::var(name).unwrap();
-    let (rank, at) = (variable("RANK").parse().unwrap(), Meeting::File(variable("MEET").into()));
-    let mesh = Mesh::meet(rank, 2, "run", &at, mesh::Patience::default()).unwrap();
+    let (rank, at) = (variable("RANK").parse().unwrap(), Rendezvous::File(variable("MEET").into()));
+    let mesh = TcpMesh::connect(rank, 2, "run", &at, mesh::Timeouts::default()).unwrap();
     let stream = open_gpu();
-    match Nccl::open(mesh, PATIENCE) {
+    match Nccl::open(mesh, TIMEOUTS) {
         Ok(mut nccl) => println!("{}.", sum(&mut nccl, stream)),
         Err(e) => println!("refused: {e:#}."),
     }
@@ -177,7 +178,7 @@ fn another_version_elsewhere_is_refused() {
 #[test]
 fn a_process_that_is_killed_takes_the_other_along() {
     let libraries = StandIns::new();
-    // Where NCCL waits for a rank that is gone, and what the other one does about it.
+    // Where NCCL waits for a rank that is gone, and the calls that the other rank then makes.
     for (mode, sign, expected) in [
         ("init-hangs", "rank 1 hangs", &[][..]),
         ("stuck", "1: all_reduce", &["joins", "all_reduce", "abort"]),
@@ -204,7 +205,7 @@ fn a_process_that_is_killed_takes_the_other_along() {
     }
 }
 
-/// The programs, which get no further than to the second GPU of a machine that has one.
+/// Runs the programs on a machine with one GPU, where the rank that opens a second one fails.
 #[test]
 fn each_process_opens_the_gpu_of_its_number_on_the_machine() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,5 +1,6 @@
-// A stand-in for as much of NVIDIA's libcuda as a communicator calls. It has no memory and does no work: it writes down what it
-// is asked, into the file STUB_LOG, together with the stand-in for libnccl. A thread has a context once it has set one.
+// A stand-in for the part of NVIDIA's libcuda that a communicator calls. It has no memory and does
+// no work: like the stand-in for libnccl, it appends its calls to the file STUB_LOG. A thread has a
+// context once it has set one, which must be the primary one of the only GPU.
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdarg.h>
@@ -14,7 +15,7 @@ static _Thread_local void* current;
 static int streams, events;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
-// What both stand-ins do with each call.
+// Appends a line to the log, for both stand-ins.
 void stub_note(const char* format, ...) {
     va_list values;
     va_start(values, format);
@@ -27,13 +28,13 @@ void stub_note(const char* format, ...) {
     va_end(values);
 }
 void* stub_context(void) { return current; }
-// While it is set, no work that is queued ends.
+// While this is set, queued work never ends.
 int stub_stuck;
 
 struct stream {
     int id;
 };
-// Never freed, so that the use of one that is gone is seen.
+// Never freed, so that a use after the end is detected.
 struct event {
     int id, recorded, stuck, queries, gone;
 };
@@ -42,6 +43,28 @@ static result use(struct event* event) {
     return event->gone ? INVALID : OK;
 }
 
+static char primary;
+
+result cuInit(unsigned flags) { return flags == 0 ? OK : INVALID; }
+result cuDeviceGet(int* device, int ordinal) {
+    *device = ordinal;
+    return ordinal == 0 ? OK : INVALID;
+}
+result cuDeviceGetAttribute(int* value, int attribute, int device) {
+    (void)attribute, (void)device;
+    *value = 1;
+    return OK;
+}
+result cuDevicePrimaryCtxRetain(void** context, int device) {
+    *context = &primary;
+    return device == 0 ? OK : INVALID;
+}
+result cuDevicePrimaryCtxRelease_v2(int device) { return device == 0 ? OK : INVALID; }
+result cuCtxGetDevice(int* device) {
+    *device = 0;
+    return current ? OK : INVALID_CONTEXT;
+}
+result cuCtxSynchronize(void) { return current ? OK : INVALID_CONTEXT; }
 result cuCtxGetCurrent(void** context) {
     *context = current;
     return OK;
@@ -83,7 +106,7 @@ result cuEventRecord(struct event* event, struct stream* stream) {
     event->stuck = stub_stuck;
     return current ? use(event) : INVALID_CONTEXT;
 }
-// Work takes three looks.
+// Work is done at the third query.
 result cuEventQuery(struct event* event) {
     if (!event->recorded || use(event) != OK) return INVALID;
     if (event->stuck || ++event->queries < 3) return NOT_READY;

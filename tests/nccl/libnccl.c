@@ -1,6 +1,7 @@
-// A stand-in for NVIDIA's libnccl that writes down what it is asked, and whether that is allowed. STUB_NCCL chooses what goes
-// wrong: "init", "init-hangs", "queue", "async", "stuck" (nothing queued ever ends), "second-stuck" (only the first group's work does),
-// "group-hangs" (until aborted), "abort-hangs" (as well).
+// A stand-in for NVIDIA's libnccl that logs its calls and checks that they are allowed. STUB_NCCL
+// selects a failure: "init", "init-hangs", "queue", "async", "stuck" (queued work never ends),
+// "second-stuck" (only the first group's work ends), "group-hangs" (until aborted), "abort-hangs"
+// (queued work and the abort never end).
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -58,7 +59,7 @@ status ncclCommInitRank(struct comm** comm, int world_size, struct id id, int ra
     stub_note("%d: joins %d", rank, world_size);
     return OK;
 }
-// Handles are never freed, so that the use of one that is gone is seen.
+// Handles are never freed, so that a use after the end is detected.
 static status use(struct comm* comm) {
     if (comm->gone) stub_note("%d: used after its end", comm->rank);
     return comm->gone ? INVALID_USAGE : OK;
@@ -89,7 +90,7 @@ status ncclCommGetAsyncError(struct comm* comm, status* error) {
     return use(comm);
 }
 
-// --- collectives, of which all must be in a group
+// --- collectives, all of which must be in a group
 
 static status queue(struct comm* comm, const char* name, const void* send, void* receive, size_t count, int type, int extra,
                     const struct stream* stream) {

@@ -1,9 +1,10 @@
-//! Collectives of GPUs without a GPU: NCCL's loader and our communicator run against stand-ins for NVIDIA's libraries, which write down
-//! in which order they are called and with what, and go wrong in every way that the real ones can. What can be had of the real
-//! `libnccl.so.2` without a GPU runs if it is at `WARPSMITH_TEST_NCCL` or in `build/nccl`, and all of it on a machine with a
-//! GPU (`WARPSMITH_TEST_DEVICE=cuda`).
+//! Collectives of GPUs without a GPU. The search for NCCL and the communicator run against
+//! stand-ins for NVIDIA's libraries, which log the order and arguments of their calls, and fail in
+//! every way that the real ones can. The real `libnccl.so.2` is tested if it is at
+//! `WARPSMITH_TEST_NCCL` or in `build/nccl`: as far as it works without a GPU, and completely on a
+//! machine with one (`WARPSMITH_TEST_DEVICE=cuda`).
 //!
-//! Libraries are found by the loader; so each case runs in a process of its own.
+//! The loader finds the libraries, so each case runs in a process of its own.
 #![cfg(target_os = "linux")]
 
 #[path = "../common/mod.rs"]
@@ -11,18 +12,18 @@ mod common;
 mod failures;
 mod real;
 
-use cudarc::driver::result as cu;
+use cudarc::driver::{CudaContext, result as cu};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 use warpsmith::ops::{Buffer, Place};
-use warpsmith::parallel::links::Threads;
 use warpsmith::parallel::nccl::functions::Functions;
-use warpsmith::parallel::nccl::{Nccl, Patience};
-use warpsmith::parallel::{Collective, Communicator, Operation, Ticket};
+use warpsmith::parallel::nccl::{Nccl, Timeouts};
+use warpsmith::parallel::transport::testing::Threads;
+use warpsmith::parallel::{Collective, Communicator, Operation, Work};
 use warpsmith::tensor::Dtype;
 
-/// The stand-ins, and the file that they write to.
+/// The stand-ins, and their log file.
 struct StandIns {
     dir: tempfile::TempDir,
 }
@@ -53,7 +54,8 @@ impl StandIns {
         log.lines().map(str::to_owned).collect()
     }
 
-    /// Every event that was recorded is destroyed, once, and not used afterwards. How many there were.
+    /// Checks that every recorded event is destroyed once, and not used afterwards. Returns their
+    /// number.
     fn check_events(&self) -> usize {
         let log = self.log();
         let count = |line: &str| log.iter().filter(|found| *found == line).count();
@@ -68,7 +70,7 @@ impl StandIns {
         recorded.len()
     }
 
-    /// One of the cases, in a process that finds the stand-ins.
+    /// Prepares a case to run in a process that finds the stand-ins.
     fn case(&self, case: &str, settings: &[(&str, &str)]) -> Command {
         let mut child = Command::new(std::env::current_exe().unwrap());
         child.args(["--exact", case, "--ignored", "--nocapture", "--test-threads=1"]);
@@ -82,7 +84,7 @@ impl StandIns {
         child
     }
 
-    /// Runs a case to its good end. What it printed.
+    /// Runs a case, which must succeed. Returns its output.
     fn run(&self, case: &str, settings: &[(&str, &str)]) -> String {
         let output = self.case(case, settings).output().unwrap();
         assert!(output.status.success(), "{}", said(&output));
@@ -94,10 +96,10 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
-/// Short enough for tests of what waits in vain, and long enough for a busy machine.
-const PATIENCE: Patience = Patience {
-    turn: Duration::from_millis(50),
-    parting: Duration::from_secs(1),
+/// Short enough for tests of timeouts, and long enough for a busy machine.
+const TIMEOUTS: Timeouts = Timeouts {
+    heartbeat: Duration::from_millis(50),
+    finished: Duration::from_secs(1),
     progress: Duration::from_secs(60),
     release: Duration::from_secs(2),
 };
@@ -106,10 +108,10 @@ fn threads(world_size: usize) -> Vec<Threads> {
     Threads::of(world_size, Duration::from_secs(60))
 }
 
-/// What a device does to a thread: gives it a context, and a stream for its work.
+/// Does what a device does to its thread: makes a context current, and creates a stream.
 fn open_gpu() -> usize {
-    // SAFETY: the stand-in takes anything for a context.
-    unsafe { cu::ctx::set_current(0x77usize as _) }.unwrap();
+    // A device keeps its context until the process ends.
+    std::mem::forget(CudaContext::new(0).unwrap());
     cu::stream::create(cu::stream::StreamKind::NonBlocking).unwrap() as usize
 }
 
@@ -120,14 +122,14 @@ fn operation(collective: Collective, address: u64, len: usize, dtype: Dtype, str
 #[test]
 #[ignore = "runs in a process of its own"]
 fn case_load() {
-    match Functions::load().and_then(|functions| Ok((functions.name().to_owned(), functions.version()?))) {
-        Ok((name, version)) => println!("loaded: {name} {version}."),
+    match Functions::load().and_then(|functions| Ok((functions.path().to_owned(), functions.version()))) {
+        Ok((path, version)) => println!("loaded: {path} {version}."),
         Err(e) => println!("refused: {e:#}."),
     }
 }
 
 #[test]
-fn the_library_is_found_wherever_it_is() {
+fn the_library_is_found_in_all_places() {
     let libraries = StandIns::new();
     let expect = |settings: &[(&str, &str)], line: &str| {
         let said = libraries.run("case_load", settings);
@@ -171,7 +173,7 @@ fn the_library_is_found_wherever_it_is() {
     let python = libraries.path("python");
     let line = format!("loaded: {} 22707.", packages.join("libnccl.so.2").display());
     expect(&[("VIRTUAL_ENV", python.to_str().unwrap())], &line);
-    // As a shell would find this Python.
+    // By a Python on PATH.
     std::fs::create_dir(python.join("bin")).unwrap();
     std::fs::write(python.join("bin/python3"), "").unwrap();
     expect(&[("PATH", python.join("bin").to_str().unwrap())], &line);
@@ -180,12 +182,11 @@ fn the_library_is_found_wherever_it_is() {
 #[test]
 #[ignore = "runs in a process of its own"]
 fn case_alone() {
-    let mut links = threads(2);
-    links.truncate(1);
-    let no_gpu = Nccl::open(links.pop().unwrap(), PATIENCE).err().expect("no context yet").to_string();
-    assert_eq!(no_gpu, "NCCL connects GPUs, and this thread has opened none");
+    let transport = threads(2).swap_remove(0);
+    let no_gpu = Nccl::open(transport, TIMEOUTS).err().expect("no context yet").to_string();
+    assert_eq!(no_gpu, "NCCL connects GPUs, and no CUDA context is current on this thread");
     let stream = open_gpu();
-    let mut nccl = Nccl::open(threads(1).pop().unwrap(), PATIENCE).unwrap();
+    let mut nccl = Nccl::open(threads(1).pop().unwrap(), TIMEOUTS).unwrap();
     assert_eq!(nccl.describe(), "1 process over NCCL 2.27.7");
     let (name, found) = nccl.library().expect("it was loaded");
     assert!(name == "NCCL" && found.starts_with("2.27.7 from /"), "{name} {found}");
@@ -193,21 +194,21 @@ fn case_alone() {
     assert_eq!((nccl.rank(), nccl.world_size()), (0, 1));
     let one = operation(Collective::AllReduce, 0x1000, 100, Dtype::F32, stream);
     let two = operation(Collective::Broadcast { root: 0 }, 0x2000, 7, Dtype::Bf16, stream);
-    assert_eq!(nccl.start(vec![one, two]).unwrap(), Ticket(1));
+    assert_eq!(nccl.start(vec![one, two]).unwrap(), Work(1));
     nccl.finish().unwrap();
-    assert_eq!(nccl.start(Vec::new()).unwrap(), Ticket(2));
-    nccl.wait(Ticket(2)).unwrap();
-    assert_eq!(nccl.start(vec![one]).unwrap(), Ticket(3));
-    nccl.wait(Ticket(2)).unwrap();
-    nccl.wait(Ticket(3)).unwrap();
-    nccl.wait(Ticket(1)).unwrap();
+    assert_eq!(nccl.start(Vec::new()).unwrap(), Work(2));
+    nccl.wait(Work(2)).unwrap();
+    assert_eq!(nccl.start(vec![one]).unwrap(), Work(3));
+    nccl.wait(Work(2)).unwrap();
+    nccl.wait(Work(3)).unwrap();
+    nccl.wait(Work(1)).unwrap();
     nccl.finish().unwrap();
     let mut host = one;
     host.buffer.place = Place::Host;
     let error = nccl.start(vec![host]).unwrap_err().to_string();
-    assert_eq!(error, "NCCL adds up what is on GPUs, and a buffer is on the host");
+    assert_eq!(error, "NCCL needs buffers on GPUs, and a buffer is on the host");
     let error = nccl.start(vec![one, host]).unwrap_err().to_string();
-    assert_eq!(error, "buffers of several GPUs in one process");
+    assert_eq!(error, "buffers on several GPUs in one process");
 }
 
 #[test]
@@ -245,9 +246,9 @@ destroy stream 2";
 #[test]
 #[ignore = "runs in a process of its own"]
 fn case_three_ranks() {
-    let rank = |links: Threads| {
+    let rank = |transport: Threads| {
         let stream = open_gpu();
-        let mut nccl = Nccl::open(links, PATIENCE).unwrap();
+        let mut nccl = Nccl::open(transport, TIMEOUTS).unwrap();
         let op = |collective, address, len, dtype| operation(collective, address, len, dtype, stream);
         let even = vec![
             op(Collective::AllReduce, 0x10000, 12, Dtype::F32),
@@ -264,18 +265,18 @@ fn case_three_ranks() {
         nccl.start(even).unwrap();
         nccl.start(uneven).unwrap();
         nccl.finish().unwrap();
-        // The others wait with their end for the last one.
+        // The ranks arrive at their end at different times, and end together.
         std::thread::sleep(Duration::from_millis(100) * nccl.rank() as u32);
     };
     std::thread::scope(|scope| {
-        for links in threads(3) {
-            scope.spawn(move || rank(links));
+        for transport in threads(3) {
+            scope.spawn(move || rank(transport));
         }
     });
 }
 
 #[test]
-fn each_rank_calls_what_its_part_is() {
+fn each_rank_calls_nccl_for_its_partition() {
     let libraries = StandIns::new();
     libraries.run("case_three_ranks", &[]);
     let log = libraries.log();
@@ -317,28 +318,26 @@ destroy",
 
 #[test]
 #[ignore = "runs in a process of its own"]
-fn case_tickets() {
+fn case_works() {
     let stream = open_gpu();
-    let patience = Patience { progress: Duration::from_millis(1200), ..PATIENCE };
-    let mut nccl = Nccl::open(threads(1).pop().unwrap(), patience).unwrap();
+    let timeouts = Timeouts { progress: Duration::from_millis(1200), ..TIMEOUTS };
+    let mut nccl = Nccl::open(threads(1).pop().unwrap(), timeouts).unwrap();
     let one = operation(Collective::AllReduce, 0x1000, 100, Dtype::F32, stream);
-    let tickets = [(); 3].map(|()| nccl.start(vec![one]).unwrap());
-    nccl.wait(tickets[0]).unwrap();
+    let works = [(); 3].map(|()| nccl.start(vec![one]).unwrap());
+    nccl.wait(works[0]).unwrap();
     println!("the first is done.");
-    let why = nccl.wait(tickets[1]).unwrap_err().to_string();
+    let why = nccl.wait(works[1]).unwrap_err().to_string();
     println!("refused: {why}.");
-    for again in
-        [nccl.wait(tickets[0]), nccl.wait(tickets[2]), nccl.finish(), nccl.start(vec![one]).map(drop)]
-    {
-        assert_eq!(again.unwrap_err().to_string(), why, "what has failed stays so");
+    for again in [nccl.wait(works[0]), nccl.wait(works[2]), nccl.finish(), nccl.start(vec![one]).map(drop)] {
+        assert_eq!(again.unwrap_err().to_string(), why, "a failure is permanent");
     }
 }
 
 #[test]
-fn an_early_ticket_is_not_kept_by_later_ones() {
+fn waiting_for_early_work_does_not_wait_for_later_work() {
     let libraries = StandIns::new();
-    let said = libraries.run("case_tickets", &[("STUB_NCCL", "second-stuck")]);
-    let line = "refused: rank 0: NCCL does not get on: no result for 1 s, though all ranks are there";
+    let said = libraries.run("case_works", &[("STUB_NCCL", "second-stuck")]);
+    let line = "refused: rank 0: NCCL made no progress for 1 s although all ranks are running";
     assert!(said.contains("the first is done.") && said.contains(line), "{said}");
     let log = libraries.log();
     let passed = log.iter().filter(|line| line.ends_with("has passed")).count();

@@ -8,23 +8,23 @@ use warpsmith::device::open::DeviceOptions;
 use warpsmith::parallel::environment::Process;
 use warpsmith::train::{Finish, peers::Peers};
 
-/// `libnccl.so.2`, if somebody has put one there.
+/// The real `libnccl.so.2`, if there is one.
 fn library() -> Option<PathBuf> {
     let named = std::env::var_os("WARPSMITH_TEST_NCCL").map(PathBuf::from);
     let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("build/nccl/nvidia/nccl/lib/libnccl.so.2");
     named.or_else(|| built.is_file().then_some(built))
 }
 
-/// As far as it goes: to the end with a GPU, else to NCCL's word that there is none.
+/// Runs to the end with a GPU, or else to NCCL's error that there is none.
 #[test]
 #[ignore = "runs in a process of its own"]
 fn case_real() {
     let functions = Functions::load().unwrap();
-    assert!(functions.version().unwrap() >= 21300);
+    assert!(functions.version() >= 21300);
     let id = functions.unique_id().unwrap();
-    assert!(id.0 != functions.unique_id().unwrap().0, "each id is another one");
+    assert!(id != functions.unique_id().unwrap(), "ids are unique");
     match functions.comm_init_rank(1, id, 0) {
-        // SAFETY: it was made here, and is not used again.
+        // SAFETY: the communicator was created here, and is not used after it is destroyed.
         Ok(comm) => unsafe {
             functions.comm_async_error(comm).unwrap();
             functions.comm_destroy(comm).unwrap();
@@ -50,7 +50,7 @@ fn the_real_library_answers() {
     assert!(answer.is_some_and(|answer| answer.starts_with("a GPU") || answer.starts_with(no_gpu)), "{said}");
 }
 
-/// Trains in this process, where `train_gpt2cu` alone would not use NCCL.
+/// Trains one rank with NCCL, which `train_gpt2cu` does not use for a single process.
 #[test]
 #[ignore = "runs in a process of its own"]
 fn case_train() {
@@ -71,7 +71,7 @@ fn case_train() {
     let peers = match out.as_str() {
         "alone" => Peers::alone(),
         _ => {
-            let nccl = Nccl::open(threads(1).pop().unwrap(), Patience::default()).unwrap();
+            let nccl = Nccl::open(threads(1).pop().unwrap(), Timeouts::default()).unwrap();
             println!("{}", nccl.describe());
             Peers::new(Process::ALONE, Box::new(nccl))
         }

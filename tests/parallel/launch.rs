@@ -1,4 +1,4 @@
-//! Our own launcher.
+//! The launcher `warpsmith launch`.
 
 use super::{RECIPE, assert_alike, corpus, run, wait_for_steps};
 use crate::common::{Corpus, TRAIN_GPT2, WARPSMITH, losses, refuse, stderr, stdout};
@@ -13,14 +13,14 @@ fn launch(corpus: &Corpus, flags: &str, command: &[&str]) -> Command {
     launch
 }
 
-/// A trainer that leaves its process number in a file named after its rank.
+/// A trainer that writes its process id to a file named after its rank.
 fn trainer(flags: &str) -> [String; 3] {
     let script = format!("echo $$ > pid-$RANK; exec {TRAIN_GPT2} {RECIPE} {flags}").replace('*', "\\*");
     ["sh", "-c", &script].map(str::to_owned)
 }
 
 #[test]
-fn the_launcher_starts_ranks_and_shows_what_they_say() {
+fn the_launcher_starts_ranks_and_shows_their_output() {
     let corpus = corpus();
     let alone = run(&corpus, TRAIN_GPT2, 1, "-x 3", "alone");
     let command = trainer("-x 3 -o launched");
@@ -47,12 +47,12 @@ fn the_launcher_ends_all_ranks_when_one_fails() {
 }
 
 #[test]
-fn the_launcher_begins_again_from_the_last_checkpoint() {
+fn the_launcher_restarts_from_the_last_checkpoint() {
     let corpus = corpus();
     let flags = "-x 30 -n 5 -y 1";
     let whole = run(&corpus, TRAIN_GPT2, 2, flags, "whole");
     let command = trainer(&format!("{flags} -o out"));
-    // For the check of --restarts, which looks for the flag among the words of the command.
+    // --restarts requires this flag among the words of the command.
     let words = command.each_ref().map(String::as_str).into_iter().chain(["sh", "-y", "1"]);
     let job = launch(&corpus, "-n 2 --restarts 3", &words.collect::<Vec<_>>()).spawn().unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);

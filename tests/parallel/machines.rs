@@ -1,4 +1,4 @@
-//! Machines that are network namespaces of this one.
+//! Machines simulated by network namespaces.
 
 use super::{RECIPE, corpus, run, wait_for_steps};
 use crate::common::{Corpus, TRAIN_GPT2, losses, stderr, stdout};
@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Two machines of two processes each, which are network namespaces; `None` where the system lets nobody make them.
+/// Two machines of two processes each. `None` where network namespaces cannot be created.
 fn on_machines(corpus: &Corpus, own_flags: &[&str], flags: &str) -> Option<Command> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("dev/machines.sh");
     let tried = Command::new(&script).args(["1", "1", "true"]).output().unwrap();
@@ -43,14 +43,13 @@ fn a_machine_that_is_cut_off_is_named_on_both_sides() {
     std::fs::write(corpus.path("cut"), "").unwrap();
     let cut = Instant::now();
     let output = job.wait_with_output().unwrap();
-    // A minute without a sign of life, some seconds for a last word, and what a busy machine takes.
+    // A minute without heartbeats, some seconds for last messages, and slack for a busy machine.
     assert!(cut.elapsed() < Duration::from_secs(100), "it took {:?}", cut.elapsed());
     assert_eq!(output.status.code(), Some(2));
     let said = stderr(&output);
     for rank in 0..4 {
         let own: Vec<&str> = said.lines().filter(|line| line.starts_with(&format!("[{rank}]"))).collect();
-        let there =
-            |other: &usize| own[0].contains(&format!("rank {other} has given no sign of life for 60 s"));
+        let there = |other: &usize| own[0].contains(&format!("rank {other} has sent no heartbeat for 60 s"));
         let blamed: Vec<usize> = (0..4).filter(there).collect();
         assert!(own.len() == 1 && blamed.len() == 1 && blamed[0] / 2 != rank / 2, "{said}");
     }

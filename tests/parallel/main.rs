@@ -1,14 +1,14 @@
-//! Several processes that train together, as a launcher starts them: the result does not depend on how many there are, and
-//! none is left behind when another ends.
+//! Several processes that train together, as a launcher starts them: the result does not depend on
+//! their number, and none is left running when another ends.
 
 #[path = "../common/mod.rs"]
 mod common;
-mod divided;
 mod launch;
 mod machines;
 #[cfg(feature = "mpi")]
 mod mpi;
 mod mpirun;
+mod sharded;
 
 use common::{Corpus, TRAIN_GPT2, TRAIN_GPT2CU, forget_after, losses, refuse, stderr, stdout};
 use std::path::Path;
@@ -23,11 +23,11 @@ fn corpus() -> Corpus {
 
 const DATA: &str = "-i x_train_*.bin -j x_val_*.bin --threads 1";
 
-/// Eight micro-batches a step, however many processes share them.
+/// Eight micro-batches per step, for any number of processes.
 const RECIPE: &str =
     "-i x_train_*.bin -j x_val_*.bin --threads 1 -b 1 -t 32 -d 256 -l 1e-3 -v 0 -s 0 -e small.bin";
 
-/// Starts the ranks of a run, which meet through a file in the corpus's directory.
+/// Starts the ranks of a run, which find each other through a file in the corpus's directory.
 fn start(corpus: &Corpus, program: &str, world_size: usize, flags: &str) -> Vec<Child> {
     let rank = |rank: usize| {
         let mut command = Command::new(program);
@@ -48,18 +48,18 @@ fn finish(ranks: Vec<Child>) -> Vec<Output> {
 
 type Losses = Vec<(u64, String, String)>;
 
-/// Runs to the end, expects that only rank 0 says anything, and returns loss and norm of each step.
+/// Runs to the end, expects output from rank 0 only, and returns loss and norm of each step.
 #[track_caller]
 fn run(corpus: &Corpus, program: &str, world_size: usize, flags: &str, out: &str) -> Losses {
     let outputs = finish(start(corpus, program, world_size, &format!("{RECIPE} {flags} -o {out}")));
     for (rank, output) in outputs.iter().enumerate() {
         assert!(output.status.success(), "rank {rank}: {}", stderr(output));
-        assert_eq!(stdout(output).is_empty(), rank > 0, "rank {rank} says {}", stdout(output));
+        assert_eq!(stdout(output).is_empty(), rank > 0, "rank {rank} printed {}", stdout(output));
     }
     losses(&corpus.path(out))
 }
 
-/// Losses and norms of each step are the same to within rounding.
+/// Asserts that losses and norms of each step are equal up to rounding.
 #[track_caller]
 fn assert_alike(got: &Losses, want: &Losses, loss: f64, norm: f64) {
     assert_eq!(got.len(), want.len());
@@ -69,7 +69,7 @@ fn assert_alike(got: &Losses, want: &Losses, loss: f64, norm: f64) {
             (got / want - 1.0).abs()
         };
         let (l, n) = (off(&got.1, &want.1), off(&got.2, &want.2));
-        // Also false for NaN.
+        // False for NaN, too.
         assert!(got.0 == want.0 && l <= loss && n <= norm, "step {}: {got:?}, expected {want:?}", want.0);
     }
 }
@@ -83,7 +83,7 @@ fn validations(dir: &Path) -> Vec<f64> {
 #[test]
 fn one_two_three_and_four_processes_train_alike() {
     let corpus = corpus();
-    // Three processes share another number of micro-batches: of their own total, then.
+    // The number of micro-batches must be a multiple of three for three processes.
     for (flags, worlds) in [("-x 30 -v 10 -m 7", &[2, 4, 8][..]), ("-x 10 -d 192 -v 5 -m 7", &[2, 3])] {
         let alone = run(&corpus, TRAIN_GPT2, 1, flags, "alone");
         for &world_size in worlds {
@@ -109,12 +109,12 @@ fn kernels_on_several_emulated_devices_train_alike() {
         let together = run(&corpus, TRAIN_GPT2CU, 2, &flags, &format!("{dtype}-2"));
         assert_alike(&together, &alone, loss, norm);
         let again = run(&corpus, TRAIN_GPT2CU, 2, &flags, &format!("{dtype}-again"));
-        assert_eq!(together, again, "sums over ranks are formed in one order");
+        assert_eq!(together, again, "sums over ranks have a fixed order");
     }
 }
 
 #[test]
-fn what_some_processes_began_others_finish() {
+fn a_run_resumes_with_another_number_of_processes() {
     let corpus = corpus();
     let flags = "-x 24 -n 8 -y 1";
     let whole = run(&corpus, TRAIN_GPT2, 1, flags, "whole");
@@ -139,7 +139,7 @@ fn wait_for_steps(dir: &Path) {
 }
 
 #[test]
-fn a_process_that_is_killed_takes_the_others_along() {
+fn a_killed_process_ends_the_others() {
     let corpus = corpus();
     for victim in [0, 2] {
         let out = format!("killed-{victim}");
@@ -167,7 +167,7 @@ fn a_signal_to_one_process_stops_all_at_one_step() {
     wait_for_steps(&corpus.path("out"));
     let pid = ranks[1].id().to_string();
     assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-    // A launcher would now end the others, which must have done all they have to do.
+    // A launcher would now end the others, so everything must be complete by now.
     ranks[1].wait().unwrap();
     let steps = losses(&corpus.path("out")).len();
     assert!(corpus.path(&format!("out/DONE_{steps:08}")).exists(), "a checkpoint of step {steps}");
@@ -177,10 +177,10 @@ fn a_signal_to_one_process_stops_all_at_one_step() {
 }
 
 #[test]
-fn ranks_that_would_do_different_things_are_named() {
+fn inconsistent_ranks_are_named() {
     let corpus = corpus();
     run(&corpus, TRAIN_GPT2, 2, "-x 4 -n 2", "out");
-    // As if the other machine had a disk of its own.
+    // As if the other machine did not share the disk.
     std::fs::create_dir(corpus.path("elsewhere")).unwrap();
     for (own, what) in [
         ("-o elsewhere -n 2 -y 1", "the step that -o goes on from: expected what rank 0 has, found 0"),

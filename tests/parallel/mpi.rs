@@ -1,4 +1,5 @@
-//! Under a real `mpirun`, connected by MPI itself. Ranks of the tests of links are this very program, started again.
+//! The MPI transport under a real `mpirun`. The ranks of these tests are this test program, started
+//! again.
 
 use super::mpirun::mpirun;
 use super::{RECIPE, assert_alike, corpus, run, wait_for_steps};
@@ -6,10 +7,10 @@ use crate::common::{TRAIN_GPT2, losses, stderr, stdout};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use warpsmith::parallel::environment::{Flags, Process};
-use warpsmith::parallel::links::Links;
 use warpsmith::parallel::mpi::{self, Limits, Mpi};
+use warpsmith::parallel::transport::Transport;
 
-/// Who this rank is, as `mpirun` says.
+/// This rank, as `mpirun` describes it.
 fn process() -> Process {
     let flags = Flags { gpus_per_node: 8, ..Flags::default() };
     Process::find(flags, &|name| std::env::var(name).ok()).unwrap()
@@ -19,49 +20,49 @@ fn begin(limits: Limits) -> Mpi {
     Mpi::begin(&process(), limits).unwrap()
 }
 
-/// Runs an ignored test of this file on each of some ranks.
+/// Runs an ignored test of this file on each rank.
 fn ranks(processes: &str, case: &str) -> Option<Output> {
     let mut command = mpirun()?;
     command.args(["-np", processes]).arg(std::env::current_exe().unwrap());
     Some(command.args(["--ignored", "--exact", "--nocapture", &format!("mpi::{case}")]).output().unwrap())
 }
 
-/// What rank `from` sends to rank `to` in a turn.
-fn message(from: usize, to: usize, turn: usize) -> Vec<u8> {
-    let length = [0, 1, 7, 8, 1000, 100_000][(from + 2 * to + turn) % 6];
-    (0..length).map(|i| (i * 31 + from * 7 + to * 3 + turn) as u8).collect()
+/// The message from rank `from` to rank `to` in a round.
+fn message(from: usize, to: usize, round: usize) -> Vec<u8> {
+    let length = [0, 1, 7, 8, 1000, 100_000][(from + 2 * to + round) % 6];
+    (0..length).map(|i| (i * 31 + from * 7 + to * 3 + round) as u8).collect()
 }
 
 #[test]
 #[ignore = "a rank under mpirun"]
 fn case_exchanges() {
-    // Cut into pieces of which the last is short, whole, or nothing at all.
-    let mut links = begin(Limits { message: 7, ..Limits::default() });
-    let (rank, world_size) = (links.rank(), links.world_size());
+    // Split into pieces, the last of which is shorter, full, or absent.
+    let mut transport = begin(Limits { message_bytes: 7, ..Limits::default() });
+    let (rank, world_size) = (transport.rank(), transport.world_size());
     assert_eq!((rank, world_size), (process().rank, 3));
-    assert!(links.describe().starts_with("3 processes over MPI ("), "{}", links.describe());
-    // As trainers have it: begun and ended in one thread, used in another.
+    assert!(transport.describe().starts_with("3 processes over MPI ("), "{}", transport.describe());
+    // As in trainers: initialized and finalized in one thread, used in another.
     let exchanges = std::thread::spawn(move || {
-        for turn in 0..12 {
-            let outgoing: Vec<Vec<u8>> = (0..world_size).map(|to| message(rank, to, turn)).collect();
-            let expected: Vec<Vec<u8>> = (0..world_size).map(|from| message(from, rank, turn)).collect();
+        for round in 0..12 {
+            let outgoing: Vec<Vec<u8>> = (0..world_size).map(|to| message(rank, to, round)).collect();
+            let expected: Vec<Vec<u8>> = (0..world_size).map(|from| message(from, rank, round)).collect();
             let mut received: Vec<Vec<u8>> = expected.iter().map(|bytes| vec![0xee; bytes.len()]).collect();
             let outgoing: Vec<&[u8]> = outgoing.iter().map(Vec::as_slice).collect();
             let mut incoming: Vec<&mut [u8]> = received.iter_mut().map(Vec::as_mut_slice).collect();
-            links.exchange(&outgoing, &mut incoming).unwrap();
+            transport.exchange(&outgoing, &mut incoming).unwrap();
             for from in (0..world_size).filter(|&from| from != rank) {
-                assert!(received[from] == expected[from], "turn {turn}, from rank {from}");
+                assert!(received[from] == expected[from], "round {round}, from rank {from}");
             }
         }
     });
     exchanges.join().unwrap();
-    assert!(Mpi::begin(&process(), Limits::default()).is_err(), "MPI begins once");
+    assert!(Mpi::begin(&process(), Limits::default()).is_err(), "MPI is initialized once");
     mpi::end(true);
     println!("rank {rank} is done.");
 }
 
 #[test]
-fn bytes_arrive_whatever_their_number() {
+fn messages_of_all_lengths_arrive() {
     let Some(output) = ranks("3", "case_exchanges") else { return };
     assert!(output.status.success(), "{}{}", stdout(&output), stderr(&output));
     for rank in 0..3 {
@@ -69,11 +70,11 @@ fn bytes_arrive_whatever_their_number() {
     }
 }
 
-/// Sends `bytes` to all, expects three of each, and ends as the trainers do.
-fn say(links: &mut Mpi, bytes: usize) {
-    let mut received = vec![[0u8; 3]; links.world_size()];
+/// Sends `bytes` bytes to all ranks, expects three from each, and ends as the trainers do.
+fn exchange(transport: &mut Mpi, bytes: usize) {
+    let mut received = vec![[0u8; 3]; transport.world_size()];
     let mut incoming: Vec<&mut [u8]> = received.iter_mut().map(<[u8; 3]>::as_mut_slice).collect();
-    let result = links.exchange(&vec![&[1u8; 9][..bytes]; links.world_size()], &mut incoming);
+    let result = transport.exchange(&vec![&[1u8; 9][..bytes]; transport.world_size()], &mut incoming);
     if let Err(e) = &result {
         eprintln!("refused: {e:#}.");
     }
@@ -83,9 +84,9 @@ fn say(links: &mut Mpi, bytes: usize) {
 #[test]
 #[ignore = "a rank under mpirun"]
 fn case_another_length() {
-    let mut links = begin(Limits::default());
-    let bytes = if links.rank() == 1 { 4 } else { 3 };
-    say(&mut links, bytes);
+    let mut transport = begin(Limits::default());
+    let bytes = if transport.rank() == 1 { 4 } else { 3 };
+    exchange(&mut transport, bytes);
 }
 
 #[test]
@@ -99,19 +100,19 @@ fn another_length_than_expected_is_named() {
 #[test]
 #[ignore = "a rank under mpirun"]
 fn case_silent() {
-    let mut links = begin(Limits { silence: Duration::from_secs(1), ..Limits::default() });
-    if links.rank() == 1 {
+    let mut transport = begin(Limits { timeout: Duration::from_secs(1), ..Limits::default() });
+    if transport.rank() == 1 {
         std::thread::sleep(Duration::from_secs(300));
     }
-    say(&mut links, 3);
+    exchange(&mut transport, 3);
 }
 
 #[test]
-fn a_rank_that_says_nothing_is_named_and_ended() {
+fn a_silent_rank_is_named_and_ended() {
     let began = Instant::now();
     let Some(output) = ranks("3", "case_silent") else { return };
     assert!(!output.status.success());
-    assert!(stderr(&output).contains("refused: rank 1 has not been heard of for 1 s"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("refused: rank 1 has sent no message for 1 s"), "{}", stderr(&output));
     assert!(began.elapsed() < Duration::from_secs(30), "it took {:?}", began.elapsed());
 }
 
@@ -122,7 +123,7 @@ fn processes_over_mpi_train_as_one_does() {
     let alone = run(&corpus, TRAIN_GPT2, 1, flags, "alone");
     for (processes, method) in [("2", "auto"), ("4", "mpi"), ("3", "mpi")] {
         let Some(mut command) = mpirun() else { return };
-        // Three share another number of micro-batches; by then the links are what is tested.
+        // Three processes need another number of micro-batches, so only the transport is tested.
         let total = if processes == "3" { "192" } else { "256" };
         let out = format!("{processes}-{method}");
         command.current_dir(corpus.dir.path()).args(["-np", processes, TRAIN_GPT2]);
@@ -139,7 +140,7 @@ fn processes_over_mpi_train_as_one_does() {
     }
 }
 
-/// A trainer that leaves its process number in a file named after its rank.
+/// A trainer that writes its process id to a file named after its rank.
 fn trainer(flags: &str) -> [String; 3] {
     let script = format!(
         "echo $$ > pid-${{OMPI_COMM_WORLD_RANK:-$PMI_RANK}}; exec {TRAIN_GPT2} {RECIPE} -pi mpi {flags}"
@@ -159,7 +160,7 @@ fn a_rank_that_is_killed_ends_the_job() {
     let killed = Instant::now();
     let output = job.wait_with_output().unwrap();
     assert!(!output.status.success());
-    // One that has ended may be listed until somebody asks how.
+    // An ended process is listed as a zombie until its parent waits for it.
     let runs = |pid: &str| {
         let state = stdout(&Command::new("ps").args(["-o", "stat=", "-p", pid]).output().unwrap());
         !state.trim().is_empty() && !state.starts_with('Z')
@@ -180,7 +181,7 @@ fn a_rank_that_fails_ends_the_job() {
         for rank in 0..2 {
             command.args((rank == 1).then_some(":")).args(["-np", "1", TRAIN_GPT2]).args(RECIPE.split(' '));
             command.args(["-x", "100000"]);
-            // Read after MPI has begun.
+            // The file is read after MPI is initialized.
             command.args(if rank == failing { ["-i", "none.bin"] } else { ["-pi", "mpi"] });
         }
         let began = Instant::now();

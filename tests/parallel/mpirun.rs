@@ -4,31 +4,31 @@ use super::{RECIPE, assert_alike, corpus, run};
 use crate::common::{TRAIN_GPT2, TRAIN_GPT2CU, losses, stderr, stdout};
 use std::process::Command;
 
-/// Open MPI's or MPICH's, whichever this machine has.
+/// Open MPI's or MPICH's `mpirun`, if this machine has one.
 pub fn mpirun() -> Option<Command> {
     if Command::new("mpirun").arg("--version").output().is_err() {
         println!("skipped: no mpirun; apt install openmpi-bin");
         return None;
     }
     let mut command = Command::new("mpirun");
-    // More processes than cores, and by whoever runs tests in a container.
+    // Allows more processes than cores, and root in a container.
     let variables =
         ["OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "OMPI_MCA_rmaps_base_oversubscribe"];
     command.envs(variables.map(|name| (name, "1")));
-    // One that hangs fails in the end.
+    // A job that hangs fails after two minutes.
     command.env("MPIEXEC_TIMEOUT", "120");
     Some(command)
 }
 
 #[test]
-fn mpirun_starts_processes_that_meet_over_tcp() {
+fn mpirun_starts_processes_that_connect_over_tcp() {
     let corpus = corpus();
     let alone = run(&corpus, TRAIN_GPT2, 1, "-x 5", "alone");
     for processes in ["2", "4"] {
         let Some(mut command) = mpirun() else { return };
         command.current_dir(corpus.dir.path());
         command.args(["-np", processes, TRAIN_GPT2]).args(RECIPE.split(' '));
-        // What happens by itself where MPI is not built in.
+        // TCP is the default where MPI is not built in.
         let method = if cfg!(feature = "mpi") { "tcp" } else { "auto" };
         let output = command.args(["-x", "5", "-pi", method, "-o", processes]).output().unwrap();
         assert!(output.status.success(), "{}{}", stdout(&output), stderr(&output));
@@ -39,7 +39,7 @@ fn mpirun_starts_processes_that_meet_over_tcp() {
     }
 }
 
-/// Every stage on two processes and some on four, connected as they are by default.
+/// Every stage on two processes and some on four, over the default transport.
 fn mpirun_trains_alike(program: &str, flags: &str, stages_of_four: &[usize]) {
     let corpus = corpus();
     let alone = run(&corpus, program, 1, flags, "alone");

@@ -1,49 +1,56 @@
+use super::handshake::RETRY;
 use super::*;
+use std::io::Write;
+use std::net::TcpListener;
 use std::sync::mpsc::channel;
 use std::thread::scope;
 
 const LONG: Duration = Duration::from_secs(20);
-const PATIENCE: Patience = Patience { meet: LONG, silence: LONG, lost: LONG };
-const SHORT: Patience =
-    Patience { meet: Duration::from_millis(300), silence: Duration::from_millis(200), lost: LONG };
+const TIMEOUTS: Timeouts = Timeouts { connect: LONG, message: LONG, heartbeat: LONG };
+const SHORT: Timeouts =
+    Timeouts { connect: Duration::from_millis(300), message: Duration::from_millis(200), heartbeat: LONG };
 
-/// An address that nobody listens at yet.
-fn free_address() -> Meeting {
+/// An address on which no process listens yet.
+fn free_address() -> Rendezvous {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    Meeting::Address(format!("127.0.0.1:{port}"))
+    Rendezvous::Address(format!("127.0.0.1:{port}"))
 }
 
-/// Lets ranks meet that are threads, and does something with each.
-fn with_ranks<T: Send>(world_size: usize, at: &Meeting, body: impl Fn(Mesh) -> T + Sync) -> Vec<T> {
-    with_patience(vec![PATIENCE; world_size], at, body)
+/// Connects ranks that are threads, and runs `body` on each.
+fn with_ranks<T: Send>(world_size: usize, at: &Rendezvous, body: impl Fn(TcpMesh) -> T + Sync) -> Vec<T> {
+    with_timeouts(vec![TIMEOUTS; world_size], at, body)
 }
 
-/// The same; each rank has a patience of its own.
-fn with_patience<T: Send>(patience: Vec<Patience>, at: &Meeting, body: impl Fn(Mesh) -> T + Sync) -> Vec<T> {
-    let (body, patience) = (&body, &patience);
-    let (world_size, began) = (patience.len(), Instant::now());
+/// The same, with timeouts per rank.
+fn with_timeouts<T: Send>(
+    timeouts: Vec<Timeouts>,
+    at: &Rendezvous,
+    body: impl Fn(TcpMesh) -> T + Sync,
+) -> Vec<T> {
+    let (body, timeouts) = (&body, &timeouts);
+    let (world_size, began) = (timeouts.len(), Instant::now());
     let results = scope(|scope| {
         let rank = |rank: usize| {
-            scope.spawn(move || body(Mesh::meet(rank, world_size, "run", at, patience[rank]).unwrap()))
+            scope.spawn(move || body(TcpMesh::connect(rank, world_size, "run", at, timeouts[rank]).unwrap()))
         };
-        // The later ones first: they wait for rank 0.
+        // In reverse order: higher ranks wait for rank 0.
         let ranks: Vec<_> = (0..world_size).rev().map(rank).collect();
         let mut results: Vec<T> = ranks.into_iter().map(|rank| rank.join().unwrap()).collect();
         results.reverse();
         results
     });
-    assert!(began.elapsed() < LONG, "somebody waited for nothing");
+    assert!(began.elapsed() < LONG, "a rank waited in vain");
     results
 }
 
-fn error(result: Result<Mesh>) -> String {
+fn error(result: Result<TcpMesh>) -> String {
     let message = format!("{:#}", result.map(|mesh| mesh.describe()).unwrap_err());
     assert!(!message.contains('\n'), "{message}");
     message
 }
 
-/// Rank r sends s bytes of value 10 r + s to rank s, many times over: more than the sockets hold.
-fn exchange(mesh: &mut Mesh, scale: usize) {
+/// Rank r sends `(s + 1) * scale` bytes of value 10 r + s to rank s: more than the sockets hold.
+fn exchange(mesh: &mut TcpMesh, scale: usize) {
     let (rank, world_size) = (mesh.rank(), mesh.world_size());
     let outgoing: Vec<Vec<u8>> =
         (0..world_size).map(|other| vec![(10 * rank + other) as u8; (other + 1) * scale]).collect();
@@ -68,25 +75,25 @@ fn every_rank_reaches_every_other() {
 }
 
 #[test]
-fn a_file_of_an_earlier_run_does_no_harm() {
+fn a_file_of_an_earlier_run_is_overwritten() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("rank-0");
-    // Nobody is there any more; and somebody is, but of another run.
+    // The process is gone, or another one listens there.
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = other.local_addr().unwrap();
     for stale in ["127.0.0.1:1".to_owned(), "nonsense".to_owned(), taken.to_string()] {
         std::fs::write(&path, stale).unwrap();
-        with_ranks(3, &Meeting::File(path.clone()), |mut mesh| exchange(&mut mesh, 10));
-        assert!(!path.exists(), "a run that has met leaves nothing behind");
+        with_ranks(3, &Rendezvous::File(path.clone()), |mut mesh| exchange(&mut mesh, 10));
+        assert!(!path.exists(), "a connected run removes the file");
     }
 }
 
 #[test]
-fn strangers_are_turned_away() {
+fn processes_of_other_runs_are_turned_away() {
     let at = free_address();
-    let Meeting::Address(address) = &at else { unreachable!() };
+    let Rendezvous::Address(address) = &at else { unreachable!() };
     scope(|scope| {
-        let rank_0 = scope.spawn(|| Mesh::meet(0, 2, "run", &at, PATIENCE));
+        let rank_0 = scope.spawn(|| TcpMesh::connect(0, 2, "run", &at, TIMEOUTS));
         let mut stranger = loop {
             match TcpStream::connect(address) {
                 Ok(stream) => break stream,
@@ -95,22 +102,22 @@ fn strangers_are_turned_away() {
         };
         stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
         drop(stranger);
-        let message = error(Mesh::meet(1, 2, "another", &at, PATIENCE));
+        let message = error(TcpMesh::connect(1, 2, "another", &at, TIMEOUTS));
         assert!(message.contains("belongs to another run"), "{message}");
-        Mesh::meet(1, 2, "run", &at, PATIENCE).unwrap();
+        TcpMesh::connect(1, 2, "run", &at, TIMEOUTS).unwrap();
         rank_0.join().unwrap().unwrap();
     });
 }
 
 #[test]
-fn who_does_not_fit_is_named_on_both_sides() {
+fn a_rank_that_does_not_fit_is_named_on_both_sides() {
     let both = |rank, world_size| {
         let at = free_address();
         scope(|scope| {
-            let rank_0 = scope.spawn(|| error(Mesh::meet(0, 3, "run", &at, PATIENCE)));
-            let first = scope.spawn(|| Mesh::meet(1, 3, "run", &at, PATIENCE).map(drop));
+            let rank_0 = scope.spawn(|| error(TcpMesh::connect(0, 3, "run", &at, TIMEOUTS)));
+            let first = scope.spawn(|| TcpMesh::connect(1, 3, "run", &at, TIMEOUTS).map(drop));
             sleep(Duration::from_millis(200));
-            let message = error(Mesh::meet(rank, world_size, "run", &at, PATIENCE));
+            let message = error(TcpMesh::connect(rank, world_size, "run", &at, TIMEOUTS));
             let _ = first.join().unwrap();
             (rank_0.join().unwrap(), message)
         })
@@ -123,34 +130,34 @@ fn who_does_not_fit_is_named_on_both_sides() {
 }
 
 #[test]
-fn who_does_not_come_is_named() {
-    let message = error(Mesh::meet(0, 3, "run", &free_address(), SHORT));
+fn a_missing_rank_is_named() {
+    let message = error(TcpMesh::connect(0, 3, "run", &free_address(), SHORT));
     assert!(message.contains("rank(s) 1, 2 did not come"), "{message}");
-    let message = error(Mesh::meet(2, 3, "run", &free_address(), SHORT));
+    let message = error(TcpMesh::connect(2, 3, "run", &free_address(), SHORT));
     assert!(message.contains("rank 0 was not there in time"), "{message}");
-    let message = error(Mesh::meet(0, 2, "run", &Meeting::Address("nowhere".to_owned()), SHORT));
+    let message = error(TcpMesh::connect(0, 2, "run", &Rendezvous::Address("nowhere".to_owned()), SHORT));
     assert!(message.contains("expected host:port, found nowhere"), "{message}");
 }
 
 #[test]
-fn who_leaves_or_falls_silent_is_named() {
+fn a_rank_that_leaves_or_is_silent_is_named() {
     let at = free_address();
     scope(|scope| {
         let (leave, left) = channel::<()>();
         let at = &at;
         scope.spawn(move || {
-            let mesh = Mesh::meet(1, 2, "run", at, PATIENCE).unwrap();
+            let mesh = TcpMesh::connect(1, 2, "run", at, TIMEOUTS).unwrap();
             left.recv().unwrap();
             drop(mesh);
         });
-        let patience = Patience { silence: SHORT.silence, ..PATIENCE };
-        let mut mesh = Mesh::meet(0, 2, "run", at, patience).unwrap();
+        let timeouts = Timeouts { message: SHORT.message, ..TIMEOUTS };
+        let mut mesh = TcpMesh::connect(0, 2, "run", at, timeouts).unwrap();
         let mut wait = || {
             let mut incoming = [[0; 4]; 2];
             let [ours, theirs] = &mut incoming;
             mesh.exchange(&[&[], &[]], &mut [ours, theirs]).unwrap_err().to_string()
         };
-        assert!(wait().starts_with("rank 1 has not been heard of"));
+        assert!(wait().starts_with("rank 1 has sent no message for 0 s"));
         leave.send(()).unwrap();
         let message = wait();
         assert!(message.starts_with("rank 1 is gone"), "{message}");
@@ -171,8 +178,8 @@ fn ranks_out_of_step_are_named() {
     assert_eq!(errors[1], "");
 }
 
-/// Exchanges nothing but that it is there. Why it could not.
-fn nod(mesh: &mut Mesh) -> String {
+/// Exchanges empty messages. Returns the error, or an empty string.
+fn exchange_nothing(mesh: &mut TcpMesh) -> String {
     let nothing: Vec<&[u8]> = vec![&[]; mesh.world_size()];
     let mut incoming: Vec<[u8; 0]> = vec![[]; mesh.world_size()];
     let mut incoming: Vec<&mut [u8]> = incoming.iter_mut().map(<[u8; 0]>::as_mut_slice).collect();
@@ -180,30 +187,30 @@ fn nod(mesh: &mut Mesh) -> String {
 }
 
 #[test]
-fn who_is_busy_gives_signs_of_life_and_who_gives_none_is_named() {
-    let patience = Patience { lost: Duration::from_millis(600), ..PATIENCE };
-    let busy = |mut mesh: Mesh| {
-        sleep(if mesh.rank() == 1 { 3 * patience.lost } else { Duration::ZERO });
-        nod(&mut mesh)
+fn a_busy_rank_sends_heartbeats_and_one_that_sends_none_is_named() {
+    let timeouts = Timeouts { heartbeat: Duration::from_millis(600), ..TIMEOUTS };
+    let busy = |mut mesh: TcpMesh| {
+        sleep(if mesh.rank() == 1 { 3 * timeouts.heartbeat } else { Duration::ZERO });
+        exchange_nothing(&mut mesh)
     };
-    assert_eq!(with_patience(vec![patience; 2], &free_address(), busy), ["", ""]);
-    // One who expects signs much later gives them as rarely.
-    let said = with_patience(vec![patience, PATIENCE], &free_address(), busy);
-    assert!(said[0].starts_with("rank 1 has given no sign of life for 0 s"), "{}", said[0]);
-    // Signs of life are no messages, be they more frequent than that or not.
-    for (silence, lost) in [(500, 300), (300, 400)] {
-        let [silence, lost] = [silence, lost].map(Duration::from_millis);
-        let said = with_patience(vec![Patience { silence, lost, ..PATIENCE }; 2], &free_address(), busy);
-        assert!(said[0].starts_with("rank 1 has not been heard of"), "{}", said[0]);
+    assert_eq!(with_timeouts(vec![timeouts; 2], &free_address(), busy), ["", ""]);
+    // A rank with a longer timeout sends heartbeats less often.
+    let said = with_timeouts(vec![timeouts, TIMEOUTS], &free_address(), busy);
+    assert!(said[0].starts_with("rank 1 has sent no heartbeat for 0 s"), "{}", said[0]);
+    // Heartbeats do not count as messages, whichever timeout is shorter.
+    for (message, heartbeat) in [(500, 300), (300, 400)] {
+        let [message, heartbeat] = [message, heartbeat].map(Duration::from_millis);
+        let said = with_timeouts(vec![Timeouts { message, heartbeat, ..TIMEOUTS }; 2], &free_address(), busy);
+        assert!(said[0].starts_with("rank 1 has sent no message for 0 s"), "{}", said[0]);
     }
 }
 
 #[test]
-fn what_was_sent_arrives_though_signs_of_life_are_unread() {
-    let patience = Patience { lost: Duration::from_millis(60), ..PATIENCE };
-    // It all fits into the buffers on the way.
+fn messages_arrive_although_heartbeats_are_unread() {
+    let timeouts = Timeouts { heartbeat: Duration::from_millis(60), ..TIMEOUTS };
+    // Fits into the buffers on the way.
     let message: Vec<u8> = (0..2_000_000).map(|i| (i % 251) as u8).collect();
-    with_patience(vec![PATIENCE, patience], &free_address(), |mut mesh| {
+    with_timeouts(vec![TIMEOUTS, timeouts], &free_address(), |mut mesh| {
         let rank = mesh.rank();
         let peer = mesh.peers().next().unwrap();
         if rank == 0 {
@@ -217,13 +224,13 @@ fn what_was_sent_arrives_though_signs_of_life_are_unread() {
 }
 
 #[test]
-fn who_fails_waits_for_nobody_who_has_failed() {
+fn failed_ranks_do_not_wait_for_each_other() {
     let began = with_ranks(3, &free_address(), |mut mesh| {
         let rank = mesh.rank();
         let (sent, mut received) = (vec![0; 30_000_000], vec![0; 30_000_000]);
         let began = Instant::now();
         if rank > 0 {
-            // Both have more for each other than the buffers hold, and nobody takes it any more.
+            // Both have more for each other than the buffers hold, and neither reads any more.
             let result = mesh.exchange(
                 &[&[], &sent, &sent],
                 &mut match rank {
@@ -236,5 +243,5 @@ fn who_fails_waits_for_nobody_who_has_failed() {
         drop(mesh);
         began.elapsed()
     });
-    assert!(began.iter().all(|elapsed| *elapsed < PARTING), "{began:?}");
+    assert!(began.iter().all(|elapsed| *elapsed < LINGER), "{began:?}");
 }

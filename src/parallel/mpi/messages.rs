@@ -1,17 +1,17 @@
-//! The messages of an exchange. Everything here calls MPI: its caller holds the state of MPI.
+//! The messages of an exchange. Everything here calls MPI, so callers hold its state.
 
 use anyhow::{Result, bail};
 use mpi::ffi;
 use std::ffi::{CStr, c_char, c_int, c_void};
 
-/// Tags of the two kinds of messages.
+/// Tags of the two message kinds.
 const LENGTH: c_int = 1;
 const BYTES: c_int = 2;
 
-/// What was begun and is not known to be done.
+/// Messages in flight.
 pub struct Messages {
     communicator: ffi::MPI_Comm,
-    under_way: Vec<Message>,
+    in_flight: Vec<Message>,
 }
 
 struct Message {
@@ -22,7 +22,7 @@ struct Message {
 
 enum Kind {
     Sent,
-    /// Keeps the bytes that are sent.
+    /// Owns the bytes that are sent.
     SentLength {
         _length: Vec<u8>,
     },
@@ -32,55 +32,57 @@ enum Kind {
     },
 }
 
-/// A message that has been sent, or has come.
+/// A message that was sent or received.
 pub struct Done {
     pub rank: usize,
-    /// How many bytes that rank is going to send, if that is what it said.
+    /// The number of bytes that the rank will send, if the message was its length.
     pub length: Option<usize>,
 }
 
 impl Messages {
     pub fn new(communicator: ffi::MPI_Comm) -> Self {
-        Messages { communicator, under_way: Vec::new() }
+        Messages { communicator, in_flight: Vec::new() }
     }
 
     pub fn send_length(&mut self, rank: usize, length: usize) -> Result<()> {
         let length = (length as u64).to_le_bytes().to_vec();
-        // SAFETY: kept until it is done.
+        // SAFETY: the message owns the bytes until it is done.
         let request = unsafe { self.begin_send(rank, LENGTH, &length) }?;
-        self.under_way.push(Message { rank, request, kind: Kind::SentLength { _length: length } });
+        self.in_flight.push(Message { rank, request, kind: Kind::SentLength { _length: length } });
         Ok(())
     }
 
     pub fn receive_length(&mut self, rank: usize) -> Result<()> {
         let mut length = vec![0; size_of::<u64>()];
-        // SAFETY: as above.
+        // SAFETY: the message owns the bytes until it is done.
         let request = unsafe { self.begin_receive(rank, LENGTH, &mut length) }?;
-        self.under_way.push(Message { rank, request, kind: Kind::ReceivedLength { length } });
+        self.in_flight.push(Message { rank, request, kind: Kind::ReceivedLength { length } });
         Ok(())
     }
 
     /// # Safety
-    /// The bytes stay as they are until this is done or withdrawn.
+    /// The bytes are not changed until the message is done or withdrawn.
     pub unsafe fn send(&mut self, rank: usize, bytes: &[u8]) -> Result<()> {
-        // SAFETY: as promised.
+        // SAFETY: the caller guarantees that the bytes stay valid and unchanged.
         let request = unsafe { self.begin_send(rank, BYTES, bytes) }?;
-        self.under_way.push(Message { rank, request, kind: Kind::Sent });
+        self.in_flight.push(Message { rank, request, kind: Kind::Sent });
         Ok(())
     }
 
     /// # Safety
-    /// Nobody touches the bytes until this is done or withdrawn.
+    /// The bytes are not accessed until the message is done or withdrawn.
     pub unsafe fn receive(&mut self, rank: usize, bytes: &mut [u8]) -> Result<()> {
-        // SAFETY: as promised.
+        // SAFETY: the caller guarantees exclusive access to the bytes.
         let request = unsafe { self.begin_receive(rank, BYTES, bytes) }?;
-        self.under_way.push(Message { rank, request, kind: Kind::Received });
+        self.in_flight.push(Message { rank, request, kind: Kind::Received });
         Ok(())
     }
 
+    /// # Safety
+    /// As [`Self::send`].
     unsafe fn begin_send(&self, rank: usize, tag: c_int, bytes: &[u8]) -> Result<ffi::MPI_Request> {
         let (count, to) = (c_int::try_from(bytes.len())?, c_int::try_from(rank)?);
-        // SAFETY: as the caller promises; the rank is one of the communicator's.
+        // SAFETY: the caller guarantees valid bytes, and `rank` is a rank of the communicator.
         unsafe {
             let mut request = ffi::RSMPI_REQUEST_NULL;
             let bytes = bytes.as_ptr().cast::<c_void>();
@@ -91,9 +93,11 @@ impl Messages {
         }
     }
 
+    /// # Safety
+    /// As [`Self::receive`].
     unsafe fn begin_receive(&self, rank: usize, tag: c_int, bytes: &mut [u8]) -> Result<ffi::MPI_Request> {
         let (count, from) = (c_int::try_from(bytes.len())?, c_int::try_from(rank)?);
-        // SAFETY: as above.
+        // SAFETY: the caller guarantees valid bytes, and `rank` is a rank of the communicator.
         unsafe {
             let mut request = ffi::RSMPI_REQUEST_NULL;
             let bytes = bytes.as_mut_ptr().cast::<c_void>();
@@ -105,26 +109,27 @@ impl Messages {
     }
 
     pub fn are_done(&self) -> bool {
-        self.under_way.is_empty()
+        self.in_flight.is_empty()
     }
 
-    /// A rank from which something is to come, or else one that does not take what it is sent.
+    /// Returns a rank whose message has not arrived, or else one that has not received ours.
     pub fn first_awaited(&self) -> Option<usize> {
-        let comes = |message: &&Message| matches!(message.kind, Kind::Received | Kind::ReceivedLength { .. });
-        self.under_way.iter().find(comes).or(self.under_way.first()).map(|message| message.rank)
+        let is_incoming =
+            |message: &&Message| matches!(message.kind, Kind::Received | Kind::ReceivedLength { .. });
+        self.in_flight.iter().find(is_incoming).or(self.in_flight.first()).map(|message| message.rank)
     }
 
-    /// Takes out what has been done since the last time.
+    /// Removes and returns the messages that are done.
     pub fn take_done(&mut self) -> Result<Vec<Done>> {
         let mut done = Vec::new();
         let mut i = 0;
-        while i < self.under_way.len() {
-            let Message { rank, request, .. } = &mut self.under_way[i];
+        while i < self.in_flight.len() {
+            let Message { rank, request, .. } = &mut self.in_flight[i];
             if !test(request).map_err(about(*rank))? {
                 i += 1;
                 continue;
             }
-            let Message { rank, kind, .. } = self.under_way.remove(i);
+            let Message { rank, kind, .. } = self.in_flight.remove(i);
             let length = match kind {
                 Kind::ReceivedLength { length } => {
                     let length = length.try_into().expect("eight bytes");
@@ -137,26 +142,26 @@ impl Messages {
         Ok(done)
     }
 
-    /// Asks for nothing more to be received. What has begun to come still does.
+    /// Cancels receives. A message that has begun to arrive still does.
     pub fn cancel(&mut self) {
-        for message in &mut self.under_way {
+        for message in &mut self.in_flight {
             if matches!(message.kind, Kind::Received | Kind::ReceivedLength { .. }) {
-                // SAFETY: a request that is not done; a failure changes nothing.
+                // SAFETY: the request is in flight. A failure to cancel it changes nothing.
                 unsafe { ffi::MPI_Cancel(&mut message.request) };
             }
         }
     }
 
-    /// Leaves the rest to MPI, and its lengths where they are.
+    /// Leaves the remaining requests to MPI, and leaks the lengths that they access.
     pub fn abandon(self) {
-        std::mem::forget(self.under_way);
+        std::mem::forget(self.in_flight);
     }
 }
 
-/// Whether it is done; then the request is none any more.
+/// Whether the request is done. MPI then frees it.
 fn test(request: &mut ffi::MPI_Request) -> Result<bool> {
     let mut done = 0;
-    // SAFETY: a request that is not done.
+    // SAFETY: the request is in flight.
     check(unsafe { ffi::MPI_Test(request, &mut done, ffi::RSMPI_STATUS_IGNORE) })?;
     Ok(done != 0)
 }
@@ -165,16 +170,15 @@ fn about(rank: usize) -> impl Fn(anyhow::Error) -> anyhow::Error {
     move |why| why.context(format!("rank {rank} cannot be reached by MPI"))
 }
 
-/// # Errors
-/// What MPI says of a code that is not MPI_SUCCESS.
+/// Turns a code other than MPI_SUCCESS into MPI's text for it.
 pub fn check(code: c_int) -> Result<()> {
     if code == 0 {
         return Ok(());
     }
-    // Longer than MPI_MAX_ERROR_STRING of any MPI.
+    // Longer than the MPI_MAX_ERROR_STRING of any MPI.
     let mut text = [0u8; 4096];
     let mut length = 0;
-    // SAFETY: it has room.
+    // SAFETY: the text has room for any error string, and the length is a valid int.
     unsafe { ffi::MPI_Error_string(code, text.as_mut_ptr().cast::<c_char>(), &mut length) };
     let text = CStr::from_bytes_until_nul(&text).map_or("".into(), CStr::to_string_lossy);
     bail!("{text}")

@@ -1,17 +1,19 @@
-//! Links over MPI, for processes that MPI's own launcher has started.
+//! The transport over MPI, for processes that MPI's own launcher has started.
 //!
-//! MPI begins once and ends once in a process, and no two threads are in it at a time: whoever calls it holds [`STATE`]. That is
-//! what MPI_THREAD_SERIALIZED wants. Nobody waits inside MPI. An exchange looks again and again at what has come, so that a
-//! rank that says nothing gets a name.
+//! MPI is initialized once and finalized once per process, and one thread at a time may call it:
+//! every caller holds [`STATE`], as MPI_THREAD_SERIALIZED requires. No call blocks inside MPI. An
+//! exchange polls its messages, so that a silent rank can be named.
 //!
-//! A process that fails must not come to MPI_Finalize, which waits for all others: [`end`] calls MPI_Abort in its place, which
-//! ends them, too. One that panics or is killed is gone without a word, and `mpirun` ends the others.
+//! A process that fails must not call MPI_Finalize, which waits for all others: [`end`] calls
+//! MPI_Abort instead, which ends them, too. If a process panics or is killed, `mpirun` ends the
+//! others.
 
 mod messages;
 
 use super::environment::Process;
-use super::links::{Links, check_length, silent};
+use super::transport::{Transport, check_length, silent};
 use anyhow::{Context, Result, ensure};
+use log::info;
 use messages::{Done, Messages, check};
 use mpi::environment::{Threading, Universe, initialize_with_threading, library_version};
 use mpi::ffi;
@@ -20,81 +22,85 @@ use mpi::traits::AsRaw;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How far MPI is in this process. Whoever holds it may call MPI.
-static STATE: Mutex<State> = Mutex::new(State::NotBegun);
+/// The state of MPI in this process. A thread that holds the lock may call MPI.
+static STATE: Mutex<State> = Mutex::new(State::Uninitialized);
 
 enum State {
-    NotBegun,
-    Begun(Universe),
-    Ended,
+    Uninitialized,
+    Initialized(Universe),
+    Finalized,
 }
 
-/// How long to wait, and how much to send at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// For the next sign of a rank that others wait for.
-    pub silence: Duration,
-    /// Bytes; longer messages are cut, by all ranks alike. MPI counts in 31 bits.
-    pub message: usize,
+    /// Timeout for the next message of an exchange.
+    pub timeout: Duration,
+    /// The most bytes per message. All ranks split longer ones alike. MPI counts in 31 bits.
+    pub message_bytes: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { silence: Duration::from_secs(600), message: 1 << 30 }
+        Limits { timeout: Duration::from_secs(600), message_bytes: 1 << 30 }
     }
 }
 
-/// One process's links to all others.
+/// One rank's connection to all others.
 pub struct Mpi {
     rank: usize,
     world_size: usize,
-    /// A duplicate of the world, so that nobody else's messages are met. It lives as long as MPI.
+    /// A duplicate of the world, so that messages of other users of MPI are not received. It lives
+    /// as long as MPI.
     communicator: ffi::MPI_Comm,
-    /// What MPI calls itself.
+    /// MPI's name and version.
     library: String,
     limits: Limits,
 }
 
-// SAFETY: a handle, for whichever thread holds STATE.
+// SAFETY: the communicator is a handle, which any thread that holds STATE may use.
 unsafe impl Send for Mpi {}
 
 impl Mpi {
-    /// Begins MPI, which waits until all processes have.
+    /// Initializes MPI, which waits until all processes have.
     ///
     /// # Errors
-    /// One line: MPI sees other processes than the launcher tells of, is made for one thread, or has begun before.
+    /// One line: MPI counts other ranks than the launcher, supports one thread only, or was
+    /// initialized before.
     pub fn begin(process: &Process, limits: Limits) -> Result<Self> {
+        let began = Instant::now();
         let mut state = lock();
         let library = shorten(&library_version().unwrap_or_default());
-        let begun = initialize_with_threading(Threading::Serialized);
-        let (universe, threads) = begun.context("MPI: it has begun in this process before")?;
+        let initialized = initialize_with_threading(Threading::Serialized);
+        let (universe, threads) = initialized.context("MPI was initialized in this process before")?;
         let world = universe.world();
-        *state = State::Begun(universe);
+        *state = State::Initialized(universe);
         ensure!(
             threads >= Threading::Serialized,
-            "MPI: {library} is built for one thread, expected MPI_THREAD_SERIALIZED; take -pi tcp"
+            "MPI: {library} supports one thread only, expected MPI_THREAD_SERIALIZED; use -pi tcp"
         );
         let (rank, world_size) = (world.rank() as usize, world.size() as usize);
-        check_seat(&library, (rank, world_size), process)?;
+        check_rank(&library, (rank, world_size), process)?;
         let mut communicator = world.as_raw();
-        // SAFETY: MPI has begun, and all ranks come here.
+        // SAFETY: MPI is initialized, and all ranks make these calls.
         unsafe {
             check(ffi::MPI_Comm_dup(world.as_raw(), &mut communicator)).context("MPI")?;
-            // Else MPI would end the process, and nobody could say which rank it was about.
+            // By default MPI would end the process, without naming the rank that an error is about.
             check(ffi::MPI_Comm_set_errhandler(communicator, ffi::RSMPI_ERRORS_RETURN)).context("MPI")?;
         }
+        info!("{world_size} processes connected over {library} in {} ms", began.elapsed().as_millis());
         Ok(Mpi { rank, world_size, communicator, library, limits })
     }
 }
 
-/// Ends MPI if it has begun. After a failure this ends all ranks, this one with exit code 2.
+/// Finalizes MPI if it was initialized. After a failure this ends all ranks, this one with exit
+/// code 2.
 pub fn end(clean: bool) {
     let mut state = lock();
-    if let State::Begun(universe) = std::mem::replace(&mut *state, State::Ended) {
+    if let State::Initialized(universe) = std::mem::replace(&mut *state, State::Finalized) {
         let world = universe.world();
-        // Who is alone has nobody to wait for, and nobody to end.
+        // A single rank has no others to end.
         if !clean && world.size() > 1 {
-            // MPICH's mpirun drops what it has not read by then, such as why.
+            // MPICH's mpirun drops output that it has not read by then, such as the error.
             std::thread::sleep(Duration::from_millis(200));
             world.abort(2);
         }
@@ -105,19 +111,19 @@ fn lock() -> MutexGuard<'static, State> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Leave to call MPI, for as long as it is kept.
+/// Locks the state. MPI may be called until the guard is dropped.
 fn enter() -> Result<MutexGuard<'static, State>> {
     let state = lock();
-    ensure!(matches!(*state, State::Begun(_)), "MPI has ended");
+    ensure!(matches!(*state, State::Initialized(_)), "MPI was finalized");
     Ok(state)
 }
 
-/// The processes of MPI are those that the launcher tells of.
-fn check_seat(library: &str, (rank, world_size): (usize, usize), process: &Process) -> Result<()> {
+/// Checks that MPI and the launcher count the same ranks.
+fn check_rank(library: &str, (rank, world_size): (usize, usize), process: &Process) -> Result<()> {
     ensure!(
         (rank, world_size) == (process.rank, process.world_size),
         "MPI: {library}, with which this program was built, sees rank {rank} of {world_size}, expected rank {} of {} from {}: start \
-         with the mpirun of {library}, build with the other MPI, or take -pi tcp",
+         with the mpirun of {library}, build with the other MPI, or use -pi tcp",
         process.rank,
         process.world_size,
         process.launcher.name()
@@ -125,7 +131,8 @@ fn check_seat(library: &str, (rank, world_size): (usize, usize), process: &Proce
     Ok(())
 }
 
-/// `Open MPI v4.1.4, package: …` is Open MPI 4.1.4; `MPICH Version:      4.0.2\n…` is MPICH 4.0.2.
+/// Shortens a version: `Open MPI v4.1.4, package: …` becomes `Open MPI 4.1.4`, and
+/// `MPICH Version:      4.0.2\n…` becomes `MPICH 4.0.2`.
 fn shorten(version: &str) -> String {
     let first = version.split([',', '\n']).next().unwrap_or_default();
     let words = first.split_whitespace().map(|word| word.trim_end_matches(':'));
@@ -135,7 +142,7 @@ fn shorten(version: &str) -> String {
     words.join(" ").chars().take(60).collect()
 }
 
-impl Links for Mpi {
+impl Transport for Mpi {
     fn rank(&self) -> usize {
         self.rank
     }
@@ -150,7 +157,7 @@ impl Links for Mpi {
 
     fn exchange(&mut self, outgoing: &[&[u8]], incoming: &mut [&mut [u8]]) -> Result<()> {
         let mut messages = Messages::new(self.communicator);
-        let result = self.carry(&mut messages, outgoing, incoming);
+        let result = self.exchange_messages(&mut messages, outgoing, incoming);
         if result.is_err() {
             withdraw(messages);
         }
@@ -159,16 +166,22 @@ impl Links for Mpi {
 }
 
 impl Mpi {
-    /// Each rank tells how much it sends, and sends it. What it says is checked before anything is received in its place.
-    fn carry(&self, messages: &mut Messages, outgoing: &[&[u8]], incoming: &mut [&mut [u8]]) -> Result<()> {
+    /// Each rank sends a length and then the bytes. The length is checked before the bytes are
+    /// received.
+    fn exchange_messages(
+        &self,
+        messages: &mut Messages,
+        outgoing: &[&[u8]],
+        incoming: &mut [&mut [u8]],
+    ) -> Result<()> {
         let others: Vec<usize> = (0..self.world_size).filter(|&rank| rank != self.rank).collect();
         {
             let _mpi = enter()?;
             for &rank in &others {
                 messages.receive_length(rank)?;
                 messages.send_length(rank, outgoing[rank].len())?;
-                for piece in outgoing[rank].chunks(self.limits.message) {
-                    // SAFETY: exchange returns when all is done or withdrawn.
+                for piece in outgoing[rank].chunks(self.limits.message_bytes) {
+                    // SAFETY: `exchange` returns only after all messages are done or withdrawn.
                     unsafe { messages.send(rank, piece) }?;
                 }
             }
@@ -180,8 +193,8 @@ impl Mpi {
             for Done { rank, length } in &done {
                 let Some(length) = *length else { continue };
                 check_length(*rank, length, incoming[*rank].len())?;
-                for piece in incoming[*rank].chunks_mut(self.limits.message) {
-                    // SAFETY: as above.
+                for piece in incoming[*rank].chunks_mut(self.limits.message_bytes) {
+                    // SAFETY: `exchange` returns only after all messages are done or withdrawn.
                     unsafe { messages.receive(*rank, piece) }?;
                 }
             }
@@ -189,9 +202,9 @@ impl Mpi {
             if !done.is_empty() {
                 heard = Instant::now();
             } else if let Some(rank) =
-                messages.first_awaited().filter(|_| heard.elapsed() > self.limits.silence)
+                messages.first_awaited().filter(|_| heard.elapsed() > self.limits.timeout)
             {
-                return Err(silent(rank, self.limits.silence));
+                return Err(silent(rank, self.limits.timeout));
             }
             pause(heard.elapsed());
         }
@@ -199,9 +212,11 @@ impl Mpi {
     }
 }
 
-/// After a failure: MPI is to leave the buffers alone. What it does not give back within a second, as a rank hangs in the midst of a
-/// message, stays with it: most MPIs work on that in calls alone, of which none follows but that to end all. One that works by itself
-/// may write to memory that is ours again, in the moments until then, of a process that has nothing left to say.
+/// Takes the buffers back from MPI after a failure. Requests that it does not complete within a
+/// second, because a rank hangs in the middle of a message, are abandoned: most MPIs progress in
+/// calls alone, and the only call that follows is the one that ends all ranks. An MPI with a thread
+/// of its own may write to the buffers in the moments until then, when this process no longer uses
+/// them.
 fn withdraw(mut messages: Messages) {
     let deadline = Instant::now() + Duration::from_secs(1);
     if let Ok(_mpi) = enter() {
@@ -209,7 +224,7 @@ fn withdraw(mut messages: Messages) {
     }
     while !messages.are_done() && Instant::now() < deadline {
         match enter() {
-            // Errors of single messages are no news.
+            // The exchange has failed already, so errors of single messages are ignored.
             Ok(_mpi) => drop(messages.take_done()),
             Err(_) => break,
         }
@@ -218,7 +233,8 @@ fn withdraw(mut messages: Messages) {
     messages.abandon();
 }
 
-/// Between two looks. What comes next often comes at once; but who looks all the time takes a core from those who compute.
+/// Pauses between two polls. The next message often arrives at once, but constant polling would
+/// take a core from the ranks that compute.
 fn pause(waited: Duration) {
     match waited < Duration::from_micros(100) {
         true => std::thread::yield_now(),
@@ -249,9 +265,9 @@ mod tests {
     #[test]
     fn another_mpi_than_the_launchers_is_refused() {
         let process = Process { rank: 2, world_size: 4, local_rank: 2, launcher: Launcher::Mpich };
-        check_seat("Open MPI 4.1.4", (2, 4), &process).unwrap();
+        check_rank("Open MPI 4.1.4", (2, 4), &process).unwrap();
         for seen in [(0, 1), (0, 4), (2, 3)] {
-            let error = check_seat("Open MPI 4.1.4", seen, &process).unwrap_err().to_string();
+            let error = check_rank("Open MPI 4.1.4", seen, &process).unwrap_err().to_string();
             let expected =
                 format!("sees rank {} of {}, expected rank 2 of 4 from MPICH's mpirun", seen.0, seen.1);
             assert!(error.contains(&expected) && error.contains("-pi tcp"), "{error}");

@@ -1,4 +1,4 @@
-//! NCCL as a library to look for.
+//! How NCCL is found.
 
 use crate::libraries::{Missing, Wanted};
 use libloading::Library;
@@ -13,11 +13,11 @@ pub const WANTED: Wanted = Wanted {
     install: "pip install nvidia-nccl-cu13",
 };
 
-/// The library, and where it is.
+/// Loads the library. Returns it with its path.
 ///
 /// # Errors
-/// One line that says where it was looked for and what to do.
+/// One line that says where it was searched for and what to do.
 pub fn load() -> Result<(Library, PathBuf), Missing> {
-    // SAFETY: the initialisers of NVIDIA's library run.
+    // SAFETY: this runs the initializers of NVIDIA's library, which any program may load.
     WANTED.load(|path| Ok(unsafe { Library::new(path) }?))
 }

@@ -1,40 +1,49 @@
-//! NCCL's functions, as far as we call them. Numbers and signatures are those of nccl.h.
+//! The functions of NCCL that this program calls.
+//!
+//! Types are those of cudarc's `nccl::sys`; its functions are not used, because they panic when the
+//! library or a symbol is missing, and because they open the library by names such as `libnccl.so`
+//! while NVIDIA's packages contain `libnccl.so.2` alone, which they do not find even after it was
+//! loaded, as the loader compares names. Results are plain numbers here: a newer NCCL may return
+//! one that cudarc's enum lacks.
 
 use super::find::{self, WANTED};
 use crate::tensor::Dtype;
 use anyhow::{Result, anyhow, bail};
+use cudarc::nccl::sys::{cudaStream_t, ncclComm_t, ncclDataType_t, ncclRedOp_t, ncclResult_t, ncclUniqueId};
 use libloading::Library;
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
 /// `ncclResult_t`
-type Status = c_int;
+type Status = c_uint;
 
-const SUCCESS: Status = 0;
-const IN_PROGRESS: Status = 7;
-/// `ncclSum`
-const SUM: c_int = 0;
+const SUCCESS: Status = ncclResult_t::ncclSuccess as Status;
+const IN_PROGRESS: Status = ncclResult_t::ncclInProgress as Status;
+const SUM: ncclRedOp_t = ncclRedOp_t::ncclSum;
 
-/// `ncclComm_t`: one rank's communicator. NCCL lets any thread ask about it, or abort it.
+/// One rank's communicator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(transparent)]
-pub struct Comm(*mut c_void);
+pub struct Comm(ncclComm_t);
 
-// SAFETY: a handle, which does not belong to a thread.
+// SAFETY: the handle does not belong to a thread. NCCL lets any thread query or abort it.
 unsafe impl Send for Comm {}
 
-/// `ncclUniqueId`: what ranks need to find each other. Rank 0 makes it.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct UniqueId(pub [u8; UniqueId::BYTES]);
-
-impl UniqueId {
-    pub const BYTES: usize = 128;
+/// A collective as NCCL counts them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    AllReduce,
+    /// `count` is the number of elements that each rank receives.
+    ReduceScatter,
+    /// `count` is the number of elements that each rank sends.
+    AllGather,
+    Reduce {
+        root: usize,
+    },
+    Broadcast {
+        root: usize,
+    },
 }
 
-/// `cudaStream_t`, which is a `CUstream`.
-pub type RawStream = *mut c_void;
-
-/// Elements on the GPU, in the order NCCL's functions take them.
+/// Elements on the GPU.
 #[derive(Clone, Copy, Debug)]
 pub struct Elements {
     pub send: *const c_void,
@@ -43,21 +52,21 @@ pub struct Elements {
     pub dtype: Dtype,
 }
 
-/// Declares the table and how it is looked up: a field for each function, by the name it has in the library.
+/// Declares the table of functions, with a field for each, and how it is filled by symbol.
 macro_rules! functions {
     ($($field:ident = $symbol:literal: fn($($arg:ty),*) -> $result:ty;)*) => {
         struct Table {
             $($field: unsafe extern "C" fn($($arg),*) -> $result,)*
-            /// Since 2.14.
-            finalize: Option<unsafe extern "C" fn(Comm) -> Status>,
+            /// Exists since 2.14.
+            finalize: Option<unsafe extern "C" fn(ncclComm_t) -> Status>,
         }
 
         impl Table {
-            fn of(library: &Library, name: &str) -> Result<Self> {
+            fn new(library: &Library, name: &str) -> Result<Self> {
                 Ok(Table {
-                    // SAFETY: of the types that nccl.h declares.
+                    // SAFETY: the types are those that nccl.h declares.
                     $($field: *unsafe { library.get($symbol) }.map_err(|_| lacks(name, $symbol))?,)*
-                    // SAFETY: as above.
+                    // SAFETY: the type is the one that nccl.h declares.
                     finalize: unsafe { library.get("ncclCommFinalize") }.ok().map(|function| *function),
                 })
             }
@@ -66,29 +75,30 @@ macro_rules! functions {
 }
 
 functions! {
-    get_version = "ncclGetVersion": fn(*mut c_int) -> Status;
-    get_unique_id = "ncclGetUniqueId": fn(*mut UniqueId) -> Status;
-    comm_init_rank = "ncclCommInitRank": fn(*mut Comm, c_int, UniqueId, c_int) -> Status;
-    comm_destroy = "ncclCommDestroy": fn(Comm) -> Status;
-    comm_abort = "ncclCommAbort": fn(Comm) -> Status;
-    comm_get_async_error = "ncclCommGetAsyncError": fn(Comm, *mut Status) -> Status;
+    get_unique_id = "ncclGetUniqueId": fn(*mut ncclUniqueId) -> Status;
+    comm_init_rank = "ncclCommInitRank": fn(*mut ncclComm_t, c_int, ncclUniqueId, c_int) -> Status;
+    comm_destroy = "ncclCommDestroy": fn(ncclComm_t) -> Status;
+    comm_abort = "ncclCommAbort": fn(ncclComm_t) -> Status;
+    comm_get_async_error = "ncclCommGetAsyncError": fn(ncclComm_t, *mut Status) -> Status;
     all_reduce = "ncclAllReduce":
-        fn(*const c_void, *mut c_void, usize, c_int, c_int, Comm, RawStream) -> Status;
+        fn(*const c_void, *mut c_void, usize, ncclDataType_t, ncclRedOp_t, ncclComm_t, cudaStream_t) -> Status;
     reduce_scatter = "ncclReduceScatter":
-        fn(*const c_void, *mut c_void, usize, c_int, c_int, Comm, RawStream) -> Status;
-    all_gather = "ncclAllGather": fn(*const c_void, *mut c_void, usize, c_int, Comm, RawStream) -> Status;
+        fn(*const c_void, *mut c_void, usize, ncclDataType_t, ncclRedOp_t, ncclComm_t, cudaStream_t) -> Status;
+    all_gather = "ncclAllGather":
+        fn(*const c_void, *mut c_void, usize, ncclDataType_t, ncclComm_t, cudaStream_t) -> Status;
     reduce = "ncclReduce":
-        fn(*const c_void, *mut c_void, usize, c_int, c_int, c_int, Comm, RawStream) -> Status;
+        fn(*const c_void, *mut c_void, usize, ncclDataType_t, ncclRedOp_t, c_int, ncclComm_t, cudaStream_t) -> Status;
     broadcast = "ncclBroadcast":
-        fn(*const c_void, *mut c_void, usize, c_int, c_int, Comm, RawStream) -> Status;
+        fn(*const c_void, *mut c_void, usize, ncclDataType_t, c_int, ncclComm_t, cudaStream_t) -> Status;
     group_start = "ncclGroupStart": fn() -> Status;
     group_end = "ncclGroupEnd": fn() -> Status;
     get_error_string = "ncclGetErrorString": fn(Status) -> *const c_char;
-    get_last_error = "ncclGetLastError": fn(Comm) -> *const c_char;
+    get_last_error = "ncclGetLastError": fn(ncclComm_t) -> *const c_char;
 }
 
-/// All we call is there from this version on, and the next major one may take other arguments.
+/// The first version with all functions of the table.
 const OLDEST: i32 = 21_300;
+/// The next major version, whose functions may take other arguments.
 const NEXT_MAJOR: i32 = 30_000;
 
 fn lacks(library: &str, symbol: &str) -> anyhow::Error {
@@ -105,203 +115,166 @@ fn expected() -> String {
     )
 }
 
-/// 22707 is 2.27.7, and 2804, as versions before 2.9 counted, is 2.8.4.
+/// Formats a version number: 22707 is 2.27.7, and 2804, in the encoding before 2.9, is 2.8.4.
 pub fn show(version: i32) -> String {
     let unit = if version < 10_000 { 1000 } else { 10_000 };
     format!("{}.{}.{}", version / unit, version % unit / 100, version % 100)
 }
 
-/// `ncclDataType_t`
-fn number_of(dtype: Dtype) -> c_int {
+fn data_type(dtype: Dtype) -> ncclDataType_t {
     match dtype {
-        Dtype::I32 => 2,
-        Dtype::F16 => 6,
-        Dtype::F32 => 7,
-        Dtype::Bf16 => 9,
+        Dtype::I32 => ncclDataType_t::ncclInt32,
+        Dtype::F16 => ncclDataType_t::ncclFloat16,
+        Dtype::F32 => ncclDataType_t::ncclFloat32,
+        Dtype::Bf16 => ncclDataType_t::ncclBfloat16,
     }
 }
 
 /// The loaded library.
 ///
-/// Of the unsafe functions each wants a communicator that is neither destroyed nor aborted, elements that are on its GPU until
-/// the work queued for them is done, and a stream of that GPU.
+/// The unsafe functions require a communicator that was neither destroyed nor aborted, elements
+/// that stay on its GPU until the work queued for them is done, and a stream of that GPU.
 pub struct Functions {
     table: Table,
-    name: String,
-    /// Never unloaded: NCCL has threads of its own.
+    version: i32,
+    path: String,
+    /// Never unloaded: NCCL runs threads of its own.
     _library: std::mem::ManuallyDrop<Library>,
 }
 
 impl Functions {
-    /// # Errors
-    /// One line: no library, where it was looked for, what to do; or what it lacks, or its version if that is another than we know.
-    pub fn load() -> Result<Self> {
-        let (library, path) = find::load()?;
-        let name = path.display().to_string();
-        let version = version(&library, &name)?;
-        if !(OLDEST..NEXT_MAJOR).contains(&version) {
-            bail!("{name} is NCCL {}: {}", show(version), expected());
-        }
-        let table = Table::of(&library, &name)?;
-        Ok(Functions { table, name, _library: std::mem::ManuallyDrop::new(library) })
-    }
-
-    /// The library's place.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// `22707`.
+    /// Loads NCCL.
     ///
     /// # Errors
-    /// If NCCL fails.
-    pub fn version(&self) -> Result<i32> {
-        let mut version = 0;
-        // SAFETY: it writes a number.
-        self.check("ncclGetVersion", unsafe { (self.table.get_version)(&mut version) })?;
-        Ok(version)
+    /// One line: no library was found, where it was searched for and what to do; or what the
+    /// library lacks; or its version, if that is not supported.
+    pub fn load() -> Result<Self> {
+        let (library, path) = find::load()?;
+        let path = path.display().to_string();
+        let version = version(&library, &path)?;
+        if !(OLDEST..NEXT_MAJOR).contains(&version) {
+            bail!("{path} is NCCL {}: {}", show(version), expected());
+        }
+        let table = Table::new(&library, &path)?;
+        log::info!("NCCL {} from {path}", show(version));
+        Ok(Functions { table, version, path, _library: std::mem::ManuallyDrop::new(library) })
     }
 
+    /// The library's path.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The version in NCCL's encoding: 22707 is 2.27.7.
+    pub fn version(&self) -> i32 {
+        self.version
+    }
+
+    /// Creates the id by which ranks find each other.
+    ///
     /// # Errors
     /// If NCCL finds no network interface that it can use.
-    pub fn unique_id(&self) -> Result<UniqueId> {
-        let mut id = UniqueId([0; UniqueId::BYTES]);
-        // SAFETY: it writes an id.
+    pub fn unique_id(&self) -> Result<ncclUniqueId> {
+        let mut id = ncclUniqueId { internal: [0; _] };
+        // SAFETY: the function writes an id to a place that holds one.
         self.check("ncclGetUniqueId", unsafe { (self.table.get_unique_id)(&mut id) })?;
         Ok(id)
     }
 
-    /// Waits until all ranks are there. The GPU is the one whose context is current.
-    ///
-    /// # Errors
-    /// If NCCL fails.
-    pub fn comm_init_rank(&self, world_size: usize, id: UniqueId, rank: usize) -> Result<Comm> {
-        let mut comm = Comm(std::ptr::null_mut());
-        // SAFETY: it writes a handle.
+    /// Creates a communicator on the GPU whose context is current. Blocks until all ranks call it.
+    pub fn comm_init_rank(&self, world_size: usize, id: ncclUniqueId, rank: usize) -> Result<Comm> {
+        let mut comm = std::ptr::null_mut();
+        // SAFETY: the function writes a handle to a place that holds one.
         let status =
             unsafe { (self.table.comm_init_rank)(&mut comm, world_size as c_int, id, rank as c_int) };
-        self.check("ncclCommInitRank", status).map(|()| comm)
+        self.check("ncclCommInitRank", status).map(|()| Comm(comm))
     }
 
-    /// Ends a communicator when its work is done. All ranks do it together.
-    ///
-    /// # Errors
-    /// If NCCL fails.
+    /// Destroys a communicator after its work is done. All ranks call it together.
     ///
     /// # Safety
-    /// See [`Functions`]; the communicator is gone afterwards.
+    /// See [`Functions`]. The communicator must not be used afterwards.
     pub unsafe fn comm_destroy(&self, comm: Comm) -> Result<()> {
-        // SAFETY: as promised.
-        let finalized = self.table.finalize.map_or(SUCCESS, |finalize| unsafe { finalize(comm) });
-        // SAFETY: as promised.
-        let destroyed = unsafe { (self.table.comm_destroy)(comm) };
+        // SAFETY: the caller guarantees that the communicator is alive.
+        let finalized = self.table.finalize.map_or(SUCCESS, |finalize| unsafe { finalize(comm.0) });
+        // SAFETY: finalizing keeps the communicator alive.
+        let destroyed = unsafe { (self.table.comm_destroy)(comm.0) };
         self.check("ncclCommFinalize", finalized).and(self.check("ncclCommDestroy", destroyed))
     }
 
-    /// Ends a communicator whatever it is at, and what it does on the GPU.
-    ///
-    /// # Errors
-    /// If NCCL fails.
+    /// Aborts a communicator and its work on the GPU. Another thread may be inside a call that
+    /// waits for other ranks; that call then returns.
     ///
     /// # Safety
-    /// See [`Functions`]; the communicator is gone afterwards. Another thread may be in a call that waits for other ranks.
+    /// See [`Functions`]. The communicator must not be used afterwards.
     pub unsafe fn comm_abort(&self, comm: Comm) -> Result<()> {
-        // SAFETY: as promised.
-        self.check("ncclCommAbort", unsafe { (self.table.comm_abort)(comm) })
+        // SAFETY: the caller guarantees that the communicator is alive.
+        self.check("ncclCommAbort", unsafe { (self.table.comm_abort)(comm.0) })
     }
 
-    /// What went wrong since it was asked for.
-    ///
-    /// # Errors
-    /// If something did.
+    /// Returns the error of a collective that failed since the last query.
     ///
     /// # Safety
     /// See [`Functions`].
     pub unsafe fn comm_async_error(&self, comm: Comm) -> Result<()> {
         let mut error = SUCCESS;
-        // SAFETY: as promised, and it writes a number.
-        let asked = unsafe { (self.table.comm_get_async_error)(comm, &mut error) };
-        self.check("ncclCommGetAsyncError", asked)?;
+        // SAFETY: the caller guarantees that the communicator is alive; the function writes a
+        // number.
+        let queried = unsafe { (self.table.comm_get_async_error)(comm.0, &mut error) };
+        self.check("ncclCommGetAsyncError", queried)?;
         let error = if error == IN_PROGRESS { SUCCESS } else { error };
         self.check("a collective", error)
     }
 
-    /// # Safety
-    /// See [`Functions`].
-    pub unsafe fn all_reduce(&self, elements: Elements, comm: Comm, stream: RawStream) -> Result<()> {
-        let Elements { send, receive, count, dtype } = elements;
-        // SAFETY: as promised.
-        let status =
-            unsafe { (self.table.all_reduce)(send, receive, count, number_of(dtype), SUM, comm, stream) };
-        self.check("ncclAllReduce", status)
-    }
-
-    /// `count` is what each rank receives.
+    /// Queues a collective in a stream. Reductions are sums.
     ///
     /// # Safety
     /// See [`Functions`].
-    pub unsafe fn reduce_scatter(&self, elements: Elements, comm: Comm, stream: RawStream) -> Result<()> {
-        let Elements { send, receive, count, dtype } = elements;
-        // SAFETY: as promised.
-        let status =
-            unsafe { (self.table.reduce_scatter)(send, receive, count, number_of(dtype), SUM, comm, stream) };
-        self.check("ncclReduceScatter", status)
-    }
-
-    /// `count` is what each rank sends.
-    ///
-    /// # Safety
-    /// See [`Functions`].
-    pub unsafe fn all_gather(&self, elements: Elements, comm: Comm, stream: RawStream) -> Result<()> {
-        let Elements { send, receive, count, dtype } = elements;
-        // SAFETY: as promised.
-        let status = unsafe { (self.table.all_gather)(send, receive, count, number_of(dtype), comm, stream) };
-        self.check("ncclAllGather", status)
-    }
-
-    /// The sum goes to `root`.
-    ///
-    /// # Safety
-    /// See [`Functions`].
-    pub unsafe fn reduce(
+    pub unsafe fn enqueue(
         &self,
+        call: Call,
         elements: Elements,
-        root: usize,
         comm: Comm,
-        stream: RawStream,
+        stream: cudaStream_t,
     ) -> Result<()> {
         let Elements { send, receive, count, dtype } = elements;
-        let (dtype, root) = (number_of(dtype), root as c_int);
-        // SAFETY: as promised.
-        let status = unsafe { (self.table.reduce)(send, receive, count, dtype, SUM, root, comm, stream) };
-        self.check("ncclReduce", status)
+        let (table, comm, dtype) = (&self.table, comm.0, data_type(dtype));
+        // SAFETY: the caller guarantees that communicator, elements and stream are alive and belong
+        // together; the arguments are in the order of nccl.h.
+        let (name, status) = unsafe {
+            match call {
+                Call::AllReduce => {
+                    ("ncclAllReduce", (table.all_reduce)(send, receive, count, dtype, SUM, comm, stream))
+                }
+                Call::ReduceScatter => {
+                    let status = (table.reduce_scatter)(send, receive, count, dtype, SUM, comm, stream);
+                    ("ncclReduceScatter", status)
+                }
+                Call::AllGather => {
+                    ("ncclAllGather", (table.all_gather)(send, receive, count, dtype, comm, stream))
+                }
+                Call::Reduce { root } => {
+                    let root = root as c_int;
+                    ("ncclReduce", (table.reduce)(send, receive, count, dtype, SUM, root, comm, stream))
+                }
+                Call::Broadcast { root } => {
+                    let root = root as c_int;
+                    ("ncclBroadcast", (table.broadcast)(send, receive, count, dtype, root, comm, stream))
+                }
+            }
+        };
+        self.check(name, status)
     }
 
-    /// # Safety
-    /// See [`Functions`].
-    pub unsafe fn broadcast(
-        &self,
-        elements: Elements,
-        root: usize,
-        comm: Comm,
-        stream: RawStream,
-    ) -> Result<()> {
-        let Elements { send, receive, count, dtype } = elements;
-        let (dtype, root) = (number_of(dtype), root as c_int);
-        // SAFETY: as promised.
-        let status = unsafe { (self.table.broadcast)(send, receive, count, dtype, root, comm, stream) };
-        self.check("ncclBroadcast", status)
-    }
-
-    /// Makes one of all that `body` calls in this thread.
+    /// Groups all calls that `body` makes in this thread into one.
     ///
     /// # Errors
-    /// The first of `body` or NCCL.
+    /// The error of `body`, or else NCCL's.
     pub fn group(&self, body: impl FnOnce() -> Result<()>) -> Result<()> {
-        // SAFETY: no preconditions.
+        // SAFETY: the function has no preconditions.
         self.check("ncclGroupStart", unsafe { (self.table.group_start)() })?;
         let result = body();
-        // SAFETY: as above; what was begun is ended whatever happened within.
+        // SAFETY: a group was started. It is ended even if `body` failed.
         let ended = unsafe { (self.table.group_end)() };
         result.and_then(|()| self.check("ncclGroupEnd", ended))
     }
@@ -310,9 +283,10 @@ impl Functions {
         if status == SUCCESS {
             return Ok(());
         }
-        // SAFETY: both return texts that stay; the second knows of no communicator in particular.
+        // SAFETY: both functions return strings that stay valid; the second accepts a null
+        // communicator.
         let (short, last) = unsafe {
-            let none = Comm(std::ptr::null_mut());
+            let none = std::ptr::null_mut();
             (text((self.table.get_error_string)(status)), text((self.table.get_last_error)(none)))
         };
         let last = if last.is_empty() { "NCCL_DEBUG=WARN says more".to_owned() } else { last };
@@ -320,28 +294,29 @@ impl Functions {
     }
 }
 
-/// Asked before anything else is, as a library of another version may lack it.
-fn version(library: &Library, name: &str) -> Result<i32> {
+/// Returns the version, which is queried before other symbols are looked up, as another version may
+/// lack them.
+fn version(library: &Library, path: &str) -> Result<i32> {
     const SYMBOL: &str = "ncclGetVersion";
-    // SAFETY: of the type that nccl.h declares.
+    // SAFETY: the type is the one that nccl.h declares.
     let get = unsafe { library.get::<unsafe extern "C" fn(*mut c_int) -> Status>(SYMBOL) };
     let mut version = 0;
-    // SAFETY: it writes a number.
-    match unsafe { get.map_err(|_| lacks(name, SYMBOL))?(&mut version) } {
+    // SAFETY: the function writes a number.
+    match unsafe { get.map_err(|_| lacks(path, SYMBOL))?(&mut version) } {
         SUCCESS => Ok(version),
-        status => bail!("NCCL at {name}, {SYMBOL}: error {status}"),
+        status => bail!("NCCL at {path}, {SYMBOL}: error {status}"),
     }
 }
 
-/// In one line.
+/// Returns a C string as one line.
 ///
 /// # Safety
-/// A C string, or null.
+/// `text` is null or points to a C string.
 unsafe fn text(text: *const c_char) -> String {
     if text.is_null() {
         return String::new();
     }
-    // SAFETY: as promised.
+    // SAFETY: the caller guarantees a C string, and null was handled above.
     let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -1,102 +1,103 @@
-//! Collectives of GPUs: NCCL, loaded when it is first needed.
+//! Collectives between GPUs by NCCL, which is loaded when it is first needed.
 //!
-//! NCCL works in a stream of its own, so that gradients are on their way while the next ones are computed, and a thread of its
-//! own calls it, since its calls may wait for other ranks. Who waits for them waits on the host, looking out for everything
-//! that can go wrong meanwhile: an error of NCCL's, a rank that is gone (the ranks tell each other beside NCCL how they
-//! are), or nothing at all for too long. So a failure is known before anything is made of the sums, and nobody hangs.
+//! NCCL works in a stream of its own, so that gradients travel while the next ones are computed.
+//! Its calls may block on other ranks, so a thread of its own makes them. Waiting happens on the
+//! host, which watches for everything that can go wrong: an error of NCCL's, a rank that is gone
+//! (ranks exchange heartbeats beside NCCL), or no progress until a timeout. A failure is therefore
+//! known before the sums are used, and no rank hangs.
 
 mod find;
 pub mod functions;
-mod stream;
-mod watch;
+mod gpu;
+mod watchdog;
 mod worker;
 
-use super::links::Links;
-use super::{Communicator, Operation, Ticket};
+use super::timing::Started;
+use super::transport::Transport;
+use super::{Communicator, Operation, Work};
 use crate::ops::Place;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use functions::{Comm, Functions, UniqueId, show};
+use cudarc::driver::{CudaContext, CudaEvent};
+use cudarc::nccl::sys::ncclUniqueId;
+use functions::{Comm, Functions, show};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use stream::{Context, Event, Stream};
-use watch::Watch;
-use worker::{Ending, Seat, Worker};
+use watchdog::Watchdog;
+use worker::{RankId, Shutdown, Worker};
 
-/// How long to wait for what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Patience {
-    /// From one turn of telling each other to the next.
-    pub turn: Duration,
-    /// For sums that a rank has left without.
-    pub parting: Duration,
-    /// For operations to end while all ranks are there.
+pub struct Timeouts {
+    /// Interval between heartbeats.
+    pub heartbeat: Duration,
+    /// How long a wait continues after another rank has finished.
+    pub finished: Duration,
+    /// How long operations may take while all ranks are running.
     pub progress: Duration,
-    /// For NCCL to let go of a communicator.
+    /// How long NCCL may take to release a communicator.
     pub release: Duration,
 }
 
-impl Default for Patience {
+impl Default for Timeouts {
     fn default() -> Self {
-        Patience {
-            turn: Duration::from_millis(200),
-            parting: Duration::from_secs(10),
-            // Others may wait for a master that writes a checkpoint to a slow disk.
+        Timeouts {
+            heartbeat: Duration::from_millis(200),
+            finished: Duration::from_secs(10),
+            // Other ranks may wait while rank 0 writes a checkpoint to a slow disk.
             progress: Duration::from_secs(600),
             release: Duration::from_secs(10),
         }
     }
 }
 
-/// Pause between two looks: a small part of a step.
-const LOOK: Duration = Duration::from_micros(20);
+/// Pause between two polls: a small fraction of a step.
+const POLL: Duration = Duration::from_micros(20);
 
-/// The communicator of GPUs, one for each process.
+/// The communicator of GPUs, one per process.
 pub struct Nccl {
     rank: usize,
     world_size: usize,
-    version: i32,
-    patience: Patience,
+    timeouts: Timeouts,
     functions: Arc<Functions>,
+    context: Arc<CudaContext>,
     worker: Worker,
-    watch: Watch,
-    /// `None` before all ranks are there, and once it is gone.
+    watchdog: Watchdog,
+    /// `None` until all ranks have joined, and after it has ended.
     comm: Option<Comm>,
-    last_started: Ticket,
-    /// What the thread has yet to put into the stream, in order.
-    queued: VecDeque<Ticket>,
-    /// What is in the stream and not known to be done, in order.
-    under_way: VecDeque<(Ticket, Event)>,
+    last_started: Work,
+    /// Work that the thread has yet to put into the stream, in order.
+    queued: VecDeque<(Work, Started)>,
+    /// Work in the stream that is not known to be done, in order.
+    in_flight: VecDeque<(Work, Started, CudaEvent)>,
     failed: Option<String>,
 }
 
 impl Nccl {
-    /// Joins all ranks; each has opened its GPU in the thread that calls this. The links are used for the rest of the run.
+    /// Joins all ranks. Each has opened its GPU in the thread that calls this. The transport is in
+    /// use for the rest of the run.
     ///
     /// # Errors
-    /// One line: no NCCL, another one elsewhere, or the rank that is gone.
-    pub fn open(mut links: impl Links + 'static, patience: Patience) -> Result<Self> {
-        let (rank, world_size) = (links.rank(), links.world_size());
+    /// One line: NCCL is missing, another rank has another version, or the rank that is gone.
+    pub fn open(mut transport: impl Transport + 'static, timeouts: Timeouts) -> Result<Self> {
+        let (rank, world_size) = (transport.rank(), transport.world_size());
         let functions = Arc::new(Functions::load()?);
-        let context = Context::current()?;
-        let version = functions.version()?;
-        let id = agree(&mut links, &functions, version)?;
-        let stream = Stream::new()?;
-        let watch = Watch::start(links, patience.turn);
-        let seat = Seat { id, rank, world_size };
-        let worker = Worker::start(functions.clone(), context, stream, seat);
+        let context = gpu::current_context()?;
+        let id = exchange_id(&mut transport, &functions)?;
+        let stream = context.new_stream().map_err(|e| gpu::message("cuStreamCreate", e))?;
+        let watchdog = Watchdog::start(transport, timeouts.heartbeat);
+        let worker = Worker::start(functions.clone(), stream, RankId { id, rank, world_size });
         let mut nccl = Nccl {
             rank,
             world_size,
-            version,
-            patience,
+            timeouts,
             functions,
+            context,
             worker,
-            watch,
+            watchdog,
             comm: None,
-            last_started: Ticket(0),
+            last_started: Work(0),
             queued: VecDeque::new(),
-            under_way: VecDeque::new(),
+            in_flight: VecDeque::new(),
             failed: None,
         };
         nccl.wait_until(nccl.last_started, |nccl| match nccl.worker.joined() {
@@ -106,87 +107,94 @@ impl Nccl {
         Ok(nccl)
     }
 
-    /// Looks again and again whether something is done, and whether it will ever be: it takes ranks that have begun what
-    /// `ticket` stands for.
-    fn wait_until(&mut self, ticket: Ticket, mut done: impl FnMut(&mut Self) -> Result<bool>) -> Result<()> {
+    /// Polls until `done`, or until that cannot happen any more. It takes all ranks to have started
+    /// `work`.
+    fn wait_until(&mut self, work: Work, mut done: impl FnMut(&mut Self) -> Result<bool>) -> Result<()> {
         let began = Instant::now();
         loop {
             let state = done(self).and_then(|done| match done {
                 true => Ok(true),
-                false => self.check(ticket, began.elapsed()).map(|()| false),
+                false => self.check(work, began.elapsed()).map(|()| false),
             });
             match state {
                 Ok(true) => return Ok(()),
-                Ok(false) => std::thread::sleep(LOOK),
+                Ok(false) => std::thread::sleep(POLL),
                 Err(why) => return Err(self.fail(why)),
             }
         }
     }
 
-    /// Everything that would make waiting vain.
-    fn check(&self, ticket: Ticket, waited: Duration) -> Result<()> {
-        self.watch.check()?;
+    /// Checks for everything that makes waiting futile.
+    fn check(&self, work: Work, waited: Duration) -> Result<()> {
+        self.watchdog.check()?;
         if let Some(comm) = self.comm {
-            // SAFETY: it is neither destroyed nor aborted while it is here.
+            // SAFETY: the communicator is taken out of `self.comm` before it is destroyed or
+            // aborted.
             unsafe { self.functions.comm_async_error(comm) }?;
         }
-        if waited > self.patience.parting
-            && let Some(rank) = self.watch.leaver()
+        if waited > self.timeouts.finished
+            && let Some(rank) = self.watchdog.finished_rank()
         {
-            bail!("rank {rank} has ended while others go on: its output says why");
+            bail!("rank {rank} has finished while other ranks continue: its output says why");
         }
-        if waited <= self.patience.progress {
+        if waited <= self.timeouts.progress {
             return Ok(());
         }
         let seconds = waited.as_secs();
-        match self.watch.behind(ticket.0).first() {
-            Some(rank) => bail!("rank {rank} has not begun what others wait for since {seconds} s: it hangs"),
+        match self.watchdog.behind(work.0).first() {
+            Some(rank) => {
+                bail!("rank {rank} has not started what other ranks have waited {seconds} s for: it hangs")
+            }
             None => bail!(
-                "NCCL does not get on: no result for {seconds} s, though all ranks are there; NCCL_DEBUG=INFO says how it connects them"
+                "NCCL made no progress for {seconds} s although all ranks are running; NCCL_DEBUG=INFO says how it connects them"
             ),
         }
     }
 
-    /// Lets go of everything, tells the others, and remembers why.
+    /// Releases everything, tells the other ranks, and keeps the error.
     fn fail(&mut self, why: anyhow::Error) -> anyhow::Error {
-        // NCCL may hear first that a connection is lost, but it does not know whose it was.
+        // NCCL may be the first to notice a lost connection, but does not know which rank it was
+        // to.
         let mut why = format!("{why:#}");
-        if let Err(named) = self.watch.check_for(5 * self.patience.turn)
+        if let Err(named) = self.watchdog.check_within(5 * self.timeouts.heartbeat)
             && named.to_string() != why
         {
             why = format!("{named} ({why})");
         }
         let why = format!("rank {}: {why}", self.rank);
-        self.watch.fail();
+        self.watchdog.fail();
         self.failed = Some(why.clone());
         if let Some(comm) = self.comm.take() {
-            let patience = self.patience.release;
-            if !self.worker.end(Ending::Abort, patience) && !self.worker.break_off(comm, patience) {
-                // Freeing memory would wait for the GPU for ever, and the message would never be seen.
-                eprintln!("{why}; NCCL does not let go of the GPU, so that this process ends at once");
-                // SAFETY: ends the process without a word to libraries that hang.
+            let timeout = self.timeouts.release;
+            if !self.worker.shut_down(Shutdown::Abort, timeout) && !self.worker.force_abort(comm, timeout) {
+                // Freeing memory would wait for the GPU forever, and the error would never be
+                // printed.
+                eprintln!("{why}; NCCL does not release the GPU, so this process exits at once");
+                // SAFETY: exiting is always allowed. `std::process::exit` would run the exit
+                // handlers of libraries that hang.
                 unsafe { libc::_exit(2) };
             }
         }
         anyhow!(why)
     }
 
-    /// Whether what was begun up to and including `ticket` is done.
-    fn is_done(&mut self, ticket: Ticket) -> Result<bool> {
+    /// Whether everything that was started up to and including `work` is done.
+    fn is_done(&mut self, work: Work) -> Result<bool> {
         while let Some(result) = self.worker.result() {
-            let ticket = self.queued.pop_front().expect("a result for each job");
-            self.under_way.push_back((ticket, result?));
+            let (work, started) = self.queued.pop_front().expect("one result per job");
+            self.in_flight.push_back((work, started, result?));
         }
-        while let Some((next, event)) = self.under_way.front() {
-            if *next > ticket {
+        while let Some((next, started, event)) = self.in_flight.front() {
+            if *next > work {
                 return Ok(true);
             }
-            if !event.has_passed()? {
+            if !event.try_is_complete().map_err(|e| gpu::message("cuEventQuery", e))? {
                 return Ok(false);
             }
-            self.under_way.pop_front();
+            started.log_end(*next);
+            self.in_flight.pop_front();
         }
-        Ok(self.queued.front().is_none_or(|next| *next > ticket))
+        Ok(self.queued.front().is_none_or(|(next, _)| *next > work))
     }
 
     fn check_failed(&self) -> Result<()> {
@@ -194,17 +202,19 @@ impl Nccl {
     }
 }
 
-/// All ranks have one version, and learn rank 0's id.
-fn agree(links: &mut impl Links, functions: &Functions, version: i32) -> Result<UniqueId> {
-    let (rank, world_size) = (links.rank(), links.world_size());
+const ID_BYTES: usize = size_of::<ncclUniqueId>();
+
+/// Checks that all ranks have one version of NCCL, and returns rank 0's id.
+fn exchange_id(transport: &mut impl Transport, functions: &Functions) -> Result<ncclUniqueId> {
+    let (rank, world_size, version) = (transport.rank(), transport.world_size(), functions.version());
     let mut own = version.to_le_bytes().to_vec();
     own.extend(match rank {
-        0 => functions.unique_id()?.0,
-        _ => [0; UniqueId::BYTES],
+        0 => bytemuck::cast(functions.unique_id()?.internal),
+        _ => [0u8; ID_BYTES],
     });
     let mut all = vec![own.clone(); world_size];
     let mut incoming: Vec<&mut [u8]> = all.iter_mut().map(Vec::as_mut_slice).collect();
-    links.exchange(&vec![&own[..]; world_size], &mut incoming).context("NCCL's id")?;
+    transport.exchange(&vec![&own[..]; world_size], &mut incoming).context("NCCL's id")?;
     for (other, message) in all.iter().enumerate() {
         let theirs = i32::from_le_bytes(message[..4].try_into().expect("four bytes"));
         ensure!(
@@ -214,7 +224,8 @@ fn agree(links: &mut impl Links, functions: &Functions, version: i32) -> Result<
             show(version)
         );
     }
-    Ok(UniqueId(all[0][4..].try_into().expect("an id's bytes")))
+    let id: [u8; ID_BYTES] = all[0][4..].try_into().expect("an id's bytes");
+    Ok(ncclUniqueId { internal: bytemuck::cast(id) })
 }
 
 impl Communicator for Nccl {
@@ -228,39 +239,41 @@ impl Communicator for Nccl {
 
     fn describe(&self) -> String {
         let processes = if self.world_size == 1 { "process" } else { "processes" };
-        format!("{} {processes} over NCCL {}", self.world_size, show(self.version))
+        format!("{} {processes} over NCCL {}", self.world_size, show(self.functions.version()))
     }
 
     fn library(&self) -> Option<(&'static str, String)> {
-        Some(("NCCL", format!("{} from {}", show(self.version), self.functions.name())))
+        let functions = &self.functions;
+        Some(("NCCL", format!("{} from {}", show(functions.version()), functions.path())))
     }
 
-    fn start(&mut self, operations: Vec<Operation>) -> Result<Ticket> {
+    fn start(&mut self, operations: Vec<Operation>) -> Result<Work> {
         self.check_failed()?;
         let after = match operations.first().map(|first| first.buffer.place) {
             None => None,
-            Some(Place::Host) => bail!("NCCL adds up what is on GPUs, and a buffer is on the host"),
+            Some(Place::Host) => bail!("NCCL needs buffers on GPUs, and a buffer is on the host"),
             Some(place @ Place::Gpu { stream }) => {
-                let all_there = operations.iter().all(|o| o.buffer.place == place);
-                ensure!(all_there, "buffers of several GPUs in one process");
-                // SAFETY: as the buffer says; and the device has made its context current to queue what is in it.
-                Some(unsafe { Event::after(stream) }?)
+                let one_place = operations.iter().all(|o| o.buffer.place == place);
+                ensure!(one_place, "buffers on several GPUs in one process");
+                // SAFETY: the buffer names the live stream of the device, whose context is this
+                // one.
+                Some(unsafe { gpu::record(&self.context, stream) }?)
             }
         };
         self.last_started.0 += 1;
-        self.watch.begin();
+        self.watchdog.count_start();
         if let Some(after) = after {
-            self.queued.push_back(self.last_started);
+            self.queued.push_back((self.last_started, Started::now(&operations)));
             self.worker.queue(operations, after)?;
         }
         Ok(self.last_started)
     }
 
-    /// On the host: what is queued on the device afterwards comes later, as the host has seen the end of this.
-    fn wait(&mut self, ticket: Ticket) -> Result<()> {
-        assert!(ticket <= self.last_started, "{ticket:?} was not given out");
+    /// Blocks the host, so work queued on the device afterwards is ordered after the collectives.
+    fn wait(&mut self, work: Work) -> Result<()> {
+        assert!(work <= self.last_started, "{work} was never started");
         self.check_failed()?;
-        self.wait_until(ticket, |nccl| nccl.is_done(ticket))
+        self.wait_until(work, |nccl| nccl.is_done(work))
     }
 
     fn finish(&mut self) -> Result<()> {
@@ -269,21 +282,22 @@ impl Communicator for Nccl {
 }
 
 impl Drop for Nccl {
-    /// Nothing of NCCL's may be on the GPU when the device frees its memory. Who comes here with sums under way, or out of a
-    /// panic, has no use for them; else all ranks end together, as NCCL wants it.
+    /// NCCL must not use the GPU any more when the device frees its memory. With collectives in
+    /// flight, or after a panic, the communicator is aborted; otherwise all ranks end together, as
+    /// NCCL requires.
     fn drop(&mut self) {
         if self.comm.is_none() {
             return;
         }
-        let under_way = !self.queued.is_empty() || !self.under_way.is_empty();
-        if under_way || std::thread::panicking() {
-            let _ = self.fail(anyhow!("ended with sums under way"));
+        let in_flight = !self.queued.is_empty() || !self.in_flight.is_empty();
+        if in_flight || std::thread::panicking() {
+            let _ = self.fail(anyhow!("ended with collectives in flight"));
             return;
         }
-        match self.watch.leave() {
-            // One that hangs now ends with the process.
+        match self.watchdog.finish() {
+            // If destroying hangs, it ends with the process.
             Ok(()) => {
-                self.worker.end(Ending::Destroy, self.patience.release);
+                self.worker.shut_down(Shutdown::Destroy, self.timeouts.release);
             }
             Err(why) => {
                 self.fail(why);

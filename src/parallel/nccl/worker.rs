@@ -1,10 +1,13 @@
-//! The thread that calls NCCL, whose calls may wait for other ranks. The training thread waits for it with its eyes open.
+//! The thread that calls NCCL, whose calls may block on other ranks. The training thread polls it
+//! and watches for failures meanwhile.
 
-use super::functions::{Comm, Elements, Functions, UniqueId};
-use super::stream::{Context, Event, Stream};
-use crate::parallel::host::parts;
+use super::functions::{Call, Comm, Elements, Functions};
+use super::gpu::message;
+use crate::parallel::host::partitions;
 use crate::parallel::{Collective, Operation};
 use anyhow::{Result, anyhow};
+use cudarc::driver::{CudaEvent, CudaStream};
+use cudarc::nccl::sys::ncclUniqueId;
 use std::ffi::c_void;
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,55 +15,55 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
-/// One rank's place in a communicator.
-pub struct Seat {
-    pub id: UniqueId,
+/// One rank's identity in a communicator.
+pub struct RankId {
+    pub id: ncclUniqueId,
     pub rank: usize,
     pub world_size: usize,
 }
 
 enum Job {
-    /// After the event.
-    Queue(Vec<Operation>, Event),
-    End(Ending),
+    /// Operations to queue after the event.
+    Queue(Vec<Operation>, CudaEvent),
+    Shutdown(Shutdown),
 }
 
 /// How a communicator ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
-    /// All is done, and all ranks do the same.
+pub enum Shutdown {
+    /// All work is done, and all ranks destroy the communicator together.
     Destroy,
     Abort,
 }
 
-/// What both threads look at.
+/// State of both threads.
 struct Shared {
     functions: Arc<Functions>,
-    stream: Stream,
-    /// The communicator is about to be aborted: nothing else of it may be called any more.
-    over: AtomicBool,
-    /// Somebody has begun to end it, which must happen once.
+    stream: Arc<CudaStream>,
+    /// The communicator is about to be aborted: no other function may use it from now on.
+    aborting: AtomicBool,
+    /// A thread has begun to end the communicator, which must happen once.
     ending: AtomicBool,
 }
 
 pub struct Worker {
     shared: Arc<Shared>,
     jobs: Sender<Job>,
-    /// Of each job that was queued, in order: the event that passes when it is done.
-    results: Receiver<Result<Event>>,
-    /// Says how the communicator's end went.
+    /// For each queued job, in order: the event that completes when it is done.
+    results: Receiver<Result<CudaEvent>>,
+    /// A message when the communicator has ended.
     ended: Receiver<()>,
-    /// The answer to the first call.
+    /// The communicator, once.
     joined: Receiver<Result<Comm>>,
 }
 
 impl Worker {
-    /// Begins to join the others.
-    pub fn start(functions: Arc<Functions>, context: Context, stream: Stream, seat: Seat) -> Self {
+    /// Starts the thread, which begins to join the other ranks.
+    pub fn start(functions: Arc<Functions>, stream: Arc<CudaStream>, rank_id: RankId) -> Self {
         let shared = Arc::new(Shared {
             functions,
             stream,
-            over: AtomicBool::new(false),
+            aborting: AtomicBool::new(false),
             ending: AtomicBool::new(false),
         });
         let (jobs, queue) = channel();
@@ -69,68 +72,76 @@ impl Worker {
         let (join, joined) = channel();
         let theirs = shared.clone();
         std::thread::spawn(move || {
-            let Seat { id, rank, world_size } = seat;
-            let comm = context.bind().and_then(|()| theirs.functions.comm_init_rank(world_size, id, rank));
-            let here = Here { shared: theirs, rank, world_size, comm: comm.as_ref().ok().copied() };
+            let RankId { id, rank, world_size } = rank_id;
+            let bound = theirs.stream.context().bind_to_thread();
+            let comm = bound
+                .map_err(|e| message("cuCtxSetCurrent", e))
+                .and_then(|()| theirs.functions.comm_init_rank(world_size, id, rank));
+            let thread = WorkerThread { shared: theirs, rank, world_size, comm: comm.as_ref().ok().copied() };
             if join.send(comm).is_ok() {
-                here.work(&queue, &done, &end);
+                thread.work(&queue, &done, &end);
             }
         });
         Worker { shared, jobs, results, ended, joined }
     }
 
-    /// The communicator, once all ranks are there.
+    /// Returns the communicator once all ranks have joined.
     pub fn joined(&self) -> Option<Result<Comm>> {
         self.joined.try_recv().ok()
     }
 
+    /// Hands operations to the thread.
+    ///
     /// # Errors
-    /// If the thread is no more.
-    pub fn queue(&self, operations: Vec<Operation>, after: Event) -> Result<()> {
+    /// If the thread has ended.
+    pub fn queue(&self, operations: Vec<Operation>, after: CudaEvent) -> Result<()> {
         self.jobs
             .send(Job::Queue(operations, after))
             .map_err(|_| anyhow!("the thread that calls NCCL has ended"))
     }
 
-    /// When the next of what was queued is done, if it is in the stream by now.
-    pub fn result(&self) -> Option<Result<Event>> {
+    /// Returns the completion event of the next queued job, if that is in the stream by now.
+    pub fn result(&self) -> Option<Result<CudaEvent>> {
         self.results.try_recv().ok()
     }
 
-    /// Ends the communicator when the thread is done with what it does. False if that takes longer than `patience`.
-    pub fn end(&self, ending: Ending, patience: Duration) -> bool {
-        if ending == Ending::Abort {
-            self.shared.over.store(true, Ordering::SeqCst);
+    /// Ends the communicator after the thread's current call. False if that takes longer than
+    /// `timeout`.
+    pub fn shut_down(&self, shutdown: Shutdown, timeout: Duration) -> bool {
+        if shutdown == Shutdown::Abort {
+            self.shared.aborting.store(true, Ordering::SeqCst);
         }
-        self.jobs.send(Job::End(ending)).is_err() || self.ended.recv_timeout(patience).is_ok()
+        self.jobs.send(Job::Shutdown(shutdown)).is_err() || self.ended.recv_timeout(timeout).is_ok()
     }
 
-    /// Aborts from outside what the thread hangs in. False if that takes longer than `patience`.
-    pub fn break_off(&self, comm: Comm, patience: Duration) -> bool {
+    /// Aborts the communicator while the thread hangs in a call. False if that takes longer than
+    /// `timeout`.
+    pub fn force_abort(&self, comm: Comm, timeout: Duration) -> bool {
         let shared = self.shared.clone();
         let (end, ended) = channel();
         std::thread::spawn(move || {
             if !shared.ending.swap(true, Ordering::SeqCst) {
-                // SAFETY: the thread hangs in one of NCCL's calls, which return when the communicator is aborted, and then
-                // calls no other.
+                // SAFETY: `ending` makes this the only thread that ends the communicator. The
+                // worker hangs in a call of NCCL's that returns when the communicator is aborted,
+                // and makes no other call afterwards because `aborting` is set.
                 let _ = unsafe { shared.functions.comm_abort(comm) };
                 let _ = end.send(());
             }
         });
-        ended.recv_timeout(patience).is_ok()
+        ended.recv_timeout(timeout).is_ok()
     }
 }
 
-/// The thread's side.
-struct Here {
+/// The worker as its own thread sees it.
+struct WorkerThread {
     shared: Arc<Shared>,
     rank: usize,
     world_size: usize,
     comm: Option<Comm>,
 }
 
-impl Here {
-    fn work(&self, jobs: &Receiver<Job>, done: &Sender<Result<Event>>, ended: &Sender<()>) {
+impl WorkerThread {
+    fn work(&self, jobs: &Receiver<Job>, done: &Sender<Result<CudaEvent>>, ended: &Sender<()>) {
         let Some(comm) = self.comm else { return };
         for job in jobs {
             match job {
@@ -139,14 +150,17 @@ impl Here {
                         return;
                     }
                 }
-                Job::End(ending) => {
+                Job::Shutdown(shutdown) => {
                     if self.shared.ending.swap(true, Ordering::SeqCst) {
                         return;
                     }
-                    // SAFETY: nobody else ends it, and it is not used again. How an end failed is of no use to anyone.
-                    let _ = match ending {
-                        Ending::Destroy => unsafe { self.shared.functions.comm_destroy(comm) },
-                        Ending::Abort => unsafe { self.shared.functions.comm_abort(comm) },
+                    // An error changes nothing: the communicator is gone in any case.
+                    let _ = match shutdown {
+                        // SAFETY: `ending` makes this the only thread that ends the communicator,
+                        // and this thread returns without using it again.
+                        Shutdown::Destroy => unsafe { self.shared.functions.comm_destroy(comm) },
+                        // SAFETY: see above.
+                        Shutdown::Abort => unsafe { self.shared.functions.comm_abort(comm) },
                     };
                     let _ = ended.send(());
                     return;
@@ -155,59 +169,65 @@ impl Here {
         }
     }
 
-    /// Operations in one group: NCCL then makes few kernels of them.
-    fn queue(&self, comm: Comm, operations: &[Operation], after: Event) -> Result<Event> {
+    /// Queues operations as one group, which NCCL fuses into few kernels. Returns the event that
+    /// completes when they are done.
+    fn queue(&self, comm: Comm, operations: &[Operation], after: CudaEvent) -> Result<CudaEvent> {
         let Shared { functions, stream, .. } = &*self.shared;
-        self.check_over()?;
-        stream.wait_for(after)?;
-        functions.group(|| operations.iter().try_for_each(|operation| self.call(comm, operation)))?;
-        stream.event()
+        self.check_aborting()?;
+        stream.wait(&after).map_err(|e| message("cuStreamWaitEvent", e))?;
+        // The stream has taken note of it.
+        drop(after);
+        functions.group(|| operations.iter().try_for_each(|operation| self.enqueue(comm, operation)))?;
+        stream.record_event(None).map_err(|e| message("cuEventRecord", e))
     }
 
-    fn check_over(&self) -> Result<()> {
-        match self.shared.over.load(Ordering::SeqCst) {
+    fn check_aborting(&self) -> Result<()> {
+        match self.shared.aborting.load(Ordering::SeqCst) {
             true => Err(anyhow!("the communicator was aborted")),
             false => Ok(()),
         }
     }
 
-    /// One operation, in place. NCCL's own scatter and gather want parts of one length; other parts go one by one.
-    fn call(&self, comm: Comm, operation: &Operation) -> Result<()> {
-        let Operation { collective, buffer } = operation;
-        self.check_over()?;
-        let size = buffer.dtype.size();
-        let elements = |send: &Range<usize>, receive: &Range<usize>, count: usize| {
-            let at = |range: &Range<usize>| (buffer.address + range.start as u64) as *mut c_void;
-            Elements { send: at(send), receive: at(receive), count, dtype: buffer.dtype }
+    fn enqueue(&self, comm: Comm, operation: &Operation) -> Result<()> {
+        self.check_aborting()?;
+        let stream = self.shared.stream.cu_stream().cast();
+        calls(operation, self.rank, self.world_size).into_iter().try_for_each(|(call, elements)| {
+            // SAFETY: the communicator is alive: a thread that aborts it waits for this one first,
+            // unless this one hangs in a call. The caller that started the operation lends the
+            // buffer until it ends. This thread shares ownership of the stream.
+            unsafe { self.shared.functions.enqueue(call, elements, comm, stream) }
+        })
+    }
+}
+
+/// The calls for one operation, in place. NCCL's own reduce-scatter and all-gather need partitions
+/// of equal length; others are reduced or broadcast one by one.
+fn calls(operation: &Operation, rank: usize, world_size: usize) -> Vec<(Call, Elements)> {
+    let Operation { collective, buffer } = operation;
+    let size = buffer.dtype.size();
+    let elements = |send: &Range<usize>, receive: &Range<usize>, count: usize| {
+        let at = |range: &Range<usize>| (buffer.address + range.start as u64) as *mut c_void;
+        Elements { send: at(send), receive: at(receive), count, dtype: buffer.dtype }
+    };
+    let full = 0..buffer.size_bytes();
+    let partitions = partitions(full.len(), size, world_size);
+    let (own, count) = (&partitions[rank], partitions[rank].len() / size);
+    let even = buffer.len.is_multiple_of(world_size);
+    let one_by_one = |call: fn(usize) -> Call| {
+        let partitions = partitions.iter().enumerate().filter(|(_, partition)| !partition.is_empty());
+        let call = |(root, partition): (usize, &Range<usize>)| {
+            (call(root), elements(partition, partition, partition.len() / size))
         };
-        let whole = 0..buffer.size_bytes();
-        let parts = parts(whole.len(), size, self.world_size);
-        let (own, count) = (&parts[self.rank], parts[self.rank].len() / size);
-        let even = buffer.len.is_multiple_of(self.world_size);
-        let one_by_one = || {
-            let parts = parts.iter().enumerate().filter(|(_, part)| !part.is_empty());
-            parts.map(|(rank, part)| (rank, elements(part, part, part.len() / size)))
-        };
-        let all = elements(&whole, &whole, buffer.len);
-        let (f, stream) = (&self.shared.functions, self.shared.stream.raw().cast::<c_void>());
-        // SAFETY: the communicator was not over a moment ago; who aborts it waits for this thread first, unless it hangs in one
-        // of these calls. Who started the operation left the buffer to it until it ends. The stream lives as long as this thread.
-        unsafe {
-            match *collective {
-                _ if buffer.len == 0 => Ok(()),
-                Collective::AllReduce => f.all_reduce(all, comm, stream),
-                Collective::ReduceScatter if even => {
-                    f.reduce_scatter(elements(&whole, own, count), comm, stream)
-                }
-                Collective::ReduceScatter => {
-                    one_by_one().try_for_each(|(root, part)| f.reduce(part, root, comm, stream))
-                }
-                Collective::AllGather if even => f.all_gather(elements(own, &whole, count), comm, stream),
-                Collective::AllGather => {
-                    one_by_one().try_for_each(|(root, part)| f.broadcast(part, root, comm, stream))
-                }
-                Collective::Broadcast { root } => f.broadcast(all, root, comm, stream),
-            }
-        }
+        partitions.map(call).collect()
+    };
+    let all = elements(&full, &full, buffer.len);
+    match *collective {
+        _ if buffer.len == 0 => Vec::new(),
+        Collective::AllReduce => vec![(Call::AllReduce, all)],
+        Collective::ReduceScatter if even => vec![(Call::ReduceScatter, elements(&full, own, count))],
+        Collective::ReduceScatter => one_by_one(|root| Call::Reduce { root }),
+        Collective::AllGather if even => vec![(Call::AllGather, elements(own, &full, count))],
+        Collective::AllGather => one_by_one(|root| Call::Broadcast { root }),
+        Collective::Broadcast { root } => vec![(Call::Broadcast { root }, all)],
     }
 }

@@ -1,24 +1,25 @@
-//! Links for tests, of this crate and of what uses it.
+//! Transports for tests, of this crate and of crates that use it.
 
-use super::{Links, check_length, gone, silent};
+use super::{Transport, check_length, gone, silent};
 use anyhow::{Result, anyhow};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-/// What one thread sends another: bytes, or why it sends nothing more.
+/// Bytes from one thread to another, or why it sends nothing more.
 type Message = Result<Vec<u8>, String>;
 
 /// Ranks that are threads of one process.
 pub struct Threads {
     rank: usize,
-    /// By rank.
+    /// To each rank.
     to: Vec<Sender<Message>>,
+    /// From each rank.
     from: Vec<Receiver<Message>>,
     timeout: Duration,
 }
 
 impl Threads {
-    /// The links of ranks 0, 1, …: one for each thread. Silence longer than `timeout` is an error.
+    /// The transports of ranks 0, 1, …, one per thread. Silence longer than `timeout` is an error.
     pub fn of(world_size: usize, timeout: Duration) -> Vec<Threads> {
         let mut to: Vec<Vec<_>> = (0..world_size).map(|_| Vec::new()).collect();
         let mut from: Vec<Vec<_>> = (0..world_size).map(|_| Vec::new()).collect();
@@ -50,7 +51,7 @@ impl Threads {
     }
 }
 
-impl Links for Threads {
+impl Transport for Threads {
     fn rank(&self) -> usize {
         self.rank
     }
@@ -65,7 +66,7 @@ impl Links for Threads {
 
     fn exchange(&mut self, outgoing: &[&[u8]], incoming: &mut [&mut [u8]]) -> Result<()> {
         for rank in self.others() {
-            // Who is gone is found out below.
+            // A rank that is gone is noticed below.
             let _ = self.to[rank].send(Ok(outgoing[rank].to_vec()));
         }
         let received = self.others().try_for_each(|rank| self.receive(rank, incoming[rank]));
@@ -78,22 +79,22 @@ impl Links for Threads {
     }
 }
 
-/// Other links that are slow at times, as networks are.
-pub struct Delayed<L> {
-    links: L,
-    /// Of the random numbers.
+/// Another transport with random delays, like those of a network.
+pub struct Delayed<T> {
+    transport: T,
+    /// State of the random number generator.
     state: u64,
 }
 
-impl<L: Links> Delayed<L> {
-    /// Each rank wants a seed of its own.
-    pub fn new(links: L, seed: u64) -> Self {
-        Delayed { links, state: seed }
+impl<T: Transport> Delayed<T> {
+    /// Each rank needs a seed of its own.
+    pub fn new(transport: T, seed: u64) -> Self {
+        Delayed { transport, state: seed }
     }
 
-    /// Mostly not at all or for up to two milliseconds, and now and then for up to thirty.
+    /// Mostly sleeps for up to two milliseconds or not at all, and rarely for up to thirty.
     fn sleep(&mut self) {
-        // Knuth's generator, whose upper bits are random enough.
+        // Knuth's linear congruential generator, whose upper bits are random enough.
         self.state =
             self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let random = self.state >> 33;
@@ -106,22 +107,22 @@ impl<L: Links> Delayed<L> {
     }
 }
 
-impl<L: Links> Links for Delayed<L> {
+impl<T: Transport> Transport for Delayed<T> {
     fn rank(&self) -> usize {
-        self.links.rank()
+        self.transport.rank()
     }
 
     fn world_size(&self) -> usize {
-        self.links.world_size()
+        self.transport.world_size()
     }
 
     fn describe(&self) -> String {
-        format!("{}, with delays", self.links.describe())
+        format!("{}, with delays", self.transport.describe())
     }
 
     fn exchange(&mut self, outgoing: &[&[u8]], incoming: &mut [&mut [u8]]) -> Result<()> {
         self.sleep();
-        let exchanged = self.links.exchange(outgoing, incoming);
+        let exchanged = self.transport.exchange(outgoing, incoming);
         self.sleep();
         exchanged
     }

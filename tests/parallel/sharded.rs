@@ -1,43 +1,43 @@
-//! What processes divide among themselves (`-z`) changes nothing but memory.
+//! Sharding (`-z`) changes memory, not results.
 
 use super::{DATA, Losses, assert_alike, corpus, finish, run, start, validations};
 use crate::common::{Corpus, TRAIN_GPT2, TRAIN_GPT2CU, forget_after, stderr, stdout};
 
 #[test]
-fn what_is_divided_changes_no_loss() {
+fn sharding_changes_no_loss() {
     let corpus = corpus();
     // Three validation batches: one rank has fewer than the other.
     let flags = "-x 12 -v 5 -m 3";
     let alone = run(&corpus, TRAIN_GPT2, 1, flags, "alone");
     for (world_size, stage) in [(2, 1), (2, 2), (4, 2), (2, 3), (4, 3)] {
         let out = format!("{world_size}-{stage}");
-        let divided = run(&corpus, TRAIN_GPT2, world_size, &format!("{flags} -z {stage}"), &out);
-        assert_alike(&divided, &alone, 1e-5, 1e-4);
-        let [divided, alone] = [&out, "alone"].map(|dir| validations(&corpus.path(dir)));
-        assert_eq!(divided.len(), alone.len());
-        for (a, b) in divided.iter().zip(&alone) {
+        let sharded = run(&corpus, TRAIN_GPT2, world_size, &format!("{flags} -z {stage}"), &out);
+        assert_alike(&sharded, &alone, 1e-5, 1e-4);
+        let [sharded, alone] = [&out, "alone"].map(|dir| validations(&corpus.path(dir)));
+        assert_eq!(sharded.len(), alone.len());
+        for (a, b) in sharded.iter().zip(&alone) {
             assert!((a / b - 1.0).abs() <= 1e-4, "stage {stage}: validation loss {a}, expected {b}");
         }
     }
 }
 
 #[test]
-fn divided_kernels_train_alike() {
+fn sharded_kernels_train_alike() {
     let corpus = corpus();
     for (dtype, loss, norm) in [("f32", 1e-5, 1e-4), ("bf16", 2e-3, 2e-2)] {
         let flags = format!("--device emulated --deterministic 1 --dtype {dtype} -d 64 -x 3");
         let alone = run(&corpus, TRAIN_GPT2CU, 1, &flags, &format!("{dtype}-alone"));
         for stage in 1..=3 {
             let out = format!("{dtype}-{stage}");
-            let divided = run(&corpus, TRAIN_GPT2CU, 2, &format!("{flags} -z {stage}"), &out);
-            assert_alike(&divided, &alone, loss, norm);
+            let sharded = run(&corpus, TRAIN_GPT2CU, 2, &format!("{flags} -z {stage}"), &out);
+            assert_alike(&sharded, &alone, loss, norm);
         }
     }
 }
 
-/// Everything that reads parameters besides training, with as many passes on one rank as it likes.
+/// Everything besides training that reads parameters, with any number of passes on one rank.
 #[test]
-fn divided_parameters_are_sampled_from_and_evaluated() {
+fn sharded_parameters_are_sampled_from_and_evaluated() {
     let corpus = Corpus::new();
     let questions = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/hellaswag_small.jsonl");
     let flags = format!(
@@ -50,7 +50,7 @@ fn divided_parameters_are_sampled_from_and_evaluated() {
         assert!(outputs.iter().all(|output| output.status.success()), "{}", stderr(&outputs[0]));
         let text = stdout(&outputs[0]);
         let results = text.lines().skip_while(|line| !line.starts_with("val loss"));
-        // But for how long things took.
+        // Without durations.
         results.filter(|line| !line.contains("ms")).map(str::to_owned).collect::<Vec<_>>()
     };
     let alone = shown(1, 0);
@@ -63,7 +63,7 @@ fn divided_parameters_are_sampled_from_and_evaluated() {
 }
 
 #[test]
-fn what_some_divided_otherwise_others_finish() {
+fn a_run_resumes_with_another_stage_and_number_of_processes() {
     let corpus = corpus();
     let flags = |stage: usize| format!("-x 24 -n 8 -y 1 -z {stage}");
     let whole = run(&corpus, TRAIN_GPT2, 1, &flags(0), "whole");
@@ -74,7 +74,8 @@ fn what_some_divided_otherwise_others_finish() {
         let resumed = run(&corpus, TRAIN_GPT2, after.0, &flags(after.1), &out);
         assert_alike(&resumed, &whole, 1e-5, 1e-4);
     }
-    // Where sums are formed in the same order, what is divided changes no bit: not of a checkpoint, nor of what follows.
+    // Where sums have the same order, sharding changes no bit, neither of a checkpoint nor of later
+    // steps.
     let flags = |stage: usize| format!("-x 24 -n 8 -y 1 --grad-clip 0 -z {stage}");
     for (before, after) in [(1, 0), (0, 1), (3, 2), (2, 3)] {
         let [whole, parts] = [format!("whole-{before}{after}"), format!("parts-{before}{after}")];
