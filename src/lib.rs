@@ -73,6 +73,6 @@ pub mod report;
 pub mod rng;
 pub mod roofline;
 pub mod sample;
+pub mod sharding;
 pub mod tensor;
 pub mod train;
-pub mod units;

@@ -16,8 +16,8 @@ use warpsmith::ops::{AdamW, Device, Ops};
 use warpsmith::optim::optimizer::{HyperParams, Optimizer, Update};
 use warpsmith::params::PARAMS;
 use warpsmith::rng::{Mt19937, identity_permutation};
+use warpsmith::sharding::{Partition, Sharding};
 use warpsmith::tensor::{Dtype, MemoryPlan, Tensor};
-use warpsmith::units::{Part, Sharding};
 
 const MODELS: [&str; 2] = ["gpt2_tiny", "gpt2_tiny_no_qkv_bias"];
 
@@ -59,7 +59,7 @@ impl Tiny {
             grad_clip: number("grad_clip"),
         };
         let layout = &model.weights.params.layout;
-        let optimizer = Optimizer::plan(layout, Part::WHOLE, Dtype::F32, false, hyper, &mut plan);
+        let optimizer = Optimizer::plan(layout, Partition::WHOLE, Dtype::F32, false, hyper, &mut plan);
         dev.allocate(&plan).unwrap();
         model.weights.params.upload(&mut dev, 0, &file.params).unwrap();
         Tiny { dev, model, optimizer }

@@ -18,11 +18,11 @@ use warpsmith::parallel::environment::Process;
 use warpsmith::parallel::queue::HostQueue;
 use warpsmith::parallel::transport::testing::{Delayed, Threads};
 use warpsmith::params::ParamLayout;
+use warpsmith::sharding::{ParamBuffer, Partition, Sharding, ZeroStage};
 use warpsmith::tensor::{Dtype, MemoryPlan};
 use warpsmith::train::peers::Peers;
 use warpsmith::train::sharing::{Shares, Sharing};
 use warpsmith::train::step::Step;
-use warpsmith::units::{Part, PerParam, Sharding, Stage};
 
 /// How long a rank waits for another before it gives up: nothing here takes as long.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -32,7 +32,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 struct Recipe {
     config: ModelConfig,
     world_size: usize,
-    stage: Stage,
+    stage: ZeroStage,
     /// Micro-steps of each rank.
     grad_accum_steps: usize,
     sums_every_micro_step: bool,
@@ -53,7 +53,7 @@ impl Recipe {
         Recipe {
             config: ModelConfig { maxT: 16, V: 503, Vp: 512, L: layers, NH: 2, C: 16, qkv_bias: true },
             world_size,
-            stage: Stage::Zero0,
+            stage: ZeroStage::Zero0,
             grad_accum_steps,
             sums_every_micro_step: false,
             recompute: Recompute::Gelu,
@@ -79,7 +79,7 @@ impl Recipe {
     fn sharding(&self, rank: usize) -> Sharding {
         match self.world_size {
             1 => Sharding::NONE,
-            of => Sharding { stage: self.stage, part: Part { index: rank, of } },
+            of => Sharding { stage: self.stage, partition: Partition { index: rank, of } },
         }
     }
 
@@ -129,13 +129,13 @@ fn rank(recipe: &Recipe, corpus: &Corpus, peers: Peers) -> Outcome {
     let model = GPT2::plan(&recipe.config, &options, dev.float_dtype(), &mut plan);
     let shares = Shares::plan(sharding, &model, &mut plan);
     let layout = &model.weights.params.layout;
-    let state_part = sharding.kept(Stage::Zero1);
-    let optimizer = Optimizer::plan(layout, state_part, dev.float_dtype(), true, hyper, &mut plan);
+    let state_partition = sharding.stored(ZeroStage::Zero1);
+    let optimizer = Optimizer::plan(layout, state_partition, dev.float_dtype(), true, hyper, &mut plan);
     plan_scratch(dev, &[model.limits()], &mut plan).unwrap();
     dev.allocate(&plan).unwrap();
 
     let mut sharing = Sharing::new(peers, shares, recipe.sums_every_micro_step);
-    let copies: Vec<&PerParam> = [sharing.params()].into_iter().chain(&optimizer.master).collect();
+    let copies: Vec<&ParamBuffer> = [sharing.params()].into_iter().chain(&optimizer.master).collect();
     init::initialize(dev, &recipe.config, &copies, 42).unwrap();
     let mut loader = recipe.loader(corpus, rank);
     let (mut losses, mut norms) = (Vec::new(), Vec::new());
@@ -226,12 +226,12 @@ fn every_stage_takes_the_same_steps() {
             let recipe = Recipe { steps, ..Recipe::cpu(layers, world_size, 4 / world_size) };
             let whole = run(&recipe, &corpus);
             assert_alike("ranks", &whole, &alone, 1e-5);
-            for stage in [Stage::Zero1, Stage::Zero2, Stage::Zero3] {
+            for stage in [ZeroStage::Zero1, ZeroStage::Zero2, ZeroStage::Zero3] {
                 let what = format!("{layers} layers, {world_size} ranks, {stage:?}");
                 let divided = run(&Recipe { stage, ..recipe }, &corpus);
                 assert_alike(&what, &divided, &whole, 1e-5);
                 // Where gradients are divided, they are summed over ranks first, over micro-steps then.
-                if stage == Stage::Zero1 || recipe.grad_accum_steps == 1 {
+                if stage == ZeroStage::Zero1 || recipe.grad_accum_steps == 1 {
                     assert_same_tensors(&what, &divided, &whole);
                 }
             }
@@ -245,7 +245,7 @@ fn recomputing_clipping_and_uneven_ranks_change_nothing() {
     for recompute in [Recompute::Nothing, Recompute::GeluAndLayernorm] {
         let alone = Recipe { recompute, grad_clip: 0.5, ..Recipe::cpu(3, 1, 6) };
         let want = run(&alone, &corpus);
-        for stage in Stage::ALL {
+        for stage in ZeroStage::ALL {
             let together = Recipe { stage, world_size: 3, grad_accum_steps: 2, ..alone };
             assert_alike(&format!("{recompute:?}, {stage:?}"), &run(&together, &corpus), &want, 1e-5);
         }
@@ -255,7 +255,7 @@ fn recomputing_clipping_and_uneven_ranks_change_nothing() {
 #[test]
 fn sums_after_every_micro_step_are_the_same_sums() {
     let corpus = Corpus::new();
-    for stage in Stage::ALL {
+    for stage in ZeroStage::ALL {
         let recipe = Recipe { stage, ..Recipe::cpu(2, 2, 3) };
         let last = run(&recipe, &corpus);
         let every = run(&Recipe { sums_every_micro_step: true, ..recipe }, &corpus);
@@ -266,7 +266,7 @@ fn sums_after_every_micro_step_are_the_same_sums() {
 #[test]
 fn delays_change_no_bit() {
     let corpus = Corpus::new();
-    for stage in Stage::ALL {
+    for stage in ZeroStage::ALL {
         let recipe = Recipe { stage, grad_clip: 0.5, steps: 3, ..Recipe::cpu(3, 3, 2) };
         let want = run(&recipe, &corpus);
         for seed in [100, 200, 300] {
@@ -281,12 +281,12 @@ fn kernels_take_the_same_steps_in_every_stage() {
     for dtype in [Dtype::F32, Dtype::Bf16] {
         let recipe = Recipe::emulated(dtype, 2);
         let whole = run(&recipe, &corpus);
-        for stage in [Stage::Zero1, Stage::Zero2, Stage::Zero3] {
+        for stage in [ZeroStage::Zero1, ZeroStage::Zero2, ZeroStage::Zero3] {
             let what = format!("{dtype:?}, {stage:?}");
             let divided = run(&Recipe { stage, ..recipe }, &corpus);
             // Two sums of bf16 are rounded once more.
             assert_alike(&what, &divided, &whole, if dtype == Dtype::F32 { 1e-5 } else { 2e-2 });
-            if stage == Stage::Zero1 {
+            if stage == ZeroStage::Zero1 {
                 assert_same_tensors(&what, &divided, &whole);
             }
         }
@@ -298,7 +298,7 @@ fn kernels_take_the_same_steps_in_every_stage() {
 fn memory_falls_with_each_stage() {
     let corpus = Corpus::new();
     let recipe = Recipe { steps: 1, ..Recipe::cpu(8, 4, 1) };
-    let memory = Stage::ALL.map(|stage| run(&Recipe { stage, ..recipe }, &corpus).memory);
+    let memory = ZeroStage::ALL.map(|stage| run(&Recipe { stage, ..recipe }, &corpus).memory);
     let bytes = |stage: usize, arena: &str| {
         memory[stage].iter().find(|(name, _)| name == arena).map_or(0, |(_, bytes)| *bytes)
     };

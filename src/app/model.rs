@@ -16,8 +16,8 @@ use crate::model::{BatchShape, GPT2, ModelOptions, Weights};
 use crate::ops::{Ops, plan_scratch};
 use crate::report::progress::Progress;
 use crate::sample::{Continuation, Sampler, SamplerOptions, generate};
+use crate::sharding::Sharding;
 use crate::tensor::MemoryPlan;
-use crate::units::Sharding;
 use anyhow::{Result, ensure};
 
 pub fn sample(args: &SampleArgs) -> Result<()> {

@@ -9,8 +9,8 @@ use crate::model::activations::{Activations, Recompute};
 use crate::roofline::scaling::cluster::Cluster;
 use crate::roofline::scaling::machine::Machine;
 use crate::roofline::scaling::{Batch, Plan, Question};
+use crate::sharding::{Sharding, ZeroStage};
 use crate::tensor::{Dtype, MemoryPlan};
-use crate::units::{Sharding, Stage};
 use anyhow::{Context, Result};
 
 pub fn scaling(args: &ScalingArgs) -> Result<()> {
@@ -27,7 +27,7 @@ pub fn scaling(args: &ScalingArgs) -> Result<()> {
         batch,
         gpu: step.gpu,
         cluster: Cluster::new(links, args.gpus_per_node),
-        stages: args.zero.iter().map(|&stage| Stage::ALL[stage]).collect(),
+        stages: args.zero.iter().map(|&stage| ZeroStage::ALL[stage]).collect(),
         gpus: args.gpus.clone(),
         activations: activation_bytes(&config, step),
     };
@@ -56,26 +56,26 @@ mod tests {
     use crate::optim::optimizer::{HyperParams, Optimizer};
     use crate::roofline::scaling::Sizes;
     use crate::roofline::scaling::memory::Memory;
+    use crate::sharding::Partition;
     use crate::train::sharing::Shares;
-    use crate::units::Part;
 
     #[test]
     fn the_memory_predicted_is_what_a_trainer_plans() {
-        let (recompute, part) = (Recompute::Gelu, Part { index: 3, of: 8 });
+        let (recompute, partition) = (Recompute::Gelu, Partition { index: 3, of: 8 });
         for config in ["d12", "d48"].map(|name| ModelConfig::from_descriptor(name).unwrap()) {
-            for stage in Stage::ALL {
-                let sharding = Sharding { stage, part };
+            for stage in ZeroStage::ALL {
+                let sharding = Sharding { stage, partition };
                 let options = ModelOptions { B: 1, T: 1, min_rows: 0, recompute, logits_bytes: 0, sharding };
                 let mut plan = MemoryPlan::new();
                 let model = GPT2::plan(&config, &options, Dtype::Bf16, &mut plan);
                 Shares::plan(sharding, &model, &mut plan);
-                let (layout, kept) = (&model.weights.params.layout, sharding.kept(Stage::Zero1));
+                let (layout, stored) = (&model.weights.params.layout, sharding.stored(ZeroStage::Zero1));
                 let hyper =
                     HyperParams { beta1: 0.0, beta2: 0.0, eps: 0.0, weight_decay: 0.0, grad_clip: 0.0 };
-                Optimizer::plan(layout, kept, Dtype::Bf16, true, hyper, &mut plan);
+                Optimizer::plan(layout, stored, Dtype::Bf16, true, hyper, &mut plan);
                 let bytes = plan.arenas.iter().filter(|arena| arena.name != "activations");
                 let planned = bytes.map(|arena| arena.size_bytes).sum::<usize>() as f64;
-                let predicted = Memory::of(stage, part.of, &Sizes::of(&config), 0).total();
+                let predicted = Memory::of(stage, partition.of, &Sizes::of(&config), 0).total();
                 let off = (planned / predicted - 1.0).abs();
                 assert!(off <= 2e-3, "{stage:?} of {config:?}: {planned} planned, {predicted} predicted");
             }

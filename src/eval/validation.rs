@@ -55,8 +55,8 @@ mod tests {
     use crate::model::ModelOptions;
     use crate::model::activations::Recompute;
     use crate::model::keeper::InPlace;
+    use crate::sharding::Sharding;
     use crate::tensor::{Dtype, MemoryPlan};
-    use crate::units::Sharding;
 
     /// Writes a token shard: header, then tokens.
     fn shard(tokens: &[u16]) -> tempfile::NamedTempFile {

@@ -2,8 +2,8 @@
 
 use super::{BatchShape, ModelOptions};
 use crate::config::{ModelConfig, logits_rows};
+use crate::sharding::Sharding;
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
-use crate::units::Sharding;
 
 /// What the backward pass computes again instead of the forward pass keeping it (llm.c's `-r`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -8,8 +8,8 @@ use super::keeper::{Keeper, Pass};
 use super::{BatchShape, GPT2};
 use crate::ops::{AttentionDims, EncoderBackward, LayernormBackward, MatmulBackward, Ops, TokenBuckets};
 use crate::params::{Param, Param::*};
+use crate::sharding::ParamBuffer;
 use crate::tensor::Tensor;
-use crate::units::PerParam;
 use anyhow::Result;
 
 /// Where in a step a backward pass is.
@@ -48,7 +48,7 @@ impl GPT2 {
     ) -> Result<()> {
         let (a, w) = (&self.acts, &self.weights);
         let (N, C) = (shape.rows(), w.config.C);
-        let rest = w.params.layout.rest();
+        let rest = w.params.layout.shared_unit();
         if step.first {
             dev.fill(a.losses, 0.0)?;
         }
@@ -103,7 +103,7 @@ impl GPT2 {
 
     /// # Panics
     /// If the model was planned for evaluation only.
-    pub fn grads(&self) -> &PerParam {
+    pub fn grads(&self) -> &ParamBuffer {
         self.grads.as_ref().expect("a model planned for training")
     }
 
@@ -120,7 +120,8 @@ impl GPT2 {
             return Ok(());
         }
         let (grads, layout) = (self.grads().units()[unit], &self.weights.params.layout);
-        let added = if unit == layout.rest() { layout.range(Wpe).start } else { layout.matrices(unit) };
+        let added =
+            if unit == layout.shared_unit() { layout.range(Wpe).start } else { layout.matrices(unit) };
         dev.fill(grads.slice(added, grads.len - added), 0.0)
     }
 

@@ -74,7 +74,7 @@ impl Decoder {
         let (t, C) = (self.cached, w.config.C);
         assert!(t < a.rows, "the context of {} positions is full", a.rows);
         dev.upload(a.inputs.slice(0, 1), bytemuck::bytes_of(&token))?;
-        keeper.fetch(dev, Pass::Forward, w.params.layout.rest())?;
+        keeper.fetch(dev, Pass::Forward, w.params.layout.shared_unit())?;
         let wpe_t = w.get(Wpe, 0).part(t, C);
         dev.encoder_forward(a.encoded.slice(0, C), a.inputs.slice(0, 1), w.get(Wte, 0), wpe_t, (1, 1, C))?;
         keeper.fetch(dev, Pass::Forward, 0)?;

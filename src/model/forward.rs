@@ -14,7 +14,7 @@ impl GPT2 {
     pub fn forward(&self, dev: &mut dyn Ops, keeper: &mut dyn Keeper, shape: BatchShape) -> Result<()> {
         let (a, w) = (&self.acts, &self.weights);
         let (N, C) = (shape.rows(), w.config.C);
-        keeper.fetch(dev, Pass::Forward, w.params.layout.rest())?;
+        keeper.fetch(dev, Pass::Forward, w.params.layout.shared_unit())?;
         let (encoded, tokens) = (a.encoded.slice(0, N * C), a.inputs.slice(0, N));
         dev.encoder_forward(encoded, tokens, w.get(Wte, 0), w.get(Wpe, 0), (shape.B, shape.T, C))?;
         keeper.fetch(dev, Pass::Forward, 0)?;
@@ -29,8 +29,8 @@ impl GPT2 {
     /// A forward pass without a batch: ranks that share parameters out and have none left go along with those that have.
     pub fn idle(&self, dev: &mut dyn Ops, keeper: &mut dyn Keeper) -> Result<()> {
         let layout = &self.weights.params.layout;
-        keeper.fetch(dev, Pass::Forward, layout.rest())?;
-        for l in 0..layout.rest() {
+        keeper.fetch(dev, Pass::Forward, layout.shared_unit())?;
+        for l in 0..layout.shared_unit() {
             keeper.fetch(dev, Pass::Forward, l)?;
             keeper.done(dev, Pass::Forward, l)?;
         }

@@ -4,7 +4,7 @@ use crate::config::ModelConfig;
 use crate::ops::Ops;
 use crate::params::{Init, PARAMS, Param, ParamLayout, ParamSpec};
 use crate::rng::Mt19937;
-use crate::units::PerParam;
+use crate::sharding::ParamBuffer;
 use anyhow::Result;
 
 /// Fills the parameters from `seed`, in the order in which PyTorch's GPT-2 draws them: both embeddings, then each layer's four
@@ -12,7 +12,7 @@ use anyhow::Result;
 ///
 /// `copies` are the parameters and, if there are any, their master weights: each gets the same numbers, as exactly as its
 /// type can hold them.
-pub fn initialize(dev: &mut dyn Ops, config: &ModelConfig, copies: &[&PerParam], seed: u32) -> Result<()> {
+pub fn initialize(dev: &mut dyn Ops, config: &ModelConfig, copies: &[&ParamBuffer], seed: u32) -> Result<()> {
     let files = ParamLayout::new(config);
     let mut rng = Mt19937::new(seed);
     let mut put = |spec: &ParamSpec, l: usize, values: &[f32]| {

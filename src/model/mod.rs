@@ -14,8 +14,8 @@ pub mod keeper;
 use crate::config::ModelConfig;
 use crate::ops::{Limits, Ops, TokenBuckets};
 use crate::params::Param;
+use crate::sharding::{ParamBuffer, Partition, Sharding, UnitLayout, ZeroStage};
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
-use crate::units::{Part, PerParam, Sharding, Stage, UnitLayout};
 use activations::{Activations, Recompute};
 use anyhow::Result;
 
@@ -23,15 +23,15 @@ use anyhow::Result;
 #[derive(Clone, Debug)]
 pub struct Weights {
     pub config: ModelConfig,
-    pub params: PerParam,
+    pub params: ParamBuffer,
 }
 
 impl Weights {
     pub fn plan(config: &ModelConfig, dtype: Dtype, sharding: Sharding, plan: &mut MemoryPlan) -> Self {
-        let layout = UnitLayout::new(config, sharding.part.of);
+        let layout = UnitLayout::new(config, sharding.partition.of);
         Weights {
             config: *config,
-            params: plan_units(&layout, dtype, sharding.stage >= Stage::Zero3, PARAMETERS, plan),
+            params: plan_units(&layout, dtype, sharding.stage >= ZeroStage::Zero3, PARAMETERS, plan),
         }
     }
 
@@ -60,10 +60,10 @@ fn plan_units(
     divided: bool,
     [kept, at_hand]: [&'static str; 2],
     plan: &mut MemoryPlan,
-) -> PerParam {
+) -> ParamBuffer {
     match divided {
-        true => PerParam::plan_in_turns(layout, dtype, (at_hand, at_hand), plan),
-        false => PerParam::plan(layout, Part::WHOLE, dtype, (kept, kept), plan),
+        true => ParamBuffer::plan_double_buffered(layout, dtype, (at_hand, at_hand), plan),
+        false => ParamBuffer::plan(layout, Partition::WHOLE, dtype, (kept, kept), plan),
     }
 }
 
@@ -86,7 +86,7 @@ pub struct ModelOptions {
 pub struct GPT2 {
     pub weights: Weights,
     /// Of all units, or, like the parameters, of those that a pass is at.
-    pub grads: Option<PerParam>,
+    pub grads: Option<ParamBuffer>,
     pub acts: Activations,
 }
 
@@ -107,7 +107,7 @@ impl GPT2 {
     /// A model to train: parameters, gradients, activations.
     pub fn plan(config: &ModelConfig, options: &ModelOptions, dtype: Dtype, plan: &mut MemoryPlan) -> Self {
         let weights = Weights::plan(config, dtype, options.sharding, plan);
-        let divided = options.sharding.stage >= Stage::Zero2;
+        let divided = options.sharding.stage >= ZeroStage::Zero2;
         let grads = plan_units(&weights.params.layout, dtype, divided, GRADIENTS, plan);
         let acts = Activations::plan(config, options, dtype, plan);
         GPT2 { weights, grads: Some(grads), acts }

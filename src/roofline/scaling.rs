@@ -25,7 +25,7 @@ use super::record::Records;
 use super::report::Budget;
 use crate::config::ModelConfig;
 use crate::params::{PARAMS, ParamLayout};
-use crate::units::Stage;
+use crate::sharding::ZeroStage;
 use cluster::Cluster;
 use machine::Machine;
 use memory::Memory;
@@ -72,7 +72,7 @@ pub struct Question<'a> {
     pub batch: Batch,
     pub gpu: &'a Gpu,
     pub cluster: Cluster,
-    pub stages: Vec<Stage>,
+    pub stages: Vec<ZeroStage>,
     pub gpus: Vec<usize>,
     /// Bytes of the activations of a micro-batch.
     pub activations: usize,
@@ -81,7 +81,7 @@ pub struct Question<'a> {
 /// A ZeRO stage on a number of GPUs.
 #[derive(Clone, Debug)]
 pub struct Row {
-    pub stage: Stage,
+    pub stage: ZeroStage,
     pub gpus: usize,
     pub memory: Memory,
     /// Bytes saved relative to stage 0.
@@ -132,7 +132,7 @@ impl<'a> Plan<'a> {
                 Outcome { micro_steps, times, tokens_per_s: tokens / times.step_ms * 1e3, efficiency }
             });
             let memory = |stage| Memory::of(stage, gpus, &sizes, question.activations);
-            let (memory, unsharded) = (memory(stage), memory(Stage::Zero0));
+            let (memory, unsharded) = (memory(stage), memory(ZeroStage::Zero0));
             let saved = unsharded.total() - memory.total();
             Row { stage, gpus, memory, saved, fits: memory.total() <= machine.usable_bytes(), outcome }
         };

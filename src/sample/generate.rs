@@ -93,8 +93,8 @@ mod tests {
     use crate::model::Weights;
     use crate::model::keeper::InPlace;
     use crate::params::Param;
+    use crate::sharding::Sharding;
     use crate::tensor::{Dtype, MemoryPlan};
-    use crate::units::Sharding;
 
     const CONTEXT: usize = 32;
 

@@ -8,8 +8,8 @@ use crate::optim::loss_scale::LossScale;
 use crate::optim::optimizer::Optimizer;
 use crate::optim::outlier::OutlierDetector;
 use crate::rng::Mt19937;
+use crate::sharding::ParamBuffer;
 use crate::tensor::Dtype;
-use crate::units::PerParam;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -250,10 +250,10 @@ impl Run {
 
 /// The tensors of a checkpoint.
 struct Tensors {
-    params: PerParam,
-    master: Option<PerParam>,
-    m: PerParam,
-    v: PerParam,
+    params: ParamBuffer,
+    master: Option<ParamBuffer>,
+    m: ParamBuffer,
+    v: ParamBuffer,
 }
 
 impl Tensors {
@@ -263,7 +263,7 @@ impl Tensors {
     }
 
     /// Where there are no master weights, the parameters are what counts.
-    fn get(&self, kind: TensorKind) -> &PerParam {
+    fn get(&self, kind: TensorKind) -> &ParamBuffer {
         match kind {
             TensorKind::Params => &self.params,
             TensorKind::Master => self.master.as_ref().unwrap_or(&self.params),

@@ -21,8 +21,8 @@ use crate::optim::loss_scale::LossScale;
 use crate::optim::optimizer::{HyperParams, Optimizer};
 use crate::optim::outlier::OutlierDetector;
 use crate::parallel::environment::Process;
+use crate::sharding::{ParamBuffer, Partition, Sharding, ZeroStage};
 use crate::tensor::{Dtype, MemoryPlan};
-use crate::units::{Part, PerParam, Sharding, Stage};
 use anyhow::{Context, Result, ensure};
 
 /// Memory of a GPU that is not ours to plan: the driver's, the kernels', a library's.
@@ -105,7 +105,7 @@ impl Run {
     /// The parameters, and in a run that goes on all the rest.
     fn fill(&mut self, start: Start) -> Result<()> {
         let dev = self.dev.as_mut();
-        let copies: Vec<&PerParam> =
+        let copies: Vec<&ParamBuffer> =
             [self.sharing.params()].into_iter().chain(&self.optimizer.master).collect();
         match start {
             Start::Random(config) => init::initialize(dev, &config, &copies, self.args.model.seed),
@@ -130,8 +130,8 @@ fn plan(args: &TrainArgs, config: &ModelConfig, options: &ModelOptions, dev: &dy
     let model = GPT2::plan(config, options, dtype, &mut plan);
     let shares = Shares::plan(options.sharding, &model, &mut plan);
     let layout = &model.weights.params.layout;
-    let (part, master) = (options.sharding.kept(Stage::Zero1), args.gpu.use_master_weights);
-    let optimizer = Optimizer::plan(layout, part, dtype, master, hyper_params(args), &mut plan);
+    let (partition, master) = (options.sharding.stored(ZeroStage::Zero1), args.gpu.use_master_weights);
+    let optimizer = Optimizer::plan(layout, partition, dtype, master, hyper_params(args), &mut plan);
     // No sample is longer than asked for, so neither is the cache.
     let context = args.eval.sample_len.clamp(1, config.maxT);
     let decoder = (args.eval.sample_every > 0).then(|| Decoder::plan(&model.weights, context, &mut plan));
@@ -280,11 +280,11 @@ fn model_options(
 /// One process alone has nobody to divide anything with.
 fn sharding(args: &TrainArgs) -> Sharding {
     let Process { rank, world_size, .. } = args.process;
-    let part = Part { index: rank, of: world_size };
+    let partition = Partition { index: rank, of: world_size };
     if world_size == 1 {
         Sharding::NONE
     } else {
-        Sharding { stage: Stage::ALL[args.processes.zero_stage], part }
+        Sharding { stage: ZeroStage::ALL[args.processes.zero_stage], partition }
     }
 }
 

@@ -8,8 +8,8 @@ use crate::model::keeper::{Keeper, Pass};
 use crate::ops::{Ops, download_f32};
 use crate::optim::optimizer::{Optimizer, Update};
 use crate::parallel::{Collective, Work};
+use crate::sharding::{ParamBuffer, Partition, Sharding, ZeroStage};
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
-use crate::units::{Part, PerParam, Sharding, Stage};
 use anyhow::Result;
 use std::ops::Range;
 
@@ -42,18 +42,18 @@ pub struct Shares {
 /// Parameters or gradients.
 struct Kept {
     /// What this rank keeps from step to step: all or its part.
-    own: PerParam,
+    own: ParamBuffer,
     /// What passes work on: the same, or units that take turns.
-    at_hand: PerParam,
+    at_hand: ParamBuffer,
     under_way: Vec<Option<Work>>,
 }
 
 impl Kept {
-    fn plan(whole: &PerParam, part: Part, name: &'static str, plan: &mut MemoryPlan) -> Self {
+    fn plan(whole: &ParamBuffer, part: Partition, name: &'static str, plan: &mut MemoryPlan) -> Self {
         let (at_hand, count) = (whole.clone(), whole.units().len());
         let own = match part {
-            Part::WHOLE => whole.clone(),
-            _ => PerParam::plan(&whole.layout, part, whole.dtype(), (name, name), plan),
+            Partition::WHOLE => whole.clone(),
+            _ => ParamBuffer::plan(&whole.layout, part, whole.dtype(), (name, name), plan),
         };
         Kept { own, at_hand, under_way: vec![None; count] }
     }
@@ -68,11 +68,11 @@ impl Kept {
 impl Shares {
     /// Adds to the plan what of `model` this rank keeps beside what its passes work on.
     pub fn plan(sharding: Sharding, model: &GPT2, plan: &mut MemoryPlan) -> Self {
-        let params = Kept::plan(&model.weights.params, sharding.kept(Stage::Zero3), "parameters", plan);
-        let grads = Kept::plan(model.grads(), sharding.kept(Stage::Zero2), "gradients", plan);
-        let staging = (sharding.kept(Stage::Zero1) != Part::WHOLE)
+        let params = Kept::plan(&model.weights.params, sharding.stored(ZeroStage::Zero3), "parameters", plan);
+        let grads = Kept::plan(model.grads(), sharding.stored(ZeroStage::Zero2), "gradients", plan);
+        let staging = (sharding.stored(ZeroStage::Zero1) != Partition::WHOLE)
             .then(|| plan.add("communication", "staging", Dtype::F32, STAGING));
-        let present = vec![params.own.part == Part::WHOLE; params.under_way.len()];
+        let present = vec![params.own.partition == Partition::WHOLE; params.under_way.len()];
         Shares { sharding, params, present, grads, staging }
     }
 }
@@ -84,7 +84,7 @@ impl Sharing {
     }
 
     /// What this rank keeps of the parameters.
-    pub fn params(&self) -> &PerParam {
+    pub fn params(&self) -> &ParamBuffer {
         &self.shares.params.own
     }
 
@@ -94,7 +94,7 @@ impl Sharing {
             self.summed.fill(false);
         }
         let stage = self.shares.sharding.stage;
-        let scatters = stage >= Stage::Zero2 || stage == Stage::Zero1 && last;
+        let scatters = stage >= ZeroStage::Zero2 || stage == ZeroStage::Zero1 && last;
         self.sums = match (scatters, last || self.sums_every_micro_step) {
             (true, _) => Some(Collective::ReduceScatter),
             (false, true) => Some(Collective::AllReduce),
@@ -102,7 +102,7 @@ impl Sharing {
         };
         // Of sums that all ranks have, one takes them along into the next sum.
         let carries = !self.sums_every_micro_step || self.peers.process.is_rank0();
-        first || stage >= Stage::Zero2 || !carries
+        first || stage >= ZeroStage::Zero2 || !carries
     }
 
     /// Brings parameters of a unit to where passes look for them, if they are not on their way already.
@@ -115,7 +115,7 @@ impl Sharing {
             self.shares.present[other] = false;
         }
         let Kept { own, at_hand, .. } = &self.shares.params;
-        dev.copy(at_hand.part_of(unit, own.part), own.units()[unit])?;
+        dev.copy(at_hand.shard(unit, own.partition), own.units()[unit])?;
         let whole = at_hand.units()[unit];
         self.shares.params.under_way[unit] = self.peers.start(dev, &[(Collective::AllGather, whole)])?;
         self.shares.present[unit] = true;
@@ -132,10 +132,10 @@ impl Sharing {
         let Some(ticket) = self.shares.grads.under_way[unit].take() else { return Ok(()) };
         self.peers.wait(dev, Some(ticket))?;
         let Kept { own, at_hand, .. } = &self.shares.grads;
-        if own.part == Part::WHOLE {
+        if own.partition == Partition::WHOLE {
             return Ok(());
         }
-        let (sum, part) = (own.units()[unit], at_hand.part_of(unit, own.part));
+        let (sum, part) = (own.units()[unit], at_hand.shard(unit, own.partition));
         match std::mem::replace(&mut self.summed[unit], true) {
             true => dev.add(sum, part),
             false => dev.copy(sum, part),
@@ -144,37 +144,37 @@ impl Sharing {
 
     /// The squared norm of all gradients, and the sums over all ranks of what is beside it: `scalars` are loss, norm and votes.
     pub fn finish_grads(&mut self, dev: &mut dyn Ops, scalars: Tensor) -> Result<()> {
-        let part = self.shares.sharding.kept(Stage::Zero1);
+        let part = self.shares.sharding.stored(ZeroStage::Zero1);
         let units = 0..self.shares.grads.own.units().len();
         units.clone().try_for_each(|unit| self.await_grads(dev, unit))?;
         let grads = &self.shares.grads.own;
-        let own = match grads.part == part {
+        let own = match grads.partition == part {
             true => vec![grads.all()],
-            false => units.map(|unit| grads.part_of(unit, part)).collect(),
+            false => units.map(|unit| grads.shard(unit, part)).collect(),
         };
         dev.norm_squared(scalars.slice(1, 1), &own)?;
         match part {
             // Each has the norm of everything.
-            Part::WHOLE => self.peers.sum_tensors(dev, &[scalars.slice(0, 1), scalars.slice(2, 1)]),
+            Partition::WHOLE => self.peers.sum_tensors(dev, &[scalars.slice(0, 1), scalars.slice(2, 1)]),
             _ => self.peers.sum_tensors(dev, &[scalars]),
         }
     }
 
     /// Updates what is this rank's, unit by unit in the order in which the next forward pass reads them.
     pub fn update(&mut self, dev: &mut dyn Ops, optimizer: &Optimizer, update: Update) -> Result<()> {
-        let rest = self.shares.params.own.layout.rest();
+        let rest = self.shares.params.own.layout.shared_unit();
         for unit in [rest].into_iter().chain(0..rest) {
             // Of an update without a pass in between.
             self.await_params(dev, unit)?;
             optimizer.update(dev, unit, &self.shares.params.own, &self.shares.grads.own, update)?;
             match self.shares.sharding.stage {
-                Stage::Zero0 => {}
-                Stage::Zero1 | Stage::Zero2 => {
+                ZeroStage::Zero0 => {}
+                ZeroStage::Zero1 | ZeroStage::Zero2 => {
                     let whole = self.shares.params.own.units()[unit];
                     self.shares.params.under_way[unit] =
                         self.peers.start(dev, &[(Collective::AllGather, whole)])?;
                 }
-                Stage::Zero3 => self.shares.present[unit] = false,
+                ZeroStage::Zero3 => self.shares.present[unit] = false,
             }
         }
         Ok(())
@@ -198,7 +198,7 @@ impl Sharing {
         model: &GPT2,
         passes: impl FnOnce(&mut dyn Ops, &mut dyn Keeper) -> Result<()>,
     ) -> Result<()> {
-        let divided = self.shares.params.own.part != Part::WHOLE;
+        let divided = self.shares.params.own.partition != Partition::WHOLE;
         if self.peers.process.is_rank0() {
             let result = passes(dev, &mut Leader { sharing: self, model, divided });
             let end = if divided { self.peers.sum(dev, model, &mut [0.0]) } else { Ok(()) };
@@ -224,7 +224,7 @@ impl Sharing {
     pub fn download(
         &mut self,
         dev: &mut dyn Ops,
-        tensors: &PerParam,
+        tensors: &ParamBuffer,
         start: usize,
         out: &mut [f32],
     ) -> Result<()> {
@@ -232,14 +232,14 @@ impl Sharing {
         for (unit, range) in tensors.layout.pieces(start..start + rest.len()) {
             let piece;
             (piece, rest) = rest.split_at_mut(range.len());
-            if tensors.part == Part::WHOLE {
+            if tensors.partition == Partition::WHOLE {
                 if self.peers.process.is_rank0() {
                     download_f32(dev, piece, tensors.units()[unit].slice(range.start, range.len()))?;
                 }
                 continue;
             }
-            for index in 0..tensors.part.of {
-                let theirs = tensors.layout.common(unit, Part { index, ..tensors.part }, &range);
+            for index in 0..tensors.partition.of {
+                let theirs = tensors.layout.overlap(unit, Partition { index, ..tensors.partition }, &range);
                 for at in theirs.clone().step_by(STAGING) {
                     let here = at..theirs.end.min(at + STAGING);
                     let out = &mut piece[here.start - range.start..here.end - range.start];
@@ -254,7 +254,7 @@ impl Sharing {
     fn receive(
         &mut self,
         dev: &mut dyn Ops,
-        tensors: &PerParam,
+        tensors: &ParamBuffer,
         (unit, range): (usize, Range<usize>),
         root: usize,
         out: &mut [f32],
@@ -280,7 +280,7 @@ impl Keeper for Sharing {
             }
         }
         self.gather(dev, unit)?;
-        let rest = self.shares.params.own.layout.rest();
+        let rest = self.shares.params.own.layout.shared_unit();
         if (pass, unit) == (Pass::Forward, rest) {
             (0..rest.min(2)).try_for_each(|l| self.gather(dev, l))?;
         }
@@ -293,7 +293,7 @@ impl Keeper for Sharing {
             let whole = self.shares.grads.at_hand.units()[unit];
             self.shares.grads.under_way[unit] = self.peers.start(dev, &[(collective, whole)])?;
         }
-        let rest = self.shares.params.own.layout.rest();
+        let rest = self.shares.params.own.layout.shared_unit();
         let next = match pass {
             Pass::Forward => unit + 2,
             Pass::Backward => unit.wrapping_sub(2),
@@ -311,7 +311,7 @@ struct Leader<'a> {
 
 impl Keeper for Leader<'_> {
     fn fetch(&mut self, dev: &mut dyn Ops, pass: Pass, unit: usize) -> Result<()> {
-        if self.divided && unit == self.model.weights.params.layout.rest() {
+        if self.divided && unit == self.model.weights.params.layout.shared_unit() {
             self.sharing.peers.sum(dev, self.model, &mut [1.0])?;
         }
         self.sharing.fetch(dev, pass, unit)

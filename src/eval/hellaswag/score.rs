@@ -273,8 +273,8 @@ mod tests {
     use crate::model::activations::Recompute;
     use crate::model::keeper::InPlace;
     use crate::params::Param;
+    use crate::sharding::Sharding;
     use crate::tensor::{Dtype, MemoryPlan};
-    use crate::units::Sharding;
 
     /// A random model whose buffers hold `rows` tokens.
     fn model(maxT: usize, rows: usize) -> (Cpu, GPT2) {

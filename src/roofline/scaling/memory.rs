@@ -1,7 +1,7 @@
 //! Memory per GPU, by ZeRO stage.
 
 use super::{Sizes, X};
-use crate::units::Stage;
+use crate::sharding::ZeroStage;
 
 /// Bytes of optimizer state per parameter: master weight, m and v in f32.
 const STATE: f64 = 12.0;
@@ -22,17 +22,17 @@ pub struct Memory {
 }
 
 impl Memory {
-    pub fn of(stage: Stage, gpus: usize, sizes: &Sizes, activations: usize) -> Self {
+    pub fn of(stage: ZeroStage, gpus: usize, sizes: &Sizes, activations: usize) -> Self {
         let all = sizes.all() as f64;
         let sharded = |from| if stage >= from { all / gpus as f64 } else { all };
         // The shared unit is used at both ends of a pass and stays resident throughout.
         let full = (sizes.shared + RESIDENT_LAYERS.min(sizes.L) * sizes.layer) as f64;
         let resident = |from| if stage >= from && gpus > 1 { X * full } else { 0.0 };
         Memory {
-            parameters: X * sharded(Stage::Zero3),
-            gradients: X * sharded(Stage::Zero2),
-            state: STATE * sharded(Stage::Zero1),
-            buffers: resident(Stage::Zero3) + resident(Stage::Zero2),
+            parameters: X * sharded(ZeroStage::Zero3),
+            gradients: X * sharded(ZeroStage::Zero2),
+            state: STATE * sharded(ZeroStage::Zero1),
+            buffers: resident(ZeroStage::Zero3) + resident(ZeroStage::Zero2),
             activations: activations as f64,
         }
     }

@@ -9,8 +9,8 @@ use crate::roofline::gpu::{GPUS, Gpu};
 use crate::roofline::kernels::StepShape;
 use crate::roofline::record::Records;
 use crate::roofline::report::Budget;
-use crate::units::Stage;
-use Stage::*;
+use crate::sharding::ZeroStage;
+use ZeroStage::*;
 
 /// A network without latency: GB/s within machines and between them.
 fn cluster(within: f64, across: f64, per_node: usize) -> Cluster {
@@ -35,7 +35,7 @@ fn question<'a>(name: &str, gpu: &'a Gpu, B: usize, batch: Batch, gpus: &[usize]
         batch,
         gpu,
         cluster: Cluster::new(Machine::of(gpu).links(&[]).unwrap(), 8),
-        stages: Stage::ALL.to_vec(),
+        stages: ZeroStage::ALL.to_vec(),
         gpus: gpus.to_vec(),
         activations: 1 << 30,
     }
@@ -114,7 +114,7 @@ const PHASES: Phases = Phases {
 
 /// Two layers of 6 MB and 8 MB of other parameters, on two GPUs: at 1 GB/s an all-reduce takes 6
 /// and 8 ms, and a reduce-scatter 3 and 4.
-fn play(stage: Stage, micro_steps: usize, gbs: f64) -> Times {
+fn play(stage: ZeroStage, micro_steps: usize, gbs: f64) -> Times {
     let sizes = Sizes { L: 2, layer: 3_000_000, shared: 4_000_000 };
     simulate(stage, &PHASES, micro_steps, &sizes, &cluster(gbs, 1.0, 8), 2)
 }
@@ -170,7 +170,7 @@ fn divided_parameters_come_one_layer_ahead() {
 
 #[test]
 fn fast_networks_hide_all_and_endlessly_slow_ones_nothing() {
-    for stage in Stage::ALL {
+    for stage in ZeroStage::ALL {
         near(play(stage, 2, 1e9).exposed_ms(), 0.0);
         let times = play(stage, 2, 1e-6);
         let share = times.exposed_ms() / times.communication_ms();
@@ -180,7 +180,7 @@ fn fast_networks_hide_all_and_endlessly_slow_ones_nothing() {
 
 #[test]
 fn faster_links_never_make_a_step_slower() {
-    for stage in Stage::ALL {
+    for stage in ZeroStage::ALL {
         let steps = [0.01, 0.1, 0.5, 1.0, 2.0, 10.0, 100.0].map(|gbs| play(stage, 3, gbs).step_ms);
         assert!(steps.windows(2).all(|pair| pair[1] < pair[0]), "{stage:?} {steps:?}");
     }
@@ -224,7 +224,7 @@ fn each_stage_divides_what_it_says() {
     assert_eq!(memory("d48", Zero2, 8), (5_841_324_000.0, 287_219_200.0));
     assert_eq!(memory("d48", Zero3, 8), (3_115_372_800.0, 574_438_400.0));
     // A single GPU has no one to shard with.
-    for stage in Stage::ALL {
+    for stage in ZeroStage::ALL {
         assert_eq!(memory("d48", stage, 1), (24_922_982_400.0, 0.0));
     }
 }
@@ -235,7 +235,7 @@ fn each_stage_saves_and_so_does_each_gpu() {
         let sizes = Sizes::of(&ModelConfig::from_descriptor(name).unwrap());
         let total = |stage, gpus| Memory::of(stage, gpus, &sizes, 1 << 30).total();
         for gpus in [2, 4, 8, 64, 1024] {
-            let stages = Stage::ALL.map(|stage| total(stage, gpus));
+            let stages = ZeroStage::ALL.map(|stage| total(stage, gpus));
             assert!(stages.windows(2).all(|pair| pair[1] < pair[0]), "{name} {gpus} {stages:?}");
             assert!(total(Zero3, 2 * gpus) < total(Zero3, gpus));
             assert_eq!(total(Zero0, 2 * gpus), total(Zero0, gpus));

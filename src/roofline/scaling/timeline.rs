@@ -4,7 +4,7 @@
 use super::cluster::{Cluster, Collective};
 use super::phases::Phases;
 use super::{Sizes, X};
-use crate::units::Stage;
+use crate::sharding::ZeroStage;
 
 /// Milliseconds of a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -42,7 +42,7 @@ const SCALARS: f64 = 0.0;
 ///   backward, unless they are still resident from the previous pass; embeddings are gathered once
 ///   per step.
 pub fn simulate(
-    stage: Stage,
+    stage: ZeroStage,
     phases: &Phases,
     micro_steps: usize,
     sizes: &Sizes,
@@ -70,7 +70,7 @@ pub fn simulate(
 
 /// The state of the simulation. Times are milliseconds since its start.
 struct Step<'a> {
-    stage: Stage,
+    stage: ZeroStage,
     phases: &'a Phases,
     sizes: &'a Sizes,
     cluster: &'a Cluster,
@@ -92,7 +92,7 @@ impl Step<'_> {
     fn play(&mut self, micro_steps: usize) {
         let began = self.computed;
         self.times = Times::default();
-        if self.stage == Stage::Zero3 {
+        if self.stage == ZeroStage::Zero3 {
             self.gather(self.sizes.L);
             (0..self.sizes.L.min(2)).for_each(|l| self.gather(l));
         }
@@ -138,19 +138,19 @@ impl Step<'_> {
         self.compute(self.phases.encoder, self.arrived[L]);
         for l in 0..L {
             self.compute(self.phases.layer_forward, self.arrived[l]);
-            if self.stage == Stage::Zero3 && l + 2 < L {
+            if self.stage == ZeroStage::Zero3 && l + 2 < L {
                 self.gather(l + 2);
             }
         }
     }
 
     fn backward(&mut self, last: bool) {
-        let sums = last || self.stage >= Stage::Zero2;
+        let sums = last || self.stage >= ZeroStage::Zero2;
         let collective = match self.stage {
-            Stage::Zero0 => Collective::AllReduce,
+            ZeroStage::Zero0 => Collective::AllReduce,
             _ => Collective::ReduceScatter,
         };
-        let (L, sharded) = (self.sizes.L, self.stage >= Stage::Zero2);
+        let (L, sharded) = (self.sizes.L, self.stage >= ZeroStage::Zero2);
         self.compute(self.phases.head, self.shared_buffer);
         for l in (0..L).rev() {
             self.compute(self.phases.layer_backward, self.arrived[l].max(self.layer_buffers[l % 2]));
@@ -159,7 +159,7 @@ impl Step<'_> {
                 // Without ZeRO-2 each layer has its own gradients and waits for nothing.
                 self.layer_buffers[l % 2] = if sharded { sent } else { 0.0 };
             }
-            if self.stage == Stage::Zero3 && l >= 2 {
+            if self.stage == ZeroStage::Zero3 && l >= 2 {
                 self.gather(l - 2);
             }
         }
@@ -173,13 +173,13 @@ impl Step<'_> {
     /// Computes the norm and the update, and gathers what the next step waits for.
     fn update(&mut self) {
         let L = self.sizes.L;
-        let parts = if self.stage >= Stage::Zero1 { self.gpus as f64 } else { 1.0 };
+        let parts = if self.stage >= ZeroStage::Zero1 { self.gpus as f64 } else { 1.0 };
         self.compute(self.phases.norm / parts + self.phases.update_gaps, self.sent);
         let ready = self.send(Collective::AllReduce, SCALARS);
         for unit in [L].into_iter().chain(0..L) {
             let share = self.len(unit) / self.sizes.all() as f64;
             self.compute(self.phases.adamw / parts * share, ready);
-            if matches!(self.stage, Stage::Zero1 | Stage::Zero2) {
+            if matches!(self.stage, ZeroStage::Zero1 | ZeroStage::Zero2) {
                 self.gather(unit);
             }
         }
