@@ -10,7 +10,7 @@ use warpsmith::device::compare::{adamw_step, assert_close};
 use warpsmith::device::cpu::{Cpu, matmul::Precision};
 use warpsmith::model::activations::Recompute;
 use warpsmith::model::backward::MicroStep;
-use warpsmith::model::keeper::InPlace;
+use warpsmith::model::hooks::NoHooks;
 use warpsmith::model::{BatchShape, GPT2, ModelOptions, init};
 use warpsmith::ops::{AdamW, Device, Ops};
 use warpsmith::optim::optimizer::{HyperParams, Optimizer, Update};
@@ -68,10 +68,10 @@ impl Tiny {
     /// Forward and backward over one micro-batch.
     fn run(&mut self, shape: BatchShape, inputs: &[i32], targets: &[i32], at: MicroStep) {
         self.model.load_batch(&mut self.dev, shape, inputs, targets).unwrap();
-        self.model.forward(&mut self.dev, &mut InPlace, shape).unwrap();
+        self.model.forward(&mut self.dev, &mut NoHooks, shape).unwrap();
         let by_token = TokenBuckets::of(inputs);
         let buckets = self.model.load_buckets(&mut self.dev, &by_token.rows, &by_token.starts).unwrap();
-        self.model.backward(&mut self.dev, shape, buckets, at, &mut InPlace).unwrap();
+        self.model.backward(&mut self.dev, shape, buckets, at, &mut NoHooks).unwrap();
     }
 
     fn loss_and_norm(&mut self) -> (f32, f32) {
@@ -101,7 +101,7 @@ fn logits_are_pytorchs() {
             // All rows in one chunk; evaluating leaves them in the buffer.
             let mut tiny = Tiny::load(name, shape, Recompute::Gelu, 1 << 20);
             tiny.model.load_batch(&mut tiny.dev, shape, &i32s("tokens"), &i32s("targets")).unwrap();
-            tiny.model.evaluate(&mut tiny.dev, &mut InPlace, shape).unwrap();
+            tiny.model.evaluate(&mut tiny.dev, &mut NoHooks, shape).unwrap();
             let (V, Vp) = (tiny.model.weights.config.V, tiny.model.weights.config.Vp);
             let padded = tiny.download(tiny.model.acts.logits);
             let got: Vec<f32> =
@@ -133,7 +133,7 @@ fn single_step(name: &str, file: &str, shape: BatchShape, recompute: Recompute) 
     // Logits seven rows at a time: a ragged last chunk, and buffers for a longer T than the batch has.
     let mut tiny = Tiny::load(name, BatchShape { B: 3, T: 16 }, recompute, 7 * 128 * 4);
     tiny.model.load_batch(&mut tiny.dev, shape, &inputs, &targets).unwrap();
-    let losses = tiny.model.evaluate(&mut tiny.dev, &mut InPlace, shape).unwrap();
+    let losses = tiny.model.evaluate(&mut tiny.dev, &mut NoHooks, shape).unwrap();
     assert_close("losses", &losses, &f32s("losses"), 1e-5);
 
     // Poison what the first micro-step must overwrite or clear.

@@ -11,7 +11,7 @@ use crate::eval::hellaswag::{self, HellaSwag};
 use crate::eval::validation::{perplexity, validation_loss};
 use crate::model::activations::Recompute;
 use crate::model::decode::Decoder;
-use crate::model::keeper::InPlace;
+use crate::model::hooks::NoHooks;
 use crate::model::{BatchShape, GPT2, ModelOptions, Weights};
 use crate::ops::{Ops, plan_scratch};
 use crate::report::progress::Progress;
@@ -68,7 +68,7 @@ fn print_sample(
     let mut stream = TextStream::new();
     print(text)?;
     let what = Continuation { prompt, max_new: args.max_tokens, kv_cache: !args.no_kv_cache };
-    generate(dev, &mut InPlace, decoder, sampler, what, &mut |token| {
+    generate(dev, &mut NoHooks, decoder, sampler, what, &mut |token| {
         print(stream.push(vocabulary.token_bytes(token).unwrap_or_default()))
     })?;
     print(stream.finish() + "\n")
@@ -105,7 +105,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     if let Some(mut loader) = loader {
         let split = loader.samples_per_epoch() as usize;
         let batches = args.max_batches.map(|batches| batches.min(split));
-        let loss = validation_loss(&model, dev.as_mut(), &mut InPlace, &mut loader, shape, batches)?;
+        let loss = validation_loss(&model, dev.as_mut(), &mut NoHooks, &mut loader, shape, batches)?;
         print(format_args!("val loss {loss:.6}, perplexity {:.4}\n", perplexity(loss)))?;
         summary.insert("val_loss".into(), loss.into());
         summary.insert("val_perplexity".into(), perplexity(loss).into());
@@ -114,7 +114,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         let mut progress = Progress::new("HellaSwag", questions.examples.len() as u64, "examples");
         let mut show = |done, _| progress.set(done as u64);
         let evaluation =
-            hellaswag::evaluate(&model, dev.as_mut(), &mut InPlace, &questions, (0, 1), &mut show)?;
+            hellaswag::evaluate(&model, dev.as_mut(), &mut NoHooks, &questions, (0, 1), &mut show)?;
         progress.finish();
         let score = evaluation.score();
         print(format_args!(

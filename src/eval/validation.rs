@@ -1,7 +1,7 @@
 //! Loss on held-out text.
 
 use crate::data::loader::DataLoader;
-use crate::model::keeper::Keeper;
+use crate::model::hooks::LayerHooks;
 use crate::model::{BatchShape, GPT2};
 use crate::ops::Ops;
 use anyhow::Result;
@@ -20,7 +20,7 @@ use anyhow::Result;
 pub fn validation_loss(
     model: &GPT2,
     dev: &mut dyn Ops,
-    keeper: &mut dyn Keeper,
+    hooks: &mut dyn LayerHooks,
     loader: &mut DataLoader,
     shape: BatchShape,
     max_batches: Option<usize>,
@@ -32,11 +32,11 @@ pub fn validation_loss(
     for _ in loader.turns(batches) {
         let batch = loader.next_batch()?;
         model.load_batch(dev, shape, &batch.inputs, &batch.targets)?;
-        let losses = model.evaluate(dev, keeper, shape)?;
+        let losses = model.evaluate(dev, hooks, shape)?;
         sum += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / losses.len() as f64;
     }
     for _ in loader.turns(batches).len()..loader.most_turns(batches) {
-        model.idle(dev, keeper)?;
+        model.participate(dev, hooks)?;
     }
     Ok((sum / batches as f64) as f32)
 }
@@ -54,7 +54,7 @@ mod tests {
     use crate::eval::testing::{cpu, randomize};
     use crate::model::ModelOptions;
     use crate::model::activations::Recompute;
-    use crate::model::keeper::InPlace;
+    use crate::model::hooks::NoHooks;
     use crate::sharding::Sharding;
     use crate::tensor::{Dtype, MemoryPlan};
 
@@ -92,7 +92,7 @@ mod tests {
         for start in [0, 16, 32] {
             let text: Vec<i32> = tokens[start..start + 17].iter().map(|&t| i32::from(t)).collect();
             model.load_batch(&mut dev, shape, &text[..16], &text[1..]).unwrap();
-            losses.extend(model.evaluate(&mut dev, &mut InPlace, shape).unwrap());
+            losses.extend(model.evaluate(&mut dev, &mut NoHooks, shape).unwrap());
         }
         let mean = |n: usize| losses[..n].iter().sum::<f32>() / n as f32;
 
@@ -115,7 +115,7 @@ mod tests {
             (Some(4), (3.0 * mean(48) + mean(16)) / 4.0),
         ] {
             let loss =
-                validation_loss(&model, &mut dev, &mut InPlace, &mut loader, shape, max_batches).unwrap();
+                validation_loss(&model, &mut dev, &mut NoHooks, &mut loader, shape, max_batches).unwrap();
             assert!((loss - expected).abs() <= 1e-5 * expected, "{max_batches:?}: {loss} against {expected}");
         }
         assert_ne!(mean(16), mean(32));

@@ -5,22 +5,23 @@ use crate::config::{ModelConfig, logits_rows};
 use crate::sharding::Sharding;
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
 
-/// What the backward pass computes again instead of the forward pass keeping it (llm.c's `-r`).
+/// The activations that the backward pass recomputes instead of the forward pass storing them
+/// (llm.c's `-r`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Recompute {
     Nothing,
-    /// The output of the GELU: 4 C a token and layer.
+    /// The output of the GELU: 4 C elements per token and layer.
     Gelu,
-    /// That and the outputs of both layernorms: 6 C a token and layer.
+    /// That and the outputs of both layernorms: 6 C elements per token and layer.
     GeluAndLayernorm,
 }
 
-/// A buffer that each layer has a copy of, or that all layers share.
+/// A buffer of which each layer has its own copy, or which all layers share.
 #[derive(Clone, Copy, Debug)]
 pub struct PerLayer {
     all: Tensor,
     layers: usize,
-    /// Elements a row (token).
+    /// Elements per row (token).
     width: usize,
 }
 
@@ -32,7 +33,7 @@ impl PerLayer {
     }
 }
 
-/// All activations, N = B*T rows of them.
+/// All activations, for N = B*T rows.
 #[derive(Clone, Debug)]
 pub struct Activations {
     /// Capacity in rows.
@@ -66,26 +67,26 @@ pub struct Activations {
     pub scratch_btc: Tensor,   // (N, C), backward only
     pub scratch_bt4c: Tensor,  // (N, 4C), backward only
     pub dresidual: Tensor,     // (N, C), backward only
-    /// Of a step: loss sum, squared gradient norm, votes to stop.
+    /// Scalars of a step: loss sum, squared gradient norm, votes to stop.
     pub scalars: Tensor, // (4) f32
 }
 
-/// How many copies of the per-layer buffers a use of the model needs.
+/// The number of copies of the per-layer buffers that a use of the model needs.
 struct Copies {
     layers: usize,
-    /// Of queries, keys and values, which also are the cache when decoding.
+    /// Copies of queries, keys and values, which are also the cache when decoding.
     qkv: usize,
     backward: bool,
 }
 
 impl Activations {
-    /// Buffers for training: everything backward needs is kept for each layer.
+    /// Plans buffers for training: each layer keeps everything its backward pass needs.
     pub fn plan(c: &ModelConfig, options: &ModelOptions, dtype: Dtype, plan: &mut MemoryPlan) -> Self {
         let copies = Copies { layers: c.L, qkv: c.L, backward: true };
         Self::plan_copies("activations", c, options, dtype, plan, copies)
     }
 
-    /// Buffers for forward passes alone: the layers take turns in one set.
+    /// Plans buffers for forward passes alone: all layers share one set.
     pub fn plan_for_evaluation(
         c: &ModelConfig,
         options: &ModelOptions,
@@ -96,7 +97,8 @@ impl Activations {
         Self::plan_copies("activations", c, options, dtype, plan, copies)
     }
 
-    /// Buffers for decoding one sequence token by token: as for evaluation, but keys and values stay.
+    /// Plans buffers for decoding one sequence token by token: as for evaluation, but each layer
+    /// keeps its keys and values.
     pub fn plan_for_decoding(c: &ModelConfig, maxT: usize, dtype: Dtype, plan: &mut MemoryPlan) -> Self {
         let options = ModelOptions {
             B: 1,
@@ -178,7 +180,7 @@ impl Activations {
         }
     }
 
-    /// What layer `l` reads: the token embeddings, or what the layer below left in the residual stream.
+    /// The input of layer `l`: the token embeddings, or the output of the layer below.
     pub fn block_input(&self, l: usize, shape: BatchShape, C: usize) -> Tensor {
         match l {
             0 => self.encoded.slice(0, shape.rows() * C),

@@ -1,10 +1,11 @@
 //! The backward pass: losses, then the layers in reverse.
 //!
-//! One gradient, `dresidual`, runs down the residual stream: every block adds to it where its two layernorms read
-//! it. Parameters accumulate over micro-steps; activations' gradients are overwritten.
+//! One gradient, `dresidual`, runs down the residual stream: each block adds to it where its two
+//! layernorms read it. Gradients of parameters accumulate over micro-steps; those of activations are
+//! overwritten.
 
 use super::activations::Recompute;
-use super::keeper::{Keeper, Pass};
+use super::hooks::{LayerHooks, Pass};
 use super::{BatchShape, GPT2};
 use crate::ops::{AttentionDims, EncoderBackward, LayernormBackward, MatmulBackward, Ops, TokenBuckets};
 use crate::params::{Param, Param::*};
@@ -12,18 +13,20 @@ use crate::sharding::ParamBuffer;
 use crate::tensor::Tensor;
 use anyhow::Result;
 
-/// Where in a step a backward pass is.
+/// The place of a backward pass in its step.
 #[derive(Clone, Copy, Debug)]
 pub struct MicroStep {
-    /// Whether losses start from zero here.
+    /// Whether losses start from zero.
     pub first: bool,
-    /// Whether gradients do: in the first micro-step, or in each if they leave after each.
+    /// Whether gradients start from zero: in the first micro-step, or in every one if each leaves
+    /// its gradients reduced.
     pub fresh_grads: bool,
-    /// What one row's loss counts in the loss of the step, 1 / (B T grad_accum_steps), times the scale of the loss.
+    /// The weight of one row's loss in the loss of the step, 1 / (B T grad_accum_steps), times the
+    /// loss scale.
     pub dloss: f32,
 }
 
-/// What backward through one linear layer reads and writes.
+/// The tensors that backward through one linear layer reads and writes.
 struct Linear {
     dinp: Tensor,
     dout: Tensor,
@@ -34,7 +37,7 @@ struct Linear {
 }
 
 impl GPT2 {
-    /// Losses and all gradients of the batch that `forward` was run on.
+    /// Computes losses and all gradients of the batch that `forward` ran on.
     ///
     /// # Panics
     /// If the model was planned for evaluation only.
@@ -44,15 +47,15 @@ impl GPT2 {
         shape: BatchShape,
         buckets: TokenBuckets,
         step: MicroStep,
-        keeper: &mut dyn Keeper,
+        hooks: &mut dyn LayerHooks,
     ) -> Result<()> {
         let (a, w) = (&self.acts, &self.weights);
         let (N, C) = (shape.rows(), w.config.C);
-        let rest = w.params.layout.shared_unit();
+        let shared = w.params.layout.shared_unit();
         if step.first {
             dev.fill(a.losses, 0.0)?;
         }
-        self.begin_unit(dev, keeper, rest, step)?;
+        self.begin_unit(dev, hooks, shared, step)?;
         self.head_backward(dev, N, step)?;
 
         let dresidual = a.dresidual.slice(0, N * C);
@@ -70,10 +73,10 @@ impl GPT2 {
             C,
         })?;
         for l in (0..w.config.L).rev() {
-            self.begin_unit(dev, keeper, l, step)?;
+            self.begin_unit(dev, hooks, l, step)?;
             self.mlp_backward(dev, l, shape, step)?;
             self.attention_backward(dev, l, shape, step)?;
-            keeper.done(dev, Pass::Backward, l)?;
+            hooks.after(dev, Pass::Backward, l)?;
         }
         let tokens = a.inputs.slice(0, N);
         dev.encoder_backward(EncoderBackward {
@@ -86,17 +89,17 @@ impl GPT2 {
             T: shape.T,
             C,
         })?;
-        keeper.done(dev, Pass::Backward, rest)
+        hooks.after(dev, Pass::Backward, shared)
     }
 
-    /// Queues the sum of the losses since the last first micro-step, and returns where it will be.
+    /// Queues the sum of the losses of this step's micro-steps, and returns the tensor it goes to.
     pub fn loss_sum(&self, dev: &mut dyn Ops) -> Result<Tensor> {
         let loss = self.acts.scalars.slice(0, 1);
         dev.sum(loss, self.acts.losses)?;
         Ok(loss)
     }
 
-    /// Layer `l` of a parameter's gradient.
+    /// The gradient of layer `l` of a parameter.
     pub fn grad(&self, param: Param, l: usize) -> Tensor {
         self.grads().get(param, l)
     }
@@ -107,15 +110,16 @@ impl GPT2 {
         self.grads.as_ref().expect("a model planned for training")
     }
 
-    /// Fetches a unit, and clears those of its gradients that are only ever added to; the others are overwritten.
+    /// Makes a unit resident and clears those of its gradients that operations only add to; the
+    /// others are overwritten.
     fn begin_unit(
         &self,
         dev: &mut dyn Ops,
-        keeper: &mut dyn Keeper,
+        hooks: &mut dyn LayerHooks,
         unit: usize,
         step: MicroStep,
     ) -> Result<()> {
-        keeper.fetch(dev, Pass::Backward, unit)?;
+        hooks.before(dev, Pass::Backward, unit)?;
         if !step.fresh_grads {
             return Ok(());
         }
@@ -125,7 +129,8 @@ impl GPT2 {
         dev.fill(grads.slice(added, grads.len - added), 0.0)
     }
 
-    /// Logits, losses, gradients of logits, of the embedding and of the last layernorm's output, chunk by chunk.
+    /// Computes, chunk by chunk, logits, losses, and the gradients of the logits, of the embedding
+    /// and of the final layernorm's output.
     fn head_backward(&self, dev: &mut dyn Ops, N: usize, step: MicroStep) -> Result<()> {
         let (C, Vp) = (self.weights.config.C, self.weights.config.Vp);
         for (start, rows) in self.logits_chunks(N) {

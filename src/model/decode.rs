@@ -1,9 +1,9 @@
 //! Decoding token by token with a key-value cache.
 //!
-//! The cache is the `qkv` buffer of each layer: position t's keys and values stay in row t.
+//! The cache is the `qkv` buffer of each layer: row t holds the keys and values of position t.
 
 use super::activations::Activations;
-use super::keeper::{Keeper, Pass};
+use super::hooks::{LayerHooks, Pass};
 use super::{BatchShape, GPT2, Weights};
 use crate::ops::{AttentionDims, Epilogue, Limits, MatmulForward, Ops, download_f32};
 use crate::params::Param::*;
@@ -14,12 +14,12 @@ use anyhow::Result;
 #[derive(Clone, Debug)]
 pub struct Decoder {
     model: GPT2,
-    /// Positions whose keys and values are in the cache.
+    /// The number of positions whose keys and values are in the cache.
     cached: usize,
 }
 
 impl Decoder {
-    /// Shares the weights of another model; its own buffers hold `context` positions.
+    /// Plans a decoder that shares the weights of another model and holds `context` positions.
     ///
     /// # Panics
     /// If `context` is 0 or more than the position embedding covers.
@@ -29,17 +29,17 @@ impl Decoder {
         Decoder { model: GPT2 { weights: weights.clone(), grads: None, acts }, cached: 0 }
     }
 
-    /// The largest operations that decoding asks of a device.
+    /// The sizes of the largest operations that decoding asks of a device.
     pub fn limits(&self) -> Limits {
         self.model.limits()
     }
 
-    /// Positions the buffers hold.
+    /// The number of positions the buffers hold.
     pub fn context(&self) -> usize {
         self.model.acts.rows
     }
 
-    /// Tokens the model knows, which is the length of the logits.
+    /// The size of the vocabulary, which is the length of the logits.
     pub fn V(&self) -> usize {
         self.model.weights.config.V
     }
@@ -48,46 +48,46 @@ impl Decoder {
         self.cached
     }
 
-    /// Forgets the cache and runs all of `tokens` at once; returns the V logits that follow the last of them.
+    /// Clears the cache and runs all of `tokens` at once; returns the V logits after the last one.
     ///
     /// # Panics
     /// If there are no tokens or more than [`Self::context`].
     pub fn prefill(
         &mut self,
         dev: &mut dyn Ops,
-        keeper: &mut dyn Keeper,
+        hooks: &mut dyn LayerHooks,
         tokens: &[i32],
     ) -> Result<Vec<f32>> {
         let shape = BatchShape { B: 1, T: tokens.len() };
         self.model.load_batch(dev, shape, tokens, tokens)?;
-        self.model.forward(dev, keeper, shape)?;
+        self.model.forward(dev, hooks, shape)?;
         self.cached = tokens.len();
         self.last_logits(dev, tokens.len() - 1)
     }
 
-    /// Appends one token; returns the V logits that follow it.
+    /// Appends one token; returns the V logits after it.
     ///
     /// # Panics
     /// If the context is full.
-    pub fn step(&mut self, dev: &mut dyn Ops, keeper: &mut dyn Keeper, token: i32) -> Result<Vec<f32>> {
+    pub fn step(&mut self, dev: &mut dyn Ops, hooks: &mut dyn LayerHooks, token: i32) -> Result<Vec<f32>> {
         let (a, w) = (&self.model.acts, &self.model.weights);
         let (t, C) = (self.cached, w.config.C);
         assert!(t < a.rows, "the context of {} positions is full", a.rows);
         dev.upload(a.inputs.slice(0, 1), bytemuck::bytes_of(&token))?;
-        keeper.fetch(dev, Pass::Forward, w.params.layout.shared_unit())?;
+        hooks.before(dev, Pass::Forward, w.params.layout.shared_unit())?;
         let wpe_t = w.get(Wpe, 0).part(t, C);
         dev.encoder_forward(a.encoded.slice(0, C), a.inputs.slice(0, 1), w.get(Wte, 0), wpe_t, (1, 1, C))?;
-        keeper.fetch(dev, Pass::Forward, 0)?;
+        hooks.before(dev, Pass::Forward, 0)?;
         dev.layernorm_forward(self.model.norm_before_block(0, ONE_ROW))?;
         for l in 0..w.config.L {
-            self.block_step(dev, keeper, l, t)?;
-            keeper.done(dev, Pass::Forward, l)?;
+            self.block_step(dev, hooks, l, t)?;
+            hooks.after(dev, Pass::Forward, l)?;
         }
         self.cached = t + 1;
         self.last_logits(dev, 0)
     }
 
-    fn block_step(&self, dev: &mut dyn Ops, keeper: &mut dyn Keeper, l: usize, t: usize) -> Result<()> {
+    fn block_step(&self, dev: &mut dyn Ops, hooks: &mut dyn LayerHooks, l: usize, t: usize) -> Result<()> {
         let (a, w) = (&self.model.acts, &self.model.weights);
         let C = w.config.C;
         let [ln1, atty, residual2, ln2] = [a.ln1, a.atty, a.residual2, a.ln2].map(|x| x.get(l, 1));
@@ -111,12 +111,12 @@ impl Decoder {
         let epilogue = Epilogue::BiasResidual { bias: w.get(Fcprojb, l), residual: residual2 };
         let fcproj = matmul(residual3, fch_gelu, Fcprojw, epilogue);
         if l + 1 < w.config.L {
-            keeper.fetch(dev, Pass::Forward, l + 1)?;
+            hooks.before(dev, Pass::Forward, l + 1)?;
         }
         dev.matmul_residual_layernorm(fcproj, self.model.norm_before_block(l + 1, ONE_ROW))
     }
 
-    /// Logits of one row of the last layernorm, without the padding.
+    /// The logits of one row of the final layernorm, without the padding.
     fn last_logits(&self, dev: &mut dyn Ops, row: usize) -> Result<Vec<f32>> {
         let logits = self.model.logits(dev, row, 1)?;
         let V = self.model.weights.config.V;

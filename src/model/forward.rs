@@ -1,7 +1,7 @@
 //! The forward pass: tokens to the last layernorm, and from there to losses.
 
 use super::activations::Recompute;
-use super::keeper::{Keeper, Pass};
+use super::hooks::{LayerHooks, Pass};
 use super::{BatchShape, GPT2};
 use crate::config::logits_rows;
 use crate::ops::{AttentionDims, Classifier, Epilogue, LayernormForward, MatmulForward, Ops, download_f32};
@@ -10,39 +10,41 @@ use crate::tensor::Tensor;
 use anyhow::Result;
 
 impl GPT2 {
-    /// Encoder, L blocks, last layernorm, of the batch that was loaded.
-    pub fn forward(&self, dev: &mut dyn Ops, keeper: &mut dyn Keeper, shape: BatchShape) -> Result<()> {
+    /// Runs the encoder, L blocks and the final layernorm on the loaded batch.
+    pub fn forward(&self, dev: &mut dyn Ops, hooks: &mut dyn LayerHooks, shape: BatchShape) -> Result<()> {
         let (a, w) = (&self.acts, &self.weights);
         let (N, C) = (shape.rows(), w.config.C);
-        keeper.fetch(dev, Pass::Forward, w.params.layout.shared_unit())?;
+        hooks.before(dev, Pass::Forward, w.params.layout.shared_unit())?;
         let (encoded, tokens) = (a.encoded.slice(0, N * C), a.inputs.slice(0, N));
         dev.encoder_forward(encoded, tokens, w.get(Wte, 0), w.get(Wpe, 0), (shape.B, shape.T, C))?;
-        keeper.fetch(dev, Pass::Forward, 0)?;
+        hooks.before(dev, Pass::Forward, 0)?;
         dev.layernorm_forward(self.norm_before_block(0, shape))?;
         for l in 0..w.config.L {
-            self.block_forward(dev, keeper, l, shape)?;
-            keeper.done(dev, Pass::Forward, l)?;
+            self.block_forward(dev, hooks, l, shape)?;
+            hooks.after(dev, Pass::Forward, l)?;
         }
         Ok(())
     }
 
-    /// A forward pass without a batch: ranks that share parameters out and have none left go along with those that have.
-    pub fn idle(&self, dev: &mut dyn Ops, keeper: &mut dyn Keeper) -> Result<()> {
+    /// Runs the hooks of a forward pass without computing: a rank without a batch takes part in the
+    /// all-gathers of the ranks that have one.
+    pub fn participate(&self, dev: &mut dyn Ops, hooks: &mut dyn LayerHooks) -> Result<()> {
         let layout = &self.weights.params.layout;
-        keeper.fetch(dev, Pass::Forward, layout.shared_unit())?;
+        hooks.before(dev, Pass::Forward, layout.shared_unit())?;
         for l in 0..layout.shared_unit() {
-            keeper.fetch(dev, Pass::Forward, l)?;
-            keeper.done(dev, Pass::Forward, l)?;
+            hooks.before(dev, Pass::Forward, l)?;
+            hooks.after(dev, Pass::Forward, l)?;
         }
         Ok(())
     }
 
-    /// x + attention(layernorm(x)), then x + mlp(layernorm(x)). A layernorm belongs to the product whose sum it reads: the
-    /// first of this block is done, and what the next block or the head starts with is done here.
+    /// x + attention(layernorm(x)), then x + mlp(layernorm(x)). Each layernorm is fused with the
+    /// matmul whose output it reads: this block's first one has already run, and the one that the
+    /// next block or the head starts with runs here.
     fn block_forward(
         &self,
         dev: &mut dyn Ops,
-        keeper: &mut dyn Keeper,
+        hooks: &mut dyn LayerHooks,
         l: usize,
         shape: BatchShape,
     ) -> Result<()> {
@@ -68,13 +70,13 @@ impl GPT2 {
         let epilogue = Epilogue::BiasResidual { bias: w.get(Fcprojb, l), residual: residual2 };
         let fcproj = matmul(residual3, fch_gelu, Fcprojw, epilogue);
         if l + 1 < w.config.L {
-            keeper.fetch(dev, Pass::Forward, l + 1)?;
+            hooks.before(dev, Pass::Forward, l + 1)?;
         }
         dev.matmul_residual_layernorm(fcproj, self.norm_before_block(l + 1, shape))
     }
 
-    /// The layernorm before attention, or behind the last block the one before the logits. The backward pass repeats it
-    /// where its output was not kept.
+    /// The layernorm before attention in block `l`, or after the last block the one before the
+    /// logits. The backward pass repeats it where its output was not stored.
     pub(super) fn norm_before_block(&self, l: usize, shape: BatchShape) -> LayernormForward {
         let (a, w) = (&self.acts, &self.weights);
         let (N, C) = (shape.rows(), w.config.C);
@@ -98,7 +100,8 @@ impl GPT2 {
         LayernormForward { out, mean, rstd, inp, weight, bias, N, C }
     }
 
-    /// logits of `rows` rows of the last layernorm, starting at `start`, into the logits buffer.
+    /// Computes the logits of `rows` rows of the final layernorm, from `start` on, into the logits
+    /// buffer.
     pub(super) fn logits(&self, dev: &mut dyn Ops, start: usize, rows: usize) -> Result<Tensor> {
         let (C, Vp) = (self.weights.config.C, self.weights.config.Vp);
         let out = self.acts.logits.slice(0, rows * Vp);
@@ -114,21 +117,21 @@ impl GPT2 {
         Ok(out)
     }
 
-    /// The rows of logits that are in memory at a time: `(start, rows)` of each chunk of `N`.
+    /// Splits `N` rows into chunks whose logits fit the buffer: `(start, rows)` of each.
     pub(super) fn logits_chunks(&self, N: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
         let chunk = logits_rows(N, self.acts.logits.len / self.weights.config.Vp);
         (0..N).step_by(chunk).map(move |start| (start, chunk.min(N - start)))
     }
 
-    /// Forward pass and losses without gradients: the loss of each of the B*T rows, on the host.
+    /// Runs the forward pass and returns the loss of each of the B*T rows; no gradients.
     pub fn evaluate(
         &self,
         dev: &mut dyn Ops,
-        keeper: &mut dyn Keeper,
+        hooks: &mut dyn LayerHooks,
         shape: BatchShape,
     ) -> Result<Vec<f32>> {
         let (a, N) = (&self.acts, shape.rows());
-        self.forward(dev, keeper, shape)?;
+        self.forward(dev, hooks, shape)?;
         let losses = a.losses.slice(0, N);
         dev.fill(losses, 0.0)?;
         for (start, rows) in self.logits_chunks(N) {

@@ -1,4 +1,4 @@
-//! How a model starts: the very numbers PyTorch draws for the same seed.
+//! Initialization: the numbers PyTorch draws for the same seed.
 
 use crate::config::ModelConfig;
 use crate::ops::Ops;
@@ -7,11 +7,12 @@ use crate::rng::Mt19937;
 use crate::sharding::ParamBuffer;
 use anyhow::Result;
 
-/// Fills the parameters from `seed`, in the order in which PyTorch's GPT-2 draws them: both embeddings, then each layer's four
-/// matrices. Rows of the embedding past the vocabulary stay zero, and are not drawn.
+/// Fills the parameters from `seed`, in the order in which PyTorch's GPT-2 draws them: both
+/// embeddings, then each layer's four matrices. Rows of the embedding past the vocabulary stay zero
+/// and draw no numbers.
 ///
-/// `copies` are the parameters and, if there are any, their master weights: each gets the same numbers, as exactly as its
-/// type can hold them.
+/// `copies` are the parameters and their master weights, if any: each gets the same numbers, rounded
+/// to its type.
 pub fn initialize(dev: &mut dyn Ops, config: &ModelConfig, copies: &[&ParamBuffer], seed: u32) -> Result<()> {
     let files = ParamLayout::new(config);
     let mut rng = Mt19937::new(seed);
@@ -37,7 +38,7 @@ pub fn initialize(dev: &mut dyn Ops, config: &ModelConfig, copies: &[&ParamBuffe
     Ok(())
 }
 
-/// One layer's tensor, without the padding of the vocabulary.
+/// Draws one layer's tensor, without the padding of the vocabulary.
 fn draw(config: &ModelConfig, spec: &ParamSpec, rng: &mut Mt19937) -> Vec<f32> {
     let len = match spec.param {
         Param::Wte => config.V * config.C,

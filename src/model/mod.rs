@@ -1,15 +1,15 @@
 //! GPT-2, written once over [`Ops`](crate::ops::Ops): [`forward`], [`backward`], and [`decode`] for sampling.
 //!
-//! The model knows no rank, file or vendor: where ranks share parameters out, a [`keeper`] fetches what a pass is about to read.
-//! It plans its memory into a [`MemoryPlan`](crate::tensor::MemoryPlan), and from then on each step is a fixed list of
-//! operations on fixed buffers.
+//! The model knows no rank, file or vendor: where ranks shard parameters, its [`hooks`] gather those
+//! that a pass is about to read. It plans its memory into a [`MemoryPlan`], and from then on each
+//! step is a fixed list of operations on fixed buffers.
 
 pub mod activations;
 pub mod backward;
 pub mod decode;
 pub mod forward;
+pub mod hooks;
 pub mod init;
-pub mod keeper;
 
 use crate::config::ModelConfig;
 use crate::ops::{Limits, Ops, TokenBuckets};
@@ -19,7 +19,7 @@ use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use activations::{Activations, Recompute};
 use anyhow::Result;
 
-/// The parameters of a model on a device, as passes read them.
+/// The parameters of a model on a device, in full, as passes read them.
 #[derive(Clone, Debug)]
 pub struct Weights {
     pub config: ModelConfig,
@@ -29,10 +29,8 @@ pub struct Weights {
 impl Weights {
     pub fn plan(config: &ModelConfig, dtype: Dtype, sharding: Sharding, plan: &mut MemoryPlan) -> Self {
         let layout = UnitLayout::new(config, sharding.partition.of);
-        Weights {
-            config: *config,
-            params: plan_units(&layout, dtype, sharding.stage >= ZeroStage::Zero3, PARAMETERS, plan),
-        }
+        let sharded = sharding.stage >= ZeroStage::Zero3;
+        Weights { config: *config, params: plan_units(&layout, dtype, sharded, PARAMETERS, plan) }
     }
 
     /// Layer `l` of a parameter; 0 for those that exist once.
@@ -40,7 +38,7 @@ impl Weights {
         self.params.get(param, l)
     }
 
-    /// The bias of the query-key-value projection, where the model has one.
+    /// The epilogue of the query-key-value projection: its bias, if the model has one.
     pub fn qkv_epilogue(&self, l: usize) -> crate::ops::Epilogue {
         match self.config.qkv_bias {
             true => crate::ops::Epilogue::Bias { bias: self.get(Param::Qkvb, l) },
@@ -49,34 +47,34 @@ impl Weights {
     }
 }
 
-/// Arenas: of what is kept, and of what is whole only while a pass is at it.
+/// Arenas of stored tensors, and of those that are resident only while a pass uses them.
 const PARAMETERS: [&str; 2] = ["parameters", "parameters at hand"];
 const GRADIENTS: [&str; 2] = ["gradients", "gradients at hand"];
 
-/// Whole units: all of them, or, if each rank keeps a part of them only, as many as passes need at a time.
+/// Plans full units: all of them, or, if ranks shard them, as many as a pass needs at a time.
 fn plan_units(
     layout: &UnitLayout,
     dtype: Dtype,
-    divided: bool,
-    [kept, at_hand]: [&'static str; 2],
+    sharded: bool,
+    [stored, resident]: [&'static str; 2],
     plan: &mut MemoryPlan,
 ) -> ParamBuffer {
-    match divided {
-        true => ParamBuffer::plan_double_buffered(layout, dtype, (at_hand, at_hand), plan),
-        false => ParamBuffer::plan(layout, Partition::WHOLE, dtype, (kept, kept), plan),
+    match sharded {
+        true => ParamBuffer::plan_double_buffered(layout, dtype, (resident, resident), plan),
+        false => ParamBuffer::plan(layout, Partition::WHOLE, dtype, (stored, stored), plan),
     }
 }
 
-/// What fixes the buffers of a [`GPT2`] besides its shape.
+/// The options that, with the shape of the model, fix the buffers of a [`GPT2`].
 #[derive(Clone, Copy, Debug)]
 pub struct ModelOptions {
     /// Sequences and tokens of a training batch.
     pub B: usize,
     pub T: usize,
-    /// Rows (tokens) the buffers must hold at least, for evaluation batches of other shapes.
+    /// The least number of rows (tokens) the buffers hold, for evaluation batches of other shapes.
     pub min_rows: usize,
     pub recompute: Recompute,
-    /// Logits are computed and consumed by chunks of rows that take no more than this.
+    /// Logits are computed and consumed in chunks of rows that take at most this much memory.
     pub logits_bytes: usize,
     pub sharding: Sharding,
 }
@@ -85,12 +83,12 @@ pub struct ModelOptions {
 #[derive(Clone, Debug)]
 pub struct GPT2 {
     pub weights: Weights,
-    /// Of all units, or, like the parameters, of those that a pass is at.
+    /// Gradients of all units, or, if sharded, of those that a pass is working on.
     pub grads: Option<ParamBuffer>,
     pub acts: Activations,
 }
 
-/// Rows of the micro-batch in the buffers: B sequences of T tokens, which may be fewer than was planned for.
+/// The micro-batch in the buffers: B sequences of T tokens, possibly fewer rows than were planned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchShape {
     pub B: usize,
@@ -104,16 +102,16 @@ impl BatchShape {
 }
 
 impl GPT2 {
-    /// A model to train: parameters, gradients, activations.
+    /// Plans a model to train: parameters, gradients, activations.
     pub fn plan(config: &ModelConfig, options: &ModelOptions, dtype: Dtype, plan: &mut MemoryPlan) -> Self {
         let weights = Weights::plan(config, dtype, options.sharding, plan);
-        let divided = options.sharding.stage >= ZeroStage::Zero2;
-        let grads = plan_units(&weights.params.layout, dtype, divided, GRADIENTS, plan);
+        let sharded = options.sharding.stage >= ZeroStage::Zero2;
+        let grads = plan_units(&weights.params.layout, dtype, sharded, GRADIENTS, plan);
         let acts = Activations::plan(config, options, dtype, plan);
         GPT2 { weights, grads: Some(grads), acts }
     }
 
-    /// A model that only evaluates: its layers share one set of buffers.
+    /// Plans a model that only evaluates: its layers share one set of buffers.
     pub fn plan_for_evaluation(
         config: &ModelConfig,
         options: &ModelOptions,
@@ -125,7 +123,7 @@ impl GPT2 {
         GPT2 { weights, grads: None, acts }
     }
 
-    /// The largest operations that this model asks of a device.
+    /// The sizes of the largest operations that this model asks of a device.
     pub fn limits(&self) -> Limits {
         let c = &self.weights.config;
         Limits {
@@ -140,10 +138,11 @@ impl GPT2 {
         }
     }
 
-    /// Puts a batch where the forward and backward pass look for it.
+    /// Uploads a batch for the forward and backward passes.
     ///
     /// # Panics
-    /// If it is larger than what the buffers are for, longer than the position embedding, or not B*T long.
+    /// If it has more rows than the buffers, sequences longer than the position embedding, or slices
+    /// that are not B*T long.
     pub fn load_batch(
         &self,
         dev: &mut dyn Ops,
@@ -154,14 +153,16 @@ impl GPT2 {
         let rows = shape.rows();
         assert!(
             rows <= self.acts.rows && shape.T <= self.acts.T.min(self.weights.config.maxT),
-            "batch {shape:?} does not fit"
+            "a batch of {} x {} tokens does not fit",
+            shape.B,
+            shape.T
         );
         assert_eq!((inputs.len(), targets.len()), (rows, rows));
         dev.upload(self.acts.inputs.slice(0, rows), bytemuck::cast_slice(inputs))?;
         dev.upload(self.acts.targets.slice(0, rows), bytemuck::cast_slice(targets))
     }
 
-    /// Puts the rows of the batch grouped by token (see [`TokenBuckets`]) where the backward pass looks for them.
+    /// Uploads the batch's rows bucketed by token (see [`TokenBuckets`]) for the backward pass.
     pub fn load_buckets(&self, dev: &mut dyn Ops, rows: &[i32], starts: &[i32]) -> Result<TokenBuckets> {
         let a = &self.acts;
         dev.upload(a.bucket_rows.slice(0, rows.len()), bytemuck::cast_slice(rows))?;

@@ -2,7 +2,7 @@
 
 use super::{END_OF_TEXT, Sampler};
 use crate::model::decode::Decoder;
-use crate::model::keeper::Keeper;
+use crate::model::hooks::LayerHooks;
 use crate::ops::Ops;
 use anyhow::{Result, ensure};
 
@@ -42,7 +42,7 @@ pub struct Continuation<'a> {
 /// device fails, or `on_token` does.
 pub fn generate(
     dev: &mut dyn Ops,
-    keeper: &mut dyn Keeper,
+    hooks: &mut dyn LayerHooks,
     decoder: &mut Decoder,
     sampler: &mut Sampler,
     Continuation { prompt, max_new, kv_cache }: Continuation,
@@ -60,7 +60,7 @@ pub fn generate(
         return Ok(Finish::Length);
     }
     let mut window = prompt[prompt.len().saturating_sub(context)..].to_vec();
-    let mut logits = decoder.prefill(dev, keeper, &window)?;
+    let mut logits = decoder.prefill(dev, hooks, &window)?;
     for written in 1.. {
         let token = sampler.pick(&logits)?;
         if token == END_OF_TEXT {
@@ -76,8 +76,8 @@ pub fn generate(
             window.drain(..window.len() - (context / 2).max(1));
         }
         logits = match kv_cache && !full {
-            true => decoder.step(dev, keeper, token as i32)?,
-            false => decoder.prefill(dev, keeper, &window)?,
+            true => decoder.step(dev, hooks, token as i32)?,
+            false => decoder.prefill(dev, hooks, &window)?,
         };
     }
     Ok(Finish::Length)
@@ -91,7 +91,7 @@ mod tests {
     use crate::device::cpu::Cpu;
     use crate::eval::testing::{cpu, randomize};
     use crate::model::Weights;
-    use crate::model::keeper::InPlace;
+    use crate::model::hooks::NoHooks;
     use crate::params::Param;
     use crate::sharding::Sharding;
     use crate::tensor::{Dtype, MemoryPlan};
@@ -127,7 +127,7 @@ mod tests {
             Ok(())
         };
         let what = Continuation { prompt, max_new, kv_cache };
-        let finish = generate(&mut dev, &mut InPlace, &mut decoder, &mut sampler, what, &mut push).unwrap();
+        let finish = generate(&mut dev, &mut NoHooks, &mut decoder, &mut sampler, what, &mut push).unwrap();
         (out, finish)
     }
 
@@ -150,8 +150,8 @@ mod tests {
         let (mut dev, mut decoder) = tiny();
         let tokens: Vec<i32> = (0..CONTEXT as i32).map(|i| i * 31 % 96).collect();
         let whole: Vec<Vec<f32>> =
-            (1..=CONTEXT).map(|n| decoder.prefill(&mut dev, &mut InPlace, &tokens[..n]).unwrap()).collect();
-        let mut logits = decoder.prefill(&mut dev, &mut InPlace, &tokens[..3]).unwrap();
+            (1..=CONTEXT).map(|n| decoder.prefill(&mut dev, &mut NoHooks, &tokens[..n]).unwrap()).collect();
+        let mut logits = decoder.prefill(&mut dev, &mut NoHooks, &tokens[..3]).unwrap();
         for n in 3..=CONTEXT {
             let spread = whole[n - 1].iter().fold(0.0f32, |m, x| m.max(x.abs()));
             assert!(spread > 0.5, "logits this flat would prove nothing");
@@ -159,7 +159,7 @@ mod tests {
                 assert!((a - b).abs() <= 1e-4, "after {n} tokens: {a} against {b}");
             }
             if n < CONTEXT {
-                logits = decoder.step(&mut dev, &mut InPlace, tokens[n]).unwrap();
+                logits = decoder.step(&mut dev, &mut NoHooks, tokens[n]).unwrap();
             }
         }
     }
@@ -182,7 +182,7 @@ mod tests {
             count += 1;
             Ok(())
         };
-        generate(&mut dev, &mut InPlace, &mut decoder, &mut sampler, up_to(5, &[1, 2]), &mut on_token)
+        generate(&mut dev, &mut NoHooks, &mut decoder, &mut sampler, up_to(5, &[1, 2]), &mut on_token)
             .unwrap();
         assert_eq!(count, 5);
     }
@@ -196,7 +196,7 @@ mod tests {
             [(&[96][..], "token 96"), (&[-1], "token -1"), (&[], "token 50256"), (&[5], "pipe is closed")]
         {
             let error =
-                generate(&mut dev, &mut InPlace, &mut decoder, &mut sampler, up_to(3, prompt), &mut fails)
+                generate(&mut dev, &mut NoHooks, &mut decoder, &mut sampler, up_to(3, prompt), &mut fails)
                     .unwrap_err();
             assert!(error.to_string().contains(expected), "{error}");
         }
@@ -212,7 +212,7 @@ mod tests {
         let mut sampler = Sampler::new(SamplerOptions::default()).unwrap();
         let mut none = |token| anyhow::bail!("wrote {token}");
         let finish =
-            generate(&mut dev, &mut InPlace, &mut decoder, &mut sampler, up_to(3, &[]), &mut none).unwrap();
+            generate(&mut dev, &mut NoHooks, &mut decoder, &mut sampler, up_to(3, &[]), &mut none).unwrap();
         assert_eq!((finish, decoder.cached()), (Finish::EndOfText, 1));
     }
 }

@@ -198,8 +198,8 @@ impl Run {
     fn score_hellaswag(&mut self, step: usize) -> Result<()> {
         let Some(questions) = &self.hellaswag else { return Ok(()) };
         let Process { rank, world_size, .. } = self.sharing.peers.process;
-        let (dev, keeper, progress) = (self.dev.as_mut(), &mut self.sharing, &mut |_, _| {});
-        let part = hellaswag::evaluate(&self.model, dev, keeper, questions, (rank, world_size), progress)?;
+        let (dev, hooks, progress) = (self.dev.as_mut(), &mut self.sharing, &mut |_, _| {});
+        let part = hellaswag::evaluate(&self.model, dev, hooks, questions, (rank, world_size), progress)?;
         let HellaSwagScore { total, correct, correct_norm } = part.score();
         let mut counts = [total, correct, correct_norm, part.truncated].map(|count| count as f32);
         self.sharing.peers.sum(dev, &self.model, &mut counts)?;
@@ -226,12 +226,12 @@ impl Run {
         let console = self.logs.console();
         console.sample_begin();
         console.sample_piece(self.args.eval.prompt.as_deref().unwrap_or_default());
-        self.sharing.passes_of_the_master(self.dev.as_mut(), &self.model, |dev, keeper| {
+        self.sharing.passes_of_the_master(self.dev.as_mut(), &self.model, |dev, hooks| {
             let show = &mut |token| {
                 console.sample_piece(&text.push(vocabulary.token_bytes(token).unwrap_or_default()));
                 Ok(())
             };
-            generate(dev, keeper, decoder, &mut sampler, what, show).map(|_| ())
+            generate(dev, hooks, decoder, &mut sampler, what, show).map(|_| ())
         })?;
         console.sample_piece(&text.finish());
         console.sample_end();

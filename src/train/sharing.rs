@@ -4,7 +4,7 @@
 
 use super::peers::Peers;
 use crate::model::GPT2;
-use crate::model::keeper::{Keeper, Pass};
+use crate::model::hooks::{LayerHooks, Pass};
 use crate::ops::{Ops, download_f32};
 use crate::optim::optimizer::{Optimizer, Update};
 use crate::parallel::{Collective, Work};
@@ -196,7 +196,7 @@ impl Sharing {
         &mut self,
         dev: &mut dyn Ops,
         model: &GPT2,
-        passes: impl FnOnce(&mut dyn Ops, &mut dyn Keeper) -> Result<()>,
+        passes: impl FnOnce(&mut dyn Ops, &mut dyn LayerHooks) -> Result<()>,
     ) -> Result<()> {
         let divided = self.shares.params.own.partition != Partition::WHOLE;
         if self.peers.process.is_rank0() {
@@ -213,7 +213,7 @@ impl Sharing {
             if another == [0.0] {
                 return Ok(());
             }
-            model.idle(dev, self)?;
+            model.participate(dev, self)?;
         }
     }
 
@@ -271,8 +271,8 @@ impl Sharing {
     }
 }
 
-impl Keeper for Sharing {
-    fn fetch(&mut self, dev: &mut dyn Ops, pass: Pass, unit: usize) -> Result<()> {
+impl LayerHooks for Sharing {
+    fn before(&mut self, dev: &mut dyn Ops, pass: Pass, unit: usize) -> Result<()> {
         if pass == Pass::Backward {
             // Their memory is about to be written.
             for other in self.shares.grads.in_place_of(unit) {
@@ -288,7 +288,7 @@ impl Keeper for Sharing {
     }
 
     /// What takes a layer's place is on its way while the next layer is worked on.
-    fn done(&mut self, dev: &mut dyn Ops, pass: Pass, unit: usize) -> Result<()> {
+    fn after(&mut self, dev: &mut dyn Ops, pass: Pass, unit: usize) -> Result<()> {
         if let (Pass::Backward, Some(collective)) = (pass, self.sums) {
             let whole = self.shares.grads.at_hand.units()[unit];
             self.shares.grads.under_way[unit] = self.peers.start(dev, &[(collective, whole)])?;
@@ -309,15 +309,15 @@ struct Leader<'a> {
     divided: bool,
 }
 
-impl Keeper for Leader<'_> {
-    fn fetch(&mut self, dev: &mut dyn Ops, pass: Pass, unit: usize) -> Result<()> {
+impl LayerHooks for Leader<'_> {
+    fn before(&mut self, dev: &mut dyn Ops, pass: Pass, unit: usize) -> Result<()> {
         if self.divided && unit == self.model.weights.params.layout.shared_unit() {
             self.sharing.peers.sum(dev, self.model, &mut [1.0])?;
         }
-        self.sharing.fetch(dev, pass, unit)
+        self.sharing.before(dev, pass, unit)
     }
 
-    fn done(&mut self, dev: &mut dyn Ops, pass: Pass, unit: usize) -> Result<()> {
-        self.sharing.done(dev, pass, unit)
+    fn after(&mut self, dev: &mut dyn Ops, pass: Pass, unit: usize) -> Result<()> {
+        self.sharing.after(dev, pass, unit)
     }
 }

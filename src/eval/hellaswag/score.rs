@@ -1,7 +1,7 @@
 //! Scoring: the loss of each ending's tokens given the context, summed (`acc`) and averaged (`acc_norm`).
 
 use super::{ENDINGS, Example, HellaSwag};
-use crate::model::keeper::Keeper;
+use crate::model::hooks::LayerHooks;
 use crate::model::{BatchShape, GPT2};
 use crate::ops::Ops;
 use anyhow::{Result, ensure};
@@ -144,7 +144,7 @@ impl<'a> Row<'a> {
 pub fn evaluate(
     model: &GPT2,
     dev: &mut dyn Ops,
-    keeper: &mut dyn Keeper,
+    hooks: &mut dyn LayerHooks,
     data: &HellaSwag,
     (rank, world): (usize, usize),
     progress: &mut dyn FnMut(usize, usize),
@@ -161,7 +161,7 @@ pub fn evaluate(
     let mut done = 0;
     while done < rows.len() {
         let (shape, batch) = pack(&rows[done..], model.acts.rows);
-        let losses = run(model, dev, keeper, shape, batch)?;
+        let losses = run(model, dev, hooks, shape, batch)?;
         for (row, losses) in batch.iter().zip(losses.chunks_exact(shape.T)) {
             let sum = row.sum_loss(losses);
             ensure!(
@@ -192,7 +192,7 @@ pub fn evaluate(
         })
         .collect();
     for _ in passes[rank]..passes.iter().copied().max().unwrap_or(0) {
-        model.idle(dev, keeper)?;
+        model.participate(dev, hooks)?;
     }
     items.sort_by_key(|item| item.index);
     let truncated = order.iter().filter(|&&i| data.examples[i].longest() - 1 > config.maxT).count();
@@ -250,7 +250,7 @@ fn pack<'a, 'b>(rows: &'b [Row<'a>], capacity: usize) -> (BatchShape, &'b [Row<'
 fn run(
     model: &GPT2,
     dev: &mut dyn Ops,
-    keeper: &mut dyn Keeper,
+    hooks: &mut dyn LayerHooks,
     shape: BatchShape,
     batch: &[Row],
 ) -> Result<Vec<f32>> {
@@ -260,7 +260,7 @@ fn run(
         row.render(inputs, targets);
     }
     model.load_batch(dev, shape, &inputs, &targets)?;
-    model.evaluate(dev, keeper, shape)
+    model.evaluate(dev, hooks, shape)
 }
 
 #[cfg(test)]
@@ -271,7 +271,7 @@ mod tests {
     use crate::eval::testing::{cpu, randomize};
     use crate::model::ModelOptions;
     use crate::model::activations::Recompute;
-    use crate::model::keeper::InPlace;
+    use crate::model::hooks::NoHooks;
     use crate::params::Param;
     use crate::sharding::Sharding;
     use crate::tensor::{Dtype, MemoryPlan};
@@ -311,7 +311,7 @@ mod tests {
 
     fn evaluate_all(maxT: usize, rows: usize, data: &HellaSwag) -> Result<Evaluation> {
         let (mut dev, model) = model(maxT, rows);
-        evaluate(&model, &mut dev, &mut InPlace, data, (0, 1), &mut |_, _| {})
+        evaluate(&model, &mut dev, &mut NoHooks, data, (0, 1), &mut |_, _| {})
     }
 
     /// One row at a time, without padding, straight from the definition.
@@ -319,7 +319,7 @@ mod tests {
         let row: Vec<i32> = ctx.iter().chain(ending).map(|&t| i32::from(t)).collect();
         let shape = BatchShape { B: 1, T: row.len() - 1 };
         model.load_batch(dev, shape, &row[..row.len() - 1], &row[1..]).unwrap();
-        let losses = model.evaluate(dev, &mut InPlace, shape).unwrap();
+        let losses = model.evaluate(dev, &mut NoHooks, shape).unwrap();
         losses[losses.len() - ending.len()..].to_vec()
     }
 
@@ -334,7 +334,7 @@ mod tests {
     fn losses_are_those_of_each_row_alone() {
         let data = data();
         let (mut dev, model) = model(64, 256);
-        let evaluation = evaluate(&model, &mut dev, &mut InPlace, &data, (0, 1), &mut |_, _| {}).unwrap();
+        let evaluation = evaluate(&model, &mut dev, &mut NoHooks, &data, (0, 1), &mut |_, _| {}).unwrap();
         assert_eq!((evaluation.items.len(), evaluation.truncated), (7, 0));
         let mut score = HellaSwagScore::default();
         for (i, (item, example)) in evaluation.items.iter().zip(&data.examples).enumerate() {
@@ -373,11 +373,11 @@ mod tests {
     fn ranks_share_the_examples() {
         let (mut dev, model) = model(64, 256);
         let data = data();
-        let whole = evaluate(&model, &mut dev, &mut InPlace, &data, (0, 1), &mut |_, _| {}).unwrap();
+        let whole = evaluate(&model, &mut dev, &mut NoHooks, &data, (0, 1), &mut |_, _| {}).unwrap();
         let mut sum = HellaSwagScore::default();
         for rank in 0..3 {
             let mut calls = Vec::new();
-            let part = evaluate(&model, &mut dev, &mut InPlace, &data, (rank, 3), &mut |done, of| {
+            let part = evaluate(&model, &mut dev, &mut NoHooks, &data, (rank, 3), &mut |done, of| {
                 calls.push((done, of))
             })
             .unwrap();
@@ -395,7 +395,7 @@ mod tests {
         let data = data();
         let maxT = 12;
         let (mut dev, model) = model(maxT, maxT);
-        let evaluation = evaluate(&model, &mut dev, &mut InPlace, &data, (0, 1), &mut |_, _| {}).unwrap();
+        let evaluation = evaluate(&model, &mut dev, &mut NoHooks, &data, (0, 1), &mut |_, _| {}).unwrap();
         let long = data.examples.iter().filter(|e| e.longest() > maxT + 1).count();
         assert!(long > 0 && long < data.examples.len());
         assert_eq!(evaluation.truncated, long);
@@ -425,7 +425,7 @@ mod tests {
     fn a_diverged_model_has_no_score() {
         let (mut dev, model) = model(64, 256);
         dev.fill(model.weights.get(Param::Wte, 0), f32::NAN).unwrap();
-        let error = evaluate(&model, &mut dev, &mut InPlace, &data(), (0, 1), &mut |_, _| {})
+        let error = evaluate(&model, &mut dev, &mut NoHooks, &data(), (0, 1), &mut |_, _| {})
             .unwrap_err()
             .to_string();
         assert!(error.contains("loss is NaN"), "{error}");
