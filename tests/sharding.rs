@@ -21,8 +21,8 @@ use warpsmith::params::ParamLayout;
 use warpsmith::sharding::{ParamBuffer, Partition, Sharding, ZeroStage};
 use warpsmith::tensor::{Dtype, MemoryPlan};
 use warpsmith::train::peers::Peers;
-use warpsmith::train::sharing::{Shares, Sharing};
 use warpsmith::train::step::Step;
+use warpsmith::train::zero::{ZeroBuffers, ZeroState};
 
 /// How long a rank waits for another before it gives up: nothing here takes as long.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -35,7 +35,7 @@ struct Recipe {
     stage: ZeroStage,
     /// Micro-steps of each rank.
     grad_accum_steps: usize,
-    sums_every_micro_step: bool,
+    reduce_every_micro_step: bool,
     recompute: Recompute,
     /// 0: not clipped. The norm is summed in another order where it is divided, so that clipping changes last bits.
     grad_clip: f32,
@@ -55,7 +55,7 @@ impl Recipe {
             world_size,
             stage: ZeroStage::Zero0,
             grad_accum_steps,
-            sums_every_micro_step: false,
+            reduce_every_micro_step: false,
             recompute: Recompute::Gelu,
             grad_clip: 0.0,
             kernels: None,
@@ -127,15 +127,15 @@ fn rank(recipe: &Recipe, corpus: &Corpus, peers: Peers) -> Outcome {
         HyperParams { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: recipe.grad_clip };
     let mut plan = MemoryPlan::new();
     let model = GPT2::plan(&recipe.config, &options, dev.float_dtype(), &mut plan);
-    let shares = Shares::plan(sharding, &model, &mut plan);
+    let buffers = ZeroBuffers::plan(sharding, &model, &mut plan);
     let layout = &model.weights.params.layout;
     let state_partition = sharding.stored(ZeroStage::Zero1);
     let optimizer = Optimizer::plan(layout, state_partition, dev.float_dtype(), true, hyper, &mut plan);
     plan_scratch(dev, &[model.limits()], &mut plan).unwrap();
     dev.allocate(&plan).unwrap();
 
-    let mut sharing = Sharing::new(peers, shares, recipe.sums_every_micro_step);
-    let copies: Vec<&ParamBuffer> = [sharing.params()].into_iter().chain(&optimizer.master).collect();
+    let mut zero = ZeroState::new(peers, buffers, recipe.reduce_every_micro_step);
+    let copies: Vec<&ParamBuffer> = [zero.params()].into_iter().chain(&optimizer.master).collect();
     init::initialize(dev, &recipe.config, &copies, 42).unwrap();
     let mut loader = recipe.loader(corpus, rank);
     let (mut losses, mut norms) = (Vec::new(), Vec::new());
@@ -147,7 +147,7 @@ fn rank(recipe: &Recipe, corpus: &Corpus, peers: Peers) -> Outcome {
             dev: &mut *dev,
             model: &model,
             optimizer: &optimizer,
-            sharing: &mut sharing,
+            zero: &mut zero,
             shape: SHAPE,
             grad_accum_steps: recipe.grad_accum_steps,
         };
@@ -156,13 +156,13 @@ fn rank(recipe: &Recipe, corpus: &Corpus, peers: Peers) -> Outcome {
         losses.push(measured.loss);
         norms.push(measured.norm);
     }
-    sharing.finish_params(dev).unwrap();
-    let params = sharing.params().clone();
+    zero.finish_params(dev).unwrap();
+    let params = zero.params().clone();
     let kept = [&params, &optimizer.m, &optimizer.v].into_iter().chain(&optimizer.master);
     let len = ParamLayout::new(&recipe.config).len();
     let tensors = kept.map(|tensors| {
         let mut all = vec![f32::NAN; len];
-        sharing.download(dev, tensors, 0, &mut all).unwrap();
+        zero.download(dev, tensors, 0, &mut all).unwrap();
         all
     });
     let memory = plan.arenas.iter().map(|arena| (arena.name.to_owned(), arena.size_bytes)).collect();
@@ -258,7 +258,7 @@ fn sums_after_every_micro_step_are_the_same_sums() {
     for stage in ZeroStage::ALL {
         let recipe = Recipe { stage, ..Recipe::cpu(2, 2, 3) };
         let last = run(&recipe, &corpus);
-        let every = run(&Recipe { sums_every_micro_step: true, ..recipe }, &corpus);
+        let every = run(&Recipe { reduce_every_micro_step: true, ..recipe }, &corpus);
         assert_alike(&format!("{stage:?}"), &every, &last, 1e-5);
     }
 }

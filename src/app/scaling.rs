@@ -57,7 +57,7 @@ mod tests {
     use crate::roofline::scaling::Sizes;
     use crate::roofline::scaling::memory::Memory;
     use crate::sharding::Partition;
-    use crate::train::sharing::Shares;
+    use crate::train::zero::ZeroBuffers;
 
     #[test]
     fn the_memory_predicted_is_what_a_trainer_plans() {
@@ -68,7 +68,7 @@ mod tests {
                 let options = ModelOptions { B: 1, T: 1, min_rows: 0, recompute, logits_bytes: 0, sharding };
                 let mut plan = MemoryPlan::new();
                 let model = GPT2::plan(&config, &options, Dtype::Bf16, &mut plan);
-                Shares::plan(sharding, &model, &mut plan);
+                ZeroBuffers::plan(sharding, &model, &mut plan);
                 let (layout, stored) = (&model.weights.params.layout, sharding.stored(ZeroStage::Zero1));
                 let hyper =
                     HyperParams { beta1: 0.0, beta2: 0.0, eps: 0.0, weight_decay: 0.0, grad_clip: 0.0 };

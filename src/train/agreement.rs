@@ -52,11 +52,11 @@ impl Run {
     /// # Errors
     /// One line that says which of them differ, and what they are here.
     pub(super) fn agree(&mut self) -> Result<()> {
-        let process = self.sharing.peers.process.clone();
+        let process = self.zero.peers.process.clone();
         for (what, here) in self.terms() {
             let own = digits(&format!("{what} {here}"));
             let mut masters = if process.is_rank0() { own } else { [0.0; 2] };
-            self.sharing.peers.sum(self.dev.as_mut(), &self.model, &mut masters)?;
+            self.zero.peers.sum(self.dev.as_mut(), &self.model, &mut masters)?;
             ensure!(
                 masters == own,
                 "rank {}: {what}: expected what rank 0 has, found {here}; start all ranks with the same flags and data, and -o on a disk \

@@ -6,9 +6,9 @@ pub mod logs;
 pub mod peers;
 pub mod resume;
 pub mod setup;
-pub mod sharing;
 pub mod signals;
 pub mod step;
+pub mod zero;
 
 use crate::cli::flags::trainer::TrainArgs;
 use crate::data::loader::DataLoader;
@@ -28,10 +28,10 @@ use anyhow::Result;
 use clock::StepClock;
 use logs::{Logs, StepRecord};
 use peers::Peers;
-use sharing::Sharing;
 use signals::StopSignal;
 use std::path::PathBuf;
 use step::{LossAndNorm, Step};
+use zero::ZeroState;
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +44,7 @@ pub enum Finish {
 /// Everything a run needs. [`setup`] builds it.
 pub struct Run {
     // Before the device, in whose memory sums may be under way.
-    pub sharing: Sharing,
+    pub zero: ZeroState,
     pub dev: Box<dyn Ops>,
     pub model: GPT2,
     pub optimizer: Optimizer,
@@ -83,22 +83,22 @@ pub fn run(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Finish> 
     let mut agreed = None;
     for step in run.first_step..=run.max_steps {
         let last = step == run.max_steps;
-        let stopped = if run.sharing.peers.process.world_size == 1 { stop.received() } else { agreed };
+        let stopped = if run.zero.peers.process.world_size == 1 { stop.received() } else { agreed };
         if stopped.is_none() {
             run.evaluate(step, last)?;
         }
         run.checkpoint(step, last, stopped.is_some())?;
         if let Some(signal) = stopped {
             // Launchers end all others when one ends with a signal's status: not before the master has written.
-            let Run { sharing, dev, model, .. } = &mut run;
-            sharing.peers.sum(dev.as_mut(), model, &mut [0.0])?;
+            let Run { zero, dev, model, .. } = &mut run;
+            zero.peers.sum(dev.as_mut(), model, &mut [0.0])?;
             return Ok(Finish::Stopped(signal));
         }
         if !last && run.train(step, stop.received().is_some())? {
             agreed = Some(stop.received().unwrap_or(signal_hook::consts::SIGTERM));
         }
     }
-    run.sharing.finish_params(run.dev.as_mut())?;
+    run.zero.finish_params(run.dev.as_mut())?;
     run.logs.finish();
     Ok(Finish::Completed)
 }
@@ -115,7 +115,7 @@ impl Run {
             dev: self.dev.as_mut(),
             model: &self.model,
             optimizer: &self.optimizer,
-            sharing: &mut self.sharing,
+            zero: &mut self.zero,
             shape: self.shape,
             grad_accum_steps: self.grad_accum_steps,
         };
@@ -182,9 +182,9 @@ impl Run {
         let Some(loader) = &mut self.val_loader else { return Ok(()) };
         let batches = usize::try_from(self.args.eval.val_max_steps).ok();
         let part =
-            validation_loss(&self.model, self.dev.as_mut(), &mut self.sharing, loader, self.shape, batches)?;
+            validation_loss(&self.model, self.dev.as_mut(), &mut self.zero, loader, self.shape, batches)?;
         let mut loss = [part];
-        self.sharing.peers.sum(self.dev.as_mut(), &self.model, &mut loss)?;
+        self.zero.peers.sum(self.dev.as_mut(), &self.model, &mut loss)?;
         let [loss] = loss;
         self.logs.validation(step, loss)?;
         if step > 0 && self.best_val_loss.is_none_or(|best| loss < best) {
@@ -197,12 +197,12 @@ impl Run {
     /// Each rank has its part of the questions.
     fn score_hellaswag(&mut self, step: usize) -> Result<()> {
         let Some(questions) = &self.hellaswag else { return Ok(()) };
-        let Process { rank, world_size, .. } = self.sharing.peers.process;
-        let (dev, hooks, progress) = (self.dev.as_mut(), &mut self.sharing, &mut |_, _| {});
+        let Process { rank, world_size, .. } = self.zero.peers.process;
+        let (dev, hooks, progress) = (self.dev.as_mut(), &mut self.zero, &mut |_, _| {});
         let part = hellaswag::evaluate(&self.model, dev, hooks, questions, (rank, world_size), progress)?;
         let HellaSwagScore { total, correct, correct_norm } = part.score();
         let mut counts = [total, correct, correct_norm, part.truncated].map(|count| count as f32);
-        self.sharing.peers.sum(dev, &self.model, &mut counts)?;
+        self.zero.peers.sum(dev, &self.model, &mut counts)?;
         let [total, correct, correct_norm, truncated] = counts.map(|count| count as usize);
         self.logs.hellaswag(step, HellaSwagScore { total, correct, correct_norm }, truncated)
     }
@@ -226,7 +226,7 @@ impl Run {
         let console = self.logs.console();
         console.sample_begin();
         console.sample_piece(self.args.eval.prompt.as_deref().unwrap_or_default());
-        self.sharing.passes_of_the_master(self.dev.as_mut(), &self.model, |dev, hooks| {
+        self.zero.on_rank0(self.dev.as_mut(), &self.model, |dev, hooks| {
             let show = &mut |token| {
                 console.sample_piece(&text.push(vocabulary.token_bytes(token).unwrap_or_default()));
                 Ok(())

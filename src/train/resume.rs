@@ -1,7 +1,7 @@
 //! Checkpoints of a run, and going on from one exactly where it was written.
 
 use super::Run;
-use super::sharing::Sharing;
+use super::zero::ZeroState;
 use crate::checkpoint::{self, Float, LoaderPosition, Saved, Shuffle, Source, State, TensorKind, model_bin};
 use crate::data::loader::{LoaderState, ShuffleState};
 use crate::optim::loss_scale::LossScale;
@@ -121,16 +121,15 @@ impl Run {
             loss_outliers: self.loss_outliers.clone(),
             norm_outliers: self.norm_outliers.clone(),
             best_val_loss: self.best_val_loss.map(|loss| Float(f64::from(loss))),
-            dtype: dtype_name(self.sharing.params().dtype()).to_owned(),
+            dtype: dtype_name(self.zero.params().dtype()).to_owned(),
             operand_dtype: Some(dtype_name(self.dev.operand_dtype()).to_owned()),
             loss_scale: self.loss_scale,
         };
-        let Run { sharing, dev, optimizer, .. } = self;
-        let (dev, tensors) = (dev.as_mut(), Tensors::of(sharing, optimizer));
-        sharing.finish_params(dev)?;
+        let Run { zero, dev, optimizer, .. } = self;
+        let (dev, tensors) = (dev.as_mut(), Tensors::of(zero, optimizer));
+        zero.finish_params(dev)?;
         let dtype = file_dtype(tensors.params.dtype());
-        let source: &mut Source =
-            &mut |kind, start, out| sharing.download(dev, tensors.get(kind), start, out);
+        let source: &mut Source = &mut |kind, start, out| zero.download(dev, tensors.get(kind), start, out);
         // All ranks go through all tensors, as each may have a part of them; the master writes.
         let Some(dir) = &self.output_dir else { return checkpoint::participate(&config, &state, source) };
         checkpoint::save(dir, &config, dtype, &state, &extras, source)?;
@@ -147,11 +146,11 @@ impl Run {
         if self.args.files.output_dir.is_none() || self.args.files.checkpoint_every == 0 {
             return Ok(());
         }
-        let Run { sharing, dev, .. } = self;
-        let (dev, params) = (dev.as_mut(), sharing.params().clone());
+        let Run { zero, dev, .. } = self;
+        let (dev, params) = (dev.as_mut(), zero.params().clone());
         let config = self.model.weights.config;
-        sharing.finish_params(dev)?;
-        let source: &mut Source = &mut |_, start, out| sharing.download(dev, &params, start, out);
+        zero.finish_params(dev)?;
+        let source: &mut Source = &mut |_, start, out| zero.download(dev, &params, start, out);
         match &self.output_dir {
             Some(dir) => {
                 let path = dir.join("model_best.bin");
@@ -207,7 +206,7 @@ impl Run {
 
     /// The tensors, and a warning where the run is to go on with other ones than it had.
     fn restore_tensors(&mut self, saved: Saved) -> Result<()> {
-        let tensors = Tensors::of(&self.sharing, &self.optimizer);
+        let tensors = Tensors::of(&self.zero, &self.optimizer);
         let extras = saved.run.as_ref().map(|run| run.trainer::<Extras>()).transpose()?;
         let (was, multiplied) = match extras {
             Some(extras) => (extras.dtype, extras.operand_dtype),
@@ -257,9 +256,9 @@ struct Tensors {
 }
 
 impl Tensors {
-    fn of(sharing: &Sharing, optimizer: &Optimizer) -> Self {
+    fn of(zero: &ZeroState, optimizer: &Optimizer) -> Self {
         let Optimizer { master, m, v, .. } = optimizer;
-        Tensors { params: sharing.params().clone(), master: master.clone(), m: m.clone(), v: v.clone() }
+        Tensors { params: zero.params().clone(), master: master.clone(), m: m.clone(), v: v.clone() }
     }
 
     /// Where there are no master weights, the parameters are what counts.

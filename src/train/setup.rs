@@ -5,7 +5,7 @@ use super::clock::StepClock;
 use super::logs::{Logs, MemoryNeeds};
 use super::peers::Peers;
 use super::resume;
-use super::sharing::{Shares, Sharing};
+use super::zero::{ZeroBuffers, ZeroState};
 use crate::checkpoint::{self, ModelFile, Saved};
 use crate::cli::ModelSource;
 use crate::cli::flags::trainer::TrainArgs;
@@ -46,7 +46,7 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>, peers: Peers) -> Result<R
     let hellaswag =
         args.eval.hellaswag_eval.then(|| HellaSwag::open(&args.eval.hellaswag_data)).transpose()?;
     let options = model_options(args, &config, hellaswag.as_ref(), dev.as_ref())?;
-    let Planned { plan, model, shares, optimizer, decoder } = plan(args, &config, &options, dev.as_ref())?;
+    let Planned { plan, model, buffers, optimizer, decoder } = plan(args, &config, &options, dev.as_ref())?;
     let max_steps = args.train_steps(train_loader.num_tokens())?;
     check_samples(args, &config, decoder.is_some())?;
     let resumed_step = start.resumed_step();
@@ -82,7 +82,7 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>, peers: Peers) -> Result<R
         best_val_loss: None,
         output_dir: args.files.output_dir.clone().filter(|_| peers.process.is_rank0()),
         args: args.clone(),
-        sharing: Sharing::new(peers, shares, args.processes.sum_every_micro_step),
+        zero: ZeroState::new(peers, buffers, args.processes.sum_every_micro_step),
         dev,
         model,
         optimizer,
@@ -106,7 +106,7 @@ impl Run {
     fn fill(&mut self, start: Start) -> Result<()> {
         let dev = self.dev.as_mut();
         let copies: Vec<&ParamBuffer> =
-            [self.sharing.params()].into_iter().chain(&self.optimizer.master).collect();
+            [self.zero.params()].into_iter().chain(&self.optimizer.master).collect();
         match start {
             Start::Random(config) => init::initialize(dev, &config, &copies, self.args.model.seed),
             Start::File(file) => copies.iter().try_for_each(|copy| copy.upload(dev, 0, &file.params)),
@@ -119,7 +119,7 @@ impl Run {
 struct Planned {
     plan: MemoryPlan,
     model: GPT2,
-    shares: Shares,
+    buffers: ZeroBuffers,
     optimizer: Optimizer,
     decoder: Option<Decoder>,
 }
@@ -128,7 +128,7 @@ fn plan(args: &TrainArgs, config: &ModelConfig, options: &ModelOptions, dev: &dy
     let mut plan = MemoryPlan::new();
     let dtype = dev.float_dtype();
     let model = GPT2::plan(config, options, dtype, &mut plan);
-    let shares = Shares::plan(options.sharding, &model, &mut plan);
+    let buffers = ZeroBuffers::plan(options.sharding, &model, &mut plan);
     let layout = &model.weights.params.layout;
     let (partition, master) = (options.sharding.stored(ZeroStage::Zero1), args.gpu.use_master_weights);
     let optimizer = Optimizer::plan(layout, partition, dtype, master, hyper_params(args), &mut plan);
@@ -138,7 +138,7 @@ fn plan(args: &TrainArgs, config: &ModelConfig, options: &ModelOptions, dev: &dy
     let uses: Vec<Limits> =
         [model.limits()].into_iter().chain(decoder.as_ref().map(Decoder::limits)).collect();
     plan_scratch(dev, &uses, &mut plan)?;
-    Ok(Planned { plan, model, shares, optimizer, decoder })
+    Ok(Planned { plan, model, buffers, optimizer, decoder })
 }
 
 /// What one more sequence in a batch takes, by planning for it; from this follows what fits.

@@ -1,0 +1,69 @@
+//! Parameters: all-gathered before a pass reads them, updated shard by shard.
+
+use super::ZeroState;
+use crate::ops::Ops;
+use crate::optim::optimizer::{Optimizer, Update};
+use crate::parallel::Collective;
+use crate::sharding::{ParamBuffer, ZeroStage};
+use anyhow::Result;
+
+impl ZeroState {
+    /// The parameters that this rank stores.
+    pub fn params(&self) -> &ParamBuffer {
+        &self.params.shard
+    }
+
+    /// Starts the all-gather of a unit, unless it is resident or being gathered.
+    pub(super) fn gather(&mut self, dev: &mut dyn Ops, unit: usize) -> Result<()> {
+        if self.gathered[unit] {
+            return Ok(());
+        }
+        for alias in self.params.aliases(unit) {
+            self.await_params(dev, alias)?;
+            self.gathered[alias] = false;
+        }
+        let (shard, full) = (&self.params.shard, &self.params.full);
+        dev.copy(full.shard(unit, shard.partition), shard.units()[unit])?;
+        self.start_gather(dev, unit)?;
+        self.gathered[unit] = true;
+        Ok(())
+    }
+
+    /// Starts the all-gather of a unit whose full tensor already holds this rank's shard.
+    fn start_gather(&mut self, dev: &mut dyn Ops, unit: usize) -> Result<()> {
+        let full = self.params.full.units()[unit];
+        self.params.pending[unit] = self.peers.start(dev, &[(Collective::AllGather, full)])?;
+        Ok(())
+    }
+
+    /// Waits for the all-gather of a unit, if one is pending.
+    pub(super) fn await_params(&mut self, dev: &mut dyn Ops, unit: usize) -> Result<()> {
+        let work = self.params.pending[unit].take();
+        self.peers.wait(dev, work)
+    }
+
+    /// Updates this rank's partition of each unit, in the order in which the next forward pass
+    /// reads the units.
+    pub fn update(&mut self, dev: &mut dyn Ops, optimizer: &Optimizer, update: Update) -> Result<()> {
+        let shared = self.params.shard.layout.shared_unit();
+        for unit in [shared].into_iter().chain(0..shared) {
+            // Still pending if no pass has run since the last update.
+            self.await_params(dev, unit)?;
+            optimizer.update(dev, unit, &self.params.shard, &self.grads.shard, update)?;
+            match self.sharding.stage {
+                ZeroStage::Zero0 => {}
+                ZeroStage::Zero1 | ZeroStage::Zero2 => self.start_gather(dev, unit)?,
+                ZeroStage::Zero3 => self.gathered[unit] = false,
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for all pending all-gathers.
+    ///
+    /// # Errors
+    /// As [`Peers::wait`](crate::train::peers::Peers::wait).
+    pub fn finish_params(&mut self, dev: &mut dyn Ops) -> Result<()> {
+        (0..self.params.pending.len()).try_for_each(|unit| self.await_params(dev, unit))
+    }
+}
