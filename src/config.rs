@@ -2,6 +2,7 @@
 //! shapes.
 
 use anyhow::{Result, bail, ensure};
+use std::fmt;
 
 /// GPT-2's vocabulary: 50,000 byte-pair merges, 256 bytes, one `<|endoftext|>`.
 pub const GPT2_VOCAB: usize = 50257;
@@ -67,6 +68,14 @@ const GPT3_SHAPES: [(usize, usize, usize); 9] = [
     (40, 5120, 40),
     (96, 12288, 96),
 ];
+
+impl fmt::Display for ModelConfig {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let ModelConfig { maxT, V, Vp, L, NH, C, qkv_bias } = self;
+        let bias = if *qkv_bias { "with" } else { "without" };
+        write!(f, "maxT {maxT}, V {V}, Vp {Vp}, L {L}, NH {NH}, C {C}, {bias} a qkv bias")
+    }
+}
 
 impl ModelConfig {
     /// Returns a model over GPT-2's vocabulary.

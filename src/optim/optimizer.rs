@@ -4,6 +4,7 @@ use crate::ops::{AdamW, Ops};
 use crate::sharding::{ParamBuffer, Partition, UnitLayout};
 use crate::tensor::{Dtype, MemoryPlan};
 use anyhow::Result;
+use std::fmt;
 
 /// The hyper-parameters, which are constant over a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -15,6 +16,16 @@ pub struct HyperParams {
     pub weight_decay: f32,
     /// Largest global gradient norm; 0 turns clipping off.
     pub grad_clip: f32,
+}
+
+impl fmt::Display for HyperParams {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let HyperParams { beta1, beta2, eps, weight_decay, grad_clip } = self;
+        write!(
+            f,
+            "beta1 {beta1}, beta2 {beta2}, epsilon {eps}, weight decay {weight_decay}, clip {grad_clip}"
+        )
+    }
 }
 
 /// First and second moments and master weights, all f32 and laid out like the parameters. When

@@ -65,6 +65,16 @@ pub struct Schedule {
     pub final_frac: f32,
 }
 
+impl fmt::Display for Schedule {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Schedule { kind, max_lr, warmup, total_steps, final_frac } = self;
+        write!(
+            f,
+            "{kind}, {total_steps} steps, {warmup} of them warm-up, LR {max_lr}, final fraction {final_frac}"
+        )
+    }
+}
+
 impl Schedule {
     /// The rate at `step`, which counts from 0.
     ///

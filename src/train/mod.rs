@@ -1,7 +1,7 @@
 //! The training run: set up, then step by step evaluate, sample, checkpoint, train; until done, told to stop, or wrong.
 
-mod agreement;
 pub mod clock;
+mod consistency;
 pub mod logs;
 pub mod peers;
 pub mod resume;

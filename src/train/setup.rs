@@ -93,7 +93,7 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>, peers: Peers) -> Result<R
         logs,
     };
     run.fill(start)?;
-    run.agree()?;
+    run.check_consistency()?;
     // Last, as it cuts the logs of the run back to its checkpoint: whatever is refused before loses nothing.
     if let Some(dir) = &run.output_dir {
         run.logs.open(dir, resumed_step)?;
@@ -187,7 +187,7 @@ fn check_shape(args: &TrainArgs, saved: &Saved) -> Result<()> {
         ensure!(
             asked == found,
             "-e/--model, --layers, --heads, --channels, --context, --qkv-bias: expected the shape of the checkpoint in -o \
-             ({found:?}), found {asked:?}; resume with that shape, or choose another -o"
+             ({found}), found {asked}; resume with that shape, or choose another -o"
         );
     }
     Ok(())

@@ -183,7 +183,7 @@ fn inconsistent_ranks_are_named() {
     // As if the other machine did not share the disk.
     std::fs::create_dir(corpus.path("elsewhere")).unwrap();
     for (own, what) in [
-        ("-o elsewhere -n 2 -y 1", "the step that -o goes on from: expected what rank 0 has, found 0"),
+        ("-o elsewhere -n 2 -y 1", "the step that -o resumes from: expected what rank 0 has, found 0"),
         ("-o out -n 2 -y 1 -l 2e-3", "-x, -l and the schedule"),
         ("-o out -n 2 -y 1 -z 1", "-z, --sum-every-micro-step"),
         ("-o out -n 2 -y 1 -v 2", "tokens and shards of -j"),

@@ -1,0 +1,82 @@
+//! Checks before the first step that all ranks are about to do the same work. They would not notice
+//! later: sums over different models and different steps have the same lengths.
+
+use super::Run;
+use super::resume::dtype_name;
+use crate::data::loader::DataLoader;
+use anyhow::{Result, ensure};
+
+/// The hash of a setting as two numbers that fit an f32 exactly, so that they survive a sum in which
+/// those of all other ranks are zero.
+type Fingerprint = [f32; 2];
+
+fn fingerprint(text: &str) -> Fingerprint {
+    let crc = crc32fast::hash(text.as_bytes());
+    [crc >> 16, crc & 0xffff].map(|half| half as f32)
+}
+
+/// `on` or `off`.
+fn switch(on: bool) -> &'static str {
+    if on { "on" } else { "off" }
+}
+
+impl Run {
+    /// The settings that must be the same on all ranks: the name of each, and its value here.
+    fn settings(&self) -> Vec<(&'static str, String)> {
+        let a = &self.args;
+        let size = |data: &DataLoader| format!("{} in {}", data.num_tokens(), data.num_shards());
+        let unread = || "not read".to_owned();
+        let (batch, optim, eval, files) = (&a.batch, &a.optim, &a.eval, &a.files);
+        vec![
+            ("the step that -o resumes from", self.first_step.to_string()),
+            ("the shape of the model", self.model.weights.config.to_string()),
+            ("--seed", a.model.seed.to_string()),
+            ("-b, -t, -d", {
+                format!("{}, {}, {}", batch.batch_size, batch.sequence_length, a.total_batch_tokens())
+            }),
+            ("tokens and shards of -i", size(&self.train_loader)),
+            ("tokens and shards of -j", self.val_loader.as_ref().map_or_else(unread, size)),
+            ("questions of --hellaswag-data", {
+                self.hellaswag.as_ref().map_or_else(unread, |questions| questions.examples.len().to_string())
+            }),
+            ("-x, -l and the schedule", self.schedule.to_string()),
+            ("--grad-clip and AdamW's hyper-parameters", self.optimizer.hyper().to_string()),
+            ("--skip-update-lossz, --skip-update-gradz", {
+                format!("{}, {}", optim.skip_update_lossz, optim.skip_update_gradz)
+            }),
+            ("-a", switch(batch.overfit_single_batch).to_owned()),
+            ("-v, -m", format!("{}, {}", eval.val_loss_every, eval.val_max_steps)),
+            ("-s, -g", format!("{}, {}", eval.sample_every, eval.sample_len)),
+            ("-n, -o", {
+                let dir = if files.output_dir.is_some() { "a directory" } else { "none" };
+                format!("{}, {dir}", files.checkpoint_every)
+            }),
+            ("-z, --sum-every-micro-step", {
+                format!("{}, {}", a.processes.zero_stage, switch(a.processes.sum_every_micro_step))
+            }),
+            ("--dtype, -w", {
+                format!("{}, {}", dtype_name(self.dev.operand_dtype()), switch(a.gpu.use_master_weights))
+            }),
+        ]
+    }
+
+    /// Compares the settings of this rank with those of rank 0.
+    ///
+    /// # Errors
+    /// One line that names the first setting that differs, and its value on this rank.
+    pub(super) fn check_consistency(&mut self) -> Result<()> {
+        let process = self.zero.peers.process.clone();
+        for (name, here) in self.settings() {
+            let own = fingerprint(&format!("{name} {here}"));
+            let mut rank0 = if process.is_rank0() { own } else { [0.0; 2] };
+            self.zero.peers.sum(self.dev.as_mut(), &self.model, &mut rank0)?;
+            ensure!(
+                rank0 == own,
+                "rank {}: {name}: expected what rank 0 has, found {here}; start all ranks with the same \
+                 flags and data, and -o on a disk that all machines share",
+                process.rank
+            );
+        }
+        Ok(())
+    }
+}
