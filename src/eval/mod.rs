@@ -1,4 +1,4 @@
-//! How good a model is: loss on held-out text ([`validation`]) and multiple-choice accuracy ([`hellaswag`]).
+//! Model quality: loss on held-out text ([`validation`]), multiple-choice accuracy ([`hellaswag`]).
 
 pub mod hellaswag;
 pub mod validation;

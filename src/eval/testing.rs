@@ -1,4 +1,4 @@
-//! Random models for the tests of this directory and of `sample`.
+//! Random models for the tests of `eval` and `sample`.
 
 use crate::device::cpu::Cpu;
 use crate::device::cpu::matmul::Precision;
@@ -15,8 +15,8 @@ pub fn cpu(plan: &MemoryPlan) -> Cpu {
     dev
 }
 
-/// Parameters so large that each of them matters to the logits, unlike those training starts from. Embeddings past the
-/// vocabulary are NaN: whoever reads them shows it.
+/// Fills parameters with values so large that each one affects the logits, unlike a fresh model's.
+/// Embeddings past the vocabulary are NaN, so that reading them shows.
 pub fn randomize(dev: &mut dyn Ops, weights: &Weights, seed: u32) {
     let mut values = vec![0.0; ParamLayout::new(&weights.config).len()];
     Mt19937::new(seed).normal_fill(&mut values, 0.0, 0.4);

@@ -6,17 +6,18 @@ use crate::model::{BatchShape, GPT2};
 use crate::ops::Ops;
 use anyhow::Result;
 
-/// Mean loss, in nats a token, over the first batches of the loader's data. Of a loader that shares them out to several
-/// ranks, this is the part of one: the sum of all parts is the loss.
+/// Measures the mean loss, in nats per token, over the first batches of the loader's data. If ranks
+/// share the batches, this is one rank's contribution: the loss is the sum over all ranks.
 ///
-/// The loader starts over first, so that each validation sees the same text; it should not shuffle. `max_batches` of
-/// `None` reads all of the data once. More batches than there are go round again, as in llm.c.
+/// The loader is reset first, so that each validation sees the same text; it should not shuffle.
+/// `None` batches read all of the data once. If there are fewer batches than asked for, reading wraps
+/// around, as in llm.c.
 ///
 /// # Errors
-/// If a batch cannot be read or the device fails.
+/// If a batch cannot be read.
 ///
 /// # Panics
-/// If `shape` is not the one that the loader serves, or does not fit the model, or `max_batches` is 0.
+/// If `shape` differs from the loader's or does not fit the model, or `max_batches` is 0.
 pub fn validation_loss(
     model: &GPT2,
     dev: &mut dyn Ops,
@@ -41,7 +42,7 @@ pub fn validation_loss(
     Ok((sum / batches as f64) as f32)
 }
 
-/// exp(loss): among how many equally likely tokens the model is as unsure, on average.
+/// The perplexity, exp(loss): a uniform choice among this many tokens has the same loss.
 pub fn perplexity(loss: f32) -> f64 {
     f64::from(loss).exp()
 }

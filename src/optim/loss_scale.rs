@@ -1,16 +1,17 @@
-//! Loss scaling for fp16 (Micikevicius et al. 2018): its smallest numbers are so large that many gradients would become
-//! zero, so the loss, and with it every gradient, is multiplied by a scale that is taken out again before the update.
+//! Loss scaling for fp16 (Micikevicius et al. 2018). Many gradients would underflow to zero in fp16,
+//! so the loss, and with it every gradient, is multiplied by a scale that is divided out before the
+//! update.
 
 use serde::{Deserialize, Serialize};
 
-/// Good steps after which the scale is doubled.
-const PATIENCE: u32 = 2000;
+/// Good steps in a row after which the scale doubles.
+const GROWTH_INTERVAL: u32 = 2000;
 
-/// A scale that follows the gradients: as large as they allow. It is part of a run's state.
+/// A dynamic loss scale: as large as the gradients allow. It is part of a run's state.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LossScale {
     scale: f32,
-    /// Since the scale last changed.
+    /// Steps without an overflow since the scale last changed.
     good_steps: u32,
 }
 
@@ -21,21 +22,21 @@ impl Default for LossScale {
 }
 
 impl LossScale {
-    /// What the loss is multiplied by; a power of two, so that taking it out again is exact.
+    /// The scale of the loss: a power of two, so that dividing it out is exact.
     pub fn get(&self) -> f32 {
         self.scale
     }
 
-    /// Notes the norm of a step's gradients. If they overflowed the step is to be skipped, which `false` says; the next one
-    /// is tried with half the scale. A scale of 1 is as small as it gets: then it is not the scale that makes gradients
-    /// overflow, and what they are is for the caller to judge.
+    /// Records the gradient norm of a step. Returns `false` if the gradients overflowed: the step
+    /// must be skipped, and the scale is halved for the next one. The scale never falls below 1. At 1
+    /// an overflow is not the scale's doing, so `true` is returned and the caller judges the norm.
     pub fn accept(&mut self, norm: f32) -> bool {
         if !norm.is_finite() && self.scale > 1.0 {
             *self = LossScale { scale: self.scale / 2.0, good_steps: 0 };
             return false;
         }
         self.good_steps += 1;
-        if self.good_steps == PATIENCE {
+        if self.good_steps == GROWTH_INTERVAL {
             *self = LossScale { scale: self.scale * 2.0, good_steps: 0 };
         }
         true

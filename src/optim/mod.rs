@@ -1,4 +1,5 @@
-//! What happens between a gradient and a parameter: AdamW, how fast to learn at a step, and whether a step looks sane.
+//! From gradients to parameters: AdamW, the learning-rate schedule, loss scaling, and the detection of
+//! outlier steps.
 
 pub mod loss_scale;
 pub mod optimizer;

@@ -1,19 +1,20 @@
-//! Is this loss, or this gradient norm, out of the ordinary? Its distance from the recent past tells.
+//! Detection of outliers among losses and gradient norms, by their distance from recent values.
 
 use serde::{Deserialize, Serialize};
 
-/// Values looked back on, as in llm.c.
+/// The number of recent values, as in llm.c.
 const WINDOW: usize = 128;
 
-/// Values turned away in a row after which they are let in: what stays is a new level and no outlier, and a run
-/// that skipped every step from then on would stand still without a word.
-const PATIENCE: usize = 16;
+/// Once this many values in a row have been rejected, further ones enter the window: a level that
+/// persists is not an outlier, and a run that skipped every step from then on would silently stall.
+const MAX_REJECTED: usize = 16;
 
-/// The last 128 ordinary values. It is part of a run's state, so that a resumed run skips the same steps.
+/// The last 128 accepted values. They are part of a run's state, so that a resumed run skips the same
+/// steps.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Saved")]
 pub struct OutlierDetector {
-    /// A ring: once it is full, `oldest` is the next to go.
+    /// A ring buffer: once it is full, `oldest` is replaced next.
     window: Vec<f32>,
     oldest: usize,
     rejected_in_a_row: usize,
@@ -24,10 +25,12 @@ impl OutlierDetector {
         Self::default()
     }
 
-    /// How many standard deviations `value` lies above the mean of the window it would be part of; negative below.
+    /// The z-score of `value`: how many standard deviations it lies above the mean of the window that
+    /// would include it; negative below.
     ///
-    /// NaN until 128 values are known, and infinite for a value that is not finite. llm.c's z-score, but from the
-    /// values themselves: running sums of squares cancel, and a negative variance would silence the detector.
+    /// NaN until the window is full, and infinite for a value that is not finite. This is llm.c's
+    /// z-score, but computed from the values themselves: running sums of squares cancel, and a
+    /// negative variance would silence the detector.
     pub fn score(&self, value: f32) -> f64 {
         if !value.is_finite() {
             return f64::INFINITY;
@@ -42,17 +45,17 @@ impl OutlierDetector {
         if variance == 0.0 { 0.0 } else { (f64::from(value) - mean) / variance.sqrt() }
     }
 
-    /// Takes the value of a step that was made into the window. A value that is not finite is left out.
+    /// Adds the value of a step that was taken to the window. Values that are not finite stay out.
     pub fn accept(&mut self, value: f32) {
         self.rejected_in_a_row = 0;
         self.push(value);
     }
 
-    /// Notes the value of a step that was skipped. It stays out of the window, which it would widen until the next
-    /// outlier looked ordinary, unless too many in a row have been skipped.
+    /// Records the value of a step that was skipped. It stays out of the window, which it would widen
+    /// until the next outlier looked ordinary, unless too many in a row have been skipped.
     pub fn reject(&mut self, value: f32) {
         self.rejected_in_a_row += 1;
-        if self.rejected_in_a_row > PATIENCE {
+        if self.rejected_in_a_row > MAX_REJECTED {
             self.push(value);
         }
     }
@@ -70,12 +73,12 @@ impl OutlierDetector {
     }
 }
 
-/// Whether a step with this score is to be skipped; a `threshold` of 0 skips none.
+/// Whether a step with this score must be skipped; a `threshold` of 0 skips none.
 pub fn is_outlier(score: f64, threshold: f32) -> bool {
     threshold > 0.0 && score > f64::from(threshold)
 }
 
-/// A detector as it was written, before anything about it is believed.
+/// The saved form of a detector, not yet validated.
 #[derive(Deserialize)]
 struct Saved {
     window: Vec<f32>,
@@ -124,7 +127,8 @@ mod tests {
         detector
     }
 
-    /// Against llm.c's own detector, compiled and run on the same values, an outlier of 9 at 500 among them.
+    /// Expected scores are those of llm.c's own detector, compiled and run on the same values, with an
+    /// outlier of 9 at step 500.
     #[test]
     fn scores_are_those_of_llmc() {
         let known = [
@@ -165,7 +169,7 @@ mod tests {
         let mut detector = full();
         let first = detector.score(50.0);
         assert!(is_outlier(first, 7.0), "{first}");
-        for _ in 0..PATIENCE {
+        for _ in 0..MAX_REJECTED {
             detector.reject(50.0);
             assert_eq!(detector.score(50.0), first);
         }
@@ -183,7 +187,7 @@ mod tests {
                 detector.accept(value);
             }
         }
-        assert!(skipped > PATIENCE && skipped < 2 * PATIENCE, "{skipped}");
+        assert!(skipped > MAX_REJECTED && skipped < 2 * MAX_REJECTED, "{skipped}");
     }
 
     #[test]

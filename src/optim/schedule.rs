@@ -1,6 +1,6 @@
-//! Learning-rate schedules: a pure function of the step.
+//! Learning-rate schedules: pure functions of the step.
 //!
-//! The arithmetic is `f32` in the order llm.c does it, so that the two print and use the same rates bit for bit.
+//! The arithmetic is `f32` in llm.c's order, so that both programs use the same rates bit for bit.
 
 use std::fmt;
 use std::str::FromStr;
@@ -57,7 +57,7 @@ pub struct Schedule {
     pub kind: ScheduleKind,
     /// The rate at the end of warm-up.
     pub max_lr: f32,
-    /// Steps of linear warm-up. The first of them already learns, at `max_lr / warmup`.
+    /// Steps of linear warm-up. The first of them uses `max_lr / warmup`, not 0.
     pub warmup: usize,
     /// Steps of the run; the curve ends here.
     pub total_steps: usize,
@@ -78,7 +78,8 @@ impl fmt::Display for Schedule {
 impl Schedule {
     /// The rate at `step`, which counts from 0.
     ///
-    /// Past the end of the run the rate stays at its final value, also when warm-up leaves no step to decay in.
+    /// After the end of the run the rate stays at its final value, even if warm-up leaves no step to
+    /// decay in.
     pub fn lr(&self, step: usize) -> f32 {
         if self.kind == ScheduleKind::Constant {
             return self.max_lr;
@@ -94,7 +95,7 @@ impl Schedule {
         match self.kind {
             ScheduleKind::Cosine => {
                 let progress = fraction(step, self.warmup, self.total_steps);
-                // The product with pi is taken in f64 and rounded once: C promotes it because M_PI is a double.
+                // Multiplied in f64 and rounded once: C promotes, because M_PI is a double.
                 let angle = (std::f64::consts::PI * f64::from(progress)) as f32;
                 min_lr + 0.5 * (1.0 + angle.cos()) * span
             }
@@ -113,7 +114,7 @@ impl Schedule {
     fn warmup_lr(&self, step: usize) -> f32 {
         let (done, warmup) = ((step + 1) as f32, self.warmup as f32);
         match self.kind {
-            // The order of the product and the quotient differs in llm.c, and so does the last bit.
+            // llm.c divides first here, and that changes the last bit.
             ScheduleKind::Wsd => self.max_lr * (done / warmup),
             _ => self.max_lr * done / warmup,
         }
@@ -171,7 +172,7 @@ mod tests {
                 ScheduleKind::Wsd,
                 [0x54c9_081e_2e15_1337, 0x9614_c57d_d693_c6a5, 0x506d_28e1_9a16_e27b, 0xe550_bbbd_68b9_ea71],
             ),
-            // The cosine comes from the C library, and another one may round another way.
+            // The cosine comes from the C library, and other libraries may round differently.
             #[cfg(all(target_os = "linux", target_env = "gnu", target_arch = "x86_64"))]
             (
                 ScheduleKind::Cosine,

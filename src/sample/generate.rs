@@ -9,37 +9,38 @@ use anyhow::{Result, ensure};
 /// Why a continuation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
-    /// The model wrote `<|endoftext|>`, which is not passed on.
+    /// The model produced `<|endoftext|>`, which is not passed on.
     EndOfText,
-    /// It wrote as many tokens as were asked for.
+    /// It produced the requested number of tokens.
     Length,
 }
 
-/// What to continue, and how far.
+/// The text to continue, and the options of the continuation.
 #[derive(Clone, Copy, Debug)]
 pub struct Continuation<'a> {
     pub prompt: &'a [i32],
-    /// Tokens to write at most.
+    /// The most tokens to produce.
     pub max_new: usize,
-    /// Keeps keys and values of tokens that were read; without it each token costs a pass over all of them.
+    /// Whether to cache keys and values; without the cache each token costs a pass over all tokens.
     pub kv_cache: bool,
 }
 
-/// Continues `prompt` by at most `max_new` tokens, each handed to `on_token` as soon as it is known.
+/// Continues `prompt` by at most `max_new` tokens and passes each to `on_token` as soon as it is known.
 ///
-/// An empty prompt stands for `<|endoftext|>`, after which a text begins. Of a prompt longer than
-/// [`Decoder::context`] only the last part that fits is read; whoever has a user should say so.
+/// An empty prompt stands for `<|endoftext|>`, after which a text begins. If the prompt is longer than
+/// [`Decoder::context`], only the end of it that fits is read; programs should tell their user so.
 ///
-/// With `kv_cache` a token costs one row of work; without, all tokens before it are computed again, which is slow
-/// and there to check the cache. Both see the same window of tokens, so they differ by rounding alone.
+/// With `kv_cache` each token costs one row of work. Without, all tokens before it are recomputed: slow,
+/// and useful only to check the cache. Both see the same window of tokens, so they differ by rounding
+/// alone.
 ///
-/// When the context is full, its first half is dropped and the rest is run again. GPT-2 learned an embedding for each
-/// absolute position, so tokens that move to another position have other keys and values: a cache cannot slide by
-/// one, and moving by half a context makes the re-run rare.
+/// When the context is full, its first half is dropped and the rest is run again. GPT-2 has a learned
+/// embedding per absolute position, so keys and values change when a token moves: the cache cannot
+/// slide by one, and moving by half a context makes re-runs rare.
 ///
 /// # Errors
-/// If a token of the prompt is not in the model's vocabulary, the model is broken (see [`Sampler::pick`]), the
-/// device fails, or `on_token` does.
+/// If a token of the prompt is not in the model's vocabulary, the model is broken (see
+/// [`Sampler::pick`]), or `on_token` fails.
 pub fn generate(
     dev: &mut dyn Ops,
     hooks: &mut dyn LayerHooks,
@@ -205,7 +206,7 @@ mod tests {
     #[test]
     fn end_of_text_starts_and_ends_a_text() {
         let (mut dev, mut decoder, weights) = with_config(&ModelConfig::new(8, 1, 1, 4), 8);
-        // With this last layernorm, logits are the row sums of the embedding, whatever came before.
+        // With this final layernorm, logits are the row sums of the embedding, for any input.
         dev.fill(weights.get(Param::Lnfw, 0), 0.0).unwrap();
         dev.fill(weights.get(Param::Lnfb, 0), 1.0).unwrap();
         dev.fill(weights.get(Param::Wte, 0).part(END_OF_TEXT as usize, 4), 50.0).unwrap();

@@ -8,5 +8,5 @@ pub use sampler::{Sampler, SamplerOptions};
 
 use crate::data::tokenizer::EOT;
 
-/// `<|endoftext|>`: it separates documents, so it starts and ends a text.
+/// `<|endoftext|>`, the separator of documents: it starts and ends a text.
 pub const END_OF_TEXT: u32 = EOT as u32;

@@ -3,37 +3,36 @@
 use crate::rng::SampleRng;
 use anyhow::{Result, bail, ensure};
 
-/// How the next token is picked.
+/// Options for picking the next token.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SamplerOptions {
-    /// Logits are divided by this; below 1 sharpens, above 1 flattens, 0 always takes the most likely token.
+    /// Logits are divided by this: below 1 sharpens, above 1 flattens, 0 is greedy.
     pub temperature: f32,
-    /// Only the `k` most likely tokens may be picked.
+    /// Top-k sampling: only the `k` most likely tokens may be picked.
     pub top_k: Option<usize>,
-    /// Only the fewest most likely tokens that together have this probability may be picked (nucleus sampling,
-    /// Holtzman et al. 2020). Probabilities are those left after `top_k`.
+    /// Nucleus sampling (Holtzman et al. 2020): only the smallest set of most likely tokens with at
+    /// least this total probability may be picked. Probabilities are renormalized after `top_k`.
     pub top_p: Option<f32>,
     pub seed: u64,
 }
 
 impl Default for SamplerOptions {
-    /// What llm.c does, which has no such options: the model's own distribution.
+    /// The model's own distribution, as in llm.c, which has no such options.
     fn default() -> Self {
         SamplerOptions { temperature: 1.0, top_k: None, top_p: None, seed: 1337 }
     }
 }
 
-/// A stream of picks. It draws from a generator of its own, so that sampling while training changes nothing about
-/// the training.
+/// A stream of picks. It has its own random generator, so that sampling does not change training.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     options: SamplerOptions,
     rng: SampleRng,
-    /// Kept between picks to spare allocating a vocabulary's worth each time.
+    /// Kept between picks to avoid allocating for a whole vocabulary each time.
     candidates: Vec<Candidate>,
 }
 
-/// A token that may be picked, with its probability up to a common factor.
+/// A token that may be picked, and its unnormalized probability.
 #[derive(Clone, Copy, Debug)]
 struct Candidate {
     id: u32,
@@ -53,7 +52,7 @@ impl Sampler {
         if let Some(p) = top_p {
             ensure!(p > 0.0 && p <= 1.0, "top-p is {p}; expected more than 0 and at most 1, such as 0.9");
         }
-        // A xorshift generator never leaves state 0, so seed 0 stands for a constant of its own.
+        // A xorshift generator never leaves state 0, so seed 0 stands for another constant.
         let state = if seed == 0 { 0x9e37_79b9_7f4a_7c15 } else { seed };
         Ok(Sampler { options, rng: SampleRng::new(state), candidates: Vec::new() })
     }
@@ -61,8 +60,8 @@ impl Sampler {
     /// Picks a token given the logits of all V tokens; negative infinity rules a token out.
     ///
     /// # Errors
-    /// If no token can be picked, or a logit is NaN or positive infinity: the model is broken, and whatever were
-    /// picked would hide it.
+    /// If no token can be picked, or a logit is NaN or positive infinity: the model is broken, and any
+    /// pick would hide that.
     pub fn pick(&mut self, logits: &[f32]) -> Result<u32> {
         let best = argmax(logits)?;
         if self.options.temperature == 0.0 {
@@ -78,7 +77,8 @@ impl Sampler {
         Ok(self.draw())
     }
 
-    /// Candidates in order of id, with the numerators of the softmax: the largest is 1, so nothing overflows.
+    /// Fills the candidates, in order of id, with the numerators of the softmax: the largest is 1, so
+    /// none overflows.
     fn weigh(&mut self, logits: &[f32], max: f32) {
         let inverse = 1.0 / f64::from(self.options.temperature);
         self.candidates.clear();
@@ -101,8 +101,8 @@ impl Sampler {
             return;
         }
         let mass = self.total() * p;
-        // Candidates with less than this have less than 1 - p between them, so none can be needed to reach p. It
-        // leaves few to sort out of a whole vocabulary.
+        // Candidates below this have less than 1 - p between them, so p is reached without them. Few of
+        // a whole vocabulary are left to sort.
         let negligible = self.total() * (1.0 - p) / self.candidates.len() as f64;
         self.candidates.retain(|c| c.weight >= negligible);
         self.candidates.sort_unstable_by(more_likely_first);
@@ -121,8 +121,8 @@ impl Sampler {
         self.candidates.iter().map(|c| c.weight).sum()
     }
 
-    /// Inverts the cumulative distribution over candidates in order of id, as llm.c does: filters that keep
-    /// everything change no pick.
+    /// Inverts the cumulative distribution over candidates in order of id, as llm.c does, so filters
+    /// that keep everything change no pick.
     fn draw(&mut self) -> u32 {
         let coin = f64::from(self.rng.random_f32()) * self.total();
         let mut sum = 0.0;
@@ -130,17 +130,17 @@ impl Sampler {
             sum += c.weight;
             coin < sum
         };
-        // The total was summed in the same order, so the last candidate's sum is the total, which exceeds the coin.
+        // The total was summed in the same order, so the last sum equals it and exceeds the coin.
         self.candidates.iter().find(covers).expect("a coin below the total").id
     }
 }
 
-/// By falling weight; of equals the lower id, so that the order is total.
+/// Orders by decreasing weight, then by increasing id, so that the order is total.
 fn more_likely_first(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
     b.weight.total_cmp(&a.weight).then(a.id.cmp(&b.id))
 }
 
-/// Index of the largest logit, the first of equals.
+/// The index of the largest logit, the first of equals.
 fn argmax(logits: &[f32]) -> Result<usize> {
     let (mut best, mut max) = (None, f32::NEG_INFINITY);
     for (id, &logit) in logits.iter().enumerate() {
@@ -166,8 +166,8 @@ mod tests {
         [0.1f32, 0.4, 0.05, 0.25, 0.2].map(|p| p.ln() + 3.0).to_vec()
     }
 
-    /// What each token's share should be, against 20,000 draws: Pearson's statistic stays below its 99.9th
-    /// percentile for 4 degrees of freedom.
+    /// Compares 20,000 draws with the expected share of each token: Pearson's statistic must stay below
+    /// its 99.9th percentile for 4 degrees of freedom.
     fn assert_distribution(options: SamplerOptions, expected: [f64; 5]) {
         let draws = 20_000;
         let mut sampler = Sampler::new(options).unwrap();

@@ -1,8 +1,8 @@
-//! The two files HellaSwag comes in: the authors' JSON lines, and llm.c's tokenised `.bin`.
+//! HellaSwag's two file formats: the authors' JSON lines, and llm.c's tokenized `.bin`.
 //!
-//! The `.bin` has a header of 256 int32 (magic, version, number of examples, bytes of the longest), then for each
-//! example a run of uint16: 65535, its bytes, its index, the label, the number of endings, and context and endings,
-//! each preceded by its length. All little-endian.
+//! The `.bin` has a header of 256 int32 (magic, version, number of examples, size in bytes of the
+//! longest), then for each example a run of uint16: 65535, its size in bytes, its index, the label, the
+//! number of endings, and context and endings, each preceded by its length. All are little-endian.
 
 use super::{ENDINGS, Example, HellaSwag};
 use crate::data::tokenizer::encode_ordinary;
@@ -13,11 +13,11 @@ use std::path::Path;
 const MAGIC: i32 = 20240522;
 const VERSION: i32 = 1;
 const HEADER_BYTES: usize = 256 * 4;
-/// Opens each example. No token: GPT-2 has fewer.
+/// Marks the start of an example. It cannot be a token: GPT-2 has fewer.
 const START: u16 = u16::MAX;
 
 impl HellaSwag {
-    /// Reads either file; which one it is, its first bytes tell.
+    /// Reads a file of either format, which its first bytes tell.
     ///
     /// # Errors
     /// One line that names the file, the line or example, and the field at fault.
@@ -36,8 +36,7 @@ impl HellaSwag {
     /// Writes llm.c's `.bin`.
     ///
     /// # Errors
-    /// If there are more examples, or one is longer, than the format's 16 bits can count, or the file cannot be
-    /// written.
+    /// If the number of examples or the size of one exceeds 16 bits, or the file cannot be written.
     pub fn write_bin(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         let bytes = to_bin(&self.examples).map_err(|e| anyhow!("{}: {e:#}", path.display()))?;
@@ -99,7 +98,7 @@ fn parse_bin(bytes: &[u8]) -> Result<Vec<Example>> {
     Ok(examples)
 }
 
-/// Splits off the words of the next example, without its start, size and index.
+/// Splits off the words of the next example, without start mark, size and index.
 fn take_example<'a>(rest: &mut &'a [u16], index: usize, longest: i32) -> Result<&'a [u16]> {
     let &[start, size, found, ..] = *rest else {
         bail!("cut short: the file ends here");
@@ -118,7 +117,7 @@ fn take_example<'a>(rest: &mut &'a [u16], index: usize, longest: i32) -> Result<
     Ok(&example[3..])
 }
 
-/// Label, number of endings, context, endings.
+/// Parses label, number of endings, context and endings.
 fn parse_example(words: &[u16]) -> Result<Example> {
     let &[label, endings, ref rest @ ..] = words else {
         bail!("too small to have a label");
@@ -135,7 +134,7 @@ fn parse_example(words: &[u16]) -> Result<Example> {
     Ok(Example { ctx, endings: tokens, label: usize::from(label) })
 }
 
-/// A length, then as many tokens.
+/// Splits off a length and that many tokens.
 fn take_tokens(rest: &mut &[u16]) -> Result<Vec<u16>> {
     let Some((&len, after)) = rest.split_first() else {
         bail!("is missing: the example ends before it");
@@ -160,7 +159,7 @@ fn to_bin(examples: &[Example]) -> Result<Vec<u8>> {
         longest = longest.max(size);
         body.extend([START, size, index as u16, example.label as u16, ENDINGS as u16]);
         for tokens in std::iter::once(&example.ctx).chain(&example.endings) {
-            // Cannot wrap: the whole example was seen to fit.
+            // Cannot wrap: the whole example fits 16 bits.
             body.push(tokens.len() as u16);
             body.extend(tokens);
         }
@@ -176,7 +175,7 @@ fn to_bin(examples: &[Example]) -> Result<Vec<u8>> {
 mod tests {
     use super::*;
 
-    /// The second line has its label in quotes, as Hugging Face's copy does; a blank line ends the file.
+    /// The second label is in quotes, as in Hugging Face's copy; a blank line ends the file.
     const JSONL: &str = r#"{"ind": 24, "ctx": "A man is sitting on a roof. he", "split": "val", "label": 3, "endings": ["is using wrap to wrap a pair of skis.", "is ripping level tiles off.", "is holding a rubik's cube.", "starts pulling up roofing on a roof."]}
 {"ctx": "The cat", "label": "1", "endings": ["a", "sat on the mat.", "barks", "is a good dog"]}
 
@@ -227,7 +226,7 @@ mod tests {
         assert!(HellaSwag::open("/nowhere/h.jsonl").unwrap_err().to_string().contains("/nowhere/h.jsonl"));
     }
 
-    /// Two examples, spelt out word by word.
+    /// Two examples, spelled out word by word.
     fn bin() -> Vec<u8> {
         let mut header = vec![20240522, 1, 2, 38];
         header.resize(256, 0);
@@ -264,7 +263,7 @@ mod tests {
 
     #[test]
     fn bad_bin_names_example_and_field() {
-        // Index of a 16-bit word, what to put there, what the message must say.
+        // Index of a 16-bit word, its new value, and text the message must contain.
         for (word, value, expected) in [
             (0, 7, "magic is"),
             (2, 2, "version is 2"),

@@ -7,23 +7,23 @@ use crate::ops::Ops;
 use anyhow::{Result, ensure};
 use std::ops::Add;
 
-/// Right answers; add up those of all ranks.
+/// Counts of right answers. The score of a run is the sum over all ranks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HellaSwagScore {
     pub total: usize,
-    /// By the lowest sum of losses.
+    /// Right by the lowest sum of losses.
     pub correct: usize,
-    /// By the lowest mean loss, which does not favour short endings.
+    /// Right by the lowest mean loss, which does not favor short endings.
     pub correct_norm: usize,
 }
 
 impl HellaSwagScore {
-    /// Share of right answers by the sum, in 0 ..= 1; NaN of no examples.
+    /// Accuracy by the sum of losses, in 0 ..= 1; NaN without examples.
     pub fn acc(&self) -> f64 {
         self.correct as f64 / self.total as f64
     }
 
-    /// Share of right answers by the mean: the figure that is usually quoted.
+    /// Accuracy by the mean loss: the figure that is usually quoted.
     pub fn acc_norm(&self) -> f64 {
         self.correct_norm as f64 / self.total as f64
     }
@@ -41,15 +41,15 @@ impl Add for HellaSwagScore {
     }
 }
 
-/// What the model made of one example. Losses are in nats.
+/// The losses of the model on one example, in nats.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Item {
-    /// Its place in the file, from 0.
+    /// The index of the example in the file, from 0.
     pub index: usize,
     pub label: usize,
     /// Loss of each ending, summed over its tokens.
     pub sum_loss: [f32; ENDINGS],
-    /// The same, divided by their number.
+    /// Loss of each ending, averaged over its tokens.
     pub avg_loss: [f32; ENDINGS],
 }
 
@@ -65,18 +65,18 @@ impl Item {
     }
 }
 
-/// The first of the smallest.
+/// The index of the smallest value, the first of equals.
 fn argmin(values: &[f32; ENDINGS]) -> usize {
     (1..ENDINGS).fold(0, |best, i| if values[i] < values[best] { i } else { best })
 }
 
-/// One rank's part of the examples.
+/// The results on one rank's shard of the examples.
 #[derive(Clone, Debug)]
 pub struct Evaluation {
     /// In order of index.
     pub items: Vec<Item>,
-    /// Examples of which some row was longer than the model's context, so that the start of their text was not
-    /// read; a log should say so.
+    /// The number of examples with a row longer than the model's context, whose text lost its start.
+    /// A log should say so.
     pub truncated: usize,
 }
 
@@ -91,7 +91,7 @@ impl Evaluation {
     }
 }
 
-/// Context and one ending: a row of a batch.
+/// A row of a batch: the context and one ending.
 #[derive(Clone, Copy)]
 struct Row<'a> {
     example: usize,
@@ -101,19 +101,20 @@ struct Row<'a> {
 }
 
 impl<'a> Row<'a> {
-    /// Drops the start of the context where the row is longer than `maxT` inputs.
+    /// Builds a row, without the start of the context if it has more than `maxT` inputs.
     fn new(data: &'a HellaSwag, example: usize, ending: usize, maxT: usize) -> Self {
         let (ctx, tokens) = (&data.examples[example].ctx, &data.examples[example].endings[ending]);
         let excess = (ctx.len() + tokens.len() - 1).saturating_sub(maxT);
         Row { example, ending, ctx: &ctx[excess..], tokens }
     }
 
-    /// Inputs: the last token is only ever a target.
+    /// The number of inputs: the last token is only a target.
     fn T(&self) -> usize {
         self.ctx.len() + self.tokens.len() - 1
     }
 
-    /// Fills one row of inputs, targets; what lies past the row stays zero, and cannot be seen from within it.
+    /// Fills one row of inputs and targets. Padding after the row stays zero; attention is causal, so
+    /// it does not affect the row.
     fn render(&self, inputs: &mut [i32], targets: &mut [i32]) {
         let row = self.ctx.iter().chain(self.tokens).map(|&token| i32::from(token));
         for (input, token) in inputs.iter_mut().zip(row.clone().take(self.T())) {
@@ -124,7 +125,7 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// Of a row of losses, those of the ending: the last token of the context predicts its first.
+    /// Sums the losses of the ending: the last token of the context predicts its first token.
     fn sum_loss(&self, losses: &[f32]) -> f64 {
         losses[self.ctx.len() - 1..self.T()].iter().map(|&loss| f64::from(loss)).sum()
     }
@@ -132,15 +133,16 @@ impl<'a> Row<'a> {
 
 /// Scores examples `rank`, `rank + world`, … of `data`.
 ///
-/// Rows go through the model in batches of as many as its buffers hold, the longest first so that little is padding;
-/// results do not depend on it beyond rounding. `progress` is told how many examples of how many are done.
+/// Each batch takes as many rows as the model's buffers hold, the longest first so that there is little
+/// padding; batching changes results only by rounding. `progress` gets the number of examples done and
+/// their total.
 ///
 /// # Errors
-/// If a token is not in the model's vocabulary, an ending alone is longer than its context, a loss is not a
-/// number, or the device fails.
+/// If a token is not in the model's vocabulary, an ending alone is longer than its context, or a loss
+/// is NaN.
 ///
 /// # Panics
-/// If the model's buffers hold fewer rows than the longest row, cut to `maxT`, has tokens.
+/// If the longest row, cut to `maxT`, has more tokens than the model's buffers have rows.
 pub fn evaluate(
     model: &GPT2,
     dev: &mut dyn Ops,
@@ -199,7 +201,7 @@ pub fn evaluate(
     Ok(Evaluation { items, truncated })
 }
 
-/// A rank's examples, the longest first.
+/// The examples of a rank, the longest first.
 fn examples_of(data: &HellaSwag, rank: usize, world: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (rank..data.examples.len()).step_by(world).collect();
     order.sort_by_key(|&i| std::cmp::Reverse(data.examples[i].longest()));
@@ -211,7 +213,7 @@ fn rows_of<'a>(data: &'a HellaSwag, examples: &[usize], maxT: usize) -> Vec<Row<
     examples.iter().flat_map(endings).collect()
 }
 
-/// How many batches these rows make.
+/// The number of batches that these rows make.
 fn count_passes(mut rows: &[Row], capacity: usize) -> usize {
     let mut passes = 0;
     while !rows.is_empty() {
@@ -221,7 +223,7 @@ fn count_passes(mut rows: &[Row], capacity: usize) -> usize {
     passes
 }
 
-/// Whether the model can score this example.
+/// Checks that the model can score this example.
 fn check(example: &Example, V: usize, maxT: usize) -> Result<()> {
     for &token in example.ctx.iter().chain(example.endings.iter().flatten()) {
         ensure!(usize::from(token) < V, "has token {token}, but the model knows {V} tokens");
@@ -233,7 +235,7 @@ fn check(example: &Example, V: usize, maxT: usize) -> Result<()> {
     Ok(())
 }
 
-/// As many of the next rows as fit into `capacity` tokens when all are padded to the longest.
+/// Takes as many of the next rows as fit into `capacity` tokens when padded to the longest of them.
 fn pack<'a, 'b>(rows: &'b [Row<'a>], capacity: usize) -> (BatchShape, &'b [Row<'a>]) {
     let mut shape = BatchShape { B: 1, T: rows[0].T() };
     for row in &rows[1..] {
@@ -294,7 +296,7 @@ mod tests {
         (dev, model)
     }
 
-    /// Examples of many lengths, made up of tokens from all over the vocabulary.
+    /// Examples of many lengths, with tokens from the whole vocabulary.
     fn data() -> HellaSwag {
         let tokens = |seed: usize, len: usize| {
             (0..len).map(|i| ((seed * 7919 + i * 104_729) % 50257) as u16).collect::<Vec<_>>()
@@ -314,7 +316,7 @@ mod tests {
         evaluate(&model, &mut dev, &mut NoHooks, data, (0, 1), &mut |_, _| {})
     }
 
-    /// One row at a time, without padding, straight from the definition.
+    /// Losses of one row without padding, straight from the definition.
     fn naive(dev: &mut Cpu, model: &GPT2, ctx: &[u16], ending: &[u16]) -> Vec<f32> {
         let row: Vec<i32> = ctx.iter().chain(ending).map(|&t| i32::from(t)).collect();
         let shape = BatchShape { B: 1, T: row.len() - 1 };
