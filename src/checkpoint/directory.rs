@@ -220,25 +220,27 @@ pub fn ensure_fresh(dir: &Path) -> Result<()> {
 /// this keeps the last `keep` (0: all) and every one whose step is a multiple of `major_every` (0:
 /// none). Later ones, which a run that fell back to an earlier checkpoint has not overwritten yet,
 /// are neither counted nor removed. Files that killed runs left half-written or half-removed are
-/// removed as well.
-pub fn prune(dir: &Path, newest: u64, keep: usize, major_every: u64) -> Result<()> {
+/// removed as well. Returns the steps whose checkpoints were removed.
+pub fn prune(dir: &Path, newest: u64, keep: usize, major_every: u64) -> Result<Vec<u64>> {
     let names = file_names(dir)?;
     for name in names.iter().filter(|name| is_temporary(name)) {
         remove(&dir.join(name))?;
     }
     let mut steps = steps(dir)?;
     steps.retain(|&step| step <= newest);
+    let mut removed = Vec::new();
     if keep > 0 {
         let old = &steps[..steps.len().saturating_sub(keep)];
         for &step in old.iter().filter(|&&step| major_every == 0 || step % major_every != 0) {
             remove_step(dir, step, &names)?;
+            removed.push(step);
         }
     }
     let interrupted = names.iter().filter_map(|name| step_of(name, "run_", ".json"));
     for step in interrupted.filter(|step| *step < newest && !steps.contains(step)) {
         remove_step(dir, step, &names)?;
     }
-    Ok(())
+    Ok(removed)
 }
 
 /// Whether a file is the temporary of a checkpoint's file.
