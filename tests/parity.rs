@@ -1,4 +1,5 @@
-//! The model, op by op on the CPU device, against PyTorch: see `fixtures/README.md` for what was recorded and how.
+//! The model on the CPU device, op by op, against PyTorch. `fixtures/README.md` says what was recorded
+//! and how.
 
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -65,7 +66,7 @@ impl Tiny {
         Tiny { dev, model, optimizer }
     }
 
-    /// Forward and backward over one micro-batch.
+    /// Runs forward and backward on one micro-batch.
     fn run(&mut self, shape: BatchShape, inputs: &[i32], targets: &[i32], at: MicroStep) {
         self.model.load_batch(&mut self.dev, shape, inputs, targets).unwrap();
         self.model.forward(&mut self.dev, &mut NoHooks, shape).unwrap();
@@ -98,7 +99,7 @@ fn logits_are_pytorchs() {
             let i32s =
                 |key: &str| bytemuck::pod_collect_to_vec::<u8, i32>(recorded.tensor(key).unwrap().data());
             let want = bytemuck::pod_collect_to_vec::<u8, f32>(recorded.tensor("logits").unwrap().data());
-            // All rows in one chunk; evaluating leaves them in the buffer.
+            // All rows fit one chunk, so evaluate leaves all logits in the buffer.
             let mut tiny = Tiny::load(name, shape, Recompute::Gelu, 1 << 20);
             tiny.model.load_batch(&mut tiny.dev, shape, &i32s("tokens"), &i32s("targets")).unwrap();
             tiny.model.evaluate(&mut tiny.dev, &mut NoHooks, shape).unwrap();
@@ -130,13 +131,13 @@ fn single_step(name: &str, file: &str, shape: BatchShape, recompute: Recompute) 
     let (inputs, targets) = (i32s("tokens"), i32s("targets"));
     let rows = shape.rows();
 
-    // Logits seven rows at a time: a ragged last chunk, and buffers for a longer T than the batch has.
+    // Logits of seven rows at a time, so the last chunk is ragged; buffers for a longer T than the batch's.
     let mut tiny = Tiny::load(name, BatchShape { B: 3, T: 16 }, recompute, 7 * 128 * 4);
     tiny.model.load_batch(&mut tiny.dev, shape, &inputs, &targets).unwrap();
     let losses = tiny.model.evaluate(&mut tiny.dev, &mut NoHooks, shape).unwrap();
     assert_close("losses", &losses, &f32s("losses"), 1e-5);
 
-    // Poison what the first micro-step must overwrite or clear.
+    // Poison everything that the first micro-step must overwrite or clear.
     for &grads in tiny.model.grads().units() {
         tiny.dev.fill(grads, f32::NAN).unwrap();
     }
@@ -271,7 +272,7 @@ fn random_numbers_are_pytorchs() {
     }
 }
 
-/// Of long runs only both ends and a checksum of the bits are recorded.
+/// Compares with recorded numbers; of long sequences only both ends and a checksum are recorded.
 fn assert_recorded(got: &[f32], case: &Value) {
     let narrowed = |value: &Value| floats(value).into_iter().map(|v| v as f32).collect::<Vec<_>>();
     if got.len() < 1000 {

@@ -1,4 +1,4 @@
-//! `train_gpt2` as a user runs it: what it writes, that it learns, and that stopping it loses nothing.
+//! `train_gpt2` as a user runs it: its files, that it learns, and that stopping it loses nothing.
 
 mod common;
 
@@ -44,7 +44,8 @@ fn zero_turns_every_interval_off() {
     );
 }
 
-/// The type depends on this machine's CPU. On every machine the run says which type it took, and computes in that type.
+/// The type depends on this machine's CPU. On every machine the run names the type it chose, and
+/// computes in it.
 #[test]
 fn auto_takes_a_type_and_says_which() {
     let corpus = Corpus::new();
@@ -76,7 +77,7 @@ fn auto_resumes_in_the_type_of_the_checkpoint() {
     let (text, parts) = run("parts", "--dtype auto -x 4 -y 1");
     assert!(text.contains("auto (f32)") && !text.contains("WARNING"), "{text}");
     assert_eq!(whole, parts);
-    // One of before the type was recorded goes on in what a new run would take.
+    // A checkpoint from before the type was recorded resumes in the type of a new run.
     let file = corpus.path("parts/run_00000004.json");
     let old = std::fs::read_to_string(&file).unwrap();
     let mut old: serde_json::Value = serde_json::from_str(&old).unwrap();
@@ -98,7 +99,7 @@ fn gradient_accumulation_and_recomputation_change_nothing_that_matters() {
     assert_eq!(base, run("r0", "-r 0"), "recomputing gives the same bits");
     assert_eq!(base, run("r2", "-r 2"), "recomputing gives the same bits");
     assert_eq!(base, run("threads", "--threads 1"), "the number of threads changes no bit");
-    // Overfitting takes the first tokens of a shard, so that two micro-batches of one row are one of two.
+    // Overfitting takes the first tokens of a shard, so two micro-batches of one row equal one of two.
     let whole = run("whole", "-a 1 -d 32");
     let split = run("split", "-a 1 -b 1 -d 32");
     for (a, b) in whole.iter().zip(&split) {
@@ -115,7 +116,7 @@ fn resuming_continues_bit_for_bit() {
     // 150 steps of 64 tokens over 8,000: several shards and epochs.
     run("-x 150 -o whole");
     run("-x 150 -o parts");
-    // As if the process had died after step 70: newer checkpoints never came to be.
+    // As if the process had died after step 70, before it wrote newer checkpoints.
     common::forget_after(&corpus.path("parts"), 70);
     let text = stdout(&run("-x 150 -o parts -y 1"));
     assert!(text.contains("checkpoint of step 70"), "{text}");
@@ -171,7 +172,7 @@ fn sigterm_ends_a_run_with_a_checkpoint() {
         std::thread::sleep(Duration::from_millis(20));
     }
     succeed(Command::new("kill").arg(child.id().to_string()));
-    // Someone has to read, or the child waits for room in the pipe.
+    // The pipe must be read, or the child blocks once it is full.
     let mut text = String::new();
     std::io::Read::read_to_string(child.stdout.as_mut().unwrap(), &mut text).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(128 + 15));

@@ -31,7 +31,7 @@ fn device() -> String {
     std::env::var("WARPSMITH_TEST_DEVICE").unwrap_or_else(|_| "emulated".to_owned())
 }
 
-/// On the device under test. Every run chooses its kernels as the next one does.
+/// Trains on the device under test. All runs choose the same kernels.
 fn train_cu(corpus: &Corpus, flags: &str) -> Command {
     train(corpus, TRAIN_GPT2CU, &format!("--device {} --deterministic 1 {flags}", device()))
 }
@@ -61,8 +61,8 @@ fn distance(a: &Losses, b: &Losses) -> (f64, f64) {
     distance
 }
 
-/// Steps on the device under test and on the CPU, on one batch so that much happens: loss and norm of each step within
-/// these relative distances.
+/// Trains on the device under test and on the CPU, on one batch so that the loss falls quickly. Loss
+/// and norm of each step must be within these relative distances.
 #[track_caller]
 fn assert_trains_as_the_cpu(flags: &str, steps: usize, loss: f64, norm: f64) {
     let corpus = corpus();
@@ -94,7 +94,7 @@ fn steps_in_tf32_are_those_of_the_cpu_to_its_precision() {
     assert_trains_as_the_cpu("--dtype f32 -f 1", 8, 2e-4, 2e-3);
 }
 
-/// The scale of the loss is in none of what is printed.
+/// The loss scale affects nothing that is printed.
 #[test]
 fn steps_in_fp16_are_those_of_the_cpu_to_its_precision() {
     assert_trains_as_the_cpu("--dtype fp16", 8, 2e-4, 2e-3);
@@ -121,7 +121,8 @@ fn another_run_has_the_same_bits() {
     assert_eq!(base, run(train_cu(&corpus, "-x 3 --threads 1"), "threads"));
 }
 
-/// Two micro-batches of one row each are one of two rows: overfitting takes the first tokens of a shard.
+/// Two micro-batches of one row each equal one of two rows: overfitting takes the first tokens of a
+/// shard.
 #[test]
 fn accumulation_splits_a_batch_to_within_rounding() {
     let corpus = corpus();
@@ -177,7 +178,7 @@ fn a_run_goes_on_in_another_type_and_says_so() {
     );
     let text = resume("no_master", train_cu, "-w 0");
     assert!(text.contains("WARNING: -w 0: the checkpoint's master weights"), "{text}");
-    // Master weights are what counts: in f32 the very same run goes on, but for the type of the products.
+    // Master weights are exact, so in f32 the same run continues, except for the type of its matmuls.
     let (cpu, same) = (losses(&corpus.path("cpu")), losses(&corpus.path("same")));
     assert!(distance(&cpu, &same).0 <= 5e-3);
 }
@@ -220,7 +221,7 @@ fn start_up_tells_how_much_memory_a_sequence_takes() {
     assert!(text.contains("optimizer state") && text.contains("memory per sequence: "), "{text}");
 }
 
-/// Without a GPU, as `CUDA_VISIBLE_DEVICES` makes it: one line that says what is missing.
+/// `CUDA_VISIBLE_DEVICES` hides any GPU. The error is one line that says what is missing.
 #[test]
 fn a_missing_gpu_is_explained() {
     let corpus = corpus();

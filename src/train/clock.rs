@@ -1,33 +1,31 @@
-//! How long steps take, without making them longer.
+//! Step times, measured without slowing steps down.
 //!
-//! A device works off what is queued; the host waits for it once a step, when it reads loss and norm back. So a step is
-//! timed from its predecessor's read-back to its own: the predecessor's update, and its own forward and backward passes.
-//! That is one step's work, though not of one step. The first step has no update to count. What lies between steps,
-//! such as validation, is left out; before it the device finishes the update that it still owes to the clock.
+//! The device works through its queue, and the host waits for it once per step, where it reads loss and
+//! norm back. So a step is timed from the previous read-back to its own, an interval that covers one
+//! step's worth of work: the previous update plus this forward and backward. The first step has no
+//! update to count. Work between steps, such as validation, is excluded: the clock stops before it, once
+//! the device has finished the pending update.
 
 use crate::ops::Device;
 use anyhow::Result;
 use std::time::{Duration, Instant};
 
-/// Times steps; runs from [`Self::go`] on.
+/// A stopwatch for steps, started by [`Self::go`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct StepClock {
-    /// `None` while it stands.
+    /// `None` while stopped.
     running_since: Option<Instant>,
-    /// Of this lap, until it last stood.
+    /// The time of this lap before the clock last stopped.
     before: Duration,
 }
 
 impl StepClock {
-    /// Goes on, if it stands.
+    /// Starts the clock, or restarts it if it was stopped.
     pub fn go(&mut self) {
         self.running_since.get_or_insert_with(Instant::now);
     }
 
-    /// Stands still for something that is no training, once `dev` has done what is queued.
-    ///
-    /// # Errors
-    /// If the device fails.
+    /// Stops the clock before work that is not training, after `dev` has finished its queue.
     pub fn stop(&mut self, dev: &mut (impl Device + ?Sized)) -> Result<()> {
         if self.running_since.is_some() {
             dev.synchronize()?;
@@ -38,7 +36,7 @@ impl StepClock {
         Ok(())
     }
 
-    /// The time it ran since the last lap. It goes on.
+    /// Starts a new lap and returns the running time of the last one.
     pub fn lap(&mut self) -> Duration {
         let now = Instant::now();
         let since = self.running_since.replace(now);

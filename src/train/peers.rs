@@ -1,4 +1,4 @@
-//! This process among those that train together.
+//! The ranks of a run, as one of them sees them.
 
 use crate::model::GPT2;
 use crate::ops::{Ops, download_f32, upload_f32};
@@ -8,12 +8,12 @@ use crate::tensor::Tensor;
 use anyhow::Result;
 use std::collections::VecDeque;
 
-/// All ranks of a run, seen from one of them.
+/// This process, and its communicator with the others.
 pub struct Peers {
     pub process: Process,
-    /// `None` for a process alone.
+    /// `None` for a single process.
     communicator: Option<Box<dyn Communicator>>,
-    /// What the device has lent for operations that are under way.
+    /// The tensors that pending operations have borrowed from the device.
     lent: VecDeque<(Work, Vec<Tensor>)>,
 }
 
@@ -26,55 +26,55 @@ impl Peers {
         Peers { process, communicator: Some(communicator), lent: VecDeque::new() }
     }
 
-    /// How many there are, and how they are connected.
+    /// The number of processes, their transport and their launcher.
     pub fn describe(&self) -> Option<String> {
         let launcher = self.process.launcher.name();
         self.communicator.as_ref().map(|c| format!("{}, by {launcher}", c.describe()))
     }
 
-    /// What connects them, if it was loaded for that: its name, and version and place.
+    /// The library of the transport, if one was loaded: its name, and its version and path.
     pub fn library(&self) -> Option<(&'static str, String)> {
         self.communicator.as_ref().and_then(|c| c.library())
     }
 
-    /// Begins operations of all ranks, in place. Until they are waited for, nothing else may touch the tensors. Says what to wait for;
-    /// for a process alone all is done.
+    /// Starts operations of all ranks, in place, and lends them their tensors: nothing else may touch
+    /// these before the returned handle is waited for. A single process has nothing to wait for.
     ///
     /// # Errors
     /// As [`Communicator::start`].
     pub fn start(&mut self, dev: &mut dyn Ops, operations: &[(Collective, Tensor)]) -> Result<Option<Work>> {
         let Some(communicator) = &mut self.communicator else { return Ok(None) };
         let operation = |&(collective, tensor)| Operation { collective, buffer: dev.lend(tensor) };
-        let ticket = communicator.start(operations.iter().map(operation).collect())?;
-        self.lent.push_back((ticket, operations.iter().map(|&(_, tensor)| tensor).collect()));
-        Ok(Some(ticket))
+        let work = communicator.start(operations.iter().map(operation).collect())?;
+        self.lent.push_back((work, operations.iter().map(|&(_, tensor)| tensor).collect()));
+        Ok(Some(work))
     }
 
-    /// Waits for what was begun up to and including `ticket`.
+    /// Waits for all operations up to and including `work`, and reclaims their tensors.
     ///
     /// # Errors
     /// One line that names the rank that is gone or out of step.
-    pub fn wait(&mut self, dev: &mut dyn Ops, ticket: Option<Work>) -> Result<()> {
-        let (Some(communicator), Some(ticket)) = (&mut self.communicator, ticket) else { return Ok(()) };
-        communicator.wait(ticket)?;
-        while self.lent.front().is_some_and(|(lent, _)| *lent <= ticket) {
+    pub fn wait(&mut self, dev: &mut dyn Ops, work: Option<Work>) -> Result<()> {
+        let (Some(communicator), Some(work)) = (&mut self.communicator, work) else { return Ok(()) };
+        communicator.wait(work)?;
+        while self.lent.front().is_some_and(|(lent, _)| *lent <= work) {
             let (_, tensors) = self.lent.pop_front().expect("looked at");
             tensors.into_iter().for_each(|tensor| dev.reclaim(tensor));
         }
         Ok(())
     }
 
-    /// Adds up tensors over all ranks, each in its place, and waits for it.
+    /// All-reduces tensors in place, and waits.
     ///
     /// # Errors
     /// As [`Self::wait`].
-    pub fn sum_tensors(&mut self, dev: &mut dyn Ops, tensors: &[Tensor]) -> Result<()> {
-        let sums: Vec<_> = tensors.iter().map(|&tensor| (Collective::AllReduce, tensor)).collect();
-        let ticket = self.start(dev, &sums)?;
-        self.wait(dev, ticket)
+    pub fn all_reduce(&mut self, dev: &mut dyn Ops, tensors: &[Tensor]) -> Result<()> {
+        let operations: Vec<_> = tensors.iter().map(|&tensor| (Collective::AllReduce, tensor)).collect();
+        let work = self.start(dev, &operations)?;
+        self.wait(dev, work)
     }
 
-    /// Adds up some numbers of the host's over all ranks.
+    /// Sums numbers on the host over all ranks.
     ///
     /// # Errors
     /// As [`Self::wait`].
@@ -84,7 +84,7 @@ impl Peers {
         }
         let scalars = model.acts.scalars.slice(0, values.len());
         upload_f32(dev, scalars, values)?;
-        self.sum_tensors(dev, &[scalars])?;
+        self.all_reduce(dev, &[scalars])?;
         download_f32(dev, values, scalars)
     }
 }

@@ -63,8 +63,8 @@ impl ZeroState {
         dev.norm_squared(scalars.slice(1, 1), &shards)?;
         match partition {
             // Every rank already has the norm of all gradients.
-            Partition::WHOLE => self.peers.sum_tensors(dev, &[scalars.slice(0, 1), scalars.slice(2, 1)]),
-            _ => self.peers.sum_tensors(dev, &[scalars]),
+            Partition::WHOLE => self.peers.all_reduce(dev, &[scalars.slice(0, 1), scalars.slice(2, 1)]),
+            _ => self.peers.all_reduce(dev, &[scalars]),
         }
     }
 }
