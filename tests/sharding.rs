@@ -1,5 +1,5 @@
-//! Ranks as threads of one process: whatever they divide among them, and however late any of them or its messages are, they take
-//! the same steps.
+//! Ranks as threads of one process. They take the same steps at every ZeRO stage, and however late a
+//! rank or its messages are.
 
 mod common;
 
@@ -11,23 +11,22 @@ use warpsmith::device::cpu::{Cpu, matmul::Precision};
 use warpsmith::device::cuda::emulated::{self, EmulatorOptions};
 use warpsmith::device::cuda::{Cuda, CudaOptions, MatmulChoice};
 use warpsmith::model::activations::Recompute;
-use warpsmith::model::{BatchShape, GPT2, ModelOptions, init};
-use warpsmith::ops::{Ops, plan_scratch};
-use warpsmith::optim::optimizer::{HyperParams, Optimizer};
+use warpsmith::model::{BatchShape, ModelOptions};
+use warpsmith::ops::Ops;
+use warpsmith::optim::optimizer::HyperParams;
 use warpsmith::parallel::environment::Process;
 use warpsmith::parallel::queue::HostQueue;
 use warpsmith::parallel::transport::testing::{Delayed, Threads};
 use warpsmith::params::ParamLayout;
-use warpsmith::sharding::{ParamBuffer, Partition, Sharding, ZeroStage};
-use warpsmith::tensor::{Dtype, MemoryPlan};
+use warpsmith::sharding::{Partition, Sharding, ZeroStage};
+use warpsmith::tensor::Dtype;
 use warpsmith::train::peers::Peers;
-use warpsmith::train::step::Step;
-use warpsmith::train::zero::{ZeroBuffers, ZeroState};
+use warpsmith::train::replica::{Replica, ReplicaOptions, ReplicaPlan};
 
-/// How long a rank waits for another before it gives up: nothing here takes as long.
+/// The timeout of a rank that waits for another: nothing here takes as long.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A run. Eight micro-batches a step, however they are shared.
+/// A run.
 #[derive(Clone, Copy)]
 struct Recipe {
     config: ModelConfig,
@@ -37,11 +36,11 @@ struct Recipe {
     grad_accum_steps: usize,
     reduce_every_micro_step: bool,
     recompute: Recompute,
-    /// 0: not clipped. The norm is summed in another order where it is divided, so that clipping changes last bits.
+    /// 0: not clipped. A sharded norm is summed in another order, so clipping changes last bits.
     grad_clip: f32,
-    /// Of the emulated device; `None` for the CPU.
+    /// The type of the emulated device; `None` for the CPU.
     kernels: Option<Dtype>,
-    /// Of the delays of ranks and messages; 0 for none.
+    /// Seed of the delays of ranks and messages; 0 for none.
     seed: u64,
     steps: usize,
 }
@@ -83,6 +82,20 @@ impl Recipe {
         }
     }
 
+    fn options(&self, rank: usize) -> ReplicaOptions {
+        let model = ModelOptions {
+            B: SHAPE.B,
+            T: SHAPE.T,
+            min_rows: 0,
+            recompute: self.recompute,
+            logits_bytes: 1 << 20,
+            sharding: self.sharding(rank),
+        };
+        let hyper =
+            HyperParams { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: self.grad_clip };
+        ReplicaOptions { model, hyper, use_master_weights: true, decode_context: None }
+    }
+
     fn loader(&self, corpus: &Corpus, rank: usize) -> DataLoader {
         DataLoader::open(LoaderOptions {
             pattern: corpus.path("x_train_*.bin").to_str().unwrap(),
@@ -98,78 +111,51 @@ impl Recipe {
     }
 }
 
-/// What a run came to.
+/// The results of a run.
 #[derive(Clone, Debug, PartialEq)]
 struct Outcome {
     losses: Vec<f32>,
     norms: Vec<f32>,
     /// At the end, in the order of files: parameters, m, v and, if there are any, master weights.
     tensors: Vec<Vec<f32>>,
-    /// Name and bytes of what each rank allocates.
+    /// Name and bytes of each arena of a rank.
     memory: Vec<(String, usize)>,
 }
 
-/// One rank from its plan to its last step.
+/// Runs one rank from its plan to its last step.
 fn rank(recipe: &Recipe, corpus: &Corpus, peers: Peers) -> Outcome {
     let rank = peers.process.rank;
-    let mut dev = recipe.device();
-    let dev = dev.as_mut();
-    let sharding = recipe.sharding(rank);
-    let options = ModelOptions {
-        B: SHAPE.B,
-        T: SHAPE.T,
-        min_rows: 0,
-        recompute: recipe.recompute,
-        logits_bytes: 1 << 20,
-        sharding,
-    };
-    let hyper =
-        HyperParams { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: recipe.grad_clip };
-    let mut plan = MemoryPlan::new();
-    let model = GPT2::plan(&recipe.config, &options, dev.float_dtype(), &mut plan);
-    let buffers = ZeroBuffers::plan(sharding, &model, &mut plan);
-    let layout = &model.weights.params.layout;
-    let state_partition = sharding.stored(ZeroStage::Zero1);
-    let optimizer = Optimizer::plan(layout, state_partition, dev.float_dtype(), true, hyper, &mut plan);
-    plan_scratch(dev, &[model.limits()], &mut plan).unwrap();
-    dev.allocate(&plan).unwrap();
-
-    let mut zero = ZeroState::new(peers, buffers, recipe.reduce_every_micro_step);
-    let copies: Vec<&ParamBuffer> = [zero.params()].into_iter().chain(&optimizer.master).collect();
-    init::initialize(dev, &recipe.config, &copies, 42).unwrap();
+    let dev = recipe.device();
+    let plan = ReplicaPlan::new(recipe.config, recipe.options(rank), dev.as_ref()).unwrap();
+    let memory = plan.memory.arenas.iter().map(|arena| (arena.name.to_owned(), arena.size_bytes)).collect();
+    let mut replica = plan.allocate(dev, peers, recipe.reduce_every_micro_step).unwrap();
+    replica.initialize(42).unwrap();
     let mut loader = recipe.loader(corpus, rank);
     let (mut losses, mut norms) = (Vec::new(), Vec::new());
     for step in 0..recipe.steps {
         // Ranks, too, are late now and then.
         let late = if recipe.seed > 0 { (recipe.seed + 7 * rank as u64 + 3 * step as u64) % 5 } else { 0 };
         std::thread::sleep(Duration::from_millis(late));
-        let mut work = Step {
-            dev: &mut *dev,
-            model: &model,
-            optimizer: &optimizer,
-            zero: &mut zero,
-            shape: SHAPE,
-            grad_accum_steps: recipe.grad_accum_steps,
-        };
-        let measured = work.forward_backward(&mut loader, 1.0, false).unwrap();
-        work.update(step, 1e-3, measured.norm, 1.0).unwrap();
-        losses.push(measured.loss);
-        norms.push(measured.norm);
+        let stats =
+            replica.forward_backward(&mut loader, SHAPE, recipe.grad_accum_steps, 1.0, false).unwrap();
+        replica.update(step, 1e-3, stats.norm, 1.0).unwrap();
+        losses.push(stats.loss);
+        norms.push(stats.norm);
     }
-    zero.finish_params(dev).unwrap();
+    replica.finish_params().unwrap();
+    let Replica { zero, dev, optimizer, .. } = &mut replica;
     let params = zero.params().clone();
-    let kept = [&params, &optimizer.m, &optimizer.v].into_iter().chain(&optimizer.master);
+    let stored = [&params, &optimizer.m, &optimizer.v].into_iter().chain(&optimizer.master);
     let len = ParamLayout::new(&recipe.config).len();
-    let tensors = kept.map(|tensors| {
+    let tensors = stored.map(|tensors| {
         let mut all = vec![f32::NAN; len];
-        zero.download(dev, tensors, 0, &mut all).unwrap();
+        zero.download(dev.as_mut(), tensors, 0, &mut all).unwrap();
         all
     });
-    let memory = plan.arenas.iter().map(|arena| (arena.name.to_owned(), arena.size_bytes)).collect();
     Outcome { losses, norms, tensors: tensors.collect(), memory }
 }
 
-/// All ranks of a run; returns what the master saw. Losses and norms must be the same on all.
+/// Runs all ranks and returns the outcome of rank 0. Losses and norms must be the same on all.
 fn run(recipe: &Recipe, corpus: &Corpus) -> Outcome {
     if recipe.world_size == 1 {
         return rank(recipe, corpus, Peers::alone());
@@ -198,12 +184,12 @@ fn run(recipe: &Recipe, corpus: &Corpus) -> Outcome {
 fn assert_alike(what: &str, got: &Outcome, want: &Outcome, tolerance: f32) {
     let pairs = |a: &[f32], b: &[f32]| a.iter().copied().zip(b.iter().copied()).collect::<Vec<_>>();
     for (got, want) in pairs(&got.losses, &want.losses).into_iter().chain(pairs(&got.norms, &want.norms)) {
-        // Also false for NaN.
+        // Fails for NaN, too.
         assert!((got / want - 1.0).abs() <= tolerance, "{what}: {got}, expected {want}");
     }
 }
 
-/// The same bits in all that is left of a run.
+/// Compares all tensors of two runs bit by bit.
 #[track_caller]
 fn assert_same_tensors(what: &str, got: &Outcome, want: &Outcome) {
     assert_eq!(got.tensors.len(), want.tensors.len());
@@ -224,15 +210,15 @@ fn every_stage_takes_the_same_steps() {
         let alone = run(&Recipe { steps, ..Recipe::cpu(layers, 1, 4) }, &corpus);
         for world_size in [2, 4] {
             let recipe = Recipe { steps, ..Recipe::cpu(layers, world_size, 4 / world_size) };
-            let whole = run(&recipe, &corpus);
-            assert_alike("ranks", &whole, &alone, 1e-5);
+            let replicated = run(&recipe, &corpus);
+            assert_alike("ranks", &replicated, &alone, 1e-5);
             for stage in [ZeroStage::Zero1, ZeroStage::Zero2, ZeroStage::Zero3] {
                 let what = format!("{layers} layers, {world_size} ranks, {stage:?}");
-                let divided = run(&Recipe { stage, ..recipe }, &corpus);
-                assert_alike(&what, &divided, &whole, 1e-5);
-                // Where gradients are divided, they are summed over ranks first, over micro-steps then.
+                let sharded = run(&Recipe { stage, ..recipe }, &corpus);
+                assert_alike(&what, &sharded, &replicated, 1e-5);
+                // Sharded gradients are summed over ranks first, then over micro-steps.
                 if stage == ZeroStage::Zero1 || recipe.grad_accum_steps == 1 {
-                    assert_same_tensors(&what, &divided, &whole);
+                    assert_same_tensors(&what, &sharded, &replicated);
                 }
             }
         }
@@ -280,20 +266,20 @@ fn kernels_take_the_same_steps_in_every_stage() {
     let corpus = Corpus::new();
     for dtype in [Dtype::F32, Dtype::Bf16] {
         let recipe = Recipe::emulated(dtype, 2);
-        let whole = run(&recipe, &corpus);
+        let replicated = run(&recipe, &corpus);
         for stage in [ZeroStage::Zero1, ZeroStage::Zero2, ZeroStage::Zero3] {
             let what = format!("{dtype:?}, {stage:?}");
-            let divided = run(&Recipe { stage, ..recipe }, &corpus);
-            // Two sums of bf16 are rounded once more.
-            assert_alike(&what, &divided, &whole, if dtype == Dtype::F32 { 1e-5 } else { 2e-2 });
+            let sharded = run(&Recipe { stage, ..recipe }, &corpus);
+            // Two sums in bf16 are rounded once more.
+            assert_alike(&what, &sharded, &replicated, if dtype == Dtype::F32 { 1e-5 } else { 2e-2 });
             if stage == ZeroStage::Zero1 {
-                assert_same_tensors(&what, &divided, &whole);
+                assert_same_tensors(&what, &sharded, &replicated);
             }
         }
     }
 }
 
-/// What each stage promises, in bytes of one of four ranks.
+/// The memory savings of each stage, in bytes of one of four ranks.
 #[test]
 fn memory_falls_with_each_stage() {
     let corpus = Corpus::new();
@@ -316,10 +302,13 @@ fn memory_falls_with_each_stage() {
     assert!(close(bytes(2, "parameters"), all) && close(quarter(3, "parameters"), all));
     // The embeddings, and two of eight layers.
     let layer = recipe.config;
-    let at_hand = 4 * (512 * layer.C + layer.maxT * layer.C + 2 * 12 * layer.C * layer.C);
+    let resident = 4 * (512 * layer.C + layer.maxT * layer.C + 2 * 12 * layer.C * layer.C);
     for (stage, arena) in [(2, "gradients at hand"), (3, "gradients at hand"), (3, "parameters at hand")] {
         let found = bytes(stage, arena);
-        assert!(found >= at_hand && found <= at_hand * 5 / 4, "{arena}: {found}, expected about {at_hand}");
+        assert!(
+            found >= resident && found <= resident * 5 / 4,
+            "{arena}: {found}, expected about {resident}"
+        );
     }
     assert_eq!([bytes(1, "gradients at hand"), bytes(2, "parameters at hand")], [0, 0]);
 }

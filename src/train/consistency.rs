@@ -1,8 +1,9 @@
 //! Checks before the first step that all ranks are about to do the same work. They would not notice
 //! later: sums over different models and different steps have the same lengths.
 
-use super::Run;
+use super::Trainer;
 use super::resume::dtype_name;
+use crate::cli::flags::trainer::TrainArgs;
 use crate::data::loader::DataLoader;
 use anyhow::{Result, ensure};
 
@@ -20,27 +21,29 @@ fn switch(on: bool) -> &'static str {
     if on { "on" } else { "off" }
 }
 
-impl Run {
+impl Trainer {
     /// The settings that must be the same on all ranks: the name of each, and its value here.
-    fn settings(&self) -> Vec<(&'static str, String)> {
-        let a = &self.args;
+    fn settings(&self, args: &TrainArgs) -> Vec<(&'static str, String)> {
         let size = |data: &DataLoader| format!("{} in {}", data.num_tokens(), data.num_shards());
         let unread = || "not read".to_owned();
-        let (batch, optim, eval, files) = (&a.batch, &a.optim, &a.eval, &a.files);
+        let TrainArgs { batch, optim, eval, files, processes, gpu, .. } = args;
         vec![
-            ("the step that -o resumes from", self.first_step.to_string()),
-            ("the shape of the model", self.model.weights.config.to_string()),
-            ("--seed", a.model.seed.to_string()),
+            ("the step that -o resumes from", self.resumed_step.unwrap_or(0).to_string()),
+            ("the shape of the model", self.replica.model.weights.config.to_string()),
+            ("--seed", args.model.seed.to_string()),
             ("-b, -t, -d", {
-                format!("{}, {}, {}", batch.batch_size, batch.sequence_length, a.total_batch_tokens())
+                format!("{}, {}, {}", batch.batch_size, batch.sequence_length, self.data.tokens_per_step)
             }),
-            ("tokens and shards of -i", size(&self.train_loader)),
-            ("tokens and shards of -j", self.val_loader.as_ref().map_or_else(unread, size)),
+            ("tokens and shards of -i", size(&self.data.train)),
+            ("tokens and shards of -j", self.data.val.as_ref().map_or_else(unread, size)),
             ("questions of --hellaswag-data", {
-                self.hellaswag.as_ref().map_or_else(unread, |questions| questions.examples.len().to_string())
+                self.data
+                    .hellaswag
+                    .as_ref()
+                    .map_or_else(unread, |questions| questions.examples.len().to_string())
             }),
             ("-x, -l and the schedule", self.schedule.to_string()),
-            ("--grad-clip and AdamW's hyper-parameters", self.optimizer.hyper().to_string()),
+            ("--grad-clip and AdamW's hyper-parameters", self.replica.optimizer.hyper().to_string()),
             ("--skip-update-lossz, --skip-update-gradz", {
                 format!("{}, {}", optim.skip_update_lossz, optim.skip_update_gradz)
             }),
@@ -52,10 +55,14 @@ impl Run {
                 format!("{}, {dir}", files.checkpoint_every)
             }),
             ("-z, --sum-every-micro-step", {
-                format!("{}, {}", a.processes.zero_stage, switch(a.processes.sum_every_micro_step))
+                format!("{}, {}", processes.zero_stage, switch(processes.sum_every_micro_step))
             }),
             ("--dtype, -w", {
-                format!("{}, {}", dtype_name(self.dev.operand_dtype()), switch(a.gpu.use_master_weights))
+                format!(
+                    "{}, {}",
+                    dtype_name(self.replica.dev.operand_dtype()),
+                    switch(gpu.use_master_weights)
+                )
             }),
         ]
     }
@@ -64,12 +71,12 @@ impl Run {
     ///
     /// # Errors
     /// One line that names the first setting that differs, and its value on this rank.
-    pub(super) fn check_consistency(&mut self) -> Result<()> {
-        let process = self.zero.peers.process.clone();
-        for (name, here) in self.settings() {
+    pub(super) fn check_consistency(&mut self, args: &TrainArgs) -> Result<()> {
+        let process = self.replica.zero.peers.process.clone();
+        for (name, here) in self.settings(args) {
             let own = fingerprint(&format!("{name} {here}"));
             let mut rank0 = if process.is_rank0() { own } else { [0.0; 2] };
-            self.zero.peers.sum(self.dev.as_mut(), &self.model, &mut rank0)?;
+            self.replica.sum_over_ranks(&mut rank0)?;
             ensure!(
                 rank0 == own,
                 "rank {}: {name}: expected what rank 0 has, found {here}; start all ranks with the same \

@@ -1,6 +1,10 @@
-//! What a run leaves behind of itself: the console, `main.log`, `metrics.jsonl`.
+//! The reports of a run: the console, `main.log`, `metrics.jsonl`.
 
+use super::clock::StepClock;
+use super::data::Data;
+use super::guards::ZScores;
 use super::resume::dtype_name;
+use super::step::StepStats;
 use crate::cli::flags::trainer::{TrainArgs, startup_rows};
 use crate::data::loader::DataLoader;
 use crate::eval::hellaswag::HellaSwagScore;
@@ -14,35 +18,36 @@ use crate::report::main_log::MainLog;
 use crate::report::throughput::{Throughput, eta};
 use crate::report::utilization::{flops_per_token, peak_flops};
 use crate::tensor::MemoryPlan;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
-/// Reports to all of them.
-pub struct Logs {
+/// Writes all reports of a run, and measures its steps.
+pub struct Report {
+    pub clock: StepClock,
     console: Console<Box<dyn Write>>,
     /// `None` without an output directory.
     files: Option<Files>,
     throughput: Throughput,
-    utilisation: Option<Utilisation>,
+    utilization: Option<Utilization>,
     max_steps: usize,
 }
 
-/// What the GPU could do, and what a token asks of it.
+/// The figures behind model FLOPs utilization (MFU).
 #[derive(Clone, Copy, Debug)]
-struct Utilisation {
+struct Utilization {
     peak_flops: f64,
     flops_per_token: f64,
-    /// What matrix products multiply.
-    products: &'static str,
+    /// The type of the operands of matmuls.
+    operands: &'static str,
 }
 
-/// How much memory a run takes, and what it could take.
+/// The memory that a sequence takes, and the largest batch that fits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryNeeds {
     pub sequence_bytes: usize,
-    /// Where the memory of the device is known.
+    /// `None` if the size of the device's memory is not known.
     pub max_batch_size: Option<usize>,
 }
 
@@ -55,52 +60,43 @@ struct Files {
 #[derive(Clone, Copy, Debug)]
 pub struct StepRecord {
     pub step: usize,
-    pub loss: f32,
-    pub norm: f32,
-    /// How far loss and norm are from their recent past.
-    pub z: (f64, f64),
+    pub stats: StepStats,
+    pub z: ZScores,
     pub lr: f32,
     pub elapsed: Duration,
     pub tokens: usize,
 }
 
-impl Logs {
-    /// The console alone, which says nothing if `quiet`.
+impl Report {
+    /// Reports to the console alone, or, if `quiet`, to nothing.
     pub fn new(max_steps: usize, quiet: bool) -> Self {
-        let (console, throughput) =
-            (if quiet { Console::quiet() } else { Console::stdout() }, Throughput::new());
-        Logs { console, files: None, throughput, utilisation: None, max_steps }
+        let console = if quiet { Console::quiet() } else { Console::stdout() };
+        let (clock, throughput) = (StepClock::default(), Throughput::new());
+        Report { clock, console, files: None, throughput, utilization: None, max_steps }
     }
 
-    /// Begins new log files, or goes on with those of a resumed run.
+    /// Starts new log files, or appends to those of a resumed run.
     ///
     /// # Errors
-    /// If the output directory cannot be made or written to.
+    /// If the output directory cannot be created or written to.
     pub fn open(&mut self, output_dir: &Path, resumed_step: Option<usize>) -> Result<()> {
         self.files = Some(Files::open(output_dir, resumed_step)?);
         Ok(())
     }
 
-    /// The start-up tables: flags, device, model, data.
-    pub fn banner(
-        &mut self,
-        args: &TrainArgs,
-        dev: &dyn Ops,
-        start: &str,
-        weights: &Weights,
-        loaders: (&DataLoader, Option<&DataLoader>),
-    ) {
+    /// Shows the start-up tables: flags, device, model, data.
+    pub fn banner(&mut self, args: &TrainArgs, dev: &dyn Ops, start: &str, weights: &Weights, data: &Data) {
         let config = &weights.config;
         let files = ParamLayout::new(config);
         let [decayed, not_decayed] = files.decay_groups();
-        let (train, val) = loaders;
+        let (train, val) = (&data.train, data.val.as_ref());
         self.console.table_head();
         let mut rows = startup_rows(args);
         for (_, value) in rows.iter_mut().filter(|(name, value)| name == "dtype" && value == "auto") {
             *value = format!("auto ({})", dtype_name(dev.operand_dtype()));
         }
         self.console.table(rows);
-        self.device(dev, args.batch.sequence_length, weights);
+        self.device(dev, data.shape.T, weights);
         self.console.table([
             ("weight init method", start.to_string()),
             ("max_sequence_length T", config.maxT.to_string()),
@@ -117,14 +113,14 @@ impl Logs {
         self.console.table([
             ("train data", shards(train)),
             ("val data", val.map_or("not read".to_string(), shards)),
-            ("grad_accum_steps", args.grad_accum_steps().to_string()),
+            ("grad_accum_steps", data.grad_accum_steps.to_string()),
             ("train_num_batches", self.max_steps.to_string()),
         ]);
-        if args.batch.sequence_length < config.maxT {
-            let (t, max) = (args.batch.sequence_length, config.maxT);
+        let T = data.shape.T;
+        if T < config.maxT {
             self.console.warning(format_args!(
-                "sequences of {t} tokens leave positions {t} to {} untrained",
-                max - 1
+                "sequences of {T} tokens leave positions {T} to {} untrained",
+                config.maxT - 1
             ));
         }
         for path in train.short_shards().into_iter().chain(val.iter().flat_map(|v| v.short_shards())) {
@@ -132,38 +128,38 @@ impl Logs {
         }
     }
 
-    /// What the device is and, of a GPU, how fast it could be.
+    /// Shows the device and, for a GPU, its peak.
     fn device(&mut self, dev: &dyn Ops, T: usize, weights: &Weights) {
         let mut rows = vec![("running on", dev.describe())];
         if let Some(gpu) = dev.gpu() {
-            let peak = peak_flops(&gpu.name, gpu.products);
-            let products = gpu.products;
-            let shown = |peak: f64| format!("{:.1} ({products})", peak / 1e12);
+            let operands = gpu.products;
+            let peak = peak_flops(&gpu.name, operands);
+            let shown = |peak: f64| format!("{:.1} ({operands})", peak / 1e12);
             rows.push(("peak TFlops", peak.map_or("unknown GPU".to_string(), shown)));
             let (L, C) = (weights.config.L, weights.config.C);
             let flops_per_token = flops_per_token(ParamLayout::new(&weights.config).len(), L, C, T);
-            self.utilisation = peak.map(|peak_flops| Utilisation { peak_flops, flops_per_token, products });
+            self.utilization = peak.map(|peak_flops| Utilization { peak_flops, flops_per_token, operands });
         }
         self.console.table(rows);
     }
 
-    /// Libraries loaded for the run, and their places.
+    /// Shows the libraries loaded for the run, and their paths.
     pub fn libraries(&mut self, libraries: &[(&'static str, String)]) {
         if !libraries.is_empty() {
             self.console.table(libraries.iter().map(|(name, found)| (name, found)));
         }
     }
 
-    /// Who else trains along, and what is divided among them.
-    pub fn peers(&mut self, processes: Option<String>, divided: Option<String>) {
-        let rows = [("processes", processes), ("zero_stage", divided)];
+    /// Shows the processes that train together, and the state that they shard.
+    pub fn peers(&mut self, processes: Option<String>, sharded: Option<String>) {
+        let rows = [("processes", processes), ("zero_stage", sharded)];
         let rows: Vec<_> = rows.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
         if !rows.is_empty() {
             self.console.table(rows);
         }
     }
 
-    /// What is about to be allocated, and how much larger a batch could be.
+    /// Shows the memory that is about to be allocated, and the largest batch that would fit.
     pub fn memory(&mut self, plan: &MemoryPlan, needs: &MemoryNeeds, gpu: Option<&Gpu>) {
         let mib = |bytes: usize| format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64);
         let arenas = plan.arenas.iter().map(|arena| (arena.name, mib(arena.size_bytes)));
@@ -178,54 +174,41 @@ impl Logs {
         }
     }
 
-    /// Refuses to go on with a loss or a gradient that is not a number: the update would spread it to every weight.
-    ///
-    /// # Errors
-    /// If either is NaN or infinite.
-    pub fn check_finite(&self, step: usize, loss: f32, norm: f32) -> Result<()> {
-        ensure!(
-            loss.is_finite() && norm.is_finite(),
-            "step {}: loss is {loss} and gradient norm is {norm}; stopped before the update; a lower learning rate (-l) or \
-             more warm-up (-u) may help; checkpoints written before are whole",
-            step + 1
-        );
-        Ok(())
-    }
-
     pub fn step(&mut self, r: StepRecord) -> Result<()> {
+        let StepStats { loss, norm, .. } = r.stats;
         let ms = r.elapsed.as_secs_f64() * 1e3;
         let tok_per_s = self.throughput.update(r.tokens, ms);
         self.console.step(&StepLine {
             step: r.step,
             total_steps: self.max_steps,
-            loss: r.loss,
-            loss_z: r.z.0,
-            norm: r.norm,
-            norm_z: r.z.1,
+            loss,
+            loss_z: r.z.loss,
+            norm,
+            norm_z: r.z.norm,
             lr: r.lr,
             ms,
-            mfu: self.utilisation.map(|u| {
+            mfu: self.utilization.map(|u| {
                 let flops = u.flops_per_token * r.tokens as f64 / r.elapsed.as_secs_f64();
-                (flops / u.peak_flops, u.products)
+                (flops / u.peak_flops, u.operands)
             }),
             tok_per_s,
             eta: eta(self.max_steps - r.step - 1, r.tokens, tok_per_s),
         });
         let Some(files) = &mut self.files else { return Ok(()) };
-        files.main_log.train(r.step, r.loss, r.lr, r.norm)?;
+        files.main_log.train(r.step, loss, r.lr, norm)?;
         let tok_per_s = r.tokens as f64 / r.elapsed.as_secs_f64();
-        files.jsonl.train(&TrainMetrics { step: r.step, loss: r.loss, norm: r.norm, lr: r.lr, ms, tok_per_s })
+        files.jsonl.train(&TrainMetrics { step: r.step, loss, norm, lr: r.lr, ms, tok_per_s })
     }
 
-    /// An update that was left out.
+    /// Reports an update that was skipped because of an outlier.
     pub fn skipped(&mut self, what: &str, z: f64) {
         self.console.skipped(what, z);
     }
 
-    /// An update that was left out because gradients overflowed fp16.
-    pub fn overflowed(&mut self, scale: f32) {
+    /// Reports an update that was skipped because gradients overflowed fp16.
+    pub fn overflowed(&mut self, next_scale: f32) {
         self.console.warning(format_args!(
-            "gradients overflowed fp16; the update is skipped and the loss scaled by {scale} from now on"
+            "gradients overflowed fp16; the update is skipped and the loss scaled by {next_scale} from now on"
         ));
     }
 
@@ -249,7 +232,7 @@ impl Logs {
         files.jsonl.hellaswag(step, score.acc_norm(), score.acc())
     }
 
-    /// For a sample, which is shown as it is written.
+    /// The console, for samples, which are shown token by token.
     pub fn console(&mut self) -> &mut Console<Box<dyn Write>> {
         &mut self.console
     }

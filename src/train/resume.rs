@@ -1,39 +1,39 @@
-//! Checkpoints of a run, and going on from one exactly where it was written.
+//! Checkpoints of a run, and resuming from one exactly where it was written.
 
-use super::Run;
-use super::zero::ZeroState;
-use crate::checkpoint::{self, Float, LoaderPosition, Saved, Shuffle, Source, State, TensorKind, model_bin};
-use crate::data::loader::{LoaderState, ShuffleState};
+use super::Trainer;
+use super::replica::Replica;
+use crate::checkpoint::{self, Float, Saved, Source, State, TensorKind, model_bin};
+use crate::cli::flags::trainer::FileFlags;
 use crate::optim::loss_scale::LossScale;
 use crate::optim::optimizer::Optimizer;
 use crate::optim::outlier::OutlierDetector;
-use crate::rng::Mt19937;
 use crate::sharding::ParamBuffer;
 use crate::tensor::Dtype;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
+use std::time::Instant;
 
-/// What a run needs to go on, beside the tensors and llm.c's state: the rest of `run_*.json`.
+/// The state of a run besides tensors and llm.c's state: the trainer's part of `run_*.json`.
 #[derive(Serialize, Deserialize)]
 struct Extras {
-    /// Batch, sequence length and total batch, in which the loader's position is counted.
+    /// Batch, sequence length and total batch: the units of the loader's position.
     B: usize,
     T: usize,
     total_batch_size: usize,
-    /// Size of the training data: other data, to be met by mistake, would hardly have the same.
+    /// Size of the training data, by which other data is recognized.
     data_tokens: u64,
     data_shards: usize,
     loss_outliers: OutlierDetector,
     norm_outliers: OutlierDetector,
     best_val_loss: Option<Float>,
-    /// Type of the parameters. Runs of before there was a choice did not say; theirs were f32.
+    /// Type of the parameters. Early checkpoints lack it; theirs is f32.
     #[serde(default = "f32_name")]
     dtype: String,
-    /// Type of the operands of matrix products, `--dtype`. Earlier checkpoints do not say.
+    /// Type of the operands of matmuls, `--dtype`. Early checkpoints lack it.
     #[serde(default)]
     operand_dtype: Option<String>,
-    /// Of fp16 runs.
+    /// Only for fp16 parameters.
     #[serde(default)]
     loss_scale: Option<LossScale>,
 }
@@ -51,20 +51,20 @@ pub(super) fn dtype_name(dtype: Dtype) -> &'static str {
     }
 }
 
-/// Type of the parameters in a model file: llm.c has no files of fp16, which f32 holds without loss.
+/// The type of parameters in a model file: llm.c has no fp16 files, and f32 holds fp16 exactly.
 fn file_dtype(params: Dtype) -> Dtype {
     if params == Dtype::Bf16 { Dtype::Bf16 } else { Dtype::F32 }
 }
 
-/// Opens the newest whole checkpoint in `dir`, if there is one. Of ranks, one is enough to warn.
+/// Opens the newest complete checkpoint in `dir`, if there is one. One rank `warns`.
 ///
 /// # Errors
-/// If the directory or the checkpoint cannot be read, or there are checkpoints but none is whole: to start afresh would
-/// in time delete what may still be saved of them.
+/// If the directory or the checkpoint cannot be read, or no checkpoint of several is complete: a fresh
+/// run would in time delete what can still be saved of them.
 pub fn find(dir: &Path, warns: bool) -> Result<Option<Saved>> {
     let latest = checkpoint::latest(dir)?;
     for warning in latest.warnings.iter().filter(|_| warns) {
-        eprintln!("warning: {warning}");
+        log::warn!("{warning}");
     }
     ensure!(
         latest.step.is_some() || latest.warnings.is_empty(),
@@ -75,8 +75,8 @@ pub fn find(dir: &Path, warns: bool) -> Result<Option<Saved>> {
     latest.step.map(|step| Saved::open(dir, step, 0)).transpose()
 }
 
-/// `--dtype` of the run that is to resume from `dir`. `None` if there is no checkpoint, or none that says; one that cannot be read is
-/// reported by who resumes from it.
+/// The `--dtype` of the newest checkpoint in `dir` that records it. Checkpoints that cannot be read are
+/// passed over; resuming reports them.
 ///
 /// # Errors
 /// If the directory cannot be read.
@@ -89,133 +89,140 @@ pub fn dtype_so_far(dir: &Path) -> Result<Option<Dtype>> {
     Ok(all.into_iter().find(|&dtype| name.as_deref() == Some(dtype_name(dtype))))
 }
 
-impl Run {
-    /// Writes a checkpoint of the state before `step`, if one is due: every so many steps and at the end, or because the
-    /// run was told to stop.
+impl Trainer {
+    /// Writes a checkpoint of the state before `step`, if one is due by its number, at the end, or
+    /// because the run was asked to stop.
     pub(super) fn checkpoint(&mut self, step: usize, last: bool, stopped: bool) -> Result<()> {
-        let every = self.args.files.checkpoint_every;
+        let every = self.files.checkpoint_every;
         let due = every > 0 && (last || step > 0 && step.is_multiple_of(every));
-        if self.args.files.output_dir.is_none()
-            || !(due || stopped)
-            || step == self.first_step && self.resumed
-        {
+        let written = self.resumed_step == Some(step);
+        if self.files.output_dir.is_none() || !(due || stopped) || written {
             return Ok(());
         }
-        self.clock.stop(self.dev.as_mut())?;
-        let config = self.model.weights.config;
-        let state = State {
+        self.stop_clock()?;
+        let start = Instant::now();
+        let (state, extras, config) = (self.state(step), self.extras(), self.replica.model.weights.config);
+        let dir = self.output_dir().map(ToOwned::to_owned);
+        let tensors = Tensors::of(&self.replica);
+        self.replica.finish_params()?;
+        let Replica { zero, dev, .. } = &mut self.replica;
+        let source: &mut Source =
+            &mut |kind, start, out| zero.download(dev.as_mut(), tensors.get(kind), start, out);
+        // Ranks other than 0 write nothing, but take part in the downloads of sharded tensors.
+        let Some(dir) = dir else { return checkpoint::participate(&config, &state, source) };
+        checkpoint::save(&dir, &config, file_dtype(tensors.params.dtype()), &state, &extras, source)?;
+        log::info!("wrote checkpoint {step} to {} in {} ms", dir.display(), start.elapsed().as_millis());
+        let FileFlags { checkpoints_keep, checkpoints_major_every, .. } = self.files;
+        for old in checkpoint::prune(&dir, state.step, checkpoints_keep, checkpoints_major_every as u64)? {
+            log::info!("deleted checkpoint {old} from {}", dir.display());
+        }
+        Ok(())
+    }
+
+    /// llm.c's state before `step`.
+    fn state(&self, step: usize) -> State {
+        State {
             step: step as u64,
             num_processes: 1,
             rank: 0,
-            use_master_weights: self.optimizer.master.is_some(),
+            use_master_weights: self.replica.optimizer.master.is_some(),
             rng_state: 0,
             rng_state_last_update: 0,
-            loader: loader_position(self.train_loader.state()),
-        };
-        let extras = Extras {
-            B: self.shape.B,
-            T: self.shape.T,
-            total_batch_size: self.args.total_batch_tokens(),
-            data_tokens: self.train_loader.num_tokens(),
-            data_shards: self.train_loader.num_shards(),
-            loss_outliers: self.loss_outliers.clone(),
-            norm_outliers: self.norm_outliers.clone(),
-            best_val_loss: self.best_val_loss.map(|loss| Float(f64::from(loss))),
-            dtype: dtype_name(self.zero.params().dtype()).to_owned(),
-            operand_dtype: Some(dtype_name(self.dev.operand_dtype()).to_owned()),
-            loss_scale: self.loss_scale,
-        };
-        let Run { zero, dev, optimizer, .. } = self;
-        let (dev, tensors) = (dev.as_mut(), Tensors::of(zero, optimizer));
-        zero.finish_params(dev)?;
-        let dtype = file_dtype(tensors.params.dtype());
-        let source: &mut Source = &mut |kind, start, out| zero.download(dev, tensors.get(kind), start, out);
-        // All ranks go through all tensors, as each may have a part of them; the master writes.
-        let Some(dir) = &self.output_dir else { return checkpoint::participate(&config, &state, source) };
-        checkpoint::save(dir, &config, dtype, &state, &extras, source)?;
-        checkpoint::prune(
-            dir,
-            step as u64,
-            self.args.files.checkpoints_keep,
-            self.args.files.checkpoints_major_every as u64,
-        )
+            loader: self.data.position(),
+        }
     }
 
-    /// Keeps the parameters with the lowest validation loss so far, in runs that write checkpoints.
+    fn extras(&self) -> Extras {
+        let Trainer { replica, data, guards, .. } = self;
+        Extras {
+            B: data.shape.B,
+            T: data.shape.T,
+            total_batch_size: data.tokens_per_step,
+            data_tokens: data.train.num_tokens(),
+            data_shards: data.train.num_shards(),
+            loss_outliers: guards.loss.clone(),
+            norm_outliers: guards.norm.clone(),
+            best_val_loss: self.best_val_loss.map(|loss| Float(f64::from(loss))),
+            dtype: dtype_name(replica.zero.params().dtype()).to_owned(),
+            operand_dtype: Some(dtype_name(replica.dev.operand_dtype()).to_owned()),
+            loss_scale: guards.scale,
+        }
+    }
+
+    /// Writes the parameters with the lowest validation loss so far, in runs that write checkpoints.
     pub(super) fn save_best(&mut self) -> Result<()> {
-        if self.args.files.output_dir.is_none() || self.args.files.checkpoint_every == 0 {
+        if self.files.output_dir.is_none() || self.files.checkpoint_every == 0 {
             return Ok(());
         }
-        let Run { zero, dev, .. } = self;
-        let (dev, params) = (dev.as_mut(), zero.params().clone());
-        let config = self.model.weights.config;
-        zero.finish_params(dev)?;
-        let source: &mut Source = &mut |_, start, out| zero.download(dev, &params, start, out);
-        match &self.output_dir {
-            Some(dir) => {
-                let path = dir.join("model_best.bin");
-                model_bin::write(&path, &config, file_dtype(params.dtype()), source).map(|_| ())
-            }
+        let path = self.output_dir().map(|dir| dir.join("model_best.bin"));
+        let (config, params) = (self.replica.model.weights.config, self.replica.zero.params().clone());
+        self.replica.finish_params()?;
+        let Replica { zero, dev, .. } = &mut self.replica;
+        let source: &mut Source = &mut |_, start, out| zero.download(dev.as_mut(), &params, start, out);
+        match path {
+            Some(path) => model_bin::write(&path, &config, file_dtype(params.dtype()), source).map(|_| ()),
             None => checkpoint::participate_in_model(&config, source),
         }
     }
 
-    /// Takes over all of a checkpoint.
+    /// Restores the state of a checkpoint.
     ///
     /// # Errors
     /// If it was written with another batch or other data, or cannot be read.
     pub(super) fn restore(&mut self, saved: Saved) -> Result<()> {
-        if let Some(run) = &saved.run {
-            let extras: Extras = run.trainer()?;
-            let ours = [self.shape.B, self.shape.T, self.args.total_batch_tokens()];
-            let theirs = [extras.B, extras.T, extras.total_batch_size];
-            for ((flag, ours), theirs) in ["-b", "-t", "-d"].iter().zip(ours).zip(theirs) {
-                ensure!(
-                    ours == theirs,
-                    "{flag} {ours}: the checkpoint was written with {flag} {theirs}; use that to resume"
-                );
-            }
-            let ours = (self.train_loader.num_tokens(), self.train_loader.num_shards());
-            ensure!(
-                ours == (extras.data_tokens, extras.data_shards),
-                "{}: {} tokens in {} shards, but the checkpoint was trained on {} in {}; resume with the same data",
-                self.args.train_data_flag(),
-                ours.0,
-                ours.1,
-                extras.data_tokens,
-                extras.data_shards
-            );
-            self.loss_outliers = extras.loss_outliers;
-            self.norm_outliers = extras.norm_outliers;
-            self.loss_scale = self.loss_scale.map(|fresh| extras.loss_scale.unwrap_or(fresh));
+        let extras = saved.run.as_ref().map(|run| run.trainer::<Extras>()).transpose()?;
+        if let Some(extras) = &extras {
+            self.check_data(extras)?;
+            self.guards.loss = extras.loss_outliers.clone();
+            self.guards.norm = extras.norm_outliers.clone();
+            self.guards.scale = self.guards.scale.map(|fresh| extras.loss_scale.unwrap_or(fresh));
             self.best_val_loss = extras.best_val_loss.map(|loss| loss.0 as f32);
         }
         let state = &saved.state.state;
         ensure!(
             state.num_processes == 1,
-            "-y 1: expected a checkpoint in one part, as this program writes them, found one of {} processes, each with its part",
+            "-y 1: expected a checkpoint in one part, as this program writes them, found one of {} processes, \
+             each with its part",
             state.num_processes
         );
-        self.first_step = state.step as usize;
-        self.resumed = true;
-        self.train_loader
-            .restore(&loader_state(&state.loader)?)
-            .with_context(|| format!("{}: not the data of the checkpoint", self.args.train_data_flag()))?;
-        self.restore_tensors(saved)
+        self.data.seek(state.loader.clone())?;
+        self.restore_tensors(saved, extras)
     }
 
-    /// The tensors, and a warning where the run is to go on with other ones than it had.
-    fn restore_tensors(&mut self, saved: Saved) -> Result<()> {
-        let tensors = Tensors::of(&self.zero, &self.optimizer);
-        let extras = saved.run.as_ref().map(|run| run.trainer::<Extras>()).transpose()?;
-        let (was, multiplied) = match extras {
+    /// Refuses a checkpoint of another batch or other data.
+    fn check_data(&self, extras: &Extras) -> Result<()> {
+        let data = &self.data;
+        let ours = [data.shape.B, data.shape.T, data.tokens_per_step];
+        let theirs = [extras.B, extras.T, extras.total_batch_size];
+        for ((flag, ours), theirs) in ["-b", "-t", "-d"].iter().zip(ours).zip(theirs) {
+            ensure!(
+                ours == theirs,
+                "{flag} {ours}: the checkpoint was written with {flag} {theirs}; use that to resume"
+            );
+        }
+        let (tokens, shards) = (data.train.num_tokens(), data.train.num_shards());
+        ensure!(
+            (tokens, shards) == (extras.data_tokens, extras.data_shards),
+            "{}: {tokens} tokens in {shards} shards, but the checkpoint was trained on {} in {}; resume with \
+             the same data",
+            data.train_flag,
+            extras.data_tokens,
+            extras.data_shards
+        );
+        Ok(())
+    }
+
+    /// Restores the tensors, and warns if their types differ from those of the checkpoint.
+    fn restore_tensors(&mut self, saved: Saved, extras: Option<Extras>) -> Result<()> {
+        let tensors = Tensors::of(&self.replica);
+        let (was, operands_were) = match extras {
             Some(extras) => (extras.dtype, extras.operand_dtype),
             None => (dtype_name(saved.model.dtype).to_owned(), None),
         };
         let is = dtype_name(tensors.params.dtype());
-        let multiplies = dtype_name(self.dev.operand_dtype());
+        let operands = dtype_name(self.replica.dev.operand_dtype());
         let has_master = saved.state.state.use_master_weights;
-        let mut warn = |text: String| self.logs.console().warning(text);
+        let mut warn = |text: String| self.report.console().warning(text);
         if was != is {
             warn(format!(
                 "the checkpoint was written with --dtype {was}; its weights become {is}, and so its losses"
@@ -225,18 +232,18 @@ impl Run {
         } else if has_master && tensors.master.is_none() {
             warn("-w 0: the checkpoint's master weights, rounded, become the parameters".to_owned());
         }
-        if let Some(multiplied) = multiplied.filter(|multiplied| was == is && multiplied != multiplies) {
+        if let Some(were) = operands_were.filter(|were| was == is && were != operands) {
             warn(format!(
-                "the checkpoint was trained with --dtype {multiplied}; its products are in {multiplies} from here on, \
+                "the checkpoint was trained with --dtype {were}; its products are in {operands} from here on, \
                  and so its losses"
             ));
         }
-        let dev = self.dev.as_mut();
+        let dev = self.replica.dev.as_mut();
         saved.restore(&mut |kind, start, values| {
             let (first, second) = match kind {
-                // Until master weights come, if any do.
+                // Master weights start from the parameters, unless the checkpoint has them, too.
                 TensorKind::Params => (&tensors.params, tensors.master.as_ref()),
-                // Those are what counts: parameters of the same type have been rounded from them already.
+                // Parameters of the same type are already the rounded master weights.
                 TensorKind::Master if was == is && tensors.master.is_some() => (tensors.get(kind), None),
                 TensorKind::Master => (&tensors.params, tensors.master.as_ref()),
                 TensorKind::M | TensorKind::V => (tensors.get(kind), None),
@@ -256,12 +263,13 @@ struct Tensors {
 }
 
 impl Tensors {
-    fn of(zero: &ZeroState, optimizer: &Optimizer) -> Self {
-        let Optimizer { master, m, v, .. } = optimizer;
-        Tensors { params: zero.params().clone(), master: master.clone(), m: m.clone(), v: v.clone() }
+    fn of(replica: &Replica) -> Self {
+        let Optimizer { master, m, v, .. } = &replica.optimizer;
+        let params = replica.zero.params().clone();
+        Tensors { params, master: master.clone(), m: m.clone(), v: v.clone() }
     }
 
-    /// Where there are no master weights, the parameters are what counts.
+    /// The tensor of a kind. Without master weights, the parameters take their place.
     fn get(&self, kind: TensorKind) -> &ParamBuffer {
         match kind {
             TensorKind::Params => &self.params,
@@ -270,32 +278,4 @@ impl Tensors {
             TensorKind::V => &self.v,
         }
     }
-}
-
-fn loader_position(state: LoaderState) -> LoaderPosition {
-    LoaderPosition {
-        current_shard_idx: state.current_shard_idx,
-        current_sample_idx: state.current_sample_idx,
-        shuffle: state.shuffle.map(|s| Shuffle {
-            shard_indices: s.shard_indices,
-            intra_shard_indices: s.intra_shard_indices,
-            rng: s.rng.to_bytes(),
-        }),
-    }
-}
-
-fn loader_state(position: &LoaderPosition) -> Result<LoaderState> {
-    let shuffle = match &position.shuffle {
-        None => None,
-        Some(s) => Some(ShuffleState {
-            shard_indices: s.shard_indices.clone(),
-            intra_shard_indices: s.intra_shard_indices.clone(),
-            rng: Mt19937::from_bytes(&s.rng)?,
-        }),
-    };
-    Ok(LoaderState {
-        current_shard_idx: position.current_shard_idx,
-        current_sample_idx: position.current_sample_idx,
-        shuffle,
-    })
 }

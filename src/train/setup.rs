@@ -1,34 +1,27 @@
-//! From flags to a [`Run`]: open the data, find the initial weights, plan the memory, allocate it once, fill it.
+//! From flags to a [`Trainer`]: open the data, find the initial weights, plan the memory, allocate it
+//! once, fill it.
 
-use super::Run;
-use super::clock::StepClock;
-use super::logs::{Logs, MemoryNeeds};
+use super::Trainer;
+use super::data::Data;
+use super::guards::Guards;
 use super::peers::Peers;
+use super::replica::{ReplicaOptions, ReplicaPlan};
+use super::report::Report;
 use super::resume;
-use super::zero::{ZeroBuffers, ZeroState};
 use crate::checkpoint::{self, ModelFile, Saved};
 use crate::cli::ModelSource;
-use crate::cli::flags::trainer::TrainArgs;
+use crate::cli::flags::trainer::{EvalFlags, OptimFlags, TrainArgs};
 use crate::config::ModelConfig;
-use crate::data::loader::{DataLoader, LoaderOptions};
 use crate::data::tokenizer::EOT;
-use crate::eval::hellaswag::HellaSwag;
 use crate::model::activations::Recompute;
-use crate::model::decode::Decoder;
-use crate::model::{BatchShape, GPT2, ModelOptions, init};
-use crate::ops::{Limits, Ops, plan_scratch};
-use crate::optim::loss_scale::LossScale;
-use crate::optim::optimizer::{HyperParams, Optimizer};
-use crate::optim::outlier::OutlierDetector;
+use crate::model::{BatchShape, ModelOptions};
+use crate::ops::Ops;
+use crate::optim::optimizer::HyperParams;
 use crate::parallel::environment::Process;
-use crate::sharding::{ParamBuffer, Partition, Sharding, ZeroStage};
-use crate::tensor::{Dtype, MemoryPlan};
+use crate::sharding::{Partition, Sharding, ZeroStage};
 use anyhow::{Context, Result, ensure};
 
-/// Memory of a GPU that is not ours to plan: the driver's, the kernels', a library's.
-const RESERVED_BYTES: usize = 1 << 30;
-
-/// Where the initial weights come from.
+/// The origin of the initial weights.
 enum Start {
     Random(ModelConfig),
     File(Box<ModelFile>),
@@ -38,173 +31,132 @@ enum Start {
 /// Builds a run, ready for its first step.
 ///
 /// # Errors
-/// If data, checkpoint or shape are not to be had or do not fit each other, or memory is short.
-pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>, peers: Peers) -> Result<Run> {
-    let start = find_start(args)?;
+/// If data, checkpoint and shape are missing or do not fit each other, memory is short, or ranks are
+/// not consistent.
+pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>, peers: Peers) -> Result<Trainer> {
+    let start = Start::find(args)?;
     let config = start.config();
-    let (train_loader, val_loader) = open_loaders(args, &config, &peers.process)?;
-    let hellaswag =
-        args.eval.hellaswag_eval.then(|| HellaSwag::open(&args.eval.hellaswag_data)).transpose()?;
-    let options = model_options(args, &config, hellaswag.as_ref(), dev.as_ref())?;
-    let Planned { plan, model, buffers, optimizer, decoder } = plan(args, &config, &options, dev.as_ref())?;
-    let max_steps = args.train_steps(train_loader.num_tokens())?;
-    check_samples(args, &config, decoder.is_some())?;
-    let resumed_step = start.resumed_step();
-    ensure!(
-        resumed_step.is_none_or(|step| step <= max_steps),
-        "-x {max_steps}: the checkpoint in -o is past that already, at step {}",
-        resumed_step.unwrap_or_default()
-    );
-    let libraries: Vec<_> = dev.libraries()?.into_iter().chain(peers.library()).collect();
-    let mut logs = Logs::new(max_steps, !peers.process.is_rank0());
-    let loaders = (&train_loader, val_loader.as_ref());
-    logs.banner(args, dev.as_ref(), &start.describe(args), &model.weights, loaders);
-    logs.libraries(&libraries);
-    logs.peers(peers.describe(), describe_stage(args));
-    let gpu = dev.gpu();
-    logs.memory(&plan, &memory_needs(args, &config, &options, dev.as_ref())?, gpu.as_ref());
-    if args.gpu.gpu_info_every > 0 {
-        dev.gpu_state().context("-lg")?;
-    }
-    dev.allocate(&plan)?;
-
-    let mut run = Run {
-        schedule: args.schedule(max_steps),
-        shape: BatchShape { B: args.batch.batch_size, T: args.batch.sequence_length },
-        grad_accum_steps: args.grad_accum_steps(),
-        first_step: 0,
-        resumed: false,
-        max_steps,
-        loss_outliers: OutlierDetector::default(),
-        norm_outliers: OutlierDetector::default(),
-        loss_scale: (dev.float_dtype() == Dtype::F16).then(LossScale::default),
-        clock: StepClock::default(),
+    let data = Data::open(args, &peers.process, config.V)?;
+    let options = replica_options(args, &config, &data, dev.as_ref())?;
+    let plan = ReplicaPlan::new(config, options, dev.as_ref())?;
+    let schedule = args.schedule(args.train_steps(data.train.num_tokens())?);
+    check_samples(&args.eval, &config)?;
+    start.check_step(schedule.total_steps)?;
+    let mut report = Report::new(schedule.total_steps, !peers.process.is_rank0());
+    announce(&mut report, args, &start, &data, &peers, &plan, dev.as_mut())?;
+    let mut trainer = Trainer {
+        guards: Guards::new(&args.optim, dev.float_dtype()),
+        replica: plan.allocate(dev, peers, args.processes.sum_every_micro_step)?,
+        data,
+        schedule,
+        report,
+        files: args.files.clone(),
+        eval: args.eval.clone(),
+        gpu_info_every: args.gpu.gpu_info_every,
+        resumed_step: start.resumed_step(),
         best_val_loss: None,
-        output_dir: args.files.output_dir.clone().filter(|_| peers.process.is_rank0()),
-        args: args.clone(),
-        zero: ZeroState::new(peers, buffers, args.processes.sum_every_micro_step),
-        dev,
-        model,
-        optimizer,
-        train_loader,
-        val_loader,
-        decoder,
-        hellaswag,
-        logs,
     };
-    run.fill(start)?;
-    run.check_consistency()?;
-    // Last, as it cuts the logs of the run back to its checkpoint: whatever is refused before loses nothing.
-    if let Some(dir) = &run.output_dir {
-        run.logs.open(dir, resumed_step)?;
+    trainer.fill(start, args.model.seed)?;
+    trainer.check_consistency(args)?;
+    // Last, as it cuts the logs of a resumed run back to its checkpoint: an error before loses nothing.
+    if let Some(dir) = trainer.output_dir().map(ToOwned::to_owned) {
+        trainer.report.open(&dir, trainer.resumed_step)?;
     }
-    Ok(run)
+    Ok(trainer)
 }
 
-impl Run {
-    /// The parameters, and in a run that goes on all the rest.
-    fn fill(&mut self, start: Start) -> Result<()> {
-        let dev = self.dev.as_mut();
-        let copies: Vec<&ParamBuffer> =
-            [self.zero.params()].into_iter().chain(&self.optimizer.master).collect();
+impl Trainer {
+    /// Fills the parameters, and restores all other state of a resumed run.
+    fn fill(&mut self, start: Start, seed: u32) -> Result<()> {
         match start {
-            Start::Random(config) => init::initialize(dev, &config, &copies, self.args.model.seed),
-            Start::File(file) => copies.iter().try_for_each(|copy| copy.upload(dev, 0, &file.params)),
+            Start::Random(_) => self.replica.initialize(seed),
+            Start::File(file) => self.replica.load(&file.params),
             Start::Resume(saved) => self.restore(*saved),
         }
     }
 }
 
-/// Everything that takes memory on the device.
-struct Planned {
-    plan: MemoryPlan,
-    model: GPT2,
-    buffers: ZeroBuffers,
-    optimizer: Optimizer,
-    decoder: Option<Decoder>,
-}
-
-fn plan(args: &TrainArgs, config: &ModelConfig, options: &ModelOptions, dev: &dyn Ops) -> Result<Planned> {
-    let mut plan = MemoryPlan::new();
-    let dtype = dev.float_dtype();
-    let model = GPT2::plan(config, options, dtype, &mut plan);
-    let buffers = ZeroBuffers::plan(options.sharding, &model, &mut plan);
-    let layout = &model.weights.params.layout;
-    let (partition, master) = (options.sharding.stored(ZeroStage::Zero1), args.gpu.use_master_weights);
-    let optimizer = Optimizer::plan(layout, partition, dtype, master, hyper_params(args), &mut plan);
-    // No sample is longer than asked for, so neither is the cache.
-    let context = args.eval.sample_len.clamp(1, config.maxT);
-    let decoder = (args.eval.sample_every > 0).then(|| Decoder::plan(&model.weights, context, &mut plan));
-    let uses: Vec<Limits> =
-        [model.limits()].into_iter().chain(decoder.as_ref().map(Decoder::limits)).collect();
-    plan_scratch(dev, &uses, &mut plan)?;
-    Ok(Planned { plan, model, buffers, optimizer, decoder })
-}
-
-/// What one more sequence in a batch takes, by planning for it; from this follows what fits.
-fn memory_needs(
+/// Shows the start-up tables, and checks that the device can report on itself if asked to.
+fn announce(
+    report: &mut Report,
     args: &TrainArgs,
-    config: &ModelConfig,
-    options: &ModelOptions,
-    dev: &dyn Ops,
-) -> Result<MemoryNeeds> {
-    // A batch that fills the buffers, which may be there for longer questions.
-    let B = options.B.max(options.min_rows.div_ceil(options.T));
-    let bytes = |B: usize| {
-        plan(args, config, &ModelOptions { B, ..*options }, dev).map(|planned| planned.plan.size_bytes())
-    };
-    let (at_B, one_more) = (bytes(B)?, bytes(B + 1)?);
-    let sequence_bytes = one_more - at_B;
-    let room = dev.gpu().map(|gpu| gpu.memory_bytes.saturating_sub(RESERVED_BYTES));
-    let fits = |room: usize| (room + B * sequence_bytes).saturating_sub(at_B) / sequence_bytes.max(1);
-    Ok(MemoryNeeds { sequence_bytes, max_batch_size: room.map(fits) })
-}
-
-fn find_start(args: &TrainArgs) -> Result<Start> {
-    if let Some(dir) = &args.files.output_dir {
-        if args.files.resume
-            && let Some(saved) = resume::find(dir, args.process.is_rank0())?
-        {
-            check_shape(args, &saved)?;
-            return Ok(Start::Resume(Box::new(saved)));
-        }
-        if !args.files.resume {
-            checkpoint::ensure_fresh(dir)?;
-        }
-    }
-    Ok(match args.model_source()? {
-        ModelSource::Shape(config) => Start::Random(config),
-        ModelSource::File(path) => {
-            Start::File(Box::new(checkpoint::load_model(&path).context("-e/--model")?))
-        }
-    })
-}
-
-/// Refuses a shape that is asked for but is not that of the checkpoint to resume.
-fn check_shape(args: &TrainArgs, saved: &Saved) -> Result<()> {
-    if let Ok(ModelSource::Shape(asked)) = args.model_source() {
-        let found = saved.model.config;
-        ensure!(
-            asked == found,
-            "-e/--model, --layers, --heads, --channels, --context, --qkv-bias: expected the shape of the checkpoint in -o \
-             ({found}), found {asked}; resume with that shape, or choose another -o"
-        );
+    start: &Start,
+    data: &Data,
+    peers: &Peers,
+    plan: &ReplicaPlan,
+    dev: &mut dyn Ops,
+) -> Result<()> {
+    let libraries: Vec<_> = dev.libraries()?.into_iter().chain(peers.library()).collect();
+    report.banner(args, dev, &start.describe(args), &plan.model.weights, data);
+    report.libraries(&libraries);
+    report.peers(peers.describe(), describe_stage(args.processes.zero_stage, &peers.process));
+    report.memory(&plan.memory, &plan.memory_needs(dev)?, dev.gpu().as_ref());
+    if args.gpu.gpu_info_every > 0 {
+        dev.gpu_state().context("-lg")?;
     }
     Ok(())
 }
 
-/// Samples start from a token of GPT-2's vocabulary, which a model may not have.
-fn check_samples(args: &TrainArgs, config: &ModelConfig, wanted: bool) -> Result<()> {
+/// The options of a replica: buffers that hold a micro-batch and the longest HellaSwag question.
+fn replica_options(
+    args: &TrainArgs,
+    config: &ModelConfig,
+    data: &Data,
+    dev: &dyn Ops,
+) -> Result<ReplicaOptions> {
+    let BatchShape { B, T } = data.shape;
+    let maxT = config.maxT;
+    ensure!(T <= maxT, "-t {T}: longer than the {maxT} positions of the model; use at most -t {maxT}");
+    let model = ModelOptions {
+        B,
+        T,
+        min_rows: data.hellaswag.as_ref().map_or(0, |questions| questions.longest().min(maxT)),
+        recompute: [Recompute::Nothing, Recompute::Gelu, Recompute::GeluAndLayernorm][args.device.recompute],
+        logits_bytes: dev.logits_bytes(),
+        sharding: sharding(args.processes.zero_stage, &args.process),
+    };
+    Ok(ReplicaOptions {
+        model,
+        hyper: hyper_params(&args.optim),
+        use_master_weights: args.gpu.use_master_weights,
+        // No sample is longer than `sample_len`, so neither is the cache.
+        decode_context: (args.eval.sample_every > 0).then(|| args.eval.sample_len.clamp(1, maxT)),
+    })
+}
+
+/// Refuses samples, which start from a token of GPT-2's vocabulary, if the model lacks that token.
+fn check_samples(eval: &EvalFlags, config: &ModelConfig) -> Result<()> {
     ensure!(
-        !wanted || config.V > usize::from(EOT),
+        eval.sample_every == 0 || config.V > usize::from(EOT),
         "-s {}: samples start from token {EOT}, but the model knows {} tokens; use -s 0",
-        args.eval.sample_every,
+        eval.sample_every,
         config.V
     );
     Ok(())
 }
 
 impl Start {
+    fn find(args: &TrainArgs) -> Result<Self> {
+        let files = &args.files;
+        if let Some(dir) = &files.output_dir {
+            if files.resume
+                && let Some(saved) = resume::find(dir, args.process.is_rank0())?
+            {
+                check_shape(args, &saved)?;
+                return Ok(Start::Resume(Box::new(saved)));
+            }
+            if !files.resume {
+                checkpoint::ensure_fresh(dir)?;
+            }
+        }
+        Ok(match args.model_source()? {
+            ModelSource::Shape(config) => Start::Random(config),
+            ModelSource::File(path) => {
+                Start::File(Box::new(checkpoint::load_model(&path).context("-e/--model")?))
+            }
+        })
+    }
+
     fn config(&self) -> ModelConfig {
         match self {
             Start::Random(config) => *config,
@@ -220,7 +172,17 @@ impl Start {
         }
     }
 
-    /// For the start-up table.
+    /// Refuses a checkpoint that is past the end of the run.
+    fn check_step(&self, max_steps: usize) -> Result<()> {
+        let step = self.resumed_step().unwrap_or(0);
+        ensure!(
+            step <= max_steps,
+            "-x {max_steps}: the checkpoint in -o is past that already, at step {step}"
+        );
+        Ok(())
+    }
+
+    /// The description of the start-up table.
     fn describe(&self, args: &TrainArgs) -> String {
         match self {
             Start::Random(_) => format!("random, seed {}", args.model.seed),
@@ -230,67 +192,32 @@ impl Start {
     }
 }
 
-/// The training data, and the validation data if any flag asks for it.
-fn open_loaders(
-    args: &TrainArgs,
-    config: &ModelConfig,
-    process: &Process,
-) -> Result<(DataLoader, Option<DataLoader>)> {
-    let open = |pattern: &str, flag: &str, shuffle: bool| {
-        DataLoader::open(LoaderOptions {
-            pattern,
-            flag,
-            B: args.batch.batch_size,
-            T: args.batch.sequence_length,
-            rank: process.rank,
-            num_processes: process.world_size,
-            shuffle,
-            V: config.V,
-        })
-    };
-    let train = match args.batch.overfit_single_batch {
-        true => open(&args.files.input_val_bin, "-j", false)?,
-        false => open(&args.files.input_bin, "-i", true)?,
-    };
-    let val =
-        (args.eval.val_loss_every > 0).then(|| open(&args.files.input_val_bin, "-j", false)).transpose()?;
-    Ok((train, val))
-}
-
-/// The buffers training needs, and rows enough for the longest HellaSwag question.
-fn model_options(
-    args: &TrainArgs,
-    config: &ModelConfig,
-    hellaswag: Option<&HellaSwag>,
-    dev: &dyn Ops,
-) -> Result<ModelOptions> {
-    let (B, T) = (args.batch.batch_size, args.batch.sequence_length);
-    ensure!(
-        T <= config.maxT,
-        "-t {T}: longer than the {} positions of the model; use at most -t {}",
-        config.maxT,
-        config.maxT
-    );
-    let min_rows = hellaswag.map_or(0, |h| h.longest().min(config.maxT));
-    let recompute = [Recompute::Nothing, Recompute::Gelu, Recompute::GeluAndLayernorm][args.device.recompute];
-    let (logits_bytes, sharding) = (dev.logits_bytes(), sharding(args));
-    Ok(ModelOptions { B, T, min_rows, recompute, logits_bytes, sharding })
-}
-
-/// One process alone has nobody to divide anything with.
-fn sharding(args: &TrainArgs) -> Sharding {
-    let Process { rank, world_size, .. } = args.process;
-    let partition = Partition { index: rank, of: world_size };
-    if world_size == 1 {
-        Sharding::NONE
-    } else {
-        Sharding { stage: ZeroStage::ALL[args.processes.zero_stage], partition }
+/// Refuses a shape that is asked for but is not that of the checkpoint to resume.
+fn check_shape(args: &TrainArgs, saved: &Saved) -> Result<()> {
+    if let Ok(ModelSource::Shape(asked)) = args.model_source() {
+        let found = saved.model.config;
+        ensure!(
+            asked == found,
+            "-e/--model, --layers, --heads, --channels, --context, --qkv-bias: expected the shape of the \
+             checkpoint in -o ({found}), found {asked}; resume with that shape, or choose another -o"
+        );
     }
+    Ok(())
 }
 
-/// For the start-up table.
-fn describe_stage(args: &TrainArgs) -> Option<String> {
-    let (stage, parts) = (args.processes.zero_stage, args.process.world_size);
+/// The sharding of this rank. A single process has nothing to shard.
+fn sharding(zero_stage: usize, process: &Process) -> Sharding {
+    let &Process { rank, world_size, .. } = process;
+    if world_size == 1 {
+        return Sharding::NONE;
+    }
+    let partition = Partition { index: rank, of: world_size };
+    Sharding { stage: ZeroStage::ALL[zero_stage], partition }
+}
+
+/// The description of the ZeRO stage for the start-up table.
+fn describe_stage(stage: usize, process: &Process) -> Option<String> {
+    let parts = process.world_size;
     let what = match stage {
         0 => return None,
         _ if parts == 1 => return Some(format!("{stage}: nothing to divide, for one process")),
@@ -301,12 +228,12 @@ fn describe_stage(args: &TrainArgs) -> Option<String> {
     Some(format!("{stage}: {what} in {parts} parts"))
 }
 
-fn hyper_params(args: &TrainArgs) -> HyperParams {
+fn hyper_params(optim: &OptimFlags) -> HyperParams {
     HyperParams {
-        beta1: args.optim.beta1,
-        beta2: args.optim.beta2,
-        eps: args.optim.adam_eps,
-        weight_decay: args.optim.weight_decay,
-        grad_clip: args.optim.grad_clip,
+        beta1: optim.beta1,
+        beta2: optim.beta2,
+        eps: optim.adam_eps,
+        weight_decay: optim.weight_decay,
+        grad_clip: optim.grad_clip,
     }
 }

@@ -1,0 +1,104 @@
+//! Validation, HellaSwag and samples between steps.
+
+use super::Trainer;
+use super::replica::Replica;
+use crate::data::tokenizer::{self, TextStream, encode_ordinary};
+use crate::eval::hellaswag::{self, HellaSwagScore};
+use crate::eval::validation::validation_loss;
+use crate::parallel::environment::Process;
+use crate::sample::{Continuation, Sampler, SamplerOptions, generate};
+use anyhow::Result;
+
+/// llm.c's seed for samples.
+const SAMPLE_SEED: u64 = 1337;
+
+impl Trainer {
+    /// Runs the evaluations that are due before `step`.
+    pub(super) fn evaluate(&mut self, step: usize, last: bool) -> Result<()> {
+        let due = |every: usize, from_start: bool| {
+            every > 0 && (last || step.is_multiple_of(every) && (from_start || step > 0))
+        };
+        let (val_every, sample_every) = (self.eval.val_loss_every, self.eval.sample_every);
+        if due(val_every, true) {
+            self.stop_clock()?;
+            self.validate(step)?;
+        }
+        if due(val_every, false) {
+            self.stop_clock()?;
+            self.score_hellaswag(step)?;
+        }
+        if due(sample_every, false) {
+            self.stop_clock()?;
+            self.sample(step)?;
+        }
+        Ok(())
+    }
+
+    /// Excludes the work that follows from the time of a step.
+    pub(super) fn stop_clock(&mut self) -> Result<()> {
+        self.report.clock.stop(self.replica.dev.as_mut())
+    }
+
+    fn validate(&mut self, step: usize) -> Result<()> {
+        let Some(loader) = &mut self.data.val else { return Ok(()) };
+        let Replica { zero, dev, model, .. } = &mut self.replica;
+        let batches = usize::try_from(self.eval.val_max_steps).ok();
+        let own = validation_loss(model, dev.as_mut(), zero, loader, self.data.shape, batches)?;
+        let mut loss = [own];
+        self.replica.sum_over_ranks(&mut loss)?;
+        let [loss] = loss;
+        self.report.validation(step, loss)?;
+        if step > 0 && self.best_val_loss.is_none_or(|best| loss < best) {
+            self.best_val_loss = Some(loss);
+            self.save_best()?;
+        }
+        Ok(())
+    }
+
+    /// Scores HellaSwag; each rank takes its share of the questions.
+    fn score_hellaswag(&mut self, step: usize) -> Result<()> {
+        let Some(questions) = &self.data.hellaswag else { return Ok(()) };
+        let Replica { zero, dev, model, .. } = &mut self.replica;
+        let Process { rank, world_size, .. } = zero.peers.process;
+        let ranks = (rank, world_size);
+        let own = hellaswag::evaluate(model, dev.as_mut(), zero, questions, ranks, &mut |_, _| {})?;
+        let HellaSwagScore { total, correct, correct_norm } = own.score();
+        let mut counts = [total, correct, correct_norm, own.truncated].map(|count| count as f32);
+        self.replica.sum_over_ranks(&mut counts)?;
+        let [total, correct, correct_norm, truncated] = counts.map(|count| count as usize);
+        self.report.hellaswag(step, HellaSwagScore { total, correct, correct_norm }, truncated)
+    }
+
+    /// Prints a sample. Each has its own seed, so that sampling does not change the run.
+    fn sample(&mut self, step: usize) -> Result<()> {
+        let Replica { zero, dev, model, decoder, .. } = &mut self.replica;
+        let Some(decoder) = decoder else { return Ok(()) };
+        let eval = &self.eval;
+        let vocabulary = tokenizer::Vocabulary::gpt2();
+        let text = eval.prompt.as_deref().unwrap_or_default();
+        let prompt: Vec<i32> = encode_ordinary(text).into_iter().map(i32::from).collect();
+        let mut sampler = Sampler::new(SamplerOptions {
+            temperature: eval.sample_temperature,
+            top_k: (eval.sample_top_k > 0).then_some(eval.sample_top_k),
+            top_p: None,
+            seed: SAMPLE_SEED + step as u64,
+        })?;
+        // As in llm.c, the length includes what the sample starts from: the prompt or <|endoftext|>.
+        let max_new = eval.sample_len.saturating_sub(prompt.len().max(1));
+        let what = Continuation { prompt: &prompt, max_new, kv_cache: true };
+        let mut stream = TextStream::new();
+        let console = self.report.console();
+        console.sample_begin();
+        console.sample_piece(text);
+        zero.on_rank0(dev.as_mut(), model, |dev, hooks| {
+            let show = &mut |token| {
+                console.sample_piece(&stream.push(vocabulary.token_bytes(token).unwrap_or_default()));
+                Ok(())
+            };
+            generate(dev, hooks, decoder, &mut sampler, what, show).map(|_| ())
+        })?;
+        console.sample_piece(&stream.finish());
+        console.sample_end();
+        Ok(())
+    }
+}
