@@ -274,7 +274,8 @@ impl ParamBuffer {
         (!overlap.is_empty()).then(|| (overlap.start - range.start, tensor()))
     }
 
-    /// Uploads the stored part of `values`, which start at index `start` of a file in llm.c's order.
+    /// Uploads the stored part of `values`, which start at index `start` of a file in llm.c's
+    /// order.
     pub fn upload(&self, dev: &mut dyn Ops, start: usize, values: &[f32]) -> Result<()> {
         let mut rest = values;
         for (unit, range) in self.layout.pieces(start..start + values.len()) {

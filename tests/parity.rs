@@ -1,5 +1,5 @@
-//! The model on the CPU device, op by op, against PyTorch. `fixtures/README.md` says what was recorded
-//! and how.
+//! The model on the CPU device, op by op, against PyTorch. `fixtures/README.md` says what was
+//! recorded and how.
 
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -131,7 +131,8 @@ fn single_step(name: &str, file: &str, shape: BatchShape, recompute: Recompute) 
     let (inputs, targets) = (i32s("tokens"), i32s("targets"));
     let rows = shape.rows();
 
-    // Logits of seven rows at a time, so the last chunk is ragged; buffers for a longer T than the batch's.
+    // Logits of seven rows at a time, so the last chunk is ragged; buffers for a longer T than the
+    // batch's.
     let mut tiny = Tiny::load(name, BatchShape { B: 3, T: 16 }, recompute, 7 * 128 * 4);
     tiny.model.load_batch(&mut tiny.dev, shape, &inputs, &targets).unwrap();
     let losses = tiny.model.evaluate(&mut tiny.dev, &mut NoHooks, shape).unwrap();

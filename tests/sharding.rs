@@ -1,5 +1,5 @@
-//! Ranks as threads of one process. They take the same steps at every ZeRO stage, and however late a
-//! rank or its messages are.
+//! Ranks as threads of one process. They take the same steps at every ZeRO stage, and however late
+//! a rank or its messages are.
 
 mod common;
 

@@ -99,7 +99,8 @@ fn gradient_accumulation_and_recomputation_change_nothing_that_matters() {
     assert_eq!(base, run("r0", "-r 0"), "recomputing gives the same bits");
     assert_eq!(base, run("r2", "-r 2"), "recomputing gives the same bits");
     assert_eq!(base, run("threads", "--threads 1"), "the number of threads changes no bit");
-    // Overfitting takes the first tokens of a shard, so two micro-batches of one row equal one of two.
+    // Overfitting takes the first tokens of a shard, so two micro-batches of one row equal one of
+    // two.
     let whole = run("whole", "-a 1 -d 32");
     let split = run("split", "-a 1 -b 1 -d 32");
     for (a, b) in whole.iter().zip(&split) {

@@ -61,8 +61,8 @@ fn distance(a: &Losses, b: &Losses) -> (f64, f64) {
     distance
 }
 
-/// Trains on the device under test and on the CPU, on one batch so that the loss falls quickly. Loss
-/// and norm of each step must be within these relative distances.
+/// Trains on the device under test and on the CPU, on one batch so that the loss falls quickly.
+/// Loss and norm of each step must be within these relative distances.
 #[track_caller]
 fn assert_trains_as_the_cpu(flags: &str, steps: usize, loss: f64, norm: f64) {
     let corpus = corpus();
@@ -178,7 +178,8 @@ fn a_run_goes_on_in_another_type_and_says_so() {
     );
     let text = resume("no_master", train_cu, "-w 0");
     assert!(text.contains("WARNING: -w 0: the checkpoint's master weights"), "{text}");
-    // Master weights are exact, so in f32 the same run continues, except for the type of its matmuls.
+    // Master weights are exact, so in f32 the same run continues, except for the type of its
+    // matmuls.
     let (cpu, same) = (losses(&corpus.path("cpu")), losses(&corpus.path("same")));
     assert!(distance(&cpu, &same).0 <= 5e-3);
 }

@@ -10,8 +10,8 @@ use anyhow::Result;
 /// share the batches, this is one rank's contribution: the loss is the sum over all ranks.
 ///
 /// The loader is reset first, so that each validation sees the same text; it should not shuffle.
-/// `None` batches read all of the data once. If there are fewer batches than asked for, reading wraps
-/// around, as in llm.c.
+/// `None` batches read all of the data once. If there are fewer batches than asked for, reading
+/// wraps around, as in llm.c.
 ///
 /// # Errors
 /// If a batch cannot be read.

@@ -1,8 +1,8 @@
 //! The backward pass: losses, then the layers in reverse.
 //!
 //! One gradient, `dresidual`, runs down the residual stream: each block adds to it where its two
-//! layernorms read it. Gradients of parameters accumulate over micro-steps; those of activations are
-//! overwritten.
+//! layernorms read it. Gradients of parameters accumulate over micro-steps; those of activations
+//! are overwritten.
 
 use super::activations::Recompute;
 use super::hooks::{LayerHooks, Pass};

@@ -4,8 +4,8 @@
 use crate::ops::Ops;
 use anyhow::Result;
 
-/// The direction of a pass. Forward visits the shared unit, then layers 0, 1, …; backward visits the
-/// shared unit, then the layers in reverse.
+/// The direction of a pass. Forward visits the shared unit, then layers 0, 1, …; backward visits
+/// the shared unit, then the layers in reverse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pass {
     Forward,
@@ -23,8 +23,8 @@ pub trait LayerHooks {
     /// If a collective fails.
     fn before(&mut self, dev: &mut dyn Ops, pass: Pass, unit: usize) -> Result<()>;
 
-    /// Releases `unit`: every read of its parameters is queued, and in a backward pass its gradients
-    /// are complete.
+    /// Releases `unit`: every read of its parameters is queued, and in a backward pass its
+    /// gradients are complete.
     ///
     /// # Errors
     /// If a collective cannot be started.

@@ -11,8 +11,8 @@ use anyhow::Result;
 /// embeddings, then each layer's four matrices. Rows of the embedding past the vocabulary stay zero
 /// and draw no numbers.
 ///
-/// `copies` are the parameters and their master weights, if any: each gets the same numbers, rounded
-/// to its type.
+/// `copies` are the parameters and their master weights, if any: each gets the same numbers,
+/// rounded to its type.
 pub fn initialize(dev: &mut dyn Ops, config: &ModelConfig, copies: &[&ParamBuffer], seed: u32) -> Result<()> {
     let files = ParamLayout::new(config);
     let mut rng = Mt19937::new(seed);

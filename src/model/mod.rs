@@ -1,8 +1,9 @@
-//! GPT-2, written once over [`Ops`](crate::ops::Ops): [`forward`], [`backward`], and [`decode`] for sampling.
+//! GPT-2, written once over [`Ops`](crate::ops::Ops): [`forward`], [`backward`], and [`decode`] for
+//! sampling.
 //!
-//! The model knows no rank, file or vendor: where ranks shard parameters, its [`hooks`] gather those
-//! that a pass is about to read. It plans its memory into a [`MemoryPlan`], and from then on each
-//! step is a fixed list of operations on fixed buffers.
+//! The model knows no rank, file or vendor: where ranks shard parameters, its [`hooks`] gather
+//! those that a pass is about to read. It plans its memory into a [`MemoryPlan`], and from then on
+//! each step is a fixed list of operations on fixed buffers.
 
 pub mod activations;
 pub mod backward;
@@ -141,8 +142,8 @@ impl GPT2 {
     /// Uploads a batch for the forward and backward passes.
     ///
     /// # Panics
-    /// If it has more rows than the buffers, sequences longer than the position embedding, or slices
-    /// that are not B*T long.
+    /// If it has more rows than the buffers, sequences longer than the position embedding, or
+    /// slices that are not B*T long.
     pub fn load_batch(
         &self,
         dev: &mut dyn Ops,

@@ -1,6 +1,6 @@
-//! Loss scaling for fp16 (Micikevicius et al. 2018). Many gradients would underflow to zero in fp16,
-//! so the loss, and with it every gradient, is multiplied by a scale that is divided out before the
-//! update.
+//! Loss scaling for fp16 (Micikevicius et al. 2018). Many gradients would underflow to zero in
+//! fp16, so the loss, and with it every gradient, is multiplied by a scale that is divided out
+//! before the update.
 
 use serde::{Deserialize, Serialize};
 
@@ -28,8 +28,9 @@ impl LossScale {
     }
 
     /// Records the gradient norm of a step. Returns `false` if the gradients overflowed: the step
-    /// must be skipped, and the scale is halved for the next one. The scale never falls below 1. At 1
-    /// an overflow is not the scale's doing, so `true` is returned and the caller judges the norm.
+    /// must be skipped, and the scale is halved for the next one. The scale never falls below 1. At
+    /// 1 an overflow is not the scale's doing, so `true` is returned and the caller judges the
+    /// norm.
     pub fn accept(&mut self, norm: f32) -> bool {
         if !norm.is_finite() && self.scale > 1.0 {
             *self = LossScale { scale: self.scale / 2.0, good_steps: 0 };

@@ -9,8 +9,8 @@ const WINDOW: usize = 128;
 /// persists is not an outlier, and a run that skipped every step from then on would silently stall.
 const MAX_REJECTED: usize = 16;
 
-/// The last 128 accepted values. They are part of a run's state, so that a resumed run skips the same
-/// steps.
+/// The last 128 accepted values. They are part of a run's state, so that a resumed run skips the
+/// same steps.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Saved")]
 pub struct OutlierDetector {
@@ -25,8 +25,8 @@ impl OutlierDetector {
         Self::default()
     }
 
-    /// The z-score of `value`: how many standard deviations it lies above the mean of the window that
-    /// would include it; negative below.
+    /// The z-score of `value`: how many standard deviations it lies above the mean of the window
+    /// that would include it; negative below.
     ///
     /// NaN until the window is full, and infinite for a value that is not finite. This is llm.c's
     /// z-score, but computed from the values themselves: running sums of squares cancel, and a
@@ -51,8 +51,8 @@ impl OutlierDetector {
         self.push(value);
     }
 
-    /// Records the value of a step that was skipped. It stays out of the window, which it would widen
-    /// until the next outlier looked ordinary, unless too many in a row have been skipped.
+    /// Records the value of a step that was skipped. It stays out of the window, which it would
+    /// widen until the next outlier looked ordinary, unless too many in a row have been skipped.
     pub fn reject(&mut self, value: f32) {
         self.rejected_in_a_row += 1;
         if self.rejected_in_a_row > MAX_REJECTED {
@@ -127,8 +127,8 @@ mod tests {
         detector
     }
 
-    /// Expected scores are those of llm.c's own detector, compiled and run on the same values, with an
-    /// outlier of 9 at step 500.
+    /// Expected scores are those of llm.c's own detector, compiled and run on the same values, with
+    /// an outlier of 9 at step 500.
     #[test]
     fn scores_are_those_of_llmc() {
         let known = [
@@ -152,7 +152,8 @@ mod tests {
         assert_eq!(checked, known.len());
     }
 
-    /// Running sums in f64 lose a deviation of 1e-3 beside 1e6: its square is below the last bit of 1e12 * 128.
+    /// Running sums in f64 lose a deviation of 1e-3 beside 1e6: its square is below the last bit of
+    /// 1e12 * 128.
     #[test]
     fn a_small_deviation_beside_a_large_mean_is_seen() {
         let mut detector = OutlierDetector::new();

@@ -78,8 +78,8 @@ impl fmt::Display for Schedule {
 impl Schedule {
     /// The rate at `step`, which counts from 0.
     ///
-    /// After the end of the run the rate stays at its final value, even if warm-up leaves no step to
-    /// decay in.
+    /// After the end of the run the rate stays at its final value, even if warm-up leaves no step
+    /// to decay in.
     pub fn lr(&self, step: usize) -> f32 {
         if self.kind == ScheduleKind::Constant {
             return self.max_lr;

@@ -25,18 +25,20 @@ pub struct Continuation<'a> {
     pub kv_cache: bool,
 }
 
-/// Continues `prompt` by at most `max_new` tokens and passes each to `on_token` as soon as it is known.
+/// Continues `prompt` by at most `max_new` tokens and passes each to `on_token` as soon as it is
+/// known.
 ///
-/// An empty prompt stands for `<|endoftext|>`, after which a text begins. If the prompt is longer than
-/// [`Decoder::context`], only the end of it that fits is read; programs should tell their user so.
+/// An empty prompt stands for `<|endoftext|>`, after which a text begins. If the prompt is longer
+/// than [`Decoder::context`], only the end of it that fits is read; programs should tell their user
+/// so.
 ///
-/// With `kv_cache` each token costs one row of work. Without, all tokens before it are recomputed: slow,
-/// and useful only to check the cache. Both see the same window of tokens, so they differ by rounding
-/// alone.
+/// With `kv_cache` each token costs one row of work. Without, all tokens before it are recomputed:
+/// slow, and useful only to check the cache. Both see the same window of tokens, so they differ by
+/// rounding alone.
 ///
-/// When the context is full, its first half is dropped and the rest is run again. GPT-2 has a learned
-/// embedding per absolute position, so keys and values change when a token moves: the cache cannot
-/// slide by one, and moving by half a context makes re-runs rare.
+/// When the context is full, its first half is dropped and the rest is run again. GPT-2 has a
+/// learned embedding per absolute position, so keys and values change when a token moves: the cache
+/// cannot slide by one, and moving by half a context makes re-runs rare.
 ///
 /// # Errors
 /// If a token of the prompt is not in the model's vocabulary, the model is broken (see

@@ -1,4 +1,5 @@
-//! Writing text: picking the next token from logits ([`Sampler`]) and continuing a prompt ([`generate`]).
+//! Writing text: picking the next token from logits ([`Sampler`]) and continuing a prompt
+//! ([`generate`]).
 
 mod generate;
 mod sampler;

@@ -60,8 +60,8 @@ impl Sampler {
     /// Picks a token given the logits of all V tokens; negative infinity rules a token out.
     ///
     /// # Errors
-    /// If no token can be picked, or a logit is NaN or positive infinity: the model is broken, and any
-    /// pick would hide that.
+    /// If no token can be picked, or a logit is NaN or positive infinity: the model is broken, and
+    /// any pick would hide that.
     pub fn pick(&mut self, logits: &[f32]) -> Result<u32> {
         let best = argmax(logits)?;
         if self.options.temperature == 0.0 {
@@ -77,8 +77,8 @@ impl Sampler {
         Ok(self.draw())
     }
 
-    /// Fills the candidates, in order of id, with the numerators of the softmax: the largest is 1, so
-    /// none overflows.
+    /// Fills the candidates, in order of id, with the numerators of the softmax: the largest is 1,
+    /// so none overflows.
     fn weigh(&mut self, logits: &[f32], max: f32) {
         let inverse = 1.0 / f64::from(self.options.temperature);
         self.candidates.clear();
@@ -101,8 +101,8 @@ impl Sampler {
             return;
         }
         let mass = self.total() * p;
-        // Candidates below this have less than 1 - p between them, so p is reached without them. Few of
-        // a whole vocabulary are left to sort.
+        // Candidates below this have less than 1 - p between them, so p is reached without them.
+        // Few of a whole vocabulary are left to sort.
         let negligible = self.total() * (1.0 - p) / self.candidates.len() as f64;
         self.candidates.retain(|c| c.weight >= negligible);
         self.candidates.sort_unstable_by(more_likely_first);
@@ -121,8 +121,8 @@ impl Sampler {
         self.candidates.iter().map(|c| c.weight).sum()
     }
 
-    /// Inverts the cumulative distribution over candidates in order of id, as llm.c does, so filters
-    /// that keep everything change no pick.
+    /// Inverts the cumulative distribution over candidates in order of id, as llm.c does, so
+    /// filters that keep everything change no pick.
     fn draw(&mut self) -> u32 {
         let coin = f64::from(self.rng.random_f32()) * self.total();
         let mut sum = 0.0;
@@ -166,8 +166,8 @@ mod tests {
         [0.1f32, 0.4, 0.05, 0.25, 0.2].map(|p| p.ln() + 3.0).to_vec()
     }
 
-    /// Compares 20,000 draws with the expected share of each token: Pearson's statistic must stay below
-    /// its 99.9th percentile for 4 degrees of freedom.
+    /// Compares 20,000 draws with the expected share of each token: Pearson's statistic must stay
+    /// below its 99.9th percentile for 4 degrees of freedom.
     fn assert_distribution(options: SamplerOptions, expected: [f64; 5]) {
         let draws = 20_000;
         let mut sampler = Sampler::new(options).unwrap();
@@ -219,7 +219,8 @@ mod tests {
 
     #[test]
     fn top_p_counts_what_top_k_left() {
-        // Of the three kept, 0.4 is 47 % and 0.25 is 29 %: two reach 70 %, where all five would need three.
+        // Among the three kept, 0.4 is 47 % and 0.25 is 29 %: two reach 70 %, where all five would
+        // need three.
         let kept = [0.0, 0.4, 0.0, 0.25, 0.0].map(|p| p / 0.65);
         assert_distribution(SamplerOptions { top_k: Some(3), top_p: Some(0.7), ..options() }, kept);
     }

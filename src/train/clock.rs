@@ -1,10 +1,10 @@
 //! Step times, measured without slowing steps down.
 //!
-//! The device works through its queue, and the host waits for it once per step, where it reads loss and
-//! norm back. So a step is timed from the previous read-back to its own, an interval that covers one
-//! step's worth of work: the previous update plus this forward and backward. The first step has no
-//! update to count. Work between steps, such as validation, is excluded: the clock stops before it, once
-//! the device has finished the pending update.
+//! The device works through its queue, and the host waits for it once per step, where it reads loss
+//! and norm back. So a step is timed from the previous read-back to its own, an interval that
+//! covers one step's worth of work: the previous update plus this forward and backward. The first
+//! step has no update to count. Work between steps, such as validation, is excluded: the clock
+//! stops before it, once the device has finished the pending update.
 
 use crate::ops::Device;
 use anyhow::Result;

@@ -7,8 +7,8 @@ use crate::cli::flags::trainer::TrainArgs;
 use crate::data::loader::DataLoader;
 use anyhow::{Result, ensure};
 
-/// The hash of a setting as two numbers that fit an f32 exactly, so that they survive a sum in which
-/// those of all other ranks are zero.
+/// The hash of a setting as two numbers that fit an f32 exactly, so that they survive a sum in
+/// which those of all other ranks are zero.
 type Fingerprint = [f32; 2];
 
 fn fingerprint(text: &str) -> Fingerprint {

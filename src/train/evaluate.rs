@@ -83,7 +83,8 @@ impl Trainer {
             top_p: None,
             seed: SAMPLE_SEED + step as u64,
         })?;
-        // As in llm.c, the length includes what the sample starts from: the prompt or <|endoftext|>.
+        // As in llm.c, the length includes what the sample starts from: the prompt or
+        // <|endoftext|>.
         let max_new = eval.sample_len.saturating_sub(prompt.len().max(1));
         let what = Continuation { prompt: &prompt, max_new, kv_cache: true };
         let mut stream = TextStream::new();

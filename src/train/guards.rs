@@ -6,8 +6,8 @@ use crate::optim::loss_scale::LossScale;
 use crate::optim::outlier::{OutlierDetector, is_outlier};
 use crate::tensor::Dtype;
 
-/// The state that decides whether a step updates the parameters. All ranks decide alike, as they see
-/// the same reduced loss and norm.
+/// The state that decides whether a step updates the parameters. All ranks decide alike, as they
+/// see the same reduced loss and norm.
 pub struct Guards {
     pub loss: OutlierDetector,
     pub norm: OutlierDetector,

@@ -55,8 +55,8 @@ struct Trainer {
 /// Trains as the flags say.
 ///
 /// # Errors
-/// On bad input, on a failing disk or peer, or when the loss stops being finite. Checkpoints already
-/// written stay.
+/// On bad input, on a failing disk or peer, or when the loss stops being finite. Checkpoints
+/// already written stay.
 pub fn run(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Finish> {
     let stop = StopSignal::listen()?;
     setup::set_up(args, dev, peers)?.run(&stop)

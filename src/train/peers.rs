@@ -37,8 +37,9 @@ impl Peers {
         self.communicator.as_ref().and_then(|c| c.library())
     }
 
-    /// Starts operations of all ranks, in place, and lends them their tensors: nothing else may touch
-    /// these before the returned handle is waited for. A single process has nothing to wait for.
+    /// Starts operations of all ranks, in place, and lends them their tensors: nothing else may
+    /// touch these before the returned handle is waited for. A single process has nothing to wait
+    /// for.
     ///
     /// # Errors
     /// As [`Communicator::start`].

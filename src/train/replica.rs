@@ -72,8 +72,8 @@ impl ReplicaPlan {
         Ok(ReplicaPlan { config, options, memory, model, buffers, optimizer, decoder })
     }
 
-    /// Measures the memory that one more sequence per batch takes, by planning for it, and from that
-    /// the largest batch that fits.
+    /// Measures the memory that one more sequence per batch takes, by planning for it, and from
+    /// that the largest batch that fits.
     pub(super) fn memory_needs(&self, dev: &dyn Ops) -> Result<MemoryNeeds> {
         let model = self.options.model;
         // A batch that fills the buffers, which may be planned for longer questions.

@@ -59,8 +59,8 @@ fn file_dtype(params: Dtype) -> Dtype {
 /// Opens the newest complete checkpoint in `dir`, if there is one. One rank `warns`.
 ///
 /// # Errors
-/// If the directory or the checkpoint cannot be read, or no checkpoint of several is complete: a fresh
-/// run would in time delete what can still be saved of them.
+/// If the directory or the checkpoint cannot be read, or no checkpoint of several is complete: a
+/// fresh run would in time delete what can still be saved of them.
 pub fn find(dir: &Path, warns: bool) -> Result<Option<Saved>> {
     let latest = checkpoint::latest(dir)?;
     for warning in latest.warnings.iter().filter(|_| warns) {
@@ -75,8 +75,8 @@ pub fn find(dir: &Path, warns: bool) -> Result<Option<Saved>> {
     latest.step.map(|step| Saved::open(dir, step, 0)).transpose()
 }
 
-/// The `--dtype` of the newest checkpoint in `dir` that records it. Checkpoints that cannot be read are
-/// passed over; resuming reports them.
+/// The `--dtype` of the newest checkpoint in `dir` that records it. Checkpoints that cannot be read
+/// are passed over; resuming reports them.
 ///
 /// # Errors
 /// If the directory cannot be read.
@@ -149,7 +149,8 @@ impl Trainer {
         }
     }
 
-    /// Writes the parameters with the lowest validation loss so far, in runs that write checkpoints.
+    /// Writes the parameters with the lowest validation loss so far, in runs that write
+    /// checkpoints.
     pub(super) fn save_best(&mut self) -> Result<()> {
         if self.files.output_dir.is_none() || self.files.checkpoint_every == 0 {
             return Ok(());

@@ -1,5 +1,5 @@
-//! From flags to a [`Trainer`]: open the data, find the initial weights, plan the memory, allocate it
-//! once, fill it.
+//! From flags to a [`Trainer`]: open the data, find the initial weights, plan the memory, allocate
+//! it once, fill it.
 
 use super::Trainer;
 use super::data::Data;
@@ -31,8 +31,8 @@ enum Start {
 /// Builds a run, ready for its first step.
 ///
 /// # Errors
-/// If data, checkpoint and shape are missing or do not fit each other, memory is short, or ranks are
-/// not consistent.
+/// If data, checkpoint and shape are missing or do not fit each other, memory is short, or ranks
+/// are not consistent.
 pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>, peers: Peers) -> Result<Trainer> {
     let start = Start::find(args)?;
     let config = start.config();
@@ -58,7 +58,8 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>, peers: Peers) -> Result<T
     };
     trainer.fill(start, args.model.seed)?;
     trainer.check_consistency(args)?;
-    // Last, as it cuts the logs of a resumed run back to its checkpoint: an error before loses nothing.
+    // Last, as it cuts the logs of a resumed run back to its checkpoint: an error before loses
+    // nothing.
     if let Some(dir) = trainer.output_dir().map(ToOwned::to_owned) {
         trainer.report.open(&dir, trainer.resumed_step)?;
     }

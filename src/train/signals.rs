@@ -10,7 +10,8 @@ pub struct StopSignal {
 }
 
 impl StopSignal {
-    /// Starts listening. A second signal of the same kind ends the process at once, as is its default.
+    /// Starts listening. A second signal of the same kind ends the process at once, as is its
+    /// default.
     pub fn listen() -> Result<Self> {
         use signal_hook::consts::{SIGINT, SIGTERM};
         let received = Arc::new(AtomicUsize::new(0));

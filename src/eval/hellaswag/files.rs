@@ -1,8 +1,9 @@
 //! HellaSwag's two file formats: the authors' JSON lines, and llm.c's tokenized `.bin`.
 //!
 //! The `.bin` has a header of 256 int32 (magic, version, number of examples, size in bytes of the
-//! longest), then for each example a run of uint16: 65535, its size in bytes, its index, the label, the
-//! number of endings, and context and endings, each preceded by its length. All are little-endian.
+//! longest), then for each example a run of uint16: 65535, its size in bytes, its index, the label,
+//! the number of endings, and context and endings, each preceded by its length. All are
+//! little-endian.
 
 use super::{ENDINGS, Example, HellaSwag};
 use crate::data::tokenizer::encode_ordinary;
@@ -196,7 +197,7 @@ mod tests {
     #[test]
     fn jsonl_becomes_tokens() {
         let data = open(JSONL).unwrap();
-        // What tiktoken's gpt2 encoding gives for these texts.
+        // Token ids from tiktoken's gpt2 encoding.
         assert_eq!(data.examples[0].ctx, [32, 582, 318, 5586, 319, 257, 9753, 13, 339]);
         assert_eq!(data.examples[0].endings[1], [318, 34759, 1241, 19867, 572, 13]);
         assert_eq!(data.examples[1].ctx, [464, 3797]);

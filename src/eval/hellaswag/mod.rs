@@ -1,8 +1,8 @@
-//! HellaSwag (Zellers et al. 2019): which of four endings continues a text. Random guessing gets 25 %, GPT-2 124M
-//! 29.55 % (`acc_norm`).
+//! HellaSwag (Zellers et al. 2019): which of four endings continues a text. Random guessing scores
+//! 25 %, GPT-2 124M 29.55 % (`acc_norm`).
 //!
-//! Scoring is "completion style": the model chooses the ending whose tokens have the lowest loss given
-//! the context. [`files`] reads and writes the examples, [`score`] scores them.
+//! Scoring is "completion style": the model chooses the ending whose tokens have the lowest loss
+//! given the context. [`files`] reads and writes the examples, [`score`] scores them.
 
 mod files;
 mod score;
@@ -41,8 +41,8 @@ pub struct HellaSwag {
 }
 
 impl HellaSwag {
-    /// The number of tokens in the longest row. A model whose buffers hold this many rows, or `maxT` if
-    /// that is less, can evaluate all examples; larger buffers are faster.
+    /// The number of tokens in the longest row. A model whose buffers hold this many rows, or
+    /// `maxT` if that is less, can evaluate all examples; larger buffers are faster.
     pub fn longest(&self) -> usize {
         self.examples.iter().map(Example::longest).max().unwrap_or(0)
     }

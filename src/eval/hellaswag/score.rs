@@ -1,4 +1,5 @@
-//! Scoring: the loss of each ending's tokens given the context, summed (`acc`) and averaged (`acc_norm`).
+//! Scoring: the loss of each ending's tokens given the context, summed (`acc`) and averaged
+//! (`acc_norm`).
 
 use super::{ENDINGS, Example, HellaSwag};
 use crate::model::hooks::LayerHooks;
@@ -75,8 +76,8 @@ fn argmin(values: &[f32; ENDINGS]) -> usize {
 pub struct Evaluation {
     /// In order of index.
     pub items: Vec<Item>,
-    /// The number of examples with a row longer than the model's context, whose text lost its start.
-    /// A log should say so.
+    /// The number of examples with a row longer than the model's context, whose text lost its
+    /// start. A log should say so.
     pub truncated: usize,
 }
 
@@ -113,8 +114,8 @@ impl<'a> Row<'a> {
         self.ctx.len() + self.tokens.len() - 1
     }
 
-    /// Fills one row of inputs and targets. Padding after the row stays zero; attention is causal, so
-    /// it does not affect the row.
+    /// Fills one row of inputs and targets. Padding after the row stays zero; attention is causal,
+    /// so it does not affect the row.
     fn render(&self, inputs: &mut [i32], targets: &mut [i32]) {
         let row = self.ctx.iter().chain(self.tokens).map(|&token| i32::from(token));
         for (input, token) in inputs.iter_mut().zip(row.clone().take(self.T())) {
@@ -133,13 +134,13 @@ impl<'a> Row<'a> {
 
 /// Scores examples `rank`, `rank + world`, … of `data`.
 ///
-/// Each batch takes as many rows as the model's buffers hold, the longest first so that there is little
-/// padding; batching changes results only by rounding. `progress` gets the number of examples done and
-/// their total.
+/// Each batch takes as many rows as the model's buffers hold, the longest first so that there is
+/// little padding; batching changes results only by rounding. `progress` gets the number of
+/// examples done and their total.
 ///
 /// # Errors
-/// If a token is not in the model's vocabulary, an ending alone is longer than its context, or a loss
-/// is NaN.
+/// If a token is not in the model's vocabulary, an ending alone is longer than its context, or a
+/// loss is NaN.
 ///
 /// # Panics
 /// If the longest row, cut to `maxT`, has more tokens than the model's buffers have rows.

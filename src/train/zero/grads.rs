@@ -8,7 +8,8 @@ use crate::tensor::Tensor;
 use anyhow::Result;
 
 impl ZeroState {
-    /// Prepares for the backward pass of a micro-step. Returns whether its gradients start from zero.
+    /// Prepares for the backward pass of a micro-step. Returns whether its gradients start from
+    /// zero.
     pub fn begin_micro_step(&mut self, first: bool, last: bool) -> bool {
         if first {
             self.reduced.fill(false);
@@ -35,7 +36,8 @@ impl ZeroState {
         Ok(())
     }
 
-    /// Waits for the reduction of a unit's gradients, if one is pending, and stores this rank's shard.
+    /// Waits for the reduction of a unit's gradients, if one is pending, and stores this rank's
+    /// shard.
     pub(super) fn await_grads(&mut self, dev: &mut dyn Ops, unit: usize) -> Result<()> {
         let Some(work) = self.grads.pending[unit].take() else { return Ok(()) };
         self.peers.wait(dev, Some(work))?;

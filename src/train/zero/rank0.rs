@@ -44,8 +44,8 @@ impl ZeroState {
         }
     }
 
-    /// Downloads elements of `tensors` from `start` on, in the order of files, to the host of rank 0.
-    /// All ranks must make the same calls; `out` is filled on rank 0 alone.
+    /// Downloads elements of `tensors` from `start` on, in the order of files, to the host of rank
+    /// 0. All ranks must make the same calls; `out` is filled on rank 0 alone.
     ///
     /// # Errors
     /// As [`Peers::wait`](crate::train::peers::Peers::wait).
@@ -92,8 +92,8 @@ impl ZeroState {
         if let Some((_, shard)) = tensors.overlap(unit, range) {
             dev.copy(staging, shard)?;
         }
-        // A broadcast, though only rank 0 needs it: checkpoints are rare, and the links between GPUs
-        // are fast compared with the disk.
+        // A broadcast, though only rank 0 needs it: checkpoints are rare, and the links between
+        // GPUs are fast compared with the disk.
         let work = self.peers.start(dev, &[(Collective::Broadcast { root }, staging)])?;
         self.peers.wait(dev, work)?;
         if self.peers.process.is_rank0() { download_f32(dev, out, staging) } else { Ok(()) }
