@@ -90,9 +90,9 @@ impl Tolerance {
     }
 }
 
-/// Whether every element is within `tolerance` of the wanted one, relative to its size or to the root
-/// mean square of all wanted, whichever is larger: an element much smaller than its neighbors is the
-/// difference of terms of their size. NaN never is; infinity is only where it is wanted.
+/// Whether every element is within `tolerance` of the wanted one, relative to its size or to the
+/// root mean square of all wanted, whichever is larger: an element much smaller than its neighbors
+/// is the difference of terms of their size. NaN never is; infinity is only where it is wanted.
 ///
 /// # Errors
 /// If not, naming the element that is furthest out.

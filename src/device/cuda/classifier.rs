@@ -25,8 +25,8 @@ pub fn fused(cuda: &mut Cuda, a: Classifier) -> Result<()> {
     assert!(0 < a.V && a.V <= a.Vp && a.Vp.is_multiple_of(pack), "{} columns padded to {}", a.V, a.Vp);
     assert!(a.losses.len == a.N && a.logits.len == a.N * a.Vp && a.targets.len == a.N);
     let Cuda { driver, memory: m, .. } = cuda;
-    // A single block per SM would leave it idle while it waits, which costs more than reading the row
-    // twice.
+    // A single block per SM would leave it idle while it waits, which costs more than reading the
+    // row twice.
     let row_bytes = a.Vp * a.logits.dtype.size();
     let two_fit = 2 * (row_bytes + OVERHEAD_BYTES) <= driver.info().shared_bytes + RESERVED_BYTES;
     let keep_row = a.dloss.is_some() && two_fit;

@@ -1,5 +1,5 @@
-//! The launch of each kernel (threads and shared memory), found by running every operation on a device
-//! that only records launches. So it is always what the op layer does.
+//! The launch of each kernel (threads and shared memory), found by running every operation on a
+//! device that only records launches. So it is always what the op layer does.
 
 use super::driver::{DeviceInfo, Driver};
 use super::gelu::Gelu;
@@ -15,9 +15,9 @@ use std::sync::{Arc, Mutex};
 /// The description and the launch of each kernel, by name.
 pub type Launches = BTreeMap<&'static str, (&'static KernelSpec, Launch)>;
 
-/// Returns the launches on a Hopper GPU for one floating-point type. Each kernel's launch is that of the
-/// first of these models that uses it: GPT-2 124M, then models with the other head sizes, the last with
-/// wide rows.
+/// Returns the launches on a Hopper GPU for one floating-point type. Each kernel's launch is that
+/// of the first of these models that uses it: GPT-2 124M, then models with the other head sizes,
+/// the last with wide rows.
 ///
 /// # Errors
 /// If an operation cannot be queued.

@@ -67,8 +67,8 @@ impl Forward {
         if packs <= WARP * FORWARD_PACKS {
             return Forward::Warps(Launch::new(N.div_ceil(4), 4 * WARP as u32));
         }
-        // Two packs per thread if possible: more loads in flight than with one, fewer idle threads than
-        // with four.
+        // Two packs per thread if possible: more loads in flight than with one, fewer idle threads
+        // than with four.
         let threads = packs.div_ceil(2).next_multiple_of(WARP).min(1024);
         Forward::Blocks(Launch::new(N, threads as u32))
     }
@@ -124,7 +124,8 @@ fn backward_packs(C: usize, pack: usize) -> usize {
     if wide { BACKWARD_MAX_C / BACKWARD_THREADS / pack } else { 1 }
 }
 
-/// The grid of the backward pass: as many blocks as the device holds at a time, each with its own sums.
+/// The grid of the backward pass: as many blocks as the device holds at a time, each with its own
+/// sums.
 struct Backward {
     wide: bool,
     blocks: usize,
@@ -142,8 +143,8 @@ impl Backward {
     }
 }
 
-/// Returns room for a row of sums per block. It is enough for any number of rows, and for channels up to
-/// the limit, as all threads of an SM together hold no more than this.
+/// Returns room for a row of sums per block. It is enough for any number of rows, and for channels
+/// up to the limit, as all threads of an SM together hold no more than this.
 pub fn scratch_bytes(cuda: &Cuda, limits: &Limits) -> usize {
     let channels = BACKWARD_THREADS * backward_packs(limits.C, cuda.pack()) * cuda.pack();
     cuda.driver.info().sm_count * channels * 2 * size_of::<f32>()
@@ -185,7 +186,8 @@ mod tests {
         values.iter().map(|&v| bf16::from_f32(v).to_f32()).collect()
     }
 
-    /// Only here does it run without a matmul before it. The other kernels are tested in tests/kernels/.
+    /// Only here does it run without a matmul before it. The other kernels are tested in
+    /// tests/kernels/.
     #[test]
     fn the_residual_is_added_and_normalized() {
         for (N, C) in [(5, 264), (3, 1032)] {

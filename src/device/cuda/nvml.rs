@@ -1,5 +1,5 @@
-//! Load, clocks, power and temperature of a GPU, from NVIDIA's management library, which comes with the
-//! driver and is loaded at run time.
+//! Load, clocks, power and temperature of a GPU, from NVIDIA's management library, which comes with
+//! the driver and is loaded at run time.
 
 use anyhow::{Result, anyhow};
 use nvml_wrapper::Nvml;
@@ -7,8 +7,8 @@ use nvml_wrapper::bitmasks::device::ThrottleReasons;
 use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor};
 use std::fmt;
 
-/// The state of a GPU at one moment. Numbers that the GPU does not report are `None`: GPUs in servers
-/// have no fan.
+/// The state of a GPU at one moment. Numbers that the GPU does not report are `None`: GPUs in
+/// servers have no fan.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct GpuState {
     /// Share of the last sample period (about a second) in which any kernel ran.
@@ -65,8 +65,8 @@ pub struct Monitor {
 
 impl Monitor {
     /// Opens NVML for the GPU at the PCI address that
-    /// [`Nvidia::pci_bus_id`](super::nvidia::Nvidia::pci_bus_id) returns. Numbers would not do: NVML counts
-    /// GPUs in another order and ignores `CUDA_VISIBLE_DEVICES`.
+    /// [`Nvidia::pci_bus_id`](super::nvidia::Nvidia::pci_bus_id) returns. Numbers would not do:
+    /// NVML counts GPUs in another order and ignores `CUDA_VISIBLE_DEVICES`.
     ///
     /// # Errors
     /// One line, if there is no driver or no such GPU.

@@ -56,8 +56,8 @@ pub fn norm_squared_at(
     kernel::sum_of_partials(dev, Launch::new(1, SUM_THREADS as u32), out, partials, blocks as i32)
 }
 
-/// Queues the squared norm of all pieces. Each leaves its partial sums after those of the pieces before
-/// it.
+/// Queues the squared norm of all pieces. Each leaves its partial sums after those of the pieces
+/// before it.
 pub fn norm_squared(cuda: &mut Cuda, out: Tensor, src: &[Tensor]) -> Result<()> {
     let blocks: Vec<usize> = src.iter().map(|&piece| blocks(cuda, piece)).collect();
     let total: usize = blocks.iter().sum();
