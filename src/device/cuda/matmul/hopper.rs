@@ -168,9 +168,6 @@ impl Tile {
 
     /// Queues the GEMM on at most `sm_count` blocks, which take pieces of work by `counter`. K is
     /// split in at most `splits` parts, each of which leaves [`Gemm::partial_sums`] in `partials`.
-    ///
-    /// # Errors
-    /// If the device fails.
     pub fn run(
         &self,
         device: &mut dyn Launcher,

@@ -187,9 +187,6 @@ impl Tile {
 
     /// Queues the GEMM. K is split in `splits` parts, each of which leaves [`Gemm::partial_sums`]
     /// in `partials`.
-    ///
-    /// # Errors
-    /// If the device fails.
     pub fn run(
         &self,
         device: &mut dyn Launcher,
@@ -222,11 +219,11 @@ impl Tile {
 pub fn reduction_clocks(gemm: &Gemm, splits: usize) -> f64 {
     /// Clocks of a kernel's start and end.
     const KERNEL_CLOCKS: f64 = 4000.0;
-    /// Bytes that all SMs together move from and to L2.
-    const BYTES_A_CLOCK: f64 = 2500.0;
+    /// Bytes that all SMs together move from and to L2 per clock.
+    const BYTES_PER_CLOCK: f64 = 2500.0;
     match splits {
         1 => 0.0,
-        _ => KERNEL_CLOCKS + (2 * 4 * splits * gemm.partial_sums()) as f64 / BYTES_A_CLOCK,
+        _ => KERNEL_CLOCKS + (2 * 4 * splits * gemm.partial_sums()) as f64 / BYTES_PER_CLOCK,
     }
 }
 

@@ -109,16 +109,6 @@ impl Chooser {
         if splits > 1 { format!("{kernel}, {splits} splits") } else { kernel }
     }
 
-    /// The value of `--matmul`.
-    pub fn choice_name(self) -> &'static str {
-        match self.options.matmul {
-            MatmulChoice::Fastest => "fastest",
-            MatmulChoice::Own => "own",
-            MatmulChoice::Cublaslt => "cublaslt",
-            MatmulChoice::Tile { .. } | MatmulChoice::Hopper { .. } => "asked for",
-        }
-    }
-
     /// Describes the choice of a plan, the first of `candidates`, which come with their
     /// milliseconds where they were timed: `matmul forward, bias 65536 x 768 x 2304 bf16 (fastest):
     /// matmul_hopper_forward_128x256 0.312 ms, 742.9 TFLOP/s; others: cuBLASLt 0.330 ms`.
@@ -127,7 +117,7 @@ impl Chooser {
             let name = self.name(plan, gemm);
             ms.map_or(format!("{name}, by rule"), |ms| format!("{name} {ms:.3} ms"))
         };
-        let (key, dtype, choice) = (gemm.key(), self.dtype_name(), self.choice_name());
+        let (key, dtype, choice) = (gemm.key(), self.dtype_name(), self.options.matmul);
         let mut line = format!("matmul {key} {dtype} ({choice}): {}", named(&candidates[0]));
         if let Some(ms) = candidates[0].0 {
             line += &format!(", {:.1} TFLOP/s", gemm.flops() / f64::from(ms) / 1e9);
@@ -352,7 +342,7 @@ impl Plans {
         let gelu = tune::stopwatch(driver, gelu)?;
         let fuse = with <= without + gelu;
         let better = if fuse { "GELU fused" } else { "GELU apart" };
-        let (shape, dtype, choice) = (fused.key(), chooser.dtype_name(), chooser.choice_name());
+        let (shape, dtype) = (fused.key(), chooser.dtype_name());
         self.tell(format!(
             "matmul {shape} {dtype} ({choice}): {better}; fused {with:.3} ms, apart {without:.3} ms and GELU {gelu:.3} ms"
         ));

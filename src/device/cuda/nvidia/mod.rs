@@ -84,9 +84,6 @@ impl Nvidia {
     }
 
     /// Returns the GPU's PCI address, which names it for NVML: `00000000:65:00.0`.
-    ///
-    /// # Errors
-    /// If the driver fails.
     pub fn pci_bus_id(&self) -> Result<String> {
         context::pci_bus_id(self.stream.context())
     }
