@@ -4,6 +4,9 @@
 //! All memory of a run is described by one [`MemoryPlan`] before the first byte is allocated, so that it can be
 //! printed, checked against the machine, and never grows while training.
 
+use std::fmt;
+use std::str::FromStr;
+
 /// Element type of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dtype {
@@ -14,12 +17,49 @@ pub enum Dtype {
 }
 
 impl Dtype {
+    const ALL: [Dtype; 4] = [Dtype::F32, Dtype::Bf16, Dtype::F16, Dtype::I32];
+
+    /// The name in flags, logs, records and checkpoints.
+    pub fn name(self) -> &'static str {
+        self.names()[0]
+    }
+
+    /// The name in PyTorch, and so in Hugging Face's `config.json`.
+    pub fn pytorch_name(self) -> &'static str {
+        self.names()[1]
+    }
+
+    /// All names that are understood: ours, PyTorch's, others.
+    pub fn names(self) -> &'static [&'static str] {
+        match self {
+            Dtype::F32 => &["f32", "float32"],
+            Dtype::Bf16 => &["bf16", "bfloat16"],
+            Dtype::F16 => &["fp16", "float16", "f16"],
+            Dtype::I32 => &["i32", "int32"],
+        }
+    }
+
     /// Bytes of one element.
     pub fn size(self) -> usize {
         match self {
             Dtype::F32 | Dtype::I32 => 4,
             Dtype::Bf16 | Dtype::F16 => 2,
         }
+    }
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Dtype {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let known = Self::ALL.into_iter().find(|dtype| dtype.names().contains(&name));
+        known.ok_or_else(|| format!("expected {}, found {name}", Self::ALL.map(Self::name).join(", ")))
     }
 }
 

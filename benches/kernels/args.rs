@@ -41,7 +41,7 @@ pub struct Args {
     #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = values::name)]
     pub only: Vec<String>,
     /// Of the numbers on the device: bf16, fp16, f32
-    #[arg(long, value_name = "TYPE", default_value = "bf16", value_parser = values::gpu_dtype)]
+    #[arg(long, value_name = "TYPE", default_value = "bf16", value_parser = values::dtypes(&values::GPU_DTYPES))]
     pub dtype: Dtype,
     /// Fuse GELU into matrix products: 0 = no, 1 = forward, 2 = forward and backward, auto = where measured to be faster
     #[arg(long, value_name = "auto|0..2", default_value = "auto", value_parser = values::gelu_fusion)]
@@ -64,15 +64,6 @@ pub struct Args {
 }
 
 impl Args {
-    /// As the flag takes it.
-    pub fn dtype_name(&self) -> &'static str {
-        match self.dtype {
-            Dtype::F32 => "f32",
-            Dtype::F16 => "fp16",
-            _ => "bf16",
-        }
-    }
-
     /// The models, and the step whose kernels are asked for.
     ///
     /// # Errors

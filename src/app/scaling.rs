@@ -5,7 +5,7 @@ use crate::app::print;
 use crate::cli::flags::warpsmith::{ScalingArgs, StepArgs};
 use crate::config::ModelConfig;
 use crate::model::ModelOptions;
-use crate::model::activations::{Activations, Recompute};
+use crate::model::activations::Activations;
 use crate::roofline::scaling::cluster::Cluster;
 use crate::roofline::scaling::machine::Machine;
 use crate::roofline::scaling::{Batch, Plan, Question};
@@ -40,7 +40,7 @@ fn activation_bytes(config: &ModelConfig, step: &StepArgs) -> usize {
         B: step.batch_size,
         T: step.sequence_length,
         min_rows: 0,
-        recompute: [Recompute::Nothing, Recompute::Gelu, Recompute::GeluAndLayernorm][step.recompute],
+        recompute: step.recompute,
         logits_bytes: step.logits_rows * config.Vp * Dtype::Bf16.size(),
         sharding: Sharding::NONE,
     };
@@ -53,6 +53,7 @@ fn activation_bytes(config: &ModelConfig, step: &StepArgs) -> usize {
 mod tests {
     use super::*;
     use crate::model::GPT2;
+    use crate::model::activations::Recompute;
     use crate::optim::optimizer::{HyperParams, Optimizer};
     use crate::roofline::scaling::Sizes;
     use crate::roofline::scaling::memory::Memory;

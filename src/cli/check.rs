@@ -1,14 +1,20 @@
 //! What no flag of the trainers can say alone: values that must fit each other, and values that this device cannot
 //! honour. The lengths that follow from the flags are here too.
 
-use super::flags::trainer::TrainArgs;
+use super::flags::trainer::{InitMethodName, TrainArgs};
 use crate::config::ModelConfig;
 use crate::device::cuda::MatmulChoice;
 use crate::device::open::DeviceName;
 use crate::optim::schedule::{Schedule, ScheduleKind};
 use crate::parallel::rendezvous::Method;
 use anyhow::{Result, bail, ensure};
+use clap::ValueEnum;
 use std::path::{Path, PathBuf};
+
+/// The name of a value on the command line.
+fn name_of(value: &impl ValueEnum) -> String {
+    value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+}
 
 /// Where a model's first weights come from.
 #[derive(Clone, Debug, PartialEq)]
@@ -183,23 +189,25 @@ impl TrainArgs {
     /// If a method lacks what it needs, or what was given is of another one.
     pub fn rendezvous(&self) -> Result<Method> {
         let (ip, path) = (&self.processes.server_ip, &self.processes.fs_path);
-        let method = self.processes.nccl_init_method.as_str();
+        let method = self.processes.nccl_init_method;
         ensure!(
-            ip.is_empty() || method == "tcp",
-            "-ps {ip}: expected -pi tcp with an address, found -pi {method}"
+            ip.is_empty() || method == InitMethodName::Tcp,
+            "-ps {ip}: expected -pi tcp with an address, found -pi {}",
+            name_of(&method)
         );
         ensure!(
-            path.is_empty() || method == "fs",
-            "-pf {path}: expected -pi fs with a directory, found -pi {method}"
+            path.is_empty() || method == InitMethodName::Fs,
+            "-pf {path}: expected -pi fs with a directory, found -pi {}",
+            name_of(&method)
         );
         Ok(match method {
-            "tcp" => Method::Tcp(ip.clone()),
-            "fs" => {
+            InitMethodName::Tcp => Method::Tcp(ip.clone()),
+            InitMethodName::Fs => {
                 ensure!(!path.is_empty(), "-pi fs: expected the shared directory with -pf");
                 Method::SharedDirectory(path.into())
             }
             // llm.c's default: a process alone never gets to it.
-            "mpi" if self.process.world_size > 1 => self.mpi()?,
+            InitMethodName::Mpi if self.process.world_size > 1 => self.mpi()?,
             _ => Method::Auto,
         })
     }

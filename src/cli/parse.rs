@@ -1,7 +1,7 @@
 //! From `argv` to matches: llm.c's spelling of flags in front of clap, one-line errors behind it.
 
 use anyhow::{Result, anyhow, bail};
-use clap::builder::StyledStr;
+use clap::builder::{PossibleValue, StyledStr};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgMatches, Command, CommandFactory, FromArgMatches};
 use std::error::Error;
@@ -62,7 +62,7 @@ pub(super) fn two_letters(arg: &Arg) -> Option<&str> {
 
 /// Adds what clap's derive cannot say: negative numbers as values, and the two-letter names in the help.
 pub(super) fn finish(command: Command) -> Command {
-    command.mut_args(|arg| {
+    list_values(command).mut_args(|arg| {
         let help = match (two_letters(&arg), arg.get_help()) {
             (Some(letters), Some(help)) => StyledStr::from(format!("{help} [llm.c: -{letters}]")),
             (_, help) => help.cloned().unwrap_or_default(),
@@ -71,6 +71,20 @@ pub(super) fn finish(command: Command) -> Command {
         let arg = arg.help(help);
         if takes_value { arg.allow_negative_numbers(true) } else { arg }
     })
+}
+
+/// Shows the possible values of a flag as the name of its value, in `--help` and in the documentation.
+pub(super) fn list_values(command: Command) -> Command {
+    let list = |arg: Arg| {
+        let values = arg.get_possible_values();
+        let shown: Vec<_> = values.iter().filter(|v| !v.is_hide_set()).map(PossibleValue::get_name).collect();
+        if shown.is_empty() || !arg.get_action().takes_values() {
+            return arg;
+        }
+        let name = shown.join("|");
+        arg.value_name(name).hide_possible_values(true)
+    };
+    command.mut_args(list).mut_subcommands(list_values)
 }
 
 /// Runs clap; `argv` includes the program's name.
@@ -94,7 +108,7 @@ pub(super) fn matches(command: &Command, argv: Vec<OsString>) -> Result<Parsed<A
 /// # Errors
 /// One line, as from all programs here.
 pub fn parse_flags<T: CommandFactory + FromArgMatches>(argv: Vec<OsString>) -> Result<Parsed<T>> {
-    Ok(match matches(&T::command(), argv)? {
+    Ok(match matches(&list_values(T::command()), argv)? {
         Parsed::Run(matches) => Parsed::Run(T::from_arg_matches(&matches)?),
         Parsed::Print(text) => Parsed::Print(text),
     })
@@ -126,7 +140,10 @@ fn explain(command: &Command, error: &clap::Error) -> String {
             format!("{flag}: expected a value after it, found none{hint}")
         }
         ErrorKind::InvalidValue => {
-            let known = text(ContextKind::ValidValue).unwrap_or_default();
+            let known = match error.get(ContextKind::ValidValue) {
+                Some(ContextValue::Strings(values)) => one_of(values),
+                _ => String::new(),
+            };
             format!("{flag}: expected {known}, found {found}")
         }
         ErrorKind::ArgumentConflict => {
@@ -146,6 +163,14 @@ fn explain(command: &Command, error: &clap::Error) -> String {
         }
         // Rarer kinds keep clap's own first line.
         _ => error.render().to_string().lines().next().unwrap_or("").trim_start_matches("error: ").to_owned(),
+    }
+}
+
+/// `cosine, linear or constant`.
+fn one_of(names: &[String]) -> String {
+    match names {
+        [first @ .., last] if !first.is_empty() => format!("{} or {last}", first.join(", ")),
+        _ => names.join(""),
     }
 }
 

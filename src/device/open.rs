@@ -8,9 +8,11 @@ use crate::device::cuda::{AUTO, Cuda, CudaOptions, MatmulChoice};
 use crate::ops::{Device, Ops};
 use crate::tensor::Dtype;
 use anyhow::{Context, Result};
+use clap::ValueEnum;
+use std::str::FromStr;
 
 /// What to compute on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DeviceName {
     Cpu,
     /// A GPU of those that `CUDA_VISIBLE_DEVICES` shows.
@@ -25,6 +27,14 @@ pub enum DtypeChoice {
     /// bf16 where the device multiplies it in hardware, else f32.
     Auto,
     Fixed(Dtype),
+}
+
+impl FromStr for DtypeChoice {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        if name == "auto" { Ok(DtypeChoice::Auto) } else { name.parse().map(DtypeChoice::Fixed) }
+    }
 }
 
 impl DtypeChoice {

@@ -6,12 +6,15 @@ use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use crate::units::Sharding;
 
 /// What the backward pass computes again instead of the forward pass keeping it (llm.c's `-r`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Recompute {
+    #[value(name = "0")]
     Nothing,
     /// The output of the GELU: 4 C a token and layer.
+    #[value(name = "1")]
     Gelu,
     /// That and the outputs of both layernorms: 6 C a token and layer.
+    #[value(name = "2")]
     GeluAndLayernorm,
 }
 

@@ -13,7 +13,6 @@ use crate::config::ModelConfig;
 use crate::data::loader::{DataLoader, LoaderOptions};
 use crate::data::tokenizer::EOT;
 use crate::eval::hellaswag::HellaSwag;
-use crate::model::activations::Recompute;
 use crate::model::decode::Decoder;
 use crate::model::{BatchShape, GPT2, ModelOptions, init};
 use crate::ops::{Limits, Ops, plan_scratch};
@@ -272,7 +271,7 @@ fn model_options(
         config.maxT
     );
     let min_rows = hellaswag.map_or(0, |h| h.longest().min(config.maxT));
-    let recompute = [Recompute::Nothing, Recompute::Gelu, Recompute::GeluAndLayernorm][args.device.recompute];
+    let recompute = args.device.recompute;
     let (logits_bytes, sharding) = (dev.logits_bytes(), sharding(args));
     Ok(ModelOptions { B, T, min_rows, recompute, logits_bytes, sharding })
 }

@@ -95,10 +95,11 @@ fn for_gpus(command: Command) -> Command {
     command.name(Program::TrainGpt2cu.name()).mut_args(|arg| match arg.get_id().as_str() {
         "device" => arg
             .value_parser(values::cuda_device)
+            .value_name("cuda|emulated")
             .default_value("cuda")
             .help("What to train on: cuda, emulated (the same kernels on the CPU, slowly: for tests)"),
         "dtype" => arg
-            .value_parser(values::gpu_dtype_choice)
+            .value_parser(values::dtype_choices(&values::GPU_DTYPES))
             .default_value("bf16")
             .help("Type of parameters, activations and gradients: bf16, fp16, f32, auto (bf16)"),
         _ => arg,

@@ -4,6 +4,7 @@ mod scaling;
 
 use crate::cli::{Parsed, parse, values};
 use crate::device::open::{DeviceName, DtypeChoice};
+use crate::model::activations::Recompute;
 use crate::roofline::gpu::Gpu;
 use crate::tensor::Dtype;
 use anyhow::{Result, ensure};
@@ -196,10 +197,10 @@ pub struct EvalArgs {
 #[derive(Args, Clone, Debug)]
 pub struct NumberArgs {
     /// What to compute on: cpu, cuda, emulated
-    #[arg(long, value_name = "NAME", default_value = "cpu", value_parser = values::device)]
+    #[arg(long, value_enum, default_value = "cpu")]
     pub device: DeviceName,
     /// Type of the numbers, on a CPU only of those in matrix products: f32, bf16, on GPUs also fp16; auto: bf16 where it is in hardware
-    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = values::gpu_dtype_choice)]
+    #[arg(long, default_value = "f32", value_parser = values::dtype_choices(&values::GPU_DTYPES))]
     pub dtype: DtypeChoice,
     /// Threads (0 = one for each core)
     #[arg(long, value_name = "N", default_value = "0", value_parser = values::whole)]
@@ -225,7 +226,7 @@ pub struct ConvertArgs {
     #[arg(value_name = "OUT")]
     pub output: PathBuf,
     /// Type of the numbers in a model's OUT: f32, bf16
-    #[arg(long, value_name = "TYPE", value_parser = values::dtype, default_value = "f32")]
+    #[arg(long, default_value = "f32", value_parser = values::dtypes(&values::CPU_DTYPES))]
     pub dtype: Dtype,
 }
 
@@ -270,8 +271,8 @@ pub struct StepArgs {
     #[arg(short = 'd', long, value_name = "TOKENS", value_parser = values::tokens)]
     pub total_batch_size: Option<usize>,
     /// Compute again in the backward pass instead of keeping: 0 = nothing, 1 = GELU, 2 = GELU and layer norms
-    #[arg(short = 'r', long, value_name = "0..2", default_value = "1", value_parser = values::level2)]
-    pub recompute: usize,
+    #[arg(short = 'r', long, value_enum, default_value = "1")]
+    pub recompute: Recompute,
     /// Rows (tokens) of logits that memory holds: they are computed in equal pieces of at most so many
     #[arg(long, value_name = "ROWS", default_value = "16384", value_parser = values::count)]
     pub logits_rows: usize,
@@ -296,7 +297,7 @@ pub struct FlagsArgs {
 /// # Errors
 /// One line: the flag, what was expected, what was found, what to do.
 pub fn parse(argv: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Parsed<Tool>> {
-    let command = Tools::command();
+    let command = parse::list_values(Tools::command());
     match parse::matches(&command, argv.into_iter().map(Into::into).collect())? {
         Parsed::Run(matches) => {
             let tool = Tools::from_arg_matches(&matches)?.tool;
@@ -428,7 +429,7 @@ mod tests {
         let Tool::Roofline(a) = ok("roofline -e d12 -b 64 -d 524288 --gpu A100 -r 0") else { panic!() };
         let step = &a.step;
         assert_eq!((step.batch_size, step.sequence_length, step.total_batch_size), (64, 1024, Some(524_288)));
-        assert_eq!((step.gpu.name, step.recompute, step.logits_rows), ("a100", 0, 16_384));
+        assert_eq!((step.gpu.name, step.recompute, step.logits_rows), ("a100", Recompute::Nothing, 16_384));
         assert!(
             matches!(ok("roofline --kernel adamw"), Tool::Roofline(a) if a.kernel.as_deref() == Some("adamw"))
         );

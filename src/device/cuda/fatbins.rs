@@ -22,10 +22,5 @@ include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
 
 /// Those of `fatbins` for one file and one type of numbers.
 pub fn find(fatbins: &'static [Fatbin], file: &str, dtype: Dtype) -> Option<&'static Fatbin> {
-    let floatx = match dtype {
-        Dtype::F32 => "f32",
-        Dtype::F16 => "f16",
-        _ => "bf16",
-    };
-    fatbins.iter().find(|f| f.file == file && f.floatx == floatx)
+    fatbins.iter().find(|f| f.file == file && dtype.names().contains(&f.floatx))
 }

@@ -3,8 +3,9 @@
 use crate::cli::values;
 use crate::device::cuda::MatmulChoice;
 use crate::device::open::{DeviceName, DtypeChoice};
+use crate::model::activations::Recompute;
 use crate::optim::schedule::ScheduleKind;
-use clap::{ArgAction, Args};
+use clap::{ArgAction, Args, ValueEnum};
 use std::path::PathBuf;
 
 /// llm.c's default for `-e`.
@@ -33,7 +34,7 @@ const FINEWEB_VAL: &str = "dev/data/fineweb10B/fineweb_val_*.bin";
 #[command(next_help_heading = "Recipe")]
 pub struct RecipeFlags {
     /// Recipe that supplies defaults; a flag given beside it wins
-    #[arg(id = "preset", long = "preset", value_name = "NAME", value_parser = ["gpt2-124m", "llmc-124m"])]
+    #[arg(id = "preset", long = "preset", value_parser = ["gpt2-124m", "llmc-124m"])]
     pub preset: Option<String>,
 }
 
@@ -146,8 +147,7 @@ pub struct BatchFlags {
 #[command(next_help_heading = "Optimiser")]
 pub struct OptimFlags {
     /// Schedule of the learning rate: cosine, linear, constant, wsd (constant, then down over the last fifth)
-    #[arg(id = "LR scheduler", short = 'k', long = "lr-scheduler", value_name = "NAME",
-          value_parser = |name: &str| name.parse::<ScheduleKind>(), default_value = "cosine")]
+    #[arg(id = "LR scheduler", short = 'k', long = "lr-scheduler", value_enum, default_value = "cosine")]
     pub lr_scheduler: ScheduleKind,
     /// Highest learning rate
     #[arg(id = "learning rate (LR)", short = 'l', long = "learning-rate", value_name = "LR",
@@ -250,7 +250,7 @@ pub struct EvalFlags {
 #[command(next_help_heading = "Device and numbers")]
 pub struct DeviceFlags {
     /// What to train on: cpu
-    #[arg(id = "device", long = "device", value_name = "NAME", value_parser = values::cpu_device,
+    #[arg(id = "device", long = "device", value_name = "cpu", value_parser = values::cpu_device,
           default_value = "cpu")]
     pub name: DeviceName,
     /// Threads (0 = one for each core)
@@ -258,7 +258,7 @@ pub struct DeviceFlags {
           default_value = "0")]
     pub threads: usize,
     /// Type of the numbers in matrix products: f32, bf16, auto (bf16 on CPUs with AMX or AVX512-BF16, else f32)
-    #[arg(id = "dtype", long = "dtype", value_name = "TYPE", value_parser = values::dtype_choice,
+    #[arg(id = "dtype", long = "dtype", value_parser = values::dtype_choices(&values::CPU_DTYPES),
           default_value = "f32")]
     pub dtype: DtypeChoice,
     /// Allow TF32 in products of f32; a CPU has none and is exact either way
@@ -266,10 +266,9 @@ pub struct DeviceFlags {
           value_parser = values::switch, action = ArgAction::Set, default_value = "1")]
     pub tf32: bool,
     /// Compute again in the backward pass instead of keeping: 0 = nothing, 1 = GELU, 2 = GELU and layer norms
-    #[arg(id = "recompute", short = 'r', long = "recompute", value_name = "0..2",
-          value_parser = values::level2,
+    #[arg(id = "recompute", short = 'r', long = "recompute", value_enum,
           default_value = "1", default_value_ifs = presets("1", "0"))]
-    pub recompute: usize,
+    pub recompute: Recompute,
 }
 
 /// Flags that only a GPU honors; a CPU takes their defaults alone.
@@ -292,13 +291,21 @@ pub struct GpuFlags {
           default_value = "auto")]
     pub gelu_fusion: i32,
     /// Whose matrix products: fastest (of ours and cuBLASLt's, measured for each shape), own, cublaslt
-    #[arg(id = "matmul", long = "matmul", value_name = "NAME", value_parser = values::matmul,
-          default_value = "fastest")]
+    #[arg(id = "matmul", long = "matmul", value_enum, default_value = "fastest")]
     pub matmul: MatmulChoice,
     /// Choose kernels without measuring them, so that another run, or the same one resumed, has the same bits
     #[arg(id = "deterministic", long = "deterministic", value_name = "0|1", value_parser = values::switch,
           action = ArgAction::Set, default_value = "0")]
     pub deterministic: bool,
+}
+
+/// How processes find each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum InitMethodName {
+    Auto,
+    Mpi,
+    Tcp,
+    Fs,
 }
 
 /// The processes that train together, and what is sharded among them.
@@ -319,9 +326,9 @@ pub struct ProcessFlags {
           default_value = "8")]
     pub gpus_per_node: usize,
     /// How processes find each other: auto (the launcher says), tcp, fs, mpi (if built with it)
-    #[arg(id = "nccl_init_method", long = "nccl-init-method", aliases = ["pi", "pm"], value_name = "NAME",
-          value_parser = ["auto", "mpi", "tcp", "fs"], default_value = "auto")]
-    pub nccl_init_method: String,
+    #[arg(id = "nccl_init_method", long = "nccl-init-method", aliases = ["pi", "pm"], value_enum,
+          default_value = "auto")]
+    pub nccl_init_method: InitMethodName,
     /// Address of process 0, for tcp: host or host:port
     #[arg(
         id = "server_ip",
@@ -338,7 +345,7 @@ pub struct ProcessFlags {
     pub fs_path: String,
     /// Divide among processes (ZeRO): 1 = optimizer state, 2 = gradients too, 3 = parameters too
     #[arg(id = "zero_stage", short = 'z', long = "zero-stage", value_name = "0..3",
-          value_parser = values::level3, default_value = "0")]
+          value_parser = values::zero_stage, default_value = "0")]
     pub zero_stage: usize,
     /// Add gradients up over processes after every micro-step, not only the last (-z 2 and 3 always do)
     #[arg(id = "sum_every_micro_step", long = "sum-every-micro-step", value_name = "0|1",

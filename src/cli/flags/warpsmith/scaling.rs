@@ -14,7 +14,7 @@ pub struct ScalingArgs {
           default_value = "1,2,4,8,16,32,64,128,256,512,1024")]
     pub gpus: Vec<usize>,
     /// ZeRO stages: 0 divides nothing among GPUs, 1 the optimiser's state, 2 gradients too, 3 parameters too
-    #[arg(long, value_name = "STAGE,…", value_delimiter = ',', value_parser = values::level3,
+    #[arg(long, value_name = "STAGE,…", value_delimiter = ',', value_parser = values::zero_stage,
           default_value = "0,1,2,3")]
     pub zero: Vec<usize>,
     /// Links within a machine (nvlink3, nvlink4, nvlink5, pcie4, pcie5), between machines (hdr, ndr), or both [default: what
