@@ -1,5 +1,6 @@
-//! Parsers of values, so that a bad one is refused where it was typed. Each error names what was expected and what was
-//! found; the caller puts the flag in front. Flags with a few named values use clap's enums instead.
+//! Parsers of values, so that a bad one is refused where it was typed. Each error names what was
+//! expected and what was found; the caller puts the flag in front. Flags with a few named values
+//! use clap's enums instead.
 
 use crate::device::cuda::AUTO;
 use crate::device::open::{DeviceName, DtypeChoice};
@@ -139,7 +140,8 @@ pub fn file_name(text: &str) -> Result<String, String> {
     if text.contains(['/', '\\']) { Err(expected("a name without /", text)) } else { name(text) }
 }
 
-/// Text in which \n, \r, \t and \\ mean what they mean in C, because they are hard to type in a shell.
+/// Text in which \n, \r, \t and \\ mean what they mean in C, because they are hard to type in a
+/// shell.
 pub fn separator(text: &str) -> Result<String, String> {
     let mut plain = String::new();
     let mut chars = text.chars();

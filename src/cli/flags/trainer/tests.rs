@@ -419,7 +419,7 @@ fn a_model_is_a_file_or_a_shape() {
 fn files_and_schedules_must_fit() {
     assert!(error("-y 1").starts_with("-y/--resume 1: needs a directory"));
     assert!(error("-n 100").starts_with("-n/--checkpoint-every 100: needs a directory"));
-    assert!(error("-k constant -u 5").contains("no warm-up"));
+    assert!(error("-k constant -u 5").contains("no warmup"));
     assert!(error("-k constant -q 0.1").contains("does not decay"));
     let schedule = ok("-k wsd -u 5 -l 0.5 -q 0.25").schedule(100);
     assert_eq!((schedule.warmup, schedule.total_steps, schedule.max_lr), (5, 100, 0.5));
