@@ -1,8 +1,8 @@
-//! Tensors are handles: where in which arena, how long, of what type. They own nothing and are `Copy`; a
+//! Tensors are handles: arena, offset, length and type. They own nothing and are `Copy`; a
 //! [`Device`](crate::ops::Device) owns the memory behind them.
 //!
-//! All memory of a run is described by one [`MemoryPlan`] before the first byte is allocated, so that it can be
-//! printed, checked against the machine, and never grows while training.
+//! One [`MemoryPlan`] describes all memory of a run before the first byte is allocated, so that it
+//! can be printed and checked against the machine, and never grows while training.
 
 use std::fmt;
 use std::str::FromStr;
@@ -63,13 +63,14 @@ impl FromStr for Dtype {
     }
 }
 
-/// A contiguous run of `len` elements that starts `offset` bytes into arena number `arena`.
+/// A contiguous run of elements in an arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tensor {
+    /// Number of the arena in the plan.
     pub arena: usize,
-    /// In bytes.
+    /// Bytes from the start of the arena.
     pub offset: usize,
-    /// In elements.
+    /// Number of elements.
     pub len: usize,
     pub dtype: Dtype,
 }
@@ -82,7 +83,7 @@ impl Tensor {
     /// Elements `start .. start + len` of this tensor.
     ///
     /// # Panics
-    /// If they are not all inside it.
+    /// If the range is not inside the tensor.
     pub fn slice(&self, start: usize, len: usize) -> Tensor {
         assert!(
             start.checked_add(len).is_some_and(|end| end <= self.len),
@@ -92,17 +93,18 @@ impl Tensor {
         Tensor { offset: self.offset + start * self.dtype.size(), len, ..*self }
     }
 
-    /// Part `index` of this tensor cut into equal parts of `len` elements: layer `l` of a per-layer tensor, for one.
+    /// Part `index` of this tensor, cut into equal parts of `len` elements: for example, one layer
+    /// of a per-layer tensor.
     pub fn part(&self, index: usize, len: usize) -> Tensor {
         self.slice(index * len, len)
     }
 }
 
-/// Alignment of every tensor in an arena, in bytes: a multiple of what the widest vector load and the strictest
-/// matrix-product library ask for.
+/// Alignment of every tensor in an arena, in bytes: a multiple of the width of the widest vector
+/// load and of the alignment that the strictest matmul library needs.
 pub const TENSOR_ALIGN: usize = 256;
 
-/// One named arena: one allocation on the device, holding the planned tensors back to back.
+/// One named arena: one allocation on the device that holds the planned tensors back to back.
 #[derive(Clone, Debug)]
 pub struct ArenaPlan {
     pub name: &'static str,
@@ -110,7 +112,7 @@ pub struct ArenaPlan {
     pub tensors: Vec<(&'static str, Tensor)>,
 }
 
-/// Everything a run will allocate on a device. Arena numbers are positions in `arenas`.
+/// All memory that a run allocates on a device. Arena numbers are positions in `arenas`.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryPlan {
     pub arenas: Vec<ArenaPlan>,
@@ -121,7 +123,7 @@ impl MemoryPlan {
         Self::default()
     }
 
-    /// Reserves `len` elements in the arena called `arena`, which comes into being with its first tensor.
+    /// Reserves `len` elements in the arena named `arena`, which its first tensor creates.
     pub fn add(&mut self, arena: &'static str, name: &'static str, dtype: Dtype, len: usize) -> Tensor {
         let index = self.arenas.iter().position(|a| a.name == arena).unwrap_or_else(|| {
             self.arenas.push(ArenaPlan { name: arena, size_bytes: 0, tensors: Vec::new() });

@@ -1,4 +1,4 @@
-//! `warpsmith scaling`: the predicted step of many GPUs.
+//! `warpsmith scaling`: a predicted training step on many GPUs.
 
 use super::roofline::{config, records, run};
 use crate::app::print;
@@ -34,7 +34,7 @@ pub fn scaling(args: &ScalingArgs) -> Result<()> {
     print(Plan::new(question, &records(step)?))
 }
 
-/// The buffers that a trainer would plan, to the byte.
+/// Bytes of the activations that a trainer would plan.
 fn activation_bytes(config: &ModelConfig, step: &StepArgs) -> usize {
     let options = ModelOptions {
         B: step.batch_size,
