@@ -1,8 +1,11 @@
-//! Tensors are handles: where in which arena, how long, of what type. They own nothing and are `Copy`; a
+//! Tensors are handles: arena, offset, length and type. They own nothing and are `Copy`; a
 //! [`Device`](crate::ops::Device) owns the memory behind them.
 //!
-//! All memory of a run is described by one [`MemoryPlan`] before the first byte is allocated, so that it can be
-//! printed, checked against the machine, and never grows while training.
+//! One [`MemoryPlan`] describes all memory of a run before the first byte is allocated, so that it
+//! can be printed and checked against the machine, and never grows while training.
+
+use std::fmt;
+use std::str::FromStr;
 
 /// Element type of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +17,28 @@ pub enum Dtype {
 }
 
 impl Dtype {
+    const ALL: [Dtype; 4] = [Dtype::F32, Dtype::Bf16, Dtype::F16, Dtype::I32];
+
+    /// The name in flags, logs, records and checkpoints.
+    pub fn name(self) -> &'static str {
+        self.names()[0]
+    }
+
+    /// The name in PyTorch, and so in Hugging Face's `config.json`.
+    pub fn pytorch_name(self) -> &'static str {
+        self.names()[1]
+    }
+
+    /// All names that are understood: ours, PyTorch's, others.
+    pub fn names(self) -> &'static [&'static str] {
+        match self {
+            Dtype::F32 => &["f32", "float32"],
+            Dtype::Bf16 => &["bf16", "bfloat16"],
+            Dtype::F16 => &["fp16", "float16", "f16"],
+            Dtype::I32 => &["i32", "int32"],
+        }
+    }
+
     /// Bytes of one element.
     pub fn size(self) -> usize {
         match self {
@@ -23,13 +48,29 @@ impl Dtype {
     }
 }
 
-/// A contiguous run of `len` elements that starts `offset` bytes into arena number `arena`.
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Dtype {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let known = Self::ALL.into_iter().find(|dtype| dtype.names().contains(&name));
+        known.ok_or_else(|| format!("expected {}, found {name}", Self::ALL.map(Self::name).join(", ")))
+    }
+}
+
+/// A contiguous run of elements in an arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tensor {
+    /// Number of the arena in the plan.
     pub arena: usize,
-    /// In bytes.
+    /// Bytes from the start of the arena.
     pub offset: usize,
-    /// In elements.
+    /// Number of elements.
     pub len: usize,
     pub dtype: Dtype,
 }
@@ -42,7 +83,7 @@ impl Tensor {
     /// Elements `start .. start + len` of this tensor.
     ///
     /// # Panics
-    /// If they are not all inside it.
+    /// If the range is not inside the tensor.
     pub fn slice(&self, start: usize, len: usize) -> Tensor {
         assert!(
             start.checked_add(len).is_some_and(|end| end <= self.len),
@@ -52,17 +93,18 @@ impl Tensor {
         Tensor { offset: self.offset + start * self.dtype.size(), len, ..*self }
     }
 
-    /// Part `index` of this tensor cut into equal parts of `len` elements: layer `l` of a per-layer tensor, for one.
+    /// Part `index` of this tensor, cut into equal parts of `len` elements: for example, one layer
+    /// of a per-layer tensor.
     pub fn part(&self, index: usize, len: usize) -> Tensor {
         self.slice(index * len, len)
     }
 }
 
-/// Alignment of every tensor in an arena, in bytes: a multiple of what the widest vector load and the strictest
-/// matrix-product library ask for.
+/// Alignment of every tensor in an arena, in bytes: a multiple of the width of the widest vector
+/// load and of the alignment that the strictest matmul library needs.
 pub const TENSOR_ALIGN: usize = 256;
 
-/// One named arena: one allocation on the device, holding the planned tensors back to back.
+/// One named arena: one allocation on the device that holds the planned tensors back to back.
 #[derive(Clone, Debug)]
 pub struct ArenaPlan {
     pub name: &'static str,
@@ -70,7 +112,7 @@ pub struct ArenaPlan {
     pub tensors: Vec<(&'static str, Tensor)>,
 }
 
-/// Everything a run will allocate on a device. Arena numbers are positions in `arenas`.
+/// All memory that a run allocates on a device. Arena numbers are positions in `arenas`.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryPlan {
     pub arenas: Vec<ArenaPlan>,
@@ -81,7 +123,7 @@ impl MemoryPlan {
         Self::default()
     }
 
-    /// Reserves `len` elements in the arena called `arena`, which comes into being with its first tensor.
+    /// Reserves `len` elements in the arena named `arena`, which its first tensor creates.
     pub fn add(&mut self, arena: &'static str, name: &'static str, dtype: Dtype, len: usize) -> Tensor {
         let index = self.arenas.iter().position(|a| a.name == arena).unwrap_or_else(|| {
             self.arenas.push(ArenaPlan { name: arena, size_bytes: 0, tensors: Vec::new() });

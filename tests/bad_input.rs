@@ -1,4 +1,4 @@
-//! Whatever is wrong with what `train_gpt2` is given: one line that says so, exit code 2, and nothing lost.
+//! Bad input of any kind makes `train_gpt2` print one line, exit with code 2, and lose nothing.
 
 mod common;
 
@@ -110,7 +110,7 @@ fn an_output_directory_that_cannot_be_made() {
     refuse(corpus.train().args("-x 1 -n 1 -o file/out".split(' ')), &["file/out"]);
 }
 
-/// A limit on file size stands in for a disk that fills up half-way through a checkpoint.
+/// A limit on file size stands in for a disk that fills up halfway through a checkpoint.
 #[cfg(unix)]
 #[test]
 fn a_disk_that_fills_up_leaves_the_checkpoint_before() {

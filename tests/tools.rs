@@ -1,4 +1,4 @@
-//! The commands of `warpsmith` as a user runs them, from text to a story and back.
+//! The commands of `warpsmith`, run as a user runs them.
 
 mod common;
 
@@ -58,7 +58,7 @@ fn text_and_json_lines_become_shards() {
     assert!(left.is_empty(), "{left:?}");
 }
 
-/// A few steps of training, for a model to work with.
+/// Trains a model for a few steps.
 fn trained(corpus: &Corpus) {
     succeed(corpus.train().args("-l 1e-2 -x 20 -n 20 -v 10 -m 4 -o log".split(' ')));
 }
@@ -78,6 +78,10 @@ fn samples_are_the_same_with_and_without_the_cache() {
     assert_ne!(text, sample("--seed 4"));
     assert_eq!(sample("--temperature 0 --seed 1"), sample("--top-k 1 --seed 2"));
     refuse(&mut warpsmith(corpus.dir.path(), "sample --model nowhere"), &["nowhere"]);
+
+    let mut logged = warpsmith(corpus.dir.path(), "sample --model log --max-tokens 1 --threads 2");
+    let said = common::stderr(&succeed(logged.env("WARPSMITH_LOG", "info")));
+    assert!(said.contains("info: opened the CPU, 2 threads, f32"), "{said}");
 }
 
 #[test]
@@ -143,7 +147,8 @@ fn a_run_can_be_plotted() {
     refuse(&mut warpsmith(dir, "plot nowhere"), &["nowhere"]);
 }
 
-/// From the machine code in the program where it has any and there is a disassembler, else from the committed table.
+/// The clocks come from machine code if the program has any and there is a disassembler, else from
+/// the committed table.
 #[test]
 fn a_kernel_has_clocks() {
     let dir = tempfile::tempdir().unwrap();
@@ -153,7 +158,7 @@ fn a_kernel_has_clocks() {
         assert!(text.contains(expected), "{expected}\n{text}");
     }
     assert!(
-        text.contains("as kernels/clocks.tsv has it, for ") || text.contains("nothing measured"),
+        text.contains("from kernels/clocks.tsv, because ") || text.contains("nothing measured"),
         "{text}"
     );
 
@@ -203,7 +208,7 @@ fn a_step_is_predicted_and_compared_with_records() {
     refuse(&mut warpsmith(dir.path(), "roofline -e d13"), &["-e/--model", "d13", "d12"]);
 }
 
-/// The columns of the row of a stage and a number of GPUs.
+/// The columns of the row for a stage and a number of GPUs.
 fn row<'a>(text: &'a str, stage: &str, gpus: &str) -> Vec<&'a str> {
     let rows = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
     rows.into_iter().find(|row| row.len() > 2 && row[..2] == [stage, gpus]).expect(text)
@@ -217,8 +222,9 @@ fn a_step_of_many_gpus_is_predicted() {
     for expected in ["524,288 tokens", "NVLink 4, 370 of 450", "InfiniBand NDR", "nothing measured"] {
         assert!(text.contains(expected), "{expected}\n{text}");
     }
-    // Micro-steps; of 16 bytes a parameter parameters, gradients and state; and 20.3 GiB of activations: 32 C bytes a token and
-    // layer, 16,384 rows of logits, and what is there once.
+    // Micro-steps; parameters, gradients and state, at 16 bytes per parameter; and 20.3 GiB of
+    // activations: 32 C bytes per token and layer, 16,384 rows of logits, and the buffers that
+    // exist once.
     assert_eq!(row(&text, "0", "1")[2], "8");
     assert_eq!(row(&text, "0", "8")[2], "1");
     assert_eq!(row(&text, "0", "8")[11..16], ["0.23", "0.23", "1.39", "0.00", "20.33"]);

@@ -1,4 +1,4 @@
-//! The flags.
+//! The flags of the benchmark.
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
@@ -9,14 +9,14 @@ use warpsmith::device::open::DeviceName;
 use warpsmith::roofline::kernels::StepShape;
 use warpsmith::tensor::Dtype;
 
-/// Time every kernel of a training step by itself, checked before, beside cuBLASLt
+/// Check, then time every kernel of a training step by itself, next to cuBLASLt
 #[derive(Parser, Clone, Debug)]
 #[command(name = "kernels", args_override_self = true)]
 pub struct Args {
-    /// cuda, or emulated: results are checked and memory accesses counted, but nothing is timed
-    #[arg(long, value_name = "NAME", default_value = "cuda", value_parser = values::cuda_device)]
+    /// Device; on emulated, results are checked and memory accesses counted, but nothing is timed
+    #[arg(long, value_name = "cuda|emulated", default_value = "cuda", value_parser = values::cuda_device)]
     pub device: DeviceName,
-    /// Shapes, with commas between: d12, gpt2:d24, gpt3:c768, or tiny
+    /// Comma-separated shapes: d12, gpt2:d24, gpt3:c768, or tiny
     #[arg(
         short = 'e',
         long = "models",
@@ -25,55 +25,50 @@ pub struct Args {
         default_value = "d12,d24,d36,d48"
     )]
     pub models: Vec<String>,
-    /// Micro-batch: sequences in one forward and backward pass
+    /// Micro-batch size: sequences per forward and backward pass
     #[arg(short = 'b', long, value_name = "B", default_value = "64", value_parser = values::count)]
     pub batch_size: usize,
-    /// Tokens in a sequence, at most what the model can take
+    /// Sequence length in tokens, at most the model's maximum
     #[arg(short = 't', long, value_name = "T", default_value = "1024", value_parser = values::count)]
     pub sequence_length: usize,
-    /// Rows (tokens) of logits that memory holds: they are computed in equal pieces of at most so many
+    /// Rows (tokens) of logits held in memory at a time; they are computed in equal chunks of at
+    /// most ROWS
     #[arg(long, value_name = "ROWS", default_value = "16384", value_parser = values::count)]
     pub logits_rows: usize,
-    /// Micro-steps in a step: from 2 on, gradients of weights are added to, as in all but the first
+    /// Micro-steps per step; from 2 on, weight gradients accumulate, as in all micro-steps but the
+    /// first
     #[arg(long, value_name = "N", default_value = "8", value_parser = values::count)]
     pub micro_steps: usize,
-    /// Only kernels with one of these in their names: attention, "qkv wgrad"
+    /// Run only kernels whose names contain one of these: attention, "qkv wgrad"
     #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = values::name)]
     pub only: Vec<String>,
-    /// Of the numbers on the device: bf16, fp16, f32
-    #[arg(long, value_name = "TYPE", default_value = "bf16", value_parser = values::gpu_dtype)]
+    /// Element type
+    #[arg(long, default_value = "bf16", value_parser = values::dtypes(&values::GPU_DTYPES))]
     pub dtype: Dtype,
-    /// Fuse GELU into matrix products: 0 = no, 1 = forward, 2 = forward and backward, auto = where measured to be faster
-    #[arg(long, value_name = "auto|0..2", default_value = "auto", value_parser = values::gelu_fusion)]
+    /// Fuse GELU into matmuls: 0 = never, 1 = forward, 2 = forward and backward, auto = where
+    /// faster
+    #[arg(long, value_name = "auto|0|1|2", default_value = "auto", value_parser = values::gelu_fusion)]
     pub gelu_fusion: i32,
-    /// Timed calls of each kernel
+    /// Timed calls per kernel
     #[arg(long, value_name = "N", default_value = "30", value_parser = values::count)]
     pub reps: usize,
-    /// Records of others at the same shapes, from dev/bench_attention.py, to show beside
+    /// Records of other implementations at the same shapes, from dev/bench_attention.py, to show
+    /// next to ours
     #[arg(long, value_name = "FILE")]
     pub peers: Vec<PathBuf>,
-    /// Folder of records: of this one in <gpu>/<date>-kernels.json
+    /// Directory of records; this run writes <gpu>/<date>-kernels.json
     #[arg(long, value_name = "DIR", default_value = "benches/record")]
     pub record: PathBuf,
-    /// Where to write the record, if not there
+    /// File for the record, instead of the one in --record
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
-    /// Cargo's word for benchmarks; without it this program is a test of itself
+    /// Passed by cargo bench; without it, this program runs as a test of itself
     #[arg(long, hide = true)]
     pub bench: bool,
 }
 
 impl Args {
-    /// As the flag takes it.
-    pub fn dtype_name(&self) -> &'static str {
-        match self.dtype {
-            Dtype::F32 => "f32",
-            Dtype::F16 => "fp16",
-            _ => "bf16",
-        }
-    }
-
-    /// The models, and the step whose kernels are asked for.
+    /// The models, each with the step whose kernels are timed.
     ///
     /// # Errors
     /// One line, if a shape is unknown or too short for the sequence.
@@ -88,7 +83,7 @@ impl Args {
             };
             ensure!(
                 T <= config.maxT,
-                "-t/--sequence-length: expected at most {}, what {name} can take, found {T}",
+                "-t/--sequence-length: expected at most the {} positions of {name}, found {T}",
                 config.maxT
             );
             Ok((config, run))
@@ -97,7 +92,8 @@ impl Args {
     }
 }
 
-/// A model whose kernels are emulated in seconds. Its shapes have ragged edges.
+/// A model whose kernels run in seconds on the emulated device. Its shapes are not multiples of the
+/// tiles.
 pub fn tiny() -> ModelConfig {
     ModelConfig { V: 500, Vp: 512, ..ModelConfig::new(1024, 2, 2, 128) }
 }

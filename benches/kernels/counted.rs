@@ -46,12 +46,12 @@ struct File {
 /// `benches/record/emulated/tiny-b2-t64-bf16-kernels.json`, for example.
 pub fn path(args: &Args) -> PathBuf {
     let (models, B, T) = (args.models.join("-"), args.batch_size, args.sequence_length);
-    let name = format!("{models}-b{B}-t{T}-{}{FILE_SUFFIX}", args.dtype_name());
+    let name = format!("{models}-b{B}-t{T}-{}{FILE_SUFFIX}", args.dtype);
     args.out.clone().unwrap_or_else(|| args.record.join("emulated").join(name))
 }
 
 pub fn record(args: &Args, rows: &[Row]) -> Value {
-    json!({ "gpu": "emulated device", "dtype": args.dtype_name(), "kernels": entries(rows) })
+    json!({ "gpu": "emulated device", "dtype": args.dtype.name(), "kernels": entries(rows) })
 }
 
 fn entries(rows: &[Row]) -> Vec<Entry> {

@@ -65,7 +65,7 @@ pub fn record(args: &Args, device: &Device, rows: &[Row]) -> Value {
         "libraries": device.libraries,
         "date": today(),
         "commit": commit(),
-        "dtype": args.dtype_name(),
+        "dtype": args.dtype.name(),
         "gelu_fusion": gelu_fusion(args.gelu_fusion),
         "reps": args.reps,
         "kernels": rows.iter().flat_map(entries).collect::<Vec<_>>(),

@@ -1,4 +1,4 @@
-//! `warpsmith roofline --kernel`: the clocks of one kernel.
+//! `warpsmith roofline --kernel`: the predicted clocks of one kernel.
 
 use crate::app::print;
 use crate::device::cuda::fatbins::{self, FATBINS, WHY_NONE};
@@ -13,15 +13,16 @@ use crate::tensor::Dtype;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::path::Path;
 
-/// The file of latencies measured on a GPU, in its folder of records.
+/// File of latencies measured on a GPU, in its directory of records.
 const CALIBRATION: &str = "clocks.json";
 const ARCH: &str = "90a";
 
-/// Loop by loop from the machine code that the program contains; where that cannot be read, the rows of the committed table.
+/// Prints the clocks loop by loop, from the machine code in this program, or else the rows of the
+/// committed table.
 pub fn print_kernel(name: &str, gpu: &Gpu, records: &Path) -> Result<()> {
     ensure!(
         gpu.wgmma,
-        "--gpu: expected h200 or h100, as --kernel knows the clocks of sm_90 alone, found {}",
+        "--gpu: expected h200 or h100, because --kernel knows the clocks of sm_90 only, found {}",
         gpu.name
     );
     let rows: Vec<Row> = table::parse(table::TEXT)?.into_iter().filter(|row| row.kernel == name).collect();
@@ -29,12 +30,12 @@ pub fn print_kernel(name: &str, gpu: &Gpu, records: &Path) -> Result<()> {
     let (machine, measured) = machine(&records.join(gpu.name).join(CALIBRATION))?;
     match disassembled(spec.file, name, &machine) {
         Ok(kernel) => print(format_args!("{measured}\n{kernel}")),
-        Err(why) if rows.is_empty() => bail!("{name}: {} has no row of it, and {why:#}", table::FILE),
+        Err(why) if rows.is_empty() => bail!("{name}: not in {}, and {why:#}", table::FILE),
         Err(why) => {
             let uncalibrated =
-                if measured.starts_with("predicted;") { "; measured latencies are not in it" } else { "" };
+                if measured.starts_with("predicted;") { "; measured latencies are not included" } else { "" };
             print(format_args!(
-                "{}: as {} has it, for {why:#}{uncalibrated}\n{}",
+                "{}: from {}, because {why:#}{uncalibrated}\n{}",
                 name,
                 table::FILE,
                 table::to_text(&rows)
@@ -43,7 +44,7 @@ pub fn print_kernel(name: &str, gpu: &Gpu, records: &Path) -> Result<()> {
     }
 }
 
-/// The table of rates with what was measured, and a line that says so.
+/// The machine with its measured latencies, if any, and a line that names their source.
 fn machine(calibration: &Path) -> Result<(Machine, String)> {
     let mut machine = Machine::default();
     if !calibration.exists() {
@@ -55,7 +56,7 @@ fn machine(calibration: &Path) -> Result<(Machine, String)> {
     let fault = || calibration.display().to_string();
     let text = std::fs::read_to_string(calibration).with_context(fault)?;
     machine.calibrate(&text).with_context(fault)?;
-    Ok((machine, format!("predicted; latencies as measured in {}", calibration.display())))
+    Ok((machine, format!("predicted; latencies measured in {}", calibration.display())))
 }
 
 fn disassembled(file: &str, name: &str, machine: &Machine) -> Result<Kernel> {
@@ -65,7 +66,7 @@ fn disassembled(file: &str, name: &str, machine: &Machine) -> Result<Kernel> {
     let copy = std::env::temp_dir().join(format!("warpsmith-{}.fatbin", std::process::id()));
     std::fs::write(&copy, fatbin.image).with_context(|| copy.display().to_string())?;
     let text = disassembler::disassemble(&tool, &copy, ARCH);
-    // A file left behind is of no use, and of no harm.
+    // A copy that cannot be removed does no harm.
     let _ = std::fs::remove_file(&copy);
     let listings = parse(&text.map_err(|why| anyhow!(why))?);
     let listing = listings.iter().find(|listing| listing.kernel == name);
@@ -77,16 +78,17 @@ fn disassembled(file: &str, name: &str, machine: &Machine) -> Result<Kernel> {
     clocks::analyze(listing, &launched, machine)
 }
 
-/// The line for a kernel that is not, with those whose names have most in common with it.
+/// The error for an unknown kernel, with the kernels of the most similar names.
 fn unknown(name: &str) -> String {
     const NEAR: usize = 5;
     let mut names: Vec<&str> = kernels().into_iter().map(|spec| spec.name).collect();
-    names.sort_by_key(|other| std::cmp::Reverse(common(name, other)));
-    format!("--kernel: expected a kernel, like {}; found {name}", names[..NEAR].join(", "))
+    names.sort_by_key(|other| std::cmp::Reverse(similarity(name, other)));
+    format!("--kernel: expected a kernel such as {}, found {name}", names[..NEAR].join(", "))
 }
 
-/// Pairs of letters that two names have in common, twice, over all of theirs, in thousandths.
-fn common(a: &str, b: &str) -> usize {
+/// Similarity of two names in thousandths: the pairs of letters that they share, over all pairs
+/// (Dice's coefficient).
+fn similarity(a: &str, b: &str) -> usize {
     let pairs = |text: &str| text.as_bytes().windows(2).map(<[u8]>::to_vec).collect::<Vec<_>>();
     let (ours, mut theirs) = (pairs(a), pairs(b));
     let all = ours.len() + theirs.len();

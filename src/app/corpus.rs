@@ -47,10 +47,10 @@ fn print_report(report: &PrepareReport) -> Result<()> {
     Ok(())
 }
 
-/// Between the stories of a text file: a line of its own, as in dumps of such corpora.
+/// Separator of stories in a text file, on a line of its own, as corpora of stories have it.
 const SEPARATOR: &str = "<|endoftext|>";
 
-/// Stories whose length tells how many make up a number of tokens.
+/// Stories that are tokenized to estimate how many make up a number of tokens.
 const MEASURED_STORIES: u64 = 200;
 
 pub fn stories(args: &StoriesArgs) -> Result<()> {
@@ -67,7 +67,7 @@ pub fn stories(args: &StoriesArgs) -> Result<()> {
     let text = args.output.join("stories.txt");
     refuse_to_replace(&text, args.force)?;
     std::fs::create_dir_all(&args.output)
-        .with_context(|| format!("-o {}: cannot make folder", args.output.display()))?;
+        .with_context(|| format!("-o {}: cannot create the directory", args.output.display()))?;
     write_stories(&text, args.seed, count)?;
     let report = prepare_with_progress(&PrepareOptions {
         inputs: vec![text],
@@ -82,7 +82,7 @@ pub fn stories(args: &StoriesArgs) -> Result<()> {
     print_report(&report)
 }
 
-/// How many stories make up about so many tokens.
+/// Returns the number of stories that have about `tokens` tokens.
 fn stories_for(tokens: usize, seed: u64) -> u64 {
     let measure = |index| encode_ordinary(&story(seed, index)).len() as u64 + 1;
     let measured: u64 = (0..MEASURED_STORIES).into_par_iter().map(measure).sum();
@@ -98,7 +98,8 @@ fn refuse_to_replace(path: &Path, force: bool) -> Result<()> {
     Ok(())
 }
 
-/// Writes `count` stories, made in parallel and in order, under a temporary name until all are there.
+/// Writes `count` stories, generated in parallel and written in order, under a temporary name until
+/// complete.
 fn write_stories(path: &Path, seed: u64, count: u64) -> Result<()> {
     const AT_A_TIME: u64 = 4096;
     let mut progress = Progress::new("writing stories", count, "stories");

@@ -1,7 +1,7 @@
-//! Warnings and details on standard error. Standard output is for what a program prints.
+//! Warnings and details go to standard error; standard output is for a program's results.
 //!
-//! `WARPSMITH_LOG`, or else `RUST_LOG`, says how much: `warn` (the default), `info` (which kernel computes each product, and why),
-//! `off`, or what env_logger understands.
+//! `WARPSMITH_LOG`, or else `RUST_LOG`, sets the level: `warn` (the default), `info` (the device,
+//! the kernel chosen for each matmul, and why), `off`, or any filter of env_logger.
 
 use crate::parallel::environment::Process;
 use anyhow::{Result, ensure};
@@ -10,13 +10,13 @@ use std::env;
 use std::io::Write;
 use std::sync::OnceLock;
 
-/// The beginning of a line, where there are several processes.
+/// Prefix of every line when there are several processes.
 static RANK: OnceLock<String> = OnceLock::new();
 
-/// Begins to show what is logged. The first thing that a program does.
+/// Starts the logger. Programs call this first.
 ///
 /// # Errors
-/// One line, if a variable says nothing that can be understood.
+/// One line, if a variable holds no valid filter.
 pub fn start() -> Result<()> {
     let set = |name: &'static str| Some((name, env::var(name).ok().filter(|value| !value.is_empty())?));
     let (name, filter) =
@@ -32,7 +32,8 @@ pub fn start() -> Result<()> {
     Ok(())
 }
 
-/// A word that is no level would count as the name of a module, and hide all warnings.
+/// Refuses words that are not levels: env_logger would take one for the name of a module, and hide
+/// all warnings.
 fn check(name: &str, filter: &str) -> Result<()> {
     for part in filter.split('/').next().unwrap_or_default().split(',').map(str::trim) {
         let (module, level) = part.rsplit_once('=').map_or(("", part), |(module, level)| (module, level));
@@ -45,14 +46,14 @@ fn check(name: &str, filter: &str) -> Result<()> {
     Ok(())
 }
 
-/// From now on lines say whose they are.
+/// Prefixes all further lines with the rank.
 pub fn name_rank(process: &Process) {
     if process.world_size > 1 {
         RANK.get_or_init(|| format!("rank {}: ", process.rank));
     }
 }
 
-/// `rank 3: warning: …`, whatever the text holds.
+/// `rank 3: warning: …`, on one line.
 fn line(rank: &str, level: Level, text: &str) -> String {
     let level = match level {
         Level::Warn => "warning".to_owned(),

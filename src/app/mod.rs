@@ -1,4 +1,4 @@
-//! The programs: parsed flags in, an exit status out. Everything that a program does is called from here.
+//! The programs: parsed flags in, an exit status out.
 
 mod clocks;
 mod corpus;
@@ -18,8 +18,8 @@ use std::process::ExitCode;
 /// Exit status after an error that the user can correct.
 const USER_ERROR: u8 = 2;
 
-/// Runs `body` with the parsed flags, or prints the text that was asked for in place of a run. Returns the exit
-/// status; an error goes to standard error as one line.
+/// Runs `body` with the parsed flags, or prints the help or version that was requested. Returns the
+/// exit status; an error goes to standard error as one line.
 pub fn run<T>(
     program: &str,
     parsed: Result<Parsed<T>>,
@@ -33,30 +33,30 @@ pub fn run<T>(
         Ok(status) => status,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            // A closed standard error leaves no way to report anything.
+            // With standard error closed, there is nowhere to report.
             let _ = writeln!(io::stderr(), "{}", error_line(program, &error));
             ExitCode::from(USER_ERROR)
         }
     }
 }
 
-/// Whether the reader of the output has closed it (`warpsmith sample … | head`), which is not an error.
+/// Whether the reader has closed the pipe (`warpsmith sample … | head`), which is not an error.
 fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// Writes to standard output at once.
+/// Writes to standard output and flushes it.
 fn print(text: impl std::fmt::Display) -> Result<()> {
     let mut out = io::stdout();
     Ok(write!(out, "{text}").and_then(|()| out.flush())?)
 }
 
-/// `program: outer: inner`, with what would break the line replaced by spaces.
+/// `program: outer: inner`, on one line.
 fn error_line(program: &str, error: &anyhow::Error) -> String {
     one_line(&format!("{program}: {error:#}"))
 }
 
-/// Runs of white space and control characters become one space.
+/// Replaces each run of white space and control characters by one space.
 fn one_line(text: &str) -> String {
     text.split(|c: char| c.is_whitespace() || c.is_control())
         .filter(|w| !w.is_empty())

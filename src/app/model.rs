@@ -1,7 +1,7 @@
-//! `warpsmith sample`, `eval` and `convert`: what can be done with a trained model.
+//! `warpsmith sample`, `eval` and `convert`: uses of a trained model.
 
 use crate::app::print;
-use crate::checkpoint;
+use crate::checkpoint::{self, ModelFile};
 use crate::cli::flags::warpsmith::{ConvertArgs, EvalArgs, NumberArgs, SampleArgs};
 use crate::config::ModelConfig;
 use crate::data::loader::{DataLoader, LoaderOptions};
@@ -13,32 +13,54 @@ use crate::model::activations::Recompute;
 use crate::model::decode::Decoder;
 use crate::model::hooks::NoHooks;
 use crate::model::{BatchShape, GPT2, ModelOptions, Weights};
-use crate::ops::{Ops, plan_scratch};
+use crate::ops::{Limits, Ops, plan_scratch};
 use crate::report::progress::Progress;
 use crate::sample::{Continuation, Sampler, SamplerOptions, generate};
 use crate::sharding::Sharding;
-use crate::tensor::MemoryPlan;
+use crate::tensor::{Dtype, MemoryPlan};
 use anyhow::{Result, ensure};
+use std::path::Path;
+
+/// A model on a device, with its weights in place.
+struct Loaded<M> {
+    dev: Box<dyn Ops>,
+    model: M,
+}
+
+impl<M> Loaded<M> {
+    /// Opens the device and uploads the weights of `file`. `plan` lays out the model for an element
+    /// type, and returns it with its weights and the largest operations that it asks of the device.
+    fn open(
+        args: &NumberArgs,
+        file: ModelFile,
+        plan: impl FnOnce(Dtype, &mut MemoryPlan) -> (M, Weights, Limits),
+    ) -> Result<Self> {
+        let mut dev =
+            DeviceOptions::new(args.device, args.dtype.on(args.device, None), args.threads).open()?;
+        let mut memory = MemoryPlan::new();
+        let (model, weights, limits) = plan(dev.float_dtype(), &mut memory);
+        plan_scratch(dev.as_ref(), &[limits], &mut memory)?;
+        dev.allocate(&memory)?;
+        weights.params.upload(dev.as_mut(), 0, &file.params)?;
+        Ok(Loaded { dev, model })
+    }
+}
 
 pub fn sample(args: &SampleArgs) -> Result<()> {
     let file = checkpoint::load_model(&args.model)?;
-    let mut dev = open_device(&args.numbers)?;
-    let mut plan = MemoryPlan::new();
-    let weights = Weights::plan(&file.config, dev.float_dtype(), Sharding::NONE, &mut plan);
-    let mut decoder = Decoder::plan(&weights, file.config.maxT, &mut plan);
-    plan_scratch(dev.as_ref(), &[decoder.limits()], &mut plan)?;
-    dev.allocate(&plan)?;
-    weights.params.upload(dev.as_mut(), 0, &file.params)?;
-    drop(file);
+    let config = file.config;
+    let Loaded { mut dev, model: mut decoder } = Loaded::open(&args.numbers, file, |dtype, plan| {
+        let weights = Weights::plan(&config, dtype, Sharding::NONE, plan);
+        let decoder = Decoder::plan(&weights, config.maxT, plan);
+        let limits = decoder.limits();
+        (decoder, weights, limits)
+    })?;
 
     let text = args.prompt.as_deref().unwrap_or_default();
     let prompt: Vec<i32> = encode_ordinary(text).into_iter().map(i32::from).collect();
     if prompt.len() > decoder.context() {
-        eprintln!(
-            "warning: the prompt has {} tokens, of which the model reads the last {}",
-            prompt.len(),
-            decoder.context()
-        );
+        let (tokens, context) = (prompt.len(), decoder.context());
+        log::warn!("the prompt has {tokens} tokens; the model reads only the last {context}");
     }
     for index in 0..args.count {
         if args.count > 1 {
@@ -55,7 +77,7 @@ pub fn sample(args: &SampleArgs) -> Result<()> {
     Ok(())
 }
 
-/// Writes one sample to standard output as it comes into being. A reader that has seen enough ends it.
+/// Writes one sample to standard output, token by token. A closed pipe ends it.
 fn print_sample(
     dev: &mut dyn Ops,
     decoder: &mut Decoder,
@@ -78,70 +100,100 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     let file = checkpoint::load_model(&args.model)?;
     let config = file.config;
     let T = args.sequence_length.unwrap_or(config.maxT);
-    ensure!(T <= config.maxT, "-t {T}: longer than the {} positions of the model", config.maxT);
+    ensure!(
+        T <= config.maxT,
+        "-t/--sequence-length: expected at most the {} positions of the model, found {T}",
+        config.maxT
+    );
     let shape = BatchShape { B: args.batch_size, T };
     let loader = args.val.as_deref().map(|pattern| open_validation(pattern, shape, &config)).transpose()?;
     let questions = args.hellaswag.as_ref().map(HellaSwag::open).transpose()?;
-
-    let mut dev = open_device(&args.numbers)?;
-    let mut plan = MemoryPlan::new();
-    let min_rows = questions.as_ref().map_or(0, |q| q.longest().min(config.maxT));
     let options = ModelOptions {
         B: shape.B,
         T,
-        min_rows,
+        min_rows: questions.as_ref().map_or(0, |q| q.longest().min(config.maxT)),
         recompute: Recompute::Gelu,
         logits_bytes: 64 << 20,
         sharding: Sharding::NONE,
     };
-    let model = GPT2::plan_for_evaluation(&config, &options, dev.float_dtype(), &mut plan);
-    plan_scratch(dev.as_ref(), &[model.limits()], &mut plan)?;
-    dev.allocate(&plan)?;
-    model.weights.params.upload(dev.as_mut(), 0, &file.params)?;
-    drop(file);
+    let mut loaded = Loaded::open(&args.numbers, file, |dtype, plan| {
+        let model = GPT2::plan_for_evaluation(&config, &options, dtype, plan);
+        let (weights, limits) = (model.weights.clone(), model.limits());
+        (model, weights, limits)
+    })?;
 
-    let mut summary = serde_json::Map::new();
-    let mut lines = String::new();
-    if let Some(mut loader) = loader {
-        let split = loader.samples_per_epoch() as usize;
-        let batches = args.max_batches.map(|batches| batches.min(split));
-        let loss = validation_loss(&model, dev.as_mut(), &mut NoHooks, &mut loader, shape, batches)?;
-        print(format_args!("val loss {loss:.6}, perplexity {:.4}\n", perplexity(loss)))?;
-        summary.insert("val_loss".into(), loss.into());
-        summary.insert("val_perplexity".into(), perplexity(loss).into());
+    let mut results = Results::default();
+    if let Some(loader) = loader {
+        validate(&mut loaded, loader, shape, args.max_batches, &mut results)?;
     }
     if let Some(questions) = questions {
-        let mut progress = Progress::new("HellaSwag", questions.examples.len() as u64, "examples");
-        let mut show = |done, _| progress.set(done as u64);
-        let evaluation =
-            hellaswag::evaluate(&model, dev.as_mut(), &mut NoHooks, &questions, (0, 1), &mut show)?;
-        progress.finish();
-        let score = evaluation.score();
-        print(format_args!(
-            "HellaSwag acc_norm {}/{} = {:.4}\n",
-            score.correct_norm,
-            score.total,
-            score.acc_norm()
-        ))?;
-        print(format_args!("HellaSwag acc      {}/{} = {:.4}\n", score.correct, score.total, score.acc()))?;
-        if evaluation.truncated > 0 {
-            let lost = "examples are longer than the model's context and lost the start of theirs";
-            print(format_args!("{} {lost}\n", evaluation.truncated))?;
-        }
-        summary.insert("hellaswag_acc_norm".into(), score.acc_norm().into());
-        summary.insert("hellaswag_acc".into(), score.acc().into());
-        for item in &evaluation.items {
-            lines += &(item_line(item).to_string() + "\n");
-        }
+        answer_hellaswag(&mut loaded, &questions, &mut results)?;
     }
-    if let Some(path) = &args.output {
-        lines += &(serde_json::to_string(&summary)? + "\n");
-        checkpoint::atomic::write(path, |out| Ok(out.write_all(lines.as_bytes())?))?;
+    match &args.output {
+        Some(path) => results.write(path),
+        None => Ok(()),
+    }
+}
+
+/// Results for `-o`.
+#[derive(Default)]
+struct Results {
+    /// One line per question.
+    items: String,
+    summary: serde_json::Map<String, serde_json::Value>,
+}
+
+impl Results {
+    fn write(&self, path: &Path) -> Result<()> {
+        let summary = serde_json::to_string(&self.summary)?;
+        checkpoint::atomic::write(path, |out| Ok(write!(out, "{}{summary}\n", self.items)?))?;
+        Ok(())
+    }
+}
+
+/// Prints and records the validation loss over at most `max_batches` batches.
+fn validate(
+    Loaded { dev, model }: &mut Loaded<GPT2>,
+    mut loader: DataLoader,
+    shape: BatchShape,
+    max_batches: Option<usize>,
+    results: &mut Results,
+) -> Result<()> {
+    let split = loader.samples_per_epoch() as usize;
+    let batches = max_batches.map(|batches| batches.min(split));
+    let loss = validation_loss(model, dev.as_mut(), &mut NoHooks, &mut loader, shape, batches)?;
+    results.summary.insert("val_loss".into(), loss.into());
+    results.summary.insert("val_perplexity".into(), perplexity(loss).into());
+    print(format_args!("val loss {loss:.6}, perplexity {:.4}\n", perplexity(loss)))
+}
+
+/// Prints and records the accuracy on HellaSwag.
+fn answer_hellaswag(
+    Loaded { dev, model }: &mut Loaded<GPT2>,
+    questions: &HellaSwag,
+    results: &mut Results,
+) -> Result<()> {
+    let mut progress = Progress::new("HellaSwag", questions.examples.len() as u64, "examples");
+    let mut show = |done, _| progress.set(done as u64);
+    let evaluation = hellaswag::evaluate(model, dev.as_mut(), &mut NoHooks, questions, (0, 1), &mut show)?;
+    progress.finish();
+    let score = evaluation.score();
+    let (acc_norm, acc) = (score.acc_norm(), score.acc());
+    print(format_args!("HellaSwag acc_norm {}/{} = {acc_norm:.4}\n", score.correct_norm, score.total))?;
+    print(format_args!("HellaSwag acc      {}/{} = {acc:.4}\n", score.correct, score.total))?;
+    if evaluation.truncated > 0 {
+        let lost = "examples are longer than the model's context and lost the start of theirs";
+        print(format_args!("{} {lost}\n", evaluation.truncated))?;
+    }
+    results.summary.insert("hellaswag_acc_norm".into(), acc_norm.into());
+    results.summary.insert("hellaswag_acc".into(), acc.into());
+    for item in &evaluation.items {
+        results.items += &(item_line(item).to_string() + "\n");
     }
     Ok(())
 }
 
-/// What became of one question, for `-o`.
+/// One question and the answer to it, for `-o`.
 fn item_line(item: &hellaswag::Item) -> serde_json::Value {
     serde_json::json!({
         "index": item.index, "label": item.label, "sum": item.sum_loss, "mean": item.avg_loss,
@@ -175,8 +227,4 @@ pub fn convert(args: &ConvertArgs) -> Result<()> {
     checkpoint::save_model(&args.output, &model, args.dtype)?;
     print(format_args!("{}: {} parameters\n", args.output.display(), model.params.len()))?;
     Ok(())
-}
-
-fn open_device(args: &NumberArgs) -> Result<Box<dyn Ops>> {
-    DeviceOptions::new(args.device, args.dtype.on(args.device, None), args.threads).open()
 }

@@ -22,27 +22,27 @@ pub fn roofline(args: &RooflineArgs) -> Result<()> {
     print(Budget::new(&config, &run(step, total)?, step.gpu, &records(step)?))
 }
 
-/// The model that is asked about.
+/// The shape of the model.
 pub(super) fn config(args: &StepArgs) -> Result<ModelConfig> {
     let model = args.model.as_deref().context("-e/--model: missing")?;
     let config = ModelConfig::from_descriptor(model).context("-e/--model")?;
     let T = args.sequence_length;
     ensure!(
         T <= config.maxT,
-        "-t/--sequence-length: expected at most {}, what {model} can take, found {T}",
+        "-t/--sequence-length: expected at most the {} positions of {model}, found {T}",
         config.maxT
     );
     Ok(config)
 }
 
-/// A step of so many tokens on one GPU.
+/// A step of `tokens` tokens on one GPU.
 pub(super) fn run(args: &StepArgs, tokens: usize) -> Result<StepShape> {
     let (B, T) = (args.batch_size, args.sequence_length);
     let micro_steps = micro_steps(tokens, (B, T), 1)?;
-    Ok(StepShape { B, T, micro_steps, recompute: args.recompute, logits_rows: args.logits_rows })
+    Ok(StepShape { B, T, micro_steps, recompute: args.recompute as usize, logits_rows: args.logits_rows })
 }
 
-/// What was measured on that GPU, and counted on the emulated device.
+/// Times measured on that GPU, and counts from the emulated device.
 pub(super) fn records(args: &StepArgs) -> Result<Records> {
     let mut records = Records::default();
     for_each_record(&args.records.join(args.gpu.name), |text| records.add(text))?;
@@ -50,7 +50,8 @@ pub(super) fn records(args: &StepArgs) -> Result<Records> {
     Ok(records)
 }
 
-/// Adds all records of a device, the newest last: their names begin with a date. None if it has no folder.
+/// Calls `add` with each record of a device, the newest last: names begin with a date. A device
+/// without a directory has no records.
 fn for_each_record(dir: &Path, mut add: impl FnMut(&str) -> Result<()>) -> Result<()> {
     if !dir.exists() {
         return Ok(());

@@ -1,11 +1,11 @@
-//! `warpsmith scaling`: the predicted step of many GPUs.
+//! `warpsmith scaling`: a predicted training step on many GPUs.
 
 use super::roofline::{config, records, run};
 use crate::app::print;
 use crate::cli::flags::warpsmith::{ScalingArgs, StepArgs};
 use crate::config::ModelConfig;
 use crate::model::ModelOptions;
-use crate::model::activations::{Activations, Recompute};
+use crate::model::activations::Activations;
 use crate::roofline::scaling::cluster::Cluster;
 use crate::roofline::scaling::machine::Machine;
 use crate::roofline::scaling::{Batch, Plan, Question};
@@ -34,13 +34,13 @@ pub fn scaling(args: &ScalingArgs) -> Result<()> {
     print(Plan::new(question, &records(step)?))
 }
 
-/// The buffers that a trainer would plan, to the byte.
+/// Bytes of the activations that a trainer would plan.
 fn activation_bytes(config: &ModelConfig, step: &StepArgs) -> usize {
     let options = ModelOptions {
         B: step.batch_size,
         T: step.sequence_length,
         min_rows: 0,
-        recompute: [Recompute::Nothing, Recompute::Gelu, Recompute::GeluAndLayernorm][step.recompute],
+        recompute: step.recompute,
         logits_bytes: step.logits_rows * config.Vp * Dtype::Bf16.size(),
         sharding: Sharding::NONE,
     };
@@ -53,6 +53,7 @@ fn activation_bytes(config: &ModelConfig, step: &StepArgs) -> usize {
 mod tests {
     use super::*;
     use crate::model::GPT2;
+    use crate::model::activations::Recompute;
     use crate::optim::optimizer::{HyperParams, Optimizer};
     use crate::roofline::scaling::Sizes;
     use crate::roofline::scaling::memory::Memory;

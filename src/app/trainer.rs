@@ -1,4 +1,4 @@
-//! The programs `train_gpt2` and `train_gpt2cu`: flags to device to run.
+//! The programs `train_gpt2` and `train_gpt2cu`.
 
 use super::logging;
 use crate::cli::flags::trainer::{Program, TrainArgs, parse};
@@ -27,11 +27,11 @@ pub fn main(program: Program) -> ExitCode {
         ended = true;
         Ok(match finish {
             Finish::Completed => ExitCode::SUCCESS,
-            // As a shell reports a process that a signal ended.
+            // As a shell reports a process that a signal killed.
             Finish::Stopped(signal) => ExitCode::from(128 + signal as u8),
         })
     });
-    // After the error message, if any: MPI may end the process here.
+    // After any error message, because MPI may end the process here.
     end_mpi(ended);
     status
 }
@@ -50,7 +50,7 @@ fn run(args: &TrainArgs) -> Result<Finish> {
         return train::run(args, open(args)?, Peers::alone());
     }
     let silence = match args.device.name {
-        // Beside NCCL ranks tell each other how they are many times a second.
+        // Ranks that use NCCL send heartbeats many times a second.
         DeviceName::Cuda => Duration::from_secs(120),
         DeviceName::Cpu | DeviceName::Emulated => Timeouts::default().message,
     };
@@ -66,7 +66,8 @@ fn run(args: &TrainArgs) -> Result<Finish> {
     }
 }
 
-/// Trains with the others. They have met: one that fails from now on takes the others along.
+/// Trains together with the other ranks, which are connected: from here on, a rank that fails ends
+/// all of them.
 fn together(args: &TrainArgs, transport: impl Transport + 'static) -> Result<Finish> {
     let dev = open(args)?;
     let communicator: Box<dyn Communicator> = match args.device.name {
@@ -96,7 +97,7 @@ fn open(args: &TrainArgs) -> Result<Box<dyn Ops>> {
     options.open()
 }
 
-/// Which of the GPUs that this process sees is its own. A launcher may have left it no other.
+/// The GPU of this process, among those it sees. A launcher may have hidden all others.
 fn ordinal(local_rank: usize) -> usize {
     let sees_one =
         variable("CUDA_VISIBLE_DEVICES").is_some_and(|gpus| !gpus.is_empty() && !gpus.contains(','));

@@ -1,4 +1,4 @@
-//! The program `warpsmith`: everything around training, one command each.
+//! The program `warpsmith`: one command per task around training.
 
 use super::{corpus, launch, logging, model, print, roofline, scaling};
 use crate::cli::flags::warpsmith::{FlagsArgs, PlotArgs, Tool, parse};

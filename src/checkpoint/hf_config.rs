@@ -95,11 +95,6 @@ fn check_variant(hf: &HfConfig) -> Result<()> {
 
 /// Writes the `config.json` for a model whose tensors are stored as `dtype`.
 pub(super) fn write(path: &Path, config: &ModelConfig, dtype: Dtype) -> Result<()> {
-    let torch_dtype = match dtype {
-        Dtype::Bf16 => "bfloat16",
-        Dtype::F16 => "float16",
-        Dtype::F32 | Dtype::I32 => "float32",
-    };
     let end_of_text = (config.V >= GPT2_VOCAB).then_some(GPT2_VOCAB - 1);
     let mut value = json!({
         "architectures": ["GPT2LMHeadModel"],
@@ -121,7 +116,7 @@ pub(super) fn write(path: &Path, config: &ModelConfig, dtype: Dtype) -> Result<(
         "tie_word_embeddings": true,
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
-        "torch_dtype": torch_dtype,
+        "torch_dtype": dtype.pytorch_name(),
     });
     if !config.qkv_bias {
         value["qkv_bias"] = false.into();

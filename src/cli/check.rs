@@ -1,16 +1,22 @@
-//! What no flag of the trainers can say alone: values that must fit each other, and values that this device cannot
-//! honour. The lengths that follow from the flags are here too.
+//! Checks across the flags of the trainers: values that must fit each other, and values that the
+//! device cannot honor. Also the quantities derived from several flags.
 
-use super::flags::trainer::TrainArgs;
+use super::flags::trainer::{InitMethodName, TrainArgs};
 use crate::config::ModelConfig;
 use crate::device::cuda::MatmulChoice;
 use crate::device::open::DeviceName;
 use crate::optim::schedule::{Schedule, ScheduleKind};
 use crate::parallel::rendezvous::InitMethod;
 use anyhow::{Result, bail, ensure};
+use clap::ValueEnum;
 use std::path::{Path, PathBuf};
 
-/// Where a model's first weights come from.
+/// The name of a value on the command line.
+fn name_of(value: &impl ValueEnum) -> String {
+    value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+}
+
+/// The source of a model's first weights.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ModelSource {
     /// A checkpoint.
@@ -19,10 +25,10 @@ pub enum ModelSource {
     Shape(ModelConfig),
 }
 
-/// Batches of B * T tokens that each of `processes` gets in a step of `total`.
+/// Micro-steps of B * T tokens per process in a step of `total` tokens.
 ///
 /// # Errors
-/// If that is not a whole number; the message names the nearest total that is.
+/// If `total` is not a multiple of B * T * processes; the message names the nearest multiple.
 pub fn micro_steps(total: usize, (B, T): (usize, usize), processes: usize) -> Result<usize> {
     let micro = B * T * processes;
     if total.is_multiple_of(micro) {
@@ -40,8 +46,10 @@ pub fn micro_steps(total: usize, (B, T): (usize, usize), processes: usize) -> Re
 }
 
 impl TrainArgs {
+    /// Checks the flags together.
+    ///
     /// # Errors
-    /// One line that names the flag, for the first thing that cannot be done.
+    /// One line that names the flag, for the first conflict.
     pub(super) fn check(&self) -> Result<()> {
         self.check_device()?;
         self.check_batch()?;
@@ -52,7 +60,7 @@ impl TrainArgs {
         self.model_source().map(drop)
     }
 
-    /// Refuses what the device cannot do. A run that was asked for something must not go on without it.
+    /// Refuses flags that the device cannot honor: a run must not silently ignore one.
     fn check_device(&self) -> Result<()> {
         let fixed = [
             (self.compat.flash, "--flash", "1", "attention is always fused"),
@@ -67,7 +75,7 @@ impl TrainArgs {
                 !self.compat.inference_only,
                 "--inference-only",
                 "0",
-                "to measure without training use warpsmith eval",
+                "to evaluate without training, use warpsmith eval",
             ),
         ];
         let cpu = [
@@ -82,13 +90,13 @@ impl TrainArgs {
                 self.gpu.gelu_fusion <= 0,
                 "-ge/--gelu-fusion",
                 "auto or 0",
-                "the CPU runs GELU as a pass of its own",
+                "the CPU runs GELU as a separate pass",
             ),
             (
                 self.gpu.matmul == MatmulChoice::Fastest,
                 "--matmul",
                 "fastest",
-                "the CPU has products of its own",
+                "the CPU has only its own matmuls",
             ),
         ];
         let emulated = [
@@ -96,17 +104,18 @@ impl TrainArgs {
                 self.gpu.gpu_info_every == 0,
                 "-lg/--gpu-info-every",
                 "0",
-                "an emulated GPU has nothing to report",
+                "an emulated GPU has no state to report",
             ),
             (self.gpu.matmul != MatmulChoice::Cublaslt, "--matmul", "fastest or own", "cuBLASLt needs a GPU"),
         ];
-        let (device, further) = match self.device.name {
-            DeviceName::Cpu => ("cpu", &cpu[..]),
-            DeviceName::Emulated => ("emulated", &emulated[..]),
-            DeviceName::Cuda => ("cuda", &[][..]),
+        let further = match self.device.name {
+            DeviceName::Cpu => &cpu[..],
+            DeviceName::Emulated => &emulated[..],
+            DeviceName::Cuda => &[],
         };
-        for (honoured, flag, value, why) in fixed.iter().chain(further) {
-            ensure!(honoured, "{flag}: expected {value} on the {device} device: {why}; drop the flag");
+        let device = name_of(&self.device.name);
+        for (honored, flag, value, why) in fixed.iter().chain(further) {
+            ensure!(honored, "{flag}: expected {value} on the {device} device: {why}; drop the flag");
         }
         Ok(())
     }
@@ -132,16 +141,16 @@ impl TrainArgs {
     fn check_evaluation(&self) -> Result<()> {
         ensure!(
             !self.eval.hellaswag_eval || self.eval.val_loss_every > 0,
-            "-h/--hellaswag-eval 1: runs along with validation, which -v 0 turns off; give -v, or -h 0"
+            "-h/--hellaswag-eval 1: runs with validation, which -v 0 turns off; give -v, or -h 0"
         );
         ensure!(
             self.eval.prompt.is_none() || self.eval.sample_every > 0,
-            "--prompt: there are no samples with -s 0; give -s, or drop the prompt"
+            "--prompt: -s 0 turns samples off; give -s, or drop the prompt"
         );
         Ok(())
     }
 
-    /// The flag that says what is trained on.
+    /// The flag that names the training data.
     pub fn train_data_flag(&self) -> &'static str {
         if self.batch.overfit_single_batch { "-j" } else { "-i" }
     }
@@ -150,7 +159,7 @@ impl TrainArgs {
         if self.optim.lr_scheduler == ScheduleKind::Constant {
             ensure!(
                 self.optim.warmup_iters == 0,
-                "-u/--warmup-iters: expected 0 with -k constant, which has no warm-up, found {}; wsd has one",
+                "-u/--warmup-iters: expected 0 with -k constant, which has no warmup, found {}; use -k wsd for one",
                 self.optim.warmup_iters
             );
             ensure!(
@@ -162,44 +171,46 @@ impl TrainArgs {
         Ok(())
     }
 
-    /// Tokens in one forward and backward pass of one process.
+    /// Tokens per micro-step of one process.
     pub fn micro_batch_tokens(&self) -> usize {
         self.batch.batch_size * self.batch.sequence_length
     }
 
-    /// Tokens in one optimiser step.
+    /// Tokens per optimizer step, over all processes.
     pub fn total_batch_tokens(&self) -> usize {
         self.batch.total_batch_size.unwrap_or(self.micro_batch_tokens() * self.process.world_size)
     }
 
-    /// Micro-batches of one process in one optimiser step.
+    /// Micro-steps per optimizer step of one process.
     pub fn grad_accum_steps(&self) -> usize {
         self.total_batch_tokens() / (self.micro_batch_tokens() * self.process.world_size)
     }
 
-    /// How to find the other processes.
+    /// The method to find the other processes.
     ///
     /// # Errors
-    /// If a method lacks what it needs, or what was given is of another one.
+    /// If the method lacks its address or directory, or one was given for another method.
     pub fn rendezvous(&self) -> Result<InitMethod> {
         let (ip, path) = (&self.processes.server_ip, &self.processes.fs_path);
-        let method = self.processes.nccl_init_method.as_str();
+        let method = self.processes.nccl_init_method;
         ensure!(
-            ip.is_empty() || method == "tcp",
-            "-ps {ip}: expected -pi tcp with an address, found -pi {method}"
+            ip.is_empty() || method == InitMethodName::Tcp,
+            "-ps {ip}: expected -pi tcp with an address, found -pi {}",
+            name_of(&method)
         );
         ensure!(
-            path.is_empty() || method == "fs",
-            "-pf {path}: expected -pi fs with a directory, found -pi {method}"
+            path.is_empty() || method == InitMethodName::Fs,
+            "-pf {path}: expected -pi fs with a directory, found -pi {}",
+            name_of(&method)
         );
         Ok(match method {
-            "tcp" => InitMethod::Tcp(ip.clone()),
-            "fs" => {
+            InitMethodName::Tcp => InitMethod::Tcp(ip.clone()),
+            InitMethodName::Fs => {
                 ensure!(!path.is_empty(), "-pi fs: expected the shared directory with -pf");
                 InitMethod::SharedDirectory(path.into())
             }
-            // llm.c's default: a process alone never gets to it.
-            "mpi" if self.process.world_size > 1 => self.mpi()?,
+            // llm.c's default. A single process never uses it.
+            InitMethodName::Mpi if self.process.world_size > 1 => self.mpi()?,
             _ => InitMethod::Auto,
         })
     }
@@ -212,16 +223,16 @@ impl TrainArgs {
     #[cfg(not(feature = "mpi"))]
     fn mpi(&self) -> Result<InitMethod> {
         bail!(
-            "-pi mpi: expected auto, tcp or fs: this program was built without MPI; build it with make {} MPI=1, for which Debian has \
-             libopenmpi-dev and libclang-dev",
+            "-pi mpi: expected auto, tcp or fs: this program was built without MPI; build it with make {} MPI=1, which \
+             needs MPI and libclang (libopenmpi-dev and libclang-dev on Debian)",
             self.program.name()
         )
     }
 
-    /// Optimiser steps of a run over training data of `epoch_tokens` tokens.
+    /// Optimizer steps of the run, over training data of `epoch_tokens` tokens.
     ///
     /// # Errors
-    /// If the length is left to the data and the data does not fill one step.
+    /// If the data decides the length and does not fill one step.
     pub fn train_steps(&self, epoch_tokens: u64) -> Result<usize> {
         if let Ok(steps) = usize::try_from(self.batch.num_iterations) {
             return Ok(steps);
@@ -237,7 +248,7 @@ impl TrainArgs {
         Ok(usize::try_from(steps)?)
     }
 
-    /// The learning rate of a run of `total_steps`.
+    /// The learning-rate schedule of a run of `total_steps`.
     pub fn schedule(&self, total_steps: usize) -> Schedule {
         Schedule {
             kind: self.optim.lr_scheduler,
@@ -248,17 +259,17 @@ impl TrainArgs {
         }
     }
 
-    /// Whether flags change a shape or make one up.
+    /// Whether any flag sets a part of the shape.
     pub(super) fn has_shape_flags(&self) -> bool {
         [self.model.layers, self.model.heads, self.model.channels, self.model.context]
             .iter()
             .any(Option::is_some)
     }
 
-    /// Where the first weights of a new run come from.
+    /// The source of the first weights of a new run.
     ///
     /// # Errors
-    /// If the shape is not known, not possible, or given for a checkpoint, which has its own.
+    /// If the shape is unknown, invalid, or given for a checkpoint, which has its own.
     pub fn model_source(&self) -> Result<ModelSource> {
         if self.model.source.is_empty() {
             return self.shape_from_flags();
@@ -308,7 +319,7 @@ impl TrainArgs {
         config.validate()?;
         ensure!(
             self.batch.sequence_length <= config.maxT,
-            "-t/--sequence-length: expected at most the {} tokens the model can take, found {}; lower it or raise \
+            "-t/--sequence-length: expected at most the {} positions of the model, found {}; lower it or raise \
              --context",
             config.maxT,
             self.batch.sequence_length

@@ -1,4 +1,4 @@
-//! Command lines: the flags of each program, and how a wrong one is refused.
+//! Command lines: the flags of each program, their checks, and their errors.
 //!
 //! Parsing never prints and never exits.
 

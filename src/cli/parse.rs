@@ -1,13 +1,14 @@
-//! From `argv` to matches: llm.c's spelling of flags in front of clap, one-line errors behind it.
+//! From `argv` to matches: llm.c's spelling of flags is rewritten for clap, and clap's errors
+//! become one line.
 
 use anyhow::{Result, anyhow, bail};
-use clap::builder::StyledStr;
+use clap::builder::{PossibleValue, StyledStr};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgMatches, Command, CommandFactory, FromArgMatches};
 use std::error::Error;
 use std::ffi::OsString;
 
-/// What a command line asks for.
+/// The request of a command line.
 #[derive(Clone, Debug)]
 pub enum Parsed<T> {
     /// A run with these arguments.
@@ -16,11 +17,12 @@ pub enum Parsed<T> {
     Print(String),
 }
 
-/// Rewrites the flags that clap cannot spell: llm.c's two letters after one dash (`-nk 5`, `-nk=5`) and
-/// `train_gpt2.py`'s underscores (`--batch_size`). The two-letter flags are the two-letter aliases of `command`.
+/// Rewrites flags that clap cannot parse: llm.c's two letters after one dash (`-nk 5`, `-nk=5`) and
+/// `train_gpt2.py`'s underscores (`--batch_size`). The two-letter flags are the two-letter aliases
+/// of `command`.
 ///
 /// # Errors
-/// One line that names a token such as `-bs`, which clap would take for `-b s`.
+/// If a token such as `-bs` is unknown; clap would read it as `-b s`.
 pub(super) fn respell(command: &Command, argv: Vec<OsString>) -> Result<Vec<OsString>> {
     let respelled = argv.into_iter().map(|token| match token.to_str() {
         Some(text) => respell_token(command, text).map(OsString::from),
@@ -60,9 +62,10 @@ pub(super) fn two_letters(arg: &Arg) -> Option<&str> {
     aliases(arg).find(|alias| alias.len() == 2)
 }
 
-/// Adds what clap's derive cannot say: negative numbers as values, and the two-letter names in the help.
+/// Adds what clap's derive cannot express: negative numbers as values, and two-letter names in the
+/// help.
 pub(super) fn finish(command: Command) -> Command {
-    command.mut_args(|arg| {
+    list_values(command).mut_args(|arg| {
         let help = match (two_letters(&arg), arg.get_help()) {
             (Some(letters), Some(help)) => StyledStr::from(format!("{help} [llm.c: -{letters}]")),
             (_, help) => help.cloned().unwrap_or_default(),
@@ -71,6 +74,22 @@ pub(super) fn finish(command: Command) -> Command {
         let arg = arg.help(help);
         if takes_value { arg.allow_negative_numbers(true) } else { arg }
     })
+}
+
+/// Shows the possible values of a flag as the name of its value, in `--help` and in the
+/// documentation.
+pub(super) fn list_values(command: Command) -> Command {
+    let list = |arg: Arg| {
+        let values = arg.get_possible_values();
+        let shown: Vec<_> = values.iter().filter(|v| !v.is_hide_set()).map(PossibleValue::get_name).collect();
+        if shown.is_empty() || !arg.get_action().takes_values() {
+            return arg;
+        }
+        let name = shown.join("|");
+        arg.value_name(name).hide_possible_values(true)
+    };
+    // Without a width, all flags have their help on the same line.
+    command.mut_args(list).term_width(0).mut_subcommands(list_values)
 }
 
 /// Runs clap; `argv` includes the program's name.
@@ -89,18 +108,18 @@ pub(super) fn matches(command: &Command, argv: Vec<OsString>) -> Result<Parsed<A
     }
 }
 
-/// The flags of a program that has no commands; `argv` includes its name.
+/// Parses the flags of a program without commands; `argv` includes its name.
 ///
 /// # Errors
-/// One line, as from all programs here.
+/// One line: the flag, what was expected and what was found.
 pub fn parse_flags<T: CommandFactory + FromArgMatches>(argv: Vec<OsString>) -> Result<Parsed<T>> {
-    Ok(match matches(&T::command(), argv)? {
+    Ok(match matches(&list_values(T::command()), argv)? {
         Parsed::Run(matches) => Parsed::Run(T::from_arg_matches(&matches)?),
         Parsed::Print(text) => Parsed::Print(text),
     })
 }
 
-/// clap's error, which spreads over paragraphs, as one line.
+/// Turns clap's error, which spans paragraphs, into one line.
 fn explain(command: &Command, error: &clap::Error) -> String {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.clone()),
@@ -126,7 +145,10 @@ fn explain(command: &Command, error: &clap::Error) -> String {
             format!("{flag}: expected a value after it, found none{hint}")
         }
         ErrorKind::InvalidValue => {
-            let known = text(ContextKind::ValidValue).unwrap_or_default();
+            let known = match error.get(ContextKind::ValidValue) {
+                Some(ContextValue::Strings(values)) => one_of(values),
+                _ => String::new(),
+            };
             format!("{flag}: expected {known}, found {found}")
         }
         ErrorKind::ArgumentConflict => {
@@ -149,12 +171,22 @@ fn explain(command: &Command, error: &clap::Error) -> String {
     }
 }
 
+/// `cosine, linear or constant`.
+fn one_of(names: &[String]) -> String {
+    match names {
+        [first @ .., last] if !first.is_empty() => format!("{} or {last}", first.join(", ")),
+        _ => names.join(""),
+    }
+}
+
 fn commands(command: &Command) -> String {
-    let names: Vec<&str> = command.get_subcommands().map(Command::get_name).collect();
+    let shown = command.get_subcommands().filter(|command| !command.is_hide_set());
+    let names: Vec<&str> = shown.map(Command::get_name).collect();
     format!("expected {}", names.join(", "))
 }
 
-/// `-b/--batch-size` for what clap shows as `--batch-size <B>` or suggests as `--batch-size`; other text as it is.
+/// Returns `-b/--batch-size` for clap's `--batch-size <B>` or `--batch-size`, and other text
+/// unchanged.
 fn label_of(command: &Command, shown: &str) -> String {
     let bare = shown.split([' ', '=']).next().unwrap_or(shown);
     let named = |arg: &&Arg| {
@@ -166,7 +198,7 @@ fn label_of(command: &Command, shown: &str) -> String {
     arg.map_or(shown.to_owned(), label)
 }
 
-/// `-b/--batch-size`, `-nk/--checkpoints-keep`, `--seed`: every way to write a flag.
+/// All spellings of a flag: `-b/--batch-size`, `-nk/--checkpoints-keep`, `--seed`.
 pub(super) fn label(arg: &Arg) -> String {
     let long = arg.get_long().unwrap_or_default();
     match (arg.get_short(), two_letters(arg)) {

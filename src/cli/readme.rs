@@ -34,9 +34,13 @@ pub fn flags_markdown() -> String {
 }
 
 fn row(arg: &Arg, other: &Arg) -> String {
-    let value = arg.get_value_names().map(|names| names.join(" ")).unwrap_or_default();
+    let value = both(&value(arg), &value(other), ", ");
     let default = both(&default(arg), &default(other), ", ");
-    format!("| {} | {} | {default} | {} |", names(arg), code(&value), both(&help(arg), &help(other), ". "))
+    format!("| {} | {value} | {default} | {} |", names(arg), both(&help(arg), &help(other), ". "))
+}
+
+fn value(arg: &Arg) -> String {
+    code(&arg.get_value_names().map(|names| names.join(" ")).unwrap_or_default())
 }
 
 fn default(arg: &Arg) -> String {
@@ -141,12 +145,12 @@ mod tests {
             assert_eq!(text.matches(&format!("`--{long}`")).count(), 1, "--{long}\n{text}");
         }
         let lines = [
-            "| `-b`, `--batch-size` | `B` | `4` | Micro-batch: sequences in one forward and backward pass |",
+            "| `-b`, `--batch-size` | `B` | `4` | Micro-batch size: sequences per forward and backward pass |",
             "| `-x` | `19073` | `18865` |",
             "| `-q` | `0.1` | `0.0` |",
-            "| `--dtype` | `TYPE` | `f32`, `train_gpt2cu`: `bf16` | Type of the numbers in matrix products: f32, bf16, \
-             auto (bf16 on CPUs with AMX or AVX512-BF16, else f32). \
-             `train_gpt2cu`: Type of parameters, activations and gradients: bf16, fp16, f32, auto (bf16) |",
+            "| `--dtype` | `f32\\|bf16\\|auto`, `train_gpt2cu`: `bf16\\|fp16\\|f32\\|auto` | \
+             `f32`, `train_gpt2cu`: `bf16` | Type of matmul operands; auto is bf16 on CPUs with AMX or \
+             AVX512-BF16, else f32. `train_gpt2cu`: Type of parameters, activations and gradients; auto is bf16 |",
         ];
         for line in lines {
             assert!(text.contains(line), "{line}\n{text}");

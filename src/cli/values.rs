@@ -1,42 +1,52 @@
-//! One parser for each sort of value, so that a bad one is refused where it was typed. Each returns what was
-//! expected and what was found; the caller puts the flag in front.
+//! Parsers of values, so that a bad one is refused where it was typed. Each error names what was
+//! expected and what was found; the caller puts the flag in front. Flags with a few named values
+//! use clap's enums instead.
 
-use crate::device::cuda::{AUTO, MatmulChoice};
+use crate::device::cuda::AUTO;
 use crate::device::open::{DeviceName, DtypeChoice};
 use crate::roofline::gpu::Gpu;
 use crate::tensor::Dtype;
+use clap::ValueEnum;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use std::fmt::Display;
+use std::str::FromStr;
 
-/// Numbers above this are typing errors; anything below can be multiplied by another of its kind in 64 bits.
+/// Numbers above this are typing errors; the product of any two below it fits into 64 bits.
 const COUNT_MAX: usize = i32::MAX as usize;
 
-/// A whole number from 1.
+/// Types that a CPU computes in, and that model files store.
+pub const CPU_DTYPES: [Dtype; 2] = [Dtype::F32, Dtype::Bf16];
+
+/// Types that GPUs compute in.
+pub const GPU_DTYPES: [Dtype; 3] = [Dtype::Bf16, Dtype::F16, Dtype::F32];
+
+/// A whole number of at least 1.
 pub fn count(text: &str) -> Result<usize, String> {
     whole_in(text, 1, COUNT_MAX)
 }
 
-/// A whole number from 0.
+/// A whole number of at least 0.
 pub fn whole(text: &str) -> Result<usize, String> {
     whole_in(text, 0, COUNT_MAX)
 }
 
-/// The number of tokens in something large, from 1 to a million million.
+/// A number of tokens in something large: from 1 to 10^12.
 pub fn tokens(text: &str) -> Result<usize, String> {
     whole_in(text, 1, 1_000_000_000_000)
 }
 
-/// "Every so many steps": 0 is off, and so is llm.c's -1.
+/// An interval in steps. 0 is off, and so is llm.c's -1.
 pub fn every(text: &str) -> Result<usize, String> {
     if text == "-1" { Ok(0) } else { whole_in(text, 0, COUNT_MAX) }
 }
 
-/// A number of steps, or -1 for as many as the data gives.
+/// A number of steps, or -1 for all the data.
 pub fn steps(text: &str) -> Result<i64, String> {
     let found = text.parse::<i64>().ok().filter(|n| (-1..=COUNT_MAX as i64).contains(n));
     found.ok_or_else(|| expected("a whole number of at least 0, or -1 for all the data", text))
 }
 
-/// A number of batches, or -1 for as many as the data gives.
+/// A number of batches, or -1 for all the data.
 pub fn batches(text: &str) -> Result<i64, String> {
     let found = text.parse::<i64>().ok().filter(|n| *n == -1 || (1..=COUNT_MAX as i64).contains(n));
     found.ok_or_else(|| expected("a whole number of at least 1, or -1 for all the data", text))
@@ -44,37 +54,17 @@ pub fn batches(text: &str) -> Result<i64, String> {
 
 /// The one device of `train_gpt2`.
 pub fn cpu_device(text: &str) -> Result<DeviceName, String> {
-    match device(text) {
+    match DeviceName::from_str(text, false) {
         Ok(DeviceName::Cpu) => Ok(DeviceName::Cpu),
-        _ => Err(format!("expected cpu, found {text}; it is train_gpt2cu that trains on GPUs")),
+        _ => Err(format!("expected cpu, found {text}; train_gpt2cu trains on GPUs")),
     }
 }
 
 /// The devices of `train_gpt2cu`.
 pub fn cuda_device(text: &str) -> Result<DeviceName, String> {
-    match device(text) {
+    match DeviceName::from_str(text, false) {
         Ok(device) if device != DeviceName::Cpu => Ok(device),
-        _ => Err(format!("expected cuda or emulated, found {text}; it is train_gpt2 that trains on CPUs")),
-    }
-}
-
-/// Any device.
-pub fn device(text: &str) -> Result<DeviceName, String> {
-    match text {
-        "cpu" => Ok(DeviceName::Cpu),
-        "cuda" => Ok(DeviceName::Cuda),
-        "emulated" => Ok(DeviceName::Emulated),
-        _ => Err(expected("cpu, cuda or emulated", text)),
-    }
-}
-
-/// Whose matrix products to use.
-pub fn matmul(text: &str) -> Result<MatmulChoice, String> {
-    match text {
-        "fastest" => Ok(MatmulChoice::Fastest),
-        "own" => Ok(MatmulChoice::Own),
-        "cublaslt" => Ok(MatmulChoice::Cublaslt),
-        _ => Err(expected("fastest, own or cublaslt", text)),
+        _ => Err(format!("expected cuda or emulated, found {text}; train_gpt2 trains on CPUs")),
     }
 }
 
@@ -93,7 +83,7 @@ pub fn long_seed(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| expected(format!("a whole number from 0 to {}", u64::MAX), text))
 }
 
-/// A switch, as llm.c writes them.
+/// A switch as llm.c writes it.
 pub fn switch(text: &str) -> Result<bool, String> {
     match text {
         "0" => Ok(false),
@@ -102,12 +92,7 @@ pub fn switch(text: &str) -> Result<bool, String> {
     }
 }
 
-/// 0, 1 or 2.
-pub fn level2(text: &str) -> Result<usize, String> {
-    whole_in(text, 0, 2)
-}
-
-/// Fusion of GELU: 0, 1 or 2, or wherever it is faster.
+/// Where GELU is fused: nowhere, in forward, in both passes, or wherever that is faster.
 pub fn gelu_fusion(text: &str) -> Result<i32, String> {
     match text {
         "auto" | "-1" => Ok(AUTO),
@@ -116,12 +101,12 @@ pub fn gelu_fusion(text: &str) -> Result<i32, String> {
     }
 }
 
-/// 0 to 3.
-pub fn level3(text: &str) -> Result<usize, String> {
+/// A ZeRO stage.
+pub fn zero_stage(text: &str) -> Result<usize, String> {
     whole_in(text, 0, 3)
 }
 
-/// A finite number from 0.
+/// A finite number of at least 0.
 pub fn non_negative(text: &str) -> Result<f32, String> {
     real(text).filter(|x| *x >= 0.0).ok_or_else(|| expected("a number of at least 0", text))
 }
@@ -136,26 +121,27 @@ pub fn fraction(text: &str) -> Result<f32, String> {
     real(text).filter(|x| (0.0..=1.0).contains(x)).ok_or_else(|| expected("a number from 0 to 1", text))
 }
 
-/// A number from 0, below 1: the decay of a moving average.
+/// The decay of a moving average: at least 0 and below 1.
 pub fn decay(text: &str) -> Result<f32, String> {
     real(text)
         .filter(|x| (0.0..1.0).contains(x))
         .ok_or_else(|| expected("a number of at least 0 and below 1", text))
 }
 
-/// A number above 0, up to 1.
+/// A number above 0 and at most 1.
 pub fn probability(text: &str) -> Result<f32, String> {
     real(text)
         .filter(|x| *x > 0.0 && *x <= 1.0)
         .ok_or_else(|| expected("a number above 0 and at most 1", text))
 }
 
-/// The beginning of a file's name.
+/// The prefix of a file's name.
 pub fn file_name(text: &str) -> Result<String, String> {
     if text.contains(['/', '\\']) { Err(expected("a name without /", text)) } else { name(text) }
 }
 
-/// Text in which \n, \r, \t and \\ stand for what they do in C, because a shell makes those hard to type.
+/// Text in which \n, \r, \t and \\ mean what they mean in C, because they are hard to type in a
+/// shell.
 pub fn separator(text: &str) -> Result<String, String> {
     let mut plain = String::new();
     let mut chars = text.chars();
@@ -179,38 +165,27 @@ pub fn name(text: &str) -> Result<String, String> {
     if text.is_empty() { Err("expected a name, found nothing".into()) } else { Ok(text.into()) }
 }
 
-/// Type of the numbers a model computes with or is stored in, by our name or PyTorch's.
-pub fn dtype(text: &str) -> Result<Dtype, String> {
-    match text {
-        "f32" | "float32" => Ok(Dtype::F32),
-        "bf16" | "bfloat16" => Ok(Dtype::Bf16),
-        _ => Err(expected("f32 or bf16", text)),
-    }
+/// One of `known`, by our name or another that is in use.
+pub fn dtypes(known: &[Dtype]) -> impl TypedValueParser<Value = Dtype> + use<> {
+    parsed(named(known))
 }
 
-/// Type of the numbers on a GPU, by our name or PyTorch's.
-pub fn gpu_dtype(text: &str) -> Result<Dtype, String> {
-    match text {
-        "fp16" | "f16" | "float16" => Ok(Dtype::F16),
-        _ => dtype(text).map_err(|_| expected("bf16, fp16 or f32", text)),
-    }
+/// One of `known`, or `auto`.
+pub fn dtype_choices(known: &[Dtype]) -> impl TypedValueParser<Value = DtypeChoice> + use<> {
+    let mut names = named(known);
+    names.push(PossibleValue::new("auto"));
+    parsed(names)
 }
 
-/// Type of the numbers in a CPU's matrix products, or `auto`.
-pub fn dtype_choice(text: &str) -> Result<DtypeChoice, String> {
-    choice(text, dtype, "f32, bf16 or auto")
+fn named(known: &[Dtype]) -> Vec<PossibleValue> {
+    known.iter().map(|dtype| PossibleValue::new(dtype.name()).aliases(&dtype.names()[1..])).collect()
 }
 
-/// Type of the numbers on any device, or `auto`.
-pub fn gpu_dtype_choice(text: &str) -> Result<DtypeChoice, String> {
-    choice(text, gpu_dtype, "bf16, fp16, f32 or auto")
-}
-
-fn choice(text: &str, dtype: fn(&str) -> Result<Dtype, String>, names: &str) -> Result<DtypeChoice, String> {
-    match text {
-        "auto" => Ok(DtypeChoice::Auto),
-        _ => dtype(text).map(DtypeChoice::Fixed).map_err(|_| expected(names, text)),
-    }
+/// A `T` by one of `names`, each of which parses.
+fn parsed<T: FromStr<Err = String> + Clone + Send + Sync + 'static>(
+    names: Vec<PossibleValue>,
+) -> impl TypedValueParser<Value = T> {
+    PossibleValuesParser::new(names).map(|name| name.parse().expect("one of the names"))
 }
 
 fn whole_in(text: &str, min: usize, max: usize) -> Result<usize, String> {
@@ -221,7 +196,7 @@ fn whole_in(text: &str, min: usize, max: usize) -> Result<usize, String> {
     }
 }
 
-/// Read as `f64` and rounded, which is what `atof` and an assignment do in C.
+/// Reads an `f64` and rounds it, as C does with `atof` and an assignment.
 fn real(text: &str) -> Option<f32> {
     text.parse::<f64>().ok().map(|x| x as f32).filter(|x| x.is_finite())
 }

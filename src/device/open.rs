@@ -1,4 +1,5 @@
-//! The devices by the names that flags give them. Nothing but this file and its callers knows a concrete device.
+//! The devices by the names that flags give them. Only this file and its callers know concrete
+//! devices.
 
 use crate::device::cpu::Cpu;
 use crate::device::cpu::matmul::Precision;
@@ -8,14 +9,16 @@ use crate::device::cuda::{AUTO, Cuda, CudaOptions, MatmulChoice};
 use crate::ops::{Device, Ops};
 use crate::tensor::Dtype;
 use anyhow::{Context, Result};
+use clap::ValueEnum;
+use std::str::FromStr;
 
 /// What to compute on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DeviceName {
     Cpu,
-    /// A GPU of those that `CUDA_VISIBLE_DEVICES` shows.
+    /// One of the GPUs that `CUDA_VISIBLE_DEVICES` shows.
     Cuda,
-    /// The kernels of the GPU, run on the CPU.
+    /// The GPU kernels, run on the CPU.
     Emulated,
 }
 
@@ -27,9 +30,17 @@ pub enum DtypeChoice {
     Fixed(Dtype),
 }
 
+impl FromStr for DtypeChoice {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        if name == "auto" { Ok(DtypeChoice::Auto) } else { name.parse().map(DtypeChoice::Fixed) }
+    }
+}
+
 impl DtypeChoice {
-    /// The type for a run on `device`. A resumed run passes the type it was in so far (`resumed`), which [`DtypeChoice::Auto`] keeps
-    /// if this device can compute in it.
+    /// Resolves the choice for a run on `device`. [`DtypeChoice::Auto`] keeps the type of a resumed
+    /// run if the device can compute in it.
     pub fn on(self, device: DeviceName, resumed: Option<Dtype>) -> Dtype {
         let can = |dtype| match (device, dtype) {
             (DeviceName::Cpu, Dtype::Bf16) => Precision::Bf16.is_supported(),
@@ -44,24 +55,24 @@ impl DtypeChoice {
     }
 }
 
-/// What flags say about a device.
+/// Options of a device.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DeviceOptions {
     pub device: DeviceName,
-    /// Which of the GPUs.
+    /// Index of the GPU.
     pub ordinal: usize,
-    /// On a CPU, that of the operands of matrix products.
+    /// Element type; on a CPU, of matmul operands only.
     pub dtype: Dtype,
     pub tf32: bool,
     pub gelu_fusion: i32,
     pub deterministic: bool,
     pub matmul: MatmulChoice,
-    /// 0: one for each core.
+    /// CPU threads; 0 means one per core.
     pub threads: usize,
 }
 
 impl DeviceOptions {
-    /// As `train_gpt2cu` has them if nothing is said.
+    /// The defaults of `train_gpt2cu`.
     pub fn new(device: DeviceName, dtype: Dtype, threads: usize) -> Self {
         let matmul = MatmulChoice::Fastest;
         DeviceOptions {
@@ -76,10 +87,11 @@ impl DeviceOptions {
         }
     }
 
-    /// Opens the device, and the pool of threads that work on the host is shared out to.
+    /// Starts the pool of CPU threads and opens the device.
     ///
     /// # Errors
-    /// One line, if there is no such device, it cannot compute in this type, or no threads are to be had.
+    /// One line, if there is no such device, it cannot compute in this type, or threads cannot be
+    /// started.
     pub fn open(&self) -> Result<Box<dyn Ops>> {
         rayon::ThreadPoolBuilder::new().num_threads(self.threads).build_global().context("--threads")?;
         let options = CudaOptions {
@@ -89,7 +101,7 @@ impl DeviceOptions {
             deterministic: self.deterministic,
             matmul: self.matmul,
         };
-        Ok(match self.device {
+        let device: Box<dyn Ops> = match self.device {
             DeviceName::Cpu => Box::new(Cpu::new(match self.dtype {
                 Dtype::Bf16 => Precision::Bf16,
                 _ => Precision::F32,
@@ -97,7 +109,7 @@ impl DeviceOptions {
             DeviceName::Cuda => {
                 let driver = Nvidia::open(self.ordinal, self.dtype).context("--device cuda")?;
                 let mut cuda = Cuda::new(Box::new(driver), options);
-                // Now, and not in the midst of it all: one that cannot be used.
+                // Opens cuBLASLt now, so that a broken one is reported at start-up.
                 cuda.libraries()?;
                 Box::new(cuda)
             }
@@ -107,7 +119,10 @@ impl DeviceOptions {
                 let driver = emulated::open(self.dtype, emulator).context("--device emulated")?;
                 Box::new(Cuda::new(driver, options))
             }
-        })
+        };
+        let article = if self.device == DeviceName::Cuda { "" } else { "the " };
+        log::info!("opened {article}{}", device.describe());
+        Ok(device)
     }
 }
 

@@ -7,12 +7,15 @@ use crate::tensor::{Dtype, MemoryPlan, Tensor};
 
 /// The activations that the backward pass recomputes instead of the forward pass storing them
 /// (llm.c's `-r`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Recompute {
+    #[value(name = "0")]
     Nothing,
     /// The output of the GELU: 4 C elements per token and layer.
+    #[value(name = "1")]
     Gelu,
     /// That and the outputs of both layernorms: 6 C elements per token and layer.
+    #[value(name = "2")]
     GeluAndLayernorm,
 }
 

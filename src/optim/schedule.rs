@@ -2,11 +2,11 @@
 //!
 //! The arithmetic is `f32` in llm.c's order, so that both programs use the same rates bit for bit.
 
+use clap::ValueEnum;
 use std::fmt;
-use std::str::FromStr;
 
 /// The shape of the curve after warm-up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ScheduleKind {
     /// Half a cosine down to the final rate.
     Cosine,
@@ -19,35 +19,11 @@ pub enum ScheduleKind {
     Wsd,
 }
 
-impl ScheduleKind {
-    pub const ALL: [ScheduleKind; 4] =
-        [ScheduleKind::Cosine, ScheduleKind::Linear, ScheduleKind::Constant, ScheduleKind::Wsd];
-
-    /// The name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            ScheduleKind::Cosine => "cosine",
-            ScheduleKind::Linear => "linear",
-            ScheduleKind::Constant => "constant",
-            ScheduleKind::Wsd => "wsd",
-        }
-    }
-}
-
+/// The name that `-k` takes.
 impl fmt::Display for ScheduleKind {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for ScheduleKind {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        Self::ALL
-            .into_iter()
-            .find(|kind| kind.name() == name)
-            .ok_or_else(|| format!("expected {}; found {name}", Self::ALL.map(Self::name).join(", ")))
+        let value = self.to_possible_value().expect("no kind is hidden");
+        f.write_str(value.get_name())
     }
 }
 
@@ -180,7 +156,7 @@ mod tests {
             ),
         ];
         for (kind, expected) in cases {
-            assert_eq!(schedules(kind).map(|s| fingerprint(&s)), expected, "{kind}");
+            assert_eq!(schedules(kind).map(|s| fingerprint(&s)), expected, "{kind:?}");
         }
     }
 
@@ -201,7 +177,7 @@ mod tests {
 
     #[test]
     fn a_rate_stays_between_its_ends_and_at_the_last_one_after_the_run() {
-        for kind in ScheduleKind::ALL {
+        for &kind in ScheduleKind::value_variants() {
             for s in schedules(kind) {
                 let min = s.max_lr * s.final_frac;
                 let range = min * 0.9999..=s.max_lr * 1.0001;
@@ -214,7 +190,7 @@ mod tests {
 
     #[test]
     fn degenerate_runs_have_finite_rates() {
-        for kind in ScheduleKind::ALL {
+        for &kind in ScheduleKind::value_variants() {
             for total_steps in [0, 1, 2, 10] {
                 for warmup in [0, 1, 2, 10, 11, 1000] {
                     let s = Schedule { kind, max_lr: 1.0, warmup, total_steps, final_frac: 0.5 };
@@ -235,9 +211,10 @@ mod tests {
 
     #[test]
     fn names_go_both_ways() {
-        for kind in ScheduleKind::ALL {
-            assert_eq!(kind.to_string().parse(), Ok(kind));
+        for &kind in ScheduleKind::value_variants() {
+            let value = kind.to_possible_value().unwrap();
+            assert_eq!(ScheduleKind::from_str(value.get_name(), false), Ok(kind));
         }
-        assert!("Cosine".parse::<ScheduleKind>().unwrap_err().contains("wsd; found Cosine"));
+        assert!(ScheduleKind::from_str("Cosine", false).is_err());
     }
 }

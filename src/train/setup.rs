@@ -13,7 +13,6 @@ use crate::cli::ModelSource;
 use crate::cli::flags::trainer::{EvalFlags, OptimFlags, TrainArgs};
 use crate::config::ModelConfig;
 use crate::data::tokenizer::EOT;
-use crate::model::activations::Recompute;
 use crate::model::{BatchShape, ModelOptions};
 use crate::ops::Ops;
 use crate::optim::optimizer::HyperParams;
@@ -112,7 +111,7 @@ fn replica_options(
         B,
         T,
         min_rows: data.hellaswag.as_ref().map_or(0, |questions| questions.longest().min(maxT)),
-        recompute: [Recompute::Nothing, Recompute::Gelu, Recompute::GeluAndLayernorm][args.device.recompute],
+        recompute: args.device.recompute,
         logits_bytes: dev.logits_bytes(),
         sharding: sharding(args.processes.zero_stage, &args.process),
     };

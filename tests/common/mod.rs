@@ -1,5 +1,5 @@
-//! What the tests of the programs share: a small corpus, and running a program to its end.
-#![allow(dead_code)] // each test binary uses its own part
+//! Shared by the tests of the programs: a small corpus, and running a program to its end.
+#![allow(dead_code)] // each test binary uses a part of it
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -42,7 +42,7 @@ impl Corpus {
     }
 }
 
-/// Step, loss and norm of each step in a run's `metrics.jsonl`, as the exact text that was written.
+/// Step, loss and norm of each step in a run's `metrics.jsonl`, as the exact text in the file.
 pub fn losses(dir: &Path) -> Vec<(u64, String, String)> {
     let text = std::fs::read_to_string(dir.join("metrics.jsonl")).unwrap();
     let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
@@ -52,7 +52,7 @@ pub fn losses(dir: &Path) -> Vec<(u64, String, String)> {
         .collect()
 }
 
-/// Removes the checkpoints after `step`, as if the process had died before there were any.
+/// Removes the checkpoints after `step`, as if the process had died before writing them.
 pub fn forget_after(dir: &Path, step: u32) {
     for entry in std::fs::read_dir(dir).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
@@ -63,7 +63,8 @@ pub fn forget_after(dir: &Path, step: u32) {
     }
 }
 
-/// Writes a fresh model that is small in every way, the vocabulary included, and that GPU kernels can work on: heads of 64.
+/// Writes a new model that is small in every dimension, including the vocabulary, and that GPU
+/// kernels can run: its head size is 64.
 pub fn write_small_model(path: &Path) {
     let config = ModelConfig { maxT: 64, V: 503, Vp: 512, L: 2, NH: 2, C: 128, qkv_bias: true };
     let layout = ParamLayout::new(&config);
@@ -82,7 +83,7 @@ pub fn write_small_model(path: &Path) {
     checkpoint::save_model(path, &ModelFile { config, params }, Dtype::F32).unwrap();
 }
 
-/// Tokens with some structure to learn: each is mostly a function of the one before.
+/// Writes tokens with some structure to learn: each is mostly a function of its predecessor.
 fn write_shard(path: &Path, len: usize, seed: u32) {
     let mut state = seed;
     let mut previous = 0u32;
@@ -107,14 +108,15 @@ pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Runs to the end and expects success.
+/// Runs the command to its end and expects success.
 pub fn succeed(command: &mut Command) -> Output {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{command:?}\n{}{}", stdout(&output), stderr(&output));
     output
 }
 
-/// Runs to the end and expects a refusal: exit code 2 and one line on standard error that holds all of `words`.
+/// Runs the command to its end and expects a refusal: exit code 2 and one line on standard error
+/// that contains all `words`.
 pub fn refuse(command: &mut Command, words: &[&str]) {
     let output = command.output().unwrap();
     let message = stderr(&output);

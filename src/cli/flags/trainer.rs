@@ -1,8 +1,8 @@
-//! The flags of `train_gpt2` and `train_gpt2cu`: one table that drives parsing, `--help`, the start-up table and the
-//! documentation of flags.
+//! The flags of `train_gpt2` and `train_gpt2cu`: one table that drives parsing, `--help`, the
+//! start-up table and the documentation of flags.
 //!
-//! Short flags are llm.c's, long names are those of its `train_gpt2.py` where it has one. The `id` of a flag is its
-//! label in the start-up table, again llm.c's where there is one.
+//! Short flags are llm.c's, long names are those of its `train_gpt2.py` where it has one. The `id`
+//! of a flag is its label in the start-up table, again llm.c's where there is one.
 
 mod groups;
 
@@ -16,7 +16,8 @@ use std::ffi::OsString;
 
 pub use groups::*;
 
-/// Which of the two programs these are the flags of. They differ in the devices they know, and in defaults.
+/// Which of the two programs these are the flags of. They differ in the devices they know, and in
+/// defaults.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Program {
     #[default]
@@ -41,7 +42,7 @@ impl Program {
     disable_help_flag = true,
     args_override_self = true,
     after_help = "Each flag takes one value. `--flag=value`, `-b=4`, `-b4` and `--batch_size 4` are understood; \
-                  the last of two equal flags counts."
+                  the last of two equal flags wins."
 )]
 pub struct TrainArgs {
     #[command(flatten)]
@@ -72,16 +73,16 @@ pub struct TrainArgs {
     #[arg(skip)]
     pub program: Program,
 
-    /// This process among all.
+    /// This process among all of them.
     #[arg(skip)]
     pub process: Process,
 
-    /// What the start-up table shows, in order.
+    /// Rows of the start-up table, in order.
     #[arg(skip)]
     pub rows: Vec<(String, String)>,
 }
 
-/// The table of a program as clap sees it.
+/// The clap command of a program.
 pub fn command(program: Program) -> Command {
     let command = match program {
         Program::TrainGpt2 => TrainArgs::command(),
@@ -90,23 +91,24 @@ pub fn command(program: Program) -> Command {
     parse::finish(command)
 }
 
-/// What is otherwise in `train_gpt2cu`.
+/// Applies the differences of `train_gpt2cu`.
 fn for_gpus(command: Command) -> Command {
     command.name(Program::TrainGpt2cu.name()).mut_args(|arg| match arg.get_id().as_str() {
         "device" => arg
             .value_parser(values::cuda_device)
+            .value_name("cuda|emulated")
             .default_value("cuda")
-            .help("What to train on: cuda, emulated (the same kernels on the CPU, slowly: for tests)"),
+            .help("Device to train on; emulated runs the same kernels on the CPU, slowly (for tests)"),
         "dtype" => arg
-            .value_parser(values::gpu_dtype_choice)
+            .value_parser(values::dtype_choices(&values::GPU_DTYPES))
             .default_value("bf16")
-            .help("Type of parameters, activations and gradients: bf16, fp16, f32, auto (bf16)"),
+            .help("Type of parameters, activations and gradients; auto is bf16"),
         _ => arg,
     })
 }
 
-/// Reads a command line; `argv` starts with the program's name, `variable` looks up the environment, in which a launcher says
-/// which of how many processes this is.
+/// Reads a command line; `argv` starts with the program's name, `variable` looks up the
+/// environment, in which a launcher says which of how many processes this is.
 ///
 /// # Errors
 /// One line: the flag, what was expected, what was found, what to do.
@@ -137,13 +139,13 @@ pub fn parse(
     Ok(Parsed::Run(args))
 }
 
-/// Name and value of everything that shapes the run, in the order of the flags.
+/// Names and values of the flags that shape the run, in the order of the flags.
 pub fn startup_rows(args: &TrainArgs) -> Vec<(String, String)> {
     args.rows.clone()
 }
 
-/// Values are shown as they were written. Flags that have one possible value, and options that were not used, are
-/// left out.
+/// Values are shown as they were written. Flags that have one possible value, and options that were
+/// not used, are left out.
 fn rows(command: &Command, matches: &ArgMatches, args: &TrainArgs) -> Vec<(String, String)> {
     let end = if args.device.name == DeviceName::Cpu { GPU_HEADING } else { PROCESS_HEADING };
     let shown = command.get_arguments().take_while(|arg| arg.get_help_heading() != Some(end));

@@ -1,9 +1,10 @@
-//! The command line of `warpsmith`: everything around training.
+//! The command line of `warpsmith`.
 
 mod scaling;
 
 use crate::cli::{Parsed, parse, values};
 use crate::device::open::{DeviceName, DtypeChoice};
+use crate::model::activations::Recompute;
 use crate::roofline::gpu::Gpu;
 use crate::tensor::Dtype;
 use anyhow::{Result, ensure};
@@ -12,9 +13,9 @@ pub use scaling::ScalingArgs;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-/// Prepare data, try out and convert models, draw curves
+/// Prepare data; sample, evaluate and convert models; plot runs
 ///
-/// Training itself is `train_gpt2` and, on GPUs, `train_gpt2cu`.
+/// `train_gpt2` trains a model on the CPU, `train_gpt2cu` on GPUs.
 #[derive(Parser, Clone, Debug)]
 #[command(name = "warpsmith", version, args_override_self = true, subcommand_required = true)]
 struct Tools {
@@ -22,102 +23,105 @@ struct Tools {
     tool: Tool,
 }
 
-/// What is to be done.
+/// A command.
 #[derive(Subcommand, Clone, Debug)]
 pub enum Tool {
-    /// Turn text into token shards for training and validation
+    /// Tokenize text into shards for training and validation
     Data(DataArgs),
-    /// Write short made-up stories, as token shards or as text: data to try training with, without a download
+    /// Write generated short stories, as token shards or as text: training data without a download
     Stories(StoriesArgs),
-    /// Let a model write
+    /// Generate text
     Sample(SampleArgs),
-    /// Measure a model: validation loss and perplexity, HellaSwag accuracy
+    /// Evaluate a model: validation loss and perplexity, HellaSwag accuracy
     Eval(EvalArgs),
-    /// Convert a model between llm.c's .bin and Hugging Face's safetensors, or HellaSwag's .jsonl to llm.c's .bin
+    /// Convert a model between llm.c's .bin and Hugging Face safetensors, or HellaSwag's .jsonl to
+    /// llm.c's .bin
     Convert(ConvertArgs),
-    /// Draw a run's curves from its metrics.jsonl
+    /// Plot a run from its metrics.jsonl
     Plot(PlotArgs),
-    /// Predict how long a training step takes on a GPU, kernel by kernel, beside what was measured
+    /// Predict the time of a training step on a GPU, kernel by kernel, next to measured times
     Roofline(RooflineArgs),
-    /// Predict a training step on many GPUs: communication that computing does not hide, memory by ZeRO stage. Without -d each
-    /// GPU has one micro-batch a step
+    /// Predict a training step on many GPUs: exposed communication, and memory per ZeRO stage.
+    /// Without -d, each GPU runs one micro-batch per step
     Scaling(ScalingArgs),
-    /// Start several processes of a trainer on this machine, and end all when one fails
+    /// Start the processes of a trainer on this machine, and stop all of them when one fails
     Launch(LaunchArgs),
-    /// Show the flags of the trainers as Markdown
+    /// Print the flags of the trainers as Markdown
+    #[command(hide = true)]
     Flags(FlagsArgs),
 }
 
 #[derive(Args, Clone, Debug)]
 pub struct DataArgs {
-    /// Text files, .jsonl files, folders of them, or - for text from standard input
+    /// Text files, .jsonl files, directories of them, or - for text from standard input
     #[arg(required = true, value_name = "INPUT")]
     pub inputs: Vec<PathBuf>,
-    /// Folder for the shards; made if missing
+    /// Directory for the shards; created if missing
     #[arg(short = 'o', long, value_name = "DIR")]
     pub output: PathBuf,
-    /// What the shards are called: NAME_val_000000.bin, NAME_train_000001.bin …
+    /// Shard name prefix: NAME_val_000000.bin, NAME_train_000001.bin …
     #[arg(long, value_name = "NAME", default_value = "data", value_parser = values::file_name)]
     pub name: String,
-    /// Tokens in each training shard but the last
+    /// Tokens per training shard; the last may have fewer
     #[arg(long, value_name = "TOKENS", default_value = "100000000", value_parser = values::tokens)]
     pub shard_size: usize,
     /// Tokens kept for validation [default: about a tenth of the text, at most a shard]
     #[arg(long, value_name = "TOKENS", value_parser = values::tokens)]
     pub val_tokens: Option<usize>,
-    /// What separates documents in a text file, \n for a line's end [default: a file is a document]
+    /// Document separator in text files, with \n for a newline [default: each file is one document]
     #[arg(long, value_name = "TEXT", value_parser = values::separator, allow_hyphen_values = true)]
     pub split_on: Option<String>,
     /// Field of a JSON line that holds the text
     #[arg(long, value_name = "NAME", default_value = "text", value_parser = values::name)]
     pub json_field: String,
-    /// Replace shards of that name
+    /// Replace existing shards of that name
     #[arg(long)]
     pub force: bool,
 }
 
 #[derive(Args, Clone, Debug)]
 pub struct LaunchArgs {
-    /// Processes to start: one for each GPU
+    /// Number of processes, one per GPU
     #[arg(short = 'n', long, value_name = "N", value_parser = values::count)]
     pub processes: usize,
-    /// How often to start all of them again after a failure; the program then needs -y 1 to go on from its last checkpoint
+    /// Restarts of all processes after a failure; needs -y 1 in COMMAND, to resume from the last
+    /// checkpoint
     #[arg(long, value_name = "N", default_value = "0", value_parser = values::whole)]
     pub restarts: usize,
-    /// The program and its flags, after --
+    /// The trainer and its flags, after --
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
 }
 
 #[derive(Args, Clone, Debug)]
 pub struct StoriesArgs {
-    /// Folder for token shards, or a file that ends in .txt for text
+    /// Directory for token shards, or a file that ends in .txt for text
     #[arg(short = 'o', long, value_name = "DIR|FILE")]
     pub output: PathBuf,
-    /// Stories to write
+    /// Number of stories
     #[arg(long, value_name = "N", value_parser = values::count, conflicts_with = "tokens")]
     pub count: Option<usize>,
-    /// Write stories until they have this many tokens [default: 1000000]
+    /// Number of tokens that the stories have together, approximately [default: 1000000]
     #[arg(long, value_name = "TOKENS", value_parser = values::tokens)]
     pub tokens: Option<usize>,
-    /// Seed: the same one gives the same stories
+    /// Random seed; the same seed gives the same stories
     #[arg(long, value_name = "N", default_value = "42", value_parser = values::long_seed)]
     pub seed: u64,
-    /// Replace files that are there
+    /// Replace existing files
     #[arg(long)]
     pub force: bool,
 }
 
-/// How much to write.
+/// The amount of text to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Amount {
     Stories(usize),
-    /// At least so many tokens.
+    /// Stories of about this many tokens.
     Tokens(usize),
 }
 
 impl StoriesArgs {
-    /// Tokens of stories, if nobody says how many: some minutes of training for a small model.
+    /// Default amount: a few minutes of training for a small model.
     const DEFAULT_TOKENS: usize = 1_000_000;
 
     pub fn amount(&self) -> Amount {
@@ -127,7 +131,7 @@ impl StoriesArgs {
         }
     }
 
-    /// Whether text is asked for, and not shards.
+    /// Whether the output is text instead of shards.
     pub fn is_text(&self) -> bool {
         self.output.extension().is_some_and(|extension| extension == "txt")
     }
@@ -135,31 +139,31 @@ impl StoriesArgs {
 
 #[derive(Args, Clone, Debug)]
 pub struct SampleArgs {
-    /// Model: a .bin or .safetensors file, or the folder of a run
+    /// Model: a .bin or .safetensors file, or the directory of a run
     #[arg(short = 'e', long, value_name = "PATH")]
     pub model: PathBuf,
-    /// Text to go on from [default: the start of a document]
+    /// Text to continue [default: the start of a document]
     #[arg(short = 'p', long, value_name = "TEXT")]
     pub prompt: Option<String>,
-    /// Tokens to add at most; the model may end earlier
+    /// Maximum number of tokens to generate; the model may end earlier
     #[arg(short = 'g', long, value_name = "TOKENS", default_value = "128", value_parser = values::count)]
     pub max_tokens: usize,
-    /// Divides the logits before a token is drawn (0 = always the likeliest token)
+    /// Sampling temperature (0 = greedy)
     #[arg(long, value_name = "T", default_value = "1.0", value_parser = values::non_negative)]
     pub temperature: f32,
-    /// Draw from the K likeliest tokens only (0 = from all)
+    /// Top-k sampling (0 = off)
     #[arg(long, value_name = "K", default_value = "0", value_parser = values::whole)]
     pub top_k: usize,
-    /// Draw from the fewest likeliest tokens that have this probability together (1 = from all)
+    /// Nucleus (top-p) sampling (1 = off)
     #[arg(long, value_name = "P", default_value = "1.0", value_parser = values::probability)]
     pub top_p: f32,
-    /// Seed of the drawing
+    /// Random seed
     #[arg(long, value_name = "N", default_value = "1337", value_parser = values::long_seed)]
     pub seed: u64,
-    /// Samples to write
+    /// Number of samples
     #[arg(long, value_name = "N", default_value = "1", value_parser = values::count)]
     pub count: usize,
-    /// Compute every token from the whole text before it, which is slow: a check of the cache
+    /// Run the whole text through the model for every token, slowly: a check of the key-value cache
     #[arg(long)]
     pub no_kv_cache: bool,
     #[command(flatten)]
@@ -168,7 +172,7 @@ pub struct SampleArgs {
 
 #[derive(Args, Clone, Debug)]
 pub struct EvalArgs {
-    /// Model: a .bin or .safetensors file, or the folder of a run
+    /// Model: a .bin or .safetensors file, or the directory of a run
     #[arg(short = 'e', long, value_name = "PATH")]
     pub model: PathBuf,
     /// HellaSwag questions: llm.c's .bin or the original .jsonl
@@ -177,16 +181,17 @@ pub struct EvalArgs {
     /// Validation shards: a file or a pattern with * and ?
     #[arg(short = 'j', long, value_name = "PATTERN", value_parser = values::name)]
     pub val: Option<String>,
-    /// Sequences in one forward pass
+    /// Sequences per forward pass
     #[arg(short = 'b', long, value_name = "B", default_value = "4", value_parser = values::count)]
     pub batch_size: usize,
-    /// Tokens in a sequence [default: all the model can take]
+    /// Sequence length in tokens [default: the model's maximum]
     #[arg(short = 't', long, value_name = "T", value_parser = values::count)]
     pub sequence_length: Option<usize>,
-    /// Batches of B * T validation tokens at most [default: the whole split]
+    /// Maximum number of validation batches of B*T tokens [default: the whole split]
     #[arg(short = 'm', long, value_name = "BATCHES", value_parser = values::count)]
     pub max_batches: Option<usize>,
-    /// File for the results: a JSON object a line, one for each question and one for the whole
+    /// File for the results: one JSON object per line, for each HellaSwag question and then a
+    /// summary
     #[arg(short = 'o', long, value_name = "FILE")]
     pub output: Option<PathBuf>,
     #[command(flatten)]
@@ -195,13 +200,14 @@ pub struct EvalArgs {
 
 #[derive(Args, Clone, Debug)]
 pub struct NumberArgs {
-    /// What to compute on: cpu, cuda, emulated
-    #[arg(long, value_name = "NAME", default_value = "cpu", value_parser = values::device)]
+    /// Device to compute on
+    #[arg(long, value_enum, default_value = "cpu")]
     pub device: DeviceName,
-    /// Type of the numbers, on a CPU only of those in matrix products: f32, bf16, on GPUs also fp16; auto: bf16 where it is in hardware
-    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = values::gpu_dtype_choice)]
+    /// Type to compute in (on a CPU: of matmul operands, and not fp16); auto is bf16 where the
+    /// hardware has it
+    #[arg(long, default_value = "f32", value_parser = values::dtype_choices(&values::GPU_DTYPES))]
     pub dtype: DtypeChoice,
-    /// Threads (0 = one for each core)
+    /// CPU threads (0 = one per core)
     #[arg(long, value_name = "N", default_value = "0", value_parser = values::whole)]
     pub threads: usize,
 }
@@ -218,19 +224,20 @@ impl NumberArgs {
 
 #[derive(Args, Clone, Debug)]
 pub struct ConvertArgs {
-    /// What to read: a model (.bin, .safetensors, or a folder that holds one), or HellaSwag's questions (.jsonl)
+    /// Input: a model (.bin, .safetensors, or a directory that holds one), or HellaSwag questions
+    /// (.jsonl)
     #[arg(value_name = "IN")]
     pub input: PathBuf,
-    /// File to write; its ending says the format: .bin or .safetensors
+    /// Output file; its extension selects the format: .bin or .safetensors
     #[arg(value_name = "OUT")]
     pub output: PathBuf,
-    /// Type of the numbers in a model's OUT: f32, bf16
-    #[arg(long, value_name = "TYPE", value_parser = values::dtype, default_value = "f32")]
+    /// Type of a model's parameters in OUT
+    #[arg(long, default_value = "f32", value_parser = values::dtypes(&values::CPU_DTYPES))]
     pub dtype: Dtype,
 }
 
 impl ConvertArgs {
-    /// Whether the input is HellaSwag's questions and no model.
+    /// Whether the input is HellaSwag questions instead of a model.
     pub fn is_hellaswag(&self) -> bool {
         self.input.extension().is_some_and(|end| end == "jsonl")
     }
@@ -238,7 +245,7 @@ impl ConvertArgs {
 
 #[derive(Args, Clone, Debug)]
 pub struct PlotArgs {
-    /// Folder of a run, with its metrics.jsonl; the pictures go there too
+    /// Directory of a run, with its metrics.jsonl; the plots are written there too
     #[arg(value_name = "DIR")]
     pub dir: PathBuf,
 }
@@ -247,39 +254,41 @@ pub struct PlotArgs {
 pub struct RooflineArgs {
     #[command(flatten)]
     pub step: StepArgs,
-    /// Instead of a step, one kernel by its machine code, loop by loop: what its pipes, issue slots and waits come to in clocks of
-    /// sm_90. NAME as in kernels/clocks.tsv: adamw, matmul_hopper_forward_128x256 …
+    /// Instead of a step, predict one kernel from its machine code, loop by loop: clocks of pipes,
+    /// issue slots and waits on sm_90. NAME as in kernels/clocks.tsv: adamw,
+    /// matmul_hopper_forward_128x256 …
     #[arg(long, value_name = "NAME", value_parser = values::name, conflicts_with_all = ["model", "batch_size",
         "sequence_length", "total_batch_size", "recompute", "logits_rows"])]
     pub kernel: Option<String>,
 }
 
-/// The step that is predicted.
+/// The step to predict.
 #[derive(Args, Clone, Debug)]
 pub struct StepArgs {
-    /// Shape: d12, gpt2:d24, gpt3:c768 …
+    /// Model shape: d12, gpt2:d24, gpt3:c768 …
     #[arg(short = 'e', long, value_name = "SHAPE", value_parser = values::name)]
     pub model: Option<String>,
-    /// Micro-batch: sequences in one forward and backward pass
+    /// Micro-batch size: sequences per forward and backward pass
     #[arg(short = 'b', long, value_name = "B", default_value = "4", value_parser = values::count)]
     pub batch_size: usize,
-    /// Tokens in a sequence, at most what the model can take
+    /// Sequence length in tokens, at most the model's maximum
     #[arg(short = 't', long, value_name = "T", default_value = "1024", value_parser = values::count)]
     pub sequence_length: usize,
-    /// Tokens in an optimiser step, a multiple of B * T [default: B * T]
+    /// Tokens per optimizer step, a multiple of B*T [default: B*T]
     #[arg(short = 'd', long, value_name = "TOKENS", value_parser = values::tokens)]
     pub total_batch_size: Option<usize>,
-    /// Compute again in the backward pass instead of keeping: 0 = nothing, 1 = GELU, 2 = GELU and layer norms
-    #[arg(short = 'r', long, value_name = "0..2", default_value = "1", value_parser = values::level2)]
-    pub recompute: usize,
-    /// Rows (tokens) of logits that memory holds: they are computed in equal pieces of at most so many
+    /// Recompute in backward: 0 = nothing, 1 = GELU, 2 = GELU and layernorm
+    #[arg(short = 'r', long, value_enum, default_value = "1")]
+    pub recompute: Recompute,
+    /// Rows (tokens) of logits held in memory at a time; they are computed in equal chunks of at
+    /// most ROWS
     #[arg(long, value_name = "ROWS", default_value = "16384", value_parser = values::count)]
     pub logits_rows: usize,
     /// GPU: h200, h100, a100, b200, 4090, 5090
     #[arg(long, value_name = "NAME", default_value = "h200", value_parser = values::gpu)]
     pub gpu: &'static Gpu,
-    /// Folder of records: times in NAME/*-kernels.json, of the GPU, are shown beside the prediction; counts in
-    /// emulated/*-kernels.json set limits
+    /// Directory of records: times of the GPU, in NAME/*-kernels.json, are shown next to the
+    /// prediction; counts in emulated/*-kernels.json set limits
     #[arg(long, value_name = "DIR", default_value = "benches/record")]
     pub records: PathBuf,
 }
@@ -296,7 +305,7 @@ pub struct FlagsArgs {
 /// # Errors
 /// One line: the flag, what was expected, what was found, what to do.
 pub fn parse(argv: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Parsed<Tool>> {
-    let command = Tools::command();
+    let command = parse::list_values(Tools::command());
     match parse::matches(&command, argv.into_iter().map(Into::into).collect())? {
         Parsed::Run(matches) => {
             let tool = Tools::from_arg_matches(&matches)?.tool;
@@ -308,7 +317,7 @@ pub fn parse(argv: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Pars
 }
 
 impl Tool {
-    /// What no flag can say alone.
+    /// Checks what flags cannot be checked for alone.
     fn check(&self) -> Result<()> {
         match self {
             Tool::Eval(args) => {
@@ -428,7 +437,7 @@ mod tests {
         let Tool::Roofline(a) = ok("roofline -e d12 -b 64 -d 524288 --gpu A100 -r 0") else { panic!() };
         let step = &a.step;
         assert_eq!((step.batch_size, step.sequence_length, step.total_batch_size), (64, 1024, Some(524_288)));
-        assert_eq!((step.gpu.name, step.recompute, step.logits_rows), ("a100", 0, 16_384));
+        assert_eq!((step.gpu.name, step.recompute, step.logits_rows), ("a100", Recompute::Nothing, 16_384));
         assert!(
             matches!(ok("roofline --kernel adamw"), Tool::Roofline(a) if a.kernel.as_deref() == Some("adamw"))
         );
@@ -452,12 +461,12 @@ mod tests {
         let cases = [
             (
                 "",
-                "no command given; expected data, stories, sample, eval, convert, plot, roofline, scaling, launch, flags",
+                "no command given; expected data, stories, sample, eval, convert, plot, roofline, scaling, launch",
             ),
             ("dat", "dat: unknown command; did you mean data?"),
             (
                 "xyz",
-                "xyz: unknown command; expected data, stories, sample, eval, convert, plot, roofline, scaling, launch, flags",
+                "xyz: unknown command; expected data, stories, sample, eval, convert, plot, roofline, scaling, launch",
             ),
             ("data -o x", "<INPUT>...: missing; --help says what it is"),
             ("data a", "-o/--output: missing; --help says what it is"),

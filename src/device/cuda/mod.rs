@@ -59,7 +59,7 @@ pub struct CudaOptions {
 pub const AUTO: i32 = -1;
 
 /// The kernels that matmuls may use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum MatmulChoice {
     /// The fastest on this device for the shape.
     Fastest,
@@ -67,12 +67,14 @@ pub enum MatmulChoice {
     Cublaslt,
     /// Our kernels of this tile, with the sum in `splits` parts. Tests, benchmarks and
     /// [`launches`](launches::launches) ask for it; no flag does.
+    #[value(skip)]
     Tile {
         M: usize,
         N: usize,
         splits: usize,
     },
     /// The same with our kernels for Hopper, whose tiles are 128 x `N`.
+    #[value(skip)]
     Hopper {
         N: usize,
         splits: usize,
@@ -196,13 +198,9 @@ pub fn kernels() -> Vec<&'static KernelSpec> {
 impl Device for Cuda {
     fn describe(&self) -> String {
         let info = self.driver.info();
-        let dtype = match self.options.dtype {
-            Dtype::F32 if self.options.tf32 => "f32 (TF32 products)",
-            Dtype::F32 => "f32",
-            Dtype::F16 => "fp16",
-            _ => "bf16",
-        };
-        format!("{}, {dtype}", info.name)
+        let CudaOptions { dtype, tf32, .. } = self.options;
+        let products = if dtype == Dtype::F32 && tf32 { " (TF32 products)" } else { "" };
+        format!("{}, {dtype}{products}", info.name)
     }
 
     fn libraries(&mut self) -> Result<Vec<(&'static str, String)>> {
@@ -289,9 +287,7 @@ impl Device for Cuda {
         let info = self.driver.info();
         let products = match self.options.dtype {
             Dtype::F32 if self.options.tf32 => "tf32",
-            Dtype::F32 => "f32",
-            Dtype::F16 => "fp16",
-            _ => "bf16",
+            dtype => dtype.name(),
         };
         (!info.emulated).then(|| Gpu { name: info.name.clone(), memory_bytes: info.memory_bytes, products })
     }

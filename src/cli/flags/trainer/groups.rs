@@ -3,20 +3,22 @@
 use crate::cli::values;
 use crate::device::cuda::MatmulChoice;
 use crate::device::open::{DeviceName, DtypeChoice};
+use crate::model::activations::Recompute;
 use crate::optim::schedule::ScheduleKind;
-use clap::{ArgAction, Args};
+use clap::{ArgAction, Args, ValueEnum};
 use std::path::PathBuf;
 
 /// llm.c's default for `-e`.
 pub const DEFAULT_MODEL: &str = "gpt2_124M_bf16.bin";
 
 /// Heading of the flags that only a GPU honors.
-pub(super) const GPU_HEADING: &str = "GPU; on a CPU only as they are";
+pub(super) const GPU_HEADING: &str = "GPU only";
 
 /// Heading of the flags that name the processes.
-pub(super) const PROCESS_HEADING: &str = "Several processes";
+pub(super) const PROCESS_HEADING: &str = "Multiple processes";
 
-/// Defaults under `--preset gpt2-124m` and `--preset llmc-124m`, in the form `default_value_ifs` takes.
+/// Defaults under `--preset gpt2-124m` and `--preset llmc-124m`, in the form `default_value_ifs`
+/// takes.
 type Presets = [(&'static str, &'static str, &'static str); 2];
 
 const fn presets(gpt2: &'static str, llmc: &'static str) -> Presets {
@@ -32,8 +34,8 @@ const FINEWEB_VAL: &str = "dev/data/fineweb10B/fineweb_val_*.bin";
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Recipe")]
 pub struct RecipeFlags {
-    /// Recipe that supplies defaults; a flag given beside it wins
-    #[arg(id = "preset", long = "preset", value_name = "NAME", value_parser = ["gpt2-124m", "llmc-124m"])]
+    /// Recipe that supplies defaults; explicit flags win
+    #[arg(id = "preset", long = "preset", value_parser = ["gpt2-124m", "llmc-124m"])]
     pub preset: Option<String>,
 }
 
@@ -53,11 +55,11 @@ pub struct FileFlags {
           default_value = "dev/data/tinyshakespeare/tiny_shakespeare_val.bin",
           default_value_ifs = presets(FINEWEB_EDU_VAL, FINEWEB_VAL))]
     pub input_val_bin: String,
-    /// Directory for logs and checkpoints; without it nothing is written
+    /// Directory for logs and checkpoints; without it, nothing is written
     #[arg(id = "output log dir", short = 'o', long = "output-dir", value_name = "DIR")]
     pub output_dir: Option<PathBuf>,
     /// Write a checkpoint every N steps and at the end (0 = never)
-    #[arg(id = "checkpoint_every", short = 'n', long = "checkpoint-every", value_name = "STEPS",
+    #[arg(id = "checkpoint_every", short = 'n', long = "checkpoint-every", value_name = "N",
           value_parser = values::every,
           default_value = "0", default_value_ifs = presets("5000", "5000"))]
     pub checkpoint_every: usize,
@@ -66,11 +68,11 @@ pub struct FileFlags {
           value_parser = values::whole,
           default_value = "0")]
     pub checkpoints_keep: usize,
-    /// Never delete a checkpoint whose step is a multiple of N (0 = no such exception)
-    #[arg(id = "checkpoints_major", long = "checkpoints-major-every", alias = "nm", value_name = "STEPS",
+    /// Never delete checkpoints whose step is a multiple of N (0 = off)
+    #[arg(id = "checkpoints_major", long = "checkpoints-major-every", alias = "nm", value_name = "N",
           value_parser = values::every, default_value = "0")]
     pub checkpoints_major_every: usize,
-    /// Go on from the newest checkpoint in the output directory, if there is one
+    /// Resume from the latest checkpoint in -o, if any
     #[arg(id = "resume", short = 'y', long = "resume", value_name = "0|1", value_parser = values::switch,
           action = ArgAction::Set, default_value = "0")]
     pub resume: bool,
@@ -80,24 +82,24 @@ pub struct FileFlags {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Model")]
 pub struct ModelFlags {
-    /// Checkpoint to start from, or a shape to initialise: d12, gpt2:d24, gpt3:c768 …
+    /// Checkpoint to start from, or a shape to initialize: d12, gpt2:d24, gpt3:c768 …
     // Empty when shape flags stand in for the default.
     #[arg(id = "model", short = 'e', long = "model", value_name = "FILE|SHAPE", value_parser = values::name,
           default_value = DEFAULT_MODEL, default_value_ifs = presets("d12", "d12"))]
     pub source: String,
-    /// Transformer blocks; with --heads and --channels it stands in for -e, with a shape it overrides it
+    /// Transformer layers; with --heads and --channels replaces -e, otherwise overrides it
     #[arg(id = "num_layers L", long = "layers", value_name = "L", value_parser = values::count)]
     pub layers: Option<usize>,
-    /// Attention heads in a block; overrides the shape's
+    /// Attention heads per layer; overrides the shape's
     #[arg(id = "num_heads NH", long = "heads", value_name = "NH", value_parser = values::count)]
     pub heads: Option<usize>,
     /// Width of the residual stream; overrides the shape's
     #[arg(id = "channels C", long = "channels", value_name = "C", value_parser = values::count)]
     pub channels: Option<usize>,
-    /// Longest sequence the model can take, in tokens; default: the shape's, else the sequence length
+    /// Maximum sequence length of the model, in tokens [default: the shape's, else -t]
     #[arg(id = "max_sequence_length", long = "context", value_name = "maxT", value_parser = values::count)]
     pub context: Option<usize>,
-    /// Whether a new model's query-key-value projection has a bias
+    /// Give a new model's query-key-value projection a bias
     #[arg(id = "qkv_bias", long = "qkv-bias", value_name = "0|1", value_parser = values::switch,
           action = ArgAction::Set,
           default_value = "1")]
@@ -109,32 +111,33 @@ pub struct ModelFlags {
 
 /// How much text a step takes, and the number of steps.
 #[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Batch and length of the run")]
+#[command(next_help_heading = "Batch and schedule")]
 pub struct BatchFlags {
-    /// Micro-batch: sequences in one forward and backward pass
+    /// Micro-batch size: sequences per forward and backward pass
     #[arg(id = "micro batch size B", short = 'b', long = "batch-size", value_name = "B",
           value_parser = values::count,
           default_value = "4", default_value_ifs = presets("64", "64"))]
     pub batch_size: usize,
-    /// Tokens in a sequence, at most what the model can take
+    /// Sequence length in tokens, at most the model's maximum
     #[arg(id = "sequence length T", short = 't', long = "sequence-length", value_name = "T",
           value_parser = values::count,
           default_value = "1024", default_value_ifs = presets("1024", "1024"))]
     pub sequence_length: usize,
-    /// Tokens in an optimiser step of all processes, a multiple of B * T * processes; gradients are accumulated; default: that
+    /// Tokens per optimizer step, over all processes; a multiple of B*T*processes [default:
+    /// B*T*processes]
     #[arg(id = "total batch size", short = 'd', long = "total-batch-size", value_name = "TOKENS",
           value_parser = values::tokens,
           default_value_ifs = presets("524288", "524288"))]
     pub total_batch_size: Option<usize>,
-    /// Optimiser steps (-1 = one epoch)
+    /// Optimizer steps (-1 = one epoch)
     #[arg(id = "max_steps", short = 'x', long = "num-iterations", value_name = "STEPS",
           value_parser = values::steps,
           default_value = "-1", default_value_ifs = presets("19073", "18865"))]
     pub num_iterations: i64,
-    /// Passes over the training data, in place of a number of steps
+    /// Passes over the training data, instead of -x
     #[arg(id = "epochs", long = "epochs", value_name = "N", value_parser = values::count)]
     pub epochs: Option<usize>,
-    /// Train on the first validation batch again and again, to see the loss go to zero
+    /// Train on the first validation batch in every step, to see the loss approach zero
     #[arg(id = "overfit_single_batch", short = 'a', long = "overfit-single-batch", value_name = "0|1",
           value_parser = values::switch,
           action = ArgAction::Set, default_value = "0")]
@@ -143,53 +146,52 @@ pub struct BatchFlags {
 
 /// The learning rate, AdamW, and the steps it skips.
 #[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Optimiser")]
+#[command(next_help_heading = "Optimizer")]
 pub struct OptimFlags {
-    /// Schedule of the learning rate: cosine, linear, constant, wsd (constant, then down over the last fifth)
-    #[arg(id = "LR scheduler", short = 'k', long = "lr-scheduler", value_name = "NAME",
-          value_parser = |name: &str| name.parse::<ScheduleKind>(), default_value = "cosine")]
+    /// Learning-rate schedule; wsd is constant, then decays over the last fifth
+    #[arg(id = "LR scheduler", short = 'k', long = "lr-scheduler", value_enum, default_value = "cosine")]
     pub lr_scheduler: ScheduleKind,
-    /// Highest learning rate
+    /// Maximum learning rate
     #[arg(id = "learning rate (LR)", short = 'l', long = "learning-rate", value_name = "LR",
           value_parser = values::non_negative,
           default_value = "3e-4", default_value_ifs = presets("6e-4", "6e-4"))]
     pub learning_rate: f32,
-    /// Steps over which the learning rate rises to its highest
+    /// Steps of linear learning-rate warmup
     #[arg(id = "warmup iterations", short = 'u', long = "warmup-iters", value_name = "STEPS",
           value_parser = values::whole,
           default_value = "0", default_value_ifs = presets("715", "700"))]
     pub warmup_iters: usize,
-    /// Learning rate at the end, as a fraction of the highest (1 = no decay)
+    /// Final learning rate, as a fraction of the maximum (1 = no decay)
     #[arg(id = "final LR fraction", short = 'q', long = "learning-rate-decay-frac", value_name = "FRACTION",
           value_parser = values::fraction,
           default_value = "1.0", default_value_ifs = presets("0.1", "0.0"))]
     pub learning_rate_decay_frac: f32,
-    /// Weight decay of matrices and embeddings; biases and layer norms never decay
+    /// Weight decay of matrices and embeddings; biases and layernorms never decay
     #[arg(id = "weight decay", short = 'c', long = "weight-decay", value_name = "RATE",
           value_parser = values::non_negative,
           default_value = "0.0", default_value_ifs = presets("0.1", "0.1"))]
     pub weight_decay: f32,
-    /// Longest gradient; a longer one is scaled down (0 = no clipping)
+    /// Clip the gradient norm to NORM (0 = off)
     #[arg(id = "grad_clip", long = "grad-clip", value_name = "NORM", value_parser = values::non_negative,
           default_value = "1.0")]
     pub grad_clip: f32,
-    /// AdamW's decay of the mean
+    /// AdamW beta1
     #[arg(id = "beta1", long = "beta1", value_name = "RATE", value_parser = values::decay,
           default_value = "0.9")]
     pub beta1: f32,
-    /// AdamW's decay of the mean square
+    /// AdamW beta2
     #[arg(id = "beta2", long = "beta2", value_name = "RATE", value_parser = values::decay,
           default_value = "0.95")]
     pub beta2: f32,
-    /// AdamW's guard against a division by zero
+    /// AdamW epsilon
     #[arg(id = "adam_eps", long = "adam-eps", value_name = "EPS", value_parser = values::positive,
           default_value = "1e-8")]
     pub adam_eps: f32,
-    /// Skip the update when the loss is more than Z deviations above its last 128 (0 = never)
+    /// Skip updates whose loss z-score over the last 128 steps exceeds Z (0 = off)
     #[arg(id = "skip update lossz", long = "skip-update-lossz", alias = "sl", value_name = "Z",
           value_parser = values::non_negative, default_value = "0.0")]
     pub skip_update_lossz: f32,
-    /// The same for the norm of the gradient
+    /// Skip updates whose gradient-norm z-score over the last 128 steps exceeds Z (0 = off)
     #[arg(id = "skip update gradz", long = "skip-update-gradz", alias = "sg", value_name = "Z",
           value_parser = values::non_negative, default_value = "0.0")]
     pub skip_update_gradz: f32,
@@ -199,43 +201,43 @@ pub struct OptimFlags {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Evaluation and samples")]
 pub struct EvalFlags {
-    /// Measure the validation loss every N steps and at the end (0 = never)
-    #[arg(id = "val_loss_every", short = 'v', long = "val-loss-every", value_name = "STEPS",
+    /// Evaluate the validation loss every N steps and at the end (0 = never)
+    #[arg(id = "val_loss_every", short = 'v', long = "val-loss-every", value_name = "N",
           value_parser = values::every,
           default_value = "20", default_value_ifs = presets("250", "250"))]
     pub val_loss_every: usize,
-    /// Batches of B * T tokens in a validation (-1 = the whole split)
+    /// Batches of B*T tokens per validation (-1 = the whole split)
     #[arg(id = "val_max_steps", short = 'm', long = "val-max-steps", value_name = "BATCHES",
           value_parser = values::batches,
           default_value = "20")]
     pub val_max_steps: i64,
-    /// Write a sample every N steps and at the end (0 = never)
-    #[arg(id = "sample_every", short = 's', long = "sample-every", value_name = "STEPS",
+    /// Generate a sample every N steps and at the end (0 = never)
+    #[arg(id = "sample_every", short = 's', long = "sample-every", value_name = "N",
           value_parser = values::every,
           default_value = "20", default_value_ifs = presets("250", "20000"))]
     pub sample_every: usize,
-    /// Tokens in a sample, with the token it starts from
+    /// Tokens per sample, including the prompt or start token
     #[arg(id = "genT", short = 'g', long = "sample-len", value_name = "TOKENS", value_parser = values::count,
           default_value = "64", default_value_ifs = presets("64", "144"))]
     pub sample_len: usize,
-    /// Text a sample goes on from; default: the start of a document
+    /// Text that samples continue [default: the start of a document]
     #[arg(id = "prompt", long = "prompt", value_name = "TEXT", value_parser = values::name)]
     pub prompt: Option<String>,
-    /// Divides the logits before a token is drawn (0 = always the likeliest token)
+    /// Sampling temperature (0 = greedy)
     #[arg(id = "sample_temperature", long = "sample-temperature", value_name = "T",
           value_parser = values::non_negative,
           default_value = "1.0")]
     pub sample_temperature: f32,
-    /// Draw from the K likeliest tokens only (0 = from all)
+    /// Top-k sampling (0 = off)
     #[arg(id = "sample_top_k", long = "sample-top-k", value_name = "K", value_parser = values::whole,
           default_value = "0")]
     pub sample_top_k: usize,
-    /// Measure HellaSwag accuracy along with the validation loss
+    /// Evaluate HellaSwag accuracy along with the validation loss
     #[arg(id = "run hellaswag", short = 'h', long = "hellaswag-eval", value_name = "0|1",
           value_parser = values::switch,
           action = ArgAction::Set, default_value = "0", default_value_ifs = presets("1", "1"))]
     pub hellaswag_eval: bool,
-    /// The HellaSwag questions, in llm.c's format
+    /// HellaSwag questions in llm.c's format
     #[arg(
         id = "hellaswag_data",
         long = "hellaswag-data",
@@ -247,82 +249,90 @@ pub struct EvalFlags {
 
 /// The device and its number types.
 #[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Device and numbers")]
+#[command(next_help_heading = "Device and precision")]
 pub struct DeviceFlags {
-    /// What to train on: cpu
-    #[arg(id = "device", long = "device", value_name = "NAME", value_parser = values::cpu_device,
+    /// Device to train on
+    #[arg(id = "device", long = "device", value_name = "cpu", value_parser = values::cpu_device,
           default_value = "cpu")]
     pub name: DeviceName,
-    /// Threads (0 = one for each core)
+    /// CPU threads (0 = one per core)
     #[arg(id = "threads", long = "threads", value_name = "N", value_parser = values::whole,
           default_value = "0")]
     pub threads: usize,
-    /// Type of the numbers in matrix products: f32, bf16, auto (bf16 on CPUs with AMX or AVX512-BF16, else f32)
-    #[arg(id = "dtype", long = "dtype", value_name = "TYPE", value_parser = values::dtype_choice,
+    /// Type of matmul operands; auto is bf16 on CPUs with AMX or AVX512-BF16, else f32
+    #[arg(id = "dtype", long = "dtype", value_parser = values::dtype_choices(&values::CPU_DTYPES),
           default_value = "f32")]
     pub dtype: DtypeChoice,
-    /// Allow TF32 in products of f32; a CPU has none and is exact either way
+    /// Allow TF32 in f32 matmuls (GPU)
     #[arg(id = "tf32", short = 'f', long = "tf32", alias = "tensorcores", value_name = "0|1",
           value_parser = values::switch, action = ArgAction::Set, default_value = "1")]
     pub tf32: bool,
-    /// Compute again in the backward pass instead of keeping: 0 = nothing, 1 = GELU, 2 = GELU and layer norms
-    #[arg(id = "recompute", short = 'r', long = "recompute", value_name = "0..2",
-          value_parser = values::level2,
+    /// Recompute in backward: 0 = nothing, 1 = GELU, 2 = GELU and layernorm
+    #[arg(id = "recompute", short = 'r', long = "recompute", value_enum,
           default_value = "1", default_value_ifs = presets("1", "0"))]
-    pub recompute: usize,
+    pub recompute: Recompute,
 }
 
 /// Flags that only a GPU honors; a CPU takes their defaults alone.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = GPU_HEADING)]
 pub struct GpuFlags {
-    /// Print the state of the GPU every N steps
-    #[arg(id = "gpu_info_every", long = "gpu-info-every", alias = "lg", value_name = "STEPS",
+    /// Print the state of the GPU every N steps (0 = never)
+    #[arg(id = "gpu_info_every", long = "gpu-info-every", alias = "lg", value_name = "N",
           value_parser = values::every,
           default_value = "-1")]
     pub gpu_info_every: usize,
-    /// Keep f32 weights beside narrower ones for the optimiser
+    /// Keep f32 master weights
     #[arg(id = "use_master_weights", short = 'w', long = "use-master-weights", value_name = "0|1",
           value_parser = values::switch,
           action = ArgAction::Set, default_value = "1")]
     pub use_master_weights: bool,
-    /// Fuse GELU into matrix products: 0 = no, 1 = forward, 2 = forward and backward, auto = where measured to be faster
-    #[arg(id = "gelu_fusion", long = "gelu-fusion", alias = "ge", value_name = "auto|0..2",
+    /// Fuse GELU into matmuls: 0 = never, 1 = forward, 2 = forward and backward, auto = where
+    /// faster
+    #[arg(id = "gelu_fusion", long = "gelu-fusion", alias = "ge", value_name = "auto|0|1|2",
           value_parser = values::gelu_fusion,
           default_value = "auto")]
     pub gelu_fusion: i32,
-    /// Whose matrix products: fastest (of ours and cuBLASLt's, measured for each shape), own, cublaslt
-    #[arg(id = "matmul", long = "matmul", value_name = "NAME", value_parser = values::matmul,
-          default_value = "fastest")]
+    /// Matmul backend; fastest times own and cublaslt per shape
+    #[arg(id = "matmul", long = "matmul", value_enum, default_value = "fastest")]
     pub matmul: MatmulChoice,
-    /// Choose kernels without measuring them, so that another run, or the same one resumed, has the same bits
+    /// Pick kernels without timing them: bitwise reproducible runs
     #[arg(id = "deterministic", long = "deterministic", value_name = "0|1", value_parser = values::switch,
           action = ArgAction::Set, default_value = "0")]
     pub deterministic: bool,
+}
+
+/// How processes find each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum InitMethodName {
+    Auto,
+    Mpi,
+    Tcp,
+    Fs,
 }
 
 /// The processes that train together, and what is sharded among them.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = PROCESS_HEADING)]
 pub struct ProcessFlags {
-    /// Processes that train together; a launcher says it too
+    /// Number of processes (normally set by the launcher)
     #[arg(id = "num_processes", long = "num-processes", alias = "pn", value_name = "N",
           value_parser = values::count)]
     pub num_processes: Option<usize>,
-    /// Number of this process, from 0; a launcher says it too
+    /// Rank of this process, from 0 (normally set by the launcher)
     #[arg(id = "process_rank", long = "process-rank", alias = "pr", value_name = "RANK",
           value_parser = values::whole)]
     pub process_rank: Option<usize>,
-    /// GPUs in a machine, for -pr without a launcher
+    /// GPUs per machine, for -pr without a launcher
     #[arg(id = "gpus_per_node", long = "gpus-per-node", alias = "pg", value_name = "N",
           value_parser = values::count,
           default_value = "8")]
     pub gpus_per_node: usize,
-    /// How processes find each other: auto (the launcher says), tcp, fs, mpi (if built with it)
-    #[arg(id = "nccl_init_method", long = "nccl-init-method", aliases = ["pi", "pm"], value_name = "NAME",
-          value_parser = ["auto", "mpi", "tcp", "fs"], default_value = "auto")]
-    pub nccl_init_method: String,
-    /// Address of process 0, for tcp: host or host:port
+    /// How processes find each other; auto asks the launcher, mpi needs a build with MPI
+    #[arg(id = "nccl_init_method", long = "nccl-init-method", aliases = ["pi", "pm"], value_enum,
+          default_value = "auto")]
+    pub nccl_init_method: InitMethodName,
+    /// Address of rank 0, for -pi tcp: host or host:port
     #[arg(
         id = "server_ip",
         long = "server-ip",
@@ -332,31 +342,33 @@ pub struct ProcessFlags {
         hide_default_value = true
     )]
     pub server_ip: String,
-    /// Shared directory, for fs
+    /// Shared directory, for -pi fs
     #[arg(id = "fs_path", long = "fs-path", aliases = ["pf", "pp"], value_name = "DIR",
           default_value = "", hide_default_value = true)]
     pub fs_path: String,
-    /// Divide among processes (ZeRO): 1 = optimizer state, 2 = gradients too, 3 = parameters too
-    #[arg(id = "zero_stage", short = 'z', long = "zero-stage", value_name = "0..3",
-          value_parser = values::level3, default_value = "0")]
+    /// Shard across processes (ZeRO): 0 = nothing, 1 = optimizer state, 2 = gradients too, 3 =
+    /// parameters too
+    #[arg(id = "zero_stage", short = 'z', long = "zero-stage", value_name = "0|1|2|3",
+          value_parser = values::zero_stage, default_value = "0")]
     pub zero_stage: usize,
-    /// Add gradients up over processes after every micro-step, not only the last (-z 2 and 3 always do)
+    /// Reduce gradients over processes after every micro-step, not only the last (-z 2 and 3 always
+    /// do)
     #[arg(id = "sum_every_micro_step", long = "sum-every-micro-step", value_name = "0|1",
           value_parser = values::switch, action = ArgAction::Set, default_value = "0")]
     pub sum_every_micro_step: bool,
 }
 
-/// Flags of llm.c and `train_gpt2.py` that have one possible value here. Any other value is refused, so that
-/// no one relies on a feature that is missing.
+/// Flags of llm.c and `train_gpt2.py` that have one possible value here. Any other value is
+/// refused, so that no one relies on a feature that is missing.
 #[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Accepted from llm.c; in this build only as they are")]
+#[command(next_help_heading = "Accepted for llm.c compatibility (fixed values)")]
 pub struct CompatFlags {
-    /// Fused attention, never a stored T * T matrix
+    /// Fused attention, which never stores a T x T matrix
     #[arg(id = "flash", long = "flash", value_name = "0|1", value_parser = values::switch,
           action = ArgAction::Set,
           default_value = "1")]
     pub flash: bool,
-    /// Compile the model as it runs
+    /// Compile the model at run time
     #[arg(id = "compile", long = "compile", value_name = "0|1", value_parser = values::switch,
           action = ArgAction::Set,
           default_value = "0")]
@@ -365,7 +377,7 @@ pub struct CompatFlags {
     #[arg(id = "write_tensors", long = "write-tensors", value_name = "0|1", value_parser = values::switch,
           action = ArgAction::Set, default_value = "0")]
     pub write_tensors: bool,
-    /// Measure the forward pass without training
+    /// Time the forward pass without training
     #[arg(id = "inference_only", long = "inference-only", value_name = "0|1", value_parser = values::switch,
           action = ArgAction::Set, default_value = "0")]
     pub inference_only: bool,

@@ -3,6 +3,7 @@ use crate::cli::ModelSource;
 use crate::config::ModelConfig;
 use crate::device::cuda::{AUTO, MatmulChoice};
 use crate::device::open::DtypeChoice;
+use crate::model::activations::Recompute;
 use crate::optim::schedule::ScheduleKind;
 use crate::tensor::Dtype;
 use std::path::PathBuf;
@@ -62,7 +63,7 @@ fn defaults_are_those_of_llmc() {
     );
     assert_eq!(
         (a.eval.hellaswag_eval, a.batch.overfit_single_batch, a.device.tf32, a.device.recompute),
-        (false, false, true, 1)
+        (false, false, true, Recompute::Gelu)
     );
     assert_eq!((a.eval.sample_temperature, a.eval.sample_top_k), (1.0, 0));
     assert_eq!(
@@ -153,7 +154,7 @@ fn values_reach_their_fields() {
     assert!(a.eval.hellaswag_eval && a.batch.overfit_single_batch && !a.device.tf32);
     assert_eq!(
         (a.device.recompute, a.model.seed, a.device.threads, a.device.dtype),
-        (2, 15, 16, DtypeChoice::Fixed(Dtype::Bf16))
+        (Recompute::GeluAndLayernorm, 15, 16, DtypeChoice::Fixed(Dtype::Bf16))
     );
     assert_eq!((a.optim.grad_clip, a.optim.beta1, a.optim.beta2, a.optim.adam_eps), (0.0, 0.5, 0.75, 1e-6));
     assert_eq!((a.eval.hellaswag_data.to_str(), a.eval.prompt.as_deref()), (Some("h"), Some("p")));
@@ -215,7 +216,7 @@ fn a_gpu_honours_more() {
     assert_eq!(ok("--device emulated --matmul own").device.name, DeviceName::Emulated);
     assert_eq!(
         error("--device cpu"),
-        "--device: expected cuda or emulated, found cpu; it is train_gpt2 that trains on CPUs"
+        "--device: expected cuda or emulated, found cpu; train_gpt2 trains on CPUs"
     );
     assert_eq!(error("--dtype fp8"), "--dtype: expected bf16, fp16, f32 or auto, found fp8");
     assert!(
@@ -307,15 +308,15 @@ fn errors_are_one_line_that_names_the_flag() {
         ("-l -0.3", "-l/--learning-rate: expected a number of at least 0, found -0.3"),
         ("-q 1.5", "-q/--learning-rate-decay-frac: expected a number from 0 to 1, found 1.5"),
         ("-y 2", "-y/--resume: expected 0 (off) or 1 (on), found 2"),
-        ("-r 3", "-r/--recompute: expected a whole number of at most 2, found 3"),
+        ("-r 3", "-r/--recompute: expected 0, 1 or 2, found 3"),
         ("-sg x", "-sg/--skip-update-gradz: expected a number of at least 0, found x"),
-        ("-k cosin", "-k/--lr-scheduler: expected cosine, linear, constant, wsd; found cosin"),
+        ("-k cosin", "-k/--lr-scheduler: expected cosine, linear, constant or wsd, found cosin"),
         ("--beta2 1", "--beta2: expected a number of at least 0 and below 1, found 1"),
         ("--adam-eps 0", "--adam-eps: expected a number above 0, found 0"),
         ("--dtype fp8", "--dtype: expected f32, bf16 or auto, found fp8"),
         ("--seed -1", "--seed: expected a whole number from 0 to 4294967295, found -1"),
-        ("--preset gpt3", "--preset: expected gpt2-124m, llmc-124m, found gpt3"),
-        ("-pi udp", "-pi/--nccl-init-method: expected auto, mpi, tcp, fs, found udp"),
+        ("--preset gpt3", "--preset: expected gpt2-124m or llmc-124m, found gpt3"),
+        ("-pi udp", "-pi/--nccl-init-method: expected auto, mpi, tcp or fs, found udp"),
         ("-i=", "-i/--input-bin: expected a name, found nothing"),
         ("--epochs 2 -x 5", "--epochs: expected this or -x/--num-iterations, found both"),
     ];
@@ -366,7 +367,7 @@ fn presets_supply_defaults_and_explicit_flags_win() {
     );
     assert_eq!(
         (a.eval.sample_every, a.eval.sample_len, a.device.recompute, a.files.resume),
-        (20000, 144, 0, false)
+        (20000, 144, Recompute::Nothing, false)
     );
     assert!(a.files.input_bin.ends_with("fineweb10B/fineweb_train_*.bin"));
 
@@ -418,7 +419,7 @@ fn a_model_is_a_file_or_a_shape() {
 fn files_and_schedules_must_fit() {
     assert!(error("-y 1").starts_with("-y/--resume 1: needs a directory"));
     assert!(error("-n 100").starts_with("-n/--checkpoint-every 100: needs a directory"));
-    assert!(error("-k constant -u 5").contains("no warm-up"));
+    assert!(error("-k constant -u 5").contains("no warmup"));
     assert!(error("-k constant -q 0.1").contains("does not decay"));
     let schedule = ok("-k wsd -u 5 -l 0.5 -q 0.25").schedule(100);
     assert_eq!((schedule.warmup, schedule.total_steps, schedule.max_lr), (5, 100, 0.5));

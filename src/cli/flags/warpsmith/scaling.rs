@@ -13,15 +13,15 @@ pub struct ScalingArgs {
     #[arg(long, value_name = "N,N,…", value_delimiter = ',', value_parser = values::count,
           default_value = "1,2,4,8,16,32,64,128,256,512,1024")]
     pub gpus: Vec<usize>,
-    /// ZeRO stages: 0 divides nothing among GPUs, 1 the optimiser's state, 2 gradients too, 3 parameters too
-    #[arg(long, value_name = "STAGE,…", value_delimiter = ',', value_parser = values::level3,
+    /// ZeRO stages: 0 shards nothing, 1 the optimizer state, 2 gradients too, 3 parameters too
+    #[arg(long, value_name = "STAGE,…", value_delimiter = ',', value_parser = values::zero_stage,
           default_value = "0,1,2,3")]
     pub zero: Vec<usize>,
-    /// Links within a machine (nvlink3, nvlink4, nvlink5, pcie4, pcie5), between machines (hdr, ndr), or both [default: what
-    /// the GPU usually has]
+    /// Links within a machine (nvlink3, nvlink4, nvlink5, pcie4, pcie5), between machines (hdr,
+    /// ndr), or both [default: what the GPU usually has]
     #[arg(long, value_name = "LINK,LINK", value_delimiter = ',', value_parser = link)]
     pub links: Vec<&'static Link>,
-    /// GPUs in a machine, each with an adapter for the network
+    /// GPUs per machine, each with a network adapter
     #[arg(long, value_name = "N", default_value = "8", value_parser = values::count)]
     pub gpus_per_node: usize,
 }
