@@ -68,7 +68,7 @@ impl Memory {
     ///
     /// # Panics
     /// If it was not lent.
-    pub fn take_back(&mut self, tensor: Tensor) {
+    pub fn reclaim(&mut self, tensor: Tensor) {
         let start = self.arenas[tensor.arena].as_ptr().addr() + tensor.offset;
         self.lent.reclaim(start, tensor.size_bytes());
     }
@@ -196,9 +196,9 @@ mod tests {
         memory.lend(a);
         memory.lend(b);
         memory.borrow().write(x.slice(40, 60));
-        memory.take_back(a);
+        memory.reclaim(a);
         memory.borrow().write(a);
-        memory.take_back(b);
+        memory.reclaim(b);
         memory.borrow().write(x);
     }
 
@@ -207,7 +207,7 @@ mod tests {
     fn what_was_not_lent_is_not_taken_back() {
         let (mut memory, x) = memory();
         memory.lend(x.slice(0, 20));
-        memory.take_back(x.slice(0, 19));
+        memory.reclaim(x.slice(0, 19));
     }
 
     #[test]

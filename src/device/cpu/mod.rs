@@ -89,7 +89,7 @@ impl Device for Cpu {
     }
 
     fn reclaim(&mut self, tensor: Tensor) {
-        self.memory.take_back(tensor);
+        self.memory.reclaim(tensor);
     }
 }
 
