@@ -92,7 +92,7 @@ pub fn switch(text: &str) -> Result<bool, String> {
     }
 }
 
-/// Where GELU is fused: nowhere, in forward, in both passes, or wherever that is faster.
+/// The passes in which GELU is fused: none, forward, both, or those in which that is faster.
 pub fn gelu_fusion(text: &str) -> Result<i32, String> {
     match text {
         "auto" | "-1" => Ok(AUTO),

@@ -178,7 +178,7 @@ fn another_version_elsewhere_is_refused() {
 #[test]
 fn a_process_that_is_killed_takes_the_other_along() {
     let libraries = StandIns::new();
-    // Where NCCL waits for a rank that is gone, and the calls that the other rank then makes.
+    // The place in which NCCL waits for a lost rank, and the calls that the other rank then makes.
     for (mode, sign, expected) in [
         ("init-hangs", "rank 1 hangs", &[][..]),
         ("stuck", "1: all_reduce", &["joins", "all_reduce", "abort"]),

@@ -74,8 +74,7 @@ fn a_run_resumes_with_another_stage_and_number_of_processes() {
         let resumed = run(&corpus, TRAIN_GPT2, after.0, &flags(after.1), &out);
         assert_alike(&resumed, &whole, 1e-5, 1e-4);
     }
-    // Where sums have the same order, sharding changes no bit, neither of a checkpoint nor of later
-    // steps.
+    // Sums in the same order: sharding changes no bit, neither of a checkpoint nor of later steps.
     let flags = |stage: usize| format!("-x 24 -n 8 -y 1 --grad-clip 0 -z {stage}");
     for (before, after) in [(1, 0), (0, 1), (3, 2), (2, 3)] {
         let [whole, parts] = [format!("whole-{before}{after}"), format!("parts-{before}{after}")];

@@ -38,7 +38,7 @@ fn addresses_in_shared_memory() {
     });
 }
 
-/// Of matrix i, or of its transpose, lane l gets element (l / 4, 2 (l % 4)) and the next in the
+/// Lane l gets element (l / 4, 2 (l % 4)) of matrix i, or of its transpose, and the next in the
 /// row. Row r of matrix i is the one that lane 8 i + r names; lanes name rows in order, and then in
 /// another order.
 #[test]
