@@ -1,4 +1,4 @@
-//! The place at which ranks rendezvous: from flags, or from the launcher's description of the machines.
+//! The place at which ranks rendezvous, from flags or from what the launcher says of the machines.
 
 use super::environment::{Launcher, OWN_RUN, Process};
 use super::mesh::Rendezvous;
