@@ -31,15 +31,19 @@ impl Partition {
 
 /// The state that ranks shard instead of replicating (ZeRO: Rajbhandari et al. 2020). Each stage
 /// includes the ones before it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum ZeroStage {
     /// Nothing: gradients are all-reduced, and every rank does the same update.
+    #[value(name = "0")]
     Zero0,
     /// Master weights and moments: each rank updates its partition, then parameters are gathered.
+    #[value(name = "1")]
     Zero1,
     /// Gradients: each micro-step leaves the reduced gradients of one partition on each rank.
+    #[value(name = "2")]
     Zero2,
     /// Parameters: a layer's are gathered just before each pass needs them.
+    #[value(name = "3")]
     Zero3,
 }
 

@@ -25,7 +25,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("roofline", &["config", "params", "sharding"]),
     ("sample", &["data", "model", "ops", "rng"]),
     ("eval", &["config", "data", "model", "ops", "tensor"]),
-    ("cli", &["config", "device", "model", "optim", "parallel", "roofline", "tensor"]),
+    ("cli", &["config", "device", "model", "optim", "parallel", "roofline", "sharding", "tensor"]),
     ("train", &["checkpoint", "cli", "config", "data", "eval", "model", "ops", "optim", "parallel", "params", "report", "rng", "sample", "sharding", "tensor"]),
     ("app", &["checkpoint", "cli", "config", "data", "device", "eval", "model", "ops", "parallel", "report", "roofline", "sample", "sharding", "tensor", "train"]),
 ];

@@ -244,7 +244,7 @@ fn a_step_of_many_gpus_is_predicted() {
     let refused = |line: &str, words: &[&str]| refuse(&mut warpsmith(dir.path(), line), words);
     refused("scaling -e d12 --links nvlink9", &["--links", "nvlink4", "nvlink9"]);
     refused("scaling -e d12 --gpu 4090 --links nvlink4", &["--links", "pcie4", "nvlink4"]);
-    refused("scaling -e d12 --zero 4", &["--zero", "at most 3", "4"]);
+    refused("scaling -e d12 --zero 4", &["--zero", "0, 1, 2 or 3", "4"]);
     refused("scaling -e d12 --gpus 0", &["--gpus", "at least 1", "0"]);
     refused("scaling -e d12 -b 64 -d 1000", &["-d/--total-batch-size", "65536"]);
     refused("scaling -e d12 -t 2048", &["-t/--sequence-length", "1024"]);

@@ -9,7 +9,7 @@ use crate::model::activations::Activations;
 use crate::roofline::scaling::cluster::Cluster;
 use crate::roofline::scaling::machine::Machine;
 use crate::roofline::scaling::{Batch, Plan, Question};
-use crate::sharding::{Sharding, ZeroStage};
+use crate::sharding::Sharding;
 use crate::tensor::{Dtype, MemoryPlan};
 use anyhow::{Context, Result};
 
@@ -27,7 +27,7 @@ pub fn scaling(args: &ScalingArgs) -> Result<()> {
         batch,
         gpu: step.gpu,
         cluster: Cluster::new(links, args.gpus_per_node),
-        stages: args.zero.iter().map(|&stage| ZeroStage::ALL[stage]).collect(),
+        stages: args.zero.clone(),
         gpus: args.gpus.clone(),
         activations: activation_bytes(&config, step),
     };
@@ -57,7 +57,7 @@ mod tests {
     use crate::optim::optimizer::{HyperParams, Optimizer};
     use crate::roofline::scaling::Sizes;
     use crate::roofline::scaling::memory::Memory;
-    use crate::sharding::Partition;
+    use crate::sharding::{Partition, ZeroStage};
     use crate::train::zero::ZeroBuffers;
 
     #[test]

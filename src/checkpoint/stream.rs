@@ -54,7 +54,7 @@ pub(super) fn write(
                 out.write_all(bytemuck::cast_slice(&narrow[..n]))?;
             }
             Dtype::F16 | Dtype::I32 => {
-                bail!("expected f32 or bf16 as the type of the tensors, found {dtype:?}")
+                bail!("expected f32 or bf16 as the type of the tensors, found {dtype}")
             }
         }
         Ok(())
@@ -86,7 +86,7 @@ pub(super) fn read(
                 widen_bf16(wide, &narrow[..n]);
             }
             Dtype::F16 | Dtype::I32 => {
-                bail!("expected f32 or bf16 as the type of the tensors, found {dtype:?}")
+                bail!("expected f32 or bf16 as the type of the tensors, found {dtype}")
             }
         }
         sink(kind, start, wide)

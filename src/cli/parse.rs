@@ -85,7 +85,8 @@ pub(super) fn list_values(command: Command) -> Command {
         if shown.is_empty() || !arg.get_action().takes_values() {
             return arg;
         }
-        let name = shown.join("|");
+        let more = arg.get_value_delimiter().map_or(String::new(), |delimiter| format!("{delimiter}…"));
+        let name = shown.join("|") + &more;
         arg.value_name(name).hide_possible_values(true)
     };
     // Without a width, all flags have their help on the same line.

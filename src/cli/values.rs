@@ -101,11 +101,6 @@ pub fn gelu_fusion(text: &str) -> Result<i32, String> {
     }
 }
 
-/// A ZeRO stage.
-pub fn zero_stage(text: &str) -> Result<usize, String> {
-    whole_in(text, 0, 3)
-}
-
 /// A finite number of at least 0.
 pub fn non_negative(text: &str) -> Result<f32, String> {
     real(text).filter(|x| *x >= 0.0).ok_or_else(|| expected("a number of at least 0", text))

@@ -55,7 +55,7 @@ impl Trainer {
                 format!("{}, {dir}", files.checkpoint_every)
             }),
             ("-z, --sum-every-micro-step", {
-                format!("{}, {}", processes.zero_stage, switch(processes.sum_every_micro_step))
+                format!("{}, {}", processes.zero_stage as usize, switch(processes.sum_every_micro_step))
             }),
             ("--dtype, -w", {
                 format!(

@@ -206,18 +206,18 @@ fn check_shape(args: &TrainArgs, saved: &Saved) -> Result<()> {
 }
 
 /// The sharding of this rank. A single process has nothing to shard.
-fn sharding(zero_stage: usize, process: &Process) -> Sharding {
+fn sharding(stage: ZeroStage, process: &Process) -> Sharding {
     let &Process { rank, world_size, .. } = process;
     if world_size == 1 {
         return Sharding::NONE;
     }
     let partition = Partition { index: rank, of: world_size };
-    Sharding { stage: ZeroStage::ALL[zero_stage], partition }
+    Sharding { stage, partition }
 }
 
 /// The description of the ZeRO stage for the start-up table.
-fn describe_stage(stage: usize, process: &Process) -> Option<String> {
-    let parts = process.world_size;
+fn describe_stage(stage: ZeroStage, process: &Process) -> Option<String> {
+    let (stage, parts) = (stage as usize, process.world_size);
     let what = match stage {
         0 => return None,
         _ if parts == 1 => return Some(format!("{stage}: nothing to divide, for one process")),

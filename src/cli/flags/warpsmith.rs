@@ -351,6 +351,7 @@ impl Tool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sharding::ZeroStage;
 
     fn argv(line: &str) -> Vec<String> {
         std::iter::once("warpsmith").chain(line.split_whitespace()).map(str::to_owned).collect()
@@ -442,7 +443,7 @@ mod tests {
             matches!(ok("roofline --kernel adamw"), Tool::Roofline(a) if a.kernel.as_deref() == Some("adamw"))
         );
         let Tool::Scaling(a) = ok("scaling -e d12 --gpus 8,16 --zero 1 --links pcie5,hdr") else { panic!() };
-        assert_eq!((a.gpus, a.zero, a.gpus_per_node), (vec![8, 16], vec![1], 8));
+        assert_eq!((a.gpus, a.zero, a.gpus_per_node), (vec![8, 16], vec![ZeroStage::Zero1], 8));
         assert_eq!(
             (a.links[0].name, a.links[1].name, a.step.model.as_deref()),
             ("pcie5", "hdr", Some("d12"))

@@ -52,6 +52,13 @@ pub struct CudaOptions {
     pub matmul: MatmulChoice,
 }
 
+impl CudaOptions {
+    /// The name of the type that matmuls multiply in.
+    fn matmul_type(&self) -> &'static str {
+        if self.dtype == Dtype::F32 && self.tf32 { "tf32" } else { self.dtype.name() }
+    }
+}
+
 /// Fuse GELU where that is faster on this device for the shape, forward and backward. Where nothing
 /// is timed (on the emulated device, with [`CudaOptions::deterministic`], and for the tile of a
 /// [`MatmulChoice`]), it is fused on compute capability 9.0 only. llm.c uses the same number for a
@@ -285,10 +292,7 @@ impl Device for Cuda {
 
     fn gpu(&self) -> Option<Gpu> {
         let info = self.driver.info();
-        let products = match self.options.dtype {
-            Dtype::F32 if self.options.tf32 => "tf32",
-            dtype => dtype.name(),
-        };
+        let products = self.options.matmul_type();
         (!info.emulated).then(|| Gpu { name: info.name.clone(), memory_bytes: info.memory_bytes, products })
     }
 }

@@ -5,6 +5,7 @@ use crate::device::cuda::MatmulChoice;
 use crate::device::open::{DeviceName, DtypeChoice};
 use crate::model::activations::Recompute;
 use crate::optim::schedule::ScheduleKind;
+use crate::sharding::ZeroStage;
 use clap::{ArgAction, Args, ValueEnum};
 use std::path::PathBuf;
 
@@ -348,9 +349,8 @@ pub struct ProcessFlags {
     pub fs_path: String,
     /// Shard across processes (ZeRO): 0 = nothing, 1 = optimizer state, 2 = gradients too, 3 =
     /// parameters too
-    #[arg(id = "zero_stage", short = 'z', long = "zero-stage", value_name = "0|1|2|3",
-          value_parser = values::zero_stage, default_value = "0")]
-    pub zero_stage: usize,
+    #[arg(id = "zero_stage", short = 'z', long = "zero-stage", value_enum, default_value = "0")]
+    pub zero_stage: ZeroStage,
     /// Reduce gradients over processes after every micro-step, not only the last (-z 2 and 3 always
     /// do)
     #[arg(id = "sum_every_micro_step", long = "sum-every-micro-step", value_name = "0|1",

@@ -3,6 +3,7 @@
 use super::StepArgs;
 use crate::cli::values;
 use crate::roofline::scaling::machine::Link;
+use crate::sharding::ZeroStage;
 use clap::Args;
 
 #[derive(Args, Clone, Debug)]
@@ -14,9 +15,8 @@ pub struct ScalingArgs {
           default_value = "1,2,4,8,16,32,64,128,256,512,1024")]
     pub gpus: Vec<usize>,
     /// ZeRO stages: 0 shards nothing, 1 the optimizer state, 2 gradients too, 3 parameters too
-    #[arg(long, value_name = "STAGE,…", value_delimiter = ',', value_parser = values::zero_stage,
-          default_value = "0,1,2,3")]
-    pub zero: Vec<usize>,
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "0,1,2,3")]
+    pub zero: Vec<ZeroStage>,
     /// Links within a machine (nvlink3, nvlink4, nvlink5, pcie4, pcie5), between machines (hdr,
     /// ndr), or both [default: what the GPU usually has]
     #[arg(long, value_name = "LINK,LINK", value_delimiter = ',', value_parser = link)]
