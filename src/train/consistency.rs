@@ -2,7 +2,6 @@
 //! later: sums over different models and different steps have the same lengths.
 
 use super::Trainer;
-use super::resume::dtype_name;
 use crate::cli::flags::trainer::TrainArgs;
 use crate::data::loader::DataLoader;
 use anyhow::{Result, ensure};
@@ -58,11 +57,7 @@ impl Trainer {
                 format!("{}, {}", processes.zero_stage as usize, switch(processes.sum_every_micro_step))
             }),
             ("--dtype, -w", {
-                format!(
-                    "{}, {}",
-                    dtype_name(self.replica.dev.operand_dtype()),
-                    switch(gpu.use_master_weights)
-                )
+                format!("{}, {}", self.replica.dev.operand_dtype(), switch(gpu.use_master_weights))
             }),
         ]
     }

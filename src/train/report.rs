@@ -3,7 +3,6 @@
 use super::clock::StepClock;
 use super::data::Data;
 use super::guards::ZScores;
-use super::resume::dtype_name;
 use super::step::StepStats;
 use crate::cli::flags::trainer::{TrainArgs, startup_rows};
 use crate::data::loader::DataLoader;
@@ -93,7 +92,7 @@ impl Report {
         self.console.table_head();
         let mut rows = startup_rows(args);
         for (_, value) in rows.iter_mut().filter(|(name, value)| name == "dtype" && value == "auto") {
-            *value = format!("auto ({})", dtype_name(dev.operand_dtype()));
+            *value = format!("auto ({})", dev.operand_dtype());
         }
         self.console.table(rows);
         self.device(dev, data.shape.T, weights);

@@ -39,16 +39,7 @@ struct Extras {
 }
 
 fn f32_name() -> String {
-    dtype_name(Dtype::F32).to_owned()
-}
-
-/// As `--dtype` spells it.
-pub(super) fn dtype_name(dtype: Dtype) -> &'static str {
-    match dtype {
-        Dtype::Bf16 => "bf16",
-        Dtype::F16 => "fp16",
-        Dtype::F32 | Dtype::I32 => "f32",
-    }
+    Dtype::F32.to_string()
 }
 
 /// The type of parameters in a model file: llm.c has no fp16 files, and f32 holds fp16 exactly.
@@ -56,7 +47,8 @@ fn file_dtype(params: Dtype) -> Dtype {
     if params == Dtype::Bf16 { Dtype::Bf16 } else { Dtype::F32 }
 }
 
-/// Opens the newest complete checkpoint in `dir`, if there is one. One rank `warns`.
+/// Opens the newest complete checkpoint in `dir`, if there is one. A rank that `warns` logs what is
+/// wrong with newer ones.
 ///
 /// # Errors
 /// If the directory or the checkpoint cannot be read, or no checkpoint of several is complete: a
@@ -75,8 +67,8 @@ pub fn find(dir: &Path, warns: bool) -> Result<Option<Saved>> {
     latest.step.map(|step| Saved::open(dir, step, 0)).transpose()
 }
 
-/// The `--dtype` of the newest checkpoint in `dir` that records it. Checkpoints that cannot be read
-/// are passed over; resuming reports them.
+/// The `--dtype` of the newest readable checkpoint in `dir`, if it records one. Resuming reports those
+/// that cannot be read.
 ///
 /// # Errors
 /// If the directory cannot be read.
@@ -86,7 +78,7 @@ pub fn dtype_so_far(dir: &Path) -> Result<Option<Dtype>> {
     let newest = checkpoint::steps(dir)?.into_iter().rev().find_map(read);
     let name = newest.and_then(|extras| extras.operand_dtype);
     let all = [Dtype::Bf16, Dtype::F16, Dtype::F32];
-    Ok(all.into_iter().find(|&dtype| name.as_deref() == Some(dtype_name(dtype))))
+    Ok(all.into_iter().find(|&dtype| name.as_deref() == Some(dtype.name())))
 }
 
 impl Trainer {
@@ -143,8 +135,8 @@ impl Trainer {
             loss_outliers: guards.loss.clone(),
             norm_outliers: guards.norm.clone(),
             best_val_loss: self.best_val_loss.map(|loss| Float(f64::from(loss))),
-            dtype: dtype_name(replica.zero.params().dtype()).to_owned(),
-            operand_dtype: Some(dtype_name(replica.dev.operand_dtype()).to_owned()),
+            dtype: replica.zero.params().dtype().to_string(),
+            operand_dtype: Some(replica.dev.operand_dtype().to_string()),
             loss_scale: guards.scale,
         }
     }
@@ -218,10 +210,10 @@ impl Trainer {
         let tensors = Tensors::of(&self.replica);
         let (was, operands_were) = match extras {
             Some(extras) => (extras.dtype, extras.operand_dtype),
-            None => (dtype_name(saved.model.dtype).to_owned(), None),
+            None => (saved.model.dtype.to_string(), None),
         };
-        let is = dtype_name(tensors.params.dtype());
-        let operands = dtype_name(self.replica.dev.operand_dtype());
+        let is = tensors.params.dtype().name();
+        let operands = self.replica.dev.operand_dtype().name();
         let has_master = saved.state.state.use_master_weights;
         let mut warn = |text: String| self.report.console().warning(text);
         if was != is {
