@@ -155,15 +155,16 @@ gpu-report: gpu-report-programs ## run everything that needs a GPU: tests, parit
 
 # --- checks
 
-test: .cargo-found ## run all tests
-	$(WITH_MPI) $(CARGO) test --workspace --locked $$features
+test: .cargo-found ## run all tests; lists those that were skipped, and why
+	$(WITH_MPI) CARGO=$(CARGO) dev/test.sh --workspace --locked $$features
 
 kernels-check: .cargo-found .nvcc-found ## compile every kernel for every architecture; check for spills, kernels/budget.tsv and kernels/clocks.tsv
-	$(WITH_MPI) REQUIRE_KERNELS=1 $(CARGO) test --locked --test kernel_build $$features -- --nocapture
+	$(WITH_MPI) CARGO=$(CARGO) REQUIRE_KERNELS=1 REQUIRE_TESTS="nvcc $$REQUIRE_TESTS" \
+		dev/test.sh --locked --test kernel_build $$features -- --nocapture
 
 kernels-budget: .cargo-found nvcc ## rewrite kernels/budget.tsv after an intended change of kernels
 	$(WITH_MPI) NVCC=$(CURDIR)/$(BUILD)/cuda/nvidia/cu13/bin/nvcc REQUIRE_KERNELS=1 UPDATE_KERNEL_BUDGET=1 \
-		$(CARGO) test --locked --test kernel_build $$features the_kernels_pass_the_gate -- --nocapture
+		$(CARGO) test --locked --test kernel_build $$features the_kernels_keep_to_the_budget -- --nocapture
 
 kernels-clocks: .cargo-found nvcc ## compare predicted clocks on sm_90 with kernels/clocks.tsv; UPDATE=1 rewrites it
 	$(WITH_MPI) KERNEL_ARCHES=90a NVCC=$(CURDIR)/$(BUILD)/cuda/nvidia/cu13/bin/nvcc REQUIRE_KERNELS=1 UPDATE_KERNEL_CLOCKS=$(UPDATE) \

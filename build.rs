@@ -1,5 +1,25 @@
-//! Compiles the kernels under `kernels/`; `crates/kernel-build` says how.
+//! Compiles the kernels under `kernels/`; `crates/kernel-build` says how. Tells the tests what else
+//! this machine has: a test whose requirement is missing is ignored, with the reason.
+
+use std::path::Path;
+use std::process::Command;
 
 fn main() {
     kernel_build::build();
+    println!("cargo::rerun-if-changed=dev/machines.sh");
+    println!("cargo::rerun-if-env-changed=WARPSMITH_TEST_NCCL");
+    let runs = |program: &str, args: &[&str]| {
+        Command::new(program).args(args).output().is_ok_and(|output| output.status.success())
+    };
+    requirement("has_mpirun", runs("mpirun", &["--version"]));
+    requirement("has_network_namespaces", runs("dev/machines.sh", &["1", "1", "true"]));
+    let nccl = Path::new("build/nccl/nvidia/nccl/lib/libnccl.so.2");
+    requirement("has_nccl", std::env::var_os("WARPSMITH_TEST_NCCL").is_some() || nccl.is_file());
+}
+
+fn requirement(name: &str, is_met: bool) {
+    println!("cargo::rustc-check-cfg=cfg({name})");
+    if is_met {
+        println!("cargo::rustc-cfg={name}");
+    }
 }

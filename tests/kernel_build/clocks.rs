@@ -6,7 +6,7 @@ use kernel_build::nvcc;
 use std::io::Write;
 use std::process::Command;
 use warpsmith::device::cuda::disassembler::disassemble;
-use warpsmith::device::cuda::fatbins::{FATBINS, WHY_NONE};
+use warpsmith::device::cuda::fatbins::FATBINS;
 use warpsmith::device::cuda::launches::launches;
 use warpsmith::roofline::clocks::listing::{Listing, parse};
 use warpsmith::roofline::clocks::machine::Machine;
@@ -18,29 +18,10 @@ use warpsmith::tensor::Dtype;
 const UPDATE: &str = "UPDATE_KERNEL_CLOCKS";
 pub const ARCH: &str = "90a";
 
-/// Whether everything needed is there; prints what is not.
-fn can_be_had() -> bool {
-    let (arches, _) = nvcc::arches(std::env::var("KERNEL_ARCHES").ok().as_deref()).unwrap();
-    let why_not = if FATBINS.is_empty() { Some(WHY_NONE.to_string()) } else { gate::cuobjdump().err() };
-    if let Some(why) = &why_not {
-        gate::skip(&format!("the clocks were not checked: {why}"));
-    } else if !arches.iter().any(|arch| arch == ARCH) {
-        println!("skipped: {} is for sm_{ARCH}, which KERNEL_ARCHES leaves out", table::FILE);
-        return false;
-    } else if !gate::is_pinned(&gate::nvcc()) {
-        println!(
-            "skipped: {} holds for the nvcc that `make nvcc` installs, and this is another",
-            table::FILE
-        );
-        return false;
-    }
-    why_not.is_none()
-}
-
 fn listings(image: &[u8]) -> Vec<Listing> {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(image).unwrap();
-    parse(&disassemble(&gate::cuobjdump().unwrap(), file.path(), ARCH).unwrap_or_else(|e| panic!("{e}")))
+    parse(&disassemble(&gate::cuobjdump(), file.path(), ARCH).unwrap_or_else(|e| panic!("{e}")))
 }
 
 /// The rows of a file's kernels for bf16, in the order of their names.
@@ -94,10 +75,8 @@ fn serial_epilogues(rows: &[Row]) -> Vec<String> {
 }
 
 #[test]
+#[cfg_attr(not(has_gate), ignore = "needs the pinned nvcc and cuobjdump (make nvcc), and sm_90a")]
 fn the_clocks_are_those_of_the_table() {
-    if !can_be_had() {
-        return;
-    }
     let images = FATBINS.iter().filter(|fatbin| fatbin.floatx == FLOATX[0]);
     let rows: Vec<Row> = images.flat_map(|fatbin| rows(fatbin.file, fatbin.image)).collect();
     let faults = serial_epilogues(&rows);
@@ -215,10 +194,8 @@ fn small_kernels() -> Vec<Kernel> {
 /// Worked out by hand: the counter of a loop or the computation of an address adds less than 60
 /// clocks.
 #[test]
+#[cfg_attr(not(has_gate), ignore = "needs the pinned nvcc and cuobjdump (make nvcc), and sm_90a")]
 fn small_kernels_take_the_clocks_worked_out_by_hand() {
-    if !can_be_had() {
-        return;
-    }
     let kernels = small_kernels();
     let part = |kernel: &str, part: &str| {
         let kernel = kernels.iter().find(|k| k.name == kernel).unwrap_or_else(|| panic!("{kernel}"));

@@ -16,29 +16,14 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Prints why something is skipped, which is an error where everything is required.
-pub fn skip(why: &str) {
-    let required = std::env::var("REQUIRE_KERNELS").is_ok_and(|v| v != "0" && !v.is_empty());
-    assert!(!required, "REQUIRE_KERNELS is set, but {why}");
-    println!("skipped: {why}");
-}
-
 /// The compiler that made the kernels; the build script finds it the same way.
 pub fn nvcc() -> Nvcc {
     nvcc::find(&Places::from_env(root()), nvcc::identity).unwrap().unwrap()
 }
 
-/// Whether it is the nvcc of dev/requirements-nvcc.txt, for which the budget holds.
-pub fn is_pinned(nvcc: &Nvcc) -> bool {
-    let pins = std::fs::read_to_string(root().join("dev/requirements-nvcc.txt")).unwrap();
-    let pin = pins.lines().find_map(|line| line.strip_prefix("nvidia-cuda-nvcc==")).unwrap();
-    let version = pin.trim_end_matches(['\\', ' ']);
-    nvcc.identity.split_whitespace().any(|word| word.strip_prefix('V') == Some(version))
-}
-
-pub fn cuobjdump() -> Result<PathBuf, String> {
+pub fn cuobjdump() -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    disassembler::find(&nvcc().path, &path, &root().join(nvcc::OWN))
+    disassembler::find(&nvcc().path, &path, &root().join(nvcc::OWN)).unwrap_or_else(|e| panic!("{e}"))
 }
 
 pub fn budget() -> Result<Budget, String> {
@@ -48,7 +33,7 @@ pub fn budget() -> Result<Budget, String> {
 
 /// Counts the instructions of images (file, `floatX`, bytes) for these architectures.
 pub fn disassemble(images: &[(&str, &str, &[u8])], arches: &[&str]) -> Vec<Code> {
-    let tool = cuobjdump().unwrap();
+    let tool = cuobjdump();
     let identity = nvcc::identity(&tool).unwrap();
     let mut jobs: Vec<_> =
         images.iter().flat_map(|image| arches.iter().map(move |arch| (image, *arch))).collect();

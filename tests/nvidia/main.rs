@@ -293,10 +293,8 @@ fn open_idle() -> gpus::Gpu {
 
 /// Making a context of a real GPU takes a fifth of a second, and loading its kernels as long again.
 #[test]
+#[cfg_attr(not(has_kernels), ignore = "needs nvcc (make nvcc)")]
 fn a_test_program_has_one_context_for_a_type() {
-    if FATBINS.is_empty() {
-        return println!("skipped: without kernels no GPU is opened");
-    }
     let said = run("case_one_after_another", stand_ins().path(), &[("STUB_TELL", "1")]);
     let count = |words: &str| said.matches(words).count();
     // One per type, and one for a case that has two at once.

@@ -7,6 +7,14 @@ mod launch;
 mod machines;
 #[cfg(feature = "mpi")]
 mod mpi;
+#[cfg(not(feature = "mpi"))]
+mod mpi {
+    #[test]
+    #[ignore = "needs MPI (apt install libopenmpi-dev libclang-dev, then make MPI=1)"]
+    fn every_test_over_mpi() {
+        panic!("this was built without MPI");
+    }
+}
 mod mpirun;
 mod sharded;
 

@@ -14,12 +14,8 @@ include!(concat!(env!("OUT_DIR"), "/probe_fatbins.rs"));
 const FILES: [&str; 2] = ["probes.cu", "probes_hopper.cu"];
 
 #[test]
+#[cfg_attr(not(has_kernels), ignore = "needs nvcc (make nvcc)")]
 fn they_compile_for_every_architecture_without_spills_or_warnings() {
-    if FATBINS.is_empty() {
-        let required = std::env::var("REQUIRE_KERNELS").is_ok_and(|v| v != "0" && !v.is_empty());
-        assert!(!required, "REQUIRE_KERNELS is set, but {WHY_NONE}");
-        return println!("skipped: {WHY_NONE}");
-    }
     assert_eq!(FATBINS.iter().map(|f| (f.file, f.floatx)).collect::<Vec<_>>(), FILES.map(|f| (f, "bf16")));
     for fatbin in FATBINS {
         assert_eq!(fatbin.image.as_ptr() as usize % 64, 0, "{}", fatbin.file);

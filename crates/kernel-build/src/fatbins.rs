@@ -58,9 +58,25 @@ pub fn build(root: &Path, out_dir: &Path) -> Result<(), String> {
         true => Err("it was built with KERNEL_ARCHES=none".to_string()),
         false => nvcc::find(&nvcc::Places::from_env(root), nvcc::identity)?,
     };
+    println!("cargo::rustc-check-cfg=cfg(has_kernels, has_gate)");
     match found {
-        Ok(nvcc) => compile_all(root, out_dir, &nvcc, &arches),
+        Ok(nvcc) => {
+            compile_all(root, out_dir, &nvcc, &arches)?;
+            tell_tests(root, &nvcc, &arches.0);
+            Ok(())
+        }
         Err(why) => none(out_dir, &why),
+    }
+}
+
+/// Sets the cfgs without which tests are ignored: `has_kernels`, and `has_gate` where the compiled
+/// kernels can also be held to their budget and clocks.
+fn tell_tests(root: &Path, nvcc: &Nvcc, arches: &[String]) {
+    println!("cargo::rustc-cfg=has_kernels");
+    let disassembler = |nvcc: &Path| nvcc.with_file_name("cuobjdump").is_file();
+    let has_disassembler = disassembler(&nvcc.path) || disassembler(&root.join(nvcc::OWN));
+    if has_disassembler && nvcc::is_pinned(root, nvcc) && arches.iter().any(|arch| arch == "90a") {
+        println!("cargo::rustc-cfg=has_gate");
     }
 }
 
@@ -197,7 +213,7 @@ fn write_table(out_dir: &Path, list: &List, nvcc: &Result<&Nvcc, &str>, jobs: &[
     let _ = writeln!(
         table,
         "];\npub const NVCC_VERSION: (u32, u32) = {version:?};\n#[allow(dead_code)] // the probes use only some\npub const NVCC: &str = \
-         {path:?};\npub const WHY_NONE: &str = {why:?};"
+         {path:?};\n#[allow(dead_code)]\npub const WHY_NONE: &str = {why:?};"
     );
     let write = |name: &str, text: &str| {
         let path = out_dir.join(name);

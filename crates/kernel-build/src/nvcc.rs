@@ -93,6 +93,14 @@ pub fn find(
     Ok(Err(refused.unwrap_or_else(|| "no nvcc was found".to_string())))
 }
 
+/// Whether this is the nvcc of dev/requirements-nvcc.txt, for which the budget and the clocks hold.
+pub fn is_pinned(root: &Path, nvcc: &Nvcc) -> bool {
+    let pins = std::fs::read_to_string(root.join("dev/requirements-nvcc.txt")).unwrap_or_default();
+    let pin = pins.lines().find_map(|line| line.strip_prefix("nvidia-cuda-nvcc=="));
+    let version = pin.map(|pin| pin.trim_end_matches(['\\', ' ']));
+    version.is_some() && nvcc.identity.split_whitespace().any(|word| word.strip_prefix('V') == version)
+}
+
 /// The output of `nvcc --version`.
 pub fn identity(nvcc: &Path) -> Result<String, String> {
     let failed = |why: String| format!("{} --version: {why}", nvcc.display());
