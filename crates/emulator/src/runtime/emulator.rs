@@ -162,3 +162,94 @@ impl Emulator {
         self.memory.lent.reclaim(address as usize, bytes);
     }
 }
+
+/// Kernels in Rust, which need no C++ compiler.
+#[cfg(test)]
+mod tests {
+    use super::super::block::me;
+    use super::super::library::{Parameter, TablePointer};
+    use super::*;
+    use std::ffi::{c_char, c_void};
+
+    unsafe extern "C" {
+        fn cuda_emulator_barrier(
+            id: u32,
+            threads: u32,
+            predicate: u32,
+            file: *const c_char,
+            line: u32,
+        ) -> u32;
+    }
+
+    /// `out[i] = ` the number of threads in the block with an odd number, for all threads `i`.
+    extern "C" fn count_odd(arguments: *const *const c_void) {
+        let me = me();
+        let [x, _, _] = me.block.geometry.block_index.get();
+        // SAFETY: the launch passes one pointer to a number for each thread of the grid.
+        unsafe {
+            let odd = cuda_emulator_barrier(0, 0, me.thread as u32 % 2, std::ptr::null(), 0);
+            let out = (*arguments).cast::<*mut u32>().read();
+            out.add(x as usize * me.block.thread_count.get() + me.thread).write(odd);
+        }
+    }
+
+    /// Waits for more threads than the block has.
+    extern "C" fn wait_forever(_: *const *const c_void) {
+        // SAFETY: a barrier takes any arguments.
+        unsafe { cuda_emulator_barrier(1, 64, 0, std::ptr::null(), 0) };
+    }
+
+    #[repr(transparent)]
+    struct Symbol(TablePointer);
+    // SAFETY: it points to a constant.
+    unsafe impl Sync for Symbol {}
+
+    static POINTER: [Parameter; 1] = [Parameter::new(c"unsigned*", 8)];
+    static KERNELS: [Kernel; 3] = [
+        Kernel::new(Some(c"count_odd"), count_odd, &POINTER),
+        Kernel::new(Some(c"wait_forever"), wait_forever, &POINTER),
+        Kernel::new(None, wait_forever, &[]),
+    ];
+    static FIRST: Symbol = Symbol(KERNELS.as_ptr());
+
+    fn device() -> (Emulator, u64) {
+        // SAFETY: `KERNELS` ends with a kernel without a name.
+        let table = unsafe { Table::new("tests.rs", "rust", false, (&raw const FIRST).cast()) };
+        let mut gpu = Emulator::new(&[table], "rust", EmulatorOptions::default());
+        let out = gpu.allocate(4 * 64).unwrap();
+        (gpu, out)
+    }
+
+    #[test]
+    fn threads_of_all_blocks_meet_at_a_barrier() {
+        let (mut gpu, out) = device();
+        gpu.launch("count_odd", Launch::new(2, 32), &[Arg::new(&out)]).unwrap();
+        let mut bytes = [0; 4 * 64];
+        gpu.download(&mut bytes, out).unwrap();
+        assert!(bytes.chunks(4).all(|word| word == 16u32.to_ne_bytes()), "{bytes:?}");
+    }
+
+    #[test]
+    fn launches_that_cannot_work_are_refused() {
+        let (mut gpu, out) = device();
+        let mut error = |kernel: &str, args: &[Arg]| {
+            gpu.launch(kernel, Launch::new(1, 32), args).unwrap_err().to_string()
+        };
+        assert_eq!(error("no_such", &[]), "no kernel no_such was compiled");
+        assert!(error("count_odd", &[]).contains("0 arguments for the 1 parameters (unsigned*)"));
+        assert!(error("count_odd", &[Arg::new(&1u32)]).contains("argument 0 has 4 bytes"));
+        let deadlock = error("wait_forever", &[Arg::new(&out)]);
+        assert!(deadlock.starts_with("kernel wait_forever, block (0,0,0): deadlock"), "{deadlock}");
+        assert!(deadlock.contains("32 of 64 threads wait in a named barrier"), "{deadlock}");
+    }
+
+    #[test]
+    fn lent_memory_is_refused_until_it_is_reclaimed() {
+        let (mut gpu, out) = device();
+        gpu.lend(out, 256).unwrap();
+        let error = gpu.launch("count_odd", Launch::new(1, 32), &[Arg::new(&out)]).unwrap_err().to_string();
+        assert!(error.ends_with("are lent and not reclaimed"), "{error}");
+        gpu.reclaim(out, 256);
+        gpu.launch("count_odd", Launch::new(1, 32), &[Arg::new(&out)]).unwrap();
+    }
+}

@@ -9,6 +9,17 @@ pub struct Parameter {
     bytes: u64,
 }
 
+impl Parameter {
+    #[cfg(test)]
+    pub(super) const fn new(kind: &'static CStr, bytes: u64) -> Self {
+        Parameter { kind: kind.as_ptr(), bytes }
+    }
+}
+
+// SAFETY: a parameter points only to a literal.
+#[cfg(test)]
+unsafe impl Sync for Parameter {}
+
 /// A compiled kernel.
 #[repr(C)]
 pub struct Kernel {
@@ -28,6 +39,21 @@ fn text(string: *const c_char) -> &'static str {
 }
 
 impl Kernel {
+    /// A kernel written in Rust; one without a name ends a table.
+    #[cfg(test)]
+    pub(super) const fn new(
+        name: Option<&'static CStr>,
+        run: extern "C" fn(*const *const c_void),
+        parameters: &'static [Parameter],
+    ) -> Self {
+        let parameter_count = parameters.len() as u32;
+        let name = match name {
+            Some(name) => name.as_ptr(),
+            None => std::ptr::null(),
+        };
+        Kernel { name, run, parameters: parameters.as_ptr(), parameter_count, max_threads: 0 }
+    }
+
     pub fn name(&self) -> &'static str {
         text(self.name)
     }
