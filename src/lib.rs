@@ -39,8 +39,8 @@
 //! Modules, from the ground up:
 //!
 //! - [`tensor`]: handles and the memory plan.
-//! - [`config`], [`params`], [`units`]: shapes, the sixteen parameter tensors, and their order on
-//!   a device.
+//! - [`config`], [`params`], [`sharding`]: shapes, the sixteen parameter tensors, and their order
+//!   on a device.
 //! - [`rng`]: PyTorch's random numbers, bit for bit.
 //! - [`ops`]: the contract between model and device.
 //! - [`device`]: the CPU, GPUs, and the emulated device.
