@@ -52,6 +52,16 @@ pub struct CudaOptions {
     pub matmul: MatmulChoice,
 }
 
+impl CudaOptions {
+    /// Names the format that matmuls multiply in.
+    fn matmul_format(self) -> &'static str {
+        match self.dtype {
+            Dtype::F32 if self.tf32 => "tf32",
+            dtype => dtype.name(),
+        }
+    }
+}
+
 /// Fuse GELU where that is faster on this device for the shape, forward and backward. Where nothing
 /// is timed (on the emulated device, with [`CudaOptions::deterministic`], and for the tile of a
 /// [`MatmulChoice`]), it is fused on compute capability 9.0 only. llm.c uses the same number for a
@@ -199,8 +209,8 @@ impl Device for Cuda {
     fn describe(&self) -> String {
         let info = self.driver.info();
         let CudaOptions { dtype, tf32, .. } = self.options;
-        let products = if dtype == Dtype::F32 && tf32 { " (TF32 products)" } else { "" };
-        format!("{}, {dtype}{products}", info.name)
+        let matmuls = if dtype == Dtype::F32 && tf32 { " (TF32 matmuls)" } else { "" };
+        format!("{}, {dtype}{matmuls}", info.name)
     }
 
     fn libraries(&mut self) -> Result<Vec<(&'static str, String)>> {
@@ -285,10 +295,7 @@ impl Device for Cuda {
 
     fn gpu(&self) -> Option<Gpu> {
         let info = self.driver.info();
-        let products = match self.options.dtype {
-            Dtype::F32 if self.options.tf32 => "tf32",
-            dtype => dtype.name(),
-        };
+        let products = self.options.matmul_format();
         (!info.emulated).then(|| Gpu { name: info.name.clone(), memory_bytes: info.memory_bytes, products })
     }
 }

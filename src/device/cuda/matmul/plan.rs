@@ -117,8 +117,8 @@ impl Chooser {
             let name = self.name(plan, gemm);
             ms.map_or(format!("{name}, by rule"), |ms| format!("{name} {ms:.3} ms"))
         };
-        let (key, dtype, choice) = (gemm.key(), self.dtype_name(), self.options.matmul);
-        let mut line = format!("matmul {key} {dtype} ({choice}): {}", named(&candidates[0]));
+        let (key, format, choice) = (gemm.key(), self.options.matmul_format(), self.options.matmul);
+        let mut line = format!("matmul {key} {format} ({choice}): {}", named(&candidates[0]));
         if let Some(ms) = candidates[0].0 {
             line += &format!(", {:.1} TFLOP/s", gemm.flops() / f64::from(ms) / 1e9);
         }
@@ -127,15 +127,6 @@ impl Chooser {
                 &format!("; others: {}", candidates[1..].iter().map(named).collect::<Vec<_>>().join(", "));
         }
         line
-    }
-
-    fn dtype_name(self) -> &'static str {
-        match self.options.dtype {
-            Dtype::F32 if self.options.tf32 => "tf32",
-            Dtype::F32 => "f32",
-            Dtype::F16 => "fp16",
-            _ => "bf16",
-        }
     }
 
     /// Returns our plans for a GEMM that need at most `scratch_bytes` of scratch memory.
@@ -342,9 +333,9 @@ impl Plans {
         let gelu = tune::stopwatch(driver, gelu)?;
         let fuse = with <= without + gelu;
         let better = if fuse { "GELU fused" } else { "GELU apart" };
-        let (shape, dtype) = (fused.key(), chooser.dtype_name());
+        let (shape, format) = (fused.key(), chooser.options.matmul_format());
         self.tell(format!(
-            "matmul {shape} {dtype} ({choice}): {better}; fused {with:.3} ms, apart {without:.3} ms and GELU {gelu:.3} ms"
+            "matmul {shape} {format} ({choice}): {better}; fused {with:.3} ms, apart {without:.3} ms and GELU {gelu:.3} ms"
         ));
         self.fused.insert(key, fuse);
         Ok(Some(fuse))
