@@ -146,7 +146,7 @@ struct Results {
 impl Results {
     fn write(&self, path: &Path) -> Result<()> {
         let summary = serde_json::to_string(&self.summary)?;
-        checkpoint::atomic::write(path, |out| Ok(write!(out, "{}{summary}\n", self.items)?))?;
+        checkpoint::atomic::write(path, |out| Ok(writeln!(out, "{}{summary}", self.items)?))?;
         Ok(())
     }
 }

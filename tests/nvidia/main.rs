@@ -223,7 +223,7 @@ fn case_launches() {
             &args[..],
             "absent: looking for it in layernorm.cu: CUDA_ERROR_NOT_FOUND (named symbol not found)",
         ),
-        (&NO_FILE, &args[..], "kernel: nowhere.cu was not compiled for Bf16"),
+        (&NO_FILE, &args[..], "kernel: nowhere.cu was not compiled for bf16"),
     ] {
         let found = format!("{:#}", gpu.launch(kernel, Launch::new(1, 32), args).unwrap_err());
         assert_eq!(found, error);

@@ -53,9 +53,12 @@ pub struct CudaOptions {
 }
 
 impl CudaOptions {
-    /// The name of the type that matmuls multiply in.
-    fn matmul_type(&self) -> &'static str {
-        if self.dtype == Dtype::F32 && self.tf32 { "tf32" } else { self.dtype.name() }
+    /// Names the format that matmuls multiply in.
+    fn matmul_format(self) -> &'static str {
+        match self.dtype {
+            Dtype::F32 if self.tf32 => "tf32",
+            dtype => dtype.name(),
+        }
     }
 }
 
@@ -206,8 +209,8 @@ impl Device for Cuda {
     fn describe(&self) -> String {
         let info = self.driver.info();
         let CudaOptions { dtype, tf32, .. } = self.options;
-        let products = if dtype == Dtype::F32 && tf32 { " (TF32 products)" } else { "" };
-        format!("{}, {dtype}{products}", info.name)
+        let matmuls = if dtype == Dtype::F32 && tf32 { " (TF32 matmuls)" } else { "" };
+        format!("{}, {dtype}{matmuls}", info.name)
     }
 
     fn libraries(&mut self) -> Result<Vec<(&'static str, String)>> {
@@ -292,7 +295,7 @@ impl Device for Cuda {
 
     fn gpu(&self) -> Option<Gpu> {
         let info = self.driver.info();
-        let products = self.options.matmul_type();
+        let products = self.options.matmul_format();
         (!info.emulated).then(|| Gpu { name: info.name.clone(), memory_bytes: info.memory_bytes, products })
     }
 }

@@ -117,8 +117,8 @@ impl Chooser {
             let name = self.name(plan, gemm);
             ms.map_or(format!("{name}, by rule"), |ms| format!("{name} {ms:.3} ms"))
         };
-        let (key, dtype, choice) = (gemm.key(), self.options.matmul_type(), self.options.matmul);
-        let mut line = format!("matmul {key} {dtype} ({choice}): {}", named(&candidates[0]));
+        let (key, format, choice) = (gemm.key(), self.options.matmul_format(), self.options.matmul);
+        let mut line = format!("matmul {key} {format} ({choice}): {}", named(&candidates[0]));
         if let Some(ms) = candidates[0].0 {
             line += &format!(", {:.1} TFLOP/s", gemm.flops() / f64::from(ms) / 1e9);
         }
@@ -333,9 +333,9 @@ impl Plans {
         let gelu = tune::stopwatch(driver, gelu)?;
         let fuse = with <= without + gelu;
         let better = if fuse { "GELU fused" } else { "GELU apart" };
-        let (shape, dtype) = (fused.key(), chooser.options.matmul_type());
+        let (shape, format) = (fused.key(), chooser.options.matmul_format());
         self.tell(format!(
-            "matmul {shape} {dtype} ({choice}): {better}; fused {with:.3} ms, apart {without:.3} ms and GELU {gelu:.3} ms"
+            "matmul {shape} {format} ({choice}): {better}; fused {with:.3} ms, apart {without:.3} ms and GELU {gelu:.3} ms"
         ));
         self.fused.insert(key, fuse);
         Ok(Some(fuse))

@@ -115,7 +115,7 @@ impl Functions {
 
     fn load_module(&self, file: &str) -> Result<sys::CUmodule> {
         let fatbin = fatbins::find(self.fatbins, file, self.dtype)
-            .with_context(|| format!("{file} was not compiled for {:?}", self.dtype))?;
+            .with_context(|| format!("{file} was not compiled for {}", self.dtype))?;
         // SAFETY: the image is what nvcc wrote, aligned to 64 bytes, and lives as long as the
         // program.
         unsafe { cu::module::load_data(fatbin.image.as_ptr().cast()) }.map_err(|e| match e.0 {
