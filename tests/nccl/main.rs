@@ -122,7 +122,7 @@ fn operation(collective: Collective, address: u64, len: usize, dtype: Dtype, str
 #[test]
 #[ignore = "runs in a process of its own"]
 fn case_load() {
-    match Functions::load().and_then(|functions| Ok((functions.path().to_owned(), functions.version()))) {
+    match Functions::load().map(|functions| (functions.path().to_owned(), functions.version())) {
         Ok((path, version)) => println!("loaded: {path} {version}."),
         Err(e) => println!("refused: {e:#}."),
     }
