@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-"${CARGO:-cargo}" test "$@" 2>&1 | tee "$log"
+"${CARGO:-cargo}" test --no-fail-fast "$@" 2>&1 | tee "$log"
 status=$?
 
 # Other ignored tests are helper processes of tests that ran.

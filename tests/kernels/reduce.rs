@@ -34,7 +34,7 @@ fn norm_squared_of_pieces() {
 
 #[test]
 fn more_pieces_than_scratch_memory_was_planned_for_are_refused() {
-    refuses("norm_squared", "bytes of scratch memory wanted", |t| {
+    refuses("norm_squared", "bytes of scratch memory needed", |t| {
         let (out, src) = (t.f32("out", &[0.0]), t.x("src", &[1.0; 8]));
         Box::new(move |dev| dev.norm_squared(out, &vec![src; 1 << 22]))
     });
