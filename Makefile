@@ -127,7 +127,7 @@ bench-quick: .cargo-found ## run every benchmark at tiny sizes, to keep them wor
 # --- the GPU report: everything that needs a GPU, in programs that run on a machine without cargo
 
 # Built without MPI unless MPI=1, because the other machine may not have it. KERNEL_ARCHES=90a, for
-# a single kind of GPU, keeps the archive small; REPORT_PROFILE=dev uses the programs of the tests;
+# a single kind of GPU, keeps the archive small; REPORT_PROFILE=dev builds them as tests are built;
 # SANITIZER=1 adds compute-sanitizer for a machine without it; PACK=0 compresses fast rather than
 # small.
 REPORT_PROFILE ?= release
@@ -164,16 +164,17 @@ kernels-check: .cargo-found .nvcc-found ## compile every kernel for every archit
 
 kernels-budget: .cargo-found nvcc ## rewrite kernels/budget.tsv after an intended change of kernels
 	$(WITH_MPI) NVCC=$(CURDIR)/$(BUILD)/cuda/nvidia/cu13/bin/nvcc REQUIRE_KERNELS=1 UPDATE_KERNEL_BUDGET=1 \
-		$(CARGO) test --locked --test kernel_build $$features the_kernels_keep_to_the_budget -- --nocapture
+		$(CARGO) test --locked --test kernel_build $$features the_kernels_keep_to_the_budget -- --include-ignored --nocapture
 
 kernels-clocks: .cargo-found nvcc ## compare predicted clocks on sm_90 with kernels/clocks.tsv; UPDATE=1 rewrites it
 	$(WITH_MPI) KERNEL_ARCHES=90a NVCC=$(CURDIR)/$(BUILD)/cuda/nvidia/cu13/bin/nvcc REQUIRE_KERNELS=1 UPDATE_KERNEL_CLOCKS=$(UPDATE) \
-		$(CARGO) test --locked --test kernel_build $$features the_clocks_are_those_of_the_table -- --nocapture
+		$(CARGO) test --locked --test kernel_build $$features the_clocks_are_those_of_the_table -- --include-ignored --nocapture
 
 lint: .cargo-found ## check formatting and run clippy; warnings are errors
 	$(CARGO) fmt --all --check
 	$(WITH_MPI) $(CARGO) clippy --workspace --locked --all-targets $$features -- -D warnings
-	$(CARGO) clippy --locked --lib --bins --test parallel -- -D warnings
+	$(CARGO) clippy --locked --lib --bins -- -D warnings
+	$(CARGO) clippy --locked --test parallel -- -D warnings
 
 fmt: ## format the source
 	$(CARGO) fmt --all

@@ -83,7 +83,7 @@ tests() {
         sed -nE 's/^test (.*) \.\.\. FAILED$/\nFailed: `\1`./p' "$OUT/$part.log" 2>/dev/null
         # A test that started but did not finish is the one that hung or crashed the process.
         case $(result "$part") in ok | absent) ;; *)
-            awk '/^test .* \.\.\. / { name = $2; if (!/ \.\.\. [a-zA-Z]+$/) open = name; else open = "" }
+            awk '/^test .* \.\.\. / { name = $2; if (!/ \.\.\. ([a-zA-Z]+$|ignored)/) open = name; else open = "" }
                  END { if (open != "") printf "\nStarted but not finished: `%s`.\n", open }' "$OUT/$part.log" 2>/dev/null
             grep -qs '^test result' "$OUT/$part.log" || nothing "$part" ;;
         esac

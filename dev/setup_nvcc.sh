@@ -6,7 +6,7 @@
 #
 # Afterwards nvcc and cuobjdump are in build/cuda/nvidia/cu13/bin. Running it again does nothing
 # unless the pins have changed. With --unless-found it also does nothing if the machine has an nvcc
-# where build.rs looks for one.
+# where the build looks for one.
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -24,7 +24,7 @@ new_enough() {
 }
 
 if [ "${1:-}" = --unless-found ]; then
-    [ -z "${NVCC:-}" ] || exit 0 # build.rs uses this one or none
+    [ -z "${NVCC:-}" ] || exit 0 # the build uses this one or none
     for candidate in "${CUDA_HOME:-}/bin/nvcc" "${CUDA_PATH:-}/bin/nvcc" "$(command -v nvcc)" /usr/local/cuda/bin/nvcc; do
         if [ -x "$candidate" ] && new_enough "$candidate"; then exit 0; fi
     done

@@ -106,7 +106,7 @@ pub struct Gpu {
     pub name: String,
     pub memory_bytes: usize,
     /// The type that matmuls multiply: `bf16`, `fp16`, `tf32` or `f32`.
-    pub products: &'static str,
+    pub operands: &'static str,
 }
 
 /// Name of the arena for a device's scratch memory.

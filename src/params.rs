@@ -119,7 +119,7 @@ impl ParamSpec {
 
 /// The place of each parameter in a file: llm.c's order, all layers of a tensor together.
 /// Gradients, moments and master weights have the same layout. On a device they are ordered by
-/// [units](crate::units).
+/// [units](crate::sharding).
 #[derive(Clone, Debug)]
 pub struct ParamLayout {
     config: ModelConfig,

@@ -303,12 +303,12 @@ fn memory_falls_with_each_stage() {
     // The embeddings, and two of eight layers.
     let layer = recipe.config;
     let resident = 4 * (512 * layer.C + layer.maxT * layer.C + 2 * 12 * layer.C * layer.C);
-    for (stage, arena) in [(2, "gradients at hand"), (3, "gradients at hand"), (3, "parameters at hand")] {
+    for (stage, arena) in [(2, "full gradients"), (3, "full gradients"), (3, "gathered parameters")] {
         let found = bytes(stage, arena);
         assert!(
             found >= resident && found <= resident * 5 / 4,
             "{arena}: {found}, expected about {resident}"
         );
     }
-    assert_eq!([bytes(1, "gradients at hand"), bytes(2, "parameters at hand")], [0, 0]);
+    assert_eq!([bytes(1, "full gradients"), bytes(2, "gathered parameters")], [0, 0]);
 }

@@ -207,6 +207,7 @@ const FRAGMENT_STARTS: &[&str] = &["Of ", "What ", "Whose ", "Who ", "Where "];
 /// Phrases and British spellings that comments avoid, in lower case.
 #[rustfmt::skip]
 const AVOIDED: &[&str] = &[
+    "honour",
     "comes into being", "is no number", "is no error",
     "optimise", "optimisa", "optimising", "initialis", "normalise", "normalisa", "normalising", "colour", "utilisation", "behaviour",
     "recognis", "synchronis", "serialis", "vectoris", "neighbour",

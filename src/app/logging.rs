@@ -1,7 +1,8 @@
 //! Warnings and details go to standard error; standard output is for a program's results.
 //!
 //! `WARPSMITH_LOG`, or else `RUST_LOG`, sets the level: `warn` (the default), `info` (the device,
-//! the kernel chosen for each matmul, and why), `off`, or any filter of env_logger.
+//! connections, checkpoints written and deleted, the kernel chosen for each matmul and why), `off`,
+//! or any filter of env_logger.
 
 use crate::parallel::environment::Process;
 use anyhow::{Result, ensure};
@@ -40,7 +41,7 @@ fn check(name: &str, filter: &str) -> Result<()> {
         let is_module = module.is_empty() && part.contains("::");
         ensure!(
             is_module || part.is_empty() || level.parse::<LevelFilter>().is_ok(),
-            "{name}={filter}: expected off, error, warn, info, debug or trace, or MODULE=LEVEL, found {part:?}"
+            "{name}={filter}: expected off, error, warn, info, debug or trace, or MODULE=LEVEL, found {part}"
         );
     }
     Ok(())

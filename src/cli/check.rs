@@ -159,7 +159,7 @@ impl TrainArgs {
         if self.optim.lr_scheduler == ScheduleKind::Constant {
             ensure!(
                 self.optim.warmup_iters == 0,
-                "-u/--warmup-iters: expected 0 with -k constant, which has no warmup, found {}; use -k wsd for one",
+                "-u/--warmup-iters: expected 0 with -k constant, which has no warmup, found {}; use -k wsd for a constant rate with warmup",
                 self.optim.warmup_iters
             );
             ensure!(

@@ -92,7 +92,7 @@ fn presets() -> String {
     let names = ["gpt2-124m", "llmc-124m"];
     let sets = names.map(|name| rows(&["--preset", name]));
     let mut text = format!(
-        "\n**Presets**: the defaults each sets; a flag given beside it wins\n\n| Flag | {} |\n|---|---|---|\n",
+        "\n**Presets**: the defaults that each sets; explicit flags win\n\n| Flag | {} |\n|---|---|---|\n",
         names.map(code).join(" | ")
     );
     for arg in train::command(Program::TrainGpt2).get_arguments().filter(|arg| arg.get_id() != "preset") {

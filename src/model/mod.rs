@@ -49,8 +49,8 @@ impl Weights {
 }
 
 /// Arenas of stored tensors, and of those that are resident only while a pass uses them.
-const PARAMETERS: [&str; 2] = ["parameters", "parameters at hand"];
-const GRADIENTS: [&str; 2] = ["gradients", "gradients at hand"];
+const PARAMETERS: [&str; 2] = ["parameters", "gathered parameters"];
+const GRADIENTS: [&str; 2] = ["gradients", "full gradients"];
 
 /// Plans full units: all of them, or, if ranks shard them, as many as a pass needs at a time.
 fn plan_units(

@@ -67,7 +67,8 @@ impl TcpMesh {
     /// port or file.
     ///
     /// # Errors
-    /// One line: a rank did not come in time, another program or run is there, a rank came twice.
+    /// One line: a rank did not connect in time, another program or run is there, or two processes
+    /// have one rank.
     pub fn connect(
         rank: usize,
         world_size: usize,

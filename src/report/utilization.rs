@@ -74,10 +74,10 @@ const PEAKS: [Peak; 45] = [
     peak("RTX 5090", 209.5, 104.8, 104.8),
 ];
 
-/// Returns the peak in FLOP/s of a GPU of this name for dense matmuls of `products` (`bf16`,
+/// Returns the peak in FLOP/s of a GPU of this name for dense matmuls of `operands` (`bf16`,
 /// `fp16`, `tf32`, `f32`). `None` for a GPU that is not in the table: no utilization is better than
 /// a wrong one.
-pub fn peak_flops(name: &str, products: &str) -> Option<f64> {
+pub fn peak_flops(name: &str, operands: &str) -> Option<f64> {
     let words: Vec<&str> = name.split([' ', '-']).collect();
     // These share the name of the desktop card, but have other clocks and another chip.
     if words.iter().any(|word| matches!(*word, "Laptop" | "Max")) {
@@ -90,7 +90,7 @@ pub fn peak_flops(name: &str, products: &str) -> Option<f64> {
             || matches_apart(&words, &wanted)
     };
     let row = PEAKS.iter().filter(|row| fits(row.gpu)).max_by_key(|row| row.gpu.split(' ').count())?;
-    let tera = match products {
+    let tera = match operands {
         "bf16" | "fp16" => row.bf16,
         "tf32" => row.tf32,
         _ => row.f32,
@@ -145,8 +145,8 @@ mod tests {
             ("NVIDIA RTX 6000 Ada Generation", "bf16", 364.2),
             ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "bf16", 503.8),
         ];
-        for (name, products, tera) in cases {
-            assert_eq!(peak_flops(name, products), Some(tera * 1e12), "{name} {products}");
+        for (name, operands, tera) in cases {
+            assert_eq!(peak_flops(name, operands), Some(tera * 1e12), "{name} {operands}");
         }
     }
 
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn no_row_is_there_twice_and_narrow_products_are_the_faster_ones() {
+    fn no_row_is_there_twice_and_narrow_operands_are_the_faster_ones() {
         for (i, row) in PEAKS.iter().enumerate() {
             assert!(PEAKS[..i].iter().all(|other| other.gpu != row.gpu), "{}", row.gpu);
             assert!(row.bf16 > row.tf32 && row.tf32 >= row.f32, "{}", row.gpu);

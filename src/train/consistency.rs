@@ -23,7 +23,8 @@ fn switch(on: bool) -> &'static str {
 impl Trainer {
     /// The settings that must be the same on all ranks: the name of each, and its value here.
     fn settings(&self, args: &TrainArgs) -> Vec<(&'static str, String)> {
-        let size = |data: &DataLoader| format!("{} in {}", data.num_tokens(), data.num_shards());
+        let size =
+            |data: &DataLoader| format!("{} tokens in {} shard(s)", data.num_tokens(), data.num_shards());
         let unread = || "not read".to_owned();
         let TrainArgs { batch, optim, eval, files, processes, gpu, .. } = args;
         vec![
@@ -33,8 +34,8 @@ impl Trainer {
             ("-b, -t, -d", {
                 format!("{}, {}, {}", batch.batch_size, batch.sequence_length, self.data.tokens_per_step)
             }),
-            ("tokens and shards of -i", size(&self.data.train)),
-            ("tokens and shards of -j", self.data.val.as_ref().map_or_else(unread, size)),
+            ("the data of -i", size(&self.data.train)),
+            ("the data of -j", self.data.val.as_ref().map_or_else(unread, size)),
             ("questions of --hellaswag-data", {
                 self.data
                     .hellaswag

@@ -131,7 +131,7 @@ impl Report {
     fn device(&mut self, dev: &dyn Ops, T: usize, weights: &Weights) {
         let mut rows = vec![("running on", dev.describe())];
         if let Some(gpu) = dev.gpu() {
-            let operands = gpu.products;
+            let operands = gpu.operands;
             let peak = peak_flops(&gpu.name, operands);
             let shown = |peak: f64| format!("{:.1} ({operands})", peak / 1e12);
             rows.push(("peak TFlops", peak.map_or("unknown GPU".to_string(), shown)));

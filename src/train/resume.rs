@@ -67,8 +67,8 @@ pub fn find(dir: &Path, warns: bool) -> Result<Option<Saved>> {
     latest.step.map(|step| Saved::open(dir, step, 0)).transpose()
 }
 
-/// The `--dtype` of the newest readable checkpoint in `dir`, if it records one. Resuming reports those
-/// that cannot be read.
+/// The `--dtype` of the newest readable checkpoint in `dir`, if it records one. Resuming reports
+/// checkpoints that cannot be read.
 ///
 /// # Errors
 /// If the directory cannot be read.
@@ -218,7 +218,7 @@ impl Trainer {
         let mut warn = |text: String| self.report.console().warning(text);
         if was != is {
             warn(format!(
-                "the checkpoint was written with --dtype {was}; its weights become {is}, and so its losses"
+                "the checkpoint was written with --dtype {was}; its weights become {is}, which changes the losses"
             ));
         } else if tensors.master.is_some() && !has_master {
             warn("the checkpoint has no master weights; they start from the parameters".to_owned());
@@ -227,8 +227,8 @@ impl Trainer {
         }
         if let Some(were) = operands_were.filter(|were| was == is && were != operands) {
             warn(format!(
-                "the checkpoint was trained with --dtype {were}; its products are in {operands} from here on, \
-                 and so its losses"
+                "the checkpoint was trained with --dtype {were}; its matmuls use {operands} from here on, \
+                 which changes the losses"
             ));
         }
         let dev = self.replica.dev.as_mut();

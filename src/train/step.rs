@@ -21,8 +21,8 @@ pub struct StepStats {
 
 impl Replica {
     /// Computes the gradients of the mean loss, times `loss_scale`, over `grad_accum_steps`
-    /// micro-batches of every rank, and reads back the statistics: the only wait of the host in a
-    /// step. `stop` says whether this rank was asked to stop.
+    /// micro-batches of every rank, and reads back the statistics, which at `-z 0` is the host's
+    /// only wait in a step. `stop` says whether this rank was asked to stop.
     pub fn forward_backward(
         &mut self,
         loader: &mut DataLoader,

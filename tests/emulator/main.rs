@@ -1,11 +1,25 @@
 //! Tests of the emulated device: it does what it guarantees, and finds the bugs that it is for.
-#![cfg(emulated)]
 
+#[cfg(emulated)]
 mod basics;
+#[cfg(emulated)]
 mod counting;
+#[cfg(emulated)]
 mod device;
+#[cfg(emulated)]
 mod fragments;
+#[cfg(emulated)]
 mod hopper;
+#[cfg(emulated)]
 mod lent;
+#[cfg(emulated)]
 mod mutants;
+#[cfg(emulated)]
 mod shipped;
+
+#[cfg(not(emulated))]
+#[test]
+#[ignore = "needs a C++ compiler (apt install g++)"]
+fn every_test_of_the_emulated_device() {
+    panic!("this was built without the emulated device");
+}

@@ -75,7 +75,7 @@ fn serial_epilogues(rows: &[Row]) -> Vec<String> {
 }
 
 #[test]
-#[cfg_attr(not(has_gate), ignore = "needs the pinned nvcc and cuobjdump (make nvcc), and sm_90a")]
+#[cfg_attr(not(has_clocks), ignore = "needs the tools of the gate (make nvcc), and sm_90a")]
 fn the_clocks_are_those_of_the_table() {
     let images = FATBINS.iter().filter(|fatbin| fatbin.floatx == FLOATX[0]);
     let rows: Vec<Row> = images.flat_map(|fatbin| rows(fatbin.file, fatbin.image)).collect();
@@ -194,7 +194,7 @@ fn small_kernels() -> Vec<Kernel> {
 /// Worked out by hand: the counter of a loop or the computation of an address adds less than 60
 /// clocks.
 #[test]
-#[cfg_attr(not(has_gate), ignore = "needs the pinned nvcc and cuobjdump (make nvcc), and sm_90a")]
+#[cfg_attr(not(has_clocks), ignore = "needs the tools of the gate (make nvcc), and sm_90a")]
 fn small_kernels_take_the_clocks_worked_out_by_hand() {
     let kernels = small_kernels();
     let part = |kernel: &str, part: &str| {

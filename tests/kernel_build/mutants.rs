@@ -72,7 +72,7 @@ fn refused(file: &str, arch: &str, edits: Edits, expected: &[(&str, &str)]) {
 }
 
 #[test]
-#[cfg_attr(not(has_gate), ignore = "needs the pinned nvcc and cuobjdump (make nvcc), and sm_90a")]
+#[cfg_attr(not(has_gate), ignore = "needs the tools of the gate (make nvcc)")]
 fn kernels_as_they_are_pass() {
     for file in ["gelu.cu", "reduce.cu"] {
         assert_eq!(faults(file, "80", &[]), [""; 0]);
@@ -81,7 +81,7 @@ fn kernels_as_they_are_pass() {
 
 /// Room for a second block per SM takes half of the registers.
 #[test]
-#[cfg_attr(not(has_gate), ignore = "needs the pinned nvcc and cuobjdump (make nvcc), and sm_90a")]
+#[cfg_attr(not(has_gate), ignore = "needs the tools of the gate (make nvcc)")]
 fn a_spill() {
     let bounds = "__launch_bounds__(512)\n    layernorm_backward(";
     let edit = ("layernorm.cu", bounds, "__launch_bounds__(512, 2)\n    layernorm_backward(");
@@ -95,7 +95,7 @@ fn a_spill() {
 
 /// A loop that is not unrolled would index registers, which is impossible.
 #[test]
-#[cfg_attr(not(has_gate), ignore = "needs the pinned nvcc and cuobjdump (make nvcc), and sm_90a")]
+#[cfg_attr(not(has_gate), ignore = "needs the tools of the gate (make nvcc)")]
 fn an_access_to_local_memory() {
     let rolled = "widen(x, load128_streaming(inp + i));\n#pragma unroll\n";
     let edit = ("gelu.cu", rolled, "widen(x, load128_streaming(inp + i));\n#pragma unroll 1\n");
@@ -104,7 +104,7 @@ fn an_access_to_local_memory() {
 }
 
 #[test]
-#[cfg_attr(not(has_gate), ignore = "needs the pinned nvcc and cuobjdump (make nvcc), and sm_90a")]
+#[cfg_attr(not(has_gate), ignore = "needs the tools of the gate (make nvcc)")]
 fn narrow_loads_for_a_wide_one() {
     let wide = "uint4 load_u128(const void* p) { return *static_cast<const uint4*>(p); }";
     let narrow = "uint4 load_u128(const void* p) {
@@ -122,7 +122,7 @@ fn narrow_loads_for_a_wide_one() {
 
 /// A loop over the elements of a pack: the compiler cannot know that they are aligned to 16 bytes.
 #[test]
-#[cfg_attr(not(has_gate), ignore = "needs the pinned nvcc and cuobjdump (make nvcc), and sm_90a")]
+#[cfg_attr(not(has_gate), ignore = "needs the tools of the gate (make nvcc)")]
 fn a_load_for_each_element() {
     let pack = "return unpack_bits<T>(load_u128(address));";
     let elements = "Pack<T> pack;
@@ -137,7 +137,7 @@ fn a_load_for_each_element() {
 
 /// More loads in flight at once, or fewer.
 #[test]
-#[cfg_attr(not(has_gate), ignore = "needs the pinned nvcc and cuobjdump (make nvcc), and sm_90a")]
+#[cfg_attr(not(has_gate), ignore = "needs the tools of the gate (make nvcc)")]
 fn registers_over_and_under_the_budget() {
     let batch = "constexpr int BATCH = 4;";
     for (edited, verdict) in [
@@ -153,7 +153,7 @@ fn registers_over_and_under_the_budget() {
 
 /// A function of some ten instructions instead of one: no count of the budget shows it.
 #[test]
-#[cfg_attr(not(has_gate), ignore = "needs the pinned nvcc and cuobjdump (make nvcc), and sm_90a")]
+#[cfg_attr(not(has_gate), ignore = "needs the tools of the gate (make nvcc)")]
 fn a_slower_way_to_the_same_result() {
     let exact = ("gelu.cuh", "if constexpr (sizeof(floatX) == 4) return tanhf(u);", "return tanhf(u);");
     refused("gelu.cu", "90a", &[exact], &[("gelu_forward", ", start, path 1 (-): * longer")]);
@@ -162,7 +162,7 @@ fn a_slower_way_to_the_same_result() {
 /// Tiles that pass through registers on their way to shared memory, ordinary loads of them, and
 /// multiplications of single numbers.
 #[test]
-#[cfg_attr(not(has_gate), ignore = "needs the pinned nvcc and cuobjdump (make nvcc), and sm_90a")]
+#[cfg_attr(not(has_gate), ignore = "needs the tools of the gate (make nvcc)")]
 fn no_asynchronous_copies_no_ldmatrix_no_tensor_cores() {
     let copy = r#""cp.async.cg.shared.global [%0], [%1], 16, %2;""#;
     let through_registers = r#""{ .reg .b32 r<4>; ld.global.v4.b32 {r0, r1, r2, r3}, [%1]; st.shared.v4.b32 [%0], {r0, r1, r2, r3}; }""#;
@@ -185,7 +185,7 @@ fn no_asynchronous_copies_no_ldmatrix_no_tensor_cores() {
 /// A macro that nvcc does not define leaves the kernels for Hopper empty, and they compile
 /// silently.
 #[test]
-#[cfg_attr(not(has_gate), ignore = "needs the pinned nvcc and cuobjdump (make nvcc), and sm_90a")]
+#[cfg_attr(not(has_gate), ignore = "needs the tools of the gate (make nvcc)")]
 fn kernels_for_hopper_that_are_empty() {
     let edit = ("hopper.cuh", "defined(__CUDA_ARCH_FEAT_SM90_ALL)", "defined(__CUDA_ARCH_FEAT_SM90A_ALL)");
     let expected = [

@@ -1,8 +1,8 @@
 //! Collectives of GPUs without a GPU. The search for NCCL and the communicator run against
 //! stand-ins for NVIDIA's libraries, which log the order and arguments of their calls, and fail in
 //! every way that the real ones can. The real `libnccl.so.2` is tested if it is at
-//! `WARPSMITH_TEST_NCCL` or in `build/nccl`: as far as it works without a GPU, and completely on a
-//! machine with one (`WARPSMITH_TEST_DEVICE=cuda`).
+//! `WARPSMITH_TEST_NCCL` or in `build/nccl`: as far as it works without a GPU; `--ignored
+//! one_rank` tests the rest on a machine with one.
 //!
 //! The loader finds the libraries, so each case runs in a process of its own.
 #![cfg(target_os = "linux")]

@@ -111,7 +111,7 @@ fn what_is_missing_is_one_line() {
     let old = format!("the NVIDIA driver ({}) is for CUDA 12.4; expected 1", cuda.display());
     expect(&[("STUB_VERSION", "12040")], &old);
     let stub = format!(
-        "libcuda of a toolkit's stubs folder was loaded ({}), which is no driver; take .../stubs off LD_LIBRARY_PATH.",
+        "libcuda of a toolkit's stubs folder was loaded ({}), which is not a driver; remove .../stubs from LD_LIBRARY_PATH.",
         cuda.display()
     );
     expect(&[("STUB_INIT", "34")], &stub);

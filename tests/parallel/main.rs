@@ -194,7 +194,7 @@ fn inconsistent_ranks_are_named() {
         ("-o elsewhere -n 2 -y 1", "the step that -o resumes from: expected what rank 0 has, found 0"),
         ("-o out -n 2 -y 1 -l 2e-3", "-x, -l and the schedule"),
         ("-o out -n 2 -y 1 -z 1", "-z, --sum-every-micro-step"),
-        ("-o out -n 2 -y 1 -v 2", "tokens and shards of -j"),
+        ("-o out -n 2 -y 1 -v 2", "the data of -j"),
     ] {
         let ranks = ["-o out -n 2 -y 1", own].into_iter().enumerate().map(|(rank, flags)| {
             let mut command = Command::new(TRAIN_GPT2);

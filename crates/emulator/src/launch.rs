@@ -10,7 +10,7 @@ pub struct Arg {
 }
 
 impl Arg {
-    /// The value must live until the launch returns.
+    /// An argument that borrows `value`, which must live until the launch returns.
     pub fn new<T: Copy>(value: &T) -> Self {
         Arg { value: std::ptr::from_ref(value).cast(), bytes: size_of::<T>() }
     }

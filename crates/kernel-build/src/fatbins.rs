@@ -58,7 +58,7 @@ pub fn build(root: &Path, out_dir: &Path) -> Result<(), String> {
         true => Err("it was built with KERNEL_ARCHES=none".to_string()),
         false => nvcc::find(&nvcc::Places::from_env(root), nvcc::identity)?,
     };
-    println!("cargo::rustc-check-cfg=cfg(has_kernels, has_gate)");
+    println!("cargo::rustc-check-cfg=cfg(has_kernels, has_gate, has_clocks)");
     match found {
         Ok(nvcc) => {
             compile_all(root, out_dir, &nvcc, &arches)?;
@@ -69,15 +69,28 @@ pub fn build(root: &Path, out_dir: &Path) -> Result<(), String> {
     }
 }
 
-/// Sets the cfgs without which tests are ignored: `has_kernels`, and `has_gate` where the compiled
-/// kernels can also be held to their budget and clocks.
+/// Sets the cfgs without which tests are ignored: `has_kernels`; `has_gate` if the kernels can also
+/// be held to their budget, which takes the pinned nvcc and a disassembler; `has_clocks` if they
+/// also have code for sm_90a, on which the clocks depend.
 fn tell_tests(root: &Path, nvcc: &Nvcc, arches: &[String]) {
+    println!("cargo::rerun-if-changed=dev/requirements-nvcc.txt");
     println!("cargo::rustc-cfg=has_kernels");
-    let disassembler = |nvcc: &Path| nvcc.with_file_name("cuobjdump").is_file();
-    let has_disassembler = disassembler(&nvcc.path) || disassembler(&root.join(nvcc::OWN));
-    if has_disassembler && nvcc::is_pinned(root, nvcc) && arches.iter().any(|arch| arch == "90a") {
-        println!("cargo::rustc-cfg=has_gate");
+    if !nvcc::is_pinned(root, nvcc) || !has_disassembler(&nvcc.path, &root.join(nvcc::OWN)) {
+        return;
     }
+    println!("cargo::rustc-cfg=has_gate");
+    if arches.iter().any(|arch| arch == "90a") {
+        println!("cargo::rustc-cfg=has_clocks");
+    }
+}
+
+/// Whether cuobjdump and nvdisasm are together beside nvcc, on `PATH`, or where `make nvcc` puts
+/// them.
+fn has_disassembler(nvcc: &Path, own: &Path) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let beside = [nvcc, own].into_iter().filter_map(Path::parent).map(Path::to_path_buf);
+    let has = |dir: PathBuf| ["cuobjdump", "nvdisasm"].iter().all(|tool| dir.join(tool).is_file());
+    beside.chain(std::env::split_paths(&path)).any(has)
 }
 
 /// Writes the empty table. The two variables matter only here: if they were always listed, every

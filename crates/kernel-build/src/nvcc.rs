@@ -94,7 +94,7 @@ pub fn find(
 }
 
 /// Whether this is the nvcc of dev/requirements-nvcc.txt, for which the budget and the clocks hold.
-pub fn is_pinned(root: &Path, nvcc: &Nvcc) -> bool {
+pub(crate) fn is_pinned(root: &Path, nvcc: &Nvcc) -> bool {
     let pins = std::fs::read_to_string(root.join("dev/requirements-nvcc.txt")).unwrap_or_default();
     let pin = pins.lines().find_map(|line| line.strip_prefix("nvidia-cuda-nvcc=="));
     let version = pin.map(|pin| pin.trim_end_matches(['\\', ' ']));

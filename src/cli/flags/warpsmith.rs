@@ -295,7 +295,7 @@ pub struct StepArgs {
 
 #[derive(Args, Clone, Debug)]
 pub struct FlagsArgs {
-    /// Write them between the markers of FILE instead of printing them [default: docs/flags.md]
+    /// Write them between the markers of FILE (docs/flags.md if omitted) instead of printing them
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "docs/flags.md")]
     pub write: Option<PathBuf>,
 }

@@ -295,8 +295,8 @@ impl Device for Cuda {
 
     fn gpu(&self) -> Option<Gpu> {
         let info = self.driver.info();
-        let products = self.options.matmul_format();
-        (!info.emulated).then(|| Gpu { name: info.name.clone(), memory_bytes: info.memory_bytes, products })
+        let operands = self.options.matmul_format();
+        (!info.emulated).then(|| Gpu { name: info.name.clone(), memory_bytes: info.memory_bytes, operands })
     }
 }
 

@@ -52,7 +52,7 @@ pub fn host(
             missing.map(|rank| rank.to_string()).collect::<Vec<_>>().join(", ")
         };
         let Some((mut stream, from)) = accept(&listener, deadline)? else {
-            bail!("rank(s) {} did not come in time", missing());
+            bail!("rank(s) {} did not connect in time", missing());
         };
         // A caller that sends no greeting is not one of our processes.
         let Ok(hello) = read_line::<Hello>(&mut stream, Instant::now() + GREETING) else { continue };
@@ -62,12 +62,12 @@ pub fn host(
             continue;
         }
         let fits = hello.world_size == world_size && (1..world_size).contains(&hello.rank);
-        // A rank whose connection timed out comes again.
+        // A rank whose connection timed out connects again.
         if !fits || streams[hello.rank].as_ref().is_some_and(|stream| !is_closed(stream)) {
             let (theirs, rank) = (hello.world_size, hello.rank);
             let why = match fits {
-                true => format!("rank {rank} came twice: give each process a rank of its own"),
-                false => format!("rank {rank} of {theirs} came to a run of {world_size} processes"),
+                true => format!("two processes have rank {rank}: give each process a rank of its own"),
+                false => format!("rank {rank} of {theirs} tried to join a run of {world_size} processes"),
             };
             let _ = write_line(&mut stream, &Answer::Refused(why.clone()));
             bail!(why);
@@ -104,7 +104,7 @@ pub fn join(
     let places = match read_line(&mut first, deadline).context("rank 0 waited for other ranks, and left")? {
         Answer::Welcome(places) => places,
         Answer::Refused(why) => bail!(why),
-        Answer::Wait => bail!("rank 0 said to wait twice"),
+        Answer::Wait => bail!("rank 0 sent Wait twice"),
     };
     ensure!(places.len() == world_size, "rank 0 knows of {} processes", places.len());
     let host_of_rank0 = first.peer_addr()?.ip().to_string();
@@ -119,7 +119,7 @@ pub fn join(
     }
     while streams.iter().skip(rank + 1).any(Option::is_none) {
         let Some((mut stream, _)) = accept(&listener, deadline)? else {
-            bail!("a rank above {rank} did not come in time")
+            bail!("a rank above {rank} did not connect in time")
         };
         let Ok(hello) = read_line::<Hello>(&mut stream, deadline) else { continue };
         if hello.run == run && (rank + 1..world_size).contains(&hello.rank) {

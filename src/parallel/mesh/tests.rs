@@ -123,7 +123,10 @@ fn a_rank_that_does_not_fit_is_named_on_both_sides() {
         })
     };
     let (host, guest) = both(1, 3);
-    assert!(host.contains("rank 1 came twice") && guest.contains("rank 1 came twice"), "{host}; {guest}");
+    assert!(
+        host.contains("two processes have rank 1") && guest.contains("two processes have rank 1"),
+        "{host}; {guest}"
+    );
     let (host, guest) = both(2, 4);
     assert!(host.contains("rank 2 of 4 came to a run of 3"), "{host}");
     assert!(guest.contains("rank 2 of 4 came to a run of 3"), "{guest}");
@@ -132,7 +135,7 @@ fn a_rank_that_does_not_fit_is_named_on_both_sides() {
 #[test]
 fn a_missing_rank_is_named() {
     let message = error(TcpMesh::connect(0, 3, "run", &free_address(), SHORT));
-    assert!(message.contains("rank(s) 1, 2 did not come"), "{message}");
+    assert!(message.contains("rank(s) 1, 2 did not connect"), "{message}");
     let message = error(TcpMesh::connect(2, 3, "run", &free_address(), SHORT));
     assert!(message.contains("rank 0 was not there in time"), "{message}");
     let message = error(TcpMesh::connect(0, 2, "run", &Rendezvous::Address("nowhere".to_owned()), SHORT));

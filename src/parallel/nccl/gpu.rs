@@ -19,6 +19,9 @@ pub fn current_context() -> Result<Arc<CudaContext>> {
     unsafe { sys::cuCtxGetDevice(&mut device) }.result().map_err(|e| message("cuCtxGetDevice", e))?;
     // A CUdevice is the ordinal of a GPU.
     let context = CudaContext::new(device as usize).map_err(|e| message("cuDevicePrimaryCtxRetain", e))?;
+    // SAFETY: nothing is allocated through this handle, so nothing is tracked. With tracking on, a
+    // first stream would wait for everything that is queued in the context.
+    unsafe { context.disable_event_tracking() };
     ensure!(context.cu_ctx() == current, "NCCL needs the primary context of GPU {device} to be current");
     Ok(context)
 }

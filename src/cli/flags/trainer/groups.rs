@@ -88,7 +88,7 @@ pub struct ModelFlags {
     #[arg(id = "model", short = 'e', long = "model", value_name = "FILE|SHAPE", value_parser = values::name,
           default_value = DEFAULT_MODEL, default_value_ifs = presets("d12", "d12"))]
     pub source: String,
-    /// Transformer layers; with --heads and --channels replaces -e, otherwise overrides it
+    /// Transformer layers; overrides the shape's, or with --heads and --channels replaces -e
     #[arg(id = "num_layers L", long = "layers", value_name = "L", value_parser = values::count)]
     pub layers: Option<usize>,
     /// Attention heads per layer; overrides the shape's

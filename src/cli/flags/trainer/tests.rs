@@ -162,7 +162,7 @@ fn values_reach_their_fields() {
 }
 
 #[test]
-fn the_values_that_a_cpu_honours_are_accepted() {
+fn the_values_that_a_cpu_honors_are_accepted() {
     ok(
         "-lg -1 -w 1 -ge 0 -z 0 -pn 1 -pr 0 -pg 8 -pi mpi --flash 1 --compile 0 --write_tensors 0 --inference_only 0",
     );
@@ -182,7 +182,7 @@ fn what_a_cpu_cannot_do_is_refused_by_name() {
 }
 
 #[test]
-fn a_gpu_honours_more() {
+fn a_gpu_honors_more() {
     let cu = |line: &str| parse(Program::TrainGpt2cu, argv(&format!("-e d12 {line}")), &|_| None);
     let ok = |line: &str| match cu(line) {
         Ok(Parsed::Run(args)) => args,

@@ -222,8 +222,8 @@ impl Kernel for Bf16Amx {
 
 /// f32 with AMX tiles, each number as three bf16.
 ///
-/// Of the nine products of parts, the six largest are added, the very largest last: the omitted
-/// ones are below 2^-24 of the full product, as is its rounding to f32.
+/// Six of the nine products of parts are added, the largest last: the omitted ones are below 2^-24
+/// of the full product, as is its rounding to f32.
 pub struct F32Amx;
 
 impl Kernel for F32Amx {

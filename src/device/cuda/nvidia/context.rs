@@ -49,7 +49,7 @@ impl fmt::Display for Problem {
             }
             Problem::Stub => write!(
                 f,
-                "libcuda of a toolkit's stubs folder was loaded{}, which is no driver; take .../stubs off LD_LIBRARY_PATH",
+                "libcuda of a toolkit's stubs folder was loaded{}, which is not a driver; remove .../stubs from LD_LIBRARY_PATH",
                 place()
             )?,
             Problem::Other(why) => write!(f, "the NVIDIA driver does not start: {why}")?,
@@ -113,7 +113,8 @@ pub fn open(ordinal: usize) -> Result<Arc<CudaContext>> {
 
 pub fn info(context: &CudaContext) -> Result<DeviceInfo> {
     let failed = |what: &'static str| move |e| message(what, e);
-    let attribute = |name| context.attribute(name).map_err(failed("cuDeviceGetAttribute"));
+    let attribute =
+        |name| context.attribute(name).map_err(|e| message(&format!("cuDeviceGetAttribute({name:?})"), e));
     let (major, minor) = context.compute_capability().map_err(failed("cuDeviceGetAttribute"))?;
     Ok(DeviceInfo {
         name: context.name().map_err(failed("cuDeviceGetName"))?,
