@@ -170,11 +170,12 @@ kernels-clocks: .cargo-found nvcc ## compare predicted clocks on sm_90 with kern
 	$(WITH_MPI) KERNEL_ARCHES=90a NVCC=$(CURDIR)/$(BUILD)/cuda/nvidia/cu13/bin/nvcc REQUIRE_KERNELS=1 UPDATE_KERNEL_CLOCKS=$(UPDATE) \
 		$(CARGO) test --locked --test kernel_build $$features the_clocks_are_those_of_the_table -- --include-ignored --nocapture
 
-lint: .cargo-found ## check formatting and run clippy; warnings are errors
+lint: .cargo-found ## check formatting, clippy and rustdoc; warnings are errors
 	$(CARGO) fmt --all --check
 	$(WITH_MPI) $(CARGO) clippy --workspace --locked --all-targets $$features -- -D warnings
 	$(CARGO) clippy --locked --lib --bins -- -D warnings
 	$(CARGO) clippy --locked --test parallel -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --locked --no-deps --quiet
 
 fmt: ## format the source
 	$(CARGO) fmt --all

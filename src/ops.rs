@@ -208,7 +208,7 @@ pub struct TokenBuckets {
     pub count: usize,
 }
 
-/// dwte[tokens] += dout; dwpe[t] += dout summed over B. Deterministic.
+/// `dwte[tokens] += dout`; `dwpe[t] += dout` summed over B. Deterministic.
 #[derive(Clone, Copy, Debug)]
 pub struct EncoderBackward {
     pub dwte: Tensor,
@@ -309,8 +309,8 @@ pub struct AdamW {
 
 /// The operations of GPT-2.
 pub trait Ops: Device {
-    /// encoded (B, T, C) = wte[tokens] + wpe[t]. tokens (B, T) i32; wpe (at least T, C): its first
-    /// row is for t = 0.
+    /// `encoded (B, T, C) = wte[tokens] + wpe[t]`. tokens (B, T) i32; wpe (at least T, C): its
+    /// first row is for t = 0.
     fn encoder_forward(
         &mut self,
         encoded: Tensor,

@@ -1,4 +1,4 @@
-//! GPT-2, written once over [`Ops`](crate::ops::Ops): [`forward`], [`backward`], and [`decode`] for
+//! GPT-2, written once over [`Ops`]: [`forward`], [`backward`], and [`decode`] for
 //! sampling.
 //!
 //! The model knows no rank, file or vendor: where ranks shard parameters, its [`hooks`] gather

@@ -7,7 +7,7 @@ use crate::device::cpu::gelu::exp;
 use crate::device::cpu::simd::{LANES, dispatch, max, sum_lanes, sum_of};
 use rayon::prelude::*;
 
-/// losses (N) += -ln softmax(logits[..V])[target]; logits (N, Vp).
+/// `losses (N) += -ln softmax(logits[..V])[target]`; logits (N, Vp).
 pub fn forward(losses: &mut [f32], logits: &[f32], targets: &[i32], V: usize, Vp: usize) {
     check(losses, logits, targets, V, Vp);
     losses.par_iter_mut().zip(logits.par_chunks_exact(Vp)).zip(targets).for_each(
