@@ -128,8 +128,8 @@ fn a_rank_that_does_not_fit_is_named_on_both_sides() {
         "{host}; {guest}"
     );
     let (host, guest) = both(2, 4);
-    assert!(host.contains("rank 2 of 4 came to a run of 3"), "{host}");
-    assert!(guest.contains("rank 2 of 4 came to a run of 3"), "{guest}");
+    assert!(host.contains("rank 2 of 4 tried to join a run of 3"), "{host}");
+    assert!(guest.contains("rank 2 of 4 tried to join a run of 3"), "{guest}");
 }
 
 #[test]
