@@ -60,14 +60,18 @@ impl Guards {
     }
 
     /// Scores a step against the steps before it.
-    pub fn z_scores(&self, stats: &StepStats) -> ZScores {
+    fn z_scores(&self, stats: &StepStats) -> ZScores {
         ZScores { loss: self.loss.score(stats.loss), norm: self.norm.score(stats.norm) }
     }
 
-    /// Decides about a step, and records its loss and norm.
-    pub fn judge(&mut self, stats: &StepStats) -> Verdict {
-        let &StepStats { loss, norm, .. } = stats;
+    /// Scores a step, decides about it, and records its loss and norm.
+    pub fn judge(&mut self, stats: &StepStats) -> (ZScores, Verdict) {
         let z = self.z_scores(stats);
+        (z, self.verdict(stats, z))
+    }
+
+    fn verdict(&mut self, stats: &StepStats, z: ZScores) -> Verdict {
+        let &StepStats { loss, norm, .. } = stats;
         if let Some(scale) = self.scale.as_mut().filter(|_| loss.is_finite())
             && !scale.accept(norm)
         {
@@ -105,7 +109,7 @@ mod tests {
     }
 
     fn judge(guards: &mut Guards, loss: f32, norm: f32) -> Verdict {
-        guards.judge(&StepStats { loss, norm, stop: false })
+        guards.judge(&StepStats { loss, norm, stop: false }).1
     }
 
     #[test]

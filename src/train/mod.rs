@@ -100,8 +100,8 @@ impl Trainer {
         let Data { train, shape, grad_accum_steps, .. } = data;
         let stats = replica.forward_backward(train, *shape, *grad_accum_steps, loss_scale, stop)?;
         let elapsed = report.clock.lap();
-        let z = guards.z_scores(&stats);
-        match guards.judge(&stats) {
+        let (z, verdict) = guards.judge(&stats);
+        match verdict {
             Verdict::Update => replica.update(step, lr, stats.norm, loss_scale)?,
             Verdict::Skip { outlier, z } => report.skipped(outlier, z),
             Verdict::Overflow { next_scale } => report.overflowed(next_scale),
