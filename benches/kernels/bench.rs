@@ -171,7 +171,7 @@ impl Bench {
             match self.outputs(&small) {
                 Err(error) if choice == MatmulChoice::Cublaslt => missing = Some(format!("{error:#}")),
                 got => {
-                    compare(&got?, &want, self.dtype, tolerated).with_context(|| name(choice))?;
+                    compare(&got?, &want, self.dtype, tolerated).with_context(|| choice.to_string())?;
                     choices.push(choice);
                 }
             }
@@ -193,7 +193,7 @@ impl Bench {
             self.cuda.take_counts();
             (calls.call)(&mut self.cuda)?;
             let counted = sum(&self.cuda.take_counts());
-            self.check_full(&t, &calls, tolerated).with_context(|| format!("{}, full size", name(matmul)))?;
+            self.check_full(&t, &calls, tolerated).with_context(|| format!("{matmul}, full size"))?;
             runs.push(Measurement { matmul, times: None, counted });
         }
         self.time(&calls, &mut runs)?;
@@ -294,17 +294,6 @@ impl Bench {
             run.times = Some(Times::of(us));
         }
         Ok(())
-    }
-}
-
-/// Name of a matmul choice in messages.
-fn name(choice: MatmulChoice) -> String {
-    match choice {
-        MatmulChoice::Fastest => "fastest".to_owned(),
-        MatmulChoice::Own => "own".to_owned(),
-        MatmulChoice::Cublaslt => "cublaslt".to_owned(),
-        MatmulChoice::Tile { M, N, splits } => format!("tile {M}x{N}, {splits} split(s)"),
-        MatmulChoice::Hopper { N, splits } => format!("hopper 128x{N}, {splits} split(s)"),
     }
 }
 
