@@ -5,7 +5,7 @@
 // what shared memory delivers in that time. A tensor core would be eight times as fast, but only on
 // operands truncated to 19 bits.
 //
-// Where floatX has 16 bits these kernels are empty: its products are exact on tensor cores.
+// These kernels are empty for a 16-bit floatX, whose products are exact on tensor cores.
 #include "common.cuh"
 #include "matmul_epilogue.cuh"
 
