@@ -148,9 +148,10 @@ EMULATED_INLINE float reciprocal_approx(float x) {
     x = emulated::flush(x);
     return emulated::flush(emulated::neighbor(1.0 / (double)x, x));
 }
+// NaNs are truncated, so one with only low bits set becomes infinity, as on Hopper.
 EMULATED_INLINE uint32_t to_tf32(float x) {
     uint32_t bits = __float_as_uint(x);
-    return (bits & 0x7f800000) == 0x7f800000 ? bits : (bits + 0x1000) & ~0x1fffu;
+    return (isfinite(x) ? bits + 0x1000 : bits) & ~0x1fffu;
 }
 
 // --- shared memory and tensor cores
