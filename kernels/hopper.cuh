@@ -82,7 +82,8 @@ __device__ __forceinline__ void proxy_fence() { asm volatile("fence.proxy.async.
 // --- copies
 
 // Copies the map's box with its corner at column x and row y to shared memory; elements outside the
-// matrix become zeros.
+// matrix become zeros. Column x must be a multiple of 8 (16 bytes); at any other, an H100 ends the
+// kernel with CUDA_ERROR_ILLEGAL_INSTRUCTION.
 __device__ __forceinline__ void tma_load(uint32_t dst, const TensorMap* map, int x, int y, uint32_t barrier) {
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(dst),

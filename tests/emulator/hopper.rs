@@ -44,6 +44,28 @@ fn copies_bring_boxes_and_zeros_around_them() {
 }
 
 #[test]
+fn boxes_that_start_inside_of_16_bytes_are_refused() {
+    for options in all_options() {
+        let mut gpu = Gpu::new(options);
+        let (matrix, out) = (gpu.memory(&[0u16; 64 * 128]), pointer(gpu.memory(&[0u16; 8 * 64])));
+        let map = map(&gpu, matrix, 64, 128, 8);
+        let mut copy = |x: i32| {
+            let args = [Arg::new(&out), Arg::new(&map), Arg::new(&x), Arg::new(&5), Arg::new(&8)];
+            gpu.launch("copy_box", Launch::new(1, 128).shared(8 * 128 + 8), &args)
+        };
+        for x in [0, 104, -8, 136, -1000] {
+            copy(x).unwrap_or_else(|e| panic!("{x}: {e}"));
+        }
+        for x in [4, 5, 125, -3] {
+            let error = copy(x).unwrap_err();
+            let message =
+                format!("the first column {x} is not a multiple of 8: an illegal instruction on a GPU");
+            assert!(error.contains("tma_load at") && error.ends_with(&message), "{error}");
+        }
+    }
+}
+
+#[test]
 fn tensor_maps_are_checked_as_cuda_does() {
     let mut gpu = Gpu::new(EmulatorOptions::default());
     let address = gpu.memory(&[0u16; 64 * 64]);

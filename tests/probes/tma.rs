@@ -25,19 +25,20 @@ fn swizzled(matrix: &[u16], x: i32, y: i32, rows: i32) -> Vec<u32> {
     (0..rows * BOX_COLUMNS / 2).map(word).collect()
 }
 
-/// Each case copies three boxes: the one named, and those to its right and below.
+/// Each case copies three boxes: the one named, and those to its right and below. Columns are
+/// multiples of 8, at which a box must start.
 #[test]
 fn boxes() {
     let words = random_words(10, (ROWS * COLUMNS / 2) as usize);
     let matrix: Vec<u16> = words.iter().flat_map(|word| [*word as u16, (word >> 16) as u16]).collect();
     let places = [
         ("inside", 0, 0, 16),
-        ("inside, odd", 5, 7, 16),
+        ("inside, odd", 8, 7, 16),
         ("right edge", 104, 32, 16),
         ("lower edge", 0, 92, 16),
-        ("corner", 125, 95, 8),
+        ("corner", 120, 95, 8),
         ("upper left", -8, -3, 16),
-        ("left, odd", -3, 5, 8),
+        ("left, odd", -24, 5, 8),
         ("right of all", 136, 0, 8),
         ("above all", 0, -8, 8),
         ("far away", -1000, 100_000, 8),

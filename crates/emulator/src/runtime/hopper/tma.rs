@@ -15,6 +15,8 @@ const MAGIC: u64 = 0x7465_6e73_6f72_6d61;
 const ROW_BYTES: u32 = 128;
 /// Alignment in shared memory, so that the swizzle starts where wgmma expects it.
 const ALIGN: u32 = 1024;
+/// The 16 bytes that the swizzle moves as one; hardware refuses a box that starts inside of them.
+const CHUNK_COLUMNS: usize = 8;
 
 /// Makes a tensor map of a matrix.
 pub fn encode(matrix: &TiledMatrix) -> TensorMap {
@@ -93,8 +95,8 @@ impl Load {
     fn land(&self, block: &Block) -> Result<[u32; 32], String> {
         for row in 0..self.matrix.box_rows {
             let y = i64::from(self.y) + row as i64;
-            for chunk in 0..BOX_COLUMNS / 8 {
-                let x = i64::from(self.x) + chunk as i64 * 8;
+            for chunk in 0..BOX_COLUMNS / CHUNK_COLUMNS {
+                let x = i64::from(self.x) + (chunk * CHUNK_COLUMNS) as i64;
                 let bytes = self.matrix.chunk(x, y);
                 let address = self.to.0 + row as u32 * ROW_BYTES + chunk as u32 * 16;
                 // SAFETY: the chunk is inside the destination, which was found to be in shared
@@ -192,6 +194,14 @@ extern "C" fn cuda_emulator_tma_load(
         me.fail(
             site,
             format!("the destination {dst:#x} is not a multiple of {ALIGN}, at which the swizzle starts"),
+        );
+    }
+    if x % CHUNK_COLUMNS as i32 != 0 {
+        me.fail(
+            site,
+            format!(
+                "the first column {x} is not a multiple of {CHUNK_COLUMNS}: an illegal instruction on a GPU"
+            ),
         );
     }
     me.block.require_shared(me, site, to);
