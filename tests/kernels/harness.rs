@@ -30,7 +30,8 @@ pub struct Tensors {
     contents: Vec<(Tensor, Vec<u8>)>,
     guards: Vec<(String, Tensor)>,
     outputs: Vec<(String, Tensor, Tolerance)>,
-    limits: Limits,
+    /// The limits that scratch memory is planned by.
+    pub limits: Limits,
 }
 
 impl Tensors {

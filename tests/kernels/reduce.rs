@@ -35,8 +35,13 @@ fn norm_squared_of_pieces() {
 #[test]
 fn more_pieces_than_scratch_memory_was_planned_for_are_refused() {
     refuses("norm_squared", "bytes of scratch memory needed", |t| {
-        let (out, src) = (t.f32("out", &[0.0]), t.x("src", &[1.0; 8]));
-        Box::new(move |dev| dev.norm_squared(out, &vec![src; 1 << 22]))
+        // Room for 16 partial sums per piece, on any device of at least four SMs.
+        const PIECE_BYTES: usize = 16 * size_of::<f32>();
+        let (out, src, limits) = (t.f32("out", &[0.0]), t.x("src", &[1.0; 16 * 512 * 8]), t.limits);
+        Box::new(move |dev| {
+            let planned = dev.scratch_bytes(&limits)?;
+            dev.norm_squared(out, &vec![src; 2 * planned / PIECE_BYTES])
+        })
     });
 }
 
