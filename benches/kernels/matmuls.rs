@@ -146,6 +146,14 @@ impl Matmul {
         }
     }
 
+    /// The output that the product is added to.
+    pub fn adds_to(&self) -> Option<Tensor> {
+        match self {
+            Matmul::Wgrad(a) if !a.overwrite_dweight => Some(a.dweight),
+            _ => None,
+        }
+    }
+
     /// The expected value at (`row`, `column`) of the output and of those that depend on it:
     /// tensor, index, value.
     pub fn expected(&self, t: &Buffers, row: usize, column: usize) -> Vec<(Tensor, usize, f64)> {
