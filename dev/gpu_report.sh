@@ -106,15 +106,25 @@ describe_machine() {
 }
 machine() { part machine 15 bash -c describe_machine; }
 
-# Single instructions, recorded as a reference for the emulated device.
+# Single instructions, recorded as a reference for the emulated device. One process per module,
+# because a fault breaks its context: other modules must not be blamed. Tests outside of modules
+# need no GPU.
 probes() {
-    local set=()
+    local set=() tests module failed=0
     [ "$DEVICE" != cuda ] || set=(WARPSMITH_TEST_DEVICE=cuda "WARPSMITH_RECORD_PROBES=$OUT/golden")
-    part probes 20 env "${set[@]}" "$BIN/probes" --test-threads 1
+    tests=$("$BIN/probes" --list 2>/dev/null | sed -n 's/: test$//p')
+    [ -n "$tests" ] || part probes 10 "$BIN/probes" --list || return
+    for module in $(sed -n 's/::.*//p' <<<"$tests" | sort -u); do
+        # Exact names, because a filter such as mma:: finds wgmma:: too.
+        # shellcheck disable=SC2046
+        part "probes-$module" 10 env "${set[@]}" "$BIN/probes" --test-threads 1 --exact $(grep "^$module::" <<<"$tests") ||
+            failed=1
+    done
+    return $failed
 }
 
-# Every kernel against the CPU device. One process per module, because a fault breaks its context:
-# other modules must not be blamed. Those with the newest instructions come first.
+# Every kernel against the CPU device, one process per module as above; those with the newest
+# instructions come first.
 kernels() {
     local modules failed=0 module skip=()
     # The emulated device runs them all in `cargo test`; here a few show that this step works.

@@ -15,7 +15,10 @@ const PROGRAMS: &str = r#"#!/bin/bash
 case ${0##*/} in
 timeout) shift 3; exec "$@" ;;
 nvidia-smi) echo 'NVIDIA H200, 580.1, 143771 MiB, 700.00 W, 1980 MHz' ;;
-probes) echo 'test result: ok. 3 passed; 0 failed; 0 ignored' ;;
+probes) case $1 in
+    --list) printf 'mma::f16: test\ngolden_files: test\nwgmma::bf16: test\nmma::bf16: test\n' ;;
+    *) echo 'test result: ok. 3 passed; 0 failed; 0 ignored' ;;
+    esac ;;
 kernels) case "${HANGS:+ $* }" in
     *" gelu:: "*) printf 'test gelu::extremes ... ok\ntest gelu::forward ... '; exec sleep 60 ;;
     *" reduce:: "*) printf 'test reduce::sum ... '; kill -SEGV $$ ;;
@@ -132,7 +135,8 @@ fn a_part_that_hangs_or_crashes_is_named_and_the_rest_runs() {
             "| cublaslt | not run: the emulated device has no cuBLASLt |",
             "| torch | absent |",
             "Not run: /nowhere/python has no PyTorch; set PYTHON to one that does.",
-            "| probes | 3 | 0 | ok |",
+            "| probes-mma | 3 | 0 | ok |",
+            "| probes-wgmma | 3 | 0 | ok |",
         ],
     );
     let saved = report.saved();
@@ -179,7 +183,9 @@ fn on_a_gpu_each_step_calls_what_it_should() {
     };
     let tiny = "--layers 2 --heads 2 --channels 128 -b 2 -t 64 -x 20 -l 3e-4";
     let expected = [
-        "probes --test-threads 1".to_owned(),
+        "probes --list".to_owned(),
+        "probes --test-threads 1 --exact mma::f16 mma::bf16".to_owned(),
+        "probes --test-threads 1 --exact wgmma::bf16".to_owned(),
         "kernels --list".to_owned(),
         "kernels --test-threads 1 matmul::hopper".to_owned(),
         "kernels --test-threads 1 matmul_waves::hopper".to_owned(),
@@ -306,7 +312,7 @@ fn a_report_that_is_killed_has_saved_all_steps_before() {
     assert!(Command::new("kill").args(["-KILL", "--", &group]).status().unwrap().success());
     child.wait().unwrap();
     let saved = report.saved();
-    assert!(saved.contains("./machine.log") && saved.contains("./probes.log"), "{saved}");
+    assert!(saved.contains("./machine.log") && saved.contains("./probes-mma.log"), "{saved}");
     assert_lines(
         &report.page(),
         &["| machine | ok |", "| probes | ok |", "| kernels | not run | |", "Not run."],
