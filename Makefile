@@ -142,10 +142,10 @@ gpu-report-programs: .cargo-found .nvcc-found ## build the programs of `make gpu
 	@cp -f $(addprefix target/$(if $(filter dev,$(REPORT_PROFILE)),debug,$(REPORT_PROFILE))/,train_gpt2 train_gpt2cu warpsmith) $(BUILD)/gpu/
 	@features=$$(dev/find_mpi.sh "$(or $(MPI),0)") || exit; \
 	built() { $(CARGO) test --profile $(REPORT_PROFILE) --locked --no-run $$features "$$@" 2>&1 | sed -n 's/.*Executable.*(\(.*\))/\1/p'; }; \
-	set -e; for name in kernels probes; do cp -f "$$(built --test $$name)" $(BUILD)/gpu/$$name; done; \
+	set -e; for name in kernels probes nccl; do cp -f "$$(built --test $$name)" $(BUILD)/gpu/$$name; done; \
 	cp -f "$$(built --bench kernels)" $(BUILD)/gpu/bench
 	@$(if $(SANITIZER),dev/setup_sanitizer.sh $(BUILD)/gpu)
-	@for name in train_gpt2 train_gpt2cu warpsmith kernels probes bench; do strip $(BUILD)/gpu/$$name || exit; done
+	@for name in train_gpt2 train_gpt2cu warpsmith kernels probes nccl bench; do strip $(BUILD)/gpu/$$name || exit; done
 	@git describe --always --dirty > $(BUILD)/SOURCE 2>/dev/null || echo unknown > $(BUILD)/SOURCE
 	@tar -c --exclude=__pycache__ $(BUILD)/gpu $(REPORT_FILES) -C $(BUILD) SOURCE | xz -T0 -$(PACK) > $(BUILD)/gpu.tar.xz
 	@echo "$(BUILD)/gpu.tar.xz: $$(du -m --apparent-size $(BUILD)/gpu.tar.xz | cut -f1) MiB"

@@ -123,8 +123,14 @@ probes() {
     return $failed
 }
 
+# Trains a single rank with NCCL and without it; both must be equal bit for bit.
+train_with_nccl() {
+    "$BIN/nccl" --ignored --nocapture --exact case_load | grep -q 'loaded: ' || { echo "no usable NCCL on this machine"; return $ABSENT; }
+    "$BIN/nccl" --ignored --test-threads 1 one_rank
+}
+
 # Every kernel against the CPU device, one process per module as above; those with the newest
-# instructions come first.
+# instructions come first. NCCL with a single GPU last.
 kernels() {
     local modules failed=0 module skip=()
     # The emulated device runs them all in `cargo test`; here a few show that this step works.
@@ -146,6 +152,7 @@ kernels() {
         part "kernels-$(tr -s : - <<<"${module%::}")" 45 \
             env WARPSMITH_TEST_DEVICE="$DEVICE" "$BIN/kernels" --test-threads 1 "$module" "$@" || failed=1
     done
+    [ "$DEVICE" != cuda ] || [ -n "${KERNELS:-}" ] || part kernels-nccl 30 bash -c train_with_nccl || failed=1
     return $failed
 }
 
@@ -272,7 +279,7 @@ for step in $STEPS; do
     [[ " $ALL " == *" $step "* ]] || { echo "gpu_report: $step: expected one of: $ALL" >&2; exit 2; }
     [[ $(limit "$step") =~ ^[0-9]+$ ]] || { echo "gpu_report: LIMIT_$step=$(limit "$step"): expected seconds" >&2; exit 2; }
 done
-for program in probes kernels bench train_gpt2 train_gpt2cu warpsmith; do
+for program in probes kernels nccl bench train_gpt2 train_gpt2cu warpsmith; do
     [ -x "$BIN/$program" ] || { echo "gpu_report: expected $BIN/$program; make gpu-report-programs builds it" >&2; exit 2; }
 done
 mkdir -p "$OUT"
@@ -282,7 +289,7 @@ export VIRTUAL_ENV PYTHONUNBUFFERED=1
 # Our programs log which kernel computes each matmul; the page shows it.
 export WARPSMITH_LOG=${WARPSMITH_LOG:-info}
 export OUT DEVICE BIN PYTHON ABSENT
-export -f describe_machine corpus run time_steps compare has_torch time_peers time_torch
+export -f describe_machine train_with_nccl corpus run time_steps compare has_torch time_peers time_torch
 
 sum=0 text=
 for step in $STEPS; do

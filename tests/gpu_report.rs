@@ -19,6 +19,7 @@ probes) case $1 in
     --list) printf 'mma::f16: test\ngolden_files: test\nwgmma::bf16: test\nmma::bf16: test\n' ;;
     *) echo 'test result: ok. 3 passed; 0 failed; 0 ignored' ;;
     esac ;;
+nccl) printf 'real: loaded: /usr/lib/libnccl.so.2 22707.\ntest result: ok. 1 passed; 0 failed; 9 ignored\n' ;;
 kernels) case "${HANGS:+ $* }" in
     *" gelu:: "*) printf 'test gelu::extremes ... ok\ntest gelu::forward ... '; exec sleep 60 ;;
     *" reduce:: "*) printf 'test reduce::sum ... '; kill -SEGV $$ ;;
@@ -62,6 +63,7 @@ impl Report {
         for name in [
             "probes",
             "kernels",
+            "nccl",
             "bench",
             "train_gpt2",
             "train_gpt2cu",
@@ -191,6 +193,7 @@ fn on_a_gpu_each_step_calls_what_it_should() {
         "kernels --test-threads 1 matmul_waves::hopper".to_owned(),
         "kernels --test-threads 1 attention:: --skip hopper".to_owned(),
         "kernels --test-threads 1 matmul:: --skip hopper".to_owned(),
+        "nccl --ignored --test-threads 1 one_rank".to_owned(),
         format!(
             "bench --bench --device cuda -e d12 -b 64 -t 1024 --reps 10 --gelu-fusion 2 --record {out}/record"
         ),
@@ -225,6 +228,7 @@ fn on_a_gpu_each_step_calls_what_it_should() {
         &[
             "# GPU report: NVIDIA H200, 580.1, 143771 MiB, 700.00 W, 1980 MHz",
             "| kernels-matmul-hopper | 2 | 0 | ok |",
+            "| kernels-nccl | 1 | 0 | ok |",
             "| bench | FAILED |",
             "| train | ok |",
             "| cublaslt | 3 | 10.1 | 10.3 |",
