@@ -20,13 +20,13 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("model", &["config", "ops", "params", "rng", "sharding", "tensor"]),
     ("optim", &["ops", "sharding", "tensor"]),
     ("data", &["rng"]),
-    ("checkpoint", &["config", "params", "tensor"]),
+    ("checkpoint", &["config", "data", "params", "rng", "tensor"]),
     ("parallel", &["libraries", "ops", "tensor"]),
     ("roofline", &["config", "params", "sharding"]),
     ("sample", &["data", "model", "ops", "rng"]),
     ("eval", &["config", "data", "model", "ops", "tensor"]),
     ("cli", &["config", "device", "model", "optim", "parallel", "roofline", "sharding", "tensor"]),
-    ("train", &["checkpoint", "cli", "config", "data", "eval", "model", "ops", "optim", "parallel", "params", "report", "rng", "sample", "sharding", "tensor"]),
+    ("train", &["checkpoint", "cli", "config", "data", "eval", "model", "ops", "optim", "parallel", "params", "report", "sample", "sharding", "tensor"]),
     ("app", &["checkpoint", "cli", "config", "data", "device", "eval", "model", "ops", "parallel", "report", "roofline", "sample", "sharding", "tensor", "train"]),
 ];
 

@@ -19,7 +19,7 @@ pub use directory::{
     run_path, save, state_path, steps,
 };
 pub use run_file::{Float, RunFile};
-pub use state::{LoaderPosition, Shuffle, State};
+pub use state::State;
 pub use stream::{Sink, Source, TensorKind};
 
 use crate::config::ModelConfig;

@@ -5,6 +5,8 @@
 use super::atomic::{self, Digest};
 use super::header::{HEADER_BYTES, Header, STATE};
 use super::stream::{self, Sink, Source, TensorKind};
+use crate::data::loader::{LoaderState, ShuffleState};
+use crate::rng::Mt19937;
 use crate::tensor::Dtype;
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::File;
@@ -12,10 +14,6 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 const VERSION: i32 = 1;
-
-/// Size of llm.c's `mt19937_state` in bytes: u64 seed, i32 left, u32 next, u32 state\[624\], u32
-/// matrix_a\[2\].
-pub const MT19937_BYTES: usize = 2520;
 
 /// A state file without its tensors.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,25 +26,8 @@ pub struct State {
     /// State of the generator of stochastic rounding, now and before the last update.
     pub rng_state: u64,
     pub rng_state_last_update: u64,
-    pub loader: LoaderPosition,
-}
-
-/// Position of the training data loader.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LoaderPosition {
-    pub current_shard_idx: u64,
-    pub current_sample_idx: u64,
-    pub shuffle: Option<Shuffle>,
-}
-
-/// The orders drawn by a shuffling data loader, and the generator that drew them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Shuffle {
-    /// A permutation of the shards.
-    pub shard_indices: Vec<i32>,
-    /// A permutation of the samples of the current shard.
-    pub intra_shard_indices: Vec<i32>,
-    pub rng: [u8; MT19937_BYTES],
+    /// Position in the training data.
+    pub loader: LoaderState,
 }
 
 impl State {
@@ -87,7 +68,7 @@ pub fn write(path: &Path, state: &State, len: usize, source: &mut Source) -> Res
         let Some(shuffle) = &state.loader.shuffle else { return Ok(()) };
         write_indices(out, &shuffle.shard_indices)?;
         write_indices(out, &shuffle.intra_shard_indices)?;
-        Ok(out.write_all(&shuffle.rng)?)
+        Ok(out.write_all(&shuffle.rng.to_bytes())?)
     })
 }
 
@@ -145,7 +126,7 @@ fn read_state(header: &Header, file: &mut File, bytes: u64, len: usize) -> Resul
         use_master_weights: flag(4)?,
         rng_state: header.u64(20),
         rng_state_last_update: header.u64(22),
-        loader: LoaderPosition {
+        loader: LoaderState {
             current_shard_idx: header.u64(30),
             current_sample_idx: header.u64(32),
             shuffle: None,
@@ -157,22 +138,19 @@ fn read_state(header: &Header, file: &mut File, bytes: u64, len: usize) -> Resul
     })?;
     if flag(5)? {
         file.seek(SeekFrom::Start(tensors))?;
-        state.loader.shuffle = Some(read_shuffle(file, &mut rest, &state.loader)?);
+        state.loader.shuffle = Some(read_shuffle(file, &mut rest)?);
     }
+    state.loader.check()?;
     ensure!(rest == 0, "expected {} bytes, found {bytes}", bytes - rest);
     Ok(state)
 }
 
-fn read_shuffle(file: &mut File, rest: &mut u64, position: &LoaderPosition) -> Result<Shuffle> {
-    let shard_indices = read_permutation(file, rest, "shards")?;
-    let intra_shard_indices = read_permutation(file, rest, "samples")?;
-    let (shard, shards) = (position.current_shard_idx, shard_indices.len());
-    ensure!(shard < shards as u64, "found the loader in shard {shard} of {shards}, counted from 0");
-    let (sample, samples) = (position.current_sample_idx, intra_shard_indices.len());
-    ensure!(sample <= samples as u64, "found the loader {sample} samples into a shard of {samples}");
-    let mut rng = [0; MT19937_BYTES];
+fn read_shuffle(file: &mut File, rest: &mut u64) -> Result<ShuffleState> {
+    let shard_indices = read_indices(file, rest, "shards")?;
+    let intra_shard_indices = read_indices(file, rest, "samples")?;
+    let mut rng = [0; Mt19937::BYTES];
     take(file, rest, &mut rng)?;
-    Ok(Shuffle { shard_indices, intra_shard_indices, rng })
+    Ok(ShuffleState { shard_indices, intra_shard_indices, rng: Mt19937::from_bytes(&rng)? })
 }
 
 /// Reads `out` from the remaining `rest` bytes of the file.
@@ -184,7 +162,7 @@ fn take(file: &mut File, rest: &mut u64, out: &mut [u8]) -> Result<()> {
     Ok(file.read_exact(out)?)
 }
 
-fn read_permutation(file: &mut File, rest: &mut u64, of_what: &str) -> Result<Vec<i32>> {
+fn read_indices(file: &mut File, rest: &mut u64, of_what: &str) -> Result<Vec<i32>> {
     let mut count = [0; 8];
     take(file, rest, &mut count)?;
     let count = u64::from_le_bytes(count);
@@ -192,11 +170,5 @@ fn read_permutation(file: &mut File, rest: &mut u64, of_what: &str) -> Result<Ve
     ensure!(count <= *rest / 4, "found a count of {count} {of_what}, more than the file has room for");
     let mut indices = vec![0i32; count as usize];
     take(file, rest, bytemuck::cast_slice_mut(&mut indices))?;
-    let mut seen = vec![false; indices.len()];
-    for &index in &indices {
-        let slot = usize::try_from(index).ok().and_then(|i| seen.get_mut(i));
-        let fresh = slot.is_some_and(|slot| !std::mem::replace(slot, true));
-        ensure!(fresh, "the order of {count} {of_what} has {index}, which is out of range or repeated");
-    }
     Ok(indices)
 }

@@ -33,6 +33,36 @@ pub(super) struct Position {
     pub(super) shuffle: Option<Arc<ShuffleState>>,
 }
 
+impl LoaderState {
+    /// Checks the state by itself, without the data it belongs to.
+    ///
+    /// # Errors
+    /// If an order of samples is not a permutation, or the position is outside of it.
+    pub fn check(&self) -> Result<()> {
+        let Some(shuffle) = &self.shuffle else { return Ok(()) };
+        check_permutation(&shuffle.shard_indices, "shards")?;
+        check_permutation(&shuffle.intra_shard_indices, "samples")?;
+        let (shard, shards) = (self.current_shard_idx, shuffle.shard_indices.len());
+        ensure!(shard < shards as u64, "found the loader in shard {shard} of {shards}, counted from 0");
+        let (sample, samples) = (self.current_sample_idx, shuffle.intra_shard_indices.len());
+        ensure!(sample <= samples as u64, "found the loader {sample} samples into a shard of {samples}");
+        Ok(())
+    }
+}
+
+fn check_permutation(indices: &[i32], of_what: &str) -> Result<()> {
+    let mut seen = vec![false; indices.len()];
+    for &index in indices {
+        let slot = usize::try_from(index).ok().and_then(|i| seen.get_mut(i));
+        ensure!(
+            slot.is_some_and(|slot| !std::mem::replace(slot, true)),
+            "the order of {} {of_what} has {index}, which is out of range or repeated",
+            indices.len()
+        );
+    }
+    Ok(())
+}
+
 impl Position {
     /// Returns the shard to read from, as an index into the sorted list of files.
     fn file(&self) -> usize {
@@ -114,11 +144,11 @@ impl Order {
             }
             _ => {}
         }
+        state.check()?;
         let shards = self.samples.len();
         if let Some(shuffle) = &state.shuffle {
             let saved = shuffle.shard_indices.len();
             ensure!(saved == shards, "the checkpoint has {saved} shards, this run has {shards}; {HINT}");
-            ensure!(is_permutation(&shuffle.shard_indices), "the checkpoint's order of shards is damaged");
         }
         ensure!(
             state.current_shard_idx < shards as u64,
@@ -137,10 +167,6 @@ impl Order {
                 saved == samples,
                 "the checkpoint's shard has {saved} samples, here it has {samples}; {HINT}"
             );
-            ensure!(
-                is_permutation(&shuffle.intra_shard_indices),
-                "the checkpoint's order of samples is damaged"
-            );
         }
         ensure!(
             position.sample <= samples,
@@ -149,12 +175,4 @@ impl Order {
         );
         Ok(position)
     }
-}
-
-fn is_permutation(indices: &[i32]) -> bool {
-    let mut seen = vec![false; indices.len()];
-    indices.iter().all(|&i| {
-        let fresh = usize::try_from(i).ok().and_then(|i| seen.get_mut(i));
-        fresh.is_some_and(|seen| !std::mem::replace(seen, true))
-    })
 }

@@ -1,12 +1,10 @@
 //! The text of a run: batches to train on, batches to validate on, HellaSwag's questions.
 
-use crate::checkpoint::{LoaderPosition, Shuffle};
 use crate::cli::flags::trainer::TrainArgs;
-use crate::data::loader::{DataLoader, LoaderOptions, LoaderState, ShuffleState};
+use crate::data::loader::{DataLoader, LoaderOptions, LoaderState};
 use crate::eval::hellaswag::HellaSwag;
 use crate::model::BatchShape;
 use crate::parallel::environment::Process;
-use crate::rng::Mt19937;
 use anyhow::{Context, Result};
 
 /// The data of one rank.
@@ -65,33 +63,12 @@ impl Data {
         }
     }
 
-    /// The position in the training data, as checkpoints store it.
-    pub fn position(&self) -> LoaderPosition {
-        let LoaderState { current_shard_idx, current_sample_idx, shuffle } = self.train.state();
-        let shuffle = shuffle.map(|shuffle| Shuffle {
-            shard_indices: shuffle.shard_indices,
-            intra_shard_indices: shuffle.intra_shard_indices,
-            rng: shuffle.rng.to_bytes(),
-        });
-        LoaderPosition { current_shard_idx, current_sample_idx, shuffle }
-    }
-
     /// Moves to a position in the training data.
     ///
     /// # Errors
     /// If it is not a position in this data.
-    pub fn seek(&mut self, position: LoaderPosition) -> Result<()> {
-        let LoaderPosition { current_shard_idx, current_sample_idx, shuffle } = position;
-        let shuffle = match shuffle {
-            None => None,
-            Some(shuffle) => Some(ShuffleState {
-                shard_indices: shuffle.shard_indices,
-                intra_shard_indices: shuffle.intra_shard_indices,
-                rng: Mt19937::from_bytes(&shuffle.rng)?,
-            }),
-        };
-        let state = LoaderState { current_shard_idx, current_sample_idx, shuffle };
-        let restored = self.train.restore(&state);
+    pub fn seek(&mut self, position: &LoaderState) -> Result<()> {
+        let restored = self.train.restore(position);
         restored.with_context(|| format!("{}: not the data of the checkpoint", self.train_flag))
     }
 }

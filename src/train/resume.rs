@@ -120,7 +120,7 @@ impl Trainer {
             use_master_weights: self.replica.optimizer.master.is_some(),
             rng_state: 0,
             rng_state_last_update: 0,
-            loader: self.data.position(),
+            loader: self.data.train.state(),
         }
     }
 
@@ -178,7 +178,7 @@ impl Trainer {
              each with its part",
             state.num_processes
         );
-        self.data.seek(state.loader.clone())?;
+        self.data.seek(&state.loader)?;
         self.restore_tensors(saved, extras)
     }
 

@@ -5,7 +5,9 @@ mod formats;
 mod safetensors_file;
 
 use super::*;
+use crate::data::loader::{LoaderState, ShuffleState};
 use crate::params::{Param, ParamLayout};
+use crate::rng::Mt19937;
 use std::fs;
 
 /// SplitMix64 (Steele, Lea & Flood 2014), the source of random bits.
@@ -34,10 +36,10 @@ fn tiny_model() -> ModelFile {
 }
 
 fn tiny_state(step: u64, use_master_weights: bool, shuffle: bool) -> State {
-    let shuffle = shuffle.then(|| Shuffle {
+    let shuffle = shuffle.then(|| ShuffleState {
         shard_indices: vec![2, 0, 1],
         intra_shard_indices: vec![4, 3, 2, 1, 0],
-        rng: std::array::from_fn(|i| (i * 7) as u8),
+        rng: Mt19937::new(0x0403_0201),
     });
     State {
         step,
@@ -46,7 +48,7 @@ fn tiny_state(step: u64, use_master_weights: bool, shuffle: bool) -> State {
         use_master_weights,
         rng_state: 0x0123_4567_89ab_cdef,
         rng_state_last_update: 0xfedc_ba98_7654_3210,
-        loader: LoaderPosition { current_shard_idx: 2, current_sample_idx: 5, shuffle },
+        loader: LoaderState { current_shard_idx: 2, current_sample_idx: 5, shuffle },
     }
 }
 

@@ -151,19 +151,26 @@ fn states_that_do_not_fit_are_refused() {
     };
     assert!(refuse(|state, _| state.shuffle = None).contains("did not shuffle"));
     assert!(refuse(|_, shuffle| shuffle.shard_indices.push(3)).contains("4 shards, this run has 3"));
-    assert!(refuse(|_, shuffle| shuffle.shard_indices[0] = 3).contains("order of shards is damaged"));
-    assert!(refuse(|_, shuffle| shuffle.shard_indices[0] = -1).contains("damaged"));
-    assert!(refuse(|_, shuffle| shuffle.shard_indices[0] = shuffle.shard_indices[1]).contains("damaged"));
-    assert!(refuse(|state, _| state.current_shard_idx = 3).contains("at shard 3, but this run has 3"));
+    assert!(refuse(|_, shuffle| shuffle.shard_indices[0] = 3).contains("order of 3 shards has 3,"));
+    assert!(refuse(|_, shuffle| shuffle.shard_indices[0] = -1).contains("has -1,"));
+    assert!(refuse(|_, shuffle| shuffle.shard_indices[0] = shuffle.shard_indices[1]).contains("or repeated"));
+    assert!(refuse(|state, _| state.current_shard_idx = 3).contains("in shard 3 of 3"));
     assert!(refuse(|state, _| state.current_shard_idx = 0).contains("4 samples, here it has 5"));
-    assert!(refuse(|_, shuffle| shuffle.intra_shard_indices[1] = 9).contains("order of samples is damaged"));
-    assert!(refuse(|state, _| state.current_sample_idx = 5).contains("at sample 5 of a shard of 4"));
-    assert!(refuse(|state, _| state.current_sample_idx = u64::MAX).contains("of a shard of 4"));
+    assert!(refuse(|_, shuffle| shuffle.intra_shard_indices[1] = 9).contains("order of 4 samples has 9,"));
+    assert!(refuse(|state, _| state.current_sample_idx = 5).contains("5 samples into a shard of 4"));
+    assert!(refuse(|state, _| state.current_sample_idx = u64::MAX).contains("into a shard of 4"));
     assert_eq!(loader.state(), good, "a refused state changes nothing");
     assert_eq!(first_inputs(&mut loader, 3), [1016, 1000, 8]);
 
     let mut unshuffled = open(&dir, false);
     assert!(message(unshuffled.restore(&good)).contains("a run that shuffled"));
+    let at = |current_shard_idx, current_sample_idx| LoaderState {
+        current_shard_idx,
+        current_sample_idx,
+        shuffle: None,
+    };
+    assert!(message(unshuffled.restore(&at(3, 0))).contains("at shard 3, but this run has 3"));
+    assert!(message(unshuffled.restore(&at(1, 5))).contains("at sample 5 of a shard of 4"));
 }
 
 #[test]
