@@ -107,12 +107,13 @@ parity: build venv $(STORIES) ## compare loss and norm with PyTorch and Hugging 
 GPU := $(shell command -v nvidia-smi)
 BENCH := $(VENV)/bin/python dev/bench.py --data '$(STORIES)' -e d12
 # A CPU without hardware bf16 refuses it, and it is skipped.
-CPU_BENCH := $(BENCH) --ours 'f32=./train_gpt2 --dtype f32' --ours-optional 'bf16=./train_gpt2 --dtype bf16' \
+CPU_BENCH := $(BENCH) --ours 'f32=./train_gpt2 --shuffle llmc --dtype f32' \
+	--ours-optional 'bf16=./train_gpt2 --shuffle llmc --dtype bf16' \
 	--torch f32:eager --torch f32:compile --torch bf16:eager --torch bf16:compile
 
 bench: build $(if $(GPU),train_gpt2cu) venv $(STORIES) ## time a 124M step next to PyTorch, and on a GPU each kernel; recorded in benches/record
 ifneq ($(GPU),)
-	$(BENCH) --ours './train_gpt2cu -r 0' -b 64 -t 1024 -d 524288
+	$(BENCH) --ours './train_gpt2cu -r 0 --shuffle llmc' -b 64 -t 1024 -d 524288
 	$(VENV)/bin/python dev/bench_attention.py -e d12,d24,d36,d48 -b 64 -t 1024 --out $(BUILD)/peers.json
 	$(WITH_MPI) REQUIRE_KERNELS=1 $(CARGO) bench --locked --bench kernels $$features -- --peers $(BUILD)/peers.json
 else

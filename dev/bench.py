@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Times training steps of train_gpt2 or train_gpt2cu and of PyTorch in alternation and writes a record.
 
-    dev/bench.py --ours './train_gpt2' -e d12 -b 1 -t 1024 --data 'data/*_train_*.bin'
+    dev/bench.py --ours './train_gpt2 --shuffle llmc' -e d12 -b 1 -t 1024 --data 'data/*_train_*.bin'
     dev/bench.py --ours 'f32=./train_gpt2 --dtype f32' --ours-optional 'bf16=./train_gpt2 --dtype bf16' --torch f32:compile --torch bf16:compile
-    dev/bench.py --ours './train_gpt2cu' -e d12 -b 64 -t 1024 -d 524288 --data 'data/*_train_*.bin'     (where there is a GPU)
+    dev/bench.py --ours './train_gpt2cu --shuffle llmc' -e d12 -b 64 -t 1024 -d 524288 --data 'data/*_train_*.bin'     (where there is a GPU)
 
 In each round every program runs a few steps in turn, so that drift of the machine affects all alike.
 Each PyTorch worker starts once, compiles, and sleeps between its turns; ours restarts each time, and
-its first step is not counted. Run nothing else meanwhile. On a GPU each PyTorch variant first runs
+its first step is not counted. PyTorch reads in llm.c's order, as ours does with --shuffle llmc. Run
+nothing else meanwhile. On a GPU each PyTorch variant first runs
 alone, and only the fastest takes part in the rounds, because together they would not fit in memory.
 Prints Markdown tables of times and of the losses of the first ten steps, and writes
 benches/record/<machine>/<date>-step.json.

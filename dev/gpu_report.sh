@@ -243,10 +243,10 @@ peers() { part peers 35 bash -c time_peers; }
 # round.
 time_torch() {
     has_torch || return
-    local tokens=6000000 ours="$BIN/train_gpt2cu -r 0" flags="-e d12 -b 64 -t 1024 -d 524288 --rounds 1 --steps 5"
+    local tokens=6000000 ours="$BIN/train_gpt2cu -r 0 --shuffle llmc" flags="-e d12 -b 64 -t 1024 -d 524288 --rounds 1 --steps 5"
     flags+=" --torch ${TORCH:-bf16-master:compile:cudnn}"
     if [ "$DEVICE" != cuda ]; then
-        tokens=200000 ours=$BIN/train_gpt2
+        tokens=200000 ours="$BIN/train_gpt2 --shuffle llmc"
         flags="--device cpu --torch f32:eager -b 1 -t 32 --rounds 1 --steps 2 --layers 1 --heads 1 --channels 32"
     fi
     corpus $tokens || return

@@ -87,7 +87,7 @@ def parse_lines(text: str, name: str, steps: int) -> Records:
 def run_ours(args: argparse.Namespace) -> Records:
     directory = args.out / "ours"
     flags = ["-i", args.data, "-j", args.data, *model_flags(args), *recipe_flags(args)]
-    quiet = ["-v", "0", "-s", "0", "-o", str(directory)]
+    quiet = ["--shuffle", "llmc", "-v", "0", "-s", "0", "-o", str(directory)]
     run("ours", [args.trainer, *flags, *quiet, *args.ours_only], args.out / "ours.log")
     metrics = directory / "metrics.jsonl"
     if not metrics.exists():

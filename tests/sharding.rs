@@ -6,7 +6,7 @@ mod common;
 use common::Corpus;
 use std::time::Duration;
 use warpsmith::config::ModelConfig;
-use warpsmith::data::loader::{DataLoader, LoaderOptions};
+use warpsmith::data::loader::{DataLoader, LoaderOptions, Sample};
 use warpsmith::device::cpu::{Cpu, matmul::Precision};
 use warpsmith::device::cuda::emulated::{self, EmulatorOptions};
 use warpsmith::device::cuda::{Cuda, CudaOptions, MatmulChoice};
@@ -104,6 +104,7 @@ impl Recipe {
             T: SHAPE.T,
             rank,
             num_processes: self.world_size,
+            sample: Sample::Sequence,
             shuffle: true,
             V: self.config.V,
         })

@@ -190,11 +190,63 @@ fn a_fresh_run_does_not_mix_with_an_old_one() {
     let resume = |flags: &str, words: &[&str]| {
         common::refuse(corpus.train().args("-n 1 -o out -y 1".split(' ')).args(flags.split(' ')), words);
     };
-    resume("-x 4 -b 4", &["-b 4", "-b 2"]);
+    resume("-x 4 -b 4", &["-d 64", "-d 32"]);
+    resume("-x 4 -t 8 -d 32 --context 16", &["-t 8", "-t 16"]);
+    resume("-x 4 --shuffle llmc", &["--shuffle llmc", "--shuffle sequences"]);
     resume("-x 4 -i x_train_000001.bin", &["-i", "8000 in 2"]);
     resume("-x 4 --channels 32", &["--channels"]);
     resume("-x 1", &["-x 1", "step 2"]);
     assert_eq!(log, fs_text(&corpus, "out/metrics.jsonl"), "what is refused loses nothing");
+}
+
+/// Losses of the first steps in each order of the training text, with two rows per batch and with
+/// one.
+#[test]
+fn only_llmcs_order_depends_on_the_micro_batch() {
+    let corpus = Corpus::new();
+    let run = |flags: &str| {
+        let name = flags.replace(['-', ' '], "");
+        succeed(corpus.train().args(flags.split(' ')).args("-d 64 -x 4 -o".split(' ')).arg(&name));
+        losses(&corpus.path(&name))
+            .into_iter()
+            .map(|(_, loss, _)| loss.parse::<f64>().unwrap())
+            .collect::<Vec<_>>()
+    };
+    let alike = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(a, b)| (a / b - 1.0).abs() <= 1e-5);
+    let [sequences, off, llmc] = ["sequences", "off", "llmc"].map(|order| {
+        let losses = run(&format!("--shuffle {order} -b 2"));
+        assert_eq!(alike(&losses, &run(&format!("--shuffle {order} -b 1"))), order != "llmc", "{order}");
+        losses
+    });
+    assert!(!alike(&sequences, &off) && !alike(&sequences, &llmc) && !alike(&off, &llmc));
+    assert_eq!(run("-b 2"), sequences, "sequences is the default");
+}
+
+/// A checkpoint from before `--shuffle` goes on in llm.c's order, which only its micro-batch fits.
+#[test]
+fn early_checkpoints_go_on_in_llmcs_order() {
+    let corpus = Corpus::new();
+    let flags = "-n 3 -o out -d 64";
+    let run = |extra: &str| stdout(&succeed(corpus.train().args(flags.split(' ')).args(extra.split(' '))));
+    run("-x 6 --shuffle llmc");
+    let whole = losses(&corpus.path("out"));
+    common::forget_after(&corpus.path("out"), 3);
+    let file = corpus.path("out/run_00000003.json");
+    let mut old: serde_json::Value =
+        serde_json::from_str(&fs_text(&corpus, "out/run_00000003.json")).unwrap();
+    assert_eq!(old["trainer"].as_object_mut().unwrap().remove("shuffle").unwrap(), "llmc");
+    std::fs::write(&file, old.to_string()).unwrap();
+    let resume = |extra: &str, words: &[&str]| {
+        common::refuse(
+            corpus.train().args(flags.split(' ')).args("-x 6 -y 1".split(' ')).args(extra.split(' ')),
+            words,
+        );
+    };
+    resume("-b 1", &["-b 1", "-b 2"]);
+    resume("--shuffle sequences", &["--shuffle sequences", "--shuffle llmc"]);
+    let text = run("-x 6 -y 1");
+    assert!(text.lines().any(|line| line.starts_with("| shuffle ") && line.contains(" llmc ")), "{text}");
+    assert_eq!(losses(&corpus.path("out")), whole);
 }
 
 fn fs_text(corpus: &Corpus, name: &str) -> String {

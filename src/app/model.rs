@@ -4,7 +4,7 @@ use crate::app::print;
 use crate::checkpoint::{self, ModelFile};
 use crate::cli::flags::warpsmith::{ConvertArgs, EvalArgs, NumberArgs, SampleArgs};
 use crate::config::ModelConfig;
-use crate::data::loader::{DataLoader, LoaderOptions};
+use crate::data::loader::{DataLoader, LoaderOptions, Sample};
 use crate::data::tokenizer::{self, TextStream, encode_ordinary};
 use crate::device::open::DeviceOptions;
 use crate::eval::hellaswag::{self, HellaSwag};
@@ -159,7 +159,7 @@ fn validate(
     max_batches: Option<usize>,
     results: &mut Results,
 ) -> Result<()> {
-    let split = loader.samples_per_epoch() as usize;
+    let split = loader.batches_per_epoch();
     let batches = max_batches.map(|batches| batches.min(split));
     let loss = validation_loss(model, dev.as_mut(), &mut NoHooks, &mut loader, shape, batches)?;
     results.summary.insert("val_loss".into(), loss.into());
@@ -211,6 +211,7 @@ fn open_validation(pattern: &str, shape: BatchShape, config: &ModelConfig) -> Re
         T,
         rank: 0,
         num_processes: 1,
+        sample: Sample::Batch,
         shuffle: false,
         V,
     })

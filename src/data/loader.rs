@@ -1,14 +1,17 @@
-//! Batches from token shards, in llm.c's order bit for bit.
+//! Batches from token shards, in an order that ranks share.
 //!
-//! A *sample* is what one rank reads in one micro-step: B*T tokens, plus one more token as the last
-//! target. Samples of a shard overlap in that token alone, and the remainder at the end of a shard
-//! is not read. In training, the shards and the samples in each are shuffled again every epoch.
+//! A *sample* is a run of tokens that is read as a whole, plus one more token as the last target:
+//! either a sequence of T tokens, or a batch of B*T. Samples of a shard overlap in that token
+//! alone, and the remainder at the end of a shard is not read. A shuffling loader shuffles the
+//! shards, and the samples in each, again every epoch.
 //!
-//! All ranks go through the same samples in the same order and take turns: of N ranks, rank r takes
-//! samples r, r + N, r + 2 N, … So a step reads the same text however many ranks share it, no two
-//! ranks read the same sample, and ranks stay in step whatever the lengths of the shards. A single
-//! rank reads in llm.c's order. Several ranks share that same order, whereas each rank of llm.c
-//! shuffles on its own.
+//! All ranks go through the same samples in the same order and take a batch of them in turn. So a
+//! step reads the same text however many ranks share it, no two ranks read the same sample, and
+//! ranks stay in step whatever the lengths of the shards. If a sample is a sequence, a step reads
+//! the same sequences for every B, too.
+//!
+//! With batches as samples, a single rank reads in llm.c's order, bit for bit. Several ranks share
+//! that same order, whereas each rank of llm.c shuffles on its own.
 
 use crate::data::buckets::TokenBuckets;
 pub use crate::data::order::{LoaderState, ShuffleState};
@@ -21,6 +24,15 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
+/// The unit in which text is shuffled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sample {
+    /// T tokens: B samples make a batch.
+    Sequence,
+    /// B*T tokens, as in llm.c.
+    Batch,
+}
+
 /// Options of [`DataLoader::open`].
 #[derive(Clone, Copy, Debug)]
 pub struct LoaderOptions<'a> {
@@ -32,6 +44,7 @@ pub struct LoaderOptions<'a> {
     pub T: usize,
     pub rank: usize,
     pub num_processes: usize,
+    pub sample: Sample,
     pub shuffle: bool,
     /// Vocabulary size; every token has to be below it.
     pub V: usize,
@@ -55,6 +68,7 @@ pub struct DataLoader {
     order: Order,
     rank: usize,
     num_processes: usize,
+    samples_per_batch: usize,
     position: Position,
     /// The position after the batch that is being fetched.
     fetching: Option<Position>,
@@ -68,20 +82,23 @@ impl DataLoader {
     /// # Errors
     /// If no file matches, a file is not a token shard, or none is long enough for one sample.
     pub fn open(options: LoaderOptions) -> Result<Self> {
-        let LoaderOptions { B, T, rank, num_processes, flag, .. } = options;
+        let LoaderOptions { pattern, flag, B, T, rank, num_processes, .. } = options;
         assert!(rank < num_processes, "rank {rank} of {num_processes}");
         ensure!(B > 0 && T > 0, "batch of {B} sequences of {T} tokens; expected at least 1 of each");
-        let sample_tokens = B.checked_mul(T).context("a batch has too many tokens to count")?;
+        let batch_tokens = B.checked_mul(T).context("a batch has too many tokens to count")?;
+        let (samples_per_batch, sample_tokens, sample) = match options.sample {
+            Sample::Sequence => (B, T, format!("sequence of {T} tokens")),
+            Sample::Batch => (1, batch_tokens, format!("batch of {B} x {T} tokens")),
+        };
         let mut shards = Vec::new();
-        for path in matching_files(options.pattern, flag)? {
+        for path in matching_files(pattern, flag)? {
             shards.push(Shard::open(&path).with_context(|| flag.to_owned())?);
         }
         let samples: Vec<usize> = shards.iter().map(|s| (s.tokens().len() - 1) / sample_tokens).collect();
         ensure!(
             samples.iter().any(|&n| n > 0),
-            "{flag} {}: no shard is long enough for one batch of {B} x {T} tokens (the longest has {} tokens, {} are \
-             needed); use a smaller batch or more data",
-            options.pattern,
+            "{flag} {pattern}: no shard is long enough for one {sample} (the longest has {} tokens, {} are needed); \
+             lower -b or -t, or use more data",
             shards.iter().map(|s| s.tokens().len()).max().unwrap_or(0),
             sample_tokens + 1
         );
@@ -94,6 +111,7 @@ impl DataLoader {
             order,
             rank,
             num_processes,
+            samples_per_batch,
             position,
             fetching: None,
             fetcher,
@@ -120,9 +138,9 @@ impl DataLoader {
     fn fetch(&self) -> Position {
         let mut after = self.position.clone();
         for rank in 0..self.num_processes {
-            let place = self.order.step(&mut after);
+            let places = (0..self.samples_per_batch).map(|_| self.order.step(&mut after)).collect();
             if rank == self.rank {
-                self.fetcher.send(place);
+                self.fetcher.send(places);
             }
         }
         after
@@ -152,9 +170,9 @@ impl DataLoader {
         self.order.samples.len()
     }
 
-    /// Returns the number of batches per epoch, of all ranks together.
-    pub fn samples_per_epoch(&self) -> u64 {
-        self.order.samples.iter().map(|&n| n as u64).sum()
+    /// Returns the number of whole batches per epoch, of all ranks together.
+    pub fn batches_per_epoch(&self) -> usize {
+        self.order.samples.iter().sum::<usize>() / self.samples_per_batch
     }
 
     /// Indices, among the next `batches` of all ranks together, of those that this rank reads.
@@ -182,11 +200,11 @@ impl DataLoader {
         }
     }
 
-    /// Continues from the position of another loader of the same data and batch size.
+    /// Continues from the position of another loader of the same data and samples.
     ///
     /// # Errors
-    /// If the state does not fit these shards and this batch size. The loader then stays where it
-    /// is.
+    /// If the state does not fit these shards and the length of a sample. The loader then stays
+    /// where it is.
     pub fn restore(&mut self, state: &LoaderState) -> Result<()> {
         let position = self.order.check(state, self.position.shuffle.is_some());
         let position = position.with_context(|| format!("{}: cannot resume with these shards", self.flag))?;
@@ -227,7 +245,21 @@ struct Reader {
 }
 
 impl Reader {
-    fn read(&self, place: Place) -> Result<Batch> {
+    /// Reads the samples of a batch.
+    fn read(&self, places: &[Place]) -> Result<Batch> {
+        let tokens = places.len() * self.sample_tokens;
+        let (mut inputs, mut targets) = (Vec::with_capacity(tokens), Vec::with_capacity(tokens));
+        for &place in places {
+            let tokens = self.sample(place)?;
+            inputs.extend(tokens[..self.sample_tokens].iter().map(|&t| i32::from(t)));
+            targets.extend(tokens[1..].iter().map(|&t| i32::from(t)));
+        }
+        let buckets = TokenBuckets::of(&inputs);
+        Ok(Batch { inputs, targets, buckets })
+    }
+
+    /// Returns the tokens of a sample, and the one after it.
+    fn sample(&self, place: Place) -> Result<&[u16]> {
         let shard = &self.shards[place.file];
         let start = place.sample * self.sample_tokens;
         let tokens = &shard.tokens()[start..=start + self.sample_tokens];
@@ -240,19 +272,16 @@ impl Reader {
                 self.V
             );
         }
-        let widen = |tokens: &[u16]| tokens.iter().map(|&t| i32::from(t)).collect::<Vec<_>>();
-        let (inputs, targets) = (widen(&tokens[..self.sample_tokens]), widen(&tokens[1..]));
-        let buckets = TokenBuckets::of(&inputs);
-        Ok(Batch { inputs, targets, buckets })
+        Ok(tokens)
     }
 }
 
-/// A thread that reads samples on request, so that the disk is read while the device computes.
+/// A thread that reads batches on request, so that the disk is read while the device computes.
 #[derive(Debug)]
 struct Fetcher {
     reader: Arc<Reader>,
     /// `None` once the thread has been told to end.
-    requests: Option<Sender<Place>>,
+    requests: Option<Sender<Vec<Place>>>,
     batches: Receiver<Result<Batch>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -260,15 +289,15 @@ struct Fetcher {
 impl Fetcher {
     fn new(reader: Reader) -> Result<Self> {
         let reader = Arc::new(reader);
-        let (requests, places) = channel::<Place>();
+        let (requests, requested) = channel::<Vec<Place>>();
         let (answers, batches) = channel();
         let thread = std::thread::Builder::new()
             .name("data loader".to_owned())
             .spawn({
                 let reader = Arc::clone(&reader);
                 move || {
-                    for place in places {
-                        if answers.send(reader.read(place)).is_err() {
+                    for places in requested {
+                        if answers.send(reader.read(&places)).is_err() {
                             break;
                         }
                     }
@@ -278,9 +307,9 @@ impl Fetcher {
         Ok(Fetcher { reader, requests: Some(requests), batches, thread: Some(thread) })
     }
 
-    fn send(&self, place: Place) {
+    fn send(&self, places: Vec<Place>) {
         let requests = self.requests.as_ref().expect("open until dropped");
-        requests.send(place).expect("the data loader's thread lives as long as its requests");
+        requests.send(places).expect("the data loader's thread lives as long as its requests");
     }
 
     /// Waits for the result of the oldest request.

@@ -27,7 +27,7 @@ pub fn validation_loss(
     max_batches: Option<usize>,
 ) -> Result<f32> {
     loader.reset();
-    let batches = max_batches.unwrap_or(loader.samples_per_epoch() as usize);
+    let batches = max_batches.unwrap_or(loader.batches_per_epoch());
     assert!(batches > 0, "a mean of no batches");
     let mut sum = 0.0;
     for _ in loader.turns(batches) {
@@ -51,7 +51,7 @@ pub fn perplexity(loss: f32) -> f64 {
 mod tests {
     use super::*;
     use crate::config::ModelConfig;
-    use crate::data::loader::LoaderOptions;
+    use crate::data::loader::{LoaderOptions, Sample};
     use crate::eval::testing::{cpu, randomize};
     use crate::model::ModelOptions;
     use crate::model::activations::Recompute;
@@ -104,6 +104,7 @@ mod tests {
             T: 8,
             rank: 0,
             num_processes: 1,
+            sample: Sample::Batch,
             shuffle: false,
             V: 96,
         })

@@ -34,6 +34,7 @@ impl Trainer {
             ("-b, -t, -d", {
                 format!("{}, {}, {}", batch.batch_size, batch.sequence_length, self.data.tokens_per_step)
             }),
+            ("--shuffle", self.data.shuffle.to_string()),
             ("the data of -i", size(&self.data.train)),
             ("the data of -j", self.data.val.as_ref().map_or_else(unread, size)),
             ("questions of --hellaswag-data", {

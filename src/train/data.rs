@@ -1,11 +1,11 @@
 //! The text of a run: batches to train on, batches to validate on, HellaSwag's questions.
 
-use crate::cli::flags::trainer::TrainArgs;
-use crate::data::loader::{DataLoader, LoaderOptions, LoaderState};
+use crate::cli::flags::trainer::{Shuffle, TrainArgs};
+use crate::data::loader::{DataLoader, LoaderOptions, LoaderState, Sample};
 use crate::eval::hellaswag::HellaSwag;
 use crate::model::BatchShape;
 use crate::parallel::environment::Process;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 /// The data of one rank.
 pub struct Data {
@@ -20,15 +20,23 @@ pub struct Data {
     pub tokens_per_step: usize,
     /// The flag that names the training data.
     pub train_flag: &'static str,
+    /// The order of the training data.
+    pub shuffle: Shuffle,
     /// Whether every step trains on the first batch.
     overfit: bool,
 }
 
 impl Data {
     /// Opens the training data, and the validation data and questions if any flag asks for them.
-    pub fn open(args: &TrainArgs, process: &Process, V: usize) -> Result<Self> {
+    /// `resumed` is the order of the run to resume.
+    ///
+    /// # Errors
+    /// If a file is missing or unusable, or the flags ask for another order than that of the run to
+    /// resume.
+    pub fn open(args: &TrainArgs, process: &Process, V: usize, resumed: Option<Shuffle>) -> Result<Self> {
+        let shuffle = order(args.batch.shuffle, resumed)?;
         let shape = BatchShape { B: args.batch.batch_size, T: args.batch.sequence_length };
-        let open = |pattern: &str, flag: &str, shuffle: bool| {
+        let open = |pattern: &str, flag: &str, sample: Sample, shuffle: bool| {
             DataLoader::open(LoaderOptions {
                 pattern,
                 flag,
@@ -36,22 +44,26 @@ impl Data {
                 T: shape.T,
                 rank: process.rank,
                 num_processes: process.world_size,
+                sample,
                 shuffle,
                 V,
             })
         };
         let (files, eval, overfit) = (&args.files, &args.eval, args.batch.overfit_single_batch);
+        let sample = if shuffle == Shuffle::Llmc { Sample::Batch } else { Sample::Sequence };
+        let open_val = || open(&files.input_val_bin, "-j", Sample::Batch, false);
         Ok(Data {
             train: match overfit {
-                true => open(&files.input_val_bin, "-j", false)?,
-                false => open(&files.input_bin, "-i", true)?,
+                true => open(&files.input_val_bin, "-j", sample, false)?,
+                false => open(&files.input_bin, "-i", sample, shuffle != Shuffle::Off)?,
             },
-            val: (eval.val_loss_every > 0).then(|| open(&files.input_val_bin, "-j", false)).transpose()?,
+            val: (eval.val_loss_every > 0).then(open_val).transpose()?,
             hellaswag: eval.hellaswag_eval.then(|| HellaSwag::open(&eval.hellaswag_data)).transpose()?,
             shape,
             grad_accum_steps: args.grad_accum_steps(),
             tokens_per_step: args.total_batch_tokens(),
             train_flag: args.train_data_flag(),
+            shuffle,
             overfit,
         })
     }
@@ -71,4 +83,16 @@ impl Data {
         let restored = self.train.restore(position);
         restored.with_context(|| format!("{}: not the data of the checkpoint", self.train_flag))
     }
+}
+
+/// The order of the training data: the one that `--shuffle` asks for, else that of the run to
+/// resume, else the default.
+fn order(asked: Option<Shuffle>, resumed: Option<Shuffle>) -> Result<Shuffle> {
+    if let (Some(asked), Some(resumed)) = (asked, resumed) {
+        ensure!(
+            asked == resumed,
+            "--shuffle {asked}: the checkpoint was written with --shuffle {resumed}; use that to resume"
+        );
+    }
+    Ok(resumed.or(asked).unwrap_or_default())
 }

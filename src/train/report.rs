@@ -91,6 +91,7 @@ impl Report {
         let (train, val) = (&data.train, data.val.as_ref());
         self.console.table_head();
         let mut rows = startup_rows(args);
+        rows.retain(|(name, _)| name != "shuffle");
         for (_, value) in rows.iter_mut().filter(|(name, value)| name == "dtype" && value == "auto") {
             *value = format!("auto ({})", dev.operand_dtype());
         }
@@ -111,6 +112,7 @@ impl Report {
         let shards = |l: &DataLoader| format!("{} tokens in {} shards", l.num_tokens(), l.num_shards());
         self.console.table([
             ("train data", shards(train)),
+            ("shuffle", data.shuffle.to_string()),
             ("val data", val.map_or("not read".to_string(), shards)),
             ("grad_accum_steps", data.grad_accum_steps.to_string()),
             ("train_num_batches", self.max_steps.to_string()),
@@ -123,7 +125,7 @@ impl Report {
             ));
         }
         for path in train.short_shards().into_iter().chain(val.iter().flat_map(|v| v.short_shards())) {
-            self.console.warning(format_args!("{}: shorter than one batch, never read", path.display()));
+            self.console.warning(format_args!("{}: too short to be read", path.display()));
         }
     }
 

@@ -3,7 +3,7 @@
 use super::Trainer;
 use super::replica::Replica;
 use crate::checkpoint::{self, Float, Saved, Source, State, TensorKind, model_bin};
-use crate::cli::flags::trainer::FileFlags;
+use crate::cli::flags::trainer::{FileFlags, Shuffle};
 use crate::optim::loss_scale::LossScale;
 use crate::optim::optimizer::Optimizer;
 use crate::optim::outlier::OutlierDetector;
@@ -17,6 +17,9 @@ use std::time::Instant;
 /// The state of a run besides tensors and llm.c's state: the trainer's part of `run_*.json`.
 #[derive(Serialize, Deserialize)]
 struct Extras {
+    /// The order of the training data. Early checkpoints lack it; theirs is llm.c's.
+    #[serde(default = "llmc_order")]
+    shuffle: Shuffle,
     /// Batch, sequence length and total batch: the units of the loader's position.
     B: usize,
     T: usize,
@@ -40,6 +43,19 @@ struct Extras {
 
 fn f32_name() -> String {
     Dtype::F32.to_string()
+}
+
+fn llmc_order() -> Shuffle {
+    Shuffle::Llmc
+}
+
+/// The order of the training data in the run that wrote a checkpoint.
+///
+/// # Errors
+/// If the checkpoint's run file has another form.
+pub fn order_of(saved: &Saved) -> Result<Shuffle> {
+    let extras = saved.run.as_ref().map(|run| run.trainer::<Extras>()).transpose()?;
+    Ok(extras.map_or_else(llmc_order, |extras| extras.shuffle))
 }
 
 /// The type of parameters in a model file: llm.c has no fp16 files, and f32 holds fp16 exactly.
@@ -127,6 +143,7 @@ impl Trainer {
     fn extras(&self) -> Extras {
         let Trainer { replica, data, guards, .. } = self;
         Extras {
+            shuffle: data.shuffle,
             B: data.shape.B,
             T: data.shape.T,
             total_batch_size: data.tokens_per_step,
@@ -182,14 +199,18 @@ impl Trainer {
         self.restore_tensors(saved, extras)
     }
 
-    /// Refuses a checkpoint of another batch or other data.
+    /// Refuses a checkpoint of another batch or other data. The micro-batch matters only to llm.c's
+    /// order.
     fn check_data(&self, extras: &Extras) -> Result<()> {
         let data = &self.data;
-        let ours = [data.shape.B, data.shape.T, data.tokens_per_step];
-        let theirs = [extras.B, extras.T, extras.total_batch_size];
-        for ((flag, ours), theirs) in ["-b", "-t", "-d"].iter().zip(ours).zip(theirs) {
+        let any_micro_batch = data.shuffle != Shuffle::Llmc;
+        for (flag, ours, theirs) in [
+            ("-b", data.shape.B, extras.B),
+            ("-t", data.shape.T, extras.T),
+            ("-d", data.tokens_per_step, extras.total_batch_size),
+        ] {
             ensure!(
-                ours == theirs,
+                ours == theirs || flag == "-b" && any_micro_batch,
                 "{flag} {ours}: the checkpoint was written with {flag} {theirs}; use that to resume"
             );
         }

@@ -10,7 +10,7 @@ use super::report::Report;
 use super::resume;
 use crate::checkpoint::{self, ModelFile, Saved};
 use crate::cli::ModelSource;
-use crate::cli::flags::trainer::{EvalFlags, OptimFlags, TrainArgs};
+use crate::cli::flags::trainer::{EvalFlags, OptimFlags, Shuffle, TrainArgs};
 use crate::config::ModelConfig;
 use crate::data::tokenizer::EOT;
 use crate::model::{BatchShape, ModelOptions};
@@ -35,7 +35,7 @@ enum Start {
 pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>, peers: Peers) -> Result<Trainer> {
     let start = Start::find(args)?;
     let config = start.config();
-    let data = Data::open(args, &peers.process, config.V)?;
+    let data = Data::open(args, &peers.process, config.V, start.order()?)?;
     let options = replica_options(args, &config, &data, dev.as_ref())?;
     let plan = ReplicaPlan::new(config, options, dev.as_ref())?;
     let schedule = args.schedule(args.train_steps(data.train.num_tokens())?);
@@ -169,6 +169,14 @@ impl Start {
         match self {
             Start::Resume(saved) => Some(saved.state.state.step as usize),
             _ => None,
+        }
+    }
+
+    /// The order of the training data in the run to resume.
+    fn order(&self) -> Result<Option<Shuffle>> {
+        match self {
+            Start::Resume(saved) => resume::order_of(saved).map(Some),
+            _ => Ok(None),
         }
     }
 

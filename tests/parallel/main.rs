@@ -108,6 +108,26 @@ fn one_two_three_and_four_processes_train_alike() {
     }
 }
 
+/// With `--shuffle sequences`, the default, and 32 sequences per step.
+#[test]
+fn the_micro_batch_and_the_number_of_processes_change_rounding_only() {
+    let corpus = corpus();
+    let flags = |B: usize| format!("-b {B} -t 16 -d 512 -x 20 -n 8 -y 1");
+    let want = run(&corpus, TRAIN_GPT2, 1, &flags(8), "8-1");
+    for (B, world_size) in
+        [(4, 1), (2, 1), (1, 1), (8, 2), (4, 2), (2, 2), (1, 2), (8, 4), (4, 4), (2, 4), (1, 4)]
+    {
+        let got = run(&corpus, TRAIN_GPT2, world_size, &flags(B), &format!("{B}-{world_size}"));
+        assert_alike(&got, &want, 1e-5, 1e-4);
+    }
+    // In the middle of an epoch, which has 15 steps.
+    for (B, world_size) in [(2, 4), (4, 1)] {
+        forget_after(&corpus.path("8-1"), 8);
+        let resumed = run(&corpus, TRAIN_GPT2, world_size, &flags(B), "8-1");
+        assert_alike(&resumed, &want, 1e-5, 1e-4);
+    }
+}
+
 #[test]
 fn kernels_on_several_emulated_devices_train_alike() {
     let corpus = corpus();

@@ -19,7 +19,8 @@ fn write_shard(dir: &TempDir, name: &str, tokens: &[u16]) {
 }
 
 fn options(pattern: &str, shuffle: bool) -> LoaderOptions<'_> {
-    LoaderOptions { pattern, flag: "-i", B: 4, T: 2, rank: 0, num_processes: 1, shuffle, V: 50257 }
+    let sample = Sample::Batch;
+    LoaderOptions { pattern, flag: "-i", B: 4, T: 2, rank: 0, num_processes: 1, sample, shuffle, V: 50257 }
 }
 
 fn pattern(dir: &TempDir) -> String {
@@ -66,7 +67,7 @@ fn shuffled_order_is_that_of_llmc() {
 fn unshuffled_order_is_that_of_the_files() {
     let dir = three_shards();
     let mut loader = open(&dir, false);
-    assert_eq!((loader.num_shards(), loader.num_tokens(), loader.samples_per_epoch()), (3, 124, 15));
+    assert_eq!((loader.num_shards(), loader.num_tokens(), loader.batches_per_epoch()), (3, 124, 15));
     let epoch = [0, 8, 16, 24, 32, 40, 1000, 1008, 1016, 1024, 2000, 2008, 2016, 2024, 2032];
     assert_eq!(first_inputs(&mut loader, 15), epoch);
     assert_eq!(first_inputs(&mut loader, 3), epoch[..3]);
@@ -173,6 +174,99 @@ fn states_that_do_not_fit_are_refused() {
     assert!(message(unshuffled.restore(&at(1, 5))).contains("at sample 5 of a shard of 4"));
 }
 
+/// The starts of the sequences that all ranks read in each of `steps` steps of 24 sequences of 2
+/// tokens, in the order in which they are dealt. The loaders start at `state`, if there is one, and
+/// end at the same state, which is returned.
+fn sequences(
+    dir: &TempDir,
+    (B, num_processes): (usize, usize),
+    shuffle: bool,
+    state: Option<&LoaderState>,
+    steps: usize,
+) -> (Vec<Vec<i32>>, LoaderState) {
+    let pattern = pattern(dir);
+    let of = |rank| LoaderOptions {
+        sample: Sample::Sequence,
+        B,
+        rank,
+        num_processes,
+        ..options(&pattern, shuffle)
+    };
+    let mut ranks: Vec<_> = (0..num_processes).map(|rank| DataLoader::open(of(rank)).unwrap()).collect();
+    if let Some(state) = state {
+        ranks.iter_mut().for_each(|loader| loader.restore(state).unwrap());
+    }
+    let mut step = || {
+        let mut starts = Vec::new();
+        for _ in 0..24 / (B * num_processes) {
+            for loader in &mut ranks {
+                let Batch { inputs, targets, buckets } = loader.next_batch().unwrap();
+                assert_eq!(buckets, TokenBuckets::of(&inputs));
+                assert!(inputs.iter().zip(&targets).all(|(input, target)| input + 1 == *target));
+                assert!(inputs.chunks(2).all(|sequence| sequence[0] + 1 == sequence[1]));
+                starts.extend(inputs.chunks(2).map(|sequence| sequence[0]));
+            }
+        }
+        assert_eq!(starts.len(), 24);
+        starts
+    };
+    let starts = (0..steps).map(|_| step()).collect();
+    let state = ranks[0].state();
+    assert!(ranks.iter().all(|loader| loader.state() == state));
+    (starts, state)
+}
+
+/// Every way to share 24 sequences: B and the number of ranks.
+const SPLITS: [(usize, usize); 10] =
+    [(24, 1), (12, 1), (8, 3), (6, 4), (4, 2), (3, 1), (3, 8), (2, 4), (1, 24), (1, 1)];
+
+/// The shards have 24, 16 and 20 sequences, so steps span the ends of shards and epochs.
+#[test]
+fn a_step_reads_the_same_sequences_for_every_micro_batch_and_number_of_ranks() {
+    let dir = three_shards();
+    for shuffle in [false, true] {
+        let whole = sequences(&dir, (24, 1), shuffle, None, 7);
+        for split in SPLITS {
+            assert_eq!(sequences(&dir, split, shuffle, None, 7), whole, "{split:?}");
+        }
+    }
+}
+
+#[test]
+fn every_sequence_is_read_once_an_epoch() {
+    let dir = three_shards();
+    let files: Vec<i32> = [(0, 24), (1000, 16), (2000, 20)]
+        .into_iter()
+        .flat_map(|(start, n)| (0..n).map(move |i| start + 2 * i))
+        .collect();
+    let read = |shuffle| sequences(&dir, (4, 2), shuffle, None, 5).0.concat();
+    assert_eq!(read(false), [&files[..], &files].concat());
+    let shuffled = read(true);
+    let epochs: Vec<_> = shuffled.chunks(files.len()).map(<[i32]>::to_vec).collect();
+    for epoch in &epochs {
+        let mut sorted = epoch.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, files);
+        assert_ne!(*epoch, files);
+    }
+    assert_ne!(epochs[0], epochs[1]);
+}
+
+/// Five epochs, resumed after every step in another way to share it.
+#[test]
+fn sequences_go_on_from_a_state_in_any_other_split() {
+    let dir = three_shards();
+    for shuffle in [false, true] {
+        let whole = sequences(&dir, (24, 1), shuffle, None, 12).0;
+        let mut state = None;
+        for (step, split) in whole.iter().zip(SPLITS.iter().cycle()) {
+            let (starts, after) = sequences(&dir, *split, shuffle, state.as_ref(), 1);
+            assert_eq!(starts.concat(), *step, "{split:?}");
+            state = Some(after);
+        }
+    }
+}
+
 #[test]
 fn short_shards_are_skipped() {
     let dir = three_shards();
@@ -181,7 +275,7 @@ fn short_shards_are_skipped() {
     let mut loader = open(&dir, false);
     let short: Vec<_> = loader.short_shards().iter().map(|p| p.file_name().unwrap().to_owned()).collect();
     assert_eq!(short, ["s_0a.bin", "s_9.bin"]);
-    assert_eq!((loader.num_shards(), loader.num_tokens(), loader.samples_per_epoch()), (5, 133, 15));
+    assert_eq!((loader.num_shards(), loader.num_tokens(), loader.batches_per_epoch()), (5, 133, 15));
     let expected = [0, 8, 16, 24, 32, 40, 1000, 1008, 1016, 1024, 2000, 2008, 2016, 2024, 2032, 0];
     assert_eq!(first_inputs(&mut loader, 16), expected);
 

@@ -7,6 +7,8 @@ use crate::model::activations::Recompute;
 use crate::optim::schedule::ScheduleKind;
 use crate::sharding::ZeroStage;
 use clap::{ArgAction, Args, ValueEnum};
+use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::path::PathBuf;
 
 /// llm.c's default for `-e`.
@@ -110,6 +112,27 @@ pub struct ModelFlags {
     pub seed: u32,
 }
 
+/// The order of the training text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Shuffle {
+    /// Sequences of T tokens, shuffled. The text of a step does not depend on the micro-batch.
+    #[default]
+    Sequences,
+    /// Runs of B*T tokens, shuffled as in llm.c.
+    Llmc,
+    /// Sequences in the order of the files.
+    Off,
+}
+
+/// The name that `--shuffle` takes.
+impl fmt::Display for Shuffle {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let value = self.to_possible_value().expect("no order is hidden");
+        f.write_str(value.get_name())
+    }
+}
+
 /// How much text a step takes, and the number of steps.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Batch and schedule")]
@@ -130,6 +153,15 @@ pub struct BatchFlags {
           value_parser = values::tokens,
           default_value_ifs = presets("524288", "524288"))]
     pub total_batch_size: Option<usize>,
+    /// Order of the training text: shuffled by sequences of T tokens, by B*T tokens as llm.c does,
+    /// or off for file order [default: sequences, or that of the resumed run]
+    #[arg(
+        id = "shuffle",
+        long = "shuffle",
+        value_enum,
+        default_value_if("preset", "llmc-124m", Some("llmc"))
+    )]
+    pub shuffle: Option<Shuffle>,
     /// Optimizer steps (-1 = one epoch)
     #[arg(id = "max_steps", short = 'x', long = "num-iterations", value_name = "STEPS",
           value_parser = values::steps,

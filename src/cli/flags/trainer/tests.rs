@@ -53,6 +53,7 @@ fn defaults_are_those_of_llmc() {
     assert_eq!((a.batch.batch_size, a.batch.sequence_length, a.batch.total_batch_size), (4, 1024, None));
     assert_eq!((a.total_batch_tokens(), a.grad_accum_steps()), (4096, 1));
     assert_eq!((a.batch.num_iterations, a.batch.epochs, a.optim.warmup_iters), (-1, None, 0));
+    assert_eq!((a.batch.shuffle, Shuffle::default()), (None, Shuffle::Sequences));
     assert_eq!((a.optim.lr_scheduler, a.optim.learning_rate), (ScheduleKind::Cosine, 3e-4));
     assert_eq!((a.optim.learning_rate_decay_frac, a.optim.weight_decay, a.optim.grad_clip), (1.0, 0.0, 1.0));
     assert_eq!((a.optim.beta1, a.optim.beta2, a.optim.adam_eps), (0.9, 0.95, 1e-8));
@@ -361,6 +362,7 @@ fn presets_supply_defaults_and_explicit_flags_win() {
     assert_eq!(a.model_source().unwrap(), ModelSource::Shape(ModelConfig::from_descriptor("d12").unwrap()));
 
     let a = ok("--preset llmc-124m -o log");
+    assert_eq!(a.batch.shuffle, Some(Shuffle::Llmc));
     assert_eq!(
         (a.batch.num_iterations, a.optim.warmup_iters, a.optim.learning_rate_decay_frac),
         (18865, 700, 0.0)
