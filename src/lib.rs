@@ -41,6 +41,7 @@
 //! - [`tensor`]: handles and the memory plan.
 //! - [`config`], [`params`], [`sharding`]: shapes, the sixteen parameter tensors, and their order
 //!   on a device.
+//! - [`files`]: files that appear complete or not at all.
 //! - [`rng`]: PyTorch's random numbers, bit for bit.
 //! - [`ops`]: the contract between model and device.
 //! - [`device`]: the CPU, GPUs, and the emulated device.
@@ -63,6 +64,7 @@ pub mod config;
 pub mod data;
 pub mod device;
 pub mod eval;
+pub mod files;
 pub mod libraries;
 pub mod model;
 pub mod ops;

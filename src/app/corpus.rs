@@ -5,11 +5,11 @@ use crate::cli::flags::warpsmith::{Amount, DataArgs, StoriesArgs};
 use crate::data::prepare::{DEFAULT_SHARD_SIZE, PrepareOptions, PrepareReport, prepare};
 use crate::data::stories::story;
 use crate::data::tokenizer::encode_ordinary;
+use crate::files;
 use crate::report::progress::Progress;
 use anyhow::{Context, Result, ensure};
 use rayon::prelude::*;
 use std::cell::RefCell;
-use std::io::{BufWriter, Write};
 use std::path::Path;
 
 pub fn data(args: &DataArgs) -> Result<()> {
@@ -98,25 +98,22 @@ fn refuse_to_replace(path: &Path, force: bool) -> Result<()> {
     Ok(())
 }
 
-/// Writes `count` stories, generated in parallel and written in order, under a temporary name until
-/// complete.
+/// Writes `count` stories, generated in parallel and written in order.
 fn write_stories(path: &Path, seed: u64, count: u64) -> Result<()> {
     const AT_A_TIME: u64 = 4096;
     let mut progress = Progress::new("writing stories", count, "stories");
-    let partial = path.with_extension("txt.partial");
-    let fault = || format!("{}: cannot write", partial.display());
-    let mut file = BufWriter::new(std::fs::File::create(&partial).with_context(fault)?);
-    for start in (0..count).step_by(AT_A_TIME as usize) {
-        let end = count.min(start + AT_A_TIME);
-        let stories: Vec<String> = (start..end).into_par_iter().map(|index| story(seed, index)).collect();
-        for (index, story) in (start..).zip(&stories) {
-            let separator = if index == 0 { String::new() } else { format!("{SEPARATOR}\n") };
-            writeln!(file, "{separator}{story}").with_context(fault)?;
+    files::write(path, |file| {
+        for start in (0..count).step_by(AT_A_TIME as usize) {
+            let end = count.min(start + AT_A_TIME);
+            let stories: Vec<String> = (start..end).into_par_iter().map(|index| story(seed, index)).collect();
+            for (index, story) in (start..).zip(&stories) {
+                let separator = if index == 0 { String::new() } else { format!("{SEPARATOR}\n") };
+                writeln!(file, "{separator}{story}")?;
+            }
+            progress.set(end);
         }
-        progress.set(end);
-    }
-    file.into_inner().map_err(|e| e.into_error()).and_then(|f| f.sync_all()).with_context(fault)?;
-    std::fs::rename(&partial, path).with_context(fault)?;
+        Ok(())
+    })?;
     progress.finish();
     Ok(())
 }

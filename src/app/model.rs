@@ -9,6 +9,7 @@ use crate::data::tokenizer::{self, TextStream, encode_ordinary};
 use crate::device::open::DeviceOptions;
 use crate::eval::hellaswag::{self, HellaSwag};
 use crate::eval::validation::{perplexity, validation_loss};
+use crate::files;
 use crate::model::activations::Recompute;
 use crate::model::decode::Decoder;
 use crate::model::hooks::NoHooks;
@@ -146,8 +147,7 @@ struct Results {
 impl Results {
     fn write(&self, path: &Path) -> Result<()> {
         let summary = serde_json::to_string(&self.summary)?;
-        checkpoint::atomic::write(path, |out| Ok(writeln!(out, "{}{summary}", self.items)?))?;
-        Ok(())
+        files::write(path, |out| Ok(writeln!(out, "{}{summary}", self.items)?))
     }
 }
 

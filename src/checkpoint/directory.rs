@@ -7,12 +7,13 @@
 //! - `DONE_%08d`: empty; written last and removed first, so that a step with this file is complete
 //!   at any moment.
 
-use super::atomic::{self, Digest, TEMPORARY};
+use super::digest::Digest;
 use super::model_bin::{self, ModelReader};
 use super::run_file::RunFile;
 use super::state::{self, State, StateReader};
 use super::stream::{self, Sink, Source, TensorKind};
 use crate::config::ModelConfig;
+use crate::files;
 use crate::params::ParamLayout;
 use crate::tensor::Dtype;
 use anyhow::{Context, Result, ensure};
@@ -40,10 +41,10 @@ pub fn done_path(dir: &Path, step: u64) -> PathBuf {
 
 /// Writes the checkpoint of `state.step`. The model file stores parameters as `dtype`, F32 or Bf16;
 /// `trainer` is the rest of the state from which the run resumes. The directory is created if it is
-/// missing.
+/// missing, and files that killed runs left half-written are removed first.
 ///
 /// # Errors
-/// Those of [`atomic::write`]. The checkpoint is then not complete, and earlier ones are untouched.
+/// Those of [`files::write`]. The checkpoint is then not complete, and earlier ones are untouched.
 pub fn save(
     dir: &Path,
     config: &ModelConfig,
@@ -54,6 +55,7 @@ pub fn save(
 ) -> Result<()> {
     let step = state.step;
     fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    remove_temporaries(dir, &file_names(dir)?)?;
     // Remove DONE first: it must never cover files of two different runs.
     remove(&done_path(dir, step))?;
     let mut files = BTreeMap::new();
@@ -63,8 +65,7 @@ pub fn save(
     let path = state_path(dir, step, state.rank);
     note(&path, state::write(&path, state, ParamLayout::new(config).len(), source)?);
     RunFile::new(step, files, trainer)?.write(&run_path(dir, step))?;
-    atomic::write(&done_path(dir, step), |_| Ok(()))?;
-    Ok(())
+    files::write(&done_path(dir, step), |_| Ok(()))
 }
 
 /// Makes the calls of `source` that [`save`] makes, and writes nothing. Rank 0 writes the
@@ -91,7 +92,7 @@ fn remove(path: &Path) -> Result<()> {
         other => other,
     };
     removed
-        .and_then(|()| atomic::sync_directory(path))
+        .and_then(|()| files::sync_directory(path))
         .with_context(|| format!("cannot remove {}", path.display()))
 }
 
@@ -219,13 +220,10 @@ pub fn ensure_fresh(dir: &Path) -> Result<()> {
 /// Removes old checkpoints after that of step `newest` was saved. Of that one and those before it,
 /// this keeps the last `keep` (0: all) and every one whose step is a multiple of `major_every` (0:
 /// none). Later ones, which a run that fell back to an earlier checkpoint has not overwritten yet,
-/// are neither counted nor removed. Files that killed runs left half-written or half-removed are
-/// removed as well. Returns the steps whose checkpoints were removed.
+/// are neither counted nor removed. Checkpoints that killed runs left half-removed are removed as
+/// well. Returns the steps whose checkpoints were removed.
 pub fn prune(dir: &Path, newest: u64, keep: usize, major_every: u64) -> Result<Vec<u64>> {
     let names = file_names(dir)?;
-    for name in names.iter().filter(|name| is_temporary(name)) {
-        remove(&dir.join(name))?;
-    }
     let mut steps = steps(dir)?;
     steps.retain(|&step| step <= newest);
     let mut removed = Vec::new();
@@ -243,11 +241,16 @@ pub fn prune(dir: &Path, newest: u64, keep: usize, major_every: u64) -> Result<V
     Ok(removed)
 }
 
+/// Removes what killed runs left half-written: it may be as large as a checkpoint.
+fn remove_temporaries(dir: &Path, names: &[String]) -> Result<()> {
+    names.iter().filter(|name| is_temporary(name)).try_for_each(|name| remove(&dir.join(name)))
+}
+
 /// Whether a file is the temporary of a checkpoint's file.
 fn is_temporary(name: &str) -> bool {
     let ours =
         |name: &str| ["model_", "state_", "run_", "DONE_"].iter().any(|prefix| name.starts_with(prefix));
-    name.strip_prefix('.').is_some_and(|n| n.ends_with(TEMPORARY) && ours(n))
+    name.strip_prefix('.').is_some_and(|n| n.ends_with(files::TEMPORARY) && ours(n))
 }
 
 /// Removes a checkpoint, DONE first and the run file last: a step with a run file and no DONE is

@@ -1,8 +1,8 @@
 //! Hugging Face's `config.json` for GPT-2. It has the shape of the model, as tensors do not tell
 //! the number of heads, and the variant of GPT-2, of which one is supported.
 
-use super::atomic;
 use crate::config::{GPT2_VOCAB, ModelConfig};
+use crate::files;
 use crate::tensor::Dtype;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
@@ -121,9 +121,8 @@ pub(super) fn write(path: &Path, config: &ModelConfig, dtype: Dtype) -> Result<(
     if !config.qkv_bias {
         value["qkv_bias"] = false.into();
     }
-    atomic::write(path, |out| {
+    files::write(path, |out| {
         serde_json::to_writer_pretty(&mut *out, &value)?;
         Ok(out.write_all(b"\n")?)
-    })?;
-    Ok(())
+    })
 }

@@ -4,7 +4,7 @@
 //!
 //! Errors are chains; printed with `{:#}` they are one line.
 
-pub mod atomic;
+mod digest;
 mod directory;
 mod header;
 mod hf_config;

@@ -3,7 +3,7 @@
 //! (version 5).
 
 use super::ModelFile;
-use super::atomic::{self, Digest};
+use super::digest::{self, Digest};
 use super::header::{HEADER_BYTES, Header, MODEL};
 use super::stream::{self, Sink, Source, TensorKind};
 use crate::config::ModelConfig;
@@ -114,7 +114,7 @@ pub fn write(path: &Path, config: &ModelConfig, dtype: Dtype, source: &mut Sourc
     }
     header.set(NO_QKV_BIAS, i32::from(!config.qkv_bias));
     let len = ParamLayout::new(config).len();
-    atomic::write(path, |out| {
+    digest::write(path, |out| {
         header.write(out)?;
         stream::write(out, dtype, TensorKind::Params, len, source)
     })

@@ -1,6 +1,6 @@
 //! `run_%08d.json`: the state for which llm.c's files have no room, in a form that people can read.
 
-use super::atomic::{self, Digest};
+use super::digest::{self, Digest};
 use anyhow::{Context, Result, ensure};
 use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -35,7 +35,7 @@ impl RunFile {
     }
 
     pub(super) fn write(&self, path: &Path) -> Result<Digest> {
-        atomic::write(path, |out| {
+        digest::write(path, |out| {
             serde_json::to_writer_pretty(&mut *out, self)?;
             Ok(out.write_all(b"\n")?)
         })

@@ -4,6 +4,7 @@
 
 use super::{ModelFile, hf_config};
 use crate::config::{ModelConfig, VOCAB_PADDING};
+use crate::files;
 use crate::params::{PARAMS, Param, ParamLayout};
 use crate::tensor::Dtype;
 use anyhow::{Context, Result, bail, ensure};
@@ -278,7 +279,7 @@ pub(super) fn write(path: &Path, model: &ModelFile, dtype: Dtype) -> Result<()> 
     let mut header = serde_json::to_vec(&metadata)?;
     // This aligns the data for readers that map the file.
     header.resize(header.len().next_multiple_of(8), b' ');
-    super::atomic::write(path, |out| {
+    files::write(path, |out| {
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
         for tensor in &all {

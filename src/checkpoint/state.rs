@@ -2,7 +2,7 @@
 //! to continue as if it had never stopped. The file has a header, the moments m and v and
 //! optionally master weights in f32, and the position of the data loader.
 
-use super::atomic::{self, Digest};
+use super::digest::{self, Digest};
 use super::header::{HEADER_BYTES, Header, STATE};
 use super::stream::{self, Sink, Source, TensorKind};
 use crate::data::loader::{LoaderState, ShuffleState};
@@ -60,7 +60,7 @@ impl State {
 
 /// Writes a state file with tensors of `len` elements from `source`.
 pub fn write(path: &Path, state: &State, len: usize, source: &mut Source) -> Result<Digest> {
-    atomic::write(path, |out| {
+    digest::write(path, |out| {
         state.header()?.write(out)?;
         for &kind in state.kinds() {
             stream::write(out, Dtype::F32, kind, len, source)?;

@@ -4,8 +4,9 @@
 //! tokens in which an end-of-text token precedes each document. Documents may span shards.
 
 use crate::data::documents::{Format, Piece, find_sources};
-use crate::data::shard::{SealedShard, ShardWriter};
+use crate::data::shard::ShardWriter;
 use crate::data::tokenizer::{EOT, encode_ordinary};
+use crate::files::CompleteFile;
 use anyhow::{Context, Result, ensure};
 use rayon::prelude::*;
 use std::fs;
@@ -198,7 +199,7 @@ struct Shards {
     tokens: u64,
     /// The shard being written.
     open: Option<ShardWriter>,
-    sealed: Vec<(PathBuf, SealedShard)>,
+    sealed: Vec<(PathBuf, CompleteFile)>,
 }
 
 impl Shards {

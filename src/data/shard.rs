@@ -1,10 +1,11 @@
 //! Token shards in llm.c's format: 256 little-endian i32 (magic 20240520, version 1, number of
 //! tokens, zeros), then each token as a u16.
 
+use crate::files::{CompleteFile, NewFile};
 use anyhow::{Context, Result, bail, ensure};
 use memmap2::Mmap;
-use std::fs::{self, File};
-use std::io::{BufWriter, Read, Seek, Write};
+use std::fs::File;
+use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 const MAGIC: i32 = 20_240_520;
@@ -87,38 +88,20 @@ fn check_header([magic, version, tokens]: [i32; 3], file_bytes: u64) -> Result<(
     Ok(())
 }
 
-/// A file that is removed on drop unless it was renamed to its final name.
-struct Temporary {
-    temporary: PathBuf,
-    path: PathBuf,
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        // After the rename there is nothing to remove, and an earlier failure has already been
-        // reported.
-        let _ = fs::remove_file(&self.temporary);
-    }
-}
-
 /// Writes a shard under a temporary name. If dropped early, it leaves nothing behind.
 pub struct ShardWriter {
-    file: BufWriter<File>,
+    file: NewFile,
     tokens: u64,
-    temporary: Temporary,
+    path: PathBuf,
 }
 
 impl ShardWriter {
     /// Starts the shard whose final name is `path`.
     pub fn create(path: &Path) -> Result<Self> {
-        let mut temporary = path.as_os_str().to_owned();
-        temporary.push(format!(".{}.tmp", std::process::id()));
-        let temporary = Temporary { temporary: temporary.into(), path: path.to_owned() };
-        let name = temporary.temporary.display();
-        let file = File::create(&temporary.temporary).with_context(|| format!("{name}: cannot create"))?;
-        let mut file = BufWriter::with_capacity(1 << 20, file);
-        file.write_all(&[0; HEADER_BYTES]).with_context(|| format!("{name}: cannot write"))?;
-        Ok(ShardWriter { file, tokens: 0, temporary })
+        let file = NewFile::create(path)?;
+        let mut writer = ShardWriter { file, tokens: 0, path: path.to_owned() };
+        writer.file.write_all(&[0; HEADER_BYTES]).with_context(|| writer.failure())?;
+        Ok(writer)
     }
 
     /// Appends tokens.
@@ -130,7 +113,7 @@ impl ShardWriter {
         ensure!(
             total <= i32::MAX as u64,
             "{}: a token shard holds at most {} tokens; use smaller shards",
-            self.temporary.path.display(),
+            self.path.display(),
             i32::MAX
         );
         self.file.write_all(bytemuck::cast_slice(tokens)).with_context(|| self.failure())?;
@@ -151,42 +134,26 @@ impl ShardWriter {
     ///
     /// # Errors
     /// If the shard is empty, which no reader accepts, or the disk fails.
-    pub fn seal(mut self) -> Result<SealedShard> {
-        ensure!(self.tokens > 0, "{}: no tokens to write", self.temporary.path.display());
-        self.complete().with_context(|| self.failure())?;
-        Ok(SealedShard { temporary: self.temporary })
+    pub fn seal(mut self) -> Result<CompleteFile> {
+        ensure!(self.tokens > 0, "{}: no tokens to write", self.path.display());
+        self.write_header().with_context(|| self.failure())?;
+        self.file.complete()
     }
 
-    fn complete(&mut self) -> std::io::Result<()> {
-        self.file.flush()?;
-        let file = self.file.get_mut();
-        file.rewind()?;
-        file.write_all(bytemuck::cast_slice(&[MAGIC, VERSION, self.tokens as i32]))?;
-        file.sync_all()
+    fn write_header(&mut self) -> std::io::Result<()> {
+        self.file.rewind()?;
+        self.file.write_all(bytemuck::cast_slice(&[MAGIC, VERSION, self.tokens as i32]))
     }
 
     fn failure(&self) -> String {
-        format!("{}: cannot write token shard", self.temporary.temporary.display())
-    }
-}
-
-/// A complete shard that does not have its final name yet.
-pub struct SealedShard {
-    temporary: Temporary,
-}
-
-impl SealedShard {
-    /// Gives the shard its final name, and replaces any older file of that name.
-    pub fn publish(self) -> Result<()> {
-        let Temporary { temporary, path } = &self.temporary;
-        fs::rename(temporary, path)
-            .with_context(|| format!("{}: cannot rename to {}", temporary.display(), path.display()))
+        format!("{}: cannot write token shard", self.path.display())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
     use tempfile::TempDir;
 
     fn write_raw(dir: &TempDir, header: [i32; 3], tokens: &[u16]) -> PathBuf {

@@ -1,9 +1,10 @@
 //! A log that grows line by line and can be truncated to the step at which a run resumes.
 
+use crate::files;
 use anyhow::{Context, Result};
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 pub(super) struct LogFile {
     file: File,
@@ -32,7 +33,7 @@ impl LogFile {
         };
         let kept: Vec<u8> = text.split_inclusive(|&b| b == b'\n').filter(stays).flatten().copied().collect();
         if kept.len() != text.len() {
-            replace(&path, &kept).with_context(|| format!("{}: cannot truncate the log", path.display()))?;
+            files::write(&path, |out| Ok(out.write_all(&kept)?)).context("cannot truncate the log")?;
         }
         Self::append(path)
     }
@@ -47,16 +48,6 @@ impl LogFile {
         let written = self.file.write_all(format!("{line}\n").as_bytes());
         written.with_context(|| format!("{}: cannot write to the log", self.path.display()))
     }
-}
-
-/// Replaces the contents of a file by `bytes`. At every moment the file is complete, old or new.
-fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".tmp");
-    let mut file = File::create(&beside)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&beside, path)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 
 use super::{ENDINGS, Example, HellaSwag};
 use crate::data::tokenizer::encode_ordinary;
+use crate::files;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
 use std::path::Path;
@@ -41,7 +42,7 @@ impl HellaSwag {
     pub fn write_bin(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         let bytes = to_bin(&self.examples).map_err(|e| anyhow!("{}: {e:#}", path.display()))?;
-        std::fs::write(path, bytes).map_err(|e| anyhow!("{}: {e}", path.display()))
+        files::write(path, |out| Ok(out.write_all(&bytes)?))
     }
 }
 

@@ -3,6 +3,7 @@
 //! all ranks. Then each connects to the ranks below its own.
 
 use super::Rendezvous;
+use crate::files;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::io::{self, ErrorKind, Read, Write};
@@ -182,10 +183,7 @@ fn bind(port: u16) -> Result<TcpListener> {
 fn publish(path: &Path, port: u16) -> Result<()> {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = if host.trim().is_empty() { "localhost" } else { host.trim() };
-    let unfinished = path.with_extension("unfinished");
-    std::fs::write(&unfinished, format!("{host}:{port}\n"))
-        .and_then(|()| std::fs::rename(&unfinished, path))
-        .with_context(|| format!("cannot write {}", path.display()))
+    files::write(path, |out| Ok(writeln!(out, "{host}:{port}")?))
 }
 
 /// Accepts the next caller. Returns `None` after the deadline.

@@ -1,0 +1,240 @@
+//! Files that appear complete or not at all, whatever happens while they are written.
+//!
+//! A file is written under a temporary name in its own directory (a rename does not cross file
+//! systems), synced, renamed, and its directory synced. The temporary name is hidden and cannot be
+//! foreseen, and the file is created exclusively, so nobody can put a link in its place. Its
+//! permissions are those of any new file under the process's umask.
+
+use anyhow::{Context, Result, ensure};
+use std::fs::{self, File};
+use std::io::{self, BufWriter, IntoInnerError, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use tempfile::{NamedTempFile, TempPath};
+
+/// Suffix of temporary names, which are `.NAME.RANDOM.tmp`.
+pub const TEMPORARY: &str = ".tmp";
+
+/// A file that is being written, under a temporary name. Dropped, it leaves nothing behind.
+#[derive(Debug)]
+pub struct NewFile {
+    out: BufWriter<NamedTempFile>,
+    path: PathBuf,
+}
+
+impl NewFile {
+    /// Starts the file whose final name is `path`.
+    ///
+    /// # Errors
+    /// If the directory is missing or not writable, or `path` exists and is not a regular file.
+    pub fn create(path: &Path) -> Result<Self> {
+        let file = temporary(path).with_context(|| failure(path))?;
+        Ok(NewFile { out: BufWriter::with_capacity(1 << 20, file), path: path.to_owned() })
+    }
+
+    /// Syncs the file to the disk, still under its temporary name.
+    ///
+    /// # Errors
+    /// If the disk is full or fails.
+    pub fn complete(self) -> Result<CompleteFile> {
+        let NewFile { out, path } = self;
+        let sync = || {
+            let file = out.into_inner().map_err(IntoInnerError::into_error)?;
+            file.as_file().sync_all()?;
+            Ok::<_, io::Error>(file.into_temp_path())
+        };
+        let temporary = sync().with_context(|| failure(&path))?;
+        Ok(CompleteFile { temporary, path })
+    }
+}
+
+impl Write for NewFile {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.out.write(buffer)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+impl Seek for NewFile {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.out.seek(to)
+    }
+}
+
+/// A file that has reached the disk and does not have its final name yet. Dropped, it leaves
+/// nothing behind.
+#[derive(Debug)]
+pub struct CompleteFile {
+    temporary: TempPath,
+    path: PathBuf,
+}
+
+impl CompleteFile {
+    /// Gives the file its final name, and replaces any older file of that name.
+    ///
+    /// # Errors
+    /// If it cannot be renamed.
+    pub fn publish(self) -> Result<()> {
+        let CompleteFile { temporary, path } = self;
+        let renamed = temporary.persist(&path).map_err(|failed| failed.error);
+        renamed.and_then(|()| sync_directory(&path)).with_context(|| failure(&path))
+    }
+}
+
+/// Writes the file at `path` with `fill`. An existing file stays as it is until the new one has
+/// reached the disk, and is then replaced atomically.
+///
+/// # Errors
+/// One line that names `path` and the cause: a directory that is missing or not writable, a full
+/// disk, or the error of `fill`. Nothing new is left behind.
+pub fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    let mut file = NewFile::create(path)?;
+    fill(&mut file).with_context(|| failure(path))?;
+    file.complete()?.publish()
+}
+
+fn failure(path: &Path) -> String {
+    format!("cannot write {}", path.display())
+}
+
+fn temporary(path: &Path) -> Result<NamedTempFile> {
+    // A rename would silently replace /dev/null or a pipe by a file.
+    let replaceable = fs::metadata(path).map_or(true, |found| found.is_file());
+    ensure!(replaceable && path.file_name().is_some(), "it exists and is not a regular file");
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let prefix = format!(".{name}.");
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(&prefix).suffix(TEMPORARY);
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    Ok(builder.tempfile_in(directory(path))?)
+}
+
+fn directory(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Syncs the names in the directory of `path` to the disk. Some network file systems do not support
+/// this, and report so.
+///
+/// # Errors
+/// If the directory cannot be opened, or the disk fails.
+pub fn sync_directory(path: &Path) -> io::Result<()> {
+    if !cfg!(unix) {
+        return Ok(());
+    }
+    match File::open(directory(path))?.sync_all() {
+        Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(directory: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs::read_dir(directory).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_file_has_its_name_only_when_published() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a");
+        let mut file = NewFile::create(&path).unwrap();
+        file.write_all(b"0123").unwrap();
+        file.rewind().unwrap();
+        file.write_all(b"9").unwrap();
+        let temporary = names(directory.path());
+        assert!(temporary[0].starts_with(".a.") && temporary[0].ends_with(TEMPORARY), "{temporary:?}");
+        let another = NewFile::create(&path).unwrap();
+        assert_eq!(names(directory.path()).len(), 2, "each has its own name");
+        drop(another);
+        let complete = file.complete().unwrap();
+        assert_eq!(names(directory.path()), temporary);
+        complete.publish().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"9123");
+        NewFile::create(&path).unwrap().complete().unwrap();
+        assert_eq!(names(directory.path()), ["a"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn permissions_are_those_of_any_new_file() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let [ours, plain] = ["ours", "plain"].map(|name| directory.path().join(name));
+        write(&ours, |_| Ok(())).unwrap();
+        fs::write(&plain, "").unwrap();
+        let mode = |path| fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode(&ours), mode(&plain));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_is_replaced_and_its_target_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let [target, link] = ["target", "link"].map(|name| directory.path().join(name));
+        fs::write(&target, "old").unwrap();
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        write(&link, |out| Ok(out.write_all(b"new")?)).unwrap();
+        assert_eq!((fs::read(&target).unwrap(), fs::read(&link).unwrap()), (b"old".into(), b"new".into()));
+        assert!(fs::symlink_metadata(&link).unwrap().is_file());
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a");
+        write(&path, |out| Ok(out.write_all(b"old")?)).unwrap();
+        let full = || io::Error::from(io::ErrorKind::StorageFull);
+        let error = write(&path, |out| {
+            out.write_all(b"ne")?;
+            Err(full().into())
+        });
+        let message = format!("{:#}", error.unwrap_err());
+        assert!(
+            message.contains(path.to_str().unwrap()) && message.contains(&full().to_string()),
+            "{message}"
+        );
+        assert_eq!(message.lines().count(), 1);
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(names(directory.path()), ["a"]);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_full_disk_is_noticed_even_when_all_fits_the_buffer() {
+        for bytes in [1, 1 << 20, 3 << 20] {
+            let full = File::options().write(true).open("/dev/full").unwrap();
+            let temporary = NamedTempFile::new().unwrap().into_temp_path();
+            let out = BufWriter::with_capacity(1 << 20, NamedTempFile::from_parts(full, temporary));
+            let mut file = NewFile { out, path: "a".into() };
+            let error = match file.write_all(&vec![1; bytes]) {
+                Ok(()) => file.complete().unwrap_err().downcast().unwrap(),
+                Err(error) => error,
+            };
+            assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        }
+    }
+
+    #[test]
+    fn unwritable_directories_and_what_is_not_a_file_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let missing = directory.path().join("no/such/a");
+        let message = write(&missing, |_| Ok(())).unwrap_err().to_string();
+        assert!(message.contains(missing.to_str().unwrap()), "{message}");
+        // Not even root may create files there.
+        #[cfg(target_os = "linux")]
+        assert!(write(Path::new("/proc/a"), |_| Ok(())).unwrap_err().to_string().contains("/proc/a"));
+        assert!(write(directory.path(), |_| Ok(())).is_err());
+        #[cfg(unix)]
+        assert!(write(Path::new("/dev/null"), |_| Ok(())).is_err());
+        assert!(names(directory.path()).is_empty());
+    }
+}
