@@ -41,7 +41,7 @@
 //! - [`tensor`]: handles and the memory plan.
 //! - [`config`], [`params`], [`sharding`]: shapes, the sixteen parameter tensors, and their order
 //!   on a device.
-//! - [`files`]: files that appear complete or not at all.
+//! - [`files`], [`llmc`]: files that appear complete or not at all; llm.c's kinds of file.
 //! - [`rng`]: PyTorch's random numbers, bit for bit.
 //! - [`ops`]: the contract between model and device.
 //! - [`device`]: the CPU, GPUs, and the emulated device.
@@ -66,6 +66,7 @@ pub mod device;
 pub mod eval;
 pub mod files;
 pub mod libraries;
+pub mod llmc;
 pub mod model;
 pub mod ops;
 pub mod optim;

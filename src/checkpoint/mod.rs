@@ -6,7 +6,6 @@
 
 mod digest;
 mod directory;
-mod header;
 mod hf_config;
 pub mod model_bin;
 mod run_file;
@@ -23,6 +22,7 @@ pub use state::State;
 pub use stream::{Sink, Source, TensorKind};
 
 use crate::config::ModelConfig;
+use crate::llmc;
 use crate::tensor::Dtype;
 use anyhow::{Context, Result, bail};
 use std::path::Path;
@@ -46,7 +46,7 @@ pub fn load_model(path: &Path) -> Result<ModelFile> {
         return load_directory(path);
     }
     let named_so = path.extension().is_some_and(|e| e == "safetensors");
-    if header::looks_like_safetensors(&header::first_bytes(path)?) || named_so {
+    if llmc::looks_like_safetensors(&llmc::first_bytes(path)?) || named_so {
         return safetensors_file::read(&[path.to_path_buf()]);
     }
     model_bin::read(path)

@@ -4,14 +4,17 @@
 
 use super::ModelFile;
 use super::digest::{self, Digest};
-use super::header::{HEADER_BYTES, Header, MODEL};
 use super::stream::{self, Sink, Source, TensorKind};
 use crate::config::ModelConfig;
+use crate::llmc::{HEADER_BYTES, Header, MODEL};
 use crate::params::{Param, ParamLayout};
 use crate::tensor::Dtype;
 use anyhow::{Context, Result, ensure};
 use std::fs::File;
 use std::path::{Path, PathBuf};
+
+const F32_VERSION: i32 = 3;
+const BF16_VERSION: i32 = 5;
 
 /// Header field that is 1 if the query-key-value projection has no bias. llm.c has no such models
 /// and leaves a 0 here; the bias tensor is in the file either way.
@@ -33,16 +36,9 @@ impl ModelReader {
     /// One line, if the file cannot be read, is of another kind, describes an impossible model, or
     /// is not exactly as long as its header says.
     pub fn open(path: &Path) -> Result<ModelReader> {
-        let (header, file, bytes) = Header::open(path, MODEL)?;
+        let (header, file, bytes) = Header::open(path, &MODEL)?;
         let at = || path.display();
-        let dtype = match header.i32(1) {
-            3 => Dtype::F32,
-            5 => Dtype::Bf16,
-            other => anyhow::bail!(
-                "{}: expected a model of version 3 (f32) or 5 (bf16), found version {other}",
-                at()
-            ),
-        };
+        let dtype = if header.version() == BF16_VERSION { Dtype::Bf16 } else { Dtype::F32 };
         // A negative field becomes 0, which `validate` rejects by name.
         let [maxT, V, L, NH, C, Vp] = [2, 3, 4, 5, 6, 7].map(|i| usize::try_from(header.i32(i)).unwrap_or(0));
         let no_bias = header.i32(NO_QKV_BIAS);
@@ -54,8 +50,7 @@ impl ModelReader {
         let config = ModelConfig { maxT, V, Vp, L, NH, C, qkv_bias: no_bias == 0 };
         config.validate().map_err(|e| e.context(format!("{}: the header is not valid", at())))?;
         // 128 bits, as the header may claim more bytes than fit in 64.
-        let expected =
-            u128::from(HEADER_BYTES) + ParamLayout::new(&config).len() as u128 * dtype.size() as u128;
+        let expected = HEADER_BYTES as u128 + ParamLayout::new(&config).len() as u128 * dtype.size() as u128;
         ensure!(
             u128::from(bytes) == expected,
             "{}: expected {expected} bytes for a model of {L} layers and {C} channels, found {bytes}",
@@ -107,7 +102,7 @@ pub fn read(path: &Path) -> Result<ModelFile> {
 
 /// Writes a model file, with [`TensorKind::Params`] from `source`; `dtype` is F32 or Bf16.
 pub fn write(path: &Path, config: &ModelConfig, dtype: Dtype, source: &mut Source) -> Result<Digest> {
-    let mut header = Header::new(MODEL, if dtype == Dtype::Bf16 { 5 } else { 3 });
+    let mut header = Header::new(&MODEL, if dtype == Dtype::Bf16 { BF16_VERSION } else { F32_VERSION });
     let dims = [config.maxT, config.V, config.L, config.NH, config.C, config.Vp];
     for (i, dim) in dims.into_iter().enumerate() {
         header.set(2 + i, i32::try_from(dim).expect("a valid config"));

@@ -3,17 +3,15 @@
 //! optionally master weights in f32, and the position of the data loader.
 
 use super::digest::{self, Digest};
-use super::header::{HEADER_BYTES, Header, STATE};
 use super::stream::{self, Sink, Source, TensorKind};
 use crate::data::loader::{LoaderState, ShuffleState};
+use crate::llmc::{HEADER_BYTES, Header, STATE};
 use crate::rng::Mt19937;
 use crate::tensor::Dtype;
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-
-const VERSION: i32 = 1;
 
 /// A state file without its tensors.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,7 +33,7 @@ impl State {
         let small = |name: &str, value: u64| {
             i32::try_from(value).with_context(|| format!("{name} is {value}, more than the format can hold"))
         };
-        let mut header = Header::new(STATE, VERSION);
+        let mut header = Header::new(&STATE, 1);
         header.set(2, small("the number of processes", self.num_processes as u64)?);
         header.set(3, small("the rank", self.rank as u64)?);
         header.set(4, i32::from(self.use_master_weights));
@@ -92,7 +90,7 @@ impl StateReader {
     /// One line, if the file cannot be read, is of another kind, contradicts itself, or does not
     /// have the size that it states.
     pub fn open(path: &Path, len: usize) -> Result<StateReader> {
-        let (header, mut file, bytes) = Header::open(path, STATE)?;
+        let (header, mut file, bytes) = Header::open(path, &STATE)?;
         let state = read_state(&header, &mut file, bytes, len).with_context(|| path.display().to_string())?;
         Ok(StateReader { state, len, file, path: path.to_path_buf() })
     }
@@ -100,7 +98,7 @@ impl StateReader {
     /// Reads the tensors: M, V and, if present, Master.
     pub fn read(mut self, sink: &mut Sink) -> Result<()> {
         let mut read = || {
-            self.file.seek(SeekFrom::Start(HEADER_BYTES))?;
+            self.file.seek(SeekFrom::Start(HEADER_BYTES as u64))?;
             let mut kinds = self.state.kinds().iter();
             kinds.try_for_each(|&kind| stream::read(&mut self.file, Dtype::F32, kind, self.len, sink))
         };
@@ -109,8 +107,6 @@ impl StateReader {
 }
 
 fn read_state(header: &Header, file: &mut File, bytes: u64, len: usize) -> Result<State> {
-    let version = header.i32(1);
-    ensure!(version == VERSION, "expected a state of version {VERSION}, found version {version}");
     let flag = |index: usize| match header.i32(index) {
         0 => Ok(false),
         1 => Ok(true),
@@ -132,7 +128,7 @@ fn read_state(header: &Header, file: &mut File, bytes: u64, len: usize) -> Resul
             shuffle: None,
         },
     };
-    let tensors = HEADER_BYTES + state.kinds().len() as u64 * len as u64 * 4;
+    let tensors = HEADER_BYTES as u64 + state.kinds().len() as u64 * len as u64 * 4;
     let mut rest = bytes.checked_sub(tensors).with_context(|| {
         format!("expected at least {tensors} bytes for tensors of {len} elements, found {bytes}")
     })?;

@@ -1,21 +1,14 @@
-//! Token shards in llm.c's format: 256 little-endian i32 (magic 20240520, version 1, number of
-//! tokens, zeros), then each token as a u16.
+//! Token shards in llm.c's format: a header (field 2: number of tokens), then each token as a u16.
 
 use crate::files::{CompleteFile, NewFile};
-use anyhow::{Context, Result, bail, ensure};
+use crate::llmc::{HEADER_BYTES, Header, SHARD};
+use anyhow::{Context, Result, ensure};
 use memmap2::Mmap;
-use std::fs::File;
-use std::io::{Read, Seek, Write};
+use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 
-const MAGIC: i32 = 20_240_520;
-const VERSION: i32 = 1;
-
-/// Bytes before the first token.
-pub const HEADER_BYTES: usize = 1024;
-
-#[cfg(target_endian = "big")]
-compile_error!("token shards are little-endian and are read in place");
+/// Header field that holds the number of tokens.
+const TOKENS: usize = 2;
 
 /// An open shard, mapped into memory.
 #[derive(Debug)]
@@ -32,11 +25,8 @@ impl Shard {
     /// says.
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.display();
-        let mut file = File::open(path).with_context(|| format!("{name}: cannot open token shard"))?;
-        let info = file.metadata().with_context(|| format!("{name}: cannot read token shard"))?;
-        ensure!(info.is_file(), "{name}: not a file; expected a token shard");
-        let header = read_header(&mut file, info.len()).with_context(|| format!("{name}"))?;
-        check_header(header, info.len()).with_context(|| format!("{name}"))?;
+        let (header, file, bytes) = Header::open(path, &SHARD)?;
+        check_size(header.i32(TOKENS), bytes).with_context(|| format!("{name}"))?;
         // SAFETY: nothing may change the file while it is mapped. This program never writes to a
         // published shard: ShardWriter creates a new file and renames it. The map is read-only and
         // outlives every borrow of it. If another program truncated the file while it is in use,
@@ -56,28 +46,7 @@ impl Shard {
     }
 }
 
-fn read_header(file: &mut File, file_bytes: u64) -> Result<[i32; 3]> {
-    ensure!(
-        file_bytes >= HEADER_BYTES as u64,
-        "not a token shard: {file_bytes} bytes, shorter than the {HEADER_BYTES}-byte header"
-    );
-    let mut bytes = [0; 12];
-    file.read_exact(&mut bytes).context("cannot read the header")?;
-    Ok(bytemuck::cast(bytes))
-}
-
-fn check_header([magic, version, tokens]: [i32; 3], file_bytes: u64) -> Result<()> {
-    if magic != MAGIC {
-        let kind = match magic {
-            20_240_326 => "a model checkpoint",
-            20_240_522 => "a multiple-choice evaluation file",
-            20_240_527 => "an optimizer state file",
-            20_240_801 => "a token shard for Llama 3, whose vocabulary this model does not have",
-            _ => "not a token shard",
-        };
-        bail!("{kind} (magic {magic}, expected {MAGIC}); make token shards with `warpsmith data`");
-    }
-    ensure!(version == VERSION, "token shard of version {version}; expected {VERSION}; recreate the shard");
+fn check_size(tokens: i32, file_bytes: u64) -> Result<()> {
     ensure!(tokens > 0, "token shard of {tokens} tokens; expected at least 1; recreate the shard");
     let expected = HEADER_BYTES as u64 + 2 * tokens as u64;
     ensure!(
@@ -100,7 +69,7 @@ impl ShardWriter {
     pub fn create(path: &Path) -> Result<Self> {
         let file = NewFile::create(path)?;
         let mut writer = ShardWriter { file, tokens: 0, path: path.to_owned() };
-        writer.file.write_all(&[0; HEADER_BYTES]).with_context(|| writer.failure())?;
+        writer.write_header().with_context(|| writer.failure())?;
         Ok(writer)
     }
 
@@ -141,8 +110,10 @@ impl ShardWriter {
     }
 
     fn write_header(&mut self) -> std::io::Result<()> {
+        let mut header = Header::new(&SHARD, 1);
+        header.set(TOKENS, self.tokens as i32);
         self.file.rewind()?;
-        self.file.write_all(bytemuck::cast_slice(&[MAGIC, VERSION, self.tokens as i32]))
+        header.write(&mut self.file)
     }
 
     fn failure(&self) -> String {
@@ -209,29 +180,32 @@ mod tests {
     fn bad_shards_are_refused_with_the_reason() {
         let dir = TempDir::new().unwrap();
         let tokens = [7; 10];
-        assert!(refusal(&dir.path().join("none.bin")).contains("cannot open"));
-        assert!(refusal(dir.path()).contains("not a file"));
+        assert!(refusal(&dir.path().join("none.bin")).contains("cannot read"));
+        assert!(refusal(dir.path()).contains("not a regular file"));
         let refuse = |header| refusal(&write_raw(&dir, header, &tokens));
-        assert!(refuse([20_240_326, 3, 10]).contains("model checkpoint"));
+        assert!(
+            refuse([20_240_326, 3, 10])
+                .contains("expected a token shard (magic 20240520), found a model (magic 20240326)")
+        );
         assert!(refuse([20_240_801, 7, 10]).contains("Llama 3"));
-        assert!(refuse([0x1234, 1, 10]).contains("not a token shard"));
-        assert!(refuse([MAGIC, 2, 10]).contains("version 2"));
-        assert!(refuse([MAGIC, 1, 0]).contains("of 0 tokens"));
-        assert!(refuse([MAGIC, 1, -10]).contains("of -10 tokens"));
-        assert!(refuse([MAGIC, 1, 11]).contains("1044 bytes, expected 1046"));
-        assert!(refuse([MAGIC, 1, 9]).contains("truncated or damaged"));
+        assert!(refuse([0x1234, 1, 10]).contains("found magic 4660"));
+        assert!(refuse([SHARD.magic, 2, 10]).contains("version 2"));
+        assert!(refuse([SHARD.magic, 1, 0]).contains("of 0 tokens"));
+        assert!(refuse([SHARD.magic, 1, -10]).contains("of -10 tokens"));
+        assert!(refuse([SHARD.magic, 1, 11]).contains("1044 bytes, expected 1046"));
+        assert!(refuse([SHARD.magic, 1, 9]).contains("truncated or damaged"));
         let path = dir.path().join("short.bin");
         fs::write(&path, [0; 1023]).unwrap();
-        assert!(refusal(&path).contains("shorter than"));
+        assert!(refusal(&path).contains("found 1023 bytes"));
         fs::write(&path, []).unwrap();
-        assert!(refusal(&path).contains("0 bytes"));
+        assert!(refusal(&path).contains("an empty file"));
     }
 
     /// The format counts with 31 bits. A sparse file stands in for one of 4 GiB.
     #[test]
     fn shards_beyond_two_gigabytes_are_read_to_the_end() {
         let dir = TempDir::new().unwrap();
-        let path = write_raw(&dir, [MAGIC, 1, i32::MAX], &[]);
+        let path = write_raw(&dir, [SHARD.magic, 1, i32::MAX], &[]);
         let bytes = HEADER_BYTES as u64 + 2 * i32::MAX as u64;
         fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(bytes).unwrap();
         let shard = Shard::open(&path).unwrap();

@@ -1,5 +1,6 @@
 //! GPT-2's byte-pair encoding: text to tokens and back.
 
+use crate::llmc::{HEADER_BYTES, Header, TOKENIZER};
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::Path;
@@ -9,8 +10,6 @@ use tiktoken_rs::CoreBPE;
 /// `<|endoftext|>`, which starts every document. Only the token counts: the same characters in a
 /// text are text.
 pub const EOT: u16 = 50256;
-
-const MAGIC: u32 = 20_240_328;
 
 fn gpt2() -> &'static CoreBPE {
     static GPT2: LazyLock<CoreBPE> =
@@ -51,9 +50,9 @@ impl Vocabulary {
         })
     }
 
-    /// Reads llm.c's tokenizer file, `gpt2_tokenizer.bin`: 256 u32 (magic 20240328, version 1 or 2,
-    /// vocabulary size and, from version 2, the end-of-text token), then per token its length as
-    /// one byte and its bytes.
+    /// Reads llm.c's tokenizer file, `gpt2_tokenizer.bin`: a header (field 2: vocabulary size;
+    /// field 3, from version 2: the end-of-text token), then per token its length as one byte and
+    /// its bytes.
     ///
     /// # Errors
     /// If the file cannot be read or has another format.
@@ -64,13 +63,10 @@ impl Vocabulary {
     }
 
     fn parse(file: &[u8]) -> Result<Vocabulary> {
-        let (header, mut rest) =
-            file.split_at_checked(1024).with_context(|| format!("{} bytes are too short", file.len()))?;
-        let word = |i: usize| bytemuck::pod_read_unaligned::<u32>(&header[4 * i..4 * i + 4]);
-        let (magic, version, vocab) = (word(0), word(1), word(2));
-        ensure!(magic == MAGIC, "magic {magic}, expected {MAGIC}");
-        ensure!(version == 1 || version == 2, "version {version}, expected 1 or 2");
-        let eot = if version == 1 { u32::from(EOT) } else { word(3) };
+        let header = Header::parse(file, &TOKENIZER)?;
+        let mut rest = &file[HEADER_BYTES..];
+        let vocab = header.i32(2).cast_unsigned();
+        let eot = if header.version() == 1 { u32::from(EOT) } else { header.i32(3).cast_unsigned() };
         ensure!(eot < vocab, "end-of-text token {eot} is outside the vocabulary of {vocab}");
         let mut vocabulary = Vocabulary { bytes: Vec::new(), ends: Vec::new(), eot };
         for id in 0..vocab {
@@ -210,9 +206,9 @@ mod tests {
         assert_eq!(stream.finish(), "\u{fffd}");
     }
 
-    fn tokenizer_file(dir: &TempDir, header: [u32; 4], tokens: &[u8]) -> PathBuf {
+    fn tokenizer_file(dir: &TempDir, [version, vocab, eot]: [u32; 3], tokens: &[u8]) -> PathBuf {
         let mut bytes = vec![0; 1024];
-        bytes[..16].copy_from_slice(bytemuck::cast_slice(&header));
+        bytes[..16].copy_from_slice(bytemuck::cast_slice(&[20240328, version, vocab, eot]));
         bytes.extend_from_slice(tokens);
         let path = dir.path().join("tokenizer.bin");
         fs::write(&path, bytes).unwrap();
@@ -222,7 +218,7 @@ mod tests {
     #[test]
     fn llmc_tokenizer_files_are_read() {
         let dir = TempDir::new().unwrap();
-        let path = tokenizer_file(&dir, [MAGIC, 2, 3, 2], b"\x01a\x02bc\x03eot");
+        let path = tokenizer_file(&dir, [2, 3, 2], b"\x01a\x02bc\x03eot");
         let vocabulary = Vocabulary::from_file(&path).unwrap();
         assert_eq!((vocabulary.vocab_size(), vocabulary.eot), (3, 2));
         assert_eq!(vocabulary.decode_bytes(&[1u32, 0]), b"bca");
@@ -231,7 +227,7 @@ mod tests {
             .map(|id| Vocabulary::gpt2().token_bytes(id).unwrap())
             .flat_map(|token| [&[token.len() as u8], token].concat())
             .collect();
-        let vocabulary = Vocabulary::from_file(&tokenizer_file(&dir, [MAGIC, 1, 50257, 0], &all)).unwrap();
+        let vocabulary = Vocabulary::from_file(&tokenizer_file(&dir, [1, 50257, 0], &all)).unwrap();
         assert_eq!(vocabulary.eot, 50256);
         assert_eq!(vocabulary.bytes, Vocabulary::gpt2().bytes);
     }
@@ -245,17 +241,20 @@ mod tests {
             assert!(message.contains("tokenizer.bin") && !message.contains('\n'), "{message}");
             message
         };
-        assert!(refuse([1, 2, 1, 0], b"\x01a").contains("magic 1, expected"));
-        assert!(refuse([MAGIC, 3, 1, 0], b"\x01a").contains("version 3"));
-        assert!(refuse([MAGIC, 2, 1, 1], b"\x01a").contains("end-of-text token 1"));
-        assert!(refuse([MAGIC, 1, 1, 0], b"\x01a").contains("end-of-text token 50256"));
-        assert!(refuse([MAGIC, 2, u32::MAX, 0], b"\x01a").contains("within token 1"));
-        assert!(refuse([MAGIC, 2, 2, 0], b"\x01a\x05abc").contains("within token 1 of 2"));
-        assert!(refuse([MAGIC, 2, 2, 0], b"\x01a\x00").contains("token 1 is empty"));
-        assert!(refuse([MAGIC, 2, 1, 0], b"\x01abc").contains("2 bytes follow"));
+        let shard = dir.path().join("tokenizer.bin");
+        fs::write(&shard, [1, 0, 0, 0].repeat(256)).unwrap();
+        let error = Vocabulary::from_file(&shard).unwrap_err();
+        assert!(format!("{error:#}").contains("expected a tokenizer (magic 20240328), found magic 1"));
+        assert!(refuse([3, 1, 0], b"\x01a").contains("version 3"));
+        assert!(refuse([2, 1, 1], b"\x01a").contains("end-of-text token 1"));
+        assert!(refuse([1, 1, 0], b"\x01a").contains("end-of-text token 50256"));
+        assert!(refuse([2, u32::MAX, 0], b"\x01a").contains("within token 1"));
+        assert!(refuse([2, 2, 0], b"\x01a\x05abc").contains("within token 1 of 2"));
+        assert!(refuse([2, 2, 0], b"\x01a\x00").contains("token 1 is empty"));
+        assert!(refuse([2, 1, 0], b"\x01abc").contains("2 bytes follow"));
         fs::write(dir.path().join("tokenizer.bin"), b"short").unwrap();
         let error = Vocabulary::from_file(&dir.path().join("tokenizer.bin")).unwrap_err();
-        assert!(format!("{error:#}").contains("5 bytes are too short"));
+        assert!(format!("{error:#}").contains("found 5 bytes"));
         assert!(Vocabulary::from_file(&dir.path().join("none")).is_err());
     }
 }

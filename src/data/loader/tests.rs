@@ -332,7 +332,9 @@ fn bad_patterns_and_sizes_are_refused() {
     assert!(refuse("").contains("no file matches"));
     assert!(refuse("a/***.bin").contains("not a valid file pattern"));
     std::fs::write(dir.path().join("s_5.bin"), "text").unwrap();
-    assert!(refuse(&pattern(&dir)).contains("s_5.bin: not a token shard"));
+    assert!(
+        refuse(&pattern(&dir)).contains("s_5.bin: expected a token shard (magic 20240520), found 4 bytes")
+    );
     for (B, T) in [(0, 2), (2, 0), (usize::MAX, 2)] {
         let options = LoaderOptions { B, T, ..options("x", true) };
         assert!(DataLoader::open(options).unwrap_err().to_string().contains("batch"));

@@ -1,20 +1,18 @@
 //! HellaSwag's two file formats: the authors' JSON lines, and llm.c's tokenized `.bin`.
 //!
-//! The `.bin` has a header of 256 int32 (magic, version, number of examples, size in bytes of the
-//! longest), then for each example a run of uint16: 65535, its size in bytes, its index, the label,
+//! The `.bin` has a header (field 2: number of examples; field 3: size in bytes of the longest),
+//! then for each example a run of uint16: 65535, its size in bytes, its index, the label,
 //! the number of endings, and context and endings, each preceded by its length. All are
 //! little-endian.
 
 use super::{ENDINGS, Example, HellaSwag};
 use crate::data::tokenizer::encode_ordinary;
 use crate::files;
+use crate::llmc::{EVALUATION, HEADER_BYTES, Header};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
 use std::path::Path;
 
-const MAGIC: i32 = 20240522;
-const VERSION: i32 = 1;
-const HEADER_BYTES: usize = 256 * 4;
 /// Marks the start of an example. It cannot be a token: GPT-2 has fewer.
 const START: u16 = u16::MAX;
 
@@ -77,16 +75,8 @@ fn parse_json(line: &str) -> Result<Example> {
 }
 
 fn parse_bin(bytes: &[u8]) -> Result<Vec<Example>> {
-    let Some((header, body)) = bytes.split_at_checked(HEADER_BYTES) else {
-        bail!(
-            "neither JSON lines nor llm.c's .bin: {} bytes, less than the {HEADER_BYTES} of a header",
-            bytes.len()
-        );
-    };
-    let field = |i: usize| i32::from_le_bytes(header[i * 4..][..4].try_into().expect("four bytes"));
-    let [magic, version, count, longest] = [0, 1, 2, 3].map(field);
-    ensure!(magic == MAGIC, "neither JSON lines nor llm.c's .bin: magic is {magic}; expected {MAGIC}");
-    ensure!(version == VERSION, "version is {version}; expected {VERSION}");
+    let header = Header::parse(bytes, &EVALUATION).context("neither JSON lines nor llm.c's .bin")?;
+    let (body, count, longest) = (&bytes[HEADER_BYTES..], header.i32(2), header.i32(3));
     ensure!((0..=0xffff).contains(&count), "number of examples is {count}; expected at most 65535");
     ensure!(body.len().is_multiple_of(2), "cut short: ends in the middle of a token");
     let words: Vec<u16> = body.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect();
@@ -166,9 +156,11 @@ fn to_bin(examples: &[Example]) -> Result<Vec<u8>> {
             body.extend(tokens);
         }
     }
-    let mut header = [0i32; 256];
-    header[..4].copy_from_slice(&[MAGIC, VERSION, examples.len() as i32, i32::from(longest)]);
-    let mut bytes: Vec<u8> = header.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let mut header = Header::new(&EVALUATION, 1);
+    header.set(2, examples.len() as i32);
+    header.set(3, i32::from(longest));
+    let mut bytes = Vec::new();
+    header.write(&mut bytes)?;
     bytes.extend(body.iter().flat_map(|x| x.to_le_bytes()));
     Ok(bytes)
 }
@@ -267,8 +259,8 @@ mod tests {
     fn bad_bin_names_example_and_field() {
         // Index of a 16-bit word, its new value, and text the message must contain.
         for (word, value, expected) in [
-            (0, 7, "magic is"),
-            (2, 2, "version is 2"),
+            (0, 7, "expected a multiple-choice evaluation set (magic 20240522), found magic"),
+            (2, 2, "found version 2"),
             (4, 3, "example 2: cut short"),
             (4, 1, "32 bytes follow the last of 1 examples"),
             (4, 0, "70 bytes follow"),
@@ -295,7 +287,7 @@ mod tests {
         let bytes = bin();
         assert!(message(&bytes[..bytes.len() - 1]).contains("middle of a token"));
         assert!(message(&bytes[..100]).contains("100 bytes"));
-        assert!(message("").contains("0 bytes"));
+        assert!(message("").contains("an empty file"));
         for len in (HEADER_BYTES..bytes.len()).step_by(2) {
             assert!(open(&bytes[..len]).is_err(), "{len} bytes");
         }
