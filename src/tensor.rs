@@ -4,6 +4,8 @@
 //! One [`MemoryPlan`] describes all memory of a run before the first byte is allocated, so that it
 //! can be printed and checked against the machine, and never grows while training.
 
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
 use std::fmt;
 use std::str::FromStr;
 
@@ -45,6 +47,18 @@ impl Dtype {
             Dtype::F32 | Dtype::I32 => 4,
             Dtype::Bf16 | Dtype::F16 => 2,
         }
+    }
+}
+
+/// Rounds `wide` to the 16-bit type `dtype`: to nearest, ties to even.
+///
+/// # Panics
+/// If the lengths differ, or `dtype` is neither bf16 nor fp16.
+pub fn round(narrow: &mut [u16], wide: &[f32], dtype: Dtype) {
+    match dtype {
+        Dtype::Bf16 => bytemuck::cast_slice_mut::<_, bf16>(narrow).convert_from_f32_slice(wide),
+        Dtype::F16 => bytemuck::cast_slice_mut::<_, f16>(narrow).convert_from_f32_slice(wide),
+        Dtype::F32 | Dtype::I32 => panic!("cannot round to {dtype}"),
     }
 }
 

@@ -9,7 +9,7 @@ use crate::config::ModelConfig;
 use crate::llmc::{HEADER_BYTES, Header, MODEL};
 use crate::params::{Param, ParamLayout};
 use crate::tensor::Dtype;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -100,9 +100,17 @@ pub fn read(path: &Path) -> Result<ModelFile> {
     Ok(ModelFile { config, params })
 }
 
-/// Writes a model file, with [`TensorKind::Params`] from `source`; `dtype` is F32 or Bf16.
+/// Writes a model file, with [`TensorKind::Params`] from `source`.
+///
+/// # Errors
+/// If `dtype` is neither f32 nor bf16, the file cannot be written, or the source fails.
 pub fn write(path: &Path, config: &ModelConfig, dtype: Dtype, source: &mut Source) -> Result<Digest> {
-    let mut header = Header::new(&MODEL, if dtype == Dtype::Bf16 { BF16_VERSION } else { F32_VERSION });
+    let version = match dtype {
+        Dtype::F32 => F32_VERSION,
+        Dtype::Bf16 => BF16_VERSION,
+        other => bail!("{}: expected f32 or bf16 as the type of the tensors, found {other}", path.display()),
+    };
+    let mut header = Header::new(&MODEL, version);
     let dims = [config.maxT, config.V, config.L, config.NH, config.C, config.Vp];
     for (i, dim) in dims.into_iter().enumerate() {
         header.set(2 + i, i32::try_from(dim).expect("a valid config"));

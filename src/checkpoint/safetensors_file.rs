@@ -2,20 +2,20 @@
 //! things differ from the layout in memory: matrices other than the embeddings are stored
 //! transposed, (in, out), and the vocabulary is not padded.
 
+use super::stream::FloatWriter;
 use super::{ModelFile, hf_config};
 use crate::config::{ModelConfig, VOCAB_PADDING};
 use crate::files;
 use crate::params::{PARAMS, Param, ParamLayout};
 use crate::tensor::Dtype;
 use anyhow::{Context, Result, bail, ensure};
-use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
+use half::f16;
 use safetensors::Dtype as StoredDtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -282,6 +282,7 @@ pub(super) fn write(path: &Path, model: &ModelFile, dtype: Dtype) -> Result<()> 
     files::write(path, |out| {
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
+        let mut out = FloatWriter::new(out, dtype);
         for tensor in &all {
             let values = &model.params[tensor.range.clone()];
             let values = match tensor.transposed {
@@ -289,28 +290,9 @@ pub(super) fn write(path: &Path, model: &ModelFile, dtype: Dtype) -> Result<()> 
                 true => Cow::Owned(transpose(values, tensor.shape[1], tensor.shape[0])),
                 false => Cow::Borrowed(values),
             };
-            write_values(out, dtype, &values)?;
+            out.write(&values)?;
         }
         Ok(())
     })?;
     hf_config::write(&path.with_file_name("config.json"), &model.config, dtype)
-}
-
-fn write_values(out: &mut dyn Write, dtype: Dtype, values: &[f32]) -> Result<()> {
-    for chunk in values.chunks(1 << 16) {
-        match dtype {
-            Dtype::Bf16 => {
-                let mut narrow = vec![bf16::ZERO; chunk.len()];
-                narrow.convert_from_f32_slice(chunk);
-                out.write_all(bytemuck::cast_slice(&narrow))?;
-            }
-            Dtype::F16 => {
-                let mut narrow = vec![f16::ZERO; chunk.len()];
-                narrow.convert_from_f32_slice(chunk);
-                out.write_all(bytemuck::cast_slice(&narrow))?;
-            }
-            Dtype::F32 | Dtype::I32 => out.write_all(bytemuck::cast_slice(chunk))?,
-        }
-    }
-    Ok(())
 }

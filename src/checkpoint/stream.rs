@@ -1,10 +1,9 @@
 //! Streams tensors between a device and a file, a few MiB at a time: a full host copy of
 //! parameters, moments and master weights would take sixteen bytes per parameter.
 
-use crate::tensor::Dtype;
+use crate::tensor::{self, Dtype};
 use anyhow::{Result, bail};
 use half::bf16;
-use half::slice::HalfFloatSliceExt;
 use std::io::{Read, Write};
 
 /// The kinds of tensor in a checkpoint. All have the layout of
@@ -33,8 +32,7 @@ fn chunks(len: usize, mut each: impl FnMut(usize, usize) -> Result<()>) -> Resul
     (0..len).step_by(CHUNK).try_for_each(|start| each(start, CHUNK.min(len - start)))
 }
 
-/// Writes `len` elements of `kind` as `dtype`, f32 or bf16. Bf16 is rounded to nearest, ties to
-/// even.
+/// Writes `len` elements of `kind` as `dtype`.
 pub(super) fn write(
     out: &mut dyn Write,
     dtype: Dtype,
@@ -43,22 +41,37 @@ pub(super) fn write(
     source: &mut Source,
 ) -> Result<()> {
     let mut wide = vec![0.0; CHUNK.min(len)];
-    let mut narrow = vec![bf16::ZERO; if dtype == Dtype::Bf16 { wide.len() } else { 0 }];
+    let mut writer = FloatWriter::new(out, dtype);
     chunks(len, |start, n| {
-        let wide = &mut wide[..n];
-        source(kind, start, wide)?;
-        match dtype {
-            Dtype::F32 => out.write_all(bytemuck::cast_slice(wide))?,
-            Dtype::Bf16 => {
-                narrow[..n].convert_from_f32_slice(wide);
-                out.write_all(bytemuck::cast_slice(&narrow[..n]))?;
-            }
-            Dtype::F16 | Dtype::I32 => {
-                bail!("expected f32 or bf16 as the type of the tensors, found {dtype}")
-            }
+        source(kind, start, &mut wide[..n])?;
+        writer.write(&wide[..n])
+    })
+}
+
+/// Writes floats as a type, rounded to nearest, ties to even.
+pub(super) struct FloatWriter<'a> {
+    out: &'a mut dyn Write,
+    dtype: Dtype,
+    narrow: Vec<u16>,
+}
+
+impl<'a> FloatWriter<'a> {
+    /// `dtype` is f32, bf16 or fp16.
+    pub fn new(out: &'a mut dyn Write, dtype: Dtype) -> Self {
+        FloatWriter { out, dtype, narrow: Vec::new() }
+    }
+
+    pub fn write(&mut self, values: &[f32]) -> Result<()> {
+        if self.dtype == Dtype::F32 {
+            return Ok(self.out.write_all(bytemuck::cast_slice(values))?);
+        }
+        for chunk in values.chunks(CHUNK) {
+            self.narrow.resize(chunk.len(), 0);
+            tensor::round(&mut self.narrow, chunk, self.dtype);
+            self.out.write_all(bytemuck::cast_slice(&self.narrow))?;
         }
         Ok(())
-    })
+    }
 }
 
 /// Makes the calls of `source` that [`write`] makes.

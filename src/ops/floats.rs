@@ -2,7 +2,7 @@
 //! computes in.
 
 use super::Device;
-use crate::tensor::{Dtype, Tensor};
+use crate::tensor::{Dtype, Tensor, round};
 use anyhow::Result;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -52,13 +52,6 @@ pub fn download_f32(dev: &mut (impl Device + ?Sized), dst: &mut [f32], src: Tens
         }
     }
     Ok(())
-}
-
-fn round(narrow: &mut [u16], wide: &[f32], dtype: Dtype) {
-    match dtype {
-        Dtype::F16 => bytemuck::cast_slice_mut::<_, f16>(narrow).convert_from_f32_slice(wide),
-        _ => bytemuck::cast_slice_mut::<_, bf16>(narrow).convert_from_f32_slice(wide),
-    }
 }
 
 fn widen(wide: &mut [f32], narrow: &[u16], dtype: Dtype) {
