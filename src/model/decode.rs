@@ -3,11 +3,11 @@
 //! The cache is the `qkv` buffer of each layer: row t holds the keys and values of position t.
 
 use super::activations::Activations;
-use super::hooks::{LayerHooks, Pass};
+use super::forward::Attention;
+use super::hooks::LayerHooks;
 use super::{BatchShape, GPT2, Weights};
-use crate::ops::{AttentionDims, Epilogue, Limits, MatmulForward, Ops, download_f32};
-use crate::params::Param::*;
-use crate::tensor::{MemoryPlan, Tensor};
+use crate::ops::{Limits, Ops, download_f32};
+use crate::tensor::MemoryPlan;
 use anyhow::Result;
 
 /// A model that continues one sequence.
@@ -70,50 +70,12 @@ impl Decoder {
     /// # Panics
     /// If the context is full.
     pub fn step(&mut self, dev: &mut dyn Ops, hooks: &mut dyn LayerHooks, token: i32) -> Result<Vec<f32>> {
-        let (a, w) = (&self.model.acts, &self.model.weights);
-        let (t, C) = (self.cached, w.config.C);
+        let (a, t) = (&self.model.acts, self.cached);
         assert!(t < a.rows, "the context of {} positions is full", a.rows);
         dev.upload(a.inputs.slice(0, 1), bytemuck::bytes_of(&token))?;
-        hooks.before(dev, Pass::Forward, w.params.layout.shared_unit())?;
-        let wpe_t = w.get(Wpe, 0).part(t, C);
-        dev.encoder_forward(a.encoded.slice(0, C), a.inputs.slice(0, 1), w.get(Wte, 0), wpe_t, (1, 1, C))?;
-        hooks.before(dev, Pass::Forward, 0)?;
-        dev.layernorm_forward(self.model.norm_before_block(0, ONE_ROW))?;
-        for l in 0..w.config.L {
-            self.block_step(dev, hooks, l, t)?;
-            hooks.after(dev, Pass::Forward, l)?;
-        }
+        self.model.forward_rows(dev, hooks, Attention::Decode { t })?;
         self.cached = t + 1;
         self.last_logits(dev, 0)
-    }
-
-    fn block_step(&self, dev: &mut dyn Ops, hooks: &mut dyn LayerHooks, l: usize, t: usize) -> Result<()> {
-        let (a, w) = (&self.model.acts, &self.model.weights);
-        let C = w.config.C;
-        let [ln1, atty, residual2, ln2] = [a.ln1, a.atty, a.residual2, a.ln2].map(|x| x.get(l, 1));
-        let [fch, fch_gelu, residual3] = [a.fch, a.fch_gelu, a.residual3].map(|x| x.get(l, 1));
-        let matmul = |out: Tensor, inp: Tensor, weight, epilogue| {
-            let weight = w.get(weight, l);
-            MatmulForward { out, inp, weight, epilogue, N: 1, C: inp.len, OC: out.len }
-        };
-
-        let cache = a.qkv.get(l, t + 1);
-        dev.matmul_forward(matmul(cache.part(t, 3 * C), ln1, Qkvw, w.qkv_epilogue(l)))?;
-        let dims = AttentionDims { B: 1, T: t + 1, NH: w.config.NH, HS: w.config.HS() };
-        dev.attention_decode(atty, cache, t, dims)?;
-        let residual = a.block_input(l, ONE_ROW, C);
-        let attproj =
-            matmul(residual2, atty, Attprojw, Epilogue::BiasResidual { bias: w.get(Attprojb, l), residual });
-        dev.matmul_residual_layernorm(attproj, self.model.norm_before_mlp(l, ONE_ROW))?;
-
-        let epilogue = Epilogue::BiasGelu { bias: w.get(Fcb, l), pre_gelu: fch };
-        dev.matmul_forward(matmul(fch_gelu, ln2, Fcw, epilogue))?;
-        let epilogue = Epilogue::BiasResidual { bias: w.get(Fcprojb, l), residual: residual2 };
-        let fcproj = matmul(residual3, fch_gelu, Fcprojw, epilogue);
-        if l + 1 < w.config.L {
-            hooks.before(dev, Pass::Forward, l + 1)?;
-        }
-        dev.matmul_residual_layernorm(fcproj, self.model.norm_before_block(l + 1, ONE_ROW))
     }
 
     /// The logits of one row of the final layernorm, without the padding.
@@ -125,5 +87,3 @@ impl Decoder {
         Ok(host)
     }
 }
-
-const ONE_ROW: BatchShape = BatchShape { B: 1, T: 1 };

@@ -9,18 +9,50 @@ use crate::params::{Param, Param::*};
 use crate::tensor::Tensor;
 use anyhow::Result;
 
+/// The rows of a forward pass, and the keys and values that they attend to.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Attention {
+    /// B sequences of T rows, each row with those before it.
+    Full(BatchShape),
+    /// The row of position t, with the rows before it in the `qkv` buffers.
+    Decode { t: usize },
+}
+
+impl Attention {
+    fn shape(self) -> BatchShape {
+        match self {
+            Attention::Full(shape) => shape,
+            Attention::Decode { .. } => BatchShape { B: 1, T: 1 },
+        }
+    }
+}
+
 impl GPT2 {
     /// Runs the encoder, L blocks and the final layernorm on the loaded batch.
     pub fn forward(&self, dev: &mut dyn Ops, hooks: &mut dyn LayerHooks, shape: BatchShape) -> Result<()> {
-        let (a, w) = (&self.acts, &self.weights);
+        self.forward_rows(dev, hooks, Attention::Full(shape))
+    }
+
+    /// Runs the encoder, L blocks and the final layernorm on the rows of `attention`.
+    pub(super) fn forward_rows(
+        &self,
+        dev: &mut dyn Ops,
+        hooks: &mut dyn LayerHooks,
+        attention: Attention,
+    ) -> Result<()> {
+        let (a, w, shape) = (&self.acts, &self.weights, attention.shape());
         let (N, C) = (shape.rows(), w.config.C);
         hooks.before(dev, Pass::Forward, w.params.layout.shared_unit())?;
+        let wpe = match attention {
+            Attention::Full(_) => w.get(Wpe, 0),
+            Attention::Decode { t } => w.get(Wpe, 0).part(t, C),
+        };
         let (encoded, tokens) = (a.encoded.slice(0, N * C), a.inputs.slice(0, N));
-        dev.encoder_forward(encoded, tokens, w.get(Wte, 0), w.get(Wpe, 0), (shape.B, shape.T, C))?;
+        dev.encoder_forward(encoded, tokens, w.get(Wte, 0), wpe, (shape.B, shape.T, C))?;
         hooks.before(dev, Pass::Forward, 0)?;
         dev.layernorm_forward(self.norm_before_block(0, shape))?;
         for l in 0..w.config.L {
-            self.block_forward(dev, hooks, l, shape)?;
+            self.block(dev, hooks, l, attention)?;
             hooks.after(dev, Pass::Forward, l)?;
         }
         Ok(())
@@ -41,25 +73,36 @@ impl GPT2 {
     /// x + attention(layernorm(x)), then x + mlp(layernorm(x)). Each layernorm is fused with the
     /// matmul whose output it reads: this block's first one has already run, and the one that the
     /// next block or the head starts with runs here.
-    fn block_forward(
+    fn block(
         &self,
         dev: &mut dyn Ops,
         hooks: &mut dyn LayerHooks,
         l: usize,
-        shape: BatchShape,
+        attention: Attention,
     ) -> Result<()> {
-        let (a, w) = (&self.acts, &self.weights);
+        let (a, w, shape) = (&self.acts, &self.weights, attention.shape());
         let (N, C) = (shape.rows(), w.config.C);
-        let dims = AttentionDims { B: shape.B, T: shape.T, NH: w.config.NH, HS: w.config.HS() };
-        let [ln1, qkv, atty, residual2] = [a.ln1, a.qkv, a.atty, a.residual2].map(|t| t.get(l, N));
+        let [ln1, atty, residual2] = [a.ln1, a.atty, a.residual2].map(|t| t.get(l, N));
         let [ln2, fch, fch_gelu, residual3] = [a.ln2, a.fch, a.fch_gelu, a.residual3].map(|t| t.get(l, N));
         let matmul = |out: Tensor, inp: Tensor, weight: Param, epilogue| {
             let weight = w.get(weight, l);
             MatmulForward { out, inp, weight, epilogue, N, C: inp.len / N, OC: out.len / N }
         };
 
-        dev.matmul_forward(matmul(qkv, ln1, Qkvw, w.qkv_epilogue(l)))?;
-        dev.attention_forward(atty, a.lse.get(l, N), qkv, dims)?;
+        let dims = |B, T| AttentionDims { B, T, NH: w.config.NH, HS: w.config.HS() };
+        let qkv = |out| matmul(out, ln1, Qkvw, w.qkv_epilogue(l));
+        match attention {
+            Attention::Full(BatchShape { B, T }) => {
+                let out = a.qkv.get(l, N);
+                dev.matmul_forward(qkv(out))?;
+                dev.attention_forward(atty, a.lse.get(l, N), out, dims(B, T))?;
+            }
+            Attention::Decode { t } => {
+                let cache = a.qkv.get(l, t + 1);
+                dev.matmul_forward(qkv(cache.part(t, 3 * C)))?;
+                dev.attention_decode(atty, cache, t, dims(1, t + 1))?;
+            }
+        }
         let residual = a.block_input(l, shape, C);
         let attproj =
             matmul(residual2, atty, Attprojw, Epilogue::BiasResidual { bias: w.get(Attprojb, l), residual });
