@@ -82,6 +82,23 @@ struct Copies {
     backward: bool,
 }
 
+/// One arena of a plan, for a number of rows.
+struct Planner<'a> {
+    arena: &'static str,
+    rows: usize,
+    plan: &'a mut MemoryPlan,
+}
+
+impl Planner<'_> {
+    fn add(&mut self, name: &'static str, dtype: Dtype, len: usize) -> Tensor {
+        self.plan.add(self.arena, name, dtype, len)
+    }
+
+    fn per_layer(&mut self, name: &'static str, dtype: Dtype, layers: usize, width: usize) -> PerLayer {
+        PerLayer { all: self.add(name, dtype, layers * self.rows * width), layers, width }
+    }
+}
+
 impl Activations {
     /// Plans buffers for training: each layer keeps everything its backward pass needs.
     pub fn plan(c: &ModelConfig, options: &ModelOptions, dtype: Dtype, plan: &mut MemoryPlan) -> Self {
@@ -123,63 +140,45 @@ impl Activations {
         plan: &mut MemoryPlan,
         copies: Copies,
     ) -> Self {
+        use Dtype::{F32, I32};
         let rows = o.min_rows.max(o.B * o.T);
-        let L = copies.layers;
-        let mut add = |name, dtype, len| plan.add(arena, name, dtype, len);
-        let mut per_layer = |name, dtype, width, layers| {
-            let all = add(name, dtype, layers * rows * width);
-            PerLayer { all, layers, width }
-        };
-        let (L_ln, L_gelu) = match o.recompute {
-            Recompute::Nothing => (L, L),
-            Recompute::Gelu => (L, 1),
-            Recompute::GeluAndLayernorm => (1, 1),
-        };
-        let C = c.C;
-        let (ln1, ln2) = (per_layer("ln1", X, C, L_ln), per_layer("ln2", X, C, L_ln));
-        let (ln1_mean, ln1_rstd) =
-            (per_layer("ln1_mean", Dtype::F32, 1, L), per_layer("ln1_rstd", Dtype::F32, 1, L));
-        let (ln2_mean, ln2_rstd) =
-            (per_layer("ln2_mean", Dtype::F32, 1, L), per_layer("ln2_rstd", Dtype::F32, 1, L));
-        let qkv = per_layer("qkv", X, 3 * C, copies.qkv);
-        let atty = per_layer("atty", X, C, L);
-        let lse = per_layer("lse", Dtype::F32, c.NH, L);
-        let (residual2, residual3) = (per_layer("residual2", X, C, L), per_layer("residual3", X, C, L));
-        let fch = per_layer("fch", X, 4 * C, L);
-        let fch_gelu = per_layer("fch_gelu", X, 4 * C, L_gelu);
+        let (C, L) = (c.C, copies.layers);
+        let L_gelu = if o.recompute >= Recompute::Gelu { 1 } else { L };
+        let L_ln = if o.recompute >= Recompute::GeluAndLayernorm { 1 } else { L };
         let backward_rows = if copies.backward { rows } else { 0 };
         let chunk = logits_rows(rows, (o.logits_bytes / (c.Vp * X.size())).max(1));
+        let mut p = Planner { arena, rows, plan };
         Activations {
             rows,
             T: o.T.max(o.min_rows),
             recompute: o.recompute,
-            ln1,
-            ln1_mean,
-            ln1_rstd,
-            qkv,
-            atty,
-            lse,
-            residual2,
-            ln2,
-            ln2_mean,
-            ln2_rstd,
-            fch,
-            fch_gelu,
-            residual3,
-            inputs: add("inputs", Dtype::I32, rows),
-            targets: add("targets", Dtype::I32, rows),
-            bucket_rows: add("bucket_rows", Dtype::I32, backward_rows),
-            bucket_starts: add("bucket_starts", Dtype::I32, backward_rows + 1),
-            encoded: add("encoded", X, rows * C),
-            lnf: add("lnf", X, rows * C),
-            lnf_mean: add("lnf_mean", Dtype::F32, rows),
-            lnf_rstd: add("lnf_rstd", Dtype::F32, rows),
-            losses: add("losses", Dtype::F32, rows),
-            logits: add("logits", X, chunk * c.Vp),
-            scratch_btc: add("scratch_btc", X, backward_rows * C),
-            scratch_bt4c: add("scratch_bt4c", X, backward_rows * 4 * C),
-            dresidual: add("dresidual", X, backward_rows * C),
-            scalars: add("scalars", Dtype::F32, 4),
+            inputs: p.add("inputs", I32, rows),
+            targets: p.add("targets", I32, rows),
+            bucket_rows: p.add("bucket_rows", I32, backward_rows),
+            bucket_starts: p.add("bucket_starts", I32, backward_rows + 1),
+            encoded: p.add("encoded", X, rows * C),
+            ln1: p.per_layer("ln1", X, L_ln, C),
+            ln1_mean: p.per_layer("ln1_mean", F32, L, 1),
+            ln1_rstd: p.per_layer("ln1_rstd", F32, L, 1),
+            qkv: p.per_layer("qkv", X, copies.qkv, 3 * C),
+            atty: p.per_layer("atty", X, L, C),
+            lse: p.per_layer("lse", F32, L, c.NH),
+            residual2: p.per_layer("residual2", X, L, C),
+            ln2: p.per_layer("ln2", X, L_ln, C),
+            ln2_mean: p.per_layer("ln2_mean", F32, L, 1),
+            ln2_rstd: p.per_layer("ln2_rstd", F32, L, 1),
+            fch: p.per_layer("fch", X, L, 4 * C),
+            fch_gelu: p.per_layer("fch_gelu", X, L_gelu, 4 * C),
+            residual3: p.per_layer("residual3", X, L, C),
+            lnf: p.add("lnf", X, rows * C),
+            lnf_mean: p.add("lnf_mean", F32, rows),
+            lnf_rstd: p.add("lnf_rstd", F32, rows),
+            losses: p.add("losses", F32, rows),
+            logits: p.add("logits", X, chunk * c.Vp),
+            scratch_btc: p.add("scratch_btc", X, backward_rows * C),
+            scratch_bt4c: p.add("scratch_bt4c", X, backward_rows * 4 * C),
+            dresidual: p.add("dresidual", X, backward_rows * C),
+            scalars: p.add("scalars", F32, 4),
         }
     }
 
