@@ -146,10 +146,11 @@ impl Ops for Cpu {
     fn matmul_forward(&mut self, a: MatmulForward) -> Result<()> {
         let b = self.memory.borrow();
         let epilogue = match a.epilogue {
-            Epilogue::None => matmul::Epilogue::None,
+            Epilogue::None => matmul::Epilogue::Assign,
             Epilogue::Bias { bias } => matmul::Epilogue::Bias { bias: b.read(bias) },
             Epilogue::BiasGelu { bias, pre_gelu } => {
-                matmul::Epilogue::BiasGelu { bias: b.read(bias), pre_gelu: b.write(pre_gelu) }
+                let pre_gelu = matmul::cells(b.write(pre_gelu));
+                matmul::Epilogue::BiasGelu { bias: b.read(bias), pre_gelu }
             }
             Epilogue::BiasResidual { bias, residual } => {
                 matmul::Epilogue::BiasResidual { bias: b.read(bias), residual: b.read(residual) }

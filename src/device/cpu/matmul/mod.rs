@@ -1,8 +1,8 @@
 //! Matmuls with their epilogues, in f32 or with bf16 operands.
 //!
-//! Every matmul of a training step is a [`Product`]: `out = finish(lhs @ rhs)` over strided views,
-//! so that forward, dgrad and wgrad differ only in strides. An [`Engine`] runs it: our own kernels
-//! where the CPU has AVX-512 or AMX, otherwise the `gemm` crate.
+//! Every matmul of a training step is a [`Product`]: `out = epilogue(lhs @ rhs)` over strided
+//! views, so that forward, dgrad and wgrad differ only in strides. An [`Engine`] runs it: our own
+//! kernels where the CPU has AVX-512 or AMX, otherwise the `gemm` crate.
 
 mod engine;
 #[cfg(target_arch = "x86_64")]
@@ -18,8 +18,10 @@ mod tests;
 
 use anyhow::{Result, ensure};
 use engine::Engine;
-use product::{Finish, Product, View};
+use product::{Product, View};
 use rayon::prelude::*;
+
+pub use product::{Epilogue, cells};
 
 /// Operand type of matmuls; sums are always f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,14 +70,6 @@ pub struct Shape {
     pub OC: usize,
 }
 
-/// [`crate::ops::Epilogue`] over slices.
-pub enum Epilogue<'a> {
-    None,
-    Bias { bias: &'a [f32] },
-    BiasGelu { bias: &'a [f32], pre_gelu: &'a mut [f32] },
-    BiasResidual { bias: &'a [f32], residual: &'a [f32] },
-}
-
 /// See [`crate::ops::MatmulForward`].
 ///
 /// # Panics
@@ -102,14 +96,8 @@ fn forward_on(
     shape: Shape,
 ) {
     let Shape { N, C, OC } = shape;
-    let finish = match epilogue {
-        Epilogue::None => Finish::Assign,
-        Epilogue::Bias { bias } => Finish::Bias { bias },
-        Epilogue::BiasGelu { bias, pre_gelu } => Finish::BiasGelu { bias, pre_gelu },
-        Epilogue::BiasResidual { bias, residual } => Finish::BiasResidual { bias, residual },
-    };
     let (lhs, rhs) = (View::new(inp, N, C), View::new(weight, OC, C).transposed());
-    engine.run(scratch, Product::new(out, lhs, rhs, finish));
+    engine.run(scratch, Product::new(out, lhs, rhs, epilogue));
 }
 
 /// The outputs of [`backward`].
@@ -152,11 +140,11 @@ fn backward_on(
     let Shape { N, C, OC } = shape;
     let (dout_view, inp, weight) = (View::new(dout, N, OC), View::new(inp, N, C), View::new(weight, OC, C));
 
-    let finish = through_gelu.map_or(Finish::Assign, |pre_gelu| Finish::TimesGeluGrad { pre_gelu });
-    engine.run(scratch, Product::new(gradients.dinp, dout_view, weight, finish));
+    let epilogue = through_gelu.map_or(Epilogue::Assign, |pre_gelu| Epilogue::TimesGeluGrad { pre_gelu });
+    engine.run(scratch, Product::new(gradients.dinp, dout_view, weight, epilogue));
 
-    let finish = if gradients.overwrite_dweight { Finish::AssignFar } else { Finish::Add };
-    engine.run(scratch, Product::new(gradients.dweight, dout_view.transposed(), inp, finish));
+    let epilogue = if gradients.overwrite_dweight { Epilogue::AssignFar } else { Epilogue::Add };
+    engine.run(scratch, Product::new(gradients.dweight, dout_view.transposed(), inp, epilogue));
 
     if let Some(dbias) = gradients.dbias {
         assert_eq!(dbias.len(), OC);

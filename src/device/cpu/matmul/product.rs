@@ -1,7 +1,7 @@
 //! One matmul: strided operands, and the epilogue for its sums.
 
 use crate::device::cpu::gelu::{gelu, gelu_grad};
-use std::marker::PhantomData;
+use std::cell::Cell;
 
 /// A matrix over a slice, with strides in elements: one of them is 1.
 #[derive(Clone, Copy)]
@@ -34,8 +34,9 @@ impl<'a> View<'a> {
     }
 }
 
-/// The epilogue: how sums s of a matmul become output, element by element.
-pub enum Finish<'a> {
+/// How sums s of a matmul become output, element by element.
+#[derive(Clone, Copy)]
+pub enum Epilogue<'a> {
     /// out = s
     Assign,
     /// out = s, written past the caches, because `out` will not be read soon.
@@ -45,37 +46,33 @@ pub enum Finish<'a> {
     /// out = s + bias
     Bias { bias: &'a [f32] },
     /// pre_gelu = s + bias; out = gelu(pre_gelu)
-    BiasGelu { bias: &'a [f32], pre_gelu: &'a mut [f32] },
+    BiasGelu { bias: &'a [f32], pre_gelu: &'a [Cell<f32>] },
     /// out = s + bias + residual
     BiasResidual { bias: &'a [f32], residual: &'a [f32] },
     /// out = s * gelu'(pre_gelu)
     TimesGeluGrad { pre_gelu: &'a [f32] },
 }
 
-/// [`Finish`] with a pointer in place of the mutable slice, so that tasks can share it.
-#[derive(Clone, Copy)]
-enum Pass<'a> {
-    Assign,
-    AssignFar,
-    Add,
-    Bias { bias: &'a [f32] },
-    BiasGelu { bias: &'a [f32], pre_gelu: *mut f32 },
-    BiasResidual { bias: &'a [f32], residual: &'a [f32] },
-    TimesGeluGrad { pre_gelu: &'a [f32] },
+/// Returns a slice as cells, which tasks can share.
+pub fn cells(slice: &mut [f32]) -> &[Cell<f32>] {
+    Cell::from_mut(slice).as_slice_of_cells()
 }
 
-/// out (m, n) = finish(lhs (m, k) @ rhs (k, n))
+/// Address of the first cell, valid for reading and writing all of them.
+fn address(cells: &[Cell<f32>]) -> *mut f32 {
+    cells.as_ptr().cast::<f32>().cast_mut()
+}
+
+/// out (m, n) = epilogue(lhs (m, k) @ rhs (k, n))
 pub struct Product<'a> {
     pub lhs: View<'a>,
     pub rhs: View<'a>,
-    out: *mut f32,
-    pass: Pass<'a>,
-    _out: PhantomData<&'a mut [f32]>,
+    out: &'a [Cell<f32>],
+    epilogue: Epilogue<'a>,
 }
 
-// SAFETY: the pointers in `out` and `pass` come from mutable slices borrowed for 'a. Only the
-// unsafe functions below use them, and their callers guarantee that no two tasks touch the same
-// element.
+// SAFETY: only the unsafe functions below and users of `out_at` access the cells of `out` and of
+// `epilogue`, and they guarantee that no two tasks touch the same element.
 unsafe impl Sync for Product<'_> {}
 
 impl<'a> Product<'a> {
@@ -83,32 +80,19 @@ impl<'a> Product<'a> {
     ///
     /// # Panics
     /// If shapes do not match.
-    pub fn new(out: &'a mut [f32], lhs: View<'a>, rhs: View<'a>, finish: Finish<'a>) -> Self {
+    pub fn new(out: &'a mut [f32], lhs: View<'a>, rhs: View<'a>, epilogue: Epilogue<'a>) -> Self {
         let (m, n) = (lhs.rows, rhs.cols);
         assert_eq!(lhs.cols, rhs.rows);
         assert_eq!(out.len(), m * n, "the output of a matmul has the wrong length");
-        let pass = match finish {
-            Finish::Assign => Pass::Assign,
-            Finish::AssignFar => Pass::AssignFar,
-            Finish::Add => Pass::Add,
-            Finish::Bias { bias } => Pass::Bias { bias },
-            Finish::BiasGelu { bias, pre_gelu } => {
-                assert_eq!(pre_gelu.len(), m * n);
-                Pass::BiasGelu { bias, pre_gelu: pre_gelu.as_mut_ptr() }
-            }
-            Finish::BiasResidual { bias, residual } => {
-                assert_eq!(residual.len(), m * n);
-                Pass::BiasResidual { bias, residual }
-            }
-            Finish::TimesGeluGrad { pre_gelu } => {
-                assert_eq!(pre_gelu.len(), m * n);
-                Pass::TimesGeluGrad { pre_gelu }
-            }
+        let (bias, matrix) = match epilogue {
+            Epilogue::Assign | Epilogue::AssignFar | Epilogue::Add => (None, None),
+            Epilogue::Bias { bias } => (Some(bias.len()), None),
+            Epilogue::BiasGelu { bias, pre_gelu } => (Some(bias.len()), Some(pre_gelu.len())),
+            Epilogue::BiasResidual { bias, residual } => (Some(bias.len()), Some(residual.len())),
+            Epilogue::TimesGeluGrad { pre_gelu } => (None, Some(pre_gelu.len())),
         };
-        if let Pass::Bias { bias } | Pass::BiasGelu { bias, .. } | Pass::BiasResidual { bias, .. } = pass {
-            assert_eq!(bias.len(), n);
-        }
-        Product { lhs, rhs, out: out.as_mut_ptr(), pass, _out: PhantomData }
+        assert_eq!((bias.unwrap_or(n), matrix.unwrap_or(m * n)), (n, m * n), "operands of an epilogue");
+        Product { lhs, rhs, out: cells(out), epilogue }
     }
 
     pub fn m(&self) -> usize {
@@ -125,21 +109,19 @@ impl<'a> Product<'a> {
 
     /// Whether sums are added to the contents of `out`.
     pub fn accumulates(&self) -> bool {
-        matches!(self.pass, Pass::Add)
+        matches!(self.epilogue, Epilogue::Add)
     }
 
     /// Whether `out` is written past the caches.
     #[cfg(target_arch = "x86_64")]
     pub fn streams(&self) -> bool {
-        matches!(self.pass, Pass::AssignFar)
+        matches!(self.epilogue, Epilogue::AssignFar)
     }
 
     /// Address of an element of `out`.
     pub fn out_at(&self, row: usize, col: usize) -> *mut f32 {
         assert!(row < self.m() && col < self.n());
-        // SAFETY: `out` has m x n elements, as `new` checked, and the assertion above keeps the
-        // index inside.
-        unsafe { self.out.add(row * self.n() + col) }
+        address(&self.out[row * self.n() + col..])
     }
 
     /// Applies the epilogue to sums for the elements of `out` from (`row`, `col`) on, in place;
@@ -152,23 +134,24 @@ impl<'a> Product<'a> {
         let at = row * self.n() + col;
         let len = sums.len();
         assert!(row < self.m() && col + len <= self.n());
-        match self.pass {
-            Pass::Assign | Pass::AssignFar | Pass::Add => (),
-            Pass::Bias { bias } => sums.iter_mut().zip(&bias[col..col + len]).for_each(|(s, b)| *s += b),
-            Pass::BiasGelu { bias, pre_gelu } => {
-                // SAFETY: `new` checked that pre_gelu has out's shape, the assertion above keeps
-                // the range inside, and the caller guarantees that no other thread touches it.
-                let pre_gelu = unsafe { std::slice::from_raw_parts_mut(pre_gelu.add(at), len) };
+        match self.epilogue {
+            Epilogue::Assign | Epilogue::AssignFar | Epilogue::Add => (),
+            Epilogue::Bias { bias } => sums.iter_mut().zip(&bias[col..col + len]).for_each(|(s, b)| *s += b),
+            Epilogue::BiasGelu { bias, pre_gelu } => {
+                let pre_gelu = address(&pre_gelu[at..at + len]);
+                // SAFETY: cells may be written through a shared reference, these are `len` cells,
+                // and the caller guarantees that no other thread touches them.
+                let pre_gelu = unsafe { std::slice::from_raw_parts_mut(pre_gelu, len) };
                 for ((s, b), pre_gelu) in sums.iter_mut().zip(&bias[col..col + len]).zip(pre_gelu) {
                     *pre_gelu = *s + b;
                     *s = gelu(*pre_gelu);
                 }
             }
-            Pass::BiasResidual { bias, residual } => {
+            Epilogue::BiasResidual { bias, residual } => {
                 let added = bias[col..col + len].iter().zip(&residual[at..at + len]);
                 sums.iter_mut().zip(added).for_each(|(s, (b, r))| *s += b + r);
             }
-            Pass::TimesGeluGrad { pre_gelu } => {
+            Epilogue::TimesGeluGrad { pre_gelu } => {
                 sums.iter_mut().zip(&pre_gelu[at..at + len]).for_each(|(s, &x)| *s *= gelu_grad(x));
             }
         }

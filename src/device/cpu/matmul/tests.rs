@@ -119,7 +119,7 @@ fn forward_and_its_epilogues_match_f64() {
         };
 
         let mut out = poison(N * OC);
-        forward_on(engine, scratch, &mut out, &inp, &weight, Epilogue::None, shape);
+        forward_on(engine, scratch, &mut out, &inp, &weight, Epilogue::Assign, shape);
         assert_close(&what, &out, &product);
 
         let biased = map(&|i, s| s + bias[i % OC] as f64);
@@ -129,7 +129,7 @@ fn forward_and_its_epilogues_match_f64() {
 
         let mut pre_gelu = poison(N * OC);
         out.fill(f32::NAN);
-        let epilogue = Epilogue::BiasGelu { bias: &bias, pre_gelu: &mut pre_gelu };
+        let epilogue = Epilogue::BiasGelu { bias: &bias, pre_gelu: cells(&mut pre_gelu) };
         forward_on(engine, scratch, &mut out, &inp, &weight, epilogue, shape);
         assert_close(&format!("{what} pre-gelu"), &pre_gelu, &biased);
         assert_close(&format!("{what} gelu"), &out, &map(&|i, s| gelu64(s + bias[i % OC] as f64)));
@@ -189,7 +189,7 @@ fn all_bits(engine: Engine, (N, C, OC): (usize, usize, usize)) -> Vec<u32> {
     let scratch = &mut Scratch::default();
     let (inp, weight, dout) = (numbers(N * C, 1), numbers(OC * C, 2), numbers(N * OC, 3));
     let (bias, mut out, mut pre_gelu) = (numbers(OC, 4), poison(N * OC), poison(N * OC));
-    let epilogue = Epilogue::BiasGelu { bias: &bias, pre_gelu: &mut pre_gelu };
+    let epilogue = Epilogue::BiasGelu { bias: &bias, pre_gelu: cells(&mut pre_gelu) };
     forward_on(engine, scratch, &mut out, &inp, &weight, epilogue, shape);
     let (mut dinp, mut dweight, mut dbias) = (poison(N * C), numbers(OC * C, 5), numbers(OC, 6));
     let gradients = Gradients {
@@ -227,7 +227,7 @@ fn not_a_number_and_infinity_propagate() {
         inp[3 * C] = f32::NEG_INFINITY;
         let mut out = vec![0.0; N * OC];
         let scratch = &mut Scratch::default();
-        forward_on(engine, scratch, &mut out, &inp, &weight, Epilogue::None, Shape { N, C, OC });
+        forward_on(engine, scratch, &mut out, &inp, &weight, Epilogue::Assign, Shape { N, C, OC });
         let rows: Vec<_> = out.chunks_exact(OC).collect();
         assert!(rows[0].iter().chain(rows[4]).all(|&x| x == C as f32));
         assert!(rows[1].iter().all(|x| x.is_nan()));
@@ -250,7 +250,7 @@ fn f32_keeps_its_precision_at_every_scale() {
             let (inp64, weight64) = (rounded(precision, &inp), rounded(precision, &weight));
             let mut out = poison(N * OC);
             let scratch = &mut Scratch::default();
-            forward_on(engine, scratch, &mut out, &inp, &weight, Epilogue::None, Shape { N, C, OC });
+            forward_on(engine, scratch, &mut out, &inp, &weight, Epilogue::Assign, Shape { N, C, OC });
             for (got, (want, magnitude)) in
                 out.iter().zip(reference((&inp64, C, 1), (&weight64, 1, C), (N, OC, C)))
             {
@@ -271,7 +271,7 @@ fn single_products_of_f32_err_by_units_in_the_last_place() {
     for (_, engine) in engines().into_iter().filter(|(p, _)| *p == Precision::F32) {
         let (inp, weight, mut out) = (numbers(N, 1), numbers(OC, 2), poison(N * OC));
         let scratch = &mut Scratch::default();
-        forward_on(engine, scratch, &mut out, &inp, &weight, Epilogue::None, Shape { N, C, OC });
+        forward_on(engine, scratch, &mut out, &inp, &weight, Epilogue::Assign, Shape { N, C, OC });
         for (i, got) in out.iter().enumerate() {
             let want = inp[i / OC] as f64 * weight[i % OC] as f64;
             let error = (*got as f64 - want).abs() / (want.abs() * f32::EPSILON as f64);
@@ -290,7 +290,7 @@ fn a_wrong_length_is_a_bug() {
         &mut [0.0; 7],
         &[0.0; 6],
         &[0.0; 12],
-        Epilogue::None,
+        Epilogue::Assign,
         shape,
     );
 }
@@ -308,7 +308,7 @@ fn the_two_bf16_engines_agree() {
     let (inp, weight) = (numbers(N * C, 1), numbers(OC * C, 2));
     let run = |engine| {
         let mut out = poison(N * OC);
-        forward_on(engine, &mut Scratch::default(), &mut out, &inp, &weight, Epilogue::None, shape);
+        forward_on(engine, &mut Scratch::default(), &mut out, &inp, &weight, Epilogue::Assign, shape);
         out
     };
     for (a, b) in run(amx).iter().zip(run(avx512)) {
@@ -327,7 +327,7 @@ fn other_rows_do_not_change_a_bit_of_a_row() {
         let run = |N: usize, inp: &[f32]| {
             let mut out = poison(N * OC);
             let shape = Shape { N, C, OC };
-            forward_on(engine, &mut Scratch::default(), &mut out, inp, &weight, Epilogue::None, shape);
+            forward_on(engine, &mut Scratch::default(), &mut out, inp, &weight, Epilogue::Assign, shape);
             out
         };
         let all = run(N, &inp);
