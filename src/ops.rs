@@ -144,17 +144,44 @@ pub fn plan_scratch(dev: &(impl Device + ?Sized), uses: &[Limits], plan: &mut Me
     Ok(())
 }
 
-/// The operations that follow a matmul, fused with it where the device can.
+/// The operations that follow a matmul, fused with it where the device can. Operands are handles or
+/// addresses: bias (OC), pre_gelu and residual (N, OC).
 #[derive(Clone, Copy, Debug)]
-pub enum Epilogue {
+pub enum Epilogue<T = Tensor> {
     /// out = matmul
     None,
     /// out = matmul + bias
-    Bias { bias: Tensor },
+    Bias { bias: T },
     /// pre_gelu = matmul + bias; out = gelu(pre_gelu)
-    BiasGelu { bias: Tensor, pre_gelu: Tensor },
+    BiasGelu { bias: T, pre_gelu: T },
     /// out = residual + matmul + bias
-    BiasResidual { bias: Tensor, residual: Tensor },
+    BiasResidual { bias: T, residual: T },
+}
+
+impl<T> Epilogue<T> {
+    /// Returns the same epilogue with `f` of each operand.
+    pub fn map<U>(self, f: impl Fn(T) -> U) -> Epilogue<U> {
+        match self {
+            Epilogue::None => Epilogue::None,
+            Epilogue::Bias { bias } => Epilogue::Bias { bias: f(bias) },
+            Epilogue::BiasGelu { bias, pre_gelu } => {
+                Epilogue::BiasGelu { bias: f(bias), pre_gelu: f(pre_gelu) }
+            }
+            Epilogue::BiasResidual { bias, residual } => {
+                Epilogue::BiasResidual { bias: f(bias), residual: f(residual) }
+            }
+        }
+    }
+
+    /// Returns `[bias, pre_gelu, residual]`.
+    pub fn operands(self) -> [Option<T>; 3] {
+        match self {
+            Epilogue::None => [None, None, None],
+            Epilogue::Bias { bias } => [Some(bias), None, None],
+            Epilogue::BiasGelu { bias, pre_gelu } => [Some(bias), Some(pre_gelu), None],
+            Epilogue::BiasResidual { bias, residual } => [Some(bias), None, Some(residual)],
+        }
+    }
 }
 
 /// out (N, OC) = epilogue(inp (N, C) @ weight (OC, C)ᵀ)

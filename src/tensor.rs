@@ -10,7 +10,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// Element type of a tensor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Dtype {
     F32,
     Bf16,

@@ -21,7 +21,7 @@ use std::process::Command;
 use warpsmith::device::cuda::driver::Driver;
 use warpsmith::device::cuda::fatbins::{FATBINS, Fatbin};
 use warpsmith::device::cuda::kernel::{Arg, KernelSpec, Launch, Launcher};
-use warpsmith::device::cuda::matmul_library::{BlasEpilogue, BlasGemm, NumberFormat, Operands};
+use warpsmith::device::cuda::matmul_library::{BlasEpilogue, BlasGemm, Operands};
 use warpsmith::device::cuda::nvidia::{Nvidia, Problem, probe};
 use warpsmith::tensor::Dtype;
 
@@ -352,9 +352,9 @@ fn case_gemms() {
     let epilogues = [BlasEpilogue::None, BlasEpilogue::Bias, BlasEpilogue::BiasGelu, BlasEpilogue::Dgelu];
     for case in 0..32 {
         let bit = |n: usize| case >> n & 1 == 1;
-        let (epilogue, adds_c, format) =
-            (epilogues[case / 8], bit(2), if bit(0) { NumberFormat::Tf32 } else { NumberFormat::F32 });
-        let p = BlasGemm { m, n, k, a_transposed: bit(0), b_transposed: bit(1), format, adds_c, epilogue };
+        let (a_transposed, b_transposed, adds_c) = (bit(0), bit(1), bit(2));
+        let (dtype, tf32, epilogue) = (Dtype::F32, bit(0), epilogues[case / 8]);
+        let p = BlasGemm { m, n, k, a_transposed, b_transposed, dtype, tf32, adds_c, epilogue };
         gpu.upload(aux, bytemuck::cast_slice(&host[4])).unwrap();
         gpu.synchronize().unwrap();
         let operands = Operands { d, a, b, c: if adds_c { c } else { 0 }, bias, aux };
@@ -370,8 +370,9 @@ fn case_gemms() {
         assert!(gpu.matmul_library().unwrap().tune(&p, &operands).unwrap() >= 0.0);
         gpu.matmul_library().unwrap().matmul(&p, &operands).unwrap();
     }
-    let (format, epilogue) = (NumberFormat::F16, BlasEpilogue::None);
-    let p = BlasGemm { m, n, k, a_transposed: false, b_transposed: false, format, adds_c: false, epilogue };
+    let (dtype, tf32, epilogue) = (Dtype::F16, false, BlasEpilogue::None);
+    let [a_transposed, b_transposed, adds_c] = [false; 3];
+    let p = BlasGemm { m, n, k, a_transposed, b_transposed, dtype, tf32, adds_c, epilogue };
     let operands = Operands { d, a, b, ..Operands::default() };
     let error = gpu.matmul_library().unwrap().matmul(&p, &operands).unwrap_err().to_string();
     assert!(error.contains("no algorithm") && error.contains("NOT_SUPPORTED"), "{error}");

@@ -122,6 +122,9 @@ pub trait Launcher {
     }
 }
 
+/// The first parameter of the functions that launch kernels.
+pub type LauncherRef<'a> = &'a mut dyn Launcher;
+
 /// Declares the kernels of one file under `kernels/`: a function for each in the module `kernel`
 /// that launches it, and the list `KERNELS`.
 macro_rules! kernels {

@@ -4,6 +4,7 @@
 //! It knows neither passes nor layers, so that a driver can offer a library without knowing the op
 //! layer above it.
 
+use crate::tensor::Dtype;
 use anyhow::Result;
 use std::fmt;
 
@@ -20,7 +21,10 @@ pub struct BlasGemm {
     pub a_transposed: bool,
     /// B is stored (n, k).
     pub b_transposed: bool,
-    pub format: NumberFormat,
+    /// Type of all matrices and vectors.
+    pub dtype: Dtype,
+    /// Whether f32 operands are multiplied as TF32.
+    pub tf32: bool,
     pub adds_c: bool,
     pub epilogue: BlasEpilogue,
 }
@@ -32,12 +36,7 @@ impl fmt::Display for BlasGemm {
         let prime = |transposed| if transposed { "'" } else { "" };
         let (a, b) = (prime(self.a_transposed), prime(self.b_transposed));
         let c = if self.adds_c { " + C" } else { "" };
-        let format = match self.format {
-            NumberFormat::Bf16 => "bf16",
-            NumberFormat::F16 => "f16",
-            NumberFormat::F32 => "f32",
-            NumberFormat::Tf32 => "TF32",
-        };
+        let format = if self.tf32 { "tf32" } else { self.dtype.name() };
         let epilogue = match self.epilogue {
             BlasEpilogue::None => "",
             BlasEpilogue::Bias => " with bias",
@@ -46,16 +45,6 @@ impl fmt::Display for BlasGemm {
         };
         write!(f, "{m} x {n} x {k} of A{a} B{b}{c} in {format}{epilogue}")
     }
-}
-
-/// The format of all matrices and vectors of a GEMM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum NumberFormat {
-    Bf16,
-    F16,
-    F32,
-    /// Stored as f32, multiplied as TF32.
-    Tf32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -113,20 +102,21 @@ mod tests {
 
     #[test]
     fn a_gemm_is_shown_as_its_formula() {
-        let (format, epilogue) = (NumberFormat::Bf16, BlasEpilogue::Bias);
+        let (dtype, epilogue) = (Dtype::Bf16, BlasEpilogue::Bias);
         let mut gemm = BlasGemm {
             m: 5,
             n: 8,
             k: 3,
             a_transposed: true,
             b_transposed: false,
-            format,
+            dtype,
+            tf32: false,
             adds_c: true,
             epilogue,
         };
         assert_eq!(gemm.to_string(), "5 x 8 x 3 of A' B + C in bf16 with bias");
         (gemm.a_transposed, gemm.b_transposed, gemm.adds_c) = (false, true, false);
-        (gemm.format, gemm.epilogue) = (NumberFormat::Tf32, BlasEpilogue::None);
-        assert_eq!(gemm.to_string(), "5 x 8 x 3 of A B' in TF32");
+        (gemm.dtype, gemm.tf32, gemm.epilogue) = (Dtype::F32, true, BlasEpilogue::None);
+        assert_eq!(gemm.to_string(), "5 x 8 x 3 of A B' in tf32");
     }
 }

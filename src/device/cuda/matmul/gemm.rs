@@ -1,22 +1,27 @@
 //! One GEMM of the op layer: its pass, addresses and dimensions.
 
 use crate::device::cuda::kernel::{FloatX, Ptr};
+use crate::ops::Epilogue;
 use crate::tensor::Dtype;
 use std::fmt;
 
 /// A matrix or vector of the device's floating-point type; null if not wanted.
 pub type X = Ptr<FloatX>;
 
-/// out (N, OC) = inp (N, C) @ weight (OC, C)ᵀ, then in this order: + bias (OC), + residual (N, OC),
-/// copy to `pre_gelu` (N, OC) and GELU.
+/// out (N, OC) = epilogue(inp (N, C) @ weight (OC, C)ᵀ)
 #[derive(Clone, Copy, Debug)]
 pub struct Forward {
     pub out: X,
-    pub pre_gelu: X,
     pub inp: X,
     pub weight: X,
-    pub bias: X,
-    pub residual: X,
+    pub epilogue: Epilogue<X>,
+}
+
+impl Forward {
+    /// Returns `[bias, pre_gelu, residual]` as kernels take them: null where there is none.
+    pub fn operands(&self) -> [X; 3] {
+        self.epilogue.operands().map(|operand| operand.unwrap_or(X::NULL))
+    }
 }
 
 /// dinp (N, C) = dout (N, OC) @ weight (OC, C), then times gelu'(through_gelu (N, C)).
@@ -117,10 +122,12 @@ impl Gemm {
     pub fn key(&self) -> Key {
         let wanted = |x: X| x.address() != 0;
         let pass = match self.pass {
-            Pass::Forward(f) if wanted(f.pre_gelu) => "forward, bias, gelu",
-            Pass::Forward(f) if wanted(f.residual) => "forward, bias, residual",
-            Pass::Forward(f) if wanted(f.bias) => "forward, bias",
-            Pass::Forward(_) => "forward",
+            Pass::Forward(f) => match f.epilogue {
+                Epilogue::None => "forward",
+                Epilogue::Bias { .. } => "forward, bias",
+                Epilogue::BiasGelu { .. } => "forward, bias, gelu",
+                Epilogue::BiasResidual { .. } => "forward, bias, residual",
+            },
             Pass::Dgrad(d) if wanted(d.through_gelu) => "dgrad, gelu",
             Pass::Dgrad(_) => "dgrad",
             Pass::Wgrad(w) if wanted(w.dbias) => "wgrad, bias",
@@ -131,7 +138,10 @@ impl Gemm {
 
     fn alignment(&self) -> usize {
         let matrices = match self.pass {
-            Pass::Forward(f) => [f.out, f.pre_gelu, f.inp, f.weight, f.residual],
+            Pass::Forward(f) => {
+                let [_, pre_gelu, residual] = f.operands();
+                [f.out, pre_gelu, f.inp, f.weight, residual]
+            }
             Pass::Dgrad(d) => [d.dinp, d.dout, d.weight, d.through_gelu, X::NULL],
             Pass::Wgrad(w) => [w.dweight, w.dout, w.inp, X::NULL, X::NULL],
         };
@@ -145,7 +155,10 @@ impl Gemm {
         let Gemm { N, C, OC, .. } = *self;
         let output = |name, matrix, rows, columns| Output { name, matrix, rows, columns, adds: false };
         let all = match self.pass {
-            Pass::Forward(f) => vec![output("out", f.out, N, OC), output("pre_gelu", f.pre_gelu, N, OC)],
+            Pass::Forward(f) => {
+                let [_, pre_gelu, _] = f.operands();
+                vec![output("out", f.out, N, OC), output("pre_gelu", pre_gelu, N, OC)]
+            }
             Pass::Dgrad(d) => vec![output("dinp", d.dinp, N, C)],
             Pass::Wgrad(w) => {
                 let dbias = Output { adds: true, ..output("dbias", w.dbias, 1, OC) };
@@ -167,7 +180,7 @@ impl Gemm {
     /// Whether GELU or its gradient is part of it.
     pub fn has_gelu(&self) -> bool {
         match self.pass {
-            Pass::Forward(f) => f.pre_gelu.address() != 0,
+            Pass::Forward(f) => matches!(f.epilogue, Epilogue::BiasGelu { .. }),
             Pass::Dgrad(d) => d.through_gelu.address() != 0,
             Pass::Wgrad(_) => false,
         }

@@ -3,7 +3,7 @@
 
 use super::gemm::{Dgrad, Extent, Forward, Gemm, Pass, Wgrad, X};
 use super::own;
-use crate::device::cuda::kernel::{Launch, Launcher, Ptr, kernels};
+use crate::device::cuda::kernel::{Launch, Launcher, LauncherRef, Ptr, kernels};
 use crate::device::cuda::tensor_map::{TensorMap, TiledMatrix};
 use anyhow::Result;
 
@@ -35,9 +35,8 @@ kernels! {
     );
 }
 
-type Launched<'a> = &'a mut dyn Launcher;
 type ForwardKernel = fn(
-    Launched,
+    LauncherRef,
     Launch,
     X,
     X,
@@ -53,9 +52,9 @@ type ForwardKernel = fn(
     Ptr<u32>,
 ) -> Result<()>;
 type DgradKernel =
-    fn(Launched, Launch, X, Ptr<f32>, TensorMap, TensorMap, X, i32, i32, i32, i32, Ptr<u32>) -> Result<()>;
+    fn(LauncherRef, Launch, X, Ptr<f32>, TensorMap, TensorMap, X, i32, i32, i32, i32, Ptr<u32>) -> Result<()>;
 type WgradKernel = fn(
-    Launched,
+    LauncherRef,
     Launch,
     X,
     X,
@@ -188,10 +187,13 @@ impl Tile {
         let [a, b] = self.operands(gemm).map(|operand| operand.map(device));
         let (a, b) = (a?, b?);
         match gemm.pass {
-            Pass::Forward(Forward { out, pre_gelu, bias, residual, .. }) => (self.forward)(
-                device, launch, out, pre_gelu, partials, a, b, bias, residual, rows, C, OC, splits_arg,
-                counter,
-            ),
+            Pass::Forward(forward @ Forward { out, .. }) => {
+                let [bias, pre_gelu, residual] = forward.operands();
+                (self.forward)(
+                    device, launch, out, pre_gelu, partials, a, b, bias, residual, rows, C, OC, splits_arg,
+                    counter,
+                )
+            }
             Pass::Dgrad(Dgrad { dinp, through_gelu, .. }) => (self.dgrad)(
                 device,
                 launch,

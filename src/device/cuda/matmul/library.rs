@@ -1,36 +1,33 @@
 //! Our GEMMs in the terms of a vendor's library.
 
 use super::gemm::{Dgrad, Extent, Forward, Gemm, Pass, Wgrad, X};
-use crate::device::cuda::matmul_library::{BlasEpilogue, BlasGemm, NumberFormat, Operands};
+use crate::device::cuda::matmul_library::{BlasEpilogue, BlasGemm, Operands};
+use crate::ops::Epilogue;
 use crate::tensor::Dtype;
 
 /// Describes all of a GEMM but the gradient of the bias.
 pub fn describe(gemm: &Gemm, tf32: bool) -> (BlasGemm, Operands) {
     let Extent { M: m, N: n, K: k } = gemm.extent();
-    let format = match gemm.dtype {
-        Dtype::F32 if tf32 => NumberFormat::Tf32,
-        Dtype::F32 => NumberFormat::F32,
-        Dtype::F16 => NumberFormat::F16,
-        _ => NumberFormat::Bf16,
-    };
     let plain = BlasGemm {
         m,
         n,
         k,
         a_transposed: false,
         b_transposed: false,
-        format,
+        dtype: gemm.dtype,
+        tf32: tf32 && gemm.dtype == Dtype::F32,
         adds_c: false,
         epilogue: BlasEpilogue::None,
     };
-    let wanted = |x: X| x.address() != 0;
     match gemm.pass {
-        Pass::Forward(Forward { out, pre_gelu, inp, weight, bias, residual }) => {
-            let epilogue = match () {
-                () if wanted(pre_gelu) => BlasEpilogue::BiasGelu,
-                () if wanted(bias) => BlasEpilogue::Bias,
-                () => BlasEpilogue::None,
+        Pass::Forward(forward @ Forward { out, inp, weight, .. }) => {
+            let (adds_c, epilogue) = match forward.epilogue {
+                Epilogue::None => (false, BlasEpilogue::None),
+                Epilogue::Bias { .. } => (false, BlasEpilogue::Bias),
+                Epilogue::BiasGelu { .. } => (false, BlasEpilogue::BiasGelu),
+                Epilogue::BiasResidual { .. } => (true, BlasEpilogue::Bias),
             };
+            let [bias, pre_gelu, residual] = forward.operands();
             let operands = Operands {
                 d: out.address(),
                 a: inp.address(),
@@ -39,10 +36,11 @@ pub fn describe(gemm: &Gemm, tf32: bool) -> (BlasGemm, Operands) {
                 bias: bias.address(),
                 aux: pre_gelu.address(),
             };
-            (BlasGemm { b_transposed: true, adds_c: wanted(residual), epilogue, ..plain }, operands)
+            (BlasGemm { b_transposed: true, adds_c, epilogue, ..plain }, operands)
         }
         Pass::Dgrad(Dgrad { dinp, dout, weight, through_gelu }) => {
-            let epilogue = if wanted(through_gelu) { BlasEpilogue::Dgelu } else { BlasEpilogue::None };
+            let has_gelu = through_gelu.address() != 0;
+            let epilogue = if has_gelu { BlasEpilogue::Dgelu } else { BlasEpilogue::None };
             let operands = Operands {
                 d: dinp.address(),
                 a: dout.address(),

@@ -47,7 +47,7 @@ pub fn scratch_bytes(cuda: &Cuda, limits: &Limits) -> usize {
         (1, C, Vp),
     ];
     let none = X::NULL;
-    let forward = Forward { out: none, pre_gelu: none, inp: none, weight: none, bias: none, residual: none };
+    let forward = Forward { out: none, inp: none, weight: none, epilogue: Epilogue::None };
     let dgrad = Dgrad { dinp: none, dout: none, weight: none, through_gelu: none };
     let wanted = X::new(1);
     let wgrad = Wgrad { dweight: none, dbias: wanted, dout: none, inp: none, accumulate: false };
@@ -72,35 +72,24 @@ fn run(cuda: &mut Cuda, gemm: Gemm) -> Result<()> {
 }
 
 pub fn forward(cuda: &mut Cuda, a: MatmulForward) -> Result<()> {
-    let MatmulForward { out, inp, weight, N, C, OC, .. } = a;
-    let (bias, residual, pre_gelu) = match a.epilogue {
-        Epilogue::None => (None, None, None),
-        Epilogue::Bias { bias } => (Some(bias), None, None),
-        Epilogue::BiasGelu { bias, pre_gelu } => (Some(bias), None, Some(pre_gelu)),
-        Epilogue::BiasResidual { bias, residual } => (Some(bias), Some(residual), None),
-    };
-    for (what, tensor, len) in
-        [("out", Some(out), N * OC), ("inp", Some(inp), N * C), ("weight", Some(weight), OC * C)]
-            .into_iter()
-            .chain([("bias", bias, OC), ("residual", residual, N * OC), ("pre_gelu", pre_gelu, N * OC)])
-    {
-        check(what, tensor, len);
-    }
+    let MatmulForward { out, inp, weight, epilogue, N, C, OC } = a;
+    let [bias, pre_gelu, residual] = epilogue.operands();
+    check("out", Some(out), N * OC);
+    check("inp", Some(inp), N * C);
+    check("weight", Some(weight), OC * C);
+    check("bias", bias, OC);
+    check("pre_gelu", pre_gelu, N * OC);
+    check("residual", residual, N * OC);
     let m = &cuda.memory;
-    let x = |tensor: Option<Tensor>| tensor.map_or(X::NULL, |tensor| m.x(tensor));
-    let fused = Forward {
-        out: m.x(out),
-        pre_gelu: x(pre_gelu),
-        inp: m.x(inp),
-        weight: m.x(weight),
-        bias: x(bias),
-        residual: x(residual),
-    };
+    let epilogue = epilogue.map(|tensor| m.x(tensor));
+    let fused = Forward { out: m.x(out), inp: m.x(inp), weight: m.x(weight), epilogue };
     let dtype = cuda.options.dtype;
     let gemm = |forward| Gemm { pass: Pass::Forward(forward), dtype, N, C, OC };
-    let Some(pre_gelu) = pre_gelu else { return run(cuda, gemm(fused)) };
-    let gelu = Gelu::new(cuda, out, pre_gelu);
-    let apart = gemm(Forward { out: fused.pre_gelu, pre_gelu: X::NULL, ..fused });
+    let (Some(tensor), Epilogue::BiasGelu { bias, pre_gelu }) = (pre_gelu, epilogue) else {
+        return run(cuda, gemm(fused));
+    };
+    let gelu = Gelu::new(cuda, out, tensor);
+    let apart = gemm(Forward { out: pre_gelu, epilogue: Epilogue::Bias { bias }, ..fused });
     let fused = gemm(fused);
     if fuses(cuda, 1, [&fused, &apart], |driver| gelu.forward(driver))? {
         return run(cuda, fused);

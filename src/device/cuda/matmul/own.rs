@@ -1,7 +1,7 @@
 //! Our portable kernels: their tiles and launches.
 
 use super::gemm::{Dgrad, Extent, Forward, Gemm, Pass, Wgrad, X};
-use crate::device::cuda::kernel::{Launch, Launcher, Ptr, kernels};
+use crate::device::cuda::kernel::{Launch, Launcher, LauncherRef, Ptr, kernels};
 use anyhow::Result;
 
 kernels! {
@@ -71,10 +71,9 @@ pub mod exact {
     pub(super) use kernel::*;
 }
 
-type Launched<'a> = &'a mut dyn Launcher;
-type ForwardKernel = fn(Launched, Launch, X, X, Ptr<f32>, X, X, X, X, i32, i32, i32) -> Result<()>;
-type DgradKernel = fn(Launched, Launch, X, Ptr<f32>, X, X, X, i32, i32, i32) -> Result<()>;
-type WgradKernel = fn(Launched, Launch, X, X, Ptr<f32>, X, X, i32, i32, i32, i32) -> Result<()>;
+type ForwardKernel = fn(LauncherRef, Launch, X, X, Ptr<f32>, X, X, X, X, i32, i32, i32) -> Result<()>;
+type DgradKernel = fn(LauncherRef, Launch, X, Ptr<f32>, X, X, X, i32, i32, i32) -> Result<()>;
+type WgradKernel = fn(LauncherRef, Launch, X, X, Ptr<f32>, X, X, i32, i32, i32, i32) -> Result<()>;
 
 /// The kernels that compute `M` x `N` numbers per block.
 #[derive(Debug)]
@@ -200,7 +199,8 @@ impl Tile {
         let partials = if splits > 1 { partials } else { Ptr::NULL };
         let [N, C, OC] = [gemm.N, gemm.C, gemm.OC].map(dimension);
         match gemm.pass {
-            Pass::Forward(Forward { out, pre_gelu, inp, weight, bias, residual }) => {
+            Pass::Forward(forward @ Forward { out, inp, weight, .. }) => {
+                let [bias, pre_gelu, residual] = forward.operands();
                 (self.forward)(device, launch, out, pre_gelu, partials, inp, weight, bias, residual, N, C, OC)
             }
             Pass::Dgrad(Dgrad { dinp, dout, weight, through_gelu }) => {
@@ -235,9 +235,12 @@ pub fn reduce(device: &mut dyn Launcher, gemm: &Gemm, splits: usize, partials: P
     let threads = M * N * gemm.dtype.size() / 16 + (gemm.partial_sums() - M * N);
     let launch = Launch::new(threads.div_ceil(REDUCE_THREADS as usize), REDUCE_THREADS);
     match gemm.pass {
-        Pass::Forward(Forward { out, pre_gelu, bias, residual, .. }) => kernel::matmul_forward_reduce(
-            device, launch, out, pre_gelu, partials, bias, residual, rows, OC, splits,
-        ),
+        Pass::Forward(forward @ Forward { out, .. }) => {
+            let [bias, pre_gelu, residual] = forward.operands();
+            kernel::matmul_forward_reduce(
+                device, launch, out, pre_gelu, partials, bias, residual, rows, OC, splits,
+            )
+        }
         Pass::Dgrad(Dgrad { dinp, through_gelu, .. }) => {
             kernel::matmul_dgrad_reduce(device, launch, dinp, partials, through_gelu, rows, C, splits)
         }

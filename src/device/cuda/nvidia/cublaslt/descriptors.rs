@@ -4,7 +4,8 @@
 //! = Bᵀ Aᵀ: B is its first operand and A its second, D has n rows and m columns, and a bias runs
 //! along its rows, as it expects.
 
-use crate::device::cuda::matmul_library::{BlasEpilogue, BlasGemm, NumberFormat, Operands};
+use crate::device::cuda::matmul_library::{BlasEpilogue, BlasGemm, Operands};
+use crate::tensor::Dtype;
 use anyhow::{Result, anyhow};
 use cudarc::cublaslt::result::CublasError;
 use cudarc::cublaslt::{result as lt, sys};
@@ -37,10 +38,11 @@ fn shapes(p: &BlasGemm) -> [Shape; 3] {
 
 impl Descriptors {
     pub fn new(gemm: &BlasGemm) -> Result<Self> {
-        let format = match gemm.format {
-            NumberFormat::Bf16 => sys::cudaDataType::CUDA_R_16BF,
-            NumberFormat::F16 => sys::cudaDataType::CUDA_R_16F,
-            NumberFormat::F32 | NumberFormat::Tf32 => sys::cudaDataType::CUDA_R_32F,
+        let format = match gemm.dtype {
+            Dtype::Bf16 => sys::cudaDataType::CUDA_R_16BF,
+            Dtype::F16 => sys::cudaDataType::CUDA_R_16F,
+            Dtype::F32 => sys::cudaDataType::CUDA_R_32F,
+            Dtype::I32 => unreachable!("no matmul multiplies integers"),
         };
         let [a, b, d] = shapes(gemm).map(|shape| Layout::new(format, shape));
         Ok(Descriptors { operation: Operation::new(gemm)?, a: a?, b: b?, d: d? })
@@ -85,9 +87,9 @@ struct Operation(sys::cublasLtMatmulDesc_t);
 
 impl Operation {
     fn new(gemm: &BlasGemm) -> Result<Self> {
-        let compute = match gemm.format {
-            NumberFormat::Tf32 => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
-            _ => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+        let compute = match gemm.tf32 {
+            true => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
+            false => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
         };
         let scalars = sys::cudaDataType::CUDA_R_32F;
         let operation = Operation(lt::create_matmul_desc(compute, scalars).map_err(failed("a descriptor"))?);
@@ -205,8 +207,9 @@ mod tests {
     fn row_major_gemms_come_out_row_major() {
         let (m, n, k) = (2, 3, 5);
         for (a_transposed, b_transposed) in [(false, false), (false, true), (true, false), (true, true)] {
-            let (format, epilogue) = (NumberFormat::F32, BlasEpilogue::None);
-            let gemm = BlasGemm { m, n, k, a_transposed, b_transposed, format, adds_c: false, epilogue };
+            let (dtype, epilogue) = (Dtype::F32, BlasEpilogue::None);
+            let (tf32, adds_c) = (false, false);
+            let gemm = BlasGemm { m, n, k, a_transposed, b_transposed, dtype, tf32, adds_c, epilogue };
             let a: Vec<f32> = (0..m * k).map(|i| (i * 7 % 11) as f32).collect();
             let b: Vec<f32> = (0..k * n).map(|i| (i * 5 % 13) as f32).collect();
             let a_at = |i: usize, l: usize| if a_transposed { a[l * m + i] } else { a[i * k + l] };
