@@ -77,5 +77,6 @@ pub mod rng;
 pub mod roofline;
 pub mod sample;
 pub mod sharding;
+pub mod simd;
 pub mod tensor;
 pub mod train;

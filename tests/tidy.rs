@@ -12,12 +12,13 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("config", &[]),
     ("files", &[]),
     ("llmc", &[]),
-    ("rng", &[]),
+    ("simd", &[]),
     ("libraries", &[]),
     ("report", &["files"]),
+    ("rng", &["simd"]),
     ("params", &["config"]),
     ("ops", &["tensor"]),
-    ("device", &["libraries", "ops", "tensor"]),
+    ("device", &["libraries", "ops", "simd", "tensor"]),
     ("sharding", &["config", "ops", "params", "tensor"]),
     ("model", &["config", "ops", "params", "rng", "sharding", "tensor"]),
     ("optim", &["ops", "sharding", "tensor"]),
@@ -33,8 +34,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
 ];
 
 /// Files that may contain `unsafe`, as prefixes.
-const MAY_BE_UNSAFE: &[&str] =
-    &["crates/emulator/", "src/app/launch.rs", "src/device/", "src/parallel/", "src/data/shard.rs"];
+const MAY_BE_UNSAFE: &[&str] = &[
+    "crates/emulator/",
+    "src/app/launch.rs",
+    "src/data/shard.rs",
+    "src/device/",
+    "src/parallel/",
+    "src/simd.rs",
+];
 
 /// The source of the library, and of the crates beside it.
 const SOURCES: [&str; 2] = ["src", "crates"];

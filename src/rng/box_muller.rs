@@ -6,18 +6,17 @@
 // The constants are those of Cephes, digit for digit.
 #![allow(clippy::excessive_precision)]
 
+use crate::simd::dispatch;
 use std::f32::consts::{FRAC_1_PI, FRAC_1_SQRT_2, TAU};
 
 /// Turns the uniform draws of each run into normal numbers, eight draws in [0, 1) for radii and
 /// eight for angles.
 pub(super) fn box_muller(runs: &mut [[f32; 16]], mean: f32, std: f32) {
     // Without fused multiply-adds in hardware this takes many times as long.
-    #[cfg(target_arch = "x86_64")]
-    if let Some(v3) = pulp::x86::V3::try_new() {
-        #[rustfmt::skip]
-        return v3.vectorize(#[inline(always)] || box_muller_all(runs, mean, std));
-    }
-    box_muller_all(runs, mean, std);
+    dispatch(
+        #[inline(always)]
+        |_| box_muller_all(runs, mean, std),
+    );
 }
 
 #[inline(always)]

@@ -1,7 +1,7 @@
 //! AdamW over a range of parameters.
 
-use crate::device::cpu::simd::{CHUNK, dispatch};
 use crate::ops::AdamW;
+use crate::simd::{CHUNK, dispatch};
 use rayon::prelude::*;
 
 /// See [`AdamW`].

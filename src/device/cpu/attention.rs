@@ -10,8 +10,8 @@ mod tests;
 mod tile;
 
 use crate::device::cpu::gelu::exp;
-use crate::device::cpu::simd::{Simd, dispatch, larger};
 use crate::ops::AttentionDims;
+use crate::simd::{Simd, dispatch, larger};
 pub use backward::backward;
 use rayon::prelude::*;
 use std::marker::PhantomData;

@@ -4,7 +4,7 @@
 //! cache.
 
 use crate::device::cpu::gelu::exp;
-use crate::device::cpu::simd::{LANES, dispatch, max, sum_lanes, sum_of};
+use crate::simd::{LANES, dispatch, max, sum_lanes, sum_of};
 use rayon::prelude::*;
 
 /// `losses (N) += -ln softmax(logits[..V])[target]`; logits (N, Vp).

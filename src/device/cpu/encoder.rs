@@ -1,6 +1,6 @@
 //! Token and position embeddings.
 
-use crate::device::cpu::simd::{dispatch, rows_per_task};
+use crate::simd::{dispatch, rows_per_task};
 use rayon::prelude::*;
 
 pub fn forward(encoded: &mut [f32], tokens: &[i32], wte: &[f32], wpe: &[f32], T: usize, C: usize) {

@@ -1,7 +1,7 @@
 //! GELU in its tanh form (Hendrycks & Gimpel 2016), as in GPT-2, and the exponential it needs, in
 //! plain arithmetic so that loops over it vectorize.
 
-use crate::device::cpu::simd::{CHUNK, dispatch};
+use crate::simd::{CHUNK, dispatch};
 use rayon::prelude::*;
 use std::f32::consts::LOG2_E;
 

@@ -1,6 +1,6 @@
 //! LayerNorm over C (Ba et al. 2016).
 
-use crate::device::cpu::simd::{LANES, dispatch, rows_per_task, sum_lanes, sum_of};
+use crate::simd::{LANES, dispatch, rows_per_task, sum_lanes, sum_of};
 use rayon::prelude::*;
 
 const EPS: f32 = 1e-5;

@@ -14,7 +14,6 @@ pub mod layernorm;
 pub mod matmul;
 pub mod memory;
 pub mod reduce;
-pub mod simd;
 
 use crate::ops::*;
 use crate::tensor::{Dtype, MemoryPlan, Tensor};

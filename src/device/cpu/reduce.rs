@@ -1,7 +1,7 @@
 //! Deterministic sums in f64: a gradient norm adds up to a billion squares, some of which are too
 //! large for f32. Also the element-wise sum of two tensors.
 
-use crate::device::cpu::simd::{CHUNK, LANES, dispatch};
+use crate::simd::{CHUNK, LANES, dispatch};
 use rayon::prelude::*;
 
 /// dst += src

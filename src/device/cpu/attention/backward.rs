@@ -4,8 +4,8 @@
 use super::tile::{Scratch, Strided, add_product, gather_rows, product, store_transposed, transpose};
 use super::{DEPTH, Disjoint, W};
 use crate::device::cpu::gelu::exp;
-use crate::device::cpu::simd::{Simd, dispatch};
 use crate::ops::AttentionDims;
+use crate::simd::{Simd, dispatch};
 use rayon::prelude::*;
 
 /// dqkv (B, T, 3 C) =; dout, out (B, T, C); lse (B, NH, T); qkv (B, T, 3 C).

@@ -4,7 +4,7 @@
 //! vector registers, while the left operand is read one element at a time from any layout.
 
 use super::W;
-use crate::device::cpu::simd::Simd;
+use crate::simd::Simd;
 use std::ops::{Deref, DerefMut};
 
 /// A matrix inside a slice: element (i, j) is at `i * row + j * column`.
@@ -229,7 +229,7 @@ mod tests {
     use super::*;
     use crate::device::compare::assert_close;
     use crate::device::compare::testing::{added, random};
-    use crate::device::cpu::simd::dispatch_on;
+    use crate::simd::dispatch_on;
 
     fn check(simd: Simd, (m, n, k): (usize, usize, usize), (row, column): (usize, usize)) {
         let (a, b, before) = (random(1, m * k * 3 + 3), random(2, k * n), random(3, m * n));
