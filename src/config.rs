@@ -116,6 +116,19 @@ impl ModelConfig {
         self.C / self.NH
     }
 
+    /// Checks that the position embedding covers sequences of `T` tokens.
+    ///
+    /// # Errors
+    /// One line that names the flag, `-t`.
+    pub fn check_sequence_length(&self, T: usize) -> Result<()> {
+        let maxT = self.maxT;
+        ensure!(
+            T <= maxT,
+            "-t/--sequence-length: expected at most the {maxT} positions of the model, found {T}"
+        );
+        Ok(())
+    }
+
     /// Checks everything that kernels assume.
     ///
     /// # Errors

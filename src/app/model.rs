@@ -19,7 +19,7 @@ use crate::report::progress::Progress;
 use crate::sample::{Continuation, Sampler, SamplerOptions, generate};
 use crate::sharding::Sharding;
 use crate::tensor::{Dtype, MemoryPlan};
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use std::path::Path;
 
 /// A model on a device, with its weights in place.
@@ -101,11 +101,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     let file = checkpoint::load_model(&args.model)?;
     let config = file.config;
     let T = args.sequence_length.unwrap_or(config.maxT);
-    ensure!(
-        T <= config.maxT,
-        "-t/--sequence-length: expected at most the {} positions of the model, found {T}",
-        config.maxT
-    );
+    config.check_sequence_length(T)?;
     let shape = BatchShape { B: args.batch_size, T };
     let loader = args.val.as_deref().map(|pattern| open_validation(pattern, shape, &config)).transpose()?;
     let questions = args.hellaswag.as_ref().map(HellaSwag::open).transpose()?;

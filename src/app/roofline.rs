@@ -8,7 +8,7 @@ use crate::config::ModelConfig;
 use crate::roofline::kernels::StepShape;
 use crate::roofline::record::{FILE_SUFFIX, Records};
 use crate::roofline::report::Budget;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use std::fs;
 use std::path::Path;
 
@@ -26,12 +26,7 @@ pub fn roofline(args: &RooflineArgs) -> Result<()> {
 pub(super) fn config(args: &StepArgs) -> Result<ModelConfig> {
     let model = args.model.as_deref().context("-e/--model: missing")?;
     let config = ModelConfig::from_descriptor(model).context("-e/--model")?;
-    let T = args.sequence_length;
-    ensure!(
-        T <= config.maxT,
-        "-t/--sequence-length: expected at most the {} positions of {model}, found {T}",
-        config.maxT
-    );
+    config.check_sequence_length(args.sequence_length)?;
     Ok(config)
 }
 

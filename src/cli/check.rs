@@ -7,7 +7,7 @@ use crate::device::cuda::MatmulChoice;
 use crate::device::open::DeviceName;
 use crate::optim::schedule::{Schedule, ScheduleKind};
 use crate::parallel::rendezvous::InitMethod;
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use clap::ValueEnum;
 use std::path::{Path, PathBuf};
 
@@ -317,13 +317,8 @@ impl TrainArgs {
             ..base
         };
         config.validate()?;
-        ensure!(
-            self.batch.sequence_length <= config.maxT,
-            "-t/--sequence-length: expected at most the {} positions of the model, found {}; lower it or raise \
-             --context",
-            config.maxT,
-            self.batch.sequence_length
-        );
+        let checked = config.check_sequence_length(self.batch.sequence_length);
+        checked.map_err(|error| anyhow!("{error}; lower it or raise --context"))?;
         Ok(ModelSource::Shape(config))
     }
 }

@@ -92,9 +92,7 @@ pub fn dtype_so_far(dir: &Path) -> Result<Option<Dtype>> {
     let read =
         |step| checkpoint::RunFile::read(&checkpoint::run_path(dir, step)).ok()?.trainer::<Extras>().ok();
     let newest = checkpoint::steps(dir)?.into_iter().rev().find_map(read);
-    let name = newest.and_then(|extras| extras.operand_dtype);
-    let all = [Dtype::Bf16, Dtype::F16, Dtype::F32];
-    Ok(all.into_iter().find(|&dtype| name.as_deref() == Some(dtype.name())))
+    Ok(newest.and_then(|extras| extras.operand_dtype?.parse().ok()))
 }
 
 impl Trainer {

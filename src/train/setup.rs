@@ -106,7 +106,7 @@ fn replica_options(
 ) -> Result<ReplicaOptions> {
     let BatchShape { B, T } = data.shape;
     let maxT = config.maxT;
-    ensure!(T <= maxT, "-t {T}: longer than the {maxT} positions of the model; use at most -t {maxT}");
+    config.check_sequence_length(T)?;
     let model = ModelOptions {
         B,
         T,
