@@ -1,7 +1,6 @@
 //! The part of a run that lives on a device.
 
 use super::peers::Peers;
-use super::report::MemoryNeeds;
 use super::zero::{ZeroBuffers, ZeroState};
 use crate::config::ModelConfig;
 use crate::model::decode::Decoder;
@@ -34,6 +33,14 @@ pub struct ReplicaPlan {
     buffers: ZeroBuffers,
     optimizer: Optimizer,
     decoder: Option<Decoder>,
+}
+
+/// The memory that a sequence takes, and the largest batch that fits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryNeeds {
+    pub sequence_bytes: usize,
+    /// `None` if the size of the device's memory is not known.
+    pub max_batch_size: Option<usize>,
 }
 
 /// One rank's device, the model on it and the state of its optimizer.

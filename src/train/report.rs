@@ -3,6 +3,7 @@
 use super::clock::StepClock;
 use super::data::Data;
 use super::guards::ZScores;
+use super::replica::MemoryNeeds;
 use super::step::StepStats;
 use crate::cli::flags::trainer::{TrainArgs, startup_rows};
 use crate::data::loader::DataLoader;
@@ -40,14 +41,6 @@ struct Utilization {
     flops_per_token: f64,
     /// The type of the operands of matmuls.
     operands: &'static str,
-}
-
-/// The memory that a sequence takes, and the largest batch that fits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MemoryNeeds {
-    pub sequence_bytes: usize,
-    /// `None` if the size of the device's memory is not known.
-    pub max_batch_size: Option<usize>,
 }
 
 struct Files {
