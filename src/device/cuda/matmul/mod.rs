@@ -2,8 +2,10 @@
 //! in the same kernel.
 //!
 //! `own` and `hopper` launch our kernels, `library` describes a GEMM to the vendor's library, and
-//! `plan` chooses among them: `tune` times them, `verify` compares their results.
+//! `plan` ranks them by estimate. `verify` compares their results, `tune` times them, and `cache`
+//! keeps what was chosen.
 
+mod cache;
 #[cfg(all(test, emulated))]
 mod fake;
 mod gemm;
@@ -26,7 +28,7 @@ use anyhow::Result;
 use gemm::{Dgrad, Forward, Gemm, Pass, Wgrad, X};
 use plan::{Chooser, Scratch};
 
-pub use plan::Plans;
+pub use cache::Plans;
 
 /// The kernels of this operation.
 pub static KERNELS: [&[&KernelSpec]; 3] = [own::KERNELS, own::exact::KERNELS, hopper::KERNELS];
@@ -54,7 +56,7 @@ pub fn scratch_bytes(cuda: &Cuda, limits: &Limits) -> usize {
     let passes = [Pass::Forward(forward), Pass::Dgrad(dgrad), Pass::Wgrad(wgrad)];
     let dtype = cuda.options.dtype;
     let gemms = shapes.into_iter().flat_map(|(N, C, OC)| passes.map(|pass| Gemm { pass, dtype, N, C, OC }));
-    gemms.map(|gemm| chooser(cuda).most_scratch_bytes(&gemm)).max().unwrap_or_default()
+    gemms.map(|gemm| tune::scratch_bytes(chooser(cuda), &gemm)).max().unwrap_or_default()
 }
 
 /// Queues a GEMM by its best plan.

@@ -23,6 +23,22 @@ pub struct Chosen {
     pub why: String,
 }
 
+/// Returns the scratch memory with which every plan for a GEMM can be tried.
+pub fn scratch_bytes(chooser: Chooser, gemm: &Gemm) -> usize {
+    let plans = chooser.own(gemm, usize::MAX).into_iter().chain([Plan::Library]);
+    let partials = plans.map(|plan| chooser.scratch_bytes(plan, gemm)).max().unwrap_or_default();
+    match gemm.pass {
+        _ if !chooser.verifies() => partials,
+        // Room for gradients that are added to.
+        Pass::Wgrad(_) => {
+            let outputs = [gemm.OC, gemm.OC * gemm.C].map(|len| len * gemm.dtype.size());
+            let base = partials.max(verify::scratch_bytes(chooser.sm_count));
+            outputs.iter().fold(base, |used, bytes| used.next_multiple_of(ALIGN) + ALIGN + bytes)
+        }
+        _ => partials.max(verify::scratch_bytes(chooser.sm_count)),
+    }
+}
+
 /// Returns a GEMM that takes as long as `gemm` and can be repeated. Its outputs are those of `gemm`
 /// if they are assigned. If they are added to, they lie in scratch memory, after the part that the
 /// plans need; `None` if they do not fit there.
