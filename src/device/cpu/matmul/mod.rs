@@ -16,51 +16,12 @@ mod product;
 #[cfg(test)]
 mod tests;
 
-use anyhow::{Result, ensure};
 use engine::Engine;
 use product::{Product, View};
 use rayon::prelude::*;
 
+pub use engine::{Precision, Scratch};
 pub use product::{Epilogue, cells};
-
-/// Operand type of matmuls; sums are always f32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Precision {
-    F32,
-    Bf16,
-}
-
-impl Precision {
-    /// Whether this CPU has the instructions. There is no software bf16, because it would gain
-    /// nothing.
-    pub fn is_supported(self) -> bool {
-        Engine::best(self).is_some()
-    }
-
-    /// Checks that the precision is supported.
-    ///
-    /// # Errors
-    /// If this CPU lacks the instructions.
-    pub fn require_support(self) -> Result<()> {
-        ensure!(
-            self.is_supported(),
-            "--dtype bf16: this CPU has no AVX512-BF16 or AMX instructions; use --dtype f32"
-        );
-        Ok(())
-    }
-
-    /// Returns `"f32 (AVX-512)"`, `"bf16 (AMX)"`, …
-    pub fn describe(self) -> String {
-        Engine::best(self).map_or("bf16 (not on this CPU)".into(), |engine| engine.to_string())
-    }
-}
-
-/// Buffers that are reused by later matmuls.
-#[derive(Default)]
-pub struct Scratch {
-    #[cfg(target_arch = "x86_64")]
-    packed: packed::Buffers,
-}
 
 /// out is (N, OC), inp (N, C), weight (OC, C).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
