@@ -50,6 +50,7 @@
 //! - [`data`]: tokenizer, token shards, loader.
 //! - [`checkpoint`]: llm.c's files, safetensors, the state of a run.
 //! - [`parallel`]: ranks, rendezvous, transports, collectives.
+//! - [`recorder`]: a device and a communicator that record what they are asked for.
 //! - [`train`]: set-up, the step, ZeRO, resume.
 //! - [`eval`], [`sample`]: validation and HellaSwag; text generation.
 //! - [`report`]: console, logs, plots.
@@ -72,6 +73,7 @@ pub mod ops;
 pub mod optim;
 pub mod parallel;
 pub mod params;
+pub mod recorder;
 pub mod report;
 pub mod rng;
 pub mod roofline;

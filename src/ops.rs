@@ -13,9 +13,11 @@
 //!   failed.
 
 mod buffer;
+mod call;
 mod floats;
 
 pub use buffer::{Buffer, Place};
+pub use call::{Access, Call, CallDevice};
 pub use floats::{download_f32, upload_f32};
 
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
@@ -146,7 +148,7 @@ pub fn plan_scratch(dev: &(impl Device + ?Sized), uses: &[Limits], plan: &mut Me
 
 /// The operations that follow a matmul, fused with it where the device can. Operands are handles or
 /// addresses: bias (OC), pre_gelu and residual (N, OC).
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Epilogue<T = Tensor> {
     /// out = matmul
     None,
@@ -185,7 +187,7 @@ impl<T> Epilogue<T> {
 }
 
 /// out (N, OC) = epilogue(inp (N, C) @ weight (OC, C)ᵀ)
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MatmulForward {
     pub out: Tensor,
     pub inp: Tensor,
@@ -198,7 +200,7 @@ pub struct MatmulForward {
 
 /// dinp (N, C) = dout @ weight, then times gelu'(through_gelu) where the input came out of a GELU;
 /// dweight (OC, C) += doutᵀ @ inp; dbias (OC) += column sums of dout.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MatmulBackward {
     pub dinp: Tensor,
     pub dweight: Tensor,
@@ -226,7 +228,7 @@ pub struct AttentionDims {
 
 /// The rows of a batch bucketed by token, on the device. The host builds them while the device is
 /// busy, so that the backward pass of the embedding needs neither atomics nor a sort.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TokenBuckets {
     /// (N) i32: indices of rows, those of one token adjacent and in ascending order.
     pub rows: Tensor,
@@ -236,7 +238,7 @@ pub struct TokenBuckets {
 }
 
 /// `dwte[tokens] += dout`; `dwpe[t] += dout` summed over B. Deterministic.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct EncoderBackward {
     pub dwte: Tensor,
     pub dwpe: Tensor,
@@ -251,7 +253,7 @@ pub struct EncoderBackward {
 
 /// out (N, C) = (inp - mean) * rstd * weight + bias; mean, rstd (N) f32 are stored for the backward
 /// pass. eps = 1e-5.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LayernormForward {
     pub out: Tensor,
     pub mean: Tensor,
@@ -265,7 +267,7 @@ pub struct LayernormForward {
 
 /// dinp (N, C) **+=** (it is the gradient of the residual stream), or = for the layernorm at the
 /// end of the stream; dweight, dbias (C) +=.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LayernormBackward {
     pub dinp: Tensor,
     pub overwrite_dinp: bool,
@@ -281,7 +283,7 @@ pub struct LayernormBackward {
 }
 
 /// Softmax and cross-entropy over rows of logits.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Classifier {
     /// (N) f32; `+=`, so that it accumulates over micro-steps.
     pub losses: Tensor,
@@ -307,7 +309,7 @@ pub struct Classifier {
 ///
 /// All tensors have the same length. On a CUDA device 16 bytes of its floating-point type must
 /// divide that length, and each tensor must start at a multiple of 16 bytes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamW {
     pub params: Tensor,
     /// Master weights: the f32 copy of the parameters that takes the step in their place. The

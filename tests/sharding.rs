@@ -137,8 +137,9 @@ fn rank(recipe: &Recipe, corpus: &Corpus, peers: Peers) -> Outcome {
         // Ranks, too, are late now and then.
         let late = if recipe.seed > 0 { (recipe.seed + 7 * rank as u64 + 3 * step as u64) % 5 } else { 0 };
         std::thread::sleep(Duration::from_millis(late));
-        let stats =
-            replica.forward_backward(&mut loader, SHAPE, recipe.grad_accum_steps, 1.0, false).unwrap();
+        let stats = replica
+            .forward_backward(|| loader.next_batch(), SHAPE, recipe.grad_accum_steps, 1.0, false)
+            .unwrap();
         replica.update(step, 1e-3, stats.norm, 1.0).unwrap();
         losses.push(stats.loss);
         norms.push(stats.norm);

@@ -25,6 +25,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("data", &["files", "llmc", "rng"]),
     ("checkpoint", &["config", "data", "files", "llmc", "params", "rng", "tensor"]),
     ("parallel", &["files", "libraries", "ops", "tensor"]),
+    ("recorder", &["ops", "parallel", "tensor"]),
     ("roofline", &["config", "params", "sharding"]),
     ("sample", &["data", "model", "ops", "rng"]),
     ("eval", &["config", "data", "files", "llmc", "model", "ops", "tensor"]),

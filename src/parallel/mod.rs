@@ -45,7 +45,7 @@ impl fmt::Display for Collective {
 }
 
 /// A collective and this rank's buffer for it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Operation {
     pub collective: Collective,
     pub buffer: Buffer,

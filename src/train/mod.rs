@@ -98,7 +98,8 @@ impl Trainer {
         data.begin_step();
         let (loss_scale, lr) = (guards.loss_scale(), self.schedule.lr(step));
         let Data { train, shape, grad_accum_steps, .. } = data;
-        let stats = replica.forward_backward(train, *shape, *grad_accum_steps, loss_scale, stop)?;
+        let stats =
+            replica.forward_backward(|| train.next_batch(), *shape, *grad_accum_steps, loss_scale, stop)?;
         let elapsed = report.clock.lap();
         let (z, verdict) = guards.judge(&stats);
         match verdict {

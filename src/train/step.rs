@@ -1,7 +1,7 @@
 //! One training step.
 
 use super::replica::Replica;
-use crate::data::loader::DataLoader;
+use crate::data::loader::Batch;
 use crate::model::BatchShape;
 use crate::model::backward::MicroStep;
 use crate::ops::{download_f32, upload_f32};
@@ -25,7 +25,7 @@ impl Replica {
     /// only wait in a step. `stop` says whether this rank was asked to stop.
     pub fn forward_backward(
         &mut self,
-        loader: &mut DataLoader,
+        mut next_batch: impl FnMut() -> Result<Batch>,
         shape: BatchShape,
         grad_accum_steps: usize,
         loss_scale: f32,
@@ -36,7 +36,7 @@ impl Replica {
         let tokens = (shape.rows() * grad_accum_steps * zero.peers.process.world_size) as f32;
         for micro_step in 0..grad_accum_steps {
             let (first, last) = (micro_step == 0, micro_step + 1 == grad_accum_steps);
-            let batch = loader.next_batch()?; // (B, T) inputs, and targets one token on
+            let batch = next_batch()?; // (B, T) inputs, and targets one token on
             model.load_batch(dev, shape, &batch.inputs, &batch.targets)?;
             let buckets = model.load_buckets(dev, &batch.buckets.rows, &batch.buckets.starts)?;
             model.forward(dev, zero, shape)?; // encoder -> L blocks -> lnf

@@ -1,0 +1,300 @@
+//! Operations as values: a [`Call`] is a method of [`Ops`] with its arguments, so a device can
+//! record, time or replay it.
+
+use super::*;
+use anyhow::Result;
+
+/// One variant per method of [`Ops`]; fields are named as its arguments.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Call {
+    EncoderForward {
+        encoded: Tensor,
+        tokens: Tensor,
+        wte: Tensor,
+        wpe: Tensor,
+        dims: (usize, usize, usize),
+    },
+    EncoderBackward(EncoderBackward),
+    LayernormForward(LayernormForward),
+    LayernormBackward(LayernormBackward),
+    MatmulForward(MatmulForward),
+    MatmulResidualLayernorm {
+        matmul: MatmulForward,
+        norm: LayernormForward,
+    },
+    MatmulBackward(MatmulBackward),
+    AttentionForward {
+        out: Tensor,
+        lse: Tensor,
+        qkv: Tensor,
+        dims: AttentionDims,
+    },
+    AttentionBackward {
+        dqkv: Tensor,
+        dout: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        qkv: Tensor,
+        dims: AttentionDims,
+    },
+    AttentionDecode {
+        out: Tensor,
+        qkv: Tensor,
+        t: usize,
+        dims: AttentionDims,
+    },
+    GeluForward {
+        out: Tensor,
+        inp: Tensor,
+    },
+    Classifier(Classifier),
+    AdamW(AdamW),
+    Add {
+        dst: Tensor,
+        src: Tensor,
+    },
+    NormSquared {
+        out: Tensor,
+        src: Vec<Tensor>,
+    },
+    Sum {
+        out: Tensor,
+        src: Tensor,
+    },
+    Fill {
+        dst: Tensor,
+        value: f32,
+    },
+}
+
+/// The use that an operation makes of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    Read,
+    /// All of it is overwritten.
+    Write,
+    /// It is read and written, as with `+=`.
+    Update,
+}
+
+impl Call {
+    /// Runs the operation on `dev`.
+    pub fn apply(&self, dev: &mut dyn Ops) -> Result<()> {
+        match *self {
+            Call::EncoderForward { encoded, tokens, wte, wpe, dims } => {
+                dev.encoder_forward(encoded, tokens, wte, wpe, dims)
+            }
+            Call::EncoderBackward(args) => dev.encoder_backward(args),
+            Call::LayernormForward(args) => dev.layernorm_forward(args),
+            Call::LayernormBackward(args) => dev.layernorm_backward(args),
+            Call::MatmulForward(args) => dev.matmul_forward(args),
+            Call::MatmulResidualLayernorm { matmul, norm } => dev.matmul_residual_layernorm(matmul, norm),
+            Call::MatmulBackward(args) => dev.matmul_backward(args),
+            Call::AttentionForward { out, lse, qkv, dims } => dev.attention_forward(out, lse, qkv, dims),
+            Call::AttentionBackward { dqkv, dout, out, lse, qkv, dims } => {
+                dev.attention_backward(dqkv, dout, out, lse, qkv, dims)
+            }
+            Call::AttentionDecode { out, qkv, t, dims } => dev.attention_decode(out, qkv, t, dims),
+            Call::GeluForward { out, inp } => dev.gelu_forward(out, inp),
+            Call::Classifier(args) => dev.classifier(args),
+            Call::AdamW(args) => dev.adamw(args),
+            Call::Add { dst, src } => dev.add(dst, src),
+            Call::NormSquared { out, ref src } => dev.norm_squared(out, src),
+            Call::Sum { out, src } => dev.sum(out, src),
+            Call::Fill { dst, value } => dev.fill(dst, value),
+        }
+    }
+
+    /// All tensors of the call and their uses, in the order of its arguments.
+    pub fn tensors(&self) -> Vec<(Tensor, Access)> {
+        let mut tensors = Vec::new();
+        self.clone().for_each_tensor(|tensor, access| tensors.push((*tensor, access)));
+        tensors
+    }
+
+    /// Visits all tensors of the call, so that they can be replaced: to run it on other memory.
+    pub fn for_each_tensor(&mut self, mut visit: impl FnMut(&mut Tensor, Access)) {
+        use Access::{Read, Update, Write};
+        let visit = &mut visit;
+        match self {
+            Call::EncoderForward { encoded, tokens, wte, wpe, .. } => {
+                visit(encoded, Write);
+                [tokens, wte, wpe].into_iter().for_each(|t| visit(t, Read));
+            }
+            Call::EncoderBackward(a) => {
+                [&mut a.dwte, &mut a.dwpe].into_iter().for_each(|t| visit(t, Update));
+                let inputs = [&mut a.dout, &mut a.tokens, &mut a.buckets.rows, &mut a.buckets.starts];
+                inputs.into_iter().for_each(|t| visit(t, Read));
+            }
+            Call::LayernormForward(norm) => layernorm_forward(norm, visit),
+            Call::LayernormBackward(a) => {
+                visit(&mut a.dinp, if a.overwrite_dinp { Write } else { Update });
+                [&mut a.dweight, &mut a.dbias].into_iter().for_each(|t| visit(t, Update));
+                let inputs = [&mut a.dout, &mut a.inp, &mut a.weight, &mut a.mean, &mut a.rstd];
+                inputs.into_iter().for_each(|t| visit(t, Read));
+            }
+            Call::MatmulForward(matmul) => matmul_forward(matmul, visit),
+            Call::MatmulResidualLayernorm { matmul, norm } => {
+                matmul_forward(matmul, visit);
+                layernorm_forward(norm, visit);
+            }
+            Call::MatmulBackward(a) => {
+                visit(&mut a.dinp, Write);
+                visit(&mut a.dweight, if a.overwrite_dweight { Write } else { Update });
+                a.dbias.iter_mut().for_each(|dbias| visit(dbias, Update));
+                let inputs = [&mut a.dout, &mut a.inp, &mut a.weight].into_iter();
+                inputs.chain(&mut a.through_gelu).for_each(|t| visit(t, Read));
+            }
+            Call::AttentionForward { out, lse, qkv, .. } => {
+                [out, lse].into_iter().for_each(|t| visit(t, Write));
+                visit(qkv, Read);
+            }
+            Call::AttentionBackward { dqkv, dout, out, lse, qkv, .. } => {
+                visit(dqkv, Write);
+                [dout, out, lse, qkv].into_iter().for_each(|t| visit(t, Read));
+            }
+            Call::AttentionDecode { out, qkv: inp, .. }
+            | Call::GeluForward { out, inp }
+            | Call::Sum { out, src: inp } => {
+                visit(out, Write);
+                visit(inp, Read);
+            }
+            Call::Classifier(a) => {
+                visit(&mut a.losses, Update);
+                visit(&mut a.logits, if a.dloss.is_some() { Update } else { Read });
+                visit(&mut a.targets, Read);
+            }
+            Call::AdamW(a) => {
+                let state = [&mut a.params].into_iter().chain(&mut a.master).chain([&mut a.m, &mut a.v]);
+                state.for_each(|t| visit(t, Update));
+                visit(&mut a.grads, Read);
+            }
+            Call::Add { dst, src } => {
+                visit(dst, Update);
+                visit(src, Read);
+            }
+            Call::NormSquared { out, src } => {
+                visit(out, Write);
+                src.iter_mut().for_each(|t| visit(t, Read));
+            }
+            Call::Fill { dst, .. } => visit(dst, Write),
+        }
+    }
+}
+
+fn matmul_forward(a: &mut MatmulForward, visit: &mut impl FnMut(&mut Tensor, Access)) {
+    visit(&mut a.out, Access::Write);
+    [&mut a.inp, &mut a.weight].into_iter().for_each(|t| visit(t, Access::Read));
+    match &mut a.epilogue {
+        Epilogue::None => {}
+        Epilogue::Bias { bias } => visit(bias, Access::Read),
+        Epilogue::BiasGelu { bias, pre_gelu } => {
+            visit(bias, Access::Read);
+            visit(pre_gelu, Access::Write);
+        }
+        Epilogue::BiasResidual { bias, residual } => {
+            [bias, residual].into_iter().for_each(|t| visit(t, Access::Read));
+        }
+    }
+}
+
+fn layernorm_forward(a: &mut LayernormForward, visit: &mut impl FnMut(&mut Tensor, Access)) {
+    [&mut a.out, &mut a.mean, &mut a.rstd].into_iter().for_each(|t| visit(t, Access::Write));
+    [&mut a.inp, &mut a.weight, &mut a.bias].into_iter().for_each(|t| visit(t, Access::Read));
+}
+
+/// A device that takes every operation as a [`Call`]. This is all it needs to implement [`Ops`].
+pub trait CallDevice: Device {
+    fn call(&mut self, call: Call) -> Result<()>;
+}
+
+impl<D: CallDevice> Ops for D {
+    fn encoder_forward(
+        &mut self,
+        encoded: Tensor,
+        tokens: Tensor,
+        wte: Tensor,
+        wpe: Tensor,
+        dims: (usize, usize, usize),
+    ) -> Result<()> {
+        self.call(Call::EncoderForward { encoded, tokens, wte, wpe, dims })
+    }
+
+    fn encoder_backward(&mut self, args: EncoderBackward) -> Result<()> {
+        self.call(Call::EncoderBackward(args))
+    }
+
+    fn layernorm_forward(&mut self, args: LayernormForward) -> Result<()> {
+        self.call(Call::LayernormForward(args))
+    }
+
+    fn layernorm_backward(&mut self, args: LayernormBackward) -> Result<()> {
+        self.call(Call::LayernormBackward(args))
+    }
+
+    fn matmul_forward(&mut self, args: MatmulForward) -> Result<()> {
+        self.call(Call::MatmulForward(args))
+    }
+
+    fn matmul_residual_layernorm(&mut self, matmul: MatmulForward, norm: LayernormForward) -> Result<()> {
+        self.call(Call::MatmulResidualLayernorm { matmul, norm })
+    }
+
+    fn matmul_backward(&mut self, args: MatmulBackward) -> Result<()> {
+        self.call(Call::MatmulBackward(args))
+    }
+
+    fn attention_forward(
+        &mut self,
+        out: Tensor,
+        lse: Tensor,
+        qkv: Tensor,
+        dims: AttentionDims,
+    ) -> Result<()> {
+        self.call(Call::AttentionForward { out, lse, qkv, dims })
+    }
+
+    fn attention_backward(
+        &mut self,
+        dqkv: Tensor,
+        dout: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        qkv: Tensor,
+        dims: AttentionDims,
+    ) -> Result<()> {
+        self.call(Call::AttentionBackward { dqkv, dout, out, lse, qkv, dims })
+    }
+
+    fn attention_decode(&mut self, out: Tensor, qkv: Tensor, t: usize, dims: AttentionDims) -> Result<()> {
+        self.call(Call::AttentionDecode { out, qkv, t, dims })
+    }
+
+    fn gelu_forward(&mut self, out: Tensor, inp: Tensor) -> Result<()> {
+        self.call(Call::GeluForward { out, inp })
+    }
+
+    fn classifier(&mut self, args: Classifier) -> Result<()> {
+        self.call(Call::Classifier(args))
+    }
+
+    fn adamw(&mut self, args: AdamW) -> Result<()> {
+        self.call(Call::AdamW(args))
+    }
+
+    fn add(&mut self, dst: Tensor, src: Tensor) -> Result<()> {
+        self.call(Call::Add { dst, src })
+    }
+
+    fn norm_squared(&mut self, out: Tensor, src: &[Tensor]) -> Result<()> {
+        self.call(Call::NormSquared { out, src: src.to_vec() })
+    }
+
+    fn sum(&mut self, out: Tensor, src: Tensor) -> Result<()> {
+        self.call(Call::Sum { out, src })
+    }
+
+    fn fill(&mut self, dst: Tensor, value: f32) -> Result<()> {
+        self.call(Call::Fill { dst, value })
+    }
+}
