@@ -14,92 +14,9 @@
 // 128 threads of at most 255 registers allow two blocks per SM, one computing while the other
 // waits. Queries stay in registers at HS = 64; the number of keys per tile is limited by the
 // registers for scores.
-#include "attention.cuh"
+#include "attention_softmax.cuh"
 
 namespace attention {
-
-// The running maximum and sum of exponentials of a warp's rows. A thread has rows lane / 4 and lane
-// / 4 + 8 of every 16, and sums over its own columns only.
-template <int M>
-struct Softmax {
-    float max[M][2], sum[M][2];
-
-    __device__ __forceinline__ void clear() {
-#pragma unroll
-        for (int m = 0; m < M; m++)
-#pragma unroll
-            for (int i = 0; i < 2; i++) max[m][i] = -INFINITY, sum[m][i] = 0.0f;
-    }
-
-    // scores = exp(scale * scores - maximum). Sums are not rescaled at every new maximum, but only
-    // when one row of the warp has grown by more than a factor of 2^8: weights of up to 256 are
-    // harmless, and most tiles save the multiplications (as in FlashAttention-4). Key 0 is visible
-    // to every query, so after the first tile the maximum is finite.
-    template <int N, int HS>
-    __device__ __forceinline__ void update(Sums<M, N>& scores, Sums<M, HS>& out, float scale_log2) {
-        float new_max[M][2];
-        bool grown = false;
-#pragma unroll
-        for (int m = 0; m < M; m++)
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                float largest = max[m][i];
-#pragma unroll
-                for (auto& s : scores.v[m]) largest = fmaxf(largest, fmaxf(s[2 * i], s[2 * i + 1]));
-                largest = fmaxf(largest, __shfl_xor_sync(FULL_MASK, largest, 1));
-                largest = fmaxf(largest, __shfl_xor_sync(FULL_MASK, largest, 2));
-                grown |= (largest - max[m][i]) * scale_log2 > 8.0f;
-                new_max[m][i] = largest;
-            }
-        if (__any_sync(FULL_MASK, grown)) rescale(new_max, out, scale_log2);
-#pragma unroll
-        for (int m = 0; m < M; m++)
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                float shift = -max[m][i] * scale_log2;
-#pragma unroll
-                for (auto& s : scores.v[m])
-#pragma unroll
-                    for (int j = 2 * i; j < 2 * i + 2; j++) {
-                        s[j] = exp2_approx(fmaf(s[j], scale_log2, shift));
-                        sum[m][i] += s[j];
-                    }
-            }
-    }
-
-    template <int HS>
-    __device__ __forceinline__ void rescale(const float (&new_max)[M][2], Sums<M, HS>& out, float scale_log2) {
-#pragma unroll
-        for (int m = 0; m < M; m++)
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                float shrink = exp2_approx((max[m][i] - new_max[m][i]) * scale_log2);
-                max[m][i] = new_max[m][i];
-                sum[m][i] *= shrink;
-#pragma unroll
-                for (auto& o : out.v[m]) o[2 * i] *= shrink, o[2 * i + 1] *= shrink;
-            }
-    }
-
-    // out = weighted mean of values; stores the lse of row r in lse[r] if r < valid.
-    template <int HS>
-    __device__ __forceinline__ void finish(Sums<M, HS>& out, float* lse, int valid, float scale) {
-        int lane = threadIdx.x % WARP_SIZE;
-#pragma unroll
-        for (int m = 0; m < M; m++)
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                float total = sum[m][i];
-                total += __shfl_xor_sync(FULL_MASK, total, 1);
-                total += __shfl_xor_sync(FULL_MASK, total, 2);
-                float inverse = 1.0f / total;
-#pragma unroll
-                for (auto& o : out.v[m]) o[2 * i] *= inverse, o[2 * i + 1] *= inverse;
-                int row = 16 * m + 8 * i + lane / 4;
-                if (lane % 4 == 0 && row < valid) lse[row] = max[m][i] * scale + logf(total);
-            }
-    }
-};
 
 // Rounds and stores the result of a block. The block's work is recomputed here: kept in registers,
 // it would displace other values throughout the loop over keys.

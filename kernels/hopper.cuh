@@ -117,8 +117,10 @@ __device__ __forceinline__ void wgmma_wait() {
 }
 
 #define WGMMA_SUMS_4 "%0,%1,%2,%3"
+#define WGMMA_SUMS_32 \
+    "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
 #define WGMMA_SUMS_64 \
-    "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31," \
+    WGMMA_SUMS_32 "," \
     "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 #define WGMMA_SUMS_128 \
     WGMMA_SUMS_64 "," \
@@ -127,19 +129,19 @@ __device__ __forceinline__ void wgmma_wait() {
 #define WGMMA_OPERANDS_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define WGMMA_OPERANDS_16(i) \
     WGMMA_OPERANDS_4(i), WGMMA_OPERANDS_4(i + 4), WGMMA_OPERANDS_4(i + 8), WGMMA_OPERANDS_4(i + 12)
-#define WGMMA_OPERANDS_64(i) \
-    WGMMA_OPERANDS_16(i), WGMMA_OPERANDS_16(i + 16), WGMMA_OPERANDS_16(i + 32), WGMMA_OPERANDS_16(i + 48)
-// A, B, ACCUMULATE, ACROSS_A, ACROSS_B: numbers of the operands after the sums.
-#define WGMMA_PTX(N, TYPE, SUMS, A, B, ACCUMULATE, ACROSS_A, ACROSS_B)                  \
-    "{\n"                                                                               \
-    ".reg .pred accumulate;\n"                                                          \
-    "setp.ne.b32 accumulate, " ACCUMULATE ", 0;\n"                                      \
-    "wgmma.mma_async.sync.aligned.m64n" N "k16.f32." TYPE "." TYPE " {" SUMS "}, " A    \
-    ", " B ", accumulate, 1, 1, " ACROSS_A ", " ACROSS_B ";\n"                          \
+#define WGMMA_OPERANDS_32(i) WGMMA_OPERANDS_16(i), WGMMA_OPERANDS_16(i + 16)
+#define WGMMA_OPERANDS_64(i) WGMMA_OPERANDS_32(i), WGMMA_OPERANDS_32(i + 32)
+// A, B, ACCUMULATE, ACROSS: numbers of the operands after the sums.
+#define WGMMA_PTX(N, TYPE, SUMS, A, B, ACCUMULATE, ACROSS)                           \
+    "{\n"                                                                            \
+    ".reg .pred accumulate;\n"                                                       \
+    "setp.ne.b32 accumulate, " ACCUMULATE ", 0;\n"                                   \
+    "wgmma.mma_async.sync.aligned.m64n" N "k16.f32." TYPE "." TYPE " {" SUMS "}, " A \
+    ", " B ", accumulate, 1, 1, " ACROSS ";\n"                                       \
     "}"
 #define WGMMA_INPUTS "l"(a), "l"(b), "r"((int)accumulate), "n"(ACROSS_A), "n"(ACROSS_B)
 
-// d (64 x N, f32) = a (64 x 16) * b (16 x N), plus d if `accumulate`; N = 8, 128 or 256. ACROSS_A,
+// d (64 x N, f32) = a (64 x 16) * b (16 x N), plus d if `accumulate`; N = 8, 64, 128 or 256. ACROSS_A,
 // ACROSS_B: whether the rows of the operand run across K. Lane l of warp w holds in d[4 j + 2 h +
 // e] row 16 w + 8 h + l / 4, column 8 j + 2 (l % 4) + e.
 template <class T, int ACROSS_A, int ACROSS_B>
@@ -148,17 +150,22 @@ struct Wgmma;
     template <int ACROSS_A, int ACROSS_B>                                                                                   \
     struct Wgmma<T, ACROSS_A, ACROSS_B> {                                                                                   \
         static __device__ __forceinline__ void multiply(float (&d)[4], uint64_t a, uint64_t b, bool accumulate) {           \
-            asm volatile(WGMMA_PTX("8", TYPE, WGMMA_SUMS_4, "%4", "%5", "%6", "%7", "%8")                                   \
+            asm volatile(WGMMA_PTX("8", TYPE, WGMMA_SUMS_4, "%4", "%5", "%6", "%7, %8")                                   \
                          : WGMMA_OPERANDS_4(0)                                                                              \
                          : WGMMA_INPUTS);                                                                                   \
         }                                                                                                                   \
+        static __device__ __forceinline__ void multiply(float (&d)[32], uint64_t a, uint64_t b, bool accumulate) {          \
+            asm volatile(WGMMA_PTX("64", TYPE, WGMMA_SUMS_32, "%32", "%33", "%34", "%35, %36")                              \
+                         : WGMMA_OPERANDS_32(0)                                                                             \
+                         : WGMMA_INPUTS);                                                                                   \
+        }                                                                                                                   \
         static __device__ __forceinline__ void multiply(float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {          \
-            asm volatile(WGMMA_PTX("128", TYPE, WGMMA_SUMS_64, "%64", "%65", "%66", "%67", "%68")                           \
+            asm volatile(WGMMA_PTX("128", TYPE, WGMMA_SUMS_64, "%64", "%65", "%66", "%67, %68")                           \
                          : WGMMA_OPERANDS_64(0)                                                                             \
                          : WGMMA_INPUTS);                                                                                   \
         }                                                                                                                   \
         static __device__ __forceinline__ void multiply(float (&d)[128], uint64_t a, uint64_t b, bool accumulate) {         \
-            asm volatile(WGMMA_PTX("256", TYPE, WGMMA_SUMS_128, "%128", "%129", "%130", "%131", "%132")                     \
+            asm volatile(WGMMA_PTX("256", TYPE, WGMMA_SUMS_128, "%128", "%129", "%130", "%131, %132")                     \
                          : WGMMA_OPERANDS_64(0), WGMMA_OPERANDS_64(64)                                                      \
                          : WGMMA_INPUTS);                                                                                   \
         }                                                                                                                   \
@@ -169,5 +176,26 @@ WGMMA_OF(f16, "f16")
 template <class T, bool ACROSS_A, bool ACROSS_B, int SUMS>
 __device__ __forceinline__ void wgmma(float (&d)[SUMS], uint64_t a, uint64_t b, bool accumulate) {
     Wgmma<T, ACROSS_A, ACROSS_B>::multiply(d, a, b, accumulate);
+}
+
+// The same with `a` in registers, as for mma_m16n8k16: each warp has its own 16 rows; N = 64. They
+// may change only after wgmma_wait.
+template <class T, int ACROSS_B>
+struct WgmmaOfRegisters;
+#define WGMMA_OF_REGISTERS(T, TYPE)                                                                                          \
+    template <int ACROSS_B>                                                                                                  \
+    struct WgmmaOfRegisters<T, ACROSS_B> {                                                                                   \
+        static __device__ __forceinline__ void multiply(float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool accumulate) { \
+            asm volatile(WGMMA_PTX("64", TYPE, WGMMA_SUMS_32, "{%32,%33,%34,%35}", "%36", "%37", "%38")                      \
+                         : WGMMA_OPERANDS_32(0)                                                                              \
+                         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate), "n"(ACROSS_B));         \
+        }                                                                                                                    \
+    };
+WGMMA_OF_REGISTERS(bf16, "bf16")
+WGMMA_OF_REGISTERS(f16, "f16")
+
+template <class T, bool ACROSS_B, int SUMS>
+__device__ __forceinline__ void wgmma(float (&d)[SUMS], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
+    WgmmaOfRegisters<T, ACROSS_B>::multiply(d, a, b, accumulate);
 }
 #endif

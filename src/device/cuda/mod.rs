@@ -186,13 +186,14 @@ impl Cuda {
 
 /// Returns every kernel of every operation.
 pub fn kernels() -> Vec<&'static KernelSpec> {
-    let [attention_forward, attention_backward] = attention::KERNELS;
+    let [attention_forward, attention_backward, attention_hopper] = attention::KERNELS;
     let [matmul, exact_matmul, hopper_matmul] = matmul::KERNELS;
     [
         adamw::KERNELS,
         add::KERNELS,
         attention_forward,
         attention_backward,
+        attention_hopper,
         classifier::KERNELS,
         encoder::KERNELS,
         gelu::KERNELS,

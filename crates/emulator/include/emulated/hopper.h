@@ -10,6 +10,7 @@ namespace emulated {
 struct Wgmma {
     float* d;
     uint64_t a, b;
+    const uint32_t* a_registers;  // instead of `a`, or null
     uint32_t columns, accumulate, across_a, across_b;
 };
 }  // namespace emulated
@@ -82,7 +83,13 @@ constexpr Op WGMMA_OF<f16> = WGMMA_F16;
 }  // namespace emulated
 template <class T, bool ACROSS_A, bool ACROSS_B, int SUMS>
 EMULATED_INLINE void wgmma(float (&d)[SUMS], uint64_t a, uint64_t b, bool accumulate, EMULATED_SITE) {
-    static_assert(SUMS == 4 || SUMS == 64 || SUMS == 128, "the shapes in hopper.cuh");
-    emulated::Wgmma lane = {d, a, b, 2 * SUMS, accumulate, ACROSS_A, ACROSS_B};
+    static_assert(SUMS == 4 || SUMS == 32 || SUMS == 64 || SUMS == 128, "the shapes in hopper.cuh");
+    emulated::Wgmma lane = {d, a, b, nullptr, 2 * SUMS, accumulate, ACROSS_A, ACROSS_B};
+    cuda_emulator_collective(emulated::WGMMA_OF<T>, 0xffffffffu, &lane, file, line);
+}
+template <class T, bool ACROSS_B, int SUMS>
+EMULATED_INLINE void wgmma(float (&d)[SUMS], const uint32_t (&a)[4], uint64_t b, bool accumulate, EMULATED_SITE) {
+    static_assert(SUMS == 32, "the shape in hopper.cuh");
+    emulated::Wgmma lane = {d, 0, b, a, 2 * SUMS, accumulate, false, ACROSS_B};
     cuda_emulator_collective(emulated::WGMMA_OF<T>, 0xffffffffu, &lane, file, line);
 }

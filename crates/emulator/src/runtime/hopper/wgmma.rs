@@ -15,6 +15,8 @@ pub struct Wgmma {
     d: *mut f32,
     a: u64,
     b: u64,
+    /// Four registers, in place of the descriptor `a`; or null.
+    a_registers: *const [u32; 4],
     columns: u32,
     accumulate: u32,
     across_a: u32,
@@ -108,11 +110,57 @@ impl Operand {
     }
 }
 
+/// The left operand.
+enum Left {
+    Shared(Operand),
+    /// A warp's 16 rows, read from its registers when the MMA was issued.
+    Registers(Box<[[f32; K]; ROWS]>),
+}
+
+impl Left {
+    /// Reads the registers of a warp: those of lane l hold rows l / 4 and l / 4 + 8, columns 2 (l %
+    /// 4) and the next, then the same 8 columns on.
+    ///
+    /// # Safety
+    /// Each lane passed a pointer to four registers, and waits.
+    unsafe fn of_registers<T: Element>(lanes: [*const [u32; 4]; 32]) -> Self {
+        let mut rows = Box::new([[0.0; K]; ROWS]);
+        for (lane, registers) in lanes.into_iter().enumerate() {
+            // SAFETY: the caller's promise.
+            for (i, pair) in unsafe { *registers }.into_iter().enumerate() {
+                let (row, column) = (lane / 4 + i % 2 * 8, lane % 4 * 2 + i / 2 * 8);
+                rows[row][column] = T::widen(pair as u16);
+                rows[row][column + 1] = T::widen((pair >> 16) as u16);
+            }
+        }
+        Left::Registers(rows)
+    }
+
+    /// Returns the 16 rows of a warp.
+    fn rows<T: Element>(&self, block: &Block, warp: usize) -> [[f32; K]; ROWS] {
+        match self {
+            Left::Shared(operand) => {
+                let by_k = operand.gather::<T>(block, warp % 4 * ROWS, ROWS);
+                std::array::from_fn(|row| std::array::from_fn(|k| by_k[k * ROWS + row]))
+            }
+            Left::Registers(rows) => **rows,
+        }
+    }
+
+    /// The operand in shared memory, which all warps of a warpgroup must have in common.
+    fn shared(&self) -> Option<Operand> {
+        match self {
+            Left::Shared(operand) => Some(*operand),
+            Left::Registers(_) => None,
+        }
+    }
+}
+
 /// An MMA that its warp has not waited for.
 struct PendingMma {
     group: u64,
     sums: usize,
-    a: Operand,
+    a: Left,
     b: Operand,
     accumulate: bool,
     compute: fn(&PendingMma, &mut Sums, &Block, usize),
@@ -230,17 +278,21 @@ impl Mmas {
     }
 }
 
+/// The left operand if it is in shared memory, the right one, and the columns of an MMA; then its
+/// place in the kernel.
+type Issued = (Option<Operand>, Operand, u32, Site);
+
 /// The MMAs that the four warps of a warpgroup must issue alike.
 #[derive(Default)]
 pub struct Warpgroup {
     /// The MMAs that not all warps have issued, and the number of the first.
-    log: VecDeque<(Operand, Operand, u32, Site)>,
+    log: VecDeque<Issued>,
     first: u64,
     issued: [u64; 4],
 }
 
 impl Warpgroup {
-    fn issue(&mut self, warp: usize, entry: (Operand, Operand, u32, Site)) -> Result<(), String> {
+    fn issue(&mut self, warp: usize, entry: Issued) -> Result<(), String> {
         let number = (self.issued[warp] - self.first) as usize;
         match self.log.get(number) {
             None => self.log.push_back(entry),
@@ -271,8 +323,7 @@ impl Warpgroup {
 }
 
 fn compute<T: Element>(mma: &PendingMma, sums: &mut Sums, block: &Block, warp: usize) {
-    let by_k = mma.a.gather::<T>(block, warp % 4 * ROWS, ROWS);
-    let a: [[f32; K]; ROWS] = std::array::from_fn(|row| std::array::from_fn(|k| by_k[k * ROWS + row]));
+    let a = mma.a.rows::<T>(block, warp);
     let b = mma.b.gather::<T>(block, 0, sums.columns);
     if !mma.accumulate {
         sums.values.fill(0.0);
@@ -352,10 +403,16 @@ fn try_issue<T: Element>(me: Me, site: Site, arguments: [&mut Wgmma; 32]) -> Res
     if arguments.iter().any(|x| (x.a, x.b, x.accumulate) != (first.a, first.b, first.accumulate)) {
         return Err("the lanes of a warp multiply different operands".to_owned());
     }
-    let a = Operand::new(first.a, first.across_a != 0)?;
+    let a = if first.a_registers.is_null() {
+        Left::Shared(Operand::new(first.a, first.across_a != 0)?)
+    } else {
+        // SAFETY: `wgmma` in `emulated/hopper.h` passes the registers of every lane, or of none.
+        unsafe { Left::of_registers::<T>(arguments.each_ref().map(|x| x.a_registers)) }
+    };
     let b = Operand::new(first.b, first.across_b != 0)?;
     let accumulate = first.accumulate != 0;
-    let spans = [a.spans(rows, ROWS), b.spans(0, columns)].concat();
+    let a_spans = a.shared().map(|a| a.spans(rows, ROWS)).unwrap_or_default();
+    let spans = [a_spans, b.spans(0, columns)].concat();
     spans.iter().for_each(|span| me.block.require_shared(me, site, *span));
     let mut mmas = hopper.mmas[warp].borrow_mut();
     if !mmas.fenced {
@@ -367,8 +424,8 @@ fn try_issue<T: Element>(me: Me, site: Site, arguments: [&mut Wgmma; 32]) -> Res
     for (start, end) in &spans {
         me.block.check(|c| c.wgmma_reads(me.thread, *start, *end)).transpose()?;
     }
-    hopper.warpgroups[warp / 4].borrow_mut().issue(warp % 4, (a, b, first.columns, site))?;
-    me.block.count(|c| c.wgmma(warp, columns));
+    hopper.warpgroups[warp / 4].borrow_mut().issue(warp % 4, (a.shared(), b, first.columns, site))?;
+    me.block.count(|c| c.wgmma(warp, columns, a.shared().is_some()));
     let sums = mmas.sums_of(arguments.each_ref().map(|x| x.d), columns);
     let group = mmas.groups;
     mmas.pending.push_back(PendingMma { group, sums, a, b, accumulate, compute: compute::<T>, spans, site });

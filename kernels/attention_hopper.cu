@@ -1,0 +1,318 @@
+// Causal attention for Hopper, 16-bit floatX, heads of 64: tiles come by TMA, warpgroups multiply
+// them. The formulas, and why the backward pass has two large kernels, are in attention_forward.cu
+// and attention_backward.cu.
+//
+// A warpgroup has 64 rows of one side (queries or keys), which stay in shared memory. Tiles of 64
+// rows of the other side stream through a ring of three stages, requested two tiles ahead. Scores
+// are sums of wgmma, and, rounded to floatX, they are the left operand of the next wgmma without
+// leaving their registers. One __syncthreads per tile says that a stage can be overwritten: several
+// blocks per SM keep the tensor cores busy meanwhile.
+#include "attention_softmax.cuh"
+#include "hopper.cuh"
+
+namespace attention_hopper {
+#if defined(HAS_HOPPER_INSTRUCTIONS) && !defined(FLOATX_F32)
+using namespace attention;
+
+constexpr int HS = 64, ROWS = 64, WARPGROUP = 128, STAGES = 3;
+constexpr uint32_t TILE = tile_bytes<HS>(ROWS);
+
+// 64 x 64 sums of a warpgroup: 16 rows per warp.
+using Scores = Sums<1, ROWS>;
+using Weights = uint32_t[ROWS / 16][4];
+
+__device__ __forceinline__ float (&registers_of(Scores& sums))[32] { return reinterpret_cast<float(&)[32]>(sums.v); }
+
+// Queues scores = the 64 rows at `rows` * transpose of a tile.
+__device__ __forceinline__ void multiply_transposed(Scores& scores, uint32_t rows, uint32_t tile) {
+    // Rows along K need no distance to the next 64 elements across.
+    constexpr uint32_t UNUSED = 16;
+#pragma unroll
+    for (int k = 0; k < HS / 16; k++)
+        wgmma<floatX, false, false>(registers_of(scores), matrix_descriptor(rows + 32 * k, UNUSED),
+                                    matrix_descriptor(tile + 32 * k, UNUSED), k > 0);
+    wgmma_commit();
+}
+
+// Queues sums += weights * a tile.
+__device__ __forceinline__ void add_product(Scores& sums, const Weights& weights, uint32_t tile) {
+#pragma unroll
+    for (int k = 0; k < ROWS / 16; k++)
+        wgmma<floatX, true>(registers_of(sums), weights[k], matrix_descriptor(tile + 16 * k * HS * 2, TILE), true);
+    wgmma_commit();
+}
+
+// Rounds scores to the left operand of add_product.
+__device__ __forceinline__ void round(Weights& weights, const Scores& scores) {
+#pragma unroll
+    for (int n = 0; n < ROWS / 8; n++)
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            weights[n / 2][n % 2 * 2 + i] = pack2<floatX>(scores.v[0][n][2 * i], scores.v[0][n][2 * i + 1]);
+}
+
+// One of two matrices from which a stage gets a tile each: the tile of rows `row` on is at `column`.
+struct Source {
+    const TensorMap* map;
+    int row, column;
+
+    __device__ __forceinline__ void load(uint32_t tile, int rows_on, uint32_t barrier) const {
+        tma_load(tile, map, column, row + rows_on, barrier);
+    }
+};
+
+// The stationary tiles of a block, and the ring of stages with two tiles each. Rows past the end of
+// a sequence are those of the next one; nothing that is stored depends on them.
+template <int STATIONARY>
+struct Tiles {
+    uint32_t stationary, stages, barriers;
+
+    static constexpr int BYTES = (STATIONARY + 2 * STAGES) * TILE, BARRIER_BYTES = 8 * STAGES;
+
+    __device__ __forceinline__ explicit Tiles(unsigned char* shared) {
+        stationary = shared_address(shared);
+        stages = stationary + STATIONARY * TILE;
+        barriers = stages + 2 * STAGES * TILE;
+    }
+    __device__ __forceinline__ void initialize() const {
+        if (threadIdx.x == 0) {
+            for (int i = 0; i < STAGES; i++) mbarrier_init(barriers + 8 * i, 1);
+            mbarrier_init_fence();
+        }
+        __syncthreads();
+    }
+    __device__ __forceinline__ uint32_t first_of(int tile) const { return stages + tile % STAGES * 2 * TILE; }
+    __device__ __forceinline__ uint32_t second_of(int tile) const { return first_of(tile) + TILE; }
+    // Called by one thread. `extra` bytes of other tiles arrive at the same barrier.
+    __device__ __forceinline__ void request(int tile, const Source& first, const Source& second, uint32_t extra) const {
+        const uint32_t barrier = barriers + tile % STAGES * 8;
+        mbarrier_arrive_expect(barrier, 2 * TILE + extra);
+        first.load(first_of(tile), tile * ROWS, barrier);
+        second.load(second_of(tile), tile * ROWS, barrier);
+    }
+    __device__ __forceinline__ void wait(int tile) const { mbarrier_wait(barriers + tile % STAGES * 8, tile / STAGES % 2); }
+};
+
+// A block of two warpgroups with 64 queries each.
+constexpr int QUERIES = 2 * ROWS;
+
+struct Queries {
+    Work work;
+    int first, warpgroup, count;
+
+    // The last queries, which have the most keys, come first.
+    __device__ __forceinline__ explicit Queries(int T) {
+        const int tiles = ceil_div(T, QUERIES);
+        work = work_of_block(tiles);
+        first = (tiles - 1 - work.rank) * QUERIES;
+        warpgroup = threadIdx.x / WARPGROUP;
+        count = ceil_div(min(first + QUERIES, T), ROWS);
+    }
+    // The number of the last tile of keys that a query of the warpgroup sees.
+    __device__ __forceinline__ int diagonal() const { return first / ROWS + warpgroup; }
+    __device__ __forceinline__ int warp_first() const {
+        return first + warpgroup * ROWS + (int)threadIdx.x / WARP_SIZE % 4 * 16;
+    }
+};
+
+__device__ __forceinline__ void forward(unsigned char* shared, floatX* out, float* lse, const TensorMap* qkv, int T, int NH,
+                                        float scale) {
+    const Tiles<2> tiles(shared);
+    const Queries queries(T);
+    const int C = NH * HS, row = queries.work.head / NH * T, column = queries.work.head % NH * HS;
+    const Source query{qkv, row + queries.first, column}, key{qkv, row, column + C}, value{qkv, row, column + 2 * C};
+    tiles.initialize();
+    if (threadIdx.x == 0) {
+        tiles.request(0, key, value, 2 * TILE);
+        query.load(tiles.stationary, 0, tiles.barriers);
+        query.load(tiles.stationary + TILE, ROWS, tiles.barriers);
+        if (queries.count > 1) tiles.request(1, key, value, 0);
+    }
+    const uint32_t own = tiles.stationary + queries.warpgroup * TILE;
+    const int diagonal = queries.diagonal(), warp_first = queries.warp_first();
+    Scores sums;
+    Softmax<1> softmax;
+    sums.clear();
+    softmax.clear();
+    for (int j = 0; j < queries.count; j++) {
+        __syncthreads();
+        if (threadIdx.x == 0 && j + 2 < queries.count) tiles.request(j + 2, key, value, 0);
+        if (j > diagonal) continue;
+        tiles.wait(j);
+        Scores scores;
+        wgmma_fence();
+        multiply_transposed(scores, own, tiles.first_of(j));
+        wgmma_wait<0>();
+        if (j == diagonal) hide_later_keys<true>(scores, warp_first - j * ROWS);
+        softmax.update(scores, sums, scale * LOG2_E);
+        Weights weights;
+        round(weights, scores);
+        wgmma_fence();
+        add_product(sums, weights, tiles.second_of(j));
+        wgmma_wait<0>();
+    }
+    __syncthreads();
+    const int valid = T - warp_first;
+    softmax.finish(sums, lse + (size_t)queries.work.head * T + warp_first, valid, scale);
+    store_rows(out + offset_in_out(queries.work.head, T, NH, HS) + (size_t)warp_first * C, C, valid, sums,
+               shared + tile_bytes<HS>(warp_first - queries.first));
+}
+
+// Statistics of the 64 queries of a tile: log2(e) lse and delta of each. Past the end, exponentials
+// of scores must be 0.
+__device__ __forceinline__ float statistic(const float* stats, int first, int T) {
+    const int i = 2 * first + (int)threadIdx.x;
+    return i < 2 * T ? stats[i] : i % 2 == 0 ? INFINITY : 0.0f;
+}
+
+__device__ __forceinline__ void backward_keys(unsigned char* shared, floatX* dqkv, const TensorMap* qkv, const TensorMap* dout,
+                                              const float* stats, int T, int NH, float scale) {
+    const Tiles<2> tiles(shared);
+    // Two sets, used in turn.
+    float* const shared_stats = reinterpret_cast<float*>(shared + Tiles<2>::BYTES + Tiles<2>::BARRIER_BYTES + 8);
+    const Work work = work_of_block(ceil_div(T, ROWS));
+    const int first = work.rank * ROWS, count = ceil_div(T - first, ROWS);
+    const int C = NH * HS, row = work.head / NH * T + first, column = work.head % NH * HS, lane = threadIdx.x % WARP_SIZE;
+    const Source query{qkv, row, column}, dout_tile{dout, row, column};
+    stats += offset_in_stats(work.head, T);
+    tiles.initialize();
+    if (threadIdx.x == 0) {
+        tiles.request(0, query, dout_tile, 2 * TILE);
+        tma_load(tiles.stationary, qkv, column + C, row, tiles.barriers);
+        tma_load(tiles.stationary + TILE, qkv, column + 2 * C, row, tiles.barriers);
+        if (count > 1) tiles.request(1, query, dout_tile, 0);
+    }
+    shared_stats[threadIdx.x] = statistic(stats, first, T);
+    float next = statistic(stats, first + ROWS, T);
+    Scores dk, dv;
+    dk.clear();
+    dv.clear();
+    for (int j = 0; j < count; j++) {
+        __syncthreads();
+        if (threadIdx.x == 0 && j + 2 < count) tiles.request(j + 2, query, dout_tile, 0);
+        shared_stats[(j + 1) % 2 * 2 * ROWS + threadIdx.x] = next;
+        next = statistic(stats, first + (j + 2) * ROWS, T);
+        tiles.wait(j);
+        Scores p, ds;
+        wgmma_fence();
+        multiply_transposed(p, tiles.stationary, tiles.first_of(j));
+        multiply_transposed(ds, tiles.stationary + TILE, tiles.second_of(j));
+        wgmma_wait<1>();
+        // The first query of the tile minus the first key of the warp.
+        if (j == 0) hide_later_keys<false>(p, -((int)threadIdx.x / WARP_SIZE * 16));
+        // Two adjacent queries are 16 bytes.
+        const float* pairs = shared_stats + j % 2 * 2 * ROWS + lane % 4 * 4;
+#pragma unroll
+        for (int n = 0; n < ROWS / 8; n++) {
+            const Pack<float> pair = load128(pairs + 16 * n);
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                p.v[0][n][i] = exp2_approx(fmaf(p.v[0][n][i], scale * LOG2_E, -pair.v[i % 2 * 2]));
+        }
+        wgmma_wait<0>();
+#pragma unroll
+        for (int n = 0; n < ROWS / 8; n++) {
+            const Pack<float> pair = load128(pairs + 16 * n);
+#pragma unroll
+            for (int i = 0; i < 4; i++) ds.v[0][n][i] = p.v[0][n][i] * (ds.v[0][n][i] - pair.v[i % 2 * 2 + 1]);
+        }
+        Weights weights, slopes;
+        round(weights, p);
+        round(slopes, ds);
+        wgmma_fence();
+        add_product(dv, weights, tiles.second_of(j));
+        add_product(dk, slopes, tiles.first_of(j));
+        wgmma_wait<0>();
+    }
+    __syncthreads();
+    const int in_block = (int)threadIdx.x / WARP_SIZE * 16, valid = T - first - in_block;
+    floatX* const to = dqkv + offset_in_qkv(work.head, T, NH, HS) + (size_t)(first + in_block) * 3 * C;
+    dk.scale(scale);
+    store_rows(to + C, 3 * C, valid, dk, shared + tile_bytes<HS>(in_block));
+    store_rows(to + 2 * C, 3 * C, valid, dv, shared + TILE + tile_bytes<HS>(in_block));
+}
+
+__device__ __forceinline__ void backward_queries(unsigned char* shared, floatX* dqkv, const TensorMap* qkv,
+                                                 const TensorMap* dout, const float* stats, int T, int NH, float scale) {
+    const Tiles<4> tiles(shared);
+    const Queries queries(T);
+    const int C = NH * HS, row = queries.work.head / NH * T, column = queries.work.head % NH * HS, lane = threadIdx.x % WARP_SIZE;
+    const Source key{qkv, row, column + C}, value{qkv, row, column + 2 * C};
+    tiles.initialize();
+    if (threadIdx.x == 0) {
+        tiles.request(0, key, value, 4 * TILE);
+        for (int i = 0; i < 2; i++) {
+            tma_load(tiles.stationary + i * TILE, qkv, column, row + queries.first + i * ROWS, tiles.barriers);
+            tma_load(tiles.stationary + (2 + i) * TILE, dout, column, row + queries.first + i * ROWS, tiles.barriers);
+        }
+        if (queries.count > 1) tiles.request(1, key, value, 0);
+    }
+    const int diagonal = queries.diagonal(), warp_first = queries.warp_first();
+    stats += offset_in_stats(queries.work.head, T);
+    float lse2[2], delta[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int query = warp_first + 8 * i + lane / 4;
+        lse2[i] = query < T ? stats[2 * query] : 0.0f;
+        delta[i] = query < T ? stats[2 * query + 1] : 0.0f;
+    }
+    const uint32_t own = tiles.stationary + queries.warpgroup * TILE;
+    Scores dq;
+    dq.clear();
+    for (int j = 0; j < queries.count; j++) {
+        __syncthreads();
+        if (threadIdx.x == 0 && j + 2 < queries.count) tiles.request(j + 2, key, value, 0);
+        if (j > diagonal) continue;
+        tiles.wait(j);
+        Scores p, ds;
+        wgmma_fence();
+        multiply_transposed(p, own, tiles.first_of(j));
+        multiply_transposed(ds, own + 2 * TILE, tiles.second_of(j));
+        wgmma_wait<1>();
+        if (j == diagonal) hide_later_keys<true>(p, warp_first - j * ROWS);
+#pragma unroll
+        for (auto& s : p.v[0])
+#pragma unroll
+            for (int i = 0; i < 4; i++) s[i] = exp2_approx(fmaf(s[i], scale * LOG2_E, -lse2[i / 2]));
+        wgmma_wait<0>();
+#pragma unroll
+        for (int n = 0; n < ROWS / 8; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) ds.v[0][n][i] = p.v[0][n][i] * (ds.v[0][n][i] - delta[i / 2]);
+        Weights slopes;
+        round(slopes, ds);
+        wgmma_fence();
+        add_product(dq, slopes, tiles.first_of(j));
+        wgmma_wait<0>();
+    }
+    __syncthreads();
+    dq.scale(scale);
+    store_rows(dqkv + offset_in_qkv(queries.work.head, T, NH, HS) + (size_t)warp_first * 3 * C, 3 * C, T - warp_first, dq,
+               shared + tile_bytes<HS>(warp_first - queries.first));
+}
+#else
+__device__ __forceinline__ void forward(unsigned char*, floatX*, float*, const TensorMap*, int, int, float) {}
+__device__ __forceinline__ void backward_keys(unsigned char*, floatX*, const TensorMap*, const TensorMap*, const float*, int,
+                                              int, float) {}
+__device__ __forceinline__ void backward_queries(unsigned char*, floatX*, const TensorMap*, const TensorMap*, const float*,
+                                                 int, int, float) {}
+#endif
+}  // namespace attention_hopper
+
+extern "C" __global__ void __launch_bounds__(256, 2)
+    attention_hopper_forward_hs64(floatX* out, float* lse, GRID_CONSTANT TensorMap qkv, int T, int NH, float scale) {
+    DYNAMIC_SHARED(shared);
+    attention_hopper::forward(shared, out, lse, &qkv, T, NH, scale);
+}
+extern "C" __global__ void __launch_bounds__(128, 3)
+    attention_hopper_backward_keys_hs64(floatX* dqkv, GRID_CONSTANT TensorMap qkv, GRID_CONSTANT TensorMap dout,
+                                        const float* stats, int T, int NH, float scale) {
+    DYNAMIC_SHARED(shared);
+    attention_hopper::backward_keys(shared, dqkv, &qkv, &dout, stats, T, NH, scale);
+}
+extern "C" __global__ void __launch_bounds__(256, 2)
+    attention_hopper_backward_queries_hs64(floatX* dqkv, GRID_CONSTANT TensorMap qkv, GRID_CONSTANT TensorMap dout,
+                                           const float* stats, int T, int NH, float scale) {
+    DYNAMIC_SHARED(shared);
+    attention_hopper::backward_queries(shared, dqkv, &qkv, &dout, stats, T, NH, scale);
+}
