@@ -67,12 +67,16 @@ template <int STATIONARY>
 struct Tiles {
     uint32_t stationary, stages, barriers;
 
-    static constexpr int BYTES = (STATIONARY + 2 * STAGES) * TILE, BARRIER_BYTES = 8 * STAGES;
+    static constexpr int BYTES = (STATIONARY + 2 * STAGES) * TILE;
 
     __device__ __forceinline__ explicit Tiles(unsigned char* shared) {
         stationary = shared_address(shared);
         stages = stationary + STATIONARY * TILE;
         barriers = stages + 2 * STAGES * TILE;
+    }
+    // The memory after the barriers: two numbers for each of 128 queries.
+    static __device__ __forceinline__ float* statistics(unsigned char* shared) {
+        return reinterpret_cast<float*>(shared + BYTES + ceil_div(8 * STAGES, 16) * 16);
     }
     __device__ __forceinline__ void initialize() const {
         if (threadIdx.x == 0) {
@@ -105,7 +109,8 @@ struct Queries {
         const int tiles = ceil_div(T, QUERIES);
         work = work_of_block(tiles);
         first = (tiles - 1 - work.rank) * QUERIES;
-        warpgroup = threadIdx.x / WARPGROUP;
+        // The shuffle shows the compiler that all lanes agree, so that addresses are uniform.
+        warpgroup = __shfl_sync(FULL_MASK, (int)threadIdx.x / WARPGROUP, 0);
         count = ceil_div(min(first + QUERIES, T), ROWS);
     }
     // The number of the last tile of keys that a query of the warpgroup sees.
@@ -136,12 +141,12 @@ __device__ __forceinline__ void forward(unsigned char* shared, floatX* out, floa
     softmax.clear();
     for (int j = 0; j < queries.count; j++) {
         __syncthreads();
-        if (threadIdx.x == 0 && j + 2 < queries.count) tiles.request(j + 2, key, value, 0);
-        if (j > diagonal) continue;
+        if (j > diagonal) break;
         tiles.wait(j);
         Scores scores;
         wgmma_fence();
         multiply_transposed(scores, own, tiles.first_of(j));
+        if (threadIdx.x == 0 && j + 2 < queries.count) tiles.request(j + 2, key, value, 0);
         wgmma_wait<0>();
         if (j == diagonal) hide_later_keys<true>(scores, warp_first - j * ROWS);
         softmax.update(scores, sums, scale * LOG2_E);
@@ -158,23 +163,33 @@ __device__ __forceinline__ void forward(unsigned char* shared, floatX* out, floa
                shared + tile_bytes<HS>(warp_first - queries.first));
 }
 
-// Statistics of the 64 queries of a tile: log2(e) lse and delta of each. Past the end, exponentials
-// of scores must be 0.
-__device__ __forceinline__ float statistic(const float* stats, int first, int T) {
-    const int i = 2 * first + (int)threadIdx.x;
-    return i < 2 * T ? stats[i] : i % 2 == 0 ? INFINITY : 0.0f;
-}
+// Two numbers per query, in a plane each: log2(e) lse, and delta, the sum of dout * out.
+struct Stats {
+    float* planes;
+    size_t plane, head;
+
+    __device__ __forceinline__ Stats(float* planes, int heads, int head, int T)
+        : planes(planes), plane((size_t)heads * T), head((size_t)head * T) {}
+    __device__ __forceinline__ float* at(int number, int query) const { return planes + number * plane + head + query; }
+    // Returns this thread's number of the 64 queries from `first` on: half of the threads read each
+    // plane. Past the end, exponentials of scores must be 0.
+    __device__ __forceinline__ float of_tile(int first, int T) const {
+        const int number = (int)threadIdx.x / ROWS, query = first + (int)threadIdx.x % ROWS;
+        return query < T ? *at(number, query) : number == 0 ? INFINITY : 0.0f;
+    }
+};
 
 __device__ __forceinline__ void backward_keys(unsigned char* shared, floatX* dqkv, const TensorMap* qkv, const TensorMap* dout,
-                                              const float* stats, int T, int NH, float scale) {
+                                              float* planes, int T, int NH, float scale) {
     const Tiles<2> tiles(shared);
     // Two sets, used in turn.
-    float* const shared_stats = reinterpret_cast<float*>(shared + Tiles<2>::BYTES + Tiles<2>::BARRIER_BYTES + 8);
-    const Work work = work_of_block(ceil_div(T, ROWS));
-    const int first = work.rank * ROWS, count = ceil_div(T - first, ROWS);
+    float* const shared_stats = tiles.statistics(shared);
+    const int blocks = ceil_div(T, ROWS);
+    const Work work = work_of_block(blocks);
+    const int first = work.rank * ROWS, count = blocks - work.rank;
     const int C = NH * HS, row = work.head / NH * T + first, column = work.head % NH * HS, lane = threadIdx.x % WARP_SIZE;
     const Source query{qkv, row, column}, dout_tile{dout, row, column};
-    stats += offset_in_stats(work.head, T);
+    const Stats stats(planes, (int)gridDim.x / blocks, work.head, T);
     tiles.initialize();
     if (threadIdx.x == 0) {
         tiles.request(0, query, dout_tile, 2 * TILE);
@@ -182,39 +197,38 @@ __device__ __forceinline__ void backward_keys(unsigned char* shared, floatX* dqk
         tma_load(tiles.stationary + TILE, qkv, column + 2 * C, row, tiles.barriers);
         if (count > 1) tiles.request(1, query, dout_tile, 0);
     }
-    shared_stats[threadIdx.x] = statistic(stats, first, T);
-    float next = statistic(stats, first + ROWS, T);
+    shared_stats[threadIdx.x] = stats.of_tile(first, T);
+    float next = stats.of_tile(first + ROWS, T);
     Scores dk, dv;
     dk.clear();
     dv.clear();
     for (int j = 0; j < count; j++) {
         __syncthreads();
-        if (threadIdx.x == 0 && j + 2 < count) tiles.request(j + 2, query, dout_tile, 0);
-        shared_stats[(j + 1) % 2 * 2 * ROWS + threadIdx.x] = next;
-        next = statistic(stats, first + (j + 2) * ROWS, T);
         tiles.wait(j);
         Scores p, ds;
         wgmma_fence();
         multiply_transposed(p, tiles.stationary, tiles.first_of(j));
         multiply_transposed(ds, tiles.stationary + TILE, tiles.second_of(j));
+        if (threadIdx.x == 0 && j + 2 < count) tiles.request(j + 2, query, dout_tile, 0);
+        shared_stats[(j + 1) % 2 * 2 * ROWS + threadIdx.x] = next;
+        next = stats.of_tile(first + (j + 2) * ROWS, T);
         wgmma_wait<1>();
         // The first query of the tile minus the first key of the warp.
         if (j == 0) hide_later_keys<false>(p, -((int)threadIdx.x / WARP_SIZE * 16));
-        // Two adjacent queries are 16 bytes.
-        const float* pairs = shared_stats + j % 2 * 2 * ROWS + lane % 4 * 4;
+        const float* set = shared_stats + j % 2 * 2 * ROWS + lane % 4 * 2;
 #pragma unroll
         for (int n = 0; n < ROWS / 8; n++) {
-            const Pack<float> pair = load128(pairs + 16 * n);
+            const float2 lse2 = *reinterpret_cast<const float2*>(set + 8 * n);
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                p.v[0][n][i] = exp2_approx(fmaf(p.v[0][n][i], scale * LOG2_E, -pair.v[i % 2 * 2]));
+                p.v[0][n][i] = exp2_approx(fmaf(p.v[0][n][i], scale * LOG2_E, -(i % 2 == 0 ? lse2.x : lse2.y)));
         }
         wgmma_wait<0>();
 #pragma unroll
         for (int n = 0; n < ROWS / 8; n++) {
-            const Pack<float> pair = load128(pairs + 16 * n);
+            const float2 delta = *reinterpret_cast<const float2*>(set + ROWS + 8 * n);
 #pragma unroll
-            for (int i = 0; i < 4; i++) ds.v[0][n][i] = p.v[0][n][i] * (ds.v[0][n][i] - pair.v[i % 2 * 2 + 1]);
+            for (int i = 0; i < 4; i++) ds.v[0][n][i] = p.v[0][n][i] * (ds.v[0][n][i] - (i % 2 == 0 ? delta.x : delta.y));
         }
         Weights weights, slopes;
         round(weights, p);
@@ -232,42 +246,72 @@ __device__ __forceinline__ void backward_keys(unsigned char* shared, floatX* dqk
     store_rows(to + 2 * C, 3 * C, valid, dv, shared + TILE + tile_bytes<HS>(in_block));
 }
 
-__device__ __forceinline__ void backward_queries(unsigned char* shared, floatX* dqkv, const TensorMap* qkv,
-                                                 const TensorMap* dout, const float* stats, int T, int NH, float scale) {
+// The sum of products of 32 elements of a row of two tiles: the first half of it, or the second.
+__device__ __forceinline__ float dot_of_half(const unsigned char* a, const unsigned char* b, int row, int half) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int chunk = 0; chunk < HS / 16; chunk++) {
+        const uint32_t offset = tile_offset<HS>(row, half * (HS / 16) + chunk);
+        const PackX x = load128(reinterpret_cast<const floatX*>(a + offset)), y = load128(reinterpret_cast<const floatX*>(b + offset));
+#pragma unroll
+        for (int i = 0; i < PackX::size; i++) sum += to_f32(x.v[i]) * to_f32(y.v[i]);
+    }
+    return sum;
+}
+
+// Also leaves the statistics of its queries, which backward_keys needs.
+__device__ __forceinline__ void backward_queries(unsigned char* shared, floatX* dqkv, const TensorMap* qkv, const TensorMap* dout,
+                                                 const TensorMap* out, const float* lse, float* planes, int T, int NH, float scale) {
     const Tiles<4> tiles(shared);
+    float* const shared_stats = tiles.statistics(shared);
     const Queries queries(T);
     const int C = NH * HS, row = queries.work.head / NH * T, column = queries.work.head % NH * HS, lane = threadIdx.x % WARP_SIZE;
     const Source key{qkv, row, column + C}, value{qkv, row, column + 2 * C};
     tiles.initialize();
     if (threadIdx.x == 0) {
-        tiles.request(0, key, value, 4 * TILE);
+        tiles.request(0, key, value, 6 * TILE);
         for (int i = 0; i < 2; i++) {
-            tma_load(tiles.stationary + i * TILE, qkv, column, row + queries.first + i * ROWS, tiles.barriers);
-            tma_load(tiles.stationary + (2 + i) * TILE, dout, column, row + queries.first + i * ROWS, tiles.barriers);
+            const int rows = row + queries.first + i * ROWS;
+            tma_load(tiles.stationary + i * TILE, qkv, column, rows, tiles.barriers);
+            tma_load(tiles.stationary + (2 + i) * TILE, dout, column, rows, tiles.barriers);
+            // The last stage is free until the loop.
+            tma_load(tiles.first_of(2) + i * TILE, out, column, rows, tiles.barriers);
         }
         if (queries.count > 1) tiles.request(1, key, value, 0);
     }
     const int diagonal = queries.diagonal(), warp_first = queries.warp_first();
-    stats += offset_in_stats(queries.work.head, T);
+    tiles.wait(0);
+    {
+        const Stats stats(planes, (int)gridDim.x / ceil_div(T, QUERIES), queries.work.head, T);
+        const int in_block = (int)threadIdx.x / 2, half = threadIdx.x % 2, query = queries.first + in_block;
+        float delta = dot_of_half(shared + 2 * TILE, shared + 8 * TILE, in_block, half);
+        delta += __shfl_xor_sync(FULL_MASK, delta, 1);
+        if (half == 0) {
+            const float lse2 = query < T ? lse[(size_t)queries.work.head * T + query] * LOG2_E : 0.0f;
+            shared_stats[in_block] = lse2;
+            shared_stats[QUERIES + in_block] = delta;
+            if (query < T) *stats.at(0, query) = lse2, *stats.at(1, query) = delta;
+        }
+    }
+    __syncthreads();
     float lse2[2], delta[2];
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        const int query = warp_first + 8 * i + lane / 4;
-        lse2[i] = query < T ? stats[2 * query] : 0.0f;
-        delta[i] = query < T ? stats[2 * query + 1] : 0.0f;
+        lse2[i] = shared_stats[warp_first - queries.first + 8 * i + lane / 4];
+        delta[i] = shared_stats[QUERIES + warp_first - queries.first + 8 * i + lane / 4];
     }
     const uint32_t own = tiles.stationary + queries.warpgroup * TILE;
     Scores dq;
     dq.clear();
     for (int j = 0; j < queries.count; j++) {
         __syncthreads();
-        if (threadIdx.x == 0 && j + 2 < queries.count) tiles.request(j + 2, key, value, 0);
-        if (j > diagonal) continue;
+        if (j > diagonal) break;
         tiles.wait(j);
         Scores p, ds;
         wgmma_fence();
         multiply_transposed(p, own, tiles.first_of(j));
         multiply_transposed(ds, own + 2 * TILE, tiles.second_of(j));
+        if (threadIdx.x == 0 && j + 2 < queries.count) tiles.request(j + 2, key, value, 0);
         wgmma_wait<1>();
         if (j == diagonal) hide_later_keys<true>(p, warp_first - j * ROWS);
 #pragma unroll
@@ -292,10 +336,10 @@ __device__ __forceinline__ void backward_queries(unsigned char* shared, floatX* 
 }
 #else
 __device__ __forceinline__ void forward(unsigned char*, floatX*, float*, const TensorMap*, int, int, float) {}
-__device__ __forceinline__ void backward_keys(unsigned char*, floatX*, const TensorMap*, const TensorMap*, const float*, int,
-                                              int, float) {}
-__device__ __forceinline__ void backward_queries(unsigned char*, floatX*, const TensorMap*, const TensorMap*, const float*,
-                                                 int, int, float) {}
+__device__ __forceinline__ void backward_keys(unsigned char*, floatX*, const TensorMap*, const TensorMap*, float*, int, int,
+                                              float) {}
+__device__ __forceinline__ void backward_queries(unsigned char*, floatX*, const TensorMap*, const TensorMap*, const TensorMap*,
+                                                 const float*, float*, int, int, float) {}
 #endif
 }  // namespace attention_hopper
 
@@ -304,15 +348,16 @@ extern "C" __global__ void __launch_bounds__(256, 2)
     DYNAMIC_SHARED(shared);
     attention_hopper::forward(shared, out, lse, &qkv, T, NH, scale);
 }
-extern "C" __global__ void __launch_bounds__(128, 3)
-    attention_hopper_backward_keys_hs64(floatX* dqkv, GRID_CONSTANT TensorMap qkv, GRID_CONSTANT TensorMap dout,
-                                        const float* stats, int T, int NH, float scale) {
-    DYNAMIC_SHARED(shared);
-    attention_hopper::backward_keys(shared, dqkv, &qkv, &dout, stats, T, NH, scale);
-}
 extern "C" __global__ void __launch_bounds__(256, 2)
     attention_hopper_backward_queries_hs64(floatX* dqkv, GRID_CONSTANT TensorMap qkv, GRID_CONSTANT TensorMap dout,
-                                           const float* stats, int T, int NH, float scale) {
+                                           GRID_CONSTANT TensorMap out, const float* lse, float* stats, int T, int NH,
+                                           float scale) {
     DYNAMIC_SHARED(shared);
-    attention_hopper::backward_queries(shared, dqkv, &qkv, &dout, stats, T, NH, scale);
+    attention_hopper::backward_queries(shared, dqkv, &qkv, &dout, &out, lse, stats, T, NH, scale);
+}
+extern "C" __global__ void __launch_bounds__(128, 3)
+    attention_hopper_backward_keys_hs64(floatX* dqkv, GRID_CONSTANT TensorMap qkv, GRID_CONSTANT TensorMap dout, float* stats,
+                                        int T, int NH, float scale) {
+    DYNAMIC_SHARED(shared);
+    attention_hopper::backward_keys(shared, dqkv, &qkv, &dout, stats, T, NH, scale);
 }

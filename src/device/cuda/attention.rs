@@ -5,9 +5,10 @@
 //! [`CudaOptions::deterministic`](super::CudaOptions) says: `kernels/attention_backward.cu` says
 //! what that costs.
 
+mod hopper;
+
 use super::Cuda;
 use super::kernel::{FloatX, KernelSpec, Launch, Launcher, Ptr};
-use super::tensor_map::TensorMap;
 use crate::ops::*;
 use crate::tensor::{Dtype, Tensor};
 use anyhow::{Result, ensure};
@@ -47,22 +48,9 @@ mod backward_kernels {
     pub(super) use kernel::*;
 }
 
-mod hopper_kernels {
-    use crate::device::cuda::kernel::{FloatX, Ptr, kernels};
-    use crate::device::cuda::tensor_map::TensorMap;
-
-    kernels! {
-        "attention_hopper.cu":
-        fn attention_hopper_forward_hs64(out: Ptr<FloatX>, lse: Ptr<f32>, qkv: TensorMap, T: i32, NH: i32, scale: f32);
-        fn attention_hopper_backward_keys_hs64(dqkv: Ptr<FloatX>, qkv: TensorMap, dout: TensorMap, stats: Ptr<f32>, T: i32, NH: i32, scale: f32);
-        fn attention_hopper_backward_queries_hs64(dqkv: Ptr<FloatX>, qkv: TensorMap, dout: TensorMap, stats: Ptr<f32>, T: i32, NH: i32, scale: f32);
-    }
-    pub(super) use kernel::*;
-}
-
 /// The kernels of this operation.
 pub static KERNELS: [&[&KernelSpec]; 3] =
-    [forward_kernels::KERNELS, backward_kernels::KERNELS, hopper_kernels::KERNELS];
+    [forward_kernels::KERNELS, backward_kernels::KERNELS, hopper::KERNELS];
 
 /// Head sizes that have kernels.
 const HEAD_SIZES: [usize; 5] = [32, 64, 80, 96, 128];
@@ -136,69 +124,14 @@ const fn keys_per_tile(HS: usize) -> usize {
     if HS <= 80 { 64 } else { 32 }
 }
 
-/// The kernels for Hopper: tiles of 64 rows, three stages of two tiles in flight.
-mod hopper {
-    use super::*;
-    use crate::device::cuda::tensor_map::TiledMatrix;
-
-    pub const HS: usize = 64;
-    const ROWS: usize = 64;
-    const WARPGROUP: u32 = 128;
-    const STAGES: usize = 3;
-    const BARRIER_BYTES: usize = 8;
-
-    /// Whether these kernels serve the device and the head size.
-    pub fn suits(cuda: &Cuda, dims: AttentionDims) -> bool {
-        cuda.driver.info().capability == (9, 0) && cuda.memory.dtype() != Dtype::F32 && dims.HS == HS
-    }
-
-    /// A launch with one block per `warpgroups` tiles of each head; a block keeps `stationary`
-    /// tiles besides the stages.
-    pub fn blocks(dims: AttentionDims, warpgroups: usize, stationary: usize) -> Launch {
-        let shared = tile_bytes((stationary + 2 * STAGES) * ROWS, HS) + STAGES * BARRIER_BYTES;
-        let count = dims.B * dims.NH * dims.T.div_ceil(warpgroups * ROWS);
-        Launch::new(count, warpgroups as u32 * WARPGROUP).shared(shared)
-    }
-
-    /// The same for dK and dV, with two sets of statistics aligned to 16 bytes.
-    pub fn key_blocks(dims: AttentionDims) -> Launch {
-        let launch = blocks(dims, 1, 2);
-        launch.shared((launch.shared_bytes as usize).next_multiple_of(16) + 2 * ROWS * STATS)
-    }
-
-    /// Returns the map of a matrix with a row of `columns` per position.
-    pub fn map(
-        device: &dyn Launcher,
-        matrix: Ptr<FloatX>,
-        dims: AttentionDims,
-        columns: usize,
-    ) -> Result<TensorMap> {
-        let rows = dims.B * dims.T;
-        device.tensor_map(&TiledMatrix { address: matrix.address(), rows, columns, box_rows: ROWS })
-    }
-}
-
 /// See [`Ops::attention_forward`].
 pub fn forward(cuda: &mut Cuda, out: Tensor, lse: Tensor, qkv: Tensor, dims: AttentionDims) -> Result<()> {
-    let on_hopper = hopper::suits(cuda, dims);
+    if hopper::suits(cuda, dims) {
+        return hopper::forward(cuda, out, lse, qkv, dims);
+    }
     let Cuda { driver, memory: m, .. } = cuda;
     let AttentionDims { T, NH, HS, .. } = dims;
     assert_lengths(dims, &[qkv], &[out], lse);
-    if on_hopper {
-        let map = hopper::map(driver.as_ref(), m.x(qkv), dims, 3 * NH * HS)?;
-        let launch = hopper::blocks(dims, 2, 2);
-        let (out, lse) = (m.x(out), m.f32(lse));
-        return hopper_kernels::attention_hopper_forward_hs64(
-            driver.as_mut(),
-            launch,
-            out,
-            lse,
-            map,
-            int(T),
-            int(NH),
-            scale(HS),
-        );
-    }
     let forward = match HS {
         32 => forward_kernels::attention_forward_hs32,
         64 => forward_kernels::attention_forward_hs64,
@@ -277,6 +210,9 @@ type Half = fn(
 /// See [`Ops::attention_backward`].
 pub fn backward(cuda: &mut Cuda, a: Backward) -> Result<()> {
     use backward_kernels as kernel;
+    if hopper::suits(cuda, a.dims) {
+        return hopper::backward(cuda, a);
+    }
     let AttentionDims { B, T, NH, HS } = a.dims;
     assert_lengths(a.dims, &[a.dqkv, a.qkv], &[a.dout, a.out], a.lse);
     let (keys, queries): (Half, Half) = match HS {
@@ -287,7 +223,6 @@ pub fn backward(cuda: &mut Cuda, a: Backward) -> Result<()> {
         128 => (kernel::attention_backward_keys_hs128, kernel::attention_backward_queries_hs128),
         _ => unreachable!("lengths are checked"),
     };
-    let on_hopper = hopper::suits(cuda, a.dims);
     let Cuda { driver, memory: m, .. } = cuda;
     let stats = Ptr::new(m.scratch(stats_bytes(a.dims)));
     let (dqkv, dout, qkv) = (m.x(a.dqkv), m.x(a.dout), m.x(a.qkv));
@@ -299,35 +234,6 @@ pub fn backward(cuda: &mut Cuda, a: Backward) -> Result<()> {
     let (out, lse) = (m.x(a.out), m.f32(a.lse));
     let dev = driver.as_mut();
     kernel::attention_backward_stats(dev, rows, stats, dout, out, lse, int(B), int(T), int(NH), int(HS))?;
-    if on_hopper {
-        let maps = [(qkv, 3 * NH * HS), (dout, NH * HS)];
-        let [qkv, dout] = maps.map(|(matrix, columns)| hopper::map(dev, matrix, a.dims, columns));
-        let (qkv, dout) = (qkv?, dout?);
-        let launch = hopper::key_blocks(a.dims);
-        hopper_kernels::attention_hopper_backward_keys_hs64(
-            dev,
-            launch,
-            dqkv,
-            qkv,
-            dout,
-            stats,
-            int(T),
-            int(NH),
-            scale(HS),
-        )?;
-        let launch = hopper::blocks(a.dims, 2, 4);
-        return hopper_kernels::attention_hopper_backward_queries_hs64(
-            dev,
-            launch,
-            dqkv,
-            qkv,
-            dout,
-            stats,
-            int(T),
-            int(NH),
-            scale(HS),
-        );
-    }
     let count = keys_per_block(HS);
     let shared = tile_bytes(2 * count + STREAMED_ROWS, HS) + 2 * TILE_ROWS * STATS;
     let launch = blocks(a.dims, m.dtype(), count, shared);
