@@ -280,14 +280,14 @@ __device__ __forceinline__ void backward_queries(unsigned char* shared, floatX* 
         if (queries.count > 1) tiles.request(1, key, value, 0);
     }
     const int diagonal = queries.diagonal(), warp_first = queries.warp_first();
-    tiles.wait(0);
     {
         const Stats stats(planes, (int)gridDim.x / ceil_div(T, QUERIES), queries.work.head, T);
         const int in_block = (int)threadIdx.x / 2, half = threadIdx.x % 2, query = queries.first + in_block;
+        const float lse2 = query < T ? lse[(size_t)queries.work.head * T + query] * LOG2_E : 0.0f;
+        tiles.wait(0);
         float delta = dot_of_half(shared + 2 * TILE, shared + 8 * TILE, in_block, half);
         delta += __shfl_xor_sync(FULL_MASK, delta, 1);
         if (half == 0) {
-            const float lse2 = query < T ? lse[(size_t)queries.work.head * T + query] * LOG2_E : 0.0f;
             shared_stats[in_block] = lse2;
             shared_stats[QUERIES + in_block] = delta;
             if (query < T) *stats.at(0, query) = lse2, *stats.at(1, query) = delta;
