@@ -94,6 +94,13 @@ struct Tiles {
         first.load(first_of(tile), tile * ROWS, barrier);
         second.load(second_of(tile), tile * ROWS, barrier);
     }
+    // Requests the tile after the next into the stage of the tile before this one, which no thread of
+    // the block needs any more.
+    __device__ __forceinline__ void recycle(int tile, int count, const Source& first, const Source& second) const {
+        if (tile + 2 >= count) return;
+        __syncthreads();
+        if (threadIdx.x == 0) request(tile + 2, first, second, 0);
+    }
     __device__ __forceinline__ void wait(int tile) const { mbarrier_wait(barriers + tile % STAGES * 8, tile / STAGES % 2); }
 };
 
@@ -139,23 +146,32 @@ __device__ __forceinline__ void forward(unsigned char* shared, floatX* out, floa
     Softmax<1> softmax;
     sums.clear();
     softmax.clear();
-    for (int j = 0; j < queries.count; j++) {
-        __syncthreads();
-        if (j > diagonal) break;
-        tiles.wait(j);
-        Scores scores;
-        wgmma_fence();
-        multiply_transposed(scores, own, tiles.first_of(j));
-        if (threadIdx.x == 0 && j + 2 < queries.count) tiles.request(j + 2, key, value, 0);
-        wgmma_wait<0>();
+    const int last = min(diagonal, queries.count - 1);
+    Scores scores;
+    Weights weights;
+    // Scores of a tile to weights, when the products before are done.
+    auto weigh = [&](int j) {
+        tiles.recycle(j, queries.count, key, value);
         if (j == diagonal) hide_later_keys<true>(scores, warp_first - j * ROWS);
         softmax.update(scores, sums, scale * LOG2_E);
-        Weights weights;
         round(weights, scores);
+    };
+    tiles.wait(0);
+    wgmma_fence();
+    multiply_transposed(scores, own, tiles.first_of(0));
+    wgmma_wait<0>();
+    for (int j = 0; j < last; j++) {
+        weigh(j);
+        tiles.wait(j + 1);
         wgmma_fence();
+        multiply_transposed(scores, own, tiles.first_of(j + 1));
         add_product(sums, weights, tiles.second_of(j));
         wgmma_wait<0>();
     }
+    weigh(last);
+    wgmma_fence();
+    add_product(sums, weights, tiles.second_of(last));
+    wgmma_wait<0>();
     __syncthreads();
     const int valid = T - warp_first;
     softmax.finish(sums, lse + (size_t)queries.work.head * T + warp_first, valid, scale);
@@ -202,17 +218,16 @@ __device__ __forceinline__ void backward_keys(unsigned char* shared, floatX* dqk
     Scores dk, dv;
     dk.clear();
     dv.clear();
-    for (int j = 0; j < count; j++) {
-        __syncthreads();
-        tiles.wait(j);
-        Scores p, ds;
+    Scores p, ds;
+    Weights weights, slopes;
+    // Scores of a tile to weights and slopes.
+    auto differentiate = [&](int j) {
         wgmma_fence();
-        multiply_transposed(p, tiles.stationary, tiles.first_of(j));
         multiply_transposed(ds, tiles.stationary + TILE, tiles.second_of(j));
+        __syncthreads();
         if (threadIdx.x == 0 && j + 2 < count) tiles.request(j + 2, query, dout_tile, 0);
         shared_stats[(j + 1) % 2 * 2 * ROWS + threadIdx.x] = next;
         next = stats.of_tile(first + (j + 2) * ROWS, T);
-        wgmma_wait<1>();
         // The first query of the tile minus the first key of the warp.
         if (j == 0) hide_later_keys<false>(p, -((int)threadIdx.x / WARP_SIZE * 16));
         const float* set = shared_stats + j % 2 * 2 * ROWS + lane % 4 * 2;
@@ -230,14 +245,27 @@ __device__ __forceinline__ void backward_keys(unsigned char* shared, floatX* dqk
 #pragma unroll
             for (int i = 0; i < 4; i++) ds.v[0][n][i] = p.v[0][n][i] * (ds.v[0][n][i] - (i % 2 == 0 ? delta.x : delta.y));
         }
-        Weights weights, slopes;
         round(weights, p);
         round(slopes, ds);
+    };
+    tiles.wait(0);
+    wgmma_fence();
+    multiply_transposed(p, tiles.stationary, tiles.first_of(0));
+    wgmma_wait<0>();
+    for (int j = 0; j < count - 1; j++) {
+        differentiate(j);
+        tiles.wait(j + 1);
         wgmma_fence();
+        multiply_transposed(p, tiles.stationary, tiles.first_of(j + 1));
         add_product(dv, weights, tiles.second_of(j));
         add_product(dk, slopes, tiles.first_of(j));
         wgmma_wait<0>();
     }
+    differentiate(count - 1);
+    wgmma_fence();
+    add_product(dv, weights, tiles.second_of(count - 1));
+    add_product(dk, slopes, tiles.first_of(count - 1));
+    wgmma_wait<0>();
     __syncthreads();
     const int in_block = (int)threadIdx.x / WARP_SIZE * 16, valid = T - first - in_block;
     floatX* const to = dqkv + offset_in_qkv(work.head, T, NH, HS) + (size_t)(first + in_block) * 3 * C;
@@ -303,16 +331,14 @@ __device__ __forceinline__ void backward_queries(unsigned char* shared, floatX* 
     const uint32_t own = tiles.stationary + queries.warpgroup * TILE;
     Scores dq;
     dq.clear();
-    for (int j = 0; j < queries.count; j++) {
-        __syncthreads();
-        if (j > diagonal) break;
-        tiles.wait(j);
-        Scores p, ds;
+    const int last = min(diagonal, queries.count - 1);
+    Scores p, ds;
+    Weights slopes;
+    // Scores of a tile to their slopes.
+    auto differentiate = [&](int j) {
         wgmma_fence();
-        multiply_transposed(p, own, tiles.first_of(j));
         multiply_transposed(ds, own + 2 * TILE, tiles.second_of(j));
-        if (threadIdx.x == 0 && j + 2 < queries.count) tiles.request(j + 2, key, value, 0);
-        wgmma_wait<1>();
+        tiles.recycle(j, queries.count, key, value);
         if (j == diagonal) hide_later_keys<true>(p, warp_first - j * ROWS);
 #pragma unroll
         for (auto& s : p.v[0])
@@ -323,12 +349,23 @@ __device__ __forceinline__ void backward_queries(unsigned char* shared, floatX* 
         for (int n = 0; n < ROWS / 8; n++)
 #pragma unroll
             for (int i = 0; i < 4; i++) ds.v[0][n][i] = p.v[0][n][i] * (ds.v[0][n][i] - delta[i / 2]);
-        Weights slopes;
         round(slopes, ds);
+    };
+    wgmma_fence();
+    multiply_transposed(p, own, tiles.first_of(0));
+    wgmma_wait<0>();
+    for (int j = 0; j < last; j++) {
+        differentiate(j);
+        tiles.wait(j + 1);
         wgmma_fence();
+        multiply_transposed(p, own, tiles.first_of(j + 1));
         add_product(dq, slopes, tiles.first_of(j));
         wgmma_wait<0>();
     }
+    differentiate(last);
+    wgmma_fence();
+    add_product(dq, slopes, tiles.first_of(last));
+    wgmma_wait<0>();
     __syncthreads();
     dq.scale(scale);
     store_rows(dqkv + offset_in_qkv(queries.work.head, T, NH, HS) + (size_t)warp_first * 3 * C, 3 * C, T - warp_first, dq,
