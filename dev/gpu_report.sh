@@ -269,7 +269,7 @@ sanitizer() {
         part "sanitizer-$tool" 15 bash -c 'command -v compute-sanitizer >/dev/null || { echo "no compute-sanitizer on this machine"; exit $ABSENT; }
             WARPSMITH_TEST_DEVICE=cuda exec compute-sanitizer --error-exitcode 1 --tool "$@"' \
             bash "$tool" "$BIN/kernels" --test-threads 1 ${KERNELS:-$tests} || failed=1
-    done <<<$'memcheck hopper_tiles one_more_than_a_tile losses_and_gradients\nsynccheck hopper_tiles one_more_than_a_tile\nracecheck one_more_than_a_tile'
+    done <<<$'memcheck hopper_tiles heads_of_64 losses_and_gradients\nsynccheck hopper_tiles heads_of_64\nracecheck heads_of_64'
     return $failed
 }
 

@@ -38,7 +38,7 @@ __device__ __forceinline__ void multiply_transposed(Scores& scores, uint32_t row
 __device__ __forceinline__ void add_product(Scores& sums, const Weights& weights, uint32_t tile) {
 #pragma unroll
     for (int k = 0; k < ROWS / 16; k++)
-        wgmma<floatX, true>(registers_of(sums), weights[k], matrix_descriptor(tile + 16 * k * HS * 2, TILE), true);
+        wgmma_rs<floatX, true>(registers_of(sums), weights[k], matrix_descriptor(tile + 16 * k * HS * 2, TILE), true);
     wgmma_commit();
 }
 

@@ -181,21 +181,21 @@ __device__ __forceinline__ void wgmma(float (&d)[SUMS], uint64_t a, uint64_t b, 
 // The same with `a` in registers, as for mma_m16n8k16: each warp has its own 16 rows; N = 64. They
 // may change only after wgmma_wait.
 template <class T, int ACROSS_B>
-struct WgmmaOfRegisters;
-#define WGMMA_OF_REGISTERS(T, TYPE)                                                                                          \
-    template <int ACROSS_B>                                                                                                  \
-    struct WgmmaOfRegisters<T, ACROSS_B> {                                                                                   \
-        static __device__ __forceinline__ void multiply(float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool accumulate) { \
-            asm volatile(WGMMA_PTX("64", TYPE, WGMMA_SUMS_32, "{%32,%33,%34,%35}", "%36", "%37", "%38")                      \
-                         : WGMMA_OPERANDS_32(0)                                                                              \
-                         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate), "n"(ACROSS_B));         \
-        }                                                                                                                    \
+struct WgmmaRs;
+#define WGMMA_RS_OF(T, TYPE)                                                                                                      \
+    template <int ACROSS_B>                                                                                                       \
+    struct WgmmaRs<T, ACROSS_B> {                                                                                                 \
+        static __device__ __forceinline__ void multiply_rs(float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool accumulate) { \
+            asm volatile(WGMMA_PTX("64", TYPE, WGMMA_SUMS_32, "{%32,%33,%34,%35}", "%36", "%37", "%38")                           \
+                         : WGMMA_OPERANDS_32(0)                                                                                   \
+                         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate), "n"(ACROSS_B));              \
+        }                                                                                                                         \
     };
-WGMMA_OF_REGISTERS(bf16, "bf16")
-WGMMA_OF_REGISTERS(f16, "f16")
+WGMMA_RS_OF(bf16, "bf16")
+WGMMA_RS_OF(f16, "f16")
 
 template <class T, bool ACROSS_B, int SUMS>
-__device__ __forceinline__ void wgmma(float (&d)[SUMS], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
-    WgmmaOfRegisters<T, ACROSS_B>::multiply(d, a, b, accumulate);
+__device__ __forceinline__ void wgmma_rs(float (&d)[SUMS], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
+    WgmmaRs<T, ACROSS_B>::multiply_rs(d, a, b, accumulate);
 }
 #endif

@@ -217,7 +217,7 @@ fn on_a_gpu_each_step_calls_what_it_should() {
         .map(|tool| format!("compute-sanitizer --error-exitcode 1 --tool {tool} "));
     for call in sanitizer {
         assert!(
-            calls.lines().any(|line| line.starts_with(&call) && line.contains("one_more_than_a_tile")),
+            calls.lines().any(|line| line.starts_with(&call) && line.contains("heads_of_64")),
             "{calls}"
         );
     }

@@ -13,7 +13,7 @@ pub fn all_options() -> Vec<EmulatorOptions> {
     for schedule in SCHEDULES {
         for copies in [Copies::Eager, Copies::Late, Copies::Random] {
             for check in [false, true] {
-                all.push(EmulatorOptions { schedule, copies, check, count: false, threads: 1 });
+                all.push(EmulatorOptions { schedule, copies, check, ..EmulatorOptions::default() });
             }
         }
     }

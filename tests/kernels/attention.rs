@@ -1,7 +1,7 @@
 //! Causal attention at every head size: forward, backward, and for one position.
 
-use crate::devices::under_test;
-use crate::harness::{Tensors, Tolerance, Work, check, outputs_of, random};
+use crate::devices::{older, under_test};
+use crate::harness::{Tensors, Tolerance, Work, check, check_on, outputs_of, random};
 use warpsmith::ops::{AttentionDims, Limits};
 use warpsmith::tensor::Dtype;
 
@@ -35,19 +35,23 @@ fn check_dims(B: usize, T: usize, NH: usize, HS: usize) {
     check(&format!("attention, {dims:?}"), |t| all_of(t, dims));
 }
 
-#[test]
-fn one_token() {
-    check_dims(1, 1, 1, 64);
-}
+/// Lengths and heads at the edges of tiles, blocks and sequences: (B, T, NH).
+const EDGES: [(usize, usize, usize); 5] = [(1, 1, 1), (1, 65, 3), (2, 129, 1), (1, 64, 2), (1, 257, 1)];
 
 #[test]
-fn one_more_than_a_tile_and_an_odd_number_of_heads() {
-    check_dims(1, 65, 3, 64);
+fn heads_of_64() {
+    EDGES.into_iter().for_each(|(B, T, NH)| check_dims(B, T, NH, 64));
 }
 
+/// The kernels that older GPUs use where Hopper has its own.
 #[test]
-fn one_more_than_a_block_in_two_sequences() {
-    check_dims(2, 129, 1, 64);
+fn before_hopper() {
+    for (B, T, NH) in EDGES {
+        let dims = AttentionDims { B, T, NH, HS: 64 };
+        for dtype in [Dtype::Bf16, Dtype::F16] {
+            check_on(&format!("attention, {dims:?}"), dtype, older(dtype), |t| all_of(t, dims));
+        }
+    }
 }
 
 #[test]

@@ -33,7 +33,17 @@ pub fn with_options(options: CudaOptions) -> Vec<Under> {
             .unwrap_or_else(|e| panic!("WARPSMITH_TEST_DEVICE=cuda: {e:#}"));
         return vec![under("GPU".to_owned(), Box::new(driver), options)];
     }
-    modes(options.dtype)
+    emulated(options, modes(options.dtype))
+}
+
+/// Returns the emulated device as an older GPU, for which other kernels are chosen than for Hopper.
+pub fn older(dtype: Dtype) -> Vec<Under> {
+    let modes = modes(dtype).into_iter().map(|mode| EmulatorOptions { capability: (8, 0), ..mode });
+    emulated(options(dtype), modes.collect())
+}
+
+fn emulated(options: CudaOptions, modes: Vec<EmulatorOptions>) -> Vec<Under> {
+    modes
         .into_iter()
         .map(|mode| {
             let driver = open_emulated(options.dtype, mode).unwrap_or_else(|e| panic!("{e:#}"));

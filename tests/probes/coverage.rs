@@ -23,11 +23,16 @@ fn calls(headers: &str) -> Vec<String> {
         match name {
             // The declaration of a template whose specializations follow.
             _ if specialized => {}
-            "multiply" => {
+            "multiply" | "multiply_rs" => {
+                let (types, probe) = if name == "multiply" {
+                    ("WGMMA_OF(", "one_product")
+                } else {
+                    ("WGMMA_RS_OF(", "rs_product")
+                };
                 let sums = line.split("float (&d)[").nth(1).and_then(|rest| rest.split(']').next());
-                let types = lines.iter().filter_map(|line| line.strip_prefix("WGMMA_OF("));
+                let types = lines.iter().filter_map(|line| line.strip_prefix(types));
                 for t in types.filter_map(|rest| rest.split(',').next()) {
-                    calls.push(format!("one_product<{t}, {}>(", sums.unwrap_or("?")));
+                    calls.push(format!("{probe}<{t}, {}>(", sums.unwrap_or("?")));
                 }
             }
             _ if overloads > 1 => calls.push(format!("{name}({first}{{")),

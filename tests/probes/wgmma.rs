@@ -122,9 +122,9 @@ impl Product {
 
 /// Every shape and order of the operands, with and without an initial sum. N = 8 with rows across K
 /// does not exist: such rows have 64 elements of N.
-fn cases(device: &mut Device, numbers: Numbers, kernels: [(&'static str, usize); 3]) -> Vec<Case> {
+fn cases(device: &mut Device, numbers: Numbers, kernels: &[(&'static str, usize)]) -> Vec<Case> {
     let mut cases = Vec::new();
-    for (kernel, N) in kernels {
+    for &(kernel, N) in kernels {
         for (number, across) in
             [[false, false], [true, false], [false, true], [true, true]].into_iter().enumerate()
         {
@@ -150,13 +150,93 @@ fn cases(device: &mut Device, numbers: Numbers, kernels: [(&'static str, usize);
 #[test]
 fn bf16() {
     let kernels = [("wgmma_bf16_8", 8), ("wgmma_bf16_128", 128), ("wgmma_bf16_256", 256)];
-    probe("wgmma_bf16", Needs::Hopper, |device| cases(device, Numbers::Bf16, kernels));
+    probe("wgmma_bf16", Needs::Hopper, |device| cases(device, Numbers::Bf16, &kernels));
 }
 
 #[test]
 fn f16() {
     let kernels = [("wgmma_f16_8", 8), ("wgmma_f16_128", 128), ("wgmma_f16_256", 256)];
-    probe("wgmma_f16", Needs::Hopper, |device| cases(device, Numbers::F16, kernels));
+    probe("wgmma_f16", Needs::Hopper, |device| cases(device, Numbers::F16, &kernels));
+}
+
+/// N = 64, in golden files of its own.
+#[test]
+fn columns_64() {
+    probe("wgmma_bf16_64", Needs::Hopper, |device| cases(device, Numbers::Bf16, &[("wgmma_bf16_64", 64)]));
+    probe("wgmma_f16_64", Needs::Hopper, |device| cases(device, Numbers::F16, &[("wgmma_f16_64", 64)]));
+}
+
+/// An MMA with N = 64 and its left operand in registers.
+struct RsProduct {
+    kernel: &'static str,
+    numbers: Numbers,
+    kind: Kind,
+    /// Whether the rows of B run across K.
+    across: bool,
+    accumulate: bool,
+}
+
+impl RsProduct {
+    const N: usize = 64;
+
+    /// Row and first column of a thread's register `i` of A, which has two elements.
+    fn a_place(t: usize, i: usize) -> (usize, usize) {
+        (t / 32 * 16 + t % 32 / 4 + i % 2 * 8, t % 4 * 2 + i / 2 * 8)
+    }
+
+    fn case(&self, device: &mut Device) -> Case {
+        let Self { kernel, numbers, kind, across, accumulate } = *self;
+        let a = kind.operand(numbers, 0, M * K);
+        let b = kind.operand(numbers, 1, Self::N * STORED_K);
+        let a_registers: Vec<u32> = (0..4 * M * 2)
+            .map(|index| {
+                let (row, column) = Self::a_place(index / 4, index % 4);
+                a[row * K + column] | a[row * K + column + 1] << 16
+            })
+            .collect();
+        let mut image = vec![0x7fffu16; Self::N * STORED_K];
+        place(&mut image, 0, Self::N, across, |n, k| b[n * STORED_K + k]);
+        let sums = Self::N / 2;
+        let before = if accumulate { kind.sums(numbers, 128 * sums) } else { vec![u32::MAX; 128 * sums] };
+        let registers = device.words(&before);
+        let (a_device, on_device) = (device.words(&a_registers), device.words(bytemuck::cast_slice(&image)));
+        let bytes = (2 * image.len()) as i32;
+        let panel = if across { (STORED_K * ROW_BYTES) as i32 } else { 16 };
+        let numbers_of = [bytes, 0, panel, i32::from(across), i32::from(accumulate)];
+        let mut args = vec![Arg::new(&registers), Arg::new(&a_device), Arg::new(&on_device)];
+        args.extend(numbers_of.iter().map(Arg::new));
+        device.launch((FILE, kernel), Launch::new(1, 128).shared(bytes as usize), &args);
+        let expected = (0..128 * sums).map(|i| {
+            let (m, n) = cute_place(i / sums, i % sums);
+            let term = |k: usize| (numbers.decode(a[m * K + k]), numbers.decode(b[n * STORED_K + k]));
+            let start = if accumulate { f64::from(f32::from_bits(before[i])) } else { 0.0 };
+            dot(start, (0..K).map(term))
+        });
+        let name = format!(
+            "rows of B along {}, {}, added: {accumulate}",
+            if across { "N" } else { "K" },
+            kind.name()
+        );
+        products(&name, kind, K, device.read(registers, 128 * sums), expected.collect())
+    }
+}
+
+#[test]
+fn left_operand_in_registers() {
+    for (name, kernel, numbers) in [
+        ("wgmma_rs_bf16", "wgmma_rs_bf16_64", Numbers::Bf16),
+        ("wgmma_rs_f16", "wgmma_rs_f16_64", Numbers::F16),
+    ] {
+        probe(name, Needs::Hopper, |device| {
+            let each = [false, true].into_iter().flat_map(|across| {
+                Kind::ALL.map(|kind| (kind, across, true)).into_iter().chain([(Kind::Random, across, false)])
+            });
+            each.map(|(kind, across, accumulate)| {
+                RsProduct { kernel, numbers, kind, across, accumulate }.case(device)
+            })
+            .collect()
+        });
+    }
 }
 
 /// The sums of two MMAs, the first of which was read while the second may have been in flight.

@@ -41,11 +41,14 @@ pub struct EmulatorOptions {
     /// Blocks that run at the same time; sums by atomics then depend on timing. Launches that are
     /// checked or counted run one block at a time.
     pub threads: usize,
+    /// The compute capability that the device reports, by which callers choose kernels. It executes
+    /// any.
+    pub capability: (u32, u32),
 }
 
 impl Default for EmulatorOptions {
     fn default() -> Self {
         let (schedule, copies) = (Schedule::Ascending, Copies::Late);
-        EmulatorOptions { schedule, copies, check: false, count: false, threads: 1 }
+        EmulatorOptions { schedule, copies, check: false, count: false, threads: 1, capability: (9, 0) }
     }
 }

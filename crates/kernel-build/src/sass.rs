@@ -77,12 +77,13 @@ const ATTENTION: &str = "attention_forward_hs* attention_backward_keys_hs* atten
 /// these `floatX` and architectures, must have these instructions. Unlike the budget, a rule does
 /// not change with a kernel. For types and architectures that are not listed a kernel is empty.
 #[rustfmt::skip]
-const RULES: [(&str, &str, &[&str], &str); 10] = [
+const RULES: [(&str, &str, &[&str], &str); 11] = [
     (TILES, "bf16 f16", &SASS_ARCHES, "HMMA LDSM LDGSTS LDG.128 STG.128"),
     // ldmatrix cannot transpose 32-bit numbers.
     (TILES, "f32", &SASS_ARCHES, "HMMA LDGSTS LDG.128 STG.128"),
     ("matmul_f32_*", "f32", &SASS_ARCHES, "LDGSTS LDG.128 STG.128"),
     ("matmul_hopper_*", "bf16 f16", &["90a"], "HGMMA UTMALDG LDG.128 STG.128"),
+    ("attention_hopper_*", "bf16 f16", &["90a"], "HGMMA UTMALDG STG.128"),
     (ATTENTION, "bf16 f16", &SASS_ARCHES, "HMMA LDSM LDGSTS STG.128"),
     (ATTENTION, "f32", &SASS_ARCHES, "LDG.128 STG.128"),
     ("matmul_*_reduce adamw add_* classifier encoder_* gelu_* layernorm_forward* layernorm_backward layernorm_backward_wide \

@@ -117,6 +117,11 @@ extern "C" __global__ void __launch_bounds__(128) wgmma_bf16_8(unsigned* registe
     DYNAMIC_SHARED(shared);
     one_product<bf16, 4>(shared, registers, image, bytes, Places{a, a_block, b, b_block}, across, accumulate);
 }
+extern "C" __global__ void __launch_bounds__(128) wgmma_bf16_64(unsigned* registers, const unsigned* image, int bytes, int a,
+                                                               int a_block, int b, int b_block, int across, int accumulate) {
+    DYNAMIC_SHARED(shared);
+    one_product<bf16, 32>(shared, registers, image, bytes, Places{a, a_block, b, b_block}, across, accumulate);
+}
 extern "C" __global__ void __launch_bounds__(128) wgmma_bf16_128(unsigned* registers, const unsigned* image, int bytes, int a,
                                                                  int a_block, int b, int b_block, int across, int accumulate) {
     DYNAMIC_SHARED(shared);
@@ -132,6 +137,11 @@ extern "C" __global__ void __launch_bounds__(128) wgmma_f16_8(unsigned* register
     DYNAMIC_SHARED(shared);
     one_product<f16, 4>(shared, registers, image, bytes, Places{a, a_block, b, b_block}, across, accumulate);
 }
+extern "C" __global__ void __launch_bounds__(128) wgmma_f16_64(unsigned* registers, const unsigned* image, int bytes, int a,
+                                                               int a_block, int b, int b_block, int across, int accumulate) {
+    DYNAMIC_SHARED(shared);
+    one_product<f16, 32>(shared, registers, image, bytes, Places{a, a_block, b, b_block}, across, accumulate);
+}
 extern "C" __global__ void __launch_bounds__(128) wgmma_f16_128(unsigned* registers, const unsigned* image, int bytes, int a,
                                                                 int a_block, int b, int b_block, int across, int accumulate) {
     DYNAMIC_SHARED(shared);
@@ -141,6 +151,45 @@ extern "C" __global__ void __launch_bounds__(128) wgmma_f16_256(unsigned* regist
                                                                 int a_block, int b, int b_block, int across, int accumulate) {
     DYNAMIC_SHARED(shared);
     one_product<f16, 128>(shared, registers, image, bytes, Places{a, a_block, b, b_block}, across, accumulate);
+}
+
+// The same with A in registers: a[t][i] = register i of thread t.
+template <class T, bool ACROSS_B, int SUMS>
+__device__ __forceinline__ void multiply_rs(unsigned* registers, const unsigned* a, uint64_t b, bool accumulate) {
+#if defined(HAS_HOPPER_INSTRUCTIONS)
+    float sums[SUMS];
+    uint32_t rows[4];
+#pragma unroll
+    for (int i = 0; i < SUMS; i++) sums[i] = __uint_as_float(registers[threadIdx.x * SUMS + i]);
+#pragma unroll
+    for (int i = 0; i < 4; i++) rows[i] = a[threadIdx.x * 4 + i];
+    wgmma_fence();
+    wgmma_rs<T, ACROSS_B>(sums, rows, b, accumulate);
+    wgmma_commit();
+    wgmma_wait<0>();
+#pragma unroll
+    for (int i = 0; i < SUMS; i++) registers[threadIdx.x * SUMS + i] = __float_as_uint(sums[i]);
+#endif
+}
+template <class T, int SUMS>
+__device__ __forceinline__ void rs_product(unsigned char* shared, unsigned* registers, const unsigned* a, const unsigned* image,
+                                           int bytes, int b, int b_block, int across, int accumulate) {
+#if defined(HAS_HOPPER_INSTRUCTIONS)
+    copy_image(shared, image, bytes);
+    const uint64_t right = matrix_descriptor(shared_address(shared) + b, b_block);
+    if (across == 0) multiply_rs<T, false, SUMS>(registers, a, right, accumulate != 0);
+    else multiply_rs<T, true, SUMS>(registers, a, right, accumulate != 0);
+#endif
+}
+extern "C" __global__ void __launch_bounds__(128) wgmma_rs_bf16_64(unsigned* registers, const unsigned* a, const unsigned* image,
+                                                                   int bytes, int b, int b_block, int across, int accumulate) {
+    DYNAMIC_SHARED(shared);
+    rs_product<bf16, 32>(shared, registers, a, image, bytes, b, b_block, across, accumulate);
+}
+extern "C" __global__ void __launch_bounds__(128) wgmma_rs_f16_64(unsigned* registers, const unsigned* a, const unsigned* image,
+                                                                  int bytes, int b, int b_block, int across, int accumulate) {
+    DYNAMIC_SHARED(shared);
+    rs_product<f16, 32>(shared, registers, a, image, bytes, b, b_block, across, accumulate);
 }
 
 // Two MMAs of K = 16, consecutive in K, each with a group and sums of its own (N = 8): the first is

@@ -88,7 +88,7 @@ EMULATED_INLINE void wgmma(float (&d)[SUMS], uint64_t a, uint64_t b, bool accumu
     cuda_emulator_collective(emulated::WGMMA_OF<T>, 0xffffffffu, &lane, file, line);
 }
 template <class T, bool ACROSS_B, int SUMS>
-EMULATED_INLINE void wgmma(float (&d)[SUMS], const uint32_t (&a)[4], uint64_t b, bool accumulate, EMULATED_SITE) {
+EMULATED_INLINE void wgmma_rs(float (&d)[SUMS], const uint32_t (&a)[4], uint64_t b, bool accumulate, EMULATED_SITE) {
     static_assert(SUMS == 32, "the shape in hopper.cuh");
     emulated::Wgmma lane = {d, 0, b, a, 2 * SUMS, accumulate, false, ACROSS_B};
     cuda_emulator_collective(emulated::WGMMA_OF<T>, 0xffffffffu, &lane, file, line);

@@ -23,7 +23,7 @@ macro_rules! tables {
 // `KERNELS`, the program's own; `SELF_TEST` and `PROBES`, those of tests.
 include!(concat!(env!("OUT_DIR"), "/emulated/tables.rs"));
 
-/// An emulator that poses as a GPU of compute capability 9.0.
+/// An emulator that poses as a GPU, by default of compute capability 9.0.
 pub struct Emulated {
     info: DeviceInfo,
     emulator: Emulator,
@@ -34,7 +34,7 @@ impl Emulated {
     pub fn new(tables: &[Table], dtype: Dtype, options: EmulatorOptions) -> Self {
         let info = DeviceInfo {
             name: "emulated device".to_owned(),
-            capability: (9, 0),
+            capability: options.capability,
             sm_count: 4,
             memory_bytes: host_memory_bytes(),
             shared_bytes: MAX_SHARED_BYTES,
