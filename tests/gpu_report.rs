@@ -216,10 +216,7 @@ fn on_a_gpu_each_step_calls_what_it_should() {
     let sanitizer = ["memcheck", "synccheck", "racecheck"]
         .map(|tool| format!("compute-sanitizer --error-exitcode 1 --tool {tool} "));
     for call in sanitizer {
-        assert!(
-            calls.lines().any(|line| line.starts_with(&call) && line.contains("heads_of_64")),
-            "{calls}"
-        );
+        assert!(calls.lines().any(|line| line.starts_with(&call) && line.contains("heads_of_64")), "{calls}");
     }
     // The stand-in for bench reports a wrong kernel.
     assert_eq!(output.status.code(), Some(1), "{output:?}");

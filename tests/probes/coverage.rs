@@ -134,6 +134,7 @@ fn a_function_without_a_probe_is_named() {
     assert_eq!(missing_after("", "pack2<f16>(", "pack2<bf16>("), ["pack2<f16>"]);
     assert_eq!(missing_after("", "one_product<bf16, 4>(", "one_product<f16, 4>("), ["one_product<bf16, 4>("]);
     assert_eq!(missing_after("", "tma_prefetch(", "// tma_prefetch("), ["tma_prefetch"]);
-    let products = ["one_product<tf32, 4>(", "one_product<tf32, 64>(", "one_product<tf32, 128>("];
+    let products = [4, 32, 64, 128].map(|sums| format!("one_product<tf32, {sums}>("));
     assert_eq!(missing_after("WGMMA_OF(tf32, \"tf32\")\n", "", ""), products);
+    assert_eq!(missing_after("WGMMA_RS_OF(tf32, \"tf32\")\n", "", ""), ["rs_product<tf32, 32>("]);
 }

@@ -28,7 +28,7 @@ use golden::{Golden, Recorder};
 use std::path::{Path, PathBuf};
 
 /// Every probe, by the name of its golden file.
-const PROBES: [&str; 23] = [
+const PROBES: [&str; 27] = [
     "addresses",
     "bf16",
     "copy_u128",
@@ -50,8 +50,12 @@ const PROBES: [&str; 23] = [
     "tf32",
     "tma",
     "wgmma_bf16",
+    "wgmma_bf16_64",
     "wgmma_f16",
+    "wgmma_f16_64",
     "wgmma_groups",
+    "wgmma_rs_bf16",
+    "wgmma_rs_f16",
 ];
 
 /// Golden files are read in diffs and kept for good.
