@@ -50,8 +50,9 @@
 //! - [`data`]: tokenizer, token shards, loader.
 //! - [`checkpoint`]: llm.c's files, safetensors, the state of a run.
 //! - [`parallel`]: ranks, rendezvous, transports, collectives.
+//! - [`replica`]: the training step and ZeRO, on one device.
 //! - [`recorder`]: a device and a communicator that record what they are asked for.
-//! - [`train`]: set-up, the step, ZeRO, resume.
+//! - [`train`]: set-up, the run, resume.
 //! - [`eval`], [`sample`]: validation and HellaSwag; text generation.
 //! - [`report`]: console, logs, plots.
 //! - [`roofline`]: predicted step times.
@@ -74,6 +75,7 @@ pub mod optim;
 pub mod parallel;
 pub mod params;
 pub mod recorder;
+pub mod replica;
 pub mod report;
 pub mod rng;
 pub mod roofline;

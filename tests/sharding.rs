@@ -18,10 +18,10 @@ use warpsmith::parallel::environment::Process;
 use warpsmith::parallel::queue::HostQueue;
 use warpsmith::parallel::transport::testing::{Delayed, Threads};
 use warpsmith::params::ParamLayout;
+use warpsmith::replica::peers::Peers;
+use warpsmith::replica::{Replica, ReplicaOptions, ReplicaPlan};
 use warpsmith::sharding::{Partition, Sharding, ZeroStage};
 use warpsmith::tensor::Dtype;
-use warpsmith::train::peers::Peers;
-use warpsmith::train::replica::{Replica, ReplicaOptions, ReplicaPlan};
 
 /// The timeout of a rank that waits for another: nothing here takes as long.
 const TIMEOUT: Duration = Duration::from_secs(60);

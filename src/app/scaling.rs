@@ -58,7 +58,7 @@ mod tests {
     use crate::roofline::scaling::Sizes;
     use crate::roofline::scaling::memory::Memory;
     use crate::sharding::{Partition, ZeroStage};
-    use crate::train::zero::ZeroBuffers;
+    use crate::replica::zero::ZeroBuffers;
 
     #[test]
     fn the_memory_predicted_is_what_a_trainer_plans() {

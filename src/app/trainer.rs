@@ -12,7 +12,7 @@ use crate::parallel::nccl::{self, Nccl};
 use crate::parallel::queue::HostQueue;
 use crate::parallel::rendezvous::{self, Endpoint};
 use crate::parallel::transport::Transport;
-use crate::train::peers::Peers;
+use crate::replica::peers::Peers;
 use crate::train::{self, Finish};
 use anyhow::Result;
 use std::process::ExitCode;

@@ -9,9 +9,9 @@ use crate::ops::{Access, Ops};
 use crate::optim::optimizer::HyperParams;
 use crate::parallel::Collective;
 use crate::parallel::environment::Process;
+use crate::replica::peers::Peers;
+use crate::replica::{Replica, ReplicaOptions, ReplicaPlan};
 use crate::sharding::{Partition, Sharding, ZeroStage};
-use crate::train::peers::Peers;
-use crate::train::replica::{Replica, ReplicaOptions, ReplicaPlan};
 
 const SHAPE: BatchShape = BatchShape { B: 2, T: 8 };
 

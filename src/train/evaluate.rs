@@ -1,11 +1,11 @@
 //! Validation, HellaSwag and samples between steps.
 
 use super::Trainer;
-use super::replica::Replica;
 use crate::data::tokenizer::{self, TextStream, encode_ordinary};
 use crate::eval::hellaswag::{self, HellaSwagScore};
 use crate::eval::validation::validation_loss;
 use crate::parallel::environment::Process;
+use crate::replica::Replica;
 use crate::sample::{Continuation, Sampler, SamplerOptions, generate};
 use anyhow::Result;
 

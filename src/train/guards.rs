@@ -1,9 +1,9 @@
 //! Guards against bad steps: overflow of fp16, outliers of loss and gradient norm, divergence.
 
-use super::step::StepStats;
 use crate::cli::flags::trainer::OptimFlags;
 use crate::optim::loss_scale::LossScale;
 use crate::optim::outlier::{OutlierDetector, is_outlier};
+use crate::replica::step::StepStats;
 use crate::tensor::Dtype;
 
 /// The state that decides whether a step updates the parameters. All ranks decide alike, as they

@@ -3,8 +3,6 @@
 use super::clock::StepClock;
 use super::data::Data;
 use super::guards::ZScores;
-use super::replica::MemoryNeeds;
-use super::step::StepStats;
 use crate::cli::flags::trainer::{TrainArgs, startup_rows};
 use crate::data::loader::DataLoader;
 use crate::eval::hellaswag::HellaSwagScore;
@@ -12,6 +10,8 @@ use crate::eval::validation::perplexity;
 use crate::model::Weights;
 use crate::ops::{Gpu, Ops};
 use crate::params::ParamLayout;
+use crate::replica::MemoryNeeds;
+use crate::replica::step::StepStats;
 use crate::report::console::{Console, StepLine};
 use crate::report::jsonl::{Jsonl, TrainMetrics};
 use crate::report::main_log::MainLog;

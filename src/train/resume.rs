@@ -1,12 +1,12 @@
 //! Checkpoints of a run, and resuming from one exactly where it was written.
 
 use super::Trainer;
-use super::replica::Replica;
 use crate::checkpoint::{self, Float, Saved, Source, State, TensorKind, model_bin};
 use crate::cli::flags::trainer::{FileFlags, Shuffle};
 use crate::optim::loss_scale::LossScale;
 use crate::optim::optimizer::Optimizer;
 use crate::optim::outlier::OutlierDetector;
+use crate::replica::Replica;
 use crate::sharding::ParamBuffer;
 use crate::tensor::Dtype;
 use anyhow::{Result, ensure};

@@ -4,8 +4,6 @@
 use super::Trainer;
 use super::data::Data;
 use super::guards::Guards;
-use super::peers::Peers;
-use super::replica::{ReplicaOptions, ReplicaPlan};
 use super::report::Report;
 use super::resume;
 use crate::checkpoint::{self, ModelFile, Saved};
@@ -17,6 +15,8 @@ use crate::model::{BatchShape, ModelOptions};
 use crate::ops::Ops;
 use crate::optim::optimizer::HyperParams;
 use crate::parallel::environment::Process;
+use crate::replica::peers::Peers;
+use crate::replica::{ReplicaOptions, ReplicaPlan};
 use crate::sharding::{Partition, Sharding, ZeroStage};
 use anyhow::{Context, Result, ensure};
 

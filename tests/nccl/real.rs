@@ -6,7 +6,8 @@ use warpsmith::cli::Parsed;
 use warpsmith::cli::flags::trainer::{Program, parse};
 use warpsmith::device::open::DeviceOptions;
 use warpsmith::parallel::environment::Process;
-use warpsmith::train::{Finish, peers::Peers};
+use warpsmith::replica::peers::Peers;
+use warpsmith::train::Finish;
 
 /// The real `libnccl.so.2`, where build.rs looked for it.
 fn library() -> PathBuf {

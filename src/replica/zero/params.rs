@@ -62,7 +62,7 @@ impl ZeroState {
     /// Waits for all pending all-gathers.
     ///
     /// # Errors
-    /// As [`Peers::wait`](crate::train::peers::Peers::wait).
+    /// As [`Peers::wait`](crate::replica::peers::Peers::wait).
     pub fn finish_params(&mut self, dev: &mut dyn Ops) -> Result<()> {
         (0..self.params.pending.len()).try_for_each(|unit| self.await_params(dev, unit))
     }

@@ -18,7 +18,7 @@ impl ZeroState {
     /// Runs `passes` on rank 0. Under ZeRO-3 the other ranks join the all-gathers of every pass.
     ///
     /// # Errors
-    /// Those of `passes`, and as [`Peers::wait`](crate::train::peers::Peers::wait).
+    /// Those of `passes`, and as [`Peers::wait`](crate::replica::peers::Peers::wait).
     pub fn on_rank0(
         &mut self,
         dev: &mut dyn Ops,
@@ -48,7 +48,7 @@ impl ZeroState {
     /// 0. All ranks must make the same calls; `out` is filled on rank 0 alone.
     ///
     /// # Errors
-    /// As [`Peers::wait`](crate::train::peers::Peers::wait).
+    /// As [`Peers::wait`](crate::replica::peers::Peers::wait).
     pub fn download(
         &mut self,
         dev: &mut dyn Ops,

@@ -1,7 +1,10 @@
-//! The part of a run that lives on a device.
+//! The part of a run that lives on a device: one rank's model, gradients and optimizer state, and
+//! the training step. It knows no flag and no file; [`crate::train`] makes a run of it.
 
-use super::peers::Peers;
-use super::zero::{ZeroBuffers, ZeroState};
+pub mod peers;
+pub mod step;
+pub mod zero;
+
 use crate::config::ModelConfig;
 use crate::model::decode::Decoder;
 use crate::model::{GPT2, ModelOptions, init};
@@ -10,6 +13,8 @@ use crate::optim::optimizer::{HyperParams, Optimizer};
 use crate::sharding::{ParamBuffer, ZeroStage};
 use crate::tensor::MemoryPlan;
 use anyhow::Result;
+use peers::Peers;
+use zero::{ZeroBuffers, ZeroState};
 
 /// GPU memory that is not ours to plan: the driver's, the kernels', a library's.
 const RESERVED_BYTES: usize = 1 << 30;
@@ -81,7 +86,7 @@ impl ReplicaPlan {
 
     /// Measures the memory that one more sequence per batch takes, by planning for it, and from
     /// that the largest batch that fits.
-    pub(super) fn memory_needs(&self, dev: &dyn Ops) -> Result<MemoryNeeds> {
+    pub fn memory_needs(&self, dev: &dyn Ops) -> Result<MemoryNeeds> {
         let model = self.options.model;
         // A batch that fills the buffers, which may be planned for longer questions.
         let B = model.B.max(model.min_rows.div_ceil(model.T));

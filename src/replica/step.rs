@@ -1,6 +1,6 @@
 //! One training step.
 
-use super::replica::Replica;
+use super::Replica;
 use crate::data::loader::Batch;
 use crate::model::BatchShape;
 use crate::model::backward::MicroStep;

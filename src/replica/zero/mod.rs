@@ -7,11 +7,11 @@ mod grads;
 mod params;
 mod rank0;
 
-use super::peers::Peers;
 use crate::model::GPT2;
 use crate::model::hooks::{LayerHooks, Pass};
 use crate::ops::Ops;
 use crate::parallel::{Collective, Work};
+use crate::replica::peers::Peers;
 use crate::sharding::{ParamBuffer, Partition, Sharding, ZeroStage};
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use anyhow::Result;
