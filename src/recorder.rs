@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 
 /// One thing that a [`Recorder`] or a communicator of its [`Log`] was asked for.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "most events are calls")]
 pub enum Event {
     Call(Call),
     Copy {

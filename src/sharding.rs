@@ -257,6 +257,19 @@ impl ParamBuffer {
         self.units[self.layout.unit_of(param, l)].slice(range.start, range.len())
     }
 
+    /// The parameter whose tensor of some layer starts where `tensor` does.
+    pub fn param_at(&self, tensor: Tensor) -> Option<Param> {
+        let holds = |unit: &Tensor| {
+            unit.arena == tensor.arena
+                && (unit.offset..unit.offset + unit.size_bytes()).contains(&tensor.offset)
+        };
+        let unit = self.units.iter().position(holds)?;
+        let start = (tensor.offset - self.units[unit].offset) / tensor.dtype.size();
+        let per_layer = unit != self.layout.shared_unit();
+        let params = PARAMS.iter().filter(|spec| spec.per_layer == per_layer).map(|spec| spec.param);
+        params.into_iter().find(|&param| self.layout.range(param).start == start)
+    }
+
     /// `partition` of a unit, whether the buffer stores that alone or full units.
     ///
     /// # Panics

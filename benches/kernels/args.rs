@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use warpsmith::cli::values;
 use warpsmith::config::ModelConfig;
 use warpsmith::device::open::DeviceName;
+use warpsmith::model::activations::Recompute;
 use warpsmith::roofline::kernels::StepShape;
 use warpsmith::tensor::Dtype;
 
@@ -74,8 +75,13 @@ impl Args {
     /// One line, if a shape is unknown or too short for the sequence.
     pub fn steps(&self) -> Result<Vec<(ModelConfig, StepShape)>> {
         let (B, T) = (self.batch_size, self.sequence_length);
-        let run =
-            StepShape { B, T, micro_steps: self.micro_steps, recompute: 0, logits_rows: self.logits_rows };
+        let run = StepShape {
+            B,
+            T,
+            micro_steps: self.micro_steps,
+            recompute: Recompute::Nothing,
+            logits_rows: self.logits_rows,
+        };
         let step = |name: &String| {
             let config = match name.as_str() {
                 "tiny" => tiny(),

@@ -9,8 +9,10 @@ use warpsmith::data::buckets;
 use warpsmith::device::compare::{Tolerance, adamw_part, adamw_step};
 use warpsmith::device::cpu::Cpu;
 use warpsmith::device::cuda::Cuda;
+use warpsmith::model::activations::Recompute;
 use warpsmith::ops::*;
-use warpsmith::roofline::kernels::{Class, Kernel, StepShape, Work, step};
+use warpsmith::roofline::calls::step;
+use warpsmith::roofline::kernels::{Class, Kernel, StepShape, Work};
 
 /// A device that can run the two matmuls of a backward pass separately.
 pub trait Target: Ops {
@@ -122,9 +124,10 @@ pub struct Case {
 /// # Errors
 /// If a kernel of the step has no benchmark.
 pub fn cases(config: &ModelConfig, shape: &StepShape) -> Result<Vec<Case>> {
-    let kernels =
-        step(config, &StepShape { recompute: 2, ..*shape }).into_iter().chain(others(config, shape));
-    kernels
+    let of_step = step(config, &StepShape { recompute: Recompute::GeluAndLayernorm, ..*shape }).into_iter();
+    let of_step = of_step.filter(|kernel| kernel.class != Class::Other);
+    of_step
+        .chain(others(config, shape))
         .map(|kernel| {
             let dims = kernel.shape.split('x').map(str::parse).collect::<Result<_, _>>();
             let dims = dims.with_context(|| format!("{}: the shape {}", kernel.name, kernel.shape))?;

@@ -165,7 +165,8 @@ impl Call {
                 visit(&mut a.targets, Read);
             }
             Call::AdamW(a) => {
-                let state = [&mut a.params].into_iter().chain(&mut a.master).chain([&mut a.m, &mut a.v]);
+                visit(&mut a.params, if a.master.is_some() { Write } else { Update });
+                let state = a.master.iter_mut().chain([&mut a.m, &mut a.v]);
                 state.for_each(|t| visit(t, Update));
                 visit(&mut a.grads, Read);
             }

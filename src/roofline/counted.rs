@@ -25,7 +25,7 @@ struct File {
     kernels: Vec<Entry>,
 }
 
-/// A call of a kernel: the CUDA device's `Counts`, and the work that [`kernels`](super::kernels)
+/// A call of a kernel: the CUDA device's `Counts`, and the work that [`calls`](super::calls)
 /// states.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 struct Entry {

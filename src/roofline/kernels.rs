@@ -1,18 +1,8 @@
-//! A training step as a list of kernels with their work: the calls of `model/forward.rs` and
-//! `model/backward.rs`, at the same shapes, with the fusions of the CUDA device.
-//!
-//! Fused operations have no row: bias, GELU and residual are in matmul epilogues, the derivative of
-//! GELU in that of fcproj's input gradient, bias gradients in the weight gradients' pass over
-//! `dout`, and the row sums of attention's backward pass in that pass. Softmax, loss and the
-//! gradient of the logits are one kernel, in place, on one chunk of the logits at a time.
+//! The kernels of a training step: what decides their time, and the category it belongs to.
 
 use crate::config::{ModelConfig, logits_rows};
-use crate::params::{Param, ParamLayout};
-
-/// Bytes of a parameter, activation or gradient: bf16.
-const X: f64 = 2.0;
-/// Bytes of a statistic, moment or master weight: f32.
-const F32: f64 = 4.0;
+use crate::model::activations::Recompute;
+use crate::params::ParamLayout;
 
 /// The shape of a step: its batch, and what is recomputed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,8 +11,7 @@ pub struct StepShape {
     pub T: usize,
     /// Forward and backward passes per step.
     pub micro_steps: usize,
-    /// 0 keeps all activations for the backward pass, 1 recomputes GELU, 2 layernorm too.
-    pub recompute: usize,
+    pub recompute: Recompute,
     /// Maximum rows of logits in memory.
     pub logits_rows: usize,
 }
@@ -33,7 +22,8 @@ impl StepShape {
         self.B * self.T * self.micro_steps
     }
 
-    fn rows(&self) -> usize {
+    /// Tokens per micro-batch.
+    pub fn rows(&self) -> usize {
         self.B * self.T
     }
 
@@ -60,10 +50,11 @@ pub enum Class {
     Embedding,
     Recompute,
     Optimizer,
+    Other,
 }
 
 impl Class {
-    pub const ALL: [Class; 14] = [
+    pub const ALL: [Class; 15] = [
         Class::BlockForward,
         Class::BlockDgrad,
         Class::BlockWgrad,
@@ -78,6 +69,7 @@ impl Class {
         Class::Embedding,
         Class::Recompute,
         Class::Optimizer,
+        Class::Other,
     ];
 
     pub fn title(self) -> &'static str {
@@ -96,6 +88,7 @@ impl Class {
             Class::Embedding => "embedding",
             Class::Recompute => "recomputing",
             Class::Optimizer => "norm and AdamW",
+            Class::Other => "fills, sums and copies",
         }
     }
 }
@@ -145,187 +138,6 @@ pub struct Kernel {
     pub flops: f64,
     /// Bytes per call that must be read and written once, however large the caches.
     pub bytes: f64,
-}
-
-/// The four matmuls of a block: the parameter, then the names of its three kernels.
-const BLOCK_MATMULS: [(Param, [&str; 3]); 4] = [
-    (Param::Qkvw, ["qkv forward", "qkv dgrad", "qkv wgrad"]),
-    (Param::Attprojw, ["attproj forward", "attproj dgrad", "attproj wgrad"]),
-    (Param::Fcw, ["fc forward", "fc dgrad", "fc wgrad"]),
-    (Param::Fcprojw, ["fcproj forward", "fcproj dgrad", "fcproj wgrad"]),
-];
-const HEAD_MATMUL: [&str; 3] = ["head forward", "head dgrad", "head wgrad"];
-
-/// Lists all kernels of a step; kernels of the same name and shape share a row.
-pub fn step(config: &ModelConfig, step: &StepShape) -> Vec<Kernel> {
-    let mut rows = Vec::new();
-    block_matmuls(config, step, &mut rows);
-    head(config, step, &mut rows);
-    attention(config, step, &mut rows);
-    layernorms(config, step, &mut rows);
-    embedding(config, step, &mut rows);
-    recomputed(config, step, &mut rows);
-    optimizer(config, &mut rows);
-    rows
-}
-
-/// A matmul with OC outputs from C inputs over N rows, its two gradients, and their epilogues.
-struct Linear {
-    names: [&'static str; 3],
-    classes: [Class; 3],
-    N: usize,
-    OC: usize,
-    C: usize,
-    calls: usize,
-    /// Epilogues of the forward matmul and of its input gradient.
-    tails: [Tail; 2],
-    micro_steps: usize,
-}
-
-impl Linear {
-    fn push(&self, rows: &mut Vec<Kernel>) {
-        let (N, OC, C) = (self.N, self.OC, self.C);
-        let [inp, weight, out] = [N * C, OC * C, N * OC].map(|len| len as f64 * X);
-        let beside = |tail, result: f64| match tail {
-            Tail::Plain | Tail::Bias | Tail::SplitSum => 0.0,
-            Tail::Residual | Tail::Gelu | Tail::GeluBackward => result,
-        };
-        // The first micro-step overwrites the gradient; the others also read it.
-        let dweight = weight * (2.0 - 1.0 / self.micro_steps as f64);
-        let [forward, dgrad] = self.tails;
-        let three = [
-            ((N, OC, C), forward, inp + weight + out + beside(forward, out)),
-            ((N, C, OC), dgrad, out + weight + inp + beside(dgrad, inp)),
-            ((OC, C, N), Tail::SplitSum, out + inp + dweight),
-        ];
-        for (i, ((m, n, k), tail, bytes)) in three.into_iter().enumerate() {
-            rows.push(Kernel {
-                name: self.names[i],
-                shape: shape(&[m, n, k]),
-                class: self.classes[i],
-                work: Work::Matmul { m, n, k, tail },
-                calls: self.calls,
-                launches: 1,
-                flops: 2.0 * m as f64 * n as f64 * k as f64,
-                bytes,
-            });
-        }
-    }
-}
-
-fn block_matmuls(config: &ModelConfig, step: &StepShape, rows: &mut Vec<Kernel>) {
-    for (param, names) in BLOCK_MATMULS {
-        let (OC, C) = (param.spec().shape)(config);
-        let tails = match param {
-            Param::Attprojw => [Tail::Residual, Tail::Plain],
-            Param::Fcw => [Tail::Gelu, Tail::Plain],
-            Param::Fcprojw => [Tail::Residual, Tail::GeluBackward],
-            _ => [Tail::Bias, Tail::Plain],
-        };
-        let classes = [Class::BlockForward, Class::BlockDgrad, Class::BlockWgrad];
-        let (calls, micro_steps) = (config.L * step.micro_steps, step.micro_steps);
-        Linear { names, classes, N: step.rows(), OC, C, calls, tails, micro_steps }.push(rows);
-    }
-}
-
-/// Logits, losses and their gradients, in equal chunks and one remainder.
-fn head(config: &ModelConfig, step: &StepShape, rows: &mut Vec<Kernel>) {
-    let chunk = step.logits_chunk();
-    let (whole, left) = (step.rows() / chunk, step.rows() % chunk);
-    let pieces = [(chunk, whole), (left, usize::from(left > 0))];
-    for (N, pieces) in pieces.into_iter().filter(|piece| piece.1 > 0) {
-        let calls = pieces * step.micro_steps;
-        let classes = [Class::HeadForward, Class::HeadDgrad, Class::HeadWgrad];
-        let tails = [Tail::Plain; 2];
-        // Each chunk except the first of a step adds to the embedding's gradient.
-        let (OC, C, micro_steps) = (config.Vp, config.C, calls);
-        Linear { names: HEAD_MATMUL, classes, N, OC, C, calls, tails, micro_steps }.push(rows);
-        let bytes = (N * config.Vp) as f64 * 2.0 * X + N as f64 * 2.0 * F32;
-        rows.push(stream("classifier", &[N, config.Vp], Class::Classifier, 0.905, calls, bytes));
-    }
-}
-
-fn attention(config: &ModelConfig, step: &StepShape, rows: &mut Vec<Kernel>) {
-    let (B, T, NH, HS) = (step.B, step.T, config.NH, config.HS());
-    let (N, C) = (step.rows() as f64, config.C as f64);
-    // Two matmuls of T x T x HS per head, half of it masked.
-    let forward = 2.0 * N * T as f64 * C;
-    let mut push = |name, class, backward, launches, flops, bytes| {
-        let work = Work::Attention { B, NH, T, HS, backward };
-        let calls = config.L * step.micro_steps;
-        rows.push(Kernel { name, shape: shape(&[B, NH, T, HS]), class, work, calls, launches, flops, bytes });
-    };
-    let lse = N * NH as f64 * F32;
-    // Reads qkv, writes out and log-sum-exp.
-    let bytes = N * 4.0 * C * X + lse;
-    push("attention forward", Class::AttentionForward, false, 1, forward, bytes);
-    // Reads qkv, out and dout, writes dqkv; the row sums are written and read. Five matmuls instead
-    // of two.
-    let bytes = N * 8.0 * C * X + 3.0 * lse;
-    push("attention backward", Class::AttentionBackward, true, 2, 2.5 * forward, bytes);
-}
-
-/// The backward pass of the layernorm before the head: it starts the gradient of the residual
-/// stream, to which the others add.
-pub const LAYERNORM_BACKWARD_FIRST: &str = "layernorm backward, first";
-
-fn layernorms(config: &ModelConfig, step: &StepShape, rows: &mut Vec<Kernel>) {
-    let (N, C) = (step.rows(), config.C);
-    let (len, statistics) = ((N * C) as f64, N as f64 * 2.0 * F32);
-    let calls = (2 * config.L + 1) * step.micro_steps;
-    let bytes = 2.0 * len * X + statistics;
-    rows.push(stream("layernorm forward", &[N, C], Class::LayernormForward, 0.93, calls, bytes));
-    // Reads dout, inp and, except in the first, the gradient of the residual stream; writes the
-    // latter.
-    let class = Class::LayernormBackward;
-    let (first, rest) = (3.0 * len * X + statistics, 4.0 * len * X + statistics);
-    rows.push(stream(LAYERNORM_BACKWARD_FIRST, &[N, C], class, 0.86, step.micro_steps, first));
-    rows.push(stream("layernorm backward", &[N, C], class, 0.86, calls - step.micro_steps, rest));
-}
-
-fn embedding(config: &ModelConfig, step: &StepShape, rows: &mut Vec<Kernel>) {
-    let (N, C) = (step.rows(), config.C);
-    let len = (N * C) as f64;
-    // Reads a row of wte and writes a row; wpe stays in the cache. Gather and scatter reach less
-    // than half of a copy's bandwidth.
-    let token = N as f64 * F32;
-    let class = Class::Embedding;
-    rows.push(stream("encoder forward", &[N, C], class, 0.4, step.micro_steps, 2.0 * len * X + token));
-    let backward = stream("encoder backward", &[N, C], class, 0.4, step.micro_steps, 2.0 * len * X + token);
-    rows.push(Kernel { launches: 2, ..backward });
-}
-
-fn recomputed(config: &ModelConfig, step: &StepShape, rows: &mut Vec<Kernel>) {
-    let (N, C) = (step.rows(), config.C);
-    let calls = config.L * step.micro_steps;
-    if step.recompute >= 1 {
-        let bytes = 2.0 * (N * 4 * C) as f64 * X;
-        rows.push(stream("gelu forward", &[N, 4 * C], Class::Recompute, 0.93, calls, bytes));
-    }
-    if step.recompute >= 2 {
-        let bytes = 2.0 * (N * C) as f64 * X + N as f64 * 2.0 * F32;
-        rows.push(stream("layernorm again", &[N, C], Class::Recompute, 0.93, 2 * calls, bytes));
-    }
-}
-
-fn optimizer(config: &ModelConfig, rows: &mut Vec<Kernel>) {
-    let len = ParamLayout::new(config).len();
-    let norm = stream("norm", &[len], Class::Optimizer, 0.9, 1, len as f64 * X);
-    rows.push(Kernel { launches: 2, ..norm });
-    // Reads and writes master weight, m and v, reads the gradient, writes the parameter.
-    let bytes = len as f64 * (6.0 * F32 + 2.0 * X);
-    let adamw = stream("adamw", &[len], Class::Optimizer, 0.86, 1, bytes);
-    // One launch per layer, and one for the parameters outside layers.
-    rows.push(Kernel { launches: config.L + 1, ..adamw });
-}
-
-fn stream(name: &'static str, dims: &[usize], class: Class, share: f64, calls: usize, bytes: f64) -> Kernel {
-    let work = Work::Stream { share };
-    Kernel { name, shape: shape(dims), class, work, calls, launches: 1, flops: 0.0, bytes }
-}
-
-fn shape(dims: &[usize]) -> String {
-    dims.iter().map(|d| d.to_string()).collect::<Vec<_>>().join("x")
 }
 
 /// FLOPs per token that MFU counts, by llm.c's formula: six per parameter, and causal attention.

@@ -5,7 +5,7 @@
 //! {"gpu": "NVIDIA H200", "kernels": [
 //!   {"kernel": "qkv forward", "shape": "65536x2304x768", "us": 312.5}]}
 //! ```
-//! `kernel` and `shape` are those of [`kernels`](super::kernels), `us` is the median time of a call
+//! `kernel` and `shape` are those of [`calls`](super::calls), `us` is the median time of a call
 //! in microseconds. Other fields (date, commit, spread, rates) are ignored.
 
 use super::counted::Counted;

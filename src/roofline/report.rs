@@ -1,7 +1,8 @@
 //! The budget of a step: kernels, their times, sums, and the printed table.
 
+use super::calls::step;
 use super::gpu::Gpu;
-use super::kernels::{Class, Kernel, StepShape, flops_per_token, step};
+use super::kernels::{Class, Kernel, StepShape, flops_per_token};
 use super::predict::{GAP_US, Prediction, predict};
 use super::record::Records;
 use crate::config::ModelConfig;
@@ -73,6 +74,21 @@ impl Budget {
         })
     }
 
+    /// Milliseconds that a call takes, with the gaps at its launches: measured where there is a
+    /// record, realistic elsewhere. A kernel that this step has at another length takes its share
+    /// of the bytes.
+    pub fn call_ms(&self, kernel: &Kernel) -> f64 {
+        let named = |row: &&Row| row.kernel.name == kernel.name;
+        let exact = self.rows.iter().find(|row| named(row) && row.kernel.shape == kernel.shape);
+        let us = |row: &Row| row.measured_us.unwrap_or(row.prediction.realistic_us);
+        let us = match (exact, self.rows.iter().find(named)) {
+            (Some(row), _) => us(row),
+            (None, Some(row)) => us(row) * kernel.bytes / row.kernel.bytes,
+            (None, None) => predict(kernel, &self.gpu).realistic_us,
+        };
+        (us + kernel.launches as f64 * GAP_US) / 1e3
+    }
+
     pub fn launches(&self) -> usize {
         self.rows.iter().map(|row| row.kernel.calls * row.kernel.launches).sum()
     }
@@ -118,7 +134,7 @@ impl Budget {
             r.B,
             r.T,
             r.micro_steps,
-            r.recompute,
+            r.recompute as usize,
             r.logits_chunk()
         )?;
         writeln!(

@@ -1,58 +1,36 @@
 //! Many GPUs: how much of a step's communication overlaps with computation, and how much memory
 //! each ZeRO stage saves.
 //!
-//! [`machine`] describes links and memories, [`cluster`] gives the time of a collective, [`phases`]
-//! divides the computation of a step where communication can begin, [`timeline`] plays the queue of
-//! both, [`memory`] sums the memory per GPU, and [`report`] prints.
+//! [`machine`] describes links and memories, [`cluster`] gives the time of a collective,
+//! [`timeline`] plays the recorded step of a rank with the times of its calls and collectives,
+//! [`memory`] sums the memory that the rank plans, and [`report`] prints.
 //!
-//! Not modeled: copies and additions take SMs and bandwidth from computation, GPUs wait for the
-//! slowest one, and NCCL reduces over many machines with trees, where rings wait for each hop. The
-//! first two make real steps slower than predicted, the last one faster.
+//! Not modeled: collectives take SMs and bandwidth from computation, GPUs wait for the slowest one,
+//! and NCCL reduces over many machines with trees, where rings wait for each hop. The first two
+//! make real steps slower than predicted, the last one faster.
 
 pub mod cluster;
 pub mod machine;
 pub mod memory;
-pub mod phases;
 pub mod report;
 pub mod timeline;
 
 #[cfg(test)]
 mod tests;
 
+use super::calls::Kernels;
 use super::gpu::Gpu;
 use super::kernels::StepShape;
 use super::record::Records;
+use super::recording::Recording;
 use super::report::Budget;
 use crate::config::ModelConfig;
-use crate::params::{PARAMS, ParamLayout};
+use crate::recorder::Event;
 use crate::sharding::ZeroStage;
 use cluster::Cluster;
 use machine::Machine;
 use memory::Memory;
-use phases::Phases;
 use timeline::{Times, simulate};
-
-/// Bytes per parameter or gradient, in memory and in flight: bf16.
-pub const X: f64 = 2.0;
-
-/// Parameters per layer, and those of the shared unit: embeddings and the final layernorm.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sizes {
-    pub L: usize,
-    pub layer: usize,
-    pub shared: usize,
-}
-
-impl Sizes {
-    pub fn of(config: &ModelConfig) -> Self {
-        let layer = PARAMS.iter().filter(|spec| spec.per_layer).map(|spec| spec.len_per_layer(config)).sum();
-        Sizes { L: config.L, layer, shared: ParamLayout::new(config).len() - config.L * layer }
-    }
-
-    pub fn all(&self) -> usize {
-        self.L * self.layer + self.shared
-    }
-}
 
 /// Tokens per optimizer step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,8 +52,6 @@ pub struct Question<'a> {
     pub cluster: Cluster,
     pub stages: Vec<ZeroStage>,
     pub gpus: Vec<usize>,
-    /// Bytes of the activations of a micro-batch.
-    pub activations: usize,
 }
 
 /// A ZeRO stage on a number of GPUs.
@@ -113,36 +89,52 @@ pub struct Plan<'a> {
 
 impl<'a> Plan<'a> {
     pub fn new(question: Question<'a>, records: &Records) -> Self {
-        let budget = |micro_steps| {
-            let step = StepShape { micro_steps, ..question.step };
-            Budget::new(&question.config, &step, question.gpu, records)
-        };
-        let alone = budget(question.step.micro_steps);
-        let measured = alone.rows.iter().filter(|row| row.measured_us.is_some()).count();
-        let sizes = Sizes::of(&question.config);
-        let of_one = Phases::of(&alone).alone_ms(question.step.micro_steps);
-        let tokens_of_one = question.step.tokens() as f64 / of_one;
+        let one_gpu = question.budget(question.step.micro_steps, records);
+        let measured = one_gpu.rows.iter().filter(|row| row.measured_us.is_some()).count();
+        let alone = question.times(ZeroStage::Zero0, 1, &one_gpu);
+        let tokens_of_one = question.step.tokens() as f64 / alone.step_ms;
         let machine = Machine::of(question.gpu);
-        let row = |stage, gpus| {
-            let outcome = question.micro_steps(gpus).map(|micro_steps| {
-                let phases = Phases::of(&budget(micro_steps));
-                let times = simulate(stage, &phases, micro_steps, &sizes, &question.cluster, gpus);
-                let tokens = (question.step.B * question.step.T * micro_steps * gpus) as f64;
-                let efficiency = tokens / times.step_ms / gpus as f64 / tokens_of_one;
-                Outcome { micro_steps, times, tokens_per_s: tokens / times.step_ms * 1e3, efficiency }
-            });
-            let memory = |stage| Memory::of(stage, gpus, &sizes, question.activations);
-            let (memory, unsharded) = (memory(stage), memory(ZeroStage::Zero0));
-            let saved = unsharded.total() - memory.total();
-            Row { stage, gpus, memory, saved, fits: memory.total() <= machine.usable_bytes(), outcome }
-        };
-        let pairs = question.stages.iter().flat_map(|&stage| question.gpus.iter().map(move |&n| (stage, n)));
-        let rows = pairs.map(|(stage, gpus)| row(stage, gpus)).collect();
-        Plan { machine, kernels: (alone.rows.len(), measured), rows, question }
+        let mut rows = Vec::new();
+        for &gpus in &question.gpus {
+            let budget = question.micro_steps(gpus).map(|micro_steps| question.budget(micro_steps, records));
+            rows.extend(question.stages.iter().map(|&stage| {
+                let outcome = budget.as_ref().map_err(Clone::clone).map(|budget| {
+                    let times = question.times(stage, gpus, budget);
+                    let tokens = (budget.step.tokens() * gpus) as f64;
+                    let efficiency = tokens / times.step_ms / gpus as f64 / tokens_of_one;
+                    let (micro_steps, tokens_per_s) = (budget.step.micro_steps, tokens / times.step_ms * 1e3);
+                    Outcome { micro_steps, times, tokens_per_s, efficiency }
+                });
+                let memory = |stage| Memory::of(&question.recording(stage, gpus, &question.step).memory);
+                let (memory, unsharded) = (memory(stage), memory(ZeroStage::Zero0));
+                let saved = unsharded.total() - memory.total();
+                Row { stage, gpus, memory, saved, fits: memory.total() <= machine.usable_bytes(), outcome }
+            }));
+        }
+        // Stable: the numbers of GPUs stay in their order.
+        rows.sort_by_key(|row| question.stages.iter().position(|stage| *stage == row.stage));
+        Plan { machine, kernels: (one_gpu.rows.len(), measured), rows, question }
     }
 }
 
 impl Question<'_> {
+    /// One GPU's computation of a step.
+    fn budget(&self, micro_steps: usize, records: &Records) -> Budget {
+        Budget::new(&self.config, &StepShape { micro_steps, ..self.step }, self.gpu, records)
+    }
+
+    fn recording(&self, stage: ZeroStage, gpus: usize, step: &StepShape) -> Recording {
+        Recording::new(&self.config, step, stage, gpus)
+    }
+
+    /// Simulates the step of `budget` with that step's times of kernels.
+    fn times(&self, stage: ZeroStage, gpus: usize, budget: &Budget) -> Times {
+        let mut recording = self.recording(stage, gpus, &budget.step);
+        let mut kernels = Kernels::new(recording.weights());
+        let event_ms = |event: &Event| kernels.of(event).iter().map(|kernel| budget.call_ms(kernel)).sum();
+        simulate(&mut recording, event_ms, &self.cluster, gpus)
+    }
+
     /// Micro-steps per GPU.
     ///
     /// # Errors

@@ -1,14 +1,7 @@
 //! The time of a collective: rings within machines, and rings between them.
 
 use super::machine::{BASE_US, Link};
-
-/// The operation on the data of all GPUs, as in `parallel::Collective`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Collective {
-    AllReduce,
-    ReduceScatter,
-    AllGather,
-}
+use crate::parallel::Collective;
 
 /// Machines of `per_node` GPUs each.
 #[derive(Clone, Copy, Debug, PartialEq)]

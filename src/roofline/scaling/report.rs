@@ -60,7 +60,7 @@ impl Plan<'_> {
             "B {}, T {}: {tokens}; recompute {}; {} rows of logits at a time",
             r.B,
             r.T,
-            r.recompute,
+            r.recompute as usize,
             r.logits_chunk()
         )?;
         writeln!(

@@ -1,13 +1,18 @@
-use super::cluster::{Cluster, Collective::*};
+use super::cluster::Cluster;
 use super::machine::{LINKS, Link, MACHINES, Machine};
 use super::memory::Memory;
-use super::phases::Phases;
 use super::timeline::{Times, simulate};
-use super::{Batch, Outcome, Plan, Question, Sizes};
+use super::{Batch, Outcome, Plan, Question};
 use crate::config::ModelConfig;
+use crate::model::activations::Recompute;
+use crate::ops::Call;
+use crate::parallel::Collective::*;
+use crate::recorder::Event;
+use crate::roofline::calls::Kernels;
 use crate::roofline::gpu::{GPUS, Gpu};
 use crate::roofline::kernels::StepShape;
 use crate::roofline::record::Records;
+use crate::roofline::recording::Recording;
 use crate::roofline::report::Budget;
 use crate::sharding::ZeroStage;
 use ZeroStage::*;
@@ -24,7 +29,13 @@ fn near(found: f64, expected: f64) {
 }
 
 fn step(B: usize, tokens: usize) -> StepShape {
-    StepShape { B, T: 1024, micro_steps: tokens / (B * 1024), recompute: 1, logits_rows: 16_384 }
+    StepShape {
+        B,
+        T: 1024,
+        micro_steps: tokens / (B * 1024),
+        recompute: Recompute::Gelu,
+        logits_rows: 16_384,
+    }
 }
 
 fn question<'a>(name: &str, gpu: &'a Gpu, B: usize, batch: Batch, gpus: &[usize]) -> Question<'a> {
@@ -37,7 +48,6 @@ fn question<'a>(name: &str, gpu: &'a Gpu, B: usize, batch: Batch, gpus: &[usize]
         cluster: Cluster::new(Machine::of(gpu).links(&[]).unwrap(), 8),
         stages: ZeroStage::ALL.to_vec(),
         gpus: gpus.to_vec(),
-        activations: 1 << 30,
     }
 }
 
@@ -65,9 +75,11 @@ fn measured_kernels_replace_predicted_ones() {
     let ask = || question("d12", &GPUS[0], 64, Batch::MicroBatchEach, &[1, 2]);
     let plan = Plan::new(ask(), &records);
     let (measured, predicted) = (plan.rows[1].outcome.as_ref().unwrap(), outcomes(ask())[1]);
-    let adamw = Phases::of(&Budget::new(&ask().config, &ask().step, &GPUS[0], &Records::default())).adamw;
+    let budget = Budget::new(&ask().config, &ask().step, &GPUS[0], &Records::default());
+    let adamw =
+        budget.rows.iter().find(|row| row.kernel.name == "adamw").unwrap().prediction.realistic_us / 1e3;
     near(measured.times.step_ms - predicted.times.step_ms, 5.0 - adamw);
-    assert!(plan.to_string().contains("1 of 26 kernels' times are measured"), "{plan}");
+    assert!(plan.to_string().contains("1 of 30 kernels' times are measured"), "{plan}");
 }
 
 #[test]
@@ -100,27 +112,53 @@ fn machines_add_up_inside_first() {
     near(slow.ms(AllGather, 0.0, 32), (7.0 + 30.0) / 1e3);
 }
 
-const PHASES: Phases = Phases {
-    layers: 2,
-    encoder: 1.0,
-    layer_forward: 5.0,
-    head: 7.0,
-    layer_backward: 10.0,
-    encoder_backward: 1.0,
-    norm: 1.0,
-    adamw: 2.0,
-    update_gaps: 0.0,
-};
+/// Parameters of a layer and of the shared unit, in the ratio of 3 to 4.
+const LAYER: usize = 28_416;
+const SHARED: usize = 37_888;
 
-/// Two layers of 6 MB and 8 MB of other parameters, on two GPUs: at 1 GB/s an all-reduce takes 6
-/// and 8 ms, and a reduce-scatter 3 and 4.
-fn play(stage: ZeroStage, micro_steps: usize, gbs: f64) -> Times {
-    let sizes = Sizes { L: 2, layer: 3_000_000, shared: 4_000_000 };
-    simulate(stage, &PHASES, micro_steps, &sizes, &cluster(gbs, 1.0, 8), 2)
+/// Milliseconds of the calls of a step that take any: 1 for the embedding, 5 per layer forward and
+/// 10 backward, 7 for the head, 1 for the embedding backward, 1 for the norm and 2 for the update
+/// of all parameters.
+fn event_ms(event: &Event, all: usize) -> f64 {
+    let share = |len: usize| len as f64 / all as f64;
+    match event {
+        Event::Call(Call::EncoderForward { .. } | Call::EncoderBackward(_)) => 1.0,
+        Event::Call(Call::AttentionForward { .. }) => 5.0,
+        Event::Call(Call::Classifier(_)) => 7.0,
+        Event::Call(Call::AttentionBackward { .. }) => 10.0,
+        Event::Call(Call::NormSquared { src, .. }) => share(src.iter().map(|t| t.len).sum()),
+        Event::Call(Call::AdamW(a)) => 2.0 * share(a.params.len),
+        _ => 0.0,
+    }
+}
+
+/// Layers of 3 units of length and 4 units of other parameters, on two GPUs: at a rate of 1 an
+/// all-reduce takes 6 and 8 ms, and a reduce-scatter 3 and 4.
+fn play_layers(
+    L: usize,
+    stage: ZeroStage,
+    micro_steps: usize,
+    rate: f64,
+    event_ms: impl Fn(&Event, usize) -> f64,
+) -> Times {
+    let config = ModelConfig { maxT: 16, V: 768, Vp: 768, L, NH: 3, C: 48, qkv_bias: true };
+    let step = StepShape { B: 1, T: 16, micro_steps, recompute: Recompute::Gelu, logits_rows: 16 };
+    let mut recording = Recording::new(&config, &step, stage, 2);
+    let layout = &recording.weights().params.layout;
+    assert_eq!([layout.len(0), layout.len(L)], [LAYER, SHARED]);
+    let all = L * LAYER + SHARED;
+    let gbs = rate * (2 * LAYER) as f64 / 6.0 / 1e6;
+    simulate(&mut recording, |event| event_ms(event, all), &cluster(gbs, 1.0, 8), 2)
+}
+
+fn play(stage: ZeroStage, micro_steps: usize, rate: f64) -> Times {
+    play_layers(2, stage, micro_steps, rate, event_ms)
 }
 
 #[track_caller]
 fn check(times: Times, [compute, all_reduce, reduce_scatter, all_gather, step]: [f64; 5]) {
+    // The three scalars of a step, too, take some time.
+    let near = |found: f64, expected: f64| assert!((found - expected).abs() < 0.02, "{expected}: {times:?}");
     near(times.compute_ms, compute);
     near(times.all_reduce_ms, all_reduce);
     near(times.reduce_scatter_ms, reduce_scatter);
@@ -163,9 +201,39 @@ fn divided_parameters_come_one_layer_ahead() {
     // 37, 47, 51.
     check(play(Zero3, 1, 1.0), [40.5, 0.0, 10.0, 10.0, 52.5]);
     // Each pass except the first of a step finds two of the four layers still resident.
-    let sizes = Sizes { L: 4, layer: 3_000_000, shared: 4_000_000 };
-    let times = simulate(Zero3, &PHASES, 2, &sizes, &cluster(1.0, 1.0, 8), 2);
+    let times = play_layers(4, Zero3, 2, 1.0, event_ms);
     near(times.all_gather_ms, 4.0 + 3.0 * (4 + 2 + 2 + 2) as f64);
+}
+
+/// A layer's last matmul is fused with the next layer's first layernorm, and so waits for that
+/// layer's parameters.
+#[test]
+fn a_fused_layernorm_needs_the_next_layer_early() {
+    let fused_ms = |event: &Event, all| match event {
+        Event::Call(Call::AttentionForward { .. }) => 2.0,
+        Event::Call(Call::MatmulResidualLayernorm { matmul, .. }) if matmul.C > matmul.OC => 3.0,
+        _ => event_ms(event, all),
+    };
+    // The first layers arrive at 7 and 10, and the last matmul of layer 0 ends at 13. Then the
+    // third layer is gathered until 16, the fourth from 19 to 22; each keeps a matmul waiting for a
+    // millisecond. Forward ends at 30, layers backward at 47, 57, 67, 77, sums at 84.
+    let times = play_layers(4, Zero3, 1, 1.0, fused_ms);
+    check(times, [70.5, 0.0, 16.0, 22.0, 85.5]);
+}
+
+/// The other work of ZeRO-2: a rank's shard of each reduced unit is stored after the first
+/// micro-step and added after the others.
+#[test]
+fn shards_are_copied_and_added() {
+    let config = ModelConfig::from_descriptor("d12").unwrap();
+    let mut recording = Recording::new(&config, &step(4, 3 * 4096), Zero2, 8);
+    let mut kernels = Kernels::new(recording.weights());
+    let mut found = Vec::new();
+    recording.step(|event| found.extend(kernels.of(&event)));
+    let count = |name| found.iter().filter(|kernel| kernel.name == name).count();
+    assert_eq!(["copy", "add", "adamw"].map(count), [13, 2 * 13, 13]);
+    let layer = found.iter().find(|kernel| kernel.name == "add").unwrap();
+    assert_eq!((layer.shape.as_str(), layer.bytes), ("886016", 3.0 * 2.0 * 886_016.0));
 }
 
 #[test]
@@ -191,54 +259,67 @@ fn more_gpus_are_faster_and_less_efficient() {
     for name in ["d12", "d24", "d36", "d48"] {
         for gpu in &GPUS {
             let counts = [1, 2, 4, 8, 16, 32];
-            let all = outcomes(question(name, gpu, 4, Batch::Total(524_288), &counts));
+            let all = outcomes(question(name, gpu, 16, Batch::Total(524_288), &counts));
             for (i, stage) in all.chunks(counts.len()).enumerate() {
                 for pair in stage.windows(2) {
                     assert!(pair[1].tokens_per_s > pair[0].tokens_per_s, "{name} {} {i}", gpu.name);
-                    // With more GPUs a larger share of micro-steps is the first of a step, which
-                    // overwrites gradients and so saves a little.
-                    assert!(pair[1].efficiency < pair[0].efficiency + 2e-3, "{name} {} {i}", gpu.name);
+                    // Each micro-step of ZeRO-2 and 3 adds up a shard, which is smaller on more
+                    // GPUs.
+                    if i < 2 {
+                        // With more GPUs a larger share of micro-steps is the first of a step,
+                        // which overwrites gradients and so saves a little.
+                        assert!(pair[1].efficiency < pair[0].efficiency + 2e-3, "{name} {} {i}", gpu.name);
+                    }
                 }
             }
         }
     }
 }
 
+fn memory(name: &str, stage: ZeroStage, gpus: usize) -> Memory {
+    let config = ModelConfig::from_descriptor(name).unwrap();
+    Memory::of(&Recording::new(&config, &step(4, 4096), stage, gpus).memory)
+}
+
 #[test]
 fn each_stage_divides_what_it_says() {
-    let memory = |name: &str, stage, gpus| {
-        let sizes = Sizes::of(&ModelConfig::from_descriptor(name).unwrap());
-        let m = Memory::of(stage, gpus, &sizes, 0);
-        (m.parameters + m.gradients + m.state, m.buffers)
+    let check = |name: &str, stage, gpus, stored: f64, resident: f64| {
+        let m = memory(name, stage, gpus);
+        // Units are padded to equal partitions.
+        let near = |found: f64, expected: f64| (found - expected).abs() <= 1e-4 * expected;
+        assert!(near(m.parameters + m.gradients + m.state, stored), "{name} {stage:?}: {m:?}");
+        let staging = if stage > Zero0 && gpus > 1 { 262_144.0 } else { 0.0 };
+        assert!(near(m.buffers, resident + staging), "{name} {stage:?}: {m:?}");
     };
     // 124,475,904 parameters, 12 layers of 7,087,872 among them; on eight GPUs 16, 5.5, 3.75 and 2
     // bytes each, and two layers and the embeddings in bf16 for each kind of sharded tensor.
     let resident = 2.0 * (39_421_440.0 + 2.0 * 7_087_872.0);
-    assert_eq!(memory("d12", Zero0, 8), (1_991_614_464.0, 0.0));
-    assert_eq!(memory("d12", Zero1, 8), (684_617_472.0, 0.0));
-    assert_eq!(memory("d12", Zero2, 8), (466_784_640.0, resident));
-    assert_eq!(memory("d12", Zero3, 8), (248_951_808.0, 2.0 * resident));
+    check("d12", Zero0, 8, 1_991_614_464.0, 0.0);
+    check("d12", Zero1, 8, 684_617_472.0, 0.0);
+    check("d12", Zero2, 8, 466_784_640.0, resident);
+    check("d12", Zero3, 8, 248_951_808.0, 2.0 * resident);
     // 1,557,686,400, of which 48 layers of 30,740,800.
-    assert_eq!(memory("d48", Zero0, 8), (24_922_982_400.0, 0.0));
-    assert_eq!(memory("d48", Zero1, 8), (8_567_275_200.0, 0.0));
-    assert_eq!(memory("d48", Zero2, 8), (5_841_324_000.0, 287_219_200.0));
-    assert_eq!(memory("d48", Zero3, 8), (3_115_372_800.0, 574_438_400.0));
+    check("d48", Zero0, 8, 24_922_982_400.0, 0.0);
+    check("d48", Zero1, 8, 8_567_275_200.0, 0.0);
+    check("d48", Zero2, 8, 5_841_324_000.0, 287_219_200.0);
+    check("d48", Zero3, 8, 3_115_372_800.0, 574_438_400.0);
     // A single GPU has no one to shard with.
     for stage in ZeroStage::ALL {
-        assert_eq!(memory("d48", stage, 1), (24_922_982_400.0, 0.0));
+        check("d48", stage, 1, 24_922_982_400.0, 0.0);
     }
 }
 
 #[test]
 fn each_stage_saves_and_so_does_each_gpu() {
     for name in ["d12", "d24", "d36", "d48"] {
-        let sizes = Sizes::of(&ModelConfig::from_descriptor(name).unwrap());
-        let total = |stage, gpus| Memory::of(stage, gpus, &sizes, 1 << 30).total();
+        let total = |stage, gpus| memory(name, stage, gpus).total();
         for gpus in [2, 4, 8, 64, 1024] {
             let stages = ZeroStage::ALL.map(|stage| total(stage, gpus));
             assert!(stages.windows(2).all(|pair| pair[1] < pair[0]), "{name} {gpus} {stages:?}");
-            assert!(total(Zero3, 2 * gpus) < total(Zero3, gpus));
-            assert_eq!(total(Zero0, 2 * gpus), total(Zero0, gpus));
+            // More GPUs pad each unit more: over a thousand, that takes what smaller shards save.
+            assert!(gpus > 64 || total(Zero3, 2 * gpus) < total(Zero3, gpus), "{name} {gpus}");
+            let twice = total(Zero0, 2 * gpus) / total(Zero0, gpus);
+            assert!((1.0..1.02).contains(&twice), "{name} {gpus} {twice}");
         }
     }
 }
