@@ -141,9 +141,9 @@ __device__ __forceinline__ void wgmma_wait() {
     "}"
 #define WGMMA_INPUTS "l"(a), "l"(b), "r"((int)accumulate), "n"(ACROSS_A), "n"(ACROSS_B)
 
-// d (64 x N, f32) = a (64 x 16) * b (16 x N), plus d if `accumulate`; N = 8, 64, 128 or 256. ACROSS_A,
-// ACROSS_B: whether the rows of the operand run across K. Lane l of warp w holds in d[4 j + 2 h +
-// e] row 16 w + 8 h + l / 4, column 8 j + 2 (l % 4) + e.
+// d (64 x N, f32) = a (64 x 16) * b (16 x N), plus d if `accumulate`; N = 8, 64, 128 or 256.
+// ACROSS_A, ACROSS_B: whether the rows of the operand run across K. Lane l of warp w holds in d[4 j
+// + 2 h + e] row 16 w + 8 h + l / 4, column 8 j + 2 (l % 4) + e.
 template <class T, int ACROSS_A, int ACROSS_B>
 struct Wgmma;
 #define WGMMA_OF(T, TYPE)                                                                                                   \

@@ -15,9 +15,9 @@ use std::sync::{Arc, Mutex};
 /// The description and the launch of each kernel, by name.
 pub type Launches = BTreeMap<&'static str, (&'static KernelSpec, Launch)>;
 
-/// Returns the launches on a Hopper GPU for one floating-point type. Each kernel's launch is that
-/// of the first of these models that uses it: GPT-2 124M, then models with the other head sizes,
-/// the last with wide rows.
+/// Returns the launches on a Hopper GPU for one floating-point type, and of the kernels that only
+/// older GPUs use. Each kernel's launch is that of the first of these models that uses it: GPT-2
+/// 124M, then models with the other head sizes, the last with wide rows.
 ///
 /// # Errors
 /// If an operation cannot be queued.
@@ -25,7 +25,8 @@ pub fn launches(dtype: Dtype) -> Result<Launches> {
     /// (C, NH)
     const MODELS: [(usize, usize); 5] = [(768, 12), (384, 12), (2560, 32), (1536, 16), (5120, 40)];
     let launches = Arc::new(Mutex::new(Launches::new()));
-    for (C, NH) in MODELS {
+    let gpus = [(9, 0), (8, 0)];
+    for (capability, (C, NH)) in gpus.into_iter().flat_map(|gpu| MODELS.map(|model| (gpu, model))) {
         let options = CudaOptions {
             dtype,
             tf32: false,
@@ -34,10 +35,11 @@ pub fn launches(dtype: Dtype) -> Result<Launches> {
             matmul: MatmulChoice::Fastest,
         };
         let model = Model { B: 8, T: 1024, C, NH, V: 50_257, Vp: 50_304 };
-        let mut cuda = Cuda::new(Box::new(Paper::new(launches.clone())), options);
+        let mut cuda = Cuda::new(Box::new(Paper::new(capability, launches.clone())), options);
         let tensors = Tensors::plan(&mut cuda, &model)?;
         step(&mut cuda, &model, &tensors)?;
-        for choice in matmul_choices(dtype) {
+        // An older GPU has the same matmuls but for Hopper's.
+        for choice in matmul_choices(dtype).into_iter().filter(|_| capability == (9, 0)) {
             cuda.choose_matmul(choice);
             matmuls(&mut cuda, &model, &tensors)?;
         }
@@ -65,10 +67,10 @@ struct Paper {
 }
 
 impl Paper {
-    fn new(launches: Arc<Mutex<Launches>>) -> Self {
+    fn new(capability: (u32, u32), launches: Arc<Mutex<Launches>>) -> Self {
         let info = DeviceInfo {
-            name: "a Hopper GPU on paper".to_owned(),
-            capability: (9, 0),
+            name: "a GPU on paper".to_owned(),
+            capability,
             sm_count: 132,
             memory_bytes: 80 << 30,
             shared_bytes: 227 * 1024,

@@ -146,9 +146,9 @@ impl Counter {
         self.counts.tensor_flops += 2 * (m * n * k) as u64;
     }
 
-    /// Counts the part of a wgmma that one warp has: 16 rows of A, if they are in shared memory, and
-    /// the `columns` of B for the first warp of the four, as B is read once for all. Swizzled chunks
-    /// have no conflicts.
+    /// Counts the part of a wgmma that one warp has: 16 rows of A, if they are in shared memory,
+    /// and the `columns` of B for the first warp of the four, as B is read once for all. Swizzled
+    /// chunks have no conflicts.
     pub fn wgmma(&mut self, warp: usize, columns: usize, a_is_shared: bool) {
         let a_rows = if a_is_shared { 16 } else { 0 };
         let b_columns = if warp.is_multiple_of(4) { columns } else { 0 };
