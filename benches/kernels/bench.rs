@@ -1,8 +1,10 @@
 //! One device on which cases are checked and timed one after another.
 
 use crate::args::Args;
-use crate::buffers::{ARENA, Buffer, Buffers};
-use crate::cases::{Calls, Case, Target};
+use crate::cases::Case;
+use crate::elements;
+use crate::op::{Op, Target};
+use crate::operands::{ARENA, Operands};
 use anyhow::{Context, Result, anyhow, ensure};
 use std::collections::BTreeMap;
 use warpsmith::device::compare::{Tolerance, close};
@@ -13,7 +15,7 @@ use warpsmith::device::cuda::emulated::{self, EmulatorOptions};
 use warpsmith::device::cuda::nvidia::Nvidia;
 use warpsmith::device::cuda::{Cuda, CudaOptions, MatmulChoice};
 use warpsmith::device::open::DeviceName;
-use warpsmith::ops::{Device, Ops, download_f32, plan_scratch};
+use warpsmith::ops::{Call, Device, Ops, download_f32, plan_scratch};
 use warpsmith::rng::Mt19937;
 use warpsmith::tensor::{Dtype, MemoryPlan, Tensor};
 
@@ -119,14 +121,15 @@ impl Bench {
                 Cuda::new(Box::new(driver.context("--device cuda")?), options)
             }
         };
-        let limits: Vec<_> = cases.iter().flat_map(|case| [case.limits(), case.small().limits()]).collect();
+        let limits: Vec<_> = cases.iter().map(|case| case.limits).collect();
         let mut plan = MemoryPlan::new();
         let cold_bytes = if emulated { 0 } else { COLD_BYTES };
         plan_scratch(&cuda, &limits, &mut plan)?;
         let others = plan.size_bytes() + cold_bytes;
         // A tenth stays free for the driver, cuBLASLt and other processes.
         let room = cuda.gpu().map_or(usize::MAX, |gpu| (gpu.memory_bytes / 10 * 9).saturating_sub(others));
-        let needs = cases.iter().flat_map(|case| [case, &case.small()].map(|case| bytes(case, args.dtype)));
+        let sizes = |case: &Case| [case.operands(args.dtype), case.few_operands(args.dtype, args.dtype)];
+        let needs = cases.iter().flat_map(sizes).map(|operands| operands.size_bytes);
         let room_bytes = needs.filter(|&bytes| bytes <= room).max().unwrap_or_default();
 
         let mut plan = MemoryPlan::new();
@@ -159,7 +162,7 @@ impl Bench {
 
     /// Checks a case, then times it.
     pub fn run(&mut self, case: &Case) -> Outcome {
-        let bytes = bytes(case, self.dtype);
+        let bytes = case.operands(self.dtype).size_bytes;
         if bytes > self.room_bytes {
             return Outcome::TooLarge(bytes);
         }
@@ -167,12 +170,12 @@ impl Bench {
     }
 
     fn checked_and_measured(&mut self, case: &Case) -> Result<Measured> {
-        let small = case.small();
-        let want = outputs_on_cpu(&small, self.dtype)?;
+        let small = case.few_operands(self.dtype, self.dtype);
+        let want = outputs_on_cpu(case, self.dtype)?;
         let (mut choices, mut missing) = (Vec::new(), None);
         for choice in self.choices(case) {
             self.cuda.choose_matmul(choice);
-            match self.outputs(&small) {
+            match outputs(&mut self.cuda, &small) {
                 Err(error) if choice == MatmulChoice::Cublaslt => missing = Some(format!("{error:#}")),
                 got => {
                     let tolerances = tolerances(&small, self.dtype, choice);
@@ -181,12 +184,8 @@ impl Bench {
                 }
             }
         }
-        let mut t = Buffers::new(self.dtype, self.dtype);
-        let calls = case.declare(&mut t);
+        let t = case.operands(self.dtype);
         t.fill(&mut self.cuda)?;
-        if let Some(before) = &calls.before {
-            before(&mut self.cuda)?;
-        }
         // Plans of the small case are of no interest.
         self.cuda.take_matmul_plans();
         let mut runs = Vec::new();
@@ -196,13 +195,13 @@ impl Bench {
                 t.fill_outputs(&mut self.cuda)?;
             }
             self.cuda.take_counts();
-            (calls.call)(&mut self.cuda)?;
+            t.run(&mut self.cuda)?;
             let counted = sum(&self.cuda.take_counts());
-            let tolerances = tolerances(case, self.dtype, matmul);
-            self.check_full(&t, &calls, &tolerances).with_context(|| format!("{matmul}, full size"))?;
+            let tolerances = tolerances(&t, self.dtype, matmul);
+            self.check_full(&t, &tolerances).with_context(|| format!("{matmul}, full size"))?;
             runs.push(Measurement { matmul, times: None, counted });
         }
-        self.time(&calls, &mut runs)?;
+        self.time(&t, &mut runs)?;
         Ok(Measured { runs, missing, plans: self.cuda.take_matmul_plans() })
     }
 
@@ -221,16 +220,9 @@ impl Bench {
         }
     }
 
-    /// Runs a case from its inputs and returns its outputs.
-    fn outputs(&mut self, case: &Case) -> Result<Vec<Output>> {
-        let mut t = Buffers::new(self.dtype, self.dtype);
-        let calls = case.declare(&mut t);
-        run(&mut self.cuda, &t, &calls)
-    }
-
     /// Checks the full-size outputs: every element is finite, and samples of a matmul are correct.
-    fn check_full(&mut self, t: &Buffers, calls: &Calls, tolerances: &[f64]) -> Result<()> {
-        for (output, _) in t.outputs() {
+    fn check_full(&mut self, t: &Operands, tolerances: &[f64]) -> Result<()> {
+        for output in t.outputs() {
             let mut sum = [0.0f32];
             match output.tensor.dtype {
                 Dtype::F32 => self.cuda.sum(self.scalar, output.tensor)?,
@@ -239,16 +231,8 @@ impl Bench {
             download_f32(&mut self.cuda, &mut sum, self.scalar)?;
             ensure!(sum[0].is_finite(), "{}: an element is {}", output.name, sum[0]);
         }
-        let Some(matmul) = calls.matmul else { return Ok(()) };
-        let (rows, columns) = matmul.extent();
-        let mut rng = Mt19937::new(11);
-        let mut below = |end: usize| rng.randint32() as usize % end;
-        let corners = [(0, 0), (0, columns - 1), (rows - 1, 0), (rows - 1, columns - 1)];
-        let places: Vec<_> =
-            corners.into_iter().chain((0..SAMPLES).map(|_| (below(rows), below(columns)))).collect();
-        let expected: Vec<_> =
-            places.iter().flat_map(|&(row, column)| matmul.expected(t, row, column)).collect();
-        for ((output, _), &tolerance) in t.outputs().zip(tolerances) {
+        let expected: Vec<_> = t.ops.iter().flat_map(|op| samples(op, t)).collect();
+        for (output, &tolerance) in t.outputs().zip(tolerances) {
             let (mut got, mut want) = (Vec::new(), Vec::new());
             for &(_, index, value) in expected.iter().filter(|(tensor, ..)| *tensor == output.tensor) {
                 let mut element = [0.0f32];
@@ -267,16 +251,16 @@ impl Bench {
     /// # Errors
     /// The fault that the check found.
     pub fn check_spoiled(&mut self, case: &Case, value: f32) -> Result<()> {
-        let mut t = Buffers::new(self.dtype, self.dtype);
-        let calls = case.declare(&mut t);
-        run(&mut self.cuda, &t, &calls)?;
-        let (first, _) = t.outputs().next().context("an output")?;
+        let t = case.operands(self.dtype);
+        t.fill(&mut self.cuda)?;
+        t.run(&mut self.cuda)?;
+        let first = t.outputs().next().context("an output")?;
         self.cuda.fill(first.tensor, value)?;
-        self.check_full(&t, &calls, &tolerances(case, self.dtype, MatmulChoice::Own))
+        self.check_full(&t, &tolerances(&t, self.dtype, MatmulChoice::Own))
     }
 
     /// Times the runs alternately; each call starts with a cold cache.
-    fn time(&mut self, calls: &Calls, runs: &mut [Measurement]) -> Result<()> {
+    fn time(&mut self, t: &Operands, runs: &mut [Measurement]) -> Result<()> {
         let Some(cold) = self.cold else { return Ok(()) };
         let mut us = vec![Vec::with_capacity(self.reps); runs.len()];
         for rep in 0..=self.reps {
@@ -284,7 +268,7 @@ impl Bench {
                 self.cuda.choose_matmul(run.matmul);
                 // While this is written, the host queues the timed call.
                 self.cuda.fill(cold, 1.0 + rep as f32)?;
-                let ms = self.cuda.time(|cuda| (calls.call)(cuda))?.context("a GPU without a clock")?;
+                let ms = self.cuda.time(|cuda| t.run(cuda))?.context("a GPU without a clock")?;
                 // The first round warms up clocks and code.
                 if rep > 0 {
                     us.push(1e3 * f64::from(ms));
@@ -298,34 +282,35 @@ impl Bench {
     }
 }
 
-/// An output on the host.
-struct Output {
-    name: &'static str,
-    values: Vec<f32>,
+/// Returns the expected values of some elements of a matmul's results: those of the corners and of
+/// random places.
+fn samples(op: &Op, t: &Operands) -> Vec<(Tensor, usize, f64)> {
+    let Some((rows, columns)) = elements::extent(op) else { return Vec::new() };
+    let mut rng = Mt19937::new(11);
+    let mut below = |end: usize| rng.randint32() as usize % end;
+    let corners = [(0, 0), (0, columns - 1), (rows - 1, 0), (rows - 1, columns - 1)];
+    let places = corners.into_iter().chain((0..SAMPLES).map(|_| (below(rows), below(columns))));
+    places.flat_map(|(row, column)| elements::expected(op, t, row, column)).collect()
 }
 
-/// Returns the tolerance of each output of a case, relative to the output, where this choice
-/// computes the matmul.
-pub fn tolerances(case: &Case, dtype: Dtype, choice: MatmulChoice) -> Vec<f64> {
-    let mut t = Buffers::new(dtype, dtype);
-    let matmul = case.declare(&mut t).matmul;
+/// Returns the tolerance of each output, relative to the output, where this choice computes the
+/// matmul.
+pub fn tolerances(t: &Operands, dtype: Dtype, choice: MatmulChoice) -> Vec<f64> {
     let library = matches!(choice, MatmulChoice::Fastest | MatmulChoice::Cublaslt);
-    let more = |output: &Buffer| {
-        let Some(matmul) = matmul else { return 0.0 };
-        let adds = library && matmul.adds_to() == Some(output.tensor);
-        (if dtype == Dtype::F32 { TF32_ROUNDINGS } else { 0.0 }) + if adds { PRODUCT_ROUNDINGS } else { 0.0 }
+    let of_op = |op: &Op| {
+        let tf32 = if dtype == Dtype::F32 && elements::extent(op).is_some() { TF32_ROUNDINGS } else { 0.0 };
+        let added_to = match op.call {
+            Call::MatmulBackward(a) if library && !a.overwrite_dweight => Some(a.dweight),
+            _ => None,
+        };
+        let outputs = op.outputs().into_iter().map(move |output| {
+            let adds = if added_to == Some(output.tensor) { PRODUCT_ROUNDINGS } else { 0.0 };
+            let roundings = output.tolerance.roundings + tf32 + adds;
+            Tolerance { roundings, ..output.tolerance }.relative(dtype)
+        });
+        outputs.collect::<Vec<_>>()
     };
-    let tolerance = |(output, tolerance): (&Buffer, Tolerance)| {
-        Tolerance { roundings: tolerance.roundings + more(output), ..tolerance }.relative(dtype)
-    };
-    t.outputs().map(tolerance).collect()
-}
-
-/// Bytes of a case's tensors.
-fn bytes(case: &Case, dtype: Dtype) -> usize {
-    let mut t = Buffers::new(dtype, dtype);
-    case.declare(&mut t);
-    t.size_bytes()
+    t.ops.iter().flat_map(of_op).collect()
 }
 
 /// Returns `None` if nothing was launched: clearing memory takes no kernel.
@@ -337,39 +322,39 @@ fn sum(launched: &BTreeMap<&'static str, Counts>) -> Option<Counted> {
     (sum.launches > 0).then_some(Counted { counts: sum, device_kernel })
 }
 
-fn run(dev: &mut dyn Target, t: &Buffers, calls: &Calls) -> Result<Vec<Output>> {
+/// The name of an output and its values on the host.
+type Values = (&'static str, Vec<f32>);
+
+/// Runs operations from their inputs and returns their outputs.
+fn outputs(dev: &mut impl Target, t: &Operands) -> Result<Vec<Values>> {
     t.fill(dev)?;
-    if let Some(before) = &calls.before {
-        before(dev)?;
-    }
-    (calls.call)(dev)?;
+    t.run(dev)?;
     let mut outputs = Vec::new();
-    for (buffer, _) in t.outputs() {
-        let mut values = vec![0.0; buffer.tensor.len];
-        download_f32(dev, &mut values, buffer.tensor)?;
-        outputs.push(Output { name: buffer.name, values });
+    for output in t.outputs() {
+        let mut values = vec![0.0; output.tensor.len];
+        download_f32(dev, &mut values, output.tensor)?;
+        outputs.push((output.name, values));
     }
     Ok(outputs)
 }
 
-/// Computes the expected outputs.
-fn outputs_on_cpu(case: &Case, dtype: Dtype) -> Result<Vec<Output>> {
+/// Computes the expected outputs of the small case.
+fn outputs_on_cpu(case: &Case, dtype: Dtype) -> Result<Vec<Values>> {
     let mut cpu = Cpu::new(Precision::F32)?;
-    let mut t = Buffers::new(dtype, Dtype::F32);
-    let calls = case.declare(&mut t);
+    let t = case.few_operands(dtype, Dtype::F32);
     let mut plan = MemoryPlan::new();
-    plan.add(ARENA, ARENA, Dtype::Bf16, t.size_bytes() / 2);
-    plan_scratch(&cpu, &[case.limits()], &mut plan)?;
+    plan.add(ARENA, ARENA, Dtype::Bf16, t.size_bytes / 2);
+    plan_scratch(&cpu, &[case.limits], &mut plan)?;
     cpu.allocate(&plan)?;
-    run(&mut cpu, &t, &calls)
+    outputs(&mut cpu, &t)
 }
 
-fn compare(got: &[Output], want: &[Output], tolerances: &[f64]) -> Result<()> {
+fn compare(got: &[Values], want: &[Values], tolerances: &[f64]) -> Result<()> {
     ensure!(got.len() == want.len() && !got.is_empty(), "{} outputs, expected {}", got.len(), want.len());
     got.iter()
         .zip(want)
         .zip(tolerances)
-        .try_for_each(|((got, want), &tolerance)| compare_one(got.name, &got.values, &want.values, tolerance))
+        .try_for_each(|(((name, got), (_, want)), &tolerance)| compare_one(name, got, want, tolerance))
 }
 
 fn compare_one<W: Into<f64> + Copy>(name: &str, got: &[f32], want: &[W], tolerance: f64) -> Result<()> {

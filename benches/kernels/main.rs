@@ -6,10 +6,11 @@
 
 mod args;
 mod bench;
-mod buffers;
 mod cases;
 mod counted;
-mod matmuls;
+mod elements;
+mod op;
+mod operands;
 mod record;
 mod report;
 mod tiny;
@@ -93,7 +94,7 @@ fn measure(args: &Args) -> Result<(Device, Vec<Row>)> {
 fn wanted(args: &Args) -> Result<Vec<Case>> {
     let mut all: Vec<Case> = Vec::new();
     for (config, shape) in args.steps()? {
-        for case in cases::cases(&config, &shape)? {
+        for case in cases::cases(&config, &shape) {
             let chosen = args.only.iter().any(|only| case.kernel.name.contains(only.as_str()));
             let wanted = args.only.is_empty() || chosen;
             if wanted && !all.iter().any(|other| case.same_as(other)) {

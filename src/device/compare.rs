@@ -12,14 +12,15 @@ pub use helpers::{adamw_part, adamw_step, assert_close, assert_same_bits};
 const DEVIATIONS: f64 = 6.0;
 
 /// GELU and its derivative at a point, in the tanh form.
-struct Gelu {
-    value: f64,
-    gradient: f64,
+pub struct Gelu {
+    pub value: f64,
+    pub gradient: f64,
     /// Change of the gradient by an error of 1 in tanh.
     gradient_per_tanh: f64,
 }
 
-fn gelu(x: f64) -> Gelu {
+/// GELU and its derivative at `x`.
+pub fn gelu(x: f64) -> Gelu {
     const SCALE: f64 = 0.797_884_560_802_865_4; // sqrt(2 / pi)
     const CUBIC: f64 = 0.044715;
     let tanh = (SCALE * (x + CUBIC * x * x * x)).tanh();
