@@ -15,13 +15,16 @@
 mod buffer;
 mod call;
 mod floats;
+mod stamps;
 
 pub use buffer::{Buffer, Place};
 pub use call::{Access, Call, CallDevice};
 pub use floats::{download_f32, upload_f32};
+pub use stamps::HostStamps;
 
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use anyhow::Result;
+use std::time::Duration;
 
 /// Memory and order of execution.
 pub trait Device {
@@ -86,6 +89,23 @@ pub trait Device {
 
     /// Takes back `tensor`, exactly as it was lent.
     fn reclaim(&mut self, tensor: Tensor);
+
+    /// Queues a time stamp, which is taken when everything queued so far is done.
+    ///
+    /// # Errors
+    /// If the device has no clock.
+    fn stamp(&mut self) -> Result<()> {
+        anyhow::bail!("{} has no clock", self.describe())
+    }
+
+    /// Waits for all stamps since the last call, and returns them in order, each as the time since
+    /// the first one.
+    ///
+    /// # Errors
+    /// If the device has failed.
+    fn take_stamps(&mut self) -> Result<Vec<Duration>> {
+        Ok(Vec::new())
+    }
 
     /// The GPU, for estimates; `None` on any other device.
     fn gpu(&self) -> Option<Gpu> {

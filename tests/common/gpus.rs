@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
+use std::time::Duration;
 use warpsmith::device::cuda::driver::{Counts, DeviceInfo, Driver};
 use warpsmith::device::cuda::kernel::{Arg, KernelSpec, Launch, Launcher};
 use warpsmith::device::cuda::matmul_library::MatmulLibrary;
@@ -108,6 +109,14 @@ impl Driver for Gpu {
 
     fn stop_timer(&mut self) -> anyhow::Result<Option<f32>> {
         self.deref_mut().stop_timer()
+    }
+
+    fn stamp(&mut self) -> anyhow::Result<()> {
+        self.deref_mut().stamp()
+    }
+
+    fn take_stamps(&mut self) -> anyhow::Result<Vec<Duration>> {
+        self.deref_mut().take_stamps()
     }
 
     fn take_counts(&mut self) -> BTreeMap<&'static str, Counts> {

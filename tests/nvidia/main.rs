@@ -18,6 +18,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 use warpsmith::device::cuda::driver::Driver;
 use warpsmith::device::cuda::fatbins::{FATBINS, Fatbin};
 use warpsmith::device::cuda::kernel::{Arg, KernelSpec, Launch, Launcher};
@@ -231,6 +232,11 @@ fn case_launches() {
     gpu.start_timer().unwrap();
     gpu.launch(&KERNEL, Launch::new(1, 32), &args).unwrap();
     assert_eq!(gpu.stop_timer().unwrap(), Some(0.0));
+    gpu.stamp().unwrap();
+    gpu.set_bytes(0x1000, 0, 0).unwrap();
+    gpu.stamp().unwrap();
+    assert_eq!(gpu.take_stamps().unwrap(), [Duration::ZERO; 2]);
+    assert_eq!(gpu.take_stamps().unwrap(), []);
     gpu.synchronize().unwrap();
 }
 

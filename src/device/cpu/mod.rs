@@ -20,6 +20,7 @@ use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use anyhow::Result;
 use matmul::Precision;
 use memory::Memory;
+use std::time::Duration;
 
 /// A CPU and its memory.
 pub struct Cpu {
@@ -27,6 +28,7 @@ pub struct Cpu {
     precision: Precision,
     /// Packed operands of matmuls, kept so that training allocates nothing.
     scratch: matmul::Scratch,
+    stamps: HostStamps,
 }
 
 impl Cpu {
@@ -36,7 +38,8 @@ impl Cpu {
     /// If `precision` needs instructions that this CPU lacks.
     pub fn new(precision: Precision) -> Result<Self> {
         precision.require_support()?;
-        Ok(Cpu { memory: Memory::default(), precision, scratch: matmul::Scratch::default() })
+        let (scratch, stamps) = (matmul::Scratch::default(), HostStamps::default());
+        Ok(Cpu { memory: Memory::default(), precision, scratch, stamps })
     }
 }
 
@@ -89,6 +92,15 @@ impl Device for Cpu {
 
     fn reclaim(&mut self, tensor: Tensor) {
         self.memory.reclaim(tensor);
+    }
+
+    fn stamp(&mut self) -> Result<()> {
+        self.stamps.stamp();
+        Ok(())
+    }
+
+    fn take_stamps(&mut self) -> Result<Vec<Duration>> {
+        Ok(self.stamps.take())
     }
 }
 

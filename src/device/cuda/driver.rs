@@ -7,6 +7,7 @@ use crate::ops::Place;
 use anyhow::{Result, bail};
 pub use cuda_emulator::Counts;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// The properties of a device that the op layer and the start-up table use.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +66,23 @@ pub trait Driver: Launcher {
     /// Waits until all work queued since the start is done, and returns the milliseconds it took.
     /// `None` on a device whose times mean nothing.
     fn stop_timer(&mut self) -> Result<Option<f32>>;
+
+    /// Queues a time stamp, as [`Device::stamp`](crate::ops::Device::stamp).
+    ///
+    /// # Errors
+    /// If the device has no clock.
+    fn stamp(&mut self) -> Result<()> {
+        bail!("{} has no clock", self.info().name)
+    }
+
+    /// Returns the stamps since the last call, as
+    /// [`Device::take_stamps`](crate::ops::Device::take_stamps).
+    ///
+    /// # Errors
+    /// If a kernel failed.
+    fn take_stamps(&mut self) -> Result<Vec<Duration>> {
+        Ok(Vec::new())
+    }
 
     /// Returns the counts per kernel since the last call; empty on a device that does not count.
     fn take_counts(&mut self) -> BTreeMap<&'static str, Counts> {

@@ -35,6 +35,7 @@ use kernel::{KernelSpec, Launch};
 use memory::Memory;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 /// The choices that a CUDA device offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -288,6 +289,14 @@ impl Device for Cuda {
 
     fn reclaim(&mut self, tensor: Tensor) {
         self.driver.reclaim(self.memory.address(tensor), tensor.size_bytes());
+    }
+
+    fn stamp(&mut self) -> Result<()> {
+        self.driver.stamp()
+    }
+
+    fn take_stamps(&mut self) -> Result<Vec<Duration>> {
+        self.driver.take_stamps()
     }
 
     fn gpu_state(&mut self) -> Result<String> {

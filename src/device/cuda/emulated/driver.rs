@@ -4,11 +4,12 @@ use crate::device::cuda::driver::{Counts, DeviceInfo, Driver};
 use crate::device::cuda::fatbins::floatx;
 use crate::device::cuda::kernel::{Arg, KernelSpec, Launch, Launcher};
 use crate::device::cuda::tensor_map::{TensorMap, TiledMatrix};
-use crate::ops::Place;
+use crate::ops::{HostStamps, Place};
 use crate::tensor::Dtype;
 use anyhow::Result;
 use cuda_emulator::{Emulator, EmulatorOptions, MAX_SHARED_BYTES, Table, TablePointer};
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 macro_rules! tables {
     ($list:ident: $($file:literal, $floatx:literal, $checked:literal, $symbol:ident;)*) => {
@@ -27,6 +28,7 @@ include!(concat!(env!("OUT_DIR"), "/emulated/tables.rs"));
 pub struct Emulated {
     info: DeviceInfo,
     emulator: Emulator,
+    stamps: HostStamps,
 }
 
 impl Emulated {
@@ -40,7 +42,8 @@ impl Emulated {
             shared_bytes: MAX_SHARED_BYTES,
             emulated: true,
         };
-        Emulated { info, emulator: Emulator::new(tables, floatx(dtype), options) }
+        let emulator = Emulator::new(tables, floatx(dtype), options);
+        Emulated { info, emulator, stamps: HostStamps::default() }
     }
 }
 
@@ -107,5 +110,14 @@ impl Driver for Emulated {
 
     fn stop_timer(&mut self) -> Result<Option<f32>> {
         Ok(None)
+    }
+
+    fn stamp(&mut self) -> Result<()> {
+        self.stamps.stamp();
+        Ok(())
+    }
+
+    fn take_stamps(&mut self) -> Result<Vec<Duration>> {
+        Ok(self.stamps.take())
     }
 }

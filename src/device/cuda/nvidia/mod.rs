@@ -30,6 +30,7 @@ use functions::Functions;
 use staging::Staging;
 use std::ffi::c_void;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// One GPU. Fields are released from top to bottom: first what needs the context to be current,
 /// then cudarc's handles, each of which keeps the context alive.
@@ -43,6 +44,7 @@ pub struct Nvidia {
     monitor: Option<Monitor>,
     staging: Staging,
     timers: [CudaEvent; 2],
+    stamps: Vec<CudaEvent>,
     memory: Vec<u64>,
     stream: Arc<CudaStream>,
     /// Named in the error of a kernel, which surfaces only later.
@@ -76,7 +78,8 @@ impl Nvidia {
             no_matmul_library: None,
             monitor: None,
             staging: Staging::new(&context)?,
-            timers: new_timers(&stream)?,
+            timers: [new_timer(&stream)?, new_timer(&stream)?],
+            stamps: Vec::new(),
             memory: Vec::new(),
             stream,
             last_launch: None,
@@ -157,11 +160,10 @@ impl Drop for Nvidia {
     }
 }
 
-/// Events that measure time in a stream.
-fn new_timers(stream: &CudaStream) -> Result<[CudaEvent; 2]> {
+/// An event that measures time in a stream.
+fn new_timer(stream: &CudaStream) -> Result<CudaEvent> {
     let flags = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
-    let timer = || stream.context().new_event(flags).map_err(|e| message("cuEventCreate", e));
-    Ok([timer()?, timer()?])
+    stream.context().new_event(flags).map_err(|e| message("cuEventCreate", e))
 }
 
 /// `layernorm_forward (layernorm.cu) <<<[256, 1, 1], 128, 0 bytes>>>`
@@ -308,6 +310,21 @@ impl Driver for Nvidia {
         let [start, end] = &self.timers;
         let timed = end.record(&self.stream).and_then(|()| start.elapsed_ms(end));
         timed.map(Some).map_err(|e| self.blame("timing", e))
+    }
+
+    fn stamp(&mut self) -> Result<()> {
+        self.bind()?;
+        let stamp = new_timer(&self.stream)?;
+        stamp.record(&self.stream).map_err(|e| message("cuEventRecord", e))?;
+        self.stamps.push(stamp);
+        Ok(())
+    }
+
+    fn take_stamps(&mut self) -> Result<Vec<Duration>> {
+        self.bind()?;
+        let stamps = std::mem::take(&mut self.stamps);
+        let since_first = |stamp| stamps[0].elapsed_ms(stamp).map_err(|e| self.blame("timing", e));
+        stamps.iter().map(|stamp| Ok(Duration::from_secs_f64(f64::from(since_first(stamp)?) / 1e3))).collect()
     }
 
     fn state(&mut self) -> Result<String> {

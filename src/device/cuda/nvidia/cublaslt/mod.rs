@@ -4,7 +4,7 @@
 mod descriptors;
 mod find;
 
-use super::{message, new_timers};
+use super::{message, new_timer};
 use crate::device::cuda::matmul_library::{BlasGemm, MatmulLibrary, Operands};
 use anyhow::{Context, Result, anyhow, bail};
 use cudarc::cublaslt::{result as lt, sys};
@@ -51,7 +51,7 @@ impl Cublaslt {
         // memory.
         let workspace = unsafe { cu::malloc_sync(WORKSPACE_BYTES) };
         let opened = workspace.map_err(|e| message("memory for cuBLASLt", e)).and_then(|workspace| {
-            let timers = new_timers(&stream)?;
+            let timers = [new_timer(&stream)?, new_timer(&stream)?];
             Ok(Cublaslt { found, plans: HashMap::new(), timers, workspace, handle, stream })
         });
         if opened.is_err() {
