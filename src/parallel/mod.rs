@@ -18,6 +18,7 @@ pub mod transport;
 use crate::ops::Buffer;
 use anyhow::Result;
 use std::fmt;
+pub use timing::WorkTime;
 
 /// An operation on the buffers of all ranks, in place. Partitions, one per rank, are as even as
 /// whole elements allow.
@@ -96,6 +97,23 @@ pub trait Communicator: Send {
     /// # Errors
     /// As [`wait`](Self::wait).
     fn finish(&mut self) -> Result<()>;
+
+    /// Waits for everything that was started, and notes from then on when work runs.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    fn note_times(&mut self) -> Result<()> {
+        self.finish()
+    }
+
+    /// Waits for everything that was started. Returns when all work since
+    /// [`note_times`](Self::note_times) ran, and notes no more.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    fn take_times(&mut self) -> Result<Vec<WorkTime>> {
+        self.finish().map(|()| Vec::new())
+    }
 }
 
 #[cfg(test)]

@@ -2,13 +2,14 @@
 //! starts.
 
 use super::host::HostCollectives;
-use super::timing::Started;
+use super::timing::{Started, Times, WorkTime};
 use super::transport::Transport;
 use super::{Communicator, Operation, Work};
 use anyhow::{Result, anyhow};
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 /// The communicator of devices whose memory is the host's.
 pub struct HostQueue {
@@ -17,13 +18,14 @@ pub struct HostQueue {
     transport: String,
     /// `None` once the thread is told to end.
     operations: Option<Sender<Vec<Operation>>>,
-    /// The result of each start, in order.
-    results: Receiver<Result<()>>,
+    /// The result of each start, in order: when its operations began and ended.
+    results: Receiver<Result<(Instant, Instant)>>,
     /// Starts whose result was not received, in order.
     in_flight: VecDeque<Started>,
     last_started: Work,
     /// The last work whose result was received.
     last_done: Work,
+    times: Times,
     failed: Option<String>,
     thread: Option<JoinHandle<()>>,
 }
@@ -43,7 +45,9 @@ impl HostQueue {
                 if failed {
                     continue;
                 }
+                let start = Instant::now();
                 let result = operations.iter().try_for_each(|operation| collectives.run(operation));
+                let result = result.map(|()| (start, Instant::now()));
                 failed = result.is_err();
                 if done.send(result).is_err() {
                     break;
@@ -59,6 +63,7 @@ impl HostQueue {
             in_flight: VecDeque::new(),
             last_started: Work(0),
             last_done: Work(0),
+            times: Times::default(),
             failed: None,
             thread: Some(thread),
         }
@@ -84,7 +89,7 @@ impl Communicator for HostQueue {
 
     fn start(&mut self, operations: Vec<Operation>) -> Result<Work> {
         self.check_failed()?;
-        let started = Started::now(&operations);
+        let started = Started::now(&operations, &self.times);
         let queue = self.operations.as_ref().expect("open until dropped");
         queue.send(operations).map_err(|_| ended())?;
         self.in_flight.push_back(started);
@@ -96,9 +101,11 @@ impl Communicator for HostQueue {
         assert!(work <= self.last_started, "{work} was never started");
         while self.failed.is_none() && self.last_done < work {
             match self.results.recv().map_err(|_| ended()).flatten() {
-                Ok(()) => {
+                Ok(span) => {
                     self.last_done.0 += 1;
-                    self.in_flight.pop_front().expect("one per result").log_end(self.last_done);
+                    let started = self.in_flight.pop_front().expect("one per result");
+                    started.log_end(self.last_done);
+                    self.times.note(self.last_done, started, span);
                 }
                 Err(why) => self.failed = Some(format!("{why:#}")),
             }
@@ -108,6 +115,17 @@ impl Communicator for HostQueue {
 
     fn finish(&mut self) -> Result<()> {
         self.wait(self.last_started)
+    }
+
+    fn note_times(&mut self) -> Result<()> {
+        self.finish()?;
+        self.times.begin();
+        Ok(())
+    }
+
+    fn take_times(&mut self) -> Result<Vec<WorkTime>> {
+        self.finish()?;
+        Ok(self.times.take())
     }
 }
 
@@ -194,6 +212,24 @@ mod tests {
         answer.send(Ok(())).unwrap();
         later.join().unwrap();
         assert_eq!(exchanges.load(Ordering::SeqCst), 3);
+    }
+
+    #[test]
+    fn work_is_timed_while_that_is_asked_for() {
+        let (mut queue, answer, _) = gate();
+        let mut number = [1.0];
+        let works = |times: Vec<WorkTime>| times.iter().map(|time| time.work).collect::<Vec<_>>();
+        (0..4).for_each(|_| answer.send(Ok(())).unwrap());
+        queue.start(broadcasts(&mut number, 1)).unwrap();
+        queue.note_times().unwrap();
+        for count in [1, 2] {
+            queue.start(broadcasts(&mut number, count)).unwrap();
+        }
+        let times = queue.take_times().unwrap();
+        assert_eq!(times[1].operations.len(), 2);
+        assert!(times[0].start <= times[0].end && times[0].end <= times[1].start);
+        assert_eq!(works(times), [Work(2), Work(3)]);
+        assert_eq!(works(queue.take_times().unwrap()), []);
     }
 
     #[test]

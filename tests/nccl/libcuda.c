@@ -36,7 +36,7 @@ struct stream {
 };
 // Never freed, so that a use after the end is detected.
 struct event {
-    int id, recorded, stuck, queries, gone;
+    int id, timed, recorded, stuck, queries, gone;
 };
 static result use(struct event* event) {
     if (event->gone) stub_note("event %d is used after its end", event->id);
@@ -92,7 +92,8 @@ result cuStreamWaitEvent(struct stream* stream, struct event* event, unsigned fl
 result cuEventCreate(struct event** event, unsigned flags) {
     *event = calloc(1, sizeof **event);
     (*event)->id = __atomic_add_fetch(&events, 1, __ATOMIC_SEQ_CST);
-    return current && flags == 2 ? OK : INVALID; // without timing
+    (*event)->timed = flags == 0;
+    return current && (flags == 0 || flags == 2) ? OK : INVALID; // with timing or without
 }
 result cuEventDestroy_v2(struct event* event) {
     stub_note("destroy event %d", event->id);
@@ -112,6 +113,12 @@ result cuEventQuery(struct event* event) {
     if (event->stuck || ++event->queries < 3) return NOT_READY;
     if (event->queries == 3) stub_note("event %d has passed", event->id);
     return OK;
+}
+result cuEventSynchronize(struct event* event) { return event->recorded ? use(event) : INVALID; }
+// A millisecond passes between any two events.
+result cuEventElapsedTime_v2(float* ms, struct event* start, struct event* end) {
+    *ms = end->id - start->id;
+    return start->timed && end->timed && end->recorded && use(start) == OK ? use(end) : INVALID;
 }
 result cuGetErrorName(int error, const char** name) {
     (void)error;

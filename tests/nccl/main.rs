@@ -320,6 +320,35 @@ destroy",
 
 #[test]
 #[ignore = "runs in a process of its own"]
+fn case_times() {
+    let stream = open_gpu();
+    let mut nccl = Nccl::open(threads(1).pop().unwrap(), TIMEOUTS).unwrap();
+    let operation = |len| operation(Collective::AllReduce, 0x1000, len, Dtype::F32, stream);
+    nccl.start(vec![operation(100)]).unwrap();
+    nccl.note_times().unwrap();
+    for len in [8, 16] {
+        nccl.start(vec![operation(len)]).unwrap();
+    }
+    let times = nccl.take_times().unwrap();
+    assert_eq!(
+        times.iter().map(|time| (time.work, time.operations[0].buffer.len)).collect::<Vec<_>>(),
+        [(Work(2), 8), (Work(3), 16)]
+    );
+    assert!(times.iter().all(|time| time.start < time.end) && times[0].end < times[1].start, "{times:?}");
+    nccl.start(vec![operation(100)]).unwrap();
+    assert!(nccl.take_times().unwrap().is_empty());
+}
+
+#[test]
+fn work_is_timed_by_events_of_its_stream() {
+    let libraries = StandIns::new();
+    libraries.run("case_times", &[]);
+    // Two around each of the timed ones, the timer before them, and one before each of four.
+    assert_eq!(libraries.check_events(), 2 * 2 + 1 + 2 + 4);
+}
+
+#[test]
+#[ignore = "runs in a process of its own"]
 fn case_works() {
     let stream = open_gpu();
     let timeouts = Timeouts { progress: Duration::from_millis(1200), ..TIMEOUTS };

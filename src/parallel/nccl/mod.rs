@@ -12,7 +12,7 @@ mod gpu;
 mod watchdog;
 mod worker;
 
-use super::timing::Started;
+use super::timing::{Started, Times, WorkTime};
 use super::transport::Transport;
 use super::{Communicator, Operation, Work};
 use crate::ops::Place;
@@ -24,7 +24,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use watchdog::Watchdog;
-use worker::{RankId, Shutdown, Worker};
+use worker::{Events, RankId, Shutdown, Worker};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
@@ -68,7 +68,10 @@ pub struct Nccl {
     /// Work that the thread has yet to put into the stream, in order.
     queued: VecDeque<(Work, Started)>,
     /// Work in the stream that is not known to be done, in order.
-    in_flight: VecDeque<(Work, Started, CudaEvent)>,
+    in_flight: VecDeque<(Work, Started, Events)>,
+    times: Times,
+    /// An event from which work is timed, and when it passed.
+    timer: Option<(CudaEvent, Instant)>,
     failed: Option<String>,
 }
 
@@ -98,6 +101,8 @@ impl Nccl {
             last_started: Work(0),
             queued: VecDeque::new(),
             in_flight: VecDeque::new(),
+            times: Times::default(),
+            timer: None,
             failed: None,
         };
         nccl.wait_until(nccl.last_started, |nccl| match nccl.worker.joined() {
@@ -184,17 +189,30 @@ impl Nccl {
             let (work, started) = self.queued.pop_front().expect("one result per job");
             self.in_flight.push_back((work, started, result?));
         }
-        while let Some((next, started, event)) = self.in_flight.front() {
+        while let Some((next, _, events)) = self.in_flight.front() {
             if *next > work {
                 return Ok(true);
             }
-            if !event.try_is_complete().map_err(|e| gpu::message("cuEventQuery", e))? {
+            if !events.end.try_is_complete().map_err(|e| gpu::message("cuEventQuery", e))? {
                 return Ok(false);
             }
-            started.log_end(*next);
-            self.in_flight.pop_front();
+            let (done, started, events) = self.in_flight.pop_front().expect("looked at");
+            started.log_end(done);
+            self.note_time(done, started, &events)?;
         }
         Ok(self.queued.front().is_none_or(|(next, _)| *next > work))
+    }
+
+    /// Notes when work ran, if its start was timed.
+    fn note_time(&mut self, work: Work, started: Started, events: &Events) -> Result<()> {
+        let (Some((timer, zero)), Some(start)) = (&self.timer, &events.start) else { return Ok(()) };
+        let at = |event| {
+            let ms = timer.elapsed_ms(event).map_err(|e| gpu::message("cuEventElapsedTime", e))?;
+            Ok::<_, anyhow::Error>(*zero + Duration::from_secs_f64(f64::from(ms.max(0.0)) / 1e3))
+        };
+        let span = (at(start)?, at(&events.end)?);
+        self.times.note(work, started, span);
+        Ok(())
     }
 
     fn check_failed(&self) -> Result<()> {
@@ -263,8 +281,8 @@ impl Communicator for Nccl {
         self.last_started.0 += 1;
         self.watchdog.count_start();
         if let Some(after) = after {
-            self.queued.push_back((self.last_started, Started::now(&operations)));
-            self.worker.queue(operations, after)?;
+            self.queued.push_back((self.last_started, Started::now(&operations, &self.times)));
+            self.worker.queue(operations, after, self.times.are_noted())?;
         }
         Ok(self.last_started)
     }
@@ -278,6 +296,21 @@ impl Communicator for Nccl {
 
     fn finish(&mut self) -> Result<()> {
         self.wait(self.last_started)
+    }
+
+    fn note_times(&mut self) -> Result<()> {
+        self.finish()?;
+        let timer = self.worker.timer()?;
+        timer.synchronize().map_err(|e| gpu::message("cuEventSynchronize", e))?;
+        self.timer = Some((timer, Instant::now()));
+        self.times.begin();
+        Ok(())
+    }
+
+    fn take_times(&mut self) -> Result<Vec<WorkTime>> {
+        self.finish()?;
+        self.timer = None;
+        Ok(self.times.take())
     }
 }
 

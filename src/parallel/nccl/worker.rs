@@ -6,6 +6,7 @@ use super::gpu::message;
 use crate::parallel::host::partitions;
 use crate::parallel::{Collective, Operation};
 use anyhow::{Result, anyhow};
+use cudarc::driver::sys::CUevent_flags;
 use cudarc::driver::{CudaEvent, CudaStream};
 use cudarc::nccl::sys::ncclUniqueId;
 use std::ffi::c_void;
@@ -22,9 +23,17 @@ pub struct RankId {
     pub world_size: usize,
 }
 
+/// The events around a job in the stream.
+pub struct Events {
+    /// Passes when the job starts; only where that was asked for.
+    pub start: Option<CudaEvent>,
+    /// Completes when the job is done.
+    pub end: CudaEvent,
+}
+
 enum Job {
-    /// Operations to queue after the event.
-    Queue(Vec<Operation>, CudaEvent),
+    /// Operations to queue after the event, and whether to time them.
+    Queue(Vec<Operation>, CudaEvent, bool),
     Shutdown(Shutdown),
 }
 
@@ -49,8 +58,8 @@ struct Shared {
 pub struct Worker {
     shared: Arc<Shared>,
     jobs: Sender<Job>,
-    /// For each queued job, in order: the event that completes when it is done.
-    results: Receiver<Result<CudaEvent>>,
+    /// For each queued job, in order: its events.
+    results: Receiver<Result<Events>>,
     /// A message when the communicator has ended.
     ended: Receiver<()>,
     /// The communicator, once.
@@ -90,19 +99,24 @@ impl Worker {
         self.joined.try_recv().ok()
     }
 
-    /// Hands operations to the thread.
+    /// Hands operations to the thread, which queues them after an event.
     ///
     /// # Errors
     /// If the thread has ended.
-    pub fn queue(&self, operations: Vec<Operation>, after: CudaEvent) -> Result<()> {
+    pub fn queue(&self, operations: Vec<Operation>, after: CudaEvent, timed: bool) -> Result<()> {
         self.jobs
-            .send(Job::Queue(operations, after))
+            .send(Job::Queue(operations, after, timed))
             .map_err(|_| anyhow!("the thread that calls NCCL has ended"))
     }
 
-    /// Returns the completion event of the next queued job, if that is in the stream by now.
-    pub fn result(&self) -> Option<Result<CudaEvent>> {
+    /// Returns the events of the next queued job, if that is in the stream by now.
+    pub fn result(&self) -> Option<Result<Events>> {
         self.results.try_recv().ok()
+    }
+
+    /// Records an event in the stream, from which others are timed.
+    pub fn timer(&self) -> Result<CudaEvent> {
+        record(&self.shared.stream, true)
     }
 
     /// Ends the communicator after the thread's current call. False if that takes longer than
@@ -141,12 +155,12 @@ struct WorkerThread {
 }
 
 impl WorkerThread {
-    fn work(&self, jobs: &Receiver<Job>, done: &Sender<Result<CudaEvent>>, ended: &Sender<()>) {
+    fn work(&self, jobs: &Receiver<Job>, done: &Sender<Result<Events>>, ended: &Sender<()>) {
         let Some(comm) = self.comm else { return };
         for job in jobs {
             match job {
-                Job::Queue(operations, after) => {
-                    if done.send(self.queue(comm, &operations, after)).is_err() {
+                Job::Queue(operations, after, timed) => {
+                    if done.send(self.queue(comm, &operations, after, timed)).is_err() {
                         return;
                     }
                 }
@@ -169,16 +183,16 @@ impl WorkerThread {
         }
     }
 
-    /// Queues operations as one group, which NCCL fuses into few kernels. Returns the event that
-    /// completes when they are done.
-    fn queue(&self, comm: Comm, operations: &[Operation], after: CudaEvent) -> Result<CudaEvent> {
+    /// Queues operations as one group, which NCCL fuses into few kernels.
+    fn queue(&self, comm: Comm, operations: &[Operation], after: CudaEvent, timed: bool) -> Result<Events> {
         let Shared { functions, stream, .. } = &*self.shared;
         self.check_aborting()?;
         stream.wait(&after).map_err(|e| message("cuStreamWaitEvent", e))?;
         // The stream has taken note of it.
         drop(after);
+        let start = timed.then(|| record(stream, true)).transpose()?;
         functions.group(|| operations.iter().try_for_each(|operation| self.enqueue(comm, operation)))?;
-        stream.record_event(None).map_err(|e| message("cuEventRecord", e))
+        Ok(Events { start, end: record(stream, timed)? })
     }
 
     fn check_aborting(&self) -> Result<()> {
@@ -198,6 +212,12 @@ impl WorkerThread {
             unsafe { self.shared.functions.enqueue(call, elements, comm, stream) }
         })
     }
+}
+
+/// Records an event, which is cheaper if nothing is timed by it.
+fn record(stream: &CudaStream, timed: bool) -> Result<CudaEvent> {
+    let flags = timed.then_some(CUevent_flags::CU_EVENT_DEFAULT);
+    stream.record_event(flags).map_err(|e| message("cuEventRecord", e))
 }
 
 /// The calls for one operation, in place. NCCL's own reduce-scatter and all-gather need partitions
