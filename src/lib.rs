@@ -52,6 +52,7 @@
 //! - [`parallel`]: ranks, rendezvous, transports, collectives.
 //! - [`replica`]: the training step and ZeRO, on one device.
 //! - [`recorder`]: a device and a communicator that record what they are asked for.
+//! - [`trace`]: a device that times the operations of a step.
 //! - [`train`]: set-up, the run, resume.
 //! - [`eval`], [`sample`]: validation and HellaSwag; text generation.
 //! - [`report`]: console, logs, plots.
@@ -83,4 +84,5 @@ pub mod sample;
 pub mod sharding;
 pub mod simd;
 pub mod tensor;
+pub mod trace;
 pub mod train;

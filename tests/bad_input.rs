@@ -104,6 +104,20 @@ fn checkpoints() {
 }
 
 #[test]
+fn a_trace_that_cannot_be_written() {
+    let corpus = Corpus::new();
+    for (flags, words) in [
+        ("-x 2 --trace nowhere/trace.json", &["--trace", "nowhere/trace.json"]),
+        ("-x 2 --trace /proc/trace.json", &["--trace", "/proc/trace.json"]),
+        ("-x 2 --trace .", &["--trace", "regular file"]),
+        ("-x 1 --trace trace.json", &["--trace trace.json", "-x"]),
+    ] {
+        refuse(corpus.train().args(flags.split(' ')).args(["-o", "out"]), words);
+        assert!(!corpus.path("out").exists() && !corpus.path("trace.json").exists(), "{flags}");
+    }
+}
+
+#[test]
 fn an_output_directory_that_cannot_be_made() {
     let corpus = Corpus::new();
     fs::write(corpus.path("file"), "").unwrap();

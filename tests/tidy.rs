@@ -26,12 +26,13 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("checkpoint", &["config", "data", "files", "llmc", "params", "rng", "tensor"]),
     ("parallel", &["files", "libraries", "ops", "tensor"]),
     ("recorder", &["ops", "parallel", "tensor"]),
+    ("trace", &["ops", "parallel", "params", "report", "sharding", "tensor"]),
     ("replica", &["config", "data", "model", "ops", "optim", "parallel", "sharding", "tensor"]),
     ("roofline", &["config", "data", "model", "ops", "optim", "parallel", "params", "recorder", "replica", "sharding", "tensor"]),
     ("sample", &["data", "model", "ops", "rng"]),
     ("eval", &["config", "data", "files", "llmc", "model", "ops", "tensor"]),
     ("cli", &["config", "device", "model", "optim", "parallel", "roofline", "sharding", "tensor"]),
-    ("train", &["checkpoint", "cli", "config", "data", "eval", "model", "ops", "optim", "parallel", "params", "replica", "report", "sample", "sharding", "tensor"]),
+    ("train", &["checkpoint", "cli", "config", "data", "eval", "files", "model", "ops", "optim", "parallel", "params", "replica", "report", "sample", "sharding", "tensor", "trace"]),
     ("app", &["checkpoint", "cli", "config", "data", "device", "eval", "files", "model", "ops", "parallel", "replica", "report", "roofline", "sample", "sharding", "tensor", "train"]),
 ];
 

@@ -3,7 +3,7 @@
 use crate::model::GPT2;
 use crate::ops::{Ops, download_f32, upload_f32};
 use crate::parallel::environment::Process;
-use crate::parallel::{Collective, Communicator, Operation, Work};
+use crate::parallel::{Collective, Communicator, Operation, Work, WorkTime};
 use crate::tensor::Tensor;
 use anyhow::Result;
 use std::collections::VecDeque;
@@ -63,6 +63,22 @@ impl Peers {
             tensors.into_iter().for_each(|tensor| dev.reclaim(tensor));
         }
         Ok(())
+    }
+
+    /// Waits for all operations, and notes from then on when others run.
+    ///
+    /// # Errors
+    /// As [`Self::wait`].
+    pub fn note_times(&mut self) -> Result<()> {
+        self.communicator.as_mut().map_or(Ok(()), |communicator| communicator.note_times())
+    }
+
+    /// Waits for all operations, and returns when those since [`Self::note_times`] ran.
+    ///
+    /// # Errors
+    /// As [`Self::wait`].
+    pub fn take_times(&mut self) -> Result<Vec<WorkTime>> {
+        self.communicator.as_mut().map_or(Ok(Vec::new()), |communicator| communicator.take_times())
     }
 
     /// All-reduces tensors in place, and waits.

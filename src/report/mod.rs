@@ -2,6 +2,7 @@
 //! plots of the latter.
 
 pub mod cformat;
+pub mod chrome;
 pub mod console;
 pub mod jsonl;
 mod log_file;

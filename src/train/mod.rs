@@ -10,6 +10,7 @@ mod report;
 pub mod resume;
 mod setup;
 mod signals;
+mod trace;
 
 use crate::cli::flags::trainer::{EvalFlags, FileFlags, TrainArgs};
 use crate::ops::Ops;
@@ -22,6 +23,7 @@ use guards::{Guards, Verdict};
 use report::{Report, StepRecord};
 use signals::StopSignal;
 use std::path::Path;
+use trace::TraceFile;
 
 /// The end of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +48,8 @@ struct Trainer {
     resumed_step: Option<usize>,
     /// Lowest validation loss so far: that of `model_best.bin`.
     best_val_loss: Option<f32>,
+    /// The trace of `--trace`, until it is written.
+    trace: Option<TraceFile>,
 }
 
 /// Trains as the flags say.
@@ -89,6 +93,7 @@ impl Trainer {
 
     /// Runs one optimizer step. Returns whether any rank was asked to stop.
     fn train(&mut self, step: usize, stop: bool) -> Result<bool> {
+        self.begin_trace(step)?;
         let Trainer { replica, data, guards, report, .. } = self;
         report.clock.go();
         data.begin_step();
@@ -111,6 +116,7 @@ impl Trainer {
             ),
         }
         report.step(StepRecord { step, stats, z, lr, elapsed, tokens: data.tokens_per_step })?;
+        self.end_trace(step)?;
         self.report_gpu(step)?;
         Ok(stats.stop)
     }

@@ -6,6 +6,7 @@ use super::data::Data;
 use super::guards::Guards;
 use super::report::Report;
 use super::resume;
+use super::trace;
 use crate::checkpoint::{self, ModelFile, Saved};
 use crate::cli::ModelSource;
 use crate::cli::flags::trainer::{EvalFlags, OptimFlags, Shuffle, TrainArgs};
@@ -32,7 +33,8 @@ enum Start {
 /// # Errors
 /// If data, checkpoint and shape are missing or do not fit each other, memory is short, or ranks
 /// are not consistent.
-pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>, peers: Peers) -> Result<Trainer> {
+pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Trainer> {
+    let (mut dev, trace) = trace::open(args, dev)?;
     let start = Start::find(args)?;
     let config = start.config();
     let data = Data::open(args, &peers.process, config.V, start.order()?)?;
@@ -41,6 +43,7 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>, peers: Peers) -> Result<T
     let schedule = args.schedule(args.train_steps(data.train.num_tokens())?);
     check_samples(&args.eval, &config)?;
     start.check_step(schedule.total_steps)?;
+    trace.iter().try_for_each(|trace| trace.check_steps(schedule.total_steps, start.resumed_step()))?;
     let mut report = Report::new(schedule.total_steps, !peers.process.is_rank0());
     announce(&mut report, args, &start, &data, &peers, &plan, dev.as_mut())?;
     let mut trainer = Trainer {
@@ -54,6 +57,7 @@ pub fn set_up(args: &TrainArgs, mut dev: Box<dyn Ops>, peers: Peers) -> Result<T
         gpu_info_every: args.gpu.gpu_info_every,
         resumed_step: start.resumed_step(),
         best_val_loss: None,
+        trace,
     };
     trainer.fill(start, args.model.seed)?;
     trainer.check_consistency(args)?;

@@ -79,6 +79,10 @@ pub struct FileFlags {
     #[arg(id = "resume", short = 'y', long = "resume", value_name = "0|1", value_parser = values::switch,
           action = ArgAction::Set, default_value = "0")]
     pub resume: bool,
+    /// Write a timeline of the run's second step, which Perfetto and chrome://tracing open; each of
+    /// several ranks writes its own file, rank 1 of trace.json to trace_rank1.json
+    #[arg(id = "trace", long = "trace", value_name = "FILE")]
+    pub trace: Option<PathBuf>,
 }
 
 /// The model and its first weights.

@@ -1,0 +1,212 @@
+//! A device that times the operations of a step, for a trace of it.
+//!
+//! [`Traced`] passes everything on to another device. Between [`Tracer::begin`] and [`Tracer::end`]
+//! it also queues a time stamp before and after each operation and copy, so that the times are the
+//! device's own and the host waits no more than without it.
+
+mod describe;
+mod names;
+
+pub use describe::{Description, describe};
+pub use names::Names;
+
+use crate::ops::{Buffer, Call, CallDevice, Device, Gpu, Limits, Ops};
+use crate::parallel::WorkTime;
+use crate::report::chrome::{Bar, Row};
+use crate::tensor::{Dtype, MemoryPlan, Tensor};
+use anyhow::Result;
+use serde_json::{Map, json};
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// One thing that a device was asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Op {
+    Call(Box<Call>),
+    Copy { dst: Tensor, src: Tensor },
+    Upload { dst: Tensor },
+    Download { src: Tensor },
+}
+
+/// The operations of a step on a device, and their times.
+#[derive(Debug)]
+pub struct StepTrace {
+    begin: Instant,
+    length: Duration,
+    /// Each with its start and end, since `begin`.
+    ops: Vec<(Op, Duration, Duration)>,
+}
+
+#[derive(Default)]
+struct State {
+    memory: MemoryPlan,
+    /// The time at which the step began and its operations so far, while a step is traced.
+    step: Option<(Instant, Vec<Op>)>,
+}
+
+/// Starts and ends the trace of its [`Traced`] device.
+#[derive(Clone, Default)]
+pub struct Tracer(Rc<RefCell<State>>);
+
+impl Tracer {
+    /// Returns a device that this traces.
+    pub fn device(&self, inner: Box<dyn Ops>) -> Traced {
+        Traced { inner, tracer: self.clone() }
+    }
+
+    /// Waits for all queued work, and times operations from then on. `dev` is the traced device.
+    pub fn begin(&self, dev: &mut dyn Ops) -> Result<()> {
+        dev.synchronize()?;
+        dev.stamp()?;
+        self.0.borrow_mut().step = Some((Instant::now(), Vec::new()));
+        Ok(())
+    }
+
+    /// Waits for all queued work, and times no more. `dev` is the traced device.
+    ///
+    /// # Panics
+    /// If nothing was begun.
+    pub fn end(&self, dev: &mut dyn Ops) -> Result<StepTrace> {
+        let (begin, ops) = self.0.borrow_mut().step.take().expect("a step was begun");
+        dev.stamp()?;
+        let stamps = dev.take_stamps()?;
+        let [_, around @ .., length] = &stamps[..] else { unreachable!("two stamps or more") };
+        let timed = |(op, around): (Op, &[Duration])| (op, around[0], around[1]);
+        Ok(StepTrace {
+            begin,
+            length: *length,
+            ops: ops.into_iter().zip(around.chunks(2)).map(timed).collect(),
+        })
+    }
+
+    /// The memory that was allocated on the device.
+    pub fn memory(&self) -> MemoryPlan {
+        self.0.borrow().memory.clone()
+    }
+}
+
+impl StepTrace {
+    /// The step as a timeline: its operations and copies, and the `work` of the communicator in it.
+    pub fn bars(&self, name: String, names: &Names, work: Vec<WorkTime>) -> Vec<Bar> {
+        let step = Bar { row: Row::Step, name, start: Duration::ZERO, end: self.length, args: Map::new() };
+        let op = |(op, start, end): &(Op, Duration, Duration)| {
+            let (row, name, args) = names.show(op);
+            Bar { row, name, start: *start, end: *end, args }
+        };
+        let work = work.into_iter().map(|work| self.work(&work));
+        [step].into_iter().chain(self.ops.iter().map(op)).chain(work).collect()
+    }
+
+    fn work(&self, work: &WorkTime) -> Bar {
+        // The clocks of a GPU and of the host are some microseconds apart.
+        let at = |time: Instant| time.saturating_duration_since(self.begin).min(self.length);
+        let name = work.operations.first().map_or_else(String::new, |first| first.collective.to_string());
+        let lens: Vec<String> =
+            work.operations.iter().map(|o| format!("{} {}", o.buffer.len, o.buffer.dtype)).collect();
+        let bytes: usize = work.operations.iter().map(|o| o.buffer.size_bytes()).sum();
+        let args =
+            [("elements", json!(lens.join(", "))), ("bytes", json!(bytes)), ("work", json!(work.work.0))];
+        let args = args.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        Bar { row: Row::Communication, name, start: at(work.start), end: at(work.end), args }
+    }
+}
+
+/// A device that times its operations while its [`Tracer`] asks for it.
+pub struct Traced {
+    inner: Box<dyn Ops>,
+    tracer: Tracer,
+}
+
+impl Traced {
+    fn run(&mut self, op: impl FnOnce() -> Op, run: impl FnOnce(&mut dyn Ops) -> Result<()>) -> Result<()> {
+        let inner = self.inner.as_mut();
+        if self.tracer.0.borrow().step.is_none() {
+            return run(inner);
+        }
+        inner.stamp()?;
+        run(inner)?;
+        inner.stamp()?;
+        if let Some((_, ops)) = &mut self.tracer.0.borrow_mut().step {
+            ops.push(op());
+        }
+        Ok(())
+    }
+}
+
+impl CallDevice for Traced {
+    fn call(&mut self, call: Call) -> Result<()> {
+        self.run(|| Op::Call(Box::new(call.clone())), |inner| call.apply(inner))
+    }
+}
+
+impl Device for Traced {
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+
+    fn libraries(&mut self) -> Result<Vec<(&'static str, String)>> {
+        self.inner.libraries()
+    }
+
+    fn float_dtype(&self) -> Dtype {
+        self.inner.float_dtype()
+    }
+
+    fn operand_dtype(&self) -> Dtype {
+        self.inner.operand_dtype()
+    }
+
+    fn scratch_bytes(&self, limits: &Limits) -> Result<usize> {
+        self.inner.scratch_bytes(limits)
+    }
+
+    fn logits_bytes(&self) -> usize {
+        self.inner.logits_bytes()
+    }
+
+    fn allocate(&mut self, plan: &MemoryPlan) -> Result<()> {
+        self.tracer.0.borrow_mut().memory = plan.clone();
+        self.inner.allocate(plan)
+    }
+
+    fn upload(&mut self, dst: Tensor, src: &[u8]) -> Result<()> {
+        self.run(|| Op::Upload { dst }, |inner| inner.upload(dst, src))
+    }
+
+    fn download(&mut self, dst: &mut [u8], src: Tensor) -> Result<()> {
+        self.run(|| Op::Download { src }, |inner| inner.download(dst, src))
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        self.inner.synchronize()
+    }
+
+    fn copy(&mut self, dst: Tensor, src: Tensor) -> Result<()> {
+        self.run(|| Op::Copy { dst, src }, |inner| inner.copy(dst, src))
+    }
+
+    fn lend(&mut self, tensor: Tensor) -> Buffer {
+        self.inner.lend(tensor)
+    }
+
+    fn reclaim(&mut self, tensor: Tensor) {
+        self.inner.reclaim(tensor);
+    }
+
+    fn stamp(&mut self) -> Result<()> {
+        self.inner.stamp()
+    }
+
+    fn take_stamps(&mut self) -> Result<Vec<Duration>> {
+        self.inner.take_stamps()
+    }
+
+    fn gpu(&self) -> Option<Gpu> {
+        self.inner.gpu()
+    }
+
+    fn gpu_state(&mut self) -> Result<String> {
+        self.inner.gpu_state()
+    }
+}

@@ -1,0 +1,71 @@
+//! Names, dimensions and floating-point operations of calls.
+
+use crate::ops::{Access, AttentionDims, Call, MatmulForward};
+use crate::tensor::Tensor;
+
+/// The description of a [`Call`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Description {
+    /// The method of [`Ops`](crate::ops::Ops).
+    pub name: &'static str,
+    /// The tensor that tells this call from others of its name.
+    pub tensor: Option<Tensor>,
+    /// Dimensions by their names in the contract.
+    pub dims: Vec<(&'static str, usize)>,
+    /// Model FLOPs of products: each multiplication and each addition counts, recomputation and
+    /// what the causal mask removes do not.
+    pub flops: Option<usize>,
+}
+
+/// Describes a call.
+pub fn describe(call: &Call) -> Description {
+    let of = |name, tensor, dims: &[(&'static str, usize)], flops| Description {
+        name,
+        tensor,
+        dims: dims.to_vec(),
+        flops,
+    };
+    let rows = |name, weight, N, C| of(name, Some(weight), &[("N", N), ("C", C)], None);
+    let product = |name, weight, [N, C, OC]: [usize; 3], products: usize| {
+        let dims = [("N", N), ("C", C), ("OC", OC)];
+        of(name, Some(weight), &dims, Some(products * 2 * N * C * OC))
+    };
+    let forward = |name, m: &MatmulForward| product(name, m.weight, [m.N, m.C, m.OC], 1);
+    let heads = |name, dims: AttentionDims, flops| {
+        let AttentionDims { B, T, NH, HS } = dims;
+        of(name, None, &[("B", B), ("T", T), ("NH", NH), ("HS", HS)], flops)
+    };
+    // Two products of T x T x HS per head, half of each masked.
+    let scores = |AttentionDims { B, T, NH, HS }: AttentionDims| 2 * B * NH * T * T * HS;
+    let elements = |name, tensor: Tensor| of(name, Some(tensor), &[("elements", tensor.len)], None);
+    match call {
+        Call::EncoderForward { dims: (B, T, C), .. } => {
+            of("encoder_forward", None, &[("B", *B), ("T", *T), ("C", *C)], None)
+        }
+        Call::EncoderBackward(a) => of("encoder_backward", None, &[("B", a.B), ("T", a.T), ("C", a.C)], None),
+        Call::LayernormForward(a) => rows("layernorm_forward", a.weight, a.N, a.C),
+        Call::LayernormBackward(a) => rows("layernorm_backward", a.weight, a.N, a.C),
+        Call::MatmulForward(a) => forward("matmul_forward", a),
+        Call::MatmulResidualLayernorm { matmul, .. } => forward("matmul_residual_layernorm", matmul),
+        Call::MatmulBackward(a) => product("matmul_backward", a.weight, [a.N, a.C, a.OC], 2),
+        Call::AttentionForward { dims, .. } => heads("attention_forward", *dims, Some(scores(*dims))),
+        Call::AttentionBackward { dims, .. } => heads("attention_backward", *dims, Some(2 * scores(*dims))),
+        Call::AttentionDecode { dims, .. } => heads("attention_decode", *dims, None),
+        Call::GeluForward { out, .. } => elements("gelu_forward", *out),
+        Call::Classifier(a) => of("classifier", None, &[("N", a.N), ("V", a.V), ("Vp", a.Vp)], None),
+        Call::AdamW(a) => elements("adamw", a.params),
+        Call::Add { dst, .. } => elements("add", *dst),
+        Call::NormSquared { src, .. } => {
+            let len = src.iter().map(|src| src.len).sum();
+            of("norm_squared", src.first().copied(), &[("elements", len)], None)
+        }
+        Call::Sum { src, .. } => elements("sum", *src),
+        Call::Fill { dst, .. } => elements("fill", *dst),
+    }
+}
+
+/// Bytes of all tensors of a call, those that it reads and writes counted twice.
+pub(super) fn bytes(call: &Call) -> usize {
+    let times = |access| if access == Access::Update { 2 } else { 1 };
+    call.tensors().iter().map(|(tensor, access)| times(*access) * tensor.size_bytes()).sum()
+}

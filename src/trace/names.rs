@@ -1,0 +1,88 @@
+//! Names of tensors: of parameters by the parameter table, of others by the memory plan.
+
+use super::describe::{bytes, describe};
+use super::{Description, Op};
+use crate::params::PARAMS;
+use crate::report::chrome::Row;
+use crate::sharding::ParamBuffer;
+use crate::tensor::{MemoryPlan, Tensor};
+use serde_json::{Map, Value, json};
+
+/// The names of a rank's tensors.
+pub struct Names<'a> {
+    pub memory: MemoryPlan,
+    /// The full parameters that passes work on.
+    pub params: &'a ParamBuffer,
+    /// The parameters that this rank stores and updates.
+    pub stored: &'a ParamBuffer,
+}
+
+impl Names<'_> {
+    /// Returns the row, the name and the arguments with which an operation is shown.
+    pub fn show(&self, op: &Op) -> (Row, String, Map<String, Value>) {
+        let (row, name, args) = match op {
+            Op::Call(call) => {
+                let Description { name, tensor, dims, flops } = describe(call);
+                let mut args: Vec<_> = dims.into_iter().map(|(name, value)| (name, json!(value))).collect();
+                let (label, layer) = tensor.map_or((None, None), |tensor| self.label(tensor));
+                args.push(("bytes", json!(bytes(call))));
+                args.extend(flops.map(|flops| ("flops", json!(flops))));
+                args.extend(layer.map(|layer| ("layer", json!(layer))));
+                (Row::Compute, [Some(name), label].into_iter().flatten().collect::<Vec<_>>().join(" "), args)
+            }
+            Op::Copy { dst, src } => {
+                let from = ("from", json!(self.planned(*src)));
+                (Row::Copies, format!("copy {}", self.planned(*dst)), [vec![from], size(*dst)].concat())
+            }
+            Op::Upload { dst } => (Row::Copies, format!("upload {}", self.planned(*dst)), size(*dst)),
+            Op::Download { src } => (Row::Copies, format!("download {}", self.planned(*src)), size(*src)),
+        };
+        (row, name, args.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+    }
+
+    /// The name of a tensor, and its layer if it is a parameter of one.
+    fn label(&self, tensor: Tensor) -> (Option<&'static str>, Option<usize>) {
+        if let Some((unit, at)) = find(self.params, tensor) {
+            let layout = &self.params.layout;
+            let per_layer = unit != layout.shared_unit();
+            let found = PARAMS.iter().find(|spec| {
+                let range = layout.range(spec.param);
+                spec.per_layer == per_layer && range.start == at && range.len() == tensor.len
+            });
+            // Layers share memory where parameters are sharded, so only the name is certain.
+            let units = self.params.units();
+            let alone = units.iter().filter(|other| **other == units[unit]).count() == 1;
+            if let Some(spec) = found {
+                return (Some(spec.name), (per_layer && alone).then_some(unit));
+            }
+        }
+        let unit = find(self.stored, tensor).map(|(unit, _)| unit);
+        let layer = unit.filter(|&unit| unit != self.stored.layout.shared_unit());
+        (Some(self.planned(tensor)), layer)
+    }
+
+    /// The planned tensor that a tensor is, or is part of.
+    fn planned(&self, tensor: Tensor) -> &'static str {
+        let planned = self.memory.arenas.get(tensor.arena).map_or(&[][..], |arena| &arena.tensors);
+        let part = planned.iter().rev().find(|(_, planned)| planned.offset <= tensor.offset);
+        part.map_or("", |(name, _)| name)
+    }
+}
+
+/// The unit that a tensor is part of, and the index of its first element in it.
+fn find(buffer: &ParamBuffer, tensor: Tensor) -> Option<(usize, usize)> {
+    let mut units = buffer.units().iter().enumerate();
+    units.find_map(|(unit, all)| {
+        let inside = all.arena == tensor.arena && all.dtype == tensor.dtype;
+        let at = tensor.offset.checked_sub(all.offset)? / all.dtype.size();
+        (inside && at + tensor.len <= all.len).then_some((unit, at))
+    })
+}
+
+fn size(tensor: Tensor) -> Vec<(&'static str, Value)> {
+    vec![
+        ("elements", json!(tensor.len)),
+        ("dtype", json!(tensor.dtype.name())),
+        ("bytes", json!(tensor.size_bytes())),
+    ]
+}
