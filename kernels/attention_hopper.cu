@@ -9,8 +9,9 @@
 // this one, so that the tensor cores do not wait for the softmax.
 //
 // Registers allow four warpgroups per SM for a pass over keys and three for the one over queries,
-// which has two sums. Measured on an H100 at T = 1024 (B = 64, NH = 12): 356 TFLOP/s forward and 338
-// backward. In a training step all kernels share the GPU's 700 W, and clocks are a sixth lower.
+// which has two sums. Measured on an H100 at T = 1024 (B = 64, NH = 12): 356 TFLOP/s forward and
+// 338 backward. In a training step all kernels share the GPU's 700 W, and clocks are lower by a
+// sixth.
 #include "attention_softmax.cuh"
 #include "hopper.cuh"
 
