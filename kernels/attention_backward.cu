@@ -285,54 +285,18 @@ extern "C" __global__ void __launch_bounds__(256)
     pair[1] = sum;
 }
 
-extern "C" __global__ void __launch_bounds__(128)
-    attention_backward_keys_hs32(floatX* dqkv, const floatX* dout, const float* stats, const floatX* qkv, int T, int NH,
-                                  float scale) {
-    attention::backward_keys<32>(dqkv, dout, stats, qkv, T, NH, scale);
-}
-extern "C" __global__ void __launch_bounds__(128)
-    attention_backward_keys_hs64(floatX* dqkv, const floatX* dout, const float* stats, const floatX* qkv, int T, int NH,
-                                  float scale) {
-    attention::backward_keys<64>(dqkv, dout, stats, qkv, T, NH, scale);
-}
-extern "C" __global__ void __launch_bounds__(128)
-    attention_backward_keys_hs80(floatX* dqkv, const floatX* dout, const float* stats, const floatX* qkv, int T, int NH,
-                                  float scale) {
-    attention::backward_keys<80>(dqkv, dout, stats, qkv, T, NH, scale);
-}
-extern "C" __global__ void __launch_bounds__(128)
-    attention_backward_keys_hs96(floatX* dqkv, const floatX* dout, const float* stats, const floatX* qkv, int T, int NH,
-                                  float scale) {
-    attention::backward_keys<96>(dqkv, dout, stats, qkv, T, NH, scale);
-}
-extern "C" __global__ void __launch_bounds__(128)
-    attention_backward_keys_hs128(floatX* dqkv, const floatX* dout, const float* stats, const floatX* qkv, int T, int NH,
-                                  float scale) {
-    attention::backward_keys<128>(dqkv, dout, stats, qkv, T, NH, scale);
-}
+#define ATTENTION_BACKWARD(HS)                                                                                 \
+    extern "C" __global__ void __launch_bounds__(128) attention_backward_keys_hs##HS(                          \
+        floatX* dqkv, const floatX* dout, const float* stats, const floatX* qkv, int T, int NH, float scale) { \
+        attention::backward_keys<HS>(dqkv, dout, stats, qkv, T, NH, scale);                                    \
+    }                                                                                                          \
+    extern "C" __global__ void __launch_bounds__(128) attention_backward_queries_hs##HS(                       \
+        floatX* dqkv, const floatX* dout, const float* stats, const floatX* qkv, int T, int NH, float scale) { \
+        attention::backward_queries<HS>(dqkv, dout, stats, qkv, T, NH, scale);                                 \
+    }
 
-extern "C" __global__ void __launch_bounds__(128)
-    attention_backward_queries_hs32(floatX* dqkv, const floatX* dout, const float* stats, const floatX* qkv, int T, int NH,
-                                  float scale) {
-    attention::backward_queries<32>(dqkv, dout, stats, qkv, T, NH, scale);
-}
-extern "C" __global__ void __launch_bounds__(128)
-    attention_backward_queries_hs64(floatX* dqkv, const floatX* dout, const float* stats, const floatX* qkv, int T, int NH,
-                                  float scale) {
-    attention::backward_queries<64>(dqkv, dout, stats, qkv, T, NH, scale);
-}
-extern "C" __global__ void __launch_bounds__(128)
-    attention_backward_queries_hs80(floatX* dqkv, const floatX* dout, const float* stats, const floatX* qkv, int T, int NH,
-                                  float scale) {
-    attention::backward_queries<80>(dqkv, dout, stats, qkv, T, NH, scale);
-}
-extern "C" __global__ void __launch_bounds__(128)
-    attention_backward_queries_hs96(floatX* dqkv, const floatX* dout, const float* stats, const floatX* qkv, int T, int NH,
-                                  float scale) {
-    attention::backward_queries<96>(dqkv, dout, stats, qkv, T, NH, scale);
-}
-extern "C" __global__ void __launch_bounds__(128)
-    attention_backward_queries_hs128(floatX* dqkv, const floatX* dout, const float* stats, const floatX* qkv, int T, int NH,
-                                  float scale) {
-    attention::backward_queries<128>(dqkv, dout, stats, qkv, T, NH, scale);
-}
+ATTENTION_BACKWARD(32)
+ATTENTION_BACKWARD(64)
+ATTENTION_BACKWARD(80)
+ATTENTION_BACKWARD(96)
+ATTENTION_BACKWARD(128)

@@ -141,26 +141,17 @@ constexpr int MIN_BLOCKS = sizeof(floatX) == 4 ? 4 : 1;
 
 }  // namespace attention
 
-extern "C" __global__ void __launch_bounds__(128, attention::MIN_BLOCKS)
-    attention_forward_hs32(floatX* out, float* lse, const floatX* qkv, int T, int NH, float scale) {
-    attention::forward<32>(out, lse, qkv, T, NH, scale);
-}
-extern "C" __global__ void __launch_bounds__(128, attention::MIN_BLOCKS)
-    attention_forward_hs64(floatX* out, float* lse, const floatX* qkv, int T, int NH, float scale) {
-    attention::forward<64>(out, lse, qkv, T, NH, scale);
-}
-extern "C" __global__ void __launch_bounds__(128, attention::MIN_BLOCKS)
-    attention_forward_hs80(floatX* out, float* lse, const floatX* qkv, int T, int NH, float scale) {
-    attention::forward<80>(out, lse, qkv, T, NH, scale);
-}
-extern "C" __global__ void __launch_bounds__(128, attention::MIN_BLOCKS)
-    attention_forward_hs96(floatX* out, float* lse, const floatX* qkv, int T, int NH, float scale) {
-    attention::forward<96>(out, lse, qkv, T, NH, scale);
-}
-extern "C" __global__ void __launch_bounds__(128, attention::MIN_BLOCKS)
-    attention_forward_hs128(floatX* out, float* lse, const floatX* qkv, int T, int NH, float scale) {
-    attention::forward<128>(out, lse, qkv, T, NH, scale);
-}
+#define ATTENTION_FORWARD(HS)                                                                              \
+    extern "C" __global__ void __launch_bounds__(128, attention::MIN_BLOCKS)                               \
+        attention_forward_hs##HS(floatX* out, float* lse, const floatX* qkv, int T, int NH, float scale) { \
+        attention::forward<HS>(out, lse, qkv, T, NH, scale);                                               \
+    }
+
+ATTENTION_FORWARD(32)
+ATTENTION_FORWARD(64)
+ATTENTION_FORWARD(80)
+ATTENTION_FORWARD(96)
+ATTENTION_FORWARD(128)
 
 // Attention of the single query at position t, for sampling: a block has one head of a sequence,
 // eight of its threads process every 32nd key, and their softmaxes are merged at the end. Bound by

@@ -8,7 +8,8 @@
 //! file is one call, so that each object can be cached by its content and the longest are compiled
 //! first.
 
-use crate::{includes, kernel_files, run_all, shared_dir};
+use crate::sources::{includes, kernels, source_text};
+use crate::{kernel_files, run_all, shared_dir};
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::env;
@@ -110,31 +111,13 @@ fn sources(dir: &str) -> Vec<String> {
     kernel_files(Path::new(dir)).into_iter().map(|name| format!("{dir}/{name}")).collect()
 }
 
-/// Name and launch bound of every `extern "C" __global__ void [__launch_bounds__(N…)] name(`.
-fn kernels(text: &str) -> Vec<(String, String)> {
-    let code: String = text.lines().flat_map(|line| [line.split("//").next().unwrap(), "\n"]).collect();
-    let mut found = Vec::new();
-    for rest in code.split("extern \"C\" __global__ void").skip(1) {
-        let rest = rest.trim_start();
-        let (bound, rest) = match rest.strip_prefix("__launch_bounds__(") {
-            Some(rest) => {
-                let (arguments, rest) = rest.split_once(')').expect("a closed __launch_bounds__");
-                (arguments.split(',').next().unwrap(), rest)
-            }
-            None => ("0", rest),
-        };
-        let (name, _) = rest.split_once('(').expect("the parameters of a kernel");
-        found.push((name.trim().to_owned(), bound.trim().to_owned()));
-    }
-    found
-}
-
 /// The C++ text of a unit. The kernel file is in an unnamed namespace, so that the linker does not
 /// merge its inline functions and templates with those compiled for another `floatX` or without the
 /// checker. The kernels have C names and are renamed.
 fn wrapper(unit: &Unit) -> String {
     let Unit { source, symbol, .. } = unit;
-    let kernels = kernels(&fs::read_to_string(source).unwrap());
+    let (dir, file) = source.rsplit_once('/').expect("a file in a directory");
+    let kernels = kernels(&source_text(Path::new(""), dir, file).unwrap_or_else(|e| panic!("{e}")));
     let mut text = format!("#include \"{TABLE_HEADER}\"\n");
     for (name, _) in &kernels {
         writeln!(text, "#define {name} {name}_{symbol}").unwrap();

@@ -9,7 +9,7 @@
 //! architectures, not fatbins; it links `cudart`; and a build without nvcc fails.
 
 use crate::nvcc::{self, Nvcc};
-use std::collections::BTreeSet;
+use crate::sources::source_text;
 use std::fmt::Write as _;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -112,7 +112,7 @@ fn compile_all(root: &Path, out_dir: &Path, nvcc: &Nvcc, arches: &(Vec<String>, 
     let mut jobs = Vec::new();
     for list in &LISTS {
         for file in crate::kernel_files(&root.join(list.dir)) {
-            let sources = sources(root, list.dir, &file)?;
+            let sources = source_text(root, list.dir, &file)?;
             for &(floatx, define) in list.floatx {
                 let mut flags = nvcc::gencode(arches);
                 flags.extend(define.map(str::to_string));
@@ -188,22 +188,6 @@ impl Job {
         put(&log, &self.log())?;
         put(&fatbin, &self.fatbin)
     }
-}
-
-/// The text of a kernel file and of all headers that it includes from `kernels/`, one after the
-/// other. Those of the emulated device are not for nvcc.
-fn sources(root: &Path, dir: &str, file: &str) -> Result<String, String> {
-    let (mut text, mut seen, mut pending) = (String::new(), BTreeSet::new(), vec![file.to_string()]);
-    while let Some(name) = pending.pop() {
-        if name.starts_with("emulated/") || !seen.insert(name.clone()) {
-            continue;
-        }
-        let path = root.join(if name == file { dir } else { "kernels" }).join(&name);
-        let source = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-        pending.extend(crate::includes(&source).map(str::to_string));
-        text += &source;
-    }
-    Ok(text)
 }
 
 /// Writes the table that `src/device/cuda/fatbins.rs` or the probes include, and the compiler's

@@ -8,6 +8,7 @@ pub mod fatbins;
 pub mod nvcc;
 pub mod ptxas;
 pub mod sass;
+mod sources;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -48,12 +49,6 @@ fn kernel_files(kernels: &Path) -> Vec<String> {
     let mut files: Vec<String> = names.filter(|name| name.ends_with(".cu")).collect();
     files.sort();
     files
-}
-
-/// The files that a text includes by name.
-fn includes(text: &str) -> impl Iterator<Item = &str> {
-    let lines = text.lines().filter_map(|line| line.trim_start().strip_prefix("#include \""));
-    lines.filter_map(|rest| rest.split('"').next())
 }
 
 /// Runs the jobs in parallel, as many as cargo allows. Reports all that fail.

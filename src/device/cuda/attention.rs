@@ -8,7 +8,7 @@
 mod hopper;
 
 use super::Cuda;
-use super::kernel::{FloatX, KernelSpec, Launch, Launcher, Ptr};
+use super::kernel::{KernelSpec, Launch, Ptr};
 use crate::ops::*;
 use crate::tensor::{Dtype, Tensor};
 use anyhow::{Result, ensure};
@@ -18,11 +18,10 @@ mod forward_kernels {
 
     kernels! {
         "attention_forward.cu":
-        fn attention_forward_hs32(out: Ptr<FloatX>, lse: Ptr<f32>, qkv: Ptr<FloatX>, T: i32, NH: i32, scale: f32);
-        fn attention_forward_hs64(out: Ptr<FloatX>, lse: Ptr<f32>, qkv: Ptr<FloatX>, T: i32, NH: i32, scale: f32);
-        fn attention_forward_hs80(out: Ptr<FloatX>, lse: Ptr<f32>, qkv: Ptr<FloatX>, T: i32, NH: i32, scale: f32);
-        fn attention_forward_hs96(out: Ptr<FloatX>, lse: Ptr<f32>, qkv: Ptr<FloatX>, T: i32, NH: i32, scale: f32);
-        fn attention_forward_hs128(out: Ptr<FloatX>, lse: Ptr<f32>, qkv: Ptr<FloatX>, T: i32, NH: i32, scale: f32);
+        const FORWARD: [Forward] = [
+            attention_forward_hs32, attention_forward_hs64, attention_forward_hs80, attention_forward_hs96,
+            attention_forward_hs128,
+        ](out: Ptr<FloatX>, lse: Ptr<f32>, qkv: Ptr<FloatX>, T: i32, NH: i32, scale: f32);
         fn attention_decode(out: Ptr<FloatX>, qkv: Ptr<FloatX>, T: i32, NH: i32, HS: i32, t: i32, scale: f32);
     }
     pub(super) use kernel::*;
@@ -33,17 +32,17 @@ mod backward_kernels {
 
     kernels! {
         "attention_backward.cu":
-        fn attention_backward_stats(stats: Ptr<f32>, dout: Ptr<FloatX>, out: Ptr<FloatX>, lse: Ptr<f32>, B: i32, T: i32, NH: i32, HS: i32);
-        fn attention_backward_keys_hs32(dqkv: Ptr<FloatX>, dout: Ptr<FloatX>, stats: Ptr<f32>, qkv: Ptr<FloatX>, T: i32, NH: i32, scale: f32);
-        fn attention_backward_keys_hs64(dqkv: Ptr<FloatX>, dout: Ptr<FloatX>, stats: Ptr<f32>, qkv: Ptr<FloatX>, T: i32, NH: i32, scale: f32);
-        fn attention_backward_keys_hs80(dqkv: Ptr<FloatX>, dout: Ptr<FloatX>, stats: Ptr<f32>, qkv: Ptr<FloatX>, T: i32, NH: i32, scale: f32);
-        fn attention_backward_keys_hs96(dqkv: Ptr<FloatX>, dout: Ptr<FloatX>, stats: Ptr<f32>, qkv: Ptr<FloatX>, T: i32, NH: i32, scale: f32);
-        fn attention_backward_keys_hs128(dqkv: Ptr<FloatX>, dout: Ptr<FloatX>, stats: Ptr<f32>, qkv: Ptr<FloatX>, T: i32, NH: i32, scale: f32);
-        fn attention_backward_queries_hs32(dqkv: Ptr<FloatX>, dout: Ptr<FloatX>, stats: Ptr<f32>, qkv: Ptr<FloatX>, T: i32, NH: i32, scale: f32);
-        fn attention_backward_queries_hs64(dqkv: Ptr<FloatX>, dout: Ptr<FloatX>, stats: Ptr<f32>, qkv: Ptr<FloatX>, T: i32, NH: i32, scale: f32);
-        fn attention_backward_queries_hs80(dqkv: Ptr<FloatX>, dout: Ptr<FloatX>, stats: Ptr<f32>, qkv: Ptr<FloatX>, T: i32, NH: i32, scale: f32);
-        fn attention_backward_queries_hs96(dqkv: Ptr<FloatX>, dout: Ptr<FloatX>, stats: Ptr<f32>, qkv: Ptr<FloatX>, T: i32, NH: i32, scale: f32);
-        fn attention_backward_queries_hs128(dqkv: Ptr<FloatX>, dout: Ptr<FloatX>, stats: Ptr<f32>, qkv: Ptr<FloatX>, T: i32, NH: i32, scale: f32);
+        const KEYS: [Keys] = [
+            attention_backward_keys_hs32, attention_backward_keys_hs64, attention_backward_keys_hs80,
+            attention_backward_keys_hs96, attention_backward_keys_hs128,
+        ](dqkv: Ptr<FloatX>, dout: Ptr<FloatX>, stats: Ptr<f32>, qkv: Ptr<FloatX>, T: i32, NH: i32, scale: f32);
+        const QUERIES: [Queries] = [
+            attention_backward_queries_hs32, attention_backward_queries_hs64, attention_backward_queries_hs80,
+            attention_backward_queries_hs96, attention_backward_queries_hs128,
+        ](dqkv: Ptr<FloatX>, dout: Ptr<FloatX>, stats: Ptr<f32>, qkv: Ptr<FloatX>, T: i32, NH: i32, scale: f32);
+        fn attention_backward_stats(
+            stats: Ptr<f32>, dout: Ptr<FloatX>, out: Ptr<FloatX>, lse: Ptr<f32>, B: i32, T: i32, NH: i32, HS: i32,
+        );
     }
     pub(super) use kernel::*;
 }
@@ -52,8 +51,13 @@ mod backward_kernels {
 pub static KERNELS: [&[&KernelSpec]; 3] =
     [forward_kernels::KERNELS, backward_kernels::KERNELS, hopper::KERNELS];
 
-/// Head sizes that have kernels.
+/// Head sizes that have kernels, in the order in which these are declared.
 const HEAD_SIZES: [usize; 5] = [32, 64, 80, 96, 128];
+
+/// Returns the kernel of a head size.
+fn for_head_size<Kernel: Copy>(kernels: &[Kernel], HS: usize) -> Kernel {
+    kernels[HEAD_SIZES.iter().position(|&size| size == HS).expect("lengths are checked")]
+}
 
 /// Threads per block of the forward kernel and of both large backward kernels.
 const THREADS: u32 = 128;
@@ -132,17 +136,10 @@ pub fn forward(cuda: &mut Cuda, out: Tensor, lse: Tensor, qkv: Tensor, dims: Att
     let Cuda { driver, memory: m, .. } = cuda;
     let AttentionDims { T, NH, HS, .. } = dims;
     assert_lengths(dims, &[qkv], &[out], lse);
-    let forward = match HS {
-        32 => forward_kernels::attention_forward_hs32,
-        64 => forward_kernels::attention_forward_hs64,
-        80 => forward_kernels::attention_forward_hs80,
-        96 => forward_kernels::attention_forward_hs96,
-        128 => forward_kernels::attention_forward_hs128,
-        _ => unreachable!("lengths are checked"),
-    };
     // Two stages of keys and values are in flight.
     let shared = tile_bytes(QUERIES + 2 * 2 * keys_per_tile(HS), HS);
     let launch = blocks(dims, m.dtype(), QUERIES, shared);
+    let forward = for_head_size(forward_kernels::FORWARD, HS);
     forward(driver.as_mut(), launch, m.x(out), m.f32(lse), m.x(qkv), int(T), int(NH), scale(HS))
 }
 
@@ -194,19 +191,6 @@ fn stats_bytes(dims: AttentionDims) -> usize {
     dims.B * dims.NH * dims.T.next_multiple_of(2) * STATS
 }
 
-/// The backward kernel of one head size for dK and dV, or for dQ.
-type Half = fn(
-    &mut dyn Launcher,
-    Launch,
-    Ptr<FloatX>,
-    Ptr<FloatX>,
-    Ptr<f32>,
-    Ptr<FloatX>,
-    i32,
-    i32,
-    f32,
-) -> Result<()>;
-
 /// See [`Ops::attention_backward`].
 pub fn backward(cuda: &mut Cuda, a: Backward) -> Result<()> {
     use backward_kernels as kernel;
@@ -215,14 +199,6 @@ pub fn backward(cuda: &mut Cuda, a: Backward) -> Result<()> {
     }
     let AttentionDims { B, T, NH, HS } = a.dims;
     assert_lengths(a.dims, &[a.dqkv, a.qkv], &[a.dout, a.out], a.lse);
-    let (keys, queries): (Half, Half) = match HS {
-        32 => (kernel::attention_backward_keys_hs32, kernel::attention_backward_queries_hs32),
-        64 => (kernel::attention_backward_keys_hs64, kernel::attention_backward_queries_hs64),
-        80 => (kernel::attention_backward_keys_hs80, kernel::attention_backward_queries_hs80),
-        96 => (kernel::attention_backward_keys_hs96, kernel::attention_backward_queries_hs96),
-        128 => (kernel::attention_backward_keys_hs128, kernel::attention_backward_queries_hs128),
-        _ => unreachable!("lengths are checked"),
-    };
     let Cuda { driver, memory: m, .. } = cuda;
     let stats = Ptr::new(m.scratch(stats_bytes(a.dims)));
     let (dqkv, dout, qkv) = (m.x(a.dqkv), m.x(a.dout), m.x(a.qkv));
@@ -237,7 +213,9 @@ pub fn backward(cuda: &mut Cuda, a: Backward) -> Result<()> {
     let count = keys_per_block(HS);
     let shared = tile_bytes(2 * count + STREAMED_ROWS, HS) + 2 * TILE_ROWS * STATS;
     let launch = blocks(a.dims, m.dtype(), count, shared);
+    let keys = for_head_size(kernel::KEYS, HS);
     keys(dev, launch, dqkv, dout, stats, qkv, int(T), int(NH), scale(HS))?;
     let launch = blocks(a.dims, m.dtype(), QUERIES, tile_bytes(2 * QUERIES + STREAMED_ROWS, HS));
+    let queries = for_head_size(kernel::QUERIES, HS);
     queries(dev, launch, dqkv, dout, stats, qkv, int(T), int(NH), scale(HS))
 }

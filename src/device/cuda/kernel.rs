@@ -122,36 +122,52 @@ pub trait Launcher {
     }
 }
 
-/// The first parameter of the functions that launch kernels.
-pub type LauncherRef<'a> = &'a mut dyn Launcher;
-
 /// Declares the kernels of one file under `kernels/`: a function for each in the module `kernel`
-/// that launches it, and the list `KERNELS`.
+/// that launches it, and the list `KERNELS`. `const FORWARD: [Forward] = [a, b](…);` declares
+/// kernels with the same parameters, and also makes an array of their functions and the type of
+/// these.
 macro_rules! kernels {
-    ($file:literal: $( $(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),* $(,)?); )+) => {
+    ($file:literal:
+        $(const $array:ident: [$type:ident] = [$($member:ident),+ $(,)?] $same:tt;)*
+        $(fn $name:ident $params:tt;)*
+    ) => {
         mod kernel {
             #[allow(unused_imports)]
             use super::*;
-            use $crate::device::cuda::kernel::{Arg, KernelArg, KernelSpec, Launch, Launcher};
+            use $crate::device::cuda::kernel::{Arg, Launch, Launcher, kernels};
             $(
-                $(#[$doc])*
-                #[allow(clippy::too_many_arguments)]
-                pub fn $name(device: &mut dyn Launcher, launch: Launch, $($arg: $type),*) -> anyhow::Result<()> {
-                    device.launch(&specs::$name, launch, &[$(Arg::new(&$arg)),*])
-                }
-            )+
+                kernels! { @array $array: [$type] = [$($member),+] $same }
+                $(kernels! { @fn $member $same })+
+            )*
+            $(kernels! { @fn $name $params })*
             #[allow(non_upper_case_globals)]
             pub mod specs {
                 use super::*;
-                $(pub static $name: KernelSpec = KernelSpec {
-                    name: stringify!($name),
-                    file: $file,
-                    params: &[$((<$type as KernelArg>::TYPE, stringify!($arg))),*],
-                };)+
+                use $crate::device::cuda::kernel::{KernelArg, KernelSpec};
+                $($(kernels! { @spec $file: $member $same })+)*
+                $(kernels! { @spec $file: $name $params })*
             }
         }
         /// The kernels of this operation.
-        pub static KERNELS: &[&$crate::device::cuda::kernel::KernelSpec] = &[$(&kernel::specs::$name),+];
+        pub static KERNELS: &[&$crate::device::cuda::kernel::KernelSpec] =
+            &[$($(&kernel::specs::$member,)+)* $(&kernel::specs::$name,)*];
+    };
+    (@array $array:ident: [$type:ident] = $members:tt ($($arg:ident: $of:ty),* $(,)?)) => {
+        pub type $type = fn(&mut dyn Launcher, Launch, $($of),*) -> anyhow::Result<()>;
+        pub const $array: &[$type] = &$members;
+    };
+    (@fn $name:ident ($($arg:ident: $of:ty),* $(,)?)) => {
+        #[allow(clippy::too_many_arguments)]
+        pub fn $name(device: &mut dyn Launcher, launch: Launch, $($arg: $of),*) -> anyhow::Result<()> {
+            device.launch(&specs::$name, launch, &[$(Arg::new(&$arg)),*])
+        }
+    };
+    (@spec $file:literal: $name:ident ($($arg:ident: $of:ty),* $(,)?)) => {
+        pub static $name: KernelSpec = KernelSpec {
+            name: stringify!($name),
+            file: $file,
+            params: &[$((<$of as KernelArg>::TYPE, stringify!($arg))),*],
+        };
     };
 }
 pub(crate) use kernels;

@@ -3,71 +3,25 @@
 
 use super::gemm::{Dgrad, Extent, Forward, Gemm, Pass, Wgrad, X};
 use super::own;
-use crate::device::cuda::kernel::{Launch, Launcher, LauncherRef, Ptr, kernels};
+use crate::device::cuda::kernel::{Launch, Launcher, Ptr, kernels};
 use crate::device::cuda::tensor_map::{TensorMap, TiledMatrix};
 use anyhow::Result;
 
 kernels! {
     "matmul_hopper.cu":
-    fn matmul_hopper_forward_128x256(
+    const FORWARD: [ForwardKernel] = [matmul_hopper_forward_128x256, matmul_hopper_forward_128x128](
         out: X, pre_gelu: X, partials: Ptr<f32>, inp: TensorMap, weight: TensorMap, bias: X, residual: X, N: i32,
         C: i32, OC: i32, splits: i32, counter: Ptr<u32>,
     );
-    fn matmul_hopper_forward_128x128(
-        out: X, pre_gelu: X, partials: Ptr<f32>, inp: TensorMap, weight: TensorMap, bias: X, residual: X, N: i32,
-        C: i32, OC: i32, splits: i32, counter: Ptr<u32>,
-    );
-    fn matmul_hopper_dgrad_128x256(
+    const DGRAD: [DgradKernel] = [matmul_hopper_dgrad_128x256, matmul_hopper_dgrad_128x128](
         dinp: X, partials: Ptr<f32>, dout: TensorMap, weight: TensorMap, through_gelu: X, N: i32, C: i32, OC: i32,
         splits: i32, counter: Ptr<u32>,
     );
-    fn matmul_hopper_dgrad_128x128(
-        dinp: X, partials: Ptr<f32>, dout: TensorMap, weight: TensorMap, through_gelu: X, N: i32, C: i32, OC: i32,
-        splits: i32, counter: Ptr<u32>,
-    );
-    fn matmul_hopper_wgrad_128x256(
-        dweight: X, dbias: X, partials: Ptr<f32>, dout: TensorMap, inp: TensorMap, N: i32, C: i32, OC: i32,
-        accumulate: i32, splits: i32, counter: Ptr<u32>,
-    );
-    fn matmul_hopper_wgrad_128x128(
+    const WGRAD: [WgradKernel] = [matmul_hopper_wgrad_128x256, matmul_hopper_wgrad_128x128](
         dweight: X, dbias: X, partials: Ptr<f32>, dout: TensorMap, inp: TensorMap, N: i32, C: i32, OC: i32,
         accumulate: i32, splits: i32, counter: Ptr<u32>,
     );
 }
-
-type ForwardKernel = fn(
-    LauncherRef,
-    Launch,
-    X,
-    X,
-    Ptr<f32>,
-    TensorMap,
-    TensorMap,
-    X,
-    X,
-    i32,
-    i32,
-    i32,
-    i32,
-    Ptr<u32>,
-) -> Result<()>;
-type DgradKernel =
-    fn(LauncherRef, Launch, X, Ptr<f32>, TensorMap, TensorMap, X, i32, i32, i32, i32, Ptr<u32>) -> Result<()>;
-type WgradKernel = fn(
-    LauncherRef,
-    Launch,
-    X,
-    X,
-    Ptr<f32>,
-    TensorMap,
-    TensorMap,
-    i32,
-    i32,
-    i32,
-    i32,
-    i32,
-    Ptr<u32>,
-) -> Result<()>;
 
 /// The kernels that compute 128 x `N` numbers at a time.
 #[derive(Debug)]
@@ -75,25 +29,25 @@ pub struct Tile {
     pub N: usize,
     /// Multiply-adds per clock and SM, for choosing without timing.
     rate: f64,
-    forward: ForwardKernel,
-    dgrad: DgradKernel,
-    wgrad: WgradKernel,
+    forward: kernel::ForwardKernel,
+    dgrad: kernel::DgradKernel,
+    wgrad: kernel::WgradKernel,
 }
 
 pub static TILES: [Tile; 2] = [
     Tile {
         N: 256,
         rate: 1600.0,
-        forward: kernel::matmul_hopper_forward_128x256,
-        dgrad: kernel::matmul_hopper_dgrad_128x256,
-        wgrad: kernel::matmul_hopper_wgrad_128x256,
+        forward: kernel::FORWARD[0],
+        dgrad: kernel::DGRAD[0],
+        wgrad: kernel::WGRAD[0],
     },
     Tile {
         N: 128,
         rate: 1350.0,
-        forward: kernel::matmul_hopper_forward_128x128,
-        dgrad: kernel::matmul_hopper_dgrad_128x128,
-        wgrad: kernel::matmul_hopper_wgrad_128x128,
+        forward: kernel::FORWARD[1],
+        dgrad: kernel::DGRAD[1],
+        wgrad: kernel::WGRAD[1],
     },
 ];
 

@@ -1,42 +1,39 @@
 //! Our portable kernels: their tiles and launches.
 
 use super::gemm::{Dgrad, Extent, Forward, Gemm, Pass, Wgrad, X};
-use crate::device::cuda::kernel::{Launch, Launcher, LauncherRef, Ptr, kernels};
+use crate::device::cuda::kernel::{Launch, Launcher, Ptr, kernels};
 use anyhow::Result;
 
-kernels! {
+/// Declares the kernels of a file: for each pass the kernels of all tiles, which have the same
+/// parameters, and then others.
+macro_rules! tile_kernels {
+    ($file:literal: forward: $forward:tt, dgrad: $dgrad:tt, wgrad: $wgrad:tt; $($others:tt)*) => {
+        kernels! {
+            $file:
+            const FORWARD: [ForwardKernel] = $forward(
+                out: X, pre_gelu: X, partials: Ptr<f32>, inp: X, weight: X, bias: X, residual: X, N: i32, C: i32,
+                OC: i32,
+            );
+            const DGRAD: [DgradKernel] = $dgrad(
+                dinp: X, partials: Ptr<f32>, dout: X, weight: X, through_gelu: X, N: i32, C: i32, OC: i32,
+            );
+            const WGRAD: [WgradKernel] = $wgrad(
+                dweight: X, dbias: X, partials: Ptr<f32>, dout: X, inp: X, N: i32, C: i32, OC: i32, accumulate: i32,
+            );
+            $($others)*
+        }
+    };
+}
+
+tile_kernels! {
     "matmul.cu":
-    fn matmul_forward_128x256(
-        out: X, pre_gelu: X, partials: Ptr<f32>, inp: X, weight: X, bias: X, residual: X, N: i32, C: i32, OC: i32,
-    );
-    fn matmul_forward_128x128(
-        out: X, pre_gelu: X, partials: Ptr<f32>, inp: X, weight: X, bias: X, residual: X, N: i32, C: i32, OC: i32,
-    );
-    fn matmul_forward_64x64(
-        out: X, pre_gelu: X, partials: Ptr<f32>, inp: X, weight: X, bias: X, residual: X, N: i32, C: i32, OC: i32,
-    );
+    forward: [matmul_forward_128x256, matmul_forward_128x128, matmul_forward_64x64],
+    dgrad: [matmul_dgrad_128x256, matmul_dgrad_128x128, matmul_dgrad_64x64],
+    wgrad: [matmul_wgrad_128x256, matmul_wgrad_128x128, matmul_wgrad_64x64];
     fn matmul_forward_reduce(
         out: X, pre_gelu: X, partials: Ptr<f32>, bias: X, residual: X, N: i32, OC: i32, splits: i32,
     );
-    fn matmul_dgrad_128x256(
-        dinp: X, partials: Ptr<f32>, dout: X, weight: X, through_gelu: X, N: i32, C: i32, OC: i32,
-    );
-    fn matmul_dgrad_128x128(
-        dinp: X, partials: Ptr<f32>, dout: X, weight: X, through_gelu: X, N: i32, C: i32, OC: i32,
-    );
-    fn matmul_dgrad_64x64(
-        dinp: X, partials: Ptr<f32>, dout: X, weight: X, through_gelu: X, N: i32, C: i32, OC: i32,
-    );
     fn matmul_dgrad_reduce(dinp: X, partials: Ptr<f32>, through_gelu: X, N: i32, C: i32, splits: i32);
-    fn matmul_wgrad_128x256(
-        dweight: X, dbias: X, partials: Ptr<f32>, dout: X, inp: X, N: i32, C: i32, OC: i32, accumulate: i32,
-    );
-    fn matmul_wgrad_128x128(
-        dweight: X, dbias: X, partials: Ptr<f32>, dout: X, inp: X, N: i32, C: i32, OC: i32, accumulate: i32,
-    );
-    fn matmul_wgrad_64x64(
-        dweight: X, dbias: X, partials: Ptr<f32>, dout: X, inp: X, N: i32, C: i32, OC: i32, accumulate: i32,
-    );
     fn matmul_wgrad_reduce(
         dweight: X, dbias: X, partials: Ptr<f32>, C: i32, OC: i32, accumulate: i32, splits: i32,
     );
@@ -46,34 +43,14 @@ kernels! {
 pub mod exact {
     use super::{Ptr, X, kernels};
 
-    kernels! {
+    tile_kernels! {
         "matmul_f32.cu":
-        fn matmul_f32_forward_128x128(
-            out: X, pre_gelu: X, partials: Ptr<f32>, inp: X, weight: X, bias: X, residual: X, N: i32, C: i32, OC: i32,
-        );
-        fn matmul_f32_forward_64x64(
-            out: X, pre_gelu: X, partials: Ptr<f32>, inp: X, weight: X, bias: X, residual: X, N: i32, C: i32, OC: i32,
-        );
-        fn matmul_f32_dgrad_128x128(
-            dinp: X, partials: Ptr<f32>, dout: X, weight: X, through_gelu: X, N: i32, C: i32, OC: i32,
-        );
-        fn matmul_f32_dgrad_64x64(
-            dinp: X, partials: Ptr<f32>, dout: X, weight: X, through_gelu: X, N: i32, C: i32, OC: i32,
-        );
-        fn matmul_f32_wgrad_128x128(
-            dweight: X, dbias: X, partials: Ptr<f32>, dout: X, inp: X, N: i32, C: i32, OC: i32, accumulate: i32,
-        );
-        fn matmul_f32_wgrad_64x64(
-            dweight: X, dbias: X, partials: Ptr<f32>, dout: X, inp: X, N: i32, C: i32, OC: i32, accumulate: i32,
-        );
+        forward: [matmul_f32_forward_128x128, matmul_f32_forward_64x64],
+        dgrad: [matmul_f32_dgrad_128x128, matmul_f32_dgrad_64x64],
+        wgrad: [matmul_f32_wgrad_128x128, matmul_f32_wgrad_64x64];
     }
-
     pub(super) use kernel::*;
 }
-
-type ForwardKernel = fn(LauncherRef, Launch, X, X, Ptr<f32>, X, X, X, X, i32, i32, i32) -> Result<()>;
-type DgradKernel = fn(LauncherRef, Launch, X, Ptr<f32>, X, X, X, i32, i32, i32) -> Result<()>;
-type WgradKernel = fn(LauncherRef, Launch, X, X, Ptr<f32>, X, X, i32, i32, i32, i32) -> Result<()>;
 
 /// The kernels that compute `M` x `N` numbers per block.
 #[derive(Debug)]
@@ -85,9 +62,9 @@ pub struct Tile {
     pub resident: usize,
     /// Multiply-adds per clock and SM, for choosing without timing.
     pub rate: f64,
-    forward: ForwardKernel,
-    dgrad: DgradKernel,
-    wgrad: WgradKernel,
+    forward: kernel::ForwardKernel,
+    dgrad: kernel::DgradKernel,
+    wgrad: kernel::WgradKernel,
 }
 
 /// Tiles on tensor cores, with f32 as TF32. The rates are those of bf16 on Hopper.
@@ -98,9 +75,9 @@ pub static TENSOR_CORE_TILES: [Tile; 3] = [
         threads: 256,
         resident: 1,
         rate: 1200.0,
-        forward: kernel::matmul_forward_128x256,
-        dgrad: kernel::matmul_dgrad_128x256,
-        wgrad: kernel::matmul_wgrad_128x256,
+        forward: kernel::FORWARD[0],
+        dgrad: kernel::DGRAD[0],
+        wgrad: kernel::WGRAD[0],
     },
     Tile {
         M: 128,
@@ -108,9 +85,9 @@ pub static TENSOR_CORE_TILES: [Tile; 3] = [
         threads: 128,
         resident: 2,
         rate: 1100.0,
-        forward: kernel::matmul_forward_128x128,
-        dgrad: kernel::matmul_dgrad_128x128,
-        wgrad: kernel::matmul_wgrad_128x128,
+        forward: kernel::FORWARD[1],
+        dgrad: kernel::DGRAD[1],
+        wgrad: kernel::WGRAD[1],
     },
     Tile {
         M: 64,
@@ -118,9 +95,9 @@ pub static TENSOR_CORE_TILES: [Tile; 3] = [
         threads: 128,
         resident: 4,
         rate: 600.0,
-        forward: kernel::matmul_forward_64x64,
-        dgrad: kernel::matmul_dgrad_64x64,
-        wgrad: kernel::matmul_wgrad_64x64,
+        forward: kernel::FORWARD[2],
+        dgrad: kernel::DGRAD[2],
+        wgrad: kernel::WGRAD[2],
     },
 ];
 
@@ -131,9 +108,9 @@ pub static EXACT_TILES: [Tile; 2] = [
         threads: 256,
         resident: 1,
         rate: 100.0,
-        forward: exact::matmul_f32_forward_128x128,
-        dgrad: exact::matmul_f32_dgrad_128x128,
-        wgrad: exact::matmul_f32_wgrad_128x128,
+        forward: exact::FORWARD[0],
+        dgrad: exact::DGRAD[0],
+        wgrad: exact::WGRAD[0],
     },
     Tile {
         M: 64,
@@ -141,9 +118,9 @@ pub static EXACT_TILES: [Tile; 2] = [
         threads: 64,
         resident: 4,
         rate: 100.0,
-        forward: exact::matmul_f32_forward_64x64,
-        dgrad: exact::matmul_f32_dgrad_64x64,
-        wgrad: exact::matmul_f32_wgrad_64x64,
+        forward: exact::FORWARD[1],
+        dgrad: exact::DGRAD[1],
+        wgrad: exact::WGRAD[1],
     },
 ];
 
