@@ -2,9 +2,11 @@
 //! the CUDA toolkit, or in NVIDIA's Python packages, whose directories no loader searches. A Python
 //! is found as a shell finds it: by `python3` on `PATH`.
 //!
-//! Nothing is loaded or executed here: callers pass the function that opens a library.
+//! Nothing is loaded here: callers pass the function that opens a library. The text of the CUDA
+//! driver's errors is here, too.
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
+use cudarc::driver::DriverError;
 use std::env;
 use std::ffi::OsStr;
 use std::fmt;
@@ -146,10 +148,16 @@ fn mapped(maps: &str, name: &str) -> Option<PathBuf> {
     maps.lines().filter_map(path).find(named)
 }
 
+/// Describes an error of the CUDA driver, which is loaded:
+/// `cuMemAlloc: CUDA_ERROR_OUT_OF_MEMORY (out of memory)`.
+pub fn cuda_error(what: &str, error: DriverError) -> anyhow::Error {
+    let explained = error.error_string().map(|text| text.to_string_lossy().into_owned());
+    anyhow!("{what}: {:?} ({})", error.0, explained.unwrap_or_else(|_| "unknown error".to_owned()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use anyhow::anyhow;
     use std::os::unix::fs::symlink;
 
     const NCCL: Wanted = Wanted {

@@ -15,6 +15,7 @@ mod worker;
 use super::timing::{Started, Times, WorkTime};
 use super::transport::Transport;
 use super::{Communicator, Operation, Work};
+use crate::libraries::cuda_error;
 use crate::ops::Place;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use cudarc::driver::{CudaContext, CudaEvent};
@@ -86,7 +87,7 @@ impl Nccl {
         let functions = Arc::new(Functions::load()?);
         let context = gpu::current_context()?;
         let id = exchange_id(&mut transport, &functions)?;
-        let stream = context.new_stream().map_err(|e| gpu::message("cuStreamCreate", e))?;
+        let stream = context.new_stream().map_err(|e| cuda_error("cuStreamCreate", e))?;
         let watchdog = Watchdog::start(transport, timeouts.heartbeat);
         let worker = Worker::start(functions.clone(), stream, RankId { id, rank, world_size });
         let mut nccl = Nccl {
@@ -193,7 +194,7 @@ impl Nccl {
             if *next > work {
                 return Ok(true);
             }
-            if !events.end.try_is_complete().map_err(|e| gpu::message("cuEventQuery", e))? {
+            if !events.end.try_is_complete().map_err(|e| cuda_error("cuEventQuery", e))? {
                 return Ok(false);
             }
             let (done, started, events) = self.in_flight.pop_front().expect("looked at");
@@ -207,7 +208,7 @@ impl Nccl {
     fn note_time(&mut self, work: Work, started: Started, events: &Events) -> Result<()> {
         let (Some((timer, zero)), Some(start)) = (&self.timer, &events.start) else { return Ok(()) };
         let at = |event| {
-            let ms = timer.elapsed_ms(event).map_err(|e| gpu::message("cuEventElapsedTime", e))?;
+            let ms = timer.elapsed_ms(event).map_err(|e| cuda_error("cuEventElapsedTime", e))?;
             Ok::<_, anyhow::Error>(*zero + Duration::from_secs_f64(f64::from(ms.max(0.0)) / 1e3))
         };
         let span = (at(start)?, at(&events.end)?);
@@ -301,7 +302,7 @@ impl Communicator for Nccl {
     fn note_times(&mut self) -> Result<()> {
         self.finish()?;
         let timer = self.worker.timer()?;
-        timer.synchronize().map_err(|e| gpu::message("cuEventSynchronize", e))?;
+        timer.synchronize().map_err(|e| cuda_error("cuEventSynchronize", e))?;
         self.timer = Some((timer, Instant::now()));
         self.times.begin();
         Ok(())

@@ -2,7 +2,7 @@
 //! and watches for failures meanwhile.
 
 use super::functions::{Call, Comm, Elements, Functions};
-use super::gpu::message;
+use crate::libraries::cuda_error;
 use crate::parallel::host::partitions;
 use crate::parallel::{Collective, Operation};
 use anyhow::{Result, anyhow};
@@ -84,7 +84,7 @@ impl Worker {
             let RankId { id, rank, world_size } = rank_id;
             let bound = theirs.stream.context().bind_to_thread();
             let comm = bound
-                .map_err(|e| message("cuCtxSetCurrent", e))
+                .map_err(|e| cuda_error("cuCtxSetCurrent", e))
                 .and_then(|()| theirs.functions.comm_init_rank(world_size, id, rank));
             let thread = WorkerThread { shared: theirs, rank, world_size, comm: comm.as_ref().ok().copied() };
             if join.send(comm).is_ok() {
@@ -187,7 +187,7 @@ impl WorkerThread {
     fn queue(&self, comm: Comm, operations: &[Operation], after: CudaEvent, timed: bool) -> Result<Events> {
         let Shared { functions, stream, .. } = &*self.shared;
         self.check_aborting()?;
-        stream.wait(&after).map_err(|e| message("cuStreamWaitEvent", e))?;
+        stream.wait(&after).map_err(|e| cuda_error("cuStreamWaitEvent", e))?;
         // The stream has taken note of it.
         drop(after);
         let start = timed.then(|| record(stream, true)).transpose()?;
@@ -217,7 +217,7 @@ impl WorkerThread {
 /// Records an event, which is cheaper if nothing is timed by it.
 fn record(stream: &CudaStream, timed: bool) -> Result<CudaEvent> {
     let flags = timed.then_some(CUevent_flags::CU_EVENT_DEFAULT);
-    stream.record_event(flags).map_err(|e| message("cuEventRecord", e))
+    stream.record_event(flags).map_err(|e| cuda_error("cuEventRecord", e))
 }
 
 /// The calls for one operation, in place. NCCL's own reduce-scatter and all-gather need partitions

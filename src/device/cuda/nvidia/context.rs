@@ -1,9 +1,8 @@
 //! From a machine that may or may not have a GPU to a context on one.
 
-use super::message;
 use crate::device::cuda::driver::DeviceInfo;
 use crate::device::cuda::fatbins::NVCC_VERSION;
-use crate::libraries;
+use crate::libraries::{self, cuda_error};
 use anyhow::{Result, anyhow, bail};
 use cudarc::driver::{CudaContext, DriverError, result as cu, sys};
 use std::ffi::{CStr, c_char};
@@ -77,7 +76,7 @@ pub fn probe() -> Result<usize, Problem> {
     let failed = |what: &str, e: DriverError| match e.0 {
         sys::CUresult::CUDA_ERROR_NO_DEVICE => Problem::NoDevice,
         sys::CUresult::CUDA_ERROR_STUB_LIBRARY => Problem::Stub,
-        _ => Problem::Other(message(what, e).to_string()),
+        _ => Problem::Other(cuda_error(what, e).to_string()),
     };
     // SAFETY: this runs the initializers of NVIDIA's libcuda, which any program may load. Every
     // other function of cudarc panics if the library is missing, so none is called before this
@@ -104,7 +103,7 @@ pub fn open(ordinal: usize) -> Result<Arc<CudaContext>> {
     if ordinal >= count {
         bail!("GPU {ordinal}: this machine shows {count}, numbered from 0");
     }
-    let context = CudaContext::new(ordinal).map_err(|e| message(&format!("opening GPU {ordinal}"), e))?;
+    let context = CudaContext::new(ordinal).map_err(|e| cuda_error(&format!("opening GPU {ordinal}"), e))?;
     // SAFETY: all work goes into one stream, so no two streams need to be ordered. Tracking would
     // add events and waits to the memory that cudarc allocates.
     unsafe { context.disable_event_tracking() };
@@ -112,9 +111,9 @@ pub fn open(ordinal: usize) -> Result<Arc<CudaContext>> {
 }
 
 pub fn info(context: &CudaContext) -> Result<DeviceInfo> {
-    let failed = |what: &'static str| move |e| message(what, e);
+    let failed = |what: &'static str| move |e| cuda_error(what, e);
     let attribute =
-        |name| context.attribute(name).map_err(|e| message(&format!("cuDeviceGetAttribute({name:?})"), e));
+        |name| context.attribute(name).map_err(|e| cuda_error(&format!("cuDeviceGetAttribute({name:?})"), e));
     let (major, minor) = context.compute_capability().map_err(failed("cuDeviceGetAttribute"))?;
     Ok(DeviceInfo {
         name: context.name().map_err(failed("cuDeviceGetName"))?,
@@ -130,7 +129,7 @@ pub fn pci_bus_id(context: &CudaContext) -> Result<String> {
     let mut text: [c_char; 32] = [0; 32];
     // SAFETY: the driver writes at most `text.len()` characters, the last of which is zero.
     let got = unsafe { sys::cuDeviceGetPCIBusId(text.as_mut_ptr(), text.len() as i32, context.cu_device()) };
-    got.result().map_err(|e| message("cuDeviceGetPCIBusId", e))?;
+    got.result().map_err(|e| cuda_error("cuDeviceGetPCIBusId", e))?;
     // SAFETY: the array held zeros, and the driver terminates what it writes with another.
     let text = unsafe { CStr::from_ptr(text.as_ptr()) };
     Ok(text.to_str().map_err(|_| anyhow!("the PCI bus id is not UTF-8"))?.to_string())

@@ -3,10 +3,10 @@
 //! Modules are cudarc's raw handles: its safe loader comes with NVRTC and copies each image to
 //! memory that is not aligned as CUDA's loader reads it.
 
-use super::message;
 use crate::device::cuda::driver::DeviceInfo;
 use crate::device::cuda::fatbins::{self, Fatbin, WHY_NONE};
 use crate::device::cuda::kernel::{Arg, KernelSpec};
+use crate::libraries::cuda_error;
 use crate::tensor::Dtype;
 use anyhow::{Context, Result, bail};
 use cudarc::driver::{result as cu, sys};
@@ -82,7 +82,7 @@ impl Functions {
         let set = |attribute, value: u32| {
             // SAFETY: the function belongs to a module that stays loaded until `self` is dropped.
             unsafe { cu::function::set_function_attribute(function.raw, attribute, value as i32) }
-                .map_err(|e| message(&format!("{shared_bytes} bytes of shared memory"), e))
+                .map_err(|e| cuda_error(&format!("{shared_bytes} bytes of shared memory"), e))
         };
         if shared_bytes > 0 && !function.has_shared {
             // The largest share of L1, so that as many blocks fit an SM as the kernel counts on.
@@ -101,7 +101,7 @@ impl Functions {
         let name = CString::new(kernel.name).expect("a name without zeros");
         // SAFETY: the module stays loaded until `self` is dropped.
         unsafe { cu::module::get_function(module, name) }
-            .map_err(|e| message(&format!("looking for it in {}", kernel.file), e))
+            .map_err(|e| cuda_error(&format!("looking for it in {}", kernel.file), e))
     }
 
     fn module(&mut self, file: &'static str) -> Result<sys::CUmodule> {
@@ -125,7 +125,7 @@ impl Functions {
                     "{file} in this program was not compiled for {gpu}; build again without KERNEL_ARCHES, or with this one"
                 )
             }
-            _ => message(&format!("loading {file}"), e),
+            _ => cuda_error(&format!("loading {file}"), e),
         })
     }
 }

@@ -20,7 +20,7 @@ use super::kernel::{Arg, KernelSpec, Launch, Launcher};
 use super::matmul_library::MatmulLibrary;
 use super::nvml::Monitor;
 use super::tensor_map::{TensorMap, TiledMatrix};
-use crate::libraries::Missing;
+use crate::libraries::{Missing, cuda_error};
 use crate::ops::Place;
 use crate::tensor::Dtype;
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -70,7 +70,7 @@ impl Nvidia {
         let info = context::info(&context)?;
         let functions = Functions::new(fatbins, dtype, (ordinal, &info))?;
         // Not ordered against the default stream, which nothing uses.
-        let stream = context.new_stream().map_err(|e| message("cuStreamCreate", e))?;
+        let stream = context.new_stream().map_err(|e| cuda_error("cuStreamCreate", e))?;
         Ok(Nvidia {
             info,
             functions,
@@ -93,7 +93,7 @@ impl Nvidia {
 
     /// Makes this GPU's context the calling thread's, which may work with several GPUs.
     fn bind(&self) -> Result<()> {
-        self.stream.context().bind_to_thread().map_err(|e| message("cuCtxSetCurrent", e))
+        self.stream.context().bind_to_thread().map_err(|e| cuda_error("cuCtxSetCurrent", e))
     }
 
     /// Describes an error. CUDA reports asynchronous errors late: this one may belong to any kernel
@@ -108,7 +108,7 @@ impl Nvidia {
             }
             _ => "",
         };
-        let error = message(what, error);
+        let error = cuda_error(what, error);
         match self.last_launch {
             Some((kernel, launch)) => anyhow!(
                 "{error}{hint}; the last kernel queued was {}; CUDA_LAUNCH_BLOCKING=1 finds the one at fault",
@@ -163,19 +163,13 @@ impl Drop for Nvidia {
 /// An event that measures time in a stream.
 fn new_timer(stream: &CudaStream) -> Result<CudaEvent> {
     let flags = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
-    stream.context().new_event(flags).map_err(|e| message("cuEventCreate", e))
+    stream.context().new_event(flags).map_err(|e| cuda_error("cuEventCreate", e))
 }
 
 /// `layernorm_forward (layernorm.cu) <<<[256, 1, 1], 128, 0 bytes>>>`
 fn describe(kernel: &KernelSpec, launch: Launch) -> String {
     let Launch { grid, threads, shared_bytes } = launch;
     format!("{} ({}) <<<{grid:?}, {threads}, {shared_bytes} bytes>>>", kernel.name, kernel.file)
-}
-
-/// `cuMemAlloc: CUDA_ERROR_OUT_OF_MEMORY (out of memory)`
-fn message(what: &str, error: DriverError) -> anyhow::Error {
-    let explained = error.error_string().map(|s| s.to_string_lossy().into_owned());
-    anyhow!("{what}: {:?} ({})", error.0, explained.unwrap_or_else(|_| "unknown error".to_string()))
 }
 
 impl Launcher for Nvidia {
@@ -244,7 +238,7 @@ impl Driver for Nvidia {
             Ok(address) => address,
             Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
                 let memory = self.stream.context().mem_get_info();
-                let (free, total) = memory.map_err(|e| message("cuMemGetInfo", e))?;
+                let (free, total) = memory.map_err(|e| cuda_error("cuMemGetInfo", e))?;
                 bail!("out of GPU memory: {} of {} MiB are free", free >> 20, total >> 20);
             }
             Err(e) => return Err(self.blame("cuMemAlloc", e)),
@@ -302,7 +296,7 @@ impl Driver for Nvidia {
 
     fn start_timer(&mut self) -> Result<()> {
         self.bind()?;
-        self.timers[0].record(&self.stream).map_err(|e| message("cuEventRecord", e))
+        self.timers[0].record(&self.stream).map_err(|e| cuda_error("cuEventRecord", e))
     }
 
     fn stop_timer(&mut self) -> Result<Option<f32>> {
@@ -315,7 +309,7 @@ impl Driver for Nvidia {
     fn stamp(&mut self) -> Result<()> {
         self.bind()?;
         let stamp = new_timer(&self.stream)?;
-        stamp.record(&self.stream).map_err(|e| message("cuEventRecord", e))?;
+        stamp.record(&self.stream).map_err(|e| cuda_error("cuEventRecord", e))?;
         self.stamps.push(stamp);
         Ok(())
     }

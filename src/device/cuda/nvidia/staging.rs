@@ -1,7 +1,7 @@
 //! Copies between host and device through pinned memory, which the GPU reads and writes by itself
 //! while the host continues.
 
-use super::message;
+use crate::libraries::cuda_error;
 use anyhow::Result;
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, PinnedHostSlice, result as cu};
 use std::sync::Arc;
@@ -81,8 +81,8 @@ struct Buffer {
 
 impl Buffer {
     fn new(context: &Arc<CudaContext>) -> Result<Self> {
-        let failed = |e| message("pinning memory", e);
-        let done = context.new_event(None).map_err(|e| message("cuEventCreate", e))?;
+        let failed = |e| cuda_error("pinning memory", e);
+        let done = context.new_event(None).map_err(|e| cuda_error("cuEventCreate", e))?;
         // No flags: write-combined memory, cudarc's default, is slow to read on the host.
         // SAFETY: the bytes are initialized before any is read.
         let mut bytes: PinnedHostSlice<u8> =

@@ -4,8 +4,9 @@
 mod descriptors;
 mod find;
 
-use super::{message, new_timer};
+use super::new_timer;
 use crate::device::cuda::matmul_library::{BlasGemm, MatmulLibrary, Operands};
+use crate::libraries::cuda_error;
 use anyhow::{Context, Result, anyhow, bail};
 use cudarc::cublaslt::{result as lt, sys};
 use cudarc::driver::{CudaEvent, CudaStream, result as cu};
@@ -50,7 +51,7 @@ impl Cublaslt {
         // SAFETY: a context is current, which is all that the call requires; `drop` frees the
         // memory.
         let workspace = unsafe { cu::malloc_sync(WORKSPACE_BYTES) };
-        let opened = workspace.map_err(|e| message("memory for cuBLASLt", e)).and_then(|workspace| {
+        let opened = workspace.map_err(|e| cuda_error("memory for cuBLASLt", e)).and_then(|workspace| {
             let timers = [new_timer(&stream)?, new_timer(&stream)?];
             Ok(Cublaslt { found, plans: HashMap::new(), timers, workspace, handle, stream })
         });
@@ -163,10 +164,10 @@ impl Cublaslt {
         let [start, end] = &self.timers;
         self.run(plan, algorithm, gemm, on)?;
         for _ in 0..TIMED_RUNS {
-            start.record(&self.stream).map_err(|e| message("cuEventRecord", e))?;
+            start.record(&self.stream).map_err(|e| cuda_error("cuEventRecord", e))?;
             self.run(plan, algorithm, gemm, on)?;
             let timed = end.record(&self.stream).and_then(|()| start.elapsed_ms(end));
-            best = best.min(timed.map_err(|e| message(&format!("timing {gemm}"), e))?);
+            best = best.min(timed.map_err(|e| cuda_error(&format!("timing {gemm}"), e))?);
         }
         Ok(best)
     }
