@@ -68,6 +68,7 @@ pub mod data;
 pub mod device;
 pub mod eval;
 pub mod files;
+pub mod gpus;
 pub mod libraries;
 pub mod llmc;
 pub mod model;

@@ -14,6 +14,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("llmc", &[]),
     ("simd", &[]),
     ("libraries", &[]),
+    ("gpus", &[]),
     ("report", &["files"]),
     ("rng", &["simd"]),
     ("params", &["config"]),
@@ -28,11 +29,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("recorder", &["ops", "parallel", "tensor"]),
     ("trace", &["ops", "parallel", "params", "report", "sharding", "tensor"]),
     ("replica", &["config", "data", "model", "ops", "optim", "parallel", "sharding", "tensor"]),
-    ("roofline", &["config", "data", "model", "ops", "optim", "parallel", "params", "recorder", "replica", "sharding", "tensor"]),
+    ("roofline", &["config", "data", "gpus", "model", "ops", "optim", "parallel", "params", "recorder", "replica", "sharding", "tensor"]),
     ("sample", &["data", "model", "ops", "rng"]),
     ("eval", &["config", "data", "files", "llmc", "model", "ops", "tensor"]),
     ("cli", &["config", "device", "model", "optim", "parallel", "roofline", "sharding", "tensor"]),
-    ("train", &["checkpoint", "cli", "config", "data", "eval", "files", "model", "ops", "optim", "parallel", "params", "replica", "report", "sample", "sharding", "tensor", "trace"]),
+    ("train", &["checkpoint", "cli", "config", "data", "eval", "files", "gpus", "model", "ops", "optim", "parallel", "params", "replica", "report", "sample", "sharding", "tensor", "trace"]),
     ("app", &["checkpoint", "cli", "config", "data", "device", "eval", "files", "model", "ops", "parallel", "replica", "report", "roofline", "sample", "sharding", "tensor", "train"]),
 ];
 

@@ -4,7 +4,7 @@ use super::roofline::{config, records, run};
 use crate::app::print;
 use crate::cli::flags::warpsmith::ScalingArgs;
 use crate::roofline::scaling::cluster::Cluster;
-use crate::roofline::scaling::machine::Machine;
+use crate::roofline::scaling::links::links;
 use crate::roofline::scaling::{Batch, Plan, Question};
 use anyhow::{Context, Result};
 
@@ -15,7 +15,7 @@ pub fn scaling(args: &ScalingArgs) -> Result<()> {
         Some(tokens) => (Batch::Total(tokens), tokens),
         None => (Batch::MicroBatchEach, step.batch_size * step.sequence_length),
     };
-    let links = Machine::of(step.gpu).links(&args.links).context("--links")?;
+    let links = links(step.gpu, &args.links).context("--links")?;
     let question = Question {
         config,
         step: run(step, alone)?,

@@ -10,4 +10,3 @@ pub mod main_log;
 pub mod plot;
 pub mod progress;
 pub mod throughput;
-pub mod utilization;

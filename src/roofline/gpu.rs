@@ -1,6 +1,7 @@
-//! The GPUs whose steps can be predicted: data sheet values, and the share of them that is
-//! reachable.
+//! The GPUs whose steps can be predicted: data sheet values beside the peaks of
+//! [`gpus`](crate::gpus), and the share of them that is reachable.
 
+use crate::gpus::Peak;
 use anyhow::{Result, anyhow};
 
 /// Properties of a GPU that the prediction needs. Rates are TFLOP/s of dense bf16 matmuls with f32
@@ -20,8 +21,11 @@ pub struct Gpu {
     pub boost_ghz: f64,
     /// Whether it has Hopper's instructions and runs our kernels for them.
     pub wgmma: bool,
-    /// Peak of the data sheet; MFU is relative to it.
-    pub peak_tflops: f64,
+    /// MiB of memory, as nvidia-smi shows them.
+    pub memory_mib: f64,
+    /// Usual links within a machine and between machines, by the names of
+    /// [`LINKS`](super::scaling::links::LINKS).
+    pub links: [&'static str; 2],
     /// Memory bandwidth of the data sheet.
     pub peak_tbs: f64,
     /// Share of the peak that one large matmul (8192 cubed) sustains.
@@ -52,7 +56,8 @@ pub const GPUS: [Gpu; 6] = [
         l2_tbs: 9.4,
         boost_ghz: 1.83,
         wgmma: true,
-        peak_tflops: 989.4,
+        memory_mib: 143_771.0,
+        links: ["nvlink4", "ndr"],
         peak_tbs: 4.8,
         // Measured: 770-798 TFLOP/s for 8192 cubed in PyTorch; 4.3 TB/s for a copy on the device.
         matmul_share: 790.0 / 989.4,
@@ -74,7 +79,8 @@ pub const GPUS: [Gpu; 6] = [
         l2_tbs: 9.4,
         boost_ghz: 1.83,
         wgmma: true,
-        peak_tflops: 989.4,
+        memory_mib: 81_559.0,
+        links: ["nvlink4", "ndr"],
         peak_tbs: 3.35,
         // fast.cu reports 716 (4096 cubed) and 795 (8192 cubed) for cuBLAS; QuACK reports 3.0 TB/s
         // for softmax and cross-entropy.
@@ -94,7 +100,8 @@ pub const GPUS: [Gpu; 6] = [
         l2_tbs: 7.2,
         boost_ghz: 1.41,
         wgmma: false,
-        peak_tflops: 312.0,
+        memory_mib: 81_920.0,
+        links: ["nvlink3", "hdr"],
         peak_tbs: 2.039,
         // Estimates: cuBLAS sustains about 265 TFLOP/s, a copy about 1.79 TB/s.
         matmul_share: 0.85,
@@ -113,7 +120,8 @@ pub const GPUS: [Gpu; 6] = [
         l2_tbs: 12.0,
         boost_ghz: 1.86,
         wgmma: false,
-        peak_tflops: 2250.0,
+        memory_mib: 183_359.0,
+        links: ["nvlink5", "ndr"],
         peak_tbs: 8.0,
         // Estimates.
         matmul_share: 0.75,
@@ -133,7 +141,8 @@ pub const GPUS: [Gpu; 6] = [
         l2_tbs: 5.0,
         boost_ghz: 2.52,
         wgmma: false,
-        peak_tflops: 165.2,
+        memory_mib: 24_564.0,
+        links: ["pcie4", "hdr"],
         peak_tbs: 1.008,
         // Estimates.
         matmul_share: 0.95,
@@ -153,7 +162,8 @@ pub const GPUS: [Gpu; 6] = [
         l2_tbs: 6.0,
         boost_ghz: 2.407,
         wgmma: false,
-        peak_tflops: 209.5,
+        memory_mib: 32_607.0,
+        links: ["pcie5", "ndr"],
         peak_tbs: 1.792,
         // Estimates; published whole steps of llm.kittens reach 81 % of this peak.
         matmul_share: 0.97,
@@ -163,6 +173,10 @@ pub const GPUS: [Gpu; 6] = [
         attention_backward: [137.0, 146.0],
     },
 ];
+
+/// Memory that is not ours to plan: the driver's context, NVIDIA's libraries and their workspaces,
+/// NCCL's buffers, and scratch memory of kernels. Estimate.
+const RESERVED_MIB: f64 = 1536.0;
 
 impl Gpu {
     /// Finds a GPU by its short name.
@@ -180,15 +194,29 @@ impl Gpu {
     /// Finds a GPU by the name its driver reports, such as `NVIDIA A100-SXM4-80GB`. Returns `None`
     /// for cards with the same chip but other clocks.
     pub fn of_device(name: &str) -> Option<&'static Gpu> {
-        let name = name.to_ascii_lowercase();
-        let words: Vec<&str> = name.split([' ', '-']).collect();
-        let other = ["pcie", "nvl", "laptop", "max", "d"];
-        GPUS.iter().find(|gpu| words.contains(&gpu.name) && !words.iter().any(|word| other.contains(word)))
+        let peak = Peak::of_device(name)?;
+        GPUS.iter().find(|gpu| gpu.peak() == peak)
+    }
+
+    /// # Panics
+    /// If a GPU was added that has no row in the table of peaks.
+    fn peak(&self) -> &'static Peak {
+        Peak::of_device(self.full_name).expect("each GPU has a peak")
+    }
+
+    /// Peak of the data sheet; MFU is relative to it.
+    pub fn peak_tflops(&self) -> f64 {
+        self.peak().tflops("bf16")
+    }
+
+    /// Bytes available for parameters, gradients, state and activations.
+    pub fn usable_bytes(&self) -> f64 {
+        (self.memory_mib - RESERVED_MIB) * f64::from(1 << 20)
     }
 
     /// FLOP/s of a large matmul.
     pub fn matmul_ceiling(&self) -> f64 {
-        self.peak_tflops * 1e12 * self.matmul_share
+        self.peak_tflops() * 1e12 * self.matmul_share
     }
 
     /// Bytes/s of a large copy.

@@ -1,8 +1,7 @@
 //! The kernels of a training step: what decides their time, and the category it belongs to.
 
-use crate::config::{ModelConfig, logits_rows};
+use crate::config::logits_rows;
 use crate::model::activations::Recompute;
-use crate::params::ParamLayout;
 
 /// The shape of a step: its batch, and what is recomputed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,9 +137,4 @@ pub struct Kernel {
     pub flops: f64,
     /// Bytes per call that must be read and written once, however large the caches.
     pub bytes: f64,
-}
-
-/// FLOPs per token that MFU counts, by llm.c's formula: six per parameter, and causal attention.
-pub fn flops_per_token(config: &ModelConfig, T: usize) -> f64 {
-    (6 * ParamLayout::new(config).len() + 6 * config.L * config.C * T) as f64
 }

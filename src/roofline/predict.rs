@@ -125,7 +125,7 @@ fn exposed_k(tail: Tail, pass: &str, gpu: &Gpu) -> f64 {
         Tail::GeluBackward => 90.0,
         Tail::Gelu => 100.0,
     };
-    on_hopper * (gpu.peak_tflops / gpu.SMs as f64) / HOPPER_TFLOPS_PER_SM
+    on_hopper * (gpu.peak_tflops() / gpu.SMs as f64) / HOPPER_TFLOPS_PER_SM
 }
 
 /// Rate of a tile's main loop relative to 128 x 256. Operand traffic through shared memory and the

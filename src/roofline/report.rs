@@ -2,10 +2,11 @@
 
 use super::calls::step;
 use super::gpu::Gpu;
-use super::kernels::{Class, Kernel, StepShape, flops_per_token};
+use super::kernels::{Class, Kernel, StepShape};
 use super::predict::{GAP_US, Prediction, predict};
 use super::record::Records;
 use crate::config::ModelConfig;
+use crate::gpus::flops_per_token;
 use crate::params::ParamLayout;
 use std::fmt::{self, Display, Formatter};
 
@@ -109,8 +110,9 @@ impl Budget {
 
     /// Share of the data sheet's peak, of 1.
     pub fn mfu(&self, step_ms: f64) -> f64 {
-        flops_per_token(&self.config, self.step.T) * self.tokens_per_s(step_ms)
-            / (self.gpu.peak_tflops * 1e12)
+        let c = &self.config;
+        flops_per_token(ParamLayout::new(c).len(), c.L, c.C, self.step.T) * self.tokens_per_s(step_ms)
+            / (self.gpu.peak_tflops() * 1e12)
     }
 }
 
@@ -142,7 +144,7 @@ impl Budget {
             "{}: {:.0} of {} TFLOP/s bf16, {:.2} of {} TB/s, {} SMs\n",
             g.full_name,
             g.matmul_ceiling() / 1e12,
-            g.peak_tflops,
+            g.peak_tflops(),
             g.copy_ceiling() / 1e12,
             g.peak_tbs,
             g.SMs

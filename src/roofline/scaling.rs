@@ -1,7 +1,7 @@
 //! Many GPUs: how much of a step's communication overlaps with computation, and how much memory
 //! each ZeRO stage saves.
 //!
-//! [`machine`] describes links and memories, [`cluster`] gives the time of a collective,
+//! [`links`] describes links, [`cluster`] gives the time of a collective,
 //! [`timeline`] plays the recorded step of a rank with the times of its calls and collectives,
 //! [`memory`] sums the memory that the rank plans, and [`report`] prints.
 //!
@@ -10,7 +10,7 @@
 //! make real steps slower than predicted, the last one faster.
 
 pub mod cluster;
-pub mod machine;
+pub mod links;
 pub mod memory;
 pub mod report;
 pub mod timeline;
@@ -28,7 +28,6 @@ use crate::config::ModelConfig;
 use crate::recorder::Event;
 use crate::sharding::ZeroStage;
 use cluster::Cluster;
-use machine::Machine;
 use memory::Memory;
 use timeline::{Times, simulate};
 
@@ -81,7 +80,6 @@ pub struct Outcome {
 #[derive(Clone, Debug)]
 pub struct Plan<'a> {
     pub question: Question<'a>,
-    pub machine: &'static Machine,
     /// Number of kernels of the step, and how many of their times were measured.
     pub kernels: (usize, usize),
     pub rows: Vec<Row>,
@@ -93,7 +91,6 @@ impl<'a> Plan<'a> {
         let measured = one_gpu.rows.iter().filter(|row| row.measured_us.is_some()).count();
         let alone = question.times(ZeroStage::Zero0, 1, &one_gpu);
         let tokens_of_one = question.step.tokens() as f64 / alone.step_ms;
-        let machine = Machine::of(question.gpu);
         let mut rows = Vec::new();
         for &gpus in &question.gpus {
             let budget = question.micro_steps(gpus).map(|micro_steps| question.budget(micro_steps, records));
@@ -108,12 +105,19 @@ impl<'a> Plan<'a> {
                 let memory = |stage| Memory::of(&question.recording(stage, gpus, &question.step).memory);
                 let (memory, unsharded) = (memory(stage), memory(ZeroStage::Zero0));
                 let saved = unsharded.total() - memory.total();
-                Row { stage, gpus, memory, saved, fits: memory.total() <= machine.usable_bytes(), outcome }
+                Row {
+                    stage,
+                    gpus,
+                    memory,
+                    saved,
+                    fits: memory.total() <= question.gpu.usable_bytes(),
+                    outcome,
+                }
             }));
         }
         // Stable: the numbers of GPUs stay in their order.
         rows.sort_by_key(|row| question.stages.iter().position(|stage| *stage == row.stage));
-        Plan { machine, kernels: (one_gpu.rows.len(), measured), rows, question }
+        Plan { kernels: (one_gpu.rows.len(), measured), rows, question }
     }
 }
 

@@ -2,13 +2,14 @@ use super::calls::step;
 use super::clocks::epilogue::exposed_clocks;
 use super::clocks::table;
 use super::gpu::{GPUS, Gpu};
-use super::kernels::{Class, StepShape, Tail, flops_per_token};
+use super::kernels::{Class, StepShape, Tail};
 use super::predict::Bound;
 use super::record::Records;
 use super::report::Budget;
 use crate::config::ModelConfig;
+use crate::gpus::flops_per_token;
 use crate::model::activations::Recompute;
-use crate::report::utilization::{self, peak_flops};
+use crate::params::ParamLayout;
 
 const TOKENS: usize = 524_288;
 
@@ -66,7 +67,8 @@ fn flops_a_token_are_those_of_the_four_gpt2_sizes() {
         near(per_token(name, &MATMULS, |k| k.flops) / 1e6, matmuls, 1e-3);
         near(per_token(name, &[Class::AttentionForward], |k| k.flops) / 1e6, forward, 3e-3);
         near(per_token(name, &[Class::AttentionBackward], |k| k.flops) / 1e6, backward, 3e-3);
-        near(flops_per_token(&model(name), 1024) / 1e6, mfu, 1e-3);
+        let c = model(name);
+        near(flops_per_token(ParamLayout::new(&c).len(), c.L, c.C, 1024) / 1e6, mfu, 1e-3);
     }
 }
 
@@ -288,24 +290,18 @@ fn what_was_counted_stands_beside_the_prediction() {
     assert!(text.contains(" waves "), "{text}");
 }
 
-/// The trainer's MFU and the predicted one are relative to the same peak and use the same formula.
-#[test]
-fn peaks_and_formula_are_those_of_the_trainer() {
-    for gpu in GPUS {
-        assert_eq!(peak_flops(gpu.full_name, "bf16"), Some(gpu.peak_tflops * 1e12), "{}", gpu.full_name);
-    }
-    let c = model("d12");
-    let of_the_trainer = utilization::flops_per_token(124_475_904, c.L, c.C, 1024);
-    assert_eq!(flops_per_token(&c, 1024), of_the_trainer);
-}
-
 #[test]
 fn unknown_gpus_are_refused_with_the_known_ones() {
     assert_eq!(Gpu::named("H200").unwrap().SMs, 132);
     let of_device = |name| Gpu::of_device(name).map(|gpu| gpu.name);
     assert_eq!(of_device("NVIDIA A100-SXM4-80GB"), Some("a100"));
     assert_eq!(of_device("NVIDIA GeForce RTX 4090"), Some("4090"));
-    for other in ["NVIDIA GH200 480GB", "NVIDIA H100 PCIe", "NVIDIA GeForce RTX 4090 D", "Tesla V100"] {
+    for gpu in GPUS {
+        assert_eq!(of_device(gpu.full_name), Some(gpu.name));
+    }
+    let others =
+        ["NVIDIA GH200 480GB", "NVIDIA H100 PCIe", "NVIDIA A100 80GB PCIe", "NVIDIA GeForce RTX 4090 D"];
+    for other in others.into_iter().chain(["NVIDIA GeForce RTX 4090 Laptop GPU", "Tesla V100"]) {
         assert_eq!(of_device(other), None);
     }
     let message = Gpu::named("v100").unwrap_err().to_string();

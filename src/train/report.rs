@@ -7,6 +7,7 @@ use crate::cli::flags::trainer::{TrainArgs, startup_rows};
 use crate::data::loader::DataLoader;
 use crate::eval::hellaswag::HellaSwagScore;
 use crate::eval::validation::perplexity;
+use crate::gpus::{Peak, flops_per_token};
 use crate::model::Weights;
 use crate::ops::{Gpu, Ops};
 use crate::params::ParamLayout;
@@ -16,7 +17,6 @@ use crate::report::console::{Console, StepLine};
 use crate::report::jsonl::{Jsonl, TrainMetrics};
 use crate::report::main_log::MainLog;
 use crate::report::throughput::{Throughput, eta};
-use crate::report::utilization::{flops_per_token, peak_flops};
 use crate::tensor::MemoryPlan;
 use anyhow::{Context, Result};
 use std::io::Write;
@@ -127,7 +127,7 @@ impl Report {
         let mut rows = vec![("running on", dev.describe())];
         if let Some(gpu) = dev.gpu() {
             let operands = gpu.operands;
-            let peak = peak_flops(&gpu.name, operands);
+            let peak = Peak::of_device(&gpu.name).map(|peak| peak.tflops(operands) * 1e12);
             let shown = |peak: f64| format!("{:.1} ({operands})", peak / 1e12);
             rows.push(("peak TFlops", peak.map_or("unknown GPU".to_string(), shown)));
             let (L, C) = (weights.config.L, weights.config.C);

@@ -1,6 +1,6 @@
 //! The time of a collective: rings within machines, and rings between them.
 
-use super::machine::{BASE_US, Link};
+use super::links::{BASE_US, Link};
 use crate::parallel::Collective;
 
 /// Machines of `per_node` GPUs each.

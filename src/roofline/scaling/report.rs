@@ -1,6 +1,6 @@
 //! The printed form of a plan.
 
-use super::machine::Link;
+use super::links::Link;
 use super::{Batch, Outcome, Plan, Row};
 use crate::params::ParamLayout;
 use crate::roofline::report::grouped;
@@ -67,8 +67,8 @@ impl Plan<'_> {
             f,
             "{}: {:.1} GiB, {:.1} GiB usable; {} GPUs per machine",
             question.gpu.full_name,
-            self.machine.memory_mib * MIB / GIB,
-            self.machine.usable_bytes() / GIB,
+            self.question.gpu.memory_mib * MIB / GIB,
+            self.question.gpu.usable_bytes() / GIB,
             cluster.per_node
         )?;
         write_link(f, "within a machine", &cluster.within)?;

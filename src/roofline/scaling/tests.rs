@@ -1,5 +1,5 @@
 use super::cluster::Cluster;
-use super::machine::{LINKS, Link, MACHINES, Machine};
+use super::links::{LINKS, Link, links};
 use super::memory::Memory;
 use super::timeline::{Times, simulate};
 use super::{Batch, Outcome, Plan, Question};
@@ -45,7 +45,7 @@ fn question<'a>(name: &str, gpu: &'a Gpu, B: usize, batch: Batch, gpus: &[usize]
         step: step(B, tokens),
         batch,
         gpu,
-        cluster: Cluster::new(Machine::of(gpu).links(&[]).unwrap(), 8),
+        cluster: Cluster::new(links(gpu, &[]).unwrap(), 8),
         stages: ZeroStage::ALL.to_vec(),
         gpus: gpus.to_vec(),
     }
@@ -342,16 +342,15 @@ fn what_cannot_be_shared_out_is_said() {
 
 #[test]
 fn every_gpu_has_links_and_memory() {
-    assert_eq!(MACHINES.map(|machine| machine.gpu), GPUS.map(|gpu| gpu.name));
     for gpu in &GPUS {
-        let [within, across] = Machine::of(gpu).links(&[]).unwrap();
+        let [within, across] = links(gpu, &[]).unwrap();
         assert!(!within.across && across.across && within.bus_gbs < within.peak_gbs, "{}", gpu.name);
     }
     let link = |name| Link::named(name).unwrap();
-    let of = |gpu| Machine::of(Gpu::named(gpu).unwrap());
-    let [within, across] = of("h100").links(&[link("hdr"), link("pcie5")]).unwrap();
+    let of = |gpu, asked: &[_]| links(Gpu::named(gpu).unwrap(), asked);
+    let [within, across] = of("h100", &[link("hdr"), link("pcie5")]).unwrap();
     assert_eq!((within.name, across.name), ("pcie5", "hdr"));
-    let refusal = |gpu, links: &[_]| of(gpu).links(links).unwrap_err().to_string();
+    let refusal = |gpu, links: &[_]| of(gpu, links).unwrap_err().to_string();
     assert_eq!(
         refusal("4090", &[link("nvlink4")]),
         "expected a link that 4090 has, such as pcie4, found nvlink4"

@@ -2,7 +2,7 @@
 
 use super::StepArgs;
 use crate::cli::values;
-use crate::roofline::scaling::machine::Link;
+use crate::roofline::scaling::links::Link;
 use crate::sharding::ZeroStage;
 use clap::Args;
 

@@ -1,5 +1,4 @@
-//! Links between GPUs and the memory of each: data sheet values, and the share of them that is
-//! reachable.
+//! Links between GPUs: data sheet values, and the share of them that is reachable.
 
 use crate::roofline::gpu::Gpu;
 use anyhow::{Result, anyhow};
@@ -80,67 +79,28 @@ impl Link {
     }
 }
 
-/// The memory and the links of a GPU's machine.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Machine {
-    /// Name of the [`Gpu`].
-    pub gpu: &'static str,
-    /// MiB as nvidia-smi shows them.
-    pub memory_mib: f64,
-    /// Usual links within a machine and between machines.
-    pub links: [&'static str; 2],
-}
-
-pub const MACHINES: [Machine; 6] = [
-    Machine { gpu: "h200", memory_mib: 143_771.0, links: ["nvlink4", "ndr"] },
-    Machine { gpu: "h100", memory_mib: 81_559.0, links: ["nvlink4", "ndr"] },
-    Machine { gpu: "a100", memory_mib: 81_920.0, links: ["nvlink3", "hdr"] },
-    Machine { gpu: "b200", memory_mib: 183_359.0, links: ["nvlink5", "ndr"] },
-    Machine { gpu: "4090", memory_mib: 24_564.0, links: ["pcie4", "hdr"] },
-    Machine { gpu: "5090", memory_mib: 32_607.0, links: ["pcie5", "ndr"] },
-];
-
-/// Memory that is not ours to plan: the driver's context, NVIDIA's libraries and their workspaces,
-/// NCCL's buffers, and scratch memory of kernels. Estimate.
-pub const RESERVED_MIB: f64 = 1536.0;
-
-impl Machine {
-    /// Finds the machine of a GPU.
-    ///
-    /// # Panics
-    /// If a GPU was added without a row here.
-    pub fn of(gpu: &Gpu) -> &'static Machine {
-        MACHINES.iter().find(|machine| machine.gpu == gpu.name).expect("each GPU has a machine")
-    }
-
-    /// Bytes available for parameters, gradients, state and activations.
-    pub fn usable_bytes(&self) -> f64 {
-        (self.memory_mib - RESERVED_MIB) * f64::from(1 << 20)
-    }
-
-    /// Returns the usual links, each replaced by the requested one of its kind, if any.
-    ///
-    /// # Errors
-    /// If the GPU does not have such a link, or a kind was requested twice.
-    pub fn links(&self, asked: &[&'static Link]) -> Result<[Link; 2]> {
-        let usual = self.links.map(|name| *Link::named(name).expect("a link of the table"));
-        let mut links = usual;
-        for (i, link) in asked.iter().enumerate() {
-            let place = usize::from(link.across);
-            if asked[..i].iter().any(|earlier| earlier.across == link.across) {
-                let where_to = if link.across { "between machines" } else { "within a machine" };
-                return Err(anyhow!("expected one link {where_to}, found {} too", link.name));
-            }
-            if link.name.starts_with("nvlink") && *link != &usual[0] {
-                return Err(anyhow!(
-                    "expected a link that {} has, such as {}, found {}",
-                    self.gpu,
-                    usual[0].name,
-                    link.name
-                ));
-            }
-            links[place] = **link;
+/// Returns the usual links of a GPU, each replaced by the requested one of its kind, if any.
+///
+/// # Errors
+/// If the GPU does not have such a link, or a kind was requested twice.
+pub fn links(gpu: &Gpu, asked: &[&'static Link]) -> Result<[Link; 2]> {
+    let usual = gpu.links.map(|name| *Link::named(name).expect("a link of the table"));
+    let mut links = usual;
+    for (i, link) in asked.iter().enumerate() {
+        let place = usize::from(link.across);
+        if asked[..i].iter().any(|earlier| earlier.across == link.across) {
+            let where_to = if link.across { "between machines" } else { "within a machine" };
+            return Err(anyhow!("expected one link {where_to}, found {} too", link.name));
         }
-        Ok(links)
+        if link.name.starts_with("nvlink") && *link != &usual[0] {
+            return Err(anyhow!(
+                "expected a link that {} has, such as {}, found {}",
+                gpu.name,
+                usual[0].name,
+                link.name
+            ));
+        }
+        links[place] = **link;
     }
+    Ok(links)
 }

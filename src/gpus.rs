@@ -1,4 +1,5 @@
-//! Model FLOPs utilization (MFU): the fraction of the GPU's peak that goes into the model.
+//! Peaks of GPUs, and the FLOPs that model FLOPs utilization (MFU) counts: the fraction of the peak
+//! that goes into the model.
 
 /// Returns the FLOPs per token, forward and backward: 6 per parameter, including padding and
 /// embeddings, and 6 L C T for the causal half of attention. This is llm.c's formula since June
@@ -9,7 +10,7 @@ pub fn flops_per_token(num_parameters: usize, L: usize, C: usize, T: usize) -> f
 
 /// Peak dense throughput of a GPU in TFLOP/s, with sums in f32.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Peak {
+pub struct Peak {
     /// Adjacent words of its name. If several rows match, the one with the most words counts.
     gpu: &'static str,
     /// bf16 and fp16, which are equally fast on all of these.
@@ -26,7 +27,7 @@ const fn peak(gpu: &'static str, bf16: f64, tf32: f64, f32: f64) -> Peak {
 /// Peaks from NVIDIA's data sheets and architecture papers, at boost clocks; half of those quoted
 /// "with sparsity". GeForce cards accumulate in f32 at half speed. Kernels need compute capability
 /// 8.0, so the table has no older GPUs.
-const PEAKS: [Peak; 45] = [
+const PEAKS: [Peak; 46] = [
     peak("H100", 989.4, 494.7, 66.9),
     peak("H100 PCIe", 756.0, 378.0, 51.2),
     peak("H100 NVL", 835.5, 417.5, 60.0),
@@ -41,6 +42,7 @@ const PEAKS: [Peak; 45] = [
     peak("B300", 2250.0, 1125.0, 75.0),
     peak("GB300", 2500.0, 1250.0, 80.0),
     peak("A100", 312.0, 156.0, 19.5),
+    peak("A100 PCIe", 312.0, 156.0, 19.5),
     peak("A800", 312.0, 156.0, 19.5),
     peak("A30", 165.0, 82.0, 10.3),
     peak("A40", 149.7, 74.8, 37.4),
@@ -74,28 +76,32 @@ const PEAKS: [Peak; 45] = [
     peak("RTX 5090", 209.5, 104.8, 104.8),
 ];
 
-/// Returns the peak in FLOP/s of a GPU of this name for dense matmuls of `operands` (`bf16`,
-/// `fp16`, `tf32`, `f32`). `None` for a GPU that is not in the table: no utilization is better than
-/// a wrong one.
-pub fn peak_flops(name: &str, operands: &str) -> Option<f64> {
-    let words: Vec<&str> = name.split([' ', '-']).collect();
-    // These share the name of the desktop card, but have other clocks and another chip.
-    if words.iter().any(|word| matches!(*word, "Laptop" | "Max")) {
-        return None;
+impl Peak {
+    /// Finds the peak of a GPU by the name that its driver reports. `None` for a GPU that is not in
+    /// the table: no utilization is better than a wrong one.
+    pub fn of_device(name: &str) -> Option<&'static Peak> {
+        let words: Vec<&str> = name.split([' ', '-']).collect();
+        let row = PEAKS.iter().filter(|row| row.fits(&words)).max_by_key(|row| row.gpu.split(' ').count())?;
+        // These share the name of the desktop card, but have other clocks or another chip.
+        let is_other = |word: &&str| matches!(*word, "Laptop" | "Max" | "D") && !row.gpu.ends_with(word);
+        (!words.iter().any(is_other)).then_some(row)
     }
-    let fits = |gpu: &str| {
-        let wanted: Vec<&str> = gpu.split(' ').collect();
+
+    fn fits(&self, words: &[&str]) -> bool {
+        let wanted: Vec<&str> = self.gpu.split(' ').collect();
         let same = |(a, b): (&&str, &&str)| a.eq_ignore_ascii_case(b);
         words.windows(wanted.len()).any(|window| window.iter().zip(&wanted).all(same))
-            || matches_apart(&words, &wanted)
-    };
-    let row = PEAKS.iter().filter(|row| fits(row.gpu)).max_by_key(|row| row.gpu.split(' ').count())?;
-    let tera = match operands {
-        "bf16" | "fp16" => row.bf16,
-        "tf32" => row.tf32,
-        _ => row.f32,
-    };
-    Some(tera * 1e12)
+            || matches_apart(words, &wanted)
+    }
+
+    /// TFLOP/s of dense matmuls of `operands`: `bf16`, `fp16`, `tf32`, `f32`.
+    pub fn tflops(&self, operands: &str) -> f64 {
+        match operands {
+            "bf16" | "fp16" => self.bf16,
+            "tf32" => self.tf32,
+            _ => self.f32,
+        }
+    }
 }
 
 /// Whether the form factor follows the chip with words in between, as in `H800 80GB PCIe`.
@@ -114,7 +120,7 @@ mod tests {
     fn gpt2_124m_on_an_h200() {
         let flops = flops_per_token(124_475_904, 12, 768, 1024);
         assert_eq!(flops, 803_478_528.0);
-        let share = flops * 498_141.0 / peak_flops("NVIDIA H200", "bf16").unwrap();
+        let share = flops * 498_141.0 / (Peak::of_device("NVIDIA H200").unwrap().tflops("bf16") * 1e12);
         assert!((share - 0.405).abs() < 0.0005, "{share}");
     }
 
@@ -146,7 +152,11 @@ mod tests {
             ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "bf16", 503.8),
         ];
         for (name, operands, tera) in cases {
-            assert_eq!(peak_flops(name, operands), Some(tera * 1e12), "{name} {operands}");
+            assert_eq!(
+                Peak::of_device(name).map(|peak| peak.tflops(operands)),
+                Some(tera),
+                "{name} {operands}"
+            );
         }
     }
 
@@ -155,13 +165,14 @@ mod tests {
         let unknown = [
             "NVIDIA H2000",
             "NVIDIA GeForce RTX 4090 Laptop GPU",
+            "NVIDIA GeForce RTX 5090 D",
             "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition",
             "NVIDIA GeForce RTX 6090",
             "emulated device",
             "",
         ];
         for name in unknown {
-            assert_eq!(peak_flops(name, "bf16"), None, "{name}");
+            assert_eq!(Peak::of_device(name), None, "{name}");
         }
     }
 
