@@ -148,7 +148,7 @@ fn mapped(maps: &str, name: &str) -> Option<PathBuf> {
     maps.lines().filter_map(path).find(named)
 }
 
-/// Describes an error of the CUDA driver, which is loaded:
+/// Describes an error of the CUDA driver, which must be loaded:
 /// `cuMemAlloc: CUDA_ERROR_OUT_OF_MEMORY (out of memory)`.
 pub fn cuda_error(what: &str, error: DriverError) -> anyhow::Error {
     let explained = error.error_string().map(|text| text.to_string_lossy().into_owned());

@@ -1,6 +1,6 @@
 //! The flags of the benchmark.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::Parser;
 use std::path::PathBuf;
 use warpsmith::cli::values;
@@ -87,11 +87,7 @@ impl Args {
                 "tiny" => tiny(),
                 name => ModelConfig::from_descriptor(name).context("-e/--models")?,
             };
-            ensure!(
-                T <= config.maxT,
-                "-t/--sequence-length: expected at most the {} positions of {name}, found {T}",
-                config.maxT
-            );
+            config.check_sequence_length(T).with_context(|| name.clone())?;
             Ok((config, run))
         };
         self.models.iter().map(step).collect()

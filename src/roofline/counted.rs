@@ -80,7 +80,7 @@ impl Counted {
         let traffic = match kernel.work {
             Work::Stream { .. } => self.stream(kernel),
             Work::Matmul { m, n, k, .. } => self.matmul(kernel, (m, n, k), tiles?.size, gpu),
-            Work::Attention { T, .. } => self.attention(kernel, T),
+            Work::Attention { T, .. } => self.attention(kernel, T, gpu),
         }?;
         let seconds = |wavefronts: f64| wavefronts / (gpu.SMs as f64 * gpu.boost_ghz * 1e9);
         Some(Limits {
@@ -110,9 +110,7 @@ impl Counted {
         gpu: &Gpu,
     ) -> Option<Traffic> {
         let fits = |s: &&Sample| {
-            let on_hopper =
-                s.entry.device_kernel.as_ref().is_some_and(|device_kernel| device_kernel.contains("hopper"));
-            s.tile == Some(tile) && on_hopper == gpu.wgmma && pass(&s.entry.kernel) == pass(kernel.name)
+            s.tile == Some(tile) && s.on_hopper() == gpu.wgmma && pass(&s.entry.kernel) == pass(kernel.name)
         };
         let samples: Vec<&Sample> = self.0.iter().filter(fits).collect();
         let padding = |s: &&&Sample| s.entry.tensor_flops / s.model_flops();
@@ -131,11 +129,14 @@ impl Counted {
         })
     }
 
-    fn attention(&self, kernel: &Kernel, T: usize) -> Option<Traffic> {
-        let on_tensor_cores = |s: &&Sample| s.entry.kernel == kernel.name && s.entry.tensor_flops > 0.0;
-        let samples: Vec<&Sample> = self.0.iter().filter(on_tensor_cores).collect();
-        let longest = samples.iter().max_by_key(|s| s.dims.get(2))?;
+    fn attention(&self, kernel: &Kernel, T: usize, gpu: &Gpu) -> Option<Traffic> {
         let Work::Attention { B, NH, HS, .. } = kernel.work else { return None };
+        let on_hopper = gpu.wgmma && HS == HOPPER_HS;
+        let fits = |s: &&Sample| {
+            s.entry.kernel == kernel.name && s.entry.tensor_flops > 0.0 && s.on_hopper() == on_hopper
+        };
+        let samples: Vec<&Sample> = self.0.iter().filter(fits).collect();
+        let longest = samples.iter().max_by_key(|s| s.dims.get(2))?;
         let (outputs, flops) = ((B * NH * T * HS) as f64, kernel.flops * masked(T));
         Some(Traffic {
             l2_bytes: per_flop_and_output(&samples, outputs, flops, Sample::l2_bytes),
@@ -145,6 +146,9 @@ impl Counted {
     }
 }
 
+/// The head size for which Hopper has attention kernels of its own.
+const HOPPER_HS: usize = 64;
+
 /// Traffic of a call. `None` where too few shapes were counted.
 struct Traffic {
     l2_bytes: Option<f64>,
@@ -153,6 +157,11 @@ struct Traffic {
 }
 
 impl Sample {
+    /// Whether the kernel is one of those for Hopper alone.
+    fn on_hopper(&self) -> bool {
+        self.entry.device_kernel.as_ref().is_some_and(|device_kernel| device_kernel.contains("hopper"))
+    }
+
     fn new(entry: Entry) -> Result<Self> {
         let Entry { kernel, shape, device_kernel, tensor_flops, model_bytes, .. } = &entry;
         let fault = || format!("{kernel} {shape}");
@@ -292,6 +301,38 @@ mod tests {
         let other = Tiles { size: (128, 128), ..tiles };
         assert_eq!(counted.limits(&kernel, Some(other), gpu), None);
         assert_eq!(counted.limits(&kernel, Some(tiles), Gpu::named("a100").unwrap()), None);
+    }
+
+    /// Other GPUs, and heads of other sizes, run other kernels.
+    #[test]
+    fn attention_for_hopper_tells_of_hopper_alone() {
+        use crate::roofline::kernels::Class;
+        let mut counted = Counted::default();
+        for T in [64, 128] {
+            let fields = format!(
+                r#""sectors_read": 900, "sectors_written": 300, "bytes_read": 9000, "bytes_written": 3000,
+                "shared_wavefronts": 1000, "tensor_flops": {}, "model_bytes": 9000"#,
+                T * T * 128
+            );
+            let shape = format!("2x2x{T}x64");
+            counted
+                .add(&entry("attention forward", &shape, "attention_hopper_forward_hs64", &fields))
+                .unwrap();
+        }
+        let kernel = |HS| Kernel {
+            name: "attention forward",
+            shape: String::new(),
+            class: Class::AttentionForward,
+            work: Work::Attention { B: 1, NH: 1, T: 1024, HS, backward: false },
+            calls: 1,
+            launches: 1,
+            flops: 1e9,
+            bytes: 1e6,
+        };
+        let limits = |HS, gpu| counted.limits(&kernel(HS), None, Gpu::named(gpu).unwrap());
+        assert!(limits(64, "h100").is_some_and(|limits| limits.l2_us.is_some()));
+        assert_eq!(limits(64, "a100"), None);
+        assert_eq!(limits(128, "h100"), None);
     }
 
     #[test]

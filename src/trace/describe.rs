@@ -12,8 +12,8 @@ pub struct Description {
     pub tensor: Option<Tensor>,
     /// Dimensions by their names in the contract.
     pub dims: Vec<(&'static str, usize)>,
-    /// Model FLOPs of products: each multiplication and each addition counts, recomputation and
-    /// what the causal mask removes do not.
+    /// Model FLOPs of products: two for a multiplication and an addition. Recomputation and masked
+    /// scores are not counted.
     pub flops: Option<usize>,
 }
 

@@ -80,6 +80,7 @@ impl Trainer {
                 // A launcher ends all ranks when one exits with a signal's status, so wait until
                 // rank 0 has written the checkpoint.
                 self.replica.sum_over_ranks(&mut [0.0])?;
+                self.warn_of_missing_trace();
                 return Ok(Finish::Stopped(signal));
             }
             if !last && self.train(step, stop.received().is_some())? {

@@ -74,6 +74,16 @@ impl Trainer {
         trace.tracer.begin(self.replica.dev.as_mut())
     }
 
+    /// Says that the run stopped before the step that was to be traced, if so.
+    pub(super) fn warn_of_missing_trace(&self) {
+        if let Some(trace) = &self.trace {
+            log::warn!(
+                "--trace {}: not written, because the run stopped before its second step",
+                trace.path.display()
+            );
+        }
+    }
+
     /// Ends the trace, if it is of `step`, once all work of the step is done, and writes it.
     pub(super) fn end_trace(&mut self, step: usize) -> Result<()> {
         if !self.is_traced(step) {
@@ -83,8 +93,9 @@ impl Trainer {
         self.replica.finish_params()?;
         let Replica { zero, dev, model, .. } = &mut self.replica;
         let work = zero.peers.take_times()?;
-        let traced = tracer.end(dev.as_mut())?;
+        // Reading the times of thousands of stamps is not part of the next step.
         self.report.clock.stop(dev.as_mut())?;
+        let traced = tracer.end(dev.as_mut())?;
         let names = Names { memory: tracer.memory(), params: &model.weights.params, stored: zero.params() };
         let bars = traced.bars(format!("step {}", step + 1), &names, work);
         let rank = zero.peers.process.rank;

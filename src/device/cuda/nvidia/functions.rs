@@ -131,9 +131,9 @@ impl Functions {
 }
 
 /// Compares the sizes of the compiled kernel's parameters with those of the arguments: a launch
-/// reads as many bytes from each argument's address as the kernel says. The driver logs a question
-/// past the last parameter as an error, and only CUDA 13.2 and newer tell their number, so no more
-/// are asked for than there are arguments; the emulated device compares the numbers.
+/// reads as many bytes from each argument's address as the kernel says. Only as many parameters are
+/// queried as there are arguments: the driver logs an error for a query past the last one, and only
+/// CUDA 13.2 and newer report their number. The emulated device checks the number.
 fn check_parameters(function: sys::CUfunction, args: &[Arg]) -> Result<()> {
     let size = |i| {
         let (mut offset, mut size) = (0, 0);
