@@ -11,11 +11,11 @@ pub use describe::{Description, describe};
 pub use names::Names;
 
 use crate::ops::{Buffer, Call, CallDevice, Device, Gpu, Limits, Ops};
-use crate::parallel::WorkTime;
+use crate::parallel::{Operation, Work, WorkTime};
 use crate::report::chrome::{Bar, Row};
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use anyhow::Result;
-use serde_json::{Map, json};
+use serde_json::{Map, Value, json};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -101,15 +101,20 @@ impl StepTrace {
     fn work(&self, work: &WorkTime) -> Bar {
         // The clocks of a GPU and of the host are some microseconds apart.
         let at = |time: Instant| time.saturating_duration_since(self.begin).min(self.length);
-        let name = work.operations.first().map_or_else(String::new, |first| first.collective.to_string());
-        let lens: Vec<String> =
-            work.operations.iter().map(|o| format!("{} {}", o.buffer.len, o.buffer.dtype)).collect();
-        let bytes: usize = work.operations.iter().map(|o| o.buffer.size_bytes()).sum();
-        let args =
-            [("elements", json!(lens.join(", "))), ("bytes", json!(bytes)), ("work", json!(work.work.0))];
-        let args = args.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        Bar { row: Row::Communication, name, start: at(work.start), end: at(work.end), args }
+        let (row, name, args) = show_work(work.work, &work.operations);
+        Bar { row, name, start: at(work.start), end: at(work.end), args }
     }
+}
+
+/// Returns the row, the name and the arguments with which collectives that start together are
+/// shown.
+pub fn show_work(work: Work, operations: &[Operation]) -> (Row, String, Map<String, Value>) {
+    let name = operations.first().map_or_else(String::new, |first| first.collective.to_string());
+    let lens: Vec<String> =
+        operations.iter().map(|o| format!("{} {}", o.buffer.len, o.buffer.dtype)).collect();
+    let bytes: usize = operations.iter().map(|o| o.buffer.size_bytes()).sum();
+    let args = [("elements", json!(lens.join(", "))), ("bytes", json!(bytes)), ("work", json!(work.0))];
+    (Row::Communication, name, args.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
 }
 
 /// A device that times its operations while its [`Tracer`] asks for it.

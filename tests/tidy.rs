@@ -29,7 +29,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("recorder", &["ops", "parallel", "tensor"]),
     ("trace", &["ops", "parallel", "params", "report", "sharding", "tensor"]),
     ("replica", &["config", "data", "model", "ops", "optim", "parallel", "sharding", "tensor"]),
-    ("roofline", &["config", "data", "gpus", "model", "ops", "optim", "parallel", "params", "recorder", "replica", "sharding", "tensor"]),
+    ("roofline", &["config", "data", "gpus", "model", "ops", "optim", "parallel", "params", "recorder", "replica", "report", "sharding", "tensor", "trace"]),
     ("sample", &["data", "model", "ops", "rng"]),
     ("eval", &["config", "data", "files", "llmc", "model", "ops", "tensor"]),
     ("cli", &["config", "device", "model", "optim", "parallel", "roofline", "sharding", "tensor"]),

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Corpus, TRAIN_GPT2, TRAIN_GPT2CU, losses, succeed};
+use common::{Corpus, TRAIN_GPT2, TRAIN_GPT2CU, WARPSMITH, losses, refuse, stdout, succeed};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -203,4 +203,50 @@ fn each_rank_traces_its_collectives() {
         read(&corpus.path("trace_rank1.json"), 1);
         assert_complete(&shown, &recorded(Dtype::F32, 2, stage));
     }
+}
+
+/// `warpsmith scaling` with a trace; more flags may follow.
+fn scaling(dir: &Path, flags: &str) -> Command {
+    let mut command = Command::new(WARPSMITH);
+    command.current_dir(dir).args("scaling -e d12 --trace trace.json".split(' ')).args(flags.split(' '));
+    command
+}
+
+#[test]
+fn a_predicted_step_is_a_trace_too() {
+    let dir = tempfile::tempdir().unwrap();
+    for stage in ["0", "1", "2", "3"] {
+        // The row of three GPUs has no times.
+        let flags = format!("-b 4 -d 131072 --gpus 3,16 --zero {stage}");
+        let table = stdout(&succeed(&mut scaling(dir.path(), &flags)));
+        let rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let row = rows.into_iter().find(|row| row.starts_with(&[stage, "16"])).unwrap();
+        let ms = |column: usize| row[column].parse::<f64>().unwrap();
+        let near = |us: f64, ms: f64| assert!((us / 1e3 - ms).abs() < 0.03, "{us} us, {row:?}");
+
+        let shown = read(&dir.path().join("trace.json"), 0);
+        let of = |row: &'static str| shown.iter().filter(move |bar| bar.row == row);
+        let sum = |row| of(row).map(|bar| bar.duration_us).sum::<f64>();
+        near(sum("compute") + sum("copies"), ms(3));
+        near(sum("communication"), ms(4) + ms(5) + ms(6));
+        let last = shown.iter().rfind(|bar| bar.row != "communication").unwrap();
+        near(last.start_us + last.duration_us, ms(8));
+
+        let qkv: Vec<_> = of("compute").filter(|bar| bar.name == "matmul_forward qkvw").collect();
+        assert_eq!(qkv.len(), 12 * 2, "layers and micro-steps");
+        let (N, C) = (4 * 1024, 768);
+        let sizes = ["N", "C", "OC", "flops"].map(|size| qkv[0].args[size].as_u64().unwrap());
+        assert_eq!(sizes, [N, C, 3 * C, 6 * N * C * C]);
+        let sent = |name: &str| of("communication").filter(|bar| bar.name == name).count();
+        let gathered = sent("all-gather");
+        assert_eq!(gathered > 0, stage != "0", "{gathered}");
+    }
+}
+
+#[test]
+fn a_prediction_without_a_place_or_a_row_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    refuse(&mut scaling(dir.path(), "-b 4 --trace nowhere/trace.json"), &["--trace", "nowhere/trace.json"]);
+    refuse(&mut scaling(dir.path(), "--gpus 3 -d 131072"), &["--trace", "a row with times", "--gpus"]);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }

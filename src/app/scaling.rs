@@ -3,6 +3,7 @@
 use super::roofline::{config, records, run};
 use crate::app::print;
 use crate::cli::flags::warpsmith::ScalingArgs;
+use crate::files::NewFile;
 use crate::roofline::scaling::cluster::Cluster;
 use crate::roofline::scaling::links::links;
 use crate::roofline::scaling::{Batch, Plan, Question};
@@ -25,5 +26,12 @@ pub fn scaling(args: &ScalingArgs) -> Result<()> {
         stages: args.zero.clone(),
         gpus: args.gpus.clone(),
     };
-    print(Plan::new(question, &records(step)?))
+    // A path that cannot be written is refused before anything is predicted.
+    let trace = args.trace.as_deref().map(NewFile::create).transpose().context("--trace")?;
+    let records = records(step)?;
+    let plan = Plan::new(question, &records);
+    print(&plan)?;
+    let Some(mut file) = trace else { return Ok(()) };
+    let written = plan.write_trace(&records, &mut file);
+    written.and_then(|()| file.complete()?.publish()).context("--trace")
 }

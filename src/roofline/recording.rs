@@ -13,6 +13,7 @@ use crate::replica::peers::Peers;
 use crate::replica::{Replica, ReplicaOptions, ReplicaPlan};
 use crate::sharding::{Partition, Sharding, ZeroStage};
 use crate::tensor::{Dtype, MemoryPlan};
+use crate::trace::Names;
 
 /// The type of parameters, activations and gradients.
 const X: Dtype = Dtype::Bf16;
@@ -63,6 +64,12 @@ impl Recording {
 
     pub fn weights(&self) -> &Weights {
         &self.replica.model.weights
+    }
+
+    /// The names of the rank's tensors.
+    pub fn names(&self) -> Names<'_> {
+        let params = &self.weights().params;
+        Names { memory: self.memory.clone(), params, stored: self.replica.zero.params() }
     }
 
     /// Takes an optimizer step, and passes each of its events to `take`. Later steps begin with

@@ -3,7 +3,8 @@
 //!
 //! [`links`] describes links, [`cluster`] gives the time of a collective,
 //! [`timeline`] plays the recorded step of a rank with the times of its calls and collectives,
-//! [`memory`] sums the memory that the rank plans, and [`report`] prints.
+//! [`memory`] sums the memory that the rank plans, [`report`] prints, and [`trace`] shows the step
+//! as a timeline.
 //!
 //! Not modeled: collectives take SMs and bandwidth from computation, GPUs wait for the slowest one,
 //! and NCCL reduces over many machines with trees, where rings wait for each hop. The first two
@@ -14,6 +15,7 @@ pub mod links;
 pub mod memory;
 pub mod report;
 pub mod timeline;
+pub mod trace;
 
 #[cfg(test)]
 mod tests;
@@ -29,7 +31,7 @@ use crate::recorder::Event;
 use crate::sharding::ZeroStage;
 use cluster::Cluster;
 use memory::Memory;
-use timeline::{Times, simulate};
+use timeline::{Played, Times, simulate};
 
 /// Tokens per optimizer step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,10 +135,20 @@ impl Question<'_> {
 
     /// Simulates the step of `budget` with that step's times of kernels.
     fn times(&self, stage: ZeroStage, gpus: usize, budget: &Budget) -> Times {
-        let mut recording = self.recording(stage, gpus, &budget.step);
+        self.play(&mut self.recording(stage, gpus, &budget.step), gpus, budget, None)
+    }
+
+    /// Simulates a recorded step of `budget`; `played` is that of [`simulate`].
+    fn play(
+        &self,
+        recording: &mut Recording,
+        gpus: usize,
+        budget: &Budget,
+        played: Option<&mut Vec<Played>>,
+    ) -> Times {
         let mut kernels = Kernels::new(recording.weights());
         let event_ms = |event: &Event| kernels.of(event).iter().map(|kernel| budget.call_ms(kernel)).sum();
-        simulate(&mut recording, event_ms, &self.cluster, gpus)
+        simulate(recording, event_ms, &self.cluster, gpus, played)
     }
 
     /// Micro-steps per GPU.

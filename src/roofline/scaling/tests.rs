@@ -148,7 +148,7 @@ fn play_layers(
     assert_eq!([layout.len(0), layout.len(L)], [LAYER, SHARED]);
     let all = L * LAYER + SHARED;
     let gbs = rate * (2 * LAYER) as f64 / 6.0 / 1e6;
-    simulate(&mut recording, |event| event_ms(event, all), &cluster(gbs, 1.0, 8), 2)
+    simulate(&mut recording, |event| event_ms(event, all), &cluster(gbs, 1.0, 8), 2, None)
 }
 
 fn play(stage: ZeroStage, micro_steps: usize, rate: f64) -> Times {

@@ -29,22 +29,37 @@ impl Times {
     }
 }
 
+/// An event that takes time, in milliseconds since the start of the step.
+#[derive(Clone, Debug)]
+pub struct Played {
+    pub event: Event,
+    pub start_ms: f64,
+    pub end_ms: f64,
+}
+
 /// Returns the times of a step of one of `gpus`, after another like it. `event_ms` gives the
-/// milliseconds of computation of an event.
+/// milliseconds of computation of an event. If `played` is given, it receives the events of the
+/// step. Collectives that cross its start or end are cut there.
 pub fn simulate(
     recording: &mut Recording,
     mut event_ms: impl FnMut(&Event) -> f64,
     cluster: &Cluster,
     gpus: usize,
+    played: Option<&mut Vec<Played>>,
 ) -> Times {
-    let mut timeline = Timeline { cluster, gpus, times: Times::default(), computed: 0.0, sent: vec![0.0] };
+    let (times, sent) = (Times::default(), vec![0.0]);
+    let mut timeline = Timeline { cluster, gpus, times, computed: 0.0, sent, played };
     // The second step begins with what the first one left in flight, as all later ones do.
     for _ in 0..2 {
         let began = timeline.computed;
         timeline.times = Times::default();
-        recording.step(|event| timeline.play(&event, event_ms(&event)));
+        recording.step(|event| {
+            let ms = event_ms(&event);
+            timeline.play(event, ms);
+        });
         timeline.times.step_ms = timeline.computed - began;
     }
+    timeline.cut();
     timeline.times
 }
 
@@ -58,23 +73,33 @@ struct Timeline<'a> {
     computed: f64,
     /// End of each [`Work`](crate::parallel::Work), by its number; they count from 1.
     sent: Vec<f64>,
+    /// Events of both steps, since the start of the first one.
+    played: Option<&'a mut Vec<Played>>,
 }
 
 impl Timeline<'_> {
-    fn play(&mut self, event: &Event, ms: f64) {
-        match event {
+    fn play(&mut self, event: Event, ms: f64) {
+        let (start_ms, end_ms) = match &event {
             Event::Start { operations, .. } => self.send(operations),
-            Event::Wait(work) => self.computed = self.computed.max(self.sent[work.0 as usize]),
+            Event::Wait(work) => {
+                self.computed = self.computed.max(self.sent[work.0 as usize]);
+                return;
+            }
             _ => {
+                let start = self.computed;
                 self.computed += ms;
                 self.times.compute_ms += ms;
+                (start, self.computed)
             }
+        };
+        if let Some(played) = &mut self.played {
+            played.push(Played { event, start_ms, end_ms });
         }
     }
 
     /// Communicates once all computation and communication so far has ended. Operations that start
-    /// together are of one kind and travel as one.
-    fn send(&mut self, operations: &[Operation]) {
+    /// together are of one kind and travel as one. Returns their start and end.
+    fn send(&mut self, operations: &[Operation]) -> (f64, f64) {
         let collective = operations[0].collective;
         let bytes: usize = operations.iter().map(|operation| operation.buffer.size_bytes()).sum();
         let ms = self.cluster.ms(collective, bytes as f64, self.gpus);
@@ -86,5 +111,18 @@ impl Timeline<'_> {
         }
         let free = self.sent.last().expect("never empty").max(self.computed);
         self.sent.push(free + ms);
+        (free, free + ms)
+    }
+
+    /// Reduces what was played to this step.
+    fn cut(&mut self) {
+        let Some(played) = &mut self.played else { return };
+        let length = self.times.step_ms;
+        let began = self.computed - length;
+        let since = |ms: f64| (ms - began).clamp(0.0, length);
+        for event in played.iter_mut() {
+            (event.start_ms, event.end_ms) = (since(event.start_ms), since(event.end_ms));
+        }
+        played.retain(|event| event.start_ms < event.end_ms);
     }
 }

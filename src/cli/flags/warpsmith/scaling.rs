@@ -5,6 +5,7 @@ use crate::cli::values;
 use crate::roofline::scaling::links::Link;
 use crate::sharding::ZeroStage;
 use clap::Args;
+use std::path::PathBuf;
 
 #[derive(Args, Clone, Debug)]
 pub struct ScalingArgs {
@@ -24,6 +25,10 @@ pub struct ScalingArgs {
     /// GPUs per machine, each with a network adapter
     #[arg(long, value_name = "N", default_value = "8", value_parser = values::count)]
     pub gpus_per_node: usize,
+    /// Write a timeline of the predicted step, which Perfetto and chrome://tracing open: that of
+    /// the table's first row with times; --zero and --gpus choose it
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
 }
 
 fn link(text: &str) -> Result<&'static Link, String> {
