@@ -113,7 +113,7 @@ probes() {
     local set=() tests module failed=0
     [ "$DEVICE" != cuda ] || set=(WARPSMITH_TEST_DEVICE=cuda "WARPSMITH_RECORD_PROBES=$OUT/golden")
     tests=$("$BIN/probes" --list 2>/dev/null | sed -n 's/: test$//p')
-    [ -n "$tests" ] || part probes 10 "$BIN/probes" --list || return
+    [ -n "$tests" ] || { part probes 10 "$BIN/probes" --list; return 1; }
     for module in $(sed -n 's/::.*//p' <<<"$tests" | sort -u); do
         # Exact names, because a filter such as mma:: finds wgmma:: too.
         # shellcheck disable=SC2046

@@ -3,7 +3,8 @@
 //! A file is written under a temporary name in its own directory (a rename does not cross file
 //! systems), synced, renamed, and its directory synced. The temporary name is hidden and cannot be
 //! foreseen, and the file is created exclusively, so nobody can put a link in its place. Its
-//! permissions are those of any new file under the process's umask.
+//! permissions are those of any new file under the process's umask. A killed process leaves its
+//! temporary file; those of checkpoints are removed by the next one.
 
 use anyhow::{Context, Result, ensure};
 use std::fs::{self, File};

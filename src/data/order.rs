@@ -4,7 +4,8 @@ use crate::rng::{Mt19937, identity_permutation};
 use anyhow::{Result, bail, ensure};
 use std::sync::Arc;
 
-/// Position of a loader, as llm.c's state file stores it: that of the next batch a caller gets.
+/// Position of a loader, in the fields of llm.c's state file: that of the next batch a caller gets.
+/// Samples are runs of B*T tokens, as there, or sequences.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoaderState {
     /// Position in the (shuffled) order of shards.

@@ -113,7 +113,8 @@ impl Operand {
 /// The left operand.
 enum Left {
     Shared(Operand),
-    /// A warp's 16 rows, read from its registers when the MMA was issued.
+    /// A warp's 16 rows, read from its registers when the MMA was issued. A GPU may read them until
+    /// the wait: a change in between is not found.
     Registers(Box<[[f32; K]; ROWS]>),
 }
 
