@@ -6,7 +6,7 @@
 //! permissions are those of any new file under the process's umask. A killed process leaves its
 //! temporary file; those of checkpoints are removed by the next one.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use std::fs::{self, File};
 use std::io::{self, BufWriter, IntoInnerError, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -110,7 +110,11 @@ fn temporary(path: &Path) -> Result<NamedTempFile> {
     builder.prefix(&prefix).suffix(TEMPORARY);
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    Ok(builder.tempfile_in(directory(path))?)
+    builder.tempfile_in(directory(path)).map_err(|e| {
+        // The crate adds the temporary name, which tells a user nothing.
+        let cause = e.get_ref().and_then(|e| e.source()).map(ToString::to_string);
+        anyhow!(cause.unwrap_or_else(|| e.to_string()))
+    })
 }
 
 fn directory(path: &Path) -> &Path {
@@ -186,6 +190,14 @@ mod tests {
         write(&link, |out| Ok(out.write_all(b"new")?)).unwrap();
         assert_eq!((fs::read(&target).unwrap(), fs::read(&link).unwrap()), (b"old".into(), b"new".into()));
         assert!(fs::symlink_metadata(&link).unwrap().is_file());
+    }
+
+    #[test]
+    fn an_error_names_the_file_and_not_its_temporary_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("missing/a");
+        let error = format!("{:#}", NewFile::create(&path).unwrap_err());
+        assert!(error.starts_with(&failure(&path)) && !error.contains(TEMPORARY), "{error}");
     }
 
     #[test]
