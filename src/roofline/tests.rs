@@ -239,10 +239,10 @@ const COUNTED: &str = r#"{"kernels": [
      "bytes_written": 28672, "shared_wavefronts": 0, "tensor_flops": 0, "model_bytes": 57344},
     {"kernel": "layernorm forward", "shape": "8x768", "sectors_read": 1152, "sectors_written": 400, "bytes_read": 15360,
      "bytes_written": 12352, "shared_wavefronts": 10000000, "tensor_flops": 0, "model_bytes": 24640},
-    {"kernel": "attention forward", "shape": "1x1x128x64", "sectors_read": 1000, "sectors_written": 0, "bytes_read": 1,
-     "bytes_written": 1, "shared_wavefronts": 3000, "tensor_flops": 4e6, "model_bytes": 1},
-    {"kernel": "attention forward", "shape": "1x1x256x64", "sectors_read": 2500, "sectors_written": 0, "bytes_read": 1,
-     "bytes_written": 1, "shared_wavefronts": 8000, "tensor_flops": 12e6, "model_bytes": 2}]}"#;
+    {"kernel": "attention forward", "shape": "1x1x128x64", "device_kernel": "attention_hopper_forward_hs64",
+     "sectors_read": 1000, "sectors_written": 0, "bytes_read": 1, "bytes_written": 1, "shared_wavefronts": 3000, "tensor_flops": 4e6, "model_bytes": 1},
+    {"kernel": "attention forward", "shape": "1x1x256x64", "device_kernel": "attention_hopper_forward_hs64",
+     "sectors_read": 2500, "sectors_written": 0, "bytes_read": 1, "bytes_written": 1, "shared_wavefronts": 8000, "tensor_flops": 12e6, "model_bytes": 2}]}"#;
 
 #[test]
 fn counts_set_limits_and_say_what_binds() {
