@@ -257,14 +257,18 @@ impl ParamBuffer {
         self.units[self.layout.unit_of(param, l)].slice(range.start, range.len())
     }
 
+    /// The unit that `tensor` is part of, and the index of its first element in it.
+    pub fn place_of(&self, tensor: Tensor) -> Option<(usize, usize)> {
+        self.units.iter().enumerate().find_map(|(unit, all)| {
+            let inside = all.arena == tensor.arena && all.dtype == tensor.dtype;
+            let start = tensor.offset.checked_sub(all.offset)? / all.dtype.size();
+            (inside && start + tensor.len <= all.len).then_some((unit, start))
+        })
+    }
+
     /// The parameter whose tensor of some layer starts where `tensor` does.
     pub fn param_at(&self, tensor: Tensor) -> Option<Param> {
-        let holds = |unit: &Tensor| {
-            unit.arena == tensor.arena
-                && (unit.offset..unit.offset + unit.size_bytes()).contains(&tensor.offset)
-        };
-        let unit = self.units.iter().position(holds)?;
-        let start = (tensor.offset - self.units[unit].offset) / tensor.dtype.size();
+        let (unit, start) = self.place_of(tensor)?;
         let per_layer = unit != self.layout.shared_unit();
         let params = PARAMS.iter().filter(|spec| spec.per_layer == per_layer).map(|spec| spec.param);
         params.into_iter().find(|&param| self.layout.range(param).start == start)

@@ -112,6 +112,12 @@ impl Call {
         tensors
     }
 
+    /// Bytes of all tensors, those that are read and written counted twice.
+    pub fn size_bytes(&self) -> usize {
+        let times = |access| if access == Access::Update { 2 } else { 1 };
+        self.tensors().iter().map(|(tensor, access)| times(*access) * tensor.size_bytes()).sum()
+    }
+
     /// Visits all tensors of the call, so that they can be replaced: to run it on other memory.
     pub fn for_each_tensor(&mut self, mut visit: impl FnMut(&mut Tensor, Access)) {
         use Access::{Read, Update, Write};

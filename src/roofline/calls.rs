@@ -4,7 +4,7 @@ use super::kernels::{Class, Kernel, StepShape, Tail, Work};
 use super::recording::Recording;
 use crate::config::ModelConfig;
 use crate::model::Weights;
-use crate::ops::{Access, AttentionDims, Call, EncoderBackward, Epilogue, MatmulBackward, MatmulForward};
+use crate::ops::{AttentionDims, Call, EncoderBackward, Epilogue, MatmulBackward, MatmulForward};
 use crate::params::Param;
 use crate::recorder::Event;
 use crate::sharding::ZeroStage;
@@ -48,13 +48,13 @@ pub fn step(config: &ModelConfig, shape: &StepShape) -> Vec<Kernel> {
 }
 
 fn merge_updates(rows: &mut Vec<Kernel>) {
-    let (mut len, mut launches, mut bytes) = (0, 0, 0.0);
-    for row in rows.extract_if(.., |row| row.name == ADAMW) {
-        len += row.calls * row.shape.parse::<usize>().expect("a length");
-        launches += row.calls;
-        bytes += row.calls as f64 * row.bytes;
-    }
-    rows.push(Kernel { launches, ..stream(ADAMW, &[len], Class::Optimizer, 0.86, bytes) });
+    let updates: Vec<Kernel> = rows.extract_if(.., |row| row.name == ADAMW).collect();
+    let Some(first) = updates.first() else { return };
+    let len: usize =
+        updates.iter().map(|row| row.calls * row.shape.parse::<usize>().expect("a length")).sum();
+    let launches = updates.iter().map(|row| row.calls).sum();
+    let bytes = updates.iter().map(|row| row.calls as f64 * row.bytes).sum();
+    rows.push(Kernel { shape: shape(&[len]), calls: 1, launches, bytes, ..first.clone() });
 }
 
 /// The kernels of recorded events.
@@ -191,15 +191,9 @@ fn bytes(call: &Call) -> f64 {
         Call::AttentionDecode { out, qkv, t, dims } => {
             2.0 * size(*out) + size(*qkv) * 2.0 / 3.0 * (t + 1) as f64 / dims.T as f64
         }
-        _ => {
-            let once = |(tensor, access)| size(tensor) * if access == Access::Update { 2.0 } else { 1.0 };
-            let row_sums = match call {
-                // One per row and head, as `lse`; written and read.
-                Call::AttentionBackward { lse, .. } => 2.0 * size(*lse),
-                _ => 0.0,
-            };
-            call.tensors().into_iter().map(once).sum::<f64>() + row_sums
-        }
+        // The row sums, one per row and head as `lse`, are written and read.
+        Call::AttentionBackward { lse, .. } => call.size_bytes() as f64 + 2.0 * size(*lse),
+        _ => call.size_bytes() as f64,
     }
 }
 

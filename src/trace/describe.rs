@@ -1,6 +1,6 @@
 //! Names, dimensions and floating-point operations of calls.
 
-use crate::ops::{Access, AttentionDims, Call, MatmulForward};
+use crate::ops::{AttentionDims, Call, MatmulForward};
 use crate::tensor::Tensor;
 
 /// The description of a [`Call`].
@@ -62,10 +62,4 @@ pub fn describe(call: &Call) -> Description {
         Call::Sum { src, .. } => elements("sum", *src),
         Call::Fill { dst, .. } => elements("fill", *dst),
     }
-}
-
-/// Bytes of all tensors of a call, those that it reads and writes counted twice.
-pub(super) fn bytes(call: &Call) -> usize {
-    let times = |access| if access == Access::Update { 2 } else { 1 };
-    call.tensors().iter().map(|(tensor, access)| times(*access) * tensor.size_bytes()).sum()
 }

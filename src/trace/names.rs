@@ -1,8 +1,8 @@
 //! Names of tensors: of parameters by the parameter table, of others by the memory plan.
 
-use super::describe::{bytes, describe};
+use super::describe::describe;
 use super::{Description, Op};
-use crate::params::PARAMS;
+use crate::params::Param;
 use crate::report::chrome::Row;
 use crate::sharding::ParamBuffer;
 use crate::tensor::{MemoryPlan, Tensor};
@@ -25,7 +25,7 @@ impl Names<'_> {
                 let Description { name, tensor, dims, flops } = describe(call);
                 let mut args: Vec<_> = dims.into_iter().map(|(name, value)| (name, json!(value))).collect();
                 let (label, layer) = tensor.map_or((None, None), |tensor| self.label(tensor));
-                args.push(("bytes", json!(bytes(call))));
+                args.push(("bytes", json!(call.size_bytes())));
                 args.extend(flops.map(|flops| ("flops", json!(flops))));
                 args.extend(layer.map(|layer| ("layer", json!(layer))));
                 (Row::Compute, [Some(name), label].into_iter().flatten().collect::<Vec<_>>().join(" "), args)
@@ -42,21 +42,19 @@ impl Names<'_> {
 
     /// The name of a tensor, and its layer if it is a parameter of one.
     fn label(&self, tensor: Tensor) -> (Option<&'static str>, Option<usize>) {
-        if let Some((unit, at)) = find(self.params, tensor) {
+        if let Some((unit, _)) = self.params.place_of(tensor) {
             let layout = &self.params.layout;
             let per_layer = unit != layout.shared_unit();
-            let found = PARAMS.iter().find(|spec| {
-                let range = layout.range(spec.param);
-                spec.per_layer == per_layer && range.start == at && range.len() == tensor.len
-            });
+            let whole = |param: &Param| layout.range(*param).len() == tensor.len;
+            let found = self.params.param_at(tensor).filter(whole);
             // Layers share memory where parameters are sharded, so only the name is certain.
             let units = self.params.units();
             let alone = units.iter().filter(|other| **other == units[unit]).count() == 1;
-            if let Some(spec) = found {
-                return (Some(spec.name), (per_layer && alone).then_some(unit));
+            if let Some(param) = found {
+                return (Some(param.spec().name), (per_layer && alone).then_some(unit));
             }
         }
-        let unit = find(self.stored, tensor).map(|(unit, _)| unit);
+        let unit = self.stored.place_of(tensor).map(|(unit, _)| unit);
         let layer = unit.filter(|&unit| unit != self.stored.layout.shared_unit());
         (Some(self.planned(tensor)), layer)
     }
@@ -67,16 +65,6 @@ impl Names<'_> {
         let part = planned.iter().rev().find(|(_, planned)| planned.offset <= tensor.offset);
         part.map_or("", |(name, _)| name)
     }
-}
-
-/// The unit that a tensor is part of, and the index of its first element in it.
-fn find(buffer: &ParamBuffer, tensor: Tensor) -> Option<(usize, usize)> {
-    let mut units = buffer.units().iter().enumerate();
-    units.find_map(|(unit, all)| {
-        let inside = all.arena == tensor.arena && all.dtype == tensor.dtype;
-        let at = tensor.offset.checked_sub(all.offset)? / all.dtype.size();
-        (inside && at + tensor.len <= all.len).then_some((unit, at))
-    })
 }
 
 fn size(tensor: Tensor) -> Vec<(&'static str, Value)> {
