@@ -1,4 +1,5 @@
-//! Files that appear complete or not at all, whatever happens while they are written.
+//! Files that appear complete or not at all, whatever happens while they are written; and regular
+//! files alone are opened for reading, so that no read waits forever.
 //!
 //! A file is written under a temporary name in its own directory (a rename does not cross file
 //! systems), synced, renamed, and its directory synced. The temporary name is hidden and cannot be
@@ -6,11 +7,66 @@
 //! permissions are those of any new file under the process's umask. A killed process leaves its
 //! temporary file; those of checkpoints are removed by the next one.
 
-use anyhow::{Context, Result, anyhow, ensure};
-use std::fs::{self, File};
-use std::io::{self, BufWriter, IntoInnerError, Seek, SeekFrom, Write};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use std::fs::{self, File, Metadata};
+use std::io::{self, BufWriter, IntoInnerError, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use tempfile::{NamedTempFile, TempPath};
+
+/// Opens the regular file at `path` for reading. A pipe or a device is refused at once: reading one
+/// could wait forever, or never end.
+///
+/// # Errors
+/// One line that names `path`, and what was found there instead.
+pub fn open(path: &Path) -> Result<(File, Metadata)> {
+    let context = || format!("cannot read {}", path.display());
+    let mut options = File::options();
+    options.read(true);
+    // Opening a pipe that nobody writes to would wait. Regular files ignore the flag.
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK);
+    let file = options.open(path).with_context(context)?;
+    let metadata = file.metadata().with_context(context)?;
+    if !metadata.is_file() {
+        bail!("{}: not a regular file but {}", path.display(), kind(&metadata));
+    }
+    Ok((file, metadata))
+}
+
+/// Reads the regular file at `path` into memory if it has at most `limit` bytes.
+///
+/// # Errors
+/// Those of [`open`], and one line if the file is larger, also if it grows while it is read.
+pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let (file, metadata) = open(path)?;
+    let mut bytes = Vec::new();
+    if metadata.len() <= limit {
+        let read = file.take(limit + 1).read_to_end(&mut bytes);
+        read.with_context(|| format!("cannot read {}", path.display()))?;
+    }
+    let found = metadata.len().max(bytes.len() as u64);
+    ensure!(found <= limit, "{}: expected at most {limit} bytes, found {found}", path.display());
+    Ok(bytes)
+}
+
+/// The kind of something that is not a regular file.
+fn kind(metadata: &Metadata) -> &'static str {
+    if metadata.is_dir() {
+        return "a directory";
+    }
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        let kind = metadata.file_type();
+        if kind.is_fifo() {
+            return "a named pipe";
+        }
+        if kind.is_char_device() || kind.is_block_device() {
+            return "a device";
+        }
+    }
+    "a special file"
+}
 
 /// Suffix of temporary names, which are `.NAME.RANDOM.tmp`.
 pub const TEMPORARY: &str = ".tmp";
@@ -139,6 +195,33 @@ pub fn sync_directory(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn files_are_read_up_to_a_limit() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a");
+        fs::write(&path, "12345").unwrap();
+        assert_eq!(read(&path, 5).unwrap(), b"12345");
+        let error = read(&path, 4).unwrap_err().to_string();
+        assert_eq!(error, format!("{}: expected at most 4 bytes, found 5", path.display()));
+        assert!(format!("{:#}", read(&directory.path().join("b"), 4).unwrap_err()).contains("cannot read"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn pipes_devices_and_directories_are_refused_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let pipe = directory.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        for (path, found) in [
+            (pipe.as_path(), "a named pipe"),
+            (Path::new("/dev/zero"), "a device"),
+            (directory.path(), "a directory"),
+        ] {
+            let expected = format!("{}: not a regular file but {found}", path.display());
+            assert_eq!(open(path).unwrap_err().to_string(), expected);
+        }
+    }
 
     fn names(directory: &Path) -> Vec<String> {
         let mut names: Vec<_> =

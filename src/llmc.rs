@@ -2,6 +2,7 @@
 //! little-endian 32-bit integers: the first, the magic number, identifies the kind of file, the
 //! second is the version of its format.
 
+use crate::files;
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -84,12 +85,10 @@ pub fn first_bytes(path: &Path) -> Result<Vec<u8>> {
 }
 
 fn open(path: &Path) -> Result<(File, Vec<u8>, u64)> {
-    let context = || format!("cannot read {}", path.display());
-    let mut file = File::open(path).with_context(context)?;
-    let metadata = file.metadata().with_context(context)?;
-    ensure!(metadata.is_file(), "{}: not a regular file", path.display());
+    let (mut file, metadata) = files::open(path)?;
     let mut first = Vec::new();
-    (&mut file).take(HEADER_BYTES as u64).read_to_end(&mut first).with_context(context)?;
+    let read = (&mut file).take(HEADER_BYTES as u64).read_to_end(&mut first);
+    read.with_context(|| format!("cannot read {}", path.display()))?;
     Ok((file, first, metadata.len()))
 }
 

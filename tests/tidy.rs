@@ -11,7 +11,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("tensor", &[]),
     ("config", &[]),
     ("files", &[]),
-    ("llmc", &[]),
+    ("llmc", &["files"]),
     ("simd", &[]),
     ("libraries", &[]),
     ("gpus", &[]),

@@ -3,7 +3,6 @@
 use crate::files;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
 
@@ -18,8 +17,8 @@ pub struct Digest {
 impl Digest {
     /// Computes the digest of the file at `path`, which reads all of it.
     pub fn of(path: &Path) -> Result<Digest> {
-        let read = || -> io::Result<Digest> {
-            let mut file = File::open(path)?;
+        let (mut file, _) = files::open(path)?;
+        let mut read = || -> io::Result<Digest> {
             let (mut hasher, mut bytes) = (crc32fast::Hasher::new(), 0);
             let mut buffer = vec![0; 1 << 20];
             loop {
