@@ -3,7 +3,7 @@
 //! second is the version of its format.
 
 use crate::files;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;

@@ -1,0 +1,177 @@
+//! Torture: a run is killed or its disk fails, anywhere; resumed, it ends with the files of a run
+//! that nothing disturbed, bit for bit.
+//!
+//! `make test` does a little of it. `make torture` does as much as `TORTURE_KILLS` asks for, at
+//! every call that changes a file, and prints the counts. `TORTURE_SEED` repeats a sequence of
+//! random moments, which each failure names.
+#![cfg(target_os = "linux")]
+
+#[path = "../common/mod.rs"]
+mod common;
+#[cfg(target_arch = "x86_64")]
+mod faults;
+mod ranks;
+mod runs;
+
+#[cfg(target_arch = "x86_64")]
+use faults::Fault;
+use runs::{Bed, same};
+use std::fs;
+#[cfg(target_arch = "x86_64")]
+use std::path::Path;
+use std::process::Stdio;
+use std::thread::sleep;
+use std::time::Instant;
+
+/// The number in an environment variable, or the default of a bounded run.
+fn amount(variable: &str, default: usize) -> usize {
+    std::env::var(variable).map_or(default, |text| {
+        text.parse().unwrap_or_else(|_| panic!("{variable}={text}: expected a number"))
+    })
+}
+
+/// Random numbers (SplitMix64).
+struct Random(u64);
+
+impl Random {
+    /// A new sequence, or the one that `TORTURE_SEED` names.
+    fn new(purpose: &str) -> Self {
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as usize;
+        let seed = amount("TORTURE_SEED", now % 1_000_000);
+        println!("{purpose}: TORTURE_SEED={seed}");
+        Random(seed as u64)
+    }
+
+    /// A number below `bound`.
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % bound
+    }
+}
+
+#[test]
+fn runs_killed_at_random_moments_resume_to_the_same_bits() {
+    let bed = Bed::new();
+    let started = Instant::now();
+    let expected = bed.finish("unbroken");
+    let length = started.elapsed();
+    let (wanted, mut kills, mut runs) = (amount("TORTURE_KILLS", 12), 0, 0);
+    let mut random = Random::new("kills at random moments");
+    while kills < wanted {
+        runs += 1;
+        let out = format!("run{runs}");
+        for _ in 0..3 {
+            let mut child = bed.train(&out).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            sleep(length.mul_f64(random.below(1000) as f64 / 1000.0));
+            child.kill().unwrap();
+            kills += usize::from(child.wait().unwrap().code().is_none());
+        }
+        let found = bed.finish(&out);
+        same(&found, &expected).unwrap_or_else(|why| panic!("run {runs}, after kills: {why}"));
+        fs::remove_dir_all(bed.path(&out)).unwrap();
+    }
+    println!("{kills} kills at random moments, {runs} runs: all ended with the same files");
+}
+
+/// Runs under a fault at some of the calls (at all of them for `TORTURE_CALLS=all`), of a fresh run
+/// and of one that resumes after a kill, and hands over how each ended. Each is then resumed and
+/// has to end as if nothing had happened.
+#[cfg(target_arch = "x86_64")]
+fn at_calls(what: &str, fault: Fault, check: impl Fn(&faults::Ending)) {
+    let bed = Bed::new();
+    let expected = bed.finish("unbroken");
+    let mut random = Random::new(what);
+    let run = |name: &str, at, fault| faults::run(bed.train(name), &bed.path(name), at, fault);
+    let all = run("fresh", usize::MAX, Fault::Kill).calls;
+    assert!(all > 100, "found {all} calls that change files");
+    run("killed", all * 3 / 5, Fault::Kill);
+    for (stage, killed) in [("a fresh run", false), ("a resumed run", true)] {
+        let begin = |name: &str| match killed {
+            true => copy(&bed.path("killed"), &bed.path(name)),
+            false => {}
+        };
+        begin(stage);
+        let calls = run(stage, usize::MAX, Fault::Kill).calls;
+        for at in choose(calls, &mut random) {
+            let name = format!("run{at}");
+            begin(&name);
+            let ending = run(&name, at, fault);
+            println!("{what} at call {at} of {stage}, {:?}: {}", ending.hit, ending.status);
+            check(&ending);
+            let found = bed.finish(&name);
+            same(&found, &expected)
+                .unwrap_or_else(|why| panic!("{stage}, call {at}, {:?}: {why}", ending.hit));
+            fs::remove_dir_all(bed.path(&name)).unwrap();
+        }
+        println!("{what} in {stage} of {calls} calls: all resumed to the same files");
+    }
+}
+
+/// The calls to tamper with.
+#[cfg(target_arch = "x86_64")]
+fn choose(calls: usize, random: &mut Random) -> Vec<usize> {
+    match std::env::var("TORTURE_CALLS").as_deref() {
+        Ok("all") => (0..calls).collect(),
+        _ => (0..6).map(|_| random.below(calls as u64) as usize).collect(),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+/// Expects a run that met an error to have ended well all the same, or to have said so: exit code 2
+/// and a line that names a file of the run.
+#[cfg(target_arch = "x86_64")]
+fn never_silent(ending: &faults::Ending) {
+    let said = match ending.status.code() {
+        Some(0) => true,
+        Some(2) => ending.stderr.contains("run"),
+        _ => false,
+    };
+    assert!(said && !ending.stderr.contains("panicked"), "{ending:?}");
+}
+
+#[cfg(target_arch = "x86_64")]
+mod calls {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
+    #[test]
+    fn runs_killed_at_a_call_resume_to_the_same_bits() {
+        at_calls("kill", Fault::Kill, |ending| {
+            assert_eq!(ending.status.signal(), Some(libc::SIGKILL), "{ending:?}");
+        });
+    }
+
+    #[test]
+    fn a_full_disk_is_never_silent_and_loses_nothing() {
+        at_calls("a full disk", Fault::ErrorsFromHere(libc::ENOSPC), never_silent);
+        at_calls("a disk full once", Fault::Error(libc::ENOSPC), never_silent);
+    }
+
+    #[test]
+    fn a_failing_disk_is_never_silent_and_loses_nothing() {
+        at_calls("a failing disk", Fault::Error(libc::EIO), never_silent);
+    }
+
+    #[test]
+    fn short_and_interrupted_writes_change_nothing() {
+        for (what, fault) in
+            [("a short write", Fault::ShortWrite), ("an interrupted call", Fault::Error(libc::EINTR))]
+        {
+            at_calls(what, fault, |ending| {
+                never_silent(ending);
+                assert!(fault != Fault::ShortWrite || ending.status.success(), "{ending:?}");
+            });
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! A tiny run, and all that it leaves behind.
+
+use crate::common::{TRAIN_GPT2, stderr};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use warpsmith::checkpoint::{self, ModelFile};
+use warpsmith::config::ModelConfig;
+use warpsmith::data::shard::ShardWriter;
+use warpsmith::params::ParamLayout;
+use warpsmith::rng::Mt19937;
+use warpsmith::tensor::Dtype;
+
+/// Steps of the run: several checkpoints, validations, and epochs.
+pub const STEPS: usize = 24;
+
+/// A model of 9 KB with data for it, in a directory of its own.
+pub struct Bed {
+    pub directory: tempfile::TempDir,
+}
+
+/// The files of a run by name, without what differs between any two runs: times.
+pub type Files = BTreeMap<String, String>;
+
+impl Bed {
+    pub fn new() -> Self {
+        let bed = Bed { directory: tempfile::tempdir().unwrap() };
+        let config = ModelConfig { maxT: 16, V: 61, Vp: 128, L: 1, NH: 1, C: 8, qkv_bias: true };
+        let mut params = vec![0.0; ParamLayout::new(&config).len()];
+        Mt19937::new(7).normal_fill(&mut params, 0.0, 0.1);
+        checkpoint::save_model(&bed.path("model.bin"), &ModelFile { config, params }, Dtype::F32).unwrap();
+        for (name, tokens) in [("train_1", 300), ("train_2", 200), ("val", 100)] {
+            let mut writer = ShardWriter::create(&bed.path(&format!("{name}.bin"))).unwrap();
+            let token = |i: u32| ((i * i + 7 * i) % 61) as u16;
+            writer.write(&(0..tokens).map(token).collect::<Vec<_>>()).unwrap();
+            writer.seal().unwrap().publish().unwrap();
+        }
+        bed
+    }
+
+    /// The absolute path of a file, so that calls on it can be told from others.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().canonicalize().unwrap().join(name)
+    }
+
+    /// The command that starts the run in the directory `out`, and that resumes it.
+    pub fn train(&self, out: &str) -> Command {
+        let mut command = Command::new(TRAIN_GPT2);
+        self.flags(&mut command, out);
+        command
+    }
+
+    /// Adds the flags of the run to a command.
+    pub fn flags(&self, command: &mut Command, out: &str) {
+        let mut path = |flag: &str, name: &str| {
+            command.arg(flag).arg(self.path(name));
+        };
+        path("-e", "model.bin");
+        path("-i", "train_*.bin");
+        path("-j", "val.bin");
+        path("-o", out);
+        let flags = "-b 1 -t 8 -d 16 -l 1e-2 -s 0 -v 6 -m 2 -n 4 -nk 2 -nm 8 -y 1 --threads 1";
+        command.args(flags.split(' ')).args(["-x", &STEPS.to_string()]);
+    }
+
+    /// Runs to the end in a directory, and returns all that is there then.
+    pub fn finish(&self, out: &str) -> Files {
+        let output = self.train(out).output().unwrap();
+        assert!(output.status.success(), "{}: {}", output.status, stderr(&output));
+        files(&self.path(out))
+    }
+}
+
+/// Reads the files of a finished run. Times are left out of `metrics.jsonl`.
+pub fn files(directory: &Path) -> Files {
+    let mut files = Files::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        let bytes = fs::read(&path).unwrap();
+        let contents = match name.as_str() {
+            "metrics.jsonl" => without_times(&String::from_utf8(bytes).unwrap()),
+            // Held by the process that runs.
+            ".lock" => continue,
+            _ if bytes.len() < 4096 => String::from_utf8_lossy(&bytes).into_owned(),
+            _ => format!("{} bytes, checksum {:08x}", bytes.len(), crc32fast::hash(&bytes)),
+        };
+        files.insert(name, contents);
+    }
+    files
+}
+
+fn without_times(metrics: &str) -> String {
+    let line = |line: &str| {
+        let mut line: serde_json::Map<_, _> = serde_json::from_str(line).unwrap();
+        line.retain(|name, _| name != "ms" && name != "tok_per_s");
+        serde_json::to_string(&line).unwrap() + "\n"
+    };
+    metrics.lines().map(line).collect()
+}
+
+/// Whether two runs left the same. If not, says where they differ.
+pub fn same(found: &Files, expected: &Files) -> Result<(), String> {
+    for name in found.keys().chain(expected.keys()) {
+        if found.get(name) != expected.get(name) {
+            return Err(format!("{name}: found {:?}, expected {:?}", found.get(name), expected.get(name)));
+        }
+    }
+    Ok(())
+}
