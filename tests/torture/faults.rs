@@ -91,6 +91,7 @@ const CALLS: [Call; 19] = {
 
 /// Runs `command` to its end. The call number `at` (from 0) that concerns a file below `directory`
 /// meets the fault. Files are told by absolute paths, so the program has to be given such.
+#[expect(clippy::zombie_processes, reason = "the tracer waits for it")]
 pub fn run(mut command: Command, directory: &Path, at: usize, fault: Fault) -> Ending {
     let output = tempfile::NamedTempFile::new().unwrap();
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output.reopen().unwrap());

@@ -89,9 +89,10 @@ fn at_calls(what: &str, fault: Fault, check: impl Fn(&faults::Ending)) {
     assert!(all > 100, "found {all} calls that change files");
     run("killed", all * 3 / 5, Fault::Kill);
     for (stage, killed) in [("a fresh run", false), ("a resumed run", true)] {
-        let begin = |name: &str| match killed {
-            true => copy(&bed.path("killed"), &bed.path(name)),
-            false => {}
+        let begin = |name: &str| {
+            if killed {
+                copy(&bed.path("killed"), &bed.path(name));
+            }
         };
         begin(stage);
         let calls = run(stage, usize::MAX, Fault::Kill).calls;

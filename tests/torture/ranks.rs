@@ -3,7 +3,7 @@
 use crate::common::{TRAIN_GPT2, WARPSMITH, stderr};
 use crate::runs::{Bed, Files, files, same};
 use crate::{Random, amount};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 const RANKS: usize = 3;
@@ -31,6 +31,20 @@ fn pid(bed: &Bed, out: &str, rank: usize) -> Option<i32> {
     std::fs::read_to_string(format!("{}.{rank}", bed.path(out).display())).ok()?.trim().parse().ok()
 }
 
+/// Starts the run, kills a rank after `moment`, and waits for the end of all.
+fn kill(bed: &Bed, out: &str, stage: &str, rank: usize, moment: Duration) -> Output {
+    let job = launch(bed, out, stage).spawn().unwrap();
+    std::thread::sleep(moment);
+    if let Some(pid) = pid(bed, out, rank) {
+        // SAFETY: a plain system call. The rank may have ended; its number is not reused that soon.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+    }
+    let killed = Instant::now();
+    let output = job.wait_with_output().unwrap();
+    assert!(killed.elapsed() < Duration::from_secs(20), "it took {:?}", killed.elapsed());
+    output
+}
+
 #[test]
 fn a_killed_rank_ends_all_and_the_run_resumes_to_the_same_bits() {
     let bed = Bed::new();
@@ -42,17 +56,8 @@ fn a_killed_rank_ends_all_and_the_run_resumes_to_the_same_bits() {
         let length = started.elapsed();
         for n in 0..per_stage {
             let out = format!("stage{stage}-{n}");
-            let job = launch(&bed, &out, stage).spawn().unwrap();
-            std::thread::sleep(length.mul_f64(random.below(1000) as f64 / 1000.0));
-            let rank = random.below(RANKS as u64) as usize;
-            if let Some(pid) = pid(&bed, &out, rank) {
-                // SAFETY: a plain system call. The rank may have ended; its number is not reused
-                // that soon.
-                unsafe { libc::kill(pid, libc::SIGKILL) };
-            }
-            let killed = Instant::now();
-            let output = job.wait_with_output().unwrap();
-            assert!(killed.elapsed() < Duration::from_secs(20), "it took {:?}", killed.elapsed());
+            let moment = length.mul_f64(random.below(1000) as f64 / 1000.0);
+            let output = kill(&bed, &out, stage, random.below(RANKS as u64) as usize, moment);
             for rank in 0..RANKS {
                 // SAFETY: signal 0 sends nothing.
                 let alive = pid(&bed, &out, rank).is_some_and(|pid| unsafe { libc::kill(pid, 0) } == 0);
