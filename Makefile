@@ -13,7 +13,7 @@ OUT ?= out/stories
 MPI ?=
 WITH_MPI = features=$$(dev/find_mpi.sh "$(MPI)") &&
 
-.PHONY: help build train train_gpt2 train_gpt2cu warpsmith nvcc kernels-check kernels-budget kernels-clocks test torture lint fmt bench bench-quick gpu-report gpu-report-programs parity venv clean
+.PHONY: help build train train_gpt2 train_gpt2cu warpsmith nvcc kernels-check kernels-budget kernels-clocks test torture fuzz lint fmt bench bench-quick gpu-report gpu-report-programs parity venv clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -164,6 +164,13 @@ test: .cargo-found ## run all tests; lists those that were skipped, and why
 KILLS ?= 1000
 torture: .cargo-found ## kill runs and fail their disk at every call, KILLS=1000 times and more, resume each, and compare bit for bit
 	TORTURE_KILLS=$(KILLS) TORTURE_CALLS=all $(CARGO) test --locked --test torture -- --nocapture | grep -v ' at call '
+
+# A reader of tests/fuzz/targets.rs.
+TARGET ?= model_bin
+fuzz: .cargo-found ## fuzz one reader until it fails: TARGET=model_bin; needs nightly Rust and cargo-fuzz
+	@$(CARGO) fuzz --version >/dev/null 2>&1 || { echo "make fuzz needs cargo-fuzz: rustup toolchain install nightly && cargo install cargo-fuzz" >&2; exit 2; }
+	FUZZ_CORPUS=$(CURDIR)/fuzz/corpus $(CARGO) test --locked --test fuzz valid_input
+	KERNEL_ARCHES=none $(CARGO) +nightly fuzz run $(TARGET)
 
 kernels-check: .cargo-found .nvcc-found ## compile every kernel for every architecture; check for spills, kernels/budget.tsv and kernels/clocks.tsv
 	$(WITH_MPI) CARGO=$(CARGO) REQUIRE_KERNELS=1 REQUIRE_TESTS="nvcc $$REQUIRE_TESTS" \

@@ -10,11 +10,14 @@
 mod common;
 #[cfg(target_arch = "x86_64")]
 mod faults;
+#[path = "../common/random.rs"]
+mod random;
 mod ranks;
 mod runs;
 
 #[cfg(target_arch = "x86_64")]
 use faults::Fault;
+use random::{Random, amount};
 use runs::{Bed, same};
 use std::fs;
 #[cfg(target_arch = "x86_64")]
@@ -23,33 +26,11 @@ use std::process::Stdio;
 use std::thread::sleep;
 use std::time::Instant;
 
-/// The number in an environment variable, or the default of a bounded run.
-fn amount(variable: &str, default: usize) -> usize {
-    std::env::var(variable).map_or(default, |text| {
-        text.parse().unwrap_or_else(|_| panic!("{variable}={text}: expected a number"))
-    })
-}
-
-/// Random numbers (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    /// A new sequence, or the one that `TORTURE_SEED` names.
-    fn new(purpose: &str) -> Self {
-        let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as usize;
-        let seed = amount("TORTURE_SEED", now % 1_000_000);
-        println!("{purpose}: TORTURE_SEED={seed}");
-        Random(seed as u64)
-    }
-
-    /// A number below `bound`.
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
-    }
+/// A new sequence of random numbers, or the one that `TORTURE_SEED` names.
+fn random(purpose: &str) -> Random {
+    let seed = Random::seed("TORTURE_SEED");
+    println!("{purpose}: TORTURE_SEED={seed}");
+    Random::new(seed)
 }
 
 #[test]
@@ -59,13 +40,13 @@ fn runs_killed_at_random_moments_resume_to_the_same_bits() {
     let expected = bed.finish("unbroken");
     let length = started.elapsed();
     let (wanted, mut kills, mut runs) = (amount("TORTURE_KILLS", 12), 0, 0);
-    let mut random = Random::new("kills at random moments");
+    let mut chance = random("kills at random moments");
     while kills < wanted {
         runs += 1;
         let out = format!("run{runs}");
         for _ in 0..3 {
             let mut child = bed.train(&out).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-            sleep(length.mul_f64(random.below(1000) as f64 / 1000.0));
+            sleep(length.mul_f64(chance.below(1000) as f64 / 1000.0));
             child.kill().unwrap();
             kills += usize::from(child.wait().unwrap().code().is_none());
         }
@@ -83,7 +64,7 @@ fn runs_killed_at_random_moments_resume_to_the_same_bits() {
 fn at_calls(what: &str, fault: Fault, check: impl Fn(&faults::Ending)) {
     let bed = Bed::new();
     let expected = bed.finish("unbroken");
-    let mut random = Random::new(what);
+    let mut chance = random(what);
     let run = |name: &str, at, fault| faults::run(bed.train(name), &bed.path(name), at, fault);
     let all = run("fresh", usize::MAX, Fault::Kill).calls;
     assert!(all > 100, "found {all} calls that change files");
@@ -96,7 +77,7 @@ fn at_calls(what: &str, fault: Fault, check: impl Fn(&faults::Ending)) {
         };
         begin(stage);
         let calls = run(stage, usize::MAX, Fault::Kill).calls;
-        for at in choose(calls, &mut random) {
+        for at in choose(calls, &mut chance) {
             let name = format!("run{at}");
             begin(&name);
             let ending = run(&name, at, fault);
@@ -113,10 +94,10 @@ fn at_calls(what: &str, fault: Fault, check: impl Fn(&faults::Ending)) {
 
 /// The calls to tamper with.
 #[cfg(target_arch = "x86_64")]
-fn choose(calls: usize, random: &mut Random) -> Vec<usize> {
+fn choose(calls: usize, chance: &mut Random) -> Vec<usize> {
     match std::env::var("TORTURE_CALLS").as_deref() {
         Ok("all") => (0..calls).collect(),
-        _ => (0..6).map(|_| random.below(calls as u64) as usize).collect(),
+        _ => (0..6).map(|_| chance.below(calls)).collect(),
     }
 }
 

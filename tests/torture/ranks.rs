@@ -1,8 +1,9 @@
 //! Ranks that are killed while they train together.
 
 use crate::common::{TRAIN_GPT2, WARPSMITH, stderr};
+use crate::random;
+use crate::random::amount;
 use crate::runs::{Bed, Files, files, same};
-use crate::{Random, amount};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -48,7 +49,7 @@ fn kill(bed: &Bed, out: &str, stage: &str, rank: usize, moment: Duration) -> Out
 #[test]
 fn a_killed_rank_ends_all_and_the_run_resumes_to_the_same_bits() {
     let bed = Bed::new();
-    let mut random = Random::new("kills of ranks");
+    let mut chance = random("kills of ranks");
     let per_stage = amount("TORTURE_KILLS", 12).div_ceil(6);
     for stage in ["0", "3"] {
         let started = Instant::now();
@@ -56,8 +57,8 @@ fn a_killed_rank_ends_all_and_the_run_resumes_to_the_same_bits() {
         let length = started.elapsed();
         for n in 0..per_stage {
             let out = format!("stage{stage}-{n}");
-            let moment = length.mul_f64(random.below(1000) as f64 / 1000.0);
-            let output = kill(&bed, &out, stage, random.below(RANKS as u64) as usize, moment);
+            let moment = length.mul_f64(chance.below(1000) as f64 / 1000.0);
+            let output = kill(&bed, &out, stage, chance.below(RANKS), moment);
             for rank in 0..RANKS {
                 // SAFETY: signal 0 sends nothing.
                 let alive = pid(&bed, &out, rank).is_some_and(|pid| unsafe { libc::kill(pid, 0) } == 0);

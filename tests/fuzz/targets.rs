@@ -1,0 +1,394 @@
+//! Every reader of what comes from outside, as a function of bytes. Each panics if the reader falls
+//! short: if it panics itself, if its error is no line or does not name the file, or if it
+//! takes a damaged checkpoint for whole.
+
+#![allow(dead_code)] // each program of fuzz/ uses one of them
+
+use std::cell::OnceCell;
+use std::fs;
+use std::path::{Path, PathBuf};
+use warpsmith::checkpoint::{self, ModelFile, Source, State, TensorKind};
+use warpsmith::cli::Program;
+use warpsmith::cli::flags::{trainer, warpsmith as tools};
+use warpsmith::config::ModelConfig;
+use warpsmith::data::loader::{DataLoader, LoaderOptions, LoaderState, Sample};
+use warpsmith::data::prepare::{PrepareOptions, prepare};
+use warpsmith::data::shard::ShardWriter;
+use warpsmith::eval::hellaswag::HellaSwag;
+use warpsmith::parallel::environment::{Flags, Process};
+use warpsmith::parallel::rendezvous::{self, InitMethod};
+use warpsmith::params::ParamLayout;
+use warpsmith::report::plot::plot_run;
+use warpsmith::roofline::record::Records;
+use warpsmith::tensor::Dtype;
+
+/// A reader.
+pub struct Target {
+    pub name: &'static str,
+    /// Valid input, which is then damaged.
+    pub seeds: fn() -> Vec<Vec<u8>>,
+    /// Reads the input. Returns whether it was accepted.
+    pub run: fn(&[u8]) -> bool,
+    /// Microseconds per case, about: slow readers get fewer cases.
+    pub cost: usize,
+}
+
+pub const TARGETS: &[Target] = &[
+    Target { name: "token_shard", seeds: || vec![seed_shard()], run: token_shard, cost: 60 },
+    Target {
+        name: "model_bin",
+        seeds: || [Dtype::F32, Dtype::Bf16].map(seed_model).into(),
+        run: model_bin,
+        cost: 20,
+    },
+    Target { name: "safetensors", seeds: || vec![export("model.safetensors")], run: safetensors, cost: 60 },
+    Target { name: "config_json", seeds: || vec![export("config.json")], run: config_json, cost: 60 },
+    Target { name: "index_json", seeds: || vec![INDEX.into()], run: index_json, cost: 60 },
+    Target {
+        name: "checkpoint_model",
+        seeds: || vec![in_checkpoint(MODEL)],
+        run: |b| checkpoint_file(MODEL, b),
+        cost: 120,
+    },
+    Target {
+        name: "checkpoint_state",
+        seeds: || vec![in_checkpoint(STATE)],
+        run: |b| checkpoint_file(STATE, b),
+        cost: 120,
+    },
+    Target {
+        name: "checkpoint_run",
+        seeds: || vec![in_checkpoint(RUN)],
+        run: |b| checkpoint_file(RUN, b),
+        cost: 120,
+    },
+    Target {
+        name: "checkpoint_done",
+        seeds: || vec![in_checkpoint(DONE)],
+        run: |b| checkpoint_file(DONE, b),
+        cost: 120,
+    },
+    Target { name: "hellaswag_bin", seeds: || vec![seed_hellaswag_bin()], run: hellaswag, cost: 20 },
+    Target { name: "hellaswag_jsonl", seeds: || vec![HELLASWAG.into()], run: hellaswag, cost: 60 },
+    Target { name: "text", seeds: || vec![TEXT.into()], run: |b| corpus("a.txt", b), cost: 600 },
+    Target {
+        name: "json_lines",
+        seeds: || vec![JSON_LINES.into()],
+        run: |b| corpus("a.jsonl", b),
+        cost: 600,
+    },
+    Target { name: "metrics", seeds: || vec![METRICS.into()], run: metrics, cost: 60_000 },
+    Target { name: "kernel_records", seeds: || vec![RECORDS.into()], run: kernel_records, cost: 5 },
+    Target { name: "trainer_flags", seeds: || vec![TRAINER_FLAGS.into()], run: trainer_flags, cost: 300 },
+    Target { name: "tool_flags", seeds: || TOOL_FLAGS.map(Vec::from).into(), run: tool_flags, cost: 150 },
+    Target { name: "environment", seeds: || ENVIRONMENTS.map(Vec::from).into(), run: environment, cost: 5 },
+];
+
+// --- what all of them use
+
+/// A directory of this thread's own, in memory if possible.
+fn directory() -> PathBuf {
+    thread_local! {
+        static DIRECTORY: OnceCell<tempfile::TempDir> = const { OnceCell::new() };
+    }
+    let memory = Path::new("/dev/shm");
+    let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+    DIRECTORY.with(|cell| cell.get_or_init(|| tempfile::tempdir_in(parent).unwrap()).path().to_owned())
+}
+
+fn write(path: &Path, bytes: &[u8]) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, bytes).unwrap();
+}
+
+/// Returns whether the reader took the input. An error has to be short and to contain `names`; the
+/// programs print it on one line whatever it quotes.
+fn judge<T>(result: anyhow::Result<T>, names: &str) -> bool {
+    let Err(error) = result else { return true };
+    let line = format!("{error:#}");
+    assert!(line.len() < 2000, "not a line: {line:?}");
+    assert!(line.contains(names), "expected {names} to be named: {line}");
+    false
+}
+
+const CONFIG: ModelConfig = ModelConfig { maxT: 8, V: 61, Vp: 128, L: 1, NH: 1, C: 8, qkv_bias: true };
+
+fn model() -> ModelFile {
+    let params = (0..ParamLayout::new(&CONFIG).len()).map(|i| (i % 97) as f32 * 0.01 - 0.5).collect();
+    ModelFile { config: CONFIG, params }
+}
+
+// --- models and data
+
+fn seed_model(dtype: Dtype) -> Vec<u8> {
+    let path = directory().join("seed.bin");
+    let _ = fs::remove_file(&path);
+    checkpoint::save_model(&path, &model(), dtype).unwrap();
+    fs::read(path).unwrap()
+}
+
+fn seed_shard() -> Vec<u8> {
+    let path = directory().join("seed_shard.bin");
+    let mut writer = ShardWriter::create(&path).unwrap();
+    writer.write(&(0..100).map(|i| i % 61).collect::<Vec<u16>>()).unwrap();
+    writer.seal().unwrap().publish().unwrap();
+    fs::read(path).unwrap()
+}
+
+pub fn token_shard(bytes: &[u8]) -> bool {
+    let path = directory().join("shard.bin");
+    write(&path, bytes);
+    let options = LoaderOptions {
+        pattern: path.to_str().unwrap(),
+        flag: "-i",
+        B: 1,
+        T: 8,
+        rank: 0,
+        num_processes: 1,
+        sample: Sample::Sequence,
+        shuffle: true,
+        V: CONFIG.V,
+    };
+    judge(
+        DataLoader::open(options)
+            .and_then(|mut loader| (0..15).try_for_each(|_| loader.next_batch().map(drop))),
+        "shard.bin",
+    )
+}
+
+pub fn model_bin(bytes: &[u8]) -> bool {
+    let path = directory().join("model.bin");
+    write(&path, bytes);
+    judge(checkpoint::load_model(&path), "model.bin")
+}
+
+/// A file of an export to Hugging Face's format.
+fn export(name: &str) -> Vec<u8> {
+    let directory = directory().join("seed_export");
+    let _ = fs::remove_dir_all(&directory);
+    checkpoint::save_model(&directory, &model(), Dtype::F32).unwrap();
+    fs::read(directory.join(name)).unwrap()
+}
+
+/// Reads an export in which one file has other bytes.
+fn export_with(name: &str, bytes: &[u8]) -> bool {
+    let directory = directory().join("export");
+    for name in ["config.json", "model.safetensors"] {
+        if !directory.join(name).exists() || name == "model.safetensors" {
+            write(&directory.join(name), &export_file(name));
+        }
+    }
+    write(&directory.join(name), bytes);
+    let accepted = judge(checkpoint::load_model(&directory), "export");
+    write(&directory.join("config.json"), &export_file("config.json"));
+    accepted
+}
+
+/// A file of the export, made once.
+fn export_file(name: &str) -> Vec<u8> {
+    thread_local! {
+        static FILES: OnceCell<[Vec<u8>; 2]> = const { OnceCell::new() };
+    }
+    let index = usize::from(name == "model.safetensors");
+    FILES.with(|files| files.get_or_init(|| ["config.json", "model.safetensors"].map(export))[index].clone())
+}
+
+pub fn safetensors(bytes: &[u8]) -> bool {
+    export_with("model.safetensors", bytes)
+}
+
+pub fn config_json(bytes: &[u8]) -> bool {
+    export_with("config.json", bytes)
+}
+
+const INDEX: &str = r#"{"metadata": {"total_size": 9}, "weight_map": {"wte.weight": "part.safetensors",
+ "wpe.weight": "part.safetensors", "h.0.ln_1.weight": "part.safetensors"}}"#;
+
+/// The index of an export in several parts, of which one is there.
+pub fn index_json(bytes: &[u8]) -> bool {
+    let directory = directory().join("parts");
+    write(&directory.join("config.json"), &export_file("config.json"));
+    write(&directory.join("part.safetensors"), &export_file("model.safetensors"));
+    write(&directory.join("model.safetensors.index.json"), bytes);
+    judge(checkpoint::load_model(&directory), "parts")
+}
+
+// --- checkpoints
+
+const MODEL: &str = "model_00000004.bin";
+const STATE: &str = "state_00000004_00000.bin";
+const RUN: &str = "run_00000004.json";
+const DONE: &str = "DONE_00000004";
+
+/// Writes a checkpoint, and returns one of its files.
+fn in_checkpoint(name: &str) -> Vec<u8> {
+    let directory = directory().join("seed_checkpoint");
+    let _ = fs::remove_dir_all(&directory);
+    let state = State {
+        step: 4,
+        num_processes: 1,
+        rank: 0,
+        use_master_weights: false,
+        rng_state: 1,
+        rng_state_last_update: 2,
+        loader: LoaderState { current_shard_idx: 0, current_sample_idx: 3, shuffle: None },
+    };
+    let source: &mut Source = &mut |kind, start, out| {
+        let scale = if kind == TensorKind::Params { 1.0 } else { 0.1 };
+        out.iter_mut().enumerate().for_each(|(i, x)| *x = (start + i) as f32 * scale);
+        Ok(())
+    };
+    let trainer = serde_json::json!({"best_val_loss": 3.25, "loss_outliers": [1.5, 2.5]});
+    checkpoint::save(&directory, &CONFIG, Dtype::F32, &state, &trainer, source).unwrap();
+    fs::read(directory.join(name)).unwrap()
+}
+
+/// Opens a checkpoint one of whose files has other bytes. It may be taken for whole only if they
+/// are those that were written.
+fn checkpoint_file(name: &str, bytes: &[u8]) -> bool {
+    thread_local! {
+        static FILES: OnceCell<Vec<(&'static str, Vec<u8>)>> = const { OnceCell::new() };
+    }
+    let files = FILES.with(|files| {
+        files.get_or_init(|| [MODEL, STATE, RUN, DONE].map(|name| (name, in_checkpoint(name))).into()).clone()
+    });
+    let directory = directory().join("checkpoint");
+    let mut unchanged = false;
+    for (file, original) in &files {
+        unchanged |= file == &name && original == bytes;
+        write(&directory.join(file), if file == &name { bytes } else { original });
+    }
+    let latest = checkpoint::latest(&directory).unwrap();
+    let accepted = latest.step.is_some();
+    assert_eq!(accepted, unchanged, "{name} is taken for whole: {:?}", latest.warnings);
+    for warning in latest.warnings {
+        assert!(warning.len() < 2000, "not a line: {warning:?}");
+    }
+    accepted
+}
+
+// --- questions and text
+
+fn seed_hellaswag_bin() -> Vec<u8> {
+    let [lines, bin] = ["seed.jsonl", "seed_hellaswag.bin"].map(|name| directory().join(name));
+    write(&lines, HELLASWAG.as_bytes());
+    HellaSwag::open(lines).unwrap().write_bin(&bin).unwrap();
+    fs::read(bin).unwrap()
+}
+
+pub fn hellaswag(bytes: &[u8]) -> bool {
+    let path = directory().join("questions");
+    write(&path, bytes);
+    judge(HellaSwag::open(&path), "questions")
+}
+
+const HELLASWAG: &str = concat!(
+    r#"{"ind": 4, "ctx": "A man sits on a roof. He", "label": 3, "endings": ["is glad.", "rips it.", "plays.", "starts."]}"#,
+    "\n",
+    r#"{"ind": 7, "ctx": "A caf\u00e9. She", "label": "0", "endings": ["walks.", "runs.", "sleeps.", "\ud83d\ude00 eats."]}"#,
+    "\n",
+);
+
+const TEXT: &str =
+    "Once upon a time.\n\n<|endoftext|>\r\nThe caf\u{e9} was \u{1f600} open,\tand 12345 people came.\n";
+
+const JSON_LINES: &str = concat!(
+    r#"{"text": "Once upon a time.", "id": 1, "score": -2.5e3}"#,
+    "\n\n",
+    r#"{"id": [2, {"x": null}], "text": "The caf\u00e9 \ud83d\ude00 was <|endoftext|> open."}"#,
+    "\n",
+);
+
+/// Makes shards from a file of this name.
+fn corpus(name: &str, bytes: &[u8]) -> bool {
+    let (input, output) = (directory().join(name), directory().join("shards"));
+    write(&input, bytes);
+    let options = PrepareOptions {
+        inputs: vec![input],
+        output,
+        name: "data".into(),
+        split_on: None,
+        json_field: "text".into(),
+        shard_size: 1000,
+        val_tokens: Some(2),
+        force: true,
+    };
+    judge(prepare(&options, &|_, _| {}), name)
+}
+
+pub fn text(bytes: &[u8]) -> bool {
+    corpus("a.txt", bytes)
+}
+
+pub fn json_lines(bytes: &[u8]) -> bool {
+    corpus("a.jsonl", bytes)
+}
+
+// --- records
+
+const METRICS: &str = r#"{"step":0,"val_loss":4.1180773,"val_perplexity":61.44}
+{"step":0,"loss":4.1306148,"norm":0.17,"lr":0.01,"ms":1.1,"tok_per_s":14509.7}
+{"step":1,"loss":4.1143627,"norm":0.14,"lr":0.02,"ms":1.7,"tok_per_s":9179.4}
+{"step":2,"loss":4.0,"norm":0.14,"lr":0.02,"ms":1.7,"tok_per_s":9179.4}
+"#;
+
+pub fn metrics(bytes: &[u8]) -> bool {
+    let directory = directory().join("run");
+    write(&directory.join("metrics.jsonl"), bytes);
+    let accepted = judge(plot_run(&directory), "run");
+    if let (true, Ok(svg)) = (accepted, fs::read_to_string(directory.join("plot.svg"))) {
+        assert!(!svg.contains("NaN") && !svg.contains("inf"), "a coordinate that is not finite");
+    }
+    accepted
+}
+
+const RECORDS: &str = r#"{"gpu": "NVIDIA H200", "kernels": [{"kernel": "qkv forward", "shape": "65536x2304x768", "us": 312.5}]}"#;
+
+pub fn kernel_records(bytes: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(bytes);
+    judge(Records::default().add(&text), "")
+}
+
+// --- flags and variables
+
+const TRAINER_FLAGS: &str = "-e d12 -i a_*.bin -j b.bin -o out -b 4 -t 64 -d 512 -l 3e-4 -u 10 -q 0.1 -c 0.1 -x 20 -v 5 -m 2 -s 10 -g 5 -h 0 -n 5 -nk 2 -nm 10 -y 1 -z 1 -r 1 -sl 6 -sg 6 -k wsd -pn 2 -pr 1 -pi tcp -ps host:99";
+
+pub fn trainer_flags(bytes: &[u8]) -> bool {
+    let none = |_: &str| None;
+    judge(trainer::parse(Program::TrainGpt2, arguments("train_gpt2", bytes), &none), "")
+}
+
+const TOOL_FLAGS: [&str; 5] = [
+    "data a.txt b.jsonl -o out --name x --shard-size 1000 --val-tokens 10 --json-field body --force",
+    "sample -e out -p Once -g 20 --temperature 0.7 --top-k 40 --top-p 0.9 --seed 7 --count 2",
+    "eval -e a.bin -j val_*.bin --hellaswag h.jsonl -b 4 -t 64 -m 3 -o r.jsonl --device cpu --dtype bf16",
+    "launch -n 4 --restarts 2 -- ./train_gpt2 -y 1",
+    "scaling -e d48 -b 4 --gpu h100",
+];
+
+pub fn tool_flags(bytes: &[u8]) -> bool {
+    judge(tools::parse(arguments("warpsmith", bytes)), "")
+}
+
+/// A command line: the program, then the words of the text.
+fn arguments(program: &str, bytes: &[u8]) -> Vec<String> {
+    let text = String::from_utf8_lossy(bytes);
+    [program].into_iter().chain(text.split(' ')).map(str::to_owned).collect()
+}
+
+const ENVIRONMENTS: [&str; 4] = [
+    "RANK=1\nWORLD_SIZE=4\nLOCAL_RANK=1\nMASTER_ADDR=node7\nMASTER_PORT=29500\nTORCHELASTIC_RUN_ID=x",
+    "OMPI_COMM_WORLD_RANK=5\nOMPI_COMM_WORLD_SIZE=8\nOMPI_COMM_WORLD_LOCAL_RANK=1\nOMPI_COMM_WORLD_LOCAL_SIZE=8",
+    "SLURM_PROCID=5\nSLURM_STEP_NUM_TASKS=8\nSLURM_LOCALID=1\nSLURM_STEP_NODELIST=gpu[07-09,12],login1\nSLURM_JOB_ID=40001",
+    "PMI_RANK=5\nPMI_SIZE=8\nMPI_LOCALRANKID=1\nMPI_LOCALNRANKS=8\nPMIX_NAMESPACE=a",
+];
+
+pub fn environment(bytes: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(bytes);
+    let variable = |name: &str| {
+        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).map(str::to_owned)
+    };
+    let flags = Flags { gpus_per_node: 8, ..Flags::default() };
+    let found = Process::find(flags, &variable);
+    judge(found.and_then(|process| rendezvous::find(&process, &InitMethod::Auto, &variable)), "")
+}
