@@ -13,12 +13,15 @@
 //! With batches as samples, a single rank reads in llm.c's order, bit for bit. Several ranks share
 //! that same order, whereas each rank of llm.c shuffles on its own.
 
+mod check;
+
 use crate::data::buckets::TokenBuckets;
 pub use crate::data::order::{LoaderState, ShuffleState};
 use crate::data::order::{Order, Place, Position};
 use crate::data::shard::Shard;
 use crate::rng::Mt19937;
 use anyhow::{Context, Result, bail, ensure};
+use check::VocabularyCheck;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -73,11 +76,12 @@ pub struct DataLoader {
     /// The position after the batch that is being fetched.
     fetching: Option<Position>,
     fetcher: Fetcher,
+    check: VocabularyCheck,
 }
 
 impl DataLoader {
     /// Opens and checks all shards. Shards too short for one sample are skipped; see
-    /// [`Self::short_shards`].
+    /// [`Self::short_shards`]. Their tokens are checked in the background while batches are read.
     ///
     /// # Errors
     /// If no file matches, a file is not a token shard, or none is long enough for one sample.
@@ -94,18 +98,19 @@ impl DataLoader {
         for path in matching_files(pattern, flag)? {
             shards.push(Shard::open(&path).with_context(|| flag.to_owned())?);
         }
-        let samples: Vec<usize> = shards.iter().map(|s| (s.tokens().len() - 1) / sample_tokens).collect();
+        let samples: Vec<usize> = shards.iter().map(|s| (s.len() - 1) / sample_tokens).collect();
         ensure!(
             samples.iter().any(|&n| n > 0),
             "{flag} {pattern}: no shard is long enough for one {sample} (the longest has {} tokens, {} are needed); \
              lower -b or -t, or use more data",
-            shards.iter().map(|s| s.tokens().len()).max().unwrap_or(0),
+            shards.iter().map(|s| s.len()).max().unwrap_or(0),
             sample_tokens + 1
         );
         let order = Order { samples };
         let position = order.start(options.shuffle.then(|| Mt19937::new(42)));
-        let reader = Reader { shards, sample_tokens, V: options.V };
-        let fetcher = Fetcher::new(reader)?;
+        let reader = Arc::new(Reader { shards, sample_tokens, V: options.V });
+        let fetcher = Fetcher::new(Arc::clone(&reader))?;
+        let check = VocabularyCheck::start(reader, rank, num_processes)?;
         Ok(DataLoader {
             flag: flag.to_owned(),
             order,
@@ -115,14 +120,17 @@ impl DataLoader {
             position,
             fetching: None,
             fetcher,
+            check,
         })
     }
 
     /// Returns the next batch, and starts to read the one after it in the background.
     ///
     /// # Errors
-    /// If a token is outside the vocabulary. The position then stays as it was.
+    /// If a token is outside the vocabulary, in this batch or in any that has been checked so far,
+    /// or a shard cannot be read. The position then stays as it was.
     pub fn next_batch(&mut self) -> Result<Batch> {
+        self.check.found().with_context(|| self.flag.clone())?;
         let after = match self.fetching.take() {
             Some(after) => after,
             None => self.fetch(),
@@ -163,7 +171,7 @@ impl DataLoader {
 
     /// Returns the number of tokens in all shards.
     pub fn num_tokens(&self) -> u64 {
-        self.fetcher.reader.shards.iter().map(|s| s.tokens().len() as u64).sum()
+        self.fetcher.reader.shards.iter().map(|s| s.len() as u64).sum()
     }
 
     pub fn num_shards(&self) -> usize {
@@ -189,6 +197,13 @@ impl DataLoader {
     pub fn short_shards(&self) -> Vec<&Path> {
         let shards = self.fetcher.reader.shards.iter().zip(&self.order.samples);
         shards.filter(|(_, samples)| **samples == 0).map(|(shard, _)| shard.path()).collect()
+    }
+
+    /// Returns a shard that `other` reads too, if there is one.
+    pub fn shared_shard(&self, other: &DataLoader) -> Option<&Path> {
+        let theirs = &other.fetcher.reader.shards;
+        let is_shared = |shard: &&Shard| theirs.iter().any(|their| shard.is_same_file(their));
+        self.fetcher.reader.shards.iter().find(is_shared).map(Shard::path)
     }
 
     /// Returns the position of the loader, for a checkpoint.
@@ -236,7 +251,7 @@ fn matching_files(pattern: &str, flag: &str) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// Reads samples from mapped shards.
+/// Reads samples from shards.
 #[derive(Debug)]
 struct Reader {
     shards: Vec<Shard>,
@@ -249,30 +264,37 @@ impl Reader {
     fn read(&self, places: &[Place]) -> Result<Batch> {
         let tokens = places.len() * self.sample_tokens;
         let (mut inputs, mut targets) = (Vec::with_capacity(tokens), Vec::with_capacity(tokens));
-        for &place in places {
-            let tokens = self.sample(place)?;
-            inputs.extend(tokens[..self.sample_tokens].iter().map(|&t| i32::from(t)));
-            targets.extend(tokens[1..].iter().map(|&t| i32::from(t)));
+        // The tokens of a sample, and the one after it.
+        let mut sample = vec![0; self.sample_tokens + 1];
+        for place in places {
+            self.read_checked(place.file, place.sample * self.sample_tokens, &mut sample)?;
+            inputs.extend(sample[..self.sample_tokens].iter().map(|&t| i32::from(t)));
+            targets.extend(sample[1..].iter().map(|&t| i32::from(t)));
         }
         let buckets = TokenBuckets::of(&inputs);
         Ok(Batch { inputs, targets, buckets })
     }
 
-    /// Returns the tokens of a sample, and the one after it.
-    fn sample(&self, place: Place) -> Result<&[u16]> {
-        let shard = &self.shards[place.file];
-        let start = place.sample * self.sample_tokens;
-        let tokens = &shard.tokens()[start..=start + self.sample_tokens];
-        if let Some(bad) = tokens.iter().position(|&t| usize::from(t) >= self.V) {
-            bail!(
-                "{}: token {} is {}, outside the vocabulary of {}; recreate the shard with the model's tokenizer",
-                shard.path().display(),
-                start + bad,
-                tokens[bad],
-                self.V
-            );
+    /// Fills `tokens` with those of a shard from index `start` on.
+    ///
+    /// # Errors
+    /// If the shard cannot be read, or a token is outside the vocabulary.
+    fn read_checked(&self, shard: usize, start: usize, tokens: &mut [u16]) -> Result<()> {
+        let shard = &self.shards[shard];
+        shard.read(start, tokens)?;
+        // The maximum is found at the speed of memory, unlike the first token past a limit.
+        let largest = tokens.iter().copied().fold(0, u16::max);
+        if usize::from(largest) < self.V {
+            return Ok(());
         }
-        Ok(tokens)
+        let bad = tokens.iter().position(|&t| usize::from(t) >= self.V).unwrap_or(0);
+        bail!(
+            "{}: token {} is {}, outside the vocabulary of {}; recreate the shard with the model's tokenizer",
+            shard.path().display(),
+            start + bad,
+            tokens[bad],
+            self.V
+        )
     }
 }
 
@@ -287,8 +309,7 @@ struct Fetcher {
 }
 
 impl Fetcher {
-    fn new(reader: Reader) -> Result<Self> {
-        let reader = Arc::new(reader);
+    fn new(reader: Arc<Reader>) -> Result<Self> {
         let (requests, requested) = channel::<Vec<Place>>();
         let (answers, batches) = channel();
         let thread = std::thread::Builder::new()

@@ -2,19 +2,22 @@
 
 use crate::files::{CompleteFile, NewFile};
 use crate::llmc::{HEADER_BYTES, Header, SHARD};
-use anyhow::{Context, Result, ensure};
-use memmap2::Mmap;
-use std::io::{Seek, Write};
+use anyhow::{Context, Result, bail, ensure};
+use std::fs::File;
+use std::io::{self, Seek, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// Header field that holds the number of tokens.
 const TOKENS: usize = 2;
 
-/// An open shard, mapped into memory.
+/// An open shard. Its tokens are read on request, not mapped into memory: a file that is cut short
+/// while it is mapped ends the process with a signal, whereas a read returns an error.
 #[derive(Debug)]
 pub struct Shard {
     path: PathBuf,
-    map: Mmap,
+    file: File,
+    tokens: usize,
 }
 
 impl Shard {
@@ -24,25 +27,55 @@ impl Shard {
     /// If the file cannot be read, is not a token shard, is empty, or is not as long as its header
     /// says.
     pub fn open(path: &Path) -> Result<Self> {
-        let name = path.display();
         let (header, file, bytes) = Header::open(path, &SHARD)?;
-        check_size(header.i32(TOKENS), bytes).with_context(|| format!("{name}"))?;
-        // SAFETY: nothing may change the file while it is mapped. This program never writes to a
-        // published shard: ShardWriter creates a new file and renames it. The map is read-only and
-        // outlives every borrow of it. If another program truncated the file while it is in use,
-        // the process would stop with SIGBUS; that is the price of not copying gigabytes, and the
-        // length is checked above.
-        let map = unsafe { Mmap::map(&file) }.with_context(|| format!("{name}: cannot map token shard"))?;
-        Ok(Shard { path: path.to_owned(), map })
+        let tokens = header.i32(TOKENS);
+        check_size(tokens, bytes).with_context(|| path.display().to_string())?;
+        Ok(Shard { path: path.to_owned(), file, tokens: tokens as usize })
     }
 
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Returns all tokens, straight from the file.
-    pub fn tokens(&self) -> &[u16] {
-        bytemuck::cast_slice(&self.map[HEADER_BYTES..])
+    /// Returns the number of tokens.
+    pub fn len(&self) -> usize {
+        self.tokens
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.tokens == 0
+    }
+
+    /// Fills `tokens` with those of the shard from index `start` on.
+    ///
+    /// # Errors
+    /// If the file was cut short after it was opened, or cannot be read.
+    pub fn read(&self, start: usize, tokens: &mut [u16]) -> Result<()> {
+        let at = (HEADER_BYTES + 2 * start) as u64;
+        match self.file.read_exact_at(bytemuck::cast_slice_mut(tokens), at) {
+            Ok(()) => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
+                let expected = HEADER_BYTES + 2 * self.tokens;
+                let found = self.file.metadata().map_or(0, |m| m.len());
+                let advice = "it was cut short while in use: copy it again or recreate it";
+                bail!("{}: expected {expected} bytes, found {found}; {advice}", self.path.display())
+            }
+            Err(e) => Err(e).with_context(|| format!("{}: cannot read", self.path.display())),
+        }
+    }
+
+    /// Whether both are the same file, by whatever name.
+    pub fn is_same_file(&self, other: &Shard) -> bool {
+        let id = |shard: &Shard| shard.file.metadata().map(|m| (m.dev(), m.ino())).ok();
+        id(self).is_some_and(|file| Some(file) == id(other))
+    }
+
+    /// Returns all tokens.
+    #[cfg(test)]
+    pub fn tokens(&self) -> Vec<u16> {
+        let mut tokens = vec![0; self.tokens];
+        self.read(0, &mut tokens).unwrap();
+        tokens
     }
 }
 
@@ -209,7 +242,22 @@ mod tests {
         let bytes = HEADER_BYTES as u64 + 2 * i32::MAX as u64;
         fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(bytes).unwrap();
         let shard = Shard::open(&path).unwrap();
-        assert_eq!(shard.tokens().len(), i32::MAX as usize);
-        assert_eq!(shard.tokens().last(), Some(&0));
+        assert_eq!(shard.len(), i32::MAX as usize);
+        let mut last = [7; 2];
+        shard.read(shard.len() - 2, &mut last).unwrap();
+        assert_eq!(last, [0, 0]);
+    }
+
+    #[test]
+    fn a_shard_cut_short_while_it_is_open_is_an_error() {
+        let dir = TempDir::new().unwrap();
+        let path = write_raw(&dir, [SHARD.magic, 1, 10], &[7; 10]);
+        let shard = Shard::open(&path).unwrap();
+        let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(HEADER_BYTES as u64 + 9).unwrap();
+        shard.read(0, &mut [0; 4]).unwrap();
+        let message = format!("{:#}", shard.read(2, &mut [0; 4]).unwrap_err());
+        let expected = format!("{}: expected 1044 bytes, found 1033; it was cut short", path.display());
+        assert!(message.starts_with(&expected) && !message.contains('\n'), "{message}");
     }
 }

@@ -52,12 +52,19 @@ impl Data {
         let (files, eval, overfit) = (&args.files, &args.eval, args.batch.overfit_single_batch);
         let sample = if shuffle == Shuffle::Llmc { Sample::Batch } else { Sample::Sequence };
         let open_val = || open(&files.input_val_bin, "-j", Sample::Batch, false);
+        let train = match overfit {
+            true => open(&files.input_val_bin, "-j", sample, false)?,
+            false => open(&files.input_bin, "-i", sample, shuffle != Shuffle::Off)?,
+        };
+        let val = (eval.val_loss_every > 0).then(open_val).transpose()?;
+        let shared =
+            val.as_ref().filter(|_| !overfit && process.is_rank0()).and_then(|v| train.shared_shard(v));
+        if let Some(path) = shared {
+            log::warn!("-i and -j both match {}: the run validates on text it trains on", path.display());
+        }
         Ok(Data {
-            train: match overfit {
-                true => open(&files.input_val_bin, "-j", sample, false)?,
-                false => open(&files.input_bin, "-i", sample, shuffle != Shuffle::Off)?,
-            },
-            val: (eval.val_loss_every > 0).then(open_val).transpose()?,
+            train,
+            val,
             hellaswag: eval.hellaswag_eval.then(|| HellaSwag::open(&eval.hellaswag_data)).transpose()?,
             shape,
             grad_accum_steps: args.grad_accum_steps(),

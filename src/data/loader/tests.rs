@@ -301,13 +301,16 @@ fn a_shard_holds_a_sample_from_one_token_more_than_its_inputs() {
     }
 }
 
+/// Shards 0 and 1 stay below 1033; shard 2 starts at 2000. Twelve batches are good: the last target
+/// of the thirteenth is 2024.
 #[test]
 fn a_token_outside_the_vocabulary_is_named_when_its_batch_is_due() {
     let dir = three_shards();
     let pattern = pattern(&dir);
-    // Shards 0 and 1 stay below 1033; shard 2 starts at 2000. Twelve batches are good: the
-    // thirteenth's last target is 2024.
-    let mut loader = DataLoader::open(LoaderOptions { V: 2024, ..options(&pattern, false) }).unwrap();
+    let bad = LoaderOptions { V: 2024, ..options(&pattern, false) };
+    let mut loader = DataLoader::open(bad).unwrap();
+    // The background check is left out, so that only the batches are looked at.
+    loader.check = VocabularyCheck::none();
     assert_eq!(first_inputs(&mut loader, 11).last(), Some(&2000));
     let state = loader.state();
     let mut refused = || {
@@ -321,6 +324,57 @@ fn a_token_outside_the_vocabulary_is_named_when_its_batch_is_due() {
     assert!(loader.next_batch().is_err() && loader.next_batch().is_err());
     loader.reset();
     assert_eq!(first_inputs(&mut loader, 1), [0]);
+}
+
+#[test]
+fn a_token_outside_the_vocabulary_is_found_before_its_batch_is_due() {
+    let dir = three_shards();
+    let pattern = pattern(&dir);
+    let of = |rank, num_processes| {
+        let options = LoaderOptions { V: 2024, rank, num_processes, ..options(&pattern, false) };
+        let mut loader = DataLoader::open(options).unwrap();
+        loader.check.wait();
+        loader
+    };
+    let expected = message(Err::<Batch, _>(of(0, 1).next_batch().unwrap_err()));
+    assert!(expected.contains("s_2.bin: token 24 is 2024, outside the vocabulary of 2024"), "{expected}");
+    // Rank 2 of 3 checks the third shard.
+    assert_eq!(message(of(2, 3).next_batch()), expected);
+    let mut other = of(0, 3);
+    assert_eq!(first_inputs(&mut other, 2), [0, 24]);
+
+    let options = LoaderOptions { V: 2041, ..options(&pattern, false) };
+    let mut good = DataLoader::open(options).unwrap();
+    good.check.wait();
+    assert_eq!(first_inputs(&mut good, 16).len(), 16);
+}
+
+#[test]
+fn a_shard_cut_short_while_it_is_read_is_an_error() {
+    let dir = three_shards();
+    let mut loader = open(&dir, false);
+    loader.check.wait();
+    first_inputs(&mut loader, 2);
+    let path = dir.path().join("s_1.bin");
+    std::fs::File::options().write(true).open(&path).unwrap().set_len(1024).unwrap();
+    let mut read = (0..20).map(|_| loader.next_batch().map(|batch| batch.inputs[0]));
+    let error = message(read.find(Result::is_err).unwrap());
+    assert!(error.contains("s_1.bin: expected 1090 bytes, found 1024; it was cut short"), "{error}");
+}
+
+#[test]
+fn shards_that_two_loaders_share_are_found_by_whatever_name() {
+    let dir = three_shards();
+    let all = open(&dir, false);
+    let one = |name: &str| {
+        let pattern = dir.path().join(name).to_str().unwrap().to_owned();
+        DataLoader::open(options(&pattern, false)).unwrap()
+    };
+    assert_eq!(all.shared_shard(&one("s_2.bin")).unwrap().file_name().unwrap(), "s_2.bin");
+    std::os::unix::fs::symlink(dir.path().join("s_2.bin"), dir.path().join("link.bin")).unwrap();
+    assert_eq!(all.shared_shard(&one("link.bin")).unwrap().file_name().unwrap(), "s_2.bin");
+    write_shard(&dir, "t.bin", &[1; 50]);
+    assert_eq!(all.shared_shard(&one("t.bin")), None);
 }
 
 #[test]
