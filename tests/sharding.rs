@@ -138,7 +138,7 @@ fn rank(recipe: &Recipe, corpus: &Corpus, peers: Peers) -> Outcome {
         let late = if recipe.seed > 0 { (recipe.seed + 7 * rank as u64 + 3 * step as u64) % 5 } else { 0 };
         std::thread::sleep(Duration::from_millis(late));
         let stats = replica
-            .forward_backward(|| loader.next_batch(), SHAPE, recipe.grad_accum_steps, 1.0, false)
+            .forward_backward(|| loader.next_batch(), SHAPE, recipe.grad_accum_steps, 1.0, || 0.0)
             .unwrap();
         replica.update(step, 1e-3, stats.norm, 1.0).unwrap();
         losses.push(stats.loss);

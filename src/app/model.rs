@@ -19,7 +19,7 @@ use crate::report::progress::Progress;
 use crate::sample::{Continuation, Sampler, SamplerOptions, generate};
 use crate::sharding::Sharding;
 use crate::tensor::{Dtype, MemoryPlan};
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use std::path::Path;
 
 /// A model on a device, with its weights in place.
@@ -89,12 +89,14 @@ fn print_sample(
 ) -> Result<()> {
     let vocabulary = tokenizer::Vocabulary::gpt2();
     let mut stream = TextStream::new();
-    print(text)?;
+    // Printed with the first token, so that an error is not printed after it.
+    let mut prompt_text = text;
     let what = Continuation { prompt, max_new: args.max_tokens, kv_cache: !args.no_kv_cache };
     generate(dev, &mut NoHooks, decoder, sampler, what, &mut |token| {
+        print(std::mem::take(&mut prompt_text))?;
         print(stream.push(vocabulary.token_bytes(token).unwrap_or_default()))
     })?;
-    print(stream.finish() + "\n")
+    print(format_args!("{prompt_text}{}\n", stream.finish()))
 }
 
 pub fn eval(args: &EvalArgs) -> Result<()> {
@@ -157,7 +159,11 @@ fn validate(
 ) -> Result<()> {
     let split = loader.batches_per_epoch();
     let batches = max_batches.map(|batches| batches.min(split));
-    let loss = validation_loss(model, dev.as_mut(), &mut NoHooks, &mut loader, shape, batches)?;
+    let mut progress = Progress::new("validation", batches.unwrap_or(split) as u64, "batches");
+    let show = &mut |done, _| progress.set(done as u64);
+    let loss = validation_loss(model, dev.as_mut(), &mut NoHooks, &mut loader, shape, batches, show)?;
+    progress.finish();
+    ensure!(loss.is_finite(), "the model's loss is {loss}, not finite; it has diverged or is damaged");
     results.summary.insert("val_loss".into(), loss.into());
     results.summary.insert("val_perplexity".into(), perplexity(loss).into());
     print(format_args!("val loss {loss:.6}, perplexity {:.4}\n", perplexity(loss)))

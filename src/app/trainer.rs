@@ -18,6 +18,10 @@ use anyhow::Result;
 use std::process::ExitCode;
 use std::time::Duration;
 
+/// Exit status of a run that stopped because of `--max-hours`: `EX_TEMPFAIL` of sysexits.h, for
+/// scripts that queue the job again.
+const TRY_AGAIN: u8 = 75;
+
 pub fn main(program: Program) -> ExitCode {
     let parsed = logging::start().and_then(|()| parse(program, std::env::args_os(), &variable));
     let mut ended = false;
@@ -29,6 +33,7 @@ pub fn main(program: Program) -> ExitCode {
             Finish::Completed => ExitCode::SUCCESS,
             // As a shell reports a process that a signal killed.
             Finish::Stopped(signal) => ExitCode::from(128 + signal as u8),
+            Finish::TimeUp => ExitCode::from(TRY_AGAIN),
         })
     });
     // After any error message, because MPI may end the process here.

@@ -10,6 +10,7 @@ use crate::parallel::rendezvous::InitMethod;
 use anyhow::{Result, anyhow, bail, ensure};
 use clap::ValueEnum;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// The name of a value on the command line.
 fn name_of(value: &impl ValueEnum) -> String {
@@ -184,6 +185,12 @@ impl TrainArgs {
     /// Micro-steps per optimizer step of one process.
     pub fn grad_accum_steps(&self) -> usize {
         self.total_batch_tokens() / (self.micro_batch_tokens() * self.process.world_size)
+    }
+
+    /// The end of --max-hours.
+    pub fn deadline(&self) -> Option<Instant> {
+        let hours = self.batch.max_hours.map(f64::from);
+        hours.and_then(|hours| self.started.checked_add(Duration::try_from_secs_f64(hours * 3600.0).ok()?))
     }
 
     /// The method to find the other processes.

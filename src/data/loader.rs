@@ -53,6 +53,10 @@ pub struct LoaderOptions<'a> {
     pub V: usize,
 }
 
+/// A place in the data to come back to, cheap to take.
+#[derive(Clone, Debug)]
+pub struct Bookmark(Position);
+
 /// One micro-batch of one rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
@@ -204,6 +208,17 @@ impl DataLoader {
         let theirs = &other.fetcher.reader.shards;
         let is_shared = |shard: &&Shard| theirs.iter().any(|their| shard.is_same_file(their));
         self.fetcher.reader.shards.iter().find(is_shared).map(Shard::path)
+    }
+
+    /// Returns the place of the next batch.
+    pub fn bookmark(&self) -> Bookmark {
+        Bookmark(self.position.clone())
+    }
+
+    /// Goes back, or on, to a place of this loader.
+    pub fn go_to(&mut self, place: &Bookmark) {
+        self.cancel();
+        self.position = place.0.clone();
     }
 
     /// Returns the position of the loader, for a checkpoint.

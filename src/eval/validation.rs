@@ -11,7 +11,8 @@ use anyhow::Result;
 ///
 /// The loader is reset first, so that each validation sees the same text; it should not shuffle.
 /// `None` batches read all of the data once. If there are fewer batches than asked for, reading
-/// wraps around, as in llm.c.
+/// wraps around, as in llm.c. `progress` gets the number of batches done and their total, of this
+/// rank.
 ///
 /// # Errors
 /// If a batch cannot be read.
@@ -25,18 +26,21 @@ pub fn validation_loss(
     loader: &mut DataLoader,
     shape: BatchShape,
     max_batches: Option<usize>,
+    progress: &mut dyn FnMut(usize, usize),
 ) -> Result<f32> {
     loader.reset();
     let batches = max_batches.unwrap_or(loader.batches_per_epoch());
     assert!(batches > 0, "a mean of no batches");
     let mut sum = 0.0;
-    for _ in loader.turns(batches) {
+    let turns = loader.turns(batches).len();
+    for turn in 0..turns {
         let batch = loader.next_batch()?;
         model.load_batch(dev, shape, &batch.inputs, &batch.targets)?;
         let losses = model.evaluate(dev, hooks, shape)?;
         sum += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / losses.len() as f64;
+        progress(turn + 1, turns);
     }
-    for _ in loader.turns(batches).len()..loader.most_turns(batches) {
+    for _ in turns..loader.most_turns(batches) {
         model.participate(dev, hooks)?;
     }
     Ok((sum / batches as f64) as f32)
@@ -116,8 +120,12 @@ mod tests {
             (Some(2), mean(32)),
             (Some(4), (3.0 * mean(48) + mean(16)) / 4.0),
         ] {
-            let loss =
-                validation_loss(&model, &mut dev, &mut NoHooks, &mut loader, shape, max_batches).unwrap();
+            let mut shown = Vec::new();
+            let show = &mut |done, total| shown.push((done, total));
+            let loss = validation_loss(&model, &mut dev, &mut NoHooks, &mut loader, shape, max_batches, show);
+            let loss = loss.unwrap();
+            let batches = max_batches.unwrap_or(3);
+            assert_eq!(shown, (1..=batches).map(|done| (done, batches)).collect::<Vec<_>>());
             assert!((loss - expected).abs() <= 1e-5 * expected, "{max_batches:?}: {loss} against {expected}");
         }
         assert_ne!(mean(16), mean(32));

@@ -15,21 +15,21 @@ pub struct StepStats {
     pub loss: f32,
     /// Norm of the gradient, unclipped and without the loss scale.
     pub norm: f32,
-    /// Whether any rank was asked to stop.
-    pub stop: bool,
+    /// The votes of all ranks to stop, added up.
+    pub votes: f32,
 }
 
 impl Replica {
     /// Computes the gradients of the mean loss, times `loss_scale`, over `grad_accum_steps`
     /// micro-batches of every rank, and reads back the statistics, which at `-z 0` is the host's
-    /// only wait in a step. `stop` says whether this rank was asked to stop.
+    /// only wait in a step. `vote` is this rank's vote to stop, asked for as late as possible.
     pub fn forward_backward(
         &mut self,
         mut next_batch: impl FnMut() -> Result<Batch>,
         shape: BatchShape,
         grad_accum_steps: usize,
         loss_scale: f32,
-        stop: bool,
+        vote: impl FnOnce() -> f32,
     ) -> Result<StepStats> {
         let Replica { zero, dev, model, .. } = self;
         let dev = dev.as_mut();
@@ -45,21 +45,21 @@ impl Replica {
             // logits, losses -> ... -> dwte; gradients +=. Reductions over ranks start meanwhile.
             model.backward(dev, shape, buckets, at, zero)?;
         }
-        self.read_back(tokens, loss_scale, stop)
+        self.read_back(tokens, loss_scale, vote)
     }
 
     /// Reduces and downloads loss, norm and votes to stop.
-    fn read_back(&mut self, tokens: f32, loss_scale: f32, stop: bool) -> Result<StepStats> {
+    fn read_back(&mut self, tokens: f32, loss_scale: f32, vote: impl FnOnce() -> f32) -> Result<StepStats> {
         let Replica { zero, dev, model, .. } = self;
         let dev = dev.as_mut();
         model.loss_sum(dev)?;
         let scalars = model.acts.scalars.slice(0, 3);
-        upload_f32(dev, scalars.slice(2, 1), &[f32::from(u8::from(stop))])?;
+        upload_f32(dev, scalars.slice(2, 1), &[vote()])?;
         zero.finish_grads(dev, scalars)?;
         let mut host = [0.0; 3];
         download_f32(dev, &mut host, scalars)?;
         let [loss_sum, norm_squared, votes] = host;
-        Ok(StepStats { loss: loss_sum / tokens, norm: norm_squared.sqrt() / loss_scale, stop: votes > 0.0 })
+        Ok(StepStats { loss: loss_sum / tokens, norm: norm_squared.sqrt() / loss_scale, votes })
     }
 
     /// Clips by `norm`, divides `loss_scale` out of the gradients and applies the update of `step`,

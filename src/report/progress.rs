@@ -4,6 +4,7 @@ use super::throughput;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use std::fmt;
 use std::io::{self, Write};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 /// Redraws of the bar per second.
@@ -18,6 +19,8 @@ pub struct Progress {
     /// Hidden without a terminal; counts all the same.
     bar: ProgressBar,
     unit: &'static str,
+    /// Shortest time between two lines without a terminal.
+    min: Duration,
     /// Time and count of the last line without a terminal.
     line: (Duration, u64),
 }
@@ -36,17 +39,22 @@ impl Progress {
         };
         let style = style.progress_chars("=> ").with_key("status", write_status);
         let bar = ProgressBar::with_draw_target(Some(total), target).with_style(style);
-        Progress { bar: bar.with_prefix(label.into()), unit, line: (Duration::ZERO, 0) }
+        Progress { bar: bar.with_prefix(label.into()), unit, min: LINE_MIN, line: (Duration::ZERO, 0) }
     }
 
     /// Sets how much is done in all.
     pub fn set(&mut self, done: u64) {
         self.bar.set_position(done);
         let (now, total) = (self.bar.elapsed(), self.bar.length().unwrap_or(0));
-        if self.bar.is_hidden() && line_is_due(total, self.line, (now, done)) {
+        if self.bar.is_hidden() && line_is_due(total, self.min, self.line, (now, done)) {
             self.line = (now, done);
             print(format_args!("{}: {}", self.bar.prefix(), status(done, total, self.unit, now)));
         }
+    }
+
+    /// Removes the bar, without a summary.
+    fn clear(&self) {
+        self.bar.finish_and_clear();
     }
 
     /// Replaces the bar by a summary.
@@ -63,16 +71,63 @@ impl Progress {
     }
 }
 
+/// Progress of an evaluation during training: a bar on a terminal, and else a line every ten
+/// seconds. It leaves nothing behind.
+pub struct Passing {
+    label: &'static str,
+    unit: &'static str,
+    /// `None` on ranks that show nothing.
+    progress: Option<Option<Progress>>,
+}
+
+impl Passing {
+    /// Begins things called `unit`; a process that is `quiet` shows nothing.
+    pub fn new(label: &'static str, unit: &'static str, quiet: bool) -> Self {
+        Passing { label, unit, progress: (!quiet).then_some(None) }
+    }
+
+    /// Sets how much is done, of how much.
+    pub fn show(&mut self, done: usize, total: usize) {
+        let Some(progress) = &mut self.progress else { return };
+        let new = || Progress { min: LINE_MAX, ..Progress::new(self.label, total as u64, self.unit) };
+        progress.get_or_insert_with(new).set(done as u64);
+    }
+}
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        self.progress.iter().flatten().for_each(Progress::clear);
+    }
+}
+
+/// Runs `work`, and says on standard error what it is if it takes longer than a second.
+pub fn saying<T>(what: &str, quiet: bool, work: impl FnOnce() -> T) -> T {
+    let (done, wait) = channel::<()>();
+    std::thread::scope(|scope| {
+        if !quiet {
+            scope.spawn(move || {
+                if wait.recv_timeout(LINE_MIN) == Err(RecvTimeoutError::Timeout) {
+                    print(format_args!("{what} …"));
+                }
+            });
+        }
+        let result = work();
+        drop(done);
+        result
+    })
+}
+
 /// Prints a line on standard error; a terminal that is gone does not stop the work.
 fn print(line: impl fmt::Display) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// Whether a line is due `now` after the `last` one; both are a time and how much was done.
-fn line_is_due(total: u64, last: (Duration, u64), now: (Duration, u64)) -> bool {
+/// Whether a line is due `now` after the `last` one; both are a time and how much was done. `min` is
+/// the shortest time between lines.
+fn line_is_due(total: u64, min: Duration, last: (Duration, u64), now: (Duration, u64)) -> bool {
     let tenth = |done: u64| (u128::from(done) * 10).checked_div(total.into()).unwrap_or(0);
     let waited = now.0.saturating_sub(last.0);
-    waited >= LINE_MAX || (waited >= LINE_MIN && tenth(now.1) > tenth(last.1))
+    waited >= LINE_MAX || (waited >= min && tenth(now.1) > tenth(last.1))
 }
 
 /// `50% 100/200 tokens, 100/s, ETA 1s`.
@@ -121,7 +176,7 @@ mod tests {
         let (mut last, mut lines) = ((Duration::ZERO, 0), Vec::new());
         for &(seconds, done) in steps {
             let now = (Duration::from_secs_f64(seconds), done);
-            if line_is_due(total, last, now) {
+            if line_is_due(total, LINE_MIN, last, now) {
                 lines.push(status(done, total, "tokens", now.0));
                 last = now;
             }

@@ -86,7 +86,7 @@ impl Recording {
         };
         let batch_shape = BatchShape { B: shape.B, T: shape.T };
         replica
-            .forward_backward(next_batch, batch_shape, shape.micro_steps, 1.0, false)
+            .forward_backward(next_batch, batch_shape, shape.micro_steps, 1.0, || 0.0)
             .and_then(|stats| replica.update(0, 0.0, stats.norm, 1.0))
             .expect("a recorder never fails");
         drain();

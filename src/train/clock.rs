@@ -25,6 +25,10 @@ impl StepClock {
         self.running_since.get_or_insert_with(Instant::now);
     }
 
+    pub fn is_stopped(&self) -> bool {
+        self.running_since.is_none()
+    }
+
     /// Stops the clock before work that is not training, after `dev` has finished its queue.
     pub fn stop(&mut self, dev: &mut (impl Device + ?Sized)) -> Result<()> {
         if self.running_since.is_some() {

@@ -1,35 +1,49 @@
 //! Validation, HellaSwag and samples between steps.
 
 use super::Trainer;
+use super::stop::{CutShort, Work};
 use crate::data::tokenizer::{self, TextStream, encode_ordinary};
 use crate::eval::hellaswag::{self, HellaSwagScore};
 use crate::eval::validation::validation_loss;
 use crate::parallel::environment::Process;
 use crate::replica::Replica;
+use crate::report::console::Console;
 use crate::sample::{Continuation, Sampler, SamplerOptions, generate};
-use anyhow::Result;
+use anyhow::{Error, Result};
+use std::io::Write;
+use std::time::Instant;
 
 /// llm.c's seed for samples.
 const SAMPLE_SEED: u64 = 1337;
 
 impl Trainer {
-    /// Runs the evaluations that are due before `step`.
+    /// Runs the evaluations that are due before `step`. One that is cut short reports nothing; the
+    /// run then stops at this step, and runs it again when it resumes.
     pub(super) fn evaluate(&mut self, step: usize, last: bool) -> Result<()> {
         let due = |every: usize, from_start: bool| {
             every > 0 && (last || step.is_multiple_of(every) && (from_start || step > 0))
         };
         let (val_every, sample_every) = (self.eval.val_loss_every, self.eval.sample_every);
-        if due(val_every, true) {
+        for (work, due) in [
+            (Work::Validation, due(val_every, true)),
+            (Work::HellaSwag, due(val_every, false)),
+            (Work::Sample, due(sample_every, false)),
+        ] {
+            if !due || self.stop.agreed.is_some() {
+                continue;
+            }
             self.stop_clock()?;
-            self.validate(step)?;
-        }
-        if due(val_every, false) {
-            self.stop_clock()?;
-            self.score_hellaswag(step)?;
-        }
-        if due(sample_every, false) {
-            self.stop_clock()?;
-            self.sample(step)?;
+            let start = Instant::now();
+            let done = match work {
+                Work::Validation => self.validate(step),
+                Work::HellaSwag => self.score_hellaswag(step),
+                _ => self.sample(step),
+            };
+            match done.map_err(Error::downcast::<CutShort>) {
+                Ok(()) => self.stop.measured(work, start.elapsed()),
+                Err(Ok(CutShort(reason))) => self.stop.agreed = Some(reason),
+                Err(Err(error)) => return Err(error),
+            }
         }
         Ok(())
     }
@@ -43,11 +57,20 @@ impl Trainer {
         let Some(loader) = &mut self.data.val else { return Ok(()) };
         let Replica { zero, dev, model, .. } = &mut self.replica;
         let batches = usize::try_from(self.eval.val_max_steps).ok();
-        let own = validation_loss(model, dev.as_mut(), zero, loader, self.data.shape, batches)?;
+        let mut progress = self.report.progress("validation", "batches");
+        let hooks = &mut self.stop.together(Work::Validation, zero, model);
+        let (shape, show) = (self.data.shape, &mut |done, total| progress.show(done, total));
+        let own = validation_loss(model, dev.as_mut(), hooks, loader, shape, batches, show)?;
+        drop(progress);
         let mut loss = [own];
         self.replica.sum_over_ranks(&mut loss)?;
         let [loss] = loss;
         self.report.validation(step, loss)?;
+        if !loss.is_finite() {
+            let text = format!("the validation loss is {loss}: the model has diverged, or -j is damaged");
+            self.report.console().warning(text);
+            return Ok(());
+        }
         if step > 0 && self.best_val_loss.is_none_or(|best| loss < best) {
             self.best_val_loss = Some(loss);
             self.save_best()?;
@@ -61,7 +84,11 @@ impl Trainer {
         let Replica { zero, dev, model, .. } = &mut self.replica;
         let Process { rank, world_size, .. } = zero.peers.process;
         let ranks = (rank, world_size);
-        let own = hellaswag::evaluate(model, dev.as_mut(), zero, questions, ranks, &mut |_, _| {})?;
+        let mut progress = self.report.progress("HellaSwag", "questions");
+        let hooks = &mut self.stop.together(Work::HellaSwag, zero, model);
+        let show = &mut |done, total| progress.show(done, total);
+        let own = hellaswag::evaluate(model, dev.as_mut(), hooks, questions, ranks, show)?;
+        drop(progress);
         let HellaSwagScore { total, correct, correct_norm } = own.score();
         let mut counts = [total, correct, correct_norm, own.truncated].map(|count| count as f32);
         self.replica.sum_over_ranks(&mut counts)?;
@@ -89,15 +116,31 @@ impl Trainer {
         let what = Continuation { prompt: &prompt, max_new, kv_cache: true };
         let mut stream = TextStream::new();
         let console = self.report.console();
-        console.sample_begin();
-        console.sample_piece(text);
-        zero.on_rank0(dev.as_mut(), model, |dev, hooks| {
+        // The prompt is shown with the first token, so that an error is not printed after it.
+        let mut begun = false;
+        let mut begin = |console: &mut Console<Box<dyn Write>>| {
+            if !std::mem::replace(&mut begun, true) {
+                console.sample_begin();
+                console.sample_piece(text);
+            }
+        };
+        let stop = &self.stop;
+        let drawn = zero.on_rank0(dev.as_mut(), model, |dev, hooks| {
             let show = &mut |token| {
+                begin(console);
                 console.sample_piece(&stream.push(vocabulary.token_bytes(token).unwrap_or_default()));
                 Ok(())
             };
+            let hooks = &mut stop.alone(Work::Sample, hooks, model);
             generate(dev, hooks, decoder, &mut sampler, what, show).map(|_| ())
-        })?;
+        });
+        // Rank 0 alone knows; the ranks agree to stop before the next step.
+        if let Err(error) = drawn
+            && !error.is::<CutShort>()
+        {
+            return Err(error);
+        }
+        begin(console);
         console.sample_piece(&stream.finish());
         console.sample_end();
         Ok(())

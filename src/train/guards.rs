@@ -8,6 +8,7 @@ use crate::tensor::Dtype;
 
 /// The state that decides whether a step updates the parameters. All ranks decide alike, as they
 /// see the same reduced loss and norm.
+#[derive(Clone)]
 pub struct Guards {
     pub loss: OutlierDetector,
     pub norm: OutlierDetector,
@@ -109,7 +110,7 @@ mod tests {
     }
 
     fn judge(guards: &mut Guards, loss: f32, norm: f32) -> Verdict {
-        guards.judge(&StepStats { loss, norm, stop: false }).1
+        guards.judge(&StepStats { loss, norm, votes: 0.0 }).1
     }
 
     #[test]

@@ -7,9 +7,11 @@ mod data;
 mod evaluate;
 mod guards;
 mod report;
+mod rescue;
 pub mod resume;
 mod setup;
 mod signals;
+mod stop;
 mod trace;
 
 use crate::cli::flags::trainer::{EvalFlags, FileFlags, TrainArgs};
@@ -17,20 +19,24 @@ use crate::ops::Ops;
 use crate::optim::schedule::Schedule;
 use crate::replica::Replica;
 use crate::replica::peers::Peers;
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use data::Data;
 use guards::{Guards, Verdict};
 use report::{Report, StepRecord};
-use signals::StopSignal;
+use rescue::Progress;
+use signals::Doing;
 use std::path::Path;
+use stop::{Reason, Stop, Work};
 use trace::TraceFile;
 
 /// The end of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
     Completed,
-    /// Stopped by this signal, after the step in which it arrived.
+    /// Stopped by this signal.
     Stopped(i32),
+    /// Stopped because `--max-hours` were over.
+    TimeUp,
 }
 
 /// A training run, ready for its next step. [`setup`] builds it.
@@ -40,12 +46,18 @@ struct Trainer {
     guards: Guards,
     schedule: Schedule,
     report: Report,
+    stop: Stop,
     files: FileFlags,
     eval: EvalFlags,
     /// Steps between reports on the GPU; 0 for none.
     gpu_info_every: usize,
     /// The step of the checkpoint that the run resumed from.
     resumed_step: Option<usize>,
+    /// The first step of this process.
+    first_step: usize,
+    /// The step of the newest checkpoint of this run.
+    saved_step: Option<usize>,
+    progress: Progress,
     /// Lowest validation loss so far: that of `model_best.bin`.
     best_val_loss: Option<f32>,
     /// The trace of `--trace`, until it is written.
@@ -56,70 +68,111 @@ struct Trainer {
 ///
 /// # Errors
 /// On bad input, on a failing disk or peer, or when the loss stops being finite. Checkpoints
-/// already written stay.
+/// already written stay, and the last good step is written if its state is whole.
 pub fn run(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Finish> {
-    let stop = StopSignal::listen()?;
-    setup::set_up(args, dev, peers)?.run(&stop)
+    let mut trainer = setup::set_up(args, dev, peers)?;
+    let finish = trainer.run();
+    if finish.is_err() {
+        trainer.rescue();
+    }
+    finish
 }
 
 impl Trainer {
-    fn run(&mut self, stop: &StopSignal) -> Result<Finish> {
+    fn run(&mut self) -> Result<Finish> {
         let last_step = self.schedule.total_steps;
-        // Ranks receive a signal at different times but must stop at the same step, so the votes of
-        // all ranks decide.
-        let mut agreed = None;
-        for step in self.resumed_step.unwrap_or(0)..=last_step {
+        let mut step = self.first_step;
+        loop {
             let last = step == last_step;
-            let alone = self.replica.zero.peers.process.world_size == 1;
-            let stopped = if alone { stop.received() } else { agreed };
-            if stopped.is_none() {
-                self.evaluate(step, last)?;
+            self.evaluate(step, last)?;
+            self.checkpoint(step, last, false)?;
+            if last && self.stop.agreed.is_none() {
+                break;
             }
-            self.checkpoint(step, last, stopped.is_some())?;
-            if let Some(signal) = stopped {
-                // A launcher ends all ranks when one exits with a signal's status, so wait until
-                // rank 0 has written the checkpoint.
-                self.replica.sum_over_ranks(&mut [0.0])?;
-                self.warn_of_missing_trace();
-                return Ok(Finish::Stopped(signal));
+            self.agree()?;
+            if let Some(reason) = self.stop.agreed {
+                // Otherwise a job that is queued again and again would never end.
+                let idle = reason == Reason::TimeUp && step == self.first_step;
+                ensure!(!idle, "--max-hours: not one step would end in time; raise it");
+                self.checkpoint(step, last, true)?;
+                return self.stopped(step, reason);
             }
-            if !last && self.train(step, stop.received().is_some())? {
-                agreed = Some(stop.received().unwrap_or(signal_hook::consts::SIGTERM));
-            }
+            step = self.train(step)?;
         }
         self.replica.finish_params()?;
         self.report.finish();
         Ok(Finish::Completed)
     }
 
-    /// Runs one optimizer step. Returns whether any rank was asked to stop.
-    fn train(&mut self, step: usize, stop: bool) -> Result<bool> {
+    /// Runs one optimizer step, and returns the next one.
+    fn train(&mut self, step: usize) -> Result<usize> {
         self.begin_trace(step)?;
-        let Trainer { replica, data, guards, report, .. } = self;
+        self.begin_progress(step);
+        self.stop.signals.note(Doing::Step(step + 1));
+        let Trainer { replica, data, guards, report, stop, .. } = self;
         report.clock.go();
         data.begin_step();
         let (loss_scale, lr) = (guards.loss_scale(), self.schedule.lr(step));
         let Data { train, shape, grad_accum_steps, .. } = data;
-        let stats =
-            replica.forward_backward(|| train.next_batch(), *shape, *grad_accum_steps, loss_scale, stop)?;
+        let vote = || stop.vote(stop.end_of(Work::Step));
+        let next_batch = || train.next_batch();
+        let stats = replica.forward_backward(next_batch, *shape, *grad_accum_steps, loss_scale, vote)?;
         let elapsed = report.clock.lap();
+        stop.measured(Work::Step, elapsed);
+        stop.decide(stats.votes);
         let (z, verdict) = guards.judge(&stats);
         match verdict {
-            Verdict::Update => replica.update(step, lr, stats.norm, loss_scale)?,
+            Verdict::Update => {}
             Verdict::Skip { outlier, z } => report.skipped(outlier, z),
             Verdict::Overflow { next_scale } => report.overflowed(next_scale),
-            Verdict::Diverged => bail!(
-                "step {}: loss is {} and gradient norm is {}; stopped before the update; a lower learning \
-                 rate (-l) or more warm-up (-u) may help; checkpoints written before are complete",
-                step + 1,
-                stats.loss,
-                stats.norm
-            ),
+            Verdict::Diverged => {
+                self.progress = Progress::Lost;
+                bail!(
+                    "step {}: loss is {} and gradient norm is {}; stopped before the update; a lower learning \
+                     rate (-l) or more warm-up (-u) may help; checkpoints written before are complete",
+                    step + 1,
+                    stats.loss,
+                    stats.norm
+                )
+            }
         }
+        // Before the update: if the logs cannot be written, the step can be repeated.
         report.step(StepRecord { step, stats, z, lr, elapsed, tokens: data.tokens_per_step })?;
+        self.progress = Progress::Lost;
+        if verdict == Verdict::Update {
+            self.replica.update(step, lr, stats.norm, loss_scale)?;
+        }
+        self.progress = Progress::Before(step + 1);
         self.end_trace(step)?;
         self.report_gpu(step)?;
-        Ok(stats.stop)
+        Ok(step + 1)
+    }
+
+    /// Asks all ranks whether to stop before the next step. They have voted in the last step; after
+    /// other work, and where there is no other rank to wait for, they vote again.
+    fn agree(&mut self) -> Result<()> {
+        let alone = self.replica.zero.peers.process.world_size == 1;
+        if alone || self.report.clock.is_stopped() {
+            let mut votes = [self.stop.vote(self.stop.end_of(Work::Step))];
+            self.replica.sum_over_ranks(&mut votes)?;
+            self.stop.decide(votes[0]);
+        }
+        Ok(())
+    }
+
+    /// Ends a run before its last step, and says how to go on.
+    fn stopped(&mut self, step: usize, reason: Reason) -> Result<Finish> {
+        // A launcher ends all ranks when one exits with a failure, so wait until rank 0 has written
+        // the checkpoint.
+        self.replica.sum_over_ranks(&mut [0.0])?;
+        self.warn_of_missing_trace();
+        if self.replica.zero.peers.process.is_rank0() {
+            self.stop.say_how_to_go_on(step, reason, self.files.resume);
+        }
+        Ok(match reason {
+            Reason::Signal(signal) => Finish::Stopped(signal),
+            Reason::TimeUp => Finish::TimeUp,
+        })
     }
 
     /// Prints the line of `-lg`, if it is due.

@@ -16,6 +16,7 @@ use crate::replica::step::StepStats;
 use crate::report::console::{Console, StepLine};
 use crate::report::jsonl::{Jsonl, TrainMetrics};
 use crate::report::main_log::MainLog;
+use crate::report::progress::Passing;
 use crate::report::throughput::{Throughput, eta};
 use crate::tensor::MemoryPlan;
 use anyhow::{Context, Result};
@@ -27,6 +28,8 @@ use std::time::Duration;
 pub struct Report {
     pub clock: StepClock,
     console: Console<Box<dyn Write>>,
+    /// Whether another rank does the talking.
+    quiet: bool,
     /// `None` without an output directory.
     files: Option<Files>,
     throughput: Throughput,
@@ -64,7 +67,7 @@ impl Report {
     pub fn new(max_steps: usize, quiet: bool) -> Self {
         let console = if quiet { Console::quiet() } else { Console::stdout() };
         let (clock, throughput) = (StepClock::default(), Throughput::new());
-        Report { clock, console, files: None, throughput, utilization: None, max_steps }
+        Report { clock, console, quiet, files: None, throughput, utilization: None, max_steps }
     }
 
     /// Starts new log files, or appends to those of a resumed run.
@@ -224,6 +227,11 @@ impl Report {
         let Some(files) = &mut self.files else { return Ok(()) };
         files.main_log.eval(step, score.acc_norm() as f32)?;
         files.jsonl.hellaswag(step, score.acc_norm(), score.acc())
+    }
+
+    /// The progress of an evaluation.
+    pub fn progress(&self, label: &'static str, unit: &'static str) -> Passing {
+        Passing::new(label, unit, self.quiet)
     }
 
     /// The console, for samples, which are shown token by token.

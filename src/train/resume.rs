@@ -1,6 +1,9 @@
 //! Checkpoints of a run, and resuming from one exactly where it was written.
 
 use super::Trainer;
+use super::rescue::Progress;
+use super::signals::Doing;
+use super::stop::Work;
 use crate::checkpoint::{self, Float, Saved, Source, State, TensorKind, model_bin};
 use crate::cli::flags::trainer::{FileFlags, Shuffle};
 use crate::optim::loss_scale::LossScale;
@@ -96,15 +99,17 @@ pub fn dtype_so_far(dir: &Path) -> Result<Option<Dtype>> {
 }
 
 impl Trainer {
-    /// Writes a checkpoint of the state before `step`, if one is due by its number, at the end, or
-    /// because the run was asked to stop.
-    pub(super) fn checkpoint(&mut self, step: usize, last: bool, stopped: bool) -> Result<()> {
+    /// Writes a checkpoint of the state before `step`, if one is due by its number or at the end, or
+    /// `now`, because the run stops.
+    pub(super) fn checkpoint(&mut self, step: usize, last: bool, now: bool) -> Result<()> {
         let every = self.files.checkpoint_every;
-        let due = every > 0 && (last || step > 0 && step.is_multiple_of(every));
-        let written = self.resumed_step == Some(step);
-        if self.files.output_dir.is_none() || !(due || stopped) || written {
+        let due = now || last || every > 0 && step > 0 && step.is_multiple_of(every);
+        if self.files.output_dir.is_none() || !due || self.saved_step == Some(step) {
             return Ok(());
         }
+        self.stop.signals.note(Doing::Checkpoint);
+        // If this fails, trying it again at once would fail, too.
+        self.progress = Progress::Lost;
         self.stop_clock()?;
         let start = Instant::now();
         let (state, extras, config) = (self.state(step), self.extras(), self.replica.model.weights.config);
@@ -115,8 +120,14 @@ impl Trainer {
         let source: &mut Source =
             &mut |kind, start, out| zero.download(dev.as_mut(), tensors.get(kind), start, out);
         // Ranks other than 0 write nothing, but take part in the downloads of sharded tensors.
-        let Some(dir) = dir else { return checkpoint::participate(&config, &state, source) };
+        let Some(dir) = dir else {
+            checkpoint::participate(&config, &state, source)?;
+            (self.saved_step, self.progress) = (Some(step), Progress::Before(step));
+            return Ok(());
+        };
         checkpoint::save(&dir, &config, file_dtype(tensors.params.dtype()), &state, &extras, source)?;
+        (self.saved_step, self.progress) = (Some(step), Progress::Before(step));
+        self.stop.measured(Work::Checkpoint, start.elapsed());
         log::info!("wrote checkpoint {step} to {} in {} ms", dir.display(), start.elapsed().as_millis());
         let FileFlags { checkpoints_keep, checkpoints_major_every, .. } = self.files;
         for old in checkpoint::prune(&dir, state.step, checkpoints_keep, checkpoints_major_every as u64)? {

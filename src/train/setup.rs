@@ -5,7 +5,9 @@ use super::Trainer;
 use super::data::Data;
 use super::guards::Guards;
 use super::report::Report;
+use super::rescue::Progress;
 use super::resume;
+use super::stop::Stop;
 use super::trace;
 use crate::checkpoint::{self, ModelFile, Saved};
 use crate::cli::ModelSource;
@@ -16,10 +18,13 @@ use crate::model::{BatchShape, ModelOptions};
 use crate::ops::Ops;
 use crate::optim::optimizer::HyperParams;
 use crate::parallel::environment::Process;
+use crate::params::ParamLayout;
 use crate::replica::peers::Peers;
 use crate::replica::{ReplicaOptions, ReplicaPlan};
+use crate::report::progress::saying;
 use crate::sharding::{Partition, Sharding, ZeroStage};
 use anyhow::{Context, Result, ensure};
+use std::time::Duration;
 
 /// The origin of the initial weights.
 enum Start {
@@ -35,37 +40,46 @@ enum Start {
 /// are not consistent.
 pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Trainer> {
     let (mut dev, trace) = trace::open(args, dev)?;
-    let start = Start::find(args)?;
+    let quiet = !peers.process.is_rank0();
+    let start = saying("reading the checkpoint", quiet, || Start::find(args))?;
     let config = start.config();
-    let data = Data::open(args, &peers.process, config.V, start.order()?)?;
+    let order = start.order()?;
+    let data = saying("opening the data", quiet, || Data::open(args, &peers.process, config.V, order))?;
     let options = replica_options(args, &config, &data, dev.as_ref())?;
     let plan = ReplicaPlan::new(config, options, dev.as_ref())?;
     let schedule = args.schedule(args.train_steps(data.train.num_tokens())?);
     check_samples(&args.eval, &config)?;
     start.check_step(schedule.total_steps)?;
     trace.iter().try_for_each(|trace| trace.check_steps(schedule.total_steps, start.resumed_step()))?;
-    let mut report = Report::new(schedule.total_steps, !peers.process.is_rank0());
+    let mut report = Report::new(schedule.total_steps, quiet);
     announce(&mut report, args, &start, &data, &peers, &plan, dev.as_mut())?;
+    let first_step = start.resumed_step().unwrap_or(0);
     let mut trainer = Trainer {
         guards: Guards::new(&args.optim, dev.float_dtype()),
         replica: plan.allocate(dev, peers, args.processes.sum_every_micro_step)?,
         data,
         schedule,
         report,
+        stop: Stop::new(args.files.output_dir.clone(), args.deadline(), checkpoint_time(&config)),
         files: args.files.clone(),
         eval: args.eval.clone(),
         gpu_info_every: args.gpu.gpu_info_every,
         resumed_step: start.resumed_step(),
+        first_step,
+        saved_step: start.resumed_step(),
+        progress: Progress::Before(first_step),
         best_val_loss: None,
         trace,
     };
-    trainer.fill(start, args.model.seed)?;
+    saying("filling the weights", quiet, || trainer.fill(start, args.model.seed))?;
     trainer.check_consistency(args)?;
     // Last, as it cuts the logs of a resumed run back to its checkpoint: an error before loses
     // nothing.
     if let Some(dir) = trainer.output_dir().map(ToOwned::to_owned) {
         trainer.report.open(&dir, trainer.resumed_step)?;
     }
+    // Until here a signal ends the process: there is nothing to save.
+    trainer.stop.signals.listen(trainer.replica.zero.peers.process.is_rank0())?;
     Ok(trainer)
 }
 
@@ -95,6 +109,9 @@ fn announce(
     report.libraries(&libraries);
     report.peers(peers.describe(), describe_stage(args.processes.zero_stage, &peers.process));
     report.memory(&plan.memory, &plan.memory_needs(dev)?, dev.gpu().as_ref());
+    if args.files.output_dir.is_some() && args.files.checkpoint_every == 0 {
+        report.console().line("-n 0: no checkpoint is written before the end of the run");
+    }
     if args.gpu.gpu_info_every > 0 {
         dev.gpu_state().context("-lg")?;
     }
@@ -215,6 +232,11 @@ fn check_shape(args: &TrainArgs, saved: &Saved) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// A guess at the time of a checkpoint before the first one: 16 bytes per parameter, at 200 MB/s.
+fn checkpoint_time(config: &ModelConfig) -> Duration {
+    Duration::from_secs_f64(ParamLayout::new(config).len() as f64 * 16.0 / 200e6)
 }
 
 /// The sharding of this rank. A single process has nothing to shard.

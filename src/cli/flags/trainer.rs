@@ -13,6 +13,7 @@ use anyhow::{Result, ensure};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches, Parser};
 use std::ffi::OsString;
+use std::time::Instant;
 
 pub use groups::*;
 
@@ -72,6 +73,10 @@ pub struct TrainArgs {
 
     #[arg(skip)]
     pub program: Program,
+
+    /// The start of the process, from which --max-hours counts.
+    #[arg(skip = Instant::now())]
+    pub started: Instant,
 
     /// This process among all of them.
     #[arg(skip)]
