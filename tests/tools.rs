@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Corpus, WARPSMITH, refuse, stdout, succeed};
+use common::{Corpus, WARPSMITH, refuse, stderr, stdout, succeed};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -124,6 +124,29 @@ fn eval_agrees_with_training_and_counts_hellaswag() {
     succeed(warpsmith(dir, "convert").args([questions, "questions.bin"]));
     let again = stdout(&succeed(&mut warpsmith(dir, "eval --model log --hellaswag questions.bin")));
     assert!(text.ends_with(&again), "from .jsonl: {text}from .bin: {again}");
+}
+
+#[test]
+fn files_are_written_though_standard_output_is_closed_or_full() {
+    let corpus = Corpus::new();
+    let dir = corpus.dir.path();
+    trained(&corpus);
+    let questions = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/hellaswag_small.jsonl");
+    let eval =
+        format!("eval --model log --val x_val_*.bin -b 2 -t 16 -m 4 --hellaswag {questions} -o r.json");
+    let scaling = "scaling -e d12 -b 64 --gpus 8 --trace trace.json".to_owned();
+    for (line, file, holds) in [(eval, "r.json", "hellaswag_acc"), (scaling, "trace.json", "traceEvents")] {
+        let (reader, closed) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = succeed(warpsmith(dir, &line).stdout(closed));
+        assert!(!stderr(&output).contains("standard output"), "{}", stderr(&output));
+        assert!(fs::read_to_string(dir.join(file)).unwrap().contains(holds), "{file}");
+        fs::remove_file(dir.join(file)).unwrap();
+        if let Ok(full) = fs::File::options().write(true).open("/dev/full") {
+            refuse(warpsmith(dir, &line).stdout(full), &["standard output: No space left on device"]);
+            assert!(fs::read_to_string(dir.join(file)).unwrap().contains(holds), "{file}");
+        }
+    }
 }
 
 #[test]

@@ -12,6 +12,8 @@ pub mod warpsmith;
 
 use crate::cli::Parsed;
 use anyhow::Result;
+use std::error::Error;
+use std::fmt;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -31,7 +33,7 @@ pub fn run<T>(
     });
     match outcome {
         Ok(status) => status,
-        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if error.is::<StdoutClosed>() => ExitCode::SUCCESS,
         Err(error) => {
             // With standard error closed, there is nowhere to report.
             let _ = writeln!(io::stderr(), "{}", error_line(program, &error));
@@ -40,15 +42,32 @@ pub fn run<T>(
     }
 }
 
-/// Whether the reader has closed the pipe (`warpsmith sample … | head`), which is not an error.
-fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
+/// The reader of standard output has seen enough (`warpsmith sample … | head`), which is not an
+/// error. A broken pipe of anything else, such as a connection, is one.
+#[derive(Debug)]
+struct StdoutClosed;
+
+impl fmt::Display for StdoutClosed {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("standard output is closed")
+    }
 }
 
+impl Error for StdoutClosed {}
+
 /// Writes to standard output and flushes it.
-fn print(text: impl std::fmt::Display) -> Result<()> {
-    let mut out = io::stdout();
-    Ok(write!(out, "{text}").and_then(|()| out.flush())?)
+///
+/// # Errors
+/// [`StdoutClosed`], or one line that names standard output: its disk is full.
+fn print(text: impl fmt::Display) -> Result<()> {
+    print_to(&mut io::stdout(), text)
+}
+
+fn print_to(out: &mut impl Write, text: impl fmt::Display) -> Result<()> {
+    write!(out, "{text}").and_then(|()| out.flush()).map_err(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => StdoutClosed.into(),
+        _ => anyhow::Error::new(error).context("standard output"),
+    })
 }
 
 /// `program: outer: inner`, on one line.
@@ -75,12 +94,28 @@ mod tests {
         assert_eq!(error_line("prog", &error), "prog: file name: line one line two");
     }
 
+    /// Fails to write.
+    struct Broken(io::ErrorKind);
+
+    impl Write for Broken {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(self.0.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
     #[test]
-    fn a_closed_pipe_is_no_error() {
-        let of_kind =
-            |kind: io::ErrorKind| anyhow::Error::from(io::Error::from(kind)).context("standard output");
-        assert!(is_closed_pipe(&of_kind(io::ErrorKind::BrokenPipe)));
-        assert!(!is_closed_pipe(&of_kind(io::ErrorKind::StorageFull)));
+    fn a_reader_of_standard_output_may_leave_and_nothing_else_may_break() {
+        let run = |error: anyhow::Error| super::run("p", Ok(Parsed::Run(())), |()| Err(error));
+        let closed = print_to(&mut Broken(io::ErrorKind::BrokenPipe), "text").unwrap_err();
+        assert_eq!(run(closed.context("a command")), ExitCode::SUCCESS);
+        let socket = anyhow::Error::from(io::Error::from(io::ErrorKind::BrokenPipe));
+        assert_eq!(run(socket.context("rank 1")), ExitCode::from(USER_ERROR));
+        let full = print_to(&mut Broken(io::ErrorKind::StorageFull), "text").unwrap_err();
+        assert!(error_line("p", &full).starts_with("p: standard output: no storage space"), "{full:#}");
     }
 
     #[test]

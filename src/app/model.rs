@@ -121,31 +121,47 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         (model, weights, limits)
     })?;
 
-    let mut results = Results::default();
+    let mut results = Results { output: args.output.as_deref(), ..Results::default() };
     if let Some(loader) = loader {
         validate(&mut loaded, loader, shape, args.max_batches, &mut results)?;
     }
     if let Some(questions) = questions {
         answer_hellaswag(&mut loaded, &questions, &mut results)?;
     }
-    match &args.output {
-        Some(path) => results.write(path),
-        None => Ok(()),
-    }
+    results.finish()
 }
 
-/// Results for `-o`.
+/// Results, printed as they come and written to the file of `-o` at the end.
 #[derive(Default)]
-struct Results {
+struct Results<'a> {
+    output: Option<&'a Path>,
     /// One line per question.
     items: String,
     summary: serde_json::Map<String, serde_json::Value>,
+    /// The first error of standard output, kept until the file is written.
+    unprinted: Option<anyhow::Error>,
 }
 
-impl Results {
-    fn write(&self, path: &Path) -> Result<()> {
-        let summary = serde_json::to_string(&self.summary)?;
-        files::write(path, |out| Ok(writeln!(out, "{}{summary}", self.items)?))
+impl Results<'_> {
+    /// Prints a result. Where standard output fails, the evaluation goes on for the file of `-o`.
+    fn print(&mut self, text: impl std::fmt::Display) -> Result<()> {
+        let printed = print(text);
+        if self.output.is_none() {
+            return printed;
+        }
+        if let Err(error) = printed {
+            self.unprinted.get_or_insert(error);
+        }
+        Ok(())
+    }
+
+    /// Writes the file.
+    fn finish(self) -> Result<()> {
+        if let Some(path) = self.output {
+            let summary = serde_json::to_string(&self.summary)?;
+            files::write(path, |out| Ok(writeln!(out, "{}{summary}", self.items)?))?;
+        }
+        self.unprinted.map_or(Ok(()), Err)
     }
 }
 
@@ -166,7 +182,7 @@ fn validate(
     ensure!(loss.is_finite(), "the model's loss is {loss}, not finite; it has diverged or is damaged");
     results.summary.insert("val_loss".into(), loss.into());
     results.summary.insert("val_perplexity".into(), perplexity(loss).into());
-    print(format_args!("val loss {loss:.6}, perplexity {:.4}\n", perplexity(loss)))
+    results.print(format_args!("val loss {loss:.6}, perplexity {:.4}\n", perplexity(loss)))
 }
 
 /// Prints and records the accuracy on HellaSwag.
@@ -181,11 +197,12 @@ fn answer_hellaswag(
     progress.finish();
     let score = evaluation.score();
     let (acc_norm, acc) = (score.acc_norm(), score.acc());
-    print(format_args!("HellaSwag acc_norm {}/{} = {acc_norm:.4}\n", score.correct_norm, score.total))?;
-    print(format_args!("HellaSwag acc      {}/{} = {acc:.4}\n", score.correct, score.total))?;
+    results
+        .print(format_args!("HellaSwag acc_norm {}/{} = {acc_norm:.4}\n", score.correct_norm, score.total))?;
+    results.print(format_args!("HellaSwag acc      {}/{} = {acc:.4}\n", score.correct, score.total))?;
     if evaluation.truncated > 0 {
         let lost = "examples are longer than the model's context and lost the start of theirs";
-        print(format_args!("{} {lost}\n", evaluation.truncated))?;
+        results.print(format_args!("{} {lost}\n", evaluation.truncated))?;
     }
     results.summary.insert("hellaswag_acc_norm".into(), acc_norm.into());
     results.summary.insert("hellaswag_acc".into(), acc.into());

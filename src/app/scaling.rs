@@ -30,8 +30,10 @@ pub fn scaling(args: &ScalingArgs) -> Result<()> {
     let trace = args.trace.as_deref().map(NewFile::create).transpose().context("--trace")?;
     let records = records(step)?;
     let plan = Plan::new(question, &records);
-    print(&plan)?;
-    let Some(mut file) = trace else { return Ok(()) };
-    let written = plan.write_trace(&records, &mut file);
-    written.and_then(|()| file.complete()?.publish()).context("--trace")
+    // Before the report: whoever reads that may close the pipe.
+    if let Some(mut file) = trace {
+        let written = plan.write_trace(&records, &mut file);
+        written.and_then(|()| file.complete()?.publish()).context("--trace")?;
+    }
+    print(&plan)
 }
