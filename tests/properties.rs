@@ -4,6 +4,8 @@
 use proptest::prelude::*;
 use std::fs;
 use std::path::Path;
+use std::sync::LazyLock;
+use std::time::Instant;
 use tempfile::TempDir;
 use warpsmith::checkpoint::{self, ModelFile, Saved, Source, State, TensorKind};
 use warpsmith::cli::flags::trainer::{TrainArgs, parse};
@@ -228,19 +230,16 @@ fn flags() -> impl Strategy<Value = Vec<([&'static str; 2], String)>> {
     (all, chosen).prop_map(|(all, chosen)| chosen.into_iter().map(|i| all[i].clone()).collect())
 }
 
-/// The arguments that a command line gives, or its error without the spelling of the flag.
-fn parsed(words: impl Iterator<Item = String>) -> Result<String, bool> {
+/// The arguments that a command line gives, or nothing if it is refused.
+fn parsed(words: impl Iterator<Item = String>) -> Option<String> {
+    static STARTED: LazyLock<Instant> = LazyLock::new(Instant::now);
     let argv = ["train_gpt2", "-e", "d12", "-i", "a.bin", "-j", "b.bin"].map(str::to_owned);
     match parse(Program::TrainGpt2, argv.into_iter().chain(words), &|_| None) {
-        Ok(Parsed::Run(args)) => Ok(describe(&args)),
-        Ok(Parsed::Print(text)) => Ok(text),
+        Ok(Parsed::Run(args)) => Some(format!("{:?}", TrainArgs { started: *STARTED, ..args })),
+        Ok(Parsed::Print(text)) => Some(text),
         Err(error) => {
             assert_eq!(format!("{error:#}").lines().count(), 1, "{error:#}");
-            Err(true)
+            None
         }
     }
-}
-
-fn describe(args: &TrainArgs) -> String {
-    format!("{args:?}")
 }
