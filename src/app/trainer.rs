@@ -64,9 +64,9 @@ fn run(args: &TrainArgs) -> Result<Finish> {
         Endpoint::Mpi => {
             together(args, Mpi::begin(process, Limits { timeout: silence, ..Limits::default() })?)
         }
-        Endpoint::Tcp { at, run } => {
+        Endpoint::Tcp(meeting) => {
             let timeouts = Timeouts { message: silence, ..Timeouts::default() };
-            together(args, TcpMesh::connect(process.rank, process.world_size, &run, &at, timeouts)?)
+            together(args, TcpMesh::connect(&meeting, timeouts)?)
         }
     }
 }

@@ -33,6 +33,9 @@ pub enum Launcher {
 /// The variable in which `warpsmith launch` names a run.
 pub const OWN_RUN: &str = "WARPSMITH_RUN";
 
+/// The most processes that a run may have.
+pub const MAX_PROCESSES: usize = 1 << 16;
+
 /// The variables a launcher sets.
 struct Variables {
     launcher: Launcher,
@@ -110,6 +113,15 @@ impl Process {
         self.rank == 0
     }
 
+    /// The origin of the world size, for messages: `WORLD_SIZE=2 in the environment`.
+    pub fn size_from(&self) -> String {
+        let names = LAUNCHERS.iter().find(|names| names.launcher == self.launcher);
+        match names {
+            Some(names) => format!("{}={} in the environment", names.world_size, self.world_size),
+            None => format!("-pn {}", self.world_size),
+        }
+    }
+
     /// Determines the process from flags and from the environment, which `variable` looks up.
     ///
     /// # Errors
@@ -150,7 +162,10 @@ impl Variables {
         }
         // A rank alone may be a leftover variable; a launcher also sets the number of processes.
         let Some(world_size) = number(size_name)? else { return Ok(None) };
-        ensure!(world_size > 0, "{size_name}=0: expected at least one process");
+        ensure!(
+            (1..=MAX_PROCESSES).contains(&world_size),
+            "{size_name}={world_size}: expected at least one process and at most {MAX_PROCESSES}"
+        );
         let rank = number(rank_name)?
             .with_context(|| format!("{size_name}={world_size} but no {rank_name}: set both or neither"))?;
         ensure!(rank < world_size, "{rank_name}={rank}: expected less than {size_name}={world_size}");
@@ -246,6 +261,7 @@ mod tests {
         assert_eq!(find(&ours), Ok(process(Launcher::Warpsmith)));
         assert_eq!(find(&[(OWN_RUN, "launch 7 0")]), Ok(Process::ALONE));
         assert_eq!(find(&OPEN_MPI), Ok(process(Launcher::OpenMpi)));
+        assert_eq!(find(&OPEN_MPI).unwrap().size_from(), "OMPI_COMM_WORLD_SIZE=8 in the environment");
         let mpich = [("PMI_RANK", "5"), ("PMI_SIZE", "8"), ("MPI_LOCALRANKID", "1")];
         assert_eq!(find(&mpich), Ok(process(Launcher::Mpich)));
         let slurm = [("SLURM_PROCID", "5"), ("SLURM_STEP_NUM_TASKS", "8"), ("SLURM_LOCALID", "1")];
@@ -275,6 +291,7 @@ mod tests {
         let process = find_with(flags(16, 11), &[]).unwrap();
         let expected = Process { rank: 11, world_size: 16, local_rank: 3, launcher: Launcher::Flags };
         assert_eq!(process, expected);
+        assert_eq!(process.size_from(), "-pn 16");
         assert_eq!(find_with(flags(1, 0), &[]), Ok(Process::ALONE));
         assert_eq!(find_with(flags(8, 5), &OPEN_MPI).unwrap().launcher, Launcher::OpenMpi);
     }
@@ -284,7 +301,7 @@ mod tests {
         let flags = |num_processes, process_rank| Flags { num_processes, process_rank, gpus_per_node: 8 };
         let none = flags(None, None);
         type Case<'a> = (Flags, &'a [(&'a str, &'a str)], &'a str);
-        let cases: [Case; 9] = [
+        let cases: [Case; 10] = [
             (flags(Some(4), None), &[], "-pn 4: expected a launcher"),
             (flags(Some(4), Some(4)), &[], "-pr 4: expected less than -pn 4"),
             (flags(Some(4), None), &OPEN_MPI, "-pn 4: Open MPI's mpirun started 8 processes"),
@@ -294,6 +311,7 @@ mod tests {
             (none, &[("WORLD_SIZE", "2"), ("RANK", "1")], "no LOCAL_RANK"),
             (none, &[("WORLD_SIZE", "two")], "WORLD_SIZE=two: expected a non-negative integer"),
             (none, &[("WORLD_SIZE", "0")], "WORLD_SIZE=0: expected at least one process"),
+            (none, &[("WORLD_SIZE", "65537")], "WORLD_SIZE=65537: expected at least one process and at most"),
         ];
         for (flags, set, expected) in cases {
             let error = find_with(flags, set).unwrap_err();

@@ -1,12 +1,16 @@
 //! TCP connections between all pairs of ranks: how processes without MPI find each other, and the
 //! transport of CPU devices.
 
-mod handshake;
+mod address;
+mod door;
+mod greeting;
+mod meeting;
 mod peer;
 
+use super::secret::Secret;
 use super::transport::Transport;
-use anyhow::{Context, Result};
-use log::info;
+use anyhow::{Context, Result, ensure};
+use log::{info, warn};
 use peer::Peer;
 use std::fmt;
 use std::net::TcpStream;
@@ -23,12 +27,71 @@ pub enum Rendezvous {
     File(PathBuf),
 }
 
+impl Rendezvous {
+    /// `at HOST:PORT`, or `through FILE`.
+    fn place(&self) -> String {
+        match self {
+            Rendezvous::Address(address) => format!("at {address}"),
+            Rendezvous::File(path) => format!("through {}", path.display()),
+        }
+    }
+}
+
 impl fmt::Display for Rendezvous {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match self {
-            Rendezvous::Address(address) => write!(f, "rendezvous at {address}"),
-            Rendezvous::File(path) => write!(f, "rendezvous through {}", path.display()),
+        write!(f, "rendezvous {}", self.place())
+    }
+}
+
+/// One rank, and how it meets the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Meeting {
+    pub rank: usize,
+    pub world_size: usize,
+    /// The origin of the world size, for messages: `WORLD_SIZE=2 in the environment`.
+    pub size_from: String,
+    /// Distinguishes this run from others that may use the same port or file.
+    pub run: String,
+    /// The secret of the job. If there is none, ranks that meet through a file find one there.
+    pub secret: Secret,
+    pub at: Rendezvous,
+}
+
+/// Pause between two attempts.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// Time after which a rank that waits says so.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// A rank's wait for others.
+struct Waiting {
+    began: Instant,
+    timeout: Duration,
+    told: bool,
+}
+
+impl Waiting {
+    fn new(timeout: Duration) -> Self {
+        Waiting { began: Instant::now(), timeout, told: false }
+    }
+
+    fn is_over(&self) -> bool {
+        self.began.elapsed() >= self.timeout
+    }
+
+    /// Says once, when it takes long, what this rank waits for.
+    fn tell(&mut self, what: impl FnOnce() -> String) {
+        if !self.told && self.began.elapsed() >= SILENCE {
+            self.told = true;
+            warn!("waiting {}", what());
         }
+    }
+
+    /// Says so, and checks the time.
+    fn look(&mut self, whom: &str) -> Result<()> {
+        self.tell(|| format!("for {whom}"));
+        ensure!(!self.is_over(), "it does not answer");
+        Ok(())
     }
 }
 
@@ -63,24 +126,18 @@ pub struct TcpMesh {
 }
 
 impl TcpMesh {
-    /// Connects to all other ranks. `run` distinguishes this run from others that may use the same
-    /// port or file.
+    /// Connects to all other ranks.
     ///
     /// # Errors
-    /// One line: a rank did not connect in time, another program or run is there, or two processes
-    /// have one rank.
-    pub fn connect(
-        rank: usize,
-        world_size: usize,
-        run: &str,
-        at: &Rendezvous,
-        timeouts: Timeouts,
-    ) -> Result<Self> {
+    /// One line: a rank did not connect in time, the port is taken, or another process has this
+    /// rank.
+    pub fn connect(meeting: &Meeting, timeouts: Timeouts) -> Result<Self> {
         let began = Instant::now();
-        let deadline = began + timeouts.connect;
+        let Meeting { rank, world_size, at, .. } = meeting;
+        let (rank, world_size) = (*rank, *world_size);
         let connect = || match rank {
-            0 => handshake::host(world_size, run, at, deadline),
-            _ => handshake::join(rank, world_size, run, at, deadline),
+            0 => meeting::host(meeting, timeouts.connect),
+            _ => meeting::join(meeting, timeouts.connect),
         };
         let streams = connect().with_context(|| format!("rank {rank} of {world_size}: {at}"))?;
         let peer = |(rank, stream): (usize, Option<TcpStream>)| {

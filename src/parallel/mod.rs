@@ -12,6 +12,7 @@ pub mod mpi;
 pub mod nccl;
 pub mod queue;
 pub mod rendezvous;
+pub mod secret;
 mod timing;
 pub mod transport;
 

@@ -1,7 +1,8 @@
 //! The place at which ranks rendezvous, from flags or from what the launcher says of the machines.
 
 use super::environment::{Launcher, OWN_RUN, Process};
-use super::mesh::Rendezvous;
+use super::mesh::{Meeting, Rendezvous};
+use super::secret::{self, Secret};
 use anyhow::{Context, Result, bail, ensure};
 use std::path::PathBuf;
 
@@ -24,11 +25,7 @@ pub enum Endpoint {
     /// MPI, which has a rendezvous of its own.
     #[cfg(feature = "mpi")]
     Mpi,
-    Tcp {
-        at: Rendezvous,
-        /// Distinguishes this run from others at the same place.
-        run: String,
-    },
+    Tcp(Meeting),
 }
 
 /// llm.c's port.
@@ -37,7 +34,7 @@ const PORT: u16 = 12345;
 /// Determines the endpoint.
 ///
 /// # Errors
-/// One line, if neither flags nor launcher give an address.
+/// One line, if neither flags nor launcher give an address, or the secret is too short.
 pub fn find(
     process: &Process,
     method: &InitMethod,
@@ -52,7 +49,15 @@ pub fn find(
         InitMethod::Tcp(address) if !address.is_empty() => Rendezvous::Address(with_port(address, PORT)?),
         InitMethod::Tcp(_) | InitMethod::Auto => Rendezvous::Address(address_of_launcher(process, variable)?),
     };
-    Ok(Endpoint::Tcp { at, run: run_name(variable) })
+    let secret = variable(secret::VARIABLE).unwrap_or_default();
+    Ok(Endpoint::Tcp(Meeting {
+        rank: process.rank,
+        world_size: process.world_size,
+        size_from: process.size_from(),
+        run: run_name(variable),
+        secret: Secret::from_text(&secret).context(secret::VARIABLE)?,
+        at,
+    }))
 }
 
 /// Whether the launcher is MPI's own, or one that MPI understands (SLURM with its plugin for PMIx).
@@ -159,7 +164,7 @@ mod tests {
         find(&process, method, &variable).map_err(|e| format!("{e:#}")).map(|endpoint| match endpoint {
             #[cfg(feature = "mpi")]
             Endpoint::Mpi => "MPI".to_owned(),
-            Endpoint::Tcp { at, .. } => at.to_string(),
+            Endpoint::Tcp(meeting) => meeting.at.to_string(),
         })
     }
 
@@ -217,6 +222,18 @@ mod tests {
         assert!(tcp("head:0").unwrap_err().contains("expected host or host:port"));
         let dir = at(InitMethod::SharedDirectory("/shared".into())).unwrap();
         assert_eq!(dir, "rendezvous through /shared/warpsmith-rank-0");
+    }
+
+    #[test]
+    fn the_secret_comes_from_the_environment() {
+        let find = |token: &str| {
+            let variable = |name: &str| (name == secret::VARIABLE).then(|| token.to_owned());
+            let process = Process { rank: 1, world_size: 4, local_rank: 1, launcher: Launcher::Torchrun };
+            find(&process, &InitMethod::Tcp("node7".into()), &variable).map_err(|e| format!("{e:#}"))
+        };
+        let Ok(Endpoint::Tcp(meeting)) = find(" 0123456789abcdef\n") else { panic!("no meeting") };
+        assert_eq!(meeting.secret.reveal(), "0123456789abcdef");
+        assert!(find("secret").unwrap_err().starts_with("WARPSMITH_TOKEN: expected at least 16"));
     }
 
     #[test]

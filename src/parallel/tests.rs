@@ -1,8 +1,9 @@
 //! Ranks that are threads start random operations and wait for them in random order, over
 //! transports with random delays.
 
-use super::mesh::{self, Rendezvous, TcpMesh};
+use super::mesh::{self, Meeting, Rendezvous, TcpMesh};
 use super::queue::HostQueue;
+use super::secret::Secret;
 use super::transport::Transport;
 use super::transport::testing::{Delayed, Threads};
 use super::{Collective, Communicator, Operation, Work};
@@ -191,7 +192,12 @@ fn meshes(world_size: usize) -> Vec<TcpMesh> {
     let dir = tempfile::tempdir().unwrap();
     let at = Rendezvous::File(dir.path().join("rank-0"));
     let timeouts = mesh::Timeouts { connect: TIMEOUT, message: TIMEOUT, heartbeat: TIMEOUT };
-    let connect = |rank| TcpMesh::connect(rank, world_size, "fuzz", &at, timeouts).unwrap();
+    let connect = |rank| {
+        let (run, size_from, at) = ("fuzz".to_owned(), "a test".to_owned(), at.clone());
+        let meeting = Meeting { rank, world_size, size_from, run, secret: Secret::NONE, at };
+        TcpMesh::connect(&meeting, timeouts).unwrap()
+    };
+    let connect = &connect;
     std::thread::scope(|scope| {
         let ranks: Vec<_> = (0..world_size).map(|rank| scope.spawn(move || connect(rank))).collect();
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()

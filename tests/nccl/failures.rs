@@ -3,7 +3,8 @@
 use super::*;
 use std::process::Child;
 use std::time::Instant;
-use warpsmith::parallel::mesh::{self, Rendezvous, TcpMesh};
+use warpsmith::parallel::mesh::{self, Meeting, Rendezvous, TcpMesh};
+use warpsmith::parallel::secret::Secret;
 
 /// Starts one all-reduce and waits for it. Returns the outcome.
 fn sum(nccl: &mut Nccl, stream: usize) -> String {
@@ -134,8 +135,15 @@ fn a_rank_that_starts_nothing_is_named() {
 #[ignore = "runs in a process of its own"]
 fn case_rank() {
     let variable = |name: &str| std::env::var(name).unwrap();
-    let (rank, at) = (variable("RANK").parse().unwrap(), Rendezvous::File(variable("MEET").into()));
-    let mesh = TcpMesh::connect(rank, 2, "run", &at, mesh::Timeouts::default()).unwrap();
+    let meeting = Meeting {
+        rank: variable("RANK").parse().unwrap(),
+        world_size: 2,
+        size_from: "a test".to_owned(),
+        run: "run".to_owned(),
+        secret: Secret::NONE,
+        at: Rendezvous::File(variable("MEET").into()),
+    };
+    let mesh = TcpMesh::connect(&meeting, mesh::Timeouts::default()).unwrap();
     let stream = open_gpu();
     match Nccl::open(mesh, TIMEOUTS) {
         Ok(mut nccl) => println!("{}.", sum(&mut nccl, stream)),

@@ -4,11 +4,11 @@
 
 use super::Timeouts;
 use crate::parallel::transport::{check_length, gone, silent};
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread::JoinHandle;
+use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// A heartbeat: sent in place of a message's length, with no message.
@@ -46,7 +46,9 @@ impl Peer {
         stream.set_write_timeout(Some(timeouts.message))?;
         let writing = stream.try_clone()?;
         let (outgoing, queue) = channel();
-        let writer = std::thread::spawn(move || write(writing, &queue, timeouts.heartbeat / HEARTBEATS));
+        let pause = timeouts.heartbeat / HEARTBEATS;
+        let sender = Builder::new().name(format!("to rank {rank}"));
+        let writer = sender.spawn(move || write(writing, &queue, pause)).context("cannot start a thread")?;
         Ok(Peer { rank, timeouts, stream, outgoing: Some(outgoing), writer: Some(writer), lost: false })
     }
 

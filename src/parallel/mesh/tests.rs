@@ -1,6 +1,4 @@
-use super::handshake::RETRY;
 use super::*;
-use std::io::Write;
 use std::net::TcpListener;
 use std::sync::mpsc::channel;
 use std::thread::scope;
@@ -14,6 +12,22 @@ const SHORT: Timeouts =
 fn free_address() -> Rendezvous {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     Rendezvous::Address(format!("127.0.0.1:{port}"))
+}
+
+/// One rank of a run.
+fn meeting(rank: usize, world_size: usize, run: &str, at: &Rendezvous) -> Meeting {
+    let (run, size_from, at) = (run.to_owned(), format!("-pn {world_size}"), at.clone());
+    Meeting { rank, world_size, size_from, run, secret: Secret::NONE, at }
+}
+
+fn connect(
+    rank: usize,
+    world_size: usize,
+    run: &str,
+    at: &Rendezvous,
+    timeouts: Timeouts,
+) -> Result<TcpMesh> {
+    TcpMesh::connect(&meeting(rank, world_size, run, at), timeouts)
 }
 
 /// Connects ranks that are threads, and runs `body` on each.
@@ -31,7 +45,7 @@ fn with_timeouts<T: Send>(
     let (world_size, began) = (timeouts.len(), Instant::now());
     let results = scope(|scope| {
         let rank = |rank: usize| {
-            scope.spawn(move || body(TcpMesh::connect(rank, world_size, "run", at, timeouts[rank]).unwrap()))
+            scope.spawn(move || body(connect(rank, world_size, "run", at, timeouts[rank]).unwrap()))
         };
         // In reverse order: higher ranks wait for rank 0.
         let ranks: Vec<_> = (0..world_size).rev().map(rank).collect();
@@ -41,12 +55,6 @@ fn with_timeouts<T: Send>(
     });
     assert!(began.elapsed() < LONG, "a rank waited in vain");
     results
-}
-
-fn error(result: Result<TcpMesh>) -> String {
-    let message = format!("{:#}", result.map(|mesh| mesh.describe()).unwrap_err());
-    assert!(!message.contains('\n'), "{message}");
-    message
 }
 
 /// Rank r sends `(s + 1) * scale` bytes of value 10 r + s to rank s: more than the sockets hold.
@@ -75,86 +83,18 @@ fn every_rank_reaches_every_other() {
 }
 
 #[test]
-fn a_file_of_an_earlier_run_is_overwritten() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("rank-0");
-    // The process is gone, or another one listens there.
-    let other = TcpListener::bind("127.0.0.1:0").unwrap();
-    let taken = other.local_addr().unwrap();
-    for stale in ["127.0.0.1:1".to_owned(), "nonsense".to_owned(), taken.to_string()] {
-        std::fs::write(&path, stale).unwrap();
-        with_ranks(3, &Rendezvous::File(path.clone()), |mut mesh| exchange(&mut mesh, 10));
-        assert!(!path.exists(), "a connected run removes the file");
-    }
-}
-
-#[test]
-fn processes_of_other_runs_are_turned_away() {
-    let at = free_address();
-    let Rendezvous::Address(address) = &at else { unreachable!() };
-    scope(|scope| {
-        let rank_0 = scope.spawn(|| TcpMesh::connect(0, 2, "run", &at, TIMEOUTS));
-        let mut stranger = loop {
-            match TcpStream::connect(address) {
-                Ok(stream) => break stream,
-                Err(_) => sleep(RETRY),
-            }
-        };
-        stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
-        drop(stranger);
-        let message = error(TcpMesh::connect(1, 2, "another", &at, TIMEOUTS));
-        assert!(message.contains("belongs to another run"), "{message}");
-        TcpMesh::connect(1, 2, "run", &at, TIMEOUTS).unwrap();
-        rank_0.join().unwrap().unwrap();
-    });
-}
-
-#[test]
-fn a_rank_that_does_not_fit_is_named_on_both_sides() {
-    let both = |rank, world_size| {
-        let at = free_address();
-        scope(|scope| {
-            let rank_0 = scope.spawn(|| error(TcpMesh::connect(0, 3, "run", &at, TIMEOUTS)));
-            let first = scope.spawn(|| TcpMesh::connect(1, 3, "run", &at, TIMEOUTS).map(drop));
-            sleep(Duration::from_millis(200));
-            let message = error(TcpMesh::connect(rank, world_size, "run", &at, TIMEOUTS));
-            let _ = first.join().unwrap();
-            (rank_0.join().unwrap(), message)
-        })
-    };
-    let (host, guest) = both(1, 3);
-    assert!(
-        host.contains("two processes have rank 1") && guest.contains("two processes have rank 1"),
-        "{host}; {guest}"
-    );
-    let (host, guest) = both(2, 4);
-    assert!(host.contains("rank 2 of 4 tried to join a run of 3"), "{host}");
-    assert!(guest.contains("rank 2 of 4 tried to join a run of 3"), "{guest}");
-}
-
-#[test]
-fn a_missing_rank_is_named() {
-    let message = error(TcpMesh::connect(0, 3, "run", &free_address(), SHORT));
-    assert!(message.contains("rank(s) 1, 2 did not connect"), "{message}");
-    let message = error(TcpMesh::connect(2, 3, "run", &free_address(), SHORT));
-    assert!(message.contains("rank 0 was not there in time"), "{message}");
-    let message = error(TcpMesh::connect(0, 2, "run", &Rendezvous::Address("nowhere".to_owned()), SHORT));
-    assert!(message.contains("expected host:port, found nowhere"), "{message}");
-}
-
-#[test]
 fn a_rank_that_leaves_or_is_silent_is_named() {
     let at = free_address();
     scope(|scope| {
         let (leave, left) = channel::<()>();
         let at = &at;
         scope.spawn(move || {
-            let mesh = TcpMesh::connect(1, 2, "run", at, TIMEOUTS).unwrap();
+            let mesh = connect(1, 2, "run", at, TIMEOUTS).unwrap();
             left.recv().unwrap();
             drop(mesh);
         });
         let timeouts = Timeouts { message: SHORT.message, ..TIMEOUTS };
-        let mut mesh = TcpMesh::connect(0, 2, "run", at, timeouts).unwrap();
+        let mut mesh = connect(0, 2, "run", at, timeouts).unwrap();
         let mut wait = || {
             let mut incoming = [[0; 4]; 2];
             let [ours, theirs] = &mut incoming;

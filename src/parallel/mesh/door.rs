@@ -1,0 +1,197 @@
+//! The door of a rank that listens: it hears all callers at the same time, and lets in those who
+//! prove that they belong to the run. Nobody else takes a place, delays the others or ends the run:
+//! each has a few seconds and a few kilobytes for its greeting, and there may be only so many.
+
+use super::Meeting;
+use super::greeting::{FromCaller, FromHost, Hello, LONGEST_GREETING, Line, PROTOCOL, Version, send};
+use crate::parallel::secret::{End, Nonce, Secret, nonce};
+use anyhow::{Context, Result, anyhow};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::collections::VecDeque;
+use std::io::ErrorKind;
+use std::net::{IpAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+/// Time for a whole greeting.
+const GREETING: Duration = Duration::from_secs(5);
+
+/// Callers that may be unheard at once, beside the ranks of the run.
+const STRANGERS: usize = 128;
+
+/// Callers that are accepted before all are heard again.
+const AT_ONCE: usize = 32;
+
+/// Different refusals that are remembered.
+const REMEMBERED: usize = 4;
+
+pub struct Door<'a> {
+    listener: TcpListener,
+    meeting: &'a Meeting,
+    secret: &'a Secret,
+    /// The oldest first.
+    callers: VecDeque<Caller>,
+    /// Why callers were refused.
+    refused: Vec<String>,
+}
+
+/// A caller who has not proven yet that it belongs to the run.
+struct Caller {
+    stream: TcpStream,
+    from: IpAddr,
+    deadline: Instant,
+    line: Line,
+    /// Its greeting, and the nonce that it must answer.
+    challenged: Option<Challenged>,
+}
+
+struct Challenged {
+    hello: Hello,
+    line: Vec<u8>,
+    nonce: Nonce,
+}
+
+/// A rank of this run, on a connection that does not block.
+pub struct Arrival {
+    pub hello: Hello,
+    pub stream: TcpStream,
+    pub from: IpAddr,
+}
+
+impl<'a> Door<'a> {
+    pub fn new(listener: TcpListener, meeting: &'a Meeting, secret: &'a Secret) -> Result<Self> {
+        listener.set_nonblocking(true)?;
+        Ok(Door { listener, meeting, secret, callers: VecDeque::new(), refused: Vec::new() })
+    }
+
+    /// Hears callers for up to `time`, or until somebody says something. Returns those who belong to
+    /// the run; the caller of this function answers them.
+    ///
+    /// # Errors
+    /// If no connection can be accepted.
+    pub fn hear(&mut self, time: Duration) -> Result<Vec<Arrival>> {
+        self.wait(time);
+        self.accept()?;
+        let mut arrivals = Vec::new();
+        for _ in 0..self.callers.len() {
+            let Some(mut caller) = self.callers.pop_front() else { break };
+            match self.advance(&mut caller) {
+                Ok(Some(hello)) => {
+                    let Caller { stream, from, .. } = caller;
+                    arrivals.push(Arrival { hello, stream, from });
+                }
+                Ok(None) if Instant::now() < caller.deadline => self.callers.push_back(caller),
+                // Not one of ours, or too slow.
+                Ok(None) | Err(_) => {}
+            }
+        }
+        Ok(arrivals)
+    }
+
+    /// The reasons why callers were refused so far.
+    pub fn refused(&self) -> String {
+        match self.refused.is_empty() {
+            true => String::new(),
+            false => format!("; refused meanwhile: {}", self.refused.join(", ")),
+        }
+    }
+
+    /// Refuses a caller, and remembers why.
+    pub fn refuse(&mut self, stream: &TcpStream, why: String) -> anyhow::Error {
+        // It may be gone.
+        let _ = send(stream, &FromHost::Refused(why.clone()));
+        if self.refused.len() < REMEMBERED && !self.refused.contains(&why) {
+            self.refused.push(why.clone());
+        }
+        anyhow!(why)
+    }
+
+    fn wait(&self, time: Duration) {
+        let callers = self.callers.iter().map(|caller| PollFd::new(&caller.stream, PollFlags::IN));
+        let mut all: Vec<PollFd> = callers.collect();
+        all.push(PollFd::new(&self.listener, PollFlags::IN));
+        let time = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() };
+        // An error is a signal, and a shorter wait does no harm.
+        let _ = poll(&mut all, Some(&time));
+    }
+
+    fn accept(&mut self) -> Result<()> {
+        for _ in 0..AT_ONCE {
+            match self.listener.accept() {
+                Ok((stream, from)) => {
+                    if self.callers.len() >= STRANGERS + self.meeting.world_size {
+                        self.drop_oldest();
+                    }
+                    stream.set_nonblocking(true)?;
+                    let (from, deadline) = (from.ip().to_canonical(), Instant::now() + GREETING);
+                    let line = Line::default();
+                    self.callers.push_back(Caller { stream, from, deadline, line, challenged: None });
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                Err(e) if matches!(e.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => {}
+                // Too many open files, and strangers may hold them.
+                Err(_) if !self.callers.is_empty() => {
+                    self.drop_oldest();
+                    break;
+                }
+                Err(e) => return Err(e).context("accepting connections"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops the oldest caller, of those who have said nothing if there is one.
+    fn drop_oldest(&mut self) {
+        let silent = self.callers.iter().position(|caller| caller.challenged.is_none());
+        self.callers.remove(silent.unwrap_or(0));
+    }
+
+    /// Reads what a caller has sent, and answers. Returns its greeting once it has proven itself.
+    ///
+    /// # Errors
+    /// If it does not belong to the run.
+    fn advance(&mut self, caller: &mut Caller) -> Result<Option<Hello>> {
+        while let Some(line) = caller.line.read(&caller.stream, LONGEST_GREETING)? {
+            match caller.challenged.take() {
+                None => caller.challenged = Some(self.challenge(&caller.stream, line)?),
+                Some(challenged) => return self.check(&caller.stream, challenged, &line).map(Some),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Answers a greeting with a challenge, if it is of this run.
+    fn challenge(&mut self, stream: &TcpStream, line: Vec<u8>) -> Result<Challenged> {
+        let version = serde_json::from_slice::<Version>(&line)?.warpsmith;
+        if version != PROTOCOL {
+            let why = format!("a rank of another version of the program called (protocol {version})");
+            return Err(self.refuse(stream, why));
+        }
+        let hello: Hello = serde_json::from_slice(&line)?;
+        if hello.run != self.meeting.run {
+            let why = format!("rank {} here belongs to another run", self.meeting.rank);
+            return Err(self.refuse(stream, why));
+        }
+        let nonce = nonce()?;
+        let proof = self.secret.proof(End::Host, &line, &nonce);
+        send(stream, &FromHost::Challenge { nonce, proof })?;
+        Ok(Challenged { hello, line, nonce })
+    }
+
+    /// Checks the answer to a challenge, and then whether the caller fits.
+    fn check(&mut self, stream: &TcpStream, challenged: Challenged, answer: &[u8]) -> Result<Hello> {
+        let Challenged { hello, line, nonce } = challenged;
+        let FromCaller::Proof(proof) = serde_json::from_slice(answer)? else {
+            return Err(anyhow!("no proof"));
+        };
+        let (theirs, rank) = (hello.world_size, hello.rank);
+        if !self.secret.verify(&proof, End::Caller, &line, &nonce) {
+            return Err(self.refuse(stream, format!("rank {rank} does not know the secret of this run")));
+        }
+        let Meeting { rank: own, world_size, .. } = *self.meeting;
+        if theirs != world_size || !(own + 1..world_size).contains(&rank) || hello.to != own {
+            let why = format!("rank {rank} of {theirs} tried to join a run of {world_size} processes");
+            return Err(self.refuse(stream, why));
+        }
+        Ok(hello)
+    }
+}
