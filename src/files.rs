@@ -7,6 +7,8 @@
 //! permissions are those of any new file under the process's umask. A killed process leaves its
 //! temporary file; those of checkpoints are removed by the next one.
 
+pub mod lock;
+
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::fs::{self, File, Metadata};
 use std::io::{self, BufWriter, IntoInnerError, Read, Seek, SeekFrom, Write};

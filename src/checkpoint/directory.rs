@@ -4,24 +4,34 @@
 //! - `state_%08d_%05d.bin`: moments, master weights and the data loader's position, one file per
 //!   process;
 //! - `run_%08d.json`: everything else, which llm.c does not have;
-//! - `DONE_%08d`: empty; written last and removed first, so that a step with this file is complete
-//!   at any moment.
+//! - `DONE_%08d`: the digest of the run file, which holds those of the others; written last and
+//!   removed first, so that a step with this file is complete at any moment. llm.c's is empty, and
+//!   llm.c only looks whether it exists.
+//!
+//! `model_best.bin` has the parameters with the lowest validation loss, and `model_best.crc32` its
+//! digest.
 
 use super::digest::Digest;
 use super::model_bin::{self, ModelReader};
-use super::run_file::RunFile;
-use super::state::{self, State, StateReader};
-use super::stream::{self, Sink, Source, TensorKind};
-use crate::config::ModelConfig;
+use super::run_file::{self, RunFile};
+use super::state::StateReader;
+use super::stream::Sink;
 use crate::files;
 use crate::params::ParamLayout;
-use crate::tensor::Dtype;
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
-use std::collections::BTreeMap;
+use serde::de::DeserializeOwned;
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+
+/// The model with the lowest validation loss so far.
+pub(super) const BEST: &str = "model_best.bin";
+pub(super) const BEST_DIGEST: &str = "model_best.crc32";
+
+/// Bytes that a file with one digest may have.
+const LINE_BYTES: u64 = 1 << 10;
 
 pub fn model_path(dir: &Path, step: u64) -> PathBuf {
     dir.join(format!("model_{step:08}.bin"))
@@ -32,61 +42,19 @@ pub fn state_path(dir: &Path, step: u64, rank: usize) -> PathBuf {
 }
 
 pub fn run_path(dir: &Path, step: u64) -> PathBuf {
-    dir.join(format!("run_{step:08}.json"))
+    dir.join(run_file::file_name(step))
 }
 
 pub fn done_path(dir: &Path, step: u64) -> PathBuf {
     dir.join(format!("DONE_{step:08}"))
 }
 
-/// Writes the checkpoint of `state.step`. The model file stores parameters as `dtype`, F32 or Bf16;
-/// `trainer` is the rest of the state from which the run resumes. The directory is created if it is
-/// missing, and files that killed runs left half-written are removed first.
-///
-/// # Errors
-/// Those of [`files::write`]. The checkpoint is then not complete, and earlier ones are untouched.
-pub fn save(
-    dir: &Path,
-    config: &ModelConfig,
-    dtype: Dtype,
-    state: &State,
-    trainer: &impl Serialize,
-    source: &mut Source,
-) -> Result<()> {
-    let step = state.step;
-    fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    remove_temporaries(dir, &file_names(dir)?)?;
-    // Remove DONE first: it must never cover files of two different runs.
-    remove(&done_path(dir, step))?;
-    let mut files = BTreeMap::new();
-    let mut note = |path: &Path, digest: Digest| files.insert(file_name(path), digest);
-    let path = model_path(dir, step);
-    note(&path, model_bin::write(&path, config, dtype, source)?);
-    let path = state_path(dir, step, state.rank);
-    note(&path, state::write(&path, state, ParamLayout::new(config).len(), source)?);
-    RunFile::new(step, files, trainer)?.write(&run_path(dir, step))?;
-    files::write(&done_path(dir, step), |_| Ok(()))
-}
-
-/// Makes the calls of `source` that [`save`] makes, and writes nothing. Rank 0 writes the
-/// checkpoint, and the other ranks take part in gathering its shards.
-pub fn participate(config: &ModelConfig, state: &State, source: &mut Source) -> Result<()> {
-    participate_in_model(config, source)?;
-    let len = ParamLayout::new(config).len();
-    state.kinds().iter().try_for_each(|&kind| stream::ask(kind, len, source))
-}
-
-/// Does the same for a model file alone.
-pub fn participate_in_model(config: &ModelConfig, source: &mut Source) -> Result<()> {
-    stream::ask(TensorKind::Params, ParamLayout::new(config).len(), source)
-}
-
-fn file_name(path: &Path) -> String {
+pub(super) fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// Removes a file, if it exists, and syncs the removal.
-fn remove(path: &Path) -> Result<()> {
+pub(super) fn remove(path: &Path) -> Result<()> {
     let removed = match fs::remove_file(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other,
@@ -110,19 +78,17 @@ impl Saved {
     /// # Errors
     /// One line that names the missing or invalid file.
     pub fn open(dir: &Path, step: u64, rank: usize) -> Result<Saved> {
-        let path = run_path(dir, step);
-        let run = if path.exists() { Some(RunFile::read(&path)?) } else { None };
+        let run = read_run(dir, step)?.map(|(run, _)| run);
         let model = ModelReader::open(&model_path(dir, step))?;
         let path = state_path(dir, step, rank);
         let state = StateReader::open(&path, ParamLayout::new(&model.config).len())?;
-        let found = (state.state.step, run.as_ref().map_or(step, |run| run.step), state.state.rank);
+        let found = (state.state.step, state.state.rank);
         ensure!(
-            found == (step, step, rank),
-            "{}: expected step {step} of rank {rank}, found step {} (run file: {}) of rank {}",
+            found == (step, rank),
+            "{}: expected step {step} of rank {rank}, found step {} of rank {}",
             path.display(),
             found.0,
-            found.1,
-            found.2
+            found.1
         );
         Ok(Saved { run, model, state })
     }
@@ -134,42 +100,104 @@ impl Saved {
     }
 }
 
-/// Checks that all files of a checkpoint exist and are complete. Files whose checksum is known are
-/// read in full.
-pub(super) fn verify(dir: &Path, step: u64) -> Result<()> {
+/// Reads the run file of the checkpoint of `step`, and returns whether its digest is known. `None`
+/// if it has none, as llm.c's.
+///
+/// # Errors
+/// One line that names the file, if it is damaged or missing though `DONE` has its digest.
+pub fn read_run(dir: &Path, step: u64) -> Result<Option<(RunFile, bool)>> {
+    let (path, done) = (run_path(dir, step), done_path(dir, step));
+    let done = String::from_utf8_lossy(&files::read(&done, LINE_BYTES)?).into_owned();
+    if done.is_empty() && !path.exists() {
+        return Ok(None);
+    }
+    let (run, checked) = RunFile::read(&path, &done)?;
+    ensure!(run.step == step, "{}: expected step {step}, found {}", path.display(), run.step);
+    Ok(Some((run, checked)))
+}
+
+/// Checks that all files of a checkpoint exist and are complete, and that its run file has a state
+/// of type `T`. Files whose digest is known are read in full. Returns one line on those that cannot
+/// be checked, if there are any.
+pub(super) fn verify<T: DeserializeOwned + Serialize>(dir: &Path, step: u64) -> Result<Option<String>> {
     let saved = Saved::open(dir, step, 0)?;
-    for rank in 1..saved.state.state.num_processes {
-        Saved::open(dir, step, rank)?;
+    let (model, processes) = (&saved.model, saved.state.state.num_processes);
+    let mut files = vec![(model_path(dir, step), model_bin::sections(&model.config, model.dtype))];
+    for rank in 0..processes {
+        let state = Saved::open(dir, step, rank)?.state.state;
+        files.push((state_path(dir, step, rank), state.sections(&model.config)));
     }
-    for (name, expected) in saved.run.iter().flat_map(|run| &run.files) {
-        let found = Digest::of(&dir.join(name))?;
-        ensure!(
-            found == *expected,
-            "{name}: {} bytes with checksum {:08x} were written, found {} with {:08x}",
-            expected.bytes,
-            expected.crc32,
-            found.bytes,
-            found.crc32
-        );
+    let done = done_path(dir, step);
+    let Some((run, checked)) = read_run(dir, step)? else {
+        return Ok(Some(format!(
+            "{}: the checkpoint has no checksums, so damage to it cannot be noticed",
+            done.display()
+        )));
+    };
+    run.trainer::<T>()?;
+    let (expected, found) = (files.iter().map(|(path, _)| file_name(path)), run.files.keys().cloned());
+    ensure!(
+        expected.collect::<BTreeSet<_>>() == found.collect(),
+        "{}: expected the digests of the checkpoint's other {} files, found others",
+        run_path(dir, step).display(),
+        files.len()
+    );
+    for (path, sections) in &files {
+        run.files[&file_name(path)].check(path, sections)?;
     }
-    Ok(())
+    Ok((!checked).then(|| {
+        let run = run_path(dir, step);
+        format!("{}: an earlier version wrote no checksum of it, so damage cannot be noticed", run.display())
+    }))
+}
+
+/// Checks a model file by the digest beside it, if it is that of a checkpoint or the best model.
+///
+/// # Errors
+/// One line that names the damaged tensors.
+pub(super) fn check_model(reader: &ModelReader, path: &Path) -> Result<()> {
+    match known_digest(path) {
+        Ok(Some(digest)) => digest.check(path, &model_bin::sections(&reader.config, reader.dtype)),
+        Ok(None) => Ok(()),
+        Err(error) => {
+            log::warn!("{}: cannot be checked: {error:#}", path.display());
+            Ok(())
+        }
+    }
+}
+
+fn known_digest(path: &Path) -> Result<Option<Digest>> {
+    let (dir, name) = (path.parent().unwrap_or(Path::new("")), file_name(path));
+    let beside = dir.join(BEST_DIGEST);
+    if name == BEST && beside.exists() {
+        let line = files::read(&beside, LINE_BYTES)?;
+        let digest = Digest::parse_line(&String::from_utf8_lossy(&line));
+        return digest.with_context(|| format!("{}: expected a digest", beside.display())).map(Some);
+    }
+    let step = step_of(&name, "model_", ".bin").filter(|&step| done_path(dir, step).exists());
+    let run = step.map(|step| read_run(dir, step)).transpose()?.flatten();
+    Ok(run.and_then(|(mut run, _)| run.files.remove(&name)))
 }
 
 /// The checkpoint to resume from.
 pub struct Latest {
     /// Step of the newest complete checkpoint.
     pub step: Option<u64>,
-    /// One line for each newer checkpoint, which is not complete.
+    /// One line for each newer checkpoint, which is not complete, and one if it cannot be checked
+    /// itself.
     pub warnings: Vec<String>,
 }
 
-/// Finds the newest complete checkpoint in a directory, and reads it in full. A directory that does
-/// not exist has none.
-pub fn latest(dir: &Path) -> Result<Latest> {
+/// Finds the newest complete checkpoint in a directory, with a trainer's state of type `T`, and
+/// reads it in full. A directory that does not exist has none.
+pub fn latest<T: DeserializeOwned + Serialize>(dir: &Path) -> Result<Latest> {
     let mut warnings = Vec::new();
     for step in steps(dir)?.into_iter().rev() {
-        match verify(dir, step) {
-            Ok(()) => return Ok(Latest { step: Some(step), warnings }),
+        match verify::<T>(dir, step) {
+            Ok(unchecked) => {
+                warnings.extend(unchecked);
+                return Ok(Latest { step: Some(step), warnings });
+            }
             Err(e) => warnings.push(format!(
                 "the checkpoint of step {step} is not complete, looking for an earlier one: {e:#}"
             )),
@@ -217,11 +245,12 @@ pub fn ensure_fresh(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes old checkpoints after that of step `newest` was saved. Of that one and those before it,
-/// this keeps the last `keep` (0: all) and every one whose step is a multiple of `major_every` (0:
-/// none). Later ones, which a run that fell back to an earlier checkpoint has not overwritten yet,
-/// are neither counted nor removed. Checkpoints that killed runs left half-removed are removed as
-/// well. Returns the steps whose checkpoints were removed.
+/// Removes old checkpoints, when that of step `newest` is the newest. Of that one and those before
+/// it, this keeps the last `keep` (0: all) and every one whose step is a multiple of `major_every`
+/// (0: none). Later ones, which a run that fell back to an earlier checkpoint has not overwritten
+/// yet, are neither counted nor removed. Files of earlier steps without DONE are removed as well: a
+/// checkpoint that was never finished, or a removal that was not. Returns the steps whose
+/// checkpoints were removed.
 pub fn prune(dir: &Path, newest: u64, keep: usize, major_every: u64) -> Result<Vec<u64>> {
     let names = file_names(dir)?;
     let mut steps = steps(dir)?;
@@ -234,16 +263,26 @@ pub fn prune(dir: &Path, newest: u64, keep: usize, major_every: u64) -> Result<V
             removed.push(step);
         }
     }
-    let interrupted = names.iter().filter_map(|name| step_of(name, "run_", ".json"));
-    for step in interrupted.filter(|step| *step < newest && !steps.contains(step)) {
+    let present: BTreeSet<u64> = names.iter().filter_map(|name| step_of_any(name)).collect();
+    for &step in present.iter().filter(|step| **step < newest && !steps.contains(step)) {
         remove_step(dir, step, &names)?;
     }
     Ok(removed)
 }
 
+/// Returns the step in the name of any file of a checkpoint but DONE.
+fn step_of_any(name: &str) -> Option<u64> {
+    let state = || {
+        let (step, rank) = name.strip_prefix("state_")?.strip_suffix(".bin")?.split_once('_')?;
+        rank.parse::<usize>().ok().filter(|number| rank == format!("{number:05}"))?;
+        step_of(step, "", "")
+    };
+    step_of(name, "run_", ".json").or_else(|| step_of(name, "model_", ".bin")).or_else(state)
+}
+
 /// Removes what killed runs left half-written: it may be as large as a checkpoint.
-fn remove_temporaries(dir: &Path, names: &[String]) -> Result<()> {
-    names.iter().filter(|name| is_temporary(name)).try_for_each(|name| remove(&dir.join(name)))
+pub(super) fn remove_temporaries(dir: &Path) -> Result<()> {
+    file_names(dir)?.iter().filter(|name| is_temporary(name)).try_for_each(|name| remove(&dir.join(name)))
 }
 
 /// Whether a file is the temporary of a checkpoint's file.
@@ -253,8 +292,7 @@ fn is_temporary(name: &str) -> bool {
     name.strip_prefix('.').is_some_and(|n| n.ends_with(files::TEMPORARY) && ours(n))
 }
 
-/// Removes a checkpoint, DONE first and the run file last: a step with a run file and no DONE is
-/// one whose removal was interrupted.
+/// Removes a checkpoint, DONE first.
 fn remove_step(dir: &Path, step: u64, names: &[String]) -> Result<()> {
     remove(&done_path(dir, step))?;
     remove(&model_path(dir, step))?;

@@ -10,14 +10,15 @@ mod hf_config;
 pub mod model_bin;
 mod run_file;
 mod safetensors_file;
+mod save;
 pub mod state;
 mod stream;
 
 pub use directory::{
-    Latest, Saved, done_path, ensure_fresh, latest, model_path, participate, participate_in_model, prune,
-    run_path, save, state_path, steps,
+    Latest, Saved, done_path, ensure_fresh, latest, model_path, prune, read_run, run_path, state_path, steps,
 };
 pub use run_file::{Float, RunFile};
+pub use save::{Checkpoint, Copied};
 pub use state::State;
 pub use stream::{Sink, Source, TensorKind};
 
@@ -62,7 +63,7 @@ fn load_directory(dir: &Path) -> Result<ModelFile> {
             dir.display()
         );
     };
-    directory::verify(dir, step)
+    directory::verify::<serde_json::Value>(dir, step)
         .with_context(|| format!("{}: the checkpoint of step {step} is not complete", dir.display()))?;
     model_bin::read(&model_path(dir, step))
 }

@@ -2,15 +2,16 @@
 //! [`PARAMS`](crate::params::PARAMS), all layers of a tensor together, as f32 (version 3) or bf16
 //! (version 5).
 
-use super::ModelFile;
-use super::digest::{self, Digest};
+use super::digest::{self, Digest, Sections};
 use super::stream::{self, Sink, Source, TensorKind};
+use super::{ModelFile, directory};
 use crate::config::ModelConfig;
 use crate::llmc::{HEADER_BYTES, Header, MODEL};
 use crate::params::{Param, ParamLayout};
 use crate::tensor::Dtype;
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 const F32_VERSION: i32 = 3;
@@ -88,9 +89,11 @@ impl ModelReader {
 /// Reads the model file at `path` into memory.
 ///
 /// # Errors
-/// Those of [`ModelReader::open`] and [`ModelReader::read`].
+/// Those of [`ModelReader::open`] and [`ModelReader::read`], and if a digest beside the file is not
+/// that of the file.
 pub fn read(path: &Path) -> Result<ModelFile> {
     let reader = ModelReader::open(path)?;
+    directory::check_model(&reader, path)?;
     let config = reader.config;
     let mut params = vec![0.0; ParamLayout::new(&config).len()];
     reader.read(&mut |_, start, values| {
@@ -100,15 +103,38 @@ pub fn read(path: &Path) -> Result<ModelFile> {
     Ok(ModelFile { config, params })
 }
 
+/// Bytes of a model file with `len` parameters.
+pub(super) fn size(len: usize, dtype: Dtype) -> usize {
+    HEADER_BYTES + len * dtype.size()
+}
+
+/// The tensors of a model file.
+pub(super) fn sections(config: &ModelConfig, dtype: Dtype) -> Sections {
+    TensorKind::Params.sections(config, dtype, HEADER_BYTES)
+}
+
 /// Writes a model file, with [`TensorKind::Params`] from `source`.
 ///
 /// # Errors
 /// If `dtype` is neither f32 nor bf16, the file cannot be written, or the source fails.
 pub fn write(path: &Path, config: &ModelConfig, dtype: Dtype, source: &mut Source) -> Result<Digest> {
+    digest::write(path, sections(config, dtype), |out| encode(config, dtype, source, out))
+}
+
+/// Writes the bytes of a model file.
+///
+/// # Errors
+/// If `dtype` is neither f32 nor bf16, or the output or the source fails.
+pub(super) fn encode(
+    config: &ModelConfig,
+    dtype: Dtype,
+    source: &mut Source,
+    out: &mut dyn Write,
+) -> Result<()> {
     let version = match dtype {
         Dtype::F32 => F32_VERSION,
         Dtype::Bf16 => BF16_VERSION,
-        other => bail!("{}: expected f32 or bf16 as the type of the tensors, found {other}", path.display()),
+        other => bail!("expected f32 or bf16 as the type of the tensors, found {other}"),
     };
     let mut header = Header::new(&MODEL, version);
     let dims = [config.maxT, config.V, config.L, config.NH, config.C, config.Vp];
@@ -116,9 +142,6 @@ pub fn write(path: &Path, config: &ModelConfig, dtype: Dtype, source: &mut Sourc
         header.set(2 + i, i32::try_from(dim).expect("a valid config"));
     }
     header.set(NO_QKV_BIAS, i32::from(!config.qkv_bias));
-    let len = ParamLayout::new(config).len();
-    digest::write(path, |out| {
-        header.write(out)?;
-        stream::write(out, dtype, TensorKind::Params, len, source)
-    })
+    header.write(out)?;
+    stream::write(out, dtype, TensorKind::Params, ParamLayout::new(config).len(), source)
 }

@@ -2,10 +2,12 @@
 //! to continue as if it had never stopped. The file has a header, the moments m and v and
 //! optionally master weights in f32, and the position of the data loader.
 
-use super::digest::{self, Digest};
+use super::digest::Sections;
 use super::stream::{self, Sink, Source, TensorKind};
+use crate::config::ModelConfig;
 use crate::data::loader::{LoaderState, ShuffleState};
 use crate::llmc::{HEADER_BYTES, Header, STATE};
+use crate::params::ParamLayout;
 use crate::rng::Mt19937;
 use crate::tensor::Dtype;
 use anyhow::{Context, Result, bail, ensure};
@@ -54,20 +56,39 @@ impl State {
             &[TensorKind::M, TensorKind::V]
         }
     }
+
+    /// Bytes of the file, with tensors of `len` elements.
+    pub(super) fn size(&self, len: usize) -> usize {
+        let indices = |indices: &[i32]| 8 + 4 * indices.len();
+        let shuffle = self.loader.shuffle.as_ref().map_or(0, |shuffle| {
+            indices(&shuffle.shard_indices) + indices(&shuffle.intra_shard_indices) + Mt19937::BYTES
+        });
+        self.kind_start(self.kinds().len(), len) + shuffle
+    }
+
+    /// The tensors of the file.
+    pub(super) fn sections(&self, config: &ModelConfig) -> Sections {
+        let len = ParamLayout::new(config).len();
+        let kinds = self.kinds().iter().enumerate();
+        kinds.flat_map(|(i, kind)| kind.sections(config, Dtype::F32, self.kind_start(i, len))).collect()
+    }
+
+    /// Offset of the tensors of the kind at `index`.
+    fn kind_start(&self, index: usize, len: usize) -> usize {
+        HEADER_BYTES + index * len * Dtype::F32.size()
+    }
 }
 
-/// Writes a state file with tensors of `len` elements from `source`.
-pub fn write(path: &Path, state: &State, len: usize, source: &mut Source) -> Result<Digest> {
-    digest::write(path, |out| {
-        state.header()?.write(out)?;
-        for &kind in state.kinds() {
-            stream::write(out, Dtype::F32, kind, len, source)?;
-        }
-        let Some(shuffle) = &state.loader.shuffle else { return Ok(()) };
-        write_indices(out, &shuffle.shard_indices)?;
-        write_indices(out, &shuffle.intra_shard_indices)?;
-        Ok(out.write_all(&shuffle.rng.to_bytes())?)
-    })
+/// Writes the bytes of a state file with tensors of `len` elements from `source`.
+pub(super) fn encode(state: &State, len: usize, source: &mut Source, out: &mut dyn Write) -> Result<()> {
+    state.header()?.write(out)?;
+    for &kind in state.kinds() {
+        stream::write(out, Dtype::F32, kind, len, source)?;
+    }
+    let Some(shuffle) = &state.loader.shuffle else { return Ok(()) };
+    write_indices(out, &shuffle.shard_indices)?;
+    write_indices(out, &shuffle.intra_shard_indices)?;
+    Ok(out.write_all(&shuffle.rng.to_bytes())?)
 }
 
 fn write_indices(out: &mut dyn Write, indices: &[i32]) -> Result<()> {

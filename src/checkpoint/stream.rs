@@ -1,6 +1,9 @@
 //! Streams tensors between a device and a file, a few MiB at a time: a full host copy of
 //! parameters, moments and master weights would take sixteen bytes per parameter.
 
+use super::digest::Sections;
+use crate::config::ModelConfig;
+use crate::params::{PARAMS, ParamLayout};
 use crate::tensor::{self, Dtype};
 use anyhow::{Result, bail};
 use half::bf16;
@@ -15,6 +18,28 @@ pub enum TensorKind {
     V,
     /// Master weights: the parameters in f32, where the model computes in a narrower type.
     Master,
+}
+
+impl TensorKind {
+    /// Prefix of the names of its tensors.
+    fn prefix(self) -> &'static str {
+        match self {
+            TensorKind::Params => "",
+            TensorKind::M => "m.",
+            TensorKind::V => "v.",
+            TensorKind::Master => "master.",
+        }
+    }
+
+    /// The tensors of this kind in a file, stored as `dtype` from byte `start` on.
+    pub(super) fn sections(self, config: &ModelConfig, dtype: Dtype, start: usize) -> Sections {
+        let (layout, size) = (ParamLayout::new(config), dtype.size());
+        let bytes = |range: std::ops::Range<usize>| {
+            (start + range.start * size) as u64..(start + range.end * size) as u64
+        };
+        let name = |name: &str| format!("{}{name}", self.prefix());
+        PARAMS.iter().map(|spec| (name(spec.name), bytes(layout.range(spec.param)))).collect()
+    }
 }
 
 /// Fills a chunk with the elements of a tensor from an index on, widened to f32. Called in

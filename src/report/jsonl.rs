@@ -9,7 +9,7 @@ use anyhow::Result;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use std::path::Path;
 
-pub struct Jsonl(LogFile);
+pub struct Jsonl(pub LogFile);
 
 /// The measurements of a training step.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -1,12 +1,12 @@
 //! A log that grows line by line and can be truncated to the step at which a run resumes.
 
-use crate::files;
+use crate::files::{self, lock::is_at};
 use anyhow::{Context, Result};
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write};
-use std::path::PathBuf;
+use std::io::{ErrorKind, Read, Seek, Write};
+use std::path::{Path, PathBuf};
 
-pub(super) struct LogFile {
+pub struct LogFile {
     file: File,
     path: PathBuf,
 }
@@ -39,8 +39,35 @@ impl LogFile {
     }
 
     fn append(path: PathBuf) -> Result<Self> {
-        let file = OpenOptions::new().create(true).append(true).open(&path);
+        let file = OpenOptions::new().create(true).read(true).append(true).open(&path);
         Ok(LogFile { file: file.with_context(|| format!("{}: cannot open the log", path.display()))?, path })
+    }
+
+    /// Writes the log again, with all its lines, if it was removed, moved or replaced, and creates
+    /// its directory if that is gone. Returns whether it did.
+    ///
+    /// # Errors
+    /// If the log cannot be read or written.
+    pub fn keep(&mut self) -> Result<bool> {
+        if is_at(&self.file, &self.path) {
+            return Ok(false);
+        }
+        let context = || format!("{}: cannot write the log again", self.path.display());
+        let mut lines = Vec::new();
+        self.file.rewind().and_then(|()| self.file.read_to_end(&mut lines)).with_context(context)?;
+        fs::create_dir_all(self.path.parent().unwrap_or(Path::new("."))).with_context(context)?;
+        files::write(&self.path, |out| Ok(out.write_all(&lines)?))?;
+        *self = Self::append(std::mem::take(&mut self.path))?;
+        Ok(true)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the open file, for a thread that syncs it.
+    pub fn file(&self) -> Result<File> {
+        self.file.try_clone().with_context(|| format!("{}: cannot open the log again", self.path.display()))
     }
 
     /// Appends a line in one write, so that neither a reader nor a crash sees half of it.
@@ -79,6 +106,29 @@ mod tests {
     fn a_torn_line_is_dropped_and_foreign_bytes_stay() {
         assert_eq!(resumed(b"1 a\n2 b", 3), b"1 a\nnew\n");
         assert_eq!(resumed(b"\xff\xfe\n9 b\n", 3), b"\xff\xfe\nnew\n");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_log_that_was_moved_or_removed_is_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (inside, moved) = (dir.path().join("a"), dir.path().join("b"));
+        fs::create_dir(&inside).unwrap();
+        let path = inside.join("log");
+        let mut log = LogFile::create(path.clone()).unwrap();
+        log.line("1").unwrap();
+        assert!(!log.keep().unwrap());
+        let losses: [&dyn Fn(); 3] =
+            [&|| fs::remove_file(&path).unwrap(), &|| fs::rename(&inside, &moved).unwrap(), &|| {
+                files::write(&path, |out| Ok(out.write_all(b"edited")?)).unwrap()
+            }];
+        for (n, lose) in losses.into_iter().enumerate() {
+            lose();
+            log.line(&format!("lost {n}")).unwrap();
+            assert!(log.keep().unwrap() && !log.keep().unwrap());
+        }
+        log.line("2").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "1\nlost 0\nlost 1\nlost 2\n2\n");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use super::log_file::LogFile;
 use anyhow::Result;
 use std::path::Path;
 
-pub struct MainLog(LogFile);
+pub struct MainLog(pub LogFile);
 
 impl MainLog {
     /// Creates an empty `main.log` in `dir`.

@@ -5,7 +5,7 @@ pub mod cformat;
 pub mod chrome;
 pub mod console;
 pub mod jsonl;
-mod log_file;
+pub mod log_file;
 pub mod main_log;
 pub mod plot;
 pub mod progress;

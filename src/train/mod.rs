@@ -1,6 +1,7 @@
 //! The training run: set up, then evaluate, sample, checkpoint and train step by step, until it is
 //! done, asked to stop, or diverges.
 
+mod checkpoints;
 pub mod clock;
 mod consistency;
 mod data;
@@ -15,11 +16,13 @@ mod stop;
 mod trace;
 
 use crate::cli::flags::trainer::{EvalFlags, FileFlags, TrainArgs};
+use crate::files::lock::DirLock;
 use crate::ops::Ops;
 use crate::optim::schedule::Schedule;
 use crate::replica::Replica;
 use crate::replica::peers::Peers;
 use anyhow::{Result, bail, ensure};
+use checkpoints::CheckpointWriter;
 use data::Data;
 use guards::{Guards, Verdict};
 use report::{Report, StepRecord};
@@ -62,6 +65,9 @@ struct Trainer {
     best_val_loss: Option<f32>,
     /// The trace of `--trace`, until it is written.
     trace: Option<TraceFile>,
+    /// Only on a rank with an output directory, which it has locked.
+    writer: Option<CheckpointWriter>,
+    lock: Option<DirLock>,
 }
 
 /// Trains as the flags say.

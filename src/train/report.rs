@@ -20,6 +20,7 @@ use crate::report::progress::Passing;
 use crate::report::throughput::{Throughput, eta};
 use crate::tensor::MemoryPlan;
 use anyhow::{Context, Result};
+use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
@@ -169,6 +170,26 @@ impl Report {
         if let Some(max) = needs.max_batch_size {
             self.console.line(format_args!(" -> estimated maximum batch size: {max}"));
         }
+    }
+
+    /// Writes logs again that were removed or replaced while the run went on, and says so. Returns
+    /// the open logs.
+    ///
+    /// # Errors
+    /// If a log cannot be written.
+    pub fn keep_logs(&mut self) -> Result<Vec<File>> {
+        let Some(Files { main_log, jsonl }) = &mut self.files else { return Ok(Vec::new()) };
+        let mut open = Vec::new();
+        for log in [&mut main_log.0, &mut jsonl.0] {
+            if log.keep()? {
+                let path = log.path().display();
+                self.console.warning(format_args!(
+                    "{path}: removed or replaced while the run went on; it is written again, with all lines"
+                ));
+            }
+            open.push(log.file()?);
+        }
+        Ok(open)
     }
 
     pub fn step(&mut self, r: StepRecord) -> Result<()> {

@@ -1,11 +1,8 @@
-//! Checkpoints of a run, and resuming from one exactly where it was written.
+//! The state of a run in its checkpoints, and resuming from one exactly where it was written.
 
 use super::Trainer;
-use super::rescue::Progress;
-use super::signals::Doing;
-use super::stop::Work;
-use crate::checkpoint::{self, Float, Saved, Source, State, TensorKind, model_bin};
-use crate::cli::flags::trainer::{FileFlags, Shuffle};
+use crate::checkpoint::{self, Float, Saved, State, TensorKind};
+use crate::cli::flags::trainer::Shuffle;
 use crate::optim::loss_scale::LossScale;
 use crate::optim::optimizer::Optimizer;
 use crate::optim::outlier::OutlierDetector;
@@ -15,11 +12,11 @@ use crate::tensor::Dtype;
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
-use std::time::Instant;
 
 /// The state of a run besides tensors and llm.c's state: the trainer's part of `run_*.json`.
 #[derive(Serialize, Deserialize)]
-struct Extras {
+#[serde(deny_unknown_fields)]
+pub(super) struct Extras {
     /// The order of the training data. Early checkpoints lack it; theirs is llm.c's.
     #[serde(default = "llmc_order")]
     shuffle: Shuffle,
@@ -61,11 +58,6 @@ pub fn order_of(saved: &Saved) -> Result<Shuffle> {
     Ok(extras.map_or_else(llmc_order, |extras| extras.shuffle))
 }
 
-/// The type of parameters in a model file: llm.c has no fp16 files, and f32 holds fp16 exactly.
-fn file_dtype(params: Dtype) -> Dtype {
-    if params == Dtype::Bf16 { Dtype::Bf16 } else { Dtype::F32 }
-}
-
 /// Opens the newest complete checkpoint in `dir`, if there is one. A rank that `warns` logs what is
 /// wrong with newer ones.
 ///
@@ -73,7 +65,7 @@ fn file_dtype(params: Dtype) -> Dtype {
 /// If the directory or the checkpoint cannot be read, or no checkpoint of several is complete: a
 /// fresh run would in time delete what can still be saved of them.
 pub fn find(dir: &Path, warns: bool) -> Result<Option<Saved>> {
-    let latest = checkpoint::latest(dir)?;
+    let latest = checkpoint::latest::<Extras>(dir)?;
     for warning in latest.warnings.iter().filter(|_| warns) {
         log::warn!("{warning}");
     }
@@ -92,52 +84,14 @@ pub fn find(dir: &Path, warns: bool) -> Result<Option<Saved>> {
 /// # Errors
 /// If the directory cannot be read.
 pub fn dtype_so_far(dir: &Path) -> Result<Option<Dtype>> {
-    let read =
-        |step| checkpoint::RunFile::read(&checkpoint::run_path(dir, step)).ok()?.trainer::<Extras>().ok();
+    let read = |step| checkpoint::read_run(dir, step).ok()??.0.trainer::<Extras>().ok();
     let newest = checkpoint::steps(dir)?.into_iter().rev().find_map(read);
     Ok(newest.and_then(|extras| extras.operand_dtype?.parse().ok()))
 }
 
 impl Trainer {
-    /// Writes a checkpoint of the state before `step`, if one is due by its number or at the end, or
-    /// `now`, because the run stops.
-    pub(super) fn checkpoint(&mut self, step: usize, last: bool, now: bool) -> Result<()> {
-        let every = self.files.checkpoint_every;
-        let due = now || last || every > 0 && step > 0 && step.is_multiple_of(every);
-        if self.files.output_dir.is_none() || !due || self.saved_step == Some(step) {
-            return Ok(());
-        }
-        self.stop.signals.note(Doing::Checkpoint);
-        // If this fails, trying it again at once would fail, too.
-        self.progress = Progress::Lost;
-        self.stop_clock()?;
-        let start = Instant::now();
-        let (state, extras, config) = (self.state(step), self.extras(), self.replica.model.weights.config);
-        let dir = self.output_dir().map(ToOwned::to_owned);
-        let tensors = Tensors::of(&self.replica);
-        self.replica.finish_params()?;
-        let Replica { zero, dev, .. } = &mut self.replica;
-        let source: &mut Source =
-            &mut |kind, start, out| zero.download(dev.as_mut(), tensors.get(kind), start, out);
-        // Ranks other than 0 write nothing, but take part in the downloads of sharded tensors.
-        let Some(dir) = dir else {
-            checkpoint::participate(&config, &state, source)?;
-            (self.saved_step, self.progress) = (Some(step), Progress::Before(step));
-            return Ok(());
-        };
-        checkpoint::save(&dir, &config, file_dtype(tensors.params.dtype()), &state, &extras, source)?;
-        (self.saved_step, self.progress) = (Some(step), Progress::Before(step));
-        self.stop.measured(Work::Checkpoint, start.elapsed());
-        log::info!("wrote checkpoint {step} to {} in {} ms", dir.display(), start.elapsed().as_millis());
-        let FileFlags { checkpoints_keep, checkpoints_major_every, .. } = self.files;
-        for old in checkpoint::prune(&dir, state.step, checkpoints_keep, checkpoints_major_every as u64)? {
-            log::info!("deleted checkpoint {old} from {}", dir.display());
-        }
-        Ok(())
-    }
-
     /// llm.c's state before `step`.
-    fn state(&self, step: usize) -> State {
+    pub(super) fn state(&self, step: usize) -> State {
         State {
             step: step as u64,
             num_processes: 1,
@@ -149,7 +103,7 @@ impl Trainer {
         }
     }
 
-    fn extras(&self) -> Extras {
+    pub(super) fn extras(&self) -> Extras {
         let Trainer { replica, data, guards, .. } = self;
         Extras {
             shuffle: data.shuffle,
@@ -164,23 +118,6 @@ impl Trainer {
             dtype: replica.zero.params().dtype().to_string(),
             operand_dtype: Some(replica.dev.operand_dtype().to_string()),
             loss_scale: guards.scale,
-        }
-    }
-
-    /// Writes the parameters with the lowest validation loss so far, in runs that write
-    /// checkpoints.
-    pub(super) fn save_best(&mut self) -> Result<()> {
-        if self.files.output_dir.is_none() || self.files.checkpoint_every == 0 {
-            return Ok(());
-        }
-        let path = self.output_dir().map(|dir| dir.join("model_best.bin"));
-        let (config, params) = (self.replica.model.weights.config, self.replica.zero.params().clone());
-        self.replica.finish_params()?;
-        let Replica { zero, dev, .. } = &mut self.replica;
-        let source: &mut Source = &mut |_, start, out| zero.download(dev.as_mut(), &params, start, out);
-        match path {
-            Some(path) => model_bin::write(&path, &config, file_dtype(params.dtype()), source).map(|_| ()),
-            None => checkpoint::participate_in_model(&config, source),
         }
     }
 
@@ -278,7 +215,7 @@ impl Trainer {
 }
 
 /// The tensors of a checkpoint.
-struct Tensors {
+pub(super) struct Tensors {
     params: ParamBuffer,
     master: Option<ParamBuffer>,
     m: ParamBuffer,
@@ -286,14 +223,14 @@ struct Tensors {
 }
 
 impl Tensors {
-    fn of(replica: &Replica) -> Self {
+    pub(super) fn of(replica: &Replica) -> Self {
         let Optimizer { master, m, v, .. } = &replica.optimizer;
         let params = replica.zero.params().clone();
         Tensors { params, master: master.clone(), m: m.clone(), v: v.clone() }
     }
 
     /// The tensor of a kind. Without master weights, the parameters take their place.
-    fn get(&self, kind: TensorKind) -> &ParamBuffer {
+    pub(super) fn get(&self, kind: TensorKind) -> &ParamBuffer {
         match kind {
             TensorKind::Params => &self.params,
             TensorKind::Master => self.master.as_ref().unwrap_or(&self.params),

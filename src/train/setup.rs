@@ -2,6 +2,7 @@
 //! it once, fill it.
 
 use super::Trainer;
+use super::checkpoints::CheckpointWriter;
 use super::data::Data;
 use super::guards::Guards;
 use super::report::Report;
@@ -14,6 +15,7 @@ use crate::cli::ModelSource;
 use crate::cli::flags::trainer::{EvalFlags, OptimFlags, Shuffle, TrainArgs};
 use crate::config::ModelConfig;
 use crate::data::tokenizer::EOT;
+use crate::files::lock::DirLock;
 use crate::model::{BatchShape, ModelOptions};
 use crate::ops::Ops;
 use crate::optim::optimizer::HyperParams;
@@ -41,6 +43,7 @@ enum Start {
 pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Trainer> {
     let (mut dev, trace) = trace::open(args, dev)?;
     let quiet = !peers.process.is_rank0();
+    let lock = lock(args)?;
     let start = saying("reading the checkpoint", quiet, || Start::find(args))?;
     let config = start.config();
     let order = start.order()?;
@@ -70,6 +73,8 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
         progress: Progress::Before(first_step),
         best_val_loss: None,
         trace,
+        writer: lock.is_some().then(CheckpointWriter::start).transpose()?,
+        lock,
     };
     saying("filling the weights", quiet, || trainer.fill(start, args.model.seed))?;
     trainer.check_consistency(args)?;
@@ -77,10 +82,17 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
     // nothing.
     if let Some(dir) = trainer.output_dir().map(ToOwned::to_owned) {
         trainer.report.open(&dir, trainer.resumed_step)?;
+        trainer.prune()?;
     }
     // Until here a signal ends the process: there is nothing to save.
     trainer.stop.signals.listen(trainer.replica.zero.peers.process.is_rank0())?;
     Ok(trainer)
+}
+
+/// Locks the output directory, if this process writes to one.
+fn lock(args: &TrainArgs) -> Result<Option<DirLock>> {
+    let dir = args.files.output_dir.as_deref().filter(|_| args.process.is_rank0());
+    dir.map(DirLock::take).transpose().context("-o/--output-dir")
 }
 
 impl Trainer {

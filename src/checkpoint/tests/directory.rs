@@ -2,7 +2,8 @@
 
 use super::*;
 use serde::{Serialize, Serializer};
-use serde_json::json;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::process::Command;
 
 const CONFIG: ModelConfig = ModelConfig { maxT: 4, V: 5, Vp: 8, L: 2, NH: 1, C: 4, qkv_bias: true };
@@ -11,10 +12,14 @@ fn len() -> usize {
     ParamLayout::new(&CONFIG).len()
 }
 
+fn checkpoint(dtype: Dtype, state: State) -> Checkpoint {
+    Checkpoint { config: CONFIG, dtype, state: Some(state) }
+}
+
 fn save_step(dir: &Path, step: u64) {
     let tensors = Tensors::random(step, len());
     let trainer = json!({"loss": 1.5, "step": step});
-    save(dir, &CONFIG, Dtype::F32, &tiny_state(step, false, true), &trainer, &mut tensors.source()).unwrap();
+    checkpoint(Dtype::F32, tiny_state(step, false, true)).save(dir, &trainer, &mut tensors.source()).unwrap();
 }
 
 fn names(dir: &Path) -> Vec<String> {
@@ -25,15 +30,16 @@ fn names(dir: &Path) -> Vec<String> {
 }
 
 fn latest_step(dir: &Path) -> Option<u64> {
-    latest(dir).unwrap().step
+    latest::<Value>(dir).unwrap().step
 }
 
 #[test]
 fn what_is_saved_is_resumed() {
     let directory = tempfile::tempdir().unwrap();
-    let dir = directory.path().join("made/on/demand");
+    let dir = directory.path().join("out");
     assert_eq!(latest_step(&dir), None);
     ensure_fresh(&dir).unwrap();
+    fs::create_dir(&dir).unwrap();
     save_step(&dir, 9);
     save_step(&dir, 12);
     let expected = [
@@ -47,7 +53,7 @@ fn what_is_saved_is_resumed() {
         "state_00000012_00000.bin",
     ];
     assert_eq!(names(&dir), expected);
-    let found = latest(&dir).unwrap();
+    let found = latest::<Value>(&dir).unwrap();
     assert_eq!((found.step, found.warnings), (Some(12), vec![]));
 
     let checkpoint = Saved::open(&dir, 12, 0).unwrap();
@@ -86,7 +92,7 @@ fn damaged_checkpoints_are_passed_over_with_a_warning() {
         save_step(dir, 1);
         save_step(dir, 2);
         damage(dir);
-        let found = latest(dir).unwrap();
+        let found = latest::<Value>(dir).unwrap();
         assert_eq!((found.step, found.warnings.len()), (Some(1), 1), "{expected}");
         assert!(found.warnings[0].contains(expected), "{expected}: {}", found.warnings[0]);
         assert_eq!(found.warnings[0].lines().count(), 1);
@@ -114,12 +120,143 @@ fn flip(path: &Path, byte: usize) {
 }
 
 #[test]
-fn checkpoints_of_llm_c_have_no_run_file() {
+fn a_damaged_tensor_is_named() {
     let directory = tempfile::tempdir().unwrap();
-    save_step(directory.path(), 3);
-    fs::remove_file(run_path(directory.path(), 3)).unwrap();
-    assert_eq!(latest_step(directory.path()), Some(3));
-    assert!(Saved::open(directory.path(), 3, 0).unwrap().run.is_none());
+    let dir = directory.path();
+    let layout = ParamLayout::new(&CONFIG);
+    let (model, state) = (model_path(dir, 1), state_path(dir, 1, 0));
+    let cases = [
+        (&model, layout.range(Param::Qkvw).start, "tensor qkvw differs"),
+        (&state, layout.range(Param::Wpe).end - 1, "tensor m.wpe differs"),
+        (&state, len() + layout.range(Param::Lnfb).start, "tensor v.lnfb differs"),
+    ];
+    for (path, index, expected) in cases {
+        save_step(dir, 1);
+        flip(path, 1024 + 4 * index);
+        let warnings = latest::<Value>(dir).unwrap().warnings;
+        assert!(warnings.len() == 1 && warnings[0].contains(expected), "{expected}: {warnings:?}");
+    }
+}
+
+/// Each byte of each file of a checkpoint, changed or cut off.
+#[test]
+fn no_changed_byte_is_taken_in_silence() {
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path();
+    save_step(dir, 1);
+    save_step(dir, 2);
+    let tiny = |path: &Path| fs::metadata(path).unwrap().len();
+    for path in [done_path(dir, 2), run_path(dir, 2), model_path(dir, 2), state_path(dir, 2, 0)] {
+        let good = fs::read(&path).unwrap();
+        // All bytes of the small files, some of the large ones.
+        let step = if tiny(&path) < 4096 { 1 } else { 97 };
+        for byte in (0..good.len()).step_by(step) {
+            let mut damaged = good.clone();
+            damaged[byte] ^= 4;
+            fs::write(&path, damaged).unwrap();
+            let found = latest::<Value>(dir).unwrap();
+            assert_eq!((found.step, found.warnings.len()), (Some(1), 1), "{} at {byte}", path.display());
+            fs::write(&path, &good[..byte]).unwrap();
+            let found = latest::<Value>(dir).unwrap();
+            assert_eq!((found.step, found.warnings.len()), (Some(1), 1), "{} to {byte}", path.display());
+        }
+        fs::write(&path, &good).unwrap();
+    }
+    assert_eq!(latest_step(dir), Some(2));
+}
+
+/// Turns a checkpoint into one of an earlier version.
+fn make_early(dir: &Path, step: u64, edit: fn(&mut Value)) {
+    let mut run: Value = serde_json::from_slice(&fs::read(run_path(dir, step)).unwrap()).unwrap();
+    run["format"] = 1.into();
+    for file in run["files"].as_object_mut().unwrap().values_mut() {
+        file.as_object_mut().unwrap().remove("tensors");
+    }
+    edit(&mut run);
+    fs::write(run_path(dir, step), run.to_string()).unwrap();
+    fs::write(done_path(dir, step), "").unwrap();
+}
+
+#[test]
+fn checkpoints_of_earlier_versions_and_of_llm_c_are_read_with_a_warning() {
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path();
+    save_step(dir, 3);
+    make_early(dir, 3, |_| {});
+    let found = latest::<Value>(dir).unwrap();
+    assert_eq!((found.step, found.warnings.len()), (Some(3), 1));
+    assert!(found.warnings[0].contains("run_00000003.json"), "{:?}", found.warnings);
+    flip(&model_path(dir, 3), 1500);
+    assert!(latest::<Value>(dir).unwrap().warnings[0].contains("checksum"));
+    flip(&model_path(dir, 3), 1500);
+
+    fs::remove_file(run_path(dir, 3)).unwrap();
+    let found = latest::<Value>(dir).unwrap();
+    assert_eq!((found.step, found.warnings.len()), (Some(3), 1));
+    assert!(found.warnings[0].contains("no checksums"), "{:?}", found.warnings);
+    assert!(Saved::open(dir, 3, 0).unwrap().run.is_none());
+}
+
+#[test]
+fn a_run_file_that_vouches_for_other_files_is_refused() {
+    let edits: [(fn(&mut Value), &str); 5] = [
+        (|run| run["files"] = json!({}), "the digests of the checkpoint's other 2 files"),
+        (|run| run["files"]["/dev/zero"] = json!({"bytes": 1, "crc32": 1}), "found others"),
+        (|run| run["files"]["model_00000003.bin"]["crc"] = 1.into(), "unknown field `crc`"),
+        (|run| run["step"] = 4.into(), "run_00000003.json: expected step 3, found 4"),
+        (|run| run["trainer"] = "none".into(), "run_00000003.json"),
+    ];
+    for (edit, expected) in edits {
+        let directory = tempfile::tempdir().unwrap();
+        let dir = directory.path();
+        save_step(dir, 3);
+        make_early(dir, 3, edit);
+        let found = latest::<BTreeMap<String, f64>>(dir).unwrap();
+        assert_eq!((found.step, found.warnings.len()), (None, 1), "{expected}");
+        assert!(found.warnings[0].contains(expected), "{expected}: {}", found.warnings[0]);
+    }
+}
+
+/// A copy in memory gives the same bytes on the disk.
+#[test]
+fn a_copy_is_written_bit_for_bit() {
+    for (dtype, master, shuffle) in [(Dtype::F32, false, true), (Dtype::Bf16, true, false)] {
+        let [direct, copied] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let tensors = Tensors::random(7, len());
+        let checkpoint = checkpoint(dtype, tiny_state(7, master, shuffle));
+        checkpoint.save(direct.path(), &"trainer", &mut tensors.source()).unwrap();
+        let copy = checkpoint.copy(&mut tensors.source()).unwrap().unwrap();
+        checkpoint.save_copy(copied.path(), &"trainer", &copy).unwrap();
+        assert_eq!(names(copied.path()), names(direct.path()));
+        for name in names(direct.path()) {
+            let [a, b] = [&direct, &copied].map(|dir| fs::read(dir.path().join(&name)).unwrap());
+            assert!(a == b, "{name}");
+        }
+        let size = fs::metadata(state_path(direct.path(), 7, 0)).unwrap().len();
+        assert_eq!(size, tiny_state(7, master, shuffle).size(len()) as u64);
+    }
+}
+
+#[test]
+fn models_given_by_name_are_checked() {
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path();
+    save_step(dir, 1);
+    let best = Checkpoint { config: CONFIG, dtype: Dtype::F32, state: None };
+    best.save(dir, &(), &mut Tensors::random(1, len()).source()).unwrap();
+    let copy = best.copy(&mut Tensors::random(1, len()).source()).unwrap().unwrap();
+    best.save_copy(dir, &(), &copy).unwrap();
+    for (path, expected) in
+        [(model_path(dir, 1), "tensor wte differs"), (dir.join("model_best.bin"), "checksum")]
+    {
+        load_model(&path).unwrap();
+        flip(&path, 1024);
+        assert_refused(load_model(&path), &path, expected);
+        // Elsewhere nothing is known about it.
+        let other = dir.join("other.bin");
+        fs::copy(&path, &other).unwrap();
+        load_model(&other).unwrap();
+    }
 }
 
 #[test]
@@ -167,7 +304,7 @@ fn victim() {
         source(kind, start, out)
     };
     let state = tiny_state(2, true, true);
-    save(Path::new(dir), &CONFIG, Dtype::Bf16, &state, &Fatal(point == "Run"), &mut fatal).unwrap();
+    checkpoint(Dtype::Bf16, state).save(Path::new(dir), &Fatal(point == "Run"), &mut fatal).unwrap();
 }
 
 #[test]
@@ -188,7 +325,7 @@ fn a_killed_save_leaves_the_previous_checkpoint() {
                 .unwrap()
                 .status;
             assert_eq!(status.success(), point == "none", "{point}: {status}");
-            let found = latest(dir).unwrap();
+            let found = latest::<Value>(dir).unwrap();
             assert_eq!(
                 found.step,
                 Some(if point == "none" { 2 } else { 1 }),
@@ -220,7 +357,7 @@ fn a_kill_between_the_last_files_leaves_the_previous_checkpoint() {
     save_step(dir, 2);
     for path in [done_path(dir, 2), run_path(dir, 2), state_path(dir, 2, 0), model_path(dir, 2)] {
         fs::remove_file(path).unwrap();
-        let found = latest(dir).unwrap();
+        let found = latest::<Value>(dir).unwrap();
         assert_eq!((found.step, found.warnings), (Some(1), vec![]));
     }
 }
@@ -235,14 +372,14 @@ fn a_failed_save_is_one_line_and_harmless() {
         anyhow::ensure!(kind != TensorKind::V, "No space left on device");
         Ok(())
     };
-    let result = save(dir, &CONFIG, Dtype::F32, &tiny_state(2, false, false), &(), &mut full);
+    let second = checkpoint(Dtype::F32, tiny_state(2, false, false));
+    let result = second.save(dir, &(), &mut full);
     assert_refused(result, &state_path(dir, 2, 0), "No space left on device");
     assert_eq!(latest_step(dir), Some(1));
     assert!(!names(dir).iter().any(|name| name.ends_with(".tmp")));
     // A file where a directory should be.
     let file = model_path(dir, 1);
-    let result = save(&file, &CONFIG, Dtype::F32, &tiny_state(2, false, false), &(), &mut full);
-    assert_refused(result, &file, "cannot create");
+    assert_refused(second.save(&file, &(), &mut full), &file, "cannot");
 }
 
 #[test]
@@ -253,12 +390,16 @@ fn pruning_keeps_the_newest_and_the_major_ones() {
         for step in [10, 20, 30, 40, 50, 55] {
             save_step(dir, step);
         }
-        // A file of an unrelated run.
-        fs::write(dir.join("main.log"), "").unwrap();
-        fs::write(dir.join("model_00000015.bin"), "").unwrap();
+        // Files that are not of a checkpoint, of one that was not finished, and of a later one.
+        for other in ["main.log", "model_best.bin", "model_15.bin"] {
+            fs::write(dir.join(other), "").unwrap();
+        }
+        for unfinished in ["model_00000015.bin", "state_00000025_00000.bin", "state_00000060_00000.bin"] {
+            fs::write(dir.join(unfinished), "").unwrap();
+        }
         prune(dir, 50, keep, major_every).unwrap();
         let kept = steps(dir).unwrap();
-        assert_eq!(names(dir).len(), 4 * kept.len() + 2, "{:?}", names(dir));
+        assert_eq!(names(dir).len(), 4 * kept.len() + 4, "{:?}", names(dir));
         kept
     };
     assert_eq!(kept(0, 0), [10, 20, 30, 40, 50, 55]);
@@ -282,7 +423,7 @@ fn a_removal_cut_short_is_finished_by_the_next() {
         for path in &order[..gone] {
             fs::remove_file(path).unwrap();
         }
-        let found = latest(dir).unwrap();
+        let found = latest::<Value>(dir).unwrap();
         assert_eq!((found.step, found.warnings), (Some(2), vec![]));
         prune(dir, 2, 1, 0).unwrap();
         assert_eq!(names(dir).len(), 4, "{:?}", names(dir));

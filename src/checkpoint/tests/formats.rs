@@ -195,7 +195,7 @@ fn states_come_back_bit_for_bit() {
     for (master, shuffle) in [(false, false), (true, false), (false, true), (true, true)] {
         let state = tiny_state(7, master, shuffle);
         let tensors = Tensors::random(5, len);
-        state::write(&path, &state, len, &mut tensors.source()).unwrap();
+        write_state(&path, &state, len, &mut tensors.source()).unwrap();
         let reader = StateReader::open(&path, len).unwrap();
         assert_eq!(reader.state, state);
         let mut back = Tensors::poisoned(len);
@@ -215,7 +215,7 @@ fn the_state_layout_is_that_of_llm_c() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("state_00000007_00000.bin");
     let tensors = Tensors::random(5, 10);
-    state::write(&path, &tiny_state(7, true, true), 10, &mut tensors.source()).unwrap();
+    write_state(&path, &tiny_state(7, true, true), 10, &mut tensors.source()).unwrap();
     let bytes = fs::read(&path).unwrap();
     let i32_at = |at: usize| i32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
     let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
@@ -236,7 +236,7 @@ fn wrong_states_are_refused() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("state_00000007_00000.bin");
     let len = 10;
-    state::write(&path, &tiny_state(7, false, true), len, &mut Tensors::random(5, len).source()).unwrap();
+    write_state(&path, &tiny_state(7, false, true), len, &mut Tensors::random(5, len).source()).unwrap();
     let good = fs::read(&path).unwrap();
     // Byte offsets of the shuffle block.
     let (shards, samples) = (1104 / 4, 1124 / 4);
@@ -279,7 +279,7 @@ fn wrong_states_are_refused() {
     message(StateReader::open(&path, len + 1), &path);
     message(StateReader::open(&path, len - 1), &path);
     let too_far = tiny_state(1 << 31, false, false);
-    let result = state::write(&path, &too_far, len, &mut Tensors::random(5, len).source());
+    let result = write_state(&path, &too_far, len, &mut Tensors::random(5, len).source());
     assert_refused(result, &path, "more than the format can hold");
     assert_eq!(fs::read(&path).unwrap(), good);
 }
@@ -295,7 +295,7 @@ fn garbage_never_panics() {
     let model_bytes = fs::read(&path).unwrap();
     save_model(&safetensors, &model, Dtype::Bf16).unwrap();
     let safetensors_bytes = fs::read(&safetensors).unwrap();
-    state::write(&path, &tiny_state(7, false, true), 10, &mut Tensors::random(5, 10).source()).unwrap();
+    write_state(&path, &tiny_state(7, false, true), 10, &mut Tensors::random(5, 10).source()).unwrap();
     let state_bytes = fs::read(&path).unwrap();
     let mut bits = Bits(9);
     let mut refused = 0;

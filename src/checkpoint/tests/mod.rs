@@ -52,6 +52,11 @@ fn tiny_state(step: u64, use_master_weights: bool, shuffle: bool) -> State {
     }
 }
 
+/// Writes a state file with tensors of `len` elements.
+fn write_state(path: &Path, state: &State, len: usize, source: &mut Source) -> Result<()> {
+    crate::files::write(path, |out| state::encode(state, len, source, out))
+}
+
 /// The four tensors of a run, different for each `seed`.
 struct Tensors([Vec<f32>; 4]);
 
