@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::LazyLock;
 use std::time::Instant;
 use tempfile::TempDir;
-use warpsmith::checkpoint::{self, ModelFile, Saved, Source, State, TensorKind};
+use warpsmith::checkpoint::{self, Checkpoint, ModelFile, Saved, Source, State, TensorKind};
 use warpsmith::cli::flags::trainer::{TrainArgs, parse};
 use warpsmith::cli::{Parsed, Program};
 use warpsmith::config::ModelConfig;
@@ -95,8 +95,9 @@ proptest! {
             out.iter_mut().enumerate().for_each(|(i, x)| *x = value(kind, start + i));
             Ok(())
         };
-        checkpoint::save(directory.path(), &config, Dtype::F32, &state, &[1.5], source).unwrap();
-        prop_assert_eq!(checkpoint::latest(directory.path()).unwrap().step, Some(step));
+        let checkpoint = Checkpoint { config, dtype: Dtype::F32, state: Some(state.clone()) };
+        checkpoint.save(directory.path(), &[1.5], source).unwrap();
+        prop_assert_eq!(checkpoint::latest::<[f64; 1]>(directory.path()).unwrap().step, Some(step));
         let saved = Saved::open(directory.path(), step, 0).unwrap();
         prop_assert_eq!(&saved.state.state, &state);
         let mut elements = 0;
