@@ -16,7 +16,8 @@ mod read;
 mod scene;
 mod svg;
 
-use anyhow::{Context, Result};
+use crate::files;
+use anyhow::Result;
 use panel::{Panel, Rect};
 use read::Metrics;
 use scene::Scene;
@@ -78,7 +79,7 @@ fn overview(name: &str, metrics: &Metrics, panels: &[Panel]) -> Scene {
 fn write(dir: &Path, name: &str, scene: &Scene, written: &mut Vec<PathBuf>) -> Result<()> {
     for (extension, bytes) in [("svg", svg::write(scene).into_bytes()), ("png", png::paint(scene)?)] {
         let path = dir.join(name).with_extension(extension);
-        fs::write(&path, bytes).with_context(|| format!("cannot write the plot {}", path.display()))?;
+        files::write(&path, |out| Ok(out.write_all(&bytes)?))?;
         written.push(path);
     }
     Ok(())

@@ -1,8 +1,8 @@
 //! Reads `metrics.jsonl`: one JSON object per line, with a `step` and any numbers.
 
+use crate::files;
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value};
-use std::fs;
 use std::path::Path;
 
 /// Points `(step, value)`, ordered by step.
@@ -22,6 +22,9 @@ pub(super) struct Metrics {
     pub ms: f64,
 }
 
+/// Size limit of the file: some ten million steps.
+const FILE_BYTES: u64 = 1 << 31;
+
 /// Keys that are plotted, and the series for their points. Of several keys the first one in a line
 /// counts.
 type Target = fn(&mut Metrics) -> &mut Series;
@@ -34,14 +37,12 @@ const SERIES: [(&[&str], Target); 6] = [
     (&["hellaswag_acc_norm", "hellaswag_acc"], |m| &mut m.hellaswag),
 ];
 
-/// Reads the file. An incomplete last line (of a killed run), unknown keys and values that are not
-/// finite are ignored. An invalid line elsewhere is an error, because the file is then something
-/// else.
+/// Reads the file. An incomplete last line (of a killed run), unknown keys, negative steps and
+/// values that are not finite are ignored. An invalid line elsewhere is an error, because the file
+/// is then something else.
 pub(super) fn read(path: &Path) -> Result<Metrics> {
-    let bytes = fs::read(path).with_context(|| {
-        format!("cannot read {}: plotting needs the metrics file of a run", path.display())
-    })?;
-    let text = String::from_utf8_lossy(&bytes);
+    let bytes = files::read(path, FILE_BYTES).context("plotting needs the metrics file of a run")?;
+    let text = String::from_utf8_lossy(bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes));
     let lines: Vec<&str> = text.lines().collect();
     let mut metrics = Metrics::default();
     for (index, line) in lines.iter().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
@@ -66,7 +67,7 @@ pub(super) fn read(path: &Path) -> Result<Metrics> {
 impl Metrics {
     fn add(&mut self, object: &Map<String, Value>) {
         let number = |key: &str| object.get(key).and_then(Value::as_f64).filter(|v| v.is_finite());
-        let Some(step) = number("step") else { return };
+        let Some(step) = number("step").filter(|step| *step >= 0.0) else { return };
         for (keys, series) in &SERIES {
             if let Some(value) = keys.iter().find_map(|key| number(key)) {
                 series(self).push((step, value));
@@ -87,10 +88,10 @@ impl Metrics {
         if let Some((step, _)) = self.loss.last().or(self.val_loss.last()) {
             parts.push(format!("step {step}"));
         }
-        if let Some(tokens) = self.tokens {
+        if let Some(tokens) = self.tokens.filter(|tokens| tokens.is_finite()) {
             parts.push(format!("{} tokens", super::axis::short(tokens)));
         }
-        if self.ms > 0.0 {
+        if self.ms > 0.0 && self.ms.is_finite() {
             parts.push(format!("{} in training steps", duration(self.ms / 1000.0)));
         }
         parts.join("  |  ")
@@ -138,7 +139,8 @@ pub(super) fn smooth(series: &Series, window: f64) -> Series {
         let keep = 1.0 - 1.0 / (1.0 + index as f64 / 10.0).min(window.max(1.0));
         sum = keep * sum + (1.0 - keep) * value;
         weight = keep * weight + (1.0 - keep);
-        (step, sum / weight)
+        // Rounding must not exceed the largest number.
+        (step, (sum / weight).clamp(f64::MIN, f64::MAX))
     });
     average.collect()
 }

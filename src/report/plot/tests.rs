@@ -57,7 +57,7 @@ fn reading_names_what_is_wrong() {
     assert!(error("{\"step\":0,\"loss\":1}\nnonsense\n{\"step\":1,\"loss\":1}\n").contains("line 2"));
     assert!(error("").contains("no points"));
     assert!(error("{\"step\":1,\"note\":5}\n").contains("no points"));
-    let missing = plot_run(Path::new("/nowhere")).unwrap_err().to_string();
+    let missing = format!("{:#}", plot_run(Path::new("/nowhere")).unwrap_err());
     assert!(missing.contains("/nowhere/metrics.jsonl") && !missing.contains('\n'));
 }
 
@@ -153,6 +153,79 @@ fn a_run_becomes_svg_and_png_files() {
     }
     // The picture is not empty: text and curves compress worse than a blank page.
     assert!(fs::metadata(dir.path().join("plot.png")).unwrap().len() > 20_000);
+}
+
+/// The ends of what f64 can hold, in both signs, and close neighbors.
+const EXTREMES: [f64; 14] = [
+    0.0,
+    5e-324,
+    -5e-324,
+    1e-320,
+    2.3e-308,
+    -1e-300,
+    1e-9,
+    1.0,
+    1.0000000000000002,
+    -3.0,
+    1e15,
+    1e300,
+    1.7976931348623157e308,
+    -1.7e308,
+];
+
+#[test]
+fn axes_of_any_numbers_have_places_and_few_ticks() {
+    let pairs = EXTREMES.iter().flat_map(|&a| EXTREMES.map(|b| [a, b]));
+    for values in pairs {
+        let steps = values.map(f64::abs);
+        let mut axes = vec![
+            (Axis::linear(values.into_iter(), false, 6), values),
+            (Axis::linear(values.into_iter(), true, 6), values),
+            (Axis::steps(steps.into_iter(), 7), steps),
+        ];
+        axes.extend(Axis::log(values.into_iter()).map(|axis| (axis, values)));
+        for (axis, values) in axes {
+            assert!((1..=100).contains(&axis.ticks.len()), "{values:?}: {axis:?}");
+            let numbers = values.into_iter().chain(axis.ticks.iter().copied());
+            for number in numbers.filter(|number| !axis.log || *number > 0.0) {
+                let place = axis.place(number);
+                assert!((-0.01..=1.01).contains(&place), "{values:?}: {number} at {place} of {axis:?}");
+                let text = short(number);
+                assert!(text.len() < 12 && !text.contains("inf") && !text.contains("NaN"), "{text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_run_with_extreme_numbers_is_drawn() {
+    for values in [[-5e-324, 5e-324], [1.7e308, -1.7e308], [1.7976931348623157e308, 5e-324], [0.0, 0.0]] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut text = String::from("\u{feff}{\"step\":-1e308,\"loss\":1}\n");
+        for (step, value) in (0..40).map(|i| (f64::from(i) * 4e306, values[i as usize % 2])) {
+            let keys = ["loss", "val_loss", "lr", "norm", "tok_per_s", "ms", "hellaswag_acc"];
+            let fields = keys.map(|key| format!("\"{key}\":{value:e}")).join(",");
+            writeln!(text, "{{\"step\":{step:e},{fields}}}").unwrap();
+        }
+        fs::write(dir.path().join("metrics.jsonl"), text).unwrap();
+        let written = plot_run(dir.path()).unwrap();
+        assert_eq!(written.len(), 14);
+        for path in written.iter().filter(|path| path.extension().is_some_and(|e| e == "svg")) {
+            let svg = fs::read_to_string(path).unwrap();
+            assert!(!svg.contains("NaN") && !svg.contains("inf"), "{values:?}: {}", path.display());
+        }
+    }
+}
+
+#[test]
+fn plots_are_whole_or_not_there() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("metrics.jsonl"), "{\"step\":0,\"val_loss\":5.1}\n").unwrap();
+    fs::create_dir(dir.path().join("validation_loss.svg")).unwrap();
+    let error = format!("{:#}", plot_run(dir.path()).unwrap_err());
+    assert!(error.contains("validation_loss.svg") && !error.contains('\n'), "{error}");
+    let names = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    assert!(names.into_iter().all(|name| !name.ends_with(files::TEMPORARY)));
 }
 
 #[test]
