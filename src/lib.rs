@@ -87,3 +87,4 @@ pub mod simd;
 pub mod tensor;
 pub mod trace;
 pub mod train;
+pub mod words;

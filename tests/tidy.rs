@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 const MAY_USE: &[(&str, &[&str])] = &[
     ("tensor", &[]),
     ("config", &[]),
+    ("words", &[]),
     ("files", &[]),
     ("llmc", &["files"]),
     ("simd", &[]),
@@ -23,7 +24,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("sharding", &["config", "ops", "params", "tensor"]),
     ("model", &["config", "ops", "params", "rng", "sharding", "tensor"]),
     ("optim", &["ops", "sharding", "tensor"]),
-    ("data", &["files", "llmc", "rng"]),
+    ("data", &["files", "llmc", "rng", "words"]),
     ("checkpoint", &["config", "data", "files", "llmc", "params", "rng", "tensor"]),
     ("parallel", &["files", "libraries", "ops", "tensor"]),
     ("recorder", &["ops", "parallel", "tensor"]),
@@ -31,10 +32,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("replica", &["config", "data", "model", "ops", "optim", "parallel", "sharding", "tensor"]),
     ("roofline", &["config", "data", "gpus", "model", "ops", "optim", "parallel", "params", "recorder", "replica", "report", "sharding", "tensor", "trace"]),
     ("sample", &["data", "model", "ops", "rng"]),
-    ("eval", &["config", "data", "files", "llmc", "model", "ops", "tensor"]),
+    ("eval", &["config", "data", "files", "llmc", "model", "ops", "tensor", "words"]),
     ("cli", &["config", "device", "model", "optim", "parallel", "roofline", "sharding", "tensor"]),
-    ("train", &["checkpoint", "cli", "config", "data", "eval", "files", "gpus", "model", "ops", "optim", "parallel", "params", "replica", "report", "sample", "sharding", "tensor", "trace"]),
-    ("app", &["checkpoint", "cli", "config", "data", "device", "eval", "files", "model", "ops", "parallel", "replica", "report", "roofline", "sample", "sharding", "tensor", "train"]),
+    ("train", &["checkpoint", "cli", "config", "data", "eval", "files", "gpus", "model", "ops", "optim", "parallel", "params", "replica", "report", "sample", "sharding", "tensor", "trace", "words"]),
+    ("app", &["checkpoint", "cli", "config", "data", "device", "eval", "files", "model", "ops", "parallel", "replica", "report", "roofline", "sample", "sharding", "tensor", "train", "words"]),
 ];
 
 /// Files that may contain `unsafe`, as prefixes.

@@ -107,6 +107,9 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     let shape = BatchShape { B: args.batch_size, T };
     let loader = args.val.as_deref().map(|pattern| open_validation(pattern, shape, &config)).transpose()?;
     let questions = args.hellaswag.as_ref().map(HellaSwag::open).transpose()?;
+    if let Some(warning) = questions.as_ref().map(|q| q.check(&config)).transpose()?.flatten() {
+        log::warn!("{warning}");
+    }
     let options = ModelOptions {
         B: shape.B,
         T,

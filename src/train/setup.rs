@@ -52,6 +52,7 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
     let plan = ReplicaPlan::new(config, options, dev.as_ref())?;
     let schedule = args.schedule(args.train_steps(data.train.num_tokens())?);
     check_samples(&args.eval, &config)?;
+    check_questions(&data, &config, &peers.process)?;
     start.check_step(schedule.total_steps)?;
     trace.iter().try_for_each(|trace| trace.check_steps(schedule.total_steps, start.resumed_step()))?;
     let mut report = Report::new(schedule.total_steps, quiet);
@@ -165,6 +166,16 @@ fn check_samples(eval: &EvalFlags, config: &ModelConfig) -> Result<()> {
         eval.sample_every,
         config.V
     );
+    Ok(())
+}
+
+/// Refuses questions that the model cannot answer, and says how many are left out.
+fn check_questions(data: &Data, config: &ModelConfig, process: &Process) -> Result<()> {
+    let Some(questions) = &data.hellaswag else { return Ok(()) };
+    let warning = questions.check(config)?;
+    if let Some(warning) = warning.filter(|_| process.is_rank0()) {
+        log::warn!("{warning}");
+    }
     Ok(())
 }
 

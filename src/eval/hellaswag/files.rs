@@ -13,6 +13,9 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
 use std::path::Path;
 
+/// Size limit of a file. HellaSwag's largest has 48 MB.
+const FILE_BYTES: u64 = 1 << 30;
+
 /// Marks the start of an example. It cannot be a token: GPT-2 has fewer.
 const START: u16 = u16::MAX;
 
@@ -23,11 +26,11 @@ impl HellaSwag {
     /// One line that names the file, the line or example, and the field at fault.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let bytes = std::fs::read(path).map_err(|e| {
-            anyhow!("{}: {e}; expected HellaSwag's hellaswag_val.jsonl or llm.c's .bin of it", path.display())
-        })?;
+        let bytes = files::read(path, FILE_BYTES)
+            .map_err(|e| anyhow!("{e:#}; expected HellaSwag's hellaswag_val.jsonl or llm.c's .bin of it"))?;
+        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
         let is_json = bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{');
-        let examples = if is_json { parse_jsonl(&bytes) } else { parse_bin(&bytes) };
+        let examples = if is_json { parse_jsonl(bytes) } else { parse_bin(bytes) };
         let examples = examples.map_err(|e| anyhow!("{}: {e:#}", path.display()))?;
         ensure!(!examples.is_empty(), "{}: no examples", path.display());
         Ok(HellaSwag { path: path.to_path_buf(), examples })
@@ -198,6 +201,8 @@ mod tests {
         assert_eq!(data.examples.iter().map(|e| e.label).collect::<Vec<_>>(), [3, 1]);
         assert_eq!(data.examples[1].longest(), 7);
         assert_eq!(data.longest(), data.examples[0].longest());
+        let marked = open(["\u{feff}", JSONL].concat()).unwrap();
+        assert_eq!(marked.examples, data.examples, "a byte-order mark is skipped");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Scoring: the loss of each ending's tokens given the context, summed (`acc`) and averaged
 //! (`acc_norm`).
 
-use super::{ENDINGS, Example, HellaSwag};
+use super::{ENDINGS, HellaSwag};
 use crate::model::hooks::LayerHooks;
 use crate::model::{BatchShape, GPT2};
 use crate::ops::Ops;
@@ -76,8 +76,8 @@ fn argmin(values: &[f32; ENDINGS]) -> usize {
 pub struct Evaluation {
     /// In order of index.
     pub items: Vec<Item>,
-    /// The number of examples with a row longer than the model's context, whose text lost its
-    /// start. A log should say so.
+    /// The number of these with a row longer than the model's context, whose text lost its start.
+    /// A log should say so.
     pub truncated: usize,
 }
 
@@ -132,18 +132,19 @@ impl<'a> Row<'a> {
     }
 }
 
-/// Scores examples `rank`, `rank + world`, … of `data`.
+/// Scores examples `rank`, `rank + world`, … of `data`, except those with an ending longer than the
+/// model's context.
 ///
 /// Each batch takes as many rows as the model's buffers hold, the longest first so that there is
 /// little padding; batching changes results only by rounding. `progress` gets the number of
 /// examples done and their total.
 ///
 /// # Errors
-/// If a token is not in the model's vocabulary, an ending alone is longer than its context, or a
-/// loss is NaN.
+/// If a loss is NaN.
 ///
 /// # Panics
-/// If the longest row, cut to `maxT`, has more tokens than the model's buffers have rows.
+/// If [`HellaSwag::check`] refuses the model, or the longest row, cut to `maxT`, has more tokens
+/// than the model's buffers have rows.
 pub fn evaluate(
     model: &GPT2,
     dev: &mut dyn Ops,
@@ -153,11 +154,8 @@ pub fn evaluate(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Evaluation> {
     let config = &model.weights.config;
-    let order = examples_of(data, rank, world);
-    for &i in &order {
-        check(&data.examples[i], config.V, config.maxT)
-            .map_err(|e| anyhow::anyhow!("{}: example {i}: {e}", data.path.display()))?;
-    }
+    data.check(config).expect("checked before the first evaluation");
+    let order = examples_of(data, (rank, world), config.maxT);
     let rows = rows_of(data, &order, config.maxT);
 
     let mut items: Vec<Item> = Vec::with_capacity(order.len());
@@ -191,7 +189,8 @@ pub fn evaluate(
     }
     let passes: Vec<usize> = (0..world)
         .map(|rank| {
-            count_passes(&rows_of(data, &examples_of(data, rank, world), config.maxT), model.acts.rows)
+            let examples = examples_of(data, (rank, world), config.maxT);
+            count_passes(&rows_of(data, &examples, config.maxT), model.acts.rows)
         })
         .collect();
     for _ in passes[rank]..passes.iter().copied().max().unwrap_or(0) {
@@ -202,9 +201,10 @@ pub fn evaluate(
     Ok(Evaluation { items, truncated })
 }
 
-/// The examples of a rank, the longest first.
-fn examples_of(data: &HellaSwag, rank: usize, world: usize) -> Vec<usize> {
+/// The examples of a rank that fit, the longest first.
+fn examples_of(data: &HellaSwag, (rank, world): (usize, usize), maxT: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (rank..data.examples.len()).step_by(world).collect();
+    order.retain(|&i| data.examples[i].fits(maxT));
     order.sort_by_key(|&i| std::cmp::Reverse(data.examples[i].longest()));
     order
 }
@@ -222,18 +222,6 @@ fn count_passes(mut rows: &[Row], capacity: usize) -> usize {
         passes += 1;
     }
     passes
-}
-
-/// Checks that the model can score this example.
-fn check(example: &Example, V: usize, maxT: usize) -> Result<()> {
-    for &token in example.ctx.iter().chain(example.endings.iter().flatten()) {
-        ensure!(usize::from(token) < V, "has token {token}, but the model knows {V} tokens");
-    }
-    for (i, ending) in example.endings.iter().enumerate() {
-        let len = ending.len();
-        ensure!(len <= maxT, "ending {i} has {len} tokens, more than the model's context of {maxT}");
-    }
-    Ok(())
 }
 
 /// Takes as many of the next rows as fit into `capacity` tokens when padded to the longest of them.
@@ -271,6 +259,7 @@ mod tests {
     use super::*;
     use crate::config::ModelConfig;
     use crate::device::cpu::Cpu;
+    use crate::eval::hellaswag::Example;
     use crate::eval::testing::{cpu, randomize};
     use crate::model::ModelOptions;
     use crate::model::activations::Recompute;
@@ -412,16 +401,40 @@ mod tests {
     }
 
     #[test]
-    fn what_the_model_cannot_score_is_an_error() {
-        let message = |maxT, change: fn(&mut Example)| {
-            let mut data = data();
-            change(&mut data.examples[2]);
-            evaluate_all(maxT, 256, &data).unwrap_err().to_string()
-        };
-        let text = message(64, |e| e.endings[3] = vec![50257]);
-        assert!(text.contains("made-up.bin: example 2: has token 50257"), "{text}");
-        let text = message(12, |e| e.endings[1] = vec![5; 13]);
-        assert!(text.contains("example 2: ending 1 has 13 tokens"), "{text}");
+    fn examples_with_an_ending_beyond_the_context_are_left_out_and_counted() {
+        let maxT = 12;
+        let (mut dev, model) = model(maxT, maxT);
+        let mut data = data();
+        data.examples[2].endings[1] = vec![5; maxT + 1];
+        // Its first ending is all that fits: one token of the context stays.
+        data.examples[3].endings[0] = vec![5; maxT];
+        let warning = data.check(&model.weights.config).unwrap().unwrap();
+        let expected =
+            "made-up.bin: leaves out 1 example of 7, as an ending is longer than the model's context";
+        assert!(warning.starts_with(expected), "{warning}");
+        let mut whole = HellaSwagScore::default();
+        for rank in 0..3 {
+            let part = evaluate(&model, &mut dev, &mut NoHooks, &data, (rank, 3), &mut |_, _| {}).unwrap();
+            assert!(part.items.iter().all(|item| item.index != 2 && item.index % 3 == rank));
+            whole = whole + part.score();
+        }
+        assert_eq!(whole.total, data.examples.len() - 1);
+        for example in &mut data.examples {
+            example.endings[3] = vec![5; maxT + 1];
+        }
+        let error = data.check(&model.weights.config).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "made-up.bin: every example has an ending longer than the model's context of 12 tokens"
+        );
+    }
+
+    #[test]
+    fn tokens_outside_the_vocabulary_are_refused_before_any_evaluation() {
+        let mut data = data();
+        data.examples[2].endings[3] = vec![50257];
+        let error = data.check(&ModelConfig::new(64, 1, 2, 16)).unwrap_err().to_string();
+        assert_eq!(error, "made-up.bin: example 2 has token 50257, but the model knows 50257 tokens");
     }
 
     #[test]
