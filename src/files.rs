@@ -51,8 +51,8 @@ pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The kind of something that is not a regular file.
-fn kind(metadata: &Metadata) -> &'static str {
+/// The kind of something that is not a regular file, in words.
+pub fn kind(metadata: &Metadata) -> &'static str {
     if metadata.is_dir() {
         return "a directory";
     }
@@ -65,6 +65,9 @@ fn kind(metadata: &Metadata) -> &'static str {
         }
         if kind.is_char_device() || kind.is_block_device() {
             return "a device";
+        }
+        if kind.is_socket() {
+            return "a socket";
         }
     }
     "a special file"

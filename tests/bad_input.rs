@@ -73,6 +73,63 @@ fn token_shards() {
     refuse(corpus.train().args(["-i", "x_train_*.bin", "-t", "8000"]), &["-i"]);
 }
 
+/// A shard so long that no step reaches its end in time.
+fn long_shard(path: &std::path::Path, last: u16) {
+    let mut writer = warpsmith::data::shard::ShardWriter::create(path).unwrap();
+    writer.write(&vec![7; 4_000_000]).unwrap();
+    writer.write(&[last]).unwrap();
+    writer.seal().unwrap().publish().unwrap();
+}
+
+/// The number of steps that a refused run took, and its error.
+fn steps_before_error(mut command: std::process::Command) -> (usize, String) {
+    let output = command.output().unwrap();
+    let error = common::stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert_eq!(error.lines().count(), 1, "{error}");
+    (common::stdout(&output).lines().filter(|line| line.starts_with("step ")).count(), error)
+}
+
+#[test]
+fn a_bad_token_at_the_end_of_a_shard_ends_the_run_early() {
+    let corpus = Corpus::new();
+    long_shard(&corpus.path("long.bin"), 50_300);
+    let mut command = corpus.train();
+    command.args("-i long.bin -x 100000 --shuffle off".split(' '));
+    let (steps, error) = steps_before_error(command);
+    assert!(error.contains("long.bin: token 4000000 is 50300, outside the vocabulary of 50257"), "{error}");
+    assert!(steps < 1000, "{steps} steps");
+}
+
+#[test]
+fn a_shard_cut_short_during_a_run_is_an_error() {
+    use std::io::{BufRead, BufReader, Read};
+    let corpus = Corpus::new();
+    long_shard(&corpus.path("long.bin"), 8);
+    let mut command = corpus.train();
+    command.args("-i long.bin -x 100000".split(' '));
+    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let mut run = command.spawn().unwrap();
+    let mut lines = BufReader::new(run.stdout.take().unwrap()).lines();
+    lines.find(|line| line.as_ref().unwrap().starts_with("step "));
+    fs::File::options().write(true).open(corpus.path("long.bin")).unwrap().set_len(2000).unwrap();
+    lines.for_each(|line| drop(line.unwrap()));
+    let mut error = String::new();
+    run.stderr.take().unwrap().read_to_string(&mut error).unwrap();
+    assert_eq!(run.wait().unwrap().code(), Some(2), "{error}");
+    assert!(error.contains("long.bin: expected 8001026 bytes, found 2000; it was cut short"), "{error}");
+    assert_eq!(error.lines().count(), 1, "{error}");
+}
+
+#[test]
+fn a_training_pattern_that_takes_the_validation_shard_along_is_a_warning() {
+    let corpus = Corpus::new();
+    let warning = |flags: &str| common::stderr(&succeed(corpus.train().args(flags.split(' '))));
+    let warned = warning("-i x_*.bin -x 1 -v 1 -m 1");
+    assert!(warned.contains("warning: -i and -j both match x_val_000000.bin"), "{warned}");
+    assert!(!warning("-x 1 -v 1 -m 1").contains("both match"));
+}
+
 #[test]
 fn checkpoints() {
     let corpus = Corpus::new();

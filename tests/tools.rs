@@ -58,6 +58,143 @@ fn text_and_json_lines_become_shards() {
     assert!(left.is_empty(), "{left:?}");
 }
 
+/// Runs `data`. Returns its standard output and standard error.
+fn data(dir: &Path, line: &str) -> (String, String) {
+    let output = succeed(&mut warpsmith(dir, &format!("data {line}")));
+    (stdout(&output), common::stderr(&output))
+}
+
+/// The text of all shards of `out`, in order.
+fn text_of(dir: &Path, out: &str) -> String {
+    let tokens = |path: std::path::PathBuf| {
+        let bytes = fs::read(path).unwrap();
+        bytes[1024..].chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect::<Vec<_>>()
+    };
+    let names = ["data_val_000000.bin", "data_train_000001.bin"];
+    let tokens = names.map(|name| tokens(dir.join(out).join(name))).concat();
+    String::from_utf8(warpsmith::data::tokenizer::Vocabulary::gpt2().decode_bytes(&tokens)).unwrap()
+}
+
+#[test]
+fn input_is_what_it_holds_whatever_its_name() {
+    let corpus = Corpus::new();
+    let dir = corpus.dir.path();
+    let lines = "{\"text\": \"One.\"}\n{\"text\": \"Two.\"}\n";
+    let expected = "<|endoftext|>One.<|endoftext|>Two.";
+    fs::write(dir.join("a.txt"), lines).unwrap();
+    fs::write(dir.join("b.json"), "[{\"text\": \"One.\"},\n {\"text\": \"Two.\"}]").unwrap();
+    fs::write(dir.join("c.txt"), "\u{feff}One.<|endoftext|>\nTwo.").unwrap();
+    for name in ["a.txt", "b.json", "c.txt"] {
+        let (report, warnings) = data(dir, &format!("{name} -o o --val-tokens 2 --force"));
+        assert!(report.contains("2 documents, "), "{report}");
+        assert_eq!(report.contains("split at 1 <|endoftext|>; --split-on none"), name == "c.txt", "{report}");
+        assert!(!warnings.contains("warning"), "{warnings}");
+        assert_eq!(text_of(dir, "o"), expected, "{name}");
+    }
+    for file in ["a.txt", "b.json"] {
+        let mut piped = warpsmith(dir, "data - -o p --val-tokens 2 --force");
+        succeed(piped.stdin(fs::File::open(dir.join(file)).unwrap()));
+        assert_eq!(text_of(dir, "p"), expected);
+    }
+    let (report, _) = data(dir, "c.txt -o o --val-tokens 2 --force --split-on none");
+    assert!(report.starts_with("1 document, "), "{report}");
+
+    fs::write(dir.join("odd.txt"), "{\"body\": \"words of a text\"}\n").unwrap();
+    let (_, warnings) = data(dir, "odd.txt -o o --val-tokens 2 --force");
+    assert!(warnings.contains("warning: odd.txt: looks like JSON, and is read as text"), "{warnings}");
+    refuse(
+        &mut warpsmith(dir, "data c.txt -o q --json-field text"),
+        &["c.txt", "--json-field text", "found text"],
+    );
+    fs::write(dir.join("t.parquet"), b"PAR1\x15\x04").unwrap();
+    refuse(
+        &mut warpsmith(dir, "data t.parquet -o q"),
+        &["t.parquet", "a parquet file; export it as JSON lines"],
+    );
+    fs::write(dir.join("nul.txt"), b"some\0text").unwrap();
+    refuse(&mut warpsmith(dir, "data nul.txt -o q"), &["nul.txt: byte 4 is NUL"]);
+    fs::write(dir.join("empty.txt"), "").unwrap();
+    refuse(&mut warpsmith(dir, "data empty.txt -o q"), &["the input is empty"]);
+
+    fs::write(dir.join("crlf.txt"), "One.\r\n\r\nTwo.\r\n").unwrap();
+    let (_, warnings) = data(dir, r"crlf.txt -o o --val-tokens 2 --force --split-on \n\n");
+    assert!(warnings.contains(r"--split-on \n\n: not found"), "{warnings}");
+    assert!(warnings.contains(r"lines of this text end in \r\n"), "{warnings}");
+}
+
+#[test]
+fn bad_json_lines_are_left_out_if_asked_and_counted() {
+    let corpus = Corpus::new();
+    let dir = corpus.dir.path();
+    let bad =
+        ["{\"text\": null}", "{\"text\": \"\\ud83d\"}", "{\"text\": \"a\", \"x\": NaN}", "{\"text\": \"cut"];
+    fs::write(dir.join("a.jsonl"), format!("{{\"text\": \"Good <|endoftext|> text.\"}}\n{}", bad.join("\n")))
+        .unwrap();
+    refuse(
+        &mut warpsmith(dir, "data a.jsonl -o o --val-tokens 2"),
+        &["a.jsonl:2: field \"text\" is not a string"],
+    );
+    let (report, warnings) = data(dir, "a.jsonl -o o --val-tokens 2 --skip-bad-lines");
+    assert!(report.starts_with("1 document, "), "{report}");
+    assert!(warnings.contains("left out 4 lines; the first is a.jsonl:2: field"), "{warnings}");
+    assert!(warnings.contains("<|endoftext|> is ordinary text 1 time; --allow-special"), "{warnings}");
+    let (_, warnings) = data(dir, "a.jsonl -o o --val-tokens 2 --skip-bad-lines --allow-special --force");
+    assert!(!warnings.contains("ordinary"), "{warnings}");
+    // The tokens are the start, a word, a space, the mark, a word and the full stop.
+    assert_eq!(fs::metadata(dir.join("o/data_train_000001.bin")).unwrap().len(), 1024 + 2 * (6 - 2));
+}
+
+#[cfg(unix)]
+#[test]
+fn folders_with_pipes_and_their_own_output_are_read() {
+    let corpus = Corpus::new();
+    let dir = corpus.dir.path();
+    fs::create_dir(dir.join("in")).unwrap();
+    fs::write(dir.join("in/a.txt"), "Some words of a text.").unwrap();
+    assert!(Command::new("mkfifo").arg(dir.join("in/pipe")).status().unwrap().success());
+    std::os::unix::fs::symlink("nowhere", dir.join("in/dangling")).unwrap();
+    let expected = "warning: passes over 2 names that cannot be read as files: \
+                    in/dangling (a dangling link), in/pipe (a named pipe)";
+    for _ in 0..2 {
+        let (_, warnings) = data(dir, "in -o in --val-tokens 2 --force");
+        assert!(warnings.contains(expected), "{warnings}");
+        assert_eq!(text_of(dir, "in"), "<|endoftext|>Some words of a text.");
+    }
+    refuse(&mut warpsmith(dir, "data in/pipe -o o"), &["in/pipe", "a named pipe", "data - < FILE"]);
+    assert!(!dir.join("o").exists());
+}
+
+#[test]
+fn tokens_of_other_programs_become_shards_that_train() {
+    let corpus = Corpus::new();
+    let dir = corpus.dir.path();
+    let shard = fs::read(dir.join("x_train_000001.bin")).unwrap();
+    fs::write(dir.join("train.bin"), &shard[1024..]).unwrap();
+    let dict = "{'descr': '<u2', 'fortran_order': False, 'shape': (5000,), }\n";
+    let start = [b"\x93NUMPY\x01\0", &(dict.len() as u16).to_le_bytes()[..], dict.as_bytes()].concat();
+    fs::write(dir.join("x.npy"), [&start, &shard[1024..]].concat()).unwrap();
+    for (name, flag) in [("train.bin", " --raw-tokens"), ("x.npy", "")] {
+        let advice = format!("warpsmith convert {name} OUT.bin{flag}");
+        refuse(corpus.train().args(["-i", name]), &[name, "make a shard of it", &advice]);
+        let report = stdout(&succeed(&mut warpsmith(dir, &format!("convert {name} {name}.bin{flag}"))));
+        assert_eq!(report, format!("{name}.bin: 5000 tokens\n"));
+        assert!(fs::read(dir.join(format!("{name}.bin"))).unwrap() == shard, "{name}");
+    }
+    refuse(&mut warpsmith(dir, "data x.npy -o o"), &["x.npy: a NumPy file", "warpsmith convert"]);
+}
+
+#[test]
+fn prompts_may_hold_the_end_of_text() {
+    let corpus = Corpus::new();
+    trained(&corpus);
+    let sample = |prompt: &str| {
+        let line = "sample --model log --max-tokens 8 --temperature 0 --prompt";
+        stdout(&succeed(warpsmith(corpus.dir.path(), line).arg(prompt)))
+    };
+    // Both start from the one token <|endoftext|>.
+    assert_eq!(sample("<|endoftext|>"), format!("<|endoftext|>{}", sample("")));
+}
+
 /// Trains a model for a few steps.
 fn trained(corpus: &Corpus) {
     succeed(corpus.train().args("-l 1e-2 -x 20 -n 20 -v 10 -m 4 -o log".split(' ')));
@@ -160,6 +297,13 @@ fn hellaswag_runs_during_training() {
     let text = stdout(&succeed(corpus.train().args(flags.split(' ')).arg(questions)));
     assert!(text.contains("HellaSwag: "), "{text}");
     assert!(fs::read_to_string(corpus.path("log/main.log")).unwrap().contains(" eval:"));
+
+    let short = flags.replace("--context 128", "--context 8 -t 8").replace(" -o log", "");
+    let output = succeed(corpus.train().args(short.split(' ')).arg(questions));
+    assert!(stdout(&output).contains("HellaSwag: "), "{}", stdout(&output));
+    let warnings = common::stderr(&output);
+    assert!(warnings.contains("hellaswag_small.jsonl: leaves out "), "{warnings}");
+    assert!(warnings.contains("longer than the model's context of 8 tokens"), "{warnings}");
 }
 
 #[test]

@@ -1,12 +1,14 @@
 //! `warpsmith data` and `warpsmith stories`: text to token shards.
 
 use crate::app::print;
-use crate::cli::flags::warpsmith::{Amount, DataArgs, StoriesArgs};
-use crate::data::prepare::{DEFAULT_SHARD_SIZE, PrepareOptions, PrepareReport, prepare};
+use crate::cli::flags::warpsmith::{Amount, ConvertArgs, DataArgs, StoriesArgs};
+use crate::data::imported;
+use crate::data::prepare::{DEFAULT_SHARD_SIZE, PrepareOptions, PrepareReport, Split, prepare};
 use crate::data::stories::story;
-use crate::data::tokenizer::encode_ordinary;
+use crate::data::tokenizer::{EOT_TEXT, encode_ordinary};
 use crate::files;
 use crate::report::progress::Progress;
+use crate::words::count;
 use anyhow::{Context, Result, ensure};
 use rayon::prelude::*;
 use std::cell::RefCell;
@@ -17,8 +19,14 @@ pub fn data(args: &DataArgs) -> Result<()> {
         inputs: args.inputs.clone(),
         output: args.output.clone(),
         name: args.name.clone(),
-        split_on: args.split_on.clone(),
+        split: match args.split_on.as_deref() {
+            None => Split::EndOfText,
+            Some("none") => Split::Never,
+            Some(separator) => Split::On(separator.to_owned()),
+        },
         json_field: args.json_field.clone(),
+        skip_bad_lines: args.skip_bad_lines,
+        allow_special: args.allow_special,
         shard_size: args.shard_size as u64,
         val_tokens: args.val_tokens.map(|tokens| tokens as u64),
         force: args.force,
@@ -38,43 +46,57 @@ fn prepare_with_progress(options: &PrepareOptions) -> Result<PrepareReport> {
 }
 
 fn print_report(report: &PrepareReport) -> Result<()> {
-    let PrepareReport { input_bytes, documents, val_tokens, train_tokens, shards } = report;
-    let tokens = format!("{val_tokens} validation and {train_tokens} training tokens");
-    print(format_args!("{documents} documents, {input_bytes} bytes: {tokens}\n"))?;
+    let PrepareReport { input_bytes, val_tokens, train_tokens, shards, .. } = report;
+    if report.end_of_text_marks > 0 {
+        let marks = report.end_of_text_marks;
+        print(format_args!("split at {marks} {EOT_TEXT}; --split-on none keeps them as text\n"))?;
+    }
+    let documents = count(report.documents, "document");
+    let (bytes, train) = (count(*input_bytes, "byte"), count(*train_tokens, "training token"));
+    print(format_args!("{documents}, {bytes}: {val_tokens} validation and {train}\n"))?;
     for path in shards {
         print(format_args!("{}\n", path.display()))?;
     }
     Ok(())
 }
 
-/// Separator of stories in a text file, on a line of its own, as corpora of stories have it.
-const SEPARATOR: &str = "<|endoftext|>";
+/// Makes a token shard of another program's tokens.
+pub fn convert_tokens(args: &ConvertArgs) -> Result<()> {
+    let out = args.output.display();
+    let is_shard = args.output.extension().is_some_and(|end| end == "bin");
+    ensure!(is_shard, "convert: expected OUT to end in .bin for tokens, found {out}");
+    let tokens = imported::convert(&args.input, &args.output, args.raw_tokens)?;
+    print(format_args!("{out}: {}\n", count(tokens, "token")))
+}
 
 /// Stories that are tokenized to estimate how many make up a number of tokens.
 const MEASURED_STORIES: u64 = 200;
 
 pub fn stories(args: &StoriesArgs) -> Result<()> {
-    let count = match args.amount() {
+    let amount = match args.amount() {
         Amount::Stories(count) => count as u64,
         Amount::Tokens(tokens) => stories_for(tokens, args.seed),
     };
     if args.is_text() {
         refuse_to_replace(&args.output, args.force)?;
-        write_stories(&args.output, args.seed, count)?;
-        print(format_args!("{}: {count} stories\n", args.output.display()))?;
+        write_stories(&args.output, args.seed, amount)?;
+        let stories = if amount == 1 { "story" } else { "stories" };
+        print(format_args!("{}: {amount} {stories}\n", args.output.display()))?;
         return Ok(());
     }
     let text = args.output.join("stories.txt");
     refuse_to_replace(&text, args.force)?;
     std::fs::create_dir_all(&args.output)
         .with_context(|| format!("-o {}: cannot create the directory", args.output.display()))?;
-    write_stories(&text, args.seed, count)?;
+    write_stories(&text, args.seed, amount)?;
     let report = prepare_with_progress(&PrepareOptions {
         inputs: vec![text],
         output: args.output.clone(),
         name: "stories".into(),
-        split_on: Some(SEPARATOR.into()),
-        json_field: "text".into(),
+        split: Split::On(EOT_TEXT.into()),
+        json_field: None,
+        skip_bad_lines: false,
+        allow_special: false,
         shard_size: DEFAULT_SHARD_SIZE,
         val_tokens: None,
         force: args.force,
@@ -107,7 +129,8 @@ fn write_stories(path: &Path, seed: u64, count: u64) -> Result<()> {
             let end = count.min(start + AT_A_TIME);
             let stories: Vec<String> = (start..end).into_par_iter().map(|index| story(seed, index)).collect();
             for (index, story) in (start..).zip(&stories) {
-                let separator = if index == 0 { String::new() } else { format!("{SEPARATOR}\n") };
+                // Corpora of stories have the separator on a line of its own.
+                let separator = if index == 0 { String::new() } else { format!("{EOT_TEXT}\n") };
                 writeln!(file, "{separator}{story}")?;
             }
             progress.set(end);

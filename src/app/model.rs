@@ -1,11 +1,12 @@
 //! `warpsmith sample`, `eval` and `convert`: uses of a trained model.
 
-use crate::app::print;
+use crate::app::{corpus, print};
 use crate::checkpoint::{self, ModelFile};
 use crate::cli::flags::warpsmith::{ConvertArgs, EvalArgs, NumberArgs, SampleArgs};
 use crate::config::ModelConfig;
+use crate::data::imported;
 use crate::data::loader::{DataLoader, LoaderOptions, Sample};
-use crate::data::tokenizer::{self, TextStream, encode_ordinary};
+use crate::data::tokenizer::{self, TextStream, encode_with_special};
 use crate::device::open::DeviceOptions;
 use crate::eval::hellaswag::{self, HellaSwag};
 use crate::eval::validation::{perplexity, validation_loss};
@@ -58,7 +59,7 @@ pub fn sample(args: &SampleArgs) -> Result<()> {
     })?;
 
     let text = args.prompt.as_deref().unwrap_or_default();
-    let prompt: Vec<i32> = encode_ordinary(text).into_iter().map(i32::from).collect();
+    let prompt: Vec<i32> = encode_with_special(text).into_iter().map(i32::from).collect();
     if prompt.len() > decoder.context() {
         let (tokens, context) = (prompt.len(), decoder.context());
         log::warn!("the prompt has {tokens} tokens; the model reads only the last {context}");
@@ -240,6 +241,9 @@ fn open_validation(pattern: &str, shape: BatchShape, config: &ModelConfig) -> Re
 }
 
 pub fn convert(args: &ConvertArgs) -> Result<()> {
+    if args.raw_tokens || imported::is_npy(&args.input) {
+        return corpus::convert_tokens(args);
+    }
     if args.is_hellaswag() {
         let questions = HellaSwag::open(&args.input)?;
         questions.write_bin(&args.output)?;

@@ -2,7 +2,7 @@
 
 pub mod buckets;
 mod documents;
-
+pub mod imported;
 pub mod loader;
 mod order;
 pub mod prepare;

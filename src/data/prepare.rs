@@ -3,14 +3,21 @@
 //! Shard 0 is for validation and all others are for training. They are cut from one stream of
 //! tokens in which an end-of-text token precedes each document. Documents may span shards.
 
-use crate::data::documents::{Format, Piece, find_sources};
+mod folder;
+
+pub use crate::data::documents::Split;
+use crate::data::documents::{Format, Notes, Piece, find_sources};
 use crate::data::shard::ShardWriter;
-use crate::data::tokenizer::{EOT, encode_ordinary};
+use crate::data::tokenizer::{EOT, EOT_TEXT, encode_ordinary, encode_with_special};
 use crate::files::CompleteFile;
+use crate::words::count;
 use anyhow::{Context, Result, ensure};
+use folder::Folder;
 use rayon::prelude::*;
+use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 /// Bytes of text encoded at a time, in parallel. This text and its tokens determine the use of
 /// memory.
@@ -22,18 +29,20 @@ pub const DEFAULT_SHARD_SIZE: u64 = 100_000_000;
 /// Options of [`prepare`].
 #[derive(Clone, Debug)]
 pub struct PrepareOptions {
-    /// Text files, `.jsonl` files, folders of them, or `-` for text from standard input.
+    /// Text files, JSON files, folders of them, or `-` for standard input. Files may be compressed.
     pub inputs: Vec<PathBuf>,
     /// Folder for the shards, created if it is missing.
     pub output: PathBuf,
     /// Prefix of the shards' names: `{name}_val_000000.bin`, `{name}_train_000001.bin` and so on.
     pub name: String,
-    /// Separator between documents in text files. Documents keep a separator of white space at
-    /// their end; any other is dropped with the white space around it. Without it a file is one
-    /// document.
-    pub split_on: Option<String>,
-    /// Field of a JSON line that holds the text.
-    pub json_field: String,
+    /// The places where text files are split into documents.
+    pub split: Split,
+    /// Field of a JSON object that holds the text, if the user named one. All inputs are then JSON.
+    pub json_field: Option<String>,
+    /// Whether JSON objects that are not usable are left out.
+    pub skip_bad_lines: bool,
+    /// Whether `<|endoftext|>` within a document is that token instead of text.
+    pub allow_special: bool,
     /// Tokens per training shard, except the last.
     pub shard_size: u64,
     /// Tokens for validation; see [`default_val_tokens`].
@@ -45,8 +54,11 @@ pub struct PrepareOptions {
 /// The result of [`prepare`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PrepareReport {
+    /// Bytes of the inputs, compressed if they are.
     pub input_bytes: u64,
     pub documents: u64,
+    /// Places where text was split, because it has `<|endoftext|>` there.
+    pub end_of_text_marks: u64,
     pub val_tokens: u64,
     pub train_tokens: u64,
     /// The validation shard, then the training shards.
@@ -65,11 +77,12 @@ pub fn default_val_tokens(input_bytes: u64, shard_size: u64) -> u64 {
 /// an error the folder has nothing new.
 ///
 /// # Errors
-/// If an option is invalid, shards of that name exist already, an input cannot be read or is not
-/// text, the text is too short for both splits, or the disk fails.
+/// If an option is invalid, shards of that name exist already or are being made by another process,
+/// an input cannot be read, is not text or changes while it is read, the text is too short for both
+/// splits, or the disk fails.
 pub fn prepare(options: &PrepareOptions, progress: &dyn Fn(u64, u64)) -> Result<PrepareReport> {
     check(options)?;
-    let sources = find_sources(&options.inputs)?;
+    let sources = find_sources(&options.inputs, &folder::own_shards(&options.output, &options.name))?;
     let input_bytes = sources.iter().map(|s| s.bytes).sum();
     let val_tokens = match options.val_tokens {
         Some(tokens) => tokens,
@@ -82,42 +95,75 @@ pub fn prepare(options: &PrepareOptions, progress: &dyn Fn(u64, u64)) -> Result<
             default_val_tokens(input_bytes, options.shard_size)
         }
     };
-    let stale = existing_shards(options)?;
+    let folder = Folder::lock(&options.output, &options.name)?;
+    let stale = folder.shards()?;
     if let Some(path) = stale.first() {
         let why = "already exists; choose another --name or replace its shards with --force";
         ensure!(options.force, "{}: {why}", path.display());
     }
-    fs::create_dir_all(&options.output)
-        .with_context(|| format!("{}: cannot create the folder", options.output.display()))?;
 
-    let format = Format { split_on: options.split_on.clone(), json_field: options.json_field.clone() };
-    let mut encoder =
-        Encoder { batch: Vec::new(), batch_bytes: 0, documents: 0, shards: Shards::new(options, val_tokens) };
-    let mut done = 0;
+    let format = Format {
+        split: options.split.clone(),
+        json_field: options.json_field.clone(),
+        skip_bad_lines: options.skip_bad_lines,
+    };
+    let mut encoder = Encoder::new(options, val_tokens);
+    let (done, mut notes) = (Rc::new(Cell::new(0)), Notes::default());
     for source in &sources {
-        let mut source_bytes = 0;
-        source.read(&format, &mut |piece| {
-            source_bytes += piece.text.len() as u64;
+        source.read(&format, &mut notes, &done, &mut |piece| {
             if encoder.add(piece)? {
-                progress(done + source_bytes, input_bytes);
+                progress(done.get(), input_bytes);
             }
             Ok(())
         })?;
-        // The size of standard input is known only now.
-        done += source.bytes.max(source_bytes);
     }
     encoder.flush()?;
-    progress(done, input_bytes);
+    progress(done.get(), input_bytes);
+    warn(options, &notes, encoder.marks);
     let Encoder { shards, documents, .. } = encoder;
     let (tokens, shards) = shards.publish(val_tokens)?;
     for path in stale.iter().filter(|path| !shards.contains(path)) {
         fs::remove_file(path).with_context(|| format!("{}: cannot remove the old shard", path.display()))?;
     }
-    Ok(PrepareReport { input_bytes: done, documents, val_tokens, train_tokens: tokens - val_tokens, shards })
+    let splits_at_marks = options.split == Split::EndOfText;
+    Ok(PrepareReport {
+        input_bytes: done.get(),
+        documents,
+        end_of_text_marks: if splits_at_marks { notes.separators } else { 0 },
+        val_tokens,
+        train_tokens: tokens - val_tokens,
+        shards,
+    })
+}
+
+/// Warns about findings in the text; `marks` are those that became ordinary tokens.
+fn warn(options: &PrepareOptions, notes: &Notes, marks: u64) {
+    if notes.skipped.count > 0 {
+        let lines = count(notes.skipped.count, "line");
+        log::warn!("--skip-bad-lines: left out {lines}; the first is {}", notes.skipped.first);
+    }
+    if notes.odd.count > 1 {
+        let more = count(notes.odd.count - 1, "more file");
+        log::warn!("after {}, {more} looked like JSON or markup, read as text", notes.odd.first);
+    }
+    if let Split::On(separator) = &options.split
+        && (notes.texts > 0 && notes.separators == 0)
+    {
+        let crlf = notes.crlf && separator.contains('\n') && !separator.contains('\r');
+        let why = if crlf { "; lines of this text end in \\r\\n: add \\r before each \\n" } else { "" };
+        log::warn!(
+            "--split-on {}: not found, so each text file is one document{why}",
+            separator.escape_debug()
+        );
+    }
+    if marks > 0 && options.split != Split::Never {
+        let times = count(marks, "time");
+        log::warn!("{EOT_TEXT} is ordinary text {times}; --allow-special makes it the end-of-text token");
+    }
 }
 
 fn check(options: &PrepareOptions) -> Result<()> {
-    let PrepareOptions { name, shard_size, val_tokens, split_on, .. } = options;
+    let PrepareOptions { name, shard_size, val_tokens, split, .. } = options;
     let plain = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\']);
     ensure!(plain, "--name {name}: expected the start of a file name");
     let sizes = 1..=i32::MAX as u64;
@@ -126,32 +172,10 @@ fn check(options: &PrepareOptions) -> Result<()> {
         ensure!(sizes.contains(tokens), "--val-tokens {tokens}: expected 1 to {} tokens", i32::MAX);
     }
     ensure!(
-        split_on.as_deref() != Some(""),
+        *split != Split::On(String::new()),
         "--split-on: expected a separator of documents, found an empty text"
     );
     Ok(())
-}
-
-/// Returns the shards of this name from an earlier run, sorted by name.
-fn existing_shards(options: &PrepareOptions) -> Result<Vec<PathBuf>> {
-    let is_shard = |file: &str| {
-        let rest = file.strip_prefix(&options.name).and_then(|rest| rest.strip_suffix(".bin"));
-        let index = rest.and_then(|r| r.strip_prefix("_val_").or_else(|| r.strip_prefix("_train_")));
-        index.is_some_and(|i| i.len() >= 6 && i.bytes().all(|b| b.is_ascii_digit()))
-    };
-    if !options.output.exists() {
-        return Ok(Vec::new());
-    }
-    let mut shards = Vec::new();
-    let folder = || format!("{}: cannot list the output folder", options.output.display());
-    for entry in fs::read_dir(&options.output).with_context(folder)? {
-        let entry = entry.with_context(folder)?;
-        if entry.file_name().to_str().is_some_and(is_shard) {
-            shards.push(entry.path());
-        }
-    }
-    shards.sort();
-    Ok(shards)
 }
 
 /// Collects pieces, encodes many in parallel, and writes their tokens in order.
@@ -159,14 +183,27 @@ struct Encoder {
     batch: Vec<Piece>,
     batch_bytes: usize,
     documents: u64,
+    allow_special: bool,
+    /// Occurrences of `<|endoftext|>` that became ordinary tokens.
+    marks: u64,
     shards: Shards,
 }
 
 impl Encoder {
+    fn new(options: &PrepareOptions, val_tokens: u64) -> Self {
+        let shards = Shards::new(options, val_tokens);
+        let allow_special = options.allow_special;
+        Encoder { batch: Vec::new(), batch_bytes: 0, documents: 0, allow_special, marks: 0, shards }
+    }
+
     /// Adds a piece. Returns whether that filled the batch, which was then written.
     fn add(&mut self, piece: Piece) -> Result<bool> {
         self.batch_bytes += piece.text.len();
         self.documents += u64::from(piece.starts_document);
+        if !self.allow_special {
+            // Pieces are never cut within a mark, as it has no white space.
+            self.marks += piece.text.matches(EOT_TEXT).count() as u64;
+        }
         self.batch.push(piece);
         let full = self.batch_bytes >= BATCH_BYTES;
         if full {
@@ -176,8 +213,8 @@ impl Encoder {
     }
 
     fn flush(&mut self) -> Result<()> {
-        let encoded: Vec<Vec<u16>> =
-            self.batch.par_iter().map(|piece| encode_ordinary(&piece.text)).collect();
+        let encode = if self.allow_special { encode_with_special } else { encode_ordinary };
+        let encoded: Vec<Vec<u16>> = self.batch.par_iter().map(|piece| encode(&piece.text)).collect();
         for (piece, tokens) in self.batch.iter().zip(encoded) {
             if piece.starts_document {
                 self.shards.write(&[EOT])?;
@@ -245,6 +282,7 @@ impl Shards {
 
     /// Gives all shards their final names. Returns the number of tokens, and the names.
     fn publish(mut self, val_tokens: u64) -> Result<(u64, Vec<PathBuf>)> {
+        ensure!(self.tokens > 0, "the input is empty");
         ensure!(
             self.tokens > val_tokens,
             "the input has {} tokens; {val_tokens} for validation would leave none for training; \

@@ -1,8 +1,9 @@
 //! Token shards in llm.c's format: a header (field 2: number of tokens), then each token as a u16.
 
+use crate::data::imported;
 use crate::files::{CompleteFile, NewFile};
 use crate::llmc::{HEADER_BYTES, Header, SHARD};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -27,7 +28,10 @@ impl Shard {
     /// If the file cannot be read, is not a token shard, is empty, or is not as long as its header
     /// says.
     pub fn open(path: &Path) -> Result<Self> {
-        let (header, file, bytes) = Header::open(path, &SHARD)?;
+        let (header, file, bytes) = Header::open(path, &SHARD).map_err(|error| {
+            let found = imported::describe(path);
+            found.map_or(error, |found| anyhow!("{}: expected a token shard, found {found}", path.display()))
+        })?;
         let tokens = header.i32(TOKENS);
         check_size(tokens, bytes).with_context(|| path.display().to_string())?;
         Ok(Shard { path: path.to_owned(), file, tokens: tokens as usize })

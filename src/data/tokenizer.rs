@@ -1,15 +1,18 @@
 //! GPT-2's byte-pair encoding: text to tokens and back.
 
+use crate::files;
 use crate::llmc::{HEADER_BYTES, Header, TOKENIZER};
 use anyhow::{Context, Result, ensure};
-use std::fs;
 use std::path::Path;
 use std::sync::{LazyLock, OnceLock};
 use tiktoken_rs::CoreBPE;
 
-/// `<|endoftext|>`, which starts every document. Only the token counts: the same characters in a
-/// text are text.
+/// `<|endoftext|>`, which starts every document.
 pub const EOT: u16 = 50256;
+
+/// The characters of that token. In a text they are text, unless a caller of
+/// [`encode_with_special`] says otherwise.
+pub const EOT_TEXT: &str = "<|endoftext|>";
 
 fn gpt2() -> &'static CoreBPE {
     static GPT2: LazyLock<CoreBPE> =
@@ -25,6 +28,15 @@ pub fn encode_ordinary(text: &str) -> Vec<u16> {
         .map(|t| u16::try_from(t).expect("GPT-2's ids fit in 16 bits"))
         .collect()
 }
+
+/// Encodes `text`, in which `<|endoftext|>` is the token.
+pub fn encode_with_special(text: &str) -> Vec<u16> {
+    let parts: Vec<Vec<u16>> = text.split(EOT_TEXT).map(encode_ordinary).collect();
+    parts.join(&EOT)
+}
+
+/// Size limit of a tokenizer file. GPT-2's has 375 kB.
+const FILE_BYTES: u64 = 1 << 26;
 
 /// The bytes of every token of a vocabulary.
 #[derive(Debug)]
@@ -58,7 +70,7 @@ impl Vocabulary {
     /// If the file cannot be read or has another format.
     pub fn from_file(path: &Path) -> Result<Vocabulary> {
         let name = path.display();
-        let file = fs::read(path).with_context(|| format!("{name}: cannot read the tokenizer"))?;
+        let file = files::read(path, FILE_BYTES)?;
         Self::parse(&file).with_context(|| format!("{name}: not a usable tokenizer"))
     }
 
@@ -145,6 +157,7 @@ impl TextStream {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
     use std::path::PathBuf;
     use tempfile::TempDir;
 
@@ -163,6 +176,19 @@ mod tests {
         assert_eq!(encode_ordinary(SAMPLES[0]), [15496, 11, 314, 1101, 257, 3303, 2746, 11]);
         assert_eq!(encode_ordinary("First Citizen:"), [5962, 22307, 25]);
         assert_eq!(encode_ordinary("<|endoftext|>"), [27, 91, 437, 1659, 5239, 91, 29]);
+    }
+
+    #[test]
+    fn the_end_of_text_is_a_token_if_asked_for() {
+        for (text, expected) in [
+            ("", &[][..]),
+            ("Hello", &[15496]),
+            ("<|endoftext|>", &[EOT]),
+            ("<|endoftext|>Hello<|endoftext|><|endoftext|>", &[EOT, 15496, EOT, EOT]),
+            ("<|endoftext|", &[27, 91, 437, 1659, 5239, 91]),
+        ] {
+            assert_eq!(encode_with_special(text), expected, "{text}");
+        }
     }
 
     #[test]

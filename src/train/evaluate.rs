@@ -2,7 +2,7 @@
 
 use super::Trainer;
 use super::stop::{CutShort, Work};
-use crate::data::tokenizer::{self, TextStream, encode_ordinary};
+use crate::data::tokenizer::{self, TextStream, encode_with_special};
 use crate::eval::hellaswag::{self, HellaSwagScore};
 use crate::eval::validation::validation_loss;
 use crate::parallel::environment::Process;
@@ -103,7 +103,7 @@ impl Trainer {
         let eval = &self.eval;
         let vocabulary = tokenizer::Vocabulary::gpt2();
         let text = eval.prompt.as_deref().unwrap_or_default();
-        let prompt: Vec<i32> = encode_ordinary(text).into_iter().map(i32::from).collect();
+        let prompt: Vec<i32> = encode_with_special(text).into_iter().map(i32::from).collect();
         let mut sampler = Sampler::new(SamplerOptions {
             temperature: eval.sample_temperature,
             top_k: (eval.sample_top_k > 0).then_some(eval.sample_top_k),

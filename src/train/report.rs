@@ -19,6 +19,7 @@ use crate::report::main_log::MainLog;
 use crate::report::progress::Passing;
 use crate::report::throughput::{Throughput, eta};
 use crate::tensor::MemoryPlan;
+use crate::words::count;
 use anyhow::{Context, Result};
 use std::fs::File;
 use std::io::Write;
@@ -106,7 +107,14 @@ impl Report {
             ("decayed", format!("{} parameters in {} tensors", decayed.0, decayed.1)),
             ("not decayed", format!("{} parameters in {} tensors", not_decayed.0, not_decayed.1)),
         ]);
-        let shards = |l: &DataLoader| format!("{} tokens in {} shards", l.num_tokens(), l.num_shards());
+        let shards = |l: &DataLoader| {
+            let short = match l.short_shards().len() {
+                0 => String::new(),
+                short => format!(", {short} of them too short to be read"),
+            };
+            let (tokens, shards) = (count(l.num_tokens(), "token"), count(l.num_shards(), "shard"));
+            format!("{tokens} in {shards}{short}")
+        };
         self.console.table([
             ("train data", shards(train)),
             ("shuffle", data.shuffle.to_string()),

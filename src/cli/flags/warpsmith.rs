@@ -34,8 +34,8 @@ pub enum Tool {
     Sample(SampleArgs),
     /// Evaluate a model: validation loss and perplexity, HellaSwag accuracy
     Eval(EvalArgs),
-    /// Convert a model between llm.c's .bin and Hugging Face safetensors, or HellaSwag's .jsonl to
-    /// llm.c's .bin
+    /// Convert a model between llm.c's .bin and Hugging Face safetensors, or to llm.c's .bin:
+    /// HellaSwag's .jsonl, tokens of other programs
     Convert(ConvertArgs),
     /// Plot a run from its metrics.jsonl
     Plot(PlotArgs),
@@ -53,7 +53,8 @@ pub enum Tool {
 
 #[derive(Args, Clone, Debug)]
 pub struct DataArgs {
-    /// Text files, .jsonl files, directories of them, or - for text from standard input
+    /// Text files, JSON lines, JSON arrays, any of these as .gz or .zst, directories of them, or -
+    /// for standard input
     #[arg(required = true, value_name = "INPUT")]
     pub inputs: Vec<PathBuf>,
     /// Directory for the shards; created if missing
@@ -65,15 +66,23 @@ pub struct DataArgs {
     /// Tokens per training shard; the last may have fewer
     #[arg(long, value_name = "TOKENS", default_value = "100000000", value_parser = values::tokens)]
     pub shard_size: usize,
-    /// Tokens kept for validation [default: about a tenth of the text, at most a shard]
+    /// Tokens kept for validation, from the start of the input [default: about a tenth of the text,
+    /// less if it is compressed, at most a shard]
     #[arg(long, value_name = "TOKENS", value_parser = values::tokens)]
     pub val_tokens: Option<usize>,
-    /// Document separator in text files, with \n for a newline [default: each file is one document]
+    /// Document separator in text files, with \n for a newline, or none to make each file one
+    /// document [default: <|endoftext|>]
     #[arg(long, value_name = "TEXT", value_parser = values::separator, allow_hyphen_values = true)]
     pub split_on: Option<String>,
-    /// Field of a JSON line that holds the text
-    #[arg(long, value_name = "NAME", default_value = "text", value_parser = values::name)]
-    pub json_field: String,
+    /// Field of a JSON object that holds the text; all inputs have to be JSON [default: text]
+    #[arg(long, value_name = "NAME", value_parser = values::name)]
+    pub json_field: Option<String>,
+    /// Leave out JSON lines that are not usable, and count them
+    #[arg(long)]
+    pub skip_bad_lines: bool,
+    /// Make <|endoftext|> within a document the end-of-text token instead of text
+    #[arg(long)]
+    pub allow_special: bool,
     /// Replace existing shards of that name
     #[arg(long)]
     pub force: bool,
@@ -142,7 +151,7 @@ pub struct SampleArgs {
     /// Model: a .bin or .safetensors file, or the directory of a run
     #[arg(short = 'e', long, value_name = "PATH")]
     pub model: PathBuf,
-    /// Text to continue [default: the start of a document]
+    /// Text to continue, in which <|endoftext|> is a token [default: the start of a document]
     #[arg(short = 'p', long, value_name = "TEXT")]
     pub prompt: Option<String>,
     /// Maximum number of tokens to generate; the model may end earlier
@@ -224,8 +233,8 @@ impl NumberArgs {
 
 #[derive(Args, Clone, Debug)]
 pub struct ConvertArgs {
-    /// Input: a model (.bin, .safetensors, or a directory that holds one), or HellaSwag questions
-    /// (.jsonl)
+    /// Input: a model (.bin, .safetensors, or a directory that holds one), HellaSwag questions
+    /// (.jsonl), or tokens (.npy)
     #[arg(value_name = "IN")]
     pub input: PathBuf,
     /// Output file; its extension selects the format: .bin or .safetensors
@@ -234,6 +243,9 @@ pub struct ConvertArgs {
     /// Type of a model's parameters in OUT
     #[arg(long, default_value = "f32", value_parser = values::dtypes(&values::CPU_DTYPES))]
     pub dtype: Dtype,
+    /// IN is uint16 tokens without a header, such as nanoGPT's train.bin
+    #[arg(long)]
+    pub raw_tokens: bool,
 }
 
 impl ConvertArgs {
@@ -385,13 +397,13 @@ mod tests {
         };
         assert_eq!(a.inputs, [PathBuf::from("a.txt"), PathBuf::from("b")]);
         assert_eq!((a.output, a.name.as_str()), (PathBuf::from("out"), "x"));
-        assert_eq!((a.shard_size, a.val_tokens, a.json_field.as_str()), (10, Some(3), "body"));
+        assert_eq!((a.shard_size, a.val_tokens, a.json_field.as_deref()), (10, Some(3), Some("body")));
         assert_eq!((a.split_on.as_deref(), a.force), (Some("\n\n"), true));
 
         let Tool::Data(a) = ok("data - -o out --split-on ---") else { panic!() };
         assert_eq!((a.inputs[0].to_str(), a.split_on.as_deref()), (Some("-"), Some("---")));
         assert_eq!((a.shard_size, a.val_tokens, a.name.as_str()), (100_000_000, None, "data"));
-        assert_eq!((a.json_field.as_str(), a.force), ("text", false));
+        assert_eq!((a.json_field, a.force, a.skip_bad_lines, a.allow_special), (None, false, false, false));
     }
 
     #[test]

@@ -16,8 +16,10 @@ fn corpus(files: &[(&str, &str)]) -> (TempDir, PrepareOptions) {
         inputs: vec![dir.path().join("in")],
         output: dir.path().join("out"),
         name: "c".to_owned(),
-        split_on: None,
-        json_field: "text".to_owned(),
+        split: Split::EndOfText,
+        json_field: None,
+        skip_bad_lines: false,
+        allow_special: false,
         shard_size: 100,
         val_tokens: Some(30),
         force: false,
@@ -83,7 +85,7 @@ fn text_and_json_lines_mix_in_the_order_given() {
         ("b.txt", "three ### four"),
     ]);
     options.inputs = vec![dir.path().join("in/b.txt"), dir.path().join("in/a.jsonl")];
-    options.split_on = Some("###".to_owned());
+    options.split = Split::On("###".to_owned());
     options.val_tokens = Some(1);
     let report = run(&options).unwrap();
     assert_eq!(report.documents, 4);
@@ -91,6 +93,42 @@ fn text_and_json_lines_mix_in_the_order_given() {
     let e = "<|endoftext|>";
     assert_eq!(String::from_utf8(text).unwrap(), format!("{e}three{e}four{e}one{e}two {e}"));
     assert_eq!(tokens(&report).concat().iter().filter(|&&t| t == EOT).count(), 4);
+}
+
+#[test]
+fn the_end_of_text_in_a_document_is_text_or_a_token() {
+    let (_dir, mut options) =
+        corpus(&[("a.jsonl", "{\"text\": \"one<|endoftext|>two\"}\n"), ("b.txt", "three<|endoftext|>four")]);
+    options.val_tokens = Some(1);
+    options.force = true;
+    let mark = encode_ordinary(EOT_TEXT);
+    let word = |text: &str| encode_ordinary(text);
+    let [one, two, three, four] = ["one", "two", "three", "four"].map(word);
+    let end = &[EOT][..];
+    let report = run(&options).unwrap();
+    assert_eq!((report.documents, report.end_of_text_marks), (3, 1));
+    let expected = [end, &one, &mark, &two, end, &three, end, &four].concat();
+    assert_eq!(tokens(&report).concat(), expected);
+    options.allow_special = true;
+    let expected = [end, &one, end, &two, end, &three, end, &four].concat();
+    assert_eq!(tokens(&run(&options).unwrap()).concat(), expected);
+    (options.split, options.allow_special) = (Split::Never, false);
+    let report = run(&options).unwrap();
+    assert_eq!((report.documents, report.end_of_text_marks), (2, 0));
+    let expected = [end, &one, &mark, &two, end, &three, &mark, &four].concat();
+    assert_eq!(tokens(&report).concat(), expected);
+}
+
+#[test]
+fn a_folder_that_holds_its_own_output_can_be_read_again() {
+    let (dir, mut options) = corpus(&[("a.txt", &story(1))]);
+    options.output = dir.path().join("in/../in/out");
+    let first = tokens(&run(&options).unwrap());
+    options.force = true;
+    assert_eq!(tokens(&run(&options).unwrap()), first);
+    options.name = "d".to_owned();
+    let error = refusal(&options);
+    assert!(error.contains("out/c_train_000001.bin: a token shard, which is tokenized already"), "{error}");
 }
 
 #[test]
@@ -148,18 +186,19 @@ fn an_error_leaves_the_folder_as_it_was() {
 
 #[test]
 fn senseless_requests_are_refused() {
-    let (dir, good) = corpus(&[("a.txt", "just a few words")]);
+    let (dir, good) = corpus(&[("a.txt", "just a few words"), ("none.txt", "")]);
     let refuse = |change: &dyn Fn(&mut PrepareOptions)| {
         let mut options = good.clone();
         change(&mut options);
         refusal(&options)
     };
+    assert!(refuse(&|o| o.inputs = vec![dir.path().join("in/none.txt")]).contains("the input is empty"));
     assert!(refuse(&|_| {}).contains("5 tokens; 30 for validation"));
     assert!(refuse(&|o| o.val_tokens = Some(5)).contains("none for training"));
     assert!(refuse(&|o| o.val_tokens = Some(0)).contains("--val-tokens 0"));
     assert!(refuse(&|o| o.shard_size = 0).contains("--shard-size 0"));
     assert!(refuse(&|o| o.shard_size = 1 << 31).contains("--shard-size 2147483648"));
-    assert!(refuse(&|o| o.split_on = Some(String::new())).contains("--split-on"));
+    assert!(refuse(&|o| o.split = Split::On(String::new())).contains("--split-on"));
     for name in ["", "a/b", ".a"] {
         assert!(refuse(&|o| o.name = name.to_owned()).contains("--name"));
     }
@@ -169,7 +208,7 @@ fn senseless_requests_are_refused() {
     assert!(refuse(&|o| o.inputs = vec![dir.path().join("empty")]).contains("no files in"));
     let piped = refuse(&|o| (o.inputs, o.val_tokens) = (vec!["-".into()], None));
     assert!(piped.contains("--val-tokens is required"));
-    assert!(refuse(&|o| o.output = dir.path().join("in/a.txt")).contains("cannot list the output folder"));
+    assert!(refuse(&|o| o.output = dir.path().join("in/a.txt")).contains("cannot create the folder"));
     assert_eq!(fs::read_dir(&good.output).unwrap().count(), 0);
 }
 

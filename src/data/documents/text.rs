@@ -1,142 +1,29 @@
-//! Reads corpora: files and folders of text or JSON lines become a stream of documents, cut into
-//! pieces so that no document has to fit into memory.
+//! Reads plain text, and cuts it into documents and pieces.
 
+use super::{Format, Notes, Piece, Split};
+use crate::data::tokenizer::EOT_TEXT;
 use anyhow::{Context, Result, bail, ensure};
-use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::io::Read;
 
 /// Bytes of a document after which a piece is cut.
-const PIECE_BYTES: usize = 1 << 16;
+pub(super) const PIECE_BYTES: usize = 1 << 16;
 
 /// Bytes without a place to cut after which a file is rejected as not being text.
 const UNCUTTABLE_BYTES: usize = 1 << 24;
 
-/// A piece of a document. Pieces are cut where GPT-2's tokenizer always ends a token, so the tokens
-/// of the pieces are the tokens of the document.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Piece {
-    pub starts_document: bool,
-    pub text: String,
-}
-
-/// How files are split into documents.
-#[derive(Clone, Debug)]
-pub(super) struct Format {
-    /// Separator between documents of a text file; without it the file is one document.
-    pub split_on: Option<String>,
-    /// Field of a JSON line that holds the document.
-    pub json_field: String,
-}
-
-/// A file to read, or standard input.
-#[derive(Debug)]
-pub(super) struct Source {
-    /// `-` for standard input.
-    pub path: PathBuf,
-    pub bytes: u64,
-}
-
-/// Lists the files of `inputs`: files as given, and all files in folders, ordered by name, except
-/// hidden ones.
-pub(super) fn find_sources(inputs: &[PathBuf]) -> Result<Vec<Source>> {
-    let mut sources = Vec::new();
-    for input in inputs {
-        if input.as_os_str() == "-" {
-            sources.push(Source { path: input.clone(), bytes: 0 });
-        } else {
-            add_sources(input, &mut sources)?;
-        }
-    }
-    ensure!(
-        !sources.is_empty(),
-        "no files in {}; give text files, .jsonl files or folders of them",
-        list(inputs)
-    );
-    Ok(sources)
-}
-
-fn list(paths: &[PathBuf]) -> String {
-    paths.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")
-}
-
-fn add_sources(path: &Path, sources: &mut Vec<Source>) -> Result<()> {
-    let info = fs::metadata(path).with_context(|| format!("{}: cannot read input", path.display()))?;
-    if !info.is_dir() {
-        sources.push(Source { path: path.to_owned(), bytes: info.len() });
-        return Ok(());
-    }
-    let entries = fs::read_dir(path).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
-    let mut entries = entries.with_context(|| format!("{}: cannot list folder", path.display()))?;
-    entries.sort_by_key(|entry| entry.file_name());
-    for entry in entries {
-        let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
-        // A link to a folder could lead back here, so only links to files are followed.
-        let linked_folder = entry.path().is_symlink() && entry.path().is_dir();
-        if !hidden && !linked_folder {
-            add_sources(&entry.path(), sources)?;
-        }
-    }
-    Ok(())
-}
-
-impl Source {
-    /// Passes all pieces of all documents to `sink`, in order.
-    pub fn read(&self, format: &Format, sink: &mut dyn FnMut(Piece) -> Result<()>) -> Result<()> {
-        let name = self.path.display().to_string();
-        if name == "-" {
-            return read_text(io::stdin().lock(), "standard input", format, sink);
-        }
-        let file = File::open(&self.path).with_context(|| format!("{name}: cannot open input"))?;
-        if self.path.extension().is_some_and(|e| e == "jsonl") {
-            read_json_lines(BufReader::with_capacity(1 << 18, file), &name, format, sink)
-        } else {
-            read_text(file, &name, format, sink)
-        }
-    }
-}
-
-fn read_json_lines(
-    mut input: impl BufRead,
-    name: &str,
-    format: &Format,
-    sink: &mut dyn FnMut(Piece) -> Result<()>,
-) -> Result<()> {
-    let field = &format.json_field;
-    let mut line = Vec::new();
-    for number in 1.. {
-        line.clear();
-        let read = input.read_until(b'\n', &mut line).with_context(|| format!("{name}: cannot read"))?;
-        if read == 0 {
-            break;
-        }
-        if line.trim_ascii().is_empty() {
-            continue;
-        }
-        let mut value: serde_json::Value = serde_json::from_slice(&line)
-            .map_err(|e| anyhow::anyhow!("{name}:{number}: not JSON: {e}; expected one object per line"))?;
-        match value.get_mut(field).map(serde_json::Value::take) {
-            Some(serde_json::Value::String(text)) if text.is_empty() => {}
-            Some(serde_json::Value::String(text)) => sink(Piece { starts_document: true, text })?,
-            Some(_) => bail!("{name}:{number}: field \"{field}\" is not a string"),
-            None => {
-                bail!("{name}:{number}: no field \"{field}\"; name the one with the text with --json-field")
-            }
-        }
-    }
-    Ok(())
-}
-
-fn read_text(
+/// Reads the text of `name`, whose first `offset` bytes have been read before.
+pub(super) fn read_text(
     mut input: impl Read,
     name: &str,
+    offset: usize,
     format: &Format,
+    notes: &mut Notes,
     sink: &mut dyn FnMut(Piece) -> Result<()>,
 ) -> Result<()> {
-    let mut splitter = Splitter::new(format.split_on.as_deref());
+    let mut splitter = Splitter::new(&format.split);
     // Bytes not decoded yet, and their offset in the file.
     let mut bytes = Vec::new();
-    let mut offset = 0;
+    let mut offset = offset;
     loop {
         let read = input.by_ref().take(PIECE_BYTES as u64).read_to_end(&mut bytes);
         let ended = read.with_context(|| format!("{name}: cannot read"))? == 0;
@@ -149,12 +36,18 @@ fn read_text(
                 offset + e.valid_up_to()
             ),
         };
-        splitter.text.push_str(if offset == 0 { valid.trim_start_matches('\u{feff}') } else { valid });
+        if let Some(at) = valid.find('\0') {
+            bail!("{name}: byte {} is NUL, which text does not have; leave the file out", offset + at);
+        }
+        notes.crlf |= valid.contains("\r\n");
+        splitter.text.push_str(valid);
         let decoded = valid.len();
         bytes.drain(..decoded);
         offset += decoded;
         splitter.split(ended, sink).with_context(|| name.to_owned())?;
         if ended {
+            notes.texts += 1;
+            notes.separators += splitter.found;
             return Ok(());
         }
     }
@@ -172,6 +65,10 @@ fn str_of(valid: &[u8]) -> &str {
 struct Splitter<'a> {
     separator: Option<&'a str>,
     is_mark: bool,
+    /// Whether the text also loses the white space at its very start and end.
+    trims_ends: bool,
+    /// Separators found so far.
+    found: u64,
     /// Text that has arrived and has not been passed on.
     text: String,
     /// `text` has no separator before this index.
@@ -181,9 +78,24 @@ struct Splitter<'a> {
 }
 
 impl<'a> Splitter<'a> {
-    fn new(separator: Option<&'a str>) -> Self {
+    fn new(split: &'a Split) -> Self {
+        let separator = match split {
+            Split::EndOfText => Some(EOT_TEXT),
+            Split::On(separator) => Some(separator.as_str()),
+            Split::Never => None,
+        };
         let is_mark = separator.is_some_and(|s| !s.trim().is_empty());
-        Splitter { separator, is_mark, text: String::new(), searched: 0, started: false }
+        // A text without any `<|endoftext|>` stays as it is.
+        let trims_ends = is_mark && *split != Split::EndOfText;
+        Splitter {
+            separator,
+            is_mark,
+            trims_ends,
+            found: 0,
+            text: String::new(),
+            searched: 0,
+            started: false,
+        }
     }
 
     /// Passes on all pieces that are certain; with `ended`, everything.
@@ -191,12 +103,14 @@ impl<'a> Splitter<'a> {
         let mut text = std::mem::take(&mut self.text);
         let mut start = 0;
         while let Some((end, next)) = self.find_separator(&text) {
-            self.emit(&text[start..if self.is_mark { end } else { next }], true, sink)?;
+            let end = if self.is_mark { end } else { next };
+            self.emit(&text[start..end], self.is_mark, sink)?;
             self.started = false;
+            self.found += 1;
             (start, self.searched) = (next, next);
         }
         if ended {
-            self.emit(&text[start..], true, sink)?;
+            self.emit(&text[start..], self.trims_ends || self.is_mark && self.found > 0, sink)?;
             start = text.len();
         } else if text.len() - start >= PIECE_BYTES {
             // The last bytes may be the start of a separator.
@@ -226,14 +140,11 @@ impl<'a> Splitter<'a> {
         Some((at, at + separator.len()))
     }
 
-    fn emit(&self, text: &str, ends: bool, sink: &mut dyn FnMut(Piece) -> Result<()>) -> Result<()> {
-        let mut text = text;
-        if self.is_mark && !self.started {
-            text = text.trim_start();
-        }
-        if self.is_mark && ends {
-            text = text.trim_end();
-        }
+    /// Passes on a piece; `trim_end` drops the white space at its end.
+    fn emit(&self, text: &str, trim_end: bool, sink: &mut dyn FnMut(Piece) -> Result<()>) -> Result<()> {
+        let trim_start = !self.started && (self.trims_ends || self.is_mark && self.found > 0);
+        let text = if trim_start { text.trim_start() } else { text };
+        let text = if trim_end { text.trim_end() } else { text };
         if text.is_empty() {
             return Ok(());
         }
@@ -265,42 +176,33 @@ fn last_cut(text: &str, from: usize) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::documents;
     use super::*;
     use crate::data::tokenizer::encode_ordinary;
 
-    fn text_pieces(text: &[u8], split_on: Option<&str>) -> Result<Vec<Piece>> {
-        let format = Format { split_on: split_on.map(str::to_owned), json_field: "text".to_owned() };
-        let mut pieces = Vec::new();
-        read_text(text, "a.txt", &format, &mut |piece| {
+    fn pieces_of(text: &[u8], split: Split) -> Result<(Vec<Piece>, Notes)> {
+        let format = Format { split, ..Format::default() };
+        let (mut pieces, mut notes) = (Vec::new(), Notes::default());
+        read_text(text, "a.txt", 0, &format, &mut notes, &mut |piece| {
             pieces.push(piece);
             Ok(())
         })?;
-        Ok(pieces)
+        Ok((pieces, notes))
     }
 
-    fn documents(pieces: &[Piece]) -> Vec<String> {
-        let mut documents: Vec<String> = Vec::new();
-        for piece in pieces {
-            if piece.starts_document {
-                documents.push(String::new());
-            }
-            documents.last_mut().unwrap().push_str(&piece.text);
-        }
-        documents
+    fn text_pieces(text: &[u8], split_on: Option<&str>) -> Result<Vec<Piece>> {
+        let split = split_on.map_or(Split::Never, |separator| Split::On(separator.to_owned()));
+        Ok(pieces_of(text, split)?.0)
     }
 
     fn split(text: &str, split_on: Option<&str>) -> Vec<String> {
         documents(&text_pieces(text.as_bytes(), split_on).unwrap())
     }
 
-    fn json_lines(text: &str, field: &str) -> Result<Vec<Piece>> {
-        let format = Format { split_on: None, json_field: field.to_owned() };
-        let mut pieces = Vec::new();
-        read_json_lines(text.as_bytes(), "a.jsonl", &format, &mut |piece| {
-            pieces.push(piece);
-            Ok(())
-        })?;
-        Ok(pieces)
+    /// Splits by default, and counts the separators.
+    fn split_by_default(text: &str) -> (Vec<String>, u64) {
+        let (pieces, notes) = pieces_of(text.as_bytes(), Split::default()).unwrap();
+        (documents(&pieces), notes.separators)
     }
 
     #[test]
@@ -310,7 +212,6 @@ mod tests {
         assert_eq!(split("a\n\n", Some("\n\n")), ["a\n\n"]);
         let mark = Some("<|endoftext|>");
         assert_eq!(split(" a b \n<|endoftext|>\nc<|endoftext|><|endoftext|>\n", mark), ["a b", "c"]);
-        assert_eq!(split("\u{feff}a", None), ["a"]);
         assert!(split("", None).is_empty() && split("", mark).is_empty());
     }
 
@@ -331,6 +232,32 @@ mod tests {
         assert!(pieces.len() >= 3);
         let tokens: Vec<u16> = pieces.iter().flat_map(|p| encode_ordinary(&p.text)).collect();
         assert!(tokens == encode_ordinary(&long));
+    }
+
+    #[test]
+    fn text_is_split_at_its_end_of_text_marks_by_default() {
+        let e = EOT_TEXT;
+        assert_eq!(split_by_default("One.<|endoftext|>Two. <|endoftext|>\n Three\n"), {
+            (vec!["One.".into(), "Two.".into(), "Three".into()], 2)
+        });
+        assert_eq!(split_by_default(&format!("{e}\na{e}{e}\n")), (vec!["a".into()], 3));
+        // A text without any stays as it is.
+        for text in [" a\n\nb\n", "<|endoftext|", "|endoftext|>", "\n"] {
+            assert_eq!(split_by_default(text), (vec![text.into()], 0));
+        }
+        for pad in 0..16 {
+            let first = "x ".repeat(PIECE_BYTES / 2 - 8) + &"y".repeat(pad + 1);
+            let found = split_by_default(&format!("{first}{e}z\n{e}{first}"));
+            assert!(found == (vec![first.clone(), "z".into(), first.clone()], 2), "pad {pad}");
+        }
+    }
+
+    #[test]
+    fn lines_that_end_in_crlf_are_noted() {
+        let notes = |text: &str| pieces_of(text.as_bytes(), Split::On("\n\n".into())).unwrap().1;
+        let found = notes("a\r\n\r\nb\r\n");
+        assert_eq!((found.crlf, found.separators, found.texts), (true, 0, 1));
+        assert_eq!((notes("a\n\nb").crlf, notes("a\n\nb").separators), (false, 1));
     }
 
     #[test]
@@ -360,33 +287,9 @@ mod tests {
         let mut long = "é ".repeat(PIECE_BYTES).into_bytes();
         long.push(0x80);
         assert!(refuse(&long).contains(&format!("byte {}", 3 * PIECE_BYTES)));
+        assert!(refuse(b"abc\0def").contains("a.txt: byte 3 is NUL, which text does not have"));
         let endless = vec![b'a'; UNCUTTABLE_BYTES + 1];
         let error = text_pieces(&endless, None).unwrap_err();
         assert!(format!("{error:#}").contains("a.txt: 16 MiB without white space"), "{error:#}");
-    }
-
-    #[test]
-    fn json_lines_are_documents() {
-        let text =
-            "{\"text\": \"a\\n\\u00e9\", \"id\": 1}\n\n{\"text\": \"\"}\r\n{\"text\": \"<|endoftext|>\"}";
-        assert_eq!(documents(&json_lines(text, "text").unwrap()), ["a\né", "<|endoftext|>"]);
-        assert_eq!(documents(&json_lines("{\"story\": \"b\"}\n", "story").unwrap()), ["b"]);
-    }
-
-    #[test]
-    fn bad_json_lines_are_refused_with_their_place() {
-        let refuse = |line: &str| {
-            let error =
-                json_lines(&format!("{{\"text\": \"good\"}}\n{line}\n"), "text").unwrap_err().to_string();
-            assert!(error.contains("a.jsonl:2: ") && !error.contains('\n'), "{error}");
-            error
-        };
-        assert!(refuse("{\"text\": ").contains("not JSON"));
-        assert!(refuse("{\"body\": \"x\"}").contains("no field \"text\""));
-        assert!(refuse("[\"text\"]").contains("no field"));
-        assert!(refuse("{\"text\": 5}").contains("not a string"));
-        assert!(refuse("{\"text\": \"\\ud800\"}").contains("not JSON"));
-        let format = Format { split_on: None, json_field: "text".to_owned() };
-        assert!(read_json_lines(&b"{\"text\": \"\xff\"}"[..], "a", &format, &mut |_| Ok(())).is_err());
     }
 }

@@ -1,0 +1,151 @@
+//! Reads corpora: files and folders of text or JSON become a stream of documents, cut into pieces
+//! so that no document of plain text has to fit into memory.
+
+mod input;
+mod json;
+mod kind;
+mod sources;
+mod text;
+
+use anyhow::{Context, Result};
+use input::Input;
+use kind::Kind;
+pub(super) use sources::{Source, find_sources};
+use std::cell::Cell;
+use std::io::{BufRead, Cursor, Read};
+use std::rc::Rc;
+
+/// Bytes from which the kind of an input is told …
+const HEAD_BYTES: u64 = 1 << 16;
+
+/// … and the most, if it may be JSON whose first object is long.
+const MOST_HEAD_BYTES: usize = 1 << 24;
+
+/// The default field of a JSON object that holds the text.
+const DEFAULT_FIELD: &str = "text";
+
+/// A piece of a document. Pieces are cut where GPT-2's tokenizer always ends a token, so the tokens
+/// of the pieces are the tokens of the document.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Piece {
+    pub starts_document: bool,
+    pub text: String,
+}
+
+/// The places where plain text is split into documents.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Split {
+    /// At `<|endoftext|>`; a file without any is one document.
+    #[default]
+    EndOfText,
+    /// Nowhere: a file is one document.
+    Never,
+    /// At a separator. Documents keep one of white space at their end; any other is dropped with
+    /// the white space around it.
+    On(String),
+}
+
+/// How files are split into documents.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Format {
+    pub split: Split,
+    /// Field of a JSON object that holds the document, if the user named one. All inputs are then
+    /// JSON.
+    pub json_field: Option<String>,
+    /// Whether JSON objects that are not usable are left out.
+    pub skip_bad_lines: bool,
+}
+
+impl Format {
+    fn field(&self) -> &str {
+        self.json_field.as_deref().unwrap_or(DEFAULT_FIELD)
+    }
+}
+
+/// How often something was found, and where first.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub count: u64,
+    pub first: String,
+}
+
+impl Tally {
+    fn add(&mut self, place: impl FnOnce() -> String) {
+        if self.count == 0 {
+            self.first = place();
+        }
+        self.count += 1;
+    }
+}
+
+/// Findings that the user should know about.
+#[derive(Debug, Default)]
+pub(super) struct Notes {
+    /// JSON objects that were left out, with the reason.
+    pub skipped: Tally,
+    /// Files of text that look like something else.
+    pub odd: Tally,
+    /// Files of plain text, and separators found in them.
+    pub texts: u64,
+    pub separators: u64,
+    /// Whether lines of the text end in `\r\n`.
+    pub crlf: bool,
+}
+
+impl Source {
+    /// Passes all pieces of all documents to `sink`, in order. `done` counts the bytes read.
+    ///
+    /// # Errors
+    /// One line, if the input cannot be read, is not text, or changes while it is read.
+    pub fn read(
+        &self,
+        format: &Format,
+        notes: &mut Notes,
+        done: &Rc<Cell<u64>>,
+        sink: &mut dyn FnMut(Piece) -> Result<()>,
+    ) -> Result<()> {
+        let name = match self.path.as_os_str() == "-" {
+            true => "standard input".to_owned(),
+            false => self.path.display().to_string(),
+        };
+        let mut input = Input::open(&self.path, done)?;
+        let head = read_head(&mut input.text).with_context(|| format!("{name}: cannot read"))?;
+        let mark = if head.starts_with(b"\xef\xbb\xbf") { 3 } else { 0 };
+        let kind = kind::kind_of(&name, &head[mark..], format)?;
+        let rest = &mut input.text;
+        let mut head = Cursor::new(head);
+        head.set_position(mark as u64);
+        let text = head.chain(rest);
+        match kind {
+            Kind::JsonLines => json::read_json_lines(text, &name, format, notes, sink)?,
+            Kind::JsonArray => json::read_json_array(text, &name, format, notes, sink)?,
+            Kind::Text => text::read_text(text, &name, mark, format, notes, sink)?,
+            Kind::Odd(what) => {
+                if notes.odd.count == 0 {
+                    log::warn!("{name}: looks like {what}, and is read as text");
+                }
+                notes.odd.add(|| name.clone());
+                text::read_text(text, &name, mark, format, notes, sink)?;
+            }
+        }
+        input.finish(&name)
+    }
+}
+
+/// Reads the start of an input: of one that may be JSON, at least its first object if that has one
+/// line.
+fn read_head(input: &mut impl BufRead) -> std::io::Result<Vec<u8>> {
+    let mut head = Vec::new();
+    loop {
+        let read = input.by_ref().take(HEAD_BYTES).read_to_end(&mut head)?;
+        let body = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&head).trim_ascii_start();
+        let may_be_json = matches!(body.first(), Some(b'{' | b'['));
+        let has_object = body.starts_with(b"{") && body.contains(&b'\n');
+        if read == 0 || !may_be_json || has_object || head.len() >= MOST_HEAD_BYTES {
+            return Ok(head);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
