@@ -11,6 +11,15 @@ pub const GPT2_VOCAB: usize = 50257;
 /// no ragged edge.
 pub const VOCAB_PADDING: usize = 128;
 
+/// Largest dimension of a model other than its layers.
+const MAX_DIM: usize = 1 << 20;
+
+/// Most layers of a model: a hundred times those of GPT-3.
+const MAX_LAYERS: usize = 10_000;
+
+/// Most parameters of a model.
+const MAX_PARAMS: u128 = 1 << 40;
+
 /// Rows of logits to compute at a time, for N rows of which `most` fit into memory. There are as
 /// few chunks as that allows, all of one length except the last: a multiple of 128 rows where there
 /// is room, so that their matmuls have one shape and no ragged tiles.
@@ -108,7 +117,7 @@ impl ModelConfig {
                 list("gpt3:c", GPT3_SHAPES.map(|s| s.1))
             );
         }
-        bail!("model {name}: expected a checkpoint file, or a shape such as d12, gpt2:d24 or gpt3:c768")
+        bail!("no file {name}, and no shape of that name, as d12, gpt2:d24 or gpt3:c768 are")
     }
 
     /// Width of one attention head.
@@ -129,23 +138,44 @@ impl ModelConfig {
         Ok(())
     }
 
-    /// Checks everything that kernels assume.
+    /// Checks that the activations of a batch of B sequences of T tokens can be counted in 64 bits.
+    ///
+    /// # Errors
+    /// One line that names the flags.
+    pub fn check_batch(&self, B: usize, T: usize) -> Result<()> {
+        let values = [B, T, self.L, self.C].iter().map(|&factor| factor as u128).product::<u128>();
+        ensure!(
+            values <= MAX_PARAMS << 12,
+            "-b {B} -t {T}: a batch takes more memory than any machine has; lower -b"
+        );
+        self.check_sequence_length(T)
+    }
+
+    /// Number of parameters, padding included. It may not fit 64 bits before [`Self::validate`].
+    fn count_params(&self) -> u128 {
+        let [maxT, Vp, L, C] = [self.maxT, self.Vp, self.L, self.C].map(|dim| dim as u128);
+        L * (12 * C * C + 13 * C) + (Vp + maxT + 2) * C
+    }
+
+    /// Checks everything that kernels assume, and that sizes in bytes can be counted in 64 bits.
     ///
     /// # Errors
     /// One line that names the invalid dimension.
     pub fn validate(&self) -> Result<()> {
         let dims = [
-            ("maxT", self.maxT),
-            ("V", self.V),
-            ("Vp", self.Vp),
-            ("layers", self.L),
-            ("heads", self.NH),
-            ("channels", self.C),
+            ("maxT", self.maxT, MAX_DIM),
+            ("V", self.V, MAX_DIM),
+            ("Vp", self.Vp, MAX_DIM),
+            ("layers", self.L, MAX_LAYERS),
+            ("heads", self.NH, MAX_DIM),
+            ("channels", self.C, MAX_DIM),
         ];
-        for (name, value) in dims {
+        for (name, value, most) in dims {
             ensure!(value > 0, "model: {name} is 0; expected at least 1");
-            ensure!(value <= 1 << 20, "model: {name} is {value}; expected at most {}", 1 << 20);
+            ensure!(value <= most, "model: {name} is {value}; expected at most {most}");
         }
+        let count = self.count_params();
+        ensure!(count <= MAX_PARAMS, "model: {self}: has {count} parameters; expected at most {MAX_PARAMS}");
         ensure!(
             self.C.is_multiple_of(self.NH),
             "model: {} channels do not divide into {} heads; choose channels that are a multiple of heads",
@@ -197,6 +227,25 @@ mod tests {
         assert_eq!(count("d36"), 774_090_240);
         assert_eq!(count("d48"), 1_557_686_400);
         assert_eq!(ModelConfig::from_descriptor("gpt3:c768").unwrap().maxT, 2048);
+    }
+
+    #[test]
+    fn absurd_shapes_are_refused_before_anything_is_planned() {
+        for config in [ModelConfig::new(1024, 12, 12, 768), ModelConfig::new(7, 3, 2, 6)] {
+            assert_eq!(config.count_params(), ParamLayout::new(&config).len() as u128);
+        }
+        let refusal = |L, C| ModelConfig::new(1024, L, 1, C).validate().unwrap_err().to_string();
+        assert_eq!(refusal(1_000_000, 16), "model: layers is 1000000; expected at most 10000");
+        assert!(refusal(10_000, 1 << 20).ends_with(" parameters; expected at most 1099511627776"));
+        ModelConfig::new(1 << 20, MAX_LAYERS, 64, 1024).validate().unwrap();
+        let deep = ModelConfig::new(1 << 20, MAX_LAYERS, 64, 1024);
+        deep.check_batch(64, 1024).unwrap();
+        assert!(
+            deep.check_batch(1 << 20, 1 << 20)
+                .unwrap_err()
+                .to_string()
+                .starts_with("-b 1048576 -t 1048576: ")
+        );
     }
 
     #[test]

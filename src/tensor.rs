@@ -90,8 +90,9 @@ pub struct Tensor {
 }
 
 impl Tensor {
+    /// Size in bytes; the largest number if it is none that 64 bits can hold.
     pub fn size_bytes(&self) -> usize {
-        self.len * self.dtype.size()
+        self.len.saturating_mul(self.dtype.size())
     }
 
     /// Elements `start .. start + len` of this tensor.
@@ -137,7 +138,8 @@ impl MemoryPlan {
         Self::default()
     }
 
-    /// Reserves `len` elements in the arena named `arena`, which its first tensor creates.
+    /// Reserves `len` elements in the arena named `arena`, which its first tensor creates. Sizes
+    /// saturate: a device refuses to allocate an arena of the largest size.
     pub fn add(&mut self, arena: &'static str, name: &'static str, dtype: Dtype, len: usize) -> Tensor {
         let index = self.arenas.iter().position(|a| a.name == arena).unwrap_or_else(|| {
             self.arenas.push(ArenaPlan { name: arena, size_bytes: 0, tensors: Vec::new() });
@@ -145,12 +147,30 @@ impl MemoryPlan {
         });
         let plan = &mut self.arenas[index];
         let tensor = Tensor { arena: index, offset: plan.size_bytes, len, dtype };
-        plan.size_bytes += tensor.size_bytes().next_multiple_of(TENSOR_ALIGN);
+        let aligned = tensor.size_bytes().checked_next_multiple_of(TENSOR_ALIGN).unwrap_or(usize::MAX);
+        plan.size_bytes = plan.size_bytes.saturating_add(aligned);
         plan.tensors.push((name, tensor));
         tensor
     }
 
     pub fn size_bytes(&self) -> usize {
-        self.arenas.iter().map(|a| a.size_bytes).sum()
+        self.arenas.iter().fold(0, |sum, arena| sum.saturating_add(arena.size_bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_of_a_plan_never_wrap() {
+        let mut plan = MemoryPlan::new();
+        plan.add("a", "small", Dtype::F32, 1);
+        assert_eq!(plan.size_bytes(), TENSOR_ALIGN);
+        for len in [usize::MAX / 4, usize::MAX, 1] {
+            plan.add("a", "huge", Dtype::F32, len);
+            plan.add("b", "huge", Dtype::Bf16, len);
+            assert_eq!(plan.size_bytes(), usize::MAX);
+        }
     }
 }

@@ -20,6 +20,9 @@ fn flags() {
         ("-x", &["-x"]),
         ("-d 33", &["-d", "33", "32"]),
         ("--heads 3", &["3 heads"]),
+        ("--layers 1000000", &["layers is 1000000", "at most 10000"]),
+        ("--layers 10000 --channels 1048576 --heads 2", &["parameters"]),
+        ("-b 1073741824 -t 1073741824", &["-b 1073741824", "-t 1073741824"]),
         ("-t 64 --context 32", &["-t", "64", "32"]),
         ("-e d13 --layers 2", &["d13", "d12"]),
         ("-e nowhere.bin --qkv-bias 1", &["nowhere.bin"]),
@@ -178,7 +181,7 @@ fn a_trace_that_cannot_be_written() {
 fn an_output_directory_that_cannot_be_made() {
     let corpus = Corpus::new();
     fs::write(corpus.path("file"), "").unwrap();
-    refuse(corpus.train().args("-x 1 -n 1 -o file/out".split(' ')), &["file/out"]);
+    refuse(corpus.train().args("-x 1 -n 1 -o file/out".split(' ')), &["-o", "file/out"]);
 }
 
 /// A limit on file size stands in for a disk that fills up halfway through a checkpoint.

@@ -235,6 +235,79 @@ fn models_convert_there_and_back() {
     succeed(Command::new(common::TRAIN_GPT2).current_dir(dir).args(flags.split(' ')));
 }
 
+/// An export beside checkpoints does not hide the newer ones, and each tool says which file it took.
+#[test]
+fn the_newest_checkpoint_is_taken_and_named() {
+    let corpus = Corpus::new();
+    let dir = corpus.dir.path();
+    let flags = "-l 1e-2 -n 2 -v 2 -m 1 -o log";
+    succeed(corpus.train().args(flags.split(' ')).args("-x 2".split(' ')));
+    succeed(&mut warpsmith(dir, "convert log log/model.safetensors"));
+    succeed(corpus.train().args(flags.split(' ')).args("-x 4 -y 1".split(' ')));
+    let line = "model: log/model_00000004.bin (step 4)\n";
+    let output = succeed(&mut warpsmith(dir, "eval --model log --val x_val_*.bin -b 2 -m 1"));
+    assert_eq!(common::stderr(&output), line);
+    assert!(stdout(&output).starts_with("val loss "), "{}", stdout(&output));
+    let output = succeed(&mut warpsmith(dir, "sample --model log --max-tokens 2"));
+    assert_eq!(common::stderr(&output), line);
+    let text = stdout(&succeed(&mut warpsmith(dir, "convert log a.bin")));
+    assert_eq!(text, "a.bin: 808352 parameters from log/model_00000004.bin (step 4)\n");
+    assert!(fs::read(dir.join("a.bin")).unwrap() == fs::read(dir.join("log/model_00000004.bin")).unwrap());
+    let text = stdout(&succeed(&mut warpsmith(dir, "convert log/model.safetensors b.bin")));
+    assert!(text.ends_with(" from log/model.safetensors\n"), "{text}");
+
+    let train = "-i x_train_*.bin -j x_val_*.bin -b 2 -t 16 -v 0 -s 0 -x 1 -e log";
+    let text = stdout(&succeed(Command::new(common::TRAIN_GPT2).current_dir(dir).args(train.split(' '))));
+    assert!(text.contains("log/model_00000004.bin (step 4)"), "{text}");
+}
+
+#[test]
+fn convert_replaces_only_what_it_may() {
+    let corpus = Corpus::new();
+    let dir = corpus.dir.path();
+    trained(&corpus);
+    let convert = |line: &str| warpsmith(dir, &format!("convert {line}"));
+    fs::write(dir.join("a.bin"), "mine").unwrap();
+    refuse(&mut convert("log a.bin"), &["a.bin", "already exists", "--force"]);
+    assert_eq!(fs::read(dir.join("a.bin")).unwrap(), b"mine");
+    succeed(&mut convert("log a.bin --force"));
+
+    fs::create_dir(dir.join("other")).unwrap();
+    let theirs = r#"{"model_type": "gpt2", "n_layer": 12, "mine": true}"#;
+    fs::write(dir.join("other/config.json"), theirs).unwrap();
+    refuse(&mut convert("log other/tiny.safetensors"), &["other/config.json", "--force"]);
+    assert!(!dir.join("other/tiny.safetensors").exists());
+    assert_eq!(fs::read_to_string(dir.join("other/config.json")).unwrap(), theirs);
+    succeed(&mut convert("log other/tiny.safetensors --force"));
+    // The config of the same model may stay.
+    succeed(&mut convert("log other/again.safetensors"));
+
+    let before = fs::read(dir.join("log/model_00000020.bin")).unwrap();
+    for name in ["model_00000020.bin", "state_00000020_00000.bin", "model_best.bin"] {
+        refuse(&mut convert(&format!("a.bin log/{name} --force")), &[name, "choose another name"]);
+    }
+    assert!(fs::read(dir.join("log/model_00000020.bin")).unwrap() == before);
+    let questions = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/hellaswag_small.jsonl");
+    refuse(&mut convert(&format!("{questions} a.bin")), &["a.bin", "--force"]);
+}
+
+#[test]
+fn a_path_to_a_part_of_a_model_leads_to_its_folder() {
+    let corpus = Corpus::new();
+    let dir = corpus.dir.path();
+    trained(&corpus);
+    succeed(&mut warpsmith(dir, "convert log hf/model.safetensors"));
+    fs::copy(dir.join("hf/model.safetensors"), dir.join("hf/model-00001-of-00002.safetensors")).unwrap();
+    fs::write(dir.join("hf/model.safetensors.index.json"), "{}").unwrap();
+    for name in ["config.json", "model.safetensors.index.json", "model-00001-of-00002.safetensors"] {
+        let path = format!("hf/{name}");
+        refuse(&mut warpsmith(dir, &format!("eval --model {path} --val x")), &[&path, "give the folder, hf"]);
+    }
+    fs::create_dir(dir.join("pt")).unwrap();
+    fs::write(dir.join("pt/pytorch_model.bin"), "").unwrap();
+    refuse(&mut warpsmith(dir, "sample --model pt"), &["pt", "found pytorch_model.bin", "safetensors"]);
+}
+
 #[test]
 fn eval_agrees_with_training_and_counts_hellaswag() {
     let corpus = Corpus::new();

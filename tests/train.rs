@@ -78,12 +78,7 @@ fn auto_resumes_in_the_type_of_the_checkpoint() {
     assert!(text.contains("auto (f32)") && !text.contains("WARNING"), "{text}");
     assert_eq!(whole, parts);
     // A checkpoint from before the type was recorded resumes in the type of a new run.
-    let file = corpus.path("parts/run_00000004.json");
-    let old = std::fs::read_to_string(&file).unwrap();
-    let mut old: serde_json::Value = serde_json::from_str(&old).unwrap();
-    assert_eq!(old["trainer"]["operand_dtype"].as_str(), Some("f32"));
-    old["trainer"].as_object_mut().unwrap().remove("operand_dtype");
-    std::fs::write(&file, old.to_string()).unwrap();
+    common::make_early(&corpus.path("parts"), 4, &["operand_dtype", "settings"]);
     let (text, _) = run("parts", "--dtype auto -x 6 -y 1");
     assert!(text.contains("step    6/6") && !text.contains("WARNING"), "{text}");
 }
@@ -190,8 +185,7 @@ fn a_fresh_run_does_not_mix_with_an_old_one() {
     let resume = |flags: &str, words: &[&str]| {
         common::refuse(corpus.train().args("-n 1 -o out -y 1".split(' ')).args(flags.split(' ')), words);
     };
-    resume("-x 4 -b 4", &["-d 64", "-d 32"]);
-    resume("-x 4 -t 8 -d 32 --context 16", &["-t 8", "-t 16"]);
+    resume("-x 4 -t 8", &["-t 8 makes a model of 8 positions", "add --context 16"]);
     resume("-x 4 --shuffle llmc", &["--shuffle llmc", "--shuffle sequences"]);
     resume("-x 4 -i x_train_000001.bin", &["-i", "8000 in 2"]);
     resume("-x 4 --channels 32", &["--channels"]);
@@ -231,22 +225,213 @@ fn early_checkpoints_go_on_in_llmcs_order() {
     run("-x 6 --shuffle llmc");
     let whole = losses(&corpus.path("out"));
     common::forget_after(&corpus.path("out"), 3);
-    let file = corpus.path("out/run_00000003.json");
-    let mut old: serde_json::Value =
-        serde_json::from_str(&fs_text(&corpus, "out/run_00000003.json")).unwrap();
-    assert_eq!(old["trainer"].as_object_mut().unwrap().remove("shuffle").unwrap(), "llmc");
-    std::fs::write(&file, old.to_string()).unwrap();
-    let resume = |extra: &str, words: &[&str]| {
-        common::refuse(
-            corpus.train().args(flags.split(' ')).args("-x 6 -y 1".split(' ')).args(extra.split(' ')),
-            words,
-        );
-    };
-    resume("-b 1", &["-b 1", "-b 2"]);
-    resume("--shuffle sequences", &["--shuffle sequences", "--shuffle llmc"]);
+    common::make_early(&corpus.path("out"), 3, &["shuffle", "settings"]);
+    common::refuse(
+        corpus.train().args(flags.split(' ')).args("-x 6 -y 1 --shuffle sequences".split(' ')),
+        &["run_00000003.json", "--shuffle sequences", "--shuffle llmc"],
+    );
     let text = run("-x 6 -y 1");
     assert!(text.lines().any(|line| line.starts_with("| shuffle ") && line.contains(" llmc ")), "{text}");
     assert_eq!(losses(&corpus.path("out")), whole);
+}
+
+/// The step of each kind of warning that a resumed run gives, and the losses that follow.
+#[test]
+fn a_resumed_run_may_change_its_batch_and_says_what_differs() {
+    let corpus = Corpus::new();
+    let flags = "-l 1e-3 -n 4 -d 64";
+    let run = |extra: &str| stdout(&succeed(corpus.train().args(flags.split(' ')).args(extra.split(' '))));
+    let warnings = |text: &str| -> Vec<String> {
+        let lines = text.lines().filter_map(|line| line.strip_prefix("WARNING: "));
+        lines.filter(|line| !line.contains("untrained")).map(str::to_owned).collect()
+    };
+    let order = |name: &str| if name == "off" { "--shuffle off" } else { "--shuffle sequences" };
+    for name in ["off", "sequences"] {
+        run(&format!("-x 8 {} -o {name}", order(name)));
+    }
+    let resume = |name: &str, extra: &str| {
+        common::forget_after(&corpus.path(name), 4);
+        warnings(&run(&format!("-x 8 {} -o {name} -y 1 {extra}", order(name))))
+    };
+    let none = Vec::<String>::new();
+    let whole = losses(&corpus.path("sequences"));
+    assert_eq!(resume("sequences", "-b 2"), none);
+    assert_eq!(losses(&corpus.path("sequences")), whole);
+    // The micro-batch changes the order of sums, nothing else.
+    assert_eq!(resume("sequences", "-b 4"), none);
+    assert_eq!(resume("sequences", "-d 128"), ["-d 128: the run so far used 64"]);
+    assert_eq!(resume("off", "-t 8 --context 16"), ["-t 8: the run so far used 16"]);
+    let shuffled = resume("sequences", "-t 8 --context 16");
+    assert!(shuffled.len() == 2 && shuffled[1].contains("pieces of 8 tokens"), "{shuffled:?}");
+    assert_eq!(losses(&corpus.path("sequences")).len(), 8);
+    assert_eq!(
+        resume("off", "-l 3e-4 -k linear -u 2 -q 0.5 -c 0.1 --seed 1"),
+        [
+            "--seed 1: the run so far used 42",
+            "-c 0.1: the run so far used 0",
+            "-k linear: the run so far used cosine",
+            "-l 0.0003: the run so far used 0.001",
+            "-q 0.5: the run so far used 1",
+            "-u 2: the run so far used 0",
+        ]
+    );
+    // Without the fields that tell, there is nothing to say.
+    common::forget_after(&corpus.path("off"), 4);
+    common::make_early(&corpus.path("off"), 4, &["settings"]);
+    assert_eq!(resume("off", "-l 3e-4"), none);
+}
+
+/// In file order the text goes on where it was left, also in pieces of another length.
+#[test]
+fn another_sequence_length_reads_on_in_file_order() {
+    let corpus = Corpus::new();
+    let tokens = "--shuffle off --context 16 -n 2 -l 0 -d 32";
+    let run = |extra: &str| {
+        succeed(corpus.train().args(tokens.split(' ')).args(extra.split(' ')));
+    };
+    run("-x 8 -t 8 -b 4 -o whole");
+    run("-x 4 -t 16 -b 2 -o parts");
+    run("-x 8 -t 8 -b 4 -o parts -y 1");
+    // With a learning rate of 0, a step's loss depends on its text alone.
+    assert_eq!(losses(&corpus.path("whole"))[4..], losses(&corpus.path("parts"))[4..]);
+}
+
+#[test]
+fn resuming_needs_only_the_directory_of_the_run() {
+    let corpus = Corpus::new();
+    succeed(corpus.train().args("-x 2 -n 2 -o a".split(' ')));
+    let convert = |line: &str| {
+        succeed(Command::new(common::WARPSMITH).current_dir(corpus.dir.path()).args(line.split(' ')));
+    };
+    convert("convert a hf/model.safetensors");
+    let tune = |extra: &str| {
+        let mut command = Command::new(common::TRAIN_GPT2);
+        let flags = "-i x_train_*.bin -j x_val_*.bin -e hf -b 2 -t 16 -v 0 -s 0 -n 2 -o tuned";
+        command.current_dir(corpus.dir.path()).args(flags.split(' ')).args(extra.split(' '));
+        command
+    };
+    let text = stdout(&succeed(&mut tune("-x 2")));
+    assert!(text.contains("hf/model.safetensors"), "{text}");
+    std::fs::rename(corpus.path("hf"), corpus.path("gone")).unwrap();
+    let text = stdout(&succeed(&mut tune("-x 4 -y 1")));
+    assert!(
+        text.contains("checkpoint of step 2") && text.contains("checkpoint 4 written to tuned"),
+        "{text}"
+    );
+    common::refuse(&mut tune("-x 4 -y 1 -o other"), &["no file hf", "d12"]);
+}
+
+#[test]
+fn a_second_run_in_a_directory_leaves_the_first_alone() {
+    let corpus = Corpus::new();
+    let mut first =
+        corpus.train().args("-x 100000 -n 50 -nk 2 -o out".split(' ')).stdout(Stdio::null()).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !corpus.path("out/DONE_00000050").exists() {
+        assert!(Instant::now() < deadline, "the run never got going");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let pid = format!("process {} on ", first.id());
+    for extra in ["", "-y 1"] {
+        let mut second = corpus.train();
+        second.args("-x 4 -n 1 -o out".split(' ')).args(extra.split_whitespace());
+        common::refuse(&mut second, &["-o/--output-dir", "out is in use by", &pid]);
+    }
+    succeed(Command::new("kill").arg(first.id().to_string()));
+    assert_eq!(first.wait().unwrap().code(), Some(128 + 15));
+    assert!(!corpus.path("out/.lock").exists());
+    let steps = losses(&corpus.path("out"));
+    assert!((0..).zip(&steps).all(|(n, (step, ..))| n == *step), "no line is doubled");
+    let resumed =
+        succeed(corpus.train().args("-y 1 -n 50 -o out -x".split(' ')).arg(steps.len().to_string()));
+    assert_eq!(stderr(&resumed), "", "its newest checkpoint is whole");
+}
+
+#[test]
+fn the_logs_of_another_run_are_not_emptied() {
+    let corpus = Corpus::new();
+    // A run that was killed before its first checkpoint.
+    std::fs::create_dir(corpus.path("out")).unwrap();
+    for log in ["main.log", "metrics.jsonl"] {
+        let path = corpus.path("out").join(log);
+        std::fs::write(&path, "{\"step\":0}\n").unwrap();
+        common::refuse(corpus.train().args("-x 2 -o out".split(' ')), &["-o out", log, "-y 1"]);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"step\":0}\n");
+        std::fs::remove_file(&path).unwrap();
+    }
+    std::fs::write(corpus.path("out/main.log"), "s:0 trl:1.0\n").unwrap();
+    succeed(corpus.train().args("-x 2 -o out -y 1".split(' ')));
+    assert_eq!(losses(&corpus.path("out")).len(), 2);
+}
+
+/// A changed digit in the run file is found, and the checkpoint before leads to the same bits.
+#[test]
+fn a_damaged_run_file_costs_steps_and_nothing_else() {
+    let corpus = Corpus::new();
+    let run = |extra: &str| succeed(corpus.train().args("-n 3 -sl 1".split(' ')).args(extra.split(' ')));
+    run("-x 9 -o whole");
+    run("-x 6 -o parts");
+    let path = corpus.path("parts/run_00000006.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let digit = text.find("window").map(|at| at + text[at..].find("5").unwrap()).unwrap();
+    std::fs::write(&path, format!("{}6{}", &text[..digit], &text[digit + 1..])).unwrap();
+    let output = run("-x 9 -o parts -y 1");
+    assert!(stdout(&output).contains("checkpoint of step 3"), "{}", stdout(&output));
+    assert!(stderr(&output).contains("run_00000006.json"), "{}", stderr(&output));
+    for name in ["model_00000009.bin", "state_00000009_00000.bin", "main.log"] {
+        let [whole, parts] =
+            ["whole", "parts"].map(|dir| std::fs::read(corpus.path(dir).join(name)).unwrap());
+        assert!(whole == parts, "{name}");
+    }
+}
+
+#[test]
+fn a_resumed_run_removes_old_checkpoints() {
+    let corpus = Corpus::new();
+    succeed(corpus.train().args("-x 6 -n 2 -o out".split(' ')));
+    // As if a run had been killed while it removed, and while it wrote.
+    std::fs::remove_file(corpus.path("out/DONE_00000002")).unwrap();
+    std::fs::write(corpus.path("out/state_00000003_00000.bin"), "").unwrap();
+    succeed(corpus.train().args("-x 6 -n 2 -nk 1 -o out -y 1".split(' ')));
+    let mut names: Vec<_> = std::fs::read_dir(corpus.path("out"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.contains("_0"))
+        .collect();
+    names.sort();
+    let expected = ["DONE_00000006", "model_00000006.bin", "run_00000006.json", "state_00000006_00000.bin"];
+    assert_eq!(names, expected);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_directory_that_is_moved_away_costs_no_line() {
+    let corpus = Corpus::new();
+    let mut child = corpus
+        .train()
+        .args("-x 100000 -n 40 -nk 1 -o out".split(' '))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let wait_for = |name: &str| {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !corpus.path(name).exists() {
+            assert!(Instant::now() < deadline, "{name} never came");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    wait_for("out/DONE_00000040");
+    std::fs::rename(corpus.path("out"), corpus.path("moved")).unwrap();
+    wait_for("out/metrics.jsonl");
+    common::refuse(corpus.train().args("-x 4 -o out -y 1".split(' ')), &["is in use by"]);
+    succeed(Command::new("kill").arg(child.id().to_string()));
+    let mut text = String::new();
+    std::io::Read::read_to_string(child.stdout.as_mut().unwrap(), &mut text).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(128 + 15));
+    assert!(text.contains("WARNING: out/metrics.jsonl: removed or replaced"), "{text}");
+    let steps = losses(&corpus.path("out"));
+    assert!((0..).zip(&steps).all(|(n, (step, ..))| n == *step), "all lines from the first on");
+    assert!(corpus.path(&format!("out/DONE_{:08}", steps.len())).exists());
 }
 
 fn fs_text(corpus: &Corpus, name: &str) -> String {

@@ -70,6 +70,12 @@ fn print_to(out: &mut impl Write, text: impl fmt::Display) -> Result<()> {
     })
 }
 
+/// Writes a line about the work to standard error, which keeps results on standard output clean.
+fn note(text: impl std::fmt::Display) {
+    // With standard error closed, there is nowhere to say it.
+    let _ = writeln!(io::stderr(), "{}", one_line(&text.to_string()));
+}
+
 /// `program: outer: inner`, on one line.
 fn error_line(program: &str, error: &anyhow::Error) -> String {
     one_line(&format!("{program}: {error:#}"))

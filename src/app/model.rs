@@ -1,6 +1,6 @@
 //! `warpsmith sample`, `eval` and `convert`: uses of a trained model.
 
-use crate::app::{corpus, print};
+use crate::app::{corpus, note, print};
 use crate::checkpoint::{self, ModelFile};
 use crate::cli::flags::warpsmith::{ConvertArgs, EvalArgs, NumberArgs, SampleArgs};
 use crate::config::ModelConfig;
@@ -48,8 +48,16 @@ impl<M> Loaded<M> {
     }
 }
 
+/// Reads the model at `path`, and says which file that is.
+fn load(path: &Path) -> Result<ModelFile> {
+    let found = checkpoint::find_model(path)?;
+    let model = found.read()?;
+    note(format_args!("model: {found}"));
+    Ok(model)
+}
+
 pub fn sample(args: &SampleArgs) -> Result<()> {
-    let file = checkpoint::load_model(&args.model)?;
+    let file = load(&args.model)?;
     let config = file.config;
     let Loaded { mut dev, model: mut decoder } = Loaded::open(&args.numbers, file, |dtype, plan| {
         let weights = Weights::plan(&config, dtype, Sharding::NONE, plan);
@@ -101,10 +109,10 @@ fn print_sample(
 }
 
 pub fn eval(args: &EvalArgs) -> Result<()> {
-    let file = checkpoint::load_model(&args.model)?;
+    let file = load(&args.model)?;
     let config = file.config;
     let T = args.sequence_length.unwrap_or(config.maxT);
-    config.check_sequence_length(T)?;
+    config.check_batch(args.batch_size, T)?;
     let shape = BatchShape { B: args.batch_size, T };
     let loader = args.val.as_deref().map(|pattern| open_validation(pattern, shape, &config)).transpose()?;
     let questions = args.hellaswag.as_ref().map(HellaSwag::open).transpose()?;
@@ -241,17 +249,23 @@ fn open_validation(pattern: &str, shape: BatchShape, config: &ModelConfig) -> Re
 }
 
 pub fn convert(args: &ConvertArgs) -> Result<()> {
-    if args.raw_tokens || imported::is_npy(&args.input) {
+    let ConvertArgs { input, output, dtype, force, .. } = args;
+    checkpoint::ensure_free(output, *force)?;
+    if args.raw_tokens || imported::is_npy(input) {
         return corpus::convert_tokens(args);
     }
     if args.is_hellaswag() {
-        let questions = HellaSwag::open(&args.input)?;
-        questions.write_bin(&args.output)?;
-        print(format_args!("{}: {} questions\n", args.output.display(), questions.examples.len()))?;
+        let questions = HellaSwag::open(input)?;
+        questions.write_bin(output)?;
+        print(format_args!("{}: {} questions\n", output.display(), questions.examples.len()))?;
         return Ok(());
     }
-    let model = checkpoint::load_model(&args.input)?;
-    checkpoint::save_model(&args.output, &model, args.dtype)?;
-    print(format_args!("{}: {} parameters\n", args.output.display(), model.params.len()))?;
+    let found = checkpoint::find_model(input)?;
+    let model = found.read()?;
+    if !force {
+        checkpoint::ensure_same_config(output, &model.config, *dtype)?;
+    }
+    checkpoint::save_model(output, &model, *dtype)?;
+    print(format_args!("{}: {} parameters from {found}\n", output.display(), model.params.len()))?;
     Ok(())
 }

@@ -18,7 +18,7 @@ use super::state::StateReader;
 use super::stream::Sink;
 use crate::files;
 use crate::params::ParamLayout;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
@@ -225,22 +225,24 @@ fn file_names(dir: &Path) -> Result<Vec<String>> {
 }
 
 /// Returns the step in a file's name, if the name is spelled exactly as ours are.
-fn step_of(name: &str, prefix: &str, suffix: &str) -> Option<u64> {
+pub(super) fn step_of(name: &str, prefix: &str, suffix: &str) -> Option<u64> {
     let digits = name.strip_prefix(prefix)?.strip_suffix(suffix)?;
     digits.parse().ok().filter(|step: &u64| digits == format!("{step:08}"))
 }
 
 /// Refuses to start a new run in a directory with checkpoints of an old one: sooner or later the
-/// wrong ones would be resumed or deleted.
+/// wrong ones would be resumed or deleted. The same holds for its logs, which would be emptied.
 ///
 /// # Errors
-/// One line that says what to do, if `dir` has a checkpoint.
-pub fn ensure_fresh(dir: &Path) -> Result<()> {
+/// One line that says what to do, if `dir` has a checkpoint, or a log with any line.
+pub fn ensure_fresh(dir: &Path, logs: &[&str]) -> Result<()> {
+    let at = dir.display();
     if let Some(step) = steps(dir)?.last() {
-        let dir = dir.display();
-        anyhow::bail!(
-            "-o {dir} holds checkpoints up to step {step}; resume with -y 1 or choose another directory"
-        );
+        bail!("-o {at} holds checkpoints up to step {step}; resume with -y 1 or choose another directory");
+    }
+    let used = |log: &&&str| fs::metadata(dir.join(log)).is_ok_and(|found| found.len() > 0);
+    if let Some(log) = logs.iter().find(used) {
+        bail!("-o {at} holds the {log} of another run; replace it with -y 1 or choose another directory");
     }
     Ok(())
 }
@@ -270,14 +272,16 @@ pub fn prune(dir: &Path, newest: u64, keep: usize, major_every: u64) -> Result<V
     Ok(removed)
 }
 
-/// Returns the step in the name of any file of a checkpoint but DONE.
-fn step_of_any(name: &str) -> Option<u64> {
+/// Returns the step in the name of any file of a checkpoint.
+pub(super) fn step_of_any(name: &str) -> Option<u64> {
     let state = || {
         let (step, rank) = name.strip_prefix("state_")?.strip_suffix(".bin")?.split_once('_')?;
         rank.parse::<usize>().ok().filter(|number| rank == format!("{number:05}"))?;
         step_of(step, "", "")
     };
-    step_of(name, "run_", ".json").or_else(|| step_of(name, "model_", ".bin")).or_else(state)
+    let [run, model, done] = [("run_", ".json"), ("model_", ".bin"), ("DONE_", "")]
+        .map(|(prefix, suffix)| step_of(name, prefix, suffix));
+    run.or(model).or(done).or_else(state)
 }
 
 /// Removes what killed runs left half-written: it may be as large as a checkpoint.

@@ -6,8 +6,13 @@ use crate::files;
 use crate::tensor::Dtype;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::path::Path;
+
+/// Bytes that a JSON file beside a model may have: the index of a large model has hundreds of
+/// thousands.
+const MAX_BYTES: u64 = 16 << 20;
 
 /// Added to the variance in every layernorm.
 const LAYERNORM_EPSILON: f64 = 1e-5;
@@ -49,18 +54,27 @@ fn yes() -> bool {
     true
 }
 
-/// Reads the `config.json` at `path`.
+/// Reads the JSON file at `path`.
+pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = files::read(path, MAX_BYTES)?;
+    serde_json::from_slice(&text).with_context(|| format!("{}: expected JSON", path.display()))
+}
+
+/// Reads the `config.json` at `path`. Dropout in it gets a warning.
 ///
 /// # Errors
 /// One line, if it cannot be read, lacks a dimension, or describes a model other than the supported
 /// GPT-2.
 pub(super) fn read(path: &Path) -> Result<ModelConfig> {
     let at = || path.display().to_string();
-    let text = std::fs::read(path).with_context(|| format!("cannot read {}", at()))?;
-    let value: Value = serde_json::from_slice(&text).with_context(|| format!("{}: expected JSON", at()))?;
+    let value: Value = read_json(path)?;
     // Checked first, because other models spell their dimensions differently.
     if let Some(other) = value.get("model_type").filter(|t| *t != "gpt2") {
         anyhow::bail!("{}: expected model_type \"gpt2\", found {other}", at());
+    }
+    let dropout = |key: &&&str| value.get(**key).and_then(Value::as_f64).is_some_and(|rate| rate > 0.0);
+    if let Some(key) = ["resid_pdrop", "embd_pdrop", "attn_pdrop"].iter().find(dropout) {
+        log::warn!("{}: {key} is {}; dropout is not applied", at(), value[*key]);
     }
     let hf: HfConfig = serde_json::from_value(value).with_context(at)?;
     check_variant(&hf).with_context(at)?;
@@ -93,8 +107,8 @@ fn check_variant(hf: &HfConfig) -> Result<()> {
     Ok(())
 }
 
-/// Writes the `config.json` for a model whose tensors are stored as `dtype`.
-pub(super) fn write(path: &Path, config: &ModelConfig, dtype: Dtype) -> Result<()> {
+/// The `config.json` for a model whose tensors are stored as `dtype`.
+pub(super) fn to_json(config: &ModelConfig, dtype: Dtype) -> Value {
     let end_of_text = (config.V >= GPT2_VOCAB).then_some(GPT2_VOCAB - 1);
     let mut value = json!({
         "architectures": ["GPT2LMHeadModel"],
@@ -121,8 +135,13 @@ pub(super) fn write(path: &Path, config: &ModelConfig, dtype: Dtype) -> Result<(
     if !config.qkv_bias {
         value["qkv_bias"] = false.into();
     }
+    value
+}
+
+/// Writes that `config.json`.
+pub(super) fn write(path: &Path, config: &ModelConfig, dtype: Dtype) -> Result<()> {
     files::write(path, |out| {
-        serde_json::to_writer_pretty(&mut *out, &value)?;
+        serde_json::to_writer_pretty(&mut *out, &to_json(config, dtype))?;
         Ok(out.write_all(b"\n")?)
     })
 }

@@ -6,6 +6,7 @@
 
 mod digest;
 mod directory;
+mod find;
 mod hf_config;
 pub mod model_bin;
 mod run_file;
@@ -17,15 +18,15 @@ mod stream;
 pub use directory::{
     Latest, Saved, done_path, ensure_fresh, latest, model_path, prune, read_run, run_path, state_path, steps,
 };
+pub use find::{FoundModel, ensure_free, ensure_same_config, find_model};
 pub use run_file::{Float, RunFile};
 pub use save::{Checkpoint, Copied};
 pub use state::State;
 pub use stream::{Sink, Source, TensorKind};
 
 use crate::config::ModelConfig;
-use crate::llmc;
 use crate::tensor::Dtype;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use std::path::Path;
 
 /// A model in memory.
@@ -36,36 +37,12 @@ pub struct ModelFile {
     pub params: Vec<f32>,
 }
 
-/// Reads a model from a model file of llm.c's, from a safetensors file next to its `config.json`,
-/// or from a directory: one saved by `transformers`, or one of checkpoints, of which the newest is
-/// read.
+/// Reads the model that [`find_model`] finds.
 ///
 /// # Errors
-/// One line that names the file, and what was expected and found.
+/// Those of [`find_model`] and [`FoundModel::read`].
 pub fn load_model(path: &Path) -> Result<ModelFile> {
-    if path.is_dir() {
-        return load_directory(path);
-    }
-    let named_so = path.extension().is_some_and(|e| e == "safetensors");
-    if llmc::looks_like_safetensors(&llmc::first_bytes(path)?) || named_so {
-        return safetensors_file::read(&[path.to_path_buf()]);
-    }
-    model_bin::read(path)
-}
-
-fn load_directory(dir: &Path) -> Result<ModelFile> {
-    if let Some(files) = safetensors_file::files_in(dir)? {
-        return safetensors_file::read(&files);
-    }
-    let Some(&step) = steps(dir)?.last() else {
-        bail!(
-            "{}: expected model.safetensors or a checkpoint with its DONE file, found neither",
-            dir.display()
-        );
-    };
-    directory::verify::<serde_json::Value>(dir, step)
-        .with_context(|| format!("{}: the checkpoint of step {step} is not complete", dir.display()))?;
-    model_bin::read(&model_path(dir, step))
+    find_model(path)?.read()
 }
 
 /// Writes a model to `path`: as llm.c's model file if it ends in `.bin` (f32 or bf16), as a

@@ -3,7 +3,7 @@
 //! (version 5).
 
 use super::digest::{self, Digest, Sections};
-use super::stream::{self, Sink, Source, TensorKind};
+use super::stream::{self, Sink, Source, TensorKind, zeros};
 use super::{ModelFile, directory};
 use crate::config::ModelConfig;
 use crate::llmc::{HEADER_BYTES, Header, MODEL};
@@ -95,7 +95,8 @@ pub fn read(path: &Path) -> Result<ModelFile> {
     let reader = ModelReader::open(path)?;
     directory::check_model(&reader, path)?;
     let config = reader.config;
-    let mut params = vec![0.0; ParamLayout::new(&config).len()];
+    let params = zeros(ParamLayout::new(&config).len());
+    let mut params = params.with_context(|| path.display().to_string())?;
     reader.read(&mut |_, start, values| {
         params[start..start + values.len()].copy_from_slice(values);
         Ok(())

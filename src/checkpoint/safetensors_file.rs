@@ -2,7 +2,7 @@
 //! things differ from the layout in memory: matrices other than the embeddings are stored
 //! transposed, (in, out), and the vocabulary is not padded.
 
-use super::stream::FloatWriter;
+use super::stream::{FloatWriter, zeros};
 use super::{ModelFile, hf_config};
 use crate::config::{ModelConfig, VOCAB_PADDING};
 use crate::files;
@@ -21,6 +21,9 @@ use std::path::{Path, PathBuf};
 
 /// Prefix of the names of all tensors but the head in `GPT2LMHeadModel`. `GPT2Model` has no prefix.
 const PREFIX: &str = "transformer.";
+
+/// Bytes that a header may have, as in the reference implementation.
+const MAX_HEADER: u64 = 100_000_000;
 
 /// The output projection. It is tied to `wte.weight`, so it is absent or the same.
 const HEAD: &str = "lm_head.weight";
@@ -91,10 +94,14 @@ pub(super) fn files_in(dir: &Path) -> Result<Option<Vec<PathBuf>>> {
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
-    let text = std::fs::read(&index).with_context(|| format!("cannot read {}", index.display()))?;
-    let parsed: Index = serde_json::from_slice(&text).with_context(|| index.display().to_string())?;
+    let parsed: Index = hf_config::read_json(&index)?;
     let names: BTreeSet<&String> = parsed.weight_map.values().collect();
     ensure!(!names.is_empty(), "{}: expected names of files, found none", index.display());
+    // Anything else could name files outside of the folder.
+    let is_plain = |name: &&&String| !matches!(name.as_str(), "" | "." | "..") && !name.contains(['/', '\\']);
+    if let Some(other) = names.iter().find(|name| !is_plain(name)) {
+        bail!("{}: expected plain names of files, found \"{other}\"", index.display());
+    }
     Ok(Some(names.into_iter().map(|name| dir.join(name)).collect()))
 }
 
@@ -109,7 +116,7 @@ impl Tensors {
     fn open(paths: &[PathBuf]) -> Result<Tensors> {
         let mut tensors = Tensors { files: Vec::new(), index: BTreeMap::new() };
         for path in paths {
-            let mut file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let (mut file, _) = files::open(path)?;
             let (metadata, data) = read_metadata(&mut file).with_context(|| path.display().to_string())?;
             for (name, info) in metadata.tensors() {
                 let bare = name.strip_prefix(PREFIX).unwrap_or(&name).to_string();
@@ -125,6 +132,10 @@ impl Tensors {
                 );
             }
             tensors.files.push((path.clone(), file));
+        }
+        // The two are one tensor, which may be saved under either name.
+        if let Some(head) = tensors.index.get(HEAD).cloned() {
+            tensors.index.entry("wte.weight".to_owned()).or_insert(head);
         }
         Ok(tensors)
     }
@@ -161,6 +172,7 @@ fn read_metadata(file: &mut File) -> Result<(Metadata, u64)> {
     let data = length.checked_add(8).filter(|&data| data <= bytes);
     let data =
         data.with_context(|| format!("expected a header of {length} bytes, found a file of {bytes}"))?;
+    ensure!(length <= MAX_HEADER, "expected a header of at most {MAX_HEADER} bytes, found {length}");
     let mut header = vec![0; length as usize];
     file.read_exact(&mut header)?;
     let metadata: Metadata = serde_json::from_slice(&header).context("the header is not valid")?;
@@ -186,7 +198,7 @@ pub(super) fn read(paths: &[PathBuf]) -> Result<ModelFile> {
     let config = config_of(&tensors, &paths[0])?;
     let all = stored(&config);
     check_tensors(&tensors, &all).with_context(at)?;
-    let mut params = vec![0.0; ParamLayout::new(&config).len()];
+    let mut params = zeros(ParamLayout::new(&config).len()).with_context(at)?;
     for tensor in &all {
         let values = tensors.read(&tensor.name)?;
         let values =

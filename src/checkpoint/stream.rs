@@ -5,7 +5,7 @@ use super::digest::Sections;
 use crate::config::ModelConfig;
 use crate::params::{PARAMS, ParamLayout};
 use crate::tensor::{self, Dtype};
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use half::bf16;
 use std::io::{Read, Write};
 
@@ -51,6 +51,18 @@ pub type Sink<'a> = dyn FnMut(TensorKind, usize, &[f32]) -> Result<()> + 'a;
 
 /// Elements moved at a time: enough for a disk and a bus to run at full speed.
 const CHUNK: usize = 1 << 20;
+
+/// Memory for the parameters of a model.
+///
+/// # Errors
+/// If there is not enough.
+pub(super) fn zeros(len: usize) -> Result<Vec<f32>> {
+    let mut values = Vec::new();
+    let reserved = values.try_reserve_exact(len);
+    reserved.with_context(|| format!("out of memory: the parameters need {} MiB", (4 * len) >> 20))?;
+    values.resize(len, 0.0);
+    Ok(values)
+}
 
 /// Calls `each` with the start and length of every chunk of `len` elements.
 fn chunks(len: usize, mut each: impl FnMut(usize, usize) -> Result<()>) -> Result<()> {

@@ -2,6 +2,7 @@
 //! device cannot honor. Also the quantities derived from several flags.
 
 use super::flags::trainer::{InitMethodName, TrainArgs};
+use super::values;
 use crate::config::ModelConfig;
 use crate::device::cuda::MatmulChoice;
 use crate::device::open::DeviceName;
@@ -58,7 +59,8 @@ impl TrainArgs {
         self.check_schedule()?;
         self.check_evaluation()?;
         self.rendezvous()?;
-        self.model_source().map(drop)
+        // A run that resumes does not need it, and it may be gone.
+        if self.files.resume { Ok(()) } else { self.model_source().map(drop) }
     }
 
     /// Refuses flags that the device cannot honor: a run must not silently ignore one.
@@ -123,6 +125,15 @@ impl TrainArgs {
 
     fn check_batch(&self) -> Result<()> {
         let shape = (self.batch.batch_size, self.batch.sequence_length);
+        let factors = [shape.0, shape.1, self.process.world_size];
+        let tokens = factors.iter().try_fold(1usize, |product, &factor| product.checked_mul(factor));
+        ensure!(
+            tokens.is_some_and(|tokens| tokens <= values::TOKENS_MAX),
+            "-b {} -t {}: expected at most {} tokens in a micro-batch of all processes, found more",
+            shape.0,
+            shape.1,
+            values::TOKENS_MAX
+        );
         micro_steps(self.total_batch_tokens(), shape, self.process.world_size).map(drop)
     }
 

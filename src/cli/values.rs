@@ -14,6 +14,9 @@ use std::str::FromStr;
 /// Numbers above this are typing errors; the product of any two below it fits into 64 bits.
 const COUNT_MAX: usize = i32::MAX as usize;
 
+/// Most tokens in something large.
+pub const TOKENS_MAX: usize = 1_000_000_000_000;
+
 /// Types that a CPU computes in, and that model files store.
 pub const CPU_DTYPES: [Dtype; 2] = [Dtype::F32, Dtype::Bf16];
 
@@ -30,9 +33,9 @@ pub fn whole(text: &str) -> Result<usize, String> {
     whole_in(text, 0, COUNT_MAX)
 }
 
-/// A number of tokens in something large: from 1 to 10^12.
+/// A number of tokens in something large: at least 1.
 pub fn tokens(text: &str) -> Result<usize, String> {
-    whole_in(text, 1, 1_000_000_000_000)
+    whole_in(text, 1, TOKENS_MAX)
 }
 
 /// An interval in steps. 0 is off, and so is llm.c's -1.

@@ -236,7 +236,23 @@ impl DataLoader {
     /// If the state does not fit these shards and the length of a sample. The loader then stays
     /// where it is.
     pub fn restore(&mut self, state: &LoaderState) -> Result<()> {
-        let position = self.order.check(state, self.position.shuffle.is_some());
+        self.move_to(self.order.check(state, self.position.shuffle.is_some()))
+    }
+
+    /// Continues near the position of another loader of the same data, whose samples had
+    /// `sample_tokens` tokens. Returns whether exactly the text that it had not read follows in this
+    /// shard.
+    ///
+    /// # Errors
+    /// As [`Self::restore`].
+    pub fn restore_near(&mut self, state: &LoaderState, sample_tokens: usize) -> Result<bool> {
+        let (ours, shuffles) = (self.fetcher.reader.sample_tokens, self.position.shuffle.is_some());
+        self.move_to(self.order.near(state, sample_tokens, ours, shuffles))?;
+        let read = state.current_sample_idx as u128 * sample_tokens as u128;
+        Ok(!shuffles && read == self.position.sample as u128 * ours as u128)
+    }
+
+    fn move_to(&mut self, position: Result<Position>) -> Result<()> {
         let position = position.with_context(|| format!("{}: cannot resume with these shards", self.flag))?;
         self.cancel();
         self.position = position;

@@ -133,6 +133,38 @@ impl Order {
         Place { file: position.file(), sample }
     }
 
+    /// The position as far into the same shard as that of a loader whose samples have `theirs`
+    /// tokens where these have `ours`, rounded up to whole samples. In file order the text goes on
+    /// there. The samples of a shuffled shard are drawn anew, so some of its text may be read twice
+    /// and some not at all.
+    ///
+    /// # Errors
+    /// Those of [`Order::check`], apart from the number of samples.
+    pub(super) fn near(
+        &self,
+        state: &LoaderState,
+        theirs: usize,
+        ours: usize,
+        shuffles: bool,
+    ) -> Result<Position> {
+        let read = u128::from(state.current_sample_idx) * theirs as u128;
+        let sample = u64::try_from(read.div_ceil(ours as u128))?;
+        let mut state = state.clone();
+        state.check()?;
+        let file = match &state.shuffle {
+            Some(shuffle) => shuffle.shard_indices[state.current_shard_idx as usize] as u64,
+            None => state.current_shard_idx,
+        };
+        let samples =
+            usize::try_from(file).ok().and_then(|file| self.samples.get(file).copied()).unwrap_or(0);
+        state.current_sample_idx = sample.min(samples as u64);
+        if let Some(ShuffleState { intra_shard_indices, rng, .. }) = &mut state.shuffle {
+            *intra_shard_indices = identity_permutation(samples);
+            rng.random_permutation(intra_shard_indices);
+        }
+        self.check(&state, shuffles)
+    }
+
     /// Converts a saved state to a position, if it fits this order.
     pub(super) fn check(&self, state: &LoaderState, shuffles: bool) -> Result<Position> {
         const HINT: &str = "resume with the data, batch size and sequence length of that run";

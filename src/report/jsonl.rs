@@ -9,6 +9,8 @@ use anyhow::Result;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use std::path::Path;
 
+pub(super) const NAME: &str = "metrics.jsonl";
+
 pub struct Jsonl(pub LogFile);
 
 /// The measurements of a training step.
@@ -29,12 +31,12 @@ pub struct TrainMetrics {
 impl Jsonl {
     /// Creates an empty `metrics.jsonl` in `dir`.
     pub fn create(dir: &Path) -> Result<Self> {
-        LogFile::create(dir.join("metrics.jsonl")).map(Jsonl)
+        LogFile::create(dir.join(NAME)).map(Jsonl)
     }
 
     /// Continues `metrics.jsonl` in `dir` at `step`, and drops its lines from that step on.
     pub fn resume(dir: &Path, step: usize) -> Result<Self> {
-        LogFile::resume(dir.join("metrics.jsonl"), step, step_of).map(Jsonl)
+        LogFile::resume(dir.join(NAME), step, step_of).map(Jsonl)
     }
 
     /// Writes a training step.

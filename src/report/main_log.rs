@@ -5,17 +5,19 @@ use super::log_file::LogFile;
 use anyhow::Result;
 use std::path::Path;
 
+pub(super) const NAME: &str = "main.log";
+
 pub struct MainLog(pub LogFile);
 
 impl MainLog {
     /// Creates an empty `main.log` in `dir`.
     pub fn create(dir: &Path) -> Result<Self> {
-        LogFile::create(dir.join("main.log")).map(MainLog)
+        LogFile::create(dir.join(NAME)).map(MainLog)
     }
 
     /// Continues `main.log` in `dir` at `step`, and drops its lines from that step on.
     pub fn resume(dir: &Path, step: usize) -> Result<Self> {
-        LogFile::resume(dir.join("main.log"), step, step_of).map(MainLog)
+        LogFile::resume(dir.join(NAME), step, step_of).map(MainLog)
     }
 
     /// Writes loss, learning rate and unclipped gradient norm of a training step.

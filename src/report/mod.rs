@@ -10,3 +10,6 @@ pub mod main_log;
 pub mod plot;
 pub mod progress;
 pub mod throughput;
+
+/// The logs in the directory of a run.
+pub const LOGS: [&str; 2] = [main_log::NAME, jsonl::NAME];

@@ -82,12 +82,23 @@ impl Data {
         }
     }
 
-    /// Moves to a position in the training data.
+    /// Tokens that are shuffled as one, for a micro-batch of this shape.
+    pub fn sample_tokens(&self, BatchShape { B, T }: BatchShape) -> usize {
+        if self.shuffle == Shuffle::Llmc { B * T } else { T }
+    }
+
+    /// Moves to a position in the training data, which counts samples of `sample_tokens` tokens.
+    /// Returns whether the run reads what it would have read: otherwise the length of samples has
+    /// changed, and some text of this shard may be read twice or not at all.
     ///
     /// # Errors
     /// If it is not a position in this data.
-    pub fn seek(&mut self, position: &LoaderState) -> Result<()> {
-        let restored = self.train.restore(position);
+    pub fn seek(&mut self, position: &LoaderState, sample_tokens: usize) -> Result<bool> {
+        let restored = if sample_tokens == self.sample_tokens(self.shape) {
+            self.train.restore(position).map(|()| true)
+        } else {
+            self.train.restore_near(position, sample_tokens)
+        };
         restored.with_context(|| format!("{}: not the data of the checkpoint", self.train_flag))
     }
 }

@@ -27,6 +27,7 @@ use data::Data;
 use guards::{Guards, Verdict};
 use report::{Report, StepRecord};
 use rescue::Progress;
+use resume::Settings;
 use signals::Doing;
 use std::path::Path;
 use stop::{Reason, Stop, Work};
@@ -61,6 +62,7 @@ struct Trainer {
     /// The step of the newest checkpoint of this run.
     saved_step: Option<usize>,
     progress: Progress,
+    settings: Settings,
     /// Lowest validation loss so far: that of `model_best.bin`.
     best_val_loss: Option<f32>,
     /// The trace of `--trace`, until it is written.

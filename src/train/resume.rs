@@ -1,16 +1,20 @@
 //! The state of a run in its checkpoints, and resuming from one exactly where it was written.
 
 use super::Trainer;
+use super::data::Data;
 use crate::checkpoint::{self, Float, Saved, State, TensorKind};
-use crate::cli::flags::trainer::Shuffle;
+use crate::cli::flags::trainer::{Shuffle, TrainArgs};
+use crate::model::BatchShape;
 use crate::optim::loss_scale::LossScale;
 use crate::optim::optimizer::Optimizer;
 use crate::optim::outlier::OutlierDetector;
+use crate::optim::schedule::{Schedule, ScheduleKind};
 use crate::replica::Replica;
 use crate::sharding::ParamBuffer;
 use crate::tensor::Dtype;
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The state of a run besides tensors and llm.c's state: the trainer's part of `run_*.json`.
@@ -39,6 +43,35 @@ pub(super) struct Extras {
     /// Only for fp16 parameters.
     #[serde(default)]
     loss_scale: Option<LossScale>,
+    /// Flags that shape the training, and their values. Early checkpoints lack them.
+    #[serde(default)]
+    settings: Settings,
+}
+
+/// Values of flags by name.
+pub type Settings = BTreeMap<String, String>;
+
+/// The flags whose change in a resumed run is worth a warning.
+pub fn settings(args: &TrainArgs, schedule: &Schedule) -> Settings {
+    let optim = &args.optim;
+    let decays = schedule.kind != ScheduleKind::Constant && schedule.final_frac < 1.0;
+    // The number of steps changes the learning rate of each if that decays.
+    let steps = decays.then(|| ("-x", schedule.total_steps.to_string()));
+    let settings = [
+        ("-l", optim.learning_rate.to_string()),
+        ("-k", optim.lr_scheduler.to_string()),
+        ("-u", optim.warmup_iters.to_string()),
+        ("-q", optim.learning_rate_decay_frac.to_string()),
+        ("-c", optim.weight_decay.to_string()),
+        ("--grad-clip", optim.grad_clip.to_string()),
+        ("--beta1", optim.beta1.to_string()),
+        ("--beta2", optim.beta2.to_string()),
+        ("--adam-eps", optim.adam_eps.to_string()),
+        ("--skip-update-lossz", optim.skip_update_lossz.to_string()),
+        ("--skip-update-gradz", optim.skip_update_gradz.to_string()),
+        ("--seed", args.model.seed.to_string()),
+    ];
+    settings.into_iter().chain(steps).map(|(flag, value)| (flag.to_owned(), value)).collect()
 }
 
 fn f32_name() -> String {
@@ -118,17 +151,19 @@ impl Trainer {
             dtype: replica.zero.params().dtype().to_string(),
             operand_dtype: Some(replica.dev.operand_dtype().to_string()),
             loss_scale: guards.scale,
+            settings: self.settings.clone(),
         }
     }
 
     /// Restores the state of a checkpoint.
     ///
     /// # Errors
-    /// If it was written with another batch or other data, or cannot be read.
+    /// If it was written with other data, or cannot be read.
     pub(super) fn restore(&mut self, saved: Saved) -> Result<()> {
         let extras = saved.run.as_ref().map(|run| run.trainer::<Extras>()).transpose()?;
         if let Some(extras) = &extras {
             self.check_data(extras)?;
+            self.warn_of_changes(extras);
             self.guards.loss = extras.loss_outliers.clone();
             self.guards.norm = extras.norm_outliers.clone();
             self.guards.scale = self.guards.scale.map(|fresh| extras.loss_scale.unwrap_or(fresh));
@@ -141,25 +176,43 @@ impl Trainer {
              each with its part",
             state.num_processes
         );
-        self.data.seek(&state.loader)?;
+        let shape = extras.as_ref().map_or(self.data.shape, |was| BatchShape { B: was.B, T: was.T });
+        let sample_tokens = self.data.sample_tokens(shape);
+        if !self.data.seek(&state.loader, sample_tokens)? {
+            let is = self.data.sample_tokens(self.data.shape);
+            self.report.console().warning(format_args!(
+                "the text is read in pieces of {is} tokens, and so far of {sample_tokens}; some text of this shard \
+                 may be read twice or not at all"
+            ));
+        }
         self.restore_tensors(saved, extras)
     }
 
-    /// Refuses a checkpoint of another batch or other data. The micro-batch matters only to llm.c's
-    /// order.
+    /// Says which settings differ from those of the run so far. The run goes on with the new ones.
+    fn warn_of_changes(&mut self, extras: &Extras) {
+        let Data { shape, tokens_per_step, shuffle, .. } = &self.data;
+        let mut changes = Vec::new();
+        for (flag, is, was) in [
+            ("-b", shape.B, extras.B),
+            ("-t", shape.T, extras.T),
+            ("-d", *tokens_per_step, extras.total_batch_size),
+        ] {
+            // Gradient accumulation makes up for another micro-batch, except in llm.c's order.
+            if is != was && (flag != "-b" || *shuffle == Shuffle::Llmc) {
+                changes.push(format!("{flag} {is}: the run so far used {was}"));
+            }
+        }
+        for (flag, was) in &extras.settings {
+            if let Some(is) = self.settings.get(flag).filter(|is| *is != was) {
+                changes.push(format!("{flag} {is}: the run so far used {was}"));
+            }
+        }
+        changes.into_iter().for_each(|change| self.report.console().warning(change));
+    }
+
+    /// Refuses a checkpoint of other data.
     fn check_data(&self, extras: &Extras) -> Result<()> {
         let data = &self.data;
-        let any_micro_batch = data.shuffle != Shuffle::Llmc;
-        for (flag, ours, theirs) in [
-            ("-b", data.shape.B, extras.B),
-            ("-t", data.shape.T, extras.T),
-            ("-d", data.tokens_per_step, extras.total_batch_size),
-        ] {
-            ensure!(
-                ours == theirs || flag == "-b" && any_micro_batch,
-                "{flag} {ours}: the checkpoint was written with {flag} {theirs}; use that to resume"
-            );
-        }
         let (tokens, shards) = (data.train.num_tokens(), data.train.num_shards());
         ensure!(
             (tokens, shards) == (extras.data_tokens, extras.data_shards),

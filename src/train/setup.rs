@@ -23,6 +23,7 @@ use crate::parallel::environment::Process;
 use crate::params::ParamLayout;
 use crate::replica::peers::Peers;
 use crate::replica::{ReplicaOptions, ReplicaPlan};
+use crate::report::LOGS;
 use crate::report::progress::saying;
 use crate::sharding::{Partition, Sharding, ZeroStage};
 use anyhow::{Context, Result, ensure};
@@ -31,7 +32,8 @@ use std::time::Duration;
 /// The origin of the initial weights.
 enum Start {
     Random(ModelConfig),
-    File(Box<ModelFile>),
+    /// A model, and its file.
+    File(Box<ModelFile>, String),
     Resume(Box<Saved>),
 }
 
@@ -62,6 +64,7 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
         guards: Guards::new(&args.optim, dev.float_dtype()),
         replica: plan.allocate(dev, peers, args.processes.sum_every_micro_step)?,
         data,
+        settings: resume::settings(args, &schedule),
         schedule,
         report,
         stop: Stop::new(args.files.output_dir.clone(), args.deadline(), checkpoint_time(&config)),
@@ -101,7 +104,7 @@ impl Trainer {
     fn fill(&mut self, start: Start, seed: u32) -> Result<()> {
         match start {
             Start::Random(_) => self.replica.initialize(seed),
-            Start::File(file) => self.replica.load(&file.params),
+            Start::File(file, _) => self.replica.load(&file.params),
             Start::Resume(saved) => self.restore(*saved),
         }
     }
@@ -140,7 +143,7 @@ fn replica_options(
 ) -> Result<ReplicaOptions> {
     let BatchShape { B, T } = data.shape;
     let maxT = config.maxT;
-    config.check_sequence_length(T)?;
+    config.check_batch(B, T)?;
     let model = ModelOptions {
         B,
         T,
@@ -190,13 +193,19 @@ impl Start {
                 return Ok(Start::Resume(Box::new(saved)));
             }
             if !files.resume {
-                checkpoint::ensure_fresh(dir)?;
+                checkpoint::ensure_fresh(dir, &LOGS)?;
             }
         }
         Ok(match args.model_source()? {
             ModelSource::Shape(config) => Start::Random(config),
             ModelSource::File(path) => {
-                Start::File(Box::new(checkpoint::load_model(&path).context("-e/--model")?))
+                ensure!(
+                    path.exists(),
+                    "-e/--model: no file {}; give a model file, its folder, or a shape such as d12",
+                    path.display()
+                );
+                let found = checkpoint::find_model(&path).context("-e/--model")?;
+                Start::File(Box::new(found.read().context("-e/--model")?), found.to_string())
             }
         })
     }
@@ -204,7 +213,7 @@ impl Start {
     fn config(&self) -> ModelConfig {
         match self {
             Start::Random(config) => *config,
-            Start::File(file) => file.config,
+            Start::File(file, _) => file.config,
             Start::Resume(saved) => saved.model.config,
         }
     }
@@ -238,7 +247,7 @@ impl Start {
     fn describe(&self, args: &TrainArgs) -> String {
         match self {
             Start::Random(_) => format!("random, seed {}", args.model.seed),
-            Start::File(_) => args.model.source.clone(),
+            Start::File(_, path) => path.clone(),
             Start::Resume(saved) => format!("checkpoint of step {}", saved.state.state.step),
         }
     }
@@ -248,6 +257,15 @@ impl Start {
 fn check_shape(args: &TrainArgs, saved: &Saved) -> Result<()> {
     if let Ok(ModelSource::Shape(asked)) = args.model_source() {
         let found = saved.model.config;
+        let T = asked.maxT;
+        ensure!(
+            args.model.context.is_some()
+                || asked == found
+                || ModelConfig { maxT: found.maxT, ..asked } != found,
+            "-t {T} makes a model of {T} positions, and that in -o has {}; add --context {}",
+            found.maxT,
+            found.maxT
+        );
         ensure!(
             asked == found,
             "-e/--model, --layers, --heads, --channels, --context, --qkv-bias: expected the shape of the \

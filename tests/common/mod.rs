@@ -63,6 +63,23 @@ pub fn forget_after(dir: &Path, step: u32) {
     }
 }
 
+/// Turns a checkpoint into one that an early version could have written: of format 1, with no
+/// digest in DONE, and without these fields of the trainer's state.
+pub fn make_early(dir: &Path, step: u32, without: &[&str]) {
+    let path = dir.join(format!("run_{step:08}.json"));
+    let text = std::fs::read_to_string(&path).unwrap();
+    let mut run: serde_json::Value = serde_json::from_str(&text).unwrap();
+    run["format"] = 1.into();
+    for digest in run["files"].as_object_mut().unwrap().values_mut() {
+        digest.as_object_mut().unwrap().remove("tensors").unwrap();
+    }
+    for field in without {
+        run["trainer"].as_object_mut().unwrap().remove(*field).unwrap();
+    }
+    std::fs::write(path, run.to_string()).unwrap();
+    std::fs::write(dir.join(format!("DONE_{step:08}")), "").unwrap();
+}
+
 /// Writes a new model that is small in every dimension, including the vocabulary, and that GPU
 /// kernels can run: its head size is 64.
 pub fn write_small_model(path: &Path) {

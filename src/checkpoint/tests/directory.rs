@@ -38,7 +38,7 @@ fn what_is_saved_is_resumed() {
     let directory = tempfile::tempdir().unwrap();
     let dir = directory.path().join("out");
     assert_eq!(latest_step(&dir), None);
-    ensure_fresh(&dir).unwrap();
+    ensure_fresh(&dir, &["log"]).unwrap();
     fs::create_dir(&dir).unwrap();
     save_step(&dir, 9);
     save_step(&dir, 12);
@@ -68,7 +68,7 @@ fn what_is_saved_is_resumed() {
     }
     assert_eq!(load_model(&dir).unwrap().params, was.0[0]);
 
-    let refusal = ensure_fresh(&dir).unwrap_err().to_string();
+    let refusal = ensure_fresh(&dir, &["log"]).unwrap_err().to_string();
     assert!(refusal.contains("up to step 12") && refusal.contains("-y 1"), "{refusal}");
 }
 

@@ -122,6 +122,37 @@ fn a_model_in_several_files_is_read() {
     assert_refused(load_model(directory.path()), Path::new("b.safetensors"), "cannot read");
     fs::write(&index, "{}").unwrap();
     assert_refused(load_model(directory.path()), &index, "weight_map");
+    for name in ["../a.safetensors", "/dev/zero", "..", "", "a/b"] {
+        fs::write(&index, json!({"weight_map": {"wte.weight": name}}).to_string()).unwrap();
+        assert_refused(load_model(directory.path()), &index, "expected plain names of files");
+    }
+}
+
+#[test]
+fn a_model_saved_by_its_head_alone_is_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let (model, path) = saved(directory.path(), Dtype::F32);
+    let mut raw = take(&path);
+    let wte = raw.remove("transformer.wte.weight").unwrap();
+    raw.insert("lm_head.weight".into(), wte);
+    put(&path, &raw);
+    assert_eq!(load_model(&path).unwrap(), model);
+}
+
+#[cfg(unix)]
+#[test]
+fn devices_and_pipes_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_, path) = saved(directory.path(), Dtype::F32);
+    for file in [&path, &directory.path().join("config.json")] {
+        let kept = fs::read(file).unwrap();
+        fs::remove_file(file).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", file).unwrap();
+        assert_refused(load_model(directory.path()), file, "not a regular file but a device");
+        fs::remove_file(file).unwrap();
+        fs::write(file, kept).unwrap();
+    }
+    load_model(directory.path()).unwrap();
 }
 
 #[test]
@@ -232,6 +263,10 @@ fn torn_files_are_refused() {
     // The header is longer than any memory.
     fs::write(&path, [&(u64::MAX - 3).to_le_bytes(), &b"{\"a\": 1}"[..]].concat()).unwrap();
     message(load_model(&path), &path);
+    let file = fs::File::create(&path).unwrap();
+    std::io::Write::write_all(&mut &file, &[&200_000_000u64.to_le_bytes()[..], b"{"].concat()).unwrap();
+    file.set_len(300_000_000).unwrap();
+    assert_refused(load_model(&path), &path, "a header of at most 100000000 bytes");
 }
 
 #[test]

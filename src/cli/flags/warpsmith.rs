@@ -246,6 +246,9 @@ pub struct ConvertArgs {
     /// IN is uint16 tokens without a header, such as nanoGPT's train.bin
     #[arg(long)]
     pub raw_tokens: bool,
+    /// Replace OUT, and a config.json beside it, if they exist
+    #[arg(long)]
+    pub force: bool,
 }
 
 impl ConvertArgs {

@@ -1,0 +1,142 @@
+//! From the path that a user gives to the files of one model, and the check of a path to write to.
+
+use super::directory::{self, BEST, done_path, file_name, model_path, steps};
+use super::{ModelFile, hf_config, model_bin, safetensors_file};
+use crate::config::ModelConfig;
+use crate::llmc;
+use crate::tensor::Dtype;
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// A model that has been found and not yet been read. It displays as its file and, if that is known,
+/// its step.
+#[derive(Debug)]
+pub struct FoundModel {
+    files: Vec<PathBuf>,
+    is_safetensors: bool,
+    step: Option<u64>,
+}
+
+impl fmt::Display for FoundModel {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}", self.files[0].display())?;
+        match (self.files.len() - 1, self.step) {
+            (0, None) => Ok(()),
+            (0, Some(step)) => write!(f, " (step {step})"),
+            (more, _) => write!(f, " and {more} more"),
+        }
+    }
+}
+
+impl FoundModel {
+    /// Reads the model.
+    ///
+    /// # Errors
+    /// One line that names the file, and what was expected and found.
+    pub fn read(&self) -> Result<ModelFile> {
+        if self.is_safetensors {
+            safetensors_file::read(&self.files)
+        } else {
+            model_bin::read(&self.files[0])
+        }
+    }
+}
+
+/// Finds the model at `path`: a model file of llm.c's, a safetensors file next to its
+/// `config.json`, or a directory. In a directory the newest checkpoint counts more than a model
+/// saved by `transformers`, which may be an older one of the same run.
+///
+/// # Errors
+/// One line that says what was expected and found.
+pub fn find_model(path: &Path) -> Result<FoundModel> {
+    if path.is_dir() {
+        return find_in(path);
+    }
+    let first = llmc::first_bytes(path)?;
+    let at = || path.display();
+    let folder = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if first.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{') {
+        bail!("{}: expected a model, found JSON; give the folder, {}", at(), folder.display());
+    }
+    let name = file_name(path);
+    let is_safetensors = llmc::looks_like_safetensors(&first) || name.ends_with(".safetensors");
+    if is_safetensors && let Some(count) = shards(&name) {
+        bail!("{}: one of the {count} files of a model; give the folder, {}", at(), folder.display());
+    }
+    let step = directory::step_of(&name, "model_", ".bin");
+    Ok(FoundModel { files: vec![path.to_owned()], is_safetensors, step })
+}
+
+/// The number of files of a model that is in several, by the name of one of them:
+/// `model-00001-of-00002.safetensors`.
+fn shards(name: &str) -> Option<usize> {
+    let (_, count) = name.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
+    count.parse().ok().filter(|&count| count > 1)
+}
+
+fn find_in(dir: &Path) -> Result<FoundModel> {
+    if let Some(&step) = steps(dir)?.last() {
+        let unchecked = directory::verify::<Value>(dir, step)
+            .with_context(|| format!("{}: the checkpoint of step {step} is not complete", dir.display()))?;
+        unchecked.iter().for_each(|warning| log::warn!("{warning}"));
+        return Ok(FoundModel {
+            files: vec![model_path(dir, step)],
+            is_safetensors: false,
+            step: Some(step),
+        });
+    }
+    if let Some(files) = safetensors_file::files_in(dir)? {
+        return Ok(FoundModel { files, is_safetensors: true, step: None });
+    }
+    let at = dir.display();
+    let pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
+    if let Some(found) = pickled.iter().find(|name| dir.join(name).exists()) {
+        bail!(
+            "{at}: found {found}, which only PyTorch reads; save the model as safetensors from Python first, \
+             with save_pretrained"
+        );
+    }
+    bail!("{at}: expected model.safetensors or a checkpoint with its DONE file, found neither");
+}
+
+/// Checks that `path` may be written to: that it does not exist, unless `force` allows it to be
+/// replaced, and that it is no file of a checkpoint.
+///
+/// # Errors
+/// One line that says what to do.
+pub fn ensure_free(path: &Path, force: bool) -> Result<()> {
+    let (dir, name) = (path.parent().unwrap_or(Path::new("")), file_name(path));
+    let step = directory::step_of_any(&name).filter(|&step| done_path(dir, step).exists());
+    if let Some(step) = step {
+        bail!("{}: a file of the checkpoint of step {step}; choose another name", path.display());
+    }
+    let is_best = name == BEST && !steps(dir)?.is_empty();
+    ensure!(!is_best, "{}: a file of the run in that folder; choose another name", path.display());
+    ensure!(
+        force || path.symlink_metadata().is_err(),
+        "{}: already exists; give --force to replace it, or choose another name",
+        path.display()
+    );
+    Ok(())
+}
+
+/// Checks that a safetensors file at `path` may have its config beside it: that there is none, or
+/// that of the same model.
+///
+/// # Errors
+/// One line that says what to do.
+pub fn ensure_same_config(path: &Path, config: &ModelConfig, dtype: Dtype) -> Result<()> {
+    let beside = path.with_file_name("config.json");
+    if file_name(path).ends_with(".safetensors") && beside.exists() {
+        let found: Option<Value> = hf_config::read_json(&beside).ok();
+        ensure!(
+            found == Some(hf_config::to_json(config, dtype)),
+            "{}: already exists, and is not that of this model; give --force to replace it, or choose another \
+             folder",
+            beside.display()
+        );
+    }
+    Ok(())
+}
