@@ -53,6 +53,7 @@
 //! - [`replica`]: the training step and ZeRO, on one device.
 //! - [`recorder`]: a device and a communicator that record what they are asked for.
 //! - [`trace`]: a device that times the operations of a step.
+//! - [`numerics`]: a device that finds the first number that is not finite.
 //! - [`train`]: set-up, the run, resume.
 //! - [`eval`], [`sample`]: validation and HellaSwag; text generation.
 //! - [`report`]: console, logs, plots.
@@ -72,6 +73,7 @@ pub mod gpus;
 pub mod libraries;
 pub mod llmc;
 pub mod model;
+pub mod numerics;
 pub mod ops;
 pub mod optim;
 pub mod parallel;

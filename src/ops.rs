@@ -15,11 +15,13 @@
 mod buffer;
 mod call;
 mod floats;
+mod observed;
 mod stamps;
 
 pub use buffer::{Buffer, Place};
 pub use call::{Access, Call, CallDevice};
 pub use floats::{download_f32, upload_f32};
+pub use observed::{Observed, Observer};
 pub use stamps::HostStamps;
 
 use crate::tensor::{Dtype, MemoryPlan, Tensor};

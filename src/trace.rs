@@ -1,6 +1,6 @@
 //! A device that times the operations of a step, for a trace of it.
 //!
-//! [`Traced`] passes everything on to another device. Between [`Tracer::begin`] and [`Tracer::end`]
+//! [`Tracer`] observes another device. Between [`Tracer::begin`] and [`Tracer::end`]
 //! it also queues a time stamp before and after each operation and copy, so that the times are the
 //! device's own and the host waits no more than without it.
 
@@ -10,10 +10,10 @@ mod names;
 pub use describe::{Description, describe};
 pub use names::Names;
 
-use crate::ops::{Buffer, Call, CallDevice, Device, Gpu, Limits, Ops};
+use crate::ops::{Call, Observed, Observer, Ops};
 use crate::parallel::{Operation, Work, WorkTime};
 use crate::report::chrome::{Bar, Row};
-use crate::tensor::{Dtype, MemoryPlan, Tensor};
+use crate::tensor::{MemoryPlan, Tensor};
 use anyhow::Result;
 use serde_json::{Map, Value, json};
 use std::cell::RefCell;
@@ -52,7 +52,7 @@ pub struct Tracer(Rc<RefCell<State>>);
 impl Tracer {
     /// Returns a device that this traces.
     pub fn device(&self, inner: Box<dyn Ops>) -> Traced {
-        Traced { inner, tracer: self.clone() }
+        Observed::new(inner, self.clone())
     }
 
     /// Waits for all queued work, and times operations from then on. `dev` is the traced device.
@@ -118,100 +118,46 @@ pub fn show_work(work: Work, operations: &[Operation]) -> (Row, String, Map<Stri
 }
 
 /// A device that times its operations while its [`Tracer`] asks for it.
-pub struct Traced {
-    inner: Box<dyn Ops>,
-    tracer: Tracer,
-}
+pub type Traced = Observed<Tracer>;
 
-impl Traced {
-    fn run(&mut self, op: impl FnOnce() -> Op, run: impl FnOnce(&mut dyn Ops) -> Result<()>) -> Result<()> {
-        let inner = self.inner.as_mut();
-        if self.tracer.0.borrow().step.is_none() {
+impl Tracer {
+    fn run(
+        &self,
+        inner: &mut dyn Ops,
+        op: impl FnOnce() -> Op,
+        run: impl FnOnce(&mut dyn Ops) -> Result<()>,
+    ) -> Result<()> {
+        if self.0.borrow().step.is_none() {
             return run(inner);
         }
         inner.stamp()?;
         run(inner)?;
         inner.stamp()?;
-        if let Some((_, ops)) = &mut self.tracer.0.borrow_mut().step {
+        if let Some((_, ops)) = &mut self.0.borrow_mut().step {
             ops.push(op());
         }
         Ok(())
     }
 }
 
-impl CallDevice for Traced {
-    fn call(&mut self, call: Call) -> Result<()> {
-        self.run(|| Op::Call(Box::new(call.clone())), |inner| call.apply(inner))
-    }
-}
-
-impl Device for Traced {
-    fn describe(&self) -> String {
-        self.inner.describe()
+impl Observer for Tracer {
+    fn allocated(&self, plan: &MemoryPlan) {
+        self.0.borrow_mut().memory = plan.clone();
     }
 
-    fn libraries(&mut self) -> Result<Vec<(&'static str, String)>> {
-        self.inner.libraries()
+    fn call(&self, inner: &mut dyn Ops, call: &Call) -> Result<()> {
+        self.run(inner, || Op::Call(Box::new(call.clone())), |inner| call.apply(inner))
     }
 
-    fn float_dtype(&self) -> Dtype {
-        self.inner.float_dtype()
+    fn upload(&self, inner: &mut dyn Ops, dst: Tensor, src: &[u8]) -> Result<()> {
+        self.run(inner, || Op::Upload { dst }, |inner| inner.upload(dst, src))
     }
 
-    fn operand_dtype(&self) -> Dtype {
-        self.inner.operand_dtype()
+    fn download(&self, inner: &mut dyn Ops, dst: &mut [u8], src: Tensor) -> Result<()> {
+        self.run(inner, || Op::Download { src }, |inner| inner.download(dst, src))
     }
 
-    fn scratch_bytes(&self, limits: &Limits) -> Result<usize> {
-        self.inner.scratch_bytes(limits)
-    }
-
-    fn logits_bytes(&self) -> usize {
-        self.inner.logits_bytes()
-    }
-
-    fn allocate(&mut self, plan: &MemoryPlan) -> Result<()> {
-        self.tracer.0.borrow_mut().memory = plan.clone();
-        self.inner.allocate(plan)
-    }
-
-    fn upload(&mut self, dst: Tensor, src: &[u8]) -> Result<()> {
-        self.run(|| Op::Upload { dst }, |inner| inner.upload(dst, src))
-    }
-
-    fn download(&mut self, dst: &mut [u8], src: Tensor) -> Result<()> {
-        self.run(|| Op::Download { src }, |inner| inner.download(dst, src))
-    }
-
-    fn synchronize(&mut self) -> Result<()> {
-        self.inner.synchronize()
-    }
-
-    fn copy(&mut self, dst: Tensor, src: Tensor) -> Result<()> {
-        self.run(|| Op::Copy { dst, src }, |inner| inner.copy(dst, src))
-    }
-
-    fn lend(&mut self, tensor: Tensor) -> Buffer {
-        self.inner.lend(tensor)
-    }
-
-    fn reclaim(&mut self, tensor: Tensor) {
-        self.inner.reclaim(tensor);
-    }
-
-    fn stamp(&mut self) -> Result<()> {
-        self.inner.stamp()
-    }
-
-    fn take_stamps(&mut self) -> Result<Vec<Duration>> {
-        self.inner.take_stamps()
-    }
-
-    fn gpu(&self) -> Option<Gpu> {
-        self.inner.gpu()
-    }
-
-    fn gpu_state(&mut self) -> Result<String> {
-        self.inner.gpu_state()
+    fn copy(&self, inner: &mut dyn Ops, dst: Tensor, src: Tensor) -> Result<()> {
+        self.run(inner, || Op::Copy { dst, src }, |inner| inner.copy(dst, src))
     }
 }

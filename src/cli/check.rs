@@ -138,6 +138,14 @@ impl TrainArgs {
     }
 
     fn check_files(&self) -> Result<()> {
+        ensure!(
+            self.files.rollbacks == 0 || self.files.checkpoint_every > 0,
+            "--rollbacks {}: needs checkpoints to go back to; write them with -n/--checkpoint-every",
+            self.files.rollbacks
+        );
+        if let Some(dir) = self.files.output_dir.as_ref().filter(|dir| dir.exists() && !dir.is_dir()) {
+            bail!("-o/--output-dir {}: expected a directory, found a file", dir.display());
+        }
         if self.files.output_dir.is_none() {
             let wanted = "needs a directory for checkpoints; give one with -o/--output-dir";
             ensure!(!self.files.resume, "-y/--resume 1: {wanted}");

@@ -34,6 +34,13 @@ impl PerLayer {
         let len = self.all.len / self.layers;
         self.all.part(if self.layers == 1 { 0 } else { l }, len).slice(0, rows * self.width)
     }
+
+    /// The layer whose own copy holds `tensor`.
+    fn layer_of(&self, tensor: Tensor) -> Option<usize> {
+        let same = (tensor.arena, tensor.dtype) == (self.all.arena, self.all.dtype);
+        let bytes = tensor.offset.checked_sub(self.all.offset).filter(|_| same && self.layers > 1)?;
+        (bytes < self.all.size_bytes()).then(|| bytes / (self.all.size_bytes() / self.layers))
+    }
 }
 
 /// All activations, for N = B*T rows.
@@ -100,6 +107,14 @@ impl Planner<'_> {
 }
 
 impl Activations {
+    /// The layer whose own copy of a buffer holds `tensor`.
+    pub fn layer_of(&self, tensor: Tensor) -> Option<usize> {
+        let layers = [&self.ln1, &self.ln1_mean, &self.ln1_rstd, &self.qkv, &self.atty, &self.lse];
+        let more = [&self.residual2, &self.ln2, &self.ln2_mean, &self.ln2_rstd, &self.fch, &self.fch_gelu];
+        let all = layers.into_iter().chain(more).chain([&self.residual3]);
+        all.into_iter().find_map(|buffer| buffer.layer_of(tensor))
+    }
+
     /// Plans buffers for training: each layer keeps everything its backward pass needs.
     pub fn plan(c: &ModelConfig, options: &ModelOptions, dtype: Dtype, plan: &mut MemoryPlan) -> Self {
         let copies = Copies { layers: c.L, qkv: c.L, backward: true };

@@ -203,6 +203,53 @@ mod tests {
         assert!(!is_outlier(f64::INFINITY, 0.0) && !is_outlier(f64::NAN, 7.0));
     }
 
+    /// Ordinary values, outliers of any size and values that are not finite, in any order.
+    #[test]
+    fn no_sequence_poisons_the_window() {
+        let mut x = 7u32;
+        let mut random = move |below: u32| {
+            x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (x >> 8) % below
+        };
+        for case in 0..300 {
+            let threshold = [0.5, 3.0, 7.0, 11.0][case % 4];
+            let spread = if case % 5 == 0 { 0.0 } else { 0.01 };
+            let mut ordinary = values().map(|v| 3.0 + spread * v);
+            let mut detector = OutlierDetector::new();
+            for _ in 0..600 {
+                let value = match random(12) {
+                    0 => f32::from_bits(0x3f80_0000 + random(0x3f7f_ffff)),
+                    1 => [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX][random(4) as usize],
+                    _ => ordinary.next().unwrap(),
+                };
+                let (before, score) = (detector.clone(), detector.score(value));
+                let full = before.window.len() == WINDOW;
+                assert!(!score.is_nan() || !full, "case {case}: a score of {value} is NaN");
+                match full && is_outlier(score, threshold) || !value.is_finite() {
+                    true => detector.reject(value),
+                    false => detector.accept(value),
+                }
+                assert!(detector.window.len() <= WINDOW && detector.window.iter().all(|v| v.is_finite()));
+                if detector.rejected_in_a_row > 0 && detector.rejected_in_a_row <= MAX_REJECTED {
+                    assert_eq!(detector.window, before.window, "case {case}: {value} entered");
+                    // So the same value again is as much of an outlier.
+                    assert!(!full || detector.score(value) == score, "case {case}: {value}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_constant_past_scores_0_and_any_change_is_finite() {
+        for level in [0.0, 3.0, 1e-38, f32::MAX] {
+            let detector = OutlierDetector { window: vec![level; WINDOW], ..OutlierDetector::new() };
+            assert_eq!(detector.score(level), 0.0);
+            for value in [level + 1.0, f32::MAX, f32::MIN, 0.0] {
+                assert!(detector.score(value).is_finite(), "{value} after {level}");
+            }
+        }
+    }
+
     #[test]
     fn a_saved_detector_goes_on_exactly() {
         for len in [0, 5, 128, 300] {

@@ -122,8 +122,8 @@ fn print(line: impl fmt::Display) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// Whether a line is due `now` after the `last` one; both are a time and how much was done. `min` is
-/// the shortest time between lines.
+/// Whether a line is due `now` after the `last` one; both are a time and how much was done. `min`
+/// is the shortest time between lines.
 fn line_is_due(total: u64, min: Duration, last: (Duration, u64), now: (Duration, u64)) -> bool {
     let tenth = |done: u64| (u128::from(done) * 10).checked_div(total.into()).unwrap_or(0);
     let waited = now.0.saturating_sub(last.0);

@@ -41,7 +41,7 @@ impl Names<'_> {
     }
 
     /// The name of a tensor, and its layer if it is a parameter of one.
-    fn label(&self, tensor: Tensor) -> (Option<&'static str>, Option<usize>) {
+    pub fn label(&self, tensor: Tensor) -> (Option<&'static str>, Option<usize>) {
         if let Some((unit, _)) = self.params.place_of(tensor) {
             let layout = &self.params.layout;
             let per_layer = unit != layout.shared_unit();

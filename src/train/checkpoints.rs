@@ -150,8 +150,8 @@ fn file_dtype(params: Dtype) -> Dtype {
 }
 
 impl Trainer {
-    /// Writes a checkpoint of the state before `step`, if one is due by its number or at the end, or
-    /// `now`, because the run stops. At the end this waits until it is written.
+    /// Writes a checkpoint of the state before `step`, if one is due by its number or at the end,
+    /// or `now`, because the run stops. At the end this waits until it is written.
     ///
     /// # Errors
     /// If the checkpoint before could not be written, or this one cannot be copied.
@@ -193,7 +193,7 @@ impl Trainer {
     }
 
     /// Waits until the checkpoint in the background is written, if there is one.
-    fn finish_checkpoint(&mut self) -> Result<()> {
+    pub(super) fn finish_checkpoint(&mut self) -> Result<()> {
         let written = self.writer.as_mut().map_or(Ok(None), CheckpointWriter::wait);
         self.note_written(written)
     }

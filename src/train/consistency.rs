@@ -58,6 +58,9 @@ impl Trainer {
             ("-z, --sum-every-micro-step", {
                 format!("{}, {}", processes.zero_stage as usize, switch(processes.sum_every_micro_step))
             }),
+            ("--check-numerics, --rollbacks", {
+                format!("{}, {}", switch(args.device.check_numerics), files.rollbacks)
+            }),
             ("--dtype, -w", {
                 format!("{}, {}", self.replica.dev.operand_dtype(), switch(gpu.use_master_weights))
             }),

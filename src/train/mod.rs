@@ -7,9 +7,11 @@ mod consistency;
 mod data;
 mod evaluate;
 mod guards;
+mod hunt;
 mod report;
 mod rescue;
 pub mod resume;
+mod rollback;
 mod setup;
 mod signals;
 mod stop;
@@ -21,10 +23,12 @@ use crate::ops::Ops;
 use crate::optim::schedule::Schedule;
 use crate::replica::Replica;
 use crate::replica::peers::Peers;
+use crate::replica::step::StepStats;
 use anyhow::{Result, bail, ensure};
 use checkpoints::CheckpointWriter;
 use data::Data;
 use guards::{Guards, Verdict};
+use hunt::Hunt;
 use report::{Report, StepRecord};
 use rescue::Progress;
 use resume::Settings;
@@ -63,6 +67,9 @@ struct Trainer {
     saved_step: Option<usize>,
     progress: Progress,
     settings: Settings,
+    hunt: Hunt,
+    /// Rollbacks so far, and those allowed: `--rollbacks`.
+    rollbacks: (usize, usize),
     /// Lowest validation loss so far: that of `model_best.bin`.
     best_val_loss: Option<f32>,
     /// The trace of `--trace`, until it is written.
@@ -117,11 +124,12 @@ impl Trainer {
         self.begin_trace(step)?;
         self.begin_progress(step);
         self.stop.signals.note(Doing::Step(step + 1));
-        let Trainer { replica, data, guards, report, stop, .. } = self;
+        let Trainer { replica, data, guards, report, stop, hunt, .. } = self;
         report.clock.go();
         data.begin_step();
         let (loss_scale, lr) = (guards.loss_scale(), self.schedule.lr(step));
         let Data { train, shape, grad_accum_steps, .. } = data;
+        hunt.begin_step(replica);
         let vote = || stop.vote(stop.end_of(Work::Step));
         let next_batch = || train.next_batch();
         let stats = replica.forward_backward(next_batch, *shape, *grad_accum_steps, loss_scale, vote)?;
@@ -132,28 +140,40 @@ impl Trainer {
         match verdict {
             Verdict::Update => {}
             Verdict::Skip { outlier, z } => report.skipped(outlier, z),
-            Verdict::Overflow { next_scale } => report.overflowed(next_scale),
-            Verdict::Diverged => {
-                self.progress = Progress::Lost;
-                bail!(
-                    "step {}: loss is {} and gradient norm is {}; stopped before the update; a lower learning \
-                     rate (-l) or more warm-up (-u) may help; checkpoints written before are complete",
-                    step + 1,
-                    stats.loss,
-                    stats.norm
-                )
-            }
+            Verdict::Overflow { next_scale } => report.overflowed(next_scale, hunt.found(replica)),
+            Verdict::Diverged => return self.diverged(step, stats, loss_scale),
         }
+        hunt.ensure_finite(replica, step)?;
         // Before the update: if the logs cannot be written, the step can be repeated.
         report.step(StepRecord { step, stats, z, lr, elapsed, tokens: data.tokens_per_step })?;
         self.progress = Progress::Lost;
         if verdict == Verdict::Update {
             self.replica.update(step, lr, stats.norm, loss_scale)?;
         }
+        self.hunt.ensure_finite(&self.replica, step)?;
         self.progress = Progress::Before(step + 1);
         self.end_trace(step)?;
         self.report_gpu(step)?;
         Ok(step + 1)
+    }
+
+    /// Ends a run whose loss or norm is not finite, or goes back to a checkpoint, whose step it
+    /// returns.
+    fn diverged(&mut self, step: usize, stats: StepStats, loss_scale: f32) -> Result<usize> {
+        let first = match std::mem::replace(&mut self.progress, Progress::Lost) {
+            Progress::Within(_, undo) => self.hunt(&undo.place, loss_scale)?,
+            Progress::Before(_) | Progress::Lost => unreachable!("a step has begun"),
+        };
+        let (number, StepStats { loss, norm, .. }) = (step + 1, stats);
+        let what =
+            format!("step {number}: loss is {loss} and gradient norm is {norm}; first not finite: {first}");
+        match self.roll_back(step, &what)? {
+            Some(back) => Ok(back),
+            None => bail!(
+                "{what}; stopped before the update; a lower learning rate (-l) or more warm-up (-u) may help; \
+                 checkpoints written before are complete"
+            ),
+        }
     }
 
     /// Asks all ranks whether to stop before the next step. They have voted in the last step; after

@@ -231,8 +231,12 @@ impl Report {
         self.console.skipped(what, z);
     }
 
-    /// Reports an update that was skipped because gradients overflowed fp16.
-    pub fn overflowed(&mut self, next_scale: f32) {
+    /// Reports an update that was skipped because gradients overflowed fp16, in the tensor `first`
+    /// if that is known.
+    pub fn overflowed(&mut self, next_scale: f32, first: Option<String>) {
+        if let Some(first) = first {
+            self.console.line(format_args!("first not finite: {first}"));
+        }
         self.console.warning(format_args!(
             "gradients overflowed fp16; the update is skipped and the loss scaled by {next_scale} from now on"
         ));

@@ -5,6 +5,7 @@ use super::Trainer;
 use super::checkpoints::CheckpointWriter;
 use super::data::Data;
 use super::guards::Guards;
+use super::hunt::Hunt;
 use super::report::Report;
 use super::rescue::Progress;
 use super::resume;
@@ -17,6 +18,7 @@ use crate::config::ModelConfig;
 use crate::data::tokenizer::EOT;
 use crate::files::lock::DirLock;
 use crate::model::{BatchShape, ModelOptions};
+use crate::numerics::Watch;
 use crate::ops::Ops;
 use crate::optim::optimizer::HyperParams;
 use crate::parallel::environment::Process;
@@ -43,7 +45,8 @@ enum Start {
 /// If data, checkpoint and shape are missing or do not fit each other, memory is short, or ranks
 /// are not consistent.
 pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Trainer> {
-    let (mut dev, trace) = trace::open(args, dev)?;
+    let watch = Watch::default();
+    let (mut dev, trace) = trace::open(args, Box::new(watch.device(dev)))?;
     let quiet = !peers.process.is_rank0();
     let lock = lock(args)?;
     let start = saying("reading the checkpoint", quiet, || Start::find(args))?;
@@ -62,6 +65,8 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
     let first_step = start.resumed_step().unwrap_or(0);
     let mut trainer = Trainer {
         guards: Guards::new(&args.optim, dev.float_dtype()),
+        hunt: Hunt { watch, always: args.device.check_numerics, memory: plan.memory.clone() },
+        rollbacks: (0, args.files.rollbacks),
         replica: plan.allocate(dev, peers, args.processes.sum_every_micro_step)?,
         data,
         settings: resume::settings(args, &schedule),

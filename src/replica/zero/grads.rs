@@ -3,11 +3,16 @@
 use super::ZeroState;
 use crate::ops::Ops;
 use crate::parallel::Collective;
-use crate::sharding::{Partition, ZeroStage};
+use crate::sharding::{ParamBuffer, Partition, ZeroStage};
 use crate::tensor::Tensor;
 use anyhow::Result;
 
 impl ZeroState {
+    /// The gradients that this rank stores.
+    pub fn grads(&self) -> &ParamBuffer {
+        &self.grads.shard
+    }
+
     /// Prepares for the backward pass of a micro-step. Returns whether its gradients start from
     /// zero.
     pub fn begin_micro_step(&mut self, first: bool, last: bool) -> bool {

@@ -59,6 +59,13 @@ impl ZeroState {
         Ok(())
     }
 
+    /// Forgets gathered units, after the stored parameters have changed. None may be in flight.
+    pub fn forget_gathered(&mut self) {
+        if self.params.is_sharded() {
+            self.gathered.fill(false);
+        }
+    }
+
     /// Waits for all pending all-gathers.
     ///
     /// # Errors

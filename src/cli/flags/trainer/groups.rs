@@ -79,6 +79,11 @@ pub struct FileFlags {
     #[arg(id = "resume", short = 'y', long = "resume", value_name = "0|1", value_parser = values::switch,
           action = ArgAction::Set, default_value = "0")]
     pub resume: bool,
+    /// When the loss is no longer finite, go back to the newest checkpoint and on with the text
+    /// after that step, at most N times
+    #[arg(id = "rollbacks", long = "rollbacks", value_name = "N", value_parser = values::whole,
+          default_value = "0")]
+    pub rollbacks: usize,
     /// Write a timeline of the run's second step, which Perfetto and chrome://tracing open; each of
     /// several ranks writes its own file, rank 1 of trace.json to trace_rank1.json
     #[arg(id = "trace", long = "trace", value_name = "FILE")]
@@ -308,6 +313,10 @@ pub struct DeviceFlags {
     #[arg(id = "tf32", short = 'f', long = "tf32", alias = "tensorcores", value_name = "0|1",
           value_parser = values::switch, action = ArgAction::Set, default_value = "1")]
     pub tf32: bool,
+    /// Check every tensor that an operation writes and stop at the first that is not finite (slow)
+    #[arg(id = "check_numerics", long = "check-numerics", value_name = "0|1", value_parser = values::switch,
+          action = ArgAction::Set, default_value = "0")]
+    pub check_numerics: bool,
     /// Recompute in backward: 0 = nothing, 1 = GELU, 2 = GELU and layernorm
     #[arg(id = "recompute", short = 'r', long = "recompute", value_enum,
           default_value = "1", default_value_ifs = presets("1", "0"))]

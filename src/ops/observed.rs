@@ -1,0 +1,114 @@
+//! A device that shows an observer what it is asked for.
+
+use super::*;
+
+/// Runs the operations and copies of an [`Observed`] device on the device `inner`.
+pub trait Observer {
+    /// Takes note of the memory that the device allocates.
+    fn allocated(&self, plan: &MemoryPlan) {
+        let _ = plan;
+    }
+
+    fn call(&self, inner: &mut dyn Ops, call: &Call) -> Result<()>;
+
+    fn upload(&self, inner: &mut dyn Ops, dst: Tensor, src: &[u8]) -> Result<()> {
+        inner.upload(dst, src)
+    }
+
+    fn download(&self, inner: &mut dyn Ops, dst: &mut [u8], src: Tensor) -> Result<()> {
+        inner.download(dst, src)
+    }
+
+    fn copy(&self, inner: &mut dyn Ops, dst: Tensor, src: Tensor) -> Result<()> {
+        inner.copy(dst, src)
+    }
+}
+
+/// A device that passes everything on to another one, by way of its observer.
+pub struct Observed<O> {
+    inner: Box<dyn Ops>,
+    observer: O,
+}
+
+impl<O: Observer> Observed<O> {
+    pub fn new(inner: Box<dyn Ops>, observer: O) -> Self {
+        Observed { inner, observer }
+    }
+}
+
+impl<O: Observer> CallDevice for Observed<O> {
+    fn call(&mut self, call: Call) -> Result<()> {
+        self.observer.call(self.inner.as_mut(), &call)
+    }
+}
+
+impl<O: Observer> Device for Observed<O> {
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+
+    fn libraries(&mut self) -> Result<Vec<(&'static str, String)>> {
+        self.inner.libraries()
+    }
+
+    fn float_dtype(&self) -> Dtype {
+        self.inner.float_dtype()
+    }
+
+    fn operand_dtype(&self) -> Dtype {
+        self.inner.operand_dtype()
+    }
+
+    fn scratch_bytes(&self, limits: &Limits) -> Result<usize> {
+        self.inner.scratch_bytes(limits)
+    }
+
+    fn logits_bytes(&self) -> usize {
+        self.inner.logits_bytes()
+    }
+
+    fn allocate(&mut self, plan: &MemoryPlan) -> Result<()> {
+        self.observer.allocated(plan);
+        self.inner.allocate(plan)
+    }
+
+    fn upload(&mut self, dst: Tensor, src: &[u8]) -> Result<()> {
+        self.observer.upload(self.inner.as_mut(), dst, src)
+    }
+
+    fn download(&mut self, dst: &mut [u8], src: Tensor) -> Result<()> {
+        self.observer.download(self.inner.as_mut(), dst, src)
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        self.inner.synchronize()
+    }
+
+    fn copy(&mut self, dst: Tensor, src: Tensor) -> Result<()> {
+        self.observer.copy(self.inner.as_mut(), dst, src)
+    }
+
+    fn lend(&mut self, tensor: Tensor) -> Buffer {
+        self.inner.lend(tensor)
+    }
+
+    fn reclaim(&mut self, tensor: Tensor) {
+        self.inner.reclaim(tensor);
+    }
+
+    fn stamp(&mut self) -> Result<()> {
+        self.inner.stamp()
+    }
+
+    fn take_stamps(&mut self) -> Result<Vec<Duration>> {
+        self.inner.take_stamps()
+    }
+
+    fn gpu(&self) -> Option<Gpu> {
+        self.inner.gpu()
+    }
+
+    fn gpu_state(&mut self) -> Result<String> {
+        self.inner.gpu_state()
+    }
+}
