@@ -12,7 +12,7 @@ use warpsmith::cli::flags::trainer::{TrainArgs, parse};
 use warpsmith::cli::{Parsed, Program};
 use warpsmith::config::ModelConfig;
 use warpsmith::data::loader::{DataLoader, LoaderOptions, Sample};
-use warpsmith::data::prepare::{PrepareOptions, prepare};
+use warpsmith::data::prepare::{PrepareOptions, Split, prepare};
 use warpsmith::data::shard::{Shard, ShardWriter};
 use warpsmith::data::tokenizer::{EOT, Vocabulary, encode_ordinary};
 use warpsmith::eval::hellaswag::{Example, HellaSwag};
@@ -126,8 +126,10 @@ proptest! {
                 inputs: vec![input],
                 output: directory.path().join("out"),
                 name: "data".into(),
-                split_on: None,
-                json_field: "text".into(),
+                split: Split::EndOfText,
+                json_field: None,
+                skip_bad_lines: false,
+                allow_special: false,
                 shard_size: 5,
                 val_tokens: Some(1),
                 force: false,

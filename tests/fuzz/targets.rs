@@ -4,15 +4,20 @@
 
 #![allow(dead_code)] // each program of fuzz/ uses one of them
 
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 use std::cell::OnceCell;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use warpsmith::checkpoint::{self, Checkpoint, ModelFile, Source, State, TensorKind};
 use warpsmith::cli::Program;
 use warpsmith::cli::flags::{trainer, warpsmith as tools};
 use warpsmith::config::ModelConfig;
+use warpsmith::data::imported;
 use warpsmith::data::loader::{DataLoader, LoaderOptions, LoaderState, Sample};
-use warpsmith::data::prepare::{PrepareOptions, prepare};
+use warpsmith::data::prepare::{PrepareOptions, Split, prepare};
 use warpsmith::data::shard::ShardWriter;
 use warpsmith::eval::hellaswag::HellaSwag;
 use warpsmith::parallel::environment::{Flags, Process};
@@ -77,6 +82,10 @@ pub const TARGETS: &[Target] = &[
         run: |b| corpus("a.jsonl", b),
         cost: 600,
     },
+    Target { name: "json_array", seeds: || vec![JSON_ARRAY.into()], run: |b| corpus("a.json", b), cost: 600 },
+    Target { name: "gzip", seeds: || vec![gzip(TEXT)], run: |b| corpus("a.txt.gz", b), cost: 600 },
+    Target { name: "zstd", seeds: || vec![zstd(TEXT)], run: |b| corpus("a.txt.zst", b), cost: 600 },
+    Target { name: "npy", seeds: || vec![seed_npy()], run: npy, cost: 100 },
     Target { name: "metrics", seeds: || vec![METRICS.into()], run: metrics, cost: 60_000 },
     Target { name: "kernel_records", seeds: || vec![RECORDS.into()], run: kernel_records, cost: 5 },
     Target { name: "trainer_flags", seeds: || vec![TRAINER_FLAGS.into()], run: trainer_flags, cost: 300 },
@@ -301,6 +310,32 @@ const JSON_LINES: &str = concat!(
     "\n",
 );
 
+const JSON_ARRAY: &str =
+    r#" [ {"text": "Once upon a time."}, {"id": -2.5e3, "text": "The caf\u00e9 \ud83d\ude00 was open."} ] "#;
+
+fn gzip(text: &str) -> Vec<u8> {
+    let mut out = GzEncoder::new(Vec::new(), Compression::default());
+    out.write_all(text.as_bytes()).unwrap();
+    out.finish().unwrap()
+}
+
+fn zstd(text: &str) -> Vec<u8> {
+    compress_to_vec(text.as_bytes(), CompressionLevel::Fastest)
+}
+
+/// NumPy's format, version 1: forty tokens.
+fn seed_npy() -> Vec<u8> {
+    let header = format!("{:117}\n", "{'descr': '<u2', 'fortran_order': False, 'shape': (40,), }");
+    let tokens = (0..40u16).flat_map(u16::to_le_bytes);
+    b"\x93NUMPY\x01\x00".iter().copied().chain([118, 0]).chain(header.bytes()).chain(tokens).collect()
+}
+
+fn npy(bytes: &[u8]) -> bool {
+    let [input, output] = ["a.npy", "a.bin"].map(|name| directory().join(name));
+    write(&input, bytes);
+    judge(imported::convert(&input, &output, false), "a.npy")
+}
+
 /// Makes shards from a file of this name.
 fn corpus(name: &str, bytes: &[u8]) -> bool {
     let (input, output) = (directory().join(name), directory().join("shards"));
@@ -309,8 +344,10 @@ fn corpus(name: &str, bytes: &[u8]) -> bool {
         inputs: vec![input],
         output,
         name: "data".into(),
-        split_on: None,
-        json_field: "text".into(),
+        split: Split::EndOfText,
+        json_field: None,
+        skip_bad_lines: false,
+        allow_special: false,
         shard_size: 1000,
         val_tokens: Some(2),
         force: true,
