@@ -168,8 +168,8 @@ fn run(recipe: &Recipe, corpus: &Corpus) -> Outcome {
             .map(|(index, links)| {
                 let process = Process { rank: index, world_size: recipe.world_size, ..Process::ALONE };
                 let queue = match recipe.seed {
-                    0 => HostQueue::new(links),
-                    seed => HostQueue::new(Delayed::new(links, seed + index as u64)),
+                    0 => HostQueue::new(links).unwrap(),
+                    seed => HostQueue::new(Delayed::new(links, seed + index as u64)).unwrap(),
                 };
                 scope.spawn(move || rank(recipe, corpus, Peers::new(process, Box::new(queue))))
             })

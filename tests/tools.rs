@@ -31,6 +31,17 @@ fn stories_become_shards_that_train() {
     succeed(corpus.train().args("-i s/*_train_*.bin -j s/*_val_*.bin -x 3 -v 1 -m 2".split(' ')));
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn threads_that_cannot_be_started_are_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    // Stacks that do not fit the address space.
+    let script = format!("ulimit -v 300000; exec {WARPSMITH} stories -o s --tokens 100");
+    let mut command = Command::new("bash");
+    command.current_dir(dir.path()).args(["-c", &script]).env("RUST_MIN_STACK", "400000000");
+    refuse(&mut command, &["cannot start a thread per core"]);
+}
+
 #[test]
 fn text_and_json_lines_become_shards() {
     let corpus = Corpus::new();

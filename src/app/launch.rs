@@ -1,19 +1,21 @@
 //! `warpsmith launch`: starts the ranks of a run on this machine, shows their output, and ends all
 //! of them when one fails.
 
+mod ranks;
+
 use crate::cli::flags::warpsmith::LaunchArgs;
 use crate::parallel::environment::OWN_RUN;
+use crate::parallel::secret::{self, Secret};
+use crate::train::signals;
 use anyhow::{Context, Result, ensure};
 use log::warn;
-use rustix::process::{Pid, Signal, kill_process};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use ranks::{Failure, POLL, Ranks};
+use rustix::process::Signal;
+use signal_hook::iterator::Signals as Arrivals;
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread::{JoinHandle, sleep};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// Runs the ranks, and returns their exit status.
@@ -54,52 +56,68 @@ impl Job {
     /// # Errors
     /// If a rank cannot be started.
     pub fn run(&self) -> Result<i32> {
-        let signal = Arc::new(AtomicUsize::new(0));
-        for number in [SIGINT, SIGTERM] {
-            signal_hook::flag::register_usize(number, signal.clone(), number as usize)
-                .context("could not listen for SIGINT and SIGTERM")?;
-        }
+        let mut signals = Signals::listen()?;
+        adopt_orphans()?;
         for attempt in 0.. {
-            let Some((rank, status)) = self.attempt(attempt, &signal)? else { return Ok(0) };
-            let stopped = signal.load(Ordering::Relaxed) != 0;
-            let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
-            if stopped || attempt == self.restarts {
-                return Ok(code);
+            let Some(failure) = self.attempt(attempt, &mut signals)? else { return Ok(0) };
+            if signals.first.is_some() || attempt == self.restarts {
+                return Ok(failure.code());
             }
-            warn!("launch: rank {rank} ended with {status}; restart {} of {}", attempt + 1, self.restarts);
+            warn!("launch: restart {} of {}", attempt + 1, self.restarts);
         }
         unreachable!("attempts are counted")
     }
 
-    /// Starts all ranks and waits for them. Returns the first that failed.
-    fn attempt(&self, attempt: usize, signal: &AtomicUsize) -> Result<Option<(usize, ExitStatus)>> {
-        let port = free_port()?;
+    /// Starts all ranks and waits until all their processes have ended. Returns the first rank that
+    /// failed.
+    fn attempt(&self, attempt: usize, signals: &mut Signals) -> Result<Option<Failure>> {
+        let (port, secret) = (free_port()?, Secret::draw()?);
         let mut ranks = Ranks::default();
         for rank in 0..self.processes {
-            ranks.add(rank, self.start(rank, port, attempt)?);
+            ranks.add(rank, self.start(rank, port, &secret, attempt)?)?;
         }
-        let (mut failed, mut forwarded) = (None, false);
-        // The next signal to the remaining ranks, and when it is due.
+        let mut failed = None;
+        // The next signal to the remaining processes, and when it is due.
         let mut next: Option<(Instant, Signal)> = None;
-        while ranks.poll(&mut failed)? {
-            let received = Signal::from_named_raw(signal.load(Ordering::Relaxed) as i32);
-            if let Some(received) = received.filter(|_| !forwarded) {
-                forwarded = true;
-                ranks.send(received);
+        while ranks.alive() > 0 {
+            let failure = ranks.poll()?;
+            if let Some(request) = signals.next() {
+                ranks.send(request.signal);
+                if request.repeated {
+                    next = Some((Instant::now() + self.grace, Signal::KILL));
+                }
             }
-            if failed.is_some() && next.is_none() {
-                next = Some((Instant::now() + self.grace, Signal::TERM));
+            if let Some(failure) = failure.filter(|_| failed.is_none()) {
+                failed = Some(failure);
+                if signals.first.is_none() {
+                    let others = if ranks.are_running() { "; ending the others" } else { "" };
+                    warn!("launch: {failure}{others}");
+                }
+            }
+            // After a signal a wrapper ends at once, while its trainer writes a checkpoint: all
+            // trainers end when that is complete.
+            let ends = match signals.first {
+                Some(_) => ranks.alive() < self.processes,
+                None => failed.is_some(),
+            };
+            if ends {
+                next.get_or_insert((Instant::now() + self.grace, Signal::TERM));
+            }
+            // The children that wrappers have left behind.
+            if !ranks.are_running() && signals.first.is_none() {
+                next = next.filter(|(_, signal)| *signal == Signal::KILL);
+                next.get_or_insert((Instant::now(), Signal::TERM));
             }
             if let Some((_, signal)) = next.filter(|(due, _)| Instant::now() >= *due) {
                 ranks.send(signal);
                 next = Some((Instant::now() + self.grace, Signal::KILL));
             }
-            sleep(Duration::from_millis(20));
+            sleep(POLL);
         }
         Ok(failed)
     }
 
-    fn start(&self, rank: usize, port: u16, attempt: usize) -> Result<Child> {
+    fn start(&self, rank: usize, port: u16, secret: &Secret, attempt: usize) -> Result<Child> {
         let mut command = Command::new(&self.command[0]);
         command.args(&self.command[1..]);
         let own = std::process::id();
@@ -112,6 +130,7 @@ impl Job {
             .env("MASTER_ADDR", "127.0.0.1")
             .env("MASTER_PORT", port.to_string())
             .env(OWN_RUN, format!("launch {own} {attempt}"))
+            .env(secret::VARIABLE, secret.reveal())
             .env_remove("TORCHELASTIC_USE_AGENT_STORE");
         if std::env::var_os("RAYON_NUM_THREADS").is_none() {
             // By default every rank would use every core.
@@ -124,6 +143,48 @@ impl Job {
         let program = self.command[0].to_string_lossy();
         command.spawn().with_context(|| format!("launch: cannot start {program}"))
     }
+}
+
+/// The signals that this process is asked to stop with.
+struct Signals {
+    arrivals: Arrivals,
+    /// When the first arrived.
+    first: Option<Instant>,
+}
+
+/// A signal to forward.
+struct Request {
+    signal: Signal,
+    /// The ranks were asked to stop before, and have not.
+    repeated: bool,
+}
+
+impl Signals {
+    /// # Errors
+    /// If a handler cannot be installed.
+    fn listen() -> Result<Self> {
+        let arrivals = Arrivals::new(signals::of_requests()).context("could not listen for signals")?;
+        Ok(Signals { arrivals, first: None })
+    }
+
+    /// The next signal to forward, if one arrived. Those that follow the first one closely belong to
+    /// the same request, as for a trainer.
+    fn next(&mut self) -> Option<Request> {
+        let signal = Signal::from_named_raw(self.arrivals.pending().next()?)?;
+        let since = self.first.map(|first| first.elapsed());
+        self.first.get_or_insert_with(Instant::now);
+        let repeated = since.is_some();
+        since.is_none_or(|since| since > signals::PATIENCE).then_some(Request { signal, repeated })
+    }
+}
+
+/// Makes the system hand the children of wrappers that have ended on to this process, so that it
+/// learns when they end.
+fn adopt_orphans() -> Result<()> {
+    #[cfg(target_os = "linux")]
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+        .context("launch: cannot watch the children of ranks")?;
+    Ok(())
 }
 
 /// Makes the system send SIGTERM to the rank when the launcher ends.
@@ -142,79 +203,4 @@ fn end_with_parent(command: &mut Command) {
 fn free_port() -> Result<u16> {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").context("launch: no free port")?;
     Ok(listener.local_addr()?.port())
-}
-
-/// The ranks of an attempt. They are killed when this is dropped.
-#[derive(Default)]
-struct Ranks {
-    running: Vec<(usize, Child)>,
-    readers: Vec<JoinHandle<()>>,
-}
-
-impl Ranks {
-    fn add(&mut self, rank: usize, mut child: Child) {
-        let (out, err) = (child.stdout.take(), child.stderr.take());
-        self.readers.extend(out.map(|out| prefix(rank, out, std::io::stdout())));
-        self.readers.extend(err.map(|err| prefix(rank, err, std::io::stderr())));
-        self.running.push((rank, child));
-    }
-
-    /// Whether any rank is running. Sets `failed` to the first rank that failed. If several failed
-    /// at once, that is one killed by a signal, since the others fail because it is gone.
-    fn poll(&mut self, failed: &mut Option<(usize, ExitStatus)>) -> Result<bool> {
-        let mut failures = Vec::new();
-        let mut i = 0;
-        while i < self.running.len() {
-            let (rank, child) = &mut self.running[i];
-            match child.try_wait().context("waiting for a rank")? {
-                Some(status) => {
-                    failures.extend((!status.success()).then_some((*rank, status)));
-                    self.running.remove(i);
-                }
-                None => i += 1,
-            }
-        }
-        if failed.is_none() {
-            *failed = failures.into_iter().min_by_key(|(_, status)| status.signal().is_none());
-        }
-        Ok(!self.running.is_empty())
-    }
-
-    fn send(&self, signal: Signal) {
-        for (_, child) in &self.running {
-            // The child was not waited for yet, so its id is still its own. Errors mean that it has
-            // ended.
-            let _ = kill_process(Pid::from_child(child), signal);
-        }
-    }
-}
-
-impl Drop for Ranks {
-    fn drop(&mut self) {
-        self.send(Signal::KILL);
-        for (_, child) in &mut self.running {
-            let _ = child.wait();
-        }
-        for reader in self.readers.drain(..) {
-            let _ = reader.join();
-        }
-    }
-}
-
-/// Copies lines, each with the rank in front.
-fn prefix(rank: usize, from: impl Read + Send + 'static, to: impl Write + Send + 'static) -> JoinHandle<()> {
-    std::thread::spawn(move || {
-        let (mut from, mut to) = (BufReader::new(from), to);
-        let mut line = Vec::new();
-        while from.read_until(b'\n', &mut line).is_ok_and(|bytes| bytes > 0) {
-            let mut prefixed = format!("[{rank}] ").into_bytes();
-            prefixed.append(&mut line);
-            if prefixed.last() != Some(&b'\n') {
-                prefixed.push(b'\n');
-            }
-            // One write per line, so that lines of different ranks do not mix. If the reader of the
-            // output is gone, the run continues.
-            let _ = to.write_all(&prefixed).and_then(|()| to.flush());
-        }
-    })
 }

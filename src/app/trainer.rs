@@ -77,7 +77,7 @@ fn together(args: &TrainArgs, transport: impl Transport + 'static) -> Result<Fin
     let dev = open(args)?;
     let communicator: Box<dyn Communicator> = match args.device.name {
         DeviceName::Cuda => Box::new(Nccl::open(transport, nccl::Timeouts::default())?),
-        DeviceName::Cpu | DeviceName::Emulated => Box::new(HostQueue::new(transport)),
+        DeviceName::Cpu | DeviceName::Emulated => Box::new(HostQueue::new(transport)?),
     };
     train::run(args, dev, Peers::new(args.process.clone(), communicator))
 }

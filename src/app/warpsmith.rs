@@ -2,15 +2,15 @@
 
 use super::{corpus, launch, logging, model, print, roofline, scaling};
 use crate::cli::flags::warpsmith::{FlagsArgs, PlotArgs, Tool, parse};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use std::process::ExitCode;
 
 pub fn main() -> ExitCode {
     let parsed = logging::start().and_then(|()| parse(std::env::args_os()));
     super::run("warpsmith", parsed, |tool| {
         match tool {
-            Tool::Data(args) => corpus::data(&args)?,
-            Tool::Stories(args) => corpus::stories(&args)?,
+            Tool::Data(args) => start_threads().and_then(|()| corpus::data(&args))?,
+            Tool::Stories(args) => start_threads().and_then(|()| corpus::stories(&args))?,
             Tool::Sample(args) => model::sample(&args)?,
             Tool::Eval(args) => model::eval(&args)?,
             Tool::Convert(args) => model::convert(&args)?,
@@ -22,6 +22,12 @@ pub fn main() -> ExitCode {
         }
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// Starts the threads that tokenize. Started at their first use, they would panic where the system
+/// allows no more.
+fn start_threads() -> Result<()> {
+    rayon::ThreadPoolBuilder::new().build_global().context("cannot start a thread per core")
 }
 
 fn plot(args: &PlotArgs) -> Result<()> {

@@ -125,6 +125,7 @@ fn explain(command: &Command, error: &clap::Error) -> String {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.clone()),
         Some(ContextValue::Strings(texts)) => Some(texts.join(", ")),
+        Some(ContextValue::StyledStr(text)) => Some(text.to_string()),
         _ => None,
     };
     let flag = text(ContextKind::InvalidArg).map(|shown| label_of(command, &shown)).unwrap_or_default();
@@ -135,6 +136,11 @@ fn explain(command: &Command, error: &clap::Error) -> String {
             let near = near.and_then(|label| label.rsplit('/').next().map(str::to_owned));
             let hint = near.map_or("--help lists all".into(), |near| format!("did you mean {near}?"));
             format!("{flag}: unknown flag; {hint}")
+        }
+        ErrorKind::UnknownArgument
+            if text(ContextKind::Usage).is_some_and(|usage| usage.contains(" -- ")) =>
+        {
+            format!("{flag}: put -- before the program")
         }
         ErrorKind::UnknownArgument => format!("{flag}: expected a flag here, found a value without one"),
         ErrorKind::ValueValidation => {

@@ -4,6 +4,7 @@
 
 use crate::device::cuda::AUTO;
 use crate::device::open::{DeviceName, DtypeChoice};
+use crate::parallel::environment::MAX_PROCESSES;
 use crate::roofline::gpu::Gpu;
 use crate::tensor::Dtype;
 use clap::ValueEnum;
@@ -31,6 +32,11 @@ pub fn count(text: &str) -> Result<usize, String> {
 /// A whole number of at least 0.
 pub fn whole(text: &str) -> Result<usize, String> {
     whole_in(text, 0, COUNT_MAX)
+}
+
+/// A number of processes.
+pub fn processes(text: &str) -> Result<usize, String> {
+    whole_in(text, 1, MAX_PROCESSES)
 }
 
 /// A number of tokens in something large: at least 1.

@@ -5,10 +5,10 @@ use super::host::HostCollectives;
 use super::timing::{Started, Times, WorkTime};
 use super::transport::Transport;
 use super::{Communicator, Operation, Work};
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::JoinHandle;
+use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
 /// The communicator of devices whose memory is the host's.
@@ -31,12 +31,14 @@ pub struct HostQueue {
 }
 
 impl HostQueue {
-    pub fn new(transport: impl Transport + 'static) -> Self {
+    /// # Errors
+    /// If the thread cannot be started.
+    pub fn new(transport: impl Transport + 'static) -> Result<Self> {
         let (rank, world_size) = (transport.rank(), transport.world_size());
         let description = transport.describe();
         let (operations, queue) = channel::<Vec<Operation>>();
         let (done, results) = channel();
-        let thread = std::thread::spawn(move || {
+        let work = move || {
             let mut collectives = HostCollectives::new(transport);
             let mut failed = false;
             for operations in queue {
@@ -53,8 +55,9 @@ impl HostQueue {
                     break;
                 }
             }
-        });
-        HostQueue {
+        };
+        let thread = Builder::new().name("collectives".to_owned()).spawn(work);
+        Ok(HostQueue {
             rank,
             world_size,
             transport: description,
@@ -65,8 +68,8 @@ impl HostQueue {
             last_done: Work(0),
             times: Times::default(),
             failed: None,
-            thread: Some(thread),
-        }
+            thread: Some(thread.context("cannot start the thread for collectives")?),
+        })
     }
 
     fn check_failed(&self) -> Result<()> {
@@ -181,7 +184,7 @@ mod tests {
     fn gate() -> (HostQueue, Sender<Result<()>>, Arc<AtomicUsize>) {
         let (answer, answers) = channel();
         let exchanges = Arc::new(AtomicUsize::new(0));
-        (HostQueue::new(Gate { answers, exchanges: exchanges.clone() }), answer, exchanges)
+        (HostQueue::new(Gate { answers, exchanges: exchanges.clone() }).unwrap(), answer, exchanges)
     }
 
     fn broadcasts(number: &mut [f32; 1], count: usize) -> Vec<Operation> {

@@ -173,7 +173,7 @@ fn all_follow<T: Transport + 'static>(
         let (plan, done) = (plan.to_vec(), done.clone());
         let own = seed * 10 + rank as u32;
         std::thread::spawn(move || {
-            let queue = HostQueue::new(Delayed::new(transport, own.into()));
+            let queue = HostQueue::new(Delayed::new(transport, own.into())).unwrap();
             done.send((rank, follow(&plan, queue, own))).unwrap();
         });
     }

@@ -13,7 +13,7 @@ mod rescue;
 pub mod resume;
 mod rollback;
 mod setup;
-mod signals;
+pub mod signals;
 mod stop;
 mod trace;
 

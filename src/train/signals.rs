@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Signals within this time after the first one belong to the same request.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The work of a run that a signal waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,9 +53,7 @@ impl Signals {
     /// # Errors
     /// If the thread or a handler cannot be installed.
     pub fn listen(&self, speaks: bool) -> Result<()> {
-        let hangup = if ignores_hangup() { None } else { Some(SIGHUP) };
-        let signals = [SIGINT, SIGTERM, SIGUSR1].into_iter().chain(hangup);
-        let arrivals = Arrivals::new(signals).context("could not listen for signals")?;
+        let arrivals = Arrivals::new(of_requests()).context("could not listen for signals")?;
         let shared = self.shared.clone();
         let thread = std::thread::Builder::new().name("signals".to_owned());
         thread
@@ -109,6 +107,12 @@ impl Shared {
         let (name, seconds) = (name_of(signal), PATIENCE.as_secs());
         format!("{name}: {work}{then}; a second {again} after {seconds} s ends at once")
     }
+}
+
+/// The signals that ask a process to stop. SIGHUP is not among them if the process ignores it.
+pub fn of_requests() -> impl Iterator<Item = i32> {
+    let hangup = if ignores_hangup() { None } else { Some(SIGHUP) };
+    [SIGINT, SIGTERM, SIGUSR1].into_iter().chain(hangup)
 }
 
 /// The name of a signal: `SIGINT`.

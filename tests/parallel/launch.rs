@@ -2,6 +2,7 @@
 
 use super::{RECIPE, assert_alike, corpus, run, wait_for_steps};
 use crate::common::{Corpus, TRAIN_GPT2, WARPSMITH, losses, refuse, stderr, stdout};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -39,10 +40,16 @@ fn the_launcher_ends_all_ranks_when_one_fails() {
     let script = "if [ $RANK = 1 ]; then echo no more >&2; exit 7; fi; exec sleep 100";
     let output = launch(&corpus, "-n 3", &["sh", "-c", script]).output().unwrap();
     assert_eq!(output.status.code(), Some(7));
-    assert_eq!(stderr(&output), "[1] no more\n");
+    let said = "[1] no more\nwarning: launch: rank 1 ended with exit code 7; ending the others\n";
+    let mut lines: Vec<String> = stderr(&output).lines().map(str::to_owned).collect();
+    lines.sort();
+    assert_eq!(lines, said.lines().collect::<Vec<_>>());
     assert!(started.elapsed() < Duration::from_secs(30), "it took {:?}", started.elapsed());
     refuse(&mut launch(&corpus, "-n 2", &["/nowhere/program"]), &["cannot start /nowhere/program"]);
     refuse(&mut launch(&corpus, "-n 0", &["true"]), &["-n/--processes", "found 0"]);
+    refuse(&mut launch(&corpus, "-n 65537", &["true"]), &["-n/--processes", "65536", "found 65537"]);
+    let mut bare = Command::new(WARPSMITH);
+    refuse(bare.args(["launch", "-n", "2", "./train", "-b", "1"]), &["./train: put -- before the program"]);
     refuse(&mut launch(&corpus, "-n 2 --restarts 1", &["true"]), &["--restarts 1", "-y 1"]);
 }
 
@@ -64,11 +71,9 @@ fn the_launcher_restarts_from_the_last_checkpoint() {
     assert!(Command::new("kill").args(["-KILL", pid.trim()]).status().unwrap().success());
     let output = job.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
-    assert!(
-        stderr(&output).contains("rank 1 ended with signal: 9 (SIGKILL); restart 1 of 3"),
-        "{}",
-        stderr(&output)
-    );
+    for line in ["warning: launch: rank 1 was killed by SIGKILL", "warning: launch: restart 1 of 3\n"] {
+        assert!(stderr(&output).contains(line), "{}", stderr(&output));
+    }
     assert!(stdout(&output).contains("checkpoint of step"), "{}", stdout(&output));
     assert_eq!(losses(&corpus.path("out")), whole, "bit for bit");
 }
@@ -84,4 +89,105 @@ fn a_signal_to_the_launcher_stops_the_run_with_a_checkpoint() {
     assert_eq!(output.status.code(), Some(128 + 15), "{}", stderr(&output));
     let steps = losses(&corpus.path("out")).len();
     assert!(corpus.path(&format!("out/DONE_{steps:08}")).exists(), "a checkpoint of step {steps}");
+}
+
+fn kill(signal: &str, pid: &str) {
+    assert!(Command::new("kill").args([&format!("-{signal}"), pid.trim()]).status().unwrap().success());
+}
+
+/// Waits for a file with a process id in it.
+fn pid_in(path: &Path) -> String {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        match std::fs::read_to_string(path) {
+            Ok(pid) if pid.ends_with('\n') => return pid,
+            _ => assert!(Instant::now() < deadline, "no {}", path.display()),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Whether a process exists and has not ended.
+fn is_alive(pid: &str) -> bool {
+    let state = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+    state.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+}
+
+/// The words of a wrapper script, whose child writes its process id to a file.
+fn wrapped(child: &str) -> [String; 3] {
+    let script = format!("echo $$ > wrapper-$RANK; sh -c 'echo $$ > child-$RANK; {child}'; echo ends");
+    ["sh", "-c", &script].map(str::to_owned)
+}
+
+#[test]
+fn a_signal_reaches_the_trainers_behind_wrappers_and_all_end_with_a_checkpoint() {
+    let corpus = corpus();
+    let trainer = format!("exec {TRAIN_GPT2} {RECIPE} -d 64 -x 100000 -o out").replace('*', "\\*");
+    let job = launch(&corpus, "-n 2", &wrapped(&trainer).each_ref().map(String::as_str)).spawn().unwrap();
+    wait_for_steps(&corpus.path("out"));
+    kill("HUP", &job.id().to_string());
+    let output = job.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(128 + 1), "{}", stderr(&output));
+    let steps = losses(&corpus.path("out")).len();
+    assert!(corpus.path(&format!("out/DONE_{steps:08}")).exists(), "a checkpoint of step {steps}");
+    for rank in 0..2 {
+        assert!(
+            !is_alive(&pid_in(&corpus.path(&format!("child-{rank}")))),
+            "the trainer of rank {rank} runs on"
+        );
+    }
+}
+
+#[test]
+fn the_children_of_a_wrapper_that_was_killed_end_before_a_restart() {
+    let corpus = corpus();
+    // Without the files of the first attempt, the second one ends at once.
+    let child =
+        "[ -e old-$RANK ] && exit 0; touch old-$RANK; trap \"\" TERM; sleep 1000 & wait; wait; sleep 1000";
+    let command = wrapped(child);
+    let words = command.each_ref().map(String::as_str).into_iter().chain(["sh", "-y", "1"]);
+    let mut command = launch(&corpus, "-n 2 --restarts 1", &words.collect::<Vec<_>>());
+    let job = command.spawn().unwrap();
+    let children = [0, 1].map(|rank| pid_in(&corpus.path(&format!("child-{rank}"))));
+    while !corpus.path("old-0").exists() || !corpus.path("old-1").exists() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    kill("KILL", &pid_in(&corpus.path("wrapper-1")));
+    let output = job.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let said = stderr(&output);
+    assert!(said.contains("rank 1 was killed by SIGKILL; ending the others"), "{said}");
+    assert!(said.contains("restart 1 of 1"), "{said}");
+    assert!(!children.iter().any(|pid| is_alive(pid)));
+}
+
+#[test]
+fn a_second_signal_ends_ranks_that_hang() {
+    let corpus = corpus();
+    let script = "trap \"\" INT TERM; echo $$ > pid-$RANK; while :; do sleep 1; done";
+    let job = launch(&corpus, "-n 2", &["sh", "-c", script]).spawn().unwrap();
+    let ranks = [0, 1].map(|rank| pid_in(&corpus.path(&format!("pid-{rank}"))));
+    let began = Instant::now();
+    kill("INT", &job.id().to_string());
+    // Later than signals that belong to the first one.
+    std::thread::sleep(Duration::from_millis(2500));
+    assert!(ranks.iter().all(|pid| is_alive(pid)));
+    kill("INT", &job.id().to_string());
+    let output = job.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(128 + 9), "{}", stderr(&output));
+    assert!(began.elapsed() < Duration::from_secs(20), "it took {:?}", began.elapsed());
+    assert!(!ranks.iter().any(|pid| is_alive(pid)));
+}
+
+#[test]
+fn output_without_an_end_is_cut_and_a_pipe_that_stays_open_is_left() {
+    let corpus = corpus();
+    let began = Instant::now();
+    // The process that keeps the pipe open has left the group.
+    let script = "head -c 200000 /dev/zero | tr '\\0' x; echo; setsid sleep 30 & exit 0";
+    let output = launch(&corpus, "-n 1", &["sh", "-c", script]).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(began.elapsed() < Duration::from_secs(15), "it took {:?}", began.elapsed());
+    let lengths: Vec<usize> = stdout(&output).lines().map(str::len).collect();
+    assert_eq!(lengths, [65540, 65540, 65540, 3396]);
 }

@@ -5,6 +5,7 @@
 mod common;
 mod launch;
 mod machines;
+mod meeting;
 #[cfg(feature = "mpi")]
 mod mpi;
 #[cfg(not(feature = "mpi"))]
@@ -187,7 +188,9 @@ fn a_killed_process_ends_the_others() {
             assert!(rank > 0 || written, "no checkpoint of step {steps}: {message}");
             let lines = if message.contains(&saved) { 2 } else { 1 };
             assert!(rank > 0 || lines == 2 || steps.is_multiple_of(5), "{message}");
-            assert_eq!(message.trim_end().lines().count(), lines, "{message}");
+            // On a busy machine the start may take long enough for a line about that.
+            let found = message.lines().filter(|line| !line.contains("warning: waiting ")).count();
+            assert_eq!(found, lines, "{message}");
         }
         assert!(killed.elapsed() < Duration::from_secs(20), "they took {:?}", killed.elapsed());
     }

@@ -91,7 +91,7 @@ pub struct DataArgs {
 #[derive(Args, Clone, Debug)]
 pub struct LaunchArgs {
     /// Number of processes, one per GPU
-    #[arg(short = 'n', long, value_name = "N", value_parser = values::count)]
+    #[arg(short = 'n', long, value_name = "N", value_parser = values::processes)]
     pub processes: usize,
     /// Restarts of all processes after a failure; needs -y 1 in COMMAND, to resume from the last
     /// checkpoint

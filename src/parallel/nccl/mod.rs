@@ -88,8 +88,8 @@ impl Nccl {
         let context = gpu::current_context()?;
         let id = exchange_id(&mut transport, &functions)?;
         let stream = context.new_stream().map_err(|e| cuda_error("cuStreamCreate", e))?;
-        let watchdog = Watchdog::start(transport, timeouts.heartbeat);
-        let worker = Worker::start(functions.clone(), stream, RankId { id, rank, world_size });
+        let watchdog = Watchdog::start(transport, timeouts.heartbeat)?;
+        let worker = Worker::start(functions.clone(), stream, RankId { id, rank, world_size })?;
         let mut nccl = Nccl {
             rank,
             world_size,

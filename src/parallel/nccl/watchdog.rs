@@ -3,9 +3,9 @@
 //! that every rank has finished.
 
 use crate::parallel::transport::Transport;
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::thread::JoinHandle;
+use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,13 +68,17 @@ struct State {
 
 impl Watchdog {
     /// Starts a thread that exchanges heartbeats every `interval`.
-    pub fn start(transport: impl Transport + 'static, interval: Duration) -> Self {
+    ///
+    /// # Errors
+    /// If the thread cannot be started.
+    pub fn start(transport: impl Transport + 'static, interval: Duration) -> Result<Self> {
         let (rank, world_size) = (transport.rank(), transport.world_size());
         let state = State { own: Heartbeat::FIRST, all: vec![Heartbeat::FIRST; world_size], end: None };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         let theirs = shared.clone();
-        let thread = std::thread::spawn(move || theirs.exchange_heartbeats(transport, interval));
-        Watchdog { rank, shared, thread: Some(thread) }
+        let exchange = move || theirs.exchange_heartbeats(transport, interval);
+        let thread = Builder::new().name("heartbeats".to_owned()).spawn(exchange);
+        Ok(Watchdog { rank, shared, thread: Some(thread.context("cannot start the thread for heartbeats")?) })
     }
 
     /// Counts a start of collectives on this rank.
@@ -198,7 +202,7 @@ mod tests {
     const LONG: Duration = Duration::from_secs(20);
 
     fn watchdogs(world_size: usize) -> Vec<Watchdog> {
-        let start = |transport| Watchdog::start(transport, INTERVAL);
+        let start = |transport| Watchdog::start(transport, INTERVAL).unwrap();
         Threads::of(world_size, LONG).into_iter().map(start).collect()
     }
 
@@ -240,7 +244,7 @@ mod tests {
         }
         let mut threads = Threads::of(2, LONG);
         drop(threads.pop());
-        let mut alone = Watchdog::start(threads.pop().unwrap(), INTERVAL);
+        let mut alone = Watchdog::start(threads.pop().unwrap(), INTERVAL).unwrap();
         let error = alone.check_within(LONG).unwrap_err().to_string();
         assert!(error.starts_with("rank 1 is gone"), "{error}");
         assert_eq!(alone.finish().unwrap_err().to_string(), error);

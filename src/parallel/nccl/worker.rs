@@ -5,7 +5,7 @@ use super::functions::{Call, Comm, Elements, Functions};
 use crate::libraries::cuda_error;
 use crate::parallel::host::partitions;
 use crate::parallel::{Collective, Operation};
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use cudarc::driver::sys::CUevent_flags;
 use cudarc::driver::{CudaEvent, CudaStream};
 use cudarc::nccl::sys::ncclUniqueId;
@@ -14,6 +14,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::Builder;
 use std::time::Duration;
 
 /// One rank's identity in a communicator.
@@ -68,7 +69,10 @@ pub struct Worker {
 
 impl Worker {
     /// Starts the thread, which begins to join the other ranks.
-    pub fn start(functions: Arc<Functions>, stream: Arc<CudaStream>, rank_id: RankId) -> Self {
+    ///
+    /// # Errors
+    /// If the thread cannot be started.
+    pub fn start(functions: Arc<Functions>, stream: Arc<CudaStream>, rank_id: RankId) -> Result<Self> {
         let shared = Arc::new(Shared {
             functions,
             stream,
@@ -80,7 +84,7 @@ impl Worker {
         let (end, ended) = channel();
         let (join, joined) = channel();
         let theirs = shared.clone();
-        std::thread::spawn(move || {
+        let work = move || {
             let RankId { id, rank, world_size } = rank_id;
             let bound = theirs.stream.context().bind_to_thread();
             let comm = bound
@@ -90,8 +94,10 @@ impl Worker {
             if join.send(comm).is_ok() {
                 thread.work(&queue, &done, &end);
             }
-        });
-        Worker { shared, jobs, results, ended, joined }
+        };
+        let thread = Builder::new().name("NCCL".to_owned()).spawn(work);
+        drop(thread.context("cannot start the thread that calls NCCL")?);
+        Ok(Worker { shared, jobs, results, ended, joined })
     }
 
     /// Returns the communicator once all ranks have joined.
@@ -133,7 +139,7 @@ impl Worker {
     pub fn force_abort(&self, comm: Comm, timeout: Duration) -> bool {
         let shared = self.shared.clone();
         let (end, ended) = channel();
-        std::thread::spawn(move || {
+        let abort = move || {
             if !shared.ending.swap(true, Ordering::SeqCst) {
                 // SAFETY: `ending` makes this the only thread that ends the communicator. The
                 // worker hangs in a call of NCCL's that returns when the communicator is aborted,
@@ -141,7 +147,9 @@ impl Worker {
                 let _ = unsafe { shared.functions.comm_abort(comm) };
                 let _ = end.send(());
             }
-        });
+        };
+        // Without a thread the sender is dropped, and nothing is received.
+        let _ = Builder::new().name("NCCL abort".to_owned()).spawn(abort);
         ended.recv_timeout(timeout).is_ok()
     }
 }

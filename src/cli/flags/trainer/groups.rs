@@ -367,7 +367,7 @@ pub enum InitMethodName {
 pub struct ProcessFlags {
     /// Number of processes (normally set by the launcher)
     #[arg(id = "num_processes", long = "num-processes", alias = "pn", value_name = "N",
-          value_parser = values::count)]
+          value_parser = values::processes)]
     pub num_processes: Option<usize>,
     /// Rank of this process, from 0 (normally set by the launcher)
     #[arg(id = "process_rank", long = "process-rank", alias = "pr", value_name = "RANK",
