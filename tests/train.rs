@@ -226,10 +226,13 @@ fn early_checkpoints_go_on_in_llmcs_order() {
     let whole = losses(&corpus.path("out"));
     common::forget_after(&corpus.path("out"), 3);
     common::make_early(&corpus.path("out"), 3, &["shuffle", "settings"]);
-    common::refuse(
-        corpus.train().args(flags.split(' ')).args("-x 6 -y 1 --shuffle sequences".split(' ')),
-        &["run_00000003.json", "--shuffle sequences", "--shuffle llmc"],
-    );
+    let other = ["-x", "6", "-y", "1", "--shuffle", "sequences"];
+    let refused = corpus.train().args(flags.split(' ')).args(other).output().unwrap();
+    let said = stderr(&refused);
+    assert_eq!((refused.status.code(), said.lines().count()), (Some(2), 2), "{said}");
+    for word in ["warning: out/run_00000003.json", "--shuffle sequences", "--shuffle llmc"] {
+        assert!(said.contains(word), "{said}");
+    }
     let text = run("-x 6 -y 1");
     assert!(text.lines().any(|line| line.starts_with("| shuffle ") && line.contains(" llmc ")), "{text}");
     assert_eq!(losses(&corpus.path("out")), whole);

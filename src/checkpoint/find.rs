@@ -10,8 +10,8 @@ use serde_json::Value;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// A model that has been found and not yet been read. It displays as its file and, if that is known,
-/// its step.
+/// A model that has been found and not yet been read. It displays as its file and its step, if that
+/// is known.
 #[derive(Debug)]
 pub struct FoundModel {
     files: Vec<PathBuf>,

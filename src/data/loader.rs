@@ -240,8 +240,8 @@ impl DataLoader {
     }
 
     /// Continues near the position of another loader of the same data, whose samples had
-    /// `sample_tokens` tokens. Returns whether exactly the text that it had not read follows in this
-    /// shard.
+    /// `sample_tokens` tokens. Returns whether the text that follows in this shard is exactly that
+    /// which the other loader had not read.
     ///
     /// # Errors
     /// As [`Self::restore`].

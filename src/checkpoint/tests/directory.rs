@@ -238,6 +238,14 @@ fn a_copy_is_written_bit_for_bit() {
 }
 
 #[test]
+fn a_copy_that_does_not_fit_reads_no_tensor() {
+    let config = ModelConfig { maxT: 1, V: 1, Vp: 1, L: 10_000, NH: 1, C: 1 << 20, qkv_bias: true };
+    let huge = Checkpoint { config, dtype: Dtype::F32, state: None };
+    let copied = huge.copy(&mut |kind, _, _| panic!("{kind:?} is read")).unwrap();
+    assert!(copied.is_none());
+}
+
+#[test]
 fn models_given_by_name_are_checked() {
     let directory = tempfile::tempdir().unwrap();
     let dir = directory.path();

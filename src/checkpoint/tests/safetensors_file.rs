@@ -153,6 +153,9 @@ fn devices_and_pipes_are_refused() {
         fs::write(file, kept).unwrap();
     }
     load_model(directory.path()).unwrap();
+    let config = directory.path().join("config.json");
+    fs::File::create(&config).unwrap().set_len(17 << 20).unwrap();
+    assert_refused(load_model(directory.path()), &config, "expected at most");
 }
 
 #[test]
