@@ -205,3 +205,21 @@ fn a_rollback_leaves_the_bad_text_out() {
     assert!(corpus.path("none/DONE_00000010").exists() && !corpus.path("none/DONE_00000013").exists());
     refuse(&mut train(&corpus, TRAIN_GPT2, "--rollbacks 1 -e fragile.bin -o x"), &["--rollbacks 1", "-n"]);
 }
+
+#[test]
+fn a_loss_that_is_not_finite_is_said() {
+    let corpus = Corpus::new();
+    model(&corpus, "nan.bin", &[(Param::Fcw, 1, f32::NAN)]);
+    let mut eval = Command::new(common::WARPSMITH);
+    eval.current_dir(corpus.dir.path())
+        .args("eval --model nan.bin --val x_val_*.bin -m 2 -t 16 -o r".split(' '));
+    let output = eval.output().unwrap();
+    let said = stderr(&output);
+    assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(2), ""), "{said}");
+    assert!(said.ends_with("the model's loss is NaN, not finite; it has diverged or is damaged\n"), "{said}");
+    assert!(!corpus.path("r").exists());
+    let output = train(&corpus, TRAIN_GPT2, "-e nan.bin -x 3 -v 1 -m 2 -n 1 -o out").output().unwrap();
+    let text = stdout(&output);
+    assert!(text.contains("WARNING: the validation loss is NaN: the model has diverged"), "{text}");
+    assert!(!corpus.path("out/model_best.bin").exists());
+}

@@ -450,3 +450,49 @@ fn presets_need_only_data() {
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("no/such*.bin"), "{}", stderr(&output));
 }
+
+#[test]
+fn openmps_number_of_threads_is_taken_and_shown() {
+    let corpus = Corpus::new();
+    let table = |flags: &str| {
+        let mut command = corpus.train();
+        command.args("-x 1".split(' ')).args(flags.split_whitespace()).env_remove("RAYON_NUM_THREADS");
+        stdout(&succeed(command.env("OMP_NUM_THREADS", "3")))
+    };
+    let row = |text: &str, name: &str| text.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+    let text = table("");
+    assert!(row(&text, "| threads ").contains(" 3 (OMP_NUM_THREADS) "), "{text}");
+    assert!(row(&text, "| running on").contains(" 3 threads"), "{text}");
+    let text = table("--threads 2");
+    assert!(row(&text, "| running on").contains(" 2 threads"), "{text}");
+    // No quantity is shown twice.
+    let names: Vec<&str> =
+        text.lines().filter_map(|line| line.strip_prefix("| ")?.split('|').next()).collect();
+    for (i, name) in names.iter().enumerate() {
+        assert!(!names[..i].contains(name), "{name} twice in\n{text}");
+    }
+    assert!(row(&text, "| max_steps").contains(" 1 ") && !text.contains("train_num_batches"), "{text}");
+}
+
+#[test]
+fn what_a_run_needs_is_said_in_its_own_terms() {
+    let corpus = Corpus::new();
+    let mut bare = Command::new(common::TRAIN_GPT2);
+    let said = ["-e/--model: no file gpt2_124M_bf16.bin", "or a shape such as d12"];
+    common::refuse(bare.current_dir(corpus.dir.path()).args(["-i", "x_train_*.bin"]), &said);
+    std::fs::write(corpus.path("afile"), "").unwrap();
+    common::refuse(
+        corpus.train().args("-x 1 -o afile".split(' ')),
+        &["-o/--output-dir afile: expected a directory, found a file"],
+    );
+    // -o without -n: no checkpoint on the way, and one at the end.
+    let text = stdout(&succeed(corpus.train().args("-x 3 -o out".split(' '))));
+    assert!(text.contains("-n 0: no checkpoint is written before the end of the run"), "{text}");
+    assert!(corpus.path("out/DONE_00000003").exists() && !corpus.path("out/DONE_00000002").exists());
+    common::write_small_model(&corpus.path("small.bin"));
+    let mut sample = Command::new(common::WARPSMITH);
+    sample.current_dir(corpus.dir.path()).args(["sample", "-e", "small.bin", "-p", "hello world"]);
+    let output = sample.output().unwrap();
+    assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(2), ""));
+    assert!(stderr(&output).contains("the prompt has token"), "{}", stderr(&output));
+}

@@ -16,7 +16,7 @@ use crate::model::decode::Decoder;
 use crate::model::hooks::NoHooks;
 use crate::model::{BatchShape, GPT2, ModelOptions, Weights};
 use crate::ops::{Limits, Ops, plan_scratch};
-use crate::report::progress::Progress;
+use crate::report::progress::{Passing, Progress, saying};
 use crate::sample::{Continuation, Sampler, SamplerOptions, generate};
 use crate::sharding::Sharding;
 use crate::tensor::{Dtype, MemoryPlan};
@@ -51,7 +51,7 @@ impl<M> Loaded<M> {
 /// Reads the model at `path`, and says which file that is.
 fn load(path: &Path) -> Result<ModelFile> {
     let found = checkpoint::find_model(path)?;
-    let model = found.read()?;
+    let model = saying("reading the model", false, || found.read())?;
     note(format_args!("model: {found}"));
     Ok(model)
 }
@@ -187,10 +187,10 @@ fn validate(
 ) -> Result<()> {
     let split = loader.batches_per_epoch();
     let batches = max_batches.map(|batches| batches.min(split));
-    let mut progress = Progress::new("validation", batches.unwrap_or(split) as u64, "batches");
-    let show = &mut |done, _| progress.set(done as u64);
+    let mut progress = Passing::new("validation", "batches", false);
+    let show = &mut |done, total| progress.show(done, total);
     let loss = validation_loss(model, dev.as_mut(), &mut NoHooks, &mut loader, shape, batches, show)?;
-    progress.finish();
+    drop(progress);
     ensure!(loss.is_finite(), "the model's loss is {loss}, not finite; it has diverged or is damaged");
     results.summary.insert("val_loss".into(), loss.into());
     results.summary.insert("val_perplexity".into(), perplexity(loss).into());
@@ -261,7 +261,7 @@ pub fn convert(args: &ConvertArgs) -> Result<()> {
         return Ok(());
     }
     let found = checkpoint::find_model(input)?;
-    let model = found.read()?;
+    let model = saying("reading the model", false, || found.read())?;
     if !force {
         checkpoint::ensure_same_config(output, &model.config, *dtype)?;
     }

@@ -62,24 +62,23 @@ pub(super) fn two_letters(arg: &Arg) -> Option<&str> {
     aliases(arg).find(|alias| alias.len() == 2)
 }
 
-/// Adds what clap's derive cannot express: negative numbers as values, and two-letter names in the
-/// help.
+/// Adds what clap's derive cannot express: also two-letter names in the help.
 pub(super) fn finish(command: Command) -> Command {
     list_values(command).mut_args(|arg| {
         let help = match (two_letters(&arg), arg.get_help()) {
             (Some(letters), Some(help)) => StyledStr::from(format!("{help} [llm.c: -{letters}]")),
             (_, help) => help.cloned().unwrap_or_default(),
         };
-        let takes_value = arg.get_action().takes_values();
-        let arg = arg.help(help);
-        if takes_value { arg.allow_negative_numbers(true) } else { arg }
+        arg.help(help)
     })
 }
 
-/// Shows the possible values of a flag as the name of its value, in `--help` and in the
-/// documentation.
+/// Lets flags take negative numbers, and shows the possible values of a flag as the name of its
+/// value, in `--help` and in the documentation.
 pub(super) fn list_values(command: Command) -> Command {
     let list = |arg: Arg| {
+        let takes_number = arg.get_action().takes_values() && !arg.is_positional();
+        let arg = if takes_number { arg.allow_negative_numbers(true) } else { arg };
         let values = arg.get_possible_values();
         let shown: Vec<_> = values.iter().filter(|v| !v.is_hide_set()).map(PossibleValue::get_name).collect();
         if shown.is_empty() || !arg.get_action().takes_values() {
@@ -132,7 +131,8 @@ fn explain(command: &Command, error: &clap::Error) -> String {
     let found = text(ContextKind::InvalidValue).unwrap_or_default();
     match error.kind() {
         ErrorKind::UnknownArgument if flag.starts_with('-') => {
-            let near = text(ContextKind::SuggestedArg).map(|near| label_of(command, &near));
+            let near = text(ContextKind::SuggestedArg).filter(|near| is_near(&flag, near));
+            let near = near.map(|near| label_of(command, &near));
             let near = near.and_then(|label| label.rsplit('/').next().map(str::to_owned));
             let hint = near.map_or("--help lists all".into(), |near| format!("did you mean {near}?"));
             format!("{flag}: unknown flag; {hint}")
@@ -166,7 +166,7 @@ fn explain(command: &Command, error: &clap::Error) -> String {
         ErrorKind::MissingRequiredArgument => format!("{flag}: missing; --help says what it is"),
         ErrorKind::InvalidSubcommand => {
             let name = text(ContextKind::InvalidSubcommand).unwrap_or_default();
-            let near = text(ContextKind::SuggestedSubcommand);
+            let near = text(ContextKind::SuggestedSubcommand).filter(|near| is_near(&name, near));
             let hint = near.map_or(commands(command), |near| format!("did you mean {near}?"));
             format!("{name}: unknown command; {hint}")
         }
@@ -176,6 +176,32 @@ fn explain(command: &Command, error: &clap::Error) -> String {
         // Rarer kinds keep clap's own first line.
         _ => error.render().to_string().lines().next().unwrap_or("").trim_start_matches("error: ").to_owned(),
     }
+}
+
+/// Whether one name can be a misspelling of the other: at most every third letter differs, or one
+/// begins with the other.
+fn is_near(typed: &str, known: &str) -> bool {
+    let bare =
+        |name: &str| name.trim_start_matches('-').split([' ', '=']).next().unwrap_or_default().to_owned();
+    let (typed, known) = (bare(typed), bare(known));
+    let begins =
+        typed.len().min(known.len()) >= 3 && (known.starts_with(&typed) || typed.starts_with(&known));
+    begins || edits(&typed, &known) * 3 <= known.chars().count().max(3)
+}
+
+/// The number of letters to insert, delete or replace that makes one word of the other.
+fn edits(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
 }
 
 /// `cosine, linear or constant`.
@@ -212,5 +238,33 @@ pub(super) fn label(arg: &Arg) -> String {
         (Some(letter), _) => format!("-{letter}/--{long}"),
         (None, Some(letters)) => format!("-{letters}/--{long}"),
         (None, None) => format!("--{long}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_misspelling_is_near() {
+        for (typed, known) in [
+            ("--max-token", "--max-tokens"),
+            ("--lerning-rate", "--learning-rate"),
+            ("--batchsize", "--batch-size"),
+            ("--check", "--check-numerics"),
+            ("dat", "data"),
+            ("smaple", "sample"),
+        ] {
+            assert!(is_near(typed, known), "{typed} {known}");
+        }
+        for (typed, known) in [
+            ("--unknown", "--nk"),
+            ("--unknown", "--num-processes"),
+            ("xyz", "data"),
+            ("--dropout", "--output-dir"),
+        ] {
+            assert!(!is_near(typed, known), "{typed} {known}");
+        }
+        assert_eq!(["", "ab", "abc", "xabc", "abd"].map(|word| edits(word, "abc")), [3, 1, 0, 1, 1]);
     }
 }

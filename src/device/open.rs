@@ -71,6 +71,23 @@ pub struct DeviceOptions {
     pub threads: usize,
 }
 
+/// The number of threads in `OMP_NUM_THREADS`, which counts where neither a flag nor
+/// `RAYON_NUM_THREADS` gives one: users of llm.c set it.
+pub fn environment_threads() -> Option<usize> {
+    openmp_threads(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+}
+
+fn openmp_threads(variable: impl Fn(&str) -> Option<String>) -> Option<usize> {
+    let asked = variable("OMP_NUM_THREADS").filter(|_| variable("RAYON_NUM_THREADS").is_none())?;
+    // OpenMP takes a list: one number per level of nesting.
+    let threads = asked.split(',').next().and_then(|first| first.trim().parse().ok());
+    let threads = threads.filter(|&threads| threads > 0);
+    if threads.is_none() {
+        log::warn!("OMP_NUM_THREADS={asked}: expected a number of threads; it is ignored");
+    }
+    threads
+}
+
 impl DeviceOptions {
     /// The defaults of `train_gpt2cu`.
     pub fn new(device: DeviceName, dtype: Dtype, threads: usize) -> Self {
@@ -93,7 +110,8 @@ impl DeviceOptions {
     /// One line, if there is no such device, it cannot compute in this type, or threads cannot be
     /// started.
     pub fn open(&self) -> Result<Box<dyn Ops>> {
-        rayon::ThreadPoolBuilder::new().num_threads(self.threads).build_global().context("--threads")?;
+        let threads = if self.threads == 0 { environment_threads().unwrap_or(0) } else { self.threads };
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("--threads")?;
         let options = CudaOptions {
             dtype: self.dtype,
             tf32: self.tf32,
@@ -137,6 +155,21 @@ mod tests {
         for gpu in [DeviceName::Cuda, DeviceName::Emulated] {
             assert_eq!(DtypeChoice::Auto.on(gpu, None), Dtype::Bf16);
         }
+    }
+
+    #[test]
+    fn openmps_number_of_threads_counts_unless_there_is_another() {
+        let threads = |omp: &str, rayon: &str| {
+            openmp_threads(|name| {
+                let value = if name == "OMP_NUM_THREADS" { omp } else { rayon };
+                Some(value.to_owned()).filter(|value| !value.is_empty())
+            })
+        };
+        assert_eq!(
+            ["8", " 4,2", "0", "many", ""].map(|omp| threads(omp, "")),
+            [Some(8), Some(4), None, None, None]
+        );
+        assert_eq!(threads("8", "2"), None);
     }
 
     #[test]

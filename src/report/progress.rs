@@ -71,7 +71,7 @@ impl Progress {
     }
 }
 
-/// Progress of an evaluation during training: a bar on a terminal, and else a line every ten
+/// Progress of an evaluation: a bar on a terminal, and else a line every ten
 /// seconds. It leaves nothing behind.
 pub struct Passing {
     label: &'static str,
@@ -263,6 +263,19 @@ mod tests {
         assert!(shown(10, 0).0.contains(" 0% 0/10 tokens"));
         assert!(shown(u64::MAX, u64::MAX).0.contains(" 100% "));
         assert!(lines(u64::MAX, &[(0.0, 0), (20.0, u64::MAX)])[0].starts_with("100% "));
+    }
+
+    #[test]
+    fn an_evaluation_gets_few_lines() {
+        let steps: Vec<(f64, u64)> = (1..=100).map(|i| (f64::from(i), u64::from(i as u32))).collect();
+        let mut last = (Duration::ZERO, 0);
+        let mut due = |&(seconds, done): &(f64, u64)| {
+            let now = (Duration::from_secs_f64(seconds), done);
+            let due = line_is_due(100, LINE_MAX, last, now);
+            last = if due { now } else { last };
+            due
+        };
+        assert_eq!(steps.iter().filter(|step| due(step)).count(), 10);
     }
 
     #[test]

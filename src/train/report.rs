@@ -5,6 +5,7 @@ use super::data::Data;
 use super::guards::ZScores;
 use crate::cli::flags::trainer::{TrainArgs, startup_rows};
 use crate::data::loader::DataLoader;
+use crate::device::open::environment_threads;
 use crate::eval::hellaswag::HellaSwagScore;
 use crate::eval::validation::perplexity;
 use crate::gpus::{Peak, flops_per_token};
@@ -88,12 +89,7 @@ impl Report {
         let [decayed, not_decayed] = files.decay_groups();
         let (train, val) = (&data.train, data.val.as_ref());
         self.console.table_head();
-        let mut rows = startup_rows(args);
-        rows.retain(|(name, _)| name != "shuffle");
-        for (_, value) in rows.iter_mut().filter(|(name, value)| name == "dtype" && value == "auto") {
-            *value = format!("auto ({})", dev.operand_dtype());
-        }
-        self.console.table(rows);
+        self.console.table(self.flags(args, dev));
         self.device(dev, data.shape.T, weights);
         self.console.table([
             ("weight init method", start.to_string()),
@@ -119,8 +115,8 @@ impl Report {
             ("train data", shards(train)),
             ("shuffle", data.shuffle.to_string()),
             ("val data", val.map_or("not read".to_string(), shards)),
+            ("max_steps", self.max_steps.to_string()),
             ("grad_accum_steps", data.grad_accum_steps.to_string()),
-            ("train_num_batches", self.max_steps.to_string()),
         ]);
         let T = data.shape.T;
         if T < config.maxT {
@@ -132,6 +128,23 @@ impl Report {
         for path in train.short_shards().into_iter().chain(val.iter().flat_map(|v| v.short_shards())) {
             self.console.warning(format_args!("{}: too short to be read", path.display()));
         }
+    }
+
+    /// The flags and their values, apart from what the tables below them show.
+    fn flags(&self, args: &TrainArgs, dev: &dyn Ops) -> Vec<(String, String)> {
+        let below =
+            ["shuffle", "max_steps", "num_layers L", "num_heads NH", "channels C", "max_sequence_length"];
+        let mut rows = startup_rows(args);
+        rows.retain(|(name, _)| !below.contains(&name.as_str()));
+        for (name, value) in &mut rows {
+            if name == "dtype" && value == "auto" {
+                *value = format!("auto ({})", dev.operand_dtype());
+            } else if let Some(threads) = environment_threads().filter(|_| name == "threads" && value == "0")
+            {
+                *value = format!("{threads} (OMP_NUM_THREADS)");
+            }
+        }
+        rows
     }
 
     /// Shows the device and, for a GPU, its peak.
