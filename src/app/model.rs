@@ -20,6 +20,7 @@ use crate::report::progress::{Passing, Progress, saying};
 use crate::sample::{Continuation, Sampler, SamplerOptions, generate};
 use crate::sharding::Sharding;
 use crate::tensor::{Dtype, MemoryPlan};
+use crate::words::count;
 use anyhow::{Result, ensure};
 use std::path::Path;
 
@@ -213,8 +214,8 @@ fn answer_hellaswag(
         .print(format_args!("HellaSwag acc_norm {}/{} = {acc_norm:.4}\n", score.correct_norm, score.total))?;
     results.print(format_args!("HellaSwag acc      {}/{} = {acc:.4}\n", score.correct, score.total))?;
     if evaluation.truncated > 0 {
-        let lost = "examples are longer than the model's context and lost the start of theirs";
-        results.print(format_args!("{} {lost}\n", evaluation.truncated))?;
+        let examples = count(evaluation.truncated, "example");
+        results.print(format_args!("{examples} cut at the start of the context, to fit the model\n"))?;
     }
     results.summary.insert("hellaswag_acc_norm".into(), acc_norm.into());
     results.summary.insert("hellaswag_acc".into(), acc.into());

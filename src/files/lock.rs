@@ -59,6 +59,8 @@ impl Holder {
 #[derive(Debug)]
 pub struct DirLock {
     dir: PathBuf,
+    /// The locked file.
+    path: PathBuf,
     /// Whether the directory was made for this lock.
     made: bool,
     file: File,
@@ -74,14 +76,22 @@ impl DirLock {
     /// One line that names the holder, if another process has locked it; or if the directory cannot
     /// be created or written to.
     pub fn take(dir: &Path) -> Result<DirLock> {
-        Self::take_as(Holder::this_process(), dir, STALE)
+        Self::take_as(Holder::this_process(), dir, NAME, STALE)
     }
 
-    fn take_as(holder: Holder, dir: &Path, stale: Duration) -> Result<DirLock> {
+    /// Locks the files of `name` in the directory.
+    ///
+    /// # Errors
+    /// Those of [`DirLock::take`].
+    pub fn take_for(dir: &Path, name: &str) -> Result<DirLock> {
+        Self::take_as(Holder::this_process(), dir, &format!(".{name}{NAME}"), STALE)
+    }
+
+    fn take_as(holder: Holder, dir: &Path, name: &str, stale: Duration) -> Result<DirLock> {
         let made = !dir.exists();
         fs::create_dir_all(dir).with_context(|| format!("{}: cannot create the directory", dir.display()))?;
-        let path = dir.join(NAME);
-        let file = lock(&holder, dir, stale)?;
+        let path = dir.join(name);
+        let file = lock(&holder, dir, name, stale)?;
         let context = || format!("cannot write {}", path.display());
         holder.write(&file).with_context(context)?;
         let (stop, stopped) = channel();
@@ -93,7 +103,7 @@ impl DirLock {
             }
         };
         let thread = Builder::new().name("directory lock".to_owned()).spawn(beat).with_context(context)?;
-        Ok(DirLock { dir: dir.to_owned(), made, file, stop: Some(stop), thread: Some(thread) })
+        Ok(DirLock { dir: dir.to_owned(), path, made, file, stop: Some(stop), thread: Some(thread) })
     }
 
     /// Locks the directory again if it has been removed or replaced.
@@ -101,16 +111,17 @@ impl DirLock {
     /// # Errors
     /// Those of [`DirLock::take`].
     pub fn renew(&mut self) -> Result<()> {
-        if !is_at(&self.file, &self.dir.join(NAME)) {
-            *self = Self::take(&self.dir)?;
+        if !is_at(&self.file, &self.path) {
+            let name = self.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            *self = Self::take_as(Holder::this_process(), &self.dir, &name, STALE)?;
         }
         Ok(())
     }
 }
 
 /// Opens and locks the file for `holder`.
-fn lock(holder: &Holder, dir: &Path, stale: Duration) -> Result<File> {
-    let (path, place) = (dir.join(NAME), dir.display());
+fn lock(holder: &Holder, dir: &Path, name: &str, stale: Duration) -> Result<File> {
+    let (path, place) = (dir.join(name), dir.display());
     loop {
         let mut options = File::options();
         options.read(true).write(true).create(true).truncate(false);
@@ -187,10 +198,9 @@ impl Drop for DirLock {
             // The panic hook has already reported a panic in the thread.
             let _ = thread.join();
         }
-        let path = self.dir.join(NAME);
-        if is_at(&self.file, &path) {
+        if is_at(&self.file, &self.path) {
             // A file that stays behind does no harm: its lock ends with this process.
-            let _ = fs::remove_file(path);
+            let _ = fs::remove_file(&self.path);
         }
         if self.made {
             // This fails, as it should, if there is anything in it.
@@ -241,14 +251,14 @@ mod tests {
         let (dir, path) = (directory.path(), directory.path().join(NAME));
         // As if the system's lock did not reach this machine.
         fs::write(&path, serde_json::to_string(&holder("far")).unwrap()).unwrap();
-        let message = DirLock::take_as(holder("near"), dir, STALE).unwrap_err().to_string();
+        let message = DirLock::take_as(holder("near"), dir, NAME, STALE).unwrap_err().to_string();
         for word in ["process", "on far", "last sign 0 s ago", "remove", ".lock"] {
             assert!(message.contains(word), "{message}");
         }
         assert_eq!(Holder::read(&File::open(&path).unwrap()).unwrap().host, "far");
         let file = File::options().write(true).open(&path).unwrap();
         file.set_modified(SystemTime::now() - STALE - Duration::from_secs(1)).unwrap();
-        let held = DirLock::take_as(holder("near"), dir, STALE).unwrap();
+        let held = DirLock::take_as(holder("near"), dir, NAME, STALE).unwrap();
         assert_eq!(Holder::read(&File::open(&path).unwrap()).unwrap().host, "near");
         drop(held);
     }

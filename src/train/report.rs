@@ -267,7 +267,8 @@ impl Report {
         self.console.hellaswag(score.correct_norm, score.total);
         if truncated > 0 {
             self.console.warning(format_args!(
-                "{truncated} examples lost the start of their context, to fit the model"
+                "{} cut at the start of the context, to fit the model",
+                count(truncated, "example")
             ));
         }
         let Some(files) = &mut self.files else { return Ok(()) };

@@ -12,8 +12,8 @@ use std::rc::Rc;
 
 const BUFFER_BYTES: usize = 1 << 18;
 
-/// Largest window of zstd data, that of `zstd --long=31`: the memory that decompression may take.
-const MOST_WINDOW: u64 = 1 << 31;
+/// Largest window of zstd data, as in the `zstd` program: the memory that decompression may take.
+const MOST_WINDOW: u64 = 1 << 27;
 
 /// An open input.
 pub(super) struct Input {
@@ -130,6 +130,13 @@ impl<R: Read> Zstd<R> {
                 })) => {
                     io::copy(&mut self.source.by_ref().take(length.into()), &mut io::sink())?;
                 }
+                Err(FrameDecoderError::WindowSizeTooBig { requested, .. }) => {
+                    let mib = requested >> 20;
+                    let advice = "pipe them in: zstd -d --long=31 -c FILE | warpsmith data -";
+                    return Err(io::Error::other(format!(
+                        "the zstd data need a window of {mib} MiB; {advice}"
+                    )));
+                }
                 Err(_) => return Err(io::ErrorKind::InvalidData.into()),
             }
         }
@@ -195,6 +202,14 @@ mod tests {
         assert!(read([gzip(a), gzip(b)].concat()).unwrap() == text);
         assert!(read([zstd(a), skippable.clone(), zstd(b), skippable].concat()).unwrap() == text);
         assert!(read(zstd(b"")).unwrap().is_empty() && read(Vec::new()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn data_that_need_much_memory_are_refused() {
+        // A frame header with a window of 2^31 bytes.
+        let header = vec![0x28, 0xb5, 0x2f, 0xfd, 0, 21 << 3, 1, 0, 0];
+        let error = read(header).unwrap_err().to_string();
+        assert!(error.starts_with("the zstd data need a window of 2048 MiB; pipe them in"), "{error}");
     }
 
     #[test]

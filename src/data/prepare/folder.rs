@@ -1,20 +1,16 @@
 //! The folder that shards are written to: one process at a time writes those of a name.
 
 use crate::files;
-use anyhow::{Context, Result, bail};
-use std::fs::{self, File, TryLockError};
-use std::io::{Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use crate::files::lock::DirLock;
+use anyhow::{Context, Result};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A folder in which this process alone writes the shards of a name.
 pub(super) struct Folder {
     path: PathBuf,
     name: String,
-    /// The lock, and its file. The operating system releases it when the process ends, however it
-    /// ends.
-    lock: PathBuf,
-    _held: File,
+    _lock: DirLock,
 }
 
 impl Folder {
@@ -24,10 +20,8 @@ impl Folder {
     /// # Errors
     /// If the folder cannot be created or listed, or another process holds the lock.
     pub fn lock(path: &Path, name: &str) -> Result<Self> {
-        fs::create_dir_all(path).with_context(|| format!("{}: cannot create the folder", path.display()))?;
-        let lock = path.join(format!(".{name}.lock"));
-        let held = take(&lock, name)?;
-        let folder = Folder { path: path.to_owned(), name: name.to_owned(), lock, _held: held };
+        let lock = DirLock::take_for(path, name)?;
+        let folder = Folder { path: path.to_owned(), name: name.to_owned(), _lock: lock };
         for file in folder.list(|file| is_temporary(file, name))? {
             fs::remove_file(&file).with_context(|| format!("{}: cannot remove", file.display()))?;
         }
@@ -50,49 +44,6 @@ impl Folder {
         }
         paths.sort();
         Ok(paths)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        // Removed while it is held, so that it can only be this process's. One that stays does no
-        // harm.
-        let _ = fs::remove_file(&self.lock);
-    }
-}
-
-/// Locks the file at `path`, and writes into it who holds it.
-fn take(path: &Path, name: &str) -> Result<File> {
-    let context = || format!("{}: cannot lock", path.display());
-    loop {
-        let mut options = File::options();
-        options.read(true).write(true).create(true).truncate(false).custom_flags(libc::O_NOFOLLOW);
-        let mut file = options.open(path).with_context(context)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut holder = String::new();
-                let _ = file.take(1000).read_to_string(&mut holder);
-                let holder = if holder.is_empty() { "another process" } else { holder.trim() };
-                bail!(
-                    "{}: {holder} is writing shards of the name {name} there; wait for it, or choose \
-                     another --name",
-                    path.parent().unwrap_or(path).display()
-                )
-            }
-            // Some network file systems have no locks.
-            Err(TryLockError::Error(e)) if e.kind() == std::io::ErrorKind::Unsupported => {}
-            Err(TryLockError::Error(e)) => return Err(e).with_context(context),
-        }
-        // The holder before may have removed the file between the two calls.
-        let ours = file.metadata().with_context(context)?;
-        if fs::metadata(path).is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino())) {
-            let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-            let host = Some(host.trim()).filter(|host| !host.is_empty()).unwrap_or("this machine");
-            file.set_len(0).with_context(context)?;
-            writeln!(file, "process {} on {host}", std::process::id()).with_context(context)?;
-            return Ok(file);
-        }
     }
 }
 
@@ -130,15 +81,11 @@ mod tests {
         let out = dir.path().join("out");
         let held = Folder::lock(&out, "c").unwrap();
         let error = Folder::lock(&out, "c").err().unwrap().to_string();
-        let holder = format!("out: process {} on ", std::process::id());
-        assert!(error.contains(&holder) && error.contains("shards of the name c there; wait"), "{error}");
+        let holder = format!("out is in use by process {} on ", std::process::id());
+        assert!(error.contains(&holder), "{error}");
         drop(Folder::lock(&out, "d").unwrap());
         drop(held);
-        assert_eq!(fs::read_dir(&out).unwrap().count(), 0);
-        // A lock file whose process is gone is free.
-        fs::write(out.join(".c.lock"), "process 1 on elsewhere").unwrap();
-        drop(Folder::lock(&out, "c").unwrap());
-        assert_eq!(fs::read_dir(&out).unwrap().count(), 0);
+        assert!(!out.exists(), "nothing is left");
     }
 
     #[test]
