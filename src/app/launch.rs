@@ -167,8 +167,8 @@ impl Signals {
         Ok(Signals { arrivals, first: None })
     }
 
-    /// The next signal to forward, if one arrived. Those that follow the first one closely belong to
-    /// the same request, as for a trainer.
+    /// The next signal to forward, if one arrived. Those that follow the first one closely belong
+    /// to the same request, as for a trainer.
     fn next(&mut self) -> Option<Request> {
         let signal = Signal::from_named_raw(self.arrivals.pending().next()?)?;
         let since = self.first.map(|first| first.elapsed());

@@ -1,5 +1,5 @@
-//! The processes of an attempt. Each rank is a process group: behind a wrapper script the trainer is
-//! a child of the program that was started, and must not outlive the attempt either.
+//! The processes of an attempt. Each rank is a process group: behind a wrapper script the trainer
+//! is a child of the program that was started, and must not outlive the attempt either.
 
 use anyhow::{Context, Result};
 use rustix::io::Errno;

@@ -63,8 +63,8 @@ impl<'a> Door<'a> {
         Ok(Door { listener, meeting, secret, callers: VecDeque::new(), refused: Vec::new() })
     }
 
-    /// Hears callers for up to `time`, or until somebody says something. Returns those who belong to
-    /// the run; the caller of this function answers them.
+    /// Hears callers for up to `time`, or until somebody says something. Returns those who belong
+    /// to the run; the caller of this function answers them.
     ///
     /// # Errors
     /// If no connection can be accepted.
