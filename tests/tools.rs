@@ -262,7 +262,7 @@ fn the_newest_checkpoint_is_taken_and_named() {
     let output = succeed(&mut warpsmith(dir, "sample --model log --max-tokens 2"));
     assert_eq!(common::stderr(&output), line);
     let text = stdout(&succeed(&mut warpsmith(dir, "convert log a.bin")));
-    assert_eq!(text, "a.bin: 808352 parameters from log/model_00000004.bin (step 4)\n");
+    assert_eq!(text, "a.bin: 811712 parameters from log/model_00000004.bin (step 4)\n");
     assert!(fs::read(dir.join("a.bin")).unwrap() == fs::read(dir.join("log/model_00000004.bin")).unwrap());
     let text = stdout(&succeed(&mut warpsmith(dir, "convert log/model.safetensors b.bin")));
     assert!(text.ends_with(" from log/model.safetensors\n"), "{text}");

@@ -138,18 +138,17 @@ fn a_damaged_tensor_is_named() {
     }
 }
 
-/// Each byte of each file of a checkpoint, changed or cut off.
+/// Bytes all over each file of a checkpoint, changed or cut off.
 #[test]
 fn no_changed_byte_is_taken_in_silence() {
     let directory = tempfile::tempdir().unwrap();
     let dir = directory.path();
     save_step(dir, 1);
     save_step(dir, 2);
-    let tiny = |path: &Path| fs::metadata(path).unwrap().len();
     for path in [done_path(dir, 2), run_path(dir, 2), model_path(dir, 2), state_path(dir, 2, 0)] {
         let good = fs::read(&path).unwrap();
-        // All bytes of the small files, some of the large ones.
-        let step = if tiny(&path) < 4096 { 1 } else { 97 };
+        // The first bytes and the last are among those that are tried.
+        let step = (good.len() - 1) / 40;
         for byte in (0..good.len()).step_by(step) {
             let mut damaged = good.clone();
             damaged[byte] ^= 4;
