@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 const FLAGS: &str = "-l 1e-3 -d 64 --threads 1";
 
-/// Starts the processes of a run.
+/// Starts the processes of a run; standard output of rank 0 goes to `stdout-0`.
 fn start(corpus: &Corpus, world_size: usize, flags: &str) -> Vec<Child> {
     let rank = |rank: usize| {
         let mut command = corpus.train();
@@ -23,7 +23,8 @@ fn start(corpus: &Corpus, world_size: usize, flags: &str) -> Vec<Child> {
             command.args(["-pi", "fs", "-pf", "."]).env("WORLD_SIZE", world_size.to_string());
             command.env("RANK", rank.to_string()).env("LOCAL_RANK", rank.to_string());
         }
-        command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+        let shown = std::fs::File::create(corpus.path(&format!("stdout-{rank}"))).unwrap();
+        command.stdout(shown).stderr(Stdio::piped()).spawn().unwrap()
     };
     (0..world_size).map(rank).collect()
 }
@@ -37,6 +38,15 @@ fn wait_for_steps(dir: &Path, count: usize) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while steps(dir) < count {
         assert!(Instant::now() < deadline, "{count} steps took more than a minute");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits until a file holds some text.
+fn wait_for(path: &Path, text: &str) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !std::fs::read_to_string(path).is_ok_and(|found| found.contains(text)) {
+        assert!(Instant::now() < deadline, "{text:?} took more than a minute");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -171,12 +181,14 @@ fn a_signal_cuts_evaluations_short_and_they_run_again() {
         ("the sample", 2, "-s 5 -g 1000000 -z 3"),
     ] {
         let dir = format!("{}-{world_size}{}", name.replace(' ', "-"), flags.len());
-        let began = Instant::now();
         let mut ranks = start(&corpus, world_size, &format!("-x 100000 {flags} -o {dir}"));
-        if name != "validation" {
-            wait_for_steps(&corpus.path(&dir), 5);
+        match name {
+            "validation" => wait_for(&corpus.path(&dir).join("main.log"), ""),
+            "HellaSwag" => wait_for(&corpus.path(&dir).join("main.log"), "s:5 tel:"),
+            _ => wait_for(&corpus.path("stdout-0"), "generating:"),
         }
-        std::thread::sleep(Duration::from_millis(if name == "validation" { 700 } else { 200 }));
+        let began = Instant::now();
+        std::thread::sleep(Duration::from_millis(300));
         kill(&ranks[world_size - 1], "TERM");
         if name == "the sample" && world_size > 1 {
             // Rank 0 draws alone, so a launcher's signal to all ranks is what counts.

@@ -3,6 +3,7 @@
 
 mod ranks;
 
+use super::trainer::TRY_AGAIN;
 use crate::cli::flags::warpsmith::LaunchArgs;
 use crate::parallel::environment::OWN_RUN;
 use crate::parallel::secret::{self, Secret};
@@ -60,7 +61,9 @@ impl Job {
         adopt_orphans()?;
         for attempt in 0.. {
             let Some(failure) = self.attempt(attempt, &mut signals)? else { return Ok(0) };
-            if signals.first.is_some() || attempt == self.restarts {
+            // A job whose time is up would not get more of it by a restart.
+            let ended = signals.first.is_some() || failure.code() == i32::from(TRY_AGAIN);
+            if ended || attempt == self.restarts {
                 return Ok(failure.code());
             }
             warn!("launch: restart {} of {}", attempt + 1, self.restarts);

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 /// Exit status of a run that stopped because of `--max-hours`: `EX_TEMPFAIL` of sysexits.h, for
 /// scripts that queue the job again.
-const TRY_AGAIN: u8 = 75;
+pub const TRY_AGAIN: u8 = 75;
 
 pub fn main(program: Program) -> ExitCode {
     let parsed = logging::start().and_then(|()| parse(program, std::env::args_os(), &variable));

@@ -53,6 +53,17 @@ fn the_launcher_ends_all_ranks_when_one_fails() {
     refuse(&mut launch(&corpus, "-n 2 --restarts 1", &["true"]), &["--restarts 1", "-y 1"]);
 }
 
+/// Exit code 75 is that of --max-hours: the job is queued again instead.
+#[test]
+fn a_job_whose_time_is_up_is_not_restarted() {
+    let corpus = corpus();
+    let script = "echo $RANK >> started; exit 75";
+    let output = launch(&corpus, "-n 2 --restarts 3", &["sh", "-c", script, "-y", "1"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(75), "{}", stderr(&output));
+    let started = std::fs::read_to_string(corpus.path("started")).unwrap();
+    assert!(started.lines().count() <= 2, "{started}");
+}
+
 #[test]
 fn the_launcher_restarts_from_the_last_checkpoint() {
     let corpus = corpus();
