@@ -51,6 +51,17 @@ pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Reads the text of the regular file at `path` if it has at most `limit` bytes, without a
+/// byte-order mark.
+///
+/// # Errors
+/// Those of [`read`], and one line if the file is not UTF-8 text.
+pub fn read_text(path: &Path, limit: u64) -> Result<String> {
+    let text = String::from_utf8(read(path, limit)?);
+    let text = text.with_context(|| format!("{}: not UTF-8 text", path.display()))?;
+    Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
+}
+
 /// The kind of something that is not a regular file, in words.
 pub fn kind(metadata: &Metadata) -> &'static str {
     if metadata.is_dir() {
@@ -72,6 +83,9 @@ pub fn kind(metadata: &Metadata) -> &'static str {
     }
     "a special file"
 }
+
+/// Size limit of small files of text, such as records and settings.
+pub const TEXT_BYTES: u64 = 1 << 26;
 
 /// Suffix of temporary names, which are `.NAME.RANDOM.tmp`.
 pub const TEMPORARY: &str = ".tmp";
@@ -209,6 +223,10 @@ mod tests {
         assert_eq!(read(&path, 5).unwrap(), b"12345");
         let error = read(&path, 4).unwrap_err().to_string();
         assert_eq!(error, format!("{}: expected at most 4 bytes, found 5", path.display()));
+        fs::write(&path, "\u{feff}ab").unwrap();
+        assert_eq!(read_text(&path, 5).unwrap(), "ab");
+        fs::write(&path, b"a\xff").unwrap();
+        assert!(format!("{:#}", read_text(&path, 5).unwrap_err()).contains("a: not UTF-8 text"));
         assert!(format!("{:#}", read(&directory.path().join("b"), 4).unwrap_err()).contains("cannot read"));
     }
 

@@ -133,6 +133,18 @@ fn a_training_pattern_that_takes_the_validation_shard_along_is_a_warning() {
     assert!(!warning("-x 1 -v 1 -m 1").contains("both match"));
 }
 
+#[cfg(unix)]
+#[test]
+fn a_pipe_in_the_place_of_a_log() {
+    let corpus = Corpus::new();
+    for name in ["main.log", "metrics.jsonl"] {
+        let dir = corpus.path(&format!("with_{name}"));
+        fs::create_dir(&dir).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(dir.join(name)).status().unwrap().success());
+        refuse(corpus.train().args(["-x", "1", "-o"]).arg(&dir), &[name, "a named pipe"]);
+    }
+}
+
 #[test]
 fn checkpoints() {
     let corpus = Corpus::new();

@@ -4,6 +4,7 @@ use crate::app::print;
 use crate::device::cuda::fatbins::{self, FATBINS, WHY_NONE};
 use crate::device::cuda::launches::launches;
 use crate::device::cuda::{disassembler, kernels};
+use crate::files;
 use crate::roofline::clocks::listing::parse;
 use crate::roofline::clocks::machine::Machine;
 use crate::roofline::clocks::table::{self, Row};
@@ -54,7 +55,7 @@ fn machine(calibration: &Path) -> Result<(Machine, String)> {
         ));
     }
     let fault = || calibration.display().to_string();
-    let text = std::fs::read_to_string(calibration).with_context(fault)?;
+    let text = files::read_text(calibration, files::TEXT_BYTES)?;
     machine.calibrate(&text).with_context(fault)?;
     Ok((machine, format!("predicted; latencies measured in {}", calibration.display())))
 }

@@ -5,6 +5,7 @@ use crate::app::print;
 use crate::cli::check::micro_steps;
 use crate::cli::flags::warpsmith::{RooflineArgs, StepArgs};
 use crate::config::ModelConfig;
+use crate::files;
 use crate::roofline::kernels::StepShape;
 use crate::roofline::record::{FILE_SUFFIX, Records};
 use crate::roofline::report::Budget;
@@ -57,7 +58,7 @@ fn for_each_record(dir: &Path, mut add: impl FnMut(&str) -> Result<()>) -> Resul
     paths.retain(|path| path.to_string_lossy().ends_with(FILE_SUFFIX));
     paths.sort();
     for path in paths {
-        let text = fs::read_to_string(&path).with_context(|| format!("{}: cannot read", path.display()))?;
+        let text = files::read_text(&path, files::TEXT_BYTES)?;
         add(&text).with_context(|| path.display().to_string())?;
     }
     Ok(())

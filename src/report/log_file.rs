@@ -1,7 +1,7 @@
 //! A log that grows line by line and can be truncated to the step at which a run resumes.
 
 use crate::files::{self, lock::is_at};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, Write};
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ pub struct LogFile {
 impl LogFile {
     /// Creates an empty log, and replaces an existing one.
     pub fn create(path: PathBuf) -> Result<Self> {
+        refuse_special(&path)?;
         File::create(&path).with_context(|| format!("{}: cannot create the log", path.display()))?;
         Self::append(path)
     }
@@ -22,6 +23,7 @@ impl LogFile {
     /// `step` or later are dropped, as the run will write them again; so is an incomplete last
     /// line. Other lines stay.
     pub fn resume(path: PathBuf, step: usize, step_of: fn(&str) -> Option<usize>) -> Result<Self> {
+        refuse_special(&path)?;
         let text = match fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
@@ -75,6 +77,14 @@ impl LogFile {
         let written = self.file.write_all(format!("{line}\n").as_bytes());
         written.with_context(|| format!("{}: cannot write to the log", self.path.display()))
     }
+}
+
+/// Refuses a pipe or a device in the place of a log: opening it could wait forever.
+fn refuse_special(path: &Path) -> Result<()> {
+    let special = fs::metadata(path).ok().filter(|found| !found.is_file());
+    special.map_or(Ok(()), |found| {
+        bail!("{}: expected a log, found {}; remove it", path.display(), files::kind(&found))
+    })
 }
 
 #[cfg(test)]
