@@ -105,11 +105,13 @@ pub fn saying<T>(what: &str, quiet: bool, work: impl FnOnce() -> T) -> T {
     let (done, wait) = channel::<()>();
     std::thread::scope(|scope| {
         if !quiet {
-            scope.spawn(move || {
+            let say = move || {
                 if wait.recv_timeout(LINE_MIN) == Err(RecvTimeoutError::Timeout) {
                     print(format_args!("{what} …"));
                 }
-            });
+            };
+            // Without a thread the work is done in silence.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, say);
         }
         let result = work();
         drop(done);
