@@ -93,7 +93,8 @@ pub const TEMPORARY: &str = ".tmp";
 /// A file that is being written, under a temporary name. Dropped, it leaves nothing behind.
 #[derive(Debug)]
 pub struct NewFile {
-    out: BufWriter<NamedTempFile>,
+    out: BufWriter<File>,
+    temporary: TempPath,
     path: PathBuf,
 }
 
@@ -103,8 +104,9 @@ impl NewFile {
     /// # Errors
     /// If the directory is missing or not writable, or `path` exists and is not a regular file.
     pub fn create(path: &Path) -> Result<Self> {
-        let file = temporary(path).with_context(|| failure(path))?;
-        Ok(NewFile { out: BufWriter::with_capacity(1 << 20, file), path: path.to_owned() })
+        // Apart, because the errors of both together give the temporary name.
+        let (file, temporary) = temporary(path).with_context(|| failure(path))?.into_parts();
+        Ok(NewFile { out: BufWriter::with_capacity(1 << 20, file), temporary, path: path.to_owned() })
     }
 
     /// Syncs the file to the disk, still under its temporary name.
@@ -112,13 +114,9 @@ impl NewFile {
     /// # Errors
     /// If the disk is full or fails.
     pub fn complete(self) -> Result<CompleteFile> {
-        let NewFile { out, path } = self;
-        let sync = || {
-            let file = out.into_inner().map_err(IntoInnerError::into_error)?;
-            file.as_file().sync_all()?;
-            Ok::<_, io::Error>(file.into_temp_path())
-        };
-        let temporary = sync().with_context(|| failure(&path))?;
+        let NewFile { out, temporary, path } = self;
+        let file = out.into_inner().map_err(IntoInnerError::into_error);
+        file.and_then(|file| file.sync_all()).with_context(|| failure(&path))?;
         Ok(CompleteFile { temporary, path })
     }
 }
@@ -332,13 +330,14 @@ mod tests {
         for bytes in [1, 1 << 20, 3 << 20] {
             let full = File::options().write(true).open("/dev/full").unwrap();
             let temporary = NamedTempFile::new().unwrap().into_temp_path();
-            let out = BufWriter::with_capacity(1 << 20, NamedTempFile::from_parts(full, temporary));
-            let mut file = NewFile { out, path: "a".into() };
+            let out = BufWriter::with_capacity(1 << 20, full);
+            let mut file = NewFile { out, temporary, path: "a".into() };
             let error = match file.write_all(&vec![1; bytes]) {
                 Ok(()) => file.complete().unwrap_err().downcast().unwrap(),
                 Err(error) => error,
             };
             assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+            assert!(!error.to_string().contains(TEMPORARY), "{error}");
         }
     }
 

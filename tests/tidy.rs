@@ -21,7 +21,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("params", &["config"]),
     ("ops", &["tensor"]),
     ("numerics", &["ops", "tensor"]),
-    ("device", &["libraries", "ops", "simd", "tensor"]),
+    ("device", &["libraries", "ops", "simd", "tensor", "words"]),
     ("sharding", &["config", "ops", "params", "tensor"]),
     ("model", &["config", "ops", "params", "rng", "sharding", "tensor"]),
     ("optim", &["ops", "sharding", "tensor"]),

@@ -17,6 +17,7 @@ pub mod reduce;
 
 use crate::ops::*;
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
+use crate::words::count;
 use anyhow::Result;
 use matmul::Precision;
 use memory::Memory;
@@ -45,7 +46,7 @@ impl Cpu {
 
 impl Device for Cpu {
     fn describe(&self) -> String {
-        format!("CPU, {} threads, {}", rayon::current_num_threads(), self.precision.describe())
+        format!("CPU, {}, {}", count(rayon::current_num_threads(), "thread"), self.precision.describe())
     }
 
     fn float_dtype(&self) -> Dtype {
