@@ -13,6 +13,7 @@ use crate::files;
 use crate::params::ParamLayout;
 use crate::tensor::Dtype;
 use anyhow::Result;
+use memmap2::MmapMut;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -28,10 +29,11 @@ pub struct Checkpoint {
     pub state: Option<State>,
 }
 
-/// The bytes of a checkpoint's files in memory.
+/// The bytes of a checkpoint's files in memory. They are mapped: the system refuses a map that is
+/// too large instead of ending the process, and has the memory back at once.
 pub struct Copied {
-    model: Vec<u8>,
-    state: Vec<u8>,
+    model: MmapMut,
+    state: MmapMut,
 }
 
 /// A file with tensors.
@@ -71,15 +73,13 @@ impl Checkpoint {
     /// Those of `source`.
     pub fn copy(&self, source: &mut Source) -> Result<Option<Copied>> {
         let len = ParamLayout::new(&self.config).len();
-        let reserve = |bytes: usize| {
-            let mut reserved = Vec::new();
-            reserved.try_reserve_exact(bytes).ok().map(|()| reserved)
-        };
+        // A map cannot be empty.
+        let reserve = |bytes: usize| MmapMut::map_anon(bytes.max(1)).ok();
         let model = reserve(model_bin::size(len, self.dtype));
         let state = reserve(self.state.as_ref().map_or(0, |state| state.size(len)));
         let (Some(mut model), Some(mut state)) = (model, state) else { return Ok(None) };
-        self.encode(Part::Model, source, &mut model)?;
-        self.encode(Part::State, source, &mut state)?;
+        self.encode(Part::Model, source, &mut &mut model[..])?;
+        self.encode(Part::State, source, &mut &mut state[..])?;
         Ok(Some(Copied { model, state }))
     }
 
