@@ -198,7 +198,8 @@ fn checkpoints_of_earlier_versions_and_of_llm_c_are_read_with_a_warning() {
 
 #[test]
 fn a_run_file_that_vouches_for_other_files_is_refused() {
-    let edits: [(fn(&mut Value), &str); 5] = [
+    type Edit = fn(&mut Value);
+    let edits: [(Edit, &str); 5] = [
         (|run| run["files"] = json!({}), "the digests of the checkpoint's other 2 files"),
         (|run| run["files"]["/dev/zero"] = json!({"bytes": 1, "crc32": 1}), "found others"),
         (|run| run["files"]["model_00000003.bin"]["crc"] = 1.into(), "unknown field `crc`"),
