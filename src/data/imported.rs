@@ -122,7 +122,8 @@ impl Array {
         let shape = value("'shape':").split([')', '(']).nth(1).unwrap_or_default();
         let tokens = shape.trim_end_matches(',').parse::<u64>();
         let tokens = tokens.ok().with_context(|| format!("expected one dimension, found ({shape})"))?;
-        let expected = (8 + len_bytes + len) as u64 + tokens.saturating_mul(width as u64);
+        let body = tokens.saturating_mul(width as u64);
+        let expected = body.saturating_add((8 + len_bytes + len) as u64);
         ensure!(bytes == expected, "expected {expected} bytes for {tokens} tokens, found {bytes}");
         Ok(Array { width, signed, tokens })
     }
@@ -200,6 +201,7 @@ mod tests {
             ),
             (npy(1, "<i4", "(2, 2)", &data), "expected one dimension, found (2, 2)"),
             (npy(1, "<i4", "(5,)", &data), "for 5 tokens, found"),
+            (npy(1, "<u2", "(18446744073709551615,)", &data), "for 18446744073709551615 tokens, found"),
             (npy(1, "<i4", "(4,)", &data)[..30].to_vec(), "it ends within the header"),
             (b"text and more".to_vec(), "expected a NumPy array; --raw-tokens"),
         ] {
