@@ -224,7 +224,7 @@ mod tests {
         let error = refuse(&bytes_of(&tokens, 2));
         assert!(error.ends_with(&format!("{convert} --raw-tokens")), "{error}");
         assert!(refuse(&npy(1, "<u2", "(600,)", &bytes_of(&tokens, 2))).ends_with(&convert));
-        for other in [b"plain words ".repeat(100), vec![1, 0, 0, 0].repeat(300), vec![0xff; 2000]] {
+        for other in [b"plain words ".repeat(100), [1, 0, 0, 0].repeat(300), vec![0xff; 2000]] {
             assert!(!refuse(&other).contains("convert"), "{}", refuse(&other));
         }
     }

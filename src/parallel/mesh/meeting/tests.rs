@@ -35,7 +35,7 @@ fn meeting(rank: usize, world_size: usize, at: &Rendezvous) -> Meeting {
 fn connect(meeting: &Meeting, timeouts: Timeouts) -> Result<String, String> {
     let message = TcpMesh::connect(meeting, timeouts).map(|mesh| mesh.describe());
     let message = message.map_err(|why| format!("{why:#}"));
-    assert!(message.as_ref().map_or_else(|why| why, |text| text).lines().count() == 1, "{message:?}");
+    assert!(message.as_ref().unwrap_or_else(|why| why).lines().count() == 1, "{message:?}");
     message
 }
 
