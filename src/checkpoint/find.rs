@@ -1,11 +1,11 @@
 //! From the path that a user gives to the files of one model, and the check of a path to write to.
 
-use super::directory::{self, BEST, done_path, file_name, model_path, steps};
+use super::directory::{self, BEST, Latest, done_path, file_name, model_path, steps};
 use super::{ModelFile, hf_config, model_bin, safetensors_file};
 use crate::config::ModelConfig;
 use crate::llmc;
 use crate::tensor::Dtype;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -77,16 +77,13 @@ fn shards(name: &str) -> Option<usize> {
 }
 
 fn find_in(dir: &Path) -> Result<FoundModel> {
-    if let Some(&step) = steps(dir)?.last() {
-        let unchecked = directory::verify::<Value>(dir, step)
-            .with_context(|| format!("{}: the checkpoint of step {step} is not complete", dir.display()))?;
-        unchecked.iter().for_each(|warning| log::warn!("{warning}"));
-        return Ok(FoundModel {
-            files: vec![model_path(dir, step)],
-            is_safetensors: false,
-            step: Some(step),
-        });
+    let Latest { step, warnings } = directory::latest::<Value>(dir)?;
+    if let Some(step) = step {
+        warnings.iter().for_each(|warning| log::warn!("{warning}"));
+        let files = vec![model_path(dir, step)];
+        return Ok(FoundModel { files, is_safetensors: false, step: Some(step) });
     }
+    ensure!(warnings.is_empty(), "{}: no complete checkpoint: {}", dir.display(), warnings.join("; "));
     if let Some(files) = safetensors_file::files_in(dir)? {
         return Ok(FoundModel { files, is_safetensors: true, step: None });
     }

@@ -96,12 +96,24 @@ fn damaged_checkpoints_are_passed_over_with_a_warning() {
         assert_eq!((found.step, found.warnings.len()), (Some(1), 1), "{expected}");
         assert!(found.warnings[0].contains(expected), "{expected}: {}", found.warnings[0]);
         assert_eq!(found.warnings[0].lines().count(), 1);
-        let message = format!("{:#}", load_model(dir).unwrap_err());
-        assert!(message.contains("step 2 is not complete"), "{message}");
+        let model = find_model(dir).unwrap().to_string();
+        assert!(model.ends_with("model_00000001.bin (step 1)"), "{model}");
         // The run that resumed from step 1 reaches step 2 again.
         save_step(dir, 2);
         assert_eq!(latest_step(dir), Some(2));
     }
+}
+
+#[test]
+fn without_a_complete_checkpoint_there_is_no_model() {
+    let directory = tempfile::tempdir().unwrap();
+    save_step(directory.path(), 2);
+    cut(&directory.path().join("model_00000002.bin"));
+    let message = format!("{:#}", find_model(directory.path()).unwrap_err());
+    assert!(
+        message.contains("no complete checkpoint: ") && message.contains("model_00000002.bin"),
+        "{message}"
+    );
 }
 
 fn cut(path: &Path) {
