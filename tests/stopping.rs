@@ -106,7 +106,7 @@ fn every_signal_and_every_pair_of_them_leaves_a_checkpoint() {
         assert_eq!(lines.len(), 2, "{said}");
         assert!(lines[0].starts_with(&format!("SIG{first}: ")), "{said}");
         assert!(lines[0].contains(&format!("then writing a checkpoint to {dir}; a second")), "{said}");
-        let last = format!("stopped after step {done}; go on with the same command and -y 1");
+        let last = format!("stopped after step {done}; to continue, run the same command with -y 1");
         assert_eq!(lines[1], last);
         compare_with_an_unbroken_run(&corpus, &dir, "-n 0", done + 2);
     }
@@ -264,7 +264,8 @@ fn max_hours_end_a_run_in_time_with_a_checkpoint() {
         for (rank, output) in outputs.iter().enumerate() {
             assert_eq!(output.status.code(), Some(75), "rank {rank}: {}", stderr(output));
         }
-        let last = format!("--max-hours: stopped after step {done}; go on with the same command and -y 1\n");
+        let last =
+            format!("--max-hours: stopped after step {done}; to continue, run the same command with -y 1\n");
         assert_eq!(stderr(&outputs[0]), last);
         assert!(has_checkpoint(&corpus, &dir, done) && done > 3, "step {done}");
         if world_size == 1 {

@@ -147,7 +147,7 @@ fn bad_json_lines_are_left_out_if_asked_and_counted() {
     );
     let (report, warnings) = data(dir, "a.jsonl -o o --val-tokens 2 --skip-bad-lines");
     assert!(report.starts_with("1 document, "), "{report}");
-    assert!(warnings.contains("left out 4 lines; the first is a.jsonl:2: field"), "{warnings}");
+    assert!(warnings.contains("left out 4 JSON objects; the first is a.jsonl:2: field"), "{warnings}");
     assert!(warnings.contains("<|endoftext|> is ordinary text 1 time; --allow-special"), "{warnings}");
     let (_, warnings) = data(dir, "a.jsonl -o o --val-tokens 2 --skip-bad-lines --allow-special --force");
     assert!(!warnings.contains("ordinary"), "{warnings}");
@@ -164,7 +164,7 @@ fn folders_with_pipes_and_their_own_output_are_read() {
     fs::write(dir.join("in/a.txt"), "Some words of a text.").unwrap();
     assert!(Command::new("mkfifo").arg(dir.join("in/pipe")).status().unwrap().success());
     std::os::unix::fs::symlink("nowhere", dir.join("in/dangling")).unwrap();
-    let expected = "warning: passes over 2 names that cannot be read as files: \
+    let expected = "warning: skipped 2 names that cannot be read as files: \
                     in/dangling (a dangling link), in/pipe (a named pipe)";
     for _ in 0..2 {
         let (_, warnings) = data(dir, "in -o in --val-tokens 2 --force");

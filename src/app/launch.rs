@@ -135,7 +135,7 @@ impl Job {
             .env(OWN_RUN, format!("launch {own} {attempt}"))
             .env(secret::VARIABLE, secret.reveal())
             .env_remove("TORCHELASTIC_USE_AGENT_STORE");
-        if std::env::var_os("RAYON_NUM_THREADS").is_none() {
+        if !["RAYON_NUM_THREADS", "OMP_NUM_THREADS"].iter().any(|name| std::env::var_os(name).is_some()) {
             // By default every rank would use every core.
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
             command.env("RAYON_NUM_THREADS", number((cores / self.processes).max(1)));

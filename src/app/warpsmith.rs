@@ -2,15 +2,16 @@
 
 use super::{corpus, launch, logging, model, print, roofline, scaling};
 use crate::cli::flags::warpsmith::{FlagsArgs, PlotArgs, Tool, parse};
-use anyhow::{Context, Result};
+use crate::device::open::start_threads;
+use anyhow::Result;
 use std::process::ExitCode;
 
 pub fn main() -> ExitCode {
     let parsed = logging::start().and_then(|()| parse(std::env::args_os()));
     super::run("warpsmith", parsed, |tool| {
         match tool {
-            Tool::Data(args) => start_threads().and_then(|()| corpus::data(&args))?,
-            Tool::Stories(args) => start_threads().and_then(|()| corpus::stories(&args))?,
+            Tool::Data(args) => start_threads(0).and_then(|()| corpus::data(&args))?,
+            Tool::Stories(args) => start_threads(0).and_then(|()| corpus::stories(&args))?,
             Tool::Sample(args) => model::sample(&args)?,
             Tool::Eval(args) => model::eval(&args)?,
             Tool::Convert(args) => model::convert(&args)?,
@@ -22,12 +23,6 @@ pub fn main() -> ExitCode {
         }
         Ok(ExitCode::SUCCESS)
     })
-}
-
-/// Starts the threads that tokenize. Started at their first use, they would panic where the system
-/// allows no more.
-fn start_threads() -> Result<()> {
-    rayon::ThreadPoolBuilder::new().build_global().context("cannot start a thread per core")
 }
 
 fn plot(args: &PlotArgs) -> Result<()> {

@@ -1,5 +1,5 @@
-//! Streams tensors between a device and a file, a few MiB at a time: a full host copy of
-//! parameters, moments and master weights would take sixteen bytes per parameter.
+//! Streams tensors between a device and a file or a copy in memory, a few MiB at a time. Restoring
+//! needs no full host copy; checkpoints make one if there is room.
 
 use super::digest::Sections;
 use crate::config::ModelConfig;

@@ -16,7 +16,7 @@ use folder::Folder;
 use rayon::prelude::*;
 use std::cell::Cell;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 
 /// Bytes of text encoded at a time, in parallel. This text and its tokens determine the use of
@@ -139,8 +139,8 @@ pub fn prepare(options: &PrepareOptions, progress: &dyn Fn(u64, u64)) -> Result<
 /// Warns about findings in the text; `marks` are those that became ordinary tokens.
 fn warn(options: &PrepareOptions, notes: &Notes, marks: u64) {
     if notes.skipped.count > 0 {
-        let lines = count(notes.skipped.count, "line");
-        log::warn!("--skip-bad-lines: left out {lines}; the first is {}", notes.skipped.first);
+        let objects = count(notes.skipped.count, "JSON object");
+        log::warn!("--skip-bad-lines: left out {objects}; the first is {}", notes.skipped.first);
     }
     if notes.odd.count > 1 {
         let more = count(notes.odd.count - 1, "more file");
@@ -295,18 +295,8 @@ impl Shards {
             shard.publish()?;
             paths.push(path);
         }
-        sync_folder(&self.output)?;
         Ok((self.tokens, paths))
     }
-}
-
-/// Syncs new names to the disk, where folders can be synced.
-fn sync_folder(path: &Path) -> Result<()> {
-    if cfg!(unix) {
-        let synced = fs::File::open(path).and_then(|folder| folder.sync_all());
-        synced.with_context(|| format!("{}: cannot sync the folder", path.display()))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -74,18 +74,35 @@ pub struct DeviceOptions {
 /// The number of threads in `OMP_NUM_THREADS`, which counts where neither a flag nor
 /// `RAYON_NUM_THREADS` gives one: users of llm.c set it.
 pub fn environment_threads() -> Option<usize> {
-    openmp_threads(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+    openmp_threads(set_variable)
+}
+
+fn set_variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 fn openmp_threads(variable: impl Fn(&str) -> Option<String>) -> Option<usize> {
     let asked = variable("OMP_NUM_THREADS").filter(|_| variable("RAYON_NUM_THREADS").is_none())?;
     // OpenMP takes a list: one number per level of nesting.
     let threads = asked.split(',').next().and_then(|first| first.trim().parse().ok());
-    let threads = threads.filter(|&threads| threads > 0);
-    if threads.is_none() {
+    threads.filter(|&threads| threads > 0)
+}
+
+/// Starts the CPU threads that all parallel work shares: `threads`, or if that is 0, as many as the
+/// environment asks for, or one per core.
+///
+/// # Errors
+/// If the system allows no more threads.
+pub fn start_threads(threads: usize) -> Result<()> {
+    let environment = environment_threads();
+    if let (0, None, Some(asked)) = (threads, environment, set_variable("OMP_NUM_THREADS"))
+        && set_variable("RAYON_NUM_THREADS").is_none()
+    {
         log::warn!("OMP_NUM_THREADS={asked}: expected a number of threads; it is ignored");
     }
-    threads
+    let threads = if threads == 0 { environment.unwrap_or(0) } else { threads };
+    let started = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    started.context("cannot start the CPU threads")
 }
 
 impl DeviceOptions {
@@ -110,8 +127,7 @@ impl DeviceOptions {
     /// One line, if there is no such device, it cannot compute in this type, or threads cannot be
     /// started.
     pub fn open(&self) -> Result<Box<dyn Ops>> {
-        let threads = if self.threads == 0 { environment_threads().unwrap_or(0) } else { self.threads };
-        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("--threads")?;
+        start_threads(self.threads).context("--threads")?;
         let options = CudaOptions {
             dtype: self.dtype,
             tf32: self.tf32,

@@ -14,7 +14,7 @@ pub const VARIABLE: &str = "WARPSMITH_TOKEN";
 /// The shortest secret that cannot be guessed if its characters are random.
 const SHORTEST: usize = 16;
 
-/// The secret of a job, or none: then anybody can prove to know it.
+/// The secret of a job. Without one, any process can join.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Secret(String);
 

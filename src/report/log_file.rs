@@ -3,7 +3,7 @@
 use crate::files::{self, lock::is_at};
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Read, Seek, Write};
+use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 pub struct LogFile {
@@ -23,12 +23,11 @@ impl LogFile {
     /// `step` or later are dropped, as the run will write them again; so is an incomplete last
     /// line. Other lines stay.
     pub fn resume(path: PathBuf, step: usize, step_of: fn(&str) -> Option<usize>) -> Result<Self> {
-        refuse_special(&path)?;
-        let text = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(error).context(format!("{}: cannot read the log", path.display())),
-        };
+        let mut text = Vec::new();
+        if path.exists() {
+            let read = files::open(&path)?.0.read_to_end(&mut text);
+            read.with_context(|| format!("{}: cannot read the log", path.display()))?;
+        }
         let stays = |line: &&[u8]| {
             let whole = line.ends_with(b"\n");
             whole && std::str::from_utf8(line).ok().and_then(step_of).is_none_or(|s| s < step)

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 /// Redraws of the bar per second.
 const HZ: u8 = 10;
-/// Shortest time between two lines without a terminal …
+/// Shortest time between two lines without a terminal.
 const LINE_MIN: Duration = Duration::from_secs(1);
-/// … and the longest, however slow the work.
+/// Longest time between them, however slow the work.
 const LINE_MAX: Duration = Duration::from_secs(10);
 
 /// Reports on standard error, which leaves standard output to results.

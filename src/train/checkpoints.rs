@@ -11,7 +11,7 @@ use crate::replica::Replica;
 use crate::tensor::Dtype;
 use anyhow::{Context, Result, anyhow};
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
@@ -106,29 +106,51 @@ impl Drop for CheckpointWriter {
     }
 }
 
-/// Everything needed to write a checkpoint besides its tensors.
-struct Writing {
+/// The checkpoints to keep: the newest ones, and those of every so many steps (0: none).
+struct Retention {
+    keep: usize,
+    major_every: u64,
+}
+
+impl Retention {
+    /// Removes other checkpoints, after that of step `newest` was written.
+    fn prune(&self, dir: &Path, newest: u64) -> Result<()> {
+        for old in checkpoint::prune(dir, newest, self.keep, self.major_every)? {
+            log::info!("deleted checkpoint {old} from {}", dir.display());
+        }
+        Ok(())
+    }
+}
+
+/// The place and the state for a checkpoint besides its tensors.
+struct Target {
     dir: PathBuf,
-    checkpoint: Checkpoint,
     extras: Extras,
     /// The logs, whose lines up to here belong to the checkpoint.
     logs: Vec<File>,
-    keep: usize,
-    major_every: u64,
+    retention: Retention,
+}
+
+/// A checkpoint on its way to the disk.
+struct Writing {
+    checkpoint: Checkpoint,
+    target: Target,
     started: Instant,
 }
 
 impl Writing {
     /// Writes a copy of the tensors.
     fn write_copy(self, copied: Copied) -> Result<Written> {
-        self.write(|writing| writing.checkpoint.save_copy(&writing.dir, &writing.extras, &copied))
+        self.write(|Writing { checkpoint, target, .. }| {
+            checkpoint.save_copy(&target.dir, &target.extras, &copied)
+        })
     }
 
     /// Writes the tensors by `save`, then removes older checkpoints.
     fn write(self, save: impl FnOnce(&Self) -> Result<()>) -> Result<Written> {
-        let (start, dir) = (Instant::now(), self.dir.display());
+        let (start, dir) = (Instant::now(), self.target.dir.display());
         // A checkpoint without the lines before it would lose them after a power cut.
-        let synced = self.logs.iter().try_for_each(File::sync_data);
+        let synced = self.target.logs.iter().try_for_each(File::sync_data);
         synced.with_context(|| format!("{dir}: cannot sync the logs"))?;
         save(&self)?;
         let ms = start.elapsed().as_millis();
@@ -136,9 +158,7 @@ impl Writing {
             log::info!("wrote the best model so far to {dir} in {ms} ms");
             return Ok(Written::default());
         };
-        for old in checkpoint::prune(&self.dir, step, self.keep, self.major_every)? {
-            log::info!("deleted checkpoint {old} from {dir}");
-        }
+        self.target.retention.prune(&self.target.dir, step)?;
         let line = Some(format!("checkpoint {step} written to {dir} in {ms} ms"));
         Ok(Written { line, elapsed: self.started.elapsed() })
     }
@@ -184,10 +204,7 @@ impl Trainer {
     /// Removes what a killed run left in the directory of a resumed one.
     pub(super) fn prune(&self) -> Result<()> {
         if let (Some(dir), Some(step)) = (self.output_dir(), self.resumed_step) {
-            let (keep, major_every) = (self.files.checkpoints_keep, self.files.checkpoints_major_every);
-            for old in checkpoint::prune(dir, step as u64, keep, major_every as u64)? {
-                log::info!("deleted checkpoint {old} from {}", dir.display());
-            }
+            self.retention().prune(dir, step as u64)?;
         }
         Ok(())
     }
@@ -217,33 +234,38 @@ impl Trainer {
         let started = Instant::now();
         let (config, dtype) = (self.replica.model.weights.config, self.replica.zero.params().dtype());
         let checkpoint = Checkpoint { config, dtype: file_dtype(dtype), state };
-        let writing = match self.output_dir().map(ToOwned::to_owned) {
-            None => None,
-            Some(dir) => {
-                let logs = self.report.keep_logs()?;
-                self.lock.as_mut().map_or(Ok(()), |lock| lock.renew())?;
-                let (keep, major_every) =
-                    (self.files.checkpoints_keep, self.files.checkpoints_major_every as u64);
-                Some((dir, self.extras(), logs, keep, major_every))
-            }
-        };
+        let target = self.target()?;
         let tensors = Tensors::of(&self.replica);
         self.replica.finish_params()?;
         let Replica { zero, dev, .. } = &mut self.replica;
         let source: &mut checkpoint::Source =
             &mut |kind, start, out| zero.download(dev.as_mut(), tensors.get(kind), start, out);
-        let (Some((dir, extras, logs, keep, major_every)), Some(writer)) = (writing, &mut self.writer) else {
+        let (Some(target), Some(writer)) = (target, &mut self.writer) else {
             return checkpoint.participate(source);
         };
-        let writing = Writing { dir, checkpoint, extras, logs, keep, major_every, started };
+        let writing = Writing { checkpoint, target, started };
         if let Some(copied) = writing.checkpoint.copy(source)? {
             return writer.begin(Box::new(move || writing.write_copy(copied)));
         }
         if !std::mem::replace(&mut writer.warned, true) {
             self.report.console().warning("too little memory for a copy; training waits for each checkpoint");
         }
-        let written = writing.write(|w| w.checkpoint.save(&w.dir, &w.extras, source));
+        let written = writing
+            .write(|Writing { checkpoint, target, .. }| checkpoint.save(&target.dir, &target.extras, source));
         self.note_written(written.map(Some))
+    }
+
+    /// The target of a checkpoint that is written now; `None` on ranks that write nothing.
+    fn target(&mut self) -> Result<Option<Target>> {
+        let Some(dir) = self.output_dir().map(ToOwned::to_owned) else { return Ok(None) };
+        let logs = self.report.keep_logs()?;
+        self.lock.as_mut().map_or(Ok(()), |lock| lock.renew())?;
+        Ok(Some(Target { dir, extras: self.extras(), logs, retention: self.retention() }))
+    }
+
+    fn retention(&self) -> Retention {
+        let (keep, major_every) = (self.files.checkpoints_keep, self.files.checkpoints_major_every);
+        Retention { keep, major_every: major_every as u64 }
     }
 }
 

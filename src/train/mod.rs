@@ -108,7 +108,7 @@ impl Trainer {
             if let Some(reason) = self.stop.agreed {
                 // Otherwise a job that is queued again and again would never end.
                 let idle = reason == Reason::TimeUp && step == self.first_step;
-                ensure!(!idle, "--max-hours: not one step would end in time; raise it");
+                ensure!(!idle, "--max-hours: too short for a single step; raise it");
                 self.checkpoint(step, last, true)?;
                 return self.stopped(step, reason);
             }

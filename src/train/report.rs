@@ -137,11 +137,10 @@ impl Report {
         let mut rows = startup_rows(args);
         rows.retain(|(name, _)| !below.contains(&name.as_str()));
         for (name, value) in &mut rows {
-            if name == "dtype" && value == "auto" {
-                *value = format!("auto ({})", dev.operand_dtype());
-            } else if let Some(threads) = environment_threads().filter(|_| name == "threads" && value == "0")
-            {
-                *value = format!("{threads} (OMP_NUM_THREADS)");
+            match (name.as_str(), value.as_str(), environment_threads()) {
+                ("dtype", "auto", _) => *value = format!("auto ({})", dev.operand_dtype()),
+                ("threads", "0", Some(threads)) => *value = format!("{threads} (OMP_NUM_THREADS)"),
+                _ => {}
             }
         }
         rows

@@ -55,7 +55,7 @@ impl Trainer {
         }
         match self.checkpoint(step, false, true) {
             Ok(()) => log::warn!(
-                "wrote the checkpoint of step {step} to {}; once the error below is mended, go on with -y 1",
+                "wrote the checkpoint of step {step} to {}; fix the error below, then resume with -y 1",
                 dir.display()
             ),
             Err(error) => log::warn!("cannot write the checkpoint of step {step}; {saved}: {error:#}"),

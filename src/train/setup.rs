@@ -72,7 +72,11 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
         settings: resume::settings(args, &schedule),
         schedule,
         report,
-        stop: Stop::new(args.files.output_dir.clone(), args.deadline(), checkpoint_time(&config)),
+        stop: Stop::new(
+            args.files.output_dir.clone(),
+            args.deadline().filter(|_| args.process.is_rank0()),
+            checkpoint_time(&config),
+        ),
         files: args.files.clone(),
         eval: args.eval.clone(),
         gpu_info_every: args.gpu.gpu_info_every,

@@ -103,9 +103,9 @@ impl Shared {
             Some(dir) if doing == Doing::Checkpoint => format!(" in {}", dir.display()),
             Some(dir) => format!(", then writing a checkpoint to {}", dir.display()),
         };
-        let again = if signal == SIGINT { "Ctrl-C" } else { "signal" };
+        let again = if signal == SIGINT { "press Ctrl-C again" } else { "send a second signal" };
         let (name, seconds) = (name_of(signal), PATIENCE.as_secs());
-        format!("{name}: {work}{then}; a second {again} after {seconds} s ends at once")
+        format!("{name}: {work}{then}; {again} after {seconds} s to end at once")
     }
 }
 
@@ -145,15 +145,15 @@ mod tests {
         let say = |dir, signal, doing| shared(dir).announcement(signal, doing);
         assert_eq!(
             say(Some("out"), SIGINT, Doing::Step(657)),
-            "SIGINT: finishing step 657, then writing a checkpoint to out; a second Ctrl-C after 2 s ends at once"
+            "SIGINT: finishing step 657, then writing a checkpoint to out; press Ctrl-C again after 2 s to end at once"
         );
         assert_eq!(
             say(Some("out"), SIGTERM, Doing::Evaluation("validation")),
-            "SIGTERM: cutting validation short, then writing a checkpoint to out; a second signal after 2 s ends at once"
+            "SIGTERM: cutting validation short, then writing a checkpoint to out; send a second signal after 2 s to end at once"
         );
         assert_eq!(
             say(Some("out"), SIGHUP, Doing::Checkpoint),
-            "SIGHUP: finishing the checkpoint in out; a second signal after 2 s ends at once"
+            "SIGHUP: finishing the checkpoint in out; send a second signal after 2 s to end at once"
         );
         assert!(say(None, SIGUSR1, Doing::Step(1)).contains("step 1; without -o nothing is saved; a second"));
     }

@@ -7,6 +7,7 @@ use super::signals::{Doing, Signals};
 use crate::model::GPT2;
 use crate::model::hooks::{LayerHooks, Pass};
 use crate::ops::Ops;
+use crate::parallel::environment::MAX_PROCESSES;
 use crate::replica::zero::ZeroState;
 use anyhow::Result;
 use std::cell::Cell;
@@ -28,7 +29,7 @@ const SIGNALED: f32 = 1.0;
 
 /// The vote of rank 0 when time is up: more than all ranks can have received signals, and exact in
 /// a sum.
-const TIME_UP: f32 = 65536.0;
+const TIME_UP: f32 = 2.0 * MAX_PROCESSES as f32;
 
 /// Work whose length is known from the last time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,8 +109,8 @@ impl Stop {
             Reason::TimeUp => "--max-hours: ",
         };
         let next = match &self.output_dir {
-            Some(_) if resumes => "go on with the same command",
-            Some(_) => "go on with the same command and -y 1",
+            Some(_) if resumes => "to continue, run the same command",
+            Some(_) => "to continue, run the same command with -y 1",
             None => "without -o nothing was saved",
         };
         // With standard error closed, there is nowhere to say it.

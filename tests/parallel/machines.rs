@@ -10,7 +10,11 @@ use std::time::{Duration, Instant};
 fn on_machines(corpus: &Corpus, own_flags: &[&str], flags: &str) -> Command {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("dev/machines.sh");
     let mut command = Command::new(script);
-    command.current_dir(corpus.dir.path()).args(own_flags).args(["2", "2", TRAIN_GPT2]);
+    command
+        .env("WARPSMITH_TOKEN", "the secret of this job")
+        .current_dir(corpus.dir.path())
+        .args(own_flags)
+        .args(["2", "2", TRAIN_GPT2]);
     command.args(RECIPE.split(' ')).args(flags.split(' ')).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }

@@ -81,7 +81,9 @@ fn at_calls(what: &str, fault: Fault, check: impl Fn(&faults::Ending)) {
             let name = format!("run{at}");
             begin(&name);
             let ending = run(&name, at, fault);
-            println!("{what} at call {at} of {stage}, {:?}: {}", ending.hit, ending.status);
+            if amount("TORTURE_QUIET", 0) == 0 {
+                println!("{what} at call {at} of {stage}, {:?}: {}", ending.hit, ending.status);
+            }
             check(&ending);
             let found = bed.finish(&name);
             same(&found, &expected)

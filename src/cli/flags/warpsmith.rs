@@ -77,7 +77,7 @@ pub struct DataArgs {
     /// Field of a JSON object that holds the text; all inputs have to be JSON [default: text]
     #[arg(long, value_name = "NAME", value_parser = values::name)]
     pub json_field: Option<String>,
-    /// Leave out JSON lines that are not usable, and count them
+    /// Leave out JSON objects that are not usable, and count them
     #[arg(long)]
     pub skip_bad_lines: bool,
     /// Make <|endoftext|> within a document the end-of-text token instead of text

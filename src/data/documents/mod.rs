@@ -15,10 +15,10 @@ use std::cell::Cell;
 use std::io::{BufRead, Cursor, Read};
 use std::rc::Rc;
 
-/// Bytes from which the kind of an input is told …
+/// Bytes read to recognize the kind of an input.
 const HEAD_BYTES: u64 = 1 << 16;
 
-/// … and the most, if it may be JSON whose first object is long.
+/// Most bytes read for that, if the input may be JSON with a long first object.
 const MOST_HEAD_BYTES: usize = 1 << 24;
 
 /// The default field of a JSON object that holds the text.

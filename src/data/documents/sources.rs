@@ -46,10 +46,14 @@ pub(crate) fn find_sources(inputs: &[PathBuf], is_own: &dyn Fn(&Path) -> bool) -
         let more = passed.len().saturating_sub(MOST_NAMES);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let names = passed[..passed.len().min(MOST_NAMES)].join(", ");
-        log::warn!("passes over {} that cannot be read as files: {names}{more}", count(passed.len(), "name"));
+        log::warn!("skipped {} that cannot be read as files: {names}{more}", count(passed.len(), "name"));
     }
     let list = || inputs.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ");
-    ensure!(!sources.is_empty(), "no files in {}; give text files, .jsonl files or folders of them", list());
+    ensure!(
+        !sources.is_empty(),
+        "no files in {}; give text or JSON files (.gz and .zst too), or folders of them",
+        list()
+    );
     Ok(sources)
 }
 

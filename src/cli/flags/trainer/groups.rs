@@ -61,7 +61,7 @@ pub struct FileFlags {
     /// Directory for logs and checkpoints; without it, nothing is written
     #[arg(id = "output log dir", short = 'o', long = "output-dir", value_name = "DIR")]
     pub output_dir: Option<PathBuf>,
-    /// Write a checkpoint every N steps, and in any case at the end (0 = only then)
+    /// Write a checkpoint every N steps and at the end (0 = only at the end)
     #[arg(id = "checkpoint_every", short = 'n', long = "checkpoint-every", value_name = "N",
           value_parser = values::every,
           default_value = "0", default_value_ifs = presets("5000", "5000"))]
@@ -79,8 +79,8 @@ pub struct FileFlags {
     #[arg(id = "resume", short = 'y', long = "resume", value_name = "0|1", value_parser = values::switch,
           action = ArgAction::Set, default_value = "0")]
     pub resume: bool,
-    /// When the loss is no longer finite, go back to the newest checkpoint and on with the text
-    /// after that step, at most N times
+    /// After a loss that is not finite, return to the newest checkpoint and skip the bad text, at
+    /// most N times
     #[arg(id = "rollbacks", long = "rollbacks", value_name = "N", value_parser = values::whole,
           default_value = "0")]
     pub rollbacks: usize,
@@ -179,8 +179,7 @@ pub struct BatchFlags {
     /// Passes over the training data, instead of -x
     #[arg(id = "epochs", long = "epochs", value_name = "N", value_parser = values::count)]
     pub epochs: Option<usize>,
-    /// End in time: stop with a checkpoint and exit code 75 before a step, evaluation or checkpoint
-    /// that would end later than H hours after the start of the process
+    /// Stop with a checkpoint and exit code 75, to finish within H hours of the start
     #[arg(id = "max_hours", long = "max-hours", value_name = "H", value_parser = values::positive)]
     pub max_hours: Option<f32>,
     /// Train on the first validation batch in every step, to see the loss approach zero
