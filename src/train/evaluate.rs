@@ -24,22 +24,18 @@ impl Trainer {
             every > 0 && (last || step.is_multiple_of(every) && (from_start || step > 0))
         };
         let (val_every, sample_every) = (self.eval.val_loss_every, self.eval.sample_every);
-        for (work, due) in [
-            (Work::Validation, due(val_every, true)),
-            (Work::HellaSwag, due(val_every, false)),
-            (Work::Sample, due(sample_every, false)),
-        ] {
+        let evaluations: [(Work, bool, fn(&mut Self, usize) -> Result<()>); 3] = [
+            (Work::Validation, due(val_every, true), Self::validate),
+            (Work::HellaSwag, due(val_every, false), Self::score_hellaswag),
+            (Work::Sample, due(sample_every, false), Self::sample),
+        ];
+        for (work, due, run) in evaluations {
             if !due || self.stop.agreed.is_some() {
                 continue;
             }
             self.stop_clock()?;
             let start = Instant::now();
-            let done = match work {
-                Work::Validation => self.validate(step),
-                Work::HellaSwag => self.score_hellaswag(step),
-                _ => self.sample(step),
-            };
-            match done.map_err(Error::downcast::<CutShort>) {
+            match run(self, step).map_err(Error::downcast::<CutShort>) {
                 Ok(()) => self.stop.measured(work, start.elapsed()),
                 Err(Ok(CutShort(reason))) => self.stop.agreed = Some(reason),
                 Err(Err(error)) => return Err(error),
@@ -84,7 +80,7 @@ impl Trainer {
         let Replica { zero, dev, model, .. } = &mut self.replica;
         let Process { rank, world_size, .. } = zero.peers.process;
         let ranks = (rank, world_size);
-        let mut progress = self.report.progress("HellaSwag", "questions");
+        let mut progress = self.report.progress("HellaSwag", "examples");
         let hooks = &mut self.stop.together(Work::HellaSwag, zero, model);
         let show = &mut |done, total| progress.show(done, total);
         let own = hellaswag::evaluate(model, dev.as_mut(), hooks, questions, ranks, show)?;

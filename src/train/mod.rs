@@ -32,6 +32,7 @@ use hunt::Hunt;
 use report::{Report, StepRecord};
 use rescue::Progress;
 use resume::Settings;
+use rollback::Rollbacks;
 use signals::Doing;
 use std::path::Path;
 use stop::{Reason, Stop, Work};
@@ -61,15 +62,12 @@ struct Trainer {
     gpu_info_every: usize,
     /// The step of the checkpoint that the run resumed from.
     resumed_step: Option<usize>,
-    /// The first step of this process.
-    first_step: usize,
     /// The step of the newest checkpoint of this run.
     saved_step: Option<usize>,
     progress: Progress,
     settings: Settings,
     hunt: Hunt,
-    /// Rollbacks so far, and those allowed: `--rollbacks`.
-    rollbacks: (usize, usize),
+    rollbacks: Rollbacks,
     /// Lowest validation loss so far: that of `model_best.bin`.
     best_val_loss: Option<f32>,
     /// The trace of `--trace`, until it is written.
@@ -96,7 +94,7 @@ pub fn run(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Finish> 
 impl Trainer {
     fn run(&mut self) -> Result<Finish> {
         let last_step = self.schedule.total_steps;
-        let mut step = self.first_step;
+        let mut step = self.first_step();
         loop {
             let last = step == last_step;
             self.evaluate(step, last)?;
@@ -107,7 +105,7 @@ impl Trainer {
             self.agree()?;
             if let Some(reason) = self.stop.agreed {
                 // Otherwise a job that is queued again and again would never end.
-                let idle = reason == Reason::TimeUp && step == self.first_step;
+                let idle = reason == Reason::TimeUp && step == self.first_step();
                 ensure!(!idle, "--max-hours: too short for a single step; raise it");
                 self.checkpoint(step, last, true)?;
                 return self.stopped(step, reason);
@@ -211,6 +209,11 @@ impl Trainer {
             self.report.console().line(state);
         }
         Ok(())
+    }
+
+    /// The first step of this process.
+    fn first_step(&self) -> usize {
+        self.resumed_step.unwrap_or(0)
     }
 
     /// The directory that this process writes to: none unless it is rank 0.

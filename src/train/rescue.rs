@@ -39,7 +39,7 @@ impl Trainer {
             Progress::Lost => return,
         };
         let Some(dir) = self.output_dir().map(Path::to_owned) else { return };
-        if step == self.first_step || self.saved_step == Some(step) {
+        if step == self.first_step() || self.saved_step == Some(step) {
             return;
         }
         if let Some(Undo { place, guards }) = undo {

@@ -5,6 +5,13 @@ use super::rescue::Progress;
 use super::{Trainer, resume};
 use anyhow::Result;
 
+/// Rollbacks so far, and those that `--rollbacks` allows.
+#[derive(Clone, Copy, Debug)]
+pub struct Rollbacks {
+    pub done: usize,
+    pub allowed: usize,
+}
+
 impl Trainer {
     /// Goes back to the newest checkpoint after `step` diverged, as `why` says. Returns the step of
     /// that checkpoint, or nothing if no rollback is left, or no checkpoint.
@@ -12,7 +19,7 @@ impl Trainer {
     /// # Errors
     /// If the checkpoint cannot be read.
     pub(super) fn roll_back(&mut self, step: usize, why: &str) -> Result<Option<usize>> {
-        let (done, allowed) = self.rollbacks;
+        let Rollbacks { done, allowed } = self.rollbacks;
         let Some(dir) = self.files.output_dir.clone().filter(|_| done < allowed) else { return Ok(None) };
         self.stop_clock()?;
         // All ranks read the checkpoint once rank 0 has written it.
@@ -32,7 +39,7 @@ impl Trainer {
         if rank0 {
             self.report.open(&dir, Some(back))?;
         }
-        self.rollbacks.0 += 1;
+        self.rollbacks.done += 1;
         self.saved_step = Some(back);
         self.progress = Progress::Before(back);
         self.report.console().warning(format_args!(

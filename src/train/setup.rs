@@ -9,6 +9,7 @@ use super::hunt::Hunt;
 use super::report::Report;
 use super::rescue::Progress;
 use super::resume;
+use super::rollback::Rollbacks;
 use super::stop::Stop;
 use super::trace;
 use crate::checkpoint::{self, ModelFile, Saved};
@@ -66,7 +67,7 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
     let mut trainer = Trainer {
         guards: Guards::new(&args.optim, dev.float_dtype()),
         hunt: Hunt { watch, always: args.device.check_numerics, memory: plan.memory.clone() },
-        rollbacks: (0, args.files.rollbacks),
+        rollbacks: Rollbacks { done: 0, allowed: args.files.rollbacks },
         replica: plan.allocate(dev, peers, args.processes.sum_every_micro_step)?,
         data,
         settings: resume::settings(args, &schedule),
@@ -81,7 +82,6 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
         eval: args.eval.clone(),
         gpu_info_every: args.gpu.gpu_info_every,
         resumed_step: start.resumed_step(),
-        first_step,
         saved_step: start.resumed_step(),
         progress: Progress::Before(first_step),
         best_val_loss: None,
