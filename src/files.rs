@@ -12,6 +12,7 @@ pub mod lock;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::fs::{self, File, Metadata};
 use std::io::{self, BufWriter, IntoInnerError, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use tempfile::{NamedTempFile, TempPath};
 
@@ -57,9 +58,27 @@ pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
 /// # Errors
 /// Those of [`read`], and one line if the file is not UTF-8 text.
 pub fn read_text(path: &Path, limit: u64) -> Result<String> {
-    let text = String::from_utf8(read(path, limit)?);
-    let text = text.with_context(|| format!("{}: not UTF-8 text", path.display()))?;
-    Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
+    let bytes = read(path, limit)?;
+    let text = std::str::from_utf8(strip_bom(&bytes));
+    Ok(text.with_context(|| format!("{}: not UTF-8 text", path.display()))?.to_owned())
+}
+
+/// Returns UTF-8 text without the byte-order mark that it may start with.
+pub fn strip_bom(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes)
+}
+
+/// Device and inode of a file, which no other existing file has.
+pub fn identity(metadata: &Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
+}
+
+/// Whether an open file is the one at `path`.
+pub fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(open), Ok(found)) => identity(&open) == identity(&found),
+        _ => false,
+    }
 }
 
 /// The kind of something that is not a regular file, in words.
@@ -90,6 +109,12 @@ pub const TEXT_BYTES: u64 = 1 << 26;
 /// Suffix of temporary names, which are `.NAME.RANDOM.tmp`.
 pub const TEMPORARY: &str = ".tmp";
 
+/// Returns the final name of the file that has a temporary name, or `None` for any other name.
+pub fn final_name(temporary: &str) -> Option<&str> {
+    let (name, _random) = temporary.strip_prefix('.')?.strip_suffix(TEMPORARY)?.rsplit_once('.')?;
+    Some(name)
+}
+
 /// A file that is being written, under a temporary name. Dropped, it leaves nothing behind.
 #[derive(Debug)]
 pub struct NewFile {
@@ -104,9 +129,30 @@ impl NewFile {
     /// # Errors
     /// If the directory is missing or not writable, or `path` exists and is not a regular file.
     pub fn create(path: &Path) -> Result<Self> {
+        Self::create_with(path, 0o666)
+    }
+
+    /// Starts a file that only this user can read and write.
+    ///
+    /// # Errors
+    /// Those of [`NewFile::create`].
+    pub fn create_private(path: &Path) -> Result<Self> {
+        Self::create_with(path, 0o600)
+    }
+
+    fn create_with(path: &Path, mode: u32) -> Result<Self> {
         // Apart, because the errors of both together give the temporary name.
-        let (file, temporary) = temporary(path).with_context(|| failure(path))?.into_parts();
+        let (file, temporary) = temporary(path, mode).with_context(|| failure(path))?.into_parts();
         Ok(NewFile { out: BufWriter::with_capacity(1 << 20, file), temporary, path: path.to_owned() })
+    }
+
+    /// [`identity`] of the file, which it keeps when it gets its final name.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn identity(&self) -> Result<(u64, u64)> {
+        let metadata = self.out.get_ref().metadata();
+        Ok(identity(&metadata.with_context(|| failure(&self.path))?))
     }
 
     /// Syncs the file to the disk, still under its temporary name.
@@ -173,7 +219,8 @@ fn failure(path: &Path) -> String {
     format!("cannot write {}", path.display())
 }
 
-fn temporary(path: &Path) -> Result<NamedTempFile> {
+/// Creates the temporary file of `path`, with the permissions of `mode` that the umask leaves.
+fn temporary(path: &Path, mode: u32) -> Result<NamedTempFile> {
     // A rename would silently replace /dev/null or a pipe by a file.
     let replaceable = fs::metadata(path).map_or(true, |found| found.is_file());
     ensure!(replaceable && path.file_name().is_some(), "it exists and is not a regular file");
@@ -181,8 +228,7 @@ fn temporary(path: &Path) -> Result<NamedTempFile> {
     let prefix = format!(".{name}.");
     let mut builder = tempfile::Builder::new();
     builder.prefix(&prefix).suffix(TEMPORARY);
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(mode));
     builder.tempfile_in(directory(path)).map_err(|e| {
         // The crate adds the temporary name, which tells a user nothing.
         let text = e.to_string();
@@ -190,7 +236,8 @@ fn temporary(path: &Path) -> Result<NamedTempFile> {
     })
 }
 
-fn directory(path: &Path) -> &Path {
+/// The directory of `path`: `.` for a plain name.
+pub fn directory(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
@@ -260,7 +307,10 @@ mod tests {
         file.rewind().unwrap();
         file.write_all(b"9").unwrap();
         let temporary = names(directory.path());
-        assert!(temporary[0].starts_with(".a.") && temporary[0].ends_with(TEMPORARY), "{temporary:?}");
+        assert_eq!(final_name(&temporary[0]), Some("a"), "{temporary:?}");
+        for other in ["a", ".a", ".a.tmp", "a.x.tmp", ".a.x.txt"] {
+            assert_eq!(final_name(other), None, "{other}");
+        }
         let another = NewFile::create(&path).unwrap();
         assert_eq!(names(directory.path()).len(), 2, "each has its own name");
         drop(another);
@@ -282,6 +332,12 @@ mod tests {
         fs::write(&plain, "").unwrap();
         let mode = |path| fs::metadata(path).unwrap().permissions().mode();
         assert_eq!(mode(&ours), mode(&plain));
+        let private = directory.path().join("private");
+        let file = NewFile::create_private(&private).unwrap();
+        let found = file.identity().unwrap();
+        file.complete().unwrap().publish().unwrap();
+        assert_eq!(mode(&private) & 0o777, 0o600);
+        assert_eq!(identity(&fs::metadata(&private).unwrap()), found);
     }
 
     #[cfg(unix)]

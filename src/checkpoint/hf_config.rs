@@ -54,10 +54,11 @@ fn yes() -> bool {
     true
 }
 
-/// Reads the JSON file at `path`.
+/// Reads the JSON file at `path`, which may start with a byte-order mark.
 pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let text = files::read(path, MAX_BYTES)?;
-    serde_json::from_slice(&text).with_context(|| format!("{}: expected JSON", path.display()))
+    serde_json::from_slice(files::strip_bom(&text))
+        .with_context(|| format!("{}: expected JSON", path.display()))
 }
 
 /// Reads the `config.json` at `path`. Dropout in it gets a warning.

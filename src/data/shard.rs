@@ -1,12 +1,12 @@
 //! Token shards in llm.c's format: a header (field 2: number of tokens), then each token as a u16.
 
 use crate::data::imported;
-use crate::files::{CompleteFile, NewFile};
+use crate::files::{self, CompleteFile, NewFile};
 use crate::llmc::{HEADER_BYTES, Header, SHARD};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::fs::File;
 use std::io::{self, Seek, Write};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// Header field that holds the number of tokens.
@@ -70,7 +70,7 @@ impl Shard {
 
     /// Whether both are the same file, by whatever name.
     pub fn is_same_file(&self, other: &Shard) -> bool {
-        let id = |shard: &Shard| shard.file.metadata().map(|m| (m.dev(), m.ino())).ok();
+        let id = |shard: &Shard| shard.file.metadata().map(|m| files::identity(&m)).ok();
         id(self).is_some_and(|file| Some(file) == id(other))
     }
 

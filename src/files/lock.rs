@@ -5,6 +5,7 @@
 //! another machine that has been silent for [`STALE`] belongs to a process that is gone. The holder
 //! removes the file in the end.
 
+use super::is_at;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, TryLockError};
@@ -33,9 +34,8 @@ struct Holder {
 
 impl Holder {
     fn this_process() -> Self {
-        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Holder { host, pid: std::process::id(), started: now.as_secs() }
+        Holder { host: host_name(), pid: std::process::id(), started: now.as_secs() }
     }
 
     /// The holder that a lock file names, if any.
@@ -173,22 +173,9 @@ fn name_of(file: &File) -> String {
     format!("process {pid} on {host}, started {running} s ago")
 }
 
-/// Whether an open file is the one at `path`.
-pub fn is_at(file: &File, path: &Path) -> bool {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::MetadataExt;
-        let place = |found: fs::Metadata| (found.dev(), found.ino());
-        match (file.metadata(), fs::metadata(path)) {
-            (Ok(open), Ok(found)) => place(open) == place(found),
-            _ => false,
-        }
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = file;
-        path.exists()
-    }
+/// Name of this machine in its network.
+pub fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 impl Drop for DirLock {

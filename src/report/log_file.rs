@@ -1,6 +1,6 @@
 //! A log that grows line by line and can be truncated to the step at which a run resumes.
 
-use crate::files::{self, lock::is_at};
+use crate::files::{self, is_at};
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, Write};

@@ -226,6 +226,10 @@ fn other_dialects_are_refused() {
     edit_config(directory.path(), "activation_function", json!("gelu_pytorch_tanh"));
     edit_config(directory.path(), "n_inner", json!(24));
     assert_eq!(load_model(directory.path()).unwrap(), model);
+    let config = directory.path().join("config.json");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, ["\u{feff}", &text].concat()).unwrap();
+    assert_eq!(load_model(directory.path()).unwrap(), model);
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod kind;
 mod sources;
 mod text;
 
+use crate::files;
 use anyhow::{Context, Result};
 use input::Input;
 use kind::Kind;
@@ -110,7 +111,7 @@ impl Source {
         };
         let mut input = Input::open(&self.path, done)?;
         let head = read_head(&mut input.text).with_context(|| format!("{name}: cannot read"))?;
-        let mark = if head.starts_with(b"\xef\xbb\xbf") { 3 } else { 0 };
+        let mark = head.len() - files::strip_bom(&head).len();
         let kind = kind::kind_of(&name, &head[mark..], format)?;
         let rest = &mut input.text;
         let mut head = Cursor::new(head);
@@ -138,7 +139,7 @@ fn read_head(input: &mut impl BufRead) -> std::io::Result<Vec<u8>> {
     let mut head = Vec::new();
     loop {
         let read = input.by_ref().take(HEAD_BYTES).read_to_end(&mut head)?;
-        let body = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&head).trim_ascii_start();
+        let body = files::strip_bom(&head).trim_ascii_start();
         let may_be_json = matches!(body.first(), Some(b'{' | b'['));
         let has_object = body.starts_with(b"{") && body.contains(&b'\n');
         if read == 0 || !may_be_json || has_object || head.len() >= MOST_HEAD_BYTES {

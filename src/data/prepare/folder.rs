@@ -54,10 +54,9 @@ fn is_shard(file: &str, name: &str) -> bool {
     index.is_some_and(|i| i.len() >= 6 && i.bytes().all(|b| b.is_ascii_digit()))
 }
 
-/// Whether a file is one that a process was writing as a shard of `name`: `.SHARD.RANDOM.tmp`.
+/// Whether a file is one that a process was writing as a shard of `name`.
 fn is_temporary(file: &str, name: &str) -> bool {
-    let rest = file.strip_prefix('.').and_then(|rest| rest.strip_suffix(files::TEMPORARY));
-    rest.and_then(|rest| rest.rsplit_once('.')).is_some_and(|(shard, _)| is_shard(shard, name))
+    files::final_name(file).is_some_and(|shard| is_shard(shard, name))
 }
 
 /// Returns a function that recognizes shards of `name` in the folder `output`, which may lie within

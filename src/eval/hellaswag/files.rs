@@ -28,7 +28,7 @@ impl HellaSwag {
         let path = path.as_ref();
         let bytes = files::read(path, FILE_BYTES)
             .map_err(|e| anyhow!("{e:#}; expected HellaSwag's hellaswag_val.jsonl or llm.c's .bin of it"))?;
-        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+        let bytes = files::strip_bom(&bytes);
         let is_json = bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{');
         let examples = if is_json { parse_jsonl(bytes) } else { parse_bin(bytes) };
         let examples = examples.map_err(|e| anyhow!("{}: {e:#}", path.display()))?;

@@ -1,7 +1,8 @@
 //! Addresses of ranks: where they listen, and how they find rank 0.
 
 use super::Rendezvous;
-use crate::files;
+use crate::files::lock::host_name;
+use crate::files::{self, NewFile};
 use crate::parallel::environment::MAX_PROCESSES;
 use crate::parallel::secret::{Secret, VARIABLE};
 use anyhow::{Context, Result, bail, ensure};
@@ -123,7 +124,7 @@ fn check_private(metadata: &Metadata) -> Result<()> {
 #[derive(Debug)]
 pub struct Published {
     path: PathBuf,
-    /// Device and inode.
+    /// [`files::identity`] of the file.
     identity: (u64, u64),
 }
 
@@ -133,21 +134,14 @@ impl Published {
     /// # Errors
     /// If the directory is missing or not writable.
     pub fn new(path: &Path, port: u16, secret: &Secret) -> Result<Self> {
-        let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        let host = if host.trim().is_empty() { "localhost" } else { host.trim() };
-        let write = || {
-            let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-            // Created exclusively under a random name, with mode 0600.
-            let mut file = tempfile::Builder::new()
-                .prefix(".warpsmith-rank-0.")
-                .tempfile_in(directory.unwrap_or(Path::new(".")))?;
-            writeln!(file, "{host}:{port}\n{}", secret.reveal())?;
-            file.as_file().sync_all()?;
-            let metadata = file.as_file().metadata()?;
-            file.persist(path).map_err(|failed| failed.error)?;
-            Ok::<_, io::Error>((metadata.dev(), metadata.ino()))
-        };
-        let identity = write().with_context(|| format!("cannot write {}", path.display()))?;
+        let mut host = host_name();
+        if host.is_empty() {
+            host = "localhost".to_owned();
+        }
+        let mut file = NewFile::create_private(path)?;
+        writeln!(file, "{host}:{port}\n{}", secret.reveal())?;
+        let identity = file.identity()?;
+        file.complete()?.publish()?;
         Ok(Published { path: path.to_owned(), identity })
     }
 
@@ -162,7 +156,7 @@ impl Published {
 
     fn is_ours(&self) -> bool {
         match fs::symlink_metadata(&self.path) {
-            Ok(found) => (found.dev(), found.ino()) == self.identity,
+            Ok(found) => files::identity(&found) == self.identity,
             // A disk that fails for a moment.
             Err(e) => e.kind() != ErrorKind::NotFound,
         }

@@ -42,7 +42,7 @@ const SERIES: [(&[&str], Target); 6] = [
 /// is then something else.
 pub(super) fn read(path: &Path) -> Result<Metrics> {
     let bytes = files::read(path, FILE_BYTES).context("plotting needs the metrics file of a run")?;
-    let text = String::from_utf8_lossy(bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes));
+    let text = String::from_utf8_lossy(files::strip_bom(&bytes));
     let lines: Vec<&str> = text.lines().collect();
     let mut metrics = Metrics::default();
     for (index, line) in lines.iter().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
