@@ -11,11 +11,11 @@
 //! `model_best.bin` has the parameters with the lowest validation loss, and `model_best.crc32` its
 //! digest.
 
-use super::digest::Digest;
 use super::model_bin::{self, ModelReader};
 use super::run_file::{self, RunFile};
 use super::state::StateReader;
 use super::stream::Sink;
+use crate::config::ModelConfig;
 use crate::files;
 use crate::params::ParamLayout;
 use anyhow::{Context, Result, bail, ensure};
@@ -31,7 +31,7 @@ pub(super) const BEST: &str = "model_best.bin";
 pub(super) const BEST_DIGEST: &str = "model_best.crc32";
 
 /// Bytes that a file with one digest may have.
-const LINE_BYTES: u64 = 1 << 10;
+pub(super) const LINE_BYTES: u64 = 1 << 10;
 
 pub fn model_path(dir: &Path, step: u64) -> PathBuf {
     dir.join(format!("model_{step:08}.bin"))
@@ -80,16 +80,7 @@ impl Saved {
     pub fn open(dir: &Path, step: u64, rank: usize) -> Result<Saved> {
         let run = read_run(dir, step)?.map(|(run, _)| run);
         let model = ModelReader::open(&model_path(dir, step))?;
-        let path = state_path(dir, step, rank);
-        let state = StateReader::open(&path, ParamLayout::new(&model.config).len())?;
-        let found = (state.state.step, state.state.rank);
-        ensure!(
-            found == (step, rank),
-            "{}: expected step {step} of rank {rank}, found step {} of rank {}",
-            path.display(),
-            found.0,
-            found.1
-        );
+        let state = open_state(dir, step, rank, &model.config)?;
         Ok(Saved { run, model, state })
     }
 
@@ -98,6 +89,21 @@ impl Saved {
         self.model.read(sink)?;
         self.state.read(sink)
     }
+}
+
+/// Opens the state file of `rank` in the checkpoint of `step`.
+fn open_state(dir: &Path, step: u64, rank: usize, config: &ModelConfig) -> Result<StateReader> {
+    let path = state_path(dir, step, rank);
+    let reader = StateReader::open(&path, ParamLayout::new(config).len())?;
+    let found = (reader.state.step, reader.state.rank);
+    ensure!(
+        found == (step, rank),
+        "{}: expected step {step} of rank {rank}, found step {} of rank {}",
+        path.display(),
+        found.0,
+        found.1
+    );
+    Ok(reader)
 }
 
 /// Reads the run file of the checkpoint of `step`, and returns whether its digest is known. `None`
@@ -120,18 +126,21 @@ pub fn read_run(dir: &Path, step: u64) -> Result<Option<(RunFile, bool)>> {
 /// of type `T`. Files whose digest is known are read in full. Returns one line on those that cannot
 /// be checked, if there are any.
 pub(super) fn verify<T: DeserializeOwned + Serialize>(dir: &Path, step: u64) -> Result<Option<String>> {
-    let saved = Saved::open(dir, step, 0)?;
-    let (model, processes) = (&saved.model, saved.state.state.num_processes);
-    let mut files = vec![(model_path(dir, step), model_bin::sections(&model.config, model.dtype))];
-    for rank in 0..processes {
-        let state = Saved::open(dir, step, rank)?.state.state;
-        files.push((state_path(dir, step, rank), state.sections(&model.config)));
+    let run = read_run(dir, step)?;
+    let ModelReader { config, dtype, .. } = ModelReader::open(&model_path(dir, step))?;
+    let first = open_state(dir, step, 0, &config)?.state;
+    let mut files = vec![
+        (model_path(dir, step), model_bin::sections(&config, dtype)),
+        (state_path(dir, step, 0), first.sections(&config)),
+    ];
+    for rank in 1..first.num_processes {
+        let state = open_state(dir, step, rank, &config)?.state;
+        files.push((state_path(dir, step, rank), state.sections(&config)));
     }
-    let done = done_path(dir, step);
-    let Some((run, checked)) = read_run(dir, step)? else {
+    let Some((run, checked)) = run else {
         return Ok(Some(format!(
             "{}: the checkpoint has no checksums, so damage to it cannot be noticed",
-            done.display()
+            done_path(dir, step).display()
         )));
     };
     run.trainer::<T>()?;
@@ -149,34 +158,6 @@ pub(super) fn verify<T: DeserializeOwned + Serialize>(dir: &Path, step: u64) -> 
         let run = run_path(dir, step);
         format!("{}: an earlier version wrote no checksum of it, so damage cannot be noticed", run.display())
     }))
-}
-
-/// Checks a model file by the digest beside it, if it is that of a checkpoint or the best model.
-///
-/// # Errors
-/// One line that names the damaged tensors.
-pub(super) fn check_model(reader: &ModelReader, path: &Path) -> Result<()> {
-    match known_digest(path) {
-        Ok(Some(digest)) => digest.check(path, &model_bin::sections(&reader.config, reader.dtype)),
-        Ok(None) => Ok(()),
-        Err(error) => {
-            log::warn!("{}: cannot be checked: {error:#}", path.display());
-            Ok(())
-        }
-    }
-}
-
-fn known_digest(path: &Path) -> Result<Option<Digest>> {
-    let (dir, name) = (path.parent().unwrap_or(Path::new("")), file_name(path));
-    let beside = dir.join(BEST_DIGEST);
-    if name == BEST && beside.exists() {
-        let line = files::read(&beside, LINE_BYTES)?;
-        let digest = Digest::parse_line(&String::from_utf8_lossy(&line));
-        return digest.with_context(|| format!("{}: expected a digest", beside.display())).map(Some);
-    }
-    let step = step_of(&name, "model_", ".bin").filter(|&step| done_path(dir, step).exists());
-    let run = step.map(|step| read_run(dir, step)).transpose()?.flatten();
-    Ok(run.and_then(|(mut run, _)| run.files.remove(&name)))
 }
 
 /// The checkpoint to resume from.
@@ -291,9 +272,8 @@ pub(super) fn remove_temporaries(dir: &Path) -> Result<()> {
 
 /// Whether a file is the temporary of a checkpoint's file.
 fn is_temporary(name: &str) -> bool {
-    let ours =
-        |name: &str| ["model_", "state_", "run_", "DONE_"].iter().any(|prefix| name.starts_with(prefix));
-    name.strip_prefix('.').is_some_and(|n| n.ends_with(files::TEMPORARY) && ours(n))
+    let ours = |name: &str| ["model_", "state_", "run_", "DONE_"].iter().any(|p| name.starts_with(p));
+    files::final_name(name).is_some_and(ours)
 }
 
 /// Removes a checkpoint, DONE first.

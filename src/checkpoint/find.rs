@@ -1,11 +1,16 @@
 //! From the path that a user gives to the files of one model, and the check of a path to write to.
 
-use super::directory::{self, BEST, Latest, done_path, file_name, model_path, steps};
-use super::{ModelFile, hf_config, model_bin, safetensors_file};
+use super::digest::Digest;
+use super::directory::{
+    self, BEST, BEST_DIGEST, LINE_BYTES, Latest, done_path, file_name, model_path, read_run, steps,
+};
+use super::model_bin::{self, ModelReader};
+use super::{ModelFile, hf_config, safetensors_file};
 use crate::config::ModelConfig;
+use crate::files;
 use crate::llmc;
 use crate::tensor::Dtype;
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -34,14 +39,46 @@ impl FoundModel {
     /// Reads the model.
     ///
     /// # Errors
-    /// One line that names the file, and what was expected and found.
+    /// One line that names the file, and what was expected and found; also if a digest beside the
+    /// file is not that of the file.
     pub fn read(&self) -> Result<ModelFile> {
         if self.is_safetensors {
             safetensors_file::read(&self.files)
         } else {
-            model_bin::read(&self.files[0])
+            let path = &self.files[0];
+            let reader = ModelReader::open(path)?;
+            check_model(&reader, path)?;
+            reader.load()
         }
     }
+}
+
+/// Checks a model file by the digest beside it, if it is that of a checkpoint or the best model.
+///
+/// # Errors
+/// One line that names the damaged tensors.
+fn check_model(reader: &ModelReader, path: &Path) -> Result<()> {
+    match known_digest(path) {
+        Ok(Some(digest)) => digest.check(path, &model_bin::sections(&reader.config, reader.dtype)),
+        Ok(None) => Ok(()),
+        Err(error) => {
+            log::warn!("{}: cannot be checked: {error:#}", path.display());
+            Ok(())
+        }
+    }
+}
+
+fn known_digest(path: &Path) -> Result<Option<Digest>> {
+    let (dir, name) = (path.parent().unwrap_or(Path::new("")), file_name(path));
+    let beside = dir.join(BEST_DIGEST);
+    if name == BEST && beside.exists() {
+        let line = files::read(&beside, LINE_BYTES)?;
+        let digest = Digest::parse_line(&String::from_utf8_lossy(&line));
+        return digest.with_context(|| format!("{}: expected a digest", beside.display())).map(Some);
+    }
+    let step = directory::step_of(&name, "model_", ".bin").filter(|&step| done_path(dir, step).exists());
+    let run = step.map(|step| read_run(dir, step)).transpose()?.flatten();
+    Ok(run.and_then(|(mut run, _)| run.files.remove(&name)))
 }
 
 /// Finds the model at `path`: a model file of llm.c's, a safetensors file next to its
@@ -56,7 +93,7 @@ pub fn find_model(path: &Path) -> Result<FoundModel> {
     }
     let first = llmc::first_bytes(path)?;
     let at = || path.display();
-    let folder = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = files::directory(path);
     if first.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{') {
         bail!("{}: expected a model, found JSON; give the folder, {}", at(), folder.display());
     }

@@ -2,9 +2,9 @@
 //! [`PARAMS`](crate::params::PARAMS), all layers of a tensor together, as f32 (version 3) or bf16
 //! (version 5).
 
+use super::ModelFile;
 use super::digest::{self, Digest, Sections};
 use super::stream::{self, Sink, Source, TensorKind, zeros};
-use super::{ModelFile, directory};
 use crate::config::ModelConfig;
 use crate::llmc::{HEADER_BYTES, Header, MODEL};
 use crate::params::{Param, ParamLayout};
@@ -84,24 +84,21 @@ impl ModelReader {
         );
         read.with_context(|| format!("cannot read {}", self.path.display()))
     }
-}
 
-/// Reads the model file at `path` into memory.
-///
-/// # Errors
-/// Those of [`ModelReader::open`] and [`ModelReader::read`], and if a digest beside the file is not
-/// that of the file.
-pub fn read(path: &Path) -> Result<ModelFile> {
-    let reader = ModelReader::open(path)?;
-    directory::check_model(&reader, path)?;
-    let config = reader.config;
-    let params = zeros(ParamLayout::new(&config).len());
-    let mut params = params.with_context(|| path.display().to_string())?;
-    reader.read(&mut |_, start, values| {
-        params[start..start + values.len()].copy_from_slice(values);
-        Ok(())
-    })?;
-    Ok(ModelFile { config, params })
+    /// Reads the model into memory.
+    ///
+    /// # Errors
+    /// Those of [`ModelReader::read`], and if there is not enough memory.
+    pub fn load(self) -> Result<ModelFile> {
+        let config = self.config;
+        let params = zeros(ParamLayout::new(&config).len());
+        let mut params = params.with_context(|| self.path.display().to_string())?;
+        self.read(&mut |_, start, values| {
+            params[start..start + values.len()].copy_from_slice(values);
+            Ok(())
+        })?;
+        Ok(ModelFile { config, params })
+    }
 }
 
 /// Bytes of a model file with `len` parameters.
