@@ -80,40 +80,35 @@ impl Job {
             ranks.add(rank, self.start(rank, port, &secret, attempt)?)?;
         }
         let mut failed = None;
-        // The next signal to the remaining processes, and when it is due.
-        let mut next: Option<(Instant, Signal)> = None;
+        let mut escalation = Escalation { next: None, grace: self.grace };
         while ranks.alive() > 0 {
             let failure = ranks.poll()?;
             if let Some(request) = signals.next() {
                 ranks.send(request.signal);
                 if request.repeated {
-                    next = Some((Instant::now() + self.grace, Signal::KILL));
+                    escalation.kill_after_grace();
                 }
             }
+            let asked = signals.first.is_some();
             if let Some(failure) = failure.filter(|_| failed.is_none()) {
                 failed = Some(failure);
-                if signals.first.is_none() {
+                if !asked {
                     let others = if ranks.are_running() { "; ending the others" } else { "" };
                     warn!("launch: {failure}{others}");
                 }
             }
             // After a signal a wrapper ends at once, while its trainer writes a checkpoint: all
             // trainers end when that is complete.
-            let ends = match signals.first {
-                Some(_) => ranks.alive() < self.processes,
-                None => failed.is_some(),
-            };
+            let ends = if asked { ranks.alive() < self.processes } else { failed.is_some() };
             if ends {
-                next.get_or_insert((Instant::now() + self.grace, Signal::TERM));
+                escalation.terminate_after(self.grace);
             }
             // The children that wrappers have left behind.
-            if !ranks.are_running() && signals.first.is_none() {
-                next = next.filter(|(_, signal)| *signal == Signal::KILL);
-                next.get_or_insert((Instant::now(), Signal::TERM));
+            if !asked && !ranks.are_running() {
+                escalation.terminate_after(Duration::ZERO);
             }
-            if let Some((_, signal)) = next.filter(|(due, _)| Instant::now() >= *due) {
+            if let Some(signal) = escalation.due() {
                 ranks.send(signal);
-                next = Some((Instant::now() + self.grace, Signal::KILL));
             }
             sleep(POLL);
         }
@@ -145,6 +140,35 @@ impl Job {
         end_with_parent(&mut command);
         let program = self.command[0].to_string_lossy();
         command.spawn().with_context(|| format!("launch: cannot start {program}"))
+    }
+}
+
+/// The signals that end ranks which do not end by themselves: SIGTERM, then SIGKILL.
+struct Escalation {
+    /// The next signal, and when it is due.
+    next: Option<(Instant, Signal)>,
+    /// Time from SIGTERM to SIGKILL.
+    grace: Duration,
+}
+
+impl Escalation {
+    /// Plans SIGTERM after `wait`, unless it is planned for an earlier time, or was sent already.
+    fn terminate_after(&mut self, wait: Duration) {
+        let due = Instant::now() + wait;
+        if self.next.is_none_or(|(planned, signal)| signal == Signal::TERM && due < planned) {
+            self.next = Some((due, Signal::TERM));
+        }
+    }
+
+    fn kill_after_grace(&mut self) {
+        self.next = Some((Instant::now() + self.grace, Signal::KILL));
+    }
+
+    /// Returns the signal that is due, and plans SIGKILL to follow it.
+    fn due(&mut self) -> Option<Signal> {
+        let (_, signal) = self.next.filter(|(due, _)| Instant::now() >= *due)?;
+        self.kill_after_grace();
+        Some(signal)
     }
 }
 
