@@ -1,9 +1,9 @@
 //! TCP connections between all pairs of ranks: how processes without MPI find each other, and the
 //! transport of CPU devices.
 
+mod acceptor;
 mod address;
-mod door;
-mod greeting;
+mod handshake;
 mod meeting;
 mod peer;
 

@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_proof_holds_for_one_secret_end_greeting_and_nonce() {
+    fn a_proof_holds_for_one_secret_end_hello_and_nonce() {
         let (secret, other) = (Secret::draw().unwrap(), Secret::draw().unwrap());
         let (ours, theirs) = (nonce().unwrap(), nonce().unwrap());
         let proof = secret.proof(End::Caller, b"hello", &ours);
@@ -125,7 +125,7 @@ mod tests {
         assert!(!other.verify(&proof, End::Caller, b"hello", &ours), "another secret");
         assert!(!Secret::NONE.verify(&proof, End::Caller, b"hello", &ours), "no secret");
         assert!(!secret.verify(&proof, End::Host, b"hello", &ours), "a reflected proof");
-        assert!(!secret.verify(&proof, End::Caller, b"hellp", &ours), "another greeting");
+        assert!(!secret.verify(&proof, End::Caller, b"hellp", &ours), "another hello");
         assert!(!secret.verify(&proof, End::Caller, b"hello", &theirs), "a replayed proof");
     }
 

@@ -1,9 +1,10 @@
-//! The door of a rank that listens: it hears all callers at the same time, and lets in those who
-//! prove that they belong to the run. Nobody else takes a place, delays the others or ends the run:
-//! each has a few seconds and a few kilobytes for its greeting, and there may be only so many.
+//! Accepts connections for a rank that listens: it shakes hands with all callers at the same time,
+//! and returns those who prove that they belong to the run. Nobody else takes a place, delays the
+//! others or ends the run: each has a few seconds and a few kilobytes for its handshake, and the
+//! number of pending ones is limited.
 
 use super::Meeting;
-use super::greeting::{FromCaller, FromHost, Hello, LONGEST_GREETING, Line, PROTOCOL, Version, send};
+use super::handshake::{FromCaller, FromHost, Hello, LONGEST_HELLO, Line, PROTOCOL, Version, send};
 use crate::parallel::secret::{End, Nonce, Secret, nonce};
 use anyhow::{Context, Result, anyhow};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -12,19 +13,19 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-/// Time for a whole greeting.
-const GREETING: Duration = Duration::from_secs(5);
+/// Time for a whole handshake.
+const HANDSHAKE: Duration = Duration::from_secs(5);
 
-/// Callers that may be unheard at once, beside the ranks of the run.
-const STRANGERS: usize = 128;
+/// Handshakes that may be pending at once, beside those of the ranks of the run.
+const MAX_PENDING: usize = 128;
 
-/// Callers that are accepted before all are heard again.
+/// Connections that are accepted before those that are pending are read again.
 const AT_ONCE: usize = 32;
 
 /// Different refusals that are remembered.
 const REMEMBERED: usize = 4;
 
-pub struct Door<'a> {
+pub struct Acceptor<'a> {
     listener: TcpListener,
     meeting: &'a Meeting,
     secret: &'a Secret,
@@ -40,7 +41,7 @@ struct Caller {
     from: IpAddr,
     deadline: Instant,
     line: Line,
-    /// Its greeting, and the nonce that it must answer.
+    /// Its hello, and the nonce that it must answer.
     challenged: Option<Challenged>,
 }
 
@@ -50,41 +51,41 @@ struct Challenged {
     nonce: Nonce,
 }
 
-/// A rank of this run, on a connection that does not block.
-pub struct Arrival {
+/// A rank that has proven that it belongs to the run, on a connection that does not block.
+pub struct Verified {
     pub hello: Hello,
     pub stream: TcpStream,
     pub from: IpAddr,
 }
 
-impl<'a> Door<'a> {
+impl<'a> Acceptor<'a> {
     pub fn new(listener: TcpListener, meeting: &'a Meeting, secret: &'a Secret) -> Result<Self> {
         listener.set_nonblocking(true)?;
-        Ok(Door { listener, meeting, secret, callers: VecDeque::new(), refused: Vec::new() })
+        Ok(Acceptor { listener, meeting, secret, callers: VecDeque::new(), refused: Vec::new() })
     }
 
-    /// Hears callers for up to `time`, or until somebody says something. Returns those who belong
-    /// to the run; the caller of this function answers them.
+    /// Waits up to `time` for bytes from any caller, and goes on with the handshakes that have some.
+    /// Returns the ranks that belong to the run; the caller of this function answers them.
     ///
     /// # Errors
     /// If no connection can be accepted.
-    pub fn hear(&mut self, time: Duration) -> Result<Vec<Arrival>> {
+    pub fn accept_ready(&mut self, time: Duration) -> Result<Vec<Verified>> {
         self.wait(time);
         self.accept()?;
-        let mut arrivals = Vec::new();
+        let mut verified = Vec::new();
         for _ in 0..self.callers.len() {
             let Some(mut caller) = self.callers.pop_front() else { break };
             match self.advance(&mut caller) {
                 Ok(Some(hello)) => {
                     let Caller { stream, from, .. } = caller;
-                    arrivals.push(Arrival { hello, stream, from });
+                    verified.push(Verified { hello, stream, from });
                 }
                 Ok(None) if Instant::now() < caller.deadline => self.callers.push_back(caller),
                 // Not one of ours, or too slow.
                 Ok(None) | Err(_) => {}
             }
         }
-        Ok(arrivals)
+        Ok(verified)
     }
 
     /// The reasons why callers were refused so far.
@@ -118,11 +119,11 @@ impl<'a> Door<'a> {
         for _ in 0..AT_ONCE {
             match self.listener.accept() {
                 Ok((stream, from)) => {
-                    if self.callers.len() >= STRANGERS + self.meeting.world_size {
+                    if self.callers.len() >= MAX_PENDING + self.meeting.world_size {
                         self.drop_oldest();
                     }
                     stream.set_nonblocking(true)?;
-                    let (from, deadline) = (from.ip().to_canonical(), Instant::now() + GREETING);
+                    let (from, deadline) = (from.ip().to_canonical(), Instant::now() + HANDSHAKE);
                     let line = Line::default();
                     self.callers.push_back(Caller { stream, from, deadline, line, challenged: None });
                 }
@@ -145,12 +146,12 @@ impl<'a> Door<'a> {
         self.callers.remove(silent.unwrap_or(0));
     }
 
-    /// Reads what a caller has sent, and answers. Returns its greeting once it has proven itself.
+    /// Reads what a caller has sent, and answers. Returns its hello once it has proven itself.
     ///
     /// # Errors
     /// If it does not belong to the run.
     fn advance(&mut self, caller: &mut Caller) -> Result<Option<Hello>> {
-        while let Some(line) = caller.line.read(&caller.stream, LONGEST_GREETING)? {
+        while let Some(line) = caller.line.read(&caller.stream, LONGEST_HELLO)? {
             match caller.challenged.take() {
                 None => caller.challenged = Some(self.challenge(&caller.stream, line)?),
                 Some(challenged) => return self.check(&caller.stream, challenged, &line).map(Some),
@@ -159,7 +160,7 @@ impl<'a> Door<'a> {
         Ok(None)
     }
 
-    /// Answers a greeting with a challenge, if it is of this run.
+    /// Answers a hello with a challenge, if it is of this run.
     fn challenge(&mut self, stream: &TcpStream, line: Vec<u8>) -> Result<Challenged> {
         let version = serde_json::from_slice::<Version>(&line)?.warpsmith;
         if version != PROTOCOL {

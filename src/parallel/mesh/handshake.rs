@@ -1,4 +1,4 @@
-//! The greeting at the start of every connection between ranks, one line of JSON per message:
+//! The handshake at the start of every connection between ranks, one line of JSON per message:
 //!
 //! 1. The caller sends [`Hello`], with a nonce.
 //! 2. The host sends [`FromHost::Challenge`]: a nonce of its own, and its proof over both.
@@ -83,7 +83,7 @@ impl fmt::Display for Refused {
 impl std::error::Error for Refused {}
 
 /// The longest line before a proof.
-pub const LONGEST_GREETING: usize = 4096;
+pub const LONGEST_HELLO: usize = 4096;
 
 /// The longest welcome: of the most processes that a run may have.
 const LONGEST_WELCOME: usize = 1 << 23;
@@ -100,12 +100,12 @@ pub struct Call {
 }
 
 impl Call {
-    /// Greets the rank at the other end, and returns once it has accepted this one. Calls `look`
-    /// while that is silent.
+    /// Proves to the rank at the other end that this one belongs to the run, and returns once that
+    /// rank has accepted it. Calls `look` while the other end is silent.
     ///
     /// # Errors
     /// [`Refused`], or any other error, after which another attempt may succeed.
-    pub fn greet(
+    pub fn handshake(
         stream: TcpStream,
         hello: &Hello,
         secret: &Secret,
@@ -113,7 +113,7 @@ impl Call {
     ) -> Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(LOOK))?;
-        let mut call = Call { stream, line: Line::default(), longest: LONGEST_GREETING };
+        let mut call = Call { stream, line: Line::default(), longest: LONGEST_HELLO };
         let said = send(&call.stream, hello)?;
         let (nonce, proof) = match call.receive(look)? {
             FromHost::Challenge { nonce, proof } => (nonce, proof),

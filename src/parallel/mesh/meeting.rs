@@ -1,13 +1,13 @@
 //! How ranks connect. Rank 0 listens at an address that all ranks know, or that it writes to a
 //! file. The others connect to it and tell it where they listen themselves; every connection begins
-//! with a [greeting](super::greeting). When all are there, rank 0 sends them the list of places and
+//! with a [handshake](super::handshake). When all are there, rank 0 sends them the list of places and
 //! waits until each has answered: a rank whose connection has broken is missing again, and may come
 //! back. Then it sends `Begin`, and each rank connects to the ranks below its own.
 
+use super::acceptor::{Acceptor, Verified};
 use super::address::{self, Published};
-use super::door::{Arrival, Door};
-use super::greeting::{
-    Call, FromCaller, FromHost, Hello, LONGEST_GREETING, Line, PROTOCOL, Place, Refused, persist, send,
+use super::handshake::{
+    Call, FromCaller, FromHost, Hello, LONGEST_HELLO, Line, PROTOCOL, Place, Refused, persist, send,
 };
 use super::{Meeting, Rendezvous, Waiting};
 use crate::parallel::secret::{Secret, VARIABLE, nonce};
@@ -32,7 +32,7 @@ struct Member {
 }
 
 impl Member {
-    fn new(Arrival { hello, stream, from }: Arrival) -> Self {
+    fn new(Verified { hello, stream, from }: Verified) -> Self {
         let host = (!from.is_loopback()).then(|| from.to_string());
         Member { stream, place: (host, hello.port), line: Line::default(), met: 0 }
     }
@@ -42,7 +42,7 @@ impl Member {
     /// # Errors
     /// If it is gone.
     fn listen(&mut self) -> Result<()> {
-        while let Some(line) = self.line.read(&self.stream, LONGEST_GREETING)? {
+        while let Some(line) = self.line.read(&self.stream, LONGEST_HELLO)? {
             if let FromCaller::Met(round) = serde_json::from_slice(&line)? {
                 self.met = round;
             }
@@ -80,13 +80,13 @@ impl Members {
         }
     }
 
-    fn admit(&mut self, arrival: Arrival, door: &mut Door) {
-        let rank = arrival.hello.rank;
+    fn admit(&mut self, verified: Verified, acceptor: &mut Acceptor) {
+        let rank = verified.hello.rank;
         if self.ranks[rank].as_mut().is_some_and(|member| member.listen().is_ok()) {
-            door.refuse(&arrival.stream, two_processes(rank));
+            acceptor.refuse(&verified.stream, two_processes(rank));
             return;
         }
-        let member = Member::new(arrival);
+        let member = Member::new(verified);
         if member.send(&FromHost::Accepted).is_ok() {
             self.ranks[rank] = Some(member);
             self.welcomed = false;
@@ -122,15 +122,15 @@ impl Members {
     /// Waits until all have met.
     fn gather(
         &mut self,
-        door: &mut Door,
+        acceptor: &mut Acceptor,
         Meeting { world_size, at, size_from, .. }: &Meeting,
         published: Option<&Published>,
         timeout: Duration,
     ) -> Result<()> {
         let mut waiting = Waiting::new(timeout);
         loop {
-            for arrival in door.hear(TICK)? {
-                self.admit(arrival, door);
+            for verified in acceptor.accept_ready(TICK)? {
+                self.admit(verified, acceptor);
             }
             self.retain(Member::listen);
             self.welcome();
@@ -143,7 +143,7 @@ impl Members {
             waiting.tell(|| format!("{} for {} ({size_from})", at.place(), missing()));
             if waiting.is_over() {
                 let seconds = timeout.as_secs();
-                let refused = door.refused();
+                let refused = acceptor.refused();
                 bail!("{} did not come within {seconds} s ({size_from}){refused}", missing());
             }
         }
@@ -187,9 +187,9 @@ pub fn host(meeting: &Meeting, timeout: Duration) -> Result<Vec<Option<TcpStream
         }
         Rendezvous::Address(_) => None,
     };
-    let mut door = Door::new(listener, meeting, &secret)?;
+    let mut acceptor = Acceptor::new(listener, meeting, &secret)?;
     let mut members = Members::new(meeting.world_size);
-    match members.gather(&mut door, meeting, published.as_ref(), timeout) {
+    match members.gather(&mut acceptor, meeting, published.as_ref(), timeout) {
         Ok(()) => members.begin(),
         Err(why) => {
             let refused = FromHost::Refused(format!("rank 0 ended: {why:#}"));
@@ -230,7 +230,7 @@ pub fn join(meeting: &Meeting, timeout: Duration) -> Result<Vec<Option<TcpStream
         let whom = format!("rank {other} at {host}:{port}");
         let call = persist(&mut waiting, &whom, |waiting| {
             let stream = address::dial((host, *port))?;
-            Call::greet(stream, &hello(other)?, &secret, &mut || waiting.look(&whom))
+            Call::handshake(stream, &hello(other)?, &secret, &mut || waiting.look(&whom))
         });
         streams[other] = Some(call?.stream);
     }
@@ -247,7 +247,7 @@ fn accept_links(
     streams: &mut [Option<TcpStream>],
 ) -> Result<()> {
     let Meeting { rank: own, world_size, .. } = *meeting;
-    let mut door = Door::new(listener, meeting, secret)?;
+    let mut acceptor = Acceptor::new(listener, meeting, secret)?;
     loop {
         let missing: Vec<usize> = (own + 1..world_size).filter(|&rank| streams[rank].is_none()).collect();
         if missing.is_empty() {
@@ -255,11 +255,11 @@ fn accept_links(
         }
         let missing = || name_ranks(&missing, world_size);
         waiting.tell(|| format!("for connections from {}", missing()));
-        ensure!(!waiting.is_over(), "{} did not connect in time{}", missing(), door.refused());
-        for Arrival { hello, stream, .. } in door.hear(TICK)? {
+        ensure!(!waiting.is_over(), "{} did not connect in time{}", missing(), acceptor.refused());
+        for Verified { hello, stream, .. } in acceptor.accept_ready(TICK)? {
             let place = &mut streams[hello.rank];
             if place.as_ref().is_some_and(|stream| !is_closed(stream)) {
-                door.refuse(&stream, two_processes(hello.rank));
+                acceptor.refuse(&stream, two_processes(hello.rank));
             } else if send(&stream, &FromHost::Accepted).is_ok() {
                 stream.set_nonblocking(false)?;
                 *place = Some(stream);
@@ -289,7 +289,7 @@ fn meet_rank0(
             ensure!(!moved, "rank 0 has moved");
             Ok(())
         };
-        let mut call = Call::greet(stream, &hello()?, &secret, &mut look)?;
+        let mut call = Call::handshake(stream, &hello()?, &secret, &mut look)?;
         accepted = true;
         let mut places = Vec::new();
         loop {

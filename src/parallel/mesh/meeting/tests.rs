@@ -1,4 +1,4 @@
-use super::super::door::Door;
+use super::super::acceptor::Acceptor;
 use super::super::{TcpMesh, Timeouts};
 use super::*;
 use crate::parallel::secret::End;
@@ -58,7 +58,7 @@ fn hello(rank: usize, world_size: usize, to: usize) -> Hello {
 /// The next line of a host, or nothing if it has closed the connection.
 fn answer(stream: &TcpStream) -> String {
     stream.set_read_timeout(Some(LONG.connect)).unwrap();
-    let line = Line::default().read(stream, LONGEST_GREETING);
+    let line = Line::default().read(stream, LONGEST_HELLO);
     line.map_or(String::new(), |line| String::from_utf8(line.unwrap()).unwrap())
 }
 
@@ -122,18 +122,18 @@ fn links_of_ranks_are_accepted_beside_strangers() {
     let began = Instant::now();
     let (_stay, mut streams) = (strangers(&address), [None, None, None]);
     scope(|scope| {
-        let greet = || {
+        let call = || {
             let stream = TcpStream::connect(&address).unwrap();
-            Call::greet(stream, &hello(2, 3, 1), &secret(), &mut || Ok(())).unwrap().stream
+            Call::handshake(stream, &hello(2, 3, 1), &secret(), &mut || Ok(())).unwrap().stream
         };
-        let caller = scope.spawn(greet);
+        let caller = scope.spawn(call);
         let own = meeting(1, 3, &free_address());
         accept_links(listener, &own, &secret(), &mut Waiting::new(LONG.connect), &mut streams).unwrap();
         let mut caller = caller.join().unwrap();
-        caller.write_all(b"after the greeting").unwrap();
-        let mut read = [0; 18];
+        caller.write_all(b"after the handshake").unwrap();
+        let mut read = [0; 19];
         streams[2].as_ref().unwrap().read_exact(&mut read).unwrap();
-        assert_eq!(&read, b"after the greeting");
+        assert_eq!(&read, b"after the handshake");
     });
     assert!(began.elapsed() < Duration::from_secs(3), "it took {:?}", began.elapsed());
 }
@@ -157,15 +157,15 @@ fn who_does_not_know_the_secret_takes_no_place() {
 }
 
 #[test]
-fn a_greeting_that_is_repeated_or_reflected_is_dropped() {
+fn a_handshake_that_is_repeated_or_reflected_is_dropped() {
     let (at, listener) = (free_address(), TcpListener::bind("127.0.0.1:0").unwrap());
     let address = listener.local_addr().unwrap();
     let (own, secret) = (meeting(0, 2, &at), secret());
-    let mut door = Door::new(listener, &own, &secret).unwrap();
-    let mut hear = || (0..20).flat_map(|_| door.hear(TICK).unwrap()).count();
+    let mut acceptor = Acceptor::new(listener, &own, &secret).unwrap();
+    let mut verified = || (0..20).flat_map(|_| acceptor.accept_ready(TICK).unwrap()).count();
     let stream = TcpStream::connect(address).unwrap();
     let said = send(&stream, &hello(1, 2, 0)).unwrap();
-    assert_eq!(hear(), 0);
+    assert_eq!(verified(), 0);
     let FromHost::Challenge { nonce, proof } = serde_json::from_str(&answer(&stream)).unwrap() else {
         panic!("no challenge");
     };
@@ -177,13 +177,13 @@ fn a_greeting_that_is_repeated_or_reflected_is_dropped() {
         let stream = if first { &stream } else { &fresh };
         if !first {
             (&fresh).write_all(&[&said[..], b"\n"].concat()).unwrap();
-            assert_eq!(hear(), 0);
+            assert_eq!(verified(), 0);
             answer(stream);
         }
         send(stream, &FromCaller::Proof(proof)).unwrap();
-        assert_eq!(hear(), usize::from(first), "{what}");
+        assert_eq!(verified(), usize::from(first), "{what}");
     }
-    assert!(door.refused().contains("rank 1 does not know the secret"));
+    assert!(acceptor.refused().contains("rank 1 does not know the secret"));
 }
 
 #[test]
@@ -209,7 +209,7 @@ fn a_rank_0_that_does_not_know_the_secret_gets_no_proof() {
 fn who_does_not_fit_is_refused_with_its_reason_and_the_run_goes_on() {
     let at = free_address();
     meet_beside(3, &at, || {
-        let mut stays = Call::greet(dial(&at), &hello(1, 3, 0), &secret(), &mut || Ok(())).unwrap();
+        let mut stays = Call::handshake(dial(&at), &hello(1, 3, 0), &secret(), &mut || Ok(())).unwrap();
         let why = connect(&meeting(1, 3, &at), LONG).unwrap_err();
         assert!(why.contains("two processes have rank 1: give each process a rank of its own"), "{why}");
         for (rank, world_size) in [(2, 4), (7, 8)] {
@@ -222,7 +222,7 @@ fn who_does_not_fit_is_refused_with_its_reason_and_the_run_goes_on() {
         let why = connect(&another, SHORT).unwrap_err();
         assert!(why.contains("rank 0 here belongs to another run"), "{why}");
         // A rank that leaves may come back.
-        assert!(stays.line.read(&stays.stream, LONGEST_GREETING).unwrap().is_none());
+        assert!(stays.line.read(&stays.stream, LONGEST_HELLO).unwrap().is_none());
     });
 }
 
@@ -231,7 +231,7 @@ fn a_rank_has_met_when_it_has_answered() {
     let at = free_address();
     scope(|scope| {
         let rank_0 = scope.spawn(|| connect(&meeting(0, 3, &at), LONG).unwrap());
-        let mut slow = Call::greet(dial(&at), &hello(1, 3, 0), &secret(), &mut || Ok(())).unwrap();
+        let mut slow = Call::handshake(dial(&at), &hello(1, 3, 0), &secret(), &mut || Ok(())).unwrap();
         let rank_2 = scope.spawn(|| connect(&meeting(2, 3, &at), LONG).unwrap());
         let FromHost::Welcome { round: 1, places } = slow.receive(&mut || Ok(())).unwrap() else {
             panic!("no welcome");
