@@ -148,7 +148,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
 #[derive(Default)]
 struct Results<'a> {
     output: Option<&'a Path>,
-    /// One line per question.
+    /// One line per example.
     items: String,
     summary: serde_json::Map<String, serde_json::Value>,
     /// The first error of standard output, kept until the file is written.
@@ -225,7 +225,7 @@ fn answer_hellaswag(
     Ok(())
 }
 
-/// One question and the answer to it, for `-o`.
+/// One example and the answer to it, for `-o`.
 fn item_line(item: &hellaswag::Item) -> serde_json::Value {
     serde_json::json!({
         "index": item.index, "label": item.label, "sum": item.sum_loss, "mean": item.avg_loss,
@@ -258,7 +258,7 @@ pub fn convert(args: &ConvertArgs) -> Result<()> {
     if args.is_hellaswag() {
         let questions = HellaSwag::open(input)?;
         questions.write_bin(output)?;
-        print(format_args!("{}: {} questions\n", output.display(), questions.examples.len()))?;
+        print(format_args!("{}: {} examples\n", output.display(), questions.examples.len()))?;
         return Ok(());
     }
     let found = checkpoint::find_model(input)?;

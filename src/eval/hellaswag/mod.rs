@@ -55,6 +55,7 @@ impl HellaSwag {
     pub fn longest(&self) -> usize {
         self.examples.iter().map(Example::longest).max().unwrap_or(0)
     }
+
     /// Checks that a model can score the examples, so that no evaluation fails later. Returns a
     /// warning if some are left out, because an ending alone is longer than the model's context.
     ///
