@@ -1,6 +1,7 @@
 //! One program for each reader of `tests/fuzz/targets.rs`, named after it.
 #![no_main]
 
+#[allow(dead_code)] // the tests alone use the seeds and costs
 #[path = "../tests/fuzz/targets.rs"]
 mod targets;
 

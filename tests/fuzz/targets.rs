@@ -2,8 +2,6 @@
 //! short: if it panics itself, if its error is no line or does not name the file, or if it
 //! takes a damaged checkpoint for whole.
 
-#![allow(dead_code)] // each program of fuzz/ uses one of them
-
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
@@ -144,7 +142,7 @@ fn seed_shard() -> Vec<u8> {
     fs::read(path).unwrap()
 }
 
-pub fn token_shard(bytes: &[u8]) -> bool {
+fn token_shard(bytes: &[u8]) -> bool {
     let path = directory().join("shard.bin");
     write(&path, bytes);
     let options = LoaderOptions {
@@ -165,7 +163,7 @@ pub fn token_shard(bytes: &[u8]) -> bool {
     )
 }
 
-pub fn model_bin(bytes: &[u8]) -> bool {
+fn model_bin(bytes: &[u8]) -> bool {
     let path = directory().join("model.bin");
     write(&path, bytes);
     judge(checkpoint::load_model(&path), "model.bin")
@@ -202,11 +200,11 @@ fn export_file(name: &str) -> Vec<u8> {
     FILES.with(|files| files.get_or_init(|| ["config.json", "model.safetensors"].map(export))[index].clone())
 }
 
-pub fn safetensors(bytes: &[u8]) -> bool {
+fn safetensors(bytes: &[u8]) -> bool {
     export_with("model.safetensors", bytes)
 }
 
-pub fn config_json(bytes: &[u8]) -> bool {
+fn config_json(bytes: &[u8]) -> bool {
     export_with("config.json", bytes)
 }
 
@@ -214,7 +212,7 @@ const INDEX: &str = r#"{"metadata": {"total_size": 9}, "weight_map": {"wte.weigh
  "wpe.weight": "part.safetensors", "h.0.ln_1.weight": "part.safetensors"}}"#;
 
 /// The index of an export in several parts, of which one is there.
-pub fn index_json(bytes: &[u8]) -> bool {
+fn index_json(bytes: &[u8]) -> bool {
     let directory = directory().join("parts");
     write(&directory.join("config.json"), &export_file("config.json"));
     write(&directory.join("part.safetensors"), &export_file("model.safetensors"));
@@ -287,7 +285,7 @@ fn seed_hellaswag_bin() -> Vec<u8> {
     fs::read(bin).unwrap()
 }
 
-pub fn hellaswag(bytes: &[u8]) -> bool {
+fn hellaswag(bytes: &[u8]) -> bool {
     let path = directory().join("questions");
     write(&path, bytes);
     judge(HellaSwag::open(&path), "questions")
@@ -355,14 +353,6 @@ fn corpus(name: &str, bytes: &[u8]) -> bool {
     judge(prepare(&options, &|_, _| {}), name)
 }
 
-pub fn text(bytes: &[u8]) -> bool {
-    corpus("a.txt", bytes)
-}
-
-pub fn json_lines(bytes: &[u8]) -> bool {
-    corpus("a.jsonl", bytes)
-}
-
 // --- records
 
 const METRICS: &str = r#"{"step":0,"val_loss":4.1180773,"val_perplexity":61.44}
@@ -371,7 +361,7 @@ const METRICS: &str = r#"{"step":0,"val_loss":4.1180773,"val_perplexity":61.44}
 {"step":2,"loss":4.0,"norm":0.14,"lr":0.02,"ms":1.7,"tok_per_s":9179.4}
 "#;
 
-pub fn metrics(bytes: &[u8]) -> bool {
+fn metrics(bytes: &[u8]) -> bool {
     let directory = directory().join("run");
     write(&directory.join("metrics.jsonl"), bytes);
     let accepted = judge(plot_run(&directory), "run");
@@ -383,7 +373,7 @@ pub fn metrics(bytes: &[u8]) -> bool {
 
 const RECORDS: &str = r#"{"gpu": "NVIDIA H200", "kernels": [{"kernel": "qkv forward", "shape": "65536x2304x768", "us": 312.5}]}"#;
 
-pub fn kernel_records(bytes: &[u8]) -> bool {
+fn kernel_records(bytes: &[u8]) -> bool {
     let text = String::from_utf8_lossy(bytes);
     judge(Records::default().add(&text), "")
 }
@@ -392,7 +382,7 @@ pub fn kernel_records(bytes: &[u8]) -> bool {
 
 const TRAINER_FLAGS: &str = "-e d12 -i a_*.bin -j b.bin -o out -b 4 -t 64 -d 512 -l 3e-4 -u 10 -q 0.1 -c 0.1 -x 20 -v 5 -m 2 -s 10 -g 5 -h 0 -n 5 -nk 2 -nm 10 -y 1 -z 1 -r 1 -sl 6 -sg 6 -k wsd -pn 2 -pr 1 -pi tcp -ps host:99";
 
-pub fn trainer_flags(bytes: &[u8]) -> bool {
+fn trainer_flags(bytes: &[u8]) -> bool {
     let none = |_: &str| None;
     judge(trainer::parse(Program::TrainGpt2, arguments("train_gpt2", bytes), &none), "")
 }
@@ -405,7 +395,7 @@ const TOOL_FLAGS: [&str; 5] = [
     "scaling -e d48 -b 4 --gpu h100",
 ];
 
-pub fn tool_flags(bytes: &[u8]) -> bool {
+fn tool_flags(bytes: &[u8]) -> bool {
     judge(tools::parse(arguments("warpsmith", bytes)), "")
 }
 
@@ -422,7 +412,7 @@ const ENVIRONMENTS: [&str; 4] = [
     "PMI_RANK=5\nPMI_SIZE=8\nMPI_LOCALRANKID=1\nMPI_LOCALNRANKS=8\nPMIX_NAMESPACE=a",
 ];
 
-pub fn environment(bytes: &[u8]) -> bool {
+fn environment(bytes: &[u8]) -> bool {
     let text = String::from_utf8_lossy(bytes);
     let variable = |name: &str| {
         text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).map(str::to_owned)
