@@ -161,18 +161,8 @@ fn a_crash_is_not_laid_to_other_modules() {
     );
 }
 
-/// Uses programs that only record their arguments; nvidia-smi is one of them.
-#[test]
-fn on_a_gpu_each_step_calls_what_it_should() {
-    let report = Report::new();
-    let calls = report.dir.path().join("calls");
-    let path = format!("{}:{}", report.dir.path().join("bin").display(), std::env::var("PATH").unwrap());
-    let mut command = report.command("");
-    // These programs end at once, so the usual limits apply.
-    command.env_remove("LIMIT_kernels").env_remove("LIMIT_sanitizer");
-    let output = command.env("DEVICE", "cuda").env("PATH", path).env("CALLS", &calls).output().unwrap();
-    let calls = fs::read_to_string(calls).unwrap();
-    let out = fs::canonicalize(report.out()).unwrap();
+/// The programs that a report on a GPU starts, with their arguments.
+fn expected_calls(out: &Path) -> Vec<String> {
     let data = |tokens| {
         let data = out.join("data").join(tokens);
         format!("-i {0}/*_train_*.bin -j {0}/*_val_*.bin", data.display())
@@ -184,7 +174,7 @@ fn on_a_gpu_each_step_calls_what_it_should() {
         )
     };
     let tiny = "--layers 2 --heads 2 --channels 128 -b 2 -t 64 -x 20 -l 3e-4";
-    let expected = [
+    vec![
         "probes --list".to_owned(),
         "probes --test-threads 1 --exact mma::f16 mma::bf16".to_owned(),
         "probes --test-threads 1 --exact wgmma::bf16".to_owned(),
@@ -207,10 +197,23 @@ fn on_a_gpu_each_step_calls_what_it_should() {
         d12("ge2", "-x 10 -ge 2"),
         d12("own", "-x 10 -ge 2 --matmul own"),
         d12("cublaslt", "-x 10 -ge 2 --matmul cublaslt"),
-    ];
+    ]
+}
+
+/// Uses programs that only record their arguments; nvidia-smi is one of them.
+#[test]
+fn on_a_gpu_each_step_calls_what_it_should() {
+    let report = Report::new();
+    let calls = report.dir.path().join("calls");
+    let path = format!("{}:{}", report.dir.path().join("bin").display(), std::env::var("PATH").unwrap());
+    let mut command = report.command("");
+    // These programs end at once, so the usual limits apply.
+    command.env_remove("LIMIT_kernels").env_remove("LIMIT_sanitizer");
+    let output = command.env("DEVICE", "cuda").env("PATH", path).env("CALLS", &calls).output().unwrap();
+    let calls = fs::read_to_string(calls).unwrap();
     // In this order, possibly with other calls in between.
     let mut rest = calls.lines();
-    for call in &expected {
+    for call in &expected_calls(&fs::canonicalize(report.out()).unwrap()) {
         assert!(rest.any(|line| line == call), "expected next\n{call}\nfound\n{calls}");
     }
     let sanitizer = ["memcheck", "synccheck", "racecheck"]

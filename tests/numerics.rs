@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Corpus, TRAIN_GPT2, TRAIN_GPT2CU, losses, refuse, stderr, stdout, succeed};
+use common::{Corpus, TRAIN_GPT2, TRAIN_GPT2CU, as_rank, losses, refuse, stderr, stdout, succeed};
 use std::process::{Command, Output, Stdio};
 use warpsmith::checkpoint;
 use warpsmith::data::shard::ShardWriter;
@@ -34,11 +34,7 @@ fn train(corpus: &Corpus, program: &str, flags: &str) -> Command {
 fn ranks(corpus: &Corpus, world_size: usize, flags: &str) -> Vec<Output> {
     let rank = |rank: usize| {
         let mut command = train(corpus, TRAIN_GPT2, flags);
-        if world_size > 1 {
-            command.args(["-pi", "fs", "-pf", "."]).env("WORLD_SIZE", world_size.to_string());
-            command.env("RANK", rank.to_string()).env("LOCAL_RANK", rank.to_string());
-        }
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        as_rank(&mut command, rank, world_size).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     };
     let ranks: Vec<_> = (0..world_size).map(rank).collect();
     ranks.into_iter().map(|rank| rank.wait_with_output().unwrap()).collect()

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Corpus, losses, refuse, stderr, stdout, succeed};
+use common::{Corpus, as_rank, losses, refuse, signal, stderr, stdout, steps, succeed, wait_for_steps};
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
@@ -19,27 +19,10 @@ fn start(corpus: &Corpus, world_size: usize, flags: &str) -> Vec<Child> {
     let rank = |rank: usize| {
         let mut command = corpus.train();
         command.args(FLAGS.split(' ')).args(flags.split(' '));
-        if world_size > 1 {
-            command.args(["-pi", "fs", "-pf", "."]).env("WORLD_SIZE", world_size.to_string());
-            command.env("RANK", rank.to_string()).env("LOCAL_RANK", rank.to_string());
-        }
         let shown = std::fs::File::create(corpus.path(&format!("stdout-{rank}"))).unwrap();
-        command.stdout(shown).stderr(Stdio::piped()).spawn().unwrap()
+        as_rank(&mut command, rank, world_size).stdout(shown).stderr(Stdio::piped()).spawn().unwrap()
     };
     (0..world_size).map(rank).collect()
-}
-
-fn steps(dir: &Path) -> usize {
-    let text = std::fs::read_to_string(dir.join("main.log")).unwrap_or_default();
-    text.lines().filter(|line| line.contains(" trl:")).count()
-}
-
-fn wait_for_steps(dir: &Path, count: usize) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while steps(dir) < count {
-        assert!(Instant::now() < deadline, "{count} steps took more than a minute");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// Waits until a file holds some text.
@@ -49,10 +32,6 @@ fn wait_for(path: &Path, text: &str) {
         assert!(Instant::now() < deadline, "{text:?} took more than a minute");
         std::thread::sleep(Duration::from_millis(5));
     }
-}
-
-fn kill(child: &Child, signal: &str) {
-    succeed(Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]));
 }
 
 /// Runs to step `last` without a stop, goes on to it from the checkpoint in `dir`, and compares.
@@ -91,7 +70,7 @@ fn every_signal_and_every_pair_of_them_leaves_a_checkpoint() {
         let dir = format!("{first}-{}", second.unwrap_or("alone"));
         let run = start(&corpus, 1, &format!("-x 100000 -o {dir}")).remove(0);
         wait_for_steps(&corpus.path(&dir), 3);
-        kill(&run, first);
+        signal(run.id(), first);
         second.iter().for_each(|second| {
             std::thread::sleep(Duration::from_millis(2));
             // It may have ended already.
@@ -121,10 +100,10 @@ fn a_run_under_nohup_ignores_a_hangup() {
     command.arg(train.get_program()).args(train.get_args()).args("-x 100000 -o out".split(' '));
     let run = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     wait_for_steps(&corpus.path("out"), 3);
-    kill(&run, "HUP");
+    signal(run.id(), "HUP");
     let done = steps(&corpus.path("out"));
     wait_for_steps(&corpus.path("out"), done + 20);
-    kill(&run, "TERM");
+    signal(run.id(), "TERM");
     let output = run.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(128 + 15));
     assert!(!stderr(&output).contains("SIGHUP"), "{}", stderr(&output));
@@ -141,10 +120,10 @@ fn a_signal_long_after_the_first_ends_at_once() {
         std::thread::sleep(Duration::from_millis(5));
     }
     std::thread::sleep(Duration::from_millis(100));
-    kill(&run, "TERM");
+    signal(run.id(), "TERM");
     std::thread::sleep(Duration::from_millis(2200));
     let again = Instant::now();
-    kill(&run, "TERM");
+    signal(run.id(), "TERM");
     let output = run.wait_with_output().unwrap();
     assert!(again.elapsed() < Duration::from_secs(1), "{:?}", again.elapsed());
     assert_eq!(output.status.signal(), Some(15));
@@ -159,7 +138,7 @@ fn a_signal_during_set_up_ends_at_once() {
     let mut run = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(run.stdout.take().unwrap()).lines();
     lines.find(|line| line.as_ref().unwrap().contains("memory in all")).unwrap().unwrap();
-    kill(&run, "TERM");
+    signal(run.id(), "TERM");
     let output = run.wait_with_output().unwrap();
     assert_eq!((output.status.signal(), stderr(&output).as_str()), (Some(15), ""));
     let left: Vec<_> =
@@ -189,10 +168,10 @@ fn a_signal_cuts_evaluations_short_and_they_run_again() {
         }
         let began = Instant::now();
         std::thread::sleep(Duration::from_millis(300));
-        kill(&ranks[world_size - 1], "TERM");
+        signal(ranks[world_size - 1].id(), "TERM");
         if name == "the sample" && world_size > 1 {
             // Rank 0 draws alone, so a launcher's signal to all ranks is what counts.
-            kill(&ranks[0], "TERM");
+            signal(ranks[0].id(), "TERM");
         }
         let output = ranks.remove(0).wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(128 + 15), "{dir}: {}", stderr(&output));
@@ -237,7 +216,7 @@ fn a_resumed_run_repeats_the_evaluation_that_was_cut() {
         let run = start(&corpus, 1, &format!("{flags} -x 100000 -o {dir}")).remove(0);
         wait_for_steps(&corpus.path(&dir), 5);
         std::thread::sleep(Duration::from_millis(30));
-        kill(&run, "INT");
+        signal(run.id(), "INT");
         let output = run.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(128 + 2));
         if stderr(&output).contains("cutting validation short") {

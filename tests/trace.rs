@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Corpus, TRAIN_GPT2, TRAIN_GPT2CU, WARPSMITH, losses, refuse, stdout, succeed};
+use common::{Corpus, TRAIN_GPT2, TRAIN_GPT2CU, WARPSMITH, as_rank, losses, refuse, stdout, succeed};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -185,18 +185,12 @@ fn a_step_on_the_emulated_device_is_traced() {
 fn each_rank_traces_its_collectives() {
     for stage in [ZeroStage::Zero1, ZeroStage::Zero2, ZeroStage::Zero3] {
         let corpus = corpus();
-        let flags = format!("-d 128 -pi fs -pf . -z {} --trace trace.json", stage as usize);
-        let rank = |rank: &str| {
+        let flags = format!("-d 128 -z {} --trace trace.json", stage as usize);
+        let rank = |rank: usize| {
             let mut command = train(&corpus, TRAIN_GPT2, &flags);
-            command
-                .env("WORLD_SIZE", "2")
-                .env("RANK", rank)
-                .env("LOCAL_RANK", rank)
-                .stdout(Stdio::null())
-                .spawn()
-                .unwrap()
+            as_rank(&mut command, rank, 2).stdout(Stdio::null()).spawn().unwrap()
         };
-        for mut rank in ["0", "1"].map(rank) {
+        for mut rank in [0, 1].map(rank) {
             assert!(rank.wait().unwrap().success());
         }
         let shown = read(&corpus.path("trace_rank0.json"), 0);

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Corpus, losses, stderr, stdout, succeed};
+use common::{Corpus, losses, signal, stderr, stdout, succeed, wait_for_steps};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -162,12 +162,8 @@ fn sigterm_ends_a_run_with_a_checkpoint() {
     let corpus = Corpus::new();
     let mut child =
         corpus.train().args("-x 100000 -o out".split(' ')).stdout(Stdio::piped()).spawn().unwrap();
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !corpus.path("out/metrics.jsonl").exists() || losses(&corpus.path("out")).len() < 3 {
-        assert!(Instant::now() < deadline, "the run never got going");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    succeed(Command::new("kill").arg(child.id().to_string()));
+    wait_for_steps(&corpus.path("out"), 3);
+    signal(child.id(), "TERM");
     // The pipe must be read, or the child blocks once it is full.
     let mut text = String::new();
     std::io::Read::read_to_string(child.stdout.as_mut().unwrap(), &mut text).unwrap();
@@ -340,7 +336,7 @@ fn a_second_run_in_a_directory_leaves_the_first_alone() {
         second.args("-x 4 -n 1 -o out".split(' ')).args(extra.split_whitespace());
         common::refuse(&mut second, &["-o/--output-dir", "out is in use by", &pid]);
     }
-    succeed(Command::new("kill").arg(first.id().to_string()));
+    signal(first.id(), "TERM");
     assert_eq!(first.wait().unwrap().code(), Some(128 + 15));
     assert!(!corpus.path("out/.lock").exists());
     let steps = losses(&corpus.path("out"));
@@ -427,7 +423,7 @@ fn a_directory_that_is_moved_away_costs_no_line() {
     std::fs::rename(corpus.path("out"), corpus.path("moved")).unwrap();
     wait_for("out/metrics.jsonl");
     common::refuse(corpus.train().args("-x 4 -o out -y 1".split(' ')), &["is in use by"]);
-    succeed(Command::new("kill").arg(child.id().to_string()));
+    signal(child.id(), "TERM");
     let mut text = String::new();
     std::io::Read::read_to_string(child.stdout.as_mut().unwrap(), &mut text).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(128 + 15));

@@ -1,8 +1,11 @@
 //! Shared by the tests of the programs: a small corpus, and running a program to its end.
 #![allow(dead_code)] // each test binary uses a part of it
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 use warpsmith::checkpoint::{self, ModelFile};
 use warpsmith::config::ModelConfig;
 use warpsmith::data::shard::ShardWriter;
@@ -39,6 +42,48 @@ impl Corpus {
         command.args(["-i", "x_train_*.bin", "-j", "x_val_*.bin"]);
         command.args("--layers 2 --heads 2 --channels 16 -b 2 -t 16 -v 0 -s 0".split(' '));
         command
+    }
+}
+
+/// Trains a model on the corpus for a few steps; its checkpoint is in `log`.
+pub fn trained(corpus: &Corpus) {
+    succeed(corpus.train().args("-l 1e-2 -x 20 -n 20 -v 10 -m 4 -o log".split(' ')));
+}
+
+/// `warpsmith` in a directory, with the words of `line` as its arguments.
+pub fn warpsmith(dir: &Path, line: &str) -> Command {
+    let mut command = Command::new(WARPSMITH);
+    command.current_dir(dir).args(line.split(' '));
+    command
+}
+
+/// Makes a trainer's command one rank of a run as a launcher would; the ranks meet through a file
+/// in their directory. The command of a run of one rank stays as it is.
+pub fn as_rank(command: &mut Command, rank: usize, world_size: usize) -> &mut Command {
+    if world_size > 1 {
+        command.args(["-pi", "fs", "-pf", "."]).env("WORLD_SIZE", world_size.to_string());
+        command.env("RANK", rank.to_string()).env("LOCAL_RANK", rank.to_string());
+    }
+    command
+}
+
+/// Sends the signal of that name, such as TERM, to a process.
+pub fn signal(pid: impl Display, name: &str) {
+    succeed(Command::new("kill").args([&format!("-{name}"), pid.to_string().trim()]));
+}
+
+/// The number of steps in the log of a run.
+pub fn steps(dir: &Path) -> usize {
+    let text = std::fs::read_to_string(dir.join("main.log")).unwrap_or_default();
+    text.lines().filter(|line| line.contains(" trl:")).count()
+}
+
+/// Waits until a run has done `count` steps.
+pub fn wait_for_steps(dir: &Path, count: usize) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while steps(dir) < count {
+        assert!(Instant::now() < deadline, "{count} steps took more than a minute");
+        sleep(Duration::from_millis(5));
     }
 }
 

@@ -225,14 +225,14 @@ fn each_process_opens_the_gpu_of_its_number_on_the_machine() {
         .arg(dir.path().join("libcuda.so.1"))
         .arg("-lm");
     assert!(cc.status().unwrap().success());
-    let rank = |rank: &str| {
+    let rank = |rank: usize| {
         let mut child = Command::new(common::TRAIN_GPT2CU);
-        child.args("-i none -j none -b 1 -t 64 -d 128 -pi fs -pf .".split(' ')).current_dir(dir.path());
-        child.env("WORLD_SIZE", "2").env("RANK", rank).env("LOCAL_RANK", rank);
+        child.args("-i none -j none -b 1 -t 64 -d 128".split(' ')).current_dir(dir.path());
+        common::as_rank(&mut child, rank, 2);
         child.env("LD_LIBRARY_PATH", dir.path()).env_remove("CUDA_VISIBLE_DEVICES");
         child.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     };
-    let [first, second] = ["0", "1"].map(rank).map(|rank| rank.wait_with_output().unwrap());
+    let [first, second] = [0, 1].map(rank).map(|rank| rank.wait_with_output().unwrap());
     assert_eq!((first.status.code(), second.status.code()), (Some(2), Some(2)));
     let line = "train_gpt2cu: --device cuda: GPU 1: this machine shows 1, numbered from 0\n";
     assert_eq!(said(&second), line);

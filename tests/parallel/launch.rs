@@ -1,7 +1,7 @@
 //! The launcher `warpsmith launch`.
 
-use super::{RECIPE, assert_alike, corpus, run, wait_for_steps};
-use crate::common::{Corpus, TRAIN_GPT2, WARPSMITH, losses, refuse, stderr, stdout};
+use super::{RECIPE, assert_alike, corpus, run};
+use crate::common::{Corpus, TRAIN_GPT2, WARPSMITH, losses, refuse, signal, stderr, stdout, wait_for_steps};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -79,7 +79,7 @@ fn the_launcher_restarts_from_the_last_checkpoint() {
         std::thread::sleep(Duration::from_millis(10));
     }
     let pid = std::fs::read_to_string(corpus.path("pid-1")).unwrap();
-    assert!(Command::new("kill").args(["-KILL", pid.trim()]).status().unwrap().success());
+    signal(pid, "KILL");
     let output = job.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
     for line in ["warning: launch: rank 1 was killed by SIGKILL", "warning: launch: restart 1 of 3\n"] {
@@ -94,16 +94,12 @@ fn a_signal_to_the_launcher_stops_the_run_with_a_checkpoint() {
     let corpus = corpus();
     let command = trainer("-d 64 -x 100000 -o out");
     let job = launch(&corpus, "-n 2", &command.each_ref().map(String::as_str)).spawn().unwrap();
-    wait_for_steps(&corpus.path("out"));
-    assert!(Command::new("kill").args(["-TERM", &job.id().to_string()]).status().unwrap().success());
+    wait_for_steps(&corpus.path("out"), 3);
+    signal(job.id(), "TERM");
     let output = job.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(128 + 15), "{}", stderr(&output));
     let steps = losses(&corpus.path("out")).len();
     assert!(corpus.path(&format!("out/DONE_{steps:08}")).exists(), "a checkpoint of step {steps}");
-}
-
-fn kill(signal: &str, pid: &str) {
-    assert!(Command::new("kill").args([&format!("-{signal}"), pid.trim()]).status().unwrap().success());
 }
 
 /// Waits for a file with a process id in it.
@@ -135,8 +131,8 @@ fn a_signal_reaches_the_trainers_behind_wrappers_and_all_end_with_a_checkpoint()
     let corpus = corpus();
     let trainer = format!("exec {TRAIN_GPT2} {RECIPE} -d 64 -x 100000 -o out").replace('*', "\\*");
     let job = launch(&corpus, "-n 2", &wrapped(&trainer).each_ref().map(String::as_str)).spawn().unwrap();
-    wait_for_steps(&corpus.path("out"));
-    kill("HUP", &job.id().to_string());
+    wait_for_steps(&corpus.path("out"), 3);
+    signal(job.id(), "HUP");
     let output = job.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(128 + 1), "{}", stderr(&output));
     let steps = losses(&corpus.path("out")).len();
@@ -163,7 +159,7 @@ fn the_children_of_a_wrapper_that_was_killed_end_before_a_restart() {
     while !corpus.path("old-0").exists() || !corpus.path("old-1").exists() {
         std::thread::sleep(Duration::from_millis(10));
     }
-    kill("KILL", &pid_in(&corpus.path("wrapper-1")));
+    signal(pid_in(&corpus.path("wrapper-1")), "KILL");
     let output = job.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
     let said = stderr(&output);
@@ -179,11 +175,11 @@ fn a_second_signal_ends_ranks_that_hang() {
     let job = launch(&corpus, "-n 2", &["sh", "-c", script]).spawn().unwrap();
     let ranks = [0, 1].map(|rank| pid_in(&corpus.path(&format!("pid-{rank}"))));
     let began = Instant::now();
-    kill("INT", &job.id().to_string());
+    signal(job.id(), "INT");
     // Later than signals that belong to the first one.
     std::thread::sleep(Duration::from_millis(2500));
     assert!(ranks.iter().all(|pid| is_alive(pid)));
-    kill("INT", &job.id().to_string());
+    signal(job.id(), "INT");
     let output = job.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(128 + 9), "{}", stderr(&output));
     assert!(began.elapsed() < Duration::from_secs(20), "it took {:?}", began.elapsed());

@@ -1,7 +1,7 @@
 //! Machines simulated by network namespaces.
 
-use super::{RECIPE, corpus, run, wait_for_steps};
-use crate::common::{Corpus, TRAIN_GPT2, losses, stderr, stdout};
+use super::{RECIPE, corpus, run};
+use crate::common::{Corpus, TRAIN_GPT2, losses, stderr, stdout, wait_for_steps};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -46,7 +46,7 @@ fn a_machine_that_is_cut_off_is_named_on_both_sides() {
     let flags = ["-c", "cut"];
     let mut command = on_machines(&corpus, &flags, "-d 128 -x 100000 -o out");
     let job = command.spawn().unwrap();
-    wait_for_steps(&corpus.path("out"));
+    wait_for_steps(&corpus.path("out"), 3);
     std::fs::write(corpus.path("cut"), "").unwrap();
     let cut = Instant::now();
     let output = job.wait_with_output().unwrap();

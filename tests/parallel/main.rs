@@ -19,7 +19,10 @@ mod mpi {
 mod mpirun;
 mod sharded;
 
-use common::{Corpus, TRAIN_GPT2, TRAIN_GPT2CU, forget_after, losses, refuse, stderr, stdout};
+use common::{
+    Corpus, TRAIN_GPT2, TRAIN_GPT2CU, as_rank, forget_after, losses, refuse, signal, stderr, stdout,
+    wait_for_steps,
+};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -41,12 +44,7 @@ fn start(corpus: &Corpus, program: &str, world_size: usize, flags: &str) -> Vec<
     let rank = |rank: usize| {
         let mut command = Command::new(program);
         command.current_dir(corpus.dir.path()).args(flags.split_whitespace());
-        if world_size > 1 {
-            command.args(["-pi", "fs", "-pf", "."]);
-            command.env("WORLD_SIZE", world_size.to_string());
-            command.env("RANK", rank.to_string()).env("LOCAL_RANK", rank.to_string());
-        }
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        as_rank(&mut command, rank, world_size).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     };
     (0..world_size).map(rank).collect()
 }
@@ -158,15 +156,6 @@ fn a_run_resumes_with_another_number_of_processes() {
     assert_eq!(bits[..16], run(&corpus, TRAIN_GPT2, 4, flags, "again")[..16]);
 }
 
-/// Waits until a run has done a step.
-fn wait_for_steps(dir: &Path) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while std::fs::read_to_string(dir.join("metrics.jsonl")).map_or(0, |text| text.lines().count()) < 3 {
-        assert!(Instant::now() < deadline, "no step within a minute");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
 #[test]
 fn a_killed_process_ends_the_others() {
     let corpus = corpus();
@@ -174,7 +163,7 @@ fn a_killed_process_ends_the_others() {
         let out = format!("killed-{victim}");
         let mut ranks =
             start(&corpus, TRAIN_GPT2, 3, &format!("{RECIPE} -d 96 -x 100000 -n 5 -nk 2 -o {out}"));
-        wait_for_steps(&corpus.path(&out));
+        wait_for_steps(&corpus.path(&out), 3);
         ranks[victim].kill().unwrap();
         let killed = Instant::now();
         for (rank, output) in finish(ranks).iter().enumerate().filter(|(rank, _)| *rank != victim) {
@@ -202,9 +191,8 @@ fn a_signal_to_one_process_stops_all_at_one_step() {
     // Large enough for a checkpoint to take a while.
     let flags = "--layers 1 --heads 2 --channels 128 -b 1 -t 16 -d 32 -x 100000 -v 0 -s 0 -o out";
     let mut ranks = start(&corpus, TRAIN_GPT2, 2, &format!("{DATA} {flags}"));
-    wait_for_steps(&corpus.path("out"));
-    let pid = ranks[1].id().to_string();
-    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    wait_for_steps(&corpus.path("out"), 3);
+    signal(ranks[1].id(), "TERM");
     // A launcher would now end the others, so everything must be complete by now.
     ranks[1].wait().unwrap();
     let steps = losses(&corpus.path("out")).len();
@@ -228,11 +216,8 @@ fn inconsistent_ranks_are_named() {
     ] {
         let ranks = ["-o out -n 2 -y 1", own].into_iter().enumerate().map(|(rank, flags)| {
             let mut command = Command::new(TRAIN_GPT2);
-            command
-                .current_dir(corpus.dir.path())
-                .args(format!("{RECIPE} -x 8 -pi fs -pf . {flags}").split(' '));
-            command.env("WORLD_SIZE", "2").env("RANK", rank.to_string()).env("LOCAL_RANK", rank.to_string());
-            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+            command.current_dir(corpus.dir.path()).args(format!("{RECIPE} -x 8 {flags}").split(' '));
+            as_rank(&mut command, rank, 2).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
         });
         let outputs = finish(ranks.collect());
         assert_eq!(outputs[1].status.code(), Some(2), "{own}");

@@ -1,10 +1,10 @@
 //! The meeting of ranks, with pauses, strangers and processes that do not belong to the run.
 
 use super::{DATA, RECIPE, corpus, finish};
-use crate::common::{Corpus, TRAIN_GPT2, losses, stderr};
+use crate::common::{Corpus, TRAIN_GPT2, losses, signal, stderr};
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -35,20 +35,15 @@ fn stranger(port: u16) -> TcpStream {
     }
 }
 
-fn kill(signal: &str, process: &Child) {
-    let pid = process.id().to_string();
-    assert!(Command::new("kill").args([&format!("-{signal}"), &pid]).status().unwrap().success());
-}
-
 #[test]
 fn a_rank_0_that_was_paused_at_the_start_still_trains_with_the_others() {
     let (corpus, port, flags) = (corpus(), free_port(), "-d 96 -o out");
     let mut ranks = vec![rank(&corpus, 0, 3, port, flags).spawn().unwrap()];
     drop(stranger(port));
-    kill("STOP", &ranks[0]);
+    signal(ranks[0].id(), "STOP");
     ranks.extend((1..3).map(|number| rank(&corpus, number, 3, port, flags).spawn().unwrap()));
     sleep(Duration::from_secs(3));
-    kill("CONT", &ranks[0]);
+    signal(ranks[0].id(), "CONT");
     for (number, output) in finish(ranks).iter().enumerate() {
         assert_eq!(output.status.code(), Some(0), "rank {number}: {}", stderr(output));
     }
@@ -73,7 +68,7 @@ fn strangers_do_not_hinder_a_run_and_a_rank_without_the_secret_is_named() {
     drop(idle);
     // It says for whom it waits and why, and a signal ends it at once.
     let signaled = Instant::now();
-    kill("TERM", &intruder);
+    signal(intruder.id(), "TERM");
     let output = intruder.wait_with_output().unwrap();
     assert!(signaled.elapsed() < Duration::from_secs(2) && output.status.code().is_none(), "{output:?}");
     let said = stderr(&output);
@@ -92,7 +87,7 @@ fn a_rank_says_at_once_for_whom_it_waits() {
     alone.env("MASTER_PORT", port.to_string()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let alone = alone.spawn().unwrap();
     sleep(Duration::from_secs(3));
-    kill("INT", &alone);
+    signal(alone.id(), "INT");
     let output = alone.wait_with_output().unwrap();
     let expected = format!(
         "rank 0: warning: waiting at localhost:{port} for rank 1 of 2 (WORLD_SIZE=2 in the environment)\n"

@@ -2,8 +2,8 @@
 //! again.
 
 use super::mpirun::mpirun;
-use super::{RECIPE, assert_alike, corpus, run, wait_for_steps};
-use crate::common::{TRAIN_GPT2, losses, stderr, stdout};
+use super::{RECIPE, assert_alike, corpus, run};
+use crate::common::{TRAIN_GPT2, losses, signal, stderr, stdout, wait_for_steps};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use warpsmith::parallel::environment::{Flags, Process};
@@ -159,9 +159,9 @@ fn a_rank_that_is_killed_ends_the_job() {
     let mut command = mpirun();
     command.current_dir(corpus.dir.path()).args(["-np", "2"]).args(trainer("-x 100000 -o out"));
     let job = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    wait_for_steps(&corpus.path("out"));
+    wait_for_steps(&corpus.path("out"), 3);
     let pid = |rank: usize| std::fs::read_to_string(corpus.path(&format!("pid-{rank}"))).unwrap();
-    assert!(Command::new("kill").args(["-KILL", pid(1).trim()]).status().unwrap().success());
+    signal(pid(1), "KILL");
     let killed = Instant::now();
     let output = job.wait_with_output().unwrap();
     assert!(!output.status.success());
