@@ -143,8 +143,8 @@ impl<'a> Row<'a> {
 /// If a loss is NaN.
 ///
 /// # Panics
-/// In a debug build, if [`HellaSwag::check`] refuses the model; and if the longest row, cut to `maxT`, has more tokens
-/// than the model's buffers have rows.
+/// If the longest row, cut to `maxT`, has more tokens than the model's buffers have rows, or in a
+/// debug build if [`HellaSwag::check`] refuses the model.
 pub fn evaluate(
     model: &GPT2,
     dev: &mut dyn Ops,

@@ -1,8 +1,8 @@
 //! How ranks connect. Rank 0 listens at an address that all ranks know, or that it writes to a
 //! file. The others connect to it and tell it where they listen themselves; every connection begins
-//! with a [handshake](super::handshake). When all are there, rank 0 sends them the list of places and
-//! waits until each has answered: a rank whose connection has broken is missing again, and may come
-//! back. Then it sends `Begin`, and each rank connects to the ranks below its own.
+//! with a [handshake](super::handshake). When all are there, rank 0 sends them the list of places
+//! and waits until each has answered: a rank whose connection has broken is missing again, and may
+//! come back. Then it sends `Begin`, and each rank connects to the ranks below its own.
 
 use super::acceptor::{Acceptor, Verified};
 use super::address::{self, Published};
