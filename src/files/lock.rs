@@ -12,13 +12,16 @@ use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::thread::{Builder, JoinHandle};
-use std::time::{Duration, SystemTime};
+use std::thread::{Builder, JoinHandle, sleep};
+use std::time::{Duration, Instant, SystemTime};
 
 const NAME: &str = ".lock";
 
 /// The time between two signs of life.
 const BEAT: Duration = Duration::from_secs(20);
+
+/// The time that a holder has to end before it is in the way.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The silence after which a holder on another machine is gone.
 const STALE: Duration = Duration::from_secs(120);
@@ -121,7 +124,7 @@ impl DirLock {
 
 /// Opens and locks the file for `holder`.
 fn lock(holder: &Holder, dir: &Path, name: &str, stale: Duration) -> Result<File> {
-    let (path, place) = (dir.join(name), dir.display());
+    let (path, place, started) = (dir.join(name), dir.display(), Instant::now());
     loop {
         let mut options = File::options();
         options.read(true).write(true).create(true).truncate(false);
@@ -130,6 +133,11 @@ fn lock(holder: &Holder, dir: &Path, name: &str, stale: Duration) -> Result<File
         let file = options.open(&path).with_context(|| format!("cannot write {}", path.display()))?;
         let locks = match file.try_lock() {
             Ok(()) => true,
+            // A process that was killed a moment ago may still be on its way out.
+            Err(TryLockError::WouldBlock) if started.elapsed() < PATIENCE => {
+                sleep(PATIENCE / 40);
+                continue;
+            }
             Err(TryLockError::WouldBlock) => {
                 bail!("{place} is in use by {}; wait for it, stop it, or choose another", name_of(&file))
             }
