@@ -32,7 +32,7 @@ fn threads_that_cannot_be_started_are_one_line() {
     let script = format!("ulimit -v 300000; exec {WARPSMITH} stories -o s --tokens 100");
     let mut command = Command::new("bash");
     command.current_dir(dir.path()).args(["-c", &script]).env("RUST_MIN_STACK", "400000000");
-    refuse(&mut command, &["cannot start a thread per core"]);
+    refuse(&mut command, &["cannot start the CPU threads"]);
 }
 
 #[test]
