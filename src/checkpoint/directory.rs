@@ -266,13 +266,17 @@ pub(super) fn step_of_any(name: &str) -> Option<u64> {
 }
 
 /// Removes what killed runs left half-written: it may be as large as a checkpoint.
-pub(super) fn remove_temporaries(dir: &Path) -> Result<()> {
+///
+/// # Errors
+/// If the directory cannot be read, or a file cannot be removed.
+pub fn remove_temporaries(dir: &Path) -> Result<()> {
     file_names(dir)?.iter().filter(|name| is_temporary(name)).try_for_each(|name| remove(&dir.join(name)))
 }
 
-/// Whether a file is the temporary of a checkpoint's file.
+/// Whether a file is the temporary of a run's file.
 fn is_temporary(name: &str) -> bool {
-    let ours = |name: &str| ["model_", "state_", "run_", "DONE_"].iter().any(|p| name.starts_with(p));
+    const OURS: [&str; 6] = ["model_", "state_", "run_", "DONE_", "main.log", "metrics.jsonl"];
+    let ours = |name: &str| OURS.iter().any(|prefix| name.starts_with(prefix));
     files::final_name(name).is_some_and(ours)
 }
 

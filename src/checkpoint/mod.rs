@@ -8,6 +8,7 @@ mod digest;
 mod directory;
 mod find;
 mod hf_config;
+mod memory;
 pub mod model_bin;
 mod run_file;
 mod safetensors_file;
@@ -16,7 +17,8 @@ pub mod state;
 mod stream;
 
 pub use directory::{
-    Latest, Saved, done_path, ensure_fresh, latest, model_path, prune, read_run, run_path, state_path, steps,
+    Latest, Saved, done_path, ensure_fresh, latest, model_path, prune, read_run, remove_temporaries,
+    run_path, state_path, steps,
 };
 pub use find::{FoundModel, ensure_free, ensure_same_config, find_model};
 pub use run_file::{Float, RunFile};

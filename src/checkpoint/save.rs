@@ -7,7 +7,7 @@ use super::directory::{
 use super::run_file::RunFile;
 use super::state::State;
 use super::stream::{self, Source, TensorKind};
-use super::{model_bin, state};
+use super::{memory, model_bin, state};
 use crate::config::ModelConfig;
 use crate::files;
 use crate::params::ParamLayout;
@@ -29,8 +29,8 @@ pub struct Checkpoint {
     pub state: Option<State>,
 }
 
-/// The bytes of a checkpoint's files in memory. They are mapped: the system refuses a map that is
-/// too large instead of ending the process, and has the memory back at once.
+/// The bytes of a checkpoint's files in memory. They are mapped, so that the system has the memory
+/// back at once.
 pub struct Copied {
     model: MmapMut,
     state: MmapMut,
@@ -73,11 +73,15 @@ impl Checkpoint {
     /// Those of `source`.
     pub fn copy(&self, source: &mut Source) -> Result<Option<Copied>> {
         let len = ParamLayout::new(&self.config).len();
+        let (model, state) =
+            (model_bin::size(len, self.dtype), self.state.as_ref().map_or(0, |state| state.size(len)));
+        let needed = (model + state) as u64;
+        if memory::available().is_some_and(|available| available < needed + needed / 8) {
+            return Ok(None);
+        }
         // A map cannot be empty.
         let reserve = |bytes: usize| MmapMut::map_anon(bytes.max(1)).ok();
-        let model = reserve(model_bin::size(len, self.dtype));
-        let state = reserve(self.state.as_ref().map_or(0, |state| state.size(len)));
-        let (Some(mut model), Some(mut state)) = (model, state) else { return Ok(None) };
+        let (Some(mut model), Some(mut state)) = (reserve(model), reserve(state)) else { return Ok(None) };
         self.encode(Part::Model, source, &mut &mut model[..])?;
         self.encode(Part::State, source, &mut &mut state[..])?;
         Ok(Some(Copied { model, state }))

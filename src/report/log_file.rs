@@ -23,6 +23,7 @@ impl LogFile {
     /// `step` or later are dropped, as the run will write them again; so is an incomplete last
     /// line. Other lines stay.
     pub fn resume(path: PathBuf, step: usize, step_of: fn(&str) -> Option<usize>) -> Result<Self> {
+        refuse_special(&path)?;
         let mut text = Vec::new();
         if path.exists() {
             let read = files::open(&path)?.0.read_to_end(&mut text);
@@ -78,9 +79,10 @@ impl LogFile {
     }
 }
 
-/// Refuses a pipe or a device in the place of a log: opening it could wait forever.
+/// Refuses a pipe or a device in the place of a log, since opening it could wait forever, and a
+/// link, whose target would be overwritten.
 fn refuse_special(path: &Path) -> Result<()> {
-    let special = fs::metadata(path).ok().filter(|found| !found.is_file());
+    let special = fs::symlink_metadata(path).ok().filter(|found| !found.is_file());
     special.map_or(Ok(()), |found| {
         bail!("{}: expected a log, found {}; remove it", path.display(), files::kind(&found))
     })

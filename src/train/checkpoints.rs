@@ -182,9 +182,8 @@ impl Trainer {
         let due = now || last || every > 0 && step > 0 && step.is_multiple_of(every);
         if self.files.output_dir.is_some() && due && self.saved_step != Some(step) {
             self.stop.signals.note(Doing::Checkpoint);
-            // If this fails, trying it again at once would fail, too.
-            self.progress = Progress::Lost;
             self.stop_clock()?;
+            self.finish_checkpoint()?;
             let state = Some(self.state(step));
             self.save(state)?;
             (self.saved_step, self.progress) = (Some(step), Progress::Before(step));
@@ -204,6 +203,7 @@ impl Trainer {
     /// Removes what a killed run left in the directory of a resumed one.
     pub(super) fn prune(&self) -> Result<()> {
         if let (Some(dir), Some(step)) = (self.output_dir(), self.resumed_step) {
+            checkpoint::remove_temporaries(dir)?;
             self.retention().prune(dir, step as u64)?;
         }
         Ok(())
@@ -218,8 +218,9 @@ impl Trainer {
     /// Reports on a checkpoint that has been written.
     fn note_written(&mut self, written: Result<Option<Written>>) -> Result<()> {
         if written.is_err() {
-            self.progress = Progress::Lost;
+            self.saved_step = None;
         }
+        self.stop.checkpoint_since = self.stop.checkpoint_since.filter(|_| matches!(written, Ok(None)));
         if let Some(Written { line: Some(line), elapsed }) = written? {
             self.report.console().line(line);
             self.stop.measured(Work::Checkpoint, elapsed);
@@ -245,6 +246,7 @@ impl Trainer {
         };
         let writing = Writing { checkpoint, target, started };
         if let Some(copied) = writing.checkpoint.copy(source)? {
+            self.stop.checkpoint_since = Some(started);
             return writer.begin(Box::new(move || writing.write_copy(copied)));
         }
         if !std::mem::replace(&mut writer.warned, true) {

@@ -167,10 +167,14 @@ impl Trainer {
             format!("step {number}: loss is {loss} and gradient norm is {norm}; first not finite: {first}");
         match self.roll_back(step, &what)? {
             Some(back) => Ok(back),
-            None => bail!(
-                "{what}; stopped before the update; a lower learning rate (-l) or more warm-up (-u) may help; \
-                 checkpoints written before are complete"
-            ),
+            None => {
+                let dir = self.files.output_dir.as_deref();
+                let kept = dir.map_or("without -o nothing was saved".to_owned(), rescue::newest);
+                bail!(
+                    "{what}; stopped before the update; a lower learning rate (-l) or more warm-up (-u) may help; \
+                     {kept}"
+                )
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 
 use super::Trainer;
 use super::guards::Guards;
+use crate::checkpoint;
 use crate::data::loader::Bookmark;
 use crate::sharding::Partition;
 use std::path::Path;
@@ -21,6 +22,14 @@ pub enum Progress {
 pub struct Undo {
     pub place: Bookmark,
     pub guards: Guards,
+}
+
+/// Says which checkpoint is the newest in the directory of a run, if it has one.
+pub fn newest(dir: &Path) -> String {
+    match checkpoint::steps(dir).unwrap_or_default().last() {
+        Some(step) => format!("the newest checkpoint is that of step {step}"),
+        None => "there is no checkpoint".to_owned(),
+    }
 }
 
 impl Trainer {
@@ -46,9 +55,7 @@ impl Trainer {
             self.data.train.go_to(&place);
             self.guards = guards;
         }
-        let saved = self.saved_step.map_or("there is no earlier one".to_owned(), |saved| {
-            format!("the last checkpoint is that of step {saved}")
-        });
+        let saved = newest(&dir);
         if self.replica.optimizer.m.partition != Partition::WHOLE {
             log::warn!("step {step} is lost, because each rank holds a part of its state (-z); {saved}");
             return;

@@ -51,8 +51,12 @@ pub(super) struct Extras {
 /// Values of flags by name.
 pub type Settings = BTreeMap<String, String>;
 
-/// The flags whose change in a resumed run is worth a warning.
-pub fn settings(args: &TrainArgs, schedule: &Schedule) -> Settings {
+/// The flags whose change in a resumed run is worth a warning. The value of `-i` and `-j` is the
+/// checksum of their data.
+///
+/// # Errors
+/// If the data cannot be read.
+pub fn settings(args: &TrainArgs, schedule: &Schedule, data: &Data) -> Result<Settings> {
     let optim = &args.optim;
     let decays = schedule.kind != ScheduleKind::Constant && schedule.final_frac < 1.0;
     // The number of steps changes the learning rate of each if that decays.
@@ -71,7 +75,14 @@ pub fn settings(args: &TrainArgs, schedule: &Schedule) -> Settings {
         ("--skip-update-gradz", optim.skip_update_gradz.to_string()),
         ("--seed", args.model.seed.to_string()),
     ];
-    settings.into_iter().chain(steps).map(|(flag, value)| (flag.to_owned(), value)).collect()
+    let train = (data.train_flag, data.train.checksum()?.to_string());
+    let val = data
+        .val
+        .as_ref()
+        .map(|val| Ok::<_, anyhow::Error>(("-j", val.checksum()?.to_string())))
+        .transpose()?;
+    let all = settings.into_iter().chain(steps).chain([train]).chain(val);
+    Ok(all.map(|(flag, value)| (flag.to_owned(), value)).collect())
 }
 
 fn f32_name() -> String {
@@ -203,8 +214,12 @@ impl Trainer {
             }
         }
         for (flag, was) in &extras.settings {
-            if let Some(is) = self.settings.get(flag).filter(|is| *is != was) {
-                changes.push(format!("{flag} {is}: the run so far used {was}"));
+            match self.settings.get(flag).filter(|is| *is != was) {
+                Some(_) if matches!(flag.as_str(), "-i" | "-j") => {
+                    changes.push(format!("{flag}: these are not the data that the run so far used"));
+                }
+                Some(is) => changes.push(format!("{flag} {is}: the run so far used {was}")),
+                None => {}
             }
         }
         changes.into_iter().for_each(|change| self.report.console().warning(change));

@@ -33,7 +33,10 @@ impl Trainer {
             return Ok(None);
         }
         let place = self.data.train.bookmark();
+        let best = self.best_val_loss;
         self.restore(saved)?;
+        // That of `model_best.bin`, which stays.
+        self.best_val_loss = best;
         self.replica.zero.forget_gathered();
         self.data.train.go_to(&place);
         if rank0 {

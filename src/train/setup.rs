@@ -64,13 +64,14 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
     let mut report = Report::new(schedule.total_steps, quiet);
     announce(&mut report, args, &start, &data, &peers, &plan, dev.as_mut())?;
     let first_step = start.resumed_step().unwrap_or(0);
+    let settings = resume::settings(args, &schedule, &data)?;
     let mut trainer = Trainer {
         guards: Guards::new(&args.optim, dev.float_dtype()),
         hunt: Hunt { watch, always: args.device.check_numerics, memory: plan.memory.clone() },
         rollbacks: Rollbacks { done: 0, allowed: args.files.rollbacks },
         replica: plan.allocate(dev, peers, args.processes.sum_every_micro_step)?,
         data,
-        settings: resume::settings(args, &schedule),
+        settings,
         schedule,
         report,
         stop: Stop::new(

@@ -61,6 +61,8 @@ pub struct Stop {
     output_dir: Option<PathBuf>,
     /// Once time was up, it stays so.
     late: Cell<bool>,
+    /// The start of the checkpoint that is being written, if there is one.
+    pub checkpoint_since: Option<Instant>,
     /// The end of `--max-hours`; only rank 0 looks at its clock.
     deadline: Option<Instant>,
     /// By [`Work`].
@@ -73,7 +75,7 @@ impl Stop {
         let mut lengths = [Duration::ZERO; 5];
         lengths[Work::Checkpoint as usize] = checkpoint;
         let (signals, late) = (Signals::new(output_dir.clone()), Cell::new(false));
-        Stop { signals, agreed: None, output_dir, late, deadline, lengths }
+        Stop { signals, agreed: None, output_dir, late, checkpoint_since: None, deadline, lengths }
     }
 
     /// Notes the length of some work. The longest counts, and is forgotten slowly.
@@ -89,8 +91,11 @@ impl Stop {
 
     /// This rank's vote to stop before work that ends at `end`.
     pub fn vote(&self, end: Instant) -> f32 {
+        // The last checkpoint has to wait for the one that is being written.
         let checkpoint = self.lengths[Work::Checkpoint as usize];
-        if self.deadline.is_some_and(|deadline| end.max(Instant::now()) + checkpoint > deadline) {
+        let end = end.max(Instant::now());
+        let end = self.checkpoint_since.map_or(end, |since| end.max(since + checkpoint));
+        if self.deadline.is_some_and(|deadline| end + checkpoint > deadline) {
             self.late.set(true);
         }
         let signaled = self.signals.received().map_or(0.0, |_| SIGNALED);

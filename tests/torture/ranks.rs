@@ -3,7 +3,7 @@
 use crate::common::{TRAIN_GPT2, WARPSMITH, stderr};
 use crate::random;
 use crate::random::amount;
-use crate::runs::{Bed, Files, files, same};
+use crate::runs::{Bed, Files, files, logged_steps, same, saved_step};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -58,12 +58,17 @@ fn a_killed_rank_ends_all_and_the_run_resumes_to_the_same_bits() {
         for n in 0..per_stage {
             let out = format!("stage{stage}-{n}");
             let moment = length.mul_f64(chance.below(1000) as f64 / 1000.0);
-            let output = kill(&bed, &out, stage, chance.below(RANKS), moment);
+            let rank = chance.below(RANKS);
+            let output = kill(&bed, &out, stage, rank, moment);
             for rank in 0..RANKS {
                 // SAFETY: signal 0 sends nothing.
                 let alive = pid(&bed, &out, rank).is_some_and(|pid| unsafe { libc::kill(pid, 0) } == 0);
                 assert!(!alive, "rank {rank} lives on: {}", stderr(&output));
             }
+            let [logged, saved] = [logged_steps(&bed.path(&out)), saved_step(&bed.path(&out))];
+            // Rank 0 has the whole state, and saves it when another rank is lost.
+            let kept = stage != "0" || rank == 0 || saved + 1 >= logged;
+            assert!(kept, "{logged} steps, but a checkpoint of step {saved}: {}", stderr(&output));
             same(&finish(&bed, &out, stage), &expected).unwrap_or_else(|why| panic!("{out}: {why}"));
             std::fs::remove_dir_all(bed.path(&out)).unwrap();
         }
