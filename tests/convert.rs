@@ -1,5 +1,5 @@
-//! `warpsmith data` and `warpsmith convert`, run as a user runs them: text, tokens and models become
-//! what training reads.
+//! `warpsmith data` and `warpsmith convert`, run as a user runs them: text, tokens and models
+//! become what training reads.
 
 mod common;
 

@@ -64,8 +64,8 @@ impl<'a> Acceptor<'a> {
         Ok(Acceptor { listener, meeting, secret, callers: VecDeque::new(), refused: Vec::new() })
     }
 
-    /// Waits up to `time` for bytes from any caller, and goes on with the handshakes that have some.
-    /// Returns the ranks that belong to the run; the caller of this function answers them.
+    /// Waits up to `time` for bytes from any caller, and continues the handshakes that have some.
+    /// Returns the ranks that have proven themselves; the caller of this function answers them.
     ///
     /// # Errors
     /// If no connection can be accepted.
