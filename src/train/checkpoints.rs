@@ -37,6 +37,9 @@ pub struct CheckpointWriter {
     thread: Option<JoinHandle<()>>,
     /// Whether the user knows that checkpoints are written without a copy.
     warned: bool,
+    /// The validation loss of `model_best.bin`, and of the one that is being written.
+    best: Option<f32>,
+    next_best: Option<f32>,
 }
 
 impl CheckpointWriter {
@@ -54,6 +57,8 @@ impl CheckpointWriter {
             writing: false,
             thread: Some(thread),
             warned: false,
+            best: None,
+            next_best: None,
         })
     }
 
@@ -197,7 +202,18 @@ impl Trainer {
         if self.files.output_dir.is_none() || self.files.checkpoint_every == 0 {
             return Ok(());
         }
+        if let Some(writer) = &mut self.writer {
+            writer.next_best = self.best_val_loss;
+        }
         self.save(None)
+    }
+
+    /// Sets the lowest validation loss so far, that of the `model_best.bin` on the disk.
+    pub(super) fn set_best(&mut self, best: Option<f32>) {
+        self.best_val_loss = best;
+        if let Some(writer) = &mut self.writer {
+            writer.best = best;
+        }
     }
 
     /// Removes what a killed run left in the directory of a resumed one.
@@ -217,8 +233,13 @@ impl Trainer {
 
     /// Reports on a checkpoint that has been written.
     fn note_written(&mut self, written: Result<Option<Written>>) -> Result<()> {
-        if written.is_err() {
-            self.saved_step = None;
+        if let Some(writer) = &mut self.writer {
+            match &written {
+                // The state that may be saved now has to be true of the disk.
+                Err(_) => (self.saved_step, self.best_val_loss) = (None, writer.best),
+                Ok(Some(Written { line: None, .. })) => writer.best = writer.next_best,
+                Ok(_) => {}
+            }
         }
         self.stop.checkpoint_since = self.stop.checkpoint_since.filter(|_| matches!(written, Ok(None)));
         if let Some(Written { line: Some(line), elapsed }) = written? {

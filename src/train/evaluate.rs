@@ -69,6 +69,8 @@ impl Trainer {
         }
         if step > 0 && self.best_val_loss.is_none_or(|best| loss < best) {
             self.best_val_loss = Some(loss);
+            // The checkpoint from which the run resumed may lack this evaluation.
+            self.saved_step = self.saved_step.filter(|&saved| saved != step);
             self.save_best()?;
         }
         Ok(())

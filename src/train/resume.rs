@@ -178,7 +178,7 @@ impl Trainer {
             self.guards.loss = extras.loss_outliers.clone();
             self.guards.norm = extras.norm_outliers.clone();
             self.guards.scale = self.guards.scale.map(|fresh| extras.loss_scale.unwrap_or(fresh));
-            self.best_val_loss = extras.best_val_loss.map(|loss| loss.0 as f32);
+            self.set_best(extras.best_val_loss.map(|loss| loss.0 as f32));
         }
         let state = &saved.state.state;
         ensure!(

@@ -35,8 +35,8 @@ impl Trainer {
         let place = self.data.train.bookmark();
         let best = self.best_val_loss;
         self.restore(saved)?;
-        // That of `model_best.bin`, which stays.
-        self.best_val_loss = best;
+        // `model_best.bin` stays.
+        self.set_best(best);
         self.replica.zero.forget_gathered();
         self.data.train.go_to(&place);
         if rank0 {
