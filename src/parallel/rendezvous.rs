@@ -31,6 +31,9 @@ pub enum Endpoint {
 /// llm.c's port.
 const PORT: u16 = 12345;
 
+/// The address of rank 0 where all ranks are on one machine: nobody else can reach it.
+const LOOPBACK: &str = "127.0.0.1";
+
 /// Determines the endpoint.
 ///
 /// # Errors
@@ -91,12 +94,13 @@ fn address_of_launcher(process: &Process, variable: &dyn Fn(&str) -> Option<Stri
         "" => PORT,
         name => 20_000 + (crc32fast::hash(name.as_bytes()) % 20_000) as u16,
     };
-    let local = || format!("127.0.0.1:{port}");
+    let local = || format!("{LOOPBACK}:{port}");
     let no_address = "the launcher does not give the address of rank 0: pass -pi tcp -ps HOST, or -pi fs -pf DIR on a shared disk";
     let all_local = |name: &str| set(name).and_then(|n| n.parse().ok()) == Some(process.world_size);
     Ok(match process.launcher {
         Launcher::Warpsmith | Launcher::Torchrun => {
-            let host = set("MASTER_ADDR").unwrap_or_else(|| "127.0.0.1".to_owned());
+            let named = set("MASTER_ADDR").filter(|_| !all_local("LOCAL_WORLD_SIZE"));
+            let host = named.unwrap_or_else(|| LOOPBACK.to_owned());
             let port = set("MASTER_PORT").unwrap_or_else(|| PORT.to_string());
             let port: u16 =
                 port.trim().parse().with_context(|| format!("MASTER_PORT={port}: expected a port"))?;
@@ -108,11 +112,15 @@ fn address_of_launcher(process: &Process, variable: &dyn Fn(&str) -> Option<Stri
             )?
         }
         Launcher::Slurm => {
+            let count = set("SLURM_STEP_NUM_NODES").or_else(|| set("SLURM_NNODES"));
+            let one_node = count.is_some_and(|count| count.trim() == "1");
             let nodes = set("SLURM_STEP_NODELIST").or_else(|| set("SLURM_JOB_NODELIST"));
             let first = nodes.as_deref().and_then(first_node);
-            let first = first.with_context(|| format!("no node in SLURM_STEP_NODELIST; {no_address}"))?;
+            let first = first.with_context(|| format!("no node in SLURM_STEP_NODELIST; {no_address}"));
+            let first = if one_node { LOOPBACK.to_owned() } else { first? };
             // The list is sorted, while ranks need not be. Only rank 0 can check.
-            if let Some(own) = set("SLURMD_NODENAME").filter(|own| process.rank == 0 && *own != first) {
+            let own = set("SLURMD_NODENAME").filter(|own| !one_node && process.rank == 0 && *own != first);
+            if let Some(own) = own {
                 bail!(
                     "rank 0 is on {own}, but others look for it on {first}, the first of SLURM_STEP_NODELIST; add -pi tcp -ps {own}"
                 );
@@ -175,12 +183,22 @@ mod tests {
         assert_eq!(at(Launcher::Torchrun, &torchrun).unwrap(), "rendezvous at node7:29500");
         let with_store = [torchrun[0], torchrun[1], ("TORCHELASTIC_USE_AGENT_STORE", "True")];
         assert_eq!(at(Launcher::Torchrun, &with_store).unwrap(), "rendezvous at node7:29501");
+        let local = [torchrun[0], torchrun[1], ("LOCAL_WORLD_SIZE", "4")];
+        assert_eq!(at(Launcher::Torchrun, &local).unwrap(), "rendezvous at 127.0.0.1:29500");
+        let two_machines = [torchrun[0], torchrun[1], ("LOCAL_WORLD_SIZE", "2")];
+        assert_eq!(at(Launcher::Torchrun, &two_machines).unwrap(), "rendezvous at node7:29500");
         let slurm = [("SLURM_STEP_NODELIST", "gpu[07-09,12],login1"), ("SLURM_JOB_ID", "40001")];
         assert_eq!(at(Launcher::Slurm, &slurm).unwrap(), "rendezvous at gpu07:12346");
         let second_step = [slurm[0], slurm[1], ("SLURM_STEP_ID", "1")];
         assert_eq!(at(Launcher::Slurm, &second_step).unwrap(), "rendezvous at gpu07:20265");
         let elsewhere = [slurm[0], slurm[1], ("SLURMD_NODENAME", "gpu08")];
         assert!(at(Launcher::Slurm, &elsewhere).unwrap_err().contains("rank 0 is on gpu08"));
+        for (step, job, host) in
+            [("1", "1", "127.0.0.1"), ("", "1", "127.0.0.1"), ("1", "2", "127.0.0.1"), ("2", "1", "gpu07")]
+        {
+            let nodes = [slurm[0], slurm[1], ("SLURM_STEP_NUM_NODES", step), ("SLURM_NNODES", job)];
+            assert_eq!(at(Launcher::Slurm, &nodes).unwrap(), format!("rendezvous at {host}:12346"));
+        }
         let one_machine = [("OMPI_COMM_WORLD_LOCAL_SIZE", "4")];
         assert_eq!(at(Launcher::OpenMpi, &one_machine).unwrap(), "rendezvous at 127.0.0.1:12345");
         let [first, second] = ["1", "2"].map(|job| [one_machine[0], ("PMIX_NAMESPACE", job)]);
