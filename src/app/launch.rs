@@ -5,7 +5,8 @@ mod ranks;
 
 use super::trainer::TRY_AGAIN;
 use crate::cli::flags::warpsmith::LaunchArgs;
-use crate::parallel::environment::OWN_RUN;
+use crate::parallel::environment::{OWN_RUN, STARTED};
+use crate::parallel::lifeline::Lifeline;
 use crate::parallel::secret::{self, Secret};
 use crate::train::signals;
 use anyhow::{Context, Result, ensure};
@@ -17,7 +18,7 @@ use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Runs the ranks, and returns their exit status.
 pub fn launch(args: LaunchArgs) -> Result<ExitCode> {
@@ -35,20 +36,31 @@ pub fn launch(args: LaunchArgs) -> Result<ExitCode> {
         processes: args.processes,
         restarts: args.restarts,
         grace: Duration::from_secs(5),
+        save_time: Duration::from_secs(120),
+        started: SystemTime::now(),
+        lifeline: Lifeline::new()?,
     };
     Ok(ExitCode::from(job.run()? as u8))
 }
 
 /// The ranks to start.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Job {
     /// The program and its arguments, the same for every rank.
     pub command: Vec<OsString>,
     pub processes: usize,
     /// How many times to restart after a failure.
     pub restarts: usize,
-    /// How long the other ranks may take to notice a failure, and then to end after SIGTERM.
+    /// How long the other ranks may take to notice a failure, and to end after a second signal of
+    /// the user.
     pub grace: Duration,
+    /// Time from SIGTERM to SIGKILL, long enough to write a checkpoint: ranks that are well end by
+    /// themselves.
+    pub save_time: Duration,
+    /// The start of the launcher, from which --max-hours counts in every attempt.
+    pub started: SystemTime,
+    /// Ends the trainers when the launcher is killed.
+    pub lifeline: Lifeline,
 }
 
 impl Job {
@@ -80,13 +92,13 @@ impl Job {
             ranks.add(rank, self.start(rank, port, &secret, attempt)?)?;
         }
         let mut failed = None;
-        let mut escalation = Escalation { next: None, grace: self.grace };
+        let mut escalation = Escalation { next: None, save_time: self.save_time };
         while ranks.alive() > 0 {
             let failure = ranks.poll()?;
             if let Some(request) = signals.next() {
                 ranks.send(request.signal);
                 if request.repeated {
-                    escalation.kill_after_grace();
+                    escalation.kill_after(self.grace);
                 }
             }
             let asked = signals.first.is_some();
@@ -128,6 +140,7 @@ impl Job {
             .env("MASTER_ADDR", "127.0.0.1")
             .env("MASTER_PORT", port.to_string())
             .env(OWN_RUN, format!("launch {own} {attempt}"))
+            .env(STARTED, seconds_since_1970(self.started).to_string())
             .env(secret::VARIABLE, secret.reveal())
             .env_remove("TORCHELASTIC_USE_AGENT_STORE");
         if !["RAYON_NUM_THREADS", "OMP_NUM_THREADS"].iter().any(|name| std::env::var_os(name).is_some()) {
@@ -137,6 +150,7 @@ impl Job {
         }
         // In a process group of its own a rank receives Ctrl-C once, from the launcher.
         command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        self.lifeline.hand_to(&mut command);
         end_with_parent(&mut command);
         let program = self.command[0].to_string_lossy();
         command.spawn().with_context(|| format!("launch: cannot start {program}"))
@@ -147,8 +161,7 @@ impl Job {
 struct Escalation {
     /// The next signal, and when it is due.
     next: Option<(Instant, Signal)>,
-    /// Time from SIGTERM to SIGKILL.
-    grace: Duration,
+    save_time: Duration,
 }
 
 impl Escalation {
@@ -160,14 +173,14 @@ impl Escalation {
         }
     }
 
-    fn kill_after_grace(&mut self) {
-        self.next = Some((Instant::now() + self.grace, Signal::KILL));
+    fn kill_after(&mut self, wait: Duration) {
+        self.next = Some((Instant::now() + wait, Signal::KILL));
     }
 
     /// Returns the signal that is due, and plans SIGKILL to follow it.
     fn due(&mut self) -> Option<Signal> {
         let (_, signal) = self.next.filter(|(due, _)| Instant::now() >= *due)?;
-        self.kill_after_grace();
+        self.kill_after(self.save_time);
         Some(signal)
     }
 }
@@ -230,4 +243,46 @@ fn end_with_parent(command: &mut Command) {
 fn free_port() -> Result<u16> {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").context("launch: no free port")?;
     Ok(listener.local_addr()?.port())
+}
+
+fn seconds_since_1970(time: SystemTime) -> f64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs the script as two ranks, without a handler of signals, and returns how long it took.
+    fn attempt(script: &str, save_time: Duration) -> Duration {
+        let job = Job {
+            command: ["sh", "-c", script].map(OsString::from).to_vec(),
+            processes: 2,
+            restarts: 0,
+            grace: Duration::from_millis(100),
+            save_time,
+            started: SystemTime::now(),
+            lifeline: Lifeline::new().unwrap(),
+        };
+        let none: [i32; 0] = [];
+        let mut signals = Signals { arrivals: Arrivals::new(none).unwrap(), first: None };
+        let began = Instant::now();
+        assert_eq!(job.attempt(0, &mut signals).unwrap().unwrap().code(), 7);
+        began.elapsed()
+    }
+
+    #[test]
+    fn ranks_have_time_to_write_a_checkpoint_before_they_are_killed() {
+        let directory = tempfile::tempdir().unwrap();
+        let dir = directory.path().display();
+        let fails = "if [ $RANK = 1 ]; then exit 7; fi";
+        let loops = "while :; do sleep 0.1; done";
+        let saves = format!("{fails}; trap 'sleep 1; echo saved > {dir}/saved; exit 0' TERM; {loops}");
+        attempt(&saves, Duration::from_secs(60));
+        assert_eq!(std::fs::read_to_string(directory.path().join("saved")).unwrap(), "saved\n");
+        let hangs = format!("{fails}; trap '' TERM; {loops}");
+        let save_time = Duration::from_millis(500);
+        let took = attempt(&hangs, save_time);
+        assert!((save_time..Duration::from_secs(20)).contains(&took), "it took {took:?}");
+    }
 }

@@ -5,6 +5,7 @@ use crate::cli::flags::trainer::{Program, TrainArgs, parse};
 use crate::device::open::{DeviceName, DeviceOptions, DtypeChoice};
 use crate::ops::Ops;
 use crate::parallel::Communicator;
+use crate::parallel::lifeline;
 use crate::parallel::mesh::{TcpMesh, Timeouts};
 #[cfg(feature = "mpi")]
 use crate::parallel::mpi::{self, Limits, Mpi};
@@ -27,6 +28,7 @@ pub fn main(program: Program) -> ExitCode {
     let mut ended = false;
     let status = super::run(program.name(), parsed, |args| {
         logging::name_rank(&args.process);
+        lifeline::follow(&variable);
         let finish = run(&args)?;
         ended = true;
         Ok(match finish {

@@ -33,6 +33,9 @@ pub enum Launcher {
 /// The variable in which `warpsmith launch` names a run.
 pub const OWN_RUN: &str = "WARPSMITH_RUN";
 
+/// Variable with the start of the launcher, in seconds since 1970. It is the same for all attempts.
+pub const STARTED: &str = "WARPSMITH_STARTED";
+
 /// The most processes that a run may have.
 pub const MAX_PROCESSES: usize = 1 << 16;
 

@@ -6,6 +6,7 @@
 
 pub mod environment;
 pub mod host;
+pub mod lifeline;
 pub mod mesh;
 #[cfg(feature = "mpi")]
 pub mod mpi;

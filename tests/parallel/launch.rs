@@ -145,12 +145,34 @@ fn a_signal_reaches_the_trainers_behind_wrappers_and_all_end_with_a_checkpoint()
     }
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn trainers_behind_wrappers_stop_with_a_checkpoint_when_the_launcher_is_killed() {
+    let corpus = corpus();
+    let trainer = format!("exec {TRAIN_GPT2} {RECIPE} -d 64 -x 100000 -o out").replace('*', "\\*");
+    let mut job = launch(&corpus, "-n 2", &wrapped(&trainer).each_ref().map(String::as_str)).spawn().unwrap();
+    wait_for_steps(&corpus.path("out"), 3);
+    job.kill().unwrap();
+    job.wait().unwrap();
+    let killed = Instant::now();
+    for rank in 0..2 {
+        let pid = pid_in(&corpus.path(&format!("child-{rank}")));
+        while is_alive(&pid) {
+            assert!(killed.elapsed() < Duration::from_secs(20), "the trainer of rank {rank} runs on");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    let steps = losses(&corpus.path("out")).len();
+    assert!(corpus.path(&format!("out/DONE_{steps:08}")).exists(), "a checkpoint of step {steps}");
+}
+
 #[test]
 fn the_children_of_a_wrapper_that_was_killed_end_before_a_restart() {
     let corpus = corpus();
-    // Without the files of the first attempt, the second one ends at once.
-    let child =
-        "[ -e old-$RANK ] && exit 0; touch old-$RANK; trap \"\" TERM; sleep 1000 & wait; wait; sleep 1000";
+    // With the files of the first attempt, the second one ends at once. A checkpoint may take longer
+    // than ranks have to notice a failure.
+    let child = "[ -e old-$RANK ] && exit 0; trap \"sleep 7; touch saved-$RANK; exit 0\" TERM; \
+                 touch old-$RANK; while :; do sleep 1; done";
     let command = wrapped(child);
     let words = command.each_ref().map(String::as_str).into_iter().chain(["sh", "-y", "1"]);
     let mut command = launch(&corpus, "-n 2 --restarts 1", &words.collect::<Vec<_>>());
@@ -166,6 +188,7 @@ fn the_children_of_a_wrapper_that_was_killed_end_before_a_restart() {
     assert!(said.contains("rank 1 was killed by SIGKILL; ending the others"), "{said}");
     assert!(said.contains("restart 1 of 1"), "{said}");
     assert!(!children.iter().any(|pid| is_alive(pid)));
+    assert!(corpus.path("saved-0").exists() && corpus.path("saved-1").exists(), "{said}");
 }
 
 #[test]

@@ -8,12 +8,12 @@ mod groups;
 
 use crate::cli::{Parsed, parse, values};
 use crate::device::open::DeviceName;
-use crate::parallel::environment::{Flags, Process};
-use anyhow::{Result, ensure};
+use crate::parallel::environment::{Flags, Process, STARTED};
+use anyhow::{Context, Result, ensure};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches, Parser};
 use std::ffi::OsString;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 pub use groups::*;
 
@@ -74,7 +74,7 @@ pub struct TrainArgs {
     #[arg(skip)]
     pub program: Program,
 
-    /// The start of the process, from which --max-hours counts.
+    /// The start of the process, or of its launcher, from which --max-hours counts.
     #[arg(skip = Instant::now())]
     pub started: Instant,
 
@@ -139,9 +139,22 @@ pub fn parse(
     }
     let ProcessFlags { num_processes, process_rank, gpus_per_node, .. } = args.processes;
     args.process = Process::find(Flags { num_processes, process_rank, gpus_per_node }, variable)?;
+    if let Some(text) = variable(STARTED) {
+        args.started = instant_of(&text)?;
+    }
     args.check()?;
     args.rows = rows(&command, &matches, &args);
     Ok(Parsed::Run(args))
+}
+
+/// The time that seconds since 1970 name; the present, if they name a later one.
+fn instant_of(text: &str) -> Result<Instant> {
+    let expected = || format!("{STARTED}={text}: expected seconds since 1970");
+    let seconds: f64 = text.trim().parse().ok().with_context(expected)?;
+    let start = SystemTime::UNIX_EPOCH
+        .checked_add(Duration::try_from_secs_f64(seconds).ok().with_context(expected)?)
+        .with_context(expected)?;
+    Instant::now().checked_sub(start.elapsed().unwrap_or_default()).with_context(expected)
 }
 
 /// Names and values of the flags that shape the run, in the order of the flags.

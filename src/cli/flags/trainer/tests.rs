@@ -457,3 +457,23 @@ fn the_start_up_table_shows_what_is_in_force() {
     assert_eq!(get("flash"), None);
     assert!(rows.iter().all(|row| row.0.len() <= 21), "{rows:?}");
 }
+
+#[test]
+fn the_hours_count_from_the_start_of_the_launcher() {
+    let started = |value: String| {
+        let variable = |name: &str| (name == "WARPSMITH_STARTED").then(|| value.clone());
+        parse(Program::TrainGpt2, argv("--max-hours 3"), &variable)
+    };
+    let left = |ago: f64| {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+        let Ok(Parsed::Run(args)) = started((now - ago).to_string()) else { panic!("refused") };
+        args.deadline().unwrap().saturating_duration_since(Instant::now()).as_secs_f64()
+    };
+    for (ago, want) in [(0.0, 10800.0), (3600.5, 7199.5), (20000.0, 0.0), (-50.0, 10800.0)] {
+        assert!((left(ago) - want).abs() < 1.0, "{ago}: {}", left(ago));
+    }
+    for bad in ["", "noon", "-1", "inf", "1e300"] {
+        let message = format!("{:#}", started(bad.to_owned()).unwrap_err());
+        assert_eq!(message, format!("WARPSMITH_STARTED={bad}: expected seconds since 1970"));
+    }
+}
