@@ -71,7 +71,7 @@ impl<'a> Acceptor<'a> {
     /// If no connection can be accepted.
     pub fn accept_ready(&mut self, time: Duration) -> Result<Vec<Verified>> {
         self.wait(time);
-        self.accept()?;
+        let all_files_open = self.accept()?;
         let mut verified = Vec::new();
         for _ in 0..self.callers.len() {
             let Some(mut caller) = self.callers.pop_front() else { break };
@@ -84,6 +84,11 @@ impl<'a> Acceptor<'a> {
                 // Not one of ours, or too slow.
                 Ok(None) | Err(_) => {}
             }
+        }
+        // Nobody is dropped unheard: one who has just been accepted may have sent a hello.
+        let excess = self.callers.len().saturating_sub(MAX_PENDING + self.meeting.world_size);
+        for _ in 0..excess.max(usize::from(all_files_open)) {
+            self.drop_oldest();
         }
         Ok(verified)
     }
@@ -115,13 +120,12 @@ impl<'a> Acceptor<'a> {
         let _ = poll(&mut all, Some(&time));
     }
 
-    fn accept(&mut self) -> Result<()> {
+    /// Accepts those who call. Returns whether this process can open no more files, which strangers
+    /// may hold.
+    fn accept(&mut self) -> Result<bool> {
         for _ in 0..AT_ONCE {
             match self.listener.accept() {
                 Ok((stream, from)) => {
-                    if self.callers.len() >= MAX_PENDING + self.meeting.world_size {
-                        self.drop_oldest();
-                    }
                     stream.set_nonblocking(true)?;
                     let (from, deadline) = (from.ip().to_canonical(), Instant::now() + HANDSHAKE);
                     let line = Line::default();
@@ -129,15 +133,11 @@ impl<'a> Acceptor<'a> {
                 }
                 Err(e) if e.kind() == ErrorKind::WouldBlock => break,
                 Err(e) if matches!(e.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => {}
-                // Too many open files, and strangers may hold them.
-                Err(_) if !self.callers.is_empty() => {
-                    self.drop_oldest();
-                    break;
-                }
+                Err(_) if !self.callers.is_empty() => return Ok(true),
                 Err(e) => return Err(e).context("accepting connections"),
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Drops the oldest caller, of those who have said nothing if there is one.
@@ -194,5 +194,52 @@ impl<'a> Acceptor<'a> {
             return Err(self.refuse(stream, why));
         }
         Ok(hello)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parallel::mesh::Rendezvous;
+    use std::io::Read;
+
+    #[test]
+    fn callers_are_heard_before_any_is_dropped() {
+        let meeting = Meeting {
+            rank: 0,
+            world_size: 3,
+            size_from: String::new(),
+            run: "run".to_owned(),
+            secret: Secret::NONE,
+            at: Rendezvous::Address(String::new()),
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut acceptor = Acceptor::new(listener, &meeting, &meeting.secret).unwrap();
+        let call = |rank| {
+            let stream = TcpStream::connect(address).unwrap();
+            let run = meeting.run.clone();
+            let nonce = nonce().unwrap();
+            let hello = Hello { warpsmith: PROTOCOL, run, world_size: 3, rank, port: 1, to: 0, nonce };
+            send(&stream, &hello).unwrap();
+            stream
+        };
+        // As many as there is room for, and all have said hello.
+        let mut strangers = Vec::new();
+        while strangers.len() < MAX_PENDING + meeting.world_size {
+            strangers
+                .extend((0..8).map(|_| call(1)).take(MAX_PENDING + meeting.world_size - strangers.len()));
+            assert!(acceptor.accept_ready(Duration::from_secs(1)).unwrap().is_empty());
+        }
+        let ranks = [call(1), call(2)];
+        for _ in 0..10 {
+            acceptor.accept_ready(Duration::from_millis(20)).unwrap();
+        }
+        for (mut rank, number) in ranks.into_iter().zip(1..) {
+            rank.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+            let mut answer = [0; 12];
+            rank.read_exact(&mut answer).unwrap_or_else(|e| panic!("rank {number}: {e}"));
+            assert_eq!(&answer, b"{\"Challenge\"");
+        }
     }
 }
