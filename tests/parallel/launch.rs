@@ -169,8 +169,8 @@ fn trainers_behind_wrappers_stop_with_a_checkpoint_when_the_launcher_is_killed()
 #[test]
 fn the_children_of_a_wrapper_that_was_killed_end_before_a_restart() {
     let corpus = corpus();
-    // With the files of the first attempt, the second one ends at once. A checkpoint may take longer
-    // than ranks have to notice a failure.
+    // With the files of the first attempt, the second one ends at once. A checkpoint may take
+    // longer than ranks have to notice a failure.
     let child = "[ -e old-$RANK ] && exit 0; trap \"sleep 7; touch saved-$RANK; exit 0\" TERM; \
                  touch old-$RANK; while :; do sleep 1; done";
     let command = wrapped(child);
