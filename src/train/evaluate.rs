@@ -16,6 +16,9 @@ use std::time::Instant;
 /// llm.c's seed for samples.
 const SAMPLE_SEED: u64 = 1337;
 
+/// Runs an evaluation before a step.
+type Evaluation = fn(&mut Trainer, usize) -> Result<()>;
+
 impl Trainer {
     /// Runs the evaluations that are due before `step`. One that is cut short reports nothing; the
     /// run then stops at this step, and runs it again when it resumes.
@@ -24,7 +27,7 @@ impl Trainer {
             every > 0 && (last || step.is_multiple_of(every) && (from_start || step > 0))
         };
         let (val_every, sample_every) = (self.eval.val_loss_every, self.eval.sample_every);
-        let evaluations: [(Work, bool, fn(&mut Self, usize) -> Result<()>); 3] = [
+        let evaluations: [(Work, bool, Evaluation); 3] = [
             (Work::Validation, due(val_every, true), Self::validate),
             (Work::HellaSwag, due(val_every, false), Self::score_hellaswag),
             (Work::Sample, due(sample_every, false), Self::sample),
