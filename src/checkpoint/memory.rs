@@ -32,7 +32,7 @@ fn group_directory(text: &str) -> Option<String> {
 fn left_in_group(directory: &str) -> Option<u64> {
     let read = |name: &str| fs::read_to_string(format!("{directory}/{name}")).ok();
     let number = |name: &str| read(name)?.trim().parse::<u64>().ok();
-    // Without a limit, v2 says "max", which is no number, and v1 a number beyond all memory.
+    // Without a limit, v2 says "max" instead of a number, and v1 a number beyond all memory.
     let limit = number("memory.max").or_else(|| number("memory.limit_in_bytes"))?;
     let used = number("memory.current").or_else(|| number("memory.usage_in_bytes"))?;
     // The cache of files counts as used and is given up first.

@@ -112,8 +112,8 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Expects a run that met an error to have ended well all the same, with nothing missing, or to have
-/// said so: exit code 2 and a line that names a file of the run.
+/// Expects a run that met an error to have ended well all the same, with nothing missing, or to
+/// have said so: exit code 2 and a line that names a file of the run.
 #[cfg(target_arch = "x86_64")]
 fn never_silent(ending: &faults::Ending, left: &Path, expected: &runs::Files) {
     match ending.status.code() {

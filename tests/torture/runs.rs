@@ -112,9 +112,10 @@ fn without_times(metrics: &str) -> String {
 }
 
 /// Whether two runs left the same. If not, says where they differ. A run that wrote a checkpoint
-/// out of turn, before it ended, may keep that one instead of another, and lack the one that failed;
-/// each of its files has to belong to a complete checkpoint, and there may be no more of them. The
-/// run files of checkpoints before the last may differ: they lack a best model that was not written.
+/// out of turn, before it ended, may keep that one instead of another, and lack the one that
+/// failed; each of its files has to belong to a complete checkpoint, and there may be no more of
+/// them. The run files of checkpoints before the last may differ: they lack a best model that was
+/// not written.
 pub fn same(found: &Files, expected: &Files) -> Result<(), String> {
     let last = format!("{STEPS:08}");
     let steps = |files: &Files| files.keys().filter(|name| name.starts_with("DONE_")).count();
