@@ -217,7 +217,11 @@ fn a_disk_that_fills_up_leaves_the_checkpoint_before() {
         .args(["-c", "trap '' XFSZ; ulimit -f 2000; exec \"$@\"", "sh"])
         .arg(train.get_program())
         .args(train.get_args());
-    refuse(limited.args("-x 6 -n 2 -o out -y 1".split(' ')), &["out"]);
+    let output = limited.args("-x 6 -n 2 -o out -y 1".split(' ')).output().unwrap();
+    let said = common::stderr(&output);
+    assert_eq!((output.status.code(), said.lines().count()), (Some(2), 2), "{said}");
+    assert!(said.contains("the newest checkpoint is that of step 2"), "{said}");
+    assert!(said.lines().last().unwrap().contains("cannot write out/model_00000004.bin"), "{said}");
     succeed(corpus.train().args("-x 6 -n 2 -o out -y 1".split(' ')));
     assert!(corpus.path("out/DONE_00000006").exists());
 }
