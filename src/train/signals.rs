@@ -155,7 +155,9 @@ mod tests {
             say(Some("out"), SIGHUP, Doing::Checkpoint),
             "SIGHUP: finishing the checkpoint in out; send a second signal after 2 s to end at once"
         );
-        assert!(say(None, SIGUSR1, Doing::Step(1)).contains("step 1; without -o nothing is saved; send a second"));
+        assert!(
+            say(None, SIGUSR1, Doing::Step(1)).contains("step 1; without -o nothing is saved; send a second")
+        );
     }
 
     #[test]
