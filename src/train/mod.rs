@@ -168,6 +168,7 @@ impl Trainer {
         match self.roll_back(step, &what)? {
             Some(back) => Ok(back),
             None => {
+                self.finish_checkpoint()?;
                 let dir = self.files.output_dir.as_deref();
                 let kept = dir.map_or("without -o nothing was saved".to_owned(), rescue::newest);
                 bail!(

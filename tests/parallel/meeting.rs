@@ -87,7 +87,7 @@ fn a_rank_says_at_once_for_whom_it_waits() {
     alone.env("MASTER_PORT", port.to_string()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let alone = alone.spawn().unwrap();
     sleep(Duration::from_secs(3));
-    signal(alone.id(), "INT");
+    signal(alone.id(), "TERM");
     let output = alone.wait_with_output().unwrap();
     let expected = format!(
         "rank 0: warning: waiting at localhost:{port} for rank 1 of 2 (WORLD_SIZE=2 in the environment)\n"
