@@ -11,6 +11,7 @@ pub mod trainer;
 pub mod warpsmith;
 
 use crate::cli::Parsed;
+use crate::report::say;
 use anyhow::Result;
 use std::error::Error;
 use std::fmt;
@@ -35,8 +36,7 @@ pub fn run<T>(
         Ok(status) => status,
         Err(error) if error.is::<StdoutClosed>() => ExitCode::SUCCESS,
         Err(error) => {
-            // With standard error closed, there is nowhere to report.
-            let _ = writeln!(io::stderr(), "{}", error_line(program, &error));
+            say(error_line(program, &error));
             ExitCode::from(USER_ERROR)
         }
     }
@@ -72,8 +72,7 @@ fn print_to(out: &mut impl Write, text: impl fmt::Display) -> Result<()> {
 
 /// Writes a line about the work to standard error, which keeps results on standard output clean.
 fn note(text: impl std::fmt::Display) {
-    // With standard error closed, there is nowhere to say it.
-    let _ = writeln!(io::stderr(), "{}", one_line(&text.to_string()));
+    say(one_line(&text.to_string()));
 }
 
 /// `program: outer: inner`, on one line.

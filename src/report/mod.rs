@@ -11,5 +11,14 @@ pub mod plot;
 pub mod progress;
 pub mod throughput;
 
+use std::fmt::Display;
+use std::io::Write;
+
 /// The logs in the directory of a run.
 pub const LOGS: [&str; 2] = [main_log::NAME, jsonl::NAME];
+
+/// Writes a line to standard error. If that is closed, there is nowhere to write, and the work goes
+/// on.
+pub fn say(line: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}

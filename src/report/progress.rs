@@ -3,7 +3,6 @@
 use super::throughput;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use std::fmt;
-use std::io::{self, Write};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
@@ -48,7 +47,7 @@ impl Progress {
         let (now, total) = (self.bar.elapsed(), self.bar.length().unwrap_or(0));
         if self.bar.is_hidden() && line_is_due(total, self.min, self.line, (now, done)) {
             self.line = (now, done);
-            print(format_args!("{}: {}", self.bar.prefix(), status(done, total, self.unit, now)));
+            super::say(format_args!("{}: {}", self.bar.prefix(), status(done, total, self.unit, now)));
         }
     }
 
@@ -61,7 +60,7 @@ impl Progress {
     pub fn finish(self) {
         let summary = self.summary();
         self.bar.finish_and_clear();
-        print(summary);
+        super::say(summary);
     }
 
     fn summary(&self) -> String {
@@ -107,7 +106,7 @@ pub fn saying<T>(what: &str, quiet: bool, work: impl FnOnce() -> T) -> T {
         if !quiet {
             let say = move || {
                 if wait.recv_timeout(LINE_MIN) == Err(RecvTimeoutError::Timeout) {
-                    print(format_args!("{what} …"));
+                    super::say(format_args!("{what} …"));
                 }
             };
             // Without a thread the work is done in silence.
@@ -117,11 +116,6 @@ pub fn saying<T>(what: &str, quiet: bool, work: impl FnOnce() -> T) -> T {
         drop(done);
         result
     })
-}
-
-/// Prints a line on standard error; a terminal that is gone does not stop the work.
-fn print(line: impl fmt::Display) {
-    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// Whether a line is due `now` after the `last` one; both are a time and how much was done. `min`
@@ -171,6 +165,7 @@ fn compact(x: f64) -> String {
 mod tests {
     use super::*;
     use indicatif::TermLike;
+    use std::io;
     use std::sync::{Arc, Mutex};
 
     /// The lines that appear in a file when `steps` of (seconds, done) happen.

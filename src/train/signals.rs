@@ -5,10 +5,10 @@
 //! launcher is gone. So only a signal that comes later than [`PATIENCE`] after the first ends the
 //! process at once.
 
+use crate::report::say;
 use anyhow::{Context, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals as Arrivals;
-use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -82,8 +82,7 @@ impl Shared {
                 self.first.store(signal, Ordering::Relaxed);
                 let doing = *self.doing.lock().unwrap_or_else(PoisonError::into_inner);
                 if speaks {
-                    // With standard error closed, there is nowhere to say it.
-                    let _ = writeln!(std::io::stderr(), "{}", self.announcement(signal, doing));
+                    say(self.announcement(signal, doing));
                 }
             } else if since.elapsed() > PATIENCE {
                 let _ = signal_hook::low_level::emulate_default_handler(signal);

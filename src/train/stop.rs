@@ -9,10 +9,10 @@ use crate::model::hooks::{LayerHooks, Pass};
 use crate::ops::Ops;
 use crate::parallel::environment::MAX_PROCESSES;
 use crate::replica::zero::ZeroState;
+use crate::report::say;
 use anyhow::Result;
 use std::cell::Cell;
 use std::fmt;
-use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -118,8 +118,7 @@ impl Stop {
             Some(_) => "to continue, run the same command with -y 1",
             None => "without -o nothing was saved",
         };
-        // With standard error closed, there is nowhere to say it.
-        let _ = writeln!(std::io::stderr(), "{why}stopped after step {step}; {next}");
+        say(format_args!("{why}stopped after step {step}; {next}"));
     }
 
     fn reason(&self, votes: f32) -> Option<Reason> {
