@@ -20,6 +20,13 @@ struct alignas(128) TensorMap {
 };
 // A kernel parameter whose address can be taken without copying it.
 #define GRID_CONSTANT const __grid_constant__
+// After __launch_bounds__: groups of n adjacent blocks (clusters) run at the same time, and can
+// reach each other's shared memory. The grid must be a multiple of n.
+#if defined(HAS_HOPPER_INSTRUCTIONS)
+#define CLUSTER(n) __cluster_dims__(n, 1, 1)
+#else
+#define CLUSTER(n)
+#endif
 #endif
 
 // Describes a matrix in shared memory for wgmma: 16-bit elements in rows of 128 bytes, where each 8
@@ -49,32 +56,39 @@ __device__ __forceinline__ void mbarrier_arrive(uint32_t barrier) {
 __device__ __forceinline__ void mbarrier_arrive_expect(uint32_t barrier, uint32_t bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
+// Arrives at a barrier of any block of the cluster, at a `cluster_address`.
+__device__ __forceinline__ void mbarrier_arrive_cluster(uint32_t barrier) {
+    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
 // Waits until the phase of this parity (0 for the first, 1 for the second, 0 for the third) has
 // ended. A wait of more than BARRIER_PATIENCE_NS traps, so that a hang becomes a launch error. The
 // timer is wall-clock time: a debugger that stops a kernel for longer also triggers the trap.
 // try_wait itself sleeps for a while, so the timer is read rarely, and not at all where the phase
 // has ended.
 constexpr unsigned long long BARRIER_PATIENCE_NS = 10000000000;
+#define MBARRIER_WAIT_PTX(SCOPE)                                              \
+    "{\n"                                                                    \
+    ".reg .pred ended, late;\n"                                              \
+    ".reg .u64 start, now;\n"                                                \
+    "mbarrier.try_wait.parity" SCOPE ".shared::cta.b64 ended, [%0], %1;\n"   \
+    "@ended bra done;\n"                                                     \
+    "mov.u64 start, %%globaltimer;\n"                                        \
+    "again:\n"                                                               \
+    "mbarrier.try_wait.parity" SCOPE ".shared::cta.b64 ended, [%0], %1;\n"   \
+    "@ended bra done;\n"                                                     \
+    "mov.u64 now, %%globaltimer;\n"                                          \
+    "sub.u64 now, now, start;\n"                                             \
+    "setp.gt.u64 late, now, %2;\n"                                           \
+    "@late trap;\n"                                                          \
+    "bra again;\n"                                                           \
+    "done:\n"                                                                \
+    "}"
 __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity) {
-    asm volatile(
-        "{\n"
-        ".reg .pred ended, late;\n"
-        ".reg .u64 start, now;\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 ended, [%0], %1;\n"
-        "@ended bra done;\n"
-        "mov.u64 start, %%globaltimer;\n"
-        "again:\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 ended, [%0], %1;\n"
-        "@ended bra done;\n"
-        "mov.u64 now, %%globaltimer;\n"
-        "sub.u64 now, now, start;\n"
-        "setp.gt.u64 late, now, %2;\n"
-        "@late trap;\n"
-        "bra again;\n"
-        "done:\n"
-        "}" ::"r"(barrier),
-        "r"(parity), "n"(BARRIER_PATIENCE_NS)
-        : "memory");
+    asm volatile(MBARRIER_WAIT_PTX("") ::"r"(barrier), "r"(parity), "n"(BARRIER_PATIENCE_NS) : "memory");
+}
+// The same for what other blocks of the cluster have written with `store_async`.
+__device__ __forceinline__ void mbarrier_wait_cluster(uint32_t barrier, uint32_t parity) {
+    asm volatile(MBARRIER_WAIT_PTX(".acquire.cluster") ::"r"(barrier), "r"(parity), "n"(BARRIER_PATIENCE_NS) : "memory");
 }
 // Makes this thread's writes to shared memory visible to copies and to wgmma.
 __device__ __forceinline__ void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
@@ -90,8 +104,72 @@ __device__ __forceinline__ void tma_load(uint32_t dst, const TensorMap* map, int
         "l"(map), "r"(x), "r"(y), "r"(barrier)
         : "memory");
 }
+// The same, to the same place in each block of the cluster that has a bit in `ranks`; each block's
+// own barrier at the address `barrier` gets the bytes.
+__device__ __forceinline__ void tma_load_multicast(uint32_t dst, const TensorMap* map, int x, int y, uint32_t barrier,
+                                                   uint32_t ranks) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], "
+        "[%4], %5;" ::"r"(dst),
+        "l"(map), "r"(x), "r"(y), "r"(barrier), "h"((uint16_t)ranks)
+        : "memory");
+}
+// Copies shared memory to the map's box; elements outside the matrix are left out. The thread's
+// own writes, and those that it has synchronized with, need a proxy_fence by the writers before.
+__device__ __forceinline__ void tma_store(const TensorMap* map, int x, int y, uint32_t src) {
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map), "r"(x), "r"(y),
+                 "r"(src)
+                 : "memory");
+}
+// Ends a group of this thread's stores.
+__device__ __forceinline__ void tma_store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+// Waits until at most N of this thread's groups still read shared memory, which may then be
+// written again. Every thread that stores must wait for <0> before it ends.
+template <int N>
+__device__ __forceinline__ void tma_store_wait_read() {
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory");
+}
 __device__ __forceinline__ void tma_prefetch(const TensorMap* map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+// Stores four 8x8 matrices of 16-bit elements from the registers that ldmatrix_x4 loads them to;
+// lane l addresses row l % 8 of matrix l / 8 (16 bytes at `row`).
+__device__ __forceinline__ void stmatrix_x4(uint32_t row, const uint32_t (&r)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(row), "r"(r[0]), "r"(r[1]), "r"(r[2]),
+                 "r"(r[3])
+                 : "memory");
+}
+
+// --- clusters
+
+// This block's number in its cluster.
+__device__ __forceinline__ uint32_t cluster_rank() {
+    uint32_t rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+// Waits for all threads of the cluster. Needed between the initialization of barriers and their use
+// by other blocks, and at the end: a block must not end while others still reach its memory.
+__device__ __forceinline__ void cluster_sync() {
+    asm volatile(
+        "barrier.cluster.arrive.release.aligned;\n"
+        "barrier.cluster.wait.acquire.aligned;" ::
+            : "memory");
+}
+// The address by which this block reaches `address` in the shared memory of the block `rank`.
+__device__ __forceinline__ uint32_t cluster_address(uint32_t address, uint32_t rank) {
+    uint32_t r;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(r) : "r"(address), "r"(rank));
+    return r;
+}
+// Stores 16 bytes asynchronously at a `cluster_address`, and reports them to the barrier at another
+// one in the same block.
+__device__ __forceinline__ void store_async(uint32_t dst, int4 value, uint32_t barrier) {
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1,%2,%3,%4}, [%5];" ::"r"(dst), "r"(value.x),
+        "r"(value.y), "r"(value.z), "r"(value.w), "r"(barrier)
+        : "memory");
 }
 
 // --- registers: one warpgroup releases some, others acquire them

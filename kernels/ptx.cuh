@@ -80,6 +80,38 @@ __device__ __forceinline__ void store_u128(void* p, uint4 v) {
 }
 __device__ __forceinline__ void store_u128_streaming(void* p, uint4 v) { __stcs(static_cast<uint4*>(p), v); }
 
+// --- flags in global memory, for other blocks of the same launch: 0 until they are raised
+
+// Raises a flag after everything that this thread has written, or has synchronized with.
+__device__ __forceinline__ void flag_raise(unsigned* flag) {
+    asm volatile("st.release.gpu.global.u32 [%0], 1;" ::"l"(flag) : "memory");
+}
+// Waits until the flag is raised, and lowers it again: a flag has one waiting thread. A wait of
+// more than FLAG_PATIENCE_NS traps, so that a hang becomes a launch error.
+constexpr unsigned long long FLAG_PATIENCE_NS = 10000000000;
+__device__ __forceinline__ void flag_wait(unsigned* flag) {
+    asm volatile(
+        "{\n"
+        ".reg .pred raised, late;\n"
+        ".reg .u32 value;\n"
+        ".reg .u64 start, now;\n"
+        "mov.u64 start, %%globaltimer;\n"
+        "again:\n"
+        "ld.acquire.gpu.global.u32 value, [%0];\n"
+        "setp.ne.u32 raised, value, 0;\n"
+        "@raised bra done;\n"
+        "mov.u64 now, %%globaltimer;\n"
+        "sub.u64 now, now, start;\n"
+        "setp.gt.u64 late, now, %1;\n"
+        "@late trap;\n"
+        "bra again;\n"
+        "done:\n"
+        "st.relaxed.gpu.global.u32 [%0], 0;\n"
+        "}" ::"l"(flag),
+        "n"(FLAG_PATIENCE_NS)
+        : "memory");
+}
+
 // --- arithmetic
 
 // Returns x, but the compiler cannot tell, and so recomputes values instead of keeping them in
