@@ -56,9 +56,12 @@ __device__ __forceinline__ void mbarrier_arrive(uint32_t barrier) {
 __device__ __forceinline__ void mbarrier_arrive_expect(uint32_t barrier, uint32_t bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
-// Arrives at a barrier of any block of the cluster, at a `cluster_address`.
+// Arrives at a barrier of any block of the cluster, at a `cluster_address`. Other blocks see only
+// what a __threadfence before it covers; without one it says that operations which the thread has
+// waited for, such as wgmma, no longer read shared memory. Ordering everything would take a fence
+// of hundreds of clocks per arrival.
 __device__ __forceinline__ void mbarrier_arrive_cluster(uint32_t barrier) {
-    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 // Waits until the phase of this parity (0 for the first, 1 for the second, 0 for the third) has
 // ended. A wait of more than BARRIER_PATIENCE_NS traps, so that a hang becomes a launch error. The
