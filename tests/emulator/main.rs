@@ -7,6 +7,8 @@ mod counting;
 #[cfg(emulated)]
 mod device;
 #[cfg(emulated)]
+mod flags;
+#[cfg(emulated)]
 mod fragments;
 #[cfg(emulated)]
 mod hopper;
@@ -16,6 +18,8 @@ mod lent;
 mod mutants;
 #[cfg(emulated)]
 mod shipped;
+#[cfg(emulated)]
+mod stores;
 
 #[cfg(not(emulated))]
 #[test]

@@ -24,8 +24,9 @@ pub struct Counts {
     pub bytes_read: u64,
     pub bytes_written: u64,
     /// Wavefronts of 128 bytes in shared memory, and how many there would be without bank
-    /// conflicts: loads and stores, ldmatrix, writes by cp.async and TMA, and the operands of
-    /// wgmma, with B once for its four warps. Barriers do not count.
+    /// conflicts: loads and stores, ldmatrix and stmatrix, writes by cp.async, copies by TMA in
+    /// either direction, and the operands of wgmma, with B once for its four warps. Barriers do not
+    /// count.
     pub shared_wavefronts: u64,
     pub shared_wavefronts_without_conflicts: u64,
     /// Multiplications and additions of tensor cores in full tiles, including the zeros at the edge

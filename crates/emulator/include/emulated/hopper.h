@@ -22,6 +22,9 @@ void cuda_emulator_mbarrier_arrive(uint32_t barrier, uint32_t expected_bytes, co
 void cuda_emulator_mbarrier_wait(uint32_t barrier, uint32_t parity, const char* file, int line);
 void cuda_emulator_proxy_fence();
 void cuda_emulator_tma_load(uint32_t dst, const TensorMap* map, int x, int y, uint32_t barrier, const char* file, int line);
+void cuda_emulator_tma_store(const TensorMap* map, int x, int y, uint32_t src, const char* file, int line);
+void cuda_emulator_tma_store_commit();
+void cuda_emulator_tma_store_wait_read(uint32_t groups_left, const char* file, int line);
 }
 
 // --- barriers
@@ -47,6 +50,18 @@ EMULATED_INLINE void tma_load(uint32_t dst, const TensorMap* map, int x, int y, 
     cuda_emulator_tma_load(dst, map, x, y, barrier, file, line);
 }
 EMULATED_INLINE void tma_prefetch(const TensorMap*) {}
+EMULATED_INLINE void tma_store(const TensorMap* map, int x, int y, uint32_t src, EMULATED_SITE) {
+    cuda_emulator_tma_store(map, x, y, src, file, line);
+}
+EMULATED_INLINE void tma_store_commit() { cuda_emulator_tma_store_commit(); }
+template <int N>
+EMULATED_INLINE void tma_store_wait_read(EMULATED_SITE) {
+    cuda_emulator_tma_store_wait_read(N, file, line);
+}
+EMULATED_INLINE void stmatrix_x4(uint32_t row, const uint32_t (&r)[4], EMULATED_SITE) {
+    emulated::Stmatrix lane = {r, row};
+    cuda_emulator_collective(emulated::STMATRIX, 0xffffffffu, &lane, file, line);
+}
 
 // --- registers: the emulated device has enough
 

@@ -93,6 +93,11 @@ EMULATED_INLINE void store_u128(void* p, uint4 v, EMULATED_SITE) {
 }
 EMULATED_INLINE void store_u128_streaming(void* p, uint4 v, EMULATED_SITE) { store_u128(p, v, file, line); }
 
+// --- flags in global memory
+
+EMULATED_INLINE void flag_raise(unsigned* flag, EMULATED_SITE) { cuda_emulator_flag_raise(flag, file, line); }
+EMULATED_INLINE void flag_wait(unsigned* flag, EMULATED_SITE) { cuda_emulator_flag_wait(flag, file, line); }
+
 // --- arithmetic
 
 EMULATED_INLINE int opaque(int x) { return x; }

@@ -52,6 +52,7 @@ enum Op : uint32_t {
     REDUCE_XOR,
     LDMATRIX,
     LDMATRIX_TRANS,
+    STMATRIX,
     MMA_BF16,
     MMA_F16,
     MMA_TF32,
@@ -72,6 +73,10 @@ struct Ldmatrix {
     uint32_t* result;
     uint32_t row;
 };
+struct Stmatrix {
+    const uint32_t* registers;
+    uint32_t row;
+};
 struct Mma {
     float* d;
     const uint32_t* a;
@@ -88,6 +93,8 @@ void* cuda_emulator_shared(const void* key, uint64_t bytes, const char* name, co
 void cuda_emulator_cp_async(uint32_t dst, const void* src, uint32_t bytes, uint32_t src_bytes, const char* file,
                                  int line);
 void cuda_emulator_fence();
+void cuda_emulator_flag_raise(unsigned* flag, const char* file, int line);
+void cuda_emulator_flag_wait(unsigned* flag, const char* file, int line);
 void cuda_emulator_cp_async_commit();
 void cuda_emulator_cp_async_wait(uint32_t groups_left);
 [[noreturn]] void cuda_emulator_fail(const char* message, const void* address, const char* file, int line);

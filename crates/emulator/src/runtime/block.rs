@@ -7,6 +7,7 @@ use super::copies::CopyQueue;
 use super::counting::Counter;
 use super::failure::{Failure, Site};
 use super::fiber;
+use super::flags::Flags;
 use super::hopper::Hopper;
 use super::job::Job;
 use super::region::*;
@@ -38,6 +39,7 @@ pub struct Block {
     pub live: Cell<usize>,
     pub shared: SharedMemory,
     pub hopper: Hopper,
+    pub flags: Flags,
     pub failure: RefCell<Option<Failure>>,
     job: Cell<*const Job<'static>>,
     /// The stack from which the block is run.
@@ -113,6 +115,7 @@ impl Block {
             live: Cell::new(0),
             shared: SharedMemory::new(region.base().wrapping_add(ARENA_OFFSET)),
             hopper: Hopper::default(),
+            flags: Flags::default(),
             failure: RefCell::new(None),
             job: Cell::new(std::ptr::null()),
             scheduler: Cell::new(std::ptr::null_mut()),
@@ -146,7 +149,8 @@ impl Block {
     pub fn run(&self, job: &Job, index: [u32; 3], seed: u64) -> Result<(), Box<Failure>> {
         self.start(job, index, seed);
         self.check(Checker::start_block);
-        while let Some(first) = self.next(None).or_else(|| self.after_a_copy()) {
+        let after_a_flag = || if self.wait_for_flags() { self.next(None) } else { None };
+        while let Some(first) = self.next(None).or_else(|| self.after_a_copy()).or_else(after_a_flag) {
             // SAFETY: a runnable thread's stack was prepared by `start` or saved by its last
             // switch.
             unsafe { fiber::switch(self.scheduler.as_ptr(), self.threads[first].stack.get()) };
@@ -159,6 +163,8 @@ impl Block {
         self.job.set(std::ptr::null());
         match failure {
             Some(failure) => Err(Box::new(failure)),
+            // Another block has failed, and this one waits for it.
+            None if self.live.get() > 0 && job.progress.has_failed() => Ok(()),
             None if self.live.get() > 0 => Err(Box::new(self.deadlock())),
             None => self.hopper.unfinished().map_err(Box::new),
         }
@@ -198,6 +204,7 @@ impl Block {
         }
         self.shared.reset(job.shared_bytes);
         self.hopper.reset();
+        self.flags.reset();
         for thread in 0..count {
             let t = thread as u32;
             let index = [t % dim[0], t / dim[0] % dim[1], t / (dim[0] * dim[1])];
@@ -312,7 +319,8 @@ impl Block {
     }
 
     fn deadlock(&self) -> Failure {
-        let mut waiting: Vec<String> = self.barriers.iter().filter_map(Barrier::describe).collect();
+        let mut waiting = self.flags.describe();
+        waiting.extend(self.barriers.iter().filter_map(Barrier::describe));
         for (number, warp) in self.warps.iter().enumerate() {
             waiting.extend(warp.describe(number));
         }

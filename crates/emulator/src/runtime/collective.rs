@@ -4,7 +4,7 @@
 use super::block::{Block, Me, me};
 use super::failure::Site;
 use super::hopper::{self, Wgmma};
-use super::tensor_core::{self, Bf16, F16, Ldmatrix, Mma};
+use super::tensor_core::{self, Bf16, F16, Ldmatrix, Mma, Stmatrix};
 use std::cell::Cell;
 use std::ffi::{c_char, c_void};
 
@@ -28,6 +28,7 @@ pub enum Op {
     ReduceXor,
     Ldmatrix,
     LdmatrixTrans,
+    Stmatrix,
     MmaBf16,
     MmaF16,
     MmaTf32,
@@ -38,7 +39,7 @@ pub enum Op {
     WgmmaF16,
 }
 
-const OPS: [(Op, &str); 24] = [
+const OPS: [(Op, &str); 25] = [
     (Op::Syncwarp, "__syncwarp"),
     (Op::Shfl, "__shfl_sync"),
     (Op::ShflUp, "__shfl_up_sync"),
@@ -55,6 +56,7 @@ const OPS: [(Op, &str); 24] = [
     (Op::ReduceXor, "__reduce_xor_sync"),
     (Op::Ldmatrix, "ldmatrix"),
     (Op::LdmatrixTrans, "ldmatrix.trans"),
+    (Op::Stmatrix, "stmatrix"),
     (Op::MmaBf16, "mma.m16n8k16"),
     (Op::MmaF16, "mma.m16n8k16"),
     (Op::MmaTf32, "mma.m16n8k8"),
@@ -223,6 +225,7 @@ fn run(op: Op, lanes: &Lanes) {
             Op::LdmatrixTrans => {
                 tensor_core::ldmatrix(lanes, lanes.all::<Ldmatrix>().map(|lane| &mut *lane), true)
             }
+            Op::Stmatrix => tensor_core::stmatrix(lanes, lanes.all::<Stmatrix>().map(|lane| &*lane)),
             Op::MmaBf16 => {
                 lanes.block().count(|c| c.mma(16, 8, 16));
                 tensor_core::mma_m16n8k16::<Bf16>(lanes.all::<Mma>().map(|lane| &mut *lane));

@@ -128,15 +128,16 @@ impl Counter {
         }
     }
 
-    /// Counts an ldmatrix of four matrices, whose rows the lanes name.
-    pub fn ldmatrix(&mut self, rows: [u32; 32]) {
+    /// Counts an ldmatrix or a stmatrix of four matrices, whose rows the lanes name.
+    pub fn matrix_rows(&mut self, rows: [u32; 32]) {
         let row = |lane: usize| Span { lane, address: rows[lane] as usize, bytes: 16 };
         self.shared(&std::array::from_fn::<_, 32, _>(row));
     }
 
-    /// Counts a copy by TMA: the rows inside the matrix, and all rows of 128 bytes in the box.
-    pub fn tma(&mut self, rows_inside: &[Span], box_rows: u64) {
-        self.global(Kind::Read, rows_inside);
+    /// Counts a copy by TMA: the rows inside the matrix, which it reads or writes, and all rows of
+    /// 128 bytes in the box.
+    pub fn tma(&mut self, kind: Kind, rows_inside: &[Span], box_rows: u64) {
+        self.global(kind, rows_inside);
         self.counts.shared_wavefronts += box_rows;
         self.counts.shared_wavefronts_without_conflicts += box_rows;
     }

@@ -62,6 +62,7 @@ impl Emulator {
             job.refuse_lent(&self.memory.lent)?;
         }
         job.run()?;
+        job.late_stores.write();
         if count {
             *self.counts.entry(kernel.name()).or_default() += self.counter.get_mut().end_launch();
         }

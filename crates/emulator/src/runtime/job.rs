@@ -3,7 +3,8 @@
 use super::block::Block;
 use super::checker::Checker;
 use super::counting::Counter;
-use super::hopper::decode as decode_tensor_map;
+use super::flags::Progress;
+use super::hopper::{LateStores, decode as decode_tensor_map};
 use super::library::Kernel;
 use super::region::{ARGUMENTS_BYTES, ARGUMENTS_OFFSET, MAX_THREADS, Region};
 use super::shared::MAX_BYTES;
@@ -26,6 +27,8 @@ pub struct Job<'a> {
     pub arguments: &'a [Arg],
     pub checker: Option<&'a RefCell<Checker>>,
     pub counter: Option<&'a RefCell<Counter>>,
+    pub progress: Progress,
+    pub late_stores: LateStores,
 }
 
 // SAFETY: arguments are only read, from memory that outlives the launch; the checker and the
@@ -87,9 +90,21 @@ impl<'a> Job<'a> {
             shared_bytes as usize <= MAX_BYTES,
             "kernel {name}: {shared_bytes} bytes of dynamic shared memory, at most {MAX_BYTES}"
         );
+        let (progress, late_stores) = (Progress::default(), LateStores::default());
         let block_dim = [threads, 1, 1];
         let shared_bytes = shared_bytes as usize;
-        Ok(Job { kernel, grid, block_dim, shared_bytes, options, arguments, checker, counter })
+        Ok(Job {
+            kernel,
+            grid,
+            block_dim,
+            shared_bytes,
+            options,
+            arguments,
+            checker,
+            counter,
+            progress,
+            late_stores,
+        })
     }
 
     /// Refuses arguments that point into lent memory, or are tensor maps of some of it. Without the
@@ -139,12 +154,17 @@ impl<'a> Job<'a> {
         if let Some(counter) = self.counter {
             counter.borrow_mut().start_launch();
         }
+        self.progress.start(threads);
         if threads == 1 {
             return self.run_blocks(&order, &next);
         }
+        let run_blocks = || {
+            let result = self.run_blocks(&order, &next);
+            self.progress.end(result.is_err());
+            result
+        };
         std::thread::scope(|scope| {
-            let running: Vec<_> =
-                (0..threads).map(|_| scope.spawn(|| self.run_blocks(&order, &next))).collect();
+            let running: Vec<_> = (0..threads).map(|_| scope.spawn(run_blocks)).collect();
             running.into_iter().try_for_each(|thread| thread.join().expect("the emulator does not panic"))
         })
     }

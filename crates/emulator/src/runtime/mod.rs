@@ -11,6 +11,7 @@ mod counting;
 mod emulator;
 mod failure;
 mod fiber;
+mod flags;
 mod hopper;
 mod job;
 mod library;

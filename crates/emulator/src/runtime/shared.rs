@@ -106,6 +106,13 @@ impl Block {
         // SAFETY: `shared_16_bytes` returned a place inside the arena.
         unsafe { place.read() }
     }
+
+    pub fn write_shared(&self, writer: Me, address: u32, bytes: [u8; 16], site: Site) {
+        let place = self.shared_16_bytes(writer, address, site);
+        self.check_access(writer, place.addr(), 16, Kind::Write, site);
+        // SAFETY: `shared_16_bytes` returned a place inside the arena.
+        unsafe { place.write(bytes) };
+    }
 }
 
 #[unsafe(no_mangle)]

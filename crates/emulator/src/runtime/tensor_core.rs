@@ -10,6 +10,13 @@ pub struct Ldmatrix {
     row: u32,
 }
 
+/// A lane's argument of `stmatrix`.
+#[repr(C)]
+pub struct Stmatrix {
+    registers: *const [u32; 4],
+    row: u32,
+}
+
 /// A lane's argument of `mma`.
 #[repr(C)]
 pub struct Mma {
@@ -21,7 +28,7 @@ pub struct Mma {
 
 /// Loads four matrices; lane `8 i + r` names row `r` of matrix `i`.
 pub fn ldmatrix(lanes: &Lanes, arguments: [&mut Ldmatrix; 32], transposed: bool) {
-    lanes.block().count(|c| c.ldmatrix(arguments.each_ref().map(|argument| argument.row)));
+    lanes.block().count(|c| c.matrix_rows(arguments.each_ref().map(|argument| argument.row)));
     for matrix in 0..4 {
         let mut rows = [[0u16; 8]; 8];
         for (r, row) in rows.iter_mut().enumerate() {
@@ -38,6 +45,21 @@ pub fn ldmatrix(lanes: &Lanes, arguments: [&mut Ldmatrix; 32], transposed: bool)
             // SAFETY: the lane waits, and has four registers there.
             unsafe { (*argument.result)[matrix] = u32::from(low) | u32::from(high) << 16 };
         }
+    }
+}
+
+/// Stores four matrices, the inverse of `ldmatrix`: the lane that names a row writes it.
+pub fn stmatrix(lanes: &Lanes, arguments: [&Stmatrix; 32]) {
+    lanes.block().count(|c| c.matrix_rows(arguments.map(|argument| argument.row)));
+    // SAFETY: the lanes wait, and have four registers there.
+    let registers = arguments.map(|argument| unsafe { *argument.registers });
+    for (lane, argument) in arguments.iter().enumerate() {
+        let (matrix, row) = (lane / 8, lane % 8);
+        let mut bytes = [0; 16];
+        for (pair, of_row) in bytes.chunks_exact_mut(4).zip(&registers[row * 4..]) {
+            pair.copy_from_slice(&of_row[matrix].to_ne_bytes());
+        }
+        lanes.block().write_shared(lanes.as_lane(lane), argument.row, bytes, lanes.site);
     }
 }
 

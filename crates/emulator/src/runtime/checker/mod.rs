@@ -5,17 +5,20 @@
 //! of its warps. Only `__syncwarp` and barriers order the lanes of a warp; shuffles and tensor
 //! cores exchange registers, not memory. Blocks of a launch are not ordered, except through
 //! atomics: one that follows a `__threadfence` releases what the thread knew at the fence, and
-//! every later atomic at the same address acquires that.
+//! every later atomic at the same address acquires that. Flags do the same without a fence.
 
 mod hooks;
 mod hopper;
+mod releases;
 mod shadow;
+mod stores;
 
 use super::block::{Block, Me};
 use super::failure::Site;
 use super::region::*;
 use crate::lent::Lent;
 pub use hopper::MbarrierClock;
+use releases::{Known, Release, Released};
 use shadow::{Access, Cell, GRAIN, Shadow};
 use std::collections::HashMap;
 
@@ -47,12 +50,6 @@ enum Space {
     Global,
 }
 
-/// The knowledge that an atomic released: the block, and the clock of the thread's last fence.
-struct Release {
-    block: u32,
-    clock: Clock,
-}
-
 /// The state of a checked device.
 pub struct Checker {
     /// Start and end of every allocation, in order.
@@ -65,13 +62,15 @@ pub struct Checker {
     first_block: u32,
     clocks: [Clock; WARPS],
     epochs: [u32; WARPS],
-    /// The clock of each thread at its last fence.
-    fences: HashMap<usize, Clock>,
-    /// Proxy fences per thread.
-    proxy_fences: HashMap<usize, u32>,
+    /// The knowledge of each thread at its last fence.
+    fences: HashMap<usize, Released>,
+    /// The proxy fences of each thread, in order.
+    proxy_fences: HashMap<usize, Vec<Access>>,
     releases: HashMap<usize, Vec<Release>>,
     /// The number of releases at an address that a warp of this block has acquired.
     acquired: HashMap<(usize, usize), usize>,
+    /// The knowledge of each warp about other blocks.
+    known: [Known; WARPS],
 }
 
 impl Checker {
@@ -88,6 +87,7 @@ impl Checker {
             proxy_fences: HashMap::new(),
             releases: HashMap::new(),
             acquired: HashMap::new(),
+            known: Default::default(),
         }
     }
 
@@ -104,6 +104,7 @@ impl Checker {
         self.fences.clear();
         self.proxy_fences.clear();
         self.acquired.clear();
+        self.known = Default::default();
     }
 
     /// Records that all live lanes of a warp have synchronized.
@@ -124,35 +125,7 @@ impl Checker {
                 self.epochs[warp] += 1;
             }
         }
-    }
-
-    pub fn fence(&mut self, thread: usize) {
-        self.fences.insert(thread, self.clocks[thread / 32]);
-    }
-
-    fn acquire(&mut self, thread: usize, address: usize) {
-        let warp = thread / 32;
-        let Some(releases) = self.releases.get(&address) else { return };
-        let seen = self.acquired.insert((warp, address), releases.len()).unwrap_or(0);
-        for release in releases[seen..].iter().filter(|release| release.block == self.block) {
-            join(&mut self.clocks[warp], &release.clock);
-        }
-    }
-
-    fn release(&mut self, thread: usize, address: usize) {
-        let clock = self.fences.get(&thread).copied().unwrap_or([0; WARPS]);
-        self.releases.entry(address).or_default().push(Release { block: self.block, clock });
-        self.clocks[thread / 32][thread / 32] += 1;
-        let count = self.releases[&address].len();
-        self.acquired.insert((thread / 32, address), count);
-    }
-
-    /// Whether a thread's warp knows of an access of another block, through atomics.
-    fn knows(&self, thread: usize, block: u32, access: Access) -> bool {
-        self.acquired.iter().filter(|((warp, _), _)| *warp == thread / 32).any(|((_, address), seen)| {
-            let releases = &self.releases[address][..*seen];
-            releases.iter().any(|r| r.block == block && r.clock[access.warp as usize] >= access.clock)
-        })
+        self.share_known(warps);
     }
 
     /// Whether an access of this block is ordered before what a thread does now.
@@ -175,6 +148,7 @@ impl Checker {
             Space::Shared => "shared",
             Space::Global => "global",
         };
+        self.refuse_stored(&cell)?;
         if cell.block != self.block {
             cell = self.take_over(cell, space, place, thread, kind)?;
         }
@@ -189,12 +163,7 @@ impl Checker {
         if let Some(writer) = cell.writer.filter(|w| !both_atomic && !self.before(*w, thread)) {
             return Err(race(name, "written", writer));
         }
-        let now = Access {
-            lane: (thread % 32) as u8,
-            warp: (thread / 32) as u8,
-            epoch: self.epochs[thread / 32],
-            clock: self.clocks[thread / 32][thread / 32],
-        };
+        let now = self.now(thread);
         if kind == Kind::Read {
             self.add_reader(&mut cell, now, thread);
         } else {
@@ -209,6 +178,16 @@ impl Checker {
         }
         *self.cell(space, place) = cell;
         Ok(())
+    }
+
+    /// An access that a thread makes now.
+    fn now(&self, thread: usize) -> Access {
+        Access {
+            lane: (thread % 32) as u8,
+            warp: (thread / 32) as u8,
+            epoch: self.epochs[thread / 32],
+            clock: self.clocks[thread / 32][thread / 32],
+        }
     }
 
     fn cell(&mut self, space: Space, place: usize) -> &mut Cell {
@@ -359,6 +338,8 @@ impl Block {
             }
             if !self.shared.holds(shared, bytes) {
                 Some(Err(format!("of {bytes} bytes at {shared:#x}, out of bounds of shared memory")))
+            } else if let Some(refusal) = self.refuse_change(shared, bytes, kind) {
+                Some(Err(refusal))
             } else {
                 self.check(|c| c.visit_all(Space::Shared, shared, bytes, thread, kind))
             }

@@ -32,6 +32,8 @@ pub struct Cell {
     pub pending: bool,
     /// Whether the last write was atomic.
     pub atomic: bool,
+    /// Whether the last write was a copy from shared memory, which may land until the launch ends.
+    pub stored: bool,
     pub writer: Option<Access>,
     /// The number of proxy fences that the writer had executed.
     pub proxy_fences: u32,
@@ -59,5 +61,11 @@ impl Shadow {
         let page = self.global.entry(address / PAGE_BYTES);
         let page = page.or_insert_with(|| vec![Cell::default(); PAGE_BYTES / GRAIN].into_boxed_slice());
         &mut page[address % PAGE_BYTES / GRAIN]
+    }
+
+    /// The cells of bytes in global memory that any access has touched.
+    pub fn touched(&self, start: usize, bytes: usize) -> impl Iterator<Item = &Cell> {
+        let places = (start / GRAIN * GRAIN..start + bytes).step_by(GRAIN);
+        places.filter_map(|place| Some(&self.global.get(&(place / PAGE_BYTES))?[place % PAGE_BYTES / GRAIN]))
     }
 }

@@ -1,9 +1,10 @@
 //! Hopper's asynchronous operations: copies of tiles (TMA) that report to barriers in shared
-//! memory, and MMAs of warpgroups. Both may be carried out at any time between the instruction that
-//! starts them and the one that waits for them. What a kernel must not do in between is checked
-//! here, with or without the checker of memory accesses.
+//! memory, copies back in groups of a thread, and MMAs of warpgroups. All may be carried out at any
+//! time between the instruction that starts them and the one that waits for them. What a kernel
+//! must not do in between is checked here, with or without the checker of memory accesses.
 
 mod mbarrier;
+mod stores;
 mod tma;
 mod wgmma;
 
@@ -11,6 +12,8 @@ use super::block::{Block, Me};
 use super::failure::{Failure, Site};
 use super::region::{ARENA_OFFSET, MAX_THREADS};
 use mbarrier::Mbarriers;
+pub use stores::LateStores;
+use stores::Stores;
 use tma::Loads;
 pub use tma::{decode, encode};
 use wgmma::{Mmas, Warpgroup};
@@ -31,6 +34,7 @@ pub struct Hopper {
     used: Cell<bool>,
     barriers: RefCell<Mbarriers>,
     loads: RefCell<Loads>,
+    stores: RefCell<Stores>,
     /// The MMAs of each warp.
     mmas: Box<[RefCell<Mmas>]>,
     warpgroups: Box<[RefCell<Warpgroup>]>,
@@ -42,6 +46,7 @@ impl Default for Hopper {
             used: Cell::new(false),
             barriers: RefCell::default(),
             loads: RefCell::default(),
+            stores: RefCell::default(),
             mmas: (0..MAX_THREADS / 32).map(|_| RefCell::default()).collect(),
             warpgroups: (0..MAX_THREADS / 128).map(|_| RefCell::default()).collect(),
         }
@@ -54,6 +59,7 @@ impl Hopper {
         if self.used.take() {
             self.barriers.take();
             self.loads.take();
+            self.stores.take();
             self.mmas.iter().for_each(|mmas| drop(mmas.take()));
             self.warpgroups.iter().for_each(|warpgroup| drop(warpgroup.take()));
         }
@@ -64,12 +70,21 @@ impl Hopper {
         self.barriers.borrow().describe()
     }
 
+    /// The copy to global memory that may still be reading a place.
+    pub fn read_by_store(&self, span: Span) -> Option<Site> {
+        self.stores.borrow().reads(span)
+    }
+
     /// Checks that a thread that ends leaves nothing behind.
     ///
     /// # Errors
     /// The operation that it must wait for first.
     pub fn left_behind(&self, me: Me) -> Result<(), (Site, String)> {
-        if !self.used.get() || me.warp().alive.get().count_ones() > 1 {
+        if !self.used.get() {
+            return Ok(());
+        }
+        self.stores.borrow().left_behind(me.thread)?;
+        if me.warp().alive.get().count_ones() > 1 {
             return Ok(());
         }
         self.mmas[me.thread / 32].borrow().left_behind()?;

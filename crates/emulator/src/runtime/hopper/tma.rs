@@ -12,11 +12,11 @@ use std::collections::VecDeque;
 use std::ffi::c_char;
 
 const MAGIC: u64 = 0x7465_6e73_6f72_6d61;
-const ROW_BYTES: u32 = 128;
+pub(super) const ROW_BYTES: u32 = 128;
 /// Alignment in shared memory, so that the swizzle starts where wgmma expects it.
 const ALIGN: u32 = 1024;
 /// The 16 bytes that the swizzle moves as one; hardware refuses a box that starts inside of them.
-const CHUNK_COLUMNS: usize = 8;
+pub(super) const CHUNK_COLUMNS: usize = 8;
 
 /// Makes a tensor map of a matrix.
 pub fn encode(matrix: &TiledMatrix) -> TensorMap {
@@ -110,26 +110,23 @@ impl Load {
     }
 }
 
-impl Load {
-    /// The rows of the box that are inside the matrix, in global memory.
-    fn rows_inside(&self) -> Vec<counting::Span> {
-        let Load { matrix, x, y, .. } = self;
+impl TiledMatrix {
+    /// The rows of the box at (x, y) that are inside the matrix, in global memory.
+    pub(super) fn rows_inside(&self, x: i32, y: i32) -> Vec<counting::Span> {
         let inside = |from: i32, len: usize, end: usize| {
             let last = i64::from(from) + len as i64;
             from.max(0) as usize..last.clamp(0, end as i64) as usize
         };
-        let columns = inside(*x, BOX_COLUMNS, matrix.columns);
+        let columns = inside(x, BOX_COLUMNS, self.columns);
         let row = |row: usize| counting::Span {
             lane: 0,
-            address: matrix.address as usize + row * matrix.row_bytes() + columns.start * 2,
+            address: self.address as usize + row * self.row_bytes() + columns.start * 2,
             bytes: columns.len() * 2,
         };
-        let rows = inside(*y, matrix.box_rows, matrix.rows);
+        let rows = inside(y, self.box_rows, self.rows);
         rows.filter(|_| !columns.is_empty()).map(row).collect()
     }
-}
 
-impl TiledMatrix {
     /// Eight elements of row y from column x on, zeros outside of the matrix.
     fn chunk(&self, x: i64, y: i64) -> [u8; 16] {
         let mut bytes = [0; 16];
@@ -183,33 +180,37 @@ extern "C" fn cuda_emulator_tma_load(
 ) {
     let me = me();
     let site = Site::new("tma_load", file, line);
-    // SAFETY: the map is a parameter of the kernel. It is copied now, as the thread may end before
-    // the copy lands.
-    let Some(matrix) = decode(&unsafe { map.read_unaligned() }) else {
-        me.fail(site, "this is not a tensor map of the emulated device".to_owned());
-    };
+    let (matrix, to) = box_of(me, site, map, x, dst);
     let barrier = me.mbarrier(barrier, site);
-    let to = (dst, dst + matrix.box_rows as u32 * ROW_BYTES);
-    if !dst.is_multiple_of(ALIGN) {
-        me.fail(
-            site,
-            format!("the destination {dst:#x} is not a multiple of {ALIGN}, at which the swizzle starts"),
-        );
-    }
-    if x % CHUNK_COLUMNS as i32 != 0 {
-        me.fail(
-            site,
-            format!(
-                "the first column {x} is not a multiple of {CHUNK_COLUMNS}: an illegal instruction on a GPU"
-            ),
-        );
-    }
-    me.block.require_shared(me, site, to);
     if let Err(message) = me.block.hopper.refuse_overwrite(barrier, to) {
         me.fail(site, message);
     }
     let load = Load { matrix, x, y, to, barrier, issuer: me.thread, site };
     issue(me, load);
+}
+
+/// The matrix of a map, and the place in shared memory of its box; fails if no copy can have them.
+pub(super) fn box_of(me: Me, site: Site, map: *const TensorMap, x: i32, address: u32) -> (TiledMatrix, Span) {
+    // SAFETY: the map is a parameter of the kernel. It is copied now, as the thread may end before
+    // the copy lands.
+    let Some(matrix) = decode(&unsafe { map.read_unaligned() }) else {
+        me.fail(site, "this is not a tensor map of the emulated device".to_owned());
+    };
+    if !address.is_multiple_of(ALIGN) {
+        let message = format!(
+            "the address {address:#x} in shared memory is not a multiple of {ALIGN}, at which the swizzle starts"
+        );
+        me.fail(site, message);
+    }
+    if x % CHUNK_COLUMNS as i32 != 0 {
+        let message = format!(
+            "the first column {x} is not a multiple of {CHUNK_COLUMNS}: an illegal instruction on a GPU"
+        );
+        me.fail(site, message);
+    }
+    let span = (address, address + matrix.box_rows as u32 * ROW_BYTES);
+    me.block.require_shared(me, site, span);
+    (matrix, span)
 }
 
 impl Hopper {
@@ -241,10 +242,9 @@ fn issue(me: Me, load: Load) {
     let (barrier, site, to) = (load.barrier, load.site, load.to);
     let arrival = Arrival { to, barrier, phase: hopper.barriers.borrow().phase(barrier), site };
     me.block.check_tma_issue(me, to, site);
-    load.rows_inside()
-        .iter()
-        .for_each(|row| me.block.check_lent(me, row.address, row.bytes, Kind::Read, site));
-    me.block.count(|c| c.tma(&load.rows_inside(), load.matrix.box_rows as u64));
+    let rows = load.matrix.rows_inside(load.x, load.y);
+    rows.iter().for_each(|row| me.block.check_tma_source(me, row.address, row.bytes, site));
+    me.block.count(|c| c.tma(Kind::Read, &rows, load.matrix.box_rows as u64));
     let late = me.block.copies_late();
     {
         let mut loads = hopper.loads.borrow_mut();

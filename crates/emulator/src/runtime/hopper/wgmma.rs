@@ -423,7 +423,7 @@ fn try_issue<T: Element>(me: Me, site: Site, arguments: [&mut Wgmma; 32]) -> Res
         hopper.loads.borrow().refuse_read(&hopper.barriers.borrow(), warp, span)?;
     }
     for (start, end) in &spans {
-        me.block.check(|c| c.wgmma_reads(me.thread, *start, *end)).transpose()?;
+        me.block.check(|c| c.async_reads(me.thread, *start, *end)).transpose()?;
     }
     hopper.warpgroups[warp / 4].borrow_mut().issue(warp % 4, (a.shared(), b, first.columns, site))?;
     me.block.count(|c| c.wgmma(warp, columns, a.shared().is_some()));
