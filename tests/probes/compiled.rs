@@ -11,7 +11,7 @@ struct Aligned<T: ?Sized>(T);
 
 include!(concat!(env!("OUT_DIR"), "/probe_fatbins.rs"));
 
-const FILES: [&str; 2] = ["probes.cu", "probes_hopper.cu"];
+const FILES: [&str; 3] = ["probes.cu", "probes_hopper.cu", "probes_stores.cu"];
 
 #[test]
 #[cfg_attr(not(has_kernels), ignore = "needs nvcc (make nvcc)")]

@@ -71,7 +71,9 @@ fn headers() -> String {
 }
 
 fn probes() -> String {
-    ["probes", "probes_hopper"].map(|name| read(&format!("tests/probes/kernels/{name}.cu"))).concat()
+    ["probes", "probes_hopper", "probes_stores"]
+        .map(|name| read(&format!("tests/probes/kernels/{name}.cu")))
+        .concat()
 }
 
 #[test]
@@ -82,7 +84,7 @@ fn every_function_has_a_probe() {
 
 #[test]
 fn every_kernel_is_launched() {
-    let sources = ["conversions", "memory", "copies", "mma", "tma", "wgmma"];
+    let sources = ["conversions", "memory", "copies", "mma", "stores", "tma", "wgmma"];
     let tests = sources.map(|name| read(&format!("tests/probes/{name}.rs"))).concat();
     for kernel in kernels(&probes()) {
         assert!(tests.contains(&format!("\"{kernel}\"")), "no test launches {kernel}");
@@ -127,8 +129,8 @@ fn a_function_without_a_probe_is_named() {
         assert!(probes.contains(from));
         missing(&(headers() + add), &probes.replace(from, to))
     };
-    let new = "__device__ __forceinline__ void stmatrix_x4(uint32_t row) {}\n";
-    assert_eq!(missing_after(new, "", ""), ["stmatrix_x4"]);
+    let new = "__device__ __forceinline__ void movmatrix(uint32_t row) {}\n";
+    assert_eq!(missing_after(new, "", ""), ["movmatrix"]);
     let overload = "__device__ __forceinline__ float to_f32(fp8 v) { return 0; }\n";
     assert_eq!(missing_after(overload, "", ""), ["to_f32(fp8{"]);
     assert_eq!(missing_after("", "pack2<f16>(", "pack2<bf16>("), ["pack2<f16>"]);

@@ -19,6 +19,7 @@ mod gpus;
 mod matrices;
 mod memory;
 mod mma;
+mod stores;
 mod tma;
 mod wgmma;
 
@@ -28,7 +29,7 @@ use golden::{Golden, Recorder};
 use std::path::{Path, PathBuf};
 
 /// Every probe, by the name of its golden file.
-const PROBES: [&str; 27] = [
+const PROBES: [&str; 30] = [
     "addresses",
     "bf16",
     "copy_u128",
@@ -37,6 +38,7 @@ const PROBES: [&str; 27] = [
     "exp2",
     "f16",
     "f32",
+    "flags",
     "ldmatrix",
     "mbarrier",
     "mma_bf16",
@@ -46,9 +48,11 @@ const PROBES: [&str; 27] = [
     "pack2",
     "registers",
     "roots",
+    "stmatrix",
     "tanh",
     "tf32",
     "tma",
+    "tma_store",
     "wgmma_bf16",
     "wgmma_bf16_64",
     "wgmma_f16",

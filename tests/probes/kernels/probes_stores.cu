@@ -1,0 +1,73 @@
+// Kernels for the functions of ptx.cuh and hopper.cuh by which results leave: matrices to shared
+// memory, boxes to global memory, and flags. For other architectures than Hopper's, all but `flags`
+// are empty and never launched.
+#include "hopper.cuh"
+
+// Lane l stores four registers, and names row row_of[l], over a pattern.
+extern "C" __global__ void __launch_bounds__(32) stmatrix(unsigned* out, const unsigned* registers, const unsigned* row_of) {
+#if defined(HAS_HOPPER_INSTRUCTIONS)
+    SHARED(uint4, tile, [32]);
+    const int lane = threadIdx.x;
+    tile[lane] = uint4{0x55555555, 0x55555555, 0x55555555, 0x55555555};
+    __syncwarp();
+    const uint4 v = load_u128(registers + 4 * lane);
+    const uint32_t r[4] = {v.x, v.y, v.z, v.w};
+    stmatrix_x4(shared_address(&tile[row_of[lane]]), r);
+    __syncwarp();
+    store_u128(out + 4 * lane, tile[lane]);
+#endif
+}
+
+// Copies the words of a box to a slab, as they lie there.
+__device__ __forceinline__ void fill(unsigned char* slab, const unsigned* words, int count) {
+    for (int i = threadIdx.x; i < count; i += 128) reinterpret_cast<unsigned*>(slab)[i] = words[i];
+#if defined(HAS_HOPPER_INSTRUCTIONS)
+    proxy_fence();
+#endif
+    __syncthreads();
+}
+// Stores three boxes, each a group of its own: the one at (x, y) and its right neighbor, then, from
+// the slab of the first again, the one below.
+extern "C" __global__ void __launch_bounds__(128)
+    tma_store_boxes(GRID_CONSTANT TensorMap map, const unsigned* boxes, int x, int y, int rows) {
+#if defined(HAS_HOPPER_INSTRUCTIONS)
+    DYNAMIC_SHARED(shared);
+    const int words = rows * 32;
+    const uint32_t slabs = shared_address(shared);
+    fill(shared, boxes, 2 * words);
+    if (threadIdx.x == 0) {
+        tma_store(&map, x, y, slabs);
+        tma_store_commit();
+        tma_store(&map, x + 64, y, slabs + rows * 128);
+        tma_store_commit();
+        tma_store_wait_read<1>();
+    }
+    __syncthreads();
+    fill(shared, boxes + 2 * words, words);
+    if (threadIdx.x == 0) {
+        tma_store(&map, x, y + rows, slabs);
+        tma_store_commit();
+        tma_store_wait_read<0>();
+    }
+#endif
+}
+
+// Blocks pass numbers on in the order of their ranks, which come from a counter: each adds its own
+// to those of the one before.
+extern "C" __global__ void __launch_bounds__(64)
+    flags(unsigned* out, unsigned* raised, unsigned* counter, const unsigned* in) {
+    SHARED(int, rank_of_block, [1]);
+    const int t = threadIdx.x;
+    if (t == 0) rank_of_block[0] = (int)atomicAdd(counter, 1u);
+    __syncthreads();
+    const int rank = rank_of_block[0];
+    unsigned sum = in[rank * 64 + t];
+    if (rank > 0) {
+        if (t == 0) flag_wait(raised + rank - 1);
+        __syncthreads();
+        sum += out[(rank - 1) * 64 + 63 - t];
+    }
+    out[rank * 64 + t] = sum;
+    __syncthreads();
+    if (t == 0) flag_raise(raised + rank);
+}

@@ -1,0 +1,112 @@
+//! Ways for results to leave: matrices to shared memory, boxes to global memory, and flags that
+//! tell other blocks of them.
+
+use crate::case::{Case, Format};
+use crate::matrices::random_words;
+use crate::{Needs, probe};
+use warpsmith::device::cuda::kernel::{Arg, Launch};
+use warpsmith::device::cuda::tensor_map::TiledMatrix;
+
+const FILE: &str = "probes_stores.cu";
+const PATTERN: u32 = 0x5555_5555;
+
+/// The inverse of ldmatrix: elements (l / 4, 2 (l % 4)) of matrix i and the next one come from
+/// register i of lane l. Row r of matrix i goes to the place that lane 8 i + r names.
+#[test]
+fn stmatrix() {
+    let registers = random_words(11, 128);
+    let orders = [("in order", [1, 0]), ("in disorder", [13, 5])];
+    probe("stmatrix", Needs::Hopper, |device| {
+        orders
+            .map(|(name, [step, first])| {
+                let row_of: Vec<u32> = (0..32).map(|lane| (lane * step + first) % 32).collect();
+                let args =
+                    [device.words(&[0xdead_beef; 128]), device.words(&registers), device.words(&row_of)];
+                device.launch((FILE, "stmatrix"), Launch::new(1, 32), &args.each_ref().map(Arg::new));
+                let mut expected = vec![0; 128];
+                for lane in 0..32 {
+                    for pair in 0..4 {
+                        let word = registers[(lane % 8 * 4 + pair) * 4 + lane / 8];
+                        expected[row_of[lane] as usize * 4 + pair] = word;
+                    }
+                }
+                Case::exact(name, Format::Bits, device.read(args[0], 128), expected)
+            })
+            .into()
+    });
+}
+
+const ROWS: i32 = 60;
+const COLUMNS: i32 = 136;
+const BOX_COLUMNS: i32 = 64;
+
+/// Writes a box at (x, y) over a matrix of words, two elements each: in the box the 16-byte chunk c
+/// of row r is at c ^ (r % 8). Elements outside of the matrix are left out.
+fn place(matrix: &mut [u32], content: &[u32], x: i32, y: i32) {
+    for (i, word) in (0..).zip(content) {
+        let (row, chunk, pair) = (i / 32, i / 4 % 8, i % 4);
+        let (y, x) = (y + row, x + (chunk ^ (row % 8)) * 8 + pair * 2);
+        if (0..ROWS).contains(&y) && (0..COLUMNS).contains(&x) {
+            matrix[(y * COLUMNS / 2 + x / 2) as usize] = *word;
+        }
+    }
+}
+
+#[test]
+fn boxes() {
+    let places = [
+        ("inside", 0, 0, 16),
+        ("inside, odd", 8, 7, 16),
+        ("right edge", 104, 32, 16),
+        ("lower edge", 0, 52, 16),
+        ("upper left", -8, -3, 16),
+        ("right of all", 136, 0, 8),
+        ("above all", 0, -24, 8),
+        ("high", 8, -40, 64),
+    ];
+    let len = (ROWS * COLUMNS / 2) as usize;
+    probe("tma_store", Needs::Hopper, |device| {
+        let mut cases = Vec::new();
+        for (name, x, y, rows) in places {
+            let words = (rows * BOX_COLUMNS / 2) as usize;
+            let content = random_words(12, 3 * words);
+            let (out, boxes) = (device.words(&vec![PATTERN; len]), device.words(&content));
+            let [height, width, box_rows] = [ROWS, COLUMNS, rows].map(|n| n as usize);
+            let tiled = TiledMatrix { address: out.address(), rows: height, columns: width, box_rows };
+            let map = device.driver.tensor_map(&tiled).unwrap();
+            let args = [Arg::new(&map), Arg::new(&boxes), Arg::new(&x), Arg::new(&y), Arg::new(&rows)];
+            device.launch((FILE, "tma_store_boxes"), Launch::new(1, 128).shared(8 * words), &args);
+            let mut expected = vec![PATTERN; len];
+            let corners = [(x, y), (x + BOX_COLUMNS, y), (x, y + rows)];
+            for ((x, y), content) in corners.into_iter().zip(content.chunks(words)) {
+                place(&mut expected, content, x, y);
+            }
+            let found = device.read(out, len);
+            cases.push(Case::exact(&format!("{name} ({x}, {y})"), Format::Bits, found, expected));
+        }
+        cases
+    });
+}
+
+/// Each block sees what the one before wrote, and flags are low after the wait for them.
+#[test]
+fn flags() {
+    const BLOCKS: usize = 7;
+    let input = random_words(13, BLOCKS * 64);
+    let mut sums = input.clone();
+    for i in 64..sums.len() {
+        sums[i] = sums[i].wrapping_add(sums[i / 64 * 64 - 1 - i % 64]);
+    }
+    let mut raised = [0; BLOCKS];
+    raised[BLOCKS - 1] = 1;
+    probe("flags", Needs::Any, |device| {
+        let out = device.words(&[0xdead_beef; BLOCKS * 64]);
+        let [flags, counter] = [BLOCKS, 1].map(|len| device.words(&vec![0; len]));
+        let args = [out, flags, counter, device.words(&input)];
+        device.launch((FILE, "flags"), Launch::new(BLOCKS, 64), &args.each_ref().map(Arg::new));
+        vec![
+            Case::exact("numbers", Format::Bits, device.read(out, BLOCKS * 64), sums.clone()),
+            Case::exact("flags", Format::Bits, device.read(flags, BLOCKS), raised.to_vec()),
+        ]
+    });
+}
