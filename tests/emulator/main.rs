@@ -3,6 +3,8 @@
 #[cfg(emulated)]
 mod basics;
 #[cfg(emulated)]
+mod clusters;
+#[cfg(emulated)]
 mod counting;
 #[cfg(emulated)]
 mod device;

@@ -8,7 +8,7 @@
 //! file is one call, so that each object can be cached by its content and the longest are compiled
 //! first.
 
-use crate::sources::{includes, kernels, source_text};
+use crate::sources::{Declaration, includes, kernels, source_text};
 use crate::{kernel_files, run_all, shared_dir};
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -119,13 +119,13 @@ fn wrapper(unit: &Unit) -> String {
     let (dir, file) = source.rsplit_once('/').expect("a file in a directory");
     let kernels = kernels(&source_text(Path::new(""), dir, file).unwrap_or_else(|e| panic!("{e}")));
     let mut text = format!("#include \"{TABLE_HEADER}\"\n");
-    for (name, _) in &kernels {
+    for Declaration { name, .. } in &kernels {
         writeln!(text, "#define {name} {name}_{symbol}").unwrap();
     }
     writeln!(text, "namespace {{\n#include \"{source}\"").unwrap();
     writeln!(text, "constexpr emulated::Kernel table[] = {{").unwrap();
-    for (name, bound) in &kernels {
-        writeln!(text, "    emulated::Entry<{name}>::kernel(\"{name}\", {bound}),").unwrap();
+    for Declaration { name, max_threads, cluster } in &kernels {
+        writeln!(text, "    emulated::Entry<{name}>::kernel(\"{name}\", {max_threads}, {cluster}),").unwrap();
     }
     writeln!(text, "    {{}}}};\n}}").unwrap();
     writeln!(text, "extern \"C\" const emulated::Kernel* const warpsmith_kernels_{symbol};").unwrap();

@@ -25,24 +25,36 @@ pub fn includes(text: &str) -> impl Iterator<Item = &str> {
     lines.filter_map(|rest| rest.split('"').next())
 }
 
-/// Name and launch bound of every `extern "C" __global__ void [__launch_bounds__(N…)] name(`, those
-/// that macros define included.
-pub fn kernels(text: &str) -> Vec<(String, String)> {
+/// A kernel as its text declares it. The numbers are C++ expressions.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Declaration {
+    pub name: String,
+    /// The bound on its threads; 0 without one.
+    pub max_threads: String,
+    /// The number of blocks in a cluster.
+    pub cluster: String,
+}
+
+/// Every `extern "C" __global__ void [__launch_bounds__(N…)] [CLUSTER(n)] name(`, those that macros
+/// define included.
+pub fn kernels(text: &str) -> Vec<Declaration> {
     let code = expand_kernel_macros(text);
     let mut found = Vec::new();
     for rest in code.split("extern \"C\" __global__ void").skip(1) {
-        let rest = rest.trim_start();
-        let (bound, rest) = match rest.strip_prefix("__launch_bounds__(") {
-            Some(rest) => {
-                let (arguments, rest) = rest.split_once(')').expect("a closed __launch_bounds__");
-                (arguments.split(',').next().unwrap(), rest)
-            }
-            None => ("0", rest),
-        };
+        let (max_threads, rest) = attribute(rest, "__launch_bounds__(").unwrap_or(("0", rest));
+        let (cluster, rest) = attribute(rest, "CLUSTER(").unwrap_or(("1", rest));
         let (name, _) = rest.split_once('(').expect("the parameters of a kernel");
-        found.push((name.trim().to_owned(), bound.trim().to_owned()));
+        let [name, max_threads, cluster] = [name, max_threads, cluster].map(|s| s.trim().to_owned());
+        found.push(Declaration { name, max_threads, cluster });
     }
     found
+}
+
+/// The first argument of an attribute that the text may begin with, and the text after it.
+fn attribute<'a>(text: &'a str, begin: &str) -> Option<(&'a str, &'a str)> {
+    let rest = text.trim_start().strip_prefix(begin)?;
+    let (arguments, rest) = rest.split_once(')').expect("a closed attribute of a kernel");
+    Some((arguments.split(',').next().unwrap_or_default(), rest))
 }
 
 /// The text without comments, in which every use of a macro that defines kernels is replaced by its
@@ -86,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kernels_are_found_by_name_and_bound() {
+    fn kernels_are_found_by_name_bound_and_cluster() {
         let text = r#"
 extern "C" __global__ void plain(int n) {}
 // extern "C" __global__ void __launch_bounds__(1) comment() {}
@@ -97,18 +109,24 @@ extern "C" __global__ void plain(int n) {}
         rows<N, TILE>(out, N_);                                                  \
     }                                                                            \
     extern "C" __global__ void __launch_bounds__(128, 2) NAME##_##N(int n) {}
+extern "C" __global__ void __launch_bounds__(384, 1) CLUSTER(2)
+    pair(int n) {}
+extern "C" __global__ void CLUSTER(Tile::BLOCKS) group(int n) {}
 TILE_KERNELS(matmul, 64x64, Tile64x64)
 TILE_KERNELS(add, 8, Tile8)  // smaller
 OTHER(3);
 "#;
         let found = kernels(text);
-        let found: Vec<_> = found.iter().map(|(name, bound)| (name.as_str(), bound.as_str())).collect();
+        let found: Vec<[&str; 3]> =
+            found.iter().map(|k| [&k.name, &k.max_threads, &k.cluster].map(|s| &**s)).collect();
         let expected = [
-            ("plain", "0"),
-            ("matmul_rows_64x64", "Tile64x64::THREADS"),
-            ("matmul_64x64", "128"),
-            ("add_rows_8", "Tile8::THREADS"),
-            ("add_8", "128"),
+            ["plain", "0", "1"],
+            ["pair", "384", "2"],
+            ["group", "0", "Tile::BLOCKS"],
+            ["matmul_rows_64x64", "Tile64x64::THREADS", "1"],
+            ["matmul_64x64", "128", "1"],
+            ["add_rows_8", "Tile8::THREADS", "1"],
+            ["add_8", "128", "1"],
         ];
         assert_eq!(found, expected);
     }

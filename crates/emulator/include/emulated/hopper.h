@@ -2,6 +2,8 @@
 #pragma once
 #include "ptx.h"
 
+#define CLUSTER(n)
+
 struct TensorMap {
     unsigned long long opaque[16];
 };
@@ -20,11 +22,19 @@ void cuda_emulator_mbarrier_init(uint32_t barrier, uint32_t arrivals, const char
 void cuda_emulator_mbarrier_init_fence();
 void cuda_emulator_mbarrier_arrive(uint32_t barrier, uint32_t expected_bytes, const char* file, int line);
 void cuda_emulator_mbarrier_wait(uint32_t barrier, uint32_t parity, const char* file, int line);
+void cuda_emulator_mbarrier_arrive_cluster(uint32_t barrier, const char* file, int line);
+void cuda_emulator_mbarrier_wait_cluster(uint32_t barrier, uint32_t parity, const char* file, int line);
 void cuda_emulator_proxy_fence();
 void cuda_emulator_tma_load(uint32_t dst, const TensorMap* map, int x, int y, uint32_t barrier, const char* file, int line);
 void cuda_emulator_tma_store(const TensorMap* map, int x, int y, uint32_t src, const char* file, int line);
 void cuda_emulator_tma_store_commit();
 void cuda_emulator_tma_store_wait_read(uint32_t groups_left, const char* file, int line);
+void cuda_emulator_tma_load_multicast(uint32_t dst, const TensorMap* map, const int* at, uint32_t barrier, uint32_t ranks,
+                                      const char* file, int line);
+uint32_t cuda_emulator_cluster_rank();
+void cuda_emulator_cluster_sync(const char* file, int line);
+uint32_t cuda_emulator_cluster_address(uint32_t address, uint32_t rank, const char* file, int line);
+void cuda_emulator_store_async(uint32_t dst, const int4* value, uint32_t barrier, const char* file, int line);
 }
 
 // --- barriers
@@ -42,12 +52,23 @@ EMULATED_INLINE void mbarrier_arrive_expect(uint32_t barrier, uint32_t bytes, EM
 EMULATED_INLINE void mbarrier_wait(uint32_t barrier, uint32_t parity, EMULATED_SITE) {
     cuda_emulator_mbarrier_wait(barrier, parity, file, line);
 }
+EMULATED_INLINE void mbarrier_arrive_cluster(uint32_t barrier, EMULATED_SITE) {
+    cuda_emulator_mbarrier_arrive_cluster(barrier, file, line);
+}
+EMULATED_INLINE void mbarrier_wait_cluster(uint32_t barrier, uint32_t parity, EMULATED_SITE) {
+    cuda_emulator_mbarrier_wait_cluster(barrier, parity, file, line);
+}
 EMULATED_INLINE void proxy_fence() { cuda_emulator_proxy_fence(); }
 
 // --- copies
 
 EMULATED_INLINE void tma_load(uint32_t dst, const TensorMap* map, int x, int y, uint32_t barrier, EMULATED_SITE) {
     cuda_emulator_tma_load(dst, map, x, y, barrier, file, line);
+}
+EMULATED_INLINE void tma_load_multicast(uint32_t dst, const TensorMap* map, int x, int y, uint32_t barrier, uint32_t ranks,
+                                        EMULATED_SITE) {
+    int at[] = {x, y};
+    cuda_emulator_tma_load_multicast(dst, map, at, barrier, ranks, file, line);
 }
 EMULATED_INLINE void tma_prefetch(const TensorMap*) {}
 EMULATED_INLINE void tma_store(const TensorMap* map, int x, int y, uint32_t src, EMULATED_SITE) {
@@ -61,6 +82,17 @@ EMULATED_INLINE void tma_store_wait_read(EMULATED_SITE) {
 EMULATED_INLINE void stmatrix_x4(uint32_t row, const uint32_t (&r)[4], EMULATED_SITE) {
     emulated::Stmatrix lane = {r, row};
     cuda_emulator_collective(emulated::STMATRIX, 0xffffffffu, &lane, file, line);
+}
+
+// --- clusters
+
+EMULATED_INLINE uint32_t cluster_rank() { return cuda_emulator_cluster_rank(); }
+EMULATED_INLINE void cluster_sync(EMULATED_SITE) { cuda_emulator_cluster_sync(file, line); }
+EMULATED_INLINE uint32_t cluster_address(uint32_t address, uint32_t rank, EMULATED_SITE) {
+    return cuda_emulator_cluster_address(address, rank, file, line);
+}
+EMULATED_INLINE void store_async(uint32_t dst, int4 value, uint32_t barrier, EMULATED_SITE) {
+    cuda_emulator_store_async(dst, &value, barrier, file, line);
 }
 
 // --- registers: the emulated device has enough

@@ -16,6 +16,8 @@ struct Kernel {
     uint32_t parameter_count;
     // 0 without __launch_bounds__
     uint32_t max_threads;
+    // Blocks per cluster, 1 without CLUSTER.
+    uint32_t cluster;
 };
 
 // The name of a parameter's type, without the const of its target; the compiler's name for structs.
@@ -63,8 +65,8 @@ struct Entry<F> {
         F(*(A*)arguments[I]...);
     }
     static void run(void* const* arguments) { call(arguments, typename MakeIndices<sizeof...(A)>::type{}); }
-    static constexpr Kernel kernel(const char* name, uint32_t max_threads) {
-        return {name, run, parameters, sizeof...(A), max_threads};
+    static constexpr Kernel kernel(const char* name, uint32_t max_threads, uint32_t cluster) {
+        return {name, run, parameters, sizeof...(A), max_threads, cluster};
     }
 };
 }  // namespace

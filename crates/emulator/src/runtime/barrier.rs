@@ -86,10 +86,11 @@ impl Barrier {
         self.arrived.set(0);
         self.votes.set(0);
         let waiting = self.waiting.each_ref().map(Cell::take);
-        me.block.check(|c| c.sync_block(&waiting, |warp| me.block.warps[warp].alive.get()));
+        let first = me.block.first_warp();
+        me.block.check(|c| c.sync_warps(first, &waiting, |warp| me.block.warps[warp].alive.get()));
         for (warp, lanes) in waiting.into_iter().enumerate() {
             if lanes == u32::MAX {
-                me.block.count(|c| c.close(warp));
+                me.block.count(|c| c.close(first + warp));
             }
             me.block.wake(warp, lanes);
         }

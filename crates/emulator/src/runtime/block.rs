@@ -1,10 +1,9 @@
 //! A block of CUDA threads: which can run, which runs next, and how a thread stops.
 
 use super::barrier::Barrier;
-use super::checker::Checker;
+use super::cluster::Cluster;
 use super::collective::Warp;
 use super::copies::CopyQueue;
-use super::counting::Counter;
 use super::failure::{Failure, Site};
 use super::fiber;
 use super::flags::Flags;
@@ -42,6 +41,11 @@ pub struct Block {
     pub flags: Flags,
     pub failure: RefCell<Option<Failure>>,
     job: Cell<*const Job<'static>>,
+    cluster: Cell<*const Cluster>,
+    /// The number of this block in its cluster.
+    rank: Cell<usize>,
+    /// Whether it is the only block of its cluster.
+    is_alone: Cell<bool>,
     /// The stack from which the block is run.
     scheduler: Cell<*mut u8>,
     random: Cell<u64>,
@@ -74,6 +78,16 @@ pub fn me() -> Me {
 impl Me {
     pub fn lane(self) -> usize {
         self.thread % 32
+    }
+
+    /// The number of its warp in its cluster, by which the checker and the counter know it.
+    pub fn cluster_warp(self) -> usize {
+        self.block.first_warp() + self.thread / 32
+    }
+
+    /// Its number in its cluster; each block has whole warps.
+    pub fn cluster_thread(self) -> usize {
+        self.block.first_warp() * 32 + self.thread
     }
 
     pub fn warp(self) -> &'static Warp {
@@ -118,6 +132,9 @@ impl Block {
             flags: Flags::default(),
             failure: RefCell::new(None),
             job: Cell::new(std::ptr::null()),
+            cluster: Cell::new(std::ptr::null()),
+            rank: Cell::new(0),
+            is_alone: Cell::new(true),
             scheduler: Cell::new(std::ptr::null_mut()),
             random: Cell::new(1),
         };
@@ -137,60 +154,58 @@ impl Block {
 
     /// The launch that runs.
     pub fn job(&self) -> &Job<'_> {
-        // SAFETY: only called while the block runs, during which `run` borrows the job.
+        // SAFETY: only called while the block runs, during which `Cluster::run` borrows the job.
         unsafe { &*self.job.get() }
+    }
+
+    /// The blocks that run together with this one.
+    pub fn cluster(&self) -> &Cluster {
+        // SAFETY: only called while the block runs, which `Cluster::run` does.
+        unsafe { &*self.cluster.get() }
+    }
+
+    pub fn rank(&self) -> usize {
+        self.rank.get()
+    }
+
+    /// The number of its first warp among those of the cluster.
+    pub fn first_warp(&self) -> usize {
+        self.rank.get() * self.thread_count.get().div_ceil(32)
     }
 
     pub fn arguments(&self) -> *const *const c_void {
         self.base().wrapping_add(ARGUMENTS_OFFSET).cast_const().cast()
     }
 
-    /// Runs all threads of block `index` of a launch.
-    pub fn run(&self, job: &Job, index: [u32; 3], seed: u64) -> Result<(), Box<Failure>> {
-        self.start(job, index, seed);
-        self.check(Checker::start_block);
-        let after_a_flag = || if self.wait_for_flags() { self.next(None) } else { None };
-        while let Some(first) = self.next(None).or_else(|| self.after_a_copy()).or_else(after_a_flag) {
-            // SAFETY: a runnable thread's stack was prepared by `start` or saved by its last
-            // switch.
-            unsafe { fiber::switch(self.scheduler.as_ptr(), self.threads[first].stack.get()) };
-            if self.failure.borrow().is_some() {
-                break;
-            }
-        }
-        self.count(Counter::end_block);
-        let failure = self.failure.take();
+    /// Whether a thread can run.
+    pub fn can_run(&self) -> bool {
+        self.runnable_warps.get() != 0
+    }
+
+    /// Runs threads until none can run, one fails, or the schedule chooses another block.
+    pub fn resume(&self) {
+        let Some(first) = self.next(None) else { return };
+        // SAFETY: a runnable thread's stack was prepared by `start` or saved by its last switch.
+        unsafe { fiber::switch(self.scheduler.as_ptr(), self.threads[first].stack.get()) };
+    }
+
+    /// Releases what the block has borrowed for its run.
+    pub fn end(&self) {
         self.job.set(std::ptr::null());
-        match failure {
-            Some(failure) => Err(Box::new(failure)),
-            // Another block has failed, and this one waits for it.
-            None if self.live.get() > 0 && job.progress.has_failed() => Ok(()),
-            None if self.live.get() > 0 => Err(Box::new(self.deadlock())),
-            None => self.hopper.unfinished().map_err(Box::new),
-        }
+        self.cluster.set(std::ptr::null());
     }
 
-    /// Lets copies land until a thread can run.
-    fn after_a_copy(&self) -> Option<usize> {
-        while self.live.get() > 0 && self.failure.borrow().is_none() {
-            match self.hopper.land_one(self) {
-                Ok(false) => return None,
-                Ok(true) => {}
-                Err(failure) => drop(self.failure.replace(Some(failure))),
-            }
-            if let Some(next) = self.next(None) {
-                return Some(next);
-            }
-        }
-        None
-    }
-
-    fn start(&self, job: &Job, index: [u32; 3], seed: u64) {
+    /// Prepares all threads of block `number` of a launch.
+    pub fn start(&self, job: &Job, cluster: &Cluster, rank: usize, number: usize) {
         let dim = job.block_dim;
         let count = job.threads();
         self.job.set(std::ptr::from_ref(job).cast());
-        self.random.set(seed | 1);
-        self.geometry.block_index.set(index);
+        self.cluster.set(cluster);
+        self.rank.set(rank);
+        self.is_alone.set(cluster.blocks().len() == 1);
+        self.failure.take();
+        self.random.set(job.seed(number) | 1);
+        self.geometry.block_index.set(job.index(number));
         self.geometry.grid_dim.set(job.grid);
         self.geometry.block_dim.set(dim);
         self.thread_count.set(count);
@@ -240,7 +255,8 @@ impl Block {
 
     /// Switches from a thread to the next runnable one, or to the scheduler.
     fn leave(&self, from: usize) {
-        let to = match self.next(Some(from)) {
+        let stays = self.is_alone.get() || !self.cluster().yields(self.rank.get());
+        let to = match stays.then(|| self.next(Some(from))).flatten() {
             Some(next) => self.threads[next].stack.get(),
             None => self.scheduler.get(),
         };
@@ -318,22 +334,15 @@ impl Block {
         self.job().options.copies == Copies::Random
     }
 
-    fn deadlock(&self) -> Failure {
+    /// Describes every waiting group of threads, for the report of a deadlock.
+    pub fn waiting(&self) -> Vec<String> {
         let mut waiting = self.flags.describe();
         waiting.extend(self.barriers.iter().filter_map(Barrier::describe));
         for (number, warp) in self.warps.iter().enumerate() {
             waiting.extend(warp.describe(number));
         }
         waiting.extend(self.hopper.describe());
-        let more = waiting.len().saturating_sub(8);
-        waiting.truncate(8);
-        if more > 0 {
-            waiting.push(format!("{more} more groups of threads wait"));
-        }
-        let ended = self.thread_count.get() - self.live.get();
-        let message =
-            format!("deadlock, no thread can run: {}; {ended} threads have ended", waiting.join("; "));
-        Failure::new(None, Site::UNKNOWN, message)
+        waiting
     }
 }
 
@@ -373,6 +382,15 @@ fn finish(me: Me) -> ! {
             site,
             "the thread ends while others of its block wait at a barrier of all threads".to_owned(),
         );
+    }
+    if let Some(site) = block.cluster().sync_site() {
+        me.fail(site, "the thread ends while others of its cluster wait at a cluster_sync".to_owned());
+    }
+    if block.live.get() == 1
+        && !block.is_alone.get()
+        && let Err(message) = block.hopper.still_reached(block)
+    {
+        me.fail(Site::UNKNOWN, message);
     }
     block.live.set(block.live.get() - 1);
     let warp = me.warp();

@@ -146,7 +146,7 @@ impl Group {
             Lanes { me, arrived, arguments: &self.arguments, site: self.site.get().unwrap_or(Site::UNKNOWN) };
         run(OPS[self.op.get() as usize].0, &lanes);
         if self.mask.get() == u32::MAX {
-            me.block.count(|c| c.close(me.thread / 32));
+            me.block.count(|c| c.close(me.cluster_warp()));
         }
         me.block.wake(me.thread / 32, arrived);
     }
@@ -202,7 +202,7 @@ fn run(op: Op, lanes: &Lanes) {
         match op {
             Op::Syncwarp => {
                 if lanes.arrived == lanes.me.warp().alive.get() {
-                    lanes.block().check(|c| c.sync_warp(lanes.me.thread / 32));
+                    lanes.block().check(|c| c.sync_warp(lanes.me.cluster_warp()));
                 }
             }
             Op::Shfl | Op::ShflUp | Op::ShflDown | Op::ShflXor => shuffle(lanes),
@@ -335,5 +335,5 @@ extern "C" fn cuda_emulator_fail(
 #[unsafe(no_mangle)]
 extern "C" fn cuda_emulator_fence() {
     let me = me();
-    me.block.check(|c| c.fence(me.thread));
+    me.block.check(|c| c.fence(me.cluster_thread()));
 }

@@ -8,6 +8,7 @@
 
 use super::block::{Block, Me};
 use super::checker::Kind;
+use super::cluster::MAX_BLOCKS;
 use super::region::*;
 use crate::counts::Counts;
 use std::collections::HashMap;
@@ -42,7 +43,7 @@ pub struct Counter {
     /// Start and end of every allocation, in order.
     pub allocations: Vec<(usize, usize)>,
     counts: Counts,
-    /// The accesses of each warp since its lanes last synchronized.
+    /// The accesses of each warp of a cluster since its lanes last synchronized.
     logs: Vec<Vec<(Instruction, Span)>>,
     /// By page number: a bit for each sector that the launch reads, and that it writes.
     touched: HashMap<usize, [u128; 2]>,
@@ -50,7 +51,7 @@ pub struct Counter {
 
 impl Counter {
     pub fn new() -> Self {
-        let logs = vec![Vec::new(); MAX_THREADS / 32];
+        let logs = vec![Vec::new(); MAX_THREADS / 32 * MAX_BLOCKS];
         Counter { allocations: Vec::new(), counts: Counts::default(), logs, touched: HashMap::new() }
     }
 
@@ -68,7 +69,8 @@ impl Counter {
         Counts { bytes_read: bytes(0), bytes_written: bytes(1), ..self.counts }
     }
 
-    pub fn end_block(&mut self) {
+    /// Closes the instructions of the blocks that ran together.
+    pub fn end_cluster(&mut self) {
         (0..self.logs.len()).for_each(|warp| self.close(warp));
     }
 
@@ -134,12 +136,12 @@ impl Counter {
         self.shared(&std::array::from_fn::<_, 32, _>(row));
     }
 
-    /// Counts a copy by TMA: the rows inside the matrix, which it reads or writes, and all rows of
-    /// 128 bytes in the box.
-    pub fn tma(&mut self, kind: Kind, rows_inside: &[Span], box_rows: u64) {
+    /// Counts a copy by TMA: the rows inside the matrix, which it reads or writes, once for all
+    /// blocks that it goes to, and in each of them all rows of 128 bytes in the box.
+    pub fn tma(&mut self, kind: Kind, rows_inside: &[Span], box_rows: u64, blocks: u64) {
         self.global(kind, rows_inside);
-        self.counts.shared_wavefronts += box_rows;
-        self.counts.shared_wavefronts_without_conflicts += box_rows;
+        self.counts.shared_wavefronts += box_rows * blocks;
+        self.counts.shared_wavefronts_without_conflicts += box_rows * blocks;
     }
 
     /// Counts an MMA of (m, k) and (k, n).
@@ -186,7 +188,7 @@ impl Block {
             for offset in (0..bytes).step_by(MOST_BYTES) {
                 let bytes = MOST_BYTES.min(bytes - offset);
                 let span = Span { lane: user.lane(), address: first + offset, bytes };
-                c.logs[user.thread / 32].push((Instruction { from, is_shared, kind }, span));
+                c.logs[user.cluster_warp()].push((Instruction { from, is_shared, kind }, span));
             }
         });
     }

@@ -4,6 +4,7 @@
 
 use super::block::{Block, Me, me};
 use super::checker::Kind;
+use super::cluster::Cluster;
 use super::failure::Site;
 use std::cell::RefCell;
 use std::ffi::c_char;
@@ -123,18 +124,22 @@ impl Block {
         });
     }
 
-    /// Waits until a thread can run because another block has raised its flag. Returns whether one
-    /// can.
-    pub fn wait_for_flags(&self) -> bool {
-        if self.failure.borrow().is_some() {
-            return false;
-        }
-        let flags = self.flags.addresses();
-        let raised = !flags.is_empty() && self.job().progress.wait(&flags);
+}
+
+impl Cluster {
+    /// Waits until a thread can run because another cluster has raised its flag. Returns whether
+    /// one can.
+    pub fn wait_for_flags(&self, progress: &Progress) -> bool {
+        let flags: Vec<usize> = self.blocks().iter().flat_map(|block| block.flags.addresses()).collect();
+        let raised = !flags.is_empty() && progress.wait(&flags);
         if raised {
             self.wake_for_flags();
         }
         raised
+    }
+
+    fn wake_for_flags(&self) {
+        self.blocks().iter().for_each(|block| block.wake_for_flags());
     }
 }
 
@@ -153,7 +158,7 @@ extern "C" fn cuda_emulator_flag_raise(flag: *mut u32, file: *const c_char, line
     let site = Site::new("flag_raise", file, line);
     let address = checked(me, flag, site);
     me.block.check_access(me, address, 4, Kind::Atomic, site);
-    me.block.check(|c| c.raise_flag(me.thread, address));
+    me.block.check(|c| c.raise_flag(me.cluster_thread(), address));
     me.block.count_access(me, (file.addr(), line), address, 4, Kind::Write);
     if flag_at(address).swap(1, SeqCst) != 0 {
         me.fail(
@@ -161,7 +166,7 @@ extern "C" fn cuda_emulator_flag_raise(flag: *mut u32, file: *const c_char, line
             format!("the flag at {address:#x} is raised already: a wait would miss one of the two"),
         );
     }
-    me.block.wake_for_flags();
+    me.block.cluster().wake_for_flags();
 }
 
 #[unsafe(no_mangle)]
@@ -181,7 +186,7 @@ extern "C" fn cuda_emulator_flag_wait(flag: *mut u32, file: *const c_char, line:
         me.block.flags.0.borrow_mut().push(Waiting { thread: me.thread, flag: address, site });
         me.wait();
     }
-    me.block.check(|c| c.wait_for_flag(me.thread, address));
+    me.block.check(|c| c.wait_for_flag(me.cluster_thread(), address));
     me.block.check_access(me, address, 4, Kind::Atomic, site);
     me.block.count_access(me, (file.addr(), line), address, 4, Kind::Atomic);
     flag_at(address).store(0, SeqCst);

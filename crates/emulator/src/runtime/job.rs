@@ -2,6 +2,7 @@
 
 use super::block::Block;
 use super::checker::Checker;
+use super::cluster::{Cluster, MAX_BLOCKS};
 use super::counting::Counter;
 use super::flags::Progress;
 use super::hopper::{LateStores, decode as decode_tensor_map};
@@ -12,7 +13,7 @@ use crate::launch::{Arg, Launch};
 use crate::lent::Lent;
 use crate::options::{EmulatorOptions, Schedule};
 use crate::tensor_map::TensorMap;
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use std::cell::RefCell;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -35,15 +36,19 @@ pub struct Job<'a> {
 // counter are used by one OS thread, as `run` starts no others if there is either.
 unsafe impl Sync for Job<'_> {}
 
-/// A region with its block, kept from launch to launch.
-struct Worker {
+/// A region with its block.
+struct Seat {
     // Dropped before the region, whose memory it lies in.
     block: &'static Block,
     region: Region,
 }
 
-// SAFETY: a worker owns its block and region; no other thread refers to them.
-unsafe impl Send for Worker {}
+// SAFETY: a seat owns its block and region; no other thread refers to them.
+unsafe impl Send for Seat {}
+
+/// The blocks that an OS thread runs together, kept from launch to launch.
+#[derive(Default)]
+struct Worker(Vec<Seat>);
 
 static IDLE: Mutex<Vec<Worker>> = Mutex::new(Vec::new());
 
@@ -86,6 +91,15 @@ impl<'a> Job<'a> {
         if grid.contains(&0) || grid[0] > i32::MAX as u32 || grid[1] > 65535 || grid[2] > 65535 {
             bail!("kernel {name}: a grid of {grid:?}, 1 to 2147483647, 65535 and 65535 blocks are allowed");
         }
+        let cluster = kernel.cluster();
+        ensure!(
+            (1..=MAX_BLOCKS as u32).contains(&cluster),
+            "kernel {name}: clusters of {cluster} blocks, at most {MAX_BLOCKS} are emulated"
+        );
+        ensure!(
+            grid[0].is_multiple_of(cluster),
+            "kernel {name}: a grid of {grid:?}, whose first number is not a multiple of the {cluster} blocks of a cluster"
+        );
         ensure!(
             shared_bytes as usize <= MAX_BYTES,
             "kernel {name}: {shared_bytes} bytes of dynamic shared memory, at most {MAX_BYTES}"
@@ -137,16 +151,40 @@ impl<'a> Job<'a> {
         self.block_dim.iter().product::<u32>() as usize
     }
 
-    fn blocks(&self) -> usize {
-        self.grid.iter().map(|n| *n as usize).product()
+    /// Warps per block.
+    pub fn warps(&self) -> usize {
+        self.threads().div_ceil(32)
+    }
+
+    /// The index of a block by its number.
+    pub fn index(&self, number: usize) -> [u32; 3] {
+        let [x, y] = [self.grid[0] as usize, self.grid[1] as usize];
+        [number % x, number / x % y, number / (x * y)].map(|i| i as u32)
+    }
+
+    /// The start of a block's random numbers.
+    pub fn seed(&self, number: usize) -> u64 {
+        let seed = match self.options.schedule {
+            Schedule::Random(seed) => seed,
+            _ => 0,
+        };
+        (seed ^ (number as u64 + 1)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+
+    fn cluster_blocks(&self) -> usize {
+        self.kernel.cluster() as usize
+    }
+
+    fn clusters(&self) -> usize {
+        self.grid.iter().map(|n| *n as usize).product::<usize>() / self.cluster_blocks()
     }
 
     /// Runs all blocks, on this thread or on several.
     pub fn run(&self) -> Result<()> {
-        let order = Order::new(self.options.schedule, self.blocks());
+        let order = Order::new(self.options.schedule, self.clusters());
         let next = AtomicUsize::new(0);
-        // The checker and the counter track one block at a time.
-        let most = if self.checker.is_some() || self.counter.is_some() { 1 } else { self.blocks() };
+        // The checker and the counter track one cluster at a time.
+        let most = if self.checker.is_some() || self.counter.is_some() { 1 } else { self.clusters() };
         let threads = self.options.threads.clamp(1, most);
         if let Some(checker) = self.checker {
             checker.borrow_mut().start_launch();
@@ -156,61 +194,64 @@ impl<'a> Job<'a> {
         }
         self.progress.start(threads);
         if threads == 1 {
-            return self.run_blocks(&order, &next);
+            return self.run_clusters(&order, &next);
         }
-        let run_blocks = || {
-            let result = self.run_blocks(&order, &next);
+        let run_clusters = || {
+            let result = self.run_clusters(&order, &next);
             self.progress.end(result.is_err());
             result
         };
         std::thread::scope(|scope| {
-            let running: Vec<_> = (0..threads).map(|_| scope.spawn(run_blocks)).collect();
+            let running: Vec<_> = (0..threads).map(|_| scope.spawn(run_clusters)).collect();
             running.into_iter().try_for_each(|thread| thread.join().expect("the emulator does not panic"))
         })
     }
 
-    fn run_blocks(&self, order: &Order, next: &AtomicUsize) -> Result<()> {
+    fn run_clusters(&self, order: &Order, next: &AtomicUsize) -> Result<()> {
         let idle = IDLE.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).pop();
-        let mut worker = idle.map_or_else(Worker::new, Ok)?;
-        worker.region.guard_stacks(self.threads());
-        worker.set_arguments(self.arguments);
+        let mut worker = idle.unwrap_or_default();
+        let cluster = Cluster::new(worker.prepare(self)?);
         let mut result = Ok(());
         while result.is_ok() {
             let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= self.blocks() {
+            if number >= self.clusters() {
                 break;
             }
-            result = self.run_block(&worker, order.block(number));
+            let first = order.cluster(number) * self.cluster_blocks();
+            result = cluster.run(self, first).map_err(|(index, failure)| {
+                anyhow!("{}", failure.describe(self.kernel.name(), index, self.block_dim))
+            });
         }
         if result.is_err() {
-            next.store(self.blocks(), Ordering::Relaxed);
+            next.store(self.clusters(), Ordering::Relaxed);
         }
         IDLE.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(worker);
         result
     }
-
-    fn run_block(&self, worker: &Worker, number: usize) -> Result<()> {
-        let [x, y] = [self.grid[0] as usize, self.grid[1] as usize];
-        let index = [number % x, number / x % y, number / (x * y)].map(|i| i as u32);
-        let seed = match self.options.schedule {
-            Schedule::Random(seed) => seed,
-            _ => 0,
-        };
-        let seed = (seed ^ (number as u64 + 1)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        match worker.block.run(self, index, seed) {
-            Ok(()) => Ok(()),
-            Err(failure) => bail!("{}", failure.describe(self.kernel.name(), index, self.block_dim)),
-        }
-    }
 }
 
 impl Worker {
+    /// Returns blocks for a cluster of a launch, with the arguments in the region of each.
+    fn prepare(&mut self, job: &Job) -> Result<Vec<&'static Block>> {
+        while self.0.len() < job.cluster_blocks() {
+            self.0.push(Seat::new()?);
+        }
+        let seats = self.0.iter_mut().take(job.cluster_blocks());
+        let blocks = seats.map(|seat| {
+            seat.region.guard_stacks(job.threads());
+            seat.set_arguments(job.arguments);
+            seat.block
+        });
+        Ok(blocks.collect())
+    }
+}
+
+impl Seat {
     fn new() -> Result<Self> {
         let region = Region::new()?;
-        // SAFETY: the worker keeps both, uses the region for nothing else, and drops the block
-        // first.
+        // SAFETY: the seat keeps both, uses the region for nothing else, and drops the block first.
         let block = unsafe { Block::new_in(&region) };
-        Ok(Worker { block, region })
+        Ok(Seat { block, region })
     }
 
     /// Copies the arguments into the region, after a list of their addresses.
@@ -233,14 +274,14 @@ impl Worker {
     }
 }
 
-impl Drop for Worker {
+impl Drop for Seat {
     fn drop(&mut self) {
         // SAFETY: `new_in` wrote the block, and no thread runs that could refer to it.
         unsafe { std::ptr::drop_in_place(std::ptr::from_ref(self.block).cast_mut()) };
     }
 }
 
-/// The order in which blocks run.
+/// The order in which clusters run.
 enum Order {
     Ascending,
     Descending(usize),
@@ -248,14 +289,14 @@ enum Order {
 }
 
 impl Order {
-    fn new(schedule: Schedule, blocks: usize) -> Self {
+    fn new(schedule: Schedule, clusters: usize) -> Self {
         match schedule {
             Schedule::Ascending | Schedule::AheadLow => Order::Ascending,
-            Schedule::Descending | Schedule::AheadHigh => Order::Descending(blocks),
+            Schedule::Descending | Schedule::AheadHigh => Order::Descending(clusters),
             Schedule::Random(seed) => {
-                let mut order: Vec<u32> = (0..blocks as u32).collect();
+                let mut order: Vec<u32> = (0..clusters as u32).collect();
                 let mut random = seed | 1;
-                for left in (2..=blocks).rev() {
+                for left in (2..=clusters).rev() {
                     random = random
                         .wrapping_mul(6_364_136_223_846_793_005)
                         .wrapping_add(1_442_695_040_888_963_407);
@@ -266,10 +307,10 @@ impl Order {
         }
     }
 
-    fn block(&self, number: usize) -> usize {
+    fn cluster(&self, number: usize) -> usize {
         match self {
             Order::Ascending => number,
-            Order::Descending(blocks) => blocks - 1 - number,
+            Order::Descending(clusters) => clusters - 1 - number,
             Order::Shuffled(order) => order[number] as usize,
         }
     }

@@ -28,6 +28,7 @@ pub struct Kernel {
     parameters: *const Parameter,
     parameter_count: u32,
     max_threads: u32,
+    cluster: u32,
 }
 
 // SAFETY: a kernel is a constant of a translation unit, and points only to constants.
@@ -51,7 +52,7 @@ impl Kernel {
             Some(name) => name.as_ptr(),
             None => std::ptr::null(),
         };
-        Kernel { name, run, parameters: parameters.as_ptr(), parameter_count, max_threads: 0 }
+        Kernel { name, run, parameters: parameters.as_ptr(), parameter_count, max_threads: 0, cluster: 1 }
     }
 
     pub fn name(&self) -> &'static str {
@@ -80,6 +81,11 @@ impl Kernel {
     /// The limit of `__launch_bounds__`.
     pub fn max_threads(&self) -> Option<u32> {
         Some(self.max_threads).filter(|n| *n > 0)
+    }
+
+    /// The number of blocks in a cluster, 1 without `CLUSTER`.
+    pub fn cluster(&self) -> u32 {
+        self.cluster
     }
 
     pub(super) fn run(&self, arguments: *const *const c_void) {

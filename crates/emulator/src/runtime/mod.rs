@@ -5,6 +5,7 @@
 mod barrier;
 mod block;
 mod checker;
+mod cluster;
 mod collective;
 mod copies;
 mod counting;

@@ -85,6 +85,7 @@ impl Block {
     /// Fails on behalf of the thread that uses the address if they are misaligned or not in shared
     /// memory.
     pub fn shared_16_bytes(&self, user: Me, address: u32, site: Site) -> *mut [u8; 16] {
+        user.require_local(address, site);
         let start = address as usize;
         if !start.is_multiple_of(16) {
             user.fail(site, format!("the address {address:#x} in shared memory is not a multiple of 16"));

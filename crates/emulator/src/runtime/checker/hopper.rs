@@ -3,29 +3,63 @@
 //! thread only after its `proxy_fence`.
 
 use super::super::block::{Block, Me};
-use super::super::failure::Site;
+use super::super::region::ARENA_BYTES;
 use super::releases::{Known, join_known};
-use super::shadow::{Cell, GRAIN};
-use super::{Checker, Clock, Kind, join, race};
+use super::shadow::{Access, Cell, GRAIN};
+use super::{Checker, Clock, Kind, Space};
+use std::ops::Range;
 
 /// The knowledge that a wait for an mbarrier acquires.
 #[derive(Default)]
 pub struct MbarrierClock {
-    clock: Clock,
+    component: usize,
+    own: Clock,
+    /// The knowledge that other blocks of the cluster have released.
+    peers: Clock,
     known: Known,
 }
 
+/// The threads between which an arrival or a wait makes memory known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    Block,
+    Cluster,
+}
+
 impl Checker {
-    /// Releases what the thread's warp knows.
-    pub fn mbarrier_arrive(&mut self, thread: usize, barrier: &mut MbarrierClock) {
-        join(&mut barrier.clock, &self.clocks[thread / 32]);
-        join_known(&mut barrier.known, &self.known[thread / 32]);
-        self.clocks[thread / 32][thread / 32] += 1;
+    /// The clock of a new mbarrier, or `None` if there are too many.
+    pub fn new_mbarrier(&mut self) -> Option<MbarrierClock> {
+        let component = self.clocks.len() + self.mbarriers;
+        self.mbarriers += 1;
+        let clock = MbarrierClock { component, ..MbarrierClock::default() };
+        (component <= usize::from(u8::MAX)).then_some(clock)
     }
 
-    pub fn mbarrier_wait(&mut self, thread: usize, barrier: &MbarrierClock) {
-        join(&mut self.clocks[thread / 32], &barrier.clock);
+    /// Releases what the thread's warp knows to waits of its block or, to those of other blocks,
+    /// what it knew at its last fence.
+    pub fn mbarrier_arrive(&mut self, thread: usize, barrier: &mut MbarrierClock, scope: Scope) {
+        match scope {
+            Scope::Block => {
+                barrier.own.join(&self.clocks[thread / 32]);
+                join_known(&mut barrier.known, &self.known[thread / 32]);
+            }
+            Scope::Cluster => {
+                let Some(fenced) = self.fences.get(&thread) else { return };
+                barrier.peers.join(&fenced.clock);
+            }
+        }
+        self.clocks[thread / 32].tick(thread / 32);
+    }
+
+    /// Acquires what is known in this scope, after `ended` phases.
+    pub fn mbarrier_wait(&mut self, thread: usize, barrier: &MbarrierClock, ended: u64, scope: Scope) {
         join_known(&mut self.known[thread / 32], &barrier.known);
+        let clock = &mut self.clocks[thread / 32];
+        clock.join(&barrier.own);
+        if scope == Scope::Cluster {
+            clock.join(&barrier.peers);
+        }
+        clock.advance(barrier.component, ended as u32);
     }
 
     pub fn proxy_fence(&mut self, thread: usize) {
@@ -42,22 +76,23 @@ impl Checker {
     ///
     /// # Errors
     /// The reason why it must not.
-    pub fn async_reads(&mut self, thread: usize, start: u32, end: u32) -> Result<(), String> {
-        for place in (start as usize..end as usize).step_by(GRAIN) {
+    pub fn async_reads(&mut self, thread: usize, start: usize, bytes: usize) -> Result<(), String> {
+        for place in (start..start + bytes).step_by(GRAIN) {
             let cell = *self.shadow.shared(place);
-            if cell.block != self.block || !cell.initialized {
-                return Err(format!("a read of uninitialized shared memory at {place:#x}"));
+            if cell.cluster != self.cluster || !cell.initialized {
+                return Err(format!("a read of uninitialized shared memory at {:#x}", place % ARENA_BYTES));
             }
-            let Some(writer) = cell.writer else { continue };
+            // Copies were found to be waited for.
+            let Some(writer) = cell.writer.filter(|w| w.lane != Access::COPY) else { continue };
             if !self.before(writer, thread) {
-                return Err(format!("a read {}", race("shared", "written", writer)));
+                return Err(format!("a read {}", self.race(Space::Shared, "written", writer)));
             }
             let by = usize::from(writer.warp) * 32 + usize::from(writer.lane);
             let fence = self.proxy_fences.get(&by).and_then(|all| all.get(cell.proxy_fences as usize));
             if !fence.is_some_and(|fence| self.before(*fence, thread)) {
                 return Err(format!(
-                    "a read of what thread {by} (warp {}) wrote to shared memory without a proxy_fence after it{}",
-                    writer.warp,
+                    "a read of what {} wrote to shared memory without a proxy_fence after it{}",
+                    self.name(writer),
                     if fence.is_some() { " that is ordered before the read" } else { "" }
                 ));
             }
@@ -65,21 +100,65 @@ impl Checker {
         Ok(())
     }
 
-    /// Records a copy that was issued: its writes replace all earlier ones, and the mbarrier that
-    /// it reports to orders its readers.
-    fn tma_writes(&mut self, start: u32, end: u32) {
-        for place in (start as usize..end as usize).step_by(GRAIN) {
-            let block = self.block;
-            *self.shadow.shared(place) = Cell { block, initialized: true, pending: true, ..Cell::default() };
+    /// Checks and records an asynchronous copy that was issued: its writes replace all earlier
+    /// ones, and the mbarrier that it reports to orders its readers. TMA may replace other copies
+    /// without knowing of them: the rules for mbarriers find those that come too early.
+    fn async_writes(
+        &mut self,
+        thread: usize,
+        places: Range<usize>,
+        copy: Access,
+        by: By,
+    ) -> Result<(), String> {
+        let cluster = self.cluster;
+        for place in places.step_by(GRAIN) {
+            let cell = self.shadow.shared(place);
+            if by == By::Tma && cell.writer.is_some_and(|w| w.lane == Access::COPY) {
+                cell.writer = None;
+            }
+            self.visit(Space::Shared, place, thread, Kind::Write)?;
+            let cell =
+                Cell { cluster, initialized: true, pending: true, writer: Some(copy), ..Cell::default() };
+            *self.shadow.shared(place) = cell;
         }
+        Ok(())
     }
 }
 
+/// The instruction that copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    Tma,
+    StoreAsync,
+}
+
 impl Block {
-    /// Checks and records a copy to shared memory that `user` issued.
-    pub fn check_tma_issue(&self, user: Me, span: (u32, u32), site: Site) {
-        let place = self.shared_bytes(span.0).addr();
-        self.check_access(user, place, (span.1 - span.0) as usize, Kind::Write, site);
-        self.check(|c| c.tma_writes(span.0, span.1));
+    /// Checks that wgmma, or a copy that a thread starts, may read shared memory.
+    ///
+    /// # Errors
+    /// The reason why it must not.
+    pub fn check_async_reads(&self, user: Me, span: (u32, u32)) -> Result<(), String> {
+        let start = self.shadow_place(span.0 as usize);
+        let result = self.check(|c| c.async_reads(user.cluster_thread(), start, (span.1 - span.0) as usize));
+        result.unwrap_or(Ok(()))
+    }
+
+    /// Checks and records a copy to this block's shared memory that `user` issued, complete after a
+    /// phase of an mbarrier.
+    ///
+    /// # Errors
+    /// The reason why it must not be written.
+    pub fn check_async_write(
+        &self,
+        user: Me,
+        span: (u32, u32),
+        until: (&MbarrierClock, u64),
+        by: By,
+    ) -> Result<(), String> {
+        let (warp, clock) = (until.0.component as u8, until.1 as u32 + 1);
+        let copy = Access { lane: Access::COPY, warp, epoch: 0, clock };
+        let places = self.shadow_place(span.0 as usize)..self.shadow_place(span.1 as usize);
+        let result = self.check(|c| c.async_writes(user.cluster_thread(), places, copy, by));
+        result.unwrap_or(Ok(())).map_err(|message| format!("{} {message}", Kind::Write.name()))
     }
 }

@@ -1,12 +1,15 @@
 //! The checker examines every access of a kernel: bounds, initialization, races, lent memory, and
 //! copies that no thread has waited for.
 //!
-//! Vector clocks with one component per warp keep the order of accesses; a barrier joins the clocks
-//! of its warps. Only `__syncwarp` and barriers order the lanes of a warp; shuffles and tensor
-//! cores exchange registers, not memory. Blocks of a launch are not ordered, except through
-//! atomics: one that follows a `__threadfence` releases what the thread knew at the fence, and
-//! every later atomic at the same address acquires that. Flags do the same without a fence.
+//! Vector clocks with one component per warp and per mbarrier keep the order of accesses; a barrier
+//! joins the clocks of its warps. The blocks of a cluster are checked as one, whose warps are
+//! numbered across them. Only `__syncwarp` and barriers order the lanes of a warp; shuffles and
+//! tensor cores exchange registers, not memory. Clusters of a launch (blocks, if it has none) are
+//! not ordered, except through atomics: one that follows a `__threadfence` releases what the thread
+//! knew at the fence, and every later atomic at the same address acquires that. Flags do the same
+//! without a fence.
 
+mod clock;
 mod hooks;
 mod hopper;
 mod releases;
@@ -17,14 +20,13 @@ use super::block::{Block, Me};
 use super::failure::Site;
 use super::region::*;
 use crate::lent::Lent;
-pub use hopper::MbarrierClock;
+use clock::Clock;
+pub use hopper::{By, MbarrierClock, Scope};
 use releases::{Known, Release, Released};
 use shadow::{Access, Cell, GRAIN, Shadow};
 use std::collections::HashMap;
 
 const WARPS: usize = MAX_THREADS / 32;
-
-type Clock = [u32; WARPS];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
@@ -56,21 +58,26 @@ pub struct Checker {
     pub allocations: Vec<(usize, usize)>,
     pub lent: Lent,
     shadow: Shadow,
-    /// The number of the block that runs; blocks are numbered over all launches.
-    block: u32,
-    /// The number of the first block of this launch.
-    first_block: u32,
-    clocks: [Clock; WARPS],
-    epochs: [u32; WARPS],
+    /// The number of the cluster that runs; clusters are numbered over all launches.
+    cluster: u32,
+    /// The number of the first cluster of this launch.
+    first_cluster: u32,
+    /// Blocks per cluster, and warps per block.
+    blocks: usize,
+    block_warps: usize,
+    clocks: Vec<Clock>,
+    epochs: Vec<u32>,
+    /// The mbarriers that have been initialized.
+    mbarriers: usize,
     /// The knowledge of each thread at its last fence.
     fences: HashMap<usize, Released>,
     /// The proxy fences of each thread, in order.
     proxy_fences: HashMap<usize, Vec<Access>>,
     releases: HashMap<usize, Vec<Release>>,
-    /// The number of releases at an address that a warp of this block has acquired.
+    /// The number of releases at an address that a warp of this cluster has acquired.
     acquired: HashMap<(usize, usize), usize>,
-    /// The knowledge of each warp about other blocks.
-    known: [Known; WARPS],
+    /// The knowledge of each warp about other clusters.
+    known: Vec<Known>,
 }
 
 impl Checker {
@@ -79,32 +86,42 @@ impl Checker {
             allocations: Vec::new(),
             lent: Lent::default(),
             shadow: Shadow::new(),
-            block: 0,
-            first_block: 1,
-            clocks: [[0; WARPS]; WARPS],
-            epochs: [0; WARPS],
+            cluster: 0,
+            first_cluster: 1,
+            blocks: 1,
+            block_warps: 0,
+            clocks: Vec::new(),
+            epochs: Vec::new(),
+            mbarriers: 0,
             fences: HashMap::new(),
             proxy_fences: HashMap::new(),
             releases: HashMap::new(),
             acquired: HashMap::new(),
-            known: Default::default(),
+            known: Vec::new(),
         }
     }
 
     pub fn start_launch(&mut self) {
-        self.first_block = self.block + 1;
+        self.first_cluster = self.cluster + 1;
         self.releases.clear();
     }
 
-    pub fn start_block(&mut self) {
-        self.block += 1;
-        self.clocks = [[0; WARPS]; WARPS];
-        (0..WARPS).for_each(|warp| self.clocks[warp][warp] = 1);
-        self.epochs = [1; WARPS];
+    /// Prepares for blocks that run together, each with `warps` warps.
+    pub fn start_cluster(&mut self, blocks: usize, warps: usize) {
+        self.cluster += 1;
+        (self.blocks, self.block_warps) = (blocks, warps);
+        let all = blocks * warps;
+        self.clocks.clear();
+        self.clocks.extend((0..all).map(|warp| Clock::of_warp(warp, all)));
+        self.epochs.clear();
+        self.epochs.resize(all, 1);
+        self.mbarriers = 0;
+        self.shadow.make_room(blocks);
         self.fences.clear();
         self.proxy_fences.clear();
         self.acquired.clear();
-        self.known = Default::default();
+        self.known.clear();
+        self.known.resize(all, Known::default());
     }
 
     /// Records that all live lanes of a warp have synchronized.
@@ -112,29 +129,39 @@ impl Checker {
         self.epochs[warp] += 1;
     }
 
-    /// Records that the lanes in `waiting` have met at a barrier; `alive` returns the live lanes of
-    /// a warp.
-    pub fn sync_block(&mut self, waiting: &[u32; WARPS], alive: impl Fn(usize) -> u32) {
+    /// Records that lanes of a block have met at a barrier: those in `waiting`, of the warps from
+    /// `first` on; `alive` returns the live lanes of a warp.
+    pub fn sync_warps(&mut self, first: usize, waiting: &[u32; WARPS], alive: impl Fn(usize) -> u32) {
         let warps = || (0..WARPS).filter(|warp| waiting[*warp] != 0);
-        let mut joined = [0; WARPS];
-        warps().for_each(|warp| join(&mut joined, &self.clocks[warp]));
-        for warp in warps() {
-            self.clocks[warp] = joined;
-            self.clocks[warp][warp] += 1;
-            if waiting[warp] == alive(warp) {
-                self.epochs[warp] += 1;
-            }
+        self.join_clocks(warps().map(|warp| first + warp));
+        for warp in warps().filter(|warp| waiting[*warp] == alive(*warp)) {
+            self.epochs[first + warp] += 1;
+        }
+    }
+
+    /// Records that all threads of the cluster have met.
+    pub fn sync_cluster(&mut self) {
+        self.join_clocks(0..self.clocks.len());
+        self.epochs.iter_mut().for_each(|epoch| *epoch += 1);
+    }
+
+    fn join_clocks(&mut self, warps: impl Iterator<Item = usize> + Clone) {
+        let mut joined = Clock::default();
+        warps.clone().for_each(|warp| joined.join(&self.clocks[warp]));
+        for warp in warps.clone() {
+            self.clocks[warp].copy_from(&joined);
+            self.clocks[warp].tick(warp);
         }
         self.share_known(warps);
     }
 
-    /// Whether an access of this block is ordered before what a thread does now.
+    /// Whether an access of this cluster is ordered before what a thread does now.
     fn before(&self, access: Access, thread: usize) -> bool {
         let (warp, of) = (thread / 32, access.warp as usize);
         if of == warp {
             usize::from(access.lane) == thread % 32 || access.epoch < self.epochs[warp]
         } else {
-            self.clocks[warp][of] >= access.clock
+            self.clocks[warp].includes(access)
         }
     }
 
@@ -144,12 +171,8 @@ impl Checker {
     /// The end of a sentence that begins with the access and says what is wrong with it.
     fn visit(&mut self, space: Space, place: usize, thread: usize, kind: Kind) -> Result<(), String> {
         let mut cell = *self.cell(space, place);
-        let name = match space {
-            Space::Shared => "shared",
-            Space::Global => "global",
-        };
         self.refuse_stored(&cell)?;
-        if cell.block != self.block {
+        if cell.cluster != self.cluster {
             cell = self.take_over(cell, space, place, thread, kind)?;
         }
         if cell.pending {
@@ -157,18 +180,18 @@ impl Checker {
                 .to_owned());
         }
         if space == Space::Shared && kind != Kind::Write && !cell.initialized {
-            return Err(format!("of uninitialized shared memory at {place:#x}"));
+            return Err(format!("of uninitialized shared memory at {:#x}", place % ARENA_BYTES));
         }
         let both_atomic = kind == Kind::Atomic && cell.atomic;
         if let Some(writer) = cell.writer.filter(|w| !both_atomic && !self.before(*w, thread)) {
-            return Err(race(name, "written", writer));
+            return Err(self.race(space, "written", writer));
         }
         let now = self.now(thread);
         if kind == Kind::Read {
             self.add_reader(&mut cell, now, thread);
         } else {
             if let Some(reader) = cell.readers.iter().flatten().find(|r| !self.before(**r, thread)) {
-                return Err(race(name, "read", *reader));
+                return Err(self.race(space, "read", *reader));
             }
             cell.readers = [None; 3];
             cell.writer = Some(now);
@@ -186,7 +209,7 @@ impl Checker {
             lane: (thread % 32) as u8,
             warp: (thread / 32) as u8,
             epoch: self.epochs[thread / 32],
-            clock: self.clocks[thread / 32][thread / 32],
+            clock: self.clocks[thread / 32].at(thread / 32),
         }
     }
 
@@ -197,10 +220,10 @@ impl Checker {
         }
     }
 
-    /// The cell that this block starts with after another block.
+    /// The cell that this cluster starts with after another one.
     ///
     /// # Errors
-    /// If the two blocks race.
+    /// If the two race.
     fn take_over(
         &self,
         old: Cell,
@@ -209,31 +232,32 @@ impl Checker {
         thread: usize,
         kind: Kind,
     ) -> Result<Cell, String> {
-        let mut cell = Cell { block: self.block, ..Cell::default() };
-        if space == Space::Shared || old.block < self.first_block {
+        let mut cell = Cell { cluster: self.cluster, ..Cell::default() };
+        if space == Space::Shared || old.cluster < self.first_cluster {
             return Ok(cell);
         }
         let conflict = |how| {
+            let who = if self.blocks > 1 { "cluster" } else { "block" };
             let message = format!(
-                "of global memory that block {how} in the same launch, without anything that orders the two"
+                "of global memory that {who} {how} in the same launch, without anything that orders the two"
             );
             Err(message)
         };
         if let Some(writer) = old.writer {
             let same_atomic = old.atomic && self.acquired.contains_key(&(thread / 32, place));
             let both_atomic = old.atomic && kind == Kind::Atomic;
-            if !both_atomic && !same_atomic && !self.knows(thread, old.block, writer) {
-                return conflict(format!("{} wrote", old.block - self.first_block));
+            if !both_atomic && !same_atomic && !self.knows(thread, old.cluster, writer) {
+                return conflict(format!("{} wrote", old.cluster - self.first_cluster));
             }
         }
         let reader = old.readers.iter().flatten().next();
-        let read_by = if reader.is_some() { old.block } else { old.read_by_block };
-        if read_by >= self.first_block && read_by != 0 {
-            let known = reader.is_some_and(|r| self.knows(thread, old.block, *r));
+        let read_by = if reader.is_some() { old.cluster } else { old.read_by };
+        if read_by >= self.first_cluster && read_by != 0 {
+            let known = reader.is_some_and(|r| self.knows(thread, old.cluster, *r));
             if kind != Kind::Read && !known {
-                return conflict(format!("{} read", read_by - self.first_block));
+                return conflict(format!("{} read", read_by - self.first_cluster));
             }
-            cell.read_by_block = if known { 0 } else { read_by };
+            cell.read_by = if known { 0 } else { read_by };
         }
         cell.atomic = old.atomic && kind == Kind::Atomic;
         Ok(cell)
@@ -266,14 +290,40 @@ impl Checker {
         Ok(())
     }
 
-    fn set_pending(&mut self, offset: usize, bytes: usize, pending: bool) {
-        for place in (offset..offset + bytes).step_by(GRAIN) {
-            let block = self.block;
+    fn set_pending(&mut self, start: usize, bytes: usize, pending: bool) {
+        for place in (start..start + bytes).step_by(GRAIN) {
+            let cluster = self.cluster;
             let cell = self.shadow.shared(place);
-            if cell.block != block {
-                *cell = Cell { block, ..Cell::default() };
+            if cell.cluster != cluster {
+                *cell = Cell { cluster, ..Cell::default() };
             }
             cell.pending = pending;
+        }
+    }
+
+    fn race(&self, space: Space, how: &str, other: Access) -> String {
+        if other.lane == Access::COPY {
+            return "of shared memory that an asynchronous copy wrote, without having waited for the phase of its \
+                    mbarrier"
+                .to_owned();
+        }
+        let name = match space {
+            Space::Shared => "shared",
+            Space::Global => "global",
+        };
+        let who = self.name(other);
+        format!("of {name} memory is a race: {how} by {who} without synchronization in between")
+    }
+
+    /// Names the thread of an access, or the lanes.
+    fn name(&self, access: Access) -> String {
+        let (block, warp) =
+            (usize::from(access.warp) / self.block_warps, usize::from(access.warp) % self.block_warps);
+        let of_block =
+            if self.blocks > 1 { format!(" of block {block} of the cluster") } else { String::new() };
+        match access.lane {
+            Access::MANY => format!("lanes of warp {warp}{of_block}"),
+            lane => format!("thread {} (warp {warp}){of_block}", warp * 32 + usize::from(lane)),
         }
     }
 
@@ -304,18 +354,6 @@ fn is_constant(address: usize) -> bool {
     }
 }
 
-fn race(space: &str, how: &str, other: Access) -> String {
-    let who = match other.lane {
-        Access::MANY => format!("lanes of warp {}", other.warp),
-        lane => format!("thread {} (warp {})", u32::from(other.warp) * 32 + u32::from(lane), other.warp),
-    };
-    format!("of {space} memory is a race: {how} by {who} without synchronization in between")
-}
-
-fn join(clock: &mut Clock, other: &Clock) {
-    clock.iter_mut().zip(other).for_each(|(a, b)| *a = (*a).max(*b));
-}
-
 impl Block {
     /// Calls `work` with the checker if the launch is checked.
     pub fn check<R>(&self, work: impl FnOnce(&mut Checker) -> R) -> Option<R> {
@@ -328,7 +366,7 @@ impl Block {
             // The source of a copy that only writes zeros means nothing.
             return;
         }
-        let thread = user.thread;
+        let thread = user.cluster_thread();
         let offset = start.wrapping_sub(self.base().addr());
         let result = if offset < REGION_BYTES {
             let shared = offset.wrapping_sub(ARENA_OFFSET);
@@ -341,7 +379,7 @@ impl Block {
             } else if let Some(refusal) = self.refuse_change(shared, bytes, kind) {
                 Some(Err(refusal))
             } else {
-                self.check(|c| c.visit_all(Space::Shared, shared, bytes, thread, kind))
+                self.check(|c| c.visit_all(Space::Shared, self.shadow_place(shared), bytes, thread, kind))
             }
         } else {
             self.check_lent(user, start, bytes, kind, site);
@@ -365,14 +403,19 @@ impl Block {
 
     /// Checks an atomic operation, which acquires before its access and releases after it.
     fn check_atomic(&self, user: Me, address: usize, bytes: usize) {
-        self.check(|c| c.acquire(user.thread, address));
+        self.check(|c| c.acquire(user.cluster_thread(), address));
         self.check_access(user, address, bytes, Kind::Atomic, Site::UNKNOWN);
-        self.check(|c| c.release(user.thread, address));
+        self.check(|c| c.release(user.cluster_thread(), address));
     }
 
     /// Marks the destination of an asynchronous copy as pending, or no longer.
     pub fn check_pending(&self, place: *mut u8, bytes: usize, pending: bool) {
-        let offset = place.addr() - self.base().addr() - ARENA_OFFSET;
-        self.check(|c| c.set_pending(offset, bytes, pending));
+        let start = self.shadow_place(place.addr() - self.base().addr() - ARENA_OFFSET);
+        self.check(|c| c.set_pending(start, bytes, pending));
+    }
+
+    /// The place of an address in this block's shared memory among those of the cluster.
+    fn shadow_place(&self, shared: usize) -> usize {
+        self.rank() * ARENA_BYTES + shared
     }
 }

@@ -1,11 +1,11 @@
-//! The order of blocks. A release leaves the knowledge of a thread at an address: an atomic that
+//! The order of clusters (of blocks, without clusters). A release leaves the knowledge of a thread at an address: an atomic that
 //! follows a `__threadfence` leaves that of the fence, and a flag that is raised leaves all. Later
-//! atomics at the address, and the wait for the flag, acquire it; barriers pass it on in a block.
+//! atomics at the address, and the wait for the flag, acquire it; barriers pass it on.
 
 use super::super::block::{Block, Me};
 use super::super::failure::Site;
 use super::shadow::Access;
-use super::{Checker, Clock, Kind, join};
+use super::{Checker, Clock, Kind};
 use std::collections::BTreeMap;
 
 /// The number of releases at an address that are known, by address.
@@ -14,27 +14,27 @@ pub type Known = BTreeMap<usize, usize>;
 /// The knowledge of a thread at one time.
 #[derive(Clone)]
 pub struct Released {
-    clock: Clock,
+    pub clock: Clock,
     /// The thread, and how often its warp had synchronized all its lanes.
     thread: usize,
     epoch: u32,
     known: Known,
 }
 
-/// A release of a block; an atomic without a fence before it releases nothing.
+/// A release of a cluster; an atomic without a fence before it releases nothing.
 pub struct Release {
-    block: u32,
+    cluster: u32,
     released: Option<Released>,
 }
 
 impl Release {
-    /// Whether it covers an access of its block. The accesses of other lanes of its warp count only
+    /// Whether it covers an access of its cluster. The accesses of other lanes of its warp count only
     /// if the warp has synchronized since.
-    fn covers(&self, block: u32, access: Access) -> bool {
+    fn covers(&self, cluster: u32, access: Access) -> bool {
         let Some(Released { clock, thread, epoch, .. }) = &self.released else { return false };
         let warp = usize::from(access.warp);
         let other_lane = warp == thread / 32 && usize::from(access.lane) != thread % 32;
-        self.block == block && clock[warp] >= access.clock && (!other_lane || access.epoch < *epoch)
+        self.cluster == cluster && clock.includes(access) && (!other_lane || access.epoch < *epoch)
     }
 }
 
@@ -48,7 +48,7 @@ pub fn join_known(known: &mut Known, other: &Known) {
 impl Checker {
     fn knowledge(&self, thread: usize) -> Released {
         let warp = thread / 32;
-        let (clock, epoch, known) = (self.clocks[warp], self.epochs[warp], self.known[warp].clone());
+        let (clock, epoch, known) = (self.clocks[warp].clone(), self.epochs[warp], self.known[warp].clone());
         Released { clock, thread, epoch, known }
     }
 
@@ -61,10 +61,10 @@ impl Checker {
         let warp = thread / 32;
         let Some(releases) = self.releases.get(&address) else { return };
         let seen = self.acquired.insert((warp, address), releases.len()).unwrap_or(0);
-        for Release { block, released } in &releases[seen..] {
+        for Release { cluster, released } in &releases[seen..] {
             let Some(released) = released else { continue };
-            if *block == self.block {
-                join(&mut self.clocks[warp], &released.clock);
+            if *cluster == self.cluster {
+                self.clocks[warp].join(&released.clock);
             }
             join_known(&mut self.known[warp], &released.known);
             self.known[warp].insert(address, releases.len());
@@ -78,9 +78,9 @@ impl Checker {
 
     fn add_release(&mut self, thread: usize, address: usize, released: Option<Released>) {
         let releases = self.releases.entry(address).or_default();
-        releases.push(Release { block: self.block, released });
+        releases.push(Release { cluster: self.cluster, released });
         self.acquired.insert((thread / 32, address), releases.len());
-        self.clocks[thread / 32][thread / 32] += 1;
+        self.clocks[thread / 32].tick(thread / 32);
     }
 
     /// Releases everything that a thread knows, as a flag that it raises does.
@@ -94,19 +94,19 @@ impl Checker {
         self.acquire(thread, address);
     }
 
-    /// Whether a thread's warp knows of an access of another block.
-    pub(super) fn knows(&self, thread: usize, block: u32, access: Access) -> bool {
+    /// Whether a thread's warp knows of an access of another cluster.
+    pub(super) fn knows(&self, thread: usize, cluster: u32, access: Access) -> bool {
         self.known[thread / 32].iter().any(|(address, count)| {
-            self.releases[address][..*count].iter().any(|release| release.covers(block, access))
+            self.releases[address][..*count].iter().any(|release| release.covers(cluster, access))
         })
     }
 
     /// Gives warps that have met at a barrier the knowledge of each of them.
-    pub(super) fn share_known<W: Iterator<Item = usize>>(&mut self, warps: impl Fn() -> W) {
+    pub(super) fn share_known(&mut self, warps: impl Iterator<Item = usize> + Clone) {
         let mut all = Known::new();
-        warps().for_each(|warp| join_known(&mut all, &self.known[warp]));
+        warps.clone().for_each(|warp| join_known(&mut all, &self.known[warp]));
         if !all.is_empty() {
-            warps().for_each(|warp| self.known[warp] = all.clone());
+            warps.for_each(|warp| self.known[warp] = all.clone());
         }
     }
 }

@@ -7,11 +7,13 @@ use std::collections::HashMap;
 pub const GRAIN: usize = 2;
 const PAGE_BYTES: usize = 4096;
 
-/// An access: the thread, and the time in its warp.
+/// An access: the thread, and the time in its warp. Or an asynchronous copy: its mbarrier, and the
+/// phase after which it is complete.
 #[derive(Clone, Copy)]
 pub struct Access {
-    /// The lane, or [`Access::MANY`] for several lanes of the warp.
+    /// The lane, [`Access::MANY`] for several lanes of the warp, or [`Access::COPY`].
     pub lane: u8,
+    /// The warp or the mbarrier: a component of clocks.
     pub warp: u8,
     /// The number of times that the warp had synchronized all its lanes.
     pub epoch: u32,
@@ -21,12 +23,13 @@ pub struct Access {
 
 impl Access {
     pub const MANY: u8 = u8::MAX;
+    pub const COPY: u8 = u8::MAX - 1;
 }
 
 #[derive(Clone, Copy, Default)]
 pub struct Cell {
-    /// The block that the other fields describe; blocks are numbered over all launches.
-    pub block: u32,
+    /// The cluster that the other fields describe; clusters are numbered over all launches.
+    pub cluster: u32,
     pub initialized: bool,
     /// Whether a copy that no thread has waited for writes it.
     pub pending: bool,
@@ -39,22 +42,31 @@ pub struct Cell {
     pub proxy_fences: u32,
     /// Reads by different warps that are not ordered; of more than three, one is forgotten.
     pub readers: [Option<Access>; 3],
-    /// An earlier block that read it.
-    pub read_by_block: u32,
+    /// An earlier cluster that read it.
+    pub read_by: u32,
 }
 
 pub struct Shadow {
+    /// Cells of each block of a cluster, one block after the other.
     shared: Vec<Cell>,
     global: HashMap<usize, Box<[Cell]>>,
 }
 
 impl Shadow {
     pub fn new() -> Self {
-        Shadow { shared: vec![Cell::default(); ARENA_BYTES / GRAIN], global: HashMap::new() }
+        Shadow { shared: Vec::new(), global: HashMap::new() }
     }
 
-    pub fn shared(&mut self, offset: usize) -> &mut Cell {
-        &mut self.shared[offset / GRAIN]
+    /// Makes room for the shared memory of blocks that run together.
+    pub fn make_room(&mut self, blocks: usize) {
+        let cells = blocks * ARENA_BYTES / GRAIN;
+        if cells > self.shared.len() {
+            self.shared.resize(cells, Cell::default());
+        }
+    }
+
+    pub fn shared(&mut self, place: usize) -> &mut Cell {
+        &mut self.shared[place / GRAIN]
     }
 
     pub fn global(&mut self, address: usize) -> &mut Cell {

@@ -13,7 +13,7 @@ impl Checker {
     /// # Errors
     /// The end of a sentence that begins with the access.
     pub(super) fn refuse_stored(&self, cell: &Cell) -> Result<(), String> {
-        if cell.stored && cell.block >= self.first_block {
+        if cell.stored && cell.cluster >= self.first_cluster {
             return Err(
                 "of global memory that a tma_store of this launch writes, as late as when it ends".to_owned()
             );
@@ -24,7 +24,7 @@ impl Checker {
     fn refuse_tma_source(&self, start: usize, bytes: usize) -> Result<(), String> {
         for cell in self.shadow.touched(start, bytes) {
             self.refuse_stored(cell)?;
-            if cell.writer.is_some() && cell.block >= self.first_block {
+            if cell.writer.is_some() && cell.cluster >= self.first_cluster {
                 return Err("of global memory that plain accesses of this launch have written".to_owned());
             }
         }

@@ -1,21 +1,24 @@
 //! Hopper's asynchronous operations: copies of tiles (TMA) that report to barriers in shared
-//! memory, copies back in groups of a thread, and MMAs of warpgroups. All may be carried out at any
-//! time between the instruction that starts them and the one that waits for them. What a kernel
+//! memory, also in other blocks of a cluster; copies back in groups of a thread; and MMAs of
+//! warpgroups. All may be carried out at any time between the instruction that starts them and the
+//! one that waits for them. What a kernel
 //! must not do in between is checked here, with or without the checker of memory accesses.
 
+mod cluster;
 mod mbarrier;
 mod stores;
 mod tma;
+mod transfers;
 mod wgmma;
 
 use super::block::{Block, Me};
 use super::failure::{Failure, Site};
 use super::region::{ARENA_OFFSET, MAX_THREADS};
-use mbarrier::Mbarriers;
+use mbarrier::{Mbarriers, Reach};
 pub use stores::LateStores;
 use stores::Stores;
-use tma::Loads;
 pub use tma::{decode, encode};
+use transfers::Transfers;
 use wgmma::{Mmas, Warpgroup};
 pub use wgmma::{Wgmma, commit, fence, issue, wait};
 
@@ -33,7 +36,7 @@ pub struct Hopper {
     /// Whether the block has used any of them.
     used: Cell<bool>,
     barriers: RefCell<Mbarriers>,
-    loads: RefCell<Loads>,
+    transfers: RefCell<Transfers>,
     stores: RefCell<Stores>,
     /// The MMAs of each warp.
     mmas: Box<[RefCell<Mmas>]>,
@@ -45,7 +48,7 @@ impl Default for Hopper {
         Hopper {
             used: Cell::new(false),
             barriers: RefCell::default(),
-            loads: RefCell::default(),
+            transfers: RefCell::default(),
             stores: RefCell::default(),
             mmas: (0..MAX_THREADS / 32).map(|_| RefCell::default()).collect(),
             warpgroups: (0..MAX_THREADS / 128).map(|_| RefCell::default()).collect(),
@@ -58,7 +61,7 @@ impl Hopper {
     pub fn reset(&self) {
         if self.used.take() {
             self.barriers.take();
-            self.loads.take();
+            self.transfers.take();
             self.stores.take();
             self.mmas.iter().for_each(|mmas| drop(mmas.take()));
             self.warpgroups.iter().for_each(|warpgroup| drop(warpgroup.take()));
@@ -93,12 +96,29 @@ impl Hopper {
         if last { self.warpgroups[me.thread / 128].borrow().left_behind() } else { Ok(()) }
     }
 
+    /// Checks that a block of a cluster, whose last thread ends, knows that no other block still
+    /// reaches its memory: it has waited for what they did, or met them at a cluster_sync.
+    ///
+    /// # Errors
+    /// The operation that it must wait for first.
+    pub fn still_reached(&self, block: &Block) -> Result<(), String> {
+        let barriers = self.barriers.borrow();
+        self.transfers.borrow().unseen(&barriers, block.rank())?;
+        match barriers.unseen_arrival(block.cluster().syncs()) {
+            Some(Reach { rank, site, .. }) => Err(format!(
+                "the block ends without a cluster_sync after the {site} of block {rank} of the cluster, and without \
+                 having waited for it"
+            )),
+            None => Ok(()),
+        }
+    }
+
     /// Checks that a block that ends leaves nothing behind.
     ///
     /// # Errors
     /// The copy that has not landed.
     pub fn unfinished(&self) -> Result<(), Failure> {
-        self.loads.borrow().left_behind().map_err(|(site, message)| Failure::new(None, site, message))
+        self.transfers.borrow().left_behind().map_err(|(site, message)| Failure::new(None, site, message))
     }
 }
 

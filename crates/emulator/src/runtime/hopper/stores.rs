@@ -163,20 +163,19 @@ extern "C" fn cuda_emulator_tma_store(
     let hopper = &me.block.hopper;
     hopper.used.set(true);
     let (matrix, from) = box_of(me, site, map, x, src);
-    let refusal = hopper.loads.borrow().refuse_read(&hopper.barriers.borrow(), me.thread / 32, from);
+    let refusal = hopper.transfers.borrow().refuse_read(&hopper.barriers.borrow(), me.thread / 32, from);
     if let Err(message) = refusal {
         me.fail(site, message);
     }
     let chunks = chunks_of(me.block, &matrix, x, y, src);
     for chunk in &chunks {
-        let source = me.block.check(|c| c.async_reads(me.thread, chunk.from, chunk.from + 16));
-        if let Some(Err(message)) = source {
+        if let Err(message) = me.block.check_async_reads(me, (chunk.from, chunk.from + 16)) {
             me.fail(site, message);
         }
     }
     let rows = matrix.rows_inside(x, y);
     rows.iter().for_each(|row| me.block.check_tma_destination(me, row.address, row.bytes, site));
-    me.block.count(|c| c.tma(Kind::Write, &rows, matrix.box_rows as u64));
+    me.block.count(|c| c.tma(Kind::Write, &rows, matrix.box_rows as u64, 1));
     let written = !me.block.copies_late();
     if written {
         write(&chunks);

@@ -1,14 +1,12 @@
-//! Copies of boxes of a matrix to shared memory. An early copy lands when it is issued; a late one
-//! poisons its destination and lands when no thread can run without it.
+//! Copies of boxes of a matrix to shared memory.
 
 use super::super::block::{Block, Me, me};
 use super::super::checker::Kind;
 use super::super::counting;
-use super::super::failure::{Failure, Site};
-use super::mbarrier::Mbarriers;
-use super::{Hopper, Span, overlap, swizzle};
+use super::super::failure::Site;
+use super::{Span, swizzle};
+use super::transfers::{Source, Transfer};
 use crate::tensor_map::{BOX_COLUMNS, TensorMap, TiledMatrix};
-use std::collections::VecDeque;
 use std::ffi::c_char;
 
 const MAGIC: u64 = 0x7465_6e73_6f72_6d61;
@@ -33,80 +31,33 @@ pub fn decode(map: &TensorMap) -> Option<TiledMatrix> {
     (magic == MAGIC).then_some(TiledMatrix { address, rows, columns, box_rows })
 }
 
-/// A copy that has not landed.
-struct Load {
+/// A box of a matrix.
+#[derive(Clone, Copy)]
+pub struct Tile {
     matrix: TiledMatrix,
     x: i32,
     y: i32,
-    to: Span,
-    barrier: usize,
-    issuer: usize,
-    site: Site,
 }
 
-/// A copy to a place in shared memory, which may be read once the phase is known to have ended.
-struct Arrival {
-    to: Span,
-    barrier: usize,
-    phase: u64,
-    site: Site,
-}
-
-#[derive(Default)]
-pub struct Loads {
-    pending: VecDeque<Load>,
-    /// The latest copy to each place.
-    arrivals: Vec<Arrival>,
-}
-
-impl Loads {
-    /// Checks that a warp may read a place.
-    ///
-    /// # Errors
-    /// The reason why it must not.
-    pub fn refuse_read(&self, barriers: &Mbarriers, warp: usize, span: Span) -> Result<(), String> {
-        if let Some(load) = self.pending.iter().find(|load| overlap(load.to, span)) {
-            let address = barriers.address(load.barrier);
-            return Err(format!(
-                "reads at {:#x} what the {} has not copied yet; its mbarrier is at {address:#x}",
-                span.0, load.site
-            ));
-        }
-        let unseen = |a: &&Arrival| overlap(a.to, span) && !barriers.has_seen(warp, a.barrier, a.phase);
-        if let Some(arrival) = self.arrivals.iter().find(unseen) {
-            let address = barriers.address(arrival.barrier);
-            return Err(format!(
-                "reads at {:#x} what the {} copied, without having waited for phase {} of its mbarrier at {address:#x}",
-                span.0, arrival.site, arrival.phase
-            ));
-        }
-        Ok(())
-    }
-
-    pub fn left_behind(&self) -> Result<(), (Site, String)> {
-        match self.pending.front() {
-            Some(load) => Err((load.site, "the block ends before this copy has landed".to_owned())),
-            None => Ok(()),
-        }
-    }
-}
-
-impl Load {
-    fn land(&self, block: &Block) -> Result<[u32; 32], String> {
+impl Tile {
+    /// Writes the box to the shared memory of a block, where it fits.
+    pub fn write(&self, block: &Block, to: u32) {
         for row in 0..self.matrix.box_rows {
             let y = i64::from(self.y) + row as i64;
             for chunk in 0..BOX_COLUMNS / CHUNK_COLUMNS {
                 let x = i64::from(self.x) + (chunk * CHUNK_COLUMNS) as i64;
                 let bytes = self.matrix.chunk(x, y);
-                let address = self.to.0 + row as u32 * ROW_BYTES + chunk as u32 * 16;
+                let address = to + row as u32 * ROW_BYTES + chunk as u32 * 16;
                 // SAFETY: the chunk is inside the destination, which was found to be in shared
                 // memory.
                 unsafe { block.shared_bytes(swizzle(address)).cast::<[u8; 16]>().write(bytes) };
             }
         }
-        let bytes = (self.to.1 - self.to.0) as usize;
-        block.check_pending(block.shared_bytes(self.to.0), bytes, false);
-        block.hopper.barriers.borrow_mut().land(self.barrier, u64::from(self.to.1 - self.to.0))
+    }
+
+    /// The rows of the box that are inside the matrix, in global memory.
+    fn rows_inside(&self) -> Vec<counting::Span> {
+        self.matrix.rows_inside(self.x, self.y)
     }
 }
 
@@ -145,50 +96,6 @@ impl TiledMatrix {
     }
 }
 
-impl Hopper {
-    /// Lets the next copy land; returns whether there was one.
-    ///
-    /// # Errors
-    /// If its mbarrier does not expect it.
-    pub fn land_one(&self, block: &Block) -> Result<bool, Failure> {
-        let count = self.loads.borrow().pending.len();
-        if count == 0 {
-            return Ok(false);
-        }
-        let number = if block.copies_random() { block.random() as usize % count } else { 0 };
-        let load = self.loads.borrow_mut().pending.remove(number);
-        let Some(load) = load else { return Ok(false) };
-        match load.land(block) {
-            Ok(waiting) => {
-                waiting.into_iter().enumerate().for_each(|(warp, lanes)| block.wake(warp, lanes));
-                Ok(true)
-            }
-            Err(message) => Err(Failure::new(Some(load.issuer), load.site, message)),
-        }
-    }
-}
-
-#[unsafe(no_mangle)]
-extern "C" fn cuda_emulator_tma_load(
-    dst: u32,
-    map: *const TensorMap,
-    x: i32,
-    y: i32,
-    barrier: u32,
-    file: *const c_char,
-    line: u32,
-) {
-    let me = me();
-    let site = Site::new("tma_load", file, line);
-    let (matrix, to) = box_of(me, site, map, x, dst);
-    let barrier = me.mbarrier(barrier, site);
-    if let Err(message) = me.block.hopper.refuse_overwrite(barrier, to) {
-        me.fail(site, message);
-    }
-    let load = Load { matrix, x, y, to, barrier, issuer: me.thread, site };
-    issue(me, load);
-}
-
 /// The matrix of a map, and the place in shared memory of its box; fails if no copy can have them.
 pub(super) fn box_of(me: Me, site: Site, map: *const TensorMap, x: i32, address: u32) -> (TiledMatrix, Span) {
     // SAFETY: the map is a parameter of the kernel. It is copied now, as the thread may end before
@@ -196,6 +103,7 @@ pub(super) fn box_of(me: Me, site: Site, map: *const TensorMap, x: i32, address:
     let Some(matrix) = decode(&unsafe { map.read_unaligned() }) else {
         me.fail(site, "this is not a tensor map of the emulated device".to_owned());
     };
+    me.require_local(address, site);
     if !address.is_multiple_of(ALIGN) {
         let message = format!(
             "the address {address:#x} in shared memory is not a multiple of {ALIGN}, at which the swizzle starts"
@@ -213,52 +121,57 @@ pub(super) fn box_of(me: Me, site: Site, map: *const TensorMap, x: i32, address:
     (matrix, span)
 }
 
-impl Hopper {
-    /// Checks that a copy may write to a place.
-    ///
-    /// # Errors
-    /// The reason why it must not.
-    fn refuse_overwrite(&self, barrier: usize, to: Span) -> Result<(), String> {
-        if !self.barriers.borrow().is_fenced(barrier) {
-            return Err("there was no mbarrier_init_fence since its mbarrier was initialized".to_owned());
-        }
-        if let Some(other) = self.loads.borrow().pending.iter().find(|load| overlap(load.to, to)) {
-            return Err(format!("writes to {:#x}, as does the {}, which has not landed", to.0, other.site));
-        }
-        for (warp, mmas) in self.mmas.iter().enumerate() {
-            if let Some(site) = mmas.borrow().reads(to) {
-                return Err(format!(
-                    "writes to {:#x}, which the {site} of warp {warp} may still be reading",
-                    to.0
-                ));
-            }
-        }
-        Ok(())
-    }
+/// Checks and counts what a copy to `blocks` blocks reads.
+fn read(me: Me, tile: &Tile, blocks: u32, site: Site) {
+    let rows = tile.rows_inside();
+    rows.iter().for_each(|row| me.block.check_tma_source(me, row.address, row.bytes, site));
+    me.block.count(|c| c.tma(Kind::Read, &rows, tile.matrix.box_rows as u64, u64::from(blocks)));
 }
 
-fn issue(me: Me, load: Load) {
-    let hopper = &me.block.hopper;
-    let (barrier, site, to) = (load.barrier, load.site, load.to);
-    let arrival = Arrival { to, barrier, phase: hopper.barriers.borrow().phase(barrier), site };
-    me.block.check_tma_issue(me, to, site);
-    let rows = load.matrix.rows_inside(load.x, load.y);
-    rows.iter().for_each(|row| me.block.check_tma_source(me, row.address, row.bytes, site));
-    me.block.count(|c| c.tma(Kind::Read, &rows, load.matrix.box_rows as u64));
-    let late = me.block.copies_late();
-    {
-        let mut loads = hopper.loads.borrow_mut();
-        loads.arrivals.retain(|old| !overlap(old.to, to));
-        loads.arrivals.push(arrival);
+#[unsafe(no_mangle)]
+extern "C" fn cuda_emulator_tma_load(
+    dst: u32,
+    map: *const TensorMap,
+    x: i32,
+    y: i32,
+    barrier: u32,
+    file: *const c_char,
+    line: u32,
+) {
+    let (me, site) = (me(), Site::new("tma_load", file, line));
+    let (matrix, to) = box_of(me, site, map, x, dst);
+    let barrier = me.mbarrier(barrier, site);
+    let tile = Tile { matrix, x, y };
+    read(me, &tile, 1, site);
+    let source = Source::Tile(tile);
+    Transfer { source, to, barrier, issuer: me, in_cluster: false, site }.start(me.block);
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuda_emulator_tma_load_multicast(
+    dst: u32,
+    map: *const TensorMap,
+    at: *const [i32; 2],
+    barrier: u32,
+    ranks: u32,
+    file: *const c_char,
+    line: u32,
+) {
+    let (me, site) = (me(), Site::new("tma_load_multicast", file, line));
+    // SAFETY: `tma_load_multicast` passes a variable on the stack of the thread.
+    let [x, y] = unsafe { at.read() };
+    me.require_local(barrier, site);
+    let (matrix, to) = box_of(me, site, map, x, dst);
+    let tile = Tile { matrix, x, y };
+    let blocks = me.block.cluster().blocks().len();
+    if ranks == 0 || ranks >> blocks != 0 {
+        me.fail(site, format!("the mask {ranks:#x} of blocks, in a cluster of {blocks}"));
     }
-    if late {
-        // SAFETY: the destination was found to be in shared memory.
-        unsafe { me.block.shared_bytes(to.0).write_bytes(0xff, (to.1 - to.0) as usize) };
-        hopper.loads.borrow_mut().pending.push_back(load);
-        return;
-    }
-    match load.land(me.block) {
-        Ok(waiting) => me.wake_all(waiting),
-        Err(message) => me.fail(site, message),
+    read(me, &tile, ranks.count_ones(), site);
+    for rank in (0..blocks).filter(|rank| ranks >> rank & 1 == 1) {
+        let block = me.peer(rank, site);
+        let barrier = me.mbarrier_in(block, barrier, site);
+        let source = Source::Tile(tile);
+        Transfer { source, to, barrier, issuer: me, in_cluster: true, site }.start(block);
     }
 }

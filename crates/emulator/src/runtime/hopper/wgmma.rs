@@ -420,10 +420,10 @@ fn try_issue<T: Element>(me: Me, site: Site, arguments: [&mut Wgmma; 32]) -> Res
         return Err("there was no wgmma_fence since the last wgmma_wait".to_owned());
     }
     for &span in &spans {
-        hopper.loads.borrow().refuse_read(&hopper.barriers.borrow(), warp, span)?;
+        hopper.transfers.borrow().refuse_read(&hopper.barriers.borrow(), warp, span)?;
     }
-    for (start, end) in &spans {
-        me.block.check(|c| c.async_reads(me.thread, *start, *end)).transpose()?;
+    for span in &spans {
+        me.block.check_async_reads(me, *span)?;
     }
     hopper.warpgroups[warp / 4].borrow_mut().issue(warp % 4, (a.shared(), b, first.columns, site))?;
     me.block.count(|c| c.wgmma(warp, columns, a.shared().is_some()));

@@ -1,0 +1,143 @@
+// Kernels of clusters of two blocks, and every mistake that is possible in them.
+#include "hopper.cuh"
+
+enum Mistake {
+    NONE,
+    NO_SYNC_AFTER_INIT,
+    NO_INIT_FENCE,
+    NO_SYNC_AT_END,
+    OWN_CONSUMERS_ONLY,
+    QUEUE_NOT_WAITED_FOR,
+    WAIT_OF_BLOCK,
+    WRONG_MASK,
+    MASK_OF_OTHER,
+    EXPECTS_HALF,
+    EXPECTS_MORE,
+    ENDS_BEFORE_SYNC,
+    SLOT_NOT_WAITED_FOR,
+    SLOT_RELEASED_EARLY,
+    ARRIVES_WITHOUT_CLUSTER,
+    REPORTS_ELSEWHERE,
+};
+
+// d (tiles, 2, 64 x 128, f32) = a (tiles, 2, 64 x K) * b (128 x K)^T. The blocks of a cluster
+// compute the two halves of a tile and share b, of which each copies half to both. The first block
+// takes the numbers of tiles from a counter and stores them in the queues of both.
+template <Mistake MISTAKE>
+__device__ __forceinline__ void run_cluster(unsigned char* shared, float* d, unsigned* counter, const TensorMap* a,
+                                            const TensorMap* b, int K, int tiles) {
+    constexpr int STAGES = 3, QUEUE = 2, BOX_BYTES = 64 * 128, STAGE_BYTES = 3 * BOX_BYTES, BLOCKS = 2, WARPS = 4;
+    const uint32_t stages = shared_address(shared), slots = stages + STAGES * STAGE_BYTES;
+    const uint32_t full = slots + QUEUE * 16, empty = full + STAGES * 8;
+    const uint32_t queue_full = empty + STAGES * 8, queue_empty = queue_full + QUEUE * 8;
+    const uint32_t rank = cluster_rank();
+    const int lane = threadIdx.x % WARP_SIZE, warp = threadIdx.x / WARP_SIZE;
+    if (threadIdx.x == 0) {
+        for (int s = 0; s < STAGES; s++) {
+            mbarrier_init(full + s * 8, 1);
+            mbarrier_init(empty + s * 8, MISTAKE == OWN_CONSUMERS_ONLY ? WARPS : BLOCKS * WARPS);
+        }
+        for (int s = 0; s < QUEUE; s++) {
+            mbarrier_init(queue_full + s * 8, 1);
+            mbarrier_init(queue_empty + s * 8, BLOCKS * (WARPS + 1));
+        }
+        if (MISTAKE != NO_INIT_FENCE) mbarrier_init_fence();
+    }
+    if (MISTAKE == NO_SYNC_AFTER_INIT) __syncthreads();
+    else cluster_sync();
+    // The number of the tile in a slot of the queue, which is released at once.
+    auto next_tile = [&](int round, bool releases) {
+        const int slot = round % QUEUE, parity = round / QUEUE & 1;
+        if (MISTAKE == WAIT_OF_BLOCK) mbarrier_wait(queue_full + slot * 8, parity);
+        else if (MISTAKE != SLOT_NOT_WAITED_FOR || warp == 0) mbarrier_wait_cluster(queue_full + slot * 8, parity);
+        const uint32_t released = cluster_address(queue_empty + slot * 8, 0);
+        if (MISTAKE == SLOT_RELEASED_EARLY && releases) mbarrier_arrive_cluster(released);
+        const int tile = reinterpret_cast<const volatile int*>(shared + STAGES * STAGE_BYTES)[slot * 4];
+        if (warp > 0) __syncwarp();
+        if (MISTAKE == ARRIVES_WITHOUT_CLUSTER && releases) mbarrier_arrive(released);
+        else if (MISTAKE != SLOT_RELEASED_EARLY && releases) mbarrier_arrive_cluster(released);
+        return tile;
+    };
+    if (threadIdx.x == 0) {
+        for (int round = 0, i = 0;; round++) {
+            const int slot = round % QUEUE, parity = round / QUEUE & 1;
+            if (rank == 0) {
+                if (MISTAKE != QUEUE_NOT_WAITED_FOR) mbarrier_wait_cluster(queue_empty + slot * 8, parity ^ 1);
+                const int tile = (int)atomicAdd(counter, 1u);
+                for (int r = 0; r < BLOCKS; r++)
+                    store_async(cluster_address(slots + slot * 16, r), make_int4(tile, 0, 0, 0),
+                                cluster_address(queue_full + slot * 8, MISTAKE == REPORTS_ELSEWHERE ? 0 : r));
+            }
+            mbarrier_arrive_expect(queue_full + slot * 8, 16);
+            const int tile = next_tile(round, true);
+            if ((unsigned)tile >= (unsigned)tiles) break;
+            for (int k = 0; k < K; k += 64, i++) {
+                const int s = i % STAGES;
+                const uint32_t stage = stages + s * STAGE_BYTES;
+                mbarrier_wait(empty + s * 8, i / STAGES & 1 ^ 1);
+                mbarrier_arrive_expect(full + s * 8, MISTAKE == EXPECTS_HALF   ? 2 * BOX_BYTES
+                                                     : MISTAKE == EXPECTS_MORE ? 4 * BOX_BYTES
+                                                                               : STAGE_BYTES);
+                tma_load(stage, a, k, (tile * BLOCKS + rank) * 64, full + s * 8);
+                tma_load_multicast(stage + (1 + rank) * BOX_BYTES, b, k, rank * 64, full + s * 8,
+                                   MISTAKE == WRONG_MASK      ? 1 << rank
+                                   : MISTAKE == MASK_OF_OTHER ? 2 >> rank
+                                                              : 3);
+            }
+        }
+    } else if (warp >= 4) {
+        float sums[64];
+        for (int round = 0, i = 0;; round++) {
+            const int tile = next_tile(round, lane == 0);
+            if ((unsigned)tile >= (unsigned)tiles) break;
+            for (int k = 0; k < K; k += 64, i++) {
+                const int s = i % STAGES;
+                const uint32_t stage = stages + s * STAGE_BYTES;
+                mbarrier_wait(full + s * 8, i / STAGES & 1);
+                wgmma_fence();
+#pragma unroll
+                for (int step = 0; step < 4; step++)
+                    wgmma<bf16, false, false>(sums, matrix_descriptor(stage + step * 32, 16),
+                                              matrix_descriptor(stage + BOX_BYTES + step * 32, 16), k + step > 0);
+                wgmma_commit();
+                wgmma_wait<0>();
+                if (MISTAKE == OWN_CONSUMERS_ONLY) {
+                    if (lane == 0) mbarrier_arrive(empty + s * 8);
+                } else if (lane < BLOCKS) {
+                    mbarrier_arrive_cluster(cluster_address(empty + s * 8, lane));
+                }
+            }
+            float* const half = d + (tile * BLOCKS + rank) * 64 * 128;
+#pragma unroll
+            for (int i = 0; i < 64; i++) {
+                const int row = warp % 4 * 16 + i / 2 % 2 * 8 + lane / 4;
+                half[row * 128 + i / 4 * 8 + lane % 4 * 2 + i % 2] = sums[i];
+            }
+        }
+    }
+    if (MISTAKE == ENDS_BEFORE_SYNC && warp == 1) return;
+    __syncwarp();
+    if (MISTAKE != NO_SYNC_AT_END) cluster_sync();
+}
+#define CLUSTER_KERNEL(NAME, MISTAKE)                                                                                  \
+    extern "C" __global__ void __launch_bounds__(256, 1) CLUSTER(2)                                                    \
+        NAME(float* d, unsigned* counter, GRID_CONSTANT TensorMap a, GRID_CONSTANT TensorMap b, int K, int tiles) {    \
+        DYNAMIC_SHARED(shared);                                                                                        \
+        run_cluster<MISTAKE>(shared, d, counter, &a, &b, K, tiles);                                                    \
+    }
+CLUSTER_KERNEL(cluster, NONE)
+CLUSTER_KERNEL(cluster_no_sync_after_init, NO_SYNC_AFTER_INIT)
+CLUSTER_KERNEL(cluster_no_init_fence, NO_INIT_FENCE)
+CLUSTER_KERNEL(cluster_no_sync_at_end, NO_SYNC_AT_END)
+CLUSTER_KERNEL(cluster_own_consumers_only, OWN_CONSUMERS_ONLY)
+CLUSTER_KERNEL(cluster_queue_not_waited_for, QUEUE_NOT_WAITED_FOR)
+CLUSTER_KERNEL(cluster_wait_of_block, WAIT_OF_BLOCK)
+CLUSTER_KERNEL(cluster_wrong_mask, WRONG_MASK)
+CLUSTER_KERNEL(cluster_mask_of_other, MASK_OF_OTHER)
+CLUSTER_KERNEL(cluster_expects_half, EXPECTS_HALF)
+CLUSTER_KERNEL(cluster_expects_more, EXPECTS_MORE)
+CLUSTER_KERNEL(cluster_ends_before_sync, ENDS_BEFORE_SYNC)
+CLUSTER_KERNEL(cluster_slot_not_waited_for, SLOT_NOT_WAITED_FOR)
+CLUSTER_KERNEL(cluster_slot_released_early, SLOT_RELEASED_EARLY)
+CLUSTER_KERNEL(cluster_arrives_without_cluster, ARRIVES_WITHOUT_CLUSTER)
+CLUSTER_KERNEL(cluster_reports_elsewhere, REPORTS_ELSEWHERE)
