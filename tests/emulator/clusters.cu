@@ -18,6 +18,10 @@ enum Mistake {
     SLOT_RELEASED_EARLY,
     ARRIVES_WITHOUT_CLUSTER,
     REPORTS_ELSEWHERE,
+    NO_FENCE_BEFORE_RELEASE,
+    QUEUE_WAIT_OF_BLOCK,
+    ARRIVES_TOO_OFTEN,
+    COPIES_TO_CLUSTER_ADDRESS,
 };
 
 // d (tiles, 2, 64 x 128, f32) = a (tiles, 2, 64 x K) * b (128 x K)^T. The blocks of a cluster
@@ -51,9 +55,13 @@ __device__ __forceinline__ void run_cluster(unsigned char* shared, float* d, uns
         if (MISTAKE == WAIT_OF_BLOCK) mbarrier_wait(queue_full + slot * 8, parity);
         else if (MISTAKE != SLOT_NOT_WAITED_FOR || warp == 0) mbarrier_wait_cluster(queue_full + slot * 8, parity);
         const uint32_t released = cluster_address(queue_empty + slot * 8, 0);
-        if (MISTAKE == SLOT_RELEASED_EARLY && releases) mbarrier_arrive_cluster(released);
+        if (MISTAKE == SLOT_RELEASED_EARLY && releases) {
+            __threadfence();
+            mbarrier_arrive_cluster(released);
+        }
         const int tile = reinterpret_cast<const volatile int*>(shared + STAGES * STAGE_BYTES)[slot * 4];
         if (warp > 0) __syncwarp();
+        if (MISTAKE != NO_FENCE_BEFORE_RELEASE && releases) __threadfence();
         if (MISTAKE == ARRIVES_WITHOUT_CLUSTER && releases) mbarrier_arrive(released);
         else if (MISTAKE != SLOT_RELEASED_EARLY && releases) mbarrier_arrive_cluster(released);
         return tile;
@@ -62,7 +70,8 @@ __device__ __forceinline__ void run_cluster(unsigned char* shared, float* d, uns
         for (int round = 0, i = 0;; round++) {
             const int slot = round % QUEUE, parity = round / QUEUE & 1;
             if (rank == 0) {
-                if (MISTAKE != QUEUE_NOT_WAITED_FOR) mbarrier_wait_cluster(queue_empty + slot * 8, parity ^ 1);
+                if (MISTAKE == QUEUE_WAIT_OF_BLOCK) mbarrier_wait(queue_empty + slot * 8, parity ^ 1);
+                else if (MISTAKE != QUEUE_NOT_WAITED_FOR) mbarrier_wait_cluster(queue_empty + slot * 8, parity ^ 1);
                 const int tile = (int)atomicAdd(counter, 1u);
                 for (int r = 0; r < BLOCKS; r++)
                     store_async(cluster_address(slots + slot * 16, r), make_int4(tile, 0, 0, 0),
@@ -78,7 +87,8 @@ __device__ __forceinline__ void run_cluster(unsigned char* shared, float* d, uns
                 mbarrier_arrive_expect(full + s * 8, MISTAKE == EXPECTS_HALF   ? 2 * BOX_BYTES
                                                      : MISTAKE == EXPECTS_MORE ? 4 * BOX_BYTES
                                                                                : STAGE_BYTES);
-                tma_load(stage, a, k, (tile * BLOCKS + rank) * 64, full + s * 8);
+                const uint32_t to = MISTAKE == COPIES_TO_CLUSTER_ADDRESS ? cluster_address(stage, rank) : stage;
+                tma_load(to, a, k, (tile * BLOCKS + rank) * 64, full + s * 8);
                 tma_load_multicast(stage + (1 + rank) * BOX_BYTES, b, k, rank * 64, full + s * 8,
                                    MISTAKE == WRONG_MASK      ? 1 << rank
                                    : MISTAKE == MASK_OF_OTHER ? 2 >> rank
@@ -103,8 +113,8 @@ __device__ __forceinline__ void run_cluster(unsigned char* shared, float* d, uns
                 wgmma_wait<0>();
                 if (MISTAKE == OWN_CONSUMERS_ONLY) {
                     if (lane == 0) mbarrier_arrive(empty + s * 8);
-                } else if (lane < BLOCKS) {
-                    mbarrier_arrive_cluster(cluster_address(empty + s * 8, lane));
+                } else if (lane < BLOCKS || MISTAKE == ARRIVES_TOO_OFTEN && lane < 2 * BLOCKS) {
+                    mbarrier_arrive_cluster(cluster_address(empty + s * 8, lane % BLOCKS));
                 }
             }
             float* const half = d + (tile * BLOCKS + rank) * 64 * 128;
@@ -141,3 +151,42 @@ CLUSTER_KERNEL(cluster_slot_not_waited_for, SLOT_NOT_WAITED_FOR)
 CLUSTER_KERNEL(cluster_slot_released_early, SLOT_RELEASED_EARLY)
 CLUSTER_KERNEL(cluster_arrives_without_cluster, ARRIVES_WITHOUT_CLUSTER)
 CLUSTER_KERNEL(cluster_reports_elsewhere, REPORTS_ELSEWHERE)
+CLUSTER_KERNEL(cluster_no_fence_before_release, NO_FENCE_BEFORE_RELEASE)
+CLUSTER_KERNEL(cluster_queue_wait_of_block, QUEUE_WAIT_OF_BLOCK)
+CLUSTER_KERNEL(cluster_arrives_too_often, ARRIVES_TOO_OFTEN)
+CLUSTER_KERNEL(cluster_copies_to_cluster_address, COPIES_TO_CLUSTER_ADDRESS)
+
+// The first block copies a box to both, and the second does not wait for it, or ends without it.
+template <int BUG>
+__device__ __forceinline__ void copy_to_both(unsigned char* shared, float* out, const TensorMap* map) {
+    const uint32_t box = shared_address(shared), full = box + 64 * 128;
+    if (threadIdx.x == 0) {
+        mbarrier_init(full, 1);
+        mbarrier_init_fence();
+    }
+    cluster_sync();
+    if (BUG == 1 && cluster_rank() == 1) return;
+    if (threadIdx.x == 0) {
+        mbarrier_arrive_expect(full, 64 * 128);
+        if (cluster_rank() == 0) tma_load_multicast(box, map, 0, 0, full, BUG == 3 ? 7 : 3);
+    }
+    if (BUG != 2 || cluster_rank() == 0) mbarrier_wait(full, 0);
+    if (BUG == 4 && threadIdx.x == 0) cluster_address(box, 2);
+    if (BUG == 5) {
+        if (threadIdx.x < 32) cluster_sync();
+        else cluster_sync();
+    }
+    out[blockIdx.x * 64 + threadIdx.x] = to_f32(reinterpret_cast<const bf16*>(shared)[threadIdx.x]);
+}
+#define COPY_KERNEL(BUG)                                                                      \
+    extern "C" __global__ void __launch_bounds__(64) CLUSTER(2)                               \
+        copy_to_both_##BUG(float* out, GRID_CONSTANT TensorMap map) {                         \
+        DYNAMIC_SHARED(shared);                                                               \
+        copy_to_both<BUG>(shared, out, &map);                                                 \
+    }
+COPY_KERNEL(0)
+COPY_KERNEL(1)
+COPY_KERNEL(2)
+COPY_KERNEL(3)
+COPY_KERNEL(4)
+COPY_KERNEL(5)

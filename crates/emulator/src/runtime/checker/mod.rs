@@ -303,8 +303,8 @@ impl Checker {
 
     fn race(&self, space: Space, how: &str, other: Access) -> String {
         if other.lane == Access::COPY {
-            return "of shared memory that an asynchronous copy wrote, without having waited for the phase of its \
-                    mbarrier"
+            return "of shared memory that an asynchronous copy wrote, before a wait for its mbarrier has made that \
+                    known"
                 .to_owned();
         }
         let name = match space {

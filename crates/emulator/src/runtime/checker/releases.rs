@@ -55,6 +55,7 @@ impl Checker {
     pub fn fence(&mut self, thread: usize) {
         let knowledge = self.knowledge(thread);
         self.fences.insert(thread, knowledge);
+        self.clocks[thread / 32].tick(thread / 32);
     }
 
     pub(super) fn acquire(&mut self, thread: usize, address: usize) {
