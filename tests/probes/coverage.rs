@@ -84,17 +84,21 @@ fn every_function_has_a_probe() {
 
 #[test]
 fn every_kernel_is_launched() {
-    let sources = ["conversions", "memory", "copies", "mma", "stores", "tma", "wgmma"];
+    let sources = ["conversions", "memory", "copies", "clusters", "mma", "stores", "tma", "wgmma"];
     let tests = sources.map(|name| read(&format!("tests/probes/{name}.rs"))).concat();
     for kernel in kernels(&probes()) {
         assert!(tests.contains(&format!("\"{kernel}\"")), "no test launches {kernel}");
     }
 }
 
-/// The names after `extern "C" __global__ void __launch_bounds__(…)`.
+/// The names after `extern "C" __global__ void __launch_bounds__(…) [CLUSTER(n)]`.
 fn kernels(text: &str) -> Vec<String> {
     let after = text.split("extern \"C\" __global__ void __launch_bounds__(").skip(1);
-    let names = after.filter_map(|rest| rest.split_once(')')?.1.split('(').next());
+    let names = after.filter_map(|rest| {
+        let rest = rest.split_once(')')?.1.trim_start();
+        let rest = if rest.starts_with("CLUSTER(") { rest.split_once(')')?.1 } else { rest };
+        rest.split('(').next()
+    });
     names.map(|name| name.trim().to_owned()).collect()
 }
 
@@ -112,6 +116,7 @@ fn what_the_headers_define_is_found() {
         "cp_async_wait",
         "matrix_descriptor",
         "tma_prefetch",
+        "cluster_sync",
         "registers_increase",
         "one_product<bf16, 4>(",
         "one_product<f16, 128>(",

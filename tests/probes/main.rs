@@ -8,6 +8,7 @@
 //! `WARPSMITH_RECORD_PROBES=tests/probes/golden` in addition records it; see `golden/README.md`.
 
 mod case;
+mod clusters;
 mod compiled;
 mod conversions;
 mod copies;
@@ -32,6 +33,7 @@ use std::path::{Path, PathBuf};
 const PROBES: [&str; 30] = [
     "addresses",
     "bf16",
+    "cluster_barriers",
     "copy_u128",
     "cp_async",
     "descriptors",
@@ -49,9 +51,11 @@ const PROBES: [&str; 30] = [
     "registers",
     "roots",
     "stmatrix",
+    "store_async",
     "tanh",
     "tf32",
     "tma",
+    "tma_multicast",
     "tma_store",
     "wgmma_bf16",
     "wgmma_bf16_64",

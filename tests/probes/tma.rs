@@ -6,13 +6,13 @@ use crate::{Needs, probe};
 use warpsmith::device::cuda::kernel::{Arg, Launch};
 use warpsmith::device::cuda::tensor_map::TiledMatrix;
 
-const ROWS: i32 = 100;
-const COLUMNS: i32 = 136;
-const BOX_COLUMNS: i32 = 64;
+pub const ROWS: i32 = 100;
+pub const COLUMNS: i32 = 136;
+pub const BOX_COLUMNS: i32 = 64;
 
 /// The contents of a box in shared memory, one word for two elements: rows of 128 bytes, in which
 /// the 16-byte chunk c of row r is at c ^ (r % 8); zeros outside of the matrix.
-fn swizzled(matrix: &[u16], x: i32, y: i32, rows: i32) -> Vec<u32> {
+pub fn swizzled(matrix: &[u16], x: i32, y: i32, rows: i32) -> Vec<u32> {
     let at = |row: i32, column: i32| {
         let inside = (0..ROWS).contains(&row) && (0..COLUMNS).contains(&column);
         if inside { u32::from(matrix[(row * COLUMNS + column) as usize]) } else { 0 }

@@ -71,6 +71,90 @@ extern "C" __global__ void __launch_bounds__(128) tma_boxes(unsigned* out, GRID_
 #endif
 }
 
+// In each phase block r of a cluster takes word r that each of the four blocks left in global
+// memory. The blocks arrive at each other's barriers.
+extern "C" __global__ void __launch_bounds__(32) CLUSTER(4)
+    cluster_barriers(unsigned* out, unsigned* left, const unsigned* in, int phases) {
+#if defined(HAS_HOPPER_INSTRUCTIONS)
+    constexpr int BLOCKS = 4;
+    SHARED(unsigned long long, barrier, [1]);
+    const uint32_t address = shared_address(barrier), rank = cluster_rank();
+    const int cluster = blockIdx.x / BLOCKS, t = threadIdx.x;
+    if (t == 0) {
+        mbarrier_init(address, BLOCKS);
+        mbarrier_init_fence();
+    }
+    cluster_sync();
+    for (int phase = 0; phase < phases; phase++) {
+        const int words = (phase * gridDim.x / BLOCKS + cluster) * BLOCKS * BLOCKS;
+        if (t < BLOCKS) {
+            left[words + t * BLOCKS + rank] = in[words + rank * BLOCKS + t];
+            __threadfence();
+            mbarrier_arrive_cluster(cluster_address(address, t));
+        }
+        mbarrier_wait_cluster(address, phase % 2);
+        if (t < BLOCKS) out[words + rank * BLOCKS + t] = left[words + rank * BLOCKS + t];
+        // A block that went ahead would arrive in place of one that has not arrived yet.
+        cluster_sync();
+    }
+#endif
+}
+
+// Each block stores 16 bytes per thread to the other block of its cluster, which outputs them.
+extern "C" __global__ void __launch_bounds__(64) CLUSTER(2) store_async_words(unsigned* out, const unsigned* in) {
+#if defined(HAS_HOPPER_INSTRUCTIONS)
+    SHARED(int4, got, [64]);
+    SHARED(unsigned long long, barrier, [1]);
+    const uint32_t place = shared_address(&got[threadIdx.x]), address = shared_address(barrier), other = cluster_rank() ^ 1;
+    if (threadIdx.x == 0) {
+        mbarrier_init(address, 1);
+        mbarrier_init_fence();
+    }
+    cluster_sync();
+    if (threadIdx.x == 0) mbarrier_arrive_expect(address, 64 * 16);
+    const unsigned* words = in + (blockIdx.x * 64 + threadIdx.x) * 4;
+    store_async(cluster_address(place, other), make_int4((int)words[0], (int)words[1], (int)words[2], (int)words[3]),
+                cluster_address(address, other));
+    mbarrier_wait_cluster(address, 0);
+    const int4 v = got[threadIdx.x];
+    unsigned* to = out + (blockIdx.x * 64 + threadIdx.x) * 4;
+    to[0] = (unsigned)v.x, to[1] = (unsigned)v.y, to[2] = (unsigned)v.z, to[3] = (unsigned)v.w;
+    cluster_sync();
+#endif
+}
+
+// The shared memory of both blocks of a cluster, over a pattern: the first block copies the box at
+// (x, y) to both, then the second block the one to its right to the first, and the one below to
+// itself.
+extern "C" __global__ void __launch_bounds__(128) CLUSTER(2)
+    tma_multicast(unsigned* out, GRID_CONSTANT TensorMap map, int x, int y, int rows) {
+#if defined(HAS_HOPPER_INSTRUCTIONS)
+    DYNAMIC_SHARED(shared);
+    const int bytes = rows * 128, words = 3 * rows * 32;
+    const uint32_t boxes = shared_address(shared), barrier = boxes + 3 * bytes, rank = cluster_rank();
+    unsigned* const content = reinterpret_cast<unsigned*>(shared);
+    for (int i = threadIdx.x; i < words; i += 128) content[i] = 0x55555555;
+    if (threadIdx.x == 0) {
+        mbarrier_init(barrier, 1);
+        mbarrier_init_fence();
+    }
+    proxy_fence();
+    cluster_sync();
+    if (threadIdx.x == 0) {
+        mbarrier_arrive_expect(barrier, 2 * bytes);
+        if (rank == 0) {
+            tma_load_multicast(boxes, &map, x, y, barrier, 3);
+        } else {
+            tma_load_multicast(boxes + bytes, &map, x + 64, y, barrier, 1);
+            tma_load_multicast(boxes + 2 * bytes, &map, x, y + rows, barrier, 2);
+        }
+    }
+    mbarrier_wait(barrier, 0);
+    for (int i = threadIdx.x; i < words; i += 128) out[blockIdx.x * words + i] = content[i];
+    cluster_sync();
+#endif
+}
+
 // Copies an image to shared memory, for wgmma to read.
 __device__ __forceinline__ void copy_image(unsigned char* shared, const unsigned* image, int bytes) {
     for (int i = threadIdx.x; i < bytes / 4; i += 128) reinterpret_cast<unsigned*>(shared)[i] = image[i];
