@@ -30,7 +30,7 @@ use golden::{Golden, Recorder};
 use std::path::{Path, PathBuf};
 
 /// Every probe, by the name of its golden file.
-const PROBES: [&str; 30] = [
+const PROBES: [&str; 33] = [
     "addresses",
     "bf16",
     "cluster_barriers",

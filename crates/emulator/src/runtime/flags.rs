@@ -123,7 +123,6 @@ impl Block {
             !raised
         });
     }
-
 }
 
 impl Cluster {

@@ -14,9 +14,10 @@ use std::ops::Range;
 pub struct MbarrierClock {
     component: usize,
     own: Clock,
+    known: Known,
     /// The knowledge that other blocks of the cluster have released.
     peers: Clock,
-    known: Known,
+    known_to_peers: Known,
 }
 
 /// The threads between which an arrival or a wait makes memory known.
@@ -46,6 +47,7 @@ impl Checker {
             Scope::Cluster => {
                 let Some(fenced) = self.fences.get(&thread) else { return };
                 barrier.peers.join(&fenced.clock);
+                join_known(&mut barrier.known_to_peers, &fenced.known);
             }
         }
         self.clocks[thread / 32].tick(thread / 32);
@@ -53,11 +55,12 @@ impl Checker {
 
     /// Acquires what is known in this scope, after `ended` phases.
     pub fn mbarrier_wait(&mut self, thread: usize, barrier: &MbarrierClock, ended: u64, scope: Scope) {
-        join_known(&mut self.known[thread / 32], &barrier.known);
-        let clock = &mut self.clocks[thread / 32];
+        let (clock, known) = (&mut self.clocks[thread / 32], &mut self.known[thread / 32]);
         clock.join(&barrier.own);
+        join_known(known, &barrier.known);
         if scope == Scope::Cluster {
             clock.join(&barrier.peers);
+            join_known(known, &barrier.known_to_peers);
         }
         clock.advance(barrier.component, ended as u32);
     }

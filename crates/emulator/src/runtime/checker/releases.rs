@@ -1,6 +1,7 @@
-//! The order of clusters (of blocks, without clusters). A release leaves the knowledge of a thread at an address: an atomic that
-//! follows a `__threadfence` leaves that of the fence, and a flag that is raised leaves all. Later
-//! atomics at the address, and the wait for the flag, acquire it; barriers pass it on.
+//! The order of clusters (of blocks, without clusters). A release leaves the knowledge of a thread
+//! at an address: an atomic that follows a `__threadfence` leaves that of the fence, and a flag
+//! that is raised leaves all. Later atomics at the address, and the wait for the flag, acquire it;
+//! barriers pass it on.
 
 use super::super::block::{Block, Me};
 use super::super::failure::Site;
@@ -18,7 +19,7 @@ pub struct Released {
     /// The thread, and how often its warp had synchronized all its lanes.
     thread: usize,
     epoch: u32,
-    known: Known,
+    pub known: Known,
 }
 
 /// A release of a cluster; an atomic without a fence before it releases nothing.
@@ -28,8 +29,8 @@ pub struct Release {
 }
 
 impl Release {
-    /// Whether it covers an access of its cluster. The accesses of other lanes of its warp count only
-    /// if the warp has synchronized since.
+    /// Whether it covers an access of its cluster. The accesses of other lanes of its warp count
+    /// only if the warp has synchronized since.
     fn covers(&self, cluster: u32, access: Access) -> bool {
         let Some(Released { clock, thread, epoch, .. }) = &self.released else { return false };
         let warp = usize::from(access.warp);

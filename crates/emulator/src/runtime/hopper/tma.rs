@@ -4,8 +4,8 @@ use super::super::block::{Block, Me, me};
 use super::super::checker::Kind;
 use super::super::counting;
 use super::super::failure::Site;
-use super::{Span, swizzle};
 use super::transfers::{Source, Transfer};
+use super::{Span, swizzle};
 use crate::tensor_map::{BOX_COLUMNS, TensorMap, TiledMatrix};
 use std::ffi::c_char;
 
