@@ -25,7 +25,7 @@
 // second kernel (`reduce`) adds them in order and finishes them. No atomics: the same result every
 // time.
 #pragma once
-#include "common.cuh"
+#include "matmul_slabs.cuh"
 
 namespace matmul {
 
@@ -33,10 +33,6 @@ enum class Contiguous { InK, InMN };
 
 constexpr int STAGES = 3;
 constexpr int STAGE_CHUNKS = 4;  // along K
-// Rows of a warp's sums in shared memory at a time on their way out, and padding that keeps the
-// rows of 8 floats held by the lanes of an mma in different banks.
-constexpr int SLAB_ROWS = 16;
-constexpr int SLAB_PADDING = 8;
 
 // One operand: the source of a tile of MN of its rows (columns, for B), and the tile's layout in
 // shared memory.
@@ -184,15 +180,25 @@ struct TensorCoreSums {
         }
     }
 
+    // The place of a sum in a slab, whose rows are SLAB_ROW apart. Half a warp stores pairs of four
+    // rows: with 8 more floats in a row, they are in different banks. A quarter of a warp loads
+    // every other 4 of 64 floats, so each pair of 4 is exchanged in the second 32.
+    static constexpr int SLAB_ROW = WN + 8;
+    static __device__ __forceinline__ int slab_place(int row, int column) {
+        static_assert(WN == 64 || WN == 32, "so many columns for a quarter of a warp");
+        const int second_half = WN == 64 ? column / 32 : row % 2;
+        return row * SLAB_ROW + (column ^ second_half * 4);
+    }
     // Writes rows 16 s to 16 s + 15.
     __device__ __forceinline__ void stage_slab(float* slab, int s) const {
-        const int lane = threadIdx.x % WARP_SIZE;
+        const int row = threadIdx.x % WARP_SIZE / 4, pair = threadIdx.x % 4 * 2;
+        float* const halves[2] = {slab + slab_place(row, pair), slab + slab_place(row, pair + WN / 2)};
 #pragma unroll
         for (int j = 0; j < WN / 8; j++) {
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                float* pair = slab + (half * 8 + lane / 4) * (WN + SLAB_PADDING) + j * 8 + lane % 4 * 2;
-                *reinterpret_cast<float2*>(pair) = make_float2(sums[s][j][half * 2], sums[s][j][half * 2 + 1]);
+                float* place = halves[j / (WN / 16)] + j % (WN / 16) * 8 + half * 8 * SLAB_ROW;
+                *reinterpret_cast<float2*>(place) = make_float2(sums[s][j][half * 2], sums[s][j][half * 2 + 1]);
             }
         }
     }
@@ -245,18 +251,29 @@ struct ExactSums {
         }
     }
 
+    // Eight lanes store to eight rows: with 4 more floats in a row, these are in different banks.
+    static constexpr int SLAB_ROW = WN + 4;
+    static __device__ __forceinline__ int slab_place(int row, int column) { return row * SLAB_ROW + column; }
     // Writes the rows that lanes hold as their rows 2 s and 2 s + 1.
     __device__ __forceinline__ void stage_slab(float* slab, int s) const {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            const int row = A::order == Contiguous::InK ? i * LANES_M + lane_m() : lane_m() * 2 + i;
+            float* row = slab + slab_place(i * LANES_M + lane_m(), 0);
+            const auto& of_lane = sums[s * 2 + i];
 #pragma unroll
-            for (int j = 0; j < 8; j++)
-                slab[row * (WN + SLAB_PADDING) + B::position(j, lane_n(), LANES_N)] = sums[s * 2 + i][j];
+            for (int j = 0; j < 8; j += 4) {
+                float* place = row + B::position(j, lane_n(), LANES_N);
+                if constexpr (B::order == Contiguous::InMN) {
+                    *reinterpret_cast<float4*>(place) = make_float4(of_lane[j], of_lane[j + 1], of_lane[j + 2], of_lane[j + 3]);
+                } else {
+#pragma unroll
+                    for (int k = 0; k < 4; k++) place[k * LANES_N] = of_lane[j + k];
+                }
+            }
         }
     }
     static __device__ __forceinline__ int slab_row(int s, int row) {
-        return A::order == Contiguous::InK ? s * SLAB_ROWS + row : A::position(s * 2 + row % 2, row / 2, LANES_M);
+        return A::position(s * 2 + row / LANES_M, row % LANES_M, LANES_M);
     }
 
     template <class Visit>
@@ -281,35 +298,10 @@ struct Tile {
     template <Contiguous A_ORDER, Contiguous B_ORDER>
     using Sums = SumsOf<T, A<A_ORDER>, B<B_ORDER>, WM, WN>;
 
-    static constexpr int SLAB_FLOATS = SLAB_ROWS * (WN + SLAB_PADDING);
+    static constexpr int SLAB_FLOATS = SLAB_ROWS * (WN + 8);
 
     static __device__ __forceinline__ int warp_m() { return threadIdx.x / WARP_SIZE % WARPS_M; }
     static __device__ __forceinline__ int warp_n() { return threadIdx.x / WARP_SIZE / WARPS_M; }
-};
-
-// Consecutive sums of a row, loaded and stored in 128-bit pieces.
-template <int WIDTH>
-struct Row {
-    float v[WIDTH];
-
-    static __device__ __forceinline__ Row load(const float* from) {
-        Row row;
-#pragma unroll
-        for (int i = 0; i < WIDTH; i += 4) {
-            const Pack<float> piece = load128(from + i);
-#pragma unroll
-            for (int e = 0; e < 4; e++) row.v[i + e] = piece.v[e];
-        }
-        return row;
-    }
-    __device__ __forceinline__ void store(float* to) const {
-#pragma unroll
-        for (int i = 0; i < WIDTH; i += 4) store128(to + i, Pack<float>{v[i], v[i + 1], v[i + 2], v[i + 3]});
-    }
-    __device__ __forceinline__ void add(const Row& other) {
-#pragma unroll
-        for (int i = 0; i < WIDTH; i++) v[i] += other.v[i];
-    }
 };
 
 struct Position {
@@ -322,70 +314,6 @@ __device__ __forceinline__ Position tile_position(int number, int tiles_m, int t
     const int strip = number / (STRIP * tiles_n), within = number % (STRIP * tiles_n);
     const int height = min(STRIP, tiles_m - strip * STRIP);
     return {strip * STRIP + within % height, within / height};
-}
-
-// Buffers for a split K: the sums of each split, (M, N), followed by each split's sums of A's rows,
-// (M).
-struct Partials {
-    float* start;  // null: K is not split
-    int M, N;
-
-    __device__ __forceinline__ float* sums(int split) const { return start + (size_t)split * M * N; }
-    __device__ __forceinline__ float* row_sums(int splits, int split) const {
-        return start + (size_t)splits * M * N + (size_t)split * M;
-    }
-};
-
-// Rearranges a warp's sums from the layout of mma to whole rows, through shared memory, in slabs of
-// rows. `take` gets each piece, its element in (M, N) and its index in the slab; `begin` is called
-// before a slab is written.
-template <class Tile, int WIDTH, class Sums, class Begin, class Take>
-__device__ __forceinline__ void visit_slabs(const Sums& sums, float* slab, Begin begin, Take take) {
-    constexpr int ROW_PIECES = Tile::WN / WIDTH, PIECES = SLAB_ROWS * ROW_PIECES / WARP_SIZE;
-    const int lane = threadIdx.x % WARP_SIZE, column = lane % ROW_PIECES * WIDTH;
-    static_assert(WARP_SIZE % ROW_PIECES == 0, "all pieces of a lane are of the same columns");
-#pragma unroll
-    for (int s = 0; s < Tile::WM / SLAB_ROWS; s++) {
-        const auto row = [&](int i) { return (i * WARP_SIZE + lane) / ROW_PIECES; };
-#pragma unroll
-        for (int i = 0; i < PIECES; i++) begin(i, Sums::slab_row(s, row(i)), column);
-        sums.stage_slab(slab, s);
-        __syncwarp();
-#pragma unroll
-        for (int i = 0; i < PIECES; i++)
-            take(i, Sums::slab_row(s, row(i)), column, Row<WIDTH>::load(slab + row(i) * (Tile::WN + SLAB_PADDING) + column));
-        __syncwarp();
-    }
-}
-
-// Passes a warp's sums to the sink, or to the sums of this split. A slab's pieces of the extra
-// operand are loaded together, before the slab is written.
-template <class Tile, class Sums, class Sink>
-__device__ __forceinline__ void store_sums(const Sums& sums, float* slab, int first_m, int first_n, const Partials& partials,
-                                           const Sink& sink) {
-    constexpr int WIDTH = Sink::WIDTH, PIECES = SLAB_ROWS * Tile::WN / WIDTH / WARP_SIZE;
-    using Piece = Pack<typename Sink::Element>;
-    const auto inside = [&](int row, int column) { return first_m + row < partials.M && first_n + column < partials.N; };
-    const auto index = [&](int row, int column) { return (size_t)(first_m + row) * partials.N + first_n + column; };
-    if (partials.start != nullptr) {
-        visit_slabs<Tile, WIDTH>(sums, slab, [](int, int, int) {}, [&](int, int row, int column, const Row<WIDTH>& values) {
-            if (inside(row, column)) values.store(partials.sums(blockIdx.y) + index(row, column));
-        });
-        return;
-    }
-    sink.visit([&](auto epilogue) {
-        Piece extra[PIECES] = {}, bias = {};
-        const auto begin = [&](int i, int row, int column) {
-            if (!inside(row, column)) return;
-            if constexpr (epilogue.EXTRA) extra[i] = load128(sink.extra + index(row, column));
-            if constexpr (epilogue.BIAS) bias = load128(sink.bias + first_n + column);
-        };
-        visit_slabs<Tile, WIDTH>(sums, slab, begin, [&](int i, int row, int column, const Row<WIDTH>& values) {
-            Piece kept = {};
-            const Piece finished = epilogue.finish(values.v, bias, extra[i], kept);
-            if (inside(row, column)) epilogue.store(index(row, column), finished, kept);
-        });
-    });
 }
 
 // Adds up `stages` stages, copying two ahead.

@@ -26,6 +26,9 @@ struct Epilogue {
     T* out;
     T* kept;
 
+    // The same for indices that count from `start`.
+    __device__ __forceinline__ Epilogue from(size_t start) const { return {out + start, KEEPS ? kept + start : nullptr}; }
+
     // `kept` is written only if it is one of the outputs.
     static __device__ __forceinline__ Pack<T> finish(const float (&sums)[WIDTH], const Pack<T>& bias, const Pack<T>& extra,
                                                      Pack<T>& kept) {

@@ -8,12 +8,12 @@ use warpsmith::device::cuda::{Cuda, CudaOptions, MatmulChoice};
 use warpsmith::ops::*;
 use warpsmith::tensor::{Dtype, MemoryPlan, Tensor};
 
-/// The tensors of an operation in bf16, all zero.
-struct Tensors(MemoryPlan);
+/// The tensors of an operation, all zero.
+struct Tensors(MemoryPlan, Dtype);
 
 impl Tensors {
     fn x(&mut self, len: usize) -> Tensor {
-        self.0.add("test", "x", Dtype::Bf16, len)
+        self.0.add("test", "x", self.1, len)
     }
 
     fn f32(&mut self, len: usize) -> Tensor {
@@ -21,15 +21,22 @@ impl Tensors {
     }
 }
 
-fn counts(
+type Work = Box<dyn FnOnce(&mut Cuda) -> anyhow::Result<()>>;
+
+fn counts(matmul: MatmulChoice, work: impl FnOnce(&mut Tensors) -> Work) -> BTreeMap<&'static str, Counts> {
+    counts_in((Dtype::Bf16, false), matmul, work)
+}
+
+/// The counts of an operation in a type, in f32 with or without TF32.
+fn counts_in(
+    (dtype, tf32): (Dtype, bool),
     matmul: MatmulChoice,
-    work: impl FnOnce(&mut Tensors) -> Box<dyn FnOnce(&mut Cuda) -> anyhow::Result<()>>,
+    work: impl FnOnce(&mut Tensors) -> Work,
 ) -> BTreeMap<&'static str, Counts> {
-    let dtype = Dtype::Bf16;
-    let options = CudaOptions { dtype, tf32: false, gelu_fusion: 2, deterministic: true, matmul };
+    let options = CudaOptions { dtype, tf32, gelu_fusion: 2, deterministic: true, matmul };
     let driver = open(dtype, EmulatorOptions { count: true, ..EmulatorOptions::default() }).unwrap();
     let mut dev = Cuda::new(driver, options);
-    let mut tensors = Tensors(MemoryPlan::new());
+    let mut tensors = Tensors(MemoryPlan::new(), dtype);
     let work = work(&mut tensors);
     let limits =
         Limits { rows: 512, logits_rows: 512, T: 512, C: 768, NH: 12, V: 1024, Vp: 1024, norm_pieces: 1 };
@@ -103,10 +110,8 @@ const MMA_TILE: MatmulChoice = MatmulChoice::Tile { M: 128, N: 128, splits: 1 };
 /// steps of eight ldmatrix, four wavefronts each, for its 64 x 64.
 ///
 /// For the output, a warp writes four slabs of 16 rows to shared memory, each by 16 stores of pairs
-/// with two wavefronts each, and reads them by eight packs per lane. That would be 4 wavefronts
-/// each without conflicts, but the two adjacent packs of a lane are 32 bytes away from those of the
-/// next lane, so that lanes use only half of the banks. Eight lanes store a row of 64 numbers: four
-/// requests of 16 sectors per slab.
+/// with two wavefronts each, and reads them by eight packs per lane, with four wavefronts each.
+/// Eight lanes store a row of 64 numbers: four requests of 16 sectors per slab.
 #[test]
 fn a_tile_moves_what_the_kernel_describes() {
     let (stages, warps, slabs) = (2, 4, 4);
@@ -120,11 +125,56 @@ fn a_tile_moves_what_the_kernel_describes() {
         sectors_written: stores * 16,
         bytes_read: 2 * (128 * 64 + 128 * 64),
         bytes_written: 2 * 128 * 128,
-        shared_wavefronts: copies * 4 + matrices * 4 + pairs * 2 + packs * 8,
+        shared_wavefronts: copies * 4 + matrices * 4 + pairs * 2 + packs * 4,
         shared_wavefronts_without_conflicts: copies * 4 + matrices * 4 + pairs * 2 + packs * 4,
         tensor_flops: 2 * 128 * 128 * 64,
     };
     assert_eq!(forward(MMA_TILE, 128, 64, 128), want);
+}
+
+/// Copies, fragments and the way out through shared memory, with and without another operand and to
+/// the sums of a split: the banks are never asked for two words at once.
+#[test]
+fn portable_matmuls_have_no_bank_conflicts() {
+    let (N, C, OC) = (128, 256, 256);
+    let large = [(128, 256), (128, 128), (64, 64)];
+    for (kind, tiles) in
+        [((Dtype::Bf16, false), &large[..]), ((Dtype::F32, true), &large), ((Dtype::F32, false), &large[1..])]
+    {
+        for (&(M, tile_n), splits) in tiles.iter().flat_map(|tile| [(tile, 1), (tile, 2)]) {
+            let found = counts_in(kind, MatmulChoice::Tile { M, N: tile_n, splits }, |t| {
+                let [inp, dinp, through] = [0; 3].map(|_| t.x(N * C));
+                let [out, dout, residual] = [0; 3].map(|_| t.x(N * OC));
+                let ([weight, dweight], [bias, dbias]) =
+                    ([0; 2].map(|_| t.x(C * OC)), [0; 2].map(|_| t.x(OC)));
+                let epilogue = Epilogue::BiasResidual { bias, residual };
+                let forward = MatmulForward { out, inp, weight, epilogue, N, C, OC };
+                let backward = MatmulBackward {
+                    dinp,
+                    dweight,
+                    overwrite_dweight: false,
+                    dbias: Some(dbias),
+                    dout,
+                    inp,
+                    weight,
+                    through_gelu: Some(through),
+                    N,
+                    C,
+                    OC,
+                };
+                Box::new(move |dev| {
+                    dev.matmul_forward(forward)?;
+                    dev.matmul_backward(backward)
+                })
+            });
+            assert!(found.len() >= 3, "{found:?}");
+            for (kernel, counts) in found {
+                let [all, least] = [counts.shared_wavefronts, counts.shared_wavefronts_without_conflicts];
+                println!("{kernel} {kind:?} in {splits} splits: {all} wavefronts, {least} without conflicts");
+                assert_eq!(all, least, "{kernel} {kind:?}");
+            }
+        }
+    }
 }
 
 /// Hopper's kernel, 128 x 256 with a sum of 64, which is one stage: each row of its boxes takes a
