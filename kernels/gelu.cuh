@@ -1,4 +1,4 @@
-// GELU in its tanh form (Hendrycks & Gimpel 2016), as in GPT-2, and its derivative: for gelu.cu and
+// GELU in its tanh form (Hendrycks & Gimpel 2016), as in GPT-2, and its gradient: for gelu.cu and
 // for matmul epilogues.
 #pragma once
 #include "common.cuh"
@@ -12,19 +12,26 @@ __device__ __forceinline__ float gelu_tanh(float u) {
     return tanh_approx(u);
 }
 
-// x (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3)
-__device__ __forceinline__ float gelu(float x) {
-    float u = x * (GELU_SCALE + GELU_SCALE * GELU_CUBIC * (x * x));
-    float half_x = 0.5f * x;
-    return half_x + half_x * gelu_tanh(u);
+// tanh(u) with u = sqrt(2 / pi) (x + 0.044715 x^3)
+__device__ __forceinline__ float gelu_tanh_of(float x, float x2) {
+    return gelu_tanh(x * fmaf(GELU_SCALE * GELU_CUBIC, x2, GELU_SCALE));
 }
 
-// (1 + tanh(u)) / 2 + x (1 - tanh(u)^2) / 2 du/dx, where x / 2 du/dx is a polynomial like u. From
-// |x| = 10 on the result is 0 or 1 for any x^2, which is therefore clamped: an infinite one would
-// be multiplied by zero.
-__device__ __forceinline__ float gelu_grad(float x) {
+// x (1 + tanh(u)) / 2. Products and sums are fused by hand, so that gelu and gelu_and_gradient have
+// the same bits.
+__device__ __forceinline__ float gelu(float x) { return x * fmaf(0.5f, gelu_tanh_of(x, x * x), 0.5f); }
+
+struct GeluAndGradient {
+    float value;     // x s, with s = (1 + tanh(u)) / 2
+    float gradient;  // s + x s (1 - s) 2 du/dx
+};
+
+// Both with one tanh. From |x| = 10 on s is 0 or 1, and so is the gradient for any x^2, which is
+// therefore clamped: an infinite one would be multiplied by zero.
+__device__ __forceinline__ GeluAndGradient gelu_and_gradient(float x) {
     float x2 = fminf(x * x, 100.0f);
-    float t = gelu_tanh(x * (GELU_SCALE + GELU_SCALE * GELU_CUBIC * x2));
-    float slope = x * (0.5f * GELU_SCALE + 1.5f * GELU_SCALE * GELU_CUBIC * x2);
-    return 0.5f + 0.5f * t + slope * (1.0f - t * t);
+    float s = fmaf(0.5f, gelu_tanh_of(x, x2), 0.5f);
+    float slope = fmaf(6.0f * GELU_SCALE * GELU_CUBIC, x2, 2.0f * GELU_SCALE);
+    float value = x * s;
+    return {value, fmaf(value, fmaf(-s, slope, slope), s)};
 }

@@ -11,16 +11,17 @@ MATMUL_KERNELS(matmul, 128x256, Tile128x256)
 MATMUL_KERNELS(matmul, 128x128, Tile128x128)
 MATMUL_KERNELS(matmul, 64x64, Tile64x64)
 
-// The sums of all splits, through the epilogues of the three.
-extern "C" __global__ void __launch_bounds__(256) matmul_forward_reduce(
-    floatX* out, floatX* pre_gelu, float* partials, const floatX* bias, const floatX* residual, int N, int OC,
-    int splits) {
-    const matmul::ForwardSink<floatX> sink(out, pre_gelu, bias, residual);
+// The sums of all splits, through the epilogues of the three. At four blocks per SM the forward
+// pass may take 64 registers; left alone, nvcc spills on some GPUs to make do with 32.
+extern "C" __global__ void __launch_bounds__(256, 4) matmul_forward_reduce(
+    floatX* out, floatX* pre_gelu, floatX* gelu_gradient, float* partials, const floatX* bias, const floatX* residual,
+    int N, int OC, int splits) {
+    const matmul::ForwardSink<floatX> sink(out, pre_gelu, gelu_gradient, bias, residual);
     matmul::reduce(matmul::Partials{partials, N, OC}, splits, sink);
 }
 extern "C" __global__ void __launch_bounds__(256) matmul_dgrad_reduce(
-    floatX* dinp, float* partials, const floatX* through_gelu, int N, int C, int splits) {
-    const matmul::DgradSink<floatX> sink(dinp, through_gelu);
+    floatX* dinp, float* partials, const floatX* gelu_gradient, int N, int C, int splits) {
+    const matmul::DgradSink<floatX> sink(dinp, gelu_gradient);
     matmul::reduce(matmul::Partials{partials, N, C}, splits, sink);
 }
 extern "C" __global__ void __launch_bounds__(256) matmul_wgrad_reduce(

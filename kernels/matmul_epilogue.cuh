@@ -12,16 +12,16 @@
 
 namespace matmul {
 
-enum class Finish { Round, AddExtra, Gelu, TimesGeluGradient };
+enum class Finish { Round, AddExtra, TimesExtra, GeluKeepingInput, GeluKeepingGradient };
 
-// out = round(product (+ bias)), (+ extra), or (* gelu'(extra)); or kept = product + bias,
-// out = gelu(kept).
+// out = product (+ bias), (+ extra) or (* extra); or out = gelu(h), kept = h or gelu'(h), where h
+// is product + bias, rounded.
 template <class T, bool BIAS_, Finish FINISH>
 struct Epilogue {
     static constexpr int WIDTH = Pack<T>::size;
     static constexpr bool BIAS = BIAS_;
-    static constexpr bool EXTRA = FINISH == Finish::AddExtra || FINISH == Finish::TimesGeluGradient;
-    static constexpr bool KEEPS = FINISH == Finish::Gelu;
+    static constexpr bool EXTRA = FINISH == Finish::AddExtra || FINISH == Finish::TimesExtra;
+    static constexpr bool KEEPS = FINISH == Finish::GeluKeepingInput || FINISH == Finish::GeluKeepingGradient;
 
     T* out;
     T* kept;
@@ -40,17 +40,31 @@ struct Epilogue {
             v[i] = sums[i];
             if constexpr (BIAS) v[i] += b[i];
             if constexpr (FINISH == Finish::AddExtra) v[i] += x[i];
-            if constexpr (FINISH == Finish::TimesGeluGradient) v[i] *= gelu_grad(x[i]);
+            if constexpr (FINISH == Finish::TimesExtra) v[i] *= x[i];
         }
         if constexpr (KEEPS) {
-            // Applies GELU to the rounded number that is kept, so that recomputing it gives the
-            // same bits.
+            // Applies GELU to the rounded number, so that recomputing it gives the same bits.
             kept = round_pack<T>(v);
             widen(v, kept);
-#pragma unroll
-            for (int i = 0; i < WIDTH; i++) v[i] = gelu(v[i]);
+            gelu_in_place(v, kept);
         }
         return round_pack<T>(v);
+    }
+
+    // v = gelu(v); kept = gelu'(v) where that is kept.
+    static __device__ __forceinline__ void gelu_in_place(float (&v)[WIDTH], Pack<T>& kept) {
+        float gradient[WIDTH];
+#pragma unroll
+        for (int i = 0; i < WIDTH; i++) {
+            if constexpr (FINISH == Finish::GeluKeepingGradient) {
+                GeluAndGradient both = gelu_and_gradient(v[i]);
+                v[i] = both.value;
+                gradient[i] = both.gradient;
+            } else {
+                v[i] = gelu(v[i]);
+            }
+        }
+        if constexpr (FINISH == Finish::GeluKeepingGradient) kept = round_pack<T>(gradient);
     }
 
     __device__ __forceinline__ void store(size_t index, const Pack<T>& finished, const Pack<T>& kept_piece) const {
@@ -71,35 +85,38 @@ struct SinkOf {
     __device__ void finish_row_sum(int, float) const {}
 };
 
-// out = product (+ bias), (+ residual); or pre_gelu = product + bias, out = gelu(pre_gelu). Null
-// operands are omitted; a residual or a GELU requires a bias, and they exclude each other.
+// out = product (+ bias), (+ residual); or out = gelu(h), and pre_gelu = h or gelu_gradient =
+// gelu'(h), with h = product + bias. Null operands are omitted; a residual or a GELU requires a
+// bias, and they exclude each other.
 template <class T>
 struct ForwardSink : SinkOf<T> {
     T* out;
     T* pre_gelu;
+    T* gelu_gradient;
 
-    __device__ __forceinline__ ForwardSink(T* out, T* pre_gelu, const T* bias, const T* residual)
-        : SinkOf<T>{bias, residual}, out(out), pre_gelu(pre_gelu) {}
+    __device__ __forceinline__ ForwardSink(T* out, T* pre_gelu, T* gelu_gradient, const T* bias, const T* residual)
+        : SinkOf<T>{bias, residual}, out(out), pre_gelu(pre_gelu), gelu_gradient(gelu_gradient) {}
 
     template <class Visit>
     __device__ __forceinline__ void visit(Visit visit) const {
-        if (pre_gelu != nullptr) visit(Epilogue<T, true, Finish::Gelu>{out, pre_gelu});
+        if (pre_gelu != nullptr) visit(Epilogue<T, true, Finish::GeluKeepingInput>{out, pre_gelu});
+        else if (gelu_gradient != nullptr) visit(Epilogue<T, true, Finish::GeluKeepingGradient>{out, gelu_gradient});
         else if (this->extra != nullptr) visit(Epilogue<T, true, Finish::AddExtra>{out, nullptr});
         else if (this->bias != nullptr) visit(Epilogue<T, true, Finish::Round>{out, nullptr});
         else visit(Epilogue<T, false, Finish::Round>{out, nullptr});
     }
 };
 
-// dinp = product, or product * gelu'(through_gelu)
+// dinp = product (* gelu_gradient, if not null)
 template <class T>
 struct DgradSink : SinkOf<T> {
     T* dinp;
 
-    __device__ __forceinline__ DgradSink(T* dinp, const T* through_gelu) : SinkOf<T>{nullptr, through_gelu}, dinp(dinp) {}
+    __device__ __forceinline__ DgradSink(T* dinp, const T* gelu_gradient) : SinkOf<T>{nullptr, gelu_gradient}, dinp(dinp) {}
 
     template <class Visit>
     __device__ __forceinline__ void visit(Visit visit) const {
-        if (this->extra != nullptr) visit(Epilogue<T, false, Finish::TimesGeluGradient>{dinp, nullptr});
+        if (this->extra != nullptr) visit(Epilogue<T, false, Finish::TimesExtra>{dinp, nullptr});
         else visit(Epilogue<T, false, Finish::Round>{dinp, nullptr});
     }
 };

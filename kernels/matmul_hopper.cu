@@ -10,20 +10,21 @@ using matmul::Contiguous, matmul_hopper::multiply, matmul_hopper::Problem;
 // wgrad:   dweight (OC, C) = or += dout (N, OC)^T @ inp (N, C); dbias (OC) += column sums of dout
 #define MATMUL_HOPPER_KERNELS(BN)                                                                                    \
     extern "C" __global__ void __launch_bounds__(384, 1) matmul_hopper_forward_128x##BN(                             \
-        floatX* out, floatX* pre_gelu, float* partials, GRID_CONSTANT TensorMap inp, GRID_CONSTANT TensorMap weight, \
-        const floatX* bias, const floatX* residual, int N, int C, int OC, int splits, unsigned* counter) {           \
+        floatX* out, floatX* pre_gelu, floatX* gelu_gradient, float* partials, GRID_CONSTANT TensorMap inp,          \
+        GRID_CONSTANT TensorMap weight, const floatX* bias, const floatX* residual, int N, int C, int OC,            \
+        int splits, unsigned* counter) {                                                                             \
         DYNAMIC_SHARED(shared);                                                                                      \
         multiply<BN, Contiguous::InK, Contiguous::InK>(                                                              \
             shared, &inp, &weight, Problem{N, OC, C, splits, counter}, matmul::Partials{partials, N, OC},            \
-            matmul::ForwardSink<floatX>(out, pre_gelu, bias, residual));                                             \
+            matmul::ForwardSink<floatX>(out, pre_gelu, gelu_gradient, bias, residual));                              \
     }                                                                                                                \
     extern "C" __global__ void __launch_bounds__(384, 1) matmul_hopper_dgrad_128x##BN(                               \
         floatX* dinp, float* partials, GRID_CONSTANT TensorMap dout, GRID_CONSTANT TensorMap weight,                 \
-        const floatX* through_gelu, int N, int C, int OC, int splits, unsigned* counter) {                           \
+        const floatX* gelu_gradient, int N, int C, int OC, int splits, unsigned* counter) {                          \
         DYNAMIC_SHARED(shared);                                                                                      \
         multiply<BN, Contiguous::InK, Contiguous::InMN>(                                                             \
             shared, &dout, &weight, Problem{N, C, OC, splits, counter}, matmul::Partials{partials, N, C},            \
-            matmul::DgradSink<floatX>(dinp, through_gelu));                                                          \
+            matmul::DgradSink<floatX>(dinp, gelu_gradient));                                                         \
     }                                                                                                                \
     extern "C" __global__ void __launch_bounds__(384, 1) matmul_hopper_wgrad_128x##BN(                               \
         floatX* dweight, floatX* dbias, float* partials, GRID_CONSTANT TensorMap dout, GRID_CONSTANT TensorMap inp,  \

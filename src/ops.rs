@@ -168,16 +168,42 @@ pub fn plan_scratch(dev: &(impl Device + ?Sized), uses: &[Limits], plan: &mut Me
     Ok(())
 }
 
+/// The (N, OC) tensor that a matmul with a GELU keeps for the backward pass. h is the input of the
+/// GELU, rounded to the device's type; gelu(h) and gelu'(h) are computed from that rounded h.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Kept<T = Tensor> {
+    /// h. [`Ops::gelu_recompute`] turns it into gelu'(h).
+    Input(T),
+    /// gelu'(h), a [`MatmulBackward::gelu_gradient`].
+    Gradient(T),
+}
+
+impl<T> Kept<T> {
+    /// Returns the same with `f` of the tensor.
+    pub fn map<U>(self, f: impl Fn(T) -> U) -> Kept<U> {
+        match self {
+            Kept::Input(tensor) => Kept::Input(f(tensor)),
+            Kept::Gradient(tensor) => Kept::Gradient(f(tensor)),
+        }
+    }
+
+    pub fn tensor(self) -> T {
+        match self {
+            Kept::Input(tensor) | Kept::Gradient(tensor) => tensor,
+        }
+    }
+}
+
 /// The operations that follow a matmul, fused with it where the device can. Operands are handles or
-/// addresses: bias (OC), pre_gelu and residual (N, OC).
+/// addresses: bias (OC), kept and residual (N, OC).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Epilogue<T = Tensor> {
     /// out = matmul
     None,
     /// out = matmul + bias
     Bias { bias: T },
-    /// pre_gelu = matmul + bias; out = gelu(pre_gelu)
-    BiasGelu { bias: T, pre_gelu: T },
+    /// h = matmul + bias; out = gelu(h); kept = h or gelu'(h)
+    BiasGelu { bias: T, kept: Kept<T> },
     /// out = residual + matmul + bias
     BiasResidual { bias: T, residual: T },
 }
@@ -188,21 +214,19 @@ impl<T> Epilogue<T> {
         match self {
             Epilogue::None => Epilogue::None,
             Epilogue::Bias { bias } => Epilogue::Bias { bias: f(bias) },
-            Epilogue::BiasGelu { bias, pre_gelu } => {
-                Epilogue::BiasGelu { bias: f(bias), pre_gelu: f(pre_gelu) }
-            }
+            Epilogue::BiasGelu { bias, kept } => Epilogue::BiasGelu { bias: f(bias), kept: kept.map(f) },
             Epilogue::BiasResidual { bias, residual } => {
                 Epilogue::BiasResidual { bias: f(bias), residual: f(residual) }
             }
         }
     }
 
-    /// Returns `[bias, pre_gelu, residual]`.
+    /// Returns `[bias, kept, residual]`.
     pub fn operands(self) -> [Option<T>; 3] {
         match self {
             Epilogue::None => [None, None, None],
             Epilogue::Bias { bias } => [Some(bias), None, None],
-            Epilogue::BiasGelu { bias, pre_gelu } => [Some(bias), Some(pre_gelu), None],
+            Epilogue::BiasGelu { bias, kept } => [Some(bias), Some(kept.tensor()), None],
             Epilogue::BiasResidual { bias, residual } => [Some(bias), None, Some(residual)],
         }
     }
@@ -220,7 +244,7 @@ pub struct MatmulForward {
     pub OC: usize,
 }
 
-/// dinp (N, C) = dout @ weight, then times gelu'(through_gelu) where the input came out of a GELU;
+/// dinp (N, C) = dout @ weight, then times gelu_gradient where the input came out of a GELU;
 /// dweight (OC, C) += doutᵀ @ inp; dbias (OC) += column sums of dout.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MatmulBackward {
@@ -232,8 +256,8 @@ pub struct MatmulBackward {
     pub dout: Tensor,
     pub inp: Tensor,
     pub weight: Tensor,
-    /// The (N, C) pre-activation, where `inp` is its GELU.
-    pub through_gelu: Option<Tensor>,
+    /// gelu'(h) (N, C), where `inp` is gelu(h).
+    pub gelu_gradient: Option<Tensor>,
     pub N: usize,
     pub C: usize,
     pub OC: usize,
@@ -409,8 +433,10 @@ pub trait Ops: Device {
     /// sequences. out (B, C); qkv (B, T, 3 C) is the cache.
     fn attention_decode(&mut self, out: Tensor, qkv: Tensor, t: usize, dims: AttentionDims) -> Result<()>;
 
-    /// out = gelu(inp), tanh form, for recompute.
-    fn gelu_forward(&mut self, out: Tensor, inp: Tensor) -> Result<()>;
+    /// Repeats the GELU of a forward pass that kept its input ([`Kept::Input`]): out = gelu(kept),
+    /// tanh form, and kept = gelu'(kept) in place. Both have the bits that a forward pass with
+    /// [`Kept::Gradient`] leaves.
+    fn gelu_recompute(&mut self, out: Tensor, kept: Tensor) -> Result<()>;
 
     fn classifier(&mut self, args: Classifier) -> Result<()>;
 

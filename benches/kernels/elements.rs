@@ -3,7 +3,7 @@
 use crate::op::{Op, Part};
 use crate::operands::Operands;
 use warpsmith::device::compare::gelu;
-use warpsmith::ops::{Call, Epilogue, MatmulBackward, MatmulForward};
+use warpsmith::ops::{Call, Epilogue, Kept, MatmulBackward, MatmulForward};
 use warpsmith::tensor::Tensor;
 
 /// Rows and columns of a matmul's result; `None` for other operations.
@@ -27,9 +27,14 @@ pub fn expected(op: &Op, t: &Operands, row: usize, column: usize) -> Vec<(Tensor
             match epilogue {
                 Epilogue::None => vec![(out, at, sum)],
                 Epilogue::Bias { bias } => vec![(out, at, sum + v(bias, column))],
-                Epilogue::BiasGelu { bias, pre_gelu } => {
+                Epilogue::BiasGelu { bias, kept } => {
                     let sum = sum + v(bias, column);
-                    vec![(pre_gelu, at, sum), (out, at, gelu(sum).value)]
+                    let gelu = gelu(sum);
+                    let (kept, expected) = match kept {
+                        Kept::Input(kept) => (kept, sum),
+                        Kept::Gradient(kept) => (kept, gelu.gradient),
+                    };
+                    vec![(kept, at, expected), (out, at, gelu.value)]
                 }
                 Epilogue::BiasResidual { bias, residual } => {
                     vec![(out, at, sum + v(bias, column) + v(residual, at))]
@@ -37,10 +42,10 @@ pub fn expected(op: &Op, t: &Operands, row: usize, column: usize) -> Vec<(Tensor
             }
         }
         (Part::Dgrad, Call::MatmulBackward(a)) => {
-            let &MatmulBackward { dinp, dout, weight, through_gelu, C, OC, .. } = a;
+            let &MatmulBackward { dinp, dout, weight, gelu_gradient, C, OC, .. } = a;
             let sum: f64 = (0..OC).map(|o| v(dout, row * OC + o) * v(weight, o * C + column)).sum();
             let at = row * C + column;
-            vec![(dinp, at, sum * through_gelu.map_or(1.0, |pre_gelu| gelu(v(pre_gelu, at)).gradient))]
+            vec![(dinp, at, sum * gelu_gradient.map_or(1.0, |factors| v(factors, at)))]
         }
         (Part::Wgrad, Call::MatmulBackward(a)) => {
             let &MatmulBackward { dweight, overwrite_dweight, dbias, dout, inp, N, C, OC, .. } = a;

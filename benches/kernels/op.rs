@@ -55,9 +55,6 @@ pub struct Output {
     pub tolerance: Tolerance,
 }
 
-/// Largest magnitude of pre-activations in a backward pass.
-const PRE_GELU: f32 = 3.0;
-
 impl Op {
     pub fn whole(call: Call) -> Op {
         Op { call, part: Part::Whole }
@@ -115,13 +112,12 @@ impl Op {
             MatmulBackward(a) if tensor == a.dout => 0.1,
             LayernormBackward(a) if tensor == a.dout => 0.1,
             EncoderBackward(a) if tensor == a.dout => 0.1,
-            MatmulBackward(a) if Some(tensor) == a.through_gelu => PRE_GELU,
             AttentionForward { qkv, .. } | AttentionBackward { qkv, .. } | AttentionDecode { qkv, .. }
                 if tensor == *qkv =>
             {
                 2.0
             }
-            GeluForward { .. } => 4.0,
+            GeluRecompute { .. } => 4.0,
             Classifier(a) if tensor == a.logits => 5.0,
             LayernormBackward(a) if tensor == a.rstd => return (1.0, 3.0),
             AdamW(a) if tensor == a.v => return (0.01, 1.01),
@@ -150,16 +146,21 @@ fn outputs(call: &Call) -> Vec<Output> {
         |name, tensor, roundings, terms| Output { name, tensor, tolerance: Tolerance::new(roundings, terms) };
     match *call {
         MatmulForward(a) => match a.epilogue {
-            Epilogue::BiasGelu { pre_gelu, .. } => {
+            Epilogue::BiasGelu { kept, .. } => {
                 let tolerance = Tolerance::new(3.0, a.C).then_gelu();
-                vec![Output { name: "out", tensor: a.out, tolerance }, out("pre_gelu", pre_gelu, 1.0, a.C)]
+                let out = Output { name: "out", tensor: a.out, tolerance };
+                let sum = Tolerance::new(1.0, a.C);
+                // As `range` chooses weights and bias.
+                let (name, tolerance) = match kept {
+                    Kept::Input(_) => ("pre_gelu", sum),
+                    Kept::Gradient(_) => ("gelu_gradient", sum.then_gelu_gradient(1.2)),
+                };
+                vec![out, Output { name, tensor: kept.tensor(), tolerance }]
             }
             _ => vec![out("out", a.out, 3.0, a.C)],
         },
         MatmulBackward(a) => {
-            let sum = Tolerance::new(3.0, a.OC);
-            let tolerance = a.through_gelu.map_or(sum, |_| sum.times_gelu_grad(PRE_GELU.into()));
-            let mut outputs = vec![Output { name: "dinp", tensor: a.dinp, tolerance }];
+            let mut outputs = vec![out("dinp", a.dinp, 3.0, a.OC)];
             outputs.push(out("dweight", a.dweight, 1.0, a.N));
             outputs.extend(a.dbias.map(|dbias| out("dbias", dbias, 1.0, a.N)));
             outputs
@@ -172,9 +173,11 @@ fn outputs(call: &Call) -> Vec<Output> {
         }
         AttentionBackward { dqkv, dims, .. } => vec![out("dqkv", dqkv, 12.0, dims.T + dims.HS)],
         AttentionDecode { out: o, dims, .. } => vec![out("out", o, 2.0, dims.T)],
-        GeluForward { out, .. } => {
+        GeluRecompute { out, kept } => {
             let evenly: Vec<f32> = (-32..=32).map(|i| i as f32 / 8.0).collect();
-            vec![Output { name: "out", tensor: out, tolerance: Tolerance::of_gelu(&evenly) }]
+            let tolerances = [Tolerance::of_gelu(&evenly), Tolerance::of_gelu_gradient(&evenly)];
+            let outputs = [("out", out), ("kept", kept)].into_iter().zip(tolerances);
+            outputs.map(|((name, tensor), tolerance)| Output { name, tensor, tolerance }).collect()
         }
         EncoderForward { encoded, .. } => vec![out("encoded", encoded, 1.0, 1)],
         EncoderBackward(a) => {

@@ -111,10 +111,16 @@ impl TrainArgs {
             ),
             (self.gpu.matmul != MatmulChoice::Cublaslt, "--matmul", "fastest or own", "cuBLASLt needs a GPU"),
         ];
+        let cuda = [(
+            self.gpu.matmul != MatmulChoice::Cublaslt || self.gpu.gelu_fusion <= 0,
+            "-ge/--gelu-fusion",
+            "auto or 0",
+            "with --matmul cublaslt GELU is a kernel of its own",
+        )];
         let further = match self.device.name {
             DeviceName::Cpu => &cpu[..],
             DeviceName::Emulated => &emulated[..],
-            DeviceName::Cuda => &[],
+            DeviceName::Cuda => &cuda,
         };
         let device = name_of(&self.device.name);
         for (honored, flag, value, why) in fixed.iter().chain(further) {

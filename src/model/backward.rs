@@ -33,7 +33,7 @@ struct Linear {
     inp: Tensor,
     weight: Param,
     bias: Option<Param>,
-    through_gelu: Option<Tensor>,
+    gelu_gradient: Option<Tensor>,
 }
 
 impl GPT2 {
@@ -144,7 +144,7 @@ impl GPT2 {
                 dout: logits,
                 inp: self.acts.lnf.slice(start * C, rows * C),
                 weight: self.weights.get(Wte, 0),
-                through_gelu: None,
+                gelu_gradient: None,
                 N: rows,
                 C,
                 OC: Vp,
@@ -161,7 +161,7 @@ impl GPT2 {
         let [ln2, fch, fch_gelu] = [a.ln2, a.fch, a.fch_gelu].map(|t| t.get(l, N));
 
         if self.recomputes(Recompute::Gelu) {
-            dev.gelu_forward(fch_gelu, fch)?;
+            dev.gelu_recompute(fch_gelu, fch)?;
         }
         let fcproj = Linear {
             dinp: dfch,
@@ -169,14 +169,14 @@ impl GPT2 {
             inp: fch_gelu,
             weight: Fcprojw,
             bias: Some(Fcprojb),
-            through_gelu: Some(fch),
+            gelu_gradient: Some(fch),
         };
         self.linear_backward(dev, l, N, step, fcproj)?;
         if self.recomputes(Recompute::GeluAndLayernorm) {
             dev.layernorm_forward(self.norm_before_mlp(l, shape))?;
         }
         let fc =
-            Linear { dinp: dln2, dout: dfch, inp: ln2, weight: Fcw, bias: Some(Fcb), through_gelu: None };
+            Linear { dinp: dln2, dout: dfch, inp: ln2, weight: Fcw, bias: Some(Fcb), gelu_gradient: None };
         self.linear_backward(dev, l, N, step, fc)?;
         dev.layernorm_backward(LayernormBackward {
             dinp: dresidual,
@@ -214,7 +214,7 @@ impl GPT2 {
             inp: atty,
             weight: Attprojw,
             bias: Some(Attprojb),
-            through_gelu: None,
+            gelu_gradient: None,
         };
         self.linear_backward(dev, l, N, step, attproj)?;
         dev.attention_backward(dqkv, datty, atty, lse, qkv, dims)?;
@@ -223,7 +223,7 @@ impl GPT2 {
         }
         let dln1 = scratch;
         let bias = w.config.qkv_bias.then_some(Qkvb);
-        let qkv = Linear { dinp: dln1, dout: dqkv, inp: ln1, weight: Qkvw, bias, through_gelu: None };
+        let qkv = Linear { dinp: dln1, dout: dqkv, inp: ln1, weight: Qkvw, bias, gelu_gradient: None };
         self.linear_backward(dev, l, N, step, qkv)?;
         dev.layernorm_backward(LayernormBackward {
             dinp: dresidual,
@@ -257,7 +257,7 @@ impl GPT2 {
             dout: linear.dout,
             inp: linear.inp,
             weight: self.weights.get(linear.weight, l),
-            through_gelu: linear.through_gelu,
+            gelu_gradient: linear.gelu_gradient,
             N,
             C,
             OC,

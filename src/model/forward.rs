@@ -4,7 +4,9 @@ use super::activations::Recompute;
 use super::hooks::{LayerHooks, Pass};
 use super::{BatchShape, GPT2};
 use crate::config::logits_rows;
-use crate::ops::{AttentionDims, Classifier, Epilogue, LayernormForward, MatmulForward, Ops, download_f32};
+use crate::ops::{
+    AttentionDims, Classifier, Epilogue, Kept, LayernormForward, MatmulForward, Ops, download_f32,
+};
 use crate::params::{Param, Param::*};
 use crate::tensor::Tensor;
 use anyhow::Result;
@@ -108,7 +110,8 @@ impl GPT2 {
             matmul(residual2, atty, Attprojw, Epilogue::BiasResidual { bias: w.get(Attprojb, l), residual });
         dev.matmul_residual_layernorm(attproj, self.norm_before_mlp(l, shape))?;
 
-        let epilogue = Epilogue::BiasGelu { bias: w.get(Fcb, l), pre_gelu: fch };
+        let kept = if self.recomputes(Recompute::Gelu) { Kept::Input(fch) } else { Kept::Gradient(fch) };
+        let epilogue = Epilogue::BiasGelu { bias: w.get(Fcb, l), kept };
         dev.matmul_forward(matmul(fch_gelu, ln2, Fcw, epilogue))?;
         let epilogue = Epilogue::BiasResidual { bias: w.get(Fcprojb, l), residual: residual2 };
         let fcproj = matmul(residual3, fch_gelu, Fcprojw, epilogue);

@@ -43,9 +43,9 @@ pub enum Call {
         t: usize,
         dims: AttentionDims,
     },
-    GeluForward {
+    GeluRecompute {
         out: Tensor,
-        inp: Tensor,
+        kept: Tensor,
     },
     Classifier(Classifier),
     AdamW(AdamW),
@@ -95,7 +95,7 @@ impl Call {
                 dev.attention_backward(dqkv, dout, out, lse, qkv, dims)
             }
             Call::AttentionDecode { out, qkv, t, dims } => dev.attention_decode(out, qkv, t, dims),
-            Call::GeluForward { out, inp } => dev.gelu_forward(out, inp),
+            Call::GeluRecompute { out, kept } => dev.gelu_recompute(out, kept),
             Call::Classifier(args) => dev.classifier(args),
             Call::AdamW(args) => dev.adamw(args),
             Call::Add { dst, src } => dev.add(dst, src),
@@ -149,7 +149,7 @@ impl Call {
                 visit(&mut a.dweight, if a.overwrite_dweight { Write } else { Update });
                 a.dbias.iter_mut().for_each(|dbias| visit(dbias, Update));
                 let inputs = [&mut a.dout, &mut a.inp, &mut a.weight].into_iter();
-                inputs.chain(&mut a.through_gelu).for_each(|t| visit(t, Read));
+                inputs.chain(&mut a.gelu_gradient).for_each(|t| visit(t, Read));
             }
             Call::AttentionForward { out, lse, qkv, .. } => {
                 [out, lse].into_iter().for_each(|t| visit(t, Write));
@@ -159,11 +159,13 @@ impl Call {
                 visit(dqkv, Write);
                 [dout, out, lse, qkv].into_iter().for_each(|t| visit(t, Read));
             }
-            Call::AttentionDecode { out, qkv: inp, .. }
-            | Call::GeluForward { out, inp }
-            | Call::Sum { out, src: inp } => {
+            Call::AttentionDecode { out, qkv: inp, .. } | Call::Sum { out, src: inp } => {
                 visit(out, Write);
                 visit(inp, Read);
+            }
+            Call::GeluRecompute { out, kept } => {
+                visit(out, Write);
+                visit(kept, Update);
             }
             Call::Classifier(a) => {
                 visit(&mut a.losses, Update);
@@ -195,9 +197,9 @@ fn matmul_forward(a: &mut MatmulForward, visit: &mut impl FnMut(&mut Tensor, Acc
     match &mut a.epilogue {
         Epilogue::None => {}
         Epilogue::Bias { bias } => visit(bias, Access::Read),
-        Epilogue::BiasGelu { bias, pre_gelu } => {
+        Epilogue::BiasGelu { bias, kept: Kept::Input(kept) | Kept::Gradient(kept) } => {
             visit(bias, Access::Read);
-            visit(pre_gelu, Access::Write);
+            visit(kept, Access::Write);
         }
         Epilogue::BiasResidual { bias, residual } => {
             [bias, residual].into_iter().for_each(|t| visit(t, Access::Read));
@@ -277,8 +279,8 @@ impl<D: CallDevice> Ops for D {
         self.call(Call::AttentionDecode { out, qkv, t, dims })
     }
 
-    fn gelu_forward(&mut self, out: Tensor, inp: Tensor) -> Result<()> {
-        self.call(Call::GeluForward { out, inp })
+    fn gelu_recompute(&mut self, out: Tensor, kept: Tensor) -> Result<()> {
+        self.call(Call::GeluRecompute { out, kept })
     }
 
     fn classifier(&mut self, args: Classifier) -> Result<()> {

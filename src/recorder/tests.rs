@@ -130,7 +130,7 @@ fn a_step_is_recorded_call_by_call() {
         MatmulBackward scratch_btc gradients
         LayernormBackward dresidual gradients gradients
         Fill gradients
-        GeluForward fch_gelu
+        GeluRecompute fch_gelu fch
         MatmulBackward scratch_bt4c gradients gradients
         MatmulBackward scratch_btc gradients gradients
         LayernormBackward dresidual gradients gradients

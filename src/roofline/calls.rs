@@ -4,7 +4,7 @@ use super::kernels::{Class, Kernel, StepShape, Tail, Work};
 use super::recording::Recording;
 use crate::config::ModelConfig;
 use crate::model::Weights;
-use crate::ops::{AttentionDims, Call, EncoderBackward, Epilogue, MatmulBackward, MatmulForward};
+use crate::ops::{AttentionDims, Call, EncoderBackward, Epilogue, Kept, MatmulBackward, MatmulForward};
 use crate::params::Param;
 use crate::recorder::Event;
 use crate::sharding::ZeroStage;
@@ -73,7 +73,7 @@ impl Kernels {
     /// Returns the kernels that an event launches, one call each.
     ///
     /// Fused operations have no kernel: bias, GELU and residual are in matmul epilogues, the
-    /// derivative of GELU is in that of fcproj's input gradient, bias gradients are in the weight
+    /// gradient of GELU is in that of fcproj's input gradient, bias gradients are in the weight
     /// gradients' pass over `dout`, and the row sums of attention's backward pass are in that pass.
     pub fn of(&mut self, event: &Event) -> Vec<Kernel> {
         match event {
@@ -126,9 +126,9 @@ impl Kernels {
                 let kernel = stream("encoder backward", &[a.B * a.T, a.C], Class::Embedding, 0.4, bytes);
                 vec![Kernel { launches: 2, ..kernel }]
             }
-            Call::GeluForward { out, .. } => {
+            Call::GeluRecompute { out, .. } => {
                 let C = 4 * self.weights.config.C;
-                one("gelu forward", &[out.len / C, C], Class::Recompute, 0.93)
+                one("gelu recompute", &[out.len / C, C], Class::Recompute, 0.93)
             }
             Call::NormSquared { ref src, .. } => {
                 let len = src.iter().map(|piece| piece.len).sum();
@@ -155,7 +155,8 @@ impl Kernels {
         let tail = match a.epilogue {
             Epilogue::None => Tail::Plain,
             Epilogue::Bias { .. } => Tail::Bias,
-            Epilogue::BiasGelu { .. } => Tail::Gelu,
+            Epilogue::BiasGelu { kept: Kept::Input(_), .. } => Tail::Gelu,
+            Epilogue::BiasGelu { kept: Kept::Gradient(_), .. } => Tail::GeluAndGradient,
             Epilogue::BiasResidual { .. } => Tail::Residual,
         };
         matmul(forward, (a.N, a.OC, a.C), tail, bytes)
@@ -164,8 +165,8 @@ impl Kernels {
     /// `dgrad` and `wgrad` both read `dout`.
     fn matmul_backward(&self, a: &MatmulBackward) -> Vec<Kernel> {
         let [_, dgrad, wgrad] = self.matmul(a.weight);
-        let tail = if a.through_gelu.is_some() { Tail::GeluBackward } else { Tail::Plain };
-        let dinp_bytes = size(a.dout) + size(a.weight) + size(a.dinp) + a.through_gelu.map_or(0.0, size);
+        let tail = if a.gelu_gradient.is_some() { Tail::GeluBackward } else { Tail::Plain };
+        let dinp_bytes = size(a.dout) + size(a.weight) + size(a.dinp) + a.gelu_gradient.map_or(0.0, size);
         let dweight = size(a.dweight) * if a.overwrite_dweight { 1.0 } else { 2.0 };
         let dweight_bytes = size(a.dout) + size(a.inp) + dweight + 2.0 * a.dbias.map_or(0.0, size);
         vec![

@@ -102,9 +102,11 @@ pub enum Tail {
     Bias,
     /// Read the residual and add it, with a bias.
     Residual,
-    /// GELU, two outputs.
+    /// GELU, and store its input too.
     Gelu,
-    /// Read the input of the GELU and multiply by its derivative.
+    /// GELU, and store its gradient too.
+    GeluAndGradient,
+    /// Read the gradient of the GELU and multiply by it.
     GeluBackward,
     /// Add to a gradient; few outputs and a long sum, which is split.
     SplitSum,

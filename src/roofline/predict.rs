@@ -121,9 +121,9 @@ fn exposed_k(tail: Tail, pass: &str, gpu: &Gpu) -> f64 {
     }
     let on_hopper = match tail {
         Tail::Plain | Tail::Bias | Tail::SplitSum => 50.0,
-        Tail::Residual => 70.0,
-        Tail::GeluBackward => 90.0,
+        Tail::Residual | Tail::GeluBackward => 70.0,
         Tail::Gelu => 100.0,
+        Tail::GeluAndGradient => 110.0,
     };
     on_hopper * (gpu.peak_tflops() / gpu.SMs as f64) / HOPPER_TFLOPS_PER_SM
 }

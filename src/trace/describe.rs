@@ -51,7 +51,7 @@ pub fn describe(call: &Call) -> Description {
         Call::AttentionForward { dims, .. } => heads("attention_forward", *dims, Some(scores(*dims))),
         Call::AttentionBackward { dims, .. } => heads("attention_backward", *dims, Some(2 * scores(*dims))),
         Call::AttentionDecode { dims, .. } => heads("attention_decode", *dims, None),
-        Call::GeluForward { out, .. } => elements("gelu_forward", *out),
+        Call::GeluRecompute { out, .. } => elements("gelu_recompute", *out),
         Call::Classifier(a) => of("classifier", None, &[("N", a.N), ("V", a.V), ("Vp", a.Vp)], None),
         Call::AdamW(a) => elements("adamw", a.params),
         Call::Add { dst, .. } => elements("add", *dst),

@@ -3,7 +3,7 @@
 use crate::devices::{options, with_options};
 use crate::harness::*;
 use warpsmith::device::cuda::{CudaOptions, MatmulChoice};
-use warpsmith::ops::{Epilogue, MatmulBackward, MatmulForward};
+use warpsmith::ops::{Epilogue, Kept, MatmulBackward, MatmulForward};
 use warpsmith::tensor::Dtype;
 
 /// (N, C, OC): one row; off the tiles by one row and by 8 columns; more rows than columns; exactly
@@ -14,26 +14,40 @@ const SHAPES: [(usize, usize, usize); 4] = [(1, 8, 264), (65, 72, 136), (130, 13
 enum Kind {
     None,
     Bias,
-    BiasGelu,
     BiasResidual,
+    /// It keeps the input of the GELU.
+    BiasGelu,
+    /// It keeps the gradient of the GELU.
+    BiasGeluGradient,
 }
-const KINDS: [Kind; 4] = [Kind::None, Kind::Bias, Kind::BiasGelu, Kind::BiasResidual];
+const KINDS: [Kind; 5] = [Kind::None, Kind::Bias, Kind::BiasResidual, Kind::BiasGelu, Kind::BiasGeluGradient];
 
 /// Declares a forward pass. `coarseness` is the number of roundings of the operands, for TF32.
 fn forward(t: &mut Tensors, kind: Kind, (N, C, OC): (usize, usize, usize), coarseness: f64) -> Work {
     let tolerance = |roundings| Tolerance::new(coarseness + roundings, C);
     let bias = t.x("bias", &random(3, OC));
+    // Products of a variance of 1/9, whatever their length, and the bias' 1/3: where the gradient
+    // of GELU varies.
+    let (scale, size) = (1.0 / (C as f32).sqrt(), (1.0 / 9.0 + 1.0 / 3.0f64).sqrt());
+    let weight: Vec<f32> = random(2, OC * C).iter().map(|w| w * scale).collect();
     let epilogue = match kind {
         Kind::None => Epilogue::None,
         Kind::Bias => Epilogue::Bias { bias },
-        Kind::BiasGelu => Epilogue::BiasGelu { bias, pre_gelu: t.out_x("pre_gelu", N * OC, tolerance(1.0)) },
         Kind::BiasResidual => Epilogue::BiasResidual { bias, residual: t.x("residual", &random(4, N * OC)) },
+        Kind::BiasGelu => {
+            Epilogue::BiasGelu { bias, kept: Kept::Input(t.out_x("kept", N * OC, tolerance(1.0))) }
+        }
+        Kind::BiasGeluGradient => {
+            let kept = t.out_x("kept", N * OC, tolerance(1.0).then_gelu_gradient(size));
+            Epilogue::BiasGelu { bias, kept: Kept::Gradient(kept) }
+        }
     };
     let plain = tolerance(3.0);
+    let has_gelu = matches!(epilogue, Epilogue::BiasGelu { .. });
     let args = MatmulForward {
-        out: t.out_x("out", N * OC, if matches!(kind, Kind::BiasGelu) { plain.then_gelu() } else { plain }),
+        out: t.out_x("out", N * OC, if has_gelu { plain.then_gelu() } else { plain }),
         inp: t.x("inp", &random(1, N * C)),
-        weight: t.x("weight", &random(2, OC * C)),
+        weight: t.x("weight", &weight),
         epilogue,
         N,
         C,
@@ -61,16 +75,15 @@ fn backward(t: &mut Tensors, what: Backward, (N, C, OC): (usize, usize, usize), 
         true => t.out_x("dweight", OC * C, tolerance(1.0, N)),
         false => t.inout_x("dweight", &random(5, OC * C), tolerance(1.0, N)),
     };
-    let plain = tolerance(3.0, OC);
     let args = MatmulBackward {
-        dinp: t.out_x("dinp", N * C, if what.gelu { plain.times_gelu_grad(1.0) } else { plain }),
+        dinp: t.out_x("dinp", N * C, tolerance(3.0, OC)),
         dweight,
         overwrite_dweight: what.overwrite,
         dbias: what.bias.then(|| t.inout_x("dbias", &random(6, OC), tolerance(1.0, N))),
         dout: t.x("dout", &random(7, N * OC)),
         inp: t.x("inp", &random(1, N * C)),
         weight: t.x("weight", &random(2, OC * C)),
-        through_gelu: what.gelu.then(|| t.x("through_gelu", &random(8, N * C))),
+        gelu_gradient: what.gelu.then(|| t.x("gelu_gradient", &random(8, N * C))),
         N,
         C,
         OC,
@@ -174,25 +187,27 @@ fn many_tiles() {
     });
 }
 
-/// Fusion moves no bits: GELU is taken of the pre-activation as it is stored, in the forward pass
-/// and when it is recomputed.
+/// Fusion and recomputation move no bits: GELU and its gradient are taken of the rounded sum, in
+/// the forward pass and when they are recomputed.
 #[test]
-fn gelu_fused_is_gelu_apart() {
-    for dtype in [Dtype::Bf16, Dtype::F32] {
-        let run = |gelu_fusion, recomputed: bool| {
+fn gelu_fused_is_gelu_apart_and_gelu_recomputed() {
+    for dtype in [Dtype::Bf16, Dtype::F16, Dtype::F32] {
+        let run = |kind, gelu_fusion, recomputed: bool| {
             let device = with_options(CudaOptions { gelu_fusion, ..options(dtype) }).swap_remove(0);
             outputs_of(device, dtype, |t| {
-                let work = forward(t, Kind::BiasGelu, (65, 72, 136), 0.0);
-                let (pre_gelu, out) = (t.output("pre_gelu"), t.output("out"));
+                let work = forward(t, kind, (65, 72, 136), 0.0);
+                let (kept, out) = (t.output("kept"), t.output("out"));
                 Box::new(move |dev| {
                     work(dev)?;
-                    if recomputed { dev.gelu_forward(out, pre_gelu) } else { Ok(()) }
+                    if recomputed { dev.gelu_recompute(out, kept) } else { Ok(()) }
                 })
             })
         };
-        let fused = run(1, false);
-        assert_eq!(fused, run(0, false), "{dtype:?}, apart");
-        assert_eq!(fused, run(1, true), "{dtype:?}, recomputed");
+        for kind in [Kind::BiasGelu, Kind::BiasGeluGradient] {
+            assert_eq!(run(kind, 1, false), run(kind, 0, false), "{dtype:?}, {kind:?}");
+        }
+        let at_once = run(Kind::BiasGeluGradient, 1, false);
+        assert_eq!(run(Kind::BiasGelu, 1, true), at_once, "{dtype:?}, recomputed");
     }
 }
 

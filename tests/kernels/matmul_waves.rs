@@ -190,7 +190,7 @@ fn declare(t: &mut Tensors, pass: Pass, (N, C, OC): (usize, usize, usize)) -> Wo
         dout: t.x("dout", &random(7, N * OC)),
         inp: t.x("inp", &random(1, N * C)),
         weight: t.x("weight", &random(2, OC * C)),
-        through_gelu: None,
+        gelu_gradient: None,
         N,
         C,
         OC,

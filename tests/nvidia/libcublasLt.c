@@ -18,8 +18,6 @@ struct layout {
 struct operation {
     int compute, scale, transposed[2], epilogue;
     const float* bias;
-    float* aux;
-    int64_t aux_ld;
 };
 struct preference {
     uint64_t workspace;
@@ -83,8 +81,6 @@ status cublasLtMatmulDescSetAttribute(struct operation* o, int attribute, const 
         case 4: return put(&o->transposed[1], 4, value, bytes);
         case 7: return put(&o->epilogue, 4, value, bytes);
         case 8: return put(&o->bias, 8, value, bytes);
-        case 11: return put(&o->aux, 8, value, bytes);
-        case 12: return put(&o->aux_ld, 8, value, bytes);
         default: return INVALID;
     }
 }
@@ -123,11 +119,6 @@ status cublasLtMatmulAlgoGetHeuristic(void* handle, struct operation* o, struct 
 static float at(const float* x, const struct layout* l, int transposed, uint64_t row, uint64_t col) {
     return transposed ? x[col + row * l->ld] : x[row + col * l->ld];
 }
-static float gelu(float x) { return 0.5f * x * (1 + tanhf(0.7978845608f * (x + 0.044715f * x * x * x))); }
-static float dgelu(float x) {
-    float t = tanhf(0.7978845608f * (x + 0.044715f * x * x * x));
-    return 0.5f * (1 + t) + 0.5f * x * (1 - t * t) * 0.7978845608f * (1 + 3 * 0.044715f * x * x);
-}
 
 status cublasLtMatmul(void* handle, struct operation* o, const float* alpha, const float* a, struct layout* al, const float* b,
                       struct layout* bl, const float* beta, const float* c, struct layout* cl, float* d, struct layout* dl,
@@ -145,12 +136,7 @@ status cublasLtMatmul(void* handle, struct operation* o, const float* alpha, con
             for (uint64_t k = 0; k < inner; k++)
                 sum += at(a, al, o->transposed[0], row, k) * at(b, bl, o->transposed[1], k, col);
             sum = *alpha * sum + (*beta ? *beta * c[row + col * cl->ld] : 0);
-            if (o->epilogue == 4 || o->epilogue == 164) sum += o->bias[row];
-            if (o->epilogue == 164) {
-                o->aux[row + col * o->aux_ld] = sum;
-                sum = gelu(sum);
-            }
-            if (o->epilogue == 192) sum *= dgelu(o->aux[row + col * o->aux_ld]);
+            if (o->epilogue == 4) sum += o->bias[row];
             d[row + col * dl->ld] = wrong && row < 8 ? -sum : sum;
         }
     }

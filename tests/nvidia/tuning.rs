@@ -16,12 +16,12 @@ const N: usize = 65;
 const C: usize = 40;
 const OC: usize = 72;
 
-/// Runs two forward matmuls, and a backward one that assigns and then adds.
+/// Runs three forward matmuls, and a backward one that assigns and then adds.
 fn matmuls(dev: &mut dyn Ops) -> Result<Vec<Vec<f32>>> {
     let mut plan = MemoryPlan::new();
     let lens = [N * OC, N * OC, N * C, OC * C, OC, N * C, OC * C, OC, N * OC, N * C];
     let tensors = lens.map(|len| plan.add("test", "x", Dtype::F32, len));
-    let [out, pre_gelu, inp, weight, bias, dinp, dweight, dbias, dout, through_gelu] = tensors;
+    let [out, kept, inp, weight, bias, dinp, dweight, dbias, dout, gelu_gradient] = tensors;
     let limits = Limits { rows: N, logits_rows: N, T: N, C: 64, NH: 1, V: 64, Vp: 64, norm_pieces: 1 };
     plan_scratch(dev, &[limits], &mut plan)?;
     dev.allocate(&plan)?;
@@ -36,12 +36,16 @@ fn matmuls(dev: &mut dyn Ops) -> Result<Vec<Vec<f32>>> {
             download_f32(dev, &mut values[..tensor.len], tensor).map(|()| results.push(values))
         })
     };
-    for epilogue in [Epilogue::Bias { bias }, Epilogue::BiasGelu { bias, pre_gelu }] {
+    for epilogue in [
+        Epilogue::Bias { bias },
+        Epilogue::BiasGelu { bias, kept: Kept::Input(kept) },
+        Epilogue::BiasGelu { bias, kept: Kept::Gradient(kept) },
+    ] {
         dev.matmul_forward(MatmulForward { out, inp, weight, epilogue, N, C, OC })?;
-        keep(dev, &[out, pre_gelu])?;
+        keep(dev, &[out, kept])?;
     }
     for overwrite_dweight in [true, false] {
-        let (dbias, through_gelu) = (Some(dbias), Some(through_gelu));
+        let (dbias, gelu_gradient) = (Some(dbias), Some(gelu_gradient));
         dev.matmul_backward(MatmulBackward {
             dinp,
             dweight,
@@ -50,7 +54,7 @@ fn matmuls(dev: &mut dyn Ops) -> Result<Vec<Vec<f32>>> {
             dout,
             inp,
             weight,
-            through_gelu,
+            gelu_gradient,
             N,
             C,
             OC,
@@ -122,7 +126,7 @@ fn a_mutant_is_dropped_and_named_and_the_run_goes_on() {
         let (said, plans) = tuned(&[("STUB_FAULT", &format!("{name} {fault}"))]);
         let warning = format!("warning: {name} is left out for forward, bias 65 x 40 x 72: {why}");
         assert_eq!(said.matches(&warning).count(), 1, "{warning} in\n{said}");
-        assert_eq!(said.matches("warning: ").count(), 2, "with GELU and without it:\n{said}");
+        assert_eq!(said.matches("warning: ").count(), 3, "with each GELU and without it:\n{said}");
         assert!(
             said.contains("; the run continues with another kernel\n") && said.contains("right."),
             "{said}"

@@ -5,13 +5,17 @@ use crate::simd::{CHUNK, dispatch};
 use rayon::prelude::*;
 use std::f32::consts::LOG2_E;
 
-/// out = gelu(inp)
-pub fn forward(out: &mut [f32], inp: &[f32]) {
-    assert_eq!(out.len(), inp.len());
-    out.par_chunks_mut(CHUNK).zip(inp.par_chunks(CHUNK)).for_each(|(out, inp)| {
+/// out = gelu(kept), then kept = gelu'(kept) in place.
+pub fn recompute(out: &mut [f32], kept: &mut [f32]) {
+    assert_eq!(out.len(), kept.len());
+    out.par_chunks_mut(CHUNK).zip(kept.par_chunks_mut(CHUNK)).for_each(|(out, kept)| {
         dispatch(
             #[inline(always)]
-            |_| out.iter_mut().zip(inp).for_each(|(out, &x)| *out = gelu(x)),
+            |_| {
+                for (out, kept) in out.iter_mut().zip(kept) {
+                    (*out, *kept) = gelu_and_gradient(*kept);
+                }
+            },
         );
     });
 }
@@ -23,18 +27,21 @@ pub fn gelu(x: f32) -> f32 {
     x / (1.0 + exp(minus_two_u(x)))
 }
 
-/// d gelu(x) / dx = s + x s (1 - s) d(2 u)/dx, with s = 1 / (1 + e^-2u)
+/// gelu(x), and d gelu(x) / dx = s + x s (1 - s) d(2 u)/dx with s = 1 / (1 + e^-2u). The two share
+/// the exponential.
 #[inline(always)]
-pub fn gelu_grad(x: f32) -> f32 {
-    // Beyond 10 the result is 0 or 1 to within 1e-34, but computing it would multiply infinity by
-    // zero.
+pub fn gelu_and_gradient(x: f32) -> (f32, f32) {
+    let e = exp(minus_two_u(x));
+    let value = x / (1.0 + e);
+    // Beyond 10 the gradient is 0 or 1 to within 1e-34, but computing it would multiply infinity by
+    // zero. e^-2u is 8.35e37 at -10.
     let x = if x > 10.0 { 10.0 } else { x };
     let x = if x < -10.0 { -10.0 } else { x };
+    let e = if e > 8.5e37 { 8.5e37 } else { e };
     // 1 - s equals e s, which does not cancel.
-    let e = exp(minus_two_u(x));
     let s = 1.0 / (1.0 + e);
     let slope = 2.0 * SQRT_2_OVER_PI + (6.0 * SQRT_2_OVER_PI * CUBIC) * (x * x);
-    s + x * slope * (e * s) * s
+    (value, s + x * slope * (e * s) * s)
 }
 
 const SQRT_2_OVER_PI: f32 = 0.797_884_6;
@@ -143,35 +150,47 @@ mod tests {
     #[test]
     fn gelu_and_its_derivative_are_accurate() {
         let inp: Vec<f32> = (-4000..=4000).map(|i| i as f32 * 5e-3).collect();
-        let mut out = poisoned(inp.len());
-        forward(&mut out, &inp);
+        let (mut out, mut gradient) = (poisoned(inp.len()), inp.clone());
+        recompute(&mut out, &mut gradient);
         let want: Vec<f64> = inp.iter().map(|&x| gelu_f64(f64::from(x))).collect();
         assert_close("gelu", &out, &want, 2e-7);
-
-        let grad: Vec<f32> = inp.iter().map(|&x| gelu_grad(x)).collect();
         let want: Vec<f64> = inp.iter().map(|&x| central_differences(&[x], |x| gelu_f64(x[0]))[0]).collect();
-        assert_close("gelu_grad", &grad, &want, 3e-7);
-        assert_eq!([20.0, f32::MAX, f32::INFINITY].map(gelu_grad), [1.0; 3]);
-        assert!([-20.0, f32::MIN, f32::NEG_INFINITY].iter().all(|&x| gelu_grad(x).abs() < 1e-34));
+        assert_close("its gradient", &gradient, &want, 3e-7);
+    }
+
+    #[test]
+    fn gelu_of_extremes() {
+        let gradient = |x: f32| gelu_and_gradient(x).1;
+        assert_eq!([10.0, 20.0, f32::MAX, f32::INFINITY].map(gradient), [1.0; 4]);
+        assert!([-10.0, -10.001, -20.0, f32::MIN].iter().all(|&x| gradient(x).abs() < 1e-34));
+        assert!(gradient(f32::NEG_INFINITY).abs() < 1e-34);
         assert_eq!([-1e18, 20.0, f32::INFINITY].map(gelu), [-0.0, 20.0, f32::INFINITY]);
-        assert!(gelu(f32::NAN).is_nan() && gelu_grad(f32::NAN).is_nan());
+        assert!(gelu(f32::NAN).is_nan() && gradient(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn gelu_has_the_same_bits_with_and_without_its_gradient() {
+        let (alone, with): (Vec<f32>, Vec<f32>) = floats().map(|x| (gelu(x), gelu_and_gradient(x).0)).unzip();
+        assert_same_bits("gelu", &with, &alone);
     }
 
     #[test]
     fn vectorised_and_scalar_code_agree() {
         let inp = random(1, 1000);
-        let mut out = poisoned(1000);
-        forward(&mut out, &inp);
-        assert_same_bits("gelu", &out, &inp.iter().map(|&x| gelu(x)).collect::<Vec<_>>());
+        let (mut out, mut gradient) = (poisoned(1000), inp.clone());
+        recompute(&mut out, &mut gradient);
+        let scalar: Vec<(f32, f32)> = inp.iter().map(|&x| gelu_and_gradient(x)).collect();
+        assert_same_bits("gelu", &out, &scalar.iter().map(|both| both.0).collect::<Vec<_>>());
+        assert_same_bits("its gradient", &gradient, &scalar.iter().map(|both| both.1).collect::<Vec<_>>());
     }
 
     #[test]
     fn threads_do_not_matter() {
         let inp = random(1, 5 * CHUNK + 3);
         assert_same_on_any_threads("gelu", || {
-            let mut out = poisoned(inp.len());
-            forward(&mut out, &inp);
-            out
+            let (mut out, mut gradient) = (poisoned(inp.len()), inp.clone());
+            recompute(&mut out, &mut gradient);
+            [out, gradient].concat()
         });
     }
 }

@@ -160,9 +160,9 @@ impl Ops for Cpu {
         let epilogue = match a.epilogue {
             Epilogue::None => matmul::Epilogue::Assign,
             Epilogue::Bias { bias } => matmul::Epilogue::Bias { bias: b.read(bias) },
-            Epilogue::BiasGelu { bias, pre_gelu } => {
-                let pre_gelu = matmul::cells(b.write(pre_gelu));
-                matmul::Epilogue::BiasGelu { bias: b.read(bias), pre_gelu }
+            Epilogue::BiasGelu { bias, kept } => {
+                let kept = kept.map(|tensor| matmul::cells(b.write(tensor)));
+                matmul::Epilogue::BiasGelu { bias: b.read(bias), kept }
             }
             Epilogue::BiasResidual { bias, residual } => {
                 matmul::Epilogue::BiasResidual { bias: b.read(bias), residual: b.read(residual) }
@@ -182,7 +182,7 @@ impl Ops for Cpu {
             overwrite_dweight: a.overwrite_dweight,
             dbias: a.dbias.map(|t| b.write(t)),
         };
-        let through_gelu = a.through_gelu.map(|t| b.read(t));
+        let gelu_gradient = a.gelu_gradient.map(|t| b.read(t));
         let shape = matmul::Shape { N: a.N, C: a.C, OC: a.OC };
         let (dout, inp, weight) = (b.read(a.dout), b.read(a.inp), b.read(a.weight));
         matmul::backward(
@@ -192,7 +192,7 @@ impl Ops for Cpu {
             dout,
             inp,
             weight,
-            through_gelu,
+            gelu_gradient,
             shape,
         );
         Ok(())
@@ -230,9 +230,9 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn gelu_forward(&mut self, out: Tensor, inp: Tensor) -> Result<()> {
+    fn gelu_recompute(&mut self, out: Tensor, kept: Tensor) -> Result<()> {
         let b = self.memory.borrow();
-        gelu::forward(b.write(out), b.read(inp));
+        gelu::recompute(b.write(out), b.write(kept));
         Ok(())
     }
 

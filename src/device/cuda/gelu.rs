@@ -9,36 +9,42 @@ use anyhow::Result;
 kernels! {
     "gelu.cu":
     fn gelu_forward(out: Ptr<FloatX>, inp: Ptr<FloatX>, n: u64);
-    fn gelu_backward_inplace(dinp: Ptr<FloatX>, pre_gelu: Ptr<FloatX>, n: u64);
+    fn gelu_recompute(out: Ptr<FloatX>, kept: Ptr<FloatX>, n: u64);
+    fn gelu_backward_inplace(dinp: Ptr<FloatX>, gelu_gradient: Ptr<FloatX>, n: u64);
 }
 
-pub fn forward(cuda: &mut Cuda, out: Tensor, inp: Tensor) -> Result<()> {
-    let gelu = Gelu::new(cuda, out, inp);
-    gelu.forward(cuda.driver.as_mut())
+pub fn recompute(cuda: &mut Cuda, out: Tensor, kept: Tensor) -> Result<()> {
+    let gelu = Gelu::new(cuda, out, kept);
+    gelu.recompute(cuda.driver.as_mut())
 }
 
-/// A launch of GELU from `inp` to `out`, or of its gradient into `out`.
+/// A launch of one of the kernels. `out` is the output of the GELU or the gradient of its input.
 #[derive(Clone, Copy)]
 pub struct Gelu {
     launch: Launch,
     out: Ptr<FloatX>,
-    inp: Ptr<FloatX>,
+    kept: Ptr<FloatX>,
     n: u64,
 }
 
 impl Gelu {
-    pub fn new(cuda: &Cuda, out: Tensor, inp: Tensor) -> Self {
-        let (launch, m) = (cuda.launch_by_packs("GELU", &[out, inp]), &cuda.memory);
-        Gelu { launch, out: m.x(out), inp: m.x(inp), n: out.len as u64 }
+    pub fn new(cuda: &Cuda, out: Tensor, kept: Tensor) -> Self {
+        let (launch, m) = (cuda.launch_by_packs("GELU", &[out, kept]), &cuda.memory);
+        Gelu { launch, out: m.x(out), kept: m.x(kept), n: out.len as u64 }
     }
 
-    /// Computes out = gelu(inp).
+    /// Computes out = gelu(kept).
     pub fn forward(self, driver: &mut dyn Driver) -> Result<()> {
-        kernel::gelu_forward(driver, self.launch, self.out, self.inp, self.n)
+        kernel::gelu_forward(driver, self.launch, self.out, self.kept, self.n)
     }
 
-    /// Computes out *= gelu'(inp), after a GEMM without that epilogue.
+    /// Computes out = gelu(kept), and kept = gelu'(kept) in place.
+    pub fn recompute(self, driver: &mut dyn Driver) -> Result<()> {
+        kernel::gelu_recompute(driver, self.launch, self.out, self.kept, self.n)
+    }
+
+    /// Computes out *= kept, after a GEMM without that epilogue.
     pub fn backward(self, driver: &mut dyn Driver) -> Result<()> {
-        kernel::gelu_backward_inplace(driver, self.launch, self.out, self.inp, self.n)
+        kernel::gelu_backward_inplace(driver, self.launch, self.out, self.kept, self.n)
     }
 }

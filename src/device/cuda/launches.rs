@@ -237,7 +237,8 @@ fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     cuda.attention_forward(out, t.lse, qkv, dims)?;
     cuda.attention_backward(dqkv, dout, out, t.lse, qkv, dims)?;
     cuda.attention_decode(out.slice(0, B * C), qkv, T - 1, dims)?;
-    cuda.gelu_forward(t.wide[0], t.wide[1])?;
+    cuda.gelu_recompute(t.wide[0], t.wide[1])?;
+    Gelu::new(cuda, t.wide[0], t.wide[1]).forward(cuda.driver.as_mut())?;
     Gelu::new(cuda, t.wide[0], t.wide[1]).backward(cuda.driver.as_mut())?;
     let (losses, logits, targets) = (mean, t.logits, tokens);
     cuda.classifier(Classifier { losses, logits, targets, dloss: Some(1.0), N, V, Vp })?;
@@ -274,9 +275,9 @@ fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
 /// Runs the matmuls of fc and of fcproj, which have every epilogue.
 fn matmuls(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     let (N, C) = (model.B * model.T, model.C);
-    let ([out, inp, ..], [wide, pre_gelu, _], [weight, dweight]) = (t.narrow, t.wide, t.matrix);
+    let ([out, inp, ..], [wide, gelu_gradient, _], [weight, dweight]) = (t.narrow, t.wide, t.matrix);
     let bias = t.vector[0];
-    let epilogue = Epilogue::BiasGelu { bias, pre_gelu };
+    let epilogue = Epilogue::BiasGelu { bias, kept: Kept::Gradient(gelu_gradient) };
     cuda.matmul_forward(MatmulForward { out: wide, inp, weight, epilogue, N, C, OC: 4 * C })?;
     cuda.matmul_backward(MatmulBackward {
         dinp: wide,
@@ -286,7 +287,7 @@ fn matmuls(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
         dout: out,
         inp: t.wide[2],
         weight,
-        through_gelu: Some(pre_gelu),
+        gelu_gradient: Some(gelu_gradient),
         N,
         C: 4 * C,
         OC: C,

@@ -40,8 +40,6 @@ impl fmt::Display for BlasGemm {
         let epilogue = match self.epilogue {
             BlasEpilogue::None => "",
             BlasEpilogue::Bias => " with bias",
-            BlasEpilogue::BiasGelu => " with bias and GELU",
-            BlasEpilogue::Dgelu => " with the gradient of GELU",
         };
         write!(f, "{m} x {n} x {k} of A{a} B{b}{c} in {format}{epilogue}")
     }
@@ -52,10 +50,6 @@ pub enum BlasEpilogue {
     None,
     /// + bias (n)
     Bias,
-    /// aux (m, n) = sum + bias; D = gelu(aux), in its tanh form
-    BiasGelu,
-    /// D = sum * gelu'(aux), aux (m, n)
-    Dgelu,
 }
 
 /// Device addresses; zero where the GEMM has no such operand.
@@ -67,7 +61,6 @@ pub struct Operands {
     /// May be `d`.
     pub c: u64,
     pub bias: u64,
-    pub aux: u64,
 }
 
 /// A GEMM library whose work is queued in the order of launches.
@@ -82,7 +75,7 @@ pub trait MatmulLibrary {
     fn matmul(&mut self, gemm: &BlasGemm, operands: &Operands) -> Result<()>;
 
     /// Times the library's best algorithms on the device, uses the fastest for this GEMM from now
-    /// on, and returns its milliseconds. It leaves garbage in D, and in aux of a forward pass.
+    /// on, and returns its milliseconds. It leaves garbage in D.
     ///
     /// # Errors
     /// As [`matmul`](Self::matmul).

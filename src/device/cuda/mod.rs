@@ -388,8 +388,8 @@ impl Ops for Cuda {
         attention::decode(self, out, qkv, t, dims)
     }
 
-    fn gelu_forward(&mut self, out: Tensor, inp: Tensor) -> Result<()> {
-        gelu::forward(self, out, inp)
+    fn gelu_recompute(&mut self, out: Tensor, kept: Tensor) -> Result<()> {
+        gelu::recompute(self, out, kept)
     }
 
     fn classifier(&mut self, args: Classifier) -> Result<()> {

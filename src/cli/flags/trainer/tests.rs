@@ -200,20 +200,27 @@ fn a_gpu_honors_more() {
         (MatmulChoice::Fastest, false, AUTO, 0)
     );
     assert_eq!(ok("--dtype auto").device.dtype, DtypeChoice::Auto);
-    let a = ok("-lg 10 -w 0 -ge 2 -f 0 --matmul cublaslt --deterministic 1 --dtype fp16");
+    let a = ok("-lg 10 -w 0 -ge 2 -f 0 --matmul own --deterministic 1 --dtype fp16");
     assert_eq!(
         (a.device.name, a.device.dtype, a.device.tf32, a.gpu.use_master_weights),
         (DeviceName::Cuda, DtypeChoice::Fixed(Dtype::F16), false, false)
     );
     assert_eq!(
         (a.gpu.matmul, a.gpu.deterministic, a.gpu.gelu_fusion, a.gpu.gpu_info_every),
-        (MatmulChoice::Cublaslt, true, 2, 10)
+        (MatmulChoice::Own, true, 2, 10)
     );
     assert_eq!(
         ["0", "1", "auto", "-1"].map(|ge| ok(&format!("-ge {ge}")).gpu.gelu_fusion),
         [0, 1, AUTO, AUTO]
     );
     assert_eq!(error("-ge 3"), "-ge/--gelu-fusion: expected auto (or llm.c's -1), 0, 1 or 2, found 3");
+    for ge in ["auto", "0"] {
+        assert_eq!(ok(&format!("--matmul cublaslt -ge {ge}")).gpu.matmul, MatmulChoice::Cublaslt);
+    }
+    assert_eq!(
+        error("--matmul cublaslt -ge 2"),
+        "-ge/--gelu-fusion: expected auto or 0 on the cuda device: with --matmul cublaslt GELU is a kernel of its own; drop the flag"
+    );
     assert_eq!(ok("--device emulated --matmul own").device.name, DeviceName::Emulated);
     assert_eq!(
         error("--device cpu"),

@@ -81,10 +81,10 @@ pub fn backward(
     dout: &[f32],
     inp: &[f32],
     weight: &[f32],
-    through_gelu: Option<&[f32]>,
+    gelu_gradient: Option<&[f32]>,
     shape: Shape,
 ) {
-    backward_on(Engine::of(precision), scratch, gradients, dout, inp, weight, through_gelu, shape);
+    backward_on(Engine::of(precision), scratch, gradients, dout, inp, weight, gelu_gradient, shape);
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -95,13 +95,13 @@ fn backward_on(
     dout: &[f32],
     inp: &[f32],
     weight: &[f32],
-    through_gelu: Option<&[f32]>,
+    gelu_gradient: Option<&[f32]>,
     shape: Shape,
 ) {
     let Shape { N, C, OC } = shape;
     let (dout_view, inp, weight) = (View::new(dout, N, OC), View::new(inp, N, C), View::new(weight, OC, C));
 
-    let epilogue = through_gelu.map_or(Epilogue::Assign, |pre_gelu| Epilogue::TimesGeluGrad { pre_gelu });
+    let epilogue = gelu_gradient.map_or(Epilogue::Assign, |factors| Epilogue::Times { factors });
     engine.run(scratch, Product::new(gradients.dinp, dout_view, weight, epilogue));
 
     let epilogue = if gradients.overwrite_dweight { Epilogue::AssignFar } else { Epilogue::Add };

@@ -1,6 +1,7 @@
 //! One matmul: strided operands, and the epilogue for its sums.
 
-use crate::device::cpu::gelu::{gelu, gelu_grad};
+use crate::device::cpu::gelu::{gelu, gelu_and_gradient};
+use crate::ops::Kept;
 use std::cell::Cell;
 
 /// A matrix over a slice, with strides in elements: one of them is 1.
@@ -45,12 +46,12 @@ pub enum Epilogue<'a> {
     Add,
     /// out = s + bias
     Bias { bias: &'a [f32] },
-    /// pre_gelu = s + bias; out = gelu(pre_gelu)
-    BiasGelu { bias: &'a [f32], pre_gelu: &'a [Cell<f32>] },
+    /// h = s + bias; out = gelu(h); kept = h or gelu'(h)
+    BiasGelu { bias: &'a [f32], kept: Kept<&'a [Cell<f32>]> },
     /// out = s + bias + residual
     BiasResidual { bias: &'a [f32], residual: &'a [f32] },
-    /// out = s * gelu'(pre_gelu)
-    TimesGeluGrad { pre_gelu: &'a [f32] },
+    /// out = s * factors
+    Times { factors: &'a [f32] },
 }
 
 /// Returns a slice as cells, which tasks can share.
@@ -87,9 +88,9 @@ impl<'a> Product<'a> {
         let (bias, matrix) = match epilogue {
             Epilogue::Assign | Epilogue::AssignFar | Epilogue::Add => (None, None),
             Epilogue::Bias { bias } => (Some(bias.len()), None),
-            Epilogue::BiasGelu { bias, pre_gelu } => (Some(bias.len()), Some(pre_gelu.len())),
+            Epilogue::BiasGelu { bias, kept } => (Some(bias.len()), Some(kept.tensor().len())),
             Epilogue::BiasResidual { bias, residual } => (Some(bias.len()), Some(residual.len())),
-            Epilogue::TimesGeluGrad { pre_gelu } => (None, Some(pre_gelu.len())),
+            Epilogue::Times { factors } => (None, Some(factors.len())),
         };
         assert_eq!((bias.unwrap_or(n), matrix.unwrap_or(m * n)), (n, m * n), "operands of an epilogue");
         Product { lhs, rhs, out: cells(out), epilogue }
@@ -128,7 +129,7 @@ impl<'a> Product<'a> {
     /// adding for `Add` is up to the caller.
     ///
     /// # Safety
-    /// No other thread may touch those elements of `out` or of `pre_gelu` meanwhile.
+    /// No other thread may touch those elements of `out` or of `kept` meanwhile.
     #[inline(always)]
     pub unsafe fn finish(&self, sums: &mut [f32], row: usize, col: usize) {
         let at = row * self.n() + col;
@@ -137,22 +138,39 @@ impl<'a> Product<'a> {
         match self.epilogue {
             Epilogue::Assign | Epilogue::AssignFar | Epilogue::Add => (),
             Epilogue::Bias { bias } => sums.iter_mut().zip(&bias[col..col + len]).for_each(|(s, b)| *s += b),
-            Epilogue::BiasGelu { bias, pre_gelu } => {
-                let pre_gelu = address(&pre_gelu[at..at + len]);
+            Epilogue::BiasGelu { bias, kept } => {
                 // SAFETY: cells may be written through a shared reference, these are `len` cells,
                 // and the caller guarantees that no other thread touches them.
-                let pre_gelu = unsafe { std::slice::from_raw_parts_mut(pre_gelu, len) };
-                for ((s, b), pre_gelu) in sums.iter_mut().zip(&bias[col..col + len]).zip(pre_gelu) {
-                    *pre_gelu = *s + b;
-                    *s = gelu(*pre_gelu);
-                }
+                let kept = kept.map(|cells| unsafe {
+                    std::slice::from_raw_parts_mut(address(&cells[at..at + len]), len)
+                });
+                finish_gelu(sums, &bias[col..col + len], kept);
             }
             Epilogue::BiasResidual { bias, residual } => {
                 let added = bias[col..col + len].iter().zip(&residual[at..at + len]);
                 sums.iter_mut().zip(added).for_each(|(s, (b, r))| *s += b + r);
             }
-            Epilogue::TimesGeluGrad { pre_gelu } => {
-                sums.iter_mut().zip(&pre_gelu[at..at + len]).for_each(|(s, &x)| *s *= gelu_grad(x));
+            Epilogue::Times { factors } => {
+                sums.iter_mut().zip(&factors[at..at + len]).for_each(|(s, factor)| *s *= factor);
+            }
+        }
+    }
+}
+
+/// h = sums + bias; sums = gelu(h); kept = h or gelu'(h)
+#[inline(always)]
+fn finish_gelu(sums: &mut [f32], bias: &[f32], kept: Kept<&mut [f32]>) {
+    let biased = sums.iter_mut().zip(bias);
+    match kept {
+        Kept::Input(kept) => {
+            for ((s, b), kept) in biased.zip(kept) {
+                *kept = *s + b;
+                *s = gelu(*kept);
+            }
+        }
+        Kept::Gradient(kept) => {
+            for ((s, b), kept) in biased.zip(kept) {
+                (*s, *kept) = gelu_and_gradient(*s + b);
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Compares every layout and epilogue with sums in f64, at shapes that do not fit blocks.
 
 use super::*;
+use crate::ops::Kept;
 
 const SHAPES: [(usize, usize, usize); 15] = [
     (1, 1, 1),
@@ -127,12 +128,18 @@ fn forward_and_its_epilogues_match_f64() {
         forward_on(engine, scratch, &mut out, &inp, &weight, Epilogue::Bias { bias: &bias }, shape);
         assert_close(&format!("{what} + bias"), &out, &biased);
 
-        let mut pre_gelu = poison(N * OC);
-        out.fill(f32::NAN);
-        let epilogue = Epilogue::BiasGelu { bias: &bias, pre_gelu: cells(&mut pre_gelu) };
-        forward_on(engine, scratch, &mut out, &inp, &weight, epilogue, shape);
-        assert_close(&format!("{what} pre-gelu"), &pre_gelu, &biased);
-        assert_close(&format!("{what} gelu"), &out, &map(&|i, s| gelu64(s + bias[i % OC] as f64)));
+        let with_gelu = map(&|i, s| gelu64(s + bias[i % OC] as f64));
+        let gradients = map(&|i, s| gelu_grad64(s + bias[i % OC] as f64));
+        for (keeps_input, want) in [(true, &biased), (false, &gradients)] {
+            let mut kept = poison(N * OC);
+            out.fill(f32::NAN);
+            let cells = cells(&mut kept);
+            let kept_cells = if keeps_input { Kept::Input(cells) } else { Kept::Gradient(cells) };
+            let epilogue = Epilogue::BiasGelu { bias: &bias, kept: kept_cells };
+            forward_on(engine, scratch, &mut out, &inp, &weight, epilogue, shape);
+            assert_close(&format!("{what} kept"), &kept, want);
+            assert_close(&format!("{what} gelu"), &out, &with_gelu);
+        }
 
         out.fill(f32::NAN);
         let epilogue = Epilogue::BiasResidual { bias: &bias, residual: &residual };
@@ -148,7 +155,7 @@ fn backward_matches_f64() {
         let shape = Shape { N, C, OC };
         let scratch = &mut Scratch::default();
         let (dout, inp, weight) = (numbers(N * OC, 1), numbers(N * C, 2), numbers(OC * C, 3));
-        let (pre_gelu, old) = (numbers(N * C, 4), numbers(OC * C, 5));
+        let (factors, old) = (numbers(N * C, 4), numbers(OC * C, 5));
         let (d, x, w) = (rounded(precision, &dout), rounded(precision, &inp), rounded(precision, &weight));
         let dinp_want = reference((&d, OC, 1), (&w, C, 1), (N, C, OC));
         let dweight_want = reference((&d, 1, OC), (&x, C, 1), (OC, C, N));
@@ -157,7 +164,7 @@ fn backward_matches_f64() {
         let mut dbias_want = reference((&exact, 1, OC), (&vec![1.0; N], 1, 1), (OC, 1, N));
         dbias_want.iter_mut().zip(&dbias_old).for_each(|(w, &o)| w.0 += o as f64);
 
-        for (overwrite_dweight, through_gelu) in [(true, None), (false, Some(&pre_gelu[..]))] {
+        for (overwrite_dweight, gelu_gradient) in [(true, None), (false, Some(&factors[..]))] {
             let what = format!("{engine} {N}x{C}x{OC}, overwrite {overwrite_dweight}");
             let (mut dinp, mut dbias) = (poison(N * C), dbias_old.clone());
             let mut dweight = if overwrite_dweight { poison(OC * C) } else { old.clone() };
@@ -165,17 +172,17 @@ fn backward_matches_f64() {
                 dinp: &mut dinp,
                 dweight: &mut dweight,
                 overwrite_dweight,
-                dbias: through_gelu.map(|_| &mut dbias[..]),
+                dbias: gelu_gradient.map(|_| &mut dbias[..]),
             };
-            backward_on(engine, scratch, gradients, &dout, &inp, &weight, through_gelu, shape);
+            backward_on(engine, scratch, gradients, &dout, &inp, &weight, gelu_gradient, shape);
 
-            let slope = |i: usize| through_gelu.map_or(1.0, |p| gelu_grad64(p[i] as f64));
+            let slope = |i: usize| gelu_gradient.map_or(1.0, |factors| factors[i] as f64);
             let want: Vec<_> = dinp_want.iter().enumerate().map(|(i, &(s, a))| (s * slope(i), a)).collect();
             assert_close(&format!("{what}: dinp"), &dinp, &want);
             let kept = |i: usize| if overwrite_dweight { 0.0 } else { old[i] as f64 };
             let want: Vec<_> = dweight_want.iter().enumerate().map(|(i, &(s, a))| (s + kept(i), a)).collect();
             assert_close(&format!("{what}: dweight"), &dweight, &want);
-            match through_gelu {
+            match gelu_gradient {
                 Some(_) => assert_close(&format!("{what}: dbias"), &dbias, &dbias_want),
                 None => assert_eq!(dbias, dbias_old),
             }
@@ -188,8 +195,8 @@ fn all_bits(engine: Engine, (N, C, OC): (usize, usize, usize)) -> Vec<u32> {
     let shape = Shape { N, C, OC };
     let scratch = &mut Scratch::default();
     let (inp, weight, dout) = (numbers(N * C, 1), numbers(OC * C, 2), numbers(N * OC, 3));
-    let (bias, mut out, mut pre_gelu) = (numbers(OC, 4), poison(N * OC), poison(N * OC));
-    let epilogue = Epilogue::BiasGelu { bias: &bias, pre_gelu: cells(&mut pre_gelu) };
+    let (bias, mut out, mut kept) = (numbers(OC, 4), poison(N * OC), poison(N * OC));
+    let epilogue = Epilogue::BiasGelu { bias: &bias, kept: Kept::Gradient(cells(&mut kept)) };
     forward_on(engine, scratch, &mut out, &inp, &weight, epilogue, shape);
     let (mut dinp, mut dweight, mut dbias) = (poison(N * C), numbers(OC * C, 5), numbers(OC, 6));
     let gradients = Gradients {
@@ -199,7 +206,7 @@ fn all_bits(engine: Engine, (N, C, OC): (usize, usize, usize)) -> Vec<u32> {
         dbias: Some(&mut dbias),
     };
     backward_on(engine, scratch, gradients, &dout, &inp, &weight, Some(&inp), shape);
-    [out, pre_gelu, dinp, dweight, dbias].iter().flatten().map(|x| x.to_bits()).collect()
+    [out, kept, dinp, dweight, dbias].iter().flatten().map(|x| x.to_bits()).collect()
 }
 
 #[test]

@@ -11,6 +11,7 @@
 //! Each choice but those asked for is logged at level `info`, once.
 
 use super::gemm::{Gemm, Key};
+use super::library;
 use super::plan::{Chooser, Plan, Scratch};
 use super::tune::{self, Chosen};
 use crate::device::cuda::MatmulChoice;
@@ -97,19 +98,11 @@ impl Plans {
         if let Some(known) = self.fused.get(&key) {
             return Ok(Some(*known));
         }
-        let with = match self.find(driver, chooser, fused, scratch) {
-            // The library may lack the fused GEMM as long as it has the plain one.
-            Err(why) if choice == MatmulChoice::Cublaslt => {
-                self.find(driver, chooser, apart, scratch)?;
-                log::warn!("{why:#}; GELU is a kernel of its own there");
-                self.fused.insert(key, false);
-                return Ok(Some(false));
-            }
-            found => found.map(|_| self.known.get(&key).and_then(|chosen| chosen.ms))?,
+        let mut ms = |gemm: &Gemm| -> Result<Option<f32>> {
+            self.find(driver, chooser, gemm, scratch)?;
+            Ok(self.known.get(&(choice, gemm.key())).and_then(|chosen| chosen.ms))
         };
-        self.find(driver, chooser, apart, scratch)?;
-        let without = self.known.get(&(choice, apart.key())).and_then(|chosen| chosen.ms);
-        let (Some(with), Some(without)) = (with, without) else { return Ok(None) };
+        let (Some(with), Some(without)) = (ms(fused)?, ms(apart)?) else { return Ok(None) };
         let gelu = tune::stopwatch(driver, gelu)?;
         let fuse = with <= without + gelu;
         let better = if fuse { "GELU fused" } else { "GELU apart" };
@@ -135,7 +128,8 @@ fn candidates(driver: &mut dyn Driver, chooser: Chooser, gemm: &Gemm, scratch: S
     }
     // Not in a deterministic run: another run could measure differently and choose another order of
     // summation.
-    if choice == MatmulChoice::Fastest && chooser.measures() && driver.matmul_library().is_ok() {
+    let may = choice == MatmulChoice::Fastest && chooser.measures() && library::computes(gemm);
+    if may && driver.matmul_library().is_ok() {
         plans.push(Plan::Library);
     }
     Ok(plans)

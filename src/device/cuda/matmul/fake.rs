@@ -226,7 +226,6 @@ impl MatmulLibrary for Fake {
                 let bias = self.read(on.bias, n)?;
                 d.iter_mut().zip(bias.iter().cycle()).for_each(|(d, bias)| *d += bias);
             }
-            other => anyhow::bail!("no algorithm for {other:?}"),
         }
         self.gemms.set(self.gemms.get() + 1);
         if self.wrong_algorithms.get(self.algorithm) == Some(&true) {
@@ -236,9 +235,6 @@ impl MatmulLibrary for Fake {
     }
 
     fn tune(&mut self, gemm: &BlasGemm, operands: &Operands) -> Result<f32> {
-        if matches!(gemm.epilogue, BlasEpilogue::BiasGelu | BlasEpilogue::Dgelu) {
-            anyhow::bail!("no algorithm");
-        }
         self.upload(operands.d, bytemuck::cast_slice(&vec![f32::NAN; gemm.m * gemm.n]))?;
         self.algorithm = 0;
         Ok(self.library_ms)

@@ -1,7 +1,7 @@
 //! One GEMM of the op layer: its pass, addresses and dimensions.
 
 use crate::device::cuda::kernel::{FloatX, Ptr};
-use crate::ops::Epilogue;
+use crate::ops::{Epilogue, Kept};
 use crate::tensor::Dtype;
 use std::fmt;
 
@@ -18,19 +18,26 @@ pub struct Forward {
 }
 
 impl Forward {
-    /// Returns `[bias, pre_gelu, residual]` as kernels take them: null where there is none.
-    pub fn operands(&self) -> [X; 3] {
-        self.epilogue.operands().map(|operand| operand.unwrap_or(X::NULL))
+    /// Returns `[pre_gelu, gelu_gradient, bias, residual]` as kernels take them: null where there
+    /// is none.
+    pub fn operands(&self) -> [X; 4] {
+        let [bias, _, residual] = self.epilogue.operands().map(|operand| operand.unwrap_or(X::NULL));
+        let [pre_gelu, gelu_gradient] = match self.epilogue {
+            Epilogue::BiasGelu { kept: Kept::Input(kept), .. } => [kept, X::NULL],
+            Epilogue::BiasGelu { kept: Kept::Gradient(kept), .. } => [X::NULL, kept],
+            _ => [X::NULL, X::NULL],
+        };
+        [pre_gelu, gelu_gradient, bias, residual]
     }
 }
 
-/// dinp (N, C) = dout (N, OC) @ weight (OC, C), then times gelu'(through_gelu (N, C)).
+/// dinp (N, C) = dout (N, OC) @ weight (OC, C), then times gelu_gradient (N, C).
 #[derive(Clone, Copy, Debug)]
 pub struct Dgrad {
     pub dinp: X,
     pub dout: X,
     pub weight: X,
-    pub through_gelu: X,
+    pub gelu_gradient: X,
 }
 
 /// dweight (OC, C) = or += dout (N, OC)ᵀ @ inp (N, C); dbias (OC) += column sums of dout.
@@ -125,10 +132,11 @@ impl Gemm {
             Pass::Forward(f) => match f.epilogue {
                 Epilogue::None => "forward",
                 Epilogue::Bias { .. } => "forward, bias",
-                Epilogue::BiasGelu { .. } => "forward, bias, gelu",
+                Epilogue::BiasGelu { kept: Kept::Input(_), .. } => "forward, bias, gelu",
+                Epilogue::BiasGelu { kept: Kept::Gradient(_), .. } => "forward, bias, gelu, gradient",
                 Epilogue::BiasResidual { .. } => "forward, bias, residual",
             },
-            Pass::Dgrad(d) if wanted(d.through_gelu) => "dgrad, gelu",
+            Pass::Dgrad(d) if wanted(d.gelu_gradient) => "dgrad, gelu",
             Pass::Dgrad(_) => "dgrad",
             Pass::Wgrad(w) if wanted(w.dbias) => "wgrad, bias",
             Pass::Wgrad(_) => "wgrad",
@@ -139,11 +147,11 @@ impl Gemm {
     fn alignment(&self) -> usize {
         let matrices = match self.pass {
             Pass::Forward(f) => {
-                let [_, pre_gelu, residual] = f.operands();
-                [f.out, pre_gelu, f.inp, f.weight, residual]
+                let [pre_gelu, gelu_gradient, _, residual] = f.operands();
+                [f.out, pre_gelu, gelu_gradient, f.inp, f.weight, residual]
             }
-            Pass::Dgrad(d) => [d.dinp, d.dout, d.weight, d.through_gelu, X::NULL],
-            Pass::Wgrad(w) => [w.dweight, w.dout, w.inp, X::NULL, X::NULL],
+            Pass::Dgrad(d) => [d.dinp, d.dout, d.weight, d.gelu_gradient, X::NULL, X::NULL],
+            Pass::Wgrad(w) => [w.dweight, w.dout, w.inp, X::NULL, X::NULL, X::NULL],
         };
         // A null address is a multiple of everything.
         let together = matrices.iter().fold(ALIGN as u64, |bits, matrix| bits | matrix.address());
@@ -156,8 +164,9 @@ impl Gemm {
         let output = |name, matrix, rows, columns| Output { name, matrix, rows, columns, adds: false };
         let all = match self.pass {
             Pass::Forward(f) => {
-                let [_, pre_gelu, _] = f.operands();
-                vec![output("out", f.out, N, OC), output("pre_gelu", pre_gelu, N, OC)]
+                let [pre_gelu, gelu_gradient, ..] = f.operands();
+                let all = [("out", f.out), ("pre_gelu", pre_gelu), ("gelu_gradient", gelu_gradient)];
+                all.map(|(name, matrix)| output(name, matrix, N, OC)).to_vec()
             }
             Pass::Dgrad(d) => vec![output("dinp", d.dinp, N, C)],
             Pass::Wgrad(w) => {
@@ -181,7 +190,7 @@ impl Gemm {
     pub fn has_gelu(&self) -> bool {
         match self.pass {
             Pass::Forward(f) => matches!(f.epilogue, Epilogue::BiasGelu { .. }),
-            Pass::Dgrad(d) => d.through_gelu.address() != 0,
+            Pass::Dgrad(d) => d.gelu_gradient.address() != 0,
             Pass::Wgrad(_) => false,
         }
     }

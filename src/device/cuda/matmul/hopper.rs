@@ -10,11 +10,11 @@ use anyhow::Result;
 kernels! {
     "matmul_hopper.cu":
     const FORWARD: [ForwardKernel] = [matmul_hopper_forward_128x256, matmul_hopper_forward_128x128](
-        out: X, pre_gelu: X, partials: Ptr<f32>, inp: TensorMap, weight: TensorMap, bias: X, residual: X, N: i32,
+        out: X, pre_gelu: X, gelu_gradient: X, partials: Ptr<f32>, inp: TensorMap, weight: TensorMap, bias: X, residual: X, N: i32,
         C: i32, OC: i32, splits: i32, counter: Ptr<u32>,
     );
     const DGRAD: [DgradKernel] = [matmul_hopper_dgrad_128x256, matmul_hopper_dgrad_128x128](
-        dinp: X, partials: Ptr<f32>, dout: TensorMap, weight: TensorMap, through_gelu: X, N: i32, C: i32, OC: i32,
+        dinp: X, partials: Ptr<f32>, dout: TensorMap, weight: TensorMap, gelu_gradient: X, N: i32, C: i32, OC: i32,
         splits: i32, counter: Ptr<u32>,
     );
     const WGRAD: [WgradKernel] = [matmul_hopper_wgrad_128x256, matmul_hopper_wgrad_128x128](
@@ -142,20 +142,33 @@ impl Tile {
         let (a, b) = (a?, b?);
         match gemm.pass {
             Pass::Forward(forward @ Forward { out, .. }) => {
-                let [bias, pre_gelu, residual] = forward.operands();
+                let [pre_gelu, gelu_gradient, bias, residual] = forward.operands();
                 (self.forward)(
-                    device, launch, out, pre_gelu, partials, a, b, bias, residual, rows, C, OC, splits_arg,
+                    device,
+                    launch,
+                    out,
+                    pre_gelu,
+                    gelu_gradient,
+                    partials,
+                    a,
+                    b,
+                    bias,
+                    residual,
+                    rows,
+                    C,
+                    OC,
+                    splits_arg,
                     counter,
                 )
             }
-            Pass::Dgrad(Dgrad { dinp, through_gelu, .. }) => (self.dgrad)(
+            Pass::Dgrad(Dgrad { dinp, gelu_gradient, .. }) => (self.dgrad)(
                 device,
                 launch,
                 dinp,
                 partials,
                 a,
                 b,
-                through_gelu,
+                gelu_gradient,
                 rows,
                 C,
                 OC,

@@ -1,12 +1,19 @@
-//! Our GEMMs in the terms of a vendor's library.
+//! Our GEMMs in the terms of a vendor's library. It computes all but those with a GELU: cuBLASLt's
+//! epilogues keep h, and our backward pass multiplies by gelu'(h).
 
 use super::gemm::{Dgrad, Extent, Forward, Gemm, Pass, Wgrad, X};
 use crate::device::cuda::matmul_library::{BlasEpilogue, BlasGemm, Operands};
 use crate::ops::Epilogue;
 use crate::tensor::Dtype;
 
-/// Describes all of a GEMM but the gradient of the bias.
+/// Whether the library computes the GEMM.
+pub fn computes(gemm: &Gemm) -> bool {
+    !gemm.has_gelu()
+}
+
+/// Describes all of a GEMM that the library [`computes`] but the gradient of the bias.
 pub fn describe(gemm: &Gemm, tf32: bool) -> (BlasGemm, Operands) {
+    assert!(computes(gemm), "no library computes {}", gemm.key());
     let Extent { M: m, N: n, K: k } = gemm.extent();
     let plain = BlasGemm {
         m,
@@ -23,32 +30,23 @@ pub fn describe(gemm: &Gemm, tf32: bool) -> (BlasGemm, Operands) {
         Pass::Forward(forward @ Forward { out, inp, weight, .. }) => {
             let (adds_c, epilogue) = match forward.epilogue {
                 Epilogue::None => (false, BlasEpilogue::None),
-                Epilogue::Bias { .. } => (false, BlasEpilogue::Bias),
-                Epilogue::BiasGelu { .. } => (false, BlasEpilogue::BiasGelu),
+                Epilogue::Bias { .. } | Epilogue::BiasGelu { .. } => (false, BlasEpilogue::Bias),
                 Epilogue::BiasResidual { .. } => (true, BlasEpilogue::Bias),
             };
-            let [bias, pre_gelu, residual] = forward.operands();
+            let [_, _, bias, residual] = forward.operands();
             let operands = Operands {
                 d: out.address(),
                 a: inp.address(),
                 b: weight.address(),
                 c: residual.address(),
                 bias: bias.address(),
-                aux: pre_gelu.address(),
             };
             (BlasGemm { b_transposed: true, adds_c, epilogue, ..plain }, operands)
         }
-        Pass::Dgrad(Dgrad { dinp, dout, weight, through_gelu }) => {
-            let has_gelu = through_gelu.address() != 0;
-            let epilogue = if has_gelu { BlasEpilogue::Dgelu } else { BlasEpilogue::None };
-            let operands = Operands {
-                d: dinp.address(),
-                a: dout.address(),
-                b: weight.address(),
-                aux: through_gelu.address(),
-                ..Operands::default()
-            };
-            (BlasGemm { epilogue, ..plain }, operands)
+        Pass::Dgrad(Dgrad { dinp, dout, weight, .. }) => {
+            let operands =
+                Operands { d: dinp.address(), a: dout.address(), b: weight.address(), ..Operands::default() };
+            (plain, operands)
         }
         Pass::Wgrad(Wgrad { dweight, dout, inp, accumulate, .. }) => {
             let operands = Operands {

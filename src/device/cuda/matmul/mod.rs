@@ -21,7 +21,7 @@ mod verify;
 use super::driver::Driver;
 use super::gelu::Gelu;
 use super::kernel::KernelSpec;
-use super::{AUTO, Cuda};
+use super::{AUTO, Cuda, MatmulChoice};
 use crate::ops::*;
 use crate::tensor::Tensor;
 use anyhow::Result;
@@ -50,7 +50,7 @@ pub fn scratch_bytes(cuda: &Cuda, limits: &Limits) -> usize {
     ];
     let none = X::NULL;
     let forward = Forward { out: none, inp: none, weight: none, epilogue: Epilogue::None };
-    let dgrad = Dgrad { dinp: none, dout: none, weight: none, through_gelu: none };
+    let dgrad = Dgrad { dinp: none, dout: none, weight: none, gelu_gradient: none };
     let wanted = X::new(1);
     let wgrad = Wgrad { dweight: none, dbias: wanted, dout: none, inp: none, accumulate: false };
     let passes = [Pass::Forward(forward), Pass::Dgrad(dgrad), Pass::Wgrad(wgrad)];
@@ -75,46 +75,49 @@ fn run(cuda: &mut Cuda, gemm: Gemm) -> Result<()> {
 
 pub fn forward(cuda: &mut Cuda, a: MatmulForward) -> Result<()> {
     let MatmulForward { out, inp, weight, epilogue, N, C, OC } = a;
-    let [bias, pre_gelu, residual] = epilogue.operands();
+    let [bias, kept, residual] = epilogue.operands();
     check("out", Some(out), N * OC);
     check("inp", Some(inp), N * C);
     check("weight", Some(weight), OC * C);
     check("bias", bias, OC);
-    check("pre_gelu", pre_gelu, N * OC);
+    check("kept", kept, N * OC);
     check("residual", residual, N * OC);
     let m = &cuda.memory;
     let epilogue = epilogue.map(|tensor| m.x(tensor));
     let fused = Forward { out: m.x(out), inp: m.x(inp), weight: m.x(weight), epilogue };
     let dtype = cuda.options.dtype;
     let gemm = |forward| Gemm { pass: Pass::Forward(forward), dtype, N, C, OC };
-    let (Some(tensor), Epilogue::BiasGelu { bias, pre_gelu }) = (pre_gelu, epilogue) else {
+    let (Some(tensor), Epilogue::BiasGelu { bias, kept }) = (kept, epilogue) else {
         return run(cuda, gemm(fused));
     };
-    let gelu = Gelu::new(cuda, out, tensor);
-    let apart = gemm(Forward { out: pre_gelu, epilogue: Epilogue::Bias { bias }, ..fused });
-    let fused = gemm(fused);
-    if fuses(cuda, 1, [&fused, &apart], |driver| gelu.forward(driver))? {
+    let apart = gemm(Forward { out: kept.tensor(), epilogue: Epilogue::Bias { bias }, ..fused });
+    let (fused, gelu) = (gemm(fused), Gelu::new(cuda, out, tensor));
+    let gelu = move |driver: &mut dyn Driver| match kept {
+        Kept::Input(_) => gelu.forward(driver),
+        Kept::Gradient(_) => gelu.recompute(driver),
+    };
+    if fuses(cuda, 1, [&fused, &apart], gelu)? {
         return run(cuda, fused);
     }
     run(cuda, apart)?;
-    gelu.forward(cuda.driver.as_mut())
+    gelu(cuda.driver.as_mut())
 }
 
 /// Queues the gradient of the input.
 pub fn dgrad(cuda: &mut Cuda, a: MatmulBackward) -> Result<()> {
-    let MatmulBackward { dinp, dout, weight, through_gelu, N, C, OC, .. } = a;
+    let MatmulBackward { dinp, dout, weight, gelu_gradient, N, C, OC, .. } = a;
     check("dinp", Some(dinp), N * C);
     check("dout", Some(dout), N * OC);
     check("weight", Some(weight), OC * C);
-    check("through_gelu", through_gelu, N * C);
+    check("gelu_gradient", gelu_gradient, N * C);
     let m = &cuda.memory;
-    let through = through_gelu.map_or(X::NULL, |tensor| m.x(tensor));
-    let fused = Dgrad { dinp: m.x(dinp), dout: m.x(dout), weight: m.x(weight), through_gelu: through };
+    let factors = gelu_gradient.map_or(X::NULL, |tensor| m.x(tensor));
+    let fused = Dgrad { dinp: m.x(dinp), dout: m.x(dout), weight: m.x(weight), gelu_gradient: factors };
     let dtype = cuda.options.dtype;
     let gemm = |dgrad| Gemm { pass: Pass::Dgrad(dgrad), dtype, N, C, OC };
-    let Some(through_gelu) = through_gelu else { return run(cuda, gemm(fused)) };
-    let gelu = Gelu::new(cuda, dinp, through_gelu);
-    let apart = gemm(Dgrad { through_gelu: X::NULL, ..fused });
+    let Some(gelu_gradient) = gelu_gradient else { return run(cuda, gemm(fused)) };
+    let gelu = Gelu::new(cuda, dinp, gelu_gradient);
+    let apart = gemm(Dgrad { gelu_gradient: X::NULL, ..fused });
     let fused = gemm(fused);
     if fuses(cuda, 2, [&fused, &apart], |driver| gelu.backward(driver))? {
         return run(cuda, fused);
@@ -124,7 +127,7 @@ pub fn dgrad(cuda: &mut Cuda, a: MatmulBackward) -> Result<()> {
 }
 
 /// Whether to fuse GELU into a GEMM of the pass whose fusion starts at `level`. Without a
-/// measurement it is fused on Hopper only, whose kernels hide it best.
+/// measurement it is fused on Hopper only, whose kernels hide it best. The library fuses none.
 fn fuses(
     cuda: &mut Cuda,
     level: i32,
@@ -134,6 +137,7 @@ fn fuses(
     let (chooser, scratch) = (chooser(cuda), scratch(cuda));
     let by_rule = cuda.driver.info().capability == (9, 0);
     match cuda.options.gelu_fusion {
+        _ if chooser.options.matmul == MatmulChoice::Cublaslt => Ok(false),
         AUTO if !chooser.measures() => Ok(by_rule),
         AUTO => {
             let measured = cuda.matmul_plans.fuses(cuda.driver.as_mut(), chooser, gemms, gelu, scratch)?;

@@ -11,11 +11,11 @@ macro_rules! tile_kernels {
         kernels! {
             $file:
             const FORWARD: [ForwardKernel] = $forward(
-                out: X, pre_gelu: X, partials: Ptr<f32>, inp: X, weight: X, bias: X, residual: X, N: i32, C: i32,
+                out: X, pre_gelu: X, gelu_gradient: X, partials: Ptr<f32>, inp: X, weight: X, bias: X, residual: X, N: i32, C: i32,
                 OC: i32,
             );
             const DGRAD: [DgradKernel] = $dgrad(
-                dinp: X, partials: Ptr<f32>, dout: X, weight: X, through_gelu: X, N: i32, C: i32, OC: i32,
+                dinp: X, partials: Ptr<f32>, dout: X, weight: X, gelu_gradient: X, N: i32, C: i32, OC: i32,
             );
             const WGRAD: [WgradKernel] = $wgrad(
                 dweight: X, dbias: X, partials: Ptr<f32>, dout: X, inp: X, N: i32, C: i32, OC: i32, accumulate: i32,
@@ -31,9 +31,9 @@ tile_kernels! {
     dgrad: [matmul_dgrad_128x256, matmul_dgrad_128x128, matmul_dgrad_64x64],
     wgrad: [matmul_wgrad_128x256, matmul_wgrad_128x128, matmul_wgrad_64x64];
     fn matmul_forward_reduce(
-        out: X, pre_gelu: X, partials: Ptr<f32>, bias: X, residual: X, N: i32, OC: i32, splits: i32,
+        out: X, pre_gelu: X, gelu_gradient: X, partials: Ptr<f32>, bias: X, residual: X, N: i32, OC: i32, splits: i32,
     );
-    fn matmul_dgrad_reduce(dinp: X, partials: Ptr<f32>, through_gelu: X, N: i32, C: i32, splits: i32);
+    fn matmul_dgrad_reduce(dinp: X, partials: Ptr<f32>, gelu_gradient: X, N: i32, C: i32, splits: i32);
     fn matmul_wgrad_reduce(
         dweight: X, dbias: X, partials: Ptr<f32>, C: i32, OC: i32, accumulate: i32, splits: i32,
     );
@@ -177,11 +177,25 @@ impl Tile {
         let [N, C, OC] = [gemm.N, gemm.C, gemm.OC].map(dimension);
         match gemm.pass {
             Pass::Forward(forward @ Forward { out, inp, weight, .. }) => {
-                let [bias, pre_gelu, residual] = forward.operands();
-                (self.forward)(device, launch, out, pre_gelu, partials, inp, weight, bias, residual, N, C, OC)
+                let [pre_gelu, gelu_gradient, bias, residual] = forward.operands();
+                (self.forward)(
+                    device,
+                    launch,
+                    out,
+                    pre_gelu,
+                    gelu_gradient,
+                    partials,
+                    inp,
+                    weight,
+                    bias,
+                    residual,
+                    N,
+                    C,
+                    OC,
+                )
             }
-            Pass::Dgrad(Dgrad { dinp, dout, weight, through_gelu }) => {
-                (self.dgrad)(device, launch, dinp, partials, dout, weight, through_gelu, N, C, OC)
+            Pass::Dgrad(Dgrad { dinp, dout, weight, gelu_gradient }) => {
+                (self.dgrad)(device, launch, dinp, partials, dout, weight, gelu_gradient, N, C, OC)
             }
             Pass::Wgrad(Wgrad { dweight, dbias, dout, inp, accumulate }) => {
                 let accumulate = i32::from(accumulate);
@@ -213,13 +227,23 @@ pub fn reduce(device: &mut dyn Launcher, gemm: &Gemm, splits: usize, partials: P
     let launch = Launch::new(threads.div_ceil(REDUCE_THREADS as usize), REDUCE_THREADS);
     match gemm.pass {
         Pass::Forward(forward @ Forward { out, .. }) => {
-            let [bias, pre_gelu, residual] = forward.operands();
+            let [pre_gelu, gelu_gradient, bias, residual] = forward.operands();
             kernel::matmul_forward_reduce(
-                device, launch, out, pre_gelu, partials, bias, residual, rows, OC, splits,
+                device,
+                launch,
+                out,
+                pre_gelu,
+                gelu_gradient,
+                partials,
+                bias,
+                residual,
+                rows,
+                OC,
+                splits,
             )
         }
-        Pass::Dgrad(Dgrad { dinp, through_gelu, .. }) => {
-            kernel::matmul_dgrad_reduce(device, launch, dinp, partials, through_gelu, rows, C, splits)
+        Pass::Dgrad(Dgrad { dinp, gelu_gradient, .. }) => {
+            kernel::matmul_dgrad_reduce(device, launch, dinp, partials, gelu_gradient, rows, C, splits)
         }
         Pass::Wgrad(Wgrad { dweight, dbias, accumulate, .. }) => {
             let accumulate = i32::from(accumulate);

@@ -20,8 +20,8 @@ struct Outcome {
 }
 
 const TENSORS: usize = 11;
-/// The lengths of out, pre_gelu, inp, weight, bias, residual, dinp, dweight, dbias, dout,
-/// through_gelu.
+/// The lengths of out, kept, inp, weight, bias, residual, dinp, dweight, dbias, dout,
+/// gelu_gradient.
 const LENS: [usize; TENSORS] = [N * OC, N * OC, N * C, OC * C, OC, N * OC, N * C, OC * C, OC, N * OC, N * C];
 
 /// Allocates the tensors and fills them with random numbers; the first input is as a test sets it.
@@ -45,7 +45,7 @@ fn outcome(setting: &Setting) -> Result<Outcome> {
     let options = CudaOptions { dtype, tf32: false, gelu_fusion, deterministic, matmul };
     let mut dev = Cuda::new(Box::new(driver), options);
     let tensors = fill(&mut dev, setting)?;
-    let [out, pre_gelu, inp, weight, bias, residual, dinp, dweight, dbias, dout, through_gelu] = tensors;
+    let [out, kept, inp, weight, bias, residual, dinp, dweight, dbias, dout, gelu_gradient] = tensors;
 
     testing::take_warnings();
     let mut results = Vec::new();
@@ -55,21 +55,24 @@ fn outcome(setting: &Setting) -> Result<Outcome> {
         results.push(values);
         Ok(())
     };
-    let variants = [(true, None), (false, None), (false, Some(through_gelu))];
-    for (overwrite_dweight, through_gelu) in variants.into_iter().chain(variants) {
+    let variants = [(true, None), (false, None), (false, Some(gelu_gradient))];
+    for (overwrite_dweight, gelu_gradient) in variants.into_iter().chain(variants) {
         if overwrite_dweight {
             gemms.set(0);
         }
         for epilogue in [
             Epilogue::None,
             Epilogue::Bias { bias },
-            Epilogue::BiasGelu { bias, pre_gelu },
             Epilogue::BiasResidual { bias, residual },
+            Epilogue::BiasGelu { bias, kept: Kept::Input(kept) },
+            Epilogue::BiasGelu { bias, kept: Kept::Gradient(kept) },
         ] {
             dev.matmul_forward(MatmulForward { out, inp, weight, epilogue, N, C, OC })?;
             keep(&mut dev, out)?;
+            if matches!(epilogue, Epilogue::BiasGelu { .. }) {
+                keep(&mut dev, kept)?;
+            }
         }
-        keep(&mut dev, pre_gelu)?;
         let args = MatmulBackward {
             dinp,
             dweight,
@@ -78,7 +81,7 @@ fn outcome(setting: &Setting) -> Result<Outcome> {
             dout,
             inp,
             weight,
-            through_gelu,
+            gelu_gradient,
             N,
             C,
             OC,
@@ -106,23 +109,22 @@ fn assert_right(results: &[Vec<f32>], dtype: Dtype) {
 
 #[test]
 fn the_library_computes_all_matmuls_when_asked_to() {
-    let setting =
-        Setting { matmul: MatmulChoice::Cublaslt, gelu_fusion: 0, library_ms: 2.0, ..Setting::default() };
+    let setting = Setting { matmul: MatmulChoice::Cublaslt, library_ms: 2.0, ..Setting::default() };
     let found = outcome(&setting).unwrap();
-    assert_eq!(found.by_library, 3 * (4 + 2));
+    assert_eq!(found.by_library, 3 * (5 + 2));
     assert_right(&found.results, Dtype::F32);
 }
 
-/// The library computes none for which it has no algorithm.
+/// The library computes none with a GELU.
 #[test]
 fn the_faster_one_computes_a_matmul() {
     let fastest = Setting { matmul: MatmulChoice::Fastest, ..Setting::default() };
     let found = outcome(&Setting { library_ms: 0.5, ..fastest.clone() }).unwrap();
     assert_right(&found.results, Dtype::F32);
-    let gemms_with_gelu = 3 + 1;
+    let gemms_with_gelu = 3 * 2 + 1;
     // Gradients of weights take the library half a millisecond and, for the bias, a kernel of ours
     // besides: a millisecond and a half.
-    assert_eq!(found.by_library, 3 * (4 + 1) - gemms_with_gelu);
+    assert_eq!(found.by_library, 3 * (5 + 1) - gemms_with_gelu);
     let found = outcome(&Setting { library_ms: 2.0, ..fastest }).unwrap();
     assert_right(&found.results, Dtype::F32);
     assert_eq!((found.by_library, found.warnings), (0, Vec::new()));
@@ -151,8 +153,7 @@ fn a_wrong_algorithm_of_the_library_makes_way_for_the_next_or_for_ours() {
     let found = outcome(&Setting { wrong_algorithms: vec![true], ..fastest.clone() }).unwrap();
     assert_right(&found.results, Dtype::F32);
     assert_eq!(found.by_library, 0);
-    let asked =
-        Setting { matmul: MatmulChoice::Cublaslt, gelu_fusion: 0, wrong_algorithms: vec![true], ..fastest };
+    let asked = Setting { matmul: MatmulChoice::Cublaslt, wrong_algorithms: vec![true], ..fastest };
     let error = format!("{:#}", outcome(&asked).err().expect("nothing else may compute it"));
     let start = "no plan computes forward 65 x 40 x 72 as the plainest kernel does; cuBLASLt: its result is wrong: out: ";
     assert!(error.starts_with(start), "{error}");
@@ -175,8 +176,9 @@ fn the_fastest_of_the_right_kernels_is_chosen() {
     let found = outcome(&Setting { cost: mutants_are_cheap, ..Setting::default() }).unwrap();
     assert_right(&found.results, Dtype::F32);
     assert_eq!(found.warnings, Vec::<String>::new());
-    // Forward with four epilogues, both gradients without and with GELU.
-    assert_eq!(found.lines.len(), 4 + 2 + 1, "{:?}", found.lines);
+    // Forward with five epilogues, the gradient of the input without and with GELU, that of the
+    // weight.
+    assert_eq!(found.lines.len(), 5 + 2 + 1, "{:?}", found.lines);
     let line = "matmul forward, bias, gelu 65 x 40 x 72 f32 (own): matmul_f32_forward_128x128 0.100 ms, 0.0 TFLOP/s; \
                 others: matmul_f32_forward_64x64 1.000 ms";
     assert!(found.lines.iter().any(|found| found == line), "{:?}", found.lines);
@@ -295,7 +297,9 @@ fn gelu_is_fused_on_hopper_by_rule() {
         };
         let found = outcome(&setting).unwrap();
         assert_right(&found.results, Dtype::F32);
-        for start in ["matmul forward, bias, gelu ", "matmul dgrad, gelu "] {
+        for start in
+            ["matmul forward, bias, gelu ", "matmul forward, bias, gelu, gradient ", "matmul dgrad, gelu "]
+        {
             assert_eq!(
                 found.lines.iter().any(|line| line.starts_with(start)),
                 fused,
@@ -314,7 +318,7 @@ fn gelu_is_fused_where_that_is_faster() {
         let found = outcome(&setting).unwrap();
         assert_right(&found.results, Dtype::F32);
         let lines: Vec<_> = found.lines.into_iter().filter(|line| line.contains("GELU")).collect();
-        assert_eq!(lines.len(), 2, "{lines:?}");
+        assert_eq!(lines.len(), 3, "{lines:?}");
         lines
     };
     let lines = with_gelu(|_| 1.0);
@@ -322,7 +326,9 @@ fn gelu_is_fused_where_that_is_faster() {
         lines[0],
         "matmul forward, bias, gelu 65 x 40 x 72 f32 (own): GELU fused; fused 1.000 ms, apart 1.000 ms and GELU 1.000 ms"
     );
-    assert!(lines[1].starts_with("matmul dgrad, gelu 65 x 40 x 72 f32 (own): GELU fused"), "{}", lines[1]);
+    for (line, pass) in lines[1..].iter().zip(["forward, bias, gelu, gradient", "dgrad, gelu"]) {
+        assert!(line.starts_with(&format!("matmul {pass} 65 x 40 x 72 f32 (own): GELU fused")), "{line}");
+    }
     let lines = with_gelu(|name| if name.starts_with("gelu") { -0.5 } else { 1.0 });
     assert!(lines.iter().all(|line| line.contains(": GELU apart; ")), "{lines:?}");
 }

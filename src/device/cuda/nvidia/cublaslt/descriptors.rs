@@ -55,13 +55,6 @@ impl Descriptors {
             BlasEpilogue::Bias => {
                 self.operation.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, operands.bias)
             }
-            BlasEpilogue::BiasGelu => {
-                self.operation.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, operands.bias)?;
-                self.operation.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, operands.aux)
-            }
-            BlasEpilogue::Dgelu => {
-                self.operation.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, operands.aux)
-            }
         }
     }
 
@@ -96,16 +89,11 @@ impl Operation {
         // CUBLAS_OP_N = 0, CUBLAS_OP_T = 1
         operation.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, i32::from(gemm.b_transposed))?;
         operation.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSB, i32::from(gemm.a_transposed))?;
-        let (epilogue, has_aux) = match gemm.epilogue {
-            BlasEpilogue::None => (sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_DEFAULT, false),
-            BlasEpilogue::Bias => (sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS, false),
-            BlasEpilogue::BiasGelu => (sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_GELU_AUX_BIAS, true),
-            BlasEpilogue::Dgelu => (sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_DGELU, true),
+        let epilogue = match gemm.epilogue {
+            BlasEpilogue::None => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_DEFAULT,
+            BlasEpilogue::Bias => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS,
         };
         operation.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue)?;
-        if has_aux {
-            operation.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, gemm.n as i64)?;
-        }
         Ok(operation)
     }
 
