@@ -190,3 +190,25 @@ COPY_KERNEL(2)
 COPY_KERNEL(3)
 COPY_KERNEL(4)
 COPY_KERNEL(5)
+
+// out[n] = n + 1 for cluster n in the order of a counter. The first block of a cluster waits for
+// the cluster before, the second one for the first, and passes on what that one knew.
+extern "C" __global__ void __launch_bounds__(32) CLUSTER(2)
+    flags_in_clusters(unsigned* out, unsigned* numbers, unsigned* flags, unsigned* counter) {
+    if (threadIdx.x > 0) return;
+    const int pair = blockIdx.x / 2;
+    unsigned* const of_pairs = flags + gridDim.x / 2;
+    if (cluster_rank() == 0) {
+        const unsigned n = atomicAdd(counter, 1u);
+        if (n > 0) flag_wait(flags + n - 1);
+        numbers[pair] = n;
+        flag_raise(of_pairs + pair);
+    } else {
+        flag_wait(of_pairs + pair);
+        const unsigned n = numbers[pair];
+        out[n] = (n > 0 ? out[n - 1] : 0) + 1;
+        flag_raise(flags + n);
+    }
+}
+
+extern "C" __global__ void CLUSTER(8) too_large_clusters(unsigned*) {}

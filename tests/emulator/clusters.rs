@@ -62,6 +62,8 @@ fn clusters_work_in_every_order() {
         run("cluster", options).unwrap_or_else(|e| panic!("{options:?}: {e}"));
         copy_to_both("copy_to_both_0", options).unwrap_or_else(|e| panic!("{options:?}: {e}"));
     }
+    // Two at a time.
+    run("cluster", EmulatorOptions { threads: 2, ..EmulatorOptions::default() }).unwrap();
 }
 
 /// A kernel with a mistake, and texts of which every message contains one.
@@ -171,6 +173,28 @@ fn grids_are_whole_clusters() {
         error,
         "kernel copy_to_both_0: a grid of [3, 1, 1], whose first number is not a multiple of the 2 blocks of a cluster"
     );
+}
+
+#[test]
+fn clusters_of_more_than_four_blocks_are_refused() {
+    let mut gpu = Gpu::new(EmulatorOptions::default());
+    let error = gpu.launch("too_large_clusters", Launch::new(8, 32), &[Arg::new(&0u64)]).unwrap_err();
+    assert_eq!(error, "kernel too_large_clusters: clusters of 8 blocks, at most 4 are emulated");
+}
+
+#[test]
+fn flags_order_blocks_and_clusters() {
+    const CLUSTERS: usize = 6;
+    let at_once = EmulatorOptions { threads: 2, ..EmulatorOptions::default() };
+    for options in all_options().into_iter().chain([at_once]) {
+        let mut gpu = Gpu::new(options);
+        let memory = [CLUSTERS, CLUSTERS, 2 * CLUSTERS, 1].map(|len| pointer(gpu.memory(&vec![0u32; len])));
+        let launch = Launch::new(2 * CLUSTERS, 32);
+        let result = gpu.launch("flags_in_clusters", launch, &memory.each_ref().map(Arg::new));
+        assert_eq!(result, Ok(()), "{options:?}");
+        let want: Vec<u32> = (1..=CLUSTERS as u32).collect();
+        assert_eq!(gpu.read::<u32>(memory[0].address(), CLUSTERS), want, "{options:?}");
+    }
 }
 
 /// Each block of a cluster reads its box of A and half of B in every stage: 4 boxes per stage and

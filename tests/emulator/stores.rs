@@ -52,6 +52,20 @@ fn tiles_leave_in_every_mode() {
     }
 }
 
+/// A slab of 64 rows of 128 bytes takes 64 wavefronts to write, by four warps with four stmatrix of
+/// four each, and 64 to read. There are two for each of four tiles; every byte is written once.
+#[test]
+fn stores_are_counted_and_slabs_have_no_bank_conflicts() {
+    for options in all_options() {
+        let mut gpu = Gpu::new(EmulatorOptions { count: true, ..options });
+        store_tiles(&mut gpu, "store_tiles_0", 2).unwrap();
+        let counts = gpu.0.take_counts()["store_tiles_0"];
+        assert_eq!(counts.shared_wavefronts, 4 * 2 * (64 + 64), "{options:?}");
+        assert_eq!(counts.shared_wavefronts_without_conflicts, counts.shared_wavefronts, "{options:?}");
+        assert_eq!(counts.bytes_written, 2 * (ROWS * COLUMNS) as u64, "{options:?}");
+    }
+}
+
 type Run = fn(&mut Gpu, &'static str, usize) -> Result<Vec<u16>, String>;
 
 /// The mode in which a bug must be found.

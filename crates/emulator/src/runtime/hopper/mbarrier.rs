@@ -202,8 +202,8 @@ impl Me {
         };
         let syncs = self.block.cluster().syncs();
         let is_own = self.is_in(block);
-        let synced = syncs > after_cluster || is_own && block.barriers[0].completed() > after_block;
-        if !synced && !(is_own && maker / 32 == self.thread / 32) {
+        let known_to_block = maker / 32 == self.thread / 32 || block.barriers[0].completed() > after_block;
+        if syncs == after_cluster && !(is_own && known_to_block) {
             let (by, to) =
                 if is_own { ("__syncthreads", "others") } else { ("cluster_sync", "other blocks") };
             let message = format!(
