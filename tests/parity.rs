@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use warpsmith::checkpoint;
 use warpsmith::config::ModelConfig;
 use warpsmith::data::buckets::TokenBuckets;
-use warpsmith::device::compare::{adamw_step, assert_close};
+use warpsmith::device::compare::{adamw_step, assert_close, assert_same_bits};
 use warpsmith::device::cpu::{Cpu, matmul::Precision};
 use warpsmith::model::activations::Recompute;
 use warpsmith::model::backward::MicroStep;
@@ -156,6 +156,25 @@ fn single_step(name: &str, file: &str, shape: BatchShape, recompute: Recompute) 
         let grad: Vec<f32> = layers.flat_map(|l| tiny.download(tiny.model.grad(spec.param, l))).collect();
         let what = format!("{name} {file} {recompute:?} d{}", spec.name);
         assert_close(&what, &grad, &f32s(&format!("d{}", spec.name)), 1e-5);
+    }
+}
+
+/// The forward pass keeps the gradient of GELU, or the backward pass puts it in place of its input.
+#[test]
+fn recomputing_leaves_the_bits_of_the_gradient_of_gelu() {
+    let shape = BatchShape { B: 3, T: 16 };
+    let tokens: Vec<i32> = (0..shape.rows() as i32).collect();
+    let kept = |recompute| {
+        let mut tiny = Tiny::load(MODELS[0], shape, recompute, 1 << 20);
+        let at = MicroStep { first: true, fresh_grads: true, dloss: 1.0 / shape.rows() as f32 };
+        tiny.run(shape, &tokens, &tokens, at);
+        let layers = 0..tiny.model.weights.config.L;
+        layers.flat_map(|l| tiny.download(tiny.model.acts.fch.get(l, shape.rows()))).collect::<Vec<f32>>()
+    };
+    let gradient = kept(Recompute::Nothing);
+    assert!(gradient.iter().all(|x| (-0.14..1.14).contains(x)));
+    for recompute in [Recompute::Gelu, Recompute::GeluAndLayernorm] {
+        assert_same_bits(&format!("{recompute:?}"), &kept(recompute), &gradient);
     }
 }
 

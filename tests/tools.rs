@@ -253,7 +253,7 @@ fn a_step_is_predicted_and_compared_with_records() {
     fs::create_dir_all(dir.path().join("r/emulated")).unwrap();
     let counts = dir.path().join("r/emulated/tiny-kernels.json");
     let fields = r#""sectors_read": 6, "sectors_written": 2, "bytes_read": 192, "bytes_written": 64, "shared_turns": 0"#;
-    let entry = format!(r#"{{"kernel": "gelu forward", "shape": "1x64", {fields}, "tensor_flops": 0"#);
+    let entry = format!(r#"{{"kernel": "gelu recompute", "shape": "1x64", {fields}, "tensor_flops": 0"#);
     fs::write(&counts, format!(r#"{{"kernels": [{entry}, "model_bytes": 256}}]}}"#)).unwrap();
     let text = stdout(&succeed(&mut warpsmith(dir.path(), &line.replace("-r 0", "-r 1"))));
     assert!(text.contains("binds") && text.contains("HBM        1.00"), "{text}");

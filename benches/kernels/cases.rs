@@ -70,18 +70,14 @@ fn limits(config: &ModelConfig, shape: &StepShape) -> Limits {
     Limits { rows, logits_rows, T, C, NH, V, Vp, norm_pieces: L + 1 }
 }
 
-/// The kernels with their operations.
+/// The kernels with their operations: those of a step that recomputes nothing, and of one that
+/// recomputes all it can those that repeat others.
 fn listed(config: &ModelConfig, shape: &StepShape) -> Vec<(Kernel, Vec<Op>)> {
-    let shape = &StepShape { recompute: Recompute::GeluAndLayernorm, ..*shape };
-    let mut recording = Recording::new(config, shape, ZeroStage::Zero0, 1);
-    let mut kernels = Kernels::new(recording.weights());
-    let mut recorded = Vec::new();
-    recording.step(|event| {
-        let found = kernels.of(&event);
-        if let Event::Call(call) = event {
-            recorded.extend(found.into_iter().zip(Op::split(call, config.V)));
-        }
-    });
+    let stored = &StepShape { recompute: Recompute::Nothing, ..*shape };
+    let recomputed = &StepShape { recompute: Recompute::GeluAndLayernorm, ..*shape };
+    let (mut kernels, mut recorded) = record(config, stored);
+    let again = |kernel: &Kernel| kernel.class == Class::Recompute;
+    recorded.extend(record(config, recomputed).1.into_iter().filter(|(kernel, _)| again(kernel)));
     let with_ops = |row: Kernel| {
         let named = recorded.iter().filter(|(kernel, _)| kernel.name == row.name);
         // The last, as the first micro-step overwrites gradients that the others add to.
@@ -92,13 +88,28 @@ fn listed(config: &ModelConfig, shape: &StepShape) -> Vec<(Kernel, Vec<Op>)> {
         };
         (row, ops)
     };
-    let rows = step(config, shape).into_iter().filter(|row| row.class != Class::Other);
+    let rows = step(config, stored).into_iter().filter(|row| row.class != Class::Other);
+    let rows = rows.chain(step(config, recomputed).into_iter().filter(again));
     let mut listed: Vec<_> = rows.map(with_ops).collect();
     for call in others(config, shape) {
         let kernel = kernels.of(&Event::Call(call.clone())).remove(0);
         listed.push((as_recorded(kernel, config), vec![Op::whole(call)]));
     }
     listed
+}
+
+/// Returns the kernels of a step's calls, each with its operation.
+fn record(config: &ModelConfig, shape: &StepShape) -> (Kernels, Vec<(Kernel, Op)>) {
+    let mut recording = Recording::new(config, shape, ZeroStage::Zero0, 1);
+    let mut kernels = Kernels::new(recording.weights());
+    let mut recorded = Vec::new();
+    recording.step(|event| {
+        let found = kernels.of(&event);
+        if let Event::Call(call) = event {
+            recorded.extend(found.into_iter().zip(Op::split(call, config.V)));
+        }
+    });
+    (kernels, recorded)
 }
 
 /// Returns the calls of evaluation, sampling, logging and multi-GPU training.

@@ -11,7 +11,8 @@ use crate::tensor::{Dtype, MemoryPlan, Tensor};
 pub enum Recompute {
     #[value(name = "0")]
     Nothing,
-    /// The GELU and its gradient: 4 C elements per token and layer, as its input is stored instead.
+    /// The output of the GELU: 4 C elements per token and layer. Its kept input is then replaced by
+    /// its gradient.
     #[value(name = "1")]
     Gelu,
     /// That and the outputs of both layernorms: 6 C elements per token and layer.
@@ -66,19 +67,17 @@ pub struct Activations {
     pub ln2: PerLayer,         // as ln1
     pub ln2_mean: PerLayer,    // (L, N) f32
     pub ln2_rstd: PerLayer,    // (L, N) f32
-    /// (L, N, 4C): the gradient of the GELU, or its input where the GELU is recomputed, until that
-    /// puts the gradient in its place.
-    pub fch: PerLayer,
-    pub fch_gelu: PerLayer,   // (L, N, 4C), one layer if recomputed
-    pub residual3: PerLayer,  // (L, N, C)
-    pub lnf: Tensor,          // (N, C)
-    pub lnf_mean: Tensor,     // (N) f32
-    pub lnf_rstd: Tensor,     // (N) f32
-    pub losses: Tensor,       // (N) f32, summed over micro-steps
-    pub logits: Tensor,       // (chunk of rows, Vp), then their gradient
-    pub scratch_btc: Tensor,  // (N, C), backward only
-    pub scratch_bt4c: Tensor, // (N, 4C), backward only
-    pub dresidual: Tensor,    // (N, C), backward only
+    pub fch: PerLayer,         // (L, N, 4C), gelu'(h); h until it is recomputed
+    pub fch_gelu: PerLayer,    // (L, N, 4C), one layer if recomputed
+    pub residual3: PerLayer,   // (L, N, C)
+    pub lnf: Tensor,           // (N, C)
+    pub lnf_mean: Tensor,      // (N) f32
+    pub lnf_rstd: Tensor,      // (N) f32
+    pub losses: Tensor,        // (N) f32, summed over micro-steps
+    pub logits: Tensor,        // (chunk of rows, Vp), then their gradient
+    pub scratch_btc: Tensor,   // (N, C), backward only
+    pub scratch_bt4c: Tensor,  // (N, 4C), backward only
+    pub dresidual: Tensor,     // (N, C), backward only
     /// Scalars of a step: loss sum, squared gradient norm, votes to stop.
     pub scalars: Tensor, // (4) f32
 }

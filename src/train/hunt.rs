@@ -46,7 +46,7 @@ impl Hunt {
         self.watch.begin(padding(replica));
     }
 
-    /// `fch_gelu of layer 3, written by gelu_forward in the forward pass of micro-step 1 …`.
+    /// `fch_gelu of layer 3, written by matmul_forward in the forward pass of micro-step 1 …`.
     fn describe(&self, replica: &Replica, finding: &Finding) -> String {
         let Finding { call, tensor, index, value, source, phase, micro_step } = finding;
         let layer = layer_of(replica, call);

@@ -35,7 +35,7 @@ struct work {
     int value;
     const char* kernel; // NULL: a copy
     unsigned blocks;
-    uint64_t args[10];
+    uint64_t args[11];
 };
 enum { MOST = 1 << 16 };
 static struct work queue[MOST];
@@ -61,7 +61,7 @@ static void run(const struct work* w) {
     if (w->kernel) compute(w->kernel, w->args, w->blocks);
     if (w->kernel && has_fault(w->kernel, "tile")) {
         // N * OC of a forward pass
-        float* last = (float*)w->args[0] + w->args[7] * w->args[9];
+        float* last = (float*)w->args[0] + w->args[8] * w->args[10];
         for (int i = 1; i <= 40; i++) last[-i] = -last[-i];
     }
     if (w->kernel && has_fault(w->kernel, "trap")) broken = LAUNCH_FAILED;
