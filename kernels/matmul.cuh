@@ -291,6 +291,9 @@ struct Tile {
     static constexpr bool EMPTY = EMPTY_;
     static constexpr int BM = BM_, BN = BN_, WM = BM / WARPS_M, WN = BN / WARPS_N;
     static constexpr int THREADS = WARPS_M * WARPS_N * WARP_SIZE;
+    // For __launch_bounds__; 0 is no bound. Without one, ptxas aims at six blocks of 64 threads per
+    // SM and spills registers.
+    static constexpr int MIN_BLOCKS = THREADS == 64 ? 1 : 0;
     template <Contiguous ORDER>
     using A = Operand<T, ORDER, BM, THREADS>;
     template <Contiguous ORDER>
@@ -307,10 +310,10 @@ struct Tile {
 struct Position {
     int m, n;
 };
-// Blocks run in ascending order, some hundred at a time. Adjacent ones in a strip of 8 tiles of M
-// share the parts of both operands that they read, which then come from L2.
+// Tiles are computed in ascending order, some hundred at a time. Adjacent ones in a strip of 8
+// tiles of M share the parts of both operands that they read, which then come from L2.
+constexpr int STRIP = 8;
 __device__ __forceinline__ Position tile_position(int number, int tiles_m, int tiles_n) {
-    constexpr int STRIP = 8;
     const int strip = number / (STRIP * tiles_n), within = number % (STRIP * tiles_n);
     const int height = min(STRIP, tiles_m - strip * STRIP);
     return {strip * STRIP + within % height, within / height};

@@ -1,29 +1,42 @@
-// Matmuls on Hopper's own tensor core instructions; the operations and the sinks are those of
-// matmul.cuh.
+// Matmuls on Hopper's own tensor core instructions: D (M x N) = A (M x K) * B (K x N), with the
+// operations and epilogues of matmul.cuh.
 //
-// One block stays on each SM and takes tiles of 128 x BN, numbered by a counter that all blocks
-// share. A block that starts late because a collective occupied its SM finds no work left instead
-// of delaying the others. A stage is 64 elements of K of both operands, which the TMA copies to
-// shared memory in the swizzle that wgmma expects. One thread (the producer) issues the copies, so
-// no other thread computes addresses, and the TMA fills in zeros past the ends of the matrices. Two
-// warpgroups (the consumers) multiply, 64 x BN of the tile each, with their sums in registers that
-// the producer's warpgroup released. Each of the four stages has two barriers: `full` (its bytes
-// have landed) and `empty` (all consumer warps are done with it). The producer runs ahead across
-// tiles, so the next tile's first stages land during the epilogue. It also computes the position of
-// a tile, which takes divisions, and passes it to the consumers.
+// Blocks are persistent and come in clusters, each of which computes tiles of 256 x 256. A cluster
+// takes runs of work, numbered by a counter that all share: one that starts late because a
+// collective occupied its SMs finds no work left instead of delaying the others. The tiles of its
+// blocks, BM x 256, lie one below the other, so all need the same part of B: each loads its share,
+// and the TMA hands it to all of them (multicast). That divides the reads of B from L2.
 //
-// Why 128 x 256: with wgmma 64 x 256 a stage takes 1,024 clocks of tensor cores and reads 48 KiB
-// from L2; 128 x 128 reads a third more for the same work. Shared memory delivers 80 of its 128
-// bytes per clock.
+// A stage is 64 elements of K of both operands, which the TMA copies to shared memory in the
+// swizzle that wgmma expects; it fills in zeros past the ends of the matrices. One thread of a
+// block (the producer) issues the copies. Two warpgroups (the consumers) multiply, 64 x 256 each,
+// with their sums in registers that the producer's warpgroup released. A stage has two barriers:
+// `full` (its bytes have landed in this block) and `empty` (the consumer warps that read it are
+// done in all blocks, since all write to it). The producer runs ahead across tiles. It also
+// computes the position of a tile, which takes divisions, and passes it to the consumers.
 //
-// The epilogue loads its other operands in batches, two ahead of the arithmetic; the first is
-// issued before the multiplication and has arrived by its end. The sums are rounded where wgmma
-// leaves them, two columns per lane, and the pairs then change lanes: half as many shuffles as for
-// sums in f32.
+// BM = 128, clusters of two: the consumers share each tile, and a stage's part of B serves both.
+// BM = 64, clusters of four: they take tiles in turn (ping-pong), so that one multiplies while the
+// other is in its epilogue. That hides the epilogue, which pays where K is short: each 64 rows copy
+// their part of B to shared memory, which takes a quarter longer than to multiply it. Both read 32
+// bytes per clock and SM from L2. Forward and dgrad have both, wgrad has the first.
+//
+// Why 256 columns: a wgmma of 64 x 256 reads 80 bytes of shared memory per clock, of 128 that it
+// delivers; 64 x 128 would read 96.
+//
+// Runs (stream-K): the stages of all tiles in a row, cut into equal runs. With as many runs as
+// tiles, a run is a tile. With as many runs as clusters, all of them finish at the same time,
+// however few tiles there are. A run that ends inside a tile leaves its sums in memory and raises a
+// flag; the run that has the tile's last stage adds the earlier ones in order, so the result is the
+// same every time. A run starts with its last tile: the sums that others wait for come first. Runs
+// wait only for runs with lower numbers, and a cluster takes numbers in ascending order, so the
+// lowest unfinished run never waits for an unfinished one.
 //
 // One arrival per consumer warp, not per warpgroup: wgmma_wait covers only the calling warp, and
-// the other three may still be reading. `leader` is computed once: as a condition inside the loop
-// it makes ptxas serialize the wgmmas.
+// the other three may still be reading. The lanes that arrive are chosen before the main loop:
+// choosing them inside makes ptxas serialize the wgmmas.
+//
+// Start reading with `run` in matmul_hopper_consumer.cuh.
 #pragma once
 #include "hopper.cuh"
 #include "matmul_epilogue.cuh"
@@ -31,46 +44,115 @@
 namespace matmul_hopper {
 using matmul::Contiguous;
 
-constexpr int BM = 128;
+constexpr int CLUSTER_ROWS = 256;
+constexpr int BN = 256;
 constexpr int BK = 64;
-constexpr int STAGES = 4;
 constexpr int WARPGROUP = 128;
 constexpr int CONSUMERS = 2;
+constexpr int CONSUMER_WARPS = CONSUMERS * WARPGROUP / WARP_SIZE;
 constexpr int THREADS = (1 + CONSUMERS) * WARPGROUP;
-// The rows of an operand in shared memory: 64 numbers of 16 bits, the extent of the swizzle.
-constexpr int ROW = 64, ROW_BYTES = 128;
+// The rows of an operand in shared memory, the extent of the swizzle.
+constexpr int SWIZZLE_COLUMNS = 64, ROW_BYTES = 128;
 // For the sums of A's rows: a matrix of ones. It is the same in any layout.
 constexpr int ONES_BYTES = 1024;
-// Work items in flight from the producer, which alone computes their positions, to the consumers.
+// Work items in flight from the producer to the consumers, and run numbers between producers.
 constexpr int QUEUE = 2;
 // Offset from one group of rows to the next where rows run along K: the swizzle implies it, and the
 // field is 1.
 constexpr uint32_t IMPLIED_BYTES = 16;
+// A warp's 16 rows of sums leave in slabs of 64 columns.
+constexpr int SLAB_COLUMNS = 64, SLAB_BYTES = 16 * ROW_BYTES, TILE_SLABS = BN / SLAB_COLUMNS;
+// Shared memory of a block, and what barriers, work items and the matrix of ones need of it.
+constexpr int SHARED_BYTES = 227 * 1024, OTHER_BYTES = 2048;
 
-// A tile's first row and column, its split of K, and its number of stages; 0 after the last item.
+// A block's share of a run in one tile.
 struct alignas(16) Work {
-    int m, n, split, stages;
+    int m, n;                 // first row and column
+    int first_stage, stages;  // of K; no stages: the end
+    int run;
+    int earlier;  // runs that have the tile's earlier stages; -1: a later run has the last stage
+    int unused[2];  // copies leave no bytes undefined
 };
 
 struct Problem {
-    int M, N, K, splits;
+    int M, N, K, runs;
+    float* partials;    // of every run; unused with a run per tile
+    unsigned* flags;    // of every run; 0 before and after
     unsigned* counter;  // 0 before and after
 
-    __device__ __forceinline__ int tiles_m() const { return ceil_div(M, BM); }
-    __device__ __forceinline__ int count(int BN) const { return tiles_m() * ceil_div(N, BN) * splits; }
-    // Takes the next unassigned work number. A block continues until it gets one that is too large,
-    // so each number is assigned once, and the too-large ones as many times as there are blocks;
-    // then the counter is back at 0.
-    __device__ __forceinline__ int take(int BN) const { return (int)atomicInc(counter, count(BN) + gridDim.x - 1); }
-    __device__ __forceinline__ Work work(int number, int BN) const {
-        if (number >= count(BN)) return {};
-        const int tiles_n = ceil_div(N, BN), tiles = tiles_m() * tiles_n;
-        const matmul::Position position = matmul::tile_position(number % tiles, tiles_m(), tiles_n);
-        const int split = number / tiles;
-        return {position.m * BM, position.n * BN, split, min(split_stages(), ceil_div(K, BK) - first_stage(split))};
+    __device__ __forceinline__ int tile_stages() const { return ceil_div(K, BK); }
+    __device__ __forceinline__ int tiles_m() const { return ceil_div(M, CLUSTER_ROWS); }
+    __device__ __forceinline__ int tiles_n() const { return ceil_div(N, BN); }
+    // Takes the next run number. Each cluster stops at the first number that is too large; then
+    // the counter is back at 0.
+    __device__ __forceinline__ int take(int clusters) const {
+        return (int)atomicInc(counter, (unsigned)(runs + clusters - 1));
     }
-    __device__ __forceinline__ int split_stages() const { return ceil_div(ceil_div(K, BK), splits); }
-    __device__ __forceinline__ int first_stage(int split) const { return split * split_stages(); }
+};
+
+// All stages of the product in a row, cut into runs of the same cost. Stages that also sum A's rows,
+// in the first tiles of N, cost an eighth more.
+struct Runs {
+    static constexpr int STAGE_COST = 8;
+    const Problem& problem;
+    const int first_row;  // of the block in a tile of the cluster
+    int tile_stages, extra_cost;
+    int cost, with_extra_cost;  // of each run, and the number of runs that cost one more
+
+    __device__ __forceinline__ Runs(const Problem& problem, int first_row, bool with_row_sums)
+        : problem(problem), first_row(first_row), tile_stages(problem.tile_stages()), extra_cost(0) {
+        const int tiles = problem.tiles_m() * problem.tiles_n();
+        // As many runs as tiles end with them. No run may be empty.
+        const bool cut_tiles = problem.runs != tiles && tiles * tile_stages * STAGE_COST / problem.runs > STAGE_COST;
+        if (with_row_sums && cut_tiles) extra_cost = 1;
+        const int all = cost_before(tiles);
+        cost = all / problem.runs;
+        with_extra_cost = all % problem.runs;
+    }
+
+    // The cost of all stages before a tile. The first tiles of N come first in each strip.
+    __device__ __forceinline__ int cost_before(int tile) const {
+        const int strip_tiles = matmul::STRIP * problem.tiles_n(), strip = tile / strip_tiles;
+        const int height = min(matmul::STRIP, problem.tiles_m() - strip * matmul::STRIP);
+        const int first_of_n = strip * matmul::STRIP + min(tile - strip * strip_tiles, height);
+        return tile_stages * (tile * STAGE_COST + first_of_n * extra_cost);
+    }
+    // The first stage of a run.
+    __device__ __forceinline__ int start(int run) const {
+        const int before = run * cost + min(run, with_extra_cost);
+        int tile = before / (tile_stages * (STAGE_COST + extra_cost));
+        if (extra_cost > 0) {
+#pragma unroll 1
+            while (cost_before(tile + 1) <= before) tile++;
+        }
+        const int stage_cost = (cost_before(tile + 1) - cost_before(tile)) / tile_stages;
+        return tile * tile_stages + (before - cost_before(tile)) / stage_cost;
+    }
+    // The run that has the first stage of a tile.
+    __device__ __forceinline__ int find(int tile) const {
+        const int before = cost_before(tile), in_first = with_extra_cost * (cost + 1);
+        int run = before < in_first ? before / (cost + 1) : with_extra_cost + (before - in_first) / cost;
+#pragma unroll 1
+        while (start(run + 1) <= tile * tile_stages) run++;
+        return run;
+    }
+    // A block's share of a run in the tile that has the stage before `end`.
+    __device__ __forceinline__ Work work(int run, int end) const {
+        const int tile = (end - 1) / tile_stages, tile_start = tile * tile_stages;
+        const int first = max(start(run), tile_start);
+        // Strips of 8 tiles, 2,048 rows: what 66 tiles next to each other read of both operands is
+        // least when they cover about as many rows as columns.
+        const matmul::Position position = matmul::tile_position(tile, problem.tiles_m(), problem.tiles_n());
+        Work work = {};
+        work.m = position.m * CLUSTER_ROWS + first_row;
+        work.n = position.n * BN;
+        work.first_stage = first - tile_start;
+        work.stages = end - first;
+        work.run = run;
+        if (end < tile_start + tile_stages) work.earlier = -1;
+        else if (first > tile_start) work.earlier = run - find(tile);
+        return work;
+    }
 };
 
 #if defined(HAS_HOPPER_INSTRUCTIONS) && !defined(FLOATX_F32)
@@ -85,317 +167,190 @@ struct Operand {
     // Offset from one wgmma to the next, 16 elements of K further.
     static constexpr uint32_t STEP_BYTES = ACROSS ? 16 * ROW_BYTES : 16 * 2;
 
-    // The box of the map is 64 x MN, or 64 x 64 where rows run across.
-    static __device__ __forceinline__ void load(uint32_t to, const TensorMap* map, int mn, int k, uint32_t barrier) {
+    // Copies `count` rows from mn on to row `at` of the stage, in each of BLOCKS blocks. The box of
+    // the map is 64 x `count`, or 64 x 64 where rows run across.
+    template <int BLOCKS>
+    static __device__ __forceinline__ void load(uint32_t stage, int at, int count, const TensorMap* map, int mn, int k,
+                                                uint32_t barrier) {
+        const auto copy = [&](uint32_t to, int x, int y) {
+            if constexpr (BLOCKS > 1) tma_load_multicast(to, map, x, y, barrier, (1 << BLOCKS) - 1);
+            else tma_load(to, map, x, y, barrier);
+        };
+        const uint32_t to = stage + at / SWIZZLE_COLUMNS * PANEL_BYTES;
         if constexpr (ACROSS) {
 #pragma unroll
-            for (int panel = 0; panel < MN / ROW; panel++)
-                tma_load(to + panel * PANEL_BYTES, map, mn + panel * ROW, k, barrier);
+            for (int panel = 0; panel < count / SWIZZLE_COLUMNS; panel++) copy(to + panel * PANEL_BYTES, mn + panel * SWIZZLE_COLUMNS, k);
         } else {
-            tma_load(to, map, k, mn, barrier);
+            copy(to, k, mn);
         }
     }
     // The descriptor from row mn on, a multiple of 64: the start of a panel, or of 64 rows.
     static __device__ __forceinline__ uint64_t descriptor(uint32_t stage, int mn) {
-        static_assert(PANEL_BYTES == ROW * ROW_BYTES);
-        return matrix_descriptor(stage + mn / ROW * PANEL_BYTES, ACROSS ? PANEL_BYTES : IMPLIED_BYTES);
+        static_assert(PANEL_BYTES == SWIZZLE_COLUMNS * ROW_BYTES);
+        return matrix_descriptor(stage + mn / SWIZZLE_COLUMNS * PANEL_BYTES, ACROSS ? PANEL_BYTES : IMPLIED_BYTES);
     }
 };
 
-template <int BN, Contiguous A_ORDER, Contiguous B_ORDER>
+// A stage of the pipeline, and the parity of its barriers, which changes on each pass.
+template <int STAGES>
+struct PipelineState {
+    int index = 0;
+    uint32_t parity = 0;
+
+    __device__ __forceinline__ void advance() {
+        index++;
+        if (index == STAGES) index = 0, parity ^= 1;
+    }
+    __device__ __forceinline__ void advance(int count) {
+        index += count % STAGES;
+        parity ^= count / STAGES & 1;
+        if (index >= STAGES) index -= STAGES, parity ^= 1;
+    }
+    __device__ __forceinline__ int previous() const { return index == 0 ? STAGES - 1 : index - 1; }
+};
+
+// The shared memory of a block, and what its threads do with the stages. SLABS: per consumer warp,
+// for the epilogue.
+template <int BM_, int SLABS_, Contiguous A_ORDER, Contiguous B_ORDER>
 struct Block {
+    static constexpr int BM = BM_, SLABS = SLABS_, BLOCKS = CLUSTER_ROWS / BM;
+    // Whether the consumers take tiles in turn.
+    static constexpr bool PING_PONG = BM == 64;
     using A = Operand<A_ORDER, BM>;
     using B = Operand<B_ORDER, BN>;
     static constexpr int STAGE_BYTES = A::BYTES + B::BYTES;
-    static constexpr int CONSUMER_WARPS = CONSUMERS * WARPGROUP / WARP_SIZE;
+    static constexpr int STAGES = (SHARED_BYTES - OTHER_BYTES - CONSUMER_WARPS * SLABS * SLAB_BYTES) / STAGE_BYTES;
+    static_assert(STAGES >= 3 && STAGES <= 4);
+    // Warps that read a stage, in the cluster.
+    static constexpr int READERS = BLOCKS * CONSUMER_WARPS / (PING_PONG ? CONSUMERS : 1);
 
-    uint32_t stages;    // STAGES of A and B
-    uint32_t ones;      // ONES_BYTES
-    uint32_t barriers;  // STAGES full, STAGES empty; QUEUE given, QUEUE taken
-    Work* queue;        // QUEUE pieces of work
+    const uint32_t rank;       // in the cluster
+    const uint32_t stages;     // STAGES of A and B
+    const uint32_t slabs;      // SLABS of each consumer warp
+    const uint32_t ones;       // ONES_BYTES
+    const uint32_t numbers;    // QUEUE run numbers from the first block, 16 bytes each
+    const uint32_t barriers;   // see below
+    Work* const queue;         // QUEUE items
+
+    static constexpr int SLABS_OFFSET = STAGES * STAGE_BYTES;
+    static constexpr int ONES_OFFSET = SLABS_OFFSET + CONSUMER_WARPS * SLABS * SLAB_BYTES;
+    static constexpr int QUEUE_OFFSET = ONES_OFFSET + ONES_BYTES;
+    static constexpr int NUMBERS_OFFSET = QUEUE_OFFSET + QUEUE * sizeof(Work);
+    static constexpr int BARRIERS_OFFSET = NUMBERS_OFFSET + QUEUE * 16;
+    static constexpr int BARRIERS = 2 * STAGES + 4 * QUEUE + CONSUMERS + CONSUMER_WARPS * SLABS;
+    static_assert(BARRIERS_OFFSET + 8 * BARRIERS - ONES_OFFSET <= OTHER_BYTES);
 
     __device__ __forceinline__ explicit Block(unsigned char* shared)
-        : stages(shared_address(shared)), ones(stages + STAGES * STAGE_BYTES), barriers(ones + ONES_BYTES),
-          queue(reinterpret_cast<Work*>(shared + STAGES * STAGE_BYTES + ONES_BYTES + 2 * (STAGES + QUEUE) * 8)) {}
+        : rank(cluster_rank()), stages(shared_address(shared)), slabs(stages + SLABS_OFFSET), ones(stages + ONES_OFFSET),
+          numbers(stages + NUMBERS_OFFSET), barriers(stages + BARRIERS_OFFSET),
+          queue(reinterpret_cast<Work*>(shared + QUEUE_OFFSET)) {}
 
-    __device__ __forceinline__ uint32_t stage(int turn) const { return stages + turn % STAGES * STAGE_BYTES; }
-    __device__ __forceinline__ uint32_t full(int turn) const { return barriers + turn % STAGES * 8; }
-    __device__ __forceinline__ uint32_t empty(int turn) const { return barriers + (STAGES + turn % STAGES) * 8; }
-    __device__ __forceinline__ uint32_t given(int i) const { return barriers + (2 * STAGES + i % QUEUE) * 8; }
-    __device__ __forceinline__ uint32_t taken(int i) const { return barriers + (2 * STAGES + QUEUE + i % QUEUE) * 8; }
-    // The parity of a slot's barriers: it changes on each pass over the COUNT slots.
-    template <int COUNT>
-    static __device__ __forceinline__ int parity(int turn) {
-        return turn / COUNT & 1;
+    __device__ __forceinline__ uint32_t stage(int index) const { return stages + index * STAGE_BYTES; }
+    __device__ __forceinline__ uint32_t full(int index) const { return barriers + index * 8; }
+    static __device__ __forceinline__ uint32_t empty_offset(int index) { return (STAGES + index) * 8; }
+    // A work item is in the queue, and all consumer warps have read it.
+    __device__ __forceinline__ uint32_t work_full(int i) const { return barriers + (2 * STAGES + i % QUEUE) * 8; }
+    __device__ __forceinline__ uint32_t work_empty(int i) const { return work_full(i) + QUEUE * 8; }
+    // The same for run numbers, in the second block and in the first.
+    __device__ __forceinline__ uint32_t run_full(int i) const { return work_full(i) + 2 * QUEUE * 8; }
+    __device__ __forceinline__ uint32_t run_empty(int i) const { return work_full(i) + 3 * QUEUE * 8; }
+    // The consumer whose turn item i is has seen all of its stages land.
+    __device__ __forceinline__ uint32_t multiplied(int i) const {
+        return barriers + (2 * STAGES + 4 * QUEUE + i % CONSUMERS) * 8;
     }
+    // The extra operand of the epilogue has landed in a slab.
+    __device__ __forceinline__ uint32_t loaded(int warp, int slab) const {
+        return barriers + (2 * STAGES + 4 * QUEUE + CONSUMERS + warp * SLABS + slab) * 8;
+    }
+    static __device__ __forceinline__ uint32_t parity(int i) { return i / QUEUE & 1; }
 
     __device__ __forceinline__ void initialize(unsigned char* shared) const {
         if (threadIdx.x == 0) {
             for (int s = 0; s < STAGES; s++) {
                 mbarrier_init(full(s), 1);
-                mbarrier_init(empty(s), CONSUMER_WARPS);
+                mbarrier_init(barriers + empty_offset(s), READERS);
             }
             for (int i = 0; i < QUEUE; i++) {
-                mbarrier_init(given(i), 1);
-                mbarrier_init(taken(i), CONSUMER_WARPS);
+                mbarrier_init(work_full(i), 1);
+                mbarrier_init(work_empty(i), CONSUMER_WARPS);
+                mbarrier_init(run_full(i), 1);
+                mbarrier_init(run_empty(i), BLOCKS - 1);
             }
+            for (int i = 0; i < CONSUMERS; i++) mbarrier_init(multiplied(i), CONSUMER_WARPS / CONSUMERS);
+            for (int i = 0; i < CONSUMER_WARPS * SLABS; i++) mbarrier_init(loaded(0, i), 1);
             mbarrier_init_fence();
         }
-        uint32_t* words = reinterpret_cast<uint32_t*>(shared + STAGES * STAGE_BYTES);
+        uint32_t* words = reinterpret_cast<uint32_t*>(shared + ONES_OFFSET);
         for (int i = threadIdx.x; i < ONES_BYTES / 4; i += THREADS) words[i] = pack2<floatX>(1.0f, 1.0f);
         proxy_fence();
-        __syncthreads();
+        cluster_sync();
     }
 
-    // Run by one thread. `number` is the first work number.
-    __device__ __forceinline__ void produce(const Problem& problem, const TensorMap* a, const TensorMap* b, int number) const {
-        int turn = 0;
+    // Hands run number i to the other blocks.
+    __device__ __forceinline__ void send(int i, int number) const {
+        mbarrier_wait_cluster(run_empty(i), parity(i) ^ 1);
+#pragma unroll
+        for (int other = 1; other < BLOCKS; other++)
+            store_async(cluster_address(numbers + i % QUEUE * 16, other), int4{number, 0, 0, 0},
+                        cluster_address(run_full(i), other));
+    }
+    __device__ __forceinline__ int receive_number(unsigned char* shared, int i) const {
+        mbarrier_arrive_expect(run_full(i), 16);
+        mbarrier_wait_cluster(run_full(i), parity(i));
+        const int number = *reinterpret_cast<const int*>(shared + NUMBERS_OFFSET + i % QUEUE * 16);
+        return number;
+    }
+    // Another number may take the place of number i, which has been read.
+    __device__ __forceinline__ void release_number(int i) const {
+        __threadfence();
+        mbarrier_arrive_cluster(cluster_address(run_empty(i), 0));
+    }
+
+    __device__ __forceinline__ int take(const Problem& problem) const { return problem.take(gridDim.x / BLOCKS); }
+
+    // Run by one thread. `number` is the cluster's first run number, in its first block.
+    __device__ __forceinline__ void produce(unsigned char* shared, const Problem& problem, const TensorMap* a,
+                                            const TensorMap* b, int number, bool with_row_sums) const {
+        const Runs runs(problem, (int)rank * BM, with_row_sums);
+        PipelineState<STAGES> state;
+        int item = 0;
         for (int i = 0;; i++) {
-            // On the first pass everything is empty: the phase before the first counts as ended.
-            mbarrier_wait(taken(i), parity<QUEUE>(i) ^ 1);
-            const Work work = problem.work(number, BN);
-            queue[i % QUEUE] = work;
-            mbarrier_arrive(given(i));
-            if (work.stages == 0) return;
-            number = problem.take(BN);
-            const int first_stage = problem.first_stage(work.split);
-            for (int s = 0; s < work.stages; s++, turn++) {
-                mbarrier_wait(empty(turn), parity<STAGES>(turn) ^ 1);
-                mbarrier_arrive_expect(full(turn), STAGE_BYTES);
-                const int k = (first_stage + s) * BK;
-                A::load(stage(turn), a, work.m, k, full(turn));
-                B::load(stage(turn) + A::BYTES, b, work.n, k, full(turn));
+            if (rank == 0) send(i, number);
+            else number = receive_number(shared, i);
+            if (number >= problem.runs) break;
+            const int run = number, start = runs.start(run);
+            for (int end = runs.start(run + 1); end > start; item++) {
+                const Work work = runs.work(run, end);
+                give(item, work);
+                end -= work.stages;
+                // The next number is requested near the end of the run: a cluster that took it
+                // earlier would keep it from one that is free.
+                const int last_stages = rank == 0 && end == start ? 3 : -1;
+                for (int left = work.stages; left > 0; left--, state.advance()) {
+                    if (left == min(last_stages, work.stages)) number = take(problem);
+                    load(state, work, work.stages - left, a, b);
+                }
             }
+            if (rank != 0) release_number(i);
         }
+        give(item, Work{});
     }
-
-    // Receives work item i from the producer.
-    __device__ __forceinline__ Work receive(int i, bool leader) const {
-        mbarrier_wait(given(i), parity<QUEUE>(i));
-        const Work work = queue[i % QUEUE];
-        __syncwarp();
-        if (leader) mbarrier_arrive(taken(i));
-        return work;
+    __device__ __forceinline__ void give(int item, const Work& work) const {
+        // On the first pass everything is empty: the phase before the first counts as ended.
+        mbarrier_wait(work_empty(item), parity(item) ^ 1);
+        queue[item % QUEUE] = work;
+        mbarrier_arrive(work_full(item));
     }
-
-    // Multiplies a consumer's 64 rows of a tile. The last stage's wgmmas are still in flight at the
-    // end: `finish` waits for them.
-    template <bool ROW_SUMS>
-    __device__ __forceinline__ void multiply(float (&sums)[BN / 2], float (&row_sums)[4], int stages, int& turn, int consumer,
-                                             bool leader) const {
-        for (int i = 0; i < stages; i++, turn++) {
-            mbarrier_wait(full(turn), parity<STAGES>(turn));
-            const uint64_t a = A::descriptor(stage(turn), consumer * 64);
-            const uint64_t b = B::descriptor(stage(turn) + A::BYTES, 0);
-            wgmma_fence();
-#pragma unroll
-            for (int step = 0; step < BK / 16; step++) {
-                const uint64_t a_step = a + (step * A::STEP_BYTES >> 4), b_step = b + (step * B::STEP_BYTES >> 4);
-                wgmma<floatX, A::ACROSS, B::ACROSS>(sums, a_step, b_step, i + step > 0);
-                if constexpr (ROW_SUMS)
-                    wgmma<floatX, A::ACROSS, false>(row_sums, a_step, matrix_descriptor(ones, IMPLIED_BYTES), i + step > 0);
-            }
-            wgmma_commit();
-            // The previous stage is no longer needed.
-            wgmma_wait<1>();
-            if (i > 0 && leader) mbarrier_arrive(empty(turn - 1));
-        }
-    }
-    __device__ __forceinline__ void finish(int turn, bool leader) const {
-        wgmma_wait<0>();
-        if (leader) mbarrier_arrive(empty(turn - 1));
+    __device__ __forceinline__ void load(const PipelineState<STAGES>& state, const Work& work, int s, const TensorMap* a,
+                                         const TensorMap* b) const {
+        constexpr int SHARE = BN / BLOCKS;
+        mbarrier_wait(barriers + empty_offset(state.index), state.parity ^ 1);
+        const uint32_t to = stage(state.index), barrier = full(state.index);
+        mbarrier_arrive_expect(barrier, STAGE_BYTES);
+        const int k = (work.first_stage + s) * BK;
+        A::template load<1>(to, 0, BM, a, work.m, k, barrier);
+        B::template load<BLOCKS>(to + A::BYTES, rank * SHARE, SHARE, b, work.n + rank * SHARE, k, barrier);
     }
 };
-
-// The output elements that a thread handles, in two rows 8 apart. Columns come in groups of 32,
-// four blocks of 8: wgmma leaves the thread two columns of each block, and it loads and stores the
-// block whose number is its own in the quad of lanes.
-struct Place {
-    int rows_left, columns_left, stride;
-    int block;
-    size_t start;
-
-    __device__ __forceinline__ Place(int first_m, int first_n, const matmul::Partials& partials) {
-        const int lane = threadIdx.x % WARP_SIZE, row = first_m + threadIdx.x / WARP_SIZE % 4 * 16 + lane / 4;
-        rows_left = partials.M - row;
-        columns_left = partials.N - first_n;
-        stride = partials.N;
-        block = lane % 4;
-        start = (size_t)row * stride + first_n;
-    }
-    __device__ __forceinline__ bool inside(int half, int column) const {
-        return half * 8 < rows_left && column < columns_left;
-    }
-    __device__ __forceinline__ size_t index(int half, int column) const {
-        return start + (size_t)(half * 8 * stride + column);
-    }
-    __device__ __forceinline__ int block_column(int group) const { return group * 32 + block * 8; }
-};
-
-// The operands of an epilogue besides the sums, for two groups.
-constexpr int BATCH = 2;
-struct Ahead {
-    PackX extra[BATCH][2];  // as loaded
-    PackX bias[BATCH];      // as wgmma leaves the sums
-
-    // Loads those that are wanted; the others are zero.
-    template <class Sink>
-    __device__ __forceinline__ void load(bool wants_extra, bool wants_bias, const Sink& sink, const Place& place, int first_n,
-                                         int batch) {
-#pragma unroll
-        for (int g = 0; g < BATCH; g++) {
-            const int group = batch * BATCH + g;
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                extra[g][half] = {};
-                const int column = place.block_column(group);
-                if (wants_extra && place.inside(half, column))
-                    extra[g][half] = load128(sink.extra + place.index(half, column));
-            }
-            uint4 pairs = {};
-            if (wants_bias) {
-                const auto pair = [&](int block) {
-                    const int column = group * 32 + block * 8;
-                    const uint32_t* two = reinterpret_cast<const uint32_t*>(sink.bias + first_n + column + place.block * 2);
-                    return column < place.columns_left ? *two : 0;
-                };
-                pairs = {pair(0), pair(1), pair(2), pair(3)};
-            }
-            bias[g] = unpack_bits<floatX>(pairs);
-        }
-    }
-};
-
-// Exchanges between lanes that differ in `bit`: one keeps `low` and gets the other's `low` as its
-// `high`; the other vice versa.
-__device__ __forceinline__ void exchange(uint32_t& low, uint32_t& high, int bit, bool upper) {
-    const uint32_t got = __shfl_xor_sync(FULL_MASK, upper ? low : high, bit);
-    low = upper ? got : low;
-    high = upper ? high : got;
-}
-// Transposes four lanes with four words each: lane i gets word i of all. It is its own inverse.
-__device__ __forceinline__ PackX transpose(const PackX& pack) {
-    const int lane = threadIdx.x % 4;
-    uint4 w = pack_bits(pack);
-    exchange(w.x, w.y, 1, lane & 1);
-    exchange(w.z, w.w, 1, lane & 1);
-    exchange(w.x, w.z, 2, lane & 2);
-    exchange(w.y, w.w, 2, lane & 2);
-    return unpack_bits<floatX>(w);
-}
-
-// Stores a batch of a warpgroup's 64 x BN sums.
-template <int BN, class Epilogue>
-__device__ __forceinline__ void store_batch(const Epilogue& epilogue, const float (&sums)[BN / 2], const Ahead& ahead,
-                                            const Place& place, int batch) {
-    static_assert(Epilogue::WIDTH == 8);
-#pragma unroll
-    for (int g = 0; g < BATCH; g++) {
-        const int group = batch * BATCH + g, column = place.block_column(group);
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            float piece[8];
-#pragma unroll
-            for (int i = 0; i < 8; i++) piece[i] = sums[(group * 4 + i / 2) * 4 + half * 2 + i % 2];
-            PackX extra = {}, kept = {};
-            if constexpr (Epilogue::EXTRA) extra = transpose(ahead.extra[g][half]);
-            PackX finished = transpose(epilogue.finish(piece, ahead.bias[g], extra, kept));
-            if constexpr (Epilogue::KEEPS) kept = transpose(kept);
-            if (place.inside(half, column)) epilogue.store(place.index(half, column), finished, kept);
-        }
-    }
-}
-
-// Stores the sums of a split, two at a time; a quad of lanes writes 32 contiguous bytes, the size
-// of a memory transaction.
-template <int BN>
-__device__ __forceinline__ void store_partials(const float (&sums)[BN / 2], const Place& place, float* partials) {
-#pragma unroll
-    for (int i = 0; i < BN / 4; i++) {
-        const int half = i % 2, column = i / 2 * 8;
-        if (!place.inside(half, column)) continue;
-        *reinterpret_cast<float2*>(partials + place.index(half, column + place.block * 2)) =
-            make_float2(sums[i * 2], sums[i * 2 + 1]);
-    }
-}
-
-// Stores the sums of A's rows; all their columns are equal.
-template <class Sink>
-__device__ __forceinline__ void store_row_sums(const float (&row_sums)[4], int first_m, int split, int splits,
-                                               const matmul::Partials& partials, const Sink& sink) {
-    const int warp = threadIdx.x / WARP_SIZE % 4, lane = threadIdx.x % WARP_SIZE;
-    if (lane % 4 != 0) return;
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        const int m = first_m + warp * 16 + half * 8 + lane / 4;
-        if (m >= partials.M) continue;
-        if (partials.start == nullptr) sink.finish_row_sum(m, row_sums[half * 2]);
-        else partials.row_sums(splits, split)[m] = row_sums[half * 2];
-    }
-}
-
-// Processes a consumer's share of one work item.
-template <class Block, int BN, class Sink>
-__device__ __forceinline__ void consume(const Block& block, const Work& work, int splits, int& turn, int consumer, bool leader,
-                                        const matmul::Partials& partials, const Sink& sink) {
-    constexpr int BATCHES = BN / 32 / BATCH;
-    const int m = work.m + consumer * 64;
-    const bool with_row_sums = sink.wants_row_sums() && work.n == 0;
-    const bool whole = partials.start == nullptr;
-    const Place place(m, work.n, partials);
-    Ahead ahead[2];
-    ahead[0].load(whole && sink.extra != nullptr, whole && sink.bias != nullptr, sink, place, work.n, 0);
-    float sums[BN / 2], row_sums[4];
-    if (with_row_sums) block.template multiply<true>(sums, row_sums, work.stages, turn, consumer, leader);
-    else block.template multiply<false>(sums, row_sums, work.stages, turn, consumer, leader);
-    if (!whole) {
-        block.finish(turn, leader);
-        store_partials<BN>(sums, place, partials.sums(work.split));
-    } else {
-        sink.visit([&](auto epilogue) {
-            ahead[1].load(epilogue.EXTRA, epilogue.BIAS, sink, place, work.n, 1);
-            block.finish(turn, leader);
-#pragma unroll
-            for (int batch = 0; batch < BATCHES; batch++) {
-                store_batch<BN>(epilogue, sums, ahead[batch % 2], place, batch);
-                if (batch + 2 < BATCHES) ahead[batch % 2].load(epilogue.EXTRA, epilogue.BIAS, sink, place, work.n, batch + 2);
-            }
-        });
-    }
-    if (with_row_sums) store_row_sums(row_sums, m, work.split, splits, partials, sink);
-}
-
-template <int BN, Contiguous A_ORDER, Contiguous B_ORDER, class Sink>
-__device__ __forceinline__ void multiply(unsigned char* shared, const TensorMap* a, const TensorMap* b, const Problem& problem,
-                                         const matmul::Partials& partials, const Sink& sink) {
-    using OwnBlock = Block<BN, A_ORDER, B_ORDER>;
-    const OwnBlock block(shared);
-    // The request for the first work number is in flight while the barriers are initialized.
-    int first = 0;
-    if (threadIdx.x == 0) {
-        tma_prefetch(a);
-        tma_prefetch(b);
-        first = problem.take(BN);
-    }
-    block.initialize(shared);
-    if (threadIdx.x < WARPGROUP) {
-        registers_decrease<40>();
-        if (threadIdx.x == 0) block.produce(problem, a, b, first);
-        return;
-    }
-    registers_increase<232>();
-    const int consumer = threadIdx.x / WARPGROUP - 1;
-    const bool leader = threadIdx.x % WARP_SIZE == 0;
-    int turn = 0;
-    for (int i = 0;; i++) {
-        const Work work = block.receive(i, leader);
-        if (work.stages == 0) return;
-        consume<OwnBlock, BN>(block, work, problem.splits, turn, consumer, leader, partials, sink);
-    }
-}
-#else
-template <int BN, Contiguous A_ORDER, Contiguous B_ORDER, class Sink>
-__device__ __forceinline__ void multiply(unsigned char*, const TensorMap*, const TensorMap*, const Problem&,
-                                         const matmul::Partials&, const Sink&) {}
 #endif
 }  // namespace matmul_hopper

@@ -1,5 +1,5 @@
-// The way out for the sums of a warp: through shared memory, where they are rearranged from the
-// layout of the arithmetic to whole rows, to the epilogue or to the sums of a split.
+// Stores a warp's sums: shared memory rearranges them from the layout of the arithmetic to whole
+// rows, for the epilogue or for the sums of a split.
 #pragma once
 #include "common.cuh"
 

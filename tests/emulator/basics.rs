@@ -111,7 +111,7 @@ fn the_kernel_table_is_what_the_compiler_saw() {
                 let kernel =
                     compiled.remove(name).unwrap_or_else(|| panic!("{name} is not in {}", spec.file));
                 let want: Vec<&str> =
-                    spec.params.iter().map(|(p, _)| if *p == "floatX*" { floatx } else { *p }).collect();
+                    spec.params.iter().map(|p| if p.kind == "floatX*" { floatx } else { p.kind }).collect();
                 assert_eq!(kernel.parameter_types(), want, "{name}");
             }
             assert!(compiled.is_empty(), "no operation declares {:?}", compiled.keys());

@@ -143,7 +143,7 @@ fn portable_matmuls_have_no_bank_conflicts() {
     {
         for (&(M, tile_n), splits) in tiles.iter().flat_map(|tile| [(tile, 1), (tile, 2)]) {
             let found = counts_in(kind, MatmulChoice::Tile { M, N: tile_n, splits }, |t| {
-                let [inp, dinp, through] = [0; 3].map(|_| t.x(N * C));
+                let [inp, dinp, gradient] = [0; 3].map(|_| t.x(N * C));
                 let [out, dout, residual] = [0; 3].map(|_| t.x(N * OC));
                 let ([weight, dweight], [bias, dbias]) =
                     ([0; 2].map(|_| t.x(C * OC)), [0; 2].map(|_| t.x(OC)));
@@ -157,7 +157,7 @@ fn portable_matmuls_have_no_bank_conflicts() {
                     dout,
                     inp,
                     weight,
-                    through_gelu: Some(through),
+                    gelu_gradient: Some(gradient),
                     N,
                     C,
                     OC,
@@ -177,45 +177,64 @@ fn portable_matmuls_have_no_bank_conflicts() {
     }
 }
 
-/// Hopper's kernel, 128 x 256 with a sum of 64, which is one stage: each row of its boxes takes a
-/// wavefront to write. Two warpgroups have four wgmma each, which read 2 KiB of A and 8 KiB of B:
-/// 80 wavefronts for the 128 clocks that they take. Before that the block writes 1 KiB of ones. The
-/// position of the tile and the end of the work, 16 bytes each, are written by one lane and read by
-/// eight warps, a quarter warp per wavefront. Each is taken from the counter in global memory.
+const HOPPER: MatmulChoice = MatmulChoice::Hopper { M: 128, runs: None };
+
+/// Numbers that clusters take from the counter: the runs, and one more each.
+fn taken(tiles: usize) -> u64 {
+    // The emulated device has room for two clusters.
+    (tiles + tiles.min(2)) as u64
+}
+
+/// A tile of Hopper's kernel, 256 x 256 in a cluster of two blocks, with a sum of 64, which is one
+/// stage. Each row of a box takes a wavefront to write in each block, and B goes to both. Two
+/// warpgroups have four wgmma each, which read 2 KiB of A and 8 KiB of B: 80 wavefronts for the 128
+/// clocks that they take. Before that a block writes 1 KiB of ones. The position of the tile and
+/// the end of the work, 32 bytes each, are written by one lane and read by eight warps, a quarter
+/// warp per wavefront; the second block reads two run numbers. Each of eight warps leaves 16 rows
+/// by 16 stmatrix of four matrices, which 4 boxes take away.
 #[test]
 fn a_tile_of_hopper_takes_80_wavefronts_in_128_clocks() {
-    let found = forward(MatmulChoice::Hopper { N: 256, splits: 1 }, 128, 64, 256);
-    assert_eq!(found.tensor_flops, 2 * 128 * 256 * 64);
-    assert_eq!(found.shared_wavefronts, (128 + 256) + 2 * 4 * 80 + 8 + 2 * (1 + 8 * 4));
+    let found = forward(HOPPER, 256, 64, 256);
+    assert_eq!(found.tensor_flops, 2 * 256 * 256 * 64);
+    let block = (128 + 256) + 2 * 4 * 80 + 8 + 2 * (2 + 8 * 8) + 8 * (16 * 4 + 4 * 16);
+    assert_eq!(found.shared_wavefronts, 2 * block + 2);
     assert_eq!(found.shared_wavefronts_without_conflicts, found.shared_wavefronts);
-    assert_eq!(found.sectors_read, 2 * 64 * (128 + 256) / 32 + 2);
-    // Two boxes; eight warps store their 16 rows by 16 requests of eight rows of 64 bytes; the two
-    // numbers.
-    assert_eq!(found.global_requests, 2 + 8 * 16 + 2);
+    // A stage of a block is 48 KiB, of which it reads 32.
+    assert_eq!(found.sectors_read, 2 * (32 << 10) / 32 + taken(1));
+    assert_eq!(found.sectors_written, 2 * 256 * 256 / 32 + taken(1));
+    // In each block two boxes, and four for each warp.
+    assert_eq!(found.global_requests, 2 * (2 + 8 * 4) + taken(1));
 }
 
 /// Tensor cores multiply full tiles. Operands that several tiles read come from the L2 cache, in
 /// full sectors.
 #[test]
 fn matmuls_read_operands_once_for_each_tile() {
-    for (matmul, tile_n) in [(MMA_TILE, 128), (MatmulChoice::Hopper { N: 256, splits: 1 }, 256)] {
-        for (N, C, OC) in [(256, 64, 512), (200, 128, 272)] {
-            let found = forward(matmul, N, C, OC);
-            let tiles = [N.div_ceil(128), OC.div_ceil(tile_n)];
-            let padded = [tiles[0] * 128, tiles[1] * tile_n];
-            assert_eq!(found.tensor_flops, (2 * padded[0] * padded[1] * C) as u64, "{matmul:?}");
-            let read = 2 * (N * C * tiles[1] + OC * C * tiles[0]);
-            // Hopper's blocks take each tile from a counter, and one number more each: one sector
-            // read and written each time.
-            let taken = match matmul {
-                MatmulChoice::Hopper { .. } => tiles[0] * tiles[1] + (tiles[0] * tiles[1]).min(4),
-                _ => 0,
-            };
-            assert_eq!(found.sectors_read, (read / 32 + taken) as u64, "{matmul:?}");
-            assert_eq!(found.sectors_written, (2 * N * OC / 32 + taken) as u64, "{matmul:?}");
-            assert_eq!(found.bytes_read, (2 * (N * C + OC * C) + 4 * taken) as u64);
-            assert_eq!(found.bytes_written, (2 * N * OC + 4 * taken) as u64);
-        }
+    for (N, C, OC) in [(256, 64, 512), (200, 128, 272)] {
+        let found = forward(MMA_TILE, N, C, OC);
+        let tiles = [N.div_ceil(128), OC.div_ceil(128)];
+        assert_eq!(found.tensor_flops, (2 * tiles[0] * tiles[1] * 128 * 128 * C) as u64);
+        assert_eq!(found.sectors_read, (2 * (N * C * tiles[1] + OC * C * tiles[0]) / 32) as u64);
+        assert_eq!(found.sectors_written, (2 * N * OC / 32) as u64);
+        assert_eq!(found.bytes_read, (2 * (N * C + OC * C)) as u64);
+        assert_eq!(found.bytes_written, (2 * N * OC) as u64);
+    }
+}
+
+/// The same for a cluster. The last tile of a row is as wide as it must be, in steps of 64, 128 and
+/// 256.
+#[test]
+fn clusters_read_operands_once_for_each_tile() {
+    for (N, C, OC, columns) in [(256, 64, 512, 512), (200, 128, 272, 256 + 64), (520, 64, 384, 256 + 128)] {
+        let found = forward(HOPPER, N, C, OC);
+        let tiles = [N.div_ceil(256), OC.div_ceil(256)];
+        let taken = taken(tiles[0] * tiles[1]);
+        assert_eq!(found.tensor_flops, (2 * tiles[0] * 256 * columns * C) as u64, "{columns}");
+        assert_eq!(found.sectors_read, (2 * (N * C * tiles[1] + OC * C * tiles[0]) / 32) as u64 + taken);
+        assert_eq!(found.sectors_written, (2 * N * OC / 32) as u64 + taken);
+        // The counter's sector counts once.
+        assert_eq!(found.bytes_read, (2 * (N * C + OC * C)) as u64 + 32);
+        assert_eq!(found.bytes_written, (2 * N * OC) as u64 + 32);
     }
 }
 

@@ -162,18 +162,29 @@ fn every_tile_f32() {
     check_tiles(options(Dtype::F32), &[(128, 128), (64, 64)], 0.0);
 }
 
-/// Every layout of Hopper's kernels: one row; off the tiles; more work than blocks, in splits.
+/// Every layout of Hopper's kernels: one row; off the tiles; more tiles than clusters; runs that
+/// end inside tiles, up to one for each stage; last tiles of 64 and of 128 columns.
 #[test]
 fn hopper_tiles() {
-    for N in [128, 256] {
-        for (shape, splits) in [((1, 8, 264), 1), ((65, 136, 72), 1), ((200, 264, 392), 3)] {
-            let matmul = MatmulChoice::Hopper { N, splits };
+    for M in [128, 64] {
+        for (shape, runs) in [
+            ((1, 8, 264), None),
+            ((65, 136, 72), None),
+            ((600, 200, 392), None),
+            ((200, 264, 392), Some(3)),
+            ((200, 264, 72), Some(5)),
+            ((200, 328, 72), None),
+            ((200, 328, 72), Some(5)),
+        ] {
+            let matmul = MatmulChoice::Hopper { M, runs };
             let options = CudaOptions { matmul, ..options(Dtype::Bf16) };
-            check_all(&format!("Hopper's 128x{N} in {splits}"), options, shape, 0.0);
+            check_all(&matmul.to_string(), options, shape, 0.0);
         }
     }
-    let options = CudaOptions { matmul: MatmulChoice::Hopper { N: 256, splits: 1 }, ..options(Dtype::F16) };
-    check_all("Hopper's 128x256", options, (65, 136, 72), 0.0);
+    for (M, runs) in [(128, None), (64, Some(5))] {
+        let matmul = MatmulChoice::Hopper { M, runs };
+        check_all(&matmul.to_string(), CudaOptions { matmul, ..options(Dtype::F16) }, (65, 136, 72), 0.0);
+    }
 }
 
 /// The order of tiles: more than a strip of 8, the last strip not full.

@@ -20,16 +20,17 @@ const PASSES: [Pass; 3] = [Pass::Forward, Pass::Dgrad, Pass::Wgrad];
 
 /// Returns (N, C, OC), off the tiles on every side. The largest known GPUs have some 150 SMs; on a
 /// GPU there are 429 tiles of 128 x 256 forward and 231 in each pass backward, without splits. The
-/// emulated device has 4 SMs; there are 20 such tiles, 10 high, so more than a strip of 8, and two
-/// stages of K.
-fn shape(pass: Pass) -> (usize, usize, usize) {
+/// emulated device has 4 SMs; there are two stages of K, and a strip of `strip_rows` and part of
+/// another.
+fn shape(pass: Pass, strip_rows: usize) -> (usize, usize, usize) {
+    let M = strip_rows + 136;
     match pass {
         Pass::Forward if on_gpu() => (4096 + 8, 776, 3080),
         Pass::Dgrad if on_gpu() => (4096 + 8, 1544, 776),
         Pass::Wgrad if on_gpu() => (776, 1544, 4096 + 8),
-        Pass::Forward => (9 * 128 + 8, 72, 264),
-        Pass::Dgrad => (9 * 128 + 8, 264, 72),
-        Pass::Wgrad => (72, 264, 9 * 128 + 8),
+        Pass::Forward => (M, 72, 264),
+        Pass::Dgrad => (M, 264, 72),
+        Pass::Wgrad => (72, 264, M),
     }
 }
 
@@ -200,17 +201,17 @@ fn declare(t: &mut Tensors, pass: Pass, (N, C, OC): (usize, usize, usize)) -> Wo
 
 /// Checks every pass for the right numbers, and for the same bits in each mode of the emulated
 /// device or in two runs on a GPU.
-fn check_waves(what: &str, matmul: MatmulChoice, (tile_m, tile_n): (usize, usize), splits: usize) {
+fn check_waves(matmul: MatmulChoice, (tile_m, tile_n): (usize, usize), strip_rows: usize) {
     let options = CudaOptions { matmul, ..options(Dtype::Bf16) };
     for pass in PASSES {
-        let shape = shape(pass);
+        let shape = shape(pass, strip_rows);
         let reference = reference(pass, shape);
-        let case = format!("{what} in {splits}, {pass:?}, {shape:?}");
-        let pieces = reference.M.div_ceil(tile_m) * reference.N.div_ceil(tile_n) * splits;
+        let case = format!("{matmul}, {pass:?}, {shape:?}");
+        let tiles = reference.M.div_ceil(tile_m) * reference.N.div_ceil(tile_n);
         let run = |under: Under| {
             let (mode, sm_count) = (under.mode.clone(), under.sm_count);
             // More than a whole wave.
-            assert!(pieces > sm_count, "{case}: {pieces} tiles on {sm_count}");
+            assert!(tiles > sm_count, "{case}: {tiles} tiles on {sm_count}");
             let mut outputs = outputs_of(under, Dtype::Bf16, |t| declare(t, pass, shape));
             let dbias = if pass == Pass::Wgrad { outputs.pop().expect("dbias") } else { Vec::new() };
             (mode, outputs.swap_remove(0), dbias)
@@ -232,24 +233,27 @@ fn check_waves(what: &str, matmul: MatmulChoice, (tile_m, tile_n): (usize, usize
     }
 }
 
-#[test]
-fn hopper_128x256() {
-    for splits in [1, 2] {
-        check_waves("Hopper's 128x256", MatmulChoice::Hopper { N: 256, splits }, (128, 256), splits);
+/// With a run per tile, and with runs that end inside tiles.
+fn check_hopper(M: usize) {
+    for runs in [None, Some(7)] {
+        check_waves(MatmulChoice::Hopper { M, runs }, (M, 256), 8 * 256);
     }
 }
 
 #[test]
-fn hopper_128x128() {
-    for splits in [1, 2] {
-        check_waves("Hopper's 128x128", MatmulChoice::Hopper { N: 128, splits }, (128, 128), splits);
-    }
+fn hopper_128x256() {
+    check_hopper(128);
+}
+
+#[test]
+fn hopper_64x256() {
+    check_hopper(64);
 }
 
 #[test]
 fn portable_tiles() {
     for (M, N) in [(128, 256), (128, 128), (64, 64)] {
-        check_waves("tiles", MatmulChoice::Tile { M, N, splits: 2 }, (M, N), 2);
+        check_waves(MatmulChoice::Tile { M, N, splits: 2 }, (M, N), 8 * 128);
     }
 }
 

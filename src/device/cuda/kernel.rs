@@ -78,8 +78,17 @@ pub struct KernelSpec {
     pub name: &'static str,
     /// Relative to `kernels/`.
     pub file: &'static str,
-    /// Types of the parameters in C++, without `const`, and their names.
-    pub params: &'static [(&'static str, &'static str)],
+    pub params: &'static [ParameterSpec],
+}
+
+/// A parameter as the op layer declares it.
+#[derive(Debug)]
+pub struct ParameterSpec {
+    /// The type in C++, without `const`.
+    pub kind: &'static str,
+    pub name: &'static str,
+    pub bytes: usize,
+    pub align: usize,
 }
 
 /// The location of a parameter in the constant bank from which a kernel reads it.
@@ -94,15 +103,10 @@ impl KernelSpec {
     /// Lays out all parameters, the first at `start` or after.
     pub fn parameters(&self, start: u32) -> Vec<Parameter> {
         let mut next = start;
-        let parameter = |&(of, name): &(&str, &'static str)| {
-            let (size, align) = match of {
-                "int" | "unsigned" | "float" => (4, 4),
-                "TensorMap" => (size_of::<TensorMap>(), align_of::<TensorMap>()),
-                _ => (8, 8),
-            };
+        let parameter = |&ParameterSpec { kind, name, bytes, align }: &ParameterSpec| {
             let address = next.next_multiple_of(align as u32);
-            next = address + size as u32;
-            Parameter { name, address, is_pointer: of.ends_with('*') }
+            next = address + bytes as u32;
+            Parameter { name, address, is_pointer: kind.ends_with('*') }
         };
         self.params.iter().map(parameter).collect()
     }
@@ -143,7 +147,8 @@ macro_rules! kernels {
             #[allow(non_upper_case_globals)]
             pub mod specs {
                 use super::*;
-                use $crate::device::cuda::kernel::{KernelArg, KernelSpec};
+                #[allow(unused_imports)]
+                use $crate::device::cuda::kernel::{KernelArg, KernelSpec, ParameterSpec};
                 $($(kernels! { @spec $file: $member $same })+)*
                 $(kernels! { @spec $file: $name $params })*
             }
@@ -166,7 +171,12 @@ macro_rules! kernels {
         pub static $name: KernelSpec = KernelSpec {
             name: stringify!($name),
             file: $file,
-            params: &[$((<$of as KernelArg>::TYPE, stringify!($arg))),*],
+            params: &[$(ParameterSpec {
+                kind: <$of as KernelArg>::TYPE,
+                name: stringify!($arg),
+                bytes: size_of::<$of>(),
+                align: align_of::<$of>(),
+            }),*],
         };
     };
 }

@@ -55,7 +55,7 @@ fn matmul_choices(dtype: Dtype) -> Vec<MatmulChoice> {
         _ => &[(64, 64), (128, 128), (128, 256)],
     };
     let own = tiles.iter().flat_map(|&(M, N)| [1, 2].map(|splits| MatmulChoice::Tile { M, N, splits }));
-    let hopper = [128, 256].map(|N| MatmulChoice::Hopper { N, splits: 1 });
+    let hopper = [128, 64].map(|M| MatmulChoice::Hopper { M, runs: None });
     own.chain(hopper.into_iter().filter(|_| dtype != Dtype::F32)).collect()
 }
 
@@ -272,26 +272,35 @@ fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     cuda.fill(m, 1.0)
 }
 
-/// Runs the matmuls of fc and of fcproj, which have every epilogue.
+/// Runs the matmuls of fc and of fcproj, with every epilogue.
 fn matmuls(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     let (N, C) = (model.B * model.T, model.C);
     let ([out, inp, ..], [wide, gelu_gradient, _], [weight, dweight]) = (t.narrow, t.wide, t.matrix);
     let bias = t.vector[0];
-    let epilogue = Epilogue::BiasGelu { bias, kept: Kept::Gradient(gelu_gradient) };
-    cuda.matmul_forward(MatmulForward { out: wide, inp, weight, epilogue, N, C, OC: 4 * C })?;
-    cuda.matmul_backward(MatmulBackward {
-        dinp: wide,
-        dweight,
-        overwrite_dweight: false,
-        dbias: Some(bias.slice(0, C)),
-        dout: out,
-        inp: t.wide[2],
-        weight,
-        gelu_gradient: Some(gelu_gradient),
-        N,
-        C: 4 * C,
-        OC: C,
-    })
+    let residual = t.wide[2];
+    for epilogue in [
+        Epilogue::BiasGelu { bias, kept: Kept::Gradient(gelu_gradient) },
+        Epilogue::BiasResidual { bias, residual },
+        Epilogue::Bias { bias },
+    ] {
+        cuda.matmul_forward(MatmulForward { out: wide, inp, weight, epilogue, N, C, OC: 4 * C })?;
+    }
+    for gelu_gradient in [Some(gelu_gradient), None] {
+        cuda.matmul_backward(MatmulBackward {
+            dinp: wide,
+            dweight,
+            overwrite_dweight: false,
+            dbias: Some(bias.slice(0, C)),
+            dout: out,
+            inp: t.wide[2],
+            weight,
+            gelu_gradient,
+            N,
+            C: 4 * C,
+            OC: C,
+        })?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -309,10 +318,8 @@ mod tests {
         assert!(missing.iter().all(|name| name.starts_with("matmul_f32_")), "{missing:?}");
         assert!(missing.iter().all(|name| f32.contains_key(name)), "{missing:?}");
         let launch = |name| bf16[name].1;
-        // 4 stages of 48 KiB, the ones, barriers of the stages, and two pieces of work with two
-        // barriers each.
         let hopper = launch("matmul_hopper_forward_128x256");
-        assert_eq!((hopper.threads, hopper.shared_bytes), (384, 197_696 + 64));
+        assert_eq!((hopper.threads, hopper.shared_bytes), (384, 227 << 10));
         assert_eq!(launch("classifier").shared_bytes, 2 * 50_304);
         assert_eq!(launch("adamw").threads, 256);
     }

@@ -6,27 +6,73 @@ use crate::ops::SCRATCH;
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use anyhow::{Context, Result};
 
+/// The words by which the blocks of a persistent kernel divide their work: a counter from which
+/// they take it, and flags with which one hands sums to another. All are 0 before and after each
+/// kernel. They exist once, so no two such kernels may run at a time: they are queued in one
+/// stream, where each starts after the previous one has ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Signals {
+    address: u64,
+    /// The number of flags.
+    pub flags: usize,
+}
+
+impl Signals {
+    /// Bytes before the flags: the counter has a cache line to itself.
+    const COUNTER_BYTES: usize = 128;
+
+    /// Allocates a counter and flags.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn allocate(driver: &mut dyn Driver, flags: usize) -> Result<Self> {
+        let signals = Signals { address: driver.allocate(Self::bytes(flags))?, flags };
+        signals.clear(driver)?;
+        Ok(signals)
+    }
+
+    fn bytes(flags: usize) -> usize {
+        Self::COUNTER_BYTES + flags * size_of::<u32>()
+    }
+
+    pub fn counter(self) -> Ptr<u32> {
+        Ptr::new(self.address)
+    }
+
+    pub fn first_flag(self) -> Ptr<u32> {
+        Ptr::new(self.address + Self::COUNTER_BYTES as u64)
+    }
+
+    /// Sets all to 0, as after kernels that ended half way.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn clear(self, driver: &mut dyn Driver) -> Result<()> {
+        driver.clear(self.address, Self::bytes(self.flags))
+    }
+}
+
 /// The addresses of a plan's arenas.
 #[derive(Debug)]
 pub struct Memory {
     dtype: Dtype,
     arenas: Vec<u64>,
     scratch: Option<(u64, usize)>,
-    work_counter: Option<Ptr<u32>>,
+    signals: Option<Signals>,
 }
 
 impl Memory {
     pub fn new(dtype: Dtype) -> Self {
-        Memory { dtype, arenas: Vec::new(), scratch: None, work_counter: None }
+        Memory { dtype, arenas: Vec::new(), scratch: None, signals: None }
     }
 
-    /// Allocates the arenas of a plan.
+    /// Allocates the arenas of a plan and, the first time, signals with so many flags.
     ///
     /// # Errors
     /// If the device has not enough memory; names the arena that does not fit.
-    pub fn allocate(&mut self, driver: &mut dyn Driver, plan: &MemoryPlan) -> Result<()> {
-        if self.work_counter.is_none() {
-            self.work_counter = Some(Ptr::new(driver.allocate(size_of::<u32>())?));
+    pub fn allocate(&mut self, driver: &mut dyn Driver, plan: &MemoryPlan, flags: usize) -> Result<()> {
+        if self.signals.is_none() {
+            self.signals = Some(Signals::allocate(driver, flags)?);
         }
         for arena in &plan.arenas {
             let address = driver.allocate(arena.size_bytes).with_context(|| {
@@ -83,14 +129,12 @@ impl Memory {
         address
     }
 
-    /// The counter from which the blocks of a persistent kernel take their work: 0 before and after
-    /// each kernel. There is only one, so no two such kernels may run at a time: they are queued in
-    /// one stream, where each starts after the previous one has ended.
+    /// The signals of persistent kernels.
     ///
     /// # Panics
     /// If nothing was allocated yet.
-    pub fn work_counter(&self) -> Ptr<u32> {
-        self.work_counter.expect("memory allocated before the first kernel")
+    pub fn signals(&self) -> Signals {
+        self.signals.expect("memory allocated before the first kernel")
     }
 
     /// Address and size of all scratch memory.

@@ -84,11 +84,12 @@ pub enum MatmulChoice {
         N: usize,
         splits: usize,
     },
-    /// The same with our kernels for Hopper, whose tiles are 128 x `N`.
+    /// The same with our kernels for Hopper, whose tiles are `M` x 256, and with the work in `runs`
+    /// runs, one for each tile if `None`.
     #[value(skip)]
     Hopper {
-        N: usize,
-        splits: usize,
+        M: usize,
+        runs: Option<usize>,
     },
 }
 
@@ -100,7 +101,10 @@ impl fmt::Display for MatmulChoice {
             MatmulChoice::Own => f.write_str("own"),
             MatmulChoice::Cublaslt => f.write_str("cublaslt"),
             MatmulChoice::Tile { M, N, splits } => write!(f, "tiles of {M} x {N} in {splits} splits"),
-            MatmulChoice::Hopper { N, splits } => write!(f, "Hopper's tiles of 128 x {N} in {splits} splits"),
+            MatmulChoice::Hopper { M, runs: None } => write!(f, "Hopper's tiles of {M} x 256"),
+            MatmulChoice::Hopper { M, runs: Some(runs) } => {
+                write!(f, "Hopper's tiles of {M} x 256 in {runs} runs")
+            }
         }
     }
 }
@@ -257,7 +261,8 @@ impl Device for Cuda {
     }
 
     fn allocate(&mut self, plan: &MemoryPlan) -> Result<()> {
-        self.memory.allocate(self.driver.as_mut(), plan)
+        let flags = matmul::flags(self.driver.info().sm_count);
+        self.memory.allocate(self.driver.as_mut(), plan, flags)
     }
 
     fn upload(&mut self, dst: Tensor, src: &[u8]) -> Result<()> {

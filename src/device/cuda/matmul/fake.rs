@@ -1,5 +1,6 @@
 //! The emulated device dressed as a GPU for tests: with a clock, faults and a library.
 
+use super::Problem;
 use crate::device::cuda::MatmulChoice;
 use crate::device::cuda::driver::{DeviceInfo, Driver};
 use crate::device::cuda::emulated::{self, EmulatorOptions};
@@ -98,10 +99,9 @@ impl Launcher for Fake {
         match fault {
             Some(Fault::ReturnsEarly) => Ok(()),
             Some(Fault::LeavesCounter) => {
-                // SAFETY: the last argument of Hopper's kernels is a `u64`, the address of the
-                // counter.
-                let counter = unsafe { args[args.len() - 1].value.cast::<u64>().read() };
-                self.upload(counter, &3u32.to_le_bytes())
+                // SAFETY: the last argument of Hopper's kernels is a `Problem`.
+                let problem = unsafe { args[args.len() - 1].value.cast::<Problem>().read() };
+                self.upload(problem.counter.address(), &3u32.to_le_bytes())
             }
             Some(Fault::Refused) => bail!("launching {}: out of registers", kernel.name),
             Some(Fault::Breaks) => {

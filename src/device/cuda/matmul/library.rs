@@ -1,5 +1,5 @@
-//! Our GEMMs in the terms of a vendor's library. It computes all but those with a GELU: cuBLASLt's
-//! epilogues keep h, and our backward pass multiplies by gelu'(h).
+//! Our GEMMs in the terms of a vendor's library. It computes all but those with a GELU: where
+//! nothing is recomputed the forward pass keeps gelu'(h), which cuBLASLt's epilogues cannot.
 
 use super::gemm::{Dgrad, Extent, Forward, Gemm, Pass, Wgrad, X};
 use crate::device::cuda::matmul_library::{BlasEpilogue, BlasGemm, Operands};
@@ -30,7 +30,8 @@ pub fn describe(gemm: &Gemm, tf32: bool) -> (BlasGemm, Operands) {
         Pass::Forward(forward @ Forward { out, inp, weight, .. }) => {
             let (adds_c, epilogue) = match forward.epilogue {
                 Epilogue::None => (false, BlasEpilogue::None),
-                Epilogue::Bias { .. } | Epilogue::BiasGelu { .. } => (false, BlasEpilogue::Bias),
+                Epilogue::Bias { .. } => (false, BlasEpilogue::Bias),
+                Epilogue::BiasGelu { .. } => unreachable!("the library computes no GELU"),
                 Epilogue::BiasResidual { .. } => (true, BlasEpilogue::Bias),
             };
             let [_, _, bias, residual] = forward.operands();

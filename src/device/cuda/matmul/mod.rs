@@ -29,6 +29,9 @@ use gemm::{Dgrad, Forward, Gemm, Pass, Wgrad, X};
 use plan::{Chooser, Scratch};
 
 pub use cache::Plans;
+#[cfg(test)]
+pub use hopper::Problem;
+pub use hopper::flags;
 
 /// The kernels of this operation.
 pub static KERNELS: [&[&KernelSpec]; 3] = [own::KERNELS, own::exact::KERNELS, hopper::KERNELS];
@@ -149,7 +152,7 @@ fn fuses(
 
 fn scratch(cuda: &Cuda) -> Scratch {
     let (address, bytes) = cuda.memory.all_scratch();
-    Scratch { address, bytes, work_counter: cuda.memory.work_counter() }
+    Scratch { address, bytes, signals: cuda.memory.signals() }
 }
 
 /// Queues the gradients of weight and bias.

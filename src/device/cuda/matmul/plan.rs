@@ -7,6 +7,7 @@ use super::library;
 use super::own::{EXACT_TILES, TENSOR_CORE_TILES, Tile};
 use crate::device::cuda::driver::{DeviceInfo, Driver};
 use crate::device::cuda::kernel::Ptr;
+use crate::device::cuda::memory::Signals;
 use crate::device::cuda::{CudaOptions, MatmulChoice};
 use crate::tensor::Dtype;
 use anyhow::Result;
@@ -16,18 +17,18 @@ use anyhow::Result;
 pub enum Plan {
     /// Our kernels, with K in `splits` parts.
     Own { tile: &'static Tile, splits: usize },
-    /// Our kernels for Hopper.
-    Hopper { tile: &'static hopper::Tile, splits: usize },
+    /// Our kernels for Hopper, with the work in `runs` runs.
+    Hopper { tile: &'static hopper::Tile, runs: usize },
     /// The vendor's library, which keeps its own plans.
     Library,
 }
 
-/// Memory that is free between operations, and the counter of persistent kernels.
+/// Memory that is free between operations, and the signals of persistent kernels.
 #[derive(Clone, Copy, Debug)]
 pub struct Scratch {
     pub address: u64,
     pub bytes: usize,
-    pub work_counter: Ptr<u32>,
+    pub signals: Signals,
 }
 
 /// Everything besides the GEMM that decides which kernel is fastest.
@@ -81,7 +82,8 @@ impl Chooser {
         matches!(plan, Plan::Own { tile, splits: 1 } if std::ptr::eq(tile, plainest))
     }
 
-    /// Names kernel and splits: `matmul_hopper_wgrad_128x256, 7 splits`.
+    /// Names kernel and splits or runs: `matmul_wgrad_128x256, 7 splits`,
+    /// `matmul_hopper_wgrad_128x256, stream-K over 66 runs`.
     pub fn name(self, plan: Plan, gemm: &Gemm) -> String {
         let pass = match gemm.pass {
             Pass::Forward(_) => "forward",
@@ -89,12 +91,21 @@ impl Chooser {
             Pass::Wgrad(_) => "wgrad",
         };
         let family = if self.is_exact() { "matmul_f32" } else { "matmul" };
-        let (kernel, splits) = match plan {
-            Plan::Own { tile, splits } => (format!("{family}_{pass}_{}x{}", tile.M, tile.N), splits),
-            Plan::Hopper { tile, splits } => (format!("matmul_hopper_{pass}_128x{}", tile.N), splits),
-            Plan::Library => return "cuBLASLt".to_owned(),
-        };
-        if splits > 1 { format!("{kernel}, {splits} splits") } else { kernel }
+        match plan {
+            Plan::Own { tile, splits } => {
+                let kernel = format!("{family}_{pass}_{}x{}", tile.M, tile.N);
+                if splits > 1 { format!("{kernel}, {splits} splits") } else { kernel }
+            }
+            Plan::Hopper { tile, runs } => {
+                let kernel = tile.kernel_name(gemm);
+                if runs == hopper::tiles(gemm.extent()) {
+                    kernel
+                } else {
+                    format!("{kernel}, stream-K over {runs} runs")
+                }
+            }
+            Plan::Library => "cuBLASLt".to_owned(),
+        }
     }
 
     /// Describes the choice of a plan, the first of `candidates`, which come with their
@@ -134,15 +145,17 @@ impl Chooser {
     /// Returns the plans for Hopper. On the emulated device everything that a tile computes costs
     /// time; on a GPU, a tile that is partly unused costs hardly more than a smaller one.
     fn hopper(self, gemm: &Gemm) -> Vec<Plan> {
-        let tiles = hopper::TILES.iter().filter(|_| self.hopper);
+        let tiles = hopper::TILES.iter().filter(|tile| self.hopper && tile.computes(gemm));
         let plans = tiles.flat_map(|tile| {
+            // The tile that is asked for may not compute this pass: then the other one does.
+            let of_choice = |M| tile.M == M || (tile.M == 128 && matches!(gemm.pass, Pass::Wgrad(_)));
             let counts = match self.options.matmul {
-                MatmulChoice::Hopper { N, splits } if tile.N == N => vec![splits],
+                MatmulChoice::Hopper { M, runs } if of_choice(M) => vec![hopper::runs(gemm, runs)],
                 MatmulChoice::Hopper { .. } | MatmulChoice::Tile { .. } => Vec::new(),
                 _ if !self.has_clock && !tile.suits(gemm.extent()) => Vec::new(),
-                _ => tile.split_counts(gemm, self.sm_count),
+                _ => tile.run_counts(gemm, self.sm_count),
             };
-            counts.into_iter().map(move |splits| Plan::Hopper { tile, splits })
+            counts.into_iter().map(move |runs| Plan::Hopper { tile, runs })
         });
         plans.collect()
     }
@@ -151,7 +164,7 @@ impl Chooser {
     pub fn own_by_estimate(self, gemm: &Gemm, scratch_bytes: usize) -> Vec<Plan> {
         let clocks = |plan: &Plan| match plan {
             Plan::Own { tile, splits } => tile.estimate(gemm, *splits, self.sm_count),
-            Plan::Hopper { tile, splits } => tile.estimate(gemm, *splits, self.sm_count),
+            Plan::Hopper { tile, runs } => tile.estimate(gemm, *runs, self.sm_count),
             Plan::Library => f64::INFINITY,
         };
         let mut plans = self.own(gemm, scratch_bytes);
@@ -165,10 +178,9 @@ impl Chooser {
 
     pub fn scratch_bytes(self, plan: Plan, gemm: &Gemm) -> usize {
         match plan {
-            Plan::Own { splits: 1, .. } | Plan::Hopper { splits: 1, .. } => 0,
-            Plan::Own { splits, .. } | Plan::Hopper { splits, .. } => {
-                splits * gemm.partial_sums() * size_of::<f32>()
-            }
+            Plan::Own { splits: 1, .. } => 0,
+            Plan::Own { splits, .. } => splits * gemm.partial_sums() * size_of::<f32>(),
+            Plan::Hopper { runs, .. } => hopper::partial_bytes(gemm, runs),
             Plan::Library => library::bias_gradient(gemm, X::NULL).map_or(0, |bias_gradient| {
                 let unused = library::unused_bytes(gemm).next_multiple_of(ALIGN);
                 let best = self.estimated_best(&bias_gradient, usize::MAX);
@@ -184,9 +196,9 @@ impl Chooser {
     pub fn run(self, driver: &mut dyn Driver, plan: Plan, gemm: &Gemm, scratch: Scratch) -> Result<()> {
         match plan {
             Plan::Own { tile, splits } => tile.run(driver, gemm, splits, Ptr::new(scratch.address)),
-            Plan::Hopper { tile, splits } => {
+            Plan::Hopper { tile, runs } => {
                 let partials = Ptr::new(scratch.address);
-                tile.run(driver, gemm, splits, self.sm_count, scratch.work_counter, partials)
+                tile.run(driver, gemm, runs, self.sm_count, scratch.signals, partials)
             }
             Plan::Library => {
                 let (description, operands) = library::describe(gemm, self.options.tf32);

@@ -226,28 +226,30 @@ fn a_wrong_kernel_is_dropped_where_nothing_is_measured() {
     let of_wgrad = |found: &Outcome| found.lines.iter().find(|line| is_of(line, "wgrad")).unwrap().clone();
     let (line, name) = (of_wgrad(&chosen), "matmul_f32_wgrad_64x64");
     assert_eq!(line, format!("matmul wgrad, bias 65 x 40 x 72 f32 (own): {name}, by rule"));
-    // The plainest was the first; on one SM another is.
-    let right = Setting { dtype: Dtype::Bf16, sm_count: 1, ..right };
-    let first = of_wgrad(&outcome(&right).unwrap());
-    let name = "matmul_hopper_wgrad_128x128";
+    // The plainest was the first; forward on Hopper another is.
+    let of_forward =
+        |found: &Outcome| found.lines.iter().find(|line| is_of(line, "forward")).unwrap().clone();
+    let right = Setting { dtype: Dtype::Bf16, ..right };
+    let first = of_forward(&outcome(&right).unwrap());
+    let name = "matmul_hopper_forward_64x256";
     assert!(first.ends_with(&format!("{name}, by rule")), "{first}");
     let mutated = Setting { mutant: Some((name, Fault::ReturnsEarly)), ..right };
     let found = outcome(&mutated).unwrap();
     assert_right(&found.results, Dtype::Bf16);
-    assert!(!of_wgrad(&found).contains(name), "{:?}", found.lines);
-    assert_eq!(found.warnings.len(), 1, "{:?}", found.warnings);
+    assert!(!of_forward(&found).contains(name), "{:?}", found.lines);
+    assert_eq!(found.warnings.len(), 2, "{:?}", found.warnings);
 }
 
 /// It leaves the work counter of persistent kernels in a state that others do not expect.
 #[test]
 fn a_kernel_that_ends_half_way_condemns_no_other() {
-    let name = "matmul_hopper_wgrad_128x256";
+    let name = "matmul_hopper_forward_128x256";
     let cost = |name: &str| if name.contains("hopper") { 0.1 } else { 1.0 };
     let mutant = Some((name, Fault::LeavesCounter));
     let found = outcome(&Setting { dtype: Dtype::Bf16, mutant, cost, ..Setting::default() }).unwrap();
     assert_right(&found.results, Dtype::Bf16);
-    let wgrad = found.lines.iter().find(|line| is_of(line, "wgrad")).unwrap();
-    assert!(wgrad.contains(": matmul_hopper_wgrad_128x128 "), "{wgrad}");
+    let forward = found.lines.iter().find(|line| is_of(line, "forward")).unwrap();
+    assert!(forward.contains(": matmul_hopper_forward_64x256 "), "{forward}");
     assert!(
         !found.warnings.is_empty() && found.warnings.iter().all(|line| line.starts_with(name)),
         "{:?}",

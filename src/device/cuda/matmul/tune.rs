@@ -107,7 +107,7 @@ pub fn choose(
         }
     }
     // Wrong kernels may have left anything there; right ones leave zero.
-    trial.driver.clear(scratch.work_counter.address(), size_of::<u32>())?;
+    scratch.signals.clear(trial.driver)?;
     right.sort_by(|a, b| a.0.partial_cmp(&b.0).expect("times are numbers"));
     let Some(&(ms, plan)) = right.first() else {
         bail!("no plan computes {} as the plainest kernel does; {last_fault}", gemm.key())

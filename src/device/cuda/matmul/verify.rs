@@ -116,7 +116,7 @@ impl Verifier {
     /// bias is added to zero twice.
     fn outcome(&self, driver: &mut dyn Driver, plan: Plan, poison: u8) -> Result<Vec<Seen>> {
         // An earlier kernel that ended half way may have left something there.
-        driver.clear(self.scratch.work_counter.address(), size_of::<u32>())?;
+        self.scratch.signals.clear(driver)?;
         for output in &self.outputs {
             let bytes = output.len() * self.gemm.dtype.size();
             driver.set_bytes(output.matrix.address(), if output.adds { 0 } else { poison }, bytes)?;
