@@ -85,6 +85,7 @@ impl Args {
         let step = |name: &String| {
             let config = match name.as_str() {
                 "tiny" => tiny(),
+                "tiny-wide" => ModelConfig::new(1024, 2, 4, 256),
                 name => ModelConfig::from_descriptor(name).context("-e/--models")?,
             };
             config.check_sequence_length(T).with_context(|| name.clone())?;

@@ -23,7 +23,7 @@ impl Row {
     /// `gpu` is its table entry; `sixteen` says that elements have 16 bits, as the byte counts
     /// assume.
     pub fn new(case: Case, outcome: Outcome, gpu: Option<&Gpu>, sixteen: bool, peers: &[Peer]) -> Self {
-        let floor_us = gpu.filter(|_| sixteen).map(|gpu| predict(&case.kernel, gpu).floor_us);
+        let floor_us = gpu.filter(|_| sixteen).map(|gpu| predict(&case.kernel, gpu, |_| None).floor_us);
         let same = |peer: &&Peer| peer.kernel == case.kernel.name && peer.shape == case.kernel.shape;
         let peer = peers.iter().filter(same).min_by(|a, b| a.us.total_cmp(&b.us)).cloned();
         Row { case, outcome, floor_us, peer }

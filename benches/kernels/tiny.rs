@@ -15,11 +15,14 @@ use warpsmith::roofline::record::Records;
 use warpsmith::tensor::Dtype;
 
 /// The commands that write the records to compare with. The second has other lengths of sums and of
-/// sequences, so that `warpsmith roofline` can separate costs per output from costs per FLOP.
-const RUNS: [&str; 2] = [
+/// sequences, so that `warpsmith roofline` can separate costs per output from costs per FLOP. The
+/// third has whole tiles of all matmuls.
+const RUNS: [&str; 3] = [
     "cargo test --locked --bench kernels -- --bench --device emulated -e tiny -b 2 -t 64 --gelu-fusion 2",
     "cargo test --locked --bench kernels -- --bench --device emulated -e tiny -b 2 -t 128 --only attention,wgrad \
      --out benches/record/emulated/tiny-b2-t128-bf16-kernels.json",
+    "cargo test --locked --bench kernels -- --bench --device emulated -e tiny-wide -b 4 -t 64 --only qkv,attproj,fc \
+     --gelu-fusion 2",
 ];
 
 /// Name of the test, for filters.
@@ -45,9 +48,9 @@ pub fn main(argv: &[OsString]) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     faults_are_noticed();
-    // Both run before the verdict: anyone who renews records wants to see all differences.
-    let [first, second] = RUNS.map(is_as_recorded);
-    if first && second { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    // All run before the verdict: anyone who renews records wants to see all differences.
+    let right = RUNS.map(is_as_recorded);
+    if right == [true; 3] { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Runs a command; returns whether all kernels are correct and their counts match the record.

@@ -171,7 +171,7 @@ impl Kernels {
         let dweight_bytes = size(a.dout) + size(a.inp) + dweight + 2.0 * a.dbias.map_or(0.0, size);
         vec![
             matmul(dgrad, (a.N, a.C, a.OC), tail, dinp_bytes),
-            matmul(wgrad, (a.OC, a.C, a.N), Tail::SplitSum, dweight_bytes),
+            matmul(wgrad, (a.OC, a.C, a.N), Tail::Accumulate, dweight_bytes),
         ]
     }
 }

@@ -12,6 +12,7 @@
 //! tiles are the most accurate), waves, launches, savings of an SM's own cache, and the kernel that
 //! a GPU would choose.
 
+use super::clocks::epilogue::CLUSTER_ROWS;
 use super::gpu::Gpu;
 use super::kernels::{Kernel, Work};
 use super::predict::{Limits, Tiles, masked};
@@ -112,7 +113,9 @@ impl Counted {
         let fits = |s: &&Sample| {
             s.tile == Some(tile) && s.on_hopper() == gpu.wgmma && pass(&s.entry.kernel) == pass(kernel.name)
         };
-        let samples: Vec<&Sample> = self.0.iter().filter(fits).collect();
+        let all: Vec<&Sample> = self.0.iter().filter(fits).collect();
+        let whole: Vec<&Sample> = all.iter().copied().filter(|s| s.has_whole_tiles()).collect();
+        let samples = if whole.is_empty() { all } else { whole };
         let padding = |s: &&&Sample| s.entry.tensor_flops / s.model_flops();
         let fullest = samples.iter().min_by(|a, b| padding(a).total_cmp(&padding(b)))?;
         let operands = |[m, n, k]: [usize; 3]| 2.0 * (m * k + n * k) as f64;
@@ -157,6 +160,13 @@ struct Traffic {
 }
 
 impl Sample {
+    /// Whether it is a matmul of whole tiles, on Hopper those of a cluster of two blocks.
+    fn has_whole_tiles(&self) -> bool {
+        let (Some((rows, columns)), [m, n, _]) = (self.tile, &self.dims[..]) else { return false };
+        let height = if self.on_hopper() { CLUSTER_ROWS } else { rows };
+        m.is_multiple_of(height) && n.is_multiple_of(columns)
+    }
+
     /// Whether the kernel is one of those for Hopper alone.
     fn on_hopper(&self) -> bool {
         self.entry.device_kernel.as_ref().is_some_and(|device_kernel| device_kernel.contains("hopper"))

@@ -108,8 +108,8 @@ pub enum Tail {
     GeluAndGradient,
     /// Read the gradient of the GELU and multiply by it.
     GeluBackward,
-    /// Add to a gradient; few outputs and a long sum, which is split.
-    SplitSum,
+    /// Add to a gradient, which has few outputs and long sums.
+    Accumulate,
 }
 
 /// The kind of work a kernel does, as far as it decides its time.

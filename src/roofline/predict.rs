@@ -1,6 +1,6 @@
 //! The time of a kernel on a GPU, from its bytes, FLOPs, tiles and waves.
 
-use super::clocks::epilogue::exposed_clocks;
+use super::clocks::epilogue::{CLUSTER_ROWS, TILE_COLUMNS, TILE_ROWS, clocks_of_k, exposed_clocks};
 use super::clocks::table::{self, Row};
 use super::gpu::Gpu;
 use super::kernels::{Kernel, Tail, Work};
@@ -59,7 +59,7 @@ impl Bound {
 
 impl Prediction {
     /// Adds limits; the realistic time is never below them.
-    pub fn with(self, limits: Limits) -> Self {
+    fn with(self, limits: Limits) -> Self {
         let [l2, shared] = [limits.l2_us, limits.shared_us].map(Option::unwrap_or_default);
         Prediction { realistic_us: self.realistic_us.max(l2).max(shared), limits, ..self }
     }
@@ -98,29 +98,18 @@ const SUSTAINED: f64 = 0.955;
 /// Share of a copy's bandwidth that a memory-bound matmul gets.
 const MATMUL_STREAM: f64 = 0.93;
 
-/// Output tiles available to a matmul. There are so many because of 1600 = 10 x 160 columns.
+/// Output tiles available to a matmul on a GPU other than Hopper. There are so many because of 1600
+/// = 10 x 160 columns.
 const TILES: [(usize, usize); 7] =
     [(128, 256), (256, 128), (128, 192), (128, 160), (128, 128), (64, 128), (64, 64)];
 
-/// The length of K that tensor cores could multiply while an epilogue keeps them waiting.
-///
-/// On Hopper it follows from the clocks of our kernels' machine code ([`clocks`](super::clocks)): a
-/// tile of 128 x 256 takes 16 clocks per element of K, and tiles of other shapes have as many
-/// outputs per multiplication. On other GPUs it is an estimate for a good kernel: about 800 clocks,
-/// next to the 12,288 of such a tile at K = 768.
-fn exposed_k(tail: Tail, pass: &str, gpu: &Gpu) -> f64 {
-    const CLOCKS_OF_K: f64 = 16.0;
+/// The length of K that tensor cores could multiply while an epilogue keeps them waiting, on a GPU
+/// other than Hopper: an estimate for a good kernel, about 800 clocks of Hopper next to the 12,288
+/// of a tile of 128 x 256 at K = 768.
+fn exposed_k(tail: Tail, gpu: &Gpu) -> f64 {
     const HOPPER_TFLOPS_PER_SM: f64 = 989.4 / 132.0;
-    static ROWS: LazyLock<Vec<Row>> =
-        LazyLock::new(|| table::parse(table::TEXT).expect("a test checks kernels/clocks.tsv"));
-    if gpu.wgmma {
-        let clocks = exposed_clocks(&ROWS, tail, pass);
-        let clocks =
-            clocks.unwrap_or_else(|| panic!("kernels/clocks.tsv has an epilogue for {tail:?} of {pass}"));
-        return clocks as f64 / CLOCKS_OF_K;
-    }
     let on_hopper = match tail {
-        Tail::Plain | Tail::Bias | Tail::SplitSum => 50.0,
+        Tail::Plain | Tail::Bias | Tail::Accumulate => 50.0,
         Tail::Residual | Tail::GeluBackward => 70.0,
         Tail::Gelu => 100.0,
         Tail::GeluAndGradient => 110.0,
@@ -136,27 +125,33 @@ fn tile_rate((rows, columns): (usize, usize)) -> f64 {
     loss(128, 256) / loss(rows, columns)
 }
 
-/// Predicts one call.
-pub fn predict(kernel: &Kernel, gpu: &Gpu) -> Prediction {
+/// Predicts one call: the fastest way to compute it, within the limits that `limits` returns for
+/// its tiles.
+pub fn predict(kernel: &Kernel, gpu: &Gpu, limits: impl Fn(Option<Tiles>) -> Option<Limits>) -> Prediction {
     let compute = kernel.flops / gpu.matmul_ceiling();
     let memory = kernel.bytes / gpu.copy_ceiling();
-    let realistic = match kernel.work {
+    let ways = match kernel.work {
         Work::Matmul { m, n, k, tail } => matmul(kernel, (m, n, k), tail, gpu),
-        Work::Attention { B, NH, T, HS, backward } => attention(kernel, (B, NH, T, HS), backward, gpu),
+        Work::Attention { B, NH, T, HS, backward } => vec![attention(kernel, (B, NH, T, HS), backward, gpu)],
         Work::Stream { share } => {
-            Realistic { compute: 0.0, memory: memory / share, fix_up: 0.0, idle: 1.0, tiles: None }
+            vec![Realistic { compute: 0.0, memory: memory / share, fix_up: 0.0, idle: 1.0, tiles: None }]
         }
     };
-    Prediction {
-        floor_us: 1e6 * compute.max(memory),
-        realistic_us: 1e6 * realistic.seconds(),
-        compute_bound: compute > memory,
-        compute_us: 1e6 * realistic.compute,
-        memory_us: 1e6 * realistic.memory,
-        limits: Limits::default(),
-        idle: realistic.idle,
-        tiles: realistic.tiles,
-    }
+    let prediction = |way: Realistic| {
+        let unlimited = Prediction {
+            floor_us: 1e6 * compute.max(memory),
+            realistic_us: 1e6 * way.seconds(),
+            compute_bound: compute > memory,
+            compute_us: 1e6 * way.compute,
+            memory_us: 1e6 * way.memory,
+            limits: Limits::default(),
+            idle: way.idle,
+            tiles: way.tiles,
+        };
+        limits(way.tiles).map_or(unlimited, |limits| unlimited.with(limits))
+    };
+    let fastest = ways.into_iter().map(prediction).min_by(|a, b| a.realistic_us.total_cmp(&b.realistic_us));
+    fastest.expect("a way to compute it")
 }
 
 /// Seconds of work that overlaps, and of the fix-up after it.
@@ -174,10 +169,63 @@ impl Realistic {
     }
 }
 
-/// Predicts the fastest tile.
-fn matmul(kernel: &Kernel, mnk: (usize, usize, usize), tail: Tail, gpu: &Gpu) -> Realistic {
-    let times = TILES.map(|size| matmul_with(kernel, mnk, tail, size, gpu));
-    times.into_iter().min_by(|a, b| a.seconds().total_cmp(&b.seconds())).expect("TILES is not empty")
+/// Predicts each tile.
+fn matmul(kernel: &Kernel, mnk: (usize, usize, usize), tail: Tail, gpu: &Gpu) -> Vec<Realistic> {
+    match gpu.wgmma {
+        true => TILE_ROWS.iter().flat_map(|rows| hopper_matmul(kernel, mnk, tail, *rows, gpu)).collect(),
+        false => TILES.iter().map(|size| matmul_with(kernel, mnk, tail, *size, gpu)).collect(),
+    }
+}
+
+/// Predicts our kernels on Hopper from the clocks of their machine code
+/// ([`clocks`](super::clocks)), with a run for each tile and, for clusters of two blocks, with as
+/// many runs as clusters. Empty if tiles with so many rows do not compute this pass. Their main
+/// loops have the same rate; what they ask of L2 and of shared memory is counted.
+fn hopper_matmul(
+    kernel: &Kernel,
+    (m, n, k): (usize, usize, usize),
+    tail: Tail,
+    tile_rows: usize,
+    gpu: &Gpu,
+) -> Vec<Realistic> {
+    /// Bytes per clock and SM from and to L2, as for loads in `clocks`.
+    const L2_BYTES: f64 = 64.0;
+    static ROWS: LazyLock<Vec<Row>> =
+        LazyLock::new(|| table::parse(table::TEXT).expect("a test checks kernels/clocks.tsv"));
+    // `qkv forward` belongs to the forward pass.
+    let pass = kernel.name.rsplit(' ').next().unwrap_or_default();
+    let Some(exposed) = exposed_clocks(&ROWS, tail, pass, tile_rows, k) else { return Vec::new() };
+    let exposed = exposed / clocks_of_k(tile_rows);
+    let blocks = CLUSTER_ROWS / tile_rows;
+    // Clusters of four leave two SMs of each group of 18 without work, as on H100 and H200.
+    let SMs = if blocks == 4 { gpu.SMs as f64 * 32.0 / 33.0 } else { gpu.SMs as f64 };
+    let area = (tile_rows * TILE_COLUMNS) as f64;
+    let count = blocks * m.div_ceil(CLUSTER_ROWS) * n.div_ceil(TILE_COLUMNS);
+    // The last tile of a row multiplies 64, 128 or 256 columns.
+    let last = [0, 64, 128, 256].into_iter().find(|width| n % TILE_COLUMNS <= *width).unwrap_or_default();
+    let columns = (n / TILE_COLUMNS * TILE_COLUMNS + last) as f64;
+    let waves = count as f64 * columns / (n.div_ceil(TILE_COLUMNS) * TILE_COLUMNS) as f64 / SMs;
+    let bytes = kernel.bytes + read_again((m, n, k), gpu);
+    let memory = bytes / (gpu.copy_ceiling() * MATMUL_STREAM);
+    let seconds = |length: f64| length * 2.0 * area * gpu.SMs as f64 / (gpu.matmul_ceiling() * SUSTAINED);
+    let tiles = Some(Tiles { size: (tile_rows, TILE_COLUMNS), count, waves });
+    let by_tile = Realistic {
+        compute: seconds(waves.ceil() * (k as f64 + exposed)),
+        memory,
+        fix_up: 0.0,
+        idle: waves.ceil() / waves,
+        tiles,
+    };
+    // A run leaves its sums once, and those of the runs that share its last tile are added.
+    let sums_clocks = 4.0 * area / L2_BYTES * (1.0 + (1.0 / waves).ceil());
+    let by_cluster = Realistic {
+        compute: seconds(waves * k as f64 + (waves + 1.0) * exposed),
+        memory,
+        fix_up: sums_clocks / (gpu.boost_ghz * 1e9),
+        idle: 1.0,
+        tiles,
+    };
+    if blocks == 2 { vec![by_tile, by_cluster] } else { vec![by_tile] }
 }
 
 fn matmul_with(
@@ -190,14 +238,12 @@ fn matmul_with(
     let count = m.div_ceil(size.0) * n.div_ceil(size.1);
     let waves = count as f64 / gpu.SMs as f64;
     let tile_area = (size.0 * size.1) as f64;
-    // `qkv forward` belongs to the forward pass.
-    let pass = kernel.name.rsplit(' ').next().unwrap_or_default();
-    let exposed = exposed_k(tail, pass, gpu);
+    let exposed = exposed_k(tail, gpu);
     // Length of the sums that one SM computes, one tile after another; bytes of the fix-up.
     let (length, fix_up_bytes, idle) = match tail {
         // Each SM gets the same share of all sums; those that are split are written and read as
         // f32.
-        Tail::SplitSum => {
+        Tail::Accumulate => {
             let exposed = (waves + 1.0) * exposed;
             (waves * k as f64 + exposed, 2.0 * 4.0 * tile_area * gpu.SMs as f64, 1.0)
         }

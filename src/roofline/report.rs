@@ -51,11 +51,11 @@ impl Budget {
     /// Predicts a step and attaches the measured times.
     pub fn new(config: &ModelConfig, shape: &StepShape, gpu: &Gpu, records: &Records) -> Self {
         let row = |kernel: Kernel| {
-            let prediction = predict(&kernel, gpu);
-            let limits = records.counted.limits(&kernel, prediction.tiles, gpu);
+            let limits = |tiles| records.counted.limits(&kernel, tiles, gpu);
+            let prediction = predict(&kernel, gpu, limits);
             Row {
-                prediction: limits.map_or(prediction, |limits| prediction.with(limits)),
-                counted: limits.is_some(),
+                prediction,
+                counted: limits(prediction.tiles).is_some(),
                 measured_us: records.us(kernel.name, &kernel.shape),
                 kernel,
             }
@@ -85,7 +85,7 @@ impl Budget {
         let us = match (exact, self.rows.iter().find(named)) {
             (Some(row), _) => us(row),
             (None, Some(row)) => us(row) * kernel.bytes / row.kernel.bytes,
-            (None, None) => predict(kernel, &self.gpu).realistic_us,
+            (None, None) => predict(kernel, &self.gpu, |_| None).realistic_us,
         };
         (us + kernel.launches as f64 * GAP_US) / 1e3
     }

@@ -1,5 +1,5 @@
 use super::calls::step;
-use super::clocks::epilogue::exposed_clocks;
+use super::clocks::epilogue::{clocks_of_k, exposed_clocks};
 use super::clocks::table;
 use super::gpu::{GPUS, Gpu};
 use super::kernels::{Class, StepShape, Tail};
@@ -135,7 +135,7 @@ fn the_budget_of_124m_on_an_h200_is_the_known_one() {
         let ms = b.class_ms(class);
         near(ms.floor, floor, 0.01);
         match MATMULS.contains(&class) {
-            true => assert!(ms.realistic > 0.96 * realistic, "{class:?}: {ms:?}"),
+            true => assert!(ms.realistic > 0.9 * realistic, "{class:?}: {ms:?}"),
             false => near(ms.realistic, realistic, 0.04),
         }
     }
@@ -146,30 +146,35 @@ fn the_budget_of_124m_on_an_h200_is_the_known_one() {
     let matmuls: f64 = MATMULS.iter().map(|&class| b.class_ms(class).realistic).sum();
     let (goal_of_matmuls, goal) = (543.1, 736.0);
     near(total.realistic - matmuls, goal - goal_of_matmuls, 0.03);
-    assert!(b.mfu(total.realistic) < 0.578);
+    assert!((0.53..0.62).contains(&b.mfu(total.realistic)), "{}", b.mfu(total.realistic));
+    // The goal of our matmuls on Hopper.
+    assert!(b.tokens_per_s(total.realistic) > 650e3);
 }
 
-/// Whole waves of tiles of 128 x 256, each with its multiplications (16 clocks per element of K)
-/// and its exposed epilogue, at the rate that a large matmul sustains. Split sums take as many
-/// tiles as there are, and one more epilogue.
+/// Tiles, each with its multiplications and its exposed epilogue, at the rate that a large matmul
+/// sustains. Short sums have tiles of 64 rows, whose epilogues are hidden; 128 SMs have clusters of
+/// four. Where tiles leave SMs idle, runs end inside of them, at the price of one more epilogue.
 #[test]
 fn products_take_their_tiles_and_epilogues() {
     let rows = table::parse(table::TEXT).unwrap();
     let b = budget("d12", "h200", 64);
     let expected = [
-        ("qkv forward", Tail::Bias, 35.0, 35.0, 768.0),
-        ("attproj forward", Tail::Residual, 12.0, 12.0, 768.0),
-        ("fc forward", Tail::GeluAndGradient, 47.0, 47.0, 768.0),
-        ("fcproj dgrad", Tail::GeluBackward, 47.0, 47.0, 768.0),
-        ("qkv dgrad", Tail::Plain, 12.0, 12.0, 2304.0),
-        ("fc wgrad", Tail::SplitSum, 72.0 / 132.0, 1.0 + 72.0 / 132.0, 65536.0),
+        ("qkv forward", Tail::Bias, (64, 256), 72.0, 768),
+        ("attproj forward", Tail::Residual, (64, 256), 24.0, 768),
+        ("fc forward", Tail::GeluAndGradient, (64, 256), 96.0, 768),
+        ("fcproj dgrad", Tail::GeluBackward, (64, 256), 96.0, 768),
+        ("fc wgrad", Tail::Accumulate, (128, 256), 72.0 / 132.0, 65536),
     ];
-    for (name, tail, tiles, epilogues, k) in expected {
+    for (name, tail, tile, waves, k) in expected {
         let row = b.rows.iter().find(|row| row.kernel.name == name).unwrap();
+        assert_eq!(row.prediction.tiles.unwrap().size, tile, "{name}");
         let pass = name.split(' ').next_back().unwrap();
-        let exposed = exposed_clocks(&rows, tail, pass).unwrap() as f64;
+        let exposed = exposed_clocks(&rows, tail, pass, tile.0, k).unwrap() / clocks_of_k(tile.0);
         let flops_of_clock = 790e12 * 0.955 / 132.0;
-        let us = 1e6 * (tiles * k + epilogues * exposed / 16.0) * 65536.0 / flops_of_clock;
+        let whole = waves == f64::trunc(waves);
+        let epilogues = if whole { waves } else { waves + 1.0 };
+        let outputs = (2 * tile.0 * tile.1) as f64;
+        let us = 1e6 * (waves * k as f64 + epilogues * exposed) * outputs / flops_of_clock;
         near(row.prediction.compute_us, us, 2e-3);
     }
     // A GPU that does not run these kernels is predicted without their clocks.

@@ -88,20 +88,20 @@ pub const RATES: [Rate; 22] = [
     rate(&["FFMA", "FADD", "FMUL", "HFMA2", "HADD2", "HMUL2"], Pipe::Fma, 2.0, 0.0,
         "Guide: 128, on either half"),
     rate(&["IMAD"], Pipe::Fma, 2.0, 0.0, "Guide: 64, on one half"),
-    rate(&["IADD3", "IADD", "LOP3", "LEA", "SHF", "ISETP", "FSETP", "FSEL", "SEL", "FMNMX", "PRMT", "MOV", "VIADD", "VIMNMX",
+    rate(&["IADD3", "IADD", "LOP3", "LEA", "SHF", "ISETP", "FSETP", "FSEL", "SEL", "FMNMX", "PRMT", "MOV", "VIADD", "VIMNMX", "VIMNMX3",
         "VIADDMNMX", "IABS", "P2R", "R2P", "PLOP3", "F2FP", "I2FP", "CS2R", "FCHK", "BMSK", "SGXT", "VABSDIFF", "LOP", "I2IP",
         "HSETP2", "HMNMX2", "HSET2", "FSET"], Pipe::Alu, 2.0, 0.0,
         "Guide: 64. F2FP, I2FP, CS2R and FCHK: estimate"),
     rate(&["MUFU", "F2F", "F2I", "I2F", "FRND", "POPC", "FLO", "BREV"], Pipe::Xu, 8.0, 18.0,
         "Guide: 16; estimate for conversions that need a scoreboard. Latency: Abdelkhalik"),
     rate(&["SHFL"], Pipe::Lsu, 4.0, 23.0, "Guide: 32. Latency: Jia"),
-    rate(&["LDS", "LDSM", "STS", "ATOMS", "LDL", "STL", "REDS"], Pipe::Lsu, 4.0, 29.0,
+    rate(&["LDS", "LDSM", "STS", "STSM", "ATOMS", "LDL", "STL", "REDS"], Pipe::Lsu, 4.0, 29.0,
         "128 bytes per clock and SM (H100 white paper), no bank conflicts. Latency: Luo"),
     rate(&["SYNCS", "MATCH", "REDUX"], Pipe::Lsu, 4.0, 29.0, "as shared memory: estimate"),
     rate(&["LDG", "LD"], Pipe::Global, 8.0, 479.0,
         "64 bytes per clock and SM from L2: estimate. Latency of idle HBM: Luo; 262 on an L2 hit"),
     rate(&["LDGSTS"], Pipe::Global, 8.0, 479.0, "as LDG"),
-    rate(&["STG", "ST", "RED", "ATOM", "ATOMG"], Pipe::Global, 8.0, 479.0, "as LDG; atomics by their bytes: estimate"),
+    rate(&["STG", "ST", "STAS", "RED", "ATOM", "ATOMG"], Pipe::Global, 8.0, 479.0, "as LDG; atomics by their bytes: estimate"),
     rate(&["UTMALDG", "UTMASTG", "UTMACCTL", "UBLKCP", "UTMAPF", "UTMACMDFLUSH"], Pipe::Global, 1.0, 479.0,
         "issued by one thread; the bytes bypass the scheduler. Estimate"),
     rate(&["LDC"], Pipe::Other, 2.0, 30.0, "estimate"),
@@ -110,8 +110,8 @@ pub const RATES: [Rate; 22] = [
     rate(&["ULDC", "UMOV", "UIADD3", "UIMAD", "ULEA", "ULOP3", "USHF", "UISETP", "USEL", "UPLOP3", "UPRMT", "UP2UR", "UR2UP", "UFLO",
         "UPOPC", "UBREV", "UBMSK", "USGXT", "R2URX", "UF2FP"], Pipe::Uniform, 2.0, 12.0,
         "ptxas puts 2 clocks between two: estimate"),
-    rate(&["BAR"], Pipe::Other, 2.0, 20.0, "after the last warp arrives: estimate"),
-    rate(&["MEMBAR", "FENCE", "ERRBAR", "CCTL"], Pipe::Other, 2.0, 30.0, "estimate"),
+    rate(&["BAR", "UCGABAR_ARV", "UCGABAR_WAIT"], Pipe::Other, 2.0, 20.0, "after the last warp arrives: estimate"),
+    rate(&["MEMBAR", "FENCE", "ERRBAR", "CGAERRBAR", "CCTL"], Pipe::Other, 2.0, 30.0, "estimate"),
     rate(&["USETMAXREG", "ACQBULK", "NANOSLEEP"], Pipe::Other, 2.0, 30.0, "estimate"),
     rate(&["BRA", "BRX", "JMP", "CALL", "RET", "EXIT", "BSSY", "BSYNC", "BREAK", "WARPSYNC", "ENDCOLLECTIVE", "KILL", "BPT", "YIELD"],
         Pipe::Other, 2.0, 12.0, "covered by their stall counts; no extra time for the jump itself, an estimate"),
@@ -240,7 +240,7 @@ fn tensor_work(instruction: &Instruction) -> Result<f64> {
     Ok(share * twice)
 }
 
-/// Number of matrices an `LDSM` moves: four for `LDSM.16.M88.4`.
+/// Number of matrices an `LDSM` or `STSM` moves: four for `LDSM.16.M88.4`.
 fn matrices(instruction: &Instruction) -> u32 {
     instruction
         .opcode
