@@ -190,7 +190,7 @@ fn kernels_for_hopper_that_are_empty() {
     let edit = ("hopper.cuh", "defined(__CUDA_ARCH_FEAT_SM90_ALL)", "defined(__CUDA_ARCH_FEAT_SM90A_ALL)");
     let expected = [
         ("matmul_hopper_forward_128x256", "has no HGMMA"),
-        ("matmul_hopper_wgrad_128x128", "has no UTMALDG"),
+        ("matmul_hopper_wgrad_128x256", "has no UTMALDG"),
     ];
     refused("matmul_hopper.cu", "90a", &[edit], &expected);
 }

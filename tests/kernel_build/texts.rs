@@ -88,7 +88,9 @@ arch = sm_80
         /*0000*/                   HGMMA.64x256x16.F32.BF16 R24, gdesc[UR4].tnspB, R24, !UPT ;
         /*0010*/                   UTMALDG.2D [UR8], [UR6], desc[URZ] ;
         /*0020*/              @P0  LDGSTS.E.BYPASS.128 [R1], [R2.64] ;
+        /*0028*/                   UTMASTG.2D [UR8], [UR6] ;
         /*0030*/                   LDSM.16.MT88.4 R4, [R5] ;
+        /*0038*/                   STSM.16.M88.4 [R5], R4 ;
         /*0040*/                   HMMA.16816.F32.BF16 R4, R8, R10, R4 ;
         /*0050*/                   LDG.E.128 R4, desc[UR4][R2.64] ;
         /*0060*/                   STG.E.128 desc[UR4][R2.64], R4 ;
@@ -109,7 +111,17 @@ fn the_disassemblers_listing_is_read() {
     assert_eq!((&*matmul.kernel, &*matmul.arch), ("matmul_hopper_forward_128x256", "sm_90a"));
     assert_eq!(
         counts(matmul),
-        ["HGMMA:1", "HMMA:1", "LDG.128:1", "LDGSTS:1", "LDSM:1", "STG.128:1", "UTMALDG:1"]
+        [
+            "HGMMA:1",
+            "HMMA:1",
+            "LDG.128:1",
+            "LDGSTS:1",
+            "LDSM:1",
+            "STG.128:1",
+            "STSM:1",
+            "UTMALDG:1",
+            "UTMASTG:1"
+        ]
     );
     assert_eq!(sass::faults(&listing("", "")), [""; 0]);
 }

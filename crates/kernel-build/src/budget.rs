@@ -24,10 +24,10 @@ const HEADER: &str = "\
 #
 # registers  per thread: one number for all architectures, or one for each
 # shared     bytes of static shared memory per block, likewise
-# sm_80 ...  machine instructions: HMMA and HGMMA tensor cores, LDSM ldmatrix, LDGSTS and UTMALDG
-#            asynchronous copies, LDG global loads, STG global stores, of 128 bits or narrow. Absent
-#            instructions are not listed. Spills, stack and local memory have no column: they are
-#            not allowed.
+# sm_80 ...  machine instructions: HMMA and HGMMA tensor cores, LDSM ldmatrix, STSM stmatrix, LDGSTS,
+#            UTMALDG and UTMASTG asynchronous copies, LDG global loads, STG global stores, of 128
+#            bits or narrow. Absent instructions are not listed. Spills, stack and local memory have
+#            no column: they are not allowed.
 ";
 
 pub const REGISTERS: &str = "registers";

@@ -14,12 +14,14 @@ pub const SASS_ARCHES: [&str; 2] = ["80", "90a"];
 
 /// The classes that are counted, with a description. Global loads and stores are `.128` if they
 /// move 128 bits or more.
-pub const CLASSES: [(&str, &str); 9] = [
+pub const CLASSES: [(&str, &str); 11] = [
     ("HMMA", "tensor core MMAs of a warp"),
     ("HGMMA", "tensor core MMAs of a warpgroup"),
     ("LDSM", "ldmatrix"),
+    ("STSM", "stmatrix"),
     ("LDGSTS", "asynchronous copies"),
     ("UTMALDG", "asynchronous copies of tiles"),
+    ("UTMASTG", "asynchronous copies of tiles to global memory"),
     ("LDG.128", "global loads of 128 bits"),
     ("LDG.narrow", "global loads of fewer than 128 bits"),
     ("STG.128", "global stores of 128 bits"),
@@ -82,7 +84,7 @@ const RULES: [(&str, &str, &[&str], &str); 11] = [
     // ldmatrix cannot transpose 32-bit numbers.
     (TILES, "f32", &SASS_ARCHES, "HMMA LDGSTS LDG.128 STG.128"),
     ("matmul_f32_*", "f32", &SASS_ARCHES, "LDGSTS LDG.128 STG.128"),
-    ("matmul_hopper_*", "bf16 f16", &["90a"], "HGMMA UTMALDG LDG.128 STG.128"),
+    ("matmul_hopper_*", "bf16 f16", &["90a"], "HGMMA STSM UTMALDG UTMASTG LDG.128 STG.128"),
     ("attention_hopper_*", "bf16 f16", &["90a"], "HGMMA UTMALDG STG.128"),
     (ATTENTION, "bf16 f16", &SASS_ARCHES, "HMMA LDSM LDGSTS STG.128"),
     (ATTENTION, "f32", &SASS_ARCHES, "LDG.128 STG.128"),
