@@ -90,8 +90,8 @@ struct Problem {
     }
 };
 
-// All stages of the product in a row, cut into runs of the same cost. Stages that also sum A's rows,
-// in the first tiles of N, cost an eighth more.
+// All stages of the product in a row, cut into runs of the same cost. Stages that also sum A's
+// rows, in the first tiles of N, cost an eighth more.
 struct Runs {
     static constexpr int STAGE_COST = 8;
     const Problem& problem;

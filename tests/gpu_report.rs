@@ -196,7 +196,7 @@ fn expected_calls(out: &Path) -> Vec<String> {
         d12("ge0", "-x 10 -ge 0"),
         d12("ge2", "-x 10 -ge 2"),
         d12("own", "-x 10 -ge 2 --matmul own"),
-        d12("cublaslt", "-x 10 -ge 2 --matmul cublaslt"),
+        d12("cublaslt", "-x 10 -ge 0 --matmul cublaslt"),
     ]
 }
 
