@@ -82,6 +82,8 @@ __device__ __forceinline__ void move_boxes(unsigned char* shared, const TensorMa
     mbarrier_init_fence();
     for (int i = 0; i < columns / 64; i++) {
         if (BUG != 1) tma_store_wait_read<0>();
+        // Copied over; the copy might still land first.
+        if (BUG == 4) *reinterpret_cast<volatile unsigned*>(shared) = 1;
         mbarrier_arrive_expect(barrier, 64 * 128);
         tma_load(slab, BUG == 3 && i > 0 ? out : in, BUG == 3 ? 0 : i * 64, 0, barrier);
         if (BUG != 2) mbarrier_wait(barrier, i & 1);
@@ -100,3 +102,4 @@ MOVE_BOXES(0)
 MOVE_BOXES(1)
 MOVE_BOXES(2)
 MOVE_BOXES(3)
+MOVE_BOXES(4)

@@ -202,6 +202,13 @@ const MUTANTS: &[(Run, &str, &str, Found, &[&str])] = &[
         ByChecker,
         &["a read of global memory that a tma_store"],
     ),
+    (
+        move_boxes,
+        "move_boxes_4",
+        "loads over a plain write without a proxy_fence",
+        ByChecker,
+        &["a write of what thread 0 (warp 0) wrote to shared memory without a proxy_fence after it"],
+    ),
 ];
 
 #[test]

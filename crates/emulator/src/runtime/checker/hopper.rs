@@ -90,17 +90,24 @@ impl Checker {
             if !self.before(writer, thread) {
                 return Err(format!("a read {}", self.race(Space::Shared, "written", writer)));
             }
-            let by = usize::from(writer.warp) * 32 + usize::from(writer.lane);
-            let fence = self.proxy_fences.get(&by).and_then(|all| all.get(cell.proxy_fences as usize));
-            if !fence.is_some_and(|fence| self.before(*fence, thread)) {
-                return Err(format!(
-                    "a read of what {} wrote to shared memory without a proxy_fence after it{}",
-                    self.name(writer),
-                    if fence.is_some() { " that is ordered before the read" } else { "" }
-                ));
-            }
+            self.is_fenced(writer, cell.proxy_fences, thread, "read").map_err(|e| format!("a read {e}"))?;
         }
         Ok(())
+    }
+
+    /// Checks that a thread that wrote to shared memory after `fences` proxy fences executed
+    /// another one, ordered before the access by copy or wgmma of `thread`.
+    fn is_fenced(&self, writer: Access, fences: u32, thread: usize, access: &str) -> Result<(), String> {
+        let by = usize::from(writer.warp) * 32 + usize::from(writer.lane);
+        let fence = self.proxy_fences.get(&by).and_then(|all| all.get(fences as usize));
+        if fence.is_some_and(|fence| self.before(*fence, thread)) {
+            return Ok(());
+        }
+        Err(format!(
+            "of what {} wrote to shared memory without a proxy_fence after it{}",
+            self.name(writer),
+            if fence.is_some() { format!(" that is ordered before the {access}") } else { String::new() }
+        ))
     }
 
     /// Checks and records an asynchronous copy that was issued: its writes replace all earlier
@@ -119,7 +126,12 @@ impl Checker {
             if by == By::Tma && cell.writer.is_some_and(|w| w.lane == Access::COPY) {
                 cell.writer = None;
             }
+            let old = *cell;
             self.visit(Space::Shared, place, thread, Kind::Write)?;
+            let writer = old.writer.filter(|w| old.cluster == cluster && w.lane != Access::COPY);
+            if let Some(writer) = writer {
+                self.is_fenced(writer, old.proxy_fences, thread, "write")?;
+            }
             let cell =
                 Cell { cluster, initialized: true, pending: true, writer: Some(copy), ..Cell::default() };
             *self.shadow.shared(place) = cell;
