@@ -65,8 +65,8 @@ pub enum Fault {
     Refused,
     /// It is refused, and so is everything after it.
     Breaks,
-    /// It takes a piece of work from the counter and ends.
-    LeavesCounter,
+    /// It takes work from the counter, raises a flag, and ends.
+    LeavesSignals,
 }
 
 /// Part of a kernel's name, and the fault.
@@ -98,9 +98,10 @@ impl Launcher for Fake {
         let fault = self.mutant.filter(|(name, _)| kernel.name.contains(name)).map(|(_, fault)| fault);
         match fault {
             Some(Fault::ReturnsEarly) => Ok(()),
-            Some(Fault::LeavesCounter) => {
+            Some(Fault::LeavesSignals) => {
                 // SAFETY: the last argument of Hopper's kernels is a `Problem`.
                 let problem = unsafe { args[args.len() - 1].value.cast::<Problem>().read() };
+                self.upload(problem.flags.address(), &1u32.to_le_bytes())?;
                 self.upload(problem.counter.address(), &3u32.to_le_bytes())
             }
             Some(Fault::Refused) => bail!("launching {}: out of registers", kernel.name),

@@ -45,7 +45,7 @@ pub struct Problem {
     K: i32,
     runs: i32,
     partials: Ptr<f32>,
-    flags: Ptr<u32>,
+    pub flags: Ptr<u32>,
     pub counter: Ptr<u32>,
 }
 
@@ -289,4 +289,43 @@ pub fn tiles(extent: Extent) -> usize {
 /// Returns the number of stages in K.
 fn stages(extent: Extent) -> usize {
     extent.K.div_ceil(STAGE_K)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The value of a `constexpr int` in a kernel's header.
+    fn constant(header: &str, name: &str) -> usize {
+        let text =
+            header.split(&format!("constexpr int {name} = ")).nth(1).unwrap_or_else(|| panic!("{name}"));
+        let value = text.split([';', ',']).next().unwrap();
+        value.split('*').map(|factor| factor.trim().parse::<usize>().unwrap()).product()
+    }
+
+    #[test]
+    fn constants_are_those_of_the_kernels() {
+        let of = |name| constant(include_str!("../../../../kernels/matmul_hopper.cuh"), name);
+        let names = ["CLUSTER_ROWS", "BN", "BK", "SHARED_BYTES"];
+        assert_eq!(names.map(of), [CLUSTER_ROWS, TILE_N, STAGE_K, SHARED_BYTES]);
+        assert_eq!((of("CONSUMERS") + 1) * of("WARPGROUP"), THREADS as usize);
+    }
+
+    /// Every stage is in one run, so there are never more runs than stages; sums are handed on only
+    /// where runs are not tiles.
+    #[test]
+    fn runs_are_tiles_or_as_many_as_requested() {
+        let wgrad = Wgrad { dweight: X::NULL, dbias: X::NULL, dout: X::NULL, inp: X::NULL, accumulate: true };
+        let dtype = crate::tensor::Dtype::Bf16;
+        // 9 x 3 tiles of 1,024 stages, as qkv of GPT-2 124M.
+        let gemm = Gemm { pass: Pass::Wgrad(wgrad), dtype, N: 65_536, C: 768, OC: 2304 };
+        assert_eq!(
+            (runs(&gemm, None), runs(&gemm, Some(66)), runs(&gemm, Some(1 << 20))),
+            (27, 66, 27 * 1024)
+        );
+        assert_eq!(TILES[0].run_counts(&gemm, 132), [27, 66]);
+        assert_eq!(TILES[1].run_counts(&gemm, 132), [27]);
+        assert_eq!((partial_bytes(&gemm, 27), partial_bytes(&gemm, 66)), (0, 66 * 2 * 128 * (256 + 8) * 4));
+        assert_eq!(flags(132), 66 * 16);
+    }
 }

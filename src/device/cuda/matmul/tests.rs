@@ -240,12 +240,12 @@ fn a_wrong_kernel_is_dropped_where_nothing_is_measured() {
     assert_eq!(found.warnings.len(), 2, "{:?}", found.warnings);
 }
 
-/// It leaves the work counter of persistent kernels in a state that others do not expect.
+/// It leaves the signals of persistent kernels in a state that others do not expect.
 #[test]
 fn a_kernel_that_ends_half_way_condemns_no_other() {
     let name = "matmul_hopper_forward_128x256";
     let cost = |name: &str| if name.contains("hopper") { 0.1 } else { 1.0 };
-    let mutant = Some((name, Fault::LeavesCounter));
+    let mutant = Some((name, Fault::LeavesSignals));
     let found = outcome(&Setting { dtype: Dtype::Bf16, mutant, cost, ..Setting::default() }).unwrap();
     assert_right(&found.results, Dtype::Bf16);
     let forward = found.lines.iter().find(|line| is_of(line, "forward")).unwrap();
