@@ -1,6 +1,6 @@
-// Hopper's instructions (sm_90a): barriers in shared memory, tile copies by the tensor memory
-// accelerator (TMA), and warpgroup matmuls. One instruction per function; only this file and
-// ptx.cuh contain inline PTX. The twins are in emulated/hopper.h.
+// Hopper's instructions (sm_90a): barriers in shared memory, tile copies in both directions by the
+// tensor memory accelerator (TMA), clusters of blocks, and warpgroup matmuls. One instruction per
+// function; only this file and ptx.cuh contain inline PTX. The twins are in emulated/hopper.h.
 #pragma once
 #include "common.cuh"
 
@@ -69,22 +69,22 @@ __device__ __forceinline__ void mbarrier_arrive_cluster(uint32_t barrier) {
 // try_wait itself sleeps for a while, so the timer is read rarely, and not at all where the phase
 // has ended.
 constexpr unsigned long long BARRIER_PATIENCE_NS = 10000000000;
-#define MBARRIER_WAIT_PTX(SCOPE)                                              \
-    "{\n"                                                                    \
-    ".reg .pred ended, late;\n"                                              \
-    ".reg .u64 start, now;\n"                                                \
-    "mbarrier.try_wait.parity" SCOPE ".shared::cta.b64 ended, [%0], %1;\n"   \
-    "@ended bra done;\n"                                                     \
-    "mov.u64 start, %%globaltimer;\n"                                        \
-    "again:\n"                                                               \
-    "mbarrier.try_wait.parity" SCOPE ".shared::cta.b64 ended, [%0], %1;\n"   \
-    "@ended bra done;\n"                                                     \
-    "mov.u64 now, %%globaltimer;\n"                                          \
-    "sub.u64 now, now, start;\n"                                             \
-    "setp.gt.u64 late, now, %2;\n"                                           \
-    "@late trap;\n"                                                          \
-    "bra again;\n"                                                           \
-    "done:\n"                                                                \
+#define MBARRIER_WAIT_PTX(SCOPE)                                           \
+    "{\n"                                                                  \
+    ".reg .pred ended, late;\n"                                            \
+    ".reg .u64 start, now;\n"                                              \
+    "mbarrier.try_wait.parity" SCOPE ".shared::cta.b64 ended, [%0], %1;\n" \
+    "@ended bra done;\n"                                                   \
+    "mov.u64 start, %%globaltimer;\n"                                      \
+    "again:\n"                                                             \
+    "mbarrier.try_wait.parity" SCOPE ".shared::cta.b64 ended, [%0], %1;\n" \
+    "@ended bra done;\n"                                                   \
+    "mov.u64 now, %%globaltimer;\n"                                        \
+    "sub.u64 now, now, start;\n"                                           \
+    "setp.gt.u64 late, now, %2;\n"                                         \
+    "@late trap;\n"                                                        \
+    "bra again;\n"                                                         \
+    "done:\n"                                                              \
     "}"
 __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity) {
     asm volatile(MBARRIER_WAIT_PTX("") ::"r"(barrier), "r"(parity), "n"(BARRIER_PATIENCE_NS) : "memory");

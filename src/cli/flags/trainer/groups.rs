@@ -336,8 +336,8 @@ pub struct GpuFlags {
           value_parser = values::switch,
           action = ArgAction::Set, default_value = "1")]
     pub use_master_weights: bool,
-    /// Fuse GELU into matmuls: 0 = never, 1 = forward, 2 = forward and backward, auto = where
-    /// faster
+    /// Fuse GELU into our matmuls: 0 = never, 1 = forward, 2 = forward and backward, auto = where
+    /// faster; cuBLASLt fuses none
     #[arg(id = "gelu_fusion", long = "gelu-fusion", alias = "ge", value_name = "auto|0|1|2",
           value_parser = values::gelu_fusion,
           default_value = "auto")]
