@@ -251,7 +251,7 @@ struct Block {
     // A work item is in the queue, and all consumer warps have read it.
     __device__ __forceinline__ uint32_t work_full(int i) const { return barriers + (2 * STAGES + i % QUEUE) * 8; }
     __device__ __forceinline__ uint32_t work_empty(int i) const { return work_full(i) + QUEUE * 8; }
-    // The same for run numbers, in the second block and in the first.
+    // The same for run numbers: full in the other blocks of the cluster, empty in the first.
     __device__ __forceinline__ uint32_t run_full(int i) const { return work_full(i) + 2 * QUEUE * 8; }
     __device__ __forceinline__ uint32_t run_empty(int i) const { return work_full(i) + 3 * QUEUE * 8; }
     // The consumer whose turn item i is has seen all of its stages land.
