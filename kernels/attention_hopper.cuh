@@ -13,18 +13,18 @@
 #include "hopper.cuh"
 
 namespace attention_hopper {
+// The maps of a matrix whose rows hold heads next to each other: with boxes for wide parts, and
+// with boxes for the remaining columns (unused where a head has none).
+struct HeadMaps {
+    const TensorMap *wide, *rest;
+};
+
 #if defined(HAS_HOPPER_INSTRUCTIONS) && !defined(FLOATX_F32)
 using namespace attention;
 
 constexpr int WARPGROUP = 128;
 // Rows of a warpgroup, and columns of a wide part.
 constexpr int ROWS = 64, WIDE_COLUMNS = 64;
-
-// The maps of a matrix whose rows hold heads next to each other: with boxes for wide parts, and
-// with boxes for the remaining columns (unused where a head has none).
-struct HeadMaps {
-    const TensorMap *wide, *rest;
-};
 
 // A tile of COUNT rows of a head.
 template <int HS, int COUNT>
@@ -49,21 +49,26 @@ struct Tile {
 
     // Columns 16 k to 16 k + 15 of the rows from `row` on, a multiple of 8: rows run along K.
     __device__ __forceinline__ uint64_t columns(int row, int k) const {
-        constexpr uint32_t UNUSED = 16;
-        const int part = k / (WIDE_COLUMNS / 16);
-        const uint32_t in_part = k % (WIDE_COLUMNS / 16) * 32, start = address + part * WIDE_BYTES + in_part;
+        const int part = k / (WIDE_COLUMNS / 16), in_part = k % (WIDE_COLUMNS / 16) * 32;
         if constexpr (REST > 0) {
-            if (part == WIDE_PARTS) return matrix_descriptor<REST_ROW_BYTES>(start + row * REST_ROW_BYTES, UNUSED);
+            if (part == WIDE_PARTS)
+                return further(matrix_descriptor<REST_ROW_BYTES>(address, UNUSED), part * WIDE_BYTES + in_part + row * REST_ROW_BYTES);
         }
-        return matrix_descriptor<128>(start + row * 128, UNUSED);
+        return further(matrix_descriptor<128>(address, UNUSED), part * WIDE_BYTES + in_part + row * 128);
     }
     // All wide parts, or the remaining columns, of 16 rows: rows run across K.
     __device__ __forceinline__ uint64_t wide_rows(int row) const {
-        return matrix_descriptor<128>(address + row * 128, WIDE_BYTES);
+        return further(matrix_descriptor<128>(address, WIDE_BYTES), row * 128);
     }
     __device__ __forceinline__ uint64_t rest_rows(int row) const {
-        constexpr uint32_t UNUSED = 16;
-        return matrix_descriptor<REST_ROW_BYTES>(address + WIDE_PARTS * WIDE_BYTES + row * REST_ROW_BYTES, UNUSED);
+        return further(matrix_descriptor<REST_ROW_BYTES>(address, UNUSED), WIDE_PARTS * WIDE_BYTES + row * REST_ROW_BYTES);
+    }
+
+   private:
+    static constexpr uint32_t UNUSED = 16;
+    // The descriptor of a place further on. The address is in its low half, which does not overflow.
+    static __device__ __forceinline__ uint64_t further(uint64_t descriptor, uint32_t bytes) {
+        return descriptor & 0xffffffff00000000 | (uint32_t)descriptor + (bytes >> 4);
     }
 };
 
