@@ -34,7 +34,7 @@ constexpr int CONSUMERS = 2, CONSUMER_WARPS = CONSUMERS * WARPGROUP / WARP_SIZE;
 // Rows per tile: queries of an item, and keys.
 constexpr int TILE_ROWS = CONSUMERS * ROWS;
 // One of this many exponentials is computed by a polynomial.
-constexpr int POLYNOMIALS = 4;
+constexpr int POLYNOMIALS = 0;
 
 // A tile of queries of a head.
 struct alignas(16) Item {
@@ -218,9 +218,7 @@ struct Consumer {
         hide_later_keys<true>(scores, (int)threadIdx.x / WARP_SIZE % 4 * 16 + FIRST_ROW);
         softmax.clear();
         sums.clear();
-        float shrink[1][2];
-        softmax.raise(scores, shrink, scale);
-        softmax.weigh(scores, scale);
+        softmax.update(scores, sums, scale);
 #pragma unroll
         for (auto& rows : weights)
 #pragma unroll
@@ -232,24 +230,29 @@ struct Consumer {
     // Adds the product of the tile that has weights, and computes those of the next one.
     __device__ __forceinline__ void add_tile(int item) {
         WarpgroupSums<TILE_ROWS> scores;
+        const auto queries = block.queries(item).uniform(), next_keys = block.keys(keys.stage).uniform(),
+                   own_values = block.values(values.stage).uniform();
         mbarrier_wait(block.keys_full(keys.stage), keys.parity);
         wait_for_turn();
         wgmma_fence();
-        multiply_transposed(scores, block.queries(item), FIRST_ROW, block.keys(keys.stage));
-        add_product<TILE_ROWS>(sums, weights, block.values(values.stage), true);
+        multiply_transposed(scores, queries, FIRST_ROW, next_keys);
+        add_product<TILE_ROWS>(sums, weights, own_values, true);
         pass_turn();
         wgmma_wait<1>();
-        release_keys();
-        float shrink[1][2];
-        const bool grown = softmax.raise(scores, shrink, scale);
-        softmax.template weigh<POLYNOMIALS>(scores, scale, inverse_scale);
+        const bool fits = softmax.try_weigh(scores, scale);
         const uint32_t used = block.values_empty(values.stage);
         values.advance();
         // The compiler moves no exponential across this wait, so the product is still running.
         mbarrier_wait(block.values_full(values.stage), values.parity);
         wgmma_wait<0>();
         release(used);
-        if (grown) Softmax<1>::rescale(sums, shrink);
+        if (!fits) {
+            wgmma_fence();
+            multiply_transposed(scores, queries, FIRST_ROW, next_keys);
+            wgmma_wait<0>();
+            softmax.update(scores, sums, scale);
+        }
+        release_keys();
         round(weights, scores);
     }
 

@@ -37,6 +37,8 @@ struct PolynomialExp2 {
 // of 2^8 (as in FlashAttention-4): weights of up to 256 are harmless.
 template <int M>
 struct Softmax {
+    // f16 holds exponentials of up to this.
+    static constexpr float LARGEST = 32768.0f;
     float max[M][2], sum[M][2];  // max: log2
 
     __device__ __forceinline__ void clear() {
@@ -90,6 +92,31 @@ struct Softmax {
         for (auto& s : scores.v[m]) largest = fmaxf(largest, fmaxf(s[2 * i], s[2 * i + 1]));
         largest = fmaxf(largest, __shfl_xor_sync(FULL_MASK, largest, 1));
         return fmaxf(largest, __shfl_xor_sync(FULL_MASK, largest, 2));
+    }
+
+    // Replaces scores by exponentials without raising the maximum. Returns whether none of the warp
+    // is too large; otherwise nothing but the scores has changed.
+    template <int N>
+    __device__ __forceinline__ bool try_weigh(Sums<M, N>& scores, float scale_log2) {
+        float before[M][2];
+        bool fits = true;
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int i = 0; i < 2; i++) before[m][i] = sum[m][i], sum[m][i] = 0.0f;
+        weigh(scores, scale_log2);
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                fits &= !(sum[m][i] > LARGEST);
+            }
+        fits = __all_sync(FULL_MASK, fits);
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int i = 0; i < 2; i++) sum[m][i] = fits ? before[m][i] + sum[m][i] : before[m][i];
+        return fits;
     }
 
     // Replaces scores by their exponentials. One of every POLYNOMIALS groups of 8 columns, if that
