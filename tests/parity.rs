@@ -6,7 +6,7 @@ use serde_json::Value;
 use std::path::PathBuf;
 use warpsmith::checkpoint;
 use warpsmith::config::ModelConfig;
-use warpsmith::data::buckets::TokenBuckets;
+use warpsmith::data::buckets::rows_by_token;
 use warpsmith::device::compare::{adamw_step, assert_close, assert_same_bits};
 use warpsmith::device::cpu::{Cpu, matmul::Precision};
 use warpsmith::model::activations::Recompute;
@@ -70,9 +70,8 @@ impl Tiny {
     fn run(&mut self, shape: BatchShape, inputs: &[i32], targets: &[i32], at: MicroStep) {
         self.model.load_batch(&mut self.dev, shape, inputs, targets).unwrap();
         self.model.forward(&mut self.dev, &mut NoHooks, shape).unwrap();
-        let by_token = TokenBuckets::of(inputs);
-        let buckets = self.model.load_buckets(&mut self.dev, &by_token.rows, &by_token.starts).unwrap();
-        self.model.backward(&mut self.dev, shape, buckets, at, &mut NoHooks).unwrap();
+        self.model.load_rows_by_token(&mut self.dev, &rows_by_token(inputs)).unwrap();
+        self.model.backward(&mut self.dev, shape, at, &mut NoHooks).unwrap();
     }
 
     fn loss_and_norm(&mut self) -> (f32, f32) {

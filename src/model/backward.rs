@@ -7,7 +7,7 @@
 use super::activations::Recompute;
 use super::hooks::{LayerHooks, Pass};
 use super::{BatchShape, GPT2};
-use crate::ops::{AttentionDims, EncoderBackward, LayernormBackward, MatmulBackward, Ops, TokenBuckets};
+use crate::ops::{AttentionDims, EncoderBackward, LayernormBackward, MatmulBackward, Ops};
 use crate::params::{Param, Param::*};
 use crate::sharding::ParamBuffer;
 use crate::tensor::Tensor;
@@ -45,7 +45,6 @@ impl GPT2 {
         &self,
         dev: &mut dyn Ops,
         shape: BatchShape,
-        buckets: TokenBuckets,
         step: MicroStep,
         hooks: &mut dyn LayerHooks,
     ) -> Result<()> {
@@ -84,7 +83,7 @@ impl GPT2 {
             dwpe: self.grad(Wpe, 0),
             dout: dresidual,
             tokens,
-            buckets,
+            rows_by_token: a.rows_by_token.slice(0, N),
             B: shape.B,
             T: shape.T,
             C,

@@ -38,12 +38,12 @@ impl Replica {
             let (first, last) = (micro_step == 0, micro_step + 1 == grad_accum_steps);
             let batch = next_batch()?; // (B, T) inputs, and targets one token on
             model.load_batch(dev, shape, &batch.inputs, &batch.targets)?;
-            let buckets = model.load_buckets(dev, &batch.buckets.rows, &batch.buckets.starts)?;
+            model.load_rows_by_token(dev, &batch.rows_by_token)?;
             model.forward(dev, zero, shape)?; // encoder -> L blocks -> lnf
             let fresh_grads = zero.begin_micro_step(first, last);
             let at = MicroStep { first, fresh_grads, dloss: loss_scale / tokens };
             // logits, losses -> ... -> dwte; gradients +=. Reductions over ranks start meanwhile.
-            model.backward(dev, shape, buckets, at, zero)?;
+            model.backward(dev, shape, at, zero)?;
         }
         self.read_back(tokens, loss_scale, vote)
     }
