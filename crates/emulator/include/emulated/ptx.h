@@ -98,6 +98,18 @@ EMULATED_INLINE void store_u128_streaming(void* p, uint4 v, EMULATED_SITE) { sto
 EMULATED_INLINE void flag_raise(unsigned* flag, EMULATED_SITE) { cuda_emulator_flag_raise(flag, file, line); }
 EMULATED_INLINE void flag_wait(unsigned* flag, EMULATED_SITE) { cuda_emulator_flag_wait(flag, file, line); }
 
+// --- barriers among whole warps of a block
+
+EMULATED_INLINE void barrier_sync(uint32_t id, uint32_t threads, EMULATED_SITE) {
+    emulated::BarrierArrival lane = {id, threads, 0};
+    cuda_emulator_collective(emulated::BARRIER_SYNC, 0xffffffffu, &lane, file, line);
+    cuda_emulator_barrier_wait(id, lane.used);
+}
+EMULATED_INLINE void barrier_arrive(uint32_t id, uint32_t threads, EMULATED_SITE) {
+    emulated::BarrierArrival lane = {id, threads, 0};
+    cuda_emulator_collective(emulated::BARRIER_ARRIVE, 0xffffffffu, &lane, file, line);
+}
+
 // --- arithmetic
 
 EMULATED_INLINE int opaque(int x) { return x; }
