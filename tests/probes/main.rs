@@ -30,7 +30,7 @@ use golden::{Golden, Recorder};
 use std::path::{Path, PathBuf};
 
 /// Every probe, by the name of its golden file.
-const PROBES: [&str; 33] = [
+const PROBES: [&str; 34] = [
     "addresses",
     "bf16",
     "cluster_barriers",
@@ -42,6 +42,7 @@ const PROBES: [&str; 33] = [
     "f32",
     "flags",
     "ldmatrix",
+    "max2",
     "mbarrier",
     "mma_bf16",
     "mma_f16",
