@@ -137,7 +137,7 @@ pub fn predict(kernel: &Kernel, gpu: &Gpu, limits: impl Fn(Option<Tiles>) -> Opt
         Work::Matmul { m, n, k, tail } => matmul(kernel, (m, n, k), tail, gpu),
         Work::Attention { B, NH, T, HS, backward } => {
             let dims = (B, NH, T, HS);
-            let way = hopper::attention(kernel, dims, backward, gpu);
+            let way = hopper::attention(dims, backward, gpu);
             vec![way.unwrap_or_else(|| attention(kernel, dims, backward, gpu))]
         }
         Work::Stream { rows, columns, share } => {
@@ -174,7 +174,7 @@ pub(super) struct Realistic {
 }
 
 impl Realistic {
-    fn stream(memory: f64) -> Self {
+    pub fn stream(memory: f64) -> Self {
         Realistic { compute: 0.0, memory, beside: 0.0, idle: 1.0, computing: Bound::Clocks, tiles: None }
     }
 
