@@ -112,6 +112,37 @@ __device__ __forceinline__ void flag_wait(unsigned* flag) {
         : "memory");
 }
 
+// --- turns in global memory: numbers that count up, 0 before and after a launch. Many threads may
+// wait for a turn; one at a time passes it on.
+
+// Writes the number of the next turn after everything that this thread has written, or has
+// synchronized with.
+__device__ __forceinline__ void turn_pass(unsigned* turn, unsigned number) {
+    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(turn), "r"(number) : "memory");
+}
+// Waits until the turn has reached `number`. A wait of more than FLAG_PATIENCE_NS traps.
+__device__ __forceinline__ void turn_wait(const unsigned* turn, unsigned number) {
+    asm volatile(
+        "{\n"
+        ".reg .pred reached, late;\n"
+        ".reg .u32 value;\n"
+        ".reg .u64 start, now;\n"
+        "mov.u64 start, %%globaltimer;\n"
+        "again:\n"
+        "ld.acquire.gpu.global.u32 value, [%0];\n"
+        "setp.ge.u32 reached, value, %1;\n"
+        "@reached bra done;\n"
+        "mov.u64 now, %%globaltimer;\n"
+        "sub.u64 now, now, start;\n"
+        "setp.gt.u64 late, now, %2;\n"
+        "@late trap;\n"
+        "bra again;\n"
+        "done:\n"
+        "}" ::"l"(turn),
+        "r"(number), "n"(FLAG_PATIENCE_NS)
+        : "memory");
+}
+
 // --- arithmetic
 
 // Returns x, but the compiler cannot tell, and so recomputes values instead of keeping them in

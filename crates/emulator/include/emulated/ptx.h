@@ -97,6 +97,12 @@ EMULATED_INLINE void store_u128_streaming(void* p, uint4 v, EMULATED_SITE) { sto
 
 EMULATED_INLINE void flag_raise(unsigned* flag, EMULATED_SITE) { cuda_emulator_flag_raise(flag, file, line); }
 EMULATED_INLINE void flag_wait(unsigned* flag, EMULATED_SITE) { cuda_emulator_flag_wait(flag, file, line); }
+EMULATED_INLINE void turn_pass(unsigned* turn, unsigned number, EMULATED_SITE) {
+    cuda_emulator_turn_pass(turn, number, file, line);
+}
+EMULATED_INLINE void turn_wait(const unsigned* turn, unsigned number, EMULATED_SITE) {
+    cuda_emulator_turn_wait(turn, number, file, line);
+}
 
 // --- arithmetic
 
