@@ -104,6 +104,18 @@ EMULATED_INLINE void turn_wait(const unsigned* turn, unsigned number, EMULATED_S
     cuda_emulator_turn_wait(turn, number, file, line);
 }
 
+// --- barriers among whole warps of a block
+
+EMULATED_INLINE void barrier_sync(uint32_t id, uint32_t threads, EMULATED_SITE) {
+    emulated::BarrierArrival lane = {id, threads, 0};
+    cuda_emulator_collective(emulated::BARRIER_SYNC, 0xffffffffu, &lane, file, line);
+    cuda_emulator_barrier_wait(id, lane.used);
+}
+EMULATED_INLINE void barrier_arrive(uint32_t id, uint32_t threads, EMULATED_SITE) {
+    emulated::BarrierArrival lane = {id, threads, 0};
+    cuda_emulator_collective(emulated::BARRIER_ARRIVE, 0xffffffffu, &lane, file, line);
+}
+
 // --- arithmetic
 
 EMULATED_INLINE int opaque(int x) { return x; }
