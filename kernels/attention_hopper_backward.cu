@@ -221,6 +221,7 @@ __device__ __forceinline__ void carry(const Shared<HS>& shared, const Problem& p
                 wait_for_turn();
                 mbarrier_arrive_expect(shared.sums_ready(), BYTES);
                 bulk_load(sums, in_memory, BYTES, shared.sums_ready());
+                mbarrier_wait(shared.sums_ready(), j & 1);
             } else {
                 mbarrier_arrive(shared.sums_ready());
             }

@@ -1,7 +1,7 @@
 //! Causal attention at every head size: forward, backward, and for one position.
 
-use crate::devices::{older, under_test};
-use crate::harness::{Tensors, Tolerance, Work, check, check_on, outputs_of, random};
+use crate::devices::{at_the_same_time, older, under_test};
+use crate::harness::{Tensors, Tolerance, Work, check, check_dtype, check_on, outputs_of, random};
 use warpsmith::ops::{AttentionDims, Limits};
 use warpsmith::tensor::Dtype;
 
@@ -80,6 +80,15 @@ fn many_heads() {
     check_dims(3, 2, 12, 32);
 }
 
+/// More heads than those of two groups, so that places for sums of dQ are used again.
+#[test]
+fn more_heads_than_places() {
+    for (B, T, NH) in [(2, 130, 5), (3, 2, 7)] {
+        let dims = AttentionDims { B, T, NH, HS: 64 };
+        check_dtype(&format!("attention, {dims:?}"), Dtype::Bf16, |t| all_of(t, dims));
+    }
+}
+
 #[test]
 fn one_position_attends_to_those_before_it_alone() {
     let dims = AttentionDims { B: 2, T: 70, NH: 3, HS: 64 };
@@ -99,9 +108,10 @@ fn one_position_attends_to_those_before_it_alone() {
 /// The bits depend neither on the order of threads nor on the mode or the run.
 #[test]
 fn gives_the_same_bits_every_time() {
-    let dims = AttentionDims { B: 1, T: 130, NH: 2, HS: 64 };
+    let dims = AttentionDims { B: 2, T: 130, NH: 5, HS: 64 };
     for dtype in [Dtype::Bf16, Dtype::F32] {
-        let runs = under_test(dtype).into_iter().chain(under_test(dtype).into_iter().take(1));
+        let again = under_test(dtype).into_iter().take(1).chain(at_the_same_time(dtype));
+        let runs = under_test(dtype).into_iter().chain(again);
         let outputs: Vec<_> = runs.map(|under| outputs_of(under, dtype, |t| all_of(t, dims))).collect();
         let bits = |outputs: &[Vec<f32>]| -> Vec<u32> {
             outputs.iter().flatten().map(|value| value.to_bits()).collect()

@@ -42,6 +42,12 @@ pub fn older(dtype: Dtype) -> Vec<Under> {
     emulated(options(dtype), modes.collect())
 }
 
+/// Returns the emulated device with blocks that run at the same time, on threads of their own.
+pub fn at_the_same_time(dtype: Dtype) -> Vec<Under> {
+    let modes = modes(dtype).into_iter().filter(|mode| !mode.check);
+    emulated(options(dtype), modes.map(|mode| EmulatorOptions { threads: 4, ..mode }).collect())
+}
+
 fn emulated(options: CudaOptions, modes: Vec<EmulatorOptions>) -> Vec<Under> {
     modes
         .into_iter()
