@@ -23,12 +23,12 @@ namespace attention {
 // it would displace other values throughout the loop over keys.
 template <int HS, int M>
 __device__ __forceinline__ void store_result(floatX* out, float* lse, Sums<M, HS>& sums, Softmax<M>& softmax,
-                                             unsigned char* queries, int T, int NH) {
+                                             unsigned char* queries, int T, int NH, float scale) {
     T = opaque(T);
     int tiles = ceil_div(T, 64 * M), C = NH * HS, in_block = (int)threadIdx.x / WARP_SIZE * 16 * M;
     Work work = work_of_block(tiles);
     int warp_first = (tiles - 1 - work.rank) * 64 * M + in_block, valid = T - warp_first;
-    softmax.finish(sums, lse + (size_t)work.head * T + warp_first, valid);
+    softmax.finish(sums, lse + (size_t)work.head * T + warp_first, valid, scale);
     store_rows(out + offset_in_out(work.head, T, NH, HS) + (size_t)warp_first * C, C, valid, sums,
                queries + tile_bytes<HS>(in_block));
 }
@@ -76,7 +76,7 @@ __device__ __forceinline__ void forward_tensor_cores(floatX* out, float* lse, co
         softmax.update(scores, sums, scale * LOG2_E);
         add_product(sums, scores, stage + TILE);
     }
-    store_result<HS, M>(out, lse, sums, softmax, shared, T, NH);
+    store_result<HS, M>(out, lse, sums, softmax, shared, T, NH, scale);
 }
 
 // f32: LANES threads share a query and process KEYS keys at a time.

@@ -37,6 +37,10 @@ struct Tile {
 
     uint32_t address;  // a multiple of 1,024
 
+    // The same, where all lanes agree on the address, which the compiler cannot always tell: then it
+    // computes descriptors once per warp.
+    __device__ __forceinline__ Tile uniform() const { return {__shfl_sync(FULL_MASK, address, 0)}; }
+
     // Copies the rows from `row` on of the head that starts at `column`. The boxes of the maps have
     // COUNT rows. BYTES arrive at the barrier. Rows past the end of the matrix become zeros.
     __device__ __forceinline__ void load(const HeadMaps& maps, int column, int row, uint32_t barrier) const {
@@ -64,7 +68,25 @@ struct Tile {
         return further(matrix_descriptor<REST_ROW_BYTES>(address, UNUSED), WIDE_PARTS * WIDE_BYTES + row * REST_ROW_BYTES);
     }
 
+    // The address of 8 elements. In rows of ROW_BYTES, the 16-byte chunk c of the 128-byte line l is
+    // at chunk c ^ (l % (ROW_BYTES / 16)).
+    __device__ __forceinline__ uint32_t chunk(int row, int chunk) const {
+        constexpr int WIDE_CHUNKS = WIDE_COLUMNS / 8;
+        const int part = chunk / WIDE_CHUNKS;
+        const uint32_t start = address + part * WIDE_BYTES;
+        if constexpr (REST > 0) {
+            if (part == WIDE_PARTS) return start + swizzled<REST / 8>(row, chunk % WIDE_CHUNKS);
+        }
+        return start + swizzled<WIDE_CHUNKS>(row, chunk % WIDE_CHUNKS);
+    }
+
    private:
+    template <int CHUNKS>
+    static __device__ __forceinline__ uint32_t swizzled(int row, int chunk) {
+        const int line = row * CHUNKS / 8, in_line = row * CHUNKS % 8 + chunk;
+        return line * 128 + (in_line ^ line % CHUNKS) * 16;
+    }
+
     static constexpr uint32_t UNUSED = 16;
     // The descriptor of a place further on. The address is in its low half, which does not overflow.
     static __device__ __forceinline__ uint64_t further(uint64_t descriptor, uint32_t bytes) {
@@ -79,9 +101,13 @@ using WarpgroupSums = Sums<1, N>;
 template <int K>
 using Weights = uint32_t[K / 16][4];
 
-// Some columns of sums, as wgmma takes them.
+// Some columns of sums, and the same as wgmma takes them.
 template <int FIRST, int COLUMNS, int N>
-__device__ __forceinline__ float (&columns_of(WarpgroupSums<N>& sums))[COLUMNS / 2] {
+__device__ __forceinline__ WarpgroupSums<COLUMNS>& columns_of(WarpgroupSums<N>& sums) {
+    return reinterpret_cast<WarpgroupSums<COLUMNS>&>(sums.v[0][FIRST / 8]);
+}
+template <int FIRST, int COLUMNS, int N>
+__device__ __forceinline__ float (&registers_of(WarpgroupSums<N>& sums))[COLUMNS / 2] {
     return reinterpret_cast<float(&)[COLUMNS / 2]>(sums.v[0][FIRST / 8]);
 }
 
@@ -92,8 +118,29 @@ __device__ __forceinline__ void multiply_transposed(WarpgroupSums<N>& scores, Ti
                                                     Tile<HS, OTHERS> others, int other = 0) {
 #pragma unroll
     for (int k = 0; k < HS / 16; k++)
-        wgmma<floatX, false, false>(columns_of<0, N>(scores), rows.columns(row, k), others.columns(other, k), k > 0);
+        wgmma<floatX, false, false>(registers_of<0, N>(scores), rows.columns(row, k), others.columns(other, k), k > 0);
     wgmma_commit();
+}
+
+// The same for a warp's 16 rows, without the other warps, and done at the end: for what happens
+// rarely.
+template <int HS, int COUNT, int N>
+__device__ __forceinline__ void multiply_transposed_by_warp(WarpgroupSums<N>& scores, Tile<HS, COUNT> rows, int row,
+                                                            Tile<HS, N> others) {
+    const int lane = threadIdx.x % WARP_SIZE;
+    scores.clear();
+#pragma unroll 1
+    for (int k = 0; k < HS / 16; k++) {
+        uint32_t a[4];
+        ldmatrix_x4(a, rows.chunk(row + lane % 16, 2 * k + lane / 16));
+#pragma unroll
+        for (int n = 0; n < N / 16; n++) {
+            uint32_t b[4];
+            ldmatrix_x4(b, others.chunk(16 * n + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
+            mma_m16n8k16<floatX>(scores.v[0][2 * n], a, b[0], b[1]);
+            mma_m16n8k16<floatX>(scores.v[0][2 * n + 1], a, b[2], b[3]);
+        }
+    }
 }
 
 // Queues sums = weights * K rows of a tile, from `row` on; or sums += that, if `accumulate`.
@@ -103,9 +150,9 @@ __device__ __forceinline__ void add_product(WarpgroupSums<HS>& sums, const Weigh
     constexpr int WIDE = HS / WIDE_COLUMNS * WIDE_COLUMNS, REST = HS % WIDE_COLUMNS;
 #pragma unroll
     for (int k = 0; k < K / 16; k++) {
-        wgmma_rs<floatX, true>(columns_of<0, WIDE>(sums), weights[k], tile.wide_rows(row + 16 * k), accumulate || k > 0);
+        wgmma_rs<floatX, true>(registers_of<0, WIDE>(sums), weights[k], tile.wide_rows(row + 16 * k), accumulate || k > 0);
         if constexpr (REST > 0)
-            wgmma_rs<floatX, true>(columns_of<WIDE, REST>(sums), weights[k], tile.rest_rows(row + 16 * k), accumulate || k > 0);
+            wgmma_rs<floatX, true>(registers_of<WIDE, REST>(sums), weights[k], tile.rest_rows(row + 16 * k), accumulate || k > 0);
     }
     wgmma_commit();
 }

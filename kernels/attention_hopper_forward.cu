@@ -33,8 +33,6 @@ struct Call {
 constexpr int CONSUMERS = 2, CONSUMER_WARPS = CONSUMERS * WARPGROUP / WARP_SIZE;
 // Rows per tile: queries of an item, and keys.
 constexpr int TILE_ROWS = CONSUMERS * ROWS;
-// One of this many exponentials is computed by a polynomial.
-constexpr int POLYNOMIALS = 4;
 
 // A tile of queries of a head.
 struct alignas(16) Item {
@@ -169,15 +167,14 @@ struct Consumer {
     const OwnBlock& block;
     const Call& call;
     const bool leader;
-    const float scale, inverse_scale;  // of scores in base 2
+    const float scale;  // of scores in base 2
     WarpgroupSums<HS> sums;
     Weights<TILE_ROWS> weights;
     Softmax<1> softmax;
     Place keys, values;
 
     __device__ __forceinline__ Consumer(const Block<HS>& block, const Call& call)
-        : block(block), call(call), leader(threadIdx.x % WARP_SIZE == 0), scale(call.scale * LOG2_E),
-          inverse_scale(1.0f / scale) {}
+        : block(block), call(call), leader(threadIdx.x % WARP_SIZE == 0), scale(call.scale * LOG2_E) {}
 
     __device__ __forceinline__ void consume() {
         Item item = receive(0);
@@ -213,14 +210,14 @@ struct Consumer {
         return item;
     }
 
+    // The warp's first row of its warpgroup's.
+    static __device__ __forceinline__ int warp_row() { return (int)threadIdx.x / WARP_SIZE % 4 * 16; }
+
     // Weights of the tile on the diagonal, the first of an item.
     __device__ __forceinline__ void weigh_diagonal(WarpgroupSums<DIAGONAL>& scores) {
-        hide_later_keys<true>(scores, (int)threadIdx.x / WARP_SIZE % 4 * 16 + FIRST_ROW);
-        softmax.clear();
+        hide_later_keys<true>(columns_of<FIRST_ROW, ROWS>(scores), warp_row());
+        softmax.start(scores, scale);
         sums.clear();
-        float shrink[1][2];
-        softmax.raise(scores, shrink, scale);
-        softmax.weigh(scores, scale);
 #pragma unroll
         for (auto& rows : weights)
 #pragma unroll
@@ -232,24 +229,27 @@ struct Consumer {
     // Adds the product of the tile that has weights, and computes those of the next one.
     __device__ __forceinline__ void add_tile(int item) {
         WarpgroupSums<TILE_ROWS> scores;
+        const auto queries = block.queries(item).uniform(), next_keys = block.keys(keys.stage).uniform(),
+                   own_values = block.values(values.stage).uniform();
         mbarrier_wait(block.keys_full(keys.stage), keys.parity);
         wait_for_turn();
         wgmma_fence();
-        multiply_transposed(scores, block.queries(item), FIRST_ROW, block.keys(keys.stage));
-        add_product<TILE_ROWS>(sums, weights, block.values(values.stage), true);
+        multiply_transposed(scores, queries, FIRST_ROW, next_keys);
+        add_product<TILE_ROWS>(sums, weights, own_values, true);
         pass_turn();
         wgmma_wait<1>();
-        release_keys();
-        float shrink[1][2];
-        const bool grown = softmax.raise(scores, shrink, scale);
-        softmax.template weigh<POLYNOMIALS>(scores, scale, inverse_scale);
+        const bool serves = softmax.try_update(scores, scale);
         const uint32_t used = block.values_empty(values.stage);
         values.advance();
         // The compiler moves no exponential across this wait, so the product is still running.
         mbarrier_wait(block.values_full(values.stage), values.parity);
         wgmma_wait<0>();
         release(used);
-        if (grown) Softmax<1>::rescale(sums, shrink);
+        if (!serves) {
+            multiply_transposed_by_warp(scores, queries, FIRST_ROW + warp_row(), next_keys);
+            softmax.update(scores, sums, scale);
+        }
+        release_keys();
         round(weights, scores);
     }
 
@@ -300,10 +300,10 @@ struct Consumer {
     __device__ __forceinline__ void pass_turn() const { barrier_arrive(turn_of(1 - NUMBER), CONSUMERS * WARPGROUP); }
 
     __device__ __forceinline__ void store(const Item& item) {
-        const int in_tile = FIRST_ROW + (int)threadIdx.x / WARP_SIZE % 4 * 16, C = call.NH * HS;
+        const int in_tile = FIRST_ROW + warp_row(), C = call.NH * HS;
         const int position = (item.tiles - 1) * TILE_ROWS + in_tile, valid = call.T - position;
         WarpgroupSums<HS> result = sums;
-        softmax.finish(result, call.lse + (size_t)item.head * call.T + position, valid);
+        softmax.finish(result, call.lse + (size_t)item.head * call.T + position, valid, call.scale);
         unsigned char* const rows = block.results + tile_bytes<HS>(in_tile);
         store_warp_rows(call.out + (size_t)(item.row + in_tile) * C + item.column, C, valid, result, shared_address(rows), rows);
     }

@@ -4,40 +4,11 @@
 
 namespace attention {
 
-// 2^(score * scale + shift), for an integer `shift`, without the special function unit: 2^n of the
-// nearest integer n is an addition to the exponent, and 2^f of the rest, from -1/2 to 1/2, a
-// polynomial with a relative error below 7.5e-5. For results from 2^-125 on; smaller ones become
-// about that. Scores must be below 2^22 / scale.
-struct PolynomialExp2 {
-    // Added to a number, it leaves the nearest integer in the last bits.
-    static constexpr float ROUNDER = 12582912.0f;  // 1.5 * 2^23
-    float scale, shift, lowest;
-
-    __device__ __forceinline__ PolynomialExp2(float scale, float shift, float inverse_scale)
-        : scale(scale), shift(shift + ROUNDER), lowest((-125.0f - shift) * inverse_scale) {}
-
-    __device__ __forceinline__ float operator()(float score) const {
-        score = fmaxf(score, lowest);
-        const float rounded = fmaf(score, scale, shift), f = fmaf(score, scale, shift - rounded);
-        const float power = fmaf(fmaf(fmaf(C3, f, C2), f, C1), f, C0);
-        return __uint_as_float(__float_as_uint(power) + (__float_as_uint(rounded) << 23));
-    }
-
-   private:
-    // They minimize the largest relative error.
-    static constexpr float C0 = 0.99992806f, C1 = 0.69326097f, C2 = 0.24261113f, C3 = 0.05517167f;
-};
-
 // The running maximum and sum of exponentials of a warp's rows. A thread has rows lane / 4 and lane
 // / 4 + 8 of every 16, and sums over its own columns only.
-//
-// The maximum is a whole power of two not far from the largest exponential: any number serves that
-// keeps exponentials and their sums in range. So rescaling is exact, and rare: sums are not
-// rescaled at every new maximum, but only when one row of the warp has grown by more than a factor
-// of 2^8 (as in FlashAttention-4): weights of up to 256 are harmless.
 template <int M>
 struct Softmax {
-    float max[M][2], sum[M][2];  // max: log2
+    float max[M][2], sum[M][2];
 
     __device__ __forceinline__ void clear() {
 #pragma unroll
@@ -46,87 +17,106 @@ struct Softmax {
             for (int i = 0; i < 2; i++) max[m][i] = -INFINITY, sum[m][i] = 0.0f;
     }
 
-    // scores = exp(scale * scores - maximum). The first tile must have a key that the query sees, so
-    // that its maximum is finite.
+    // scores = exp(scale * scores - maximum). Sums are not rescaled at every new maximum, but only
+    // when one row of the warp has grown by more than a factor of 2^8: weights of up to 256 are
+    // harmless, and most tiles save the multiplications (as in FlashAttention-4). The first tile
+    // has a key that the query sees, so after it the maximum is finite.
     template <int N, int HS>
     __device__ __forceinline__ void update(Sums<M, N>& scores, Sums<M, HS>& out, float scale_log2) {
-        float shrink[M][2];
-        if (raise(scores, shrink, scale_log2)) rescale(out, shrink);
-        weigh(scores, scale_log2);
-    }
-
-    // Raises the maximum if scores have grown too much. Then `shrink` is what earlier results must
-    // be multiplied by. The same for all lanes of a warp.
-    template <int N>
-    __device__ __forceinline__ bool raise(const Sums<M, N>& scores, float (&shrink)[M][2], float scale_log2) {
-        float largest[M][2];
+        float new_max[M][2];
         bool grown = false;
 #pragma unroll
         for (int m = 0; m < M; m++)
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                largest[m][i] = scale_log2 * largest_of_row(scores, m, i);
-                grown |= largest[m][i] - max[m][i] > 8.0f;
+                const float largest = largest_of_row(scores, m, i, max[m][i]);
+                grown |= (largest - max[m][i]) * scale_log2 > 8.0f;
+                new_max[m][i] = largest;
             }
-        grown = __any_sync(FULL_MASK, grown);
-        if (grown) {
-#pragma unroll
-            for (int m = 0; m < M; m++)
-#pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    const float raised = fmaxf(max[m][i], ceilf(largest[m][i]));
-                    shrink[m][i] = exp2_approx(max[m][i] - raised);
-                    max[m][i] = raised;
-                    sum[m][i] *= shrink[m][i];
-                }
-        }
-        return grown;
+        if (__any_sync(FULL_MASK, grown)) rescale(new_max, out, scale_log2);
+        weigh(scores, scale_log2);
     }
 
+    // The same for the first tile, without results so far.
     template <int N>
-    static __device__ __forceinline__ float largest_of_row(const Sums<M, N>& scores, int m, int i) {
-        float largest = -INFINITY;
+    __device__ __forceinline__ void start(Sums<M, N>& scores, float scale_log2) {
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int i = 0; i < 2; i++) max[m][i] = largest_of_row(scores, m, i, -INFINITY), sum[m][i] = 0.0f;
+        weigh(scores, scale_log2);
+    }
+
+    // The same as `update` as long as the maximum so far serves: returns whether it does, for all
+    // lanes of the warp. This takes no maximum of the scores: their exponentials are added up
+    // anyway, and a sum shows whether one is too large for f16. Otherwise only scores have changed.
+    template <int N>
+    __device__ __forceinline__ bool try_update(Sums<M, N>& scores, float scale_log2) {
+        constexpr float LARGEST = 32768.0f;
+        const Softmax before = *this;
+        bool serves = true;
+#pragma unroll
+        for (auto& row_sums : sum)
+#pragma unroll
+            for (float& row_sum : row_sums) row_sum = 0.0f;
+        weigh(scores, scale_log2);
+#pragma unroll
+        for (auto& row_sums : sum)
+#pragma unroll
+            for (float row_sum : row_sums) serves &= !(row_sum > LARGEST);
+        serves = __all_sync(FULL_MASK, serves);
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int i = 0; i < 2; i++) sum[m][i] = before.sum[m][i] + (serves ? sum[m][i] : 0.0f);
+        return serves;
+    }
+
+    // Replaces scores by their exponentials, and adds them up.
+    template <int N>
+    __device__ __forceinline__ void weigh(Sums<M, N>& scores, float scale_log2) {
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                float shift = -max[m][i] * scale_log2;
+#pragma unroll
+                for (auto& s : scores.v[m])
+#pragma unroll
+                    for (int j = 2 * i; j < 2 * i + 2; j++) {
+                        s[j] = exp2_approx(fmaf(s[j], scale_log2, shift));
+                        sum[m][i] += s[j];
+                    }
+            }
+    }
+
+    // The largest of a thread's row and `at_least`.
+    template <int N>
+    static __device__ __forceinline__ float largest_of_row(const Sums<M, N>& scores, int m, int i, float at_least) {
+        float largest = at_least;
 #pragma unroll
         for (auto& s : scores.v[m]) largest = fmaxf(largest, fmaxf(s[2 * i], s[2 * i + 1]));
         largest = fmaxf(largest, __shfl_xor_sync(FULL_MASK, largest, 1));
         return fmaxf(largest, __shfl_xor_sync(FULL_MASK, largest, 2));
     }
 
-    // Replaces scores by their exponentials. One of every POLYNOMIALS groups of 8 columns, if that
-    // is not 0, is computed without the special function unit.
-    template <int POLYNOMIALS = 0, int N>
-    __device__ __forceinline__ void weigh(Sums<M, N>& scores, float scale_log2, float inverse_scale = 0.0f) {
-#pragma unroll
-        for (int m = 0; m < M; m++)
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                const PolynomialExp2 polynomial(scale_log2, -max[m][i], inverse_scale);
-#pragma unroll
-                for (int n = 0; n < N / 8; n++)
-#pragma unroll
-                    for (int j = 2 * i; j < 2 * i + 2; j++) {
-                        float& s = scores.v[m][n][j];
-                        if (POLYNOMIALS > 0 && n % POLYNOMIALS == 0) s = polynomial(s);
-                        else s = exp2_approx(fmaf(s, scale_log2, -max[m][i]));
-                        sum[m][i] += s;
-                    }
-            }
-    }
-
     template <int HS>
-    static __device__ __forceinline__ void rescale(Sums<M, HS>& out, const float (&shrink)[M][2]) {
+    __device__ __forceinline__ void rescale(const float (&new_max)[M][2], Sums<M, HS>& out, float scale_log2) {
 #pragma unroll
         for (int m = 0; m < M; m++)
 #pragma unroll
             for (int i = 0; i < 2; i++) {
+                float shrink = exp2_approx((max[m][i] - new_max[m][i]) * scale_log2);
+                max[m][i] = new_max[m][i];
+                sum[m][i] *= shrink;
 #pragma unroll
-                for (auto& o : out.v[m]) o[2 * i] *= shrink[m][i], o[2 * i + 1] *= shrink[m][i];
+                for (auto& o : out.v[m]) o[2 * i] *= shrink, o[2 * i + 1] *= shrink;
             }
     }
 
     // out = weighted mean of values; stores the lse of row r in lse[r] if r < valid.
     template <int HS>
-    __device__ __forceinline__ void finish(Sums<M, HS>& out, float* lse, int valid) {
+    __device__ __forceinline__ void finish(Sums<M, HS>& out, float* lse, int valid, float scale) {
         int lane = threadIdx.x % WARP_SIZE;
 #pragma unroll
         for (int m = 0; m < M; m++)
@@ -139,7 +129,7 @@ struct Softmax {
 #pragma unroll
                 for (auto& o : out.v[m]) o[2 * i] *= inverse, o[2 * i + 1] *= inverse;
                 int row = 16 * m + 8 * i + lane / 4;
-                if (lane % 4 == 0 && row < valid) lse[row] = max[m][i] * LN_2 + logf(total);
+                if (lane % 4 == 0 && row < valid) lse[row] = max[m][i] * scale + logf(total);
             }
     }
 };
