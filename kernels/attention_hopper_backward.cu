@@ -31,9 +31,16 @@ namespace attention_hopper {
 constexpr int KEYS = 128, QUERIES = 128, STAGES = 2, CONSUMERS = 2;
 constexpr int CONSUMER_WARPS = CONSUMERS * WARPGROUP / WARP_SIZE;
 
-// A tile of keys of a head. `head` is b * NH + h.
-struct Item {
-    int head, key_tile;
+// A tile of keys of a head.
+struct alignas(16) Item {
+    int head;      // b * NH + h; the number of all heads at the end
+    int key_tile;
+    // Of the head's first tile of queries: the place in `sums`, `deltas` and `turns`.
+    int first_place;
+    int earlier_heads;  // that had the same place
+
+    // The number of turns that earlier heads took at a tile of queries: one for each key tile.
+    __device__ __forceinline__ unsigned turns_before(int query_tile) const { return earlier_heads * (query_tile + 1); }
 };
 
 struct Problem {
@@ -50,14 +57,8 @@ struct Problem {
     __device__ __forceinline__ int take() const { return (int)atomicInc(counter, (unsigned)(items() + (int)gridDim.x - 1)); }
     __device__ __forceinline__ Item item(int number) const {
         const int group_items = group * tiles(), first = number / group_items * group, place = number % group_items;
-        const int size = min(group, heads - first);
-        return {first + place % size, tiles() - 1 - place / size};
-    }
-    // The place of a tile of queries in `sums`, `deltas` and `turns`.
-    __device__ __forceinline__ int place(int head, int query_tile) const { return head % (2 * group) * tiles() + query_tile; }
-    // The number of turns that other heads took at that place: one for each key tile.
-    __device__ __forceinline__ unsigned turns_before(int head, int query_tile) const {
-        return head / (2 * group) * (query_tile + 1);
+        const int size = min(group, heads - first), head = first + place % size, places = 2 * group;
+        return {head, tiles() - 1 - place / size, head % places * tiles(), head / places};
     }
     __device__ __forceinline__ bool is_last_use(int head) const { return head + 2 * group >= heads; }
 };
@@ -75,15 +76,15 @@ struct Shared {
     static constexpr int SUMS_OFFSET = SLOPES_OFFSET + SLOPE_BYTES;
     static constexpr int OUT_OFFSET = SUMS_OFFSET + SUM_BYTES;
     static constexpr int STATS_OFFSET = OUT_OFFSET + Queries::BYTES;
-    static constexpr int NUMBERS_OFFSET = STATS_OFFSET + STAGES * STATS_BYTES;
-    static constexpr int BARRIERS_OFFSET = NUMBERS_OFFSET + 16;
+    static constexpr int ITEMS_OFFSET = STATS_OFFSET + STAGES * STATS_BYTES;
+    static constexpr int BARRIERS_OFFSET = ITEMS_OFFSET + STAGES * sizeof(Item);
 
     unsigned char* const base;
     const uint32_t address;
 
     __device__ __forceinline__ explicit Shared(unsigned char* base) : base(base), address(shared_address(base)) {}
 
-    // Item i has its keys, values and number in one of two stages, tile j (of queries, over all
+    // Item i is described and has its keys and values in one of two stages, tile j (of queries, over all
     // items) in one of two others.
     __device__ __forceinline__ uint32_t offset_of_key(int i) const { return i % STAGES * 2 * Keys::BYTES; }
     __device__ __forceinline__ uint32_t offset_of_query(int j) const { return QUERIES_OFFSET + j % STAGES * 2 * Queries::BYTES; }
@@ -97,7 +98,7 @@ struct Shared {
     __device__ __forceinline__ float* stats(int j) const {
         return reinterpret_cast<float*>(base + STATS_OFFSET + j % STAGES * STATS_BYTES);
     }
-    __device__ __forceinline__ int* number(int i) const { return reinterpret_cast<int*>(base + NUMBERS_OFFSET) + i % STAGES; }
+    __device__ __forceinline__ Item& item(int i) const { return reinterpret_cast<Item*>(base + ITEMS_OFFSET)[i % STAGES]; }
     // dS^T: a row for each key, 64 queries in each of two halves.
     __device__ __forceinline__ uint32_t slopes(int half) const { return address + SLOPES_OFFSET + half * KEYS * 128; }
 
@@ -146,18 +147,17 @@ template <int HS>
 __device__ __forceinline__ void load(const Shared<HS>& shared, const Problem& problem, const Maps& maps, const float* lse) {
     const int lane = threadIdx.x % WARP_SIZE, C = problem.NH * HS, tiles = problem.tiles();
     for (int i = 0, j = 0;; i++) {
-        int number = 0;
         if (lane == 0) {
-            number = problem.take();
+            const int number = problem.take();
             mbarrier_wait(shared.item_empty(i), Shared<HS>::stage_parity(i) ^ 1);
-            *shared.number(i) = number;
+            shared.item(i) = number < problem.items() ? problem.item(number) : Item{problem.heads, 0, 0, 0};
         }
-        number = __shfl_sync(FULL_MASK, number, 0);
-        if (number >= problem.items()) {
+        __syncwarp();
+        const Item item = shared.item(i);
+        if (item.head == problem.heads) {
             if (lane == 0) mbarrier_arrive(shared.item_full(i));
             return;
         }
-        const Item item = problem.item(number);
         const int head = item.head, row = head / problem.NH * problem.T, column = head % problem.NH * HS;
         if (lane == 0) {
             const uint32_t barrier = shared.item_full(i);
@@ -167,7 +167,7 @@ __device__ __forceinline__ void load(const Shared<HS>& shared, const Problem& pr
         }
         for (int tile = item.key_tile; tile < tiles; tile++, j++) {
             const bool is_diagonal = tile == item.key_tile;
-            const int first = tile * QUERIES, place = problem.place(head, tile);
+            const int first = tile * QUERIES, place = item.first_place + tile;
             mbarrier_wait(shared.tile_empty(j), Shared<HS>::stage_parity(j) ^ 1);
             if (lane == 0) {
                 const uint32_t barrier = shared.tile_full(j), stats_barrier = shared.stats_full(j);
@@ -181,59 +181,69 @@ __device__ __forceinline__ void load(const Shared<HS>& shared, const Problem& pr
                 } else {
                     mbarrier_arrive(stats_barrier);
                 }
-                // The diagonal needs the place for its deltas, others need the deltas.
-                turn_wait(problem.turns + place, problem.turns_before(head, tile) + (is_diagonal ? 0 : 1));
             }
-            __syncwarp();
-            float* const stats = shared.stats(j);
+            // Past the end, exponentials of scores must be 0.
+            float lse2[QUERIES / WARP_SIZE];
 #pragma unroll
-            for (int k = lane; k < QUERIES; k += WARP_SIZE) {
-                // Past the end, exponentials of scores must be 0.
-                stats[k] = first + k < problem.T ? lse[(size_t)head * problem.T + first + k] * -LOG2_E : -INFINITY;
-                if (!is_diagonal) stats[QUERIES + k] = problem.deltas[place * QUERIES + k];
+            for (int k = 0; k < QUERIES / WARP_SIZE; k++) {
+                const int query = first + k * WARP_SIZE + lane;
+                lse2[k] = query < problem.T ? lse[(size_t)head * problem.T + query] * -LOG2_E : -INFINITY;
+            }
+            // The diagonal needs the place for its deltas, others need the deltas.
+            if (lane == 0) turn_wait(problem.turns + place, item.turns_before(tile) + (is_diagonal ? 0 : 1));
+            __syncwarp();
+#pragma unroll
+            for (int k = 0; k < QUERIES / WARP_SIZE; k++) {
+                const int query = k * WARP_SIZE + lane;
+                shared.stats(j)[query] = lse2[k];
+                if (!is_diagonal) shared.stats(j)[QUERIES + query] = problem.deltas[place * QUERIES + query];
             }
             mbarrier_arrive(shared.stats_full(j));
         }
     }
 }
 
-// The thread that carries dQ from the consumers to its sums in memory, in turn.
+// The thread that carries dQ from the consumers to its sums in memory, in turn. A turn is passed on
+// when the sums are written, but their place in shared memory is free as soon as they are read.
 template <int HS>
 __device__ __forceinline__ void carry(const Shared<HS>& shared, const Problem& problem) {
     constexpr int BYTES = Shared<HS>::SUM_BYTES;
     const uint32_t sums = shared.address + Shared<HS>::SUMS_OFFSET;
     for (int i = 0, j = 0;; i++) {
         mbarrier_wait(shared.item_full(i), Shared<HS>::stage_parity(i));
-        const int number = *shared.number(i);
+        const Item item = shared.item(i);
         mbarrier_arrive(shared.item_empty(i));
-        if (number >= problem.items()) return;
-        const Item item = problem.item(number);
+        if (item.head == problem.heads) return;
         const bool is_last = item.key_tile == 0;
         for (int tile = item.key_tile; tile < problem.tiles(); tile++, j++) {
-            const int earlier = tile - item.key_tile, place = problem.place(item.head, tile);
-            const unsigned turn = problem.turns_before(item.head, tile) + earlier;
-            float* const in_memory = problem.sums + (size_t)place * (BYTES / 4);
-            const auto wait_for_turn = [&] {
-                turn_wait(problem.turns + place, turn);
-                proxy_fence_global();
+            const int earlier = tile - item.key_tile, place = item.first_place + tile;
+            const auto pass = [&](int place, unsigned turn) {
+                tma_store_wait<0>();
+                turn_pass(problem.turns + place, turn);
             };
+            if (!is_last) mbarrier_arrive(shared.sums_ready());
+            if (!is_last && earlier > 0) pass(place - 1, item.turns_before(tile - 1) + earlier);
+            const unsigned turn = item.turns_before(tile) + earlier;
+            turn_wait(problem.turns + place, turn);
+            proxy_fence_global();
+            float* const in_memory = problem.sums + (size_t)place * (BYTES / 4);
             if (is_last && earlier > 0) {
-                wait_for_turn();
                 mbarrier_arrive_expect(shared.sums_ready(), BYTES);
                 bulk_load(sums, in_memory, BYTES, shared.sums_ready());
                 mbarrier_wait(shared.sums_ready(), j & 1);
-            } else {
+            } else if (is_last) {
                 mbarrier_arrive(shared.sums_ready());
             }
             mbarrier_wait(shared.sums_full(), j & 1);
-            if (!is_last) {
-                wait_for_turn();
+            if (is_last) {
+                turn_pass(problem.turns + place, problem.is_last_use(item.head) ? 0 : turn + 1);
+            } else {
                 if (earlier == 0) bulk_store(in_memory, sums, BYTES);
                 else bulk_reduce_add(in_memory, sums, BYTES);
                 tma_store_commit();
-                tma_store_wait<0>();
+                tma_store_wait_read<0>();
+                if (tile + 1 == problem.tiles()) pass(place, turn + 1);
             }
-            turn_pass(problem.turns + place, is_last && problem.is_last_use(item.head) ? 0 : turn + 1);
         }
     }
 }
@@ -256,9 +266,8 @@ struct Consumer {
           warp(__shfl_sync(FULL_MASK, (int)threadIdx.x / WARP_SIZE, 0) - WARPGROUP / WARP_SIZE), group(warp / 4),
           leader(threadIdx.x % WARP_SIZE == 0) {}
 
-    // The current item and tile of queries, and the numbers of both; the next item, if there is one.
-    Item item, next_item;
-    int tile, i, j;
+    // The numbers of the item and of the tile, the tile's place in its head, and whether a tile follows.
+    int i, j, tile;
     bool more;
 
     __device__ __forceinline__ void run() {
@@ -269,10 +278,10 @@ struct Consumer {
         mbarrier_wait(shared.tile_full(0), 0);
         wgmma_fence();
         multiply_transposed(scores, shared.key(0), ROWS * group, shared.query(0));
+        wgmma_wait<0>();
         for (; more; i++) {
-            item = next_item;
             WarpgroupSums<HS> dk, dv;
-            tile = item.key_tile;
+            tile = shared.item(i).key_tile;
             differentiate<true>(scores, dk, dv);
 #pragma unroll 1
             for (j++, tile++; tile < problem.tiles(); j++, tile++) differentiate<false>(scores, dk, dv);
@@ -280,11 +289,9 @@ struct Consumer {
         }
     }
 
-    __device__ __forceinline__ void receive(int number) {
-        mbarrier_wait(shared.item_full(number), Shared<HS>::stage_parity(number));
-        const int work = *shared.number(number);
-        more = work < problem.items();
-        next_item = problem.item(work);
+    __device__ __forceinline__ void receive(int item) {
+        mbarrier_wait(shared.item_full(item), Shared<HS>::stage_parity(item));
+        more = shared.item(item).head < problem.heads;
     }
 
     // Queues the scores of the next tile, which may be that of the next item. After the last one, it
@@ -304,10 +311,7 @@ struct Consumer {
         WarpgroupSums<QUERIES> dp;
         const float* const stats = shared.stats(j) + threadIdx.x % 4 * 2;
         mbarrier_wait(shared.stats_full(j), Shared<HS>::stage_parity(j));
-        if constexpr (IS_DIAGONAL) {
-            find_deltas();
-            wgmma_wait<0>();
-        }
+        if constexpr (IS_DIAGONAL) find_deltas();
         wgmma_fence();
         multiply_transposed(dp, shared.value(i), ROWS * group, shared.dout(j));
         if constexpr (IS_DIAGONAL) hide_later_keys<false>(scores, -16 * warp);
@@ -369,7 +373,7 @@ struct Consumer {
 #pragma unroll
         for (int k = 0; k < KEYS / 16; k++) {
             constexpr uint32_t UNUSED = 16;
-            wgmma<floatX, true, true>(columns_of<0, HS>(dq), matrix_descriptor(shared.slopes(group) + 16 * k * 128, UNUSED),
+            wgmma<floatX, true, true>(registers_of<0, HS>(dq), matrix_descriptor(shared.slopes(group) + 16 * k * 128, UNUSED),
                                       shared.key(i).wide_rows(16 * k), k > 0);
         }
         wgmma_commit();
@@ -400,7 +404,7 @@ struct Consumer {
         delta += __shfl_xor_sync(FULL_MASK, delta, 1);
         if (half == 0) {
             shared.stats(j)[QUERIES + row] = delta;
-            problem.deltas[problem.place(item.head, tile) * QUERIES + row] = delta;
+            problem.deltas[(shared.item(i).first_place + tile) * QUERIES + row] = delta;
         }
         __syncwarp();
         if (leader) mbarrier_arrive(shared.deltas_full());
@@ -411,7 +415,7 @@ struct Consumer {
         unsigned char* const place = shared.base + Shared<HS>::SUMS_OFFSET + warp * Shared<HS>::WARP_SUM_BYTES;
         float4* const pieces = reinterpret_cast<float4*>(place) + threadIdx.x % WARP_SIZE;
         mbarrier_wait(shared.sums_ready(), j & 1);
-        if (item.key_tile > 0) {
+        if (shared.item(i).key_tile > 0) {
 #pragma unroll
             for (int n = 0; n < HS / 8; n++) {
                 const float(&own)[4] = dq.v[0][n];
@@ -427,7 +431,7 @@ struct Consumer {
                 }
             }
             dq.scale(scale);
-            store_rows_at(0, item.head, tile * QUERIES, dq, place);
+            store_rows_at(0, shared.item(i).head, tile * QUERIES, dq, place);
         }
         proxy_fence();
         __syncwarp();
@@ -447,6 +451,7 @@ struct Consumer {
         mbarrier_wait(shared.slopes_empty(), (j & 1) ^ 1);
         dk.scale(scale);
         unsigned char* const place = shared.base + shared.offset_of_key(i) + tile_bytes<HS>(16 * warp);
+        const Item item = shared.item(i);
         store_rows_at(1, item.head, item.key_tile * KEYS, dk, place);
         store_rows_at(2, item.head, item.key_tile * KEYS, dv, place + Shared<HS>::Keys::BYTES);
         proxy_fence();

@@ -30,9 +30,10 @@ use golden::{Golden, Recorder};
 use std::path::{Path, PathBuf};
 
 /// Every probe, by the name of its golden file.
-const PROBES: [&str; 33] = [
+const PROBES: [&str; 35] = [
     "addresses",
     "bf16",
+    "bulk_copies",
     "cluster_barriers",
     "copy_u128",
     "cp_async",
@@ -57,6 +58,7 @@ const PROBES: [&str; 33] = [
     "tma",
     "tma_multicast",
     "tma_store",
+    "turns",
     "wgmma_bf16",
     "wgmma_bf16_64",
     "wgmma_f16",

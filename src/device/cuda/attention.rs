@@ -1,11 +1,11 @@
-//! Causal attention: one kernel forward, a single row of it for sampling, and three kernels
-//! backward (what the other two need of each row, then dK and dV, then dQ).
+//! Causal attention: one kernel forward, a single row of it for sampling, and one kernel or three
+//! backward.
 //!
 //! The backward pass gives the same bits every time, whatever
 //! [`CudaOptions::deterministic`](super::CudaOptions) says: `kernels/attention_backward.cu` says
 //! what that costs.
 
-mod hopper;
+mod hopper_backward;
 mod hopper_forward;
 
 use super::Cuda;
@@ -50,7 +50,7 @@ mod backward_kernels {
 
 /// The kernels of this operation.
 pub static KERNELS: [&[&KernelSpec]; 4] =
-    [forward_kernels::KERNELS, backward_kernels::KERNELS, hopper_forward::KERNELS, hopper::KERNELS];
+    [forward_kernels::KERNELS, backward_kernels::KERNELS, hopper_forward::KERNELS, hopper_backward::KERNELS];
 
 /// Head sizes that have kernels, in the order in which these are declared.
 const HEAD_SIZES: [usize; 5] = [32, 64, 80, 96, 128];
@@ -100,8 +100,8 @@ fn int(value: usize) -> i32 {
 }
 
 /// # Errors
-/// If there are no kernels for the model's head size.
-pub fn scratch_bytes(_cuda: &Cuda, limits: &Limits) -> Result<usize> {
+/// If there are no kernels for the model's head size, or for sequences that long.
+pub fn scratch_bytes(cuda: &Cuda, limits: &Limits) -> Result<usize> {
     let HS = limits.C / limits.NH;
     ensure!(
         HEAD_SIZES.contains(&HS) && limits.C == HS * limits.NH,
@@ -110,8 +110,11 @@ pub fn scratch_bytes(_cuda: &Cuda, limits: &Limits) -> Result<usize> {
         limits.C,
         limits.NH
     );
-    // Rows of T = 1 take the most, as each is padded to two.
-    Ok(stats_bytes(AttentionDims { B: limits.rows, T: 1, NH: limits.NH, HS }))
+    Ok(match BackwardKernels::of(cuda, HS) {
+        BackwardKernels::Hopper => hopper_backward::scratch_bytes(cuda, limits.T)?,
+        // Rows of T = 1 take the most, as each is padded to two.
+        BackwardKernels::Portable => stats_bytes(AttentionDims { B: limits.rows, T: 1, NH: limits.NH, HS }),
+    })
 }
 
 /// # Panics
@@ -192,12 +195,31 @@ fn stats_bytes(dims: AttentionDims) -> usize {
     dims.B * dims.NH * dims.T.next_multiple_of(2) * STATS
 }
 
+/// The kernels of the backward pass.
+enum BackwardKernels {
+    /// One for everything.
+    Hopper,
+    /// What the other two need of each row, then dK and dV, then dQ.
+    Portable,
+}
+
+impl BackwardKernels {
+    /// Those that serve the device and the head size.
+    fn of(cuda: &Cuda, HS: usize) -> Self {
+        if hopper_backward::suits(cuda, HS) { Self::Hopper } else { Self::Portable }
+    }
+}
+
 /// See [`Ops::attention_backward`].
 pub fn backward(cuda: &mut Cuda, a: Backward) -> Result<()> {
-    use backward_kernels as kernel;
-    if hopper::suits(cuda, a.dims) {
-        return hopper::backward(cuda, a);
+    match BackwardKernels::of(cuda, a.dims.HS) {
+        BackwardKernels::Hopper => hopper_backward::backward(cuda, a),
+        BackwardKernels::Portable => backward_portable(cuda, a),
     }
+}
+
+fn backward_portable(cuda: &mut Cuda, a: Backward) -> Result<()> {
+    use backward_kernels as kernel;
     let AttentionDims { B, T, NH, HS } = a.dims;
     assert_lengths(a.dims, &[a.dqkv, a.qkv], &[a.dout, a.out], a.lse);
     let Cuda { driver, memory: m, .. } = cuda;

@@ -191,7 +191,8 @@ impl Cuda {
 
 /// Returns every kernel of every operation.
 pub fn kernels() -> Vec<&'static KernelSpec> {
-    let [attention_forward, attention_backward, hopper_attention_forward, hopper_attention] = attention::KERNELS;
+    let [attention_forward, attention_backward, hopper_attention_forward, hopper_attention_backward] =
+        attention::KERNELS;
     let [matmul, exact_matmul, hopper_matmul] = matmul::KERNELS;
     [
         adamw::KERNELS,
@@ -199,7 +200,7 @@ pub fn kernels() -> Vec<&'static KernelSpec> {
         attention_forward,
         attention_backward,
         hopper_attention_forward,
-        hopper_attention,
+        hopper_attention_backward,
         classifier::KERNELS,
         encoder::KERNELS,
         gelu::KERNELS,

@@ -109,7 +109,8 @@ impl Progress {
             let mut state = self.state();
             let reached = awaited.iter().any(Awaited::is_reached);
             // A block that has what it waits for counts as one that can run.
-            let hopeless = state.failed || state.running == 0 && !state.awaited.iter().any(Awaited::is_reached);
+            let hopeless =
+                state.failed || state.running == 0 && !state.awaited.iter().any(Awaited::is_reached);
             if reached || hopeless {
                 state.running += 1;
                 for own in awaited {
@@ -231,7 +232,10 @@ extern "C" fn cuda_emulator_turn_pass(turn: *mut u32, number: u32, file: *const 
     let Access { me, address, site, .. } = access;
     let old = access.write(number);
     if number != 0 && number != old.wrapping_add(1) {
-        me.fail(site, format!("turn {number} at {address:#x} follows turn {old}: turns are passed out of order"));
+        me.fail(
+            site,
+            format!("turn {number} at {address:#x} follows turn {old}: turns are passed out of order"),
+        );
     }
     me.block.cluster().wake_for_flags();
 }

@@ -3,11 +3,11 @@
 
 use super::{Backward, assert_lengths, int, scale};
 use crate::device::cuda::Cuda;
-use crate::device::cuda::kernel::{FloatX, Launch, Launcher, Ptr, kernels};
+use crate::device::cuda::kernel::{FloatX, Launch, Ptr, kernels};
 use crate::device::cuda::tensor_map::{TensorMap, TiledMatrix};
 use crate::ops::*;
 use crate::tensor::Dtype;
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 kernels! {
     "attention_hopper_backward.cu":
@@ -25,7 +25,8 @@ const STAGES: usize = 2;
 const THREADS: u32 = 384;
 /// Tiles of 16-bit numbers in shared memory: K, V, Q and dO in stages, and O.
 const TILES: usize = STAGES * 4 + 1;
-const BARRIERS: usize = 5 * STAGES + 5;
+/// Descriptions of items, and barriers.
+const OTHER_BYTES: usize = STAGES * 16 + (5 * STAGES + 5) * 8;
 
 /// The heads whose tiles of queries are worked on at the same time.
 #[derive(Clone, Copy, Debug)]
@@ -54,16 +55,25 @@ const SUM_BYTES: usize = ROWS * HS * size_of::<f32>();
 const DELTA_BYTES: usize = ROWS * size_of::<f32>();
 
 /// Whether this kernel serves the device and the head size.
-pub fn suits(cuda: &Cuda, HS_: usize) -> bool {
-    let info = cuda.driver.info();
-    info.capability == (9, 0) && cuda.options.dtype != Dtype::F32 && HS_ == HS
+pub fn suits(cuda: &Cuda, head_size: usize) -> bool {
+    let is_hopper = cuda.driver.info().capability == (9, 0);
+    is_hopper && cuda.options.dtype != Dtype::F32 && head_size == HS
 }
 
 /// The scratch memory for sequences of up to `T` positions.
-pub fn scratch_bytes(cuda: &Cuda, T: usize) -> usize {
+///
+/// # Errors
+/// If there are not enough signals for so many.
+pub fn scratch_bytes(cuda: &Cuda, T: usize) -> Result<usize> {
+    const MOST_TILES: usize = 512;
+    ensure!(
+        T <= MOST_TILES * ROWS,
+        "attention over {T} positions; at most {} are supported",
+        MOST_TILES * ROWS
+    );
     let sm_count = cuda.driver.info().sm_count;
     let most = Group::new(sm_count, 1).places().max(Group::new(sm_count, T).places());
-    most * (SUM_BYTES + DELTA_BYTES)
+    Ok(most * (SUM_BYTES + DELTA_BYTES))
 }
 
 /// See [`Ops::attention_backward`].
@@ -84,8 +94,7 @@ pub fn backward(cuda: &mut Cuda, a: Backward) -> Result<()> {
         dev.tensor_map(&TiledMatrix { address, rows, columns, box_rows: ROWS, box_columns: HS })
     });
     let heads = B * NH;
-    let numbers = NUMBERS_BYTES + 8 * BARRIERS;
-    let shared = TILES * ROWS * HS * 2 + ROWS * ROWS * 2 + SUM_BYTES + STAGES * 2 * DELTA_BYTES + numbers;
+    let shared = TILES * ROWS * HS * 2 + ROWS * ROWS * 2 + SUM_BYTES + STAGES * 2 * DELTA_BYTES + OTHER_BYTES;
     let launch = Launch::new((heads * group.tiles).min(sm_count), THREADS).shared(shared);
     kernel::attention_hopper_backward_hs64(
         dev,
@@ -106,6 +115,3 @@ pub fn backward(cuda: &mut Cuda, a: Backward) -> Result<()> {
         scale(HS),
     )
 }
-
-/// Shared memory for the numbers of work.
-const NUMBERS_BYTES: usize = 16;

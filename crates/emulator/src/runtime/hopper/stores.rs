@@ -246,7 +246,8 @@ extern "C" fn cuda_emulator_tma_store(
 pub(super) fn check_bulk(me: Me, site: Site, global: usize, shared: u32, bytes: u32) {
     me.require_local(shared, site);
     if !(shared.is_multiple_of(16) && global.is_multiple_of(16) && bytes.is_multiple_of(16) && bytes > 0) {
-        let message = format!("{bytes} bytes at {shared:#x} and {global:#x}: these are not all multiples of 16");
+        let message =
+            format!("{bytes} bytes at {shared:#x} and {global:#x}: these are not all multiples of 16");
         me.fail(site, message);
     }
     me.block.require_shared(me, site, (shared, shared + bytes));
