@@ -35,6 +35,43 @@ fn check_dims(B: usize, T: usize, NH: usize, HS: usize) {
     check(&format!("attention, {dims:?}"), |t| all_of(t, dims));
 }
 
+/// Runs the forward pass alone.
+fn forward_of(t: &mut Tensors, qkv: &[f32], dims: AttentionDims) -> Work {
+    let AttentionDims { B, T, NH, HS } = dims;
+    let qkv = t.x("qkv", qkv);
+    let out = t.out_x("out", B * T * NH * HS, Tolerance::new(3.0, T));
+    let lse = t.out_f32("lse", B * NH * T, Tolerance::new(0.0, HS));
+    Box::new(move |dev| dev.attention_forward(out, lse, qkv, dims))
+}
+
+/// Tiles of 128 queries and keys, more of them than the emulated device has SMs.
+#[test]
+fn forward_in_many_tiles() {
+    for (B, T, NH, HS) in
+        [(2, 300, 3, 64), (1, 257, 2, 80), (1, 385, 1, 96), (3, 129, 1, 128), (1, 128, 5, 128)]
+    {
+        let dims = AttentionDims { B, T, NH, HS };
+        let qkv = scaled(4, B * T * 3 * NH * HS, 2.0);
+        check(&format!("attention_forward, {dims:?}"), |t| forward_of(t, &qkv, dims));
+    }
+}
+
+/// A row's largest score is in the first tile of its sequence, the last one that is read, and much
+/// larger than all others: the maximum so far does not serve.
+#[test]
+fn forward_with_a_late_maximum() {
+    for (HS, T) in [(64, 300), (80, 150), (96, 150), (128, 280)] {
+        let dims = AttentionDims { B: 1, T, NH: 2, HS };
+        let row = 3 * dims.NH * HS;
+        let mut qkv = scaled(5, T * row, 2.0);
+        let query: Vec<f32> = qkv[(T - 1) * row..][..HS].to_vec();
+        for (key, q) in qkv[7 * row + dims.NH * HS..][..HS].iter_mut().zip(query) {
+            *key = 8.0 * q;
+        }
+        check(&format!("attention_forward, {dims:?}"), |t| forward_of(t, &qkv, dims));
+    }
+}
+
 /// Lengths and heads at the edges of tiles, blocks and sequences: (B, T, NH).
 const EDGES: [(usize, usize, usize); 5] = [(1, 1, 1), (1, 65, 3), (2, 129, 1), (1, 64, 2), (1, 257, 1)];
 
