@@ -33,6 +33,7 @@ pub fn launches(dtype: Dtype) -> Result<Launches> {
             gelu_fusion: 2,
             deterministic: true,
             matmul: MatmulChoice::Fastest,
+            graphs: false,
         };
         let model = Model { B: 8, T: 1024, C, NH, V: 50_257, Vp: 50_304 };
         let mut cuda = Cuda::new(Box::new(Paper::new(capability, launches.clone())), options);
@@ -241,7 +242,7 @@ fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     Gelu::new(cuda, t.wide[0], t.wide[1]).forward(cuda.driver.as_mut())?;
     Gelu::new(cuda, t.wide[0], t.wide[1]).backward(cuda.driver.as_mut())?;
     let (losses, logits, targets) = (mean, t.logits, tokens);
-    cuda.classifier(Classifier { losses, logits, targets, dloss: Some(1.0), N, V, Vp })?;
+    cuda.classifier(Classifier { losses, logits, targets, dloss: Some(t.one), N, V, Vp })?;
 
     let ([params, grads], [master, m, v]) = (t.matrix, t.moments);
     let (decayed, lr, beta1, beta2, eps, grad_scale) = (0, 1e-3, 0.9, 0.95, 1e-8, 1.0);
