@@ -49,6 +49,7 @@ extern "C" __global__ void __launch_bounds__(256)
     adamw(floatX* params, float* master, float* m, float* v, const floatX* grads, unsigned long long decayed, float weight_decay,
           float lr, float beta1, float beta2, float correction1, float correction2, float eps, float grad_scale, unsigned seed,
           unsigned long long first, unsigned long long n) {
+    start_in_order();
     const unsigned warp = blockIdx.x * (256 / WARP_SIZE) + threadIdx.x / WARP_SIZE;
     const unsigned long long start = (unsigned long long)warp * (QUADS * QUAD_STRIDE) + threadIdx.x % WARP_SIZE * 4;
     decltype(load_quad(grads)) g_bits[QUADS], p_bits[QUADS] = {};

@@ -82,11 +82,14 @@ struct Tiles {
     static __device__ __forceinline__ float* statistics(unsigned char* shared) {
         return reinterpret_cast<float*>(shared + BYTES + ceil_div(8 * STAGES, 16) * 16);
     }
+    // Global memory may be read after this.
     __device__ __forceinline__ void initialize() const {
+        launch_dependents();
         if (threadIdx.x == 0) {
             for (int i = 0; i < STAGES; i++) mbarrier_init(barriers + 8 * i, 1);
             mbarrier_init_fence();
         }
+        wait_for_dependencies();
         __syncthreads();
     }
     __device__ __forceinline__ uint32_t first_of(int tile) const { return stages + tile % STAGES * 2 * TILE; }

@@ -148,6 +148,7 @@ __device__ __forceinline__ void classify_row(float* loss, floatX* logits, PackX*
 // dynamic shared memory for a row.
 extern "C" __global__ void __launch_bounds__(512, 2)
     classifier(float* losses, floatX* logits, const int* targets, const float* dloss, int keep_row, int V, int Vp) {
+    start_in_order();
     DYNAMIC_SHARED(row_memory);
     unsigned row = gridDim.x - 1 - blockIdx.x;
     floatX* row_logits = logits + (long long)row * Vp;

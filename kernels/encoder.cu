@@ -25,6 +25,7 @@ constexpr int ENCODER_SMALL = 64;
 // encoded (N, C) = wte[tokens] + wpe[t]
 extern "C" __global__ void __launch_bounds__(256)
     encoder_forward(floatX* encoded, const int* tokens, const floatX* wte, const floatX* wpe, int N, int T, int C) {
+    start_in_order();
     unsigned packs = C / PackX::size;
     unsigned long long i = blockIdx.x * 256ull + threadIdx.x;
     if (i >= (unsigned long long)N * packs) return;
@@ -81,6 +82,7 @@ __device__ __forceinline__ void sum_rows(float (&sums)[PackX::size], const float
 extern "C" __global__ void __launch_bounds__(512)
     encoder_backward_wte(floatX* dwte, const floatX* dout, const int* tokens, const int* rows, const int* starts, int groups,
                          int large, int C) {
+    start_in_order();
     SHARED(float, merged, [ENCODER_WARPS][PackX::size][WARP_SIZE]);
     int lane = threadIdx.x % WARP_SIZE, warp = threadIdx.x / WARP_SIZE;
     unsigned slices = ceil_div(C / PackX::size, WARP_SIZE);
@@ -115,6 +117,7 @@ extern "C" __global__ void __launch_bounds__(512)
 
 // dwpe[t] (T, C) += dout (B, T, C) summed over B
 extern "C" __global__ void __launch_bounds__(256) encoder_backward_wpe(floatX* dwpe, const floatX* dout, int B, int T, int C) {
+    start_in_order();
     long long i = (blockIdx.x * 256ll + threadIdx.x) * PackX::size;
     long long TC = (long long)T * C;
     if (i >= TC) return;

@@ -306,14 +306,32 @@ result cuFuncGetParamInfo(void* function, size_t i, size_t* offset, size_t* byte
     *bytes = param_bytes(function, i);
     return *bytes ? OK : INVALID;
 }
-result cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                      unsigned shared_bytes, void* stream, void** params, void** extra) {
-    struct work work = {.kernel = function, .blocks = gx};
+struct attribute {
+    int id;
+    char pad[4];
+    union {
+        char bytes[64];
+        int allowed;
+    } value;
+};
+struct config {
+    unsigned gx, gy, gz, bx, by, bz, shared_bytes;
+    void* stream;
+    struct attribute* attributes;
+    unsigned count;
+};
+result cuLaunchKernelEx(const struct config* config, void* function, void** params, void** extra) {
+    struct work work = {.kernel = function, .blocks = config->gx};
     if (!current) return INVALID_CONTEXT;
-    if (!stream || extra) return INVALID;
+    if (!config->stream || extra) return INVALID;
+    // From Hopper on, and only there, kernels start while the one before ends.
+    if (config->count != (unsigned)(setting("STUB_CAPABILITY", 9) >= 9)) return INVALID;
+    for (unsigned i = 0; i < config->count; i++)
+        if (config->attributes[i].id != 6 || config->attributes[i].value.allowed != 1) return INVALID;
     if (has_fault(function, "refused")) return OUT_OF_RESOURCES;
     int computes = !getenv("STUB_PARAMS") && kernel_params(function);
-    if (!computes) printf("%s <<<%u %u %u, %u %u %u, %u>>>", (char*)function, gx, gy, gz, bx, by, bz, shared_bytes);
+    if (!computes) printf("%s <<<%u %u %u, %u %u %u, %u>>>", (char*)function, config->gx, config->gy, config->gz,
+                          config->bx, config->by, config->bz, config->shared_bytes);
     for (size_t i = 0; param_bytes(function, i); i++) {
         uint64_t value = 0;
         memcpy(&value, params[i], param_bytes(function, i));

@@ -173,6 +173,17 @@ fn new_timer(stream: &CudaStream) -> Result<CudaEvent> {
     stream.context().new_event(flags).map_err(|e| cuda_error("cuEventCreate", e))
 }
 
+/// The attribute with which blocks of a kernel may start while the kernel before it ends. Every
+/// kernel waits for that one by itself (`wait_for_dependencies` in ptx.cuh). After anything but such
+/// a kernel it changes nothing.
+fn launched_early() -> sys::CUlaunchAttribute {
+    sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+    }
+}
+
 /// `layernorm_forward (layernorm.cu) <<<[256, 1, 1], 128, 0 bytes>>>`
 fn describe(kernel: &KernelSpec, launch: Launch) -> String {
     let Launch { grid, threads, shared_bytes } = launch;
@@ -184,21 +195,27 @@ impl Launcher for Nvidia {
         self.bind()?;
         let function = self.functions.get(kernel, launch.shared_bytes, args).with_context(|| kernel.name)?;
         let mut values = Values::new(args);
-        let (grid, block) = (launch.grid.into(), (launch.threads, 1, 1));
-        // SAFETY: the function is loaded. `Functions::get` has compared number and sizes of its
-        // parameters with `args`, and the driver copies the values before it returns. The op layer
-        // vouches for the device addresses among them.
-        let launched = unsafe {
-            cu::launch_kernel(
-                function,
-                grid,
-                block,
-                launch.shared_bytes,
-                self.stream.cu_stream(),
-                values.pointers(),
-            )
+        let [x, y, z] = launch.grid;
+        let mut early = launched_early();
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: launch.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.shared_bytes,
+            hStream: self.stream.cu_stream(),
+            attrs: &mut early,
+            numAttrs: u32::from(self.info.capability >= (9, 0)),
         };
-        launched.map_err(|e| self.blame(&format!("launching {}", describe(kernel, launch)), e))?;
+        // SAFETY: the function is loaded. `Functions::get` has compared number and sizes of its
+        // parameters with `args`, and the driver copies configuration and values before it returns.
+        // The op layer vouches for the device addresses among them.
+        let launched = unsafe {
+            sys::cuLaunchKernelEx(&config, function, values.pointers().as_mut_ptr(), std::ptr::null_mut())
+        };
+        launched.result().map_err(|e| self.blame(&format!("launching {}", describe(kernel, launch)), e))?;
         self.last_launch = Some((kernel, launch));
         Ok(())
     }
