@@ -29,12 +29,16 @@ struct alignas(128) TensorMap {
 #endif
 #endif
 
-// Describes a matrix in shared memory for wgmma: 16-bit elements in rows of 128 bytes, where each 8
-// rows are swizzled: 16-byte chunk c of row r is at chunk c ^ (r % 8). Rows run along K, or across
-// it (in M or N); in the latter case the matrix continues `block_bytes` further after 64 elements.
+// Describes a matrix in shared memory for wgmma: 16-bit elements in swizzled rows of ROW_BYTES (128,
+// 64 or 32), as a copy of a box that wide leaves them. Each 1024 bytes are 8 lines of 128, and the
+// 16-byte chunk c of line l is at chunk c ^ (l % (ROW_BYTES / 16)). Rows run along K, or across it
+// (in M or N); in the latter case the matrix continues `block_bytes` further after each
+// ROW_BYTES / 2 elements. Eight rows must start at a multiple of their size.
+template <int ROW_BYTES = 128>
 __device__ __forceinline__ uint64_t matrix_descriptor(uint32_t address, uint32_t block_bytes) {
-    constexpr uint64_t SWIZZLE_128 = 1, EIGHT_ROWS = 1024;
-    return (uint64_t)(address >> 4) | (uint64_t)(block_bytes >> 4) << 16 | EIGHT_ROWS >> 4 << 32 | SWIZZLE_128 << 62;
+    static_assert(ROW_BYTES == 128 || ROW_BYTES == 64 || ROW_BYTES == 32, "CUDA's swizzles");
+    constexpr uint64_t SWIZZLE = ROW_BYTES == 128 ? 1 : ROW_BYTES == 64 ? 2 : 3, EIGHT_ROWS = 8 * ROW_BYTES;
+    return (uint64_t)(address >> 4) | (uint64_t)(block_bytes >> 4) << 16 | EIGHT_ROWS >> 4 << 32 | SWIZZLE << 62;
 }
 
 #if !defined(WARPSMITH_EMULATED) && defined(HAS_HOPPER_INSTRUCTIONS)
@@ -124,13 +128,25 @@ __device__ __forceinline__ void tma_store(const TensorMap* map, int x, int y, ui
                  "r"(src)
                  : "memory");
 }
-// Ends a group of this thread's stores.
+// Adds `bytes` bytes of f32 numbers in shared memory to those at `dst`; both places and `bytes` are
+// multiples of 16. Each number is added atomically, in any order with what other blocks add. What
+// holds for the source of tma_store holds here.
+__device__ __forceinline__ void bulk_reduce_add(float* dst, uint32_t src, uint32_t bytes) {
+    asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(dst), "r"(src), "r"(bytes)
+                 : "memory");
+}
+// Ends a group of this thread's stores and additions.
 __device__ __forceinline__ void tma_store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 // Waits until at most N of this thread's groups still read shared memory, which may then be
 // written again. Every thread that stores must wait for <0> before it ends.
 template <int N>
 __device__ __forceinline__ void tma_store_wait_read() {
     asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory");
+}
+// The same until at most N groups have not been written: this thread sees the others.
+template <int N>
+__device__ __forceinline__ void tma_store_wait() {
+    asm volatile("cp.async.bulk.wait_group %0;" ::"n"(N) : "memory");
 }
 __device__ __forceinline__ void tma_prefetch(const TensorMap* map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
@@ -198,85 +214,79 @@ __device__ __forceinline__ void wgmma_wait() {
 }
 
 #define WGMMA_SUMS_4 "%0,%1,%2,%3"
-#define WGMMA_SUMS_32 \
-    "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
-#define WGMMA_SUMS_64 \
-    WGMMA_SUMS_32 "," \
-    "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define WGMMA_SUMS_8 WGMMA_SUMS_4 ",%4,%5,%6,%7"
+#define WGMMA_SUMS_16 WGMMA_SUMS_8 ",%8,%9,%10,%11,%12,%13,%14,%15"
+#define WGMMA_SUMS_32 WGMMA_SUMS_16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define WGMMA_SUMS_40 WGMMA_SUMS_32 ",%32,%33,%34,%35,%36,%37,%38,%39"
+#define WGMMA_SUMS_48 WGMMA_SUMS_40 ",%40,%41,%42,%43,%44,%45,%46,%47"
+#define WGMMA_SUMS_64 WGMMA_SUMS_48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 #define WGMMA_SUMS_128 \
-    WGMMA_SUMS_64 "," \
-    "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95," \
-    "%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+    WGMMA_SUMS_64 \
+    ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79" \
+    ",%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95" \
+    ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111" \
+    ",%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 #define WGMMA_OPERANDS_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define WGMMA_OPERANDS_16(i) \
-    WGMMA_OPERANDS_4(i), WGMMA_OPERANDS_4(i + 4), WGMMA_OPERANDS_4(i + 8), WGMMA_OPERANDS_4(i + 12)
+#define WGMMA_OPERANDS_8(i) WGMMA_OPERANDS_4(i), WGMMA_OPERANDS_4(i + 4)
+#define WGMMA_OPERANDS_16(i) WGMMA_OPERANDS_8(i), WGMMA_OPERANDS_8(i + 8)
 #define WGMMA_OPERANDS_32(i) WGMMA_OPERANDS_16(i), WGMMA_OPERANDS_16(i + 16)
+#define WGMMA_OPERANDS_40(i) WGMMA_OPERANDS_32(i), WGMMA_OPERANDS_8(i + 32)
+#define WGMMA_OPERANDS_48(i) WGMMA_OPERANDS_32(i), WGMMA_OPERANDS_16(i + 32)
 #define WGMMA_OPERANDS_64(i) WGMMA_OPERANDS_32(i), WGMMA_OPERANDS_32(i + 32)
+#define WGMMA_OPERANDS_128(i) WGMMA_OPERANDS_64(i), WGMMA_OPERANDS_64(i + 64)
 // A, B, ACCUMULATE, ACROSS: numbers of the operands after the sums.
-#define WGMMA_PTX(N, TYPE, SUMS, A, B, ACCUMULATE, ACROSS)                           \
-    "{\n"                                                                            \
-    ".reg .pred accumulate;\n"                                                       \
-    "setp.ne.b32 accumulate, " ACCUMULATE ", 0;\n"                                   \
-    "wgmma.mma_async.sync.aligned.m64n" N "k16.f32." TYPE "." TYPE " {" SUMS "}, " A \
-    ", " B ", accumulate, 1, 1, " ACROSS ";\n"                                       \
+#define WGMMA_PTX(N, TYPE, SUMS, A, B, ACCUMULATE, ACROSS)                                     \
+    "{\n"                                                                                      \
+    ".reg .pred accumulate;\n"                                                                 \
+    "setp.ne.b32 accumulate, " ACCUMULATE ", 0;\n"                                             \
+    "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " {" WGMMA_SUMS_##SUMS "}, " A \
+    ", " B ", accumulate, 1, 1, " ACROSS ";\n"                                                 \
     "}"
-#define WGMMA_INPUTS "l"(a), "l"(b), "r"((int)accumulate), "n"(ACROSS_A), "n"(ACROSS_B)
 
-// d (64 x N, f32) = a (64 x 16) * b (16 x N), plus d if `accumulate`; N = 8, 64, 128 or 256.
-// ACROSS_A, ACROSS_B: whether the rows of the operand run across K. Lane l of warp w holds in d[4 j
-// + 2 h + e] row 16 w + 8 h + l / 4, column 8 j + 2 (l % 4) + e.
-template <class T, int ACROSS_A, int ACROSS_B>
+// Both functions for one N, with SUMS = N / 2 and the numbers of the operands that follow the sums.
+#define WGMMA_SHAPE(TYPE, N, SUMS, I0, I1, I2, I3, I4, I5, I6)                                                                   \
+    template <int ACROSS_A, int ACROSS_B>                                                                                       \
+    static __device__ __forceinline__ void multiply(float (&d)[SUMS], uint64_t a, uint64_t b, bool accumulate) {                \
+        asm volatile(WGMMA_PTX(N, TYPE, SUMS, I0, I1, I2, I3 ", " I4)                                                            \
+                     : WGMMA_OPERANDS_##SUMS(0)                                                                                 \
+                     : "l"(a), "l"(b), "r"((int)accumulate), "n"(ACROSS_A), "n"(ACROSS_B));                                     \
+    }                                                                                                                           \
+    template <int ACROSS_B>                                                                                                     \
+    static __device__ __forceinline__ void multiply_rs(float (&d)[SUMS], const uint32_t (&a)[4], uint64_t b, bool accumulate) { \
+        asm volatile(WGMMA_PTX(N, TYPE, SUMS, "{" I0 "," I1 "," I2 "," I3 "}", I4, I5, I6)                                       \
+                     : WGMMA_OPERANDS_##SUMS(0)                                                                                 \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate), "n"(ACROSS_B));                \
+    }
+template <class T>
 struct Wgmma;
-#define WGMMA_OF(T, TYPE)                                                                                                   \
-    template <int ACROSS_A, int ACROSS_B>                                                                                   \
-    struct Wgmma<T, ACROSS_A, ACROSS_B> {                                                                                   \
-        static __device__ __forceinline__ void multiply(float (&d)[4], uint64_t a, uint64_t b, bool accumulate) {           \
-            asm volatile(WGMMA_PTX("8", TYPE, WGMMA_SUMS_4, "%4", "%5", "%6", "%7, %8")                                   \
-                         : WGMMA_OPERANDS_4(0)                                                                              \
-                         : WGMMA_INPUTS);                                                                                   \
-        }                                                                                                                   \
-        static __device__ __forceinline__ void multiply(float (&d)[32], uint64_t a, uint64_t b, bool accumulate) {          \
-            asm volatile(WGMMA_PTX("64", TYPE, WGMMA_SUMS_32, "%32", "%33", "%34", "%35, %36")                              \
-                         : WGMMA_OPERANDS_32(0)                                                                             \
-                         : WGMMA_INPUTS);                                                                                   \
-        }                                                                                                                   \
-        static __device__ __forceinline__ void multiply(float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {          \
-            asm volatile(WGMMA_PTX("128", TYPE, WGMMA_SUMS_64, "%64", "%65", "%66", "%67, %68")                           \
-                         : WGMMA_OPERANDS_64(0)                                                                             \
-                         : WGMMA_INPUTS);                                                                                   \
-        }                                                                                                                   \
-        static __device__ __forceinline__ void multiply(float (&d)[128], uint64_t a, uint64_t b, bool accumulate) {         \
-            asm volatile(WGMMA_PTX("256", TYPE, WGMMA_SUMS_128, "%128", "%129", "%130", "%131, %132")                     \
-                         : WGMMA_OPERANDS_64(0), WGMMA_OPERANDS_64(64)                                                      \
-                         : WGMMA_INPUTS);                                                                                   \
-        }                                                                                                                   \
+#define WGMMA_OF(T, TYPE)                                                                \
+    template <>                                                                          \
+    struct Wgmma<T> {                                                                    \
+        WGMMA_SHAPE(TYPE, 8, 4, "%4", "%5", "%6", "%7", "%8", "%9", "%10")               \
+        WGMMA_SHAPE(TYPE, 16, 8, "%8", "%9", "%10", "%11", "%12", "%13", "%14")          \
+        WGMMA_SHAPE(TYPE, 32, 16, "%16", "%17", "%18", "%19", "%20", "%21", "%22")       \
+        WGMMA_SHAPE(TYPE, 64, 32, "%32", "%33", "%34", "%35", "%36", "%37", "%38")       \
+        WGMMA_SHAPE(TYPE, 80, 40, "%40", "%41", "%42", "%43", "%44", "%45", "%46")       \
+        WGMMA_SHAPE(TYPE, 96, 48, "%48", "%49", "%50", "%51", "%52", "%53", "%54")       \
+        WGMMA_SHAPE(TYPE, 128, 64, "%64", "%65", "%66", "%67", "%68", "%69", "%70")      \
+        WGMMA_SHAPE(TYPE, 256, 128, "%128", "%129", "%130", "%131", "%132", "%133", "%134") \
     };
 WGMMA_OF(bf16, "bf16")
 WGMMA_OF(f16, "f16")
 
+// d (64 x N, f32) = a (64 x 16) * b (16 x N), plus d if `accumulate`; N = 2 SUMS, one of the above.
+// ACROSS_A, ACROSS_B: whether the rows of the operand run across K; N is then a multiple of their
+// length. Lane l of warp w holds in d[4 j + 2 h + e] row 16 w + 8 h + l / 4, column 8 j + 2 (l % 4)
+// + e.
 template <class T, bool ACROSS_A, bool ACROSS_B, int SUMS>
 __device__ __forceinline__ void wgmma(float (&d)[SUMS], uint64_t a, uint64_t b, bool accumulate) {
-    Wgmma<T, ACROSS_A, ACROSS_B>::multiply(d, a, b, accumulate);
+    Wgmma<T>::template multiply<ACROSS_A, ACROSS_B>(d, a, b, accumulate);
 }
 
-// The same with `a` in registers, as for mma_m16n8k16: each warp has its own 16 rows; N = 64. They
-// may change only after wgmma_wait.
-template <class T, int ACROSS_B>
-struct WgmmaRs;
-#define WGMMA_RS_OF(T, TYPE)                                                                                                      \
-    template <int ACROSS_B>                                                                                                       \
-    struct WgmmaRs<T, ACROSS_B> {                                                                                                 \
-        static __device__ __forceinline__ void multiply_rs(float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool accumulate) { \
-            asm volatile(WGMMA_PTX("64", TYPE, WGMMA_SUMS_32, "{%32,%33,%34,%35}", "%36", "%37", "%38")                           \
-                         : WGMMA_OPERANDS_32(0)                                                                                   \
-                         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate), "n"(ACROSS_B));              \
-        }                                                                                                                         \
-    };
-WGMMA_RS_OF(bf16, "bf16")
-WGMMA_RS_OF(f16, "f16")
-
+// The same with `a` in registers, as for mma_m16n8k16: each warp has its own 16 rows. They may
+// change only after wgmma_wait.
 template <class T, bool ACROSS_B, int SUMS>
 __device__ __forceinline__ void wgmma_rs(float (&d)[SUMS], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
-    WgmmaRs<T, ACROSS_B>::multiply_rs(d, a, b, accumulate);
+    Wgmma<T>::template multiply_rs<ACROSS_B>(d, a, b, accumulate);
 }
 #endif

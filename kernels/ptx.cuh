@@ -112,6 +112,19 @@ __device__ __forceinline__ void flag_wait(unsigned* flag) {
         : "memory");
 }
 
+// --- barriers among whole warps of a block, `threads` in all: numbers 1 to 15 (__syncthreads is 0).
+// A number serves again once a thread knows that its last use has ended: because it waited itself,
+// or was told by one that did.
+
+// Waits until `threads` threads have arrived, the own warp among them, and sees what they wrote.
+__device__ __forceinline__ void barrier_sync(uint32_t id, uint32_t threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+// Arrives without waiting; others wait by barrier_sync with the same numbers.
+__device__ __forceinline__ void barrier_arrive(uint32_t id, uint32_t threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
 // --- arithmetic
 
 // Returns x, but the compiler cannot tell, and so recomputes values instead of keeping them in
@@ -125,6 +138,21 @@ __device__ __forceinline__ int opaque(int x) {
 __device__ __forceinline__ float exp2_approx(float x) {
     float r;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
+// The larger of two numbers in each half of two words; of a number and a NaN, the number.
+template <class T>
+__device__ __forceinline__ uint32_t max2(uint32_t a, uint32_t b);
+template <>
+__device__ __forceinline__ uint32_t max2<bf16>(uint32_t a, uint32_t b) {
+    uint32_t r;
+    asm("max.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+    return r;
+}
+template <>
+__device__ __forceinline__ uint32_t max2<f16>(uint32_t a, uint32_t b) {
+    uint32_t r;
+    asm("max.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
     return r;
 }
 // tanh(x), accurate to about 2^-11

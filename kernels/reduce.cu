@@ -22,7 +22,7 @@ __device__ __forceinline__ float block_total(float value) {
 template <bool SQUARED, class T>
 __device__ __forceinline__ float share_sum(const T* src, unsigned long long n) {
     constexpr int BATCH = 4;
-    auto term = [](T v) { return SQUARED ? to_f32(v) * to_f32(v) : to_f32(v); };
+    auto term = [](float v) { return SQUARED ? v * v : v; };
     unsigned long long packs = n / Pack<T>::size, stride = (unsigned long long)gridDim.x * REDUCE_THREADS;
     float sum = 0.0f;
     for (unsigned long long first = blockIdx.x * (unsigned long long)REDUCE_THREADS + threadIdx.x; first < packs;
@@ -32,13 +32,16 @@ __device__ __forceinline__ float share_sum(const T* src, unsigned long long n) {
         for (int b = 0; b < BATCH; b++)
             if (first + b * stride < packs) batch[b] = load128_streaming(src + (first + b * stride) * Pack<T>::size);
 #pragma unroll
-        for (int b = 0; b < BATCH; b++)
+        for (int b = 0; b < BATCH; b++) {
+            float x[Pack<T>::size];
+            widen(x, batch[b]);
 #pragma unroll
-            for (int k = 0; k < Pack<T>::size; k++) sum += term(batch[b].v[k]);
+            for (int k = 0; k < Pack<T>::size; k++) sum += term(x[k]);
+        }
     }
     if (blockIdx.x == gridDim.x - 1 && threadIdx.x == REDUCE_THREADS - 1)
 #pragma unroll 1
-        for (unsigned long long i = packs * Pack<T>::size; i < n; i++) sum += term(src[i]);
+        for (unsigned long long i = packs * Pack<T>::size; i < n; i++) sum += term(to_f32(src[i]));
     return block_total(sum);
 }
 

@@ -272,17 +272,6 @@ pub struct AttentionDims {
     pub HS: usize,
 }
 
-/// The rows of a batch bucketed by token, on the device. The host builds them while the device is
-/// busy, so that the backward pass of the embedding needs neither atomics nor a sort.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct TokenBuckets {
-    /// (N) i32: indices of rows, those of one token adjacent and in ascending order.
-    pub rows: Tensor,
-    /// (count + 1) i32 or longer: start of each bucket in `rows`; the largest bucket comes first.
-    pub starts: Tensor,
-    pub count: usize,
-}
-
 /// `dwte[tokens] += dout`; `dwpe[t] += dout` summed over B. Deterministic.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct EncoderBackward {
@@ -290,8 +279,10 @@ pub struct EncoderBackward {
     pub dwpe: Tensor,
     pub dout: Tensor,
     pub tokens: Tensor,
-    /// The buckets of `tokens`. A device that builds its own may ignore them.
-    pub buckets: TokenBuckets,
+    /// (N) i32: indices of rows, those of one token adjacent and in ascending order, the most frequent
+    /// token first. The host sorts them while the device is busy, so that the device needs neither
+    /// atomics nor a sort. A device that sorts may ignore them.
+    pub rows_by_token: Tensor,
     pub B: usize,
     pub T: usize,
     pub C: usize,

@@ -4,7 +4,7 @@
 
 use std::sync::{Arc, Mutex};
 use warpsmith::config::ModelConfig;
-use warpsmith::data::buckets::TokenBuckets;
+use warpsmith::data::buckets::rows_by_token;
 use warpsmith::data::loader::Batch;
 use warpsmith::device::cuda::driver::{DeviceInfo, Driver, Graph};
 use warpsmith::device::cuda::emulated::{self, EmulatorOptions};
@@ -199,7 +199,7 @@ impl Recipe {
         let token = |i: usize| ((i * i + number) % (number + 3) * 7 % self.config.V) as i32;
         let inputs: Vec<i32> = (0..shape.rows()).map(token).collect();
         let targets = (1..=shape.rows()).map(token).collect();
-        Batch { buckets: TokenBuckets::of(&inputs), inputs, targets }
+        Batch { rows_by_token: rows_by_token(&inputs), inputs, targets }
     }
 
     /// Takes a step, and returns its loss and norm.

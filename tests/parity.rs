@@ -6,7 +6,7 @@ use serde_json::Value;
 use std::path::PathBuf;
 use warpsmith::checkpoint;
 use warpsmith::config::ModelConfig;
-use warpsmith::data::buckets::TokenBuckets;
+use warpsmith::data::buckets::rows_by_token;
 use warpsmith::device::compare::{adamw_step, assert_close, assert_same_bits};
 use warpsmith::device::cpu::{Cpu, matmul::Precision};
 use warpsmith::model::activations::Recompute;
@@ -71,8 +71,7 @@ impl Tiny {
         self.model.load_dloss(&mut self.dev, dloss).unwrap();
         self.model.load_batch(&mut self.dev, shape, inputs, targets).unwrap();
         self.model.forward(&mut self.dev, &mut NoHooks, shape).unwrap();
-        let by_token = TokenBuckets::of(inputs);
-        self.model.load_buckets(&mut self.dev, &by_token.rows, &by_token.starts).unwrap();
+        self.model.load_rows_by_token(&mut self.dev, &rows_by_token(inputs)).unwrap();
         self.model.backward(&mut self.dev, shape, at, &mut NoHooks).unwrap();
     }
 

@@ -87,7 +87,7 @@ impl GPT2 {
             dwpe: self.grad(Wpe, 0),
             dout: dresidual,
             tokens,
-            buckets: self.token_buckets(N),
+            rows_by_token: a.rows_by_token.slice(0, N),
             B: shape.B,
             T: shape.T,
             C,

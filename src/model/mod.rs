@@ -13,7 +13,7 @@ pub mod hooks;
 pub mod init;
 
 use crate::config::ModelConfig;
-use crate::ops::{Limits, Ops, TokenBuckets, upload_f32};
+use crate::ops::{Limits, Ops, upload_f32};
 use crate::params::Param;
 use crate::sharding::{ParamBuffer, Partition, Sharding, UnitLayout, ZeroStage};
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
@@ -163,20 +163,10 @@ impl GPT2 {
         dev.upload(self.acts.targets.slice(0, rows), bytemuck::cast_slice(targets))
     }
 
-    /// Uploads the batch's rows bucketed by token (see [`TokenBuckets`]) for the backward pass.
-    /// Empty buckets make up the number that every batch of so many rows has.
-    pub fn load_buckets(&self, dev: &mut dyn Ops, rows: &[i32], starts: &[i32]) -> Result<()> {
-        let buckets = self.token_buckets(rows.len());
-        let mut starts = starts.to_vec();
-        starts.resize(buckets.count + 1, rows.len() as i32);
-        dev.upload(buckets.rows, bytemuck::cast_slice(rows))?;
-        dev.upload(buckets.starts, bytemuck::cast_slice(&starts))
-    }
-
-    /// The buckets of a batch of `N` rows: as many as it can have different tokens.
-    fn token_buckets(&self, N: usize) -> TokenBuckets {
-        let (a, count) = (&self.acts, N.min(self.weights.config.V));
-        TokenBuckets { rows: a.bucket_rows.slice(0, N), starts: a.bucket_starts.slice(0, count + 1), count }
+    /// Uploads the batch's rows sorted by token (see [`EncoderBackward`](crate::ops::EncoderBackward))
+    /// for the backward pass.
+    pub fn load_rows_by_token(&self, dev: &mut dyn Ops, rows: &[i32]) -> Result<()> {
+        dev.upload(self.acts.rows_by_token.slice(0, rows.len()), bytemuck::cast_slice(rows))
     }
 
     /// Uploads the weight of one row's loss in the loss of the step, 1 / (B T grad_accum_steps) times

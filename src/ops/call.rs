@@ -129,7 +129,7 @@ impl Call {
             }
             Call::EncoderBackward(a) => {
                 [&mut a.dwte, &mut a.dwpe].into_iter().for_each(|t| visit(t, Update));
-                let inputs = [&mut a.dout, &mut a.tokens, &mut a.buckets.rows, &mut a.buckets.starts];
+                let inputs = [&mut a.dout, &mut a.tokens, &mut a.rows_by_token];
                 inputs.into_iter().for_each(|t| visit(t, Read));
             }
             Call::LayernormForward(norm) => layernorm_forward(norm, visit),

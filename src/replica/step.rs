@@ -39,7 +39,7 @@ impl Replica {
             let (first, last) = (micro_step == 0, micro_step + 1 == grad_accum_steps);
             let batch = next_batch()?; // (B, T) inputs, and targets one token on
             model.load_batch(dev, shape, &batch.inputs, &batch.targets)?;
-            model.load_buckets(dev, &batch.buckets.rows, &batch.buckets.starts)?;
+            model.load_rows_by_token(dev, &batch.rows_by_token)?;
             let at = MicroStep { first, fresh_grads: zero.begin_micro_step(first, last) };
             let communicates = zero.communicates();
             let mut passes = |dev: &mut dyn Ops| {

@@ -25,7 +25,7 @@ fn run_on(gpu: &mut Gpu, kernel: &'static str) -> Result<(), String> {
     let maps = [(&a, TILES * 128), (&b, 128)].map(|(values, rows)| {
         let values: Vec<u16> = values.iter().map(|v| half::bf16::from_f32(*v).to_bits()).collect();
         let address = gpu.memory(&values);
-        gpu.0.tensor_map(&TiledMatrix { address, rows, columns: K, box_rows: 64 }).unwrap()
+        gpu.0.tensor_map(&TiledMatrix { address, rows, columns: K, box_rows: 64, box_columns: 64 }).unwrap()
     });
     let [k, tiles] = [K as i32, TILES as i32];
     let args = [
@@ -50,7 +50,10 @@ fn copy_to_both(kernel: &'static str, options: EmulatorOptions) -> Result<(), St
     let mut gpu = Gpu::new(options);
     let values: Vec<u16> = (0..64 * 64).map(|i| half::bf16::from_f32(i as f32 % 64.0).to_bits()).collect();
     let (address, out) = (gpu.memory(&values), pointer(gpu.memory(&[0f32; 4 * 64])));
-    let map = gpu.0.tensor_map(&TiledMatrix { address, rows: 64, columns: 64, box_rows: 64 }).unwrap();
+    let map = gpu
+        .0
+        .tensor_map(&TiledMatrix { address, rows: 64, columns: 64, box_rows: 64, box_columns: 64 })
+        .unwrap();
     gpu.launch(kernel, Launch::new(4, 64).shared(64 * 128 + 8), &[Arg::new(&out), Arg::new(&map)])?;
     let want: Vec<f32> = (0..4 * 64).map(|i| (i % 64) as f32).collect();
     if gpu.read::<f32>(out.address(), 4 * 64) == want { Ok(()) } else { Err("wrong result".to_owned()) }
@@ -166,7 +169,10 @@ fn the_checker_finds_reads_and_stores_that_are_not_ordered() {
 fn grids_are_whole_clusters() {
     let mut gpu = Gpu::new(EmulatorOptions::default());
     let (address, out) = (gpu.memory(&[0u16; 64 * 64]), pointer(gpu.memory(&[0f32; 4 * 64])));
-    let map = gpu.0.tensor_map(&TiledMatrix { address, rows: 64, columns: 64, box_rows: 64 }).unwrap();
+    let map = gpu
+        .0
+        .tensor_map(&TiledMatrix { address, rows: 64, columns: 64, box_rows: 64, box_columns: 64 })
+        .unwrap();
     let launch = Launch::new(3, 64).shared(64 * 128 + 8);
     let error = gpu.launch("copy_to_both_0", launch, &[Arg::new(&out), Arg::new(&map)]).unwrap_err();
     assert_eq!(

@@ -226,7 +226,7 @@ fn copies_of_boxes_read_what_is_inside_the_matrix() {
         let launch = Launch::new(1, 128).shared(box_rows * 128 + 8);
         let found = counts("copy_box", launch, box_rows * 32, |gpu| {
             let address = gpu.memory(&[0u16; 100 * 136]);
-            let matrix = TiledMatrix { address, rows: 100, columns: 136, box_rows };
+            let matrix = TiledMatrix { address, rows: 100, columns: 136, box_rows, box_columns: 64 };
             let map = gpu.0.tensor_map(&matrix).unwrap();
             vec![Value::Map(map), Value::Int(x), Value::Int(y), Value::Int(box_rows as i32)]
         });

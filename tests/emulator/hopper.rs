@@ -14,7 +14,7 @@ fn integers(len: usize, step: usize, modulus: usize) -> Vec<f32> {
 }
 
 fn map(gpu: &Gpu, address: u64, rows: usize, columns: usize, box_rows: usize) -> TensorMap {
-    gpu.0.tensor_map(&TiledMatrix { address, rows, columns, box_rows }).unwrap()
+    gpu.0.tensor_map(&TiledMatrix { address, rows, columns, box_rows, box_columns: 64 }).unwrap()
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn boxes_that_start_inside_of_16_bytes_are_refused() {
 fn tensor_maps_are_checked_as_cuda_does() {
     let mut gpu = Gpu::new(EmulatorOptions::default());
     let address = gpu.memory(&[0u16; 64 * 64]);
-    let good = TiledMatrix { address, rows: 64, columns: 64, box_rows: 64 };
+    let good = TiledMatrix { address, rows: 64, columns: 64, box_rows: 64, box_columns: 64 };
     gpu.0.tensor_map(&good).unwrap();
     for (bad, message) in [
         (TiledMatrix { address: address + 8, rows: 1, ..good }, "not a multiple of 16"),

@@ -75,7 +75,7 @@ fn copies_of_boxes_are_accesses_too() {
     for options in checked() {
         let mut gpu = Gpu::new(options);
         let (matrix, out) = (gpu.memory(&[1u16; 64 * 128]), pointer(gpu.memory(&[7u16; 8 * 64])));
-        let tiled = TiledMatrix { address: matrix, rows: 64, columns: 128, box_rows: 8 };
+        let tiled = TiledMatrix { address: matrix, rows: 64, columns: 128, box_rows: 8, box_columns: 64 };
         let map = gpu.0.tensor_map(&tiled).unwrap();
         let args = [Arg::new(&out), Arg::new(&map), Arg::new(&64), Arg::new(&16), Arg::new(&8)];
         let mut run = |row: u64, column: u64| {
@@ -106,7 +106,7 @@ fn arguments_are_refused_without_the_checker() {
     block_sums(&mut gpu, out, inp).unwrap();
 
     let (matrix, out) = (gpu.memory(&[1u16; 64 * 128]), pointer(gpu.memory(&[7u16; 8 * 64])));
-    let tiled = TiledMatrix { address: matrix, rows: 64, columns: 128, box_rows: 8 };
+    let tiled = TiledMatrix { address: matrix, rows: 64, columns: 128, box_rows: 8, box_columns: 64 };
     let map = gpu.0.tensor_map(&tiled).unwrap();
     gpu.0.lend(matrix + 64 * 128 * 2 - 2, 2).unwrap();
     let args = [Arg::new(&out), Arg::new(&map), Arg::new(&0), Arg::new(&0), Arg::new(&8)];

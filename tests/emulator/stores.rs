@@ -20,7 +20,8 @@ fn doubled(values: &[u16]) -> Vec<u16> {
 fn store_tiles(gpu: &mut Gpu, kernel: &'static str, blocks: usize) -> Result<Vec<u16>, String> {
     let out = pointer(gpu.memory(&vec![7u16; ROWS * COLUMNS]));
     let input = pointer(gpu.memory(&values(ROWS * COLUMNS)));
-    let tiled = TiledMatrix { address: out.address(), rows: ROWS, columns: COLUMNS, box_rows: 64 };
+    let tiled =
+        TiledMatrix { address: out.address(), rows: ROWS, columns: COLUMNS, box_rows: 64, box_columns: 64 };
     let map = gpu.0.tensor_map(&tiled).unwrap();
     let size = [ROWS as i32, COLUMNS as i32];
     let args = [Arg::new(&map), Arg::new(&out), Arg::new(&input), Arg::new(&size[0]), Arg::new(&size[1])];
@@ -32,7 +33,7 @@ fn store_tiles(gpu: &mut Gpu, kernel: &'static str, blocks: usize) -> Result<Vec
 fn move_boxes(gpu: &mut Gpu, kernel: &'static str, _blocks: usize) -> Result<Vec<u16>, String> {
     let (columns, width) = (192, 192i32);
     let matrices = [vec![7u16; 64 * columns], values(64 * columns)].map(|m| gpu.memory(&m));
-    let map = |address| TiledMatrix { address, rows: 64, columns, box_rows: 64 };
+    let map = |address| TiledMatrix { address, rows: 64, columns, box_rows: 64, box_columns: 64 };
     let maps = matrices.map(|address| gpu.0.tensor_map(&map(address)).unwrap());
     let args = [Arg::new(&maps[0]), Arg::new(&maps[1]), Arg::new(&width)];
     gpu.launch(kernel, Launch::new(1, 32).shared(64 * 128 + 8), &args)?;
@@ -244,7 +245,7 @@ fn lent_memory_is_refused() {
         let mut gpu = Gpu::new(EmulatorOptions { check, ..EmulatorOptions::default() });
         let out = gpu.memory(&vec![0u16; ROWS * COLUMNS]);
         let input = pointer(gpu.memory(&values(ROWS * COLUMNS)));
-        let tiled = TiledMatrix { address: out, rows: ROWS, columns: COLUMNS, box_rows: 64 };
+        let tiled = TiledMatrix { address: out, rows: ROWS, columns: COLUMNS, box_rows: 64, box_columns: 64 };
         let map = gpu.0.tensor_map(&tiled).unwrap();
         gpu.0.lend(out, 2 * ROWS * COLUMNS).unwrap();
         let size = [ROWS as i32, COLUMNS as i32];

@@ -49,7 +49,13 @@ fn multicast() {
         let mut cases = Vec::new();
         for (name, x, y, rows) in [("inside", 0, 0, 16), ("corner", 72, 91, 8), ("upper left", -8, -3, 16)] {
             let (height, width) = (ROWS as usize, COLUMNS as usize);
-            let tiled = TiledMatrix { address, rows: height, columns: width, box_rows: rows as usize };
+            let tiled = TiledMatrix {
+                address,
+                rows: height,
+                columns: width,
+                box_rows: rows as usize,
+                box_columns: 64,
+            };
             let map = device.driver.tensor_map(&tiled).unwrap();
             let box_words = (rows * BOX_COLUMNS / 2) as usize;
             let out = device.words(&vec![0xdead_beef; 2 * 3 * box_words]);

@@ -72,7 +72,13 @@ fn boxes() {
             let content = random_words(12, 3 * words);
             let (out, boxes) = (device.words(&vec![PATTERN; len]), device.words(&content));
             let [height, width, box_rows] = [ROWS, COLUMNS, rows].map(|n| n as usize);
-            let tiled = TiledMatrix { address: out.address(), rows: height, columns: width, box_rows };
+            let tiled = TiledMatrix {
+                address: out.address(),
+                rows: height,
+                columns: width,
+                box_rows,
+                box_columns: 64,
+            };
             let map = device.driver.tensor_map(&tiled).unwrap();
             let args = [Arg::new(&map), Arg::new(&boxes), Arg::new(&x), Arg::new(&y), Arg::new(&rows)];
             device.launch((FILE, "tma_store_boxes"), Launch::new(1, 128).shared(8 * words), &args);

@@ -53,6 +53,7 @@ fn boxes() {
                 rows: ROWS as usize,
                 columns: COLUMNS as usize,
                 box_rows: rows as usize,
+                box_columns: BOX_COLUMNS as usize,
             };
             let map = device.driver.tensor_map(&tiled).unwrap();
             let len = (3 * rows * BOX_COLUMNS / 2) as usize;

@@ -9,22 +9,27 @@ use anyhow::{Result, ensure};
 pub struct TensorMap(pub [u64; 16]);
 
 /// A row-major matrix of 16-bit floating-point numbers, and the box of it that one copy brings to
-/// shared memory: rows of 128 bytes, swizzled over 8 rows (CUDA's 128-byte swizzle).
+/// shared memory or back. A box is 64, 32 or 16 columns wide. There its rows lie one after the other,
+/// and their 16-byte chunks are swizzled as CUDA's swizzle of 128, 64 or 32 bytes does it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TiledMatrix {
     pub address: u64,
     pub rows: usize,
     pub columns: usize,
     pub box_rows: usize,
+    pub box_columns: usize,
 }
 
-/// Columns per box.
-pub const BOX_COLUMNS: usize = 64;
 const ELEMENT_BYTES: usize = 2;
 
 impl TiledMatrix {
     pub fn row_bytes(&self) -> usize {
         self.columns * ELEMENT_BYTES
+    }
+
+    /// Bytes of a row of the box: those that the swizzle mixes.
+    pub fn box_row_bytes(&self) -> usize {
+        self.box_columns * ELEMENT_BYTES
     }
 
     pub fn size_bytes(&self) -> usize {
@@ -36,7 +41,7 @@ impl TiledMatrix {
     /// # Errors
     /// The rule that is broken.
     pub fn check(&self) -> Result<()> {
-        let Self { address, rows, columns, box_rows } = *self;
+        let Self { address, rows, columns, box_rows, box_columns } = *self;
         ensure!(
             address.is_multiple_of(16),
             "a tensor map of a matrix at {address:#x}, which is not a multiple of 16"
@@ -53,6 +58,10 @@ impl TiledMatrix {
         ensure!(
             (1..=256).contains(&box_rows),
             "a tensor map with a box of {box_rows} rows, 1 to 256 are allowed"
+        );
+        ensure!(
+            [16, 32, 64].contains(&box_columns),
+            "a tensor map with a box of {box_columns} columns, 16, 32 or 64 are allowed"
         );
         Ok(())
     }

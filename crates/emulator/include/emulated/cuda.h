@@ -55,15 +55,15 @@ constexpr int warpSize = 32;
 
 // --- synchronization
 
-EMULATED_INLINE void __syncthreads(EMULATED_SITE) { cuda_emulator_barrier(0, 0, 0, file, line); }
+EMULATED_INLINE void __syncthreads(EMULATED_SITE) { cuda_emulator_barrier(0, file, line); }
 EMULATED_INLINE int __syncthreads_count(int predicate, EMULATED_SITE) {
-    return (int)cuda_emulator_barrier(0, 0, predicate != 0, file, line);
+    return (int)cuda_emulator_barrier(predicate != 0, file, line);
 }
 EMULATED_INLINE int __syncthreads_or(int predicate, EMULATED_SITE) {
-    return cuda_emulator_barrier(0, 0, predicate != 0, file, line) != 0;
+    return cuda_emulator_barrier(predicate != 0, file, line) != 0;
 }
 EMULATED_INLINE int __syncthreads_and(int predicate, EMULATED_SITE) {
-    return cuda_emulator_barrier(0, 0, predicate != 0, file, line) == emulated::block_threads();
+    return cuda_emulator_barrier(predicate != 0, file, line) == emulated::block_threads();
 }
 EMULATED_INLINE void __syncwarp(unsigned mask = 0xffffffffu, EMULATED_SITE) {
     cuda_emulator_collective(emulated::SYNCWARP, mask, nullptr, file, line);

@@ -28,7 +28,8 @@ void cuda_emulator_proxy_fence();
 void cuda_emulator_tma_load(uint32_t dst, const TensorMap* map, int x, int y, uint32_t barrier, const char* file, int line);
 void cuda_emulator_tma_store(const TensorMap* map, int x, int y, uint32_t src, const char* file, int line);
 void cuda_emulator_tma_store_commit();
-void cuda_emulator_tma_store_wait_read(uint32_t groups_left, const char* file, int line);
+void cuda_emulator_tma_store_wait(uint32_t groups_left, uint32_t read_only, const char* file, int line);
+void cuda_emulator_bulk_reduce_add(float* dst, uint32_t src, uint32_t bytes, const char* file, int line);
 void cuda_emulator_tma_load_multicast(uint32_t dst, const TensorMap* map, const int* at, uint32_t barrier, uint32_t ranks,
                                       const char* file, int line);
 uint32_t cuda_emulator_cluster_rank();
@@ -77,7 +78,14 @@ EMULATED_INLINE void tma_store(const TensorMap* map, int x, int y, uint32_t src,
 EMULATED_INLINE void tma_store_commit() { cuda_emulator_tma_store_commit(); }
 template <int N>
 EMULATED_INLINE void tma_store_wait_read(EMULATED_SITE) {
-    cuda_emulator_tma_store_wait_read(N, file, line);
+    cuda_emulator_tma_store_wait(N, true, file, line);
+}
+template <int N>
+EMULATED_INLINE void tma_store_wait(EMULATED_SITE) {
+    cuda_emulator_tma_store_wait(N, false, file, line);
+}
+EMULATED_INLINE void bulk_reduce_add(float* dst, uint32_t src, uint32_t bytes, EMULATED_SITE) {
+    cuda_emulator_bulk_reduce_add(dst, src, bytes, file, line);
 }
 EMULATED_INLINE void stmatrix_x4(uint32_t row, const uint32_t (&r)[4], EMULATED_SITE) {
     emulated::Stmatrix lane = {r, row};
@@ -127,16 +135,19 @@ template <>
 constexpr Op WGMMA_OF<bf16> = WGMMA_BF16;
 template <>
 constexpr Op WGMMA_OF<f16> = WGMMA_F16;
+constexpr bool has_wgmma(int n) {
+    return n == 8 || n == 16 || n == 32 || n == 64 || n == 80 || n == 96 || n == 128 || n == 256;
+}
 }  // namespace emulated
 template <class T, bool ACROSS_A, bool ACROSS_B, int SUMS>
 EMULATED_INLINE void wgmma(float (&d)[SUMS], uint64_t a, uint64_t b, bool accumulate, EMULATED_SITE) {
-    static_assert(SUMS == 4 || SUMS == 32 || SUMS == 64 || SUMS == 128, "the shapes in hopper.cuh");
+    static_assert(emulated::has_wgmma(2 * SUMS), "the shapes in hopper.cuh");
     emulated::Wgmma lane = {d, a, b, nullptr, 2 * SUMS, accumulate, ACROSS_A, ACROSS_B};
     cuda_emulator_collective(emulated::WGMMA_OF<T>, 0xffffffffu, &lane, file, line);
 }
 template <class T, bool ACROSS_B, int SUMS>
 EMULATED_INLINE void wgmma_rs(float (&d)[SUMS], const uint32_t (&a)[4], uint64_t b, bool accumulate, EMULATED_SITE) {
-    static_assert(SUMS == 32, "the shape in hopper.cuh");
+    static_assert(emulated::has_wgmma(2 * SUMS), "the shapes in hopper.cuh");
     emulated::Wgmma lane = {d, 0, b, a, 2 * SUMS, accumulate, false, ACROSS_B};
     cuda_emulator_collective(emulated::WGMMA_OF<T>, 0xffffffffu, &lane, file, line);
 }

@@ -61,6 +61,8 @@ enum Op : uint32_t {
     WGMMA_WAIT,
     WGMMA_BF16,
     WGMMA_F16,
+    BARRIER_SYNC,
+    BARRIER_ARRIVE,
 };
 struct Shuffle {
     uint64_t value, result;
@@ -82,12 +84,19 @@ struct Mma {
     const uint32_t* a;
     uint32_t b[2];
 };
+struct BarrierArrival {
+    uint32_t id, threads;
+    // The result: how often the barrier had completed before.
+    uint32_t used;
+};
 }  // namespace emulated
 
 extern "C" {
 void cuda_emulator_collective(uint32_t op, uint32_t mask, void* lane, const char* file, int line);
-// Waits for `threads` threads of the block, all if 0. Returns how many predicates were true.
-uint32_t cuda_emulator_barrier(uint32_t id, uint32_t threads, uint32_t predicate, const char* file, int line);
+// Waits for all threads of the block. Returns how many predicates were true.
+uint32_t cuda_emulator_barrier(uint32_t predicate, const char* file, int line);
+// Waits for the end of a use of a named barrier, at which the warp has arrived.
+void cuda_emulator_barrier_wait(uint32_t id, uint32_t used);
 // The block's shared variable that `key` identifies.
 void* cuda_emulator_shared(const void* key, uint64_t bytes, const char* name, const char* file, int line);
 void cuda_emulator_cp_async(uint32_t dst, const void* src, uint32_t bytes, uint32_t src_bytes, const char* file,

@@ -1,4 +1,4 @@
-//! Barriers of a block: `__syncthreads` is number 0.
+//! The barrier of all threads of a block: `__syncthreads`.
 
 use super::block::{Me, me};
 use super::failure::Site;
@@ -9,8 +9,6 @@ use std::ffi::c_char;
 #[derive(Default)]
 pub struct Barrier {
     arrived: Cell<usize>,
-    /// Threads that it waits for.
-    expected: Cell<usize>,
     /// The waiting lanes, one mask per warp.
     waiting: [Cell<u32>; MAX_THREADS / 32],
     /// Arrivals whose predicate is true.
@@ -39,40 +37,31 @@ impl Barrier {
         self.site.get().filter(|_| self.arrived.get() > 0)
     }
 
-    pub fn describe(&self) -> Option<String> {
+    pub fn describe(&self, threads: usize) -> Option<String> {
         let site = self.site()?;
-        Some(format!("{} of {} threads wait in {site}", self.arrived.get(), self.expected.get()))
+        Some(format!("{} of {threads} threads wait in {site}", self.arrived.get()))
     }
 
-    fn check(&self, me: Me, site: Site, expected: usize, of_all: bool) {
+    fn check(&self, me: Me, site: Site) {
         let total = me.block.thread_count.get();
-        if of_all && me.block.live.get() < total {
+        if me.block.live.get() < total {
             let ended = total - me.block.live.get();
             me.fail(site, format!("{ended} of {total} threads ended before this barrier of all threads"));
         }
-        if self.arrived.get() == 0 {
-            return;
-        }
-        let other = self.site.get().unwrap_or(Site::UNKNOWN);
-        if !other.is_same(&site) {
+        if let Some(other) = self.site().filter(|other| !other.is_same(&site)) {
             me.fail(site, format!("threads of the block diverge at a barrier: others wait in {other}"));
-        }
-        if self.expected.get() != expected {
-            let others = self.expected.get();
-            me.fail(site, format!("a barrier of {expected} threads, at which others wait for {others}"));
         }
     }
 
     /// Waits for the others; returns the number of true predicates.
-    fn arrive(&self, me: Me, site: Site, expected: usize, predicate: bool) -> u32 {
+    fn arrive(&self, me: Me, site: Site, predicate: bool) -> u32 {
         let generation = self.completed.get();
         self.site.set(Some(site));
-        self.expected.set(expected);
         self.arrived.set(self.arrived.get() + 1);
         self.votes.set(self.votes.get() + u32::from(predicate));
         let waiting = &self.waiting[me.thread / 32];
         waiting.set(waiting.get() | 1 << me.lane());
-        if self.arrived.get() == expected {
+        if self.arrived.get() == me.block.thread_count.get() {
             self.complete(me);
         } else {
             me.wait();
@@ -98,23 +87,8 @@ impl Barrier {
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn cuda_emulator_barrier(
-    id: u32,
-    threads: u32,
-    predicate: u32,
-    file: *const c_char,
-    line: u32,
-) -> u32 {
-    let me = me();
-    let of_all = threads == 0;
-    let site = Site::new(if of_all { "__syncthreads" } else { "a named barrier" }, file, line);
-    let Some(barrier) = me.block.barriers.get(id as usize) else {
-        me.fail(site, format!("barrier {id}: there are only 16"));
-    };
-    if !threads.is_multiple_of(32) {
-        me.fail(site, format!("a barrier of {threads} threads, not a multiple of a warp"));
-    }
-    let expected = if of_all { me.block.thread_count.get() } else { threads as usize };
-    barrier.check(me, site, expected, of_all);
-    barrier.arrive(me, site, expected, predicate != 0)
+extern "C" fn cuda_emulator_barrier(predicate: u32, file: *const c_char, line: u32) -> u32 {
+    let (me, site) = (me(), Site::new("__syncthreads", file, line));
+    me.block.barrier.check(me, site);
+    me.block.barrier.arrive(me, site, predicate != 0)
 }

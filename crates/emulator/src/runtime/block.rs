@@ -9,6 +9,7 @@ use super::fiber;
 use super::flags::Flags;
 use super::hopper::Hopper;
 use super::job::Job;
+use super::named_barrier::{self, NamedBarrier};
 use super::region::*;
 use super::shared::SharedMemory;
 use crate::options::{Copies, Schedule};
@@ -33,7 +34,8 @@ pub struct Block {
     pub warps: Box<[Warp]>,
     /// The warps with a runnable thread.
     runnable_warps: Cell<u32>,
-    pub barriers: [Barrier; 16],
+    pub barrier: Barrier,
+    pub named_barriers: [NamedBarrier; named_barrier::COUNT],
     pub thread_count: Cell<usize>,
     pub live: Cell<usize>,
     pub shared: SharedMemory,
@@ -124,7 +126,8 @@ impl Block {
             threads: (0..MAX_THREADS).map(|_| Thread::default()).collect(),
             warps: (0..MAX_THREADS / 32).map(|_| Warp::default()).collect(),
             runnable_warps: Cell::new(0),
-            barriers: Default::default(),
+            barrier: Barrier::default(),
+            named_barriers: Default::default(),
             thread_count: Cell::new(0),
             live: Cell::new(0),
             shared: SharedMemory::new(region.base().wrapping_add(ARENA_OFFSET)),
@@ -210,7 +213,8 @@ impl Block {
         self.geometry.block_dim.set(dim);
         self.thread_count.set(count);
         self.live.set(count);
-        self.barriers.iter().for_each(Barrier::reset);
+        self.barrier.reset();
+        self.named_barriers.iter().for_each(NamedBarrier::reset);
         self.runnable_warps.set(0);
         for (number, warp) in self.warps.iter().enumerate() {
             let lanes = count.saturating_sub(number * 32).min(32);
@@ -334,10 +338,16 @@ impl Block {
         self.job().options.copies == Copies::Random
     }
 
+    /// Describes the named barriers at which some warps have arrived.
+    fn arrived_at_named(&self) -> impl Iterator<Item = String> {
+        self.named_barriers.iter().enumerate().filter_map(|(id, barrier)| barrier.describe(id))
+    }
+
     /// Describes every waiting group of threads, for the report of a deadlock.
     pub fn waiting(&self) -> Vec<String> {
         let mut waiting = self.flags.describe();
-        waiting.extend(self.barriers.iter().filter_map(Barrier::describe));
+        waiting.extend(self.barrier.describe(self.thread_count.get()));
+        waiting.extend(self.arrived_at_named());
         for (number, warp) in self.warps.iter().enumerate() {
             waiting.extend(warp.describe(number));
         }
@@ -377,7 +387,7 @@ fn finish(me: Me) -> ! {
     if let Err((site, message)) = block.hopper.left_behind(me) {
         me.fail(site, message);
     }
-    if let Some(site) = block.barriers[0].site() {
+    if let Some(site) = block.barrier.site() {
         me.fail(
             site,
             "the thread ends while others of its block wait at a barrier of all threads".to_owned(),
@@ -385,6 +395,9 @@ fn finish(me: Me) -> ! {
     }
     if let Some(site) = block.cluster().sync_site() {
         me.fail(site, "the thread ends while others of its cluster wait at a cluster_sync".to_owned());
+    }
+    if let Some(text) = block.arrived_at_named().next().filter(|_| block.live.get() == 1) {
+        me.fail(Site::UNKNOWN, format!("the block ends, but only {text}"));
     }
     if block.live.get() == 1
         && !block.is_alone.get()

@@ -4,6 +4,7 @@
 use super::block::{Block, Me, me};
 use super::failure::Site;
 use super::hopper::{self, Wgmma};
+use super::named_barrier::{self, Arrival};
 use super::tensor_core::{self, Bf16, F16, Ldmatrix, Mma, Stmatrix};
 use std::cell::Cell;
 use std::ffi::{c_char, c_void};
@@ -37,9 +38,11 @@ pub enum Op {
     WgmmaWait,
     WgmmaBf16,
     WgmmaF16,
+    BarrierSync,
+    BarrierArrive,
 }
 
-const OPS: [(Op, &str); 25] = [
+const OPS: [(Op, &str); 27] = [
     (Op::Syncwarp, "__syncwarp"),
     (Op::Shfl, "__shfl_sync"),
     (Op::ShflUp, "__shfl_up_sync"),
@@ -65,6 +68,8 @@ const OPS: [(Op, &str); 25] = [
     (Op::WgmmaWait, "wgmma_wait"),
     (Op::WgmmaBf16, "wgmma"),
     (Op::WgmmaF16, "wgmma"),
+    (Op::BarrierSync, "barrier_sync"),
+    (Op::BarrierArrive, "barrier_arrive"),
 ];
 
 #[repr(C)]
@@ -243,6 +248,12 @@ fn run(op: Op, lanes: &Lanes) {
             Op::WgmmaWait => hopper::wait(lanes, *lanes.all::<u32>()[0]),
             Op::WgmmaBf16 => hopper::issue::<Bf16>(lanes, lanes.all::<Wgmma>().map(|lane| &mut *lane)),
             Op::WgmmaF16 => hopper::issue::<F16>(lanes, lanes.all::<Wgmma>().map(|lane| &mut *lane)),
+            Op::BarrierSync => {
+                named_barrier::arrive(lanes, lanes.all::<Arrival>().map(|lane| &mut *lane), true)
+            }
+            Op::BarrierArrive => {
+                named_barrier::arrive(lanes, lanes.all::<Arrival>().map(|lane| &mut *lane), false)
+            }
         }
     }
 }

@@ -136,12 +136,13 @@ impl Counter {
         self.shared(&std::array::from_fn::<_, 32, _>(row));
     }
 
-    /// Counts a copy by TMA: the rows inside the matrix, which it reads or writes, once for all
-    /// blocks that it goes to, and in each of them all rows of 128 bytes in the box.
-    pub fn tma(&mut self, kind: Kind, rows_inside: &[Span], box_rows: u64, blocks: u64) {
+    /// Counts a copy by TMA: the rows in global memory, which it reads or writes, once for all
+    /// blocks that it goes to, and in each of them all of the box.
+    pub fn tma(&mut self, kind: Kind, rows_inside: &[Span], box_bytes: usize, blocks: u64) {
         self.global(kind, rows_inside);
-        self.counts.shared_wavefronts += box_rows * blocks;
-        self.counts.shared_wavefronts_without_conflicts += box_rows * blocks;
+        let wavefronts = box_bytes.div_ceil(BANKS * WORD_BYTES) as u64 * blocks;
+        self.counts.shared_wavefronts += wavefronts;
+        self.counts.shared_wavefronts_without_conflicts += wavefronts;
     }
 
     /// Counts an MMA of (m, k) and (k, n).

@@ -173,13 +173,14 @@ mod tests {
     use std::ffi::{c_char, c_void};
 
     unsafe extern "C" {
-        fn cuda_emulator_barrier(
-            id: u32,
-            threads: u32,
-            predicate: u32,
+        fn cuda_emulator_barrier(predicate: u32, file: *const c_char, line: u32) -> u32;
+        fn cuda_emulator_collective(
+            op: u32,
+            mask: u32,
+            argument: *mut c_void,
             file: *const c_char,
             line: u32,
-        ) -> u32;
+        );
     }
 
     /// `out[i] = ` the number of threads in the block with an odd number, for all threads `i`.
@@ -188,16 +189,21 @@ mod tests {
         let [x, _, _] = me.block.geometry.block_index.get();
         // SAFETY: the launch passes one pointer to a number for each thread of the grid.
         unsafe {
-            let odd = cuda_emulator_barrier(0, 0, me.thread as u32 % 2, std::ptr::null(), 0);
+            let odd = cuda_emulator_barrier(me.thread as u32 % 2, std::ptr::null(), 0);
             let out = (*arguments).cast::<*mut u32>().read();
             out.add(x as usize * me.block.thread_count.get() + me.thread).write(odd);
         }
     }
 
-    /// Waits for more threads than the block has.
+    /// One lane waits for the block, the others for the warp.
     extern "C" fn wait_forever(_: *const *const c_void) {
-        // SAFETY: a barrier takes any arguments.
-        unsafe { cuda_emulator_barrier(1, 64, 0, std::ptr::null(), 0) };
+        // SAFETY: neither a barrier nor `__syncwarp`, which is operation 0, has an argument.
+        unsafe {
+            match me().thread {
+                0 => _ = cuda_emulator_barrier(0, std::ptr::null(), 0),
+                _ => cuda_emulator_collective(0, u32::MAX, std::ptr::null_mut(), std::ptr::null(), 0),
+            }
+        }
     }
 
     #[repr(transparent)]
@@ -241,7 +247,7 @@ mod tests {
         assert!(error("count_odd", &[Arg::new(&1u32)]).contains("argument 0 has 4 bytes"));
         let deadlock = error("wait_forever", &[Arg::new(&out)]);
         assert!(deadlock.starts_with("kernel wait_forever, block (0,0,0): deadlock"), "{deadlock}");
-        assert!(deadlock.contains("32 of 64 threads wait in a named barrier"), "{deadlock}");
+        assert!(deadlock.contains("1 of 32 threads wait in __syncthreads"), "{deadlock}");
     }
 
     #[test]

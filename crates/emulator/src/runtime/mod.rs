@@ -17,6 +17,7 @@ mod hopper;
 mod job;
 mod library;
 mod memory;
+mod named_barrier;
 mod region;
 mod shared;
 mod tensor_core;

@@ -46,7 +46,13 @@ fn blocks(dims: AttentionDims, warpgroups: usize, stationary: usize) -> Launch {
 /// Returns the map of a matrix with a row of `columns` per position.
 fn map(device: &dyn Launcher, matrix: Ptr<FloatX>, dims: AttentionDims, columns: usize) -> Result<TensorMap> {
     let rows = dims.B * dims.T;
-    device.tensor_map(&TiledMatrix { address: matrix.address(), rows, columns, box_rows: ROWS })
+    device.tensor_map(&TiledMatrix {
+        address: matrix.address(),
+        rows,
+        columns,
+        box_rows: ROWS,
+        box_columns: HS,
+    })
 }
 
 /// See [`Ops::attention_forward`].

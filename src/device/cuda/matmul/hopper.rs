@@ -260,7 +260,7 @@ impl Tile {
 
 /// A matrix that is copied in boxes of `box_rows` rows.
 fn tiled(matrix: X, rows: usize, columns: usize, box_rows: usize) -> TiledMatrix {
-    TiledMatrix { address: matrix.address(), rows, columns, box_rows }
+    TiledMatrix { address: matrix.address(), rows, columns, box_rows, box_columns: 64 }
 }
 
 /// Returns the requested number of runs, by default one per tile; at most one per stage.

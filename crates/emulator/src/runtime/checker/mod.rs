@@ -12,6 +12,7 @@
 mod clock;
 mod hooks;
 mod hopper;
+mod named;
 mod releases;
 mod shadow;
 mod stores;
@@ -22,6 +23,7 @@ use super::region::*;
 use crate::lent::Lent;
 use clock::Clock;
 pub use hopper::{By, MbarrierClock, Scope};
+pub use named::NamedClock;
 use releases::{Known, Release, Released};
 use shadow::{Access, Cell, GRAIN, Shadow};
 use std::collections::HashMap;

@@ -35,8 +35,10 @@ pub struct Cell {
     pub pending: bool,
     /// Whether the last write was atomic.
     pub atomic: bool,
-    /// Whether the last write was a copy from shared memory, which may land until the launch ends.
-    pub stored: bool,
+    /// The copies from shared memory that may still write it, for none of which a thread has waited.
+    pub stores: u16,
+    /// Whether the last write was such a copy that added to it.
+    pub added: bool,
     pub writer: Option<Access>,
     /// The number of proxy fences that the writer had executed.
     pub proxy_fences: u32,

@@ -1,22 +1,37 @@
 //! The accesses of copies to and from global memory by TMA. They go through the async proxy, which
-//! no fence of our kernels orders with plain accesses to global memory: within one launch, what a
-//! copy writes must not be touched again, and what a copy reads must not have been written.
+//! no fence of our kernels orders with plain accesses to global memory. So within one launch, memory
+//! that a copy writes must not be touched before the thread that issued it has waited for the write,
+//! and what a copy reads, or adds to, must not have been written by plain accesses. Additions may
+//! meet: each is atomic.
 
 use super::super::block::{Block, Me};
+use super::super::counting::Span;
 use super::super::failure::Site;
 use super::shadow::{Cell, GRAIN};
-use super::{Checker, Kind};
+use super::{Checker, Kind, Space};
 
 impl Checker {
-    /// Checks that no copy of this launch writes what a cell describes.
+    fn is_of_launch(&self, cell: &Cell) -> bool {
+        cell.cluster >= self.first_cluster
+    }
+
+    /// Checks that no copy of this launch may still write what a cell describes.
     ///
     /// # Errors
     /// The end of a sentence that begins with the access.
     pub(super) fn refuse_stored(&self, cell: &Cell) -> Result<(), String> {
-        if cell.stored && cell.cluster >= self.first_cluster {
-            return Err(
-                "of global memory that a tma_store of this launch writes, as late as when it ends".to_owned()
-            );
+        if cell.stores > 0 && self.is_of_launch(cell) {
+            let copy = if cell.added { "bulk_reduce_add" } else { "tma_store" };
+            return Err(format!(
+                "of global memory that a {copy} of this launch writes, as late as when it ends"
+            ));
+        }
+        Ok(())
+    }
+
+    fn refuse_written(&self, cell: &Cell) -> Result<(), String> {
+        if cell.writer.is_some() && self.is_of_launch(cell) {
+            return Err("of global memory that plain accesses of this launch have written".to_owned());
         }
         Ok(())
     }
@@ -24,16 +39,38 @@ impl Checker {
     fn refuse_tma_source(&self, start: usize, bytes: usize) -> Result<(), String> {
         for cell in self.shadow.touched(start, bytes) {
             self.refuse_stored(cell)?;
-            if cell.writer.is_some() && cell.cluster >= self.first_cluster {
-                return Err("of global memory that plain accesses of this launch have written".to_owned());
-            }
+            self.refuse_written(cell)?;
         }
         Ok(())
     }
 
-    fn mark_stored(&mut self, start: usize, bytes: usize) {
+    /// Checks and records a copy that a thread issues.
+    fn store(&mut self, start: usize, bytes: usize, thread: usize, adds: bool) -> Result<(), String> {
         for place in (start..start + bytes).step_by(GRAIN) {
-            self.shadow.global(place).stored = true;
+            let cell = self.shadow.global(place);
+            // Additions meet earlier ones as if those were written.
+            let earlier = if adds && cell.added { std::mem::take(&mut cell.stores) } else { 0 };
+            let cell = *cell;
+            if adds && !cell.added {
+                self.refuse_stored(&cell)?;
+                self.refuse_written(&cell)?;
+            }
+            self.visit(Space::Global, place, thread, if adds { Kind::Atomic } else { Kind::Write })?;
+            let earlier = if self.is_of_launch(&cell) { earlier } else { 0 };
+            let cell = self.shadow.global(place);
+            (cell.stores, cell.added) = (earlier + 1, adds);
+        }
+        Ok(())
+    }
+
+    /// Records that a copy is written, which its thread sees.
+    fn end_store(&mut self, start: usize, bytes: usize, thread: usize) {
+        let now = self.now(thread);
+        for place in (start..start + bytes).step_by(GRAIN) {
+            let cluster = self.cluster;
+            let cell = self.shadow.global(place);
+            cell.stores -= 1;
+            (cell.cluster, cell.writer) = (cluster, Some(now));
         }
     }
 }
@@ -54,9 +91,18 @@ impl Block {
         }
     }
 
-    /// Checks and records a row of global memory that a copy from shared memory writes.
-    pub fn check_tma_destination(&self, user: Me, start: usize, bytes: usize, site: Site) {
-        self.check_access(user, start, bytes, Kind::Write, site);
-        self.check(|c| c.mark_stored(start, bytes));
+    /// Checks and records a row of global memory that a copy from shared memory writes or adds to.
+    pub fn check_tma_destination(&self, user: Me, row: Span, adds: bool, site: Site) {
+        let Span { address, bytes, .. } = row;
+        let kind = if adds { Kind::Atomic } else { Kind::Write };
+        self.check_bounds(user, address, bytes, kind, site);
+        if let Some(Err(message)) = self.check(|c| c.store(address, bytes, user.cluster_thread(), adds)) {
+            user.fail(site, format!("{} {message}", kind.name()));
+        }
+    }
+
+    /// Records that such a row is written, which the thread sees.
+    pub fn check_tma_written(&self, user: Me, row: Span) {
+        self.check(|c| c.end_store(row.address, row.bytes, user.cluster_thread()));
     }
 }

@@ -202,7 +202,7 @@ impl Me {
         };
         let syncs = self.block.cluster().syncs();
         let is_own = self.is_in(block);
-        let known_to_block = maker / 32 == self.thread / 32 || block.barriers[0].completed() > after_block;
+        let known_to_block = maker / 32 == self.thread / 32 || block.barrier.completed() > after_block;
         if syncs == after_cluster && !(is_own && known_to_block) {
             let (by, to) =
                 if is_own { ("__syncthreads", "others") } else { ("cluster_sync", "other blocks") };
@@ -267,7 +267,7 @@ extern "C" fn cuda_emulator_mbarrier_init(address: u32, arrivals: u32, file: *co
         waiting: [0; 32],
         wait_site: site,
         maker: me.thread,
-        made_after: (me.block.barriers[0].completed(), me.block.cluster().syncs()),
+        made_after: (me.block.barrier.completed(), me.block.cluster().syncs()),
         fenced_after: None,
         reached: None,
         stored: None,

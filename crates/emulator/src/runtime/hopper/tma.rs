@@ -6,29 +6,28 @@ use super::super::counting;
 use super::super::failure::Site;
 use super::transfers::{Source, Transfer};
 use super::{Span, swizzle};
-use crate::tensor_map::{BOX_COLUMNS, TensorMap, TiledMatrix};
+use crate::tensor_map::{TensorMap, TiledMatrix};
 use std::ffi::c_char;
 
 const MAGIC: u64 = 0x7465_6e73_6f72_6d61;
-pub(super) const ROW_BYTES: u32 = 128;
-/// Alignment in shared memory, so that the swizzle starts where wgmma expects it.
-const ALIGN: u32 = 1024;
 /// The 16 bytes that the swizzle moves as one; hardware refuses a box that starts inside of them.
 pub(super) const CHUNK_COLUMNS: usize = 8;
 
 /// Makes a tensor map of a matrix.
 pub fn encode(matrix: &TiledMatrix) -> TensorMap {
     let mut map = TensorMap([0; 16]);
-    let TiledMatrix { address, rows, columns, box_rows } = *matrix;
-    map.0[..5].copy_from_slice(&[MAGIC, address, rows as u64, columns as u64, box_rows as u64]);
+    let TiledMatrix { address, rows, columns, box_rows, box_columns } = *matrix;
+    let sizes = [rows, columns, box_rows, box_columns].map(|n| n as u64);
+    map.0[..2].copy_from_slice(&[MAGIC, address]);
+    map.0[2..6].copy_from_slice(&sizes);
     map
 }
 
 /// Returns the matrix of a map that [`encode`] made.
 pub fn decode(map: &TensorMap) -> Option<TiledMatrix> {
-    let [magic, address, rows, columns, box_rows, ..] = map.0;
-    let [rows, columns, box_rows] = [rows, columns, box_rows].map(|n| n as usize);
-    (magic == MAGIC).then_some(TiledMatrix { address, rows, columns, box_rows })
+    let [magic, address, rows, columns, box_rows, box_columns, ..] = map.0;
+    let [rows, columns, box_rows, box_columns] = [rows, columns, box_rows, box_columns].map(|n| n as usize);
+    (magic == MAGIC).then_some(TiledMatrix { address, rows, columns, box_rows, box_columns })
 }
 
 /// A box of a matrix.
@@ -42,16 +41,11 @@ pub struct Tile {
 impl Tile {
     /// Writes the box to the shared memory of a block, where it fits.
     pub fn write(&self, block: &Block, to: u32) {
-        for row in 0..self.matrix.box_rows {
-            let y = i64::from(self.y) + row as i64;
-            for chunk in 0..BOX_COLUMNS / CHUNK_COLUMNS {
-                let x = i64::from(self.x) + (chunk * CHUNK_COLUMNS) as i64;
-                let bytes = self.matrix.chunk(x, y);
-                let address = to + row as u32 * ROW_BYTES + chunk as u32 * 16;
-                // SAFETY: the chunk is inside the destination, which was found to be in shared
-                // memory.
-                unsafe { block.shared_bytes(swizzle(address)).cast::<[u8; 16]>().write(bytes) };
-            }
+        for (address, row, column) in self.matrix.box_chunks(to) {
+            let (x, y) = (i64::from(self.x) + column as i64, i64::from(self.y) + row as i64);
+            let bytes = self.matrix.chunk(x, y);
+            // SAFETY: the chunk is inside the destination, which was found to be in shared memory.
+            unsafe { block.shared_bytes(address).cast::<[u8; 16]>().write(bytes) };
         }
     }
 
@@ -62,13 +56,29 @@ impl Tile {
 }
 
 impl TiledMatrix {
+    /// The chunks of a box at a place in shared memory: their address there, their row and their
+    /// first column.
+    pub(super) fn box_chunks(&self, start: u32) -> impl Iterator<Item = (u32, usize, usize)> {
+        let (row_bytes, columns) = (self.box_row_bytes() as u32, self.box_columns);
+        (0..self.box_rows).flat_map(move |row| {
+            (0..columns).step_by(CHUNK_COLUMNS).map(move |column| {
+                let address = start + row as u32 * row_bytes + 2 * column as u32;
+                (swizzle(address, row_bytes), row, column)
+            })
+        })
+    }
+
+    pub(super) fn box_bytes(&self) -> usize {
+        self.box_rows * self.box_row_bytes()
+    }
+
     /// The rows of the box at (x, y) that are inside the matrix, in global memory.
     pub(super) fn rows_inside(&self, x: i32, y: i32) -> Vec<counting::Span> {
         let inside = |from: i32, len: usize, end: usize| {
             let last = i64::from(from) + len as i64;
             from.max(0) as usize..last.clamp(0, end as i64) as usize
         };
-        let columns = inside(x, BOX_COLUMNS, self.columns);
+        let columns = inside(x, self.box_columns, self.columns);
         let row = |row: usize| counting::Span {
             lane: 0,
             address: self.address as usize + row * self.row_bytes() + columns.start * 2,
@@ -104,9 +114,11 @@ pub(super) fn box_of(me: Me, site: Site, map: *const TensorMap, x: i32, address:
         me.fail(site, "this is not a tensor map of the emulated device".to_owned());
     };
     me.require_local(address, site);
-    if !address.is_multiple_of(ALIGN) {
+    // Where the swizzle starts, so that wgmma finds it there.
+    let align = 8 * matrix.box_row_bytes();
+    if !address.is_multiple_of(align as u32) {
         let message = format!(
-            "the address {address:#x} in shared memory is not a multiple of {ALIGN}, at which the swizzle starts"
+            "the address {address:#x} in shared memory is not a multiple of {align}, at which the swizzle starts"
         );
         me.fail(site, message);
     }
@@ -116,7 +128,7 @@ pub(super) fn box_of(me: Me, site: Site, map: *const TensorMap, x: i32, address:
         );
         me.fail(site, message);
     }
-    let span = (address, address + matrix.box_rows as u32 * ROW_BYTES);
+    let span = (address, address + matrix.box_bytes() as u32);
     me.block.require_shared(me, site, span);
     (matrix, span)
 }
@@ -125,7 +137,7 @@ pub(super) fn box_of(me: Me, site: Site, map: *const TensorMap, x: i32, address:
 fn read(me: Me, tile: &Tile, blocks: u32, site: Site) {
     let rows = tile.rows_inside();
     rows.iter().for_each(|row| me.block.check_tma_source(me, row.address, row.bytes, site));
-    me.block.count(|c| c.tma(Kind::Read, &rows, tile.matrix.box_rows as u64, u64::from(blocks)));
+    me.block.count(|c| c.tma(Kind::Read, &rows, tile.matrix.box_bytes(), u64::from(blocks)));
 }
 
 #[unsafe(no_mangle)]

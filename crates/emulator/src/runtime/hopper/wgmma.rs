@@ -31,7 +31,9 @@ const POISON: u32 = u32::MAX;
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Operand {
     start: u32,
-    /// Bytes from 64 elements across to the next 64.
+    /// Bytes of a row, which the swizzle mixes.
+    row_bytes: u32,
+    /// Bytes from a row's elements across to the next, if rows run across K.
     panel: u32,
     /// Bytes from 8 rows to the next 8.
     eight_rows: u32,
@@ -42,14 +44,20 @@ struct Operand {
 impl Operand {
     fn new(descriptor: u64, across: bool) -> Result<Self, String> {
         let field = |bit: u32| ((descriptor >> bit & 0x3fff) << 4) as u32;
-        let operand = Operand { start: field(0), panel: field(16), eight_rows: field(32), across };
-        if descriptor >> 62 != 1 || descriptor >> 49 & 7 != 0 {
+        let row_bytes = match descriptor >> 62 {
+            1 => 128,
+            2 => 64,
+            3 => 32,
+            _ => 0,
+        };
+        if row_bytes == 0 || descriptor >> 49 & 7 != 0 {
             return Err(format!(
-                "descriptor {descriptor:#x}: only the swizzle of 128 bytes from a start is emulated"
+                "descriptor {descriptor:#x}: only the swizzles of 128, 64 and 32 bytes from a start are emulated"
             ));
         }
-        let offset = operand.start % 1024;
-        if offset >= if across { 1 } else { 128 } {
+        let operand = Operand { start: field(0), row_bytes, panel: field(16), eight_rows: field(32), across };
+        let offset = operand.start % operand.pattern_bytes();
+        if offset + 32 > if across { 32 } else { row_bytes } {
             return Err(format!(
                 "the operand at {:#x} starts {offset} bytes into the swizzle's pattern",
                 operand.start
@@ -58,27 +66,35 @@ impl Operand {
         Ok(operand)
     }
 
+    /// Bytes after which the swizzle repeats: eight rows.
+    fn pattern_bytes(&self) -> u32 {
+        8 * self.row_bytes
+    }
+
     /// The address of eight contiguous elements from `mn` across and `k` on, along the rows.
     fn chunk(&self, mn: usize, k: usize) -> u32 {
         let (mn, k) = (mn as u32, k as u32);
-        swizzle(if self.across {
-            self.start + mn / 64 * self.panel + k / 8 * self.eight_rows + k % 8 * 128 + mn % 64 * 2
+        let (row, columns) = (self.row_bytes, self.row_bytes / 2);
+        let address = if self.across {
+            self.start + mn / columns * self.panel + k / 8 * self.eight_rows + k % 8 * row + mn % columns * 2
         } else {
-            self.start + mn / 8 * self.eight_rows + mn % 8 * 128 + k * 2
-        })
+            self.start + mn / 8 * self.eight_rows + mn % 8 * row + k * 2
+        };
+        swizzle(address, row)
     }
 
     /// All memory in which `count` rows (columns of B) from `mn` on may lie.
     fn spans(&self, mn: usize, count: usize) -> Vec<Span> {
-        let pattern = self.start & !1023;
+        let (bytes, columns) = (self.pattern_bytes(), self.row_bytes / 2);
+        let pattern = self.start / bytes * bytes;
         if self.across {
-            let panels = mn as u32 / 64..((mn + count) as u32).div_ceil(64);
+            let panels = mn as u32 / columns..((mn + count) as u32).div_ceil(columns);
             let starts =
                 panels.flat_map(|p| [0, 1].map(|group| pattern + p * self.panel + group * self.eight_rows));
-            starts.map(|start| (start, start + 1024)).collect()
+            starts.map(|start| (start, start + bytes)).collect()
         } else {
             let groups = mn as u32 / 8..(mn + count) as u32 / 8;
-            groups.map(|g| (pattern + g * self.eight_rows, pattern + g * self.eight_rows + 1024)).collect()
+            groups.map(|g| (pattern + g * self.eight_rows, pattern + g * self.eight_rows + bytes)).collect()
         }
     }
 
@@ -411,6 +427,10 @@ fn try_issue<T: Element>(me: Me, site: Site, arguments: [&mut Wgmma; 32]) -> Res
         unsafe { Left::of_registers::<T>(arguments.each_ref().map(|x| x.a_registers)) }
     };
     let b = Operand::new(first.b, first.across_b != 0)?;
+    if b.across && !first.columns.is_multiple_of(b.row_bytes / 2) {
+        let row = b.row_bytes / 2;
+        return Err(format!("N = {columns} is not a multiple of {row}, the elements of a row of B across K"));
+    }
     let accumulate = first.accumulate != 0;
     let a_spans = a.shared().map(|a| a.spans(rows, ROWS)).unwrap_or_default();
     let spans = [a_spans, b.spans(0, columns)].concat();
