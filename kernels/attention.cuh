@@ -28,15 +28,18 @@ struct Work {
     int rank;
 };
 
-// Blocks start in the order of their index. Within a group of heads whose keys and values fit in
-// the L2 cache, those with the most work (rank 0) come first, so that none of them is left running
-// alone at the end.
-__device__ __forceinline__ Work work_of_block(int tiles) {
+// Work is numbered in the order in which it starts. Within a group of heads whose keys and values
+// fit in the L2 cache, those with the most work (rank 0) come first, so that none of them is left
+// running alone at the end.
+__device__ __forceinline__ Work work_of_number(int number, int heads, int tiles) {
     constexpr int GROUP = 32;
-    int heads = (int)gridDim.x / tiles;
-    int group = (int)blockIdx.x / (GROUP * tiles), place = (int)blockIdx.x % (GROUP * tiles);
+    int group = number / (GROUP * tiles), place = number % (GROUP * tiles);
     int size = min(GROUP, heads - group * GROUP);
     return {group * GROUP + place % size, place / size};
+}
+// Blocks start in the order of their index.
+__device__ __forceinline__ Work work_of_block(int tiles) {
+    return work_of_number((int)blockIdx.x, (int)gridDim.x / tiles, tiles);
 }
 
 // Offset of a head's queries in qkv (B, T, 3, NH, HS); its keys and values follow at C and 2 C.

@@ -1,6 +1,5 @@
-// Causal attention for Hopper, 16-bit floatX, heads of 64: tiles come by TMA, warpgroups multiply
-// them. The formulas, and why the backward pass has two large kernels, are in attention_forward.cu
-// and attention_backward.cu.
+// Causal attention for Hopper, backward, 16-bit floatX, heads of 64: tiles come by TMA, warpgroups
+// multiply them. The formulas, and why there are two large kernels, are in attention_backward.cu.
 //
 // A warpgroup has 64 rows of one side (queries or keys), which stay in shared memory. Tiles of 64
 // rows of the other side stream through a ring of three stages, requested two tiles ahead. Scores
@@ -10,7 +9,7 @@
 //
 // Registers allow four warpgroups per SM for a pass over keys and three for the one over queries,
 // which has two sums.
-#include "attention_softmax.cuh"
+#include "attention.cuh"
 #include "hopper.cuh"
 
 namespace attention_hopper {
@@ -133,58 +132,6 @@ struct Queries {
         return first + warpgroup * ROWS + (int)threadIdx.x / WARP_SIZE % 4 * 16;
     }
 };
-
-__device__ __forceinline__ void forward(unsigned char* shared, floatX* out, float* lse, const TensorMap* qkv, int T, int NH,
-                                        float scale) {
-    const Tiles<2> tiles(shared);
-    const Queries queries(T);
-    const int C = NH * HS, row = queries.work.head / NH * T, column = queries.work.head % NH * HS;
-    const Source query{qkv, row + queries.first, column}, key{qkv, row, column + C}, value{qkv, row, column + 2 * C};
-    tiles.initialize();
-    if (threadIdx.x == 0) {
-        tiles.request(0, key, value, 2 * TILE);
-        query.load(tiles.stationary, 0, tiles.barriers);
-        query.load(tiles.stationary + TILE, ROWS, tiles.barriers);
-        if (queries.count > 1) tiles.request(1, key, value, 0);
-    }
-    const uint32_t own = tiles.stationary + queries.warpgroup * TILE;
-    const int diagonal = queries.diagonal(), warp_first = queries.warp_first();
-    Scores sums;
-    Softmax<1> softmax;
-    sums.clear();
-    softmax.clear();
-    const int last = min(diagonal, queries.count - 1);
-    Scores scores;
-    Weights weights;
-    // Scores of a tile to weights, when the products before are done.
-    auto weigh = [&](int j) {
-        tiles.recycle(j, queries.count, key, value);
-        if (j == diagonal) hide_later_keys<true>(scores, warp_first - j * ROWS);
-        softmax.update(scores, sums, scale * LOG2_E);
-        round(weights, scores);
-    };
-    tiles.wait(0);
-    wgmma_fence();
-    multiply_transposed(scores, own, tiles.first_of(0));
-    wgmma_wait<0>();
-    for (int j = 0; j < last; j++) {
-        weigh(j);
-        tiles.wait(j + 1);
-        wgmma_fence();
-        multiply_transposed(scores, own, tiles.first_of(j + 1));
-        add_product(sums, weights, tiles.second_of(j));
-        wgmma_wait<0>();
-    }
-    weigh(last);
-    wgmma_fence();
-    add_product(sums, weights, tiles.second_of(last));
-    wgmma_wait<0>();
-    __syncthreads();
-    const int valid = T - warp_first;
-    softmax.finish(sums, lse + (size_t)queries.work.head * T + warp_first, valid, scale);
-    store_rows(out + offset_in_out(queries.work.head, T, NH, HS) + (size_t)warp_first * C, C, valid, sums,
-               shared + tile_bytes<HS>(warp_first - queries.first));
-}
 
 // Two numbers per query, in a plane each: log2(e) lse, and delta, the sum of dout * out.
 struct Stats {
@@ -379,7 +326,6 @@ __device__ __forceinline__ void backward_queries(unsigned char* shared, floatX* 
                shared + tile_bytes<HS>(warp_first - queries.first));
 }
 #else
-__device__ __forceinline__ void forward(unsigned char*, floatX*, float*, const TensorMap*, int, int, float) {}
 __device__ __forceinline__ void backward_keys(unsigned char*, floatX*, const TensorMap*, const TensorMap*, float*, int, int,
                                               float) {}
 __device__ __forceinline__ void backward_queries(unsigned char*, floatX*, const TensorMap*, const TensorMap*, const TensorMap*,
@@ -387,11 +333,6 @@ __device__ __forceinline__ void backward_queries(unsigned char*, floatX*, const 
 #endif
 }  // namespace attention_hopper
 
-extern "C" __global__ void __launch_bounds__(256, 2)
-    attention_hopper_forward_hs64(floatX* out, float* lse, GRID_CONSTANT TensorMap qkv, int T, int NH, float scale) {
-    DYNAMIC_SHARED(shared);
-    attention_hopper::forward(shared, out, lse, &qkv, T, NH, scale);
-}
 extern "C" __global__ void __launch_bounds__(256, 2)
     attention_hopper_backward_queries_hs64(floatX* dqkv, GRID_CONSTANT TensorMap qkv, GRID_CONSTANT TensorMap dout,
                                            GRID_CONSTANT TensorMap out, const float* lse, float* stats, int T, int NH,

@@ -6,6 +6,7 @@
 //! what that costs.
 
 mod hopper;
+mod hopper_forward;
 
 use super::Cuda;
 use super::kernel::{KernelSpec, Launch, Ptr};
@@ -48,8 +49,8 @@ mod backward_kernels {
 }
 
 /// The kernels of this operation.
-pub static KERNELS: [&[&KernelSpec]; 3] =
-    [forward_kernels::KERNELS, backward_kernels::KERNELS, hopper::KERNELS];
+pub static KERNELS: [&[&KernelSpec]; 4] =
+    [forward_kernels::KERNELS, backward_kernels::KERNELS, hopper_forward::KERNELS, hopper::KERNELS];
 
 /// Head sizes that have kernels, in the order in which these are declared.
 const HEAD_SIZES: [usize; 5] = [32, 64, 80, 96, 128];
@@ -130,8 +131,8 @@ const fn keys_per_tile(HS: usize) -> usize {
 
 /// See [`Ops::attention_forward`].
 pub fn forward(cuda: &mut Cuda, out: Tensor, lse: Tensor, qkv: Tensor, dims: AttentionDims) -> Result<()> {
-    if hopper::suits(cuda, dims) {
-        return hopper::forward(cuda, out, lse, qkv, dims);
+    if hopper_forward::suits(cuda, dims) {
+        return hopper_forward::forward(cuda, out, lse, qkv, dims);
     }
     let Cuda { driver, memory: m, .. } = cuda;
     let AttentionDims { T, NH, HS, .. } = dims;

@@ -198,14 +198,15 @@ impl Cuda {
 
 /// Returns every kernel of every operation.
 pub fn kernels() -> Vec<&'static KernelSpec> {
-    let [attention_forward, attention_backward, attention_hopper] = attention::KERNELS;
+    let [attention_forward, attention_backward, hopper_attention_forward, hopper_attention] = attention::KERNELS;
     let [matmul, exact_matmul, hopper_matmul] = matmul::KERNELS;
     [
         adamw::KERNELS,
         add::KERNELS,
         attention_forward,
         attention_backward,
-        attention_hopper,
+        hopper_attention_forward,
+        hopper_attention,
         classifier::KERNELS,
         encoder::KERNELS,
         gelu::KERNELS,

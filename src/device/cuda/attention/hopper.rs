@@ -1,18 +1,15 @@
-//! Attention by Hopper's instructions, for heads of 64. `attention_hopper.cu` says how it works.
+//! Attention backward by Hopper's instructions, for heads of 64. `attention_hopper.cu` says how it works.
 
 use super::{Backward, STATS, assert_lengths, int, scale, stats_bytes, tile_bytes};
 use crate::device::cuda::Cuda;
 use crate::device::cuda::kernel::{FloatX, Launch, Launcher, Ptr, kernels};
 use crate::device::cuda::tensor_map::{TensorMap, TiledMatrix};
 use crate::ops::*;
-use crate::tensor::{Dtype, Tensor};
+use crate::tensor::Dtype;
 use anyhow::Result;
 
 kernels! {
     "attention_hopper.cu":
-    fn attention_hopper_forward_hs64(
-        out: Ptr<FloatX>, lse: Ptr<f32>, qkv: TensorMap, T: i32, NH: i32, scale: f32,
-    );
     fn attention_hopper_backward_queries_hs64(
         dqkv: Ptr<FloatX>, qkv: TensorMap, dout: TensorMap, out: TensorMap, lse: Ptr<f32>, stats: Ptr<f32>, T: i32,
         NH: i32, scale: f32,
@@ -53,16 +50,6 @@ fn map(device: &dyn Launcher, matrix: Ptr<FloatX>, dims: AttentionDims, columns:
         box_rows: ROWS,
         box_columns: HS,
     })
-}
-
-/// See [`Ops::attention_forward`].
-pub fn forward(cuda: &mut Cuda, out: Tensor, lse: Tensor, qkv: Tensor, dims: AttentionDims) -> Result<()> {
-    assert_lengths(dims, &[qkv], &[out], lse);
-    let Cuda { driver, memory: m, .. } = cuda;
-    let AttentionDims { T, NH, .. } = dims;
-    let qkv = map(driver.as_ref(), m.x(qkv), dims, 3 * NH * HS)?;
-    let (launch, out, lse) = (blocks(dims, 2, 2), m.x(out), m.f32(lse));
-    kernel::attention_hopper_forward_hs64(driver.as_mut(), launch, out, lse, qkv, int(T), int(NH), scale(HS))
 }
 
 /// See [`Ops::attention_backward`]. The kernel for dQ comes first: it leaves the statistics that
