@@ -36,61 +36,71 @@ __device__ __forceinline__ void widen_quad(float (&values)[4], uint2 quad) {
 __device__ __forceinline__ void store_quad(float* address, const float (&values)[4]) {
     store128_streaming(address, round_pack<float>(values));
 }
+// Rounded at random; `index` is that of the first of the four among all parameters.
+__device__ __forceinline__ void store_params(float* address, const float (&values)[4], unsigned, unsigned long long) {
+    store128(address, round_pack<float>(values));
+}
 template <class T>
-__device__ __forceinline__ void store_quad(T* address, const float (&values)[4]) {
-    *reinterpret_cast<uint2*>(address) = make_uint2(pack2<T>(values[0], values[1]), pack2<T>(values[2], values[3]));
+__device__ __forceinline__ void store_params(T* address, const float (&values)[4], unsigned seed, unsigned long long index) {
+    // 16 random bits are enough for a parameter, so two share 32.
+    const RandomBits random(seed, index / 2);
+    *reinterpret_cast<uint2*>(address) = make_uint2(pack2_at_random<T>(values[0], values[1], random(index / 2)),
+                                                    pack2_at_random<T>(values[2], values[3], random(index / 2 + 1)));
 }
 
 // m = lerp(g, m, beta1); v = lerp(g^2, v, beta2); p -= lr (correction1 m / (sqrt(correction2 v) +
 // eps) + decay p), with g = grad_scale * grads. The corrections are 1 / (1 - beta^t). Elements from
-// `decayed` on have no decay. master may be null. `first`, an even number, is the index of element
+// `decayed` on have no decay. master may be null. `first`, a multiple of 4, is the index of element
 // 0 among all parameters: rounding does not depend on where a range starts.
 extern "C" __global__ void __launch_bounds__(256)
     adamw(floatX* params, float* master, float* m, float* v, const floatX* grads, unsigned long long decayed, float weight_decay,
           float lr, float beta1, float beta2, float correction1, float correction2, float eps, float grad_scale, unsigned seed,
           unsigned long long first, unsigned long long n) {
-    const unsigned warp = blockIdx.x * (256 / WARP_SIZE) + threadIdx.x / WARP_SIZE;
-    const unsigned long long start = (unsigned long long)warp * (QUADS * QUAD_STRIDE) + threadIdx.x % WARP_SIZE * 4;
+    start_in_order();
+    constexpr unsigned BLOCK = 256 * 4 * QUADS;
+    const unsigned long long block_start = (unsigned long long)blockIdx.x * BLOCK;
+    // Elements of the block, and those of them that decay: within a block, indices have 32 bits.
+    const unsigned length = (unsigned)min(n - block_start, (unsigned long long)BLOCK);
+    const unsigned decaying = (unsigned)min(decayed - min(decayed, block_start), (unsigned long long)BLOCK);
+    const unsigned start = threadIdx.x / WARP_SIZE * (QUADS * QUAD_STRIDE) + threadIdx.x % WARP_SIZE * 4;
+    params += block_start + start;
+    m += block_start + start;
+    v += block_start + start;
+    grads += block_start + start;
+    if (master) master += block_start + start;
     decltype(load_quad(grads)) g_bits[QUADS], p_bits[QUADS] = {};
     Pack<float> m_bits[QUADS], v_bits[QUADS], master_bits[QUADS] = {};
 #pragma unroll
     for (int q = 0; q < QUADS; q++) {
-        const unsigned long long i = start + q * QUAD_STRIDE;
-        if (i >= n) continue;
-        g_bits[q] = load_quad(grads + i);
-        m_bits[q] = load_quad(m + i);
-        v_bits[q] = load_quad(v + i);
-        if (master) master_bits[q] = load_quad(master + i);
-        else p_bits[q] = load_quad(params + i);
+        if (start + q * QUAD_STRIDE >= length) continue;
+        g_bits[q] = load_quad(grads + q * QUAD_STRIDE);
+        m_bits[q] = load_quad(m + q * QUAD_STRIDE);
+        v_bits[q] = load_quad(v + q * QUAD_STRIDE);
+        if (master) master_bits[q] = load_quad(master + q * QUAD_STRIDE);
+        else p_bits[q] = load_quad(params + q * QUAD_STRIDE);
     }
 #pragma unroll
     for (int q = 0; q < QUADS; q++) {
-        const unsigned long long i = start + q * QUAD_STRIDE;
-        if (i >= n) continue;
-        float g[4], m_quad[4], v_quad[4], old[4];
+        const unsigned i = start + q * QUAD_STRIDE;
+        if (i >= length) continue;
+        float g[4], m_quad[4], v_quad[4], p[4];
         widen_quad<floatX>(g, g_bits[q]);
         widen(m_quad, m_bits[q]);
         widen(v_quad, v_bits[q]);
-        if (master) widen(old, master_bits[q]);
-        else widen_quad<floatX>(old, p_bits[q]);
-        const int decay_left = (int)min(decayed - min(decayed, i), 4ull);
-        float p[4];
+        if (master) widen(p, master_bits[q]);
+        else widen_quad<floatX>(p, p_bits[q]);
 #pragma unroll
         for (int k = 0; k < 4; k++) {
             float gradient = grad_scale * g[k];
             m_quad[k] = beta1 * m_quad[k] + (1.0f - beta1) * gradient;
             v_quad[k] = beta2 * v_quad[k] + (1.0f - beta2) * (gradient * gradient);
-            float decay = k < decay_left ? weight_decay : 0.0f;
+            float decay = i + k < decaying ? weight_decay : 0.0f;
             float root = sqrt_approx(correction2 * v_quad[k]) + eps;
-            float direction = correction1 * m_quad[k] * reciprocal_approx(root) + decay * old[k];
-            old[k] -= lr * direction;
-            // 16 of the 32 random bits are enough for a parameter, so two share them.
-            unsigned bits = random_bits(seed, (first + i + k) / 2) >> k % 2 * 16;
-            p[k] = round_at_random<floatX>(old[k], bits);
+            p[k] -= lr * (correction1 * m_quad[k] * reciprocal_approx(root) + decay * p[k]);
         }
-        store_quad(m + i, m_quad);
-        store_quad(v + i, v_quad);
-        if (master) store_quad(master + i, old);
-        store_quad(params + i, p);
+        store_quad(m + q * QUAD_STRIDE, m_quad);
+        store_quad(v + q * QUAD_STRIDE, v_quad);
+        if (master) store_quad(master + q * QUAD_STRIDE, p);
+        store_params(params + q * QUAD_STRIDE, p, seed, first + block_start + i);
     }
 }

@@ -102,7 +102,7 @@ pub const RATES: [Rate; 22] = [
         "64 bytes per clock and SM from L2: estimate. Latency of idle HBM: Luo; 262 on an L2 hit"),
     rate(&["LDGSTS"], Pipe::Global, 8.0, 479.0, "as LDG"),
     rate(&["STG", "ST", "STAS", "RED", "ATOM", "ATOMG"], Pipe::Global, 8.0, 479.0, "as LDG; atomics by their bytes: estimate"),
-    rate(&["UTMALDG", "UTMASTG", "UTMACCTL", "UBLKCP", "UTMAPF", "UTMACMDFLUSH"], Pipe::Global, 1.0, 479.0,
+    rate(&["UTMALDG", "UTMASTG", "UTMAREDG", "UTMACCTL", "UBLKCP", "UBLKRED", "UBLKPF", "UTMAPF", "UTMACMDFLUSH"], Pipe::Global, 1.0, 479.0,
         "issued by one thread; the bytes bypass the scheduler. Estimate"),
     rate(&["LDC"], Pipe::Other, 2.0, 30.0, "estimate"),
     rate(&["S2R", "S2UR"], Pipe::Other, 2.0, 25.0, "estimate"),

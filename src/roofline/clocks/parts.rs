@@ -95,8 +95,8 @@ pub enum Place {
     After { of: String, inner: String },
     /// The epilogue of a tile: the rest of that code, from where all tensor core work of the tile
     /// has been waited for. Loads issued before that point count as the epilogue's, which waits for
-    /// the rest of their latency.
-    Epilogue { of: String, inner: String },
+    /// the rest of their latency. After each further wait, the next one begins.
+    Epilogue { of: String, inner: String, number: usize },
 }
 
 impl Place {
@@ -118,7 +118,11 @@ impl fmt::Display for Place {
             Place::Iteration(name) => write!(f, "loop {name}"),
             Place::Start(name) => write!(f, "start{}", of(name)),
             Place::After { of: name, inner } => write!(f, "after loop {inner}{}", of(name)),
-            Place::Epilogue { of: name, inner } => write!(f, "epilogue after loop {inner}{}", of(name)),
+            Place::Epilogue { of: name, inner, number } => {
+                let nth = if *number == 1 { String::new() } else { format!(" {number}") };
+                let after = if inner.is_empty() { String::new() } else { format!(" after loop {inner}") };
+                write!(f, "epilogue{nth}{after}{}", of(name))
+            }
         }
     }
 }
@@ -312,7 +316,11 @@ impl Analysis<'_> {
                         let done = self.code[i].opcode == "WARPGROUP.DEPBAR.LE"
                             && self.code[i].operands.ends_with("0x0");
                         if done && !innermost {
-                            let place = Place::Epilogue { of: name.clone(), inner: inner.clone() };
+                            let number = match now.place {
+                                Place::Epilogue { number, .. } => number + 1,
+                                _ => 1,
+                            };
+                            let place = Place::Epilogue { of: name.clone(), inner: inner.clone(), number };
                             let before = std::mem::replace(&mut now, stretch(place));
                             now.before = before.code.clone();
                             now.role = self.roles[b];
