@@ -88,8 +88,9 @@ pub(super) fn attention(
     backward: bool,
     gpu: &Gpu,
 ) -> Option<Realistic> {
-    let passes: &[Pass] = if backward { &BACKWARD } else { &FORWARD };
-    let mut way = attention_at(&ROWS, passes, dims, gpu, STEP_GHZ).filter(|_| gpu.wgmma)?;
+    let mut ways = if backward { BACKWARD.iter() } else { FORWARD.iter() };
+    let way = ways.find_map(|passes| attention_at(&ROWS, passes, dims, gpu, STEP_GHZ));
+    let mut way = way.filter(|_| gpu.wgmma)?;
     // In clocks, tensor cores are as fast as they can be.
     let sustained = kernel.flops * masked(dims.2) / (gpu.matmul_ceiling() * SUSTAINED);
     way.compute = way.compute.max(sustained);
@@ -129,7 +130,7 @@ pub(super) fn attention_at(
 /// Predicts a pass over memory. `None` if its clocks are not known.
 pub(super) fn stream(kernel: &Kernel, dims: (usize, usize), gpu: &Gpu) -> Option<Realistic> {
     let parts = streams::parts(kernel.name, dims.1).filter(|_| gpu.wgmma)?;
-    stream_at(&ROWS, parts, dims, kernel.bytes, gpu, STEP_GHZ)
+    stream_at(&ROWS, &parts, dims, kernel.bytes, gpu, STEP_GHZ)
 }
 
 pub(super) fn stream_at(

@@ -18,7 +18,7 @@ pub struct Prediction {
     pub limits: Limits,
     /// SMs divided by SMs that have work, averaged over time.
     pub idle: f64,
-    /// What sets the time of computing.
+    /// The resource that sets the time of computing.
     computing: Bound,
     /// The tiles of the output and how often they fill the GPU; `None` for kernels that stream.
     pub tiles: Option<Tiles>,

@@ -64,38 +64,51 @@ pub enum Over {
     Queries,
 }
 
-/// The kernels of a call, one after another: queries times keys, and weights times values.
-pub const FORWARD: [Pass; 1] = [Pass {
+/// The ways to compute a call, the preferred one first: kernels that run one after another.
+pub const FORWARD: [&[Pass]; 1] = [&[Pass {
     kernel: "attention_hopper_forward",
     rows: 128,
-    columns: 64,
+    columns: 128,
     over: Over::Keys,
-    operand_rows: (64 + 64) + 64,
+    operand_rows: (64 + 128) + 128,
     exchanged_bytes: 0,
     sum_rows: 0,
     tensors: 4,
-}];
-pub const BACKWARD: [Pass; 2] = [
-    Pass {
-        kernel: "attention_hopper_backward_queries",
+}]];
+pub const BACKWARD: [&[Pass]; 2] = [
+    &[Pass {
+        kernel: "attention_hopper_backward",
         rows: 128,
-        columns: 64,
-        over: Over::Keys,
-        operand_rows: 2 * (64 + 64) + 64,
-        exchanged_bytes: 0,
-        sum_rows: 0,
-        tensors: 6,
-    },
-    Pass {
-        kernel: "attention_hopper_backward_keys",
-        rows: 64,
-        columns: 64,
+        columns: 128,
         over: Over::Queries,
-        operand_rows: 2 * (64 + 64) + 2 * 64,
-        exchanged_bytes: 0,
-        sum_rows: 0,
-        tensors: 6,
-    },
+        operand_rows: 2 * (64 + 128) + 2 * 128 + 128,
+        // Slopes of 64 keys, for dQ.
+        exchanged_bytes: 2 * (64 * 128 * 2),
+        sum_rows: 128,
+        tensors: 8,
+    }],
+    &[
+        Pass {
+            kernel: "attention_hopper_backward_queries",
+            rows: 128,
+            columns: 64,
+            over: Over::Keys,
+            operand_rows: 2 * (64 + 64) + 64,
+            exchanged_bytes: 0,
+            sum_rows: 0,
+            tensors: 6,
+        },
+        Pass {
+            kernel: "attention_hopper_backward_keys",
+            rows: 64,
+            columns: 64,
+            over: Over::Queries,
+            operand_rows: 2 * (64 + 64) + 2 * 64,
+            exchanged_bytes: 0,
+            sum_rows: 0,
+            tensors: 6,
+        },
+    ],
 ];
 
 /// The demands of a call of a kernel.
@@ -341,14 +354,14 @@ mod tests {
     #[test]
     fn more_work_takes_longer() {
         let table = parse(TEXT).unwrap();
-        for pass in FORWARD.iter().chain(&BACKWARD) {
-            let of = |B, T, SMs| {
-                let dims = (B, DIMS.1, T, DIMS.3);
-                pass.demand(&table, dims, SMs).unwrap_or_else(|| panic!("{}", pass.kernel))
-            };
+        let passes = FORWARD.into_iter().chain(BACKWARD).flatten();
+        let known = passes.filter(|pass| pass.demand(&table, DIMS, 132).is_some());
+        assert!(known.clone().count() >= 2);
+        for pass in known {
+            let of = |B, T, SMs| pass.demand(&table, (B, DIMS.1, T, DIMS.3), SMs).unwrap();
             for T in [1, 63, 64, 65, 200, 1000, 1024, 4096] {
                 let [base, longer, more, fewer] =
-                    [of(8, T, 132), of(8, T + 64, 132), of(16, T, 132), of(8, T, 66)];
+                    [of(8, T, 132), of(8, T + 128, 132), of(16, T, 132), of(8, T, 66)];
                 assert!(base.clocks > 0.0 && base.clocks < longer.clocks, "{} {T}", pass.kernel);
                 assert!(base.clocks <= more.clocks && base.clocks <= fewer.clocks, "{} {T}", pass.kernel);
                 assert!(base.l2_bytes >= base.memory_bytes * 0.6, "{} {T}", pass.kernel);
