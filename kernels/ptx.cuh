@@ -112,6 +112,14 @@ __device__ __forceinline__ void flag_wait(unsigned* flag) {
         : "memory");
 }
 
+// --- additions to global memory
+
+// Adds to a number to which other threads may add at the same time. It orders
+// nothing. (atomicAdd would do, but is sometimes compiled to an instruction that returns the sum.)
+__device__ __forceinline__ void red_add(float* p, float v) {
+    asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(p), "f"(v) : "memory");
+}
+
 // --- arithmetic
 
 // Returns x, but the compiler cannot tell, and so recomputes values instead of keeping them in

@@ -30,7 +30,7 @@ use golden::{Golden, Recorder};
 use std::path::{Path, PathBuf};
 
 /// Every probe, by the name of its golden file.
-const PROBES: [&str; 33] = [
+const PROBES: [&str; 34] = [
     "addresses",
     "bf16",
     "cluster_barriers",
@@ -48,6 +48,7 @@ const PROBES: [&str; 33] = [
     "mma_tf32",
     "opaque",
     "pack2",
+    "red",
     "registers",
     "roots",
     "stmatrix",

@@ -98,6 +98,10 @@ EMULATED_INLINE void store_u128_streaming(void* p, uint4 v, EMULATED_SITE) { sto
 EMULATED_INLINE void flag_raise(unsigned* flag, EMULATED_SITE) { cuda_emulator_flag_raise(flag, file, line); }
 EMULATED_INLINE void flag_wait(unsigned* flag, EMULATED_SITE) { cuda_emulator_flag_wait(flag, file, line); }
 
+// --- additions to global memory
+
+EMULATED_INLINE void red_add(float* p, float v) { atomicAdd(p, v); }
+
 // --- arithmetic
 
 EMULATED_INLINE int opaque(int x) { return x; }

@@ -30,8 +30,8 @@ const WARPGROUP: u32 = 128;
 const BARRIER_BYTES: usize = 8;
 
 /// Whether these kernels serve the device and the head size.
-pub fn suits(cuda: &Cuda, dims: AttentionDims) -> bool {
-    cuda.driver.info().capability == (9, 0) && cuda.memory.dtype() != Dtype::F32 && dims.HS == HS
+pub fn serves(cuda: &Cuda, head_size: usize) -> bool {
+    cuda.driver.info().capability == (9, 0) && cuda.memory.dtype() != Dtype::F32 && head_size == HS
 }
 
 /// A launch with one block per `warpgroups` tiles of each head. A block keeps `stationary` tiles,
