@@ -156,6 +156,14 @@ __device__ __forceinline__ void barrier_arrive(uint32_t id, uint32_t threads) {
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// --- additions to global memory
+
+// Adds to a number to which other threads may add at the same time. It orders
+// nothing. (atomicAdd would do, but is sometimes compiled to an instruction that returns the sum.)
+__device__ __forceinline__ void red_add(float* p, float v) {
+    asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(p), "f"(v) : "memory");
+}
+
 // --- arithmetic
 
 // Returns x, but the compiler cannot tell, and so recomputes values instead of keeping them in

@@ -2,6 +2,7 @@
 
 use crate::devices::{at_the_same_time, older, under_test};
 use crate::harness::{Tensors, Tolerance, Work, check, check_dtype, check_on, outputs_of, random};
+use warpsmith::device::cuda::BackwardKernels;
 use warpsmith::ops::{AttentionDims, Limits};
 use warpsmith::tensor::Dtype;
 
@@ -83,12 +84,32 @@ fn heads_of_64() {
 /// The kernels that older GPUs use where Hopper has its own.
 #[test]
 fn before_hopper() {
-    for (B, T, NH) in EDGES {
-        let dims = AttentionDims { B, T, NH, HS: 64 };
-        for dtype in [Dtype::Bf16, Dtype::F16] {
-            check_on(&format!("attention, {dims:?}"), dtype, older(dtype), |t| all_of(t, dims));
-        }
+    EDGES.into_iter().for_each(|(B, T, NH)| check_older(BackwardKernels::Ordered, B, T, NH, 64));
+}
+
+fn check_older(backward: BackwardKernels, B: usize, T: usize, NH: usize, HS: usize) {
+    let dims = AttentionDims { B, T, NH, HS };
+    for dtype in [Dtype::Bf16, Dtype::F16] {
+        check_on(&format!("attention, {dims:?}"), dtype, older(dtype, backward), |t| all_of(t, dims));
     }
+}
+
+/// One kernel backward, whose tiles have 128 keys.
+#[test]
+fn with_atomics() {
+    let with = |B, T, NH, HS| check_older(BackwardKernels::Atomic, B, T, NH, HS);
+    EDGES.into_iter().for_each(|(B, T, NH)| with(B, T, NH, 64));
+    for HS in [32, 80, 96, 128] {
+        with(1, 100, 3, HS);
+        with(1, 161, 1, HS);
+    }
+    with(1, 384, 1, 64);
+}
+
+/// More heads than a launch has sums for in the memory that these tests plan.
+#[test]
+fn atomics_in_two_launches() {
+    check_older(BackwardKernels::Atomic, 9, 5, 12, 64);
 }
 
 #[test]
@@ -142,7 +163,8 @@ fn one_position_attends_to_those_before_it_alone() {
     });
 }
 
-/// The bits depend neither on the order of threads nor on the mode or the run.
+/// The bits depend neither on the order of threads nor on the mode or the run, as without a choice
+/// the ordered kernels serve.
 #[test]
 fn gives_the_same_bits_every_time() {
     let dims = AttentionDims { B: 2, T: 130, NH: 5, HS: 64 };

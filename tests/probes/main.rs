@@ -30,7 +30,7 @@ use golden::{Golden, Recorder};
 use std::path::{Path, PathBuf};
 
 /// Every probe, by the name of its golden file.
-const PROBES: [&str; 36] = [
+const PROBES: [&str; 37] = [
     "addresses",
     "bf16",
     "bulk_copies",
@@ -50,6 +50,7 @@ const PROBES: [&str; 36] = [
     "mma_tf32",
     "opaque",
     "pack2",
+    "red",
     "registers",
     "roots",
     "stmatrix",

@@ -116,6 +116,10 @@ EMULATED_INLINE void barrier_arrive(uint32_t id, uint32_t threads, EMULATED_SITE
     cuda_emulator_collective(emulated::BARRIER_ARRIVE, 0xffffffffu, &lane, file, line);
 }
 
+// --- additions to global memory
+
+EMULATED_INLINE void red_add(float* p, float v) { atomicAdd(p, v); }
+
 // --- arithmetic
 
 EMULATED_INLINE int opaque(int x) { return x; }
