@@ -54,14 +54,13 @@ mod backward_kernels {
 }
 
 /// The kernels of this operation.
-pub static KERNELS: [&[&KernelSpec]; 5] =
-    [
-        forward_kernels::KERNELS,
-        backward_kernels::KERNELS,
-        atomic::KERNELS,
-        hopper_forward::KERNELS,
-        hopper_backward::KERNELS,
-    ];
+pub static KERNELS: [&[&KernelSpec]; 5] = [
+    forward_kernels::KERNELS,
+    backward_kernels::KERNELS,
+    atomic::KERNELS,
+    hopper_forward::KERNELS,
+    hopper_backward::KERNELS,
+];
 
 /// Head sizes that have kernels, in the order in which these are declared.
 const HEAD_SIZES: [usize; 5] = [32, 64, 80, 96, 128];
