@@ -16,6 +16,7 @@ use warpsmith::model::hooks::NoHooks;
 use warpsmith::model::{BatchShape, ModelOptions};
 use warpsmith::ops::Place;
 use warpsmith::optim::optimizer::HyperParams;
+use warpsmith::params::ParamLayout;
 use warpsmith::replica::peers::Peers;
 use warpsmith::replica::{Replica, ReplicaOptions, ReplicaPlan};
 use warpsmith::sharding::{ParamBuffer, Sharding};
@@ -74,9 +75,12 @@ impl Launcher for Paper {
     }
 
     fn tensor_map(&self, matrix: &TiledMatrix) -> anyhow::Result<TensorMap> {
-        let &TiledMatrix { address, rows, columns, box_rows } = matrix;
+        let &TiledMatrix { address, rows, columns, box_rows, box_columns } = matrix;
         let mut map = [0; 16];
-        map[..4].copy_from_slice(&[address, rows as u64, columns as u64, box_rows as u64]);
+        map[0] = address;
+        for (word, size) in map[1..].iter_mut().zip([rows, columns, box_rows, box_columns]) {
+            *word = size as u64;
+        }
         Ok(TensorMap(map))
     }
 }
@@ -167,7 +171,7 @@ const LARGE: Recipe = Recipe {
 };
 
 const TINY: Recipe = Recipe {
-    config: ModelConfig { maxT: 40, V: 503, Vp: 512, L: 2, NH: 1, C: 64, qkv_bias: true },
+    config: ModelConfig { maxT: 24, V: 503, Vp: 512, L: 2, NH: 1, C: 64, qkv_bias: true },
     shape: BatchShape { B: 2, T: 24 },
     grad_accum_steps: 3,
     dtype: Dtype::Bf16,
@@ -292,7 +296,7 @@ fn train(recipe: &Recipe, graphs: bool, options: EmulatorOptions) -> Outcome {
     for step in 0..5 {
         let loss_scale = if recipe.dtype == Dtype::F16 { [1024.0, 512.0][step / 2 % 2] } else { 1.0 };
         steps.push(recipe.step(&mut replica, step, loss_scale));
-        let shape = BatchShape { B: 1, T: 40 - 8 * (step % 2) };
+        let shape = BatchShape { B: 3, T: 16 - 5 * (step % 2) };
         let batch = recipe.batch(shape, step);
         let Replica { dev, model, .. } = &mut replica;
         model.load_batch(dev.as_mut(), shape, &batch.inputs, &batch.targets).unwrap();
@@ -302,7 +306,7 @@ fn train(recipe: &Recipe, graphs: bool, options: EmulatorOptions) -> Outcome {
     let stored = [zero.params(), &optimizer.m, &optimizer.v].into_iter().chain(&optimizer.master);
     let stored: Vec<ParamBuffer> = stored.cloned().collect();
     let mut download = |buffer: &ParamBuffer| {
-        let mut values = vec![0.0; buffer.layout.len()];
+        let mut values = vec![0.0; ParamLayout::new(&recipe.config).len()];
         zero.download(dev.as_mut(), buffer, 0, &mut values).unwrap();
         values
     };
