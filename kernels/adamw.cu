@@ -109,6 +109,7 @@ extern "C" __global__ void __launch_bounds__(256)
     adamw(floatX* params, float* master, float* m, float* v, const floatX* grads, unsigned long long decayed, float weight_decay,
           float lr, float beta1, float beta2, float correction1, float correction2, float eps, float grad_scale, unsigned seed,
           unsigned long long first, unsigned long long n) {
+    start_in_order();
     const AdamWStep step = {weight_decay, lr, beta1, beta2, correction1, correction2, eps, grad_scale};
     // Within a block, indices have 32 bits.
     constexpr unsigned BLOCK = 256 * 4 * QUADS;

@@ -186,16 +186,20 @@ __device__ __forceinline__ void classify_row(float* loss, floatX* logits, PackX*
     for (i = packs + threadIdx.x; i < Vp / PackX::size; i += THREADS) store128(logits + i * PackX::size, zeros);
 }
 
-// losses (N) += max - logits[target] + ln sum exp(logits - max) over columns below V; if
-// with_gradient, logits (N, Vp) = dloss (softmax - onehot(target)), 0 from column V on. With
-// keep_row, there is dynamic shared memory for a row.
+// losses (N) += max - logits[target] + ln sum exp(logits - max) over columns below V; with a dloss
+// (1), logits (N, Vp) = dloss (softmax - onehot(target)), 0 from column V on. With keep_row, there is
+// dynamic shared memory for a row.
 extern "C" __global__ void __launch_bounds__(512, 2)
-    classifier(float* losses, floatX* logits, const int* targets, float dloss, int with_gradient, int keep_row, int V, int Vp) {
+    classifier(float* losses, floatX* logits, const int* targets, const float* dloss, int keep_row, int V, int Vp) {
+    start_in_order();
     DYNAMIC_SHARED(row_memory);
     unsigned row = gridDim.x - 1 - blockIdx.x;
     floatX* row_logits = logits + (long long)row * Vp;
+    // Loaded before it is needed.
+    float weight = dloss ? *dloss : 0.0f;
     if (keep_row)
-        classify_row<true>(losses + row, row_logits, (PackX*)row_memory, targets[row], dloss, with_gradient, V, Vp);
+        classify_row<true>(losses + row, row_logits, (PackX*)row_memory, targets[row], weight, dloss != nullptr, V,
+                           Vp);
     else
-        classify_row<false>(losses + row, row_logits, nullptr, targets[row], dloss, with_gradient, V, Vp);
+        classify_row<false>(losses + row, row_logits, nullptr, targets[row], weight, dloss != nullptr, V, Vp);
 }

@@ -19,6 +19,14 @@ using floatX = bf16;
 constexpr int WARP_SIZE = 32;
 constexpr unsigned FULL_MASK = 0xffffffffu;
 
+// The start of a kernel that has nothing to prepare: its blocks may be launched while the kernel
+// before it ends, but go on only after that. One that prepares shared memory in the meantime makes
+// the two calls itself.
+__device__ __forceinline__ void start_in_order() {
+    launch_dependents();
+    wait_for_dependencies();
+}
+
 // 128 bits of elements: the most that a thread can load or store with one instruction.
 template <class T>
 struct alignas(16) Pack {

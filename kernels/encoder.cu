@@ -35,6 +35,7 @@ __device__ __forceinline__ void add_pack(float (&sums)[PackX::size], const PackX
 // encoded (N, C) = wte[tokens] + wpe[t]
 extern "C" __global__ void __launch_bounds__(256)
     encoder_forward(floatX* encoded, const int* tokens, const floatX* wte, const floatX* wpe, int N, int T, int C) {
+    start_in_order();
     unsigned packs = C / PackX::size;
     unsigned long long i = blockIdx.x * 256ull + threadIdx.x;
     if (i >= (unsigned long long)N * packs) return;
@@ -76,6 +77,7 @@ __device__ __forceinline__ void sum_rows(float (&sums)[PackX::size], const float
 // first. Block x handles slice x % slices of the tokens that begin in a run of ENCODER_ROWS of them.
 extern "C" __global__ void __launch_bounds__(512)
     encoder_backward_wte(floatX* dwte, const floatX* dout, const int* tokens, const int* rows, int N, int C) {
+    start_in_order();
     // The run, one row before it and as many after it as a warp takes; tokens of no row are negative.
     constexpr int NEAR = 1 + 2 * ENCODER_ROWS;
     SHARED(int, near_rows, [NEAR]);
@@ -138,6 +140,7 @@ extern "C" __global__ void __launch_bounds__(512)
 
 // dwpe[t] (T, C) += dout (B, T, C) summed over B
 extern "C" __global__ void __launch_bounds__(256, 2) encoder_backward_wpe(floatX* dwpe, const floatX* dout, int B, int T, int C) {
+    start_in_order();
     constexpr int BATCH = 8;
     long long i = (blockIdx.x * 256ll + threadIdx.x) * PackX::size;
     long long TC = (long long)T * C;

@@ -110,6 +110,7 @@ __device__ __forceinline__ void normalize_row(floatX* residual_out, floatX* out,
 extern "C" __global__ void __launch_bounds__(128)
     layernorm_forward(floatX* out, float* mean, float* rstd, const floatX* inp, const floatX* weight, const floatX* bias, int N,
                       int C) {
+    start_in_order();
     long long row = blockIdx.x * 4ll + threadIdx.x / WARP_SIZE;
     if (row >= N) return;
     normalize_row<false, false>(nullptr, out + row * C, mean + row, rstd + row, inp + row * C, nullptr, weight, bias, C,
@@ -120,6 +121,7 @@ extern "C" __global__ void __launch_bounds__(128)
 extern "C" __global__ void __launch_bounds__(1024)
     layernorm_forward_wide(floatX* out, float* mean, float* rstd, const floatX* inp, const floatX* weight, const floatX* bias,
                            int C) {
+    start_in_order();
     long long row = blockIdx.x;
     normalize_row<true, false>(nullptr, out + row * C, mean + row, rstd + row, inp + row * C, nullptr, weight, bias, C,
                                threadIdx.x, blockDim.x);
@@ -129,6 +131,7 @@ extern "C" __global__ void __launch_bounds__(1024)
 extern "C" __global__ void __launch_bounds__(128)
     residual_layernorm_forward(floatX* residual_out, floatX* out, float* mean, float* rstd, const floatX* residual,
                                const floatX* product, const floatX* weight, const floatX* bias, int N, int C) {
+    start_in_order();
     long long row = blockIdx.x * 4ll + threadIdx.x / WARP_SIZE;
     if (row >= N) return;
     normalize_row<false, true>(residual_out + row * C, out + row * C, mean + row, rstd + row, residual + row * C,
@@ -138,6 +141,7 @@ extern "C" __global__ void __launch_bounds__(128)
 extern "C" __global__ void __launch_bounds__(1024)
     residual_layernorm_forward_wide(floatX* residual_out, floatX* out, float* mean, float* rstd, const floatX* residual,
                                     const floatX* product, const floatX* weight, const floatX* bias, int C) {
+    start_in_order();
     long long row = blockIdx.x;
     normalize_row<true, true>(residual_out + row * C, out + row * C, mean + row, rstd + row, residual + row * C,
                               product + row * C, weight, bias, C, threadIdx.x, blockDim.x);
@@ -326,6 +330,7 @@ __device__ __forceinline__ void backward_rows(floatX* dinp, float* partials, con
 extern "C" __global__ void __launch_bounds__(512)
     layernorm_backward(floatX* dinp, float* partials, const floatX* dout, const floatX* inp, const floatX* weight,
                        const float* mean, const float* rstd, int overwrite, int threads, int N, int C) {
+    start_in_order();
     backward_rows<1, 4>(dinp, partials, dout, inp, weight, mean, rstd, overwrite, threads, N, C);
 }
 
@@ -333,6 +338,7 @@ extern "C" __global__ void __launch_bounds__(512)
 extern "C" __global__ void __launch_bounds__(512)
     layernorm_backward_wide(floatX* dinp, float* partials, const floatX* dout, const floatX* inp, const floatX* weight,
                             const float* mean, const float* rstd, int overwrite, int N, int C) {
+    start_in_order();
     backward_rows<12288 / 512 / PackX::size, 1>(dinp, partials, dout, inp, weight, mean, rstd, overwrite, blockDim.x, N, C);
 }
 
@@ -341,6 +347,7 @@ extern "C" __global__ void __launch_bounds__(512)
 // 16 warps merges a column.
 extern "C" __global__ void __launch_bounds__(512)
     layernorm_backward_sum(floatX* dweight, floatX* dbias, const float* partials, int blocks, int C) {
+    start_in_order();
     constexpr int COLUMNS = 16, THREADS = 512 / 4;
     // One column of padding: the lanes of a warp then read from different banks.
     SHARED(float, merged, [THREADS][COLUMNS + 1]);

@@ -48,17 +48,20 @@ __device__ __forceinline__ float share_sum(const T* src, unsigned long long n) {
 // partials (gridDim.x)
 extern "C" __global__ void __launch_bounds__(512)
     norm_squared_partials(float* partials, const floatX* src, unsigned long long n) {
+    start_in_order();
     float sum = share_sum<true>(src, n);
     if (threadIdx.x == 0) partials[blockIdx.x] = sum;
 }
 
 extern "C" __global__ void __launch_bounds__(512) sum_partials(float* partials, const float* src, unsigned long long n) {
+    start_in_order();
     float sum = share_sum<false>(src, n);
     if (threadIdx.x == 0) partials[blockIdx.x] = sum;
 }
 
 // out (1) = the sum of partials (n); one block.
 extern "C" __global__ void __launch_bounds__(512) sum_of_partials(float* out, const float* partials, int n) {
+    start_in_order();
     float sum = 0.0f;
     for (int i = threadIdx.x; i < n; i += REDUCE_THREADS) sum += partials[i];
     sum = block_total(sum);
@@ -84,9 +87,11 @@ __device__ __forceinline__ void fill_elements(T* dst, T value, unsigned long lon
 
 // dst (n) = value; dst may start at any multiple of its element size.
 extern "C" __global__ void __launch_bounds__(256) fill_x(floatX* dst, float value, unsigned long long n) {
+    start_in_order();
     fill_elements(dst, from_f32<floatX>(value), n);
 }
 
 extern "C" __global__ void __launch_bounds__(256) fill_f32(float* dst, float value, unsigned long long n) {
+    start_in_order();
     fill_elements(dst, value, n);
 }

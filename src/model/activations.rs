@@ -77,7 +77,7 @@ pub struct Activations {
     pub scratch_btc: Tensor,   // (N, C), backward only
     pub scratch_bt4c: Tensor,  // (N, 4C), backward only
     pub dresidual: Tensor,     // (N, C), backward only
-    /// Scalars of a step: loss sum, squared gradient norm, votes to stop.
+    /// Scalars of a step: loss sum, squared gradient norm, votes to stop; and dloss.
     pub scalars: Tensor, // (4) f32
 }
 

@@ -13,7 +13,7 @@ pub mod hooks;
 pub mod init;
 
 use crate::config::ModelConfig;
-use crate::ops::{Limits, Ops};
+use crate::ops::{Limits, Ops, upload_f32};
 use crate::params::Param;
 use crate::sharding::{ParamBuffer, Partition, Sharding, UnitLayout, ZeroStage};
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
@@ -167,5 +167,15 @@ impl GPT2 {
     /// for the backward pass.
     pub fn load_rows_by_token(&self, dev: &mut dyn Ops, rows: &[i32]) -> Result<()> {
         dev.upload(self.acts.rows_by_token.slice(0, rows.len()), bytemuck::cast_slice(rows))
+    }
+
+    /// Uploads the weight of one row's loss in the loss of the step, 1 / (B T grad_accum_steps) times
+    /// the loss scale, for the backward passes of the step.
+    pub fn load_dloss(&self, dev: &mut dyn Ops, dloss: f32) -> Result<()> {
+        upload_f32(dev, self.dloss(), &[dloss])
+    }
+
+    fn dloss(&self) -> Tensor {
+        self.acts.scalars.slice(3, 1)
     }
 }

@@ -91,8 +91,12 @@ pub struct Tiles {
 }
 
 /// Microseconds lost between two kernels: the last blocks of one finish alone, and the first blocks
-/// of the next start cold.
+/// of the next start cold. This is for kernels that are launched one by one.
 pub const GAP_US: f64 = 4.0;
+
+/// The same in a step, whose micro-steps are CUDA graphs and whose kernels start while the one before
+/// ends. An estimate: nothing of the kind was measured.
+pub const STEP_GAP_US: f64 = 1.0;
 
 /// Share of a large matmul's rate that the mix of kernels in a step sustains: clocks drop when
 /// memory is busy too.

@@ -140,12 +140,14 @@ fn the_budget_of_124m_on_an_h200_is_the_known_one() {
             false => near(ms.realistic, realistic, 0.3),
         }
     }
-    near(b.gaps_ms().realistic, 7.6, 0.10);
+    // The goal counted on kernels that are launched one by one, with 4 us lost at each.
+    let gaps = 7.6;
+    near(b.gaps_ms().realistic, gaps / 4.0, 0.10);
     let total = b.total_ms();
     near(total.floor, 590.0, 0.01);
     near(b.tokens_per_s(total.floor), 888e3, 0.01);
     let matmuls: f64 = MATMULS.iter().map(|&class| b.class_ms(class).realistic).sum();
-    let (goal_of_matmuls, goal) = (543.1, 736.0);
+    let (goal_of_matmuls, goal) = (543.1, 736.0 - gaps * 3.0 / 4.0);
     near(total.realistic - matmuls, goal - goal_of_matmuls, 0.2);
     assert!((0.53..0.62).contains(&b.mfu(total.realistic)), "{}", b.mfu(total.realistic));
     // The goal of our matmuls on Hopper.

@@ -30,9 +30,10 @@ use golden::{Golden, Recorder};
 use std::path::{Path, PathBuf};
 
 /// Every probe, by the name of its golden file.
-const PROBES: [&str; 34] = [
+const PROBES: [&str; 37] = [
     "addresses",
     "bf16",
+    "bulk_copies",
     "cluster_barriers",
     "copy_u128",
     "cp_async",
@@ -49,6 +50,7 @@ const PROBES: [&str; 34] = [
     "mma_tf32",
     "opaque",
     "pack2",
+    "red",
     "registers",
     "roots",
     "stmatrix",
@@ -58,6 +60,7 @@ const PROBES: [&str; 34] = [
     "tma",
     "tma_multicast",
     "tma_store",
+    "turns",
     "wgmma_bf16",
     "wgmma_bf16_64",
     "wgmma_f16",

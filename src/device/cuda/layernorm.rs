@@ -219,6 +219,7 @@ mod tests {
             gelu_fusion: 0,
             deterministic: true,
             matmul: MatmulChoice::Own,
+            graphs: false,
         };
         let mut dev = Cuda::new(emulated::open(dtype, options).unwrap(), choices);
         dev.allocate(&plan).unwrap();
