@@ -48,7 +48,7 @@ pub struct CudaOptions {
     /// = where it is faster.
     pub gelu_fusion: i32,
     /// Choose matmul kernels without timing them, so that every run has the same bits. Each single
-    /// kernel always gives the same bits: none adds with atomics.
+    /// kernel always gives the same bits: blocks that add to the same number do it in turn.
     pub deterministic: bool,
     pub matmul: MatmulChoice,
 }
