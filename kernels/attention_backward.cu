@@ -266,6 +266,7 @@ __device__ __forceinline__ void backward_queries(floatX* dqkv, const floatX* dou
 extern "C" __global__ void __launch_bounds__(256)
     attention_backward_stats(float* stats, const floatX* dout, const floatX* out, const float* lse, int B, int T, int NH,
                              int HS) {
+    start_in_order();
     constexpr int LANES = 8;
     size_t place = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) / LANES;
     size_t row = place / NH;
@@ -288,10 +289,12 @@ extern "C" __global__ void __launch_bounds__(256)
 #define ATTENTION_BACKWARD(HS)                                                                                 \
     extern "C" __global__ void __launch_bounds__(128) attention_backward_keys_hs##HS(                          \
         floatX* dqkv, const floatX* dout, const float* stats, const floatX* qkv, int T, int NH, float scale) { \
+        start_in_order();                                                                                      \
         attention::backward_keys<HS>(dqkv, dout, stats, qkv, T, NH, scale);                                    \
     }                                                                                                          \
     extern "C" __global__ void __launch_bounds__(128) attention_backward_queries_hs##HS(                       \
         floatX* dqkv, const floatX* dout, const float* stats, const floatX* qkv, int T, int NH, float scale) { \
+        start_in_order();                                                                                      \
         attention::backward_queries<HS>(dqkv, dout, stats, qkv, T, NH, scale);                                 \
     }
 

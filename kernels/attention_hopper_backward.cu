@@ -464,7 +464,9 @@ template <int HS>
 __device__ __forceinline__ void backward(unsigned char* memory, floatX* dqkv, const Maps& maps, const float* lse,
                                          const Problem& problem, float scale) {
     const Shared<HS> shared(memory);
+    launch_dependents();
     shared.initialize();
+    wait_for_dependencies();
     if (threadIdx.x < WARPGROUP) {
         registers_decrease<40>();
         if (threadIdx.x < WARP_SIZE) load(shared, problem, maps, lse);

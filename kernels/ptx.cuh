@@ -171,6 +171,21 @@ __device__ __forceinline__ float exp2_approx(float x) {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
     return r;
 }
+// The larger of two numbers in each half of two words; of a number and a NaN, the number.
+template <class T>
+__device__ __forceinline__ uint32_t max2(uint32_t a, uint32_t b);
+template <>
+__device__ __forceinline__ uint32_t max2<bf16>(uint32_t a, uint32_t b) {
+    uint32_t r;
+    asm("max.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+    return r;
+}
+template <>
+__device__ __forceinline__ uint32_t max2<f16>(uint32_t a, uint32_t b) {
+    uint32_t r;
+    asm("max.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+    return r;
+}
 // tanh(x), accurate to about 2^-11
 __device__ __forceinline__ float tanh_approx(float x) {
     float r;
@@ -237,6 +252,24 @@ __device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (
     asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// --- programmatic dependent launch: on compute capability 9.0 or newer, the blocks of a kernel may
+// start while those of the kernel before it end. Nothing happens on an older GPU.
+
+// Lets the next kernel start its blocks as soon as every block of this one has called this or ended.
+__device__ __forceinline__ void launch_dependents() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+// Waits until the kernel before has ended, and all that it wrote can be read. Every thread of every
+// kernel calls this before it touches global memory: a kernel that did not would end, and let the
+// next one go on, before the kernels before it have ended.
+__device__ __forceinline__ void wait_for_dependencies() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 
 // --- asynchronous copies, global to shared, 16 bytes each; bytes from `src_bytes` on are zero

@@ -17,7 +17,8 @@ pub struct Under {
 
 /// The options that tests start from: everything exact and repeatable.
 pub fn options(dtype: Dtype) -> CudaOptions {
-    CudaOptions { dtype, tf32: false, gelu_fusion: 2, deterministic: true, matmul: MatmulChoice::Own }
+    let matmul = MatmulChoice::Own;
+    CudaOptions { dtype, tf32: false, gelu_fusion: 2, deterministic: true, matmul, graphs: false }
 }
 
 /// Returns the GPU if `WARPSMITH_TEST_DEVICE=cuda`, else the emulated device in each mode that

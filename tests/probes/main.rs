@@ -30,7 +30,7 @@ use golden::{Golden, Recorder};
 use std::path::{Path, PathBuf};
 
 /// Every probe, by the name of its golden file.
-const PROBES: [&str; 35] = [
+const PROBES: [&str; 36] = [
     "addresses",
     "bf16",
     "bulk_copies",
@@ -43,6 +43,7 @@ const PROBES: [&str; 35] = [
     "f32",
     "flags",
     "ldmatrix",
+    "max2",
     "mbarrier",
     "mma_bf16",
     "mma_f16",

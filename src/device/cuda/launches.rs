@@ -33,6 +33,7 @@ pub fn launches(dtype: Dtype) -> Result<Launches> {
             gelu_fusion: 2,
             deterministic: true,
             matmul: MatmulChoice::Fastest,
+            graphs: false,
         };
         let model = Model { B: 8, T: 1024, C, NH, V: 50_257, Vp: 50_304 };
         let mut cuda = Cuda::new(Box::new(Paper::new(capability, launches.clone())), options);
@@ -169,7 +170,8 @@ struct Tensors {
     moments: [Tensor; 3],
     /// A single f32.
     one: Tensor,
-    tokens: [Tensor; 3],
+    /// (N) i32
+    tokens: [Tensor; 2],
 }
 
 impl Tensors {
@@ -189,7 +191,7 @@ impl Tensors {
             lse: of(Dtype::F32, N * NH),
             moments: [(); 3].map(|()| of(Dtype::F32, 4 * C * C)),
             one: of(Dtype::F32, 1),
-            tokens: [(); 3].map(|()| of(Dtype::I32, N + 1)),
+            tokens: [(); 2].map(|()| of(Dtype::I32, N)),
         };
         let limits = Limits { rows: N, logits_rows: N, T, C, NH, V, Vp, norm_pieces: 1 };
         plan_scratch(cuda, &[limits], &mut plan)?;
@@ -207,12 +209,10 @@ fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     let [out, inp, dout, product] = t.narrow;
     let [weight, bias, _] = t.vector.map(|v| v.slice(0, C));
     let [mean, rstd] = t.statistics;
-    let [tokens, rows, starts] = t.tokens;
-    let (tokens, rows) = (tokens.slice(0, N), rows.slice(0, N));
+    let [tokens, rows_by_token] = t.tokens;
     cuda.encoder_forward(out, tokens, t.embedding[0], t.embedding[1].slice(0, T * C), (B, T, C))?;
-    let buckets = TokenBuckets { rows, starts, count: 1000 };
     let [dwte, dwpe] = [t.embedding[0], t.embedding[1].slice(0, T * C)];
-    cuda.encoder_backward(EncoderBackward { dwte, dwpe, dout, tokens, buckets, B, T, C })?;
+    cuda.encoder_backward(EncoderBackward { dwte, dwpe, dout, tokens, rows_by_token, B, T, C })?;
     let norm = LayernormForward { out, mean, rstd, inp, weight, bias, N, C };
     cuda.layernorm_forward(norm)?;
     super::layernorm::residual_forward(cuda, norm, dout, product)?;
@@ -241,7 +241,7 @@ fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     Gelu::new(cuda, t.wide[0], t.wide[1]).forward(cuda.driver.as_mut())?;
     Gelu::new(cuda, t.wide[0], t.wide[1]).backward(cuda.driver.as_mut())?;
     let (losses, logits, targets) = (mean, t.logits, tokens);
-    cuda.classifier(Classifier { losses, logits, targets, dloss: Some(1.0), N, V, Vp })?;
+    cuda.classifier(Classifier { losses, logits, targets, dloss: Some(t.one), N, V, Vp })?;
 
     let ([params, grads], [master, m, v]) = (t.matrix, t.moments);
     let (decayed, lr, beta1, beta2, eps, grad_scale) = (0, 1e-3, 0.9, 0.95, 1e-8, 1.0);

@@ -21,6 +21,7 @@ mod attention;
 mod classifier;
 mod encoder;
 mod gelu;
+mod graphs;
 mod layernorm;
 mod matmul;
 mod reduce;
@@ -31,6 +32,7 @@ use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use anyhow::Result;
 pub use cuda_emulator::tensor_map;
 use driver::{Counts, Driver};
+use graphs::Graphs;
 use kernel::{KernelSpec, Launch};
 use memory::Memory;
 use std::collections::BTreeMap;
@@ -51,6 +53,8 @@ pub struct CudaOptions {
     /// kernel always gives the same bits: blocks that add to the same number do it in turn.
     pub deterministic: bool,
     pub matmul: MatmulChoice,
+    /// Queue lists of operations that repeat as CUDA graphs.
+    pub graphs: bool,
 }
 
 impl CudaOptions {
@@ -115,12 +119,14 @@ pub struct Cuda {
     memory: Memory,
     options: CudaOptions,
     matmul_plans: matmul::Plans,
+    graphs: Graphs,
 }
 
 impl Cuda {
     /// `driver` has the kernels for `options.dtype`.
     pub fn new(driver: Box<dyn Driver>, options: CudaOptions) -> Self {
-        Cuda { driver, memory: Memory::new(options.dtype), options, matmul_plans: matmul::Plans::default() }
+        let (memory, matmul_plans) = (Memory::new(options.dtype), matmul::Plans::default());
+        Cuda { driver, memory, options, matmul_plans, graphs: Graphs::default() }
     }
 
     /// Returns what each kernel did since the last call, by name; empty on a device that does not
@@ -144,6 +150,7 @@ impl Cuda {
     /// Sets the kernels that matmuls may use from now on. Plans of earlier choices are kept.
     pub fn choose_matmul(&mut self, matmul: MatmulChoice) {
         self.options.matmul = matmul;
+        self.graphs.clear();
     }
 
     /// Returns the matmul plans that were measured or verified since the last call: a line per
@@ -421,5 +428,9 @@ impl Ops for Cuda {
 
     fn fill(&mut self, dst: Tensor, value: f32) -> Result<()> {
         reduce::fill(self, dst, value)
+    }
+
+    fn replay(&mut self, key: GraphKey, work: &mut Work) -> Result<()> {
+        graphs::replay(self, key, work)
     }
 }

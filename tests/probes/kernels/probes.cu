@@ -58,6 +58,15 @@ extern "C" __global__ void __launch_bounds__(256) opaque_int(unsigned* out, cons
     const int i = element();
     if (i < n) out[i] = (unsigned)opaque((int)in[i]);
 }
+// The other operand comes from the other end of the input.
+extern "C" __global__ void __launch_bounds__(256) bf16_max2(unsigned* out, const unsigned* in, int n) {
+    const int i = element();
+    if (i < n) out[i] = max2<bf16>(in[i], in[n - 1 - i]);
+}
+extern "C" __global__ void __launch_bounds__(256) f16_max2(unsigned* out, const unsigned* in, int n) {
+    const int i = element();
+    if (i < n) out[i] = max2<f16>(in[i], in[n - 1 - i]);
+}
 extern "C" __global__ void __launch_bounds__(256) exp2_of(unsigned* out, const unsigned* in, int n) {
     const int i = element();
     if (i < n) out[i] = __float_as_uint(exp2_approx(__uint_as_float(in[i])));

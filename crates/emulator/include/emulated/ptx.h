@@ -120,6 +120,21 @@ EMULATED_INLINE void barrier_arrive(uint32_t id, uint32_t threads, EMULATED_SITE
 
 EMULATED_INLINE int opaque(int x) { return x; }
 
+namespace emulated {
+// The larger of two 16-bit numbers: the positive one of two zeros, and the hardware's NaN of two.
+template <class T>
+EMULATED_INLINE uint32_t larger(uint16_t a, uint16_t b) {
+    const float x = to_f32(T{a}), y = to_f32(T{b});
+    if (x != x) return y != y ? 0x7fff : b;
+    if (y != y || x > y) return a;
+    return x < y ? b : a & b;
+}
+}  // namespace emulated
+template <class T>
+EMULATED_INLINE uint32_t max2(uint32_t a, uint32_t b) {
+    return emulated::larger<T>((uint16_t)a, (uint16_t)b) | emulated::larger<T>((uint16_t)(a >> 16), (uint16_t)(b >> 16)) << 16;
+}
+
 // The instructions below approximate. Their twins err within the bounds of the PTX ISA, by an
 // amount that depends on the bits of the argument. So a test whose tolerance only fits exact
 // functions fails here, and not on the first GPU.
@@ -211,6 +226,11 @@ EMULATED_INLINE void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], uin
     emulated::Mma lane = {d, a, {b0, b1}};
     cuda_emulator_collective(emulated::MMA_TF32, 0xffffffffu, &lane, file, line);
 }
+
+// --- programmatic dependent launch: kernels run one after the other
+
+EMULATED_INLINE void launch_dependents() {}
+EMULATED_INLINE void wait_for_dependencies() {}
 
 // --- asynchronous copies
 
