@@ -1,4 +1,5 @@
-//! Attention backward by Hopper's instructions, for heads of 64. `attention_hopper.cu` says how it works.
+//! Attention backward by Hopper's instructions, for heads of 64. `attention_hopper.cu` says how it
+//! works.
 
 use super::{Backward, STATS, assert_lengths, int, scale, stats_bytes, tile_bytes};
 use crate::device::cuda::Cuda;
