@@ -144,6 +144,7 @@ constexpr int MIN_BLOCKS = sizeof(floatX) == 4 ? 4 : 1;
 #define ATTENTION_FORWARD(HS)                                                                              \
     extern "C" __global__ void __launch_bounds__(128, attention::MIN_BLOCKS)                               \
         attention_forward_hs##HS(floatX* out, float* lse, const floatX* qkv, int T, int NH, float scale) { \
+        start_in_order();                                                                                  \
         attention::forward<HS>(out, lse, qkv, T, NH, scale);                                               \
     }
 
@@ -158,6 +159,7 @@ ATTENTION_FORWARD(128)
 // memory latency.
 extern "C" __global__ void __launch_bounds__(256)
     attention_decode(floatX* out, const floatX* qkv, int T, int NH, int HS, int t, float scale) {
+    start_in_order();
     constexpr int LANES = 8, GROUPS = 256 / LANES, WIDTH = PackX::size, PARTS = 128 / (LANES * WIDTH);
     SHARED(float, group_max, [GROUPS]);
     SHARED(float, group_total, [GROUPS]);

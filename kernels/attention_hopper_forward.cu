@@ -92,7 +92,6 @@ struct Block {
             }
             mbarrier_init_fence();
         }
-        __syncthreads();
     }
 };
 
@@ -324,14 +323,17 @@ template <int HS>
 __device__ __forceinline__ void forward(unsigned char* shared, const HeadMaps& maps, const Call& call) {
     const Block<HS> block(shared);
     const Producer<HS> producer{block, call, maps};
-    // The request for the first number is in flight while the barriers are initialized.
-    int first = 0;
+    launch_dependents();
     if (threadIdx.x == 0) {
         tma_prefetch(maps.wide);
         if constexpr (Block<HS>::Rows::REST > 0) tma_prefetch(maps.rest);
-        first = producer.take();
     }
     block.initialize();
+    wait_for_dependencies();
+    // The request for the first number is in flight while the threads meet.
+    int first = 0;
+    if (threadIdx.x == 0) first = producer.take();
+    __syncthreads();
     if (threadIdx.x < WARPGROUP) {
         registers_decrease<40>();
         if (threadIdx.x == 0) producer.produce(first);

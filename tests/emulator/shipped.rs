@@ -33,7 +33,7 @@ fn counts_in(
     matmul: MatmulChoice,
     work: impl FnOnce(&mut Tensors) -> Work,
 ) -> BTreeMap<&'static str, Counts> {
-    let options = CudaOptions { dtype, tf32, gelu_fusion: 2, deterministic: true, matmul };
+    let options = CudaOptions { dtype, tf32, gelu_fusion: 2, deterministic: true, matmul, graphs: false };
     let driver = open(dtype, EmulatorOptions { count: true, ..EmulatorOptions::default() }).unwrap();
     let mut dev = Cuda::new(driver, options);
     let mut tensors = Tensors(MemoryPlan::new(), dtype);

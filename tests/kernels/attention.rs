@@ -1,7 +1,8 @@
 //! Causal attention at every head size: forward, backward, and for one position.
 
-use crate::devices::{older, under_test};
-use crate::harness::{Tensors, Tolerance, Work, check, check_on, outputs_of, random};
+use crate::devices::{at_the_same_time, older, under_test};
+use crate::harness::{Tensors, Tolerance, Work, check, check_dtype, check_on, outputs_of, random};
+use warpsmith::device::cuda::BackwardKernels;
 use warpsmith::ops::{AttentionDims, Limits};
 use warpsmith::tensor::Dtype;
 
@@ -83,12 +84,32 @@ fn heads_of_64() {
 /// The kernels that older GPUs use where Hopper has its own.
 #[test]
 fn before_hopper() {
-    for (B, T, NH) in EDGES {
-        let dims = AttentionDims { B, T, NH, HS: 64 };
-        for dtype in [Dtype::Bf16, Dtype::F16] {
-            check_on(&format!("attention, {dims:?}"), dtype, older(dtype), |t| all_of(t, dims));
-        }
+    EDGES.into_iter().for_each(|(B, T, NH)| check_older(BackwardKernels::Ordered, B, T, NH, 64));
+}
+
+fn check_older(backward: BackwardKernels, B: usize, T: usize, NH: usize, HS: usize) {
+    let dims = AttentionDims { B, T, NH, HS };
+    for dtype in [Dtype::Bf16, Dtype::F16] {
+        check_on(&format!("attention, {dims:?}"), dtype, older(dtype, backward), |t| all_of(t, dims));
     }
+}
+
+/// One kernel backward, whose tiles have 128 keys.
+#[test]
+fn with_atomics() {
+    let with = |B, T, NH, HS| check_older(BackwardKernels::Atomic, B, T, NH, HS);
+    EDGES.into_iter().for_each(|(B, T, NH)| with(B, T, NH, 64));
+    for HS in [32, 80, 96, 128] {
+        with(1, 100, 3, HS);
+        with(1, 161, 1, HS);
+    }
+    with(1, 384, 1, 64);
+}
+
+/// More heads than a launch has sums for in the memory that these tests plan.
+#[test]
+fn atomics_in_two_launches() {
+    check_older(BackwardKernels::Atomic, 9, 5, 12, 64);
 }
 
 #[test]
@@ -117,6 +138,15 @@ fn many_heads() {
     check_dims(3, 2, 12, 32);
 }
 
+/// More heads than those of two groups, so that places for sums of dQ are used again.
+#[test]
+fn more_heads_than_places() {
+    for (B, T, NH) in [(2, 130, 5), (3, 2, 7)] {
+        let dims = AttentionDims { B, T, NH, HS: 64 };
+        check_dtype(&format!("attention, {dims:?}"), Dtype::Bf16, |t| all_of(t, dims));
+    }
+}
+
 #[test]
 fn one_position_attends_to_those_before_it_alone() {
     let dims = AttentionDims { B: 2, T: 70, NH: 3, HS: 64 };
@@ -133,12 +163,14 @@ fn one_position_attends_to_those_before_it_alone() {
     });
 }
 
-/// The bits depend neither on the order of threads nor on the mode or the run.
+/// The bits depend neither on the order of threads nor on the mode or the run, as without a choice
+/// the ordered kernels serve.
 #[test]
 fn gives_the_same_bits_every_time() {
-    let dims = AttentionDims { B: 1, T: 130, NH: 2, HS: 64 };
+    let dims = AttentionDims { B: 2, T: 130, NH: 5, HS: 64 };
     for dtype in [Dtype::Bf16, Dtype::F32] {
-        let runs = under_test(dtype).into_iter().chain(under_test(dtype).into_iter().take(1));
+        let again = under_test(dtype).into_iter().take(1).chain(at_the_same_time(dtype));
+        let runs = under_test(dtype).into_iter().chain(again);
         let outputs: Vec<_> = runs.map(|under| outputs_of(under, dtype, |t| all_of(t, dims))).collect();
         let bits = |outputs: &[Vec<f32>]| -> Vec<u32> {
             outputs.iter().flatten().map(|value| value.to_bits()).collect()

@@ -42,7 +42,7 @@ fn fill(dev: &mut Cuda, setting: &Setting) -> Result<[Tensor; TENSORS]> {
 fn outcome(setting: &Setting) -> Result<Outcome> {
     let Setting { dtype, matmul, gelu_fusion, deterministic, .. } = *setting;
     let (driver, gemms) = Fake::open(setting)?;
-    let options = CudaOptions { dtype, tf32: false, gelu_fusion, deterministic, matmul };
+    let options = CudaOptions { dtype, tf32: false, gelu_fusion, deterministic, matmul, graphs: false };
     let mut dev = Cuda::new(Box::new(driver), options);
     let tensors = fill(&mut dev, setting)?;
     let [out, kept, inp, weight, bias, residual, dinp, dweight, dbias, dout, gelu_gradient] = tensors;
@@ -343,7 +343,8 @@ fn choices_by_rule_are_logged_once_per_shape() {
     {
         let setting = Setting { dtype, ..Setting::default() };
         let matmul = MatmulChoice::Fastest;
-        let options = CudaOptions { dtype, tf32: false, gelu_fusion: 0, deterministic: false, matmul };
+        let (gelu_fusion, deterministic, graphs) = (0, false, false);
+        let options = CudaOptions { dtype, tf32: false, gelu_fusion, deterministic, matmul, graphs };
         let driver = emulated::open(dtype, EmulatorOptions::default()).unwrap();
         let mut dev = Cuda::new(driver, options);
         let [out, _, inp, weight, bias, ..] = fill(&mut dev, &setting).unwrap();
