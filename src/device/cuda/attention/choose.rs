@@ -52,7 +52,7 @@ impl BackwardKernels {
 pub struct Choices {
     /// The kernels that a test or a benchmark asks for.
     pub forced: Option<BackwardKernels>,
-    known: HashMap<AttentionDims, BackwardKernels>,
+    pub(super) known: HashMap<AttentionDims, BackwardKernels>,
     /// How often kernels were compared, which cannot be done under capture.
     pub attempts: usize,
 }
