@@ -2,8 +2,8 @@
 //! backward.
 //!
 //! The backward pass gives the same bits every time, whatever
-//! [`CudaOptions::deterministic`](super::CudaOptions) says. On Hopper, heads of 64 have one kernel
-//! whose blocks add to dQ in turn; for the others `kernels/attention_backward.cu` says what it costs.
+//! [`CudaOptions::deterministic`](super::CudaOptions) says. On Hopper, heads of 64 have one kernel,
+//! whose blocks add to dQ in turn. `kernels/attention_backward.cu` says what it costs the others.
 
 mod hopper_backward;
 mod hopper_forward;
@@ -199,7 +199,7 @@ fn stats_bytes(dims: AttentionDims) -> usize {
 enum BackwardKernels {
     /// One for everything.
     Hopper,
-    /// What the other two need of each row, then dK and dV, then dQ.
+    /// Three: statistics of each row, then dK and dV, then dQ.
     Portable,
 }
 
