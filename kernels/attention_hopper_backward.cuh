@@ -31,11 +31,10 @@ constexpr int KEYS = 128, QUERIES = 128, STAGES = 2, CONSUMERS = 2;
 
 // A tile of keys of a head.
 struct alignas(16) Item {
-    int head;      // b * NH + h; the number of all heads at the end
+    int head;  // b * NH + h; the number of all heads at the end
     int key_tile;
-    // Of the head's first tile of queries: the place in `sums`, `deltas` and `turns`.
-    int first_place;
-    int earlier_heads;  // that had the same place
+    int first_place;    // of the head's tiles of queries in `sums`, `deltas` and `turns`
+    int earlier_heads;  // that had the same places
 
     // The number of turns that earlier heads took at a tile of queries: one for each key tile.
     __device__ __forceinline__ unsigned turns_before(int query_tile) const { return earlier_heads * (query_tile + 1); }
@@ -75,7 +74,7 @@ struct Shared {
     using Keys = Tile<HS, KEYS>;
     using Queries = Tile<HS, QUERIES>;
     static constexpr int SUM_BYTES = QUERIES * HS * 4, SLOPE_BYTES = KEYS * QUERIES * 2, STATS_BYTES = 2 * QUERIES * 4;
-    // Where a warp leaves its share of dQ.
+    // A warp's share of dQ.
     static constexpr int WARP_SUM_BYTES = SUM_BYTES / CONSUMER_WARPS;
 
     static constexpr int QUERIES_OFFSET = STAGES * 2 * Keys::BYTES;
@@ -103,7 +102,7 @@ struct Shared {
     __device__ __forceinline__ Queries dout(int j) const { return {address + offset_of_query(j) + Queries::BYTES}; }
     // For the diagonal alone.
     __device__ __forceinline__ Queries out() const { return {address + OUT_OFFSET}; }
-    // Of each query -log2(e) lse, then delta of each.
+    // The numbers -log2(e) lse of all queries, then their deltas.
     __device__ __forceinline__ float* stats(int j) const {
         return reinterpret_cast<float*>(base + STATS_OFFSET + j % STAGES * STATS_BYTES);
     }

@@ -256,9 +256,10 @@ fn attention_skips_tiles_above_the_diagonal() {
     assert_eq!(found.sectors_read * 32, found.bytes_read);
 }
 
-/// Two tiles of a head are three pairs of 128 keys and 128 queries, with five products each; the one
-/// block that finds work ends with scores that nobody needs. Everything is read and written once,
-/// without bank conflicts. The second tile of queries leaves sums and deltas to the first keys.
+/// Two tiles of a head are three pairs of 128 keys and 128 queries, with five products each; the
+/// one block that finds work ends with scores that nobody needs. Everything is read and written
+/// once, without bank conflicts. The second tile of queries leaves sums and deltas to the first
+/// keys.
 #[test]
 fn attention_backward_on_hopper_adds_in_l2_and_moves_the_rest_once() {
     let dims = AttentionDims { B: 1, T: 256, NH: 1, HS: 64 };

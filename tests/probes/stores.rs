@@ -1,5 +1,5 @@
-//! Ways for results to leave: matrices to shared memory, boxes and bytes to global memory, and flags
-//! and turns that tell other blocks of them.
+//! Ways for results to leave: matrices to shared memory, boxes and bytes to global memory, and
+//! flags and turns that tell other blocks of them.
 
 use crate::case::{Case, Format};
 use crate::matrices::random_words;

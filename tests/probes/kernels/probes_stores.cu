@@ -1,6 +1,6 @@
 // Kernels for the functions of ptx.cuh and hopper.cuh by which results leave: matrices to shared
-// memory, boxes and bytes to global memory, flags, and turns. For other architectures than Hopper's,
-// all but `flags` and `turns` are empty and never launched.
+// memory, boxes and bytes to global memory, flags, and turns. For other architectures than
+// Hopper's, all but `flags` and `turns` are empty and never launched.
 #include "hopper.cuh"
 
 // Lane l stores four registers, and names row row_of[l], over a pattern.

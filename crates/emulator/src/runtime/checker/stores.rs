@@ -1,8 +1,8 @@
 //! The accesses of copies to and from global memory by TMA. They go through the async proxy, which
-//! no fence of our kernels orders with plain accesses to global memory. So within one launch, memory
-//! that a copy writes must not be touched before the thread that issued it has waited for the write,
-//! and what a copy reads, or adds to, must not have been written by plain accesses. It may have been
-//! written by a copy that is known to have ended. Additions may meet: each is atomic.
+//! no fence of our kernels orders with plain accesses to global memory. So within one launch,
+//! memory that a copy writes must not be touched before the thread that issued it has waited for
+//! the write, and what a copy reads, or adds to, must not have been written by plain accesses. It
+//! may have been written by a copy that is known to have ended. Additions may meet: each is atomic.
 
 use super::super::block::{Block, Me};
 use super::super::counting::Span;
