@@ -38,14 +38,15 @@ pub fn parts(name: &str, columns: usize) -> Option<&'static [Part]> {
     const LAYERNORM_FORWARD: &[Part] = &[("layernorm_forward", "start", Elements(32))];
     const LAYERNORM_BACKWARD: &[Part] = &[
         ("layernorm_backward", "start in loop 1", Elements(32)),
-        ("layernorm_backward", "loop 1.1", Elements(32)),
+        // Once per warp of a row: three times for 768 channels.
+        ("layernorm_backward", "loop 1.1", Elements(32 / 3)),
         ("layernorm_backward", "after loop 1.1 in loop 1", Elements(32)),
     ];
     const CLASSIFIER: &[Part] = &[
         ("classifier", "start", OfRow(16)),
         ("classifier", "loop 1", Elements(32)),
-        ("classifier", "after loop 1", OfRow(16)),
-        ("classifier", "loop 2", Elements(32)),
+        ("classifier", "after loop 2", OfRow(16)),
+        ("classifier", "loop 3", Elements(32)),
     ];
     match name {
         "layernorm forward" | "layernorm again" if columns <= 1024 => Some(LAYERNORM_FORWARD),
