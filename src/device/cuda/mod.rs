@@ -191,7 +191,8 @@ impl Cuda {
 
 /// Returns every kernel of every operation.
 pub fn kernels() -> Vec<&'static KernelSpec> {
-    let [attention_forward, attention_backward, hopper_attention_forward, hopper_attention] = attention::KERNELS;
+    let [attention_forward, attention_backward, hopper_attention_forward, hopper_attention] =
+        attention::KERNELS;
     let [matmul, exact_matmul, hopper_matmul] = matmul::KERNELS;
     [
         adamw::KERNELS,

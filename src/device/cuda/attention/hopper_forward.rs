@@ -72,7 +72,8 @@ pub fn forward(cuda: &mut Cuda, out: Tensor, lse: Tensor, qkv: Tensor, dims: Att
     let Cuda { driver, memory: m, .. } = cuda;
     let AttentionDims { B, T, NH, HS } = dims;
     let [wide, rest] = maps(driver.as_ref(), m.x(qkv), dims, 3 * NH * HS)?;
-    let kernel = kernel::FORWARD[HEAD_SIZES.iter().position(|&size| size == HS).expect("a head size that suits")];
+    let kernel =
+        kernel::FORWARD[HEAD_SIZES.iter().position(|&size| size == HS).expect("a head size that suits")];
     let launch = launch(dims, driver.info().sm_count);
     let (out, lse, counter) = (m.x(out), m.f32(lse), m.signals().counter());
     let (heads, T, NH) = (int(B * NH), int(T), int(NH));
