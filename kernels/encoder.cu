@@ -4,13 +4,13 @@
 // cache.
 //
 // Backward, wte: rows of the batch come sorted by token, the most frequent one first. A slice of 32
-// packs of a token's rows is summed in registers, in a fixed order, with one read-modify-write of the
-// embedding's gradient at the end. A block takes the tokens whose first row lies in its 64 of the
-// sorted rows: where tokens have up to 64 rows, each has one of the 16 warps, and the indices of all
-// their rows are read together. Texts also have a few tokens of thousands of rows. A token of more
-// than 64 is the only one to begin in a block, whose warps share it and merge their sums in shared
-// memory. Backward, wpe: a thread owns a pack of a position and walks down the batch. Bytes per
-// element: 2 read by each, and 4 per embedding touched.
+// packs of a token's rows is summed in registers, in a fixed order, with one read-modify-write of
+// the embedding's gradient at the end. A block takes the tokens whose first row lies in its 64 of
+// the sorted rows: where tokens have up to 64 rows, each has one of the 16 warps, and the indices
+// of all their rows are read together. Texts also have a few tokens of thousands of rows. A token
+// of more than 64 is the only one to begin in a block, whose warps share it and merge their sums in
+// shared memory. Backward, wpe: a thread owns a pack of a position and walks down the batch. Bytes
+// per element: 2 read by each, and 4 per embedding touched.
 //
 // Gradients are rounded to nearest. Each row of an embedding is rounded once per micro-step, after
 // all its terms are summed in f32, so stochastic rounding would gain little, and the same batch
@@ -72,12 +72,13 @@ __device__ __forceinline__ void sum_rows(float (&sums)[PackX::size], const float
     }
 }
 
-// dwte[token] += the rows of dout that hold it. `rows` (N) are sorted by token, the most frequent one
-// first. Block x handles slice x % slices of the tokens that begin in a run of ENCODER_ROWS of them.
+// dwte[token] += the rows of dout that hold it. `rows` (N) are sorted by token, the most frequent
+// one first. Block x handles slice x % slices of the tokens that begin in a run of ENCODER_ROWS of
+// them.
 extern "C" __global__ void __launch_bounds__(512)
     encoder_backward_wte(floatX* dwte, const floatX* dout, const int* tokens, const int* rows, int N, int C) {
-    // The run, one row before it, as many after it as a warp takes, and a look at the next; tokens of no
-    // row are negative.
+    // The run, one row before it, as many after it as a warp takes, and a look at the next; tokens
+    // of no row are negative.
     constexpr int NEAR = 1 + 2 * ENCODER_ROWS + WARP_SIZE;
     SHARED(int, near_rows, [NEAR]);
     SHARED(int, near_tokens, [NEAR]);

@@ -4,9 +4,9 @@ use crate::harness::*;
 use warpsmith::data::buckets::rows_by_token;
 use warpsmith::ops::EncoderBackward;
 
-/// (B, T, C, rows of wte): one row; most tokens once; tokens of more rows than a warp has lanes, of more
-/// than a warp takes, and one of more than a block's warps take at once; exactly as many as a warp takes;
-/// more channels than a warp has packs; a batch of more sequences than are in flight.
+/// (B, T, C, rows of wte): one row; most tokens once; tokens of more rows than a warp has lanes, of
+/// more than a warp takes, and one of more than a block's warps take at once; exactly as many as a
+/// warp takes; more channels than a warp has packs; a batch of more sequences than are in flight.
 const SHAPES: [(usize, usize, usize, usize); 8] = [
     (1, 1, 8, 3),
     (3, 7, 40, 50),
