@@ -279,9 +279,9 @@ pub struct EncoderBackward {
     pub dwpe: Tensor,
     pub dout: Tensor,
     pub tokens: Tensor,
-    /// (N) i32: indices of rows, those of one token adjacent and in ascending order, the most frequent
-    /// token first. The host sorts them while the device is busy, so that the device needs neither
-    /// atomics nor a sort. A device that sorts may ignore them.
+    /// (N) i32: indices of rows, those of one token adjacent and in ascending order, the most
+    /// frequent token first. The host sorts them while the device is busy, so that the device needs
+    /// neither atomics nor a sort. A device that sorts may ignore them.
     pub rows_by_token: Tensor,
     pub B: usize,
     pub T: usize,

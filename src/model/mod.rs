@@ -163,8 +163,8 @@ impl GPT2 {
         dev.upload(self.acts.targets.slice(0, rows), bytemuck::cast_slice(targets))
     }
 
-    /// Uploads the batch's rows sorted by token (see [`EncoderBackward`](crate::ops::EncoderBackward))
-    /// for the backward pass.
+    /// Uploads the batch's rows sorted by token (see
+    /// [`EncoderBackward`](crate::ops::EncoderBackward)) for the backward pass.
     pub fn load_rows_by_token(&self, dev: &mut dyn Ops, rows: &[i32]) -> Result<()> {
         dev.upload(self.acts.rows_by_token.slice(0, rows.len()), bytemuck::cast_slice(rows))
     }
