@@ -6,8 +6,6 @@
 mod atomic;
 mod choose;
 mod hopper;
-#[cfg(all(test, emulated))]
-mod tests;
 
 use super::Cuda;
 use super::driver::Driver;

@@ -5,6 +5,9 @@
 //! Nothing is timed if every run must choose alike (`--deterministic 1`), or on the emulated device:
 //! then the ordered kernels serve.
 
+#[cfg(all(test, emulated))]
+mod tests;
+
 use super::{Backward, atomic, ordered, stats};
 use crate::device::compare::{Tolerance, close};
 use crate::device::cuda::Cuda;

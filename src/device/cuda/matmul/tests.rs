@@ -369,7 +369,7 @@ fn choices_by_rule_are_logged_once_per_shape() {
 }
 
 /// The lines that a thread logs.
-mod testing {
+pub mod testing {
     use log::Level;
     use std::cell::RefCell;
     use std::sync::Once;

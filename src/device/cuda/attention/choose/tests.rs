@@ -3,6 +3,7 @@
 use super::BackwardKernels::{self, Atomic, Ordered};
 use crate::device::compare::testing::random;
 use crate::device::cuda::matmul::fake::{Fake, Fault, Setting};
+use crate::device::cuda::matmul::tests::testing;
 use crate::device::cuda::{Cuda, CudaOptions};
 use crate::ops::*;
 use crate::tensor::{Dtype, MemoryPlan};
