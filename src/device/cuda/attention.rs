@@ -7,8 +7,6 @@ mod atomic;
 mod choose;
 mod hopper_backward;
 mod hopper_forward;
-#[cfg(all(test, emulated))]
-mod tests;
 
 use super::Cuda;
 use super::driver::Driver;
