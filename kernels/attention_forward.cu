@@ -9,8 +9,8 @@
 // exponentials, and 700 instructions in all, which take its quarter of an SM 800 (at the rate that
 // mma.sync reaches), 512 and 700 clocks. Full overlap of the three would be 600 TFLOP/s. With two
 // warps per quarter, which wait for each other's units, half of that can be expected, less the work
-// above the diagonal (a ninth at T = 1024): 249 TFLOP/s were measured on an H100, where
-// attention_hopper.cu reaches 356.
+// above the diagonal (a ninth at T = 1024): 249 TFLOP/s were measured on an H100, which uses
+// attention_hopper_forward.cu instead.
 //
 // 128 threads of at most 255 registers allow two blocks per SM, one computing while the other
 // waits. Queries stay in registers at HS = 64; the number of keys per tile is limited by the

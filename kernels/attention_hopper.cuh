@@ -37,10 +37,6 @@ struct Tile {
 
     uint32_t address;  // a multiple of 1,024
 
-    // The same, where all lanes agree on the address, which the compiler cannot always tell: then it
-    // computes descriptors once per warp.
-    __device__ __forceinline__ Tile uniform() const { return {__shfl_sync(FULL_MASK, address, 0)}; }
-
     // Copies the rows from `row` on of the head that starts at `column`. The boxes of the maps have
     // COUNT rows. BYTES arrive at the barrier. Rows past the end of the matrix become zeros.
     __device__ __forceinline__ void load(const HeadMaps& maps, int column, int row, uint32_t barrier) const {
@@ -191,7 +187,7 @@ __device__ __forceinline__ void store_warp_rows(floatX* dst, int stride, int val
 #pragma unroll
     for (unsigned i = 0; i < 16 * CHUNKS; i += WARP_SIZE) {
         const unsigned row = (i + lane) / CHUNKS, chunk = (i + lane) % CHUNKS;
-        if ((int)row < valid) store_u128(dst + (size_t)row * stride + chunk * 8, load_u128(rows + tile_offset<HS>(row, chunk)));
+        if ((int)row < valid) store_u128(dst + (int)(row * stride + chunk * 8), load_u128(rows + tile_offset<HS>(row, chunk)));
     }
 }
 #endif

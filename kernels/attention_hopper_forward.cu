@@ -12,9 +12,14 @@
 // are stored. The consumers take turns to queue, so that one has its exponentials while the tensor
 // cores have the products of the other.
 //
+// Exponentials are relative to the largest score of a row's first tile, without a look at later
+// ones, as long as they stay within f16. Otherwise, which is rare, the warp alone computes the
+// scores again, by mma.sync, as a warpgroup could only do so together.
+//
 // Limits for HS = 64: two products of a tile take 1,024 clocks of the tensor cores, and 16,384
-// exponentials as many of the special function units. So a quarter of them is computed otherwise:
-// instructions to issue then take 900 clocks.
+// exponentials as many of the special function unit. A part of the exponentials as polynomials does
+// not pay: their instructions lengthen what each warp has to wait for by more than they take from
+// that unit. Larger heads are bound by the tensor cores.
 #include "attention_hopper.cuh"
 
 namespace attention_hopper {
@@ -33,6 +38,9 @@ struct Call {
 constexpr int CONSUMERS = 2, CONSUMER_WARPS = CONSUMERS * WARPGROUP / WARP_SIZE;
 // Rows per tile: queries of an item, and keys.
 constexpr int TILE_ROWS = CONSUMERS * ROWS;
+
+// Shared memory beside tiles: items and barriers.
+constexpr int OTHER_BYTES = 256;
 
 // A tile of queries of a head.
 struct alignas(16) Item {
@@ -56,7 +64,7 @@ struct Block {
     static constexpr int ITEMS_OFFSET = RESULTS_OFFSET + Rows::BYTES;
     static constexpr int BARRIERS_OFFSET = ITEMS_OFFSET + ITEMS * sizeof(Item);
     static constexpr int BARRIERS = 2 * ITEMS + 4 * STAGES;
-    static_assert(BARRIERS_OFFSET + 8 * BARRIERS <= RESULTS_OFFSET + Rows::BYTES + 256);
+    static_assert(BARRIERS_OFFSET + 8 * BARRIERS - ITEMS_OFFSET <= OTHER_BYTES);
 
     __device__ __forceinline__ explicit Block(unsigned char* shared)
         : tiles(shared_address(shared)), barriers(tiles + BARRIERS_OFFSET), items(reinterpret_cast<Item*>(shared + ITEMS_OFFSET)),
@@ -160,7 +168,7 @@ struct Producer {
 template <int HS, int DIAGONAL>
 struct Consumer {
     using OwnBlock = Block<HS>;
-    using Place = Position<OwnBlock::STAGES>;
+    using Rows = typename OwnBlock::Rows;
     static constexpr int NUMBER = DIAGONAL / ROWS - 1, FIRST_ROW = NUMBER * ROWS;
 
     const OwnBlock& block;
@@ -170,7 +178,7 @@ struct Consumer {
     WarpgroupSums<HS> sums;
     Weights<TILE_ROWS> weights;
     Softmax<1> softmax;
-    Place keys, values;
+    Position<OwnBlock::STAGES> keys, values;
 
     __device__ __forceinline__ Consumer(const Block<HS>& block, const Call& call)
         : block(block), call(call), leader(threadIdx.x % WARP_SIZE == 0), scale(call.scale * LOG2_E) {}
@@ -181,36 +189,54 @@ struct Consumer {
         // The second consumer has the second turn.
         if (NUMBER == 1) barrier_arrive(turn_of(0), CONSUMERS * WARPGROUP);
         WarpgroupSums<DIAGONAL> diagonal;
-        start(diagonal);
+        wait_for_keys();
+        wait_for_turn();
+        wgmma_fence();
+        queue_scores(diagonal, block.queries(0));
+        pass_turn();
         for (int i = 0;; i++) {
             wgmma_wait<0>();
-            release_keys();
+            release(next_keys());
             weigh_diagonal(diagonal);
-            for (int tile = 1; tile < item.tiles; tile++) add_tile(i);
+            const Rows queries = block.queries(uniform(i));
+            for (int tile = 1; tile < item.tiles; tile++) add_tile(queries);
             // All scores of this item are done.
             release(block.item_empty(i));
             const Item next = receive(i + 1);
             if (next.tiles == 0) break;
-            finish_before(i + 1, diagonal);
+            wait_for_keys();
+            wait_for_turn();
+            wgmma_fence();
+            queue_product();
+            queue_scores(diagonal, block.queries(uniform(i + 1)));
+            pass_turn();
+            wgmma_wait<1>();
+            release(next_values());
             store(item);
             item = next;
         }
-        finish();
+        wait_for_turn();
+        wgmma_fence();
+        queue_product();
+        pass_turn();
+        wgmma_wait<0>();
         store(item);
         // The turn that the other consumer has passed last.
         if (NUMBER == 0) wait_for_turn();
     }
 
+    // The same value, which all lanes have, where the compiler cannot tell that: it computes
+    // descriptors once per warp then.
+    static __device__ __forceinline__ int uniform(int value) { return __shfl_sync(FULL_MASK, value, 0); }
+    // The warp's first row of its warpgroup's.
+    static __device__ __forceinline__ int warp_row() { return (int)threadIdx.x / WARP_SIZE % 4 * 16; }
+
     __device__ __forceinline__ Item receive(int i) const {
         mbarrier_wait(block.item_full(i), OwnBlock::item_parity(i));
         Item item = block.items[i % OwnBlock::ITEMS];
-        // The same in all lanes, which the compiler cannot tell.
-        item.tiles = __shfl_sync(FULL_MASK, item.tiles, 0);
+        item.tiles = uniform(item.tiles);
         return item;
     }
-
-    // The warp's first row of its warpgroup's.
-    static __device__ __forceinline__ int warp_row() { return (int)threadIdx.x / WARP_SIZE % 4 * 16; }
 
     // Weights of the tile on the diagonal, the first of an item.
     __device__ __forceinline__ void weigh_diagonal(WarpgroupSums<DIAGONAL>& scores) {
@@ -222,75 +248,58 @@ struct Consumer {
 #pragma unroll
             for (uint32_t& pair : rows) pair = 0;
         round(reinterpret_cast<Weights<DIAGONAL>&>(weights), scores);
-        mbarrier_wait(block.values_full(values.stage), values.parity);
+        wait_for_values();
     }
 
     // Adds the product of the tile that has weights, and computes those of the next one.
-    __device__ __forceinline__ void add_tile(int item) {
+    __device__ __forceinline__ void add_tile(Rows queries) {
         WarpgroupSums<TILE_ROWS> scores;
-        const auto queries = block.queries(item).uniform(), next_keys = block.keys(keys.stage).uniform(),
-                   own_values = block.values(values.stage).uniform();
-        mbarrier_wait(block.keys_full(keys.stage), keys.parity);
+        wait_for_keys();
+        const Rows own_keys = block.keys(keys.stage);
         wait_for_turn();
         wgmma_fence();
-        multiply_transposed(scores, queries, FIRST_ROW, next_keys);
-        add_product<TILE_ROWS>(sums, weights, own_values, true);
+        queue_scores(scores, queries);
+        queue_product();
         pass_turn();
         wgmma_wait<1>();
+        const uint32_t used_keys = next_keys();
         const bool serves = softmax.try_update(scores, scale);
-        const uint32_t used = block.values_empty(values.stage);
-        values.advance();
+        const uint32_t used_values = next_values();
         // The compiler moves no exponential across this wait, so the product is still running.
-        mbarrier_wait(block.values_full(values.stage), values.parity);
+        wait_for_values();
         wgmma_wait<0>();
-        release(used);
+        release(used_values);
         if (!serves) {
-            multiply_transposed_by_warp(scores, queries, FIRST_ROW + warp_row(), next_keys);
+            multiply_transposed_by_warp(scores, queries, FIRST_ROW + warp_row(), own_keys);
             softmax.update(scores, sums, scale);
         }
-        release_keys();
+        release(used_keys);
         round(weights, scores);
     }
 
-    // Queues the first scores of all.
-    __device__ __forceinline__ void start(WarpgroupSums<DIAGONAL>& scores) const {
-        mbarrier_wait(block.keys_full(keys.stage), keys.parity);
-        wait_for_turn();
-        wgmma_fence();
-        multiply_transposed(scores, block.queries(0), FIRST_ROW, block.keys(keys.stage));
-        pass_turn();
+    template <int N>
+    __device__ __forceinline__ void queue_scores(WarpgroupSums<N>& scores, Rows queries) const {
+        multiply_transposed(scores, queries, FIRST_ROW, block.keys(uniform(keys.stage)));
     }
-    // Adds an item's last product, and queues the first scores of item i, which comes next.
-    __device__ __forceinline__ void finish_before(int i, WarpgroupSums<DIAGONAL>& scores) {
-        mbarrier_wait(block.keys_full(keys.stage), keys.parity);
-        wait_for_turn();
-        wgmma_fence();
-        add_product<TILE_ROWS>(sums, weights, block.values(values.stage), true);
-        multiply_transposed(scores, block.queries(i), FIRST_ROW, block.keys(keys.stage));
-        pass_turn();
-        wgmma_wait<1>();
-        release_values();
-    }
-    // Adds the last product of all.
-    __device__ __forceinline__ void finish() {
-        wait_for_turn();
-        wgmma_fence();
-        add_product<TILE_ROWS>(sums, weights, block.values(values.stage), true);
-        pass_turn();
-        wgmma_wait<0>();
-        release_values();
+    __device__ __forceinline__ void queue_product() {
+        add_product<TILE_ROWS>(sums, weights, block.values(uniform(values.stage)), true);
     }
 
+    __device__ __forceinline__ void wait_for_keys() const { mbarrier_wait(block.keys_full(keys.stage), keys.parity); }
+    __device__ __forceinline__ void wait_for_values() const { mbarrier_wait(block.values_full(values.stage), values.parity); }
+    // Moves on to the next stage, and returns the barrier that releases the one before.
+    __device__ __forceinline__ uint32_t next_keys() {
+        const uint32_t used = block.keys_empty(keys.stage);
+        keys.advance();
+        return used;
+    }
+    __device__ __forceinline__ uint32_t next_values() {
+        const uint32_t used = block.values_empty(values.stage);
+        values.advance();
+        return used;
+    }
     __device__ __forceinline__ void release(uint32_t empty) const {
         if (leader) mbarrier_arrive(empty);
-    }
-    __device__ __forceinline__ void release_keys() {
-        release(block.keys_empty(keys.stage));
-        keys.advance();
-    }
-    __device__ __forceinline__ void release_values() {
-        release(block.values_empty(values.stage));
-        values.advance();
     }
 
     // Both consumers queue products equally often.
@@ -301,6 +310,7 @@ struct Consumer {
     __device__ __forceinline__ void store(const Item& item) {
         const int in_tile = FIRST_ROW + warp_row(), C = call.NH * HS;
         const int position = (item.tiles - 1) * TILE_ROWS + in_tile, valid = call.T - position;
+        // A copy, as the next item's scores are being computed: the sums may not change.
         WarpgroupSums<HS> result = sums;
         softmax.finish(result, call.lse + (size_t)item.head * call.T + position, valid, call.scale);
         unsigned char* const rows = block.results + tile_bytes<HS>(in_tile);

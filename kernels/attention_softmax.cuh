@@ -125,7 +125,7 @@ struct Softmax {
                 float total = sum[m][i];
                 total += __shfl_xor_sync(FULL_MASK, total, 1);
                 total += __shfl_xor_sync(FULL_MASK, total, 2);
-                float inverse = 1.0f / total;
+                float inverse = reciprocal_approx(total);
 #pragma unroll
                 for (auto& o : out.v[m]) o[2 * i] *= inverse, o[2 * i + 1] *= inverse;
                 int row = 16 * m + 8 * i + lane / 4;

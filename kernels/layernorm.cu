@@ -297,8 +297,8 @@ struct BackwardColumns {
     }
 };
 
-// Walks down the rows with groups of `threads` threads, ROWS rows at a time. What is left at the end
-// is a row for each of the first groups. partials (gridDim.x, 2, C).
+// Walks down the rows with groups of `threads` threads, ROWS rows at a time, and then the last rows
+// one by one. partials (gridDim.x, 2, C).
 template <int PACKS, int ROWS>
 __device__ __forceinline__ void backward_rows(floatX* dinp, float* partials, const floatX* dout, const floatX* inp,
                                               const floatX* weight, const float* mean, const float* rstd, bool overwrite,
@@ -317,10 +317,11 @@ __device__ __forceinline__ void backward_rows(floatX* dinp, float* partials, con
         const long long at = (long long)row * C;
         columns.template rows<ROWS>(dinp + at, dout + at, inp + at, mean + row, rstd + row, overwrite, sum);
     }
-    if (ROWS > 1 && index < N - whole) {
-        const int row = whole + index;
-        const long long at = (long long)row * C;
-        columns.template rows<1>(dinp + at, dout + at, inp + at, mean + row, rstd + row, overwrite, sum);
+    if constexpr (ROWS > 1) {
+        for (int row = whole + index; row < N; row += stride / ROWS) {
+            const long long at = (long long)row * C;
+            columns.template rows<1>(dinp + at, dout + at, inp + at, mean + row, rstd + row, overwrite, sum);
+        }
     }
     if constexpr (PACKS == 1) columns.merge(groups);
     if (group == 0) columns.store(partials + blockIdx.x * 2ll * C);

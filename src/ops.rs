@@ -264,7 +264,7 @@ pub struct MatmulBackward {
 }
 
 /// Dimensions of multi-head attention over packed (B, T, 3, NH, HS) queries, keys, values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AttentionDims {
     pub B: usize,
     pub T: usize,

@@ -20,6 +20,7 @@ const FORWARD: Pass = Pass {
     rows: 128,
     columns: 64,
     over: Over::Keys,
+    products: 2,
     operand_rows: (64 + 64) + 64,
     exchanged_bytes: 0,
     sum_rows: 0,
@@ -27,6 +28,7 @@ const FORWARD: Pass = Pass {
 };
 const QUERIES: Pass = Pass {
     kernel: "attention_hopper_backward_queries",
+    products: 3,
     operand_rows: 2 * (64 + 64) + 64,
     tensors: 6,
     ..FORWARD
@@ -35,6 +37,7 @@ const KEYS: Pass = Pass {
     kernel: "attention_hopper_backward_keys",
     rows: 64,
     over: Over::Queries,
+    products: 4,
     operand_rows: 2 * (64 + 64) + 2 * 64,
     ..QUERIES
 };
@@ -57,21 +60,21 @@ fn attention_takes_what_was_measured() {
         let predicted = 1e6 * way.seconds();
         let ratio = predicted / measured;
         println!("{name}, {ghz} GHz: {measured:.0} us measured, {predicted:.0} predicted: {ratio:.3}");
-        assert!((0.92..1.08).contains(&ratio), "{name}, {ghz} GHz: {predicted}, {measured} measured");
+        assert!((0.94..1.06).contains(&ratio), "{name}, {ghz} GHz: {predicted}, {measured} measured");
     }
 }
 
-const LAYERNORM_FORWARD: &[Part] = &[("layernorm_forward", "start", Elements(32))];
+const LAYERNORM_FORWARD: &[Part] = &[("layernorm_forward", "start", Elements(32.0))];
 const LAYERNORM_BACKWARD: &[Part] = &[
-    ("layernorm_backward", "start in loop 1", Elements(32)),
-    ("layernorm_backward", "loop 1.1", Elements(32)),
-    ("layernorm_backward", "after loop 1.1 in loop 1", Elements(32)),
+    ("layernorm_backward", "start in loop 1", Elements(32.0)),
+    ("layernorm_backward", "loop 1.1", Elements(32.0)),
+    ("layernorm_backward", "after loop 1.1 in loop 1", Elements(32.0)),
 ];
 const CLASSIFIER: &[Part] = &[
     ("classifier", "start", Row(16)),
-    ("classifier", "loop 1", Elements(32)),
+    ("classifier", "loop 1", Elements(32.0)),
     ("classifier", "after loop 1", Row(16)),
-    ("classifier", "loop 2", Elements(32)),
+    ("classifier", "loop 2", Elements(32.0)),
 ];
 const LOSSES: &[Part] = CLASSIFIER.split_at(3).0;
 const ROWS: (usize, usize) = (65_536, 768);
@@ -88,10 +91,10 @@ const STREAMS: [Stream; 10] = [
     ("layernorm backward, first", ROWS, 302.51, LAYERNORM_BACKWARD, 2),
     ("classifier", (16_384, 50_304), 3296.85, CLASSIFIER, 1),
     ("classifier losses", (16_384, 50_304), 1648.49, LOSSES, 1),
-    ("encoder forward", ROWS, 201.59, &[("encoder_forward", "start", Elements(8))], 1),
-    ("gelu forward", (65_536, 3072), 805.31, &[("gelu_forward", "start", Elements(8))], 1),
-    ("norm", (1, 124_475_904), 248.95, &[("norm_squared_partials", "loop 1", Elements(32))], 2),
-    ("adamw", (1, 124_475_904), 3485.33, &[("adamw", "start", Elements(8))], 1),
+    ("encoder forward", ROWS, 201.59, &[("encoder_forward", "start", Elements(8.0))], 1),
+    ("gelu forward", (65_536, 3072), 805.31, &[("gelu_forward", "start", Elements(8.0))], 1),
+    ("norm", (1, 124_475_904), 248.95, &[("norm_squared_partials", "loop 1", Elements(32.0))], 2),
+    ("adamw", (1, 124_475_904), 3485.33, &[("adamw", "start", Elements(8.0))], 1),
 ];
 
 #[test]

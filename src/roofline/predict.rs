@@ -18,7 +18,7 @@ pub struct Prediction {
     pub limits: Limits,
     /// SMs divided by SMs that have work, averaged over time.
     pub idle: f64,
-    /// What sets the time of computing.
+    /// The resource that sets the time of computing.
     computing: Bound,
     /// The tiles of the output and how often they fill the GPU; `None` for kernels that stream.
     pub tiles: Option<Tiles>,
@@ -141,7 +141,7 @@ pub fn predict(kernel: &Kernel, gpu: &Gpu, limits: impl Fn(Option<Tiles>) -> Opt
         Work::Matmul { m, n, k, tail } => matmul(kernel, (m, n, k), tail, gpu),
         Work::Attention { B, NH, T, HS, backward } => {
             let dims = (B, NH, T, HS);
-            let way = hopper::attention(kernel, dims, backward, gpu);
+            let way = hopper::attention(dims, backward, gpu);
             vec![way.unwrap_or_else(|| attention(kernel, dims, backward, gpu))]
         }
         Work::Stream { rows, columns, share } => {
@@ -178,7 +178,7 @@ pub(super) struct Realistic {
 }
 
 impl Realistic {
-    fn stream(memory: f64) -> Self {
+    pub fn stream(memory: f64) -> Self {
         Realistic { compute: 0.0, memory, beside: 0.0, idle: 1.0, computing: Bound::Clocks, tiles: None }
     }
 

@@ -22,6 +22,8 @@ mod mutants;
 mod shipped;
 #[cfg(emulated)]
 mod stores;
+#[cfg(emulated)]
+mod turns;
 
 #[cfg(not(emulated))]
 #[test]

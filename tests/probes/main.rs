@@ -30,9 +30,10 @@ use golden::{Golden, Recorder};
 use std::path::{Path, PathBuf};
 
 /// Every probe, by the name of its golden file.
-const PROBES: [&str; 33] = [
+const PROBES: [&str; 37] = [
     "addresses",
     "bf16",
+    "bulk_copies",
     "cluster_barriers",
     "copy_u128",
     "cp_async",
@@ -42,12 +43,14 @@ const PROBES: [&str; 33] = [
     "f32",
     "flags",
     "ldmatrix",
+    "max2",
     "mbarrier",
     "mma_bf16",
     "mma_f16",
     "mma_tf32",
     "opaque",
     "pack2",
+    "red",
     "registers",
     "roots",
     "stmatrix",
@@ -57,6 +60,7 @@ const PROBES: [&str; 33] = [
     "tma",
     "tma_multicast",
     "tma_store",
+    "turns",
     "wgmma_bf16",
     "wgmma_bf16_64",
     "wgmma_f16",

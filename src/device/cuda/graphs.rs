@@ -20,9 +20,10 @@ pub fn replay(cuda: &mut Cuda, key: GraphKey, work: &mut Work) -> Result<()> {
         Some(Some(graph)) => *graph,
         Some(None) => capture(cuda, key, work)?,
         None => {
-            let choices = cuda.matmul_plans.choices;
+            let attempts = |cuda: &Cuda| (cuda.matmul_plans.choices, cuda.attention.attempts);
+            let before = attempts(cuda);
             work(cuda)?;
-            if cuda.matmul_plans.choices == choices {
+            if attempts(cuda) == before {
                 cuda.graphs.insert(key, None);
             }
             return Ok(());

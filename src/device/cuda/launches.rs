@@ -5,7 +5,7 @@ use super::driver::{DeviceInfo, Driver};
 use super::gelu::Gelu;
 use super::kernel::{Arg, KernelSpec, Launch, Launcher};
 use super::tensor_map::{TensorMap, TiledMatrix};
-use super::{Cuda, CudaOptions, MatmulChoice};
+use super::{BackwardKernels, Cuda, CudaOptions, MatmulChoice};
 use crate::ops::*;
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use anyhow::Result;
@@ -37,6 +37,7 @@ pub fn launches(dtype: Dtype) -> Result<Launches> {
         };
         let model = Model { B: 8, T: 1024, C, NH, V: 50_257, Vp: 50_304 };
         let mut cuda = Cuda::new(Box::new(Paper::new(capability, launches.clone())), options);
+        cuda.choose_attention(Some(BackwardKernels::Atomic));
         let tensors = Tensors::plan(&mut cuda, &model)?;
         step(&mut cuda, &model, &tensors)?;
         // An older GPU has the same matmuls but for Hopper's.
@@ -235,7 +236,10 @@ fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     let dims = AttentionDims { B, T, NH, HS: C / NH };
     let [qkv, dqkv] = t.qkv;
     cuda.attention_forward(out, t.lse, qkv, dims)?;
-    cuda.attention_backward(dqkv, dout, out, t.lse, qkv, dims)?;
+    for kernels in [BackwardKernels::Atomic, BackwardKernels::Ordered] {
+        cuda.choose_attention(Some(kernels));
+        cuda.attention_backward(dqkv, dout, out, t.lse, qkv, dims)?;
+    }
     cuda.attention_decode(out.slice(0, B * C), qkv, T - 1, dims)?;
     cuda.gelu_recompute(t.wide[0], t.wide[1])?;
     Gelu::new(cuda, t.wide[0], t.wide[1]).forward(cuda.driver.as_mut())?;

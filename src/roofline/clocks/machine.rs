@@ -90,7 +90,7 @@ pub const RATES: [Rate; 22] = [
     rate(&["IMAD"], Pipe::Fma, 2.0, 0.0, "Guide: 64, on one half"),
     rate(&["IADD3", "IADD", "LOP3", "LEA", "SHF", "ISETP", "FSETP", "FSEL", "SEL", "FMNMX", "PRMT", "MOV", "VIADD", "VIMNMX", "VIMNMX3",
         "VIADDMNMX", "IABS", "P2R", "R2P", "PLOP3", "F2FP", "I2FP", "CS2R", "FCHK", "BMSK", "SGXT", "VABSDIFF", "LOP", "I2IP",
-        "HSETP2", "HMNMX2", "HSET2", "FSET"], Pipe::Alu, 2.0, 0.0,
+        "HSETP2", "HMNMX2", "VHMNMX", "HSET2", "FSET"], Pipe::Alu, 2.0, 0.0,
         "Guide: 64. F2FP, I2FP, CS2R and FCHK: estimate"),
     rate(&["MUFU", "F2F", "F2I", "I2F", "FRND", "POPC", "FLO", "BREV"], Pipe::Xu, 8.0, 18.0,
         "Guide: 16; estimate for conversions that need a scoreboard. Latency: Abdelkhalik"),

@@ -97,6 +97,12 @@ EMULATED_INLINE void store_u128_streaming(void* p, uint4 v, EMULATED_SITE) { sto
 
 EMULATED_INLINE void flag_raise(unsigned* flag, EMULATED_SITE) { cuda_emulator_flag_raise(flag, file, line); }
 EMULATED_INLINE void flag_wait(unsigned* flag, EMULATED_SITE) { cuda_emulator_flag_wait(flag, file, line); }
+EMULATED_INLINE void turn_pass(unsigned* turn, unsigned number, EMULATED_SITE) {
+    cuda_emulator_turn_pass(turn, number, file, line);
+}
+EMULATED_INLINE void turn_wait(const unsigned* turn, unsigned number, EMULATED_SITE) {
+    cuda_emulator_turn_wait(turn, number, file, line);
+}
 
 // --- barriers among whole warps of a block
 
@@ -109,6 +115,10 @@ EMULATED_INLINE void barrier_arrive(uint32_t id, uint32_t threads, EMULATED_SITE
     emulated::BarrierArrival lane = {id, threads, 0};
     cuda_emulator_collective(emulated::BARRIER_ARRIVE, 0xffffffffu, &lane, file, line);
 }
+
+// --- additions to global memory
+
+EMULATED_INLINE void red_add(float* p, float v) { atomicAdd(p, v); }
 
 // --- arithmetic
 

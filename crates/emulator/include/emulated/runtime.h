@@ -104,6 +104,8 @@ void cuda_emulator_cp_async(uint32_t dst, const void* src, uint32_t bytes, uint3
 void cuda_emulator_fence();
 void cuda_emulator_flag_raise(unsigned* flag, const char* file, int line);
 void cuda_emulator_flag_wait(unsigned* flag, const char* file, int line);
+void cuda_emulator_turn_pass(unsigned* turn, unsigned number, const char* file, int line);
+void cuda_emulator_turn_wait(const unsigned* turn, unsigned number, const char* file, int line);
 void cuda_emulator_cp_async_commit();
 void cuda_emulator_cp_async_wait(uint32_t groups_left);
 [[noreturn]] void cuda_emulator_fail(const char* message, const void* address, const char* file, int line);

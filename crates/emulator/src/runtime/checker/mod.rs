@@ -200,6 +200,7 @@ impl Checker {
             cell.proxy_fences = self.proxy_fences_of(thread);
             cell.initialized = true;
             cell.atomic = kind == Kind::Atomic;
+            cell.copied = false;
         }
         *self.cell(space, place) = cell;
         Ok(())

@@ -39,6 +39,8 @@ pub struct Cell {
     pub stores: u16,
     /// Whether the last write was such a copy that added to it.
     pub added: bool,
+    /// Whether the last write was such a copy, for which its thread has waited.
+    pub copied: bool,
     pub writer: Option<Access>,
     /// The number of proxy fences that the writer had executed.
     pub proxy_fences: u32,
