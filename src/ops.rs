@@ -454,7 +454,8 @@ pub trait Ops: Device {
 
     fn fill(&mut self, dst: Tensor, value: f32) -> Result<()>;
 
-    /// Queues `work`, the operations that `key` names. It only queues: it neither uploads, downloads
-    /// nor lends. A device may record it and later repeat the record instead of calling it.
+    /// Queues `work`, the operations that `key` names. It only queues: it neither uploads,
+    /// downloads nor lends. A device may record it and later repeat the record instead of calling
+    /// it.
     fn replay(&mut self, key: GraphKey, work: &mut Work) -> Result<()>;
 }
