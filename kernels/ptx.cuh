@@ -208,6 +208,24 @@ __device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// --- programmatic dependent launch: on compute capability 9.0 or newer, the blocks of a kernel may
+// start while those of the kernel before it end. Nothing happens on an older GPU.
+
+// Lets the next kernel start its blocks as soon as every block of this one has called this or ended.
+__device__ __forceinline__ void launch_dependents() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+// Waits until the kernel before has ended, and all that it wrote can be read. Every thread of every
+// kernel calls this before it touches global memory: a kernel that did not would end, and let the
+// next one go on, before the kernels before it have ended.
+__device__ __forceinline__ void wait_for_dependencies() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // --- asynchronous copies, global to shared, 16 bytes each; bytes from `src_bytes` on are zero
 
 __device__ __forceinline__ void cp_async16(uint32_t dst, const void* src, uint32_t src_bytes = 16) {

@@ -206,6 +206,11 @@ EMULATED_INLINE void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], uin
     cuda_emulator_collective(emulated::MMA_TF32, 0xffffffffu, &lane, file, line);
 }
 
+// --- programmatic dependent launch: kernels run one after the other
+
+EMULATED_INLINE void launch_dependents() {}
+EMULATED_INLINE void wait_for_dependencies() { cuda_emulator_wait_for_dependencies(); }
+
 // --- asynchronous copies
 
 EMULATED_INLINE void cp_async16(uint32_t dst, const void* src, uint32_t src_bytes = 16, EMULATED_SITE) {

@@ -168,7 +168,7 @@ fn new_timer(stream: &CudaStream) -> Result<CudaEvent> {
 
 /// `layernorm_forward (layernorm.cu) <<<[256, 1, 1], 128, 0 bytes>>>`
 fn describe(kernel: &KernelSpec, launch: Launch) -> String {
-    let Launch { grid, threads, shared_bytes } = launch;
+    let Launch { grid, threads, shared_bytes, .. } = launch;
     format!("{} ({}) <<<{grid:?}, {threads}, {shared_bytes} bytes>>>", kernel.name, kernel.file)
 }
 

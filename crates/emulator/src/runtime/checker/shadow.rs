@@ -39,6 +39,9 @@ pub struct Cell {
     pub stores: u16,
     /// Whether the last write was such a copy that added to it.
     pub added: bool,
+    /// An earlier addition, by a cluster of which the last one does not know: the cluster, and its
+    /// access.
+    pub added_by: Option<(u32, Access)>,
     pub writer: Option<Access>,
     /// The number of proxy fences that the writer had executed.
     pub proxy_fences: u32,
