@@ -36,61 +36,87 @@ __device__ __forceinline__ void widen_quad(float (&values)[4], uint2 quad) {
 __device__ __forceinline__ void store_quad(float* address, const float (&values)[4]) {
     store128_streaming(address, round_pack<float>(values));
 }
+// Rounded at random; `index` is that of the first of the four among all parameters.
+__device__ __forceinline__ void store_params(float* address, const float (&values)[4], unsigned, unsigned long long) {
+    store128(address, round_pack<float>(values));
+}
 template <class T>
-__device__ __forceinline__ void store_quad(T* address, const float (&values)[4]) {
-    *reinterpret_cast<uint2*>(address) = make_uint2(pack2<T>(values[0], values[1]), pack2<T>(values[2], values[3]));
+__device__ __forceinline__ void store_params(T* address, const float (&values)[4], unsigned seed, unsigned long long index) {
+    // 16 random bits are enough for a parameter, so two share 32.
+    const RandomBits random(seed, index / 2);
+    *reinterpret_cast<uint2*>(address) = make_uint2(pack2_at_random<T>(values[0], values[1], random(index / 2)),
+                                                    pack2_at_random<T>(values[2], values[3], random(index / 2 + 1)));
 }
 
 // m = lerp(g, m, beta1); v = lerp(g^2, v, beta2); p -= lr (correction1 m / (sqrt(correction2 v) +
-// eps) + decay p), with g = grad_scale * grads. The corrections are 1 / (1 - beta^t). Elements from
-// `decayed` on have no decay. master may be null. `first`, an even number, is the index of element
-// 0 among all parameters: rounding does not depend on where a range starts.
+// eps) + decay p), with g = grad_scale * grads. The corrections are 1 / (1 - beta^t).
+struct AdamWStep {
+    float weight_decay, lr, beta1, beta2, correction1, correction2, eps, grad_scale;
+
+    __device__ __forceinline__ void operator()(float& p, float& m, float& v, float g, bool decays) const {
+        const float gradient = grad_scale * g;
+        m = beta1 * m + (1.0f - beta1) * gradient;
+        v = beta2 * v + (1.0f - beta2) * (gradient * gradient);
+        const float decay = decays ? weight_decay : 0.0f, root = sqrt_approx(correction2 * v) + eps;
+        p -= lr * (correction1 * m * reciprocal_approx(root) + decay * p);
+    }
+};
+
+// A block's elements of each tensor: `length` of them, `decaying` of which have decay. `index` is that
+// of the first among all parameters.
+template <bool MASTER>
+__device__ __forceinline__ void update_block(floatX* params, float* master, float* m, float* v, const floatX* grads,
+                                             const AdamWStep& step, unsigned length, unsigned decaying, unsigned seed,
+                                             unsigned long long index) {
+    const unsigned start = threadIdx.x / WARP_SIZE * (QUADS * QUAD_STRIDE) + threadIdx.x % WARP_SIZE * 4;
+    params += start, m += start, v += start, grads += start;
+    if constexpr (MASTER) master += start;
+    decltype(load_quad(grads)) g_bits[QUADS], p_bits[QUADS];
+    Pack<float> m_bits[QUADS], v_bits[QUADS], master_bits[QUADS];
+#pragma unroll
+    for (int q = 0; q < QUADS; q++) {
+        const int at = q * QUAD_STRIDE;
+        if (start + at >= length) continue;
+        g_bits[q] = load_quad(grads + at);
+        m_bits[q] = load_quad(m + at);
+        v_bits[q] = load_quad(v + at);
+        if constexpr (MASTER) master_bits[q] = load_quad(master + at);
+        else p_bits[q] = load_quad(params + at);
+    }
+#pragma unroll
+    for (int q = 0; q < QUADS; q++) {
+        const int at = q * QUAD_STRIDE;
+        if (start + at >= length) continue;
+        float g[4], m_quad[4], v_quad[4], p[4];
+        widen_quad<floatX>(g, g_bits[q]);
+        widen(m_quad, m_bits[q]);
+        widen(v_quad, v_bits[q]);
+        if constexpr (MASTER) widen(p, master_bits[q]);
+        else widen_quad<floatX>(p, p_bits[q]);
+#pragma unroll
+        for (int k = 0; k < 4; k++) step(p[k], m_quad[k], v_quad[k], g[k], start + at + k < decaying);
+        store_quad(m + at, m_quad);
+        store_quad(v + at, v_quad);
+        if constexpr (MASTER) store_quad(master + at, p);
+        store_params(params + at, p, seed, index + start + at);
+    }
+}
+
+// Takes the step. Elements from `decayed` on have no decay. master may be null. `first`, a multiple
+// of 4, is the index of element 0 among all parameters: rounding does not depend on where a range
+// starts.
 extern "C" __global__ void __launch_bounds__(256)
     adamw(floatX* params, float* master, float* m, float* v, const floatX* grads, unsigned long long decayed, float weight_decay,
           float lr, float beta1, float beta2, float correction1, float correction2, float eps, float grad_scale, unsigned seed,
           unsigned long long first, unsigned long long n) {
-    const unsigned warp = blockIdx.x * (256 / WARP_SIZE) + threadIdx.x / WARP_SIZE;
-    const unsigned long long start = (unsigned long long)warp * (QUADS * QUAD_STRIDE) + threadIdx.x % WARP_SIZE * 4;
-    decltype(load_quad(grads)) g_bits[QUADS], p_bits[QUADS] = {};
-    Pack<float> m_bits[QUADS], v_bits[QUADS], master_bits[QUADS] = {};
-#pragma unroll
-    for (int q = 0; q < QUADS; q++) {
-        const unsigned long long i = start + q * QUAD_STRIDE;
-        if (i >= n) continue;
-        g_bits[q] = load_quad(grads + i);
-        m_bits[q] = load_quad(m + i);
-        v_bits[q] = load_quad(v + i);
-        if (master) master_bits[q] = load_quad(master + i);
-        else p_bits[q] = load_quad(params + i);
-    }
-#pragma unroll
-    for (int q = 0; q < QUADS; q++) {
-        const unsigned long long i = start + q * QUAD_STRIDE;
-        if (i >= n) continue;
-        float g[4], m_quad[4], v_quad[4], old[4];
-        widen_quad<floatX>(g, g_bits[q]);
-        widen(m_quad, m_bits[q]);
-        widen(v_quad, v_bits[q]);
-        if (master) widen(old, master_bits[q]);
-        else widen_quad<floatX>(old, p_bits[q]);
-        const int decay_left = (int)min(decayed - min(decayed, i), 4ull);
-        float p[4];
-#pragma unroll
-        for (int k = 0; k < 4; k++) {
-            float gradient = grad_scale * g[k];
-            m_quad[k] = beta1 * m_quad[k] + (1.0f - beta1) * gradient;
-            v_quad[k] = beta2 * v_quad[k] + (1.0f - beta2) * (gradient * gradient);
-            float decay = k < decay_left ? weight_decay : 0.0f;
-            float root = sqrt_approx(correction2 * v_quad[k]) + eps;
-            float direction = correction1 * m_quad[k] * reciprocal_approx(root) + decay * old[k];
-            old[k] -= lr * direction;
-            // 16 of the 32 random bits are enough for a parameter, so two share them.
-            unsigned bits = random_bits(seed, (first + i + k) / 2) >> k % 2 * 16;
-            p[k] = round_at_random<floatX>(old[k], bits);
-        }
-        store_quad(m + i, m_quad);
-        store_quad(v + i, v_quad);
-        if (master) store_quad(master + i, old);
-        store_quad(params + i, p);
-    }
+    start_in_order();
+    const AdamWStep step = {weight_decay, lr, beta1, beta2, correction1, correction2, eps, grad_scale};
+    // Within a block, indices have 32 bits.
+    constexpr unsigned BLOCK = 256 * 4 * QUADS;
+    const unsigned long long start = (unsigned long long)blockIdx.x * BLOCK;
+    const unsigned length = (unsigned)min(n - start, (unsigned long long)BLOCK);
+    const unsigned decaying = (unsigned)min(decayed - min(decayed, start), (unsigned long long)BLOCK);
+    params += start, m += start, v += start, grads += start;
+    if (master) update_block<true>(params, master + start, m, v, grads, step, length, decaying, seed, first + start);
+    else update_block<false>(params, nullptr, m, v, grads, step, length, decaying, seed, first + start);
 }

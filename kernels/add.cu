@@ -17,9 +17,11 @@ __device__ __forceinline__ void add_pack(T* dst, const T* src, unsigned long lon
 }
 
 extern "C" __global__ void __launch_bounds__(256) add_x(floatX* dst, const floatX* src, unsigned long long n) {
+    start_in_order();
     add_pack(dst, src, n);
 }
 
 extern "C" __global__ void __launch_bounds__(256) add_f32(float* dst, const float* src, unsigned long long n) {
+    start_in_order();
     add_pack(dst, src, n);
 }

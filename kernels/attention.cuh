@@ -28,15 +28,18 @@ struct Work {
     int rank;
 };
 
-// Blocks start in the order of their index. Within a group of heads whose keys and values fit in
-// the L2 cache, those with the most work (rank 0) come first, so that none of them is left running
-// alone at the end.
-__device__ __forceinline__ Work work_of_block(int tiles) {
+// Work is numbered in the order in which it starts. Within a group of heads whose keys and values
+// fit in the L2 cache, those with the most work (rank 0) come first, so that none of them is left
+// running alone at the end.
+__device__ __forceinline__ Work work_of_number(int number, int heads, int tiles) {
     constexpr int GROUP = 32;
-    int heads = (int)gridDim.x / tiles;
-    int group = (int)blockIdx.x / (GROUP * tiles), place = (int)blockIdx.x % (GROUP * tiles);
+    int group = number / (GROUP * tiles), place = number % (GROUP * tiles);
     int size = min(GROUP, heads - group * GROUP);
     return {group * GROUP + place % size, place / size};
+}
+// Blocks start in the order of their index.
+__device__ __forceinline__ Work work_of_block(int tiles) {
+    return work_of_number((int)blockIdx.x, (int)gridDim.x / tiles, tiles);
 }
 
 // Offset of a head's queries in qkv (B, T, 3, NH, HS); its keys and values follow at C and 2 C.
@@ -72,13 +75,14 @@ __host__ __device__ constexpr int tile_bytes(int rows) {
 }
 
 // Starts to copy `ROWS` rows, `stride` elements apart; those from `valid` on (at least 1) become
-// zeros.
-template <int HS, int ROWS>
-__device__ __forceinline__ void load_tile(uint32_t tile, const floatX* src, int stride, int valid) {
+// zeros. `thread` counts the block's THREADS threads.
+template <int HS, int ROWS, int THREADS = attention::THREADS>
+__device__ __forceinline__ void load_tile(uint32_t tile, const floatX* src, int stride, int valid,
+                                          unsigned thread = threadIdx.x) {
     constexpr unsigned CHUNKS = HS / 8;
 #pragma unroll
     for (unsigned i = 0; i < ROWS * CHUNKS; i += THREADS) {
-        unsigned place = i + threadIdx.x, row = place / CHUNKS, chunk = place % CHUNKS;
+        unsigned place = i + thread, row = place / CHUNKS, chunk = place % CHUNKS;
         if (ROWS * CHUNKS % THREADS != 0 && place >= ROWS * CHUNKS) break;
         bool there = (int)row < valid;
         int offset = there ? (int)row * stride : 0;
@@ -147,14 +151,14 @@ struct StationaryRows {
     }
 };
 
-// scores = rows * transpose of N rows of a tile
-template <int HS, int M, int N, bool KEEP>
+// scores = rows * transpose of N rows of a tile. Fully unrolled, it would keep so many addresses in
+// registers that others spill, in most kernels.
+template <int HS, int M, int N, bool KEEP, int UNROLL = KEEP ? HS / 16 : 2>
 __device__ __forceinline__ void multiply_transposed(Sums<M, N>& scores, const StationaryRows<HS, M, KEEP>& rows,
                                                     uint32_t tile) {
     unsigned lane = threadIdx.x % WARP_SIZE;
     scores.clear();
-    // Fully unrolled, it would keep so many addresses in registers that others spill.
-#pragma unroll (KEEP ? HS / 16 : 2)
+#pragma unroll (UNROLL)
     for (int k = 0; k < HS / 16; k++) {
         uint32_t a[M][4];
         rows.get(a, k);

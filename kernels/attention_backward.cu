@@ -4,11 +4,24 @@
 //
 // Two kernels compute P and dS, each in the orientation in which it can use them without leaving
 // its registers: one has keys and values stationary (rows of the fragments are keys) and sums dK
-// and dV over queries, the other has queries stationary and sums dQ over keys. That is 7 products
-// instead of the 5 of a single kernel. But the single kernel has to move dS through shared memory
-// with two more barriers per tile, and to add dQ to f32 in global memory with atomics (4.5 times 4
-// bytes per element at T = 1024, besides zeroing and rounding it), which also gives different bits
-// every time. Here every element is summed by one thread in one order.
+// and dV over queries, the other has queries stationary and sums dQ over keys. Here every element is
+// summed by one thread in one order.
+//
+// That is 7 products instead of the 5 of attention_backward_atomic.cu, a single kernel, which has to
+// move dS through shared memory and to add dQ to f32 in global memory with atomics (4.5 times 4
+// bytes per element at T = 1024), in a different order every time. For 128 keys, 32 queries and 64
+// columns, in clocks of an SM at the rates of the hardware (1024 multiply-adds per clock on an A100,
+// 256 on a 4090 or a 5090; 128 bytes of shared memory), and in instructions of a quarter of it:
+//
+//               tensor cores, A100   4090, 5090   shared memory   instructions   dQ to the L2 cache
+//   two kernels               1792         7168            1280           1053                    -
+//   one kernel                1280         5120            1344            897                8 KiB
+//
+// So the single kernel should take 3/4 of the time on an A100, where shared memory limits it, and
+// 5/7 on the others, if the L2 cache keeps up: at these clocks all SMs together add 21 sectors of 32
+// bytes (165 numbers) per clock on an A100, whose L2 cache has 80 slices, 6 on a 4090 and 9 on a
+// 5090. Slices that add a sector per clock are not noticed; at one number per clock, an A100 would
+// take twice as long. None of this was measured, so the device is asked: attention/choose.rs.
 //
 // Tiles have 32 rows, not 64 as in the forward pass: here two sets of scores are in registers, P
 // and dS.
@@ -266,6 +279,7 @@ __device__ __forceinline__ void backward_queries(floatX* dqkv, const floatX* dou
 extern "C" __global__ void __launch_bounds__(256)
     attention_backward_stats(float* stats, const floatX* dout, const floatX* out, const float* lse, int B, int T, int NH,
                              int HS) {
+    start_in_order();
     constexpr int LANES = 8;
     size_t place = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) / LANES;
     size_t row = place / NH;
@@ -288,10 +302,12 @@ extern "C" __global__ void __launch_bounds__(256)
 #define ATTENTION_BACKWARD(HS)                                                                                 \
     extern "C" __global__ void __launch_bounds__(128) attention_backward_keys_hs##HS(                          \
         floatX* dqkv, const floatX* dout, const float* stats, const floatX* qkv, int T, int NH, float scale) { \
+        start_in_order();                                                                                      \
         attention::backward_keys<HS>(dqkv, dout, stats, qkv, T, NH, scale);                                    \
     }                                                                                                          \
     extern "C" __global__ void __launch_bounds__(128) attention_backward_queries_hs##HS(                       \
         floatX* dqkv, const floatX* dout, const float* stats, const floatX* qkv, int T, int NH, float scale) { \
+        start_in_order();                                                                                      \
         attention::backward_queries<HS>(dqkv, dout, stats, qkv, T, NH, scale);                                 \
     }
 

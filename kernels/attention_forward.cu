@@ -9,8 +9,8 @@
 // exponentials, and 700 instructions in all, which take its quarter of an SM 800 (at the rate that
 // mma.sync reaches), 512 and 700 clocks. Full overlap of the three would be 600 TFLOP/s. With two
 // warps per quarter, which wait for each other's units, half of that can be expected, less the work
-// above the diagonal (a ninth at T = 1024): 249 TFLOP/s were measured on an H100, where
-// attention_hopper.cu reaches 356.
+// above the diagonal (a ninth at T = 1024): 249 TFLOP/s were measured on an H100, which uses
+// attention_hopper_forward.cu instead.
 //
 // 128 threads of at most 255 registers allow two blocks per SM, one computing while the other
 // waits. Queries stay in registers at HS = 64; the number of keys per tile is limited by the
@@ -144,6 +144,7 @@ constexpr int MIN_BLOCKS = sizeof(floatX) == 4 ? 4 : 1;
 #define ATTENTION_FORWARD(HS)                                                                              \
     extern "C" __global__ void __launch_bounds__(128, attention::MIN_BLOCKS)                               \
         attention_forward_hs##HS(floatX* out, float* lse, const floatX* qkv, int T, int NH, float scale) { \
+        start_in_order();                                                                                  \
         attention::forward<HS>(out, lse, qkv, T, NH, scale);                                               \
     }
 
@@ -158,6 +159,7 @@ ATTENTION_FORWARD(128)
 // memory latency.
 extern "C" __global__ void __launch_bounds__(256)
     attention_decode(floatX* out, const floatX* qkv, int T, int NH, int HS, int t, float scale) {
+    start_in_order();
     constexpr int LANES = 8, GROUPS = 256 / LANES, WIDTH = PackX::size, PARTS = 128 / (LANES * WIDTH);
     SHARED(float, group_max, [GROUPS]);
     SHARED(float, group_total, [GROUPS]);

@@ -8,67 +8,107 @@
 // only one block would fit.
 //
 // Bytes per 16-bit element: 4 (read, write). Expected: 90 % of bandwidth. Two exponentials per
-// element keep the special function units 60 % busy, so the sum is computed in the pass that finds
-// the maximum, and an element takes six instructions in that pass and five in the other. Rows go
-// last to first: the last ones are what the previous matmul left in the L2 cache, and the first
-// ones are what the next matmul starts with.
+// element keep the special function units 70 % busy, so the sum is computed in the pass that finds
+// the maximum, and an element takes five instructions in that pass and four in the other. Packs
+// after the last whole batch are looked at one by one. Rows go last to first: the last
+// ones are what the previous matmul left in the L2 cache, and the first ones are what the next
+// matmul starts with.
 #include "common.cuh"
 
 constexpr int CLASSIFIER_THREADS = 512;
 constexpr int CLASSIFIER_WARPS = CLASSIFIER_THREADS / WARP_SIZE;
 constexpr int CLASSIFIER_BATCH = 4;
 
-// factor exp(x - max), for many x, with the factor in the exponent. The difference is taken first:
-// the difference of two large products, one exact and one rounded, as in a multiply-add, could be
-// anything.
-struct Exponentials {
-    float max, factor, log2_factor;
+// log2(e) max, rounded: what is subtracted from exponents of two. An exponent is the difference of
+// an exact product and this, one multiply-add, so the rounding of this is a factor common to all
+// exponentials, which cancels in probabilities.
+constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.69314718055994531f;
+__device__ __forceinline__ float reference(float max) { return __fmul_rn(LOG2_E, max); }
 
-    __device__ __forceinline__ explicit Exponentials(float max) : max(max), factor(1.0f), log2_factor(0.0f) {}
+// factor exp(x - max), for many x. In 16 bits the subtraction is in the exponent, and the factor too
+// if FOLDED, while that is far from losing a bit of the result.
+template <bool FOLDED>
+struct Exponentials {
+    float max, factor, shift;
+
     __device__ __forceinline__ Exponentials(float max, float factor)
-        : max(max), factor(factor), log2_factor(log2f(factor)) {}
+        : max(max), factor(factor), shift((FOLDED ? log2f(factor) : 0.0f) - reference(max)) {}
 
     __device__ __forceinline__ float operator()(float x) const {
         if constexpr (sizeof(floatX) == 4) return factor * expf(x - max);
-        return exp2_approx(fmaf(1.4426950408889634f, x - max, log2_factor));
+        const float power = exp2_approx(fmaf(LOG2_E, x, shift));
+        return FOLDED ? power : factor * power;
     }
 };
+__device__ __forceinline__ bool can_fold(float max) { return fabsf(max) < 512.0f; }
 
-// The largest of some logits, and the sum of exp(logit - max). The maximum of no logits is finite,
-// since infinity minus infinity is NaN.
+// The largest of some logits, and the sum of exp(logit - max), with the rounding of `reference`. The
+// maximum of no logits is finite, since infinity minus infinity is NaN.
 struct MaxSum {
     float max, sum;
-};
-__device__ __forceinline__ MaxSum no_logits() { return {-3.402823466e38f, 0.0f}; }
 
-// Widens the logits of a pack, `valid` of which are below V (possibly none). The others become
-// minus infinity.
-__device__ __forceinline__ void widen_logits(float (&x)[PackX::size], const PackX& pack, int valid) {
-    widen(x, pack);
-    if (valid >= PackX::size) return;
+    // The sum with a larger maximum.
+    __device__ __forceinline__ float sum_below(float larger) const {
+        if constexpr (sizeof(floatX) == 4) return sum * expf(max - larger);
+        return sum * exp2_approx(reference(max) - reference(larger));
+    }
+    // ln sum exp(logit - max), without that rounding.
+    __device__ __forceinline__ float log_sum() const {
+        if constexpr (sizeof(floatX) == 4) return logf(sum);
+        return logf(sum) - LN_2 * fmaf(LOG2_E, max, -reference(max));
+    }
+};
+__device__ __forceinline__ MaxSum no_logits() { return {-1e38f, 0.0f}; }
+
+// The largest of `max` and the elements of some packs; 16-bit ones are compared in pairs.
+template <int COUNT>
+__device__ __forceinline__ float largest(float max, const PackX (&packs)[COUNT]) {
+    if constexpr (sizeof(floatX) == 4) {
 #pragma unroll
-    for (int k = 0; k < PackX::size; k++)
-        if (k >= valid) x[k] = -INFINITY;
+        for (int i = 0; i < COUNT; i++)
+#pragma unroll
+            for (int k = 0; k < PackX::size; k++) max = fmaxf(max, packs[i].v[k]);
+        return max;
+    } else {
+        uint32_t words[COUNT];
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            const uint4 bits = pack_bits(packs[i]);
+            words[i] = max2<floatX>(max2<floatX>(bits.x, bits.y), max2<floatX>(bits.z, bits.w));
+        }
+#pragma unroll
+        for (int i = 1; i < COUNT; i++) words[0] = max2<floatX>(words[0], words[i]);
+        float lo, hi;
+        widen2<floatX>(lo, hi, words[0]);
+        return fmaxf(max, fmaxf(lo, hi));
+    }
 }
 
 template <int COUNT>
-__device__ __forceinline__ void add_logits(MaxSum& total, const float (&x)[COUNT][PackX::size]) {
-    float max = total.max, sum = 0.0f;
+__device__ __forceinline__ void add_logits(MaxSum& total, const PackX (&packs)[COUNT]) {
+    const float max = largest(total.max, packs);
+    const Exponentials<false> exponential(max, 1.0f);
+    float sum = total.sum_below(max);
 #pragma unroll
-    for (int i = 0; i < COUNT; i++)
+    for (int i = 0; i < COUNT; i++) {
+        float x[PackX::size];
+        widen(x, packs[i]);
 #pragma unroll
-        for (int k = 0; k < PackX::size; k++) max = fmaxf(max, x[i][k]);
-    const Exponentials exponential(max);
+        for (int k = 0; k < PackX::size; k++) sum += exponential(x[k]);
+    }
+    total = {max, sum};
+}
+
+// Replaces all but the first `valid` elements by minus infinity.
+__device__ __forceinline__ void mask(PackX& pack, int valid) {
 #pragma unroll
-    for (int i = 0; i < COUNT; i++)
-#pragma unroll
-        for (int k = 0; k < PackX::size; k++) sum += exponential(x[i][k]);
-    total = {max, total.sum * exponential(total.max) + sum};
+    for (int k = 0; k < PackX::size; k++)
+        if (k >= valid) pack.v[k] = from_f32<floatX>(-INFINITY);
 }
 
 __device__ __forceinline__ MaxSum warp_merge(MaxSum total) {
     float max = warp_max(total.max);
-    return {max, warp_sum(total.sum * Exponentials(max)(total.max))};
+    return {max, warp_sum(total.sum_below(max))};
 }
 
 // Every thread gets the result.
@@ -85,74 +125,81 @@ __device__ __forceinline__ MaxSum block_merge(MaxSum total) {
 template <bool KEPT>
 __device__ __forceinline__ void classify_row(float* loss, floatX* logits, PackX* kept, int target, float dloss,
                                              bool with_gradient, int V, int Vp) {
-    // Read before any thread overwrites it.
-    float target_logit = threadIdx.x == 0 ? to_f32(logits[target]) : 0.0f;
-    int packs = ceil_div(V, PackX::size);
+    constexpr int BATCH = CLASSIFIER_BATCH, THREADS = CLASSIFIER_THREADS;
+    // The owner of the target's pack reads the target before it overwrites it.
+    const bool owns_target = threadIdx.x == target / PackX::size % THREADS;
+    const float target_logit = owns_target ? to_f32(logits[target]) : 0.0f;
+    // Whole packs, and those with a column below V.
+    const int whole = V / PackX::size, packs = ceil_div(V, PackX::size);
     MaxSum total = no_logits();
-    for (int first = threadIdx.x; first < packs; first += CLASSIFIER_BATCH * CLASSIFIER_THREADS) {
-        PackX batch[CLASSIFIER_BATCH];
+    int i = threadIdx.x;
+    for (; i + (BATCH - 1) * THREADS < whole; i += BATCH * THREADS) {
+        const floatX* first = logits + i * PackX::size;
+        PackX batch[BATCH];
 #pragma unroll
-        for (int b = 0; b < CLASSIFIER_BATCH; b++) {
-            int i = first + b * CLASSIFIER_THREADS;
-            if (i < packs) batch[b] = load128(logits + i * PackX::size);
-        }
-        // Two packs at a time, so that the running sum is scaled once for both.
+        for (int b = 0; b < BATCH; b++) batch[b] = load128(first + b * THREADS * PackX::size);
+        add_logits(total, batch);
+        if (KEPT)
 #pragma unroll
-        for (int b = 0; b < CLASSIFIER_BATCH; b += 2) {
-            float x[2][PackX::size];
-#pragma unroll
-            for (int of = 0; of < 2; of++) {
-                int i = first + (b + of) * CLASSIFIER_THREADS;
-                if (KEPT && i < packs) kept[i] = batch[b + of];
-                widen_logits(x[of], batch[b + of], V - i * PackX::size);
-            }
-            add_logits(total, x);
-        }
+            for (int b = 0; b < BATCH; b++) kept[i + b * THREADS] = batch[b];
+    }
+#pragma unroll 1
+    for (; i < packs; i += THREADS) {
+        PackX last[1] = {load128(logits + i * PackX::size)};
+        if (i == whole) mask(last[0], V % PackX::size);
+        add_logits(total, last);
+        if (KEPT) kept[i] = last[0];
     }
     total = block_merge(total);
-    if (threadIdx.x == 0) *loss += total.max - target_logit + logf(total.sum);
+    if (owns_target) *loss += total.max - target_logit + total.log_sum();
     if (!with_gradient) return;
 
-    const Exponentials probability(total.max, dloss / total.sum);
-    for (int first = threadIdx.x; first < packs; first += CLASSIFIER_BATCH * CLASSIFIER_THREADS) {
-        PackX batch[CLASSIFIER_BATCH];
+    const float factor = dloss / total.sum;
+    const Exponentials<true> folded(total.max, factor);
+    const Exponentials<false> probability(total.max, factor);
+    const auto gradients = [](const auto& of, const PackX& pack) {
+        float x[PackX::size];
+        widen(x, pack);
 #pragma unroll
-        for (int b = 0; b < CLASSIFIER_BATCH; b++) {
-            int i = first + b * CLASSIFIER_THREADS;
-            if (i < packs) batch[b] = KEPT ? kept[i] : load128(logits + i * PackX::size);
-        }
+        for (int k = 0; k < PackX::size; k++) x[k] = of(x[k]);
+        return round_pack<floatX>(x);
+    };
+    i = threadIdx.x;
+    for (; can_fold(total.max) && i + (BATCH - 1) * THREADS < whole; i += BATCH * THREADS) {
+        floatX* first = logits + i * PackX::size;
+        PackX batch[BATCH];
 #pragma unroll
-        for (int b = 0; b < CLASSIFIER_BATCH; b++) {
-            int i = first + b * CLASSIFIER_THREADS;
-            if (i >= packs) continue;
-            float x[PackX::size];
-            widen_logits(x, batch[b], V - i * PackX::size);
+        for (int b = 0; b < BATCH; b++) batch[b] = KEPT ? kept[i + b * THREADS] : load128(first + b * THREADS * PackX::size);
 #pragma unroll
-            for (int k = 0; k < PackX::size; k++) x[k] = probability(x[k]);
-            if (i == target / PackX::size) {
-                // A select per element: indexing a single element would force x into memory.
-#pragma unroll
-                for (int k = 0; k < PackX::size; k++) x[k] -= k == target % PackX::size ? dloss : 0.0f;
-            }
-            store128(logits + i * PackX::size, round_pack<floatX>(x));
-        }
+        for (int b = 0; b < BATCH; b++) store128(first + b * THREADS * PackX::size, gradients(folded, batch[b]));
     }
+#pragma unroll 1
+    for (; i < packs; i += THREADS) {
+        PackX last = KEPT ? kept[i] : load128(logits + i * PackX::size);
+        if (!KEPT && i == whole) mask(last, V % PackX::size);
+        store128(logits + i * PackX::size, gradients(probability, last));
+    }
+    if (owns_target) logits[target] = from_f32<floatX>(probability(target_logit) - dloss);
     // Packs that contain only padding.
     PackX zeros = {};
 #pragma unroll 1
-    for (int i = packs + threadIdx.x; i < Vp / PackX::size; i += CLASSIFIER_THREADS) store128(logits + i * PackX::size, zeros);
+    for (i = packs + threadIdx.x; i < Vp / PackX::size; i += THREADS) store128(logits + i * PackX::size, zeros);
 }
 
-// losses (N) += max - logits[target] + ln sum exp(logits - max) over columns below V; if
-// with_gradient, logits (N, Vp) = dloss (softmax - onehot(target)), 0 from column V on. With
-// keep_row, there is dynamic shared memory for a row.
+// losses (N) += max - logits[target] + ln sum exp(logits - max) over columns below V; with a dloss
+// (1), logits (N, Vp) = dloss (softmax - onehot(target)), 0 from column V on. With keep_row, there is
+// dynamic shared memory for a row.
 extern "C" __global__ void __launch_bounds__(512, 2)
-    classifier(float* losses, floatX* logits, const int* targets, float dloss, int with_gradient, int keep_row, int V, int Vp) {
+    classifier(float* losses, floatX* logits, const int* targets, const float* dloss, int keep_row, int V, int Vp) {
+    start_in_order();
     DYNAMIC_SHARED(row_memory);
     unsigned row = gridDim.x - 1 - blockIdx.x;
     floatX* row_logits = logits + (long long)row * Vp;
+    // Loaded before it is needed.
+    float weight = dloss ? *dloss : 0.0f;
     if (keep_row)
-        classify_row<true>(losses + row, row_logits, (PackX*)row_memory, targets[row], dloss, with_gradient, V, Vp);
+        classify_row<true>(losses + row, row_logits, (PackX*)row_memory, targets[row], weight, dloss != nullptr, V,
+                           Vp);
     else
-        classify_row<false>(losses + row, row_logits, nullptr, targets[row], dloss, with_gradient, V, Vp);
+        classify_row<false>(losses + row, row_logits, nullptr, targets[row], weight, dloss != nullptr, V, Vp);
 }

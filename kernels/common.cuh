@@ -19,6 +19,14 @@ using floatX = bf16;
 constexpr int WARP_SIZE = 32;
 constexpr unsigned FULL_MASK = 0xffffffffu;
 
+// The start of a kernel that has nothing to prepare: its blocks may be launched while the kernel
+// before it ends, but go on only after that. One that prepares shared memory in the meantime makes
+// the two calls itself.
+__device__ __forceinline__ void start_in_order() {
+    launch_dependents();
+    wait_for_dependencies();
+}
+
 // 128 bits of elements: the most that a thread can load or store with one instruction.
 template <class T>
 struct alignas(16) Pack {
@@ -163,37 +171,40 @@ __device__ __forceinline__ void block_sum(float (&values)[K], float (&partials)[
     }
 }
 
-// 32 random bits for element `index` of the stream `seed`: two rounds of MurmurHash3's
-// multiply-xorshift finalizer over both. Rounding only needs bits that look independent.
-__device__ __forceinline__ unsigned random_bits(unsigned seed, unsigned long long index) {
-    unsigned h = seed ^ (unsigned)(index >> 32) * 0x9e3779b9u;
-    h = (h ^ (h >> 16)) * 0x85ebca6bu;
-    h = (h ^ (h >> 13)) * 0xc2b2ae35u;
-    h ^= (h >> 16) ^ (unsigned)index;
+// One round of MurmurHash3's finalizer.
+__device__ __forceinline__ unsigned mix_bits(unsigned h) {
     h = (h ^ (h >> 16)) * 0x85ebca6bu;
     h = (h ^ (h >> 13)) * 0xc2b2ae35u;
     return h ^ (h >> 16);
 }
 
-// Rounds `value` to one of its two neighbors in T, with probabilities that make the mean exact,
-// given 16 uniform bits at the low end of `bits`. Infinities and NaN stay as they are.
+// A stream of random bits, 32 for each index. Rounding only needs bits that look independent. The
+// key, which takes as long as the bits, is the same for 2^32 indices.
+struct RandomBits {
+    unsigned key;
+
+    __device__ __forceinline__ RandomBits(unsigned seed, unsigned long long index)
+        : key(mix_bits(seed ^ (unsigned)(index >> 32) * 0x9e3779b9u)) {}
+    __device__ __forceinline__ unsigned operator()(unsigned long long index) const { return mix_bits(key ^ (unsigned)index); }
+};
+
+// Rounds each of two numbers to one of its two neighbors in T, with probabilities that make the mean
+// exact, given 16 uniform bits for each, those of `lo` at the low end. Packs the results, `lo` in the
+// low half. Infinities and NaN stay as they are.
 template <class T>
-__device__ __forceinline__ float round_at_random(float value, unsigned bits);
+__device__ __forceinline__ uint32_t pack2_at_random(float lo, float hi, unsigned bits);
+// Adds less than one last place, then drops the bits below it. The low 16 bits of an infinity are
+// zero, so nothing is carried; those of a NaN may all be set.
 template <>
-__device__ __forceinline__ float round_at_random<float>(float value, unsigned) {
-    return value;
-}
-// Adds less than one last place, then drops the bits below it.
-template <>
-__device__ __forceinline__ float round_at_random<bf16>(float value, unsigned bits) {
-    unsigned x = __float_as_uint(value);
-    bool finite = (x & 0x7f800000u) != 0x7f800000u;
-    return finite ? __uint_as_float((x + (bits & 0xffffu)) & 0xffff0000u) : value;
+__device__ __forceinline__ uint32_t pack2_at_random<bf16>(float lo, float hi, unsigned bits) {
+    uint32_t low = __float_as_uint(lo), high = __float_as_uint(hi);
+    if (lo == lo) low += bits & 0xffffu;
+    if (hi == hi) high += bits >> 16;
+    return __byte_perm(low, high, 0x7632);
 }
 // The same, except below the smallest normal f16: there its last place is 2^-24 whatever the
 // exponent, and the result is a multiple of that.
-template <>
-__device__ __forceinline__ float round_at_random<f16>(float value, unsigned bits) {
+__device__ __forceinline__ float round_to_f16_at_random(float value, unsigned bits) {
     unsigned x = __float_as_uint(value);
     float magnitude = fabsf(value);
     float rounded = __uint_as_float((x + (bits & 0x1fffu)) & 0xffffe000u);
@@ -202,4 +213,8 @@ __device__ __forceinline__ float round_at_random<f16>(float value, unsigned bits
         rounded = copysignf(floorf(places + (float)(bits & 0x1fffu) * 0x1p-13f) * 0x1p-24f, value);
     }
     return magnitude < 65504.0f ? rounded : value;
+}
+template <>
+__device__ __forceinline__ uint32_t pack2_at_random<f16>(float lo, float hi, unsigned bits) {
+    return pack2<f16>(round_to_f16_at_random(lo, bits), round_to_f16_at_random(hi, bits >> 16));
 }

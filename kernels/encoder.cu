@@ -3,28 +3,39 @@
 // Forward: one thread, one pack. Bytes per 16-bit element: 4, and the part of wte that misses the
 // cache.
 //
-// Backward, wte: rows of the batch come grouped by token, the largest group first. A slice of 32
-// packs of a group is summed in registers, in a fixed order, with one read-modify-write of the
-// embedding's gradient at the end. Texts have a few groups of thousands of rows and thousands of
-// groups of one: a block of 16 warps takes a large one and merges its sums in shared memory; a warp
-// takes a small one. Backward, wpe: a thread owns a pack of a position and walks down the batch.
-// Bytes per element: 2 read by each, and 4 per embedding touched.
+// Backward, wte: rows of the batch come sorted by token, the most frequent one first. A slice of 32
+// packs of a token's rows is summed in registers, in a fixed order, with one read-modify-write of the
+// embedding's gradient at the end. A block takes the tokens whose first row lies in its 32 of the
+// sorted rows: where tokens have up to 32 rows, each has one of the 16 warps, and the indices of all
+// their rows are read together. Texts also have a few tokens of thousands of rows. A token of more
+// than 32 is the only one to begin in a block, whose warps share it and merge their sums in shared
+// memory. Backward, wpe: a thread owns a pack of a position and walks down the batch. Bytes per
+// element: 2 read by each, and 4 per embedding touched.
 //
 // Gradients are rounded to nearest. Each row of an embedding is rounded once per micro-step, after
 // all its terms are summed in f32, so stochastic rounding would gain little, and the same batch
 // would no longer give the same bits.
 //
-// Expected: 90 % of bandwidth; 4 packs per thread are in flight in the backward pass, 2 in the
+// Expected: 90 % of bandwidth; 4 or 8 packs per thread are in flight in the backward pass, 2 in the
 // forward.
 #include "common.cuh"
 
 constexpr int ENCODER_WARPS = 16;
-// Largest number of rows in a group that one warp handles.
-constexpr int ENCODER_SMALL = 64;
+// Sorted rows per block, and the most rows of a token that one warp takes: so that a token of more
+// fills the block that it begins in.
+constexpr int ENCODER_ROWS = WARP_SIZE;
+
+__device__ __forceinline__ void add_pack(float (&sums)[PackX::size], const PackX& pack) {
+    float x[PackX::size];
+    widen(x, pack);
+#pragma unroll
+    for (int k = 0; k < PackX::size; k++) sums[k] += x[k];
+}
 
 // encoded (N, C) = wte[tokens] + wpe[t]
 extern "C" __global__ void __launch_bounds__(256)
     encoder_forward(floatX* encoded, const int* tokens, const floatX* wte, const floatX* wpe, int N, int T, int C) {
+    start_in_order();
     unsigned packs = C / PackX::size;
     unsigned long long i = blockIdx.x * 256ull + threadIdx.x;
     if (i >= (unsigned long long)N * packs) return;
@@ -32,74 +43,74 @@ extern "C" __global__ void __launch_bounds__(256)
     unsigned row = (unsigned)i / packs, c = ((unsigned)i - row * packs) * PackX::size;
     PackX token = load128(wte + (long long)tokens[row] * C + c);
     PackX position = load128(wpe + (long long)(row % T) * C + c);
-#pragma unroll
-    for (int k = 0; k < PackX::size; k++)
-        token.v[k] = from_f32<floatX>(to_f32(token.v[k]) + to_f32(position.v[k]));
-    store128(encoded + (long long)row * C + c, token);
-}
-
-__device__ __forceinline__ void add_pack(float (&sums)[PackX::size], const PackX& pack) {
-#pragma unroll
-    for (int k = 0; k < PackX::size; k++) sums[k] += to_f32(pack.v[k]);
+    float sum[PackX::size];
+    widen(sum, token);
+    add_pack(sum, position);
+    store128(encoded + (long long)row * C + c, round_pack<floatX>(sum));
 }
 
 // The existing gradient is loaded before it is needed.
-__device__ __forceinline__ void store_sum(floatX* gradient, PackX before, const float (&sums)[PackX::size]) {
-#pragma unroll
-    for (int k = 0; k < PackX::size; k++) before.v[k] = from_f32<floatX>(to_f32(before.v[k]) + sums[k]);
-    store128(gradient, before);
+__device__ __forceinline__ void store_sum(floatX* gradient, const PackX& before, float (&sums)[PackX::size]) {
+    add_pack(sums, before);
+    store128(gradient, round_pack<floatX>(sums));
 }
 
-// Adds up one pack, at `column`, of the rows begin, begin + stride, ... of a group, if the lane
-// `has_pack`; four loads are in flight at a time. The indices of 32 rows are loaded together, one
-// per lane.
-__device__ __forceinline__ void sum_rows(float (&sums)[PackX::size], const floatX* column, bool has_pack, const int* rows,
-                                         int begin, int end, int stride, int C) {
+// Adds up one pack, at `column`, of `count` rows, whose indices are in the lanes; four loads are in
+// flight at a time.
+__device__ __forceinline__ void sum_rows(float (&sums)[PackX::size], const floatX* column, bool has_pack, int row_of_lane,
+                                         int count, int C) {
     constexpr int BATCH = 4;
-    for (int i = begin; i < end; i += WARP_SIZE * stride) {
-        int mine = i + (int)threadIdx.x % WARP_SIZE * stride;
-        int row_of_lane = mine < end ? rows[mine] : 0;
-        int count = ceil_div(end - i, stride);
-        if (count > WARP_SIZE) count = WARP_SIZE;
-        for (int j = 0; j < count; j += BATCH) {
-            PackX packs[BATCH];
+    for (int j = 0; j < count; j += BATCH) {
+        PackX packs[BATCH];
 #pragma unroll
-            for (int b = 0; b < BATCH; b++) {
-                long long row = __shfl_sync(FULL_MASK, row_of_lane, j + b);
-                if (has_pack && j + b < count) packs[b] = load128(column + row * C);
-            }
-#pragma unroll
-            for (int b = 0; b < BATCH; b++)
-                if (has_pack && j + b < count) add_pack(sums, packs[b]);
+        for (int b = 0; b < BATCH; b++) {
+            long long row = __shfl_sync(FULL_MASK, row_of_lane, j + b);
+            if (has_pack && j + b < count) packs[b] = load128(column + row * C);
         }
+#pragma unroll
+        for (int b = 0; b < BATCH; b++)
+            if (has_pack && j + b < count) add_pack(sums, packs[b]);
     }
 }
 
-// dwte[token] += the rows of dout in its group. Group g of `rows` is starts[g] .. starts[g + 1],
-// largest first; at most `large` of them have more than ENCODER_SMALL rows. The first `large` x
-// `slices` blocks take one slice of those each; in the others, every warp takes a slice of a group.
+// dwte[token] += the rows of dout that hold it. `rows` (N) are sorted by token, the most frequent one
+// first. Block x handles slice x % slices of the tokens that begin in a run of ENCODER_ROWS of them.
 extern "C" __global__ void __launch_bounds__(512)
-    encoder_backward_wte(floatX* dwte, const floatX* dout, const int* tokens, const int* rows, const int* starts, int groups,
-                         int large, int C) {
+    encoder_backward_wte(floatX* dwte, const floatX* dout, const int* tokens, const int* rows, int N, int C) {
+    start_in_order();
+    // The run, one row before it and as many after it as a warp takes; tokens of no row are negative.
+    constexpr int NEAR = 1 + 2 * ENCODER_ROWS;
+    SHARED(int, near_rows, [NEAR]);
+    SHARED(int, near_tokens, [NEAR]);
     SHARED(float, merged, [ENCODER_WARPS][PackX::size][WARP_SIZE]);
-    int lane = threadIdx.x % WARP_SIZE, warp = threadIdx.x / WARP_SIZE;
-    unsigned slices = ceil_div(C / PackX::size, WARP_SIZE);
-    bool by_block = blockIdx.x < large * slices;
-    unsigned long long task = by_block ? blockIdx.x : (blockIdx.x - large * slices) * (unsigned long long)ENCODER_WARPS + warp;
-    unsigned long long group = task / slices;
-    int c = ((unsigned)(task % slices) * WARP_SIZE + lane) * PackX::size;
-    int begin = group < groups ? starts[group] : 0, end = group < groups ? starts[group + 1] : 0;
-    bool is_large = end - begin > ENCODER_SMALL;
-    // If by_block, this is the same for the whole block.
-    if (begin == end || is_large != by_block) return;
+    const int lane = threadIdx.x % WARP_SIZE, warp = threadIdx.x / WARP_SIZE;
+    const unsigned slices = ceil_div(C / PackX::size, WARP_SIZE), run = blockIdx.x / slices;
+    const int c = ((blockIdx.x - run * slices) * WARP_SIZE + lane) * PackX::size, start = run * ENCODER_ROWS;
+    const auto row_at = [&](int i) { return i >= 0 && i < N ? rows[i] : -1; };
+    if (threadIdx.x < NEAR) {
+        const int row = row_at(start - 1 + (int)threadIdx.x);
+        near_rows[threadIdx.x] = row;
+        near_tokens[threadIdx.x] = row < 0 ? -1 : tokens[row];
+    }
+    __syncthreads();
+    const int own = near_tokens[1 + lane];
+    unsigned first_rows = __ballot_sync(FULL_MASK, own >= 0 && own != near_tokens[lane]);
+    const bool has_pack = c < C;
+    const floatX* column = dout + c;
 
-    floatX* gradient = dwte + (long long)tokens[rows[begin]] * C + c;
-    PackX before;
-    float sums[PackX::size] = {};
-    if (c < C) before = load128(gradient);
-    int first = by_block ? begin + warp : begin, stride = by_block ? ENCODER_WARPS : 1;
-    sum_rows(sums, dout + c, c < C, rows, first, end, stride, C);
-    if (by_block) {
+    // The only one that begins here has more rows than a warp takes.
+    const int only = __ffs(first_rows) - 1;
+    if (only >= 0 && near_tokens[1 + only + ENCODER_ROWS] == near_tokens[1 + only]) {
+        const int token = near_tokens[1 + only];
+        floatX* gradient = dwte + (long long)token * C + c;
+        PackX before;
+        if (has_pack && warp == 0) before = load128(gradient);
+        float sums[PackX::size] = {};
+        for (int i = start + only + warp * WARP_SIZE, count = WARP_SIZE; count == WARP_SIZE; i += ENCODER_WARPS * WARP_SIZE) {
+            const int row = row_at(i + lane);
+            count = __popc(__ballot_sync(FULL_MASK, row >= 0 && tokens[row] == token));
+            sum_rows(sums, column, has_pack, row, count, C);
+        }
 #pragma unroll
         for (int k = 0; k < PackX::size; k++) merged[warp][k][lane] = sums[k];
         __syncthreads();
@@ -109,18 +120,43 @@ extern "C" __global__ void __launch_bounds__(512)
             sums[k] = 0.0f;
             for (int other = 0; other < ENCODER_WARPS; other++) sums[k] += merged[other][k][lane];
         }
+        if (has_pack) store_sum(gradient, before, sums);
+        return;
     }
-    if (c < C) store_sum(gradient, before, sums);
+
+    // Every 16th token that begins here, from that of the warp's number on.
+    for (int turn = 0; first_rows != 0; turn++, first_rows &= first_rows - 1) {
+        if (turn % ENCODER_WARPS != warp) continue;
+        const int first = __ffs(first_rows), token = near_tokens[first];
+        floatX* gradient = dwte + (long long)token * C + c;
+        PackX before;
+        if (has_pack) before = load128(gradient);
+        float sums[PackX::size] = {};
+        const int count = __popc(__ballot_sync(FULL_MASK, near_tokens[first + lane] == token));
+        sum_rows(sums, column, has_pack, near_rows[first + lane], count, C);
+        if (has_pack) store_sum(gradient, before, sums);
+    }
 }
 
 // dwpe[t] (T, C) += dout (B, T, C) summed over B
-extern "C" __global__ void __launch_bounds__(256) encoder_backward_wpe(floatX* dwpe, const floatX* dout, int B, int T, int C) {
+extern "C" __global__ void __launch_bounds__(256, 2) encoder_backward_wpe(floatX* dwpe, const floatX* dout, int B, int T, int C) {
+    start_in_order();
+    constexpr int BATCH = 8;
     long long i = (blockIdx.x * 256ll + threadIdx.x) * PackX::size;
     long long TC = (long long)T * C;
     if (i >= TC) return;
     PackX before = load128(dwpe + i);
     float sums[PackX::size] = {};
-#pragma unroll 4
-    for (int b = 0; b < B; b++) add_pack(sums, load128(dout + b * TC + i));
+    const floatX* next = dout + i;
+    int b = 0;
+    for (; b + BATCH <= B; b += BATCH) {
+        PackX packs[BATCH];
+#pragma unroll
+        for (int of = 0; of < BATCH; of++, next += TC) packs[of] = load128(next);
+#pragma unroll
+        for (int of = 0; of < BATCH; of++) add_pack(sums, packs[of]);
+    }
+#pragma unroll 1
+    for (; b < B; b++, next += TC) add_pack(sums, load128(next));
     store_sum(dwpe + i, before, sums);
 }

@@ -7,6 +7,7 @@
 
 // out (n) = gelu(inp)
 extern "C" __global__ void __launch_bounds__(256) gelu_forward(floatX* out, const floatX* inp, unsigned long long n) {
+    start_in_order();
     unsigned long long i = (blockIdx.x * 256ull + threadIdx.x) * PackX::size;
     if (i >= n) return;
     float x[PackX::size];
@@ -18,6 +19,7 @@ extern "C" __global__ void __launch_bounds__(256) gelu_forward(floatX* out, cons
 
 // out (n) = gelu(kept); kept (n) = gelu'(kept)
 extern "C" __global__ void __launch_bounds__(256) gelu_recompute(floatX* out, floatX* kept, unsigned long long n) {
+    start_in_order();
     unsigned long long i = (blockIdx.x * 256ull + threadIdx.x) * PackX::size;
     if (i >= n) return;
     float x[PackX::size], gradient[PackX::size];
@@ -35,6 +37,7 @@ extern "C" __global__ void __launch_bounds__(256) gelu_recompute(floatX* out, fl
 // dinp (n) *= gelu_gradient
 extern "C" __global__ void __launch_bounds__(256)
     gelu_backward_inplace(floatX* dinp, const floatX* gelu_gradient, unsigned long long n) {
+    start_in_order();
     unsigned long long i = (blockIdx.x * 256ull + threadIdx.x) * PackX::size;
     if (i >= n) return;
     PackX dinp_pack = load128(dinp + i), gradient_pack = load128_streaming(gelu_gradient + i);

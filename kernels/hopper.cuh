@@ -100,6 +100,9 @@ __device__ __forceinline__ void mbarrier_wait_cluster(uint32_t barrier, uint32_t
 // Makes this thread's writes to shared memory visible to copies and to wgmma.
 __device__ __forceinline__ void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+// Orders what this thread knows of global memory before its copies that follow.
+__device__ __forceinline__ void proxy_fence_global() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
+
 // --- copies
 
 // Copies the map's box with its corner at column x and row y to shared memory; elements outside the
@@ -127,6 +130,17 @@ __device__ __forceinline__ void tma_store(const TensorMap* map, int x, int y, ui
     asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map), "r"(x), "r"(y),
                  "r"(src)
                  : "memory");
+}
+// Copies `bytes` bytes; both places and `bytes` are multiples of 16.
+__device__ __forceinline__ void bulk_load(uint32_t dst, const float* src, uint32_t bytes, uint32_t barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(dst), "l"(src),
+                 "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+// Copies `bytes` bytes of shared memory to `dst`; both places and `bytes` are multiples of 16. What
+// holds for the source of tma_store holds here.
+__device__ __forceinline__ void bulk_store(float* dst, uint32_t src, uint32_t bytes) {
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(dst), "r"(src), "r"(bytes) : "memory");
 }
 // Adds `bytes` bytes of f32 numbers in shared memory to those at `dst`; both places and `bytes` are
 // multiples of 16. Each number is added atomically, in any order with what other blocks add. What

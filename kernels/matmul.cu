@@ -16,16 +16,19 @@ MATMUL_KERNELS(matmul, 64x64, Tile64x64)
 extern "C" __global__ void __launch_bounds__(256, 4) matmul_forward_reduce(
     floatX* out, floatX* pre_gelu, floatX* gelu_gradient, float* partials, const floatX* bias, const floatX* residual,
     int N, int OC, int splits) {
+    start_in_order();
     const matmul::ForwardSink<floatX> sink(out, pre_gelu, gelu_gradient, bias, residual);
     matmul::reduce(matmul::Partials{partials, N, OC}, splits, sink);
 }
 extern "C" __global__ void __launch_bounds__(256) matmul_dgrad_reduce(
     floatX* dinp, float* partials, const floatX* gelu_gradient, int N, int C, int splits) {
+    start_in_order();
     const matmul::DgradSink<floatX> sink(dinp, gelu_gradient);
     matmul::reduce(matmul::Partials{partials, N, C}, splits, sink);
 }
 extern "C" __global__ void __launch_bounds__(256) matmul_wgrad_reduce(
     floatX* dweight, floatX* dbias, float* partials, int C, int OC, int accumulate, int splits) {
+    start_in_order();
     const matmul::WgradSink<floatX> sink(dweight, dbias, accumulate);
     matmul::reduce(matmul::Partials{partials, OC, C}, splits, sink);
 }

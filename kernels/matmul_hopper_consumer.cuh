@@ -149,16 +149,19 @@ __device__ __forceinline__ void run(unsigned char* shared, const TensorMap* a, c
                                     const Arrays& arrays, Visit visit) {
     using OwnBlock = Block<BM, SLABS, A_ORDER, B_ORDER>;
     const OwnBlock block(shared);
-    // The request for the first run number is in flight while the barriers are initialized.
-    int first = 0;
+    launch_dependents();
     if (threadIdx.x == 0) {
         const TensorMap* const maps[] = {a, b, arrays.out, arrays.kept, arrays.extra};
         for (const TensorMap* map : maps) {
             if (map != nullptr) tma_prefetch(map);
         }
-        if (block.rank == 0) first = block.take(problem);
     }
     block.initialize(shared);
+    wait_for_dependencies();
+    // The request for the first run number is in flight while the blocks of the cluster meet.
+    int first = 0;
+    if (threadIdx.x == 0 && block.rank == 0) first = block.take(problem);
+    cluster_sync();
     // In wgrad the producer weighs runs, for which it needs more registers, and the consumers need
     // none for a bias.
     constexpr bool IS_WGRAD = A_ORDER == Contiguous::InMN;

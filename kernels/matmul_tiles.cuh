@@ -10,6 +10,7 @@
     extern "C" __global__ void __launch_bounds__(TILE::THREADS, TILE::MIN_BLOCKS) NAME##_forward_##SIZE(      \
         floatX* out, floatX* pre_gelu, floatX* gelu_gradient, float* partials, const floatX* inp,             \
         const floatX* weight, const floatX* bias, const floatX* residual, int N, int C, int OC) {             \
+        start_in_order();                                                                                     \
         DYNAMIC_SHARED(shared);                                                                               \
         const matmul::ForwardSink<floatX> sink(out, pre_gelu, gelu_gradient, bias, residual);                 \
         matmul::forward<TILE>(shared, partials, inp, weight, N, C, OC, sink);                                 \
@@ -17,6 +18,7 @@
     extern "C" __global__ void __launch_bounds__(TILE::THREADS, TILE::MIN_BLOCKS) NAME##_dgrad_##SIZE(        \
         floatX* dinp, float* partials, const floatX* dout, const floatX* weight, const floatX* gelu_gradient, \
         int N, int C, int OC) {                                                                               \
+        start_in_order();                                                                                     \
         DYNAMIC_SHARED(shared);                                                                               \
         const matmul::DgradSink<floatX> sink(dinp, gelu_gradient);                                            \
         matmul::dgrad<TILE>(shared, partials, dout, weight, N, C, OC, sink);                                  \
@@ -24,6 +26,7 @@
     extern "C" __global__ void __launch_bounds__(TILE::THREADS, TILE::MIN_BLOCKS) NAME##_wgrad_##SIZE(        \
         floatX* dweight, floatX* dbias, float* partials, const floatX* dout, const floatX* inp, int N, int C, \
         int OC, int accumulate) {                                                                             \
+        start_in_order();                                                                                     \
         DYNAMIC_SHARED(shared);                                                                               \
         const matmul::WgradSink<floatX> sink(dweight, dbias, accumulate);                                     \
         matmul::wgrad<TILE>(shared, partials, dout, inp, N, C, OC, sink);                                     \

@@ -112,6 +112,37 @@ __device__ __forceinline__ void flag_wait(unsigned* flag) {
         : "memory");
 }
 
+// --- turns in global memory: numbers that count up, 0 before and after a launch. Many threads may
+// wait for a turn; one at a time passes it on.
+
+// Writes the number of the next turn after everything that this thread has written, or has
+// synchronized with.
+__device__ __forceinline__ void turn_pass(unsigned* turn, unsigned number) {
+    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(turn), "r"(number) : "memory");
+}
+// Waits until the turn has reached `number`. A wait of more than FLAG_PATIENCE_NS traps.
+__device__ __forceinline__ void turn_wait(const unsigned* turn, unsigned number) {
+    asm volatile(
+        "{\n"
+        ".reg .pred reached, late;\n"
+        ".reg .u32 value;\n"
+        ".reg .u64 start, now;\n"
+        "mov.u64 start, %%globaltimer;\n"
+        "again:\n"
+        "ld.acquire.gpu.global.u32 value, [%0];\n"
+        "setp.ge.u32 reached, value, %1;\n"
+        "@reached bra done;\n"
+        "mov.u64 now, %%globaltimer;\n"
+        "sub.u64 now, now, start;\n"
+        "setp.gt.u64 late, now, %2;\n"
+        "@late trap;\n"
+        "bra again;\n"
+        "done:\n"
+        "}" ::"l"(turn),
+        "r"(number), "n"(FLAG_PATIENCE_NS)
+        : "memory");
+}
+
 // --- barriers among whole warps of a block, `threads` in all: numbers 1 to 15 (__syncthreads is 0).
 // A number serves again once a thread knows that its last use has ended: because it waited itself,
 // or was told by one that did.
@@ -123,6 +154,14 @@ __device__ __forceinline__ void barrier_sync(uint32_t id, uint32_t threads) {
 // Arrives without waiting; others wait by barrier_sync with the same numbers.
 __device__ __forceinline__ void barrier_arrive(uint32_t id, uint32_t threads) {
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// --- additions to global memory
+
+// Adds to a number to which other threads may add at the same time. It orders
+// nothing. (atomicAdd would do, but is sometimes compiled to an instruction that returns the sum.)
+__device__ __forceinline__ void red_add(float* p, float v) {
+    asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(p), "f"(v) : "memory");
 }
 
 // --- arithmetic
@@ -138,6 +177,21 @@ __device__ __forceinline__ int opaque(int x) {
 __device__ __forceinline__ float exp2_approx(float x) {
     float r;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
+// The larger of two numbers in each half of two words; of a number and a NaN, the number.
+template <class T>
+__device__ __forceinline__ uint32_t max2(uint32_t a, uint32_t b);
+template <>
+__device__ __forceinline__ uint32_t max2<bf16>(uint32_t a, uint32_t b) {
+    uint32_t r;
+    asm("max.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+    return r;
+}
+template <>
+__device__ __forceinline__ uint32_t max2<f16>(uint32_t a, uint32_t b) {
+    uint32_t r;
+    asm("max.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
     return r;
 }
 // tanh(x), accurate to about 2^-11

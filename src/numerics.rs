@@ -143,6 +143,10 @@ impl State {
 }
 
 impl Observer for Watch {
+    fn is_watching(&self) -> bool {
+        self.0.borrow().on
+    }
+
     fn call(&self, inner: &mut dyn Ops, call: &Call) -> Result<()> {
         call.apply(inner)?;
         let state = &mut *self.0.borrow_mut();

@@ -264,23 +264,12 @@ pub struct MatmulBackward {
 }
 
 /// Dimensions of multi-head attention over packed (B, T, 3, NH, HS) queries, keys, values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AttentionDims {
     pub B: usize,
     pub T: usize,
     pub NH: usize,
     pub HS: usize,
-}
-
-/// The rows of a batch bucketed by token, on the device. The host builds them while the device is
-/// busy, so that the backward pass of the embedding needs neither atomics nor a sort.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct TokenBuckets {
-    /// (N) i32: indices of rows, those of one token adjacent and in ascending order.
-    pub rows: Tensor,
-    /// (count + 1) i32 or longer: start of each bucket in `rows`; the largest bucket comes first.
-    pub starts: Tensor,
-    pub count: usize,
 }
 
 /// `dwte[tokens] += dout`; `dwpe[t] += dout` summed over B. Deterministic.
@@ -290,8 +279,10 @@ pub struct EncoderBackward {
     pub dwpe: Tensor,
     pub dout: Tensor,
     pub tokens: Tensor,
-    /// The buckets of `tokens`. A device that builds its own may ignore them.
-    pub buckets: TokenBuckets,
+    /// (N) i32: indices of rows, those of one token adjacent and in ascending order, the most frequent
+    /// token first. The host sorts them while the device is busy, so that the device needs neither
+    /// atomics nor a sort. A device that sorts may ignore them.
+    pub rows_by_token: Tensor,
     pub B: usize,
     pub T: usize,
     pub C: usize,
@@ -328,6 +319,14 @@ pub struct LayernormBackward {
     pub C: usize,
 }
 
+/// Names a list of operations: lists of one key are the same operations on the same tensors, with
+/// the same numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct GraphKey(pub [usize; 4]);
+
+/// Queues operations.
+pub type Work<'a> = dyn FnMut(&mut dyn Ops) -> Result<()> + 'a;
+
 /// Softmax and cross-entropy over rows of logits.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Classifier {
@@ -337,9 +336,10 @@ pub struct Classifier {
     pub logits: Tensor,
     /// (N) i32, each below V
     pub targets: Tensor,
-    /// Weight of one row's loss in the total: 1 / (B T grad_accum_steps). Without it only losses
-    /// are computed and the logits stay.
-    pub dloss: Option<f32>,
+    /// (1) f32: weight of one row's loss in the total, 1 / (B T grad_accum_steps) times the loss
+    /// scale. It is on the device because it changes from step to step. Without it only losses are
+    /// computed and the logits stay.
+    pub dloss: Option<Tensor>,
     pub N: usize,
     pub V: usize,
     pub Vp: usize,
@@ -453,4 +453,8 @@ pub trait Ops: Device {
     fn sum(&mut self, out: Tensor, src: Tensor) -> Result<()>;
 
     fn fill(&mut self, dst: Tensor, value: f32) -> Result<()>;
+
+    /// Queues `work`, the operations that `key` names. It only queues: it neither uploads, downloads
+    /// nor lends. A device may record it and later repeat the record instead of calling it.
+    fn replay(&mut self, key: GraphKey, work: &mut Work) -> Result<()>;
 }

@@ -145,6 +145,10 @@ impl Observer for Tracer {
         self.0.borrow_mut().memory = plan.clone();
     }
 
+    fn is_watching(&self) -> bool {
+        self.0.borrow().step.is_some()
+    }
+
     fn call(&self, inner: &mut dyn Ops, call: &Call) -> Result<()> {
         self.run(inner, || Op::Call(Box::new(call.clone())), |inner| call.apply(inner))
     }

@@ -6,7 +6,7 @@ use serde_json::Value;
 use std::path::PathBuf;
 use warpsmith::checkpoint;
 use warpsmith::config::ModelConfig;
-use warpsmith::data::buckets::TokenBuckets;
+use warpsmith::data::buckets::rows_by_token;
 use warpsmith::device::compare::{adamw_step, assert_close, assert_same_bits};
 use warpsmith::device::cpu::{Cpu, matmul::Precision};
 use warpsmith::model::activations::Recompute;
@@ -67,12 +67,12 @@ impl Tiny {
     }
 
     /// Runs forward and backward on one micro-batch.
-    fn run(&mut self, shape: BatchShape, inputs: &[i32], targets: &[i32], at: MicroStep) {
+    fn run(&mut self, shape: BatchShape, inputs: &[i32], targets: &[i32], at: MicroStep, dloss: f32) {
+        self.model.load_dloss(&mut self.dev, dloss).unwrap();
         self.model.load_batch(&mut self.dev, shape, inputs, targets).unwrap();
         self.model.forward(&mut self.dev, &mut NoHooks, shape).unwrap();
-        let by_token = TokenBuckets::of(inputs);
-        let buckets = self.model.load_buckets(&mut self.dev, &by_token.rows, &by_token.starts).unwrap();
-        self.model.backward(&mut self.dev, shape, buckets, at, &mut NoHooks).unwrap();
+        self.model.load_rows_by_token(&mut self.dev, &rows_by_token(inputs)).unwrap();
+        self.model.backward(&mut self.dev, shape, at, &mut NoHooks).unwrap();
     }
 
     fn loss_and_norm(&mut self) -> (f32, f32) {
@@ -143,12 +143,8 @@ fn single_step(name: &str, file: &str, shape: BatchShape, recompute: Recompute) 
         tiny.dev.fill(grads, f32::NAN).unwrap();
     }
     tiny.dev.fill(tiny.model.acts.losses, f32::NAN).unwrap();
-    tiny.run(
-        shape,
-        &inputs,
-        &targets,
-        MicroStep { first: true, fresh_grads: true, dloss: 1.0 / rows as f32 },
-    );
+    let at = MicroStep { first: true, fresh_grads: true };
+    tiny.run(shape, &inputs, &targets, at, 1.0 / rows as f32);
     let loss_sum = tiny.loss_and_norm().0;
     assert_close("loss", &[loss_sum / rows as f32], &f32s("loss"), 1e-6);
     for spec in &PARAMS {
@@ -166,8 +162,8 @@ fn recomputing_leaves_the_bits_of_the_gradient_of_gelu() {
     let tokens: Vec<i32> = (0..shape.rows() as i32).collect();
     let kept = |recompute| {
         let mut tiny = Tiny::load(MODELS[0], shape, recompute, 1 << 20);
-        let at = MicroStep { first: true, fresh_grads: true, dloss: 1.0 / shape.rows() as f32 };
-        tiny.run(shape, &tokens, &tokens, at);
+        let at = MicroStep { first: true, fresh_grads: true };
+        tiny.run(shape, &tokens, &tokens, at, 1.0 / shape.rows() as f32);
         let layers = 0..tiny.model.weights.config.L;
         layers.flat_map(|l| tiny.download(tiny.model.acts.fch.get(l, shape.rows()))).collect::<Vec<f32>>()
     };
@@ -210,7 +206,7 @@ fn train(name: &str, grad_accum_steps: usize, recorded: &Value) -> (Vec<f64>, Ve
             let start = (step * grad_accum_steps + micro_step) * rows;
             let (inputs, targets) = (&tokens[start..start + rows], &tokens[start + 1..start + 1 + rows]);
             let first = micro_step == 0;
-            tiny.run(shape, inputs, targets, MicroStep { first, fresh_grads: first, dloss });
+            tiny.run(shape, inputs, targets, MicroStep { first, fresh_grads: first }, dloss);
         }
         let (loss_sum, norm_squared) = tiny.loss_and_norm();
         let (params, grads) = (&tiny.model.weights.params, tiny.model.grads());

@@ -40,6 +40,8 @@ struct Recipe {
     grad_clip: f32,
     /// The type of the emulated device; `None` for the CPU.
     kernels: Option<Dtype>,
+    /// Whether micro-steps without collectives are CUDA graphs.
+    graphs: bool,
     /// Seed of the delays of ranks and messages; 0 for none.
     seed: u64,
     steps: usize,
@@ -58,6 +60,7 @@ impl Recipe {
             recompute: Recompute::Gelu,
             grad_clip: 0.0,
             kernels: None,
+            graphs: false,
             seed: 0,
             steps: 5,
         }
@@ -72,7 +75,8 @@ impl Recipe {
         let Some(dtype) = self.kernels else { return Box::new(Cpu::new(Precision::F32).unwrap()) };
         let driver = emulated::open(dtype, EmulatorOptions::default()).unwrap();
         let (tf32, gelu_fusion, deterministic, matmul) = (false, 0, true, MatmulChoice::Own);
-        Box::new(Cuda::new(driver, CudaOptions { dtype, tf32, gelu_fusion, deterministic, matmul }))
+        let graphs = self.graphs;
+        Box::new(Cuda::new(driver, CudaOptions { dtype, tf32, gelu_fusion, deterministic, matmul, graphs }))
     }
 
     fn sharding(&self, rank: usize) -> Sharding {
@@ -278,6 +282,17 @@ fn kernels_take_the_same_steps_in_every_stage() {
                 assert_same_tensors(&what, &sharded, &replicated);
             }
         }
+    }
+}
+
+/// Micro-steps in which ranks communicate are queued without them.
+#[test]
+fn graphs_change_no_bit() {
+    let corpus = Corpus::new();
+    for stage in ZeroStage::ALL {
+        let plain = Recipe { stage, grad_accum_steps: 4, steps: 4, ..Recipe::emulated(Dtype::Bf16, 2) };
+        let graphs = Recipe { graphs: true, ..plain };
+        assert_eq!(run(&graphs, &corpus), run(&plain, &corpus), "{stage:?}");
     }
 }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use warpsmith::config::ModelConfig;
-use warpsmith::data::buckets::TokenBuckets;
+use warpsmith::data::buckets::rows_by_token;
 use warpsmith::data::loader::Batch;
 use warpsmith::model::activations::Recompute;
 use warpsmith::model::{BatchShape, ModelOptions};
@@ -63,7 +63,7 @@ fn recorded(dtype: Dtype, world_size: usize, stage: ZeroStage) -> Vec<(String, S
     let mut replica = plan.allocate(Box::new(dev), peers, false).unwrap();
     let next_batch = || {
         let tokens: Vec<i32> = (0..SHAPE.rows() as i32).collect();
-        Ok(Batch { buckets: TokenBuckets::of(&tokens), targets: tokens.clone(), inputs: tokens })
+        Ok(Batch { rows_by_token: rows_by_token(&tokens), targets: tokens.clone(), inputs: tokens })
     };
     let stats = replica.forward_backward(next_batch, SHAPE, MICRO_STEPS, 1.0, || 0.0).unwrap();
     replica.update(1, 1e-3, stats.norm, 1.0).unwrap();

@@ -108,6 +108,7 @@ impl Bench {
             gelu_fusion: args.gelu_fusion,
             deterministic: false,
             matmul: MatmulChoice::Fastest,
+            graphs: false,
         };
         let emulated = args.device == DeviceName::Emulated;
         let mut cuda = match emulated {

@@ -106,7 +106,7 @@ fn record(config: &ModelConfig, shape: &StepShape) -> (Kernels, Vec<(Kernel, Op)
     recording.step(|event| {
         let found = kernels.of(&event);
         if let Event::Call(call) = event {
-            recorded.extend(found.into_iter().zip(Op::split(call, config.V)));
+            recorded.extend(found.into_iter().zip(Op::split(call)));
         }
     });
     (kernels, recorded)

@@ -2,7 +2,7 @@
 //! its results.
 
 use anyhow::Result;
-use warpsmith::data::buckets;
+use warpsmith::data::buckets::rows_by_token;
 use warpsmith::device::compare::{Tolerance, adamw_step};
 use warpsmith::device::cpu::Cpu;
 use warpsmith::device::cuda::Cuda;
@@ -61,8 +61,8 @@ impl Op {
     }
 
     /// Splits a call into the operations that have kernels of their own, in the order in which the
-    /// roofline lists those. Tokens are below `V`.
-    pub fn split(call: Call, V: usize) -> Vec<Op> {
+    /// roofline lists those.
+    pub fn split(call: Call) -> Vec<Op> {
         match call {
             Call::MatmulBackward(_) => {
                 [Part::Dgrad, Part::Wgrad].map(|part| Op { call: call.clone(), part }).to_vec()
@@ -70,7 +70,7 @@ impl Op {
             Call::MatmulResidualLayernorm { matmul, norm } => {
                 [Call::MatmulForward(matmul), Call::LayernormForward(norm)].map(Op::whole).to_vec()
             }
-            call => vec![Op::whole(with_values(call, V))],
+            call => vec![Op::whole(with_values(call))],
         }
     }
 
@@ -120,6 +120,8 @@ impl Op {
             GeluRecompute { .. } => 4.0,
             Classifier(a) if tensor == a.logits => 5.0,
             LayernormBackward(a) if tensor == a.rstd => return (1.0, 3.0),
+            // The weight of one row in a large batch is too small for f16.
+            Classifier(a) if Some(tensor) == a.dloss => return (0.5, 1.0),
             AdamW(a) if tensor == a.v => return (0.01, 1.01),
             // Asymmetric: numbers of both signs would cancel, and rounding errors would dominate
             // the sum.
@@ -132,8 +134,9 @@ impl Op {
     /// The integers in a tensor of the operation. Tokens are below `V`.
     pub fn integers(&self, tensor: Tensor, V: usize) -> Vec<i32> {
         match &self.call {
-            Call::EncoderBackward(a) if tensor == a.buckets.rows => token_buckets(a, V).rows,
-            Call::EncoderBackward(a) if tensor == a.buckets.starts => token_buckets(a, V).starts,
+            Call::EncoderBackward(a) if tensor == a.rows_by_token => {
+                rows_by_token(&random_tokens(tensor.len, V))
+            }
             _ => random_tokens(tensor.len, V),
         }
     }
@@ -212,19 +215,12 @@ fn outputs(call: &Call) -> Vec<Output> {
 }
 
 /// Replaces the values that a recording leaves without meaning.
-fn with_values(call: Call, V: usize) -> Call {
+fn with_values(call: Call) -> Call {
     match call {
         Call::AdamW(a) => {
             let step = adamw_step(a.params, a.m, a.v, a.grads);
             let (master, decayed, first) = (a.master, a.decayed, a.first);
             Call::AdamW(AdamW { master, decayed, first, grad_scale: 0.5, ..step })
-        }
-        // The weight of one row in a large batch is too small for f16.
-        Call::Classifier(a) => Call::Classifier(Classifier { dloss: a.dloss.map(|_| 1.0), ..a }),
-        Call::EncoderBackward(mut a) => {
-            a.buckets.count = token_buckets(&a, V).starts.len() - 1;
-            a.buckets.starts.len = a.buckets.count + 1;
-            Call::EncoderBackward(a)
         }
         call => call,
     }
@@ -234,8 +230,4 @@ fn with_values(call: Call, V: usize) -> Call {
 fn random_tokens(len: usize, V: usize) -> Vec<i32> {
     let mut rng = Mt19937::new(7);
     (0..len).map(|_| (rng.randint32() as usize % V) as i32).collect()
-}
-
-fn token_buckets(a: &EncoderBackward, V: usize) -> buckets::TokenBuckets {
-    buckets::TokenBuckets::of(&random_tokens(a.tokens.len, V))
 }

@@ -1,7 +1,7 @@
 //! The programs `train_gpt2` and `train_gpt2cu`.
 
 use super::logging;
-use crate::cli::flags::trainer::{Program, TrainArgs, parse};
+use crate::cli::flags::trainer::{CudaGraphs, Program, TrainArgs, parse};
 use crate::device::open::{DeviceName, DeviceOptions, DtypeChoice};
 use crate::ops::Ops;
 use crate::parallel::Communicator;
@@ -99,6 +99,7 @@ fn open(args: &TrainArgs) -> Result<Box<dyn Ops>> {
         gelu_fusion: args.gpu.gelu_fusion,
         deterministic: args.gpu.deterministic,
         matmul: args.gpu.matmul,
+        graphs: args.gpu.cuda_graphs != CudaGraphs::Never,
         threads: args.device.threads,
     };
     options.open()

@@ -1,13 +1,14 @@
 //! Checks across the flags of the trainers: values that must fit each other, and values that the
 //! device cannot honor. Also the quantities derived from several flags.
 
-use super::flags::trainer::{InitMethodName, TrainArgs};
+use super::flags::trainer::{CudaGraphs, InitMethodName, TrainArgs};
 use super::values;
 use crate::config::ModelConfig;
 use crate::device::cuda::MatmulChoice;
 use crate::device::open::DeviceName;
 use crate::optim::schedule::{Schedule, ScheduleKind};
 use crate::parallel::rendezvous::InitMethod;
+use crate::sharding::ZeroStage;
 use anyhow::{Result, anyhow, bail, ensure};
 use clap::ValueEnum;
 use std::path::{Path, PathBuf};
@@ -65,6 +66,7 @@ impl TrainArgs {
 
     /// Refuses flags that the device cannot honor: a run must not silently ignore one.
     fn check_device(&self) -> Result<()> {
+        let no_graphs = self.gpu.cuda_graphs != CudaGraphs::Always;
         let fixed = [
             (self.compat.flash, "--flash", "1", "attention is always fused"),
             (!self.compat.compile, "--compile", "0", "everything is compiled ahead of the run"),
@@ -80,8 +82,21 @@ impl TrainArgs {
                 "0",
                 "to evaluate without training, use warpsmith eval",
             ),
+            (
+                no_graphs || !self.device.check_numerics,
+                "--cuda-graphs",
+                "auto or 0",
+                "--check-numerics 1 looks at each operation",
+            ),
+            (
+                no_graphs || !self.always_communicates(),
+                "--cuda-graphs",
+                "auto or 0",
+                "processes communicate in every micro-step",
+            ),
         ];
         let cpu = [
+            (no_graphs, "--cuda-graphs", "auto or 0", "a CPU has no graphs"),
             (self.gpu.gpu_info_every == 0, "-lg/--gpu-info-every", "0", "the CPU has no GPU to report on"),
             (
                 self.gpu.use_master_weights,
@@ -127,6 +142,13 @@ impl TrainArgs {
             ensure!(honored, "{flag}: expected {value} on the {device} device: {why}; drop the flag");
         }
         Ok(())
+    }
+
+    /// Whether there is no micro-step without communication.
+    fn always_communicates(&self) -> bool {
+        let processes = &self.processes;
+        let every = processes.sum_every_micro_step || processes.zero_stage >= ZeroStage::Zero2;
+        every && self.process.world_size > 1
     }
 
     fn check_batch(&self) -> Result<()> {

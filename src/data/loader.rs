@@ -15,7 +15,7 @@
 
 mod check;
 
-use crate::data::buckets::TokenBuckets;
+use crate::data::buckets::rows_by_token;
 pub use crate::data::order::{LoaderState, ShuffleState};
 use crate::data::order::{Order, Place, Position};
 use crate::data::shard::Shard;
@@ -64,8 +64,8 @@ pub struct Batch {
     pub inputs: Vec<i32>,
     /// (B, T): the token after each input.
     pub targets: Vec<i32>,
-    /// The buckets of the inputs, built with them in the background.
-    pub buckets: TokenBuckets,
+    /// (B T): rows of the inputs sorted by token, see [`rows_by_token`].
+    pub rows_by_token: Vec<i32>,
 }
 
 /// Serves batches; see the [module](self).
@@ -320,8 +320,8 @@ impl Reader {
             inputs.extend(sample[..self.sample_tokens].iter().map(|&t| i32::from(t)));
             targets.extend(sample[1..].iter().map(|&t| i32::from(t)));
         }
-        let buckets = TokenBuckets::of(&inputs);
-        Ok(Batch { inputs, targets, buckets })
+        let rows_by_token = rows_by_token(&inputs);
+        Ok(Batch { inputs, targets, rows_by_token })
     }
 
     /// Fills `tokens` with those of a shard from index `start` on.

@@ -67,6 +67,8 @@ pub struct DeviceOptions {
     pub gelu_fusion: i32,
     pub deterministic: bool,
     pub matmul: MatmulChoice,
+    /// Queue micro-steps as CUDA graphs.
+    pub graphs: bool,
     /// CPU threads; 0 means one per core.
     pub threads: usize,
 }
@@ -117,6 +119,7 @@ impl DeviceOptions {
             gelu_fusion: AUTO,
             deterministic: false,
             matmul,
+            graphs: true,
             threads,
         }
     }
@@ -134,6 +137,7 @@ impl DeviceOptions {
             gelu_fusion: self.gelu_fusion,
             deterministic: self.deterministic,
             matmul: self.matmul,
+            graphs: self.graphs,
         };
         let device: Box<dyn Ops> = match self.device {
             DeviceName::Cpu => Box::new(Cpu::new(match self.dtype {

@@ -54,8 +54,7 @@ pub struct Activations {
     pub recompute: Recompute,
     pub inputs: Tensor,        // (N) i32
     pub targets: Tensor,       // (N) i32
-    pub bucket_rows: Tensor,   // (N) i32, rows by token, backward only
-    pub bucket_starts: Tensor, // (N + 1) i32, backward only
+    pub rows_by_token: Tensor, // (N) i32, backward only
     pub encoded: Tensor,       // (N, C)
     pub ln1: PerLayer,         // (L, N, C), one layer if recomputed
     pub ln1_mean: PerLayer,    // (L, N) f32
@@ -78,7 +77,7 @@ pub struct Activations {
     pub scratch_btc: Tensor,   // (N, C), backward only
     pub scratch_bt4c: Tensor,  // (N, 4C), backward only
     pub dresidual: Tensor,     // (N, C), backward only
-    /// Scalars of a step: loss sum, squared gradient norm, votes to stop.
+    /// Scalars of a step: loss sum, squared gradient norm, votes to stop; and dloss.
     pub scalars: Tensor, // (4) f32
 }
 
@@ -170,8 +169,7 @@ impl Activations {
             recompute: o.recompute,
             inputs: p.add("inputs", I32, rows),
             targets: p.add("targets", I32, rows),
-            bucket_rows: p.add("bucket_rows", I32, backward_rows),
-            bucket_starts: p.add("bucket_starts", I32, backward_rows + 1),
+            rows_by_token: p.add("rows_by_token", I32, backward_rows),
             encoded: p.add("encoded", X, rows * C),
             ln1: p.per_layer("ln1", X, L_ln, C),
             ln1_mean: p.per_layer("ln1_mean", F32, L, 1),

@@ -7,7 +7,7 @@
 use super::activations::Recompute;
 use super::hooks::{LayerHooks, Pass};
 use super::{BatchShape, GPT2};
-use crate::ops::{AttentionDims, EncoderBackward, LayernormBackward, MatmulBackward, Ops, TokenBuckets};
+use crate::ops::{AttentionDims, EncoderBackward, GraphKey, LayernormBackward, MatmulBackward, Ops};
 use crate::params::{Param, Param::*};
 use crate::sharding::ParamBuffer;
 use crate::tensor::Tensor;
@@ -21,9 +21,13 @@ pub struct MicroStep {
     /// Whether gradients start from zero: in the first micro-step, or in every one if each leaves
     /// its gradients reduced.
     pub fresh_grads: bool,
-    /// The weight of one row's loss in the loss of the step, 1 / (B T grad_accum_steps), times the
-    /// loss scale.
-    pub dloss: f32,
+}
+
+impl MicroStep {
+    /// Names the operations of a forward and a backward pass here: nothing else decides about them.
+    pub fn key(self, BatchShape { B, T }: BatchShape) -> GraphKey {
+        GraphKey([B, T, usize::from(self.first), usize::from(self.fresh_grads)])
+    }
 }
 
 /// The tensors that backward through one linear layer reads and writes.
@@ -45,7 +49,6 @@ impl GPT2 {
         &self,
         dev: &mut dyn Ops,
         shape: BatchShape,
-        buckets: TokenBuckets,
         step: MicroStep,
         hooks: &mut dyn LayerHooks,
     ) -> Result<()> {
@@ -84,7 +87,7 @@ impl GPT2 {
             dwpe: self.grad(Wpe, 0),
             dout: dresidual,
             tokens,
-            buckets,
+            rows_by_token: a.rows_by_token.slice(0, N),
             B: shape.B,
             T: shape.T,
             C,
@@ -135,7 +138,7 @@ impl GPT2 {
         let (C, Vp) = (self.weights.config.C, self.weights.config.Vp);
         for (start, rows) in self.logits_chunks(N) {
             let logits = self.logits(dev, start, rows)?;
-            dev.classifier(self.classifier_args(logits, start, rows, Some(step.dloss)))?;
+            dev.classifier(self.classifier_args(logits, start, rows, Some(self.dloss())))?;
             dev.matmul_backward(MatmulBackward {
                 dinp: self.acts.scratch_btc.slice(start * C, rows * C),
                 dweight: self.grad(Wte, 0),

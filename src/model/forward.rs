@@ -194,7 +194,7 @@ impl GPT2 {
         logits: Tensor,
         start: usize,
         rows: usize,
-        dloss: Option<f32>,
+        dloss: Option<Tensor>,
     ) -> Classifier {
         let (a, config) = (&self.acts, &self.weights.config);
         Classifier {

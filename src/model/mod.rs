@@ -13,7 +13,7 @@ pub mod hooks;
 pub mod init;
 
 use crate::config::ModelConfig;
-use crate::ops::{Limits, Ops, TokenBuckets};
+use crate::ops::{Limits, Ops, upload_f32};
 use crate::params::Param;
 use crate::sharding::{ParamBuffer, Partition, Sharding, UnitLayout, ZeroStage};
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
@@ -163,11 +163,19 @@ impl GPT2 {
         dev.upload(self.acts.targets.slice(0, rows), bytemuck::cast_slice(targets))
     }
 
-    /// Uploads the batch's rows bucketed by token (see [`TokenBuckets`]) for the backward pass.
-    pub fn load_buckets(&self, dev: &mut dyn Ops, rows: &[i32], starts: &[i32]) -> Result<TokenBuckets> {
-        let a = &self.acts;
-        dev.upload(a.bucket_rows.slice(0, rows.len()), bytemuck::cast_slice(rows))?;
-        dev.upload(a.bucket_starts.slice(0, starts.len()), bytemuck::cast_slice(starts))?;
-        Ok(TokenBuckets { rows: a.bucket_rows, starts: a.bucket_starts, count: starts.len() - 1 })
+    /// Uploads the batch's rows sorted by token (see [`EncoderBackward`](crate::ops::EncoderBackward))
+    /// for the backward pass.
+    pub fn load_rows_by_token(&self, dev: &mut dyn Ops, rows: &[i32]) -> Result<()> {
+        dev.upload(self.acts.rows_by_token.slice(0, rows.len()), bytemuck::cast_slice(rows))
+    }
+
+    /// Uploads the weight of one row's loss in the loss of the step, 1 / (B T grad_accum_steps) times
+    /// the loss scale, for the backward passes of the step.
+    pub fn load_dloss(&self, dev: &mut dyn Ops, dloss: f32) -> Result<()> {
+        upload_f32(dev, self.dloss(), &[dloss])
+    }
+
+    fn dloss(&self) -> Tensor {
+        self.acts.scalars.slice(3, 1)
     }
 }

@@ -129,7 +129,7 @@ impl Call {
             }
             Call::EncoderBackward(a) => {
                 [&mut a.dwte, &mut a.dwpe].into_iter().for_each(|t| visit(t, Update));
-                let inputs = [&mut a.dout, &mut a.tokens, &mut a.buckets.rows, &mut a.buckets.starts];
+                let inputs = [&mut a.dout, &mut a.tokens, &mut a.rows_by_token];
                 inputs.into_iter().for_each(|t| visit(t, Read));
             }
             Call::LayernormForward(norm) => layernorm_forward(norm, visit),
@@ -171,6 +171,7 @@ impl Call {
                 visit(&mut a.losses, Update);
                 visit(&mut a.logits, if a.dloss.is_some() { Update } else { Read });
                 visit(&mut a.targets, Read);
+                a.dloss.iter_mut().for_each(|dloss| visit(dloss, Read));
             }
             Call::AdamW(a) => {
                 visit(&mut a.params, if a.master.is_some() { Write } else { Update });
@@ -215,6 +216,15 @@ fn layernorm_forward(a: &mut LayernormForward, visit: &mut impl FnMut(&mut Tenso
 /// A device that takes every operation as a [`Call`]. This is all it needs to implement [`Ops`].
 pub trait CallDevice: Device {
     fn call(&mut self, call: Call) -> Result<()>;
+
+    /// See [`Ops::replay`].
+    fn repeat(&mut self, key: GraphKey, work: &mut Work) -> Result<()>
+    where
+        Self: Sized,
+    {
+        let _ = key;
+        work(self)
+    }
 }
 
 impl<D: CallDevice> Ops for D {
@@ -305,5 +315,9 @@ impl<D: CallDevice> Ops for D {
 
     fn fill(&mut self, dst: Tensor, value: f32) -> Result<()> {
         self.call(Call::Fill { dst, value })
+    }
+
+    fn replay(&mut self, key: GraphKey, work: &mut Work) -> Result<()> {
+        self.repeat(key, work)
     }
 }

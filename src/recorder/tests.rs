@@ -1,6 +1,6 @@
 use super::*;
 use crate::config::ModelConfig;
-use crate::data::buckets::TokenBuckets;
+use crate::data::buckets::rows_by_token;
 use crate::data::loader::Batch;
 use crate::device::cpu::{Cpu, matmul::Precision};
 use crate::model::activations::Recompute;
@@ -42,7 +42,7 @@ fn step(replica: &mut Replica, micro_steps: usize) {
         let tokens = |first: i32| (first..).step_by(7).take(SHAPE.rows()).map(|t| t % 50).collect::<Vec<_>>();
         let (inputs, targets) = (tokens(first), tokens(first + 1));
         first += 3;
-        Ok(Batch { buckets: TokenBuckets::of(&inputs), inputs, targets })
+        Ok(Batch { rows_by_token: rows_by_token(&inputs), inputs, targets })
     };
     let stats = replica.forward_backward(next_batch, SHAPE, micro_steps, 1.0, || 0.0).unwrap();
     replica.update(0, 1e-3, stats.norm, 1.0).unwrap();
@@ -111,8 +111,7 @@ fn a_step_is_recorded_call_by_call() {
         "
         upload inputs
         upload targets
-        upload bucket_rows
-        upload bucket_starts
+        upload rows_by_token
         EncoderForward encoded
         LayernormForward ln1 ln1_mean ln1_rstd
         MatmulForward qkv

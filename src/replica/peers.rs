@@ -26,6 +26,11 @@ impl Peers {
         Peers { process, communicator: Some(communicator), lent: VecDeque::new() }
     }
 
+    /// Whether there is no other rank to communicate with.
+    pub fn is_alone(&self) -> bool {
+        self.communicator.is_none()
+    }
+
     /// The number of processes, their transport and their launcher.
     pub fn describe(&self) -> Option<String> {
         let launcher = self.process.launcher.name();

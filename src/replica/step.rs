@@ -4,7 +4,7 @@ use super::Replica;
 use crate::data::loader::Batch;
 use crate::model::BatchShape;
 use crate::model::backward::MicroStep;
-use crate::ops::{download_f32, upload_f32};
+use crate::ops::{Ops, download_f32, upload_f32};
 use crate::optim::optimizer::Update;
 use anyhow::Result;
 
@@ -34,16 +34,20 @@ impl Replica {
         let Replica { zero, dev, model, .. } = self;
         let dev = dev.as_mut();
         let tokens = (shape.rows() * grad_accum_steps * zero.peers.process.world_size) as f32;
+        model.load_dloss(dev, loss_scale / tokens)?;
         for micro_step in 0..grad_accum_steps {
             let (first, last) = (micro_step == 0, micro_step + 1 == grad_accum_steps);
             let batch = next_batch()?; // (B, T) inputs, and targets one token on
             model.load_batch(dev, shape, &batch.inputs, &batch.targets)?;
-            let buckets = model.load_buckets(dev, &batch.buckets.rows, &batch.buckets.starts)?;
-            model.forward(dev, zero, shape)?; // encoder -> L blocks -> lnf
-            let fresh_grads = zero.begin_micro_step(first, last);
-            let at = MicroStep { first, fresh_grads, dloss: loss_scale / tokens };
-            // logits, losses -> ... -> dwte; gradients +=. Reductions over ranks start meanwhile.
-            model.backward(dev, shape, buckets, at, zero)?;
+            model.load_rows_by_token(dev, &batch.rows_by_token)?;
+            let at = MicroStep { first, fresh_grads: zero.begin_micro_step(first, last) };
+            let communicates = zero.communicates();
+            let mut passes = |dev: &mut dyn Ops| {
+                model.forward(dev, zero, shape)?; // encoder -> L blocks -> lnf
+                // logits, losses -> ... -> dwte; gradients +=. Reductions over ranks start meanwhile.
+                model.backward(dev, shape, at, zero)
+            };
+            if communicates { passes(dev)? } else { dev.replay(at.key(shape), &mut passes)? }
         }
         self.read_back(tokens, loss_scale, vote)
     }

@@ -54,7 +54,9 @@ fn merge_updates(rows: &mut Vec<Kernel>) {
         updates.iter().map(|row| row.calls * row.shape.parse::<usize>().expect("a length")).sum();
     let launches = updates.iter().map(|row| row.calls).sum();
     let bytes = updates.iter().map(|row| row.calls as f64 * row.bytes).sum();
-    rows.push(Kernel { shape: shape(&[len]), calls: 1, launches, bytes, ..first.clone() });
+    let Work::Stream { share, .. } = first.work else { unreachable!("AdamW streams") };
+    let work = Work::Stream { rows: 1, columns: len, share };
+    rows.push(Kernel { shape: shape(&[len]), work, calls: 1, launches, bytes, ..first.clone() });
 }
 
 /// The kernels of recorded events.
@@ -227,7 +229,8 @@ fn other(name: &'static str, len: usize, bytes: f64) -> Kernel {
 }
 
 fn stream(name: &'static str, dims: &[usize], class: Class, share: f64, bytes: f64) -> Kernel {
-    let work = Work::Stream { share };
+    let (columns, rows) = dims.split_last().expect("a length");
+    let work = Work::Stream { rows: rows.iter().product(), columns: *columns, share };
     Kernel { name, shape: shape(dims), class, work, calls: 1, launches: 1, flops: 0.0, bytes }
 }
 

@@ -134,9 +134,10 @@ impl Counted {
 
     fn attention(&self, kernel: &Kernel, T: usize, gpu: &Gpu) -> Option<Traffic> {
         let Work::Attention { B, NH, HS, .. } = kernel.work else { return None };
-        let on_hopper = gpu.wgmma && HS == HOPPER_HS;
+        // Which kernels Hopper has depends on the head size.
         let fits = |s: &&Sample| {
-            s.entry.kernel == kernel.name && s.entry.tensor_flops > 0.0 && s.on_hopper() == on_hopper
+            let same = s.on_hopper() == gpu.wgmma && (!gpu.wgmma || s.dims.get(3) == Some(&HS));
+            same && s.entry.kernel == kernel.name && s.entry.tensor_flops > 0.0
         };
         let samples: Vec<&Sample> = self.0.iter().filter(fits).collect();
         let longest = samples.iter().max_by_key(|s| s.dims.get(2))?;
@@ -148,9 +149,6 @@ impl Counted {
         })
     }
 }
-
-/// The head size for which Hopper has attention kernels of its own.
-const HOPPER_HS: usize = 64;
 
 /// Traffic of a call. `None` where too few shapes were counted.
 struct Traffic {

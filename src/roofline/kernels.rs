@@ -119,8 +119,9 @@ pub enum Work {
     Matmul { m: usize, n: usize, k: usize, tail: Tail },
     /// Tiles of causal attention.
     Attention { B: usize, NH: usize, T: usize, HS: usize, backward: bool },
-    /// One pass over memory at this share of a copy's bandwidth.
-    Stream { share: f64 },
+    /// One pass over a matrix in memory: at this share of a copy's bandwidth, where a kernel's
+    /// clocks are not known.
+    Stream { rows: usize, columns: usize, share: f64 },
 }
 
 /// One kernel at one shape.

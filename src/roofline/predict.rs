@@ -1,10 +1,8 @@
 //! The time of a kernel on a GPU, from its bytes, FLOPs, tiles and waves.
 
-use super::clocks::epilogue::{CLUSTER_ROWS, TILE_COLUMNS, TILE_ROWS, clocks_of_k, exposed_clocks};
-use super::clocks::table::{self, Row};
 use super::gpu::Gpu;
+use super::hopper;
 use super::kernels::{Kernel, Tail, Work};
-use std::sync::LazyLock;
 
 /// The cost of one call of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -13,13 +11,15 @@ pub struct Prediction {
     pub realistic_us: f64,
     /// Whether FLOPs rather than bytes set the floor.
     pub compute_bound: bool,
-    /// The realistic time is the longest of these: tensor cores, memory, and the limits that were
-    /// counted.
+    /// The realistic time is the longest of these, and what does not overlap: computing, memory, and
+    /// the limits that were counted.
     pub compute_us: f64,
     pub memory_us: f64,
     pub limits: Limits,
     /// SMs divided by SMs that have work, averaged over time.
     pub idle: f64,
+    /// The resource that sets the time of computing.
+    computing: Bound,
     /// The tiles of the output and how often they fill the GPU; `None` for kernels that stream.
     pub tiles: Option<Tiles>,
 }
@@ -40,8 +40,10 @@ pub enum Bound {
     Memory,
     L2,
     Shared,
+    /// A kernel's own clocks: instructions, and results that they wait for.
+    Clocks,
     Tensor,
-    /// Tensor cores, more than a third of which wait for the last tiles.
+    /// SMs, more than a third of which wait for the last tiles.
     Waves,
 }
 
@@ -51,6 +53,7 @@ impl Bound {
             Bound::Memory => "HBM",
             Bound::L2 => "L2",
             Bound::Shared => "shared",
+            Bound::Clocks => "clocks",
             Bound::Tensor => "tensor",
             Bound::Waves => "waves",
         }
@@ -66,14 +69,14 @@ impl Prediction {
 
     pub fn bound(&self) -> Bound {
         let [l2, shared] = [self.limits.l2_us, self.limits.shared_us].map(Option::unwrap_or_default);
-        let tensor = if self.idle > 1.5 { Bound::Waves } else { Bound::Tensor };
+        let computing = if self.idle > 1.5 { Bound::Waves } else { self.computing };
         let times = [
             (Bound::Memory, self.memory_us),
             (Bound::L2, l2),
             (Bound::Shared, shared),
-            (tensor, self.compute_us),
+            (computing, self.compute_us),
         ];
-        times.into_iter().max_by(|a, b| a.1.total_cmp(&b.1)).map_or(tensor, |longest| longest.0)
+        times.into_iter().max_by(|a, b| a.1.total_cmp(&b.1)).map_or(computing, |longest| longest.0)
     }
 }
 
@@ -88,15 +91,19 @@ pub struct Tiles {
 }
 
 /// Microseconds lost between two kernels: the last blocks of one finish alone, and the first blocks
-/// of the next start cold.
+/// of the next start cold. This is for kernels that are launched one by one.
 pub const GAP_US: f64 = 4.0;
+
+/// The same in a step, whose micro-steps are CUDA graphs and whose kernels start while the one before
+/// ends. An estimate: nothing of the kind was measured.
+pub const STEP_GAP_US: f64 = 1.0;
 
 /// Share of a large matmul's rate that the mix of kernels in a step sustains: clocks drop when
 /// memory is busy too.
-const SUSTAINED: f64 = 0.955;
+pub(super) const SUSTAINED: f64 = 0.955;
 
 /// Share of a copy's bandwidth that a memory-bound matmul gets.
-const MATMUL_STREAM: f64 = 0.93;
+pub(super) const MATMUL_STREAM: f64 = 0.93;
 
 /// Output tiles available to a matmul on a GPU other than Hopper. There are so many because of 1600
 /// = 10 x 160 columns.
@@ -132,9 +139,14 @@ pub fn predict(kernel: &Kernel, gpu: &Gpu, limits: impl Fn(Option<Tiles>) -> Opt
     let memory = kernel.bytes / gpu.copy_ceiling();
     let ways = match kernel.work {
         Work::Matmul { m, n, k, tail } => matmul(kernel, (m, n, k), tail, gpu),
-        Work::Attention { B, NH, T, HS, backward } => vec![attention(kernel, (B, NH, T, HS), backward, gpu)],
-        Work::Stream { share } => {
-            vec![Realistic { compute: 0.0, memory: memory / share, fix_up: 0.0, idle: 1.0, tiles: None }]
+        Work::Attention { B, NH, T, HS, backward } => {
+            let dims = (B, NH, T, HS);
+            let way = hopper::attention(kernel, dims, backward, gpu);
+            vec![way.unwrap_or_else(|| attention(kernel, dims, backward, gpu))]
+        }
+        Work::Stream { rows, columns, share } => {
+            let way = hopper::stream(kernel, (rows, columns), gpu);
+            vec![way.unwrap_or_else(|| Realistic::stream(memory / share))]
         }
     };
     let prediction = |way: Realistic| {
@@ -146,6 +158,7 @@ pub fn predict(kernel: &Kernel, gpu: &Gpu, limits: impl Fn(Option<Tiles>) -> Opt
             memory_us: 1e6 * way.memory,
             limits: Limits::default(),
             idle: way.idle,
+            computing: way.computing,
             tiles: way.tiles,
         };
         limits(way.tiles).map_or(unlimited, |limits| unlimited.with(limits))
@@ -154,78 +167,32 @@ pub fn predict(kernel: &Kernel, gpu: &Gpu, limits: impl Fn(Option<Tiles>) -> Opt
     fastest.expect("a way to compute it")
 }
 
-/// Seconds of work that overlaps, and of the fix-up after it.
-struct Realistic {
-    compute: f64,
-    memory: f64,
-    fix_up: f64,
-    idle: f64,
-    tiles: Option<Tiles>,
+/// Seconds of work that overlaps, and of what does not.
+pub(super) struct Realistic {
+    pub compute: f64,
+    pub memory: f64,
+    pub beside: f64,
+    pub idle: f64,
+    pub computing: Bound,
+    pub tiles: Option<Tiles>,
 }
 
 impl Realistic {
-    fn seconds(&self) -> f64 {
-        self.compute.max(self.memory) + self.fix_up
+    fn stream(memory: f64) -> Self {
+        Realistic { compute: 0.0, memory, beside: 0.0, idle: 1.0, computing: Bound::Clocks, tiles: None }
+    }
+
+    pub fn seconds(&self) -> f64 {
+        self.compute.max(self.memory) + self.beside
     }
 }
 
 /// Predicts each tile.
 fn matmul(kernel: &Kernel, mnk: (usize, usize, usize), tail: Tail, gpu: &Gpu) -> Vec<Realistic> {
     match gpu.wgmma {
-        true => TILE_ROWS.iter().flat_map(|rows| hopper_matmul(kernel, mnk, tail, *rows, gpu)).collect(),
+        true => hopper::matmul(kernel, mnk, tail, gpu),
         false => TILES.iter().map(|size| matmul_with(kernel, mnk, tail, *size, gpu)).collect(),
     }
-}
-
-/// Predicts our kernels on Hopper from the clocks of their machine code
-/// ([`clocks`](super::clocks)), with a run for each tile and, for clusters of two blocks, with as
-/// many runs as clusters. Empty if tiles with so many rows do not compute this pass. Their main
-/// loops have the same rate; what they ask of L2 and of shared memory is counted.
-fn hopper_matmul(
-    kernel: &Kernel,
-    (m, n, k): (usize, usize, usize),
-    tail: Tail,
-    tile_rows: usize,
-    gpu: &Gpu,
-) -> Vec<Realistic> {
-    /// Bytes per clock and SM from and to L2, as for loads in `clocks`.
-    const L2_BYTES: f64 = 64.0;
-    static ROWS: LazyLock<Vec<Row>> =
-        LazyLock::new(|| table::parse(table::TEXT).expect("a test checks kernels/clocks.tsv"));
-    // `qkv forward` belongs to the forward pass.
-    let pass = kernel.name.rsplit(' ').next().unwrap_or_default();
-    let Some(exposed) = exposed_clocks(&ROWS, tail, pass, tile_rows, k) else { return Vec::new() };
-    let exposed = exposed / clocks_of_k(tile_rows);
-    let blocks = CLUSTER_ROWS / tile_rows;
-    // Clusters of four leave two SMs of each group of 18 without work, as on H100 and H200.
-    let SMs = if blocks == 4 { gpu.SMs as f64 * 32.0 / 33.0 } else { gpu.SMs as f64 };
-    let area = (tile_rows * TILE_COLUMNS) as f64;
-    let count = blocks * m.div_ceil(CLUSTER_ROWS) * n.div_ceil(TILE_COLUMNS);
-    // The last tile of a row multiplies 64, 128 or 256 columns.
-    let last = [0, 64, 128, 256].into_iter().find(|width| n % TILE_COLUMNS <= *width).unwrap_or_default();
-    let columns = (n / TILE_COLUMNS * TILE_COLUMNS + last) as f64;
-    let waves = count as f64 * columns / (n.div_ceil(TILE_COLUMNS) * TILE_COLUMNS) as f64 / SMs;
-    let bytes = kernel.bytes + read_again((m, n, k), gpu);
-    let memory = bytes / (gpu.copy_ceiling() * MATMUL_STREAM);
-    let seconds = |length: f64| length * 2.0 * area * gpu.SMs as f64 / (gpu.matmul_ceiling() * SUSTAINED);
-    let tiles = Some(Tiles { size: (tile_rows, TILE_COLUMNS), count, waves });
-    let by_tile = Realistic {
-        compute: seconds(waves.ceil() * (k as f64 + exposed)),
-        memory,
-        fix_up: 0.0,
-        idle: waves.ceil() / waves,
-        tiles,
-    };
-    // A run leaves its sums once, and those of the runs that share its last tile are added.
-    let sums_clocks = 4.0 * area / L2_BYTES * (1.0 + (1.0 / waves).ceil());
-    let by_cluster = Realistic {
-        compute: seconds(waves * k as f64 + (waves + 1.0) * exposed),
-        memory,
-        fix_up: sums_clocks / (gpu.boost_ghz * 1e9),
-        idle: 1.0,
-        tiles,
-    };
-    if blocks == 2 { vec![by_tile, by_cluster] } else { vec![by_tile] }
 }
 
 fn matmul_with(
@@ -253,13 +220,14 @@ fn matmul_with(
     let compute = length * 2.0 * tile_area / rate_per_sm;
     let bytes = kernel.bytes + read_again((m, n, k), gpu);
     let bandwidth = gpu.copy_ceiling() * MATMUL_STREAM;
-    let (memory, fix_up) = (bytes / bandwidth, fix_up_bytes / bandwidth);
-    Realistic { compute, memory, fix_up, idle, tiles: Some(Tiles { size, count, waves }) }
+    let (memory, beside) = (bytes / bandwidth, fix_up_bytes / bandwidth);
+    let tiles = Some(Tiles { size, count, waves });
+    Realistic { compute, memory, beside, idle, computing: Bound::Tensor, tiles }
 }
 
 /// Bytes that are read from memory more than once: one operand, for each half of the L2 cache that
 /// the other one fills.
-fn read_again((m, n, k): (usize, usize, usize), gpu: &Gpu) -> f64 {
+pub(super) fn read_again((m, n, k): (usize, usize, usize), gpu: &Gpu) -> f64 {
     let [a, b] = [m * k, n * k].map(|len| 2.0 * len as f64);
     let fits = 0.5e6 * gpu.l2_mb;
     // Long sums advance together over both operands, so neither has to stay in the cache.
@@ -275,7 +243,8 @@ pub fn masked(T: usize) -> f64 {
     1.0 + QUERIES as f64 / T.max(QUERIES) as f64
 }
 
-/// Predicts attention: tiles of 128 queries, the longest rows first, so that no wave ends early.
+/// Predicts attention at the rate of good kernels: tiles of 128 queries, the longest rows first, so
+/// that no wave ends early.
 fn attention(
     kernel: &Kernel,
     (B, NH, T, HS): (usize, usize, usize, usize),
@@ -287,5 +256,5 @@ fn attention(
     let compute = kernel.flops * masked(T) * idle / gpu.attention_rate(HS, backward);
     let memory = kernel.bytes / (gpu.copy_ceiling() * MATMUL_STREAM);
     let tiles = Tiles { size: (QUERIES, HS), count, waves: count as f64 / gpu.SMs as f64 };
-    Realistic { compute, memory, fix_up: 0.0, idle, tiles: Some(tiles) }
+    Realistic { compute, memory, beside: 0.0, idle, computing: Bound::Tensor, tiles: Some(tiles) }
 }

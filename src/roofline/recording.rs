@@ -3,7 +3,7 @@
 
 use super::kernels::StepShape;
 use crate::config::ModelConfig;
-use crate::data::buckets::TokenBuckets;
+use crate::data::buckets::rows_by_token;
 use crate::data::loader::Batch;
 use crate::model::{BatchShape, ModelOptions, Weights};
 use crate::optim::optimizer::HyperParams;
@@ -77,7 +77,7 @@ impl Recording {
     pub fn step(&mut self, mut take: impl FnMut(Event)) {
         let Recording { replica, shape, log, .. } = self;
         let tokens = vec![0; shape.rows()];
-        let batch = Batch { buckets: TokenBuckets::of(&tokens), inputs: tokens.clone(), targets: tokens };
+        let batch = Batch { rows_by_token: rows_by_token(&tokens), inputs: tokens.clone(), targets: tokens };
         // The log never holds more than one micro-step.
         let mut drain = || log.take().into_iter().for_each(&mut take);
         let next_batch = || {

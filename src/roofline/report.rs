@@ -3,7 +3,7 @@
 use super::calls::step;
 use super::gpu::Gpu;
 use super::kernels::{Class, Kernel, StepShape};
-use super::predict::{GAP_US, Prediction, predict};
+use super::predict::{Prediction, STEP_GAP_US, predict};
 use super::record::Records;
 use crate::config::ModelConfig;
 use crate::gpus::flops_per_token;
@@ -87,7 +87,7 @@ impl Budget {
             (None, Some(row)) => us(row) * kernel.bytes / row.kernel.bytes,
             (None, None) => predict(kernel, &self.gpu, |_| None).realistic_us,
         };
-        (us + kernel.launches as f64 * GAP_US) / 1e3
+        (us + kernel.launches as f64 * STEP_GAP_US) / 1e3
     }
 
     pub fn launches(&self) -> usize {
@@ -96,7 +96,7 @@ impl Budget {
 
     /// Time between kernels.
     pub fn gaps_ms(&self) -> Milliseconds {
-        Milliseconds { floor: 0.0, realistic: self.launches() as f64 * GAP_US / 1e3 }
+        Milliseconds { floor: 0.0, realistic: self.launches() as f64 * STEP_GAP_US / 1e3 }
     }
 
     pub fn total_ms(&self) -> Milliseconds {

@@ -14,9 +14,10 @@ use super::stop::Stop;
 use super::trace;
 use crate::checkpoint::{self, ModelFile, Saved};
 use crate::cli::ModelSource;
-use crate::cli::flags::trainer::{EvalFlags, OptimFlags, Shuffle, TrainArgs};
+use crate::cli::flags::trainer::{CudaGraphs, EvalFlags, OptimFlags, Shuffle, TrainArgs};
 use crate::config::ModelConfig;
 use crate::data::tokenizer::EOT;
+use crate::device::open::DeviceName;
 use crate::files::lock::DirLock;
 use crate::model::{BatchShape, ModelOptions};
 use crate::numerics::Watch;
@@ -140,6 +141,10 @@ fn announce(
     }
     if args.gpu.gpu_info_every > 0 {
         dev.gpu_state().context("-lg")?;
+    }
+    let graphs = args.gpu.cuda_graphs != CudaGraphs::Never && args.device.name != DeviceName::Cpu;
+    if graphs && args.process.world_size > 1 {
+        log::info!("micro-steps in which processes communicate are queued without CUDA graphs");
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 //! kernels by timing them.
 
 use super::Trainer;
-use crate::cli::flags::trainer::TrainArgs;
+use crate::cli::flags::trainer::{CudaGraphs, TrainArgs};
 use crate::files::NewFile;
 use crate::ops::Ops;
 use crate::parallel::environment::Process;
@@ -25,6 +25,9 @@ pub struct TraceFile {
 /// If the file cannot be created.
 pub fn open(args: &TrainArgs, dev: Box<dyn Ops>) -> Result<(Box<dyn Ops>, Option<TraceFile>)> {
     let Some(path) = &args.files.trace else { return Ok((dev, None)) };
+    if args.gpu.cuda_graphs == CudaGraphs::Always {
+        log::info!("--trace: the traced step is queued without CUDA graphs");
+    }
     let path = path_of_rank(path, &args.process);
     let file = NewFile::create(&path).context("--trace")?;
     let tracer = Tracer::default();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
 use std::time::Duration;
-use warpsmith::device::cuda::driver::{Counts, DeviceInfo, Driver};
+use warpsmith::device::cuda::driver::{Counts, DeviceInfo, Driver, Graph};
 use warpsmith::device::cuda::kernel::{Arg, KernelSpec, Launch, Launcher};
 use warpsmith::device::cuda::matmul_library::MatmulLibrary;
 use warpsmith::device::cuda::nvidia::Nvidia;
@@ -93,6 +93,18 @@ impl Driver for Gpu {
 
     fn synchronize(&mut self) -> anyhow::Result<()> {
         self.deref_mut().synchronize()
+    }
+
+    fn begin_capture(&mut self) -> anyhow::Result<()> {
+        self.deref_mut().begin_capture()
+    }
+
+    fn end_capture(&mut self) -> anyhow::Result<Graph> {
+        self.deref_mut().end_capture()
+    }
+
+    fn launch_graph(&mut self, graph: Graph) -> anyhow::Result<()> {
+        self.deref_mut().launch_graph(graph)
     }
 
     fn lend(&mut self, address: u64, bytes: usize) -> (u64, Place) {

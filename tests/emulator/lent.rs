@@ -147,8 +147,9 @@ fn the_host_leaves_alone_what_is_lent() {
 fn with_gradients(check: bool) -> (Cuda, [Tensor; 2]) {
     let dtype = Dtype::Bf16;
     let options = EmulatorOptions { check, ..EmulatorOptions::default() };
-    let (tf32, gelu_fusion, deterministic, matmul) = (false, 0, true, MatmulChoice::Own);
-    let cuda_options = CudaOptions { dtype, tf32, gelu_fusion, deterministic, matmul };
+    let (tf32, gelu_fusion, deterministic, graphs) = (false, 0, true, false);
+    let matmul = MatmulChoice::Own;
+    let cuda_options = CudaOptions { dtype, tf32, gelu_fusion, deterministic, matmul, graphs };
     let mut dev = Cuda::new(open(dtype, options).unwrap(), cuda_options);
     let mut plan = MemoryPlan::new();
     let tensors = [0; 2].map(|_| plan.add("gradients", "gradients", dtype, 64));

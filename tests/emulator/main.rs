@@ -30,6 +30,8 @@ mod narrow;
 mod shipped;
 #[cfg(emulated)]
 mod stores;
+#[cfg(emulated)]
+mod turns;
 
 #[cfg(not(emulated))]
 #[test]

@@ -132,6 +132,30 @@ extern "C" __global__ void __launch_bounds__(1024) last_block_1(float* out, unsi
 extern "C" __global__ void __launch_bounds__(1024) last_block_2(float* out, unsigned* count) { last_block<2>(out, count); }
 extern "C" __global__ void __launch_bounds__(1024) last_block_3(float* out, unsigned* count) { last_block<3>(out, count); }
 
+// Every block adds to the sums of all other blocks, eight numbers each. The last one doubles the
+// sums into `out` and clears them.
+template <int BUG>
+__device__ __forceinline__ void added(float* out, float* sums, unsigned* count) {
+    const int t = threadIdx.x;
+    if (t / 8 != blockIdx.x) {
+        if (BUG == 3) sums[t] += t + 1.0f;
+        else red_add(sums + t, t + 1.0f);
+    }
+    if (BUG != 2) __syncthreads();
+    bool is_last = false;
+    if (t == 0) {
+        if (BUG != 1) __threadfence();
+        is_last = atomicInc(count, gridDim.x - 1) == gridDim.x - 1;
+    }
+    if (!__syncthreads_or(is_last)) return;
+    out[t] = 2.0f * sums[t];
+    sums[t] = 0.0f;
+}
+extern "C" __global__ void __launch_bounds__(1024) added_0(float* out, float* sums, unsigned* count) { added<0>(out, sums, count); }
+extern "C" __global__ void __launch_bounds__(1024) added_1(float* out, float* sums, unsigned* count) { added<1>(out, sums, count); }
+extern "C" __global__ void __launch_bounds__(1024) added_2(float* out, float* sums, unsigned* count) { added<2>(out, sums, count); }
+extern "C" __global__ void __launch_bounds__(1024) added_3(float* out, float* sums, unsigned* count) { added<3>(out, sums, count); }
+
 // 128-bit accesses; tensor core operands.
 template <int BUG>
 __device__ __forceinline__ void vectors(float* out, const float* in) {

@@ -41,6 +41,13 @@ fn last_block(gpu: &mut Gpu, name: &'static str) -> Result<Vec<f32>, String> {
     Ok(gpu.read(out.address(), 9))
 }
 
+fn added(gpu: &mut Gpu, name: &'static str) -> Result<Vec<f32>, String> {
+    let [out, sums] = [(); 2].map(|()| pointer(gpu.memory(&[0f32; 64])));
+    let count = pointer(gpu.memory(&[0u32]));
+    gpu.launch(name, Launch::new(8, 64), &[Arg::new(&out), Arg::new(&sums), Arg::new(&count)])?;
+    Ok([gpu.read(out.address(), 64), gpu.read(sums.address(), 64)].concat())
+}
+
 fn vectors(gpu: &mut Gpu, name: &'static str) -> Result<Vec<f32>, String> {
     let (out, inp) = (pointer(gpu.memory(&[0f32; 128])), pointer(gpu.memory(&numbers()[..130])));
     gpu.launch(name, Launch::new(1, 32).shared(512), &[Arg::new(&out), Arg::new(&inp)])?;
@@ -112,6 +119,9 @@ const MUTANTS: &[(Run, &str, &str, &[&str])] = &[
     (last_block, "last_block_1", "no __threadfence", &["wrote in the same launch"]),
     (last_block, "last_block_2", "no counter", &["wrote in the same launch", "read in the same launch"]),
     (last_block, "last_block_3", "plain write to a counter", &["in the same launch"]),
+    (added, "added_1", "no __threadfence", &["wrote in the same launch"]),
+    (added, "added_2", "no barrier before the counter", &["wrote in the same launch"]),
+    (added, "added_3", "adds without an atomic operation", &["in the same launch"]),
     (vectors, "vectors_1", "misaligned load", &["128-bit load from a misaligned address"]),
     (vectors, "vectors_2", "no __syncwarp before ldmatrix", &["is a race: written by", "uninitialized"]),
     (vectors, "vectors_3", "misaligned row", &["is not a multiple of 16"]),
@@ -126,11 +136,12 @@ fn in_mode(options: EmulatorOptions, run: Run, name: &'static str) -> Result<Vec
 
 #[test]
 fn kernels_without_bugs_pass_in_every_mode() {
-    let originals: [(Run, &str); 5] = [
+    let originals: [(Run, &str); 6] = [
         (pipeline, "pipeline_0"),
         (total, "total_0"),
         (reverse, "reverse_0"),
         (last_block, "last_block_0"),
+        (added, "added_0"),
         (vectors, "vectors_0"),
     ];
     for (run, name) in originals {
@@ -173,7 +184,16 @@ fn the_checker_names_every_bug_in_every_mode() {
 /// none, by design.
 #[test]
 fn most_bugs_show_in_some_order_without_the_checker() {
-    let invisible = ["pipeline_5", "total_2", "last_block_1", "last_block_2", "total_11", "vectors_2"];
+    let invisible = [
+        "pipeline_5",
+        "total_2",
+        "last_block_1",
+        "last_block_2",
+        "added_1",
+        "added_2",
+        "total_11",
+        "vectors_2",
+    ];
     for (run, name, bug, _) in MUTANTS.iter().filter(|m| !invisible.contains(&m.1)) {
         let original: &'static str = Box::leak(format!("{}_0", name.rsplit_once('_').unwrap().0).into());
         let want = in_mode(EmulatorOptions::default(), *run, original).unwrap();

@@ -135,6 +135,15 @@ fn a_load_for_each_element() {
     refused("encoder.cu", "80", &[("common.cuh", pack, elements)], &expected);
 }
 
+/// Its results would be read before they are there, and it would read too early itself.
+#[test]
+#[cfg_attr(not(has_gate), ignore = "needs the tools of the gate (make nvcc)")]
+fn a_kernel_that_does_not_wait_for_the_one_before() {
+    let edits = [("common.cuh", "    launch_dependents();\n    wait_for_dependencies();\n", "")];
+    let expected = [("gelu_forward", "has no PREEXIT"), ("gelu_forward", "has no ACQBULK")];
+    refused("gelu.cu", "90a", &edits, &expected);
+}
+
 /// More loads in flight at once, or fewer.
 #[test]
 #[cfg_attr(not(has_gate), ignore = "needs the tools of the gate (make nvcc)")]

@@ -1,7 +1,8 @@
 //! Causal attention at every head size: forward, backward, and for one position.
 
-use crate::devices::{older, under_test};
-use crate::harness::{Tensors, Tolerance, Work, check, check_on, outputs_of, random};
+use crate::devices::{at_the_same_time, older, under_test};
+use crate::harness::{Tensors, Tolerance, Work, check, check_dtype, check_on, outputs_of, random};
+use warpsmith::device::cuda::BackwardKernels;
 use warpsmith::ops::{AttentionDims, Limits};
 use warpsmith::tensor::Dtype;
 
@@ -35,6 +36,43 @@ fn check_dims(B: usize, T: usize, NH: usize, HS: usize) {
     check(&format!("attention, {dims:?}"), |t| all_of(t, dims));
 }
 
+/// Runs the forward pass alone.
+fn forward_of(t: &mut Tensors, qkv: &[f32], dims: AttentionDims) -> Work {
+    let AttentionDims { B, T, NH, HS } = dims;
+    let qkv = t.x("qkv", qkv);
+    let out = t.out_x("out", B * T * NH * HS, Tolerance::new(3.0, T));
+    let lse = t.out_f32("lse", B * NH * T, Tolerance::new(0.0, HS));
+    Box::new(move |dev| dev.attention_forward(out, lse, qkv, dims))
+}
+
+/// Tiles of 128 queries and keys, more of them than the emulated device has SMs.
+#[test]
+fn forward_in_many_tiles() {
+    for (B, T, NH, HS) in
+        [(2, 300, 2, 64), (1, 257, 2, 80), (1, 385, 1, 96), (3, 129, 1, 128), (1, 128, 2, 128)]
+    {
+        let dims = AttentionDims { B, T, NH, HS };
+        let qkv = scaled(4, B * T * 3 * NH * HS, 2.0);
+        check(&format!("attention_forward, {dims:?}"), |t| forward_of(t, &qkv, dims));
+    }
+}
+
+/// A row's largest score is in the first tile of its sequence, the last one that is read, and much
+/// larger than all others: the maximum so far does not serve.
+#[test]
+fn forward_with_a_late_maximum() {
+    for (HS, T) in [(64, 300), (80, 150), (96, 150), (128, 280)] {
+        let dims = AttentionDims { B: 1, T, NH: 2, HS };
+        let row = 3 * dims.NH * HS;
+        let mut qkv = scaled(5, T * row, 2.0);
+        let query: Vec<f32> = qkv[(T - 1) * row..][..HS].to_vec();
+        for (key, q) in qkv[7 * row + dims.NH * HS..][..HS].iter_mut().zip(query) {
+            *key = 8.0 * q;
+        }
+        check(&format!("attention_forward, {dims:?}"), |t| forward_of(t, &qkv, dims));
+    }
+}
+
 /// Lengths and heads at the edges of tiles, blocks and sequences: (B, T, NH).
 const EDGES: [(usize, usize, usize); 5] = [(1, 1, 1), (1, 65, 3), (2, 129, 1), (1, 64, 2), (1, 257, 1)];
 
@@ -46,12 +84,32 @@ fn heads_of_64() {
 /// The kernels that older GPUs use where Hopper has its own.
 #[test]
 fn before_hopper() {
-    for (B, T, NH) in EDGES {
-        let dims = AttentionDims { B, T, NH, HS: 64 };
-        for dtype in [Dtype::Bf16, Dtype::F16] {
-            check_on(&format!("attention, {dims:?}"), dtype, older(dtype), |t| all_of(t, dims));
-        }
+    EDGES.into_iter().for_each(|(B, T, NH)| check_older(BackwardKernels::Ordered, B, T, NH, 64));
+}
+
+fn check_older(backward: BackwardKernels, B: usize, T: usize, NH: usize, HS: usize) {
+    let dims = AttentionDims { B, T, NH, HS };
+    for dtype in [Dtype::Bf16, Dtype::F16] {
+        check_on(&format!("attention, {dims:?}"), dtype, older(dtype, backward), |t| all_of(t, dims));
     }
+}
+
+/// One kernel backward, whose tiles have 128 keys.
+#[test]
+fn with_atomics() {
+    let with = |B, T, NH, HS| check_older(BackwardKernels::Atomic, B, T, NH, HS);
+    EDGES.into_iter().for_each(|(B, T, NH)| with(B, T, NH, 64));
+    for HS in [32, 80, 96, 128] {
+        with(1, 100, 3, HS);
+        with(1, 161, 1, HS);
+    }
+    with(1, 384, 1, 64);
+}
+
+/// More heads than a launch has sums for in the memory that these tests plan.
+#[test]
+fn atomics_in_two_launches() {
+    check_older(BackwardKernels::Atomic, 9, 5, 12, 64);
 }
 
 #[test]
@@ -80,6 +138,15 @@ fn many_heads() {
     check_dims(3, 2, 12, 32);
 }
 
+/// More heads than those of two groups, so that places for sums of dQ are used again.
+#[test]
+fn more_heads_than_places() {
+    for (B, T, NH) in [(2, 130, 5), (3, 2, 7)] {
+        let dims = AttentionDims { B, T, NH, HS: 64 };
+        check_dtype(&format!("attention, {dims:?}"), Dtype::Bf16, |t| all_of(t, dims));
+    }
+}
+
 #[test]
 fn one_position_attends_to_those_before_it_alone() {
     let dims = AttentionDims { B: 2, T: 70, NH: 3, HS: 64 };
@@ -96,12 +163,14 @@ fn one_position_attends_to_those_before_it_alone() {
     });
 }
 
-/// The bits depend neither on the order of threads nor on the mode or the run.
+/// The bits depend neither on the order of threads nor on the mode or the run, as without a choice
+/// the ordered kernels serve.
 #[test]
 fn gives_the_same_bits_every_time() {
-    let dims = AttentionDims { B: 1, T: 130, NH: 2, HS: 64 };
+    let dims = AttentionDims { B: 2, T: 130, NH: 5, HS: 64 };
     for dtype in [Dtype::Bf16, Dtype::F32] {
-        let runs = under_test(dtype).into_iter().chain(under_test(dtype).into_iter().take(1));
+        let again = under_test(dtype).into_iter().take(1).chain(at_the_same_time(dtype));
+        let runs = under_test(dtype).into_iter().chain(again);
         let outputs: Vec<_> = runs.map(|under| outputs_of(under, dtype, |t| all_of(t, dims))).collect();
         let bits = |outputs: &[Vec<f32>]| -> Vec<u32> {
             outputs.iter().flatten().map(|value| value.to_bits()).collect()

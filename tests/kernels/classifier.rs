@@ -23,7 +23,7 @@ fn losses_and_gradients() {
                 losses: t.inout_f32("losses", &random(3, N), Tolerance::new(0.0, V)),
                 logits: t.inout_x("logits", &random_logits(N, V, Vp), Tolerance::new(1.0, V)),
                 targets: t.i32("targets", &random_indices(2, N, V)),
-                dloss: Some(0.125),
+                dloss: Some(t.f32("dloss", &[0.125])),
                 N,
                 V,
                 Vp,
@@ -52,6 +52,27 @@ fn losses_alone_leave_logits() {
     }
 }
 
+/// Logits whose exponents have few bits after the point, in rows of more than a batch of packs.
+#[test]
+fn far_from_zero() {
+    let (N, V, Vp) = (2, 17_001, 17_008);
+    for mean in [3e4, -3e4] {
+        check(&format!("classifier about {mean}"), |t| {
+            let logits: Vec<f32> = random_logits(N, V, Vp).iter().map(|x| mean + 40.0 * x).collect();
+            let args = Classifier {
+                losses: t.inout_f32("losses", &random(3, N), Tolerance::new(0.0, V)),
+                logits: t.inout_x("logits", &logits, Tolerance::new(1.0, V)),
+                targets: t.i32("targets", &random_indices(2, N, V)),
+                dloss: Some(t.f32("dloss", &[0.125])),
+                N,
+                V,
+                Vp,
+            };
+            Box::new(move |dev| dev.classifier(args))
+        });
+    }
+}
+
 /// The largest finite ones, and minus infinity.
 #[test]
 fn extremes() {
@@ -64,7 +85,7 @@ fn extremes() {
             losses: t.inout_f32("losses", &[0.0; 2], Tolerance::new(0.0, 1)),
             logits: t.inout_x("logits", &rows.concat(), Tolerance::new(1.0, 1)),
             targets: t.i32("targets", &[0, 3]),
-            dloss: Some(1.0),
+            dloss: Some(t.f32("dloss", &[1.0])),
             N: 2,
             V: 8,
             Vp: 8,

@@ -1,13 +1,14 @@
 //! Token and position embeddings.
 
 use crate::harness::*;
-use warpsmith::data::buckets;
-use warpsmith::ops::{EncoderBackward, TokenBuckets};
+use warpsmith::data::buckets::rows_by_token;
+use warpsmith::ops::EncoderBackward;
 
-/// (B, T, C, rows of wte): one row; a bucket of more rows than a warp takes; more channels than a
-/// warp has packs.
-const SHAPES: [(usize, usize, usize, usize); 4] =
-    [(1, 1, 8, 3), (3, 7, 40, 50), (5, 67, 24, 3), (2, 33, 272, 9)];
+/// (B, T, C, rows of wte): one row; most tokens once; a token of more rows than a warp takes, and one of
+/// more than a block's warps take at once; more channels than a warp has packs; a batch of more
+/// sequences than are in flight.
+const SHAPES: [(usize, usize, usize, usize); 6] =
+    [(1, 1, 8, 3), (3, 7, 40, 50), (5, 67, 24, 3), (2, 300, 16, 1), (2, 33, 272, 9), (19, 4, 24, 30)];
 
 #[test]
 fn forward() {
@@ -27,18 +28,13 @@ fn backward() {
     for (B, T, C, V) in SHAPES {
         check(&format!("encoder backward {B} {T} {C} {V}"), |t| {
             let tokens = random_indices(1, B * T, V);
-            let by_token = buckets::TokenBuckets::of(&tokens);
             let tolerance = Tolerance::new(1.0, B * T);
             let args = EncoderBackward {
                 dwte: t.inout_x("dwte", &random(2, V * C), tolerance),
                 dwpe: t.inout_x("dwpe", &random(3, (T + 2) * C), tolerance),
                 dout: t.x("dout", &random(4, B * T * C)),
                 tokens: t.i32("tokens", &tokens),
-                buckets: TokenBuckets {
-                    rows: t.i32("rows", &by_token.rows),
-                    starts: t.i32("starts", &by_token.starts),
-                    count: by_token.starts.len() - 1,
-                },
+                rows_by_token: t.i32("rows_by_token", &rows_by_token(&tokens)),
                 B,
                 T,
                 C,

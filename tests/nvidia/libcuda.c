@@ -42,10 +42,21 @@ static struct work queue[MOST];
 static size_t queued, done;
 static result broken = OK;
 
+// What was captured, of all graphs; `capturing`: work goes there. What a graph cannot have fails.
+static struct work captured[MOST];
+static size_t captured_count;
+static int capturing;
+struct graph {
+    size_t begin, end;
+};
+static struct graph graph_now;
+enum { UNSUPPORTED_IN_CAPTURE = 900 };
+
 static result enqueue(struct work work) {
     if (!current) return INVALID_CONTEXT;
-    if (queued == MOST) return INVALID;
-    queue[queued++] = work;
+    if (queued == MOST || captured_count == MOST) return INVALID;
+    if (capturing) captured[captured_count++] = work;
+    else queue[queued++] = work;
     return broken;
 }
 static result copy(void* dst, const void* src, size_t bytes) {
@@ -88,7 +99,41 @@ result cuStreamDestroy_v2(void* stream) {
 }
 result cuStreamSynchronize(void* stream) {
     (void)stream;
-    return run_until(queued);
+    return capturing ? UNSUPPORTED_IN_CAPTURE : run_until(queued);
+}
+result cuStreamBeginCapture_v2(void* stream, int mode) {
+    if (!current) return INVALID_CONTEXT;
+    if (!stream || capturing || mode != 1) return INVALID; // of this thread
+    capturing = 1;
+    graph_now.begin = captured_count;
+    return OK;
+}
+result cuStreamEndCapture(void* stream, struct graph** graph) {
+    if (!stream || !capturing) return INVALID;
+    capturing = 0;
+    graph_now.end = captured_count;
+    *graph = malloc(sizeof **graph);
+    **graph = graph_now;
+    return OK;
+}
+result cuGraphInstantiateWithFlags(struct graph** exec, struct graph* graph, unsigned long long flags) {
+    if (flags) return INVALID;
+    *exec = malloc(sizeof **exec);
+    **exec = *graph;
+    return OK;
+}
+result cuGraphLaunch(struct graph* exec, void* stream) {
+    if (!stream || capturing) return INVALID;
+    for (size_t i = exec->begin; i < exec->end; i++) enqueue(captured[i]);
+    return broken;
+}
+result cuGraphDestroy(struct graph* graph) {
+    free(graph);
+    return current ? OK : INVALID_CONTEXT;
+}
+result cuGraphExecDestroy(struct graph* exec) {
+    free(exec);
+    return current ? OK : INVALID_CONTEXT;
 }
 result cuEventCreate(void** event, unsigned flags) {
     (void)flags;
@@ -106,7 +151,7 @@ result cuEventRecord(struct event* event, void* stream) {
     return OK;
 }
 result cuEventSynchronize(struct event* event) {
-    return run_until(event->position);
+    return capturing ? UNSUPPORTED_IN_CAPTURE : run_until(event->position);
 }
 result cuEventElapsedTime_v2(float* ms, struct event* start, struct event* end) {
     if (done < end->position) return INVALID;
@@ -261,14 +306,32 @@ result cuFuncGetParamInfo(void* function, size_t i, size_t* offset, size_t* byte
     *bytes = param_bytes(function, i);
     return *bytes ? OK : INVALID;
 }
-result cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                      unsigned shared_bytes, void* stream, void** params, void** extra) {
-    struct work work = {.kernel = function, .blocks = gx};
+struct attribute {
+    int id;
+    char pad[4];
+    union {
+        char bytes[64];
+        int allowed;
+    } value;
+};
+struct config {
+    unsigned gx, gy, gz, bx, by, bz, shared_bytes;
+    void* stream;
+    struct attribute* attributes;
+    unsigned count;
+};
+result cuLaunchKernelEx(const struct config* config, void* function, void** params, void** extra) {
+    struct work work = {.kernel = function, .blocks = config->gx};
     if (!current) return INVALID_CONTEXT;
-    if (!stream || extra) return INVALID;
+    if (!config->stream || extra) return INVALID;
+    // From Hopper on, and only there, kernels start while the one before ends.
+    if (config->count != (unsigned)(setting("STUB_CAPABILITY", 9) >= 9)) return INVALID;
+    for (unsigned i = 0; i < config->count; i++)
+        if (config->attributes[i].id != 6 || config->attributes[i].value.allowed != 1) return INVALID;
     if (has_fault(function, "refused")) return OUT_OF_RESOURCES;
     int computes = !getenv("STUB_PARAMS") && kernel_params(function);
-    if (!computes) printf("%s <<<%u %u %u, %u %u %u, %u>>>", (char*)function, gx, gy, gz, bx, by, bz, shared_bytes);
+    if (!computes) printf("%s <<<%u %u %u, %u %u %u, %u>>>", (char*)function, config->gx, config->gy, config->gz,
+                          config->bx, config->by, config->bz, config->shared_bytes);
     for (size_t i = 0; param_bytes(function, i); i++) {
         uint64_t value = 0;
         memcpy(&value, params[i], param_bytes(function, i));

@@ -205,6 +205,53 @@ fn case_copies() {
     assert_eq!(error, "out of GPU memory: 512 of 1024 MiB are free");
 }
 
+#[test]
+#[ignore = "runs in a process of its own"]
+fn case_graphs() {
+    let mut gpu = open();
+    let [a, b, c] = [0; 3].map(|_| gpu.allocate(100).unwrap());
+    let fill = |gpu: &mut Nvidia, value| gpu.upload(a, &[value; 100]).unwrap();
+    let held = |gpu: &mut Nvidia| {
+        let mut found = [[9u8; 100]; 2];
+        gpu.download(&mut found[0], b).unwrap();
+        gpu.download(&mut found[1], c).unwrap();
+        found.map(|bytes| (bytes[0], bytes[99]))
+    };
+    let capture = |gpu: &mut Nvidia, value| {
+        gpu.begin_capture().unwrap();
+        gpu.copy(b, a, 100).unwrap();
+        gpu.set_bytes(c, value, 50).unwrap();
+        gpu.copy(c + 50, b, 50).unwrap();
+    };
+    fill(&mut gpu, 1);
+    capture(&mut gpu, 7);
+    let one = gpu.end_capture().unwrap();
+    capture(&mut gpu, 8);
+    let other = gpu.end_capture().unwrap();
+    assert_eq!(held(&mut gpu), [(0, 0); 2], "nothing ran yet");
+    for (value, graph, set) in [(2, one, 7), (3, one, 7), (4, other, 8), (5, one, 7)] {
+        fill(&mut gpu, value);
+        gpu.launch_graph(graph).unwrap();
+        assert_eq!(held(&mut gpu), [(value, value), (set, value)]);
+    }
+    // What waits cannot be captured, and the GPU goes on after the error.
+    gpu.begin_capture().unwrap();
+    let error = format!("{:#}", gpu.synchronize().unwrap_err());
+    assert!(error.starts_with("waiting for the GPU"), "{error}");
+    gpu.end_capture().unwrap();
+    assert_eq!(held(&mut gpu), [(5, 5), (7, 5)]);
+    assert!(gpu.end_capture().is_err());
+    // A graph can have a kernel.
+    gpu.begin_capture().unwrap();
+    gpu.launch(&KERNEL, Launch::new(3, 32), &[]).unwrap();
+    gpu.end_capture().unwrap();
+}
+
+#[test]
+fn graphs_repeat_what_was_captured() {
+    run("case_graphs", stand_ins().path(), &[]);
+}
+
 static KERNEL: KernelSpec = KernelSpec { name: "layernorm_forward", file: "layernorm.cu", params: &[] };
 static ABSENT: KernelSpec = KernelSpec { name: "absent", file: "layernorm.cu", params: &[] };
 static NO_FILE: KernelSpec = KernelSpec { name: "kernel", file: "nowhere.cu", params: &[] };

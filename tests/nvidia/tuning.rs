@@ -73,8 +73,8 @@ fn case_tuning() {
         Ok("fastest") => MatmulChoice::Fastest,
         _ => MatmulChoice::Own,
     };
-    let options =
-        CudaOptions { dtype: Dtype::F32, tf32: false, gelu_fusion: AUTO, deterministic: false, matmul };
+    let (dtype, deterministic, graphs) = (Dtype::F32, false, false);
+    let options = CudaOptions { dtype, tf32: false, gelu_fusion: AUTO, deterministic, matmul, graphs };
     let gpu = Nvidia::with_fatbins(&OF_THE_STAND_IN, 0, Dtype::F32).unwrap();
     let mut cuda = Cuda::new(Box::new(gpu), options);
     let got = match matmuls(&mut cuda) {

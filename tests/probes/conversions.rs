@@ -95,6 +95,40 @@ fn pack2() {
     });
 }
 
+/// The larger of two 16-bit numbers, which `widen` turns into f32.
+fn larger(a: u16, b: u16, widen: fn(u16) -> f32) -> u32 {
+    let (x, y) = (widen(a), widen(b));
+    let found = match () {
+        () if x.is_nan() && y.is_nan() => 0x7fff,
+        () if y.is_nan() || x > y => a,
+        () if x.is_nan() || x < y => b,
+        // Equal: of two zeros the positive one.
+        () => a & b,
+    };
+    u32::from(found)
+}
+
+/// Every pattern in the low half, against others.
+#[test]
+fn max2() {
+    let words: Vec<u32> = (0..1 << 16).map(|low: u32| low | low.wrapping_mul(40_503) << 16).collect();
+    let expected = |widen: fn(u16) -> f32| -> Vec<u32> {
+        let of = |(&a, &b): (&u32, &u32)| {
+            let half = |shift: u32| larger((a >> shift) as u16, (b >> shift) as u16, widen);
+            half(0) | half(16) << 16
+        };
+        words.iter().zip(words.iter().rev()).map(of).collect()
+    };
+    probe("max2", Needs::Any, |device| {
+        let (of_bf16, of_f16) =
+            (expected(|x| bf16::from_bits(x).to_f32()), expected(|x| f16::from_bits(x).to_f32()));
+        vec![
+            Case::exact("bf16", Format::Bits, device.each((FILE, "bf16_max2"), &words), of_bf16),
+            Case::exact("f16", Format::Bits, device.each((FILE, "f16_max2"), &words), of_f16),
+        ]
+    });
+}
+
 /// Rounds to 10 fraction bits, ties away from zero. It computes in f64, which has all numbers and
 /// steps that occur. PTX leaves NaNs open; Hopper drops their low bits, so some become infinity.
 fn to_tf32(v: f32) -> u32 {

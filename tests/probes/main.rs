@@ -31,9 +31,10 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 /// Every probe, by the name of its golden file.
-const PROBES: [&str; 43] = [
+const PROBES: [&str; 47] = [
     "addresses",
     "bf16",
+    "bulk_copies",
     "bulk_reduce_add",
     "cluster_barriers",
     "copy_u128",
@@ -46,6 +47,7 @@ const PROBES: [&str; 43] = [
     "f32",
     "flags",
     "ldmatrix",
+    "max2",
     "mbarrier",
     "mma_bf16",
     "mma_f16",
@@ -53,6 +55,7 @@ const PROBES: [&str; 43] = [
     "named_barriers",
     "opaque",
     "pack2",
+    "red",
     "registers",
     "roots",
     "stmatrix",
@@ -64,6 +67,7 @@ const PROBES: [&str; 43] = [
     "tma_narrow",
     "tma_store",
     "tma_store_narrow",
+    "turns",
     "wgmma_bf16",
     "wgmma_bf16_64",
     "wgmma_f16",

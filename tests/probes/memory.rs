@@ -19,6 +19,21 @@ fn copies_of_128_bits() {
     });
 }
 
+/// Numbers whose sums are exact in any order.
+#[test]
+fn additions_of_many_threads() {
+    let numbers: Vec<f32> = (0..1000).map(|i| (i * 37 % 101) as f32 - 50.0).collect();
+    let sum = |start: usize| (7.0 + numbers[start..].iter().step_by(8).sum::<f32>()).to_bits();
+    let expected: Vec<u32> = (0..8).map(sum).collect();
+    let words: Vec<u32> = numbers.iter().map(|x| x.to_bits()).collect();
+    probe("red", Needs::Any, |device| {
+        let args = (device.words(&[7f32.to_bits(); 8]), device.words(&words), words.len() as i32);
+        let launch = Launch::new(words.len().div_ceil(256), 256);
+        device.launch((FILE, "red_adds"), launch, &[Arg::new(&args.0), Arg::new(&args.1), Arg::new(&args.2)]);
+        vec![Case::exact("sums", Format::F32, device.read(args.0, 8), expected.clone())]
+    });
+}
+
 #[test]
 fn opaque() {
     let words = random_words(4, 256);

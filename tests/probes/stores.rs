@@ -1,5 +1,5 @@
-//! Ways for results to leave: matrices to shared memory, boxes to global memory, and flags that
-//! tell other blocks of them.
+//! Ways for results to leave: matrices to shared memory, boxes and bytes to global memory, and
+//! flags and turns that tell other blocks of them.
 
 use crate::case::{Case, Format};
 use crate::matrices::random_words;
@@ -139,15 +139,22 @@ fn additions() {
     });
 }
 
-/// Each block sees what the one before wrote, and flags are low after the wait for them.
-#[test]
-fn flags() {
-    const BLOCKS: usize = 7;
+const BLOCKS: usize = 7;
+
+/// Numbers for each block, and what it writes: their sums with what the block before wrote.
+fn numbers_and_sums() -> [Vec<u32>; 2] {
     let input = random_words(13, BLOCKS * 64);
     let mut sums = input.clone();
     for i in 64..sums.len() {
         sums[i] = sums[i].wrapping_add(sums[i / 64 * 64 - 1 - i % 64]);
     }
+    [input, sums]
+}
+
+/// Each block sees what the one before wrote, and flags are low after the wait for them.
+#[test]
+fn flags() {
+    let [input, sums] = numbers_and_sums();
     let mut raised = [0; BLOCKS];
     raised[BLOCKS - 1] = 1;
     probe("flags", Needs::Any, |device| {
@@ -159,5 +166,36 @@ fn flags() {
             Case::exact("numbers", Format::Bits, device.read(out, BLOCKS * 64), sums.clone()),
             Case::exact("flags", Format::Bits, device.read(flags, BLOCKS), raised.to_vec()),
         ]
+    });
+}
+
+/// Each block sees what the one before wrote, whose turn was before.
+#[test]
+fn turns() {
+    let [input, sums] = numbers_and_sums();
+    probe("turns", Needs::Any, |device| {
+        let out = device.words(&[0xdead_beef; BLOCKS * 64]);
+        let [turn, counter] = [0; 2].map(|_| device.words(&[0]));
+        let args = [out, turn, counter, device.words(&input)];
+        device.launch((FILE, "turns"), Launch::new(BLOCKS, 64), &args.each_ref().map(Arg::new));
+        vec![
+            Case::exact("numbers", Format::Bits, device.read(out, BLOCKS * 64), sums.clone()),
+            Case::exact("turn", Format::Bits, device.read(turn, 1), vec![BLOCKS as u32]),
+        ]
+    });
+}
+
+/// Copies of bytes in both directions, also of bytes that an earlier copy has written.
+#[test]
+fn bulk_copies() {
+    let words = random_words(14, 64);
+    let mut expected = vec![PATTERN; 128];
+    expected[..64].copy_from_slice(&words);
+    expected[96..].copy_from_slice(&words[32..]);
+    probe("bulk_copies", Needs::Hopper, |device| {
+        let (out, input) = (device.words(&[PATTERN; 128]), device.words(&words));
+        let args = [Arg::new(&out), Arg::new(&input)];
+        device.launch((FILE, "bulk_copies"), Launch::new(1, 32).shared(256 + 8), &args);
+        vec![Case::exact("words", Format::Bits, device.read(out, 128), expected.clone())]
     });
 }

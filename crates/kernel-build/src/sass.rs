@@ -14,7 +14,7 @@ pub const SASS_ARCHES: [&str; 2] = ["80", "90a"];
 
 /// The classes that are counted, with a description. Global loads and stores are `.128` if they
 /// move 128 bits or more.
-pub const CLASSES: [(&str, &str); 11] = [
+pub const CLASSES: [(&str, &str); 13] = [
     ("HMMA", "tensor core MMAs of a warp"),
     ("HGMMA", "tensor core MMAs of a warpgroup"),
     ("LDSM", "ldmatrix"),
@@ -26,6 +26,8 @@ pub const CLASSES: [(&str, &str); 11] = [
     ("LDG.narrow", "global loads of fewer than 128 bits"),
     ("STG.128", "global stores of 128 bits"),
     ("STG.narrow", "global stores of fewer than 128 bits"),
+    ("PREEXIT", "launch_dependents"),
+    ("ACQBULK", "wait_for_dependencies"),
 ];
 
 /// The machine code of one kernel for one architecture.
@@ -125,6 +127,13 @@ fn faults_of(code: &Code) -> Vec<String> {
         }
         for class in need.split_whitespace().filter(|class| !code.counts.contains_key(*class)) {
             faults.push(format!("{name} has no {class} ({}), which it is written for", describe(class)));
+        }
+    }
+    // An empty kernel touches no memory.
+    if arch == "90a" && !code.counts.is_empty() {
+        for class in ["PREEXIT", "ACQBULK"].into_iter().filter(|class| !code.counts.contains_key(*class)) {
+            faults
+                .push(format!("{name} has no {class} ({}), which every kernel starts with", describe(class)));
         }
     }
     if !known {

@@ -73,10 +73,9 @@ fn unshuffled_order_is_that_of_the_files() {
     assert_eq!(first_inputs(&mut loader, 3), epoch[..3]);
     loader.reset();
     let batch = loader.next_batch().unwrap();
-    let buckets = TokenBuckets::of(&[0, 1, 2, 3, 4, 5, 6, 7]);
     assert_eq!(batch.inputs, [0, 1, 2, 3, 4, 5, 6, 7]);
     assert_eq!(batch.targets, [1, 2, 3, 4, 5, 6, 7, 8]);
-    assert_eq!(batch.buckets, buckets);
+    assert_eq!(batch.rows_by_token, [0, 1, 2, 3, 4, 5, 6, 7]);
 }
 
 /// More than two epochs, so that rounds of ranks span the ends of shards and epochs.
@@ -200,8 +199,8 @@ fn sequences(
         let mut starts = Vec::new();
         for _ in 0..24 / (B * num_processes) {
             for loader in &mut ranks {
-                let Batch { inputs, targets, buckets } = loader.next_batch().unwrap();
-                assert_eq!(buckets, TokenBuckets::of(&inputs));
+                let Batch { inputs, targets, rows_by_token: by_token } = loader.next_batch().unwrap();
+                assert_eq!(by_token, rows_by_token(&inputs));
                 assert!(inputs.iter().zip(&targets).all(|(input, target)| input + 1 == *target));
                 assert!(inputs.chunks(2).all(|sequence| sequence[0] + 1 == sequence[1]));
                 starts.extend(inputs.chunks(2).map(|sequence| sequence[0]));

@@ -241,7 +241,10 @@ impl Ops for Cpu {
         assert_eq!(a.logits.len, a.N * a.Vp);
         let (losses, targets) = (b.write(a.losses), b.read_i32(a.targets));
         match a.dloss {
-            Some(dloss) => classifier::forward_backward(losses, b.write(a.logits), targets, dloss, a.V, a.Vp),
+            Some(dloss) => {
+                let dloss = b.read(dloss)[0];
+                classifier::forward_backward(losses, b.write(a.logits), targets, dloss, a.V, a.Vp);
+            }
             None => classifier::forward(losses, b.read(a.logits), targets, a.V, a.Vp),
         }
         Ok(())
@@ -285,5 +288,9 @@ impl Ops for Cpu {
         let b = self.memory.borrow();
         b.write(dst).par_chunks_mut(1 << 16).for_each(|chunk| chunk.fill(value));
         Ok(())
+    }
+
+    fn replay(&mut self, _key: GraphKey, work: &mut Work) -> Result<()> {
+        work(self)
     }
 }

@@ -23,8 +23,8 @@ pub fn update(cuda: &mut Cuda, a: AdamW) -> Result<()> {
         a.eps
     );
     assert!(
-        a.first.is_multiple_of(2),
-        "AdamW from parameter {} on: it must be even, as two share the bits that round them",
+        a.first.is_multiple_of(4),
+        "AdamW from parameter {} on: it must be a multiple of 4, as four are rounded together",
         a.first
     );
     let launch = cuda.launch_by_packs("AdamW", &[a.params, a.grads, a.m, a.v, a.master.unwrap_or(a.m)]);

@@ -1,17 +1,32 @@
-//! Causal attention: one kernel forward, a single row of it for sampling, and three kernels
-//! backward (what the other two need of each row, then dK and dV, then dQ).
+<<<<<<< HEAD
+//! Causal attention: one kernel forward, and a single row of it for sampling. Hopper's backward pass
+//! is one kernel where it has one. Elsewhere a kernel finds what the others need of each row, and then
+//! there are either two, for dK and dV and for dQ, which give the same bits every time, or a single
+//! one, which adds dQ with atomics (`atomic`). `choose` says which.
+=======
+//! Causal attention: one kernel forward, a single row of it for sampling, and one kernel or three
+//! backward.
 //!
 //! The backward pass gives the same bits every time, whatever
-//! [`CudaOptions::deterministic`](super::CudaOptions) says: `kernels/attention_backward.cu` says
-//! what that costs.
+//! [`CudaOptions::deterministic`](super::CudaOptions) says. On Hopper, heads of 64 have one kernel,
+//! whose blocks add to dQ in turn. `kernels/attention_backward.cu` says what it costs the others.
+>>>>>>> bwd
 
-mod hopper;
+mod atomic;
+mod choose;
+mod hopper_backward;
+mod hopper_forward;
+#[cfg(all(test, emulated))]
+mod tests;
 
 use super::Cuda;
+use super::driver::Driver;
 use super::kernel::{KernelSpec, Launch, Ptr};
+use super::memory::Memory;
 use crate::ops::*;
 use crate::tensor::{Dtype, Tensor};
 use anyhow::{Result, ensure};
+pub use choose::{BackwardKernels, Choices};
 
 mod forward_kernels {
     use crate::device::cuda::kernel::{FloatX, Ptr, kernels};
@@ -48,8 +63,13 @@ mod backward_kernels {
 }
 
 /// The kernels of this operation.
-pub static KERNELS: [&[&KernelSpec]; 3] =
-    [forward_kernels::KERNELS, backward_kernels::KERNELS, hopper::KERNELS];
+pub static KERNELS: [&[&KernelSpec]; 5] = [
+    forward_kernels::KERNELS,
+    backward_kernels::KERNELS,
+    atomic::KERNELS,
+    hopper_forward::KERNELS,
+    hopper_backward::KERNELS,
+];
 
 /// Head sizes that have kernels, in the order in which these are declared.
 const HEAD_SIZES: [usize; 5] = [32, 64, 80, 96, 128];
@@ -99,8 +119,8 @@ fn int(value: usize) -> i32 {
 }
 
 /// # Errors
-/// If there are no kernels for the model's head size.
-pub fn scratch_bytes(_cuda: &Cuda, limits: &Limits) -> Result<usize> {
+/// If there are no kernels for the model's head size, or for sequences that long.
+pub fn scratch_bytes(cuda: &Cuda, limits: &Limits) -> Result<usize> {
     let HS = limits.C / limits.NH;
     ensure!(
         HEAD_SIZES.contains(&HS) && limits.C == HS * limits.NH,
@@ -109,8 +129,15 @@ pub fn scratch_bytes(_cuda: &Cuda, limits: &Limits) -> Result<usize> {
         limits.C,
         limits.NH
     );
+    if hopper_backward::suits(cuda, HS) {
+        return hopper_backward::scratch_bytes(cuda, limits.T);
+    }
     // Rows of T = 1 take the most, as each is padded to two.
-    Ok(stats_bytes(AttentionDims { B: limits.rows, T: 1, NH: limits.NH, HS }))
+    let stats = stats_bytes(AttentionDims { B: limits.rows, T: 1, NH: limits.NH, HS });
+    if !choose::may_be_atomic(cuda) {
+        return Ok(stats);
+    }
+    Ok((stats + atomic::scratch_bytes(limits)).max(choose::norm_bytes(cuda.driver.info().sm_count)))
 }
 
 /// # Panics
@@ -130,8 +157,8 @@ const fn keys_per_tile(HS: usize) -> usize {
 
 /// See [`Ops::attention_forward`].
 pub fn forward(cuda: &mut Cuda, out: Tensor, lse: Tensor, qkv: Tensor, dims: AttentionDims) -> Result<()> {
-    if hopper::suits(cuda, dims) {
-        return hopper::forward(cuda, out, lse, qkv, dims);
+    if hopper_forward::suits(cuda, dims) {
+        return hopper_forward::forward(cuda, out, lse, qkv, dims);
     }
     let Cuda { driver, memory: m, .. } = cuda;
     let AttentionDims { T, NH, HS, .. } = dims;
@@ -191,25 +218,62 @@ fn stats_bytes(dims: AttentionDims) -> usize {
     dims.B * dims.NH * dims.T.next_multiple_of(2) * STATS
 }
 
+<<<<<<< HEAD
+=======
+/// The kernels of the backward pass.
+enum BackwardKernels {
+    /// One for everything.
+    Hopper,
+    /// Three: statistics of each row, then dK and dV, then dQ.
+    Portable,
+}
+
+impl BackwardKernels {
+    /// Those that serve the device and the head size.
+    fn of(cuda: &Cuda, HS: usize) -> Self {
+        if hopper_backward::suits(cuda, HS) { Self::Hopper } else { Self::Portable }
+    }
+}
+
+>>>>>>> bwd
 /// See [`Ops::attention_backward`].
 pub fn backward(cuda: &mut Cuda, a: Backward) -> Result<()> {
-    use backward_kernels as kernel;
-    if hopper::suits(cuda, a.dims) {
-        return hopper::backward(cuda, a);
+    if hopper_backward::suits(cuda, a.dims.HS) {
+        return hopper_backward::backward(cuda, a);
     }
-    let AttentionDims { B, T, NH, HS } = a.dims;
     assert_lengths(a.dims, &[a.dqkv, a.qkv], &[a.dout, a.out], a.lse);
-    let Cuda { driver, memory: m, .. } = cuda;
-    let stats = Ptr::new(m.scratch(stats_bytes(a.dims)));
-    let (dqkv, dout, qkv) = (m.x(a.dqkv), m.x(a.dout), m.x(a.qkv));
+    choose::run(cuda, a)
+}
 
+/// Queues the kernel that leaves two numbers per row and head at the start of scratch memory.
+fn stats(dev: &mut dyn Driver, m: &Memory, a: Backward) -> Result<()> {
     /// Threads per row of a head, and per block.
     const LANES: usize = 8;
     const THREADS: u32 = 256;
+    let AttentionDims { B, T, NH, HS } = a.dims;
     let rows = Launch::new((B * T * NH * LANES).div_ceil(THREADS as usize), THREADS);
-    let (out, lse) = (m.x(a.out), m.f32(a.lse));
-    let dev = driver.as_mut();
-    kernel::attention_backward_stats(dev, rows, stats, dout, out, lse, int(B), int(T), int(NH), int(HS))?;
+    let stats = Ptr::new(m.scratch(stats_bytes(a.dims)));
+    let (dout, out, lse) = (m.x(a.dout), m.x(a.out), m.f32(a.lse));
+    backward_kernels::attention_backward_stats(
+        dev,
+        rows,
+        stats,
+        dout,
+        out,
+        lse,
+        int(B),
+        int(T),
+        int(NH),
+        int(HS),
+    )
+}
+
+/// Queues the two kernels for dK and dV and for dQ, after [`stats`].
+fn ordered(dev: &mut dyn Driver, m: &Memory, a: Backward) -> Result<()> {
+    use backward_kernels as kernel;
+    let AttentionDims { T, NH, HS, .. } = a.dims;
+    let stats = Ptr::new(m.scratch(stats_bytes(a.dims)));
+    let (dqkv, dout, qkv) = (m.x(a.dqkv), m.x(a.dout), m.x(a.qkv));
     let count = keys_per_block(HS);
     let shared = tile_bytes(2 * count + STREAMED_ROWS, HS) + 2 * TILE_ROWS * STATS;
     let launch = blocks(a.dims, m.dtype(), count, shared);

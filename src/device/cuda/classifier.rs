@@ -9,7 +9,7 @@ kernels! {
     "classifier.cu":
     fn classifier(
         losses: Ptr<f32>, logits: Ptr<FloatX>, targets: Ptr<i32>,
-        dloss: f32, with_gradient: i32, keep_row: i32, V: i32, Vp: i32,
+        dloss: Ptr<f32>, keep_row: i32, V: i32, Vp: i32,
     );
 }
 
@@ -32,18 +32,7 @@ pub fn fused(cuda: &mut Cuda, a: Classifier) -> Result<()> {
     let keep_row = a.dloss.is_some() && two_fit;
     let launch = Launch::new(a.N, THREADS).shared(if keep_row { row_bytes } else { 0 });
     let (losses, logits, targets) = (m.f32(a.losses), m.x(a.logits), m.i32(a.targets));
-    let (dloss, with_gradient) = (a.dloss.unwrap_or_default(), i32::from(a.dloss.is_some()));
+    let dloss = a.dloss.map_or(Ptr::NULL, |dloss| m.f32(dloss));
     let (keep_row, V, Vp) = (i32::from(keep_row), a.V as i32, a.Vp as i32);
-    kernel::classifier(
-        driver.as_mut(),
-        launch,
-        losses,
-        logits,
-        targets,
-        dloss,
-        with_gradient,
-        keep_row,
-        V,
-        Vp,
-    )
+    kernel::classifier(driver.as_mut(), launch, losses, logits, targets, dloss, keep_row, V, Vp)
 }

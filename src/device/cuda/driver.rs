@@ -24,6 +24,10 @@ pub struct DeviceInfo {
     pub emulated: bool,
 }
 
+/// A graph of one driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Graph(pub usize);
+
 /// A device that runs the kernels under `kernels/`, compiled for one `floatX`.
 pub trait Driver: Launcher {
     fn info(&self) -> &DeviceInfo;
@@ -53,6 +57,28 @@ pub trait Driver: Launcher {
     }
 
     fn synchronize(&mut self) -> Result<()>;
+
+    /// Starts a graph: until [`end_capture`](Self::end_capture), launches, copies on the device and
+    /// bytes that are set become part of it instead of being queued. Anything else is an error.
+    ///
+    /// # Errors
+    /// If the device has no graphs.
+    fn begin_capture(&mut self) -> Result<()> {
+        bail!("{} has no graphs", self.info().name)
+    }
+
+    /// Ends the graph, and makes it ready to be launched for as long as the driver lives.
+    ///
+    /// # Errors
+    /// If something was asked for that cannot be part of a graph.
+    fn end_capture(&mut self) -> Result<Graph> {
+        bail!("{} has no graphs", self.info().name)
+    }
+
+    /// Queues all that is in a graph.
+    fn launch_graph(&mut self, graph: Graph) -> Result<()> {
+        bail!("{} has no graph {}", self.info().name, graph.0)
+    }
 
     /// Lends memory to a collective until [`reclaim`](Self::reclaim); returns its address there.
     fn lend(&mut self, address: u64, bytes: usize) -> (u64, Place);

@@ -2,6 +2,8 @@
 //! GPU.
 
 #[cfg(emulated)]
+mod commands;
+#[cfg(emulated)]
 mod driver;
 
 use super::driver::Driver;

@@ -12,18 +12,17 @@ kernels! {
         encoded: Ptr<FloatX>, tokens: Ptr<i32>, wte: Ptr<FloatX>, wpe: Ptr<FloatX>, N: i32, T: i32, C: i32,
     );
     fn encoder_backward_wte(
-        dwte: Ptr<FloatX>, dout: Ptr<FloatX>, tokens: Ptr<i32>, rows: Ptr<i32>, starts: Ptr<i32>,
-        groups: i32, large: i32, C: i32,
+        dwte: Ptr<FloatX>, dout: Ptr<FloatX>, tokens: Ptr<i32>, rows: Ptr<i32>, N: i32, C: i32,
     );
     fn encoder_backward_wpe(dwpe: Ptr<FloatX>, dout: Ptr<FloatX>, B: i32, T: i32, C: i32);
 }
 
 const THREADS: usize = 256;
 
-/// Warps per block, all of which share a large bucket, as in encoder.cu.
-const WARPS: usize = 16;
-/// The most rows of a small bucket, which a single warp takes.
-const SMALL: usize = 64;
+/// Threads per block of the gradient of wte, and the sorted rows whose tokens they take, as in
+/// encoder.cu.
+const WTE_THREADS: u32 = 512;
+const WTE_ROWS: usize = 32;
 /// Packs of a row per warp.
 const SLICE: usize = 32;
 
@@ -51,22 +50,16 @@ pub fn forward(
 
 pub fn backward(cuda: &mut Cuda, a: EncoderBackward) -> Result<()> {
     let (N, packs) = (a.B * a.T, a.C / cuda.pack());
-    let TokenBuckets { rows, starts, count } = a.buckets;
     check(N, a.C, cuda.pack());
     assert!(a.dout.len == N * a.C && a.tokens.len == N && a.dwpe.len >= a.T * a.C);
-    assert!(rows.len >= N && starts.len > count && count <= N);
+    assert_eq!(a.rows_by_token.len, N);
     let Cuda { driver, memory: m, .. } = cuda;
     let dev = driver.as_mut();
     let (dout, T, C) = (m.x(a.dout), a.T as i32, a.C as i32);
 
-    // Only the device knows the number of large buckets; the batch bounds it.
-    let large = count.min(N / (SMALL + 1));
-    let slices = packs.div_ceil(SLICE);
-    let blocks = large * slices + (count * slices).div_ceil(WARPS);
-    let launch = Launch::new(blocks, 32 * WARPS as u32);
-    let (tokens, rows, starts) = (m.i32(a.tokens), m.i32(rows), m.i32(starts));
-    let (dwte, groups, large) = (m.x(a.dwte), count as i32, large as i32);
-    kernel::encoder_backward_wte(dev, launch, dwte, dout, tokens, rows, starts, groups, large, C)?;
+    let launch = Launch::new(N.div_ceil(WTE_ROWS) * packs.div_ceil(SLICE), WTE_THREADS);
+    let (tokens, rows) = (m.i32(a.tokens), m.i32(a.rows_by_token));
+    kernel::encoder_backward_wte(dev, launch, m.x(a.dwte), dout, tokens, rows, N as i32, C)?;
 
     let launch = Launch::new((a.T * packs).div_ceil(THREADS), THREADS as u32);
     kernel::encoder_backward_wpe(dev, launch, m.x(a.dwpe), dout, a.B as i32, T, C)

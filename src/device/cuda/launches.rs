@@ -5,7 +5,7 @@ use super::driver::{DeviceInfo, Driver};
 use super::gelu::Gelu;
 use super::kernel::{Arg, KernelSpec, Launch, Launcher};
 use super::tensor_map::{TensorMap, TiledMatrix};
-use super::{Cuda, CudaOptions, MatmulChoice};
+use super::{BackwardKernels, Cuda, CudaOptions, MatmulChoice};
 use crate::ops::*;
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use anyhow::Result;
@@ -33,9 +33,11 @@ pub fn launches(dtype: Dtype) -> Result<Launches> {
             gelu_fusion: 2,
             deterministic: true,
             matmul: MatmulChoice::Fastest,
+            graphs: false,
         };
         let model = Model { B: 8, T: 1024, C, NH, V: 50_257, Vp: 50_304 };
         let mut cuda = Cuda::new(Box::new(Paper::new(capability, launches.clone())), options);
+        cuda.choose_attention(Some(BackwardKernels::Atomic));
         let tensors = Tensors::plan(&mut cuda, &model)?;
         step(&mut cuda, &model, &tensors)?;
         // An older GPU has the same matmuls but for Hopper's.
@@ -169,7 +171,8 @@ struct Tensors {
     moments: [Tensor; 3],
     /// A single f32.
     one: Tensor,
-    tokens: [Tensor; 3],
+    /// (N) i32
+    tokens: [Tensor; 2],
 }
 
 impl Tensors {
@@ -189,7 +192,7 @@ impl Tensors {
             lse: of(Dtype::F32, N * NH),
             moments: [(); 3].map(|()| of(Dtype::F32, 4 * C * C)),
             one: of(Dtype::F32, 1),
-            tokens: [(); 3].map(|()| of(Dtype::I32, N + 1)),
+            tokens: [(); 2].map(|()| of(Dtype::I32, N)),
         };
         let limits = Limits { rows: N, logits_rows: N, T, C, NH, V, Vp, norm_pieces: 1 };
         plan_scratch(cuda, &[limits], &mut plan)?;
@@ -207,12 +210,10 @@ fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     let [out, inp, dout, product] = t.narrow;
     let [weight, bias, _] = t.vector.map(|v| v.slice(0, C));
     let [mean, rstd] = t.statistics;
-    let [tokens, rows, starts] = t.tokens;
-    let (tokens, rows) = (tokens.slice(0, N), rows.slice(0, N));
+    let [tokens, rows_by_token] = t.tokens;
     cuda.encoder_forward(out, tokens, t.embedding[0], t.embedding[1].slice(0, T * C), (B, T, C))?;
-    let buckets = TokenBuckets { rows, starts, count: 1000 };
     let [dwte, dwpe] = [t.embedding[0], t.embedding[1].slice(0, T * C)];
-    cuda.encoder_backward(EncoderBackward { dwte, dwpe, dout, tokens, buckets, B, T, C })?;
+    cuda.encoder_backward(EncoderBackward { dwte, dwpe, dout, tokens, rows_by_token, B, T, C })?;
     let norm = LayernormForward { out, mean, rstd, inp, weight, bias, N, C };
     cuda.layernorm_forward(norm)?;
     super::layernorm::residual_forward(cuda, norm, dout, product)?;
@@ -235,13 +236,16 @@ fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     let dims = AttentionDims { B, T, NH, HS: C / NH };
     let [qkv, dqkv] = t.qkv;
     cuda.attention_forward(out, t.lse, qkv, dims)?;
-    cuda.attention_backward(dqkv, dout, out, t.lse, qkv, dims)?;
+    for kernels in [BackwardKernels::Atomic, BackwardKernels::Ordered] {
+        cuda.choose_attention(Some(kernels));
+        cuda.attention_backward(dqkv, dout, out, t.lse, qkv, dims)?;
+    }
     cuda.attention_decode(out.slice(0, B * C), qkv, T - 1, dims)?;
     cuda.gelu_recompute(t.wide[0], t.wide[1])?;
     Gelu::new(cuda, t.wide[0], t.wide[1]).forward(cuda.driver.as_mut())?;
     Gelu::new(cuda, t.wide[0], t.wide[1]).backward(cuda.driver.as_mut())?;
     let (losses, logits, targets) = (mean, t.logits, tokens);
-    cuda.classifier(Classifier { losses, logits, targets, dloss: Some(1.0), N, V, Vp })?;
+    cuda.classifier(Classifier { losses, logits, targets, dloss: Some(t.one), N, V, Vp })?;
 
     let ([params, grads], [master, m, v]) = (t.matrix, t.moments);
     let (decayed, lr, beta1, beta2, eps, grad_scale) = (0, 1e-3, 0.9, 0.95, 1e-8, 1.0);

@@ -26,7 +26,7 @@ kernels! {
     );
     fn layernorm_backward(
         dinp: Ptr<FloatX>, partials: Ptr<f32>, dout: Ptr<FloatX>, inp: Ptr<FloatX>, weight: Ptr<FloatX>,
-        mean: Ptr<f32>, rstd: Ptr<f32>, overwrite: i32, N: i32, C: i32,
+        mean: Ptr<f32>, rstd: Ptr<f32>, overwrite: i32, threads: i32, N: i32, C: i32,
     );
     fn layernorm_backward_wide(
         dinp: Ptr<FloatX>, partials: Ptr<f32>, dout: Ptr<FloatX>, inp: Ptr<FloatX>, weight: Ptr<FloatX>,
@@ -43,7 +43,7 @@ const WARP: usize = 32;
 const FORWARD_PACKS: usize = 4;
 /// The most threads per block of the backward kernels, and per SM, as their registers allow.
 const BACKWARD_THREADS: usize = 512;
-/// Rows in flight per block of the backward kernel.
+/// Rows in flight per group of the backward kernel.
 const BACKWARD_ROWS: usize = 4;
 /// The most channels that the wide backward kernel can hold.
 const BACKWARD_MAX_C: usize = 12288;
@@ -124,11 +124,12 @@ fn backward_packs(C: usize, pack: usize) -> usize {
     if wide { BACKWARD_MAX_C / BACKWARD_THREADS / pack } else { 1 }
 }
 
-/// The grid of the backward pass: as many blocks as the device holds at a time, each with its own
-/// sums.
+/// The grid of the backward pass: a block per SM, of as many groups of threads as it holds, each of
+/// which takes a row. A wide row takes all threads.
 struct Backward {
     wide: bool,
     blocks: usize,
+    groups: usize,
     threads: usize,
 }
 
@@ -137,17 +138,16 @@ impl Backward {
         let packs_each = backward_packs(C, cuda.pack());
         let wide = packs_each > 1;
         let threads = (C / cuda.pack()).div_ceil(packs_each).next_multiple_of(WARP);
-        let resident = cuda.driver.info().sm_count * (BACKWARD_THREADS / threads);
+        let groups = if wide { 1 } else { BACKWARD_THREADS / threads };
         let rows = if wide { 1 } else { BACKWARD_ROWS };
-        Backward { wide, blocks: resident.min(N.div_ceil(rows)), threads }
+        let blocks = cuda.driver.info().sm_count.min(N.div_ceil(groups * rows));
+        Backward { wide, blocks, groups, threads }
     }
 }
 
-/// Returns room for a row of sums per block. It is enough for any number of rows, and for channels
-/// up to the limit, as all threads of an SM together hold no more than this.
+/// Returns room for a row of sums per block, for any number of rows.
 pub fn scratch_bytes(cuda: &Cuda, limits: &Limits) -> usize {
-    let channels = BACKWARD_THREADS * backward_packs(limits.C, cuda.pack()) * cuda.pack();
-    cuda.driver.info().sm_count * channels * 2 * size_of::<f32>()
+    cuda.driver.info().sm_count * 2 * limits.C * size_of::<f32>()
 }
 
 pub fn backward(cuda: &mut Cuda, a: LayernormBackward) -> Result<()> {
@@ -157,15 +157,23 @@ pub fn backward(cuda: &mut Cuda, a: LayernormBackward) -> Result<()> {
     assert!(a.dinp.len == N * C && a.dout.len == N * C && a.inp.len == N * C && a.weight.len == C);
     assert!(a.dweight.len == C && a.dbias.len == C && a.mean.len == N && a.rstd.len == N);
     let grid = Backward::new(cuda, N, C);
-    let launch = Launch::new(grid.blocks, grid.threads as u32);
+    let launch = Launch::new(grid.blocks, (grid.groups * grid.threads) as u32);
     let Cuda { driver, memory: m, .. } = cuda;
     let dev = driver.as_mut();
     let partials = Ptr::<f32>::new(m.scratch(grid.blocks * 2 * C * size_of::<f32>()));
     let (dinp, dout, inp, weight) = (m.x(a.dinp), m.x(a.dout), m.x(a.inp), m.x(a.weight));
     let (mean, rstd, rows, channels) = (m.f32(a.mean), m.f32(a.rstd), N as i32, C as i32);
-    let kernel = if grid.wide { kernel::layernorm_backward_wide } else { kernel::layernorm_backward };
     let overwrite = i32::from(a.overwrite_dinp);
-    kernel(dev, launch, dinp, partials, dout, inp, weight, mean, rstd, overwrite, rows, channels)?;
+    if grid.wide {
+        kernel::layernorm_backward_wide(
+            dev, launch, dinp, partials, dout, inp, weight, mean, rstd, overwrite, rows, channels,
+        )?;
+    } else {
+        let threads = grid.threads as i32;
+        kernel::layernorm_backward(
+            dev, launch, dinp, partials, dout, inp, weight, mean, rstd, overwrite, threads, rows, channels,
+        )?;
+    }
     let launch = Launch::new(2 * C / 16, 512);
     let (dweight, dbias) = (m.x(a.dweight), m.x(a.dbias));
     kernel::layernorm_backward_sum(dev, launch, dweight, dbias, partials, grid.blocks as i32, channels)
@@ -211,6 +219,7 @@ mod tests {
             gelu_fusion: 0,
             deterministic: true,
             matmul: MatmulChoice::Own,
+            graphs: false,
         };
         let mut dev = Cuda::new(emulated::open(dtype, options).unwrap(), choices);
         dev.allocate(&plan).unwrap();

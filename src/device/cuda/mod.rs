@@ -21,7 +21,10 @@ mod attention;
 mod classifier;
 mod encoder;
 mod gelu;
+mod graphs;
 mod layernorm;
+#[cfg(all(test, emulated))]
+mod logged;
 mod matmul;
 mod reduce;
 
@@ -29,8 +32,10 @@ use crate::libraries::Missing;
 use crate::ops::*;
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use anyhow::Result;
+pub use attention::BackwardKernels;
 pub use cuda_emulator::tensor_map;
 use driver::{Counts, Driver};
+use graphs::Graphs;
 use kernel::{KernelSpec, Launch};
 use memory::Memory;
 use std::collections::BTreeMap;
@@ -47,10 +52,12 @@ pub struct CudaOptions {
     /// GELU in the epilogue of matmuls: 0 = never, 1 = forward, 2 = forward and backward, [`AUTO`]
     /// = where it is faster.
     pub gelu_fusion: i32,
-    /// Choose matmul kernels without timing them, so that every run has the same bits. Each single
-    /// kernel always gives the same bits: none adds with atomics.
+    /// Choose kernels without timing them, and none that adds with atomics, so that every run has
+    /// the same bits. Of the others each single one always gives the same bits.
     pub deterministic: bool,
     pub matmul: MatmulChoice,
+    /// Queue lists of operations that repeat as CUDA graphs.
+    pub graphs: bool,
 }
 
 impl CudaOptions {
@@ -115,12 +122,21 @@ pub struct Cuda {
     memory: Memory,
     options: CudaOptions,
     matmul_plans: matmul::Plans,
+    attention: attention::Choices,
+    graphs: Graphs,
 }
 
 impl Cuda {
     /// `driver` has the kernels for `options.dtype`.
     pub fn new(driver: Box<dyn Driver>, options: CudaOptions) -> Self {
-        Cuda { driver, memory: Memory::new(options.dtype), options, matmul_plans: matmul::Plans::default() }
+        Cuda {
+            driver,
+            memory: Memory::new(options.dtype),
+            options,
+            matmul_plans: matmul::Plans::default(),
+            attention: attention::Choices::default(),
+            graphs: Graphs::default(),
+        }
     }
 
     /// Returns what each kernel did since the last call, by name; empty on a device that does not
@@ -144,6 +160,14 @@ impl Cuda {
     /// Sets the kernels that matmuls may use from now on. Plans of earlier choices are kept.
     pub fn choose_matmul(&mut self, matmul: MatmulChoice) {
         self.options.matmul = matmul;
+        self.graphs.clear();
+    }
+
+    /// Sets the kernels of attention's backward pass, where Hopper has none of its own; `None` is
+    /// the fastest. It belongs before memory is planned, which depends on it.
+    pub fn choose_attention(&mut self, backward: Option<BackwardKernels>) {
+        self.attention.forced = backward;
+        self.graphs.clear();
     }
 
     /// Returns the matmul plans that were measured or verified since the last call: a line per
@@ -191,14 +215,17 @@ impl Cuda {
 
 /// Returns every kernel of every operation.
 pub fn kernels() -> Vec<&'static KernelSpec> {
-    let [attention_forward, attention_backward, attention_hopper] = attention::KERNELS;
+    let [attention_forward, attention_backward, atomic_attention, hopper_forward, hopper_backward] =
+        attention::KERNELS;
     let [matmul, exact_matmul, hopper_matmul] = matmul::KERNELS;
     [
         adamw::KERNELS,
         add::KERNELS,
         attention_forward,
         attention_backward,
-        attention_hopper,
+        atomic_attention,
+        hopper_forward,
+        hopper_backward,
         classifier::KERNELS,
         encoder::KERNELS,
         gelu::KERNELS,
@@ -419,5 +446,9 @@ impl Ops for Cuda {
 
     fn fill(&mut self, dst: Tensor, value: f32) -> Result<()> {
         reduce::fill(self, dst, value)
+    }
+
+    fn replay(&mut self, key: GraphKey, work: &mut Work) -> Result<()> {
+        graphs::replay(self, key, work)
     }
 }

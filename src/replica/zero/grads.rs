@@ -32,6 +32,12 @@ impl ZeroState {
         first || stage >= ZeroStage::Zero2 || !carries
     }
 
+    /// Whether the passes of this micro-step start collectives or wait for some.
+    pub fn communicates(&self) -> bool {
+        let pending = self.params.pending.iter().chain(&self.grads.pending).any(Option::is_some);
+        !self.peers.is_alone() && (self.reduction.is_some() || self.params.is_sharded() || pending)
+    }
+
     /// Starts the reduction of a unit's gradients, if this micro-step reduces them.
     pub(super) fn reduce(&mut self, dev: &mut dyn Ops, unit: usize) -> Result<()> {
         if let Some(collective) = self.reduction {

@@ -24,8 +24,10 @@ pub struct Loop {
     pub blocks: BTreeSet<usize>,
     /// The smallest loop around it.
     pub parent: Option<usize>,
-    /// Whether it only waits: for a barrier in shared memory, or for registers.
-    pub waits: bool,
+    /// Whether it is no part of the kernel's usual work: it only waits, for a barrier in shared
+    /// memory or for registers, or it has MMAs of single warps in a kernel of warpgroups, which
+    /// repeat what was not accurate enough.
+    pub is_exception: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -173,8 +175,12 @@ fn loops(code: &[Instruction], blocks: &[Block]) -> Vec<Loop> {
         let around = all.iter().enumerate().filter(|(_, (of, body))| *of != first && body.contains(&first));
         around.min_by_key(|(_, (_, body))| body.len()).map(|(l, _)| l)
     };
-    let waits = |body: &BTreeSet<usize>| {
+    let of_warpgroups = code.iter().any(|i| i.name() == "HGMMA");
+    let is_exception = |body: &BTreeSet<usize>| {
         let all = || body.iter().flat_map(|&b| &code[blocks[b].range.clone()]);
+        if of_warpgroups && all().any(|i| i.name() == "HMMA") && !all().any(|i| i.name() == "HGMMA") {
+            return true;
+        }
         let asks = |i: &Instruction| i.has("PHASECHK") || i.has("TRY_ALLOC");
         all().any(asks)
             && all().count() <= 24
@@ -185,7 +191,7 @@ fn loops(code: &[Instruction], blocks: &[Block]) -> Vec<Loop> {
             first: *first,
             blocks: blocks.clone(),
             parent: parent(*first),
-            waits: waits(blocks),
+            is_exception: is_exception(blocks),
         })
         .collect()
 }
@@ -239,7 +245,25 @@ mod tests {
             "BRA 0x20",
         ];
         let flow = flow(&lines);
-        assert_eq!(flow.loops.iter().map(|l| l.waits).collect::<Vec<_>>(), [true]);
+        assert_eq!(flow.loops.iter().map(|l| l.is_exception).collect::<Vec<_>>(), [true]);
+    }
+
+    /// MMAs of a warp, where warpgroups multiply.
+    #[test]
+    fn a_loop_that_repeats_is_an_exception() {
+        let lines = [
+            "HGMMA.64x128x16.F32.BF16 R24, gdesc[UR8], R24, gsb0",
+            "@P2 BRA 0x40",
+            "HMMA.16816.F32.BF16 R24, R4, R8, R24",
+            "@P0 BRA 0x20",
+            "@P1 BRA 0x0",
+            "EXIT",
+        ];
+        let exceptions =
+            |lines: &[&str]| flow(lines).loops.iter().map(|l| l.is_exception).collect::<Vec<_>>();
+        assert_eq!(exceptions(&lines), [false, true]);
+        // Without warpgroups, it is the work.
+        assert_eq!(exceptions(&lines[2..]), [false]);
     }
 
     #[test]

@@ -14,6 +14,7 @@
 //! Not modeled: bank conflicts, caches (loads come from idle memory, except for
 //! [`machine::CACHED`]), lanes without work (all have some), and other SMs.
 
+pub mod attention;
 pub mod epilogue;
 pub mod flow;
 pub mod listing;
@@ -23,6 +24,7 @@ pub mod operands;
 pub mod paths;
 pub mod pointers;
 pub mod simulate;
+pub mod streams;
 pub mod table;
 
 mod parts;

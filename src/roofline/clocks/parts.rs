@@ -95,8 +95,8 @@ pub enum Place {
     After { of: String, inner: String },
     /// The epilogue of a tile: the rest of that code, from where all tensor core work of the tile
     /// has been waited for. Loads issued before that point count as the epilogue's, which waits for
-    /// the rest of their latency.
-    Epilogue { of: String, inner: String },
+    /// the rest of their latency. After each further wait, the next one begins.
+    Epilogue { of: String, inner: String, number: usize },
 }
 
 impl Place {
@@ -118,7 +118,11 @@ impl fmt::Display for Place {
             Place::Iteration(name) => write!(f, "loop {name}"),
             Place::Start(name) => write!(f, "start{}", of(name)),
             Place::After { of: name, inner } => write!(f, "after loop {inner}{}", of(name)),
-            Place::Epilogue { of: name, inner } => write!(f, "epilogue after loop {inner}{}", of(name)),
+            Place::Epilogue { of: name, inner, number } => {
+                let nth = if *number == 1 { String::new() } else { format!(" {number}") };
+                let after = if inner.is_empty() { String::new() } else { format!(" after loop {inner}") };
+                write!(f, "epilogue{nth}{after}{}", of(name))
+            }
         }
     }
 }
@@ -214,17 +218,17 @@ pub fn analyze(listing: &Listing, launched: &Launched, machine: &Machine) -> Res
     let roles = roles(code, &flow);
     let analysis = Analysis { code, flow: &flow, modes: &modes, priced, names, roles, launched, blocks };
     let regions =
-        std::iter::once(None).chain((0..flow.loops.len()).filter(|&l| !flow.loops[l].waits).map(Some));
+        std::iter::once(None).chain((0..flow.loops.len()).filter(|&l| !flow.loops[l].is_exception).map(Some));
     let mut parts: Vec<Part> = regions.flat_map(|of| analysis.region(of)).collect();
     parts.sort_by_key(|part| part.addresses);
     Ok(Kernel { name: listing.kernel.clone(), blocks, threads, parts })
 }
 
-/// The number of each loop, such as 1.2; empty for loops that only wait.
+/// The number of each loop, such as 1.2; empty for exceptions.
 fn names(flow: &Flow) -> Vec<String> {
     let mut names = vec![String::new(); flow.loops.len()];
     let mut counts = BTreeMap::<Option<usize>, usize>::new();
-    for (l, of) in flow.loops.iter().enumerate().filter(|(_, of)| !of.waits) {
+    for (l, of) in flow.loops.iter().enumerate().filter(|(_, of)| !of.is_exception) {
         let count = counts.entry(of.parent).or_default();
         *count += 1;
         let around = of.parent.map(|p| format!("{}.", names[p])).unwrap_or_default();
@@ -293,13 +297,13 @@ impl Analysis<'_> {
     /// Cuts a path at inner loops, and where tensor core work has been waited for.
     fn stretches(&self, of: Option<usize>, path: &Path) -> Vec<Stretch> {
         let name = of.map(|l| self.names[l].clone()).unwrap_or_default();
-        let innermost = of.is_some() && self.flow.children(of).all(|l| self.flow.loops[l].waits);
+        let innermost = of.is_some() && self.flow.children(of).all(|l| self.flow.loops[l].is_exception);
         let start = if innermost { Place::Iteration(name.clone()) } else { Place::Start(name.clone()) };
         let stretch = |place: Place| Stretch { place, role: Role::All, code: Vec::new(), before: Vec::new() };
         let (mut stretches, mut now, mut inner) = (Vec::new(), stretch(start), String::new());
         for step in &path.steps {
             match *step {
-                Step::Loop(l) if self.flow.loops[l].waits => {}
+                Step::Loop(l) if self.flow.loops[l].is_exception => {}
                 Step::Loop(l) => {
                     inner = self.names[l].clone();
                     let place = Place::After { of: name.clone(), inner: inner.clone() };
@@ -312,7 +316,11 @@ impl Analysis<'_> {
                         let done = self.code[i].opcode == "WARPGROUP.DEPBAR.LE"
                             && self.code[i].operands.ends_with("0x0");
                         if done && !innermost {
-                            let place = Place::Epilogue { of: name.clone(), inner: inner.clone() };
+                            let number = match now.place {
+                                Place::Epilogue { number, .. } => number + 1,
+                                _ => 1,
+                            };
+                            let place = Place::Epilogue { of: name.clone(), inner: inner.clone(), number };
                             let before = std::mem::replace(&mut now, stretch(place));
                             now.before = before.code.clone();
                             now.role = self.roles[b];

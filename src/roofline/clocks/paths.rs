@@ -44,10 +44,10 @@ impl<'a> Region<'a> {
         Region { code, flow, modes, of }
     }
 
-    /// Paths that together pass through every direct inner loop, except those that only wait.
+    /// Paths that together pass through every direct inner loop, except exceptions.
     pub fn paths(&self) -> Vec<Path> {
         let mut paths = self.through(None);
-        for inner in self.flow.children(self.of).filter(|&l| !self.flow.loops[l].waits) {
+        for inner in self.flow.children(self.of).filter(|&l| !self.flow.loops[l].is_exception) {
             if !paths.iter().any(|path| path.steps.contains(&Step::Loop(inner))) {
                 paths.extend(self.through(Some(inner)));
             }
@@ -91,7 +91,7 @@ impl<'a> Region<'a> {
 
     fn worth(&self, step: Step) -> i64 {
         match step {
-            Step::Loop(l) if self.flow.loops[l].waits => -EXCEPTION,
+            Step::Loop(l) if self.flow.loops[l].is_exception => -EXCEPTION,
             Step::Loop(l) => {
                 self.flow.loops[l].blocks.iter().map(|&b| self.flow.blocks[b].range.len() as i64).sum()
             }

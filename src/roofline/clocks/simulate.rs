@@ -29,8 +29,12 @@ enum Effect {
     },
     /// Waits until at most this many groups of MMAs are in flight.
     AwaitWgmma(usize),
-    /// A barrier for all warps.
+    /// A barrier for all warps of a block, and so for all warps here.
     Barrier,
+    /// A barrier of a warpgroup, or a turn that another warpgroup gives. A scheduler has one warp
+    /// of each warpgroup, and those that take turns start apart by themselves, as one of them gets
+    /// the tensor cores first. So only its own time passes.
+    Named,
 }
 
 impl Priced {
@@ -71,7 +75,8 @@ fn effect(i: &Instruction) -> Effect {
         "DEPBAR" => scoreboard().map_or(Effect::None, |s| Effect::Await(s, number())),
         "HGMMA" => Effect::Wgmma { ends_group: i.operands.contains("gsb0") },
         "WARPGROUP" if i.has("DEPBAR") => Effect::AwaitWgmma(number()),
-        "BAR" if i.has("SYNC") => Effect::Barrier,
+        "BAR" if i.has("SYNC") && i.operands == "0x0" => Effect::Barrier,
+        "BAR" if i.has("SYNC") => Effect::Named,
         _ => Effect::None,
     }
 }
@@ -233,6 +238,9 @@ fn issue(priced: &Priced, warp: &mut Warp, pipes: &mut Pipes, at: f64) {
         .chain([&mut warp.groups])
         .for_each(|pending| pending.retain(|&done| done > at));
     warp.ready = at + f64::from(control.stall.max(1));
+    if *effect == Effect::Named {
+        warp.ready = warp.ready.max(done);
+    }
     warp.next += 1;
 }
 

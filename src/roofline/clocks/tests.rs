@@ -218,7 +218,7 @@ fn variants_of_an_epilogue_are_told_apart() {
     ];
     let ahead = [serial[0], serial[1], serial[3], serial[2], serial[4]];
     let end = ["1 W- R- . | STG.E.128 desc[UR4][R6.64], R24", "5 W- R- . | @P1 BRA 0x20", "5 W- R- . | EXIT"];
-    let epilogue = Place::Epilogue { of: "1".into(), inner: "1.1".into() };
+    let epilogue = Place::Epilogue { of: "1".into(), inner: "1.1".into(), number: 1 };
     let of = |rows: &[&str]| {
         let lines: Vec<&str> = setup.iter().chain(rows).chain(&end).copied().collect();
         variants(&analyzed(&lines, 128, &[(0x348, "residual")]), &epilogue)
@@ -251,7 +251,7 @@ fn what_an_epilogue_loads_ahead_is_its_own() {
         "5 W- R- . | @P1 BRA 0x0",
         "5 W- R- . | EXIT",
     ];
-    let epilogue = Place::Epilogue { of: "1".into(), inner: "1.1".into() };
+    let epilogue = Place::Epilogue { of: "1".into(), inner: "1.1".into(), number: 1 };
     let [one] = &variants(&analyzed(&lines, 128, &[]), &epilogue)[..] else { panic!("one variant") };
     // Issued in clock 1, it arrives in 480; the MMAs are done in 128, and the next instruction
     // comes 2 later.

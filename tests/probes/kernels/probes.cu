@@ -52,11 +52,27 @@ extern "C" __global__ void __launch_bounds__(256) copy_u128_streaming(unsigned* 
     if (i < n) store_u128_streaming(out + i, load_u128_streaming(in + i));
 }
 
+// --- additions to global memory: every thread adds its number to one of eight
+
+extern "C" __global__ void __launch_bounds__(256) red_adds(unsigned* out, const unsigned* in, int n) {
+    const int i = element();
+    if (i < n) red_add(reinterpret_cast<float*>(out) + i % 8, __uint_as_float(in[i]));
+}
+
 // --- arithmetic, one element per thread
 
 extern "C" __global__ void __launch_bounds__(256) opaque_int(unsigned* out, const unsigned* in, int n) {
     const int i = element();
     if (i < n) out[i] = (unsigned)opaque((int)in[i]);
+}
+// The other operand comes from the other end of the input.
+extern "C" __global__ void __launch_bounds__(256) bf16_max2(unsigned* out, const unsigned* in, int n) {
+    const int i = element();
+    if (i < n) out[i] = max2<bf16>(in[i], in[n - 1 - i]);
+}
+extern "C" __global__ void __launch_bounds__(256) f16_max2(unsigned* out, const unsigned* in, int n) {
+    const int i = element();
+    if (i < n) out[i] = max2<f16>(in[i], in[n - 1 - i]);
 }
 extern "C" __global__ void __launch_bounds__(256) exp2_of(unsigned* out, const unsigned* in, int n) {
     const int i = element();

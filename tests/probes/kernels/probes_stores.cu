@@ -1,6 +1,6 @@
 // Kernels for the functions of ptx.cuh and hopper.cuh by which results leave: matrices to shared
-// memory, boxes to global memory, and flags. For other architectures than Hopper's, all but `flags`
-// are empty and never launched.
+// memory, boxes and bytes to global memory, flags, and turns. For other architectures than
+// Hopper's, all but `flags` and `turns` are empty and never launched.
 #include "hopper.cuh"
 
 // Lane l stores four registers, and names row row_of[l], over a pattern.
@@ -99,4 +99,45 @@ extern "C" __global__ void __launch_bounds__(64)
     out[rank * 64 + t] = sum;
     __syncthreads();
     if (t == 0) flag_raise(raised + rank);
+}
+
+// The same with one number that counts the turns.
+extern "C" __global__ void __launch_bounds__(64) turns(unsigned* out, unsigned* turn, unsigned* counter, const unsigned* in) {
+    SHARED(int, rank_of_block, [1]);
+    const int t = threadIdx.x;
+    if (t == 0) rank_of_block[0] = (int)atomicAdd(counter, 1u);
+    __syncthreads();
+    const int rank = rank_of_block[0];
+    if (t == 0) turn_wait(turn, rank);
+    __syncthreads();
+    unsigned sum = in[rank * 64 + t];
+    if (rank > 0) sum += out[(rank - 1) * 64 + 63 - t];
+    out[rank * 64 + t] = sum;
+    __syncthreads();
+    if (t == 0) turn_pass(turn, rank + 1);
+}
+
+// Copies 64 words to shared memory, from there to the first half of `out`, and from the last 32 of
+// those in global memory, when they are written, through shared memory to the last words of `out`.
+extern "C" __global__ void __launch_bounds__(32) bulk_copies(float* out, const float* in) {
+#if defined(HAS_HOPPER_INSTRUCTIONS)
+    DYNAMIC_SHARED(shared);
+    const uint32_t words = shared_address(shared), barrier = words + 256;
+    if (threadIdx.x != 0) return;
+    mbarrier_init(barrier, 1);
+    mbarrier_init_fence();
+    mbarrier_arrive_expect(barrier, 256);
+    bulk_load(words, in, 256, barrier);
+    mbarrier_wait(barrier, 0);
+    bulk_store(out, words, 256);
+    tma_store_commit();
+    tma_store_wait<0>();
+    proxy_fence_global();
+    mbarrier_arrive_expect(barrier, 128);
+    bulk_load(words, out + 32, 128, barrier);
+    mbarrier_wait(barrier, 1);
+    bulk_store(out + 96, words, 128);
+    tma_store_commit();
+    tma_store_wait<0>();
+#endif
 }

@@ -29,6 +29,8 @@ void cuda_emulator_tma_load(uint32_t dst, const TensorMap* map, int x, int y, ui
 void cuda_emulator_tma_store(const TensorMap* map, int x, int y, uint32_t src, const char* file, int line);
 void cuda_emulator_tma_store_commit();
 void cuda_emulator_tma_store_wait(uint32_t groups_left, uint32_t read_only, const char* file, int line);
+void cuda_emulator_bulk_load(uint32_t dst, const float* src, uint32_t bytes, uint32_t barrier, const char* file, int line);
+void cuda_emulator_bulk_store(float* dst, uint32_t src, uint32_t bytes, const char* file, int line);
 void cuda_emulator_bulk_reduce_add(float* dst, uint32_t src, uint32_t bytes, const char* file, int line);
 void cuda_emulator_tma_load_multicast(uint32_t dst, const TensorMap* map, const int* at, uint32_t barrier, uint32_t ranks,
                                       const char* file, int line);
@@ -60,6 +62,8 @@ EMULATED_INLINE void mbarrier_wait_cluster(uint32_t barrier, uint32_t parity, EM
     cuda_emulator_mbarrier_wait_cluster(barrier, parity, file, line);
 }
 EMULATED_INLINE void proxy_fence() { cuda_emulator_proxy_fence(); }
+// The emulated device has one view of global memory.
+EMULATED_INLINE void proxy_fence_global() {}
 
 // --- copies
 
@@ -83,6 +87,12 @@ EMULATED_INLINE void tma_store_wait_read(EMULATED_SITE) {
 template <int N>
 EMULATED_INLINE void tma_store_wait(EMULATED_SITE) {
     cuda_emulator_tma_store_wait(N, false, file, line);
+}
+EMULATED_INLINE void bulk_load(uint32_t dst, const float* src, uint32_t bytes, uint32_t barrier, EMULATED_SITE) {
+    cuda_emulator_bulk_load(dst, src, bytes, barrier, file, line);
+}
+EMULATED_INLINE void bulk_store(float* dst, uint32_t src, uint32_t bytes, EMULATED_SITE) {
+    cuda_emulator_bulk_store(dst, src, bytes, file, line);
 }
 EMULATED_INLINE void bulk_reduce_add(float* dst, uint32_t src, uint32_t bytes, EMULATED_SITE) {
     cuda_emulator_bulk_reduce_add(dst, src, bytes, file, line);

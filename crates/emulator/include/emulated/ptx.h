@@ -97,6 +97,12 @@ EMULATED_INLINE void store_u128_streaming(void* p, uint4 v, EMULATED_SITE) { sto
 
 EMULATED_INLINE void flag_raise(unsigned* flag, EMULATED_SITE) { cuda_emulator_flag_raise(flag, file, line); }
 EMULATED_INLINE void flag_wait(unsigned* flag, EMULATED_SITE) { cuda_emulator_flag_wait(flag, file, line); }
+EMULATED_INLINE void turn_pass(unsigned* turn, unsigned number, EMULATED_SITE) {
+    cuda_emulator_turn_pass(turn, number, file, line);
+}
+EMULATED_INLINE void turn_wait(const unsigned* turn, unsigned number, EMULATED_SITE) {
+    cuda_emulator_turn_wait(turn, number, file, line);
+}
 
 // --- barriers among whole warps of a block
 
@@ -110,9 +116,28 @@ EMULATED_INLINE void barrier_arrive(uint32_t id, uint32_t threads, EMULATED_SITE
     cuda_emulator_collective(emulated::BARRIER_ARRIVE, 0xffffffffu, &lane, file, line);
 }
 
+// --- additions to global memory
+
+EMULATED_INLINE void red_add(float* p, float v) { atomicAdd(p, v); }
+
 // --- arithmetic
 
 EMULATED_INLINE int opaque(int x) { return x; }
+
+namespace emulated {
+// The larger of two 16-bit numbers: the positive one of two zeros, and the hardware's NaN of two.
+template <class T>
+EMULATED_INLINE uint32_t larger(uint16_t a, uint16_t b) {
+    const float x = to_f32(T{a}), y = to_f32(T{b});
+    if (x != x) return y != y ? 0x7fff : b;
+    if (y != y || x > y) return a;
+    return x < y ? b : a & b;
+}
+}  // namespace emulated
+template <class T>
+EMULATED_INLINE uint32_t max2(uint32_t a, uint32_t b) {
+    return emulated::larger<T>((uint16_t)a, (uint16_t)b) | emulated::larger<T>((uint16_t)(a >> 16), (uint16_t)(b >> 16)) << 16;
+}
 
 // The instructions below approximate. Their twins err within the bounds of the PTX ISA, by an
 // amount that depends on the bits of the argument. So a test whose tolerance only fits exact

@@ -105,6 +105,8 @@ void cuda_emulator_fence();
 void cuda_emulator_wait_for_dependencies();
 void cuda_emulator_flag_raise(unsigned* flag, const char* file, int line);
 void cuda_emulator_flag_wait(unsigned* flag, const char* file, int line);
+void cuda_emulator_turn_pass(unsigned* turn, unsigned number, const char* file, int line);
+void cuda_emulator_turn_wait(const unsigned* turn, unsigned number, const char* file, int line);
 void cuda_emulator_cp_async_commit();
 void cuda_emulator_cp_async_wait(uint32_t groups_left);
 [[noreturn]] void cuda_emulator_fail(const char* message, const void* address, const char* file, int line);

@@ -349,6 +349,20 @@ pub struct GpuFlags {
     #[arg(id = "deterministic", long = "deterministic", value_name = "0|1", value_parser = values::switch,
           action = ArgAction::Set, default_value = "0")]
     pub deterministic: bool,
+    /// Queue a micro-step as one CUDA graph; auto = unless each operation is looked at or processes
+    /// communicate in it
+    #[arg(id = "cuda_graphs", long = "cuda-graphs", value_enum, default_value = "auto")]
+    pub cuda_graphs: CudaGraphs,
+}
+
+/// Whether to queue micro-steps as CUDA graphs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CudaGraphs {
+    Auto,
+    #[value(name = "0")]
+    Never,
+    #[value(name = "1")]
+    Always,
 }
 
 /// How processes find each other.

@@ -221,6 +221,15 @@ fn a_gpu_honors_more() {
         error("--matmul cublaslt -ge 2"),
         "-ge/--gelu-fusion: expected auto or 0 on the cuda device: with --matmul cublaslt GELU is a kernel of its own; drop the flag"
     );
+    assert_eq!(
+        ["", "--cuda-graphs 0", "--cuda-graphs 1"].map(|graphs| ok(graphs).gpu.cuda_graphs),
+        [CudaGraphs::Auto, CudaGraphs::Never, CudaGraphs::Always]
+    );
+    ok("--check-numerics 1 --cuda-graphs 0");
+    assert_eq!(
+        error("--check-numerics 1 --cuda-graphs 1"),
+        "--cuda-graphs: expected auto or 0 on the cuda device: --check-numerics 1 looks at each operation; drop the flag"
+    );
     assert_eq!(ok("--device emulated --matmul own").device.name, DeviceName::Emulated);
     assert_eq!(
         error("--device cpu"),

@@ -1,12 +1,13 @@
 //! The driver for [`Cuda`](crate::device::cuda::Cuda) of the emulated device.
 
-use crate::device::cuda::driver::{Counts, DeviceInfo, Driver};
+use super::commands::{Command, Value};
+use crate::device::cuda::driver::{Counts, DeviceInfo, Driver, Graph};
 use crate::device::cuda::fatbins::floatx;
 use crate::device::cuda::kernel::{Arg, KernelSpec, Launch, Launcher};
 use crate::device::cuda::tensor_map::{TensorMap, TiledMatrix};
 use crate::ops::{HostStamps, Place};
 use crate::tensor::Dtype;
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use cuda_emulator::{Emulator, EmulatorOptions, MAX_SHARED_BYTES, Table, TablePointer};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -29,6 +30,9 @@ pub struct Emulated {
     info: DeviceInfo,
     emulator: Emulator,
     stamps: HostStamps,
+    graphs: Vec<Vec<Command>>,
+    /// The graph that is being captured.
+    capture: Option<Vec<Command>>,
 }
 
 impl Emulated {
@@ -43,7 +47,14 @@ impl Emulated {
             emulated: true,
         };
         let emulator = Emulator::new(tables, floatx(dtype), options);
-        Emulated { info, emulator, stamps: HostStamps::default() }
+        let (stamps, graphs) = (HostStamps::default(), Vec::new());
+        Emulated { info, emulator, stamps, graphs, capture: None }
+    }
+
+    /// Refuses what cannot be part of a graph.
+    fn ensure_no_capture(&self, what: &str) -> Result<()> {
+        ensure!(self.capture.is_none(), "{what} cannot be part of a graph");
+        Ok(())
     }
 }
 
@@ -55,7 +66,10 @@ fn host_memory_bytes() -> usize {
 
 impl Launcher for Emulated {
     fn launch(&mut self, kernel: &'static KernelSpec, launch: Launch, args: &[Arg]) -> Result<()> {
-        self.emulator.launch(kernel.name, launch, args)
+        let Some(graph) = &mut self.capture else { return self.emulator.launch(kernel.name, launch, args) };
+        let args = args.iter().map(Value::new).collect();
+        graph.push(Command::Launch { kernel: kernel.name, launch, args });
+        Ok(())
     }
 
     fn tensor_map(&self, matrix: &TiledMatrix) -> Result<TensorMap> {
@@ -69,30 +83,62 @@ impl Driver for Emulated {
     }
 
     fn allocate(&mut self, bytes: usize) -> Result<u64> {
+        self.ensure_no_capture("an allocation")?;
         self.emulator.allocate(bytes)
     }
 
     fn upload(&mut self, dst: u64, src: &[u8]) -> Result<()> {
+        self.ensure_no_capture("an upload")?;
         self.emulator.upload(dst, src)
     }
 
     fn download(&mut self, dst: &mut [u8], src: u64) -> Result<()> {
+        self.ensure_no_capture("a download")?;
         self.emulator.download(dst, src)
     }
 
     fn copy(&mut self, dst: u64, src: u64, bytes: usize) -> Result<()> {
-        self.emulator.copy(dst, src, bytes)
-    }
-
-    fn set_bytes(&mut self, dst: u64, value: u8, bytes: usize) -> Result<()> {
-        self.emulator.set_bytes(dst, value, bytes)
-    }
-
-    fn synchronize(&mut self) -> Result<()> {
+        let Some(graph) = &mut self.capture else { return self.emulator.copy(dst, src, bytes) };
+        graph.push(Command::Copy { dst, src, bytes });
         Ok(())
     }
 
+    fn set_bytes(&mut self, dst: u64, value: u8, bytes: usize) -> Result<()> {
+        let Some(graph) = &mut self.capture else { return self.emulator.set_bytes(dst, value, bytes) };
+        graph.push(Command::SetBytes { dst, value, bytes });
+        Ok(())
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        self.ensure_no_capture("waiting for the device")
+    }
+
+    fn begin_capture(&mut self) -> Result<()> {
+        self.ensure_no_capture("another graph")?;
+        self.capture = Some(Vec::new());
+        Ok(())
+    }
+
+    fn end_capture(&mut self) -> Result<Graph> {
+        self.graphs.push(self.capture.take().context("no graph was begun")?);
+        Ok(Graph(self.graphs.len() - 1))
+    }
+
+    fn launch_graph(&mut self, graph: Graph) -> Result<()> {
+        self.ensure_no_capture("another graph")?;
+        let emulator = &mut self.emulator;
+        self.graphs[graph.0].iter().try_for_each(|command| match command {
+            Command::Launch { kernel, launch, args } => {
+                let args: Vec<Arg> = args.iter().map(Value::arg).collect();
+                emulator.launch(kernel, *launch, &args)
+            }
+            Command::Copy { dst, src, bytes } => emulator.copy(*dst, *src, *bytes),
+            Command::SetBytes { dst, value, bytes } => emulator.set_bytes(*dst, *value, *bytes),
+        })
+    }
+
     fn lend(&mut self, address: u64, bytes: usize) -> (u64, Place) {
+        self.ensure_no_capture("lending").expect("a graph without collectives");
         (self.emulator.lend(address, bytes).expect("memory that was planned"), Place::Host)
     }
 

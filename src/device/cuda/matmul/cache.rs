@@ -30,6 +30,9 @@ pub struct Plans {
     lines: Vec<String>,
     /// Choices by rule that have been logged.
     by_rule: HashSet<String>,
+    /// The number of times that something was, or was to be, chosen: at other times a GEMM is only
+    /// queued.
+    pub choices: usize,
 }
 
 impl Plans {
@@ -58,6 +61,7 @@ impl Plans {
         if let Some(chosen) = self.known.get(&key) {
             return Ok(chosen.plan);
         }
+        self.choices += 1;
         let plans = candidates(driver, chooser, gemm, scratch)?;
         let chosen = if chooser.verifies() {
             // Not cached: a later GEMM of this shape may be one that can be tried.
@@ -98,6 +102,7 @@ impl Plans {
         if let Some(known) = self.fused.get(&key) {
             return Ok(Some(*known));
         }
+        self.choices += 1;
         let mut ms = |gemm: &Gemm| -> Result<Option<f32>> {
             self.find(driver, chooser, gemm, scratch)?;
             Ok(self.known.get(&(choice, gemm.key())).and_then(|chosen| chosen.ms))

@@ -7,7 +7,7 @@
 
 mod cache;
 #[cfg(all(test, emulated))]
-mod fake;
+pub mod fake;
 mod gemm;
 mod hopper;
 mod library;
@@ -32,6 +32,7 @@ pub use cache::Plans;
 #[cfg(test)]
 pub use hopper::Problem;
 pub use hopper::flags;
+pub use tune::stopwatch;
 
 /// The kernels of this operation.
 pub static KERNELS: [&[&KernelSpec]; 3] = [own::KERNELS, own::exact::KERNELS, hopper::KERNELS];

@@ -14,7 +14,7 @@ mod tensor_map;
 
 pub use context::{Problem, probe};
 
-use super::driver::{DeviceInfo, Driver};
+use super::driver::{DeviceInfo, Driver, Graph};
 use super::fatbins::{FATBINS, Fatbin};
 use super::kernel::{Arg, KernelSpec, Launch, Launcher};
 use super::matmul_library::MatmulLibrary;
@@ -25,7 +25,7 @@ use crate::ops::Place;
 use crate::tensor::Dtype;
 use anyhow::{Context as _, Result, anyhow, bail};
 use cublaslt::Cublaslt;
-use cudarc::driver::{CudaEvent, CudaStream, DriverError, result as cu, sys};
+use cudarc::driver::{CudaEvent, CudaGraph, CudaStream, DriverError, result as cu, sys};
 use functions::Functions;
 use staging::Staging;
 use std::ffi::c_void;
@@ -36,6 +36,7 @@ use std::time::Duration;
 /// then cudarc's handles, each of which keeps the context alive.
 pub struct Nvidia {
     info: DeviceInfo,
+    graphs: Vec<CudaGraph>,
     functions: Functions,
     matmul_library: Option<Cublaslt>,
     /// The reason there is no library, once it has been looked for.
@@ -73,6 +74,7 @@ impl Nvidia {
         let stream = context.new_stream().map_err(|e| cuda_error("cuStreamCreate", e))?;
         Ok(Nvidia {
             info,
+            graphs: Vec::new(),
             functions,
             matmul_library: None,
             no_matmul_library: None,
@@ -110,10 +112,14 @@ impl Nvidia {
         };
         let error = cuda_error(what, error);
         match self.last_launch {
-            Some((kernel, launch)) => anyhow!(
-                "{error}{hint}; the last kernel queued was {}; CUDA_LAUNCH_BLOCKING=1 finds the one at fault",
-                describe(kernel, launch)
-            ),
+            Some((kernel, launch)) => {
+                // A graph is a single launch.
+                let apart = if self.graphs.is_empty() { "" } else { " with --cuda-graphs 0" };
+                anyhow!(
+                    "{error}{hint}; the last kernel queued was {}; CUDA_LAUNCH_BLOCKING=1{apart} finds the one at fault",
+                    describe(kernel, launch)
+                )
+            }
             None => error,
         }
     }
@@ -132,6 +138,7 @@ impl Nvidia {
         self.bind()?;
         self.wait()?;
         self.last_launch = None;
+        self.graphs.clear();
         self.free_all();
         Ok(())
     }
@@ -166,6 +173,17 @@ fn new_timer(stream: &CudaStream) -> Result<CudaEvent> {
     stream.context().new_event(flags).map_err(|e| cuda_error("cuEventCreate", e))
 }
 
+/// The attribute with which blocks of a kernel may start while the kernel before it ends. Every
+/// kernel waits for that one by itself (`wait_for_dependencies` in ptx.cuh). After anything but such
+/// a kernel it changes nothing.
+fn launched_early() -> sys::CUlaunchAttribute {
+    sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+    }
+}
+
 /// `layernorm_forward (layernorm.cu) <<<[256, 1, 1], 128, 0 bytes>>>`
 fn describe(kernel: &KernelSpec, launch: Launch) -> String {
     let Launch { grid, threads, shared_bytes, .. } = launch;
@@ -177,21 +195,27 @@ impl Launcher for Nvidia {
         self.bind()?;
         let function = self.functions.get(kernel, launch.shared_bytes, args).with_context(|| kernel.name)?;
         let mut values = Values::new(args);
-        let (grid, block) = (launch.grid.into(), (launch.threads, 1, 1));
-        // SAFETY: the function is loaded. `Functions::get` has compared number and sizes of its
-        // parameters with `args`, and the driver copies the values before it returns. The op layer
-        // vouches for the device addresses among them.
-        let launched = unsafe {
-            cu::launch_kernel(
-                function,
-                grid,
-                block,
-                launch.shared_bytes,
-                self.stream.cu_stream(),
-                values.pointers(),
-            )
+        let [x, y, z] = launch.grid;
+        let mut early = launched_early();
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: launch.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.shared_bytes,
+            hStream: self.stream.cu_stream(),
+            attrs: &mut early,
+            numAttrs: u32::from(self.info.capability >= (9, 0)),
         };
-        launched.map_err(|e| self.blame(&format!("launching {}", describe(kernel, launch)), e))?;
+        // SAFETY: the function is loaded. `Functions::get` has compared number and sizes of its
+        // parameters with `args`, and the driver copies configuration and values before it returns.
+        // The op layer vouches for the device addresses among them.
+        let launched = unsafe {
+            sys::cuLaunchKernelEx(&config, function, values.pointers().as_mut_ptr(), std::ptr::null_mut())
+        };
+        launched.result().map_err(|e| self.blame(&format!("launching {}", describe(kernel, launch)), e))?;
         self.last_launch = Some((kernel, launch));
         Ok(())
     }
@@ -285,6 +309,24 @@ impl Driver for Nvidia {
     fn synchronize(&mut self) -> Result<()> {
         self.bind()?;
         self.wait()
+    }
+
+    /// Threads of the communicator may call the driver meanwhile, as only this one is held to what a
+    /// graph can have.
+    fn begin_capture(&mut self) -> Result<()> {
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.stream.begin_capture(mode).map_err(|e| self.blame("starting a graph", e))
+    }
+
+    fn end_capture(&mut self) -> Result<Graph> {
+        let captured = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        let graph = captured.map_err(|e| self.blame("making a graph", e))?;
+        self.graphs.push(graph.context("no graph was begun")?);
+        Ok(Graph(self.graphs.len() - 1))
+    }
+
+    fn launch_graph(&mut self, graph: Graph) -> Result<()> {
+        self.graphs[graph.0].launch().map_err(|e| self.blame("launching a graph", e))
     }
 
     /// Checks nothing: the emulated device finds kernels that touch lent memory.

@@ -208,6 +208,7 @@ impl Checker {
             cell.initialized = true;
             cell.atomic = kind == Kind::Atomic;
             cell.added = false;
+            cell.copied = false;
         }
         *self.cell(space, place) = cell;
         Ok(())

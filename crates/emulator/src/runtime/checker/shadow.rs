@@ -42,6 +42,8 @@ pub struct Cell {
     /// An earlier addition, by a cluster of which the last one does not know: the cluster, and its
     /// access.
     pub added_by: Option<(u32, Access)>,
+    /// Whether the last write was such a copy, for which its thread has waited.
+    pub copied: bool,
     pub writer: Option<Access>,
     /// The number of proxy fences that the writer had executed.
     pub proxy_fences: u32,

@@ -1,8 +1,8 @@
 //! The accesses of copies to and from global memory by TMA. They go through the async proxy, which
-//! no fence of our kernels orders with plain accesses to global memory. So within one launch, memory
-//! that a copy writes must not be touched before the thread that issued it has waited for the write,
-//! and what a copy reads, or adds to, must not have been written by plain accesses. Additions may
-//! meet: each is atomic.
+//! no fence of our kernels orders with plain accesses to global memory. So within one launch,
+//! memory that a copy writes must not be touched before the thread that issued it has waited for
+//! the write, and what a copy reads, or adds to, must not have been written by plain accesses. It
+//! may have been written by a copy that is known to have ended. Additions may meet: each is atomic.
 
 use super::super::block::{Block, Me};
 use super::super::counting::Span;
@@ -30,7 +30,7 @@ impl Checker {
     }
 
     fn refuse_written(&self, cell: &Cell) -> Result<(), String> {
-        if cell.writer.is_some() && self.is_of_launch(cell) {
+        if cell.writer.is_some() && !cell.copied && self.is_of_launch(cell) {
             return Err("of global memory that plain accesses of this launch have written".to_owned());
         }
         Ok(())
@@ -60,12 +60,14 @@ impl Checker {
         cell.added_by.into_iter().chain(last.filter(|_| cell.added)).find(unknown)
     }
 
-    fn refuse_tma_source(&self, start: usize, bytes: usize) -> Result<(), String> {
+    fn refuse_tma_source(&mut self, start: usize, bytes: usize, thread: usize) -> Result<(), String> {
+        let mut copied = false;
         for cell in self.shadow.touched(start, bytes) {
             self.refuse_stored(cell)?;
             self.refuse_written(cell)?;
+            copied |= cell.copied && self.is_of_launch(cell);
         }
-        Ok(())
+        if copied { self.visit_all(Space::Global, start, bytes, thread, Kind::Read) } else { Ok(()) }
     }
 
     /// Checks and records a copy that a thread issues.
@@ -98,7 +100,7 @@ impl Checker {
             let cluster = self.cluster;
             let cell = self.shadow.global(place);
             cell.stores -= 1;
-            (cell.cluster, cell.writer) = (cluster, Some(now));
+            (cell.cluster, cell.writer, cell.copied) = (cluster, Some(now), true);
         }
     }
 }
@@ -114,7 +116,7 @@ impl Block {
     /// Checks a row of global memory that a copy to shared memory reads.
     pub fn check_tma_source(&self, user: Me, start: usize, bytes: usize, site: Site) {
         self.check_global(user, start, bytes, Kind::Read, site);
-        if let Some(Err(message)) = self.check(|c| c.refuse_tma_source(start, bytes)) {
+        if let Some(Err(message)) = self.check(|c| c.refuse_tma_source(start, bytes, user.cluster_thread())) {
             user.fail(site, format!("a read {message}"));
         }
     }

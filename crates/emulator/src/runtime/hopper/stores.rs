@@ -243,6 +243,31 @@ extern "C" fn cuda_emulator_tma_store(
     Store { writes, written: false, from, to, issuer: me.thread, group: 0, site }.start(me);
 }
 
+/// Checks that a bulk copy between these places and of this length is possible.
+pub(super) fn check_bulk(me: Me, site: Site, global: usize, shared: u32, bytes: u32) {
+    me.require_local(shared, site);
+    if !(shared.is_multiple_of(16) && global.is_multiple_of(16) && bytes.is_multiple_of(16) && bytes > 0) {
+        let message =
+            format!("{bytes} bytes at {shared:#x} and {global:#x}: these are not all multiples of 16");
+        me.fail(site, message);
+    }
+    me.block.require_shared(me, site, (shared, shared + bytes));
+}
+
+fn start_bulk(effect: Effect, dst: *mut f32, src: u32, bytes: u32, site: Site) {
+    let (me, address) = (me(), dst.expose_provenance());
+    check_bulk(me, site, address, src, bytes);
+    let chunks = (0..bytes).step_by(16).map(|offset| Chunk {
+        from: src + offset,
+        to: address + offset as usize,
+        bytes: me.block.chunk(src + offset),
+    });
+    let writes = Writes { effect, chunks: chunks.collect() };
+    let to = vec![counting::Span { lane: 0, address, bytes: bytes as usize }];
+    let from = (src, src + bytes);
+    Store { writes, written: false, from, to, issuer: me.thread, group: 0, site }.start(me);
+}
+
 #[unsafe(no_mangle)]
 extern "C" fn cuda_emulator_bulk_reduce_add(
     dst: *mut f32,
@@ -251,23 +276,12 @@ extern "C" fn cuda_emulator_bulk_reduce_add(
     file: *const c_char,
     line: u32,
 ) {
-    let (me, site) = (me(), Site::new("bulk_reduce_add", file, line));
-    let address = dst.expose_provenance();
-    me.require_local(src, site);
-    if !(src.is_multiple_of(16) && address.is_multiple_of(16) && bytes.is_multiple_of(16) && bytes > 0) {
-        let message = format!("{bytes} bytes from {src:#x} to {dst:p}: these are not all multiples of 16");
-        me.fail(site, message);
-    }
-    let from = (src, src + bytes);
-    me.block.require_shared(me, site, from);
-    let chunks = (0..bytes).step_by(16).map(|offset| Chunk {
-        from: src + offset,
-        to: address + offset as usize,
-        bytes: me.block.chunk(src + offset),
-    });
-    let writes = Writes { effect: Effect::Add, chunks: chunks.collect() };
-    let to = vec![counting::Span { lane: 0, address, bytes: bytes as usize }];
-    Store { writes, written: false, from, to, issuer: me.thread, group: 0, site }.start(me);
+    start_bulk(Effect::Add, dst, src, bytes, Site::new("bulk_reduce_add", file, line));
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuda_emulator_bulk_store(dst: *mut f32, src: u32, bytes: u32, file: *const c_char, line: u32) {
+    start_bulk(Effect::Write, dst, src, bytes, Site::new("bulk_store", file, line));
 }
 
 #[unsafe(no_mangle)]

@@ -4,6 +4,7 @@ use super::super::block::{Block, Me, me};
 use super::super::checker::Kind;
 use super::super::counting;
 use super::super::failure::Site;
+use super::stores::check_bulk;
 use super::transfers::{Source, Transfer};
 use super::{Span, swizzle};
 use crate::tensor_map::{TensorMap, TiledMatrix};
@@ -186,4 +187,23 @@ extern "C" fn cuda_emulator_tma_load_multicast(
         let source = Source::Tile(tile);
         Transfer { source, to, barrier, issuer: me, in_cluster: true, site }.start(block);
     }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuda_emulator_bulk_load(
+    dst: u32,
+    src: *const f32,
+    bytes: u32,
+    barrier: u32,
+    file: *const c_char,
+    line: u32,
+) {
+    let (me, site, address) = (me(), Site::new("bulk_load", file, line), src.expose_provenance());
+    check_bulk(me, site, address, dst, bytes);
+    let barrier = me.mbarrier(barrier, site);
+    me.block.check_tma_source(me, address, bytes as usize, site);
+    let span = counting::Span { lane: 0, address, bytes: bytes as usize };
+    me.block.count(|c| c.tma(Kind::Read, &[span], bytes as usize, 1));
+    let (source, to) = (Source::Bytes(address), (dst, dst + bytes));
+    Transfer { source, to, barrier, issuer: me, in_cluster: false, site }.start(me.block);
 }

@@ -13,6 +13,8 @@ use std::collections::VecDeque;
 pub enum Source {
     /// A box of a matrix in global memory.
     Tile(Tile),
+    /// Bytes at this address in global memory.
+    Bytes(usize),
     /// A number in registers.
     Registers([u8; 16]),
 }
@@ -129,6 +131,12 @@ impl Transfer {
     fn land(&self, block: &Block) -> Result<[u32; 32], String> {
         match &self.source {
             Source::Tile(tile) => tile.write(block, self.to.0),
+            // SAFETY: the kernel vouches for the source, as for its own loads; the destination was
+            // found to be in shared memory.
+            Source::Bytes(address) => unsafe {
+                let source = std::ptr::with_exposed_provenance::<u8>(*address);
+                std::ptr::copy_nonoverlapping(source, block.shared_bytes(self.to.0), self.bytes() as usize);
+            },
             // SAFETY: the destination was found to be in shared memory.
             Source::Registers(value) => unsafe {
                 block.shared_bytes(self.to.0).cast::<[u8; 16]>().write(*value)
@@ -204,7 +212,7 @@ impl Hopper {
             }
         }
         let by = match copy.source {
-            Source::Tile(_) => By::Tma,
+            Source::Tile(_) | Source::Bytes(_) => By::Tma,
             Source::Registers(_) => By::StoreAsync,
         };
         let phase = barriers.phase(barrier);
