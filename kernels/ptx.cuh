@@ -265,7 +265,7 @@ __device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (
 // --- programmatic dependent launch: on compute capability 9.0 or newer, the blocks of a kernel may
 // start while those of the kernel before it end. Nothing happens on an older GPU.
 
-// Lets the next kernel start its blocks as soon as every block of this one has called this or ended.
+// Lets the next kernel start its blocks once every block of this one has called this or ended.
 __device__ __forceinline__ void launch_dependents() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;");

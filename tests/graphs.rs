@@ -250,8 +250,8 @@ fn a_step_makes_few_calls() {
     }
 }
 
-/// What lies between uploads, and so may be part of a graph, has the same kernels, geometry and
-/// arguments in every step, though data, loss scale, learning rate and step differ.
+/// Between uploads, where all may be part of a graph, kernels, geometry and arguments are the same
+/// in every step, though data, loss scale, learning rate and step differ.
 #[test]
 fn steps_differ_only_in_what_is_uploaded() {
     for dtype in [Dtype::Bf16, Dtype::F16, Dtype::F32] {

@@ -20,6 +20,7 @@ const FORWARD: Pass = Pass {
     rows: 128,
     columns: 64,
     over: Over::Keys,
+    products: 2,
     operand_rows: (64 + 64) + 64,
     exchanged_bytes: 0,
     sum_rows: 0,
@@ -27,6 +28,7 @@ const FORWARD: Pass = Pass {
 };
 const QUERIES: Pass = Pass {
     kernel: "attention_hopper_backward_queries",
+    products: 3,
     operand_rows: 2 * (64 + 64) + 64,
     tensors: 6,
     ..FORWARD
@@ -35,6 +37,7 @@ const KEYS: Pass = Pass {
     kernel: "attention_hopper_backward_keys",
     rows: 64,
     over: Over::Queries,
+    products: 4,
     operand_rows: 2 * (64 + 64) + 2 * 64,
     ..QUERIES
 };
@@ -57,7 +60,7 @@ fn attention_takes_what_was_measured() {
         let predicted = 1e6 * way.seconds();
         let ratio = predicted / measured;
         println!("{name}, {ghz} GHz: {measured:.0} us measured, {predicted:.0} predicted: {ratio:.3}");
-        assert!((0.92..1.08).contains(&ratio), "{name}, {ghz} GHz: {predicted}, {measured} measured");
+        assert!((0.94..1.06).contains(&ratio), "{name}, {ghz} GHz: {predicted}, {measured} measured");
     }
 }
 

@@ -6,7 +6,7 @@ use super::clocks::streams;
 use super::clocks::table::{self, Row};
 use super::gpu::Gpu;
 use super::kernels::{Kernel, Tail};
-use super::predict::{Bound, MATMUL_STREAM, Realistic, SUSTAINED, Tiles, masked, read_again};
+use super::predict::{Bound, MATMUL_STREAM, Realistic, SUSTAINED, Tiles, read_again};
 use std::sync::LazyLock;
 
 static ROWS: LazyLock<Vec<Row>> =
@@ -82,19 +82,9 @@ fn matmul_by_tile(
 }
 
 /// Predicts attention. `None` if the table has no kernels for the head size.
-pub(super) fn attention(
-    kernel: &Kernel,
-    dims: (usize, usize, usize, usize),
-    backward: bool,
-    gpu: &Gpu,
-) -> Option<Realistic> {
+pub(super) fn attention(dims: (usize, usize, usize, usize), backward: bool, gpu: &Gpu) -> Option<Realistic> {
     let mut ways = if backward { BACKWARD.iter() } else { FORWARD.iter() };
-    let way = ways.find_map(|passes| attention_at(&ROWS, passes, dims, gpu, STEP_GHZ));
-    let mut way = way.filter(|_| gpu.wgmma)?;
-    // In clocks, tensor cores are as fast as they can be.
-    let sustained = kernel.flops * masked(dims.2) / (gpu.matmul_ceiling() * SUSTAINED);
-    way.compute = way.compute.max(sustained);
-    Some(way)
+    ways.find_map(|passes| attention_at(&ROWS, passes, dims, gpu, STEP_GHZ)).filter(|_| gpu.wgmma)
 }
 
 /// Predicts kernels of attention that run one after another, at a clock in GHz.
@@ -105,26 +95,23 @@ pub(super) fn attention_at(
     gpu: &Gpu,
     ghz: f64,
 ) -> Option<Realistic> {
-    let mut sum = Realistic {
-        compute: 0.0,
-        memory: 0.0,
-        beside: 0.0,
-        idle: 1.0,
-        computing: Bound::Clocks,
-        tiles: None,
-    };
-    let mut seconds = 0.0;
+    let tensor_rate = gpu.matmul_ceiling() * SUSTAINED * ghz / STEP_GHZ;
+    let mut sum = Realistic::stream(0.0);
+    let (mut seconds, mut all_clocks) = (0.0, 0.0);
     for pass in passes {
         let demand = pass.demand(rows, dims, gpu.SMs)?;
-        let [compute, shared] = [demand.clocks, demand.shared_clocks].map(|clocks| clocks / (ghz * 1e9));
+        let [clocks, shared] = [demand.clocks, demand.shared_clocks].map(|clocks| clocks / (ghz * 1e9));
+        let tensor = demand.flops / tensor_rate;
         let memory = (demand.l2_bytes / (gpu.l2_tbs * 1e12)).max(demand.memory_bytes / gpu.copy_ceiling());
-        seconds += together(&[compute, shared, memory]);
-        sum.compute += compute;
+        seconds += together(&[clocks, tensor, shared, memory]);
+        all_clocks += clocks;
+        sum.compute += clocks.max(tensor);
         sum.memory += memory;
         sum.idle = (1.0 / demand.waves).max(1.0);
         sum.tiles = Some(Tiles { size: pass.tile(), count: demand.items, waves: demand.waves });
     }
-    Some(Realistic { beside: seconds - sum.compute.max(sum.memory), ..sum })
+    let computing = if all_clocks < sum.compute { Bound::Tensor } else { Bound::Clocks };
+    Some(Realistic { beside: seconds - sum.compute.max(sum.memory), computing, ..sum })
 }
 
 /// Predicts a pass over memory. `None` if its clocks are not known.
@@ -144,5 +131,5 @@ pub(super) fn stream_at(
     let compute = streams::clocks(rows, parts, dims, gpu.SMs)? / (ghz * 1e9);
     let memory = bytes / gpu.copy_ceiling();
     let beside = together(&[compute, memory]) - compute.max(memory);
-    Some(Realistic { compute, memory, beside, idle: 1.0, computing: Bound::Clocks, tiles: None })
+    Some(Realistic { compute, beside, ..Realistic::stream(memory) })
 }

@@ -94,8 +94,8 @@ pub struct Tiles {
 /// of the next start cold. This is for kernels that are launched one by one.
 pub const GAP_US: f64 = 4.0;
 
-/// The same in a step, whose micro-steps are CUDA graphs and whose kernels start while the one before
-/// ends. An estimate: nothing of the kind was measured.
+/// The same in a step, whose micro-steps are CUDA graphs and whose kernels start while the one
+/// before ends. An estimate: nothing of the kind was measured.
 pub const STEP_GAP_US: f64 = 1.0;
 
 /// Share of a large matmul's rate that the mix of kernels in a step sustains: clocks drop when
@@ -141,7 +141,7 @@ pub fn predict(kernel: &Kernel, gpu: &Gpu, limits: impl Fn(Option<Tiles>) -> Opt
         Work::Matmul { m, n, k, tail } => matmul(kernel, (m, n, k), tail, gpu),
         Work::Attention { B, NH, T, HS, backward } => {
             let dims = (B, NH, T, HS);
-            let way = hopper::attention(kernel, dims, backward, gpu);
+            let way = hopper::attention(dims, backward, gpu);
             vec![way.unwrap_or_else(|| attention(kernel, dims, backward, gpu))]
         }
         Work::Stream { rows, columns, share } => {
@@ -178,7 +178,7 @@ pub(super) struct Realistic {
 }
 
 impl Realistic {
-    fn stream(memory: f64) -> Self {
+    pub fn stream(memory: f64) -> Self {
         Realistic { compute: 0.0, memory, beside: 0.0, idle: 1.0, computing: Bound::Clocks, tiles: None }
     }
 

@@ -271,9 +271,9 @@ const COUNTED: &str = r#"{"kernels": [
     {"kernel": "layernorm forward", "shape": "8x768", "sectors_read": 1152, "sectors_written": 400, "bytes_read": 15360,
      "bytes_written": 12352, "shared_wavefronts": 10000000, "tensor_flops": 0, "model_bytes": 24640},
     {"kernel": "attention forward", "shape": "1x1x128x64", "device_kernel": "attention_hopper_forward_hs64",
-     "sectors_read": 1000, "sectors_written": 0, "bytes_read": 1, "bytes_written": 1, "shared_wavefronts": 3000, "tensor_flops": 4e6, "model_bytes": 1},
+     "sectors_read": 1000, "sectors_written": 0, "bytes_read": 1, "bytes_written": 1, "shared_wavefronts": 1500, "tensor_flops": 4e6, "model_bytes": 1},
     {"kernel": "attention forward", "shape": "1x1x256x64", "device_kernel": "attention_hopper_forward_hs64",
-     "sectors_read": 2500, "sectors_written": 0, "bytes_read": 1, "bytes_written": 1, "shared_wavefronts": 8000, "tensor_flops": 12e6, "model_bytes": 2}]}"#;
+     "sectors_read": 2500, "sectors_written": 0, "bytes_read": 1, "bytes_written": 1, "shared_wavefronts": 4000, "tensor_flops": 12e6, "model_bytes": 2}]}"#;
 
 #[test]
 fn counts_set_limits_and_say_what_binds() {
@@ -294,12 +294,12 @@ fn counts_set_limits_and_say_what_binds() {
     assert_eq!(layernorm.bound(), Bound::Shared);
     assert_eq!(Some(layernorm.realistic_us), layernorm.limits.shared_us);
 
-    // 3000 = 4e6 a + 128 x 64 b and 8000 = 12e6 a + 256 x 64 b: a = 5e-4, b = 1000 / 8192. For
+    // 1500 = 4e6 a + 128 x 64 b and 4000 = 12e6 a + 256 x 64 b: a = 2.5e-4, b = 500 / 8192. For
     // sectors 1.25e-4 and 500 / 8192.
     let attention = row("attention forward");
     let (flops, outputs) = (attention.kernel.flops * 1.125, 65536.0 * 768.0);
     let limits = attention.prediction.limits;
-    let wavefronts = 5e-4 * flops + 1000.0 / 8192.0 * outputs;
+    let wavefronts = 2.5e-4 * flops + 500.0 / 8192.0 * outputs;
     near(limits.shared_us.unwrap(), wavefronts / (132.0 * 1.83e3), 1e-9);
     near(limits.l2_us.unwrap(), 32.0 * (1.25e-4 * flops + 500.0 / 8192.0 * outputs) / 9.4e6, 1e-9);
     assert_eq!(attention.prediction.bound(), Bound::Clocks);

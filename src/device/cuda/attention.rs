@@ -1,23 +1,12 @@
-<<<<<<< HEAD
 //! Causal attention: one kernel forward, and a single row of it for sampling. Hopper's backward pass
 //! is one kernel where it has one. Elsewhere a kernel finds what the others need of each row, and then
 //! there are either two, for dK and dV and for dQ, which give the same bits every time, or a single
 //! one, which adds dQ with atomics (`atomic`). `choose` says which.
-=======
-//! Causal attention: one kernel forward, a single row of it for sampling, and one kernel or three
-//! backward.
-//!
-//! The backward pass gives the same bits every time, whatever
-//! [`CudaOptions::deterministic`](super::CudaOptions) says. On Hopper, heads of 64 have one kernel,
-//! whose blocks add to dQ in turn. `kernels/attention_backward.cu` says what it costs the others.
->>>>>>> bwd
 
 mod atomic;
 mod choose;
 mod hopper_backward;
 mod hopper_forward;
-#[cfg(all(test, emulated))]
-mod tests;
 
 use super::Cuda;
 use super::driver::Driver;
@@ -218,24 +207,6 @@ fn stats_bytes(dims: AttentionDims) -> usize {
     dims.B * dims.NH * dims.T.next_multiple_of(2) * STATS
 }
 
-<<<<<<< HEAD
-=======
-/// The kernels of the backward pass.
-enum BackwardKernels {
-    /// One for everything.
-    Hopper,
-    /// Three: statistics of each row, then dK and dV, then dQ.
-    Portable,
-}
-
-impl BackwardKernels {
-    /// Those that serve the device and the head size.
-    fn of(cuda: &Cuda, HS: usize) -> Self {
-        if hopper_backward::suits(cuda, HS) { Self::Hopper } else { Self::Portable }
-    }
-}
-
->>>>>>> bwd
 /// See [`Ops::attention_backward`].
 pub fn backward(cuda: &mut Cuda, a: Backward) -> Result<()> {
     if hopper_backward::suits(cuda, a.dims.HS) {

@@ -24,7 +24,8 @@
 //! 1,653 = 24,341 clocks. 6,144 items / 132 SMs / 2 blocks = 23.27 such rounds are 566,500 clocks:
 //! 286 us at 1.98 GHz.
 //!
-//! Shared memory delivers 128 bytes per clock. A product of a warpgroup reads its right operand,
+//! Tensor cores, shared memory and L2 are counted beside the clocks, as the four schedulers of an SM,
+//! and all SMs, share them. Shared memory delivers 128 bytes per clock. A product of a warpgroup reads its right operand,
 //! and also its left one unless that is in registers; each copied tile is written once.
 
 use super::machine::Pipe;
@@ -44,6 +45,8 @@ pub struct Pass {
     pub rows: usize,
     pub columns: usize,
     pub over: Over,
+    /// Products of a warpgroup per tile.
+    pub products: usize,
     /// Rows of a head, of 16 bits per number, that products of a warpgroup read from shared memory
     /// per tile.
     pub operand_rows: usize,
@@ -70,6 +73,7 @@ pub const FORWARD: [&[Pass]; 1] = [&[Pass {
     rows: 128,
     columns: 128,
     over: Over::Keys,
+    products: 2,
     operand_rows: (64 + 128) + 128,
     exchanged_bytes: 0,
     sum_rows: 0,
@@ -81,6 +85,7 @@ pub const BACKWARD: [&[Pass]; 2] = [
         rows: 128,
         columns: 128,
         over: Over::Queries,
+        products: 5,
         operand_rows: 2 * (64 + 128) + 2 * 128 + 128,
         // Slopes of 64 keys, for dQ.
         exchanged_bytes: 2 * (64 * 128 * 2),
@@ -93,6 +98,7 @@ pub const BACKWARD: [&[Pass]; 2] = [
             rows: 128,
             columns: 64,
             over: Over::Keys,
+            products: 3,
             operand_rows: 2 * (64 + 64) + 64,
             exchanged_bytes: 0,
             sum_rows: 0,
@@ -103,6 +109,7 @@ pub const BACKWARD: [&[Pass]; 2] = [
             rows: 64,
             columns: 64,
             over: Over::Queries,
+            products: 4,
             operand_rows: 2 * (64 + 64) + 2 * 64,
             exchanged_bytes: 0,
             sum_rows: 0,
@@ -116,6 +123,8 @@ pub const BACKWARD: [&[Pass]; 2] = [
 pub struct Demand {
     /// Clocks of the SM that is done last.
     pub clocks: f64,
+    /// FLOPs of whole tiles.
+    pub flops: f64,
     /// Clocks that the shared memory of an SM is busy, on average.
     pub shared_clocks: f64,
     /// Bytes from and to L2, and those from and to memory.
@@ -176,6 +185,7 @@ impl Pass {
         let shared_bytes = copied_bytes + operand_bytes + 2.0 * sum_bytes;
         Some(Demand {
             clocks: average.max(longest),
+            flops: warpgroup_tiles * (self.products * WARPGROUP_ROWS * self.columns * HS * 2) as f64,
             shared_clocks: shared_bytes / SHARED_BYTES / SMs as f64,
             l2_bytes: copied_bytes + sum_bytes + (self.tensors - 2) as f64 * tensor_bytes,
             memory_bytes: self.tensors as f64 * tensor_bytes,
@@ -306,6 +316,7 @@ mod tests {
         rows: 128,
         columns: 128,
         over: Over::Keys,
+        products: 2,
         operand_rows: 320,
         exchanged_bytes: 0,
         sum_rows: 0,
@@ -335,6 +346,7 @@ mod tests {
         let item = 100.0;
         assert_eq!(demand.clocks, 100.0 + 100.0 + 8.0 * item + 28.0 * 1500.0);
         assert_eq!((demand.items, demand.waves), (8 * 132, 8.0));
+        assert_eq!(demand.flops, 132.0 * 36.0 * 4.0 * 128.0 * 128.0 * 64.0);
         // Keys and values of 128 rows of 128 bytes, copied for both consumers; 36 tiles of a head.
         let copied = 36.0 * 2.0 * 128.0 * 128.0;
         assert_eq!(demand.shared_clocks, (copied + 2.0 * 36.0 * 320.0 * 128.0) / 128.0);

@@ -5,6 +5,9 @@
 //! Nothing is timed if every run must choose alike (`--deterministic 1`), or on the emulated device:
 //! then the ordered kernels serve.
 
+#[cfg(all(test, emulated))]
+mod tests;
+
 use super::{Backward, atomic, ordered, stats};
 use crate::device::compare::{Tolerance, close};
 use crate::device::cuda::Cuda;
@@ -52,7 +55,7 @@ impl BackwardKernels {
 pub struct Choices {
     /// The kernels that a test or a benchmark asks for.
     pub forced: Option<BackwardKernels>,
-    pub(super) known: HashMap<AttentionDims, BackwardKernels>,
+    known: HashMap<AttentionDims, BackwardKernels>,
     /// How often kernels were compared, which cannot be done under capture.
     pub attempts: usize,
 }
