@@ -186,7 +186,7 @@ fn launched_early() -> sys::CUlaunchAttribute {
 
 /// `layernorm_forward (layernorm.cu) <<<[256, 1, 1], 128, 0 bytes>>>`
 fn describe(kernel: &KernelSpec, launch: Launch) -> String {
-    let Launch { grid, threads, shared_bytes } = launch;
+    let Launch { grid, threads, shared_bytes, .. } = launch;
     format!("{} ({}) <<<{grid:?}, {threads}, {shared_bytes} bytes>>>", kernel.name, kernel.file)
 }
 

@@ -104,12 +104,13 @@ impl Writes {
     }
 }
 
-/// Adds to a number in global memory.
+/// Adds to a number in global memory. As on a GPU, subnormal numbers count as zero.
 fn add(address: usize, term: f32) {
+    let flush = |x: f32| if x.is_subnormal() { 0.0f32.copysign(x) } else { x };
     // SAFETY: the kernel vouches for the address, as for its own stores; `bulk_reduce_add` found it to
     // be aligned.
     let number = unsafe { AtomicU32::from_ptr(std::ptr::with_exposed_provenance_mut(address)) };
-    let sum = |old| Some((f32::from_bits(old) + term).to_bits());
+    let sum = |old| Some(flush(flush(f32::from_bits(old)) + flush(term)).to_bits());
     number.fetch_update(SeqCst, SeqCst, sum).expect("there is always a sum");
 }
 
