@@ -62,8 +62,8 @@ struct AdamWStep {
     }
 };
 
-// A block's elements of each tensor: `length` of them, `decaying` of which have decay. `index` is that
-// of the first among all parameters.
+// A block's elements of each tensor: `length` of them, `decaying` of which have decay. `index` is
+// that of the first among all parameters.
 template <bool MASTER>
 __device__ __forceinline__ void update_block(floatX* params, float* master, float* m, float* v, const floatX* grads,
                                              const AdamWStep& step, unsigned length, unsigned decaying, unsigned seed,

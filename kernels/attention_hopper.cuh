@@ -52,7 +52,8 @@ struct Tile {
         const int part = k / (WIDE_COLUMNS / 16), in_part = k % (WIDE_COLUMNS / 16) * 32;
         if constexpr (REST > 0) {
             if (part == WIDE_PARTS)
-                return further(matrix_descriptor<REST_ROW_BYTES>(address, UNUSED), part * WIDE_BYTES + in_part + row * REST_ROW_BYTES);
+                return further(matrix_descriptor<REST_ROW_BYTES>(address, UNUSED),
+                               part * WIDE_BYTES + in_part + row * REST_ROW_BYTES);
         }
         return further(matrix_descriptor<128>(address, UNUSED), part * WIDE_BYTES + in_part + row * 128);
     }
@@ -64,7 +65,7 @@ struct Tile {
         return further(matrix_descriptor<REST_ROW_BYTES>(address, UNUSED), WIDE_PARTS * WIDE_BYTES + row * REST_ROW_BYTES);
     }
 
-    // The address of 8 elements. In rows of ROW_BYTES, the 16-byte chunk c of the 128-byte line l is
+    // The address of 8 elements. In rows of ROW_BYTES, the 16-byte chunk c of line l, 128 bytes, is
     // at chunk c ^ (l % (ROW_BYTES / 16)).
     __device__ __forceinline__ uint32_t chunk(int row, int chunk) const {
         constexpr int WIDE_CHUNKS = WIDE_COLUMNS / 8;
@@ -84,9 +85,9 @@ struct Tile {
     }
 
     static constexpr uint32_t UNUSED = 16;
-    // The descriptor of a place further on. The address is in its low half, which does not overflow.
+    // The descriptor of a place further on. Its low half has the address, and does not overflow.
     static __device__ __forceinline__ uint64_t further(uint64_t descriptor, uint32_t bytes) {
-        return descriptor & 0xffffffff00000000 | (uint32_t)descriptor + (bytes >> 4);
+        return (descriptor & 0xffffffff00000000) | ((uint32_t)descriptor + (bytes >> 4));
     }
 };
 

@@ -25,8 +25,8 @@ constexpr int CLASSIFIER_BATCH = 4;
 constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.69314718055994531f;
 __device__ __forceinline__ float reference(float max) { return __fmul_rn(LOG2_E, max); }
 
-// factor exp(x - max), for many x. In 16 bits the subtraction is in the exponent, and the factor too
-// if FOLDED, while that is far from losing a bit of the result.
+// factor exp(x - max), for many x. In 16 bits the subtraction is in the exponent, and the factor
+// too if FOLDED, while that is far from losing a bit of the result.
 template <bool FOLDED>
 struct Exponentials {
     float max, factor, shift;
@@ -42,8 +42,8 @@ struct Exponentials {
 };
 __device__ __forceinline__ bool can_fold(float max) { return fabsf(max) < 512.0f; }
 
-// The largest of some logits, and the sum of exp(logit - max), with the rounding of `reference`. The
-// maximum of no logits is finite, since infinity minus infinity is NaN.
+// The largest of some logits, and the sum of exp(logit - max), with the rounding of `reference`.
+// The maximum of no logits is finite, since infinity minus infinity is NaN.
 struct MaxSum {
     float max, sum;
 
@@ -187,8 +187,8 @@ __device__ __forceinline__ void classify_row(float* loss, floatX* logits, PackX*
 }
 
 // losses (N) += max - logits[target] + ln sum exp(logits - max) over columns below V; with a dloss
-// (1), logits (N, Vp) = dloss (softmax - onehot(target)), 0 from column V on. With keep_row, there is
-// dynamic shared memory for a row.
+// (1), logits (N, Vp) = dloss (softmax - onehot(target)), 0 from column V on. With keep_row, there
+// is dynamic shared memory for a row.
 extern "C" __global__ void __launch_bounds__(512, 2)
     classifier(float* losses, floatX* logits, const int* targets, const float* dloss, int keep_row, int V, int Vp) {
     start_in_order();

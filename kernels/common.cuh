@@ -188,9 +188,9 @@ struct RandomBits {
     __device__ __forceinline__ unsigned operator()(unsigned long long index) const { return mix_bits(key ^ (unsigned)index); }
 };
 
-// Rounds each of two numbers to one of its two neighbors in T, with probabilities that make the mean
-// exact, given 16 uniform bits for each, those of `lo` at the low end. Packs the results, `lo` in the
-// low half. Infinities and NaN stay as they are.
+// Rounds each of two numbers to one of its two neighbors in T, with probabilities that make the
+// mean exact, given 16 uniform bits for each, those of `lo` at the low end. Packs the results, `lo`
+// in the low half. Infinities and NaN stay as they are.
 template <class T>
 __device__ __forceinline__ uint32_t pack2_at_random(float lo, float hi, unsigned bits);
 // Adds less than one last place, then drops the bits below it. The low 16 bits of an infinity are

@@ -4,13 +4,13 @@
 // cache.
 //
 // Backward, wte: rows of the batch come sorted by token, the most frequent one first. A slice of 32
-// packs of a token's rows is summed in registers, in a fixed order, with one read-modify-write of the
-// embedding's gradient at the end. A block takes the tokens whose first row lies in its 32 of the
-// sorted rows: where tokens have up to 32 rows, each has one of the 16 warps, and the indices of all
-// their rows are read together. Texts also have a few tokens of thousands of rows. A token of more
-// than 32 is the only one to begin in a block, whose warps share it and merge their sums in shared
-// memory. Backward, wpe: a thread owns a pack of a position and walks down the batch. Bytes per
-// element: 2 read by each, and 4 per embedding touched.
+// packs of a token's rows is summed in registers, in a fixed order, with one read-modify-write of
+// the embedding's gradient at the end. A block takes the tokens whose first row lies in its 64 of
+// the sorted rows: where tokens have up to 64 rows, each has one of the 16 warps, and the indices
+// of all their rows are read together. Texts also have a few tokens of thousands of rows. A token
+// of more than 64 is the only one to begin in a block, whose warps share it and merge their sums in
+// shared memory. Backward, wpe: a thread owns a pack of a position and walks down the batch. Bytes
+// per element: 2 read by each, and 4 per embedding touched.
 //
 // Gradients are rounded to nearest. Each row of an embedding is rounded once per micro-step, after
 // all its terms are summed in f32, so stochastic rounding would gain little, and the same batch
@@ -23,7 +23,7 @@
 constexpr int ENCODER_WARPS = 16;
 // Sorted rows per block, and the most rows of a token that one warp takes: so that a token of more
 // fills the block that it begins in.
-constexpr int ENCODER_ROWS = WARP_SIZE;
+constexpr int ENCODER_ROWS = 2 * WARP_SIZE;
 
 __device__ __forceinline__ void add_pack(float (&sums)[PackX::size], const PackX& pack) {
     float x[PackX::size];
@@ -73,13 +73,15 @@ __device__ __forceinline__ void sum_rows(float (&sums)[PackX::size], const float
     }
 }
 
-// dwte[token] += the rows of dout that hold it. `rows` (N) are sorted by token, the most frequent one
-// first. Block x handles slice x % slices of the tokens that begin in a run of ENCODER_ROWS of them.
+// dwte[token] += the rows of dout that hold it. `rows` (N) are sorted by token, the most frequent
+// one first. Block x handles slice x % slices of the tokens that begin in a run of ENCODER_ROWS of
+// them.
 extern "C" __global__ void __launch_bounds__(512)
     encoder_backward_wte(floatX* dwte, const floatX* dout, const int* tokens, const int* rows, int N, int C) {
     start_in_order();
-    // The run, one row before it and as many after it as a warp takes; tokens of no row are negative.
-    constexpr int NEAR = 1 + 2 * ENCODER_ROWS;
+    // The run, one row before it, as many after it as a warp takes, and a look at the next; tokens
+    // of no row are negative.
+    constexpr int NEAR = 1 + 2 * ENCODER_ROWS + WARP_SIZE;
     SHARED(int, near_rows, [NEAR]);
     SHARED(int, near_tokens, [NEAR]);
     SHARED(float, merged, [ENCODER_WARPS][PackX::size][WARP_SIZE]);
@@ -93,14 +95,18 @@ extern "C" __global__ void __launch_bounds__(512)
         near_tokens[threadIdx.x] = row < 0 ? -1 : tokens[row];
     }
     __syncthreads();
-    const int own = near_tokens[1 + lane];
-    unsigned first_rows = __ballot_sync(FULL_MASK, own >= 0 && own != near_tokens[lane]);
+    const auto begins = [&](int i) {
+        const int own = near_tokens[1 + i + lane];
+        return __ballot_sync(FULL_MASK, own >= 0 && own != near_tokens[i + lane]);
+    };
+    const unsigned begins_low = begins(0), begins_high = begins(WARP_SIZE);
+    if ((begins_low | begins_high) == 0) return;
     const bool has_pack = c < C;
     const floatX* column = dout + c;
 
     // The only one that begins here has more rows than a warp takes.
-    const int only = __ffs(first_rows) - 1;
-    if (only >= 0 && near_tokens[1 + only + ENCODER_ROWS] == near_tokens[1 + only]) {
+    const int only = begins_low ? __ffs(begins_low) - 1 : WARP_SIZE + __ffs(begins_high) - 1;
+    if (near_tokens[1 + only + ENCODER_ROWS] == near_tokens[1 + only]) {
         const int token = near_tokens[1 + only];
         floatX* gradient = dwte + (long long)token * C + c;
         PackX before;
@@ -124,16 +130,21 @@ extern "C" __global__ void __launch_bounds__(512)
         return;
     }
 
-    // Every 16th token that begins here, from that of the warp's number on.
+    // Half of the warps take the tokens that begin in one half of the run: every 8th of them each.
+    constexpr int TAKERS = ENCODER_WARPS / 2;
+    const int half = warp / TAKERS;
+    unsigned first_rows = half == 0 ? begins_low : begins_high;
     for (int turn = 0; first_rows != 0; turn++, first_rows &= first_rows - 1) {
-        if (turn % ENCODER_WARPS != warp) continue;
-        const int first = __ffs(first_rows), token = near_tokens[first];
+        if (turn % TAKERS != warp % TAKERS) continue;
+        const int first = half * WARP_SIZE + __ffs(first_rows), token = near_tokens[first];
         floatX* gradient = dwte + (long long)token * C + c;
         PackX before;
         if (has_pack) before = load128(gradient);
         float sums[PackX::size] = {};
-        const int count = __popc(__ballot_sync(FULL_MASK, near_tokens[first + lane] == token));
-        sum_rows(sums, column, has_pack, near_rows[first + lane], count, C);
+        for (int i = first, count = WARP_SIZE; count == WARP_SIZE; i += WARP_SIZE) {
+            count = __popc(__ballot_sync(FULL_MASK, near_tokens[i + lane] == token));
+            sum_rows(sums, column, has_pack, near_rows[i + lane], count, C);
+        }
         if (has_pack) store_sum(gradient, before, sums);
     }
 }

@@ -7,9 +7,9 @@
 // Backward: one pass, in which a thread owns one pack of channels and walks down the rows with its
 // group, as many warps as a row takes, four rows at a time. So the sums for dweight and dbias never
 // leave its registers, and there is one barrier per four rows, among the warps of a group. A block
-// has as many groups as an SM holds, and merges their sums at the end: a row of sums per SM, which a
-// second kernel adds up in a fixed order. A warp per row lost: it needs three times the accumulators
-// per lane, which leaves registers for half the loads.
+// has as many groups as an SM holds, and merges their sums at the end: a row of sums per SM, which
+// a second kernel adds up in a fixed order. A warp per row lost: it needs three times the
+// accumulators per lane, which leaves registers for half the loads.
 //
 // Bytes per 16-bit element: forward 4 (read, write), with residual 8, backward 8 (three reads, one
 // write). Expected: 93 % of bandwidth forward, 90 % backward, where the 480 threads of an SM have
@@ -149,8 +149,8 @@ extern "C" __global__ void __launch_bounds__(1024)
 
 constexpr int LAYERNORM_BACKWARD_THREADS = 512;
 
-// The sums of a group, which has row_partials[first] to row_partials[first + warps - 1]. `barrier` is
-// its own.
+// The sums of a group, which has row_partials[first] to row_partials[first + warps - 1]. `barrier`
+// is its own.
 template <int K>
 __device__ __forceinline__ void group_sum(float (&values)[K], float (*row_partials)[2 * 4], int barrier, int first, int warps) {
     const int lane = threadIdx.x % WARP_SIZE, warp = threadIdx.x / WARP_SIZE;
@@ -167,9 +167,9 @@ __device__ __forceinline__ void group_sum(float (&values)[K], float (*row_partia
 }
 
 // With norm = (inp - mean) rstd and dnorm = dout weight: dinp += rstd (dnorm - mean(dnorm) - norm
-// mean(dnorm norm)), or = with `overwrite`. An element takes six multiply-adds before the sums of its
-// row are known and three after: rstd is left out of norm where it can be, and the correction to
-// dnorm at the end is inp slope + offset, with four numbers per row.
+// mean(dnorm norm)), or = with `overwrite`. An element takes six multiply-adds before the sums of
+// its row are known and three after: rstd is left out of norm where it can be, and the correction
+// to dnorm at the end is inp slope + offset, with four numbers per row.
 //
 // What a thread of a group keeps: PACKS packs of channels, `threads` packs apart.
 template <int PACKS>

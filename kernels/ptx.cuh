@@ -143,9 +143,9 @@ __device__ __forceinline__ void turn_wait(const unsigned* turn, unsigned number)
         : "memory");
 }
 
-// --- barriers among whole warps of a block, `threads` in all: numbers 1 to 15 (__syncthreads is 0).
-// A number serves again once a thread knows that its last use has ended: because it waited itself,
-// or was told by one that did.
+// --- barriers among whole warps of a block, `threads` in all: numbers 1 to 15 (__syncthreads is
+// 0). A number serves again once a thread knows that its last use has ended: because it waited
+// itself, or was told by one that did.
 
 // Waits until `threads` threads have arrived, the own warp among them, and sees what they wrote.
 __device__ __forceinline__ void barrier_sync(uint32_t id, uint32_t threads) {
@@ -265,7 +265,7 @@ __device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (
 // --- programmatic dependent launch: on compute capability 9.0 or newer, the blocks of a kernel may
 // start while those of the kernel before it end. Nothing happens on an older GPU.
 
-// Lets the next kernel start its blocks as soon as every block of this one has called this or ended.
+// Lets the next kernel start its blocks once every block of this one has called this or ended.
 __device__ __forceinline__ void launch_dependents() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;");

@@ -279,9 +279,9 @@ pub struct EncoderBackward {
     pub dwpe: Tensor,
     pub dout: Tensor,
     pub tokens: Tensor,
-    /// (N) i32: indices of rows, those of one token adjacent and in ascending order, the most frequent
-    /// token first. The host sorts them while the device is busy, so that the device needs neither
-    /// atomics nor a sort. A device that sorts may ignore them.
+    /// (N) i32: indices of rows, those of one token adjacent and in ascending order, the most
+    /// frequent token first. The host sorts them while the device is busy, so that the device needs
+    /// neither atomics nor a sort. A device that sorts may ignore them.
     pub rows_by_token: Tensor,
     pub B: usize,
     pub T: usize,
@@ -454,7 +454,8 @@ pub trait Ops: Device {
 
     fn fill(&mut self, dst: Tensor, value: f32) -> Result<()>;
 
-    /// Queues `work`, the operations that `key` names. It only queues: it neither uploads, downloads
-    /// nor lends. A device may record it and later repeat the record instead of calling it.
+    /// Queues `work`, the operations that `key` names. It only queues: it neither uploads,
+    /// downloads nor lends. A device may record it and later repeat the record instead of calling
+    /// it.
     fn replay(&mut self, key: GraphKey, work: &mut Work) -> Result<()>;
 }

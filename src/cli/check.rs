@@ -56,6 +56,7 @@ impl TrainArgs {
     pub(super) fn check(&self) -> Result<()> {
         self.check_device()?;
         self.check_batch()?;
+        self.check_graphs()?;
         self.check_files()?;
         self.check_schedule()?;
         self.check_evaluation()?;
@@ -66,7 +67,6 @@ impl TrainArgs {
 
     /// Refuses flags that the device cannot honor: a run must not silently ignore one.
     fn check_device(&self) -> Result<()> {
-        let no_graphs = self.gpu.cuda_graphs != CudaGraphs::Always;
         let fixed = [
             (self.compat.flash, "--flash", "1", "attention is always fused"),
             (!self.compat.compile, "--compile", "0", "everything is compiled ahead of the run"),
@@ -82,21 +82,8 @@ impl TrainArgs {
                 "0",
                 "to evaluate without training, use warpsmith eval",
             ),
-            (
-                no_graphs || !self.device.check_numerics,
-                "--cuda-graphs",
-                "auto or 0",
-                "--check-numerics 1 looks at each operation",
-            ),
-            (
-                no_graphs || !self.always_communicates(),
-                "--cuda-graphs",
-                "auto or 0",
-                "processes communicate in every micro-step",
-            ),
         ];
         let cpu = [
-            (no_graphs, "--cuda-graphs", "auto or 0", "a CPU has no graphs"),
             (self.gpu.gpu_info_every == 0, "-lg/--gpu-info-every", "0", "the CPU has no GPU to report on"),
             (
                 self.gpu.use_master_weights,
@@ -144,11 +131,31 @@ impl TrainArgs {
         Ok(())
     }
 
-    /// Whether there is no micro-step without communication.
-    fn always_communicates(&self) -> bool {
-        let processes = &self.processes;
-        let every = processes.sum_every_micro_step || processes.zero_stage >= ZeroStage::Zero2;
-        every && self.process.world_size > 1
+    /// Refuses graphs where no micro-step can be one.
+    fn check_graphs(&self) -> Result<()> {
+        if self.gpu.cuda_graphs != CudaGraphs::Always {
+            return Ok(());
+        }
+        let (processes, shape) = (&self.processes, (self.batch.batch_size, self.batch.sequence_length));
+        let steps = micro_steps(self.total_batch_tokens(), shape, self.process.world_size)?;
+        let communicating = match processes.zero_stage {
+            _ if self.process.world_size == 1 => 0,
+            _ if processes.sum_every_micro_step => steps,
+            ZeroStage::Zero0 => 1,
+            // The first one awaits the parameters of the last update.
+            ZeroStage::Zero1 => 2,
+            ZeroStage::Zero2 | ZeroStage::Zero3 => steps,
+        };
+        ensure!(self.device.name != DeviceName::Cpu, "--cuda-graphs 1: a CPU has no graphs; drop the flag");
+        ensure!(
+            !self.device.check_numerics,
+            "--cuda-graphs 1: --check-numerics 1 looks at each operation; drop one of them"
+        );
+        ensure!(
+            communicating < steps,
+            "--cuda-graphs 1: processes communicate in every micro-step, so none can be a graph; drop the flag"
+        );
+        Ok(())
     }
 
     fn check_batch(&self) -> Result<()> {

@@ -1,5 +1,5 @@
-//! The rows of a batch sorted by token, so that the backward pass of the embedding adds all rows of a
-//! token in one place.
+//! The rows of a batch sorted by token, so that the backward pass of the embedding adds all rows of
+//! a token in one place.
 
 /// Returns the indices of `tokens`: those of one token adjacent, in ascending order, and the most
 /// frequent token first, so that it is not also the last to finish. This costs a sort: the thread

@@ -163,14 +163,14 @@ impl GPT2 {
         dev.upload(self.acts.targets.slice(0, rows), bytemuck::cast_slice(targets))
     }
 
-    /// Uploads the batch's rows sorted by token (see [`EncoderBackward`](crate::ops::EncoderBackward))
-    /// for the backward pass.
+    /// Uploads the batch's rows sorted by token (see
+    /// [`EncoderBackward`](crate::ops::EncoderBackward)) for the backward pass.
     pub fn load_rows_by_token(&self, dev: &mut dyn Ops, rows: &[i32]) -> Result<()> {
         dev.upload(self.acts.rows_by_token.slice(0, rows.len()), bytemuck::cast_slice(rows))
     }
 
-    /// Uploads the weight of one row's loss in the loss of the step, 1 / (B T grad_accum_steps) times
-    /// the loss scale, for the backward passes of the step.
+    /// Uploads the weight of one row's loss in the loss of the step, 1 / (B T grad_accum_steps)
+    /// times the loss scale, for the backward passes of the step.
     pub fn load_dloss(&self, dev: &mut dyn Ops, dloss: f32) -> Result<()> {
         upload_f32(dev, self.dloss(), &[dloss])
     }

@@ -170,8 +170,7 @@ impl Call {
             Call::Classifier(a) => {
                 visit(&mut a.losses, Update);
                 visit(&mut a.logits, if a.dloss.is_some() { Update } else { Read });
-                visit(&mut a.targets, Read);
-                a.dloss.iter_mut().for_each(|dloss| visit(dloss, Read));
+                [&mut a.targets].into_iter().chain(&mut a.dloss).for_each(|t| visit(t, Read));
             }
             Call::AdamW(a) => {
                 visit(&mut a.params, if a.master.is_some() { Write } else { Update });

@@ -109,6 +109,7 @@ fn a_step_is_recorded_call_by_call() {
     assert_lines(
         found,
         "
+        upload scalars
         upload inputs
         upload targets
         upload rows_by_token

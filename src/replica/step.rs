@@ -44,7 +44,7 @@ impl Replica {
             let communicates = zero.communicates();
             let mut passes = |dev: &mut dyn Ops| {
                 model.forward(dev, zero, shape)?; // encoder -> L blocks -> lnf
-                // logits, losses -> ... -> dwte; gradients +=. Reductions over ranks start meanwhile.
+                // logits, losses -> ... -> dwte; gradients +=. Reductions start meanwhile.
                 model.backward(dev, shape, at, zero)
             };
             if communicates { passes(dev)? } else { dev.replay(at.key(shape), &mut passes)? }

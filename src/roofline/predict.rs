@@ -94,8 +94,8 @@ pub struct Tiles {
 /// of the next start cold. This is for kernels that are launched one by one.
 pub const GAP_US: f64 = 4.0;
 
-/// The same in a step, whose micro-steps are CUDA graphs and whose kernels start while the one before
-/// ends. An estimate: nothing of the kind was measured.
+/// The same in a step, whose micro-steps are CUDA graphs and whose kernels start while the one
+/// before ends. An estimate: nothing of the kind was measured.
 pub const STEP_GAP_US: f64 = 1.0;
 
 /// Share of a large matmul's rate that the mix of kernels in a step sustains: clocks drop when

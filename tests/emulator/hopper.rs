@@ -75,6 +75,7 @@ fn tensor_maps_are_checked_as_cuda_does() {
         (TiledMatrix { address: address + 8, rows: 1, ..good }, "not a multiple of 16"),
         (TiledMatrix { columns: 60, ..good }, "rows of 120 bytes"),
         (TiledMatrix { box_rows: 257, ..good }, "1 to 256"),
+        (TiledMatrix { box_columns: 48, ..good }, "a box of 48 columns, 16, 32 or 64 are allowed"),
         (TiledMatrix { rows: 65, ..good }, "not inside an allocation"),
     ] {
         let error = gpu.0.tensor_map(&bad).unwrap_err().to_string();

@@ -1,11 +1,17 @@
 //! Tests of the emulated device: it does what it guarantees, and finds the bugs that it is for.
 
 #[cfg(emulated)]
+mod additions;
+#[cfg(emulated)]
+mod barriers;
+#[cfg(emulated)]
 mod basics;
 #[cfg(emulated)]
 mod clusters;
 #[cfg(emulated)]
 mod counting;
+#[cfg(emulated)]
+mod dependencies;
 #[cfg(emulated)]
 mod device;
 #[cfg(emulated)]
@@ -18,6 +24,8 @@ mod hopper;
 mod lent;
 #[cfg(emulated)]
 mod mutants;
+#[cfg(emulated)]
+mod narrow;
 #[cfg(emulated)]
 mod shipped;
 #[cfg(emulated)]

@@ -255,3 +255,25 @@ fn attention_skips_tiles_above_the_diagonal() {
     // One block per head reads its queries, keys and values once.
     assert_eq!(found.sectors_read * 32, found.bytes_read);
 }
+
+/// Two tiles of a head are three pairs of 128 keys and 128 queries, with five products each; the
+/// one block that finds work ends with scores that nobody needs. Everything is read and written
+/// once, without bank conflicts. The second tile of queries leaves sums and deltas to the first
+/// keys.
+#[test]
+fn attention_backward_on_hopper_adds_in_l2_and_moves_the_rest_once() {
+    let dims = AttentionDims { B: 1, T: 256, NH: 1, HS: 64 };
+    let (rows, C) = (256, 64);
+    let found = counts(MatmulChoice::Own, |t| {
+        let (dout, out, lse) = (t.x(rows * C), t.x(rows * C), t.f32(rows));
+        let [dqkv, qkv] = [0; 2].map(|_| t.x(rows * 3 * C));
+        Box::new(move |dev| dev.attention_backward(dqkv, dout, out, lse, qkv, dims))
+    });
+    assert_eq!(found.len(), 1);
+    let found = found["attention_hopper_backward_hs64"];
+    assert_eq!(found.tensor_flops, (3 * 5 + 1) * 2 * 128 * 128 * 64);
+    assert_eq!(found.shared_wavefronts, found.shared_wavefronts_without_conflicts);
+    let (sums, deltas, signals) = (4 * 128 * 64, 4 * 128, 2 * 32);
+    assert_eq!(found.bytes_read, 2 * 256 * 64 * (3 + 2) + 4 * 256 + sums + deltas + signals);
+    assert_eq!(found.bytes_written, 2 * 256 * 64 * 3 + sums + 2 * deltas + signals);
+}

@@ -49,7 +49,7 @@ fn forward_of(t: &mut Tensors, qkv: &[f32], dims: AttentionDims) -> Work {
 #[test]
 fn forward_in_many_tiles() {
     for (B, T, NH, HS) in
-        [(2, 300, 3, 64), (1, 257, 2, 80), (1, 385, 1, 96), (3, 129, 1, 128), (1, 128, 5, 128)]
+        [(2, 300, 2, 64), (1, 257, 2, 80), (1, 385, 1, 96), (3, 129, 1, 128), (1, 128, 2, 128)]
     {
         let dims = AttentionDims { B, T, NH, HS };
         let qkv = scaled(4, B * T * 3 * NH * HS, 2.0);

@@ -63,7 +63,7 @@ fn far_from_zero() {
                 losses: t.inout_f32("losses", &random(3, N), Tolerance::new(0.0, V)),
                 logits: t.inout_x("logits", &logits, Tolerance::new(1.0, V)),
                 targets: t.i32("targets", &random_indices(2, N, V)),
-                dloss: Some(0.125),
+                dloss: Some(t.f32("dloss", &[0.125])),
                 N,
                 V,
                 Vp,

@@ -4,11 +4,19 @@ use crate::harness::*;
 use warpsmith::data::buckets::rows_by_token;
 use warpsmith::ops::EncoderBackward;
 
-/// (B, T, C, rows of wte): one row; most tokens once; a token of more rows than a warp takes, and one of
-/// more than a block's warps take at once; more channels than a warp has packs; a batch of more
-/// sequences than are in flight.
-const SHAPES: [(usize, usize, usize, usize); 6] =
-    [(1, 1, 8, 3), (3, 7, 40, 50), (5, 67, 24, 3), (2, 300, 16, 1), (2, 33, 272, 9), (19, 4, 24, 30)];
+/// (B, T, C, rows of wte): one row; most tokens once; tokens of more rows than a warp has lanes, of
+/// more than a warp takes, and one of more than a block's warps take at once; exactly as many as a
+/// warp takes; more channels than a warp has packs; a batch of more sequences than are in flight.
+const SHAPES: [(usize, usize, usize, usize); 8] = [
+    (1, 1, 8, 3),
+    (3, 7, 40, 50),
+    (3, 60, 8, 4),
+    (5, 67, 24, 3),
+    (2, 300, 16, 1),
+    (2, 32, 8, 1),
+    (2, 33, 272, 9),
+    (19, 4, 24, 30),
+];
 
 #[test]
 fn forward() {

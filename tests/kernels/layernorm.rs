@@ -5,8 +5,8 @@ use warpsmith::ops::{LayernormBackward, LayernormForward};
 use warpsmith::tensor::Dtype;
 
 /// (N, C): one lane of a warp with a pack; rows off the block; a row per warp and per block; more
-/// rows than the groups of the emulated device take at once, of one warp and of two, and fewer; rows
-/// for the wide kernels.
+/// rows than the groups of the emulated device take at once, of one warp and of two, and fewer;
+/// rows for the wide kernels.
 const SHAPES: [(usize, usize); 8] =
     [(1, 8), (5, 24), (611, 40), (310, 264), (9, 768), (3, 1032), (2, 4104), (2, 12288)];
 

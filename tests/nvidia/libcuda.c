@@ -42,7 +42,7 @@ static struct work queue[MOST];
 static size_t queued, done;
 static result broken = OK;
 
-// What was captured, of all graphs; `capturing`: work goes there. What a graph cannot have fails.
+// The work in all graphs. While `capturing`, work goes there, and waiting fails.
 static struct work captured[MOST];
 static size_t captured_count;
 static int capturing;

@@ -234,7 +234,7 @@ fn case_graphs() {
         gpu.launch_graph(graph).unwrap();
         assert_eq!(held(&mut gpu), [(value, value), (set, value)]);
     }
-    // What waits cannot be captured, and the GPU goes on after the error.
+    // Waiting cannot be captured, and the GPU goes on after the error.
     gpu.begin_capture().unwrap();
     let error = format!("{:#}", gpu.synchronize().unwrap_err());
     assert!(error.starts_with("waiting for the GPU"), "{error}");

@@ -62,9 +62,9 @@ fn multicast() {
             let args = [Arg::new(&out), Arg::new(&map), Arg::new(&x), Arg::new(&y), Arg::new(&rows)];
             let launch = Launch::new(2, 128).shared(3 * 4 * box_words + 8);
             device.launch(("probes_hopper.cu", "tma_multicast"), launch, &args);
-            let both = swizzled(&matrix, x, y, rows);
-            let [right, below] =
-                [(x + BOX_COLUMNS, y), (x, y + rows)].map(|(x, y)| swizzled(&matrix, x, y, rows));
+            let both = swizzled(&matrix, [x, y], rows, BOX_COLUMNS);
+            let [right, below] = [[x + BOX_COLUMNS, y], [x, y + rows]]
+                .map(|corner| swizzled(&matrix, corner, rows, BOX_COLUMNS));
             let untouched = vec![PATTERN; box_words];
             let expected =
                 [&both, &right, &untouched, &both, &untouched, &below].map(|words| &words[..]).concat();

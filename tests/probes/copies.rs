@@ -1,5 +1,5 @@
-//! Asynchronous copies of 16 bytes, the barriers that copies report to, and the transfer of
-//! registers.
+//! Asynchronous copies of 16 bytes, the barriers that copies report to, those among some warps, the
+//! wait for earlier launches, and the transfer of registers.
 
 use crate::case::{Case, Format};
 use crate::matrices::random_words;
@@ -46,6 +46,40 @@ fn mbarrier() {
                 Case::exact(&format!("{arrivals} arrivals"), Format::Bits, found, opposite.clone())
             })
             .into()
+    });
+}
+
+/// Half of a block hands numbers over to the other half, in reverse.
+#[test]
+fn named_barriers() {
+    const PHASES: usize = 7;
+    let words = random_words(9, PHASES * 64);
+    let reversed: Vec<u32> = (0..PHASES * 64).map(|i| words[i / 64 * 64 + 63 - i % 64]).collect();
+    probe("named_barriers", Needs::Any, |device| {
+        let (out, input) = (device.words(&[0xdead_beef; PHASES * 64]), device.words(&words));
+        let args = [Arg::new(&out), Arg::new(&input), Arg::new(&(PHASES as i32))];
+        device.launch(("probes.cu", "named_barriers"), Launch::new(1, 128), &args);
+        vec![Case::exact("reversed", Format::Bits, device.read(out, PHASES * 64), reversed.clone())]
+    });
+}
+
+/// Each launch reads what the one before wrote, though it may start before that has ended.
+#[test]
+fn dependencies() {
+    const LAUNCHES: u32 = 9;
+    const LEN: usize = 256 * 256;
+    let words = random_words(14, LEN);
+    let expected: Vec<u32> = words.iter().map(|word| word.wrapping_add(LAUNCHES)).collect();
+    probe("dependencies", Needs::Any, |device| {
+        let (out, mut input) = (device.words(&vec![0xdead_beef; LEN]), device.words(&words));
+        let buffers = [out, device.words(&vec![0xdead_beef; LEN])];
+        for launch in 0..LAUNCHES {
+            let out = buffers[launch as usize % 2];
+            let args = [Arg::new(&out), Arg::new(&input)];
+            device.launch(("probes.cu", "dependent"), Launch::new(LEN / 256, 256).programmatic(), &args);
+            input = out;
+        }
+        vec![Case::exact("incremented", Format::Bits, device.read(input, LEN), expected.clone())]
     });
 }
 

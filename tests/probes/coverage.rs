@@ -5,8 +5,8 @@ use crate::root;
 /// The calls that probes must have, for every function that the text of the headers defines.
 ///
 /// Specializations and overloads count separately: `pack2<bf16>(…)`, `to_f32(f16{…})`. For wgmma
-/// every type and number of sums counts: `one_product<bf16, 64>(…)` of a probe calls it for all
-/// orders of the operands.
+/// every type and every number of sums count: `products<bf16>(…)` of a probe calls `one_product<T,
+/// 64>(…)` and others like it, which call it for all orders of the operands.
 fn calls(headers: &str) -> Vec<String> {
     let lines: Vec<&str> = headers.lines().map(|line| line.split("//").next().unwrap_or_default()).collect();
     let mut functions = Vec::new();
@@ -14,26 +14,27 @@ fn calls(headers: &str) -> Vec<String> {
         let (before, arguments) = line.split_once('(').unwrap_or_default();
         let name = before.rsplit([' ', '*']).next().unwrap_or_default();
         let first = arguments.trim_start_matches("const ").split([' ', '*', ')']).next().unwrap_or_default();
-        functions.push((name, first, *line));
+        functions.push((name, first));
     }
     let mut calls = Vec::new();
-    for &(name, first, line) in &functions {
-        let overloads = functions.iter().filter(|(other, ..)| *other == name).count();
-        let specialized = functions.iter().any(|(other, ..)| other.starts_with(&format!("{name}<")));
+    for &(name, first) in &functions {
+        let overloads = functions.iter().filter(|(other, _)| *other == name).count();
+        let specialized = functions.iter().any(|(other, _)| other.starts_with(&format!("{name}<")));
         match name {
             // The declaration of a template whose specializations follow.
             _ if specialized => {}
             "multiply" | "multiply_rs" => {
-                let (types, probe) = if name == "multiply" {
-                    ("WGMMA_OF(", "one_product")
+                let (all, one) = if name == "multiply" {
+                    ("products", "one_product")
                 } else {
-                    ("WGMMA_RS_OF(", "rs_product")
+                    ("rs_products", "rs_product")
                 };
-                let sums = line.split("float (&d)[").nth(1).and_then(|rest| rest.split(']').next());
-                let types = lines.iter().filter_map(|line| line.strip_prefix(types));
-                for t in types.filter_map(|rest| rest.split(',').next()) {
-                    calls.push(format!("{probe}<{t}, {}>(", sums.unwrap_or("?")));
-                }
+                let after =
+                    |text: &'static str| lines.iter().filter_map(move |line| line.trim().strip_prefix(text));
+                let types = after("WGMMA_OF(").filter_map(|rest| rest.split(',').next());
+                calls.extend(types.map(|t| format!("{all}<{t}>(")));
+                let sums = after("WGMMA_SHAPE(TYPE, ").filter_map(|rest| rest.split(", ").nth(1));
+                calls.extend(sums.map(|sums| format!("{one}<T, {sums}>(")));
             }
             _ if overloads > 1 => calls.push(format!("{name}({first}{{")),
             _ => calls.push(name.to_owned()),
@@ -118,8 +119,10 @@ fn what_the_headers_define_is_found() {
         "tma_prefetch",
         "cluster_sync",
         "registers_increase",
-        "one_product<bf16, 4>(",
-        "one_product<f16, 128>(",
+        "products<bf16>(",
+        "rs_products<f16>(",
+        "one_product<T, 4>(",
+        "rs_product<T, 128>(",
         "wgmma",
     ] {
         assert!(calls.iter().any(|call| call == expected), "{expected} is not in {calls:?}");
@@ -139,9 +142,12 @@ fn a_function_without_a_probe_is_named() {
     let overload = "__device__ __forceinline__ float to_f32(fp8 v) { return 0; }\n";
     assert_eq!(missing_after(overload, "", ""), ["to_f32(fp8{"]);
     assert_eq!(missing_after("", "pack2<f16>(", "pack2<bf16>("), ["pack2<f16>"]);
-    assert_eq!(missing_after("", "one_product<bf16, 4>(", "one_product<f16, 4>("), ["one_product<bf16, 4>("]);
+    assert_eq!(missing_after("", "one_product<T, 4>(", "one_product<T, 8>("), ["one_product<T, 4>("]);
     assert_eq!(missing_after("", "tma_prefetch(", "// tma_prefetch("), ["tma_prefetch"]);
-    let products = [4, 32, 64, 128].map(|sums| format!("one_product<tf32, {sums}>("));
-    assert_eq!(missing_after("WGMMA_OF(tf32, \"tf32\")\n", "", ""), products);
-    assert_eq!(missing_after("WGMMA_RS_OF(tf32, \"tf32\")\n", "", ""), ["rs_product<tf32, 32>("]);
+    assert_eq!(
+        missing_after("WGMMA_OF(tf32, \"tf32\")\n", "", ""),
+        ["products<tf32>(", "rs_products<tf32>("]
+    );
+    let shape = "        WGMMA_SHAPE(TYPE, 24, 12, \"%12\")\n";
+    assert_eq!(missing_after(shape, "", ""), ["one_product<T, 12>(", "rs_product<T, 12>("]);
 }

@@ -1,9 +1,10 @@
-//! Ways for results to leave: matrices to shared memory, boxes and bytes to global memory, and flags
-//! and turns that tell other blocks of them.
+//! Ways for results to leave: matrices to shared memory, boxes and bytes to global memory, and
+//! flags and turns that tell other blocks of them.
 
 use crate::case::{Case, Format};
 use crate::matrices::random_words;
-use crate::{Needs, probe};
+use crate::tma::place_of;
+use crate::{Device, Needs, probe};
 use warpsmith::device::cuda::kernel::{Arg, Launch};
 use warpsmith::device::cuda::tensor_map::TiledMatrix;
 
@@ -38,18 +39,37 @@ fn stmatrix() {
 
 const ROWS: i32 = 60;
 const COLUMNS: i32 = 136;
-const BOX_COLUMNS: i32 = 64;
 
-/// Writes a box at (x, y) over a matrix of words, two elements each: in the box the 16-byte chunk c
-/// of row r is at c ^ (r % 8). Elements outside of the matrix are left out.
-fn place(matrix: &mut [u32], content: &[u32], x: i32, y: i32) {
-    for (i, word) in (0..).zip(content) {
-        let (row, chunk, pair) = (i / 32, i / 4 % 8, i % 4);
-        let (y, x) = (y + row, x + (chunk ^ (row % 8)) * 8 + pair * 2);
+/// Writes a box at (x, y) over a matrix of words, two elements each; those outside of the matrix
+/// are left out.
+fn place(matrix: &mut [u32], content: &[u32], [x, y]: [i32; 2], columns: i32) {
+    for (i, word) in content.iter().enumerate() {
+        let (row, column) = place_of(i, columns);
+        let (y, x) = (y + row, x + column);
         if (0..ROWS).contains(&y) && (0..COLUMNS).contains(&x) {
             matrix[(y * COLUMNS / 2 + x / 2) as usize] = *word;
         }
     }
+}
+
+/// Stores three boxes: the one at (x, y), and those to its right and below.
+fn stores(device: &mut Device, name: &str, [x, y]: [i32; 2], rows: i32, columns: i32) -> Case {
+    let len = (ROWS * COLUMNS / 2) as usize;
+    let words = (rows * columns / 2) as usize;
+    let content = random_words(12, 3 * words);
+    let (out, boxes) = (device.words(&vec![PATTERN; len]), device.words(&content));
+    let [height, width, box_rows, box_columns] = [ROWS, COLUMNS, rows, columns].map(|n| n as usize);
+    let tiled = TiledMatrix { address: out.address(), rows: height, columns: width, box_rows, box_columns };
+    let map = device.driver.tensor_map(&tiled).unwrap();
+    let args =
+        [Arg::new(&map), Arg::new(&boxes), Arg::new(&x), Arg::new(&y), Arg::new(&rows), Arg::new(&columns)];
+    device.launch((FILE, "tma_store_boxes"), Launch::new(1, 128).shared(8 * words), &args);
+    let mut expected = vec![PATTERN; len];
+    let corners = [[x, y], [x + columns, y], [x, y + rows]];
+    for (corner, content) in corners.into_iter().zip(content.chunks(words)) {
+        place(&mut expected, content, corner, columns);
+    }
+    Case::exact(&format!("{name} ({x}, {y})"), Format::Bits, device.read(out, len), expected)
 }
 
 #[test]
@@ -64,33 +84,58 @@ fn boxes() {
         ("above all", 0, -24, 8),
         ("high", 8, -40, 64),
     ];
-    let len = (ROWS * COLUMNS / 2) as usize;
     probe("tma_store", Needs::Hopper, |device| {
+        places.map(|(name, x, y, rows)| stores(device, name, [x, y], rows, 64)).into()
+    });
+}
+
+#[test]
+fn narrow_boxes() {
+    let places = [("inside", 16, 7, 24), ("right edge", 120, 32, 16), ("upper left", -8, -3, 16)];
+    probe("tma_store_narrow", Needs::Hopper, |device| {
         let mut cases = Vec::new();
-        for (name, x, y, rows) in places {
-            let words = (rows * BOX_COLUMNS / 2) as usize;
-            let content = random_words(12, 3 * words);
-            let (out, boxes) = (device.words(&vec![PATTERN; len]), device.words(&content));
-            let [height, width, box_rows] = [ROWS, COLUMNS, rows].map(|n| n as usize);
-            let tiled = TiledMatrix {
-                address: out.address(),
-                rows: height,
-                columns: width,
-                box_rows,
-                box_columns: 64,
-            };
-            let map = device.driver.tensor_map(&tiled).unwrap();
-            let args = [Arg::new(&map), Arg::new(&boxes), Arg::new(&x), Arg::new(&y), Arg::new(&rows)];
-            device.launch((FILE, "tma_store_boxes"), Launch::new(1, 128).shared(8 * words), &args);
-            let mut expected = vec![PATTERN; len];
-            let corners = [(x, y), (x + BOX_COLUMNS, y), (x, y + rows)];
-            for ((x, y), content) in corners.into_iter().zip(content.chunks(words)) {
-                place(&mut expected, content, x, y);
+        for columns in [32, 16] {
+            for (name, x, y, rows) in places {
+                cases.push(stores(device, &format!("{columns} columns, {name}"), [x, y], rows, columns));
             }
-            let found = device.read(out, len);
-            cases.push(Case::exact(&format!("{name} ({x}, {y})"), Format::Bits, found, expected));
         }
         cases
+    });
+}
+
+/// Blocks add two rows each to the same numbers, by integers, whose sums are exact; and one row to
+/// numbers of their own, rounded once, which they read back.
+#[test]
+fn additions() {
+    const BLOCKS: usize = 4;
+    const ROW: usize = 128;
+    let f32s = |words: Vec<u32>, of: fn(u32) -> f32| words.into_iter().map(of).collect::<Vec<f32>>();
+    let small = |word: u32| (word % 1000) as f32 - 500.0;
+    let any = |word: u32| (word as i32 as f32) * 2f32.powi(-(word as i32 % 16));
+    let terms: Vec<f32> = (0..BLOCKS)
+        .flat_map(|block| {
+            let seed = 20 + block as u32;
+            [f32s(random_words(seed, 2 * ROW), small), f32s(random_words(30 + seed, ROW), any)].concat()
+        })
+        .collect();
+    let before = [f32s(random_words(15, 2 * ROW), small), f32s(random_words(16, BLOCKS * ROW), any)].concat();
+    let mut expected = before.clone();
+    for (block, terms) in terms.chunks(3 * ROW).enumerate() {
+        for (i, term) in terms.iter().enumerate() {
+            expected[if i < 2 * ROW { i } else { block * ROW + i }] += term;
+        }
+    }
+    let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<u32>>();
+    probe("bulk_reduce_add", Needs::Hopper, |device| {
+        let (sums, input) = (device.words(&bits(&before)), device.words(&bits(&terms)));
+        let copy = device.words(&[0xdead_beef; BLOCKS * ROW]);
+        let args = [sums, copy, input];
+        device.launch((FILE, "additions"), Launch::new(BLOCKS, 128), &args.each_ref().map(Arg::new));
+        let own = bits(&expected[2 * ROW..]);
+        vec![
+            Case::exact("sums", Format::F32, device.read(sums, expected.len()), bits(&expected)),
+            Case::exact("read back", Format::F32, device.read(copy, own.len()), own),
+        ]
     });
 }
 

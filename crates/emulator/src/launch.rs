@@ -25,6 +25,9 @@ pub struct Launch {
     pub threads: u32,
     /// Dynamic shared memory in bytes.
     pub shared_bytes: u32,
+    /// Whether blocks may start before earlier launches have ended (CUDA's programmatic stream
+    /// serialization): the kernel itself waits for them.
+    pub programmatic: bool,
 }
 
 impl Launch {
@@ -40,10 +43,15 @@ impl Launch {
     /// If there are more blocks than a grid can have.
     pub fn grid(blocks: [usize; 3], threads: u32) -> Self {
         let grid = blocks.map(|n| u32::try_from(n).expect("a grid of fewer than 2^32 blocks"));
-        Launch { grid, threads, shared_bytes: 0 }
+        Launch { grid, threads, shared_bytes: 0, programmatic: false }
     }
 
     pub fn shared(self, bytes: usize) -> Self {
         Launch { shared_bytes: u32::try_from(bytes).expect("less shared memory than 4 GiB"), ..self }
+    }
+
+    /// A launch of a kernel that waits for earlier launches itself.
+    pub fn programmatic(self) -> Self {
+        Launch { programmatic: true, ..self }
     }
 }

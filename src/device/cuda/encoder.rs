@@ -22,7 +22,7 @@ const THREADS: usize = 256;
 /// Threads per block of the gradient of wte, and the sorted rows whose tokens they take, as in
 /// encoder.cu.
 const WTE_THREADS: u32 = 512;
-const WTE_ROWS: usize = 32;
+const WTE_ROWS: usize = 64;
 /// Packs of a row per warp.
 const SLICE: usize = 32;
 

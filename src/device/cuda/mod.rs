@@ -23,6 +23,8 @@ mod encoder;
 mod gelu;
 mod graphs;
 mod layernorm;
+#[cfg(all(test, emulated))]
+mod logged;
 mod matmul;
 mod reduce;
 

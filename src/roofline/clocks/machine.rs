@@ -112,7 +112,7 @@ pub const RATES: [Rate; 22] = [
         "ptxas puts 2 clocks between two: estimate"),
     rate(&["BAR", "UCGABAR_ARV", "UCGABAR_WAIT"], Pipe::Other, 2.0, 20.0, "after the last warp arrives: estimate"),
     rate(&["MEMBAR", "FENCE", "ERRBAR", "CGAERRBAR", "CCTL"], Pipe::Other, 2.0, 30.0, "estimate"),
-    rate(&["USETMAXREG", "ACQBULK", "NANOSLEEP"], Pipe::Other, 2.0, 30.0, "estimate"),
+    rate(&["USETMAXREG", "ACQBULK", "PREEXIT", "NANOSLEEP"], Pipe::Other, 2.0, 30.0, "estimate"),
     rate(&["BRA", "BRX", "JMP", "CALL", "RET", "EXIT", "BSSY", "BSYNC", "BREAK", "WARPSYNC", "ENDCOLLECTIVE", "KILL", "BPT", "YIELD"],
         Pipe::Other, 2.0, 12.0, "covered by their stall counts; no extra time for the jump itself, an estimate"),
     rate(&["NOP", "WARPGROUP", "DEPBAR", "LDGDEPBAR", "ARRIVES", "PMTRIG", "PREEXIT", "SETCTAID", "LEPC", "RPCMOV", "BMOV", "GETLMEMBASE"],

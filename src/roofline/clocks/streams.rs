@@ -72,9 +72,9 @@ pub fn parts(name: &str, columns: usize) -> Option<Vec<Part>> {
         "encoder forward" => Some(vec![("encoder_forward", "start", Elements(8.0))]),
         "encoder backward" => {
             const WTE: &str = "encoder_backward_wte";
-            // 16 warps take 32 rows of 256 columns, and, an estimate, two tokens' worth each.
+            // 16 warps take 64 rows of 256 columns, and, an estimate, four tokens' worth each.
             Some(vec![
-                (WTE, "start", Elements(16.0)),
+                (WTE, "start", Elements(32.0)),
                 (WTE, "start in loop 1", Elements(8.0)),
                 (WTE, "loop 1.1", Elements(8.0)),
                 (WTE, "after loop 1.1 in loop 1", Elements(8.0)),

@@ -189,3 +189,28 @@ extern "C" __global__ void __launch_bounds__(32) cp_async_groups(unsigned* out, 
     cp_async_wait<0>();
     store_u128(out + 4 * (64 + lane), to[64 + lane]);
 }
+
+// In each phase warps 0 and 1 leave numbers in one buffer, which warps 2 and 3 output in reverse.
+extern "C" __global__ void __launch_bounds__(128) named_barriers(unsigned* out, const unsigned* in, int phases) {
+    SHARED(unsigned, left, [64]);
+    const int t = threadIdx.x % 64;
+    for (int phase = 0; phase < phases; phase++) {
+        if (threadIdx.x < 64) {
+            if (phase > 0) barrier_sync(2, 128);
+            left[t] = in[phase * 64 + t];
+            barrier_arrive(15, 128);
+        } else {
+            barrier_sync(15, 128);
+            out[phase * 64 + t] = left[63 - t];
+            if (phase + 1 < phases) barrier_arrive(2, 128);
+        }
+    }
+}
+
+// Adds one to what an earlier launch wrote.
+extern "C" __global__ void __launch_bounds__(256) dependent(unsigned* out, const unsigned* in) {
+    const int i = blockIdx.x * 256 + threadIdx.x;
+    launch_dependents();
+    wait_for_dependencies();
+    out[i] = in[i] + 1;
+}

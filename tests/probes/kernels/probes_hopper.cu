@@ -2,12 +2,17 @@
 // all but `descriptors` are empty and never launched.
 #include "hopper.cuh"
 
+__device__ __forceinline__ uint64_t describe(uint32_t address, uint32_t block_bytes, int row_bytes) {
+    if (row_bytes == 32) return matrix_descriptor<32>(address, block_bytes);
+    return row_bytes == 64 ? matrix_descriptor<64>(address, block_bytes) : matrix_descriptor(address, block_bytes);
+}
+
 // The low and the high word of each descriptor.
 extern "C" __global__ void __launch_bounds__(256)
-    descriptors(unsigned* out, const unsigned* addresses, const unsigned* block_bytes, int n) {
+    descriptors(unsigned* out, const unsigned* addresses, const unsigned* block_bytes, int row_bytes, int n) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
-    const uint64_t descriptor = matrix_descriptor(addresses[i], block_bytes[i]);
+    const uint64_t descriptor = describe(addresses[i], block_bytes[i], row_bytes);
     out[2 * i] = (unsigned)descriptor;
     out[2 * i + 1] = (unsigned)(descriptor >> 32);
 }
@@ -39,10 +44,11 @@ extern "C" __global__ void __launch_bounds__(64) mbarrier_phases(unsigned* out, 
 
 // Three boxes as they lie in shared memory, over a pattern: the one at (x, y) in the first phase,
 // its neighbors to the right and below in the second.
-extern "C" __global__ void __launch_bounds__(128) tma_boxes(unsigned* out, GRID_CONSTANT TensorMap map, int x, int y, int rows) {
+extern "C" __global__ void __launch_bounds__(128)
+    tma_boxes(unsigned* out, GRID_CONSTANT TensorMap map, int x, int y, int rows, int columns) {
 #if defined(HAS_HOPPER_INSTRUCTIONS)
     DYNAMIC_SHARED(shared);
-    const int bytes = rows * 128, words = 3 * rows * 32;
+    const int bytes = rows * columns * 2, words = 3 * bytes / 4;
     const uint32_t boxes = shared_address(shared), barrier = boxes + 3 * bytes;
     unsigned* const content = reinterpret_cast<unsigned*>(shared);
     for (int i = threadIdx.x; i < words; i += 128) content[i] = 0x55555555;
@@ -63,7 +69,7 @@ extern "C" __global__ void __launch_bounds__(128) tma_boxes(unsigned* out, GRID_
     __syncthreads();
     if (threadIdx.x == 0) {
         mbarrier_arrive_expect(barrier, 2 * bytes);
-        tma_load(boxes + bytes, &map, x + 64, y, barrier);
+        tma_load(boxes + bytes, &map, x + columns, y, barrier);
         tma_load(boxes + 2 * bytes, &map, x, y + rows, barrier);
     }
     mbarrier_wait(barrier, 1);
@@ -164,10 +170,10 @@ __device__ __forceinline__ void copy_image(unsigned char* shared, const unsigned
     __syncthreads();
 }
 
-// The operands in the image: A starts at `a`, B at `b`, and `block` bytes separate 64 elements
-// across from the next 64.
+// The operands in the image: A starts at `a`, B at `b`, in rows of `row_bytes`; `block` bytes
+// separate a row's elements across from the next.
 struct Places {
-    int a, a_block, b, b_block;
+    int a, a_block, b, b_block, row_bytes;
 };
 
 // registers[t][i] = the sums of thread t after one MMA.
@@ -178,8 +184,8 @@ __device__ __forceinline__ void multiply(unsigned* registers, uint32_t image, co
 #pragma unroll
     for (int i = 0; i < SUMS; i++) sums[i] = __uint_as_float(registers[threadIdx.x * SUMS + i]);
     wgmma_fence();
-    wgmma<T, ACROSS_A, ACROSS_B>(sums, matrix_descriptor(image + at.a, at.a_block), matrix_descriptor(image + at.b, at.b_block),
-                                 accumulate);
+    wgmma<T, ACROSS_A, ACROSS_B>(sums, describe(image + at.a, at.a_block, at.row_bytes),
+                                 describe(image + at.b, at.b_block, at.row_bytes), accumulate);
     wgmma_commit();
     wgmma_wait<0>();
 #pragma unroll
@@ -187,54 +193,37 @@ __device__ __forceinline__ void multiply(unsigned* registers, uint32_t image, co
 #endif
 }
 template <class T, int SUMS>
-__device__ __forceinline__ void one_product(unsigned char* shared, unsigned* registers, const unsigned* image, int bytes,
-                                            const Places& at, int across, int accumulate) {
+__device__ __forceinline__ void one_product(unsigned* registers, uint32_t image, const Places& at, int across, bool accumulate) {
+    if (across == 0) multiply<T, false, false, SUMS>(registers, image, at, accumulate);
+    if (across == 1) multiply<T, true, false, SUMS>(registers, image, at, accumulate);
+    if (across == 2) multiply<T, false, true, SUMS>(registers, image, at, accumulate);
+    if (across == 3) multiply<T, true, true, SUMS>(registers, image, at, accumulate);
+}
+template <class T>
+__device__ __forceinline__ void products(unsigned char* shared, unsigned* registers, const unsigned* image, int bytes, int n,
+                                         const Places& at, int across, bool accumulate) {
     copy_image(shared, image, bytes);
     const uint32_t start = shared_address(shared);
-    if (across == 0) multiply<T, false, false, SUMS>(registers, start, at, accumulate != 0);
-    if (across == 1) multiply<T, true, false, SUMS>(registers, start, at, accumulate != 0);
-    if (across == 2) multiply<T, false, true, SUMS>(registers, start, at, accumulate != 0);
-    if (across == 3) multiply<T, true, true, SUMS>(registers, start, at, accumulate != 0);
+    if (n == 8) one_product<T, 4>(registers, start, at, across, accumulate);
+    if (n == 16) one_product<T, 8>(registers, start, at, across, accumulate);
+    if (n == 32) one_product<T, 16>(registers, start, at, across, accumulate);
+    if (n == 64) one_product<T, 32>(registers, start, at, across, accumulate);
+    if (n == 80) one_product<T, 40>(registers, start, at, across, accumulate);
+    if (n == 96) one_product<T, 48>(registers, start, at, across, accumulate);
+    if (n == 128) one_product<T, 64>(registers, start, at, across, accumulate);
+    if (n == 256) one_product<T, 128>(registers, start, at, across, accumulate);
 }
-extern "C" __global__ void __launch_bounds__(128) wgmma_bf16_8(unsigned* registers, const unsigned* image, int bytes, int a,
-                                                               int a_block, int b, int b_block, int across, int accumulate) {
+extern "C" __global__ void __launch_bounds__(128)
+    wgmma_bf16(unsigned* registers, const unsigned* image, int bytes, int n, int a, int a_block, int b, int b_block,
+               int row_bytes, int across, int accumulate) {
     DYNAMIC_SHARED(shared);
-    one_product<bf16, 4>(shared, registers, image, bytes, Places{a, a_block, b, b_block}, across, accumulate);
+    products<bf16>(shared, registers, image, bytes, n, Places{a, a_block, b, b_block, row_bytes}, across, accumulate != 0);
 }
-extern "C" __global__ void __launch_bounds__(128) wgmma_bf16_64(unsigned* registers, const unsigned* image, int bytes, int a,
-                                                               int a_block, int b, int b_block, int across, int accumulate) {
+extern "C" __global__ void __launch_bounds__(128)
+    wgmma_f16(unsigned* registers, const unsigned* image, int bytes, int n, int a, int a_block, int b, int b_block,
+              int row_bytes, int across, int accumulate) {
     DYNAMIC_SHARED(shared);
-    one_product<bf16, 32>(shared, registers, image, bytes, Places{a, a_block, b, b_block}, across, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(128) wgmma_bf16_128(unsigned* registers, const unsigned* image, int bytes, int a,
-                                                                 int a_block, int b, int b_block, int across, int accumulate) {
-    DYNAMIC_SHARED(shared);
-    one_product<bf16, 64>(shared, registers, image, bytes, Places{a, a_block, b, b_block}, across, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(128) wgmma_bf16_256(unsigned* registers, const unsigned* image, int bytes, int a,
-                                                                 int a_block, int b, int b_block, int across, int accumulate) {
-    DYNAMIC_SHARED(shared);
-    one_product<bf16, 128>(shared, registers, image, bytes, Places{a, a_block, b, b_block}, across, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(128) wgmma_f16_8(unsigned* registers, const unsigned* image, int bytes, int a,
-                                                              int a_block, int b, int b_block, int across, int accumulate) {
-    DYNAMIC_SHARED(shared);
-    one_product<f16, 4>(shared, registers, image, bytes, Places{a, a_block, b, b_block}, across, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(128) wgmma_f16_64(unsigned* registers, const unsigned* image, int bytes, int a,
-                                                               int a_block, int b, int b_block, int across, int accumulate) {
-    DYNAMIC_SHARED(shared);
-    one_product<f16, 32>(shared, registers, image, bytes, Places{a, a_block, b, b_block}, across, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(128) wgmma_f16_128(unsigned* registers, const unsigned* image, int bytes, int a,
-                                                                int a_block, int b, int b_block, int across, int accumulate) {
-    DYNAMIC_SHARED(shared);
-    one_product<f16, 64>(shared, registers, image, bytes, Places{a, a_block, b, b_block}, across, accumulate);
-}
-extern "C" __global__ void __launch_bounds__(128) wgmma_f16_256(unsigned* registers, const unsigned* image, int bytes, int a,
-                                                                int a_block, int b, int b_block, int across, int accumulate) {
-    DYNAMIC_SHARED(shared);
-    one_product<f16, 128>(shared, registers, image, bytes, Places{a, a_block, b, b_block}, across, accumulate);
+    products<f16>(shared, registers, image, bytes, n, Places{a, a_block, b, b_block, row_bytes}, across, accumulate != 0);
 }
 
 // The same with A in registers: a[t][i] = register i of thread t.
@@ -256,24 +245,35 @@ __device__ __forceinline__ void multiply_rs(unsigned* registers, const unsigned*
 #endif
 }
 template <class T, int SUMS>
-__device__ __forceinline__ void rs_product(unsigned char* shared, unsigned* registers, const unsigned* a, const unsigned* image,
-                                           int bytes, int b, int b_block, int across, int accumulate) {
-#if defined(HAS_HOPPER_INSTRUCTIONS)
+__device__ __forceinline__ void rs_product(unsigned* registers, const unsigned* a, uint64_t b, int across, bool accumulate) {
+    if (across == 0) multiply_rs<T, false, SUMS>(registers, a, b, accumulate);
+    if (across == 1) multiply_rs<T, true, SUMS>(registers, a, b, accumulate);
+}
+template <class T>
+__device__ __forceinline__ void rs_products(unsigned char* shared, unsigned* registers, const unsigned* a, const unsigned* image,
+                                            int bytes, int n, int b_block, int row_bytes, int across, bool accumulate) {
     copy_image(shared, image, bytes);
-    const uint64_t right = matrix_descriptor(shared_address(shared) + b, b_block);
-    if (across == 0) multiply_rs<T, false, SUMS>(registers, a, right, accumulate != 0);
-    else multiply_rs<T, true, SUMS>(registers, a, right, accumulate != 0);
-#endif
+    const uint64_t b = describe(shared_address(shared), b_block, row_bytes);
+    if (n == 8) rs_product<T, 4>(registers, a, b, across, accumulate);
+    if (n == 16) rs_product<T, 8>(registers, a, b, across, accumulate);
+    if (n == 32) rs_product<T, 16>(registers, a, b, across, accumulate);
+    if (n == 64) rs_product<T, 32>(registers, a, b, across, accumulate);
+    if (n == 80) rs_product<T, 40>(registers, a, b, across, accumulate);
+    if (n == 96) rs_product<T, 48>(registers, a, b, across, accumulate);
+    if (n == 128) rs_product<T, 64>(registers, a, b, across, accumulate);
+    if (n == 256) rs_product<T, 128>(registers, a, b, across, accumulate);
 }
-extern "C" __global__ void __launch_bounds__(128) wgmma_rs_bf16_64(unsigned* registers, const unsigned* a, const unsigned* image,
-                                                                   int bytes, int b, int b_block, int across, int accumulate) {
+extern "C" __global__ void __launch_bounds__(128)
+    wgmma_rs_bf16(unsigned* registers, const unsigned* a, const unsigned* image, int bytes, int n, int b_block, int row_bytes,
+                  int across, int accumulate) {
     DYNAMIC_SHARED(shared);
-    rs_product<bf16, 32>(shared, registers, a, image, bytes, b, b_block, across, accumulate);
+    rs_products<bf16>(shared, registers, a, image, bytes, n, b_block, row_bytes, across, accumulate != 0);
 }
-extern "C" __global__ void __launch_bounds__(128) wgmma_rs_f16_64(unsigned* registers, const unsigned* a, const unsigned* image,
-                                                                  int bytes, int b, int b_block, int across, int accumulate) {
+extern "C" __global__ void __launch_bounds__(128)
+    wgmma_rs_f16(unsigned* registers, const unsigned* a, const unsigned* image, int bytes, int n, int b_block, int row_bytes,
+                 int across, int accumulate) {
     DYNAMIC_SHARED(shared);
-    rs_product<f16, 32>(shared, registers, a, image, bytes, b, b_block, across, accumulate);
+    rs_products<f16>(shared, registers, a, image, bytes, n, b_block, row_bytes, across, accumulate != 0);
 }
 
 // Two MMAs of K = 16, consecutive in K, each with a group and sums of its own (N = 8): the first is

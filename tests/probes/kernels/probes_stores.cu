@@ -1,6 +1,6 @@
 // Kernels for the functions of ptx.cuh and hopper.cuh by which results leave: matrices to shared
-// memory, boxes and bytes to global memory, flags, and turns. For other architectures than Hopper's,
-// all but `flags` and `turns` are empty and never launched.
+// memory, boxes and bytes to global memory, flags, and turns. For other architectures than
+// Hopper's, all but `flags` and `turns` are empty and never launched.
 #include "hopper.cuh"
 
 // Lane l stores four registers, and names row row_of[l], over a pattern.
@@ -29,16 +29,16 @@ __device__ __forceinline__ void fill(unsigned char* slab, const unsigned* words,
 // Stores three boxes, each a group of its own: the one at (x, y) and its right neighbor, then, from
 // the slab of the first again, the one below.
 extern "C" __global__ void __launch_bounds__(128)
-    tma_store_boxes(GRID_CONSTANT TensorMap map, const unsigned* boxes, int x, int y, int rows) {
+    tma_store_boxes(GRID_CONSTANT TensorMap map, const unsigned* boxes, int x, int y, int rows, int columns) {
 #if defined(HAS_HOPPER_INSTRUCTIONS)
     DYNAMIC_SHARED(shared);
-    const int words = rows * 32;
+    const int words = rows * columns / 2;
     const uint32_t slabs = shared_address(shared);
     fill(shared, boxes, 2 * words);
     if (threadIdx.x == 0) {
         tma_store(&map, x, y, slabs);
         tma_store_commit();
-        tma_store(&map, x + 64, y, slabs + rows * 128);
+        tma_store(&map, x + columns, y, slabs + 4 * words);
         tma_store_commit();
         tma_store_wait_read<1>();
     }
@@ -48,6 +48,35 @@ extern "C" __global__ void __launch_bounds__(128)
         tma_store(&map, x, y + rows, slabs);
         tma_store_commit();
         tma_store_wait_read<0>();
+    }
+#endif
+}
+
+// Each block adds three rows of 128 numbers: two to those that all blocks have in common, each by a
+// group of its own, then, from the slab of the first again, one to numbers of its own, which its
+// first thread reads back.
+extern "C" __global__ void __launch_bounds__(128) additions(float* sums, float* copy, const unsigned* in) {
+#if defined(HAS_HOPPER_INSTRUCTIONS)
+    SHARED(uint4, slabs, [2 * 32]);
+    unsigned char* const shared = reinterpret_cast<unsigned char*>(slabs);
+    const uint32_t first = shared_address(slabs), second = first + 512;
+    const unsigned* const rows = in + blockIdx.x * 3 * 128;
+    float* const own = sums + (2 + blockIdx.x) * 128;
+    fill(shared, rows, 2 * 128);
+    if (threadIdx.x == 0) {
+        bulk_reduce_add(sums, first, 512);
+        tma_store_commit();
+        bulk_reduce_add(sums + 128, second, 512);
+        tma_store_commit();
+        tma_store_wait_read<1>();
+    }
+    __syncthreads();
+    fill(shared, rows + 2 * 128, 128);
+    if (threadIdx.x == 0) {
+        bulk_reduce_add(own, first, 512);
+        tma_store_commit();
+        tma_store_wait<0>();
+        for (int i = 0; i < 128; i++) copy[blockIdx.x * 128 + i] = own[i];
     }
 #endif
 }

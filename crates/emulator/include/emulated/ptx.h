@@ -234,7 +234,7 @@ EMULATED_INLINE void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], uin
 // --- programmatic dependent launch: kernels run one after the other
 
 EMULATED_INLINE void launch_dependents() {}
-EMULATED_INLINE void wait_for_dependencies() {}
+EMULATED_INLINE void wait_for_dependencies() { cuda_emulator_wait_for_dependencies(); }
 
 // --- asynchronous copies
 

@@ -102,6 +102,7 @@ void* cuda_emulator_shared(const void* key, uint64_t bytes, const char* name, co
 void cuda_emulator_cp_async(uint32_t dst, const void* src, uint32_t bytes, uint32_t src_bytes, const char* file,
                                  int line);
 void cuda_emulator_fence();
+void cuda_emulator_wait_for_dependencies();
 void cuda_emulator_flag_raise(unsigned* flag, const char* file, int line);
 void cuda_emulator_flag_wait(unsigned* flag, const char* file, int line);
 void cuda_emulator_turn_pass(unsigned* turn, unsigned number, const char* file, int line);

@@ -41,6 +41,8 @@ pub struct Block {
     pub shared: SharedMemory,
     pub hopper: Hopper,
     pub flags: Flags,
+    /// Whether a thread has waited for earlier launches.
+    pub has_waited: Cell<bool>,
     pub failure: RefCell<Option<Failure>>,
     job: Cell<*const Job<'static>>,
     cluster: Cell<*const Cluster>,
@@ -133,6 +135,7 @@ impl Block {
             shared: SharedMemory::new(region.base().wrapping_add(ARENA_OFFSET)),
             hopper: Hopper::default(),
             flags: Flags::default(),
+            has_waited: Cell::new(false),
             failure: RefCell::new(None),
             job: Cell::new(std::ptr::null()),
             cluster: Cell::new(std::ptr::null()),
@@ -206,6 +209,7 @@ impl Block {
         self.cluster.set(cluster);
         self.rank.set(rank);
         self.is_alone.set(cluster.blocks().len() == 1);
+        self.has_waited.set(false);
         self.failure.take();
         self.random.set(job.seed(number) | 1);
         self.geometry.block_index.set(job.index(number));
@@ -395,6 +399,11 @@ fn finish(me: Me) -> ! {
     }
     if let Some(site) = block.cluster().sync_site() {
         me.fail(site, "the thread ends while others of its cluster wait at a cluster_sync".to_owned());
+    }
+    if block.live.get() == 1 && block.job().programmatic && !block.has_waited.get() {
+        let message = "the block ends without a wait_for_dependencies: launches after this one could go on before \
+                       those before it have ended";
+        me.fail(Site::UNKNOWN, message.to_owned());
     }
     if let Some(text) = block.arrived_at_named().next().filter(|_| block.live.get() == 1) {
         me.fail(Site::UNKNOWN, format!("the block ends, but only {text}"));

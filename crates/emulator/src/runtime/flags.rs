@@ -1,6 +1,6 @@
 //! Flags and turns in global memory, by which the blocks of a launch wait for each other. A thread
-//! that waits for one sleeps until nothing else of its block can run. Then its OS thread looks at it
-//! again and again, for as long as other blocks run that could change it.
+//! that waits for one sleeps until nothing else of its block can run. Then its OS thread looks at
+//! it again and again, for as long as other blocks run that could change it.
 
 use super::block::{Block, Me, me};
 use super::checker::Kind;
@@ -71,7 +71,7 @@ pub struct Progress(Mutex<State>);
 struct State {
     /// OS threads whose block can run.
     running: usize,
-    /// What the blocks of the others wait for.
+    /// The values that the blocks of the others wait for.
     awaited: Vec<Awaited>,
     /// Whether a block has failed, and with it the launch.
     failed: bool,

@@ -24,6 +24,7 @@ pub struct Job<'a> {
     pub grid: [u32; 3],
     pub block_dim: [u32; 3],
     pub shared_bytes: usize,
+    pub programmatic: bool,
     pub options: EmulatorOptions,
     pub arguments: &'a [Arg],
     pub checker: Option<&'a RefCell<Checker>>,
@@ -82,7 +83,7 @@ impl<'a> Job<'a> {
                 types[number]
             );
         }
-        let Launch { grid, threads, shared_bytes } = launch;
+        let Launch { grid, threads, shared_bytes, programmatic } = launch;
         let most = kernel.max_threads().unwrap_or(MAX_THREADS as u32);
         ensure!(
             (1..=most).contains(&threads),
@@ -112,6 +113,7 @@ impl<'a> Job<'a> {
             grid,
             block_dim,
             shared_bytes,
+            programmatic,
             options,
             arguments,
             checker,
@@ -187,7 +189,7 @@ impl<'a> Job<'a> {
         let most = if self.checker.is_some() || self.counter.is_some() { 1 } else { self.clusters() };
         let threads = self.options.threads.clamp(1, most);
         if let Some(checker) = self.checker {
-            checker.borrow_mut().start_launch();
+            checker.borrow_mut().start_launch(self.programmatic);
         }
         if let Some(counter) = self.counter {
             counter.borrow_mut().start_launch();

@@ -228,7 +228,7 @@ fn a_gpu_honors_more() {
     ok("--check-numerics 1 --cuda-graphs 0");
     assert_eq!(
         error("--check-numerics 1 --cuda-graphs 1"),
-        "--cuda-graphs: expected auto or 0 on the cuda device: --check-numerics 1 looks at each operation; drop the flag"
+        "--cuda-graphs 1: --check-numerics 1 looks at each operation; drop one of them"
     );
     assert_eq!(ok("--device emulated --matmul own").device.name, DeviceName::Emulated);
     assert_eq!(

@@ -1,8 +1,8 @@
-//! What a graph of the emulated device consists of.
+//! The commands that make a graph of the emulated device.
 
 use crate::device::cuda::kernel::{Arg, Launch};
 
-/// One thing to do, with all it needs.
+/// One of them, with all it needs.
 pub enum Command {
     Launch { kernel: &'static str, launch: Launch, args: Vec<Value> },
     Copy { dst: u64, src: u64, bytes: usize },

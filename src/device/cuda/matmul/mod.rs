@@ -14,7 +14,7 @@ mod library;
 mod own;
 mod plan;
 #[cfg(all(test, emulated))]
-mod tests;
+pub mod tests;
 mod tune;
 mod verify;
 

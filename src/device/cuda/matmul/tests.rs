@@ -5,7 +5,7 @@ use super::fake::{C, Fake, Fault, N, OC, Setting};
 use crate::device::compare::testing::random;
 use crate::device::compare::{Tolerance, assert_close};
 use crate::device::cuda::emulated::{self, EmulatorOptions};
-use crate::device::cuda::{AUTO, Cuda, CudaOptions, MatmulChoice};
+use crate::device::cuda::{AUTO, Cuda, CudaOptions, MatmulChoice, logged};
 use crate::ops::*;
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use anyhow::Result;
@@ -47,7 +47,7 @@ fn outcome(setting: &Setting) -> Result<Outcome> {
     let tensors = fill(&mut dev, setting)?;
     let [out, kept, inp, weight, bias, residual, dinp, dweight, dbias, dout, gelu_gradient] = tensors;
 
-    testing::take_warnings();
+    logged::take_warnings();
     let mut results = Vec::new();
     let mut keep = |dev: &mut Cuda, tensor: Tensor| -> Result<()> {
         let mut values = vec![0.0f32; tensor.len];
@@ -91,7 +91,7 @@ fn outcome(setting: &Setting) -> Result<Outcome> {
             keep(&mut dev, tensor)?;
         }
     }
-    let (lines, warnings) = (dev.take_matmul_plans(), testing::take_warnings());
+    let (lines, warnings) = (dev.take_matmul_plans(), logged::take_warnings());
     Ok(Outcome { results, by_library: gemms.get(), lines, warnings })
 }
 
@@ -348,7 +348,7 @@ fn choices_by_rule_are_logged_once_per_shape() {
         let driver = emulated::open(dtype, EmulatorOptions::default()).unwrap();
         let mut dev = Cuda::new(driver, options);
         let [out, _, inp, weight, bias, ..] = fill(&mut dev, &setting).unwrap();
-        testing::take_infos();
+        logged::take_infos();
         let run = |dev: &mut Cuda, rows: usize, epilogue| {
             let (out, inp) = (out.slice(0, rows * OC), inp.slice(0, rows * C));
             dev.matmul_forward(MatmulForward { out, inp, weight, epilogue, N: rows, C, OC }).unwrap();
@@ -364,52 +364,7 @@ fn choices_by_rule_are_logged_once_per_shape() {
         let lines = [("forward, bias", N), ("forward", N), ("forward", 8)].map(|(pass, rows)| {
             format!("matmul {pass} {rows} x 40 x 72 {name} (fastest): {forward}, by rule")
         });
-        assert_eq!(testing::take_infos(), lines);
+        assert_eq!(logged::take_infos(), lines);
         assert_eq!(dev.take_matmul_plans(), Vec::<String>::new());
-    }
-}
-
-/// The lines that a thread logs.
-mod testing {
-    use log::Level;
-    use std::cell::RefCell;
-    use std::sync::Once;
-
-    thread_local! {
-        static LINES: RefCell<Vec<(Level, String)>> = const { RefCell::new(Vec::new()) };
-    }
-
-    struct Keeper;
-
-    impl log::Log for Keeper {
-        fn enabled(&self, metadata: &log::Metadata) -> bool {
-            metadata.level() <= Level::Info
-        }
-        fn log(&self, record: &log::Record) {
-            if self.enabled(record.metadata()) {
-                let line = (record.level(), record.args().to_string());
-                LINES.with_borrow_mut(|lines| lines.push(line));
-            }
-        }
-        fn flush(&self) {}
-    }
-
-    /// Returns the warnings since the last call of either function.
-    pub fn take_warnings() -> Vec<String> {
-        take(|level| level <= Level::Warn)
-    }
-
-    /// Returns the lines of level `info` since the last call of either function.
-    pub fn take_infos() -> Vec<String> {
-        take(|level| level == Level::Info)
-    }
-
-    fn take(wanted: impl Fn(Level) -> bool) -> Vec<String> {
-        static SET: Once = Once::new();
-        SET.call_once(|| {
-            log::set_logger(&Keeper).expect("no other logger in unit tests");
-            log::set_max_level(log::LevelFilter::Info);
-        });
-        LINES.take().into_iter().filter(|(level, _)| wanted(*level)).map(|(_, line)| line).collect()
     }
 }

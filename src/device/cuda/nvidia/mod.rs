@@ -174,8 +174,8 @@ fn new_timer(stream: &CudaStream) -> Result<CudaEvent> {
 }
 
 /// The attribute with which blocks of a kernel may start while the kernel before it ends. Every
-/// kernel waits for that one by itself (`wait_for_dependencies` in ptx.cuh). After anything but such
-/// a kernel it changes nothing.
+/// kernel waits for that one by itself (`wait_for_dependencies` in ptx.cuh). After anything but a
+/// kernel that allows it, it changes nothing.
 fn launched_early() -> sys::CUlaunchAttribute {
     sys::CUlaunchAttribute {
         id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
@@ -186,7 +186,7 @@ fn launched_early() -> sys::CUlaunchAttribute {
 
 /// `layernorm_forward (layernorm.cu) <<<[256, 1, 1], 128, 0 bytes>>>`
 fn describe(kernel: &KernelSpec, launch: Launch) -> String {
-    let Launch { grid, threads, shared_bytes } = launch;
+    let Launch { grid, threads, shared_bytes, .. } = launch;
     format!("{} ({}) <<<{grid:?}, {threads}, {shared_bytes} bytes>>>", kernel.name, kernel.file)
 }
 
@@ -311,7 +311,7 @@ impl Driver for Nvidia {
         self.wait()
     }
 
-    /// Threads of the communicator may call the driver meanwhile, as only this one is held to what a
+    /// Threads of the communicator may call the driver meanwhile: only this one is held to what a
     /// graph can have.
     fn begin_capture(&mut self) -> Result<()> {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;

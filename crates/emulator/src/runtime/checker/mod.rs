@@ -10,6 +10,7 @@
 //! without a fence.
 
 mod clock;
+mod dependencies;
 mod hooks;
 mod hopper;
 mod named;
@@ -22,6 +23,7 @@ use super::failure::Site;
 use super::region::*;
 use crate::lent::Lent;
 use clock::Clock;
+use dependencies::Dependencies;
 pub use hopper::{By, MbarrierClock, Scope};
 pub use named::NamedClock;
 use releases::{Known, Release, Released};
@@ -80,6 +82,7 @@ pub struct Checker {
     acquired: HashMap<(usize, usize), usize>,
     /// The knowledge of each warp about other clusters.
     known: Vec<Known>,
+    dependencies: Dependencies,
 }
 
 impl Checker {
@@ -100,10 +103,12 @@ impl Checker {
             releases: HashMap::new(),
             acquired: HashMap::new(),
             known: Vec::new(),
+            dependencies: Dependencies::default(),
         }
     }
 
-    pub fn start_launch(&mut self) {
+    pub fn start_launch(&mut self, programmatic: bool) {
+        self.dependencies.start_launch(programmatic);
         self.first_cluster = self.cluster + 1;
         self.releases.clear();
     }
@@ -124,6 +129,7 @@ impl Checker {
         self.acquired.clear();
         self.known.clear();
         self.known.resize(all, Known::default());
+        self.dependencies.start_cluster(32 * all);
     }
 
     /// Records that all live lanes of a warp have synchronized.
@@ -174,6 +180,7 @@ impl Checker {
     fn visit(&mut self, space: Space, place: usize, thread: usize, kind: Kind) -> Result<(), String> {
         let mut cell = *self.cell(space, place);
         self.refuse_stored(&cell)?;
+        self.refuse_unknown_addition(&cell, thread)?;
         if cell.cluster != self.cluster {
             cell = self.take_over(cell, space, place, thread, kind)?;
         }
@@ -200,6 +207,7 @@ impl Checker {
             cell.proxy_fences = self.proxy_fences_of(thread);
             cell.initialized = true;
             cell.atomic = kind == Kind::Atomic;
+            cell.added = false;
             cell.copied = false;
         }
         *self.cell(space, place) = cell;
@@ -239,18 +247,11 @@ impl Checker {
         if space == Space::Shared || old.cluster < self.first_cluster {
             return Ok(cell);
         }
-        let conflict = |how| {
-            let who = if self.blocks > 1 { "cluster" } else { "block" };
-            let message = format!(
-                "of global memory that {who} {how} in the same launch, without anything that orders the two"
-            );
-            Err(message)
-        };
         if let Some(writer) = old.writer {
             let same_atomic = old.atomic && self.acquired.contains_key(&(thread / 32, place));
             let both_atomic = old.atomic && kind == Kind::Atomic;
             if !both_atomic && !same_atomic && !self.knows(thread, old.cluster, writer) {
-                return conflict(format!("{} wrote", old.cluster - self.first_cluster));
+                return Err(self.conflict(old.cluster, "wrote"));
             }
         }
         let reader = old.readers.iter().flatten().next();
@@ -258,12 +259,19 @@ impl Checker {
         if read_by >= self.first_cluster && read_by != 0 {
             let known = reader.is_some_and(|r| self.knows(thread, old.cluster, *r));
             if kind != Kind::Read && !known {
-                return conflict(format!("{} read", read_by - self.first_cluster));
+                return Err(self.conflict(read_by, "read"));
             }
             cell.read_by = if known { 0 } else { read_by };
         }
         cell.atomic = old.atomic && kind == Kind::Atomic;
         Ok(cell)
+    }
+
+    fn conflict(&self, cluster: u32, how: &str) -> String {
+        let (who, number) = (if self.blocks > 1 { "cluster" } else { "block" }, cluster - self.first_cluster);
+        format!(
+            "of global memory that {who} {number} {how} in the same launch, without anything that orders the two"
+        )
     }
 
     fn add_reader(&self, cell: &mut Cell, now: Access, thread: usize) {
@@ -385,7 +393,7 @@ impl Block {
                 self.check(|c| c.visit_all(Space::Shared, self.shadow_place(shared), bytes, thread, kind))
             }
         } else {
-            self.check_lent(user, start, bytes, kind, site);
+            self.check_global(user, start, bytes, kind, site);
             self.check(|c| match c.in_allocation(start, bytes)? {
                 true => c.visit_all(Space::Global, start, bytes, thread, kind),
                 false if is_constant(start) => Ok(()),
@@ -397,10 +405,14 @@ impl Block {
         }
     }
 
-    /// Fails if an access to global memory touches lent memory.
-    pub fn check_lent(&self, user: Me, start: usize, bytes: usize, kind: Kind, site: Site) {
-        if let Some(message) = self.check(|c| c.lent.refusal(start, bytes)).flatten() {
-            user.fail(site, format!("{} of {bytes} bytes {message}", kind.name()));
+    /// Fails if an access to global memory touches lent memory, or comes too early.
+    pub fn check_global(&self, user: Me, start: usize, bytes: usize, kind: Kind, site: Site) {
+        let refusal = self.check(|c| {
+            let early = c.refuse_early(user.cluster_thread(), start);
+            early.or_else(|| c.lent.refusal(start, bytes).map(|lent| format!("of {bytes} bytes {lent}")))
+        });
+        if let Some(message) = refusal.flatten() {
+            user.fail(site, format!("{} {message}", kind.name()));
         }
     }
 

@@ -116,7 +116,7 @@ impl Checker {
 impl Block {
     /// Fails if an address that is read again and again is not one that may be read.
     pub fn check_bounds(&self, user: Me, start: usize, bytes: usize, kind: Kind, site: Site) {
-        self.check_lent(user, start, bytes, kind, site);
+        self.check_global(user, start, bytes, kind, site);
         let message = match self.check(|c| c.in_allocation(start, bytes)) {
             Some(Err(message)) => message,
             Some(Ok(false)) => format!("of {bytes} bytes at {start:#x}, outside of every allocation"),

@@ -35,10 +35,14 @@ pub struct Cell {
     pub pending: bool,
     /// Whether the last write was atomic.
     pub atomic: bool,
-    /// The copies from shared memory that may still write it, for none of which a thread has waited.
+    /// The copies from shared memory that may still write it, for none of which a thread has
+    /// waited.
     pub stores: u16,
     /// Whether the last write was such a copy that added to it.
     pub added: bool,
+    /// An earlier addition, by a cluster of which the last one does not know: the cluster, and its
+    /// access.
+    pub added_by: Option<(u32, Access)>,
     /// Whether the last write was such a copy, for which its thread has waited.
     pub copied: bool,
     pub writer: Option<Access>,

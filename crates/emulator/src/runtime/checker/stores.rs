@@ -1,13 +1,13 @@
 //! The accesses of copies to and from global memory by TMA. They go through the async proxy, which
-//! no fence of our kernels orders with plain accesses to global memory. So within one launch, memory
-//! that a copy writes must not be touched before the thread that issued it has waited for the write,
-//! and what a copy reads, or adds to, must not have been written by plain accesses. It may have been
-//! written by a copy that is known to have ended. Additions may meet: each is atomic.
+//! no fence of our kernels orders with plain accesses to global memory. So within one launch,
+//! memory that a copy writes must not be touched before the thread that issued it has waited for
+//! the write, and what a copy reads, or adds to, must not have been written by plain accesses. It
+//! may have been written by a copy that is known to have ended. Additions may meet: each is atomic.
 
 use super::super::block::{Block, Me};
 use super::super::counting::Span;
 use super::super::failure::Site;
-use super::shadow::{Cell, GRAIN};
+use super::shadow::{Access, Cell, GRAIN};
 use super::{Checker, Kind, Space};
 
 impl Checker {
@@ -36,6 +36,30 @@ impl Checker {
         Ok(())
     }
 
+    /// Checks that a thread knows of all additions to a cell.
+    ///
+    /// # Errors
+    /// The end of a sentence that begins with the access.
+    pub(super) fn refuse_unknown_addition(&self, cell: &Cell, thread: usize) -> Result<(), String> {
+        match cell.added_by {
+            Some((cluster, access))
+                if cluster >= self.first_cluster && !self.knows(thread, cluster, access) =>
+            {
+                Err(self.conflict(cluster, "added to"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The addition that a thread which adds to a cell leaves behind, as it does not know of it.
+    fn unknown_addition(&self, cell: &Cell, thread: usize) -> Option<(u32, Access)> {
+        let last = cell.writer.map(|writer| (cell.cluster, writer));
+        let unknown = |&(cluster, access): &(u32, Access)| {
+            (self.first_cluster..self.cluster).contains(&cluster) && !self.knows(thread, cluster, access)
+        };
+        cell.added_by.into_iter().chain(last.filter(|_| cell.added)).find(unknown)
+    }
+
     fn refuse_tma_source(&mut self, start: usize, bytes: usize, thread: usize) -> Result<(), String> {
         let mut copied = false;
         for cell in self.shadow.touched(start, bytes) {
@@ -50,17 +74,21 @@ impl Checker {
     fn store(&mut self, start: usize, bytes: usize, thread: usize, adds: bool) -> Result<(), String> {
         for place in (start..start + bytes).step_by(GRAIN) {
             let cell = self.shadow.global(place);
-            // Additions meet earlier ones as if those were written.
-            let earlier = if adds && cell.added { std::mem::take(&mut cell.stores) } else { 0 };
-            let cell = *cell;
-            if adds && !cell.added {
-                self.refuse_stored(&cell)?;
-                self.refuse_written(&cell)?;
+            let old = *cell;
+            if adds && old.added {
+                // Additions meet earlier ones as if those were written and known.
+                (cell.stores, cell.added_by) = (0, None);
+            }
+            if adds && !old.added {
+                self.refuse_stored(&old)?;
+                self.refuse_written(&old)?;
             }
             self.visit(Space::Global, place, thread, if adds { Kind::Atomic } else { Kind::Write })?;
-            let earlier = if self.is_of_launch(&cell) { earlier } else { 0 };
+            let meets = adds && old.added && self.is_of_launch(&old);
+            let added_by = if meets { self.unknown_addition(&old, thread) } else { None };
+            let earlier = if meets { old.stores } else { 0 };
             let cell = self.shadow.global(place);
-            (cell.stores, cell.added) = (earlier + 1, adds);
+            (cell.stores, cell.added, cell.added_by) = (earlier + 1, adds, added_by);
         }
         Ok(())
     }
@@ -87,7 +115,7 @@ impl Block {
 
     /// Checks a row of global memory that a copy to shared memory reads.
     pub fn check_tma_source(&self, user: Me, start: usize, bytes: usize, site: Site) {
-        self.check_lent(user, start, bytes, Kind::Read, site);
+        self.check_global(user, start, bytes, Kind::Read, site);
         if let Some(Err(message)) = self.check(|c| c.refuse_tma_source(start, bytes, user.cluster_thread())) {
             user.fail(site, format!("a read {message}"));
         }

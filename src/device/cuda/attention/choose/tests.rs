@@ -3,7 +3,7 @@
 use super::BackwardKernels::{self, Atomic, Ordered};
 use crate::device::compare::testing::random;
 use crate::device::cuda::matmul::fake::{Fake, Fault, Setting};
-use crate::device::cuda::{Cuda, CudaOptions};
+use crate::device::cuda::{Cuda, CudaOptions, logged};
 use crate::ops::*;
 use crate::tensor::{Dtype, MemoryPlan};
 use anyhow::Result;
@@ -29,13 +29,13 @@ fn chosen(setting: &Setting, dout: f32) -> Result<(Option<BackwardKernels>, Vec<
     upload_f32(&mut dev, douts, &random(2, douts.len))?;
     upload_f32(&mut dev, douts.slice(0, 1), &[dout])?;
     dev.attention_forward(out, lse, qkv, DIMS)?;
-    testing::take_warnings();
+    logged::take_warnings();
     for _ in 0..2 {
         dev.attention_backward(dqkv, douts, out, lse, qkv, DIMS)?;
     }
     let mut result = vec![0.0; dqkv.len];
     download_f32(&mut dev, &mut result, dqkv)?;
-    Ok((dev.attention.known.get(&DIMS).copied(), result, testing::take_warnings()))
+    Ok((dev.attention.known.get(&DIMS).copied(), result, logged::take_warnings()))
 }
 
 fn gpu() -> Setting {
