@@ -196,7 +196,7 @@ fn floors_of_the_larger_models_are_the_known_ones_too() {
     {
         let total = budget(name, "h200", B).total_ms();
         near(total.floor, floor, 0.01);
-        assert!(total.realistic > 0.96 * goal, "{name}: {total:?}");
+        assert!(total.realistic > 0.9 * goal, "{name}: {total:?}");
     }
 }
 

@@ -115,7 +115,7 @@ pub const RATES: [Rate; 22] = [
     rate(&["USETMAXREG", "ACQBULK", "PREEXIT", "NANOSLEEP"], Pipe::Other, 2.0, 30.0, "estimate"),
     rate(&["BRA", "BRX", "JMP", "CALL", "RET", "EXIT", "BSSY", "BSYNC", "BREAK", "WARPSYNC", "ENDCOLLECTIVE", "KILL", "BPT", "YIELD"],
         Pipe::Other, 2.0, 12.0, "covered by their stall counts; no extra time for the jump itself, an estimate"),
-    rate(&["NOP", "WARPGROUP", "DEPBAR", "LDGDEPBAR", "ARRIVES", "PMTRIG", "PREEXIT", "SETCTAID", "LEPC", "RPCMOV", "BMOV", "GETLMEMBASE"],
+    rate(&["NOP", "WARPGROUP", "DEPBAR", "LDGDEPBAR", "ARRIVES", "PMTRIG", "SETCTAID", "LEPC", "RPCMOV", "BMOV", "GETLMEMBASE"],
         Pipe::Other, 1.0, 12.0, "an issue slot; their waits are modeled"),
 ];
 
