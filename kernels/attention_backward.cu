@@ -4,22 +4,23 @@
 //
 // Two kernels compute P and dS, each in the orientation in which it can use them without leaving
 // its registers: one has keys and values stationary (rows of the fragments are keys) and sums dK
-// and dV over queries, the other has queries stationary and sums dQ over keys. Here every element is
-// summed by one thread in one order.
+// and dV over queries, the other has queries stationary and sums dQ over keys. Here every element
+// is summed by one thread in one order.
 //
-// That is 7 products instead of the 5 of attention_backward_atomic.cu, a single kernel, which has to
-// move dS through shared memory and to add dQ to f32 in global memory with atomics (4.5 times 4
+// That is 7 products instead of the 5 of attention_backward_atomic.cu, a single kernel, which has
+// to move dS through shared memory and to add dQ to f32 in global memory with atomics (4.5 times 4
 // bytes per element at T = 1024), in a different order every time. For 128 keys, 32 queries and 64
-// columns, in clocks of an SM at the rates of the hardware (1024 multiply-adds per clock on an A100,
-// 256 on a 4090 or a 5090; 128 bytes of shared memory), and in instructions of a quarter of it:
+// columns, in clocks of an SM at the rates of the hardware (1024 multiply-adds per clock on an
+// A100, 256 on a 4090 or a 5090; 128 bytes of shared memory), and in instructions of a quarter of
+// it:
 //
 //               tensor cores, A100   4090, 5090   shared memory   instructions   dQ to the L2 cache
 //   two kernels               1792         7168            1280           1053                    -
 //   one kernel                1280         5120            1344            897                8 KiB
 //
 // So the single kernel should take 3/4 of the time on an A100, where shared memory limits it, and
-// 5/7 on the others, if the L2 cache keeps up: at these clocks all SMs together add 21 sectors of 32
-// bytes (165 numbers) per clock on an A100, whose L2 cache has 80 slices, 6 on a 4090 and 9 on a
+// 5/7 on the others, if the L2 cache keeps up: at these clocks all SMs together add 21 sectors of
+// 32 bytes (165 numbers) per clock on an A100, whose L2 cache has 80 slices, 6 on a 4090 and 9 on a
 // 5090. Slices that add a sector per clock are not noticed; at one number per clock, an A100 would
 // take twice as long. None of this was measured, so the device is asked: attention/choose.rs.
 //

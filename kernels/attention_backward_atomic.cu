@@ -19,8 +19,8 @@ namespace attention {
 constexpr int WARPS = 8, KEYS = 128;
 
 // Registers decide the shape, and shared memory of 99 KiB: keys, two stages of queries, dout and
-// their stats, two tiles of dS, and values. Up to 64 columns, four warps have all keys, 32 each, and
-// a second team of four has them for the other half of the queries. Values that are kept in
+// their stats, two tiles of dS, and values. Up to 64 columns, four warps have all keys, 32 each,
+// and a second team of four has them for the other half of the queries. Values that are kept in
 // registers arrive in memory that is used for something else afterwards.
 template <int HS>
 struct Shape {

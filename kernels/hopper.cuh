@@ -29,10 +29,10 @@ struct alignas(128) TensorMap {
 #endif
 #endif
 
-// Describes a matrix in shared memory for wgmma: 16-bit elements in swizzled rows of ROW_BYTES (128,
-// 64 or 32), as a copy of a box that wide leaves them. Each 1024 bytes are 8 lines of 128, and the
-// 16-byte chunk c of line l is at chunk c ^ (l % (ROW_BYTES / 16)). Rows run along K, or across it
-// (in M or N); in the latter case the matrix continues `block_bytes` further after each
+// Describes a matrix in shared memory for wgmma: 16-bit elements in swizzled rows of ROW_BYTES
+// (128, 64 or 32), as a copy of a box that wide leaves them. Each 1024 bytes are 8 lines of 128,
+// and the 16-byte chunk c of line l is at chunk c ^ (l % (ROW_BYTES / 16)). Rows run along K, or
+// across it (in M or N); in the latter case the matrix continues `block_bytes` further after each
 // ROW_BYTES / 2 elements. Eight rows must start at a multiple of their size.
 template <int ROW_BYTES = 128>
 __device__ __forceinline__ uint64_t matrix_descriptor(uint32_t address, uint32_t block_bytes) {

@@ -143,9 +143,9 @@ __device__ __forceinline__ void turn_wait(const unsigned* turn, unsigned number)
         : "memory");
 }
 
-// --- barriers among whole warps of a block, `threads` in all: numbers 1 to 15 (__syncthreads is 0).
-// A number serves again once a thread knows that its last use has ended: because it waited itself,
-// or was told by one that did.
+// --- barriers among whole warps of a block, `threads` in all: numbers 1 to 15 (__syncthreads is
+// 0). A number serves again once a thread knows that its last use has ended: because it waited
+// itself, or was told by one that did.
 
 // Waits until `threads` threads have arrived, the own warp among them, and sees what they wrote.
 __device__ __forceinline__ void barrier_sync(uint32_t id, uint32_t threads) {

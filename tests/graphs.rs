@@ -266,10 +266,9 @@ fn steps_differ_only_in_what_is_uploaded() {
                 .collect();
             // The last is the norm, whose scalars are read, and the update.
             assert_eq!(passes[0].len(), 8 + 1);
-            for micro_step in 0..8 {
-                let [one, other] = [0, 1].map(|step| passes[step][micro_step]);
+            for (one, other) in passes[0].iter().zip(&passes[1]).take(8) {
                 assert!(one.len() > 200);
-                let differs = one.iter().zip(other).find(|(a, b)| a != b);
+                let differs = one.iter().zip(*other).find(|(a, b)| a != b);
                 assert!(one.len() == other.len() && differs.is_none(), "{dtype}: {differs:?}");
             }
             // All but the first and the last, which goes on with the sum of the losses.

@@ -83,8 +83,8 @@ fn matmul_by_tile(
 
 /// Predicts attention. `None` if the table has no kernels for the head size.
 pub(super) fn attention(dims: (usize, usize, usize, usize), backward: bool, gpu: &Gpu) -> Option<Realistic> {
-    let mut ways = if backward { BACKWARD.iter() } else { FORWARD.iter() };
-    ways.find_map(|passes| attention_at(&ROWS, passes, dims, gpu, STEP_GHZ)).filter(|_| gpu.wgmma)
+    let passes = if backward { BACKWARD } else { FORWARD };
+    attention_at(&ROWS, passes, dims, gpu, STEP_GHZ).filter(|_| gpu.wgmma)
 }
 
 /// Predicts kernels of attention that run one after another, at a clock in GHz.

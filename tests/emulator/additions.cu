@@ -2,8 +2,8 @@
 // none. additions.rs tests that each is caught.
 #include "hopper.cuh"
 
-// sums (256) += the rows of in (rows x 256). Each row leaves through one of two slabs. The block that
-// counts last rounds the sums.
+// sums (256) += the rows of in (rows x 256). Each row leaves through one of two slabs. The block
+// that counts last rounds the sums.
 template <int BUG>
 __device__ __forceinline__ void add_rows(float* sums, bf16* rounded, unsigned* counter, const float* in, int rows) {
     constexpr int COLUMNS = 256, SLAB_BYTES = COLUMNS * 4;

@@ -37,8 +37,8 @@ fn kernels_that_wait_pass_in_every_mode() {
     }
 }
 
-/// The kernel, its bug, whether it is found in every mode or by the checker alone, and a text in the
-/// message.
+/// The kernel, its bug, whether it is found in every mode or by the checker alone, and a text in
+/// the message.
 const MUTANTS: &[(&str, &str, bool, &str)] = &[
     ("increment_10", "no wait", false, "a read of global memory before a wait_for_dependencies"),
     ("increment_11", "reads before the wait", false, "a read of global memory before"),

@@ -191,6 +191,7 @@ fn most_bugs_show_in_some_order_without_the_checker() {
         "last_block_2",
         "added_1",
         "added_2",
+        "added_3",
         "total_11",
         "vectors_2",
     ];

@@ -5,8 +5,8 @@ use crate::root;
 /// The calls that probes must have, for every function that the text of the headers defines.
 ///
 /// Specializations and overloads count separately: `pack2<bf16>(…)`, `to_f32(f16{…})`. For wgmma
-/// every type and every number of sums count: `products<bf16>(…)` of a probe calls `one_product<T, 64>(…)`
-/// and others like it, which call it for all orders of the operands.
+/// every type and every number of sums count: `products<bf16>(…)` of a probe calls `one_product<T,
+/// 64>(…)` and others like it, which call it for all orders of the operands.
 fn calls(headers: &str) -> Vec<String> {
     let lines: Vec<&str> = headers.lines().map(|line| line.split("//").next().unwrap_or_default()).collect();
     let mut functions = Vec::new();

@@ -103,8 +103,8 @@ fn golden_dir() -> PathBuf {
     root().join("tests/probes/golden")
 }
 
-/// Reports a probe that cannot run here as the test harness reports ignored tests, for `dev/test.sh`.
-/// The harness would keep what `println` prints to itself.
+/// Reports a probe that cannot run here as the test harness reports ignored tests, for
+/// `dev/test.sh`. The harness would keep what `println` prints to itself.
 fn report_not_run(name: &str, why: &str) {
     writeln!(std::io::stderr(), "\ntest the probe {name} ... ignored, {why}").expect("an open stderr");
 }

@@ -40,8 +40,8 @@ fn stmatrix() {
 const ROWS: i32 = 60;
 const COLUMNS: i32 = 136;
 
-/// Writes a box at (x, y) over a matrix of words, two elements each; those outside of the matrix are
-/// left out.
+/// Writes a box at (x, y) over a matrix of words, two elements each; those outside of the matrix
+/// are left out.
 fn place(matrix: &mut [u32], content: &[u32], [x, y]: [i32; 2], columns: i32) {
     for (i, word) in content.iter().enumerate() {
         let (row, column) = place_of(i, columns);

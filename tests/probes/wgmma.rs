@@ -1,6 +1,6 @@
 //! MMAs of a warpgroup, from an image of shared memory that is made here by "Shared Memory Matrix
-//! Layout" of the PTX ISA: 16-bit elements in rows of 128, 64 or 32 bytes, swizzled. Whether TMA makes
-//! the same image is tested by another probe.
+//! Layout" of the PTX ISA: 16-bit elements in rows of 128, 64 or 32 bytes, swizzled. Whether TMA
+//! makes the same image is tested by another probe.
 
 use crate::case::{Case, Format};
 use crate::matrices::{Kind, Numbers, dot, products, random_words};
@@ -54,8 +54,8 @@ struct Layout {
 }
 
 impl Layout {
-    /// The place of an element before the swizzle: boxes that are a row wide lie one after the other,
-    /// each with all of K if rows run across it, else with all of `count`.
+    /// The place of an element before the swizzle: boxes that are a row wide lie one after the
+    /// other, each with all of K if rows run across it, else with all of `count`.
     fn offset(self, mn: usize, k: usize) -> usize {
         let Layout { count, row_bytes, across } = self;
         let columns = row_bytes / 2;

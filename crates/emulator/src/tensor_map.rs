@@ -9,8 +9,8 @@ use anyhow::{Result, ensure};
 pub struct TensorMap(pub [u64; 16]);
 
 /// A row-major matrix of 16-bit floating-point numbers, and the box of it that one copy brings to
-/// shared memory or back. A box is 64, 32 or 16 columns wide. There its rows lie one after the other,
-/// and their 16-byte chunks are swizzled as CUDA's swizzle of 128, 64 or 32 bytes does it.
+/// shared memory or back. A box is 64, 32 or 16 columns wide. There its rows lie one after the
+/// other, and their 16-byte chunks are swizzled as CUDA's swizzle of 128, 64 or 32 bytes does it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TiledMatrix {
     pub address: u64,

@@ -1,7 +1,7 @@
-//! Causal attention: one kernel forward, and a single row of it for sampling. Hopper's backward pass
-//! is one kernel where it has one. Elsewhere a kernel finds what the others need of each row, and then
-//! there are either two, for dK and dV and for dQ, which give the same bits every time, or a single
-//! one, which adds dQ with atomics (`atomic`). `choose` says which.
+//! Causal attention: one kernel forward, and a single row of it for sampling. Hopper's backward
+//! pass is one kernel where it has one. Elsewhere a kernel finds what the others need of each row,
+//! and then there are either two, for dK and dV and for dQ, which give the same bits every time, or
+//! a single one, which adds dQ with atomics (`atomic`). `choose` says which.
 
 mod atomic;
 mod choose;

@@ -205,7 +205,7 @@ impl Tensors {
 
 /// Runs every operation but matmuls.
 fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
-    let &Model { B, T, C, NH, V, Vp } = model;
+    let &Model { B, T, C, V, Vp, .. } = model;
     let N = B * T;
     let [out, inp, dout, product] = t.narrow;
     let [weight, bias, _] = t.vector.map(|v| v.slice(0, C));
@@ -233,14 +233,7 @@ fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
         C,
     })?;
 
-    let dims = AttentionDims { B, T, NH, HS: C / NH };
-    let [qkv, dqkv] = t.qkv;
-    cuda.attention_forward(out, t.lse, qkv, dims)?;
-    for kernels in [BackwardKernels::Atomic, BackwardKernels::Ordered] {
-        cuda.choose_attention(Some(kernels));
-        cuda.attention_backward(dqkv, dout, out, t.lse, qkv, dims)?;
-    }
-    cuda.attention_decode(out.slice(0, B * C), qkv, T - 1, dims)?;
+    attention(cuda, model, t)?;
     cuda.gelu_recompute(t.wide[0], t.wide[1])?;
     Gelu::new(cuda, t.wide[0], t.wide[1]).forward(cuda.driver.as_mut())?;
     Gelu::new(cuda, t.wide[0], t.wide[1]).backward(cuda.driver.as_mut())?;
@@ -274,6 +267,20 @@ fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     cuda.sum(t.one, m)?;
     cuda.fill(params, 1.0)?;
     cuda.fill(m, 1.0)
+}
+
+/// Runs attention, with either choice of kernels backward.
+fn attention(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
+    let &Model { B, T, C, NH, .. } = model;
+    let [out, dout, ..] = t.narrow;
+    let dims = AttentionDims { B, T, NH, HS: C / NH };
+    let [qkv, dqkv] = t.qkv;
+    cuda.attention_forward(out, t.lse, qkv, dims)?;
+    for kernels in [BackwardKernels::Atomic, BackwardKernels::Ordered] {
+        cuda.choose_attention(Some(kernels));
+        cuda.attention_backward(dqkv, dout, out, t.lse, qkv, dims)?;
+    }
+    cuda.attention_decode(out.slice(0, B * C), qkv, T - 1, dims)
 }
 
 /// Runs the matmuls of fc and of fcproj, with every epilogue.

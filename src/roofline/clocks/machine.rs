@@ -101,11 +101,11 @@ pub const RATES: [Rate; 22] = [
     rate(&["LDG", "LD"], Pipe::Global, 8.0, 479.0,
         "64 bytes per clock and SM from L2: estimate. Latency of idle HBM: Luo; 262 on an L2 hit"),
     rate(&["LDGSTS"], Pipe::Global, 8.0, 479.0, "as LDG"),
-    rate(&["STG", "ST", "STAS", "RED", "ATOM", "ATOMG"], Pipe::Global, 8.0, 479.0, "as LDG; atomics by their bytes: estimate"),
+    rate(&["STG", "ST", "STAS", "RED", "REDG", "ATOM", "ATOMG"], Pipe::Global, 8.0, 479.0, "as LDG; atomics by their bytes: estimate"),
     rate(&["UTMALDG", "UTMASTG", "UTMAREDG", "UTMACCTL", "UBLKCP", "UBLKRED", "UBLKPF", "UTMAPF", "UTMACMDFLUSH"], Pipe::Global, 1.0, 479.0,
         "issued by one thread; the bytes bypass the scheduler. Estimate"),
     rate(&["LDC"], Pipe::Other, 2.0, 30.0, "estimate"),
-    rate(&["S2R", "S2UR"], Pipe::Other, 2.0, 25.0, "estimate"),
+    rate(&["S2R", "S2UR", "B2R"], Pipe::Other, 2.0, 25.0, "estimate"),
     rate(&["R2UR", "VOTE", "VOTEU", "ELECT"], Pipe::Alu, 2.0, 12.0, "Guide: 64 votes. The others: estimate"),
     rate(&["ULDC", "UMOV", "UIADD3", "UIMAD", "ULEA", "ULOP3", "USHF", "UISETP", "USEL", "UPLOP3", "UPRMT", "UP2UR", "UR2UP", "UFLO",
         "UPOPC", "UBREV", "UBMSK", "USGXT", "R2URX", "UF2FP"], Pipe::Uniform, 2.0, 12.0,
@@ -115,7 +115,7 @@ pub const RATES: [Rate; 22] = [
     rate(&["USETMAXREG", "ACQBULK", "PREEXIT", "NANOSLEEP"], Pipe::Other, 2.0, 30.0, "estimate"),
     rate(&["BRA", "BRX", "JMP", "CALL", "RET", "EXIT", "BSSY", "BSYNC", "BREAK", "WARPSYNC", "ENDCOLLECTIVE", "KILL", "BPT", "YIELD"],
         Pipe::Other, 2.0, 12.0, "covered by their stall counts; no extra time for the jump itself, an estimate"),
-    rate(&["NOP", "WARPGROUP", "DEPBAR", "LDGDEPBAR", "ARRIVES", "PMTRIG", "SETCTAID", "LEPC", "RPCMOV", "BMOV", "GETLMEMBASE"],
+    rate(&["NOP", "WARPGROUP", "DEPBAR", "LDGDEPBAR", "ARRIVES", "PMTRIG", "PREEXIT", "SETCTAID", "LEPC", "RPCMOV", "BMOV", "GETLMEMBASE"],
         Pipe::Other, 1.0, 12.0, "an issue slot; their waits are modeled"),
 ];
 

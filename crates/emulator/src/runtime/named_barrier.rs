@@ -1,5 +1,5 @@
-//! Barriers among whole warps of a block, by number: `bar.sync` and `bar.arrive`. All lanes of a warp
-//! arrive at once; those that synchronize wait until enough threads have arrived.
+//! Barriers among whole warps of a block, by number: `bar.sync` and `bar.arrive`. All lanes of a
+//! warp arrive at once; those that synchronize wait until enough threads have arrived.
 
 use super::block::{Block, me};
 use super::checker::NamedClock;

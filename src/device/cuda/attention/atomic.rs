@@ -35,8 +35,8 @@ const fn queries(HS: usize) -> usize {
     if HS <= 64 { 64 } else { 32 }
 }
 
-/// Shared memory of a block: keys, two stages of queries, dout and their stats, and two tiles of dS.
-/// Values have memory of their own if they do not fit in registers.
+/// Shared memory of a block: keys, two stages of queries, dout and their stats, and two tiles of
+/// dS. Values have memory of their own if they do not fit in registers.
 const fn shared_bytes(HS: usize) -> usize {
     let stage = tile_bytes(2 * queries(HS), HS) + queries(HS) * STATS;
     let values = if HS == 64 { tile_bytes(KEYS, HS) } else { 0 };
@@ -48,8 +48,8 @@ const fn head_bytes(T: usize, HS: usize) -> usize {
     T.next_multiple_of(queries(HS)) * HS * size_of::<f32>()
 }
 
-/// Scratch memory besides the stats, for the longest sequences. Shorter ones have more heads, but no
-/// head with more sums, and are content with the same.
+/// Scratch memory besides the stats, for the longest sequences. Shorter ones have more heads, but
+/// no head with more sums, and are content with the same.
 pub fn scratch_bytes(limits: &Limits) -> usize {
     let head = head_bytes(limits.T, limits.C / limits.NH);
     let heads = limits.rows.div_ceil(limits.T) * limits.NH;

@@ -147,7 +147,7 @@ impl Chooser {
     fn hopper(self, gemm: &Gemm) -> Vec<Plan> {
         let tiles = hopper::TILES.iter().filter(|tile| self.hopper && tile.computes(gemm));
         let plans = tiles.flat_map(|tile| {
-            // Where the tile that is asked for does not compute this pass, the other one does.
+            // If the tile that is asked for does not compute this pass, the other one does.
             let of_choice = |M| tile.M == M || hopper::TILES.iter().any(|t| t.M == M && !t.computes(gemm));
             let counts = match self.options.matmul {
                 MatmulChoice::Hopper { M, runs } if of_choice(M) => vec![hopper::runs(gemm, runs)],

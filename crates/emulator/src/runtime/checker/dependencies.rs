@@ -1,5 +1,5 @@
-//! Launches whose blocks may start before earlier launches have ended. Global memory is theirs until
-//! a thread has waited for them, or has synchronized with one that has.
+//! Launches whose blocks may start before earlier launches have ended. Global memory is theirs
+//! until a thread has waited for them, or has synchronized with one that has.
 
 use super::super::block::me;
 use super::Checker;

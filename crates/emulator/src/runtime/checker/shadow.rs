@@ -35,7 +35,8 @@ pub struct Cell {
     pub pending: bool,
     /// Whether the last write was atomic.
     pub atomic: bool,
-    /// The copies from shared memory that may still write it, for none of which a thread has waited.
+    /// The copies from shared memory that may still write it, for none of which a thread has
+    /// waited.
     pub stores: u16,
     /// Whether the last write was such a copy that added to it.
     pub added: bool,

@@ -139,8 +139,8 @@ impl Block {
     }
 }
 
-/// The swizzled address of a 16-byte chunk in rows of 128, 64 or 32 bytes: in line `l` of 128 bytes,
-/// chunk `c` is at chunk `c ^ l % n`, where a row has n chunks.
+/// The swizzled address of a 16-byte chunk in rows of 128, 64 or 32 bytes: in line `l` of 128
+/// bytes, chunk `c` is at chunk `c ^ l % n`, where a row has n chunks.
 fn swizzle(address: u32, row_bytes: u32) -> u32 {
     address ^ (address >> 7 & (row_bytes / 16 - 1)) << 4
 }

@@ -1,8 +1,8 @@
-//! Copies from shared memory to global memory: boxes of a matrix, and numbers that are added. A copy
-//! may read its source at any time until its thread waits for that, and write at any time until its
-//! thread waits for the writes, or else until the launch ends. So its source must not change before
-//! the wait, which is found here without the checker too; and a late copy whose writes no thread
-//! waits for is written when the launch has ended.
+//! Copies from shared memory to global memory: boxes of a matrix, and numbers that are added. A
+//! copy may read its source at any time until its thread waits for that, and write at any time
+//! until its thread waits for the writes, or else until the launch ends. So its source must not
+//! change before the wait, which is found here without the checker too; and a late copy whose
+//! writes no thread waits for is written when the launch has ended.
 
 use super::super::block::{Block, Me, me};
 use super::super::checker::Kind;
@@ -90,8 +90,8 @@ impl Writes {
             match self.effect {
                 Effect::Write => {
                     let place = std::ptr::with_exposed_provenance_mut::<[u8; 16]>(chunk.to);
-                    // SAFETY: `Emulator::tensor_map` found the matrix to be inside an allocation, and
-                    // chunks are inside the matrix.
+                    // SAFETY: `Emulator::tensor_map` found the matrix to be inside an allocation,
+                    // and chunks are inside the matrix.
                     unsafe { place.write_unaligned(chunk.bytes) };
                 }
                 Effect::Add => {
@@ -107,8 +107,8 @@ impl Writes {
 /// Adds to a number in global memory. As on a GPU, subnormal numbers count as zero.
 fn add(address: usize, term: f32) {
     let flush = |x: f32| if x.is_subnormal() { 0.0f32.copysign(x) } else { x };
-    // SAFETY: the kernel vouches for the address, as for its own stores; `bulk_reduce_add` found it to
-    // be aligned.
+    // SAFETY: the kernel vouches for the address, as for its own stores; `bulk_reduce_add` found it
+    // to be aligned.
     let number = unsafe { AtomicU32::from_ptr(std::ptr::with_exposed_provenance_mut(address)) };
     let sum = |old| Some(flush(flush(f32::from_bits(old)) + flush(term)).to_bits());
     number.fetch_update(SeqCst, SeqCst, sum).expect("there is always a sum");
@@ -124,7 +124,8 @@ impl Stores {
         self.committed.get(&thread).copied().unwrap_or_default()
     }
 
-    /// Ends the copies of a thread that ends; they are written when the launch ends, if not earlier.
+    /// Ends the copies of a thread that ends; they are written when the launch ends, if not
+    /// earlier.
     ///
     /// # Errors
     /// A copy that may still read shared memory.

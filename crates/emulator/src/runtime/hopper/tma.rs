@@ -115,7 +115,7 @@ pub(super) fn box_of(me: Me, site: Site, map: *const TensorMap, x: i32, address:
         me.fail(site, "this is not a tensor map of the emulated device".to_owned());
     };
     me.require_local(address, site);
-    // Where the swizzle starts, so that wgmma finds it there.
+    // The swizzle starts at such an address, and wgmma looks for it there.
     let align = 8 * matrix.box_row_bytes();
     if !address.is_multiple_of(align as u32) {
         let message = format!(
