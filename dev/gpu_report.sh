@@ -221,7 +221,7 @@ train() {
         [ "$DEVICE" = cuda ] || { steps=2; flags=${flags/-lg 5/}; }
         part "train-$name" "$seconds" bash -c "time_steps $tokens d12-$name train_gpt2cu --device $DEVICE $shape -x $steps $flags" ||
             failed=1
-    done <<<$'default 44 20 -lg 5\nge0 24 10 -ge 0\nge2 24 10 -ge 2\nown 24 10 -ge 2 --matmul own\ncublaslt 24 10 -ge 0 --matmul cublaslt'
+    done <<<$'default 44 20 -lg 5\nno-graphs 24 10 --cuda-graphs 0\nge2 24 10 -ge 2\nown 24 10 -ge 2 --matmul own\ncublaslt 24 10 -ge 0 --matmul cublaslt'
     return $failed
 }
 

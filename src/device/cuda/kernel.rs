@@ -129,7 +129,7 @@ pub trait Launcher {
 /// Declares the kernels of one file under `kernels/`: a function for each in the module `kernel`
 /// that launches it, and the list `KERNELS`. `const FORWARD: [Forward] = [a, b](…);` declares
 /// kernels with the same parameters, and also makes an array of their functions and the type of
-/// these.
+/// these. Our kernels wait for earlier launches themselves, so all their launches are programmatic.
 macro_rules! kernels {
     ($file:literal:
         $(const $array:ident: [$type:ident] = [$($member:ident),+ $(,)?] $same:tt;)*
@@ -164,7 +164,7 @@ macro_rules! kernels {
     (@fn $name:ident ($($arg:ident: $of:ty),* $(,)?)) => {
         #[allow(clippy::too_many_arguments)]
         pub fn $name(device: &mut dyn Launcher, launch: Launch, $($arg: $of),*) -> anyhow::Result<()> {
-            device.launch(&specs::$name, launch, &[$(Arg::new(&$arg)),*])
+            device.launch(&specs::$name, launch.programmatic(), &[$(Arg::new(&$arg)),*])
         }
     };
     (@spec $file:literal: $name:ident ($($arg:ident: $of:ty),* $(,)?)) => {

@@ -173,9 +173,8 @@ fn new_timer(stream: &CudaStream) -> Result<CudaEvent> {
     stream.context().new_event(flags).map_err(|e| cuda_error("cuEventCreate", e))
 }
 
-/// The attribute with which blocks of a kernel may start while the kernel before it ends. Every
-/// kernel waits for that one by itself (`wait_for_dependencies` in ptx.cuh). After anything but a
-/// kernel that allows it, it changes nothing.
+/// The attribute of a programmatic launch. After anything but a kernel that allows it, it changes
+/// nothing.
 fn launched_early() -> sys::CUlaunchAttribute {
     sys::CUlaunchAttribute {
         id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
@@ -207,7 +206,7 @@ impl Launcher for Nvidia {
             sharedMemBytes: launch.shared_bytes,
             hStream: self.stream.cu_stream(),
             attrs: &mut early,
-            numAttrs: u32::from(self.info.capability >= (9, 0)),
+            numAttrs: u32::from(launch.programmatic && self.info.capability >= (9, 0)),
         };
         // SAFETY: the function is loaded. `Functions::get` has compared number and sizes of its
         // parameters with `args`, and the driver copies configuration and values before it returns.

@@ -1,8 +1,8 @@
 //! Hopper's asynchronous operations: copies of tiles (TMA) that report to barriers in shared
-//! memory, also in other blocks of a cluster; copies back in groups of a thread; and MMAs of
-//! warpgroups. All may be carried out at any time between the instruction that starts them and the
-//! one that waits for them. What a kernel
-//! must not do in between is checked here, with or without the checker of memory accesses.
+//! memory, also in other blocks of a cluster; copies and additions to global memory in groups of a
+//! thread; and MMAs of warpgroups. All may be carried out at any time between the instruction that
+//! starts them and the one that waits for them. What a kernel must not do in between is checked
+//! here, with or without the checker of memory accesses.
 
 mod cluster;
 mod mbarrier;
