@@ -85,15 +85,17 @@ arch = sm_80
 \t\t..........
 \tcode for sm_90a
 \t\tFunction : matmul_hopper_forward_128x256
-        /*0000*/                   HGMMA.64x256x16.F32.BF16 R24, gdesc[UR4].tnspB, R24, !UPT ;
-        /*0010*/                   UTMALDG.2D [UR8], [UR6], desc[URZ] ;
-        /*0020*/              @P0  LDGSTS.E.BYPASS.128 [R1], [R2.64] ;
-        /*0028*/                   UTMASTG.2D [UR8], [UR6] ;
-        /*0030*/                   LDSM.16.MT88.4 R4, [R5] ;
-        /*0038*/                   STSM.16.M88.4 [R5], R4 ;
-        /*0040*/                   HMMA.16816.F32.BF16 R4, R8, R10, R4 ;
-        /*0050*/                   LDG.E.128 R4, desc[UR4][R2.64] ;
-        /*0060*/                   STG.E.128 desc[UR4][R2.64], R4 ;
+        /*0000*/                   PREEXIT ;
+        /*0008*/                   ACQBULK ;
+        /*0010*/                   HGMMA.64x256x16.F32.BF16 R24, gdesc[UR4].tnspB, R24, !UPT ;
+        /*0020*/                   UTMALDG.2D [UR8], [UR6], desc[URZ] ;
+        /*0030*/              @P0  LDGSTS.E.BYPASS.128 [R1], [R2.64] ;
+        /*0040*/                   UTMASTG.2D [UR8], [UR6] ;
+        /*0050*/                   LDSM.16.MT88.4 R4, [R5] ;
+        /*0060*/                   STSM.16.M88.4 [R5], R4 ;
+        /*0070*/                   HMMA.16816.F32.BF16 R4, R8, R10, R4 ;
+        /*0080*/                   LDG.E.128 R4, desc[UR4][R2.64] ;
+        /*0090*/                   STG.E.128 desc[UR4][R2.64], R4 ;
 ";
 
 fn listing(from: &str, to: &str) -> Vec<sass::Code> {
@@ -112,11 +114,13 @@ fn the_disassemblers_listing_is_read() {
     assert_eq!(
         counts(matmul),
         [
+            "ACQBULK:1",
             "HGMMA:1",
             "HMMA:1",
             "LDG.128:1",
             "LDGSTS:1",
             "LDSM:1",
+            "PREEXIT:1",
             "STG.128:1",
             "STSM:1",
             "UTMALDG:1",
