@@ -61,25 +61,25 @@ struct MaxSum {
 __device__ __forceinline__ MaxSum no_logits() { return {-1e38f, 0.0f}; }
 
 // The largest of `max` and the elements of some packs; 16-bit ones are compared in pairs.
-template <int COUNT>
-__device__ __forceinline__ float largest(float max, const PackX (&packs)[COUNT]) {
-    if constexpr (sizeof(floatX) == 4) {
+template <class T, int COUNT>
+__device__ __forceinline__ float largest(float max, const Pack<T> (&packs)[COUNT]) {
+    if constexpr (sizeof(T) == 4) {
 #pragma unroll
         for (int i = 0; i < COUNT; i++)
 #pragma unroll
-            for (int k = 0; k < PackX::size; k++) max = fmaxf(max, packs[i].v[k]);
+            for (int k = 0; k < Pack<T>::size; k++) max = fmaxf(max, packs[i].v[k]);
         return max;
     } else {
         uint32_t words[COUNT];
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
             const uint4 bits = pack_bits(packs[i]);
-            words[i] = max2<floatX>(max2<floatX>(bits.x, bits.y), max2<floatX>(bits.z, bits.w));
+            words[i] = max2<T>(max2<T>(bits.x, bits.y), max2<T>(bits.z, bits.w));
         }
 #pragma unroll
-        for (int i = 1; i < COUNT; i++) words[0] = max2<floatX>(words[0], words[i]);
+        for (int i = 1; i < COUNT; i++) words[0] = max2<T>(words[0], words[i]);
         float lo, hi;
-        widen2<floatX>(lo, hi, words[0]);
+        widen2<T>(lo, hi, words[0]);
         return fmaxf(max, fmaxf(lo, hi));
     }
 }

@@ -81,7 +81,7 @@ const ATTENTION: &str = "attention_forward_hs* attention_backward_keys_hs* atten
 /// these `floatX` and architectures, must have these instructions. Unlike the budget, a rule does
 /// not change with a kernel. For types and architectures that are not listed a kernel is empty.
 #[rustfmt::skip]
-const RULES: [(&str, &str, &[&str], &str); 11] = [
+const RULES: [(&str, &str, &[&str], &str); 12] = [
     (TILES, "bf16 f16", &SASS_ARCHES, "HMMA LDSM LDGSTS LDG.128 STG.128"),
     // ldmatrix cannot transpose 32-bit numbers.
     (TILES, "f32", &SASS_ARCHES, "HMMA LDGSTS LDG.128 STG.128"),
@@ -90,6 +90,8 @@ const RULES: [(&str, &str, &[&str], &str); 11] = [
     ("attention_hopper_*", "bf16 f16", &["90a"], "HGMMA UTMALDG STG.128"),
     (ATTENTION, "bf16 f16", &SASS_ARCHES, "HMMA LDSM LDGSTS STG.128"),
     (ATTENTION, "f32", &SASS_ARCHES, "LDG.128 STG.128"),
+    // In f32 it is empty.
+    ("attention_backward_atomic_*", "bf16 f16", &SASS_ARCHES, "HMMA LDSM LDGSTS STG.128"),
     ("matmul_*_reduce adamw add_* classifier encoder_* gelu_* layernorm_forward* layernorm_backward layernorm_backward_wide \
       residual_layernorm_forward*", ANY, &SASS_ARCHES, "LDG.128 STG.128"),
     // These write only one or two numbers per thread or block.
