@@ -214,7 +214,7 @@ fn a_kernel_has_clocks() {
     let dir = tempfile::tempdir().unwrap();
     let name = "matmul_hopper_forward_128x256";
     let text = stdout(&succeed(&mut warpsmith(dir.path(), &format!("roofline --kernel {name} --gpu h100"))));
-    for expected in [name, "epilogue after loop", "tensor", "latency"] {
+    for expected in [name, "after loop", "tensor", "latency"] {
         assert!(text.contains(expected), "{expected}\n{text}");
     }
     assert!(

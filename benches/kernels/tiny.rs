@@ -19,8 +19,8 @@ use warpsmith::tensor::Dtype;
 /// third has whole tiles of all matmuls.
 const RUNS: [&str; 3] = [
     "cargo test --locked --bench kernels -- --bench --device emulated -e tiny -b 2 -t 64 --gelu-fusion 2",
-    "cargo test --locked --bench kernels -- --bench --device emulated -e tiny -b 2 -t 128 --only attention,wgrad \
-     --out benches/record/emulated/tiny-b2-t128-bf16-kernels.json",
+    "cargo test --locked --bench kernels -- --bench --device emulated -e tiny -b 2 -t 256 --only attention,wgrad \
+     --out benches/record/emulated/tiny-b2-t256-bf16-kernels.json",
     "cargo test --locked --bench kernels -- --bench --device emulated -e tiny-wide -b 4 -t 64 --only qkv,attproj,fc \
      --gelu-fusion 2",
 ];
