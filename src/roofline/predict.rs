@@ -11,8 +11,8 @@ pub struct Prediction {
     pub realistic_us: f64,
     /// Whether FLOPs rather than bytes set the floor.
     pub compute_bound: bool,
-    /// The realistic time is the longest of these, and what does not overlap: computing, memory, and
-    /// the limits that were counted.
+    /// The realistic time is the longest of these, and what does not overlap: computing, memory,
+    /// and the limits that were counted.
     pub compute_us: f64,
     pub memory_us: f64,
     pub limits: Limits,

@@ -24,9 +24,10 @@
 //! 1,653 = 24,341 clocks. 6,144 items / 132 SMs / 2 blocks = 23.27 such rounds are 566,500 clocks:
 //! 286 us at 1.98 GHz.
 //!
-//! Tensor cores, shared memory and L2 are counted beside the clocks, as the four schedulers of an SM,
-//! and all SMs, share them. Shared memory delivers 128 bytes per clock. A product of a warpgroup reads its right operand,
-//! and also its left one unless that is in registers; each copied tile is written once.
+//! Tensor cores, shared memory and L2 are counted beside the clocks, as the four schedulers of an
+//! SM, and all SMs, share them. Shared memory delivers 128 bytes per clock. A product of a warpgroup
+//! reads its right operand, and also its left one unless that is in registers; each copied tile is
+//! written once.
 
 use super::machine::Pipe;
 use super::table::Row;
@@ -328,8 +329,8 @@ mod tests {
         assert_eq!(demand.memory_bytes, 132.0 * 4.0 * 1024.0 * 128.0);
     }
 
-    /// One item per SM at most: the longest one decides, at the latency of its warps or at what both
-    /// need together.
+    /// One item per SM at most: the longest one decides, at the latency of its warps or at what
+    /// both need together.
     #[test]
     fn few_items_wait_for_the_longest() {
         let demand = PASS.demand(&turns(), (1, 1, 1024, 64), 132).unwrap();
