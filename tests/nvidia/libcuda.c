@@ -324,14 +324,14 @@ result cuLaunchKernelEx(const struct config* config, void* function, void** para
     struct work work = {.kernel = function, .blocks = config->gx};
     if (!current) return INVALID_CONTEXT;
     if (!config->stream || extra) return INVALID;
-    // From Hopper on, and only there, kernels start while the one before ends.
-    if (config->count != (unsigned)(setting("STUB_CAPABILITY", 9) >= 9)) return INVALID;
+    // From Hopper on, and only there, kernels may start while the one before ends.
+    if (config->count > (unsigned)(setting("STUB_CAPABILITY", 9) >= 9)) return INVALID;
     for (unsigned i = 0; i < config->count; i++)
         if (config->attributes[i].id != 6 || config->attributes[i].value.allowed != 1) return INVALID;
     if (has_fault(function, "refused")) return OUT_OF_RESOURCES;
     int computes = !getenv("STUB_PARAMS") && kernel_params(function);
-    if (!computes) printf("%s <<<%u %u %u, %u %u %u, %u>>>", (char*)function, config->gx, config->gy, config->gz,
-                          config->bx, config->by, config->bz, config->shared_bytes);
+    if (!computes) printf("%s <<<%u %u %u, %u %u %u, %u>>>%s", (char*)function, config->gx, config->gy, config->gz,
+                          config->bx, config->by, config->bz, config->shared_bytes, config->count ? " early" : "");
     for (size_t i = 0; param_bytes(function, i); i++) {
         uint64_t value = 0;
         memcpy(&value, params[i], param_bytes(function, i));

@@ -262,7 +262,7 @@ fn case_launches() {
     let mut gpu = open();
     let (a, b, c) = (0x1234_5678_9abc_u64, -7i32, 1.5f32);
     let args = [Arg::new(&a), Arg::new(&b), Arg::new(&c)];
-    gpu.launch(&KERNEL, Launch::grid([5, 6, 7], 128), &args).unwrap();
+    gpu.launch(&KERNEL, Launch::grid([5, 6, 7], 128).programmatic(), &args).unwrap();
     gpu.launch(&KERNEL, Launch::new(3, 64).shared(100 << 10), &args).unwrap();
     gpu.launch(&KERNEL, Launch::new(3, 64).shared(60 << 10), &args).unwrap();
     for (kernel, args, error) in [
@@ -309,7 +309,7 @@ fn kernels_get_their_geometry_and_arguments() {
     let said = run("case_launches", dir.path(), &[("STUB_PARAMS", "844")]);
     let values = format!("{} {} {}", 0x1234_5678_9abc_u64, -7i32 as u32, 1.5f32.to_bits());
     let mut expected = String::new();
-    let _ = writeln!(expected, "layernorm_forward <<<5 6 7, 128 1 1, 0>>> {values}");
+    let _ = writeln!(expected, "layernorm_forward <<<5 6 7, 128 1 1, 0>>> early {values}");
     let _ = writeln!(expected, "layernorm_forward attribute 9 = 100");
     let _ = writeln!(expected, "layernorm_forward attribute 8 = 102400");
     let _ = writeln!(expected, "layernorm_forward <<<3 1 1, 64 1 1, 102400>>> {values}");
