@@ -238,8 +238,9 @@ fn clusters_read_operands_once_for_each_tile() {
     }
 }
 
-/// A head is one tile of 128 queries and 128 keys. The first 64 queries have scores with the first 64
-/// keys alone, the others with all. Sums of values are over 128 keys for both, with weights of zero.
+/// A head is one tile of 128 queries and 128 keys. The first 64 queries have scores with the first
+/// 64 keys alone, the others with all. Sums of values are over 128 keys for both, with weights of
+/// zero.
 #[test]
 fn attention_skips_tiles_above_the_diagonal() {
     let dims = AttentionDims { B: 1, T: 128, NH: 2, HS: 64 };

@@ -25,9 +25,9 @@
 //! 286 us at 1.98 GHz.
 //!
 //! Tensor cores, shared memory and L2 are counted beside the clocks, as the four schedulers of an
-//! SM, and all SMs, share them. Shared memory delivers 128 bytes per clock. A product of a warpgroup
-//! reads its right operand, and also its left one unless that is in registers; each copied tile is
-//! written once.
+//! SM, and all SMs, share them. Shared memory delivers 128 bytes per clock. A product of a
+//! warpgroup reads its right operand, and also its left one unless that is in registers; each
+//! copied tile is written once.
 
 use super::machine::Pipe;
 use super::table::Row;
