@@ -148,15 +148,15 @@ fn a_kernel_that_does_not_wait_for_the_one_before() {
 #[test]
 #[cfg_attr(not(has_gate), ignore = "needs the tools of the gate (make nvcc)")]
 fn registers_over_and_under_the_budget() {
-    let batch = "constexpr int BATCH = 4;";
+    let quads = "constexpr int QUADS = PackX::size / 4;";
     for (edited, verdict) in [
         (
-            "constexpr int BATCH = 16;",
+            "constexpr int QUADS = PackX::size / 2;",
             "registers, budgeted * over; if that is intended, `make kernels-budget`",
         ),
-        ("constexpr int BATCH = 1;", "registers, budgeted * fewer: an improvement"),
+        ("constexpr int QUADS = PackX::size / 8;", "registers, budgeted * fewer: an improvement"),
     ] {
-        refused("reduce.cu", "80", &[("reduce.cu", batch, edited)], &[("norm_squared_partials", verdict)]);
+        refused("adamw.cu", "80", &[("adamw.cu", quads, edited)], &[("adamw", verdict)]);
     }
 }
 

@@ -75,8 +75,7 @@ pub fn parts(name: &str, columns: usize) -> Option<Vec<Part>> {
             // 16 warps take 64 rows of 256 columns, and, an estimate, four tokens' worth each.
             Some(vec![
                 (WTE, "start", Elements(32.0)),
-                (WTE, "start in loop 1", Elements(8.0)),
-                (WTE, "loop 1.1", Elements(8.0)),
+                (WTE, "loop 1.1.1", Elements(8.0)),
                 (WTE, "after loop 1.1 in loop 1", Elements(8.0)),
                 ("encoder_backward_wpe", "loop 1", Elements(64.0)),
             ])
