@@ -171,7 +171,7 @@ __device__ __forceinline__ void group_sum(float (&values)[K], float (*row_partia
 // its row are known and three after: rstd is left out of norm where it can be, and the correction
 // to dnorm at the end is inp slope + offset, with four numbers per row.
 //
-// What a thread of a group keeps: PACKS packs of channels, `threads` packs apart.
+// The columns of a thread of a group: PACKS packs of channels, `threads` packs apart.
 template <int PACKS>
 struct BackwardColumns {
     // If registers allow, dinp is loaded while the sums are computed, and the weights stay.
