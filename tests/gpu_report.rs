@@ -193,7 +193,7 @@ fn expected_calls(out: &Path) -> Vec<String> {
         format!("train_gpt2cu {small} -o {out}/run-fp16 -v 0 -s 0 --device cuda --dtype fp16 {tiny}"),
         format!("warpsmith stories -o {out}/data/6000000 --tokens 6000000 --force"),
         d12("default", "-x 20 -lg 5"),
-        d12("ge0", "-x 10 -ge 0"),
+        d12("no-graphs", "-x 10 --cuda-graphs 0"),
         d12("ge2", "-x 10 -ge 2"),
         d12("own", "-x 10 -ge 2 --matmul own"),
         d12("cublaslt", "-x 10 -ge 0 --matmul cublaslt"),
@@ -265,7 +265,7 @@ fn the_page_shows_warnings_then_plans() {
             "qkv forward: matmul forward, bias 65536 x 768 x 2304 bf16 (fastest): matmul_128x256, 0.402 ms",
         ],
     );
-    for part in ["train-default", "train-ge0", "train-ge2", "train-own"] {
+    for part in ["train-default", "train-no-graphs", "train-ge2", "train-own"] {
         shown(
             part,
             &[
