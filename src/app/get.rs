@@ -1,6 +1,6 @@
 //! `warpsmith get`: files of the hub.
 
-use crate::app::{note, print};
+use crate::app::print;
 use crate::cli::flags::warpsmith::GetArgs;
 use crate::hub::{CATALOG, How, Hub, Options, Source, place};
 use crate::report::progress::saying;
@@ -25,10 +25,8 @@ pub fn get(args: &GetArgs) -> Result<()> {
 /// Fetches a source, and prints the paths of its files.
 fn fetch(args: &GetArgs, hub: &Hub, source: &Source) -> Result<()> {
     let listing = saying("asking the hub", false, || hub.list(source))?;
-    if listing.missing() > 0 {
-        let (files, missing) = (count(listing.len(), "file"), listing.missing());
-        note(format_args!("{}: {files}, {missing} to fetch into {}", source.name, listing.folder.display()));
-    }
+    let (files, missing) = (count(listing.len(), "file"), listing.missing());
+    log::info!("{}: {files}, {missing} to fetch into {}", source.name, listing.folder.display());
     for file in hub.fetch(listing)? {
         let path = match &args.output {
             Some(dir) => place(&file, dir, if args.copy { How::Copy } else { How::Link })?,
