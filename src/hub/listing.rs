@@ -209,7 +209,7 @@ fn find_on_hub(
 }
 
 /// The commit and the names of its files.
-fn read_info(url: &str, info: &serde_json::Value) -> Result<(String, Vec<String>), Failure> {
+pub(super) fn read_info(url: &str, info: &serde_json::Value) -> Result<(String, Vec<String>), Failure> {
     let expected = |what: &str| Failure::fixed(format!("{url}: expected {what} in the answer, found none"));
     let commit = info["sha"].as_str().filter(|sha| is_commit(sha)).ok_or_else(|| expected("a commit"))?;
     let siblings = info["siblings"].as_array().ok_or_else(|| expected("a list of files"))?;

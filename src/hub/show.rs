@@ -79,9 +79,10 @@ impl Hub {
 /// Those of [`Hub::model`].
 pub fn model(name: &str, local_rank: usize) -> Result<PathBuf> {
     let quiet = local_rank > 0;
-    if quiet {
+    let hub = Hub::from_env(Options { quiet, ..Options::default() })?;
+    if quiet && hub.store.cached(&Source::model(name)?)?.is_none() {
         // For the first one to take the locks.
         std::thread::sleep(Duration::from_millis(500));
     }
-    Hub::from_env(Options { quiet, ..Options::default() })?.model(name)
+    hub.model(name)
 }
