@@ -81,12 +81,12 @@ fn input_is_what_it_holds_whatever_its_name() {
     assert!(warnings.contains("warning: odd.txt: looks like JSON, and is read as text"), "{warnings}");
     refuse(
         &mut warpsmith(dir, "data c.txt -o q --json-field text"),
-        &["c.txt", "--json-field text", "found text"],
+        &["c.txt", "--text-column text", "found text"],
     );
     fs::write(dir.join("t.parquet"), b"PAR1\x15\x04").unwrap();
     refuse(
         &mut warpsmith(dir, "data t.parquet -o q"),
-        &["t.parquet", "a parquet file; export it as JSON lines"],
+        &["t.parquet", "the parquet data are damaged or cut short"],
     );
     fs::write(dir.join("nul.txt"), b"some\0text").unwrap();
     refuse(&mut warpsmith(dir, "data nul.txt -o q"), &["nul.txt: byte 4 is NUL"]);

@@ -127,7 +127,7 @@ proptest! {
                 output: directory.path().join("out"),
                 name: "data".into(),
                 split: Split::EndOfText,
-                json_field: None,
+                text_column: None,
                 skip_bad_lines: false,
                 allow_special: false,
                 shard_size: 5,

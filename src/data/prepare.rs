@@ -6,7 +6,7 @@
 mod folder;
 
 pub use crate::data::documents::Split;
-use crate::data::documents::{Format, Notes, Piece, find_sources};
+use crate::data::documents::{Format, Notes, Piece, ReadAhead, find_sources};
 use crate::data::shard::ShardWriter;
 use crate::data::tokenizer::{EOT, EOT_TEXT, encode_ordinary, encode_with_special};
 use crate::files::CompleteFile;
@@ -14,10 +14,10 @@ use crate::words::count;
 use anyhow::{Context, Result, ensure};
 use folder::Folder;
 use rayon::prelude::*;
-use std::cell::Cell;
 use std::fs;
 use std::path::PathBuf;
-use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Bytes of text encoded at a time, in parallel. This text and its tokens determine the use of
 /// memory.
@@ -29,7 +29,8 @@ pub const DEFAULT_SHARD_SIZE: u64 = 100_000_000;
 /// Options of [`prepare`].
 #[derive(Clone, Debug)]
 pub struct PrepareOptions {
-    /// Text files, JSON files, folders of them, or `-` for standard input. Files may be compressed.
+    /// Text, JSON and parquet files, folders of them, or `-` for standard input. Files may be
+    /// compressed.
     pub inputs: Vec<PathBuf>,
     /// Folder for the shards, created if it is missing.
     pub output: PathBuf,
@@ -37,9 +38,10 @@ pub struct PrepareOptions {
     pub name: String,
     /// The places where text files are split into documents.
     pub split: Split,
-    /// Field of a JSON object that holds the text, if the user named one. All inputs are then JSON.
-    pub json_field: Option<String>,
-    /// Whether JSON objects that are not usable are left out.
+    /// Column of a parquet file, or field of a JSON object, that holds the text, if the user named
+    /// one. No input is then plain text.
+    pub text_column: Option<String>,
+    /// Whether JSON objects and rows that are not usable are left out.
     pub skip_bad_lines: bool,
     /// Whether `<|endoftext|>` within a document is that token instead of text.
     pub allow_special: bool,
@@ -95,6 +97,15 @@ pub fn prepare(options: &PrepareOptions, progress: &dyn Fn(u64, u64)) -> Result<
             default_val_tokens(input_bytes, options.shard_size)
         }
     };
+    let format = Format {
+        split: options.split.clone(),
+        text_column: options.text_column.clone(),
+        skip_bad_lines: options.skip_bad_lines,
+    };
+    for source in &sources {
+        // A missing column is found now rather than hours later.
+        source.check(&format)?;
+    }
     let folder = Folder::lock(&options.output, &options.name)?;
     let stale = folder.shards()?;
     if let Some(path) = stale.first() {
@@ -102,23 +113,19 @@ pub fn prepare(options: &PrepareOptions, progress: &dyn Fn(u64, u64)) -> Result<
         ensure!(options.force, "{}: {why}", path.display());
     }
 
-    let format = Format {
-        split: options.split.clone(),
-        json_field: options.json_field.clone(),
-        skip_bad_lines: options.skip_bad_lines,
-    };
     let mut encoder = Encoder::new(options, val_tokens);
-    let (done, mut notes) = (Rc::new(Cell::new(0)), Notes::default());
-    for source in &sources {
-        source.read(&format, &mut notes, &done, &mut |piece| {
+    let done = Arc::new(AtomicU64::new(0));
+    let mut pieces = ReadAhead::start(sources, &format, &done)?;
+    while let Some(batch) = pieces.next()? {
+        for piece in batch {
             if encoder.add(piece)? {
-                progress(done.get(), input_bytes);
+                progress(done.load(Relaxed), input_bytes);
             }
-            Ok(())
-        })?;
+        }
     }
     encoder.flush()?;
-    progress(done.get(), input_bytes);
+    let (done, notes) = (done.load(Relaxed), pieces.notes);
+    progress(done, input_bytes);
     warn(options, &notes, encoder.marks);
     let Encoder { shards, documents, .. } = encoder;
     let (tokens, shards) = shards.publish(val_tokens)?;
@@ -127,7 +134,7 @@ pub fn prepare(options: &PrepareOptions, progress: &dyn Fn(u64, u64)) -> Result<
     }
     let splits_at_marks = options.split == Split::EndOfText;
     Ok(PrepareReport {
-        input_bytes: done.get(),
+        input_bytes: done,
         documents,
         end_of_text_marks: if splits_at_marks { notes.separators } else { 0 },
         val_tokens,
@@ -139,12 +146,19 @@ pub fn prepare(options: &PrepareOptions, progress: &dyn Fn(u64, u64)) -> Result<
 /// Warns about findings in the text; `marks` are those that became ordinary tokens.
 fn warn(options: &PrepareOptions, notes: &Notes, marks: u64) {
     if notes.skipped.count > 0 {
-        let objects = count(notes.skipped.count, "JSON object");
+        let objects = count(notes.skipped.count, "JSON object or row");
         log::warn!("--skip-bad-lines: left out {objects}; the first is {}", notes.skipped.first);
     }
-    if notes.odd.count > 1 {
-        let more = count(notes.odd.count - 1, "more file");
-        log::warn!("after {}, {more} looked like JSON or markup, read as text", notes.odd.first);
+    if notes.empty_rows.count > 0 {
+        let rows = count(notes.empty_rows.count, "row");
+        log::warn!("left out {rows} without text; the first is {}", notes.empty_rows.first);
+    }
+    if notes.odd.count > 0 {
+        let more = match notes.odd.count {
+            1 => String::new(),
+            odd => format!("; so do {}", count(odd - 1, "more file")),
+        };
+        log::warn!("{}, and is read as text{more}", notes.odd.first);
     }
     if let Split::On(separator) = &options.split
         && (notes.texts > 0 && notes.separators == 0)

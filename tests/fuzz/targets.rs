@@ -4,7 +4,6 @@
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 use std::cell::OnceCell;
 use std::fs;
 use std::io::Write;
@@ -83,6 +82,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "json_array", seeds: || vec![JSON_ARRAY.into()], run: |b| corpus("a.json", b), cost: 600 },
     Target { name: "gzip", seeds: || vec![gzip(TEXT)], run: |b| corpus("a.txt.gz", b), cost: 600 },
     Target { name: "zstd", seeds: || vec![zstd(TEXT)], run: |b| corpus("a.txt.zst", b), cost: 600 },
+    Target { name: "parquet", seeds: parquets, run: |b| corpus("a.parquet", b), cost: 600 },
     Target { name: "npy", seeds: || vec![seed_npy()], run: npy, cost: 100 },
     Target { name: "metrics", seeds: || vec![METRICS.into()], run: metrics, cost: 60_000 },
     Target { name: "kernel_records", seeds: || vec![RECORDS.into()], run: kernel_records, cost: 5 },
@@ -318,7 +318,15 @@ fn gzip(text: &str) -> Vec<u8> {
 }
 
 fn zstd(text: &str) -> Vec<u8> {
-    compress_to_vec(text.as_bytes(), CompressionLevel::Fastest)
+    zstd::encode_all(text.as_bytes(), 1).unwrap()
+}
+
+/// Files of pyarrow.
+fn parquets() -> Vec<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parquet");
+    ["zstd", "snappy", "binary", "dictionary", "large_string"]
+        .map(|name| fs::read(folder.join(name).with_extension("parquet")).unwrap())
+        .into()
 }
 
 /// NumPy's format, version 1: forty tokens.
@@ -343,7 +351,7 @@ fn corpus(name: &str, bytes: &[u8]) -> bool {
         output,
         name: "data".into(),
         split: Split::EndOfText,
-        json_field: None,
+        text_column: None,
         skip_bad_lines: false,
         allow_special: false,
         shard_size: 1000,

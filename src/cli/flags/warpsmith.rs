@@ -53,8 +53,8 @@ pub enum Tool {
 
 #[derive(Args, Clone, Debug)]
 pub struct DataArgs {
-    /// Text files, JSON lines, JSON arrays, any of these as .gz or .zst, directories of them, or -
-    /// for standard input
+    /// Text files, JSON lines, JSON arrays, any of these as .gz or .zst, parquet files, directories
+    /// of them, or - for standard input
     #[arg(required = true, value_name = "INPUT")]
     pub inputs: Vec<PathBuf>,
     /// Directory for the shards; created if missing
@@ -74,10 +74,11 @@ pub struct DataArgs {
     /// document [default: <|endoftext|>]
     #[arg(long, value_name = "TEXT", value_parser = values::separator, allow_hyphen_values = true)]
     pub split_on: Option<String>,
-    /// Field of a JSON object that holds the text; all inputs have to be JSON [default: text]
-    #[arg(long, value_name = "NAME", value_parser = values::name)]
-    pub json_field: Option<String>,
-    /// Leave out JSON objects that are not usable, and count them
+    /// Column of a parquet file, or field of a JSON object, that holds the text; no input may then be
+    /// plain text [default: text]
+    #[arg(long, visible_alias = "json-field", value_name = "NAME", value_parser = values::name)]
+    pub text_column: Option<String>,
+    /// Leave out JSON objects and parquet rows that are not usable, and count them
     #[arg(long)]
     pub skip_bad_lines: bool,
     /// Make <|endoftext|> within a document the end-of-text token instead of text
@@ -400,13 +401,13 @@ mod tests {
         };
         assert_eq!(a.inputs, [PathBuf::from("a.txt"), PathBuf::from("b")]);
         assert_eq!((a.output, a.name.as_str()), (PathBuf::from("out"), "x"));
-        assert_eq!((a.shard_size, a.val_tokens, a.json_field.as_deref()), (10, Some(3), Some("body")));
+        assert_eq!((a.shard_size, a.val_tokens, a.text_column.as_deref()), (10, Some(3), Some("body")));
         assert_eq!((a.split_on.as_deref(), a.force), (Some("\n\n"), true));
 
         let Tool::Data(a) = ok("data - -o out --split-on ---") else { panic!() };
         assert_eq!((a.inputs[0].to_str(), a.split_on.as_deref()), (Some("-"), Some("---")));
         assert_eq!((a.shard_size, a.val_tokens, a.name.as_str()), (100_000_000, None, "data"));
-        assert_eq!((a.json_field, a.force, a.skip_bad_lines, a.allow_special), (None, false, false, false));
+        assert_eq!((a.text_column, a.force, a.skip_bad_lines, a.allow_special), (None, false, false, false));
     }
 
     #[test]

@@ -17,7 +17,7 @@ fn corpus(files: &[(&str, &str)]) -> (TempDir, PrepareOptions) {
         output: dir.path().join("out"),
         name: "c".to_owned(),
         split: Split::EndOfText,
-        json_field: None,
+        text_column: None,
         skip_bad_lines: false,
         allow_special: false,
         shard_size: 100,
