@@ -2,7 +2,7 @@
 
 use super::Trainer;
 use super::stop::{CutShort, Work};
-use crate::data::tokenizer::{self, TextStream, encode_with_special};
+use crate::data::tokenizer::TextStream;
 use crate::eval::hellaswag::{self, HellaSwagScore};
 use crate::eval::validation::validation_loss;
 use crate::parallel::environment::Process;
@@ -102,9 +102,9 @@ impl Trainer {
         let Replica { zero, dev, model, decoder, .. } = &mut self.replica;
         let Some(decoder) = decoder else { return Ok(()) };
         let eval = &self.eval;
-        let vocabulary = tokenizer::Vocabulary::gpt2();
+        let tokenizer = &self.data.tokenizer;
         let text = eval.prompt.as_deref().unwrap_or_default();
-        let prompt: Vec<i32> = encode_with_special(text).into_iter().map(i32::from).collect();
+        let prompt = tokenizer.encode(text);
         let mut sampler = Sampler::new(SamplerOptions {
             temperature: eval.sample_temperature,
             top_k: (eval.sample_top_k > 0).then_some(eval.sample_top_k),
@@ -114,7 +114,7 @@ impl Trainer {
         // As in llm.c, the length includes what the sample starts from: the prompt or
         // <|endoftext|>.
         let max_new = eval.sample_len.saturating_sub(prompt.len().max(1));
-        let what = Continuation { prompt: &prompt, max_new, kv_cache: true };
+        let what = Continuation { prompt: &prompt, eot: tokenizer.eot(), max_new, kv_cache: true };
         let mut stream = TextStream::new();
         let console = self.report.console();
         // The prompt is shown with the first token, so that an error is not printed after it.
@@ -129,7 +129,7 @@ impl Trainer {
         let drawn = zero.on_rank0(dev.as_mut(), model, |dev, hooks| {
             let show = &mut |token| {
                 begin(console);
-                console.sample_piece(&stream.push(vocabulary.token_bytes(token).unwrap_or_default()));
+                console.sample_piece(&stream.push(tokenizer.token_bytes(token).unwrap_or_default()));
                 Ok(())
             };
             let hooks = &mut stop.alone(Work::Sample, hooks, model);

@@ -16,7 +16,7 @@ use crate::checkpoint::{self, ModelFile, Saved};
 use crate::cli::ModelSource;
 use crate::cli::flags::trainer::{CudaGraphs, EvalFlags, OptimFlags, Shuffle, TrainArgs};
 use crate::config::ModelConfig;
-use crate::data::tokenizer::EOT;
+use crate::data::tokenizer::Tokenizer;
 use crate::device::open::DeviceName;
 use crate::files::lock::DirLock;
 use crate::model::{BatchShape, ModelOptions};
@@ -58,7 +58,7 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
     let options = replica_options(args, &config, &data, dev.as_ref())?;
     let plan = ReplicaPlan::new(config, options, dev.as_ref())?;
     let schedule = args.schedule(args.train_steps(data.train.num_tokens())?);
-    check_samples(&args.eval, &config)?;
+    check_samples(&args.eval, &data.tokenizer, &config)?;
     check_questions(&data, &config, &peers.process)?;
     start.check_step(schedule.total_steps)?;
     trace.iter().try_for_each(|trace| trace.check_steps(schedule.total_steps, start.resumed_step()))?;
@@ -176,11 +176,12 @@ fn replica_options(
     })
 }
 
-/// Refuses samples, which start from a token of GPT-2's vocabulary, if the model lacks that token.
-fn check_samples(eval: &EvalFlags, config: &ModelConfig) -> Result<()> {
+/// Refuses samples, which start from the end-of-text token, if the model lacks that token.
+fn check_samples(eval: &EvalFlags, tokenizer: &Tokenizer, config: &ModelConfig) -> Result<()> {
+    let eot = tokenizer.eot();
     ensure!(
-        eval.sample_every == 0 || config.V > usize::from(EOT),
-        "-s {}: samples start from token {EOT}, but the model knows {} tokens; use -s 0",
+        eval.sample_every == 0 || config.V > eot as usize,
+        "-s {}: samples start from token {eot}, but the model knows {} tokens; use -s 0",
         eval.sample_every,
         config.V
     );
