@@ -12,9 +12,10 @@ use warpsmith::checkpoint::{self, Checkpoint, ModelFile, Source, State, TensorKi
 use warpsmith::cli::Program;
 use warpsmith::cli::flags::{trainer, warpsmith as tools};
 use warpsmith::config::ModelConfig;
+use warpsmith::data::filter::{Dedup, FilterOptions};
 use warpsmith::data::imported;
 use warpsmith::data::loader::{DataLoader, LoaderOptions, LoaderState, Sample};
-use warpsmith::data::prepare::{PrepareOptions, Split, prepare};
+use warpsmith::data::prepare::{PrepareOptions, prepare};
 use warpsmith::data::shard::ShardWriter;
 use warpsmith::data::tokenizer::{Tokenizer, TokenizerId};
 use warpsmith::eval::hellaswag::HellaSwag;
@@ -348,17 +349,16 @@ fn corpus(name: &str, bytes: &[u8]) -> bool {
     let (input, output) = (directory().join(name), directory().join("shards"));
     write(&input, bytes);
     let options = PrepareOptions {
-        inputs: vec![input],
-        output,
-        tokenizer: Tokenizer::gpt2(),
-        name: "data".into(),
-        split: Split::EndOfText,
-        text_column: None,
-        skip_bad_lines: false,
-        allow_special: false,
+        filter: FilterOptions {
+            dedup: Some(Dedup::Minhash),
+            max_chars: Some(100_000),
+            scripts: vec!["latin".into(), "han".into()],
+            ..FilterOptions::default()
+        },
         shard_size: 1000,
         val_tokens: Some(2),
         force: true,
+        ..PrepareOptions::new(vec![input], output, "data", Tokenizer::gpt2())
     };
     judge(prepare(&options, &|_, _| {}), name)
 }

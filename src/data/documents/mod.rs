@@ -110,7 +110,7 @@ pub(super) struct Notes {
 
 impl Notes {
     /// Adds what was found after this.
-    fn append(&mut self, later: Notes) {
+    pub fn append(&mut self, later: Notes) {
         self.skipped.append(later.skipped);
         self.empty_rows.append(later.empty_rows);
         self.odd.append(later.odd);

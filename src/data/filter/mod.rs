@@ -17,6 +17,7 @@ use evaluation::{EvaluationSets, RUN_WORDS};
 use rayon::prelude::*;
 pub use scripts::MIN_SHARE;
 use scripts::Scripts;
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 /// Bytes of a document by which it is judged. The rest of a longer one shares its fate.
@@ -127,9 +128,9 @@ impl Filter {
     }
 
     /// Says which documents stay.
-    pub fn keep(&mut self, documents: &[String]) -> Vec<bool> {
+    pub fn keep(&mut self, documents: &[Cow<str>]) -> Vec<bool> {
         let judged: Vec<Judged> = documents.par_iter().map(|text| self.judge(text)).collect();
-        let decide = |(text, judged): (&String, Judged)| {
+        let decide = |(text, judged): (&Cow<str>, Judged)| {
             let (reason, note) = match judged {
                 Judged::Removed(reason, note) => (reason, note),
                 Judged::Kept(Some(fingerprint)) if self.seen.has(&fingerprint) => {
@@ -206,13 +207,10 @@ mod tests {
     use super::*;
     use std::fs;
 
-    fn texts(texts: &[&str]) -> Vec<String> {
-        texts.iter().map(|&text| text.to_owned()).collect()
-    }
-
     fn filtered(options: FilterOptions, documents: &[&str]) -> (Vec<bool>, Vec<Removed>) {
         let mut filter = Filter::new(&options).unwrap();
-        (filter.keep(&texts(documents)), filter.finish())
+        let documents: Vec<Cow<str>> = documents.iter().map(|&text| Cow::from(text)).collect();
+        (filter.keep(&documents), filter.finish())
     }
 
     #[test]
@@ -260,13 +258,13 @@ mod tests {
 
     #[test]
     fn threads_and_batches_change_nothing() {
-        let documents: Vec<String> =
-            (0..300u64).map(|i| format!("text {} and more words of {}", words::mix(i) % 90, i % 7)).collect();
+        let text = |i: u64| format!("text {} and more words of {}", words::mix(i) % 90, i % 7);
+        let documents: Vec<Cow<str>> = (0..300).map(|i| Cow::from(text(i))).collect();
         let options = FilterOptions { dedup: Some(Dedup::Minhash), ..FilterOptions::default() };
         let run = |threads: usize, batch: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let mut filter = Filter::new(&options).unwrap();
-            let keep = |batch| pool.install(|| filter.keep(batch));
+            let keep = |batch: &[Cow<str>]| pool.install(|| filter.keep(batch));
             let kept: Vec<bool> = documents.chunks(batch).flat_map(keep).collect();
             (kept, filter.finish())
         };
