@@ -2,10 +2,12 @@
 
 pub mod buckets;
 mod documents;
+pub mod filter;
 pub mod imported;
 pub mod loader;
 mod order;
 pub mod prepare;
+pub mod remote;
 pub mod shard;
 pub mod stories;
 pub mod tokenizer;

@@ -27,6 +27,13 @@ impl Show {
         }
     }
 
+    /// Ends without a summary.
+    pub fn clear(self) {
+        if let Some(progress) = self.progress {
+            progress.clear();
+        }
+    }
+
     /// Replaces the bar by a summary, if any byte was fetched.
     pub fn finish(self) {
         if let Some(progress) = self.progress {

@@ -136,6 +136,16 @@ impl Source {
         Ok(source)
     }
 
+    /// The names of a file for training and one for validation, if the source is just these two.
+    pub fn splits(&self) -> Option<(String, String)> {
+        let Origin::Hub(files) = &self.origin else { return None };
+        let names = files.literal().filter(|names| names.len() == 2)?;
+        let of = |split: &str| names.iter().find(|name| name.contains(split));
+        let Files { id, kind, revision, .. } = files;
+        let full = |name: &&str| format!("hf://{}{id}@{revision}/{name}", kind.prefix());
+        Some((full(of("train")?), full(of("valid")?)))
+    }
+
     /// Takes another revision: a branch, a tag or a commit.
     ///
     /// # Errors

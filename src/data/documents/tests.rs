@@ -3,6 +3,7 @@ use flate2::{Compression, write::GzEncoder};
 use std::fs;
 use std::io::Write;
 use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
 
 pub(super) fn documents(pieces: &[Piece]) -> Vec<String> {
     let mut documents: Vec<String> = Vec::new();
@@ -16,13 +17,13 @@ pub(super) fn documents(pieces: &[Piece]) -> Vec<String> {
 }
 
 fn read(path: &Path, format: &Format) -> Result<(Vec<String>, u64)> {
-    let source = Source { path: path.to_owned(), bytes: fs::metadata(path)?.len() };
-    let (mut pieces, done) = (Vec::new(), Rc::default());
+    let source = Source { path: path.to_owned(), bytes: fs::metadata(path)?.len(), remote: None };
+    let (mut pieces, done) = (Vec::new(), Arc::default());
     source.read(format, &mut Notes::default(), &done, &mut |piece| {
         pieces.push(piece);
         Ok(())
     })?;
-    Ok((documents(&pieces), done.get()))
+    Ok((documents(&pieces), done.load(Relaxed)))
 }
 
 fn gzip(text: &str) -> Vec<u8> {
@@ -61,9 +62,9 @@ fn a_file_that_changes_while_it_is_read_is_an_error() {
     let text = "some words ".repeat(100_000);
     for (len, expected) in [(300_000, "it shrank while"), (9_000_000, "it grew while")] {
         fs::write(&path, &text).unwrap();
-        let source = Source { path: path.clone(), bytes: text.len() as u64 };
+        let source = Source { path: path.clone(), bytes: text.len() as u64, remote: None };
         let mut changed = false;
-        let read = source.read(&Format::default(), &mut Notes::default(), &Rc::default(), &mut |_| {
+        let read = source.read(&Format::default(), &mut Notes::default(), &Arc::default(), &mut |_| {
             if !std::mem::replace(&mut changed, true) {
                 let grown = text.repeat(10);
                 fs::File::options().write(true).open(&path)?.write_all(grown.as_bytes())?;
