@@ -3,7 +3,7 @@
 use crate::data::remote::Remote;
 use crate::hub::{Download, Hub, Options, RepoKind, Show, Source};
 use crate::report::progress::saying;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ struct Shared {
 #[derive(Default)]
 struct State {
     whole: HashSet<PathBuf>,
-    /// The first error.
+    /// The error that ends all of it.
     failed: Option<String>,
 }
 
@@ -65,6 +65,7 @@ pub fn source_of(input: &str) -> Result<Source> {
 impl Remote for Arrivals {
     fn files(&self, input: &str) -> Result<Vec<(PathBuf, u64)>> {
         let source = source_of(input)?;
+        ensure!(!source.is_model(), "{input}: expected a data set, found a model");
         let listing = saying("asking the hub", false, || self.hub.list(&source))?;
         let (files, is_here) = (listing.places()?, listing.missing() == 0);
         if is_here {
@@ -73,7 +74,9 @@ impl Remote for Arrivals {
             let show = Show::new(&listing.name, false);
             let (download, shared) = (self.hub.download(listing)?, Arc::clone(&self.shared));
             let thread = Builder::new().name("arrivals".to_owned());
-            thread.spawn(move || receive(download, &shared, show)).context("cannot start a thread for a download")?;
+            thread
+                .spawn(move || receive(download, &shared, show))
+                .context("cannot start a thread for a download")?;
         }
         Ok(files)
     }
@@ -99,8 +102,8 @@ fn receive(mut download: Download, shared: &Shared, show: Show) {
     }) {
         show.take().into_iter().for_each(Show::clear);
         match file {
-            Ok(file) => shared.change(|state| drop(state.whole.insert(file.path))),
-            Err(error) => shared.change(|state| drop(state.failed.get_or_insert(format!("{error:#}")))),
+            Ok(file) => shared.change(|state| state.whole.extend([file.path])),
+            Err(error) => shared.change(|state| state.failed = Some(format!("{error:#}"))),
         }
     }
 }

@@ -5,8 +5,8 @@ use crate::app::print;
 use crate::cli::flags::warpsmith::{Amount, ConvertArgs, DataArgs, StoriesArgs};
 use crate::data::filter::{Dedup, FilterOptions, Removed};
 use crate::data::imported;
-use crate::data::remote::is_remote;
 use crate::data::prepare::{Mixed, PrepareOptions, PrepareReport, Split, prepare};
+use crate::data::remote::is_remote;
 use crate::data::shard::ShardFormat;
 use crate::data::stories::story;
 use crate::data::tokenizer::{EOT_TEXT, Tokenizer};
@@ -68,7 +68,8 @@ pub fn data(args: &DataArgs) -> Result<()> {
 fn inputs_of(args: &DataArgs) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     if let [input] = args.inputs.as_slice()
         && (is_remote(input) && args.val.is_empty() && args.val_tokens.is_none())
-        && let Some((train, val)) = source_of(&input.to_string_lossy())?.splits()
+        && let Some((train, val)) =
+            source_of(&input.to_string_lossy()).ok().and_then(|source| source.splits())
     {
         return Ok((vec![train.into()], vec![val.into()]));
     }
@@ -91,7 +92,9 @@ fn print_left_out(report: &PrepareReport) -> Result<()> {
     let (texts, short) = report.evaluation_texts;
     if texts > 0 {
         let texts = count(texts, "text");
-        print(format_args!("evaluation sets: {texts}; {short} have fewer than 13 words and cannot be recognized\n"))?;
+        print(format_args!(
+            "evaluation sets: {texts}; {short} have fewer than 13 words and cannot be recognized\n"
+        ))?;
     }
     for Removed { reason, documents, bytes, examples } in &report.removed {
         let documents = count(*documents, "document");

@@ -28,7 +28,8 @@ pub trait Remote: Debug + Send + Sync {
 
 /// Whether an input is fetched. A file whose name has this form is a file.
 pub fn is_remote(input: &Path) -> bool {
-    input.to_str().is_some_and(|text| PREFIXES.iter().any(|prefix| text.starts_with(prefix))) && !input.exists()
+    input.to_str().is_some_and(|text| PREFIXES.iter().any(|prefix| text.starts_with(prefix)))
+        && !input.exists()
 }
 
 /// The files of an input that is fetched.

@@ -146,6 +146,11 @@ impl Source {
         Some((full(of("train")?), full(of("valid")?)))
     }
 
+    /// Whether the repository is that of a model.
+    pub fn is_model(&self) -> bool {
+        matches!(&self.origin, Origin::Hub(files) if files.kind == RepoKind::Model)
+    }
+
     /// Takes another revision: a branch, a tag or a commit.
     ///
     /// # Errors

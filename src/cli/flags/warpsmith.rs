@@ -59,8 +59,8 @@ pub enum Tool {
 pub struct DataArgs {
     /// Text files, JSON lines, JSON arrays, any of these as .gz or .zst, parquet files, directories
     /// of them, patterns, or - for standard input. hub:NAME and hf://datasets/OWNER/NAME/FILE are
-    /// fetched, as `warpsmith get` does, and tokenized as they arrive. INPUT=WEIGHT mixes inputs by weight, in bytes of
-    /// text, until one is used up: web/=0.7 'code/*.parquet=0.3'
+    /// fetched, as by `warpsmith get`, and tokenized as they arrive. INPUT=WEIGHT mixes inputs by
+    /// weight, in bytes of text, until one is used up: web/=0.7 'code/*.parquet=0.3'
     #[arg(required = true, value_name = "INPUT")]
     pub inputs: Vec<PathBuf>,
     /// Directory for the shards; created if missing

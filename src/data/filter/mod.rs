@@ -226,8 +226,16 @@ mod tests {
             scripts: vec!["latin".to_owned()],
         };
         let long = "long ".repeat(20);
-        let documents =
-            ["fine", "abc", &long, "где они", "Is: a b c d e f g h i j k l m n", "FINE ", "good\ntext", "fine\n"];
+        let documents = [
+            "fine",
+            "abc",
+            &long,
+            "где они",
+            "Is: a b c d e f g h i j k l m n",
+            "FINE ",
+            "good\ntext",
+            "fine\n",
+        ];
         let (kept, removed) = filtered(options, &documents);
         assert_eq!(kept, [true, false, false, false, false, false, true, false]);
         let lines: Vec<String> = removed

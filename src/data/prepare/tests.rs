@@ -304,7 +304,8 @@ fn weighted_inputs_are_mixed_until_one_is_used_up() {
     write("web", 1000);
     write("code", 100);
     write("wiki", 1000);
-    let input = |name: &str, weight: &str| PathBuf::from(format!("{}={weight}", dir.path().join(name).display()));
+    let input =
+        |name: &str, weight: &str| PathBuf::from(format!("{}={weight}", dir.path().join(name).display()));
     options.inputs = vec![input("web", "6"), input("code", "1"), input("wiki", "3")];
     options.shard_size = 100_000;
     give_val(&dir, &mut options);
@@ -375,9 +376,8 @@ fn shards_are_written_in_the_form_of_other_programs() {
 #[test]
 fn parquet_files_become_shards_and_their_columns_are_checked_first() {
     let (dir, mut options) = corpus(&[("a.txt", "text")]);
-    let fixture = |name: &str| {
-        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parquet").join(name)
-    };
+    let fixture =
+        |name: &str| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parquet").join(name);
     options.inputs = vec![fixture("snappy.parquet"), fixture("zstd.parquet"), dir.path().join("in")];
     give_val(&dir, &mut options);
     let report = run(&options).unwrap();
