@@ -225,6 +225,9 @@ fn find_all(
     inputs: &[PathBuf],
     is_own: &dyn Fn(&Path) -> bool,
 ) -> Result<Vec<Source>> {
+    if inputs.is_empty() {
+        return find_sources(inputs, is_own);
+    }
     let mut sources = Vec::new();
     for alike in inputs.chunk_by(|a, b| is_remote(a) == is_remote(b)) {
         if !is_remote(&alike[0]) {
