@@ -17,6 +17,8 @@ pub mod signals;
 mod stop;
 mod trace;
 
+pub use setup::fetch_model;
+
 use crate::cli::flags::trainer::{EvalFlags, FileFlags, TrainArgs};
 use crate::files::lock::DirLock;
 use crate::ops::Ops;
