@@ -43,8 +43,9 @@ pub static SHARD: Kind = Kind {
 };
 /// HellaSwag, tokenized.
 pub static EVALUATION: Kind = Kind::new(20240522, "a multiple-choice evaluation set", &[1]);
-/// Kinds that are recognized, and not read.
-static DEBUG_STATE: Kind = Kind::new(20240327, "a debug state", &[]);
+/// A batch and its results, for tests.
+pub static DEBUG_STATE: Kind = Kind::new(20240327, "a debug state", &[2]);
+/// A kind that is recognized, and not read.
 static LLAMA_SHARD: Kind = Kind::new(20240801, "a Llama 3 token shard", &[]);
 
 /// The kinds of file that a user may pass by mistake.

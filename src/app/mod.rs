@@ -5,6 +5,7 @@ mod corpus;
 mod launch;
 pub mod logging;
 mod model;
+mod parity;
 mod roofline;
 mod scaling;
 pub mod trainer;
