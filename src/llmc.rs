@@ -36,20 +36,23 @@ pub static MODEL: Kind = Kind::new(20240326, "a model", &[3, 5]);
 /// Moments, master weights and the position of the data loader.
 pub static STATE: Kind = Kind::new(20240527, "an optimizer state", &[1]);
 pub static TOKENIZER: Kind = Kind::new(20240328, "a tokenizer", &[1, 2]);
-/// GPT-2's tokens.
+/// Tokens of vocabularies as small as GPT-2's.
 pub static SHARD: Kind = Kind {
     advice: "; make token shards with `warpsmith data`",
     ..Kind::new(20240520, "a token shard", &[1])
 };
 /// HellaSwag, tokenized.
 pub static EVALUATION: Kind = Kind::new(20240522, "a multiple-choice evaluation set", &[1]);
+/// Tokens of large vocabularies.
+pub static WIDE_SHARD: Kind = Kind {
+    advice: "; make token shards with `warpsmith data`",
+    ..Kind::new(20240801, "a token shard of 32-bit tokens", &[7])
+};
 /// A batch and its results, for tests.
 pub static DEBUG_STATE: Kind = Kind::new(20240327, "a debug state", &[2]);
-/// A kind that is recognized, and not read.
-static LLAMA_SHARD: Kind = Kind::new(20240801, "a Llama 3 token shard", &[]);
 
 /// The kinds of file that a user may pass by mistake.
-static KINDS: [&Kind; 7] = [&MODEL, &STATE, &TOKENIZER, &SHARD, &EVALUATION, &DEBUG_STATE, &LLAMA_SHARD];
+static KINDS: [&Kind; 7] = [&MODEL, &STATE, &TOKENIZER, &SHARD, &EVALUATION, &DEBUG_STATE, &WIDE_SHARD];
 
 /// Describes the kind of file that starts with `first`, as far as it can be recognized.
 fn describe(first: &[u8]) -> String {
@@ -131,13 +134,27 @@ impl Header {
     /// # Errors
     /// One line, if the file cannot be read, or its header is not valid.
     pub fn open(path: &Path, kind: &Kind) -> Result<(Header, File, u64)> {
+        Self::open_any(path, &[kind])
+    }
+
+    /// Opens the file at `path`, which has one of these kinds, as [`Self::open`] does. Errors say
+    /// that the first kind is expected.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_any(path: &Path, kinds: &[&Kind]) -> Result<(Header, File, u64)> {
         let (file, first, bytes) = open(path)?;
-        let header = Header::parse(&first, kind).with_context(|| path.display().to_string())?;
-        Ok((header, file, bytes))
+        let kind = kinds.iter().find(|kind| first.starts_with(&kind.magic.to_le_bytes()));
+        let header = Header::parse(&first, kind.unwrap_or(&kinds[0]));
+        Ok((header.with_context(|| path.display().to_string())?, file, bytes))
     }
 
     pub fn write(&self, out: &mut dyn Write) -> std::io::Result<()> {
         out.write_all(bytemuck::cast_slice(&self.0))
+    }
+
+    pub fn magic(&self) -> i32 {
+        self.0[0]
     }
 
     pub fn version(&self) -> i32 {

@@ -77,8 +77,9 @@ fn token_shards() {
 }
 
 /// A shard so long that no step reaches its end in time.
-fn long_shard(path: &std::path::Path, last: u16) {
-    let mut writer = warpsmith::data::shard::ShardWriter::create(path).unwrap();
+fn long_shard(path: &std::path::Path, last: u32) {
+    let gpt2 = warpsmith::data::tokenizer::TokenizerId::GPT2;
+    let mut writer = warpsmith::data::shard::ShardWriter::create(path, gpt2).unwrap();
     writer.write(&vec![7; 4_000_000]).unwrap();
     writer.write(&[last]).unwrap();
     writer.seal().unwrap().publish().unwrap();

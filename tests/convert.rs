@@ -45,11 +45,11 @@ fn data(dir: &Path, line: &str) -> (String, String) {
 fn text_of(dir: &Path, out: &str) -> String {
     let tokens = |path: std::path::PathBuf| {
         let bytes = fs::read(path).unwrap();
-        bytes[1024..].chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect::<Vec<_>>()
+        bytes[1024..].chunks_exact(2).map(|b| u32::from(u16::from_le_bytes([b[0], b[1]]))).collect::<Vec<_>>()
     };
     let names = ["data_val_000000.bin", "data_train_000001.bin"];
     let tokens = names.map(|name| tokens(dir.join(out).join(name))).concat();
-    String::from_utf8(warpsmith::data::tokenizer::Vocabulary::gpt2().decode_bytes(&tokens)).unwrap()
+    String::from_utf8(warpsmith::data::tokenizer::Tokenizer::gpt2().decode_bytes(&tokens)).unwrap()
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod common;
 use common::{Corpus, TRAIN_GPT2, refuse, stderr, stdout, succeed, warpsmith};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gpt2_tiny").join(name)
@@ -163,6 +163,63 @@ fn flags_of_the_python_trainer_are_explained() {
 fn a_trainer_alone_says_how_to_begin() {
     let dir = tempfile::tempdir().unwrap();
     refuse(Command::new(TRAIN_GPT2).current_dir(dir.path()), &["make train", "-i", "-j", "-e d12"]);
+}
+
+/// The samples in the output of one rank: from the first of them on.
+fn samples(text: &str) -> String {
+    text.find("rank ").map_or(String::new(), |at| text[at..].to_owned())
+}
+
+#[test]
+fn each_rank_draws_samples_of_its_own_at_any_stage() {
+    let corpus = Corpus::new();
+    let run = |flags: &str| {
+        let ranks = [0, 1].map(|rank| {
+            let mut command = corpus.train();
+            command.args(format!("-x 0 -s 5 -g 3 --samples 2 {flags}").split(' '));
+            common::as_rank(&mut command, rank, 2)
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap()
+        });
+        ranks.map(|rank| {
+            let output = rank.wait_with_output().unwrap();
+            assert!(output.status.success(), "{}", stderr(&output));
+            samples(&stdout(&output))
+        })
+    };
+    let [first, second] = run("--prompt Once");
+    for (text, rank) in [(&first, 0), (&second, 1)] {
+        for i in 0..2 {
+            assert_eq!(text.matches(&format!("rank {rank} sample {i}: Once")).count(), 1, "{text}");
+        }
+    }
+    assert_ne!(first.replace("rank 0", ""), second.replace("rank 1", ""));
+    let sharded = run("--prompt Once -z 3");
+    assert_eq!(sharded, [first.clone() + &second, String::new()]);
+    assert_eq!(run("--prompt Once -z 1"), [first.clone(), second]);
+
+    // A single process draws what rank 0 of two draws.
+    let alone = stdout(&succeed(corpus.train().args("-x 0 -s 5 -g 3 --samples 2 --prompt Once".split(' '))));
+    assert_eq!(samples(&alone), first);
+}
+
+#[test]
+fn the_prompt_does_not_count() {
+    let corpus = Corpus::new();
+    let sample = |flags: &str| {
+        let prompt = "one two three four five six seven eight";
+        let mut command = corpus.train();
+        command.args(format!("-x 0 -s 5 --sample-temperature 0 {flags} --prompt").split(' ')).arg(prompt);
+        let text = stdout(&succeed(&mut command));
+        text.rsplit_once(prompt).unwrap_or_else(|| panic!("{text}")).1.to_owned()
+    };
+    let (two, four) = (sample("-g 2"), sample("-g 4"));
+    let two = two.strip_suffix("\n---\n").unwrap();
+    assert!(!two.is_empty() && four.starts_with(two) && four.len() > two.len() + 5, "{two:?} {four:?}");
+    let nanogpt = sample("-g 2 --log-style nanogpt");
+    assert_eq!(nanogpt, format!("{two}\n"));
 }
 
 #[test]

@@ -7,6 +7,7 @@ use common::{Corpus, TRAIN_GPT2, TRAIN_GPT2CU, as_rank, losses, refuse, stderr, 
 use std::process::{Command, Output, Stdio};
 use warpsmith::checkpoint;
 use warpsmith::data::shard::ShardWriter;
+use warpsmith::data::tokenizer::TokenizerId;
 use warpsmith::params::{Param, ParamLayout};
 use warpsmith::tensor::Dtype;
 
@@ -139,7 +140,7 @@ fn several_ranks_look_together() {
 }
 
 /// The last token of the vocabulary is harmless to predict and fatal to read.
-const FATAL: u16 = 502;
+const FATAL: u32 = 502;
 
 /// Writes a model that diverges where it reads [`FATAL`].
 fn fragile_model(corpus: &Corpus, name: &str) {
@@ -150,14 +151,14 @@ fn fragile_model(corpus: &Corpus, name: &str) {
     // The final layernorm always gives 10 in its first channel.
     file.params[layout.range(Param::Lnfw).start] = 0.0;
     file.params[layout.range(Param::Lnfb).start] = 10.0;
-    let row = usize::from(FATAL) * C;
+    let row = FATAL as usize * C;
     file.params[row..row + C].fill(0.0);
     file.params[row] = -1e30;
     checkpoint::save_model(&path, &file, Dtype::F32).unwrap();
 }
 
-fn write_text(corpus: &Corpus, name: &str, tokens: &[u16]) {
-    let mut writer = ShardWriter::create(&corpus.path(name)).unwrap();
+fn write_text(corpus: &Corpus, name: &str, tokens: &[u32]) {
+    let mut writer = ShardWriter::create(&corpus.path(name), TokenizerId::GPT2).unwrap();
     writer.write(tokens).unwrap();
     writer.seal().unwrap().publish().unwrap();
 }
@@ -168,10 +169,10 @@ fn write_text(corpus: &Corpus, name: &str, tokens: &[u16]) {
 fn a_rollback_leaves_the_bad_text_out() {
     let corpus = Corpus::new();
     fragile_model(&corpus, "fragile.bin");
-    let mut text: Vec<u16> = (0..64 * 60 + 1).map(|i: usize| (i * i % 101) as u16).collect();
+    let mut text: Vec<u32> = (0..64 * 60 + 1).map(|i: usize| (i * i % 101) as u32).collect();
     // The last target before the gap is the same in both texts.
     text[64 * 10] = text[64 * 14];
-    let without: Vec<u16> = [&text[..64 * 10], &text[64 * 14..]].concat();
+    let without: Vec<u32> = [&text[..64 * 10], &text[64 * 14..]].concat();
     text[64 * 13 + 20] = FATAL;
     write_text(&corpus, "y_bad.bin", &text);
     write_text(&corpus, "y_without.bin", &without);

@@ -14,7 +14,7 @@ use warpsmith::config::ModelConfig;
 use warpsmith::data::loader::{DataLoader, LoaderOptions, Sample};
 use warpsmith::data::prepare::{PrepareOptions, Split, prepare};
 use warpsmith::data::shard::{Shard, ShardWriter};
-use warpsmith::data::tokenizer::{EOT, Vocabulary, encode_ordinary};
+use warpsmith::data::tokenizer::{Tokenizer, TokenizerId};
 use warpsmith::eval::hellaswag::{Example, HellaSwag};
 use warpsmith::params::{Param, ParamLayout};
 use warpsmith::tensor::Dtype;
@@ -31,13 +31,13 @@ fn bits(index: usize, seed: u32) -> u32 {
     (index as u32).wrapping_add(seed).wrapping_mul(0x9e37_79b9).rotate_left(13).wrapping_mul(0x85eb_ca6b)
 }
 
-fn write_shard(path: &Path, tokens: &[u16]) {
-    let mut writer = ShardWriter::create(path).unwrap();
+fn write_shard(path: &Path, tokens: &[u32]) {
+    let mut writer = ShardWriter::create(path, TokenizerId::GPT2).unwrap();
     writer.write(tokens).unwrap();
     writer.seal().unwrap().publish().unwrap();
 }
 
-fn tokens_of(path: &Path) -> Vec<u16> {
+fn tokens_of(path: &Path) -> Vec<u32> {
     let shard = Shard::open(path).unwrap();
     let mut tokens = vec![0; shard.len()];
     shard.read(0, &mut tokens).unwrap();
@@ -48,7 +48,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
 
     #[test]
-    fn tokens_come_back_from_shards(tokens in prop::collection::vec(any::<u16>(), 1..2000)) {
+    fn tokens_come_back_from_shards(tokens in prop::collection::vec(0..65536u32, 1..2000)) {
         let directory = TempDir::new().unwrap();
         let path = directory.path().join("a.bin");
         write_shard(&path, &tokens);
@@ -112,7 +112,7 @@ proptest! {
 
     #[test]
     fn text_comes_back_from_tokens(text in any::<String>()) {
-        prop_assert_eq!(Vocabulary::gpt2().decode_bytes(&encode_ordinary(&text)), text.as_bytes());
+        prop_assert_eq!(Tokenizer::gpt2().decode_bytes(&Tokenizer::gpt2().encode_ordinary(&text)), text.as_bytes());
     }
 
     #[test]
@@ -125,6 +125,7 @@ proptest! {
             &PrepareOptions {
                 inputs: vec![input],
                 output: directory.path().join("out"),
+                tokenizer: Tokenizer::gpt2(),
                 name: "data".into(),
                 split: Split::EndOfText,
                 json_field: None,
@@ -140,22 +141,23 @@ proptest! {
         for shard in &report.shards {
             found.extend(tokens_of(shard));
         }
-        let expected: Vec<u16> =
-            documents.iter().flat_map(|text| [vec![EOT], encode_ordinary(text)].concat()).collect();
+        let gpt2 = Tokenizer::gpt2();
+        let expected: Vec<u32> =
+            documents.iter().flat_map(|text| [vec![gpt2.eot()], gpt2.encode_ordinary(text)].concat()).collect();
         prop_assert_eq!(found, expected);
         prop_assert_eq!(report.documents, documents.len() as u64);
     }
 
     #[test]
     fn questions_come_back(
-        questions in prop::collection::vec((prop::array::uniform5(prop::collection::vec(0..50257u16, 1..9)), 0..4usize), 1..6)
+        questions in prop::collection::vec((prop::array::uniform5(prop::collection::vec(0..50257u32, 1..9)), 0..4usize), 1..6)
     ) {
         let directory = TempDir::new().unwrap();
-        let example = |([ctx, a, b, c, d], label): ([Vec<u16>; 5], usize)| Example { ctx, endings: [a, b, c, d], label };
+        let example = |([ctx, a, b, c, d], label): ([Vec<u32>; 5], usize)| Example { ctx, endings: [a, b, c, d], label };
         let examples: Vec<_> = questions.into_iter().map(example).collect();
         let path = directory.path().join("a.bin");
-        HellaSwag { path: path.clone(), examples: examples.clone() }.write_bin(&path).unwrap();
-        prop_assert_eq!(HellaSwag::open(&path).unwrap().examples, examples);
+        HellaSwag { path: path.clone(), tokenizer: TokenizerId::GPT2, examples: examples.clone() }.write_bin(&path).unwrap();
+        prop_assert_eq!(HellaSwag::open(&path, &Tokenizer::gpt2()).unwrap().examples, examples);
     }
 
     #[test]
@@ -165,7 +167,7 @@ proptest! {
     ) {
         let directory = TempDir::new().unwrap();
         for (n, &length) in lengths.iter().enumerate() {
-            let tokens: Vec<u16> = (0..length).map(|i| (n * 100 + i) as u16).collect();
+            let tokens: Vec<u32> = (0..length).map(|i| (n * 100 + i) as u32).collect();
             write_shard(&directory.path().join(format!("{n}.bin")), &tokens);
         }
         let pattern = directory.path().join("*.bin").display().to_string();

@@ -5,7 +5,7 @@ use crate::cli::flags::warpsmith::{Amount, ConvertArgs, DataArgs, StoriesArgs};
 use crate::data::imported;
 use crate::data::prepare::{DEFAULT_SHARD_SIZE, PrepareOptions, PrepareReport, Split, prepare};
 use crate::data::stories::story;
-use crate::data::tokenizer::{EOT_TEXT, encode_ordinary};
+use crate::data::tokenizer::{EOT_TEXT, Tokenizer};
 use crate::files;
 use crate::report::progress::Progress;
 use crate::words::count;
@@ -18,6 +18,7 @@ pub fn data(args: &DataArgs) -> Result<()> {
     let report = prepare_with_progress(&PrepareOptions {
         inputs: args.inputs.clone(),
         output: args.output.clone(),
+        tokenizer: Tokenizer::gpt2(),
         name: args.name.clone(),
         split: match args.split_on.as_deref() {
             None => Split::EndOfText,
@@ -92,6 +93,7 @@ pub fn stories(args: &StoriesArgs) -> Result<()> {
     let report = prepare_with_progress(&PrepareOptions {
         inputs: vec![text],
         output: args.output.clone(),
+        tokenizer: Tokenizer::gpt2(),
         name: "stories".into(),
         split: Split::On(EOT_TEXT.into()),
         json_field: None,
@@ -106,7 +108,8 @@ pub fn stories(args: &StoriesArgs) -> Result<()> {
 
 /// Returns the number of stories that have about `tokens` tokens.
 fn stories_for(tokens: usize, seed: u64) -> u64 {
-    let measure = |index| encode_ordinary(&story(seed, index)).len() as u64 + 1;
+    let tokenizer = Tokenizer::gpt2();
+    let measure = |index| tokenizer.encode_ordinary(&story(seed, index)).len() as u64 + 1;
     let measured: u64 = (0..MEASURED_STORIES).into_par_iter().map(measure).sum();
     (tokens as u64 * MEASURED_STORIES).div_ceil(measured)
 }

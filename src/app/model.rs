@@ -6,7 +6,7 @@ use crate::cli::flags::warpsmith::{ConvertArgs, EvalArgs, NumberArgs, SampleArgs
 use crate::config::ModelConfig;
 use crate::data::imported;
 use crate::data::loader::{DataLoader, LoaderOptions, Sample};
-use crate::data::tokenizer::{self, TextStream, encode_with_special};
+use crate::data::tokenizer::{TextStream, Tokenizer};
 use crate::device::open::DeviceOptions;
 use crate::eval::hellaswag::{self, HellaSwag};
 use crate::eval::validation::{perplexity, validation_loss};
@@ -68,7 +68,8 @@ pub fn sample(args: &SampleArgs) -> Result<()> {
     })?;
 
     let text = args.prompt.as_deref().unwrap_or_default();
-    let prompt: Vec<i32> = encode_with_special(text).into_iter().map(i32::from).collect();
+    let tokenizer = Tokenizer::gpt2();
+    let prompt = tokenizer.encode(text);
     if prompt.len() > decoder.context() {
         let (tokens, context) = (prompt.len(), decoder.context());
         log::warn!("the prompt has {tokens} tokens; the model reads only the last {context}");
@@ -83,7 +84,7 @@ pub fn sample(args: &SampleArgs) -> Result<()> {
             top_p: (args.top_p < 1.0).then_some(args.top_p),
             seed: args.seed.wrapping_add(index as u64),
         })?;
-        print_sample(dev.as_mut(), &mut decoder, &mut sampler, text, &prompt, args)?;
+        print_sample(dev.as_mut(), &mut decoder, &mut sampler, &tokenizer, &prompt, args)?;
     }
     Ok(())
 }
@@ -93,18 +94,18 @@ fn print_sample(
     dev: &mut dyn Ops,
     decoder: &mut Decoder,
     sampler: &mut Sampler,
-    text: &str,
-    prompt: &[i32],
+    tokenizer: &Tokenizer,
+    prompt: &[u32],
     args: &SampleArgs,
 ) -> Result<()> {
-    let vocabulary = tokenizer::Vocabulary::gpt2();
     let mut stream = TextStream::new();
     // Printed with the first token, so that an error is not printed after it.
-    let mut prompt_text = text;
-    let what = Continuation { prompt, max_new: args.max_tokens, kv_cache: !args.no_kv_cache };
+    let mut prompt_text = args.prompt.as_deref().unwrap_or_default();
+    let (eot, max_new) = (tokenizer.eot(), args.max_tokens);
+    let what = Continuation { prompt, eot, max_new, kv_cache: !args.no_kv_cache };
     generate(dev, &mut NoHooks, decoder, sampler, what, &mut |token| {
         print(std::mem::take(&mut prompt_text))?;
-        print(stream.push(vocabulary.token_bytes(token).unwrap_or_default()))
+        print(stream.push(tokenizer.token_bytes(token).unwrap_or_default()))
     })?;
     print(format_args!("{prompt_text}{}\n", stream.finish()))
 }
@@ -116,7 +117,8 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     config.check_batch(args.batch_size, T)?;
     let shape = BatchShape { B: args.batch_size, T };
     let loader = args.val.as_deref().map(|pattern| open_validation(pattern, shape, &config)).transpose()?;
-    let questions = args.hellaswag.as_ref().map(HellaSwag::open).transpose()?;
+    let questions =
+        args.hellaswag.as_ref().map(|path| HellaSwag::open(path, &Tokenizer::gpt2())).transpose()?;
     if let Some(warning) = questions.as_ref().map(|q| q.check(&config)).transpose()?.flatten() {
         log::warn!("{warning}");
     }
@@ -256,7 +258,7 @@ pub fn convert(args: &ConvertArgs) -> Result<()> {
         return corpus::convert_tokens(args);
     }
     if args.is_hellaswag() {
-        let questions = HellaSwag::open(input)?;
+        let questions = HellaSwag::open(input, &Tokenizer::gpt2())?;
         questions.write_bin(output)?;
         print(format_args!("{}: {} examples\n", output.display(), questions.examples.len()))?;
         return Ok(());

@@ -2,7 +2,7 @@
 //! without a header.
 
 use crate::data::shard::ShardWriter;
-use crate::data::tokenizer::EOT;
+use crate::data::tokenizer::TokenizerId;
 use crate::{files, llmc};
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::File;
@@ -39,7 +39,10 @@ fn looks_like_tokens(first: &[u8]) -> bool {
     let tokens = || first.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
     let zeros = tokens().filter(|&token| token == 0).count();
     let others = is_text || first.starts_with(b"PK") || llmc::looks_like_safetensors(first);
-    !others && tokens().len() >= ENOUGH && zeros * 8 < tokens().len() && tokens().all(|token| token <= EOT)
+    !others
+        && tokens().len() >= ENOUGH
+        && zeros * 8 < tokens().len()
+        && tokens().all(|token| u32::from(token) < TokenizerId::GPT2.vocab_size)
 }
 
 /// Makes a shard of an array of tokens, or with `raw` of uint16 without a header. Returns the
@@ -59,7 +62,7 @@ pub fn convert(input: &Path, output: &Path, raw: bool) -> Result<u64> {
         array.tokens,
         i32::MAX
     );
-    let mut shard = ShardWriter::create(output)?;
+    let mut shard = ShardWriter::create(output, TokenizerId::GPT2)?;
     let mut file = BufReader::new(file);
     let mut block = Vec::new();
     loop {
@@ -129,13 +132,13 @@ impl Array {
     }
 
     /// Decodes whole tokens, of which `before` came earlier in the file.
-    fn decode(&self, bytes: &[u8], before: u64) -> Result<Vec<u16>> {
+    fn decode(&self, bytes: &[u8], before: u64) -> Result<Vec<u32>> {
         let token = |(index, number): (usize, &[u8])| {
             let mut wide = [0; 8];
             wide[..self.width].copy_from_slice(number);
             let negative = self.signed && number[self.width - 1] & 0x80 != 0;
             let value = u64::from_le_bytes(wide);
-            let fits = u16::try_from(value).ok().filter(|_| !negative);
+            let fits = u16::try_from(value).ok().filter(|_| !negative).map(u32::from);
             fits.with_context(|| format!("token {} does not fit 16 bits", before + index as u64))
         };
         bytes.chunks_exact(self.width).enumerate().map(token).collect()
@@ -155,7 +158,7 @@ mod tests {
         [NPY, &[version, 0], len, header.as_bytes(), data].concat()
     }
 
-    fn converted(bytes: &[u8], raw: bool) -> Result<Vec<u16>> {
+    fn converted(bytes: &[u8], raw: bool) -> Result<Vec<u32>> {
         let dir = tempfile::tempdir().unwrap();
         let (input, output) = (dir.path().join("x.npy"), dir.path().join("x.bin"));
         fs::write(&input, bytes).unwrap();
@@ -175,7 +178,7 @@ mod tests {
     #[test]
     fn arrays_and_raw_tokens_become_shards() {
         let tokens = [50256, 0, 1, 65535];
-        let expected = tokens.map(|t| t as u16);
+        let expected = tokens.map(|t| t as u32);
         for (dtype, width) in [("<u2", 2), ("<u4", 4), ("<i4", 4), ("<i8", 8)] {
             for version in [1, 2] {
                 let bytes = npy(version, dtype, "(4,)", &bytes_of(&tokens, width));
@@ -184,7 +187,7 @@ mod tests {
         }
         assert_eq!(converted(&bytes_of(&tokens, 2), true).unwrap(), expected);
         let many: Vec<u64> = (0..BLOCK_BYTES as u64).map(|i| i % 50_000).collect();
-        let expected: Vec<u16> = many.iter().map(|&t| t as u16).collect();
+        let expected: Vec<u32> = many.iter().map(|&t| t as u32).collect();
         let shape = format!("({},)", many.len());
         assert!(converted(&npy(1, "<u2", &shape, &bytes_of(&many, 2)), false).unwrap() == expected);
     }

@@ -19,6 +19,7 @@ use crate::data::buckets::rows_by_token;
 pub use crate::data::order::{LoaderState, ShuffleState};
 use crate::data::order::{Order, Place, Position};
 use crate::data::shard::Shard;
+use crate::data::tokenizer::TokenizerId;
 use crate::rng::Mt19937;
 use anyhow::{Context, Result, bail, ensure};
 use check::VocabularyCheck;
@@ -98,9 +99,18 @@ impl DataLoader {
             Sample::Sequence => (B, T, format!("sequence of {T} tokens")),
             Sample::Batch => (1, batch_tokens, format!("batch of {B} x {T} tokens")),
         };
-        let mut shards = Vec::new();
+        let mut shards: Vec<Shard> = Vec::new();
         for path in matching_files(pattern, flag)? {
-            shards.push(Shard::open(&path).with_context(|| flag.to_owned())?);
+            let shard = Shard::open(&path).with_context(|| flag.to_owned())?;
+            let (found, expected) =
+                (shard.tokenizer(), shards.first().map_or(shard.tokenizer(), Shard::tokenizer));
+            ensure!(
+                found.agrees(&expected),
+                "{flag}: {} has tokens of the tokenizer {found}, and {} of {expected}; give shards of one tokenizer",
+                shard.path().display(),
+                shards[0].path().display()
+            );
+            shards.push(shard);
         }
         let samples: Vec<usize> = shards.iter().map(|s| (s.len() - 1) / sample_tokens).collect();
         ensure!(
@@ -173,6 +183,11 @@ impl DataLoader {
         self.order.reset(&mut self.position);
     }
 
+    /// Returns the tokenizer that the shards name.
+    pub fn tokenizer(&self) -> TokenizerId {
+        self.fetcher.reader.shards[0].tokenizer()
+    }
+
     /// Returns the number of tokens in all shards.
     pub fn num_tokens(&self) -> u64 {
         self.fetcher.reader.shards.iter().map(|s| s.len() as u64).sum()
@@ -184,13 +199,15 @@ impl DataLoader {
     /// # Errors
     /// If a shard cannot be read.
     pub fn checksum(&self) -> Result<u32> {
-        let (mut hasher, mut block) = (crc32fast::Hasher::new(), [0u16; 4096]);
+        let (mut hasher, mut block, mut bytes) = (crc32fast::Hasher::new(), [0; 4096], Vec::new());
         for shard in &self.fetcher.reader.shards {
             let n = block.len().min(shard.len());
             let last = shard.len() - n;
             for start in [0, last / 2, last] {
                 shard.read(start, &mut block[..n])?;
-                hasher.update(bytemuck::cast_slice(&block[..n]));
+                bytes.clear();
+                shard.width().encode(&block[..n], &mut bytes);
+                hasher.update(&bytes);
             }
         }
         Ok(hasher.finalize())
@@ -317,8 +334,8 @@ impl Reader {
         let mut sample = vec![0; self.sample_tokens + 1];
         for place in places {
             self.read_checked(place.file, place.sample * self.sample_tokens, &mut sample)?;
-            inputs.extend(sample[..self.sample_tokens].iter().map(|&t| i32::from(t)));
-            targets.extend(sample[1..].iter().map(|&t| i32::from(t)));
+            inputs.extend(sample[..self.sample_tokens].iter().map(|&t| t.cast_signed()));
+            targets.extend(sample[1..].iter().map(|&t| t.cast_signed()));
         }
         let rows_by_token = rows_by_token(&inputs);
         Ok(Batch { inputs, targets, rows_by_token })
@@ -328,15 +345,15 @@ impl Reader {
     ///
     /// # Errors
     /// If the shard cannot be read, or a token is outside the vocabulary.
-    fn read_checked(&self, shard: usize, start: usize, tokens: &mut [u16]) -> Result<()> {
+    fn read_checked(&self, shard: usize, start: usize, tokens: &mut [u32]) -> Result<()> {
         let shard = &self.shards[shard];
         shard.read(start, tokens)?;
         // The maximum is found at the speed of memory, unlike the first token past a limit.
-        let largest = tokens.iter().copied().fold(0, u16::max);
-        if usize::from(largest) < self.V {
+        let largest = tokens.iter().copied().fold(0, u32::max);
+        if (largest as usize) < self.V {
             return Ok(());
         }
-        let bad = tokens.iter().position(|&t| usize::from(t) >= self.V).unwrap_or(0);
+        let bad = tokens.iter().position(|&t| t as usize >= self.V).unwrap_or(0);
         bail!(
             "{}: token {} is {}, outside the vocabulary of {}; recreate the shard with the model's tokenizer",
             shard.path().display(),

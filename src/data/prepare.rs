@@ -8,7 +8,7 @@ mod folder;
 pub use crate::data::documents::Split;
 use crate::data::documents::{Format, Notes, Piece, find_sources};
 use crate::data::shard::ShardWriter;
-use crate::data::tokenizer::{EOT, EOT_TEXT, encode_ordinary, encode_with_special};
+use crate::data::tokenizer::{Tokenizer, TokenizerId};
 use crate::files::CompleteFile;
 use crate::words::count;
 use anyhow::{Context, Result, ensure};
@@ -33,6 +33,7 @@ pub struct PrepareOptions {
     pub inputs: Vec<PathBuf>,
     /// Folder for the shards, created if it is missing.
     pub output: PathBuf,
+    pub tokenizer: Tokenizer,
     /// Prefix of the shards' names: `{name}_val_000000.bin`, `{name}_train_000001.bin` and so on.
     pub name: String,
     /// The places where text files are split into documents.
@@ -158,7 +159,8 @@ fn warn(options: &PrepareOptions, notes: &Notes, marks: u64) {
     }
     if marks > 0 && options.split != Split::Never {
         let times = count(marks, "time");
-        log::warn!("{EOT_TEXT} is ordinary text {times}; --allow-special makes it the end-of-text token");
+        let eot = options.tokenizer.eot_text();
+        log::warn!("{eot} is ordinary text {times}; --allow-special makes it the end-of-text token");
     }
 }
 
@@ -183,6 +185,7 @@ struct Encoder {
     batch: Vec<Piece>,
     batch_bytes: usize,
     documents: u64,
+    tokenizer: Tokenizer,
     allow_special: bool,
     /// Occurrences of `<|endoftext|>` that became ordinary tokens.
     marks: u64,
@@ -192,8 +195,16 @@ struct Encoder {
 impl Encoder {
     fn new(options: &PrepareOptions, val_tokens: u64) -> Self {
         let shards = Shards::new(options, val_tokens);
-        let allow_special = options.allow_special;
-        Encoder { batch: Vec::new(), batch_bytes: 0, documents: 0, allow_special, marks: 0, shards }
+        let (tokenizer, allow_special) = (options.tokenizer.clone(), options.allow_special);
+        Encoder {
+            batch: Vec::new(),
+            batch_bytes: 0,
+            documents: 0,
+            tokenizer,
+            allow_special,
+            marks: 0,
+            shards,
+        }
     }
 
     /// Adds a piece. Returns whether that filled the batch, which was then written.
@@ -202,7 +213,7 @@ impl Encoder {
         self.documents += u64::from(piece.starts_document);
         if !self.allow_special {
             // Pieces are never cut within a mark, as it has no white space.
-            self.marks += piece.text.matches(EOT_TEXT).count() as u64;
+            self.marks += piece.text.matches(self.tokenizer.eot_text()).count() as u64;
         }
         self.batch.push(piece);
         let full = self.batch_bytes >= BATCH_BYTES;
@@ -213,11 +224,13 @@ impl Encoder {
     }
 
     fn flush(&mut self) -> Result<()> {
-        let encode = if self.allow_special { encode_with_special } else { encode_ordinary };
-        let encoded: Vec<Vec<u16>> = self.batch.par_iter().map(|piece| encode(&piece.text)).collect();
+        let encode = if self.allow_special { Tokenizer::encode } else { Tokenizer::encode_ordinary };
+        let tokenizer = &self.tokenizer;
+        let encoded: Vec<Vec<u32>> =
+            self.batch.par_iter().map(|piece| encode(tokenizer, &piece.text)).collect();
         for (piece, tokens) in self.batch.iter().zip(encoded) {
             if piece.starts_document {
-                self.shards.write(&[EOT])?;
+                self.shards.write(&[self.tokenizer.eot()])?;
             }
             self.shards.write(&tokens)?;
         }
@@ -231,6 +244,7 @@ impl Encoder {
 struct Shards {
     output: PathBuf,
     name: String,
+    tokenizer: TokenizerId,
     val_tokens: u64,
     shard_size: u64,
     tokens: u64,
@@ -242,7 +256,8 @@ struct Shards {
 impl Shards {
     fn new(options: &PrepareOptions, val_tokens: u64) -> Self {
         let PrepareOptions { output, name, shard_size, .. } = options.clone();
-        Shards { output, name, val_tokens, shard_size, tokens: 0, open: None, sealed: Vec::new() }
+        let tokenizer = options.tokenizer.id();
+        Shards { output, name, tokenizer, val_tokens, shard_size, tokens: 0, open: None, sealed: Vec::new() }
     }
 
     fn next_path(&self) -> PathBuf {
@@ -251,13 +266,13 @@ impl Shards {
         self.output.join(format!("{}_{split}_{index:06}.bin", self.name))
     }
 
-    fn write(&mut self, mut tokens: &[u16]) -> Result<()> {
+    fn write(&mut self, mut tokens: &[u32]) -> Result<()> {
         self.tokens += tokens.len() as u64;
         while !tokens.is_empty() {
             let size = if self.sealed.is_empty() { self.val_tokens } else { self.shard_size };
             let mut shard = match self.open.take() {
                 Some(shard) => shard,
-                None => ShardWriter::create(&self.next_path())?,
+                None => ShardWriter::create(&self.next_path(), self.tokenizer)?,
             };
             let room = usize::try_from(size - shard.len()).unwrap_or(usize::MAX);
             let (now, later) = tokens.split_at(room.min(tokens.len()));

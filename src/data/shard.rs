@@ -1,8 +1,11 @@
-//! Token shards in llm.c's format: a header (field 2: number of tokens), then each token as a u16.
+//! Token shards in llm.c's formats: a header (field 2: number of tokens), then each token as a u16,
+//! or for vocabularies of more than 65,536 tokens as a u32. Fields 3 to 6 identify the tokenizer;
+//! llm.c leaves them zero, which stands for GPT-2's, or Llama 3's in shards of 32-bit tokens.
 
 use crate::data::imported;
+use crate::data::tokenizer::TokenizerId;
 use crate::files::{self, CompleteFile, NewFile};
-use crate::llmc::{HEADER_BYTES, Header, SHARD};
+use crate::llmc::{HEADER_BYTES, Header, Kind, SHARD, WIDE_SHARD};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::fs::File;
 use std::io::{self, Seek, Write};
@@ -12,12 +15,79 @@ use std::path::{Path, PathBuf};
 /// Header field that holds the number of tokens.
 const TOKENS: usize = 2;
 
+/// First of the header fields that hold a [`TokenizerId`].
+const TOKENIZER: usize = 3;
+
+/// The type of tokens on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Width {
+    U16,
+    U32,
+}
+
+impl Width {
+    /// Returns the smaller width that holds every id of a vocabulary.
+    pub fn of(vocab_size: u32) -> Self {
+        if vocab_size <= 1 << 16 { Width::U16 } else { Width::U32 }
+    }
+
+    /// Bytes of a token.
+    pub fn bytes(self) -> usize {
+        match self {
+            Width::U16 => 2,
+            Width::U32 => 4,
+        }
+    }
+
+    fn kind(self) -> &'static Kind {
+        match self {
+            Width::U16 => &SHARD,
+            Width::U32 => &WIDE_SHARD,
+        }
+    }
+
+    fn version(self) -> i32 {
+        match self {
+            Width::U16 => 1,
+            Width::U32 => 7,
+        }
+    }
+
+    /// The tokenizer of llm.c's shards of this width.
+    fn default_tokenizer(self) -> TokenizerId {
+        match self {
+            Width::U16 => TokenizerId::GPT2,
+            Width::U32 => TokenizerId::LLAMA3,
+        }
+    }
+
+    /// Appends tokens to `out` as they are on disk. They fit the width.
+    pub fn encode(self, tokens: &[u32], out: &mut Vec<u8>) {
+        match self {
+            Width::U16 => out.extend(tokens.iter().flat_map(|&token| (token as u16).to_le_bytes())),
+            Width::U32 => out.extend_from_slice(bytemuck::cast_slice(tokens)),
+        }
+    }
+
+    /// Widens tokens in place, which are at the start of `tokens` as they are on disk.
+    fn widen(self, tokens: &mut [u32]) {
+        if self == Width::U16 {
+            for i in (0..tokens.len()).rev() {
+                let narrow: &[u16] = bytemuck::cast_slice(tokens);
+                tokens[i] = u32::from(narrow[i]);
+            }
+        }
+    }
+}
+
 /// An open shard. Its tokens are read on request, not mapped into memory: a file that is cut short
 /// while it is mapped ends the process with a signal, whereas a read returns an error.
 #[derive(Debug)]
 pub struct Shard {
     path: PathBuf,
     file: File,
+    width: Width,
+    tokenizer: TokenizerId,
     tokens: usize,
 }
 
@@ -28,17 +98,29 @@ impl Shard {
     /// If the file cannot be read, is not a token shard, is empty, or is not as long as its header
     /// says.
     pub fn open(path: &Path) -> Result<Self> {
-        let (header, file, bytes) = Header::open(path, &SHARD).map_err(|error| {
+        let (header, file, bytes) = Header::open_any(path, &[&SHARD, &WIDE_SHARD]).map_err(|error| {
             let found = imported::describe(path);
             found.map_or(error, |found| anyhow!("{}: expected a token shard, found {found}", path.display()))
         })?;
+        let width = if header.magic() == SHARD.magic { Width::U16 } else { Width::U32 };
         let tokens = header.i32(TOKENS);
-        check_size(tokens, bytes).with_context(|| path.display().to_string())?;
-        Ok(Shard { path: path.to_owned(), file, tokens: tokens as usize })
+        let checked = check_size(tokens, width, bytes)
+            .and_then(|()| TokenizerId::read(&header, TOKENIZER, width.default_tokenizer()));
+        let tokenizer = checked.with_context(|| path.display().to_string())?;
+        Ok(Shard { path: path.to_owned(), file, width, tokenizer, tokens: tokens as usize })
     }
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub fn width(&self) -> Width {
+        self.width
+    }
+
+    /// Returns the tokenizer that the header names.
+    pub fn tokenizer(&self) -> TokenizerId {
+        self.tokenizer
     }
 
     /// Returns the number of tokens.
@@ -54,12 +136,17 @@ impl Shard {
     ///
     /// # Errors
     /// If the file was cut short after it was opened, or cannot be read.
-    pub fn read(&self, start: usize, tokens: &mut [u16]) -> Result<()> {
-        let at = (HEADER_BYTES + 2 * start) as u64;
-        match self.file.read_exact_at(bytemuck::cast_slice_mut(tokens), at) {
-            Ok(()) => Ok(()),
+    pub fn read(&self, start: usize, tokens: &mut [u32]) -> Result<()> {
+        let at = (HEADER_BYTES + self.width.bytes() * start) as u64;
+        let bytes = self.width.bytes() * tokens.len();
+        let narrow: &mut [u8] = &mut bytemuck::cast_slice_mut(tokens)[..bytes];
+        match self.file.read_exact_at(narrow, at) {
+            Ok(()) => {
+                self.width.widen(tokens);
+                Ok(())
+            }
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
-                let expected = HEADER_BYTES + 2 * self.tokens;
+                let expected = HEADER_BYTES + self.width.bytes() * self.tokens;
                 let found = self.file.metadata().map_or(0, |m| m.len());
                 let advice = "it was cut short while in use: copy it again or recreate it";
                 bail!("{}: expected {expected} bytes, found {found}; {advice}", self.path.display())
@@ -76,16 +163,16 @@ impl Shard {
 
     /// Returns all tokens.
     #[cfg(test)]
-    pub fn tokens(&self) -> Vec<u16> {
+    pub fn tokens(&self) -> Vec<u32> {
         let mut tokens = vec![0; self.tokens];
         self.read(0, &mut tokens).unwrap();
         tokens
     }
 }
 
-fn check_size(tokens: i32, file_bytes: u64) -> Result<()> {
+fn check_size(tokens: i32, width: Width, file_bytes: u64) -> Result<()> {
     ensure!(tokens > 0, "token shard of {tokens} tokens; expected at least 1; recreate the shard");
-    let expected = HEADER_BYTES as u64 + 2 * tokens as u64;
+    let expected = HEADER_BYTES as u64 + width.bytes() as u64 * tokens as u64;
     ensure!(
         file_bytes == expected,
         "token shard of {tokens} tokens has {file_bytes} bytes, expected {expected}; \
@@ -97,15 +184,21 @@ fn check_size(tokens: i32, file_bytes: u64) -> Result<()> {
 /// Writes a shard under a temporary name. If dropped early, it leaves nothing behind.
 pub struct ShardWriter {
     file: NewFile,
+    width: Width,
+    tokenizer: TokenizerId,
     tokens: u64,
     path: PathBuf,
+    /// Kept between calls to avoid allocating.
+    bytes: Vec<u8>,
 }
 
 impl ShardWriter {
-    /// Starts the shard whose final name is `path`.
-    pub fn create(path: &Path) -> Result<Self> {
-        let file = NewFile::create(path)?;
-        let mut writer = ShardWriter { file, tokens: 0, path: path.to_owned() };
+    /// Starts the shard whose final name is `path`, for tokens of `tokenizer`. Its vocabulary
+    /// decides on the width of a token.
+    pub fn create(path: &Path, tokenizer: TokenizerId) -> Result<Self> {
+        let (file, width) = (NewFile::create(path)?, Width::of(tokenizer.vocab_size));
+        let path = path.to_owned();
+        let mut writer = ShardWriter { file, width, tokenizer, tokens: 0, path, bytes: Vec::new() };
         writer.write_header().with_context(|| writer.failure())?;
         Ok(writer)
     }
@@ -114,7 +207,10 @@ impl ShardWriter {
     ///
     /// # Errors
     /// If they cannot be written, or exceed what the format can count (2³¹ - 1).
-    pub fn write(&mut self, tokens: &[u16]) -> Result<()> {
+    ///
+    /// # Panics
+    /// If a token does not fit the width.
+    pub fn write(&mut self, tokens: &[u32]) -> Result<()> {
         let total = self.tokens + tokens.len() as u64;
         ensure!(
             total <= i32::MAX as u64,
@@ -122,7 +218,11 @@ impl ShardWriter {
             self.path.display(),
             i32::MAX
         );
-        self.file.write_all(bytemuck::cast_slice(tokens)).with_context(|| self.failure())?;
+        let fit = self.width == Width::U32 || tokens.iter().all(|&token| token <= u32::from(u16::MAX));
+        assert!(fit, "tokens outside the vocabulary of {}", self.tokenizer);
+        self.bytes.clear();
+        self.width.encode(tokens, &mut self.bytes);
+        self.file.write_all(&self.bytes).with_context(|| self.failure())?;
         self.tokens = total;
         Ok(())
     }
@@ -147,8 +247,9 @@ impl ShardWriter {
     }
 
     fn write_header(&mut self) -> std::io::Result<()> {
-        let mut header = Header::new(&SHARD, 1);
+        let mut header = Header::new(self.width.kind(), self.width.version());
         header.set(TOKENS, self.tokens as i32);
+        self.tokenizer.write(&mut header, TOKENIZER, self.width.default_tokenizer());
         self.file.rewind()?;
         header.write(&mut self.file)
     }
@@ -183,7 +284,7 @@ mod tests {
     fn what_is_written_is_read() {
         let dir = TempDir::new().unwrap();
         let path = dir.path().join("a.bin");
-        let mut writer = ShardWriter::create(&path).unwrap();
+        let mut writer = ShardWriter::create(&path, TokenizerId::GPT2).unwrap();
         writer.write(&[1, 2, 65535]).unwrap();
         writer.write(&[0]).unwrap();
         assert_eq!(writer.len(), 4);
@@ -197,20 +298,50 @@ mod tests {
     }
 
     #[test]
+    fn the_vocabulary_decides_on_the_width_and_is_named() {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("a.bin");
+        let custom = TokenizerId { vocab_size: 300, eot: 7, digest: 0x0123_4567_89ab_cdef };
+        let large = TokenizerId { vocab_size: 65_537, ..custom };
+        for (id, magic, width, fields) in [
+            (TokenizerId::GPT2, 20240520, Width::U16, [1, 2, 0, 0, 0, 0, 0]),
+            (custom, 20240520, Width::U16, [1, 2, 300, 7, 0x89ab_cdefu32 as i32, 0x0123_4567, 0]),
+            (large, 20240801, Width::U32, [7, 2, 65_537, 7, 0x89ab_cdefu32 as i32, 0x0123_4567, 0]),
+            (TokenizerId::LLAMA3, 20240801, Width::U32, [7, 2, 0, 0, 0, 0, 0]),
+        ] {
+            let mut writer = ShardWriter::create(&path, id).unwrap();
+            writer.write(&[id.eot, 3]).unwrap();
+            writer.seal().unwrap().publish().unwrap();
+            let shard = Shard::open(&path).unwrap();
+            assert_eq!((shard.tokenizer(), shard.width()), (id, width));
+            assert_eq!(shard.tokens(), [id.eot, 3]);
+            let bytes = fs::read(&path).unwrap();
+            let header: &[i32] = &bytemuck::pod_collect_to_vec(&bytes[..HEADER_BYTES]);
+            assert_eq!((header[0], &header[1..8]), (magic, &fields[..]));
+            assert!(header[8..].iter().all(|&field| field == 0));
+            assert_eq!(bytes.len(), HEADER_BYTES + 2 * width.bytes());
+        }
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[12..20].copy_from_slice(bytemuck::cast_slice(&[5i32, 5]));
+        fs::write(&path, bytes).unwrap();
+        assert!(refusal(&path).contains("a tokenizer of 5 tokens whose end-of-text token is 5"));
+    }
+
+    #[test]
     fn an_unfinished_shard_leaves_nothing() {
         let dir = TempDir::new().unwrap();
-        let mut writer = ShardWriter::create(&dir.path().join("a.bin")).unwrap();
+        let mut writer = ShardWriter::create(&dir.path().join("a.bin"), TokenizerId::GPT2).unwrap();
         writer.write(&[1; 10]).unwrap();
         drop(writer);
         let sealed = {
-            let mut writer = ShardWriter::create(&dir.path().join("b.bin")).unwrap();
+            let mut writer = ShardWriter::create(&dir.path().join("b.bin"), TokenizerId::GPT2).unwrap();
             writer.write(&[1; 10]).unwrap();
             writer.seal().unwrap()
         };
         drop(sealed);
-        assert!(ShardWriter::create(&dir.path().join("c.bin")).unwrap().seal().is_err());
+        assert!(ShardWriter::create(&dir.path().join("c.bin"), TokenizerId::GPT2).unwrap().seal().is_err());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
-        assert!(ShardWriter::create(&dir.path().join("missing/a.bin")).is_err());
+        assert!(ShardWriter::create(&dir.path().join("missing/a.bin"), TokenizerId::GPT2).is_err());
     }
 
     #[test]
@@ -224,7 +355,8 @@ mod tests {
             refuse([20_240_326, 3, 10])
                 .contains("expected a token shard (magic 20240520), found a model (magic 20240326)")
         );
-        assert!(refuse([20_240_801, 7, 10]).contains("Llama 3"));
+        assert!(refuse([20_240_801, 7, 10]).contains("1044 bytes, expected 1064"));
+        assert!(refuse([20_240_801, 6, 10]).contains("of version 7, found version 6"));
         assert!(refuse([0x1234, 1, 10]).contains("found magic 4660"));
         assert!(refuse([SHARD.magic, 2, 10]).contains("version 2"));
         assert!(refuse([SHARD.magic, 1, 0]).contains("of 0 tokens"));

@@ -225,6 +225,11 @@ impl<W: Write> Console<W> {
         self.line("\n---");
     }
 
+    /// Prints a whole sample as build-nanogpt does, in one piece, as other ranks print theirs.
+    pub fn sample(&mut self, rank: usize, index: usize, text: &str) {
+        self.line(format_args!("rank {rank} sample {index}: {}", printable(text)));
+    }
+
     /// Prints the last line of a run, or nothing if the run was too short for a mean.
     pub fn average(&mut self, mean_ms: Option<f64>) {
         if let Some(ms) = mean_ms {
@@ -369,6 +374,7 @@ mod tests {
             c.sample_piece("Once\x1b[2J upon\r\n");
             c.sample_piece("a tïme\u{7}");
             c.sample_end();
+            c.sample(1, 3, "Hello\x1b[1m, I");
             c.skipped("loss", 7.5);
             c.average(Some(12.25));
             c.average(None);
@@ -377,6 +383,7 @@ mod tests {
         assert_eq!(
             text,
             "val loss 3.292400\nHellaSwag: 2968/10042 = 0.295559\ngenerating:\n---\nOnce[2J upon\na tïme\n---\n\
+             rank 1 sample 3: Hello[1m, I\n\
              skipping update due to loss z-score of 7.500000\ntotal average iteration time: 12.250000 ms\n\
              WARNING: T is short\n"
         );

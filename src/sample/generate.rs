@@ -1,6 +1,6 @@
 //! Continuing a prompt, token by token.
 
-use super::{END_OF_TEXT, Sampler};
+use super::Sampler;
 use crate::model::decode::Decoder;
 use crate::model::hooks::LayerHooks;
 use crate::ops::Ops;
@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 /// Why a continuation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
-    /// The model produced `<|endoftext|>`, which is not passed on.
+    /// The model produced the end-of-text token, which is not passed on.
     EndOfText,
     /// It produced the requested number of tokens.
     Length,
@@ -18,7 +18,9 @@ pub enum Finish {
 /// The text to continue, and the options of the continuation.
 #[derive(Clone, Copy, Debug)]
 pub struct Continuation<'a> {
-    pub prompt: &'a [i32],
+    pub prompt: &'a [u32],
+    /// The token that separates documents: it starts and ends a text.
+    pub eot: u32,
     /// The most tokens to produce.
     pub max_new: usize,
     /// Whether to cache keys and values; without the cache each token costs a pass over all tokens.
@@ -28,7 +30,7 @@ pub struct Continuation<'a> {
 /// Continues `prompt` by at most `max_new` tokens and passes each to `on_token` as soon as it is
 /// known.
 ///
-/// An empty prompt stands for `<|endoftext|>`, after which a text begins. If the prompt is longer
+/// An empty prompt stands for the end-of-text token, after which a text begins. If the prompt is longer
 /// than [`Decoder::context`], only the end of it that fits is read; programs should tell their user
 /// so.
 ///
@@ -48,25 +50,26 @@ pub fn generate(
     hooks: &mut dyn LayerHooks,
     decoder: &mut Decoder,
     sampler: &mut Sampler,
-    Continuation { prompt, max_new, kv_cache }: Continuation,
+    Continuation { prompt, eot, max_new, kv_cache }: Continuation,
     on_token: &mut dyn FnMut(u32) -> Result<()>,
 ) -> Result<Finish> {
     let (context, V) = (decoder.context(), decoder.V());
-    let prompt = if prompt.is_empty() { &[END_OF_TEXT as i32] } else { prompt };
+    let prompt = if prompt.is_empty() { &[eot][..] } else { prompt };
     for &token in prompt {
         ensure!(
-            usize::try_from(token).is_ok_and(|id| id < V),
+            (token as usize) < V,
             "the prompt has token {token}, but the model knows {V} tokens; was it trained with another tokenizer?"
         );
     }
     if max_new == 0 {
         return Ok(Finish::Length);
     }
-    let mut window = prompt[prompt.len().saturating_sub(context)..].to_vec();
+    let read = &prompt[prompt.len().saturating_sub(context)..];
+    let mut window: Vec<i32> = read.iter().map(|&token| token.cast_signed()).collect();
     let mut logits = decoder.prefill(dev, hooks, &window)?;
     for written in 1.. {
         let token = sampler.pick(&logits)?;
-        if token == END_OF_TEXT {
+        if token == eot {
             return Ok(Finish::EndOfText);
         }
         on_token(token)?;
@@ -100,6 +103,7 @@ mod tests {
     use crate::tensor::{Dtype, MemoryPlan};
 
     const CONTEXT: usize = 32;
+    const EOT: u32 = 50256;
 
     fn tiny() -> (Cpu, Decoder) {
         let config = ModelConfig { maxT: CONTEXT, V: 96, Vp: 128, L: 2, NH: 2, C: 32, qkv_bias: true };
@@ -116,12 +120,12 @@ mod tests {
         (dev, decoder, weights)
     }
 
-    fn up_to(max_new: usize, prompt: &[i32]) -> Continuation<'_> {
-        Continuation { prompt, max_new, kv_cache: true }
+    fn up_to(max_new: usize, prompt: &[u32]) -> Continuation<'_> {
+        Continuation { prompt, eot: EOT, max_new, kv_cache: true }
     }
 
     /// The tokens of a continuation, and why it ended.
-    fn run(prompt: &[i32], max_new: usize, kv_cache: bool, options: SamplerOptions) -> (Vec<u32>, Finish) {
+    fn run(prompt: &[u32], max_new: usize, kv_cache: bool, options: SamplerOptions) -> (Vec<u32>, Finish) {
         let (mut dev, mut decoder) = tiny();
         let mut sampler = Sampler::new(options).unwrap();
         let mut out = Vec::new();
@@ -129,7 +133,7 @@ mod tests {
             out.push(token);
             Ok(())
         };
-        let what = Continuation { prompt, max_new, kv_cache };
+        let what = Continuation { prompt, eot: EOT, max_new, kv_cache };
         let finish = generate(&mut dev, &mut NoHooks, &mut decoder, &mut sampler, what, &mut push).unwrap();
         (out, finish)
     }
@@ -169,7 +173,7 @@ mod tests {
 
     #[test]
     fn long_prompts_lose_their_start() {
-        let prompt: Vec<i32> = (0..50).collect();
+        let prompt: Vec<u32> = (0..50).collect();
         let options = SamplerOptions::default();
         assert_eq!(run(&prompt, 10, true, options), run(&prompt[50 - CONTEXT..], 10, true, options));
         assert_ne!(run(&prompt, 10, true, options), run(&prompt[..CONTEXT], 10, true, options));
@@ -195,9 +199,12 @@ mod tests {
         let (mut dev, mut decoder) = tiny();
         let mut sampler = Sampler::new(SamplerOptions::default()).unwrap();
         let mut fails = |_| anyhow::bail!("the pipe is closed");
-        for (prompt, expected) in
-            [(&[96][..], "token 96"), (&[-1], "token -1"), (&[], "token 50256"), (&[5], "pipe is closed")]
-        {
+        for (prompt, expected) in [
+            (&[96][..], "token 96"),
+            (&[u32::MAX], "token 4294967295"),
+            (&[], "token 50256"),
+            (&[5], "pipe is closed"),
+        ] {
             let error =
                 generate(&mut dev, &mut NoHooks, &mut decoder, &mut sampler, up_to(3, prompt), &mut fails)
                     .unwrap_err();
@@ -211,7 +218,7 @@ mod tests {
         // With this final layernorm, logits are the row sums of the embedding, for any input.
         dev.fill(weights.get(Param::Lnfw, 0), 0.0).unwrap();
         dev.fill(weights.get(Param::Lnfb, 0), 1.0).unwrap();
-        dev.fill(weights.get(Param::Wte, 0).part(END_OF_TEXT as usize, 4), 50.0).unwrap();
+        dev.fill(weights.get(Param::Wte, 0).part(EOT as usize, 4), 50.0).unwrap();
         let mut sampler = Sampler::new(SamplerOptions::default()).unwrap();
         let mut none = |token| anyhow::bail!("wrote {token}");
         let finish =

@@ -2,6 +2,7 @@
 
 use crate::cli::flags::trainer::{Shuffle, TrainArgs};
 use crate::data::loader::{DataLoader, LoaderOptions, LoaderState, Sample};
+use crate::data::tokenizer::Tokenizer;
 use crate::eval::hellaswag::HellaSwag;
 use crate::model::BatchShape;
 use crate::parallel::environment::Process;
@@ -12,6 +13,7 @@ pub struct Data {
     pub train: DataLoader,
     pub val: Option<DataLoader>,
     pub hellaswag: Option<HellaSwag>,
+    pub tokenizer: Tokenizer,
     /// The micro-batch of a rank.
     pub shape: BatchShape,
     /// Micro-batches of a rank per optimizer step.
@@ -62,10 +64,13 @@ impl Data {
         if let Some(path) = shared {
             log::warn!("-i and -j both match {}: the run validates on text it trains on", path.display());
         }
+        let tokenizer = Tokenizer::gpt2();
+        let questions = || HellaSwag::open(&eval.hellaswag_data, &tokenizer);
         Ok(Data {
             train,
             val,
-            hellaswag: eval.hellaswag_eval.then(|| HellaSwag::open(&eval.hellaswag_data)).transpose()?,
+            hellaswag: eval.hellaswag_eval.then(questions).transpose()?,
+            tokenizer,
             shape,
             grad_accum_steps: args.grad_accum_steps(),
             tokens_per_step: args.total_batch_tokens(),

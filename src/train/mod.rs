@@ -14,6 +14,7 @@ mod report;
 mod rescue;
 pub mod resume;
 mod rollback;
+mod sample;
 mod setup;
 pub mod signals;
 mod stop;

@@ -316,6 +316,14 @@ impl Report {
         Passing::new(label, unit, self.quiet)
     }
 
+    /// Prints a sample. Each rank prints its own, those that are quiet otherwise too.
+    pub fn sample(&mut self, rank: usize, index: usize, text: &str) {
+        match self.quiet {
+            true => Console::stdout(self.style).sample(rank, index, text),
+            false => self.console.sample(rank, index, text),
+        }
+    }
+
     /// The console, for samples, which are shown token by token.
     pub fn console(&mut self) -> &mut Console<Box<dyn Write>> {
         &mut self.console

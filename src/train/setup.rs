@@ -18,7 +18,7 @@ use crate::cli::flags::trainer::{
     CudaGraphs, DEFAULT_MODEL, EvalFlags, FileFlags, OptimFlags, Shuffle, TrainArgs,
 };
 use crate::config::ModelConfig;
-use crate::data::tokenizer::EOT;
+use crate::data::tokenizer::Tokenizer;
 use crate::device::open::DeviceName;
 use crate::files::lock::DirLock;
 use crate::model::{BatchShape, ModelOptions};
@@ -60,7 +60,7 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
     let options = replica_options(args, &config, &data, dev.as_ref())?;
     let plan = ReplicaPlan::new(config, options, dev.as_ref())?;
     let schedule = args.schedule(args.train_steps(data.train.num_tokens())?);
-    check_samples(&args.eval, &config)?;
+    check_samples(&args.eval, &data.tokenizer, &config)?;
     check_questions(&data, &config, &peers.process)?;
     start.check_step(schedule.total_steps)?;
     trace.iter().try_for_each(|trace| trace.check_steps(schedule.total_steps, start.resumed_step()))?;
@@ -182,16 +182,26 @@ fn replica_options(
         model,
         hyper: hyper_params(&args.optim),
         use_master_weights: args.gpu.use_master_weights,
-        // No sample is longer than `sample_len`, so neither is the cache.
-        decode_context: (args.eval.sample_every > 0).then(|| args.eval.sample_len.clamp(1, maxT)),
+        decode_context: (args.eval.sample_every > 0).then(|| sample_context(args, data, maxT)),
     })
 }
 
-/// Refuses samples, which start from a token of GPT-2's vocabulary, if the model lacks that token.
-fn check_samples(eval: &EvalFlags, config: &ModelConfig) -> Result<()> {
+/// Positions of the longest sample, as far as the model has them: the prompt, or the token that
+/// stands for none, and the new tokens.
+fn sample_context(args: &TrainArgs, data: &Data, maxT: usize) -> usize {
+    let tokens = args.eval.prompt.as_deref().map_or(0, |prompt| data.tokenizer.encode(prompt).len());
+    if tokens > maxT && args.process.is_rank0() {
+        log::warn!("--prompt: it has {tokens} tokens; the model reads only the last {maxT}");
+    }
+    (tokens.max(1) + args.eval.sample_len).min(maxT)
+}
+
+/// Refuses samples, which start from the end-of-text token, if the model lacks that token.
+fn check_samples(eval: &EvalFlags, tokenizer: &Tokenizer, config: &ModelConfig) -> Result<()> {
+    let eot = tokenizer.eot();
     ensure!(
-        eval.sample_every == 0 || config.V > usize::from(EOT),
-        "-s {}: samples start from token {EOT}, but the model knows {} tokens; use -s 0",
+        eval.sample_every == 0 || config.V > eot as usize,
+        "-s {}: samples start from token {eot}, but the model knows {} tokens; use -s 0",
         eval.sample_every,
         config.V
     );

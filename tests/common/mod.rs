@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use warpsmith::checkpoint::{self, ModelFile};
 use warpsmith::config::ModelConfig;
 use warpsmith::data::shard::ShardWriter;
+use warpsmith::data::tokenizer::TokenizerId;
 use warpsmith::params::{Init, PARAMS, ParamLayout};
 use warpsmith::rng::Mt19937;
 use warpsmith::tensor::Dtype;
@@ -149,15 +150,15 @@ pub fn write_small_model(path: &Path) {
 fn write_shard(path: &Path, len: usize, seed: u32) {
     let mut state = seed;
     let mut previous = 0u32;
-    let tokens: Vec<u16> = (0..len)
+    let tokens: Vec<u32> = (0..len)
         .map(|_| {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             let noise = (state >> 16) % 8;
             previous = (previous * 31 + noise) % 503;
-            previous as u16
+            previous
         })
         .collect();
-    let mut writer = ShardWriter::create(path).unwrap();
+    let mut writer = ShardWriter::create(path, TokenizerId::GPT2).unwrap();
     writer.write(&tokens).unwrap();
     writer.seal().unwrap().publish().unwrap();
 }

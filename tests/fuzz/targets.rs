@@ -17,6 +17,7 @@ use warpsmith::data::imported;
 use warpsmith::data::loader::{DataLoader, LoaderOptions, LoaderState, Sample};
 use warpsmith::data::prepare::{PrepareOptions, Split, prepare};
 use warpsmith::data::shard::ShardWriter;
+use warpsmith::data::tokenizer::{Tokenizer, TokenizerId};
 use warpsmith::eval::hellaswag::HellaSwag;
 use warpsmith::parallel::environment::{Flags, Process};
 use warpsmith::parallel::rendezvous::{self, InitMethod};
@@ -136,8 +137,8 @@ fn seed_model(dtype: Dtype) -> Vec<u8> {
 
 fn seed_shard() -> Vec<u8> {
     let path = directory().join("seed_shard.bin");
-    let mut writer = ShardWriter::create(&path).unwrap();
-    writer.write(&(0..100).map(|i| i % 61).collect::<Vec<u16>>()).unwrap();
+    let mut writer = ShardWriter::create(&path, TokenizerId::GPT2).unwrap();
+    writer.write(&(0..100).map(|i| i % 61).collect::<Vec<u32>>()).unwrap();
     writer.seal().unwrap().publish().unwrap();
     fs::read(path).unwrap()
 }
@@ -281,14 +282,14 @@ fn checkpoint_file(name: &str, bytes: &[u8]) -> bool {
 fn seed_hellaswag_bin() -> Vec<u8> {
     let [lines, bin] = ["seed.jsonl", "seed_hellaswag.bin"].map(|name| directory().join(name));
     write(&lines, HELLASWAG.as_bytes());
-    HellaSwag::open(lines).unwrap().write_bin(&bin).unwrap();
+    HellaSwag::open(lines, &Tokenizer::gpt2()).unwrap().write_bin(&bin).unwrap();
     fs::read(bin).unwrap()
 }
 
 fn hellaswag(bytes: &[u8]) -> bool {
     let path = directory().join("questions");
     write(&path, bytes);
-    judge(HellaSwag::open(&path), "questions")
+    judge(HellaSwag::open(&path, &Tokenizer::gpt2()), "questions")
 }
 
 const HELLASWAG: &str = concat!(
@@ -341,6 +342,7 @@ fn corpus(name: &str, bytes: &[u8]) -> bool {
     let options = PrepareOptions {
         inputs: vec![input],
         output,
+        tokenizer: Tokenizer::gpt2(),
         name: "data".into(),
         split: Split::EndOfText,
         json_field: None,

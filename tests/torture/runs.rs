@@ -8,6 +8,7 @@ use std::process::Command;
 use warpsmith::checkpoint::{self, ModelFile};
 use warpsmith::config::ModelConfig;
 use warpsmith::data::shard::ShardWriter;
+use warpsmith::data::tokenizer::TokenizerId;
 use warpsmith::params::ParamLayout;
 use warpsmith::rng::Mt19937;
 use warpsmith::tensor::Dtype;
@@ -31,8 +32,9 @@ impl Bed {
         Mt19937::new(7).normal_fill(&mut params, 0.0, 0.1);
         checkpoint::save_model(&bed.path("model.bin"), &ModelFile { config, params }, Dtype::F32).unwrap();
         for (name, tokens) in [("train_1", 300), ("train_2", 200), ("val", 100)] {
-            let mut writer = ShardWriter::create(&bed.path(&format!("{name}.bin"))).unwrap();
-            let token = |i: u32| ((i * i + 7 * i) % 61) as u16;
+            let mut writer =
+                ShardWriter::create(&bed.path(&format!("{name}.bin")), TokenizerId::GPT2).unwrap();
+            let token = |i: u32| (i * i + 7 * i) % 61;
             writer.write(&(0..tokens).map(token).collect::<Vec<_>>()).unwrap();
             writer.seal().unwrap().publish().unwrap();
         }

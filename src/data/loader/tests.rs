@@ -1,19 +1,20 @@
 use super::*;
 use crate::data::shard::ShardWriter;
+use crate::data::tokenizer::TokenizerId;
 use tempfile::TempDir;
 
 /// Shards of 50, 33 and 41 tokens; token `t` of shard `s` is 1000 s + t.
 fn three_shards() -> TempDir {
     let dir = TempDir::new().unwrap();
     for (s, len) in [50, 33, 41].into_iter().enumerate() {
-        let start = 1000 * s as u16;
+        let start = 1000 * s as u32;
         write_shard(&dir, &format!("s_{s}.bin"), &(start..start + len).collect::<Vec<_>>());
     }
     dir
 }
 
-fn write_shard(dir: &TempDir, name: &str, tokens: &[u16]) {
-    let mut writer = ShardWriter::create(&dir.path().join(name)).unwrap();
+fn write_shard(dir: &TempDir, name: &str, tokens: &[u32]) {
+    let mut writer = ShardWriter::create(&dir.path().join(name), TokenizerId::GPT2).unwrap();
     writer.write(tokens).unwrap();
     writer.seal().unwrap().publish().unwrap();
 }

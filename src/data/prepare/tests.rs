@@ -1,6 +1,6 @@
 use super::*;
 use crate::data::shard::Shard;
-use crate::data::tokenizer::Vocabulary;
+use crate::data::tokenizer::EOT_TEXT;
 use std::cell::Cell;
 use tempfile::TempDir;
 
@@ -15,6 +15,7 @@ fn corpus(files: &[(&str, &str)]) -> (TempDir, PrepareOptions) {
     let options = PrepareOptions {
         inputs: vec![dir.path().join("in")],
         output: dir.path().join("out"),
+        tokenizer: Tokenizer::gpt2(),
         name: "c".to_owned(),
         split: Split::EndOfText,
         json_field: None,
@@ -27,11 +28,17 @@ fn corpus(files: &[(&str, &str)]) -> (TempDir, PrepareOptions) {
     (dir, options)
 }
 
+const EOT: u32 = 50256;
+
+fn encode_ordinary(text: &str) -> Vec<u32> {
+    Tokenizer::gpt2().encode_ordinary(text)
+}
+
 fn run(options: &PrepareOptions) -> Result<PrepareReport> {
     prepare(options, &|_, _| {})
 }
 
-fn tokens(report: &PrepareReport) -> Vec<Vec<u16>> {
+fn tokens(report: &PrepareReport) -> Vec<Vec<u32>> {
     report.shards.iter().map(|path| Shard::open(path).unwrap().tokens().to_vec()).collect()
 }
 
@@ -63,7 +70,7 @@ fn shards_are_cut_exactly_and_hold_all_text() {
     assert!(full.len() >= 3 && full.iter().all(|s| s.len() == 100) && last.len() <= 100);
     assert_eq!((report.documents, report.input_bytes), (2, (a.len() + b.len()) as u64));
     assert_eq!(report.val_tokens + report.train_tokens, expected.len() as u64);
-    let text = Vocabulary::gpt2().decode_bytes(&shards.concat());
+    let text = Tokenizer::gpt2().decode_bytes(&shards.concat());
     assert_eq!(text, format!("<|endoftext|>{a}<|endoftext|>{b}").as_bytes());
     assert_eq!(fs::read_dir(&options.output).unwrap().count(), shards.len());
 }
@@ -89,7 +96,7 @@ fn text_and_json_lines_mix_in_the_order_given() {
     options.val_tokens = Some(1);
     let report = run(&options).unwrap();
     assert_eq!(report.documents, 4);
-    let text = Vocabulary::gpt2().decode_bytes(&tokens(&report).concat());
+    let text = Tokenizer::gpt2().decode_bytes(&tokens(&report).concat());
     let e = "<|endoftext|>";
     assert_eq!(String::from_utf8(text).unwrap(), format!("{e}three{e}four{e}one{e}two {e}"));
     assert_eq!(tokens(&report).concat().iter().filter(|&&t| t == EOT).count(), 4);

@@ -1,12 +1,12 @@
 //! HellaSwag's two file formats: the authors' JSON lines, and llm.c's tokenized `.bin`.
 //!
-//! The `.bin` has a header (field 2: number of examples; field 3: size in bytes of the longest),
-//! then for each example a run of uint16: 65535, its size in bytes, its index, the label,
+//! The `.bin` has a header (field 2: number of examples; field 3: size in bytes of the longest;
+//! fields 4 to 7: the tokenizer, zeros stand for GPT-2's), then for each example a run of uint16: 65535, its size in bytes, its index, the label,
 //! the number of endings, and context and endings, each preceded by its length. All are
 //! little-endian.
 
 use super::{ENDINGS, Example, HellaSwag};
-use crate::data::tokenizer::encode_ordinary;
+use crate::data::tokenizer::{Tokenizer, TokenizerId};
 use crate::files;
 use crate::llmc::{EVALUATION, HEADER_BYTES, Header};
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -16,44 +16,51 @@ use std::path::Path;
 /// Size limit of a file. HellaSwag's largest has 48 MB.
 const FILE_BYTES: u64 = 1 << 30;
 
-/// Marks the start of an example. It cannot be a token: GPT-2 has fewer.
+/// First of the header fields that hold a [`TokenizerId`].
+const TOKENIZER: usize = 4;
+
+/// Marks the start of an example. It cannot be a token: vocabularies that are written are smaller.
 const START: u16 = u16::MAX;
 
 impl HellaSwag {
-    /// Reads a file of either format, which its first bytes tell.
+    /// Reads a file of either format, which its first bytes tell. Text is encoded by `tokenizer`.
     ///
     /// # Errors
-    /// One line that names the file, the line or example, and the field at fault.
-    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+    /// One line that names the file, the line or example, and the field at fault; or tokens are
+    /// those of another tokenizer.
+    pub fn open(path: impl AsRef<Path>, tokenizer: &Tokenizer) -> Result<Self> {
         let path = path.as_ref();
         let bytes = files::read(path, FILE_BYTES)
             .map_err(|e| anyhow!("{e:#}; expected HellaSwag's hellaswag_val.jsonl or llm.c's .bin of it"))?;
         let bytes = files::strip_bom(&bytes);
         let is_json = bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{');
-        let examples = if is_json { parse_jsonl(bytes) } else { parse_bin(bytes) };
+        let examples = if is_json { parse_jsonl(bytes, tokenizer) } else { parse_bin(bytes, tokenizer) };
         let examples = examples.map_err(|e| anyhow!("{}: {e:#}", path.display()))?;
         ensure!(!examples.is_empty(), "{}: no examples", path.display());
-        Ok(HellaSwag { path: path.to_path_buf(), examples })
+        Ok(HellaSwag { path: path.to_path_buf(), tokenizer: tokenizer.id(), examples })
     }
 
     /// Writes llm.c's `.bin`.
     ///
     /// # Errors
-    /// If the number of examples or the size of one exceeds 16 bits, or the file cannot be written.
+    /// If the number of examples, the size of one or a token exceeds 16 bits, or the file cannot be
+    /// written.
     pub fn write_bin(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
-        let bytes = to_bin(&self.examples).map_err(|e| anyhow!("{}: {e:#}", path.display()))?;
+        let bytes =
+            to_bin(&self.examples, self.tokenizer).map_err(|e| anyhow!("{}: {e:#}", path.display()))?;
         files::write(path, |out| Ok(out.write_all(&bytes)?))
     }
 }
 
-fn parse_jsonl(bytes: &[u8]) -> Result<Vec<Example>> {
+fn parse_jsonl(bytes: &[u8], tokenizer: &Tokenizer) -> Result<Vec<Example>> {
     let text = std::str::from_utf8(bytes).context("not UTF-8 text")?;
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    lines.map(|(i, line)| parse_json(line).map_err(|e| anyhow!("line {}: {e:#}", i + 1))).collect()
+    let parse = |(i, line)| parse_json(line, tokenizer).map_err(|e| anyhow!("line {}: {e:#}", i + 1));
+    lines.map(parse).collect()
 }
 
-fn parse_json(line: &str) -> Result<Example> {
+fn parse_json(line: &str, tokenizer: &Tokenizer) -> Result<Example> {
     let json: Value = serde_json::from_str(line)?;
     let text = |value: &Value, field: &str| match value.as_str() {
         Some(text) if !text.is_empty() => Ok(text.to_owned()),
@@ -70,15 +77,20 @@ fn parse_json(line: &str) -> Result<Example> {
     let Ok(endings) = <&[Value; ENDINGS]>::try_from(endings) else {
         bail!("endings has {} entries; expected {ENDINGS}", endings.len());
     };
-    let mut tokens: [Vec<u16>; ENDINGS] = Default::default();
+    let mut tokens: [Vec<u32>; ENDINGS] = Default::default();
     for (i, ending) in endings.iter().enumerate() {
-        tokens[i] = encode_ordinary(&format!(" {}", text(ending, &format!("endings[{i}]"))?));
+        tokens[i] = tokenizer.encode_ordinary(&format!(" {}", text(ending, &format!("endings[{i}]"))?));
     }
-    Ok(Example { ctx: encode_ordinary(&ctx), endings: tokens, label })
+    Ok(Example { ctx: tokenizer.encode_ordinary(&ctx), endings: tokens, label })
 }
 
-fn parse_bin(bytes: &[u8]) -> Result<Vec<Example>> {
+fn parse_bin(bytes: &[u8], tokenizer: &Tokenizer) -> Result<Vec<Example>> {
     let header = Header::parse(bytes, &EVALUATION).context("neither JSON lines nor llm.c's .bin")?;
+    let (found, expected) = (TokenizerId::read(&header, TOKENIZER, TokenizerId::GPT2)?, tokenizer.id());
+    ensure!(
+        found.agrees(&expected),
+        "has tokens of the tokenizer {found}, and the model's is {expected}; give the .jsonl"
+    );
     let (body, count, longest) = (&bytes[HEADER_BYTES..], header.i32(2), header.i32(3));
     ensure!((0..=0xffff).contains(&count), "number of examples is {count}; expected at most 65535");
     ensure!(body.len().is_multiple_of(2), "cut short: ends in the middle of a token");
@@ -121,7 +133,7 @@ fn parse_example(words: &[u16]) -> Result<Example> {
     ensure!(usize::from(endings) == ENDINGS, "has {endings} endings; expected {ENDINGS}");
     let mut rest = rest;
     let ctx = take_tokens(&mut rest).context("context")?;
-    let mut tokens: [Vec<u16>; ENDINGS] = Default::default();
+    let mut tokens: [Vec<u32>; ENDINGS] = Default::default();
     for (i, ending) in tokens.iter_mut().enumerate() {
         *ending = take_tokens(&mut rest).with_context(|| format!("ending {i}"))?;
     }
@@ -130,7 +142,7 @@ fn parse_example(words: &[u16]) -> Result<Example> {
 }
 
 /// Splits off a length and that many tokens.
-fn take_tokens(rest: &mut &[u16]) -> Result<Vec<u16>> {
+fn take_tokens(rest: &mut &[u16]) -> Result<Vec<u32>> {
     let Some((&len, after)) = rest.split_first() else {
         bail!("is missing: the example ends before it");
     };
@@ -139,10 +151,15 @@ fn take_tokens(rest: &mut &[u16]) -> Result<Vec<u16>> {
         bail!("has {} of {len} tokens: the example ends within it", after.len());
     };
     *rest = after;
-    Ok(tokens.to_vec())
+    Ok(tokens.iter().map(|&token| u32::from(token)).collect())
 }
 
-fn to_bin(examples: &[Example]) -> Result<Vec<u8>> {
+fn to_bin(examples: &[Example], tokenizer: TokenizerId) -> Result<Vec<u8>> {
+    ensure!(
+        tokenizer.vocab_size <= u32::from(START),
+        "the format has no room for a vocabulary of {} tokens, expected at most {START}",
+        tokenizer.vocab_size
+    );
     ensure!(examples.len() <= 0xffff, "{} examples; the format has room for 65535", examples.len());
     let mut body: Vec<u16> = Vec::new();
     let mut longest = 0;
@@ -156,12 +173,13 @@ fn to_bin(examples: &[Example]) -> Result<Vec<u8>> {
         for tokens in std::iter::once(&example.ctx).chain(&example.endings) {
             // Cannot wrap: the whole example fits 16 bits.
             body.push(tokens.len() as u16);
-            body.extend(tokens);
+            body.extend(tokens.iter().map(|&token| token as u16));
         }
     }
     let mut header = Header::new(&EVALUATION, 1);
     header.set(2, examples.len() as i32);
     header.set(3, i32::from(longest));
+    tokenizer.write(&mut header, TOKENIZER, TokenizerId::GPT2);
     let mut bytes = Vec::new();
     header.write(&mut bytes)?;
     bytes.extend(body.iter().flat_map(|x| x.to_le_bytes()));
@@ -181,7 +199,7 @@ mod tests {
     fn open(bytes: impl AsRef<[u8]>) -> Result<HellaSwag> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), bytes).unwrap();
-        HellaSwag::open(file.path())
+        HellaSwag::open(file.path(), &Tokenizer::gpt2())
     }
 
     fn message(bytes: impl AsRef<[u8]>) -> String {
@@ -222,7 +240,12 @@ mod tests {
             assert!(text.contains(expected), "{text}");
         }
         assert!(message(b"{\xff}").contains("UTF-8"));
-        assert!(HellaSwag::open("/nowhere/h.jsonl").unwrap_err().to_string().contains("/nowhere/h.jsonl"));
+        assert!(
+            HellaSwag::open("/nowhere/h.jsonl", &Tokenizer::gpt2())
+                .unwrap_err()
+                .to_string()
+                .contains("/nowhere/h.jsonl")
+        );
     }
 
     /// Two examples, spelled out word by word.
@@ -257,7 +280,7 @@ mod tests {
         let data = open(JSONL).unwrap();
         let file = tempfile::NamedTempFile::new().unwrap();
         data.write_bin(file.path()).unwrap();
-        assert_eq!(HellaSwag::open(file.path()).unwrap().examples, data.examples);
+        assert_eq!(HellaSwag::open(file.path(), &Tokenizer::gpt2()).unwrap().examples, data.examples);
     }
 
     #[test]
@@ -302,7 +325,14 @@ mod tests {
     fn what_does_not_fit_the_format_is_not_written() {
         let example = open(bin()).unwrap().examples.remove(0);
         let large = Example { ctx: vec![1; 40_000], ..example.clone() };
-        assert!(to_bin(&[large]).unwrap_err().to_string().contains("example 0 would take"));
-        assert!(to_bin(&vec![example; 65_536]).unwrap_err().to_string().contains("65536 examples"));
+        assert!(
+            to_bin(&[large], TokenizerId::GPT2).unwrap_err().to_string().contains("example 0 would take")
+        );
+        assert!(
+            to_bin(&vec![example; 65_536], TokenizerId::GPT2)
+                .unwrap_err()
+                .to_string()
+                .contains("65536 examples")
+        );
     }
 }

@@ -10,6 +10,7 @@ mod score;
 pub use score::{Evaluation, HellaSwagScore, Item, evaluate};
 
 use crate::config::ModelConfig;
+use crate::data::tokenizer::TokenizerId;
 use crate::words::count;
 use anyhow::{Result, ensure};
 use std::path::PathBuf;
@@ -17,13 +18,13 @@ use std::path::PathBuf;
 /// Endings per example.
 pub const ENDINGS: usize = 4;
 
-/// A context and four endings, as GPT-2 tokens.
+/// A context and four endings, as tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Example {
     /// Not empty: the first token of an ending is predicted from it.
-    pub ctx: Vec<u16>,
+    pub ctx: Vec<u32>,
     /// Not empty; each begins with the space that separates it from the context.
-    pub endings: [Vec<u16>; ENDINGS],
+    pub endings: [Vec<u32>; ENDINGS],
     /// The index of the right ending.
     pub label: usize,
 }
@@ -46,6 +47,8 @@ impl Example {
 pub struct HellaSwag {
     /// The file, for messages.
     pub path: PathBuf,
+    /// The tokenizer of the examples.
+    pub tokenizer: TokenizerId,
     pub examples: Vec<Example>,
 }
 
@@ -65,7 +68,7 @@ impl HellaSwag {
         let &ModelConfig { V, maxT, .. } = config;
         for (i, example) in self.examples.iter().enumerate() {
             let mut tokens = example.ctx.iter().chain(example.endings.iter().flatten());
-            if let Some(token) = tokens.find(|&&token| usize::from(token) >= V) {
+            if let Some(token) = tokens.find(|&&token| token as usize >= V) {
                 let what = format!("example {i} has token {token}, but the model knows {V} tokens");
                 anyhow::bail!("{}: {what}", self.path.display());
             }

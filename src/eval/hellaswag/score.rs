@@ -97,8 +97,8 @@ impl Evaluation {
 struct Row<'a> {
     example: usize,
     ending: usize,
-    ctx: &'a [u16],
-    tokens: &'a [u16],
+    ctx: &'a [u32],
+    tokens: &'a [u32],
 }
 
 impl<'a> Row<'a> {
@@ -117,7 +117,7 @@ impl<'a> Row<'a> {
     /// Fills one row of inputs and targets. Padding after the row stays zero; attention is causal,
     /// so it does not affect the row.
     fn render(&self, inputs: &mut [i32], targets: &mut [i32]) {
-        let row = self.ctx.iter().chain(self.tokens).map(|&token| i32::from(token));
+        let row = self.ctx.iter().chain(self.tokens).map(|&token| token.cast_signed());
         for (input, token) in inputs.iter_mut().zip(row.clone().take(self.T())) {
             *input = token;
         }
@@ -258,6 +258,7 @@ fn run(
 mod tests {
     use super::*;
     use crate::config::ModelConfig;
+    use crate::data::tokenizer::TokenizerId;
     use crate::device::cpu::Cpu;
     use crate::eval::hellaswag::Example;
     use crate::eval::testing::{cpu, randomize};
@@ -289,7 +290,7 @@ mod tests {
     /// Examples of many lengths, with tokens from the whole vocabulary.
     fn data() -> HellaSwag {
         let tokens = |seed: usize, len: usize| {
-            (0..len).map(|i| ((seed * 7919 + i * 104_729) % 50257) as u16).collect::<Vec<_>>()
+            (0..len).map(|i| ((seed * 7919 + i * 104_729) % 50257) as u32).collect::<Vec<_>>()
         };
         let examples = (0..7)
             .map(|i| Example {
@@ -298,7 +299,7 @@ mod tests {
                 label: i % ENDINGS,
             })
             .collect();
-        HellaSwag { path: "made-up.bin".into(), examples }
+        HellaSwag { path: "made-up.bin".into(), tokenizer: TokenizerId::GPT2, examples }
     }
 
     fn evaluate_all(maxT: usize, rows: usize, data: &HellaSwag) -> Result<Evaluation> {
@@ -307,8 +308,8 @@ mod tests {
     }
 
     /// Losses of one row without padding, straight from the definition.
-    fn naive(dev: &mut Cpu, model: &GPT2, ctx: &[u16], ending: &[u16]) -> Vec<f32> {
-        let row: Vec<i32> = ctx.iter().chain(ending).map(|&t| i32::from(t)).collect();
+    fn naive(dev: &mut Cpu, model: &GPT2, ctx: &[u32], ending: &[u32]) -> Vec<f32> {
+        let row: Vec<i32> = ctx.iter().chain(ending).map(|&t| t.cast_signed()).collect();
         let shape = BatchShape { B: 1, T: row.len() - 1 };
         model.load_batch(dev, shape, &row[..row.len() - 1], &row[1..]).unwrap();
         let losses = model.evaluate(dev, &mut NoHooks, shape).unwrap();
