@@ -1,6 +1,7 @@
 //! The command line of `warpsmith`.
 
 mod get;
+mod parity;
 mod scaling;
 
 use crate::cli::{Parsed, parse, values};
@@ -11,6 +12,7 @@ use crate::tensor::Dtype;
 use anyhow::{Result, ensure};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 pub use get::GetArgs;
+pub use parity::ParityArgs;
 pub use scaling::ScalingArgs;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -41,6 +43,9 @@ pub enum Tool {
     /// Convert a model between llm.c's .bin and Hugging Face safetensors, or to llm.c's .bin:
     /// HellaSwag's .jsonl, tokens of other programs
     Convert(ConvertArgs),
+    /// Compare logits, loss, gradients and ten steps with those of PyTorch in a debug state of llm.c.
+    /// Exit status 1 if they differ
+    Parity(ParityArgs),
     /// Plot a run from its metrics.jsonl
     Plot(PlotArgs),
     /// Predict the time of a training step on a GPU, kernel by kernel, next to measured times
@@ -353,6 +358,7 @@ impl Tool {
                 );
             }
             Tool::Sample(args) => args.numbers.check()?,
+            Tool::Parity(args) => args.numbers.check()?,
             Tool::Roofline(RooflineArgs { step, kernel: None }) | Tool::Scaling(ScalingArgs { step, .. }) => {
                 ensure!(step.model.is_some(), "-e/--model: missing; --help says what it is");
             }
@@ -455,6 +461,13 @@ mod tests {
         let Tool::Convert(a) = ok("convert a.bin b.safetensors --dtype float32") else { panic!() };
         assert_eq!((a.input.to_str(), a.output.to_str()), (Some("a.bin"), Some("b.safetensors")));
         assert_eq!(a.dtype, Dtype::F32);
+        let Tool::Parity(a) = ok("parity --debug-state a/gpt2_d12_debug_state.bin --losses 2,1.5") else {
+            panic!()
+        };
+        assert_eq!((a.model(), a.losses), (PathBuf::from("a/gpt2_d12.bin"), vec![2.0, 1.5]));
+        assert!(
+            matches!(ok("parity --debug-state d -e m"), Tool::Parity(a) if a.model() == PathBuf::from("m"))
+        );
         assert!(matches!(ok("plot log"), Tool::Plot(a) if a.dir.to_str() == Some("log")));
         let Tool::Roofline(a) = ok("roofline -e d12 -b 64 -d 524288 --gpu A100 -r 0") else { panic!() };
         let step = &a.step;
@@ -483,12 +496,12 @@ mod tests {
         let cases = [
             (
                 "",
-                "no command given; expected get, data, stories, sample, eval, convert, plot, roofline, scaling, launch",
+                "no command given; expected get, data, stories, sample, eval, convert, parity, plot, roofline, scaling, launch",
             ),
             ("dat", "dat: unknown command; did you mean data?"),
             (
                 "xyz",
-                "xyz: unknown command; expected get, data, stories, sample, eval, convert, plot, roofline, scaling, launch",
+                "xyz: unknown command; expected get, data, stories, sample, eval, convert, parity, plot, roofline, scaling, launch",
             ),
             ("data -o x", "<INPUT>...: missing; --help says what it is"),
             ("data a", "-o/--output: missing; --help says what it is"),
@@ -509,6 +522,8 @@ mod tests {
                 "data a -o x --split-on \\q",
                 "--split-on: expected \\n, \\r, \\t or \\\\ after a backslash, found \\q",
             ),
+            ("parity", "--debug-state: missing; --help says what it is"),
+            ("parity --debug-state d --losses 1,x", "--losses: expected a number of at least 0, found x"),
             ("eval -e m", "eval: nothing to measure; give --val PATTERN or --hellaswag FILE"),
             ("eval -e m --hellaswag h -m 3", "-m/--max-batches: limits --val, which is not given"),
             ("roofline", "-e/--model: missing; --help says what it is"),
