@@ -2,6 +2,7 @@
 
 mod clocks;
 mod corpus;
+mod get;
 mod launch;
 pub mod logging;
 mod model;

@@ -53,6 +53,7 @@ fn end_mpi(ended: bool) {
 fn end_mpi(_ended: bool) {}
 
 fn run(args: &TrainArgs) -> Result<Finish> {
+    train::fetch_model(args)?;
     let process = &args.process;
     if process.world_size == 1 {
         return train::run(args, open(args)?, Peers::alone());

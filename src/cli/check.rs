@@ -6,6 +6,7 @@ use super::values;
 use crate::config::ModelConfig;
 use crate::device::cuda::MatmulChoice;
 use crate::device::open::DeviceName;
+use crate::hub;
 use crate::optim::schedule::{Schedule, ScheduleKind};
 use crate::parallel::rendezvous::InitMethod;
 use crate::sharding::ZeroStage;
@@ -24,6 +25,8 @@ fn name_of(value: &impl ValueEnum) -> String {
 pub enum ModelSource {
     /// A checkpoint.
     File(PathBuf),
+    /// A model of the hub, by its name.
+    Hub(String),
     /// Random weights in this shape.
     Shape(ModelConfig),
 }
@@ -343,21 +346,31 @@ impl TrainArgs {
         }
         let is_file = [".bin", ".safetensors"].iter().any(|end| self.model.source.ends_with(end));
         if !is_file {
+            let (is_here, is_on_hub) =
+                (Path::new(&self.model.source).exists(), hub::is_model_name(&self.model.source));
             match ModelConfig::from_descriptor(&self.model.source) {
                 Ok(base) => return self.override_shape(base),
-                Err(error) if !Path::new(&self.model.source).exists() => {
-                    return Err(error.context("-e/--model"));
-                }
+                Err(error) if !is_here && !is_on_hub => return Err(error.context("-e/--model")),
                 Err(_) => {}
             }
+            if !is_here {
+                self.refuse_shape()?;
+                return Ok(ModelSource::Hub(self.model.source.clone()));
+            }
         }
+        self.refuse_shape()?;
+        Ok(ModelSource::File(PathBuf::from(&self.model.source)))
+    }
+
+    /// Refuses flags of the shape for a checkpoint, which has its own.
+    fn refuse_shape(&self) -> Result<()> {
         ensure!(
             !self.has_shape_flags() && self.model.qkv_bias,
             "-e/--model {}: a checkpoint has its own shape; drop --layers, --heads, --channels, --context and \
              --qkv-bias, or give -e a shape such as d12",
             self.model.source
         );
-        Ok(ModelSource::File(PathBuf::from(&self.model.source)))
+        Ok(())
     }
 
     fn shape_from_flags(&self) -> Result<ModelSource> {

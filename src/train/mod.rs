@@ -21,6 +21,8 @@ mod stop;
 mod tensors;
 mod trace;
 
+pub use setup::fetch_model;
+
 use crate::cli::flags::trainer::{EvalFlags, FileFlags, TrainArgs};
 use crate::files::lock::DirLock;
 use crate::ops::Ops;

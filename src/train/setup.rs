@@ -21,6 +21,7 @@ use crate::config::ModelConfig;
 use crate::data::tokenizer::Tokenizer;
 use crate::device::open::DeviceName;
 use crate::files::lock::DirLock;
+use crate::hub;
 use crate::model::{BatchShape, ModelOptions};
 use crate::numerics::Watch;
 use crate::ops::Ops;
@@ -33,6 +34,7 @@ use crate::report::progress::saying;
 use crate::report::{LOGS, LogStyle, NANOGPT_LOG};
 use crate::sharding::{Partition, Sharding, ZeroStage};
 use anyhow::{Context, Result, ensure};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The origin of the initial weights.
@@ -113,6 +115,24 @@ fn files_of(args: &TrainArgs) -> FileFlags {
         files.checkpoint_every = 0;
     }
     files
+}
+
+/// Returns the folder of a model of the hub, after fetching what is missing of it.
+fn model_of_hub(name: &str, process: &Process) -> Result<PathBuf> {
+    let missing = || format!("-e/--model {name}: no file or folder of that name, so a model of the hub");
+    hub::model(name, process.local_rank).with_context(missing)
+}
+
+/// Fetches the model of a new run from the hub, if it is one of those. Called before the ranks
+/// connect, so that none waits for another's download.
+///
+/// # Errors
+/// If it cannot be fetched.
+pub fn fetch_model(args: &TrainArgs) -> Result<()> {
+    let Ok(ModelSource::Hub(name)) = args.model_source() else { return Ok(()) };
+    let dir = args.files.output_dir.as_deref().filter(|_| args.files.resume);
+    let resumes = dir.map(checkpoint::steps).transpose()?.is_some_and(|steps| !steps.is_empty());
+    if resumes { Ok(()) } else { model_of_hub(&name, &args.process).map(drop) }
 }
 
 /// Locks the output directory, if this process writes to one.
@@ -244,13 +264,19 @@ impl Start {
                 );
                 ensure!(
                     path.exists(),
-                    "-e/--model: no file {}; give a model file, its folder, or a shape such as d12",
+                    "-e/--model: no file {}; give a model file, its folder, a shape such as d12, or a model of the \
+                     hub such as gpt2",
                     path.display()
                 );
-                let found = checkpoint::find_model(&path).context("-e/--model")?;
-                Start::File(Box::new(found.read().context("-e/--model")?), found.to_string())
+                Self::file(&path)?
             }
+            ModelSource::Hub(name) => Self::file(&model_of_hub(&name, &args.process)?)?,
         })
+    }
+
+    fn file(path: &Path) -> Result<Self> {
+        let found = checkpoint::find_model(path).context("-e/--model")?;
+        Ok(Start::File(Box::new(found.read().context("-e/--model")?), found.to_string()))
     }
 
     fn config(&self) -> ModelConfig {

@@ -1,5 +1,6 @@
 //! The command line of `warpsmith`.
 
+mod get;
 mod parity;
 mod scaling;
 
@@ -10,6 +11,7 @@ use crate::roofline::gpu::Gpu;
 use crate::tensor::Dtype;
 use anyhow::{Result, ensure};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+pub use get::GetArgs;
 pub use parity::ParityArgs;
 pub use scaling::ScalingArgs;
 use std::ffi::OsString;
@@ -28,6 +30,8 @@ struct Tools {
 /// A command.
 #[derive(Subcommand, Clone, Debug)]
 pub enum Tool {
+    /// Fetch datasets and models from the Hugging Face hub, resuming where an earlier download ended
+    Get(GetArgs),
     /// Tokenize text into shards for training and validation
     Data(DataArgs),
     /// Write generated short stories, as token shards or as text: training data without a download
@@ -153,7 +157,8 @@ impl StoriesArgs {
 
 #[derive(Args, Clone, Debug)]
 pub struct SampleArgs {
-    /// Model: a .bin or .safetensors file, or the directory of a run
+    /// Model: a .bin or .safetensors file, the directory of a run, or one of the hub, such as gpt2
+    /// or OWNER/NAME
     #[arg(short = 'e', long, value_name = "PATH")]
     pub model: PathBuf,
     /// Text to continue, in which <|endoftext|> is a token [default: the start of a document]
@@ -186,7 +191,8 @@ pub struct SampleArgs {
 
 #[derive(Args, Clone, Debug)]
 pub struct EvalArgs {
-    /// Model: a .bin or .safetensors file, or the directory of a run
+    /// Model: a .bin or .safetensors file, the directory of a run, or one of the hub, such as gpt2
+    /// or OWNER/NAME
     #[arg(short = 'e', long, value_name = "PATH")]
     pub model: PathBuf,
     /// HellaSwag questions: llm.c's .bin or the original .jsonl
@@ -238,8 +244,8 @@ impl NumberArgs {
 
 #[derive(Args, Clone, Debug)]
 pub struct ConvertArgs {
-    /// Input: a model (.bin, .safetensors, or a directory that holds one), HellaSwag questions
-    /// (.jsonl), or tokens (.npy)
+    /// Input: a model (.bin, .safetensors, a directory that holds one, or one of the hub, such as
+    /// gpt2), HellaSwag questions (.jsonl), or tokens (.npy)
     #[arg(value_name = "IN")]
     pub input: PathBuf,
     /// Output file; its extension selects the format: .bin or .safetensors
@@ -490,12 +496,12 @@ mod tests {
         let cases = [
             (
                 "",
-                "no command given; expected data, stories, sample, eval, convert, parity, plot, roofline, scaling, launch",
+                "no command given; expected get, data, stories, sample, eval, convert, parity, plot, roofline, scaling, launch",
             ),
             ("dat", "dat: unknown command; did you mean data?"),
             (
                 "xyz",
-                "xyz: unknown command; expected data, stories, sample, eval, convert, parity, plot, roofline, scaling, launch",
+                "xyz: unknown command; expected get, data, stories, sample, eval, convert, parity, plot, roofline, scaling, launch",
             ),
             ("data -o x", "<INPUT>...: missing; --help says what it is"),
             ("data a", "-o/--output: missing; --help says what it is"),

@@ -85,9 +85,10 @@ pub struct FileFlags {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Model")]
 pub struct ModelFlags {
-    /// Checkpoint to start from, or a shape to initialize: d12, gpt2:d24, gpt3:c768 …
+    /// Checkpoint to start from; a model of the Hugging Face hub, fetched when missing: gpt2,
+    /// OWNER/NAME; or a shape to initialize: d12, gpt2:d24, gpt3:c768 …
     // Empty when shape flags stand in for the default.
-    #[arg(id = "model", short = 'e', long = "model", value_name = "FILE|SHAPE", value_parser = values::name,
+    #[arg(id = "model", short = 'e', long = "model", value_name = "FILE|NAME|SHAPE", value_parser = values::name,
           default_value = DEFAULT_MODEL)]
     pub source: String,
     /// Transformer layers; overrides the shape's, or with --heads and --channels replaces -e
