@@ -262,7 +262,8 @@ fn open_validation(pattern: &str, shape: BatchShape, config: &ModelConfig) -> Re
 pub fn convert(args: &ConvertArgs) -> Result<()> {
     let ConvertArgs { input, output, dtype, force, .. } = args;
     checkpoint::ensure_free(output, *force)?;
-    if args.raw_tokens || imported::is_npy(input) {
+    let is_npy = imported::is_npy(input) || output.extension().is_some_and(|end| end == "npy");
+    if args.raw_tokens || is_npy {
         return corpus::convert_tokens(args);
     }
     if args.is_hellaswag() {

@@ -31,6 +31,9 @@ pub(super) struct Extras {
     /// Size of the training data, by which other data is recognized.
     data_tokens: u64,
     data_shards: usize,
+    /// The weights of sources that are mixed. Without a mix, there are none.
+    #[serde(default)]
+    data_weights: Vec<Float>,
     loss_outliers: OutlierDetector,
     norm_outliers: OutlierDetector,
     best_val_loss: Option<Float>,
@@ -157,6 +160,7 @@ impl Trainer {
             total_batch_size: data.tokens_per_step,
             data_tokens: data.train.num_tokens(),
             data_shards: data.train.num_shards(),
+            data_weights: data.train.weights().into_iter().map(Float).collect(),
             loss_outliers: guards.loss.clone(),
             norm_outliers: guards.norm.clone(),
             best_val_loss: self.best_val_loss.map(|loss| Float(f64::from(loss))),
@@ -237,6 +241,18 @@ impl Trainer {
             data.train_flag,
             extras.data_tokens,
             extras.data_shards
+        );
+        let list = |weights: Vec<f64>| match weights.is_empty() {
+            true => "no weights".to_owned(),
+            false => format!("{weights:?}"),
+        };
+        let (is, was) = (data.train.weights(), extras.data_weights.iter().map(|weight| weight.0).collect());
+        ensure!(
+            is == was,
+            "{}: the sources have {}, and {} in the checkpoint, which its position depends on; resume with those",
+            data.train_flag,
+            list(is),
+            list(was)
         );
         Ok(())
     }

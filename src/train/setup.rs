@@ -108,15 +108,6 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
     Ok(trainer)
 }
 
-/// What the run writes: without training there is nothing to save.
-fn files_of(args: &TrainArgs) -> FileFlags {
-    let mut files = args.files.clone();
-    if args.compat.inference_only {
-        files.checkpoint_every = 0;
-    }
-    files
-}
-
 /// Returns the folder of a model of the hub, after fetching what is missing of it.
 fn model_of_hub(name: &str, process: &Process) -> Result<PathBuf> {
     let missing = || format!("-e/--model {name}: no file or folder of that name, so a model of the hub");
@@ -133,6 +124,15 @@ pub fn fetch_model(args: &TrainArgs) -> Result<()> {
     let dir = args.files.output_dir.as_deref().filter(|_| args.files.resume);
     let resumes = dir.map(checkpoint::steps).transpose()?.is_some_and(|steps| !steps.is_empty());
     if resumes { Ok(()) } else { model_of_hub(&name, &args.process).map(drop) }
+}
+
+/// What the run writes: without training there is nothing to save.
+fn files_of(args: &TrainArgs) -> FileFlags {
+    let mut files = args.files.clone();
+    if args.compat.inference_only {
+        files.checkpoint_every = 0;
+    }
+    files
 }
 
 /// Locks the output directory, if this process writes to one.

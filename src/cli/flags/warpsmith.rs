@@ -62,8 +62,9 @@ pub enum Tool {
 
 #[derive(Args, Clone, Debug)]
 pub struct DataArgs {
-    /// Text files, JSON lines, JSON arrays, any of these as .gz or .zst, directories of them, or -
-    /// for standard input
+    /// Text files, JSON lines, JSON arrays, any of these as .gz or .zst, parquet files, directories
+    /// of them, patterns, or - for standard input. INPUT=WEIGHT mixes inputs by weight, in bytes of
+    /// text, until one is used up: web/=0.7 'code/*.parquet=0.3'
     #[arg(required = true, value_name = "INPUT")]
     pub inputs: Vec<PathBuf>,
     /// Directory for the shards; created if missing
@@ -75,20 +76,51 @@ pub struct DataArgs {
     /// Tokens per training shard; the last may have fewer
     #[arg(long, value_name = "TOKENS", default_value = "100000000", value_parser = values::tokens)]
     pub shard_size: usize,
-    /// Tokens kept for validation, from the start of the input [default: about a tenth of the text,
-    /// less if it is compressed, at most a shard]
-    #[arg(long, value_name = "TOKENS", value_parser = values::tokens)]
+    /// Form of the shards: llm.c's .bin, NumPy's .npy (build-nanogpt), or raw for nanoGPT's train.bin
+    /// and val.bin, without a header
+    #[arg(long, default_value = "bin", value_parser = ["bin", "npy", "raw"])]
+    pub format: String,
+    /// File or directory of validation text; may be repeated. Without it, documents for validation
+    /// are drawn at random from all of the input
+    #[arg(long, value_name = "INPUT")]
+    pub val: Vec<PathBuf>,
+    /// Tokens that are drawn for validation [default: about a tenth of the text, less if it is
+    /// compressed, at most a shard and 16777216]
+    #[arg(long, value_name = "TOKENS", value_parser = values::tokens, conflicts_with = "val")]
     pub val_tokens: Option<usize>,
+    /// Random seed of that draw; the same seed draws the same documents of an input
+    #[arg(long, value_name = "N", default_value = "42", value_parser = values::long_seed)]
+    pub seed: u64,
     /// Document separator in text files, with \n for a newline, or none to make each file one
     /// document [default: <|endoftext|>]
     #[arg(long, value_name = "TEXT", value_parser = values::separator, allow_hyphen_values = true)]
     pub split_on: Option<String>,
-    /// Field of a JSON object that holds the text; all inputs have to be JSON [default: text]
-    #[arg(long, value_name = "NAME", value_parser = values::name)]
-    pub json_field: Option<String>,
-    /// Leave out JSON objects that are not usable, and count them
+    /// Column of a parquet file, or field of a JSON object, that holds the text; no input may then be
+    /// plain text [default: text]
+    #[arg(long, visible_alias = "json-field", value_name = "NAME", value_parser = values::name)]
+    pub text_column: Option<String>,
+    /// Leave out JSON objects and parquet rows that are not usable, and count them
     #[arg(long)]
     pub skip_bad_lines: bool,
+    /// Leave out documents that have been seen before: exact compares text without case and white
+    /// space (16 bytes of memory per document), minhash finds those that share about 80 % of their
+    /// runs of 5 words (112 bytes); tables have up to as much again free
+    #[arg(long, value_parser = ["exact", "minhash"])]
+    pub dedup: Option<String>,
+    /// Evaluation set (HellaSwag's .jsonl, any JSON, or text); may be repeated. Documents that have 13
+    /// words in a row from it are left out
+    #[arg(long, value_name = "FILE")]
+    pub decontaminate: Vec<PathBuf>,
+    /// Leave out documents of fewer characters
+    #[arg(long, value_name = "N", value_parser = values::count)]
+    pub min_chars: Option<usize>,
+    /// Leave out documents of more characters
+    #[arg(long, value_name = "N", value_parser = values::count)]
+    pub max_chars: Option<usize>,
+    /// Leave out documents with less than 80 % of their letters in these scripts, by Unicode's names:
+    /// latin,cyrillic,han …
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = values::name)]
+    pub scripts: Vec<String>,
     /// Make <|endoftext|> within a document the end-of-text token instead of text
     #[arg(long)]
     pub allow_special: bool,
@@ -245,16 +277,18 @@ impl NumberArgs {
 #[derive(Args, Clone, Debug)]
 pub struct ConvertArgs {
     /// Input: a model (.bin, .safetensors, a directory that holds one, or one of the hub, such as
-    /// gpt2), HellaSwag questions (.jsonl), or tokens (.npy)
+    /// gpt2), HellaSwag questions (.jsonl), or tokens (.npy, a token shard)
     #[arg(value_name = "IN")]
     pub input: PathBuf,
-    /// Output file; its extension selects the format: .bin or .safetensors
+    /// Output file; its extension selects the format: .bin or .safetensors; .npy for the tokens of a
+    /// shard
     #[arg(value_name = "OUT")]
     pub output: PathBuf,
     /// Type of a model's parameters in OUT
     #[arg(long, default_value = "f32", value_parser = values::dtypes(&values::CPU_DTYPES))]
     pub dtype: Dtype,
-    /// IN is uint16 tokens without a header, such as nanoGPT's train.bin
+    /// IN is uint16 tokens without a header, such as nanoGPT's train.bin; if IN is a token shard, OUT
+    /// becomes that
     #[arg(long)]
     pub raw_tokens: bool,
     /// Replace OUT, and a config.json beside it, if they exist
@@ -364,8 +398,8 @@ impl Tool {
             }
             Tool::Convert(args) => {
                 let ends = |end: &str| args.output.extension().is_some_and(|e| e == end);
-                let known = ends("bin") || ends("safetensors") && !args.is_hellaswag();
-                let expected = if args.is_hellaswag() { ".bin" } else { ".bin or .safetensors" };
+                let known = ends("bin") || (ends("safetensors") || ends("npy")) && !args.is_hellaswag();
+                let expected = if args.is_hellaswag() { ".bin" } else { ".bin, .safetensors or .npy" };
                 let found = args.output.display();
                 ensure!(known, "convert: expected OUT to end in {expected}, found {found}");
             }
@@ -412,13 +446,13 @@ mod tests {
         };
         assert_eq!(a.inputs, [PathBuf::from("a.txt"), PathBuf::from("b")]);
         assert_eq!((a.output, a.name.as_str()), (PathBuf::from("out"), "x"));
-        assert_eq!((a.shard_size, a.val_tokens, a.json_field.as_deref()), (10, Some(3), Some("body")));
+        assert_eq!((a.shard_size, a.val_tokens, a.text_column.as_deref()), (10, Some(3), Some("body")));
         assert_eq!((a.split_on.as_deref(), a.force), (Some("\n\n"), true));
 
         let Tool::Data(a) = ok("data - -o out --split-on ---") else { panic!() };
         assert_eq!((a.inputs[0].to_str(), a.split_on.as_deref()), (Some("-"), Some("---")));
         assert_eq!((a.shard_size, a.val_tokens, a.name.as_str()), (100_000_000, None, "data"));
-        assert_eq!((a.json_field, a.force, a.skip_bad_lines, a.allow_special), (None, false, false, false));
+        assert_eq!((a.text_column, a.force, a.skip_bad_lines, a.allow_special), (None, false, false, false));
     }
 
     #[test]
