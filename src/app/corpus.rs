@@ -70,7 +70,9 @@ fn print_left_out(report: &PrepareReport) -> Result<()> {
     let (texts, short) = report.evaluation_texts;
     if texts > 0 {
         let texts = count(texts, "text");
-        print(format_args!("evaluation sets: {texts}; {short} have fewer than 13 words and cannot be recognized\n"))?;
+        print(format_args!(
+            "evaluation sets: {texts}; {short} have fewer than 13 words and cannot be recognized\n"
+        ))?;
     }
     for Removed { reason, documents, bytes, examples } in &report.removed {
         let documents = count(*documents, "document");

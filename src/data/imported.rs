@@ -273,7 +273,9 @@ mod tests {
         }
         assert_eq!(fs::metadata(at("c.bin")).unwrap().len(), 2 * tokens.len() as u64);
         let numpy = fs::read(at("b.npy")).unwrap();
-        assert!(numpy.starts_with(b"\x93NUMPY\x01\x00v\x00{'descr': '<u2', 'fortran_order': False, 'shape': ("));
+        assert!(
+            numpy.starts_with(b"\x93NUMPY\x01\x00v\x00{'descr': '<u2', 'fortran_order': False, 'shape': (")
+        );
         assert!(numpy[..128].ends_with(b" \n") && numpy.len() == 128 + 2 * tokens.len());
     }
 

@@ -7,8 +7,8 @@ use std::cell::Cell;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
 use std::path::Path;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use zstd::stream::read::Decoder as ZstdDecoder;
 
 const BUFFER_BYTES: usize = 1 << 18;
@@ -164,7 +164,10 @@ mod tests {
         // A frame header with a window of 2^31 bytes.
         let header = vec![0x28, 0xb5, 0x2f, 0xfd, 0, 21 << 3, 1, 0, 0];
         let error = read(header).unwrap_err().to_string();
-        assert!(error.starts_with("the zstd data need a window of more than 128 MiB; pipe them in"), "{error}");
+        assert!(
+            error.starts_with("the zstd data need a window of more than 128 MiB; pipe them in"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -163,7 +163,10 @@ mod tests {
         assert_eq!(kind("{\"text\": 1}").unwrap(), Kind::JsonLines);
         assert_eq!(kind("[{\"text\": 1}").unwrap(), Kind::JsonArray);
         let error = kind("words").unwrap_err().to_string();
-        assert_eq!(error, "a.txt: --text-column body: expected a parquet file, JSON lines or an array of objects, found text");
+        assert_eq!(
+            error,
+            "a.txt: --text-column body: expected a parquet file, JSON lines or an array of objects, found text"
+        );
     }
 
     #[test]

@@ -177,10 +177,8 @@ fn find_column(reader: &SerializedFileReader<Positioned>, format: &Format) -> Re
 /// Whether a column may hold text: strings, or bytes without another meaning.
 fn is_text(column: &ColumnDescriptor) -> bool {
     let plain = matches!(column.logical_type_ref(), None | Some(LogicalType::String | LogicalType::Json));
-    let converted = matches!(
-        column.converted_type(),
-        ConvertedType::NONE | ConvertedType::UTF8 | ConvertedType::JSON
-    );
+    let converted =
+        matches!(column.converted_type(), ConvertedType::NONE | ConvertedType::UTF8 | ConvertedType::JSON);
     column.physical_type() == Type::BYTE_ARRAY && column.max_rep_level() == 0 && plain && converted
 }
 
@@ -318,16 +316,17 @@ mod tests {
     fn text_is_read_whatever_the_codec_and_the_type_of_strings() {
         let expected =
             ["One fine day.", "naïve café — 你好 🦀", "again", "again", "The <|endoftext|> end.\n"];
-        for name in
-            ["snappy", "gzip", "zstd", "lz4", "none", "large_string", "binary", "dictionary"]
-        {
+        for name in ["snappy", "gzip", "zstd", "lz4", "none", "large_string", "binary", "dictionary"] {
             let path = fixture(&format!("{name}.parquet"));
             let (found, notes) = read(&path, &Format::default()).unwrap();
             assert_eq!(found, expected, "{name}");
             assert_eq!(notes.empty_rows.count, 1);
             assert_eq!(notes.empty_rows.first, format!("{}: row 2", path.display()));
         }
-        assert_eq!(read(&fixture("required.parquet"), &Format::default()).unwrap().0, ["One fine day.", "again"]);
+        assert_eq!(
+            read(&fixture("required.parquet"), &Format::default()).unwrap().0,
+            ["One fine day.", "again"]
+        );
         assert!(read(&fixture("empty.parquet"), &Format::default()).unwrap().0.is_empty());
         let urls = read(&fixture("snappy.parquet"), &column("meta.url")).unwrap().0;
         assert_eq!((urls.len(), urls[6].as_str()), (7, "https://example.org/6"));
@@ -354,7 +353,10 @@ mod tests {
         for len in [0, 3, 4, 11, whole.len() / 2, whole.len() - 1] {
             fs::write(&path, &whole[..len]).unwrap();
             let error = refuse(&path, &Format::default());
-            assert!(len < 4 || error.contains("the parquet data are damaged or cut short: "), "{len}: {error}");
+            assert!(
+                len < 4 || error.contains("the parquet data are damaged or cut short: "),
+                "{len}: {error}"
+            );
         }
         for name in ["encrypted.parquet", "encrypted_column.parquet"] {
             let error = refuse(&fixture(name), &Format::default());

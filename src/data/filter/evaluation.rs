@@ -112,8 +112,12 @@ mod tests {
         fs::write(&text, "plain words that go on and on until there are at last thirteen").unwrap();
         let sets = EvaluationSets::open(&[json, text]).unwrap();
         assert_eq!((sets.texts, sets.short), (7, 2));
-        let found = sets.find("So: two THREE four, five six seven eight nine ten eleven twelve thirteen fourteen!");
-        assert_eq!(found, Some("two THREE four, five six seven eight nine ten eleven twelve thirteen fourteen"));
+        let found =
+            sets.find("So: two THREE four, five six seven eight nine ten eleven twelve thirteen fourteen!");
+        assert_eq!(
+            found,
+            Some("two THREE four, five six seven eight nine ten eleven twelve thirteen fourteen")
+        );
         assert!(sets.find("plain words that go on; and on until there are... at last thirteen").is_some());
         assert_eq!(sets.find("two three four five six seven eight nine ten eleven twelve thirteen"), None);
         // Texts do not run on into each other.

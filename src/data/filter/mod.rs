@@ -63,7 +63,7 @@ enum Reason {
     Duplicate,
 }
 
-/// What was left out for one reason.
+/// The documents that were left out for one reason.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Removed {
     /// The reason, with its limit.
@@ -87,7 +87,7 @@ pub(super) struct Filter {
     scripts: Option<Scripts>,
     evaluation: EvaluationSets,
     seen: Seen,
-    /// What was left out, by reason.
+    /// The documents left out, by reason.
     removed: [Removed; 5],
 }
 
@@ -226,8 +226,16 @@ mod tests {
             scripts: vec!["latin".to_owned()],
         };
         let long = "long ".repeat(20);
-        let documents =
-            ["fine", "abc", &long, "где они", "Is: a b c d e f g h i j k l m n", "FINE ", "good\ntext", "fine\n"];
+        let documents = [
+            "fine",
+            "abc",
+            &long,
+            "где они",
+            "Is: a b c d e f g h i j k l m n",
+            "FINE ",
+            "good\ntext",
+            "fine\n",
+        ];
         let (kept, removed) = filtered(options, &documents);
         assert_eq!(kept, [true, false, false, false, false, false, true, false]);
         let lines: Vec<String> = removed

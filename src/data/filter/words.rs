@@ -40,9 +40,9 @@ fn hash_lower(word: &str) -> u64 {
         return word.bytes().map(|byte| byte.to_ascii_lowercase()).fold(start, step);
     }
     let mut buffer = [0; 4];
-    word.chars().flat_map(char::to_lowercase).fold(start, |hash, c| {
-        c.encode_utf8(&mut buffer).bytes().fold(hash, step)
-    })
+    word.chars()
+        .flat_map(char::to_lowercase)
+        .fold(start, |hash, c| c.encode_utf8(&mut buffer).bytes().fold(hash, step))
 }
 
 /// Every run of `n` words, as a number. A text of fewer words is one run.

@@ -41,7 +41,9 @@ impl Reader {
             Place::Packed { source: index, epoch, cursor } => {
                 let order = self.documents.as_ref().context("documents are not shuffled")?;
                 let source = &order.sources[index];
-                let Text::Documents { documents, .. } = &source.text else { bail!("documents are not shuffled") };
+                let Text::Documents { documents, .. } = &source.text else {
+                    bail!("documents are not shuffled")
+                };
                 let permutation = order.permutation(index, epoch);
                 documents.read(permutation, cursor, tokens, &mut |shard, start, tokens| {
                     self.read_checked(source.shards.start + shard, start, tokens)

@@ -1,4 +1,4 @@
-//! Where documents start, for an order in which they are shuffled.
+//! The places where documents start, for an order in which they are shuffled.
 
 use super::permutation::Permutation;
 use crate::data::shard::Shard;
@@ -46,14 +46,15 @@ impl Documents {
             let blocks: Vec<usize> = (0..shard.len()).step_by(BLOCK_TOKENS).collect();
             // Groups of blocks, so that few are in memory.
             for group in blocks.chunks(rayon::current_num_threads().max(1)) {
-                let found: Vec<Vec<u64>> = group.par_iter().map(|&start| in_block(start)).collect::<Result<_>>()?;
+                let found: Vec<Vec<u64>> =
+                    group.par_iter().map(|&start| in_block(start)).collect::<Result<_>>()?;
                 starts.extend(found.into_iter().flatten());
             }
             ends.push(before + shard.len() as u64);
         }
         ensure!(
             starts.len() > 1,
-                "--shuffle documents needs an end-of-text token before each document, found {} of them",
+            "--shuffle documents needs an end-of-text token before each document, found {} of them",
             starts.len()
         );
         if starts[0] > 0 {

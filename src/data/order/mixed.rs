@@ -149,8 +149,8 @@ impl MixedOrder {
     /// The position after a number of samples.
     fn position_at(&self, samples: u64) -> MixedPosition {
         let weights: f64 = self.sources.iter().map(|source| source.weight).sum();
-        // A source's samples are taken when the others have as much by weight. Those that lag by less
-        // than this number of samples are surely taken, and the others are gone through.
+        // A source's samples are taken when the others have as much by weight. Those that lag by
+        // less than this number of samples are surely taken, and the others are gone through.
         let sure = (samples as f64 - 4.0 * self.sources.len() as f64) / weights;
         let taken = |source: &Source| (sure * source.weight).floor().max(0.0) as u64;
         let mut position = MixedPosition(
@@ -165,7 +165,8 @@ impl MixedOrder {
             let source = &self.sources[index];
             if let Text::Documents { documents, .. } = &source.text {
                 // At the end of an epoch the cursor is replaced before it is used.
-                let (epoch, sample) = (progress.samples / source.samples(), progress.samples % source.samples());
+                let (epoch, sample) =
+                    (progress.samples / source.samples(), progress.samples % source.samples());
                 let order = self.permutation(index, epoch);
                 documents.advance(order, &mut progress.cursor, sample * self.sample_tokens);
             }

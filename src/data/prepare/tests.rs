@@ -35,8 +35,8 @@ fn tokens(report: &PrepareReport) -> Vec<Vec<u32>> {
     report.shards.iter().map(|path| Shard::open(path).unwrap().tokens().to_vec()).collect()
 }
 
-/// Gives the options validation text of its own, so that training text is in the order of the input.
-/// It is one document of one token.
+/// Gives the options validation text of its own, so that training text is in the order of the
+/// input. It is one document of one token.
 fn give_val(dir: &TempDir, options: &mut PrepareOptions) {
     fs::write(dir.path().join("v.txt"), "word").unwrap();
     (options.val, options.val_tokens) = (vec![dir.path().join("v.txt")], None);
@@ -304,7 +304,8 @@ fn weighted_inputs_are_mixed_until_one_is_used_up() {
     write("web", 1000);
     write("code", 100);
     write("wiki", 1000);
-    let input = |name: &str, weight: &str| PathBuf::from(format!("{}={weight}", dir.path().join(name).display()));
+    let input =
+        |name: &str, weight: &str| PathBuf::from(format!("{}={weight}", dir.path().join(name).display()));
     options.inputs = vec![input("web", "6"), input("code", "1"), input("wiki", "3")];
     options.shard_size = 100_000;
     give_val(&dir, &mut options);
@@ -325,7 +326,8 @@ fn weighted_inputs_are_mixed_until_one_is_used_up() {
     assert!(web(halves.0).abs_diff(web(halves.1)) <= 1);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     options.force = true;
-    assert!(pool.install(|| text(&train_tokens(&run(&options).unwrap()))) == train);
+    assert_eq!(pool.install(|| run(&options).unwrap()), report);
+    assert!(text(&train_tokens(&report)) == train);
 }
 
 #[test]
@@ -375,9 +377,8 @@ fn shards_are_written_in_the_form_of_other_programs() {
 #[test]
 fn parquet_files_become_shards_and_their_columns_are_checked_first() {
     let (dir, mut options) = corpus(&[("a.txt", "text")]);
-    let fixture = |name: &str| {
-        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parquet").join(name)
-    };
+    let fixture =
+        |name: &str| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parquet").join(name);
     options.inputs = vec![fixture("snappy.parquet"), fixture("zstd.parquet"), dir.path().join("in")];
     give_val(&dir, &mut options);
     let report = run(&options).unwrap();
