@@ -1,7 +1,7 @@
 //! `warpsmith sample`, `eval` and `convert`: uses of a trained model.
 
 use crate::app::{corpus, note, print};
-use crate::checkpoint::{self, ModelFile};
+use crate::checkpoint::{self, FoundModel, ModelFile};
 use crate::cli::flags::warpsmith::{ConvertArgs, EvalArgs, NumberArgs, SampleArgs};
 use crate::config::ModelConfig;
 use crate::data::imported;
@@ -11,6 +11,7 @@ use crate::device::open::DeviceOptions;
 use crate::eval::hellaswag::{self, HellaSwag};
 use crate::eval::validation::{perplexity, validation_loss};
 use crate::files;
+use crate::hub;
 use crate::model::activations::Recompute;
 use crate::model::decode::Decoder;
 use crate::model::hooks::NoHooks;
@@ -51,10 +52,17 @@ impl<M> Loaded<M> {
 
 /// Reads the model at `path`, and says which file that is.
 fn load(path: &Path) -> Result<ModelFile> {
-    let found = checkpoint::find_model(path)?;
+    let found = find(path)?;
     let model = saying("reading the model", false, || found.read())?;
     note(format_args!("model: {found}"));
     Ok(model)
+}
+
+/// Finds the model at `path`, or where there is nothing, the model of the hub that has this name.
+fn find(path: &Path) -> Result<FoundModel> {
+    let name = path.to_str().filter(|name| hub::is_model_name(name) && !path.exists());
+    let folder = name.map(|name| hub::model(name, 0)).transpose()?;
+    checkpoint::find_model(folder.as_deref().unwrap_or(path))
 }
 
 pub fn sample(args: &SampleArgs) -> Result<()> {
@@ -264,7 +272,7 @@ pub fn convert(args: &ConvertArgs) -> Result<()> {
         print(format_args!("{}: {} examples\n", output.display(), questions.examples.len()))?;
         return Ok(());
     }
-    let found = checkpoint::find_model(input)?;
+    let found = find(input)?;
     let model = saying("reading the model", false, || found.read())?;
     if !force {
         checkpoint::ensure_same_config(output, &model.config, *dtype)?;

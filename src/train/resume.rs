@@ -62,8 +62,9 @@ pub type Settings = BTreeMap<String, String>;
 pub fn settings(args: &TrainArgs, schedule: &Schedule, data: &Data) -> Result<Settings> {
     let optim = &args.optim;
     let decays = schedule.kind != ScheduleKind::Constant && schedule.final_frac < 1.0;
-    // The number of steps changes the learning rate of each if that decays.
-    let steps = decays.then(|| ("-x", schedule.total_steps.to_string()));
+    // The end of the curve changes the learning rate of each step.
+    let flag = if optim.lr_decay_iters.is_some() { "--lr-decay-iters" } else { "-x" };
+    let steps = decays.then(|| (flag, schedule.decay_steps.to_string()));
     let settings = [
         ("-l", optim.learning_rate.to_string()),
         ("-k", optim.lr_scheduler.to_string()),

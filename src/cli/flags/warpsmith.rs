@@ -1,5 +1,7 @@
 //! The command line of `warpsmith`.
 
+mod get;
+mod parity;
 mod scaling;
 
 use crate::cli::{Parsed, parse, values};
@@ -9,6 +11,8 @@ use crate::roofline::gpu::Gpu;
 use crate::tensor::Dtype;
 use anyhow::{Result, ensure};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+pub use get::GetArgs;
+pub use parity::ParityArgs;
 pub use scaling::ScalingArgs;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -26,6 +30,8 @@ struct Tools {
 /// A command.
 #[derive(Subcommand, Clone, Debug)]
 pub enum Tool {
+    /// Fetch datasets and models from the Hugging Face hub, resuming where an earlier download ended
+    Get(GetArgs),
     /// Tokenize text into shards for training and validation
     Data(DataArgs),
     /// Write generated short stories, as token shards or as text: training data without a download
@@ -37,6 +43,9 @@ pub enum Tool {
     /// Convert a model between llm.c's .bin and Hugging Face safetensors, or to llm.c's .bin:
     /// HellaSwag's .jsonl, tokens of other programs
     Convert(ConvertArgs),
+    /// Compare logits, loss, gradients and ten steps with those of PyTorch in a debug state of llm.c.
+    /// Exit status 1 if they differ
+    Parity(ParityArgs),
     /// Plot a run from its metrics.jsonl
     Plot(PlotArgs),
     /// Predict the time of a training step on a GPU, kernel by kernel, next to measured times
@@ -180,7 +189,8 @@ impl StoriesArgs {
 
 #[derive(Args, Clone, Debug)]
 pub struct SampleArgs {
-    /// Model: a .bin or .safetensors file, or the directory of a run
+    /// Model: a .bin or .safetensors file, the directory of a run, or one of the hub, such as gpt2
+    /// or OWNER/NAME
     #[arg(short = 'e', long, value_name = "PATH")]
     pub model: PathBuf,
     /// Text to continue, in which <|endoftext|> is a token [default: the start of a document]
@@ -213,7 +223,8 @@ pub struct SampleArgs {
 
 #[derive(Args, Clone, Debug)]
 pub struct EvalArgs {
-    /// Model: a .bin or .safetensors file, or the directory of a run
+    /// Model: a .bin or .safetensors file, the directory of a run, or one of the hub, such as gpt2
+    /// or OWNER/NAME
     #[arg(short = 'e', long, value_name = "PATH")]
     pub model: PathBuf,
     /// HellaSwag questions: llm.c's .bin or the original .jsonl
@@ -265,8 +276,8 @@ impl NumberArgs {
 
 #[derive(Args, Clone, Debug)]
 pub struct ConvertArgs {
-    /// Input: a model (.bin, .safetensors, or a directory that holds one), HellaSwag questions
-    /// (.jsonl), or tokens (.npy, a token shard)
+    /// Input: a model (.bin, .safetensors, a directory that holds one, or one of the hub, such as
+    /// gpt2), HellaSwag questions (.jsonl), or tokens (.npy, a token shard)
     #[arg(value_name = "IN")]
     pub input: PathBuf,
     /// Output file; its extension selects the format: .bin or .safetensors; .npy for the tokens of
@@ -381,6 +392,7 @@ impl Tool {
                 );
             }
             Tool::Sample(args) => args.numbers.check()?,
+            Tool::Parity(args) => args.numbers.check()?,
             Tool::Roofline(RooflineArgs { step, kernel: None }) | Tool::Scaling(ScalingArgs { step, .. }) => {
                 ensure!(step.model.is_some(), "-e/--model: missing; --help says what it is");
             }
@@ -483,6 +495,13 @@ mod tests {
         let Tool::Convert(a) = ok("convert a.bin b.safetensors --dtype float32") else { panic!() };
         assert_eq!((a.input.to_str(), a.output.to_str()), (Some("a.bin"), Some("b.safetensors")));
         assert_eq!(a.dtype, Dtype::F32);
+        let Tool::Parity(a) = ok("parity --debug-state a/gpt2_d12_debug_state.bin --losses 2,1.5") else {
+            panic!()
+        };
+        assert_eq!((a.model(), a.losses), (PathBuf::from("a/gpt2_d12.bin"), vec![2.0, 1.5]));
+        assert!(
+            matches!(ok("parity --debug-state d -e m"), Tool::Parity(a) if a.model() == PathBuf::from("m"))
+        );
         assert!(matches!(ok("plot log"), Tool::Plot(a) if a.dir.to_str() == Some("log")));
         let Tool::Roofline(a) = ok("roofline -e d12 -b 64 -d 524288 --gpu A100 -r 0") else { panic!() };
         let step = &a.step;
@@ -511,12 +530,12 @@ mod tests {
         let cases = [
             (
                 "",
-                "no command given; expected data, stories, sample, eval, convert, plot, roofline, scaling, launch",
+                "no command given; expected get, data, stories, sample, eval, convert, parity, plot, roofline, scaling, launch",
             ),
             ("dat", "dat: unknown command; did you mean data?"),
             (
                 "xyz",
-                "xyz: unknown command; expected data, stories, sample, eval, convert, plot, roofline, scaling, launch",
+                "xyz: unknown command; expected get, data, stories, sample, eval, convert, parity, plot, roofline, scaling, launch",
             ),
             ("data -o x", "<INPUT>...: missing; --help says what it is"),
             ("data a", "-o/--output: missing; --help says what it is"),
@@ -537,6 +556,8 @@ mod tests {
                 "data a -o x --split-on \\q",
                 "--split-on: expected \\n, \\r, \\t or \\\\ after a backslash, found \\q",
             ),
+            ("parity", "--debug-state: missing; --help says what it is"),
+            ("parity --debug-state d --losses 1,x", "--losses: expected a number of at least 0, found x"),
             ("eval -e m", "eval: nothing to measure; give --val PATTERN or --hellaswag FILE"),
             ("eval -e m --hellaswag h -m 3", "-m/--max-batches: limits --val, which is not given"),
             ("roofline", "-e/--model: missing; --help says what it is"),
