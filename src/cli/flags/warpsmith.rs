@@ -77,8 +77,8 @@ pub struct DataArgs {
     /// Tokens per training shard; the last may have fewer
     #[arg(long, value_name = "TOKENS", default_value = "100000000", value_parser = values::tokens)]
     pub shard_size: usize,
-    /// Form of the shards: llm.c's .bin, NumPy's .npy (build-nanogpt), or raw for nanoGPT's train.bin
-    /// and val.bin, without a header
+    /// Form of the shards: llm.c's .bin, NumPy's .npy (build-nanogpt), or raw for nanoGPT's
+    /// train.bin and val.bin, without a header
     #[arg(long, default_value = "bin", value_parser = ["bin", "npy", "raw"])]
     pub format: String,
     /// File or directory of validation text; may be repeated. Without it, documents for validation
@@ -96,8 +96,8 @@ pub struct DataArgs {
     /// document [default: <|endoftext|>]
     #[arg(long, value_name = "TEXT", value_parser = values::separator, allow_hyphen_values = true)]
     pub split_on: Option<String>,
-    /// Column of a parquet file, or field of a JSON object, that holds the text; no input may then be
-    /// plain text [default: text]
+    /// Column of a parquet file, or field of a JSON object, that holds the text; no input may then
+    /// be plain text [default: text]
     #[arg(long, visible_alias = "json-field", value_name = "NAME", value_parser = values::name)]
     pub text_column: Option<String>,
     /// Leave out JSON objects and parquet rows that are not usable, and count them
@@ -108,8 +108,8 @@ pub struct DataArgs {
     /// runs of 5 words (112 bytes); tables have up to as much again free
     #[arg(long, value_parser = ["exact", "minhash"])]
     pub dedup: Option<String>,
-    /// Evaluation set (HellaSwag's .jsonl, any JSON, or text); may be repeated. Documents that have 13
-    /// words in a row from it are left out
+    /// Evaluation set (HellaSwag's .jsonl, any JSON, or text); may be repeated. Documents that have
+    /// 13 words in a row from it are left out
     #[arg(long, value_name = "FILE")]
     pub decontaminate: Vec<PathBuf>,
     /// Leave out documents of fewer characters
@@ -118,8 +118,8 @@ pub struct DataArgs {
     /// Leave out documents of more characters
     #[arg(long, value_name = "N", value_parser = values::count)]
     pub max_chars: Option<usize>,
-    /// Leave out documents with less than 80 % of their letters in these scripts, by Unicode's names:
-    /// latin,cyrillic,han …
+    /// Leave out documents with less than 80 % of their letters in these scripts, by Unicode's
+    /// names: latin,cyrillic,han …
     #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = values::name)]
     pub scripts: Vec<String>,
     /// Make <|endoftext|> within a document the end-of-text token instead of text
@@ -285,15 +285,15 @@ pub struct ConvertArgs {
     /// gpt2), HellaSwag questions (.jsonl), or tokens (.npy, a token shard)
     #[arg(value_name = "IN")]
     pub input: PathBuf,
-    /// Output file; its extension selects the format: .bin or .safetensors; .npy for the tokens of a
-    /// shard
+    /// Output file; its extension selects the format: .bin or .safetensors; .npy for the tokens of
+    /// a shard
     #[arg(value_name = "OUT")]
     pub output: PathBuf,
     /// Type of a model's parameters in OUT
     #[arg(long, default_value = "f32", value_parser = values::dtypes(&values::CPU_DTYPES))]
     pub dtype: Dtype,
-    /// IN is uint16 tokens without a header, such as nanoGPT's train.bin; if IN is a token shard, OUT
-    /// becomes that
+    /// IN is uint16 tokens without a header, such as nanoGPT's train.bin; if IN is a token shard,
+    /// OUT becomes that
     #[arg(long)]
     pub raw_tokens: bool,
     /// Replace OUT, and a config.json beside it, if they exist

@@ -45,8 +45,8 @@ pub struct RecipeFlags {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Files")]
 pub struct FileFlags {
-    /// Training shards: a file or a pattern with * and ?. Several are mixed by weight, and each starts
-    /// over when it is used up: 'web_*.bin=0.7,code_*.bin=0.3'
+    /// Training shards: a file or a pattern with * and ?. Several are mixed by weight, and each
+    /// starts over when it is used up: 'web_*.bin=0.7,code_*.bin=0.3'
     #[arg(id = "train data pattern", short = 'i', long = "input-bin", value_name = "PATTERN",
           value_parser = values::name,
           default_value = "dev/data/tinyshakespeare/tiny_shakespeare_train.bin")]
@@ -166,10 +166,10 @@ pub struct BatchFlags {
     #[arg(id = "total batch size", short = 'd', long = "total-batch-size", value_name = "TOKENS",
           value_parser = values::tokens)]
     pub total_batch_size: Option<usize>,
-    /// Order of the training text: shuffled by sequences of T tokens; by documents, which are put one
-    /// after another anew each epoch (reads all shards at the start; 8 bytes of memory per
-    /// document); by B*T tokens as llm.c does; or off for file order [default: sequences, or that of
-    /// the resumed run]
+    /// Order of the training text: shuffled by sequences of T tokens; by documents, which are put
+    /// one after another anew each epoch (reads all shards at the start; 8 bytes of memory per
+    /// document); by B*T tokens as llm.c does; or off for file order [default: sequences, or that
+    /// of the resumed run]
     #[arg(id = "shuffle", long = "shuffle", value_enum)]
     pub shuffle: Option<Shuffle>,
     /// Optimizer steps (-1 = one epoch)
