@@ -7,6 +7,7 @@ mod get;
 mod launch;
 pub mod logging;
 mod model;
+mod parity;
 mod roofline;
 mod scaling;
 pub mod trainer;

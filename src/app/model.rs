@@ -59,7 +59,7 @@ fn load(path: &Path) -> Result<ModelFile> {
 }
 
 /// Finds the model at `path`, or where there is nothing, the model of the hub that has this name.
-fn find(path: &Path) -> Result<FoundModel> {
+pub(super) fn find(path: &Path) -> Result<FoundModel> {
     let name = path.to_str().filter(|name| hub::is_model_name(name) && !path.exists());
     let folder = name.map(|name| hub::model(name, 0)).transpose()?;
     checkpoint::find_model(folder.as_deref().unwrap_or(path))

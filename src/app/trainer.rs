@@ -29,6 +29,7 @@ pub fn main(program: Program) -> ExitCode {
     let status = super::run(program.name(), parsed, |args| {
         logging::name_rank(&args.process);
         lifeline::follow(&variable);
+        args.notes.iter().filter(|_| args.process.is_rank0()).for_each(|note| log::info!("{note}"));
         let finish = run(&args)?;
         ended = true;
         Ok(match finish {

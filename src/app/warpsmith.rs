@@ -1,6 +1,6 @@
 //! The program `warpsmith`: one command per task around training.
 
-use super::{corpus, get, launch, logging, model, print, roofline, scaling};
+use super::{corpus, get, launch, logging, model, parity, print, roofline, scaling};
 use crate::cli::flags::warpsmith::{FlagsArgs, PlotArgs, Tool, parse};
 use crate::device::open::start_threads;
 use anyhow::Result;
@@ -16,6 +16,7 @@ pub fn main() -> ExitCode {
             Tool::Sample(args) => model::sample(&args)?,
             Tool::Eval(args) => model::eval(&args)?,
             Tool::Convert(args) => model::convert(&args)?,
+            Tool::Parity(args) => return parity::parity(&args),
             Tool::Plot(args) => plot(&args)?,
             Tool::Roofline(args) => roofline::roofline(&args)?,
             Tool::Scaling(args) => scaling::scaling(&args)?,

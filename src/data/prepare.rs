@@ -115,13 +115,13 @@ pub struct Mixed {
 /// The result of [`prepare`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct PrepareReport {
-    /// Bytes of the inputs that were read, compressed if they are.
+    /// Bytes of the inputs, compressed if they are; of a mix, those of its text.
     pub input_bytes: u64,
     /// Documents that were kept.
     pub documents: u64,
     /// Places where text was split, because it has `<|endoftext|>` there.
     pub end_of_text_marks: u64,
-    /// What was left out, by reason.
+    /// The documents left out, by reason.
     pub removed: Vec<Removed>,
     /// Texts of evaluation sets to decontaminate, and how many of them are too short for that.
     pub evaluation_texts: (u64, u64),
@@ -166,6 +166,10 @@ pub fn prepare(options: &PrepareOptions, progress: &dyn Fn(u64, u64)) -> Result<
     run.write_given_validation(inputs.val)?;
     let mixed = run.write_text(&inputs.parts, inputs.sources, filter.as_mut())?;
     let mut report = run.publish(&stale)?;
+    if !mixed.is_empty() {
+        // How far the others were read ahead is a matter of time.
+        report.input_bytes = mixed.iter().map(|part| part.bytes).sum();
+    }
     report.mixed = mixed;
     report.evaluation_texts = filter.as_ref().map(Filter::evaluation_texts).unwrap_or_default();
     report.removed = filter.map(Filter::finish).unwrap_or_default();
@@ -271,7 +275,7 @@ impl<'a> Run<'a> {
         progress: &'a dyn Fn(u64, u64),
     ) -> Self {
         let draw = inputs.val.is_empty().then(|| Draw::new(val_tokens, options.seed));
-        // What is drawn makes one shard.
+        // The drawn text makes one shard.
         let val_size = if draw.is_some() { i32::MAX as u64 } else { options.shard_size };
         Run {
             options,
@@ -309,8 +313,8 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Writes the text of all parts, document by document from the part that lags behind most, until
-    /// one is used up. Returns what came from each, if there are several.
+    /// Writes the text of all parts, document by document from the part that lags behind most,
+    /// until one is used up. Returns what came from each, if there are several.
     fn write_text(
         &mut self,
         parts: &[Part],

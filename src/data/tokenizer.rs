@@ -1,17 +1,19 @@
 //! Text to tokens and back.
 
+mod bpe;
 mod id;
 pub mod llmc_file;
 mod stream;
 mod vocabulary;
+mod words;
 
 pub use id::{TokenizerId, VOCAB_MAX};
 pub use stream::TextStream;
 pub use vocabulary::Vocabulary;
 
+use bpe::Bpe;
 use std::fmt;
 use std::sync::{Arc, LazyLock};
-use tiktoken_rs::CoreBPE;
 
 /// The characters of the end-of-text token of GPT-2. In a text they are text, unless a caller of
 /// [`Tokenizer::encode`] says otherwise.
@@ -25,20 +27,22 @@ struct Inner {
     name: String,
     id: TokenizerId,
     vocabulary: Vocabulary,
-    encoder: &'static CoreBPE,
+    encoder: Bpe,
 }
 
 impl Tokenizer {
     /// Returns GPT-2's, which is built in.
     pub fn gpt2() -> Tokenizer {
         static GPT2: LazyLock<Tokenizer> = LazyLock::new(|| {
-            static ENCODER: LazyLock<CoreBPE> =
-                LazyLock::new(|| tiktoken_rs::r50k_base().expect("the vocabulary is part of the program"));
-            let (id, encoder) = (TokenizerId::GPT2, &*ENCODER);
+            let library = tiktoken_rs::r50k_base().expect("the vocabulary is part of the program");
+            let id = TokenizerId::GPT2;
             let mut vocabulary = Vocabulary::default();
             for token in 0..id.vocab_size {
-                vocabulary.push(&encoder.decode_bytes(&[token]).expect("GPT-2's ids have no gaps"));
+                vocabulary.push(&library.decode_bytes(&[token]).expect("GPT-2's ids have no gaps"));
             }
+            let ordinary = (0..id.vocab_size).filter(|&token| token != id.eot);
+            let bytes = |token| vocabulary.token_bytes(token).expect("below the size").to_vec();
+            let encoder = Bpe::new(ordinary.map(|token| (bytes(token), token)).collect(), library);
             Tokenizer(Arc::new(Inner { name: "gpt2".to_owned(), id, vocabulary, encoder }))
         });
         GPT2.clone()
@@ -85,7 +89,7 @@ impl Tokenizer {
 
     /// Encodes `text`, in which special tokens are text.
     pub fn encode_ordinary(&self, text: &str) -> Vec<u32> {
-        self.0.encoder.encode_ordinary(text)
+        self.0.encoder.encode(text)
     }
 
     /// Encodes `text`, in which the end-of-text token is that token.

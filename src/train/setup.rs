@@ -14,7 +14,9 @@ use super::stop::Stop;
 use super::trace;
 use crate::checkpoint::{self, ModelFile, Saved};
 use crate::cli::ModelSource;
-use crate::cli::flags::trainer::{CudaGraphs, EvalFlags, OptimFlags, Shuffle, TrainArgs};
+use crate::cli::flags::trainer::{
+    CudaGraphs, DEFAULT_MODEL, EvalFlags, FileFlags, OptimFlags, Shuffle, TrainArgs,
+};
 use crate::config::ModelConfig;
 use crate::data::tokenizer::Tokenizer;
 use crate::device::open::DeviceName;
@@ -28,8 +30,8 @@ use crate::parallel::environment::Process;
 use crate::params::ParamLayout;
 use crate::replica::peers::Peers;
 use crate::replica::{ReplicaOptions, ReplicaPlan};
-use crate::report::LOGS;
 use crate::report::progress::saying;
+use crate::report::{LOGS, LogStyle, NANOGPT_LOG};
 use crate::sharding::{Partition, Sharding, ZeroStage};
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
@@ -64,7 +66,7 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
     check_questions(&data, &config, &peers.process)?;
     start.check_step(schedule.total_steps)?;
     trace.iter().try_for_each(|trace| trace.check_steps(schedule.total_steps, start.resumed_step()))?;
-    let mut report = Report::new(schedule.total_steps, quiet);
+    let mut report = Report::new(schedule.total_steps, quiet, args.files.log_style);
     announce(&mut report, args, &start, &data, &peers, &plan, dev.as_mut())?;
     let first_step = start.resumed_step().unwrap_or(0);
     let settings = resume::settings(args, &schedule, &data)?;
@@ -82,7 +84,7 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
             args.deadline().filter(|_| args.process.is_rank0()),
             checkpoint_time(&config),
         ),
-        files: args.files.clone(),
+        files: files_of(args),
         eval: args.eval.clone(),
         gpu_info_every: args.gpu.gpu_info_every,
         resumed_step: start.resumed_step(),
@@ -122,6 +124,15 @@ pub fn fetch_model(args: &TrainArgs) -> Result<()> {
     let dir = args.files.output_dir.as_deref().filter(|_| args.files.resume);
     let resumes = dir.map(checkpoint::steps).transpose()?.is_some_and(|steps| !steps.is_empty());
     if resumes { Ok(()) } else { model_of_hub(&name, &args.process).map(drop) }
+}
+
+/// What the run writes: without training there is nothing to save.
+fn files_of(args: &TrainArgs) -> FileFlags {
+    let mut files = args.files.clone();
+    if args.compat.inference_only {
+        files.checkpoint_every = 0;
+    }
+    files
 }
 
 /// Locks the output directory, if this process writes to one.
@@ -191,9 +202,18 @@ fn replica_options(
         model,
         hyper: hyper_params(&args.optim),
         use_master_weights: args.gpu.use_master_weights,
-        // No sample is longer than `sample_len`, so neither is the cache.
-        decode_context: (args.eval.sample_every > 0).then(|| args.eval.sample_len.clamp(1, maxT)),
+        decode_context: (args.eval.sample_every > 0).then(|| sample_context(args, data, maxT)),
     })
+}
+
+/// Positions of the longest sample, as far as the model has them: the prompt, or the token that
+/// stands for none, and the new tokens.
+fn sample_context(args: &TrainArgs, data: &Data, maxT: usize) -> usize {
+    let tokens = args.eval.prompt.as_deref().map_or(0, |prompt| data.tokenizer.encode(prompt).len());
+    if tokens > maxT && args.process.is_rank0() {
+        log::warn!("--prompt: it has {tokens} tokens; the model reads only the last {maxT}");
+    }
+    (tokens.max(1) + args.eval.sample_len).min(maxT)
 }
 
 /// Refuses samples, which start from the end-of-text token, if the model lacks that token.
@@ -229,12 +249,19 @@ impl Start {
                 return Ok(Start::Resume(Box::new(saved)));
             }
             if !files.resume {
-                checkpoint::ensure_fresh(dir, &LOGS)?;
+                let nanogpt = files.log_style == LogStyle::Nanogpt;
+                let logs: Vec<_> = LOGS.into_iter().chain(nanogpt.then_some(NANOGPT_LOG)).collect();
+                checkpoint::ensure_fresh(dir, &logs)?;
             }
         }
         Ok(match args.model_source()? {
             ModelSource::Shape(config) => Start::Random(config),
             ModelSource::File(path) => {
+                ensure!(
+                    path.exists() || args.model.source != DEFAULT_MODEL,
+                    "-e/--model: llm.c's default, {DEFAULT_MODEL}, is not here; begin with `make train`, or with \
+                     shards and a shape, such as -i 'data/*_train_*.bin' -j 'data/*_val_*.bin' -e d12"
+                );
                 ensure!(
                     path.exists(),
                     "-e/--model: no file {}; give a model file, its folder, a shape such as d12, or a model of the \

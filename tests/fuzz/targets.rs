@@ -8,7 +8,7 @@ use std::cell::OnceCell;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use warpsmith::checkpoint::{self, Checkpoint, ModelFile, Source, State, TensorKind};
+use warpsmith::checkpoint::{self, Checkpoint, DebugState, ModelFile, Source, State, TensorKind};
 use warpsmith::cli::Program;
 use warpsmith::cli::flags::{trainer, warpsmith as tools};
 use warpsmith::config::ModelConfig;
@@ -46,6 +46,7 @@ pub const TARGETS: &[Target] = &[
         run: model_bin,
         cost: 20,
     },
+    Target { name: "debug_state", seeds: || vec![seed_debug_state()], run: debug_state, cost: 20 },
     Target { name: "safetensors", seeds: || vec![export("model.safetensors")], run: safetensors, cost: 60 },
     Target { name: "config_json", seeds: || vec![export("config.json")], run: config_json, cost: 60 },
     Target { name: "index_json", seeds: || vec![INDEX.into()], run: index_json, cost: 60 },
@@ -173,6 +174,23 @@ fn model_bin(bytes: &[u8]) -> bool {
     let path = directory().join("model.bin");
     write(&path, bytes);
     judge(checkpoint::load_model(&path), "model.bin")
+}
+
+fn seed_debug_state() -> Vec<u8> {
+    let (path, config) = (directory().join("seed_state.bin"), model().config);
+    let _ = fs::remove_file(&path);
+    let (B, T) = (2, 3);
+    let tokens: Vec<i32> = (0..6).collect();
+    let (logits, grads) = (vec![0.5; 6 * config.V], vec![0.25; ParamLayout::new(&config).len()]);
+    let state = DebugState { B, T, inputs: tokens.clone(), targets: tokens, logits, loss: 1.0, grads };
+    state.write(&path).unwrap();
+    fs::read(path).unwrap()
+}
+
+fn debug_state(bytes: &[u8]) -> bool {
+    let path = directory().join("state.bin");
+    write(&path, bytes);
+    judge(DebugState::read(&path, &model().config), "state.bin")
 }
 
 /// A file of an export to Hugging Face's format.

@@ -1,6 +1,7 @@
 //! The command line of `warpsmith`.
 
 mod get;
+mod parity;
 mod scaling;
 
 use crate::cli::{Parsed, parse, values};
@@ -11,6 +12,7 @@ use crate::tensor::Dtype;
 use anyhow::{Result, ensure};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 pub use get::GetArgs;
+pub use parity::ParityArgs;
 pub use scaling::ScalingArgs;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -41,6 +43,9 @@ pub enum Tool {
     /// Convert a model between llm.c's .bin and Hugging Face safetensors, or to llm.c's .bin:
     /// HellaSwag's .jsonl, tokens of other programs
     Convert(ConvertArgs),
+    /// Compare logits, loss, gradients and ten steps with those of PyTorch in a debug state of llm.c.
+    /// Exit status 1 if they differ
+    Parity(ParityArgs),
     /// Plot a run from its metrics.jsonl
     Plot(PlotArgs),
     /// Predict the time of a training step on a GPU, kernel by kernel, next to measured times
@@ -72,8 +77,8 @@ pub struct DataArgs {
     /// Tokens per training shard; the last may have fewer
     #[arg(long, value_name = "TOKENS", default_value = "100000000", value_parser = values::tokens)]
     pub shard_size: usize,
-    /// Form of the shards: llm.c's .bin, NumPy's .npy (build-nanogpt), or raw for nanoGPT's train.bin
-    /// and val.bin, without a header
+    /// Form of the shards: llm.c's .bin, NumPy's .npy (build-nanogpt), or raw for nanoGPT's
+    /// train.bin and val.bin, without a header
     #[arg(long, default_value = "bin", value_parser = ["bin", "npy", "raw"])]
     pub format: String,
     /// File or directory of validation text; may be repeated. Without it, documents for validation
@@ -91,8 +96,8 @@ pub struct DataArgs {
     /// document [default: <|endoftext|>]
     #[arg(long, value_name = "TEXT", value_parser = values::separator, allow_hyphen_values = true)]
     pub split_on: Option<String>,
-    /// Column of a parquet file, or field of a JSON object, that holds the text; no input may then be
-    /// plain text [default: text]
+    /// Column of a parquet file, or field of a JSON object, that holds the text; no input may then
+    /// be plain text [default: text]
     #[arg(long, visible_alias = "json-field", value_name = "NAME", value_parser = values::name)]
     pub text_column: Option<String>,
     /// Leave out JSON objects and parquet rows that are not usable, and count them
@@ -103,8 +108,8 @@ pub struct DataArgs {
     /// runs of 5 words (112 bytes); tables have up to as much again free
     #[arg(long, value_parser = ["exact", "minhash"])]
     pub dedup: Option<String>,
-    /// Evaluation set (HellaSwag's .jsonl, any JSON, or text); may be repeated. Documents that have 13
-    /// words in a row from it are left out
+    /// Evaluation set (HellaSwag's .jsonl, any JSON, or text); may be repeated. Documents that have
+    /// 13 words in a row from it are left out
     #[arg(long, value_name = "FILE")]
     pub decontaminate: Vec<PathBuf>,
     /// Leave out documents of fewer characters
@@ -113,8 +118,8 @@ pub struct DataArgs {
     /// Leave out documents of more characters
     #[arg(long, value_name = "N", value_parser = values::count)]
     pub max_chars: Option<usize>,
-    /// Leave out documents with less than 80 % of their letters in these scripts, by Unicode's names:
-    /// latin,cyrillic,han …
+    /// Leave out documents with less than 80 % of their letters in these scripts, by Unicode's
+    /// names: latin,cyrillic,han …
     #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = values::name)]
     pub scripts: Vec<String>,
     /// Make <|endoftext|> within a document the end-of-text token instead of text
@@ -280,15 +285,15 @@ pub struct ConvertArgs {
     /// gpt2), HellaSwag questions (.jsonl), or tokens (.npy, a token shard)
     #[arg(value_name = "IN")]
     pub input: PathBuf,
-    /// Output file; its extension selects the format: .bin or .safetensors; .npy for the tokens of a
-    /// shard
+    /// Output file; its extension selects the format: .bin or .safetensors; .npy for the tokens of
+    /// a shard
     #[arg(value_name = "OUT")]
     pub output: PathBuf,
     /// Type of a model's parameters in OUT
     #[arg(long, default_value = "f32", value_parser = values::dtypes(&values::CPU_DTYPES))]
     pub dtype: Dtype,
-    /// IN is uint16 tokens without a header, such as nanoGPT's train.bin; if IN is a token shard, OUT
-    /// becomes that
+    /// IN is uint16 tokens without a header, such as nanoGPT's train.bin; if IN is a token shard,
+    /// OUT becomes that
     #[arg(long)]
     pub raw_tokens: bool,
     /// Replace OUT, and a config.json beside it, if they exist
@@ -392,6 +397,7 @@ impl Tool {
                 );
             }
             Tool::Sample(args) => args.numbers.check()?,
+            Tool::Parity(args) => args.numbers.check()?,
             Tool::Roofline(RooflineArgs { step, kernel: None }) | Tool::Scaling(ScalingArgs { step, .. }) => {
                 ensure!(step.model.is_some(), "-e/--model: missing; --help says what it is");
             }
@@ -510,6 +516,13 @@ mod tests {
         let Tool::Convert(a) = ok("convert a.bin b.safetensors --dtype float32") else { panic!() };
         assert_eq!((a.input.to_str(), a.output.to_str()), (Some("a.bin"), Some("b.safetensors")));
         assert_eq!(a.dtype, Dtype::F32);
+        let Tool::Parity(a) = ok("parity --debug-state a/gpt2_d12_debug_state.bin --losses 2,1.5") else {
+            panic!()
+        };
+        assert_eq!((a.model(), a.losses), (PathBuf::from("a/gpt2_d12.bin"), vec![2.0, 1.5]));
+        assert!(
+            matches!(ok("parity --debug-state d -e m"), Tool::Parity(a) if a.model() == PathBuf::from("m"))
+        );
         assert!(matches!(ok("plot log"), Tool::Plot(a) if a.dir.to_str() == Some("log")));
         let Tool::Roofline(a) = ok("roofline -e d12 -b 64 -d 524288 --gpu A100 -r 0") else { panic!() };
         let step = &a.step;
@@ -538,12 +551,12 @@ mod tests {
         let cases = [
             (
                 "",
-                "no command given; expected get, data, stories, sample, eval, convert, plot, roofline, scaling, launch",
+                "no command given; expected get, data, stories, sample, eval, convert, parity, plot, roofline, scaling, launch",
             ),
             ("dat", "dat: unknown command; did you mean data?"),
             (
                 "xyz",
-                "xyz: unknown command; expected get, data, stories, sample, eval, convert, plot, roofline, scaling, launch",
+                "xyz: unknown command; expected get, data, stories, sample, eval, convert, parity, plot, roofline, scaling, launch",
             ),
             ("data -o x", "<INPUT>...: missing; --help says what it is"),
             ("data a", "-o/--output: missing; --help says what it is"),
@@ -567,6 +580,8 @@ mod tests {
                 "data a -o x --split-on \\q",
                 "--split-on: expected \\n, \\r, \\t or \\\\ after a backslash, found \\q",
             ),
+            ("parity", "--debug-state: missing; --help says what it is"),
+            ("parity --debug-state d --losses 1,x", "--losses: expected a number of at least 0, found x"),
             ("eval -e m", "eval: nothing to measure; give --val PATTERN or --hellaswag FILE"),
             ("eval -e m --hellaswag h -m 3", "-m/--max-batches: limits --val, which is not given"),
             ("roofline", "-e/--model: missing; --help says what it is"),

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 const BATCH_BYTES: usize = if cfg!(test) { 1 << 14 } else { 1 << 20 };
 
 /// Bytes of text that wait to be used, of all threads together.
-const AHEAD_BYTES: usize = 1 << 26;
+const AHEAD_BYTES: usize = 1 << 25;
 
 /// Most threads that read: decompression is ten times as fast as tokenization.
 const MOST_THREADS: usize = 8;
@@ -27,7 +27,7 @@ enum Unit {
     RowGroup(Arc<ParquetFile>, usize),
 }
 
-/// What is left to read, and where to announce it.
+/// The sources that are left to read, and the place to announce them.
 struct Units {
     sources: VecDeque<Source>,
     /// Row groups of the file that is open.
@@ -42,7 +42,7 @@ struct Units {
 pub(in crate::data) struct ReadAhead {
     units: Receiver<Reader>,
     current: Option<Reader>,
-    /// What was found in the units that have been used.
+    /// Findings in the units that have been used.
     pub notes: Notes,
 }
 
