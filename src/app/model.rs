@@ -2,7 +2,7 @@
 
 use crate::app::{corpus, note, print};
 use crate::checkpoint::{self, FoundModel, ModelFile};
-use crate::cli::flags::warpsmith::{ConvertArgs, EvalArgs, NumberArgs, SampleArgs};
+use crate::cli::flags::warpsmith::{ConvertArgs, EvalArgs, NumberArgs, STORED, SampleArgs};
 use crate::config::ModelConfig;
 use crate::data::imported;
 use crate::data::loader::{DataLoader, LoaderOptions, Sample};
@@ -23,7 +23,7 @@ use crate::sharding::Sharding;
 use crate::tensor::{Dtype, MemoryPlan};
 use crate::words::count;
 use anyhow::{Result, ensure};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A model on a device, with its weights in place.
 struct Loaded<M> {
@@ -59,7 +59,7 @@ fn load(path: &Path) -> Result<ModelFile> {
 }
 
 /// Finds the model at `path`, or where there is nothing, the model of the hub that has this name.
-fn find(path: &Path) -> Result<FoundModel> {
+pub(super) fn find(path: &Path) -> Result<FoundModel> {
     let name = path.to_str().filter(|name| hub::is_model_name(name) && !path.exists());
     let folder = name.map(|name| hub::model(name, 0)).transpose()?;
     checkpoint::find_model(folder.as_deref().unwrap_or(path))
@@ -125,8 +125,11 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     config.check_batch(args.batch_size, T)?;
     let shape = BatchShape { B: args.batch_size, T };
     let loader = args.val.as_deref().map(|pattern| open_validation(pattern, shape, &config)).transpose()?;
-    let questions =
-        args.hellaswag.as_ref().map(|path| HellaSwag::open(path, &Tokenizer::gpt2())).transpose()?;
+    let questions = args
+        .hellaswag
+        .as_deref()
+        .map(|path| HellaSwag::open(questions_at(path), &Tokenizer::gpt2()))
+        .transpose()?;
     if let Some(warning) = questions.as_ref().map(|q| q.check(&config)).transpose()?.flatten() {
         log::warn!("{warning}");
     }
@@ -152,6 +155,12 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         answer_hellaswag(&mut loaded, &questions, &mut results)?;
     }
     results.finish()
+}
+
+/// The path of the questions, or of those that `warpsmith get hellaswag` has stored.
+fn questions_at(path: &Path) -> PathBuf {
+    let is_stored = path == Path::new(STORED) && !path.exists();
+    is_stored.then(hub::stored_hellaswag).flatten().unwrap_or_else(|| path.to_owned())
 }
 
 /// Results, printed as they come and written to the file of `-o` at the end.

@@ -7,6 +7,7 @@ pub mod imported;
 pub mod loader;
 mod order;
 pub mod prepare;
+pub mod remote;
 pub mod shard;
 pub mod stories;
 pub mod tokenizer;

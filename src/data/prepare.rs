@@ -14,6 +14,7 @@ mod stream;
 pub use crate::data::documents::Split;
 use crate::data::documents::{Format, Notes, Piece, ReadAhead, Source, find_sources};
 use crate::data::filter::{Filter, FilterOptions, Removed};
+use crate::data::remote::{self, Remote, is_remote};
 use crate::data::shard::ShardFormat;
 use crate::data::tokenizer::Tokenizer;
 use crate::words::count;
@@ -24,7 +25,7 @@ use folder::Folder;
 use mix::{Part, Shares};
 use shards::Shards;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use stream::Stream;
@@ -43,7 +44,7 @@ const MOST_VAL_TOKENS: u64 = 1 << 24;
 pub struct PrepareOptions {
     /// Text, JSON and parquet files, folders of them, patterns, or `-` for standard input. Files
     /// may be compressed. With weights, `PATH=WEIGHT`, they are mixed; otherwise they are read one
-    /// after another.
+    /// after another. What [`remote`](Self::remote) fetches has a name such as `hub:NAME`.
     pub inputs: Vec<PathBuf>,
     /// Files of validation text. Without any, validation documents are drawn from `inputs`.
     pub val: Vec<PathBuf>,
@@ -72,6 +73,8 @@ pub struct PrepareOptions {
     pub seed: u64,
     /// Whether to replace shards of that name.
     pub force: bool,
+    /// What fetches inputs that are not here.
+    pub remote: Option<Arc<dyn Remote>>,
 }
 
 impl PrepareOptions {
@@ -93,6 +96,7 @@ impl PrepareOptions {
             val_tokens: None,
             seed: DEFAULT_SEED,
             force: false,
+            remote: None,
         }
     }
 }
@@ -186,10 +190,10 @@ impl Inputs {
         let is_own = folder::own_shards(&options.output, &options.name, options.format);
         let parts = mix::parts(&options.inputs)?;
         let sources: Vec<Vec<Source>> =
-            parts.iter().map(|part| find_sources(&part.inputs, &is_own)).collect::<Result<_>>()?;
+            parts.iter().map(|part| find_all(options, &part.inputs, &is_own)).collect::<Result<_>>()?;
         let val = match options.val.is_empty() {
             true => Vec::new(),
-            false => find_sources(&options.val, &is_own).context("--val")?,
+            false => find_all(options, &options.val, &is_own).context("--val")?,
         };
         let format = format_of(options);
         for source in sources.iter().flatten().chain(&val) {
@@ -217,6 +221,25 @@ impl Inputs {
         let default = || default_val_tokens(self.bytes, options.shard_size);
         Ok(options.val_tokens.unwrap_or_else(default))
     }
+}
+
+/// Lists the files of inputs, those that are fetched and those that are here, in their order.
+fn find_all(
+    options: &PrepareOptions,
+    inputs: &[PathBuf],
+    is_own: &dyn Fn(&Path) -> bool,
+) -> Result<Vec<Source>> {
+    let mut sources = Vec::new();
+    for alike in inputs.chunk_by(|a, b| is_remote(a) == is_remote(b)) {
+        if !is_remote(&alike[0]) {
+            sources.extend(find_sources(alike, is_own)?);
+            continue;
+        }
+        for input in alike {
+            sources.extend(remote::sources(input, options.remote.as_ref())?);
+        }
+    }
+    Ok(sources)
 }
 
 fn format_of(options: &PrepareOptions) -> Format {

@@ -64,8 +64,9 @@ pub enum Tool {
 #[derive(Args, Clone, Debug)]
 pub struct DataArgs {
     /// Text files, JSON lines, JSON arrays, any of these as .gz or .zst, parquet files, directories
-    /// of them, patterns, or - for standard input. INPUT=WEIGHT mixes inputs by weight, in bytes of
-    /// text, until one is used up: web/=0.7 'code/*.parquet=0.3'
+    /// of them, patterns, or - for standard input. hub:NAME and hf://datasets/OWNER/NAME/FILE are
+    /// fetched, as by `warpsmith get`, and tokenized as they arrive. INPUT=WEIGHT mixes inputs by
+    /// weight, in bytes of text, until one is used up: web/=0.7 'code/*.parquet=0.3'
     #[arg(required = true, value_name = "INPUT")]
     pub inputs: Vec<PathBuf>,
     /// Directory for the shards; created if missing
@@ -222,14 +223,18 @@ pub struct SampleArgs {
     pub numbers: NumberArgs,
 }
 
+/// Stands for the questions that `warpsmith get hellaswag` has stored.
+pub const STORED: &str = "hellaswag";
+
 #[derive(Args, Clone, Debug)]
 pub struct EvalArgs {
     /// Model: a .bin or .safetensors file, the directory of a run, or one of the hub, such as gpt2
     /// or OWNER/NAME
     #[arg(short = 'e', long, value_name = "PATH")]
     pub model: PathBuf,
-    /// HellaSwag questions: llm.c's .bin or the original .jsonl
-    #[arg(long, value_name = "FILE")]
+    /// HellaSwag questions: llm.c's .bin or the original .jsonl; without FILE, those of `warpsmith
+    /// get hellaswag`
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = STORED)]
     pub hellaswag: Option<PathBuf>,
     /// Validation shards: a file or a pattern with * and ?
     #[arg(short = 'j', long, value_name = "PATTERN", value_parser = values::name)]
@@ -413,6 +418,7 @@ impl Tool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hub::RepoKind;
     use crate::sharding::ZeroStage;
 
     fn argv(line: &str) -> Vec<String> {
@@ -464,6 +470,21 @@ mod tests {
         assert_eq!((a.text_column.as_deref(), a.min_chars, a.max_chars), (Some("c"), Some(9), Some(99)));
         assert_eq!((a.decontaminate.len(), a.scripts), (1, vec!["latin".to_owned(), "greek".to_owned()]));
         assert!(parse(argv("data a -o out --val v --val-tokens 9")).is_err());
+    }
+
+    #[test]
+    fn get_reads_its_arguments() {
+        let Tool::Get(a) =
+            ok("get a/b tinystories -o d --copy --include x --include y* --jobs 2 --repo-type dataset")
+        else {
+            panic!()
+        };
+        assert_eq!(
+            (a.names, a.include),
+            (vec!["a/b".into(), "tinystories".into()], vec!["x".into(), "y*".into()])
+        );
+        assert_eq!((a.copy, a.jobs, a.retries, a.repo_type), (true, 2, 5, RepoKind::Dataset));
+        assert!(matches!(ok("get --list"), Tool::Get(a) if a.list && a.names.is_empty()));
     }
 
     #[test]
@@ -550,6 +571,9 @@ mod tests {
             ),
             ("data -o x", "<INPUT>...: missing; --help says what it is"),
             ("data a", "-o/--output: missing; --help says what it is"),
+            ("get", "<NAME>...: missing; --help says what it is"),
+            ("get a --jobs 0", "--jobs: expected a whole number of at least 1, found 0"),
+            ("get a --repo-type space", "--repo-type: expected model or dataset, found space"),
             ("sample", "-e/--model: missing; --help says what it is"),
             ("sample -e m --top-p 0", "--top-p: expected a number above 0 and at most 1, found 0"),
             ("sample -e m --temperature -1", "--temperature: expected a number of at least 0, found -1"),

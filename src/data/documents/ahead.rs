@@ -133,21 +133,25 @@ impl Units {
 }
 
 impl Source {
-    /// Checks what can be checked without reading the text: that a parquet file has the column.
+    /// Checks what can be checked without reading the text: that a parquet file has the column. A
+    /// file that is not here yet is not looked at.
     ///
     /// # Errors
     /// Those of [`ParquetFile::open`].
     pub(in crate::data) fn check(&self, format: &Format) -> Result<()> {
-        self.open_parquet(format).map(drop)
+        if self.remote.is_some() { Ok(()) } else { self.open_parquet(format).map(drop) }
     }
 
-    /// Opens the file if it is a parquet file.
+    /// Opens the file if it is a parquet file, once it is here.
     ///
     /// # Errors
     /// Those of [`ParquetFile::open`].
     fn open_parquet(&self, format: &Format) -> Result<Option<ParquetFile>> {
         if self.path.as_os_str() == "-" {
             return Ok(None);
+        }
+        if let Some(remote) = &self.remote {
+            remote.wait(&self.path)?;
         }
         let mut head = Vec::new();
         let (file, _) = files::open(&self.path)?;

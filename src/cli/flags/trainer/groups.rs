@@ -16,6 +16,16 @@ use std::path::PathBuf;
 /// llm.c's default for `-e`.
 pub const DEFAULT_MODEL: &str = "gpt2_124M_bf16.bin";
 
+/// llm.c's default for the questions.
+pub const DEFAULT_HELLASWAG: &str = "dev/data/hellaswag/hellaswag_val.bin";
+
+/// The data of the presets: their directory, their prefix, and the name that `warpsmith get` knows
+/// their text by.
+pub const PRESET_DATA: [(&str, &str, &str); 2] = [
+    ("dev/data/edu_fineweb10B", "edu_fineweb", "fineweb-edu"),
+    ("dev/data/fineweb10B", "fineweb", "fineweb"),
+];
+
 /// Heading of the flags that only a GPU honors.
 pub(super) const GPU_HEADING: &str = "GPU only";
 
@@ -282,12 +292,13 @@ pub struct EvalFlags {
           value_parser = values::switch,
           action = ArgAction::Set, default_value = "0")]
     pub hellaswag_eval: bool,
-    /// HellaSwag questions in llm.c's format
+    /// HellaSwag questions: llm.c's .bin or the original .jsonl; where the default is missing, those
+    /// of `warpsmith get hellaswag`
     #[arg(
         id = "hellaswag_data",
         long = "hellaswag-data",
         value_name = "FILE",
-        default_value = "dev/data/hellaswag/hellaswag_val.bin"
+        default_value = DEFAULT_HELLASWAG
     )]
     pub hellaswag_data: PathBuf,
 }
