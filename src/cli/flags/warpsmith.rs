@@ -30,7 +30,8 @@ struct Tools {
 /// A command.
 #[derive(Subcommand, Clone, Debug)]
 pub enum Tool {
-    /// Fetch datasets and models from the Hugging Face hub, resuming where an earlier download ended
+    /// Fetch datasets and models from the Hugging Face hub, resuming where an earlier download
+    /// ended
     Get(GetArgs),
     /// Tokenize text into shards for training and validation
     Data(DataArgs),
@@ -43,8 +44,8 @@ pub enum Tool {
     /// Convert a model between llm.c's .bin and Hugging Face safetensors, or to llm.c's .bin:
     /// HellaSwag's .jsonl, tokens of other programs
     Convert(ConvertArgs),
-    /// Compare logits, loss, gradients and ten steps with those of PyTorch in a debug state of llm.c.
-    /// Exit status 1 if they differ
+    /// Compare logits, loss, gradients and ten steps with those of PyTorch in a debug state of
+    /// llm.c. Exit status 1 if they differ
     Parity(ParityArgs),
     /// Plot a run from its metrics.jsonl
     Plot(PlotArgs),
@@ -459,6 +460,16 @@ mod tests {
         assert_eq!((a.inputs[0].to_str(), a.split_on.as_deref()), (Some("-"), Some("---")));
         assert_eq!((a.shard_size, a.val_tokens, a.name.as_str()), (100_000_000, None, "data"));
         assert_eq!((a.text_column, a.force, a.skip_bad_lines, a.allow_special), (None, false, false, false));
+        assert_eq!((a.format.as_str(), a.seed, a.dedup, a.val.len()), ("bin", 42, None, 0));
+
+        let line = "data a=0.7 b=0.3 -o out --val v --val w --seed 7 --format npy --dedup minhash --text-column c \
+                    --decontaminate h.jsonl --min-chars 9 --max-chars 99 --scripts latin,greek";
+        let Tool::Data(a) = ok(line) else { panic!() };
+        assert_eq!(a.val, [PathBuf::from("v"), PathBuf::from("w")]);
+        assert_eq!((a.format.as_str(), a.seed, a.dedup.as_deref()), ("npy", 7, Some("minhash")));
+        assert_eq!((a.text_column.as_deref(), a.min_chars, a.max_chars), (Some("c"), Some(9), Some(99)));
+        assert_eq!((a.decontaminate.len(), a.scripts), (1, vec!["latin".to_owned(), "greek".to_owned()]));
+        assert!(parse(argv("data a -o out --val v --val-tokens 9")).is_err());
     }
 
     #[test]
