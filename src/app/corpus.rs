@@ -18,7 +18,7 @@ pub fn data(args: &DataArgs) -> Result<()> {
     let report = prepare_with_progress(&PrepareOptions {
         inputs: args.inputs.clone(),
         output: args.output.clone(),
-        tokenizer: Tokenizer::gpt2(),
+        tokenizer: Tokenizer::open(&args.tokenizer).context("--tokenizer")?,
         name: args.name.clone(),
         split: match args.split_on.as_deref() {
             None => Split::EndOfText,
@@ -74,9 +74,10 @@ pub fn convert_tokens(args: &ConvertArgs) -> Result<()> {
 const MEASURED_STORIES: u64 = 200;
 
 pub fn stories(args: &StoriesArgs) -> Result<()> {
+    let tokenizer = Tokenizer::open(&args.tokenizer).context("--tokenizer")?;
     let amount = match args.amount() {
         Amount::Stories(count) => count as u64,
-        Amount::Tokens(tokens) => stories_for(tokens, args.seed),
+        Amount::Tokens(tokens) => stories_for(tokens, args.seed, &tokenizer),
     };
     if args.is_text() {
         refuse_to_replace(&args.output, args.force)?;
@@ -93,7 +94,7 @@ pub fn stories(args: &StoriesArgs) -> Result<()> {
     let report = prepare_with_progress(&PrepareOptions {
         inputs: vec![text],
         output: args.output.clone(),
-        tokenizer: Tokenizer::gpt2(),
+        tokenizer,
         name: "stories".into(),
         split: Split::On(EOT_TEXT.into()),
         json_field: None,
@@ -107,8 +108,7 @@ pub fn stories(args: &StoriesArgs) -> Result<()> {
 }
 
 /// Returns the number of stories that have about `tokens` tokens.
-fn stories_for(tokens: usize, seed: u64) -> u64 {
-    let tokenizer = Tokenizer::gpt2();
+fn stories_for(tokens: usize, seed: u64, tokenizer: &Tokenizer) -> u64 {
     let measure = |index| tokenizer.encode_ordinary(&story(seed, index)).len() as u64 + 1;
     let measured: u64 = (0..MEASURED_STORIES).into_par_iter().map(measure).sum();
     (tokens as u64 * MEASURED_STORIES).div_ceil(measured)

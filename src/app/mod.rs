@@ -7,6 +7,7 @@ pub mod logging;
 mod model;
 mod roofline;
 mod scaling;
+mod tokenizer;
 pub mod trainer;
 pub mod warpsmith;
 

@@ -3,6 +3,7 @@
 pub mod buckets;
 mod documents;
 pub mod imported;
+pub mod learn;
 pub mod loader;
 mod order;
 pub mod prepare;

@@ -33,6 +33,7 @@ pub struct PrepareOptions {
     pub inputs: Vec<PathBuf>,
     /// Folder for the shards, created if it is missing.
     pub output: PathBuf,
+    /// Written beside the shards, unless it is built in.
     pub tokenizer: Tokenizer,
     /// Prefix of the shards' names: `{name}_val_000000.bin`, `{name}_train_000001.bin` and so on.
     pub name: String,
@@ -97,6 +98,7 @@ pub fn prepare(options: &PrepareOptions, progress: &dyn Fn(u64, u64)) -> Result<
         }
     };
     let folder = Folder::lock(&options.output, &options.name)?;
+    folder.check_tokenizer(&options.tokenizer, options.force)?;
     let stale = folder.shards()?;
     if let Some(path) = stale.first() {
         let why = "already exists; choose another --name or replace its shards with --force";
@@ -107,6 +109,7 @@ pub fn prepare(options: &PrepareOptions, progress: &dyn Fn(u64, u64)) -> Result<
         split: options.split.clone(),
         json_field: options.json_field.clone(),
         skip_bad_lines: options.skip_bad_lines,
+        cuts: options.tokenizer.cuts(),
     };
     let mut encoder = Encoder::new(options, val_tokens);
     let (done, mut notes) = (Rc::new(Cell::new(0)), Notes::default());
@@ -122,7 +125,7 @@ pub fn prepare(options: &PrepareOptions, progress: &dyn Fn(u64, u64)) -> Result<
     progress(done.get(), input_bytes);
     warn(options, &notes, encoder.marks);
     let Encoder { shards, documents, .. } = encoder;
-    let (tokens, shards) = shards.publish(val_tokens)?;
+    let (tokens, shards) = shards.publish(val_tokens, &options.tokenizer)?;
     for path in stale.iter().filter(|path| !shards.contains(path)) {
         fs::remove_file(path).with_context(|| format!("{}: cannot remove the old shard", path.display()))?;
     }
@@ -295,8 +298,8 @@ impl Shards {
         Ok(())
     }
 
-    /// Gives all shards their final names. Returns the number of tokens, and the names.
-    fn publish(mut self, val_tokens: u64) -> Result<(u64, Vec<PathBuf>)> {
+    /// Gives all shards their final names, after a tokenizer that is not built in. Returns the number of tokens, and the names.
+    fn publish(mut self, val_tokens: u64, tokenizer: &Tokenizer) -> Result<(u64, Vec<PathBuf>)> {
         ensure!(self.tokens > 0, "the input is empty");
         ensure!(
             self.tokens > val_tokens,
@@ -306,6 +309,9 @@ impl Shards {
         );
         self.seal()?;
         let mut paths = Vec::new();
+        if !tokenizer.is_gpt2() {
+            tokenizer.write_json(&self.output)?;
+        }
         for (path, shard) in self.sealed {
             shard.publish()?;
             paths.push(path);

@@ -102,7 +102,7 @@ impl Trainer {
         let Replica { zero, dev, model, decoder, .. } = &mut self.replica;
         let Some(decoder) = decoder else { return Ok(()) };
         let eval = &self.eval;
-        let tokenizer = &self.data.tokenizer;
+        let tokenizer = self.data.tokenizer.needed_for("-s", "-s 0")?;
         let text = eval.prompt.as_deref().unwrap_or_default();
         let prompt = tokenizer.encode(text);
         let mut sampler = Sampler::new(SamplerOptions {

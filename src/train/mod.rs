@@ -15,6 +15,7 @@ mod rollback;
 mod setup;
 pub mod signals;
 mod stop;
+mod tokenizer;
 mod trace;
 
 use crate::cli::flags::trainer::{EvalFlags, FileFlags, TrainArgs};

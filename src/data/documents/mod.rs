@@ -7,6 +7,7 @@ mod kind;
 mod sources;
 mod text;
 
+use crate::data::tokenizer::Cuts;
 use crate::files;
 use anyhow::{Context, Result};
 use input::Input;
@@ -25,8 +26,8 @@ const MOST_HEAD_BYTES: usize = 1 << 24;
 /// The default field of a JSON object that holds the text.
 const DEFAULT_FIELD: &str = "text";
 
-/// A piece of a document. Pieces are cut where GPT-2's tokenizer always ends a token, so the tokens
-/// of the pieces are the tokens of the document.
+/// A piece of a document. Pieces are cut where the tokenizer always ends a token, so the tokens of
+/// the pieces are the tokens of the document.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Piece {
     pub starts_document: bool,
@@ -55,6 +56,8 @@ pub(super) struct Format {
     pub json_field: Option<String>,
     /// Whether JSON objects that are not usable are left out.
     pub skip_bad_lines: bool,
+    /// Where documents may be cut into pieces.
+    pub cuts: Cuts,
 }
 
 impl Format {

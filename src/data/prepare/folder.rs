@@ -1,8 +1,9 @@
 //! The folder that shards are written to: one process at a time writes those of a name.
 
+use crate::data::tokenizer::{FILE_NAME, Tokenizer};
 use crate::files;
 use crate::files::lock::DirLock;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -26,6 +27,28 @@ impl Folder {
             fs::remove_file(&file).with_context(|| format!("{}: cannot remove", file.display()))?;
         }
         Ok(folder)
+    }
+
+    /// Refuses a folder of shards of another tokenizer, unless `force` allows its file to be replaced.
+    ///
+    /// # Errors
+    /// One line that names both.
+    pub fn check_tokenizer(&self, tokenizer: &Tokenizer, force: bool) -> Result<()> {
+        let path = self.path.join(FILE_NAME);
+        if force || tokenizer.is_gpt2() || !path.exists() {
+            return Ok(());
+        }
+        let found = Tokenizer::open(&path)?;
+        ensure!(
+            found.id() == tokenizer.id(),
+            "{}: the tokenizer {} of other shards, found besides {} ({}); choose another -o or replace it \
+             with --force",
+            path.display(),
+            found.id(),
+            tokenizer.name(),
+            tokenizer.id()
+        );
+        Ok(())
     }
 
     /// Returns the shards of an earlier run, sorted by name.
@@ -60,11 +83,12 @@ fn is_temporary(file: &str, name: &str) -> bool {
 }
 
 /// Returns a function that recognizes shards of `name` in the folder `output`, which may lie within
-/// the input.
+/// the input, and their tokenizer.
 pub(super) fn own_shards(output: &Path, name: &str) -> impl Fn(&Path) -> bool + use<> {
     let (output, name) = (fs::canonicalize(output).ok(), name.to_owned());
     move |path| {
-        let is_shard = path.file_name().and_then(|f| f.to_str()).is_some_and(|f| is_shard(f, &name));
+        let is_shard =
+            path.file_name().and_then(|f| f.to_str()).is_some_and(|f| is_shard(f, &name) || f == FILE_NAME);
         let is_there = || path.parent().and_then(|folder| fs::canonicalize(folder).ok()) == output;
         is_shard && output.is_some() && is_there()
     }
