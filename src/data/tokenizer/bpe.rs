@@ -2,7 +2,7 @@
 //! leftmost first, until none is left.
 
 use super::split::Pattern;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use rustc_hash::{FxBuildHasher, FxHashMap};
 use std::cell::RefCell;
 use std::cmp::Reverse;
@@ -28,19 +28,15 @@ pub struct Bpe {
 
 impl Bpe {
     /// Makes an encoder of the tokens of all bytes, and of merges in the order of their ranks, each
-    /// of two tokens into a third.
-    ///
-    /// # Errors
-    /// If a pair is listed twice.
-    pub fn new(pattern: Pattern, bytes: [u32; 256], merges: &[[u32; 3]]) -> Result<Bpe> {
+    /// of two tokens into a third. Of a pair that is listed twice, the last counts.
+    pub fn new(pattern: Pattern, bytes: [u32; 256], merges: &[[u32; 3]]) -> Bpe {
         static SERIAL: AtomicU64 = AtomicU64::new(1);
         let mut ranks = FxHashMap::with_capacity_and_hasher(merges.len(), FxBuildHasher);
         for (rank, &[left, right, merged]) in (0..).zip(merges) {
-            let before = ranks.insert((left, right), (rank, merged));
-            ensure!(before.is_none(), "merge {rank} is listed twice");
+            ranks.insert((left, right), (rank, merged));
         }
         let serial = SERIAL.fetch_add(1, Relaxed);
-        Ok(Bpe { pattern, bytes, merges: ranks, whole: FxHashMap::default(), serial })
+        Bpe { pattern, bytes, merges: ranks, whole: FxHashMap::default(), serial }
     }
 
     /// Makes words that are tokens of `vocabulary` that token, whatever the merges.
@@ -68,7 +64,7 @@ impl Bpe {
         for (byte, token) in bytes.into_iter().enumerate() {
             all[byte] = token.with_context(|| format!("no token is the byte {byte}"))?;
         }
-        let mut bpe = Bpe::new(pattern, all, &[])?;
+        let mut bpe = Bpe::new(pattern, all, &[]);
         let mut merges = Vec::new();
         for (id, token) in tokens.filter(|(_, token)| token.len() > 1) {
             let mut parts = Vec::new();

@@ -174,7 +174,7 @@ fn byte_level(json: &Value, text: &str, named: Option<&str>) -> Result<Option<Pa
         let bytes = if special { None } else { bytes_of_token(&token) };
         vocabulary.push(&bytes.unwrap_or_else(|| token.into_bytes()));
     }
-    let mut bpe = Bpe::new(pattern, bytes, &merges)?;
+    let mut bpe = Bpe::new(pattern, bytes, &merges);
     if whole {
         bpe = bpe.with_whole_words(words.iter().map(|(bytes, &id)| (id, &bytes[..])));
     }

@@ -237,10 +237,6 @@ fn unusable_files_are_refused_with_the_reason() {
         refuse(&|json| json["model"]["merges"][3] = "a zzz".into()).contains("merge 3: \"zzz\" is not in")
     );
     assert!(
-        refuse(&|json| json["model"]["merges"][3] = json["model"]["merges"][2].clone())
-            .contains("merge 3 is listed twice")
-    );
-    assert!(
         refuse(&|json| drop(json["model"].as_object_mut().unwrap().remove("merges"))).contains("\"merges\"")
     );
     let error = format!("{:#}", Tokenizer::open(Path::new("/nowhere/tokenizer.json")).unwrap_err());
