@@ -14,6 +14,7 @@ from gpt2 import GPT2, TENSORS, Config, layer_names, stack_layers
 SHARD_MAGIC, SHARD_VERSION = 20240520, 1
 EVAL_MAGIC, EVAL_VERSION = 20240522, 1
 MODEL_MAGIC, MODEL_VERSION_F32 = 20240326, 3
+DEBUG_MAGIC, DEBUG_VERSION = 20240327, 2
 HEADER_BYTES = 1024
 START_OF_EXAMPLE = 65535
 
@@ -122,6 +123,16 @@ def read_model(path: str) -> GPT2:
             parameter.copy_(values[at : at + parameter.numel()].view_as(parameter))
             at += parameter.numel()
     return model
+
+
+def write_debug_state(path: str, tokens: torch.Tensor, targets: torch.Tensor, found: dict[str, torch.Tensor]) -> None:
+    """Writes a debug state: a batch (B, T), and the results of `reference.run_step` on it as float32."""
+    with open(path, "wb") as file:
+        file.write(header(DEBUG_MAGIC, DEBUG_VERSION, *tokens.shape))
+        for batch in (tokens, targets):
+            file.write(batch.numpy().astype("<i4").tobytes())
+        for name in ("logits", "loss", *(f"d{name}" for name, _ in TENSORS)):
+            file.write(found[name].float().contiguous().numpy().astype("<f4").tobytes())
 
 
 # Multiple-choice evaluation

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 import os
 from pathlib import Path
@@ -23,12 +24,14 @@ import numpy as np
 import torch
 
 from gpt2 import GPT2, TENSORS, Config, init_weights, stack_layers
-from llmc_files import Mt19937, write_model
+from llmc_files import Mt19937, write_debug_state, write_model
 from reference import run_step, save_step, train
 
 OUT = Path(__file__).resolve().parent.parent / "tests" / "fixtures"
 B, T, STEPS = 3, 16, 20
 RECIPE = {"lr": 1e-3, "warmup": 4, "final_fraction": 0.1, "weight_decay": 0.1}
+# Ten steps on the batch of the debug state, as in llm.c's test_gpt2.cu.
+OVERFIT = {"steps": 10, "accum": 1, "lr": 1e-4, "warmup": 0, "final_fraction": 1.0, "weight_decay": 0.0}
 
 
 def write_json(path: Path, value: object) -> None:
@@ -105,6 +108,10 @@ def write_model_fixture(name: str, qkv_bias: bool) -> None:
     for accum in (1, 2):
         runs = {"f64": trajectory(model, data, accum, torch.float64), "f32": trajectory(model, data, accum, torch.float32)}
         scalars[f"train_accum{accum}"] = runs
+    if qkv_bias:
+        write_debug_state(str(directory / "debug_state.bin"), *micro_batches(tokens, T)[0], steps[f"T{T}"])
+        batch = itertools.repeat(micro_batches(tokens, T)[0])
+        scalars["overfit"] = [record["loss"] for record in train(exact, exact, batch, **OVERFIT)]
     write_json(directory / "reference.json", scalars)
 
 

@@ -47,6 +47,7 @@
 //! - [`device`]: the CPU, GPUs, and the emulated device.
 //! - [`model`]: forward, backward, decoding, initialization.
 //! - [`optim`]: AdamW, schedules, loss scaling, outlier detection.
+//! - [`hub`]: datasets and models of the Hugging Face hub.
 //! - [`data`]: tokenizer, token shards, loader.
 //! - [`checkpoint`]: llm.c's files, safetensors, the state of a run.
 //! - [`parallel`]: ranks, rendezvous, transports, collectives.
@@ -70,6 +71,7 @@ pub mod device;
 pub mod eval;
 pub mod files;
 pub mod gpus;
+pub mod hub;
 pub mod libraries;
 pub mod llmc;
 pub mod model;

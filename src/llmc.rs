@@ -48,8 +48,8 @@ pub static WIDE_SHARD: Kind = Kind {
     advice: "; make token shards with `warpsmith data`",
     ..Kind::new(20240801, "a token shard of 32-bit tokens", &[7])
 };
-/// A kind that is recognized, and not read.
-static DEBUG_STATE: Kind = Kind::new(20240327, "a debug state", &[]);
+/// A batch and its results, for tests.
+pub static DEBUG_STATE: Kind = Kind::new(20240327, "a debug state", &[2]);
 
 /// The kinds of file that a user may pass by mistake.
 static KINDS: [&Kind; 7] = [&MODEL, &STATE, &TOKENIZER, &SHARD, &EVALUATION, &DEBUG_STATE, &WIDE_SHARD];

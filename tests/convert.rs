@@ -62,14 +62,15 @@ fn input_is_what_it_holds_whatever_its_name() {
     fs::write(dir.join("b.json"), "[{\"text\": \"One.\"},\n {\"text\": \"Two.\"}]").unwrap();
     fs::write(dir.join("c.txt"), "\u{feff}One.<|endoftext|>\nTwo.").unwrap();
     for name in ["a.txt", "b.json", "c.txt"] {
-        let (report, warnings) = data(dir, &format!("{name} -o o --val-tokens 2 --force"));
+        // The first document has three tokens, and is drawn.
+        let (report, warnings) = data(dir, &format!("{name} -o o --val-tokens 3 --force"));
         assert!(report.contains("2 documents, "), "{report}");
         assert_eq!(report.contains("split at 1 <|endoftext|>; --split-on none"), name == "c.txt", "{report}");
         assert!(!warnings.contains("warning"), "{warnings}");
         assert_eq!(text_of(dir, "o"), expected, "{name}");
     }
     for file in ["a.txt", "b.json"] {
-        let mut piped = warpsmith(dir, "data - -o p --val-tokens 2 --force");
+        let mut piped = warpsmith(dir, "data - -o p --val-tokens 3 --force");
         succeed(piped.stdin(fs::File::open(dir.join(file)).unwrap()));
         assert_eq!(text_of(dir, "p"), expected);
     }
@@ -81,12 +82,12 @@ fn input_is_what_it_holds_whatever_its_name() {
     assert!(warnings.contains("warning: odd.txt: looks like JSON, and is read as text"), "{warnings}");
     refuse(
         &mut warpsmith(dir, "data c.txt -o q --json-field text"),
-        &["c.txt", "--json-field text", "found text"],
+        &["c.txt", "--text-column text", "found text"],
     );
     fs::write(dir.join("t.parquet"), b"PAR1\x15\x04").unwrap();
     refuse(
         &mut warpsmith(dir, "data t.parquet -o q"),
-        &["t.parquet", "a parquet file; export it as JSON lines"],
+        &["t.parquet", "the parquet data are damaged or cut short"],
     );
     fs::write(dir.join("nul.txt"), b"some\0text").unwrap();
     refuse(&mut warpsmith(dir, "data nul.txt -o q"), &["nul.txt: byte 4 is NUL"]);
@@ -113,7 +114,7 @@ fn bad_json_lines_are_left_out_if_asked_and_counted() {
     );
     let (report, warnings) = data(dir, "a.jsonl -o o --val-tokens 2 --skip-bad-lines");
     assert!(report.starts_with("1 document, "), "{report}");
-    assert!(warnings.contains("left out 4 JSON objects; the first is a.jsonl:2: field"), "{warnings}");
+    assert!(warnings.contains("left out 4 records; the first is a.jsonl:2: field"), "{warnings}");
     assert!(warnings.contains("<|endoftext|> is ordinary text 1 time; --allow-special"), "{warnings}");
     let (_, warnings) = data(dir, "a.jsonl -o o --val-tokens 2 --skip-bad-lines --allow-special --force");
     assert!(!warnings.contains("ordinary"), "{warnings}");

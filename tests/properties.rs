@@ -3,7 +3,7 @@
 
 use proptest::prelude::*;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::time::Instant;
 use tempfile::TempDir;
@@ -12,7 +12,7 @@ use warpsmith::cli::flags::trainer::{TrainArgs, parse};
 use warpsmith::cli::{Parsed, Program};
 use warpsmith::config::ModelConfig;
 use warpsmith::data::loader::{DataLoader, LoaderOptions, Sample};
-use warpsmith::data::prepare::{PrepareOptions, Split, prepare};
+use warpsmith::data::prepare::{PrepareOptions, prepare};
 use warpsmith::data::shard::{Shard, ShardWriter};
 use warpsmith::data::tokenizer::{Tokenizer, TokenizerId};
 use warpsmith::eval::hellaswag::{Example, HellaSwag};
@@ -123,29 +123,23 @@ proptest! {
         fs::write(&input, lines.collect::<String>()).unwrap();
         let report = prepare(
             &PrepareOptions {
-                inputs: vec![input],
-                output: directory.path().join("out"),
-                tokenizer: Tokenizer::gpt2(),
-                name: "data".into(),
-                split: Split::EndOfText,
-                json_field: None,
-                skip_bad_lines: false,
-                allow_special: false,
+                // Training text is in the order of the input, if none is drawn for validation.
+                val: vec![input.clone()],
                 shard_size: 5,
-                val_tokens: Some(1),
-                force: false,
+                ..PrepareOptions::new(vec![input], directory.path().join("out"), "data", Tokenizer::gpt2())
             },
             &|_, _| {},
         ).unwrap();
         let mut found = Vec::new();
-        for shard in &report.shards {
+        let is_train = |shard: &&PathBuf| shard.to_string_lossy().contains("data_train_");
+        for shard in report.shards.iter().filter(is_train) {
             found.extend(tokens_of(shard));
         }
         let gpt2 = Tokenizer::gpt2();
         let expected: Vec<u32> =
             documents.iter().flat_map(|text| [vec![gpt2.eot()], gpt2.encode_ordinary(text)].concat()).collect();
         prop_assert_eq!(found, expected);
-        prop_assert_eq!(report.documents, documents.len() as u64);
+        prop_assert_eq!(report.documents, 2 * documents.len() as u64);
     }
 
     #[test]

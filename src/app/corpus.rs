@@ -2,37 +2,57 @@
 
 use crate::app::print;
 use crate::cli::flags::warpsmith::{Amount, ConvertArgs, DataArgs, StoriesArgs};
+use crate::data::filter::{Dedup, FilterOptions, Removed};
 use crate::data::imported;
-use crate::data::prepare::{DEFAULT_SHARD_SIZE, PrepareOptions, PrepareReport, Split, prepare};
+use crate::data::prepare::{Mixed, PrepareOptions, PrepareReport, Split, prepare};
+use crate::data::shard::ShardFormat;
 use crate::data::stories::story;
 use crate::data::tokenizer::{EOT_TEXT, Tokenizer};
 use crate::files;
 use crate::report::progress::Progress;
 use crate::words::count;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::path::Path;
 
 pub fn data(args: &DataArgs) -> Result<()> {
-    let report = prepare_with_progress(&PrepareOptions {
-        inputs: args.inputs.clone(),
-        output: args.output.clone(),
-        tokenizer: Tokenizer::open(&args.tokenizer).context("--tokenizer")?,
-        name: args.name.clone(),
+    let tokenizer = Tokenizer::open(&args.tokenizer).context("--tokenizer")?;
+    let options = PrepareOptions {
+        val: args.val.clone(),
+        format: match args.format.as_str() {
+            "npy" => ShardFormat::Npy,
+            "raw" => ShardFormat::Raw,
+            _ => ShardFormat::Bin,
+        },
         split: match args.split_on.as_deref() {
             None => Split::EndOfText,
             Some("none") => Split::Never,
             Some(separator) => Split::On(separator.to_owned()),
         },
-        json_field: args.json_field.clone(),
+        text_column: args.text_column.clone(),
         skip_bad_lines: args.skip_bad_lines,
+        filter: FilterOptions {
+            dedup: args.dedup.as_deref().map(|kind| match kind {
+                "minhash" => Dedup::Minhash,
+                _ => Dedup::Exact,
+            }),
+            decontaminate: args.decontaminate.clone(),
+            min_chars: args.min_chars,
+            max_chars: args.max_chars,
+            scripts: args.scripts.clone(),
+        },
         allow_special: args.allow_special,
         shard_size: args.shard_size as u64,
         val_tokens: args.val_tokens.map(|tokens| tokens as u64),
+        seed: args.seed,
         force: args.force,
-    })?;
-    print_report(&report)
+        ..PrepareOptions::new(args.inputs.clone(), args.output.clone(), &args.name, tokenizer)
+    };
+    let report = prepare_with_progress(&options)?;
+    print_left_out(&report)?;
+    print_mix(&report)?;
+    print_report(&options, &report)
 }
 
 fn prepare_with_progress(options: &PrepareOptions) -> Result<PrepareReport> {
@@ -46,7 +66,37 @@ fn prepare_with_progress(options: &PrepareOptions) -> Result<PrepareReport> {
     Ok(report)
 }
 
-fn print_report(report: &PrepareReport) -> Result<()> {
+/// Prints what was left out and why, with examples.
+fn print_left_out(report: &PrepareReport) -> Result<()> {
+    let (texts, short) = report.evaluation_texts;
+    if texts > 0 {
+        let texts = count(texts, "text");
+        print(format_args!(
+            "evaluation sets: {texts}; {short} have fewer than 13 words and cannot be recognized\n"
+        ))?;
+    }
+    for Removed { reason, documents, bytes, examples } in &report.removed {
+        let documents = count(*documents, "document");
+        print(format_args!("left out {documents}, {}: {reason}\n", count(*bytes, "byte")))?;
+        for example in examples {
+            print(format_args!("  {example}\n"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Prints how much text came from each part of a mix.
+fn print_mix(report: &PrepareReport) -> Result<()> {
+    let total: u64 = report.mixed.iter().map(|part| part.bytes).sum();
+    for Mixed { name, bytes, is_used_up, .. } in &report.mixed {
+        let share = *bytes as f64 / total.max(1) as f64 * 100.0;
+        let end = if *is_used_up { ", used up: the mix ends here" } else { ", not used up" };
+        print(format_args!("{name}: {} of text, {share:.1} %{end}\n", count(*bytes, "byte")))?;
+    }
+    Ok(())
+}
+
+fn print_report(options: &PrepareOptions, report: &PrepareReport) -> Result<()> {
     let PrepareReport { input_bytes, val_tokens, train_tokens, shards, .. } = report;
     if report.end_of_text_marks > 0 {
         let marks = report.end_of_text_marks;
@@ -55,18 +105,28 @@ fn print_report(report: &PrepareReport) -> Result<()> {
     let documents = count(report.documents, "document");
     let (bytes, train) = (count(*input_bytes, "byte"), count(*train_tokens, "training token"));
     print(format_args!("{documents}, {bytes}: {val_tokens} validation and {train}\n"))?;
+    if options.val.is_empty() {
+        let seed = options.seed;
+        print(format_args!("validation text: drawn from all of the input with seed {seed}\n"))?;
+    }
     for path in shards {
         print(format_args!("{}\n", path.display()))?;
     }
     Ok(())
 }
 
-/// Makes a token shard of another program's tokens.
+/// Makes a token shard of another program's tokens, or the reverse.
 pub fn convert_tokens(args: &ConvertArgs) -> Result<()> {
-    let out = args.output.display();
-    let is_shard = args.output.extension().is_some_and(|end| end == "bin");
-    ensure!(is_shard, "convert: expected OUT to end in .bin for tokens, found {out}");
-    let tokens = imported::convert(&args.input, &args.output, args.raw_tokens)?;
+    let ConvertArgs { input, output, raw_tokens, .. } = args;
+    let out = output.display();
+    let ends = |end: &str| output.extension().is_some_and(|e| e == end);
+    let is_shard = imported::is_shard(input);
+    let tokens = match () {
+        () if ends("npy") && is_shard && !raw_tokens => imported::export(input, output, ShardFormat::Npy)?,
+        () if ends("bin") && is_shard => imported::export(input, output, ShardFormat::Raw)?,
+        () if ends("bin") => imported::convert(input, output, *raw_tokens)?,
+        () => bail!("convert: expected OUT to end in .bin for tokens, or in .npy for a shard, found {out}"),
+    };
     print(format_args!("{out}: {}\n", count(tokens, "token")))
 }
 
@@ -91,20 +151,13 @@ pub fn stories(args: &StoriesArgs) -> Result<()> {
     std::fs::create_dir_all(&args.output)
         .with_context(|| format!("-o {}: cannot create the directory", args.output.display()))?;
     write_stories(&text, args.seed, amount)?;
-    let report = prepare_with_progress(&PrepareOptions {
-        inputs: vec![text],
-        output: args.output.clone(),
-        tokenizer,
-        name: "stories".into(),
+    let options = PrepareOptions {
         split: Split::On(EOT_TEXT.into()),
-        json_field: None,
-        skip_bad_lines: false,
-        allow_special: false,
-        shard_size: DEFAULT_SHARD_SIZE,
-        val_tokens: None,
         force: args.force,
-    })?;
-    print_report(&report)
+        ..PrepareOptions::new(vec![text], args.output.clone(), "stories", tokenizer)
+    };
+    let report = prepare_with_progress(&options)?;
+    print_report(&options, &report)
 }
 
 /// Returns the number of stories that have about `tokens` tokens.

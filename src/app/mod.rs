@@ -2,9 +2,11 @@
 
 mod clocks;
 mod corpus;
+mod get;
 mod launch;
 pub mod logging;
 mod model;
+mod parity;
 mod roofline;
 mod scaling;
 mod tokenizer;

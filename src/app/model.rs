@@ -11,6 +11,7 @@ use crate::device::open::DeviceOptions;
 use crate::eval::hellaswag::{self, HellaSwag};
 use crate::eval::validation::{perplexity, validation_loss};
 use crate::files;
+use crate::hub;
 use crate::model::activations::Recompute;
 use crate::model::decode::Decoder;
 use crate::model::hooks::NoHooks;
@@ -51,7 +52,7 @@ impl<M> Loaded<M> {
 
 /// Reads the model at `path` and its tokenizer, and says which file that is.
 fn load(path: &Path) -> Result<(ModelFile, ModelTokenizer)> {
-    let found = checkpoint::find_model(path)?;
+    let found = find(path)?;
     let model = saying("reading the model", false, || found.read())?;
     let tokenizer = ModelTokenizer::find(&found, &model.config)?;
     note(format_args!("model: {found}"));
@@ -111,6 +112,13 @@ impl ModelTokenizer {
             }
         }
     }
+}
+
+/// Finds the model at `path`, or where there is nothing, the model of the hub that has this name.
+fn find(path: &Path) -> Result<FoundModel> {
+    let name = path.to_str().filter(|name| hub::is_model_name(name) && !path.exists());
+    let folder = name.map(|name| hub::model(name, 0)).transpose()?;
+    checkpoint::find_model(folder.as_deref().unwrap_or(path))
 }
 
 pub fn sample(args: &SampleArgs) -> Result<()> {
@@ -313,7 +321,8 @@ fn open_validation(pattern: &str, shape: BatchShape, config: &ModelConfig) -> Re
 pub fn convert(args: &ConvertArgs) -> Result<()> {
     let ConvertArgs { input, output, dtype, force, .. } = args;
     checkpoint::ensure_free(output, *force)?;
-    if args.raw_tokens || imported::is_npy(input) {
+    let is_npy = imported::is_npy(input) || output.extension().is_some_and(|end| end == "npy");
+    if args.raw_tokens || is_npy {
         return corpus::convert_tokens(args);
     }
     if args.is_hellaswag() {
@@ -322,7 +331,7 @@ pub fn convert(args: &ConvertArgs) -> Result<()> {
         print(format_args!("{}: {} examples\n", output.display(), questions.examples.len()))?;
         return Ok(());
     }
-    let found = checkpoint::find_model(input)?;
+    let found = find(input)?;
     let model = saying("reading the model", false, || found.read())?;
     let tokenizer = ModelTokenizer::find(&found, &model.config)?.found;
     if !force {

@@ -26,7 +26,7 @@ fn train(args: &TokenizerTrainArgs) -> Result<()> {
     let options = LearnOptions {
         inputs: args.inputs.clone(),
         vocab_size: args.vocab_size,
-        json_field: args.json_field.clone(),
+        text_column: args.text_column.clone(),
         skip_bad_lines: args.skip_bad_lines,
     };
     let (tokenizer, report) = learn(&options, &|done, total| {

@@ -29,6 +29,7 @@ pub fn main(program: Program) -> ExitCode {
     let status = super::run(program.name(), parsed, |args| {
         logging::name_rank(&args.process);
         lifeline::follow(&variable);
+        args.notes.iter().filter(|_| args.process.is_rank0()).for_each(|note| log::info!("{note}"));
         let finish = run(&args)?;
         ended = true;
         Ok(match finish {
@@ -52,6 +53,7 @@ fn end_mpi(ended: bool) {
 fn end_mpi(_ended: bool) {}
 
 fn run(args: &TrainArgs) -> Result<Finish> {
+    train::fetch_model(args)?;
     let process = &args.process;
     if process.world_size == 1 {
         return train::run(args, open(args)?, Peers::alone());

@@ -1,6 +1,6 @@
 //! The program `warpsmith`: one command per task around training.
 
-use super::{corpus, launch, logging, model, print, roofline, scaling, tokenizer};
+use super::{corpus, get, launch, logging, model, parity, print, roofline, scaling, tokenizer};
 use crate::cli::flags::warpsmith::{FlagsArgs, PlotArgs, Tool, parse};
 use crate::device::open::start_threads;
 use anyhow::Result;
@@ -10,12 +10,14 @@ pub fn main() -> ExitCode {
     let parsed = logging::start().and_then(|()| parse(std::env::args_os()));
     super::run("warpsmith", parsed, |tool| {
         match tool {
+            Tool::Get(args) => get::get(&args)?,
             Tool::Data(args) => start_threads(0).and_then(|()| corpus::data(&args))?,
             Tool::Stories(args) => start_threads(0).and_then(|()| corpus::stories(&args))?,
             Tool::Tokenizer { tool } => start_threads(0).and_then(|()| tokenizer::run(&tool))?,
             Tool::Sample(args) => model::sample(&args)?,
             Tool::Eval(args) => model::eval(&args)?,
             Tool::Convert(args) => model::convert(&args)?,
+            Tool::Parity(args) => return parity::parity(&args),
             Tool::Plot(args) => plot(&args)?,
             Tool::Roofline(args) => roofline::roofline(&args)?,
             Tool::Scaling(args) => scaling::scaling(&args)?,

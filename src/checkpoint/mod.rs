@@ -4,6 +4,7 @@
 //!
 //! Errors are chains; printed with `{:#}` they are one line.
 
+pub mod debug_state;
 mod digest;
 mod directory;
 mod find;
@@ -16,6 +17,7 @@ mod save;
 pub mod state;
 mod stream;
 
+pub use debug_state::DebugState;
 pub use directory::{
     Latest, Saved, done_path, ensure_fresh, latest, model_path, prune, read_run, remove_temporaries,
     run_path, state_path, steps,

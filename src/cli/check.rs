@@ -6,6 +6,7 @@ use super::values;
 use crate::config::ModelConfig;
 use crate::device::cuda::MatmulChoice;
 use crate::device::open::DeviceName;
+use crate::hub;
 use crate::optim::schedule::{Schedule, ScheduleKind};
 use crate::parallel::rendezvous::InitMethod;
 use crate::sharding::ZeroStage;
@@ -24,6 +25,8 @@ fn name_of(value: &impl ValueEnum) -> String {
 pub enum ModelSource {
     /// A checkpoint.
     File(PathBuf),
+    /// A model of the hub, by its name.
+    Hub(String),
     /// Random weights in this shape.
     Shape(ModelConfig),
 }
@@ -57,6 +60,7 @@ impl TrainArgs {
         self.check_device()?;
         self.check_batch()?;
         self.check_graphs()?;
+        self.check_tensors()?;
         self.check_files()?;
         self.check_schedule()?;
         self.check_evaluation()?;
@@ -67,22 +71,7 @@ impl TrainArgs {
 
     /// Refuses flags that the device cannot honor: a run must not silently ignore one.
     fn check_device(&self) -> Result<()> {
-        let fixed = [
-            (self.compat.flash, "--flash", "1", "attention is always fused"),
-            (!self.compat.compile, "--compile", "0", "everything is compiled ahead of the run"),
-            (
-                !self.compat.write_tensors,
-                "--write-tensors",
-                "0",
-                "reference tensors come from llm.c's train_gpt2.py",
-            ),
-            (
-                !self.compat.inference_only,
-                "--inference-only",
-                "0",
-                "to evaluate without training, use warpsmith eval",
-            ),
-        ];
+        let fixed = [(self.compat.flash, "--flash", "1", "attention is always fused")];
         let cpu = [
             (self.gpu.gpu_info_every == 0, "-lg/--gpu-info-every", "0", "the CPU has no GPU to report on"),
             (
@@ -128,6 +117,20 @@ impl TrainArgs {
         for (honored, flag, value, why) in fixed.iter().chain(further) {
             ensure!(honored, "{flag}: expected {value} on the {device} device: {why}; drop the flag");
         }
+        Ok(())
+    }
+
+    /// Refuses what `train_gpt2.py` would leave out in silence.
+    fn check_tensors(&self) -> Result<()> {
+        let ranks = self.process.world_size;
+        ensure!(
+            !self.compat.write_tensors || ranks == 1,
+            "--write-tensors 1: expected a single process, found {ranks}; write the tensors with one of them first"
+        );
+        ensure!(
+            !self.compat.write_tensors || !self.compat.inference_only,
+            "--write-tensors 1: there are no gradients with --inference-only 1; drop one of them"
+        );
         Ok(())
     }
 
@@ -198,8 +201,9 @@ impl TrainArgs {
             !self.eval.hellaswag_eval || self.eval.val_loss_every > 0,
             "-h/--hellaswag-eval 1: runs with validation, which -v 0 turns off; give -v, or -h 0"
         );
+        // A preset may have a prompt, and -s 0 turn its samples off.
         ensure!(
-            self.eval.prompt.is_none() || self.eval.sample_every > 0,
+            self.eval.prompt.is_none() || self.eval.sample_every > 0 || self.recipe.preset.is_some(),
             "--prompt: -s 0 turns samples off; give -s, or drop the prompt"
         );
         Ok(())
@@ -221,6 +225,10 @@ impl TrainArgs {
                 self.optim.learning_rate_decay_frac == 1.0,
                 "-q/--learning-rate-decay-frac: expected 1 with -k constant, which does not decay, found {}",
                 self.optim.learning_rate_decay_frac
+            );
+            ensure!(
+                self.optim.lr_decay_iters.is_none(),
+                "--lr-decay-iters: -k constant does not decay; drop one of them"
             );
         }
         Ok(())
@@ -316,6 +324,7 @@ impl TrainArgs {
             max_lr: self.optim.learning_rate,
             warmup: self.optim.warmup_iters,
             total_steps,
+            decay_steps: self.optim.lr_decay_iters.unwrap_or(total_steps),
             final_frac: self.optim.learning_rate_decay_frac,
         }
     }
@@ -337,21 +346,31 @@ impl TrainArgs {
         }
         let is_file = [".bin", ".safetensors"].iter().any(|end| self.model.source.ends_with(end));
         if !is_file {
+            let (is_here, is_on_hub) =
+                (Path::new(&self.model.source).exists(), hub::is_model_name(&self.model.source));
             match ModelConfig::from_descriptor(&self.model.source) {
                 Ok(base) => return self.override_shape(base),
-                Err(error) if !Path::new(&self.model.source).exists() => {
-                    return Err(error.context("-e/--model"));
-                }
+                Err(error) if !is_here && !is_on_hub => return Err(error.context("-e/--model")),
                 Err(_) => {}
             }
+            if !is_here {
+                self.refuse_shape()?;
+                return Ok(ModelSource::Hub(self.model.source.clone()));
+            }
         }
+        self.refuse_shape()?;
+        Ok(ModelSource::File(PathBuf::from(&self.model.source)))
+    }
+
+    /// Refuses flags of the shape for a checkpoint, which has its own.
+    fn refuse_shape(&self) -> Result<()> {
         ensure!(
             !self.has_shape_flags() && self.model.qkv_bias,
             "-e/--model {}: a checkpoint has its own shape; drop --layers, --heads, --channels, --context and \
              --qkv-bias, or give -e a shape such as d12",
             self.model.source
         );
-        Ok(ModelSource::File(PathBuf::from(&self.model.source)))
+        Ok(())
     }
 
     fn shape_from_flags(&self) -> Result<ModelSource> {

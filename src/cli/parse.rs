@@ -17,9 +17,9 @@ pub enum Parsed<T> {
     Print(String),
 }
 
-/// Rewrites flags that clap cannot parse: llm.c's two letters after one dash (`-nk 5`, `-nk=5`) and
-/// `train_gpt2.py`'s underscores (`--batch_size`). The two-letter flags are the two-letter aliases
-/// of `command`.
+/// Rewrites flags that clap cannot parse: llm.c's two letters after one dash (`-nk 5`, `-nk=5`),
+/// `train_gpt2.py`'s underscores (`--batch_size`), and switches without a value (`--compile`). The
+/// two-letter flags are the two-letter aliases of `command`.
 ///
 /// # Errors
 /// If a token such as `-bs` is unknown; clap would read it as `-b s`.
@@ -28,7 +28,25 @@ pub(super) fn respell(command: &Command, argv: Vec<OsString>) -> Result<Vec<OsSt
         Some(text) => respell_token(command, text).map(OsString::from),
         None => Ok(token),
     });
-    respelled.collect()
+    let mut respelled = respelled.collect::<Result<Vec<_>>>()?;
+    for i in 0..respelled.len() {
+        let is_flag = |token: &OsString| token.to_str().is_some_and(|text| text.starts_with('-'));
+        if is_switch(command, &respelled[i]) && respelled.get(i + 1).is_none_or(is_flag) {
+            respelled[i].push("=1");
+        }
+    }
+    Ok(respelled)
+}
+
+/// The name of the values of a flag that is on or off.
+const SWITCH: &str = "0|1";
+
+/// Whether `token` is the long name of a flag that is on or off.
+fn is_switch(command: &Command, token: &OsString) -> bool {
+    let Some(name) = token.to_str().and_then(|text| text.strip_prefix("--")) else { return false };
+    let named = |arg: &&Arg| arg.get_long() == Some(name) || aliases(arg).any(|alias| alias == name);
+    let values = command.get_arguments().find(named).and_then(Arg::get_value_names);
+    values.is_some_and(|names| matches!(names, [only] if only.as_str() == SWITCH))
 }
 
 fn respell_token(command: &Command, token: &str) -> Result<String> {

@@ -2,9 +2,10 @@
 //! from the table that parses them.
 
 use super::flags::trainer as train;
+use super::flags::trainer::presets::PRESETS;
 use super::{Parsed, Program, parse};
 use anyhow::{Context, Result};
-use clap::Arg;
+use clap::{Arg, Command};
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
@@ -76,8 +77,8 @@ fn cell(text: &str) -> String {
     text.replace('|', "\\|").replace('\n', " ")
 }
 
-/// Renders the values that each preset sets. They are found by parsing the preset, so there is no
-/// second list to keep.
+/// Renders the flags that each preset stands for. They are found by parsing the preset, so there is
+/// no second list to keep.
 fn presets() -> String {
     let rows = |flags: &[&str]| {
         // Presets write checkpoints, so they need a directory. It is the same in all of them and so
@@ -89,29 +90,30 @@ fn presets() -> String {
         }
     };
     let base = rows(&[]);
-    let names = ["gpt2-124m", "llmc-124m"];
-    let sets = names.map(|name| rows(&["--preset", name]));
-    let mut text = format!(
-        "\n**Presets**: the defaults that each sets; explicit flags win\n\n| Flag | {} |\n|---|---|---|\n",
-        names.map(code).join(" | ")
-    );
-    for arg in train::command(Program::TrainGpt2).get_arguments().filter(|arg| arg.get_id() != "preset") {
-        let value = |rows: &[(String, String)]| {
-            rows.iter()
-                .find(|row| arg.get_id() == row.0.as_str())
-                .map(|row| row.1.clone())
-                .unwrap_or_default()
-        };
-        let values = sets.each_ref().map(|set| value(set));
-        if values.iter().any(|v| *v != value(&base)) {
-            let _ = writeln!(text, "| {} | {} |", names_of(arg), values.map(|v| code(&v)).join(" | "));
-        }
+    let command = train::command(Program::TrainGpt2);
+    let mut text = "\n**Presets**: the flags that each stands for; explicit flags win\n\n\
+                    | Preset | Flags |\n|---|---|\n"
+        .to_owned();
+    for preset in &PRESETS {
+        let set = rows(&["--preset", preset.name]);
+        let changed = set.iter().filter(|row| row.0 != "preset" && !base.contains(row));
+        let flags: Vec<_> =
+            changed.map(|(id, value)| format!("{} {}", flag(&command, id), quoted(value))).collect();
+        let _ = writeln!(text, "| {} | {} |", code(preset.name), code(&flags.join(" ")));
     }
     text
 }
 
-fn names_of(arg: &Arg) -> String {
-    code(parse::label(arg).split('/').next().unwrap_or_default())
+/// The shortest name of the flag with this id.
+fn flag(command: &Command, id: &str) -> String {
+    let arg = command.get_arguments().find(|arg| arg.get_id() == id).expect("a row of the start-up table");
+    parse::label(arg).split('/').next().unwrap_or_default().to_owned()
+}
+
+/// Returns `text` as a shell needs it.
+fn quoted(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:".contains(c);
+    if text.chars().all(plain) { text.to_owned() } else { format!("\"{text}\"") }
 }
 
 /// Returns `text` with the current flags between its markers, or `None` if it has no markers.
@@ -147,8 +149,9 @@ mod tests {
         }
         let lines = [
             "| `-b`, `--batch-size` | `B` | `4` | Micro-batch size: sequences per forward and backward pass |",
-            "| `-x` | `19073` | `18865` |",
-            "| `-q` | `0.1` | `0.0` |",
+            "-e d12 -b 64 -d 524288 -x 19073 -l 6e-4 -u 715 -q 0.1 -c 0.1 -v 250 -s 250 -g 24 --samples 4 \
+             --prompt \"Hello, I'm a language model,\" --sample-top-k 50 -h 1` |",
+            "-e gpt3:c2048 -b 8 -t 2048 -d 1048576 -x 286102 -l 2e-4 --lr-decay-iters 247955 -u 358 -q 0.1 -c 0.1",
             "| `--dtype` | `f32\\|bf16\\|auto`, `train_gpt2cu`: `bf16\\|fp16\\|f32\\|auto` | \
              `f32`, `train_gpt2cu`: `bf16` | Type of matmul operands; auto is bf16 on CPUs with AMX or \
              AVX512-BF16, else f32. `train_gpt2cu`: Type of parameters, activations and gradients; auto is bf16 |",

@@ -1,12 +1,12 @@
 //! Token files of other programs: NumPy arrays, such as build-nanogpt writes, and nanoGPT's uint16
-//! without a header.
+//! without a header. Both are read and written.
 
-use crate::data::shard::ShardWriter;
+use crate::data::shard::{Shard, ShardFormat, ShardWriter};
 use crate::data::tokenizer::TokenizerId;
 use crate::{files, llmc};
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, Read, Seek};
 use std::path::Path;
 
 const NPY: &[u8] = b"\x93NUMPY";
@@ -17,6 +17,57 @@ const BLOCK_BYTES: usize = 1 << 20;
 /// Whether the file at `path` is a NumPy array.
 pub fn is_npy(path: &Path) -> bool {
     llmc::first_bytes(path).is_ok_and(|first| first.starts_with(NPY))
+}
+
+/// Whether the file at `path` is a token shard with a header, of any width.
+pub fn is_shard(path: &Path) -> bool {
+    let magic = llmc::first_bytes(path).ok().and_then(|first| first.first_chunk().copied());
+    let magic = magic.map(i32::from_le_bytes);
+    magic.is_some_and(|magic| magic == llmc::SHARD.magic || magic == llmc::WIDE_SHARD.magic)
+}
+
+/// Bytes of the header of the arrays that [`npy_header`] makes.
+const NPY_HEADER_BYTES: usize = 128;
+
+/// The header of an array of `tokens` unsigned integers of `width` bytes, as NumPy writes it.
+pub(super) fn npy_header(width: usize, tokens: u64) -> Vec<u8> {
+    let mut header = [NPY, &[1, 0], &(NPY_HEADER_BYTES as u16 - 10).to_le_bytes()].concat();
+    let fields = format!("{{'descr': '<u{width}', 'fortran_order': False, 'shape': ({tokens},), }}");
+    header.extend(fields.bytes());
+    header.resize(NPY_HEADER_BYTES - 1, b' ');
+    header.push(b'\n');
+    header
+}
+
+/// Returns the offset of the first token and the number of tokens of a NumPy array of uint16, which
+/// can be read as it is; `None` for any other file.
+pub(super) fn npy_of_u16(path: &Path) -> Option<(usize, usize)> {
+    if !is_npy(path) {
+        return None;
+    }
+    let (mut file, metadata) = files::open(path).ok()?;
+    let array = Array::of_npy(&file, metadata.len()).ok()?;
+    let start = file.stream_position().ok()?;
+    let is_plain = array.width == 2 && !array.signed && array.tokens > 0;
+    is_plain.then_some((start as usize, array.tokens as usize))
+}
+
+/// Writes the tokens of a shard in another form. Returns their number.
+///
+/// # Errors
+/// If the input is not a token shard or cannot be read, or the output cannot be written.
+pub fn export(input: &Path, output: &Path, format: ShardFormat) -> Result<u64> {
+    let shard = Shard::open(input)?;
+    let mut writer = ShardWriter::create_as(output, shard.tokenizer(), format)?;
+    let mut block = vec![0; BLOCK_BYTES];
+    for start in (0..shard.len()).step_by(block.len()) {
+        let tokens = block.len().min(shard.len() - start);
+        shard.read(start, &mut block[..tokens])?;
+        writer.write(&block[..tokens])?;
+    }
+    let tokens = writer.len();
+    writer.seal()?.publish()?;
+    Ok(tokens)
 }
 
 /// Describes a file that is not a shard but holds tokens, as far as it can be recognized, and how
@@ -148,7 +199,6 @@ impl Array {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::shard::Shard;
     use std::fs;
 
     fn npy(version: u8, dtype: &str, shape: &str, data: &[u8]) -> Vec<u8> {
@@ -193,6 +243,43 @@ mod tests {
     }
 
     #[test]
+    fn arrays_of_uint16_are_read_as_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.npy");
+        for version in [1, 2] {
+            fs::write(&path, npy(version, "<u2", "(3,)", &bytes_of(&[50256, 1, 65535], 2))).unwrap();
+            let shard = Shard::open(&path).unwrap();
+            assert_eq!(shard.tokens(), [50256, 1, 65535]);
+            assert!(shard.tokenizer() == TokenizerId::GPT2);
+        }
+        fs::write(&path, npy(1, "<u2", "(4,)", &bytes_of(&[1, 2, 3], 2))).unwrap();
+        assert!(Shard::open(&path).is_err(), "an array that is cut short");
+    }
+
+    #[test]
+    fn what_is_exported_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let tokens: Vec<u32> = (0..BLOCK_BYTES as u32 + 7).map(|i| i % 50_257).collect();
+        let mut writer = ShardWriter::create(&at("a.bin"), TokenizerId::GPT2).unwrap();
+        writer.write(&tokens).unwrap();
+        writer.seal().unwrap().publish().unwrap();
+        assert!(is_shard(&at("a.bin")));
+        for (name, format) in [("b.npy", ShardFormat::Npy), ("c.bin", ShardFormat::Raw)] {
+            assert_eq!(export(&at("a.bin"), &at(name), format).unwrap(), tokens.len() as u64);
+            let back = at("back.bin");
+            convert(&at(name), &back, format == ShardFormat::Raw).unwrap();
+            assert!(!is_shard(&at(name)) && fs::read(back).unwrap() == fs::read(at("a.bin")).unwrap());
+        }
+        assert_eq!(fs::metadata(at("c.bin")).unwrap().len(), 2 * tokens.len() as u64);
+        let numpy = fs::read(at("b.npy")).unwrap();
+        assert!(
+            numpy.starts_with(b"\x93NUMPY\x01\x00v\x00{'descr': '<u2', 'fortran_order': False, 'shape': (")
+        );
+        assert!(numpy[..128].ends_with(b" \n") && numpy.len() == 128 + 2 * tokens.len());
+    }
+
+    #[test]
     fn other_arrays_are_refused() {
         let data = bytes_of(&[1, 2, 3, 65536], 4);
         for (bytes, expected) in [
@@ -226,7 +313,7 @@ mod tests {
         let convert = format!("make a shard of it: warpsmith convert {} OUT.bin", path.display());
         let error = refuse(&bytes_of(&tokens, 2));
         assert!(error.ends_with(&format!("{convert} --raw-tokens")), "{error}");
-        assert!(refuse(&npy(1, "<u2", "(600,)", &bytes_of(&tokens, 2))).ends_with(&convert));
+        assert!(refuse(&npy(1, "<i4", "(600,)", &bytes_of(&tokens, 4))).ends_with(&convert));
         for other in [b"plain words ".repeat(100), [1, 0, 0, 0].repeat(300), vec![0xff; 2000]] {
             assert!(!refuse(&other).contains("convert"), "{}", refuse(&other));
         }

@@ -1,13 +1,13 @@
 //! Learns a tokenizer from the documents of a corpus: `warpsmith tokenizer train`.
 
-use crate::data::documents::{Format, Notes, find_sources};
+use crate::data::documents::{Format, ReadAhead, find_sources};
 use crate::data::tokenizer::train::{WordCounts, train};
 use crate::data::tokenizer::{Cuts, Tokenizer};
 use crate::words::count;
 use anyhow::Result;
-use std::cell::Cell;
 use std::path::PathBuf;
-use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// Bytes of text whose words are counted at a time, in parallel.
 const BATCH_BYTES: usize = 1 << 23;
@@ -18,8 +18,8 @@ pub struct LearnOptions {
     /// As [`PrepareOptions::inputs`](super::prepare::PrepareOptions::inputs).
     pub inputs: Vec<PathBuf>,
     pub vocab_size: usize,
-    /// Field of a JSON object that holds the text, if the user named one.
-    pub json_field: Option<String>,
+    /// Column of a parquet file, or field of a JSON object, that holds the text, if the user named one.
+    pub text_column: Option<String>,
     /// Whether JSON objects that are not usable are left out.
     pub skip_bad_lines: bool,
 }
@@ -43,16 +43,17 @@ pub fn learn(options: &LearnOptions, progress: &dyn Fn(u64, u64)) -> Result<(Tok
     let sources = find_sources(&options.inputs, &|_| false)?;
     let total = sources.iter().map(|source| source.bytes).sum();
     let format = Format {
-        json_field: options.json_field.clone(),
+        text_column: options.text_column.clone(),
         skip_bad_lines: options.skip_bad_lines,
         cuts: Cuts::SpaceOrLine,
         ..Format::default()
     };
-    let (done, mut notes) = (Rc::new(Cell::new(0)), Notes::default());
+    let done = Arc::default();
+    let mut pieces = ReadAhead::start(sources, &format, &done)?;
     let (mut words, mut documents) = (WordCounts::default(), 0);
     let (mut batch, mut batch_bytes) = (Vec::new(), 0);
-    for source in &sources {
-        source.read(&format, &mut notes, &done, &mut |piece| {
+    while let Some(read) = pieces.next()? {
+        for piece in read {
             documents += u64::from(piece.starts_document);
             batch_bytes += piece.text.len();
             batch.push(piece.text);
@@ -60,17 +61,16 @@ pub fn learn(options: &LearnOptions, progress: &dyn Fn(u64, u64)) -> Result<(Tok
                 words.add(&batch);
                 batch.clear();
                 batch_bytes = 0;
-                progress(done.get(), total);
+                progress(done.load(Relaxed), total);
             }
-            Ok(())
-        })?;
+        }
     }
     words.add(&batch);
-    progress(done.get(), total);
-    if notes.skipped.count > 0 {
-        let objects = count(notes.skipped.count, "JSON object");
-        log::warn!("--skip-bad-lines: left out {objects}; the first is {}", notes.skipped.first);
+    progress(done.load(Relaxed), total);
+    if pieces.notes.skipped.count > 0 {
+        let objects = count(pieces.notes.skipped.count, "JSON object");
+        log::warn!("--skip-bad-lines: left out {objects}; the first is {}", pieces.notes.skipped.first);
     }
-    let report = LearnReport { documents, bytes: done.get(), words: words.len() as u64 };
+    let report = LearnReport { documents, bytes: done.load(Relaxed), words: words.len() as u64 };
     Ok((train(words, options.vocab_size)?, report))
 }

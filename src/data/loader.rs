@@ -10,20 +10,28 @@
 //! ranks stay in step whatever the lengths of the shards. If a sample is a sequence, a step reads
 //! the same sequences for every B, too.
 //!
+//! Several patterns with weights (`web_*.bin=0.7,code_*.bin=0.3`) are mixed: the next sample comes
+//! from the source that lags behind its weight most, and each source starts over when it is used up.
+//! Shuffled documents are put one after another, in a new order every epoch, and cut into samples.
+//! The position in both is the number of samples read so far.
+//!
 //! With batches as samples, a single rank reads in llm.c's order, bit for bit. Several ranks share
 //! that same order, whereas each rank of llm.c shuffles on its own.
 
 mod check;
+mod patterns;
+mod plan;
+mod reader;
 
-use crate::data::buckets::rows_by_token;
+use crate::data::order::Place;
 pub use crate::data::order::{LoaderState, ShuffleState};
-use crate::data::order::{Order, Place, Position};
 use crate::data::shard::Shard;
 use crate::data::tokenizer::TokenizerId;
-use crate::rng::Mt19937;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use check::VocabularyCheck;
-use std::path::{Path, PathBuf};
+use plan::{Plan, Position};
+use reader::Reader;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
@@ -33,6 +41,8 @@ use std::thread::JoinHandle;
 pub enum Sample {
     /// T tokens: B samples make a batch.
     Sequence,
+    /// T tokens of documents that are put one after another in a random order.
+    Document,
     /// B*T tokens, as in llm.c.
     Batch,
 }
@@ -40,7 +50,8 @@ pub enum Sample {
 /// Options of [`DataLoader::open`].
 #[derive(Clone, Copy, Debug)]
 pub struct LoaderOptions<'a> {
-    /// A file name, or a pattern with `*`, `?`, `[...]`. Shards are ordered by name.
+    /// A file name, or a pattern with `*`, `?`, `[...]`. Shards are ordered by name. Several, divided
+    /// by commas, are mixed by weight: `a_*.bin=0.7,b.bin=0.3`.
     pub pattern: &'a str,
     /// The flag that set `pattern`, for error messages: `-i`.
     pub flag: &'a str,
@@ -73,7 +84,7 @@ pub struct Batch {
 #[derive(Debug)]
 pub struct DataLoader {
     flag: String,
-    order: Order,
+    plan: Plan,
     rank: usize,
     num_processes: usize,
     samples_per_batch: usize,
@@ -95,13 +106,13 @@ impl DataLoader {
         assert!(rank < num_processes, "rank {rank} of {num_processes}");
         ensure!(B > 0 && T > 0, "batch of {B} sequences of {T} tokens; expected at least 1 of each");
         let batch_tokens = B.checked_mul(T).context("a batch has too many tokens to count")?;
-        let (samples_per_batch, sample_tokens, sample) = match options.sample {
-            Sample::Sequence => (B, T, format!("sequence of {T} tokens")),
-            Sample::Batch => (1, batch_tokens, format!("batch of {B} x {T} tokens")),
+        let (samples_per_batch, sample_tokens) = match options.sample {
+            Sample::Sequence | Sample::Document => (B, T),
+            Sample::Batch => (1, batch_tokens),
         };
-        let mut shards: Vec<Shard> = Vec::new();
-        for path in matching_files(pattern, flag)? {
-            let shard = Shard::open(&path).with_context(|| flag.to_owned())?;
+        let (sources, mut shards) = (patterns::sources(pattern, flag)?, Vec::<Shard>::new());
+        for path in sources.iter().flat_map(|source| &source.paths) {
+            let shard = Shard::open(path).with_context(|| flag.to_owned())?;
             let (found, expected) =
                 (shard.tokenizer(), shards.first().map_or(shard.tokenizer(), Shard::tokenizer));
             ensure!(
@@ -112,22 +123,14 @@ impl DataLoader {
             );
             shards.push(shard);
         }
-        let samples: Vec<usize> = shards.iter().map(|s| (s.len() - 1) / sample_tokens).collect();
-        ensure!(
-            samples.iter().any(|&n| n > 0),
-            "{flag} {pattern}: no shard is long enough for one {sample} (the longest has {} tokens, {} are needed); \
-             lower -b or -t, or use more data",
-            shards.iter().map(|s| s.len()).max().unwrap_or(0),
-            sample_tokens + 1
-        );
-        let order = Order { samples };
-        let position = order.start(options.shuffle.then(|| Mt19937::new(42)));
-        let reader = Arc::new(Reader { shards, sample_tokens, V: options.V });
+        let plan = Plan::new(&options, &sources, &shards, sample_tokens)?;
+        let position = plan.start(options.shuffle);
+        let reader = Arc::new(Reader { shards, sample_tokens, V: options.V, documents: plan.documents() });
         let fetcher = Fetcher::new(Arc::clone(&reader))?;
         let check = VocabularyCheck::start(reader, rank, num_processes)?;
         Ok(DataLoader {
             flag: flag.to_owned(),
-            order,
+            plan,
             rank,
             num_processes,
             samples_per_batch,
@@ -142,8 +145,8 @@ impl DataLoader {
     ///
     /// # Errors
     /// If no file matches, or the first is not a token shard.
-    pub fn first_shard(pattern: &str, flag: &str) -> Result<(PathBuf, TokenizerId)> {
-        let path = matching_files(pattern, flag)?.remove(0);
+    pub fn first_shard(pattern: &str, flag: &str) -> Result<(std::path::PathBuf, TokenizerId)> {
+        let path = patterns::sources(pattern, flag)?.remove(0).paths.remove(0);
         let tokenizer = Shard::open(&path).with_context(|| flag.to_owned())?.tokenizer();
         Ok((path, tokenizer))
     }
@@ -170,7 +173,7 @@ impl DataLoader {
     fn fetch(&self) -> Position {
         let mut after = self.position.clone();
         for rank in 0..self.num_processes {
-            let places = (0..self.samples_per_batch).map(|_| self.order.step(&mut after)).collect();
+            let places = (0..self.samples_per_batch).map(|_| self.plan.step(&mut after)).collect();
             if rank == self.rank {
                 self.fetcher.send(places);
             }
@@ -190,7 +193,7 @@ impl DataLoader {
     /// as at the end of an epoch.
     pub fn reset(&mut self) {
         self.cancel();
-        self.order.reset(&mut self.position);
+        self.plan.reset(&mut self.position);
     }
 
     /// Returns the tokenizer that the shards name.
@@ -224,12 +227,18 @@ impl DataLoader {
     }
 
     pub fn num_shards(&self) -> usize {
-        self.order.samples.len()
+        self.fetcher.reader.shards.len()
     }
 
-    /// Returns the number of whole batches per epoch, of all ranks together.
+    /// Returns the number of whole batches per epoch, of all ranks together. In an epoch of a mix
+    /// there are as many as all sources have.
     pub fn batches_per_epoch(&self) -> usize {
-        self.order.samples.iter().sum::<usize>() / self.samples_per_batch
+        self.plan.samples() / self.samples_per_batch
+    }
+
+    /// Returns the weights of the sources that are mixed; of a single source, none.
+    pub fn weights(&self) -> Vec<f64> {
+        self.plan.weights()
     }
 
     /// Indices, among the next `batches` of all ranks together, of those that this rank reads.
@@ -244,8 +253,8 @@ impl DataLoader {
 
     /// Returns the shards that are too short for a sample and are never read.
     pub fn short_shards(&self) -> Vec<&Path> {
-        let shards = self.fetcher.reader.shards.iter().zip(&self.order.samples);
-        shards.filter(|(_, samples)| **samples == 0).map(|(shard, _)| shard.path()).collect()
+        let shards = self.fetcher.reader.shards.iter().enumerate();
+        shards.filter(|(index, _)| self.plan.is_skipped(*index)).map(|(_, shard)| shard.path()).collect()
     }
 
     /// Returns a shard that `other` reads too, if there is one.
@@ -268,11 +277,7 @@ impl DataLoader {
 
     /// Returns the position of the loader, for a checkpoint.
     pub fn state(&self) -> LoaderState {
-        LoaderState {
-            current_shard_idx: self.position.shard as u64,
-            current_sample_idx: self.position.sample as u64,
-            shuffle: self.position.shuffle.as_deref().cloned(),
-        }
+        self.plan.state(&self.position)
     }
 
     /// Continues from the position of another loader of the same data and samples.
@@ -281,7 +286,7 @@ impl DataLoader {
     /// If the state does not fit these shards and the length of a sample. The loader then stays
     /// where it is.
     pub fn restore(&mut self, state: &LoaderState) -> Result<()> {
-        self.move_to(self.order.check(state, self.position.shuffle.is_some()))
+        self.move_to(self.plan.check(state, &self.position))
     }
 
     /// Continues near the position of another loader of the same data, whose samples had
@@ -291,10 +296,13 @@ impl DataLoader {
     /// # Errors
     /// As [`Self::restore`].
     pub fn restore_near(&mut self, state: &LoaderState, sample_tokens: usize) -> Result<bool> {
-        let (ours, shuffles) = (self.fetcher.reader.sample_tokens, self.position.shuffle.is_some());
-        self.move_to(self.order.near(state, sample_tokens, ours, shuffles))?;
-        let read = state.current_sample_idx as u128 * sample_tokens as u128;
-        Ok(!shuffles && read == self.position.sample as u128 * ours as u128)
+        let ours = self.fetcher.reader.sample_tokens;
+        let (position, is_exact) = match self.plan.near(state, sample_tokens, ours, &self.position) {
+            Ok((position, is_exact)) => (Ok(position), is_exact),
+            Err(error) => (Err(error), false),
+        };
+        self.move_to(position)?;
+        Ok(is_exact)
     }
 
     fn move_to(&mut self, position: Result<Position>) -> Result<()> {
@@ -302,75 +310,6 @@ impl DataLoader {
         self.cancel();
         self.position = position;
         Ok(())
-    }
-}
-
-/// Returns the files that match, sorted by name.
-fn matching_files(pattern: &str, flag: &str) -> Result<Vec<PathBuf>> {
-    // As in a shell, `*` stays within a directory and skips hidden files.
-    let rules = glob::MatchOptions {
-        case_sensitive: true,
-        require_literal_separator: true,
-        require_literal_leading_dot: true,
-    };
-    let matches = glob::glob_with(pattern, rules)
-        .map_err(|e| anyhow::anyhow!("{flag} {pattern}: not a valid file pattern: {}", e.msg))?;
-    let mut paths = matches
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|e| anyhow::anyhow!("{flag} {}: {}", e.path().display(), e.error()))?;
-    ensure!(
-        !paths.is_empty(),
-        "{flag} {pattern}: no file matches; give token shards, such as `warpsmith data` makes (and quote the pattern)"
-    );
-    // glob(3) sorts by the whole name. Comparing paths would go component by component.
-    paths.sort_by(|a, b| a.as_os_str().cmp(b.as_os_str()));
-    Ok(paths)
-}
-
-/// Reads samples from shards.
-#[derive(Debug)]
-struct Reader {
-    shards: Vec<Shard>,
-    sample_tokens: usize,
-    V: usize,
-}
-
-impl Reader {
-    /// Reads the samples of a batch.
-    fn read(&self, places: &[Place]) -> Result<Batch> {
-        let tokens = places.len() * self.sample_tokens;
-        let (mut inputs, mut targets) = (Vec::with_capacity(tokens), Vec::with_capacity(tokens));
-        // The tokens of a sample, and the one after it.
-        let mut sample = vec![0; self.sample_tokens + 1];
-        for place in places {
-            self.read_checked(place.file, place.sample * self.sample_tokens, &mut sample)?;
-            inputs.extend(sample[..self.sample_tokens].iter().map(|&t| t.cast_signed()));
-            targets.extend(sample[1..].iter().map(|&t| t.cast_signed()));
-        }
-        let rows_by_token = rows_by_token(&inputs);
-        Ok(Batch { inputs, targets, rows_by_token })
-    }
-
-    /// Fills `tokens` with those of a shard from index `start` on.
-    ///
-    /// # Errors
-    /// If the shard cannot be read, or a token is outside the vocabulary.
-    fn read_checked(&self, shard: usize, start: usize, tokens: &mut [u32]) -> Result<()> {
-        let shard = &self.shards[shard];
-        shard.read(start, tokens)?;
-        // The maximum is found at the speed of memory, unlike the first token past a limit.
-        let largest = tokens.iter().copied().fold(0, u32::max);
-        if (largest as usize) < self.V {
-            return Ok(());
-        }
-        let bad = tokens.iter().position(|&t| t as usize >= self.V).unwrap_or(0);
-        bail!(
-            "{}: token {} is {}, outside the vocabulary of {}; recreate the shard with the model's tokenizer",
-            shard.path().display(),
-            start + bad,
-            tokens[bad],
-            self.V
-        )
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod buckets;
 mod documents;
+pub mod filter;
 pub mod imported;
 pub mod learn;
 pub mod loader;

@@ -1,7 +1,12 @@
-//! The order in which samples are read, as state that can be saved. No files are touched here.
+//! The order in which samples are read, as state that can be saved.
+
+pub(super) mod documents;
+pub(super) mod mixed;
+mod permutation;
 
 use crate::rng::{Mt19937, identity_permutation};
 use anyhow::{Result, bail, ensure};
+use documents::Cursor;
 use std::sync::Arc;
 
 /// Position of a loader, in the fields of llm.c's state file: that of the next batch a caller gets.
@@ -71,11 +76,13 @@ impl Position {
     }
 }
 
-/// The place of a sample: a shard and an index in it.
+/// The place of a sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
-    pub(super) file: usize,
-    pub(super) sample: usize,
+pub(super) enum Place {
+    /// A shard and an index in it.
+    Sample { file: usize, sample: usize },
+    /// A place in the shuffled documents of a source, in an epoch.
+    Packed { source: usize, epoch: u64, cursor: Cursor },
 }
 
 /// The order of reading, which follows from the number of samples per shard. At least one shard has
@@ -130,7 +137,7 @@ impl Order {
             .as_ref()
             .map_or(position.sample, |s| s.intra_shard_indices[position.sample] as usize);
         position.sample += 1;
-        Place { file: position.file(), sample }
+        Place::Sample { file: position.file(), sample }
     }
 
     /// The position as far into the same shard as that of a loader whose samples have `theirs`

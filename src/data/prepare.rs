@@ -1,76 +1,139 @@
 //! Makes token shards from text: `warpsmith data`.
 //!
-//! Shard 0 is for validation and all others are for training. They are cut from one stream of
-//! tokens in which an end-of-text token precedes each document. Documents may span shards.
+//! An end-of-text token precedes each document. Validation documents are drawn from all of the
+//! input, unless they come from files of their own; the others are for training, in the order of
+//! the input. Documents may span shards.
 
+mod draw;
+mod encode;
 mod folder;
+mod mix;
+mod shards;
+mod stream;
 
 pub use crate::data::documents::Split;
-use crate::data::documents::{Format, Notes, Piece, find_sources};
-use crate::data::shard::ShardWriter;
-use crate::data::tokenizer::{Tokenizer, TokenizerId};
-use crate::files::CompleteFile;
+use crate::data::documents::{Format, Notes, Piece, ReadAhead, Source, find_sources};
+use crate::data::filter::{Filter, FilterOptions, Removed};
+use crate::data::shard::ShardFormat;
+use crate::data::tokenizer::Tokenizer;
 use crate::words::count;
 use anyhow::{Context, Result, ensure};
+use draw::{Draw, Passage};
+use encode::Encoder;
 use folder::Folder;
-use rayon::prelude::*;
-use std::cell::Cell;
+use mix::{Part, Shares};
+use shards::Shards;
 use std::fs;
 use std::path::PathBuf;
-use std::rc::Rc;
-
-/// Bytes of text encoded at a time, in parallel. This text and its tokens determine the use of
-/// memory.
-const BATCH_BYTES: usize = if cfg!(test) { 1 << 18 } else { 1 << 23 };
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use stream::Stream;
 
 /// Default number of tokens per shard.
 pub const DEFAULT_SHARD_SIZE: u64 = 100_000_000;
 
+/// Default seed of the draw of validation documents.
+pub const DEFAULT_SEED: u64 = 42;
+
+/// Most tokens that are drawn for validation by default. They are held in memory, 4 bytes each.
+const MOST_VAL_TOKENS: u64 = 1 << 24;
+
 /// Options of [`prepare`].
 #[derive(Clone, Debug)]
 pub struct PrepareOptions {
-    /// Text files, JSON files, folders of them, or `-` for standard input. Files may be compressed.
+    /// Text, JSON and parquet files, folders of them, patterns, or `-` for standard input. Files
+    /// may be compressed. With weights, `PATH=WEIGHT`, they are mixed; otherwise they are read one
+    /// after another.
     pub inputs: Vec<PathBuf>,
+    /// Files of validation text. Without any, validation documents are drawn from `inputs`.
+    pub val: Vec<PathBuf>,
     /// Folder for the shards, created if it is missing.
     pub output: PathBuf,
     /// Written beside the shards, unless it is built in.
     pub tokenizer: Tokenizer,
     /// Prefix of the shards' names: `{name}_val_000000.bin`, `{name}_train_000001.bin` and so on.
     pub name: String,
+    pub format: ShardFormat,
     /// The places where text files are split into documents.
     pub split: Split,
-    /// Field of a JSON object that holds the text, if the user named one. All inputs are then JSON.
-    pub json_field: Option<String>,
-    /// Whether JSON objects that are not usable are left out.
+    /// Column of a parquet file, or field of a JSON object, that holds the text, if the user named
+    /// one. No input is then plain text.
+    pub text_column: Option<String>,
+    /// Whether JSON objects and rows that are not usable are left out.
     pub skip_bad_lines: bool,
+    /// Documents to leave out of `inputs`.
+    pub filter: FilterOptions,
     /// Whether `<|endoftext|>` within a document is that token instead of text.
     pub allow_special: bool,
     /// Tokens per training shard, except the last.
     pub shard_size: u64,
-    /// Tokens for validation; see [`default_val_tokens`].
+    /// Tokens drawn for validation; see [`default_val_tokens`].
     pub val_tokens: Option<u64>,
+    /// Seed of that draw.
+    pub seed: u64,
     /// Whether to replace shards of that name.
     pub force: bool,
 }
 
+impl PrepareOptions {
+    /// Options that read `inputs` as they are.
+    pub fn new(inputs: Vec<PathBuf>, output: PathBuf, name: &str, tokenizer: Tokenizer) -> Self {
+        PrepareOptions {
+            inputs,
+            val: Vec::new(),
+            output,
+            tokenizer,
+            name: name.to_owned(),
+            format: ShardFormat::Bin,
+            split: Split::EndOfText,
+            text_column: None,
+            skip_bad_lines: false,
+            filter: FilterOptions::default(),
+            allow_special: false,
+            shard_size: DEFAULT_SHARD_SIZE,
+            val_tokens: None,
+            seed: DEFAULT_SEED,
+            force: false,
+        }
+    }
+}
+
+/// The text that came from one of several weighted inputs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mixed {
+    pub name: String,
+    pub weight: f64,
+    /// Bytes of text.
+    pub bytes: u64,
+    /// Whether it was used up, which ended the mix.
+    pub is_used_up: bool,
+}
+
 /// The result of [`prepare`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct PrepareReport {
-    /// Bytes of the inputs, compressed if they are.
+    /// Bytes of the inputs that were read, compressed if they are.
     pub input_bytes: u64,
+    /// Documents that were kept.
     pub documents: u64,
     /// Places where text was split, because it has `<|endoftext|>` there.
     pub end_of_text_marks: u64,
+    /// What was left out, by reason.
+    pub removed: Vec<Removed>,
+    /// Texts of evaluation sets to decontaminate, and how many of them are too short for that.
+    pub evaluation_texts: (u64, u64),
+    /// The parts of the mix, if the inputs had weights.
+    pub mixed: Vec<Mixed>,
     pub val_tokens: u64,
     pub train_tokens: u64,
-    /// The validation shard, then the training shards.
+    /// The validation shards, then the training shards.
     pub shards: Vec<PathBuf>,
 }
 
 /// Returns the default number of validation tokens: a power of two, 6 to 12 % of typical English
-/// text, and at most one shard.
+/// text, at most one shard and 2²⁴.
 pub fn default_val_tokens(input_bytes: u64, shard_size: u64) -> u64 {
-    (input_bytes / 64).max(1).next_power_of_two().min(shard_size)
+    (input_bytes / 64).max(1).next_power_of_two().min(shard_size).min(MOST_VAL_TOKENS)
 }
 
 /// Makes the shards. `progress` is called with the bytes read so far and the total (0 if unknown).
@@ -84,71 +147,263 @@ pub fn default_val_tokens(input_bytes: u64, shard_size: u64) -> u64 {
 /// splits, or the disk fails.
 pub fn prepare(options: &PrepareOptions, progress: &dyn Fn(u64, u64)) -> Result<PrepareReport> {
     check(options)?;
-    let sources = find_sources(&options.inputs, &folder::own_shards(&options.output, &options.name))?;
-    let input_bytes = sources.iter().map(|s| s.bytes).sum();
-    let val_tokens = match options.val_tokens {
-        Some(tokens) => tokens,
-        None => {
-            let piped = options.inputs.iter().any(|p| p.as_os_str() == "-");
-            ensure!(
-                !piped,
-                "--val-tokens is required with standard input, as its size is not known in advance"
-            );
-            default_val_tokens(input_bytes, options.shard_size)
-        }
+    let inputs = Inputs::find(options)?;
+    let val_tokens = inputs.val_tokens(options)?;
+    let mut filter = match options.filter.is_empty() {
+        true => None,
+        false => Some(Filter::new(&options.filter)?),
     };
-    let folder = Folder::lock(&options.output, &options.name)?;
+    let folder = Folder::lock(&options.output, &options.name, options.format)?;
     folder.check_tokenizer(&options.tokenizer, options.force)?;
     let stale = folder.shards()?;
     if let Some(path) = stale.first() {
         let why = "already exists; choose another --name or replace its shards with --force";
         ensure!(options.force, "{}: {why}", path.display());
     }
+    let mut run = Run::new(options, &inputs, val_tokens, progress);
+    run.write_given_validation(inputs.val)?;
+    let mixed = run.write_text(&inputs.parts, inputs.sources, filter.as_mut())?;
+    let mut report = run.publish(&stale)?;
+    report.mixed = mixed;
+    report.evaluation_texts = filter.as_ref().map(Filter::evaluation_texts).unwrap_or_default();
+    report.removed = filter.map(Filter::finish).unwrap_or_default();
+    Ok(report)
+}
 
-    let format = Format {
+/// The files to read.
+struct Inputs {
+    parts: Vec<Part>,
+    /// Those of each part.
+    sources: Vec<Vec<Source>>,
+    val: Vec<Source>,
+    bytes: u64,
+}
+
+impl Inputs {
+    fn find(options: &PrepareOptions) -> Result<Self> {
+        let is_own = folder::own_shards(&options.output, &options.name, options.format);
+        let parts = mix::parts(&options.inputs)?;
+        let sources: Vec<Vec<Source>> =
+            parts.iter().map(|part| find_sources(&part.inputs, &is_own)).collect::<Result<_>>()?;
+        let val = match options.val.is_empty() {
+            true => Vec::new(),
+            false => find_sources(&options.val, &is_own).context("--val")?,
+        };
+        let format = format_of(options);
+        for source in sources.iter().flatten().chain(&val) {
+            // A missing column is found now rather than hours later.
+            source.check(&format)?;
+        }
+        let bytes = sources.iter().flatten().map(|source| source.bytes).sum();
+        Ok(Inputs { parts, sources, val, bytes })
+    }
+
+    /// The number of tokens to draw; 0 if validation text is given.
+    fn val_tokens(&self, options: &PrepareOptions) -> Result<u64> {
+        if !self.val.is_empty() {
+            ensure!(
+                options.val_tokens.is_none(),
+                "--val-tokens: expected this or --val, which gives the validation text, found both"
+            );
+            return Ok(0);
+        }
+        let piped = options.inputs.iter().any(|path| path.as_os_str() == "-");
+        ensure!(
+            !piped || options.val_tokens.is_some(),
+            "--val-tokens or --val is required with standard input, as its size is not known in advance"
+        );
+        let default = || default_val_tokens(self.bytes, options.shard_size);
+        Ok(options.val_tokens.unwrap_or_else(default))
+    }
+}
+
+fn format_of(options: &PrepareOptions) -> Format {
+    Format {
         split: options.split.clone(),
-        json_field: options.json_field.clone(),
+        text_column: options.text_column.clone(),
         skip_bad_lines: options.skip_bad_lines,
         cuts: options.tokenizer.cuts(),
-    };
-    let mut encoder = Encoder::new(options, val_tokens);
-    let (done, mut notes) = (Rc::new(Cell::new(0)), Notes::default());
-    for source in &sources {
-        source.read(&format, &mut notes, &done, &mut |piece| {
-            if encoder.add(piece)? {
-                progress(done.get(), input_bytes);
+    }
+}
+
+/// The making of shards.
+struct Run<'a> {
+    options: &'a PrepareOptions,
+    progress: &'a dyn Fn(u64, u64),
+    /// Bytes of the inputs, and those read so far.
+    input_bytes: u64,
+    done: Arc<AtomicU64>,
+    encoder: Encoder,
+    notes: Notes,
+    draw: Option<Draw>,
+    val: Shards,
+    train: Shards,
+}
+
+impl<'a> Run<'a> {
+    fn new(
+        options: &'a PrepareOptions,
+        inputs: &Inputs,
+        val_tokens: u64,
+        progress: &'a dyn Fn(u64, u64),
+    ) -> Self {
+        let draw = inputs.val.is_empty().then(|| Draw::new(val_tokens, options.seed));
+        // What is drawn makes one shard.
+        let val_size = if draw.is_some() { i32::MAX as u64 } else { options.shard_size };
+        Run {
+            options,
+            progress,
+            input_bytes: inputs.bytes + inputs.val.iter().map(|source| source.bytes).sum::<u64>(),
+            done: Arc::default(),
+            encoder: Encoder::new(options),
+            notes: Notes::default(),
+            draw,
+            val: Shards::new(options, folder::Split::Val, 0, val_size),
+            train: Shards::new(options, folder::Split::Train, 1, options.shard_size),
+        }
+    }
+
+    /// Writes validation text that the user gave.
+    fn write_given_validation(&mut self, sources: Vec<Source>) -> Result<()> {
+        if sources.is_empty() {
+            return Ok(());
+        }
+        let mut pieces = ReadAhead::start(sources, &format_of(self.options), &self.done)?;
+        while let Some(batch) = pieces.next()? {
+            for piece in batch {
+                if let Some(passages) = self.encoder.add(piece) {
+                    passages.iter().try_for_each(|passage| self.val.write(passage))?;
+                    (self.progress)(self.done.load(Relaxed), self.input_bytes);
+                }
             }
-            Ok(())
-        })?;
+        }
+        let passages = self.encoder.flush();
+        passages.iter().try_for_each(|passage| self.val.write(passage))?;
+        self.notes.append(pieces.notes);
+        let shards = self.val.finish()?;
+        ensure!(shards > 0, "--val: the input is empty; give a file with text");
+        self.train = Shards::new(self.options, folder::Split::Train, shards, self.options.shard_size);
+        Ok(())
     }
-    encoder.flush()?;
-    progress(done.get(), input_bytes);
-    warn(options, &notes, encoder.marks);
-    let Encoder { shards, documents, .. } = encoder;
-    let (tokens, shards) = shards.publish(val_tokens, &options.tokenizer)?;
-    for path in stale.iter().filter(|path| !shards.contains(path)) {
-        fs::remove_file(path).with_context(|| format!("{}: cannot remove the old shard", path.display()))?;
+
+    /// Writes the text of all parts, document by document from the part that lags behind most, until
+    /// one is used up. Returns what came from each, if there are several.
+    fn write_text(
+        &mut self,
+        parts: &[Part],
+        sources: Vec<Vec<Source>>,
+        mut filter: Option<&mut Filter>,
+    ) -> Result<Vec<Mixed>> {
+        let format = format_of(self.options);
+        let start = |sources| Ok(Stream::new(ReadAhead::start(sources, &format, &self.done)?));
+        let mut streams: Vec<Stream> = sources.into_iter().map(start).collect::<Result<_>>()?;
+        let mut shares = Shares::new(parts);
+        let used_up = loop {
+            let part = shares.next();
+            let stream = &mut streams[part];
+            let Some(mut piece) = stream.next(filter.as_deref_mut())? else { break part };
+            loop {
+                shares.bytes[part] += piece.text.len() as u64;
+                self.add(piece)?;
+                if !stream.continues(filter.as_deref_mut())? {
+                    break;
+                }
+                piece = stream.next(filter.as_deref_mut())?.expect("the document continues");
+            }
+        };
+        let passages = self.encoder.flush();
+        self.write(passages)?;
+        for stream in streams {
+            self.notes.append(stream.ahead.notes);
+        }
+        let mixed = parts.iter().zip(&shares.bytes).enumerate();
+        let mixed = mixed.filter_map(|(index, (part, &bytes))| {
+            let (name, weight) = (part.name.clone(), part.weight?);
+            Some(Mixed { name, weight, bytes, is_used_up: index == used_up })
+        });
+        Ok(mixed.collect())
     }
-    let splits_at_marks = options.split == Split::EndOfText;
-    Ok(PrepareReport {
-        input_bytes: done.get(),
-        documents,
-        end_of_text_marks: if splits_at_marks { notes.separators } else { 0 },
-        val_tokens,
-        train_tokens: tokens - val_tokens,
-        shards,
-    })
+
+    fn add(&mut self, piece: Piece) -> Result<()> {
+        if let Some(passages) = self.encoder.add(piece) {
+            self.write(passages)?;
+            (self.progress)(self.done.load(Relaxed), self.input_bytes);
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, passages: Vec<Passage>) -> Result<()> {
+        for passage in passages {
+            match &mut self.draw {
+                Some(draw) => draw.add(passage).iter().try_for_each(|passage| self.train.write(passage))?,
+                None => self.train.write(&passage)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what was drawn, gives all shards their names, and removes older ones.
+    fn publish(mut self, stale: &[PathBuf]) -> Result<PrepareReport> {
+        let done = self.done.load(Relaxed);
+        (self.progress)(done, self.input_bytes.max(done));
+        warn(self.options, &self.notes, self.encoder.marks);
+        if let Some(draw) = self.draw.take() {
+            let wanted = draw.wanted();
+            let (drawn, rest) = draw.finish();
+            drawn.iter().try_for_each(|passage| self.val.write(passage))?;
+            rest.iter().try_for_each(|passage| self.train.write(passage))?;
+            let found = self.val.tokens + self.train.tokens;
+            ensure!(found > 0, "the input is empty, or all of it was left out");
+            ensure!(
+                self.train.tokens > 0,
+                "the input has {found} tokens; {wanted} for validation would leave none for training; \
+                 give more text or a smaller --val-tokens"
+            );
+        }
+        ensure!(self.train.tokens > 0, "the input is empty, or all of it was left out");
+        self.val.finish()?;
+        self.train.finish()?;
+        let (val_tokens, train_tokens) = (self.val.tokens, self.train.tokens);
+        if !self.options.tokenizer.is_gpt2() {
+            self.options.tokenizer.write_json(&self.options.output)?;
+        }
+        let mut shards = self.val.publish()?;
+        shards.extend(self.train.publish()?);
+        for path in stale.iter().filter(|path| !shards.contains(path)) {
+            fs::remove_file(path)
+                .with_context(|| format!("{}: cannot remove the old shard", path.display()))?;
+        }
+        let splits_at_marks = self.options.split == Split::EndOfText;
+        Ok(PrepareReport {
+            input_bytes: done,
+            documents: self.encoder.documents,
+            end_of_text_marks: if splits_at_marks { self.notes.separators } else { 0 },
+            removed: Vec::new(),
+            evaluation_texts: (0, 0),
+            mixed: Vec::new(),
+            val_tokens,
+            train_tokens,
+            shards,
+        })
+    }
 }
 
 /// Warns about findings in the text; `marks` are those that became ordinary tokens.
 fn warn(options: &PrepareOptions, notes: &Notes, marks: u64) {
     if notes.skipped.count > 0 {
-        let objects = count(notes.skipped.count, "JSON object");
-        log::warn!("--skip-bad-lines: left out {objects}; the first is {}", notes.skipped.first);
+        let lines = count(notes.skipped.count, "record");
+        log::warn!("--skip-bad-lines: left out {lines}; the first is {}", notes.skipped.first);
     }
-    if notes.odd.count > 1 {
-        let more = count(notes.odd.count - 1, "more file");
-        log::warn!("after {}, {more} looked like JSON or markup, read as text", notes.odd.first);
+    if notes.empty_rows.count > 0 {
+        let rows = count(notes.empty_rows.count, "row");
+        log::warn!("left out {rows} without text; the first is {}", notes.empty_rows.first);
+    }
+    if notes.odd.count > 0 {
+        let more = match notes.odd.count {
+            1 => String::new(),
+            odd => format!("; so do {}", count(odd - 1, "more file")),
+        };
+        log::warn!("{}, and is read as text{more}", notes.odd.first);
     }
     if let Split::On(separator) = &options.split
         && (notes.texts > 0 && notes.separators == 0)
@@ -181,143 +436,6 @@ fn check(options: &PrepareOptions) -> Result<()> {
         "--split-on: expected a separator of documents, found an empty text"
     );
     Ok(())
-}
-
-/// Collects pieces, encodes many in parallel, and writes their tokens in order.
-struct Encoder {
-    batch: Vec<Piece>,
-    batch_bytes: usize,
-    documents: u64,
-    tokenizer: Tokenizer,
-    allow_special: bool,
-    /// Occurrences of `<|endoftext|>` that became ordinary tokens.
-    marks: u64,
-    shards: Shards,
-}
-
-impl Encoder {
-    fn new(options: &PrepareOptions, val_tokens: u64) -> Self {
-        let shards = Shards::new(options, val_tokens);
-        let (tokenizer, allow_special) = (options.tokenizer.clone(), options.allow_special);
-        Encoder {
-            batch: Vec::new(),
-            batch_bytes: 0,
-            documents: 0,
-            tokenizer,
-            allow_special,
-            marks: 0,
-            shards,
-        }
-    }
-
-    /// Adds a piece. Returns whether that filled the batch, which was then written.
-    fn add(&mut self, piece: Piece) -> Result<bool> {
-        self.batch_bytes += piece.text.len();
-        self.documents += u64::from(piece.starts_document);
-        if !self.allow_special {
-            // Pieces are never cut within a mark, as it has no white space.
-            self.marks += piece.text.matches(self.tokenizer.eot_text()).count() as u64;
-        }
-        self.batch.push(piece);
-        let full = self.batch_bytes >= BATCH_BYTES;
-        if full {
-            self.flush()?;
-        }
-        Ok(full)
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        let encode = if self.allow_special { Tokenizer::encode } else { Tokenizer::encode_ordinary };
-        let tokenizer = &self.tokenizer;
-        let encoded: Vec<Vec<u32>> =
-            self.batch.par_iter().map(|piece| encode(tokenizer, &piece.text)).collect();
-        for (piece, tokens) in self.batch.iter().zip(encoded) {
-            if piece.starts_document {
-                self.shards.write(&[self.tokenizer.eot()])?;
-            }
-            self.shards.write(&tokens)?;
-        }
-        self.batch.clear();
-        self.batch_bytes = 0;
-        Ok(())
-    }
-}
-
-/// Cuts the stream of tokens into shards.
-struct Shards {
-    output: PathBuf,
-    name: String,
-    tokenizer: TokenizerId,
-    val_tokens: u64,
-    shard_size: u64,
-    tokens: u64,
-    /// The shard being written.
-    open: Option<ShardWriter>,
-    sealed: Vec<(PathBuf, CompleteFile)>,
-}
-
-impl Shards {
-    fn new(options: &PrepareOptions, val_tokens: u64) -> Self {
-        let PrepareOptions { output, name, shard_size, .. } = options.clone();
-        let tokenizer = options.tokenizer.id();
-        Shards { output, name, tokenizer, val_tokens, shard_size, tokens: 0, open: None, sealed: Vec::new() }
-    }
-
-    fn next_path(&self) -> PathBuf {
-        let index = self.sealed.len();
-        let split = if index == 0 { "val" } else { "train" };
-        self.output.join(format!("{}_{split}_{index:06}.bin", self.name))
-    }
-
-    fn write(&mut self, mut tokens: &[u32]) -> Result<()> {
-        self.tokens += tokens.len() as u64;
-        while !tokens.is_empty() {
-            let size = if self.sealed.is_empty() { self.val_tokens } else { self.shard_size };
-            let mut shard = match self.open.take() {
-                Some(shard) => shard,
-                None => ShardWriter::create(&self.next_path(), self.tokenizer)?,
-            };
-            let room = usize::try_from(size - shard.len()).unwrap_or(usize::MAX);
-            let (now, later) = tokens.split_at(room.min(tokens.len()));
-            shard.write(now)?;
-            let full = shard.len() == size;
-            self.open = Some(shard);
-            if full {
-                self.seal()?;
-            }
-            tokens = later;
-        }
-        Ok(())
-    }
-
-    fn seal(&mut self) -> Result<()> {
-        if let Some(shard) = self.open.take() {
-            let path = self.next_path();
-            self.sealed.push((path, shard.seal()?));
-        }
-        Ok(())
-    }
-
-    /// Gives all shards their final names, after a tokenizer that is not built in. Returns the number of tokens, and the names.
-    fn publish(mut self, val_tokens: u64, tokenizer: &Tokenizer) -> Result<(u64, Vec<PathBuf>)> {
-        ensure!(self.tokens > 0, "the input is empty");
-        ensure!(
-            self.tokens > val_tokens,
-            "the input has {} tokens; {val_tokens} for validation would leave none for training; \
-             give more text or a smaller --val-tokens",
-            self.tokens
-        );
-        self.seal()?;
-        let mut paths = Vec::new();
-        if !tokenizer.is_gpt2() {
-            tokenizer.write_json(&self.output)?;
-        }
-        for (path, shard) in self.sealed {
-            shard.publish()?;
-            paths.push(path);
-        }
-        Ok((self.tokens, paths))
-    }
 }
 
 #[cfg(test)]

@@ -80,24 +80,54 @@ impl Width {
     }
 }
 
+/// The form of a file of tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ShardFormat {
+    /// llm.c's: a header of 1024 bytes.
+    #[default]
+    Bin,
+    /// A NumPy array of one dimension, as build-nanogpt reads it.
+    Npy,
+    /// Tokens without a header, as nanoGPT reads them.
+    Raw,
+}
+
+impl ShardFormat {
+    /// Returns the ending of a file's name.
+    pub fn extension(self) -> &'static str {
+        match self {
+            ShardFormat::Bin | ShardFormat::Raw => "bin",
+            ShardFormat::Npy => "npy",
+        }
+    }
+}
+
 /// An open shard. Its tokens are read on request, not mapped into memory: a file that is cut short
 /// while it is mapped ends the process with a signal, whereas a read returns an error.
 #[derive(Debug)]
 pub struct Shard {
     path: PathBuf,
     file: File,
+    /// Offset of the first token in the file.
+    start: usize,
     width: Width,
     tokenizer: TokenizerId,
     tokens: usize,
 }
 
 impl Shard {
-    /// Opens a shard and checks its header and size, without reading a token.
+    /// Opens a shard, or a NumPy array of uint16, and checks its header and size, without reading a
+    /// token.
     ///
     /// # Errors
     /// If the file cannot be read, is not a token shard, is empty, or is not as long as its header
     /// says.
     pub fn open(path: &Path) -> Result<Self> {
+        if let Some((start, tokens)) = imported::npy_of_u16(path) {
+            let (file, width) = (files::open(path)?.0, Width::U16);
+            let (path, tokenizer) = (path.to_owned(), width.default_tokenizer());
+            return Ok(Shard { path, file, start, width, tokenizer, tokens });
+        }
         let (header, file, bytes) = Header::open_any(path, &[&SHARD, &WIDE_SHARD]).map_err(|error| {
             let found = imported::describe(path);
             found.map_or(error, |found| anyhow!("{}: expected a token shard, found {found}", path.display()))
@@ -107,7 +137,8 @@ impl Shard {
         let checked = check_size(tokens, width, bytes)
             .and_then(|()| TokenizerId::read(&header, TOKENIZER, width.default_tokenizer()));
         let tokenizer = checked.with_context(|| path.display().to_string())?;
-        Ok(Shard { path: path.to_owned(), file, width, tokenizer, tokens: tokens as usize })
+        let (path, start) = (path.to_owned(), HEADER_BYTES);
+        Ok(Shard { path, file, start, width, tokenizer, tokens: tokens as usize })
     }
 
     pub fn path(&self) -> &Path {
@@ -137,7 +168,7 @@ impl Shard {
     /// # Errors
     /// If the file was cut short after it was opened, or cannot be read.
     pub fn read(&self, start: usize, tokens: &mut [u32]) -> Result<()> {
-        let at = (HEADER_BYTES + self.width.bytes() * start) as u64;
+        let at = (self.start + self.width.bytes() * start) as u64;
         let bytes = self.width.bytes() * tokens.len();
         let narrow: &mut [u8] = &mut bytemuck::cast_slice_mut(tokens)[..bytes];
         match self.file.read_exact_at(narrow, at) {
@@ -146,7 +177,7 @@ impl Shard {
                 Ok(())
             }
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
-                let expected = HEADER_BYTES + self.width.bytes() * self.tokens;
+                let expected = self.start + self.width.bytes() * self.tokens;
                 let found = self.file.metadata().map_or(0, |m| m.len());
                 let advice = "it was cut short while in use: copy it again or recreate it";
                 bail!("{}: expected {expected} bytes, found {found}; {advice}", self.path.display())
@@ -184,6 +215,7 @@ fn check_size(tokens: i32, width: Width, file_bytes: u64) -> Result<()> {
 /// Writes a shard under a temporary name. If dropped early, it leaves nothing behind.
 pub struct ShardWriter {
     file: NewFile,
+    format: ShardFormat,
     width: Width,
     tokenizer: TokenizerId,
     tokens: u64,
@@ -196,9 +228,14 @@ impl ShardWriter {
     /// Starts the shard whose final name is `path`, for tokens of `tokenizer`. Its vocabulary
     /// decides on the width of a token.
     pub fn create(path: &Path, tokenizer: TokenizerId) -> Result<Self> {
+        Self::create_as(path, tokenizer, ShardFormat::Bin)
+    }
+
+    /// As [`Self::create`], in any form.
+    pub fn create_as(path: &Path, tokenizer: TokenizerId, format: ShardFormat) -> Result<Self> {
         let (file, width) = (NewFile::create(path)?, Width::of(tokenizer.vocab_size));
         let path = path.to_owned();
-        let mut writer = ShardWriter { file, width, tokenizer, tokens: 0, path, bytes: Vec::new() };
+        let mut writer = ShardWriter { file, format, width, tokenizer, tokens: 0, path, bytes: Vec::new() };
         writer.write_header().with_context(|| writer.failure())?;
         Ok(writer)
     }
@@ -206,14 +243,14 @@ impl ShardWriter {
     /// Appends tokens.
     ///
     /// # Errors
-    /// If they cannot be written, or exceed what the format can count (2³¹ - 1).
+    /// If they cannot be written, or exceed what llm.c's format can count (2³¹ - 1).
     ///
     /// # Panics
     /// If a token does not fit the width.
     pub fn write(&mut self, tokens: &[u32]) -> Result<()> {
         let total = self.tokens + tokens.len() as u64;
         ensure!(
-            total <= i32::MAX as u64,
+            total <= i32::MAX as u64 || self.format != ShardFormat::Bin,
             "{}: a token shard holds at most {} tokens; use smaller shards",
             self.path.display(),
             i32::MAX
@@ -247,6 +284,14 @@ impl ShardWriter {
     }
 
     fn write_header(&mut self) -> std::io::Result<()> {
+        match self.format {
+            ShardFormat::Bin => {}
+            ShardFormat::Npy => {
+                self.file.rewind()?;
+                return self.file.write_all(&imported::npy_header(self.width.bytes(), self.tokens));
+            }
+            ShardFormat::Raw => return Ok(()),
+        }
         let mut header = Header::new(self.width.kind(), self.width.version());
         header.set(TOKENS, self.tokens as i32);
         self.tokenizer.write(&mut header, TOKENIZER, self.width.default_tokenizer());

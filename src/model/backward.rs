@@ -23,6 +23,12 @@ pub struct MicroStep {
     pub fresh_grads: bool,
 }
 
+/// Names the operations of a forward pass and its losses, without a backward pass, in the first
+/// micro-step of a step or in a later one. No [`MicroStep`] has this key.
+pub fn forward_key(BatchShape { B, T }: BatchShape, first: bool) -> GraphKey {
+    GraphKey([B, T, usize::from(first), 2])
+}
+
 impl MicroStep {
     /// Names the operations of a forward and a backward pass here: nothing else decides about them.
     pub fn key(self, BatchShape { B, T }: BatchShape) -> GraphKey {

@@ -169,6 +169,36 @@ impl GPT2 {
         (0..N).step_by(chunk).map(move |start| (start, chunk.min(N - start)))
     }
 
+    /// Computes the losses of the rows that `forward` ran on, and adds them to the loss buffer.
+    pub fn losses(&self, dev: &mut dyn Ops, shape: BatchShape) -> Result<()> {
+        for (start, rows) in self.logits_chunks(shape.rows()) {
+            let logits = self.logits(dev, start, rows)?;
+            dev.classifier(self.classifier_args(logits, start, rows, None))?;
+        }
+        Ok(())
+    }
+
+    /// Computes the logits of the rows that `forward` ran on, and passes them on: V for each row,
+    /// some rows at a time, in order.
+    ///
+    /// # Errors
+    /// Those of the device and of `sink`.
+    pub fn read_logits(
+        &self,
+        dev: &mut dyn Ops,
+        shape: BatchShape,
+        sink: &mut dyn FnMut(&[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let (V, Vp) = (self.weights.config.V, self.weights.config.Vp);
+        for (start, rows) in self.logits_chunks(shape.rows()) {
+            let mut padded = vec![0.0; rows * Vp];
+            let logits = self.logits(dev, start, rows)?;
+            download_f32(dev, &mut padded, logits)?;
+            padded.chunks_exact(Vp).try_for_each(|row| sink(&row[..V]))?;
+        }
+        Ok(())
+    }
+
     /// Runs the forward pass and returns the loss of each of the B*T rows; no gradients.
     pub fn evaluate(
         &self,
@@ -180,10 +210,7 @@ impl GPT2 {
         self.forward(dev, hooks, shape)?;
         let losses = a.losses.slice(0, N);
         dev.fill(losses, 0.0)?;
-        for (start, rows) in self.logits_chunks(N) {
-            let logits = self.logits(dev, start, rows)?;
-            dev.classifier(self.classifier_args(logits, start, rows, None))?;
-        }
+        self.losses(dev, shape)?;
         let mut host = vec![0.0; N];
         download_f32(dev, &mut host, losses)?;
         Ok(host)

@@ -35,26 +35,29 @@ pub struct Schedule {
     pub max_lr: f32,
     /// Steps of linear warm-up. The first of them uses `max_lr / warmup`, not 0.
     pub warmup: usize,
-    /// Steps of the run; the curve ends here.
+    /// Steps of the run.
     pub total_steps: usize,
+    /// Step at which the curve ends: that of the run's end, or another.
+    pub decay_steps: usize,
     /// The final rate as a fraction of `max_lr`.
     pub final_frac: f32,
 }
 
 impl fmt::Display for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let Schedule { kind, max_lr, warmup, total_steps, final_frac } = self;
+        let Schedule { kind, max_lr, warmup, total_steps, decay_steps, final_frac } = self;
         write!(
             f,
             "{kind}, {total_steps} steps, {warmup} of them warm-up, LR {max_lr}, final fraction {final_frac}"
-        )
+        )?;
+        if decay_steps == total_steps { Ok(()) } else { write!(f, " at step {decay_steps}") }
     }
 }
 
 impl Schedule {
     /// The rate at `step`, which counts from 0.
     ///
-    /// After the end of the run the rate stays at its final value, even if warm-up leaves no step
+    /// After the end of the curve the rate stays at its final value, even if warm-up leaves no step
     /// to decay in.
     pub fn lr(&self, step: usize) -> f32 {
         if self.kind == ScheduleKind::Constant {
@@ -64,24 +67,24 @@ impl Schedule {
             return self.warmup_lr(step);
         }
         let min_lr = self.max_lr * self.final_frac;
-        if step > self.total_steps || self.total_steps <= self.warmup {
+        if step > self.decay_steps || self.decay_steps <= self.warmup {
             return min_lr;
         }
         let span = self.max_lr - min_lr;
         match self.kind {
             ScheduleKind::Cosine => {
-                let progress = fraction(step, self.warmup, self.total_steps);
+                let progress = fraction(step, self.warmup, self.decay_steps);
                 // Multiplied in f64 and rounded once: C promotes, because M_PI is a double.
                 let angle = (std::f64::consts::PI * f64::from(progress)) as f32;
                 min_lr + 0.5 * (1.0 + angle.cos()) * span
             }
-            ScheduleKind::Linear => self.max_lr - fraction(step, self.warmup, self.total_steps) * span,
+            ScheduleKind::Linear => self.max_lr - fraction(step, self.warmup, self.decay_steps) * span,
             ScheduleKind::Wsd => {
-                let decay_start = (0.8 * self.total_steps as f32) as usize;
+                let decay_start = (0.8 * self.decay_steps as f32) as usize;
                 if step < decay_start {
                     return self.max_lr;
                 }
-                min_lr + (1.0 - fraction(step, decay_start, self.total_steps).sqrt()) * span
+                min_lr + (1.0 - fraction(step, decay_start, self.decay_steps).sqrt()) * span
             }
             ScheduleKind::Constant => unreachable!("returned above"),
         }
@@ -111,15 +114,16 @@ mod tests {
         max_lr: 6e-4,
         warmup: 715,
         total_steps: 19073,
+        decay_steps: 19073,
         final_frac: 0.1,
     };
 
     fn schedules(kind: ScheduleKind) -> [Schedule; 4] {
         [
             Schedule { kind, ..RECIPE },
-            Schedule { kind, max_lr: 3e-4, warmup: 0, total_steps: 37, final_frac: 0.0 },
-            Schedule { kind, warmup: 700, total_steps: 18865, final_frac: 0.0, ..RECIPE },
-            Schedule { kind, max_lr: 1e-3, warmup: 10, total_steps: 50, final_frac: 1.0 },
+            Schedule { kind, max_lr: 3e-4, warmup: 0, total_steps: 37, decay_steps: 37, final_frac: 0.0 },
+            Schedule { kind, warmup: 700, total_steps: 18865, decay_steps: 18865, final_frac: 0.0, ..RECIPE },
+            Schedule { kind, max_lr: 1e-3, warmup: 10, total_steps: 50, decay_steps: 50, final_frac: 1.0 },
         ]
     }
 
@@ -193,7 +197,14 @@ mod tests {
         for &kind in ScheduleKind::value_variants() {
             for total_steps in [0, 1, 2, 10] {
                 for warmup in [0, 1, 2, 10, 11, 1000] {
-                    let s = Schedule { kind, max_lr: 1.0, warmup, total_steps, final_frac: 0.5 };
+                    let s = Schedule {
+                        kind,
+                        max_lr: 1.0,
+                        warmup,
+                        total_steps,
+                        decay_steps: total_steps,
+                        final_frac: 0.5,
+                    };
                     for step in 0..25 {
                         let lr = s.lr(step);
                         assert!(lr > 0.0 && lr <= 1.0, "{s:?} at {step}: {lr}");
@@ -202,11 +213,24 @@ mod tests {
             }
         }
         // Warm-up alone: it rises to the end of the run, and only then falls.
-        let s = Schedule { warmup: 4, total_steps: 4, max_lr: 1.0, final_frac: 0.0, ..RECIPE };
+        let s =
+            Schedule { warmup: 4, total_steps: 4, decay_steps: 4, max_lr: 1.0, final_frac: 0.0, ..RECIPE };
         assert_eq!([0, 1, 2, 3, 4, 5].map(|step| s.lr(step)), [0.25, 0.5, 0.75, 1.0, 0.0, 0.0]);
         // One step without warm-up learns at the full rate.
-        let s = Schedule { warmup: 0, total_steps: 1, max_lr: 1.0, final_frac: 0.0, ..RECIPE };
+        let s =
+            Schedule { warmup: 0, total_steps: 1, decay_steps: 1, max_lr: 1.0, final_frac: 0.0, ..RECIPE };
         assert_eq!(s.lr(0), 1.0);
+    }
+
+    #[test]
+    fn a_curve_that_ends_before_the_run_is_that_of_a_shorter_run() {
+        for &kind in ScheduleKind::value_variants() {
+            let short = Schedule { kind, total_steps: 1000, decay_steps: 1000, ..RECIPE };
+            let long = Schedule { total_steps: 1200, ..short };
+            assert!((0..1300).all(|step| long.lr(step) == short.lr(step)), "{kind:?}");
+        }
+        let long = Schedule { total_steps: 20_000, ..RECIPE };
+        assert!(long.to_string().ends_with("final fraction 0.1 at step 19073"), "{long}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::Replica;
 use crate::data::loader::Batch;
 use crate::model::BatchShape;
-use crate::model::backward::MicroStep;
+use crate::model::backward::{MicroStep, forward_key};
 use crate::ops::{Ops, download_f32, upload_f32};
 use crate::optim::optimizer::Update;
 use anyhow::Result;
@@ -50,6 +50,60 @@ impl Replica {
             if communicates { passes(dev)? } else { dev.replay(at.key(shape), &mut passes)? }
         }
         self.read_back(tokens, loss_scale, vote)
+    }
+
+    /// Computes the mean loss as [`Self::forward_backward`] does, without gradients: the norm is 0.
+    pub fn forward_only(
+        &mut self,
+        mut next_batch: impl FnMut() -> Result<Batch>,
+        shape: BatchShape,
+        grad_accum_steps: usize,
+        vote: impl FnOnce() -> f32,
+    ) -> Result<StepStats> {
+        let Replica { zero, dev, model, .. } = self;
+        let dev = dev.as_mut();
+        for micro_step in 0..grad_accum_steps {
+            let first = micro_step == 0;
+            let batch = next_batch()?;
+            model.load_batch(dev, shape, &batch.inputs, &batch.targets)?;
+            let alone = zero.peers.is_alone();
+            let mut pass = |dev: &mut dyn Ops| {
+                if first {
+                    dev.fill(model.acts.losses, 0.0)?;
+                }
+                model.forward(dev, zero, shape)?;
+                model.losses(dev, shape)
+            };
+            if alone { dev.replay(forward_key(shape, first), &mut pass)? } else { pass(dev)? }
+        }
+        let mut sums = [0.0, vote()];
+        let loss = model.loss_sum(dev)?;
+        download_f32(dev, &mut sums[..1], loss)?;
+        zero.peers.sum(dev, model, &mut sums)?;
+        let tokens = (shape.rows() * grad_accum_steps * zero.peers.process.world_size) as f32;
+        Ok(StepStats { loss: sums[0] / tokens, norm: 0.0, votes: sums[1] })
+    }
+
+    /// Runs the forward pass of a batch and passes its logits on, as
+    /// [`GPT2::read_logits`](crate::model::GPT2::read_logits) does.
+    pub fn logits(
+        &mut self,
+        batch: &Batch,
+        shape: BatchShape,
+        sink: &mut dyn FnMut(&[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let Replica { zero, dev, model, .. } = self;
+        let dev = dev.as_mut();
+        model.load_batch(dev, shape, &batch.inputs, &batch.targets)?;
+        model.forward(dev, zero, shape)?;
+        model.read_logits(dev, shape, sink)
+    }
+
+    /// Downloads elements of the gradients from `start` on, in the order of files, to the host of
+    /// rank 0. All ranks must make the same calls.
+    pub fn gradients(&mut self, start: usize, out: &mut [f32]) -> Result<()> {
+        let grads = self.zero.grads().clone();
+        self.zero.download(self.dev.as_mut(), &grads, start, out)
     }
 
     /// Reduces and downloads loss, norm and votes to stop.

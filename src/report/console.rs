@@ -5,16 +5,17 @@
 //! `main.log` and `metrics.jsonl` have all of it.
 
 use super::cformat::{fixed, scientific, signed};
-use super::throughput;
+use super::{LogStyle, throughput};
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 /// The line of a training step:
 ///
-/// `step    1/10 | loss 5.270009 (+nanz)| norm 30.1234 (+nanz)| lr 3.00e-04 | 1234.57 ms | n/a MFU
+/// `step    1/10 | loss 5.270009 (n/a)| norm 30.1234 (n/a)| lr 3.00e-04 | 1234.57 ms | n/a MFU
 /// | 830 tok/s`
 ///
+/// While there are too few steps for a z-score, llm.c prints `(+nanz)`, and this `(n/a)`.
 /// llm.c prints a utilization of -100 % if it does not know the peak of the device. The peak of a
 /// CPU depends on clocks and on other load, so here the field is `n/a` and keeps its place. The
 /// remaining time is an extra field after those of llm.c.
@@ -34,6 +35,8 @@ pub struct StepLine {
     pub ms: f64,
     /// Fraction of the device's peak in use, and the type that the peak is for; `None` if unknown.
     pub mfu: Option<(f64, &'static str)>,
+    /// Tokens in the step, over all processes.
+    pub tokens: usize,
     /// Tokens per second, smoothed over recent steps.
     pub tok_per_s: f64,
     /// Estimated time to the end of the run.
@@ -43,8 +46,9 @@ pub struct StepLine {
 impl fmt::Display for StepLine {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "step {:>4}/{}", self.step + 1, self.total_steps)?;
-        write!(f, " | loss {:>7} ({}z)", fixed(self.loss.into(), 6), signed(self.loss_z, 2))?;
-        write!(f, "| norm {:>6} ({}z)", fixed(self.norm.into(), 4), signed(self.norm_z, 2))?;
+        let score = |z: f64| if z.is_nan() { "n/a".to_owned() } else { format!("{}z", signed(z, 2)) };
+        write!(f, " | loss {:>7} ({})", fixed(self.loss.into(), 6), score(self.loss_z))?;
+        write!(f, "| norm {:>6} ({})", fixed(self.norm.into(), 4), score(self.norm_z))?;
         write!(f, "| lr {} | {} ms | ", scientific(self.lr.into(), 2), fixed(self.ms, 2))?;
         match self.mfu {
             Some((share, dtype)) => write!(f, "{}% {dtype} MFU", fixed(100.0 * share, 1))?,
@@ -55,6 +59,21 @@ impl fmt::Display for StepLine {
             Some(eta) => write!(f, " | ETA {}", throughput::short(eta)),
             None => Ok(()),
         }
+    }
+}
+
+/// The same step in build-nanogpt's words, where steps count from 0:
+///
+/// `step     0 | loss: 10.955103 | lr 8.3916e-07 | norm: 13.4646 | dt: 1234.57ms | tok/sec: 830.00`
+struct NanogptLine<'a>(&'a StepLine);
+
+impl fmt::Display for NanogptLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let line = self.0;
+        write!(f, "step {:>5} | loss: {}", line.step, fixed(line.loss.into(), 6))?;
+        write!(f, " | lr {} | norm: {}", scientific(line.lr.into(), 4), fixed(line.norm.into(), 4))?;
+        let tok_per_s = line.tokens as f64 / line.ms * 1e3;
+        write!(f, " | dt: {}ms | tok/sec: {}", fixed(line.ms, 2), fixed(tok_per_s, 2))
     }
 }
 
@@ -73,15 +92,17 @@ const OUTLIER_Z: f64 = 3.0;
 pub struct Console<W: Write> {
     out: W,
     colors: bool,
+    style: LogStyle,
     gone: bool,
 }
 
 impl Console<Box<dyn Write>> {
     /// Returns a console on standard output, with colors if it is a terminal and `NO_COLOR` is not
     /// set.
-    pub fn stdout() -> Self {
+    pub fn stdout(style: LogStyle) -> Self {
         let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        Self::new(Box::new(io::stdout()), wanted && io::stdout().is_terminal())
+        let colors = wanted && io::stdout().is_terminal();
+        Console { style, ..Self::new(Box::new(io::stdout()), colors) }
     }
 
     /// Returns a console without output, for all ranks but one.
@@ -91,8 +112,9 @@ impl Console<Box<dyn Write>> {
 }
 
 impl<W: Write> Console<W> {
+    /// Returns a console in llm.c's style.
     pub fn new(out: W, colors: bool) -> Self {
-        Console { out, colors, gone: false }
+        Console { out, colors, style: LogStyle::Llmc, gone: false }
     }
 
     /// Prints a line of text.
@@ -132,18 +154,51 @@ impl<W: Write> Console<W> {
     pub fn step(&mut self, line: &StepLine) {
         let strange = !line.loss.is_finite() || !line.norm.is_finite();
         let outlier = line.loss_z > OUTLIER_Z || line.norm_z > OUTLIER_Z;
-        self.paint(if strange || outlier { Color::Red } else { Color::Plain }, line);
+        let color = if strange || outlier { Color::Red } else { Color::Plain };
+        match self.style {
+            LogStyle::Llmc => self.paint(color, line),
+            LogStyle::Nanogpt => self.paint(color, NanogptLine(line)),
+        }
+    }
+
+    /// Prints a step of forward passes as llm.c's `train_gpt2.py` does, with the norm of no
+    /// gradients.
+    pub fn forward_only(
+        &mut self,
+        (step, steps): (usize, usize),
+        loss: f32,
+        lr: f32,
+        ms: f64,
+        tok_per_s: f64,
+    ) {
+        self.line(format_args!(
+            "step {:>4}/{steps} | train loss {} | norm 0.0000 | lr {} | ({} ms | {} tok/s)",
+            step + 1,
+            fixed(loss.into(), 6),
+            scientific(lr.into(), 2),
+            fixed(ms, 2),
+            fixed(tok_per_s, 0)
+        ));
     }
 
     /// Prints the mean loss over the validation batches.
     pub fn val_loss(&mut self, loss: f32) {
-        self.paint(Color::Bold, format_args!("val loss {}", fixed(loss.into(), 6)));
+        match self.style {
+            LogStyle::Llmc => self.paint(Color::Bold, format_args!("val loss {}", fixed(loss.into(), 6))),
+            LogStyle::Nanogpt => {
+                self.paint(Color::Bold, format_args!("validation loss: {}", fixed(loss.into(), 4)));
+            }
+        }
     }
 
     /// Prints the number of correct answers, chosen by mean loss over an ending.
     pub fn hellaswag(&mut self, correct: usize, total: usize) {
-        let share = fixed(correct as f64 / total as f64, 6);
-        self.paint(Color::Bold, format_args!("HellaSwag: {correct}/{total} = {share}"));
+        let share = |digits| fixed(correct as f64 / total as f64, digits);
+        let line = match self.style {
+            LogStyle::Llmc => format!("HellaSwag: {correct}/{total} = {}", share(6)),
+            LogStyle::Nanogpt => format!("HellaSwag accuracy: {correct}/{total}={}", share(4)),
+        };
+        self.paint(Color::Bold, line);
     }
 
     /// Prints that an update is skipped because `what`, the loss or the gradient, has the z-score
@@ -168,6 +223,11 @@ impl<W: Write> Console<W> {
 
     pub fn sample_end(&mut self) {
         self.line("\n---");
+    }
+
+    /// Prints a whole sample as build-nanogpt does, in one piece, as other ranks print theirs.
+    pub fn sample(&mut self, rank: usize, index: usize, text: &str) {
+        self.line(format_args!("rank {rank} sample {index}: {}", printable(text)));
     }
 
     /// Prints the last line of a run, or nothing if the run was too short for a mean.
@@ -222,17 +282,18 @@ mod tests {
             lr: 3e-4,
             ms: 1234.5678,
             mfu: Some((-1.0, "bf16")),
+            tokens: 256,
             tok_per_s: 207.3,
             eta: None,
         }
     }
 
-    /// C printed both lines with llm.c's format.
+    /// C printed both lines with llm.c's format, and `(+nanz)` for a score that there is not yet.
     #[test]
     fn a_step_looks_as_in_llmc() {
         assert_eq!(
             first().to_string(),
-            "step    1/10 | loss 5.270009 (+nanz)| norm 30.1234 (+nanz)| lr 3.00e-04 | 1234.57 ms | -100.0% bf16 \
+            "step    1/10 | loss 5.270009 (n/a)| norm 30.1234 (n/a)| lr 3.00e-04 | 1234.57 ms | -100.0% bf16 \
              MFU | 207 tok/s"
         );
         let last = StepLine {
@@ -245,6 +306,7 @@ mod tests {
             lr: 6e-5,
             ms: 344.56,
             mfu: Some((0.5126, "bf16")),
+            tokens: 524_288,
             tok_per_s: 1_521_615.2,
             eta: None,
         };
@@ -252,6 +314,32 @@ mod tests {
             last.to_string(),
             "step 19073/19073 | loss 0.000123 (-1.25z)| norm 0.2700 (+3.46z)| lr 6.00e-05 | 344.56 ms | 51.3% bf16 \
              MFU | 1521615 tok/s"
+        );
+    }
+
+    /// Python printed the line with build-nanogpt's format string.
+    #[test]
+    fn a_step_looks_as_in_build_nanogpt() {
+        let text = shown(false, |c| {
+            c.style = LogStyle::Nanogpt;
+            c.step(&StepLine { step: 7, loss: 10.955103, lr: 8.3916e-7, norm: 13.4646, ..first() });
+            c.step(&StepLine {
+                step: 19072,
+                loss: 3.0,
+                lr: 6e-5,
+                norm: 0.27,
+                ms: 344.56,
+                tokens: 524_288,
+                ..first()
+            });
+            c.val_loss(3.2924);
+            c.hellaswag(2968, 10042);
+        });
+        assert_eq!(
+            text,
+            "step     7 | loss: 10.955103 | lr 8.3916e-07 | norm: 13.4646 | dt: 1234.57ms | tok/sec: 207.36\n\
+             step 19072 | loss: 3.000000 | lr 6.0000e-05 | norm: 0.2700 | dt: 344.56ms | tok/sec: 1521615.97\n\
+             validation loss: 3.2924\nHellaSwag accuracy: 2968/10042=0.2956\n"
         );
     }
 
@@ -286,6 +374,7 @@ mod tests {
             c.sample_piece("Once\x1b[2J upon\r\n");
             c.sample_piece("a tïme\u{7}");
             c.sample_end();
+            c.sample(1, 3, "Hello\x1b[1m, I");
             c.skipped("loss", 7.5);
             c.average(Some(12.25));
             c.average(None);
@@ -294,6 +383,7 @@ mod tests {
         assert_eq!(
             text,
             "val loss 3.292400\nHellaSwag: 2968/10042 = 0.295559\ngenerating:\n---\nOnce[2J upon\na tïme\n---\n\
+             rank 1 sample 3: Hello[1m, I\n\
              skipping update due to loss z-score of 7.500000\ntotal average iteration time: 12.250000 ms\n\
              WARNING: T is short\n"
         );

@@ -26,6 +26,11 @@ impl MainLog {
         self.0.line(&format!("s:{step} trl:{loss} lr:{lr} norm:{norm}"))
     }
 
+    /// Writes the loss of a step without training, as `train_gpt2.py` does.
+    pub fn forward_only(&mut self, step: usize, loss: f32) -> Result<()> {
+        self.0.line(&format!("s:{step} trl:{}", fixed(loss.into(), 6)))
+    }
+
     /// Writes the validation loss before a step.
     pub fn val(&mut self, step: usize, loss: f32) -> Result<()> {
         self.0.line(&format!("s:{step} tel:{}", fixed(loss.into(), 4)))

@@ -58,9 +58,15 @@ impl Data {
             })
         };
         let (files, eval, overfit) = (&args.files, &args.eval, args.batch.overfit_single_batch);
-        let sample = if shuffle == Shuffle::Llmc { Sample::Batch } else { Sample::Sequence };
+        let sample = match shuffle {
+            Shuffle::Llmc => Sample::Batch,
+            Shuffle::Documents => Sample::Document,
+            Shuffle::Sequences | Shuffle::Off => Sample::Sequence,
+        };
         let open_val = || open(&files.input_val_bin, "-j", Sample::Batch, false);
         let train = match overfit {
+            // Documents cannot be in the order of the files.
+            true if sample == Sample::Document => open(&files.input_val_bin, "-j", Sample::Sequence, false)?,
             true => open(&files.input_val_bin, "-j", sample, false)?,
             false => open(&files.input_bin, "-i", sample, shuffle != Shuffle::Off)?,
         };

@@ -2,19 +2,12 @@
 
 use super::Trainer;
 use super::stop::{CutShort, Work};
-use crate::data::tokenizer::TextStream;
 use crate::eval::hellaswag::{self, HellaSwagScore};
 use crate::eval::validation::validation_loss;
 use crate::parallel::environment::Process;
 use crate::replica::Replica;
-use crate::report::console::Console;
-use crate::sample::{Continuation, Sampler, SamplerOptions, generate};
 use anyhow::{Error, Result};
-use std::io::Write;
 use std::time::Instant;
-
-/// llm.c's seed for samples.
-const SAMPLE_SEED: u64 = 1337;
 
 /// Runs an evaluation before a step.
 type Evaluation = fn(&mut Trainer, usize) -> Result<()>;
@@ -95,55 +88,5 @@ impl Trainer {
         self.replica.sum_over_ranks(&mut counts)?;
         let [total, correct, correct_norm, truncated] = counts.map(|count| count as usize);
         self.report.hellaswag(step, HellaSwagScore { total, correct, correct_norm }, truncated)
-    }
-
-    /// Prints a sample. Each has its own seed, so that sampling does not change the run.
-    fn sample(&mut self, step: usize) -> Result<()> {
-        let Replica { zero, dev, model, decoder, .. } = &mut self.replica;
-        let Some(decoder) = decoder else { return Ok(()) };
-        let eval = &self.eval;
-        let tokenizer = self.data.tokenizer.needed_for("-s", "-s 0")?;
-        let text = eval.prompt.as_deref().unwrap_or_default();
-        let prompt = tokenizer.encode(text);
-        let mut sampler = Sampler::new(SamplerOptions {
-            temperature: eval.sample_temperature,
-            top_k: (eval.sample_top_k > 0).then_some(eval.sample_top_k),
-            top_p: None,
-            seed: SAMPLE_SEED + step as u64,
-        })?;
-        // As in llm.c, the length includes what the sample starts from: the prompt or
-        // <|endoftext|>.
-        let max_new = eval.sample_len.saturating_sub(prompt.len().max(1));
-        let what = Continuation { prompt: &prompt, eot: tokenizer.eot(), max_new, kv_cache: true };
-        let mut stream = TextStream::new();
-        let console = self.report.console();
-        // The prompt is shown with the first token, so that an error is not printed after it.
-        let mut begun = false;
-        let mut begin = |console: &mut Console<Box<dyn Write>>| {
-            if !std::mem::replace(&mut begun, true) {
-                console.sample_begin();
-                console.sample_piece(text);
-            }
-        };
-        let stop = &self.stop;
-        let drawn = zero.on_rank0(dev.as_mut(), model, |dev, hooks| {
-            let show = &mut |token| {
-                begin(console);
-                console.sample_piece(&stream.push(tokenizer.token_bytes(token).unwrap_or_default()));
-                Ok(())
-            };
-            let hooks = &mut stop.alone(Work::Sample, hooks, model);
-            generate(dev, hooks, decoder, &mut sampler, what, show).map(|_| ())
-        });
-        // Rank 0 alone knows; the ranks agree to stop before the next step.
-        if let Err(error) = drawn
-            && !error.is::<CutShort>()
-        {
-            return Err(error);
-        }
-        begin(console);
-        console.sample_piece(&stream.finish());
-        console.sample_end();
-        Ok(())
     }
 }

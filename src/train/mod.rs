@@ -6,17 +6,23 @@ pub mod clock;
 mod consistency;
 mod data;
 mod evaluate;
+mod forward_only;
 mod guards;
 mod hunt;
+pub mod parity;
 mod report;
 mod rescue;
 pub mod resume;
 mod rollback;
+mod sample;
 mod setup;
 pub mod signals;
 mod stop;
+mod tensors;
 mod tokenizer;
 mod trace;
+
+pub use setup::fetch_model;
 
 use crate::cli::flags::trainer::{EvalFlags, FileFlags, TrainArgs};
 use crate::files::lock::DirLock;
@@ -47,6 +53,15 @@ pub enum Finish {
     Stopped(i32),
     /// Stopped because `--max-hours` were over.
     TimeUp,
+}
+
+impl From<Reason> for Finish {
+    fn from(reason: Reason) -> Self {
+        match reason {
+            Reason::Signal(signal) => Finish::Stopped(signal),
+            Reason::TimeUp => Finish::TimeUp,
+        }
+    }
 }
 
 /// A training run, ready for its next step. [`setup`] builds it.
@@ -85,7 +100,10 @@ struct Trainer {
 /// already written stay, and the last good step is written if its state is whole.
 pub fn run(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Finish> {
     let mut trainer = setup::set_up(args, dev, peers)?;
-    let finish = trainer.run();
+    if args.compat.write_tensors {
+        trainer.write_tensors(args)?;
+    }
+    let finish = if args.compat.inference_only { trainer.run_forward_only() } else { trainer.run() };
     if finish.is_err() {
         trainer.rescue();
     }
@@ -201,10 +219,7 @@ impl Trainer {
         if self.replica.zero.peers.process.is_rank0() {
             self.stop.say_how_to_go_on(step, reason, self.files.resume);
         }
-        Ok(match reason {
-            Reason::Signal(signal) => Finish::Stopped(signal),
-            Reason::TimeUp => Finish::TimeUp,
-        })
+        Ok(reason.into())
     }
 
     /// Prints the line of `-lg`, if it is due.

@@ -14,8 +14,11 @@ use crate::ops::{Gpu, Ops};
 use crate::params::ParamLayout;
 use crate::replica::MemoryNeeds;
 use crate::replica::step::StepStats;
+use crate::report::LogStyle;
+use crate::report::cformat::fixed;
 use crate::report::console::{Console, StepLine};
 use crate::report::jsonl::{Jsonl, TrainMetrics};
+use crate::report::log_txt::LogTxt;
 use crate::report::main_log::MainLog;
 use crate::report::progress::Passing;
 use crate::report::throughput::{Throughput, eta};
@@ -35,6 +38,7 @@ pub struct Report {
     quiet: bool,
     /// `None` without an output directory.
     files: Option<Files>,
+    style: LogStyle,
     throughput: Throughput,
     utilization: Option<Utilization>,
     max_steps: usize,
@@ -51,6 +55,8 @@ struct Utilization {
 
 struct Files {
     main_log: MainLog,
+    /// Only in build-nanogpt's style.
+    log_txt: Option<LogTxt>,
     jsonl: Jsonl,
 }
 
@@ -67,10 +73,10 @@ pub struct StepRecord {
 
 impl Report {
     /// Reports to the console alone, or, if `quiet`, to nothing.
-    pub fn new(max_steps: usize, quiet: bool) -> Self {
-        let console = if quiet { Console::quiet() } else { Console::stdout() };
+    pub fn new(max_steps: usize, quiet: bool, style: LogStyle) -> Self {
+        let console = if quiet { Console::quiet() } else { Console::stdout(style) };
         let (clock, throughput) = (StepClock::default(), Throughput::new());
-        Report { clock, console, quiet, files: None, throughput, utilization: None, max_steps }
+        Report { clock, console, quiet, files: None, style, throughput, utilization: None, max_steps }
     }
 
     /// Starts new log files, or appends to those of a resumed run.
@@ -78,7 +84,7 @@ impl Report {
     /// # Errors
     /// If the output directory cannot be created or written to.
     pub fn open(&mut self, output_dir: &Path, resumed_step: Option<usize>) -> Result<()> {
-        self.files = Some(Files::open(output_dir, resumed_step)?);
+        self.files = Some(Files::open(output_dir, resumed_step, self.style)?);
         Ok(())
     }
 
@@ -198,9 +204,9 @@ impl Report {
     /// # Errors
     /// If a log cannot be written.
     pub fn keep_logs(&mut self) -> Result<Vec<File>> {
-        let Some(Files { main_log, jsonl }) = &mut self.files else { return Ok(Vec::new()) };
+        let Some(Files { main_log, log_txt, jsonl }) = &mut self.files else { return Ok(Vec::new()) };
         let mut open = Vec::new();
-        for log in [&mut main_log.0, &mut jsonl.0] {
+        for log in [&mut main_log.0, &mut jsonl.0].into_iter().chain(log_txt.as_mut().map(|log| &mut log.0)) {
             if log.keep()? {
                 let path = log.path().display();
                 self.console.warning(format_args!(
@@ -229,13 +235,41 @@ impl Report {
                 let flops = u.flops_per_token * r.tokens as f64 / r.elapsed.as_secs_f64();
                 (flops / u.peak_flops, u.operands)
             }),
+            tokens: r.tokens,
             tok_per_s,
             eta: eta(self.max_steps - r.step - 1, r.tokens, tok_per_s),
         });
         let Some(files) = &mut self.files else { return Ok(()) };
         files.main_log.train(r.step, loss, r.lr, norm)?;
+        files.log_txt.as_mut().map_or(Ok(()), |log| log.train(r.step, loss))?;
         let tok_per_s = r.tokens as f64 / r.elapsed.as_secs_f64();
         files.jsonl.train(&TrainMetrics { step: r.step, loss, norm, lr: r.lr, ms, tok_per_s })
+    }
+
+    /// Reports a step of forward passes, in the words of `train_gpt2.py`.
+    pub fn forward_only(
+        &mut self,
+        step: usize,
+        loss: f32,
+        lr: f32,
+        elapsed: Duration,
+        tokens: usize,
+    ) -> Result<()> {
+        let (seconds, norm) = (elapsed.as_secs_f64(), 0.0);
+        let (ms, tok_per_s) = (seconds * 1e3, tokens as f64 / seconds);
+        self.console.forward_only((step, self.max_steps), loss, lr, ms, tok_per_s);
+        let Some(files) = &mut self.files else { return Ok(()) };
+        files.main_log.forward_only(step, loss)?;
+        files.jsonl.train(&TrainMetrics { step, loss, norm, lr, ms, tok_per_s })
+    }
+
+    /// Reports the mean time of the last forward passes, and the memory of the run.
+    pub fn finish_forward_only(&mut self, times: &[Duration], memory_bytes: usize) {
+        if let Some(mean) = times.iter().sum::<Duration>().checked_div(times.len() as u32) {
+            let ms = fixed(mean.as_secs_f64() * 1e3, 3);
+            self.console.line(format_args!("final {} iters avg: {ms}ms", times.len()));
+        }
+        self.console.line(format_args!("peak memory consumption: {} MiB", memory_bytes >> 20));
     }
 
     /// Reports an update that was skipped because of an outlier.
@@ -259,6 +293,7 @@ impl Report {
         self.console.line(format_args!("val perplexity {:.4}", perplexity(loss)));
         let Some(files) = &mut self.files else { return Ok(()) };
         files.main_log.val(step, loss)?;
+        files.log_txt.as_mut().map_or(Ok(()), |log| log.val(step, loss))?;
         files.jsonl.val(step, loss)
     }
 
@@ -272,12 +307,21 @@ impl Report {
         }
         let Some(files) = &mut self.files else { return Ok(()) };
         files.main_log.eval(step, score.acc_norm() as f32)?;
+        files.log_txt.as_mut().map_or(Ok(()), |log| log.hella(step, score.acc_norm() as f32))?;
         files.jsonl.hellaswag(step, score.acc_norm(), score.acc())
     }
 
     /// The progress of an evaluation.
     pub fn progress(&self, label: &'static str, unit: &'static str) -> Passing {
         Passing::new(label, unit, self.quiet)
+    }
+
+    /// Prints a sample. Each rank prints its own, those that are quiet otherwise too.
+    pub fn sample(&mut self, rank: usize, index: usize, text: &str) {
+        match self.quiet {
+            true => Console::stdout(self.style).sample(rank, index, text),
+            false => self.console.sample(rank, index, text),
+        }
     }
 
     /// The console, for samples, which are shown token by token.
@@ -291,12 +335,17 @@ impl Report {
 }
 
 impl Files {
-    fn open(dir: &Path, resumed_step: Option<usize>) -> Result<Self> {
+    fn open(dir: &Path, resumed_step: Option<usize>, style: LogStyle) -> Result<Self> {
         std::fs::create_dir_all(dir)
             .with_context(|| format!("-o {}: cannot create the directory", dir.display()))?;
+        let nanogpt = style == LogStyle::Nanogpt;
+        let log_txt = || resumed_step.map_or_else(|| LogTxt::create(dir), |step| LogTxt::resume(dir, step));
+        let log_txt = nanogpt.then(log_txt).transpose()?;
         Ok(match resumed_step {
-            Some(step) => Files { main_log: MainLog::resume(dir, step)?, jsonl: Jsonl::resume(dir, step)? },
-            None => Files { main_log: MainLog::create(dir)?, jsonl: Jsonl::create(dir)? },
+            Some(step) => {
+                Files { main_log: MainLog::resume(dir, step)?, log_txt, jsonl: Jsonl::resume(dir, step)? }
+            }
+            None => Files { main_log: MainLog::create(dir)?, log_txt, jsonl: Jsonl::create(dir)? },
         })
     }
 }

@@ -31,6 +31,9 @@ pub(super) struct Extras {
     /// Size of the training data, by which other data is recognized.
     data_tokens: u64,
     data_shards: usize,
+    /// The weights of sources that are mixed. Without a mix, there are none.
+    #[serde(default)]
+    data_weights: Vec<Float>,
     loss_outliers: OutlierDetector,
     norm_outliers: OutlierDetector,
     best_val_loss: Option<Float>,
@@ -62,8 +65,9 @@ pub type Settings = BTreeMap<String, String>;
 pub fn settings(args: &TrainArgs, schedule: &Schedule, data: &Data) -> Result<Settings> {
     let optim = &args.optim;
     let decays = schedule.kind != ScheduleKind::Constant && schedule.final_frac < 1.0;
-    // The number of steps changes the learning rate of each if that decays.
-    let steps = decays.then(|| ("-x", schedule.total_steps.to_string()));
+    // The end of the curve changes the learning rate of each step.
+    let flag = if optim.lr_decay_iters.is_some() { "--lr-decay-iters" } else { "-x" };
+    let steps = decays.then(|| (flag, schedule.decay_steps.to_string()));
     let settings = [
         ("-l", optim.learning_rate.to_string()),
         ("-k", optim.lr_scheduler.to_string()),
@@ -159,6 +163,7 @@ impl Trainer {
             total_batch_size: data.tokens_per_step,
             data_tokens: data.train.num_tokens(),
             data_shards: data.train.num_shards(),
+            data_weights: data.train.weights().into_iter().map(Float).collect(),
             loss_outliers: guards.loss.clone(),
             norm_outliers: guards.norm.clone(),
             best_val_loss: self.best_val_loss.map(|loss| Float(f64::from(loss))),
@@ -248,6 +253,18 @@ impl Trainer {
              same data",
             data.train_flag,
             extras.tokenizer.as_deref().unwrap_or_default()
+        );
+        let list = |weights: Vec<f64>| match weights.is_empty() {
+            true => "no weights".to_owned(),
+            false => format!("{weights:?}"),
+        };
+        let (is, was) = (data.train.weights(), extras.data_weights.iter().map(|weight| weight.0).collect());
+        ensure!(
+            is == was,
+            "{}: the sources have {}, and {} in the checkpoint, which its position depends on; resume with those",
+            data.train_flag,
+            list(is),
+            list(was)
         );
         Ok(())
     }

@@ -15,10 +15,13 @@ use super::tokenizer::RunTokenizer;
 use super::trace;
 use crate::checkpoint::{self, ModelFile, Saved};
 use crate::cli::ModelSource;
-use crate::cli::flags::trainer::{CudaGraphs, EvalFlags, OptimFlags, Shuffle, TrainArgs};
+use crate::cli::flags::trainer::{
+    CudaGraphs, DEFAULT_MODEL, EvalFlags, FileFlags, OptimFlags, Shuffle, TrainArgs,
+};
 use crate::config::ModelConfig;
 use crate::device::open::DeviceName;
 use crate::files::lock::DirLock;
+use crate::hub;
 use crate::model::{BatchShape, ModelOptions};
 use crate::numerics::Watch;
 use crate::ops::Ops;
@@ -27,11 +30,11 @@ use crate::parallel::environment::Process;
 use crate::params::ParamLayout;
 use crate::replica::peers::Peers;
 use crate::replica::{ReplicaOptions, ReplicaPlan};
-use crate::report::LOGS;
 use crate::report::progress::saying;
+use crate::report::{LOGS, LogStyle, NANOGPT_LOG};
 use crate::sharding::{Partition, Sharding, ZeroStage};
 use anyhow::{Context, Result, ensure};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The origin of the initial weights.
@@ -70,7 +73,7 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
     check_questions(&data, &config, &peers.process)?;
     start.check_step(schedule.total_steps)?;
     trace.iter().try_for_each(|trace| trace.check_steps(schedule.total_steps, start.resumed_step()))?;
-    let mut report = Report::new(schedule.total_steps, quiet);
+    let mut report = Report::new(schedule.total_steps, quiet, args.files.log_style);
     announce(&mut report, args, &start, &data, &peers, &plan, dev.as_mut())?;
     let first_step = start.resumed_step().unwrap_or(0);
     let settings = resume::settings(args, &schedule, &data)?;
@@ -88,7 +91,7 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
             args.deadline().filter(|_| args.process.is_rank0()),
             checkpoint_time(&config),
         ),
-        files: args.files.clone(),
+        files: files_of(args),
         eval: args.eval.clone(),
         gpu_info_every: args.gpu.gpu_info_every,
         resumed_step: start.resumed_step(),
@@ -111,6 +114,33 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
     // Until here a signal ends the process: there is nothing to save.
     trainer.stop.signals.listen(trainer.replica.zero.peers.process.is_rank0())?;
     Ok(trainer)
+}
+
+/// Returns the folder of a model of the hub, after fetching what is missing of it.
+fn model_of_hub(name: &str, process: &Process) -> Result<PathBuf> {
+    let missing = || format!("-e/--model {name}: no file or folder of that name, so a model of the hub");
+    hub::model(name, process.local_rank).with_context(missing)
+}
+
+/// Fetches the model of a new run from the hub, if it is one of those. Called before the ranks
+/// connect, so that none waits for another's download.
+///
+/// # Errors
+/// If it cannot be fetched.
+pub fn fetch_model(args: &TrainArgs) -> Result<()> {
+    let Ok(ModelSource::Hub(name)) = args.model_source() else { return Ok(()) };
+    let dir = args.files.output_dir.as_deref().filter(|_| args.files.resume);
+    let resumes = dir.map(checkpoint::steps).transpose()?.is_some_and(|steps| !steps.is_empty());
+    if resumes { Ok(()) } else { model_of_hub(&name, &args.process).map(drop) }
+}
+
+/// What the run writes: without training there is nothing to save.
+fn files_of(args: &TrainArgs) -> FileFlags {
+    let mut files = args.files.clone();
+    if args.compat.inference_only {
+        files.checkpoint_every = 0;
+    }
+    files
 }
 
 /// Locks the output directory, if this process writes to one.
@@ -180,9 +210,22 @@ fn replica_options(
         model,
         hyper: hyper_params(&args.optim),
         use_master_weights: args.gpu.use_master_weights,
-        // No sample is longer than `sample_len`, so neither is the cache.
-        decode_context: (args.eval.sample_every > 0).then(|| args.eval.sample_len.clamp(1, maxT)),
+        decode_context: (args.eval.sample_every > 0).then(|| sample_context(args, data, maxT)).transpose()?,
     })
+}
+
+/// Positions of the longest sample, as far as the model has them: the prompt, or the token that
+/// stands for none, and the new tokens.
+fn sample_context(args: &TrainArgs, data: &Data, maxT: usize) -> Result<usize> {
+    let prompt = args.eval.prompt.as_deref().filter(|_| args.eval.sample_every > 0);
+    let tokens = match prompt {
+        Some(prompt) => data.tokenizer.needed_for("--prompt", "no --prompt")?.encode(prompt).len(),
+        None => 0,
+    };
+    if tokens > maxT && args.process.is_rank0() {
+        log::warn!("--prompt: it has {tokens} tokens; the model reads only the last {maxT}");
+    }
+    Ok((tokens.max(1) + args.eval.sample_len).min(maxT))
 }
 
 /// Refuses samples, which start from the end-of-text token, if the model lacks that token.
@@ -221,21 +264,28 @@ impl Start {
                 return Ok(Start::Resume(Box::new(saved)));
             }
             if !files.resume {
-                checkpoint::ensure_fresh(dir, &LOGS)?;
+                let nanogpt = files.log_style == LogStyle::Nanogpt;
+                let logs: Vec<_> = LOGS.into_iter().chain(nanogpt.then_some(NANOGPT_LOG)).collect();
+                checkpoint::ensure_fresh(dir, &logs)?;
             }
         }
         Ok(match args.model_source()? {
             ModelSource::Shape(config) => Start::Random(config.with_vocab(V)),
             ModelSource::File(path) => {
                 ensure!(
+                    path.exists() || args.model.source != DEFAULT_MODEL,
+                    "-e/--model: llm.c's default, {DEFAULT_MODEL}, is not here; begin with `make train`, or with \
+                     shards and a shape, such as -i 'data/*_train_*.bin' -j 'data/*_val_*.bin' -e d12"
+                );
+                ensure!(
                     path.exists(),
-                    "-e/--model: no file {}; give a model file, its folder, or a shape such as d12",
+                    "-e/--model: no file {}; give a model file, its folder, a shape such as d12, or a model of the \
+                     hub such as gpt2",
                     path.display()
                 );
-                let found = checkpoint::find_model(&path).context("-e/--model")?;
-                let (model, folder) = (found.read().context("-e/--model")?, found.folder().to_owned());
-                Start::File { model: Box::new(model), name: found.to_string(), folder }
+                Self::file(&path)?
             }
+            ModelSource::Hub(name) => Self::file(&model_of_hub(&name, &args.process)?)?,
         })
     }
 
@@ -246,6 +296,12 @@ impl Start {
             Start::File { folder, .. } => Some(folder.clone()),
             Start::Resume(_) => args.files.output_dir.clone(),
         }
+    }
+
+    fn file(path: &Path) -> Result<Self> {
+        let found = checkpoint::find_model(path).context("-e/--model")?;
+        let (model, folder) = (found.read().context("-e/--model")?, found.folder().to_owned());
+        Ok(Start::File { model: Box::new(model), name: found.to_string(), folder })
     }
 
     pub fn config(&self) -> ModelConfig {

@@ -4,7 +4,6 @@
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 use std::cell::OnceCell;
 use std::fs;
 use std::io::Write;
@@ -13,9 +12,10 @@ use warpsmith::checkpoint::{self, Checkpoint, ModelFile, Source, State, TensorKi
 use warpsmith::cli::Program;
 use warpsmith::cli::flags::{trainer, warpsmith as tools};
 use warpsmith::config::ModelConfig;
+use warpsmith::data::filter::{Dedup, FilterOptions};
 use warpsmith::data::imported;
 use warpsmith::data::loader::{DataLoader, LoaderOptions, LoaderState, Sample};
-use warpsmith::data::prepare::{PrepareOptions, Split, prepare};
+use warpsmith::data::prepare::{PrepareOptions, prepare};
 use warpsmith::data::shard::ShardWriter;
 use warpsmith::data::tokenizer::{Tokenizer, TokenizerId};
 use warpsmith::eval::hellaswag::HellaSwag;
@@ -84,6 +84,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "json_array", seeds: || vec![JSON_ARRAY.into()], run: |b| corpus("a.json", b), cost: 600 },
     Target { name: "gzip", seeds: || vec![gzip(TEXT)], run: |b| corpus("a.txt.gz", b), cost: 600 },
     Target { name: "zstd", seeds: || vec![zstd(TEXT)], run: |b| corpus("a.txt.zst", b), cost: 600 },
+    Target { name: "parquet", seeds: parquets, run: |b| corpus("a.parquet", b), cost: 600 },
     Target { name: "npy", seeds: || vec![seed_npy()], run: npy, cost: 100 },
     Target { name: "metrics", seeds: || vec![METRICS.into()], run: metrics, cost: 60_000 },
     Target { name: "kernel_records", seeds: || vec![RECORDS.into()], run: kernel_records, cost: 5 },
@@ -319,7 +320,15 @@ fn gzip(text: &str) -> Vec<u8> {
 }
 
 fn zstd(text: &str) -> Vec<u8> {
-    compress_to_vec(text.as_bytes(), CompressionLevel::Fastest)
+    zstd::encode_all(text.as_bytes(), 1).unwrap()
+}
+
+/// Files of pyarrow.
+fn parquets() -> Vec<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parquet");
+    ["zstd", "snappy", "binary", "dictionary", "large_string"]
+        .map(|name| fs::read(folder.join(name).with_extension("parquet")).unwrap())
+        .into()
 }
 
 /// NumPy's format, version 1: forty tokens.
@@ -340,17 +349,16 @@ fn corpus(name: &str, bytes: &[u8]) -> bool {
     let (input, output) = (directory().join(name), directory().join("shards"));
     write(&input, bytes);
     let options = PrepareOptions {
-        inputs: vec![input],
-        output,
-        tokenizer: Tokenizer::gpt2(),
-        name: "data".into(),
-        split: Split::EndOfText,
-        json_field: None,
-        skip_bad_lines: false,
-        allow_special: false,
+        filter: FilterOptions {
+            dedup: Some(Dedup::Minhash),
+            max_chars: Some(100_000),
+            scripts: vec!["latin".into(), "han".into()],
+            ..FilterOptions::default()
+        },
         shard_size: 1000,
         val_tokens: Some(2),
         force: true,
+        ..PrepareOptions::new(vec![input], output, "data", Tokenizer::gpt2())
     };
     judge(prepare(&options, &|_, _| {}), name)
 }

@@ -5,6 +5,7 @@
 //! of a flag is its label in the start-up table, again llm.c's where there is one.
 
 mod groups;
+pub mod presets;
 
 use crate::cli::{Parsed, parse, values};
 use crate::device::open::DeviceName;
@@ -43,7 +44,7 @@ impl Program {
     disable_help_flag = true,
     args_override_self = true,
     after_help = "Each flag takes one value. `--flag=value`, `-b=4`, `-b4` and `--batch_size 4` are understood; \
-                  the last of two equal flags wins."
+                  `--flag` alone is 1 where the value is 0|1; the last of two equal flags wins."
 )]
 pub struct TrainArgs {
     #[command(flatten)]
@@ -82,6 +83,10 @@ pub struct TrainArgs {
     #[arg(skip)]
     pub process: Process,
 
+    /// Lines that explain flags whose meaning here is not that of `train_gpt2.py`.
+    #[arg(skip)]
+    pub notes: Vec<String>,
+
     /// Rows of the start-up table, in order.
     #[arg(skip)]
     pub rows: Vec<(String, String)>,
@@ -93,7 +98,7 @@ pub fn command(program: Program) -> Command {
         Program::TrainGpt2 => TrainArgs::command(),
         Program::TrainGpt2cu => for_gpus(TrainArgs::command()),
     };
-    parse::finish(command)
+    parse::finish(presets::defaults(command))
 }
 
 /// Applies the differences of `train_gpt2cu`.
@@ -129,8 +134,10 @@ pub fn parse(
         Parsed::Print(text) => return Ok(Parsed::Print(text)),
     };
     let mut args = TrainArgs { program, ..TrainArgs::from_arg_matches(&matches)? };
-    let typed = |id| matches.value_source(id) == Some(ValueSource::CommandLine);
-    if args.has_shape_flags() && args.recipe.preset.is_none() && !typed("model") {
+    let typed = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+    let preset = args.recipe.preset.as_deref();
+    let named = typed("model") || preset.is_some_and(|preset| presets::sets(preset, "model"));
+    if args.has_shape_flags() && !named {
         args.model.source.clear();
     }
     if args.batch.epochs.is_some() {
@@ -143,6 +150,7 @@ pub fn parse(
         args.started = instant_of(&text)?;
     }
     args.check()?;
+    args.notes = notes(&args, &typed);
     args.rows = rows(&command, &matches, &args);
     Ok(Parsed::Run(args))
 }
@@ -155,6 +163,20 @@ fn instant_of(text: &str) -> Result<Instant> {
         .checked_add(Duration::try_from_secs_f64(seconds).ok().with_context(expected)?)
         .with_context(expected)?;
     Instant::now().checked_sub(start.elapsed().unwrap_or_default()).with_context(expected)
+}
+
+/// Explains flags that were given, and change nothing here.
+fn notes(args: &TrainArgs, typed: &dyn Fn(&str) -> bool) -> Vec<String> {
+    let cpu = args.device.name == DeviceName::Cpu;
+    let notes = [
+        (
+            args.compat.compile,
+            "--compile 1: kernels were compiled with the program; nothing is left to compile",
+        ),
+        (typed("flash"), "--flash 1: attention is always fused and never stores a T x T matrix"),
+        (typed("tf32") && args.device.tf32 && cpu, "--tensorcores 1: a CPU has none; f32 keeps all its bits"),
+    ];
+    notes.iter().filter(|note| note.0).map(|note| note.1.to_owned()).collect()
 }
 
 /// Names and values of the flags that shape the run, in the order of the flags.

@@ -1,5 +1,7 @@
 //! The command line of `warpsmith`.
 
+mod get;
+mod parity;
 mod scaling;
 mod tokenizer;
 
@@ -10,6 +12,8 @@ use crate::roofline::gpu::Gpu;
 use crate::tensor::Dtype;
 use anyhow::{Result, ensure};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+pub use get::GetArgs;
+pub use parity::ParityArgs;
 pub use scaling::ScalingArgs;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -28,6 +32,8 @@ struct Tools {
 /// A command.
 #[derive(Subcommand, Clone, Debug)]
 pub enum Tool {
+    /// Fetch datasets and models from the Hugging Face hub, resuming where an earlier download ended
+    Get(GetArgs),
     /// Tokenize text into shards for training and validation
     Data(DataArgs),
     /// Write generated short stories, as token shards or as text: training data without a download
@@ -44,6 +50,9 @@ pub enum Tool {
     /// Convert a model between llm.c's .bin and Hugging Face safetensors, or to llm.c's .bin:
     /// HellaSwag's .jsonl, tokens of other programs
     Convert(ConvertArgs),
+    /// Compare logits, loss, gradients and ten steps with those of PyTorch in a debug state of llm.c.
+    /// Exit status 1 if they differ
+    Parity(ParityArgs),
     /// Plot a run from its metrics.jsonl
     Plot(PlotArgs),
     /// Predict the time of a training step on a GPU, kernel by kernel, next to measured times
@@ -60,8 +69,9 @@ pub enum Tool {
 
 #[derive(Args, Clone, Debug)]
 pub struct DataArgs {
-    /// Text files, JSON lines, JSON arrays, any of these as .gz or .zst, directories of them, or -
-    /// for standard input
+    /// Text files, JSON lines, JSON arrays, any of these as .gz or .zst, parquet files, directories
+    /// of them, patterns, or - for standard input. INPUT=WEIGHT mixes inputs by weight, in bytes of
+    /// text, until one is used up: web/=0.7 'code/*.parquet=0.3'
     #[arg(required = true, value_name = "INPUT")]
     pub inputs: Vec<PathBuf>,
     /// Directory for the shards; created if missing
@@ -77,20 +87,51 @@ pub struct DataArgs {
     /// Tokens per training shard; the last may have fewer
     #[arg(long, value_name = "TOKENS", default_value = "100000000", value_parser = values::tokens)]
     pub shard_size: usize,
-    /// Tokens kept for validation, from the start of the input [default: about a tenth of the text,
-    /// less if it is compressed, at most a shard]
-    #[arg(long, value_name = "TOKENS", value_parser = values::tokens)]
+    /// Form of the shards: llm.c's .bin, NumPy's .npy (build-nanogpt), or raw for nanoGPT's train.bin
+    /// and val.bin, without a header
+    #[arg(long, default_value = "bin", value_parser = ["bin", "npy", "raw"])]
+    pub format: String,
+    /// File or directory of validation text; may be repeated. Without it, documents for validation
+    /// are drawn at random from all of the input
+    #[arg(long, value_name = "INPUT")]
+    pub val: Vec<PathBuf>,
+    /// Tokens that are drawn for validation [default: about a tenth of the text, less if it is
+    /// compressed, at most a shard and 16777216]
+    #[arg(long, value_name = "TOKENS", value_parser = values::tokens, conflicts_with = "val")]
     pub val_tokens: Option<usize>,
+    /// Random seed of that draw; the same seed draws the same documents of an input
+    #[arg(long, value_name = "N", default_value = "42", value_parser = values::long_seed)]
+    pub seed: u64,
     /// Document separator in text files, with \n for a newline, or none to make each file one
     /// document [default: <|endoftext|>]
     #[arg(long, value_name = "TEXT", value_parser = values::separator, allow_hyphen_values = true)]
     pub split_on: Option<String>,
-    /// Field of a JSON object that holds the text; all inputs have to be JSON [default: text]
-    #[arg(long, value_name = "NAME", value_parser = values::name)]
-    pub json_field: Option<String>,
-    /// Leave out JSON objects that are not usable, and count them
+    /// Column of a parquet file, or field of a JSON object, that holds the text; no input may then be
+    /// plain text [default: text]
+    #[arg(long, visible_alias = "json-field", value_name = "NAME", value_parser = values::name)]
+    pub text_column: Option<String>,
+    /// Leave out JSON objects and parquet rows that are not usable, and count them
     #[arg(long)]
     pub skip_bad_lines: bool,
+    /// Leave out documents that have been seen before: exact compares text without case and white
+    /// space (16 bytes of memory per document), minhash finds those that share about 80 % of their
+    /// runs of 5 words (112 bytes); tables have up to as much again free
+    #[arg(long, value_parser = ["exact", "minhash"])]
+    pub dedup: Option<String>,
+    /// Evaluation set (HellaSwag's .jsonl, any JSON, or text); may be repeated. Documents that have 13
+    /// words in a row from it are left out
+    #[arg(long, value_name = "FILE")]
+    pub decontaminate: Vec<PathBuf>,
+    /// Leave out documents of fewer characters
+    #[arg(long, value_name = "N", value_parser = values::count)]
+    pub min_chars: Option<usize>,
+    /// Leave out documents of more characters
+    #[arg(long, value_name = "N", value_parser = values::count)]
+    pub max_chars: Option<usize>,
+    /// Leave out documents with less than 80 % of their letters in these scripts, by Unicode's names:
+    /// latin,cyrillic,han …
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = values::name)]
+    pub scripts: Vec<String>,
     /// Make <|endoftext|> within a document the end-of-text token instead of text
     #[arg(long)]
     pub allow_special: bool,
@@ -162,7 +203,8 @@ impl StoriesArgs {
 
 #[derive(Args, Clone, Debug)]
 pub struct SampleArgs {
-    /// Model: a .bin or .safetensors file, or the directory of a run
+    /// Model: a .bin or .safetensors file, the directory of a run, or one of the hub, such as gpt2
+    /// or OWNER/NAME
     #[arg(short = 'e', long, value_name = "PATH")]
     pub model: PathBuf,
     /// Text to continue, in which <|endoftext|> is a token [default: the start of a document]
@@ -195,7 +237,8 @@ pub struct SampleArgs {
 
 #[derive(Args, Clone, Debug)]
 pub struct EvalArgs {
-    /// Model: a .bin or .safetensors file, or the directory of a run
+    /// Model: a .bin or .safetensors file, the directory of a run, or one of the hub, such as gpt2
+    /// or OWNER/NAME
     #[arg(short = 'e', long, value_name = "PATH")]
     pub model: PathBuf,
     /// HellaSwag questions: llm.c's .bin or the original .jsonl
@@ -247,11 +290,12 @@ impl NumberArgs {
 
 #[derive(Args, Clone, Debug)]
 pub struct ConvertArgs {
-    /// Input: a model (.bin, .safetensors, or a directory that holds one), HellaSwag questions
-    /// (.jsonl), or tokens (.npy)
+    /// Input: a model (.bin, .safetensors, a directory that holds one, or one of the hub, such as
+    /// gpt2), HellaSwag questions (.jsonl), or tokens (.npy, a token shard)
     #[arg(value_name = "IN")]
     pub input: PathBuf,
-    /// Output file; its extension selects the format: .bin or .safetensors
+    /// Output file; its extension selects the format: .bin or .safetensors; .npy for the tokens of a
+    /// shard
     #[arg(value_name = "OUT")]
     pub output: PathBuf,
     /// Type of a model's parameters in OUT
@@ -260,7 +304,8 @@ pub struct ConvertArgs {
     /// Tokenizer of HellaSwag's .jsonl, as `warpsmith data` takes it
     #[arg(long, value_name = "FILE", default_value = "gpt2")]
     pub tokenizer: PathBuf,
-    /// IN is uint16 tokens without a header, such as nanoGPT's train.bin
+    /// IN is uint16 tokens without a header, such as nanoGPT's train.bin; if IN is a token shard, OUT
+    /// becomes that
     #[arg(long)]
     pub raw_tokens: bool,
     /// Replace OUT, and config.json and the files of the tokenizer beside it, if they exist
@@ -364,13 +409,14 @@ impl Tool {
                 );
             }
             Tool::Sample(args) => args.numbers.check()?,
+            Tool::Parity(args) => args.numbers.check()?,
             Tool::Roofline(RooflineArgs { step, kernel: None }) | Tool::Scaling(ScalingArgs { step, .. }) => {
                 ensure!(step.model.is_some(), "-e/--model: missing; --help says what it is");
             }
             Tool::Convert(args) => {
                 let ends = |end: &str| args.output.extension().is_some_and(|e| e == end);
-                let known = ends("bin") || ends("safetensors") && !args.is_hellaswag();
-                let expected = if args.is_hellaswag() { ".bin" } else { ".bin or .safetensors" };
+                let known = ends("bin") || (ends("safetensors") || ends("npy")) && !args.is_hellaswag();
+                let expected = if args.is_hellaswag() { ".bin" } else { ".bin, .safetensors or .npy" };
                 let found = args.output.display();
                 ensure!(known, "convert: expected OUT to end in {expected}, found {found}");
             }
@@ -417,13 +463,13 @@ mod tests {
         };
         assert_eq!(a.inputs, [PathBuf::from("a.txt"), PathBuf::from("b")]);
         assert_eq!((a.output, a.name.as_str()), (PathBuf::from("out"), "x"));
-        assert_eq!((a.shard_size, a.val_tokens, a.json_field.as_deref()), (10, Some(3), Some("body")));
+        assert_eq!((a.shard_size, a.val_tokens, a.text_column.as_deref()), (10, Some(3), Some("body")));
         assert_eq!((a.split_on.as_deref(), a.force), (Some("\n\n"), true));
 
         let Tool::Data(a) = ok("data - -o out --split-on ---") else { panic!() };
         assert_eq!((a.inputs[0].to_str(), a.split_on.as_deref()), (Some("-"), Some("---")));
         assert_eq!((a.shard_size, a.val_tokens, a.name.as_str()), (100_000_000, None, "data"));
-        assert_eq!((a.json_field, a.force, a.skip_bad_lines, a.allow_special), (None, false, false, false));
+        assert_eq!((a.text_column, a.force, a.skip_bad_lines, a.allow_special), (None, false, false, false));
     }
 
     #[test]
@@ -466,6 +512,13 @@ mod tests {
         let Tool::Convert(a) = ok("convert a.bin b.safetensors --dtype float32") else { panic!() };
         assert_eq!((a.input.to_str(), a.output.to_str()), (Some("a.bin"), Some("b.safetensors")));
         assert_eq!(a.dtype, Dtype::F32);
+        let Tool::Parity(a) = ok("parity --debug-state a/gpt2_d12_debug_state.bin --losses 2,1.5") else {
+            panic!()
+        };
+        assert_eq!((a.model(), a.losses), (PathBuf::from("a/gpt2_d12.bin"), vec![2.0, 1.5]));
+        assert!(
+            matches!(ok("parity --debug-state d -e m"), Tool::Parity(a) if a.model() == PathBuf::from("m"))
+        );
         assert!(matches!(ok("plot log"), Tool::Plot(a) if a.dir.to_str() == Some("log")));
         let Tool::Roofline(a) = ok("roofline -e d12 -b 64 -d 524288 --gpu A100 -r 0") else { panic!() };
         let step = &a.step;
@@ -494,12 +547,12 @@ mod tests {
         let cases = [
             (
                 "",
-                "no command given; expected data, stories, sample, eval, convert, plot, roofline, scaling, launch",
+                "no command given; expected get, data, stories, sample, eval, convert, parity, plot, roofline, scaling, launch",
             ),
             ("dat", "dat: unknown command; did you mean data?"),
             (
                 "xyz",
-                "xyz: unknown command; expected data, stories, sample, eval, convert, plot, roofline, scaling, launch",
+                "xyz: unknown command; expected get, data, stories, sample, eval, convert, parity, plot, roofline, scaling, launch",
             ),
             ("data -o x", "<INPUT>...: missing; --help says what it is"),
             ("data a", "-o/--output: missing; --help says what it is"),
@@ -520,6 +573,8 @@ mod tests {
                 "data a -o x --split-on \\q",
                 "--split-on: expected \\n, \\r, \\t or \\\\ after a backslash, found \\q",
             ),
+            ("parity", "--debug-state: missing; --help says what it is"),
+            ("parity --debug-state d --losses 1,x", "--losses: expected a number of at least 0, found x"),
             ("eval -e m", "eval: nothing to measure; give --val PATTERN or --hellaswag FILE"),
             ("eval -e m --hellaswag h -m 3", "-m/--max-batches: limits --val, which is not given"),
             ("roofline", "-e/--model: missing; --help says what it is"),

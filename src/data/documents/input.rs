@@ -3,34 +3,36 @@
 use crate::files;
 use anyhow::{Context, Result, ensure};
 use flate2::read::MultiGzDecoder;
-use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
-use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 use std::cell::Cell;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use zstd::stream::read::Decoder as ZstdDecoder;
 
 const BUFFER_BYTES: usize = 1 << 18;
 
-/// Largest window of zstd data, as in the `zstd` program: the memory that decompression may take.
-const MOST_WINDOW: u64 = 1 << 27;
+/// Largest window of zstd data, as a power of two, as in the `zstd` program: the memory that
+/// decompression may take.
+const MOST_WINDOW_LOG: u32 = 27;
 
 /// An open input.
 pub(super) struct Input {
     pub text: Box<dyn BufRead>,
     /// Length of the file when it was opened; `None` for standard input.
     len: Option<u64>,
-    /// Bytes of all inputs read so far, and those read before this one.
-    done: Rc<Cell<u64>>,
-    before: u64,
+    /// Bytes read so far.
+    read: Rc<Cell<u64>>,
 }
 
 impl Input {
     /// Opens the file at `path`, or standard input for `-`. The bytes read from it, still
     /// compressed, are added to `done`.
-    pub fn open(path: &Path, done: &Rc<Cell<u64>>) -> Result<Self> {
-        let before = done.get();
-        let counted = |inner: Box<dyn Read>| Counted { inner, done: Rc::clone(done) };
+    pub fn open(path: &Path, done: &Arc<AtomicU64>) -> Result<Self> {
+        let read = Rc::new(Cell::new(0));
+        let counted =
+            |inner: Box<dyn Read>| Counted { inner, read: Rc::clone(&read), done: Arc::clone(done) };
         let (raw, len) = if path.as_os_str() == "-" {
             (counted(Box::new(io::stdin())), None)
         } else {
@@ -40,7 +42,7 @@ impl Input {
             (counted(Box::new(file.take(metadata.len() + 1))), Some(metadata.len()))
         };
         let text = decompressed(raw).with_context(|| format!("{}: cannot read", path.display()))?;
-        Ok(Input { text, len, done: Rc::clone(done), before })
+        Ok(Input { text, len, read })
     }
 
     /// Checks at the end that the file was read as a whole.
@@ -48,26 +50,32 @@ impl Input {
     /// # Errors
     /// If its length is no longer that of when it was opened.
     pub fn finish(self, name: &str) -> Result<()> {
-        let (found, expected) = (self.done.get() - self.before, self.len);
-        let Some(expected) = expected.filter(|expected| *expected != found) else { return Ok(()) };
-        let change = if found > expected { "grew" } else { "shrank" };
-        ensure!(
-            found == expected,
-            "{name}: it {change} while it was read (from {expected} bytes); start again when it is complete"
-        );
-        Ok(())
+        self.len.map_or(Ok(()), |expected| check_length(name, expected, self.read.get()))
     }
+}
+
+/// # Errors
+/// If a file of `expected` bytes has `found` bytes at the end of reading it.
+pub(super) fn check_length(name: &str, expected: u64, found: u64) -> Result<()> {
+    let change = if found > expected { "grew" } else { "shrank" };
+    ensure!(
+        found == expected,
+        "{name}: it {change} while it was read (from {expected} bytes); start again when it is complete"
+    );
+    Ok(())
 }
 
 struct Counted<R> {
     inner: R,
-    done: Rc<Cell<u64>>,
+    read: Rc<Cell<u64>>,
+    done: Arc<AtomicU64>,
 }
 
 impl<R: Read> Read for Counted<R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let read = self.inner.read(out)?;
-        self.done.set(self.done.get() + read as u64);
+        self.read.set(self.read.get() + read as u64);
+        self.done.fetch_add(read as u64, Relaxed);
         Ok(read)
     }
 }
@@ -80,7 +88,11 @@ fn decompressed(mut raw: impl Read + 'static) -> io::Result<Box<dyn BufRead>> {
     let raw = Cursor::new(first).chain(raw);
     let text: Box<dyn Read> = match (is_gzip, is_zstd) {
         (true, _) => Box::new(Whole { inner: MultiGzDecoder::new(raw), format: "gzip" }),
-        (_, true) => Box::new(Whole { inner: Zstd::new(raw), format: "zstd" }),
+        (_, true) => {
+            let mut inner = ZstdDecoder::new(raw)?;
+            inner.window_log_max(MOST_WINDOW_LOG)?;
+            Box::new(Whole { inner, format: "zstd" })
+        }
         _ => Box::new(raw),
     };
     Ok(Box::new(BufReader::with_capacity(BUFFER_BYTES, text)))
@@ -94,9 +106,15 @@ struct Whole<R> {
 
 impl<R: Read> Read for Whole<R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        use io::ErrorKind::{InvalidData, InvalidInput, UnexpectedEof};
+        use io::ErrorKind::{InvalidData, InvalidInput, Other, UnexpectedEof};
         self.inner.read(out).map_err(|e| match e.kind() {
-            InvalidData | InvalidInput | UnexpectedEof => {
+            // The zstd library's words for a window beyond the limit.
+            Other if e.to_string().contains("too much memory") => io::Error::other(format!(
+                "the zstd data need a window of more than {} MiB; pipe them in: zstd -d --long=31 -c FILE | \
+                 warpsmith data -",
+                (1u64 << MOST_WINDOW_LOG) >> 20
+            )),
+            InvalidData | InvalidInput | UnexpectedEof | Other => {
                 io::Error::other(format!("the {} data are damaged or cut short", self.format))
             }
             _ => e,
@@ -104,77 +122,10 @@ impl<R: Read> Read for Whole<R> {
     }
 }
 
-/// Decompresses zstd data of any number of frames.
-struct Zstd<R: Read> {
-    source: BufReader<R>,
-    frame: FrameDecoder,
-    in_frame: bool,
-}
-
-impl<R: Read> Zstd<R> {
-    fn new(source: R) -> Self {
-        let mut frame = FrameDecoder::new();
-        frame.set_max_window_size(MOST_WINDOW);
-        Zstd { source: BufReader::with_capacity(BUFFER_BYTES, source), frame, in_frame: false }
-    }
-
-    /// Enters the next frame, if there is one.
-    fn enter_frame(&mut self) -> io::Result<bool> {
-        while !self.source.fill_buf()?.is_empty() {
-            match self.frame.reset(&mut self.source) {
-                Ok(()) => return Ok(true),
-                // Skippable frames hold data of programs, such as an index.
-                Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame {
-                    length,
-                    ..
-                })) => {
-                    io::copy(&mut self.source.by_ref().take(length.into()), &mut io::sink())?;
-                }
-                Err(FrameDecoderError::WindowSizeTooBig { requested, .. }) => {
-                    let mib = requested >> 20;
-                    let advice = "pipe them in: zstd -d --long=31 -c FILE | warpsmith data -";
-                    return Err(io::Error::other(format!(
-                        "the zstd data need a window of {mib} MiB; {advice}"
-                    )));
-                }
-                Err(_) => return Err(io::ErrorKind::InvalidData.into()),
-            }
-        }
-        Ok(false)
-    }
-}
-
-impl<R: Read> Read for Zstd<R> {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        loop {
-            if !self.in_frame {
-                self.in_frame = self.enter_frame()?;
-                if !self.in_frame {
-                    return Ok(0);
-                }
-            }
-            while self.frame.can_collect() == 0 && !self.frame.is_finished() {
-                let block = self.frame.decode_blocks(&mut self.source, BlockDecodingStrategy::UptoBlocks(1));
-                block.map_err(|_| io::ErrorKind::InvalidData)?;
-            }
-            let read = self.frame.read(out)?;
-            if read > 0 || out.is_empty() {
-                return Ok(read);
-            }
-            let (stored, found) = (self.frame.get_checksum_from_data(), self.frame.get_calculated_checksum());
-            if stored.is_some() && stored != found {
-                return Err(io::ErrorKind::InvalidData.into());
-            }
-            self.in_frame = false;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use flate2::{Compression, write::GzEncoder};
-    use ruzstd::encoding::{CompressionLevel, compress_to_vec};
     use std::io::Write;
 
     fn gzip(text: &[u8]) -> Vec<u8> {
@@ -184,7 +135,11 @@ mod tests {
     }
 
     fn zstd(text: &[u8]) -> Vec<u8> {
-        compress_to_vec(text, CompressionLevel::Fastest)
+        let mut out = zstd::Encoder::new(Vec::new(), 1).unwrap();
+        // As the zstd program does.
+        out.include_checksum(true).unwrap();
+        out.write_all(text).unwrap();
+        out.finish().unwrap()
     }
 
     fn read(bytes: Vec<u8>) -> io::Result<Vec<u8>> {
@@ -209,7 +164,10 @@ mod tests {
         // A frame header with a window of 2^31 bytes.
         let header = vec![0x28, 0xb5, 0x2f, 0xfd, 0, 21 << 3, 1, 0, 0];
         let error = read(header).unwrap_err().to_string();
-        assert!(error.starts_with("the zstd data need a window of 2048 MiB; pipe them in"), "{error}");
+        assert!(
+            error.starts_with("the zstd data need a window of more than 128 MiB; pipe them in"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -218,13 +176,15 @@ mod tests {
         for (format, whole) in [("gzip", gzip(&text)), ("zstd", zstd(&text))] {
             let expected = format!("the {format} data are damaged or cut short");
             for len in [5, 12, whole.len() / 2, whole.len() - 1] {
-                assert_eq!(read(whole[..len].to_vec()).unwrap_err().to_string(), expected, "{len} bytes");
+                let found = read(whole[..len].to_vec()).map(|_| ());
+                assert_eq!(found.unwrap_err().to_string(), expected, "{len} bytes");
             }
             let mut damaged = whole.clone();
             let middle = damaged.len() / 2;
             damaged[middle] ^= 0x10;
-            assert_eq!(read(damaged).unwrap_err().to_string(), expected);
-            assert_eq!(read([whole, b"more".to_vec()].concat()).unwrap_err().to_string(), expected);
+            assert_eq!(read(damaged).map(|_| ()).unwrap_err().to_string(), expected);
+            let found = read([whole, b"more".to_vec()].concat()).map(|_| ());
+            assert_eq!(found.unwrap_err().to_string(), expected);
         }
     }
 }

@@ -10,7 +10,7 @@ use std::fmt;
 use std::io::{self, BufRead, BufReader, Read};
 
 /// Most bytes of a line, or of an element of an array: it is held in memory.
-const OBJECT_BYTES: u64 = if cfg!(test) { 1 << 20 } else { 1 << 30 };
+const OBJECT_BYTES: u64 = if cfg!(test) { 1 << 20 } else { 1 << 28 };
 
 /// The value of the field that holds the text.
 #[derive(Debug, PartialEq, Eq)]
@@ -29,28 +29,33 @@ pub(super) fn field_of(object: &[u8], field: &str) -> serde_json::Result<Field> 
     Ok(found)
 }
 
-/// Reads objects, one per line.
+/// Reads objects, one per line. The first byte is at `offset` in the file.
 pub(super) fn read_json_lines(
     mut input: impl BufRead,
     name: &str,
+    offset: usize,
     format: &Format,
     notes: &mut Notes,
     sink: &mut dyn FnMut(Piece) -> Result<()>,
 ) -> Result<()> {
     let mut line = Vec::new();
+    let mut start = offset;
     for number in 1.. {
+        start += line.len();
         line.clear();
         let mut limited = input.by_ref().take(OBJECT_BYTES + 1);
         let read = limited.read_until(b'\n', &mut line).with_context(|| format!("{name}: cannot read"))?;
         ensure!(
             read as u64 <= OBJECT_BYTES,
-            "{name}:{number}: a line of more than {OBJECT_BYTES} bytes; cut it into several documents"
+            "{name}:{number}: a line of more than {OBJECT_BYTES} bytes, the most that JSON may have; cut it into \
+             several documents, or give it as plain text"
         );
         if read == 0 {
             break;
         }
         if !line.trim_ascii().is_empty() {
-            add(line.trim_ascii(), || format!("{name}:{number}"), format, notes, sink)?;
+            let blank = line.len() - line.trim_ascii_start().len();
+            add(line.trim_ascii(), start + blank, || format!("{name}:{number}"), format, notes, sink)?;
         }
     }
     Ok(())
@@ -70,7 +75,7 @@ pub(super) fn read_json_array(
     let mut each = |object: &RawValue| {
         left.set(OBJECT_BYTES);
         number += 1;
-        add(object.get().as_bytes(), || format!("{name}: element {number}"), format, notes, sink)
+        add(object.get().as_bytes(), 0, || format!("{name}: element {number}"), format, notes, sink)
     };
     let mut json = serde_json::Deserializer::from_reader(BufReader::new(Limited { input, left: &left }));
     let elements = Elements { each: &mut each, fault: &mut fault };
@@ -85,9 +90,10 @@ pub(super) fn read_json_array(
     }
 }
 
-/// Passes the document of one object on.
+/// Passes the document of one object on, which starts at byte `start` of the file.
 fn add(
     object: &[u8],
+    start: usize,
     place: impl Fn() -> String,
     format: &Format,
     notes: &mut Notes,
@@ -99,7 +105,11 @@ fn add(
         Ok(Field::Text(text)) => return sink(Piece { starts_document: true, text }),
         Ok(Field::NotAString) => format!("field \"{field}\" is not a string"),
         Ok(Field::Missing) => {
-            format!("no field \"{field}\"; name the one with the text with --json-field")
+            format!("no field \"{field}\"; name the one with the text with --text-column")
+        }
+        Err(_) if std::str::from_utf8(object).is_err() => {
+            let valid = std::str::from_utf8(object).map_or_else(|e| e.valid_up_to(), str::len);
+            format!("byte {} of the file is not UTF-8; convert the file to UTF-8", start + valid)
         }
         Err(e) => {
             // Each object is parsed alone, so that its first line is always line 1.
@@ -212,7 +222,7 @@ mod tests {
         });
         match text.trim_ascii_start().first() {
             Some(b'[') => read_json_array(text, "a.json", format, &mut notes, sink)?,
-            _ => read_json_lines(text, "a.jsonl", format, &mut notes, sink)?,
+            _ => read_json_lines(text, "a.jsonl", 0, format, &mut notes, sink)?,
         }
         Ok((documents(&pieces), notes))
     }
@@ -233,7 +243,7 @@ mod tests {
         for array in [format!("[{array}]"), format!("\n [ {array}\n]\n\n")] {
             assert_eq!(read(array, &Format::default()).unwrap().0, expected);
         }
-        let format = Format { json_field: Some("story".into()), ..Format::default() };
+        let format = Format { text_column: Some("story".into()), ..Format::default() };
         assert_eq!(read("{\"story\": \"b\"}\n", &format).unwrap().0, ["b"]);
         assert!(read("[]", &format).unwrap().0.is_empty());
         // Unused fields need not be representable.
@@ -261,7 +271,9 @@ mod tests {
             assert_eq!(documents, ["good", "last"]);
             assert_eq!((notes.skipped.count, notes.skipped.first), (1, error));
         }
-        assert!(refuse(b"{\"text\": \"\xff\"}").starts_with("a.jsonl:1: not a JSON object"));
+        // Latin-1 in the middle of a file.
+        let error = refuse(b"{\"text\": \"a\"}\n {\"text\": \"caf\xe9\"}\n");
+        assert_eq!(error, "a.jsonl:2: byte 28 of the file is not UTF-8; convert the file to UTF-8");
         let array = r#"[{"text": "a"}, {"text": null}, {"text": "\ud800"}, 7, {"text": "b"}]"#;
         assert!(refuse(array).starts_with("a.json: element 2: field \"text\" is not a string"));
         let format = Format { skip_bad_lines: true, ..Format::default() };
@@ -275,7 +287,7 @@ mod tests {
     fn objects_have_a_limit() {
         let long = "a".repeat(OBJECT_BYTES as usize);
         let error = refuse(format!("{{\"text\": \"a\"}}\n{{\"text\": \"{long}\"}}\n"));
-        assert_eq!(error, "a.jsonl:2: a line of more than 1048576 bytes; cut it into several documents");
+        assert!(error.starts_with("a.jsonl:2: a line of more than 1048576 bytes, the most that"), "{error}");
         let error = refuse(format!("[{{\"text\": \"a\"}},{{\"text\": \"{long}{long}\"}}]"));
         assert!(
             error.starts_with("a.json: cannot read element 2: it has more than 1048576 bytes"),

@@ -19,7 +19,7 @@ pub(super) enum Kind {
 /// object.
 ///
 /// # Errors
-/// If it is no text at all, or not JSON although `--json-field` is given.
+/// If it is no text at all, or plain text although `--text-column` is given.
 pub(super) fn kind_of(name: &str, head: &[u8], format: &Format) -> Result<Kind> {
     if let Some((_, what)) = BINARY.iter().find(|(magic, _)| head.starts_with(magic)) {
         bail!("{name}: {what}");
@@ -28,14 +28,14 @@ pub(super) fn kind_of(name: &str, head: &[u8], format: &Format) -> Result<Kind> 
     let body = head.trim_ascii_start();
     let (is_object, is_array) =
         (body.starts_with(b"{"), after(body, b'[').is_some_and(|b| b.starts_with(b"{")));
-    let asked = format.json_field.is_some();
+    let asked = format.text_column.is_some();
     let kind = match () {
         () if body.is_empty() => Kind::Text,
         () if is_array && (asked || is_named_json(name) || array_has_field(body, format)) => Kind::JsonArray,
         () if is_named_json_lines(name) => Kind::JsonLines,
         () if is_object && (asked || line_has_field(body, format)) => Kind::JsonLines,
         () if asked => bail!(
-            "{name}: --json-field {}: expected JSON lines or an array of objects, found text",
+            "{name}: --text-column {}: expected a parquet file, JSON lines or an array of objects, found text",
             format.field()
         ),
         () => looks_like(body).map_or(Kind::Text, Kind::Odd),
@@ -92,8 +92,8 @@ fn looks_like(body: &[u8]) -> Option<&'static str> {
 /// First bytes of files that are no text, and what to do with each.
 #[rustfmt::skip]
 const BINARY: [(&[u8], &str); 24] = [
-    (b"PAR1", "a parquet file; export it as JSON lines"),
-    (b"ARROW1", "an Arrow file; export it as JSON lines"),
+    (b"PAR1", "a parquet file, which is not read from a pipe or an archive; give it by name, uncompressed"),
+    (b"ARROW1", "an Arrow file; export it as parquet or JSON lines"),
     (b"SQLite format 3\0", "an SQLite database; export it as JSON lines"),
     (b"%PDF", "a PDF; extract its text first"),
     (b"\xd0\xcf\x11\xe0", "an Office document; extract its text first"),
@@ -158,18 +158,21 @@ mod tests {
 
     #[test]
     fn a_field_asks_for_json() {
-        let format = Format { json_field: Some("body".into()), ..Format::default() };
+        let format = Format { text_column: Some("body".into()), ..Format::default() };
         let kind = |head: &str| kind_of("a.txt", head.as_bytes(), &format);
         assert_eq!(kind("{\"text\": 1}").unwrap(), Kind::JsonLines);
         assert_eq!(kind("[{\"text\": 1}").unwrap(), Kind::JsonArray);
         let error = kind("words").unwrap_err().to_string();
-        assert_eq!(error, "a.txt: --json-field body: expected JSON lines or an array of objects, found text");
+        assert_eq!(
+            error,
+            "a.txt: --text-column body: expected a parquet file, JSON lines or an array of objects, found text"
+        );
     }
 
     #[test]
     fn what_is_no_text_is_named() {
         for (head, expected) in [
-            (&b"PAR1\x15"[..], "a.txt: a parquet file; export it as JSON lines"),
+            (&b"PAR1\x15"[..], "a.txt: a parquet file, which is not read from a pipe"),
             (b"%PDF-1.7", "a.txt: a PDF;"),
             (b"\x89PNG\r\n", "a.txt: a picture;"),
             (b"\xff\xfea\0", "a.txt: UTF-16 text;"),

@@ -1,21 +1,26 @@
-//! Reads corpora: files and folders of text or JSON become a stream of documents, cut into pieces
-//! so that no document of plain text has to fit into memory.
+//! Reads corpora: files and folders of text, JSON or parquet become a stream of documents, cut into
+//! pieces so that no document of plain text has to fit into memory.
 
+mod ahead;
 mod input;
 mod json;
 mod kind;
+mod parquet;
+mod queue;
 mod sources;
 mod text;
 
 use crate::data::tokenizer::Cuts;
 use crate::files;
-use anyhow::{Context, Result};
+pub(super) use ahead::ReadAhead;
+use anyhow::{Context, Result, ensure};
 use input::Input;
 use kind::Kind;
 pub(super) use sources::{Source, find_sources};
-use std::cell::Cell;
 use std::io::{BufRead, Cursor, Read};
-use std::rc::Rc;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 /// Bytes read to recognize the kind of an input.
 const HEAD_BYTES: u64 = 1 << 16;
@@ -23,7 +28,7 @@ const HEAD_BYTES: u64 = 1 << 16;
 /// Most bytes read for that, if the input may be JSON with a long first object.
 const MOST_HEAD_BYTES: usize = 1 << 24;
 
-/// The default field of a JSON object that holds the text.
+/// The default column, or field of a JSON object, that holds the text.
 const DEFAULT_FIELD: &str = "text";
 
 /// A piece of a document. Pieces are cut where the tokenizer always ends a token, so the tokens of
@@ -51,10 +56,10 @@ pub enum Split {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Format {
     pub split: Split,
-    /// Field of a JSON object that holds the document, if the user named one. All inputs are then
-    /// JSON.
-    pub json_field: Option<String>,
-    /// Whether JSON objects that are not usable are left out.
+    /// Column of a parquet file, or field of a JSON object, that holds the document, if the user
+    /// named one. No input is then plain text.
+    pub text_column: Option<String>,
+    /// Whether JSON objects and rows that are not usable are left out.
     pub skip_bad_lines: bool,
     /// Where documents may be cut into pieces.
     pub cuts: Cuts,
@@ -62,7 +67,7 @@ pub(super) struct Format {
 
 impl Format {
     fn field(&self) -> &str {
-        self.json_field.as_deref().unwrap_or(DEFAULT_FIELD)
+        self.text_column.as_deref().unwrap_or(DEFAULT_FIELD)
     }
 }
 
@@ -80,13 +85,23 @@ impl Tally {
         }
         self.count += 1;
     }
+
+    /// Adds what was found after this.
+    fn append(&mut self, later: Tally) {
+        if self.count == 0 {
+            self.first = later.first;
+        }
+        self.count += later.count;
+    }
 }
 
 /// Findings that the user should know about.
 #[derive(Debug, Default)]
 pub(super) struct Notes {
-    /// JSON objects that were left out, with the reason.
+    /// JSON objects and rows that were left out, with the reason.
     pub skipped: Tally,
+    /// Rows of parquet files without text.
+    pub empty_rows: Tally,
     /// Files of text that look like something else.
     pub odd: Tally,
     /// Files of plain text, and separators found in them.
@@ -96,8 +111,21 @@ pub(super) struct Notes {
     pub crlf: bool,
 }
 
+impl Notes {
+    /// Adds what was found after this.
+    pub fn append(&mut self, later: Notes) {
+        self.skipped.append(later.skipped);
+        self.empty_rows.append(later.empty_rows);
+        self.odd.append(later.odd);
+        self.texts += later.texts;
+        self.separators += later.separators;
+        self.crlf |= later.crlf;
+    }
+}
+
 impl Source {
-    /// Passes all pieces of all documents to `sink`, in order. `done` counts the bytes read.
+    /// Passes all pieces of all documents of a file that is not parquet to `sink`, in order. `done`
+    /// counts the bytes read.
     ///
     /// # Errors
     /// One line, if the input cannot be read, is not text, or changes while it is read.
@@ -105,7 +133,7 @@ impl Source {
         &self,
         format: &Format,
         notes: &mut Notes,
-        done: &Rc<Cell<u64>>,
+        done: &Arc<AtomicU64>,
         sink: &mut dyn FnMut(Piece) -> Result<()>,
     ) -> Result<()> {
         let name = match self.path.as_os_str() == "-" {
@@ -121,19 +149,30 @@ impl Source {
         head.set_position(mark as u64);
         let text = head.chain(rest);
         match kind {
-            Kind::JsonLines => json::read_json_lines(text, &name, format, notes, sink)?,
+            Kind::JsonLines => json::read_json_lines(text, &name, mark, format, notes, sink)?,
             Kind::JsonArray => json::read_json_array(text, &name, format, notes, sink)?,
             Kind::Text => text::read_text(text, &name, mark, format, notes, sink)?,
             Kind::Odd(what) => {
-                if notes.odd.count == 0 {
-                    log::warn!("{name}: looks like {what}, and is read as text");
-                }
-                notes.odd.add(|| name.clone());
+                notes.odd.add(|| format!("{name}: looks like {what}"));
                 text::read_text(text, &name, mark, format, notes, sink)?;
             }
         }
         input.finish(&name)
     }
+}
+
+/// Reads a file as a whole, decompressed if it is compressed, without a byte-order mark.
+///
+/// # Errors
+/// If it cannot be read, or has more than `limit` bytes.
+pub(super) fn read_whole(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let input = Input::open(path, &Arc::default())?;
+    let mut bytes = Vec::new();
+    input.text.take(limit + 1).read_to_end(&mut bytes).context("cannot read")?;
+    ensure!(bytes.len() as u64 <= limit, "expected at most {limit} bytes, found more");
+    let mark = bytes.len() - files::strip_bom(&bytes).len();
+    bytes.drain(..mark);
+    Ok(bytes)
 }
 
 /// Reads the start of an input: of one that may be JSON, at least its first object if that has one

@@ -51,7 +51,7 @@ pub(crate) fn find_sources(inputs: &[PathBuf], is_own: &dyn Fn(&Path) -> bool) -
     let list = || inputs.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ");
     ensure!(
         !sources.is_empty(),
-        "no files in {}; give text or JSON files (.gz and .zst too), or folders of them",
+        "no files in {}; give text, JSON or parquet files (.gz and .zst too), or folders of them",
         list()
     );
     Ok(sources)

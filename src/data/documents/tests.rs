@@ -3,6 +3,7 @@ use flate2::{Compression, write::GzEncoder};
 use std::fs;
 use std::io::Write;
 use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
 
 pub(super) fn documents(pieces: &[Piece]) -> Vec<String> {
     let mut documents: Vec<String> = Vec::new();
@@ -17,12 +18,12 @@ pub(super) fn documents(pieces: &[Piece]) -> Vec<String> {
 
 fn read(path: &Path, format: &Format) -> Result<(Vec<String>, u64)> {
     let source = Source { path: path.to_owned(), bytes: fs::metadata(path)?.len() };
-    let (mut pieces, done) = (Vec::new(), Rc::default());
+    let (mut pieces, done) = (Vec::new(), Arc::default());
     source.read(format, &mut Notes::default(), &done, &mut |piece| {
         pieces.push(piece);
         Ok(())
     })?;
-    Ok((documents(&pieces), done.get()))
+    Ok((documents(&pieces), done.load(Relaxed)))
 }
 
 fn gzip(text: &str) -> Vec<u8> {
@@ -63,7 +64,7 @@ fn a_file_that_changes_while_it_is_read_is_an_error() {
         fs::write(&path, &text).unwrap();
         let source = Source { path: path.clone(), bytes: text.len() as u64 };
         let mut changed = false;
-        let read = source.read(&Format::default(), &mut Notes::default(), &Rc::default(), &mut |_| {
+        let read = source.read(&Format::default(), &mut Notes::default(), &Arc::default(), &mut |_| {
             if !std::mem::replace(&mut changed, true) {
                 let grown = text.repeat(10);
                 fs::File::options().write(true).open(&path)?.write_all(grown.as_bytes())?;

@@ -40,7 +40,8 @@ pub(super) fn read_text(
             ),
         };
         if let Some(at) = valid.find('\0') {
-            bail!("{name}: byte {} is NUL, which text does not have; leave the file out", offset + at);
+            let hint = "leave the file out, or convert it to UTF-8 if it is UTF-16";
+            bail!("{name}: byte {} is NUL, which text does not have; {hint}", offset + at);
         }
         notes.crlf |= valid.contains("\r\n");
         splitter.text.push_str(valid);

@@ -1,7 +1,10 @@
 use super::*;
+use crate::data::buckets::rows_by_token;
 use crate::data::shard::ShardWriter;
 use crate::data::tokenizer::TokenizerId;
 use tempfile::TempDir;
+
+mod mixed;
 
 /// Shards of 50, 33 and 41 tokens; token `t` of shard `s` is 1000 s + t.
 fn three_shards() -> TempDir {

@@ -12,18 +12,11 @@ fn corpus(files: &[(&str, &str)]) -> (TempDir, PrepareOptions) {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
     }
+    let (inputs, output) = (vec![dir.path().join("in")], dir.path().join("out"));
     let options = PrepareOptions {
-        inputs: vec![dir.path().join("in")],
-        output: dir.path().join("out"),
-        tokenizer: Tokenizer::gpt2(),
-        name: "c".to_owned(),
-        split: Split::EndOfText,
-        json_field: None,
-        skip_bad_lines: false,
-        allow_special: false,
         shard_size: 100,
         val_tokens: Some(30),
-        force: false,
+        ..PrepareOptions::new(inputs, output, "c", Tokenizer::gpt2())
     };
     (dir, options)
 }
@@ -40,6 +33,24 @@ fn run(options: &PrepareOptions) -> Result<PrepareReport> {
 
 fn tokens(report: &PrepareReport) -> Vec<Vec<u32>> {
     report.shards.iter().map(|path| Shard::open(path).unwrap().tokens().to_vec()).collect()
+}
+
+/// Gives the options validation text of its own, so that training text is in the order of the input.
+/// It is one document of one token.
+fn give_val(dir: &TempDir, options: &mut PrepareOptions) {
+    fs::write(dir.path().join("v.txt"), "word").unwrap();
+    (options.val, options.val_tokens) = (vec![dir.path().join("v.txt")], None);
+}
+
+/// The tokens of all training shards.
+fn train_tokens(report: &PrepareReport) -> Vec<u32> {
+    let names = names(report);
+    let shards = tokens(report).into_iter().zip(&names);
+    shards.filter(|(_, name)| name.contains("_train_")).flat_map(|(tokens, _)| tokens).collect()
+}
+
+fn text(tokens: &[u32]) -> String {
+    String::from_utf8(Tokenizer::gpt2().decode_bytes(tokens)).unwrap()
 }
 
 fn names(report: &PrepareReport) -> Vec<&str> {
@@ -62,7 +73,10 @@ fn shards_are_cut_exactly_and_hold_all_text() {
     let (_dir, options) = corpus(&[("b/2.md", &b), ("a.txt", &a), (".hidden", "\u{0}"), ("z.txt", "")]);
     let report = run(&options).unwrap();
     let shards = tokens(&report);
-    let expected = [&[EOT], &encode_ordinary(&a)[..], &[EOT], &encode_ordinary(&b)[..]].concat();
+    // The first document is drawn, and what is left of it comes last.
+    let drawn = [&[EOT], &encode_ordinary(&a)[..]].concat();
+    let (val, rest) = drawn.split_at(30);
+    let expected = [val, &[EOT], &encode_ordinary(&b), &[EOT], rest].concat();
     assert_eq!(shards.concat(), expected);
     assert_eq!(names(&report)[..3], ["c_val_000000.bin", "c_train_000001.bin", "c_train_000002.bin"]);
     let (last, full) = shards[1..].split_last().unwrap();
@@ -70,8 +84,6 @@ fn shards_are_cut_exactly_and_hold_all_text() {
     assert!(full.len() >= 3 && full.iter().all(|s| s.len() == 100) && last.len() <= 100);
     assert_eq!((report.documents, report.input_bytes), (2, (a.len() + b.len()) as u64));
     assert_eq!(report.val_tokens + report.train_tokens, expected.len() as u64);
-    let text = Tokenizer::gpt2().decode_bytes(&shards.concat());
-    assert_eq!(text, format!("<|endoftext|>{a}<|endoftext|>{b}").as_bytes());
     assert_eq!(fs::read_dir(&options.output).unwrap().count(), shards.len());
 }
 
@@ -93,37 +105,36 @@ fn text_and_json_lines_mix_in_the_order_given() {
     ]);
     options.inputs = vec![dir.path().join("in/b.txt"), dir.path().join("in/a.jsonl")];
     options.split = Split::On("###".to_owned());
-    options.val_tokens = Some(1);
+    give_val(&dir, &mut options);
     let report = run(&options).unwrap();
-    assert_eq!(report.documents, 4);
-    let text = Tokenizer::gpt2().decode_bytes(&tokens(&report).concat());
-    let e = "<|endoftext|>";
-    assert_eq!(String::from_utf8(text).unwrap(), format!("{e}three{e}four{e}one{e}two {e}"));
-    assert_eq!(tokens(&report).concat().iter().filter(|&&t| t == EOT).count(), 4);
+    assert_eq!(report.documents, 5);
+    let (e, train) = ("<|endoftext|>", train_tokens(&report));
+    assert_eq!(text(&train), format!("{e}three{e}four{e}one{e}two {e}"));
+    assert_eq!(train.iter().filter(|&&t| t == EOT).count(), 4);
 }
 
 #[test]
 fn the_end_of_text_in_a_document_is_text_or_a_token() {
-    let (_dir, mut options) =
+    let (dir, mut options) =
         corpus(&[("a.jsonl", "{\"text\": \"one<|endoftext|>two\"}\n"), ("b.txt", "three<|endoftext|>four")]);
-    options.val_tokens = Some(1);
+    give_val(&dir, &mut options);
     options.force = true;
     let mark = encode_ordinary(EOT_TEXT);
     let word = |text: &str| encode_ordinary(text);
     let [one, two, three, four] = ["one", "two", "three", "four"].map(word);
     let end = &[EOT][..];
     let report = run(&options).unwrap();
-    assert_eq!((report.documents, report.end_of_text_marks), (3, 1));
+    assert_eq!((report.documents, report.end_of_text_marks), (4, 1));
     let expected = [end, &one, &mark, &two, end, &three, end, &four].concat();
-    assert_eq!(tokens(&report).concat(), expected);
+    assert_eq!(train_tokens(&report), expected);
     options.allow_special = true;
     let expected = [end, &one, end, &two, end, &three, end, &four].concat();
-    assert_eq!(tokens(&run(&options).unwrap()).concat(), expected);
+    assert_eq!(train_tokens(&run(&options).unwrap()), expected);
     (options.split, options.allow_special) = (Split::Never, false);
     let report = run(&options).unwrap();
-    assert_eq!((report.documents, report.end_of_text_marks), (2, 0));
+    assert_eq!((report.documents, report.end_of_text_marks), (3, 0));
     let expected = [end, &one, &mark, &two, end, &three, &mark, &four].concat();
-    assert_eq!(tokens(&report).concat(), expected);
+    assert_eq!(train_tokens(&report), expected);
 }
 
 #[test]
@@ -141,7 +152,7 @@ fn a_folder_that_holds_its_own_output_can_be_read_again() {
 #[test]
 fn tokens_do_not_depend_on_threads_and_progress_reaches_the_end() {
     let long: String = (0..600).map(|i| story(i % 90 + 1) + "\n").collect();
-    assert!(long.len() > 2 * BATCH_BYTES);
+    assert!(long.len() > 2 * encode::BATCH_BYTES);
     let (dir, mut options) = corpus(&[("a.txt", &long), ("b.txt", &long)]);
     options.shard_size = 60_000;
     let last = Cell::new((0, 0));
@@ -155,8 +166,10 @@ fn tokens_do_not_depend_on_threads_and_progress_reaches_the_end() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     let single = pool.install(|| tokens(&run(&options).unwrap()));
     assert!(many == single);
+    give_val(&dir, &mut options);
+    options.force = true;
     let whole = [&[EOT], &encode_ordinary(&long)[..]].concat();
-    assert!(many.concat() == [&whole[..], &whole[..]].concat());
+    assert!(train_tokens(&run(&options).unwrap()) == [&whole[..], &whole[..]].concat());
 }
 
 #[test]
@@ -214,7 +227,7 @@ fn senseless_requests_are_refused() {
     fs::create_dir(dir.path().join("empty")).unwrap();
     assert!(refuse(&|o| o.inputs = vec![dir.path().join("empty")]).contains("no files in"));
     let piped = refuse(&|o| (o.inputs, o.val_tokens) = (vec!["-".into()], None));
-    assert!(piped.contains("--val-tokens is required"));
+    assert!(piped.contains("--val-tokens or --val is required"));
     assert!(refuse(&|o| o.output = dir.path().join("in/a.txt")).contains("cannot create the directory"));
     assert!(!good.output.exists());
 }
@@ -224,5 +237,155 @@ fn validation_is_a_power_of_two_up_to_a_shard() {
     assert_eq!(default_val_tokens(0, 100), 1);
     // llm.c splits tinyshakespeare this way.
     assert_eq!(default_val_tokens(1_115_394, DEFAULT_SHARD_SIZE), 32_768);
-    assert_eq!(default_val_tokens(50_000_000_000, DEFAULT_SHARD_SIZE), DEFAULT_SHARD_SIZE);
+    assert_eq!(default_val_tokens(50_000_000_000, DEFAULT_SHARD_SIZE), 1 << 24);
+    assert_eq!(default_val_tokens(50_000_000_000, 1000), 1000);
+}
+
+/// A document per number: `document 7 7 7 …`.
+fn numbered(documents: usize) -> String {
+    let document = |i: usize| format!("document{}", format!(" {i}").repeat(10));
+    (0..documents).map(document).collect::<Vec<_>>().join(EOT_TEXT)
+}
+
+#[test]
+fn validation_documents_are_drawn_from_all_of_the_input_by_the_seed() {
+    let (dir, mut options) = corpus(&[("a.txt", &numbered(300)), ("b.txt", &numbered(300))]);
+    options.val_tokens = Some(800);
+    let of = |options: &PrepareOptions| {
+        let report = run(options).unwrap();
+        let shards = tokens(&report);
+        assert_eq!((report.val_tokens, shards[0].len(), report.documents), (800, 800, 600));
+        text(&shards[0])
+    };
+    let first = of(&options);
+    for (documents, range) in [(first.matches(EOT_TEXT).count(), 60..80)] {
+        assert!(range.contains(&documents), "{documents}");
+    }
+    let numbers: Vec<usize> = first.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    assert!(numbers.iter().min() < Some(&30) && numbers.iter().max() > Some(&270), "{numbers:?}");
+    options.force = true;
+    assert_eq!(of(&options), first);
+    options.seed = 43;
+    assert_ne!(of(&options), first);
+    // A plain text of several pieces is drawn from in pieces.
+    fs::write(dir.path().join("in/a.txt"), story(9).repeat(2000)).unwrap();
+    fs::remove_file(dir.path().join("in/b.txt")).unwrap();
+    let report = run(&options).unwrap();
+    assert_eq!((report.documents, report.val_tokens), (1, 800));
+}
+
+#[test]
+fn validation_text_of_ones_own_is_used_as_it_is() {
+    let (dir, mut options) = corpus(&[("a.txt", "one two three")]);
+    options.shard_size = 4;
+    fs::write(dir.path().join("v.txt"), "five six seven eight nine ten").unwrap();
+    (options.val, options.val_tokens) = (vec![dir.path().join("v.txt")], None);
+    let report = run(&options).unwrap();
+    assert_eq!(names(&report), ["c_val_000000.bin", "c_val_000001.bin", "c_train_000002.bin"]);
+    let shards = tokens(&report);
+    assert_eq!(text(&shards[..2].concat()), "<|endoftext|>five six seven eight nine ten");
+    assert_eq!(text(&shards[2]), "<|endoftext|>one two three");
+    assert_eq!((report.val_tokens, report.train_tokens, report.documents), (7, 4, 2));
+    options.val_tokens = Some(3);
+    assert!(refusal(&options).contains("--val-tokens: expected this or --val"));
+    fs::write(dir.path().join("v.txt"), "").unwrap();
+    options.val_tokens = None;
+    options.force = true;
+    assert!(refusal(&options).contains("--val: the input is empty"));
+}
+
+#[test]
+fn weighted_inputs_are_mixed_until_one_is_used_up() {
+    let (dir, mut options) = corpus(&[]);
+    let story = |name: &str| format!("{name} ").repeat(20).trim_end().to_owned();
+    let write = |name: &str, documents: usize| {
+        fs::write(dir.path().join(name), vec![story(name); documents].join(EOT_TEXT)).unwrap();
+    };
+    write("web", 1000);
+    write("code", 100);
+    write("wiki", 1000);
+    let input =
+        |name: &str, weight: &str| PathBuf::from(format!("{}={weight}", dir.path().join(name).display()));
+    options.inputs = vec![input("web", "6"), input("code", "1"), input("wiki", "3")];
+    options.shard_size = 100_000;
+    give_val(&dir, &mut options);
+    let report = run(&options).unwrap();
+    let total: u64 = report.mixed.iter().map(|part| part.bytes).sum();
+    let shares: Vec<f64> = report.mixed.iter().map(|part| part.bytes as f64 / total as f64).collect();
+    for (share, expected) in shares.iter().zip([0.6, 0.1, 0.3]) {
+        assert!((share - expected).abs() < 0.01, "{shares:?}");
+    }
+    assert_eq!(report.mixed.iter().map(|p| p.is_used_up).collect::<Vec<_>>(), [false, true, false]);
+    let train = text(&train_tokens(&report));
+    assert_eq!(train.matches("code").count(), 2000);
+    // Documents stay whole.
+    let documents: Vec<&str> = train.split(EOT_TEXT).skip(1).collect();
+    assert!(documents.iter().all(|d| ["web", "code", "wiki"].iter().any(|name| *d == story(name))));
+    let halves = documents.split_at(documents.len() / 2);
+    let web = |half: &[&str]| half.iter().filter(|d| d.starts_with("web")).count();
+    assert!(web(halves.0).abs_diff(web(halves.1)) <= 1);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    options.force = true;
+    assert!(pool.install(|| text(&train_tokens(&run(&options).unwrap()))) == train);
+}
+
+#[test]
+fn documents_that_a_filter_rejects_are_left_out_with_examples() {
+    let long = "go on ".repeat(60_000);
+    let documents = ["once", "twice", "ONCE ", &long, "где", "twice", "last", &long];
+    let (dir, mut options) = corpus(&[("a.txt", &documents.join(EOT_TEXT))]);
+    give_val(&dir, &mut options);
+    options.shard_size = 1 << 20;
+    options.filter = FilterOptions {
+        dedup: Some(crate::data::filter::Dedup::Exact),
+        scripts: vec!["latin".to_owned()],
+        ..FilterOptions::default()
+    };
+    let of = |options: &PrepareOptions| {
+        let report = run(options).unwrap();
+        let reasons: Vec<(u64, usize)> =
+            report.removed.iter().map(|r| (r.documents, r.examples.len())).collect();
+        (text(&train_tokens(&report)), reasons, report.documents)
+    };
+    let kept = ["", "once", "twice", long.trim_end(), "last"].join(EOT_TEXT);
+    let expected = (kept, vec![(1, 1), (3, 3)], 5);
+    assert!(of(&options) == expected);
+    options.force = true;
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+    assert!(pool.install(|| of(&options)) == expected);
+}
+
+#[test]
+fn shards_are_written_in_the_form_of_other_programs() {
+    let (_dir, mut options) = corpus(&[("a.txt", &story(1))]);
+    let bin = run(&options).unwrap();
+    options.format = ShardFormat::Npy;
+    let npy = run(&options).unwrap();
+    assert_eq!(names(&npy)[..2], ["c_val_000000.npy", "c_train_000001.npy"]);
+    assert_eq!(tokens(&npy), tokens(&bin));
+    assert!(refusal(&options).contains("c_train_000001.npy: already exists"));
+    options.format = ShardFormat::Raw;
+    let raw = run(&options).unwrap();
+    assert_eq!(names(&raw), ["val.bin", "train.bin"]);
+    let bytes: Vec<u8> = raw.shards.iter().flat_map(|path| fs::read(path).unwrap()).collect();
+    let found: Vec<u32> = bytes.chunks(2).map(|b| u32::from(u16::from_le_bytes([b[0], b[1]]))).collect();
+    assert_eq!(found, tokens(&bin).concat());
+    assert!(refusal(&options).contains("train.bin: already exists"));
+}
+
+#[test]
+fn parquet_files_become_shards_and_their_columns_are_checked_first() {
+    let (dir, mut options) = corpus(&[("a.txt", "text")]);
+    let fixture =
+        |name: &str| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parquet").join(name);
+    options.inputs = vec![fixture("snappy.parquet"), fixture("zstd.parquet"), dir.path().join("in")];
+    give_val(&dir, &mut options);
+    let report = run(&options).unwrap();
+    let rows = "<|endoftext|>One fine day.<|endoftext|>naïve café — 你好 🦀<|endoftext|>again<|endoftext|>again\
+                <|endoftext|>The <|endoftext|> end.\n";
+    assert_eq!(text(&train_tokens(&report)), format!("{rows}{rows}<|endoftext|>text"));
+    options.text_column = Some("body".to_owned());
+    options.output = dir.path().join("none");
+    assert!(refusal(&options).contains("snappy.parquet: no column \"body\""));
+    assert!(!options.output.exists());
 }

@@ -15,6 +15,11 @@ use std::ops::Range;
 pub(super) const STAGING_LEN: usize = 1 << 16;
 
 impl ZeroState {
+    /// Whether parameters are sharded, so that all ranks take part in each pass.
+    pub fn gathers_params(&self) -> bool {
+        self.params.is_sharded()
+    }
+
     /// Runs `passes` on rank 0. Under ZeRO-3 the other ranks join the all-gathers of every pass.
     ///
     /// # Errors
@@ -25,7 +30,7 @@ impl ZeroState {
         model: &GPT2,
         passes: impl FnOnce(&mut dyn Ops, &mut dyn LayerHooks) -> Result<()>,
     ) -> Result<()> {
-        let sharded = self.params.is_sharded();
+        let sharded = self.gathers_params();
         if self.peers.process.is_rank0() {
             let result = passes(dev, &mut Rank0Hooks { zero: self, model, sharded });
             let end = if sharded { self.peers.sum(dev, model, &mut [0.0]) } else { Ok(()) };

@@ -1,10 +1,12 @@
 //! The flags of the trainers, one struct per heading of `--help`.
 
+use super::presets;
 use crate::cli::values;
 use crate::device::cuda::MatmulChoice;
 use crate::device::open::{DeviceName, DtypeChoice};
 use crate::model::activations::Recompute;
 use crate::optim::schedule::ScheduleKind;
+use crate::report::LogStyle;
 use crate::sharding::ZeroStage;
 use clap::{ArgAction, Args, ValueEnum};
 use serde::{Deserialize, Serialize};
@@ -20,25 +22,12 @@ pub(super) const GPU_HEADING: &str = "GPU only";
 /// Heading of the flags that name the processes.
 pub(super) const PROCESS_HEADING: &str = "Multiple processes";
 
-/// Defaults under `--preset gpt2-124m` and `--preset llmc-124m`, in the form `default_value_ifs`
-/// takes.
-type Presets = [(&'static str, &'static str, &'static str); 2];
-
-const fn presets(gpt2: &'static str, llmc: &'static str) -> Presets {
-    [("preset", "gpt2-124m", gpt2), ("preset", "llmc-124m", llmc)]
-}
-
-const FINEWEB_EDU_TRAIN: &str = "dev/data/edu_fineweb10B/edu_fineweb_train_*.bin";
-const FINEWEB_EDU_VAL: &str = "dev/data/edu_fineweb10B/edu_fineweb_val_*.bin";
-const FINEWEB_TRAIN: &str = "dev/data/fineweb10B/fineweb_train_*.bin";
-const FINEWEB_VAL: &str = "dev/data/fineweb10B/fineweb_val_*.bin";
-
 /// The recipe.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Recipe")]
 pub struct RecipeFlags {
-    /// Recipe that supplies defaults; explicit flags win
-    #[arg(id = "preset", long = "preset", value_parser = ["gpt2-124m", "llmc-124m"])]
+    /// Recipe that supplies defaults, of which docs/flags.md has a list; explicit flags win
+    #[arg(id = "preset", long = "preset", value_parser = presets::names())]
     pub preset: Option<String>,
 }
 
@@ -46,17 +35,16 @@ pub struct RecipeFlags {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Files")]
 pub struct FileFlags {
-    /// Training shards: a file or a pattern with * and ?
+    /// Training shards: a file or a pattern with * and ?. Several are mixed by weight, and each starts
+    /// over when it is used up: 'web_*.bin=0.7,code_*.bin=0.3'
     #[arg(id = "train data pattern", short = 'i', long = "input-bin", value_name = "PATTERN",
           value_parser = values::name,
-          default_value = "dev/data/tinyshakespeare/tiny_shakespeare_train.bin",
-          default_value_ifs = presets(FINEWEB_EDU_TRAIN, FINEWEB_TRAIN))]
+          default_value = "dev/data/tinyshakespeare/tiny_shakespeare_train.bin")]
     pub input_bin: String,
     /// Validation shards: a file or a pattern
     #[arg(id = "val data pattern", short = 'j', long = "input-val-bin", value_name = "PATTERN",
           value_parser = values::name,
-          default_value = "dev/data/tinyshakespeare/tiny_shakespeare_val.bin",
-          default_value_ifs = presets(FINEWEB_EDU_VAL, FINEWEB_VAL))]
+          default_value = "dev/data/tinyshakespeare/tiny_shakespeare_val.bin")]
     pub input_val_bin: String,
     /// Directory for logs and checkpoints; without it, nothing is written
     #[arg(id = "output log dir", short = 'o', long = "output-dir", value_name = "DIR")]
@@ -64,7 +52,7 @@ pub struct FileFlags {
     /// Write a checkpoint every N steps and at the end (0 = only at the end)
     #[arg(id = "checkpoint_every", short = 'n', long = "checkpoint-every", value_name = "N",
           value_parser = values::every,
-          default_value = "0", default_value_ifs = presets("5000", "5000"))]
+          default_value = "0")]
     pub checkpoint_every: usize,
     /// Keep only the newest N checkpoints (0 = all)
     #[arg(id = "checkpoints_keep", long = "checkpoints-keep", alias = "nk", value_name = "N",
@@ -84,6 +72,10 @@ pub struct FileFlags {
     #[arg(id = "rollbacks", long = "rollbacks", value_name = "N", value_parser = values::whole,
           default_value = "0")]
     pub rollbacks: usize,
+    /// Lines of the console: llm.c's, or those of build-nanogpt, which also writes its log.txt into
+    /// -o; main.log and metrics.jsonl are written in any case
+    #[arg(id = "log_style", long = "log-style", value_enum, default_value = "llmc")]
+    pub log_style: LogStyle,
     /// Write a timeline of the run's second step, which Perfetto and chrome://tracing open; each of
     /// several ranks writes its own file, rank 1 of trace.json to trace_rank1.json
     #[arg(id = "trace", long = "trace", value_name = "FILE")]
@@ -94,10 +86,11 @@ pub struct FileFlags {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Model")]
 pub struct ModelFlags {
-    /// Checkpoint to start from, or a shape to initialize: d12, gpt2:d24, gpt3:c768 …
+    /// Checkpoint to start from; a model of the Hugging Face hub, fetched when missing: gpt2,
+    /// OWNER/NAME; or a shape to initialize: d12, gpt2:d24, gpt3:c768 …
     // Empty when shape flags stand in for the default.
-    #[arg(id = "model", short = 'e', long = "model", value_name = "FILE|SHAPE", value_parser = values::name,
-          default_value = DEFAULT_MODEL, default_value_ifs = presets("d12", "d12"))]
+    #[arg(id = "model", short = 'e', long = "model", value_name = "FILE|NAME|SHAPE", value_parser = values::name,
+          default_value = DEFAULT_MODEL)]
     pub source: String,
     /// Transformer layers; overrides the shape's, or with --heads and --channels replaces -e
     #[arg(id = "num_layers L", long = "layers", value_name = "L", value_parser = values::count)]
@@ -128,6 +121,8 @@ pub enum Shuffle {
     /// Sequences of T tokens, shuffled. The text of a step does not depend on the micro-batch.
     #[default]
     Sequences,
+    /// Documents, shuffled anew every epoch and put one after another.
+    Documents,
     /// Runs of B*T tokens, shuffled as in llm.c.
     Llmc,
     /// Sequences in the order of the files.
@@ -149,32 +144,28 @@ pub struct BatchFlags {
     /// Micro-batch size: sequences per forward and backward pass
     #[arg(id = "micro batch size B", short = 'b', long = "batch-size", value_name = "B",
           value_parser = values::count,
-          default_value = "4", default_value_ifs = presets("64", "64"))]
+          default_value = "4")]
     pub batch_size: usize,
     /// Sequence length in tokens, at most the model's maximum
     #[arg(id = "sequence length T", short = 't', long = "sequence-length", value_name = "T",
           value_parser = values::count,
-          default_value = "1024", default_value_ifs = presets("1024", "1024"))]
+          default_value = "1024")]
     pub sequence_length: usize,
     /// Tokens per optimizer step, over all processes; a multiple of B*T*processes [default:
     /// B*T*processes]
     #[arg(id = "total batch size", short = 'd', long = "total-batch-size", value_name = "TOKENS",
-          value_parser = values::tokens,
-          default_value_ifs = presets("524288", "524288"))]
+          value_parser = values::tokens)]
     pub total_batch_size: Option<usize>,
-    /// Order of the training text: shuffled by sequences of T tokens, by B*T tokens as llm.c does,
-    /// or off for file order [default: sequences, or that of the resumed run]
-    #[arg(
-        id = "shuffle",
-        long = "shuffle",
-        value_enum,
-        default_value_if("preset", "llmc-124m", Some("llmc"))
-    )]
+    /// Order of the training text: shuffled by sequences of T tokens; by documents, which are put one
+    /// after another anew each epoch (reads all shards at the start; 8 bytes of memory per
+    /// document); by B*T tokens as llm.c does; or off for file order [default: sequences, or that of
+    /// the resumed run]
+    #[arg(id = "shuffle", long = "shuffle", value_enum)]
     pub shuffle: Option<Shuffle>,
     /// Optimizer steps (-1 = one epoch)
     #[arg(id = "max_steps", short = 'x', long = "num-iterations", value_name = "STEPS",
           value_parser = values::steps,
-          default_value = "-1", default_value_ifs = presets("19073", "18865"))]
+          default_value = "-1")]
     pub num_iterations: i64,
     /// Passes over the training data, instead of -x
     #[arg(id = "epochs", long = "epochs", value_name = "N", value_parser = values::count)]
@@ -199,22 +190,26 @@ pub struct OptimFlags {
     /// Maximum learning rate
     #[arg(id = "learning rate (LR)", short = 'l', long = "learning-rate", value_name = "LR",
           value_parser = values::non_negative,
-          default_value = "3e-4", default_value_ifs = presets("6e-4", "6e-4"))]
+          default_value = "3e-4")]
     pub learning_rate: f32,
+    /// Step at which the learning rate reaches its final value, where that is before the last
+    /// [default: -x]
+    #[arg(id = "lr_decay_iters", long = "lr-decay-iters", value_name = "STEPS", value_parser = values::count)]
+    pub lr_decay_iters: Option<usize>,
     /// Steps of linear learning-rate warmup
     #[arg(id = "warmup iterations", short = 'u', long = "warmup-iters", value_name = "STEPS",
           value_parser = values::whole,
-          default_value = "0", default_value_ifs = presets("715", "700"))]
+          default_value = "0")]
     pub warmup_iters: usize,
     /// Final learning rate, as a fraction of the maximum (1 = no decay)
     #[arg(id = "final LR fraction", short = 'q', long = "learning-rate-decay-frac", value_name = "FRACTION",
           value_parser = values::fraction,
-          default_value = "1.0", default_value_ifs = presets("0.1", "0.0"))]
+          default_value = "1.0")]
     pub learning_rate_decay_frac: f32,
     /// Weight decay of matrices and embeddings; biases and layernorms never decay
     #[arg(id = "weight decay", short = 'c', long = "weight-decay", value_name = "RATE",
           value_parser = values::non_negative,
-          default_value = "0.0", default_value_ifs = presets("0.1", "0.1"))]
+          default_value = "0.0")]
     pub weight_decay: f32,
     /// Clip the gradient norm to NORM (0 = off)
     #[arg(id = "grad_clip", long = "grad-clip", value_name = "NORM", value_parser = values::non_negative,
@@ -249,22 +244,27 @@ pub struct EvalFlags {
     /// Evaluate the validation loss every N steps and at the end (0 = never)
     #[arg(id = "val_loss_every", short = 'v', long = "val-loss-every", value_name = "N",
           value_parser = values::every,
-          default_value = "20", default_value_ifs = presets("250", "250"))]
+          default_value = "20")]
     pub val_loss_every: usize,
     /// Batches of B*T tokens per validation (-1 = the whole split)
     #[arg(id = "val_max_steps", short = 'm', long = "val-max-steps", value_name = "BATCHES",
           value_parser = values::batches,
           default_value = "20")]
     pub val_max_steps: i64,
-    /// Generate a sample every N steps and at the end (0 = never)
+    /// Generate samples every N steps, but not before the first, and at the end (0 = never)
     #[arg(id = "sample_every", short = 's', long = "sample-every", value_name = "N",
           value_parser = values::every,
-          default_value = "20", default_value_ifs = presets("250", "20000"))]
+          default_value = "20")]
     pub sample_every: usize,
-    /// Tokens per sample, including the prompt or start token
+    /// New tokens per sample; the prompt comes on top (llm.c counts the start token, so it generates
+    /// one less)
     #[arg(id = "genT", short = 'g', long = "sample-len", value_name = "TOKENS", value_parser = values::count,
-          default_value = "64", default_value_ifs = presets("64", "144"))]
+          default_value = "64")]
     pub sample_len: usize,
+    /// Samples per process, each shown as `rank R sample i: text` [default: with --log-style llmc one
+    /// in all, shown as llm.c does; with nanogpt 1]
+    #[arg(id = "samples", long = "samples", value_name = "N", value_parser = values::count)]
+    pub samples: Option<usize>,
     /// Text that samples continue [default: the start of a document]
     #[arg(id = "prompt", long = "prompt", value_name = "TEXT", value_parser = values::name)]
     pub prompt: Option<String>,
@@ -280,7 +280,7 @@ pub struct EvalFlags {
     /// Evaluate HellaSwag accuracy along with the validation loss
     #[arg(id = "run hellaswag", short = 'h', long = "hellaswag-eval", value_name = "0|1",
           value_parser = values::switch,
-          action = ArgAction::Set, default_value = "0", default_value_ifs = presets("1", "1"))]
+          action = ArgAction::Set, default_value = "0")]
     pub hellaswag_eval: bool,
     /// HellaSwag questions in llm.c's format
     #[arg(
@@ -308,7 +308,7 @@ pub struct DeviceFlags {
     #[arg(id = "dtype", long = "dtype", value_parser = values::dtype_choices(&values::CPU_DTYPES),
           default_value = "f32")]
     pub dtype: DtypeChoice,
-    /// Allow TF32 in f32 matmuls (GPU)
+    /// Allow TF32 in f32 matmuls of a GPU; a CPU keeps all bits of f32
     #[arg(id = "tf32", short = 'f', long = "tf32", alias = "tensorcores", value_name = "0|1",
           value_parser = values::switch, action = ArgAction::Set, default_value = "1")]
     pub tf32: bool,
@@ -316,9 +316,8 @@ pub struct DeviceFlags {
     #[arg(id = "check_numerics", long = "check-numerics", value_name = "0|1", value_parser = values::switch,
           action = ArgAction::Set, default_value = "0")]
     pub check_numerics: bool,
-    /// Recompute in backward: 0 = nothing, 1 = GELU, 2 = GELU and layernorm
-    #[arg(id = "recompute", short = 'r', long = "recompute", value_enum,
-          default_value = "1", default_value_ifs = presets("1", "0"))]
+    /// Recompute in backward, as in llm.c: 0 = nothing, 1 = GELU, 2 = GELU and layernorm
+    #[arg(id = "recompute", short = 'r', long = "recompute", value_enum, default_value = "1")]
     pub recompute: Recompute,
 }
 
@@ -336,8 +335,8 @@ pub struct GpuFlags {
           value_parser = values::switch,
           action = ArgAction::Set, default_value = "1")]
     pub use_master_weights: bool,
-    /// Fuse GELU into our matmuls: 0 = never, 1 = forward, 2 = forward and backward, auto = where
-    /// faster; cuBLASLt fuses none
+    /// Fuse GELU into our matmuls: 0 = never (llm.c's default), 1 = forward, 2 = forward and
+    /// backward, auto = where faster; cuBLASLt fuses none
     #[arg(id = "gelu_fusion", long = "gelu-fusion", alias = "ge", value_name = "auto|0|1|2",
           value_parser = values::gelu_fusion,
           default_value = "auto")]
@@ -391,11 +390,12 @@ pub struct ProcessFlags {
           value_parser = values::count,
           default_value = "8")]
     pub gpus_per_node: usize,
-    /// How processes find each other; auto asks the launcher, mpi needs a build with MPI
+    /// How processes find each other; auto asks the launcher, mpi (llm.c's default) needs a build
+    /// with MPI
     #[arg(id = "nccl_init_method", long = "nccl-init-method", aliases = ["pi", "pm"], value_enum,
           default_value = "auto")]
     pub nccl_init_method: InitMethodName,
-    /// Address of rank 0, for -pi tcp: host or host:port
+    /// Address of rank 0, for -pi tcp, which in llm.c is an IP address: host or host:port
     #[arg(
         id = "server_ip",
         long = "server-ip",
@@ -405,7 +405,7 @@ pub struct ProcessFlags {
         hide_default_value = true
     )]
     pub server_ip: String,
-    /// Shared directory, for -pi fs
+    /// Shared directory, for -pi fs, as in llm.c without a default
     #[arg(id = "fs_path", long = "fs-path", aliases = ["pf", "pp"], value_name = "DIR",
           default_value = "", hide_default_value = true)]
     pub fs_path: String,
@@ -420,26 +420,27 @@ pub struct ProcessFlags {
     pub sum_every_micro_step: bool,
 }
 
-/// Flags of llm.c and `train_gpt2.py` that have one possible value here. Any other value is
-/// refused, so that no one relies on a feature that is missing.
+/// Flags of `train_gpt2.py` that its CUDA trainer lacks.
 #[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Accepted for llm.c compatibility (fixed values)")]
+#[command(next_help_heading = "As in llm.c's train_gpt2.py")]
 pub struct CompatFlags {
-    /// Fused attention, which never stores a T x T matrix
+    /// Fused attention, which never stores a T x T matrix; there is no other here, so 0 is refused
     #[arg(id = "flash", long = "flash", value_name = "0|1", value_parser = values::switch,
           action = ArgAction::Set,
           default_value = "1")]
     pub flash: bool,
-    /// Compile the model at run time
+    /// Compile the model; here 0 and 1 are the same, since all kernels are compiled before the run
     #[arg(id = "compile", long = "compile", value_name = "0|1", value_parser = values::switch,
           action = ArgAction::Set,
           default_value = "0")]
     pub compile: bool,
-    /// Write reference tensors for llm.c's tests
+    /// Before the first step, write gpt2_124M.bin, gpt2_124M_bf16.bin and gpt2_124M_debug_state.bin
+    /// (or _d12 …) into the current directory, for llm.c's tests and warpsmith parity; train_gpt2.py
+    /// does so by default
     #[arg(id = "write_tensors", long = "write-tensors", value_name = "0|1", value_parser = values::switch,
           action = ArgAction::Set, default_value = "0")]
     pub write_tensors: bool,
-    /// Time the forward pass without training
+    /// Time forward passes, without training; memory is that of training
     #[arg(id = "inference_only", long = "inference-only", value_name = "0|1", value_parser = values::switch,
           action = ArgAction::Set, default_value = "0")]
     pub inference_only: bool,

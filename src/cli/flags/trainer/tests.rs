@@ -1,3 +1,5 @@
+mod compat;
+
 use super::*;
 use crate::cli::ModelSource;
 use crate::config::ModelConfig;
@@ -167,18 +169,20 @@ fn the_values_that_a_cpu_honors_are_accepted() {
     ok(
         "-lg -1 -w 1 -ge 0 -z 0 -pn 1 -pr 0 -pg 8 -pi mpi --flash 1 --compile 0 --write_tensors 0 --inference_only 0",
     );
+    let a = ok("--compile 1 --write_tensors 1 -n 0");
+    assert!(a.compat.compile && a.compat.write_tensors && !a.compat.inference_only);
     ok("-pm mpi -pp= -ps= -lg 0 -ge auto --device cpu");
 }
 
 #[test]
 fn what_a_cpu_cannot_do_is_refused_by_name() {
     let refused = "-lg 10,-w 0,-ge 1,-ge 2,-pn 2,-pr 1,-pm fs,-ps host,-pf dir,--flash 0,\
-                   --compile 1,--write_tensors 1,--inference_only 1,--matmul own,--device cuda,--device emulated";
+                   --write_tensors 1 --inference_only 1,--matmul own,--device cuda,--device emulated";
     for line in refused.split(',') {
         let message = error(line);
         let flag = line.split(' ').next().unwrap().replace('_', "-").replace("-pm", "-pi");
         assert!(message.starts_with(&flag), "{line}: {message}");
-        assert!(message.contains("expected"), "{line}: {message}");
+        assert!(message.contains("expected") || message.contains("drop one of them"), "{line}: {message}");
     }
 }
 
@@ -270,6 +274,10 @@ fn processes_share_the_total_batch() {
         assert!(error("-pi mpi").contains("built without MPI; build it with make train_gpt2 MPI=1"));
     }
     assert!(error("-pi fs").contains("-pf"));
+    assert!(
+        error("-b 2 -t 64 --write_tensors")
+            .starts_with("--write-tensors 1: expected a single process, found 4")
+    );
     assert!(error("-ps here").starts_with("-ps here: expected -pi tcp"));
 }
 
@@ -332,7 +340,13 @@ fn errors_are_one_line_that_names_the_flag() {
         ("--adam-eps 0", "--adam-eps: expected a number above 0, found 0"),
         ("--dtype fp8", "--dtype: expected f32, bf16 or auto, found fp8"),
         ("--seed -1", "--seed: expected a whole number from 0 to 4294967295, found -1"),
-        ("--preset gpt3", "--preset: expected gpt2-124m or llmc-124m, found gpt3"),
+        (
+            "--preset gpt3",
+            "--preset: expected gpt2-124m, llmc-124m, gpt3-125m, gpt3-350m, gpt3-760m, gpt3-1.3b, gpt2-medium, \
+             gpt2-large or tinystories, found gpt3",
+        ),
+        ("--log-style wandb", "--log-style: expected llmc or nanogpt, found wandb"),
+        ("--samples 0", "--samples: expected a whole number of at least 1, found 0"),
         ("-pi udp", "-pi/--nccl-init-method: expected auto, mpi, tcp or fs, found udp"),
         ("-i=", "-i/--input-bin: expected a name, found nothing"),
         ("--epochs 2 -x 5", "--epochs: expected this or -x/--num-iterations, found both"),
@@ -360,42 +374,6 @@ fn a_batch_that_does_not_divide_names_the_nearest() {
     assert!(error("-b 4 -t 64 -d 3").ends_with("the nearest is 256"));
     assert_eq!(ok("-b 4 -t 64 -d 768").grad_accum_steps(), 3);
     error("-b 2147483647 -t 2147483647 -d 5");
-}
-
-#[test]
-fn presets_supply_defaults_and_explicit_flags_win() {
-    let a = ok("--preset gpt2-124m -o log");
-    assert_eq!(
-        (a.batch.num_iterations, a.optim.warmup_iters, a.optim.learning_rate, a.optim.weight_decay),
-        (19073, 715, 6e-4, 0.1)
-    );
-    assert_eq!(
-        (a.optim.learning_rate_decay_frac, a.batch.batch_size, a.batch.sequence_length),
-        (0.1, 64, 1024)
-    );
-    assert_eq!((a.total_batch_tokens(), a.grad_accum_steps(), a.files.checkpoint_every), (524_288, 8, 5000));
-    assert_eq!((a.eval.val_loss_every, a.eval.sample_every, a.eval.hellaswag_eval), (250, 250, true));
-    assert_eq!(a.model_source().unwrap(), ModelSource::Shape(ModelConfig::from_descriptor("d12").unwrap()));
-
-    let a = ok("--preset llmc-124m -o log");
-    assert_eq!(a.batch.shuffle, Some(Shuffle::Llmc));
-    assert_eq!(
-        (a.batch.num_iterations, a.optim.warmup_iters, a.optim.learning_rate_decay_frac),
-        (18865, 700, 0.0)
-    );
-    assert_eq!(
-        (a.eval.sample_every, a.eval.sample_len, a.device.recompute, a.files.resume),
-        (20000, 144, Recompute::Nothing, false)
-    );
-    assert!(a.files.input_bin.ends_with("fineweb10B/fineweb_train_*.bin"));
-
-    let a = ok("-b 16 -x 50 -l 3e-4 --preset gpt2-124m -o log -e d24 -n 0");
-    assert_eq!(
-        (a.batch.batch_size, a.batch.num_iterations, a.optim.learning_rate, a.optim.warmup_iters),
-        (16, 50, 3e-4, 715)
-    );
-    assert_eq!((a.model.source.as_str(), a.grad_accum_steps(), a.files.checkpoint_every), ("d24", 32, 0));
-    assert_eq!(ok("--preset gpt2-124m -o log --epochs 2").batch.num_iterations, -1);
 }
 
 #[test]
@@ -439,6 +417,9 @@ fn files_and_schedules_must_fit() {
     assert!(error("-n 100").starts_with("-n/--checkpoint-every 100: needs a directory"));
     assert!(error("-k constant -u 5").contains("no warmup"));
     assert!(error("-k constant -q 0.1").contains("does not decay"));
+    assert!(error("-k constant --lr-decay-iters 9").contains("does not decay"));
+    assert_eq!(ok("--lr-decay-iters 80").schedule(100).decay_steps, 80);
+    assert_eq!(ok("").schedule(100).decay_steps, 100);
     let schedule = ok("-k wsd -u 5 -l 0.5 -q 0.25").schedule(100);
     assert_eq!((schedule.warmup, schedule.total_steps, schedule.max_lr), (5, 100, 0.5));
     assert_eq!((schedule.final_frac, schedule.kind), (0.25, ScheduleKind::Wsd));

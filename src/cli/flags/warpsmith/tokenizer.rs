@@ -25,9 +25,9 @@ pub struct TokenizerTrainArgs {
     /// File for the tokenizer
     #[arg(short = 'o', long, value_name = "FILE", default_value = "tokenizer.json")]
     pub output: PathBuf,
-    /// Field of a JSON object that holds the text; all inputs have to be JSON [default: text]
-    #[arg(long, value_name = "NAME", value_parser = values::name)]
-    pub json_field: Option<String>,
+    /// Column of a parquet file, or field of a JSON object, that holds the text [default: text]
+    #[arg(long, alias = "json-field", value_name = "NAME", value_parser = values::name)]
+    pub text_column: Option<String>,
     /// Leave out JSON objects that are not usable, and count them
     #[arg(long)]
     pub skip_bad_lines: bool,

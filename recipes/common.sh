@@ -1,0 +1,83 @@
+# What the recipes share; each of them sources this file. It fetches and tokenizes the text if that
+# is not done yet, and trains. Run a recipe again after an interruption: it goes on where it was.
+#
+#   PROCESSES=8       number of processes, one per GPU (default: the number of GPUs, or 1)
+#   OUT=dir           directory of the run (default: out/NAME)
+#   TRAINER=program   default: train_gpt2cu if there is a GPU, else train_gpt2
+#   LAUNCH=command    what starts the processes (default: warpsmith launch, if there are several)
+#   BIN=dir           where the programs are (default: the root of the repository)
+#   SMOKE=1           seconds instead of days: built-in stories and a tiny shape, all other flags
+#                     the same
+# shellcheck shell=bash
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+SMOKE=${SMOKE:-0}
+BIN=${BIN:-.}
+name=$(basename "$0" .sh)
+
+gpus=0
+if [ "$SMOKE" != 1 ] && command -v nvidia-smi >/dev/null; then
+    gpus=$(nvidia-smi -L | grep -c '^GPU' || true)
+fi
+if [ "$gpus" -gt 0 ]; then
+    TRAINER=${TRAINER:-train_gpt2cu}
+else
+    TRAINER=${TRAINER:-train_gpt2}
+fi
+PROCESSES=${PROCESSES:-$((gpus > 1 ? gpus : 1))}
+
+for program in "$TRAINER" warpsmith; do
+    if [ ! -x "$BIN/$program" ]; then
+        echo "$name: no program $BIN/$program; build it with: make $program" >&2
+        exit 2
+    fi
+done
+
+if [ "$SMOKE" = 1 ]; then
+    scratch=$(mktemp -d)
+    trap 'rm -rf "$scratch"' EXIT
+    OUT=${OUT:-$scratch/run}
+fi
+OUT=${OUT:-out/$name}
+
+# text SOURCE DIR NAME: shards DIR/NAME_train_*.bin and DIR/NAME_val_*.bin of what `warpsmith get
+# SOURCE` fetches.
+text() {
+    if [ "$SMOKE" = 1 ] || [ -e "$2/complete" ]; then
+        return
+    fi
+    "$BIN/warpsmith" get "$1" -o "$2/source"
+    # What an interrupted run has left is not complete, so it is replaced.
+    "$BIN/warpsmith" data "$2/source" -o "$2" --name "$3" --force
+    touch "$2/complete"
+}
+
+# questions: HellaSwag's, for -h 1.
+hellaswag=dev/data/hellaswag/hellaswag_val.jsonl
+questions() {
+    if [ "$SMOKE" != 1 ] && [ ! -e "$hellaswag" ]; then
+        "$BIN/warpsmith" get hellaswag -o "$(dirname "$hellaswag")"
+    fi
+}
+
+# train FLAGS…: the run.
+train() {
+    local run=("$BIN/$TRAINER" -o "$OUT" -y 1)
+    if [ "$SMOKE" = 1 ]; then
+        "$BIN/warpsmith" stories -o "$scratch/data" --tokens 40000
+        # 512 tokens a step leave two micro-steps to each of two processes. The learning rate, its
+        # schedule, the optimizer and the samplers stay as they are.
+        run+=(-i "$scratch/data/stories_train_*.bin" -j "$scratch/data/stories_val_*.bin"
+            --layers 2 --heads 2 --channels 16 -b 2 -t 64 -d 512 -x 4 -v 2 -m 1 -n 2 -s 4 -g 4)
+        hellaswag=tests/fixtures/hellaswag_small.jsonl
+    fi
+    run+=(--hellaswag-data "$hellaswag" "$@")
+    if [ -n "${LAUNCH:-}" ]; then
+        # shellcheck disable=SC2206 # a command and its arguments
+        run=($LAUNCH "${run[@]}")
+    elif [ "$PROCESSES" -gt 1 ]; then
+        # Each process keeps its part of the optimizer's state.
+        run=("$BIN/warpsmith" launch -n "$PROCESSES" --restarts 3 -- "${run[@]}" -z 1)
+    fi
+    "${run[@]}"
+}

@@ -1,0 +1,78 @@
+//! Presets, and what `train_gpt2.py` understands.
+
+use super::*;
+
+#[test]
+fn a_switch_alone_is_on() {
+    let a = ok("--write_tensors --compile -b 2 --resume -o log --overfit-single-batch");
+    assert!(a.compat.write_tensors && a.compat.compile && a.files.resume && a.batch.overfit_single_batch);
+    assert_eq!(a.batch.batch_size, 2);
+    assert!(!ok("--write_tensors 0 --compile").compat.write_tensors);
+    assert!(!ok("--compile=0 --write-tensors").compat.compile);
+    assert!(!ok("--tensorcores 0").device.tf32 && ok("--tf32").device.tf32);
+    // -h alone asks for help, and -lg takes a number.
+    assert!(error("-h").contains("for help use --help"));
+    assert!(error("--batch_size").contains("expected a value"));
+}
+
+#[test]
+fn what_means_nothing_here_is_explained() {
+    assert_eq!(ok("").notes, Vec::<String>::new());
+    let notes = ok("--compile 1 --flash 1 --tensorcores 1").notes;
+    let starts: Vec<_> = notes.iter().map(|note| note.split(':').next().unwrap()).collect();
+    assert_eq!(starts, ["--compile 1", "--flash 1", "--tensorcores 1"], "{notes:?}");
+    assert!(
+        error("--flash 0").starts_with("--flash: expected 1 on the cpu device: attention is always fused")
+    );
+}
+
+#[test]
+fn presets_supply_defaults_and_explicit_flags_win() {
+    let a = ok("--preset gpt2-124m -o log");
+    assert_eq!(
+        (a.batch.num_iterations, a.optim.warmup_iters, a.optim.learning_rate, a.optim.weight_decay),
+        (19073, 715, 6e-4, 0.1)
+    );
+    assert_eq!(
+        (a.optim.learning_rate_decay_frac, a.batch.batch_size, a.batch.sequence_length),
+        (0.1, 64, 1024)
+    );
+    assert_eq!((a.total_batch_tokens(), a.grad_accum_steps(), a.files.checkpoint_every), (524_288, 8, 5000));
+    assert_eq!((a.eval.val_loss_every, a.eval.sample_every, a.eval.hellaswag_eval), (250, 250, true));
+    assert_eq!(a.model_source().unwrap(), ModelSource::Shape(ModelConfig::from_descriptor("d12").unwrap()));
+
+    let a = ok("--preset llmc-124m -o log");
+    assert_eq!(a.batch.shuffle, Some(Shuffle::Llmc));
+    assert_eq!(
+        (a.batch.num_iterations, a.optim.warmup_iters, a.optim.learning_rate_decay_frac),
+        (18865, 700, 0.0)
+    );
+    assert_eq!(
+        (a.eval.sample_every, a.eval.sample_len, a.device.recompute, a.files.resume),
+        (20000, 144, Recompute::Nothing, false)
+    );
+    assert!(a.files.input_bin.ends_with("fineweb10B/fineweb_train_*.bin"));
+
+    let a = ok("--preset gpt3-1.3b -o log");
+    assert_eq!(
+        (a.batch.num_iterations, a.optim.lr_decay_iters, a.optim.warmup_iters, a.optim.learning_rate),
+        (286_102, Some(247_955), 358, 2e-4)
+    );
+    assert_eq!((a.total_batch_tokens(), a.batch.sequence_length, a.grad_accum_steps()), (1 << 20, 2048, 64));
+    assert_eq!(a.schedule(286_102).decay_steps, 247_955);
+    let a = ok("--preset gpt2-large -o log");
+    let d36 = ModelConfig { qkv_bias: false, ..ModelConfig::from_descriptor("d36").unwrap() };
+    assert_eq!(a.model_source().unwrap(), ModelSource::Shape(d36));
+    assert_eq!((a.batch.batch_size, a.optim.learning_rate, a.batch.max_hours), (2, 5e-5, Some(24.0)));
+    let a = ok("--preset tinystories -o log --layers 2");
+    assert_eq!(a.model_source().unwrap(), ModelSource::Shape(ModelConfig::new(512, 2, 8, 512)));
+    assert_eq!(ok("--preset gpt2-124m -o log -s 0").eval.sample_every, 0);
+
+    let a = ok("-b 16 -x 50 -l 3e-4 --preset gpt2-124m -o log -e d24 -n 0");
+    assert_eq!(
+        (a.batch.batch_size, a.batch.num_iterations, a.optim.learning_rate, a.optim.warmup_iters),
+        (16, 50, 3e-4, 715)
+    );
+    assert_eq!((a.model.source.as_str(), a.grad_accum_steps(), a.files.checkpoint_every), ("d24", 32, 0));
+    assert_eq!(ok("--preset gpt2-124m -o log --epochs 2").batch.num_iterations, -1);
+}

@@ -1,0 +1,119 @@
+//! Models of the hub, by name: `-e gpt2`.
+
+use super::Setting;
+use super::common::{self, Corpus, as_rank, losses, refuse, stderr, stdout, succeed};
+use super::server::{Fault, Server};
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// A small model of GPT-2's kind at the hub, and in `model.bin` beside the corpus.
+fn setting() -> (Setting, Corpus) {
+    let (setting, corpus) = (Setting::new(), Corpus::new());
+    common::write_small_model(&corpus.path("model.bin"));
+    succeed(&mut common::warpsmith(corpus.dir.path(), "convert model.bin hf/model.safetensors"));
+    for name in ["config.json", "model.safetensors"] {
+        let content = fs::read(corpus.path("hf").join(name)).unwrap();
+        setting.server.add("openai-community/gpt2", name, &content);
+    }
+    setting.server.add("openai-community/gpt2", "pytorch_model.bin", &[0; 5000]);
+    fs::remove_dir_all(corpus.path("hf")).unwrap();
+    (setting, corpus)
+}
+
+fn train(server: &Server, dir: &Path, line: &str) -> Command {
+    let mut command = Command::new(common::TRAIN_GPT2);
+    command
+        .current_dir(dir)
+        .args("-i x_train_*.bin -j x_val_*.bin -b 2 -t 16 -v 0 -s 0 -x 2 -l 1e-3".split(' '));
+    command.args(line.split(' '));
+    server.env(&mut command, dir);
+    command
+}
+
+#[test]
+fn training_starts_from_a_model_of_the_hub() {
+    let (setting, corpus) = setting();
+    let dir = corpus.dir.path();
+    let output = succeed(&mut train(&setting.server, dir, "-e gpt2 -o hub"));
+    assert!(stderr(&output).contains("gpt2: not in the cache; fetching "), "{}", stderr(&output));
+    assert!(stdout(&output).contains("models--openai-community--gpt2/snapshots/"), "{}", stdout(&output));
+    assert_eq!(setting.server.requests("pytorch_model.bin"), [""; 0]);
+    succeed(&mut train(&setting.server, dir, "-e model.bin -o file"));
+    assert_eq!(losses(&dir.join("hub")), losses(&dir.join("file")));
+
+    // From the cache nothing is asked for, by either name.
+    setting.server.requests("");
+    succeed(&mut train(&setting.server, dir, "-e openai-community/gpt2 -o again"));
+    assert_eq!(losses(&dir.join("again")), losses(&dir.join("file")));
+    let tool = |line: &str| {
+        let mut command = common::warpsmith(dir, line);
+        succeed(setting.server.env(&mut command, dir));
+    };
+    tool("convert gpt2 copy.bin");
+    assert!(fs::read(dir.join("copy.bin")).unwrap() == fs::read(dir.join("model.bin")).unwrap());
+    tool("eval -e gpt2 --val x_val_*.bin -t 16 -m 1");
+    tool("sample -e gpt2 -g 2 -p ! --temperature 0");
+    assert_eq!(setting.server.requests(""), [""; 0]);
+
+    // A folder of that name comes first.
+    fs::create_dir(dir.join("gpt2")).unwrap();
+    refuse(
+        &mut train(&setting.server, dir, "-e gpt2"),
+        &["gpt2: expected model.safetensors or a checkpoint"],
+    );
+}
+
+#[test]
+fn ranks_fetch_a_model_once() {
+    let (setting, corpus) = setting();
+    let dir = corpus.dir.path();
+    setting.server.fault("model.safetensors?signature", Fault::Slow(40_000), 1);
+    let ranks: Vec<_> = (0..2)
+        .map(|rank| {
+            let mut command = train(&setting.server, dir, "-e gpt2 -d 64 -o log");
+            as_rank(&mut command, rank, 2).stdout(Stdio::piped()).stderr(Stdio::piped());
+            command.spawn().unwrap()
+        })
+        .collect();
+    for rank in ranks {
+        let output = rank.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+    }
+    assert_eq!(losses(&dir.join("log")).len(), 2);
+    let asked = setting.server.requests("model.safetensors?signature");
+    assert_eq!(asked.len(), 1, "{asked:?}");
+}
+
+#[test]
+fn a_resumed_run_does_not_ask_for_its_first_model() {
+    let (setting, corpus) = setting();
+    let dir = corpus.dir.path();
+    succeed(&mut train(&setting.server, dir, "-e gpt2 -o log"));
+    fs::remove_dir_all(dir.join("hf")).unwrap();
+    setting.server.requests("");
+    succeed(&mut train(&setting.server, dir, "-e gpt2 -o log -y 1 -x 4"));
+    assert_eq!(losses(&dir.join("log")).len(), 4);
+    assert_eq!(setting.server.requests(""), [""; 0]);
+}
+
+#[test]
+fn models_that_are_none_are_one_line() {
+    let (setting, corpus) = setting();
+    let dir = corpus.dir.path();
+    let refused = |line: &str, words: &[&str]| refuse(&mut train(&setting.server, dir, line), words);
+    refused("-e a/b", &["-e/--model a/b: no file or folder of that name", "404", "no such model"]);
+    refused("-e gpt2 --layers 3", &["a checkpoint has its own shape"]);
+    setting.server.add("c/pickled", "config.json", b"{}");
+    setting.server.add("c/pickled", "pytorch_model.bin", b"x");
+    refused("-e c/pickled", &["c/pickled", "no weights as safetensors", "save_pretrained"]);
+    setting.server.add("c/data", "model.safetensors", b"x");
+    refused("-e c/data", &["c/data", "no config.json; is it a model?"]);
+    let mut offline = train(&setting.server, dir, "-e gpt2-xl");
+    refuse(
+        offline.env("HF_HUB_OFFLINE", "1"),
+        &["gpt2-xl", "HF_HUB_OFFLINE is set", "give that folder with -e"],
+    );
+    let mut sample = common::warpsmith(dir, "sample -e a/b");
+    refuse(setting.server.env(&mut sample, dir), &["a/b", "404", "no such model"]);
+}
