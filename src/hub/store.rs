@@ -1,8 +1,9 @@
 //! Places of files: the cache of the hub's own tools, and beside it that of other files.
 //!
-//! A repository's folder has `blobs/DIGEST` with the contents, `snapshots/COMMIT/NAME` with links to
-//! them, and `refs/REVISION` with the commit that a branch was at. `.listings/COMMIT` is our own: the
-//! names of all files of a commit, without which nobody could tell offline whether some are missing.
+//! A repository's folder has `blobs/DIGEST` with the contents, `snapshots/COMMIT/NAME` with links
+//! to them, and `refs/REVISION` with the commit that a branch was at. `.listings/COMMIT` is our
+//! own: the names of all files of a commit, without which nobody could tell offline whether some
+//! are missing.
 
 use super::catalog::CATALOG;
 use super::digest::Digest;
@@ -22,7 +23,7 @@ use std::time::Duration;
 /// Bytes of a list of names.
 const MOST_LISTING_BYTES: u64 = 1 << 28;
 
-/// Where files are stored.
+/// The places of files.
 #[derive(Clone, Debug)]
 pub(super) struct Store {
     settings: Settings,
@@ -191,8 +192,8 @@ pub(super) fn relative(path: &Path, folder: &Path) -> PathBuf {
     up.chain(path.components().skip(shared)).collect()
 }
 
-/// Takes a lock, and waits for another process that has it. `said` is called once if it has to wait.
-/// `None` where the file system has no locks, or after `stop`.
+/// Takes a lock, and waits for another process that has it. `said` is called once if it has to
+/// wait. `None` where the file system has no locks, or after `stop`.
 ///
 /// # Errors
 /// If the lock's file cannot be created.
