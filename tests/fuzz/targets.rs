@@ -90,6 +90,13 @@ pub const TARGETS: &[Target] = &[
     Target { name: "zstd", seeds: || vec![zstd(TEXT)], run: |b| corpus("a.txt.zst", b), cost: 600 },
     Target { name: "parquet", seeds: parquets, run: |b| corpus("a.parquet", b), cost: 600 },
     Target { name: "npy", seeds: || vec![seed_npy()], run: npy, cost: 100 },
+    Target { name: "npy_shard", seeds: || vec![seed_npy()], run: token_shard, cost: 60 },
+    Target {
+        name: "evaluation_set",
+        seeds: || vec![EVALUATION.into(), TEXT.into()],
+        run: evaluation_set,
+        cost: 300,
+    },
     Target { name: "metrics", seeds: || vec![METRICS.into()], run: metrics, cost: 60_000 },
     Target { name: "kernel_records", seeds: || vec![RECORDS.into()], run: kernel_records, cost: 5 },
     Target { name: "trainer_flags", seeds: || vec![TRAINER_FLAGS.into()], run: trainer_flags, cost: 300 },
@@ -385,6 +392,25 @@ fn corpus(name: &str, bytes: &[u8]) -> bool {
         ..PrepareOptions::new(vec![input], output, "data", Tokenizer::gpt2())
     };
     judge(prepare(&options, &|_, _| {}), name)
+}
+
+const EVALUATION: &str = concat!(
+    r#"{"goal": "How do I boil an egg in a pot of water for about ten minutes?", "label": 1, "sols": ["Wait."]}"#,
+    "\n"
+);
+
+/// Leaves out what an evaluation set of these bytes has, too.
+fn evaluation_set(bytes: &[u8]) -> bool {
+    let [input, set] = ["clean.txt", "set.jsonl"].map(|name| directory().join(name));
+    write(&input, TEXT.as_bytes());
+    write(&set, bytes);
+    let options = PrepareOptions {
+        filter: FilterOptions { decontaminate: vec![set], ..FilterOptions::default() },
+        val_tokens: Some(2),
+        force: true,
+        ..PrepareOptions::new(vec![input], directory().join("clean"), "data", Tokenizer::gpt2())
+    };
+    judge(prepare(&options, &|_, _| {}), "set.jsonl")
 }
 
 // --- records

@@ -3,6 +3,7 @@
 mod get;
 mod parity;
 mod scaling;
+mod tokenizer;
 
 use crate::cli::{Parsed, parse, values};
 use crate::device::open::{DeviceName, DtypeChoice};
@@ -16,6 +17,7 @@ pub use parity::ParityArgs;
 pub use scaling::ScalingArgs;
 use std::ffi::OsString;
 use std::path::PathBuf;
+pub use tokenizer::{TokenizerConvertArgs, TokenizerTool, TokenizerTrainArgs};
 
 /// Prepare data; sample, evaluate and convert models; plot runs
 ///
@@ -30,12 +32,18 @@ struct Tools {
 /// A command.
 #[derive(Subcommand, Clone, Debug)]
 pub enum Tool {
-    /// Fetch datasets and models from the Hugging Face hub, resuming where an earlier download ended
+    /// Fetch datasets and models from the Hugging Face hub, resuming where an earlier download
+    /// ended
     Get(GetArgs),
     /// Tokenize text into shards for training and validation
     Data(DataArgs),
     /// Write generated short stories, as token shards or as text: training data without a download
     Stories(StoriesArgs),
+    /// Learn a vocabulary from text, or convert one
+    Tokenizer {
+        #[command(subcommand)]
+        tool: TokenizerTool,
+    },
     /// Generate text
     Sample(SampleArgs),
     /// Evaluate a model: validation loss and perplexity, HellaSwag accuracy
@@ -43,8 +51,8 @@ pub enum Tool {
     /// Convert a model between llm.c's .bin and Hugging Face safetensors, or to llm.c's .bin:
     /// HellaSwag's .jsonl, tokens of other programs
     Convert(ConvertArgs),
-    /// Compare logits, loss, gradients and ten steps with those of PyTorch in a debug state of llm.c.
-    /// Exit status 1 if they differ
+    /// Compare logits, loss, gradients and ten steps with those of PyTorch in a debug state of
+    /// llm.c. Exit status 1 if they differ
     Parity(ParityArgs),
     /// Plot a run from its metrics.jsonl
     Plot(PlotArgs),
@@ -71,6 +79,10 @@ pub struct DataArgs {
     /// Directory for the shards; created if missing
     #[arg(short = 'o', long, value_name = "DIR")]
     pub output: PathBuf,
+    /// Tokenizer: gpt2, a tokenizer.json or a folder with one, or llm.c's .bin. Any but gpt2 is written
+    /// beside the shards, as tokenizer.json
+    #[arg(long, value_name = "FILE", default_value = "gpt2")]
+    pub tokenizer: PathBuf,
     /// Shard name prefix: NAME_val_000000.bin, NAME_train_000001.bin …
     #[arg(long, value_name = "NAME", default_value = "data", value_parser = values::file_name)]
     pub name: String,
@@ -155,6 +167,9 @@ pub struct StoriesArgs {
     /// Number of tokens that the stories have together, approximately [default: 1000000]
     #[arg(long, value_name = "TOKENS", value_parser = values::tokens)]
     pub tokens: Option<usize>,
+    /// Tokenizer of the shards, as `warpsmith data` takes it
+    #[arg(long, value_name = "FILE", default_value = "gpt2")]
+    pub tokenizer: PathBuf,
     /// Random seed; the same seed gives the same stories
     #[arg(long, value_name = "N", default_value = "42", value_parser = values::long_seed)]
     pub seed: u64,
@@ -292,11 +307,14 @@ pub struct ConvertArgs {
     /// Type of a model's parameters in OUT
     #[arg(long, default_value = "f32", value_parser = values::dtypes(&values::CPU_DTYPES))]
     pub dtype: Dtype,
-    /// IN is uint16 tokens without a header, such as nanoGPT's train.bin; if IN is a token shard,
-    /// OUT becomes that
+    /// Tokenizer of HellaSwag's .jsonl, as `warpsmith data` takes it
+    #[arg(long, value_name = "FILE", default_value = "gpt2")]
+    pub tokenizer: PathBuf,
+    /// IN is uint16 tokens without a header, such as nanoGPT's train.bin; if IN is a token shard, OUT
+    /// becomes that
     #[arg(long)]
     pub raw_tokens: bool,
-    /// Replace OUT, and a config.json beside it, if they exist
+    /// Replace OUT, and config.json and the files of the tokenizer beside it, if they exist
     #[arg(long)]
     pub force: bool,
 }
@@ -459,6 +477,16 @@ mod tests {
         assert_eq!((a.inputs[0].to_str(), a.split_on.as_deref()), (Some("-"), Some("---")));
         assert_eq!((a.shard_size, a.val_tokens, a.name.as_str()), (100_000_000, None, "data"));
         assert_eq!((a.text_column, a.force, a.skip_bad_lines, a.allow_special), (None, false, false, false));
+        assert_eq!((a.format.as_str(), a.seed, a.dedup, a.val.len()), ("bin", 42, None, 0));
+
+        let line = "data a=0.7 b=0.3 -o out --val v --val w --seed 7 --format npy --dedup minhash --text-column c \
+                    --decontaminate h.jsonl --min-chars 9 --max-chars 99 --scripts latin,greek";
+        let Tool::Data(a) = ok(line) else { panic!() };
+        assert_eq!(a.val, [PathBuf::from("v"), PathBuf::from("w")]);
+        assert_eq!((a.format.as_str(), a.seed, a.dedup.as_deref()), ("npy", 7, Some("minhash")));
+        assert_eq!((a.text_column.as_deref(), a.min_chars, a.max_chars), (Some("c"), Some(9), Some(99)));
+        assert_eq!((a.decontaminate.len(), a.scripts), (1, vec!["latin".to_owned(), "greek".to_owned()]));
+        assert!(parse(argv("data a -o out --val v --val-tokens 9")).is_err());
     }
 
     #[test]

@@ -266,13 +266,13 @@ pub struct EvalFlags {
           value_parser = values::every,
           default_value = "20")]
     pub sample_every: usize,
-    /// New tokens per sample; the prompt comes on top (llm.c counts the start token, so it generates
-    /// one less)
+    /// New tokens per sample; the prompt comes on top (llm.c counts the start token, so it
+    /// generates one less)
     #[arg(id = "genT", short = 'g', long = "sample-len", value_name = "TOKENS", value_parser = values::count,
           default_value = "64")]
     pub sample_len: usize,
-    /// Samples per process, each shown as `rank R sample i: text` [default: with --log-style llmc one
-    /// in all, shown as llm.c does; with nanogpt 1]
+    /// Samples per process, each shown as `rank R sample i: text` [default: with --log-style llmc
+    /// one in all, shown as llm.c does; with nanogpt 1]
     #[arg(id = "samples", long = "samples", value_name = "N", value_parser = values::count)]
     pub samples: Option<usize>,
     /// Text that samples continue [default: the start of a document]
@@ -446,8 +446,8 @@ pub struct CompatFlags {
           default_value = "0")]
     pub compile: bool,
     /// Before the first step, write gpt2_124M.bin, gpt2_124M_bf16.bin and gpt2_124M_debug_state.bin
-    /// (or _d12 …) into the current directory, for llm.c's tests and warpsmith parity; train_gpt2.py
-    /// does so by default
+    /// (or _d12 …) into the current directory, for llm.c's tests and warpsmith parity;
+    /// train_gpt2.py does so by default
     #[arg(id = "write_tensors", long = "write-tensors", value_name = "0|1", value_parser = values::switch,
           action = ArgAction::Set, default_value = "0")]
     pub write_tensors: bool,
