@@ -22,6 +22,7 @@ use std::sync::Arc;
 pub fn data(args: &DataArgs) -> Result<()> {
     let (inputs, val) = inputs_of(args)?;
     let is_fetched = inputs.iter().chain(&val).any(|input| is_remote(input));
+    let tokenizer = Tokenizer::open(&args.tokenizer).context("--tokenizer")?;
     let options = PrepareOptions {
         val,
         format: match args.format.as_str() {
@@ -55,7 +56,7 @@ pub fn data(args: &DataArgs) -> Result<()> {
             true => Some(Arc::new(Arrivals::new()?)),
             false => None,
         },
-        ..PrepareOptions::new(inputs, args.output.clone(), &args.name, Tokenizer::gpt2())
+        ..PrepareOptions::new(inputs, args.output.clone(), &args.name, tokenizer)
     };
     let report = prepare_with_progress(&options)?;
     print_left_out(&report)?;
@@ -155,9 +156,10 @@ pub fn convert_tokens(args: &ConvertArgs) -> Result<()> {
 const MEASURED_STORIES: u64 = 200;
 
 pub fn stories(args: &StoriesArgs) -> Result<()> {
+    let tokenizer = Tokenizer::open(&args.tokenizer).context("--tokenizer")?;
     let amount = match args.amount() {
         Amount::Stories(count) => count as u64,
-        Amount::Tokens(tokens) => stories_for(tokens, args.seed),
+        Amount::Tokens(tokens) => stories_for(tokens, args.seed, &tokenizer),
     };
     if args.is_text() {
         refuse_to_replace(&args.output, args.force)?;
@@ -174,15 +176,14 @@ pub fn stories(args: &StoriesArgs) -> Result<()> {
     let options = PrepareOptions {
         split: Split::On(EOT_TEXT.into()),
         force: args.force,
-        ..PrepareOptions::new(vec![text], args.output.clone(), "stories", Tokenizer::gpt2())
+        ..PrepareOptions::new(vec![text], args.output.clone(), "stories", tokenizer)
     };
     let report = prepare_with_progress(&options)?;
     print_report(&options, &report)
 }
 
 /// Returns the number of stories that have about `tokens` tokens.
-fn stories_for(tokens: usize, seed: u64) -> u64 {
-    let tokenizer = Tokenizer::gpt2();
+fn stories_for(tokens: usize, seed: u64, tokenizer: &Tokenizer) -> u64 {
     let measure = |index| tokenizer.encode_ordinary(&story(seed, index)).len() as u64 + 1;
     let measured: u64 = (0..MEASURED_STORIES).into_par_iter().map(measure).sum();
     (tokens as u64 * MEASURED_STORIES).div_ceil(measured)

@@ -10,6 +10,7 @@ mod model;
 mod parity;
 mod roofline;
 mod scaling;
+mod tokenizer;
 pub mod trainer;
 pub mod warpsmith;
 

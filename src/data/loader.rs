@@ -141,6 +141,16 @@ impl DataLoader {
         })
     }
 
+    /// Returns the first shard that matches, and its tokenizer.
+    ///
+    /// # Errors
+    /// If no file matches, or the first is not a token shard.
+    pub fn first_shard(pattern: &str, flag: &str) -> Result<(std::path::PathBuf, TokenizerId)> {
+        let path = patterns::sources(pattern, flag)?.remove(0).paths.remove(0);
+        let tokenizer = Shard::open(&path).with_context(|| flag.to_owned())?.tokenizer();
+        Ok((path, tokenizer))
+    }
+
     /// Returns the next batch, and starts to read the one after it in the background.
     ///
     /// # Errors

@@ -4,6 +4,7 @@ pub mod buckets;
 mod documents;
 pub mod filter;
 pub mod imported;
+pub mod learn;
 pub mod loader;
 mod order;
 pub mod prepare;

@@ -50,6 +50,7 @@ pub struct PrepareOptions {
     pub val: Vec<PathBuf>,
     /// Folder for the shards, created if it is missing.
     pub output: PathBuf,
+    /// Written beside the shards, unless it is built in.
     pub tokenizer: Tokenizer,
     /// Prefix of the shards' names: `{name}_val_000000.bin`, `{name}_train_000001.bin` and so on.
     pub name: String,
@@ -157,6 +158,7 @@ pub fn prepare(options: &PrepareOptions, progress: &dyn Fn(u64, u64)) -> Result<
         false => Some(Filter::new(&options.filter)?),
     };
     let folder = Folder::lock(&options.output, &options.name, options.format)?;
+    folder.check_tokenizer(&options.tokenizer, options.force)?;
     let stale = folder.shards()?;
     if let Some(path) = stale.first() {
         let why = "already exists; choose another --name or replace its shards with --force";
@@ -229,6 +231,9 @@ fn find_all(
     inputs: &[PathBuf],
     is_own: &dyn Fn(&Path) -> bool,
 ) -> Result<Vec<Source>> {
+    if inputs.is_empty() {
+        return find_sources(inputs, is_own);
+    }
     let mut sources = Vec::new();
     for alike in inputs.chunk_by(|a, b| is_remote(a) == is_remote(b)) {
         if !is_remote(&alike[0]) {
@@ -247,6 +252,7 @@ fn format_of(options: &PrepareOptions) -> Format {
         split: options.split.clone(),
         text_column: options.text_column.clone(),
         skip_bad_lines: options.skip_bad_lines,
+        cuts: options.tokenizer.cuts(),
     }
 }
 
@@ -388,6 +394,9 @@ impl<'a> Run<'a> {
         self.val.finish()?;
         self.train.finish()?;
         let (val_tokens, train_tokens) = (self.val.tokens, self.train.tokens);
+        if !self.options.tokenizer.is_gpt2() {
+            self.options.tokenizer.write_json(&self.options.output)?;
+        }
         let mut shards = self.val.publish()?;
         shards.extend(self.train.publish()?);
         for path in stale.iter().filter(|path| !shards.contains(path)) {

@@ -314,7 +314,8 @@ fn repository(text: &str, kind: RepoKind) -> Option<Files> {
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
         !word.is_empty() && !word.starts_with('.') && word.len() <= 96 && word.bytes().all(plain)
     };
-    if !is_word(owner) || !is_word(name) || !is_revision(revision) {
+    let leaves = path.split('/').any(|part| part == "..") || path.starts_with('/');
+    if !is_word(owner) || !is_word(name) || !is_revision(revision) || leaves {
         return None;
     }
     // A path is a file, or a folder.

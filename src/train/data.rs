@@ -1,8 +1,8 @@
 //! The text of a run: batches to train on, batches to validate on, HellaSwag's questions.
 
+use super::tokenizer::RunTokenizer;
 use crate::cli::flags::trainer::{DEFAULT_HELLASWAG, PRESET_DATA, Shuffle, TrainArgs};
 use crate::data::loader::{DataLoader, LoaderOptions, LoaderState, Sample};
-use crate::data::tokenizer::Tokenizer;
 use crate::eval::hellaswag::HellaSwag;
 use crate::hub;
 use crate::model::BatchShape;
@@ -15,7 +15,7 @@ pub struct Data {
     pub train: DataLoader,
     pub val: Option<DataLoader>,
     pub hellaswag: Option<HellaSwag>,
-    pub tokenizer: Tokenizer,
+    pub tokenizer: RunTokenizer,
     /// The micro-batch of a rank.
     pub shape: BatchShape,
     /// Micro-batches of a rank per optimizer step.
@@ -35,9 +35,15 @@ impl Data {
     /// `resumed` is the order of the run to resume.
     ///
     /// # Errors
-    /// If a file is missing or unusable, or the flags ask for another order than that of the run to
-    /// resume.
-    pub fn open(args: &TrainArgs, process: &Process, V: usize, resumed: Option<Shuffle>) -> Result<Self> {
+    /// If a file is missing, unusable or of another tokenizer, or the flags ask for another order than
+    /// that of the run to resume.
+    pub fn open(
+        args: &TrainArgs,
+        process: &Process,
+        V: usize,
+        tokenizer: RunTokenizer,
+        resumed: Option<Shuffle>,
+    ) -> Result<Self> {
         let shuffle = order(args.batch.shuffle, resumed)?;
         let shape = BatchShape { B: args.batch.batch_size, T: args.batch.sequence_length };
         let open = |pattern: &str, flag: &str, sample: Sample, shuffle: bool| {
@@ -73,8 +79,20 @@ impl Data {
         if let Some(path) = shared {
             log::warn!("-i and -j both match {}: the run validates on text it trains on", path.display());
         }
-        let tokenizer = Tokenizer::gpt2();
-        let questions = || HellaSwag::open(questions_at(&eval.hellaswag_data), &tokenizer);
+        for (data, flag) in [(Some(&train), args.train_data_flag()), (val.as_ref(), "-j")] {
+            let found = data.map_or(tokenizer.id, DataLoader::tokenizer);
+            ensure!(
+                found.agrees(&tokenizer.id),
+                "{flag}: tokens of the tokenizer {found}, and those of {} are of {}; prepare both with one \
+                 tokenizer",
+                args.train_data_flag(),
+                tokenizer.id
+            );
+        }
+        let questions = || {
+            let tokenizer = tokenizer.needed_for("-h 1/--hellaswag-eval", "-h 0")?;
+            HellaSwag::open(questions_at(&eval.hellaswag_data), tokenizer)
+        };
         Ok(Data {
             train,
             val,

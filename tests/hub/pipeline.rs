@@ -14,7 +14,7 @@ fn setting() -> Setting {
     let setting = Setting::new();
     let text = |seed, count| (0..count).map(|i| story(seed, i) + "<|endoftext|>\n").collect::<String>();
     setting.server.add(STORIES, TRAIN, text(1, 4000).as_bytes());
-    setting.server.add(STORIES, VALID, text(2, 100).as_bytes());
+    setting.server.add(STORIES, VALID, text(2, 20).as_bytes());
     setting
 }
 

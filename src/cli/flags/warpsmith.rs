@@ -3,6 +3,7 @@
 mod get;
 mod parity;
 mod scaling;
+mod tokenizer;
 
 use crate::cli::{Parsed, parse, values};
 use crate::device::open::{DeviceName, DtypeChoice};
@@ -16,6 +17,7 @@ pub use parity::ParityArgs;
 pub use scaling::ScalingArgs;
 use std::ffi::OsString;
 use std::path::PathBuf;
+pub use tokenizer::{TokenizerConvertArgs, TokenizerTool, TokenizerTrainArgs};
 
 /// Prepare data; sample, evaluate and convert models; plot runs
 ///
@@ -37,6 +39,11 @@ pub enum Tool {
     Data(DataArgs),
     /// Write generated short stories, as token shards or as text: training data without a download
     Stories(StoriesArgs),
+    /// Learn a vocabulary from text, or convert one
+    Tokenizer {
+        #[command(subcommand)]
+        tool: TokenizerTool,
+    },
     /// Generate text
     Sample(SampleArgs),
     /// Evaluate a model: validation loss and perplexity, HellaSwag accuracy
@@ -72,6 +79,10 @@ pub struct DataArgs {
     /// Directory for the shards; created if missing
     #[arg(short = 'o', long, value_name = "DIR")]
     pub output: PathBuf,
+    /// Tokenizer: gpt2, a tokenizer.json or a folder with one, or llm.c's .bin. Any but gpt2 is written
+    /// beside the shards, as tokenizer.json
+    #[arg(long, value_name = "FILE", default_value = "gpt2")]
+    pub tokenizer: PathBuf,
     /// Shard name prefix: NAME_val_000000.bin, NAME_train_000001.bin …
     #[arg(long, value_name = "NAME", default_value = "data", value_parser = values::file_name)]
     pub name: String,
@@ -156,6 +167,9 @@ pub struct StoriesArgs {
     /// Number of tokens that the stories have together, approximately [default: 1000000]
     #[arg(long, value_name = "TOKENS", value_parser = values::tokens)]
     pub tokens: Option<usize>,
+    /// Tokenizer of the shards, as `warpsmith data` takes it
+    #[arg(long, value_name = "FILE", default_value = "gpt2")]
+    pub tokenizer: PathBuf,
     /// Random seed; the same seed gives the same stories
     #[arg(long, value_name = "N", default_value = "42", value_parser = values::long_seed)]
     pub seed: u64,
@@ -293,11 +307,14 @@ pub struct ConvertArgs {
     /// Type of a model's parameters in OUT
     #[arg(long, default_value = "f32", value_parser = values::dtypes(&values::CPU_DTYPES))]
     pub dtype: Dtype,
-    /// IN is uint16 tokens without a header, such as nanoGPT's train.bin; if IN is a token shard,
-    /// OUT becomes that
+    /// Tokenizer of HellaSwag's .jsonl, as `warpsmith data` takes it
+    #[arg(long, value_name = "FILE", default_value = "gpt2")]
+    pub tokenizer: PathBuf,
+    /// IN is uint16 tokens without a header, such as nanoGPT's train.bin; if IN is a token shard, OUT
+    /// becomes that
     #[arg(long)]
     pub raw_tokens: bool,
-    /// Replace OUT, and a config.json beside it, if they exist
+    /// Replace OUT, and config.json and the files of the tokenizer beside it, if they exist
     #[arg(long)]
     pub force: bool,
 }
