@@ -116,8 +116,8 @@ pub struct DataArgs {
     #[arg(long)]
     pub skip_bad_lines: bool,
     /// Leave out documents that have been seen before: exact compares text without case and white
-    /// space (16 bytes of memory per document), minhash finds those that share about 80 % of their
-    /// runs of 5 words (112 bytes); tables have up to as much again free
+    /// space (19 to 39 bytes of memory per document), minhash finds those that share about 80 % of
+    /// their runs of 5 words (144 to 288 bytes)
     #[arg(long, value_parser = ["exact", "minhash"])]
     pub dedup: Option<String>,
     /// Evaluation set (HellaSwag's .jsonl, any JSON, or text); may be repeated. Documents that have
