@@ -93,6 +93,11 @@ impl ModelConfig {
         ModelConfig { maxT, V: GPT2_VOCAB, Vp, L, NH, C, qkv_bias: true }
     }
 
+    /// Returns the model with another vocabulary.
+    pub fn with_vocab(self, V: usize) -> Self {
+        ModelConfig { V, Vp: V.next_multiple_of(VOCAB_PADDING), ..self }
+    }
+
     /// Parses `d12`, `gpt2:d12` or `gpt3:c768`.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! The programs: parsed flags in, an exit status out.
 
+mod arrivals;
 mod clocks;
 mod corpus;
 mod get;
@@ -9,6 +10,7 @@ mod model;
 mod parity;
 mod roofline;
 mod scaling;
+mod tokenizer;
 pub mod trainer;
 pub mod warpsmith;
 

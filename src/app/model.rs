@@ -2,11 +2,11 @@
 
 use crate::app::{corpus, note, print};
 use crate::checkpoint::{self, FoundModel, ModelFile};
-use crate::cli::flags::warpsmith::{ConvertArgs, EvalArgs, NumberArgs, SampleArgs};
-use crate::config::ModelConfig;
+use crate::cli::flags::warpsmith::{ConvertArgs, EvalArgs, NumberArgs, STORED, SampleArgs};
+use crate::config::{GPT2_VOCAB, ModelConfig, VOCAB_PADDING};
 use crate::data::imported;
 use crate::data::loader::{DataLoader, LoaderOptions, Sample};
-use crate::data::tokenizer::{TextStream, Tokenizer};
+use crate::data::tokenizer::{FILE_NAME, TextStream, Tokenizer, TokenizerId};
 use crate::device::open::DeviceOptions;
 use crate::eval::hellaswag::{self, HellaSwag};
 use crate::eval::validation::{perplexity, validation_loss};
@@ -22,8 +22,8 @@ use crate::sample::{Continuation, Sampler, SamplerOptions, generate};
 use crate::sharding::Sharding;
 use crate::tensor::{Dtype, MemoryPlan};
 use crate::words::count;
-use anyhow::{Result, ensure};
-use std::path::Path;
+use anyhow::{Context, Result, ensure};
+use std::path::{Path, PathBuf};
 
 /// A model on a device, with its weights in place.
 struct Loaded<M> {
@@ -50,12 +50,68 @@ impl<M> Loaded<M> {
     }
 }
 
-/// Reads the model at `path`, and says which file that is.
-fn load(path: &Path) -> Result<ModelFile> {
+/// Reads the model at `path` and its tokenizer, and says which file that is.
+fn load(path: &Path) -> Result<(ModelFile, ModelTokenizer)> {
     let found = find(path)?;
     let model = saying("reading the model", false, || found.read())?;
+    let tokenizer = ModelTokenizer::find(&found, &model.config)?;
     note(format_args!("model: {found}"));
-    Ok(model)
+    Ok((model, tokenizer))
+}
+
+/// The tokenizer of a model: that beside it, or GPT-2's if its vocabulary is GPT-2's, padded or not.
+struct ModelTokenizer {
+    folder: PathBuf,
+    V: usize,
+    found: Option<Tokenizer>,
+}
+
+impl ModelTokenizer {
+    fn find(model: &FoundModel, &ModelConfig { V, .. }: &ModelConfig) -> Result<Self> {
+        let folder = model.folder().to_owned();
+        let mut found = Tokenizer::find_in(&folder)?;
+        if let Some(tokenizer) = &found {
+            ensure!(
+                tokenizer.vocab_size() <= V,
+                "{}: {} tokens, but the model knows {V}; it is not that of this model",
+                folder.join(FILE_NAME).display(),
+                tokenizer.vocab_size()
+            );
+        } else if (GPT2_VOCAB..=GPT2_VOCAB.next_multiple_of(VOCAB_PADDING)).contains(&V) {
+            found = Some(Tokenizer::gpt2());
+        }
+        Ok(ModelTokenizer { folder, V, found })
+    }
+
+    /// The tokenizer, for texts.
+    ///
+    /// # Errors
+    /// One line, if it is not known.
+    fn known(&self) -> Result<&Tokenizer> {
+        self.found.as_ref().with_context(|| {
+            format!(
+                "{}: the tokenizer of the model, of {} tokens, is unknown; put its {FILE_NAME} there",
+                self.folder.display(),
+                self.V
+            )
+        })
+    }
+
+    /// Refuses shards of another tokenizer.
+    fn check(&self, shards: TokenizerId, flag: &str) -> Result<()> {
+        match &self.found {
+            Some(tokenizer) => tokenizer.ensure_is(shards, flag),
+            // Shards of others do not name their tokenizer.
+            None => {
+                ensure!(
+                    shards == TokenizerId::GPT2 || shards.vocab_size as usize <= self.V,
+                    "{flag}: tokens of the tokenizer {shards}, but the model knows {} tokens",
+                    self.V
+                );
+                Ok(())
+            }
+        }
+    }
 }
 
 /// Finds the model at `path`, or where there is nothing, the model of the hub that has this name.
@@ -66,7 +122,8 @@ pub(super) fn find(path: &Path) -> Result<FoundModel> {
 }
 
 pub fn sample(args: &SampleArgs) -> Result<()> {
-    let file = load(&args.model)?;
+    let (file, tokenizer) = load(&args.model)?;
+    let tokenizer = tokenizer.known()?;
     let config = file.config;
     let Loaded { mut dev, model: mut decoder } = Loaded::open(&args.numbers, file, |dtype, plan| {
         let weights = Weights::plan(&config, dtype, Sharding::NONE, plan);
@@ -76,7 +133,6 @@ pub fn sample(args: &SampleArgs) -> Result<()> {
     })?;
 
     let text = args.prompt.as_deref().unwrap_or_default();
-    let tokenizer = Tokenizer::gpt2();
     let prompt = tokenizer.encode(text);
     if prompt.len() > decoder.context() {
         let (tokens, context) = (prompt.len(), decoder.context());
@@ -92,7 +148,7 @@ pub fn sample(args: &SampleArgs) -> Result<()> {
             top_p: (args.top_p < 1.0).then_some(args.top_p),
             seed: args.seed.wrapping_add(index as u64),
         })?;
-        print_sample(dev.as_mut(), &mut decoder, &mut sampler, &tokenizer, &prompt, args)?;
+        print_sample(dev.as_mut(), &mut decoder, &mut sampler, tokenizer, &prompt, args)?;
     }
     Ok(())
 }
@@ -119,14 +175,17 @@ fn print_sample(
 }
 
 pub fn eval(args: &EvalArgs) -> Result<()> {
-    let file = load(&args.model)?;
+    let (file, tokenizer) = load(&args.model)?;
     let config = file.config;
     let T = args.sequence_length.unwrap_or(config.maxT);
     config.check_batch(args.batch_size, T)?;
     let shape = BatchShape { B: args.batch_size, T };
     let loader = args.val.as_deref().map(|pattern| open_validation(pattern, shape, &config)).transpose()?;
-    let questions =
-        args.hellaswag.as_ref().map(|path| HellaSwag::open(path, &Tokenizer::gpt2())).transpose()?;
+    if let Some(loader) = &loader {
+        tokenizer.check(loader.tokenizer(), "-j/--val")?;
+    }
+    let open = |path: &Path| HellaSwag::open(questions_at(path), tokenizer.known()?);
+    let questions = args.hellaswag.as_deref().map(open).transpose()?;
     if let Some(warning) = questions.as_ref().map(|q| q.check(&config)).transpose()?.flatten() {
         log::warn!("{warning}");
     }
@@ -152,6 +211,12 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         answer_hellaswag(&mut loaded, &questions, &mut results)?;
     }
     results.finish()
+}
+
+/// The path of the questions, or of those that `warpsmith get hellaswag` has stored.
+fn questions_at(path: &Path) -> PathBuf {
+    let is_stored = path == Path::new(STORED) && !path.exists();
+    is_stored.then(hub::stored_hellaswag).flatten().unwrap_or_else(|| path.to_owned())
 }
 
 /// Results, printed as they come and written to the file of `-o` at the end.
@@ -267,17 +332,25 @@ pub fn convert(args: &ConvertArgs) -> Result<()> {
         return corpus::convert_tokens(args);
     }
     if args.is_hellaswag() {
-        let questions = HellaSwag::open(input, &Tokenizer::gpt2())?;
+        let questions = HellaSwag::open(input, &Tokenizer::open(&args.tokenizer).context("--tokenizer")?)?;
         questions.write_bin(output)?;
         print(format_args!("{}: {} examples\n", output.display(), questions.examples.len()))?;
         return Ok(());
     }
     let found = find(input)?;
     let model = saying("reading the model", false, || found.read())?;
+    let tokenizer = ModelTokenizer::find(&found, &model.config)?.found;
     if !force {
-        checkpoint::ensure_same_config(output, &model.config, *dtype)?;
+        checkpoint::ensure_same_files(output, &model.config, *dtype, tokenizer.as_ref())?;
     }
-    checkpoint::save_model(output, &model, *dtype)?;
+    match &tokenizer {
+        Some(tokenizer) => checkpoint::export_model(output, &model, *dtype, tokenizer)?,
+        None => {
+            checkpoint::save_model(output, &model, *dtype)?;
+            let folder = found.folder().display();
+            log::warn!("{folder}: no {FILE_NAME}, so {} has no tokenizer beside it", output.display());
+        }
+    }
     print(format_args!("{}: {} parameters from {found}\n", output.display(), model.params.len()))?;
     Ok(())
 }

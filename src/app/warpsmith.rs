@@ -1,6 +1,6 @@
 //! The program `warpsmith`: one command per task around training.
 
-use super::{corpus, get, launch, logging, model, parity, print, roofline, scaling};
+use super::{corpus, get, launch, logging, model, parity, print, roofline, scaling, tokenizer};
 use crate::cli::flags::warpsmith::{FlagsArgs, PlotArgs, Tool, parse};
 use crate::device::open::start_threads;
 use anyhow::Result;
@@ -13,6 +13,7 @@ pub fn main() -> ExitCode {
             Tool::Get(args) => get::get(&args)?,
             Tool::Data(args) => start_threads(0).and_then(|()| corpus::data(&args))?,
             Tool::Stories(args) => start_threads(0).and_then(|()| corpus::stories(&args))?,
+            Tool::Tokenizer { tool } => start_threads(0).and_then(|()| tokenizer::run(&tool))?,
             Tool::Sample(args) => model::sample(&args)?,
             Tool::Eval(args) => model::eval(&args)?,
             Tool::Convert(args) => model::convert(&args)?,

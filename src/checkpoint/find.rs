@@ -7,6 +7,7 @@ use super::directory::{
 use super::model_bin::{self, ModelReader};
 use super::{ModelFile, hf_config, safetensors_file};
 use crate::config::ModelConfig;
+use crate::data::tokenizer::Tokenizer;
 use crate::files;
 use crate::llmc;
 use crate::tensor::Dtype;
@@ -36,6 +37,11 @@ impl fmt::Display for FoundModel {
 }
 
 impl FoundModel {
+    /// The folder of the files.
+    pub fn folder(&self) -> &Path {
+        files::directory(&self.files[0])
+    }
+
     /// Reads the model.
     ///
     /// # Errors
@@ -156,17 +162,30 @@ pub fn ensure_free(path: &Path, force: bool) -> Result<()> {
     Ok(())
 }
 
-/// Checks that a safetensors file at `path` may have its config beside it: that there is none, or
-/// that of the same model.
+/// Checks that a model at `path` may have its config and its tokenizer beside it: that there are
+/// none, or those of the same model.
 ///
 /// # Errors
 /// One line that says what to do.
-pub fn ensure_same_config(path: &Path, config: &ModelConfig, dtype: Dtype) -> Result<()> {
-    let beside = path.with_file_name("config.json");
-    if file_name(path).ends_with(".safetensors") && beside.exists() {
+pub fn ensure_same_files(
+    path: &Path,
+    config: &ModelConfig,
+    dtype: Dtype,
+    tokenizer: Option<&Tokenizer>,
+) -> Result<()> {
+    let mut expected = Vec::new();
+    if file_name(path).ends_with(".safetensors") {
+        let json = hf_config::to_json(config, dtype, tokenizer.map(Tokenizer::eot));
+        expected.push((path.with_file_name("config.json"), json));
+    }
+    for (path, text) in tokenizer.iter().flat_map(|tokenizer| super::tokenizer_files(path, config, tokenizer))
+    {
+        expected.push((path, serde_json::from_str(&text)?));
+    }
+    for (beside, expected) in expected.into_iter().filter(|(path, _)| path.exists()) {
         let found: Option<Value> = hf_config::read_json(&beside).ok();
         ensure!(
-            found == Some(hf_config::to_json(config, dtype)),
+            found == Some(expected),
             "{}: already exists, and is not that of this model; give --force to replace it, or choose another \
              folder",
             beside.display()

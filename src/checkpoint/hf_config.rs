@@ -108,9 +108,11 @@ fn check_variant(hf: &HfConfig) -> Result<()> {
     Ok(())
 }
 
-/// The `config.json` for a model whose tensors are stored as `dtype`.
-pub(super) fn to_json(config: &ModelConfig, dtype: Dtype) -> Value {
-    let end_of_text = (config.V >= GPT2_VOCAB).then_some(GPT2_VOCAB - 1);
+/// The `config.json` for a model whose tensors are stored as `dtype`. `eot` is the end-of-text token;
+/// without it, GPT-2's if the model has it.
+pub(super) fn to_json(config: &ModelConfig, dtype: Dtype, eot: Option<u32>) -> Value {
+    let gpt2 = || (config.V >= GPT2_VOCAB).then_some(GPT2_VOCAB as u32 - 1);
+    let end_of_text = eot.or_else(gpt2);
     let mut value = json!({
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -140,9 +142,9 @@ pub(super) fn to_json(config: &ModelConfig, dtype: Dtype) -> Value {
 }
 
 /// Writes that `config.json`.
-pub(super) fn write(path: &Path, config: &ModelConfig, dtype: Dtype) -> Result<()> {
+pub(super) fn write(path: &Path, config: &ModelConfig, dtype: Dtype, eot: Option<u32>) -> Result<()> {
     files::write(path, |out| {
-        serde_json::to_writer_pretty(&mut *out, &to_json(config, dtype))?;
+        serde_json::to_writer_pretty(&mut *out, &to_json(config, dtype, eot))?;
         Ok(out.write_all(b"\n")?)
     })
 }

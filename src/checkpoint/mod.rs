@@ -22,16 +22,18 @@ pub use directory::{
     Latest, Saved, done_path, ensure_fresh, latest, model_path, prune, read_run, remove_temporaries,
     run_path, state_path, steps,
 };
-pub use find::{FoundModel, ensure_free, ensure_same_config, find_model};
+pub use find::{FoundModel, ensure_free, ensure_same_files, find_model};
 pub use run_file::{Float, RunFile};
 pub use save::{Checkpoint, Copied};
 pub use state::State;
 pub use stream::{Sink, Source, TensorKind};
 
 use crate::config::ModelConfig;
+use crate::data::tokenizer::{FILE_NAME, Tokenizer};
+use crate::files;
 use crate::tensor::Dtype;
 use anyhow::{Context, Result};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A model in memory.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,6 +58,31 @@ pub fn load_model(path: &Path) -> Result<ModelFile> {
 /// # Errors
 /// One line, if the format does not have the type, or the file cannot be written.
 pub fn save_model(path: &Path, model: &ModelFile, dtype: Dtype) -> Result<()> {
+    save(path, model, dtype, None)
+}
+
+/// As [`save_model`], with the files of the model's tokenizer beside it: those that the libraries of
+/// Hugging Face look for, and beside llm.c's `.bin` the `tokenizer.json` of any but GPT-2's.
+///
+/// # Errors
+/// As [`save_model`].
+pub fn export_model(path: &Path, model: &ModelFile, dtype: Dtype, tokenizer: &Tokenizer) -> Result<()> {
+    save(path, model, dtype, Some(tokenizer.eot()))?;
+    for (path, text) in tokenizer_files(path, &model.config, tokenizer) {
+        files::write(&path, |out| Ok(out.write_all(text.as_bytes())?))?;
+    }
+    Ok(())
+}
+
+/// The files of a tokenizer beside a model at `path`, and their contents.
+fn tokenizer_files(path: &Path, config: &ModelConfig, tokenizer: &Tokenizer) -> Vec<(PathBuf, String)> {
+    let is_bin = path.extension().is_some_and(|end| end == "bin");
+    let wanted = |name: &str| !is_bin || name == FILE_NAME && !tokenizer.is_gpt2();
+    let files = tokenizer.hf_files(config.maxT).into_iter().filter(|(name, _)| wanted(name));
+    files.map(|(name, text)| (path.with_file_name(name), text)).collect()
+}
+
+fn save(path: &Path, model: &ModelFile, dtype: Dtype, eot: Option<u32>) -> Result<()> {
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     }
@@ -67,10 +94,10 @@ pub fn save_model(path: &Path, model: &ModelFile, dtype: Dtype) -> Result<()> {
             })?;
             Ok(())
         }
-        Some("safetensors") => safetensors_file::write(path, model, dtype),
+        Some("safetensors") => safetensors_file::write(path, model, dtype, eot),
         _ => {
             std::fs::create_dir_all(path).with_context(|| format!("cannot create {}", path.display()))?;
-            safetensors_file::write(&path.join("model.safetensors"), model, dtype)
+            safetensors_file::write(&path.join("model.safetensors"), model, dtype, eot)
         }
     }
 }

@@ -266,8 +266,8 @@ fn check_tensors(tensors: &Tensors, all: &[Stored]) -> Result<()> {
 }
 
 /// Writes `model` to the safetensors file at `path`, in F32, BF16 or F16, and a `config.json` next
-/// to it. The names are those that `GPT2LMHeadModel` saves and loads.
-pub(super) fn write(path: &Path, model: &ModelFile, dtype: Dtype) -> Result<()> {
+/// to it, which names the end-of-text token `eot`. The names are those that `GPT2LMHeadModel` saves and loads.
+pub(super) fn write(path: &Path, model: &ModelFile, dtype: Dtype, eot: Option<u32>) -> Result<()> {
     let (stored_dtype, size) = match dtype {
         Dtype::F32 => (StoredDtype::F32, 4),
         Dtype::Bf16 => (StoredDtype::BF16, 2),
@@ -306,5 +306,5 @@ pub(super) fn write(path: &Path, model: &ModelFile, dtype: Dtype) -> Result<()> 
         }
         Ok(())
     })?;
-    hf_config::write(&path.with_file_name("config.json"), &model.config, dtype)
+    hf_config::write(&path.with_file_name("config.json"), &model.config, dtype, eot)
 }

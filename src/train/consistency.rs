@@ -30,6 +30,7 @@ impl Trainer {
         vec![
             ("the step that -o resumes from", self.resumed_step.unwrap_or(0).to_string()),
             ("the shape of the model", self.replica.model.weights.config.to_string()),
+            ("the tokenizer of -i", self.data.tokenizer.id.to_string()),
             ("--seed", args.model.seed.to_string()),
             ("-b, -t, -d", {
                 format!("{}, {}, {}", batch.batch_size, batch.sequence_length, self.data.tokens_per_step)

@@ -19,6 +19,7 @@ mod setup;
 pub mod signals;
 mod stop;
 mod tensors;
+mod tokenizer;
 mod trace;
 
 pub use setup::fetch_model;

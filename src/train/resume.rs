@@ -46,6 +46,9 @@ pub(super) struct Extras {
     /// Only for fp16 parameters.
     #[serde(default)]
     loss_scale: Option<LossScale>,
+    /// The tokenizer of the data. Early checkpoints lack it.
+    #[serde(default)]
+    tokenizer: Option<String>,
     /// Flags that shape the training, and their values. Early checkpoints lack them.
     #[serde(default)]
     settings: Settings,
@@ -167,6 +170,7 @@ impl Trainer {
             dtype: replica.zero.params().dtype().to_string(),
             operand_dtype: Some(replica.dev.operand_dtype().to_string()),
             loss_scale: guards.scale,
+            tokenizer: Some(data.tokenizer.id.to_string()),
             settings: self.settings.clone(),
         }
     }
@@ -241,6 +245,14 @@ impl Trainer {
             data.train_flag,
             extras.data_tokens,
             extras.data_shards
+        );
+        let found = data.tokenizer.id.to_string();
+        ensure!(
+            extras.tokenizer.as_ref().is_none_or(|expected| *expected == found),
+            "{}: tokens of the tokenizer {found}, but the checkpoint was trained on those of {}; resume with the \
+             same data",
+            data.train_flag,
+            extras.tokenizer.as_deref().unwrap_or_default()
         );
         let list = |weights: Vec<f64>| match weights.is_empty() {
             true => "no weights".to_owned(),

@@ -104,7 +104,7 @@ impl Trainer {
         let Trainer { replica, data, eval, report, stop, .. } = self;
         let Replica { zero, dev, model, decoder, .. } = replica;
         let Some(decoder) = decoder else { return Ok(()) };
-        let draw = Draw::new(eval, &data.tokenizer, step);
+        let draw = Draw::new(eval, data.tokenizer.needed_for("-s", "-s 0")?, step);
         let console = report.console();
         // The prompt is shown with the first token, so that an error is not printed after it.
         let mut begun = false;
@@ -135,7 +135,7 @@ impl Trainer {
         let Replica { zero, dev, model, decoder, .. } = replica;
         let Some(decoder) = decoder else { return Ok(()) };
         let stop: &Stop = stop;
-        let draw = Draw::new(eval, &data.tokenizer, step);
+        let draw = Draw::new(eval, data.tokenizer.needed_for("-s", "-s 0")?, step);
         let Process { rank, world_size, .. } = zero.peers.process;
         let mut draw_for = |rank: usize, dev: &mut dyn Ops, hooks: &mut dyn LayerHooks| -> Result<()> {
             let hooks = &mut stop.alone(Work::Sample, hooks, model);

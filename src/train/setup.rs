@@ -11,6 +11,7 @@ use super::rescue::Progress;
 use super::resume;
 use super::rollback::Rollbacks;
 use super::stop::Stop;
+use super::tokenizer::RunTokenizer;
 use super::trace;
 use crate::checkpoint::{self, ModelFile, Saved};
 use crate::cli::ModelSource;
@@ -18,7 +19,6 @@ use crate::cli::flags::trainer::{
     CudaGraphs, DEFAULT_MODEL, EvalFlags, FileFlags, OptimFlags, Shuffle, TrainArgs,
 };
 use crate::config::ModelConfig;
-use crate::data::tokenizer::Tokenizer;
 use crate::device::open::DeviceName;
 use crate::files::lock::DirLock;
 use crate::hub;
@@ -38,10 +38,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The origin of the initial weights.
-enum Start {
+pub(super) enum Start {
     Random(ModelConfig),
-    /// A model, and its file.
-    File(Box<ModelFile>, String),
+    /// A model, the name of its file for messages, and its folder.
+    File {
+        model: Box<ModelFile>,
+        name: String,
+        folder: PathBuf,
+    },
     Resume(Box<Saved>),
 }
 
@@ -55,10 +59,13 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
     let (mut dev, trace) = trace::open(args, Box::new(watch.device(dev)))?;
     let quiet = !peers.process.is_rank0();
     let lock = lock(args)?;
-    let start = saying("reading the checkpoint", quiet, || Start::find(args))?;
-    let config = start.config();
-    let order = start.order()?;
-    let data = saying("opening the data", quiet, || Data::open(args, &peers.process, config.V, order))?;
+    let mut tokenizer = RunTokenizer::of_shards(args)?;
+    let start =
+        saying("reading the checkpoint", quiet, || Start::find(args, tokenizer.id.vocab_size as usize))?;
+    tokenizer.find(&start, args)?;
+    let (config, order) = (start.config(), start.order()?);
+    let open = || Data::open(args, &peers.process, config.V, tokenizer, order);
+    let data = saying("opening the data", quiet, open)?;
     let options = replica_options(args, &config, &data, dev.as_ref())?;
     let plan = ReplicaPlan::new(config, options, dev.as_ref())?;
     let schedule = args.schedule(args.train_steps(data.train.num_tokens())?);
@@ -100,6 +107,7 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
     // Last, as it cuts the logs of a resumed run back to its checkpoint: an error before loses
     // nothing.
     if let Some(dir) = trainer.output_dir().map(ToOwned::to_owned) {
+        trainer.data.tokenizer.write(&dir)?;
         trainer.report.open(&dir, trainer.resumed_step)?;
         trainer.prune()?;
     }
@@ -146,7 +154,7 @@ impl Trainer {
     fn fill(&mut self, start: Start, seed: u32) -> Result<()> {
         match start {
             Start::Random(_) => self.replica.initialize(seed),
-            Start::File(file, _) => self.replica.load(&file.params),
+            Start::File { model, .. } => self.replica.load(&model.params),
             Start::Resume(saved) => self.restore(*saved),
         }
     }
@@ -202,27 +210,33 @@ fn replica_options(
         model,
         hyper: hyper_params(&args.optim),
         use_master_weights: args.gpu.use_master_weights,
-        decode_context: (args.eval.sample_every > 0).then(|| sample_context(args, data, maxT)),
+        decode_context: (args.eval.sample_every > 0).then(|| sample_context(args, data, maxT)).transpose()?,
     })
 }
 
 /// Positions of the longest sample, as far as the model has them: the prompt, or the token that
 /// stands for none, and the new tokens.
-fn sample_context(args: &TrainArgs, data: &Data, maxT: usize) -> usize {
-    let tokens = args.eval.prompt.as_deref().map_or(0, |prompt| data.tokenizer.encode(prompt).len());
+fn sample_context(args: &TrainArgs, data: &Data, maxT: usize) -> Result<usize> {
+    let prompt = args.eval.prompt.as_deref().filter(|_| args.eval.sample_every > 0);
+    let tokens = match prompt {
+        Some(prompt) => data.tokenizer.needed_for("--prompt", "no --prompt")?.encode(prompt).len(),
+        None => 0,
+    };
     if tokens > maxT && args.process.is_rank0() {
         log::warn!("--prompt: it has {tokens} tokens; the model reads only the last {maxT}");
     }
-    (tokens.max(1) + args.eval.sample_len).min(maxT)
+    Ok((tokens.max(1) + args.eval.sample_len).min(maxT))
 }
 
 /// Refuses samples, which start from the end-of-text token, if the model lacks that token.
-fn check_samples(eval: &EvalFlags, tokenizer: &Tokenizer, config: &ModelConfig) -> Result<()> {
-    let eot = tokenizer.eot();
+fn check_samples(eval: &EvalFlags, tokenizer: &RunTokenizer, config: &ModelConfig) -> Result<()> {
+    let (every, eot) = (eval.sample_every, tokenizer.id.eot);
+    if every > 0 {
+        tokenizer.needed_for(&format!("-s {every}"), "-s 0")?;
+    }
     ensure!(
-        eval.sample_every == 0 || config.V > eot as usize,
-        "-s {}: samples start from token {eot}, but the model knows {} tokens; use -s 0",
-        eval.sample_every,
+        every == 0 || config.V > eot as usize,
+        "-s {every}: samples start from token {eot}, but the model knows {} tokens; use -s 0",
         config.V
     );
     Ok(())
@@ -239,13 +253,14 @@ fn check_questions(data: &Data, config: &ModelConfig, process: &Process) -> Resu
 }
 
 impl Start {
-    fn find(args: &TrainArgs) -> Result<Self> {
+    /// Finds the start of a run. A new model has a vocabulary of `V` tokens.
+    fn find(args: &TrainArgs, V: usize) -> Result<Self> {
         let files = &args.files;
         if let Some(dir) = &files.output_dir {
             if files.resume
                 && let Some(saved) = resume::find(dir, args.process.is_rank0())?
             {
-                check_shape(args, &saved)?;
+                check_shape(args, &saved, V)?;
                 return Ok(Start::Resume(Box::new(saved)));
             }
             if !files.resume {
@@ -255,7 +270,7 @@ impl Start {
             }
         }
         Ok(match args.model_source()? {
-            ModelSource::Shape(config) => Start::Random(config),
+            ModelSource::Shape(config) => Start::Random(config.with_vocab(V)),
             ModelSource::File(path) => {
                 ensure!(
                     path.exists() || args.model.source != DEFAULT_MODEL,
@@ -274,15 +289,25 @@ impl Start {
         })
     }
 
-    fn file(path: &Path) -> Result<Self> {
-        let found = checkpoint::find_model(path).context("-e/--model")?;
-        Ok(Start::File(Box::new(found.read().context("-e/--model")?), found.to_string()))
+    /// The folder of the model, where its tokenizer is.
+    pub fn folder(&self, args: &TrainArgs) -> Option<PathBuf> {
+        match self {
+            Start::Random(_) => None,
+            Start::File { folder, .. } => Some(folder.clone()),
+            Start::Resume(_) => args.files.output_dir.clone(),
+        }
     }
 
-    fn config(&self) -> ModelConfig {
+    fn file(path: &Path) -> Result<Self> {
+        let found = checkpoint::find_model(path).context("-e/--model")?;
+        let (model, folder) = (found.read().context("-e/--model")?, found.folder().to_owned());
+        Ok(Start::File { model: Box::new(model), name: found.to_string(), folder })
+    }
+
+    pub fn config(&self) -> ModelConfig {
         match self {
             Start::Random(config) => *config,
-            Start::File(file, _) => file.config,
+            Start::File { model, .. } => model.config,
             Start::Resume(saved) => saved.model.config,
         }
     }
@@ -316,16 +341,16 @@ impl Start {
     fn describe(&self, args: &TrainArgs) -> String {
         match self {
             Start::Random(_) => format!("random, seed {}", args.model.seed),
-            Start::File(_, path) => path.clone(),
+            Start::File { name, .. } => name.clone(),
             Start::Resume(saved) => format!("checkpoint of step {}", saved.state.state.step),
         }
     }
 }
 
 /// Refuses a shape that is asked for but is not that of the checkpoint to resume.
-fn check_shape(args: &TrainArgs, saved: &Saved) -> Result<()> {
+fn check_shape(args: &TrainArgs, saved: &Saved, V: usize) -> Result<()> {
     if let Ok(ModelSource::Shape(asked)) = args.model_source() {
-        let found = saved.model.config;
+        let (found, asked) = (saved.model.config, asked.with_vocab(V));
         let T = asked.maxT;
         ensure!(
             args.model.context.is_some()

@@ -10,6 +10,7 @@ mod queue;
 mod sources;
 mod text;
 
+use crate::data::tokenizer::Cuts;
 use crate::files;
 pub(super) use ahead::ReadAhead;
 use anyhow::{Context, Result, ensure};
@@ -30,8 +31,8 @@ const MOST_HEAD_BYTES: usize = 1 << 24;
 /// The default column, or field of a JSON object, that holds the text.
 const DEFAULT_FIELD: &str = "text";
 
-/// A piece of a document. Pieces are cut where GPT-2's tokenizer always ends a token, so the tokens
-/// of the pieces are the tokens of the document.
+/// A piece of a document. Pieces are cut where the tokenizer always ends a token, so the tokens of
+/// the pieces are the tokens of the document.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Piece {
     pub starts_document: bool,
@@ -60,6 +61,8 @@ pub(super) struct Format {
     pub text_column: Option<String>,
     /// Whether JSON objects and rows that are not usable are left out.
     pub skip_bad_lines: bool,
+    /// Where documents may be cut into pieces.
+    pub cuts: Cuts,
 }
 
 impl Format {

@@ -1,7 +1,7 @@
 //! Reads plain text, and cuts it into documents and pieces.
 
 use super::{Format, Notes, Piece, Split};
-use crate::data::tokenizer::EOT_TEXT;
+use crate::data::tokenizer::{Cuts, EOT_TEXT};
 use anyhow::{Context, Result, bail, ensure};
 use std::io::Read;
 
@@ -10,6 +10,9 @@ pub(super) const PIECE_BYTES: usize = 1 << 16;
 
 /// Bytes without a place to cut after which a file is rejected as not being text.
 const UNCUTTABLE_BYTES: usize = 1 << 24;
+
+/// Most bytes of a document that may not be cut: it is held in memory.
+const DOCUMENT_BYTES: usize = if cfg!(test) { 1 << 25 } else { 1 << 30 };
 
 /// Reads the text of `name`, whose first `offset` bytes have been read before.
 pub(super) fn read_text(
@@ -20,7 +23,7 @@ pub(super) fn read_text(
     notes: &mut Notes,
     sink: &mut dyn FnMut(Piece) -> Result<()>,
 ) -> Result<()> {
-    let mut splitter = Splitter::new(&format.split);
+    let mut splitter = Splitter::new(&format.split, format.cuts);
     // Bytes not decoded yet, and their offset in the file.
     let mut bytes = Vec::new();
     let mut offset = offset;
@@ -66,6 +69,7 @@ fn str_of(valid: &[u8]) -> &str {
 struct Splitter<'a> {
     separator: Option<&'a str>,
     is_mark: bool,
+    cuts: Cuts,
     /// Whether the text also loses the white space at its very start and end.
     trims_ends: bool,
     /// Separators found so far.
@@ -79,7 +83,7 @@ struct Splitter<'a> {
 }
 
 impl<'a> Splitter<'a> {
-    fn new(split: &'a Split) -> Self {
+    fn new(split: &'a Split, cuts: Cuts) -> Self {
         let separator = match split {
             Split::EndOfText => Some(EOT_TEXT),
             Split::On(separator) => Some(separator.as_str()),
@@ -91,6 +95,7 @@ impl<'a> Splitter<'a> {
         Splitter {
             separator,
             is_mark,
+            cuts,
             trims_ends,
             found: 0,
             text: String::new(),
@@ -117,15 +122,22 @@ impl<'a> Splitter<'a> {
             // The last bytes may be the start of a separator.
             let overlap = self.separator.map_or(0, |s| s.len() - 1);
             let from = std::mem::replace(&mut self.searched, floor_char_boundary(&text, overlap).max(start));
-            if let Some(cut) = last_cut(&text[..self.searched], from.max(start)) {
+            if let Some(cut) = last_cut(&text[..self.searched], from.max(start), self.cuts) {
                 self.emit(&text[start..cut], false, sink)?;
                 self.started = true;
                 start = cut;
             }
+            let uncut = text.len() - start;
             ensure!(
-                text.len() - start < UNCUTTABLE_BYTES,
+                self.cuts == Cuts::Nowhere || uncut < UNCUTTABLE_BYTES,
                 "{} MiB without white space between words: not text",
                 UNCUTTABLE_BYTES >> 20
+            );
+            ensure!(
+                uncut < DOCUMENT_BYTES,
+                "a document of more than {} MiB, which this kind of tokenizer encodes as a whole; \
+                 cut it into several documents",
+                DOCUMENT_BYTES >> 20
             );
         }
         text.drain(..start);
@@ -159,12 +171,13 @@ fn floor_char_boundary(text: &str, overlap: usize) -> usize {
     (0..=end).rev().find(|&i| text.is_char_boundary(i)).unwrap_or(0)
 }
 
-/// Finds the last place, from byte `from` on, where cutting the text leaves its tokens unchanged:
-/// before a space or line break that follows something else. GPT-2's pattern has no token with
-/// white space after other characters, so a token always ends there, and nothing in the pattern
-/// looks back.
-fn last_cut(text: &str, from: usize) -> Option<usize> {
-    let is_space = |b: &u8| matches!(b, b' ' | b'\n');
+/// Finds the last place, from byte `from` on, where cutting the text leaves its tokens unchanged.
+fn last_cut(text: &str, from: usize, cuts: Cuts) -> Option<usize> {
+    let is_space = |b: &u8| match cuts {
+        Cuts::SpaceOrLine => matches!(b, b' ' | b'\n'),
+        Cuts::Space => *b == b' ',
+        Cuts::Nowhere => false,
+    };
     let mut end = text.len();
     while let Some(at) = text.as_bytes()[from..end].iter().rposition(is_space) {
         end = from + at;
@@ -271,7 +284,7 @@ mod tests {
         let whole = encode_ordinary(text);
         let mut cuts = 0;
         let mut end = text.len();
-        while let Some(cut) = last_cut(&text[..end], 0) {
+        while let Some(cut) = last_cut(&text[..end], 0, Cuts::default()) {
             assert_eq!(
                 [encode_ordinary(&text[..cut]), encode_ordinary(&text[cut..])].concat(),
                 whole,
@@ -280,8 +293,26 @@ mod tests {
             (end, cuts) = (cut, cuts + 1);
         }
         assert_eq!(cuts, 10);
-        assert_eq!(last_cut("nospace", 0), None);
-        assert_eq!(last_cut("  ", 0), None);
+        assert_eq!(last_cut("nospace", 0, Cuts::default()), None);
+        assert_eq!(last_cut("  ", 0, Cuts::default()), None);
+    }
+
+    #[test]
+    fn documents_stay_whole_where_cuts_are_not_known() {
+        let pieces = |cuts, text: &str| {
+            let format = Format { cuts, ..Format::default() };
+            let mut pieces = Vec::new();
+            read_text(text.as_bytes(), "a.txt", 0, &format, &mut Notes::default(), &mut |piece| {
+                pieces.push(piece);
+                Ok(())
+            })
+            .map(|()| pieces)
+        };
+        let text = "a b.\n".repeat(PIECE_BYTES);
+        assert_eq!(pieces(Cuts::Nowhere, &text).unwrap().len(), 1);
+        assert!(pieces(Cuts::Space, &text).unwrap().iter().skip(1).all(|piece| piece.text.starts_with(' ')));
+        let error = pieces(Cuts::Nowhere, &"a b ".repeat(DOCUMENT_BYTES / 4 + 1)).unwrap_err();
+        assert!(format!("{error:#}").contains("a.txt: a document of more than 32 MiB"), "{error:#}");
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! The folder that shards are written to: one process at a time writes those of a name.
 
 use crate::data::shard::ShardFormat;
+use crate::data::tokenizer::{FILE_NAME, Tokenizer};
 use crate::files;
 use crate::files::lock::DirLock;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -47,6 +48,28 @@ impl Folder {
         Ok(folder)
     }
 
+    /// Refuses a folder of shards of another tokenizer, unless `force` allows its file to be replaced.
+    ///
+    /// # Errors
+    /// One line that names both.
+    pub fn check_tokenizer(&self, tokenizer: &Tokenizer, force: bool) -> Result<()> {
+        let path = self.path.join(FILE_NAME);
+        if force || tokenizer.is_gpt2() || !path.exists() {
+            return Ok(());
+        }
+        let found = Tokenizer::open(&path)?;
+        ensure!(
+            found.id() == tokenizer.id(),
+            "{}: the tokenizer {} of other shards, found besides {} ({}); choose another -o or replace it \
+             with --force",
+            path.display(),
+            found.id(),
+            tokenizer.name(),
+            tokenizer.id()
+        );
+        Ok(())
+    }
+
     /// Returns the shards of an earlier run, sorted by name.
     pub fn shards(&self) -> Result<Vec<PathBuf>> {
         self.list(|file| is_shard(file, &self.name, self.format))
@@ -83,11 +106,12 @@ fn is_temporary(file: &str, name: &str, format: ShardFormat) -> bool {
 }
 
 /// Returns a function that recognizes shards of `name` in the folder `output`, which may lie within
-/// the input.
+/// the input, and their tokenizer.
 pub(super) fn own_shards(output: &Path, name: &str, format: ShardFormat) -> impl Fn(&Path) -> bool + use<> {
     let (output, name) = (fs::canonicalize(output).ok(), name.to_owned());
     move |path| {
-        let is_shard = path.file_name().and_then(|f| f.to_str()).is_some_and(|f| is_shard(f, &name, format));
+        let is_ours = |file: &str| is_shard(file, &name, format) || file == FILE_NAME;
+        let is_shard = path.file_name().and_then(|f| f.to_str()).is_some_and(is_ours);
         let is_there = || path.parent().and_then(|folder| fs::canonicalize(folder).ok()) == output;
         is_shard && output.is_some() && is_there()
     }

@@ -19,7 +19,7 @@ pub struct TokenizerId {
 }
 
 impl TokenizerId {
-    pub const GPT2: Self = TokenizerId { vocab_size: 50257, eot: 50256, digest: 0x6770_7432_6770_7432 };
+    pub const GPT2: Self = TokenizerId { vocab_size: 50257, eot: 50256, digest: 2_769_277_711_267_683_100 };
 
     /// Llama 3's, as far as llm.c's shards say. They separate documents by `<|begin_of_text|>`.
     pub const LLAMA3: Self = TokenizerId { vocab_size: 128_256, eot: 128_000, digest: 0 };

@@ -18,10 +18,33 @@ const EOT_OF_VERSION_1: u32 = 50256;
 ///
 /// # Errors
 /// If the file cannot be read or has another format.
-pub fn read(path: &Path) -> Result<(Vocabulary, u32)> {
+pub(super) fn read(path: &Path) -> Result<(Vocabulary, u32)> {
     let name = path.display();
     let file = files::read(path, FILE_BYTES)?;
     parse(&file).with_context(|| format!("{name}: not a usable tokenizer"))
+}
+
+/// Writes a file, of version 2.
+///
+/// # Errors
+/// If a token is empty or has more than 255 bytes, or the file cannot be written.
+pub(super) fn write(path: &Path, vocabulary: &Vocabulary, eot: u32) -> Result<()> {
+    let mut header = Header::new(&TOKENIZER, 2);
+    header.set(2, i32::try_from(vocabulary.len())?);
+    header.set(3, eot.cast_signed());
+    let mut body = Vec::new();
+    for (id, token) in (0..vocabulary.len() as u32).filter_map(|id| Some((id, vocabulary.token_bytes(id)?))) {
+        let len = u8::try_from(token.len()).ok().filter(|&len| len > 0);
+        let len = len.with_context(|| {
+            format!("{}: token {id} has {} bytes; the format allows 1 to 255", path.display(), token.len())
+        })?;
+        body.push(len);
+        body.extend_from_slice(token);
+    }
+    files::write(path, |out| {
+        header.write(out)?;
+        Ok(out.write_all(&body)?)
+    })
 }
 
 fn parse(file: &[u8]) -> Result<(Vocabulary, u32)> {
