@@ -263,7 +263,7 @@ mod tests {
             make_room(&place).unwrap();
             fs::write(place, "text").unwrap();
         };
-        ["a.txt", "b.txt"].map(write);
+        ["a.txt", "b.txt"].into_iter().for_each(write);
         assert!(store.cached(&source).unwrap().is_none());
         write("c/d.txt");
         let names: Vec<_> =
