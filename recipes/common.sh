@@ -40,16 +40,18 @@ if [ "$SMOKE" = 1 ]; then
 fi
 OUT=${OUT:-out/$name}
 
-# text SOURCE DIR NAME: shards DIR/NAME_train_*.bin and DIR/NAME_val_*.bin of what `warpsmith get
-# SOURCE` fetches.
+# text SOURCE DIR NAME [INPUT…]: shards DIR/NAME_train_*.bin and DIR/NAME_val_*.bin of what
+# `warpsmith get SOURCE` fetches into DIR/source: of these files, or of all.
 text() {
-    if [ "$SMOKE" = 1 ] || [ -e "$2/complete" ]; then
+    local source=$1 dir=$2 prefix=$3
+    shift 3
+    if [ "$SMOKE" = 1 ] || [ -e "$dir/complete" ]; then
         return
     fi
-    "$BIN/warpsmith" get "$1" -o "$2/source"
+    "$BIN/warpsmith" get "$source" -o "$dir/source"
     # What an interrupted run has left is not complete, so it is replaced.
-    "$BIN/warpsmith" data "$2/source" -o "$2" --name "$3" --force
-    touch "$2/complete"
+    "$BIN/warpsmith" data "${@:-$dir/source}" -o "$dir" --name "$prefix" --force
+    touch "$dir/complete"
 }
 
 # questions: HellaSwag's, for -h 1.

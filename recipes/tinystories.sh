@@ -10,5 +10,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-text tinystories dev/data/tinystories tinystories
+source=dev/data/tinystories/source
+text tinystories dev/data/tinystories tinystories \
+    "$source/TinyStoriesV2-GPT4-train.txt" --val "$source/TinyStoriesV2-GPT4-valid.txt"
 train --preset tinystories "$@"

@@ -151,9 +151,9 @@ fn tokens_of_other_programs_become_shards_that_train() {
     let dict = "{'descr': '<u2', 'fortran_order': False, 'shape': (5000,), }\n";
     let start = [b"\x93NUMPY\x01\0", &(dict.len() as u16).to_le_bytes()[..], dict.as_bytes()].concat();
     fs::write(dir.join("x.npy"), [&start, &shard[1024..]].concat()).unwrap();
+    let advice = "warpsmith convert train.bin OUT.bin --raw-tokens";
+    refuse(corpus.train().args(["-i", "train.bin"]), &["train.bin", "make a shard of it", advice]);
     for (name, flag) in [("train.bin", " --raw-tokens"), ("x.npy", "")] {
-        let advice = format!("warpsmith convert {name} OUT.bin{flag}");
-        refuse(corpus.train().args(["-i", name]), &[name, "make a shard of it", &advice]);
         let report = stdout(&succeed(&mut warpsmith(dir, &format!("convert {name} {name}.bin{flag}"))));
         assert_eq!(report, format!("{name}.bin: 5000 tokens\n"));
         assert!(fs::read(dir.join(format!("{name}.bin"))).unwrap() == shard, "{name}");

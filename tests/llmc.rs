@@ -87,7 +87,7 @@ fn a_difference_is_found_and_named() {
     assert!(row.starts_with("dwte") && row.ends_with("DIFFERS at 5"), "{row}");
     assert!(changed(bytes.len() - 4, f32::NAN).starts_with("dlnfb"));
 
-    let wrong = vec!["3.5"; 10].join(",");
+    let wrong = ["3.5"; 10].join(",");
     let output = parity(dir.path()).args(["--losses", &wrong]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     refuse(parity(dir.path()).args(["--losses", "1,2"]), &["--losses", "expected 10 numbers, found 2"]);

@@ -1,10 +1,12 @@
 //! `warpsmith data` and `warpsmith stories`: text to token shards.
 
+use crate::app::arrivals::{Arrivals, source_of};
 use crate::app::print;
 use crate::cli::flags::warpsmith::{Amount, ConvertArgs, DataArgs, StoriesArgs};
 use crate::data::filter::{Dedup, FilterOptions, Removed};
 use crate::data::imported;
 use crate::data::prepare::{Mixed, PrepareOptions, PrepareReport, Split, prepare};
+use crate::data::remote::is_remote;
 use crate::data::shard::ShardFormat;
 use crate::data::stories::story;
 use crate::data::tokenizer::{EOT_TEXT, Tokenizer};
@@ -14,12 +16,15 @@ use crate::words::count;
 use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
 use std::cell::RefCell;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub fn data(args: &DataArgs) -> Result<()> {
+    let (inputs, val) = inputs_of(args)?;
+    let is_fetched = inputs.iter().chain(&val).any(|input| is_remote(input));
     let tokenizer = Tokenizer::open(&args.tokenizer).context("--tokenizer")?;
     let options = PrepareOptions {
-        val: args.val.clone(),
+        val,
         format: match args.format.as_str() {
             "npy" => ShardFormat::Npy,
             "raw" => ShardFormat::Raw,
@@ -47,12 +52,29 @@ pub fn data(args: &DataArgs) -> Result<()> {
         val_tokens: args.val_tokens.map(|tokens| tokens as u64),
         seed: args.seed,
         force: args.force,
-        ..PrepareOptions::new(args.inputs.clone(), args.output.clone(), &args.name, tokenizer)
+        remote: match is_fetched {
+            true => Some(Arc::new(Arrivals::new()?)),
+            false => None,
+        },
+        ..PrepareOptions::new(inputs, args.output.clone(), &args.name, tokenizer)
     };
     let report = prepare_with_progress(&options)?;
     print_left_out(&report)?;
     print_mix(&report)?;
     print_report(&options, &report)
+}
+
+/// The inputs, and those for validation. A name of the hub that has a file for validation stands for
+/// both splits, unless the flags ask for another one.
+fn inputs_of(args: &DataArgs) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
+    if let [input] = args.inputs.as_slice()
+        && (is_remote(input) && args.val.is_empty() && args.val_tokens.is_none())
+        && let Some((train, val)) =
+            source_of(&input.to_string_lossy()).ok().and_then(|source| source.splits())
+    {
+        return Ok((vec![train.into()], vec![val.into()]));
+    }
+    Ok((args.inputs.clone(), args.val.clone()))
 }
 
 fn prepare_with_progress(options: &PrepareOptions) -> Result<PrepareReport> {

@@ -1,5 +1,6 @@
 //! The programs: parsed flags in, an exit status out.
 
+mod arrivals;
 mod clocks;
 mod corpus;
 mod get;

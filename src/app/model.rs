@@ -2,7 +2,7 @@
 
 use crate::app::{corpus, note, print};
 use crate::checkpoint::{self, FoundModel, ModelFile};
-use crate::cli::flags::warpsmith::{ConvertArgs, EvalArgs, NumberArgs, SampleArgs};
+use crate::cli::flags::warpsmith::{ConvertArgs, EvalArgs, NumberArgs, STORED, SampleArgs};
 use crate::config::{GPT2_VOCAB, ModelConfig, VOCAB_PADDING};
 use crate::data::imported;
 use crate::data::loader::{DataLoader, LoaderOptions, Sample};
@@ -115,7 +115,7 @@ impl ModelTokenizer {
 }
 
 /// Finds the model at `path`, or where there is nothing, the model of the hub that has this name.
-fn find(path: &Path) -> Result<FoundModel> {
+pub(super) fn find(path: &Path) -> Result<FoundModel> {
     let name = path.to_str().filter(|name| hub::is_model_name(name) && !path.exists());
     let folder = name.map(|name| hub::model(name, 0)).transpose()?;
     checkpoint::find_model(folder.as_deref().unwrap_or(path))
@@ -184,8 +184,8 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     if let Some(loader) = &loader {
         tokenizer.check(loader.tokenizer(), "-j/--val")?;
     }
-    let open = |path: &PathBuf| HellaSwag::open(path, tokenizer.known()?);
-    let questions = args.hellaswag.as_ref().map(open).transpose()?;
+    let open = |path: &Path| HellaSwag::open(questions_at(path), tokenizer.known()?);
+    let questions = args.hellaswag.as_deref().map(open).transpose()?;
     if let Some(warning) = questions.as_ref().map(|q| q.check(&config)).transpose()?.flatten() {
         log::warn!("{warning}");
     }
@@ -211,6 +211,12 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         answer_hellaswag(&mut loaded, &questions, &mut results)?;
     }
     results.finish()
+}
+
+/// The path of the questions, or of those that `warpsmith get hellaswag` has stored.
+fn questions_at(path: &Path) -> PathBuf {
+    let is_stored = path == Path::new(STORED) && !path.exists();
+    is_stored.then(hub::stored_hellaswag).flatten().unwrap_or_else(|| path.to_owned())
 }
 
 /// Results, printed as they come and written to the file of `-o` at the end.

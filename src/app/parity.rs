@@ -1,7 +1,7 @@
 //! `warpsmith parity`: our results next to those of a debug state.
 
-use super::{note, print};
-use crate::checkpoint::{self, DebugState, ModelFile};
+use super::{model, note, print};
+use crate::checkpoint::{DebugState, ModelFile};
 use crate::cli::flags::warpsmith::ParityArgs;
 use crate::device::cpu::Cpu;
 use crate::device::cpu::matmul::Precision;
@@ -25,7 +25,7 @@ pub fn parity(args: &ParityArgs) -> Result<ExitCode> {
         "-e/--model: missing; expected the model of {}, such as gpt2_124M.bin",
         args.debug_state.display()
     );
-    let source = checkpoint::find_model(&path)?;
+    let source = model::find(&path)?;
     let file = saying("reading the model", false, || source.read())?;
     let state =
         saying("reading the debug state", false, || DebugState::read(&args.debug_state, &file.config))?;

@@ -153,8 +153,8 @@ mod tests {
             bytes
         };
         for (bytes, expected) in [
-            (whole[..whole.len() - 1].to_vec(), "expected 5972 bytes"),
-            ([&whole[..], &[0]].concat(), "found 5973"),
+            (whole[..whole.len() - 1].to_vec(), "expected 11284 bytes"),
+            ([&whole[..], &[0]].concat(), "found 11285"),
             (with(8, 0), "found B = 0"),
             (with(12, 9), "1 to 8 tokens"),
             (with(12, -1), "T = -1"),

@@ -11,9 +11,9 @@
 //! the same sequences for every B, too.
 //!
 //! Several patterns with weights (`web_*.bin=0.7,code_*.bin=0.3`) are mixed: the next sample comes
-//! from the source that lags behind its weight most, and each source starts over when it is used up.
-//! Shuffled documents are put one after another, in a new order every epoch, and cut into samples.
-//! The position in both is the number of samples read so far.
+//! from the source that lags behind its weight most, and each source starts over when it is used
+//! up. Shuffled documents are put one after another, in a new order every epoch, and cut into
+//! samples. The position in both is the number of samples read so far.
 //!
 //! With batches as samples, a single rank reads in llm.c's order, bit for bit. Several ranks share
 //! that same order, whereas each rank of llm.c shuffles on its own.
@@ -50,8 +50,8 @@ pub enum Sample {
 /// Options of [`DataLoader::open`].
 #[derive(Clone, Copy, Debug)]
 pub struct LoaderOptions<'a> {
-    /// A file name, or a pattern with `*`, `?`, `[...]`. Shards are ordered by name. Several, divided
-    /// by commas, are mixed by weight: `a_*.bin=0.7,b.bin=0.3`.
+    /// A file name, or a pattern with `*`, `?`, `[...]`. Shards are ordered by name. Several,
+    /// divided by commas, are mixed by weight: `a_*.bin=0.7,b.bin=0.3`.
     pub pattern: &'a str,
     /// The flag that set `pattern`, for error messages: `-i`.
     pub flag: &'a str,

@@ -8,6 +8,7 @@ pub mod learn;
 pub mod loader;
 mod order;
 pub mod prepare;
+pub mod remote;
 pub mod shard;
 pub mod stories;
 pub mod tokenizer;

@@ -14,6 +14,7 @@ mod stream;
 pub use crate::data::documents::Split;
 use crate::data::documents::{Format, Notes, Piece, ReadAhead, Source, find_sources};
 use crate::data::filter::{Filter, FilterOptions, Removed};
+use crate::data::remote::{self, Remote, is_remote};
 use crate::data::shard::ShardFormat;
 use crate::data::tokenizer::Tokenizer;
 use crate::words::count;
@@ -24,7 +25,7 @@ use folder::Folder;
 use mix::{Part, Shares};
 use shards::Shards;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use stream::Stream;
@@ -43,7 +44,7 @@ const MOST_VAL_TOKENS: u64 = 1 << 24;
 pub struct PrepareOptions {
     /// Text, JSON and parquet files, folders of them, patterns, or `-` for standard input. Files
     /// may be compressed. With weights, `PATH=WEIGHT`, they are mixed; otherwise they are read one
-    /// after another.
+    /// after another. What [`remote`](Self::remote) fetches has a name such as `hub:NAME`.
     pub inputs: Vec<PathBuf>,
     /// Files of validation text. Without any, validation documents are drawn from `inputs`.
     pub val: Vec<PathBuf>,
@@ -73,6 +74,8 @@ pub struct PrepareOptions {
     pub seed: u64,
     /// Whether to replace shards of that name.
     pub force: bool,
+    /// What fetches inputs that are not here.
+    pub remote: Option<Arc<dyn Remote>>,
 }
 
 impl PrepareOptions {
@@ -94,6 +97,7 @@ impl PrepareOptions {
             val_tokens: None,
             seed: DEFAULT_SEED,
             force: false,
+            remote: None,
         }
     }
 }
@@ -112,13 +116,13 @@ pub struct Mixed {
 /// The result of [`prepare`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct PrepareReport {
-    /// Bytes of the inputs that were read, compressed if they are.
+    /// Bytes of the inputs, compressed if they are; of a mix, those of its text.
     pub input_bytes: u64,
     /// Documents that were kept.
     pub documents: u64,
     /// Places where text was split, because it has `<|endoftext|>` there.
     pub end_of_text_marks: u64,
-    /// What was left out, by reason.
+    /// The documents left out, by reason.
     pub removed: Vec<Removed>,
     /// Texts of evaluation sets to decontaminate, and how many of them are too short for that.
     pub evaluation_texts: (u64, u64),
@@ -164,6 +168,10 @@ pub fn prepare(options: &PrepareOptions, progress: &dyn Fn(u64, u64)) -> Result<
     run.write_given_validation(inputs.val)?;
     let mixed = run.write_text(&inputs.parts, inputs.sources, filter.as_mut())?;
     let mut report = run.publish(&stale)?;
+    if !mixed.is_empty() {
+        // How far the others were read ahead is a matter of time.
+        report.input_bytes = mixed.iter().map(|part| part.bytes).sum();
+    }
     report.mixed = mixed;
     report.evaluation_texts = filter.as_ref().map(Filter::evaluation_texts).unwrap_or_default();
     report.removed = filter.map(Filter::finish).unwrap_or_default();
@@ -184,10 +192,10 @@ impl Inputs {
         let is_own = folder::own_shards(&options.output, &options.name, options.format);
         let parts = mix::parts(&options.inputs)?;
         let sources: Vec<Vec<Source>> =
-            parts.iter().map(|part| find_sources(&part.inputs, &is_own)).collect::<Result<_>>()?;
+            parts.iter().map(|part| find_all(options, &part.inputs, &is_own)).collect::<Result<_>>()?;
         let val = match options.val.is_empty() {
             true => Vec::new(),
-            false => find_sources(&options.val, &is_own).context("--val")?,
+            false => find_all(options, &options.val, &is_own).context("--val")?,
         };
         let format = format_of(options);
         for source in sources.iter().flatten().chain(&val) {
@@ -215,6 +223,28 @@ impl Inputs {
         let default = || default_val_tokens(self.bytes, options.shard_size);
         Ok(options.val_tokens.unwrap_or_else(default))
     }
+}
+
+/// Lists the files of inputs, those that are fetched and those that are here, in their order.
+fn find_all(
+    options: &PrepareOptions,
+    inputs: &[PathBuf],
+    is_own: &dyn Fn(&Path) -> bool,
+) -> Result<Vec<Source>> {
+    if inputs.is_empty() {
+        return find_sources(inputs, is_own);
+    }
+    let mut sources = Vec::new();
+    for alike in inputs.chunk_by(|a, b| is_remote(a) == is_remote(b)) {
+        if !is_remote(&alike[0]) {
+            sources.extend(find_sources(alike, is_own)?);
+            continue;
+        }
+        for input in alike {
+            sources.extend(remote::sources(input, options.remote.as_ref())?);
+        }
+    }
+    Ok(sources)
 }
 
 fn format_of(options: &PrepareOptions) -> Format {
@@ -248,7 +278,7 @@ impl<'a> Run<'a> {
         progress: &'a dyn Fn(u64, u64),
     ) -> Self {
         let draw = inputs.val.is_empty().then(|| Draw::new(val_tokens, options.seed));
-        // What is drawn makes one shard.
+        // The drawn text makes one shard.
         let val_size = if draw.is_some() { i32::MAX as u64 } else { options.shard_size };
         Run {
             options,
@@ -286,8 +316,8 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Writes the text of all parts, document by document from the part that lags behind most, until
-    /// one is used up. Returns what came from each, if there are several.
+    /// Writes the text of all parts, document by document from the part that lags behind most,
+    /// until one is used up. Returns what came from each, if there are several.
     fn write_text(
         &mut self,
         parts: &[Part],

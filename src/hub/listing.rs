@@ -6,7 +6,7 @@ use super::failure::Failure;
 use super::http::Http;
 use super::source::{Files, Origin, Source};
 use super::store::{self, Store, is_commit, is_plain};
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -90,6 +90,22 @@ impl Listing {
     /// Bytes that are still to be fetched.
     pub fn bytes_left(&self) -> u64 {
         self.files.iter().filter_map(|file| Some(file.missing.as_ref()?.left())).sum()
+    }
+
+    /// The place of each file and its bytes, in order.
+    ///
+    /// # Errors
+    /// If a file of the cache cannot be read.
+    pub fn places(&self) -> Result<Vec<(PathBuf, u64)>> {
+        let bytes = |file: &Planned| match &file.missing {
+            Some(missing) => Ok(missing.bytes),
+            None => file.place.metadata().map(|found| found.len()),
+        };
+        let with_bytes = |file: &Planned| {
+            let bytes = bytes(file).with_context(|| format!("cannot read {}", file.place.display()))?;
+            Ok((file.place.clone(), bytes))
+        };
+        self.files.iter().map(with_bytes).collect()
     }
 
     fn has(&self, is_it: impl Fn(&str) -> bool) -> bool {
@@ -209,7 +225,7 @@ fn find_on_hub(
 }
 
 /// The commit and the names of its files.
-fn read_info(url: &str, info: &serde_json::Value) -> Result<(String, Vec<String>), Failure> {
+pub(super) fn read_info(url: &str, info: &serde_json::Value) -> Result<(String, Vec<String>), Failure> {
     let expected = |what: &str| Failure::fixed(format!("{url}: expected {what} in the answer, found none"));
     let commit = info["sha"].as_str().filter(|sha| is_commit(sha)).ok_or_else(|| expected("a commit"))?;
     let siblings = info["siblings"].as_array().ok_or_else(|| expected("a list of files"))?;

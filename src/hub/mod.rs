@@ -111,6 +111,17 @@ impl Hub {
     }
 }
 
+/// Reads the hub's answer on a repository, as tests do with any bytes. Returns the number of files.
+///
+/// # Errors
+/// One line, if it is not such an answer.
+#[cfg(feature = "testing")]
+pub fn files_in_answer(bytes: &[u8]) -> Result<usize> {
+    let info = serde_json::from_slice(bytes).context("the input")?;
+    let files = listing::read_info("the input", &info).map(|(_, names)| names.len());
+    files.map_err(|failure| anyhow::anyhow!(failure.text))
+}
+
 /// Returns the path at which `warpsmith get hellaswag` stores the questions, if they are there.
 pub fn stored_hellaswag() -> Option<PathBuf> {
     let hub = Hub::from_env(Options::default()).ok()?;

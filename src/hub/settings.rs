@@ -76,12 +76,13 @@ fn expand(path: &str, home: Option<String>) -> PathBuf {
 }
 
 fn url(name: &str, value: Option<String>, default: &str) -> Result<String> {
-    let url = value.as_deref().unwrap_or(default).trim_end_matches('/').to_owned();
+    let given = value.as_deref().unwrap_or(default);
+    let url = given.trim_end_matches('/').to_owned();
     let host = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
     let plain = |host: &str| !host.is_empty() && host.bytes().all(|b| b.is_ascii_graphic());
     ensure!(
         host.is_some_and(plain),
-        "{name}={url}: expected a URL that starts with https:// or http://, such as {default}"
+        "{name}={given}: expected a URL that starts with https:// or http://, such as {default}"
     );
     Ok(url)
 }

@@ -27,6 +27,13 @@ impl Show {
         }
     }
 
+    /// Ends without a summary.
+    pub fn clear(self) {
+        if let Some(progress) = self.progress {
+            progress.clear();
+        }
+    }
+
     /// Replaces the bar by a summary, if any byte was fetched.
     pub fn finish(self) {
         if let Some(progress) = self.progress {
@@ -79,9 +86,10 @@ impl Hub {
 /// Those of [`Hub::model`].
 pub fn model(name: &str, local_rank: usize) -> Result<PathBuf> {
     let quiet = local_rank > 0;
-    if quiet {
+    let hub = Hub::from_env(Options { quiet, ..Options::default() })?;
+    if quiet && hub.store.cached(&Source::model(name)?)?.is_none() {
         // For the first one to take the locks.
         std::thread::sleep(Duration::from_millis(500));
     }
-    Hub::from_env(Options { quiet, ..Options::default() })?.model(name)
+    hub.model(name)
 }

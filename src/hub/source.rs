@@ -53,6 +53,27 @@ impl Files {
         let included = self.include.is_empty() || self.include.iter().any(|pattern| pattern.matches(name));
         included && !self.exclude.iter().any(|pattern| pattern.matches(name))
     }
+
+    /// The names that are wanted, if patterns are plain names.
+    pub fn literal(&self) -> Option<Vec<&str>> {
+        let names = self.include.iter().map(Pattern::as_str);
+        let plain: Vec<&str> = names.filter(|name| !name.contains(['*', '?', '['])).collect();
+        (!plain.is_empty() && plain.len() == self.include.len()).then_some(plain)
+    }
+
+    /// Whether these files are all that is needed, as far as names tell: each one that is wanted by
+    /// its name, or a model's shape and all of its weights.
+    pub fn is_enough(&self, names: &[String]) -> bool {
+        let has = |wanted: &str| names.iter().any(|name| name == wanted);
+        if let Some(wanted) = self.literal() {
+            return wanted.into_iter().all(has);
+        }
+        let is_model = self.include.iter().map(Pattern::as_str).eq(MODEL_FILES.iter().copied());
+        let count = |name: &String| name.strip_suffix(".safetensors")?.rsplit_once("-of-")?.1.parse().ok();
+        let parts: Vec<usize> = names.iter().filter_map(count).collect();
+        let is_whole = parts.first().is_some_and(|count| *count == parts.len());
+        is_model && has("config.json") && (has("model.safetensors") || is_whole)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -115,6 +136,21 @@ impl Source {
         Ok(source)
     }
 
+    /// The names of a file for training and one for validation, if the source is just these two.
+    pub fn splits(&self) -> Option<(String, String)> {
+        let Origin::Hub(files) = &self.origin else { return None };
+        let names = files.literal().filter(|names| names.len() == 2)?;
+        let of = |split: &str| names.iter().find(|name| name.contains(split));
+        let Files { id, kind, revision, .. } = files;
+        let full = |name: &&str| format!("hf://{}{id}@{revision}/{name}", kind.prefix());
+        Some((full(of("train")?), full(of("valid")?)))
+    }
+
+    /// Whether the repository is that of a model.
+    pub fn is_model(&self) -> bool {
+        matches!(&self.origin, Origin::Hub(files) if files.kind == RepoKind::Model)
+    }
+
     /// Takes another revision: a branch, a tag or a commit.
     ///
     /// # Errors
@@ -173,7 +209,7 @@ impl Source {
             Origin::Hub(files) => {
                 let (id, revision) = (&files.id, &files.revision);
                 let base = format!("{}/{}{id}", settings.endpoint, files.kind.prefix());
-                let what = match (files.kind, literal(&files.include)) {
+                let what = match (files.kind, files.literal()) {
                     (RepoKind::Model, _) => {
                         let at = format!("{base}/resolve/{revision}");
                         return format!(
@@ -252,13 +288,6 @@ fn pattern(text: &str) -> Result<Pattern> {
     Pattern::new(&text).map_err(|error| anyhow!("{text}: expected a pattern with *, ? and []: {}", error.msg))
 }
 
-/// The names, if patterns are plain names.
-fn literal(patterns: &[Pattern]) -> Option<Vec<&str>> {
-    let names = patterns.iter().map(Pattern::as_str);
-    let plain: Vec<&str> = names.filter(|name| !name.contains(['*', '?', '['])).collect();
-    (!plain.is_empty() && plain.len() == patterns.len()).then_some(plain)
-}
-
 fn repository(text: &str, kind: RepoKind) -> Option<Files> {
     let text = text.trim_end_matches('/');
     let (rest, is_url) = match (text.strip_prefix("hf://"), text.strip_prefix(ENDPOINT)) {
@@ -285,7 +314,8 @@ fn repository(text: &str, kind: RepoKind) -> Option<Files> {
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
         !word.is_empty() && !word.starts_with('.') && word.len() <= 96 && word.bytes().all(plain)
     };
-    if !is_word(owner) || !is_word(name) || !is_revision(revision) {
+    let leaves = path.split('/').any(|part| part == "..") || path.starts_with('/');
+    if !is_word(owner) || !is_word(name) || !is_revision(revision) || leaves {
         return None;
     }
     // A path is a file, or a folder.
@@ -364,6 +394,23 @@ mod tests {
         assert!(refused(two.clone().at_revision(Some("../x"))).starts_with("--revision ../x: expected"));
         let error = format!("{:#}", two.only(&["a[".into()], &[]).unwrap_err());
         assert!(error.starts_with("--include: a[: expected a pattern"), "{error}");
+    }
+
+    #[test]
+    fn a_part_of_a_model_is_not_enough() {
+        let enough = |name: &str, names: &str| {
+            let Origin::Hub(files) = Source::parse(name, RepoKind::Model).unwrap().origin else { panic!() };
+            files.is_enough(&names.split(' ').map(str::to_owned).collect::<Vec<_>>())
+        };
+        let [one, two] = [1, 2].map(|i| format!("model-0000{i}-of-00002.safetensors"));
+        assert!(enough("gpt2", "config.json model.safetensors"));
+        assert!(enough("gpt2", &format!("config.json {one} {two} model.safetensors.index.json")));
+        for names in ["", "config.json", "model.safetensors", &format!("config.json {one}")] {
+            assert!(!enough("gpt2", names), "{names}");
+        }
+        let [train, valid] = ["train", "valid"].map(|split| format!("TinyStoriesV2-GPT4-{split}.txt"));
+        assert!(enough("tinystories", &format!("{train} {valid}")) && !enough("tinystories", &train));
+        assert!(!enough("fineweb", "sample/10BT/000_00000.parquet") && !enough("a/b", "config.json"));
     }
 
     #[test]

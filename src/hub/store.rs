@@ -12,6 +12,7 @@ use super::source::{Files, Origin, Source};
 use crate::files;
 use anyhow::{Context, Result};
 use hf_hub::{Cache, Repo};
+use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -105,11 +106,17 @@ impl Store {
             },
         };
         let folder = self.snapshot(&repo, &commit);
-        let Some(names) = self.names(&repo, &commit, wanted) else { return Ok(None) };
-        let files: Vec<Planned> =
-            names.into_iter().map(|n| Planned::present(n.clone(), folder.join(n))).collect();
-        let is_whole = !files.is_empty() && files.iter().all(|file| file.place.is_file());
-        Ok(is_whole.then(|| Listing::new(source, &folder, files)))
+        let is_here = |name: &String| folder.join(name).is_file();
+        let names = match self.names(&repo, &commit, wanted) {
+            Some(names) if !names.is_empty() && names.iter().all(is_here) => names,
+            // Fetched by another tool, perhaps in part.
+            _ => match found_in(&folder, wanted) {
+                names if wanted.is_enough(&names) => names,
+                _ => return Ok(None),
+            },
+        };
+        let files = names.into_iter().map(|name| Planned::present(name.clone(), folder.join(name)));
+        Ok(Some(Listing::new(source, &folder, files.collect())))
     }
 
     /// The names of a commit that a source wants.
@@ -118,6 +125,17 @@ impl Store {
         let names = text.lines().filter(|name| is_plain(name) && wanted.wants(name));
         Some(names.map(str::to_owned).collect())
     }
+}
+
+/// The names of files in the folder of a commit that a source wants, in order. Folders in it are
+/// searched only for files whose names are known.
+fn found_in(folder: &Path, wanted: &Files) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let known = wanted.literal().unwrap_or_default().into_iter().map(str::to_owned);
+    let is_file = |name: &String| wanted.wants(name) && folder.join(name).is_file();
+    let found: BTreeSet<String> = names.chain(known).filter(is_file).collect();
+    found.into_iter().collect()
 }
 
 /// Whether a text is the full name of a commit.

@@ -52,7 +52,7 @@ impl Progress {
     }
 
     /// Removes the bar, without a summary.
-    fn clear(&self) {
+    pub fn clear(&self) {
         self.bar.finish_and_clear();
     }
 

@@ -1,12 +1,14 @@
 //! The text of a run: batches to train on, batches to validate on, HellaSwag's questions.
 
 use super::tokenizer::RunTokenizer;
-use crate::cli::flags::trainer::{Shuffle, TrainArgs};
+use crate::cli::flags::trainer::{DEFAULT_HELLASWAG, PRESET_DATA, Shuffle, TrainArgs};
 use crate::data::loader::{DataLoader, LoaderOptions, LoaderState, Sample};
 use crate::eval::hellaswag::HellaSwag;
+use crate::hub;
 use crate::model::BatchShape;
 use crate::parallel::environment::Process;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
+use std::path::{Path, PathBuf};
 
 /// The data of one rank.
 pub struct Data {
@@ -45,7 +47,7 @@ impl Data {
         let shuffle = order(args.batch.shuffle, resumed)?;
         let shape = BatchShape { B: args.batch.batch_size, T: args.batch.sequence_length };
         let open = |pattern: &str, flag: &str, sample: Sample, shuffle: bool| {
-            DataLoader::open(LoaderOptions {
+            let loader = DataLoader::open(LoaderOptions {
                 pattern,
                 flag,
                 B: shape.B,
@@ -55,7 +57,8 @@ impl Data {
                 sample,
                 shuffle,
                 V,
-            })
+            });
+            loader.map_err(|error| explain(error, args, pattern))
         };
         let (files, eval, overfit) = (&args.files, &args.eval, args.batch.overfit_single_batch);
         let sample = match shuffle {
@@ -86,8 +89,10 @@ impl Data {
                 tokenizer.id
             );
         }
-        let questions =
-            || HellaSwag::open(&eval.hellaswag_data, tokenizer.needed_for("-h 1/--hellaswag-eval", "-h 0")?);
+        let questions = || {
+            let tokenizer = tokenizer.needed_for("-h 1/--hellaswag-eval", "-h 0")?;
+            HellaSwag::open(questions_at(&eval.hellaswag_data), tokenizer)
+        };
         Ok(Data {
             train,
             val,
@@ -127,6 +132,25 @@ impl Data {
             self.train.restore_near(position, sample_tokens)
         };
         restored.with_context(|| format!("{}: not the data of the checkpoint", self.train_flag))
+    }
+}
+
+/// The path of the questions. Where nothing is at llm.c's default path, it is that of what
+/// `warpsmith get hellaswag` has stored.
+fn questions_at(path: &Path) -> PathBuf {
+    let is_default = path == Path::new(DEFAULT_HELLASWAG) && !path.exists();
+    is_default.then(hub::stored_hellaswag).flatten().unwrap_or_else(|| path.to_owned())
+}
+
+/// Adds to the error of a preset without data how to make them.
+fn explain(error: anyhow::Error, args: &TrainArgs, pattern: &str) -> anyhow::Error {
+    let known = PRESET_DATA.iter().find(|(dir, ..)| pattern.starts_with(dir));
+    let is_missing = glob::glob(pattern).is_ok_and(|mut found| found.next().is_none());
+    match known.filter(|_| args.recipe.preset.is_some() && is_missing) {
+        Some((dir, name, source)) => {
+            anyhow!("{error:#}; fetch and tokenize them: warpsmith data hub:{source} -o {dir} --name {name}")
+        }
+        None => error,
     }
 }
 

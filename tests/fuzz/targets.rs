@@ -8,7 +8,7 @@ use std::cell::OnceCell;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use warpsmith::checkpoint::{self, Checkpoint, ModelFile, Source, State, TensorKind};
+use warpsmith::checkpoint::{self, Checkpoint, DebugState, ModelFile, Source, State, TensorKind};
 use warpsmith::cli::Program;
 use warpsmith::cli::flags::{trainer, warpsmith as tools};
 use warpsmith::config::ModelConfig;
@@ -19,6 +19,7 @@ use warpsmith::data::prepare::{PrepareOptions, prepare};
 use warpsmith::data::shard::ShardWriter;
 use warpsmith::data::tokenizer::{Tokenizer, TokenizerId};
 use warpsmith::eval::hellaswag::HellaSwag;
+use warpsmith::hub::{self, RepoKind};
 use warpsmith::parallel::environment::{Flags, Process};
 use warpsmith::parallel::rendezvous::{self, InitMethod};
 use warpsmith::params::ParamLayout;
@@ -45,6 +46,7 @@ pub const TARGETS: &[Target] = &[
         run: model_bin,
         cost: 20,
     },
+    Target { name: "debug_state", seeds: || vec![seed_debug_state()], run: debug_state, cost: 20 },
     Target { name: "safetensors", seeds: || vec![export("model.safetensors")], run: safetensors, cost: 60 },
     Target { name: "config_json", seeds: || vec![export("config.json")], run: config_json, cost: 60 },
     Target { name: "index_json", seeds: || vec![INDEX.into()], run: index_json, cost: 60 },
@@ -98,10 +100,20 @@ pub const TARGETS: &[Target] = &[
     Target { name: "zstd", seeds: || vec![zstd(TEXT)], run: |b| corpus("a.txt.zst", b), cost: 600 },
     Target { name: "parquet", seeds: parquets, run: |b| corpus("a.parquet", b), cost: 600 },
     Target { name: "npy", seeds: || vec![seed_npy()], run: npy, cost: 100 },
+    Target { name: "npy_shard", seeds: || vec![seed_npy()], run: token_shard, cost: 60 },
+    Target {
+        name: "evaluation_set",
+        seeds: || vec![EVALUATION.into(), TEXT.into()],
+        run: evaluation_set,
+        cost: 300,
+    },
     Target { name: "metrics", seeds: || vec![METRICS.into()], run: metrics, cost: 60_000 },
     Target { name: "kernel_records", seeds: || vec![RECORDS.into()], run: kernel_records, cost: 5 },
     Target { name: "trainer_flags", seeds: || vec![TRAINER_FLAGS.into()], run: trainer_flags, cost: 300 },
     Target { name: "tool_flags", seeds: || TOOL_FLAGS.map(Vec::from).into(), run: tool_flags, cost: 150 },
+    Target { name: "hub_names", seeds: || HUB_NAMES.map(Vec::from).into(), run: hub_names, cost: 20 },
+    Target { name: "hub_answer", seeds: || vec![hub_answer_seed()], run: hub_answer, cost: 10 },
+    Target { name: "hub_cache", seeds: || vec!["a.txt\nsub/b.txt".into()], run: hub_cache, cost: 60 },
     Target { name: "environment", seeds: || ENVIRONMENTS.map(Vec::from).into(), run: environment, cost: 5 },
 ];
 
@@ -181,6 +193,23 @@ fn model_bin(bytes: &[u8]) -> bool {
     let path = directory().join("model.bin");
     write(&path, bytes);
     judge(checkpoint::load_model(&path), "model.bin")
+}
+
+fn seed_debug_state() -> Vec<u8> {
+    let (path, config) = (directory().join("seed_state.bin"), model().config);
+    let _ = fs::remove_file(&path);
+    let (B, T) = (2, 3);
+    let tokens: Vec<i32> = (0..6).collect();
+    let (logits, grads) = (vec![0.5; 6 * config.V], vec![0.25; ParamLayout::new(&config).len()]);
+    let state = DebugState { B, T, inputs: tokens.clone(), targets: tokens, logits, loss: 1.0, grads };
+    state.write(&path).unwrap();
+    fs::read(path).unwrap()
+}
+
+fn debug_state(bytes: &[u8]) -> bool {
+    let path = directory().join("state.bin");
+    write(&path, bytes);
+    judge(DebugState::read(&path, &model().config), "state.bin")
 }
 
 /// A file of an export to Hugging Face's format.
@@ -397,6 +426,25 @@ fn corpus(name: &str, bytes: &[u8]) -> bool {
     judge(prepare(&options, &|_, _| {}), name)
 }
 
+const EVALUATION: &str = concat!(
+    r#"{"goal": "How do I boil an egg in a pot of water for about ten minutes?", "label": 1, "sols": ["Wait."]}"#,
+    "\n"
+);
+
+/// Leaves out what an evaluation set of these bytes has, too.
+fn evaluation_set(bytes: &[u8]) -> bool {
+    let [input, set] = ["clean.txt", "set.jsonl"].map(|name| directory().join(name));
+    write(&input, TEXT.as_bytes());
+    write(&set, bytes);
+    let options = PrepareOptions {
+        filter: FilterOptions { decontaminate: vec![set], ..FilterOptions::default() },
+        val_tokens: Some(2),
+        force: true,
+        ..PrepareOptions::new(vec![input], directory().join("clean"), "data", Tokenizer::gpt2())
+    };
+    judge(prepare(&options, &|_, _| {}), "set.jsonl")
+}
+
 // --- records
 
 const METRICS: &str = r#"{"step":0,"val_loss":4.1180773,"val_perplexity":61.44}
@@ -431,7 +479,8 @@ fn trainer_flags(bytes: &[u8]) -> bool {
     judge(trainer::parse(Program::TrainGpt2, arguments("train_gpt2", bytes), &none), "")
 }
 
-const TOOL_FLAGS: [&str; 5] = [
+const TOOL_FLAGS: [&str; 6] = [
+    "get tinystories a/b -o out --copy --revision v1 --repo-type dataset --include *.txt --jobs 2 --retries 1",
     "data a.txt b.jsonl -o out --name x --shard-size 1000 --val-tokens 10 --json-field body --force",
     "sample -e out -p Once -g 20 --temperature 0.7 --top-k 40 --top-p 0.9 --seed 7 --count 2",
     "eval -e a.bin -j val_*.bin --hellaswag h.jsonl -b 4 -t 64 -m 3 -o r.jsonl --device cpu --dtype bf16",
@@ -447,6 +496,53 @@ fn tool_flags(bytes: &[u8]) -> bool {
 fn arguments(program: &str, bytes: &[u8]) -> Vec<String> {
     let text = String::from_utf8_lossy(bytes);
     [program].into_iter().chain(text.split(' ')).map(str::to_owned).collect()
+}
+
+// --- the hub
+
+const HUB_NAMES: [&str; 4] = [
+    "tinystories",
+    "fineweb-edu:100BT",
+    "hf://datasets/HuggingFaceFW/fineweb-edu@v1.0/sample/*.parquet",
+    "https://huggingface.co/datasets/roneneldan/TinyStories/tree/main/data",
+];
+
+fn hub_names(bytes: &[u8]) -> bool {
+    let name = String::from_utf8_lossy(bytes);
+    judge(hub::Source::parse(&name, RepoKind::Model), &name)
+}
+
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+fn hub_answer_seed() -> Vec<u8> {
+    let names = r#"{"rfilename": "a.txt"}, {"rfilename": "sub/b.parquet", "size": 7}"#;
+    format!(r#"{{"id": "a/b", "sha": "{COMMIT}", "siblings": [{names}]}}"#).into()
+}
+
+fn hub_answer(bytes: &[u8]) -> bool {
+    judge(hub::files_in_answer(bytes), "")
+}
+
+/// Lists a repository of the cache, offline. No name in the list leads out of the cache.
+fn hub_cache(bytes: &[u8]) -> bool {
+    let cache = directory().join("cache");
+    let folder = cache.join("datasets--a--b");
+    write(&folder.join("refs/main"), COMMIT.as_bytes());
+    write(&folder.join(".listings").join(COMMIT), bytes);
+    for name in ["a.txt", "sub/b.txt"] {
+        write(&folder.join("snapshots").join(COMMIT).join(name), b"text");
+    }
+    let settings = hub::Settings {
+        endpoint: "http://hub.invalid".into(),
+        raw_github: "http://hub.invalid".into(),
+        cache,
+        assets: directory().join("assets"),
+        token: None,
+        offline: true,
+        silence: std::time::Duration::from_secs(1),
+    };
+    let source = hub::Source::parse("a/b", RepoKind::Dataset).unwrap();
+    judge(hub::Hub::new(settings, hub::Options::default()).list(&source), "a/b")
 }
 
 const ENVIRONMENTS: [&str; 4] = [

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// A server, and an empty place for the client.
-pub struct Setting {
+pub(crate) struct Setting {
     pub server: Server,
     pub dir: tempfile::TempDir,
 }

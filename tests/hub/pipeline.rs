@@ -1,6 +1,6 @@
 //! From nothing to a trained model: fetched, tokenized and trained on, with a kill in each stage.
 
-use super::common::{self, losses, signal, succeed, wait_for_steps};
+use super::common::{self, losses, refuse, signal, succeed, wait_for_steps};
 use super::server::Fault;
 use super::{STORIES, Setting, TRAIN, VALID, files_in};
 use std::fs;
@@ -14,12 +14,12 @@ fn setting() -> Setting {
     let setting = Setting::new();
     let text = |seed, count| (0..count).map(|i| story(seed, i) + "<|endoftext|>\n").collect::<String>();
     setting.server.add(STORIES, TRAIN, text(1, 4000).as_bytes());
-    setting.server.add(STORIES, VALID, text(2, 100).as_bytes());
+    setting.server.add(STORIES, VALID, text(2, 20).as_bytes());
     setting
 }
 
 const GET: &str = "get tinystories -o text";
-const DATA: &str = "data text -o data --name tiny --val-tokens 2000";
+const DATA: &str = "data hub:tinystories -o data --name tiny";
 
 fn train(dir: &Path, log: &str) -> Command {
     let mut command = Command::new(common::TRAIN_GPT2);
@@ -58,7 +58,7 @@ fn signal_if_alive(child: &mut std::process::Child) {
 fn from_nothing_to_a_model_with_a_kill_in_each_stage() {
     let plain = setting();
     plain.succeed(GET);
-    plain.succeed(DATA);
+    plain.succeed(&format!("data text/{TRAIN} --val text/{VALID} -o data --name tiny"));
     succeed(&mut train(plain.dir.path(), "log"));
 
     let setting = setting();
@@ -85,4 +85,50 @@ fn from_nothing_to_a_model_with_a_kill_in_each_stage() {
     child.wait().unwrap();
     succeed(&mut train(dir, "log"));
     assert_eq!(losses(&plain.dir.path().join("log")), losses(&log));
+}
+
+#[test]
+fn text_is_tokenized_as_it_arrives_and_after_a_kill() {
+    let setting = setting();
+    let dir = setting.dir.path();
+    let parquet = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/parquet/zstd.parquet");
+    let parquet = fs::read(parquet).unwrap();
+    setting.server.add("datasets/a/b", "data/1.parquet", &parquet);
+    setting.server.add("datasets/a/b", "data/2.txt", story(3, 0).repeat(2000).as_bytes());
+    setting.server.add("datasets/a/b", "README.md", b"not wanted");
+    setting.succeed("get hf://datasets/a/b/data -o text");
+    setting.succeed("data text -o data --val-tokens 500");
+    let expected = shards(&setting);
+    fs::remove_dir_all(dir.join("data")).unwrap();
+    fs::remove_dir_all(dir.join("hf")).unwrap();
+
+    setting.server.fault("2.txt?signature", Fault::Slow(4_000), 1);
+    let is_part = |name: &String| name.ends_with(".incomplete");
+    let line = "data hf://datasets/a/b/data -o data --val-tokens 500";
+    killed(&mut setting.warpsmith(line), || files_in(&dir.join("hf")).iter().any(is_part));
+    assert!(shards(&setting).is_empty());
+    setting.succeed(line);
+    assert!(shards(&setting) == expected);
+    setting.server.requests("");
+    setting.succeed(&format!("{line} --force"));
+    assert_eq!(setting.server.requests("signature"), [""; 0]);
+    setting.succeed(&format!("{line} --force").replace("a/b/data", "a/b/data=0.5 text=1"));
+}
+
+#[test]
+fn text_that_does_not_arrive_leaves_nothing() {
+    let setting = setting();
+    refuse(&mut setting.warpsmith("data hub:nothing -o data"), &["nothing: expected tinyshakespeare"]);
+    refuse(
+        &mut setting.warpsmith("data hub:gpt2 -o data"),
+        &["hub:gpt2: expected a data set, found a model"],
+    );
+    refuse(&mut setting.warpsmith("data hub:a/b -o data"), &["a/b", "404", "no such data set"]);
+    setting.server.fault("signature", Fault::Status(403, ""), 9);
+    let words = ["the server answered 403", "TinyStories"];
+    refuse(&mut setting.warpsmith("data hub:tinystories -o data"), &words);
+    assert!(shards(&setting).is_empty());
+    setting.server.heal();
+    setting.succeed("data hub:tinystories -o data");
+    assert_eq!(shards(&setting).len(), 2);
 }

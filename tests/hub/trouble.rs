@@ -120,8 +120,11 @@ fn what_stays_wrong_is_one_line_and_is_resumed_when_it_is_right() {
         let setting = Setting::with_stories();
         // The first attempt, and one more after each that brought a byte.
         setting.server.fault(path, fault.clone(), if kept == 100_000 { 2 } else { 1 });
-        let line =
-            if kept == 100_000 { "get tinystories --retries 1" } else { "get tinystories --retries 0" };
+        let line = if kept == 100_000 {
+            "get tinystories --jobs 1 --retries 1"
+        } else {
+            "get tinystories --jobs 1 --retries 0"
+        };
         if kept == 100_000 {
             setting.server.fault(path, Fault::Cut(0), 9);
         }

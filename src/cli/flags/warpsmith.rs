@@ -32,7 +32,8 @@ struct Tools {
 /// A command.
 #[derive(Subcommand, Clone, Debug)]
 pub enum Tool {
-    /// Fetch datasets and models from the Hugging Face hub, resuming where an earlier download ended
+    /// Fetch datasets and models from the Hugging Face hub, resuming where an earlier download
+    /// ended
     Get(GetArgs),
     /// Tokenize text into shards for training and validation
     Data(DataArgs),
@@ -50,8 +51,8 @@ pub enum Tool {
     /// Convert a model between llm.c's .bin and Hugging Face safetensors, or to llm.c's .bin:
     /// HellaSwag's .jsonl, tokens of other programs
     Convert(ConvertArgs),
-    /// Compare logits, loss, gradients and ten steps with those of PyTorch in a debug state of llm.c.
-    /// Exit status 1 if they differ
+    /// Compare logits, loss, gradients and ten steps with those of PyTorch in a debug state of
+    /// llm.c. Exit status 1 if they differ
     Parity(ParityArgs),
     /// Plot a run from its metrics.jsonl
     Plot(PlotArgs),
@@ -70,8 +71,9 @@ pub enum Tool {
 #[derive(Args, Clone, Debug)]
 pub struct DataArgs {
     /// Text files, JSON lines, JSON arrays, any of these as .gz or .zst, parquet files, directories
-    /// of them, patterns, or - for standard input. INPUT=WEIGHT mixes inputs by weight, in bytes of
-    /// text, until one is used up: web/=0.7 'code/*.parquet=0.3'
+    /// of them, patterns, or - for standard input. hub:NAME and hf://datasets/OWNER/NAME/FILE are
+    /// fetched, as by `warpsmith get`, and tokenized as they arrive. INPUT=WEIGHT mixes inputs by
+    /// weight, in bytes of text, until one is used up: web/=0.7 'code/*.parquet=0.3'
     #[arg(required = true, value_name = "INPUT")]
     pub inputs: Vec<PathBuf>,
     /// Directory for the shards; created if missing
@@ -87,8 +89,8 @@ pub struct DataArgs {
     /// Tokens per training shard; the last may have fewer
     #[arg(long, value_name = "TOKENS", default_value = "100000000", value_parser = values::tokens)]
     pub shard_size: usize,
-    /// Form of the shards: llm.c's .bin, NumPy's .npy (build-nanogpt), or raw for nanoGPT's train.bin
-    /// and val.bin, without a header
+    /// Form of the shards: llm.c's .bin, NumPy's .npy (build-nanogpt), or raw for nanoGPT's
+    /// train.bin and val.bin, without a header
     #[arg(long, default_value = "bin", value_parser = ["bin", "npy", "raw"])]
     pub format: String,
     /// File or directory of validation text; may be repeated. Without it, documents for validation
@@ -106,8 +108,8 @@ pub struct DataArgs {
     /// document [default: <|endoftext|>]
     #[arg(long, value_name = "TEXT", value_parser = values::separator, allow_hyphen_values = true)]
     pub split_on: Option<String>,
-    /// Column of a parquet file, or field of a JSON object, that holds the text; no input may then be
-    /// plain text [default: text]
+    /// Column of a parquet file, or field of a JSON object, that holds the text; no input may then
+    /// be plain text [default: text]
     #[arg(long, visible_alias = "json-field", value_name = "NAME", value_parser = values::name)]
     pub text_column: Option<String>,
     /// Leave out JSON objects and parquet rows that are not usable, and count them
@@ -118,8 +120,8 @@ pub struct DataArgs {
     /// runs of 5 words (112 bytes); tables have up to as much again free
     #[arg(long, value_parser = ["exact", "minhash"])]
     pub dedup: Option<String>,
-    /// Evaluation set (HellaSwag's .jsonl, any JSON, or text); may be repeated. Documents that have 13
-    /// words in a row from it are left out
+    /// Evaluation set (HellaSwag's .jsonl, any JSON, or text); may be repeated. Documents that have
+    /// 13 words in a row from it are left out
     #[arg(long, value_name = "FILE")]
     pub decontaminate: Vec<PathBuf>,
     /// Leave out documents of fewer characters
@@ -128,8 +130,8 @@ pub struct DataArgs {
     /// Leave out documents of more characters
     #[arg(long, value_name = "N", value_parser = values::count)]
     pub max_chars: Option<usize>,
-    /// Leave out documents with less than 80 % of their letters in these scripts, by Unicode's names:
-    /// latin,cyrillic,han …
+    /// Leave out documents with less than 80 % of their letters in these scripts, by Unicode's
+    /// names: latin,cyrillic,han …
     #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = values::name)]
     pub scripts: Vec<String>,
     /// Make <|endoftext|> within a document the end-of-text token instead of text
@@ -235,14 +237,18 @@ pub struct SampleArgs {
     pub numbers: NumberArgs,
 }
 
+/// Stands for the questions that `warpsmith get hellaswag` has stored.
+pub const STORED: &str = "hellaswag";
+
 #[derive(Args, Clone, Debug)]
 pub struct EvalArgs {
     /// Model: a .bin or .safetensors file, the directory of a run, or one of the hub, such as gpt2
     /// or OWNER/NAME
     #[arg(short = 'e', long, value_name = "PATH")]
     pub model: PathBuf,
-    /// HellaSwag questions: llm.c's .bin or the original .jsonl
-    #[arg(long, value_name = "FILE")]
+    /// HellaSwag questions: llm.c's .bin or the original .jsonl; without FILE, those of `warpsmith
+    /// get hellaswag`
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = STORED)]
     pub hellaswag: Option<PathBuf>,
     /// Validation shards: a file or a pattern with * and ?
     #[arg(short = 'j', long, value_name = "PATTERN", value_parser = values::name)]
@@ -294,8 +300,8 @@ pub struct ConvertArgs {
     /// gpt2), HellaSwag questions (.jsonl), or tokens (.npy, a token shard)
     #[arg(value_name = "IN")]
     pub input: PathBuf,
-    /// Output file; its extension selects the format: .bin or .safetensors; .npy for the tokens of a
-    /// shard
+    /// Output file; its extension selects the format: .bin or .safetensors; .npy for the tokens of
+    /// a shard
     #[arg(value_name = "OUT")]
     pub output: PathBuf,
     /// Type of a model's parameters in OUT
@@ -429,6 +435,7 @@ impl Tool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hub::RepoKind;
     use crate::sharding::ZeroStage;
 
     fn argv(line: &str) -> Vec<String> {
@@ -470,6 +477,31 @@ mod tests {
         assert_eq!((a.inputs[0].to_str(), a.split_on.as_deref()), (Some("-"), Some("---")));
         assert_eq!((a.shard_size, a.val_tokens, a.name.as_str()), (100_000_000, None, "data"));
         assert_eq!((a.text_column, a.force, a.skip_bad_lines, a.allow_special), (None, false, false, false));
+        assert_eq!((a.format.as_str(), a.seed, a.dedup, a.val.len()), ("bin", 42, None, 0));
+
+        let line = "data a=0.7 b=0.3 -o out --val v --val w --seed 7 --format npy --dedup minhash --text-column c \
+                    --decontaminate h.jsonl --min-chars 9 --max-chars 99 --scripts latin,greek";
+        let Tool::Data(a) = ok(line) else { panic!() };
+        assert_eq!(a.val, [PathBuf::from("v"), PathBuf::from("w")]);
+        assert_eq!((a.format.as_str(), a.seed, a.dedup.as_deref()), ("npy", 7, Some("minhash")));
+        assert_eq!((a.text_column.as_deref(), a.min_chars, a.max_chars), (Some("c"), Some(9), Some(99)));
+        assert_eq!((a.decontaminate.len(), a.scripts), (1, vec!["latin".to_owned(), "greek".to_owned()]));
+        assert!(parse(argv("data a -o out --val v --val-tokens 9")).is_err());
+    }
+
+    #[test]
+    fn get_reads_its_arguments() {
+        let Tool::Get(a) =
+            ok("get a/b tinystories -o d --copy --include x --include y* --jobs 2 --repo-type dataset")
+        else {
+            panic!()
+        };
+        assert_eq!(
+            (a.names, a.include),
+            (vec!["a/b".into(), "tinystories".into()], vec!["x".into(), "y*".into()])
+        );
+        assert_eq!((a.copy, a.jobs, a.retries, a.repo_type), (true, 2, 5, RepoKind::Dataset));
+        assert!(matches!(ok("get --list"), Tool::Get(a) if a.list && a.names.is_empty()));
     }
 
     #[test]
@@ -556,6 +588,9 @@ mod tests {
             ),
             ("data -o x", "<INPUT>...: missing; --help says what it is"),
             ("data a", "-o/--output: missing; --help says what it is"),
+            ("get", "<NAME>...: missing; --help says what it is"),
+            ("get a --jobs 0", "--jobs: expected a whole number of at least 1, found 0"),
+            ("get a --repo-type space", "--repo-type: expected model or dataset, found space"),
             ("sample", "-e/--model: missing; --help says what it is"),
             ("sample -e m --top-p 0", "--top-p: expected a number above 0 and at most 1, found 0"),
             ("sample -e m --temperature -1", "--temperature: expected a number of at least 0, found -1"),

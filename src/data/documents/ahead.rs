@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 const BATCH_BYTES: usize = if cfg!(test) { 1 << 14 } else { 1 << 20 };
 
 /// Bytes of text that wait to be used, of all threads together.
-const AHEAD_BYTES: usize = 1 << 26;
+const AHEAD_BYTES: usize = 1 << 25;
 
 /// Most threads that read: decompression is ten times as fast as tokenization.
 const MOST_THREADS: usize = 8;
@@ -27,7 +27,7 @@ enum Unit {
     RowGroup(Arc<ParquetFile>, usize),
 }
 
-/// What is left to read, and where to announce it.
+/// The sources that are left to read, and the place to announce them.
 struct Units {
     sources: VecDeque<Source>,
     /// Row groups of the file that is open.
@@ -42,7 +42,7 @@ struct Units {
 pub(in crate::data) struct ReadAhead {
     units: Receiver<Reader>,
     current: Option<Reader>,
-    /// What was found in the units that have been used.
+    /// Findings in the units that have been used.
     pub notes: Notes,
 }
 
@@ -133,21 +133,25 @@ impl Units {
 }
 
 impl Source {
-    /// Checks what can be checked without reading the text: that a parquet file has the column.
+    /// Checks what can be checked without reading the text: that a parquet file has the column. A
+    /// file that is not here yet is not looked at.
     ///
     /// # Errors
     /// Those of [`ParquetFile::open`].
     pub(in crate::data) fn check(&self, format: &Format) -> Result<()> {
-        self.open_parquet(format).map(drop)
+        if self.remote.is_some() { Ok(()) } else { self.open_parquet(format).map(drop) }
     }
 
-    /// Opens the file if it is a parquet file.
+    /// Opens the file if it is a parquet file, once it is here.
     ///
     /// # Errors
     /// Those of [`ParquetFile::open`].
     fn open_parquet(&self, format: &Format) -> Result<Option<ParquetFile>> {
         if self.path.as_os_str() == "-" {
             return Ok(None);
+        }
+        if let Some(remote) = &self.remote {
+            remote.wait(&self.path)?;
         }
         let mut head = Vec::new();
         let (file, _) = files::open(&self.path)?;

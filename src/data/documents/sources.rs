@@ -1,11 +1,13 @@
 //! Lists the inputs: files as given, and the files in folders.
 
+use crate::data::remote::Remote;
 use crate::files;
 use crate::words::count;
 use anyhow::{Context, Result, ensure};
 use std::fs::{self, Metadata};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A file to read, or standard input.
 #[derive(Debug)]
@@ -13,6 +15,8 @@ pub(crate) struct Source {
     /// `-` for standard input.
     pub path: PathBuf,
     pub bytes: u64,
+    /// What fetches the file, if it may not be here yet.
+    pub remote: Option<Arc<dyn Remote>>,
 }
 
 /// Most names in the warning about what is passed over.
@@ -28,7 +32,7 @@ pub(crate) fn find_sources(inputs: &[PathBuf], is_own: &dyn Fn(&Path) -> bool) -
     let mut walk = Walk { is_own, sources: Vec::new(), passed: Vec::new() };
     for input in inputs {
         if input.as_os_str() == "-" {
-            walk.sources.push(Source { path: input.clone(), bytes: 0 });
+            walk.sources.push(Source { path: input.clone(), bytes: 0, remote: None });
             continue;
         }
         let context = || format!("{}: cannot read input", input.display());
@@ -67,7 +71,7 @@ struct Walk<'a> {
 impl Walk<'_> {
     fn add(&mut self, path: &Path, info: &Metadata) -> Result<()> {
         if info.is_file() {
-            self.sources.push(Source { path: path.to_owned(), bytes: info.len() });
+            self.sources.push(Source { path: path.to_owned(), bytes: info.len(), remote: None });
             return Ok(());
         }
         let entries = fs::read_dir(path).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());

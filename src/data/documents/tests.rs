@@ -17,7 +17,7 @@ pub(super) fn documents(pieces: &[Piece]) -> Vec<String> {
 }
 
 fn read(path: &Path, format: &Format) -> Result<(Vec<String>, u64)> {
-    let source = Source { path: path.to_owned(), bytes: fs::metadata(path)?.len() };
+    let source = Source { path: path.to_owned(), bytes: fs::metadata(path)?.len(), remote: None };
     let (mut pieces, done) = (Vec::new(), Arc::default());
     source.read(format, &mut Notes::default(), &done, &mut |piece| {
         pieces.push(piece);
@@ -62,7 +62,7 @@ fn a_file_that_changes_while_it_is_read_is_an_error() {
     let text = "some words ".repeat(100_000);
     for (len, expected) in [(300_000, "it shrank while"), (9_000_000, "it grew while")] {
         fs::write(&path, &text).unwrap();
-        let source = Source { path: path.clone(), bytes: text.len() as u64 };
+        let source = Source { path: path.clone(), bytes: text.len() as u64, remote: None };
         let mut changed = false;
         let read = source.read(&Format::default(), &mut Notes::default(), &Arc::default(), &mut |_| {
             if !std::mem::replace(&mut changed, true) {

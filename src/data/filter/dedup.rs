@@ -23,7 +23,7 @@ pub enum Dedup {
     Minhash,
 }
 
-/// What is kept of a document to recognize another like it.
+/// The trace of a document by which another like it is recognized.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Fingerprint {
     Text(u128),

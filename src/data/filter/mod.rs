@@ -63,7 +63,7 @@ enum Reason {
     Duplicate,
 }
 
-/// What was left out for one reason.
+/// The documents that were left out for one reason.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Removed {
     /// The reason, with its limit.
@@ -87,7 +87,7 @@ pub(super) struct Filter {
     scripts: Option<Scripts>,
     evaluation: EvaluationSets,
     seen: Seen,
-    /// What was left out, by reason.
+    /// The documents left out, by reason.
     removed: [Removed; 5],
 }
 

@@ -1,4 +1,4 @@
-//! Where documents start, for an order in which they are shuffled.
+//! The places where documents start, for an order in which they are shuffled.
 
 use super::permutation::Permutation;
 use crate::data::shard::Shard;

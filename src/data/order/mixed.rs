@@ -149,8 +149,8 @@ impl MixedOrder {
     /// The position after a number of samples.
     fn position_at(&self, samples: u64) -> MixedPosition {
         let weights: f64 = self.sources.iter().map(|source| source.weight).sum();
-        // A source's samples are taken when the others have as much by weight. Those that lag by less
-        // than this number of samples are surely taken, and the others are gone through.
+        // A source's samples are taken when the others have as much by weight. Those that lag by
+        // less than this number of samples are surely taken, and the others are gone through.
         let sure = (samples as f64 - 4.0 * self.sources.len() as f64) / weights;
         let taken = |source: &Source| (sure * source.weight).floor().max(0.0) as u64;
         let mut position = MixedPosition(

@@ -56,7 +56,7 @@ mod tests {
         }
     }
 
-    /// Where the first number goes, over many keys: about equally often everywhere.
+    /// Over many keys, a place has each number about equally often.
     #[test]
     fn every_place_is_as_likely() {
         let mut counts = [0u32; 10];

@@ -39,10 +39,6 @@ impl Encoder {
     pub fn add(&mut self, piece: Piece) -> Option<Vec<Passage>> {
         self.batch_bytes += piece.text.len();
         self.documents += u64::from(piece.starts_document);
-        if !self.allow_special {
-            // Pieces are never cut within a mark, as it has no white space.
-            self.marks += piece.text.matches(self.tokenizer.eot_text()).count() as u64;
-        }
         self.batch.push(piece);
         (self.batch_bytes >= BATCH_BYTES).then(|| self.flush())
     }
@@ -60,6 +56,11 @@ impl Encoder {
             Passage { index: first + index as u64, starts_document: piece.starts_document, tokens }
         };
         let passages: Vec<Passage> = self.batch.par_iter().enumerate().map(passage).collect();
+        if !self.allow_special {
+            // Pieces are never cut within a mark, as it has no white space.
+            let marks = |piece: &Piece| piece.text.matches(tokenizer.eot_text()).count() as u64;
+            self.marks += self.batch.par_iter().map(marks).sum::<u64>();
+        }
         self.passages += passages.len() as u64;
         self.batch.clear();
         self.batch_bytes = 0;

@@ -1,5 +1,6 @@
 //! Weighted mixing of inputs: `web/=0.7 code.jsonl=0.3`.
 
+use crate::data::remote::is_remote;
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 
@@ -60,7 +61,7 @@ fn weight_of(input: &Path) -> Result<(PathBuf, Option<f64>)> {
 /// The files that a pattern matches, by name; anything else as it is.
 fn matching(path: &Path) -> Result<Vec<PathBuf>> {
     let text = path.to_string_lossy();
-    if path.exists() || !text.contains(['*', '?', '[']) {
+    if path.exists() || is_remote(path) || !text.contains(['*', '?', '[']) {
         return Ok(vec![path.to_owned()]);
     }
     let paths = glob::glob(&text).with_context(|| format!("{text}: not a valid pattern"))?;

@@ -35,8 +35,8 @@ fn tokens(report: &PrepareReport) -> Vec<Vec<u32>> {
     report.shards.iter().map(|path| Shard::open(path).unwrap().tokens().to_vec()).collect()
 }
 
-/// Gives the options validation text of its own, so that training text is in the order of the input.
-/// It is one document of one token.
+/// Gives the options validation text of its own, so that training text is in the order of the
+/// input. It is one document of one token.
 fn give_val(dir: &TempDir, options: &mut PrepareOptions) {
     fs::write(dir.path().join("v.txt"), "word").unwrap();
     (options.val, options.val_tokens) = (vec![dir.path().join("v.txt")], None);
@@ -326,7 +326,8 @@ fn weighted_inputs_are_mixed_until_one_is_used_up() {
     assert!(web(halves.0).abs_diff(web(halves.1)) <= 1);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     options.force = true;
-    assert!(pool.install(|| text(&train_tokens(&run(&options).unwrap()))) == train);
+    assert_eq!(pool.install(|| run(&options).unwrap()), report);
+    assert!(text(&train_tokens(&report)) == train);
 }
 
 #[test]

@@ -19,6 +19,10 @@ const FILE_BYTES: u64 = 1 << 30;
 /// First of the header fields that hold a [`TokenizerId`].
 const TOKENIZER: usize = 4;
 
+/// The help for a file that cannot be read.
+const EXPECTED: &str = "expected HellaSwag's hellaswag_val.jsonl, which `warpsmith get hellaswag` fetches, or \
+                        llm.c's .bin of it";
+
 /// Marks the start of an example. It cannot be a token: vocabularies that are written are smaller.
 const START: u16 = u16::MAX;
 
@@ -30,8 +34,7 @@ impl HellaSwag {
     /// those of another tokenizer.
     pub fn open(path: impl AsRef<Path>, tokenizer: &Tokenizer) -> Result<Self> {
         let path = path.as_ref();
-        let bytes = files::read(path, FILE_BYTES)
-            .map_err(|e| anyhow!("{e:#}; expected HellaSwag's hellaswag_val.jsonl or llm.c's .bin of it"))?;
+        let bytes = files::read(path, FILE_BYTES).map_err(|e| anyhow!("{e:#}; {EXPECTED}"))?;
         let bytes = files::strip_bom(&bytes);
         let is_json = bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{');
         let examples = if is_json { parse_jsonl(bytes, tokenizer) } else { parse_bin(bytes, tokenizer) };

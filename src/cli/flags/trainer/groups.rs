@@ -16,6 +16,16 @@ use std::path::PathBuf;
 /// llm.c's default for `-e`.
 pub const DEFAULT_MODEL: &str = "gpt2_124M_bf16.bin";
 
+/// llm.c's default for the questions.
+pub const DEFAULT_HELLASWAG: &str = "dev/data/hellaswag/hellaswag_val.bin";
+
+/// The data of the presets: their directory, their prefix, and the name that `warpsmith get` knows
+/// their text by.
+pub const PRESET_DATA: [(&str, &str, &str); 2] = [
+    ("dev/data/edu_fineweb10B", "edu_fineweb", "fineweb-edu"),
+    ("dev/data/fineweb10B", "fineweb", "fineweb"),
+];
+
 /// Heading of the flags that only a GPU honors.
 pub(super) const GPU_HEADING: &str = "GPU only";
 
@@ -35,8 +45,8 @@ pub struct RecipeFlags {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Files")]
 pub struct FileFlags {
-    /// Training shards: a file or a pattern with * and ?. Several are mixed by weight, and each starts
-    /// over when it is used up: 'web_*.bin=0.7,code_*.bin=0.3'
+    /// Training shards: a file or a pattern with * and ?. Several are mixed by weight, and each
+    /// starts over when it is used up: 'web_*.bin=0.7,code_*.bin=0.3'
     #[arg(id = "train data pattern", short = 'i', long = "input-bin", value_name = "PATTERN",
           value_parser = values::name,
           default_value = "dev/data/tinyshakespeare/tiny_shakespeare_train.bin")]
@@ -156,10 +166,10 @@ pub struct BatchFlags {
     #[arg(id = "total batch size", short = 'd', long = "total-batch-size", value_name = "TOKENS",
           value_parser = values::tokens)]
     pub total_batch_size: Option<usize>,
-    /// Order of the training text: shuffled by sequences of T tokens; by documents, which are put one
-    /// after another anew each epoch (reads all shards at the start; 8 bytes of memory per
-    /// document); by B*T tokens as llm.c does; or off for file order [default: sequences, or that of
-    /// the resumed run]
+    /// Order of the training text: shuffled by sequences of T tokens; by documents, which are put
+    /// one after another anew each epoch (reads all shards at the start; 8 bytes of memory per
+    /// document); by B*T tokens as llm.c does; or off for file order [default: sequences, or that
+    /// of the resumed run]
     #[arg(id = "shuffle", long = "shuffle", value_enum)]
     pub shuffle: Option<Shuffle>,
     /// Optimizer steps (-1 = one epoch)
@@ -256,13 +266,13 @@ pub struct EvalFlags {
           value_parser = values::every,
           default_value = "20")]
     pub sample_every: usize,
-    /// New tokens per sample; the prompt comes on top (llm.c counts the start token, so it generates
-    /// one less)
+    /// New tokens per sample; the prompt comes on top (llm.c counts the start token, so it
+    /// generates one less)
     #[arg(id = "genT", short = 'g', long = "sample-len", value_name = "TOKENS", value_parser = values::count,
           default_value = "64")]
     pub sample_len: usize,
-    /// Samples per process, each shown as `rank R sample i: text` [default: with --log-style llmc one
-    /// in all, shown as llm.c does; with nanogpt 1]
+    /// Samples per process, each shown as `rank R sample i: text` [default: with --log-style llmc
+    /// one in all, shown as llm.c does; with nanogpt 1]
     #[arg(id = "samples", long = "samples", value_name = "N", value_parser = values::count)]
     pub samples: Option<usize>,
     /// Text that samples continue [default: the start of a document]
@@ -282,12 +292,13 @@ pub struct EvalFlags {
           value_parser = values::switch,
           action = ArgAction::Set, default_value = "0")]
     pub hellaswag_eval: bool,
-    /// HellaSwag questions in llm.c's format
+    /// HellaSwag questions: llm.c's .bin or the original .jsonl; where the default is missing, those
+    /// of `warpsmith get hellaswag`
     #[arg(
         id = "hellaswag_data",
         long = "hellaswag-data",
         value_name = "FILE",
-        default_value = "dev/data/hellaswag/hellaswag_val.bin"
+        default_value = DEFAULT_HELLASWAG
     )]
     pub hellaswag_data: PathBuf,
 }
@@ -435,8 +446,8 @@ pub struct CompatFlags {
           default_value = "0")]
     pub compile: bool,
     /// Before the first step, write gpt2_124M.bin, gpt2_124M_bf16.bin and gpt2_124M_debug_state.bin
-    /// (or _d12 …) into the current directory, for llm.c's tests and warpsmith parity; train_gpt2.py
-    /// does so by default
+    /// (or _d12 …) into the current directory, for llm.c's tests and warpsmith parity;
+    /// train_gpt2.py does so by default
     #[arg(id = "write_tensors", long = "write-tensors", value_name = "0|1", value_parser = values::switch,
           action = ArgAction::Set, default_value = "0")]
     pub write_tensors: bool,

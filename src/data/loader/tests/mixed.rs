@@ -69,7 +69,7 @@ fn order_is_the_same_for_any_number_of_ranks_and_after_any_resume() {
             state = Some(step.1);
         }
         if pattern == &mix {
-            // Of 12 sequences, 9 and 3; documents of b have numbers above 100.
+            // A step has 9 sequences of a and 3 of b; documents of b have numbers above 100.
             let is_b = |sequence: &&[i32]| sequence.iter().any(|&t| (100..EOT as i32).contains(&t));
             let from_b: Vec<usize> = whole.iter().map(|(x, _)| x.chunks(4).filter(is_b).count()).collect();
             assert!(from_b.iter().all(|&n| n == 3), "{from_b:?}");
