@@ -78,6 +78,18 @@ pub const TARGETS: &[Target] = &[
     },
     Target { name: "hellaswag_bin", seeds: || vec![seed_hellaswag_bin()], run: hellaswag, cost: 20 },
     Target { name: "hellaswag_jsonl", seeds: || vec![HELLASWAG.into()], run: hellaswag, cost: 60 },
+    Target {
+        name: "tokenizer_json",
+        seeds: || vec![TOKENIZER.into()],
+        run: |b| tokenizer("tokenizer.json", b),
+        cost: 200,
+    },
+    Target {
+        name: "tokenizer_bin",
+        seeds: || vec![seed_tokenizer_bin()],
+        run: |b| tokenizer("tokenizer.bin", b),
+        cost: 100,
+    },
     Target { name: "text", seeds: || vec![TEXT.into()], run: |b| corpus("a.txt", b), cost: 600 },
     Target {
         name: "json_lines",
@@ -307,6 +319,28 @@ fn checkpoint_file(name: &str, bytes: &[u8]) -> bool {
         assert!(warning.len() < 2000, "not a line: {warning:?}");
     }
     accepted
+}
+
+// --- tokenizers
+
+/// Words between spaces, as the tokenizers library saves them.
+const TOKENIZER: &str = r####"{"version": "1.0", "truncation": null, "padding": null, "normalizer": {"type": "Lowercase"},
+    "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": false},
+    "added_tokens": [{"id": 1, "content": "[SEP]", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}],
+    "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100,
+        "vocab": {"[UNK]": 0, "[SEP]": 1, "the": 2, "cat": 3, "##s": 4}}}"####;
+
+/// llm.c's file with all bytes, two merges and an end-of-text token.
+fn seed_tokenizer_bin() -> Vec<u8> {
+    let header = [20240328, 2, 259, 258].map(u32::to_le_bytes).concat();
+    let tokens = (0..=255u8).flat_map(|byte| [1, byte]).chain(*b"\x02th\x03the\x03eot");
+    header.into_iter().chain([0; 1008]).chain(tokens).collect()
+}
+
+fn tokenizer(name: &str, bytes: &[u8]) -> bool {
+    let path = directory().join(name);
+    write(&path, bytes);
+    judge(Tokenizer::open(&path).map(|tokenizer| tokenizer.encode("The cats, \u{e9}[SEP] the")), name)
 }
 
 // --- questions and text

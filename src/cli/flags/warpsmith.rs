@@ -79,8 +79,8 @@ pub struct DataArgs {
     /// Directory for the shards; created if missing
     #[arg(short = 'o', long, value_name = "DIR")]
     pub output: PathBuf,
-    /// Tokenizer: gpt2, a tokenizer.json or a folder with one, or llm.c's .bin. Any but gpt2 is written
-    /// beside the shards, as tokenizer.json
+    /// Tokenizer: gpt2, a tokenizer.json or a folder with one, or llm.c's .bin. Any but gpt2 is
+    /// written beside the shards, as tokenizer.json
     #[arg(long, value_name = "FILE", default_value = "gpt2")]
     pub tokenizer: PathBuf,
     /// Shard name prefix: NAME_val_000000.bin, NAME_train_000001.bin …
