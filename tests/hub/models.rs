@@ -7,14 +7,16 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// A small model of GPT-2's kind at the hub, and in `model.bin` beside the corpus.
+/// A small model of GPT-2's kind and with its vocabulary at the hub, and in `model.bin` beside the corpus.
 fn setting() -> (Setting, Corpus) {
     let (setting, corpus) = (Setting::new(), Corpus::new());
-    common::write_small_model(&corpus.path("model.bin"));
-    succeed(&mut common::warpsmith(corpus.dir.path(), "convert model.bin hf/model.safetensors"));
-    for name in ["config.json", "model.safetensors"] {
-        let content = fs::read(corpus.path("hf").join(name)).unwrap();
-        setting.server.add("openai-community/gpt2", name, &content);
+    succeed(corpus.train().args("-x 1 -o first".split(' ')));
+    for line in ["convert first model.bin", "convert model.bin hf/model.safetensors"] {
+        succeed(&mut common::warpsmith(corpus.dir.path(), line));
+    }
+    for name in super::files_in(&corpus.path("hf")) {
+        let content = fs::read(corpus.path("hf").join(&name)).unwrap();
+        setting.server.add("openai-community/gpt2", &name, &content);
     }
     setting.server.add("openai-community/gpt2", "pytorch_model.bin", &[0; 5000]);
     fs::remove_dir_all(corpus.path("hf")).unwrap();
