@@ -79,8 +79,8 @@ pub struct DataArgs {
     /// Directory for the shards; created if missing
     #[arg(short = 'o', long, value_name = "DIR")]
     pub output: PathBuf,
-    /// Tokenizer: gpt2, a tokenizer.json or a folder with one, or llm.c's .bin. Any but gpt2 is written
-    /// beside the shards, as tokenizer.json
+    /// Tokenizer: gpt2, a tokenizer.json or a folder with one, or llm.c's .bin. Any but gpt2 is
+    /// written beside the shards, as tokenizer.json
     #[arg(long, value_name = "FILE", default_value = "gpt2")]
     pub tokenizer: PathBuf,
     /// Shard name prefix: NAME_val_000000.bin, NAME_train_000001.bin …
@@ -310,8 +310,8 @@ pub struct ConvertArgs {
     /// Tokenizer of HellaSwag's .jsonl, as `warpsmith data` takes it
     #[arg(long, value_name = "FILE", default_value = "gpt2")]
     pub tokenizer: PathBuf,
-    /// IN is uint16 tokens without a header, such as nanoGPT's train.bin; if IN is a token shard, OUT
-    /// becomes that
+    /// IN is uint16 tokens without a header, such as nanoGPT's train.bin; if IN is a token shard,
+    /// OUT becomes that
     #[arg(long)]
     pub raw_tokens: bool,
     /// Replace OUT, and config.json and the files of the tokenizer beside it, if they exist
@@ -619,7 +619,7 @@ mod tests {
                 "roofline -e d12 --gpu v100",
                 "--gpu: expected one of h200, h100, a100, b200, 4090, 5090, found v100",
             ),
-            ("convert a b", "convert: expected OUT to end in .bin or .safetensors, found b"),
+            ("convert a b", "convert: expected OUT to end in .bin, .safetensors or .npy, found b"),
             ("convert a b.bin c", "c: expected a flag here, found a value without one"),
             ("stories -o x --count 1 --tokens 2", "--count: cannot be used together with --tokens"),
         ];
