@@ -123,7 +123,10 @@ fn tokenizers_are_converted_and_bad_ones_are_one_line() {
     refuse(&mut warpsmith(dir, "tokenizer convert gpt2 again.bin"), &["again.bin", "--force"]);
     refuse(&mut warpsmith(dir, "tokenizer convert gpt2 vocab.txt"), &[".json or .bin", "vocab.txt"]);
     fs::write(dir.join("a.txt"), "Some words, some words.").unwrap();
-    refuse(&mut warpsmith(dir, "tokenizer train a.txt --vocab-size 300"), &["--vocab-size 300", "more text"]);
+    refuse(
+        &mut warpsmith(dir, "tokenizer train a.txt --vocab-size 300 -o b.json"),
+        &["--vocab-size 300", "more text"],
+    );
     refuse(
         &mut warpsmith(dir, "tokenizer train a.txt --vocab-size 20 -o b.json"),
         &["--vocab-size 20", "257"],

@@ -8,7 +8,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::files;
 use crate::report::progress::Progress;
 use crate::words::count;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use std::cell::RefCell;
 use std::path::Path;
 
@@ -67,6 +67,8 @@ fn ensure_extension(path: &Path, known: &[&str]) -> Result<()> {
 
 /// Writes a tokenizer in the format that the extension selects.
 fn write(tokenizer: &Tokenizer, path: &Path) -> Result<()> {
+    let folder = files::directory(path);
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     if path.extension().is_some_and(|end| end == "bin") {
         return tokenizer.write_llmc(path);
     }

@@ -108,8 +108,8 @@ fn check_variant(hf: &HfConfig) -> Result<()> {
     Ok(())
 }
 
-/// The `config.json` for a model whose tensors are stored as `dtype`. `eot` is the end-of-text token;
-/// without it, GPT-2's if the model has it.
+/// The `config.json` for a model whose tensors are stored as `dtype`. `eot` is the end-of-text
+/// token; without it, GPT-2's if the model has it.
 pub(super) fn to_json(config: &ModelConfig, dtype: Dtype, eot: Option<u32>) -> Value {
     let gpt2 = || (config.V >= GPT2_VOCAB).then_some(GPT2_VOCAB as u32 - 1);
     let end_of_text = eot.or_else(gpt2);

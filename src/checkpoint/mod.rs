@@ -61,8 +61,9 @@ pub fn save_model(path: &Path, model: &ModelFile, dtype: Dtype) -> Result<()> {
     save(path, model, dtype, None)
 }
 
-/// As [`save_model`], with the files of the model's tokenizer beside it: those that the libraries of
-/// Hugging Face look for, and beside llm.c's `.bin` the `tokenizer.json` of any but GPT-2's.
+/// Writes a model as [`save_model`] does, and the files of its tokenizer beside it: those that the
+/// libraries of Hugging Face look for, and beside llm.c's `.bin` the `tokenizer.json` of any but
+/// GPT-2's.
 ///
 /// # Errors
 /// As [`save_model`].

@@ -18,13 +18,14 @@ pub struct LearnOptions {
     /// As [`PrepareOptions::inputs`](super::prepare::PrepareOptions::inputs).
     pub inputs: Vec<PathBuf>,
     pub vocab_size: usize,
-    /// Column of a parquet file, or field of a JSON object, that holds the text, if the user named one.
+    /// Column of a parquet file, or field of a JSON object, that holds the text, if the user named
+    /// one.
     pub text_column: Option<String>,
     /// Whether JSON objects that are not usable are left out.
     pub skip_bad_lines: bool,
 }
 
-/// What a tokenizer was learned from.
+/// The text that a tokenizer was learned from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LearnReport {
     pub documents: u64,
@@ -33,7 +34,8 @@ pub struct LearnReport {
     pub words: u64,
 }
 
-/// Learns a tokenizer. `progress` is called with the bytes read so far and the total (0 if unknown).
+/// Learns a tokenizer. `progress` is called with the bytes read so far and the total (0 if
+/// unknown).
 ///
 /// Memory is that of the distinct words, see [`WordCounts`], and of a few MiB of text.
 ///

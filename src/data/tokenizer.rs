@@ -33,7 +33,7 @@ pub const EOT_TEXT: &str = "<|endoftext|>";
 /// The name of the tokenizer that is built in.
 pub const GPT2: &str = "gpt2";
 
-/// Where a text may be cut so that the tokens of the pieces are those of the whole.
+/// The places where a text may be cut so that the tokens of the pieces are those of the whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Cuts {
     /// Before a space or a line break that follows another character.
@@ -62,7 +62,7 @@ struct Inner {
     json: Option<String>,
 }
 
-/// What turns text into tokens.
+/// The encoder, from text to tokens.
 enum Engine {
     Bytes(Box<Bpe>),
     Foreign(Box<Foreign>),
@@ -181,7 +181,7 @@ impl Tokenizer {
         self.0.vocabulary.decode_bytes(ids)
     }
 
-    /// Where a text may be cut before it is encoded.
+    /// The places where a text may be cut before it is encoded.
     pub fn cuts(&self) -> Cuts {
         match &self.0.engine {
             Engine::Bytes(bpe) => bpe.pattern().cuts(),

@@ -30,9 +30,9 @@ pub struct Continuation<'a> {
 /// Continues `prompt` by at most `max_new` tokens and passes each to `on_token` as soon as it is
 /// known.
 ///
-/// An empty prompt stands for the end-of-text token, after which a text begins. If the prompt is longer
-/// than [`Decoder::context`], only the end of it that fits is read; programs should tell their user
-/// so.
+/// An empty prompt stands for the end-of-text token, after which a text begins. If the prompt is
+/// longer than [`Decoder::context`], only the end of it that fits is read; programs should tell
+/// their user so.
 ///
 /// With `kv_cache` each token costs one row of work. Without, all tokens before it are recomputed:
 /// slow, and useful only to check the cache. Both see the same window of tokens, so they differ by

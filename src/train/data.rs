@@ -35,8 +35,8 @@ impl Data {
     /// `resumed` is the order of the run to resume.
     ///
     /// # Errors
-    /// If a file is missing, unusable or of another tokenizer, or the flags ask for another order than
-    /// that of the run to resume.
+    /// If a file is missing, unusable or of another tokenizer, or the flags ask for another order
+    /// than that of the run to resume.
     pub fn open(
         args: &TrainArgs,
         process: &Process,

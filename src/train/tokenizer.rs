@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 /// The tokenizer of a run.
 pub struct RunTokenizer {
-    /// What the shards say.
+    /// The tokenizer that the shards name.
     pub id: TokenizerId,
     /// The folder of the shards.
     shards: PathBuf,

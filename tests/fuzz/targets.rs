@@ -4,6 +4,8 @@
 
 #[path = "corpora.rs"]
 mod corpora;
+#[path = "hub.rs"] // also where cargo-fuzz includes this file by its path
+mod hub;
 
 use corpora::*;
 use std::cell::OnceCell;
@@ -17,7 +19,6 @@ use warpsmith::data::loader::{DataLoader, LoaderOptions, LoaderState, Sample};
 use warpsmith::data::shard::ShardWriter;
 use warpsmith::data::tokenizer::{Tokenizer, TokenizerId};
 use warpsmith::eval::hellaswag::HellaSwag;
-use warpsmith::hub::{self, RepoKind};
 use warpsmith::parallel::environment::{Flags, Process};
 use warpsmith::parallel::rendezvous::{self, InitMethod};
 use warpsmith::params::ParamLayout;
@@ -74,6 +75,18 @@ pub const TARGETS: &[Target] = &[
     },
     Target { name: "hellaswag_bin", seeds: || vec![seed_hellaswag_bin()], run: hellaswag, cost: 20 },
     Target { name: "hellaswag_jsonl", seeds: || vec![HELLASWAG.into()], run: hellaswag, cost: 60 },
+    Target {
+        name: "tokenizer_json",
+        seeds: || vec![TOKENIZER.into()],
+        run: |b| tokenizer("tokenizer.json", b),
+        cost: 200,
+    },
+    Target {
+        name: "tokenizer_bin",
+        seeds: || vec![seed_tokenizer_bin()],
+        run: |b| tokenizer("tokenizer.bin", b),
+        cost: 100,
+    },
     Target { name: "text", seeds: || vec![TEXT.into()], run: |b| corpus("a.txt", b), cost: 600 },
     Target {
         name: "json_lines",
@@ -97,9 +110,9 @@ pub const TARGETS: &[Target] = &[
     Target { name: "kernel_records", seeds: || vec![RECORDS.into()], run: kernel_records, cost: 5 },
     Target { name: "trainer_flags", seeds: || vec![TRAINER_FLAGS.into()], run: trainer_flags, cost: 300 },
     Target { name: "tool_flags", seeds: || TOOL_FLAGS.map(Vec::from).into(), run: tool_flags, cost: 150 },
-    Target { name: "hub_names", seeds: || HUB_NAMES.map(Vec::from).into(), run: hub_names, cost: 20 },
-    Target { name: "hub_answer", seeds: || vec![hub_answer_seed()], run: hub_answer, cost: 10 },
-    Target { name: "hub_cache", seeds: || vec!["a.txt\nsub/b.txt".into()], run: hub_cache, cost: 60 },
+    Target { name: "hub_names", seeds: || hub::NAMES.map(Vec::from).into(), run: hub::names, cost: 20 },
+    Target { name: "hub_answer", seeds: || vec![hub::answer_seed()], run: hub::answer, cost: 10 },
+    Target { name: "hub_cache", seeds: || vec!["a.txt\nsub/b.txt".into()], run: hub::cache, cost: 60 },
     Target { name: "environment", seeds: || ENVIRONMENTS.map(Vec::from).into(), run: environment, cost: 5 },
 ];
 
@@ -305,6 +318,28 @@ fn checkpoint_file(name: &str, bytes: &[u8]) -> bool {
     accepted
 }
 
+// --- tokenizers
+
+/// Words between spaces, as the tokenizers library saves them.
+const TOKENIZER: &str = r####"{"version": "1.0", "truncation": null, "padding": null, "normalizer": {"type": "Lowercase"},
+    "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": false},
+    "added_tokens": [{"id": 1, "content": "[SEP]", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}],
+    "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100,
+        "vocab": {"[UNK]": 0, "[SEP]": 1, "the": 2, "cat": 3, "##s": 4}}}"####;
+
+/// llm.c's file with all bytes, two merges and an end-of-text token.
+fn seed_tokenizer_bin() -> Vec<u8> {
+    let header = [20240328, 2, 259, 258].map(u32::to_le_bytes).concat();
+    let tokens = (0..=255u8).flat_map(|byte| [1, byte]).chain(*b"\x02th\x03the\x03eot");
+    header.into_iter().chain([0; 1008]).chain(tokens).collect()
+}
+
+fn tokenizer(name: &str, bytes: &[u8]) -> bool {
+    let path = directory().join(name);
+    write(&path, bytes);
+    judge(Tokenizer::open(&path).map(|tokenizer| tokenizer.encode("The cats, \u{e9}[SEP] the")), name)
+}
+
 // --- questions and text
 
 fn seed_hellaswag_bin() -> Vec<u8> {
@@ -378,53 +413,6 @@ fn tool_flags(bytes: &[u8]) -> bool {
 fn arguments(program: &str, bytes: &[u8]) -> Vec<String> {
     let text = String::from_utf8_lossy(bytes);
     [program].into_iter().chain(text.split(' ')).map(str::to_owned).collect()
-}
-
-// --- the hub
-
-const HUB_NAMES: [&str; 4] = [
-    "tinystories",
-    "fineweb-edu:100BT",
-    "hf://datasets/HuggingFaceFW/fineweb-edu@v1.0/sample/*.parquet",
-    "https://huggingface.co/datasets/roneneldan/TinyStories/tree/main/data",
-];
-
-fn hub_names(bytes: &[u8]) -> bool {
-    let name = String::from_utf8_lossy(bytes);
-    judge(hub::Source::parse(&name, RepoKind::Model), &name)
-}
-
-const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
-
-fn hub_answer_seed() -> Vec<u8> {
-    let names = r#"{"rfilename": "a.txt"}, {"rfilename": "sub/b.parquet", "size": 7}"#;
-    format!(r#"{{"id": "a/b", "sha": "{COMMIT}", "siblings": [{names}]}}"#).into()
-}
-
-fn hub_answer(bytes: &[u8]) -> bool {
-    judge(hub::files_in_answer(bytes), "")
-}
-
-/// Lists a repository of the cache, offline. No name in the list leads out of the cache.
-fn hub_cache(bytes: &[u8]) -> bool {
-    let cache = directory().join("cache");
-    let folder = cache.join("datasets--a--b");
-    write(&folder.join("refs/main"), COMMIT.as_bytes());
-    write(&folder.join(".listings").join(COMMIT), bytes);
-    for name in ["a.txt", "sub/b.txt"] {
-        write(&folder.join("snapshots").join(COMMIT).join(name), b"text");
-    }
-    let settings = hub::Settings {
-        endpoint: "http://hub.invalid".into(),
-        raw_github: "http://hub.invalid".into(),
-        cache,
-        assets: directory().join("assets"),
-        token: None,
-        offline: true,
-        silence: std::time::Duration::from_secs(1),
-    };
-    let source = hub::Source::parse("a/b", RepoKind::Dataset).unwrap();
-    judge(hub::Hub::new(settings, hub::Options::default()).list(&source), "a/b")
 }
 
 const ENVIRONMENTS: [&str; 4] = [

@@ -48,7 +48,8 @@ impl Folder {
         Ok(folder)
     }
 
-    /// Refuses a folder of shards of another tokenizer, unless `force` allows its file to be replaced.
+    /// Refuses a folder of shards of another tokenizer, unless `force` allows its file to be
+    /// replaced.
     ///
     /// # Errors
     /// One line that names both.

@@ -18,14 +18,14 @@ const FILE_BYTES: u64 = 1 << 28;
 /// not name one.
 const EOT_TOKENS: [&str; 6] = ["<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]"];
 
-/// What a file says.
+/// The content of a file.
 pub struct Parts {
     pub text: String,
     pub vocabulary: Vocabulary,
     pub eot: u32,
     pub specials: Vec<(String, u32)>,
     pub engine: Engine,
-    /// What the digest depends on besides the vocabulary.
+    /// The part of the digest that is neither vocabulary nor merges.
     pub rules: String,
     pub merges: Vec<[u32; 3]>,
 }

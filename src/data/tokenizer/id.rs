@@ -1,4 +1,4 @@
-//! What shards, runs and questions say of their tokenizer.
+//! The identity of a tokenizer, which shards, runs and questions name.
 
 use crate::llmc::Header;
 use anyhow::{Result, ensure};

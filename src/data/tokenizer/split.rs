@@ -10,8 +10,8 @@ use std::sync::LazyLock;
 pub enum Pattern {
     /// `'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`
     Gpt2,
-    /// `(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,D}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`,
-    /// where D is the largest number of digits in a word: 3 for GPT-4 and Llama 3, 1 for Qwen 2.
+    /// `(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,D}|`
+    /// ` ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`, where D is the largest number of digits in a word: 3 for GPT-4 and Llama 3, 1 for Qwen 2.
     Digits(u8),
 }
 
@@ -43,7 +43,7 @@ impl Pattern {
         }
     }
 
-    /// Where a text may be cut so that its words stay the same.
+    /// The places where a text may be cut so that its words stay the same.
     ///
     /// No word has white space after other characters, but for line breaks after punctuation in all
     /// patterns except GPT-2's. So a word ends there, and nothing in the patterns looks back.
@@ -60,7 +60,7 @@ impl Pattern {
     }
 }
 
-/// What patterns know of a character.
+/// The kind of a character, as far as patterns tell kinds apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Letter,

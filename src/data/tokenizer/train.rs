@@ -1,8 +1,8 @@
 //! Learns a vocabulary from text: byte-level BPE over GPT-2's words.
 //!
 //! Words are counted, and then the pair of tokens that occurs most often becomes a token, until the
-//! vocabulary is full. Of pairs that occur equally often, the one of the earlier tokens is taken, so
-//! that the result depends on the text alone.
+//! vocabulary is full. Of pairs that occur equally often, the one of the earlier tokens is taken,
+//! so that the result depends on the text alone.
 
 use super::split::Pattern;
 use super::{BYTE_CHARS, EOT_TEXT, Tokenizer, Vocabulary};
@@ -29,9 +29,9 @@ type Pair = (u32, u32);
 /// Counts the words of texts.
 ///
 /// Memory is bounded by [`MOST_WORDS`]: about 100 bytes each, so 0.8 GB at most. When there are
-/// more, those seen once are forgotten, then those seen twice, and so on, until half are left. Texts
-/// are added in an order that the number of threads does not change, so neither does it change what
-/// is forgotten.
+/// more, those seen once are forgotten, then those seen twice, and so on, until half are left.
+/// Texts are added in an order that the number of threads does not change, so neither does it
+/// change what is forgotten.
 #[derive(Default)]
 pub struct WordCounts(FxHashMap<Box<[u8]>, u64>);
 

@@ -1,9 +1,9 @@
 //! HellaSwag's two file formats: the authors' JSON lines, and llm.c's tokenized `.bin`.
 //!
 //! The `.bin` has a header (field 2: number of examples; field 3: size in bytes of the longest;
-//! fields 4 to 7: the tokenizer, zeros stand for GPT-2's), then for each example a run of uint16: 65535, its size in bytes, its index, the label,
-//! the number of endings, and context and endings, each preceded by its length. All are
-//! little-endian.
+//! fields 4 to 7: the tokenizer, zeros stand for GPT-2's), then for each example a run of uint16:
+//! 65535, its size in bytes, its index, the label, the number of endings, and context and endings,
+//! each preceded by its length. All are little-endian.
 
 use super::{ENDINGS, Example, HellaSwag};
 use crate::data::tokenizer::{Tokenizer, TokenizerId};
