@@ -1,4 +1,5 @@
-//! Readers of corpora: text, JSON and parquet, compressed or not; arrays of tokens; evaluation sets.
+//! Readers of corpora: text, JSON and parquet, compressed or not; arrays of tokens; evaluation
+//! sets.
 
 use super::{directory, judge, write};
 use flate2::Compression;
