@@ -2,23 +2,20 @@
 //! short: if it panics itself, if its error is no line or does not name the file, or if it
 //! takes a damaged checkpoint for whole.
 
+#[path = "corpora.rs"]
+mod corpora;
 #[path = "hub.rs"] // also where cargo-fuzz includes this file by its path
 mod hub;
 
-use flate2::Compression;
-use flate2::write::GzEncoder;
+use corpora::*;
 use std::cell::OnceCell;
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use warpsmith::checkpoint::{self, Checkpoint, DebugState, ModelFile, Source, State, TensorKind};
 use warpsmith::cli::Program;
 use warpsmith::cli::flags::{trainer, warpsmith as tools};
 use warpsmith::config::ModelConfig;
-use warpsmith::data::filter::{Dedup, FilterOptions};
-use warpsmith::data::imported;
 use warpsmith::data::loader::{DataLoader, LoaderOptions, LoaderState, Sample};
-use warpsmith::data::prepare::{PrepareOptions, prepare};
 use warpsmith::data::shard::ShardWriter;
 use warpsmith::data::tokenizer::{Tokenizer, TokenizerId};
 use warpsmith::eval::hellaswag::HellaSwag;
@@ -364,88 +361,6 @@ const HELLASWAG: &str = concat!(
     r#"{"ind": 7, "ctx": "A caf\u00e9. She", "label": "0", "endings": ["walks.", "runs.", "sleeps.", "\ud83d\ude00 eats."]}"#,
     "\n",
 );
-
-const TEXT: &str =
-    "Once upon a time.\n\n<|endoftext|>\r\nThe caf\u{e9} was \u{1f600} open,\tand 12345 people came.\n";
-
-const JSON_LINES: &str = concat!(
-    r#"{"text": "Once upon a time.", "id": 1, "score": -2.5e3}"#,
-    "\n\n",
-    r#"{"id": [2, {"x": null}], "text": "The caf\u00e9 \ud83d\ude00 was <|endoftext|> open."}"#,
-    "\n",
-);
-
-const JSON_ARRAY: &str =
-    r#" [ {"text": "Once upon a time."}, {"id": -2.5e3, "text": "The caf\u00e9 \ud83d\ude00 was open."} ] "#;
-
-fn gzip(text: &str) -> Vec<u8> {
-    let mut out = GzEncoder::new(Vec::new(), Compression::default());
-    out.write_all(text.as_bytes()).unwrap();
-    out.finish().unwrap()
-}
-
-fn zstd(text: &str) -> Vec<u8> {
-    zstd::encode_all(text.as_bytes(), 1).unwrap()
-}
-
-/// Files of pyarrow.
-fn parquets() -> Vec<Vec<u8>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parquet");
-    ["zstd", "snappy", "binary", "dictionary", "large_string"]
-        .map(|name| fs::read(folder.join(name).with_extension("parquet")).unwrap())
-        .into()
-}
-
-/// NumPy's format, version 1: forty tokens.
-fn seed_npy() -> Vec<u8> {
-    let header = format!("{:117}\n", "{'descr': '<u2', 'fortran_order': False, 'shape': (40,), }");
-    let tokens = (0..40u16).flat_map(u16::to_le_bytes);
-    b"\x93NUMPY\x01\x00".iter().copied().chain([118, 0]).chain(header.bytes()).chain(tokens).collect()
-}
-
-fn npy(bytes: &[u8]) -> bool {
-    let [input, output] = ["a.npy", "a.bin"].map(|name| directory().join(name));
-    write(&input, bytes);
-    judge(imported::convert(&input, &output, false), "a.npy")
-}
-
-/// Makes shards from a file of this name.
-fn corpus(name: &str, bytes: &[u8]) -> bool {
-    let (input, output) = (directory().join(name), directory().join("shards"));
-    write(&input, bytes);
-    let options = PrepareOptions {
-        filter: FilterOptions {
-            dedup: Some(Dedup::Minhash),
-            max_chars: Some(100_000),
-            scripts: vec!["latin".into(), "han".into()],
-            ..FilterOptions::default()
-        },
-        shard_size: 1000,
-        val_tokens: Some(2),
-        force: true,
-        ..PrepareOptions::new(vec![input], output, "data", Tokenizer::gpt2())
-    };
-    judge(prepare(&options, &|_, _| {}), name)
-}
-
-const EVALUATION: &str = concat!(
-    r#"{"goal": "How do I boil an egg in a pot of water for about ten minutes?", "label": 1, "sols": ["Wait."]}"#,
-    "\n"
-);
-
-/// Leaves out what an evaluation set of these bytes has, too.
-fn evaluation_set(bytes: &[u8]) -> bool {
-    let [input, set] = ["clean.txt", "set.jsonl"].map(|name| directory().join(name));
-    write(&input, TEXT.as_bytes());
-    write(&set, bytes);
-    let options = PrepareOptions {
-        filter: FilterOptions { decontaminate: vec![set], ..FilterOptions::default() },
-        val_tokens: Some(2),
-        force: true,
-        ..PrepareOptions::new(vec![input], directory().join("clean"), "data", Tokenizer::gpt2())
-    };
-    judge(prepare(&options, &|_, _| {}), "set.jsonl")
-}
 
 // --- records
 

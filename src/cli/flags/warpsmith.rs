@@ -310,8 +310,8 @@ pub struct ConvertArgs {
     /// Tokenizer of HellaSwag's .jsonl, as `warpsmith data` takes it
     #[arg(long, value_name = "FILE", default_value = "gpt2")]
     pub tokenizer: PathBuf,
-    /// IN is uint16 tokens without a header, such as nanoGPT's train.bin; if IN is a token shard, OUT
-    /// becomes that
+    /// IN is uint16 tokens without a header, such as nanoGPT's train.bin; if IN is a token shard,
+    /// OUT becomes that
     #[arg(long)]
     pub raw_tokens: bool,
     /// Replace OUT, and config.json and the files of the tokenizer beside it, if they exist

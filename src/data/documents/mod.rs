@@ -61,7 +61,7 @@ pub(super) struct Format {
     pub text_column: Option<String>,
     /// Whether JSON objects and rows that are not usable are left out.
     pub skip_bad_lines: bool,
-    /// Where documents may be cut into pieces.
+    /// The places where documents may be cut into pieces.
     pub cuts: Cuts,
 }
 

@@ -130,7 +130,7 @@ mod tests {
         let path = dir.path().join("a.jsonl");
         let refuse = |bytes: &[u8]| {
             fs::write(&path, bytes).unwrap();
-            let error = format!("{:#}", EvaluationSets::open(&[path.clone()]).err().unwrap());
+            let error = format!("{:#}", EvaluationSets::open(std::slice::from_ref(&path)).err().unwrap());
             assert!(error.contains("a.jsonl") && !error.contains('\n'), "{error}");
             error
         };

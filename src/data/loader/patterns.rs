@@ -14,8 +14,8 @@ pub(super) struct Source {
 /// Reads `PATTERN`, or `PATTERN=WEIGHT,PATTERN=WEIGHT`.
 ///
 /// # Errors
-/// One line, if no file matches a pattern, some patterns have weights and others do not, or a weight
-/// is no positive number.
+/// One line, if no file matches a pattern, some patterns have weights and others do not, or a
+/// weight is no positive number.
 pub(super) fn sources(text: &str, flag: &str) -> Result<Vec<Source>> {
     let split: Vec<(&str, Option<&str>)> = text
         .split(',')

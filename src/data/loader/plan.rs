@@ -33,8 +33,8 @@ impl Plan {
     /// Plans the order of the samples in `shards`, which are those of `patterns`.
     ///
     /// # Errors
-    /// One line, if no shard of a pattern is long enough for a sample, samples are batches and there
-    /// are several patterns, or documents cannot be found.
+    /// One line, if no shard of a pattern is long enough for a sample, samples are batches and
+    /// there are several patterns, or documents cannot be found.
     pub fn new(
         options: &LoaderOptions,
         patterns: &[Pattern],
@@ -128,8 +128,8 @@ impl Plan {
         }
     }
 
-    /// The position as llm.c's state file holds it. In a mix, and with shuffled documents, it is the
-    /// number of samples read so far.
+    /// The position as llm.c's state file holds it. In a mix, and with shuffled documents, it is
+    /// the number of samples read so far.
     pub fn state(&self, position: &Position) -> LoaderState {
         match (self, position) {
             (Plan::Files(_), Position::Files(position)) => LoaderState {

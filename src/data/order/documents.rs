@@ -102,7 +102,7 @@ impl Documents {
         order: Permutation,
         mut cursor: Cursor,
         mut tokens: &mut [u32],
-        read: &mut dyn FnMut(usize, usize, &mut [u32]) -> Result<()>,
+        read: &mut impl FnMut(usize, usize, &mut [u32]) -> Result<()>,
     ) -> Result<()> {
         while !tokens.is_empty() {
             let document = order.at(cursor.document);

@@ -32,8 +32,8 @@ impl Shards {
         Shards { options, split, first, size, tokens: 0, last: None, open: None, sealed }
     }
 
-    /// Appends a passage. One that begins within a document, and comes after other text, is preceded
-    /// by the end of text.
+    /// Appends a passage. One that begins within a document, and comes after other text, is
+    /// preceded by the end of text.
     pub fn write(&mut self, passage: &Passage) -> Result<()> {
         let follows = passage.index.checked_sub(1) == self.last;
         if !passage.starts_document && !follows && self.last.is_some() {

@@ -258,9 +258,8 @@ fn validation_documents_are_drawn_from_all_of_the_input_by_the_seed() {
         text(&shards[0])
     };
     let first = of(&options);
-    for (documents, range) in [(first.matches(EOT_TEXT).count(), 60..80)] {
-        assert!(range.contains(&documents), "{documents}");
-    }
+    let documents = first.matches(EOT_TEXT).count();
+    assert!((50..90).contains(&documents), "{documents}");
     let numbers: Vec<usize> = first.split_whitespace().filter_map(|word| word.parse().ok()).collect();
     assert!(numbers.iter().min() < Some(&30) && numbers.iter().max() > Some(&270), "{numbers:?}");
     options.force = true;

@@ -292,8 +292,8 @@ pub struct EvalFlags {
           value_parser = values::switch,
           action = ArgAction::Set, default_value = "0")]
     pub hellaswag_eval: bool,
-    /// HellaSwag questions: llm.c's .bin or the original .jsonl; where the default is missing, those
-    /// of `warpsmith get hellaswag`
+    /// HellaSwag questions: llm.c's .bin or the original .jsonl; where the default is missing,
+    /// those of `warpsmith get hellaswag`
     #[arg(
         id = "hellaswag_data",
         long = "hellaswag-data",
