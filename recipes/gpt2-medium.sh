@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# GPT-2 medium for a day on two consumer GPUs of 24 GB: no bias on queries, keys and values, a constant
-# learning rate of 1e-4, gradients clipped at 1.
+# GPT-2 medium for a day on two consumer GPUs of 24 GB: no bias on queries, keys and values, a
+# constant learning rate of 1e-4, gradients clipped at 1.
 #
 #   a step = 4 sequences x 1,024 tokens x 2 GPUs = 8,192 tokens
 #   Predicted on two RTX 4090 over PCIe with -z 0: 99 ms a step, so 876,000 steps and
 #   7.2 billion tokens in 24 hours, 20 tokens per parameter
 #
 # The run stops after 24 hours with exit status 75 and a checkpoint; run it again for another day.
-# Training logs of this run used no schedule and no warm-up. Both help: -k cosine -u 1000 -q 0.1 with
-# a number of steps (-x), and accumulated gradients (-d 524288).
+# Training logs of this run used no schedule and no warm-up. Both help: -k cosine -u 1000 -q 0.1
+# with a number of steps (-x), and accumulated gradients (-d 524288).
 # Flags given to this script go to the trainer, and win. SMOKE=1 takes seconds: see common.sh.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

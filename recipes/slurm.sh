@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# A recipe on several machines, under SLURM:  sbatch [-N machines] recipes/slurm.sh RECIPE [FLAGS…]
+# A recipe on several machines, under SLURM: sbatch [-N machines] recipes/slurm.sh RECIPE [FLAGS…]
 # for example  sbatch -N 4 recipes/slurm.sh gpt3-1.3b -z 1
 #
 #   GPUs = machines x 8, one process each; the total batch stays that of the recipe, so its tokens
-#   must divide by B x T x GPUs: 1,048,576 = 8 sequences x 2,048 tokens x 64 = 32 GPUs x 2 micro-steps
+#   must divide by B x T x GPUs: 1,048,576 = 8 sequences x 2,048 tokens x 32 GPUs x 2 micro-steps
 #
 # A job that ends because of its time queues itself again, and resumes. SLURM's signal three minutes
 # before the limit is the second line of defense; it also covers preemption.

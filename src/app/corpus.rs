@@ -64,8 +64,8 @@ pub fn data(args: &DataArgs) -> Result<()> {
     print_report(&options, &report)
 }
 
-/// The inputs, and those for validation. A name of the hub that has a file for validation stands for
-/// both splits, unless the flags ask for another one.
+/// The inputs, and those for validation. A name of the hub that has a file for validation stands
+/// for both splits, unless the flags ask for another one.
 fn inputs_of(args: &DataArgs) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     if let [input] = args.inputs.as_slice()
         && (is_remote(input) && args.val.is_empty() && args.val_tokens.is_none())

@@ -3,9 +3,9 @@
 
 use super::flags::trainer as train;
 use super::flags::trainer::presets::PRESETS;
-use super::{Parsed, Program, parse};
+use super::{Program, parse};
 use anyhow::{Context, Result};
-use clap::{Arg, Command};
+use clap::Arg;
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
@@ -77,37 +77,21 @@ fn cell(text: &str) -> String {
     text.replace('|', "\\|").replace('\n', " ")
 }
 
-/// Renders the flags that each preset stands for. They are found by parsing the preset, so there is
-/// no second list to keep.
+/// Renders the flags that each preset stands for, in the order of the flags.
 fn presets() -> String {
-    let rows = |flags: &[&str]| {
-        // Presets write checkpoints, so they need a directory. It is the same in all of them and so
-        // not shown.
-        let argv = ["train_gpt2", "-o", "DIR"].iter().chain(flags).copied();
-        match train::parse(Program::TrainGpt2, argv, &|_| None) {
-            Ok(Parsed::Run(args)) => args.rows,
-            other => panic!("the built-in preset {flags:?} does not parse: {other:?}"),
-        }
-    };
-    let base = rows(&[]);
     let command = train::command(Program::TrainGpt2);
     let mut text = "\n**Presets**: the flags that each stands for; explicit flags win\n\n\
                     | Preset | Flags |\n|---|---|\n"
         .to_owned();
     for preset in &PRESETS {
-        let set = rows(&["--preset", preset.name]);
-        let changed = set.iter().filter(|row| row.0 != "preset" && !base.contains(row));
-        let flags: Vec<_> =
-            changed.map(|(id, value)| format!("{} {}", flag(&command, id), quoted(value))).collect();
+        let flag = |arg: &Arg| {
+            let value = preset.value(arg.get_id().as_str())?;
+            Some(format!("{} {}", parse::label(arg).split('/').next().unwrap_or_default(), quoted(value)))
+        };
+        let flags: Vec<_> = command.get_arguments().filter_map(flag).collect();
         let _ = writeln!(text, "| {} | {} |", code(preset.name), code(&flags.join(" ")));
     }
     text
-}
-
-/// The shortest name of the flag with this id.
-fn flag(command: &Command, id: &str) -> String {
-    let arg = command.get_arguments().find(|arg| arg.get_id() == id).expect("a row of the start-up table");
-    parse::label(arg).split('/').next().unwrap_or_default().to_owned()
 }
 
 /// Returns `text` as a shell needs it.
@@ -149,7 +133,7 @@ mod tests {
         }
         let lines = [
             "| `-b`, `--batch-size` | `B` | `4` | Micro-batch size: sequences per forward and backward pass |",
-            "-e d12 -b 64 -d 524288 -x 19073 -l 6e-4 -u 715 -q 0.1 -c 0.1 -v 250 -s 250 -g 24 --samples 4 \
+            "-e d12 -b 64 -t 1024 -d 524288 -x 19073 -l 6e-4 -u 715 -q 0.1 -c 0.1 -v 250 -s 250 -g 24 --samples 4 \
              --prompt \"Hello, I'm a language model,\" --sample-top-k 50 -h 1` |",
             "-e gpt3:c2048 -b 8 -t 2048 -d 1048576 -x 286102 -l 2e-4 --lr-decay-iters 247955 -u 358 -q 0.1 -c 0.1",
             "| `--dtype` | `f32\\|bf16\\|auto`, `train_gpt2cu`: `bf16\\|fp16\\|f32\\|auto` | \

@@ -74,7 +74,7 @@ pub struct PrepareOptions {
     pub seed: u64,
     /// Whether to replace shards of that name.
     pub force: bool,
-    /// What fetches inputs that are not here.
+    /// Fetches inputs that are not here.
     pub remote: Option<Arc<dyn Remote>>,
 }
 

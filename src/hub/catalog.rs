@@ -13,7 +13,7 @@ pub struct Entry {
     pub kept: Kept,
 }
 
-/// Where a data set or a model is kept.
+/// The place of a data set or a model.
 #[derive(Clone, Copy, Debug)]
 pub enum Kept {
     /// Files of a repository of the hub that match one of these patterns.

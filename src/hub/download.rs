@@ -60,8 +60,8 @@ impl Download {
         Ok(Download { name, files, events, whole: BTreeMap::new(), next: 0, done: 0, total, stop })
     }
 
-    /// Waits for the next file, in the order of their names. `show` is called with the bytes fetched
-    /// and their total, without those that were here before. `None` after the last.
+    /// Waits for the next file, in the order of their names. `show` is called with the bytes
+    /// fetched and their total, without those that were here before. `None` after the last.
     ///
     /// # Errors
     /// One line for the first file that cannot be fetched, whichever it is.

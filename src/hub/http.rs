@@ -78,8 +78,8 @@ impl Http {
         request.call().map_err(|error| broken(url, &error))
     }
 
-    /// The headers of a file, and its URL. The answer of the hub itself counts, as it has the digest;
-    /// a redirect within the hub is followed.
+    /// The headers of a file, and its URL. The answer of the hub itself counts, as it has the
+    /// digest; a redirect within the hub is followed.
     ///
     /// # Errors
     /// Also a status other than that of a file or a redirect to it.

@@ -35,7 +35,7 @@ pub(super) struct Planned {
     pub name: String,
     /// The place at which it is found.
     pub place: PathBuf,
-    /// What is left to do.
+    /// The work that is left.
     pub missing: Option<Missing>,
 }
 

@@ -5,9 +5,9 @@
 //! reverse. Transfers are our own. Theirs append whatever a server sends to a partial file, and
 //! compare neither length nor digest afterwards.
 //!
-//! A file is fetched as `NAME.incomplete`, resumed from there after any kill, and gets its name when
-//! its length and its digest are those that the hub states. A lock per file, which is also that of
-//! `huggingface_hub`, lets several processes fetch the same repository.
+//! A file is fetched as `NAME.incomplete`, resumed from there after any kill, and gets its name
+//! when its length and its digest are those that the hub states. A lock per file, which is also
+//! that of `huggingface_hub`, lets several processes fetch the same repository.
 
 mod catalog;
 mod digest;
@@ -78,8 +78,9 @@ impl Hub {
         Ok(Self::new(Settings::find(&|name| std::env::var(name).ok())?, options))
     }
 
-    /// Lists the files of `source`, and asks the hub for the length and the digest of those that are
-    /// not in the cache. A hub that cannot be reached does no harm if the cache has all of them.
+    /// Lists the files of `source`, and asks the hub for the length and the digest of those that
+    /// are not in the cache. A hub that cannot be reached does no harm if the cache has all of
+    /// them.
     ///
     /// # Errors
     /// One line that says what the hub answered, or what to fetch by hand and where to put it.

@@ -13,7 +13,7 @@ const RAW_GITHUB: &str = "https://raw.githubusercontent.com";
 /// Seconds of silence, unless `HF_HUB_DOWNLOAD_TIMEOUT` says otherwise.
 const SILENCE_SECONDS: u64 = 30;
 
-/// Where the hub and its cache are.
+/// The places of the hub and its cache.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// URL without a slash at its end.

@@ -58,11 +58,12 @@ impl Hub {
         Ok(files)
     }
 
-    /// Returns the folder of a model, such as `gpt2` or `openai-community/gpt2`, after fetching what
-    /// is missing of it. A model that is in the cache is not looked for on the hub.
+    /// Returns the folder of a model, such as `gpt2` or `openai-community/gpt2`, after fetching
+    /// what is missing of it. A model that is in the cache is not looked for on the hub.
     ///
     /// # Errors
-    /// Those of [`Hub::list`] and [`Hub::fetch`]; or the repository has no weights that can be read.
+    /// Those of [`Hub::list`] and [`Hub::fetch`]; or the repository has no weights that can be
+    /// read.
     pub fn model(&self, name: &str) -> Result<PathBuf> {
         let source = Source::model(name)?;
         let listing = match self.store.cached(&source)? {
@@ -79,8 +80,9 @@ impl Hub {
     }
 }
 
-/// Returns the folder of a model of the hub for a process that is the `local_rank`-th of its machine.
-/// The first one fetches what is missing; the others wait for it, or take over if it has ended.
+/// Returns the folder of a model of the hub for a process that is the `local_rank`-th of its
+/// machine. The first one fetches what is missing; the others wait for it, or take over if it has
+/// ended.
 ///
 /// # Errors
 /// Those of [`Hub::model`].

@@ -1,4 +1,4 @@
-//! What to fetch: names of the catalog, repositories of the hub, and their files.
+//! Sources: names of the catalog, repositories of the hub, and their files.
 
 use super::catalog::{self, Kept, MODEL_FILES};
 use super::failure::{Failure, Kind};
@@ -95,9 +95,9 @@ pub struct Source {
 }
 
 impl Source {
-    /// Reads a name: one of the catalog, `OWNER/NAME`, `OWNER/NAME/FILE`, any of these with `hf://`,
-    /// `datasets/` or `models/` before them and `@REVISION` after NAME, or a URL of the hub.
-    /// `kind` is that of a repository whose name does not tell.
+    /// Reads a name: one of the catalog, `OWNER/NAME`, `OWNER/NAME/FILE`, any of these with
+    /// `hf://`, `datasets/` or `models/` before them and `@REVISION` after NAME, or a URL of the
+    /// hub. `kind` is that of a repository whose name does not tell.
     ///
     /// # Errors
     /// One line with the names that are known.

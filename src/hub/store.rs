@@ -1,8 +1,9 @@
 //! Places of files: the cache of the hub's own tools, and beside it that of other files.
 //!
-//! A repository's folder has `blobs/DIGEST` with the contents, `snapshots/COMMIT/NAME` with links to
-//! them, and `refs/REVISION` with the commit that a branch was at. `.listings/COMMIT` is our own: the
-//! names of all files of a commit, without which nobody could tell offline whether some are missing.
+//! A repository's folder has `blobs/DIGEST` with the contents, `snapshots/COMMIT/NAME` with links
+//! to them, and `refs/REVISION` with the commit that a branch was at. `.listings/COMMIT` is our
+//! own: the names of all files of a commit, without which nobody could tell offline whether some
+//! are missing.
 
 use super::catalog::CATALOG;
 use super::digest::Digest;
@@ -22,7 +23,7 @@ use std::time::Duration;
 /// Bytes of a list of names.
 const MOST_LISTING_BYTES: u64 = 1 << 28;
 
-/// Where files are stored.
+/// The places of files.
 #[derive(Clone, Debug)]
 pub(super) struct Store {
     settings: Settings,
@@ -119,11 +120,13 @@ impl Store {
         Ok(Some(Listing::new(source, &folder, files.collect())))
     }
 
-    /// The names of a commit that a source wants.
+    /// The names of a commit that a source wants, in order.
     fn names(&self, repo: &Repo, commit: &str, wanted: &Files) -> Option<Vec<String>> {
         let text = files::read_text(&self.listing_path(repo, commit), MOST_LISTING_BYTES).ok()?;
         let names = text.lines().filter(|name| is_plain(name) && wanted.wants(name));
-        Some(names.map(str::to_owned).collect())
+        let mut names: Vec<String> = names.map(str::to_owned).collect();
+        names.sort();
+        Some(names)
     }
 }
 
@@ -191,8 +194,8 @@ pub(super) fn relative(path: &Path, folder: &Path) -> PathBuf {
     up.chain(path.components().skip(shared)).collect()
 }
 
-/// Takes a lock, and waits for another process that has it. `said` is called once if it has to wait.
-/// `None` where the file system has no locks, or after `stop`.
+/// Takes a lock, and waits for another process that has it. `said` is called once if it has to
+/// wait. `None` where the file system has no locks, or after `stop`.
 ///
 /// # Errors
 /// If the lock's file cannot be created.
@@ -223,6 +226,7 @@ pub(super) fn lock(path: &Path, stop: &AtomicBool, said: &dyn Fn()) -> Result<Op
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hub::RepoKind;
 
     #[test]
     fn links_lead_from_a_snapshot_to_its_content() {
@@ -241,6 +245,30 @@ mod tests {
         link(&dir.path().join("blobs/def"), &place).unwrap();
         assert_eq!(fs::read(&place).unwrap(), b"new");
         assert_eq!(fs::read_dir(place.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn files_of_the_cache_are_in_order_and_complete() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().to_str().unwrap().to_owned();
+        let settings = Settings::find(&|name| (name == "HF_HOME").then(|| home.clone())).unwrap();
+        let store = Store::new(&settings);
+        let source = Source::parse("a/b", RepoKind::Dataset).unwrap();
+        let Origin::Hub(files) = &source.origin else { panic!() };
+        let (repo, commit) = (files.repo(), "0123456789abcdef0123456789abcdef01234567");
+        // In the order of a server.
+        store.record(&repo, commit, &["b.txt", "c/d.txt", "a.txt"].map(str::to_owned)).unwrap();
+        let write = |name: &str| {
+            let place = store.snapshot(&repo, commit).join(name);
+            make_room(&place).unwrap();
+            fs::write(place, "text").unwrap();
+        };
+        ["a.txt", "b.txt"].into_iter().for_each(write);
+        assert!(store.cached(&source).unwrap().is_none());
+        write("c/d.txt");
+        let names: Vec<_> =
+            store.cached(&source).unwrap().unwrap().files.into_iter().map(|f| f.name).collect();
+        assert_eq!(names, ["a.txt", "b.txt", "c/d.txt"]);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use ureq::http::{HeaderMap, StatusCode, header};
 /// Bytes read at a time.
 const CHUNK: usize = 1 << 18;
 
-/// What a transfer needs from those who wait for it.
+/// Those who wait for a transfer.
 pub(super) struct Watch<'a> {
     /// Ends the transfer.
     pub stop: &'a AtomicBool,

@@ -1,5 +1,5 @@
-//! `log.txt`, in the format that build-nanogpt writes and its plotting notebook reads: the step, from
-//! 0, the kind of number, and the number.
+//! `log.txt`, in the format that build-nanogpt writes and its plotting notebook reads: the step,
+//! from 0, the kind of number, and the number.
 
 use super::cformat::fixed;
 use super::log_file::LogFile;

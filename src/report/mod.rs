@@ -1,5 +1,5 @@
-//! Output of a run: the console, `main.log` as llm.c writes it, `log.txt` as build-nanogpt does, `metrics.jsonl` for programs, and
-//! plots of the latter.
+//! Output of a run: the console, `main.log` as llm.c writes it, `log.txt` as build-nanogpt does,
+//! `metrics.jsonl` for programs, and plots of the latter.
 
 pub mod cformat;
 pub mod chrome;

@@ -23,8 +23,11 @@ fn switch(on: bool) -> &'static str {
 impl Trainer {
     /// The settings that must be the same on all ranks: the name of each, and its value here.
     fn settings(&self, args: &TrainArgs) -> Vec<(&'static str, String)> {
-        let size =
-            |data: &DataLoader| format!("{} tokens in {} shard(s)", data.num_tokens(), data.num_shards());
+        let size = |data: &DataLoader| {
+            let (tokens, shards, weights) = (data.num_tokens(), data.num_shards(), data.weights());
+            let mixed = if weights.is_empty() { String::new() } else { format!(", mixed by {weights:?}") };
+            format!("{tokens} tokens in {shards} shard(s){mixed}")
+        };
         let unread = || "not read".to_owned();
         let TrainArgs { batch, optim, eval, files, processes, gpu, .. } = args;
         vec![

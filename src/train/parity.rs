@@ -1,5 +1,5 @@
-//! `warpsmith parity`: a model's results on the batch of a debug state, compared with the results in
-//! that file as llm.c's `test_gpt2.cu` does, and the losses of ten steps on that batch.
+//! `warpsmith parity`: a model's results on the batch of a debug state, compared with the results
+//! in that file as llm.c's `test_gpt2.cu` does, and the losses of ten steps on that batch.
 
 use crate::checkpoint::{DebugState, ModelFile};
 use crate::config::ModelConfig;

@@ -115,7 +115,11 @@ impl Report {
                 short => format!(", {short} of them too short to be read"),
             };
             let (tokens, shards) = (count(l.num_tokens(), "token"), count(l.num_shards(), "shard"));
-            format!("{tokens} in {shards}{short}")
+            let mixed = match l.weights().len() {
+                0 => String::new(),
+                sources => format!(", {sources} sources mixed"),
+            };
+            format!("{tokens} in {shards}{short}{mixed}")
         };
         self.console.table([
             ("train data", shards(train)),

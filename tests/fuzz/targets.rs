@@ -2,6 +2,9 @@
 //! short: if it panics itself, if its error is no line or does not name the file, or if it
 //! takes a damaged checkpoint for whole.
 
+#[path = "hub.rs"] // also where cargo-fuzz includes this file by its path
+mod hub;
+
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use std::cell::OnceCell;
@@ -19,7 +22,6 @@ use warpsmith::data::prepare::{PrepareOptions, prepare};
 use warpsmith::data::shard::ShardWriter;
 use warpsmith::data::tokenizer::{Tokenizer, TokenizerId};
 use warpsmith::eval::hellaswag::HellaSwag;
-use warpsmith::hub::{self, RepoKind};
 use warpsmith::parallel::environment::{Flags, Process};
 use warpsmith::parallel::rendezvous::{self, InitMethod};
 use warpsmith::params::ParamLayout;
@@ -111,9 +113,9 @@ pub const TARGETS: &[Target] = &[
     Target { name: "kernel_records", seeds: || vec![RECORDS.into()], run: kernel_records, cost: 5 },
     Target { name: "trainer_flags", seeds: || vec![TRAINER_FLAGS.into()], run: trainer_flags, cost: 300 },
     Target { name: "tool_flags", seeds: || TOOL_FLAGS.map(Vec::from).into(), run: tool_flags, cost: 150 },
-    Target { name: "hub_names", seeds: || HUB_NAMES.map(Vec::from).into(), run: hub_names, cost: 20 },
-    Target { name: "hub_answer", seeds: || vec![hub_answer_seed()], run: hub_answer, cost: 10 },
-    Target { name: "hub_cache", seeds: || vec!["a.txt\nsub/b.txt".into()], run: hub_cache, cost: 60 },
+    Target { name: "hub_names", seeds: || hub::NAMES.map(Vec::from).into(), run: hub::names, cost: 20 },
+    Target { name: "hub_answer", seeds: || vec![hub::answer_seed()], run: hub::answer, cost: 10 },
+    Target { name: "hub_cache", seeds: || vec!["a.txt\nsub/b.txt".into()], run: hub::cache, cost: 60 },
     Target { name: "environment", seeds: || ENVIRONMENTS.map(Vec::from).into(), run: environment, cost: 5 },
 ];
 
@@ -496,53 +498,6 @@ fn tool_flags(bytes: &[u8]) -> bool {
 fn arguments(program: &str, bytes: &[u8]) -> Vec<String> {
     let text = String::from_utf8_lossy(bytes);
     [program].into_iter().chain(text.split(' ')).map(str::to_owned).collect()
-}
-
-// --- the hub
-
-const HUB_NAMES: [&str; 4] = [
-    "tinystories",
-    "fineweb-edu:100BT",
-    "hf://datasets/HuggingFaceFW/fineweb-edu@v1.0/sample/*.parquet",
-    "https://huggingface.co/datasets/roneneldan/TinyStories/tree/main/data",
-];
-
-fn hub_names(bytes: &[u8]) -> bool {
-    let name = String::from_utf8_lossy(bytes);
-    judge(hub::Source::parse(&name, RepoKind::Model), &name)
-}
-
-const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
-
-fn hub_answer_seed() -> Vec<u8> {
-    let names = r#"{"rfilename": "a.txt"}, {"rfilename": "sub/b.parquet", "size": 7}"#;
-    format!(r#"{{"id": "a/b", "sha": "{COMMIT}", "siblings": [{names}]}}"#).into()
-}
-
-fn hub_answer(bytes: &[u8]) -> bool {
-    judge(hub::files_in_answer(bytes), "")
-}
-
-/// Lists a repository of the cache, offline. No name in the list leads out of the cache.
-fn hub_cache(bytes: &[u8]) -> bool {
-    let cache = directory().join("cache");
-    let folder = cache.join("datasets--a--b");
-    write(&folder.join("refs/main"), COMMIT.as_bytes());
-    write(&folder.join(".listings").join(COMMIT), bytes);
-    for name in ["a.txt", "sub/b.txt"] {
-        write(&folder.join("snapshots").join(COMMIT).join(name), b"text");
-    }
-    let settings = hub::Settings {
-        endpoint: "http://hub.invalid".into(),
-        raw_github: "http://hub.invalid".into(),
-        cache,
-        assets: directory().join("assets"),
-        token: None,
-        offline: true,
-        silence: std::time::Duration::from_secs(1),
-    };
-    let source = hub::Source::parse("a/b", RepoKind::Dataset).unwrap();
-    judge(hub::Hub::new(settings, hub::Options::default()).list(&source), "a/b")
 }
 
 const ENVIRONMENTS: [&str; 4] = [

@@ -1,4 +1,4 @@
-//! What is fetched, where it is stored, and what is not fetched again.
+//! Files that are fetched, their places, and those that are not fetched again.
 
 use super::common::{refuse, stderr, stdout, succeed};
 use super::server::{COMMIT, Fault, TOKEN};

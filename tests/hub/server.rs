@@ -1,5 +1,6 @@
-//! A server that speaks the hub's protocol, and misbehaves when told to: the interface for programs,
-//! the files themselves, a second server to which large ones are redirected, and files of GitHub.
+//! A server that speaks the hub's protocol, and misbehaves when told to: the interface for
+//! programs, the files themselves, a second server to which large ones are redirected, and files of
+//! GitHub.
 
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
@@ -96,7 +97,8 @@ impl Server {
         Server { hub: addresses[0], content: addresses[1], state }
     }
 
-    /// Adds a file to a repository, such as `datasets/a/b`. Those of more than 1,000 bytes are large.
+    /// Adds a file to a repository, such as `datasets/a/b`. Those of more than 1,000 bytes are
+    /// large.
     pub fn add(&self, repo: &str, name: &str, content: &[u8]) {
         let mut repos = self.state.repos.lock().unwrap();
         let repo = repos.entry(repo.into()).or_insert(Repo { files: BTreeMap::new(), gate: None });

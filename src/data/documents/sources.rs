@@ -15,7 +15,7 @@ pub(crate) struct Source {
     /// `-` for standard input.
     pub path: PathBuf,
     pub bytes: u64,
-    /// What fetches the file, if it may not be here yet.
+    /// Fetches the file, if it may not be here yet.
     pub remote: Option<Arc<dyn Remote>>,
 }
 

@@ -40,8 +40,8 @@ impl Fingerprint {
     }
 }
 
-/// Fingerprints of the documents kept so far. The table has 16 bytes per document (exact) or 14
-/// times 8 (MinHash), and up to as much again that is free.
+/// Fingerprints of the documents kept so far: 16 bytes per document (exact) or 14 times 8 (MinHash),
+/// in a table with a byte more for each, of which a half to seven eighths is in use.
 #[derive(Default)]
 pub(super) struct Seen {
     texts: HashSet<u128>,

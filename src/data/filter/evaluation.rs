@@ -13,7 +13,7 @@ pub(super) const RUN_WORDS: usize = 13;
 /// Most bytes of an evaluation set: it is held in memory.
 const MOST_BYTES: u64 = 1 << 28;
 
-/// All runs of 13 words of evaluation sets, 8 bytes each and up to as much again that is free.
+/// All runs of 13 words of evaluation sets, 10 to 21 bytes each.
 #[derive(Default)]
 pub(super) struct EvaluationSets {
     runs: HashSet<u64>,

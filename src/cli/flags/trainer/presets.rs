@@ -14,7 +14,7 @@ type Part = &'static [(&'static str, &'static str)];
 
 impl Preset {
     /// The value of the flag with this id, if the preset has one.
-    fn value(&self, id: &str) -> Option<&'static str> {
+    pub fn value(&self, id: &str) -> Option<&'static str> {
         self.parts.iter().copied().flatten().find(|flag| flag.0 == id).map(|flag| flag.1)
     }
 }
