@@ -7,7 +7,8 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// A small model of GPT-2's kind and with its vocabulary at the hub, and in `model.bin` beside the corpus.
+/// A small model of GPT-2's kind and with its vocabulary, at the hub and in `model.bin` beside the
+/// corpus.
 fn setting() -> (Setting, Corpus) {
     let (setting, corpus) = (Setting::new(), Corpus::new());
     succeed(corpus.train().args("-x 1 -o first".split(' ')));
