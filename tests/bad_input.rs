@@ -181,7 +181,7 @@ fn a_default_model_that_is_not_there() {
     let corpus = Corpus::new();
     let mut command = std::process::Command::new(common::TRAIN_GPT2);
     command.current_dir(corpus.dir.path()).args("-i x_train_*.bin -j x_val_*.bin -x 1".split(' '));
-    refuse(&mut command, &["-e/--model", "no file gpt2_124M_bf16.bin", "d12"]);
+    refuse(&mut command, &["-e/--model", "gpt2_124M_bf16.bin, is not here", "d12"]);
 }
 
 #[test]

@@ -474,7 +474,7 @@ fn openmps_number_of_threads_is_taken_and_shown() {
 fn what_a_run_needs_is_said_in_its_own_terms() {
     let corpus = Corpus::new();
     let mut bare = Command::new(common::TRAIN_GPT2);
-    let said = ["-e/--model: no file gpt2_124M_bf16.bin", "or a shape such as d12"];
+    let said = ["-e/--model: llm.c's default, gpt2_124M_bf16.bin, is not here", "-e d12"];
     common::refuse(bare.current_dir(corpus.dir.path()).args(["-i", "x_train_*.bin"]), &said);
     std::fs::write(corpus.path("afile"), "").unwrap();
     common::refuse(

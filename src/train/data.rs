@@ -143,7 +143,7 @@ fn questions_at(path: &Path) -> PathBuf {
 }
 
 /// Adds to the error of a preset without data how to make them.
-fn explain(error: anyhow::Error, args: &TrainArgs, pattern: &str) -> anyhow::Error {
+pub(super) fn explain(error: anyhow::Error, args: &TrainArgs, pattern: &str) -> anyhow::Error {
     let known = PRESET_DATA.iter().find(|(dir, ..)| pattern.starts_with(dir));
     let is_missing = glob::glob(pattern).is_ok_and(|mut found| found.next().is_none());
     match known.filter(|_| args.recipe.preset.is_some() && is_missing) {

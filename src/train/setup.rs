@@ -55,6 +55,7 @@ pub(super) enum Start {
 /// If data, checkpoint and shape are missing or do not fit each other, memory is short, or ranks
 /// are not consistent.
 pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Trainer> {
+    check_model(args)?;
     let watch = Watch::default();
     let (mut dev, trace) = trace::open(args, Box::new(watch.device(dev)))?;
     let quiet = !peers.process.is_rank0();
@@ -132,6 +133,17 @@ pub fn fetch_model(args: &TrainArgs) -> Result<()> {
     let dir = args.files.output_dir.as_deref().filter(|_| args.files.resume);
     let resumes = dir.map(checkpoint::steps).transpose()?.is_some_and(|steps| !steps.is_empty());
     if resumes { Ok(()) } else { model_of_hub(&name, &args.process).map(drop) }
+}
+
+/// Says how to begin if no model is given and llm.c's default is missing. A run that resumes needs
+/// none.
+fn check_model(args: &TrainArgs) -> Result<()> {
+    ensure!(
+        args.files.resume || args.model.source != DEFAULT_MODEL || Path::new(DEFAULT_MODEL).exists(),
+        "-e/--model: llm.c's default, {DEFAULT_MODEL}, is not here; begin with `make train`, or with shards and a \
+         shape, such as -i 'data/*_train_*.bin' -j 'data/*_val_*.bin' -e d12"
+    );
+    Ok(())
 }
 
 /// What the run writes: without training there is nothing to save.
@@ -272,11 +284,6 @@ impl Start {
         Ok(match args.model_source()? {
             ModelSource::Shape(config) => Start::Random(config.with_vocab(V)),
             ModelSource::File(path) => {
-                ensure!(
-                    path.exists() || args.model.source != DEFAULT_MODEL,
-                    "-e/--model: llm.c's default, {DEFAULT_MODEL}, is not here; begin with `make train`, or with \
-                     shards and a shape, such as -i 'data/*_train_*.bin' -j 'data/*_val_*.bin' -e d12"
-                );
                 ensure!(
                     path.exists(),
                     "-e/--model: no file {}; give a model file, its folder, a shape such as d12, or a model of the \

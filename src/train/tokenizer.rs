@@ -1,5 +1,6 @@
 //! The tokenizer of a run: that of its shards, which the model must have been trained with.
 
+use super::data::explain;
 use super::setup::Start;
 use crate::cli::flags::trainer::TrainArgs;
 use crate::config::{GPT2_VOCAB, ModelConfig, VOCAB_PADDING};
@@ -28,7 +29,8 @@ impl RunTokenizer {
         let flag = args.train_data_flag();
         let files = &args.files;
         let pattern = if args.batch.overfit_single_batch { &files.input_val_bin } else { &files.input_bin };
-        let (path, id) = DataLoader::first_shard(pattern, flag)?;
+        let first = DataLoader::first_shard(pattern, flag);
+        let (path, id) = first.map_err(|error| explain(error, args, pattern))?;
         let shards = files::directory(&path).to_owned();
         Ok(RunTokenizer { id, shards, found: None })
     }

@@ -7,14 +7,16 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// A small model of GPT-2's kind at the hub, and in `model.bin` beside the corpus.
+/// A small model of GPT-2's kind and with its vocabulary at the hub, and in `model.bin` beside the corpus.
 fn setting() -> (Setting, Corpus) {
     let (setting, corpus) = (Setting::new(), Corpus::new());
-    common::write_small_model(&corpus.path("model.bin"));
-    succeed(&mut common::warpsmith(corpus.dir.path(), "convert model.bin hf/model.safetensors"));
-    for name in ["config.json", "model.safetensors"] {
-        let content = fs::read(corpus.path("hf").join(name)).unwrap();
-        setting.server.add("openai-community/gpt2", name, &content);
+    succeed(corpus.train().args("-x 1 -o first".split(' ')));
+    for line in ["convert first model.bin", "convert model.bin hf/model.safetensors"] {
+        succeed(&mut common::warpsmith(corpus.dir.path(), line));
+    }
+    for name in super::files_in(&corpus.path("hf")) {
+        let content = fs::read(corpus.path("hf").join(&name)).unwrap();
+        setting.server.add("openai-community/gpt2", &name, &content);
     }
     setting.server.add("openai-community/gpt2", "pytorch_model.bin", &[0; 5000]);
     fs::remove_dir_all(corpus.path("hf")).unwrap();
@@ -116,4 +118,45 @@ fn models_that_are_none_are_one_line() {
     );
     let mut sample = common::warpsmith(dir, "sample -e a/b");
     refuse(setting.server.env(&mut sample, dir), &["a/b", "404", "no such model"]);
+}
+
+/// `-h 1` and `eval --hellaswag` need no path after `warpsmith get hellaswag`.
+#[test]
+fn questions_that_were_fetched_are_found() {
+    let (setting, corpus) = setting();
+    let dir = corpus.dir.path();
+    let train = || {
+        let mut command = corpus.train();
+        command.args("-x 1 -v 1 -m 1 -h 1".split(' '));
+        setting.server.env(&mut command, dir);
+        command
+    };
+    let eval = |line: &str| {
+        let mut command = common::warpsmith(dir, line);
+        setting.server.env(&mut command, dir);
+        command
+    };
+    let fetches = "which `warpsmith get hellaswag` fetches";
+    refuse(&mut train(), &["dev/data/hellaswag/hellaswag_val.bin", fetches]);
+    refuse(&mut eval("eval -e model.bin --hellaswag"), &["cannot read hellaswag", fetches]);
+    let place = dir.join("hf/assets/warpsmith/hellaswag/hellaswag_val.jsonl");
+    fs::create_dir_all(place.parent().unwrap()).unwrap();
+    let questions = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/hellaswag_small.jsonl");
+    fs::copy(questions, place).unwrap();
+    succeed(&mut train());
+    let text = stdout(&succeed(&mut eval("eval -e model.bin --hellaswag")));
+    assert!(text.contains("/24 = "), "{text}");
+}
+
+#[test]
+fn a_preset_without_data_says_which_command_makes_them() {
+    let dir = tempfile::tempdir().unwrap();
+    for (preset, words) in [
+        ("gpt2-124m", "warpsmith data hub:fineweb-edu -o dev/data/edu_fineweb10B --name edu_fineweb"),
+        ("llmc-124m", "warpsmith data hub:fineweb -o dev/data/fineweb10B --name fineweb"),
+    ] {
+        let mut command = Command::new(common::TRAIN_GPT2);
+        command.current_dir(dir.path()).args(["--preset", preset, "-o", "log"]);
+        refuse(&mut command, &["no file matches", "fetch and tokenize them", words]);
+    }
 }

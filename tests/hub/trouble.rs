@@ -169,7 +169,7 @@ fn a_damaged_part_is_thrown_away() {
     {
         let setting = Setting::with_stories();
         setting.server.fault(CONTENT, Fault::Cut(50_000), 1);
-        refuse(&mut setting.warpsmith("get tinystories --retries 0"), &["the connection broke"]);
+        refuse(&mut setting.warpsmith("get tinystories --jobs 1 --retries 0"), &["the connection broke"]);
         let (path, _) = setting.partial().unwrap();
         let mut bytes = fs::read(&path).unwrap();
         damage(&mut bytes);

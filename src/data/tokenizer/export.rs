@@ -22,8 +22,11 @@ pub(super) fn json(tokenizer: &Tokenizer) -> String {
         special.map_or_else(|| chars(inner.vocabulary.token_bytes(id).unwrap_or_default()), |s| s.0.clone())
     };
     let vocab: Map<String, Value> = (0..inner.id.vocab_size).map(|id| (token(id), id.into())).collect();
-    let merges: Vec<Value> =
-        inner.merges.iter().map(|&[left, right, _]| json!([token(left), token(right)])).collect();
+    let merges: Vec<Value> = inner
+        .merges
+        .iter()
+        .map(|&[left, right, _]| format!("{} {}", token(left), token(right)).into())
+        .collect();
     let added: Vec<Value> = inner
         .specials
         .iter()
@@ -74,8 +77,10 @@ impl Tokenizer {
             "clean_up_tokenization_spaces": false,
             "bos_token": text, "eos_token": text, "unk_token": text, "pad_token": text,
         });
+        // A pipeline would go on beyond the positions of a small model.
         let generation = json!({
             "bos_token_id": eot, "eos_token_id": eot, "pad_token_id": eot, "do_sample": true,
+            "max_new_tokens": (maxT / 2).clamp(1, 256),
         });
         let special = json!({"bos_token": text, "eos_token": text, "unk_token": text, "pad_token": text});
         let pretty = |value: &Value| format!("{value:#}\n");

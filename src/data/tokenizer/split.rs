@@ -10,8 +10,8 @@ use std::sync::LazyLock;
 pub enum Pattern {
     /// `'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`
     Gpt2,
-    /// `(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,D}|`
-    /// ` ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`, where D is the largest number of digits in a word: 3 for GPT-4 and Llama 3, 1 for Qwen 2.
+    /// GPT-4's (`cl100k_base`), with words of at most this many digits: 3 in GPT-4 and Llama 3, 1 in
+    /// Qwen 2. [`Self::of_regex`] has it.
     Digits(u8),
 }
 
