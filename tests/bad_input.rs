@@ -31,7 +31,7 @@ fn flags() {
         ("-lg 5", &["-lg"]),
         ("-w 0", &["-w"]),
         ("--device cuda", &["--device", "cuda"]),
-        ("--compile 1", &["--compile"]),
+        ("--flash 0", &["--flash"]),
         ("-n 5", &["-n", "-o"]),
         ("-y 1", &["-y", "-o"]),
         ("-h 1 -v 1 --hellaswag-data none.jsonl", &["none.jsonl"]),

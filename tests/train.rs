@@ -490,5 +490,5 @@ fn what_a_run_needs_is_said_in_its_own_terms() {
     sample.current_dir(corpus.dir.path()).args(["sample", "-e", "small.bin", "-p", "hello world"]);
     let output = sample.output().unwrap();
     assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(2), ""));
-    assert!(stderr(&output).contains("the prompt has token"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("of 503 tokens, is unknown"), "{}", stderr(&output));
 }
