@@ -16,6 +16,15 @@ fn prepared() -> tempfile::TempDir {
     dir
 }
 
+/// Expects a refusal after lines that say what is being done.
+fn refuse_in_the_end(command: &mut Command, words: &[&str]) {
+    let output = command.output().unwrap();
+    let said = stderr(&output);
+    let last = said.trim_end().lines().last().unwrap_or_default();
+    assert_eq!(output.status.code(), Some(2), "{command:?}: {said}");
+    assert!(words.iter().all(|word| last.contains(word)), "{command:?}: expected {words:?} in: {last}");
+}
+
 fn train(dir: &Path, flags: &str) -> Command {
     let mut command = Command::new(TRAIN_GPT2);
     let shape = "-i d/x_train_*.bin -j d/x_val_*.bin -b 2 -t 16 -l 1e-2 -v 2 -m 2 -g 8";
@@ -23,7 +32,7 @@ fn train(dir: &Path, flags: &str) -> Command {
     command
 }
 
-const NEW: &str = "--layers 1 --heads 2 --channels 16 -o log";
+const NEW: &str = "--layers 1 --heads 2 --channels 16 --context 256 -o log";
 
 #[test]
 fn the_vocabulary_goes_with_shards_model_samples_and_exports() {
@@ -70,7 +79,7 @@ fn shards_and_models_of_different_tokenizers_are_refused_by_name() {
         let line = "-i g/x_train_*.bin -j g/x_val_*.bin -b 2 -t 16 -v 2 -s 0";
         command.current_dir(dir).args(line.split(' '));
     };
-    for flags in ["-o log -y 1 -x 4 --layers 1 --heads 2 --channels 16", "-e log -x 2"] {
+    for flags in ["-o log -y 1 -x 4 --layers 1 --heads 2 --channels 16 --context 256", "-e log -x 2"] {
         let mut command = Command::new(TRAIN_GPT2);
         gpt2(&mut command);
         refuse(
@@ -82,7 +91,7 @@ fn shards_and_models_of_different_tokenizers_are_refused_by_name() {
         &mut train(dir, &format!("{NEW} -x 2 -s 0 -o other -j g/x_val_*.bin")),
         &["-j", "gpt2", "400 tokens"],
     );
-    refuse(
+    refuse_in_the_end(
         &mut warpsmith(dir, "eval --model log --val g/x_val_*.bin -b 2"),
         &["--val", "log/tokenizer.json", "gpt2"],
     );
@@ -105,7 +114,7 @@ fn shards_and_models_of_different_tokenizers_are_refused_by_name() {
         &["-s 1: needs the tokenizer", "tokenizer.json into d"],
     );
     succeed(&mut train(dir, &format!("{NEW} -x 1 -s 0 -o new")));
-    refuse(
+    refuse_in_the_end(
         &mut warpsmith(dir, "sample --model new"),
         &["new: the tokenizer of the model", "put its tokenizer.json there"],
     );
@@ -123,11 +132,11 @@ fn tokenizers_are_converted_and_bad_ones_are_one_line() {
     refuse(&mut warpsmith(dir, "tokenizer convert gpt2 again.bin"), &["again.bin", "--force"]);
     refuse(&mut warpsmith(dir, "tokenizer convert gpt2 vocab.txt"), &[".json or .bin", "vocab.txt"]);
     fs::write(dir.join("a.txt"), "Some words, some words.").unwrap();
-    refuse(
+    refuse_in_the_end(
         &mut warpsmith(dir, "tokenizer train a.txt --vocab-size 300 -o b.json"),
         &["--vocab-size 300", "more text"],
     );
-    refuse(
+    refuse_in_the_end(
         &mut warpsmith(dir, "tokenizer train a.txt --vocab-size 20 -o b.json"),
         &["--vocab-size 20", "257"],
     );
@@ -136,9 +145,10 @@ fn tokenizers_are_converted_and_bad_ones_are_one_line() {
     refuse(&mut warpsmith(dir, &format!("{line} bad.json")), &["--tokenizer", "bad.json", "not JSON"]);
     refuse(&mut warpsmith(dir, &format!("{line} none.json")), &["--tokenizer", "none.json"]);
     // The same shards, byte for byte, as without the flag.
-    let output = succeed(&mut warpsmith(dir, &format!("{line} tokenizer.json")));
-    assert!(stderr(&output).is_empty(), "{}", stderr(&output));
+    fs::write(dir.join("c.txt"), "One word.<|endoftext|>Two more.<|endoftext|>And three words.").unwrap();
+    let output = succeed(&mut warpsmith(dir, "data c.txt -o out --val-tokens 1 --tokenizer tokenizer.json"));
+    assert!(!stderr(&output).contains("warning"), "{}", stderr(&output));
     let with = fs::read(dir.join("out/data_train_000001.bin")).unwrap();
-    succeed(&mut warpsmith(dir, "data a.txt -o plain --val-tokens 1"));
+    succeed(&mut warpsmith(dir, "data c.txt -o plain --val-tokens 1"));
     assert!(with == fs::read(dir.join("plain/data_train_000001.bin")).unwrap());
 }

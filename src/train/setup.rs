@@ -272,7 +272,7 @@ impl Start {
             if files.resume
                 && let Some(saved) = resume::find(dir, args.process.is_rank0())?
             {
-                check_shape(args, &saved, V)?;
+                check_shape(args, &saved)?;
                 return Ok(Start::Resume(Box::new(saved)));
             }
             if !files.resume {
@@ -355,9 +355,11 @@ impl Start {
 }
 
 /// Refuses a shape that is asked for but is not that of the checkpoint to resume.
-fn check_shape(args: &TrainArgs, saved: &Saved, V: usize) -> Result<()> {
+fn check_shape(args: &TrainArgs, saved: &Saved) -> Result<()> {
     if let Ok(ModelSource::Shape(asked)) = args.model_source() {
-        let (found, asked) = (saved.model.config, asked.with_vocab(V));
+        let found = saved.model.config;
+        // The tokenizer decides on the vocabulary, and is compared by itself.
+        let asked = asked.with_vocab(found.V);
         let T = asked.maxT;
         ensure!(
             args.model.context.is_some()
