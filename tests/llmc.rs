@@ -43,7 +43,7 @@ fn our_results_are_those_of_pytorchs_debug_state() {
     assert!(text.contains("not compared") && text.contains("step 10  "), "{text}");
 }
 
-/// Of the tiny model there are no kernels, whose heads have at least 32 channels.
+/// Takes a larger model than the tiny one, because the kernels need heads of at least 32 channels.
 #[test]
 fn the_kernels_results_are_those_of_the_cpu() {
     let corpus = Corpus::new();

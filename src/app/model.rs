@@ -59,7 +59,8 @@ fn load(path: &Path) -> Result<(ModelFile, ModelTokenizer)> {
     Ok((model, tokenizer))
 }
 
-/// The tokenizer of a model: that beside it, or GPT-2's if it has GPT-2's vocabulary, padded or not.
+/// The tokenizer of a model: that beside it, or GPT-2's if it has GPT-2's vocabulary, padded or
+/// not.
 struct ModelTokenizer {
     folder: PathBuf,
     V: usize,

@@ -265,9 +265,9 @@ fn check_tensors(tensors: &Tensors, all: &[Stored]) -> Result<()> {
     }
 }
 
-/// Writes `model` to the safetensors file at `path`, in F32, BF16 or F16, and a `config.json` next to
-/// it, which names the end-of-text token `eot`. The names are those that `GPT2LMHeadModel` saves and
-/// loads.
+/// Writes `model` to the safetensors file at `path`, in F32, BF16 or F16, and a `config.json` next
+/// to it, which names the end-of-text token `eot`. The names are those that `GPT2LMHeadModel` saves
+/// and loads.
 pub(super) fn write(path: &Path, model: &ModelFile, dtype: Dtype, eot: Option<u32>) -> Result<()> {
     let (stored_dtype, size) = match dtype {
         Dtype::F32 => (StoredDtype::F32, 4),

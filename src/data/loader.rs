@@ -76,7 +76,7 @@ pub struct Batch {
     pub inputs: Vec<i32>,
     /// (B, T): the token after each input.
     pub targets: Vec<i32>,
-    /// (B T): rows of the inputs sorted by token, see [`rows_by_token`].
+    /// (B T): rows of the inputs sorted by token, see [`crate::data::buckets::rows_by_token`].
     pub rows_by_token: Vec<i32>,
 }
 

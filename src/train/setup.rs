@@ -146,7 +146,7 @@ fn check_model(args: &TrainArgs) -> Result<()> {
     Ok(())
 }
 
-/// What the run writes: without training there is nothing to save.
+/// The files of the run: without training there is nothing to save.
 fn files_of(args: &TrainArgs) -> FileFlags {
     let mut files = args.files.clone();
     if args.compat.inference_only {

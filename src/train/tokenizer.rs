@@ -115,7 +115,9 @@ impl RunTokenizer {
             );
             return Ok(());
         }
-        let written = self.found.iter().filter(|tokenizer| !tokenizer.is_gpt2());
-        written.map(|tokenizer| tokenizer.write_json(dir).map(drop)).collect()
+        match self.found.as_ref().filter(|tokenizer| !tokenizer.is_gpt2()) {
+            Some(tokenizer) => tokenizer.write_json(dir).map(drop),
+            None => Ok(()),
+        }
     }
 }
