@@ -25,12 +25,10 @@ from typing import Iterator
 import numpy as np
 import psutil
 
-from llmc_files import read_shard
+from gpt2_tokenizer import EOT, gpt2_encoding
 
 ROOT = Path(__file__).resolve().parent.parent
-EOT = 50256
 SHARD_TOKENS = 100_000_000
-GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 def documents(path: str) -> Iterator[str]:
@@ -61,15 +59,7 @@ encoding = None
 
 def load_tiktoken(path: str) -> None:
     global encoding
-    import tiktoken
-
-    from interop import byte_alphabet
-
-    to_byte = {char: byte for byte, char in byte_alphabet().items()}
-    vocab = json.loads(Path(path).read_text())["model"]["vocab"]
-    ranks = {bytes(to_byte[char] for char in token): rank for token, rank in vocab.items() if rank < EOT}
-    special = {"<|endoftext|>": EOT}
-    encoding = tiktoken.Encoding("gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+    encoding = gpt2_encoding(Path(path))
 
 
 def encode_tiktoken(text: str) -> np.ndarray:
@@ -89,6 +79,8 @@ def run_tokenizers(path: str, tokenizer: str, folder: Path) -> None:
     from tokenizers import Tokenizer
 
     theirs = Tokenizer.from_file(tokenizer)
+    # As for the others, a special token in a text is text.
+    theirs.encode_special_tokens = True
 
     def batches() -> Iterator[list[str]]:
         batch = []
@@ -141,6 +133,9 @@ def measure(command: list[str]) -> tuple[float, float]:
 
 def tokens_in(folder: Path) -> np.ndarray:
     """Returns the training tokens that a program wrote."""
+    # Here, because it imports PyTorch, which the measured processes do without.
+    from llmc_files import read_shard
+
     shards = [np.load(path) for path in sorted(folder.glob("*.npy"))]
     shards += [read_shard(str(path)) for path in sorted(folder.glob("*_train_*.bin"))]
     return np.concatenate(shards)

@@ -26,17 +26,16 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import numpy as np
 import torch
 
+from gpt2_tokenizer import EOT, gpt2_encoding
 from llmc_files import read_shard, write_shard
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"
-EOT = 50256
 TEXTS = [
     "Hello, I'm a language model, and they've 1234567 tokens.",
     "  two  spaces,\n\n\ttabs\r\nand lines ",
     "naïve café — 你好, мир! 🦀 \u0301",
     "def f(x):\n    return x**2  # don't\n",
-    "<|endoftext|> in a text is text",
 ]
 
 
@@ -52,7 +51,7 @@ def run(*command: str | Path, cwd: Path | None = None) -> str:
 def documents(seed: int, count: int) -> list[str]:
     """Returns texts of many lengths, each with a number so that none is equal to another."""
     draw = np.random.RandomState(seed)
-    return [f"{i}: " + " ".join(TEXTS[k] for k in draw.randint(0, 4, draw.randint(1, 9))) for i in range(count)]
+    return [f"{i}: " + " ".join(TEXTS[k] for k in draw.randint(0, len(TEXTS), draw.randint(1, 9))) for i in range(count)]
 
 
 def json_lines(texts: list[str]) -> str:
@@ -84,17 +83,9 @@ class Data(Case):
     texts = documents(1, 500)
 
     def expected(self) -> list[int]:
-        import tiktoken
-
-        # The rules and ranks of the built-in tokenizer, from the file that we export.
-        run("warpsmith", "tokenizer", "convert", "gpt2", self.dir / "gpt2.json")
-        content = json.loads((self.dir / "gpt2.json").read_text())
-        to_byte = {char: byte for byte, char in byte_alphabet().items()}
-        vocab = {token: rank for token, rank in content["model"]["vocab"].items() if rank < EOT}
-        ranks = {bytes(to_byte[c] for c in token): rank for token, rank in vocab.items()}
-        pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-        special = {"<|endoftext|>": EOT}
-        gpt2 = tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+        path = self.dir / "gpt2.json"
+        run("warpsmith", "tokenizer", "convert", "gpt2", path)
+        gpt2 = gpt2_encoding(path)
         return [token for text in self.texts for token in [EOT, *gpt2.encode_ordinary(text)]]
 
     def test_parquet_of_pyarrow(self) -> None:
@@ -146,13 +137,6 @@ class Data(Case):
         run("warpsmith", "convert", shard, self.dir / "train.bin", "--raw-tokens")
         mapped = np.memmap(self.dir / "train.bin", dtype=np.uint16, mode="r")
         self.assertEqual(mapped.tolist(), tokens.tolist())
-
-
-def byte_alphabet() -> dict[int, str]:
-    """Returns the printable character that stands for each byte in tokenizer files."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
 
 
 class Tokenizers(Case):
@@ -218,8 +202,8 @@ class Model(Case):
 
         tokenizer = AutoTokenizer.from_pretrained(self.hf)
         self.assertEqual((len(tokenizer), tokenizer.eos_token, tokenizer.eos_token_id), (50257, "<|endoftext|>", EOT))
-        (self.dir / "x.jsonl").write_text(json_lines(TEXTS[:4]))
-        expected = [token for text in TEXTS[:4] for token in [EOT, *tokenizer(text)["input_ids"]]]
+        (self.dir / "x.jsonl").write_text(json_lines(TEXTS))
+        expected = [token for text in TEXTS for token in [EOT, *tokenizer(text)["input_ids"]]]
         self.assertEqual(self.tokens(self.dir / "x.jsonl").tolist(), expected)
         self.assertEqual(tokenizer.decode(tokenizer(TEXTS[2])["input_ids"]), TEXTS[2])
 

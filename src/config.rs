@@ -11,6 +11,11 @@ pub const GPT2_VOCAB: usize = 50257;
 /// no ragged edge.
 pub const VOCAB_PADDING: usize = 128;
 
+/// Whether a vocabulary of `V` tokens may be GPT-2's: as it is, or with the padding counted.
+pub fn may_be_gpt2(V: usize) -> bool {
+    (GPT2_VOCAB..=GPT2_VOCAB.next_multiple_of(VOCAB_PADDING)).contains(&V)
+}
+
 /// Largest dimension of a model other than its layers.
 const MAX_DIM: usize = 1 << 20;
 

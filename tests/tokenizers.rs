@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{TRAIN_GPT2, refuse, stderr, stdout, succeed, warpsmith};
+use common::{TRAIN_GPT2, refuse, refuse_in_the_end, stderr, stdout, succeed, warpsmith};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -14,15 +14,6 @@ fn prepared() -> tempfile::TempDir {
     succeed(&mut warpsmith(dir.path(), "tokenizer train s.txt --vocab-size 400 -o t/tokenizer.json"));
     succeed(&mut warpsmith(dir.path(), "data s.txt -o d --name x --tokenizer t"));
     dir
-}
-
-/// Expects a refusal after lines that say what is being done.
-fn refuse_in_the_end(command: &mut Command, words: &[&str]) {
-    let output = command.output().unwrap();
-    let said = stderr(&output);
-    let last = said.trim_end().lines().last().unwrap_or_default();
-    assert_eq!(output.status.code(), Some(2), "{command:?}: {said}");
-    assert!(words.iter().all(|word| last.contains(word)), "{command:?}: expected {words:?} in: {last}");
 }
 
 fn train(dir: &Path, flags: &str) -> Command {

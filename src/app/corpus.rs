@@ -11,11 +11,10 @@ use crate::data::shard::ShardFormat;
 use crate::data::stories::story;
 use crate::data::tokenizer::{EOT_TEXT, Tokenizer};
 use crate::files;
-use crate::report::progress::Progress;
+use crate::report::progress::{Progress, counting};
 use crate::words::count;
 use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
-use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -58,7 +57,7 @@ pub fn data(args: &DataArgs) -> Result<()> {
         },
         ..PrepareOptions::new(inputs, args.output.clone(), &args.name, tokenizer)
     };
-    let report = prepare_with_progress(&options)?;
+    let report = counting("tokenizing", |progress| prepare(&options, progress))?;
     print_left_out(&report)?;
     print_mix(&report)?;
     print_report(&options, &report)
@@ -75,17 +74,6 @@ fn inputs_of(args: &DataArgs) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
         return Ok((vec![train.into()], vec![val.into()]));
     }
     Ok((args.inputs.clone(), args.val.clone()))
-}
-
-fn prepare_with_progress(options: &PrepareOptions) -> Result<PrepareReport> {
-    let progress = RefCell::new(None);
-    let report = prepare(options, &|done, total| {
-        progress.borrow_mut().get_or_insert_with(|| Progress::new("tokenizing", total, "bytes")).set(done);
-    })?;
-    if let Some(progress) = progress.into_inner() {
-        progress.finish();
-    }
-    Ok(report)
 }
 
 /// Prints what was left out and why, with examples.
@@ -178,7 +166,7 @@ pub fn stories(args: &StoriesArgs) -> Result<()> {
         force: args.force,
         ..PrepareOptions::new(vec![text], args.output.clone(), "stories", tokenizer)
     };
-    let report = prepare_with_progress(&options)?;
+    let report = counting("tokenizing", |progress| prepare(&options, progress))?;
     print_report(&options, &report)
 }
 

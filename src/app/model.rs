@@ -3,7 +3,7 @@
 use crate::app::{corpus, note, print};
 use crate::checkpoint::{self, FoundModel, ModelFile};
 use crate::cli::flags::warpsmith::{ConvertArgs, EvalArgs, NumberArgs, STORED, SampleArgs};
-use crate::config::{GPT2_VOCAB, ModelConfig, VOCAB_PADDING};
+use crate::config::{ModelConfig, may_be_gpt2};
 use crate::data::imported;
 use crate::data::loader::{DataLoader, LoaderOptions, Sample};
 use crate::data::tokenizer::{FILE_NAME, TextStream, Tokenizer, TokenizerId};
@@ -78,7 +78,7 @@ impl ModelTokenizer {
                 folder.join(FILE_NAME).display(),
                 tokenizer.vocab_size()
             );
-        } else if (GPT2_VOCAB..=GPT2_VOCAB.next_multiple_of(VOCAB_PADDING)).contains(&V) {
+        } else if may_be_gpt2(V) {
             found = Some(Tokenizer::gpt2());
         }
         Ok(ModelTokenizer { folder, V, found })
@@ -185,7 +185,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     if let Some(loader) = &loader {
         tokenizer.check(loader.tokenizer(), "-j/--val")?;
     }
-    let open = |path: &Path| HellaSwag::open(questions_at(path), tokenizer.known()?);
+    let open = |path: &Path| HellaSwag::open(hub::hellaswag_at(path, STORED), tokenizer.known()?);
     let questions = args.hellaswag.as_deref().map(open).transpose()?;
     if let Some(warning) = questions.as_ref().map(|q| q.check(&config)).transpose()?.flatten() {
         log::warn!("{warning}");
@@ -212,12 +212,6 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         answer_hellaswag(&mut loaded, &questions, &mut results)?;
     }
     results.finish()
-}
-
-/// The path of the questions, or of those that `warpsmith get hellaswag` has stored.
-fn questions_at(path: &Path) -> PathBuf {
-    let is_stored = path == Path::new(STORED) && !path.exists();
-    is_stored.then(hub::stored_hellaswag).flatten().unwrap_or_else(|| path.to_owned())
 }
 
 /// Results, printed as they come and written to the file of `-o` at the end.

@@ -6,10 +6,9 @@ use crate::cli::flags::warpsmith::{TokenizerConvertArgs, TokenizerTool, Tokenize
 use crate::data::learn::{LearnOptions, learn};
 use crate::data::tokenizer::Tokenizer;
 use crate::files;
-use crate::report::progress::Progress;
+use crate::report::progress::counting;
 use crate::words::count;
 use anyhow::{Context, Result, ensure};
-use std::cell::RefCell;
 use std::path::Path;
 
 pub fn run(tool: &TokenizerTool) -> Result<()> {
@@ -22,22 +21,13 @@ pub fn run(tool: &TokenizerTool) -> Result<()> {
 fn train(args: &TokenizerTrainArgs) -> Result<()> {
     checkpoint::ensure_free(&args.output, args.force)?;
     ensure_extension(&args.output, &["json"])?;
-    let progress = RefCell::new(None);
     let options = LearnOptions {
         inputs: args.inputs.clone(),
         vocab_size: args.vocab_size,
         text_column: args.text_column.clone(),
         skip_bad_lines: args.skip_bad_lines,
     };
-    let (tokenizer, report) = learn(&options, &|done, total| {
-        progress
-            .borrow_mut()
-            .get_or_insert_with(|| Progress::new("counting words", total, "bytes"))
-            .set(done);
-    })?;
-    if let Some(progress) = progress.into_inner() {
-        progress.finish();
-    }
+    let (tokenizer, report) = counting("counting words", |progress| learn(&options, progress))?;
     write(&tokenizer, &args.output)?;
     let (documents, bytes) = (count(report.documents, "document"), count(report.bytes, "byte"));
     let (out, words) = (args.output.display(), count(report.words, "distinct word"));

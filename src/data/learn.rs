@@ -3,7 +3,6 @@
 use crate::data::documents::{Format, ReadAhead, find_sources};
 use crate::data::tokenizer::train::{WordCounts, train};
 use crate::data::tokenizer::{Cuts, Tokenizer};
-use crate::words::count;
 use anyhow::Result;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -69,10 +68,7 @@ pub fn learn(options: &LearnOptions, progress: &dyn Fn(u64, u64)) -> Result<(Tok
     }
     words.add(&batch);
     progress(done.load(Relaxed), total);
-    if pieces.notes.skipped.count > 0 {
-        let objects = count(pieces.notes.skipped.count, "JSON object");
-        log::warn!("--skip-bad-lines: left out {objects}; the first is {}", pieces.notes.skipped.first);
-    }
+    pieces.notes.warn_of_skipped();
     let report = LearnReport { documents, bytes: done.load(Relaxed), words: words.len() as u64 };
     Ok((train(words, options.vocab_size)?, report))
 }

@@ -9,6 +9,13 @@ use anyhow::{Result, bail, ensure};
 use documents::Cursor;
 use std::sync::Arc;
 
+/// Index of the source that lags behind its weight most, the first of several, by what was read of
+/// each and its weight.
+pub(super) fn lags_most(sources: impl Iterator<Item = (u64, f64)>) -> usize {
+    let lags = sources.map(|(read, weight)| read as f64 / weight).enumerate();
+    lags.min_by(|a, b| a.1.total_cmp(&b.1)).expect("there is a source").0
+}
+
 /// Position of a loader, in the fields of llm.c's state file: that of the next batch a caller gets.
 /// Samples are runs of B*T tokens, as there, or sequences.
 #[derive(Clone, Debug, PartialEq, Eq)]

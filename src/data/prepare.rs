@@ -420,10 +420,7 @@ impl<'a> Run<'a> {
 
 /// Warns about findings in the text; `marks` are those that became ordinary tokens.
 fn warn(options: &PrepareOptions, notes: &Notes, marks: u64) {
-    if notes.skipped.count > 0 {
-        let lines = count(notes.skipped.count, "record");
-        log::warn!("--skip-bad-lines: left out {lines}; the first is {}", notes.skipped.first);
-    }
+    notes.warn_of_skipped();
     if notes.empty_rows.count > 0 {
         let rows = count(notes.empty_rows.count, "row");
         log::warn!("left out {rows} without text; the first is {}", notes.empty_rows.first);

@@ -13,6 +13,7 @@ mod vocabulary;
 
 pub use export::FILE_NAME;
 pub use id::{TokenizerId, VOCAB_MAX};
+pub(super) use split::characters_of;
 pub use stream::TextStream;
 pub use vocabulary::Vocabulary;
 

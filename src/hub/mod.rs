@@ -33,7 +33,7 @@ pub use source::{RepoKind, Source, is_model_name};
 use anyhow::{Context, Result, bail};
 use failure::Kind;
 use http::Http;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use store::Store;
 
@@ -123,8 +123,14 @@ pub fn files_in_answer(bytes: &[u8]) -> Result<usize> {
     files.map_err(|failure| anyhow::anyhow!(failure.text))
 }
 
-/// Returns the path at which `warpsmith get hellaswag` stores the questions, if they are there.
-pub fn stored_hellaswag() -> Option<PathBuf> {
+/// Returns the path of HellaSwag's questions: `path`, or if that is `default` and nothing is there,
+/// where `warpsmith get hellaswag` has stored them.
+pub fn hellaswag_at(path: &Path, default: &str) -> PathBuf {
+    let is_default = path == Path::new(default) && !path.exists();
+    is_default.then(stored_hellaswag).flatten().unwrap_or_else(|| path.to_owned())
+}
+
+fn stored_hellaswag() -> Option<PathBuf> {
     let hub = Hub::from_env(Options::default()).ok()?;
     let source = Source::parse("hellaswag", RepoKind::Dataset).ok()?;
     let mut listing = hub.store.cached(&source).ok()??;

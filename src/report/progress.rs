@@ -1,7 +1,9 @@
 //! Progress of long work: a bar on a terminal, a line now and then in files and pipes.
 
 use super::throughput;
+use anyhow::Result;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use std::cell::RefCell;
 use std::fmt;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
@@ -12,6 +14,21 @@ const HZ: u8 = 10;
 const LINE_MIN: Duration = Duration::from_secs(1);
 /// Longest time between them, however slow the work.
 const LINE_MAX: Duration = Duration::from_secs(10);
+
+/// Runs `work` that reads bytes. It says how many so far, and how many there are (0 if unknown).
+///
+/// # Errors
+/// Those of `work`, after which there is no summary.
+pub fn counting<T>(label: &str, work: impl FnOnce(&dyn Fn(u64, u64)) -> Result<T>) -> Result<T> {
+    let progress = RefCell::new(None);
+    let result = work(&|done, total| {
+        progress.borrow_mut().get_or_insert_with(|| Progress::new(label, total, "bytes")).set(done);
+    })?;
+    if let Some(progress) = progress.into_inner() {
+        progress.finish();
+    }
+    Ok(result)
+}
 
 /// Reports on standard error, which leaves standard output to results.
 pub struct Progress {

@@ -8,7 +8,6 @@ use crate::hub;
 use crate::model::BatchShape;
 use crate::parallel::environment::Process;
 use anyhow::{Context, Result, anyhow, ensure};
-use std::path::{Path, PathBuf};
 
 /// The data of one rank.
 pub struct Data {
@@ -91,7 +90,7 @@ impl Data {
         }
         let questions = || {
             let tokenizer = tokenizer.needed_for("-h 1/--hellaswag-eval", "-h 0")?;
-            HellaSwag::open(questions_at(&eval.hellaswag_data), tokenizer)
+            HellaSwag::open(hub::hellaswag_at(&eval.hellaswag_data, DEFAULT_HELLASWAG), tokenizer)
         };
         Ok(Data {
             train,
@@ -133,13 +132,6 @@ impl Data {
         };
         restored.with_context(|| format!("{}: not the data of the checkpoint", self.train_flag))
     }
-}
-
-/// The path of the questions. Where nothing is at llm.c's default path, it is that of what
-/// `warpsmith get hellaswag` has stored.
-fn questions_at(path: &Path) -> PathBuf {
-    let is_default = path == Path::new(DEFAULT_HELLASWAG) && !path.exists();
-    is_default.then(hub::stored_hellaswag).flatten().unwrap_or_else(|| path.to_owned())
 }
 
 /// Adds to the error of a preset without data how to make them.

@@ -3,7 +3,7 @@
 use super::data::explain;
 use super::setup::Start;
 use crate::cli::flags::trainer::TrainArgs;
-use crate::config::{GPT2_VOCAB, ModelConfig, VOCAB_PADDING};
+use crate::config::{ModelConfig, may_be_gpt2};
 use crate::data::loader::DataLoader;
 use crate::data::tokenizer::{FILE_NAME, Tokenizer, TokenizerId};
 use crate::files;
@@ -71,15 +71,15 @@ impl RunTokenizer {
     fn check_without_file(&self, start: &Start, config: &ModelConfig, args: &TrainArgs) -> Result<()> {
         let V = config.V;
         let is_new = matches!(start, Start::Random(_));
-        let may_be_gpt2 = (GPT2_VOCAB..=GPT2_VOCAB.next_multiple_of(VOCAB_PADDING)).contains(&V);
+        let is_like_gpt2 = may_be_gpt2(V);
         // Shards of others do not name their tokenizer, so that any model may go with them.
         ensure!(
-            is_new || self.id == TokenizerId::GPT2 || !may_be_gpt2 && self.id.vocab_size as usize <= V,
+            is_new || self.id == TokenizerId::GPT2 || !is_like_gpt2 && self.id.vocab_size as usize <= V,
             "{}: tokens of the tokenizer {}, and the model's is {} of {V} tokens; put the model's {FILE_NAME} beside \
              it, or prepare the text with the model's tokenizer",
             args.train_data_flag(),
             self.id,
-            if may_be_gpt2 { "gpt2" } else { "unknown" }
+            if is_like_gpt2 { "gpt2" } else { "unknown" }
         );
         Ok(())
     }

@@ -189,3 +189,12 @@ pub fn refuse(command: &mut Command, words: &[&str]) {
         assert!(message.contains(word), "{command:?}: expected {word:?} in: {message}");
     }
 }
+
+/// Expects a refusal whose line is the last on standard error, after notes on what is being done.
+pub fn refuse_in_the_end(command: &mut Command, words: &[&str]) {
+    let output = command.output().unwrap();
+    let said = stderr(&output);
+    let last = said.trim_end().lines().last().unwrap_or_default();
+    assert_eq!(output.status.code(), Some(2), "{command:?}: {said}");
+    assert!(words.iter().all(|word| last.contains(word)), "{command:?}: expected {words:?} in: {last}");
+}

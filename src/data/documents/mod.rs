@@ -12,6 +12,7 @@ mod text;
 
 use crate::data::tokenizer::Cuts;
 use crate::files;
+use crate::words::count;
 pub(super) use ahead::ReadAhead;
 use anyhow::{Context, Result, ensure};
 use input::Input;
@@ -120,6 +121,14 @@ impl Notes {
         self.texts += later.texts;
         self.separators += later.separators;
         self.crlf |= later.crlf;
+    }
+
+    /// Warns of JSON objects and rows that were left out.
+    pub fn warn_of_skipped(&self) {
+        if self.skipped.count > 0 {
+            let records = count(self.skipped.count, "record");
+            log::warn!("--skip-bad-lines: left out {records}; the first is {}", self.skipped.first);
+        }
     }
 }
 

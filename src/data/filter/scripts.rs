@@ -1,7 +1,7 @@
 //! The scripts of a text's letters.
 
+use crate::data::tokenizer::characters_of;
 use anyhow::{Context, Result, ensure};
-use regex_syntax::hir::{Class, HirKind};
 
 /// The share of letters that must belong to the scripts.
 pub const MIN_SHARE: f64 = 0.8;
@@ -12,8 +12,7 @@ struct Characters(Vec<u64>);
 impl Characters {
     /// The characters of a class of regular expressions.
     fn of(class: &str) -> Option<Self> {
-        let hir = regex_syntax::parse(class).ok()?;
-        let HirKind::Class(Class::Unicode(class)) = hir.kind() else { return None };
+        let class = characters_of(class)?;
         let mut bits = vec![0u64; (char::MAX as usize + 1) / 64];
         for range in class.ranges() {
             for c in range.start() as usize..=range.end() as usize {

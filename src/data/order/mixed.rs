@@ -7,7 +7,7 @@
 
 use super::documents::{Cursor, Documents};
 use super::permutation::Permutation;
-use super::{LoaderState, Place};
+use super::{LoaderState, Place, lags_most};
 use crate::data::filter::words::mix;
 use anyhow::{Result, ensure};
 use std::ops::Range;
@@ -107,9 +107,8 @@ impl MixedOrder {
     }
 
     fn next_source(&self, position: &MixedPosition) -> usize {
-        let lag = |&index: &usize| position.0[index].samples as f64 / self.sources[index].weight;
-        let sources = 0..self.sources.len();
-        sources.min_by(|a, b| lag(a).total_cmp(&lag(b))).expect("there is a source")
+        let samples = position.0.iter().map(|progress| progress.samples);
+        lags_most(samples.zip(self.sources.iter().map(|source| source.weight)))
     }
 
     /// The state at a position.

@@ -1,5 +1,6 @@
 //! Weighted mixing of inputs: `web/=0.7 code.jsonl=0.3`.
 
+use crate::data::order::lags_most;
 use crate::data::remote::is_remote;
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
@@ -83,11 +84,9 @@ impl Shares {
         Shares { weights, bytes: vec![0; parts.len()] }
     }
 
-    /// Returns the part that lags behind its share most: the first of several.
+    /// Returns the part that lags behind its share most.
     pub fn next(&self) -> usize {
-        let lag = |part: &usize| self.bytes[*part] as f64 / self.weights[*part];
-        let parts = 0..self.weights.len();
-        parts.min_by(|a, b| lag(a).total_cmp(&lag(b))).expect("there is a part")
+        lags_most(self.bytes.iter().copied().zip(self.weights.iter().copied()))
     }
 }
 

@@ -2,7 +2,7 @@
 //! GPT-4 and Llama 3, by hand. A regular expression takes most of the time of an encoder.
 
 use super::Cuts;
-use regex_syntax::hir::{Class, HirKind};
+use regex_syntax::hir::{Class, ClassUnicode, HirKind};
 use std::sync::LazyLock;
 
 /// A way to cut text into words.
@@ -76,14 +76,18 @@ struct Classes {
     all: Vec<Kind>,
 }
 
+/// The characters of a class of regular expressions, such as `\p{L}`; `None` if it is not one.
+pub fn characters_of(class: &str) -> Option<ClassUnicode> {
+    match regex_syntax::parse(class).ok()?.into_kind() {
+        HirKind::Class(Class::Unicode(class)) => Some(class),
+        _ => None,
+    }
+}
+
 static CLASSES: LazyLock<Classes> = LazyLock::new(|| {
     let mut all = Vec::new();
     for (class, kind) in [(r"\p{L}", Kind::Letter), (r"\p{N}", Kind::Number), (r"\s", Kind::Space)] {
-        let class = regex_syntax::parse(class).expect("a class");
-        let HirKind::Class(Class::Unicode(class)) = class.kind() else {
-            unreachable!("a class of characters")
-        };
-        for range in class.iter() {
+        for range in characters_of(class).expect("a class of characters").iter() {
             let [start, end] = [range.start(), range.end()].map(|c| c as usize);
             if all.len() <= end {
                 all.resize(end + 1, Kind::Other);
