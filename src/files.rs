@@ -244,6 +244,15 @@ pub fn directory(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
+/// Creates the directory of `path`, if it is missing.
+///
+/// # Errors
+/// If it cannot be created.
+pub fn make_room(path: &Path) -> Result<()> {
+    let dir = directory(path);
+    fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))
+}
+
 /// Syncs the names in the directory of `path` to the disk. Some network file systems do not support
 /// this, and report so.
 ///

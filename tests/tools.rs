@@ -21,6 +21,9 @@ fn stories_become_shards_that_train() {
         );
     }
     refuse(&mut warpsmith(dir, "stories -o s --count 300"), &["stories.txt", "--force"]);
+    // Folders of a text are made, too.
+    succeed(&mut warpsmith(dir, "stories -o new/text/a.txt --count 300 --seed 7"));
+    assert!(fs::read(dir.join("new/text/a.txt")).unwrap() == fs::read(dir.join("s/stories.txt")).unwrap());
     succeed(corpus.train().args("-i s/*_train_*.bin -j s/*_val_*.bin -x 3 -v 1 -m 2".split(' ')));
 }
 

@@ -151,6 +151,7 @@ pub fn stories(args: &StoriesArgs) -> Result<()> {
     };
     if args.is_text() {
         refuse_to_replace(&args.output, args.force)?;
+        files::make_room(&args.output)?;
         write_stories(&args.output, args.seed, amount)?;
         let stories = if amount == 1 { "story" } else { "stories" };
         print(format_args!("{}: {amount} {stories}\n", args.output.display()))?;

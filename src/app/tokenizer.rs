@@ -8,7 +8,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::files;
 use crate::report::progress::counting;
 use crate::words::count;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use std::path::Path;
 
 pub fn run(tool: &TokenizerTool) -> Result<()> {
@@ -57,8 +57,7 @@ fn ensure_extension(path: &Path, known: &[&str]) -> Result<()> {
 
 /// Writes a tokenizer in the format that the extension selects.
 fn write(tokenizer: &Tokenizer, path: &Path) -> Result<()> {
-    let folder = files::directory(path);
-    std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    files::make_room(path)?;
     if path.extension().is_some_and(|end| end == "bin") {
         return tokenizer.write_llmc(path);
     }

@@ -5,7 +5,8 @@ use super::digest::Digest;
 use super::failure::Failure;
 use super::http::Http;
 use super::source::{Files, Origin, Source};
-use super::store::{self, Store, is_commit, is_plain};
+use super::store::{Store, is_commit, is_plain};
+use crate::files;
 use anyhow::{Context, Result, ensure};
 use std::fs::File;
 use std::io::Read;
@@ -314,7 +315,7 @@ fn in_parallel<T: Sync, R: Send>(
 pub(super) fn ensure_room(listing: &Listing) -> Result<()> {
     let missing = || listing.files.iter().filter_map(|file| file.missing.as_ref());
     for file in missing() {
-        store::make_room(&file.partial)?;
+        files::make_room(&file.partial)?;
     }
     let Some(first) = missing().next() else { return Ok(()) };
     let dir = crate::files::directory(&first.partial);

@@ -1,7 +1,7 @@
 //! Files of the cache in a folder of the user's.
 
 use super::download::Local;
-use super::store::{is_plain, make_room, relative};
+use super::store::{is_plain, relative};
 use crate::files;
 use anyhow::{Context, Result, ensure};
 use std::fs::{self, File};
@@ -25,7 +25,7 @@ pub enum How {
 pub fn place(file: &Local, dir: &Path, how: How) -> Result<PathBuf> {
     ensure!(is_plain(&file.name), "{:?}: leads out of its folder", file.name);
     let path = dir.join(&file.name);
-    make_room(&path)?;
+    files::make_room(&path)?;
     let content =
         fs::canonicalize(&file.path).with_context(|| format!("cannot read {}", file.path.display()))?;
     if path.symlink_metadata().is_ok() {

@@ -152,14 +152,8 @@ pub(super) fn is_plain(name: &str) -> bool {
     !name.is_empty() && !name.contains(['\\', '\0', '\n', '\r']) && Path::new(name).components().all(is_part)
 }
 
-/// Creates the directory of a path.
-pub(super) fn make_room(path: &Path) -> Result<()> {
-    let dir = files::directory(path);
-    fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))
-}
-
 fn write(path: &Path, text: &str) -> Result<()> {
-    make_room(path)?;
+    files::make_room(path)?;
     files::write(path, |out| Ok(out.write_all(text.as_bytes())?))
 }
 
@@ -172,7 +166,7 @@ pub(super) fn link(blob: &Path, place: &Path) -> Result<()> {
     if place.exists() {
         return Ok(());
     }
-    make_room(place)?;
+    files::make_room(place)?;
     let context = || format!("cannot write {}", place.display());
     // A name of its own, moved into place: another process may do the same.
     let temporary = files::directory(place).join(format!(
@@ -200,7 +194,7 @@ pub(super) fn relative(path: &Path, folder: &Path) -> PathBuf {
 /// # Errors
 /// If the lock's file cannot be created.
 pub(super) fn lock(path: &Path, stop: &AtomicBool, said: &dyn Fn()) -> Result<Option<File>> {
-    make_room(path)?;
+    files::make_room(path)?;
     let context = || format!("cannot write {}", path.display());
     let mut waits = false;
     while !stop.load(Ordering::Relaxed) {
@@ -232,7 +226,7 @@ mod tests {
     fn links_lead_from_a_snapshot_to_its_content() {
         let dir = tempfile::tempdir().unwrap();
         let [blob, place] = ["blobs/abc", "snapshots/0/sub/name"].map(|name| dir.path().join(name));
-        make_room(&blob).unwrap();
+        files::make_room(&blob).unwrap();
         fs::write(&blob, "content").unwrap();
         for _ in 0..2 {
             link(&blob, &place).unwrap();
@@ -260,7 +254,7 @@ mod tests {
         store.record(&repo, commit, &["b.txt", "c/d.txt", "a.txt"].map(str::to_owned)).unwrap();
         let write = |name: &str| {
             let place = store.snapshot(&repo, commit).join(name);
-            make_room(&place).unwrap();
+            files::make_room(&place).unwrap();
             fs::write(place, "text").unwrap();
         };
         ["a.txt", "b.txt"].into_iter().for_each(write);
