@@ -6,7 +6,9 @@
 #   warm-up over 358 steps = 375 million tokens; a cosine from 2e-4 to a tenth of it over
 #   247,955 steps = 260 billion tokens, and that tenth to the end
 #   6 x 1.3 billion parameters x 300 billion tokens = 2.4e21 FLOPs
-#   The paper also raises the batch over the first 4 to 12 billion tokens, which this does not.
+#   The paper also raises the batch over the first 4 to 12 billion tokens. So do
+#   -b 2 --batch-ramp 32768:4B on eight GPUs, or -b 16 on one; the script itself does not, as it
+#   needs small micro-batches.
 #
 # Predicted on eight H100 with -z 1: 1,723 ms a step, 137 hours.
 # Flags given to this script go to the trainer, and win. SMOKE=1 takes seconds: see common.sh.

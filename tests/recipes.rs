@@ -53,15 +53,13 @@ fn gpt2_124m() {
 
 #[test]
 fn gpt3() {
-    for (name, lr, warmup) in [
-        ("gpt3-125m", "6e-4", "715"),
-        ("gpt3-350m", "3e-4", "715"),
-        ("gpt3-760m", "2.5e-4", "715"),
-        ("gpt3-1.3b", "2e-4", "358"),
-    ] {
+    for (name, lr) in
+        [("gpt3-125m", "6e-4"), ("gpt3-350m", "3e-4"), ("gpt3-760m", "2.5e-4"), ("gpt3-1.3b", "2e-4")]
+    {
         let rows = [
             ("learning rate (LR)", lr),
-            ("warmup iterations", warmup),
+            ("warmup_tokens", "375M"),
+            ("decay_tokens", "260B"),
             ("final LR fraction", "0.1"),
             ("skip update gradz", "7"),
             ("max_sequence_length T", "2048"),

@@ -2,7 +2,7 @@
 
 use super::clocks;
 use crate::app::print;
-use crate::cli::check::micro_steps;
+use crate::cli::check::{BATCH_FLAG, micro_steps};
 use crate::cli::flags::warpsmith::{RooflineArgs, StepArgs};
 use crate::config::ModelConfig;
 use crate::files;
@@ -34,7 +34,7 @@ pub(super) fn config(args: &StepArgs) -> Result<ModelConfig> {
 /// A step of `tokens` tokens on one GPU.
 pub(super) fn run(args: &StepArgs, tokens: usize) -> Result<StepShape> {
     let (B, T) = (args.batch_size, args.sequence_length);
-    let micro_steps = micro_steps(tokens, (B, T), 1)?;
+    let micro_steps = micro_steps(BATCH_FLAG, tokens, (B, T), 1)?;
     Ok(StepShape { B, T, micro_steps, recompute: args.recompute, logits_rows: args.logits_rows })
 }
 

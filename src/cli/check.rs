@@ -7,13 +7,15 @@ use crate::config::ModelConfig;
 use crate::device::cuda::MatmulChoice;
 use crate::device::open::DeviceName;
 use crate::hub;
-use crate::optim::schedule::{Schedule, ScheduleKind};
 use crate::parallel::rendezvous::InitMethod;
 use crate::sharding::ZeroStage;
 use anyhow::{Result, anyhow, bail, ensure};
 use clap::ValueEnum;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+/// The flag of the total batch.
+pub const BATCH_FLAG: &str = "-d/--total-batch-size";
 
 /// The name of a value on the command line.
 fn name_of(value: &impl ValueEnum) -> String {
@@ -31,11 +33,11 @@ pub enum ModelSource {
     Shape(ModelConfig),
 }
 
-/// Micro-steps of B * T tokens per process in a step of `total` tokens.
+/// Micro-steps of B * T tokens per process in a step of `total` tokens, which `flag` sets.
 ///
 /// # Errors
 /// If `total` is not a multiple of B * T * processes; the message names the nearest multiple.
-pub fn micro_steps(total: usize, (B, T): (usize, usize), processes: usize) -> Result<usize> {
+pub fn micro_steps(flag: &str, total: usize, (B, T): (usize, usize), processes: usize) -> Result<usize> {
     let micro = B * T * processes;
     if total.is_multiple_of(micro) {
         return Ok(total / micro);
@@ -44,7 +46,7 @@ pub fn micro_steps(total: usize, (B, T): (usize, usize), processes: usize) -> Re
     let above = below + micro;
     let near = if below == 0 || above - total < total - below { above } else { below };
     bail!(
-        "-d/--total-batch-size: expected a multiple of B * T{} = {B} * {T}{} = {micro} tokens, found {total}; \
+        "{flag}: expected a multiple of B * T{} = {B} * {T}{} = {micro} tokens, found {total}; \
          the nearest is {near}",
         if processes > 1 { " * processes" } else { "" },
         if processes > 1 { format!(" * {processes}") } else { String::new() }
@@ -140,7 +142,7 @@ impl TrainArgs {
             return Ok(());
         }
         let (processes, shape) = (&self.processes, (self.batch.batch_size, self.batch.sequence_length));
-        let steps = micro_steps(self.total_batch_tokens(), shape, self.process.world_size)?;
+        let steps = micro_steps(BATCH_FLAG, self.total_batch_tokens(), shape, self.process.world_size)?;
         let communicating = match processes.zero_stage {
             _ if self.process.world_size == 1 => 0,
             _ if processes.sum_every_micro_step => steps,
@@ -172,7 +174,7 @@ impl TrainArgs {
             shape.1,
             values::TOKENS_MAX
         );
-        micro_steps(self.total_batch_tokens(), shape, self.process.world_size).map(drop)
+        micro_steps(BATCH_FLAG, self.total_batch_tokens(), shape, self.process.world_size).map(drop)
     }
 
     fn check_files(&self) -> Result<()> {
@@ -201,6 +203,16 @@ impl TrainArgs {
             !self.eval.hellaswag_eval || self.eval.val_loss_every > 0,
             "-h/--hellaswag-eval 1: runs with validation, which -v 0 turns off; give -v, or -h 0"
         );
+        ensure!(
+            self.eval.early_stop == 0 || self.eval.val_loss_every > 0,
+            "--early-stop {}: looks at the validation loss, which -v 0 turns off; give -v, or drop the flag",
+            self.eval.early_stop
+        );
+        ensure!(
+            self.eval.early_stop == 0 || !self.compat.inference_only,
+            "--early-stop {}: nothing is trained with --inference-only 1; drop one of them",
+            self.eval.early_stop
+        );
         // A preset may have a prompt, and -s 0 turn its samples off.
         ensure!(
             self.eval.prompt.is_none() || self.eval.sample_every > 0 || self.recipe.preset.is_some(),
@@ -212,26 +224,6 @@ impl TrainArgs {
     /// The flag that names the training data.
     pub fn train_data_flag(&self) -> &'static str {
         if self.batch.overfit_single_batch { "-j" } else { "-i" }
-    }
-
-    fn check_schedule(&self) -> Result<()> {
-        if self.optim.lr_scheduler == ScheduleKind::Constant {
-            ensure!(
-                self.optim.warmup_iters == 0,
-                "-u/--warmup-iters: expected 0 with -k constant, which has no warmup, found {}; use -k wsd for a constant rate with warmup",
-                self.optim.warmup_iters
-            );
-            ensure!(
-                self.optim.learning_rate_decay_frac == 1.0,
-                "-q/--learning-rate-decay-frac: expected 1 with -k constant, which does not decay, found {}",
-                self.optim.learning_rate_decay_frac
-            );
-            ensure!(
-                self.optim.lr_decay_iters.is_none(),
-                "--lr-decay-iters: -k constant does not decay; drop one of them"
-            );
-        }
-        Ok(())
     }
 
     /// Tokens per micro-step of one process.
@@ -296,37 +288,6 @@ impl TrainArgs {
              needs MPI and libclang (libopenmpi-dev and libclang-dev on Debian)",
             self.program.name()
         )
-    }
-
-    /// Optimizer steps of the run, over training data of `epoch_tokens` tokens.
-    ///
-    /// # Errors
-    /// If the data decides the length and does not fill one step.
-    pub fn train_steps(&self, epoch_tokens: u64) -> Result<usize> {
-        if let Ok(steps) = usize::try_from(self.batch.num_iterations) {
-            return Ok(steps);
-        }
-        let total = self.total_batch_tokens() as u64;
-        let steps = epoch_tokens.saturating_mul(self.batch.epochs.unwrap_or(1) as u64) / total;
-        ensure!(
-            steps > 0,
-            "-i/--input-bin: {} holds {epoch_tokens} tokens, expected at least the {total} of one step; \
-             lower -d, -b or -t, or give the number of steps with -x",
-            self.files.input_bin
-        );
-        Ok(usize::try_from(steps)?)
-    }
-
-    /// The learning-rate schedule of a run of `total_steps`.
-    pub fn schedule(&self, total_steps: usize) -> Schedule {
-        Schedule {
-            kind: self.optim.lr_scheduler,
-            max_lr: self.optim.learning_rate,
-            warmup: self.optim.warmup_iters,
-            total_steps,
-            decay_steps: self.optim.lr_decay_iters.unwrap_or(total_steps),
-            final_frac: self.optim.learning_rate_decay_frac,
-        }
     }
 
     /// Whether any flag sets a part of the shape.

@@ -6,6 +6,7 @@ pub mod check;
 pub mod flags;
 mod parse;
 pub mod readme;
+mod schedule;
 pub mod values;
 
 pub use check::ModelSource;

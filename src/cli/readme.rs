@@ -135,7 +135,8 @@ mod tests {
             "| `-b`, `--batch-size` | `B` | `4` | Micro-batch size: sequences per forward and backward pass |",
             "-e d12 -b 64 -t 1024 -d 524288 -x 19073 -l 6e-4 -u 715 -q 0.1 -c 0.1 -v 250 -s 250 -g 24 --samples 4 \
              --prompt \"Hello, I'm a language model,\" --sample-top-k 50 -h 1` |",
-            "-e gpt3:c2048 -b 8 -t 2048 -d 1048576 -x 286102 -l 2e-4 --lr-decay-iters 247955 -u 358 -q 0.1 -c 0.1",
+            "-e gpt3:c2048 -b 8 -t 2048 -d 1048576 -l 2e-4 --decay-tokens 260B --warmup-tokens 375M -q 0.1 --train-tokens 300B \
+             -c 0.1",
             "| `--dtype` | `f32\\|bf16\\|auto`, `train_gpt2cu`: `bf16\\|fp16\\|f32\\|auto` | \
              `f32`, `train_gpt2cu`: `bf16` | Type of matmul operands; auto is bf16 on CPUs with AMX or \
              AVX512-BF16, else f32. `train_gpt2cu`: Type of parameters, activations and gradients; auto is bf16 |",
@@ -149,9 +150,9 @@ mod tests {
 
     #[test]
     fn a_section_is_replaced_and_the_rest_stays() {
-        let text = format!("# Title\n{BEGIN}old\n{END}\nrest\n");
+        let text = format!("# Title\n{BEGIN}stale\n{END}\nrest\n");
         let new = with_flags(&text).unwrap();
-        assert!(new.starts_with("# Title\n") && new.ends_with("-->\nrest\n") && !new.contains("old"));
+        assert!(new.starts_with("# Title\n") && new.ends_with("-->\nrest\n") && !new.contains("stale"));
         assert_eq!(with_flags(&new).as_deref(), Some(&*new));
         assert_eq!(with_flags("no markers"), None);
 

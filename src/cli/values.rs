@@ -39,9 +39,29 @@ pub fn processes(text: &str) -> Result<usize, String> {
     whole_in(text, 1, MAX_PROCESSES)
 }
 
-/// A number of tokens in something large: at least 1.
+/// A number of tokens in something large, at least 1: whole, or with K, M or B for thousands,
+/// millions and billions.
 pub fn tokens(text: &str) -> Result<usize, String> {
-    whole_in(text, 1, TOKENS_MAX)
+    let Some((number, unit)) = [("K", 1e3), ("M", 1e6), ("B", 1e9)]
+        .into_iter()
+        .find_map(|(name, unit)| Some((text.strip_suffix(name)?, unit)))
+    else {
+        return whole_in(text, 1, TOKENS_MAX);
+    };
+    let is_plain = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let tokens = number.parse::<f64>().ok().filter(|_| is_plain).map(|number| (number * unit).round());
+    match tokens {
+        Some(tokens) if tokens > TOKENS_MAX as f64 => Err(expected("at most 1000B tokens", text)),
+        Some(tokens) if tokens >= 1.0 => Ok(tokens as usize),
+        _ => Err(expected("a number of tokens such as 524288, 375M or 0.5B", text)),
+    }
+}
+
+/// The start of a batch ramp and its length, both in tokens: `32768:4B`.
+pub fn batch_ramp(text: &str) -> Result<(usize, usize), String> {
+    let wanted = || expected("FROM:TOKENS, such as 32768:4B", text);
+    let (from, length) = text.split_once(':').ok_or_else(wanted)?;
+    Ok((tokens(from)?, tokens(length)?))
 }
 
 /// An interval in steps. 0 is off, and so is llm.c's -1.

@@ -1,6 +1,7 @@
-//! From gradients to parameters: AdamW, the learning-rate schedule, loss scaling, and the detection
-//! of outlier steps.
+//! From gradients to parameters: AdamW, the schedules of the learning rate and of the batch, loss
+//! scaling, and the detection of outlier steps.
 
+pub mod batch;
 pub mod loss_scale;
 pub mod optimizer;
 pub mod outlier;

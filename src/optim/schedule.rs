@@ -14,10 +14,23 @@ pub enum ScheduleKind {
     Linear,
     /// The same rate at every step, without warm-up and without decay.
     Constant,
-    /// Warm-up, stable, decay: constant, then `1 - sqrt` down to the final rate over the last fifth
-    /// (Hägele et al. 2024, arXiv:2405.18392).
+    /// Warm-up, stable, decay: constant, then a cooldown to the final rate (Hägele et al. 2024,
+    /// arXiv:2405.18392).
     Wsd,
 }
+
+/// The shape of [`ScheduleKind::Wsd`]'s cooldown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CooldownShape {
+    /// `1 - sqrt(progress)`, as in llm.c: steep at first.
+    #[value(name = "1-sqrt")]
+    OneMinusSqrt,
+    /// A straight line.
+    Linear,
+}
+
+/// The part of the curve that llm.c cools down over.
+pub const COOLDOWN_FRAC: f32 = 0.2;
 
 /// The name that `-k` takes.
 impl fmt::Display for ScheduleKind {
@@ -41,17 +54,38 @@ pub struct Schedule {
     pub decay_steps: usize,
     /// The final rate as a fraction of `max_lr`.
     pub final_frac: f32,
+    /// Steps of the cooldown, which ends with the curve, and its shape; for `Wsd` alone.
+    pub cooldown: (usize, CooldownShape),
 }
 
 impl fmt::Display for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let Schedule { kind, max_lr, warmup, total_steps, decay_steps, final_frac } = self;
+        let Schedule { kind, max_lr, warmup, total_steps, decay_steps, final_frac, cooldown } = self;
         write!(
             f,
             "{kind}, {total_steps} steps, {warmup} of them warm-up, LR {max_lr}, final fraction {final_frac}"
         )?;
-        if decay_steps == total_steps { Ok(()) } else { write!(f, " at step {decay_steps}") }
+        if decay_steps != total_steps {
+            write!(f, " at step {decay_steps}")?;
+        }
+        match (kind, cooldown) {
+            (ScheduleKind::Wsd, (steps, shape)) => write!(f, ", cooldown {shape} over {steps} steps"),
+            _ => Ok(()),
+        }
     }
+}
+
+/// The name that `--cooldown-shape` takes.
+impl fmt::Display for CooldownShape {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let value = self.to_possible_value().expect("no shape is hidden");
+        f.write_str(value.get_name())
+    }
+}
+
+/// Steps of a cooldown over the last `frac` of a curve of `decay_steps`; llm.c's own for a fifth.
+pub fn cooldown_steps(frac: f32, decay_steps: usize) -> usize {
+    decay_steps - ((1.0 - frac) * decay_steps as f32) as usize
 }
 
 impl Schedule {
@@ -80,11 +114,17 @@ impl Schedule {
             }
             ScheduleKind::Linear => self.max_lr - fraction(step, self.warmup, self.decay_steps) * span,
             ScheduleKind::Wsd => {
-                let decay_start = (0.8 * self.decay_steps as f32) as usize;
-                if step < decay_start {
+                let (steps, shape) = self.cooldown;
+                let start = self.decay_steps - steps;
+                if step < start {
                     return self.max_lr;
                 }
-                min_lr + (1.0 - fraction(step, decay_start, self.decay_steps).sqrt()) * span
+                let progress = fraction(step, start, self.decay_steps);
+                let left = match shape {
+                    CooldownShape::OneMinusSqrt => 1.0 - progress.sqrt(),
+                    CooldownShape::Linear => 1.0 - progress,
+                };
+                min_lr + left * span
             }
             ScheduleKind::Constant => unreachable!("returned above"),
         }
@@ -116,14 +156,21 @@ mod tests {
         total_steps: 19073,
         decay_steps: 19073,
         final_frac: 0.1,
+        cooldown: (3815, CooldownShape::OneMinusSqrt),
     };
+
+    /// A schedule of llm.c's over so many steps.
+    fn over(steps: usize, schedule: Schedule) -> Schedule {
+        let cooldown = (cooldown_steps(COOLDOWN_FRAC, steps), CooldownShape::OneMinusSqrt);
+        Schedule { total_steps: steps, decay_steps: steps, cooldown, ..schedule }
+    }
 
     fn schedules(kind: ScheduleKind) -> [Schedule; 4] {
         [
-            Schedule { kind, ..RECIPE },
-            Schedule { kind, max_lr: 3e-4, warmup: 0, total_steps: 37, decay_steps: 37, final_frac: 0.0 },
-            Schedule { kind, warmup: 700, total_steps: 18865, decay_steps: 18865, final_frac: 0.0, ..RECIPE },
-            Schedule { kind, max_lr: 1e-3, warmup: 10, total_steps: 50, decay_steps: 50, final_frac: 1.0 },
+            over(19073, Schedule { kind, ..RECIPE }),
+            over(37, Schedule { kind, max_lr: 3e-4, warmup: 0, final_frac: 0.0, ..RECIPE }),
+            over(18865, Schedule { kind, warmup: 700, final_frac: 0.0, ..RECIPE }),
+            over(50, Schedule { kind, max_lr: 1e-3, warmup: 10, final_frac: 1.0, ..RECIPE }),
         ]
     }
 
@@ -197,14 +244,8 @@ mod tests {
         for &kind in ScheduleKind::value_variants() {
             for total_steps in [0, 1, 2, 10] {
                 for warmup in [0, 1, 2, 10, 11, 1000] {
-                    let s = Schedule {
-                        kind,
-                        max_lr: 1.0,
-                        warmup,
-                        total_steps,
-                        decay_steps: total_steps,
-                        final_frac: 0.5,
-                    };
+                    let s =
+                        over(total_steps, Schedule { kind, max_lr: 1.0, warmup, final_frac: 0.5, ..RECIPE });
                     for step in 0..25 {
                         let lr = s.lr(step);
                         assert!(lr > 0.0 && lr <= 1.0, "{s:?} at {step}: {lr}");
@@ -225,12 +266,38 @@ mod tests {
     #[test]
     fn a_curve_that_ends_before_the_run_is_that_of_a_shorter_run() {
         for &kind in ScheduleKind::value_variants() {
-            let short = Schedule { kind, total_steps: 1000, decay_steps: 1000, ..RECIPE };
+            let short = over(1000, Schedule { kind, ..RECIPE });
             let long = Schedule { total_steps: 1200, ..short };
             assert!((0..1300).all(|step| long.lr(step) == short.lr(step)), "{kind:?}");
         }
         let long = Schedule { total_steps: 20_000, ..RECIPE };
         assert!(long.to_string().ends_with("final fraction 0.1 at step 19073"), "{long}");
+    }
+
+    #[test]
+    fn a_cooldown_has_its_length_and_its_shape() {
+        let wsd = |cooldown| Schedule {
+            kind: ScheduleKind::Wsd,
+            max_lr: 1.0,
+            warmup: 10,
+            total_steps: 120,
+            decay_steps: 100,
+            final_frac: 0.0,
+            cooldown,
+        };
+        let linear = wsd((40, CooldownShape::Linear));
+        assert_eq!([59, 60, 70, 80, 100, 119].map(|step| linear.lr(step)), [1.0, 1.0, 0.75, 0.5, 0.0, 0.0]);
+        let sqrt = wsd((40, CooldownShape::OneMinusSqrt));
+        assert_eq!([59, 60, 70, 100, 119].map(|step| sqrt.lr(step)), [1.0, 1.0, 0.5, 0.0, 0.0]);
+        // From the end of warm-up on it is `linear`.
+        let all = wsd((90, CooldownShape::Linear));
+        let line = Schedule { kind: ScheduleKind::Linear, ..all };
+        assert!((10..120).all(|step| (all.lr(step) - line.lr(step)).abs() <= 1e-6));
+        assert!(linear.to_string().ends_with("at step 100, cooldown linear over 40 steps"), "{linear}");
+        assert_eq!(
+            [1, 37, 18865, 19073].map(|steps| cooldown_steps(COOLDOWN_FRAC, steps)),
+            [1, 8, 3773, 3815]
+        );
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub struct TrainMetrics {
     pub ms: f64,
     /// Tokens per second in this step alone; the console shows a moving average.
     pub tok_per_s: f64,
+    /// Tokens of all steps so far, this one included.
+    pub tokens: u64,
 }
 
 impl Jsonl {
@@ -49,6 +51,7 @@ impl Jsonl {
                 ("lr", Number::F32(m.lr)),
                 ("ms", Number::F64(m.ms)),
                 ("tok_per_s", Number::F64(m.tok_per_s)),
+                ("tokens", Number::Count(m.tokens)),
             ],
         )
     }
@@ -78,6 +81,7 @@ impl Jsonl {
 enum Number {
     F32(f32),
     F64(f64),
+    Count(u64),
 }
 
 impl Number {
@@ -85,6 +89,7 @@ impl Number {
         match self {
             Number::F32(x) => x.into(),
             Number::F64(x) => x,
+            Number::Count(n) => n as f64,
         }
     }
 }
@@ -94,6 +99,7 @@ impl Serialize for Number {
         match *self {
             Number::F32(x) => s.serialize_f32(x),
             Number::F64(x) => s.serialize_f64(x),
+            Number::Count(n) => s.serialize_u64(n),
         }
     }
 }
@@ -131,8 +137,15 @@ mod tests {
     use super::*;
     use std::fs::read_to_string;
 
-    const STEP: TrainMetrics =
-        TrainMetrics { step: 3, loss: 5.270009, norm: 0.1, lr: 3e-4, ms: 1234.5, tok_per_s: 1.0 / 3.0 };
+    const STEP: TrainMetrics = TrainMetrics {
+        step: 3,
+        loss: 5.270009,
+        norm: 0.1,
+        lr: 3e-4,
+        ms: 1234.5,
+        tok_per_s: 1.0 / 3.0,
+        tokens: 2048,
+    };
 
     fn text(dir: &tempfile::TempDir) -> String {
         read_to_string(dir.path().join("metrics.jsonl")).unwrap()
@@ -146,7 +159,7 @@ mod tests {
         log.val(3, 2.0).unwrap();
         log.hellaswag(3, 0.25, 0.5).unwrap();
         let expected = concat!(
-            r#"{"step":3,"loss":5.270009,"norm":0.1,"lr":0.0003,"ms":1234.5,"tok_per_s":0.3333333333333333}"#,
+            r#"{"step":3,"loss":5.270009,"norm":0.1,"lr":0.0003,"ms":1234.5,"tok_per_s":0.3333333333333333,"tokens":2048}"#,
             "\n",
             r#"{"step":3,"val_loss":2.0,"val_perplexity":7.38905609893065}"#,
             "\n",

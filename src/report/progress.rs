@@ -151,7 +151,7 @@ fn status(done: u64, total: u64, unit: &str, elapsed: Duration) -> String {
         return format!("{done} {unit}, {speed}/s");
     }
     let percent = u128::from(done.min(total)) * 100 / u128::from(total);
-    let left = throughput::eta(1, 1, rate / total.saturating_sub(done).max(1) as f64);
+    let left = throughput::eta(1, rate / total.saturating_sub(done).max(1) as f64);
     let eta = left.map_or(String::new(), |left| format!(", ETA {}", throughput::short(left)));
     format!("{percent}% {done}/{total} {unit}, {speed}/s{eta}")
 }

@@ -35,8 +35,8 @@ impl Trainer {
             ("the shape of the model", self.replica.model.weights.config.to_string()),
             ("the tokenizer of -i", self.data.tokenizer.id.to_string()),
             ("--seed", args.model.seed.to_string()),
-            ("-b, -t, -d", {
-                format!("{}, {}, {}", batch.batch_size, batch.sequence_length, self.data.tokens_per_step)
+            ("-b, -t, -d, --batch-ramp", {
+                format!("{}, {}, {}", batch.batch_size, batch.sequence_length, self.data.batches)
             }),
             ("--shuffle", self.data.shuffle.to_string()),
             ("the data of -i", size(&self.data.train)),
@@ -53,7 +53,9 @@ impl Trainer {
                 format!("{}, {}", optim.skip_update_lossz, optim.skip_update_gradz)
             }),
             ("-a", switch(batch.overfit_single_batch).to_owned()),
-            ("-v, -m", format!("{}, {}", eval.val_loss_every, eval.val_max_steps)),
+            ("-v, -m, --early-stop", {
+                format!("{}, {}, {}", eval.val_loss_every, eval.val_max_steps, eval.early_stop)
+            }),
             ("-s, -g", format!("{}, {}", eval.sample_every, eval.sample_len)),
             ("-n, -o", {
                 let dir = if files.output_dir.is_some() { "a directory" } else { "none" };

@@ -6,6 +6,7 @@ use crate::data::loader::{DataLoader, LoaderOptions, LoaderState, Sample};
 use crate::eval::hellaswag::HellaSwag;
 use crate::hub;
 use crate::model::BatchShape;
+use crate::optim::batch::Batches;
 use crate::parallel::environment::Process;
 use anyhow::{Context, Result, anyhow, ensure};
 
@@ -17,10 +18,9 @@ pub struct Data {
     pub tokenizer: RunTokenizer,
     /// The micro-batch of a rank.
     pub shape: BatchShape,
-    /// Micro-batches of a rank per optimizer step.
-    pub grad_accum_steps: usize,
-    /// Tokens of all ranks per optimizer step.
-    pub tokens_per_step: usize,
+    /// Tokens of all ranks in each optimizer step.
+    pub batches: Batches,
+    num_processes: usize,
     /// The flag that names the training data.
     pub train_flag: &'static str,
     /// The order of the training data.
@@ -31,7 +31,7 @@ pub struct Data {
 
 impl Data {
     /// Opens the training data, and the validation data and questions if any flag asks for them.
-    /// `resumed` is the order of the run to resume.
+    /// `resumed` is the order of the run to resume, `batches` how much each step reads.
     ///
     /// # Errors
     /// If a file is missing, unusable or of another tokenizer, or the flags ask for another order
@@ -42,6 +42,7 @@ impl Data {
         V: usize,
         tokenizer: RunTokenizer,
         resumed: Option<Shuffle>,
+        batches: Batches,
     ) -> Result<Self> {
         let shuffle = order(args.batch.shuffle, resumed)?;
         let shape = BatchShape { B: args.batch.batch_size, T: args.batch.sequence_length };
@@ -98,12 +99,17 @@ impl Data {
             hellaswag: eval.hellaswag_eval.then(questions).transpose()?,
             tokenizer,
             shape,
-            grad_accum_steps: args.grad_accum_steps(),
-            tokens_per_step: args.total_batch_tokens(),
+            batches,
+            num_processes: process.world_size,
             train_flag: args.train_data_flag(),
             shuffle,
             overfit,
         })
+    }
+
+    /// Micro-batches of this rank in `step`.
+    pub fn grad_accum_steps(&self, step: usize) -> usize {
+        self.batches.tokens(step) / (self.shape.rows() * self.num_processes)
     }
 
     /// Prepares the training data for the next step.

@@ -16,16 +16,17 @@ impl Trainer {
     /// Runs the evaluations that are due before `step`. One that is cut short reports nothing; the
     /// run then stops at this step, and runs it again when it resumes.
     pub(super) fn evaluate(&mut self, step: usize, last: bool) -> Result<()> {
-        let due = |every: usize, from_start: bool| {
-            every > 0 && (last || step.is_multiple_of(every) && (from_start || step > 0))
-        };
         let (val_every, sample_every) = (self.eval.val_loss_every, self.eval.sample_every);
-        let evaluations: [(Work, bool, Evaluation); 3] = [
-            (Work::Validation, due(val_every, true), Self::validate),
-            (Work::HellaSwag, due(val_every, false), Self::score_hellaswag),
-            (Work::Sample, due(sample_every, false), Self::sample),
+        let evaluations: [(Work, usize, Evaluation); 3] = [
+            (Work::Validation, val_every, Self::validate),
+            (Work::HellaSwag, val_every, Self::score_hellaswag),
+            (Work::Sample, sample_every, Self::sample),
         ];
-        for (work, due, run) in evaluations {
+        for (work, every, run) in evaluations {
+            let from_start = work == Work::Validation;
+            // The validation may have made this step the last.
+            let last = last || self.stops_early();
+            let due = every > 0 && (last || step.is_multiple_of(every) && (from_start || step > 0));
             if !due || self.stop.agreed.is_some() {
                 continue;
             }
@@ -58,12 +59,14 @@ impl Trainer {
         self.replica.sum_over_ranks(&mut loss)?;
         let [loss] = loss;
         self.report.validation(step, loss)?;
+        let is_best = loss.is_finite() && step > 0 && self.best_val_loss.is_none_or(|best| loss < best);
+        self.patience.note(step, is_best);
         if !loss.is_finite() {
             let text = format!("the validation loss is {loss}: the model has diverged, or -j is damaged");
             self.report.console().warning(text);
             return Ok(());
         }
-        if step > 0 && self.best_val_loss.is_none_or(|best| loss < best) {
+        if is_best {
             self.best_val_loss = Some(loss);
             // The checkpoint from which the run resumed may lack this evaluation.
             self.saved_step = self.saved_step.filter(|&saved| saved != step);

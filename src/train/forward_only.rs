@@ -39,14 +39,14 @@ impl Trainer {
         let Trainer { replica, data, report, stop, .. } = self;
         report.clock.go();
         data.begin_step();
-        let (shape, accumulated, tokens) = (data.shape, data.grad_accum_steps, data.tokens_per_step);
+        let (shape, accumulated) = (data.shape, data.grad_accum_steps(step));
         let next_batch = || DataLoader::next_batch(&mut data.train);
         let vote = || stop.vote(stop.end_of(Work::Step));
         let stats = replica.forward_only(next_batch, shape, accumulated, vote)?;
         let elapsed = report.clock.lap();
         stop.measured(Work::Step, elapsed);
         stop.decide(stats.votes);
-        report.forward_only(step, stats.loss, self.schedule.lr(step), elapsed, tokens)?;
+        report.forward_only(step, stats.loss, self.schedule.lr(step), elapsed, &data.batches)?;
         Ok(elapsed)
     }
 }

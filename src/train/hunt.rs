@@ -125,9 +125,9 @@ fn padding(replica: &Replica) -> Vec<Padding> {
 }
 
 impl Trainer {
-    /// Names the first tensor that was not finite in a step that diverged. Unless the step was
+    /// Names the first tensor that was not finite in `step`, which diverged. Unless the step was
     /// watched, it is repeated from its `place` in the data: its parameters are as they were.
-    pub(super) fn hunt(&mut self, place: &Bookmark, loss_scale: f32) -> Result<String> {
+    pub(super) fn hunt(&mut self, step: usize, place: &Bookmark, loss_scale: f32) -> Result<String> {
         let Trainer { replica, data, hunt, .. } = self;
         let elsewhere = || "a tensor of another rank, or a sum over ranks".to_owned();
         if hunt.always {
@@ -136,9 +136,9 @@ impl Trainer {
         data.train.go_to(place);
         data.begin_step();
         hunt.begin(replica);
+        let (shape, grad_accum_steps) = (data.shape, data.grad_accum_steps(step));
         let next_batch = || data.train.next_batch();
-        let stats =
-            replica.forward_backward(next_batch, data.shape, data.grad_accum_steps, loss_scale, || 0.0)?;
+        let stats = replica.forward_backward(next_batch, shape, grad_accum_steps, loss_scale, || 0.0)?;
         hunt.watch.end();
         if stats.loss.is_finite() && stats.norm.is_finite() {
             return Ok("nothing when the step was repeated".to_owned());

@@ -5,6 +5,7 @@ mod checkpoints;
 pub mod clock;
 mod consistency;
 mod data;
+mod early_stop;
 mod evaluate;
 mod forward_only;
 mod guards;
@@ -34,6 +35,7 @@ use crate::replica::step::StepStats;
 use anyhow::{Result, bail, ensure};
 use checkpoints::CheckpointWriter;
 use data::Data;
+use early_stop::Patience;
 use guards::{Guards, Verdict};
 use hunt::Hunt;
 use report::{Report, StepRecord};
@@ -86,6 +88,7 @@ struct Trainer {
     rollbacks: Rollbacks,
     /// Lowest validation loss so far: that of `model_best.bin`.
     best_val_loss: Option<f32>,
+    patience: Patience,
     /// The trace of `--trace`, until it is written.
     trace: Option<TraceFile>,
     /// Only on a rank with an output directory, which it has locked.
@@ -117,6 +120,7 @@ impl Trainer {
         loop {
             let last = step == last_step;
             self.evaluate(step, last)?;
+            let last = last || self.stops_early();
             self.checkpoint(step, last, false)?;
             if last && self.stop.agreed.is_none() {
                 break;
@@ -132,6 +136,9 @@ impl Trainer {
             step = self.train(step)?;
         }
         self.replica.finish_params()?;
+        if self.stops_early() {
+            self.say_early_stop(step);
+        }
         self.report.finish();
         Ok(Finish::Completed)
     }
@@ -145,11 +152,12 @@ impl Trainer {
         report.clock.go();
         data.begin_step();
         let (loss_scale, lr) = (guards.loss_scale(), self.schedule.lr(step));
-        let Data { train, shape, grad_accum_steps, .. } = data;
+        let grad_accum_steps = data.grad_accum_steps(step);
+        let Data { train, shape, .. } = data;
         hunt.begin_step(replica);
         let vote = || stop.vote(stop.end_of(Work::Step));
         let next_batch = || train.next_batch();
-        let stats = replica.forward_backward(next_batch, *shape, *grad_accum_steps, loss_scale, vote)?;
+        let stats = replica.forward_backward(next_batch, *shape, grad_accum_steps, loss_scale, vote)?;
         let elapsed = report.clock.lap();
         stop.measured(Work::Step, elapsed);
         stop.decide(stats.votes);
@@ -162,7 +170,7 @@ impl Trainer {
         }
         hunt.ensure_finite(replica, step)?;
         // Before the update: if the logs cannot be written, the step can be repeated.
-        report.step(StepRecord { step, stats, z, lr, elapsed, tokens: data.tokens_per_step })?;
+        report.step(StepRecord { step, stats, z, lr, elapsed }, &data.batches)?;
         self.progress = Progress::Lost;
         if verdict == Verdict::Update {
             self.replica.update(step, lr, stats.norm, loss_scale)?;
@@ -178,7 +186,7 @@ impl Trainer {
     /// returns.
     fn diverged(&mut self, step: usize, stats: StepStats, loss_scale: f32) -> Result<usize> {
         let first = match std::mem::replace(&mut self.progress, Progress::Lost) {
-            Progress::Within(_, undo) => self.hunt(&undo.place, loss_scale)?,
+            Progress::Within(_, undo) => self.hunt(step, &undo.place, loss_scale)?,
             Progress::Before(_) | Progress::Lost => unreachable!("a step has begun"),
         };
         let (number, StepStats { loss, norm, .. }) = (step + 1, stats);

@@ -11,6 +11,8 @@ use crate::eval::validation::perplexity;
 use crate::gpus::{Peak, flops_per_token};
 use crate::model::Weights;
 use crate::ops::{Gpu, Ops};
+use crate::optim::batch::Batches;
+use crate::optim::schedule::Schedule;
 use crate::params::ParamLayout;
 use crate::replica::MemoryNeeds;
 use crate::replica::step::StepStats;
@@ -68,7 +70,6 @@ pub struct StepRecord {
     pub z: ZScores,
     pub lr: f32,
     pub elapsed: Duration,
-    pub tokens: usize,
 }
 
 impl Report {
@@ -89,7 +90,14 @@ impl Report {
     }
 
     /// Shows the start-up tables: flags, device, model, data.
-    pub fn banner(&mut self, args: &TrainArgs, dev: &dyn Ops, start: &str, weights: &Weights, data: &Data) {
+    pub fn banner(
+        &mut self,
+        args: &TrainArgs,
+        dev: &dyn Ops,
+        start: &str,
+        weights: &Weights,
+        (data, schedule): (&Data, &Schedule),
+    ) {
         let config = &weights.config;
         let files = ParamLayout::new(config);
         let [decayed, not_decayed] = files.decay_groups();
@@ -126,8 +134,20 @@ impl Report {
             ("shuffle", data.shuffle.to_string()),
             ("val data", val.map_or("not read".to_string(), shards)),
             ("max_steps", self.max_steps.to_string()),
-            ("grad_accum_steps", data.grad_accum_steps.to_string()),
+            (
+                "grad_accum_steps",
+                match data.batches.end_of_ramp() {
+                    0 => data.grad_accum_steps(0).to_string(),
+                    end => format!(
+                        "{} to {} in step {}",
+                        data.grad_accum_steps(0),
+                        data.grad_accum_steps(end),
+                        end + 1
+                    ),
+                },
+            ),
         ]);
+        self.console.table(lengths(args, schedule));
         let T = data.shape.T;
         if T < config.maxT {
             self.console.warning(format_args!(
@@ -222,10 +242,12 @@ impl Report {
         Ok(open)
     }
 
-    pub fn step(&mut self, r: StepRecord) -> Result<()> {
+    /// Reports a step of a run whose steps have the tokens of `batches`.
+    pub fn step(&mut self, r: StepRecord, batches: &Batches) -> Result<()> {
         let StepStats { loss, norm, .. } = r.stats;
         let ms = r.elapsed.as_secs_f64() * 1e3;
-        let tok_per_s = self.throughput.update(r.tokens, ms);
+        let (here, seen) = (batches.tokens(r.step), batches.tokens_before(r.step + 1));
+        let tok_per_s = self.throughput.update(here, ms);
         self.console.step(&StepLine {
             step: r.step,
             total_steps: self.max_steps,
@@ -236,18 +258,18 @@ impl Report {
             lr: r.lr,
             ms,
             mfu: self.utilization.map(|u| {
-                let flops = u.flops_per_token * r.tokens as f64 / r.elapsed.as_secs_f64();
+                let flops = u.flops_per_token * here as f64 / r.elapsed.as_secs_f64();
                 (flops / u.peak_flops, u.operands)
             }),
-            tokens: r.tokens,
+            tokens: here,
             tok_per_s,
-            eta: eta(self.max_steps - r.step - 1, r.tokens, tok_per_s),
+            eta: eta(batches.tokens_before(self.max_steps) - seen, tok_per_s),
         });
         let Some(files) = &mut self.files else { return Ok(()) };
         files.main_log.train(r.step, loss, r.lr, norm)?;
         files.log_txt.as_mut().map_or(Ok(()), |log| log.train(r.step, loss))?;
-        let tok_per_s = r.tokens as f64 / r.elapsed.as_secs_f64();
-        files.jsonl.train(&TrainMetrics { step: r.step, loss, norm, lr: r.lr, ms, tok_per_s })
+        let tok_per_s = here as f64 / r.elapsed.as_secs_f64();
+        files.jsonl.train(&TrainMetrics { step: r.step, loss, norm, lr: r.lr, ms, tok_per_s, tokens: seen })
     }
 
     /// Reports a step of forward passes, in the words of `train_gpt2.py`.
@@ -257,14 +279,15 @@ impl Report {
         loss: f32,
         lr: f32,
         elapsed: Duration,
-        tokens: usize,
+        batches: &Batches,
     ) -> Result<()> {
         let (seconds, norm) = (elapsed.as_secs_f64(), 0.0);
-        let (ms, tok_per_s) = (seconds * 1e3, tokens as f64 / seconds);
+        let (ms, tok_per_s) = (seconds * 1e3, batches.tokens(step) as f64 / seconds);
         self.console.forward_only((step, self.max_steps), loss, lr, ms, tok_per_s);
         let Some(files) = &mut self.files else { return Ok(()) };
         files.main_log.forward_only(step, loss)?;
-        files.jsonl.train(&TrainMetrics { step, loss, norm, lr, ms, tok_per_s })
+        let tokens = batches.tokens_before(step + 1);
+        files.jsonl.train(&TrainMetrics { step, loss, norm, lr, ms, tok_per_s, tokens })
     }
 
     /// Reports the mean time of the last forward passes, and the memory of the run.
@@ -336,6 +359,21 @@ impl Report {
     pub fn finish(&mut self) {
         self.console.average(self.throughput.mean_ms());
     }
+}
+
+/// Lengths that were given in tokens or as a fraction, in steps.
+fn lengths(args: &TrainArgs, schedule: &Schedule) -> Vec<(&'static str, String)> {
+    let flags = &args.schedule;
+    let rows = [
+        ("warmup iterations", flags.warmup_tokens.is_some(), schedule.warmup),
+        ("decay_steps", flags.decay_tokens.is_some(), schedule.decay_steps),
+        (
+            "cooldown_steps",
+            flags.cooldown_frac.is_some() || flags.cooldown_tokens.is_some(),
+            schedule.cooldown.0,
+        ),
+    ];
+    rows.into_iter().filter(|row| row.1).map(|(name, _, steps)| (name, steps.to_string())).collect()
 }
 
 impl Files {

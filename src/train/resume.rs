@@ -2,9 +2,11 @@
 
 use super::Trainer;
 use super::data::Data;
+use super::early_stop::Patience;
 use crate::checkpoint::{self, Float, Saved, State, TensorKind};
 use crate::cli::flags::trainer::{Shuffle, TrainArgs};
 use crate::model::BatchShape;
+use crate::optim::batch::{BatchRamp, Batches};
 use crate::optim::loss_scale::LossScale;
 use crate::optim::optimizer::Optimizer;
 use crate::optim::outlier::OutlierDetector;
@@ -28,6 +30,9 @@ pub(super) struct Extras {
     B: usize,
     T: usize,
     total_batch_size: usize,
+    /// `--batch-ramp`, and the multiples in which its batch grows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    batch_ramp: Option<BatchRamp>,
     /// Size of the training data, by which other data is recognized.
     data_tokens: u64,
     data_shards: usize,
@@ -37,6 +42,9 @@ pub(super) struct Extras {
     loss_outliers: OutlierDetector,
     norm_outliers: OutlierDetector,
     best_val_loss: Option<Float>,
+    /// Evaluations without a better one.
+    #[serde(default, skip_serializing_if = "Patience::is_fresh")]
+    patience: Patience,
     /// Type of the parameters. Early checkpoints lack it; theirs is f32.
     #[serde(default = "f32_name")]
     dtype: String,
@@ -66,13 +74,17 @@ pub fn settings(args: &TrainArgs, schedule: &Schedule, data: &Data) -> Result<Se
     let optim = &args.optim;
     let decays = schedule.kind != ScheduleKind::Constant && schedule.final_frac < 1.0;
     // The end of the curve changes the learning rate of each step.
-    let flag = if optim.lr_decay_iters.is_some() { "--lr-decay-iters" } else { "-x" };
+    let ends_early = schedule.decay_steps != schedule.total_steps;
+    let flag = if ends_early { "--decay-steps" } else { "-x" };
     let steps = decays.then(|| (flag, schedule.decay_steps.to_string()));
+    let (cooldown, shape) = schedule.cooldown;
+    let cooldown = [("--cooldown-steps", cooldown.to_string()), ("--cooldown-shape", shape.to_string())];
+    let cooldown = cooldown.into_iter().filter(|_| schedule.kind == ScheduleKind::Wsd);
     let settings = [
-        ("-l", optim.learning_rate.to_string()),
-        ("-k", optim.lr_scheduler.to_string()),
-        ("-u", optim.warmup_iters.to_string()),
-        ("-q", optim.learning_rate_decay_frac.to_string()),
+        ("-l", schedule.max_lr.to_string()),
+        ("-k", schedule.kind.to_string()),
+        ("-u", schedule.warmup.to_string()),
+        ("-q", schedule.final_frac.to_string()),
         ("-c", optim.weight_decay.to_string()),
         ("--grad-clip", optim.grad_clip.to_string()),
         ("--beta1", optim.beta1.to_string()),
@@ -88,7 +100,7 @@ pub fn settings(args: &TrainArgs, schedule: &Schedule, data: &Data) -> Result<Se
         .as_ref()
         .map(|val| Ok::<_, anyhow::Error>(("-j", val.checksum()?.to_string())))
         .transpose()?;
-    let all = settings.into_iter().chain(steps).chain([train]).chain(val);
+    let all = settings.into_iter().chain(steps).chain(cooldown).chain([train]).chain(val);
     Ok(all.map(|(flag, value)| (flag.to_owned(), value)).collect())
 }
 
@@ -107,6 +119,41 @@ fn llmc_order() -> Shuffle {
 pub fn order_of(saved: &Saved) -> Result<Shuffle> {
     let extras = saved.run.as_ref().map(|run| run.trainer::<Extras>()).transpose()?;
     Ok(extras.map_or_else(llmc_order, |extras| extras.shuffle))
+}
+
+/// The batch of each step of a run that resumes, which grows in the multiples of the run so far, so
+/// that each step reads what it would have read.
+///
+/// # Errors
+/// If the ramp of the batch is not that of the run so far, or its next batches are no multiples of
+/// this run's micro-batches.
+pub fn batches(args: &TrainArgs, saved: &Saved) -> Result<Batches> {
+    let batches = args.batches();
+    let extras = saved.run.as_ref().map(|run| run.trainer::<Extras>()).transpose()?;
+    let was = extras.as_ref().and_then(|extras| Some((extras.batch_ramp?, extras.total_batch_size)));
+    let is = batches.ramp().map(|ramp| (*ramp, batches.full()));
+    let shown = |ramp: &Option<(BatchRamp, usize)>| match ramp {
+        Some((BatchRamp { from, tokens, .. }, full)) => format!("--batch-ramp {from}:{tokens} -d {full}"),
+        None => "none".to_owned(),
+    };
+    let (asked, expected) = (shown(&is), shown(&was));
+    ensure!(
+        asked == expected,
+        "--batch-ramp: the run so far had {expected}, expected the same, found {asked}; its steps would not read \
+         each text once"
+    );
+    let Some((ramp, full)) = was else { return Ok(batches) };
+    let (batches, step) = (Batches::new(full, Some(ramp)), saved.state.state.step as usize);
+    let micro = args.micro_batch_tokens() * args.process.world_size;
+    ensure!(
+        step >= batches.end_of_ramp() || (ramp.unit.is_multiple_of(micro) && ramp.from.is_multiple_of(micro)),
+        "-b {}: the batch of this run grows in multiples of {} tokens until step {}, and B*T*processes are \
+         {micro}; expected a divisor of that, lower -b",
+        args.batch.batch_size,
+        ramp.unit,
+        batches.end_of_ramp()
+    );
+    Ok(batches)
 }
 
 /// Opens the newest complete checkpoint in `dir`, if there is one. A rank that `warns` logs what is
@@ -160,13 +207,15 @@ impl Trainer {
             shuffle: data.shuffle,
             B: data.shape.B,
             T: data.shape.T,
-            total_batch_size: data.tokens_per_step,
+            total_batch_size: data.batches.full(),
+            batch_ramp: data.batches.ramp().copied(),
             data_tokens: data.train.num_tokens(),
             data_shards: data.train.num_shards(),
             data_weights: data.train.weights().into_iter().map(Float).collect(),
             loss_outliers: guards.loss.clone(),
             norm_outliers: guards.norm.clone(),
             best_val_loss: self.best_val_loss.map(|loss| Float(f64::from(loss))),
+            patience: self.patience,
             dtype: replica.zero.params().dtype().to_string(),
             operand_dtype: Some(replica.dev.operand_dtype().to_string()),
             loss_scale: guards.scale,
@@ -188,6 +237,7 @@ impl Trainer {
             self.guards.norm = extras.norm_outliers.clone();
             self.guards.scale = self.guards.scale.map(|fresh| extras.loss_scale.unwrap_or(fresh));
             self.set_best(extras.best_val_loss.map(|loss| loss.0 as f32));
+            self.patience = extras.patience;
         }
         let state = &saved.state.state;
         ensure!(
@@ -210,12 +260,12 @@ impl Trainer {
 
     /// Says which settings differ from those of the run so far. The run goes on with the new ones.
     fn warn_of_changes(&mut self, extras: &Extras) {
-        let Data { shape, tokens_per_step, shuffle, .. } = &self.data;
+        let Data { shape, batches, shuffle, .. } = &self.data;
         let mut changes = Vec::new();
         for (flag, is, was) in [
             ("-b", shape.B, extras.B),
             ("-t", shape.T, extras.T),
-            ("-d", *tokens_per_step, extras.total_batch_size),
+            ("-d", batches.full(), extras.total_batch_size),
         ] {
             // Gradient accumulation makes up for another micro-batch, except in llm.c's order.
             if is != was && (flag != "-b" || *shuffle == Shuffle::Llmc) {

@@ -4,6 +4,7 @@
 use super::Trainer;
 use super::checkpoints::CheckpointWriter;
 use super::data::Data;
+use super::early_stop::Patience;
 use super::guards::Guards;
 use super::hunt::Hunt;
 use super::report::Report;
@@ -25,7 +26,9 @@ use crate::hub;
 use crate::model::{BatchShape, ModelOptions};
 use crate::numerics::Watch;
 use crate::ops::Ops;
+use crate::optim::batch::Batches;
 use crate::optim::optimizer::HyperParams;
+use crate::optim::schedule::Schedule;
 use crate::parallel::environment::Process;
 use crate::params::ParamLayout;
 use crate::replica::peers::Peers;
@@ -65,17 +68,19 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
         saying("reading the checkpoint", quiet, || Start::find(args, tokenizer.id.vocab_size as usize))?;
     tokenizer.find(&start, args)?;
     let (config, order) = (start.config(), start.order()?);
-    let open = || Data::open(args, &peers.process, config.V, tokenizer, order);
+    let batches = start.batches(args)?;
+    let open = || Data::open(args, &peers.process, config.V, tokenizer, order, batches);
     let data = saying("opening the data", quiet, open)?;
     let options = replica_options(args, &config, &data, dev.as_ref())?;
     let plan = ReplicaPlan::new(config, options, dev.as_ref())?;
-    let schedule = args.schedule(args.train_steps(data.train.num_tokens())?);
+    let total_steps = args.train_steps(data.train.num_tokens(), &data.batches)?;
+    let schedule = args.schedule(total_steps, &data.batches)?;
     check_samples(&args.eval, &data.tokenizer, &config)?;
     check_questions(&data, &config, &peers.process)?;
     start.check_step(schedule.total_steps)?;
     trace.iter().try_for_each(|trace| trace.check_steps(schedule.total_steps, start.resumed_step()))?;
     let mut report = Report::new(schedule.total_steps, quiet, args.files.log_style);
-    announce(&mut report, args, &start, &data, &peers, &plan, dev.as_mut())?;
+    announce(&mut report, args, &start, (&data, &schedule), &peers, &plan, dev.as_mut())?;
     let first_step = start.resumed_step().unwrap_or(0);
     let settings = resume::settings(args, &schedule, &data)?;
     let mut trainer = Trainer {
@@ -99,6 +104,7 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
         saved_step: start.resumed_step(),
         progress: Progress::Before(first_step),
         best_val_loss: None,
+        patience: Patience::default(),
         trace,
         writer: lock.is_some().then(CheckpointWriter::start).transpose()?,
         lock,
@@ -177,13 +183,13 @@ fn announce(
     report: &mut Report,
     args: &TrainArgs,
     start: &Start,
-    data: &Data,
+    (data, schedule): (&Data, &Schedule),
     peers: &Peers,
     plan: &ReplicaPlan,
     dev: &mut dyn Ops,
 ) -> Result<()> {
     let libraries: Vec<_> = dev.libraries()?.into_iter().chain(peers.library()).collect();
-    report.banner(args, dev, &start.describe(args), &plan.model.weights, data);
+    report.banner(args, dev, &start.describe(args), &plan.model.weights, (data, schedule));
     report.libraries(&libraries);
     report.peers(peers.describe(), describe_stage(args.processes.zero_stage, &peers.process));
     report.memory(&plan.memory, &plan.memory_needs(dev)?, dev.gpu().as_ref());
@@ -331,6 +337,14 @@ impl Start {
         match self {
             Start::Resume(saved) => resume::order_of(saved).map(Some),
             _ => Ok(None),
+        }
+    }
+
+    /// The batch of each step: as the flags say, in the multiples of the run to resume.
+    fn batches(&self, args: &TrainArgs) -> Result<Batches> {
+        match self {
+            Start::Resume(saved) => resume::batches(args, saved),
+            _ => Ok(args.batches()),
         }
     }
 

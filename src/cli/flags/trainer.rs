@@ -6,17 +6,19 @@
 
 mod groups;
 pub mod presets;
+mod schedule;
 
 use crate::cli::{Parsed, parse, values};
 use crate::device::open::DeviceName;
 use crate::parallel::environment::{Flags, Process, STARTED};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches, Parser};
 use std::ffi::OsString;
 use std::time::{Duration, Instant, SystemTime};
 
 pub use groups::*;
+pub use schedule::ScheduleFlags;
 
 /// Which of the two programs these are the flags of. They differ in the devices they know, and in
 /// defaults.
@@ -55,6 +57,8 @@ pub struct TrainArgs {
     pub model: ModelFlags,
     #[command(flatten)]
     pub batch: BatchFlags,
+    #[command(flatten)]
+    pub schedule: ScheduleFlags,
     #[command(flatten)]
     pub optim: OptimFlags,
     #[command(flatten)]
@@ -140,10 +144,7 @@ pub fn parse(
     if args.has_shape_flags() && !named {
         args.model.source.clear();
     }
-    if args.batch.epochs.is_some() {
-        ensure!(!typed("max_steps"), "--epochs: expected this or -x/--num-iterations, found both");
-        args.batch.num_iterations = -1;
-    }
+    let unused = schedule::choose_lengths(&mut args, &typed)?;
     let ProcessFlags { num_processes, process_rank, gpus_per_node, .. } = args.processes;
     args.process = Process::find(Flags { num_processes, process_rank, gpus_per_node }, variable)?;
     if let Some(text) = variable(STARTED) {
@@ -151,7 +152,7 @@ pub fn parse(
     }
     args.check()?;
     args.notes = notes(&args, &typed);
-    args.rows = rows(&command, &matches, &args);
+    args.rows = rows(&command, &matches, &args, &unused);
     Ok(Parsed::Run(args))
 }
 
@@ -186,7 +187,7 @@ pub fn startup_rows(args: &TrainArgs) -> Vec<(String, String)> {
 
 /// Values are shown as they were written. Flags that have one possible value, and options that were
 /// not used, are left out.
-fn rows(command: &Command, matches: &ArgMatches, args: &TrainArgs) -> Vec<(String, String)> {
+fn rows(command: &Command, matches: &ArgMatches, args: &TrainArgs, unused: &[&str]) -> Vec<(String, String)> {
     let end = if args.device.name == DeviceName::Cpu { GPU_HEADING } else { PROCESS_HEADING };
     let shown = command.get_arguments().take_while(|arg| arg.get_help_heading() != Some(end));
     let row = |arg: &Arg| {
@@ -194,7 +195,7 @@ fn rows(command: &Command, matches: &ArgMatches, args: &TrainArgs) -> Vec<(Strin
         let value = match id {
             "total batch size" => args.total_batch_tokens().to_string(),
             "model" if args.model.source.is_empty() => return None,
-            "max_steps" if args.batch.epochs.is_some() => return None,
+            _ if unused.contains(&id) => return None,
             _ => matches.get_raw(id)?.map(|raw| raw.to_string_lossy()).collect::<Vec<_>>().join(" "),
         };
         Some((id.to_owned(), value))

@@ -5,7 +5,6 @@ use crate::cli::values;
 use crate::device::cuda::MatmulChoice;
 use crate::device::open::{DeviceName, DtypeChoice};
 use crate::model::activations::Recompute;
-use crate::optim::schedule::ScheduleKind;
 use crate::report::LogStyle;
 use crate::sharding::ZeroStage;
 use clap::{ArgAction, Args, ValueEnum};
@@ -190,32 +189,10 @@ pub struct BatchFlags {
     pub overfit_single_batch: bool,
 }
 
-/// The learning rate, AdamW, and the steps it skips.
+/// AdamW, and the steps it skips.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Optimizer")]
 pub struct OptimFlags {
-    /// Learning-rate schedule; wsd is constant, then decays over the last fifth
-    #[arg(id = "LR scheduler", short = 'k', long = "lr-scheduler", value_enum, default_value = "cosine")]
-    pub lr_scheduler: ScheduleKind,
-    /// Maximum learning rate
-    #[arg(id = "learning rate (LR)", short = 'l', long = "learning-rate", value_name = "LR",
-          value_parser = values::non_negative,
-          default_value = "3e-4")]
-    pub learning_rate: f32,
-    /// Step at which the learning rate reaches its final value, where that is before the last
-    /// [default: -x]
-    #[arg(id = "lr_decay_iters", long = "lr-decay-iters", value_name = "STEPS", value_parser = values::count)]
-    pub lr_decay_iters: Option<usize>,
-    /// Steps of linear learning-rate warmup
-    #[arg(id = "warmup iterations", short = 'u', long = "warmup-iters", value_name = "STEPS",
-          value_parser = values::whole,
-          default_value = "0")]
-    pub warmup_iters: usize,
-    /// Final learning rate, as a fraction of the maximum (1 = no decay)
-    #[arg(id = "final LR fraction", short = 'q', long = "learning-rate-decay-frac", value_name = "FRACTION",
-          value_parser = values::fraction,
-          default_value = "1.0")]
-    pub learning_rate_decay_frac: f32,
     /// Weight decay of matrices and embeddings; biases and layernorms never decay
     #[arg(id = "weight decay", short = 'c', long = "weight-decay", value_name = "RATE",
           value_parser = values::non_negative,
@@ -261,6 +238,10 @@ pub struct EvalFlags {
           value_parser = values::batches,
           default_value = "20")]
     pub val_max_steps: i64,
+    /// Stop after N evaluations in a row without a lower validation loss (0 = off)
+    #[arg(id = "early_stop", long = "early-stop", value_name = "N", value_parser = values::whole,
+          default_value = "0")]
+    pub early_stop: usize,
     /// Generate samples every N steps, but not before the first, and at the end (0 = never)
     #[arg(id = "sample_every", short = 's', long = "sample-every", value_name = "N",
           value_parser = values::every,

@@ -1,4 +1,5 @@
 mod compat;
+mod schedule;
 
 use super::*;
 use crate::cli::ModelSource;
@@ -54,10 +55,13 @@ fn defaults_are_those_of_llmc() {
     );
     assert_eq!((a.batch.batch_size, a.batch.sequence_length, a.batch.total_batch_size), (4, 1024, None));
     assert_eq!((a.total_batch_tokens(), a.grad_accum_steps()), (4096, 1));
-    assert_eq!((a.batch.num_iterations, a.batch.epochs, a.optim.warmup_iters), (-1, None, 0));
+    assert_eq!((a.batch.num_iterations, a.batch.epochs, a.schedule.warmup_iters), (-1, None, 0));
     assert_eq!((a.batch.shuffle, Shuffle::default()), (None, Shuffle::Sequences));
-    assert_eq!((a.optim.lr_scheduler, a.optim.learning_rate), (ScheduleKind::Cosine, 3e-4));
-    assert_eq!((a.optim.learning_rate_decay_frac, a.optim.weight_decay, a.optim.grad_clip), (1.0, 0.0, 1.0));
+    assert_eq!((a.schedule.lr_scheduler, a.schedule.learning_rate), (ScheduleKind::Cosine, 3e-4));
+    assert_eq!(
+        (a.schedule.learning_rate_decay_frac, a.optim.weight_decay, a.optim.grad_clip),
+        (1.0, 0.0, 1.0)
+    );
     assert_eq!((a.optim.beta1, a.optim.beta2, a.optim.adam_eps), (0.9, 0.95, 1e-8));
     assert_eq!((a.optim.skip_update_lossz, a.optim.skip_update_gradz), (0.0, 0.0));
     assert_eq!(
@@ -145,10 +149,10 @@ fn values_reach_their_fields() {
         (5, 6, 2, 7)
     );
     assert_eq!(
-        (a.optim.lr_scheduler, a.optim.learning_rate, a.optim.warmup_iters),
+        (a.schedule.lr_scheduler, a.schedule.learning_rate, a.schedule.warmup_iters),
         (ScheduleKind::Linear, 0.125, 8)
     );
-    assert_eq!((a.optim.learning_rate_decay_frac, a.optim.weight_decay), (0.5, 0.25));
+    assert_eq!((a.schedule.learning_rate_decay_frac, a.optim.weight_decay), (0.5, 0.25));
     assert_eq!((a.optim.skip_update_lossz, a.optim.skip_update_gradz), (9.0, 10.0));
     assert_eq!(
         (a.eval.val_loss_every, a.eval.val_max_steps, a.eval.sample_every, a.eval.sample_len),
@@ -378,11 +382,15 @@ fn a_batch_that_does_not_divide_names_the_nearest() {
 
 #[test]
 fn the_length_of_a_run_follows_the_data() {
-    assert_eq!(ok("-x 7").train_steps(1).unwrap(), 7);
-    assert_eq!(ok("-x 0").train_steps(1).unwrap(), 0);
-    assert_eq!(ok("-d 8192").train_steps(100_000).unwrap(), 12);
-    assert_eq!(ok("-d 8192 --epochs 3").train_steps(100_000).unwrap(), 36);
-    assert!(ok("").train_steps(4095).unwrap_err().to_string().contains("holds 4095 tokens"));
+    let steps = |line: &str, tokens| ok(line).train_steps(tokens, &ok(line).batches());
+    assert_eq!(steps("-x 7", 1).unwrap(), 7);
+    assert_eq!(steps("-x 0", 1).unwrap(), 0);
+    assert_eq!(steps("-d 8192", 100_000).unwrap(), 12);
+    assert_eq!(steps("-d 8192 --epochs 3", 100_000).unwrap(), 36);
+    assert_eq!(steps("-d 8192 --train-tokens 1M", 1).unwrap(), 122);
+    assert!(steps("", 4095).unwrap_err().to_string().contains("holds 4095 tokens"));
+    // Steps of 4096, 4096, 8192 and 12288 tokens.
+    assert_eq!(steps("-d 12288 --batch-ramp 4096:16K", 28_672).unwrap(), 4);
 }
 
 #[test]
@@ -415,14 +423,6 @@ fn a_model_is_a_file_or_a_shape() {
 fn files_and_schedules_must_fit() {
     assert!(error("-y 1").starts_with("-y/--resume 1: needs a directory"));
     assert!(error("-n 100").starts_with("-n/--checkpoint-every 100: needs a directory"));
-    assert!(error("-k constant -u 5").contains("no warmup"));
-    assert!(error("-k constant -q 0.1").contains("does not decay"));
-    assert!(error("-k constant --lr-decay-iters 9").contains("does not decay"));
-    assert_eq!(ok("--lr-decay-iters 80").schedule(100).decay_steps, 80);
-    assert_eq!(ok("").schedule(100).decay_steps, 100);
-    let schedule = ok("-k wsd -u 5 -l 0.5 -q 0.25").schedule(100);
-    assert_eq!((schedule.warmup, schedule.total_steps, schedule.max_lr), (5, 100, 0.5));
-    assert_eq!((schedule.final_frac, schedule.kind), (0.25, ScheduleKind::Wsd));
 }
 
 #[test]

@@ -30,11 +30,11 @@ fn what_means_nothing_here_is_explained() {
 fn presets_supply_defaults_and_explicit_flags_win() {
     let a = ok("--preset gpt2-124m -o log");
     assert_eq!(
-        (a.batch.num_iterations, a.optim.warmup_iters, a.optim.learning_rate, a.optim.weight_decay),
+        (a.batch.num_iterations, a.schedule.warmup_iters, a.schedule.learning_rate, a.optim.weight_decay),
         (19073, 715, 6e-4, 0.1)
     );
     assert_eq!(
-        (a.optim.learning_rate_decay_frac, a.batch.batch_size, a.batch.sequence_length),
+        (a.schedule.learning_rate_decay_frac, a.batch.batch_size, a.batch.sequence_length),
         (0.1, 64, 1024)
     );
     assert_eq!((a.total_batch_tokens(), a.grad_accum_steps(), a.files.checkpoint_every), (524_288, 8, 5000));
@@ -44,7 +44,7 @@ fn presets_supply_defaults_and_explicit_flags_win() {
     let a = ok("--preset llmc-124m -o log");
     assert_eq!(a.batch.shuffle, Some(Shuffle::Llmc));
     assert_eq!(
-        (a.batch.num_iterations, a.optim.warmup_iters, a.optim.learning_rate_decay_frac),
+        (a.batch.num_iterations, a.schedule.warmup_iters, a.schedule.learning_rate_decay_frac),
         (18865, 700, 0.0)
     );
     assert_eq!(
@@ -55,22 +55,27 @@ fn presets_supply_defaults_and_explicit_flags_win() {
 
     let a = ok("--preset gpt3-1.3b -o log");
     assert_eq!(
-        (a.batch.num_iterations, a.optim.lr_decay_iters, a.optim.warmup_iters, a.optim.learning_rate),
-        (286_102, Some(247_955), 358, 2e-4)
+        (
+            a.schedule.train_tokens,
+            a.schedule.decay_tokens,
+            a.schedule.warmup_tokens,
+            a.schedule.learning_rate
+        ),
+        (Some(300_000_000_000), Some(260_000_000_000), Some(375_000_000), 2e-4)
     );
     assert_eq!((a.total_batch_tokens(), a.batch.sequence_length, a.grad_accum_steps()), (1 << 20, 2048, 64));
-    assert_eq!(a.schedule(286_102).decay_steps, 247_955);
+    assert_eq!(a.schedule(286_102, &a.batches()).unwrap().decay_steps, 247_955);
     let a = ok("--preset gpt2-large -o log");
     let d36 = ModelConfig { qkv_bias: false, ..ModelConfig::from_descriptor("d36").unwrap() };
     assert_eq!(a.model_source().unwrap(), ModelSource::Shape(d36));
-    assert_eq!((a.batch.batch_size, a.optim.learning_rate, a.batch.max_hours), (2, 5e-5, Some(24.0)));
+    assert_eq!((a.batch.batch_size, a.schedule.learning_rate, a.batch.max_hours), (2, 5e-5, Some(24.0)));
     let a = ok("--preset tinystories -o log --layers 2");
     assert_eq!(a.model_source().unwrap(), ModelSource::Shape(ModelConfig::new(512, 2, 8, 512)));
     assert_eq!(ok("--preset gpt2-124m -o log -s 0").eval.sample_every, 0);
 
     let a = ok("-b 16 -x 50 -l 3e-4 --preset gpt2-124m -o log -e d24 -n 0");
     assert_eq!(
-        (a.batch.batch_size, a.batch.num_iterations, a.optim.learning_rate, a.optim.warmup_iters),
+        (a.batch.batch_size, a.batch.num_iterations, a.schedule.learning_rate, a.schedule.warmup_iters),
         (16, 50, 3e-4, 715)
     );
     assert_eq!((a.model.source.as_str(), a.grad_accum_steps(), a.files.checkpoint_every), ("d24", 32, 0));
