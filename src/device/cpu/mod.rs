@@ -106,23 +106,19 @@ impl Device for Cpu {
 }
 
 impl Ops for Cpu {
-    fn encoder_forward(
-        &mut self,
-        encoded: Tensor,
-        tokens: Tensor,
-        wte: Tensor,
-        wpe: Tensor,
-        (B, T, C): (usize, usize, usize),
-    ) -> Result<()> {
+    fn encoder_forward(&mut self, a: EncoderForward) -> Result<()> {
         let b = self.memory.borrow();
-        assert_eq!(encoded.len, B * T * C);
-        encoder::forward(b.write(encoded), b.read_i32(tokens), b.read(wte), b.read(wpe), T, C);
+        assert_eq!(a.encoded.len, a.B * a.T * a.C);
+        assert!(a.positions.is_none() && a.dropout.is_none());
+        let (encoded, tokens) = (b.write(a.encoded), b.read_i32(a.tokens));
+        encoder::forward(encoded, tokens, b.read(a.wte), b.read(a.wpe), a.T, a.C);
         Ok(())
     }
 
     fn encoder_backward(&mut self, a: EncoderBackward) -> Result<()> {
         let b = self.memory.borrow();
         assert_eq!(a.dout.len, a.B * a.T * a.C);
+        assert!(a.positions.is_none() && a.dropout.is_none());
         encoder::backward(b.write(a.dwte), b.write(a.dwpe), b.read(a.dout), b.read_i32(a.tokens), a.T, a.C);
         Ok(())
     }
@@ -174,6 +170,21 @@ impl Ops for Cpu {
         Ok(())
     }
 
+    fn matmul_residual_layernorm(
+        &mut self,
+        matmul: MatmulForward,
+        dropout: Option<Dropout>,
+        norm: LayernormForward,
+    ) -> Result<()> {
+        assert!(dropout.is_none());
+        self.matmul_forward(matmul)?;
+        self.layernorm_forward(norm)
+    }
+
+    fn dropout_backward(&mut self, _dinp: Tensor, _dout: Tensor, _C: usize, _dropout: Dropout) -> Result<()> {
+        unimplemented!()
+    }
+
     fn matmul_backward(&mut self, a: MatmulBackward) -> Result<()> {
         let b = self.memory.borrow();
         let gradients = matmul::Gradients {
@@ -198,29 +209,18 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn attention_forward(
-        &mut self,
-        out: Tensor,
-        lse: Tensor,
-        qkv: Tensor,
-        dims: AttentionDims,
-    ) -> Result<()> {
+    fn attention_forward(&mut self, a: AttentionForward) -> Result<()> {
         let b = self.memory.borrow();
-        attention::forward(b.write(out), b.write(lse), b.read(qkv), dims);
+        assert!(a.positions.is_none() && a.dropout.is_none());
+        attention::forward(b.write(a.out), b.write(a.lse), b.read(a.qkv), a.dims);
         Ok(())
     }
 
-    fn attention_backward(
-        &mut self,
-        dqkv: Tensor,
-        dout: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        qkv: Tensor,
-        dims: AttentionDims,
-    ) -> Result<()> {
+    fn attention_backward(&mut self, a: AttentionBackward) -> Result<()> {
         let b = self.memory.borrow();
-        attention::backward(b.write(dqkv), b.read(dout), b.read(out), b.read(lse), b.read(qkv), dims);
+        assert!(a.positions.is_none() && a.dropout.is_none());
+        let (dout, out, lse) = (b.read(a.dout), b.read(a.out), b.read(a.lse));
+        attention::backward(b.write(a.dqkv), dout, out, lse, b.read(a.qkv), a.dims);
         Ok(())
     }
 
