@@ -415,8 +415,7 @@ pub struct AdamW {
     pub m: Tensor,
     pub v: Tensor,
     pub grads: Tensor,
-    /// Number of elements, from the first, that decay by `weight_decay`; the others do not.
-    pub decayed: usize,
+    /// 0 for parameters that do not decay.
     pub weight_decay: f32,
     pub lr: f32,
     pub beta1: f32,

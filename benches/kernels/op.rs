@@ -220,8 +220,8 @@ fn with_values(call: Call) -> Call {
     match call {
         Call::AdamW(a) => {
             let step = adamw_step(a.params, a.m, a.v, a.grads);
-            let (master, decayed, first) = (a.master, a.decayed, a.first);
-            Call::AdamW(AdamW { master, decayed, first, grad_scale: 0.5, ..step })
+            let (master, first) = (a.master, a.first);
+            Call::AdamW(AdamW { master, first, weight_decay: 0.1, grad_scale: 0.5, ..step })
         }
         call => call,
     }

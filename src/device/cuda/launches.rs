@@ -254,7 +254,7 @@ fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     cuda.classifier(Classifier { losses, logits, targets, dloss: Some(t.one), N, V, Vp })?;
 
     let ([params, grads], [master, m, v]) = (t.matrix, t.moments);
-    let (decayed, lr, beta1, beta2, eps, grad_scale) = (0, 1e-3, 0.9, 0.95, 1e-8, 1.0);
+    let (lr, beta1, beta2, eps, grad_scale) = (1e-3, 0.9, 0.95, 1e-8, 1.0);
     let (weight_decay, step, seed, first) = (0.0, 1, 0, 0);
     let master = Some(master);
     cuda.adamw(AdamW {
@@ -263,7 +263,6 @@ fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
         m,
         v,
         grads,
-        decayed,
         weight_decay,
         lr,
         beta1,
