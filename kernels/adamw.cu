@@ -1,5 +1,5 @@
 // AdamW (Loshchilov & Hutter 2019) over a range of parameters that spans any number of tensors of
-// any shape: the tensor of a parameter matters only for its decay, and the decayed ones come first.
+// any shape.
 //
 // A thread takes four parameters, and four more 128 elements later if they have 16 bits: so a warp
 // reads 512 contiguous bytes of f32, and every sector of memory once. Eight in a row would touch
@@ -53,20 +53,20 @@ __device__ __forceinline__ void store_params(T* address, const float (&values)[4
 struct AdamWStep {
     float weight_decay, lr, beta1, beta2, correction1, correction2, eps, grad_scale;
 
-    __device__ __forceinline__ void operator()(float& p, float& m, float& v, float g, bool decays) const {
+    __device__ __forceinline__ void operator()(float& p, float& m, float& v, float g) const {
         const float gradient = grad_scale * g;
         m = beta1 * m + (1.0f - beta1) * gradient;
         v = beta2 * v + (1.0f - beta2) * (gradient * gradient);
-        const float decay = decays ? weight_decay : 0.0f, root = sqrt_approx(correction2 * v) + eps;
-        p -= lr * (correction1 * m * reciprocal_approx(root) + decay * p);
+        const float root = sqrt_approx(correction2 * v) + eps;
+        p -= lr * (correction1 * m * reciprocal_approx(root) + weight_decay * p);
     }
 };
 
-// A block's elements of each tensor: `length` of them, `decaying` of which have decay. `index` is
-// that of the first among all parameters.
+// A block's elements of each tensor: `length` of them. `index` is that of the first among all
+// parameters.
 template <bool MASTER>
 __device__ __forceinline__ void update_block(floatX* params, float* master, float* m, float* v, const floatX* grads,
-                                             const AdamWStep& step, unsigned length, unsigned decaying, unsigned seed,
+                                             const AdamWStep& step, unsigned length, unsigned seed,
                                              unsigned long long index) {
     const unsigned start = threadIdx.x / WARP_SIZE * (QUADS * QUAD_STRIDE) + threadIdx.x % WARP_SIZE * 4;
     params += start, m += start, v += start, grads += start;
@@ -94,7 +94,7 @@ __device__ __forceinline__ void update_block(floatX* params, float* master, floa
         if constexpr (MASTER) widen(p, master_bits[q]);
         else widen_quad<floatX>(p, p_bits[q]);
 #pragma unroll
-        for (int k = 0; k < 4; k++) step(p[k], m_quad[k], v_quad[k], g[k], start + at + k < decaying);
+        for (int k = 0; k < 4; k++) step(p[k], m_quad[k], v_quad[k], g[k]);
         store_quad(m + at, m_quad);
         store_quad(v + at, v_quad);
         if constexpr (MASTER) store_quad(master + at, p);
@@ -102,12 +102,10 @@ __device__ __forceinline__ void update_block(floatX* params, float* master, floa
     }
 }
 
-// Takes the step. Elements from `decayed` on have no decay. master may be null. `first`, a multiple
-// of 4, is the index of element 0 among all parameters: rounding does not depend on where a range
-// starts.
+// Takes the step. master may be null. `first`, a multiple of 4, is the index of element 0 among all
+// parameters: rounding does not depend on where a range starts.
 extern "C" __global__ void __launch_bounds__(256)
-    adamw(floatX* params, float* master, float* m, float* v, const floatX* grads, unsigned long long decayed, float weight_decay,
-          float lr, float beta1, float beta2, float correction1, float correction2, float eps, float grad_scale, unsigned seed,
+    adamw(floatX* params, float* master, float* m, float* v, const floatX* grads, float weight_decay, float lr, float beta1, float beta2, float correction1, float correction2, float eps, float grad_scale, unsigned seed,
           unsigned long long first, unsigned long long n) {
     start_in_order();
     const AdamWStep step = {weight_decay, lr, beta1, beta2, correction1, correction2, eps, grad_scale};
@@ -115,8 +113,7 @@ extern "C" __global__ void __launch_bounds__(256)
     constexpr unsigned BLOCK = 256 * 4 * QUADS;
     const unsigned long long start = (unsigned long long)blockIdx.x * BLOCK;
     const unsigned length = (unsigned)min(n - start, (unsigned long long)BLOCK);
-    const unsigned decaying = (unsigned)min(decayed - min(decayed, start), (unsigned long long)BLOCK);
     params += start, m += start, v += start, grads += start;
-    if (master) update_block<true>(params, master + start, m, v, grads, step, length, decaying, seed, first + start);
-    else update_block<false>(params, nullptr, m, v, grads, step, length, decaying, seed, first + start);
+    if (master) update_block<true>(params, master + start, m, v, grads, step, length, seed, first + start);
+    else update_block<false>(params, nullptr, m, v, grads, step, length, seed, first + start);
 }

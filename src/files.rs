@@ -36,6 +36,28 @@ pub fn open(path: &Path) -> Result<(File, Metadata)> {
     Ok((file, metadata))
 }
 
+/// Returns the files that a pattern matches, sorted by name. As in a shell, `*` stays within a
+/// directory and skips hidden files.
+///
+/// # Errors
+/// One line that begins with the pattern, if it is not valid, or with a directory that cannot be
+/// read.
+pub fn matching(pattern: &str) -> Result<Vec<PathBuf>> {
+    let rules = glob::MatchOptions {
+        case_sensitive: true,
+        require_literal_separator: true,
+        require_literal_leading_dot: true,
+    };
+    let matches = glob::glob_with(pattern, rules)
+        .map_err(|e| anyhow!("{pattern}: not a valid file pattern: {}", e.msg))?;
+    let mut paths = matches
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| anyhow!("{}: {}", e.path().display(), e.error()))?;
+    // glob(3) sorts by the whole name. Comparing paths would go component by component.
+    paths.sort_by(|a, b| a.as_os_str().cmp(b.as_os_str()));
+    Ok(paths)
+}
+
 /// Reads the regular file at `path` into memory if it has at most `limit` bytes.
 ///
 /// # Errors

@@ -7,6 +7,8 @@
 //! - gradients of parameters are added to (`+=`), gradients of activations are assigned (`=`),
 //!   unless said otherwise;
 //! - outputs never overlap inputs, unless said otherwise;
+//! - `positions` (B, T) i32, where documents are packed into sequences, are the places of tokens in
+//!   their documents; without them each sequence is one document;
 //! - a method returns once the work is queued; [`Device::download`] and [`Device::synchronize`]
 //!   wait for it;
 //! - a tensor of the wrong length or type is a bug and panics; an `Err` means that the device
@@ -14,12 +16,14 @@
 
 mod buffer;
 mod call;
+mod dropout;
 mod floats;
 mod observed;
 mod stamps;
 
 pub use buffer::{Buffer, Place};
 pub use call::{Access, Call, CallDevice};
+pub use dropout::{Dropout, DropoutState, Mask, philox};
 pub use floats::{download_f32, upload_f32};
 pub use observed::{Observed, Observer};
 pub use stamps::HostStamps;
@@ -272,7 +276,48 @@ pub struct AttentionDims {
     pub HS: usize,
 }
 
-/// `dwte[tokens] += dout`; `dwpe[t] += dout` summed over B. Deterministic.
+/// out (B, T, C) is the sum over keys of a query's attention weights times values, with dropout of the
+/// weights; lse (B, NH, T) f32 is the log-sum-exp of each row of scaled scores. qkv (B, T, 3 C).
+/// Queries see the keys up to theirs, from the first one of their document on. No T x T buffer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionForward {
+    pub out: Tensor,
+    pub lse: Tensor,
+    pub qkv: Tensor,
+    pub positions: Option<Tensor>,
+    pub dropout: Option<Dropout>,
+    pub dims: AttentionDims,
+}
+
+/// dqkv (B, T, 3 C) =.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionBackward {
+    pub dqkv: Tensor,
+    pub dout: Tensor,
+    pub out: Tensor,
+    pub lse: Tensor,
+    pub qkv: Tensor,
+    pub positions: Option<Tensor>,
+    pub dropout: Option<Dropout>,
+    pub dims: AttentionDims,
+}
+
+/// `encoded (B, T, C) = dropout(wte[tokens] + wpe[positions])`. tokens (B, T) i32; wpe (at least T,
+/// C): its first row is for position 0.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct EncoderForward {
+    pub encoded: Tensor,
+    pub tokens: Tensor,
+    pub positions: Option<Tensor>,
+    pub wte: Tensor,
+    pub wpe: Tensor,
+    pub dropout: Option<Dropout>,
+    pub B: usize,
+    pub T: usize,
+    pub C: usize,
+}
+
+/// `dwte[tokens] += dropout'(dout)`; `dwpe[positions] += dropout'(dout)`. Deterministic.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct EncoderBackward {
     pub dwte: Tensor,
@@ -283,6 +328,9 @@ pub struct EncoderBackward {
     /// frequent token first. The host sorts them while the device is busy, so that the device needs
     /// neither atomics nor a sort. A device that sorts may ignore them.
     pub rows_by_token: Tensor,
+    /// The positions of packed documents, and (N) i32 the rows sorted by them, as `rows_by_token`.
+    pub positions: Option<[Tensor; 2]>,
+    pub dropout: Option<Dropout>,
     pub B: usize,
     pub T: usize,
     pub C: usize,
@@ -327,6 +375,9 @@ pub struct GraphKey(pub [usize; 4]);
 /// Queues operations.
 pub type Work<'a> = dyn FnMut(&mut dyn Ops) -> Result<()> + 'a;
 
+/// The target of a row that does not count, as in PyTorch.
+pub const IGNORED: i32 = -100;
+
 /// Softmax and cross-entropy over rows of logits.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Classifier {
@@ -334,10 +385,10 @@ pub struct Classifier {
     pub losses: Tensor,
     /// (N, Vp); with `dloss`, overwritten by the gradient, and columns `V..Vp` by zero.
     pub logits: Tensor,
-    /// (N) i32, each below V
+    /// (N) i32, each below V. Rows of a negative target, [`IGNORED`], have no loss and no gradient.
     pub targets: Tensor,
-    /// (1) f32: weight of one row's loss in the total, 1 / (B T grad_accum_steps) times the loss
-    /// scale. It is on the device because it changes from step to step. Without it only losses are
+    /// (1) f32: weight of one row's loss in the total, 1 / (rows of the step that count) times the
+    /// loss scale. It is on the device because it changes from step to step. Without it only losses are
     /// computed and the logits stay.
     pub dloss: Option<Tensor>,
     pub N: usize,
@@ -364,8 +415,7 @@ pub struct AdamW {
     pub m: Tensor,
     pub v: Tensor,
     pub grads: Tensor,
-    /// Number of elements, from the first, that decay by `weight_decay`; the others do not.
-    pub decayed: usize,
+    /// 0 for parameters that do not decay.
     pub weight_decay: f32,
     pub lr: f32,
     pub beta1: f32,
@@ -384,16 +434,7 @@ pub struct AdamW {
 
 /// The operations of GPT-2.
 pub trait Ops: Device {
-    /// `encoded (B, T, C) = wte[tokens] + wpe[t]`. tokens (B, T) i32; wpe (at least T, C): its
-    /// first row is for t = 0.
-    fn encoder_forward(
-        &mut self,
-        encoded: Tensor,
-        tokens: Tensor,
-        wte: Tensor,
-        wpe: Tensor,
-        dims: (usize, usize, usize),
-    ) -> Result<()>;
+    fn encoder_forward(&mut self, args: EncoderForward) -> Result<()>;
 
     fn encoder_backward(&mut self, args: EncoderBackward) -> Result<()>;
 
@@ -403,31 +444,25 @@ pub trait Ops: Device {
 
     fn matmul_forward(&mut self, args: MatmulForward) -> Result<()>;
 
-    /// A projection into the residual stream (its epilogue is [`Epilogue::BiasResidual`]) and the
-    /// layernorm that reads the sum (`norm.inp` is `matmul.out`). A device with a kernel that fuses
-    /// both may choose between that and this composition.
-    fn matmul_residual_layernorm(&mut self, matmul: MatmulForward, norm: LayernormForward) -> Result<()> {
-        self.matmul_forward(matmul)?;
-        self.layernorm_forward(norm)
-    }
+    /// A projection into the residual stream (its epilogue is [`Epilogue::BiasResidual`]), and the
+    /// layernorm that reads the sum (`norm.inp` is `matmul.out`), whose output does not overlap any
+    /// input. With dropout, matmul.out = residual + dropout(matmul + bias). A device with a kernel
+    /// that fuses both may choose between that and a composition.
+    fn matmul_residual_layernorm(
+        &mut self,
+        matmul: MatmulForward,
+        dropout: Option<Dropout>,
+        norm: LayernormForward,
+    ) -> Result<()>;
+
+    /// dinp (N, C) = dropout'(dout): the gradient of what was dropped.
+    fn dropout_backward(&mut self, dinp: Tensor, dout: Tensor, C: usize, dropout: Dropout) -> Result<()>;
 
     fn matmul_backward(&mut self, args: MatmulBackward) -> Result<()>;
 
-    /// Causal attention, no T x T buffer. out (B, T, C); lse (B, NH, T) f32 is the log-sum-exp of
-    /// each row of scaled scores. qkv (B, T, 3 C).
-    fn attention_forward(&mut self, out: Tensor, lse: Tensor, qkv: Tensor, dims: AttentionDims)
-    -> Result<()>;
+    fn attention_forward(&mut self, args: AttentionForward) -> Result<()>;
 
-    /// dqkv (B, T, 3 C) =.
-    fn attention_backward(
-        &mut self,
-        dqkv: Tensor,
-        dout: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        qkv: Tensor,
-        dims: AttentionDims,
-    ) -> Result<()>;
+    fn attention_backward(&mut self, args: AttentionBackward) -> Result<()>;
 
     /// Attention for the single position `t`, over keys and values 0..=t of each of the B
     /// sequences. out (B, C); qkv (B, T, 3 C) is the cache.

@@ -3,7 +3,7 @@
 //! Parameters are grouped into *units*, each gathered, reduced and updated as one: one unit per
 //! layer, then the *shared unit* of those that exist once (`wte wpe lnfw lnfb`).
 //!
-//! A unit holds its matrices first, so that weight decay applies to its front, then its vectors,
+//! A unit holds its matrices first, which decay and which an update takes as one, then its vectors,
 //! then padding, so that it divides into equal partitions, one per rank. Files keep llm.c's order
 //! instead: [`ParamLayout`].
 
@@ -125,9 +125,14 @@ impl UnitLayout {
         self.extent(unit).padded
     }
 
-    /// Elements at the front of a unit that decay: its matrices.
+    /// Elements at the front of a unit: its matrices.
     pub fn matrices(&self, unit: usize) -> usize {
         self.extent(unit).matrices
+    }
+
+    /// The parameters of a unit and their elements of it, in memory order.
+    pub fn tensors(&self, unit: usize) -> impl Iterator<Item = (Param, Range<usize>)> + use<'_> {
+        in_unit(unit != self.shared_unit()).map(|spec| (spec.param, self.range(spec.param)))
     }
 
     /// The index of a unit's first element among all parameters, padding not counted.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use warpsmith::checkpoint;
 use warpsmith::config::ModelConfig;
 use warpsmith::data::buckets::rows_by_token;
-use warpsmith::device::compare::{adamw_step, assert_close, assert_same_bits};
+use warpsmith::device::compare::{adamw_part, adamw_step, assert_close, assert_same_bits};
 use warpsmith::device::cpu::{Cpu, matmul::Precision};
 use warpsmith::model::activations::Recompute;
 use warpsmith::model::backward::MicroStep;
@@ -318,17 +318,17 @@ fn adamw_is_pytorchs() {
     let mut download = vec![f32::NAN; len];
     for (t, step) in (1..).zip(recorded["steps"].as_array().unwrap()) {
         dev.upload(grads, bytemuck::cast_slice(&both(&step["grads"]))).unwrap();
-        dev.adamw(AdamW {
-            decayed: matrix,
-            weight_decay: number("weight_decay"),
+        let args = AdamW {
             lr: step["lr"].as_f64().unwrap() as f32,
             beta1: number("beta1"),
             beta2: number("beta2"),
             eps: number("eps"),
             t,
             ..adamw_step(params, m, v, grads)
-        })
-        .unwrap();
+        };
+        for (start, len, weight_decay) in [(0, matrix, number("weight_decay")), (matrix, len - matrix, 0.0)] {
+            dev.adamw(AdamW { weight_decay, ..adamw_part(args, start, len) }).unwrap();
+        }
         dev.download(bytemuck::cast_slice_mut(&mut download), params).unwrap();
         assert_close(&format!("parameters after step {t}"), &download, &both(&step["params"]), 1e-6);
     }

@@ -148,8 +148,5 @@ fn few_elements(mut op: Op) -> Op {
     if matches!(op.call, AdamW(_) | Add { .. } | NormSquared { .. } | Sum { .. } | Fill { .. }) {
         op.call.for_each_tensor(|tensor, _| tensor.len = tensor.len.min(FEW_ELEMENTS));
     }
-    if let AdamW(args) = &mut op.call {
-        args.decayed = args.decayed.min(FEW_ELEMENTS / 2);
-    }
     op
 }

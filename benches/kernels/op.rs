@@ -67,7 +67,7 @@ impl Op {
             Call::MatmulBackward(_) => {
                 [Part::Dgrad, Part::Wgrad].map(|part| Op { call: call.clone(), part }).to_vec()
             }
-            Call::MatmulResidualLayernorm { matmul, norm } => {
+            Call::MatmulResidualLayernorm { matmul, norm, .. } => {
                 [Call::MatmulForward(matmul), Call::LayernormForward(norm)].map(Op::whole).to_vec()
             }
             call => vec![Op::whole(with_values(call))],
@@ -77,8 +77,10 @@ impl Op {
     /// The call that computes those inputs that must agree with others.
     pub fn before(&self) -> Option<Call> {
         match self.call {
-            Call::AttentionBackward { out, lse, qkv, dims, .. } => {
-                Some(Call::AttentionForward { out, lse, qkv, dims })
+            Call::AttentionBackward(a) => {
+                let AttentionBackward { out, lse, qkv, positions, dropout, dims, .. } = a;
+                let args = AttentionForward { out, lse, qkv, positions, dropout, dims };
+                Some(Call::AttentionForward(args))
             }
             _ => None,
         }
@@ -112,11 +114,9 @@ impl Op {
             MatmulBackward(a) if tensor == a.dout => 0.1,
             LayernormBackward(a) if tensor == a.dout => 0.1,
             EncoderBackward(a) if tensor == a.dout => 0.1,
-            AttentionForward { qkv, .. } | AttentionBackward { qkv, .. } | AttentionDecode { qkv, .. }
-                if tensor == *qkv =>
-            {
-                2.0
-            }
+            AttentionForward(a) if tensor == a.qkv => 2.0,
+            AttentionBackward(a) if tensor == a.qkv => 2.0,
+            AttentionDecode { qkv, .. } if tensor == *qkv => 2.0,
             GeluRecompute { .. } => 4.0,
             Classifier(a) if tensor == a.logits => 5.0,
             LayernormBackward(a) if tensor == a.rstd => return (1.0, 3.0),
@@ -171,10 +171,11 @@ fn outputs(call: &Call) -> Vec<Output> {
         MatmulResidualLayernorm { .. } => unreachable!("it was split"),
         // As in tests/kernels: weights and their sums are each rounded once, and dS is a difference
         // of such sums.
-        AttentionForward { out: o, lse, dims, .. } => {
-            vec![out("out", o, 3.0, dims.T), out("lse", lse, 0.0, dims.HS)]
+        AttentionForward(a) => {
+            vec![out("out", a.out, 3.0, a.dims.T), out("lse", a.lse, 0.0, a.dims.HS)]
         }
-        AttentionBackward { dqkv, dims, .. } => vec![out("dqkv", dqkv, 12.0, dims.T + dims.HS)],
+        AttentionBackward(a) => vec![out("dqkv", a.dqkv, 12.0, a.dims.T + a.dims.HS)],
+        DropoutBackward { dinp, .. } => vec![out("dinp", dinp, 1.0, 1)],
         AttentionDecode { out: o, dims, .. } => vec![out("out", o, 2.0, dims.T)],
         GeluRecompute { out, kept } => {
             let evenly: Vec<f32> = (-32..=32).map(|i| i as f32 / 8.0).collect();
@@ -182,7 +183,7 @@ fn outputs(call: &Call) -> Vec<Output> {
             let outputs = [("out", out), ("kept", kept)].into_iter().zip(tolerances);
             outputs.map(|((name, tensor), tolerance)| Output { name, tensor, tolerance }).collect()
         }
-        EncoderForward { encoded, .. } => vec![out("encoded", encoded, 1.0, 1)],
+        EncoderForward(a) => vec![out("encoded", a.encoded, 1.0, 1)],
         EncoderBackward(a) => {
             let N = a.B * a.T;
             vec![out("dwte", a.dwte, 1.0, N), out("dwpe", a.dwpe, 1.0, N)]
@@ -219,8 +220,8 @@ fn with_values(call: Call) -> Call {
     match call {
         Call::AdamW(a) => {
             let step = adamw_step(a.params, a.m, a.v, a.grads);
-            let (master, decayed, first) = (a.master, a.decayed, a.first);
-            Call::AdamW(AdamW { master, decayed, first, grad_scale: 0.5, ..step })
+            let (master, first) = (a.master, a.first);
+            Call::AdamW(AdamW { master, first, weight_decay: 0.1, grad_scale: 0.5, ..step })
         }
         call => call,
     }

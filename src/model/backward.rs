@@ -7,7 +7,9 @@
 use super::activations::Recompute;
 use super::hooks::{LayerHooks, Pass};
 use super::{BatchShape, GPT2};
-use crate::ops::{AttentionDims, EncoderBackward, GraphKey, LayernormBackward, MatmulBackward, Ops};
+use crate::ops::{
+    AttentionBackward, AttentionDims, EncoderBackward, GraphKey, LayernormBackward, MatmulBackward, Ops,
+};
 use crate::params::{Param, Param::*};
 use crate::sharding::ParamBuffer;
 use crate::tensor::Tensor;
@@ -94,6 +96,8 @@ impl GPT2 {
             dout: dresidual,
             tokens,
             rows_by_token: a.rows_by_token.slice(0, N),
+            positions: None,
+            dropout: None,
             B: shape.B,
             T: shape.T,
             C,
@@ -226,7 +230,9 @@ impl GPT2 {
             gelu_gradient: None,
         };
         self.linear_backward(dev, l, N, step, attproj)?;
-        dev.attention_backward(dqkv, datty, atty, lse, qkv, dims)?;
+        let (out, dout, positions, dropout) = (atty, datty, None, None);
+        let args = AttentionBackward { dqkv, dout, out, lse, qkv, positions, dropout, dims };
+        dev.attention_backward(args)?;
         if self.recomputes(Recompute::GeluAndLayernorm) {
             dev.layernorm_forward(self.norm_before_block(l, shape))?;
         }

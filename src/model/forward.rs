@@ -5,7 +5,8 @@ use super::hooks::{LayerHooks, Pass};
 use super::{BatchShape, GPT2};
 use crate::config::logits_rows;
 use crate::ops::{
-    AttentionDims, Classifier, Epilogue, Kept, LayernormForward, MatmulForward, Ops, download_f32,
+    AttentionDims, AttentionForward, Classifier, EncoderForward, Epilogue, Kept, LayernormForward,
+    MatmulForward, Ops, download_f32,
 };
 use crate::params::{Param, Param::*};
 use crate::tensor::Tensor;
@@ -50,7 +51,9 @@ impl GPT2 {
             Attention::Decode { t } => w.get(Wpe, 0).part(t, C),
         };
         let (encoded, tokens) = (a.encoded.slice(0, N * C), a.inputs.slice(0, N));
-        dev.encoder_forward(encoded, tokens, w.get(Wte, 0), wpe, (shape.B, shape.T, C))?;
+        let (wte, BatchShape { B, T }) = (w.get(Wte, 0), shape);
+        let (positions, dropout) = (None, None);
+        dev.encoder_forward(EncoderForward { encoded, tokens, positions, wte, wpe, dropout, B, T, C })?;
         hooks.before(dev, Pass::Forward, 0)?;
         dev.layernorm_forward(self.norm_before_block(0, shape))?;
         for l in 0..w.config.L {
@@ -97,7 +100,9 @@ impl GPT2 {
             Attention::Full(BatchShape { B, T }) => {
                 let out = a.qkv.get(l, N);
                 dev.matmul_forward(qkv(out))?;
-                dev.attention_forward(atty, a.lse.get(l, N), out, dims(B, T))?;
+                let (lse, positions, dropout, dims) = (a.lse.get(l, N), None, None, dims(B, T));
+                let args = AttentionForward { out: atty, lse, qkv: out, positions, dropout, dims };
+                dev.attention_forward(args)?;
             }
             Attention::Decode { t } => {
                 let cache = a.qkv.get(l, t + 1);
@@ -108,7 +113,7 @@ impl GPT2 {
         let residual = a.block_input(l, shape, C);
         let attproj =
             matmul(residual2, atty, Attprojw, Epilogue::BiasResidual { bias: w.get(Attprojb, l), residual });
-        dev.matmul_residual_layernorm(attproj, self.norm_before_mlp(l, shape))?;
+        dev.matmul_residual_layernorm(attproj, None, self.norm_before_mlp(l, shape))?;
 
         let kept = if self.recomputes(Recompute::Gelu) { Kept::Input(fch) } else { Kept::Gradient(fch) };
         let epilogue = Epilogue::BiasGelu { bias: w.get(Fcb, l), kept };
@@ -118,7 +123,7 @@ impl GPT2 {
         if l + 1 < w.config.L {
             hooks.before(dev, Pass::Forward, l + 1)?;
         }
-        dev.matmul_residual_layernorm(fcproj, self.norm_before_block(l + 1, shape))
+        dev.matmul_residual_layernorm(fcproj, None, self.norm_before_block(l + 1, shape))
     }
 
     /// The layernorm before attention in block `l`, or after the last block the one before the

@@ -7,64 +7,24 @@ use anyhow::Result;
 /// One variant per method of [`Ops`]; fields are named as its arguments.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Call {
-    EncoderForward {
-        encoded: Tensor,
-        tokens: Tensor,
-        wte: Tensor,
-        wpe: Tensor,
-        dims: (usize, usize, usize),
-    },
+    EncoderForward(EncoderForward),
     EncoderBackward(EncoderBackward),
     LayernormForward(LayernormForward),
     LayernormBackward(LayernormBackward),
     MatmulForward(MatmulForward),
-    MatmulResidualLayernorm {
-        matmul: MatmulForward,
-        norm: LayernormForward,
-    },
+    MatmulResidualLayernorm { matmul: MatmulForward, dropout: Option<Dropout>, norm: LayernormForward },
+    DropoutBackward { dinp: Tensor, dout: Tensor, C: usize, dropout: Dropout },
     MatmulBackward(MatmulBackward),
-    AttentionForward {
-        out: Tensor,
-        lse: Tensor,
-        qkv: Tensor,
-        dims: AttentionDims,
-    },
-    AttentionBackward {
-        dqkv: Tensor,
-        dout: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        qkv: Tensor,
-        dims: AttentionDims,
-    },
-    AttentionDecode {
-        out: Tensor,
-        qkv: Tensor,
-        t: usize,
-        dims: AttentionDims,
-    },
-    GeluRecompute {
-        out: Tensor,
-        kept: Tensor,
-    },
+    AttentionForward(AttentionForward),
+    AttentionBackward(AttentionBackward),
+    AttentionDecode { out: Tensor, qkv: Tensor, t: usize, dims: AttentionDims },
+    GeluRecompute { out: Tensor, kept: Tensor },
     Classifier(Classifier),
     AdamW(AdamW),
-    Add {
-        dst: Tensor,
-        src: Tensor,
-    },
-    NormSquared {
-        out: Tensor,
-        src: Vec<Tensor>,
-    },
-    Sum {
-        out: Tensor,
-        src: Tensor,
-    },
-    Fill {
-        dst: Tensor,
-        value: f32,
-    },
+    Add { dst: Tensor, src: Tensor },
+    NormSquared { out: Tensor, src: Vec<Tensor> },
+    Sum { out: Tensor, src: Tensor },
+    Fill { dst: Tensor, value: f32 },
 }
 
 /// The use that an operation makes of a tensor.
@@ -81,19 +41,18 @@ impl Call {
     /// Runs the operation on `dev`.
     pub fn apply(&self, dev: &mut dyn Ops) -> Result<()> {
         match *self {
-            Call::EncoderForward { encoded, tokens, wte, wpe, dims } => {
-                dev.encoder_forward(encoded, tokens, wte, wpe, dims)
-            }
+            Call::EncoderForward(args) => dev.encoder_forward(args),
             Call::EncoderBackward(args) => dev.encoder_backward(args),
             Call::LayernormForward(args) => dev.layernorm_forward(args),
             Call::LayernormBackward(args) => dev.layernorm_backward(args),
             Call::MatmulForward(args) => dev.matmul_forward(args),
-            Call::MatmulResidualLayernorm { matmul, norm } => dev.matmul_residual_layernorm(matmul, norm),
-            Call::MatmulBackward(args) => dev.matmul_backward(args),
-            Call::AttentionForward { out, lse, qkv, dims } => dev.attention_forward(out, lse, qkv, dims),
-            Call::AttentionBackward { dqkv, dout, out, lse, qkv, dims } => {
-                dev.attention_backward(dqkv, dout, out, lse, qkv, dims)
+            Call::MatmulResidualLayernorm { matmul, dropout, norm } => {
+                dev.matmul_residual_layernorm(matmul, dropout, norm)
             }
+            Call::DropoutBackward { dinp, dout, C, dropout } => dev.dropout_backward(dinp, dout, C, dropout),
+            Call::MatmulBackward(args) => dev.matmul_backward(args),
+            Call::AttentionForward(args) => dev.attention_forward(args),
+            Call::AttentionBackward(args) => dev.attention_backward(args),
             Call::AttentionDecode { out, qkv, t, dims } => dev.attention_decode(out, qkv, t, dims),
             Call::GeluRecompute { out, kept } => dev.gelu_recompute(out, kept),
             Call::Classifier(args) => dev.classifier(args),
@@ -123,14 +82,16 @@ impl Call {
         use Access::{Read, Update, Write};
         let visit = &mut visit;
         match self {
-            Call::EncoderForward { encoded, tokens, wte, wpe, .. } => {
-                visit(encoded, Write);
-                [tokens, wte, wpe].into_iter().for_each(|t| visit(t, Read));
+            Call::EncoderForward(a) => {
+                visit(&mut a.encoded, Write);
+                let inputs = [&mut a.tokens, &mut a.wte, &mut a.wpe].into_iter();
+                inputs.chain(&mut a.positions).chain(state(&mut a.dropout)).for_each(|t| visit(t, Read));
             }
             Call::EncoderBackward(a) => {
                 [&mut a.dwte, &mut a.dwpe].into_iter().for_each(|t| visit(t, Update));
-                let inputs = [&mut a.dout, &mut a.tokens, &mut a.rows_by_token];
-                inputs.into_iter().for_each(|t| visit(t, Read));
+                let inputs = [&mut a.dout, &mut a.tokens, &mut a.rows_by_token].into_iter();
+                let inputs = inputs.chain(a.positions.iter_mut().flatten());
+                inputs.chain(state(&mut a.dropout)).for_each(|t| visit(t, Read));
             }
             Call::LayernormForward(norm) => layernorm_forward(norm, visit),
             Call::LayernormBackward(a) => {
@@ -140,9 +101,14 @@ impl Call {
                 inputs.into_iter().for_each(|t| visit(t, Read));
             }
             Call::MatmulForward(matmul) => matmul_forward(matmul, visit),
-            Call::MatmulResidualLayernorm { matmul, norm } => {
+            Call::MatmulResidualLayernorm { matmul, dropout, norm } => {
                 matmul_forward(matmul, visit);
                 layernorm_forward(norm, visit);
+                state(dropout).for_each(|t| visit(t, Read));
+            }
+            Call::DropoutBackward { dinp, dout, dropout, .. } => {
+                visit(dinp, Write);
+                [dout, &mut dropout.state].into_iter().for_each(|t| visit(t, Read));
             }
             Call::MatmulBackward(a) => {
                 visit(&mut a.dinp, Write);
@@ -151,13 +117,16 @@ impl Call {
                 let inputs = [&mut a.dout, &mut a.inp, &mut a.weight].into_iter();
                 inputs.chain(&mut a.gelu_gradient).for_each(|t| visit(t, Read));
             }
-            Call::AttentionForward { out, lse, qkv, .. } => {
-                [out, lse].into_iter().for_each(|t| visit(t, Write));
-                visit(qkv, Read);
+            Call::AttentionForward(a) => {
+                [&mut a.out, &mut a.lse].into_iter().for_each(|t| visit(t, Write));
+                let inputs = [&mut a.qkv].into_iter().chain(&mut a.positions);
+                inputs.chain(state(&mut a.dropout)).for_each(|t| visit(t, Read));
             }
-            Call::AttentionBackward { dqkv, dout, out, lse, qkv, .. } => {
-                visit(dqkv, Write);
-                [dout, out, lse, qkv].into_iter().for_each(|t| visit(t, Read));
+            Call::AttentionBackward(a) => {
+                visit(&mut a.dqkv, Write);
+                let inputs = [&mut a.dout, &mut a.out, &mut a.lse, &mut a.qkv].into_iter();
+                let inputs = inputs.chain(&mut a.positions);
+                inputs.chain(state(&mut a.dropout)).for_each(|t| visit(t, Read));
             }
             Call::AttentionDecode { out, qkv: inp, .. } | Call::Sum { out, src: inp } => {
                 visit(out, Write);
@@ -189,6 +158,11 @@ impl Call {
             Call::Fill { dst, .. } => visit(dst, Write),
         }
     }
+}
+
+/// The tensor that the masks of a dropout depend on.
+fn state(dropout: &mut Option<Dropout>) -> impl Iterator<Item = &mut Tensor> {
+    dropout.iter_mut().map(|dropout| &mut dropout.state)
 }
 
 fn matmul_forward(a: &mut MatmulForward, visit: &mut impl FnMut(&mut Tensor, Access)) {
@@ -227,15 +201,8 @@ pub trait CallDevice: Device {
 }
 
 impl<D: CallDevice> Ops for D {
-    fn encoder_forward(
-        &mut self,
-        encoded: Tensor,
-        tokens: Tensor,
-        wte: Tensor,
-        wpe: Tensor,
-        dims: (usize, usize, usize),
-    ) -> Result<()> {
-        self.call(Call::EncoderForward { encoded, tokens, wte, wpe, dims })
+    fn encoder_forward(&mut self, args: EncoderForward) -> Result<()> {
+        self.call(Call::EncoderForward(args))
     }
 
     fn encoder_backward(&mut self, args: EncoderBackward) -> Result<()> {
@@ -254,34 +221,29 @@ impl<D: CallDevice> Ops for D {
         self.call(Call::MatmulForward(args))
     }
 
-    fn matmul_residual_layernorm(&mut self, matmul: MatmulForward, norm: LayernormForward) -> Result<()> {
-        self.call(Call::MatmulResidualLayernorm { matmul, norm })
+    fn matmul_residual_layernorm(
+        &mut self,
+        matmul: MatmulForward,
+        dropout: Option<Dropout>,
+        norm: LayernormForward,
+    ) -> Result<()> {
+        self.call(Call::MatmulResidualLayernorm { matmul, dropout, norm })
+    }
+
+    fn dropout_backward(&mut self, dinp: Tensor, dout: Tensor, C: usize, dropout: Dropout) -> Result<()> {
+        self.call(Call::DropoutBackward { dinp, dout, C, dropout })
     }
 
     fn matmul_backward(&mut self, args: MatmulBackward) -> Result<()> {
         self.call(Call::MatmulBackward(args))
     }
 
-    fn attention_forward(
-        &mut self,
-        out: Tensor,
-        lse: Tensor,
-        qkv: Tensor,
-        dims: AttentionDims,
-    ) -> Result<()> {
-        self.call(Call::AttentionForward { out, lse, qkv, dims })
+    fn attention_forward(&mut self, args: AttentionForward) -> Result<()> {
+        self.call(Call::AttentionForward(args))
     }
 
-    fn attention_backward(
-        &mut self,
-        dqkv: Tensor,
-        dout: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        qkv: Tensor,
-        dims: AttentionDims,
-    ) -> Result<()> {
-        self.call(Call::AttentionBackward { dqkv, dout, out, lse, qkv, dims })
+    fn attention_backward(&mut self, args: AttentionBackward) -> Result<()> {
+        self.call(Call::AttentionBackward(args))
     }
 
     fn attention_decode(&mut self, out: Tensor, qkv: Tensor, t: usize, dims: AttentionDims) -> Result<()> {

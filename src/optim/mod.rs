@@ -1,8 +1,9 @@
-//! From gradients to parameters: AdamW, the schedules of the learning rate and of the batch, loss
-//! scaling, and the detection of outlier steps.
+//! From gradients to parameters: the optimizer, the schedules of the learning rate and of the
+//! batch, loss scaling, and the detection of outlier steps.
 
 pub mod batch;
 pub mod loss_scale;
 pub mod optimizer;
 pub mod outlier;
 pub mod schedule;
+pub mod segments;

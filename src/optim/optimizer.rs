@@ -1,8 +1,9 @@
-//! AdamW over a model: its moments, which parameters decay, and the fixed hyper-parameters.
+//! The optimizer of a model: its state, and the update of each unit, segment by segment.
 
+use super::segments::{Rule, Segment, Segments};
 use crate::ops::{AdamW, Ops};
 use crate::sharding::{ParamBuffer, Partition, UnitLayout};
-use crate::tensor::{Dtype, MemoryPlan};
+use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use anyhow::Result;
 use std::fmt;
 
@@ -36,6 +37,7 @@ pub struct Optimizer {
     pub m: ParamBuffer,
     pub v: ParamBuffer,
     hyper: HyperParams,
+    segments: Segments,
 }
 
 /// The values that change from update to update.
@@ -64,7 +66,7 @@ impl Optimizer {
         let wanted = use_master_weights && params != Dtype::F32;
         let master = wanted.then(|| state("master weights"));
         let (m, v) = (state("m"), state("v"));
-        Optimizer { master, m, v, hyper }
+        Optimizer { master, m, v, hyper, segments: Segments::new(layout, hyper.weight_decay) }
     }
 
     pub fn hyper(&self) -> &HyperParams {
@@ -93,26 +95,70 @@ impl Optimizer {
         grads: &ParamBuffer,
         update: Update,
     ) -> Result<()> {
-        let (layout, hyper) = (&self.m.layout, &self.hyper);
-        let range = layout.partition(unit, self.partition());
-        dev.adamw(AdamW {
+        let stored = self.m.layout.partition(unit, self.partition());
+        let tensors = Stored {
             params: params.shard(unit, self.partition()),
             master: self.master.as_ref().map(|master| master.units()[unit]),
             m: self.m.units()[unit],
             v: self.v.units()[unit],
             grads: grads.shard(unit, self.partition()),
-            decayed: layout.matrices(unit).saturating_sub(range.start).min(range.len()),
-            weight_decay: hyper.weight_decay,
-            lr: update.lr,
-            beta1: hyper.beta1,
-            beta2: hyper.beta2,
-            eps: hyper.eps,
+            first: self.m.layout.first(unit) + stored.start,
+        };
+        self.segments.within(unit, &stored).try_for_each(|segment| {
+            let part = tensors.part(segment.range.start - stored.start, segment.range.len());
+            match segment.rule {
+                Rule::AdamW => self.adamw(dev, part, &segment, update),
+            }
+        })
+    }
+
+    fn adamw(&self, dev: &mut dyn Ops, part: Stored, segment: &Segment, update: Update) -> Result<()> {
+        let HyperParams { beta1, beta2, eps, .. } = self.hyper;
+        let Stored { params, master, m, v, grads, first } = part;
+        dev.adamw(AdamW {
+            params,
+            master,
+            m,
+            v,
+            grads,
+            weight_decay: segment.weight_decay,
+            lr: segment.lr_scale * update.lr,
+            beta1,
+            beta2,
+            eps,
             grad_scale: update.grad_scale,
             t: update.t,
             // A function of the step alone, so a resumed run rounds as an uninterrupted one would.
             seed: update.t as u32,
-            first: (layout.first(unit) + range.start) as u64,
+            first: first as u64,
         })
+    }
+}
+
+/// What is stored here of a run of one unit's parameters.
+#[derive(Clone, Copy)]
+struct Stored {
+    params: Tensor,
+    master: Option<Tensor>,
+    m: Tensor,
+    v: Tensor,
+    grads: Tensor,
+    /// Index of the first element among all parameters.
+    first: usize,
+}
+
+impl Stored {
+    /// Elements `start .. start + len` of it.
+    fn part(&self, start: usize, len: usize) -> Stored {
+        let part = |tensor: Tensor| tensor.slice(start, len);
+        Stored {
+            params: part(self.params),
+            master: self.master.map(part),
+            m: part(self.m),
+            v: part(self.v),
+            grads: part(self.grads),
+            first: self.first + start,
+        }
     }
 }
 

@@ -145,6 +145,8 @@ fn a_step_is_recorded_call_by_call() {
         download scalars
         AdamW parameters m v
         AdamW parameters m v
+        AdamW parameters m v
+        AdamW parameters m v
         ",
     );
 }

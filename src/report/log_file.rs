@@ -57,9 +57,13 @@ impl LogFile {
         let context = || format!("{}: cannot write the log again", self.path.display());
         let mut lines = Vec::new();
         self.file.rewind().and_then(|()| self.file.read_to_end(&mut lines)).with_context(context)?;
-        fs::create_dir_all(self.path.parent().unwrap_or(Path::new("."))).with_context(context)?;
-        files::write(&self.path, |out| Ok(out.write_all(&lines)?))?;
-        *self = Self::append(std::mem::take(&mut self.path))?;
+        // Whoever moved the directory may move it once more, in the middle of this.
+        const TRIES: usize = 3;
+        let mut written = write_again(&self.path, &lines);
+        for _ in 1..TRIES {
+            written = written.or_else(|_| write_again(&self.path, &lines));
+        }
+        *self = written.with_context(context)?;
         Ok(true)
     }
 
@@ -77,6 +81,13 @@ impl LogFile {
         let written = self.file.write_all(format!("{line}\n").as_bytes());
         written.with_context(|| format!("{}: cannot write to the log", self.path.display()))
     }
+}
+
+/// Writes a log with these lines, in a directory that may be gone, and opens it.
+fn write_again(path: &Path, lines: &[u8]) -> Result<LogFile> {
+    fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
+    files::write(path, |out| Ok(out.write_all(lines)?))?;
+    LogFile::append(path.to_owned())
 }
 
 /// Refuses a pipe or a device in the place of a log, since opening it could wait forever, and a

@@ -4,7 +4,9 @@ use super::kernels::{Class, Kernel, StepShape, Tail, Work};
 use super::recording::Recording;
 use crate::config::ModelConfig;
 use crate::model::Weights;
-use crate::ops::{AttentionDims, Call, EncoderBackward, Epilogue, Kept, MatmulBackward, MatmulForward};
+use crate::ops::{
+    AttentionDims, Call, EncoderBackward, EncoderForward, Epilogue, Kept, MatmulBackward, MatmulForward,
+};
 use crate::params::Param;
 use crate::recorder::Event;
 use crate::sharding::ZeroStage;
@@ -93,13 +95,16 @@ impl Kernels {
         match *call {
             Call::MatmulForward(a) => vec![self.matmul_forward(&a, bytes)],
             Call::MatmulBackward(a) => self.matmul_backward(&a),
-            Call::MatmulResidualLayernorm { matmul, norm } => {
+            Call::MatmulResidualLayernorm { matmul, norm, .. } => {
                 let mut kernels = self.of_call(&Call::MatmulForward(matmul));
                 kernels.extend(self.of_call(&Call::LayernormForward(norm)));
                 kernels
             }
-            Call::AttentionForward { dims, .. } => vec![attention(dims, false, bytes)],
-            Call::AttentionBackward { dims, .. } => vec![attention(dims, true, bytes)],
+            Call::AttentionForward(a) => vec![attention(a.dims, false, bytes)],
+            Call::AttentionBackward(a) => vec![attention(a.dims, true, bytes)],
+            Call::DropoutBackward { dinp, C, .. } => {
+                one("dropout backward", &[dinp.len / C, C], Class::Other, 0.9)
+            }
             Call::AttentionDecode { dims: d, .. } => {
                 one("attention decode", &[d.B, d.NH, d.T, d.HS], Class::AttentionForward, 0.9)
             }
@@ -120,9 +125,9 @@ impl Kernels {
             }
             // Measured on an H100: a gather of whole rows is as fast as a copy, a scatter less than
             // half as fast.
-            Call::EncoderForward { dims: (B, T, C), .. } => {
+            Call::EncoderForward(a) => {
                 self.backward = false;
-                one("encoder forward", &[B * T, C], Class::Embedding, 0.93)
+                one("encoder forward", &[a.B * a.T, a.C], Class::Embedding, 0.93)
             }
             Call::EncoderBackward(a) => {
                 let kernel = stream("encoder backward", &[a.B * a.T, a.C], Class::Embedding, 0.4, bytes);
@@ -186,7 +191,7 @@ fn size(tensor: Tensor) -> f64 {
 fn bytes(call: &Call) -> f64 {
     match call {
         // A row of `wte` per token; `wpe` stays in the cache.
-        Call::EncoderForward { encoded: rows, tokens, .. }
+        Call::EncoderForward(EncoderForward { encoded: rows, tokens, .. })
         | Call::EncoderBackward(EncoderBackward { dout: rows, tokens, .. }) => {
             2.0 * size(*rows) + size(*tokens)
         }
@@ -195,7 +200,7 @@ fn bytes(call: &Call) -> f64 {
             2.0 * size(*out) + size(*qkv) * 2.0 / 3.0 * (t + 1) as f64 / dims.T as f64
         }
         // The row sums, one per row and head as `lse`, are written and read.
-        Call::AttentionBackward { lse, .. } => call.size_bytes() as f64 + 2.0 * size(*lse),
+        Call::AttentionBackward(a) => call.size_bytes() as f64 + 2.0 * size(a.lse),
         _ => call.size_bytes() as f64,
     }
 }

@@ -39,17 +39,16 @@ pub fn describe(call: &Call) -> Description {
     let scores = |AttentionDims { B, T, NH, HS }: AttentionDims| 2 * B * NH * T * T * HS;
     let elements = |name, tensor: Tensor| of(name, Some(tensor), &[("elements", tensor.len)], None);
     match call {
-        Call::EncoderForward { dims: (B, T, C), .. } => {
-            of("encoder_forward", None, &[("B", *B), ("T", *T), ("C", *C)], None)
-        }
+        Call::EncoderForward(a) => of("encoder_forward", None, &[("B", a.B), ("T", a.T), ("C", a.C)], None),
         Call::EncoderBackward(a) => of("encoder_backward", None, &[("B", a.B), ("T", a.T), ("C", a.C)], None),
         Call::LayernormForward(a) => rows("layernorm_forward", a.weight, a.N, a.C),
         Call::LayernormBackward(a) => rows("layernorm_backward", a.weight, a.N, a.C),
         Call::MatmulForward(a) => forward("matmul_forward", a),
         Call::MatmulResidualLayernorm { matmul, .. } => forward("matmul_residual_layernorm", matmul),
         Call::MatmulBackward(a) => product("matmul_backward", a.weight, [a.N, a.C, a.OC], 2),
-        Call::AttentionForward { dims, .. } => heads("attention_forward", *dims, Some(scores(*dims))),
-        Call::AttentionBackward { dims, .. } => heads("attention_backward", *dims, Some(2 * scores(*dims))),
+        Call::AttentionForward(a) => heads("attention_forward", a.dims, Some(scores(a.dims))),
+        Call::AttentionBackward(a) => heads("attention_backward", a.dims, Some(2 * scores(a.dims))),
+        Call::DropoutBackward { dinp, .. } => elements("dropout_backward", *dinp),
         Call::AttentionDecode { dims, .. } => heads("attention_decode", *dims, None),
         Call::GeluRecompute { out, .. } => elements("gelu_recompute", *out),
         Call::Classifier(a) => of("classifier", None, &[("N", a.N), ("V", a.V), ("Vp", a.Vp)], None),

@@ -247,7 +247,9 @@ fn attention_skips_tiles_above_the_diagonal() {
     let (rows, C) = (128, 128);
     let found = counts(MatmulChoice::Own, |t| {
         let (out, lse, qkv) = (t.x(rows * C), t.f32(rows * dims.NH), t.x(rows * 3 * C));
-        Box::new(move |dev| dev.attention_forward(out, lse, qkv, dims))
+        Box::new(move |dev| {
+            dev.attention_forward(AttentionForward { out, lse, qkv, positions: None, dropout: None, dims })
+        })
     });
     let found = found.values().next().unwrap();
     assert_eq!(found.tensor_flops, 2 * ((1 + 2) + (2 + 2)) * (2 * 64 * 64 * 64));
@@ -269,7 +271,9 @@ fn attention_backward_on_hopper_adds_in_l2_and_moves_the_rest_once() {
     let found = counts(MatmulChoice::Own, |t| {
         let (dout, out, lse) = (t.x(rows * C), t.x(rows * C), t.f32(rows));
         let [dqkv, qkv] = [0; 2].map(|_| t.x(rows * 3 * C));
-        Box::new(move |dev| dev.attention_backward(dqkv, dout, out, lse, qkv, dims))
+        let (positions, dropout) = (None, None);
+        let args = AttentionBackward { dqkv, dout, out, lse, qkv, positions, dropout, dims };
+        Box::new(move |dev| dev.attention_backward(args))
     });
     assert_eq!(found.len(), 1);
     let found = found["attention_hopper_backward_hs64"];

@@ -3,7 +3,7 @@
 use crate::devices::{at_the_same_time, older, under_test};
 use crate::harness::{Tensors, Tolerance, Work, check, check_dtype, check_on, outputs_of, random};
 use warpsmith::device::cuda::BackwardKernels;
-use warpsmith::ops::{AttentionDims, Limits};
+use warpsmith::ops::{AttentionBackward, AttentionDims, AttentionForward, Limits};
 use warpsmith::tensor::Dtype;
 
 /// Random numbers large enough for scores that the softmax tells apart.
@@ -25,8 +25,9 @@ fn all_of(t: &mut Tensors, dims: AttentionDims) -> Work {
     let dqkv = t.out_x("dqkv", B * T * 3 * C, Tolerance::new(12.0, T + HS));
     let last = t.out_x("out of the last position", B * C, Tolerance::new(2.0, T));
     Box::new(move |dev| {
-        dev.attention_forward(out, lse, qkv, dims)?;
-        dev.attention_backward(dqkv, dout, out, lse, qkv, dims)?;
+        let (positions, dropout) = (None, None);
+        dev.attention_forward(AttentionForward { out, lse, qkv, positions, dropout, dims })?;
+        dev.attention_backward(AttentionBackward { dqkv, dout, out, lse, qkv, positions, dropout, dims })?;
         dev.attention_decode(last, qkv, T - 1, dims)
     })
 }
@@ -42,7 +43,9 @@ fn forward_of(t: &mut Tensors, qkv: &[f32], dims: AttentionDims) -> Work {
     let qkv = t.x("qkv", qkv);
     let out = t.out_x("out", B * T * NH * HS, Tolerance::new(3.0, T));
     let lse = t.out_f32("lse", B * NH * T, Tolerance::new(0.0, HS));
-    Box::new(move |dev| dev.attention_forward(out, lse, qkv, dims))
+    Box::new(move |dev| {
+        dev.attention_forward(AttentionForward { out, lse, qkv, positions: None, dropout: None, dims })
+    })
 }
 
 /// Tiles of 128 queries and keys, more of them than the emulated device has SMs.

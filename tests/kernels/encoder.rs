@@ -2,7 +2,7 @@
 
 use crate::harness::*;
 use warpsmith::data::buckets::rows_by_token;
-use warpsmith::ops::EncoderBackward;
+use warpsmith::ops::{EncoderBackward, EncoderForward};
 
 /// (B, T, C, rows of wte): one row; most tokens once; tokens of more rows than a warp has lanes, of
 /// more than a warp takes, and one of more than a block's warps take at once; exactly as many as a
@@ -26,7 +26,19 @@ fn forward() {
             let tokens = t.i32("tokens", &random_indices(1, B * T, V));
             let wte = t.x("wte", &random(2, V * C));
             let wpe = t.x("wpe", &random(3, (T + 2) * C));
-            Box::new(move |dev| dev.encoder_forward(encoded, tokens, wte, wpe, (B, T, C)))
+            Box::new(move |dev| {
+                dev.encoder_forward(EncoderForward {
+                    encoded,
+                    tokens,
+                    positions: None,
+                    wte,
+                    wpe,
+                    dropout: None,
+                    B,
+                    T,
+                    C,
+                })
+            })
         });
     }
 }
@@ -43,6 +55,8 @@ fn backward() {
                 dout: t.x("dout", &random(4, B * T * C)),
                 tokens: t.i32("tokens", &tokens),
                 rows_by_token: t.i32("rows_by_token", &rows_by_token(&tokens)),
+                positions: None,
+                dropout: None,
                 B,
                 T,
                 C,

@@ -1,6 +1,7 @@
 //! The shards that a flag names: a pattern, or several with weights.
 
-use anyhow::{Context, Result, ensure};
+use crate::files;
+use anyhow::{Context, Result, anyhow, ensure};
 use std::path::{Path, PathBuf};
 
 /// The shards of a pattern.
@@ -23,7 +24,7 @@ pub(super) fn sources(text: &str, flag: &str) -> Result<Vec<Source>> {
         .collect();
     // A comma or an equals sign may be part of a name.
     if split.iter().all(|(_, weight)| weight.is_none()) || Path::new(text).exists() {
-        return Ok(vec![Source { weight: None, paths: matching_files(text, flag)? }]);
+        return Ok(vec![Source { weight: None, paths: matching_shards(text, flag)? }]);
     }
     let source = |(pattern, weight): (&str, Option<&str>)| {
         let weight = weight.with_context(|| {
@@ -33,29 +34,17 @@ pub(super) fn sources(text: &str, flag: &str) -> Result<Vec<Source>> {
         let number = number.with_context(|| {
             format!("{flag} {pattern}={weight}: expected a weight above 0 after =, found {weight:?}")
         })?;
-        Ok(Source { weight: Some(number), paths: matching_files(pattern, flag)? })
+        Ok(Source { weight: Some(number), paths: matching_shards(pattern, flag)? })
     };
     split.into_iter().map(source).collect()
 }
 
-/// Returns the files that match, sorted by name.
-fn matching_files(pattern: &str, flag: &str) -> Result<Vec<PathBuf>> {
-    // As in a shell, `*` stays within a directory and skips hidden files.
-    let rules = glob::MatchOptions {
-        case_sensitive: true,
-        require_literal_separator: true,
-        require_literal_leading_dot: true,
-    };
-    let matches = glob::glob_with(pattern, rules)
-        .map_err(|e| anyhow::anyhow!("{flag} {pattern}: not a valid file pattern: {}", e.msg))?;
-    let mut paths = matches
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|e| anyhow::anyhow!("{flag} {}: {}", e.path().display(), e.error()))?;
+/// Returns the shards that match, sorted by name.
+fn matching_shards(pattern: &str, flag: &str) -> Result<Vec<PathBuf>> {
+    let paths = files::matching(pattern).map_err(|e| anyhow!("{flag} {e:#}"))?;
     ensure!(
         !paths.is_empty(),
         "{flag} {pattern}: no file matches; give token shards, such as `warpsmith data` makes (and quote the pattern)"
     );
-    // glob(3) sorts by the whole name. Comparing paths would go component by component.
-    paths.sort_by(|a, b| a.as_os_str().cmp(b.as_os_str()));
     Ok(paths)
 }

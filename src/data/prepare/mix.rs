@@ -2,6 +2,7 @@
 
 use crate::data::order::lags_most;
 use crate::data::remote::is_remote;
+use crate::files;
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 
@@ -65,8 +66,7 @@ fn matching(path: &Path) -> Result<Vec<PathBuf>> {
     if path.exists() || is_remote(path) || !text.contains(['*', '?', '[']) {
         return Ok(vec![path.to_owned()]);
     }
-    let paths = glob::glob(&text).with_context(|| format!("{text}: not a valid pattern"))?;
-    let paths = paths.collect::<Result<Vec<_>, _>>().with_context(|| text.to_string())?;
+    let paths = files::matching(&text)?;
     ensure!(!paths.is_empty(), "{text}: no file matches");
     Ok(paths)
 }

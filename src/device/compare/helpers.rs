@@ -28,7 +28,7 @@ pub fn assert_same_bits(name: &str, got: &[f32], want: &[f32]) {
     }
 }
 
-/// A first step over parameters without decay, which tests and benchmarks of [`AdamW`] start from.
+/// A first step without decay, which tests and benchmarks of [`AdamW`] start from.
 pub fn adamw_step(params: Tensor, m: Tensor, v: Tensor, grads: Tensor) -> AdamW {
     AdamW {
         params,
@@ -36,8 +36,7 @@ pub fn adamw_step(params: Tensor, m: Tensor, v: Tensor, grads: Tensor) -> AdamW 
         m,
         v,
         grads,
-        decayed: 0,
-        weight_decay: 0.1,
+        weight_decay: 0.0,
         lr: 0.01,
         beta1: 0.9,
         beta2: 0.95,
@@ -58,7 +57,6 @@ pub fn adamw_part(step: AdamW, start: usize, len: usize) -> AdamW {
         m: part(step.m),
         v: part(step.v),
         grads: part(step.grads),
-        decayed: step.decayed.clamp(start, start + len) - start,
         first: step.first + start as u64,
         ..step
     }

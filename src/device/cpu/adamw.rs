@@ -7,22 +7,19 @@ use rayon::prelude::*;
 /// See [`AdamW`].
 pub fn update(params: &mut [f32], m: &mut [f32], v: &mut [f32], grads: &[f32], args: &AdamW) {
     let len = params.len();
-    assert!(args.decayed <= len, "AdamW: {} of {len} parameters decay", args.decayed);
     assert!(m.len() == len && v.len() == len && grads.len() == len, "AdamW: tensors differ in length");
-    for (range, weight_decay) in [(0..args.decayed, args.weight_decay), (args.decayed..len, 0.0)] {
-        let step = Step::new(args, weight_decay);
-        params[range.clone()]
-            .par_chunks_mut(CHUNK)
-            .zip(m[range.clone()].par_chunks_mut(CHUNK))
-            .zip(v[range.clone()].par_chunks_mut(CHUNK))
-            .zip(grads[range].par_chunks(CHUNK))
-            .for_each(|(((params, m), v), grads)| {
-                dispatch(
-                    #[inline(always)]
-                    |_| step.apply(params, m, v, grads),
-                );
-            });
-    }
+    let step = Step::new(args);
+    params
+        .par_chunks_mut(CHUNK)
+        .zip(m.par_chunks_mut(CHUNK))
+        .zip(v.par_chunks_mut(CHUNK))
+        .zip(grads.par_chunks(CHUNK))
+        .for_each(|(((params, m), v), grads)| {
+            dispatch(
+                #[inline(always)]
+                |_| step.apply(params, m, v, grads),
+            );
+        });
 }
 
 /// The constants of one update.
@@ -39,7 +36,7 @@ struct Step {
 }
 
 impl Step {
-    fn new(args: &AdamW, weight_decay: f32) -> Self {
+    fn new(args: &AdamW) -> Self {
         // In f64, because 1 - 0.999 loses four digits in f32.
         let correction = |beta: f32| (1.0 / (1.0 - f64::from(beta).powf(args.t as f64))) as f32;
         Step {
@@ -50,7 +47,7 @@ impl Step {
             correction2: correction(args.beta2),
             eps: args.eps,
             grad_scale: args.grad_scale,
-            weight_decay,
+            weight_decay: args.weight_decay,
         }
     }
 
@@ -73,33 +70,32 @@ mod tests {
     use crate::device::compare::{adamw_step, assert_close};
     use crate::tensor::{Dtype, Tensor};
 
-    fn args(decayed: usize, t: usize) -> AdamW {
+    fn args(t: usize) -> AdamW {
         // The handles are for devices; `update` takes slices.
         let unused = Tensor { arena: 0, offset: 0, len: 0, dtype: Dtype::F32 };
-        AdamW { decayed, grad_scale: 0.5, t, ..adamw_step(unused, unused, unused, unused) }
+        AdamW { grad_scale: 0.5, weight_decay: 0.1, t, ..adamw_step(unused, unused, unused, unused) }
     }
 
     /// Returns (params, m, v) of `len` parameters after `steps` updates with changing gradients.
-    fn train(len: usize, decayed: usize, steps: usize) -> [Vec<f32>; 3] {
+    fn train(len: usize, steps: usize) -> [Vec<f32>; 3] {
         let (mut params, mut m, mut v) = (random(0, len), vec![0.0; len], vec![0.0; len]);
         for t in 1..=steps {
-            update(&mut params, &mut m, &mut v, &random(t as u64, len), &args(decayed, t));
+            update(&mut params, &mut m, &mut v, &random(t as u64, len), &args(t));
         }
         [params, m, v]
     }
 
     #[test]
     fn follows_the_paper() {
-        for (len, decayed) in [(1, 1), (1, 0), (54, 21), (3 * CHUNK + 5, CHUNK + 7)] {
-            let args = args(decayed, 0);
-            let [params, m, v] = train(len, decayed, 3);
+        for len in [1, 54, 3 * CHUNK + 5] {
+            let args = args(0);
+            let [params, m, v] = train(len, 3);
             let start = random(0, len);
             let gradients = [1, 2, 3].map(|t| random(t, len));
             let mut want = [const { Vec::new() }; 3];
             for i in 0..len {
-                let weight_decay = if i < decayed { args.weight_decay } else { 0.0 };
                 let gradients = gradients.each_ref().map(|g| g[i]);
-                let found = reference(&args, weight_decay, start[i], &gradients);
+                let found = reference(&args, start[i], &gradients);
                 want.iter_mut().zip(found).for_each(|(want, found)| want.push(found));
             }
             assert_close("params", &params, &want[0], 1e-6);
@@ -109,7 +105,7 @@ mod tests {
     }
 
     /// Algorithm 2 of Loshchilov & Hutter 2019, in f64, for one parameter.
-    fn reference(args: &AdamW, weight_decay: f32, start: f32, gradients: &[f32]) -> [f64; 3] {
+    fn reference(args: &AdamW, start: f32, gradients: &[f32]) -> [f64; 3] {
         let (beta1, beta2) = (f64::from(args.beta1), f64::from(args.beta2));
         let (mut p, mut m, mut v) = (f64::from(start), 0.0, 0.0);
         for (t, &g) in (1..).zip(gradients) {
@@ -118,7 +114,7 @@ mod tests {
             v = beta2 * v + (1.0 - beta2) * g * g;
             let m_hat = m / (1.0 - beta1.powi(t));
             let v_hat: f64 = v / (1.0 - beta2.powi(t));
-            let direction = m_hat / (v_hat.sqrt() + f64::from(args.eps)) + f64::from(weight_decay) * p;
+            let direction = m_hat / (v_hat.sqrt() + f64::from(args.eps)) + f64::from(args.weight_decay) * p;
             p -= f64::from(args.lr) * direction;
         }
         [p, m, v]
@@ -127,19 +123,14 @@ mod tests {
     #[test]
     fn no_gradient_leaves_only_decay() {
         let (mut params, mut m, mut v) = (vec![1.0; 7], vec![0.0; 7], vec![0.0; 7]);
-        update(&mut params, &mut m, &mut v, &[0.0; 7], &args(3, 1));
-        assert_eq!(params, [0.999, 0.999, 0.999, 1.0, 1.0, 1.0, 1.0]);
-    }
-
-    #[test]
-    #[should_panic(expected = "8 of 7 parameters decay")]
-    fn no_more_decay_than_there_are() {
-        let (mut params, mut m, mut v) = (vec![1.0; 7], vec![0.0; 7], vec![0.0; 7]);
-        update(&mut params, &mut m, &mut v, &[0.0; 7], &args(8, 1));
+        update(&mut params, &mut m, &mut v, &[0.0; 7], &args(1));
+        assert_eq!(params, [0.999; 7]);
+        update(&mut params, &mut m, &mut v, &[0.0; 7], &AdamW { weight_decay: 0.0, ..args(2) });
+        assert_eq!(params, [0.999; 7]);
     }
 
     #[test]
     fn threads_do_not_matter() {
-        assert_same_on_any_threads("adamw", || train(6 * CHUNK + 103, 5 * CHUNK + 3, 2).concat());
+        assert_same_on_any_threads("adamw", || train(6 * CHUNK + 103, 2).concat());
     }
 }

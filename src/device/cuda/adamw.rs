@@ -8,7 +8,7 @@ use anyhow::Result;
 kernels! {
     "adamw.cu":
     fn adamw(
-        params: Ptr<FloatX>, master: Ptr<f32>, m: Ptr<f32>, v: Ptr<f32>, grads: Ptr<FloatX>, decayed: u64, weight_decay: f32,
+        params: Ptr<FloatX>, master: Ptr<f32>, m: Ptr<f32>, v: Ptr<f32>, grads: Ptr<FloatX>, weight_decay: f32,
         lr: f32, beta1: f32, beta2: f32, correction1: f32, correction2: f32, eps: f32, grad_scale: f32,
         seed: u32, first: u64, n: u64,
     );
@@ -16,7 +16,6 @@ kernels! {
 
 pub fn update(cuda: &mut Cuda, a: AdamW) -> Result<()> {
     let n = a.params.len;
-    assert!(a.decayed <= n, "AdamW: {} of {n} parameters decay", a.decayed);
     assert!(
         a.eps > 0.0,
         "AdamW with epsilon {}: it must be positive, as the root of a small v counts as 0",
@@ -39,7 +38,6 @@ pub fn update(cuda: &mut Cuda, a: AdamW) -> Result<()> {
         m.f32(a.m),
         m.f32(a.v),
         m.x(a.grads),
-        a.decayed as u64,
         a.weight_decay,
         a.lr,
         a.beta1,

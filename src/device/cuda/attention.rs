@@ -145,7 +145,9 @@ const fn keys_per_tile(HS: usize) -> usize {
 }
 
 /// See [`Ops::attention_forward`].
-pub fn forward(cuda: &mut Cuda, out: Tensor, lse: Tensor, qkv: Tensor, dims: AttentionDims) -> Result<()> {
+pub fn forward(cuda: &mut Cuda, a: AttentionForward) -> Result<()> {
+    let AttentionForward { out, lse, qkv, positions, dropout, dims } = a;
+    assert!(positions.is_none() && dropout.is_none());
     if hopper_forward::suits(cuda, dims) {
         return hopper_forward::forward(cuda, out, lse, qkv, dims);
     }
@@ -178,17 +180,6 @@ pub fn decode(cuda: &mut Cuda, out: Tensor, qkv: Tensor, t: usize, dims: Attenti
     )
 }
 
-/// Arguments; see [`Ops::attention_backward`].
-#[derive(Clone, Copy, Debug)]
-pub struct Backward {
-    pub dqkv: Tensor,
-    pub dout: Tensor,
-    pub out: Tensor,
-    pub lse: Tensor,
-    pub qkv: Tensor,
-    pub dims: AttentionDims,
-}
-
 /// Rows of the tiles that stream past a backward block: two stages of two tiles are in flight.
 const TILE_ROWS: usize = 32;
 const STREAMED_ROWS: usize = 2 * 2 * TILE_ROWS;
@@ -208,7 +199,8 @@ fn stats_bytes(dims: AttentionDims) -> usize {
 }
 
 /// See [`Ops::attention_backward`].
-pub fn backward(cuda: &mut Cuda, a: Backward) -> Result<()> {
+pub fn backward(cuda: &mut Cuda, a: AttentionBackward) -> Result<()> {
+    assert!(a.positions.is_none() && a.dropout.is_none());
     if hopper_backward::suits(cuda, a.dims.HS) {
         return hopper_backward::backward(cuda, a);
     }
@@ -217,7 +209,7 @@ pub fn backward(cuda: &mut Cuda, a: Backward) -> Result<()> {
 }
 
 /// Queues the kernel that leaves two numbers per row and head at the start of scratch memory.
-fn stats(dev: &mut dyn Driver, m: &Memory, a: Backward) -> Result<()> {
+fn stats(dev: &mut dyn Driver, m: &Memory, a: AttentionBackward) -> Result<()> {
     /// Threads per row of a head, and per block.
     const LANES: usize = 8;
     const THREADS: u32 = 256;
@@ -240,7 +232,7 @@ fn stats(dev: &mut dyn Driver, m: &Memory, a: Backward) -> Result<()> {
 }
 
 /// Queues the two kernels for dK and dV and for dQ, after [`stats`].
-fn ordered(dev: &mut dyn Driver, m: &Memory, a: Backward) -> Result<()> {
+fn ordered(dev: &mut dyn Driver, m: &Memory, a: AttentionBackward) -> Result<()> {
     use backward_kernels as kernel;
     let AttentionDims { T, NH, HS, .. } = a.dims;
     let stats = Ptr::new(m.scratch(stats_bytes(a.dims)));

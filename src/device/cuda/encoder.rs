@@ -3,7 +3,6 @@
 use super::Cuda;
 use super::kernel::{FloatX, Launch, Ptr, kernels};
 use crate::ops::*;
-use crate::tensor::Tensor;
 use anyhow::Result;
 
 kernels! {
@@ -31,20 +30,14 @@ fn check(N: usize, C: usize, pack: usize) {
     assert!(u32::try_from(N * (C / pack)).is_ok(), "a batch of {N} x {C} is too large");
 }
 
-pub fn forward(
-    cuda: &mut Cuda,
-    encoded: Tensor,
-    tokens: Tensor,
-    wte: Tensor,
-    wpe: Tensor,
-    (B, T, C): (usize, usize, usize),
-) -> Result<()> {
-    let (N, pack) = (B * T, cuda.pack());
+pub fn forward(cuda: &mut Cuda, a: EncoderForward) -> Result<()> {
+    let (N, T, C, pack) = (a.B * a.T, a.T, a.C, cuda.pack());
     check(N, C, pack);
-    assert!(encoded.len == N * C && tokens.len == N && wpe.len >= T * C);
+    assert!(a.encoded.len == N * C && a.tokens.len == N && a.wpe.len >= T * C);
+    assert!(a.positions.is_none() && a.dropout.is_none());
     let launch = Launch::new((N * (C / pack)).div_ceil(THREADS), THREADS as u32);
     let Cuda { driver, memory: m, .. } = cuda;
-    let (encoded, tokens, wte, wpe) = (m.x(encoded), m.i32(tokens), m.x(wte), m.x(wpe));
+    let (encoded, tokens, wte, wpe) = (m.x(a.encoded), m.i32(a.tokens), m.x(a.wte), m.x(a.wpe));
     kernel::encoder_forward(driver.as_mut(), launch, encoded, tokens, wte, wpe, N as i32, T as i32, C as i32)
 }
 
@@ -53,6 +46,7 @@ pub fn backward(cuda: &mut Cuda, a: EncoderBackward) -> Result<()> {
     check(N, a.C, cuda.pack());
     assert!(a.dout.len == N * a.C && a.tokens.len == N && a.dwpe.len >= a.T * a.C);
     assert_eq!(a.rows_by_token.len, N);
+    assert!(a.positions.is_none() && a.dropout.is_none());
     let Cuda { driver, memory: m, .. } = cuda;
     let dev = driver.as_mut();
     let (dout, T, C) = (m.x(a.dout), a.T as i32, a.C as i32);

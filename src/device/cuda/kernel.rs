@@ -8,6 +8,7 @@
 //! on this one. NVIDIA's driver takes the same, so neither needs conversions.
 
 use super::tensor_map::{TensorMap, TiledMatrix};
+use crate::ops::Dropout;
 use anyhow::{Result, bail};
 pub use cuda_emulator::{Arg, Launch};
 use std::marker::PhantomData;
@@ -70,6 +71,27 @@ kernel_args! {
     u64 => "unsigned long long",
     f32 => "float",
     TensorMap => "TensorMap",
+    DropoutArg => "Dropout",
+}
+
+/// A dropout as kernels/dropout.cuh declares it; without a state there is none.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct DropoutArg {
+    state: Ptr<i32>,
+    stream: u32,
+    threshold: u32,
+    scale: f32,
+}
+
+impl DropoutArg {
+    pub const NONE: Self = DropoutArg { state: Ptr::NULL, stream: 0, threshold: 0, scale: 1.0 };
+
+    /// `state` is the address of the dropout's state.
+    pub fn new(dropout: &Dropout, state: Ptr<i32>) -> Self {
+        let (stream, threshold, scale) = (dropout.stream, dropout.threshold(), dropout.scale());
+        DropoutArg { state, stream, threshold, scale }
+    }
 }
 
 /// A kernel as the op layer declares it.

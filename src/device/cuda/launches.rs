@@ -211,9 +211,22 @@ fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     let [weight, bias, _] = t.vector.map(|v| v.slice(0, C));
     let [mean, rstd] = t.statistics;
     let [tokens, rows_by_token] = t.tokens;
-    cuda.encoder_forward(out, tokens, t.embedding[0], t.embedding[1].slice(0, T * C), (B, T, C))?;
-    let [dwte, dwpe] = [t.embedding[0], t.embedding[1].slice(0, T * C)];
-    cuda.encoder_backward(EncoderBackward { dwte, dwpe, dout, tokens, rows_by_token, B, T, C })?;
+    let [wte, wpe] = [t.embedding[0], t.embedding[1].slice(0, T * C)];
+    let (encoded, positions, dropout) = (out, None, None);
+    cuda.encoder_forward(EncoderForward { encoded, tokens, positions, wte, wpe, dropout, B, T, C })?;
+    let (dwte, dwpe, positions) = (wte, wpe, None);
+    cuda.encoder_backward(EncoderBackward {
+        dwte,
+        dwpe,
+        dout,
+        tokens,
+        rows_by_token,
+        positions,
+        dropout,
+        B,
+        T,
+        C,
+    })?;
     let norm = LayernormForward { out, mean, rstd, inp, weight, bias, N, C };
     cuda.layernorm_forward(norm)?;
     super::layernorm::residual_forward(cuda, norm, dout, product)?;
@@ -241,7 +254,7 @@ fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     cuda.classifier(Classifier { losses, logits, targets, dloss: Some(t.one), N, V, Vp })?;
 
     let ([params, grads], [master, m, v]) = (t.matrix, t.moments);
-    let (decayed, lr, beta1, beta2, eps, grad_scale) = (0, 1e-3, 0.9, 0.95, 1e-8, 1.0);
+    let (lr, beta1, beta2, eps, grad_scale) = (1e-3, 0.9, 0.95, 1e-8, 1.0);
     let (weight_decay, step, seed, first) = (0.0, 1, 0, 0);
     let master = Some(master);
     cuda.adamw(AdamW {
@@ -250,7 +263,6 @@ fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
         m,
         v,
         grads,
-        decayed,
         weight_decay,
         lr,
         beta1,
@@ -275,10 +287,12 @@ fn attention(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     let [out, dout, ..] = t.narrow;
     let dims = AttentionDims { B, T, NH, HS: C / NH };
     let [qkv, dqkv] = t.qkv;
-    cuda.attention_forward(out, t.lse, qkv, dims)?;
+    let (lse, positions, dropout) = (t.lse, None, None);
+    cuda.attention_forward(AttentionForward { out, lse, qkv, positions, dropout, dims })?;
     for kernels in [BackwardKernels::Atomic, BackwardKernels::Ordered] {
         cuda.choose_attention(Some(kernels));
-        cuda.attention_backward(dqkv, dout, out, t.lse, qkv, dims)?;
+        let args = AttentionBackward { dqkv, dout, out, lse, qkv, positions, dropout, dims };
+        cuda.attention_backward(args)?;
     }
     cuda.attention_decode(out.slice(0, B * C), qkv, T - 1, dims)
 }

@@ -1,8 +1,8 @@
 //! Maps tensor handles to device addresses.
 
 use super::driver::Driver;
-use super::kernel::{FloatX, Ptr};
-use crate::ops::SCRATCH;
+use super::kernel::{DropoutArg, FloatX, Ptr};
+use crate::ops::{Dropout, SCRATCH};
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use anyhow::{Context, Result};
 
@@ -117,6 +117,11 @@ impl Memory {
     pub fn i32(&self, tensor: Tensor) -> Ptr<i32> {
         assert_eq!(tensor.dtype, Dtype::I32);
         Ptr::new(self.address(tensor))
+    }
+
+    /// A dropout as kernels take it.
+    pub fn dropout(&self, dropout: Option<Dropout>) -> DropoutArg {
+        dropout.map_or(DropoutArg::NONE, |d| DropoutArg::new(&d, self.i32(d.state)))
     }
 
     /// The address of at least `bytes` of scratch memory, free between operations.

@@ -343,15 +343,8 @@ impl Device for Cuda {
 }
 
 impl Ops for Cuda {
-    fn encoder_forward(
-        &mut self,
-        encoded: Tensor,
-        tokens: Tensor,
-        wte: Tensor,
-        wpe: Tensor,
-        dims: (usize, usize, usize),
-    ) -> Result<()> {
-        encoder::forward(self, encoded, tokens, wte, wpe, dims)
+    fn encoder_forward(&mut self, args: EncoderForward) -> Result<()> {
+        encoder::forward(self, args)
     }
 
     fn encoder_backward(&mut self, args: EncoderBackward) -> Result<()> {
@@ -372,7 +365,13 @@ impl Ops for Cuda {
 
     /// Our GEMMs add the residual in their epilogue. The library does that less well than it adds a
     /// bias, so there the residual is added by our layernorm, which has to read the sum anyway.
-    fn matmul_residual_layernorm(&mut self, matmul: MatmulForward, norm: LayernormForward) -> Result<()> {
+    fn matmul_residual_layernorm(
+        &mut self,
+        matmul: MatmulForward,
+        dropout: Option<Dropout>,
+        norm: LayernormForward,
+    ) -> Result<()> {
+        assert!(dropout.is_none());
         match (self.options.matmul, matmul.epilogue) {
             (MatmulChoice::Cublaslt, Epilogue::BiasResidual { bias, residual }) => {
                 let product = norm.out;
@@ -389,31 +388,21 @@ impl Ops for Cuda {
         }
     }
 
+    fn dropout_backward(&mut self, _dinp: Tensor, _dout: Tensor, _C: usize, _dropout: Dropout) -> Result<()> {
+        unimplemented!()
+    }
+
     fn matmul_backward(&mut self, args: MatmulBackward) -> Result<()> {
         self.matmul_dgrad(args)?;
         self.matmul_wgrad(args)
     }
 
-    fn attention_forward(
-        &mut self,
-        out: Tensor,
-        lse: Tensor,
-        qkv: Tensor,
-        dims: AttentionDims,
-    ) -> Result<()> {
-        attention::forward(self, out, lse, qkv, dims)
+    fn attention_forward(&mut self, args: AttentionForward) -> Result<()> {
+        attention::forward(self, args)
     }
 
-    fn attention_backward(
-        &mut self,
-        dqkv: Tensor,
-        dout: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        qkv: Tensor,
-        dims: AttentionDims,
-    ) -> Result<()> {
-        attention::backward(self, attention::Backward { dqkv, dout, out, lse, qkv, dims })
+    fn attention_backward(&mut self, args: AttentionBackward) -> Result<()> {
+        attention::backward(self, args)
     }
 
     fn attention_decode(&mut self, out: Tensor, qkv: Tensor, t: usize, dims: AttentionDims) -> Result<()> {

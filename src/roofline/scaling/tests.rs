@@ -122,7 +122,7 @@ const SHARED: usize = 37_888;
 fn event_ms(event: &Event, all: usize) -> f64 {
     let share = |len: usize| len as f64 / all as f64;
     match event {
-        Event::Call(Call::EncoderForward { .. } | Call::EncoderBackward(_)) => 1.0,
+        Event::Call(Call::EncoderForward(_) | Call::EncoderBackward(_)) => 1.0,
         Event::Call(Call::AttentionForward { .. }) => 5.0,
         Event::Call(Call::Classifier(_)) => 7.0,
         Event::Call(Call::AttentionBackward { .. }) => 10.0,

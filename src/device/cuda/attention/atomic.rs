@@ -4,7 +4,7 @@
 //! to fit wherever a model does. The last block of a head rounds its sums and leaves them at zero
 //! for a head of the next launch.
 
-use super::{Backward, STATS, for_head_size, int, scale, stats_bytes, tile_bytes};
+use super::{AttentionBackward, STATS, for_head_size, int, scale, stats_bytes, tile_bytes};
 use crate::device::cuda::driver::Driver;
 use crate::device::cuda::kernel::{FloatX, Launch, Ptr, kernels};
 use crate::device::cuda::memory::Memory;
@@ -60,7 +60,7 @@ pub fn scratch_bytes(limits: &Limits) -> usize {
 ///
 /// # Errors
 /// If the device refuses a launch.
-pub fn run(dev: &mut dyn Driver, m: &Memory, a: Backward) -> Result<()> {
+pub fn run(dev: &mut dyn Driver, m: &Memory, a: AttentionBackward) -> Result<()> {
     let AttentionDims { B, T, NH, HS } = a.dims;
     let (before, heads, head) = (stats_bytes(a.dims) + COUNTERS, B * NH, head_bytes(T, HS));
     let room = m.all_scratch().1.saturating_sub(before).min(MOST_SUMS);

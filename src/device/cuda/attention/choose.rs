@@ -8,7 +8,7 @@
 #[cfg(all(test, emulated))]
 mod tests;
 
-use super::{Backward, atomic, ordered, stats};
+use super::{AttentionBackward, atomic, ordered, stats};
 use crate::device::compare::{Tolerance, close};
 use crate::device::cuda::Cuda;
 use crate::device::cuda::driver::Driver;
@@ -41,7 +41,7 @@ impl fmt::Display for BackwardKernels {
 }
 
 impl BackwardKernels {
-    fn run(self, dev: &mut dyn Driver, m: &Memory, a: Backward) -> Result<()> {
+    fn run(self, dev: &mut dyn Driver, m: &Memory, a: AttentionBackward) -> Result<()> {
         stats(dev, m, a)?;
         match self {
             BackwardKernels::Ordered => ordered(dev, m, a),
@@ -76,7 +76,7 @@ pub fn may_be_atomic(cuda: &Cuda) -> bool {
 ///
 /// # Errors
 /// If the device fails.
-pub fn run(cuda: &mut Cuda, a: Backward) -> Result<()> {
+pub fn run(cuda: &mut Cuda, a: AttentionBackward) -> Result<()> {
     let kernels = match cuda.attention.known.get(&a.dims) {
         Some(known) if measures(cuda) => *known,
         None if measures(cuda) => choose(cuda, a)?,
@@ -87,7 +87,7 @@ pub fn run(cuda: &mut Cuda, a: Backward) -> Result<()> {
 }
 
 /// Compares and times the kernels on the operands themselves. Leaves garbage in `dqkv`.
-fn choose(cuda: &mut Cuda, a: Backward) -> Result<BackwardKernels> {
+fn choose(cuda: &mut Cuda, a: AttentionBackward) -> Result<BackwardKernels> {
     use BackwardKernels::{Atomic, Ordered};
     let AttentionDims { B, T, NH, HS } = a.dims;
     cuda.attention.attempts += 1;
@@ -131,7 +131,7 @@ struct Seen {
 }
 
 /// Computes into poisoned memory and looks at the first, a middle and the last sequence.
-fn outcome(cuda: &mut Cuda, kernels: BackwardKernels, a: Backward) -> Result<Seen> {
+fn outcome(cuda: &mut Cuda, kernels: BackwardKernels, a: AttentionBackward) -> Result<Seen> {
     let Cuda { driver, memory: m, options, .. } = cuda;
     let dev = driver.as_mut();
     dev.set_bytes(m.address(a.dqkv), 0xff, a.dqkv.size_bytes())?;

@@ -1,7 +1,7 @@
 //! The backward pass of attention on Hopper, for heads of 64. `attention_hopper_backward.cu` says
 //! how it works.
 
-use super::{Backward, assert_lengths, int, scale};
+use super::{AttentionBackward, assert_lengths, int, scale};
 use crate::device::cuda::Cuda;
 use crate::device::cuda::kernel::{FloatX, Launch, Ptr, kernels};
 use crate::device::cuda::tensor_map::{TensorMap, TiledMatrix};
@@ -77,7 +77,7 @@ pub fn scratch_bytes(cuda: &Cuda, T: usize) -> Result<usize> {
 }
 
 /// See [`Ops::attention_backward`].
-pub fn backward(cuda: &mut Cuda, a: Backward) -> Result<()> {
+pub fn backward(cuda: &mut Cuda, a: AttentionBackward) -> Result<()> {
     let AttentionDims { B, T, NH, .. } = a.dims;
     assert_lengths(a.dims, &[a.dqkv, a.qkv], &[a.dout, a.out], a.lse);
     let Cuda { driver, memory: m, .. } = cuda;

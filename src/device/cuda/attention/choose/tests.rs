@@ -28,10 +28,19 @@ fn chosen(setting: &Setting, dout: f32) -> Result<(Option<BackwardKernels>, Vec<
     upload_f32(&mut dev, qkv, &random(1, qkv.len))?;
     upload_f32(&mut dev, douts, &random(2, douts.len))?;
     upload_f32(&mut dev, douts.slice(0, 1), &[dout])?;
-    dev.attention_forward(out, lse, qkv, DIMS)?;
+    dev.attention_forward(AttentionForward { out, lse, qkv, positions: None, dropout: None, dims: DIMS })?;
     logged::take_warnings();
     for _ in 0..2 {
-        dev.attention_backward(dqkv, douts, out, lse, qkv, DIMS)?;
+        dev.attention_backward(AttentionBackward {
+            dqkv,
+            dout: douts,
+            out,
+            lse,
+            qkv,
+            positions: None,
+            dropout: None,
+            dims: DIMS,
+        })?;
     }
     let mut result = vec![0.0; dqkv.len];
     download_f32(&mut dev, &mut result, dqkv)?;
