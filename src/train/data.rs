@@ -2,7 +2,7 @@
 
 use super::tokenizer::RunTokenizer;
 use crate::cli::flags::trainer::{DEFAULT_HELLASWAG, PRESET_DATA, Shuffle, TrainArgs};
-use crate::data::loader::{DataLoader, LoaderOptions, LoaderState, Sample};
+use crate::data::loader::{DataLoader, LoaderOptions, LoaderState, Packing, Sample};
 use crate::eval::hellaswag::HellaSwag;
 use crate::hub;
 use crate::model::BatchShape;
@@ -44,7 +44,7 @@ impl Data {
         resumed: Option<Shuffle>,
     ) -> Result<Self> {
         let shuffle = order(args.batch.shuffle, resumed)?;
-        let shape = BatchShape { B: args.batch.batch_size, T: args.batch.sequence_length };
+        let shape = BatchShape::new(args.batch.batch_size, args.batch.sequence_length);
         let open = |pattern: &str, flag: &str, sample: Sample, shuffle: bool| {
             let loader = DataLoader::open(LoaderOptions {
                 pattern,
@@ -55,6 +55,10 @@ impl Data {
                 num_processes: process.world_size,
                 sample,
                 shuffle,
+                packing: Packing {
+                    documents: args.batch.packed_documents,
+                    skip_long: args.batch.skip_long_examples,
+                },
                 V,
             });
             loader.map_err(|error| explain(error, args, pattern))
@@ -106,6 +110,11 @@ impl Data {
         })
     }
 
+    /// Rows that count in the next step, of all `ranks`.
+    pub fn counted(&self, ranks: usize) -> usize {
+        self.train.counted(self.grad_accum_steps * ranks)
+    }
+
     /// Prepares the training data for the next step.
     pub fn begin_step(&mut self) {
         if self.overfit {
@@ -114,7 +123,7 @@ impl Data {
     }
 
     /// Tokens that are shuffled as one, for a micro-batch of this shape.
-    pub fn sample_tokens(&self, BatchShape { B, T }: BatchShape) -> usize {
+    pub fn sample_tokens(&self, BatchShape { B, T, .. }: BatchShape) -> usize {
         if self.shuffle == Shuffle::Llmc { B * T } else { T }
     }
 

@@ -145,11 +145,12 @@ impl Trainer {
         report.clock.go();
         data.begin_step();
         let (loss_scale, lr) = (guards.loss_scale(), self.schedule.lr(step));
-        let Data { train, shape, grad_accum_steps, .. } = data;
+        let counted = data.counted(replica.zero.peers.process.world_size);
+        let Data { train, shape, grad_accum_steps: steps, .. } = data;
         hunt.begin_step(replica);
         let vote = || stop.vote(stop.end_of(Work::Step));
         let next_batch = || train.next_batch();
-        let stats = replica.forward_backward(next_batch, *shape, *grad_accum_steps, loss_scale, vote)?;
+        let stats = replica.forward_backward(next_batch, *shape, *steps, counted, loss_scale, vote)?;
         let elapsed = report.clock.lap();
         stop.measured(Work::Step, elapsed);
         stop.decide(stats.votes);

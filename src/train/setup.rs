@@ -69,7 +69,7 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
     let data = saying("opening the data", quiet, open)?;
     let options = replica_options(args, &config, &data, dev.as_ref())?;
     let plan = ReplicaPlan::new(config, options, dev.as_ref())?;
-    let schedule = args.schedule(args.train_steps(data.train.num_tokens())?);
+    let schedule = args.schedule(args.train_steps(data.train.epoch_tokens())?);
     check_samples(&args.eval, &data.tokenizer, &config)?;
     check_questions(&data, &config, &peers.process)?;
     start.check_step(schedule.total_steps)?;
@@ -207,7 +207,7 @@ fn replica_options(
     data: &Data,
     dev: &dyn Ops,
 ) -> Result<ReplicaOptions> {
-    let BatchShape { B, T } = data.shape;
+    let BatchShape { B, T, .. } = data.shape;
     let maxT = config.maxT;
     config.check_batch(B, T)?;
     let model = ModelOptions {

@@ -179,6 +179,7 @@ fn token_shard(bytes: &[u8]) -> bool {
         num_processes: 1,
         sample: Sample::Sequence,
         shuffle: true,
+        packing: Packing::default(),
         V: CONFIG.V,
     };
     judge(
