@@ -232,16 +232,18 @@ impl Ops for Cpu {
 
     fn attention_forward(&mut self, a: AttentionForward) -> Result<()> {
         let b = self.memory.borrow();
-        assert!(a.positions.is_none() && a.dropout.is_none());
-        attention::forward(b.write(a.out), b.write(a.lse), b.read(a.qkv), a.dims);
+        let (positions, mask) = (a.positions.map(|t| b.read_i32(t)), a.dropout.map(|d| b.mask(d)));
+        let view = attention::View { dims: a.dims, positions, mask };
+        attention::forward(b.write(a.out), b.write(a.lse), b.read(a.qkv), view);
         Ok(())
     }
 
     fn attention_backward(&mut self, a: AttentionBackward) -> Result<()> {
         let b = self.memory.borrow();
-        assert!(a.positions.is_none() && a.dropout.is_none());
+        let (positions, mask) = (a.positions.map(|t| b.read_i32(t)), a.dropout.map(|d| b.mask(d)));
+        let view = attention::View { dims: a.dims, positions, mask };
         let (dout, out, lse) = (b.read(a.dout), b.read(a.out), b.read(a.lse));
-        attention::backward(b.write(a.dqkv), dout, out, lse, b.read(a.qkv), a.dims);
+        attention::backward(b.write(a.dqkv), dout, out, lse, b.read(a.qkv), view);
         Ok(())
     }
 
