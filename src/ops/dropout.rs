@@ -64,7 +64,7 @@ impl Mask {
     /// `column` on, a multiple of 4.
     pub fn of_columns(&self, row: usize, column: usize) -> [f32; 4] {
         let row = self.state.first_row.wrapping_add(row as u32);
-        self.factors([column as u32 / 4, row, self.stream, 0])
+        self.factors([[column as u32 / 4], [row], [self.stream], [0]]).map(|[factor]| factor)
     }
 
     /// The factors of four attention weights of head `h`, for the queries q and q + 8, each with the
@@ -72,30 +72,57 @@ impl Mask {
     /// keys as rows. `sequence_row` is the batch row of the sequence's first token, and bit 3 of q
     /// and k is 0.
     pub fn of_weights(&self, sequence_row: usize, h: usize, q: usize, k: usize) -> [f32; 4] {
-        debug_assert!((q | k) & 8 == 0, "query {q}, key {k}");
-        let row = self.state.first_row.wrapping_add((sequence_row + q) as u32);
-        self.factors([k as u32, row, self.stream, h as u32])
+        self.of_many_weights(sequence_row, h, [q as u32], [k as u32]).map(|[factor]| factor)
     }
 
-    fn factors(&self, counter: [u32; 4]) -> [f32; 4] {
-        philox(counter, self.state.key).map(|random| if random < self.threshold { 0.0 } else { self.scale })
+    /// [`of_weights`](Self::of_weights) for many pairs of queries and keys at once, in vector
+    /// registers.
+    #[inline(always)]
+    pub fn of_many_weights<const LANES: usize>(
+        &self,
+        sequence_row: usize,
+        h: usize,
+        q: [u32; LANES],
+        k: [u32; LANES],
+    ) -> [[f32; LANES]; 4] {
+        debug_assert!(q.iter().chain(&k).all(|place| place & 8 == 0), "queries {q:?}, keys {k:?}");
+        let first = self.state.first_row.wrapping_add(sequence_row as u32);
+        self.factors([k, q.map(|q| first.wrapping_add(q)), [self.stream; LANES], [h as u32; LANES]])
+    }
+
+    #[inline(always)]
+    fn factors<const LANES: usize>(&self, counters: [[u32; LANES]; 4]) -> [[f32; LANES]; 4] {
+        let factor = |random| if random < self.threshold { 0.0 } else { self.scale };
+        philox_lanes(counters, self.state.key).map(|lanes| lanes.map(factor))
     }
 }
 
 /// Philox-4x32 with 7 rounds, the least that passes all tests of randomness (Salmon et al. 2011).
-pub fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
+    philox_lanes(counter.map(|word| [word]), key).map(|[word]| word)
+}
+
+/// [`philox`] of many counters. The first index is the word of a counter, the second one its lane.
+#[inline(always)]
+fn philox_lanes<const LANES: usize>(mut counters: [[u32; LANES]; 4], mut key: [u32; 2]) -> [[u32; LANES]; 4] {
     const ROUNDS: usize = 7;
     for round in 0..ROUNDS {
         if round > 0 {
             key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
         }
-        let [c0, c1, c2, c3] = counter;
-        let product = |a: u32, b: u32| u64::from(a) * u64::from(b);
-        let (p0, p1) = (product(0xD251_1F53, c0), product(0xCD9E_8D57, c2));
-        let (high, low) = (|p: u64| (p >> 32) as u32, |p: u64| p as u32);
-        counter = [high(p1) ^ c1 ^ key[0], low(p1), high(p0) ^ c3 ^ key[1], low(p0)];
+        let before = counters;
+        for lane in 0..LANES {
+            let [c0, c1, c2, c3] = [0, 1, 2, 3].map(|word: usize| before[word][lane]);
+            let product = |a: u32, b: u32| u64::from(a) * u64::from(b);
+            let (p0, p1) = (product(0xD251_1F53, c0), product(0xCD9E_8D57, c2));
+            let (high, low) = (|p: u64| (p >> 32) as u32, |p: u64| p as u32);
+            counters[0][lane] = high(p1) ^ c1 ^ key[0];
+            counters[1][lane] = low(p1);
+            counters[2][lane] = high(p0) ^ c3 ^ key[1];
+            counters[3][lane] = low(p0);
+        }
     }
-    counter
+    counters
 }
 
 #[cfg(test)]

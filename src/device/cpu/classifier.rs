@@ -7,12 +7,14 @@ use crate::device::cpu::gelu::exp;
 use crate::simd::{LANES, dispatch, max, sum_lanes, sum_of};
 use rayon::prelude::*;
 
-/// `losses (N) += -ln softmax(logits[..V])[target]`; logits (N, Vp).
+/// `losses (N) += -ln softmax(logits[..V])[target]`; logits (N, Vp). Rows of a negative target do
+/// not count.
 pub fn forward(losses: &mut [f32], logits: &[f32], targets: &[i32], V: usize, Vp: usize) {
     check(losses, logits, targets, V, Vp);
     losses.par_iter_mut().zip(logits.par_chunks_exact(Vp)).zip(targets).for_each(
         |((loss, logits), &target)| {
-            let logits = &logits[..V];
+            let (Some(target), logits) = (index(target), &logits[..V]) else { return };
+            let target_logit = logits[target];
             let (max, sum) = dispatch(
                 #[inline(always)]
                 |_| {
@@ -20,12 +22,13 @@ pub fn forward(losses: &mut [f32], logits: &[f32], targets: &[i32], V: usize, Vp
                     (max, sum_of(logits, |x| exp(x - max)))
                 },
             );
-            *loss += (max - logits[index(target)]) + sum.ln();
+            *loss += (max - target_logit) + sum.ln();
         },
     );
 }
 
-/// Like [`forward`], and logits = (softmax - onehot(target)) * dloss, columns `V..Vp` = 0.
+/// Like [`forward`], and logits = (softmax - onehot(target)) * dloss, columns `V..Vp` = 0; all of a
+/// row that does not count = 0.
 pub fn forward_backward(
     losses: &mut [f32],
     logits: &mut [f32],
@@ -37,8 +40,9 @@ pub fn forward_backward(
     check(losses, logits, targets, V, Vp);
     losses.par_iter_mut().zip(logits.par_chunks_exact_mut(Vp)).zip(targets).for_each(
         |((loss, row), &target)| {
+            let Some(target) = index(target) else { return row.fill(0.0) };
             let (logits, padding) = row.split_at_mut(V);
-            let target_logit = logits[index(target)];
+            let target_logit = logits[target];
             *loss += dispatch(
                 #[inline(always)]
                 |_| {
@@ -49,7 +53,7 @@ pub fn forward_backward(
                     (max - target_logit) + sum.ln()
                 },
             );
-            logits[index(target)] -= dloss;
+            logits[target] -= dloss;
             padding.fill(0.0);
         },
     );
@@ -59,8 +63,9 @@ fn check(losses: &[f32], logits: &[f32], targets: &[i32], V: usize, Vp: usize) {
     assert!(0 < V && V <= Vp && logits.len() == losses.len() * Vp && targets.len() == losses.len());
 }
 
-fn index(target: i32) -> usize {
-    usize::try_from(target).expect("a target is never negative")
+/// The column of a target that counts.
+fn index(target: i32) -> Option<usize> {
+    usize::try_from(target).ok()
 }
 
 /// x = exp(x - max); returns the sum, added in the order of [`sum_of`].
@@ -86,6 +91,7 @@ mod tests {
     use super::*;
     use crate::device::compare::testing::*;
     use crate::device::compare::{assert_close, assert_same_bits};
+    use crate::ops::IGNORED;
 
     /// (N, V, Vp)
     const SHAPES: [(usize, usize, usize); 5] =
@@ -150,10 +156,37 @@ mod tests {
         }
     }
 
+    /// Nothing is read of a row that does not count: all of it may be NaN.
     #[test]
-    #[should_panic(expected = "never negative")]
-    fn a_negative_target_panics() {
-        forward(&mut [0.0], &[1.0, 2.0], &[-1], 2, 2);
+    fn ignored_rows_have_no_loss_and_no_gradient() {
+        let (N, V, Vp) = (9, 33, 48);
+        let (targets, before) = (random_indices(2, N, V), random(3, N));
+        let ignored = [(0, IGNORED), (3, -1), (4, i32::MIN), (8, IGNORED)];
+        let run = |logits: &[f32], targets: &[i32]| {
+            let (mut losses, mut alone, mut logits) = (before.clone(), before.clone(), logits.to_vec());
+            forward(&mut alone, &logits, targets, V, Vp);
+            forward_backward(&mut losses, &mut logits, targets, 0.125, V, Vp);
+            assert_same_bits("losses with and without gradient", &losses, &alone);
+            (losses, logits)
+        };
+        let logits = random_logits(N, V, Vp);
+        let (mut poisoned, mut some) = (logits.clone(), targets.clone());
+        let (mut losses, mut dlogits) = run(&logits, &targets);
+        for (row, target) in ignored {
+            some[row] = target;
+            poisoned[row * Vp..][..Vp].fill(f32::NAN);
+            losses[row] = before[row];
+            dlogits[row * Vp..][..Vp].fill(0.0);
+        }
+        let (got_losses, got_dlogits) = run(&poisoned, &some);
+        assert_same_bits("losses", &got_losses, &losses);
+        assert_same_bits("dlogits", &got_dlogits, &dlogits);
+    }
+
+    #[test]
+    #[should_panic(expected = "index out of bounds")]
+    fn a_target_past_the_vocabulary_panics() {
+        forward(&mut [0.0], &[1.0, 2.0, 3.0], &[2], 2, 3);
     }
 
     #[test]

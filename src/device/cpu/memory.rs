@@ -4,6 +4,7 @@
 //! takes all its slices from one [`Borrow`]. It refuses a slice that overlaps an earlier one,
 //! unless both are read-only, and any slice of memory that is lent to a communicator.
 
+use crate::ops::{Dropout, Mask};
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use anyhow::{Result, anyhow};
 use bytemuck::{Pod, Zeroable};
@@ -96,6 +97,11 @@ impl<'a> Borrow<'a> {
 
     pub fn read_i32(&self, tensor: Tensor) -> &'a [i32] {
         self.shared(tensor, Dtype::I32)
+    }
+
+    /// The mask of a dropout in its current state.
+    pub fn mask(&self, dropout: Dropout) -> Mask {
+        dropout.mask(*bytemuck::from_bytes(self.bytes(dropout.state)))
     }
 
     pub fn write(&self, tensor: Tensor) -> &'a mut [f32] {

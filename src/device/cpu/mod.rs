@@ -8,6 +8,7 @@
 pub mod adamw;
 pub mod attention;
 pub mod classifier;
+pub mod dropout;
 pub mod encoder;
 pub mod gelu;
 pub mod layernorm;
@@ -109,17 +110,28 @@ impl Ops for Cpu {
     fn encoder_forward(&mut self, a: EncoderForward) -> Result<()> {
         let b = self.memory.borrow();
         assert_eq!(a.encoded.len, a.B * a.T * a.C);
-        assert!(a.positions.is_none() && a.dropout.is_none());
-        let (encoded, tokens) = (b.write(a.encoded), b.read_i32(a.tokens));
-        encoder::forward(encoded, tokens, b.read(a.wte), b.read(a.wpe), a.T, a.C);
+        let rows = encoder::Rows {
+            tokens: b.read_i32(a.tokens),
+            positions: a.positions.map(|t| b.read_i32(t)),
+            mask: a.dropout.map(|d| b.mask(d)),
+            T: a.T,
+            C: a.C,
+        };
+        encoder::forward(b.write(a.encoded), b.read(a.wte), b.read(a.wpe), rows);
         Ok(())
     }
 
     fn encoder_backward(&mut self, a: EncoderBackward) -> Result<()> {
         let b = self.memory.borrow();
         assert_eq!(a.dout.len, a.B * a.T * a.C);
-        assert!(a.positions.is_none() && a.dropout.is_none());
-        encoder::backward(b.write(a.dwte), b.write(a.dwpe), b.read(a.dout), b.read_i32(a.tokens), a.T, a.C);
+        let rows = encoder::Rows {
+            tokens: b.read_i32(a.tokens),
+            positions: a.positions.map(|[positions, _]| b.read_i32(positions)),
+            mask: a.dropout.map(|d| b.mask(d)),
+            T: a.T,
+            C: a.C,
+        };
+        encoder::backward(b.write(a.dwte), b.write(a.dwpe), b.read(a.dout), rows);
         Ok(())
     }
 
@@ -176,13 +188,22 @@ impl Ops for Cpu {
         dropout: Option<Dropout>,
         norm: LayernormForward,
     ) -> Result<()> {
-        assert!(dropout.is_none());
-        self.matmul_forward(matmul)?;
+        match (dropout, matmul.epilogue) {
+            (Some(dropout), Epilogue::BiasResidual { bias, residual }) => {
+                self.matmul_forward(MatmulForward { epilogue: Epilogue::Bias { bias }, ..matmul })?;
+                let b = self.memory.borrow();
+                dropout::residual(b.write(matmul.out), b.read(residual), &b.mask(dropout), norm.C);
+            }
+            (Some(_), epilogue) => panic!("dropout between a matmul and {epilogue:?}"),
+            (None, _) => self.matmul_forward(matmul)?,
+        }
         self.layernorm_forward(norm)
     }
 
-    fn dropout_backward(&mut self, _dinp: Tensor, _dout: Tensor, _C: usize, _dropout: Dropout) -> Result<()> {
-        unimplemented!()
+    fn dropout_backward(&mut self, dinp: Tensor, dout: Tensor, C: usize, dropout: Dropout) -> Result<()> {
+        let b = self.memory.borrow();
+        dropout::backward(b.write(dinp), b.read(dout), &b.mask(dropout), C);
+        Ok(())
     }
 
     fn matmul_backward(&mut self, a: MatmulBackward) -> Result<()> {
@@ -211,16 +232,18 @@ impl Ops for Cpu {
 
     fn attention_forward(&mut self, a: AttentionForward) -> Result<()> {
         let b = self.memory.borrow();
-        assert!(a.positions.is_none() && a.dropout.is_none());
-        attention::forward(b.write(a.out), b.write(a.lse), b.read(a.qkv), a.dims);
+        let (positions, mask) = (a.positions.map(|t| b.read_i32(t)), a.dropout.map(|d| b.mask(d)));
+        let view = attention::View { dims: a.dims, positions, mask };
+        attention::forward(b.write(a.out), b.write(a.lse), b.read(a.qkv), view);
         Ok(())
     }
 
     fn attention_backward(&mut self, a: AttentionBackward) -> Result<()> {
         let b = self.memory.borrow();
-        assert!(a.positions.is_none() && a.dropout.is_none());
+        let (positions, mask) = (a.positions.map(|t| b.read_i32(t)), a.dropout.map(|d| b.mask(d)));
+        let view = attention::View { dims: a.dims, positions, mask };
         let (dout, out, lse) = (b.read(a.dout), b.read(a.out), b.read(a.lse));
-        attention::backward(b.write(a.dqkv), dout, out, lse, b.read(a.qkv), a.dims);
+        attention::backward(b.write(a.dqkv), dout, out, lse, b.read(a.qkv), view);
         Ok(())
     }
 

@@ -1,8 +1,11 @@
 //! Gradient of attention. With P the softmax of the scores S = scale Q Kᵀ, and O = P V: dV = Pᵀ dO,
 //! dP = dO Vᵀ, dS = P (dP - rows(dO O)), dQ = scale dS K, dK = scale dSᵀ Q.
+//!
+//! Dropout multiplies P by its factors M: O = (M P) V, dV = (M P)ᵀ dO, dP = M (dO Vᵀ), and the rest
+//! is as without.
 
 use super::tile::{Scratch, Strided, add_product, gather_rows, product, store_transposed, transpose};
-use super::{DEPTH, Disjoint, W};
+use super::{DEPTH, Disjoint, Document, HeadMask, View, W};
 use crate::device::cpu::gelu::exp;
 use crate::ops::AttentionDims;
 use crate::simd::{Simd, dispatch};
@@ -10,30 +13,34 @@ use rayon::prelude::*;
 
 /// dqkv (B, T, 3 C) =; dout, out (B, T, C); lse (B, NH, T); qkv (B, T, 3 C).
 ///
-/// P is recomputed from `lse`. A task is one head of one sequence, because every tile of keys adds
+/// P is recomputed from `lse`. A task is one head of one document, because every tile of keys adds
 /// to the gradients of all later queries.
-pub fn backward(dqkv: &mut [f32], dout: &[f32], out: &[f32], lse: &[f32], qkv: &[f32], dims: AttentionDims) {
-    let AttentionDims { B, T, NH, HS } = dims;
+pub fn backward(dqkv: &mut [f32], dout: &[f32], out: &[f32], lse: &[f32], qkv: &[f32], view: View) {
+    let AttentionDims { B, T, NH, HS } = view.dims;
     let C = NH * HS;
     assert!(dqkv.len() == B * T * 3 * C && qkv.len() == B * T * 3 * C);
     assert!(dout.len() == B * T * C && out.len() == B * T * C && lse.len() == B * NH * T);
     let dqkv = Disjoint::new(dqkv);
-    (0..B * NH).into_par_iter().for_each_init(
-        || BackwardScratch::new(T, HS),
-        |scratch, head| {
-            let (b, h) = (head / NH, head % NH);
-            let start = b * T * C + h * HS;
-            let qkv_start = b * T * 3 * C + h * HS;
+    let documents = view.documents();
+    let longest = documents.iter().map(|document| document.len).max().unwrap_or(0);
+    (0..documents.len() * NH).into_par_iter().for_each_init(
+        || BackwardScratch::new(longest, HS),
+        |scratch, task| {
+            let (document, h) = (documents[task / NH], task % NH);
+            let Document { b, start, len } = document;
+            let head_start = (b * T + start) * C + h * HS;
+            let qkv_start = (b * T + start) * 3 * C + h * HS;
             let head = Head {
                 qkv: &qkv[qkv_start..],
-                dout: &dout[start..],
-                out: &out[start..],
-                lse: &lse[head * T..][..T],
-                T,
+                dout: &dout[head_start..],
+                out: &out[head_start..],
+                lse: &lse[(b * NH + h) * T + start..][..len],
+                mask: view.mask(document, h),
+                T: len,
                 C,
                 HS,
             };
-            // SAFETY: no other task has this head, and `which` is 0 to 2, so slices of different
+            // SAFETY: no other task has this head of the document, and `which` is 0 to 2, so slices of different
             // tasks do not overlap.
             let store = |which, t| unsafe { dqkv.slice(qkv_start + (t * 3 + which) * C, HS) };
             scratch.run(&head, store);
@@ -41,12 +48,13 @@ pub fn backward(dqkv: &mut [f32], dout: &[f32], out: &[f32], lse: &[f32], qkv: &
     );
 }
 
-/// One head of one sequence; the slices start at its position 0 and extend past its end.
+/// One head of one document; the slices start at its position 0 and extend past its end.
 struct Head<'a> {
     qkv: &'a [f32],
     dout: &'a [f32],
     out: &'a [f32],
     lse: &'a [f32],
+    mask: Option<HeadMask>,
     T: usize,
     C: usize,
     HS: usize,
@@ -76,6 +84,8 @@ struct BackwardScratch {
     /// (DEPTH, W): P, and dS
     p: Scratch,
     ds: Scratch,
+    /// (DEPTH, W): of the dropout
+    factors: Scratch,
     /// (T, HS) each: gathered from the interleaved heads
     queries: Scratch,
     dout: Scratch,
@@ -96,6 +106,7 @@ impl BackwardScratch {
             key_rows: Scratch::new(W * padded),
             p: Scratch::new(DEPTH * W),
             ds: Scratch::new(DEPTH * W),
+            factors: Scratch::new(DEPTH * W),
             queries: Scratch::new((T * HS).next_multiple_of(16)),
             dout: Scratch::new((T * HS).next_multiple_of(16)),
             dqueries: Scratch::new(T * padded),
@@ -109,10 +120,10 @@ impl BackwardScratch {
         let padded = HS.next_multiple_of(16);
         gather_rows(&mut self.queries[..T * HS], head.rows(0, 0), HS);
         gather_rows(&mut self.dout[..T * HS], Strided { data: head.dout, row: C, column: 1 }, HS);
-        for (t, sum) in self.dout_out.iter_mut().enumerate() {
+        for (t, sum) in self.dout_out[..T].iter_mut().enumerate() {
             *sum = dot(&head.dout[t * C..][..HS], &head.out[t * C..][..HS]);
         }
-        self.dqueries.fill(0.0);
+        self.dqueries[..T * padded].fill(0.0);
         for first in (0..T).step_by(W) {
             let keys = W.min(T - first);
             self.load_keys(head, first, keys);
@@ -155,9 +166,17 @@ impl BackwardScratch {
         let (p, ds) = (&mut self.p[..count * W], &mut self.ds[..count * W]);
         product(simd, p, queries, &self.keys, W);
         product(simd, ds, dout, &self.values, W);
+        let factors = &mut self.factors.as_chunks_mut::<W>().0[..count];
+        if let Some(mask) = head.mask {
+            mask.draw::<true>(factors, start, first);
+        }
         for (i, (p, ds)) in p.as_chunks_mut::<W>().0.iter_mut().zip(ds.as_chunks_mut().0).enumerate() {
             let t = start + i;
-            softmax_backward(p, ds, head.lse[t], self.dout_out[t]);
+            if head.mask.is_some() {
+                dropped_softmax_backward(p, ds, &factors[i], head.lse[t], self.dout_out[t]);
+            } else {
+                softmax_backward(p, ds, head.lse[t], self.dout_out[t]);
+            }
             // Keys after the query.
             let seen = W.min(t + 1 - first);
             p[seen..].fill(0.0);
@@ -176,6 +195,22 @@ fn softmax_backward(p: &mut [f32; W], ds: &mut [f32; W], lse: f32, dout_out: f32
     for i in 0..W {
         p[i] = exp(p[i] - lse);
         ds[i] = p[i] * (ds[i] - dout_out);
+    }
+}
+
+/// The same with dropout: p becomes what values are multiplied by.
+#[inline(always)]
+fn dropped_softmax_backward(
+    p: &mut [f32; W],
+    ds: &mut [f32; W],
+    factors: &[f32; W],
+    lse: f32,
+    dout_out: f32,
+) {
+    for i in 0..W {
+        p[i] = exp(p[i] - lse);
+        ds[i] = p[i] * (factors[i] * ds[i] - dout_out);
+        p[i] *= factors[i];
     }
 }
 
