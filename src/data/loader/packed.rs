@@ -109,7 +109,13 @@ impl Packed {
             count(order.sequences(), "sequence"),
             rows as f64 / (order.sequences() * T as u64) as f64 * 100.0
         );
-        Ok(Some(Packed { order, masks, packing: options.packing, shards: ends, eot: shards[0].tokenizer().eot }))
+        Ok(Some(Packed {
+            order,
+            masks,
+            packing: options.packing,
+            shards: ends,
+            eot: shards[0].tokenizer().eot,
+        }))
     }
 
     /// Which documents are packed.
