@@ -69,20 +69,23 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(C, eps=1e-5)
         self.mlp = nn.ModuleDict({"c_fc": nn.Linear(C, 4 * C), "c_proj": nn.Linear(4 * C, C)})
 
-    def attention(self, x: torch.Tensor) -> torch.Tensor:
+    def attention(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         B, T, C = x.shape
         qkv = self.attn.c_attn(x).view(B, T, 3, self.NH, C // self.NH)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         return self.attn.c_proj(out.transpose(1, 2).reshape(B, T, C))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self.attention(self.ln_1(x))
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        x = x + self.attention(self.ln_1(x), mask)
         return x + self.mlp.c_proj(F.gelu(self.mlp.c_fc(self.ln_2(x)), approximate="tanh"))
 
 
 class GPT2(nn.Module):
-    """Maps tokens (B, T) to logits (B, T, V). The embedding has Vp rows; those past V never reach the softmax."""
+    """Maps tokens (B, T) to logits (B, T, V). The embedding has Vp rows; those past V never reach the softmax.
+
+    Positions (B, T) are those of packed documents: each starts at 0 and sees itself alone.
+    """
 
     def __init__(self, config: Config):
         super().__init__()
@@ -92,12 +95,22 @@ class GPT2(nn.Module):
         self.h = nn.ModuleList([Block(config) for _ in range(config.L)])
         self.ln_f = nn.LayerNorm(config.C, eps=1e-5)
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
+    def forward(self, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+        mask = None if positions is None else same_document(positions)
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.wte(tokens) + self.wpe(positions)
         for block in self.h:
-            x = block(x)
+            x = block(x, mask)
         return F.linear(self.ln_f(x), self.wte.weight)[..., : self.config.V]
+
+
+def same_document(positions: torch.Tensor) -> torch.Tensor:
+    """Returns which keys each query sees, (B, 1, T, T): those of its document up to itself."""
+    document = (positions == 0).cumsum(dim=1)
+    T = positions.shape[1]
+    causal = torch.ones(T, T, dtype=torch.bool, device=positions.device).tril()
+    return (causal & (document[:, :, None] == document[:, None, :]))[:, None]
 
 
 @torch.no_grad()

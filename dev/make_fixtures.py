@@ -22,8 +22,9 @@ os.environ["MKL_CBWR"] = "COMPATIBLE"
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
-from gpt2 import GPT2, TENSORS, Config, init_weights, stack_layers
+from gpt2 import GPT2, TENSORS, Config, init_weights, same_document, stack_layers, to_huggingface
 from llmc_files import Mt19937, write_debug_state, write_model
 from reference import run_step, save_step, train
 
@@ -113,6 +114,75 @@ def write_model_fixture(name: str, qkv_bias: bool) -> None:
         batch = itertools.repeat(micro_batches(tokens, T)[0])
         scalars["overfit"] = [record["loss"] for record in train(exact, exact, batch, **OVERFIT)]
     write_json(directory / "reference.json", scalars)
+
+
+# Supervised fine-tuning: documents in which only some targets count
+
+
+def documents_to_tune_on(V: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Returns documents of 2 to 24 tokens, and for each token whether it counts as a target."""
+    generator = torch.Generator().manual_seed(23)
+    found = []
+    for length in (5, 9, 17, 3, 12, 2, 7, 24, 6, 4, 15, 8):
+        given = 1 + length // 3
+        # Every fourth has a second question after its first answer.
+        counts = torch.arange(length) >= given
+        if length % 4 == 0:
+            counts[length // 2 : length // 2 + 2] = False
+        found.append((torch.randint(V, (length,), generator=generator), counts))
+    return found
+
+
+def pack(documents: list, T: int, pad: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Packs documents in order, first fit, into inputs, targets (-100: does not count) and positions, (B, T) each."""
+    sequences: list[list[torch.Tensor]] = []
+    for tokens, counts in documents:
+        tokens, counts = tokens[: T + 1], counts[: T + 1]
+        targets = torch.where(counts[1:], tokens[1:], -100)
+        rows = torch.stack([tokens[:-1], targets, torch.arange(len(tokens) - 1)])
+        fits = (s for s in sequences if sum(r.shape[1] for r in s) + rows.shape[1] <= T)
+        place = next(fits, None)
+        if place is None:
+            sequences.append(place := [])
+        place.append(rows)
+    for sequence in sequences:
+        left = T - sum(rows.shape[1] for rows in sequence)
+        sequence.append(torch.stack([torch.full((left,), pad), torch.full((left,), -100), torch.arange(left)]))
+    return tuple(torch.stack([torch.cat(s, dim=1) for s in sequences]).transpose(0, 1))
+
+
+def write_sft_fixture() -> None:
+    """The loss and its gradient over all documents, with a block-diagonal causal mask and position ids."""
+    config = Config(maxT=16, V=96, Vp=128, L=2, NH=2, C=32)
+    model = GPT2(config)
+    lively_weights(model)
+    model.double()
+    documents = documents_to_tune_on(config.V)
+    inputs, targets, positions = pack(documents, T, config.V - 1)
+    logits = model(inputs, positions)
+    loss = F.cross_entropy(logits.reshape(-1, config.V), targets.reshape(-1), ignore_index=-100)
+    loss.backward()
+    # One document after the other, the same sums.
+    with torch.no_grad():
+        total = 0.0
+        for tokens, counts in documents:
+            tokens, counts = tokens[: T + 1], counts[: T + 1]
+            losses = F.cross_entropy(model(tokens[None, :-1])[0], tokens[1:], reduction="none")
+            total += losses[counts[1:]].sum().item()
+        hf = to_huggingface(model)
+        alone = hf(input_ids=inputs, position_ids=positions, attention_mask=same_document(positions)).logits
+        torch.testing.assert_close(alone, logits)
+    counted = int((targets >= 0).sum())
+    assert abs(total / counted - loss.item()) < 1e-12 * counted
+    found = {
+        "tokens": torch.cat([tokens for tokens, _ in documents]).int(),
+        "counts": torch.cat([counts for _, counts in documents]).int(),
+        "lengths": torch.tensor([len(tokens) for tokens, _ in documents]).int(),
+        "counted": torch.tensor([counted]).int(),
+        "loss": loss.detach()[None],
+    }
+    found |= {f"d{name}": grad for name, grad in stack_layers(model, "grads").items()}
+    save_step(OUT / "gpt2_tiny" / "sft.safetensors", found)
 
 
 # Initial weights
@@ -240,6 +310,7 @@ def main() -> None:
     torch.use_deterministic_algorithms(True)
     write_model_fixture("gpt2_tiny", qkv_bias=True)
     write_model_fixture("gpt2_tiny_no_qkv_bias", qkv_bias=False)
+    write_sft_fixture()
     write_init_fixture()
     write_rng_fixture()
     write_adamw_fixture()

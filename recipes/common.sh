@@ -14,6 +14,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 SMOKE=${SMOKE:-0}
 BIN=${BIN:-.}
 name=$(basename "$0" .sh)
+given=("$@") # flags of the user, which win
 
 gpus=0
 if [ "$SMOKE" != 1 ] && command -v nvidia-smi >/dev/null; then
@@ -62,18 +63,60 @@ questions() {
     fi
 }
 
+# stories: built-in stories in $scratch/data, for SMOKE=1.
+stories() {
+    if [ ! -e "$scratch/data" ]; then
+        "$BIN/warpsmith" stories -o "$scratch/data" --tokens 40000
+    fi
+}
+
 # train FLAGS…: the run.
 train() {
     local run=("$BIN/$TRAINER" -o "$OUT" -y 1)
     if [ "$SMOKE" = 1 ]; then
-        "$BIN/warpsmith" stories -o "$scratch/data" --tokens 40000
+        stories
         # 512 tokens a step leave two micro-steps to each of two processes. The learning rate, its
         # schedule, the optimizer and the samplers stay as they are.
         run+=(-i "$scratch/data/stories_train_*.bin" -j "$scratch/data/stories_val_*.bin"
             --layers 2 --heads 2 --channels 16 -b 2 -t 64 -d 512 -x 4 -v 2 -m 1 -n 2 -s 4 -g 4)
         hellaswag=tests/fixtures/hellaswag_small.jsonl
     fi
-    run+=(--hellaswag-data "$hellaswag" "$@")
+    start "${run[@]}" --hellaswag-data "$hellaswag" "$@"
+}
+
+# base MODEL: the model to fine-tune, in $base: that of the hub or at this path. With SMOKE=1 a tiny
+# one, which sees four steps of stories.
+base() {
+    base=$1
+    if [ "$SMOKE" = 1 ]; then
+        base=$scratch/base
+        stories
+        "$BIN/train_gpt2" -i "$scratch/data/stories_train_*.bin" -j "$scratch/data/stories_val_*.bin" \
+            --layers 2 --heads 2 --channels 16 -b 2 -t 64 -x 4 -v 0 -o "$base" >/dev/null
+    fi
+}
+
+# finetune TRAIN VAL FLAGS…: the run from $base on shards that match these patterns. With SMOKE=1 the
+# shapes and the number of steps are small; all other flags stay.
+finetune() {
+    local run=("$BIN/$TRAINER" -e "$base" -i "$1" -j "$2" -o "$OUT" -y 1 "${@:3}")
+    if [ "$SMOKE" = 1 ]; then
+        run+=(-b 2 -t 64 -d 512 -x 4 -v 2 -m 1 -n 2)
+    fi
+    start "${run[@]}" "${given[@]}"
+}
+
+# before_and_after PROMPT FLAGS…: how the base and the fine-tuned model continue a prompt.
+before_and_after() {
+    if [ "$SMOKE" = 1 ]; then
+        set -- "$@" --max-tokens 20
+    fi
+    "$BIN/warpsmith" sample --compare "$base" "$OUT" --prompt "$@"
+}
+
+# start COMMAND…: as one process, several, or as $LAUNCH says.
+start() {
+    local run=("$@")
     if [ -n "${LAUNCH:-}" ]; then
         # shellcheck disable=SC2206 # a command and its arguments
         run=($LAUNCH "${run[@]}")

@@ -1,24 +1,22 @@
-//! `warpsmith sample`, `eval` and `convert`: uses of a trained model.
+//! `warpsmith eval` and `convert`: uses of a trained model.
 
 use crate::app::{corpus, note, print};
 use crate::checkpoint::{self, FoundModel, ModelFile};
-use crate::cli::flags::warpsmith::{ConvertArgs, EvalArgs, NumberArgs, STORED, SampleArgs};
+use crate::cli::flags::warpsmith::{ConvertArgs, EvalArgs, NumberArgs, STORED};
 use crate::config::{ModelConfig, may_be_gpt2};
 use crate::data::imported;
 use crate::data::loader::{DataLoader, LoaderOptions, Packing, Sample};
-use crate::data::tokenizer::{FILE_NAME, TextStream, Tokenizer, TokenizerId};
+use crate::data::tokenizer::{FILE_NAME, Tokenizer, TokenizerId};
 use crate::device::open::DeviceOptions;
 use crate::eval::hellaswag::{self, HellaSwag};
 use crate::eval::validation::{perplexity, validation_loss};
 use crate::files;
 use crate::hub;
 use crate::model::activations::Recompute;
-use crate::model::decode::Decoder;
 use crate::model::hooks::NoHooks;
 use crate::model::{BatchShape, GPT2, ModelOptions, Weights};
 use crate::ops::{Limits, Ops, plan_scratch};
 use crate::report::progress::{Passing, Progress, saying};
-use crate::sample::{Continuation, Sampler, SamplerOptions, generate};
 use crate::sharding::Sharding;
 use crate::tensor::{Dtype, MemoryPlan};
 use crate::words::count;
@@ -26,15 +24,15 @@ use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 
 /// A model on a device, with its weights in place.
-struct Loaded<M> {
-    dev: Box<dyn Ops>,
-    model: M,
+pub(super) struct Loaded<M> {
+    pub dev: Box<dyn Ops>,
+    pub model: M,
 }
 
 impl<M> Loaded<M> {
     /// Opens the device and uploads the weights of `file`. `plan` lays out the model for an element
     /// type, and returns it with its weights and the largest operations that it asks of the device.
-    fn open(
+    pub fn open(
         args: &NumberArgs,
         file: ModelFile,
         plan: impl FnOnce(Dtype, &mut MemoryPlan) -> (M, Weights, Limits),
@@ -51,7 +49,7 @@ impl<M> Loaded<M> {
 }
 
 /// Reads the model at `path` and its tokenizer, and says which file that is.
-fn load(path: &Path) -> Result<(ModelFile, ModelTokenizer)> {
+pub(super) fn load(path: &Path) -> Result<(ModelFile, ModelTokenizer)> {
     let found = find(path)?;
     let model = saying("reading the model", false, || found.read())?;
     let tokenizer = ModelTokenizer::find(&found, &model.config)?;
@@ -61,7 +59,7 @@ fn load(path: &Path) -> Result<(ModelFile, ModelTokenizer)> {
 
 /// The tokenizer of a model: that beside it, or GPT-2's if it has GPT-2's vocabulary, padded or
 /// not.
-struct ModelTokenizer {
+pub(super) struct ModelTokenizer {
     folder: PathBuf,
     V: usize,
     found: Option<Tokenizer>,
@@ -88,7 +86,7 @@ impl ModelTokenizer {
     ///
     /// # Errors
     /// One line, if it is not known.
-    fn known(&self) -> Result<&Tokenizer> {
+    pub fn known(&self) -> Result<&Tokenizer> {
         self.found.as_ref().with_context(|| {
             format!(
                 "{}: the tokenizer of the model, of {} tokens, is unknown; put its {FILE_NAME} there",
@@ -120,59 +118,6 @@ pub(super) fn find(path: &Path) -> Result<FoundModel> {
     let name = path.to_str().filter(|name| hub::is_model_name(name) && !path.exists());
     let folder = name.map(|name| hub::model(name, 0)).transpose()?;
     checkpoint::find_model(folder.as_deref().unwrap_or(path))
-}
-
-pub fn sample(args: &SampleArgs) -> Result<()> {
-    let (file, tokenizer) = load(&args.model)?;
-    let tokenizer = tokenizer.known()?;
-    let config = file.config;
-    let Loaded { mut dev, model: mut decoder } = Loaded::open(&args.numbers, file, |dtype, plan| {
-        let weights = Weights::plan(&config, dtype, Sharding::NONE, plan);
-        let decoder = Decoder::plan(&weights, config.maxT, plan);
-        let limits = decoder.limits();
-        (decoder, weights, limits)
-    })?;
-
-    let text = args.prompt.as_deref().unwrap_or_default();
-    let prompt = tokenizer.encode(text);
-    if prompt.len() > decoder.context() {
-        let (tokens, context) = (prompt.len(), decoder.context());
-        log::warn!("the prompt has {tokens} tokens; the model reads only the last {context}");
-    }
-    for index in 0..args.count {
-        if args.count > 1 {
-            print(format_args!("--- sample {} of {}\n", index + 1, args.count))?;
-        }
-        let mut sampler = Sampler::new(SamplerOptions {
-            temperature: args.temperature,
-            top_k: (args.top_k > 0).then_some(args.top_k),
-            top_p: (args.top_p < 1.0).then_some(args.top_p),
-            seed: args.seed.wrapping_add(index as u64),
-        })?;
-        print_sample(dev.as_mut(), &mut decoder, &mut sampler, tokenizer, &prompt, args)?;
-    }
-    Ok(())
-}
-
-/// Writes one sample to standard output, token by token. A closed pipe ends it.
-fn print_sample(
-    dev: &mut dyn Ops,
-    decoder: &mut Decoder,
-    sampler: &mut Sampler,
-    tokenizer: &Tokenizer,
-    prompt: &[u32],
-    args: &SampleArgs,
-) -> Result<()> {
-    let mut stream = TextStream::new();
-    // Printed with the first token, so that an error is not printed after it.
-    let mut prompt_text = args.prompt.as_deref().unwrap_or_default();
-    let (eot, max_new) = (tokenizer.eot(), args.max_tokens);
-    let what = Continuation { prompt, eot, max_new, kv_cache: !args.no_kv_cache };
-    generate(dev, &mut NoHooks, decoder, sampler, what, &mut |token| {
-        print(std::mem::take(&mut prompt_text))?;
-        print(stream.push(tokenizer.token_bytes(token).unwrap_or_default()))
-    })?;
-    print(format_args!("{prompt_text}{}\n", stream.finish()))
 }
 
 pub fn eval(args: &EvalArgs) -> Result<()> {

@@ -1,6 +1,6 @@
 //! The program `warpsmith`: one command per task around training.
 
-use super::{corpus, get, launch, logging, model, parity, print, roofline, scaling, tokenizer};
+use super::{corpus, get, launch, logging, model, parity, print, roofline, sample, scaling, sft, tokenizer};
 use crate::cli::flags::warpsmith::{FlagsArgs, PlotArgs, Tool, parse};
 use crate::device::open::start_threads;
 use anyhow::Result;
@@ -12,9 +12,10 @@ pub fn main() -> ExitCode {
         match tool {
             Tool::Get(args) => get::get(&args)?,
             Tool::Data(args) => start_threads(0).and_then(|()| corpus::data(&args))?,
+            Tool::Sft(args) => start_threads(0).and_then(|()| sft::sft(&args))?,
             Tool::Stories(args) => start_threads(0).and_then(|()| corpus::stories(&args))?,
             Tool::Tokenizer { tool } => start_threads(0).and_then(|()| tokenizer::run(&tool))?,
-            Tool::Sample(args) => model::sample(&args)?,
+            Tool::Sample(args) => sample::sample(&args)?,
             Tool::Eval(args) => model::eval(&args)?,
             Tool::Convert(args) => model::convert(&args)?,
             Tool::Parity(args) => return parity::parity(&args),

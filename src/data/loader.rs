@@ -245,6 +245,11 @@ impl DataLoader {
         self.fetcher.reader.packed.as_ref().map(|packed| packed.order.documents().len())
     }
 
+    /// Returns which documents are packed, if they are; the position depends on it.
+    pub fn packing(&self) -> Option<&'static str> {
+        self.fetcher.reader.packed.as_ref().map(|packed| packed.describe())
+    }
+
     /// Returns a checksum of some tokens of every shard, by which other data of the same size is
     /// recognized.
     ///

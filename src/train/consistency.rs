@@ -26,7 +26,11 @@ impl Trainer {
         let size = |data: &DataLoader| {
             let (tokens, shards, weights) = (data.num_tokens(), data.num_shards(), data.weights());
             let mixed = if weights.is_empty() { String::new() } else { format!(", mixed by {weights:?}") };
-            format!("{tokens} tokens in {shards} shard(s){mixed}")
+            let packed = match data.packed_documents() {
+                Some(documents) => format!(", {documents} documents packed"),
+                None => String::new(),
+            };
+            format!("{tokens} tokens in {shards} shard(s){mixed}{packed}")
         };
         let unread = || "not read".to_owned();
         let TrainArgs { batch, optim, eval, files, processes, gpu, .. } = args;

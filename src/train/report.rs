@@ -127,7 +127,11 @@ impl Report {
                 0 => String::new(),
                 sources => format!(", {sources} sources mixed"),
             };
-            format!("{tokens} in {shards}{short}{mixed}")
+            let packed = match l.packed_documents() {
+                Some(documents) => format!(", {documents} packed"),
+                None => String::new(),
+            };
+            format!("{tokens} in {shards}{short}{mixed}{packed}")
         };
         self.console.table([
             ("train data", shards(train)),

@@ -39,6 +39,9 @@ pub(super) struct Extras {
     /// The weights of sources that are mixed. Without a mix, there are none.
     #[serde(default)]
     data_weights: Vec<Float>,
+    /// Which documents are packed into sequences, if they are.
+    #[serde(default)]
+    packing: Option<String>,
     loss_outliers: OutlierDetector,
     norm_outliers: OutlierDetector,
     best_val_loss: Option<Float>,
@@ -212,6 +215,7 @@ impl Trainer {
             data_tokens: data.train.num_tokens(),
             data_shards: data.train.num_shards(),
             data_weights: data.train.weights().into_iter().map(Float).collect(),
+            packing: data.train.packing().map(str::to_owned),
             loss_outliers: guards.loss.clone(),
             norm_outliers: guards.norm.clone(),
             best_val_loss: self.best_val_loss.map(|loss| Float(f64::from(loss))),
@@ -295,6 +299,16 @@ impl Trainer {
             data.train_flag,
             extras.data_tokens,
             extras.data_shards
+        );
+        let say = |packing: Option<&str>| packing.map_or("no documents".to_owned(), str::to_owned);
+        let (is, was) = (data.train.packing(), extras.packing.as_deref());
+        ensure!(
+            is == was,
+            "{}: {} are packed into sequences, and {} in the checkpoint, which its position depends on; resume with \
+             the --packed-documents and --skip-long-examples of that run",
+            data.train_flag,
+            say(is),
+            say(was)
         );
         let found = data.tokenizer.id.to_string();
         ensure!(

@@ -6,6 +6,8 @@
 mod corpora;
 #[path = "hub.rs"] // also where cargo-fuzz includes this file by its path
 mod hub;
+#[path = "sft.rs"]
+mod sft;
 
 use corpora::*;
 use std::cell::OnceCell;
@@ -39,6 +41,9 @@ pub struct Target {
 
 pub const TARGETS: &[Target] = &[
     Target { name: "token_shard", seeds: || vec![seed_shard()], run: token_shard, cost: 60 },
+    Target { name: "shard_mask", seeds: sft::masks, run: sft::shard_mask, cost: 120 },
+    Target { name: "sft_json", seeds: sft::examples, run: sft::json, cost: 200 },
+    Target { name: "sft_template", seeds: sft::templates, run: sft::template, cost: 20 },
     Target {
         name: "model_bin",
         seeds: || [Dtype::F32, Dtype::Bf16].map(seed_model).into(),
@@ -170,6 +175,11 @@ fn seed_shard() -> Vec<u8> {
 fn token_shard(bytes: &[u8]) -> bool {
     let path = directory().join("shard.bin");
     write(&path, bytes);
+    judge(read_shards(&path), "shard.bin")
+}
+
+/// Reads some batches.
+fn read_shards(path: &Path) -> anyhow::Result<()> {
     let options = LoaderOptions {
         pattern: path.to_str().unwrap(),
         flag: "-i",
@@ -182,11 +192,8 @@ fn token_shard(bytes: &[u8]) -> bool {
         packing: Packing::default(),
         V: CONFIG.V,
     };
-    judge(
-        DataLoader::open(options)
-            .and_then(|mut loader| (0..15).try_for_each(|_| loader.next_batch().map(drop))),
-        "shard.bin",
-    )
+    let mut loader = DataLoader::open(options)?;
+    (0..15).try_for_each(|_| loader.next_batch().map(drop))
 }
 
 fn model_bin(bytes: &[u8]) -> bool {

@@ -3,6 +3,7 @@
 mod get;
 mod parity;
 mod scaling;
+mod sft;
 mod tokenizer;
 
 use crate::cli::{Parsed, parse, values};
@@ -15,6 +16,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 pub use get::GetArgs;
 pub use parity::ParityArgs;
 pub use scaling::ScalingArgs;
+pub use sft::SftArgs;
 use std::ffi::OsString;
 use std::path::PathBuf;
 pub use tokenizer::{TokenizerConvertArgs, TokenizerTool, TokenizerTrainArgs};
@@ -37,6 +39,9 @@ pub enum Tool {
     Get(GetArgs),
     /// Tokenize text into shards for training and validation
     Data(DataArgs),
+    /// Tokenize prompts and answers into shards for supervised fine-tuning, in which only the answers
+    /// count
+    Sft(SftArgs),
     /// Write generated short stories, as token shards or as text: training data without a download
     Stories(StoriesArgs),
     /// Learn a vocabulary from text, or convert one
@@ -207,8 +212,12 @@ impl StoriesArgs {
 pub struct SampleArgs {
     /// Model: a .bin or .safetensors file, the directory of a run, or one of the hub, such as gpt2
     /// or OWNER/NAME
-    #[arg(short = 'e', long, value_name = "PATH")]
-    pub model: PathBuf,
+    #[arg(short = 'e', long, value_name = "PATH", required_unless_present = "compare")]
+    pub model: Option<PathBuf>,
+    /// Two models to compare instead of -e: each continues the same prompt with the same seed, and the
+    /// texts stand side by side, in 80 columns
+    #[arg(long, value_name = "PATH", num_args = 2, conflicts_with = "model")]
+    pub compare: Vec<PathBuf>,
     /// Text to continue, in which <|endoftext|> is a token [default: the start of a document]
     #[arg(short = 'p', long, value_name = "TEXT")]
     pub prompt: Option<String>,

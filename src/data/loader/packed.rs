@@ -45,6 +45,7 @@ pub(super) struct Packed {
     pub order: PackedOrder,
     /// One per shard, or none: then every target counts.
     pub masks: Vec<Mask>,
+    packing: Packing,
     /// The first token of each shard, and the end of the last.
     shards: Vec<u64>,
     /// The input of rows beyond the documents of a sequence.
@@ -108,7 +109,22 @@ impl Packed {
             count(order.sequences(), "sequence"),
             rows as f64 / (order.sequences() * T as u64) as f64 * 100.0
         );
-        Ok(Some(Packed { order, masks, shards: ends, eot: shards[0].tokenizer().eot }))
+        Ok(Some(Packed {
+            order,
+            masks,
+            packing: options.packing,
+            shards: ends,
+            eot: shards[0].tokenizer().eot,
+        }))
+    }
+
+    /// Which documents are packed.
+    pub fn describe(&self) -> &'static str {
+        match (self.masks.is_empty(), self.packing.skip_long) {
+            (true, _) => "documents",
+            (false, false) => "examples, long ones cut",
+            (false, true) => "examples without long ones",
+        }
     }
 
     /// The rows of a sequence that count.

@@ -10,6 +10,9 @@ const RESPONSES: [&str; 2] = ["response", "completion"];
 /// Most names of fields in an error.
 const MOST_NAMES: usize = 12;
 
+/// Most letters of each.
+const MOST_LETTERS: usize = 40;
+
 /// The fields of a pair that the user named.
 #[derive(Clone, Debug, Default)]
 pub struct Columns {
@@ -58,7 +61,7 @@ fn pair(object: &Map<String, Value>, columns: &Columns, template: &Pair) -> Resu
     });
     let field = |name: &str, flag: &str| {
         let value = object.get(name).ok_or_else(|| {
-            let names: Vec<&str> = object.keys().take(MOST_NAMES).map(String::as_str).collect();
+            let names: Vec<String> = object.keys().take(MOST_NAMES).map(|name| short(name)).collect();
             format!("no field \"{name}\", only {}; name the right one with {flag}", names.join(", "))
         })?;
         text_of(value, &format!("\"{name}\""))
@@ -101,6 +104,11 @@ fn conversation(messages: &Value, turns: &BTreeMap<String, Turn>) -> Result<Vec<
         true => Err(format!("field \"messages\": expected a turn of the {ASSISTANT}, found none")),
         false => Ok(segments),
     }
+}
+
+/// A name as one short line.
+fn short(name: &str) -> String {
+    name.chars().take(MOST_LETTERS).flat_map(char::escape_debug).collect()
 }
 
 fn text_of<'a>(value: &'a Value, field: &str) -> Result<&'a str, String> {

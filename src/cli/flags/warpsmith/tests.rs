@@ -87,7 +87,7 @@ fn models_are_sampled_measured_and_converted() {
     else {
         panic!()
     };
-    assert_eq!((a.model.to_str(), a.prompt.as_deref(), a.max_tokens), (Some("m"), Some("Once"), 5));
+    assert_eq!((a.model.unwrap().to_str(), a.prompt.as_deref(), a.max_tokens), (Some("m"), Some("Once"), 5));
     assert_eq!((a.temperature, a.top_k, a.top_p, a.seed, a.count), (0.0, 50, 0.9, 1, 4));
     assert_eq!(
         (a.no_kv_cache, a.numbers.dtype, a.numbers.threads),
