@@ -27,6 +27,7 @@ pub use setup::fetch_model;
 
 use crate::cli::flags::trainer::{EvalFlags, FileFlags, TrainArgs};
 use crate::files::lock::DirLock;
+use crate::model::dropout;
 use crate::ops::Ops;
 use crate::optim::schedule::Schedule;
 use crate::replica::Replica;
@@ -72,6 +73,7 @@ struct Trainer {
     data: Data,
     guards: Guards,
     schedule: Schedule,
+    seed: u32,
     report: Report,
     stop: Stop,
     files: FileFlags,
@@ -156,6 +158,7 @@ impl Trainer {
         let counted = data.counted(grad_accum_steps);
         let Data { train, shape, .. } = data;
         hunt.begin_step(replica);
+        replica.dropout_key = Some(dropout::key(self.seed, step));
         let vote = || stop.vote(stop.end_of(Work::Step));
         let next_batch = || train.next_batch();
         let stats =

@@ -4,6 +4,7 @@
 //! Short flags are llm.c's, long names are those of its `train_gpt2.py` where it has one. The `id`
 //! of a flag is its label in the start-up table, again llm.c's where there is one.
 
+mod dropout;
 mod groups;
 pub mod presets;
 mod schedule;
@@ -17,6 +18,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches, 
 use std::ffi::OsString;
 use std::time::{Duration, Instant, SystemTime};
 
+pub use dropout::DropoutFlags;
 pub use groups::*;
 pub use schedule::ScheduleFlags;
 
@@ -61,6 +63,8 @@ pub struct TrainArgs {
     pub schedule: ScheduleFlags,
     #[command(flatten)]
     pub optim: OptimFlags,
+    #[command(flatten)]
+    pub dropout: DropoutFlags,
     #[command(flatten)]
     pub eval: EvalFlags,
     #[command(flatten)]

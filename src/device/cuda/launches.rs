@@ -173,6 +173,8 @@ struct Tensors {
     one: Tensor,
     /// (N) i32
     tokens: [Tensor; 2],
+    /// (4) i32, the state of dropouts.
+    masks: Tensor,
 }
 
 impl Tensors {
@@ -193,6 +195,7 @@ impl Tensors {
             moments: [(); 3].map(|()| of(Dtype::F32, 4 * C * C)),
             one: of(Dtype::F32, 1),
             tokens: [(); 2].map(|()| of(Dtype::I32, N)),
+            masks: of(Dtype::I32, 4),
         };
         let limits = Limits { rows: N, logits_rows: N, T, C, NH, V, Vp, norm_pieces: 1 };
         plan_scratch(cuda, &[limits], &mut plan)?;
@@ -212,24 +215,28 @@ fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     let [mean, rstd] = t.statistics;
     let [tokens, rows_by_token] = t.tokens;
     let [wte, wpe] = [t.embedding[0], t.embedding[1].slice(0, T * C)];
-    let (encoded, positions, dropout) = (out, None, None);
-    cuda.encoder_forward(EncoderForward { encoded, tokens, positions, wte, wpe, dropout, B, T, C })?;
-    let (dwte, dwpe, positions) = (wte, wpe, None);
-    cuda.encoder_backward(EncoderBackward {
-        dwte,
-        dwpe,
-        dout,
-        tokens,
-        rows_by_token,
-        positions,
-        dropout,
-        B,
-        T,
-        C,
-    })?;
+    let masks = Dropout { rate: 0.1, state: t.masks, stream: 0 };
     let norm = LayernormForward { out, mean, rstd, inp, weight, bias, N, C };
+    for dropout in [None, Some(masks)] {
+        let (encoded, positions) = (out, None);
+        cuda.encoder_forward(EncoderForward { encoded, tokens, positions, wte, wpe, dropout, B, T, C })?;
+        let (dwte, dwpe, positions) = (wte, wpe, None);
+        cuda.encoder_backward(EncoderBackward {
+            dwte,
+            dwpe,
+            dout,
+            tokens,
+            rows_by_token,
+            positions,
+            dropout,
+            B,
+            T,
+            C,
+        })?;
+        super::layernorm::residual_forward(cuda, norm, dout, product, dropout)?;
+    }
+    cuda.dropout_backward(product, dout, C, masks)?;
     cuda.layernorm_forward(norm)?;
-    super::layernorm::residual_forward(cuda, norm, dout, product)?;
     let (dinp, dweight, dbias) = (product, weight, bias);
     let overwrite_dinp = false;
     cuda.layernorm_backward(LayernormBackward {
