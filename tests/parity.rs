@@ -16,6 +16,7 @@ use warpsmith::model::{BatchShape, GPT2, ModelOptions, init};
 use warpsmith::ops::{AdamW, Device, Ops};
 use warpsmith::optim::optimizer::{HyperParams, Optimizer, Update};
 use warpsmith::params::PARAMS;
+use warpsmith::params::frozen::Frozen;
 use warpsmith::rng::{Mt19937, identity_permutation};
 use warpsmith::sharding::{Partition, Sharding};
 use warpsmith::tensor::{Dtype, MemoryPlan, Tensor};
@@ -46,7 +47,15 @@ impl Tiny {
         let file = checkpoint::load_model(&fixture(&format!("{name}/model.bin"))).unwrap();
         let config = ModelConfig { qkv_bias: name == "gpt2_tiny", ..file.config };
         let sharding = Sharding::NONE;
-        let options = ModelOptions { B: shape.B, T: shape.T, min_rows: 0, recompute, logits_bytes, sharding };
+        let options = ModelOptions {
+            B: shape.B,
+            T: shape.T,
+            min_rows: 0,
+            recompute,
+            logits_bytes,
+            sharding,
+            frozen: Frozen::default(),
+        };
         let mut dev = Cpu::new(Precision::F32).unwrap();
         let mut plan = MemoryPlan::new();
         let model = GPT2::plan(&config, &options, dev.float_dtype(), &mut plan);
@@ -236,6 +245,7 @@ fn a_fresh_model_is_the_one_pytorch_draws() {
         recompute: Recompute::Gelu,
         logits_bytes: 0,
         sharding: Sharding::NONE,
+        frozen: Frozen::default(),
     };
     let model = GPT2::plan_for_evaluation(&config, &options, dev.float_dtype(), &mut plan);
     dev.allocate(&plan).unwrap();

@@ -17,6 +17,7 @@ use crate::model::decode::Decoder;
 use crate::model::hooks::NoHooks;
 use crate::model::{BatchShape, GPT2, ModelOptions, Weights};
 use crate::ops::{Limits, Ops, plan_scratch};
+use crate::params::frozen::Frozen;
 use crate::report::progress::{Passing, Progress, saying};
 use crate::sample::{Continuation, Sampler, SamplerOptions, generate};
 use crate::sharding::Sharding;
@@ -127,7 +128,7 @@ pub fn sample(args: &SampleArgs) -> Result<()> {
     let tokenizer = tokenizer.known()?;
     let config = file.config;
     let Loaded { mut dev, model: mut decoder } = Loaded::open(&args.numbers, file, |dtype, plan| {
-        let weights = Weights::plan(&config, dtype, Sharding::NONE, plan);
+        let weights = Weights::plan(&config, dtype, Sharding::NONE, &Frozen::default(), plan);
         let decoder = Decoder::plan(&weights, config.maxT, plan);
         let limits = decoder.limits();
         (decoder, weights, limits)
@@ -197,6 +198,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         recompute: Recompute::Gelu,
         logits_bytes: 64 << 20,
         sharding: Sharding::NONE,
+        frozen: Frozen::default(),
     };
     let mut loaded = Loaded::open(&args.numbers, file, |dtype, plan| {
         let model = GPT2::plan_for_evaluation(&config, &options, dtype, plan);

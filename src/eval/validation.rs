@@ -60,6 +60,7 @@ mod tests {
     use crate::model::ModelOptions;
     use crate::model::activations::Recompute;
     use crate::model::hooks::NoHooks;
+    use crate::params::frozen::Frozen;
     use crate::sharding::Sharding;
     use crate::tensor::{Dtype, MemoryPlan};
 
@@ -84,6 +85,7 @@ mod tests {
             recompute: Recompute::Gelu,
             logits_bytes: 1 << 20,
             sharding: Sharding::NONE,
+            frozen: Frozen::default(),
         };
         let mut plan = MemoryPlan::new();
         let model = GPT2::plan_for_evaluation(&config, &options, Dtype::F32, &mut plan);

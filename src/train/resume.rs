@@ -11,6 +11,7 @@ use crate::optim::loss_scale::LossScale;
 use crate::optim::optimizer::Optimizer;
 use crate::optim::outlier::OutlierDetector;
 use crate::optim::schedule::{Schedule, ScheduleKind};
+use crate::params::frozen::Frozen;
 use crate::replica::Replica;
 use crate::sharding::ParamBuffer;
 use crate::tensor::Dtype;
@@ -70,7 +71,7 @@ pub type Settings = BTreeMap<String, String>;
 ///
 /// # Errors
 /// If the data cannot be read.
-pub fn settings(args: &TrainArgs, schedule: &Schedule, data: &Data) -> Result<Settings> {
+pub fn settings(args: &TrainArgs, schedule: &Schedule, data: &Data, frozen: &Frozen) -> Result<Settings> {
     let optim = &args.optim;
     let decays = schedule.kind != ScheduleKind::Constant && schedule.final_frac < 1.0;
     // The end of the curve changes the learning rate of each step.
@@ -93,6 +94,7 @@ pub fn settings(args: &TrainArgs, schedule: &Schedule, data: &Data) -> Result<Se
         ("--skip-update-lossz", optim.skip_update_lossz.to_string()),
         ("--skip-update-gradz", optim.skip_update_gradz.to_string()),
         ("--seed", args.model.seed.to_string()),
+        ("--freeze", frozen.to_string()),
     ];
     let train = (data.train_flag, data.train.checksum()?.to_string());
     let val = data
@@ -277,6 +279,10 @@ impl Trainer {
                 Some(_) if matches!(flag.as_str(), "-i" | "-j") => {
                     changes.push(format!("{flag}: these are not the data that the run so far used"));
                 }
+                Some(is) if flag == "--freeze" => changes.push(format!(
+                    "--freeze: {is} is frozen, and in the run so far {was}; AdamW's moments of what trains from here \
+                     on start from zero"
+                )),
                 Some(is) => changes.push(format!("{flag} {is}: the run so far used {was}")),
                 None => {}
             }
@@ -384,5 +390,11 @@ impl Tensors {
             TensorKind::M => &self.m,
             TensorKind::V => &self.v,
         }
+    }
+
+    /// The tensor that has the frozen elements of a kind: checkpoints are complete. Moments have
+    /// none, and are written as 0.
+    pub(super) fn frozen(&self, kind: TensorKind) -> Option<&ParamBuffer> {
+        matches!(kind, TensorKind::Master).then_some(&self.params)
     }
 }

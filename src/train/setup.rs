@@ -31,6 +31,7 @@ use crate::optim::optimizer::HyperParams;
 use crate::optim::schedule::Schedule;
 use crate::parallel::environment::Process;
 use crate::params::ParamLayout;
+use crate::params::frozen::Frozen;
 use crate::replica::peers::Peers;
 use crate::replica::{ReplicaOptions, ReplicaPlan};
 use crate::report::progress::saying;
@@ -72,6 +73,7 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
     let open = || Data::open(args, &peers.process, config.V, tokenizer, order, batches);
     let data = saying("opening the data", quiet, open)?;
     let options = replica_options(args, &config, &data, dev.as_ref())?;
+    let frozen = options.model.frozen.clone();
     let plan = ReplicaPlan::new(config, options, dev.as_ref())?;
     let total_steps = args.train_steps(data.train.num_tokens(), &data.batches)?;
     let schedule = args.schedule(total_steps, &data.batches)?;
@@ -82,7 +84,7 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
     let mut report = Report::new(schedule.total_steps, quiet, args.files.log_style);
     announce(&mut report, args, &start, (&data, &schedule), &peers, &plan, dev.as_mut())?;
     let first_step = start.resumed_step().unwrap_or(0);
-    let settings = resume::settings(args, &schedule, &data)?;
+    let settings = resume::settings(args, &schedule, &data, &frozen)?;
     let mut trainer = Trainer {
         guards: Guards::new(&args.optim, dev.float_dtype()),
         hunt: Hunt { watch, always: args.device.check_numerics, memory: plan.memory.clone() },
@@ -223,6 +225,10 @@ fn replica_options(
         recompute: args.device.recompute,
         logits_bytes: dev.logits_bytes(),
         sharding: sharding(args.processes.zero_stage, &args.process),
+        frozen: match &args.optim.freeze {
+            Some(names) => Frozen::parse(names, config)?,
+            None => Frozen::default(),
+        },
     };
     Ok(ReplicaOptions {
         model,

@@ -44,17 +44,19 @@ pub fn forward(cuda: &mut Cuda, a: EncoderForward) -> Result<()> {
 pub fn backward(cuda: &mut Cuda, a: EncoderBackward) -> Result<()> {
     let (N, packs) = (a.B * a.T, a.C / cuda.pack());
     check(N, a.C, cuda.pack());
-    assert!(a.dout.len == N * a.C && a.tokens.len == N && a.dwpe.len >= a.T * a.C);
+    assert!(a.dout.len == N * a.C && a.tokens.len == N && a.dwpe.is_none_or(|dwpe| dwpe.len >= a.T * a.C));
     assert_eq!(a.rows_by_token.len, N);
     assert!(a.positions.is_none() && a.dropout.is_none());
     let Cuda { driver, memory: m, .. } = cuda;
     let dev = driver.as_mut();
     let (dout, T, C) = (m.x(a.dout), a.T as i32, a.C as i32);
 
-    let launch = Launch::new(N.div_ceil(WTE_ROWS) * packs.div_ceil(SLICE), WTE_THREADS);
-    let (tokens, rows) = (m.i32(a.tokens), m.i32(a.rows_by_token));
-    kernel::encoder_backward_wte(dev, launch, m.x(a.dwte), dout, tokens, rows, N as i32, C)?;
-
+    if let Some(dwte) = a.dwte {
+        let launch = Launch::new(N.div_ceil(WTE_ROWS) * packs.div_ceil(SLICE), WTE_THREADS);
+        let (tokens, rows) = (m.i32(a.tokens), m.i32(a.rows_by_token));
+        kernel::encoder_backward_wte(dev, launch, m.x(dwte), dout, tokens, rows, N as i32, C)?;
+    }
+    let Some(dwpe) = a.dwpe else { return Ok(()) };
     let launch = Launch::new((a.T * packs).div_ceil(THREADS), THREADS as u32);
-    kernel::encoder_backward_wpe(dev, launch, m.x(a.dwpe), dout, a.B as i32, T, C)
+    kernel::encoder_backward_wpe(dev, launch, m.x(dwpe), dout, a.B as i32, T, C)
 }

@@ -216,8 +216,8 @@ fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     cuda.encoder_forward(EncoderForward { encoded, tokens, positions, wte, wpe, dropout, B, T, C })?;
     let (dwte, dwpe, positions) = (wte, wpe, None);
     cuda.encoder_backward(EncoderBackward {
-        dwte,
-        dwpe,
+        dwte: Some(dwte),
+        dwpe: Some(dwpe),
         dout,
         tokens,
         rows_by_token,
@@ -313,7 +313,7 @@ fn matmuls(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     for gelu_gradient in [Some(gelu_gradient), None] {
         cuda.matmul_backward(MatmulBackward {
             dinp: wide,
-            dweight,
+            dweight: Some(dweight),
             overwrite_dweight: false,
             dbias: Some(bias.slice(0, C)),
             dout: out,
