@@ -48,11 +48,17 @@ pub static WIDE_SHARD: Kind = Kind {
     advice: "; make token shards with `warpsmith data`",
     ..Kind::new(20240801, "a token shard of 32-bit tokens", &[7])
 };
+/// The mask of a token shard: where documents start, and which tokens count in the loss. Ours.
+pub static MASK: Kind = Kind {
+    advice: "; make the shard and its mask with `warpsmith sft`",
+    ..Kind::new(20261127, "a mask of a token shard", &[1])
+};
 /// A batch and its results, for tests.
 pub static DEBUG_STATE: Kind = Kind::new(20240327, "a debug state", &[2]);
 
 /// The kinds of file that a user may pass by mistake.
-static KINDS: [&Kind; 7] = [&MODEL, &STATE, &TOKENIZER, &SHARD, &EVALUATION, &DEBUG_STATE, &WIDE_SHARD];
+static KINDS: [&Kind; 8] =
+    [&MODEL, &STATE, &TOKENIZER, &SHARD, &EVALUATION, &DEBUG_STATE, &WIDE_SHARD, &MASK];
 
 /// Describes the kind of file that starts with `first`, as far as it can be recognized.
 fn describe(first: &[u8]) -> String {

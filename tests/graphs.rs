@@ -165,7 +165,7 @@ struct Recipe {
 /// GPT-2 124M with 8 micro-steps of 64 x 1024 tokens, which is cheap where nothing is computed.
 const LARGE: Recipe = Recipe {
     config: ModelConfig { maxT: 1024, V: 50257, Vp: 50304, L: 12, NH: 12, C: 768, qkv_bias: true },
-    shape: BatchShape { B: 64, T: 1024 },
+    shape: BatchShape::new(64, 1024),
     grad_accum_steps: 8,
     dtype: Dtype::Bf16,
     recompute: Recompute::Gelu,
@@ -173,7 +173,7 @@ const LARGE: Recipe = Recipe {
 
 const TINY: Recipe = Recipe {
     config: ModelConfig { maxT: 24, V: 503, Vp: 512, L: 2, NH: 1, C: 64, qkv_bias: true },
-    shape: BatchShape { B: 2, T: 24 },
+    shape: BatchShape::new(2, 24),
     grad_accum_steps: 3,
     dtype: Dtype::Bf16,
     recompute: Recompute::Gelu,
@@ -184,7 +184,7 @@ impl Recipe {
         let (dtype, tf32, gelu_fusion, matmul) = (self.dtype, false, 2, MatmulChoice::Own);
         let options = CudaOptions { dtype, tf32, gelu_fusion, deterministic: true, matmul, graphs };
         let dev = Box::new(Cuda::new(driver, options));
-        let BatchShape { B, T } = self.shape;
+        let BatchShape { B, T, .. } = self.shape;
         let model = ModelOptions {
             B,
             T,
@@ -205,7 +205,7 @@ impl Recipe {
         let token = |i: usize| ((i * i + number) % (number + 3) * 7 % self.config.V) as i32;
         let inputs: Vec<i32> = (0..shape.rows()).map(token).collect();
         let targets = (1..=shape.rows()).map(token).collect();
-        Batch { rows_by_token: rows_by_token(&inputs), inputs, targets }
+        Batch { rows_by_token: rows_by_token(&inputs), inputs, targets, packed: None }
     }
 
     /// Takes a step, and returns its loss and norm.
@@ -215,9 +215,9 @@ impl Recipe {
             number += 1;
             Ok(self.batch(self.shape, number))
         };
-        let stats = replica
-            .forward_backward(next_batch, self.shape, self.grad_accum_steps, loss_scale, || 0.0)
-            .unwrap();
+        let (steps, counted) = (self.grad_accum_steps, self.grad_accum_steps * self.shape.rows());
+        let stats =
+            replica.forward_backward(next_batch, self.shape, steps, counted, loss_scale, || 0.0).unwrap();
         replica.update(step, 1e-3 / (step + 1) as f32, stats.norm, loss_scale).unwrap();
         (stats.loss, stats.norm)
     }
@@ -297,7 +297,7 @@ fn train(recipe: &Recipe, graphs: bool, options: EmulatorOptions) -> Outcome {
     for step in 0..5 {
         let loss_scale = if recipe.dtype == Dtype::F16 { [1024.0, 512.0][step / 2 % 2] } else { 1.0 };
         steps.push(recipe.step(&mut replica, step, loss_scale));
-        let shape = BatchShape { B: 3, T: 16 - 5 * (step % 2) };
+        let shape = BatchShape::new(3, 16 - 5 * (step % 2));
         let batch = recipe.batch(shape, step);
         let Replica { dev, model, .. } = &mut replica;
         model.load_batch(dev.as_mut(), shape, &batch.inputs, &batch.targets).unwrap();

@@ -102,7 +102,7 @@ impl Tiny {
 fn logits_are_pytorchs() {
     for name in MODELS {
         for (file, T) in [("step_T16", 16), ("step_T11", 11)] {
-            let shape = BatchShape { B: 3, T };
+            let shape = BatchShape::new(3, T);
             let bytes = std::fs::read(fixture(&format!("{name}/{file}.safetensors"))).unwrap();
             let recorded = SafeTensors::deserialize(&bytes).unwrap();
             let i32s =
@@ -126,7 +126,7 @@ fn losses_logits_and_the_gradients_of_all_tensors_are_pytorchs() {
     for name in MODELS {
         for (file, T) in [("step_T16", 16), ("step_T11", 11)] {
             for recompute in [Recompute::Nothing, Recompute::Gelu, Recompute::GeluAndLayernorm] {
-                single_step(name, file, BatchShape { B: 3, T }, recompute);
+                single_step(name, file, BatchShape::new(3, T), recompute);
             }
         }
     }
@@ -142,7 +142,7 @@ fn single_step(name: &str, file: &str, shape: BatchShape, recompute: Recompute) 
 
     // Logits of seven rows at a time, so the last chunk is ragged; buffers for a longer T than the
     // batch's.
-    let mut tiny = Tiny::load(name, BatchShape { B: 3, T: 16 }, recompute, 7 * 128 * 4);
+    let mut tiny = Tiny::load(name, BatchShape::new(3, 16), recompute, 7 * 128 * 4);
     tiny.model.load_batch(&mut tiny.dev, shape, &inputs, &targets).unwrap();
     let losses = tiny.model.evaluate(&mut tiny.dev, &mut NoHooks, shape).unwrap();
     assert_close("losses", &losses, &f32s("losses"), 1e-5);
@@ -167,7 +167,7 @@ fn single_step(name: &str, file: &str, shape: BatchShape, recompute: Recompute) 
 /// The forward pass keeps the gradient of GELU, or the backward pass puts it in place of its input.
 #[test]
 fn recomputing_leaves_the_bits_of_the_gradient_of_gelu() {
-    let shape = BatchShape { B: 3, T: 16 };
+    let shape = BatchShape::new(3, 16);
     let tokens: Vec<i32> = (0..shape.rows() as i32).collect();
     let kept = |recompute| {
         let mut tiny = Tiny::load(MODELS[0], shape, recompute, 1 << 20);
@@ -203,7 +203,7 @@ fn twenty_steps_of_training_are_pytorchs() {
 }
 
 fn train(name: &str, grad_accum_steps: usize, recorded: &Value) -> (Vec<f64>, Vec<f64>) {
-    let shape = BatchShape { B: 3, T: 16 };
+    let shape = BatchShape::new(3, 16);
     let rows = shape.rows();
     let tokens = floats(&json(&format!("{name}/reference.json"))["tokens"]);
     let tokens: Vec<i32> = tokens.into_iter().map(|t| t as i32).collect();

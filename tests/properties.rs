@@ -11,7 +11,7 @@ use warpsmith::checkpoint::{self, Checkpoint, ModelFile, Saved, Source, State, T
 use warpsmith::cli::flags::trainer::{TrainArgs, parse};
 use warpsmith::cli::{Parsed, Program};
 use warpsmith::config::ModelConfig;
-use warpsmith::data::loader::{DataLoader, LoaderOptions, Sample};
+use warpsmith::data::loader::{DataLoader, LoaderOptions, Packing, Sample};
 use warpsmith::data::prepare::{PrepareOptions, prepare};
 use warpsmith::data::shard::{Shard, ShardWriter};
 use warpsmith::data::tokenizer::{Tokenizer, TokenizerId};
@@ -174,6 +174,7 @@ proptest! {
             num_processes: ranks,
             sample: if by_batch { Sample::Batch } else { Sample::Sequence },
             shuffle,
+            packing: Packing::default(),
             V: 50257,
         }).unwrap();
         for rank in 0..ranks {

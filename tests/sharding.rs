@@ -6,7 +6,7 @@ mod common;
 use common::Corpus;
 use std::time::Duration;
 use warpsmith::config::ModelConfig;
-use warpsmith::data::loader::{DataLoader, LoaderOptions, Sample};
+use warpsmith::data::loader::{DataLoader, LoaderOptions, Packing, Sample};
 use warpsmith::device::cpu::{Cpu, matmul::Precision};
 use warpsmith::device::cuda::emulated::{self, EmulatorOptions};
 use warpsmith::device::cuda::{Cuda, CudaOptions, MatmulChoice};
@@ -50,7 +50,7 @@ struct Recipe {
     frozen: Option<&'static str>,
 }
 
-const SHAPE: BatchShape = BatchShape { B: 1, T: 16 };
+const SHAPE: BatchShape = BatchShape::new(1, 16);
 
 impl Recipe {
     fn cpu(layers: usize, world_size: usize, grad_accum_steps: usize) -> Self {
@@ -119,6 +119,7 @@ impl Recipe {
             num_processes: self.world_size,
             sample: Sample::Sequence,
             shuffle: true,
+            packing: Packing::default(),
             V: self.config.V,
         })
         .unwrap()
@@ -150,9 +151,10 @@ fn rank(recipe: &Recipe, corpus: &Corpus, peers: Peers) -> Outcome {
         // Ranks, too, are late now and then.
         let late = if recipe.seed > 0 { (recipe.seed + 7 * rank as u64 + 3 * step as u64) % 5 } else { 0 };
         std::thread::sleep(Duration::from_millis(late));
-        let stats = replica
-            .forward_backward(|| loader.next_batch(), SHAPE, recipe.grad_accum_steps, 1.0, || 0.0)
-            .unwrap();
+        let (steps, counted) =
+            (recipe.grad_accum_steps, loader.counted(recipe.grad_accum_steps * recipe.world_size));
+        let stats =
+            replica.forward_backward(|| loader.next_batch(), SHAPE, steps, counted, 1.0, || 0.0).unwrap();
         replica.update(step, 1e-3, stats.norm, 1.0).unwrap();
         losses.push(stats.loss);
         norms.push(stats.norm);

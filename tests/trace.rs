@@ -25,7 +25,7 @@ use warpsmith::trace::{Names, Op};
 
 /// That of `small.bin`.
 const CONFIG: ModelConfig = ModelConfig { maxT: 64, V: 503, Vp: 512, L: 2, NH: 2, C: 128, qkv_bias: true };
-const SHAPE: BatchShape = BatchShape { B: 1, T: 32 };
+const SHAPE: BatchShape = BatchShape::new(1, 32);
 const MICRO_STEPS: usize = 2;
 const ROWS: [&str; 4] = ["step", "compute", "communication", "copies"];
 
@@ -50,7 +50,7 @@ fn recorded(dtype: Dtype, world_size: usize, stage: ZeroStage) -> Vec<(String, S
         1 => Sharding::NONE,
         _ => Sharding { stage, partition: Partition { index: 0, of: world_size } },
     };
-    let BatchShape { B, T } = SHAPE;
+    let BatchShape { B, T, .. } = SHAPE;
     let logits_bytes = dev.logits_bytes();
     let model = ModelOptions {
         B,
@@ -72,9 +72,16 @@ fn recorded(dtype: Dtype, world_size: usize, stage: ZeroStage) -> Vec<(String, S
     let mut replica = plan.allocate(Box::new(dev), peers, false).unwrap();
     let next_batch = || {
         let tokens: Vec<i32> = (0..SHAPE.rows() as i32).collect();
-        Ok(Batch { rows_by_token: rows_by_token(&tokens), targets: tokens.clone(), inputs: tokens })
+        Ok(Batch {
+            rows_by_token: rows_by_token(&tokens),
+            targets: tokens.clone(),
+            inputs: tokens,
+            packed: None,
+        })
     };
-    let stats = replica.forward_backward(next_batch, SHAPE, MICRO_STEPS, 1.0, || 0.0).unwrap();
+    let stats = replica
+        .forward_backward(next_batch, SHAPE, MICRO_STEPS, MICRO_STEPS * SHAPE.rows(), 1.0, || 0.0)
+        .unwrap();
     replica.update(1, 1e-3, stats.norm, 1.0).unwrap();
     replica.finish_params().unwrap();
     let names = Names { memory, params: &replica.model.weights.params, stored: replica.zero.params() };

@@ -5,7 +5,7 @@ use crate::checkpoint::{self, FoundModel, ModelFile};
 use crate::cli::flags::warpsmith::{ConvertArgs, EvalArgs, NumberArgs, STORED, SampleArgs};
 use crate::config::{ModelConfig, may_be_gpt2};
 use crate::data::imported;
-use crate::data::loader::{DataLoader, LoaderOptions, Sample};
+use crate::data::loader::{DataLoader, LoaderOptions, Packing, Sample};
 use crate::data::tokenizer::{FILE_NAME, TextStream, Tokenizer, TokenizerId};
 use crate::device::open::DeviceOptions;
 use crate::eval::hellaswag::{self, HellaSwag};
@@ -181,7 +181,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     let config = file.config;
     let T = args.sequence_length.unwrap_or(config.maxT);
     config.check_batch(args.batch_size, T)?;
-    let shape = BatchShape { B: args.batch_size, T };
+    let shape = BatchShape::new(args.batch_size, T);
     let loader = args.val.as_deref().map(|pattern| open_validation(pattern, shape, &config)).transpose()?;
     if let Some(loader) = &loader {
         tokenizer.check(loader.tokenizer(), "-j/--val")?;
@@ -306,7 +306,7 @@ fn item_line(item: &hellaswag::Item) -> serde_json::Value {
 }
 
 fn open_validation(pattern: &str, shape: BatchShape, config: &ModelConfig) -> Result<DataLoader> {
-    let BatchShape { B, T } = shape;
+    let BatchShape { B, T, .. } = shape;
     let V = config.V;
     DataLoader::open(LoaderOptions {
         pattern,
@@ -317,6 +317,7 @@ fn open_validation(pattern: &str, shape: BatchShape, config: &ModelConfig) -> Re
         num_processes: 1,
         sample: Sample::Batch,
         shuffle: false,
+        packing: Packing::default(),
         V,
     })
 }

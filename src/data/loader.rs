@@ -15,10 +15,15 @@
 //! up. Shuffled documents are put one after another, in a new order every epoch, and cut into
 //! samples. The position in both is the number of samples read so far.
 //!
+//! Documents of masked shards, and of others if asked, are packed whole into sequences, which are
+//! the samples; see `data/order/packed.rs`. A document is then read from position 0 on, and
+//! sees itself alone.
+//!
 //! With batches as samples, a single rank reads in llm.c's order, bit for bit. Several ranks share
 //! that same order, whereas each rank of llm.c shuffles on its own.
 
 mod check;
+mod packed;
 mod patterns;
 mod plan;
 mod reader;
@@ -29,6 +34,8 @@ use crate::data::shard::Shard;
 use crate::data::tokenizer::TokenizerId;
 use anyhow::{Context, Result, ensure};
 use check::VocabularyCheck;
+use packed::Packed;
+pub use packed::{PackedRows, Packing};
 use plan::{Plan, Position};
 use reader::Reader;
 use std::path::Path;
@@ -61,6 +68,7 @@ pub struct LoaderOptions<'a> {
     pub num_processes: usize,
     pub sample: Sample,
     pub shuffle: bool,
+    pub packing: Packing,
     /// Vocabulary size; every token has to be below it.
     pub V: usize,
 }
@@ -74,10 +82,12 @@ pub struct Bookmark(Position);
 pub struct Batch {
     /// (B, T)
     pub inputs: Vec<i32>,
-    /// (B, T): the token after each input.
+    /// (B, T): the token after each input, or a negative number where that does not count.
     pub targets: Vec<i32>,
     /// (B T): rows of the inputs sorted by token, see [`crate::data::buckets::rows_by_token`].
     pub rows_by_token: Vec<i32>,
+    /// If the inputs are packed documents.
+    pub packed: Option<PackedRows>,
 }
 
 /// Serves batches; see the [module](self).
@@ -106,10 +116,6 @@ impl DataLoader {
         assert!(rank < num_processes, "rank {rank} of {num_processes}");
         ensure!(B > 0 && T > 0, "batch of {B} sequences of {T} tokens; expected at least 1 of each");
         let batch_tokens = B.checked_mul(T).context("a batch has too many tokens to count")?;
-        let (samples_per_batch, sample_tokens) = match options.sample {
-            Sample::Sequence | Sample::Document => (B, T),
-            Sample::Batch => (1, batch_tokens),
-        };
         let (sources, mut shards) = (patterns::sources(pattern, flag)?, Vec::<Shard>::new());
         for path in sources.iter().flat_map(|source| &source.paths) {
             let shard = Shard::open(path).with_context(|| flag.to_owned())?;
@@ -123,9 +129,18 @@ impl DataLoader {
             );
             shards.push(shard);
         }
-        let plan = Plan::new(&options, &sources, &shards, sample_tokens)?;
+        let packed = Packed::find(&options, &shards)?.map(Arc::new);
+        let (samples_per_batch, sample_tokens) = match (options.sample, &packed) {
+            (Sample::Batch, None) => (1, batch_tokens),
+            _ => (B, T),
+        };
+        let plan = match &packed {
+            Some(packed) => Plan::packed(&options, &sources, packed)?,
+            None => Plan::new(&options, &sources, &shards, sample_tokens)?,
+        };
         let position = plan.start(options.shuffle);
-        let reader = Arc::new(Reader { shards, sample_tokens, V: options.V, documents: plan.documents() });
+        let documents = plan.documents();
+        let reader = Arc::new(Reader { shards, sample_tokens, V: options.V, documents, packed });
         let fetcher = Fetcher::new(Arc::clone(&reader))?;
         let check = VocabularyCheck::start(reader, rank, num_processes)?;
         Ok(DataLoader {
@@ -168,6 +183,16 @@ impl DataLoader {
         Ok(batch)
     }
 
+    /// Returns the number of rows that count in the next `batches` of all ranks together.
+    pub fn counted(&self, batches: usize) -> usize {
+        let samples = batches * self.samples_per_batch;
+        let Some(packed) = &self.fetcher.reader.packed else {
+            return samples * self.fetcher.reader.sample_tokens;
+        };
+        let mut position = self.position.clone();
+        (0..samples).map(|_| packed.counted(&self.plan.step(&mut position))).sum()
+    }
+
     /// Starts to read this rank's next batch. Returns the position after the next batches of all
     /// ranks.
     fn fetch(&self) -> Position {
@@ -206,6 +231,20 @@ impl DataLoader {
         self.fetcher.reader.shards.iter().map(|s| s.len() as u64).sum()
     }
 
+    /// Returns the number of tokens in the samples of an epoch; with packed documents, those that fill
+    /// up sequences included.
+    pub fn epoch_tokens(&self) -> u64 {
+        match self.packed_documents() {
+            Some(_) => (self.plan.samples() * self.fetcher.reader.sample_tokens) as u64,
+            None => self.num_tokens(),
+        }
+    }
+
+    /// Returns the number of documents that are packed into sequences, if they are.
+    pub fn packed_documents(&self) -> Option<usize> {
+        self.fetcher.reader.packed.as_ref().map(|packed| packed.order.documents().len())
+    }
+
     /// Returns a checksum of some tokens of every shard, by which other data of the same size is
     /// recognized.
     ///
@@ -223,6 +262,8 @@ impl DataLoader {
                 hasher.update(&bytes);
             }
         }
+        let masks = self.fetcher.reader.packed.iter().flat_map(|packed| &packed.masks);
+        masks.for_each(|mask| hasher.update(&mask.crc().to_le_bytes()));
         Ok(hasher.finalize())
     }
 

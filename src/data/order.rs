@@ -2,6 +2,7 @@
 
 pub(super) mod documents;
 pub(super) mod mixed;
+pub(super) mod packed;
 mod permutation;
 
 use crate::rng::{Mt19937, identity_permutation};
@@ -89,7 +90,9 @@ pub(super) enum Place {
     /// A shard and an index in it.
     Sample { file: usize, sample: usize },
     /// A place in the shuffled documents of a source, in an epoch.
-    Packed { source: usize, epoch: u64, cursor: Cursor },
+    Run { source: usize, epoch: u64, cursor: Cursor },
+    /// A sequence of packed documents.
+    Sequence(usize),
 }
 
 /// The order of reading, which follows from the number of samples per shard. At least one shard has

@@ -6,7 +6,7 @@
 
 mod draw;
 mod encode;
-mod folder;
+pub(super) mod folder;
 mod mix;
 mod shards;
 mod stream;

@@ -1,6 +1,7 @@
 //! Token shards in llm.c's formats: a header (field 2: number of tokens), then each token as a u16,
 //! or for vocabularies of more than 65,536 tokens as a u32. Fields 3 to 6 identify the tokenizer;
-//! llm.c leaves them zero, which stands for GPT-2's, or Llama 3's in shards of 32-bit tokens.
+//! llm.c leaves them zero, which stands for GPT-2's, or Llama 3's in shards of 32-bit tokens. Field 7
+//! is 1 if a file beside the shard says which tokens count, see [`mask`](super::mask).
 
 use crate::data::imported;
 use crate::data::tokenizer::TokenizerId;
@@ -17,6 +18,9 @@ const TOKENS: usize = 2;
 
 /// First of the header fields that hold a [`TokenizerId`].
 const TOKENIZER: usize = 3;
+
+/// Header field that says whether the shard has a mask.
+const MASKED: usize = 7;
 
 /// The type of tokens on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +117,7 @@ pub struct Shard {
     width: Width,
     tokenizer: TokenizerId,
     tokens: usize,
+    is_masked: bool,
 }
 
 impl Shard {
@@ -126,7 +131,7 @@ impl Shard {
         if let Some((start, tokens)) = imported::npy_of_u16(path) {
             let (file, width) = (files::open(path)?.0, Width::U16);
             let (path, tokenizer) = (path.to_owned(), width.default_tokenizer());
-            return Ok(Shard { path, file, start, width, tokenizer, tokens });
+            return Ok(Shard { path, file, start, width, tokenizer, tokens, is_masked: false });
         }
         let (header, file, bytes) = Header::open_any(path, &[&SHARD, &WIDE_SHARD]).map_err(|error| {
             let found = imported::describe(path);
@@ -138,7 +143,13 @@ impl Shard {
             .and_then(|()| TokenizerId::read(&header, TOKENIZER, width.default_tokenizer()));
         let tokenizer = checked.with_context(|| path.display().to_string())?;
         let (path, start) = (path.to_owned(), HEADER_BYTES);
-        Ok(Shard { path, file, start, width, tokenizer, tokens: tokens as usize })
+        let (tokens, is_masked) = (tokens as usize, header.i32(MASKED) != 0);
+        Ok(Shard { path, file, start, width, tokenizer, tokens, is_masked })
+    }
+
+    /// Whether a mask beside the shard says which of its tokens count.
+    pub fn is_masked(&self) -> bool {
+        self.is_masked
     }
 
     pub fn path(&self) -> &Path {
@@ -219,6 +230,7 @@ pub struct ShardWriter {
     width: Width,
     tokenizer: TokenizerId,
     tokens: u64,
+    is_masked: bool,
     path: PathBuf,
     /// Kept between calls to avoid allocating.
     bytes: Vec<u8>,
@@ -235,7 +247,8 @@ impl ShardWriter {
     pub fn create_as(path: &Path, tokenizer: TokenizerId, format: ShardFormat) -> Result<Self> {
         let (file, width) = (NewFile::create(path)?, Width::of(tokenizer.vocab_size));
         let path = path.to_owned();
-        let mut writer = ShardWriter { file, format, width, tokenizer, tokens: 0, path, bytes: Vec::new() };
+        let (tokens, is_masked, bytes) = (0, false, Vec::new());
+        let mut writer = ShardWriter { file, format, width, tokenizer, tokens, is_masked, path, bytes };
         writer.write_header().with_context(|| writer.failure())?;
         Ok(writer)
     }
@@ -262,6 +275,11 @@ impl ShardWriter {
         self.file.write_all(&self.bytes).with_context(|| self.failure())?;
         self.tokens = total;
         Ok(())
+    }
+
+    /// Says in the header that a mask lies beside the shard.
+    pub(super) fn set_masked(&mut self) {
+        self.is_masked = true;
     }
 
     /// Returns the number of tokens written so far.
@@ -294,6 +312,7 @@ impl ShardWriter {
         }
         let mut header = Header::new(self.width.kind(), self.width.version());
         header.set(TOKENS, self.tokens as i32);
+        header.set(MASKED, self.is_masked.into());
         self.tokenizer.write(&mut header, TOKENIZER, self.width.default_tokenizer());
         self.file.rewind()?;
         header.write(&mut self.file)

@@ -6,7 +6,7 @@ use crate::model::{BatchShape, GPT2};
 use crate::ops::Ops;
 use anyhow::Result;
 
-/// Measures the mean loss, in nats per token, over the first batches of the loader's data. If ranks
+/// Measures the mean loss, in nats per token that counts, over the first batches of the loader's data. If ranks
 /// share the batches, this is one rank's contribution: the loss is the sum over all ranks.
 ///
 /// The loader is reset first, so that each validation sees the same text; it should not shuffle.
@@ -31,19 +31,24 @@ pub fn validation_loss(
     loader.reset();
     let batches = max_batches.unwrap_or(loader.batches_per_epoch());
     assert!(batches > 0, "a mean of no batches");
+    let counted = loader.counted(batches);
     let mut sum = 0.0;
     let turns = loader.turns(batches).len();
     for turn in 0..turns {
         let batch = loader.next_batch()?;
         model.load_batch(dev, shape, &batch.inputs, &batch.targets)?;
+        if let Some(packed) = &batch.packed {
+            model.load_positions(dev, &packed.positions)?;
+        }
+        let shape = BatchShape { packed: batch.packed.is_some(), ..shape };
         let losses = model.evaluate(dev, hooks, shape)?;
-        sum += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / losses.len() as f64;
+        sum += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
         progress(turn + 1, turns);
     }
     for _ in turns..loader.most_turns(batches) {
         model.participate(dev, hooks)?;
     }
-    Ok((sum / batches as f64) as f32)
+    Ok((sum / counted as f64) as f32)
 }
 
 /// The perplexity, exp(loss): a uniform choice among this many tokens has the same loss.
@@ -55,7 +60,7 @@ pub fn perplexity(loss: f32) -> f64 {
 mod tests {
     use super::*;
     use crate::config::ModelConfig;
-    use crate::data::loader::{LoaderOptions, Sample};
+    use crate::data::loader::{LoaderOptions, Packing, Sample};
     use crate::eval::testing::{cpu, randomize};
     use crate::model::ModelOptions;
     use crate::model::activations::Recompute;
@@ -76,7 +81,7 @@ mod tests {
 
     #[test]
     fn it_is_the_mean_over_tokens_and_starts_over_each_time() {
-        let shape = BatchShape { B: 2, T: 8 };
+        let shape = BatchShape::new(2, 8);
         let config = ModelConfig { maxT: 8, V: 96, Vp: 128, L: 1, NH: 2, C: 16, qkv_bias: true };
         let options = ModelOptions {
             B: 2,
@@ -112,6 +117,7 @@ mod tests {
             num_processes: 1,
             sample: Sample::Batch,
             shuffle: false,
+            packing: Packing::default(),
             V: 96,
         })
         .unwrap();

@@ -53,31 +53,33 @@ pub struct Activations {
     /// Tokens of the longest sequence.
     pub T: usize,
     pub recompute: Recompute,
-    pub inputs: Tensor,        // (N) i32
-    pub targets: Tensor,       // (N) i32
-    pub rows_by_token: Tensor, // (N) i32, backward only
-    pub encoded: Tensor,       // (N, C)
-    pub ln1: PerLayer,         // (L, N, C), one layer if recomputed
-    pub ln1_mean: PerLayer,    // (L, N) f32
-    pub ln1_rstd: PerLayer,    // (L, N) f32
-    pub qkv: PerLayer,         // (L, N, 3C)
-    pub atty: PerLayer,        // (L, N, C)
-    pub lse: PerLayer,         // (L, B, NH, T) f32
-    pub residual2: PerLayer,   // (L, N, C)
-    pub ln2: PerLayer,         // as ln1
-    pub ln2_mean: PerLayer,    // (L, N) f32
-    pub ln2_rstd: PerLayer,    // (L, N) f32
-    pub fch: PerLayer,         // (L, N, 4C), gelu'(h); h until it is recomputed
-    pub fch_gelu: PerLayer,    // (L, N, 4C), one layer if recomputed
-    pub residual3: PerLayer,   // (L, N, C)
-    pub lnf: Tensor,           // (N, C)
-    pub lnf_mean: Tensor,      // (N) f32
-    pub lnf_rstd: Tensor,      // (N) f32
-    pub losses: Tensor,        // (N) f32, summed over micro-steps
-    pub logits: Tensor,        // (chunk of rows, Vp), then their gradient
-    pub scratch_btc: Tensor,   // (N, C), backward only
-    pub scratch_bt4c: Tensor,  // (N, 4C), backward only
-    pub dresidual: Tensor,     // (N, C), backward only
+    pub inputs: Tensor,           // (N) i32
+    pub targets: Tensor,          // (N) i32
+    pub rows_by_token: Tensor,    // (N) i32, backward only
+    pub positions: Tensor,        // (N) i32, of packed documents
+    pub rows_by_position: Tensor, // (N) i32, of packed documents, backward only
+    pub encoded: Tensor,          // (N, C)
+    pub ln1: PerLayer,            // (L, N, C), one layer if recomputed
+    pub ln1_mean: PerLayer,       // (L, N) f32
+    pub ln1_rstd: PerLayer,       // (L, N) f32
+    pub qkv: PerLayer,            // (L, N, 3C)
+    pub atty: PerLayer,           // (L, N, C)
+    pub lse: PerLayer,            // (L, B, NH, T) f32
+    pub residual2: PerLayer,      // (L, N, C)
+    pub ln2: PerLayer,            // as ln1
+    pub ln2_mean: PerLayer,       // (L, N) f32
+    pub ln2_rstd: PerLayer,       // (L, N) f32
+    pub fch: PerLayer,            // (L, N, 4C), gelu'(h); h until it is recomputed
+    pub fch_gelu: PerLayer,       // (L, N, 4C), one layer if recomputed
+    pub residual3: PerLayer,      // (L, N, C)
+    pub lnf: Tensor,              // (N, C)
+    pub lnf_mean: Tensor,         // (N) f32
+    pub lnf_rstd: Tensor,         // (N) f32
+    pub losses: Tensor,           // (N) f32, summed over micro-steps
+    pub logits: Tensor,           // (chunk of rows, Vp), then their gradient
+    pub scratch_btc: Tensor,      // (N, C), backward only
+    pub scratch_bt4c: Tensor,     // (N, 4C), backward only
+    pub dresidual: Tensor,        // (N, C), backward only
     /// Scalars of a step: loss sum, squared gradient norm, votes to stop; and dloss.
     pub scalars: Tensor, // (4) f32
 }
@@ -172,6 +174,8 @@ impl Activations {
             inputs: p.add("inputs", I32, rows),
             targets: p.add("targets", I32, rows),
             rows_by_token: p.add("rows_by_token", I32, backward_rows),
+            positions: p.add("positions", I32, rows),
+            rows_by_position: p.add("rows_by_position", I32, backward_rows),
             encoded: p.add("encoded", X, rows * C),
             ln1: p.per_layer("ln1", X, L_ln, C),
             ln1_mean: p.per_layer("ln1_mean", F32, L, 1),
@@ -196,6 +200,11 @@ impl Activations {
             dresidual: p.add("dresidual", X, backward_rows * C),
             scalars: p.add("scalars", F32, 4),
         }
+    }
+
+    /// The positions of a batch's rows, if it is one of packed documents.
+    pub fn positions(&self, shape: BatchShape) -> Option<Tensor> {
+        shape.packed.then(|| self.positions.slice(0, shape.rows()))
     }
 
     /// The input of layer `l`: the token embeddings, or the output of the layer below.

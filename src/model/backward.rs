@@ -29,14 +29,15 @@ pub struct MicroStep {
 
 /// Names the operations of a forward pass and its losses, without a backward pass, in the first
 /// micro-step of a step or in a later one. No [`MicroStep`] has this key.
-pub fn forward_key(BatchShape { B, T }: BatchShape, first: bool) -> GraphKey {
-    GraphKey([B, T, usize::from(first), 2])
+pub fn forward_key(BatchShape { B, T, packed }: BatchShape, first: bool) -> GraphKey {
+    GraphKey([B, T, usize::from(first) + 2 * usize::from(packed), 2])
 }
 
 impl MicroStep {
     /// Names the operations of a forward and a backward pass here: nothing else decides about them.
-    pub fn key(self, BatchShape { B, T }: BatchShape) -> GraphKey {
-        GraphKey([B, T, usize::from(self.first), usize::from(self.fresh_grads)])
+    pub fn key(self, BatchShape { B, T, packed }: BatchShape) -> GraphKey {
+        let first = usize::from(self.first) + 2 * usize::from(packed);
+        GraphKey([B, T, first, usize::from(self.fresh_grads)])
     }
 }
 
@@ -121,7 +122,7 @@ impl GPT2 {
             dout: dresidual,
             tokens,
             rows_by_token: a.rows_by_token.slice(0, N),
-            positions: None,
+            positions: a.positions(shape).map(|positions| [positions, a.rows_by_position.slice(0, N)]),
             dropout: None,
             B: shape.B,
             T: shape.T,
@@ -273,7 +274,7 @@ impl GPT2 {
             gelu_gradient: None,
         };
         self.linear_backward(dev, l, N, step, attproj)?;
-        let (out, dout, positions, dropout) = (atty, datty, None, None);
+        let (out, dout, positions, dropout) = (atty, datty, a.positions(shape), None);
         let args = AttentionBackward { dqkv, dout, out, lse, qkv, positions, dropout, dims };
         dev.attention_backward(args)?;
         if self.recomputes(Recompute::GeluAndLayernorm) {

@@ -58,7 +58,7 @@ impl Decoder {
         hooks: &mut dyn LayerHooks,
         tokens: &[i32],
     ) -> Result<Vec<f32>> {
-        let shape = BatchShape { B: 1, T: tokens.len() };
+        let shape = BatchShape::new(1, tokens.len());
         self.model.load_batch(dev, shape, tokens, tokens)?;
         self.model.forward(dev, hooks, shape)?;
         self.cached = tokens.len();

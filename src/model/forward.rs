@@ -25,7 +25,7 @@ impl Attention {
     fn shape(self) -> BatchShape {
         match self {
             Attention::Full(shape) => shape,
-            Attention::Decode { .. } => BatchShape { B: 1, T: 1 },
+            Attention::Decode { .. } => BatchShape::new(1, 1),
         }
     }
 }
@@ -51,8 +51,8 @@ impl GPT2 {
             Attention::Decode { t } => w.get(Wpe, 0).part(t, C),
         };
         let (encoded, tokens) = (a.encoded.slice(0, N * C), a.inputs.slice(0, N));
-        let (wte, BatchShape { B, T }) = (w.get(Wte, 0), shape);
-        let (positions, dropout) = (None, None);
+        let (wte, BatchShape { B, T, .. }) = (w.get(Wte, 0), shape);
+        let (positions, dropout) = (a.positions(shape), None);
         dev.encoder_forward(EncoderForward { encoded, tokens, positions, wte, wpe, dropout, B, T, C })?;
         hooks.before(dev, Pass::Forward, 0)?;
         dev.layernorm_forward(self.norm_before_block(0, shape))?;
@@ -97,10 +97,10 @@ impl GPT2 {
         let dims = |B, T| AttentionDims { B, T, NH: w.config.NH, HS: w.config.HS() };
         let qkv = |out| matmul(out, ln1, Qkvw, w.qkv_epilogue(l));
         match attention {
-            Attention::Full(BatchShape { B, T }) => {
+            Attention::Full(BatchShape { B, T, .. }) => {
                 let out = a.qkv.get(l, N);
                 dev.matmul_forward(qkv(out))?;
-                let (lse, positions, dropout, dims) = (a.lse.get(l, N), None, None, dims(B, T));
+                let (lse, positions, dropout, dims) = (a.lse.get(l, N), a.positions(shape), None, dims(B, T));
                 let args = AttentionForward { out: atty, lse, qkv: out, positions, dropout, dims };
                 dev.attention_forward(args)?;
             }

@@ -109,9 +109,16 @@ pub struct GPT2 {
 pub struct BatchShape {
     pub B: usize,
     pub T: usize,
+    /// Whether the sequences are packed documents, whose positions are in the buffers.
+    pub packed: bool,
 }
 
 impl BatchShape {
+    /// Sequences that are one document each.
+    pub const fn new(B: usize, T: usize) -> Self {
+        BatchShape { B, T, packed: false }
+    }
+
     pub fn rows(&self) -> usize {
         self.B * self.T
     }
@@ -186,7 +193,17 @@ impl GPT2 {
         dev.upload(self.acts.rows_by_token.slice(0, rows.len()), bytemuck::cast_slice(rows))
     }
 
-    /// Uploads the weight of one row's loss in the loss of the step, 1 / (B T grad_accum_steps)
+    /// Uploads the positions of the batch's rows in their documents, for passes of packed documents.
+    pub fn load_positions(&self, dev: &mut dyn Ops, positions: &[i32]) -> Result<()> {
+        dev.upload(self.acts.positions.slice(0, positions.len()), bytemuck::cast_slice(positions))
+    }
+
+    /// Uploads the rows sorted by position, for the backward pass of packed documents.
+    pub fn load_rows_by_position(&self, dev: &mut dyn Ops, rows: &[i32]) -> Result<()> {
+        dev.upload(self.acts.rows_by_position.slice(0, rows.len()), bytemuck::cast_slice(rows))
+    }
+
+    /// Uploads the weight of one row's loss in the loss of the step, 1 / (rows of the step that count)
     /// times the loss scale, for the backward passes of the step.
     pub fn load_dloss(&self, dev: &mut dyn Ops, dloss: f32) -> Result<()> {
         upload_f32(dev, self.dloss(), &[dloss])

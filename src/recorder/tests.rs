@@ -14,7 +14,7 @@ use crate::replica::peers::Peers;
 use crate::replica::{Replica, ReplicaOptions, ReplicaPlan};
 use crate::sharding::{Partition, Sharding, ZeroStage};
 
-const SHAPE: BatchShape = BatchShape { B: 2, T: 8 };
+const SHAPE: BatchShape = BatchShape::new(2, 8);
 
 fn tiny(L: usize) -> ModelConfig {
     ModelConfig { maxT: 8, V: 50, Vp: 64, L, NH: 2, C: 16, qkv_bias: true }
@@ -26,7 +26,7 @@ fn plan(config: ModelConfig, stage: ZeroStage, of: usize, dev: &dyn Ops) -> Repl
         1 => Sharding::NONE,
         _ => Sharding { stage, partition: Partition { index: 0, of } },
     };
-    let BatchShape { B, T } = SHAPE;
+    let BatchShape { B, T, .. } = SHAPE;
     let recompute = Recompute::Gelu;
     // Logits of half a batch at a time.
     let logits_bytes = B * T / 2 * config.Vp * dev.float_dtype().size();
@@ -44,9 +44,9 @@ fn step(replica: &mut Replica, micro_steps: usize) {
         let tokens = |first: i32| (first..).step_by(7).take(SHAPE.rows()).map(|t| t % 50).collect::<Vec<_>>();
         let (inputs, targets) = (tokens(first), tokens(first + 1));
         first += 3;
-        Ok(Batch { rows_by_token: rows_by_token(&inputs), inputs, targets })
+        Ok(Batch { rows_by_token: rows_by_token(&inputs), inputs, targets, packed: None })
     };
-    let stats = replica.forward_backward(next_batch, SHAPE, micro_steps, 1.0, || 0.0).unwrap();
+    let stats = replica.forward_backward(next_batch, SHAPE, micro_steps, 1, 1.0, || 0.0).unwrap();
     replica.update(0, 1e-3, stats.norm, 1.0).unwrap();
     replica.finish_params().unwrap();
 }

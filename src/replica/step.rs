@@ -2,8 +2,8 @@
 
 use super::Replica;
 use crate::data::loader::Batch;
-use crate::model::BatchShape;
 use crate::model::backward::{MicroStep, forward_key};
+use crate::model::{BatchShape, GPT2};
 use crate::ops::{Ops, download_f32, upload_f32};
 use crate::optim::optimizer::Update;
 use anyhow::Result;
@@ -11,7 +11,7 @@ use anyhow::Result;
 /// The statistics of a step, reduced over all ranks before any update.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepStats {
-    /// Mean over all tokens of the total batch.
+    /// Mean over all tokens of the total batch that count.
     pub loss: f32,
     /// Norm of the gradient, unclipped and without the loss scale.
     pub norm: f32,
@@ -19,27 +19,38 @@ pub struct StepStats {
     pub votes: f32,
 }
 
+/// Uploads a batch for forward and backward passes, and returns its shape.
+fn load(model: &GPT2, dev: &mut dyn Ops, shape: BatchShape, batch: &Batch) -> Result<BatchShape> {
+    model.load_batch(dev, shape, &batch.inputs, &batch.targets)?;
+    model.load_rows_by_token(dev, &batch.rows_by_token)?;
+    if let Some(packed) = &batch.packed {
+        model.load_positions(dev, &packed.positions)?;
+        model.load_rows_by_position(dev, &packed.rows_by_position)?;
+    }
+    Ok(BatchShape { packed: batch.packed.is_some(), ..shape })
+}
+
 impl Replica {
-    /// Computes the gradients of the mean loss, times `loss_scale`, over `grad_accum_steps`
-    /// micro-batches of every rank, and reads back the statistics, which at `-z 0` is the host's
-    /// only wait in a step. `vote` is this rank's vote to stop, asked for as late as possible.
+    /// Computes the gradients of the mean loss, times `loss_scale`, over the tokens that count in
+    /// `grad_accum_steps` micro-batches of every rank, of which there are `counted`. Reads back the
+    /// statistics, which at `-z 0` is the host's only wait in a step. `vote` is this rank's vote to
+    /// stop, asked for as late as possible.
     pub fn forward_backward(
         &mut self,
         mut next_batch: impl FnMut() -> Result<Batch>,
         shape: BatchShape,
         grad_accum_steps: usize,
+        counted: usize,
         loss_scale: f32,
         vote: impl FnOnce() -> f32,
     ) -> Result<StepStats> {
         let Replica { zero, dev, model, .. } = self;
         let dev = dev.as_mut();
-        let tokens = (shape.rows() * grad_accum_steps * zero.peers.process.world_size) as f32;
-        model.load_dloss(dev, loss_scale / tokens)?;
+        model.load_dloss(dev, loss_scale / counted as f32)?;
         for micro_step in 0..grad_accum_steps {
             let (first, last) = (micro_step == 0, micro_step + 1 == grad_accum_steps);
             let batch = next_batch()?; // (B, T) inputs, and targets one token on
-            model.load_batch(dev, shape, &batch.inputs, &batch.targets)?;
-            model.load_rows_by_token(dev, &batch.rows_by_token)?;
+            let shape = load(model, dev, shape, &batch)?;
             let at = MicroStep { first, fresh_grads: zero.begin_micro_step(first, last) };
             let communicates = zero.communicates();
             let mut passes = |dev: &mut dyn Ops| {
@@ -49,7 +60,7 @@ impl Replica {
             };
             if communicates { passes(dev)? } else { dev.replay(at.key(shape), &mut passes)? }
         }
-        self.read_back(tokens, loss_scale, vote)
+        self.read_back(counted, loss_scale, vote)
     }
 
     /// Computes the mean loss as [`Self::forward_backward`] does, without gradients: the norm is 0.
@@ -58,14 +69,14 @@ impl Replica {
         mut next_batch: impl FnMut() -> Result<Batch>,
         shape: BatchShape,
         grad_accum_steps: usize,
+        counted: usize,
         vote: impl FnOnce() -> f32,
     ) -> Result<StepStats> {
         let Replica { zero, dev, model, .. } = self;
         let dev = dev.as_mut();
         for micro_step in 0..grad_accum_steps {
             let first = micro_step == 0;
-            let batch = next_batch()?;
-            model.load_batch(dev, shape, &batch.inputs, &batch.targets)?;
+            let shape = load(model, dev, shape, &next_batch()?)?;
             let alone = zero.peers.is_alone();
             let mut pass = |dev: &mut dyn Ops| {
                 if first {
@@ -80,8 +91,7 @@ impl Replica {
         let loss = model.loss_sum(dev)?;
         download_f32(dev, &mut sums[..1], loss)?;
         zero.peers.sum(dev, model, &mut sums)?;
-        let tokens = (shape.rows() * grad_accum_steps * zero.peers.process.world_size) as f32;
-        Ok(StepStats { loss: sums[0] / tokens, norm: 0.0, votes: sums[1] })
+        Ok(StepStats { loss: sums[0] / counted as f32, norm: 0.0, votes: sums[1] })
     }
 
     /// Runs the forward pass of a batch and passes its logits on, as
@@ -94,7 +104,7 @@ impl Replica {
     ) -> Result<()> {
         let Replica { zero, dev, model, .. } = self;
         let dev = dev.as_mut();
-        model.load_batch(dev, shape, &batch.inputs, &batch.targets)?;
+        let shape = load(model, dev, shape, batch)?;
         model.forward(dev, zero, shape)?;
         model.read_logits(dev, shape, sink)
     }
@@ -107,7 +117,12 @@ impl Replica {
     }
 
     /// Reduces and downloads loss, norm and votes to stop.
-    fn read_back(&mut self, tokens: f32, loss_scale: f32, vote: impl FnOnce() -> f32) -> Result<StepStats> {
+    fn read_back(
+        &mut self,
+        counted: usize,
+        loss_scale: f32,
+        vote: impl FnOnce() -> f32,
+    ) -> Result<StepStats> {
         let Replica { zero, dev, model, .. } = self;
         let dev = dev.as_mut();
         model.loss_sum(dev)?;
@@ -117,7 +132,7 @@ impl Replica {
         let mut host = [0.0; 3];
         download_f32(dev, &mut host, scalars)?;
         let [loss_sum, norm_squared, votes] = host;
-        Ok(StepStats { loss: loss_sum / tokens, norm: norm_squared.sqrt() / loss_scale, votes })
+        Ok(StepStats { loss: loss_sum / counted as f32, norm: norm_squared.sqrt() / loss_scale, votes })
     }
 
     /// Clips by `norm`, divides `loss_scale` out of the gradients and applies the update of `step`,

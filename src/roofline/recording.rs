@@ -79,16 +79,21 @@ impl Recording {
     pub fn step(&mut self, mut take: impl FnMut(Event)) {
         let Recording { replica, shape, log, .. } = self;
         let tokens = vec![0; shape.rows()];
-        let batch = Batch { rows_by_token: rows_by_token(&tokens), inputs: tokens.clone(), targets: tokens };
+        let batch = Batch {
+            rows_by_token: rows_by_token(&tokens),
+            inputs: tokens.clone(),
+            targets: tokens,
+            packed: None,
+        };
         // The log never holds more than one micro-step.
         let mut drain = || log.take().into_iter().for_each(&mut take);
         let next_batch = || {
             drain();
             Ok(batch.clone())
         };
-        let batch_shape = BatchShape { B: shape.B, T: shape.T };
+        let batch_shape = BatchShape::new(shape.B, shape.T);
         replica
-            .forward_backward(next_batch, batch_shape, shape.micro_steps, 1.0, || 0.0)
+            .forward_backward(next_batch, batch_shape, shape.micro_steps, shape.rows(), 1.0, || 0.0)
             .and_then(|stats| replica.update(0, 0.0, stats.norm, 1.0))
             .expect("a recorder never fails");
         drain();

@@ -2,7 +2,7 @@
 
 use super::tokenizer::RunTokenizer;
 use crate::cli::flags::trainer::{DEFAULT_HELLASWAG, PRESET_DATA, Shuffle, TrainArgs};
-use crate::data::loader::{DataLoader, LoaderOptions, LoaderState, Sample};
+use crate::data::loader::{DataLoader, LoaderOptions, LoaderState, Packing, Sample};
 use crate::eval::hellaswag::HellaSwag;
 use crate::hub;
 use crate::model::BatchShape;
@@ -45,7 +45,7 @@ impl Data {
         batches: Batches,
     ) -> Result<Self> {
         let shuffle = order(args.batch.shuffle, resumed)?;
-        let shape = BatchShape { B: args.batch.batch_size, T: args.batch.sequence_length };
+        let shape = BatchShape::new(args.batch.batch_size, args.batch.sequence_length);
         let open = |pattern: &str, flag: &str, sample: Sample, shuffle: bool| {
             let loader = DataLoader::open(LoaderOptions {
                 pattern,
@@ -56,6 +56,10 @@ impl Data {
                 num_processes: process.world_size,
                 sample,
                 shuffle,
+                packing: Packing {
+                    documents: args.batch.packed_documents,
+                    skip_long: args.batch.skip_long_examples,
+                },
                 V,
             });
             loader.map_err(|error| explain(error, args, pattern))
@@ -112,6 +116,11 @@ impl Data {
         self.batches.tokens(step) / (self.shape.rows() * self.num_processes)
     }
 
+    /// Rows that count in the next `grad_accum_steps` micro-batches of every rank.
+    pub fn counted(&self, grad_accum_steps: usize) -> usize {
+        self.train.counted(grad_accum_steps * self.num_processes)
+    }
+
     /// Prepares the training data for the next step.
     pub fn begin_step(&mut self) {
         if self.overfit {
@@ -120,7 +129,7 @@ impl Data {
     }
 
     /// Tokens that are shuffled as one, for a micro-batch of this shape.
-    pub fn sample_tokens(&self, BatchShape { B, T }: BatchShape) -> usize {
+    pub fn sample_tokens(&self, BatchShape { B, T, .. }: BatchShape) -> usize {
         if self.shuffle == Shuffle::Llmc { B * T } else { T }
     }
 

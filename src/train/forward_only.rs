@@ -40,9 +40,10 @@ impl Trainer {
         report.clock.go();
         data.begin_step();
         let (shape, accumulated) = (data.shape, data.grad_accum_steps(step));
+        let counted = data.counted(accumulated);
         let next_batch = || DataLoader::next_batch(&mut data.train);
         let vote = || stop.vote(stop.end_of(Work::Step));
-        let stats = replica.forward_only(next_batch, shape, accumulated, vote)?;
+        let stats = replica.forward_only(next_batch, shape, accumulated, counted, vote)?;
         let elapsed = report.clock.lap();
         stop.measured(Work::Step, elapsed);
         stop.decide(stats.votes);

@@ -136,9 +136,10 @@ impl Trainer {
         data.train.go_to(place);
         data.begin_step();
         hunt.begin(replica);
-        let (shape, grad_accum_steps) = (data.shape, data.grad_accum_steps(step));
+        let (shape, steps) = (data.shape, data.grad_accum_steps(step));
+        let counted = data.counted(steps);
         let next_batch = || data.train.next_batch();
-        let stats = replica.forward_backward(next_batch, shape, grad_accum_steps, loss_scale, || 0.0)?;
+        let stats = replica.forward_backward(next_batch, shape, steps, counted, loss_scale, || 0.0)?;
         hunt.watch.end();
         if stats.loss.is_finite() && stats.norm.is_finite() {
             return Ok("nothing when the step was repeated".to_owned());

@@ -153,11 +153,13 @@ impl Trainer {
         data.begin_step();
         let (loss_scale, lr) = (guards.loss_scale(), self.schedule.lr(step));
         let grad_accum_steps = data.grad_accum_steps(step);
+        let counted = data.counted(grad_accum_steps);
         let Data { train, shape, .. } = data;
         hunt.begin_step(replica);
         let vote = || stop.vote(stop.end_of(Work::Step));
         let next_batch = || train.next_batch();
-        let stats = replica.forward_backward(next_batch, *shape, grad_accum_steps, loss_scale, vote)?;
+        let stats =
+            replica.forward_backward(next_batch, *shape, grad_accum_steps, counted, loss_scale, vote)?;
         let elapsed = report.clock.lap();
         stop.measured(Work::Step, elapsed);
         stop.decide(stats.votes);

@@ -137,7 +137,7 @@ pub fn compare_losses(ours: &[f32], expected: &[f32], dtype: Dtype) -> Vec<Row> 
 pub fn run(state: &DebugState, file: &ModelFile, dev: Box<dyn Ops>) -> Result<Parity> {
     let config = file.config;
     let tolerances = Tolerances::of(dev.operand_dtype());
-    let shape = BatchShape { B: state.B, T: state.T };
+    let shape = BatchShape::new(state.B, state.T);
     let mut replica = replica(&config, shape, dev)?;
     replica.load(&file.params)?;
     let scale = if replica.dev.float_dtype() == Dtype::F16 { FP16_LOSS_SCALE } else { 1.0 };
@@ -145,6 +145,7 @@ pub fn run(state: &DebugState, file: &ModelFile, dev: Box<dyn Ops>) -> Result<Pa
         inputs: state.inputs.clone(),
         targets: state.targets.clone(),
         rows_by_token: rows_by_token(&state.inputs),
+        packed: None,
     };
 
     let mut logits = Vec::with_capacity(state.logits.len());
@@ -155,7 +156,7 @@ pub fn run(state: &DebugState, file: &ModelFile, dev: Box<dyn Ops>) -> Result<Pa
     let mut tensors = vec![Row::compare("logits", &logits, &state.logits, |_| tolerances.logits)];
     let mut losses = Vec::new();
     for step in 0..STEPS {
-        let stats = replica.forward_backward(|| Ok(batch.clone()), shape, 1, scale, || 0.0)?;
+        let stats = replica.forward_backward(|| Ok(batch.clone()), shape, 1, shape.rows(), scale, || 0.0)?;
         losses.push(stats.loss);
         if step == 0 {
             tensors.push(Row::compare("loss", &[stats.loss], &[state.loss], |_| tolerances.loss));

@@ -248,7 +248,7 @@ impl Trainer {
              each with its part",
             state.num_processes
         );
-        let shape = extras.as_ref().map_or(self.data.shape, |was| BatchShape { B: was.B, T: was.T });
+        let shape = extras.as_ref().map_or(self.data.shape, |was| BatchShape::new(was.B, was.T));
         let sample_tokens = self.data.sample_tokens(shape);
         if !self.data.seek(&state.loader, sample_tokens)? {
             let is = self.data.sample_tokens(self.data.shape);

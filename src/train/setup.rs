@@ -75,7 +75,7 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
     let options = replica_options(args, &config, &data, dev.as_ref())?;
     let frozen = options.model.frozen.clone();
     let plan = ReplicaPlan::new(config, options, dev.as_ref())?;
-    let total_steps = args.train_steps(data.train.num_tokens(), &data.batches)?;
+    let total_steps = args.train_steps(data.train.epoch_tokens(), &data.batches)?;
     let schedule = args.schedule(total_steps, &data.batches)?;
     check_samples(&args.eval, &data.tokenizer, &config)?;
     check_questions(&data, &config, &peers.process)?;
@@ -215,7 +215,7 @@ fn replica_options(
     data: &Data,
     dev: &dyn Ops,
 ) -> Result<ReplicaOptions> {
-    let BatchShape { B, T } = data.shape;
+    let BatchShape { B, T, .. } = data.shape;
     let maxT = config.maxT;
     config.check_batch(B, T)?;
     let model = ModelOptions {

@@ -45,6 +45,7 @@ impl Trainer {
     fn debug_state(&mut self) -> Result<DebugState> {
         let Trainer { replica, data, .. } = self;
         let (shape, place) = (data.shape, data.train.bookmark());
+        let counted = data.train.counted(replica.zero.peers.process.world_size);
         let batch = data.train.next_batch()?;
         data.train.go_to(&place);
         let scale = self.guards.loss_scale();
@@ -53,7 +54,7 @@ impl Trainer {
             logits.extend_from_slice(row);
             Ok(())
         })?;
-        let stats = replica.forward_backward(|| Ok(batch.clone()), shape, 1, scale, || 0.0)?;
+        let stats = replica.forward_backward(|| Ok(batch.clone()), shape, 1, counted, scale, || 0.0)?;
         let mut grads = vec![0.0; ParamLayout::new(&replica.model.weights.config).len()];
         for (index, chunk) in grads.chunks_mut(CHUNK).enumerate() {
             replica.gradients(index * CHUNK, chunk)?;

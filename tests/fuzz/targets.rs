@@ -15,7 +15,7 @@ use warpsmith::checkpoint::{self, Checkpoint, DebugState, ModelFile, Source, Sta
 use warpsmith::cli::Program;
 use warpsmith::cli::flags::{trainer, warpsmith as tools};
 use warpsmith::config::ModelConfig;
-use warpsmith::data::loader::{DataLoader, LoaderOptions, LoaderState, Sample};
+use warpsmith::data::loader::{DataLoader, LoaderOptions, LoaderState, Packing, Sample};
 use warpsmith::data::shard::ShardWriter;
 use warpsmith::data::tokenizer::{Tokenizer, TokenizerId};
 use warpsmith::eval::hellaswag::HellaSwag;
@@ -179,6 +179,7 @@ fn token_shard(bytes: &[u8]) -> bool {
         num_processes: 1,
         sample: Sample::Sequence,
         shuffle: true,
+        packing: Packing::default(),
         V: CONFIG.V,
     };
     judge(

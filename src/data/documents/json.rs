@@ -29,17 +29,29 @@ pub(super) fn field_of(object: &[u8], field: &str) -> serde_json::Result<Field> 
     Ok(found)
 }
 
+/// Takes a JSON object, and a function that says where it is.
+pub(in crate::data) type EachObject<'a> = dyn FnMut(&[u8], &dyn Fn() -> String) -> Result<()> + 'a;
+
 /// Reads objects, one per line. The first byte is at `offset` in the file.
 pub(super) fn read_json_lines(
-    mut input: impl BufRead,
+    input: impl BufRead,
     name: &str,
     offset: usize,
     format: &Format,
     notes: &mut Notes,
     sink: &mut dyn FnMut(Piece) -> Result<()>,
 ) -> Result<()> {
+    lines(input, name, &mut |object, start, place| add(object, offset + start, place, format, notes, sink))
+}
+
+/// Passes the objects on, one per line, each with the place of its first byte in `input`.
+pub(super) fn lines(
+    mut input: impl BufRead,
+    name: &str,
+    each: &mut dyn FnMut(&[u8], usize, &dyn Fn() -> String) -> Result<()>,
+) -> Result<()> {
     let mut line = Vec::new();
-    let mut start = offset;
+    let mut start = 0;
     for number in 1.. {
         start += line.len();
         line.clear();
@@ -55,7 +67,7 @@ pub(super) fn read_json_lines(
         }
         if !line.trim_ascii().is_empty() {
             let blank = line.len() - line.trim_ascii_start().len();
-            add(line.trim_ascii(), start + blank, || format!("{name}:{number}"), format, notes, sink)?;
+            each(line.trim_ascii(), start + blank, &|| format!("{name}:{number}"))?;
         }
     }
     Ok(())
@@ -69,13 +81,18 @@ pub(super) fn read_json_array(
     notes: &mut Notes,
     sink: &mut dyn FnMut(Piece) -> Result<()>,
 ) -> Result<()> {
+    elements(input, name, &mut |object, place| add(object, 0, place, format, notes, sink))
+}
+
+/// Passes the elements of one array of objects on.
+pub(super) fn elements(input: impl BufRead, name: &str, each: &mut EachObject) -> Result<()> {
     let left = Cell::new(OBJECT_BYTES);
     let mut number = 0;
     let mut fault = None;
     let mut each = |object: &RawValue| {
         left.set(OBJECT_BYTES);
         number += 1;
-        add(object.get().as_bytes(), 0, || format!("{name}: element {number}"), format, notes, sink)
+        each(object.get().as_bytes(), &|| format!("{name}: element {number}"))
     };
     let mut json = serde_json::Deserializer::from_reader(BufReader::new(Limited { input, left: &left }));
     let elements = Elements { each: &mut each, fault: &mut fault };
@@ -94,7 +111,7 @@ pub(super) fn read_json_array(
 fn add(
     object: &[u8],
     start: usize,
-    place: impl Fn() -> String,
+    place: &dyn Fn() -> String,
     format: &Format,
     notes: &mut Notes,
     sink: &mut dyn FnMut(Piece) -> Result<()>,

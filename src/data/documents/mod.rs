@@ -80,7 +80,7 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    fn add(&mut self, place: impl FnOnce() -> String) {
+    pub fn add(&mut self, place: impl FnOnce() -> String) {
         if self.count == 0 {
             self.first = place();
         }
@@ -133,6 +133,43 @@ impl Notes {
 }
 
 impl Source {
+    /// Passes the JSON objects of a file on, one per line or those of an array, with a function that
+    /// says where each is. `done` counts the bytes read.
+    ///
+    /// # Errors
+    /// One line, if the input cannot be read, is not JSON, or changes while it is read.
+    pub fn read_objects(&self, done: &Arc<AtomicU64>, each: &mut json::EachObject) -> Result<()> {
+        let name = self.name();
+        let mut input = Input::open(&self.path, done)?;
+        let head = read_head(&mut input.text).with_context(|| format!("{name}: cannot read"))?;
+        let mark = head.len() - files::strip_bom(&head).len();
+        let first = head[mark..].trim_ascii_start().first().copied();
+        ensure!(
+            matches!(first, None | Some(b'{' | b'[')),
+            "{name}: expected JSON lines, or one array of objects, found {}",
+            if parquet::is_parquet(&head) {
+                "a parquet file; export it as JSON lines"
+            } else {
+                "something else"
+            }
+        );
+        let mut head = Cursor::new(head);
+        head.set_position(mark as u64);
+        let text = head.chain(&mut input.text);
+        match first {
+            Some(b'[') => json::elements(text, &name, &mut |object, place| each(object, place))?,
+            _ => json::lines(text, &name, &mut |object, _, place| each(object, place))?,
+        }
+        input.finish(&name)
+    }
+
+    fn name(&self) -> String {
+        match self.path.as_os_str() == "-" {
+            true => "standard input".to_owned(),
+            false => self.path.display().to_string(),
+        }
+    }
+
     /// Passes all pieces of all documents of a file that is not parquet to `sink`, in order. `done`
     /// counts the bytes read.
     ///
@@ -145,10 +182,7 @@ impl Source {
         done: &Arc<AtomicU64>,
         sink: &mut dyn FnMut(Piece) -> Result<()>,
     ) -> Result<()> {
-        let name = match self.path.as_os_str() == "-" {
-            true => "standard input".to_owned(),
-            false => self.path.display().to_string(),
-        };
+        let name = self.name();
         let mut input = Input::open(&self.path, done)?;
         let head = read_head(&mut input.text).with_context(|| format!("{name}: cannot read"))?;
         let mark = head.len() - files::strip_bom(&head).len();

@@ -1,10 +1,12 @@
-//! The order of a loader: that of llm.c, or one of sources that are mixed and documents that are
-//! shuffled.
+//! The order of a loader: that of llm.c, that of packed documents, or one of sources that are mixed and
+//! documents that are shuffled.
 
+use super::packed::Packed;
 use super::patterns::Source as Pattern;
 use super::{LoaderOptions, LoaderState, Sample};
 use crate::data::order::documents::Documents;
 use crate::data::order::mixed::{MixedOrder, MixedPosition, Source, Text};
+use crate::data::order::packed::PackedPosition;
 use crate::data::order::{Order, Place, Position as FilePosition};
 use crate::data::shard::Shard;
 use crate::rng::Mt19937;
@@ -17,6 +19,7 @@ pub(super) enum Plan {
     /// Shard by shard, as in llm.c.
     Files(Order),
     Mixed(Arc<MixedOrder>),
+    Packed(Arc<Packed>),
 }
 
 /// A position in it.
@@ -24,6 +27,7 @@ pub(super) enum Plan {
 pub(super) enum Position {
     Files(FilePosition),
     Mixed(MixedPosition),
+    Packed(PackedPosition),
 }
 
 /// Positions and orders are made by the same loader.
@@ -63,10 +67,27 @@ impl Plan {
         Ok(Plan::Mixed(Arc::new(MixedOrder { sources, sample_tokens: sample_tokens as u64 })))
     }
 
+    /// Plans the order of packed documents.
+    ///
+    /// # Errors
+    /// If sources have weights, or text is shuffled in another unit than sequences.
+    pub fn packed(options: &LoaderOptions, patterns: &[Pattern], packed: &Arc<Packed>) -> Result<Self> {
+        let LoaderOptions { pattern, flag, sample, shuffle, .. } = options;
+        ensure!(
+            matches!(patterns, [Pattern { weight: None, .. }]),
+            "{flag} {pattern}: packed documents are not mixed by weight; give one pattern"
+        );
+        ensure!(
+            !(*sample == Sample::Document || *sample == Sample::Batch && *shuffle),
+            "--shuffle: packed documents are shuffled by the sequences that they make; use sequences or off"
+        );
+        Ok(Plan::Packed(Arc::clone(packed)))
+    }
+
     /// The order, if documents are shuffled in it: the reader then looks them up.
     pub fn documents(&self) -> Option<Arc<MixedOrder>> {
         match self {
-            Plan::Files(_) => None,
+            Plan::Files(_) | Plan::Packed(_) => None,
             Plan::Mixed(order) => Some(Arc::clone(order)),
         }
     }
@@ -75,6 +96,7 @@ impl Plan {
         match self {
             Plan::Files(order) => Position::Files(order.start(shuffle.then(|| Mt19937::new(42)))),
             Plan::Mixed(order) => Position::Mixed(order.start()),
+            Plan::Packed(_) => Position::Packed(PackedPosition::default()),
         }
     }
 
@@ -83,6 +105,7 @@ impl Plan {
         match (self, position) {
             (Plan::Files(order), Position::Files(position)) => order.reset(position),
             (Plan::Mixed(order), Position::Mixed(position)) => *position = order.start(),
+            (Plan::Packed(_), Position::Packed(position)) => *position = PackedPosition::default(),
             _ => unreachable!("{SAME}"),
         }
     }
@@ -92,6 +115,9 @@ impl Plan {
         match (self, position) {
             (Plan::Files(order), Position::Files(position)) => order.step(position),
             (Plan::Mixed(order), Position::Mixed(position)) => order.step(position),
+            (Plan::Packed(packed), Position::Packed(position)) => {
+                Place::Sequence(packed.order.step(position))
+            }
             _ => unreachable!("{SAME}"),
         }
     }
@@ -101,6 +127,7 @@ impl Plan {
         match self {
             Plan::Files(order) => order.samples.iter().sum(),
             Plan::Mixed(order) => usize::try_from(order.samples()).unwrap_or(usize::MAX),
+            Plan::Packed(packed) => packed.order.sequences() as usize,
         }
     }
 
@@ -125,6 +152,7 @@ impl Plan {
                 }
                 _ => false,
             }),
+            Plan::Packed(_) => false,
         }
     }
 
@@ -138,6 +166,7 @@ impl Plan {
                 shuffle: position.shuffle.as_deref().cloned(),
             },
             (Plan::Mixed(order), Position::Mixed(position)) => order.state(position),
+            (Plan::Packed(packed), Position::Packed(position)) => packed.order.state(*position),
             _ => unreachable!("{SAME}"),
         }
     }
@@ -152,6 +181,7 @@ impl Plan {
                 Ok(Position::Files(order.check(state, now.shuffle.is_some())?))
             }
             (Plan::Mixed(order), Position::Mixed(_)) => Ok(Position::Mixed(order.check(state)?)),
+            (Plan::Packed(packed), Position::Packed(_)) => Ok(Position::Packed(packed.order.check(state)?)),
             _ => unreachable!("{SAME}"),
         }
     }
@@ -180,6 +210,10 @@ impl Plan {
                 let (position, is_exact) = order.near(state, theirs as u64)?;
                 Ok((Position::Mixed(position), is_exact))
             }
+            (Plan::Packed(_), Position::Packed(_)) => bail!(
+                "-t {ours}: the checkpoint's documents are packed into sequences of {theirs} tokens; resume with -t \
+                 {theirs}"
+            ),
             _ => unreachable!("{SAME}"),
         }
     }

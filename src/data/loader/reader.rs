@@ -1,6 +1,7 @@
 //! Reads samples from shards.
 
-use super::Batch;
+use super::packed::{Packed, Rows};
+use super::{Batch, PackedRows};
 use crate::data::buckets::rows_by_token;
 use crate::data::order::Place;
 use crate::data::order::mixed::{MixedOrder, Text};
@@ -16,29 +17,38 @@ pub(super) struct Reader {
     pub V: usize,
     /// The sources, if their documents are shuffled.
     pub documents: Option<Arc<MixedOrder>>,
+    /// The documents that are packed, if they are.
+    pub packed: Option<Arc<Packed>>,
 }
 
 impl Reader {
     /// Reads the samples of a batch.
     pub fn read(&self, places: &[Place]) -> Result<Batch> {
-        let tokens = places.len() * self.sample_tokens;
-        let (mut inputs, mut targets) = (Vec::with_capacity(tokens), Vec::with_capacity(tokens));
+        let mut rows = Rows::default();
         // The tokens of a sample, and the one after it.
         let mut sample = vec![0; self.sample_tokens + 1];
         for place in places {
+            if let (Some(packed), &Place::Sequence(sequence)) = (&self.packed, place) {
+                let read = &mut |shard, start, tokens: &mut [u32]| self.read_checked(shard, start, tokens);
+                packed.read(sequence, self.sample_tokens, &mut rows, read)?;
+                continue;
+            }
             self.read_sample(place, &mut sample)?;
-            inputs.extend(sample[..self.sample_tokens].iter().map(|&t| t.cast_signed()));
-            targets.extend(sample[1..].iter().map(|&t| t.cast_signed()));
+            rows.inputs.extend(sample[..self.sample_tokens].iter().map(|&t| t.cast_signed()));
+            rows.targets.extend(sample[1..].iter().map(|&t| t.cast_signed()));
         }
+        let Rows { inputs, targets, positions } = rows;
         let rows_by_token = rows_by_token(&inputs);
-        Ok(Batch { inputs, targets, rows_by_token })
+        let packed = self.packed.is_some().then(|| PackedRows::new(positions));
+        Ok(Batch { inputs, targets, rows_by_token, packed })
     }
 
     /// Fills `tokens` with those of a sample, and the one after it.
     fn read_sample(&self, place: &Place, tokens: &mut [u32]) -> Result<()> {
         match *place {
             Place::Sample { file, sample } => self.read_checked(file, sample * self.sample_tokens, tokens),
-            Place::Packed { source: index, epoch, cursor } => {
+            Place::Sequence(_) => bail!("documents are not packed"),
+            Place::Run { source: index, epoch, cursor } => {
                 let order = self.documents.as_ref().context("documents are not shuffled")?;
                 let source = &order.sources[index];
                 let Text::Documents { documents, .. } = &source.text else {

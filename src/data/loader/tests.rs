@@ -5,6 +5,7 @@ use crate::data::tokenizer::TokenizerId;
 use tempfile::TempDir;
 
 mod mixed;
+mod packed;
 
 /// Shards of 50, 33 and 41 tokens; token `t` of shard `s` is 1000 s + t.
 fn three_shards() -> TempDir {
@@ -23,8 +24,18 @@ fn write_shard(dir: &TempDir, name: &str, tokens: &[u32]) {
 }
 
 fn options(pattern: &str, shuffle: bool) -> LoaderOptions<'_> {
-    let sample = Sample::Batch;
-    LoaderOptions { pattern, flag: "-i", B: 4, T: 2, rank: 0, num_processes: 1, sample, shuffle, V: 50257 }
+    LoaderOptions {
+        pattern,
+        flag: "-i",
+        B: 4,
+        T: 2,
+        rank: 0,
+        num_processes: 1,
+        sample: Sample::Batch,
+        shuffle,
+        packing: Packing::default(),
+        V: 50257,
+    }
 }
 
 fn pattern(dir: &TempDir) -> String {
@@ -203,7 +214,7 @@ fn sequences(
         let mut starts = Vec::new();
         for _ in 0..24 / (B * num_processes) {
             for loader in &mut ranks {
-                let Batch { inputs, targets, rows_by_token: by_token } = loader.next_batch().unwrap();
+                let Batch { inputs, targets, rows_by_token: by_token, .. } = loader.next_batch().unwrap();
                 assert_eq!(by_token, rows_by_token(&inputs));
                 assert!(inputs.iter().zip(&targets).all(|(input, target)| input + 1 == *target));
                 assert!(inputs.chunks(2).all(|sequence| sequence[0] + 1 == sequence[1]));

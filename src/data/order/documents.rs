@@ -4,6 +4,7 @@ use super::permutation::Permutation;
 use crate::data::shard::Shard;
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Tokens searched at a time.
 const BLOCK_TOKENS: usize = if cfg!(test) { 16 } else { 1 << 20 };
@@ -54,7 +55,7 @@ impl Documents {
         }
         ensure!(
             starts.len() > 1,
-            "--shuffle documents needs an end-of-text token before each document, found {} of them",
+            "expected an end-of-text token before each document, found {} of them",
             starts.len()
         );
         if starts[0] > 0 {
@@ -70,13 +71,18 @@ impl Documents {
         self.starts.len() as u64 - 1
     }
 
+    /// The tokens of a document, by their places in all shards.
+    pub fn range(&self, document: u64) -> Range<u64> {
+        self.starts[document as usize]..self.starts[document as usize + 1]
+    }
+
     pub fn tokens(&self) -> u64 {
         self.shards[self.shards.len() - 1]
     }
 
     fn length(&self, document: u64) -> u64 {
-        let document = document as usize;
-        self.starts[document + 1] - self.starts[document]
+        let Range { start, end } = self.range(document);
+        end - start
     }
 
     /// Moves a cursor on by some tokens, within an epoch.

@@ -98,7 +98,7 @@ impl MixedOrder {
                 if sample == 0 {
                     progress.cursor = Cursor::default();
                 }
-                let place = Place::Packed { source: index, epoch, cursor: progress.cursor };
+                let place = Place::Run { source: index, epoch, cursor: progress.cursor };
                 let order = self.permutation(index, epoch);
                 documents.advance(order, &mut progress.cursor, self.sample_tokens);
                 place
@@ -232,7 +232,7 @@ mod tests {
             .iter()
             .filter_map(|place| match place {
                 Place::Sample { file, sample } => Some((*file, *sample)),
-                Place::Packed { .. } => None,
+                _ => None,
             })
             .collect();
         assert_eq!(first.len(), 24);

@@ -10,14 +10,14 @@ use std::path::{Path, PathBuf};
 
 /// The use of a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Split {
+pub(in crate::data) enum Split {
     Val,
     Train,
 }
 
 /// Returns the name of the shard with a number: `{name}_train_000001.bin`. Raw tokens have
 /// nanoGPT's, `train.bin`.
-pub(super) fn shard_name(name: &str, split: Split, index: usize, format: ShardFormat) -> String {
+pub(in crate::data) fn shard_name(name: &str, split: Split, index: usize, format: ShardFormat) -> String {
     let split = if split == Split::Val { "val" } else { "train" };
     match format {
         ShardFormat::Raw => format!("{split}.bin"),
@@ -26,7 +26,7 @@ pub(super) fn shard_name(name: &str, split: Split, index: usize, format: ShardFo
 }
 
 /// A folder in which this process alone writes the shards of a name.
-pub(super) struct Folder {
+pub(in crate::data) struct Folder {
     path: PathBuf,
     name: String,
     format: ShardFormat,
@@ -90,13 +90,16 @@ impl Folder {
     }
 }
 
-/// Whether a file is a shard of `name`: `{name}_val_000000.bin`, `{name}_train_000001.bin`.
+/// Whether a file is a shard of `name`, or the mask of one: `{name}_val_000000.bin`,
+/// `{name}_train_000001.mask`.
 fn is_shard(file: &str, name: &str, format: ShardFormat) -> bool {
     if format == ShardFormat::Raw {
         return matches!(file, "train.bin" | "val.bin");
     }
-    let rest = file.strip_prefix(name).and_then(|rest| rest.strip_suffix(format.extension()));
-    let rest = rest.and_then(|rest| rest.strip_suffix('.'));
+    let (rest, extension) = file.strip_prefix(name).and_then(|rest| rest.rsplit_once('.')).unzip();
+    // A mask goes with its shard.
+    let is_ours = |end| end == format.extension() || end == "mask" && format == ShardFormat::Bin;
+    let rest = rest.filter(|_| extension.is_some_and(is_ours));
     let index = rest.and_then(|r| r.strip_prefix("_val_").or_else(|| r.strip_prefix("_train_")));
     index.is_some_and(|i| i.len() >= 6 && i.bytes().all(|b| b.is_ascii_digit()))
 }
@@ -108,7 +111,11 @@ fn is_temporary(file: &str, name: &str, format: ShardFormat) -> bool {
 
 /// Returns a function that recognizes shards of `name` in the folder `output`, which may lie within
 /// the input, and their tokenizer.
-pub(super) fn own_shards(output: &Path, name: &str, format: ShardFormat) -> impl Fn(&Path) -> bool + use<> {
+pub(in crate::data) fn own_shards(
+    output: &Path,
+    name: &str,
+    format: ShardFormat,
+) -> impl Fn(&Path) -> bool + use<> {
     let (output, name) = (fs::canonicalize(output).ok(), name.to_owned());
     move |path| {
         let is_ours = |file: &str| is_shard(file, &name, format) || file == FILE_NAME;

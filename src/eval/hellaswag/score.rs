@@ -226,9 +226,9 @@ fn count_passes(mut rows: &[Row], capacity: usize) -> usize {
 
 /// Takes as many of the next rows as fit into `capacity` tokens when padded to the longest of them.
 fn pack<'a, 'b>(rows: &'b [Row<'a>], capacity: usize) -> (BatchShape, &'b [Row<'a>]) {
-    let mut shape = BatchShape { B: 1, T: rows[0].T() };
+    let mut shape = BatchShape::new(1, rows[0].T());
     for row in &rows[1..] {
-        let grown = BatchShape { B: shape.B + 1, T: shape.T.max(row.T()) };
+        let grown = BatchShape::new(shape.B + 1, shape.T.max(row.T()));
         if grown.rows() > capacity {
             break;
         }
@@ -312,7 +312,7 @@ mod tests {
     /// Losses of one row without padding, straight from the definition.
     fn naive(dev: &mut Cpu, model: &GPT2, ctx: &[u32], ending: &[u32]) -> Vec<f32> {
         let row: Vec<i32> = ctx.iter().chain(ending).map(|&t| t.cast_signed()).collect();
-        let shape = BatchShape { B: 1, T: row.len() - 1 };
+        let shape = BatchShape::new(1, row.len() - 1);
         model.load_batch(dev, shape, &row[..row.len() - 1], &row[1..]).unwrap();
         let losses = model.evaluate(dev, &mut NoHooks, shape).unwrap();
         losses[losses.len() - ending.len()..].to_vec()

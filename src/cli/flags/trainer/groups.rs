@@ -171,6 +171,17 @@ pub struct BatchFlags {
     /// of the resumed run]
     #[arg(id = "shuffle", long = "shuffle", value_enum)]
     pub shuffle: Option<Shuffle>,
+    /// Pack whole documents into sequences: each is read from position 0 on and sees itself alone;
+    /// those longer than -t are cut. Examples of `warpsmith sft` are always packed
+    #[arg(id = "packed_documents", long = "packed-documents", value_name = "0|1",
+          value_parser = values::switch,
+          action = ArgAction::Set, default_value = "0")]
+    pub packed_documents: bool,
+    /// Leave out examples of `warpsmith sft` that are longer than -t, instead of cutting their end off
+    #[arg(id = "skip_long_examples", long = "skip-long-examples", value_name = "0|1",
+          value_parser = values::switch,
+          action = ArgAction::Set, default_value = "0")]
+    pub skip_long_examples: bool,
     /// Optimizer steps (-1 = one epoch)
     #[arg(id = "max_steps", short = 'x', long = "num-iterations", value_name = "STEPS",
           value_parser = values::steps,
