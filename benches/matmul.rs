@@ -58,7 +58,8 @@ impl Engine {
                 plain(dweight, (dout, true), (inp, false), (OC, C, N));
             }
             Engine::Ours(precision, scratch) => {
-                let gradients = Gradients { dinp, dweight, overwrite_dweight: true, dbias: None };
+                let gradients =
+                    Gradients { dinp, dweight: Some(dweight), overwrite_dweight: true, dbias: None };
                 matmul::backward(*precision, scratch, gradients, dout, inp, weight, None, shape);
             }
         }

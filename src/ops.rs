@@ -249,11 +249,12 @@ pub struct MatmulForward {
 }
 
 /// dinp (N, C) = dout @ weight, then times gelu_gradient where the input came out of a GELU;
-/// dweight (OC, C) += doutᵀ @ inp; dbias (OC) += column sums of dout.
+/// dweight (OC, C) += doutᵀ @ inp; dbias (OC) += column sums of dout. Without dweight there is no
+/// dbias either, and dinp alone is computed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MatmulBackward {
     pub dinp: Tensor,
-    pub dweight: Tensor,
+    pub dweight: Option<Tensor>,
     /// `=` instead of `+=` for `dweight`, so that the first micro-step need not clear and read it.
     pub overwrite_dweight: bool,
     pub dbias: Option<Tensor>,
@@ -320,8 +321,9 @@ pub struct EncoderForward {
 /// `dwte[tokens] += dropout'(dout)`; `dwpe[positions] += dropout'(dout)`. Deterministic.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct EncoderBackward {
-    pub dwte: Tensor,
-    pub dwpe: Tensor,
+    /// `None` for an embedding that is frozen.
+    pub dwte: Option<Tensor>,
+    pub dwpe: Option<Tensor>,
     pub dout: Tensor,
     pub tokens: Tensor,
     /// (N) i32: indices of rows, those of one token adjacent and in ascending order, the most

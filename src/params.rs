@@ -1,7 +1,10 @@
 //! The sixteen parameter tensors of GPT-2: one table that drives allocation, initialization, weight
 //! decay, checkpoints, tests and error messages.
 
+pub mod frozen;
+
 use crate::config::ModelConfig;
+use frozen::Frozen;
 
 /// A parameter tensor, in the order of llm.c's checkpoint files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,16 +150,18 @@ impl ParamLayout {
     }
 
     /// Numbers of elements and tensors that decay, then of those that do not, counted as in
-    /// PyTorch: one tensor per layer, the padding of the vocabulary included.
-    pub fn decay_groups(&self) -> [(usize, usize); 2] {
+    /// PyTorch: one tensor per layer, the padding of the vocabulary included. Frozen ones are in
+    /// neither group.
+    pub fn decay_groups(&self, frozen: &Frozen) -> [(usize, usize); 2] {
         let mut groups = [(0, 0); 2];
         for spec in &PARAMS {
             if spec.param == Param::Qkvb && !self.config.qkv_bias {
                 continue;
             }
             let group = &mut groups[usize::from(!spec.is_matrix)];
-            group.0 += self.range(spec.param).len();
-            group.1 += spec.layers(&self.config);
+            let layers = frozen.trained_layers(spec, &self.config).len();
+            group.0 += layers * spec.len_per_layer(&self.config);
+            group.1 += layers;
         }
         groups
     }
@@ -175,7 +180,8 @@ mod tests {
 
     #[test]
     fn decay_groups_of_gpt2_are_the_known_ones() {
-        let groups = ParamLayout::new(&ModelConfig::from_descriptor("d12").unwrap()).decay_groups();
+        let groups = ParamLayout::new(&ModelConfig::from_descriptor("d12").unwrap());
+        let groups = groups.decay_groups(&Frozen::default());
         assert_eq!(groups, [(124_354_560, 50), (121_344, 98)]);
     }
 }

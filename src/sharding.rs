@@ -6,9 +6,13 @@
 //! A unit holds its matrices first, which decay and which an update takes as one, then its vectors,
 //! then padding, so that it divides into equal partitions, one per rank. Files keep llm.c's order
 //! instead: [`ParamLayout`].
+//!
+//! Parameters that are frozen have units of their own, one beside each unit that is trained, so
+//! that gradients and optimizer state, which have only the others, are cut as the parameters are.
 
 use crate::config::ModelConfig;
 use crate::ops::{Ops, upload_f32};
+use crate::params::frozen::Frozen;
 use crate::params::{PARAMS, Param, ParamLayout, ParamSpec};
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use anyhow::Result;
@@ -72,43 +76,69 @@ impl Sharding {
 pub struct UnitLayout {
     config: ModelConfig,
     partitions: usize,
-    /// By [`Param`], in elements from the start of the unit.
-    starts: [usize; 16],
-    layer: Extent,
-    shared: Extent,
+    /// Those that are trained: of each layer, then the shared one. If anything is frozen, then the
+    /// frozen ones in the same order.
+    units: Vec<Unit>,
 }
 
-/// Numbers of elements in one unit.
-#[derive(Clone, Copy, Debug, Default)]
-struct Extent {
+/// Parameters and numbers of elements in one unit.
+#[derive(Clone, Debug, Default)]
+struct Unit {
+    /// In memory order, each with its first element.
+    tensors: Vec<(Param, usize)>,
     matrices: usize,
     used: usize,
     padded: usize,
 }
 
+impl Unit {
+    fn new(params: impl Iterator<Item = &'static ParamSpec>, config: &ModelConfig, align: usize) -> Self {
+        let mut unit = Unit::default();
+        for spec in params {
+            unit.tensors.push((spec.param, unit.used));
+            unit.used += spec.len_per_layer(config);
+            if spec.is_matrix {
+                unit.matrices = unit.used;
+            }
+        }
+        unit.padded = unit.used.next_multiple_of(align);
+        unit
+    }
+}
+
 impl UnitLayout {
     /// Units that divide into any number of partitions that divides `partitions`.
     pub fn new(config: &ModelConfig, partitions: usize) -> Self {
-        let mut starts = [0; 16];
-        let mut extent = |per_layer: bool| {
-            let mut extent = Extent::default();
-            for spec in in_unit(per_layer) {
-                starts[spec.param as usize] = extent.used;
-                extent.used += spec.len_per_layer(config);
-                if spec.is_matrix {
-                    extent.matrices = extent.used;
-                }
-            }
-            extent.padded = extent.used.next_multiple_of(partitions * PARTITION_ALIGN);
-            extent
-        };
-        let (layer, shared) = (extent(true), extent(false));
-        UnitLayout { config: *config, partitions, starts, layer, shared }
+        Self::with_frozen(config, partitions, &Frozen::default())
     }
 
-    /// The number of units: one per layer, and the shared unit.
+    /// The same of a model of which some parameters are frozen.
+    pub fn with_frozen(config: &ModelConfig, partitions: usize, frozen: &Frozen) -> Self {
+        let unit = |unit: usize, is_frozen: bool| {
+            let of_unit = in_unit(unit < config.L);
+            let params = of_unit.filter(move |spec| frozen.contains(spec.param, unit) == is_frozen);
+            Unit::new(params, config, partitions * PARTITION_ALIGN)
+        };
+        let mut units: Vec<_> = (0..=config.L).map(|l| unit(l, false)).collect();
+        if !frozen.is_empty() {
+            units.extend((0..=config.L).map(|l| unit(l, true)));
+        }
+        UnitLayout { config: *config, partitions, units }
+    }
+
+    /// The layout of gradients and optimizer state: the units that are trained.
+    pub fn trained(&self) -> Self {
+        UnitLayout { units: self.units[..self.count()].to_vec(), ..self.clone() }
+    }
+
+    /// The number of units that are trained: one per layer, and the shared unit. Some may be empty.
     pub fn count(&self) -> usize {
         self.shared_unit() + 1
+    }
+
+    /// The number of all units, with those that are frozen.
+    pub fn count_all(&self) -> usize {
+        self.units.len()
     }
 
     /// The index of the shared unit, which follows those of the layers.
@@ -116,39 +146,50 @@ impl UnitLayout {
         self.config.L
     }
 
-    fn extent(&self, unit: usize) -> &Extent {
-        if unit == self.shared_unit() { &self.shared } else { &self.layer }
+    /// The unit of what is trained of a layer or of the shared parameters, then that of what is
+    /// frozen of them.
+    pub fn parts(&self, unit: usize) -> impl Iterator<Item = usize> + use<> {
+        (unit..self.units.len()).step_by(self.count())
+    }
+
+    /// The lowest layer that a backward pass reaches: L if only the head and the last layernorm
+    /// are trained, 0 if an embedding is, as it lies below all layers.
+    pub fn lowest_trained(&self) -> usize {
+        let embeds = self.find(Param::Wte, 0).or(self.find(Param::Wpe, 0)).is_some();
+        let trains = |l: &usize| self.units[*l].used > 0;
+        if embeds { 0 } else { (0..self.config.L).find(trains).unwrap_or(self.config.L) }
     }
 
     /// Elements of a unit, padding included.
     pub fn len(&self, unit: usize) -> usize {
-        self.extent(unit).padded
+        self.units[unit].padded
     }
 
     /// Elements at the front of a unit: its matrices.
     pub fn matrices(&self, unit: usize) -> usize {
-        self.extent(unit).matrices
+        self.units[unit].matrices
     }
 
     /// The parameters of a unit and their elements of it, in memory order.
     pub fn tensors(&self, unit: usize) -> impl Iterator<Item = (Param, Range<usize>)> + use<'_> {
-        in_unit(unit != self.shared_unit()).map(|spec| (spec.param, self.range(spec.param)))
+        let tensors = self.units[unit].tensors.iter();
+        tensors.map(|&(param, start)| (param, start..start + param.spec().len_per_layer(&self.config)))
     }
 
-    /// The index of a unit's first element among all parameters, padding not counted.
+    /// The index of a unit's first element among all elements that are trained, padding not counted.
     pub fn first(&self, unit: usize) -> usize {
-        unit * self.layer.used
+        self.units[..unit].iter().map(|unit| unit.used).sum()
     }
 
-    /// The unit that holds layer `l` of a parameter.
-    pub fn unit_of(&self, param: Param, l: usize) -> usize {
-        if param.spec().per_layer { l } else { self.shared_unit() }
-    }
-
-    /// The elements of a unit that are this parameter.
-    pub fn range(&self, param: Param) -> Range<usize> {
-        let start = self.starts[param as usize];
-        start..start + param.spec().len_per_layer(&self.config)
+    /// The unit that holds layer `l` of a parameter (0 for those that exist once), and its elements
+    /// of that unit. `None` for a parameter that is frozen, where the layout is that of what is
+    /// trained.
+    pub fn find(&self, param: Param, l: usize) -> Option<(usize, Range<usize>)> {
+        let unit = if param.spec().per_layer { l } else { self.shared_unit() };
+        self.parts(unit).find_map(|part| {
+            let (_, range) = self.tensors(part).find(|tensor| tensor.0 == param)?;
+            Some((part, range))
+        })
     }
 
     /// The elements of a unit that are in `partition`.
@@ -164,20 +205,33 @@ impl UnitLayout {
         intersection(&self.partition(unit, partition), range)
     }
 
-    /// Splits elements `range` of a file in llm.c's order into pieces, each a unit and the elements
-    /// of it, in the order of the file.
-    pub fn pieces(&self, range: Range<usize>) -> impl Iterator<Item = (usize, Range<usize>)> + use<'_> {
+    /// Splits elements `range` of a file in llm.c's order into pieces, in the order of the file.
+    pub fn pieces(&self, range: Range<usize>) -> impl Iterator<Item = Piece> + use<'_> {
         let files = ParamLayout::new(&self.config);
         let tensors = PARAMS.iter().flat_map(|spec| (0..spec.layers(&self.config)).map(move |l| (spec, l)));
         tensors.filter_map(move |(spec, l)| {
             let len = spec.len_per_layer(&self.config);
             let start = files.range(spec.param).start + l * len;
             let overlap = intersection(&range, &(start..start + len));
-            let shift = |at: usize| at - start + self.starts[spec.param as usize];
-            let unit = self.unit_of(spec.param, l);
-            (!overlap.is_empty()).then(|| (unit, shift(overlap.start)..shift(overlap.end)))
+            if overlap.is_empty() {
+                return None;
+            }
+            let place = self.find(spec.param, l).map(|(unit, within)| {
+                let shift = |at: usize| at - start + within.start;
+                (unit, shift(overlap.start)..shift(overlap.end))
+            });
+            Some(Piece { len: overlap.len(), place })
         })
     }
+}
+
+/// A run of a file's elements that is within one tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    pub len: usize,
+    /// Its unit, and its elements of that. `None` where the layout has no place for it, because it
+    /// is frozen.
+    pub place: Option<(usize, Range<usize>)>,
 }
 
 fn intersection(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
@@ -212,7 +266,7 @@ impl ParamBuffer {
         plan: &mut MemoryPlan,
     ) -> Self {
         let lens: Vec<usize> =
-            (0..layout.count()).map(|unit| layout.partition(unit, partition).len()).collect();
+            (0..layout.count_all()).map(|unit| layout.partition(unit, partition).len()).collect();
         let all = plan.add(arena, name, dtype, lens.iter().sum());
         let mut end = 0;
         let cut = |len: &usize| {
@@ -223,7 +277,7 @@ impl ParamBuffer {
     }
 
     /// Plans full units that are resident only while a pass uses them: the shared unit, and two
-    /// buffers that even and odd layers alternate between.
+    /// buffers that even and odd layers alternate between. Frozen units follow those beside them.
     pub fn plan_double_buffered(
         layout: &UnitLayout,
         dtype: Dtype,
@@ -231,11 +285,26 @@ impl ParamBuffer {
         plan: &mut MemoryPlan,
     ) -> Self {
         let layers = layout.shared_unit();
-        let [len, shared] = [0, layers].map(|unit| layout.len(unit));
-        let all = plan.add(arena, name, dtype, layers.min(2) * len + shared);
-        let layer = |l: usize| all.slice(shared + l % 2 * len, len);
-        let units = (0..layers).map(layer).chain([all.slice(0, shared)]).collect();
+        let len = |unit: usize| layout.parts(unit).map(|part| layout.len(part)).sum::<usize>();
+        let (longest, shared) = ((0..layers).map(len).max().unwrap_or(0), len(layers));
+        let all = plan.add(arena, name, dtype, layers.min(2) * longest + shared);
+        let place = |unit: usize| {
+            let trained = unit % layout.count();
+            let start = if trained == layers { 0 } else { shared + trained % 2 * longest };
+            let beside = if unit == trained { 0 } else { layout.len(trained) };
+            all.slice(start + beside, layout.len(unit))
+        };
+        let units = (0..layout.count_all()).map(place).collect();
         ParamBuffer { layout: layout.clone(), partition: Partition::WHOLE, all, units }
+    }
+
+    /// Units whose memory is also, at least in part, that of `unit`, which is one of them unless it
+    /// is empty.
+    pub fn aliases(&self, unit: usize) -> Vec<usize> {
+        let range = |tensor: &Tensor| tensor.offset..tensor.offset + tensor.size_bytes();
+        let own = range(&self.units[unit]);
+        let shares = |other: &usize| !intersection(&own, &range(&self.units[*other])).is_empty();
+        (0..self.units.len()).filter(shares).collect()
     }
 
     pub fn dtype(&self) -> Dtype {
@@ -255,11 +324,19 @@ impl ParamBuffer {
     /// Layer `l` of a parameter; 0 for those that exist once.
     ///
     /// # Panics
-    /// If only a partition is stored here.
+    /// If only a partition is stored here, or nothing because the parameter is frozen.
     pub fn get(&self, param: Param, l: usize) -> Tensor {
+        self.find(param, l).expect("a parameter that is frozen has only its values")
+    }
+
+    /// The same; `None` if nothing is stored here because the parameter is frozen.
+    ///
+    /// # Panics
+    /// If only a partition is stored here.
+    pub fn find(&self, param: Param, l: usize) -> Option<Tensor> {
         assert_eq!(self.partition, Partition::WHOLE, "a full tensor of a sharded buffer");
-        let range = self.layout.range(param);
-        self.units[self.layout.unit_of(param, l)].slice(range.start, range.len())
+        let (unit, range) = self.layout.find(param, l)?;
+        Some(self.units[unit].slice(range.start, range.len()))
     }
 
     /// The unit that `tensor` is part of, and the index of its first element in it.
@@ -267,16 +344,14 @@ impl ParamBuffer {
         self.units.iter().enumerate().find_map(|(unit, all)| {
             let inside = all.arena == tensor.arena && all.dtype == tensor.dtype;
             let start = tensor.offset.checked_sub(all.offset)? / all.dtype.size();
-            (inside && start + tensor.len <= all.len).then_some((unit, start))
+            (inside && start + tensor.len <= all.len && all.len > 0).then_some((unit, start))
         })
     }
 
     /// The parameter whose tensor of some layer starts where `tensor` does.
     pub fn param_at(&self, tensor: Tensor) -> Option<Param> {
         let (unit, start) = self.place_of(tensor)?;
-        let per_layer = unit != self.layout.shared_unit();
-        let params = PARAMS.iter().filter(|spec| spec.per_layer == per_layer).map(|spec| spec.param);
-        params.into_iter().find(|&param| self.layout.range(param).start == start)
+        self.layout.tensors(unit).find(|(_, range)| range.start == start).map(|(param, _)| param)
     }
 
     /// `partition` of a unit, whether the buffer stores that alone or full units.
@@ -304,10 +379,10 @@ impl ParamBuffer {
     /// order.
     pub fn upload(&self, dev: &mut dyn Ops, start: usize, values: &[f32]) -> Result<()> {
         let mut rest = values;
-        for (unit, range) in self.layout.pieces(start..start + values.len()) {
+        for Piece { len, place } in self.layout.pieces(start..start + values.len()) {
             let piece;
-            (piece, rest) = rest.split_at(range.len());
-            if let Some((at, tensor)) = self.overlap(unit, range) {
+            (piece, rest) = rest.split_at(len);
+            if let Some((at, tensor)) = place.and_then(|(unit, range)| self.overlap(unit, range)) {
                 upload_f32(dev, tensor, &piece[at..at + tensor.len])?;
             }
         }
@@ -333,8 +408,10 @@ mod tests {
             for start in (0..len).step_by(1000) {
                 let chunk = start..len.min(start + 1000);
                 let mut count = 0;
-                for (unit, range) in layout.pieces(chunk.clone()) {
-                    count += range.len();
+                for Piece { len, place } in layout.pieces(chunk.clone()) {
+                    let (unit, range) = place.expect("nothing is frozen");
+                    assert_eq!(len, range.len());
+                    count += len;
                     for at in range {
                         assert!(!std::mem::replace(&mut seen[unit][at], true), "unit {unit} at {at}, twice");
                     }
@@ -344,7 +421,7 @@ mod tests {
             let places = seen.iter().flatten().filter(|&&seen| seen).count();
             assert_eq!(places, len);
             for (unit, seen) in seen.iter().enumerate() {
-                assert!(seen[..layout.extent(unit).used].iter().all(|&seen| seen), "a gap in unit {unit}");
+                assert!(seen[..layout.units[unit].used].iter().all(|&seen| seen), "a gap in unit {unit}");
             }
         }
     }
@@ -353,7 +430,7 @@ mod tests {
     fn matrices_come_first_and_parts_are_equal_and_aligned() {
         let layout = layout(3);
         for spec in &PARAMS {
-            let (unit, range) = (layout.unit_of(spec.param, 0), layout.range(spec.param));
+            let (unit, range) = layout.find(spec.param, 0).unwrap();
             assert_eq!(range.end <= layout.matrices(unit), spec.is_matrix, "{}", spec.name);
         }
         for unit in 0..layout.count() {
@@ -362,9 +439,69 @@ mod tests {
             assert!(
                 partitions.iter().all(|p| p.len() == partitions[0].len() && p.start % PARTITION_ALIGN == 0)
             );
-            assert!(layout.len(unit) - layout.extent(unit).used < 3 * PARTITION_ALIGN);
+            assert!(layout.len(unit) - layout.units[unit].used < 3 * PARTITION_ALIGN);
         }
-        assert_eq!(layout.first(layout.shared_unit()), 3 * layout.layer.used);
+        assert_eq!(layout.first(layout.shared_unit()), 3 * layout.units[0].used);
+    }
+
+    /// Layers 0 and 1 whole, qkvw of layer 2, and wte.
+    fn partly_frozen(partitions: usize) -> UnitLayout {
+        let config = ModelConfig::new(8, 3, 2, 24);
+        let frozen = Frozen::parse("h.0-1,h.2.qkvw,wte", &config).unwrap();
+        UnitLayout::with_frozen(&config, partitions, &frozen)
+    }
+
+    #[test]
+    fn frozen_parameters_have_units_of_their_own() {
+        let (all, whole) = (partly_frozen(4), layout(4));
+        assert_eq!((all.count(), all.count_all(), all.parts(2).collect::<Vec<_>>()), (4, 8, vec![2, 6]));
+        let trained = all.trained();
+        assert_eq!((trained.count_all(), trained.len(0), trained.lowest_trained()), (4, 0, 2));
+        for spec in &PARAMS {
+            for l in 0..spec.layers(&all.config) {
+                let (unit, range) = all.find(spec.param, l).unwrap();
+                assert_eq!(range.len(), whole.find(spec.param, l).unwrap().1.len());
+                let trains = unit < 4;
+                assert_eq!(trained.find(spec.param, l), trains.then_some((unit, range)), "{} {l}", spec.name);
+            }
+        }
+        let len = ParamLayout::new(&all.config).len();
+        let [placed, frozen] = [true, false].map(|placed| {
+            trained.pieces(0..len).filter(|p| p.place.is_some() == placed).map(|p| p.len).sum::<usize>()
+        });
+        let used = |layout: &UnitLayout| layout.units.iter().map(|unit| unit.used).sum::<usize>();
+        assert_eq!((placed, placed + frozen), (used(&trained), used(&whole)));
+    }
+
+    #[test]
+    fn frozen_units_share_the_memory_of_their_layers() {
+        let layout = partly_frozen(2);
+        let mut plan = MemoryPlan::new();
+        let buffer = ParamBuffer::plan_double_buffered(&layout, Dtype::F32, ("a", "b"), &mut plan);
+        assert_eq!(buffer.aliases(0), Vec::<usize>::new());
+        assert_eq!(buffer.aliases(4), [2, 4, 6]);
+        assert_eq!(buffer.aliases(2), [2, 4]);
+        assert_eq!((buffer.aliases(5), buffer.aliases(3), buffer.aliases(7)), (vec![5], vec![3], vec![7]));
+    }
+
+    #[test]
+    fn the_lowest_layer_that_is_trained_ends_the_backward_pass() {
+        let config = ModelConfig::new(8, 3, 2, 24);
+        for (frozen, lowest) in [
+            ("wte", 0),
+            ("wte,wpe", 0),
+            ("wpe,h.0-2", 0),
+            ("wte,wpe,h.0", 1),
+            ("wte,wpe,h.0-2", 3),
+            ("h.1", 0),
+        ] {
+            let frozen = Frozen::parse(frozen, &config).unwrap();
+            assert_eq!(
+                UnitLayout::with_frozen(&config, 1, &frozen).trained().lowest_trained(),
+                lowest,
+                "{frozen}"
+            );
+        }
     }
 
     #[test]

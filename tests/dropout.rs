@@ -90,7 +90,7 @@ fn masks_are_independent() {
 }
 
 const CONFIG: ModelConfig = ModelConfig { maxT: 24, V: 61, Vp: 128, L: 2, NH: 2, C: 128, qkv_bias: true };
-const SHAPE: BatchShape = BatchShape { B: 2, T: 24 };
+const SHAPE: BatchShape = BatchShape::new(2, 24);
 const AT: MicroStep = MicroStep { first: true, fresh_grads: true, dropout: true };
 
 /// A model with random weights of a lively size, and a batch with random masks.

@@ -17,6 +17,7 @@ use warpsmith::model::{BatchShape, ModelOptions, dropout};
 use warpsmith::ops::Place;
 use warpsmith::optim::optimizer::HyperParams;
 use warpsmith::params::ParamLayout;
+use warpsmith::params::frozen::Frozen;
 use warpsmith::replica::peers::Peers;
 use warpsmith::replica::{Replica, ReplicaOptions, ReplicaPlan};
 use warpsmith::sharding::{ParamBuffer, Sharding};
@@ -197,6 +198,7 @@ impl Recipe {
             dropout: self.dropout,
             logits_bytes: 1 << 28,
             sharding: Sharding::NONE,
+            frozen: Frozen::default(),
         };
         let hyper = HyperParams { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 1.0 };
         let options = ReplicaOptions { model, hyper, use_master_weights: true, decode_context: None };
@@ -313,7 +315,7 @@ fn train(recipe: &Recipe, graphs: bool, options: EmulatorOptions) -> Outcome {
     let stored: Vec<ParamBuffer> = stored.cloned().collect();
     let mut download = |buffer: &ParamBuffer| {
         let mut values = vec![0.0; ParamLayout::new(&recipe.config).len()];
-        zero.download(dev.as_mut(), buffer, 0, &mut values).unwrap();
+        zero.download(dev.as_mut(), buffer, None, 0, &mut values).unwrap();
         values
     };
     let state = stored.iter().map(&mut download).collect();

@@ -17,6 +17,7 @@ use warpsmith::model::{BatchShape, GPT2, ModelOptions, init};
 use warpsmith::ops::{AdamW, Device, DropoutState, Ops};
 use warpsmith::optim::optimizer::{HyperParams, Optimizer, Update};
 use warpsmith::params::PARAMS;
+use warpsmith::params::frozen::Frozen;
 use warpsmith::rng::{Mt19937, identity_permutation};
 use warpsmith::sharding::{Partition, Sharding};
 use warpsmith::tensor::{Dtype, MemoryPlan, Tensor};
@@ -57,8 +58,8 @@ impl Tiny {
         let file = checkpoint::load_model(&fixture(&format!("{name}/model.bin"))).unwrap();
         let config = ModelConfig { qkv_bias: name == "gpt2_tiny", ..file.config };
         let sharding = Sharding::NONE;
-        let (BatchShape { B, T, .. }, min_rows) = (shape, 0);
-        let options = ModelOptions { B, T, min_rows, recompute, dropout, logits_bytes, sharding };
+        let (BatchShape { B, T, .. }, min_rows, frozen) = (shape, 0, Frozen::default());
+        let options = ModelOptions { B, T, min_rows, recompute, dropout, logits_bytes, sharding, frozen };
         let mut dev = Cpu::new(Precision::F32).unwrap();
         let mut plan = MemoryPlan::new();
         let model = GPT2::plan(&config, &options, dev.float_dtype(), &mut plan);
@@ -285,6 +286,7 @@ fn a_fresh_model_is_the_one_pytorch_draws() {
         dropout: DropoutRates::NONE,
         logits_bytes: 0,
         sharding: Sharding::NONE,
+        frozen: Frozen::default(),
     };
     let model = GPT2::plan_for_evaluation(&config, &options, dev.float_dtype(), &mut plan);
     dev.allocate(&plan).unwrap();

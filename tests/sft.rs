@@ -12,7 +12,7 @@ use std::process::Command;
 use std::time::Duration;
 use tempfile::TempDir;
 use warpsmith::checkpoint;
-use warpsmith::config::ModelConfig;
+use warpsmith::config::{DropoutRates, ModelConfig};
 use warpsmith::data::buckets::rows_by_token;
 use warpsmith::data::loader::{Batch, DataLoader, LoaderOptions, PackedRows, Packing, Sample};
 use warpsmith::data::mask::MaskedShardWriter;
@@ -26,6 +26,8 @@ use warpsmith::optim::optimizer::HyperParams;
 use warpsmith::parallel::environment::Process;
 use warpsmith::parallel::queue::HostQueue;
 use warpsmith::parallel::transport::testing::Threads;
+use warpsmith::params::frozen::Frozen;
+use warpsmith::params::frozen::Frozen;
 use warpsmith::params::{PARAMS, ParamLayout};
 use warpsmith::replica::peers::Peers;
 use warpsmith::replica::{ReplicaOptions, ReplicaPlan};
@@ -159,7 +161,8 @@ fn rank(recipe: &Recipe, peers: Peers, next_batch: &mut dyn FnMut() -> Batch, co
         of => Sharding { stage, partition: Partition { index: peers.process.rank, of } },
     };
     let (recompute, logits_bytes) = (Recompute::Gelu, 7 * 128 * 4);
-    let model = ModelOptions { B, T, min_rows: 0, recompute, logits_bytes, sharding };
+    let (dropout, frozen) = (DropoutRates::NONE, Frozen::default());
+    let model = ModelOptions { B, T, min_rows: 0, recompute, dropout, logits_bytes, sharding, frozen };
     let hyper = HyperParams { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.0, grad_clip: 0.0 };
     let options = ReplicaOptions { model, hyper, use_master_weights: false, decode_context: None };
     let dev = (recipe.device)();

@@ -18,7 +18,8 @@ use warpsmith::optim::optimizer::HyperParams;
 use warpsmith::parallel::environment::Process;
 use warpsmith::parallel::queue::HostQueue;
 use warpsmith::parallel::transport::testing::{Delayed, Threads};
-use warpsmith::params::ParamLayout;
+use warpsmith::params::frozen::Frozen;
+use warpsmith::params::{PARAMS, ParamLayout};
 use warpsmith::replica::peers::Peers;
 use warpsmith::replica::{Replica, ReplicaOptions, ReplicaPlan};
 use warpsmith::sharding::{Partition, Sharding, ZeroStage};
@@ -49,6 +50,8 @@ struct Recipe {
     /// A micro-batch.
     shape: BatchShape,
     dropout: DropoutRates,
+    /// Parameters that are not trained, as `--freeze` names them.
+    frozen: Option<&'static str>,
 }
 
 impl Recipe {
@@ -65,9 +68,14 @@ impl Recipe {
             graphs: false,
             seed: 0,
             steps: 5,
-            shape: BatchShape { B: 1, T: 16 },
+            shape: BatchShape::new(1, 16),
             dropout: DropoutRates::NONE,
+            frozen: None,
         }
+    }
+
+    fn frozen(&self) -> Frozen {
+        self.frozen.map_or_else(Frozen::default, |names| Frozen::parse(names, &self.config).unwrap())
     }
 
     fn emulated(dtype: Dtype, world_size: usize) -> Self {
@@ -99,6 +107,7 @@ impl Recipe {
             dropout: self.dropout,
             logits_bytes: 1 << 20,
             sharding: self.sharding(rank),
+            frozen: self.frozen(),
         };
         let hyper =
             HyperParams { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: self.grad_clip };
@@ -164,7 +173,7 @@ fn rank(recipe: &Recipe, corpus: &Corpus, peers: Peers) -> Outcome {
     let len = ParamLayout::new(&recipe.config).len();
     let tensors = stored.map(|tensors| {
         let mut all = vec![f32::NAN; len];
-        zero.download(dev.as_mut(), tensors, 0, &mut all).unwrap();
+        zero.download(dev.as_mut(), tensors, None, 0, &mut all).unwrap();
         all
     });
     Outcome { losses, norms, tensors: tensors.collect(), memory }
@@ -375,4 +384,100 @@ fn memory_falls_with_each_stage() {
         );
     }
     assert_eq!([bytes(1, "full gradients"), bytes(2, "gathered parameters")], [0, 0]);
+}
+
+/// Whether each element of a file is trained.
+fn trained(recipe: &Recipe) -> Vec<bool> {
+    let (config, frozen, files) = (&recipe.config, recipe.frozen(), ParamLayout::new(&recipe.config));
+    let mut trained = vec![false; files.len()];
+    for spec in &PARAMS {
+        let len = spec.len_per_layer(config);
+        for l in frozen.trained_layers(spec, config) {
+            trained[files.range(spec.param).start + l * len..][..len].fill(true);
+        }
+    }
+    trained
+}
+
+/// Layers at the bottom, with the embeddings or without; one in the middle; tensors of all layers,
+/// among them matrices whose bias is trained, and biases whose matrix is; all but the last layernorm.
+const FROZEN: [&str; 6] =
+    ["wte,wpe,h.0-1", "h.0-1", "wpe,h.1", "qkvw,fcb,h.2.mlp,ln_f", "wte,ln_1,h.0.attn", "wte,wpe,h.0-2"];
+
+/// Frozen parameters stay, and the gradients of the others are those of a run that trains all.
+fn freezes(recipe: &Recipe, corpus: &Corpus) {
+    let all = Recipe { frozen: None, ..*recipe };
+    let (one, whole) =
+        (run(&Recipe { steps: 1, ..*recipe }, corpus), run(&Recipe { steps: 1, ..all }, corpus));
+    let start = run(&Recipe { steps: 0, ..all }, corpus);
+    assert_eq!(one.losses, whole.losses);
+    assert!(one.norms[0] < whole.norms[0]);
+    let end = run(recipe, corpus);
+    for (i, trains) in trained(recipe).into_iter().enumerate() {
+        let [params, m, v] =
+            [0, 1, 2].map(|kind| (&end.tensors[kind], &one.tensors[kind], &whole.tensors[kind]));
+        if trains {
+            // After one step m and v are the gradient, scaled.
+            assert_eq!((m.1[i].to_bits(), v.1[i].to_bits()), (m.2[i].to_bits(), v.2[i].to_bits()), "{i}");
+        } else {
+            assert_eq!((params.0[i], m.0[i], v.0[i]), (start.tensors[0][i], 0.0, 0.0), "{i}");
+        }
+    }
+    let bytes = |outcome: &Outcome, arena: &str| {
+        outcome.memory.iter().find(|(name, _)| name == arena).map_or(0, |(_, bytes)| *bytes)
+    };
+    for arena in ["gradients", "optimizer state"] {
+        assert!(bytes(&one, arena) < bytes(&whole, arena), "{arena}");
+    }
+}
+
+#[test]
+fn what_is_frozen_stays_and_takes_no_memory() {
+    let corpus = Corpus::new();
+    for frozen in FROZEN {
+        freezes(&Recipe { frozen: Some(frozen), ..Recipe::cpu(3, 1, 2) }, &corpus);
+        freezes(&Recipe { frozen: Some(frozen), ..Recipe::emulated(Dtype::F32, 1) }, &corpus);
+    }
+    freezes(&Recipe { frozen: Some(FROZEN[3]), ..Recipe::emulated(Dtype::Bf16, 1) }, &corpus);
+}
+
+#[test]
+fn ranks_and_stages_freeze_alike() {
+    let corpus = Corpus::new();
+    for frozen in FROZEN {
+        let frozen = Some(frozen);
+        let alone = run(&Recipe { frozen, ..Recipe::cpu(3, 1, 4) }, &corpus);
+        for world_size in [2, 4] {
+            let recipe = Recipe { frozen, ..Recipe::cpu(3, world_size, 4 / world_size) };
+            let replicated = run(&recipe, &corpus);
+            assert_alike("ranks", &replicated, &alone, 1e-5);
+            for stage in [ZeroStage::Zero1, ZeroStage::Zero2, ZeroStage::Zero3] {
+                let what = format!("{frozen:?}, {world_size} ranks, {stage:?}");
+                let sharded = run(&Recipe { stage, ..recipe }, &corpus);
+                assert_alike(&what, &sharded, &replicated, 1e-5);
+                if stage == ZeroStage::Zero1 || recipe.grad_accum_steps == 1 {
+                    assert_same_tensors(&what, &sharded, &replicated);
+                }
+                let late = Recipe { seed: 100, stage, ..recipe };
+                assert_eq!(run(&late, &corpus), sharded, "{what}, delayed");
+            }
+        }
+    }
+}
+
+#[test]
+fn kernels_freeze_alike_in_every_stage() {
+    let corpus = Corpus::new();
+    for frozen in [FROZEN[0], FROZEN[3]] {
+        let recipe = Recipe { frozen: Some(frozen), ..Recipe::emulated(Dtype::Bf16, 2) };
+        let replicated = run(&recipe, &corpus);
+        for stage in [ZeroStage::Zero1, ZeroStage::Zero2, ZeroStage::Zero3] {
+            let what = format!("{frozen}, {stage:?}");
+            let sharded = run(&Recipe { stage, graphs: true, ..recipe }, &corpus);
+            assert_alike(&what, &sharded, &replicated, 2e-2);
+            if stage == ZeroStage::Zero1 {
+                assert_same_tensors(&what, &sharded, &replicated);
+            }
+        }
+    }
 }

@@ -15,6 +15,7 @@ use warpsmith::model::{BatchShape, ModelOptions};
 use warpsmith::ops::Device;
 use warpsmith::optim::optimizer::HyperParams;
 use warpsmith::parallel::environment::Process;
+use warpsmith::params::frozen::Frozen;
 use warpsmith::recorder::{Event, Log};
 use warpsmith::replica::peers::Peers;
 use warpsmith::replica::{ReplicaOptions, ReplicaPlan};
@@ -59,6 +60,7 @@ fn recorded(dtype: Dtype, world_size: usize, stage: ZeroStage) -> Vec<(String, S
         dropout: DropoutRates::NONE,
         logits_bytes,
         sharding,
+        frozen: Frozen::default(),
     };
     let hyper = HyperParams { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.0, grad_clip: 1.0 };
     let options = ReplicaOptions { model, hyper, use_master_weights: true, decode_context: None };

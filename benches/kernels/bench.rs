@@ -303,7 +303,7 @@ pub fn tolerances(t: &Operands, dtype: Dtype, choice: MatmulChoice) -> Vec<f64> 
     let of_op = |op: &Op| {
         let tf32 = if dtype == Dtype::F32 && elements::extent(op).is_some() { TF32_ROUNDINGS } else { 0.0 };
         let added_to = match op.call {
-            Call::MatmulBackward(a) if library && !a.overwrite_dweight => Some(a.dweight),
+            Call::MatmulBackward(a) if library && !a.overwrite_dweight => a.dweight,
             _ => None,
         };
         let outputs = op.outputs().into_iter().map(move |output| {

@@ -49,6 +49,7 @@ pub fn expected(op: &Op, t: &Operands, row: usize, column: usize) -> Vec<(Tensor
         }
         (Part::Wgrad, Call::MatmulBackward(a)) => {
             let &MatmulBackward { dweight, overwrite_dweight, dbias, dout, inp, N, C, OC, .. } = a;
+            let dweight = dweight.expect("all of a recorded model is trained");
             let dout_at = |n: usize| v(dout, n * OC + row);
             let sum: f64 = (0..N).map(|n| dout_at(n) * v(inp, n * C + column)).sum();
             let at = row * C + column;

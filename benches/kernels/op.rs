@@ -164,7 +164,7 @@ fn outputs(call: &Call) -> Vec<Output> {
         },
         MatmulBackward(a) => {
             let mut outputs = vec![out("dinp", a.dinp, 3.0, a.OC)];
-            outputs.push(out("dweight", a.dweight, 1.0, a.N));
+            outputs.extend(a.dweight.map(|dweight| out("dweight", dweight, 1.0, a.N)));
             outputs.extend(a.dbias.map(|dbias| out("dbias", dbias, 1.0, a.N)));
             outputs
         }
@@ -186,7 +186,8 @@ fn outputs(call: &Call) -> Vec<Output> {
         EncoderForward(a) => vec![out("encoded", a.encoded, 1.0, 1)],
         EncoderBackward(a) => {
             let N = a.B * a.T;
-            vec![out("dwte", a.dwte, 1.0, N), out("dwpe", a.dwpe, 1.0, N)]
+            let outputs = [("dwte", a.dwte), ("dwpe", a.dwpe)].into_iter();
+            outputs.filter_map(|(name, tensor)| Some(out(name, tensor?, 1.0, N))).collect()
         }
         LayernormForward(a) => {
             let statistics = [out("mean", a.mean, 0.0, a.C), out("rstd", a.rstd, 0.0, a.C)];

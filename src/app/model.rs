@@ -16,6 +16,7 @@ use crate::model::activations::Recompute;
 use crate::model::hooks::NoHooks;
 use crate::model::{BatchShape, GPT2, ModelOptions, Weights};
 use crate::ops::{Limits, Ops, plan_scratch};
+use crate::params::frozen::Frozen;
 use crate::report::progress::{Passing, Progress, saying};
 use crate::sharding::Sharding;
 use crate::tensor::{Dtype, MemoryPlan};
@@ -143,6 +144,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         dropout: DropoutRates::NONE,
         logits_bytes: 64 << 20,
         sharding: Sharding::NONE,
+        frozen: Frozen::default(),
     };
     let mut loaded = Loaded::open(&args.numbers, file, |dtype, plan| {
         let model = GPT2::plan_for_evaluation(&config, &options, dtype, plan);

@@ -8,6 +8,7 @@ use crate::model::Weights;
 use crate::model::decode::Decoder;
 use crate::model::hooks::NoHooks;
 use crate::ops::Ops;
+use crate::params::frozen::Frozen;
 use crate::sample::{Continuation, Sampler, SamplerOptions, generate};
 use crate::sharding::Sharding;
 use anyhow::{Context, Result};
@@ -45,7 +46,7 @@ fn samples(
     let tokenizer = tokenizer.known()?;
     let config = file.config;
     let Loaded { mut dev, model: mut decoder } = Loaded::open(&args.numbers, file, |dtype, plan| {
-        let weights = Weights::plan(&config, dtype, Sharding::NONE, plan);
+        let weights = Weights::plan(&config, dtype, Sharding::NONE, &Frozen::default(), plan);
         let decoder = Decoder::plan(&weights, config.maxT, plan);
         let limits = decoder.limits();
         (decoder, weights, limits)

@@ -133,6 +133,10 @@ impl TrainArgs {
             !self.compat.write_tensors || !self.compat.inference_only,
             "--write-tensors 1: there are no gradients with --inference-only 1; drop one of them"
         );
+        ensure!(
+            !self.compat.write_tensors || self.optim.freeze.is_none(),
+            "--write-tensors 1: writes all gradients, of which --freeze leaves some out; drop one of them"
+        );
         Ok(())
     }
 

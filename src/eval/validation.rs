@@ -65,6 +65,7 @@ mod tests {
     use crate::model::ModelOptions;
     use crate::model::activations::Recompute;
     use crate::model::hooks::NoHooks;
+    use crate::params::frozen::Frozen;
     use crate::sharding::Sharding;
     use crate::tensor::{Dtype, MemoryPlan};
 
@@ -90,6 +91,7 @@ mod tests {
             dropout: DropoutRates::NONE,
             logits_bytes: 1 << 20,
             sharding: Sharding::NONE,
+            frozen: Frozen::default(),
         };
         let mut plan = MemoryPlan::new();
         let model = GPT2::plan_for_evaluation(&config, &options, Dtype::F32, &mut plan);

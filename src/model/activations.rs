@@ -2,6 +2,7 @@
 
 use super::{BatchShape, ModelOptions};
 use crate::config::{DropoutRates, ModelConfig, logits_rows};
+use crate::params::frozen::Frozen;
 use crate::sharding::Sharding;
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
 
@@ -148,6 +149,7 @@ impl Activations {
             dropout: DropoutRates::NONE,
             logits_bytes: 0,
             sharding: Sharding::NONE,
+            frozen: Frozen::default(),
         };
         let copies = Copies { layers: 1, qkv: c.L, backward: false };
         Self::plan_copies("decoding", c, &options, dtype, plan, copies)

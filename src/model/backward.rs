@@ -8,9 +8,11 @@ use super::activations::Recompute;
 use super::dropout::Place;
 use super::hooks::{LayerHooks, Pass};
 use super::{BatchShape, GPT2};
+use crate::config::ModelConfig;
 use crate::ops::{
     AttentionBackward, AttentionDims, EncoderBackward, GraphKey, LayernormBackward, MatmulBackward, Ops,
 };
+use crate::params::frozen::Frozen;
 use crate::params::{Param, Param::*};
 use crate::sharding::ParamBuffer;
 use crate::tensor::Tensor;
@@ -43,6 +45,21 @@ impl MicroStep {
     }
 }
 
+/// Elements of the largest gradients that an operation computes though their parameters are frozen:
+/// those of a layernorm, to which it adds, or that of a matrix whose bias is trained.
+pub(super) fn unwanted_len(config: &ModelConfig, frozen: &Frozen) -> usize {
+    let is_frozen =
+        |param: Param| frozen.trained_layers(param.spec(), config).len() < param.spec().layers(config);
+    let norms = [Ln1w, Ln1b, Ln2w, Ln2b, Lnfw, Lnfb].into_iter().any(is_frozen);
+    let linears = [(Qkvw, Qkvb), (Attprojw, Attprojb), (Fcw, Fcb), (Fcprojw, Fcprojb)];
+    let apart = linears.into_iter().filter(|&(weight, bias)| {
+        (0..config.L).any(|l| frozen.contains(weight, l) && !frozen.contains(bias, l))
+    });
+    let matrices = apart.map(|(weight, _)| weight.spec().len_per_layer(config));
+    let norms = if norms { 2 * config.C } else { 0 };
+    matrices.chain([norms]).max().unwrap_or(0)
+}
+
 /// The tensors that backward through one linear layer reads and writes.
 struct Linear {
     dinp: Tensor,
@@ -71,15 +88,17 @@ impl GPT2 {
         if step.first {
             dev.fill(a.losses, 0.0)?;
         }
+        self.clear_unwanted(dev, step)?;
         self.begin_unit(dev, hooks, shared, step)?;
         self.head_backward(dev, N, step)?;
 
         let dresidual = a.dresidual.slice(0, N * C);
+        let [dweight, dbias] = self.norm_grads([Lnfw, Lnfb], 0);
         dev.layernorm_backward(LayernormBackward {
             dinp: dresidual,
             overwrite_dinp: true,
-            dweight: self.grad(Lnfw, 0),
-            dbias: self.grad(Lnfb, 0),
+            dweight,
+            dbias,
             dout: a.scratch_btc.slice(0, N * C),
             inp: a.block_input(w.config.L, shape, C),
             weight: w.get(Lnfw, 0),
@@ -88,16 +107,22 @@ impl GPT2 {
             N,
             C,
         })?;
-        for l in (0..w.config.L).rev() {
+        // Below this layer nothing is trained.
+        let lowest = self.grads().layout.lowest_trained();
+        for l in (lowest..w.config.L).rev() {
             self.begin_unit(dev, hooks, l, step)?;
             self.mlp_backward(dev, l, shape, step)?;
             self.attention_backward(dev, l, shape, step)?;
             hooks.after(dev, Pass::Backward, l)?;
         }
+        let (dwte, dwpe) = (self.grads().find(Wte, 0), self.grads().find(Wpe, 0));
+        if dwte.or(dwpe).is_none() {
+            return hooks.after(dev, Pass::Backward, shared);
+        }
         let tokens = a.inputs.slice(0, N);
         dev.encoder_backward(EncoderBackward {
-            dwte: self.grad(Wte, 0),
-            dwpe: self.grad(Wpe, 0),
+            dwte,
+            dwpe,
             dout: dresidual,
             tokens,
             rows_by_token: a.rows_by_token.slice(0, N),
@@ -141,10 +166,27 @@ impl GPT2 {
         if !step.fresh_grads {
             return Ok(());
         }
-        let (grads, layout) = (self.grads().units()[unit], &self.weights.params.layout);
-        let added =
-            if unit == layout.shared_unit() { layout.range(Wpe).start } else { layout.matrices(unit) };
-        dev.fill(grads.slice(added, grads.len - added), 0.0)
+        let (grads, layout) = (self.grads().units()[unit], &self.grads().layout);
+        let added = match unit == layout.shared_unit() {
+            true => layout.find(Wte, 0).map_or(0, |(_, wte)| wte.end),
+            false => layout.matrices(unit),
+        };
+        if added < grads.len { dev.fill(grads.slice(added, grads.len - added), 0.0) } else { Ok(()) }
+    }
+
+    /// Clears the gradients to which operations add though nobody wants them, lest they overflow.
+    fn clear_unwanted(&self, dev: &mut dyn Ops, step: MicroStep) -> Result<()> {
+        match self.unwanted.filter(|_| step.fresh_grads) {
+            Some(unwanted) => dev.fill(unwanted.slice(0, 2 * self.weights.config.C), 0.0),
+            None => Ok(()),
+        }
+    }
+
+    /// The gradients of a layernorm's weight and bias. Its backward pass adds to both.
+    fn norm_grads(&self, params: [Param; 2], l: usize) -> [Tensor; 2] {
+        let C = self.weights.config.C;
+        let unwanted = |i: usize| self.unwanted.expect("planned where a layernorm is frozen").slice(i * C, C);
+        [0, 1].map(|i| self.grads().find(params[i], l).unwrap_or_else(|| unwanted(i)))
     }
 
     /// Computes, chunk by chunk, logits, losses, and the gradients of the logits, of the embedding
@@ -156,7 +198,7 @@ impl GPT2 {
             dev.classifier(self.classifier_args(logits, start, rows, Some(self.dloss())))?;
             dev.matmul_backward(MatmulBackward {
                 dinp: self.acts.scratch_btc.slice(start * C, rows * C),
-                dweight: self.grad(Wte, 0),
+                dweight: self.grads().find(Wte, 0),
                 overwrite_dweight: step.fresh_grads && start == 0,
                 dbias: None,
                 dout: logits,
@@ -197,11 +239,12 @@ impl GPT2 {
         let fc =
             Linear { dinp: dln2, dout: dfch, inp: ln2, weight: Fcw, bias: Some(Fcb), gelu_gradient: None };
         self.linear_backward(dev, l, N, step, fc)?;
+        let [dweight, dbias] = self.norm_grads([Ln2w, Ln2b], l);
         dev.layernorm_backward(LayernormBackward {
             dinp: dresidual,
             overwrite_dinp: false,
-            dweight: self.grad(Ln2w, l),
-            dbias: self.grad(Ln2b, l),
+            dweight,
+            dbias,
             dout: dln2,
             inp: a.residual2.get(l, N),
             weight: w.get(Ln2w, l),
@@ -248,11 +291,12 @@ impl GPT2 {
         let bias = w.config.qkv_bias.then_some(Qkvb);
         let qkv = Linear { dinp: dln1, dout: dqkv, inp: ln1, weight: Qkvw, bias, gelu_gradient: None };
         self.linear_backward(dev, l, N, step, qkv)?;
+        let [dweight, dbias] = self.norm_grads([Ln1w, Ln1b], l);
         dev.layernorm_backward(LayernormBackward {
             dinp: dresidual,
             overwrite_dinp: false,
-            dweight: self.grad(Ln1w, l),
-            dbias: self.grad(Ln1b, l),
+            dweight,
+            dbias,
             dout: dln1,
             inp: a.block_input(l, shape, C),
             weight: w.get(Ln1w, l),
@@ -287,11 +331,15 @@ impl GPT2 {
         linear: Linear,
     ) -> Result<()> {
         let (OC, C) = (linear.weight.spec().shape)(&self.weights.config);
+        let dbias = linear.bias.and_then(|bias| self.grads().find(bias, l));
+        let wanted = self.grads().find(linear.weight, l);
+        // The gradient of a bias comes with that of its matrix.
+        let beside = || dbias.and(self.unwanted).map(|unwanted| unwanted.slice(0, OC * C));
         dev.matmul_backward(MatmulBackward {
             dinp: linear.dinp,
-            dweight: self.grad(linear.weight, l),
-            overwrite_dweight: step.fresh_grads,
-            dbias: linear.bias.map(|bias| self.grad(bias, l)),
+            dweight: wanted.or_else(beside),
+            overwrite_dweight: step.fresh_grads || wanted.is_none(),
+            dbias,
             dout: linear.dout,
             inp: linear.inp,
             weight: self.weights.get(linear.weight, l),

@@ -26,7 +26,7 @@ impl Decoder {
     pub fn plan(weights: &Weights, context: usize, plan: &mut MemoryPlan) -> Self {
         assert!((1..=weights.config.maxT).contains(&context));
         let acts = Activations::plan_for_decoding(&weights.config, context, weights.params.dtype(), plan);
-        Decoder { model: GPT2 { weights: weights.clone(), grads: None, acts }, cached: 0 }
+        Decoder { model: GPT2 { weights: weights.clone(), grads: None, unwanted: None, acts }, cached: 0 }
     }
 
     /// The sizes of the largest operations that decoding asks of a device.

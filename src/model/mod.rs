@@ -16,6 +16,7 @@ pub mod init;
 use crate::config::{DropoutRates, ModelConfig};
 use crate::ops::{Limits, Ops, upload_f32};
 use crate::params::Param;
+use crate::params::frozen::Frozen;
 use crate::sharding::{ParamBuffer, Partition, Sharding, UnitLayout, ZeroStage};
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use activations::{Activations, Recompute};
@@ -26,13 +27,22 @@ use anyhow::Result;
 pub struct Weights {
     pub config: ModelConfig,
     pub params: ParamBuffer,
+    /// The parameters that no step changes.
+    pub frozen: Frozen,
 }
 
 impl Weights {
-    pub fn plan(config: &ModelConfig, dtype: Dtype, sharding: Sharding, plan: &mut MemoryPlan) -> Self {
-        let layout = UnitLayout::new(config, sharding.partition.of);
+    pub fn plan(
+        config: &ModelConfig,
+        dtype: Dtype,
+        sharding: Sharding,
+        frozen: &Frozen,
+        plan: &mut MemoryPlan,
+    ) -> Self {
+        let layout = UnitLayout::with_frozen(config, sharding.partition.of, frozen);
         let sharded = sharding.stage >= ZeroStage::Zero3;
-        Weights { config: *config, params: plan_units(&layout, dtype, sharded, PARAMETERS, plan) }
+        let params = plan_units(&layout, dtype, sharded, PARAMETERS, plan);
+        Weights { config: *config, params, frozen: frozen.clone() }
     }
 
     /// Layer `l` of a parameter; 0 for those that exist once.
@@ -68,7 +78,7 @@ fn plan_units(
 }
 
 /// The options that, with the shape of the model, fix the buffers of a [`GPT2`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct ModelOptions {
     /// Sequences and tokens of a training batch.
     pub B: usize,
@@ -81,6 +91,8 @@ pub struct ModelOptions {
     /// Logits are computed and consumed in chunks of rows that take at most this much memory.
     pub logits_bytes: usize,
     pub sharding: Sharding,
+    /// The parameters that are not trained, which have no gradients.
+    pub frozen: Frozen,
 }
 
 /// A model with the activations, and for training the gradients, of one micro-batch.
@@ -89,6 +101,9 @@ pub struct GPT2 {
     pub weights: Weights,
     /// Gradients of all units, or, if sharded, of those that a pass is working on.
     pub grads: Option<ParamBuffer>,
+    /// Gradients that an operation computes though nobody wants them, as their parameters are
+    /// frozen: overwritten all the time.
+    unwanted: Option<Tensor>,
     pub acts: Activations,
 }
 
@@ -115,11 +130,13 @@ impl BatchShape {
 impl GPT2 {
     /// Plans a model to train: parameters, gradients, activations.
     pub fn plan(config: &ModelConfig, options: &ModelOptions, dtype: Dtype, plan: &mut MemoryPlan) -> Self {
-        let weights = Weights::plan(config, dtype, options.sharding, plan);
+        let weights = Weights::plan(config, dtype, options.sharding, &options.frozen, plan);
         let sharded = options.sharding.stage >= ZeroStage::Zero2;
-        let grads = plan_units(&weights.params.layout, dtype, sharded, GRADIENTS, plan);
+        let grads = plan_units(&weights.params.layout.trained(), dtype, sharded, GRADIENTS, plan);
+        let unwanted = backward::unwanted_len(config, &options.frozen);
+        let unwanted = (unwanted > 0).then(|| plan.add(GRADIENTS[1], "unwanted", dtype, unwanted));
         let acts = Activations::plan(config, options, dtype, plan);
-        GPT2 { weights, grads: Some(grads), acts }
+        GPT2 { weights, grads: Some(grads), unwanted, acts }
     }
 
     /// Plans a model that only evaluates: its layers share one set of buffers.
@@ -129,9 +146,9 @@ impl GPT2 {
         dtype: Dtype,
         plan: &mut MemoryPlan,
     ) -> Self {
-        let weights = Weights::plan(config, dtype, options.sharding, plan);
+        let weights = Weights::plan(config, dtype, options.sharding, &options.frozen, plan);
         let acts = Activations::plan_for_evaluation(config, options, dtype, plan);
-        GPT2 { weights, grads: None, acts }
+        GPT2 { weights, grads: None, unwanted: None, acts }
     }
 
     /// The sizes of the largest operations that this model asks of a device.

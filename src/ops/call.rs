@@ -88,7 +88,7 @@ impl Call {
                 inputs.chain(&mut a.positions).chain(state(&mut a.dropout)).for_each(|t| visit(t, Read));
             }
             Call::EncoderBackward(a) => {
-                [&mut a.dwte, &mut a.dwpe].into_iter().for_each(|t| visit(t, Update));
+                a.dwte.iter_mut().chain(&mut a.dwpe).for_each(|t| visit(t, Update));
                 let inputs = [&mut a.dout, &mut a.tokens, &mut a.rows_by_token].into_iter();
                 let inputs = inputs.chain(a.positions.iter_mut().flatten());
                 inputs.chain(state(&mut a.dropout)).for_each(|t| visit(t, Read));
@@ -112,7 +112,8 @@ impl Call {
             }
             Call::MatmulBackward(a) => {
                 visit(&mut a.dinp, Write);
-                visit(&mut a.dweight, if a.overwrite_dweight { Write } else { Update });
+                let access = if a.overwrite_dweight { Write } else { Update };
+                a.dweight.iter_mut().for_each(|dweight| visit(dweight, access));
                 a.dbias.iter_mut().for_each(|dbias| visit(dbias, Update));
                 let inputs = [&mut a.dout, &mut a.inp, &mut a.weight].into_iter();
                 inputs.chain(&mut a.gelu_gradient).for_each(|t| visit(t, Read));

@@ -20,7 +20,7 @@ use zero::{ZeroBuffers, ZeroState};
 const RESERVED_BYTES: usize = 1 << 30;
 
 /// The options that, with the shape of the model, fix the memory of a [`Replica`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct ReplicaOptions {
     pub model: ModelOptions,
     pub hyper: HyperParams,
@@ -71,7 +71,7 @@ impl ReplicaPlan {
         let model = GPT2::plan(&config, &options.model, dtype, &mut memory);
         let buffers = ZeroBuffers::plan(sharding, &model, &mut memory);
         let optimizer = Optimizer::plan(
-            &model.weights.params.layout,
+            &model.weights.params.layout.trained(),
             sharding.stored(ZeroStage::Zero1),
             dtype,
             options.use_master_weights,
@@ -89,11 +89,12 @@ impl ReplicaPlan {
     /// Measures the memory that one more sequence per batch takes, by planning for it, and from
     /// that the largest batch that fits.
     pub fn memory_needs(&self, dev: &dyn Ops) -> Result<MemoryNeeds> {
-        let model = self.options.model;
+        let model = &self.options.model;
         // A batch that fills the buffers, which may be planned for longer questions.
         let B = model.B.max(model.min_rows.div_ceil(model.T));
         let bytes = |B: usize| {
-            let options = ReplicaOptions { model: ModelOptions { B, ..model }, ..self.options };
+            let options =
+                ReplicaOptions { model: ModelOptions { B, ..model.clone() }, ..self.options.clone() };
             Self::new(self.config, options, dev).map(|plan| plan.memory.size_bytes())
         };
         let (at_B, one_more) = (bytes(B)?, bytes(B + 1)?);

@@ -117,10 +117,10 @@ impl Replica {
     }
 
     /// Downloads elements of the gradients from `start` on, in the order of files, to the host of
-    /// rank 0. All ranks must make the same calls.
+    /// rank 0; those of frozen parameters are 0. All ranks must make the same calls.
     pub fn gradients(&mut self, start: usize, out: &mut [f32]) -> Result<()> {
         let grads = self.zero.grads().clone();
-        self.zero.download(self.dev.as_mut(), &grads, start, out)
+        self.zero.download(self.dev.as_mut(), &grads, None, start, out)
     }
 
     /// Reduces and downloads loss, norm and votes to stop.

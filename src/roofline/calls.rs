@@ -131,7 +131,8 @@ impl Kernels {
             }
             Call::EncoderBackward(a) => {
                 let kernel = stream("encoder backward", &[a.B * a.T, a.C], Class::Embedding, 0.4, bytes);
-                vec![Kernel { launches: 2, ..kernel }]
+                let launches = [a.dwte, a.dwpe].into_iter().flatten().count();
+                vec![Kernel { launches, ..kernel }]
             }
             Call::GeluRecompute { out, .. } => {
                 let C = 4 * self.weights.config.C;
@@ -174,12 +175,13 @@ impl Kernels {
         let [_, dgrad, wgrad] = self.matmul(a.weight);
         let tail = if a.gelu_gradient.is_some() { Tail::GeluBackward } else { Tail::Plain };
         let dinp_bytes = size(a.dout) + size(a.weight) + size(a.dinp) + a.gelu_gradient.map_or(0.0, size);
-        let dweight = size(a.dweight) * if a.overwrite_dweight { 1.0 } else { 2.0 };
-        let dweight_bytes = size(a.dout) + size(a.inp) + dweight + 2.0 * a.dbias.map_or(0.0, size);
-        vec![
-            matmul(dgrad, (a.N, a.C, a.OC), tail, dinp_bytes),
-            matmul(wgrad, (a.OC, a.C, a.N), Tail::Accumulate, dweight_bytes),
-        ]
+        let mut kernels = vec![matmul(dgrad, (a.N, a.C, a.OC), tail, dinp_bytes)];
+        kernels.extend(a.dweight.map(|dweight| {
+            let dweight = size(dweight) * if a.overwrite_dweight { 1.0 } else { 2.0 };
+            let bytes = size(a.dout) + size(a.inp) + dweight + 2.0 * a.dbias.map_or(0.0, size);
+            matmul(wgrad, (a.OC, a.C, a.N), Tail::Accumulate, bytes)
+        }));
+        kernels
     }
 }
 

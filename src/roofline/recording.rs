@@ -8,6 +8,7 @@ use crate::data::loader::Batch;
 use crate::model::{BatchShape, ModelOptions, Weights};
 use crate::optim::optimizer::HyperParams;
 use crate::parallel::environment::Process;
+use crate::params::frozen::Frozen;
 use crate::recorder::{Event, Log};
 use crate::replica::peers::Peers;
 use crate::replica::{Replica, ReplicaOptions, ReplicaPlan};
@@ -46,6 +47,7 @@ impl Recording {
             dropout: DropoutRates::NONE,
             logits_bytes: shape.logits_rows * config.Vp * X.size(),
             sharding,
+            frozen: Frozen::default(),
         };
         let options = ReplicaOptions { model, hyper: HYPER, use_master_weights: true, decode_context: None };
         let log = Log::default();

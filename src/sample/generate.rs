@@ -99,6 +99,7 @@ mod tests {
     use crate::model::Weights;
     use crate::model::hooks::NoHooks;
     use crate::params::Param;
+    use crate::params::frozen::Frozen;
     use crate::sharding::Sharding;
     use crate::tensor::{Dtype, MemoryPlan};
 
@@ -113,7 +114,7 @@ mod tests {
 
     fn with_config(config: &ModelConfig, context: usize) -> (Cpu, Decoder, Weights) {
         let mut plan = MemoryPlan::new();
-        let weights = Weights::plan(config, Dtype::F32, Sharding::NONE, &mut plan);
+        let weights = Weights::plan(config, Dtype::F32, Sharding::NONE, &Frozen::default(), &mut plan);
         let decoder = Decoder::plan(&weights, context, &mut plan);
         let mut dev = cpu(&plan);
         randomize(&mut dev, &weights, 7);

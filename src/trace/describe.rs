@@ -45,7 +45,10 @@ pub fn describe(call: &Call) -> Description {
         Call::LayernormBackward(a) => rows("layernorm_backward", a.weight, a.N, a.C),
         Call::MatmulForward(a) => forward("matmul_forward", a),
         Call::MatmulResidualLayernorm { matmul, .. } => forward("matmul_residual_layernorm", matmul),
-        Call::MatmulBackward(a) => product("matmul_backward", a.weight, [a.N, a.C, a.OC], 2),
+        Call::MatmulBackward(a) => {
+            let products = 1 + usize::from(a.dweight.is_some());
+            product("matmul_backward", a.weight, [a.N, a.C, a.OC], products)
+        }
         Call::AttentionForward(a) => heads("attention_forward", a.dims, Some(scores(a.dims))),
         Call::AttentionBackward(a) => heads("attention_backward", a.dims, Some(2 * scores(a.dims))),
         Call::DropoutBackward { dinp, .. } => elements("dropout_backward", *dinp),

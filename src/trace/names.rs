@@ -44,18 +44,20 @@ impl Names<'_> {
     pub fn label(&self, tensor: Tensor) -> (Option<&'static str>, Option<usize>) {
         if let Some((unit, _)) = self.params.place_of(tensor) {
             let layout = &self.params.layout;
-            let per_layer = unit != layout.shared_unit();
-            let whole = |param: &Param| layout.range(*param).len() == tensor.len;
+            let layer = Some(unit % layout.count()).filter(|&layer| layer != layout.shared_unit());
+            let whole = |param: &Param| {
+                layout.find(*param, layer.unwrap_or(0)).is_some_and(|(_, range)| range.len() == tensor.len)
+            };
             let found = self.params.param_at(tensor).filter(whole);
             // Layers share memory where parameters are sharded, so only the name is certain.
-            let units = self.params.units();
-            let alone = units.iter().filter(|other| **other == units[unit]).count() == 1;
+            let alone = self.params.aliases(unit).len() == 1;
             if let Some(param) = found {
-                return (Some(param.spec().name), (per_layer && alone).then_some(unit));
+                return (Some(param.spec().name), layer.filter(|_| alone));
             }
         }
         let unit = self.stored.place_of(tensor).map(|(unit, _)| unit);
-        let layer = unit.filter(|&unit| unit != self.stored.layout.shared_unit());
+        let stored = &self.stored.layout;
+        let layer = unit.map(|unit| unit % stored.count()).filter(|&layer| layer != stored.shared_unit());
         (Some(self.planned(tensor)), layer)
     }
 

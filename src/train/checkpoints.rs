@@ -260,8 +260,9 @@ impl Trainer {
         let tensors = Tensors::of(&self.replica);
         self.replica.finish_params()?;
         let Replica { zero, dev, .. } = &mut self.replica;
-        let source: &mut checkpoint::Source =
-            &mut |kind, start, out| zero.download(dev.as_mut(), tensors.get(kind), start, out);
+        let source: &mut checkpoint::Source = &mut |kind, start, out| {
+            zero.download(dev.as_mut(), tensors.get(kind), tensors.frozen(kind), start, out)
+        };
         let (Some(target), Some(writer)) = (target, &mut self.writer) else {
             return checkpoint.participate(source);
         };

@@ -97,8 +97,8 @@ fn layer_of(replica: &Replica, call: &Call) -> Option<usize> {
         [&model.weights.params, model.grads()].into_iter().find_map(|params| {
             let (unit, _) = params.place_of(tensor)?;
             // Layers share memory where they are sharded.
-            let alone = params.units().iter().filter(|other| **other == params.units()[unit]).count() == 1;
-            alone.then_some(unit)
+            let alone = params.aliases(unit).len() == 1;
+            alone.then_some(unit % params.layout.count())
         })
     };
     let shared = model.weights.params.layout.shared_unit();
@@ -116,9 +116,9 @@ fn padding(replica: &Replica) -> Vec<Padding> {
     let buffers = buffers.into_iter().chain(&optimizer.master);
     let rows = |buffer: &ParamBuffer| {
         let layout = &buffer.layout;
-        let wte = layout.range(Param::Wte);
+        let (unit, wte) = layout.find(Param::Wte, 0)?;
         let past = wte.start + config.V * config.C..wte.end;
-        let (_, tensor) = buffer.overlap(layout.shared_unit(), past)?;
+        let (_, tensor) = buffer.overlap(unit, past)?;
         Some(Padding { tensor, width: tensor.len, used: 0 })
     };
     [logits].into_iter().chain(buffers.filter_map(rows)).collect()

@@ -9,6 +9,7 @@ use crate::model::activations::Recompute;
 use crate::model::{BatchShape, ModelOptions};
 use crate::ops::Ops;
 use crate::optim::optimizer::HyperParams;
+use crate::params::frozen::Frozen;
 use crate::params::{PARAMS, ParamLayout};
 use crate::replica::peers::Peers;
 use crate::replica::{Replica, ReplicaOptions, ReplicaPlan};
@@ -175,6 +176,7 @@ fn replica(config: &ModelConfig, shape: BatchShape, dev: Box<dyn Ops>) -> Result
         dropout: DropoutRates::NONE,
         logits_bytes: dev.logits_bytes(),
         sharding: Sharding::NONE,
+        frozen: Frozen::default(),
     };
     let options = ReplicaOptions { model, hyper: HYPER, use_master_weights: true, decode_context: None };
     ReplicaPlan::new(*config, options, dev.as_ref())?.allocate(dev, Peers::alone(), false)

@@ -14,7 +14,8 @@ use crate::model::Weights;
 use crate::ops::{Gpu, Ops};
 use crate::optim::batch::Batches;
 use crate::optim::schedule::Schedule;
-use crate::params::ParamLayout;
+use crate::params::frozen::ranges;
+use crate::params::{PARAMS, ParamLayout, ParamSpec};
 use crate::replica::MemoryNeeds;
 use crate::replica::step::StepStats;
 use crate::report::LogStyle;
@@ -101,7 +102,7 @@ impl Report {
     ) {
         let config = &weights.config;
         let files = ParamLayout::new(config);
-        let [decayed, not_decayed] = files.decay_groups();
+        let [decayed, not_decayed] = files.decay_groups(&weights.frozen);
         let (train, val) = (&data.train, data.val.as_ref());
         self.console.table_head();
         self.console.table(self.flags(args, dev));
@@ -118,6 +119,7 @@ impl Report {
             ("decayed", format!("{} parameters in {} tensors", decayed.0, decayed.1)),
             ("not decayed", format!("{} parameters in {} tensors", not_decayed.0, not_decayed.1)),
         ]);
+        self.what_trains(weights);
         let shards = |l: &DataLoader| {
             let short = match l.short_shards().len() {
                 0 => String::new(),
@@ -174,6 +176,31 @@ impl Report {
         if rates.any() {
             self.console.table([("dropout rates", format!("{rates}{origin}"))]);
         }
+    }
+
+    /// Shows which parameters are trained, if some are frozen.
+    fn what_trains(&mut self, weights: &Weights) {
+        let Weights { config, frozen, .. } = weights;
+        if frozen.is_empty() {
+            return;
+        }
+        let trained = |spec: &ParamSpec| frozen.trained_layers(spec, config);
+        let len = |spec: &ParamSpec| trained(spec).len() * spec.len_per_layer(config);
+        let row = |spec: &'static ParamSpec| {
+            let layers = trained(spec);
+            let shown = match (layers.len(), spec.per_layer) {
+                (0, _) => "frozen".to_owned(),
+                (n, true) if n < config.L => {
+                    format!("trained in h.{}: {} parameters", ranges(&layers), len(spec))
+                }
+                _ => format!("trained: {} parameters", len(spec)),
+            };
+            (spec.name, shown)
+        };
+        let (all, trained) = (ParamLayout::new(config).len(), PARAMS.iter().map(len).sum::<usize>());
+        let sums = [("trained", trained), ("frozen", all - trained)];
+        let share = |n: usize| format!("{n} parameters, {:.2} %", 100.0 * n as f64 / all as f64);
+        self.console.table(PARAMS.iter().map(row).chain(sums.map(|(name, n)| (name, share(n)))));
     }
 
     /// The flags and their values, apart from what the tables below them show.

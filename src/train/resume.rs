@@ -6,7 +6,7 @@ use super::early_stop::Patience;
 use crate::checkpoint::{self, Float, Saved, State, TensorKind};
 use crate::cli::flags::trainer::{Shuffle, TrainArgs};
 use crate::config::DropoutRates;
-use crate::model::BatchShape;
+use crate::model::{BatchShape, GPT2};
 use crate::optim::batch::{BatchRamp, Batches};
 use crate::optim::loss_scale::LossScale;
 use crate::optim::optimizer::Optimizer;
@@ -74,12 +74,7 @@ pub type Settings = BTreeMap<String, String>;
 ///
 /// # Errors
 /// If the data cannot be read.
-pub fn settings(
-    args: &TrainArgs,
-    schedule: &Schedule,
-    data: &Data,
-    dropout: DropoutRates,
-) -> Result<Settings> {
+pub fn settings(args: &TrainArgs, schedule: &Schedule, data: &Data, model: &GPT2) -> Result<Settings> {
     let optim = &args.optim;
     let decays = schedule.kind != ScheduleKind::Constant && schedule.final_frac < 1.0;
     // The end of the curve changes the learning rate of each step.
@@ -102,6 +97,7 @@ pub fn settings(
         ("--skip-update-lossz", optim.skip_update_lossz.to_string()),
         ("--skip-update-gradz", optim.skip_update_gradz.to_string()),
         ("--seed", args.model.seed.to_string()),
+        ("--freeze", model.weights.frozen.to_string()),
     ];
     let train = (data.train_flag, data.train.checksum()?.to_string());
     let val = data
@@ -109,7 +105,7 @@ pub fn settings(
         .as_ref()
         .map(|val| Ok::<_, anyhow::Error>(("-j", val.checksum()?.to_string())))
         .transpose()?;
-    let settings = settings.into_iter().chain(dropout_settings(dropout)).chain(steps);
+    let settings = settings.into_iter().chain(dropout_settings(model.acts.dropout)).chain(steps);
     let all = settings.chain(cooldown).chain([train]).chain(val);
     Ok(all.map(|(flag, value)| (flag.to_owned(), value)).collect())
 }
@@ -297,6 +293,10 @@ impl Trainer {
                 Some(_) if matches!(flag.as_str(), "-i" | "-j") => {
                     changes.push(format!("{flag}: these are not the data that the run so far used"));
                 }
+                Some(is) if flag == "--freeze" => changes.push(format!(
+                    "--freeze: {is} is frozen, and in the run so far {was}; AdamW's moments of what trains from here \
+                     on start from zero"
+                )),
                 Some(is) => changes.push(format!("{flag} {is}: the run so far used {was}")),
                 None => {}
             }
@@ -414,5 +414,11 @@ impl Tensors {
             TensorKind::M => &self.m,
             TensorKind::V => &self.v,
         }
+    }
+
+    /// The tensor that has the frozen elements of a kind: checkpoints are complete. Moments have
+    /// none, and are written as 0.
+    pub(super) fn frozen(&self, kind: TensorKind) -> Option<&ParamBuffer> {
+        matches!(kind, TensorKind::Master).then_some(&self.params)
     }
 }

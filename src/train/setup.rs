@@ -31,6 +31,7 @@ use crate::optim::optimizer::HyperParams;
 use crate::optim::schedule::Schedule;
 use crate::parallel::environment::Process;
 use crate::params::ParamLayout;
+use crate::params::frozen::Frozen;
 use crate::replica::peers::Peers;
 use crate::replica::{ReplicaOptions, ReplicaPlan};
 use crate::report::progress::saying;
@@ -83,7 +84,7 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
     let mut report = Report::new(schedule.total_steps, quiet, args.files.log_style);
     announce(&mut report, args, &start, (&data, &schedule), &peers, &plan, dev.as_mut())?;
     let first_step = start.resumed_step().unwrap_or(0);
-    let settings = resume::settings(args, &schedule, &data, dropout)?;
+    let settings = resume::settings(args, &schedule, &data, &plan.model)?;
     let mut trainer = Trainer {
         guards: Guards::new(&args.optim, dev.float_dtype()),
         hunt: Hunt { watch, always: args.device.check_numerics, memory: plan.memory.clone() },
@@ -228,6 +229,10 @@ fn replica_options(
         dropout,
         logits_bytes: dev.logits_bytes(),
         sharding: sharding(args.processes.zero_stage, &args.process),
+        frozen: match &args.optim.freeze {
+            Some(names) => Frozen::parse(names, config)?,
+            None => Frozen::default(),
+        },
     };
     Ok(ReplicaOptions {
         model,

@@ -30,7 +30,7 @@ impl Trainer {
             let (zero, dev) = (&mut self.replica.zero, self.replica.dev.as_mut());
             // Master weights, where there are any, have all bits.
             let source = &mut |_, start, out: &mut [f32]| {
-                zero.download(dev, tensors.get(TensorKind::Master), start, out)
+                zero.download(dev, tensors.get(TensorKind::Master), None, start, out)
             };
             model_bin::write(&path, &config, dtype, source).context("--write-tensors")?;
             self.report.console().line(format_args!("wrote {}", path.display()));

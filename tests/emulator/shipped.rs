@@ -151,7 +151,7 @@ fn portable_matmuls_have_no_bank_conflicts() {
                 let forward = MatmulForward { out, inp, weight, epilogue, N, C, OC };
                 let backward = MatmulBackward {
                     dinp,
-                    dweight,
+                    dweight: Some(dweight),
                     overwrite_dweight: false,
                     dbias: Some(dbias),
                     dout,

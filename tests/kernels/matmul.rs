@@ -59,22 +59,26 @@ fn forward(t: &mut Tensors, kind: Kind, (N, C, OC): (usize, usize, usize), coars
 /// The variants of the backward pass.
 #[derive(Clone, Copy, Debug)]
 struct Backward {
+    /// Whether the weight is trained.
+    weight: bool,
     overwrite: bool,
     bias: bool,
     gelu: bool,
 }
-const BACKWARD: [Backward; 3] = [
-    Backward { overwrite: true, bias: false, gelu: true },
-    Backward { overwrite: false, bias: true, gelu: false },
-    Backward { overwrite: true, bias: true, gelu: false },
+const BACKWARD: [Backward; 4] = [
+    Backward { weight: true, overwrite: true, bias: false, gelu: true },
+    Backward { weight: true, overwrite: false, bias: true, gelu: false },
+    Backward { weight: true, overwrite: true, bias: true, gelu: false },
+    Backward { weight: false, overwrite: true, bias: false, gelu: false },
 ];
 
 fn backward(t: &mut Tensors, what: Backward, (N, C, OC): (usize, usize, usize), coarseness: f64) -> Work {
     let tolerance = |roundings, terms| Tolerance::new(coarseness + roundings, terms);
-    let dweight = match what.overwrite {
+    let mut dweight = || match what.overwrite {
         true => t.out_x("dweight", OC * C, tolerance(1.0, N)),
         false => t.inout_x("dweight", &random(5, OC * C), tolerance(1.0, N)),
     };
+    let dweight = what.weight.then(&mut dweight);
     let args = MatmulBackward {
         dinp: t.out_x("dinp", N * C, tolerance(3.0, OC)),
         dweight,

@@ -185,7 +185,7 @@ fn declare(t: &mut Tensors, pass: Pass, (N, C, OC): (usize, usize, usize)) -> Wo
     };
     let args = MatmulBackward {
         dinp,
-        dweight,
+        dweight: Some(dweight),
         overwrite_dweight: false,
         dbias: Some(t.inout_x("dbias", &random(6, OC), any)),
         dout: t.x("dout", &random(7, N * OC)),

@@ -48,7 +48,7 @@ fn matmuls(dev: &mut dyn Ops) -> Result<Vec<Vec<f32>>> {
         let (dbias, gelu_gradient) = (Some(dbias), Some(gelu_gradient));
         dev.matmul_backward(MatmulBackward {
             dinp,
-            dweight,
+            dweight: Some(dweight),
             overwrite_dweight,
             dbias,
             dout,

@@ -46,9 +46,14 @@ pub fn forward(encoded: &mut [f32], wte: &[f32], wpe: &[f32], batch: Rows) {
     });
 }
 
-pub fn backward(dwte: &mut [f32], dwpe: &mut [f32], dout: &[f32], batch: Rows) {
-    scatter(dwte, dout, batch, |row| batch.token(row));
-    scatter(dwpe, dout, batch, |row| batch.position(row));
+/// See [`crate::ops::EncoderBackward`].
+pub fn backward(dwte: Option<&mut [f32]>, dwpe: Option<&mut [f32]>, dout: &[f32], batch: Rows) {
+    if let Some(dwte) = dwte {
+        scatter(dwte, dout, batch, |row| batch.token(row));
+    }
+    if let Some(dwpe) = dwpe {
+        scatter(dwpe, dout, batch, |row| batch.position(row));
+    }
 }
 
 /// Adds each row of `dout` to the row of `dweight` of its index. Each task owns a range of rows of
@@ -142,7 +147,7 @@ mod tests {
             let (dwte_before, dwpe_before) = (random(3, V * C), random(4, (T + 2) * C));
             variants(&tokens, &random_indices(5, B * T, T + 2), T, C, |name, batch| {
                 let (mut dwte, mut dwpe) = (dwte_before.clone(), dwpe_before.clone());
-                backward(&mut dwte, &mut dwpe, &dout, batch);
+                backward(Some(&mut dwte), Some(&mut dwpe), &dout, batch);
                 let position = |row| batch.positions.map_or(row % T, |positions| positions[row] as usize);
                 let mut gradient = (vec![0.0; V * C], vec![0.0; (T + 2) * C]);
                 for (i, factor) in all_factors(&batch).into_iter().enumerate() {
@@ -163,20 +168,20 @@ mod tests {
     #[test]
     #[should_panic(expected = "no embedding")]
     fn an_unknown_token_panics() {
-        backward(&mut [0.0; 6], &mut [0.0; 4], &[1.0; 4], two_rows(&[0, 3]));
+        backward(Some(&mut [0.0; 6]), Some(&mut [0.0; 4]), &[1.0; 4], two_rows(&[0, 3]));
     }
 
     #[test]
     #[should_panic(expected = "never negative")]
     fn a_negative_token_panics() {
-        backward(&mut [0.0; 6], &mut [0.0; 4], &[1.0; 4], two_rows(&[0, -1]));
+        backward(Some(&mut [0.0; 6]), Some(&mut [0.0; 4]), &[1.0; 4], two_rows(&[0, -1]));
     }
 
     #[test]
     #[should_panic(expected = "no embedding")]
     fn an_unknown_position_panics() {
         let batch = Rows { positions: Some(&[0, 2]), ..two_rows(&[0, 1]) };
-        backward(&mut [0.0; 6], &mut [0.0; 4], &[1.0; 4], batch);
+        backward(Some(&mut [0.0; 6]), Some(&mut [0.0; 4]), &[1.0; 4], batch);
     }
 
     #[test]
@@ -186,7 +191,7 @@ mod tests {
         variants(&tokens, &random_indices(4, B * T, T), T, C, |name, batch| {
             assert_same_on_any_threads(name, || {
                 let (mut dwte, mut dwpe) = (random(3, V * C), random(4, T * C));
-                backward(&mut dwte, &mut dwpe, &dout, batch);
+                backward(Some(&mut dwte), Some(&mut dwpe), &dout, batch);
                 let mut encoded = poisoned(B * T * C);
                 forward(&mut encoded, &dwte, &dwpe, batch);
                 [dwte, dwpe, encoded].concat()

@@ -131,7 +131,8 @@ impl Ops for Cpu {
             T: a.T,
             C: a.C,
         };
-        encoder::backward(b.write(a.dwte), b.write(a.dwpe), b.read(a.dout), rows);
+        let (dwte, dwpe) = (a.dwte.map(|t| b.write(t)), a.dwpe.map(|t| b.write(t)));
+        encoder::backward(dwte, dwpe, b.read(a.dout), rows);
         Ok(())
     }
 
@@ -210,7 +211,7 @@ impl Ops for Cpu {
         let b = self.memory.borrow();
         let gradients = matmul::Gradients {
             dinp: b.write(a.dinp),
-            dweight: b.write(a.dweight),
+            dweight: a.dweight.map(|t| b.write(t)),
             overwrite_dweight: a.overwrite_dweight,
             dbias: a.dbias.map(|t| b.write(t)),
         };

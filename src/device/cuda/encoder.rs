@@ -66,11 +66,14 @@ pub fn forward(cuda: &mut Cuda, a: EncoderForward) -> Result<()> {
 pub fn backward(cuda: &mut Cuda, a: EncoderBackward) -> Result<()> {
     let N = a.B * a.T;
     check(N, a.C, cuda.pack());
-    assert!(a.dout.len == N * a.C && a.dwpe.len >= a.T * a.C);
-    scatter(cuda, &a, a.dwte, a.tokens, a.rows_by_token)?;
-    match a.positions {
-        Some([positions, rows]) => scatter(cuda, &a, a.dwpe, positions, rows),
-        None => sum_batch(cuda, &a),
+    assert!(a.dout.len == N * a.C && a.dwpe.is_none_or(|dwpe| dwpe.len >= a.T * a.C));
+    if let Some(dwte) = a.dwte {
+        scatter(cuda, &a, dwte, a.tokens, a.rows_by_token)?;
+    }
+    match (a.dwpe, a.positions) {
+        (Some(dwpe), Some([positions, rows])) => scatter(cuda, &a, dwpe, positions, rows),
+        (Some(dwpe), None) => sum_batch(cuda, &a, dwpe),
+        (None, _) => Ok(()),
     }
 }
 
@@ -97,12 +100,12 @@ fn scatter(
     }
 }
 
-/// Adds the rows of `a.dout` to the row of `a.dwpe` of their place in the sequence.
-fn sum_batch(cuda: &mut Cuda, a: &EncoderBackward) -> Result<()> {
+/// Adds the rows of `a.dout` to the row of `dwpe` of their place in the sequence.
+fn sum_batch(cuda: &mut Cuda, a: &EncoderBackward, dwpe: Tensor) -> Result<()> {
     let launch = Launch::new((a.T * (a.C / cuda.pack())).div_ceil(THREADS), THREADS as u32);
     let Cuda { driver, memory: m, .. } = cuda;
     let (dev, B, T, C) = (driver.as_mut(), a.B as i32, a.T as i32, a.C as i32);
-    let (dwpe, dout) = (m.x(a.dwpe), m.x(a.dout));
+    let (dwpe, dout) = (m.x(dwpe), m.x(a.dout));
     match a.dropout {
         Some(_) => {
             kernel::encoder_dropout_backward_wpe(dev, launch, dwpe, dout, m.dropout(a.dropout), B, T, C)

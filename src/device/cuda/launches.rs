@@ -220,7 +220,7 @@ fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     for dropout in [None, Some(masks)] {
         let (encoded, positions) = (out, None);
         cuda.encoder_forward(EncoderForward { encoded, tokens, positions, wte, wpe, dropout, B, T, C })?;
-        let (dwte, dwpe, positions) = (wte, wpe, None);
+        let (dwte, dwpe, positions) = (Some(wte), Some(wpe), None);
         cuda.encoder_backward(EncoderBackward {
             dwte,
             dwpe,
@@ -320,7 +320,7 @@ fn matmuls(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     for gelu_gradient in [Some(gelu_gradient), None] {
         cuda.matmul_backward(MatmulBackward {
             dinp: wide,
-            dweight,
+            dweight: Some(dweight),
             overwrite_dweight: false,
             dbias: Some(bias.slice(0, C)),
             dout: out,

@@ -266,6 +266,7 @@ mod tests {
     use crate::model::activations::Recompute;
     use crate::model::hooks::NoHooks;
     use crate::params::Param;
+    use crate::params::frozen::Frozen;
     use crate::sharding::Sharding;
     use crate::tensor::{Dtype, MemoryPlan};
 
@@ -280,6 +281,7 @@ mod tests {
             dropout: DropoutRates::NONE,
             logits_bytes: 1 << 22,
             sharding: Sharding::NONE,
+            frozen: Frozen::default(),
         };
         let mut plan = MemoryPlan::new();
         let model = GPT2::plan_for_evaluation(&config, &options, Dtype::F32, &mut plan);

@@ -40,8 +40,8 @@ impl ZeroState {
 
     /// Starts the reduction of a unit's gradients, if this micro-step reduces them.
     pub(super) fn reduce(&mut self, dev: &mut dyn Ops, unit: usize) -> Result<()> {
-        if let Some(collective) = self.reduction {
-            let full = self.grads.full.units()[unit];
+        let full = self.grads.full.units()[unit];
+        if let Some(collective) = self.reduction.filter(|_| full.len > 0) {
             self.grads.pending[unit] = self.peers.start(dev, &[(collective, full)])?;
         }
         Ok(())
@@ -71,7 +71,7 @@ impl ZeroState {
         let (grads, partition) = (&self.grads.shard, self.sharding.stored(ZeroStage::Zero1));
         let shards = match grads.partition == partition {
             true => vec![grads.all()],
-            false => units.map(|unit| grads.shard(unit, partition)).collect(),
+            false => units.map(|unit| grads.shard(unit, partition)).filter(|shard| shard.len > 0).collect(),
         };
         dev.norm_squared(scalars.slice(1, 1), &shards)?;
         match partition {

@@ -29,6 +29,8 @@ pub struct ZeroState {
     reduced: Vec<bool>,
     /// Whether gradients are reduced in every micro-step, not only in the last.
     reduce_every_micro_step: bool,
+    /// The lowest layer of backward passes.
+    lowest_trained: usize,
     /// The collective that reduces gradients in this micro-step, if any.
     reduction: Option<Collective>,
     /// A buffer that shards pass through on their way to rank 0, if anything is sharded.
@@ -59,13 +61,7 @@ impl Sharded {
             Partition::WHOLE => full.clone(),
             _ => ParamBuffer::plan(&full.layout, partition, full.dtype(), (name, name), plan),
         };
-        Sharded { shard, full: full.clone(), pending: vec![None; full.layout.count()] }
-    }
-
-    /// Units whose full tensor has the same memory as that of `unit`, itself included.
-    fn aliases(&self, unit: usize) -> Vec<usize> {
-        let units = self.full.units();
-        (0..units.len()).filter(|&other| units[other] == units[unit]).collect()
+        Sharded { shard, full: full.clone(), pending: vec![None; full.layout.count_all()] }
     }
 
     fn is_sharded(&self) -> bool {
@@ -88,11 +84,12 @@ impl ZeroBuffers {
 impl ZeroState {
     pub fn new(peers: Peers, buffers: ZeroBuffers, reduce_every_micro_step: bool) -> Self {
         let ZeroBuffers { sharding, params, grads, staging } = buffers;
-        let units = params.full.layout.count();
+        let units = params.full.layout.count_all();
         let (gathered, reduced) = (vec![!params.is_sharded(); units], vec![false; units]);
         ZeroState {
             peers,
             sharding,
+            lowest_trained: grads.full.layout.lowest_trained(),
             params,
             gathered,
             grads,
@@ -108,7 +105,7 @@ impl LayerHooks for ZeroState {
     fn before(&mut self, dev: &mut dyn Ops, pass: Pass, unit: usize) -> Result<()> {
         if pass == Pass::Backward {
             // The pass is about to overwrite the memory of their gradients.
-            for alias in self.grads.aliases(unit) {
+            for alias in self.grads.full.aliases(unit) {
                 self.await_grads(dev, alias)?;
             }
         }
@@ -127,9 +124,13 @@ impl LayerHooks for ZeroState {
         }
         let shared = self.params.full.layout.shared_unit();
         let next = match pass {
-            Pass::Forward => unit + 2,
-            Pass::Backward => unit.wrapping_sub(2),
+            Pass::Forward => Some(unit + 2),
+            // A backward pass ends where nothing below is trained.
+            Pass::Backward => unit.checked_sub(2).filter(|&next| next >= self.lowest_trained),
         };
-        if unit < shared && next < shared { self.gather(dev, next) } else { Ok(()) }
+        match next.filter(|&next| unit < shared && next < shared) {
+            Some(next) => self.gather(dev, next),
+            None => Ok(()),
+        }
     }
 }

@@ -13,13 +13,19 @@ impl ZeroState {
         &self.params.shard
     }
 
-    /// Starts the all-gather of a unit, unless it is resident or being gathered.
+    /// Starts the all-gather of a unit and of what is frozen beside it, unless they are resident or
+    /// being gathered.
     pub(super) fn gather(&mut self, dev: &mut dyn Ops, unit: usize) -> Result<()> {
-        if self.gathered[unit] {
+        let mut parts = self.params.full.layout.parts(unit);
+        parts.try_for_each(|part| self.gather_part(dev, part))
+    }
+
+    fn gather_part(&mut self, dev: &mut dyn Ops, unit: usize) -> Result<()> {
+        if self.gathered[unit] || self.params.full.layout.len(unit) == 0 {
             return Ok(());
         }
-        for alias in self.params.aliases(unit) {
-            self.await_params(dev, alias)?;
+        for alias in self.params.full.aliases(unit) {
+            self.await_part(dev, alias)?;
             self.gathered[alias] = false;
         }
         let (shard, full) = (&self.params.shard, &self.params.full);
@@ -36,19 +42,27 @@ impl ZeroState {
         Ok(())
     }
 
-    /// Waits for the all-gather of a unit, if one is pending.
+    /// Waits for the all-gathers of a unit and of what is frozen beside it, if any are pending.
     pub(super) fn await_params(&mut self, dev: &mut dyn Ops, unit: usize) -> Result<()> {
+        let mut parts = self.params.full.layout.parts(unit);
+        parts.try_for_each(|part| self.await_part(dev, part))
+    }
+
+    fn await_part(&mut self, dev: &mut dyn Ops, unit: usize) -> Result<()> {
         let work = self.params.pending[unit].take();
         self.peers.wait(dev, work)
     }
 
-    /// Updates this rank's partition of each unit, in the order in which the next forward pass
+    /// Updates this rank's partition of each unit that is trained, in the order in which the next forward pass
     /// reads the units.
     pub fn update(&mut self, dev: &mut dyn Ops, optimizer: &Optimizer, update: Update) -> Result<()> {
-        let shared = self.params.shard.layout.shared_unit();
-        for unit in [shared].into_iter().chain(0..shared) {
+        let layout = &self.params.shard.layout;
+        let shared = layout.shared_unit();
+        let trained = |unit: &usize| layout.len(*unit) > 0;
+        let units: Vec<_> = [shared].into_iter().chain(0..shared).filter(trained).collect();
+        for unit in units {
             // Still pending if no pass has run since the last update.
-            self.await_params(dev, unit)?;
+            self.await_part(dev, unit)?;
             optimizer.update(dev, unit, &self.params.shard, &self.grads.shard, update)?;
             match self.sharding.stage {
                 ZeroStage::Zero0 => {}
@@ -71,6 +85,6 @@ impl ZeroState {
     /// # Errors
     /// As [`Peers::wait`](crate::replica::peers::Peers::wait).
     pub fn finish_params(&mut self, dev: &mut dyn Ops) -> Result<()> {
-        (0..self.params.pending.len()).try_for_each(|unit| self.await_params(dev, unit))
+        (0..self.params.pending.len()).try_for_each(|unit| self.await_part(dev, unit))
     }
 }

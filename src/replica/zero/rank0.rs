@@ -6,7 +6,7 @@ use crate::model::GPT2;
 use crate::model::hooks::{LayerHooks, Pass};
 use crate::ops::{Ops, download_f32};
 use crate::parallel::Collective;
-use crate::sharding::{ParamBuffer, Partition};
+use crate::sharding::{ParamBuffer, Partition, Piece};
 use crate::tensor::Tensor;
 use anyhow::Result;
 use std::ops::Range;
@@ -50,7 +50,8 @@ impl ZeroState {
     }
 
     /// Downloads elements of `tensors` from `start` on, in the order of files, to the host of rank
-    /// 0. All ranks must make the same calls; `out` is filled on rank 0 alone.
+    /// 0. Where these lack elements that are frozen, they come from `frozen`, and without it they
+    /// are 0. All ranks must make the same calls; `out` is filled on rank 0 alone.
     ///
     /// # Errors
     /// As [`Peers::wait`](crate::replica::peers::Peers::wait).
@@ -58,13 +59,22 @@ impl ZeroState {
         &mut self,
         dev: &mut dyn Ops,
         tensors: &ParamBuffer,
+        frozen: Option<&ParamBuffer>,
         start: usize,
         out: &mut [f32],
     ) -> Result<()> {
-        let mut rest = out;
-        for (unit, range) in tensors.layout.pieces(start..start + rest.len()) {
+        let (mut rest, mut at) = (out, start);
+        for Piece { len, place } in tensors.layout.pieces(start..start + rest.len()) {
             let piece;
-            (piece, rest) = rest.split_at_mut(range.len());
+            (piece, rest) = rest.split_at_mut(len);
+            at += len;
+            let Some((unit, range)) = place else {
+                match frozen {
+                    Some(frozen) => self.download(dev, frozen, None, at - len, piece)?,
+                    None => piece.fill(0.0),
+                }
+                continue;
+            };
             if tensors.partition == Partition::WHOLE {
                 if self.peers.process.is_rank0() {
                     download_f32(dev, piece, tensors.units()[unit].slice(range.start, range.len()))?;

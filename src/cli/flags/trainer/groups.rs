@@ -204,6 +204,11 @@ pub struct BatchFlags {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Optimizer")]
 pub struct OptimFlags {
+    /// Parameters that are not trained: wte,wpe,h.0-5 (layers), or names of llm.c or Hugging Face,
+    /// such as qkvw, h.3.fcw, h.3.mlp, ln_f; they take no gradient and no optimizer state. The head
+    /// is wte
+    #[arg(id = "freeze", long = "freeze", value_name = "NAMES", value_parser = values::name)]
+    pub freeze: Option<String>,
     /// Weight decay of matrices and embeddings; biases and layernorms never decay
     #[arg(id = "weight decay", short = 'c', long = "weight-decay", value_name = "RATE",
           value_parser = values::non_negative,

@@ -64,7 +64,7 @@ fn forward_on(
 /// The outputs of [`backward`].
 pub struct Gradients<'a> {
     pub dinp: &'a mut [f32],
-    pub dweight: &'a mut [f32],
+    pub dweight: Option<&'a mut [f32]>,
     pub overwrite_dweight: bool,
     pub dbias: Option<&'a mut [f32]>,
 }
@@ -104,8 +104,10 @@ fn backward_on(
     let epilogue = gelu_gradient.map_or(Epilogue::Assign, |factors| Epilogue::Times { factors });
     engine.run(scratch, Product::new(gradients.dinp, dout_view, weight, epilogue));
 
-    let epilogue = if gradients.overwrite_dweight { Epilogue::AssignFar } else { Epilogue::Add };
-    engine.run(scratch, Product::new(gradients.dweight, dout_view.transposed(), inp, epilogue));
+    if let Some(dweight) = gradients.dweight {
+        let epilogue = if gradients.overwrite_dweight { Epilogue::AssignFar } else { Epilogue::Add };
+        engine.run(scratch, Product::new(dweight, dout_view.transposed(), inp, epilogue));
+    }
 
     if let Some(dbias) = gradients.dbias {
         assert_eq!(dbias.len(), OC);

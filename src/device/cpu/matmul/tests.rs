@@ -170,7 +170,7 @@ fn backward_matches_f64() {
             let mut dweight = if overwrite_dweight { poison(OC * C) } else { old.clone() };
             let gradients = Gradients {
                 dinp: &mut dinp,
-                dweight: &mut dweight,
+                dweight: Some(&mut dweight),
                 overwrite_dweight,
                 dbias: gelu_gradient.map(|_| &mut dbias[..]),
             };
@@ -201,7 +201,7 @@ fn all_bits(engine: Engine, (N, C, OC): (usize, usize, usize)) -> Vec<u32> {
     let (mut dinp, mut dweight, mut dbias) = (poison(N * C), numbers(OC * C, 5), numbers(OC, 6));
     let gradients = Gradients {
         dinp: &mut dinp,
-        dweight: &mut dweight,
+        dweight: Some(&mut dweight),
         overwrite_dweight: false,
         dbias: Some(&mut dbias),
     };

@@ -156,9 +156,13 @@ fn scratch(cuda: &Cuda) -> Scratch {
     Scratch { address, bytes, signals: cuda.memory.signals() }
 }
 
-/// Queues the gradients of weight and bias.
+/// Queues the gradients of weight and bias, if they are wanted.
 pub fn wgrad(cuda: &mut Cuda, a: MatmulBackward) -> Result<()> {
     let MatmulBackward { dweight, dbias, dout, inp, N, C, OC, .. } = a;
+    let Some(dweight) = dweight else {
+        assert!(dbias.is_none(), "the gradient of a bias comes with that of its matrix");
+        return Ok(());
+    };
     check("dweight", Some(dweight), OC * C);
     check("dbias", dbias, OC);
     check("dout", Some(dout), N * OC);

@@ -75,7 +75,7 @@ fn outcome(setting: &Setting) -> Result<Outcome> {
         }
         let args = MatmulBackward {
             dinp,
-            dweight,
+            dweight: Some(dweight),
             overwrite_dweight,
             dbias: Some(dbias),
             dout,
