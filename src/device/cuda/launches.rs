@@ -296,7 +296,7 @@ fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     cuda.fill(m, 1.0)
 }
 
-/// Runs attention, with either choice of kernels backward.
+/// Runs attention, with either choice of kernels backward, and with dropout.
 fn attention(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     let &Model { B, T, C, NH, .. } = model;
     let [out, dout, ..] = t.narrow;
@@ -309,6 +309,9 @@ fn attention(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
         let args = AttentionBackward { dqkv, dout, out, lse, qkv, positions, dropout, dims };
         cuda.attention_backward(args)?;
     }
+    let dropout = Some(Dropout { rate: 0.1, state: t.tokens[0].slice(0, 4), stream: 0 });
+    cuda.attention_forward(AttentionForward { out, lse, qkv, positions, dropout, dims })?;
+    cuda.attention_backward(AttentionBackward { dqkv, dout, out, lse, qkv, positions, dropout, dims })?;
     cuda.attention_decode(out.slice(0, B * C), qkv, T - 1, dims)
 }
 
