@@ -1,6 +1,9 @@
-//! Dropout: the masks as random numbers, the gradient of a whole model that drops activations, and
-//! the same on the emulated device.
+//! Dropout: the masks as random numbers, the gradient of a whole model that drops activations, the
+//! same on the emulated device, and runs.
 
+mod common;
+
+use common::{Corpus, losses, refuse, stdout, succeed};
 use warpsmith::config::{DropoutRates, ModelConfig};
 use warpsmith::data::buckets::rows_by_token;
 use warpsmith::device::compare::assert_close;
@@ -210,6 +213,54 @@ fn kernels_drop_what_the_cpu_drops() {
                 let what = format!("d{}, layer {l}", spec.name);
                 assert_close(&what, &got.download(of_got), &want.download(of_want), 1e-5);
             }
+        }
+    }
+}
+
+/// A run that resumes has the rates and the masks of its checkpoint, and says if they change.
+#[test]
+fn a_resumed_run_draws_the_same_masks() {
+    let corpus = Corpus::new();
+    let run = |flags: &str| {
+        stdout(&succeed(
+            corpus.train().args("-l 1e-3 -d 64 -n 3 -v 3 -m 2".split(' ')).args(flags.split(' ')),
+        ))
+    };
+    let warnings = |text: &str| -> Vec<String> {
+        text.lines().filter_map(|line| line.strip_prefix("WARNING: ")).map(str::to_owned).collect()
+    };
+    let plain = run("-x 9 -o plain");
+    let whole = run("-x 9 --dropout 0.1 --attn-dropout 0.3 -o whole");
+    // Evaluation has no dropout: before the first step both models are the same.
+    let first_val = |text: &str| text.lines().find(|line| line.starts_with("val loss")).map(str::to_owned);
+    assert!(first_val(&plain).is_some() && first_val(&plain) == first_val(&whole), "{plain}{whole}");
+
+    let resume = |flags: &str| {
+        common::forget_after(&corpus.path("parts"), 3);
+        warnings(&run(&format!("-x 9 -o parts -y 1{flags}")))
+    };
+    run("-x 9 --dropout 0.1 --attn-dropout 0.3 -o parts");
+    assert_eq!(resume(""), Vec::<String>::new());
+    assert_eq!(losses(&corpus.path("whole")), losses(&corpus.path("parts")));
+    assert_eq!(
+        resume(" --dropout 0.2 --seed 7"),
+        [
+            "--attn-dropout 0.2: the run so far used 0.3",
+            "--embd-dropout 0.2: the run so far used 0.1",
+            "--resid-dropout 0.2: the run so far used 0.1",
+            "--seed 7: the run so far used 42",
+        ]
+    );
+    assert_ne!(losses(&corpus.path("whole")), losses(&corpus.path("parts")));
+}
+
+#[test]
+fn rates_out_of_range_are_refused() {
+    let corpus = Corpus::new();
+    for flag in ["--dropout", "--embd-dropout", "--attn-dropout", "--resid-dropout"] {
+        for rate in ["1", "-0.1", "nan", "x"] {
+            let words = [flag, "expected a number of at least 0 and below 1", rate];
+            refuse(corpus.train().args([flag, rate]), &words);
         }
     }
 }

@@ -206,19 +206,15 @@ impl Tensors {
     }
 }
 
-/// Runs every operation but matmuls.
-fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
-    let &Model { B, T, C, V, Vp, .. } = model;
-    let N = B * T;
-    let [out, inp, dout, product] = t.narrow;
-    let [weight, bias, _] = t.vector.map(|v| v.slice(0, C));
-    let [mean, rstd] = t.statistics;
+/// Runs the encoder and the sum into the residual stream, with and without dropout.
+fn droppable(cuda: &mut Cuda, model: &Model, t: &Tensors, norm: LayernormForward) -> Result<()> {
+    let &Model { B, T, C, .. } = model;
+    let [encoded, residual, dout, product] = t.narrow;
     let [tokens, rows_by_token] = t.tokens;
     let [wte, wpe] = [t.embedding[0], t.embedding[1].slice(0, T * C)];
     let masks = Dropout { rate: 0.1, state: t.masks, stream: 0 };
-    let norm = LayernormForward { out, mean, rstd, inp, weight, bias, N, C };
     for dropout in [None, Some(masks)] {
-        let (encoded, positions) = (out, None);
+        let positions = None;
         cuda.encoder_forward(EncoderForward { encoded, tokens, positions, wte, wpe, dropout, B, T, C })?;
         let (dwte, dwpe, positions) = (Some(wte), Some(wpe), None);
         cuda.encoder_backward(EncoderBackward {
@@ -233,9 +229,20 @@ fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
             T,
             C,
         })?;
-        super::layernorm::residual_forward(cuda, norm, dout, product, dropout)?;
+        super::layernorm::residual_forward(cuda, norm, residual, product, dropout)?;
     }
-    cuda.dropout_backward(product, dout, C, masks)?;
+    cuda.dropout_backward(product, dout, C, masks)
+}
+
+/// Runs every operation but matmuls.
+fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
+    let &Model { B, T, C, V, Vp, .. } = model;
+    let N = B * T;
+    let [out, inp, dout, product] = t.narrow;
+    let [weight, bias, _] = t.vector.map(|v| v.slice(0, C));
+    let [mean, rstd] = t.statistics;
+    let norm = LayernormForward { out, mean, rstd, inp, weight, bias, N, C };
+    droppable(cuda, model, t, norm)?;
     cuda.layernorm_forward(norm)?;
     let (dinp, dweight, dbias) = (product, weight, bias);
     let overwrite_dinp = false;
@@ -257,7 +264,7 @@ fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     cuda.gelu_recompute(t.wide[0], t.wide[1])?;
     Gelu::new(cuda, t.wide[0], t.wide[1]).forward(cuda.driver.as_mut())?;
     Gelu::new(cuda, t.wide[0], t.wide[1]).backward(cuda.driver.as_mut())?;
-    let (losses, logits, targets) = (mean, t.logits, tokens);
+    let (losses, logits, targets) = (mean, t.logits, t.tokens[0]);
     cuda.classifier(Classifier { losses, logits, targets, dloss: Some(t.one), N, V, Vp })?;
 
     let ([params, grads], [master, m, v]) = (t.matrix, t.moments);
@@ -288,7 +295,7 @@ fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     cuda.fill(m, 1.0)
 }
 
-/// Runs attention, with either choice of kernels backward.
+/// Runs attention, with either choice of kernels backward, and with dropout.
 fn attention(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     let &Model { B, T, C, NH, .. } = model;
     let [out, dout, ..] = t.narrow;
@@ -301,6 +308,9 @@ fn attention(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
         let args = AttentionBackward { dqkv, dout, out, lse, qkv, positions, dropout, dims };
         cuda.attention_backward(args)?;
     }
+    let dropout = Some(Dropout { rate: 0.1, state: t.tokens[0].slice(0, 4), stream: 0 });
+    cuda.attention_forward(AttentionForward { out, lse, qkv, positions, dropout, dims })?;
+    cuda.attention_backward(AttentionBackward { dqkv, dout, out, lse, qkv, positions, dropout, dims })?;
     cuda.attention_decode(out.slice(0, B * C), qkv, T - 1, dims)
 }
 
