@@ -16,6 +16,7 @@ use warpsmith::model::hooks::NoHooks;
 use warpsmith::model::{BatchShape, GPT2, ModelOptions, dropout};
 use warpsmith::ops::{Dropout, DropoutState, Mask, Ops, download_f32, plan_scratch, upload_f32};
 use warpsmith::params::PARAMS;
+use warpsmith::params::frozen::Frozen;
 use warpsmith::rng::Mt19937;
 use warpsmith::sharding::Sharding;
 use warpsmith::tensor::{Dtype, MemoryPlan, Tensor};
@@ -112,6 +113,7 @@ impl Dropped {
             dropout: rates,
             logits_bytes: 1 << 20,
             sharding: Sharding::NONE,
+            frozen: Frozen::default(),
         };
         let mut plan = MemoryPlan::new();
         let model = GPT2::plan(&CONFIG, &options, dev.float_dtype(), &mut plan);

@@ -27,7 +27,6 @@ use warpsmith::parallel::environment::Process;
 use warpsmith::parallel::queue::HostQueue;
 use warpsmith::parallel::transport::testing::Threads;
 use warpsmith::params::frozen::Frozen;
-use warpsmith::params::frozen::Frozen;
 use warpsmith::params::{PARAMS, ParamLayout};
 use warpsmith::replica::peers::Peers;
 use warpsmith::replica::{ReplicaOptions, ReplicaPlan};
