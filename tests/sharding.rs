@@ -261,7 +261,7 @@ fn masks_do_not_depend_on_ranks_stages_and_micro_batches() {
     let differs = |(a, b): (&f32, &f32)| (a / b - 1.0).abs() > 1e-3;
     assert!(want.norms.iter().zip(&none.norms).all(differs), "{:?}, {:?}", want.norms, none.norms);
     for (B, grad_accum_steps) in [(2, 2), (4, 1)] {
-        let recipe = Recipe { shape: BatchShape { B, T: 16 }, grad_accum_steps, ..alone };
+        let recipe = Recipe { shape: BatchShape::new(B, 16), grad_accum_steps, ..alone };
         assert_alike(&format!("B = {B}"), &run(&recipe, &corpus), &want, 1e-5);
     }
     for world_size in [2, 4] {
@@ -271,7 +271,7 @@ fn masks_do_not_depend_on_ranks_stages_and_micro_batches() {
             assert_alike(&what, &run(&together, &corpus), &want, 1e-5);
         }
     }
-    let pairs = Recipe { world_size: 2, grad_accum_steps: 1, shape: BatchShape { B: 2, T: 16 }, ..alone };
+    let pairs = Recipe { world_size: 2, grad_accum_steps: 1, shape: BatchShape::new(2, 16), ..alone };
     assert_alike("2 ranks, B = 2", &run(&pairs, &corpus), &want, 1e-5);
 }
 
