@@ -28,6 +28,7 @@ __device__ __forceinline__ uint4 philox(uint4 counter, unsigned key0, unsigned k
 
 // A dropout with the state that it has in this launch.
 struct DropoutMask {
+    static constexpr bool DROPS = true;
     unsigned key0, key1, first_row, stream, threshold;
     float scale;
 
@@ -52,5 +53,6 @@ struct DropoutMask {
 
 // In its place where nothing is dropped.
 struct NoMask {
+    static constexpr bool DROPS = false;
     __device__ __forceinline__ void drop(float (&)[PackX::size], unsigned, unsigned) const {}
 };

@@ -86,12 +86,12 @@ __device__ __forceinline__ void store_sum(floatX* gradient, const PackX& before,
 }
 
 // Adds up one pack, at column c, of `count` rows, whose indices are in the lanes; four loads are in
-// flight at a time.
+// flight at a time, or two beside the masks of dropout.
 template <class Mask>
 __device__ __forceinline__ void sum_rows(float (&sums)[PackX::size], const floatX* dout, const Mask& mask, int row_of_lane,
                                          int count, int c, int C) {
     const bool has_pack = c < C;
-    constexpr int BATCH = 4;
+    constexpr int BATCH = Mask::DROPS ? 2 : 4;
     for (int j = 0; j < count; j += BATCH) {
         PackX packs[BATCH];
         int rows[BATCH];
@@ -197,7 +197,7 @@ extern "C" __global__ void __launch_bounds__(512)
 
 template <class Mask>
 __device__ __forceinline__ void sum_batch(floatX* dwpe, const floatX* dout, const Mask& mask, int B, int T, int C) {
-    constexpr int BATCH = 8;
+    constexpr int BATCH = Mask::DROPS ? 4 : 8;
     long long i = (blockIdx.x * 256ll + threadIdx.x) * PackX::size;
     long long TC = (long long)T * C;
     if (i >= TC) return;

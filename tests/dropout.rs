@@ -199,7 +199,7 @@ fn gradients_are_those_of_the_masked_loss() {
 /// Kernels draw the masks of the CPU.
 #[test]
 fn kernels_drop_what_the_cpu_drops() {
-    let rates = DropoutRates { embd: 0.2, attn: 0.0, resid: 0.4 };
+    let rates = DropoutRates { embd: 0.2, attn: 0.3, resid: 0.4 };
     let mut want = Dropped::new(cpu(), rates);
     for matmul in [MatmulChoice::Own, MatmulChoice::Fastest] {
         let driver = emulated::open(Dtype::F32, EmulatorOptions::default()).unwrap();

@@ -164,7 +164,7 @@ struct Recipe {
 }
 
 /// GPT-2 124M with 8 micro-steps of 64 x 1024 tokens, which is cheap where nothing is computed.
-const DROPOUT: DropoutRates = DropoutRates { embd: 0.1, attn: 0.0, resid: 0.2 };
+const DROPOUT: DropoutRates = DropoutRates { embd: 0.1, attn: 0.3, resid: 0.2 };
 
 const LARGE: Recipe = Recipe {
     config: ModelConfig { maxT: 1024, V: 50257, Vp: 50304, L: 12, NH: 12, C: 768, qkv_bias: true },

@@ -326,11 +326,13 @@ fn delays_change_no_bit() {
 #[test]
 fn kernels_take_the_same_steps_in_every_stage() {
     let corpus = Corpus::new();
-    for dtype in [Dtype::F32, Dtype::Bf16] {
-        let recipe = Recipe::emulated(dtype, 2);
+    for (dtype, dropout) in
+        [(Dtype::F32, DropoutRates::NONE), (Dtype::Bf16, DropoutRates::NONE), (Dtype::F32, DROPOUT)]
+    {
+        let recipe = Recipe { dropout, ..Recipe::emulated(dtype, 2) };
         let replicated = run(&recipe, &corpus);
         for stage in [ZeroStage::Zero1, ZeroStage::Zero2, ZeroStage::Zero3] {
-            let what = format!("{dtype:?}, {stage:?}");
+            let what = format!("{dtype:?}, {dropout}, {stage:?}");
             let sharded = run(&Recipe { stage, ..recipe }, &corpus);
             // Two sums in bf16 are rounded once more.
             assert_alike(&what, &sharded, &replicated, if dtype == Dtype::F32 { 1e-5 } else { 2e-2 });
