@@ -96,12 +96,15 @@ base() {
     fi
 }
 
-# finetune TRAIN VAL FLAGS…: the run from $base on shards that match these patterns. With SMOKE=1 the
-# shapes and the number of steps are small; all other flags stay.
+# finetune TRAIN VAL FLAGS…: the run from $base on shards that match these patterns, for three epochs
+# unless the user gives another length. With SMOKE=1 the shapes and the number of steps are small; all
+# other flags stay.
 finetune() {
     local run=("$BIN/$TRAINER" -e "$base" -i "$1" -j "$2" -o "$OUT" -y 1 "${@:3}")
     if [ "$SMOKE" = 1 ]; then
         run+=(-b 2 -t 64 -d 512 -x 4 -v 2 -m 1 -n 2)
+    elif [[ " ${given[*]} " != *" -x "* && " ${given[*]} " != *" --epochs "* ]]; then
+        run+=(--epochs 3)
     fi
     start "${run[@]}" "${given[@]}"
 }

@@ -37,6 +37,6 @@ if [ "$SMOKE" = 1 ]; then
 fi
 
 base gpt2
-finetune "$train" "$val" -b 2 -t 512 -d 4096 -k linear -l 5e-5 -q 0 --grad-clip 1.0 --epochs 3 \
+finetune "$train" "$val" -b 2 -t 512 -d 4096 -k linear -l 5e-5 -q 0 --grad-clip 1.0 \
     -v 500 -m 50 -n 2000 -nk 2
 before_and_after "Once upon a time, there was a pumpkin." --temperature 0.8 --top-k 50

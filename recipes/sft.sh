@@ -13,9 +13,12 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 data=${DATA:-dev/data/sft}
-JSONL=${JSONL:-recipes/capitals.jsonl}
 if [ "$SMOKE" = 1 ]; then
     data=$scratch/sft
+    JSONL=recipes/questions.jsonl
+elif [ -z "${JSONL:-}" ]; then
+    echo "$name: expected the examples to train on: JSONL=answers.jsonl $0" >&2
+    exit 2
 fi
 if [ ! -e "$data/complete" ]; then
     "$BIN/warpsmith" sft "$JSONL" ${TEMPLATE:+--template "$TEMPLATE"} -o "$data" --force
@@ -24,5 +27,5 @@ fi
 
 base gpt2
 finetune "$data/sft_train_*.bin" "$data/sft_val_*.bin" -b 2 -t 1024 -d 8192 \
-    -k linear -l 5e-5 -q 0 --grad-clip 1.0 --epochs 3 -v 100 -n 500 -nk 2
-before_and_after "${PROMPT:-What is the capital of France?}"$'\n' --temperature 0.7
+    -k linear -l 5e-5 -q 0 --grad-clip 1.0 -v 100 -n 500 -nk 2
+before_and_after "${PROMPT:-What color is a pumpkin?}"$'\n' --temperature 0.7

@@ -82,6 +82,31 @@ fn a_day_and_tinystories() {
     runs("tinystories", &[("learning rate (LR)", "1e-3"), ("prompt", "Once upon a time")]);
 }
 
+/// Each ends with what the base and the fine-tuned model say, side by side.
+#[test]
+fn fine_tuning() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows = |name: &str, scheduler: &str, lr: &str| {
+        let out = dir.path().join(name);
+        let text = stdout(&succeed(&mut smoke(name, &out)));
+        for (row, value) in [("LR scheduler", scheduler), ("learning rate (LR)", lr), ("grad_clip", "1.0")] {
+            assert!(has(&text, row, value), "{name}: {row} {value}\n{text}");
+        }
+        assert!(text.contains("step    4/4 | loss ") && out.join("DONE_00000004").exists(), "{name}: {text}");
+        text
+    };
+    let stories = rows("finetune-tinystories", "linear", "5e-5");
+    let (_, compared) = stories.split_once("\u{2500}\u{253c}\u{2500}").expect("a line below the names");
+    let prompt = "Once upon a time, there was a pumpkin.";
+    assert_eq!(compared.matches(prompt).count(), 2, "{stories}");
+    rows("finetune-text", "constant", "1e-4");
+    let answers = rows("sft", "linear", "5e-5");
+    assert!(answers.contains(" packed") && answers.contains("What color is a pumpkin?"), "{answers}");
+    let output = smoke("sft", dir.path()).env("SMOKE", "0").env("TRAINER", "train_gpt2").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(common::stderr(&output).starts_with("sft: expected the examples to train on"));
+}
+
 #[test]
 fn a_recipe_resumes_and_takes_flags() {
     let dir = tempfile::tempdir().unwrap();

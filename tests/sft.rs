@@ -389,3 +389,42 @@ fn a_run_is_the_same_for_any_batch_and_after_a_stop() {
     std::fs::remove_file(dir.path().join("sft_train_000001.mask")).unwrap();
     refused("-b 8", &["-i", "sft_train_000001.mask", "missing"]);
 }
+
+#[test]
+fn bad_input_is_one_line() {
+    let dir = TempDir::new().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    let sft = |line: &str| common::warpsmith(dir.path(), &format!("sft {line} -o out"));
+    let good = "{\"prompt\": \"a b c d e f g h\", \"response\": \"i\"}\n";
+    write("good.jsonl", good);
+    write("bad.jsonl", &format!("{good}{{\"prompt\": \"a\", \"response\": 1}}\n"));
+    write("broken.jsonl", &format!("{good}{{\"prompt\"\n"));
+    write("empty.jsonl", "");
+    write("template.json", "{\"pair\": \"{prompt}\"}");
+    for (line, words) in [
+        ("absent.jsonl", &["absent.jsonl"][..]),
+        ("bad.jsonl", &["bad.jsonl:2", "\"response\"", "expected a string, found a number"]),
+        ("broken.jsonl", &["broken.jsonl:2", "not a JSON object"]),
+        ("empty.jsonl", &["the input has no examples"]),
+        ("good.jsonl --prompt-column question", &["good.jsonl:1", "\"question\"", "--prompt-column"]),
+        ("good.jsonl --template template.json", &["--template", "template.json", "{response}"]),
+        ("good.jsonl --template absent.json", &["--template", "absent.json"]),
+        ("good.jsonl", &["1 example", "--val-examples"]),
+    ] {
+        common::refuse(&mut sft(line), words);
+    }
+    assert!(!dir.path().join("out").exists(), "nothing is left");
+
+    succeed(&mut sft("good.jsonl --val good.jsonl"));
+    let flags = "--layers 1 --heads 2 --channels 16 -b 1 -v 0 -x 1 -i out/sft_train_*.bin -t 8";
+    let mut run = Command::new(TRAIN_GPT2);
+    run.current_dir(dir.path()).args(flags.split(' '));
+    let output = run.output().unwrap();
+    let said = common::stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("1 of 1 example left out, as none of their answer is within 8 tokens"), "{said}");
+    assert!(said.contains("no example has an answer within 8 tokens; raise -t"), "{said}");
+    common::refuse(&mut common::warpsmith(dir.path(), "sample"), &["--model"]);
+    common::refuse(&mut common::warpsmith(dir.path(), "sample --compare a"), &["--compare"]);
+    common::refuse(&mut common::warpsmith(dir.path(), "sample -e a --compare a b"), &["--compare"]);
+}

@@ -11,6 +11,7 @@ use crate::tensor::Dtype;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use std::str::FromStr;
+use std::sync::OnceLock;
 
 /// A kind of device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -90,11 +91,15 @@ fn openmp_threads(variable: impl Fn(&str) -> Option<String>) -> Option<usize> {
     threads.filter(|&threads| threads > 0)
 }
 
+/// The number of CPU threads that have been started.
+static STARTED: OnceLock<usize> = OnceLock::new();
+
 /// Starts the CPU threads that all parallel work shares: `threads`, or if that is 0, as many as the
-/// environment asks for, or one per core.
+/// environment asks for, or one per core. They are started once: a program that opens a second device
+/// shares them.
 ///
 /// # Errors
-/// If the system allows no more threads.
+/// If the system allows no more threads, or another number has been started.
 pub fn start_threads(threads: usize) -> Result<()> {
     let environment = environment_threads();
     if let (0, None, Some(asked)) = (threads, environment, set_variable("OMP_NUM_THREADS"))
@@ -103,8 +108,13 @@ pub fn start_threads(threads: usize) -> Result<()> {
         log::warn!("OMP_NUM_THREADS={asked}: expected a number of threads; it is ignored");
     }
     let threads = if threads == 0 { environment.unwrap_or(0) } else { threads };
+    if STARTED.get() == Some(&threads) {
+        return Ok(());
+    }
     let started = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-    started.context("cannot start the CPU threads")
+    started.context("cannot start the CPU threads")?;
+    STARTED.get_or_init(|| threads);
+    Ok(())
 }
 
 impl DeviceOptions {

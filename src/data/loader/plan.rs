@@ -232,6 +232,10 @@ fn text_of(options: &LoaderOptions, shards: &[Shard], sample_tokens: usize) -> R
     let (tokens, needed) = (documents.tokens(), sample_tokens as u64);
     let LoaderOptions { pattern, flag, T, .. } = options;
     ensure!(
+        documents.len() > 1,
+        "{flag}: --shuffle documents needs an end-of-text token before each document, found a single document"
+    );
+    ensure!(
         tokens > needed,
         "{flag} {pattern}: expected more than {T} tokens for one sequence, found {tokens}; lower -t, or use more data"
     );
