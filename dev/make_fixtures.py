@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from dropout_fixture import Masks, forward
 from gpt2 import GPT2, TENSORS, Config, init_weights, same_document, stack_layers, to_huggingface
 from llmc_files import Mt19937, write_debug_state, write_model
 from reference import run_step, save_step, train
@@ -31,6 +32,7 @@ from reference import run_step, save_step, train
 OUT = Path(__file__).resolve().parent.parent / "tests" / "fixtures"
 B, T, STEPS = 3, 16, 20
 RECIPE = {"lr": 1e-3, "warmup": 4, "final_fraction": 0.1, "weight_decay": 0.1}
+DROPOUT = {"embd": 0.1, "attn": 0.2, "resid": 0.3}
 # Ten steps on the batch of the debug state, as in llm.c's test_gpt2.cu.
 OVERFIT = {"steps": 10, "accum": 1, "lr": 1e-4, "warmup": 0, "final_fraction": 1.0, "weight_decay": 0.0}
 
@@ -185,6 +187,21 @@ def write_sft_fixture() -> None:
     save_step(OUT / "gpt2_tiny" / "sft.safetensors", found)
 
 
+# Dropout
+
+
+def write_dropout_fixture() -> None:
+    """Runs a pass of the first tiny model with masks that are ours."""
+    model = GPT2(Config(maxT=16, V=96, Vp=128, L=2, NH=2, C=32))
+    lively_weights(model)
+    model.double()
+    batch = micro_batches(markov_tokens(2 * STEPS * B * T + 1, model.config.V), T)[0]
+    masks = Masks(seed=42, step=3, first_row=1000)
+    found = run_step(model, *batch, lambda tokens: forward(model, tokens, masks, **DROPOUT))
+    del found["logits"]
+    save_step(OUT / "gpt2_tiny" / "dropout.safetensors", found)
+
+
 # Initial weights
 
 
@@ -311,6 +328,7 @@ def main() -> None:
     write_model_fixture("gpt2_tiny", qkv_bias=True)
     write_model_fixture("gpt2_tiny_no_qkv_bias", qkv_bias=False)
     write_sft_fixture()
+    write_dropout_fixture()
     write_init_fixture()
     write_rng_fixture()
     write_adamw_fixture()

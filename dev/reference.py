@@ -96,10 +96,12 @@ def train(
         yield {"step": step, "loss": loss, "norm": norm, "lr": step_lr}
 
 
-def run_step(model: GPT2, tokens: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Returns all results of one forward and backward pass; gradients have llm.c's names."""
+def run_step(
+    model: GPT2, tokens: torch.Tensor, targets: torch.Tensor, forward: Logits | None = None
+) -> dict[str, torch.Tensor]:
+    """Returns all results of one forward (the model's own unless given) and backward pass; gradients have llm.c's names."""
     model.zero_grad(set_to_none=True)
-    logits = model(tokens)
+    logits = (forward or model)(tokens)
     losses = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), reduction="none")
     losses.mean().backward()
     found = {"tokens": tokens.int(), "targets": targets.int(), "logits": logits.detach()}

@@ -26,7 +26,7 @@
 //
 // Tiles have 32 rows, not 64 as in the forward pass: here two sets of scores are in registers, P
 // and dS.
-#include "attention.cuh"
+#include "attention_view.cuh"
 
 namespace attention {
 
@@ -34,14 +34,15 @@ namespace attention {
 
 // Keys stationary, 16-bit floatX. Dynamic shared memory: keys, values, then two stages of queries,
 // dout and their stats.
-template <int HS>
+template <int HS, bool DROPOUT>
 __device__ __forceinline__ void backward_keys_tensor_cores(floatX* dqkv, const floatX* dout, const float* stats,
-                                                           const floatX* qkv, int T, int NH, float scale) {
-    constexpr int M = HS <= 64 ? 2 : 1, KEYS = 64 * M;
+                                                           const floatX* qkv, const View& view, int T, int NH,
+                                                           float scale) {
+    constexpr int M = HS <= (DROPOUT ? 32 : 64) ? 2 : 1, KEYS = 64 * M;
     constexpr uint32_t TILE = tile_bytes<HS>(TILE_ROWS), STAGE = 2 * TILE + TILE_ROWS * 8;
     DYNAMIC_SHARED(shared);
     Work work = work_of_block(ceil_div(T, KEYS));
-    int C = NH * HS, stride = 3 * C, lane = threadIdx.x % WARP_SIZE;
+    int C = NH * HS, stride = 3 * C;
     int first = work.rank * KEYS, in_block = (int)threadIdx.x / WARP_SIZE * 16 * M, warp_first = first + in_block;
     size_t head = offset_in_qkv(work.head, T, NH, HS);
     const floatX* q = qkv + head;
@@ -63,7 +64,9 @@ __device__ __forceinline__ void backward_keys_tensor_cores(floatX* dqkv, const f
                        pair < valid ? min(2, valid - pair) * 8 : 0);
         cp_async_commit();
     };
-    int start = first / TILE_ROWS, end = ceil_div(T, TILE_ROWS);
+    const Documents documents(view.positions, work.head, T, NH);
+    int start = first / TILE_ROWS;
+    int end = documents.end_of_tiles<TILE_ROWS>(first + KEYS - 1, start);
     load_tile<HS, KEYS>(key_tile, q + (size_t)first * stride + C, stride, T - first);
     load_tile<HS, KEYS>(value_tile, q + (size_t)first * stride + 2 * C, stride, T - first);
     load_stage(start);
@@ -85,21 +88,14 @@ __device__ __forceinline__ void backward_keys_tensor_cores(floatX* dqkv, const f
         Sums<M, TILE_ROWS> p, ds;
         multiply_transposed(p, keys, stage);
         if (ahead < 16 * M - 1) hide_later_keys<false>(p, ahead);
+        if (view.positions != nullptr)
+            hide_earlier_documents<false>(p, Documents(view.positions, find_work<KEYS>(T).head, T, NH), j * TILE_ROWS, warp_first);
         multiply_transposed(ds, values, stage + TILE);
         const unsigned char* stage_stats = shared + (stage - key_tile) + 2 * TILE;
-#pragma unroll
-        for (int n = 0; n < TILE_ROWS / 8; n++) {
-            int query = 8 * n + lane % 4 * 2;
-            Pack<float> two = unpack_bits<float>(load_u128(stage_stats + query * 8));
-#pragma unroll
-            for (int m = 0; m < M; m++)
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    float lse2 = two.v[i % 2 * 2], delta = two.v[i % 2 * 2 + 1];
-                    p.v[m][n][i] = exp2_approx(fmaf(p.v[m][n][i], scale * LOG2_E, -lse2));
-                    ds.v[m][n][i] = p.v[m][n][i] * (ds.v[m][n][i] - delta);
-                }
-        }
+        if constexpr (DROPOUT)
+            differentiate_columns(p, ds, scale * LOG2_E, stage_stats, WeightMask(view.dropout, find_work<KEYS>(T).head, T, NH), j * TILE_ROWS, warp_first);
+        else
+            differentiate_columns(p, ds, scale * LOG2_E, stage_stats);
         add_product(dv, p, stage + TILE);
         add_product(dk, ds, stage);
     }
@@ -111,9 +107,10 @@ __device__ __forceinline__ void backward_keys_tensor_cores(floatX* dqkv, const f
 
 // Queries stationary, 16-bit floatX. Dynamic shared memory: queries, dout, then two stages of keys
 // and values.
-template <int HS>
+template <int HS, bool DROPOUT>
 __device__ __forceinline__ void backward_queries_tensor_cores(floatX* dqkv, const floatX* dout, const float* stats,
-                                                              const floatX* qkv, int T, int NH, float scale) {
+                                                              const floatX* qkv, const View& view, int T, int NH,
+                                                              float scale) {
     constexpr int M = 2, QUERIES = 64 * M;
     constexpr uint32_t TILE = tile_bytes<HS>(TILE_ROWS), STAGE = 2 * TILE;
     DYNAMIC_SHARED(shared);
@@ -136,7 +133,8 @@ __device__ __forceinline__ void backward_queries_tensor_cores(floatX* dqkv, cons
     };
     load_tile<HS, QUERIES>(query_tile, q + (size_t)first * stride, stride, T - first);
     load_tile<HS, QUERIES>(dout_tile, dout, C, T - first);
-    load_stage(0);
+    const int begin = Documents(view.positions, work.head, T, NH).first_key(first) / TILE_ROWS;
+    load_stage(begin);
 
     float lse2[M][2], delta[M][2];
     stats += offset_in_stats(work.head, T);
@@ -148,15 +146,17 @@ __device__ __forceinline__ void backward_queries_tensor_cores(floatX* dqkv, cons
             lse2[m][i] = row < T ? stats[2 * row] : 0.0f;
             delta[m][i] = row < T ? stats[2 * row + 1] : 0.0f;
         }
-    constexpr bool KEEP = HS <= 64;
+    constexpr bool KEEP = HS <= (DROPOUT ? 32 : 64);
     StationaryRows<HS, M, KEEP> queries(query_tile + tile_bytes<HS>(in_block)), douts(dout_tile + tile_bytes<HS>(in_block));
+    cp_async_wait<0>();
+    __syncthreads();
+    queries.keep(), douts.keep();
     Sums<M, HS> dq;
     dq.clear();
     int count = ceil_div(min(first + QUERIES, T), TILE_ROWS);
-    for (int j = 0; j < count; j++) {
+    for (int j = begin; j < count; j++) {
         cp_async_wait<0>();
         __syncthreads();
-        if (j == 0) queries.keep(), douts.keep();
         if (j + 1 < count) load_stage(j + 1);
         // The first query of the warp minus the first key of the tile.
         int ahead = warp_first - j * TILE_ROWS;
@@ -165,16 +165,23 @@ __device__ __forceinline__ void backward_queries_tensor_cores(floatX* dqkv, cons
         Sums<M, TILE_ROWS> p, ds;
         multiply_transposed(p, queries, stage);
         if (ahead < TILE_ROWS - 1) hide_later_keys<true>(p, ahead);
+        if (view.positions != nullptr)
+            hide_earlier_documents<true>(p, Documents(view.positions, find_work<QUERIES>(T).head, T, NH), warp_first, j * TILE_ROWS);
         multiply_transposed(ds, douts, stage + TILE);
+        if constexpr (DROPOUT) {
+            const WeightMask mask(view.dropout, find_work<QUERIES>(T).head, T, NH);
+            for_each_factor<true, M, TILE_ROWS>(mask, warp_first, j * TILE_ROWS, [&](int m, int n, int i, float factor) {
+                differentiate(p.v[m][n][i], ds.v[m][n][i], scale * LOG2_E, lse2[m][i / 2], delta[m][i / 2], factor);
+            });
+        } else {
 #pragma unroll
-        for (int m = 0; m < M; m++)
+            for (int m = 0; m < M; m++)
 #pragma unroll
-            for (int n = 0; n < TILE_ROWS / 8; n++)
+                for (int n = 0; n < TILE_ROWS / 8; n++)
 #pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    float weight = exp2_approx(fmaf(p.v[m][n][i], scale * LOG2_E, -lse2[m][i / 2]));
-                    ds.v[m][n][i] = weight * (ds.v[m][n][i] - delta[m][i / 2]);
-                }
+                    for (int i = 0; i < 4; i++)
+                        differentiate(p.v[m][n][i], ds.v[m][n][i], scale * LOG2_E, lse2[m][i / 2], delta[m][i / 2]);
+        }
         add_product(dq, ds, stage);
     }
     dq.scale(scale);
@@ -182,9 +189,9 @@ __device__ __forceinline__ void backward_queries_tensor_cores(floatX* dqkv, cons
 }
 
 // Keys stationary, f32: LANES threads share a key and its value.
-template <int HS>
+template <int HS, bool DROPOUT>
 __device__ __forceinline__ void backward_keys_f32(float* dqkv, const float* dout, const float* stats, const float* qkv,
-                                                  int T, int NH, float scale) {
+                                                  const View& view, int T, int NH, float scale) {
     SHARED(float, queries, [F32_TILE * HS]);
     SHARED(float, douts, [F32_TILE * HS]);
     Work work = work_of_block(ceil_div(T, F32_ROWS));
@@ -199,7 +206,8 @@ __device__ __forceinline__ void backward_keys_f32(float* dqkv, const float* dout
     dk.clear();
     dv.clear();
     if (row < T) key.load(qkv + place), value.load(qkv + place + C);
-    for (int start = first; start < T; start += F32_TILE) {
+    const Documents documents(view.positions, work.head, T, NH);
+    for (int start = first; start < T && documents.first_key(start) < first + F32_ROWS; start += F32_TILE) {
         __syncthreads();
         load_tile_f32<HS>(queries, qkv + head + (size_t)start * stride, stride, T - start);
         load_tile_f32<HS>(douts, dout + (size_t)start * C, C, T - start);
@@ -207,9 +215,15 @@ __device__ __forceinline__ void backward_keys_f32(float* dqkv, const float* dout
         for (int i = 0; i < min(F32_TILE, T - start); i++) {
             int query = start + i;
             float score = key.dot(queries + i * HS), dp = value.dot(douts + i * HS);
-            float p = row <= query ? exp2_approx(fmaf(score, scale * LOG2_E, -stats[2 * query])) : 0.0f;
-            dv.add(p, douts + i * HS);
-            dk.add(p * (dp - stats[2 * query + 1]), queries + i * HS);
+            if (row > query || row < documents.first_key(query)) score = -INFINITY;
+            const float lse2 = stats[2 * query], delta = stats[2 * query + 1];
+            if constexpr (!DROPOUT)
+                differentiate(score, dp, scale * LOG2_E, lse2, delta);
+            else
+                differentiate(score, dp, scale * LOG2_E, lse2, delta,
+                              WeightMask(view.dropout, work.head, T, NH).draw_one(query, row));
+            dv.add(score, douts + i * HS);
+            dk.add(dp, queries + i * HS);
         }
     }
     if (row >= T) return;
@@ -219,9 +233,9 @@ __device__ __forceinline__ void backward_keys_f32(float* dqkv, const float* dout
 }
 
 // Queries stationary, f32: LANES threads share a query and its dout.
-template <int HS>
+template <int HS, bool DROPOUT>
 __device__ __forceinline__ void backward_queries_f32(float* dqkv, const float* dout, const float* stats,
-                                                     const float* qkv, int T, int NH, float scale) {
+                                                     const float* qkv, const View& view, int T, int NH, float scale) {
     SHARED(float, keys, [F32_TILE * HS]);
     SHARED(float, values, [F32_TILE * HS]);
     int tiles = ceil_div(T, F32_ROWS), C = NH * HS, stride = 3 * C;
@@ -241,7 +255,9 @@ __device__ __forceinline__ void backward_queries_f32(float* dqkv, const float* d
         lse2 = stats[0];
         delta = stats[1];
     }
-    for (int start = 0; start < min(first + F32_ROWS, T); start += F32_TILE) {
+    const Documents documents(view.positions, work.head, T, NH);
+    const int first_key = documents.first_key(row);
+    for (int start = documents.first_key(first) / F32_TILE * F32_TILE; start < min(first + F32_ROWS, T); start += F32_TILE) {
         const float* k = qkv + head + (size_t)start * stride + C;
         __syncthreads();
         load_tile_f32<HS>(keys, k, stride, T - start);
@@ -250,8 +266,14 @@ __device__ __forceinline__ void backward_queries_f32(float* dqkv, const float* d
 #pragma unroll 1
         for (int i = 0; i < F32_TILE; i++) {
             float score = query.dot(keys + i * HS), dp = dout_row.dot(values + i * HS);
-            float p = start + i <= row ? exp2_approx(fmaf(score, scale * LOG2_E, -lse2)) : 0.0f;
-            dq.add(p * (dp - delta), keys + i * HS);
+            const int key = start + i;
+            if (key > row || key < first_key) score = -INFINITY;
+            if constexpr (!DROPOUT)
+                differentiate(score, dp, scale * LOG2_E, lse2, delta);
+            else
+                differentiate(score, dp, scale * LOG2_E, lse2, delta,
+                              WeightMask(view.dropout, work.head, T, NH).draw_one(row, key));
+            dq.add(dp, keys + i * HS);
         }
     }
     if (row >= T) return;
@@ -260,17 +282,17 @@ __device__ __forceinline__ void backward_queries_f32(float* dqkv, const float* d
     dq.store(dqkv + offset_in_qkv(work.head, opaque(T), NH, HS) + (size_t)row * stride);
 }
 
-template <int HS>
+template <int HS, bool DROPOUT>
 __device__ __forceinline__ void backward_keys(floatX* dqkv, const floatX* dout, const float* stats, const floatX* qkv,
-                                              int T, int NH, float scale) {
-    if constexpr (sizeof(floatX) == 4) backward_keys_f32<HS>(dqkv, dout, stats, qkv, T, NH, scale);
-    else backward_keys_tensor_cores<HS>(dqkv, dout, stats, qkv, T, NH, scale);
+                                              const View& view, int T, int NH, float scale) {
+    if constexpr (sizeof(floatX) == 4) backward_keys_f32<HS, DROPOUT>(dqkv, dout, stats, qkv, view, T, NH, scale);
+    else backward_keys_tensor_cores<HS, DROPOUT>(dqkv, dout, stats, qkv, view, T, NH, scale);
 }
-template <int HS>
+template <int HS, bool DROPOUT>
 __device__ __forceinline__ void backward_queries(floatX* dqkv, const floatX* dout, const float* stats, const floatX* qkv,
-                                                 int T, int NH, float scale) {
-    if constexpr (sizeof(floatX) == 4) backward_queries_f32<HS>(dqkv, dout, stats, qkv, T, NH, scale);
-    else backward_queries_tensor_cores<HS>(dqkv, dout, stats, qkv, T, NH, scale);
+                                                 const View& view, int T, int NH, float scale) {
+    if constexpr (sizeof(floatX) == 4) backward_queries_f32<HS, DROPOUT>(dqkv, dout, stats, qkv, view, T, NH, scale);
+    else backward_queries_tensor_cores<HS, DROPOUT>(dqkv, dout, stats, qkv, view, T, NH, scale);
 }
 
 }  // namespace attention
@@ -300,20 +322,27 @@ extern "C" __global__ void __launch_bounds__(256)
     pair[1] = sum;
 }
 
-#define ATTENTION_BACKWARD(HS)                                                                                 \
-    extern "C" __global__ void __launch_bounds__(128) attention_backward_keys_hs##HS(                          \
-        floatX* dqkv, const floatX* dout, const float* stats, const floatX* qkv, int T, int NH, float scale) { \
-        start_in_order();                                                                                      \
-        attention::backward_keys<HS>(dqkv, dout, stats, qkv, T, NH, scale);                                    \
-    }                                                                                                          \
-    extern "C" __global__ void __launch_bounds__(128) attention_backward_queries_hs##HS(                       \
-        floatX* dqkv, const floatX* dout, const float* stats, const floatX* qkv, int T, int NH, float scale) { \
-        start_in_order();                                                                                      \
-        attention::backward_queries<HS>(dqkv, dout, stats, qkv, T, NH, scale);                                 \
+#define ATTENTION_BACKWARD(KEYS, QUERIES, HS, DROPOUT)                                                        \
+    extern "C" __global__ void __launch_bounds__(128) KEYS##HS(                                               \
+        floatX* dqkv, const floatX* dout, const float* stats, const floatX* qkv, const int* positions,        \
+        const Dropout dropout, int T, int NH, float scale) {                                                  \
+        start_in_order();                                                                                     \
+        attention::backward_keys<HS, DROPOUT>(dqkv, dout, stats, qkv, {positions, dropout}, T, NH, scale);    \
+    }                                                                                                         \
+    extern "C" __global__ void __launch_bounds__(128) QUERIES##HS(                                            \
+        floatX* dqkv, const floatX* dout, const float* stats, const floatX* qkv, const int* positions,        \
+        const Dropout dropout, int T, int NH, float scale) {                                                  \
+        start_in_order();                                                                                     \
+        attention::backward_queries<HS, DROPOUT>(dqkv, dout, stats, qkv, {positions, dropout}, T, NH, scale); \
     }
 
-ATTENTION_BACKWARD(32)
-ATTENTION_BACKWARD(64)
-ATTENTION_BACKWARD(80)
-ATTENTION_BACKWARD(96)
-ATTENTION_BACKWARD(128)
+ATTENTION_BACKWARD(attention_backward_keys_hs, attention_backward_queries_hs, 32, false)
+ATTENTION_BACKWARD(attention_backward_keys_hs, attention_backward_queries_hs, 64, false)
+ATTENTION_BACKWARD(attention_backward_keys_hs, attention_backward_queries_hs, 80, false)
+ATTENTION_BACKWARD(attention_backward_keys_hs, attention_backward_queries_hs, 96, false)
+ATTENTION_BACKWARD(attention_backward_keys_hs, attention_backward_queries_hs, 128, false)
+ATTENTION_BACKWARD(attention_backward_keys_dropout_hs, attention_backward_queries_dropout_hs, 32, true)
+ATTENTION_BACKWARD(attention_backward_keys_dropout_hs, attention_backward_queries_dropout_hs, 64, true)
+ATTENTION_BACKWARD(attention_backward_keys_dropout_hs, attention_backward_queries_dropout_hs, 80, true)
+ATTENTION_BACKWARD(attention_backward_keys_dropout_hs, attention_backward_queries_dropout_hs, 96, true)
+ATTENTION_BACKWARD(attention_backward_keys_dropout_hs, attention_backward_queries_dropout_hs, 128, true)

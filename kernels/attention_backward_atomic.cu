@@ -11,7 +11,7 @@
 // warp covers 128 adjacent bytes. Each block reports to a counter of its head when it has added all
 // that it has to add, and the last one rounds the sums, which are still in the L2 cache. It leaves
 // sums and counter at zero, as it found them.
-#include "attention.cuh"
+#include "attention_view.cuh"
 
 namespace attention {
 #if !defined(FLOATX_F32)
@@ -169,16 +169,18 @@ __device__ __forceinline__ void finish(floatX* dqkv, float* sums, unsigned* coun
 // Computes the heads from `first_head` on, which have `sums` and a counter each.
 template <int HS>
 __device__ __forceinline__ void backward_atomic(floatX* dqkv, float* sums, unsigned* counters, const floatX* dout,
-                                                const float* stats, const floatX* qkv, int first_head, int T, int NH,
-                                                float scale) {
+                                                const float* stats, const floatX* qkv, const int* positions,
+                                                int first_head, int T, int NH, float scale) {
     using S = Shape<HS>;
     constexpr int M = S::M, QUERIES = S::QUERIES, TEAM_QUERIES = S::TEAM_QUERIES;
     DYNAMIC_SHARED(shared);
-    int C = NH * HS, stride = 3 * C, lane = threadIdx.x % WARP_SIZE;
+    int C = NH * HS, stride = 3 * C;
     int warp = threadIdx.x / WARP_SIZE, team = warp / S::KEY_WARPS, in_block = warp % S::KEY_WARPS * 16 * M;
     Work work = work_of_block(ceil_div(T, KEYS));
     // Everything is counted from the first key on.
-    int first = work.rank * KEYS, rows = T - first, count = ceil_div(rows, QUERIES);
+    int first = work.rank * KEYS, rows = T - first;
+    const Documents documents(positions, first_head + work.head, T, NH);
+    const int count = documents.template end_of_tiles<QUERIES>(first + KEYS - 1, first / QUERIES) - first / QUERIES;
     qkv += offset_in_qkv(first_head + work.head, T, NH, HS) + (size_t)first * stride;
     dout += offset_in_out(first_head + work.head, T, NH, HS) + (size_t)first * C;
     unsigned stats_at = (unsigned)offset_in_stats(first_head + work.head, T) + 2 * first;
@@ -227,21 +229,15 @@ __device__ __forceinline__ void backward_atomic(floatX* dqkv, float* sums, unsig
         if (visible) {
             multiply_transposed<HS, M, TEAM_QUERIES, S::KEEP_KEYS, S::UNROLL>(p, keys, queries);
             if (ahead < 16 * M - 1) hide_later_keys<false>(p, ahead);
+            if (positions != nullptr) {
+                const Work work = find_work<KEYS>(T);
+                const int warp = opaque(threadIdx.x) / WARP_SIZE, key = work.rank * KEYS + warp % S::KEY_WARPS * 16 * M;
+                const int query = work.rank * KEYS + opaque(j) * QUERIES + warp / S::KEY_WARPS * TEAM_QUERIES;
+                hide_earlier_documents<false>(p, Documents(positions, first_head + work.head, opaque(T), NH), query, key);
+            }
             multiply_transposed<HS, M, TEAM_QUERIES, S::KEEP_VALUES, HS / 16>(ds, values, douts);
             const unsigned char* stage_stats = shared + (stage - key_tile) + 2 * S::TILE + team * TEAM_QUERIES * 8;
-#pragma unroll
-            for (int n = 0; n < TEAM_QUERIES / 8; n++) {
-                int query = 8 * n + lane % 4 * 2;
-                Pack<float> two = unpack_bits<float>(load_u128(stage_stats + query * 8));
-#pragma unroll
-                for (int m = 0; m < M; m++)
-#pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        float lse2 = two.v[i % 2 * 2], delta = two.v[i % 2 * 2 + 1];
-                        p.v[m][n][i] = exp2_approx(fmaf(p.v[m][n][i], scale * LOG2_E, -lse2));
-                        ds.v[m][n][i] = p.v[m][n][i] * (ds.v[m][n][i] - delta);
-                    }
-            }
+            differentiate_columns(p, ds, scale * LOG2_E, stage_stats);
         } else {
             ds.clear();
         }
@@ -271,13 +267,13 @@ __device__ __forceinline__ void backward_atomic(floatX* dqkv, float* sums, unsig
 #define ATTENTION_BACKWARD_ATOMIC_BODY(HS)
 #else
 #define ATTENTION_BACKWARD_ATOMIC_BODY(HS) \
-    attention::backward_atomic<HS>(dqkv, sums, counters, dout, stats, qkv, first_head, T, NH, scale);
+    attention::backward_atomic<HS>(dqkv, sums, counters, dout, stats, qkv, positions, first_head, T, NH, scale);
 #endif
 
 #define ATTENTION_BACKWARD_ATOMIC(HS)                                                                            \
     extern "C" __global__ void __launch_bounds__(256) attention_backward_atomic_hs##HS(                          \
         floatX* dqkv, float* sums, unsigned* counters, const floatX* dout, const float* stats, const floatX* qkv, \
-        int first_head, int T, int NH, float scale) {                                                            \
+        const int* positions, int first_head, int T, int NH, float scale) {                                      \
         start_in_order();                                                                                        \
         ATTENTION_BACKWARD_ATOMIC_BODY(HS)                                                                       \
     }

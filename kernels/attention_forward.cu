@@ -1,6 +1,7 @@
 // Causal attention, forward (Dao 2023): a block has 128 queries of one head and iterates over tiles
 // of 64 or 32 keys up to the diagonal, updating the softmax after each (Milakov & Gimelshein 2018).
-// It outputs the result and the log-sum-exp of each row.
+// It outputs the result and the log-sum-exp of each row. Where documents are packed into a sequence,
+// it begins at that of the tile's first query.
 //
 // Scores stay in base 2: exp2(log2(e) scale s - maximum) is one FMA and one instruction of the
 // special function unit.
@@ -34,16 +35,17 @@ __device__ __forceinline__ void store_result(floatX* out, float* lse, Sums<M, HS
 }
 
 // 16-bit floatX. Dynamic shared memory: queries, then two stages of keys and values.
-template <int HS>
-__device__ __forceinline__ void forward_tensor_cores(floatX* out, float* lse, const floatX* qkv, int T, int NH,
-                                                     float scale) {
-    constexpr int M = 2, QUERIES = 64 * M, KEYS = HS <= 80 ? 64 : 32;
+template <int HS, bool DROPOUT>
+__device__ __forceinline__ void forward_tensor_cores(floatX* out, float* lse, const floatX* qkv, const View& view, int T,
+                                                     int NH, float scale) {
+    constexpr int M = 2, QUERIES = 64 * M, KEYS = HS <= (DROPOUT ? 64 : 80) ? 64 : 32;
     constexpr uint32_t TILE = tile_bytes<HS>(KEYS);
     DYNAMIC_SHARED(shared);
     int tiles = ceil_div(T, QUERIES), C = NH * HS, stride = 3 * C;
     Work work = work_of_block(tiles);
     int first = (tiles - 1 - work.rank) * QUERIES, warp_first = first + (int)threadIdx.x / WARP_SIZE * 16 * M;
     const floatX* q = qkv + offset_in_qkv(work.head, T, NH, HS);
+    const int begin = Documents(view.positions, work.head, T, NH).first_key(first) / KEYS;
 
     uint32_t query_tile = shared_address(shared), stages = query_tile + tile_bytes<HS>(QUERIES);
     auto load_stage = [&](int j) {
@@ -54,18 +56,18 @@ __device__ __forceinline__ void forward_tensor_cores(floatX* out, float* lse, co
         cp_async_commit();
     };
     load_tile<HS, QUERIES>(query_tile, q + (size_t)first * stride, stride, T - first);
-    load_stage(0);
+    load_stage(begin);
 
-    StationaryRows<HS, M, (HS == 64)> queries(query_tile + tile_bytes<HS>(warp_first - first));
+    StationaryRows<HS, M, (HS == 64 && !DROPOUT)> queries(query_tile + tile_bytes<HS>(warp_first - first));
     Sums<M, HS> sums;
     Softmax<M> softmax;
     sums.clear();
     softmax.clear();
     int count = ceil_div(min(first + QUERIES, T), KEYS);
-    for (int j = 0; j < count; j++) {
+    for (int j = begin; j < count; j++) {
         cp_async_wait<0>();
         __syncthreads();
-        if (j == 0) queries.keep();
+        if (j == begin) queries.keep();
         if (j + 1 < count) load_stage(j + 1);
         int ahead = warp_first - j * KEYS;
         if (ahead + 16 * M <= 0) continue;
@@ -73,15 +75,19 @@ __device__ __forceinline__ void forward_tensor_cores(floatX* out, float* lse, co
         Sums<M, KEYS> scores;
         multiply_transposed(scores, queries, stage);
         if (ahead < KEYS - 1) hide_later_keys<true>(scores, ahead);
+        if (view.positions != nullptr)
+            hide_earlier_documents<true>(scores, Documents(view.positions, find_work<QUERIES>(T).head, T, NH), warp_first, j * KEYS);
         softmax.update(scores, sums, scale * LOG2_E);
+        if constexpr (DROPOUT) drop(scores, WeightMask(view.dropout, find_work<QUERIES>(T).head, T, NH), warp_first, j * KEYS);
         add_product(sums, scores, stage + TILE);
     }
     store_result<HS, M>(out, lse, sums, softmax, shared, T, NH, scale);
 }
 
 // f32: LANES threads share a query and process KEYS keys at a time.
-template <int HS>
-__device__ __forceinline__ void forward_f32(float* out, float* lse, const float* qkv, int T, int NH, float scale) {
+template <int HS, bool DROPOUT>
+__device__ __forceinline__ void forward_f32(float* out, float* lse, const float* qkv, const View& view, int T, int NH,
+                                            float scale) {
     constexpr int KEYS = 2;
     SHARED(float, keys, [F32_TILE * HS]);
     SHARED(float, values, [F32_TILE * HS]);
@@ -89,6 +95,8 @@ __device__ __forceinline__ void forward_f32(float* out, float* lse, const float*
     Work work = work_of_block(tiles);
     int first = (tiles - 1 - work.rank) * F32_ROWS, row = first + (int)threadIdx.x / LANES;
     const float* q = qkv + offset_in_qkv(work.head, T, NH, HS);
+    const Documents documents(view.positions, work.head, T, NH);
+    const int first_key = documents.first_key(row);
 
     Slice<HS> query, sums;
     query.clear();
@@ -96,7 +104,7 @@ __device__ __forceinline__ void forward_f32(float* out, float* lse, const float*
     if (row < T) query.load(q + (size_t)row * stride);
     query.scale(scale * LOG2_E);
     float max = -INFINITY, sum = 0.0f;
-    for (int start = 0; start < min(first + F32_ROWS, T); start += F32_TILE) {
+    for (int start = documents.first_key(first) / F32_TILE * F32_TILE; start < min(first + F32_ROWS, T); start += F32_TILE) {
         const float* k = q + (size_t)start * stride + C;
         __syncthreads();
         load_tile_f32<HS>(keys, k, stride, T - start);
@@ -109,6 +117,7 @@ __device__ __forceinline__ void forward_f32(float* out, float* lse, const float*
             for (int i = 0; i < KEYS; i++) {
                 float score = query.dot(keys + (part + i) * HS);
                 scores[i] = start + part + i <= row ? score : -INFINITY;
+                if (start + part + i < first_key) scores[i] = HIDDEN;
                 new_max = fmaxf(new_max, scores[i]);
             }
             float shrink = exp2_approx(max - new_max);
@@ -119,6 +128,8 @@ __device__ __forceinline__ void forward_f32(float* out, float* lse, const float*
             for (int i = 0; i < KEYS; i++) {
                 float weight = exp2_approx(scores[i] - max);
                 sum += weight;
+                if constexpr (DROPOUT)
+                    weight *= WeightMask(view.dropout, work.head, T, NH).draw_one(row, start + part + i);
                 sums.add(weight, values + (part + i) * HS);
             }
         }
@@ -129,10 +140,11 @@ __device__ __forceinline__ void forward_f32(float* out, float* lse, const float*
     if (threadIdx.x % LANES == 0) lse[(size_t)work.head * T + row] = (max + log2f(sum)) * LN_2;
 }
 
-template <int HS>
-__device__ __forceinline__ void forward(floatX* out, float* lse, const floatX* qkv, int T, int NH, float scale) {
-    if constexpr (sizeof(floatX) == 4) forward_f32<HS>(out, lse, qkv, T, NH, scale);
-    else forward_tensor_cores<HS>(out, lse, qkv, T, NH, scale);
+template <int HS, bool DROPOUT>
+__device__ __forceinline__ void forward(floatX* out, float* lse, const floatX* qkv, const View& view, int T, int NH,
+                                        float scale) {
+    if constexpr (sizeof(floatX) == 4) forward_f32<HS, DROPOUT>(out, lse, qkv, view, T, NH, scale);
+    else forward_tensor_cores<HS, DROPOUT>(out, lse, qkv, view, T, NH, scale);
 }
 
 // f32 requests four blocks, or the compiler would use more registers and spill; with 16 bits all
@@ -141,18 +153,24 @@ constexpr int MIN_BLOCKS = sizeof(floatX) == 4 ? 4 : 1;
 
 }  // namespace attention
 
-#define ATTENTION_FORWARD(HS)                                                                              \
-    extern "C" __global__ void __launch_bounds__(128, attention::MIN_BLOCKS)                               \
-        attention_forward_hs##HS(floatX* out, float* lse, const floatX* qkv, int T, int NH, float scale) { \
-        start_in_order();                                                                                  \
-        attention::forward<HS>(out, lse, qkv, T, NH, scale);                                               \
+#define ATTENTION_FORWARD(NAME, HS, DROPOUT)                                                                             \
+    extern "C" __global__ void __launch_bounds__(128, attention::MIN_BLOCKS)                                             \
+        NAME##HS(floatX* out, float* lse, const floatX* qkv, const int* positions, const Dropout dropout, int T, int NH, \
+                 float scale) {                                                                                          \
+        start_in_order();                                                                                                \
+        attention::forward<HS, DROPOUT>(out, lse, qkv, {positions, dropout}, T, NH, scale);                              \
     }
 
-ATTENTION_FORWARD(32)
-ATTENTION_FORWARD(64)
-ATTENTION_FORWARD(80)
-ATTENTION_FORWARD(96)
-ATTENTION_FORWARD(128)
+ATTENTION_FORWARD(attention_forward_hs, 32, false)
+ATTENTION_FORWARD(attention_forward_hs, 64, false)
+ATTENTION_FORWARD(attention_forward_hs, 80, false)
+ATTENTION_FORWARD(attention_forward_hs, 96, false)
+ATTENTION_FORWARD(attention_forward_hs, 128, false)
+ATTENTION_FORWARD(attention_forward_dropout_hs, 32, true)
+ATTENTION_FORWARD(attention_forward_dropout_hs, 64, true)
+ATTENTION_FORWARD(attention_forward_dropout_hs, 80, true)
+ATTENTION_FORWARD(attention_forward_dropout_hs, 96, true)
+ATTENTION_FORWARD(attention_forward_dropout_hs, 128, true)
 
 // Attention of the single query at position t, for sampling: a block has one head of a sequence,
 // eight of its threads process every 32nd key, and their softmaxes are merged at the end. Bound by

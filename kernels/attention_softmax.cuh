@@ -1,6 +1,6 @@
 // The softmax of attention's forward pass, updated tile by tile (Milakov & Gimelshein 2018).
 #pragma once
-#include "attention.cuh"
+#include "attention_view.cuh"
 
 namespace attention {
 

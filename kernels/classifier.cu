@@ -187,19 +187,27 @@ __device__ __forceinline__ void classify_row(float* loss, floatX* logits, PackX*
 }
 
 // losses (N) += max - logits[target] + ln sum exp(logits - max) over columns below V; with a dloss
-// (1), logits (N, Vp) = dloss (softmax - onehot(target)), 0 from column V on. With keep_row, there
-// is dynamic shared memory for a row.
+// (1), logits (N, Vp) = dloss (softmax - onehot(target)), 0 from column V on. Rows of a negative target
+// have no loss, and a gradient of 0. With keep_row, there is dynamic shared memory for a row.
 extern "C" __global__ void __launch_bounds__(512, 2)
     classifier(float* losses, floatX* logits, const int* targets, const float* dloss, int keep_row, int V, int Vp) {
     start_in_order();
     DYNAMIC_SHARED(row_memory);
     unsigned row = gridDim.x - 1 - blockIdx.x;
     floatX* row_logits = logits + (long long)row * Vp;
+    const int target = targets[row];
+    if (target < 0) {
+        PackX zeros = {};
+#pragma unroll 1
+        for (int i = threadIdx.x; dloss && i < Vp / PackX::size; i += CLASSIFIER_THREADS)
+            store128(row_logits + i * PackX::size, zeros);
+        return;
+    }
     // Loaded before it is needed.
     float weight = dloss ? *dloss : 0.0f;
     if (keep_row)
-        classify_row<true>(losses + row, row_logits, (PackX*)row_memory, targets[row], weight, dloss != nullptr, V,
+        classify_row<true>(losses + row, row_logits, (PackX*)row_memory, target, weight, dloss != nullptr, V,
                            Vp);
     else
-        classify_row<false>(losses + row, row_logits, nullptr, targets[row], weight, dloss != nullptr, V, Vp);
+        classify_row<false>(losses + row, row_logits, nullptr, target, weight, dloss != nullptr, V, Vp);
 }

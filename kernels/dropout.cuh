@@ -25,3 +25,32 @@ __device__ __forceinline__ uint4 philox(uint4 counter, unsigned key0, unsigned k
     }
     return counter;
 }
+
+// A dropout with the state that it has in this launch.
+struct DropoutMask {
+    unsigned key0, key1, first_row, stream, threshold;
+    float scale;
+
+    __device__ __forceinline__ explicit DropoutMask(const Dropout& dropout)
+        : key0(dropout.state->key[0]), key1(dropout.state->key[1]), first_row(dropout.state->first_row),
+          stream(dropout.stream), threshold(dropout.threshold), scale(dropout.scale) {}
+
+    __device__ __forceinline__ float factor(unsigned random) const { return random < threshold ? 0.0f : scale; }
+
+    // Multiplies the pack at `column` of batch row `row` by its factors (Mask::of_columns).
+    __device__ __forceinline__ void drop(float (&x)[PackX::size], unsigned row, unsigned column) const {
+#pragma unroll
+        for (int k = 0; k < PackX::size; k += 4) {
+            const uint4 random = philox(make_uint4((column + k) / 4, first_row + row, stream, 0), key0, key1);
+            x[k] *= factor(random.x);
+            x[k + 1] *= factor(random.y);
+            x[k + 2] *= factor(random.z);
+            x[k + 3] *= factor(random.w);
+        }
+    }
+};
+
+// In its place where nothing is dropped.
+struct NoMask {
+    __device__ __forceinline__ void drop(float (&)[PackX::size], unsigned, unsigned) const {}
+};

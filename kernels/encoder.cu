@@ -9,8 +9,11 @@
 // the sorted rows: where tokens have up to 64 rows, each has one of the 16 warps, and the indices
 // of all their rows are read together. Texts also have a few tokens of thousands of rows. A token
 // of more than 64 is the only one to begin in a block, whose warps share it and merge their sums in
-// shared memory. Backward, wpe: a thread owns a pack of a position and walks down the batch. Bytes
-// per element: 2 read by each, and 4 per embedding touched.
+// shared memory. Backward, wpe: a thread owns a pack of a position and walks down the batch; where
+// documents are packed, wpe takes the kernel of wte, with positions for tokens. Bytes per element: 2
+// read by each, and 4 per embedding touched.
+//
+// Dropout has kernels of its own: its masks take registers that the others need for loads.
 //
 // Gradients are rounded to nearest. Each row of an embedding is rounded once per micro-step, after
 // all its terms are summed in f32, so stochastic rounding would gain little, and the same batch
@@ -18,7 +21,7 @@
 //
 // Expected: 90 % of bandwidth; 4 or 8 packs per thread are in flight in the backward pass, 2 in the
 // forward.
-#include "common.cuh"
+#include "dropout.cuh"
 
 constexpr int ENCODER_WARPS = 16;
 // Sorted rows per block, and the most rows of a token that one warp takes: so that a token of more
@@ -32,21 +35,48 @@ __device__ __forceinline__ void add_pack(float (&sums)[PackX::size], const PackX
     for (int k = 0; k < PackX::size; k++) sums[k] += x[k];
 }
 
-// encoded (N, C) = wte[tokens] + wpe[t]
-extern "C" __global__ void __launch_bounds__(256)
-    encoder_forward(floatX* encoded, const int* tokens, const floatX* wte, const floatX* wpe, int N, int T, int C) {
-    start_in_order();
+// The same, of what is kept of the pack at `column` of batch row `row`.
+template <class Mask>
+__device__ __forceinline__ void add_kept(float (&sums)[PackX::size], const PackX& pack, const Mask& mask, unsigned row,
+                                         unsigned column) {
+    float x[PackX::size];
+    widen(x, pack);
+    mask.drop(x, row, column);
+#pragma unroll
+    for (int k = 0; k < PackX::size; k++) sums[k] += x[k];
+}
+
+template <class Mask>
+__device__ __forceinline__ void encode(floatX* encoded, const int* tokens, const int* positions, const floatX* wte,
+                                       const floatX* wpe, const Mask& mask, int N, int T, int C) {
     unsigned packs = C / PackX::size;
     unsigned long long i = blockIdx.x * 256ull + threadIdx.x;
     if (i >= (unsigned long long)N * packs) return;
     // The row fits in 32 bits, and 64-bit division is slow.
     unsigned row = (unsigned)i / packs, c = ((unsigned)i - row * packs) * PackX::size;
     PackX token = load128(wte + (long long)tokens[row] * C + c);
-    PackX position = load128(wpe + (long long)(row % T) * C + c);
+    PackX position = load128(wpe + (long long)(positions ? positions[row] : row % T) * C + c);
     float sum[PackX::size];
     widen(sum, token);
     add_pack(sum, position);
+    mask.drop(sum, row, c);
     store128(encoded + (long long)row * C + c, round_pack<floatX>(sum));
+}
+
+// encoded (N, C) = wte[tokens] + wpe[positions]; without positions, row t of each T has position t.
+extern "C" __global__ void __launch_bounds__(256)
+    encoder_forward(floatX* encoded, const int* tokens, const int* positions, const floatX* wte, const floatX* wpe, int N, int T,
+                    int C) {
+    start_in_order();
+    encode(encoded, tokens, positions, wte, wpe, NoMask(), N, T, C);
+}
+
+// The same with dropout of the sum.
+extern "C" __global__ void __launch_bounds__(256)
+    encoder_dropout_forward(floatX* encoded, const int* tokens, const int* positions, const floatX* wte, const floatX* wpe,
+                            Dropout dropout, int N, int T, int C) {
+    start_in_order();
+    encode(encoded, tokens, positions, wte, wpe, DropoutMask(dropout), N, T, C);
 }
 
 // The existing gradient is loaded before it is needed.
@@ -55,30 +85,31 @@ __device__ __forceinline__ void store_sum(floatX* gradient, const PackX& before,
     store128(gradient, round_pack<floatX>(sums));
 }
 
-// Adds up one pack, at `column`, of `count` rows, whose indices are in the lanes; four loads are in
+// Adds up one pack, at column c, of `count` rows, whose indices are in the lanes; four loads are in
 // flight at a time.
-__device__ __forceinline__ void sum_rows(float (&sums)[PackX::size], const floatX* column, bool has_pack, int row_of_lane,
-                                         int count, int C) {
+template <class Mask>
+__device__ __forceinline__ void sum_rows(float (&sums)[PackX::size], const floatX* dout, const Mask& mask, int row_of_lane,
+                                         int count, int c, int C) {
+    const bool has_pack = c < C;
     constexpr int BATCH = 4;
     for (int j = 0; j < count; j += BATCH) {
         PackX packs[BATCH];
+        int rows[BATCH];
 #pragma unroll
         for (int b = 0; b < BATCH; b++) {
-            long long row = __shfl_sync(FULL_MASK, row_of_lane, j + b);
-            if (has_pack && j + b < count) packs[b] = load128(column + row * C);
+            rows[b] = __shfl_sync(FULL_MASK, row_of_lane, j + b);
+            if (has_pack && j + b < count) packs[b] = load128(dout + (long long)rows[b] * C + c);
         }
 #pragma unroll
         for (int b = 0; b < BATCH; b++)
-            if (has_pack && j + b < count) add_pack(sums, packs[b]);
+            if (has_pack && j + b < count) add_kept(sums, packs[b], mask, rows[b], c);
     }
 }
 
-// dwte[token] += the rows of dout that hold it. `rows` (N) are sorted by token, the most frequent
-// one first. Block x handles slice x % slices of the tokens that begin in a run of ENCODER_ROWS of
-// them.
-extern "C" __global__ void __launch_bounds__(512)
-    encoder_backward_wte(floatX* dwte, const floatX* dout, const int* tokens, const int* rows, int N, int C) {
-    start_in_order();
+// Block x handles slice x % slices of the tokens that begin in a run of ENCODER_ROWS sorted rows.
+template <class Mask>
+__device__ __forceinline__ void scatter(floatX* dwte, const floatX* dout, const int* tokens, const int* rows, const Mask& mask,
+                                        int N, int C) {
     // The run, one row before it, as many after it as a warp takes, and a look at the next; tokens
     // of no row are negative.
     constexpr int NEAR = 1 + 2 * ENCODER_ROWS + WARP_SIZE;
@@ -102,7 +133,6 @@ extern "C" __global__ void __launch_bounds__(512)
     const unsigned begins_low = begins(0), begins_high = begins(WARP_SIZE);
     if ((begins_low | begins_high) == 0) return;
     const bool has_pack = c < C;
-    const floatX* column = dout + c;
 
     // The only one that begins here has more rows than a warp takes.
     const int only = begins_low ? __ffs(begins_low) - 1 : WARP_SIZE + __ffs(begins_high) - 1;
@@ -115,7 +145,7 @@ extern "C" __global__ void __launch_bounds__(512)
         for (int i = start + only + warp * WARP_SIZE, count = WARP_SIZE; count == WARP_SIZE; i += ENCODER_WARPS * WARP_SIZE) {
             const int row = row_at(i + lane);
             count = __popc(__ballot_sync(FULL_MASK, row >= 0 && tokens[row] == token));
-            sum_rows(sums, column, has_pack, row, count, C);
+            sum_rows(sums, dout, mask, row, count, c, C);
         }
 #pragma unroll
         for (int k = 0; k < PackX::size; k++) merged[warp][k][lane] = sums[k];
@@ -143,15 +173,30 @@ extern "C" __global__ void __launch_bounds__(512)
         float sums[PackX::size] = {};
         for (int i = first, count = WARP_SIZE; count == WARP_SIZE; i += WARP_SIZE) {
             count = __popc(__ballot_sync(FULL_MASK, near_tokens[i + lane] == token));
-            sum_rows(sums, column, has_pack, near_rows[i + lane], count, C);
+            sum_rows(sums, dout, mask, near_rows[i + lane], count, c, C);
         }
         if (has_pack) store_sum(gradient, before, sums);
     }
 }
 
-// dwpe[t] (T, C) += dout (B, T, C) summed over B
-extern "C" __global__ void __launch_bounds__(256, 2) encoder_backward_wpe(floatX* dwpe, const floatX* dout, int B, int T, int C) {
+// dwte[token] += the rows of dout that hold it. `rows` (N) are sorted by token, the most frequent
+// one first.
+extern "C" __global__ void __launch_bounds__(512)
+    encoder_backward_wte(floatX* dwte, const floatX* dout, const int* tokens, const int* rows, int N, int C) {
     start_in_order();
+    scatter(dwte, dout, tokens, rows, NoMask(), N, C);
+}
+
+// The same with dropout of what the rows are the gradient of.
+extern "C" __global__ void __launch_bounds__(512)
+    encoder_dropout_backward_wte(floatX* dwte, const floatX* dout, const int* tokens, const int* rows, Dropout dropout, int N,
+                                 int C) {
+    start_in_order();
+    scatter(dwte, dout, tokens, rows, DropoutMask(dropout), N, C);
+}
+
+template <class Mask>
+__device__ __forceinline__ void sum_batch(floatX* dwpe, const floatX* dout, const Mask& mask, int B, int T, int C) {
     constexpr int BATCH = 8;
     long long i = (blockIdx.x * 256ll + threadIdx.x) * PackX::size;
     long long TC = (long long)T * C;
@@ -159,15 +204,29 @@ extern "C" __global__ void __launch_bounds__(256, 2) encoder_backward_wpe(floatX
     PackX before = load128(dwpe + i);
     float sums[PackX::size] = {};
     const floatX* next = dout + i;
+    const unsigned t = (unsigned)i / C, c = (unsigned)i - t * C;
     int b = 0;
     for (; b + BATCH <= B; b += BATCH) {
         PackX packs[BATCH];
 #pragma unroll
         for (int of = 0; of < BATCH; of++, next += TC) packs[of] = load128(next);
 #pragma unroll
-        for (int of = 0; of < BATCH; of++) add_pack(sums, packs[of]);
+        for (int of = 0; of < BATCH; of++) add_kept(sums, packs[of], mask, (b + of) * T + t, c);
     }
 #pragma unroll 1
-    for (; b < B; b++, next += TC) add_pack(sums, load128(next));
+    for (; b < B; b++, next += TC) add_kept(sums, load128(next), mask, b * T + t, c);
     store_sum(dwpe + i, before, sums);
+}
+
+// dwpe[t] (T, C) += dout (B, T, C) summed over B
+extern "C" __global__ void __launch_bounds__(256, 2) encoder_backward_wpe(floatX* dwpe, const floatX* dout, int B, int T, int C) {
+    start_in_order();
+    sum_batch(dwpe, dout, NoMask(), B, T, C);
+}
+
+// The same with dropout of what dout is the gradient of.
+extern "C" __global__ void __launch_bounds__(256, 2)
+    encoder_dropout_backward_wpe(floatX* dwpe, const floatX* dout, Dropout dropout, int B, int T, int C) {
+    start_in_order();
+    sum_batch(dwpe, dout, DropoutMask(dropout), B, T, C);
 }

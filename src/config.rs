@@ -57,6 +57,44 @@ pub struct ModelConfig {
     pub qkv_bias: bool,
 }
 
+/// Rates of dropout in training, each at least 0 (none) and below 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct DropoutRates {
+    /// Of the sum of the embeddings: Hugging Face's `embd_pdrop`.
+    pub embd: f32,
+    /// Of attention weights: `attn_pdrop`.
+    pub attn: f32,
+    /// Of what attention and MLP add to the residual stream: `resid_pdrop`.
+    pub resid: f32,
+}
+
+impl DropoutRates {
+    pub const NONE: Self = DropoutRates { embd: 0.0, attn: 0.0, resid: 0.0 };
+
+    /// The flags that set the rates, in the order of [`DropoutRates::all`].
+    pub const FLAGS: [&str; 3] = ["--embd-dropout", "--attn-dropout", "--resid-dropout"];
+
+    pub fn all(self) -> [f32; 3] {
+        [self.embd, self.attn, self.resid]
+    }
+
+    pub fn from_all([embd, attn, resid]: [f32; 3]) -> Self {
+        DropoutRates { embd, attn, resid }
+    }
+
+    /// Whether anything is dropped.
+    pub fn any(self) -> bool {
+        self != Self::NONE
+    }
+}
+
+/// `embd 0.1, attn 0.1, resid 0.1`
+impl fmt::Display for DropoutRates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "embd {}, attn {}, resid {}", self.embd, self.attn, self.resid)
+    }
+}
+
 /// Depth, channels and heads of the GPT-2 family.
 const GPT2_SHAPES: [(usize, usize, usize); 8] = [
     (6, 384, 6),

@@ -3,7 +3,7 @@
 #![cfg(emulated)]
 
 use std::sync::{Arc, Mutex};
-use warpsmith::config::ModelConfig;
+use warpsmith::config::{DropoutRates, ModelConfig};
 use warpsmith::data::buckets::rows_by_token;
 use warpsmith::data::loader::Batch;
 use warpsmith::device::cuda::driver::{DeviceInfo, Driver, Graph};
@@ -13,7 +13,7 @@ use warpsmith::device::cuda::tensor_map::{TensorMap, TiledMatrix};
 use warpsmith::device::cuda::{Cuda, CudaOptions, MatmulChoice};
 use warpsmith::model::activations::Recompute;
 use warpsmith::model::hooks::NoHooks;
-use warpsmith::model::{BatchShape, ModelOptions};
+use warpsmith::model::{BatchShape, ModelOptions, dropout};
 use warpsmith::ops::Place;
 use warpsmith::optim::optimizer::HyperParams;
 use warpsmith::params::ParamLayout;
@@ -159,15 +159,19 @@ struct Recipe {
     grad_accum_steps: usize,
     dtype: Dtype,
     recompute: Recompute,
+    dropout: DropoutRates,
 }
 
 /// GPT-2 124M with 8 micro-steps of 64 x 1024 tokens, which is cheap where nothing is computed.
+const DROPOUT: DropoutRates = DropoutRates { embd: 0.1, attn: 0.0, resid: 0.2 };
+
 const LARGE: Recipe = Recipe {
     config: ModelConfig { maxT: 1024, V: 50257, Vp: 50304, L: 12, NH: 12, C: 768, qkv_bias: true },
     shape: BatchShape::new(64, 1024),
     grad_accum_steps: 8,
     dtype: Dtype::Bf16,
     recompute: Recompute::Gelu,
+    dropout: DROPOUT,
 };
 
 const TINY: Recipe = Recipe {
@@ -176,6 +180,7 @@ const TINY: Recipe = Recipe {
     grad_accum_steps: 3,
     dtype: Dtype::Bf16,
     recompute: Recompute::Gelu,
+    dropout: DROPOUT,
 };
 
 impl Recipe {
@@ -189,6 +194,7 @@ impl Recipe {
             T,
             min_rows: 0,
             recompute: self.recompute,
+            dropout: self.dropout,
             logits_bytes: 1 << 28,
             sharding: Sharding::NONE,
         };
@@ -209,6 +215,7 @@ impl Recipe {
     /// Takes a step, and returns its loss and norm.
     fn step(&self, replica: &mut Replica, step: usize, loss_scale: f32) -> (f32, f32) {
         let mut number = step * self.grad_accum_steps;
+        replica.dropout_key = Some(dropout::key(42, step));
         let next_batch = || {
             number += 1;
             Ok(self.batch(self.shape, number))

@@ -5,15 +5,16 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 use std::path::PathBuf;
 use warpsmith::checkpoint;
-use warpsmith::config::ModelConfig;
+use warpsmith::config::{DropoutRates, ModelConfig};
 use warpsmith::data::buckets::rows_by_token;
 use warpsmith::device::compare::{adamw_step, assert_close, assert_same_bits};
 use warpsmith::device::cpu::{Cpu, matmul::Precision};
 use warpsmith::model::activations::Recompute;
 use warpsmith::model::backward::MicroStep;
+use warpsmith::model::dropout;
 use warpsmith::model::hooks::NoHooks;
 use warpsmith::model::{BatchShape, GPT2, ModelOptions, init};
-use warpsmith::ops::{AdamW, Device, Ops};
+use warpsmith::ops::{AdamW, Device, DropoutState, Ops};
 use warpsmith::optim::optimizer::{HyperParams, Optimizer, Update};
 use warpsmith::params::PARAMS;
 use warpsmith::rng::{Mt19937, identity_permutation};
@@ -43,10 +44,21 @@ struct Tiny {
 
 impl Tiny {
     fn load(name: &str, shape: BatchShape, recompute: Recompute, logits_bytes: usize) -> Tiny {
+        Self::with_dropout(name, shape, recompute, logits_bytes, DropoutRates::NONE)
+    }
+
+    fn with_dropout(
+        name: &str,
+        shape: BatchShape,
+        recompute: Recompute,
+        logits_bytes: usize,
+        dropout: DropoutRates,
+    ) -> Tiny {
         let file = checkpoint::load_model(&fixture(&format!("{name}/model.bin"))).unwrap();
         let config = ModelConfig { qkv_bias: name == "gpt2_tiny", ..file.config };
         let sharding = Sharding::NONE;
-        let options = ModelOptions { B: shape.B, T: shape.T, min_rows: 0, recompute, logits_bytes, sharding };
+        let (BatchShape { B, T, .. }, min_rows) = (shape, 0);
+        let options = ModelOptions { B, T, min_rows, recompute, dropout, logits_bytes, sharding };
         let mut dev = Cpu::new(Precision::F32).unwrap();
         let mut plan = MemoryPlan::new();
         let model = GPT2::plan(&config, &options, dev.float_dtype(), &mut plan);
@@ -70,7 +82,7 @@ impl Tiny {
     fn run(&mut self, shape: BatchShape, inputs: &[i32], targets: &[i32], at: MicroStep, dloss: f32) {
         self.model.load_dloss(&mut self.dev, dloss).unwrap();
         self.model.load_batch(&mut self.dev, shape, inputs, targets).unwrap();
-        self.model.forward(&mut self.dev, &mut NoHooks, shape).unwrap();
+        self.model.forward_to_train(&mut self.dev, &mut NoHooks, shape, at).unwrap();
         self.model.load_rows_by_token(&mut self.dev, &rows_by_token(inputs)).unwrap();
         self.model.backward(&mut self.dev, shape, at, &mut NoHooks).unwrap();
     }
@@ -143,7 +155,7 @@ fn single_step(name: &str, file: &str, shape: BatchShape, recompute: Recompute) 
         tiny.dev.fill(grads, f32::NAN).unwrap();
     }
     tiny.dev.fill(tiny.model.acts.losses, f32::NAN).unwrap();
-    let at = MicroStep { first: true, fresh_grads: true };
+    let at = MicroStep { first: true, fresh_grads: true, dropout: false };
     tiny.run(shape, &inputs, &targets, at, 1.0 / rows as f32);
     let loss_sum = tiny.loss_and_norm().0;
     assert_close("loss", &[loss_sum / rows as f32], &f32s("loss"), 1e-6);
@@ -155,6 +167,42 @@ fn single_step(name: &str, file: &str, shape: BatchShape, recompute: Recompute) 
     }
 }
 
+/// PyTorch has the masks that `dev/dropout_fixture.py` draws.
+#[test]
+fn losses_and_gradients_with_dropout_are_pytorchs() {
+    let shape = BatchShape::new(3, 16);
+    let bytes = std::fs::read(fixture("gpt2_tiny/dropout.safetensors")).unwrap();
+    let recorded = SafeTensors::deserialize(&bytes).unwrap();
+    let f32s = |key: &str| bytemuck::pod_collect_to_vec::<u8, f32>(recorded.tensor(key).unwrap().data());
+    let i32s = |key: &str| bytemuck::pod_collect_to_vec::<u8, i32>(recorded.tensor(key).unwrap().data());
+    let rates = DropoutRates { embd: 0.1, attn: 0.2, resid: 0.3 };
+    for recompute in [Recompute::Nothing, Recompute::Gelu, Recompute::GeluAndLayernorm] {
+        let mut tiny = Tiny::with_dropout("gpt2_tiny", shape, recompute, 7 * 128 * 4, rates);
+        let state = DropoutState { key: dropout::key(42, 3), first_row: 1000, unused: 0 };
+        tiny.model.load_dropout(&mut tiny.dev, state).unwrap();
+        for &grads in tiny.model.grads().units() {
+            tiny.dev.fill(grads, f32::NAN).unwrap();
+        }
+        let at = MicroStep { first: true, fresh_grads: true, dropout: true };
+        tiny.run(shape, &i32s("tokens"), &i32s("targets"), at, 1.0 / shape.rows() as f32);
+        assert_close("losses", &tiny.download(tiny.model.acts.losses), &f32s("losses"), 1e-6);
+        for spec in &PARAMS {
+            let layers = 0..spec.layers(&tiny.model.weights.config);
+            let grad: Vec<f32> = layers.flat_map(|l| tiny.download(tiny.model.grad(spec.param, l))).collect();
+            let (what, want) = (format!("{recompute:?} d{}", spec.name), f32s(&format!("d{}", spec.name)));
+            assert_close(&what, &grad, &want, 1e-5);
+            let differences = grad.iter().zip(&want).map(|(got, want)| (got - want).abs());
+            assert!(differences.fold(0.0, f32::max) <= 1e-6, "{what}");
+        }
+        // Evaluation has no dropout.
+        let losses = tiny.model.evaluate(&mut tiny.dev, &mut NoHooks, shape).unwrap();
+        let bytes = std::fs::read(fixture("gpt2_tiny/step_T16.safetensors")).unwrap();
+        let plain = SafeTensors::deserialize(&bytes).unwrap();
+        let want = bytemuck::pod_collect_to_vec::<u8, f32>(plain.tensor("losses").unwrap().data());
+        assert_close("losses without dropout", &losses, &want, 1e-5);
+    }
+}
+
 /// The forward pass keeps the gradient of GELU, or the backward pass puts it in place of its input.
 #[test]
 fn recomputing_leaves_the_bits_of_the_gradient_of_gelu() {
@@ -162,7 +210,7 @@ fn recomputing_leaves_the_bits_of_the_gradient_of_gelu() {
     let tokens: Vec<i32> = (0..shape.rows() as i32).collect();
     let kept = |recompute| {
         let mut tiny = Tiny::load(MODELS[0], shape, recompute, 1 << 20);
-        let at = MicroStep { first: true, fresh_grads: true };
+        let at = MicroStep { first: true, fresh_grads: true, dropout: false };
         tiny.run(shape, &tokens, &tokens, at, 1.0 / shape.rows() as f32);
         let layers = 0..tiny.model.weights.config.L;
         layers.flat_map(|l| tiny.download(tiny.model.acts.fch.get(l, shape.rows()))).collect::<Vec<f32>>()
@@ -206,7 +254,7 @@ fn train(name: &str, grad_accum_steps: usize, recorded: &Value) -> (Vec<f64>, Ve
             let start = (step * grad_accum_steps + micro_step) * rows;
             let (inputs, targets) = (&tokens[start..start + rows], &tokens[start + 1..start + 1 + rows]);
             let first = micro_step == 0;
-            tiny.run(shape, inputs, targets, MicroStep { first, fresh_grads: first }, dloss);
+            tiny.run(shape, inputs, targets, MicroStep { first, fresh_grads: first, dropout: false }, dloss);
         }
         let (loss_sum, norm_squared) = tiny.loss_and_norm();
         let (params, grads) = (&tiny.model.weights.params, tiny.model.grads());
@@ -234,6 +282,7 @@ fn a_fresh_model_is_the_one_pytorch_draws() {
         T: 1,
         min_rows: 0,
         recompute: Recompute::Gelu,
+        dropout: DropoutRates::NONE,
         logits_bytes: 0,
         sharding: Sharding::NONE,
     };

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use warpsmith::checkpoint::{self, Checkpoint, ModelFile, Saved, Source, State, TensorKind};
 use warpsmith::cli::flags::trainer::{TrainArgs, parse};
 use warpsmith::cli::{Parsed, Program};
-use warpsmith::config::ModelConfig;
+use warpsmith::config::{DropoutRates, ModelConfig};
 use warpsmith::data::loader::{DataLoader, LoaderOptions, Packing, Sample};
 use warpsmith::data::prepare::{PrepareOptions, prepare};
 use warpsmith::data::shard::{Shard, ShardWriter};
@@ -63,7 +63,7 @@ proptest! {
         // Hugging Face's format has no padding.
         params[layout.range(Param::Wte)][config.V * config.C..].fill(0.0);
         let expected: Vec<u32> = params.iter().map(|x| x.to_bits()).collect();
-        let model = ModelFile { config, params };
+        let model = ModelFile { config, dropout: DropoutRates::NONE, params };
         for name in ["a.bin", "a.safetensors", "a"] {
             let path = directory.path().join(name);
             checkpoint::save_model(&path, &model, Dtype::F32).unwrap();

@@ -5,12 +5,13 @@ mod common;
 
 use common::Corpus;
 use std::time::Duration;
-use warpsmith::config::ModelConfig;
+use warpsmith::config::{DropoutRates, ModelConfig};
 use warpsmith::data::loader::{DataLoader, LoaderOptions, Packing, Sample};
 use warpsmith::device::cpu::{Cpu, matmul::Precision};
 use warpsmith::device::cuda::emulated::{self, EmulatorOptions};
 use warpsmith::device::cuda::{Cuda, CudaOptions, MatmulChoice};
 use warpsmith::model::activations::Recompute;
+use warpsmith::model::dropout;
 use warpsmith::model::{BatchShape, ModelOptions};
 use warpsmith::ops::Ops;
 use warpsmith::optim::optimizer::HyperParams;
@@ -45,9 +46,10 @@ struct Recipe {
     /// Seed of the delays of ranks and messages; 0 for none.
     seed: u64,
     steps: usize,
+    /// A micro-batch.
+    shape: BatchShape,
+    dropout: DropoutRates,
 }
-
-const SHAPE: BatchShape = BatchShape::new(1, 16);
 
 impl Recipe {
     fn cpu(layers: usize, world_size: usize, grad_accum_steps: usize) -> Self {
@@ -63,6 +65,8 @@ impl Recipe {
             graphs: false,
             seed: 0,
             steps: 5,
+            shape: BatchShape::new(1, 16),
+            dropout: DropoutRates::NONE,
         }
     }
 
@@ -88,10 +92,11 @@ impl Recipe {
 
     fn options(&self, rank: usize) -> ReplicaOptions {
         let model = ModelOptions {
-            B: SHAPE.B,
-            T: SHAPE.T,
+            B: self.shape.B,
+            T: self.shape.T,
             min_rows: 0,
             recompute: self.recompute,
+            dropout: self.dropout,
             logits_bytes: 1 << 20,
             sharding: self.sharding(rank),
         };
@@ -104,8 +109,8 @@ impl Recipe {
         DataLoader::open(LoaderOptions {
             pattern: corpus.path("x_train_*.bin").to_str().unwrap(),
             flag: "-i",
-            B: SHAPE.B,
-            T: SHAPE.T,
+            B: self.shape.B,
+            T: self.shape.T,
             rank,
             num_processes: self.world_size,
             sample: Sample::Sequence,
@@ -142,10 +147,12 @@ fn rank(recipe: &Recipe, corpus: &Corpus, peers: Peers) -> Outcome {
         // Ranks, too, are late now and then.
         let late = if recipe.seed > 0 { (recipe.seed + 7 * rank as u64 + 3 * step as u64) % 5 } else { 0 };
         std::thread::sleep(Duration::from_millis(late));
+        replica.dropout_key = Some(dropout::key(42, step));
         let (steps, counted) =
             (recipe.grad_accum_steps, loader.counted(recipe.grad_accum_steps * recipe.world_size));
-        let stats =
-            replica.forward_backward(|| loader.next_batch(), SHAPE, steps, counted, 1.0, || 0.0).unwrap();
+        let stats = replica
+            .forward_backward(|| loader.next_batch(), recipe.shape, steps, counted, 1.0, || 0.0)
+            .unwrap();
         replica.update(step, 1e-3, stats.norm, 1.0).unwrap();
         losses.push(stats.loss);
         norms.push(stats.norm);
@@ -230,6 +237,44 @@ fn every_stage_takes_the_same_steps() {
                 }
             }
         }
+    }
+}
+
+const DROPOUT: DropoutRates = DropoutRates { embd: 0.1, attn: 0.2, resid: 0.3 };
+
+/// Each sequence of a step has its masks, whichever rank and micro-step it falls to.
+#[test]
+fn masks_do_not_depend_on_ranks_stages_and_micro_batches() {
+    let corpus = Corpus::new();
+    let alone = Recipe { dropout: DROPOUT, ..Recipe::cpu(2, 1, 4) };
+    let want = run(&alone, &corpus);
+    let none = run(&Recipe { dropout: DropoutRates::NONE, ..alone }, &corpus);
+    let differs = |(a, b): (&f32, &f32)| (a / b - 1.0).abs() > 1e-3;
+    assert!(want.norms.iter().zip(&none.norms).all(differs), "{:?}, {:?}", want.norms, none.norms);
+    for (B, grad_accum_steps) in [(2, 2), (4, 1)] {
+        let recipe = Recipe { shape: BatchShape::new(B, 16), grad_accum_steps, ..alone };
+        assert_alike(&format!("B = {B}"), &run(&recipe, &corpus), &want, 1e-5);
+    }
+    for world_size in [2, 4] {
+        for stage in ZeroStage::ALL {
+            let together = Recipe { world_size, stage, grad_accum_steps: 4 / world_size, ..alone };
+            let what = format!("{world_size} ranks, {stage:?}");
+            assert_alike(&what, &run(&together, &corpus), &want, 1e-5);
+        }
+    }
+    let pairs = Recipe { world_size: 2, grad_accum_steps: 1, shape: BatchShape::new(2, 16), ..alone };
+    assert_alike("2 ranks, B = 2", &run(&pairs, &corpus), &want, 1e-5);
+}
+
+/// The backward pass draws the masks again, and recomputed activations have those of the forward
+/// pass.
+#[test]
+fn masks_do_not_depend_on_recomputation() {
+    let corpus = Corpus::new();
+    let recipe = |recompute| Recipe { dropout: DROPOUT, recompute, ..Recipe::cpu(3, 1, 2) };
+    let want = run(&recipe(Recompute::Nothing), &corpus);
+    for recompute in [Recompute::Gelu, Recompute::GeluAndLayernorm] {
+        assert_same_tensors(&format!("{recompute:?}"), &run(&recipe(recompute), &corpus), &want);
     }
 }
 

@@ -115,17 +115,32 @@ fn a_path_to_a_part_of_a_model_leads_to_its_folder() {
 }
 
 #[test]
-fn dropout_in_a_config_is_not_ignored_in_silence() {
+fn dropout_goes_with_the_model() {
     let corpus = Corpus::new();
     let dir = corpus.dir.path();
-    trained(&corpus);
+    let train = |flags: &str| stdout(&succeed(corpus.train().args(flags.split(' '))));
+    let row = |text: &str| text.lines().find(|line| line.starts_with("| dropout rates")).map(str::to_owned);
+    let has = |text: &str, rates: &str| assert!(row(text).unwrap().contains(rates), "{text}");
+    has(&train("-x 2 --dropout 0.1 --attn-dropout 0.2 -o log"), "embd 0.1, attn 0.2, resid 0.1 ");
     succeed(&mut warpsmith(dir, "convert log hf/model.safetensors"));
     let config = fs::read_to_string(dir.join("hf/config.json")).unwrap();
-    fs::write(dir.join("hf/config.json"), config.replace("\"resid_pdrop\": 0.0", "\"resid_pdrop\": 0.1"))
-        .unwrap();
-    let said = common::stderr(&succeed(&mut warpsmith(dir, "sample --model hf --max-tokens 1")));
-    let expected = "warning: hf/config.json: resid_pdrop is 0.1; dropout is not applied\n";
-    assert!(said.starts_with(expected), "{said}");
+    let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    let rates = ["embd_pdrop", "attn_pdrop", "resid_pdrop"].map(|key| config[key].to_string());
+    assert_eq!(rates, ["0.1", "0.2", "0.1"]);
+    let of_model = "embd 0.1, attn 0.2, resid 0.1 (of the model; --dropout 0 turns it off)";
+    has(&train("-e hf -x 1"), of_model);
+    has(&train("-e log -x 1"), of_model);
+    has(&train("-e hf -x 1 --resid-dropout 0.5"), "embd 0.1, attn 0.2, resid 0.5 ");
+    assert_eq!(row(&train("-e hf -x 1 --dropout 0")), None);
+
+    // Without the keys, the rates are those of transformers.
+    let mut without = config.clone();
+    without.as_object_mut().unwrap().retain(|key, _| !key.ends_with("pdrop"));
+    fs::write(dir.join("hf/config.json"), without.to_string()).unwrap();
+    has(&train("-e hf -x 1"), "embd 0.1, attn 0.1, resid 0.1 (of the model");
+    fs::write(dir.join("hf/config.json"), config.to_string().replace("0.2", "1.0")).unwrap();
+    let words = ["hf/config.json", "expected attn_pdrop of at least 0 and below 1, found 1"];
+    refuse(&mut warpsmith(dir, "sample --model hf"), &words);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use warpsmith::config::ModelConfig;
+use warpsmith::config::{DropoutRates, ModelConfig};
 use warpsmith::data::buckets::rows_by_token;
 use warpsmith::data::loader::Batch;
 use warpsmith::model::activations::Recompute;
@@ -51,7 +51,15 @@ fn recorded(dtype: Dtype, world_size: usize, stage: ZeroStage) -> Vec<(String, S
     };
     let BatchShape { B, T, .. } = SHAPE;
     let logits_bytes = dev.logits_bytes();
-    let model = ModelOptions { B, T, min_rows: 0, recompute: Recompute::Gelu, logits_bytes, sharding };
+    let model = ModelOptions {
+        B,
+        T,
+        min_rows: 0,
+        recompute: Recompute::Gelu,
+        dropout: DropoutRates::NONE,
+        logits_bytes,
+        sharding,
+    };
     let hyper = HyperParams { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.0, grad_clip: 1.0 };
     let options = ReplicaOptions { model, hyper, use_master_weights: true, decode_context: None };
     let plan = ReplicaPlan::new(CONFIG, options, &dev).unwrap();

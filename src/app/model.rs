@@ -3,7 +3,7 @@
 use crate::app::{corpus, note, print};
 use crate::checkpoint::{self, FoundModel, ModelFile};
 use crate::cli::flags::warpsmith::{ConvertArgs, EvalArgs, NumberArgs, STORED};
-use crate::config::{ModelConfig, may_be_gpt2};
+use crate::config::{DropoutRates, ModelConfig, may_be_gpt2};
 use crate::data::imported;
 use crate::data::loader::{DataLoader, LoaderOptions, Packing, Sample};
 use crate::data::tokenizer::{FILE_NAME, Tokenizer, TokenizerId};
@@ -140,6 +140,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         T,
         min_rows: questions.as_ref().map_or(0, |q| q.longest().min(config.maxT)),
         recompute: Recompute::Gelu,
+        dropout: DropoutRates::NONE,
         logits_bytes: 64 << 20,
         sharding: Sharding::NONE,
     };
@@ -282,7 +283,7 @@ pub fn convert(args: &ConvertArgs) -> Result<()> {
     let model = saying("reading the model", false, || found.read())?;
     let tokenizer = ModelTokenizer::find(&found, &model.config)?.found;
     if !force {
-        checkpoint::ensure_same_files(output, &model.config, *dtype, tokenizer.as_ref())?;
+        checkpoint::ensure_same_files(output, &model, *dtype, tokenizer.as_ref())?;
     }
     match &tokenizer {
         Some(tokenizer) => checkpoint::export_model(output, &model, *dtype, tokenizer)?,

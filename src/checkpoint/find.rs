@@ -5,8 +5,9 @@ use super::directory::{
     self, BEST, BEST_DIGEST, LINE_BYTES, Latest, done_path, file_name, model_path, read_run, steps,
 };
 use super::model_bin::{self, ModelReader};
+use super::run_file::RunFile;
 use super::{ModelFile, hf_config, safetensors_file};
-use crate::config::ModelConfig;
+use crate::config::DropoutRates;
 use crate::data::tokenizer::Tokenizer;
 use crate::files;
 use crate::llmc;
@@ -54,7 +55,8 @@ impl FoundModel {
             let path = &self.files[0];
             let reader = ModelReader::open(path)?;
             check_model(&reader, path)?;
-            reader.load()
+            let dropout = run_of(path).ok().flatten().map_or(DropoutRates::NONE, |run| run.dropout());
+            Ok(ModelFile { dropout, ..reader.load()? })
         }
     }
 }
@@ -82,9 +84,20 @@ fn known_digest(path: &Path) -> Result<Option<Digest>> {
         let digest = Digest::parse_line(&String::from_utf8_lossy(&line));
         return digest.with_context(|| format!("{}: expected a digest", beside.display())).map(Some);
     }
-    let step = directory::step_of(&name, "model_", ".bin").filter(|&step| done_path(dir, step).exists());
+    Ok(run_of(path)?.and_then(|mut run| run.files.remove(&name)))
+}
+
+/// The run file of the checkpoint that a model file belongs to, and that of the newest one for the
+/// best model.
+fn run_of(path: &Path) -> Result<Option<RunFile>> {
+    let (dir, name) = (path.parent().unwrap_or(Path::new("")), file_name(path));
+    let step = match name == BEST {
+        true => steps(dir)?.pop(),
+        false => directory::step_of(&name, "model_", ".bin"),
+    };
+    let step = step.filter(|&step| done_path(dir, step).exists());
     let run = step.map(|step| read_run(dir, step)).transpose()?.flatten();
-    Ok(run.and_then(|(mut run, _)| run.files.remove(&name)))
+    Ok(run.map(|(run, _)| run))
 }
 
 /// Finds the model at `path`: a model file of llm.c's, a safetensors file next to its
@@ -169,16 +182,17 @@ pub fn ensure_free(path: &Path, force: bool) -> Result<()> {
 /// One line that says what to do.
 pub fn ensure_same_files(
     path: &Path,
-    config: &ModelConfig,
+    model: &ModelFile,
     dtype: Dtype,
     tokenizer: Option<&Tokenizer>,
 ) -> Result<()> {
     let mut expected = Vec::new();
     if file_name(path).ends_with(".safetensors") {
-        let json = hf_config::to_json(config, dtype, tokenizer.map(Tokenizer::eot));
+        let json = hf_config::to_json(model, dtype, tokenizer.map(Tokenizer::eot));
         expected.push((path.with_file_name("config.json"), json));
     }
-    for (path, text) in tokenizer.iter().flat_map(|tokenizer| super::tokenizer_files(path, config, tokenizer))
+    for (path, text) in
+        tokenizer.iter().flat_map(|tokenizer| super::tokenizer_files(path, &model.config, tokenizer))
     {
         expected.push((path, serde_json::from_str(&text)?));
     }

@@ -1,7 +1,8 @@
 //! Hugging Face's `config.json` for GPT-2. It has the shape of the model, as tensors do not tell
 //! the number of heads, and the variant of GPT-2, of which one is supported.
 
-use crate::config::{GPT2_VOCAB, ModelConfig};
+use super::ModelFile;
+use crate::config::{DropoutRates, GPT2_VOCAB, ModelConfig};
 use crate::files;
 use crate::tensor::Dtype;
 use anyhow::{Context, Result, ensure};
@@ -36,6 +37,12 @@ struct HfConfig {
     scale_attn_weights: bool,
     #[serde(default)]
     scale_attn_by_inverse_layer_idx: bool,
+    #[serde(default = "tenth")]
+    embd_pdrop: f32,
+    #[serde(default = "tenth")]
+    attn_pdrop: f32,
+    #[serde(default = "tenth")]
+    resid_pdrop: f32,
     /// Our own field: `transformers` always has the bias, and preserves fields that it does not
     /// know.
     #[serde(default = "yes")]
@@ -54,6 +61,10 @@ fn yes() -> bool {
     true
 }
 
+fn tenth() -> f32 {
+    0.1
+}
+
 /// Reads the JSON file at `path`, which may start with a byte-order mark.
 pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let text = files::read(path, MAX_BYTES)?;
@@ -61,21 +72,17 @@ pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
         .with_context(|| format!("{}: expected JSON", path.display()))
 }
 
-/// Reads the `config.json` at `path`. Dropout in it gets a warning.
+/// Reads the `config.json` at `path`: the shape of the model, and the dropout to train it with.
 ///
 /// # Errors
 /// One line, if it cannot be read, lacks a dimension, or describes a model other than the supported
 /// GPT-2.
-pub(super) fn read(path: &Path) -> Result<ModelConfig> {
+pub(super) fn read(path: &Path) -> Result<(ModelConfig, DropoutRates)> {
     let at = || path.display().to_string();
     let value: Value = read_json(path)?;
     // Checked first, because other models spell their dimensions differently.
     if let Some(other) = value.get("model_type").filter(|t| *t != "gpt2") {
         anyhow::bail!("{}: expected model_type \"gpt2\", found {other}", at());
-    }
-    let dropout = |key: &&&str| value.get(**key).and_then(Value::as_f64).is_some_and(|rate| rate > 0.0);
-    if let Some(key) = ["resid_pdrop", "embd_pdrop", "attn_pdrop"].iter().find(dropout) {
-        log::warn!("{}: {key} is {}; dropout is not applied", at(), value[*key]);
     }
     let hf: HfConfig = serde_json::from_value(value).with_context(at)?;
     check_variant(&hf).with_context(at)?;
@@ -90,7 +97,8 @@ pub(super) fn read(path: &Path) -> Result<ModelConfig> {
         qkv_bias: hf.qkv_bias,
     };
     config.validate().with_context(at)?;
-    Ok(config)
+    let dropout = DropoutRates { embd: hf.embd_pdrop, attn: hf.attn_pdrop, resid: hf.resid_pdrop };
+    Ok((config, dropout))
 }
 
 fn check_variant(hf: &HfConfig) -> Result<()> {
@@ -103,6 +111,11 @@ fn check_variant(hf: &HfConfig) -> Result<()> {
     let inner = hf.n_inner.unwrap_or(hf.n_embd.saturating_mul(4));
     ensure!(inner == hf.n_embd.saturating_mul(4), "expected n_inner 4 times n_embd, found {inner}");
     ensure!(hf.scale_attn_weights, "expected scale_attn_weights true, found false");
+    for (key, rate) in
+        [("embd_pdrop", hf.embd_pdrop), ("attn_pdrop", hf.attn_pdrop), ("resid_pdrop", hf.resid_pdrop)]
+    {
+        ensure!((0.0..1.0).contains(&rate), "expected {key} of at least 0 and below 1, found {rate}");
+    }
     let by_layer = hf.scale_attn_by_inverse_layer_idx;
     ensure!(!by_layer, "expected scale_attn_by_inverse_layer_idx false, found true");
     Ok(())
@@ -110,7 +123,11 @@ fn check_variant(hf: &HfConfig) -> Result<()> {
 
 /// The `config.json` for a model whose tensors are stored as `dtype`. `eot` is the end-of-text
 /// token; without it, GPT-2's if the model has it.
-pub(super) fn to_json(config: &ModelConfig, dtype: Dtype, eot: Option<u32>) -> Value {
+pub(super) fn to_json(model: &ModelFile, dtype: Dtype, eot: Option<u32>) -> Value {
+    let config = &model.config;
+    // The shortest decimal number that means the same f32.
+    let [embd, attn, resid] =
+        model.dropout.all().map(|rate| rate.to_string().parse::<f64>().expect("a number"));
     let gpt2 = || (config.V >= GPT2_VOCAB).then_some(GPT2_VOCAB as u32 - 1);
     let end_of_text = eot.or_else(gpt2);
     let mut value = json!({
@@ -124,10 +141,9 @@ pub(super) fn to_json(config: &ModelConfig, dtype: Dtype, eot: Option<u32>) -> V
         "n_head": config.NH,
         "n_embd": config.C,
         "n_inner": null,
-        // Training has no dropout, so fine-tuning has none by default.
-        "attn_pdrop": 0.0,
-        "embd_pdrop": 0.0,
-        "resid_pdrop": 0.0,
+        "attn_pdrop": attn,
+        "embd_pdrop": embd,
+        "resid_pdrop": resid,
         "initializer_range": 0.02,
         "scale_attn_weights": true,
         "tie_word_embeddings": true,
@@ -142,9 +158,9 @@ pub(super) fn to_json(config: &ModelConfig, dtype: Dtype, eot: Option<u32>) -> V
 }
 
 /// Writes that `config.json`.
-pub(super) fn write(path: &Path, config: &ModelConfig, dtype: Dtype, eot: Option<u32>) -> Result<()> {
+pub(super) fn write(path: &Path, model: &ModelFile, dtype: Dtype, eot: Option<u32>) -> Result<()> {
     files::write(path, |out| {
-        serde_json::to_writer_pretty(&mut *out, &to_json(config, dtype, eot))?;
+        serde_json::to_writer_pretty(&mut *out, &to_json(model, dtype, eot))?;
         Ok(out.write_all(b"\n")?)
     })
 }

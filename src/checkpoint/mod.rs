@@ -28,7 +28,7 @@ pub use save::{Checkpoint, Copied};
 pub use state::State;
 pub use stream::{Sink, Source, TensorKind};
 
-use crate::config::ModelConfig;
+use crate::config::{DropoutRates, ModelConfig};
 use crate::data::tokenizer::{FILE_NAME, Tokenizer};
 use crate::files;
 use crate::tensor::Dtype;
@@ -39,6 +39,8 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelFile {
     pub config: ModelConfig,
+    /// The dropout that it was, or is to be, trained with.
+    pub dropout: DropoutRates,
     /// In the order of [`ParamLayout`](crate::params::ParamLayout).
     pub params: Vec<f32>,
 }

@@ -5,7 +5,7 @@
 use super::ModelFile;
 use super::digest::{self, Digest, Sections};
 use super::stream::{self, Sink, Source, TensorKind, zeros};
-use crate::config::ModelConfig;
+use crate::config::{DropoutRates, ModelConfig};
 use crate::llmc::{HEADER_BYTES, Header, MODEL};
 use crate::params::{Param, ParamLayout};
 use crate::tensor::Dtype;
@@ -97,7 +97,7 @@ impl ModelReader {
             params[start..start + values.len()].copy_from_slice(values);
             Ok(())
         })?;
-        Ok(ModelFile { config, params })
+        Ok(ModelFile { config, dropout: DropoutRates::NONE, params })
     }
 }
 

@@ -4,6 +4,7 @@
 //! of earlier versions, had an empty `DONE`, no checksums of tensors, and fewer fields over time.
 
 use super::digest::{self, Digest};
+use crate::config::DropoutRates;
 use crate::files;
 use anyhow::{Context, Result, ensure};
 use serde::de::{DeserializeOwned, Error};
@@ -86,6 +87,12 @@ impl RunFile {
             at()
         );
         Ok((run, checked))
+    }
+
+    /// Returns the dropout of the run: none in runs of earlier versions.
+    pub fn dropout(&self) -> DropoutRates {
+        let setting = |flag| self.trainer.get("settings")?.get(flag)?.as_str()?.parse().ok();
+        DropoutRates::from_all(DropoutRates::FLAGS.map(|flag| setting(flag).unwrap_or(0.0)))
     }
 
     /// Returns the trainer's own state. Only format 1 may lack fields, which then have defaults.

@@ -4,7 +4,7 @@
 
 use super::stream::{FloatWriter, zeros};
 use super::{ModelFile, hf_config};
-use crate::config::{ModelConfig, VOCAB_PADDING};
+use crate::config::{DropoutRates, ModelConfig, VOCAB_PADDING};
 use crate::files;
 use crate::params::{PARAMS, Param, ParamLayout};
 use crate::tensor::Dtype;
@@ -195,7 +195,7 @@ fn is_buffer(name: &str) -> bool {
 pub(super) fn read(paths: &[PathBuf]) -> Result<ModelFile> {
     let mut tensors = Tensors::open(paths)?;
     let at = || paths[0].display().to_string();
-    let config = config_of(&tensors, &paths[0])?;
+    let (config, dropout) = config_of(&tensors, &paths[0])?;
     let all = stored(&config);
     check_tensors(&tensors, &all).with_context(at)?;
     let mut params = zeros(ParamLayout::new(&config).len()).with_context(at)?;
@@ -216,12 +216,12 @@ pub(super) fn read(paths: &[PathBuf]) -> Result<ModelFile> {
         "{}: c_attn.bias has values, but config.json says that there is no such bias",
         at()
     );
-    Ok(ModelFile { config, params })
+    Ok(ModelFile { config, dropout, params })
 }
 
 /// Reads the config next to the file at `path`. Without one, the config follows from the shapes,
-/// with heads of 64 channels as in GPT-2.
-fn config_of(tensors: &Tensors, path: &Path) -> Result<ModelConfig> {
+/// with heads of 64 channels as in GPT-2, and nothing is dropped.
+fn config_of(tensors: &Tensors, path: &Path) -> Result<(ModelConfig, DropoutRates)> {
     let at = || path.display().to_string();
     let (Some(&[V, C]), Some(&[maxT, _])) = (tensors.shape("wte.weight"), tensors.shape("wpe.weight")) else {
         let example = tensors.index.keys().next().map_or("none", String::as_str);
@@ -230,10 +230,10 @@ fn config_of(tensors: &Tensors, path: &Path) -> Result<ModelConfig> {
     let L = (0..).take_while(|l| tensors.shape(&format!("h.{l}.ln_1.weight")).is_some()).count();
     let beside = path.with_file_name("config.json");
     if beside.exists() {
-        let config = hf_config::read(&beside)?;
+        let (config, dropout) = hf_config::read(&beside)?;
         // Checked before the tensors are listed, as the config may claim any number of layers.
         ensure!(config.L == L, "{}: expected the {} layers that config.json says, found {L}", at(), config.L);
-        return Ok(config);
+        return Ok((config, dropout));
     }
     ensure!(
         C > 0 && C.is_multiple_of(64),
@@ -243,7 +243,7 @@ fn config_of(tensors: &Tensors, path: &Path) -> Result<ModelConfig> {
     let Vp = V.checked_next_multiple_of(VOCAB_PADDING).unwrap_or(0);
     let config = ModelConfig { maxT, V, Vp, L, NH: C / 64, C, qkv_bias: true };
     config.validate().with_context(at)?;
-    Ok(config)
+    Ok((config, DropoutRates::NONE))
 }
 
 /// Checks that the tensors are those of the model, by name and shape. Nothing is allocated before
@@ -307,5 +307,5 @@ pub(super) fn write(path: &Path, model: &ModelFile, dtype: Dtype, eot: Option<u3
         }
         Ok(())
     })?;
-    hf_config::write(&path.with_file_name("config.json"), &model.config, dtype, eot)
+    hf_config::write(&path.with_file_name("config.json"), model, dtype, eot)
 }

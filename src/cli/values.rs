@@ -125,7 +125,7 @@ pub fn fraction(text: &str) -> Result<f32, String> {
     real(text).filter(|x| (0.0..=1.0).contains(x)).ok_or_else(|| expected("a number from 0 to 1", text))
 }
 
-/// The decay of a moving average: at least 0 and below 1.
+/// The decay of a moving average, or a rate of dropout: at least 0 and below 1.
 pub fn decay(text: &str) -> Result<f32, String> {
     real(text)
         .filter(|x| (0.0..1.0).contains(x))

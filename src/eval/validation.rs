@@ -59,7 +59,7 @@ pub fn perplexity(loss: f32) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::ModelConfig;
+    use crate::config::{DropoutRates, ModelConfig};
     use crate::data::loader::{LoaderOptions, Packing, Sample};
     use crate::eval::testing::{cpu, randomize};
     use crate::model::ModelOptions;
@@ -87,6 +87,7 @@ mod tests {
             T: 8,
             min_rows: 0,
             recompute: Recompute::Gelu,
+            dropout: DropoutRates::NONE,
             logits_bytes: 1 << 20,
             sharding: Sharding::NONE,
         };

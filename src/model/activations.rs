@@ -1,7 +1,7 @@
 //! The buffers of one micro-batch. Names and shapes are llm.c's.
 
 use super::{BatchShape, ModelOptions};
-use crate::config::{ModelConfig, logits_rows};
+use crate::config::{DropoutRates, ModelConfig, logits_rows};
 use crate::sharding::Sharding;
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
 
@@ -52,6 +52,9 @@ pub struct Activations {
     /// Tokens of the longest sequence.
     pub T: usize,
     pub recompute: Recompute,
+    /// Dropout of the passes that train: the masks are drawn where they are used, and never stored.
+    pub dropout: DropoutRates,
+    pub dropout_state: Tensor,    // (4) i32, with dropout only
     pub inputs: Tensor,           // (N) i32
     pub targets: Tensor,          // (N) i32
     pub rows_by_token: Tensor,    // (N) i32, backward only
@@ -142,6 +145,7 @@ impl Activations {
             T: maxT,
             min_rows: 0,
             recompute: Recompute::Gelu,
+            dropout: DropoutRates::NONE,
             logits_bytes: 0,
             sharding: Sharding::NONE,
         };
@@ -163,12 +167,15 @@ impl Activations {
         let L_gelu = if o.recompute >= Recompute::Gelu { 1 } else { L };
         let L_ln = if o.recompute >= Recompute::GeluAndLayernorm { 1 } else { L };
         let backward_rows = if copies.backward { rows } else { 0 };
+        let dropout = if copies.backward { o.dropout } else { DropoutRates::NONE };
         let chunk = logits_rows(rows, (o.logits_bytes / (c.Vp * X.size())).max(1));
         let mut p = Planner { arena, rows, plan };
         Activations {
             rows,
             T: o.T.max(o.min_rows),
             recompute: o.recompute,
+            dropout,
+            dropout_state: p.add("dropout_state", I32, if dropout.any() { 4 } else { 0 }),
             inputs: p.add("inputs", I32, rows),
             targets: p.add("targets", I32, rows),
             rows_by_token: p.add("rows_by_token", I32, backward_rows),

@@ -5,6 +5,7 @@
 //! are overwritten.
 
 use super::activations::Recompute;
+use super::dropout::Place;
 use super::hooks::{LayerHooks, Pass};
 use super::{BatchShape, GPT2};
 use crate::ops::{
@@ -23,6 +24,8 @@ pub struct MicroStep {
     /// Whether gradients start from zero: in the first micro-step, or in every one if each leaves
     /// its gradients reduced.
     pub fresh_grads: bool,
+    /// Whether the pass drops activations, at the rates of the model.
+    pub dropout: bool,
 }
 
 /// Names the operations of a forward pass and its losses, without a backward pass, in the first
@@ -34,8 +37,9 @@ pub fn forward_key(BatchShape { B, T, packed }: BatchShape, first: bool) -> Grap
 impl MicroStep {
     /// Names the operations of a forward and a backward pass here: nothing else decides about them.
     pub fn key(self, BatchShape { B, T, packed }: BatchShape) -> GraphKey {
-        let first = usize::from(self.first) + 2 * usize::from(packed);
-        GraphKey([B, T, first, usize::from(self.fresh_grads)])
+        let MicroStep { first, fresh_grads, dropout } = self;
+        let first = usize::from(first) + 2 * usize::from(packed);
+        GraphKey([B, T, first, usize::from(fresh_grads) + 4 * usize::from(dropout)])
     }
 }
 
@@ -98,7 +102,7 @@ impl GPT2 {
             tokens,
             rows_by_token: a.rows_by_token.slice(0, N),
             positions: a.positions(shape).map(|positions| [positions, a.rows_by_position.slice(0, N)]),
-            dropout: None,
+            dropout: self.dropout(step.dropout, Place::Embeddings),
             B: shape.B,
             T: shape.T,
             C,
@@ -177,9 +181,10 @@ impl GPT2 {
         if self.recomputes(Recompute::Gelu) {
             dev.gelu_recompute(fch_gelu, fch)?;
         }
+        let dout = self.kept_gradient(dev, step, Place::Mlp(l), dln2)?;
         let fcproj = Linear {
             dinp: dfch,
-            dout: dresidual,
+            dout,
             inp: fch_gelu,
             weight: Fcprojw,
             bias: Some(Fcprojb),
@@ -222,16 +227,18 @@ impl GPT2 {
         let [ln1, qkv, atty, lse] = [a.ln1, a.qkv, a.atty, a.lse].map(|t| t.get(l, N));
 
         let datty = scratch;
+        let kept = a.scratch_bt4c.slice(0, N * C);
         let attproj = Linear {
             dinp: datty,
-            dout: dresidual,
+            dout: self.kept_gradient(dev, step, Place::Attention(l), kept)?,
             inp: atty,
             weight: Attprojw,
             bias: Some(Attprojb),
             gelu_gradient: None,
         };
         self.linear_backward(dev, l, N, step, attproj)?;
-        let (out, dout, positions, dropout) = (atty, datty, a.positions(shape), None);
+        let (out, dout) = (atty, datty);
+        let (positions, dropout) = (a.positions(shape), self.dropout(step.dropout, Place::Weights(l)));
         let args = AttentionBackward { dqkv, dout, out, lse, qkv, positions, dropout, dims };
         dev.attention_backward(args)?;
         if self.recomputes(Recompute::GeluAndLayernorm) {
@@ -254,6 +261,21 @@ impl GPT2 {
             N,
             C,
         })
+    }
+
+    /// The gradient of what a block adds to the residual stream: that of the stream, or where some is
+    /// dropped, what `scratch` (N, C) then holds.
+    fn kept_gradient(
+        &self,
+        dev: &mut dyn Ops,
+        step: MicroStep,
+        place: Place,
+        scratch: Tensor,
+    ) -> Result<Tensor> {
+        let dresidual = self.acts.dresidual.slice(0, scratch.len);
+        let Some(dropout) = self.dropout(step.dropout, place) else { return Ok(dresidual) };
+        dev.dropout_backward(scratch, dresidual, self.weights.config.C, dropout)?;
+        Ok(scratch)
     }
 
     fn linear_backward(

@@ -1,6 +1,8 @@
 //! The forward pass: tokens to the last layernorm, and from there to losses.
 
 use super::activations::Recompute;
+use super::backward::MicroStep;
+use super::dropout::Place;
 use super::hooks::{LayerHooks, Pass};
 use super::{BatchShape, GPT2};
 use crate::config::logits_rows;
@@ -15,8 +17,8 @@ use anyhow::Result;
 /// The rows of a forward pass, and the keys and values that they attend to.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Attention {
-    /// B sequences of T rows, each row with those before it.
-    Full(BatchShape),
+    /// B sequences of T rows, each row with those before it; with dropout, if the pass trains.
+    Full { shape: BatchShape, dropout: bool },
     /// The row of position t, with the rows before it in the `qkv` buffers.
     Decode { t: usize },
 }
@@ -24,16 +26,31 @@ pub(super) enum Attention {
 impl Attention {
     fn shape(self) -> BatchShape {
         match self {
-            Attention::Full(shape) => shape,
+            Attention::Full { shape, .. } => shape,
             Attention::Decode { .. } => BatchShape::new(1, 1),
         }
+    }
+
+    fn drops(self) -> bool {
+        matches!(self, Attention::Full { dropout: true, .. })
     }
 }
 
 impl GPT2 {
-    /// Runs the encoder, L blocks and the final layernorm on the loaded batch.
+    /// Runs the encoder, L blocks and the final layernorm on the loaded batch, without dropout.
     pub fn forward(&self, dev: &mut dyn Ops, hooks: &mut dyn LayerHooks, shape: BatchShape) -> Result<()> {
-        self.forward_rows(dev, hooks, Attention::Full(shape))
+        self.forward_rows(dev, hooks, Attention::Full { shape, dropout: false })
+    }
+
+    /// Does the same before the backward pass of `step`, with its dropout.
+    pub fn forward_to_train(
+        &self,
+        dev: &mut dyn Ops,
+        hooks: &mut dyn LayerHooks,
+        shape: BatchShape,
+        step: MicroStep,
+    ) -> Result<()> {
+        self.forward_rows(dev, hooks, Attention::Full { shape, dropout: step.dropout })
     }
 
     /// Runs the encoder, L blocks and the final layernorm on the rows of `attention`.
@@ -47,12 +64,12 @@ impl GPT2 {
         let (N, C) = (shape.rows(), w.config.C);
         hooks.before(dev, Pass::Forward, w.params.layout.shared_unit())?;
         let wpe = match attention {
-            Attention::Full(_) => w.get(Wpe, 0),
+            Attention::Full { .. } => w.get(Wpe, 0),
             Attention::Decode { t } => w.get(Wpe, 0).part(t, C),
         };
         let (encoded, tokens) = (a.encoded.slice(0, N * C), a.inputs.slice(0, N));
         let (wte, BatchShape { B, T, .. }) = (w.get(Wte, 0), shape);
-        let (positions, dropout) = (a.positions(shape), None);
+        let (positions, dropout) = (a.positions(shape), self.dropout(attention.drops(), Place::Embeddings));
         dev.encoder_forward(EncoderForward { encoded, tokens, positions, wte, wpe, dropout, B, T, C })?;
         hooks.before(dev, Pass::Forward, 0)?;
         dev.layernorm_forward(self.norm_before_block(0, shape))?;
@@ -96,11 +113,13 @@ impl GPT2 {
 
         let dims = |B, T| AttentionDims { B, T, NH: w.config.NH, HS: w.config.HS() };
         let qkv = |out| matmul(out, ln1, Qkvw, w.qkv_epilogue(l));
+        let dropout = |place| self.dropout(attention.drops(), place);
         match attention {
-            Attention::Full(BatchShape { B, T, .. }) => {
+            Attention::Full { shape: BatchShape { B, T, .. }, .. } => {
                 let out = a.qkv.get(l, N);
                 dev.matmul_forward(qkv(out))?;
-                let (lse, positions, dropout, dims) = (a.lse.get(l, N), a.positions(shape), None, dims(B, T));
+                let (lse, dims) = (a.lse.get(l, N), dims(B, T));
+                let (positions, dropout) = (a.positions(shape), dropout(Place::Weights(l)));
                 let args = AttentionForward { out: atty, lse, qkv: out, positions, dropout, dims };
                 dev.attention_forward(args)?;
             }
@@ -113,7 +132,7 @@ impl GPT2 {
         let residual = a.block_input(l, shape, C);
         let attproj =
             matmul(residual2, atty, Attprojw, Epilogue::BiasResidual { bias: w.get(Attprojb, l), residual });
-        dev.matmul_residual_layernorm(attproj, None, self.norm_before_mlp(l, shape))?;
+        dev.matmul_residual_layernorm(attproj, dropout(Place::Attention(l)), self.norm_before_mlp(l, shape))?;
 
         let kept = if self.recomputes(Recompute::Gelu) { Kept::Input(fch) } else { Kept::Gradient(fch) };
         let epilogue = Epilogue::BiasGelu { bias: w.get(Fcb, l), kept };
@@ -123,7 +142,7 @@ impl GPT2 {
         if l + 1 < w.config.L {
             hooks.before(dev, Pass::Forward, l + 1)?;
         }
-        dev.matmul_residual_layernorm(fcproj, None, self.norm_before_block(l + 1, shape))
+        dev.matmul_residual_layernorm(fcproj, dropout(Place::Mlp(l)), self.norm_before_block(l + 1, shape))
     }
 
     /// The layernorm before attention in block `l`, or after the last block the one before the

@@ -8,11 +8,12 @@
 pub mod activations;
 pub mod backward;
 pub mod decode;
+pub mod dropout;
 pub mod forward;
 pub mod hooks;
 pub mod init;
 
-use crate::config::ModelConfig;
+use crate::config::{DropoutRates, ModelConfig};
 use crate::ops::{Limits, Ops, upload_f32};
 use crate::params::Param;
 use crate::sharding::{ParamBuffer, Partition, Sharding, UnitLayout, ZeroStage};
@@ -75,6 +76,8 @@ pub struct ModelOptions {
     /// The least number of rows (tokens) the buffers hold, for evaluation batches of other shapes.
     pub min_rows: usize,
     pub recompute: Recompute,
+    /// Dropout of the passes that train.
+    pub dropout: DropoutRates,
     /// Logits are computed and consumed in chunks of rows that take at most this much memory.
     pub logits_bytes: usize,
     pub sharding: Sharding,

@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::ModelConfig;
+use crate::config::{DropoutRates, ModelConfig};
 use crate::data::buckets::rows_by_token;
 use crate::data::loader::Batch;
 use crate::device::cpu::{Cpu, matmul::Precision};
@@ -29,7 +29,8 @@ fn plan(config: ModelConfig, stage: ZeroStage, of: usize, dev: &dyn Ops) -> Repl
     let recompute = Recompute::Gelu;
     // Logits of half a batch at a time.
     let logits_bytes = B * T / 2 * config.Vp * dev.float_dtype().size();
-    let model = ModelOptions { B, T, min_rows: 0, recompute, logits_bytes, sharding };
+    let model =
+        ModelOptions { B, T, min_rows: 0, recompute, dropout: DropoutRates::NONE, logits_bytes, sharding };
     let hyper = HyperParams { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 0.0 };
     let options = ReplicaOptions { model, hyper, use_master_weights: true, decode_context: None };
     ReplicaPlan::new(config, options, dev).unwrap()

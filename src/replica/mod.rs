@@ -56,6 +56,8 @@ pub struct Replica {
     pub model: GPT2,
     pub optimizer: Optimizer,
     pub decoder: Option<Decoder>,
+    /// The key of the masks of the next step; without one, nothing is dropped.
+    pub dropout_key: Option<[u32; 2]>,
 }
 
 impl ReplicaPlan {
@@ -114,7 +116,7 @@ impl ReplicaPlan {
         dev.allocate(&self.memory)?;
         let ReplicaPlan { model, optimizer, decoder, .. } = self;
         let zero = ZeroState::new(peers, self.buffers, reduce_every_micro_step);
-        Ok(Replica { zero, dev, model, optimizer, decoder })
+        Ok(Replica { zero, dev, model, optimizer, decoder, dropout_key: None })
     }
 }
 

@@ -4,7 +4,7 @@ use super::Replica;
 use crate::data::loader::Batch;
 use crate::model::backward::{MicroStep, forward_key};
 use crate::model::{BatchShape, GPT2};
-use crate::ops::{Ops, download_f32, upload_f32};
+use crate::ops::{DropoutState, Ops, download_f32, upload_f32};
 use crate::optim::optimizer::Update;
 use anyhow::Result;
 
@@ -44,17 +44,24 @@ impl Replica {
         loss_scale: f32,
         vote: impl FnOnce() -> f32,
     ) -> Result<StepStats> {
-        let Replica { zero, dev, model, .. } = self;
+        let Replica { zero, dev, model, dropout_key, .. } = self;
         let dev = dev.as_mut();
+        let (rank, ranks) = (zero.peers.process.rank, zero.peers.process.world_size);
         model.load_dloss(dev, loss_scale / counted as f32)?;
         for micro_step in 0..grad_accum_steps {
             let (first, last) = (micro_step == 0, micro_step + 1 == grad_accum_steps);
             let batch = next_batch()?; // (B, T) inputs, and targets one token on
             let shape = load(model, dev, shape, &batch)?;
-            let at = MicroStep { first, fresh_grads: zero.begin_micro_step(first, last) };
+            if let Some(key) = *dropout_key {
+                // Ranks take the batches of the step in turn.
+                let first_row = ((micro_step * ranks + rank) * shape.rows()) as u32;
+                model.load_dropout(dev, DropoutState { key, first_row, unused: 0 })?;
+            }
+            let fresh_grads = zero.begin_micro_step(first, last);
+            let at = MicroStep { first, fresh_grads, dropout: dropout_key.is_some() };
             let communicates = zero.communicates();
             let mut passes = |dev: &mut dyn Ops| {
-                model.forward(dev, zero, shape)?; // encoder -> L blocks -> lnf
+                model.forward_to_train(dev, zero, shape, at)?; // encoder -> L blocks -> lnf
                 // logits, losses -> ... -> dwte; gradients +=. Reductions start meanwhile.
                 model.backward(dev, shape, at, zero)
             };

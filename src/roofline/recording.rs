@@ -2,7 +2,7 @@
 //! repeats what a step does.
 
 use super::kernels::StepShape;
-use crate::config::ModelConfig;
+use crate::config::{DropoutRates, ModelConfig};
 use crate::data::buckets::rows_by_token;
 use crate::data::loader::Batch;
 use crate::model::{BatchShape, ModelOptions, Weights};
@@ -43,6 +43,7 @@ impl Recording {
             T: shape.T,
             min_rows: 0,
             recompute: shape.recompute,
+            dropout: DropoutRates::NONE,
             logits_bytes: shape.logits_rows * config.Vp * X.size(),
             sharding,
         };

@@ -39,6 +39,7 @@ impl Trainer {
             ("the shape of the model", self.replica.model.weights.config.to_string()),
             ("the tokenizer of -i", self.data.tokenizer.id.to_string()),
             ("--seed", args.model.seed.to_string()),
+            ("--dropout and its parts", self.replica.model.acts.dropout.to_string()),
             ("-b, -t, -d", {
                 format!("{}, {}, {}", batch.batch_size, batch.sequence_length, self.data.tokens_per_step)
             }),

@@ -26,6 +26,7 @@ pub use setup::fetch_model;
 
 use crate::cli::flags::trainer::{EvalFlags, FileFlags, TrainArgs};
 use crate::files::lock::DirLock;
+use crate::model::dropout;
 use crate::ops::Ops;
 use crate::optim::schedule::Schedule;
 use crate::replica::Replica;
@@ -70,6 +71,7 @@ struct Trainer {
     data: Data,
     guards: Guards,
     schedule: Schedule,
+    seed: u32,
     report: Report,
     stop: Stop,
     files: FileFlags,
@@ -148,6 +150,7 @@ impl Trainer {
         let counted = data.counted(replica.zero.peers.process.world_size);
         let Data { train, shape, grad_accum_steps: steps, .. } = data;
         hunt.begin_step(replica);
+        replica.dropout_key = Some(dropout::key(self.seed, step));
         let vote = || stop.vote(stop.end_of(Work::Step));
         let next_batch = || train.next_batch();
         let stats = replica.forward_backward(next_batch, *shape, *steps, counted, loss_scale, vote)?;

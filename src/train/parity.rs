@@ -2,7 +2,7 @@
 //! in that file as llm.c's `test_gpt2.cu` does, and the losses of ten steps on that batch.
 
 use crate::checkpoint::{DebugState, ModelFile};
-use crate::config::ModelConfig;
+use crate::config::{DropoutRates, ModelConfig};
 use crate::data::buckets::rows_by_token;
 use crate::data::loader::Batch;
 use crate::model::activations::Recompute;
@@ -172,6 +172,7 @@ fn replica(config: &ModelConfig, shape: BatchShape, dev: Box<dyn Ops>) -> Result
         T: shape.T,
         min_rows: 0,
         recompute: Recompute::Gelu,
+        dropout: DropoutRates::NONE,
         logits_bytes: dev.logits_bytes(),
         sharding: Sharding::NONE,
     };

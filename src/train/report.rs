@@ -4,6 +4,7 @@ use super::clock::StepClock;
 use super::data::Data;
 use super::guards::ZScores;
 use crate::cli::flags::trainer::{TrainArgs, startup_rows};
+use crate::config::DropoutRates;
 use crate::data::loader::DataLoader;
 use crate::device::open::environment_threads;
 use crate::eval::hellaswag::HellaSwagScore;
@@ -141,6 +142,17 @@ impl Report {
         }
         for path in train.short_shards().into_iter().chain(val.iter().flat_map(|v| v.short_shards())) {
             self.console.warning(format_args!("{}: too short to be read", path.display()));
+        }
+    }
+
+    /// Shows the dropout of the run, if it has any, and whether it is that which its model came with.
+    pub fn dropout(&mut self, rates: DropoutRates, of_model: DropoutRates) {
+        let origin = match rates == of_model {
+            true => " (of the model; --dropout 0 turns it off)",
+            false => "",
+        };
+        if rates.any() {
+            self.console.table([("dropout rates", format!("{rates}{origin}"))]);
         }
     }
 

@@ -4,6 +4,7 @@ use super::Trainer;
 use super::data::Data;
 use crate::checkpoint::{self, Float, Saved, State, TensorKind};
 use crate::cli::flags::trainer::{Shuffle, TrainArgs};
+use crate::config::DropoutRates;
 use crate::model::BatchShape;
 use crate::optim::loss_scale::LossScale;
 use crate::optim::optimizer::Optimizer;
@@ -65,7 +66,12 @@ pub type Settings = BTreeMap<String, String>;
 ///
 /// # Errors
 /// If the data cannot be read.
-pub fn settings(args: &TrainArgs, schedule: &Schedule, data: &Data) -> Result<Settings> {
+pub fn settings(
+    args: &TrainArgs,
+    schedule: &Schedule,
+    data: &Data,
+    dropout: DropoutRates,
+) -> Result<Settings> {
     let optim = &args.optim;
     let decays = schedule.kind != ScheduleKind::Constant && schedule.final_frac < 1.0;
     // The end of the curve changes the learning rate of each step.
@@ -91,8 +97,14 @@ pub fn settings(args: &TrainArgs, schedule: &Schedule, data: &Data) -> Result<Se
         .as_ref()
         .map(|val| Ok::<_, anyhow::Error>(("-j", val.checksum()?.to_string())))
         .transpose()?;
-    let all = settings.into_iter().chain(steps).chain([train]).chain(val);
+    let all = settings.into_iter().chain(dropout_settings(dropout)).chain(steps).chain([train]).chain(val);
     Ok(all.map(|(flag, value)| (flag.to_owned(), value)).collect())
+}
+
+/// The rates of dropout by their flags, of which [`RunFile::dropout`](checkpoint::RunFile::dropout)
+/// reads them.
+fn dropout_settings(dropout: DropoutRates) -> impl Iterator<Item = (&'static str, String)> {
+    DropoutRates::FLAGS.into_iter().zip(dropout.all().map(|rate| rate.to_string()))
 }
 
 fn f32_name() -> String {
@@ -226,7 +238,10 @@ impl Trainer {
                 changes.push(format!("{flag} {is}: the run so far used {was}"));
             }
         }
-        for (flag, was) in &extras.settings {
+        // Early checkpoints do not say that nothing was dropped.
+        let dropout = dropout_settings(DropoutRates::NONE).map(|(flag, rate)| (flag.to_owned(), rate));
+        let settings: Settings = dropout.chain(extras.settings.clone()).collect();
+        for (flag, was) in &settings {
             match self.settings.get(flag).filter(|is| *is != was) {
                 Some(_) if matches!(flag.as_str(), "-i" | "-j") => {
                     changes.push(format!("{flag}: these are not the data that the run so far used"));

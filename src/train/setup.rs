@@ -13,12 +13,12 @@ use super::rollback::Rollbacks;
 use super::stop::Stop;
 use super::tokenizer::RunTokenizer;
 use super::trace;
-use crate::checkpoint::{self, ModelFile, Saved};
+use crate::checkpoint::{self, ModelFile, RunFile, Saved};
 use crate::cli::ModelSource;
 use crate::cli::flags::trainer::{
     CudaGraphs, DEFAULT_MODEL, EvalFlags, FileFlags, OptimFlags, Shuffle, TrainArgs,
 };
-use crate::config::ModelConfig;
+use crate::config::{DropoutRates, ModelConfig};
 use crate::device::open::DeviceName;
 use crate::files::lock::DirLock;
 use crate::hub;
@@ -67,7 +67,8 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
     let (config, order) = (start.config(), start.order()?);
     let open = || Data::open(args, &peers.process, config.V, tokenizer, order);
     let data = saying("opening the data", quiet, open)?;
-    let options = replica_options(args, &config, &data, dev.as_ref())?;
+    let dropout = args.dropout.rates(start.dropout());
+    let options = replica_options(args, &config, dropout, &data, dev.as_ref())?;
     let plan = ReplicaPlan::new(config, options, dev.as_ref())?;
     let schedule = args.schedule(args.train_steps(data.train.epoch_tokens())?);
     check_samples(&args.eval, &data.tokenizer, &config)?;
@@ -77,7 +78,7 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
     let mut report = Report::new(schedule.total_steps, quiet, args.files.log_style);
     announce(&mut report, args, &start, &data, &peers, &plan, dev.as_mut())?;
     let first_step = start.resumed_step().unwrap_or(0);
-    let settings = resume::settings(args, &schedule, &data)?;
+    let settings = resume::settings(args, &schedule, &data, dropout)?;
     let mut trainer = Trainer {
         guards: Guards::new(&args.optim, dev.float_dtype()),
         hunt: Hunt { watch, always: args.device.check_numerics, memory: plan.memory.clone() },
@@ -86,6 +87,7 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
         data,
         settings,
         schedule,
+        seed: args.model.seed,
         report,
         stop: Stop::new(
             args.files.output_dir.clone(),
@@ -184,6 +186,7 @@ fn announce(
 ) -> Result<()> {
     let libraries: Vec<_> = dev.libraries()?.into_iter().chain(peers.library()).collect();
     report.banner(args, dev, &start.describe(args), &plan.model.weights, data);
+    report.dropout(plan.model.acts.dropout, start.dropout());
     report.libraries(&libraries);
     report.peers(peers.describe(), describe_stage(args.processes.zero_stage, &peers.process));
     report.memory(&plan.memory, &plan.memory_needs(dev)?, dev.gpu().as_ref());
@@ -204,6 +207,7 @@ fn announce(
 fn replica_options(
     args: &TrainArgs,
     config: &ModelConfig,
+    dropout: DropoutRates,
     data: &Data,
     dev: &dyn Ops,
 ) -> Result<ReplicaOptions> {
@@ -215,6 +219,7 @@ fn replica_options(
         T,
         min_rows: data.hellaswag.as_ref().map_or(0, |questions| questions.longest().min(maxT)),
         recompute: args.device.recompute,
+        dropout,
         logits_bytes: dev.logits_bytes(),
         sharding: sharding(args.processes.zero_stage, &args.process),
     };
@@ -316,6 +321,15 @@ impl Start {
             Start::Random(config) => *config,
             Start::File { model, .. } => model.config,
             Start::Resume(saved) => saved.model.config,
+        }
+    }
+
+    /// The dropout that the model comes with: that of the run so far, or of its `config.json`.
+    fn dropout(&self) -> DropoutRates {
+        match self {
+            Start::Random(_) => DropoutRates::NONE,
+            Start::File { model, .. } => model.dropout,
+            Start::Resume(saved) => saved.run.as_ref().map_or(DropoutRates::NONE, RunFile::dropout),
         }
     }
 

@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 use warpsmith::checkpoint::{self, ModelFile};
-use warpsmith::config::ModelConfig;
+use warpsmith::config::{DropoutRates, ModelConfig};
 use warpsmith::data::shard::ShardWriter;
 use warpsmith::data::tokenizer::TokenizerId;
 use warpsmith::params::{Init, PARAMS, ParamLayout};
@@ -143,7 +143,8 @@ pub fn write_small_model(path: &Path) {
         }
     }
     params[config.V * config.C..config.Vp * config.C].fill(0.0);
-    checkpoint::save_model(path, &ModelFile { config, params }, Dtype::F32).unwrap();
+    checkpoint::save_model(path, &ModelFile { config, dropout: DropoutRates::NONE, params }, Dtype::F32)
+        .unwrap();
 }
 
 /// Writes tokens with some structure to learn: each is mostly a function of its predecessor.

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use warpsmith::checkpoint::{self, Checkpoint, DebugState, ModelFile, Source, State, TensorKind};
 use warpsmith::cli::Program;
 use warpsmith::cli::flags::{trainer, warpsmith as tools};
-use warpsmith::config::ModelConfig;
+use warpsmith::config::{DropoutRates, ModelConfig};
 use warpsmith::data::loader::{DataLoader, LoaderOptions, LoaderState, Packing, Sample};
 use warpsmith::data::shard::ShardWriter;
 use warpsmith::data::tokenizer::{Tokenizer, TokenizerId};
@@ -152,7 +152,7 @@ const CONFIG: ModelConfig = ModelConfig { maxT: 8, V: 61, Vp: 128, L: 1, NH: 1, 
 
 fn model() -> ModelFile {
     let params = (0..ParamLayout::new(&CONFIG).len()).map(|i| (i % 97) as f32 * 0.01 - 0.5).collect();
-    ModelFile { config: CONFIG, params }
+    ModelFile { config: CONFIG, dropout: DropoutRates::NONE, params }
 }
 
 // --- models and data

@@ -2,17 +2,42 @@
 
 use crate::devices::{at_the_same_time, older, under_test};
 use crate::harness::{Tensors, Tolerance, Work, check, check_dtype, check_on, outputs_of, random};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use warpsmith::device::cuda::BackwardKernels;
-use warpsmith::ops::{AttentionBackward, AttentionDims, AttentionForward, Limits};
-use warpsmith::tensor::Dtype;
+use warpsmith::ops::{AttentionBackward, AttentionDims, AttentionForward, Dropout, Limits, Ops};
+use warpsmith::tensor::{Dtype, Tensor};
 
 /// Random numbers large enough for scores that the softmax tells apart.
 fn scaled(seed: u32, len: usize, factor: f32) -> Vec<f32> {
     random(seed, len).into_iter().map(|x| x * factor).collect()
 }
 
+/// Documents of these lengths, which are repeated, and a dropout.
+#[derive(Clone, Copy, Debug, Default)]
+struct View {
+    lengths: Option<&'static [usize]>,
+    rate: Option<f32>,
+}
+
+impl View {
+    fn positions(&self, t: &mut Tensors, dims: AttentionDims) -> Option<Tensor> {
+        let lengths = self.lengths?.iter().cycle();
+        let sequence: Vec<i32> = lengths.flat_map(|&len| 0..len as i32).take(dims.T).collect();
+        Some(t.i32("positions", &sequence.repeat(dims.B)))
+    }
+
+    fn dropout(&self, t: &mut Tensors) -> Option<Dropout> {
+        let state = t.i32("dropout state", &[0x1234_5678, -7, 1000, 0]);
+        self.rate.map(|rate| Dropout { rate, state, stream: 3 })
+    }
+}
+
 /// Runs the forward pass, the backward pass from its outputs, and the last position by itself.
 fn all_of(t: &mut Tensors, dims: AttentionDims) -> Work {
+    all_in(t, dims, View::default())
+}
+
+fn all_in(t: &mut Tensors, dims: AttentionDims, view: View) -> Work {
     let AttentionDims { B, T, NH, HS } = dims;
     let C = NH * HS;
     let qkv = t.x("qkv", &scaled(1, B * T * 3 * C, 2.0));
@@ -24,8 +49,8 @@ fn all_of(t: &mut Tensors, dims: AttentionDims) -> Work {
     let lse = t.out_f32("lse", B * NH * T, Tolerance::new(0.0, HS));
     let dqkv = t.out_x("dqkv", B * T * 3 * C, Tolerance::new(12.0, T + HS));
     let last = t.out_x("out of the last position", B * C, Tolerance::new(2.0, T));
+    let (positions, dropout) = (view.positions(t, dims), view.dropout(t));
     Box::new(move |dev| {
-        let (positions, dropout) = (None, None);
         dev.attention_forward(AttentionForward { out, lse, qkv, positions, dropout, dims })?;
         dev.attention_backward(AttentionBackward { dqkv, dout, out, lse, qkv, positions, dropout, dims })?;
         dev.attention_decode(last, qkv, T - 1, dims)
@@ -73,6 +98,84 @@ fn forward_with_a_late_maximum() {
             *key = 8.0 * q;
         }
         check(&format!("attention_forward, {dims:?}"), |t| forward_of(t, &qkv, dims));
+    }
+}
+
+/// Documents of one token, that begin and end at the edges of tiles and off them, and one that fills
+/// the sequence: (B, T, NH, lengths).
+const DOCUMENTS: [(usize, usize, usize, &[usize]); 5] = [
+    (1, 70, 1, &[1]),
+    (2, 257, 1, &[64, 65, 127, 1]),
+    (1, 129, 2, &[1000]),
+    (1, 260, 1, &[128, 31, 97]),
+    (2, 100, 3, &[5, 1, 32, 3]),
+];
+
+/// Documents, dropout, and both, on every kernel that there is.
+fn check_views(B: usize, T: usize, NH: usize, HS: usize, lengths: &'static [usize]) {
+    let dims = AttentionDims { B, T, NH, HS };
+    for (lengths, rate) in [(Some(lengths), None), (None, Some(0.1)), (Some(lengths), Some(0.5))] {
+        let view = View { lengths, rate };
+        let case = format!("attention, {dims:?}, {view:?}");
+        check(&case, |t| all_in(t, dims, view));
+        for kernels in [BackwardKernels::Ordered, BackwardKernels::Atomic] {
+            let devices = older(Dtype::Bf16, kernels);
+            check_on(&case, Dtype::Bf16, devices, |t| all_in(t, dims, view));
+        }
+    }
+}
+
+#[test]
+fn documents_and_dropout() {
+    DOCUMENTS.into_iter().for_each(|(B, T, NH, lengths)| check_views(B, T, NH, 64, lengths));
+}
+
+#[test]
+fn documents_and_dropout_in_other_heads() {
+    for HS in [32, 80, 96, 128] {
+        check_views(1, 150, 2, HS, &[33, 1, 95]);
+    }
+}
+
+/// A case whose tensors differ by one on the device under test does not pass: a document that sees
+/// one key more, masks of the next row, and masks of the next row in the backward pass alone.
+#[test]
+fn faults_by_one_show() {
+    let dims = AttentionDims { B: 1, T: 100, NH: 1, HS: 64 };
+    let faults = ["none", "a leak", "shifted masks", "other masks backward"];
+    for fault in faults {
+        let run = || {
+            check_dtype(fault, Dtype::F32, |t| {
+                let [qkv, dout] = [3, 1].map(|n| t.x("input", &scaled(n, 100 * n as usize * 64, 2.0)));
+                let tolerance = Tolerance::new(12.0, dims.T + dims.HS);
+                let [out, dqkv] = [1, 3].map(|n| t.out_x("output", 100 * n * 64, tolerance));
+                let lse = t.out_f32("lse", 100, Tolerance::new(0.0, dims.HS));
+                let positions = |first: i32| (0..first).chain(0..100 - first).collect::<Vec<_>>();
+                let positions = [50, 49].map(|first| t.i32("positions", &positions(first)));
+                let states = [7, 8].map(|first_row| t.i32("state", &[1, 2, first_row, 0]));
+                let mask = move |i: usize| Some(Dropout { rate: 0.1, state: states[i], stream: 0 });
+                Box::new(move |dev: &mut dyn Ops| {
+                    let wrong = |at: &str| usize::from(fault == at && !dev.describe().starts_with("CPU"));
+                    let positions = Some(positions[wrong("a leak")]);
+                    let (here, there) = (wrong("shifted masks"), wrong("other masks backward"));
+                    let dropout = mask(here);
+                    dev.attention_forward(AttentionForward { out, lse, qkv, positions, dropout, dims })?;
+                    let dropout = mask(here.max(there));
+                    dev.attention_backward(AttentionBackward {
+                        dqkv,
+                        dout,
+                        out,
+                        lse,
+                        qkv,
+                        positions,
+                        dropout,
+                        dims,
+                    })
+                })
+            })
+        };
+        let outcome = catch_unwind(AssertUnwindSafe(run));
+        assert_eq!(outcome.is_ok(), fault == "none", "{fault}");
     }
 }
 

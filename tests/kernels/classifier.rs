@@ -1,7 +1,7 @@
 //! Softmax, cross-entropy and their gradient.
 
 use crate::harness::*;
-use warpsmith::ops::Classifier;
+use warpsmith::ops::{Classifier, IGNORED};
 
 /// Random logits. The columns from V on are NaN, as they must not matter.
 fn random_logits(N: usize, V: usize, Vp: usize) -> Vec<f32> {
@@ -42,6 +42,44 @@ fn losses_alone_leave_logits() {
                 losses: t.inout_f32("losses", &random(3, N), Tolerance::new(0.0, V)),
                 logits: t.inout_x("logits", &logits.collect::<Vec<_>>(), Tolerance::new(0.0, 1)),
                 targets: t.i32("targets", &random_indices(2, N, V)),
+                dloss: None,
+                N,
+                V,
+                Vp,
+            };
+            Box::new(move |dev| dev.classifier(args))
+        });
+    }
+}
+
+/// Rows whose target does not count keep their loss; with a gradient it is 0, whatever the logits.
+#[test]
+fn ignored_targets() {
+    for (N, V, Vp) in [(1, 1, 8), (5, 50, 128), (4, 9001, 9008), (3, 50257, 50304)] {
+        let mut logits = random_logits(N, V, Vp);
+        let mut targets = random_indices(2, N, V);
+        for (row, target) in (0..N).zip([IGNORED, -1, 0, i32::MIN, 0]).filter(|(_, target)| *target < 0) {
+            targets[row] = target;
+            logits[row * Vp..][..Vp].fill(f32::NAN);
+        }
+        check(&format!("classifier {N} {V} {Vp}, ignored rows"), |t| {
+            let args = Classifier {
+                losses: t.inout_f32("losses", &random(3, N), Tolerance::new(0.0, V)),
+                logits: t.inout_x("logits", &logits, Tolerance::new(1.0, V)),
+                targets: t.i32("targets", &targets),
+                dloss: Some(t.f32("dloss", &[0.125])),
+                N,
+                V,
+                Vp,
+            };
+            Box::new(move |dev| dev.classifier(args))
+        });
+        let finite: Vec<f32> = logits.iter().map(|&x| if x.is_nan() { 80.0 } else { x }).collect();
+        check(&format!("classifier losses {N} {V} {Vp}, ignored rows"), |t| {
+            let args = Classifier {
+                losses: t.inout_f32("losses", &random(3, N), Tolerance::new(0.0, V)),
+                logits: t.inout_x("logits", &finite, Tolerance::new(0.0, 1)),
+                targets: t.i32("targets", &targets),
                 dloss: None,
                 N,
                 V,

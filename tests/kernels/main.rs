@@ -12,6 +12,7 @@ mod add;
 mod attention;
 mod classifier;
 mod copies;
+mod dropout;
 mod encoder;
 mod gelu;
 mod layernorm;

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use warpsmith::checkpoint::{self, ModelFile};
-use warpsmith::config::ModelConfig;
+use warpsmith::config::{DropoutRates, ModelConfig};
 use warpsmith::data::shard::ShardWriter;
 use warpsmith::data::tokenizer::TokenizerId;
 use warpsmith::params::ParamLayout;
@@ -30,7 +30,12 @@ impl Bed {
         let config = ModelConfig { maxT: 16, V: 61, Vp: 128, L: 1, NH: 1, C: 8, qkv_bias: true };
         let mut params = vec![0.0; ParamLayout::new(&config).len()];
         Mt19937::new(7).normal_fill(&mut params, 0.0, 0.1);
-        checkpoint::save_model(&bed.path("model.bin"), &ModelFile { config, params }, Dtype::F32).unwrap();
+        checkpoint::save_model(
+            &bed.path("model.bin"),
+            &ModelFile { config, dropout: DropoutRates::NONE, params },
+            Dtype::F32,
+        )
+        .unwrap();
         for (name, tokens) in [("train_1", 300), ("train_2", 200), ("val", 100)] {
             let mut writer =
                 ShardWriter::create(&bed.path(&format!("{name}.bin")), TokenizerId::GPT2).unwrap();

@@ -92,8 +92,8 @@ const RULES: [(&str, &str, &[&str], &str); 12] = [
     (ATTENTION, "f32", &SASS_ARCHES, "LDG.128 STG.128"),
     // In f32 it is empty.
     ("attention_backward_atomic_*", "bf16 f16", &SASS_ARCHES, "HMMA LDSM LDGSTS STG.128"),
-    ("matmul_*_reduce adamw add_* classifier encoder_* gelu_* layernorm_forward* layernorm_backward layernorm_backward_wide \
-      residual_layernorm_forward*", ANY, &SASS_ARCHES, "LDG.128 STG.128"),
+    ("matmul_*_reduce adamw add_* classifier dropout_backward encoder_* gelu_* layernorm_forward* layernorm_backward layernorm_backward_wide \
+      residual_*layernorm_forward*", ANY, &SASS_ARCHES, "LDG.128 STG.128"),
     // These write only one or two numbers per thread or block.
     ("attention_decode attention_backward_stats layernorm_backward_sum norm_squared_partials sum_partials",
      ANY, &SASS_ARCHES, "LDG.128"),

@@ -32,7 +32,7 @@ fn tiny_model() -> ModelFile {
     let layout = ParamLayout::new(&config);
     let mut params = Bits(1).floats(layout.len());
     params[config.V * config.C..layout.range(Param::Wte).end].fill(0.0);
-    ModelFile { config, params }
+    ModelFile { config, dropout: DropoutRates::NONE, params }
 }
 
 fn tiny_state(step: u64, use_master_weights: bool, shuffle: bool) -> State {

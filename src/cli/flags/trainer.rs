@@ -4,6 +4,7 @@
 //! Short flags are llm.c's, long names are those of its `train_gpt2.py` where it has one. The `id`
 //! of a flag is its label in the start-up table, again llm.c's where there is one.
 
+mod dropout;
 mod groups;
 pub mod presets;
 
@@ -16,6 +17,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches, 
 use std::ffi::OsString;
 use std::time::{Duration, Instant, SystemTime};
 
+pub use dropout::DropoutFlags;
 pub use groups::*;
 
 /// Which of the two programs these are the flags of. They differ in the devices they know, and in
@@ -57,6 +59,8 @@ pub struct TrainArgs {
     pub batch: BatchFlags,
     #[command(flatten)]
     pub optim: OptimFlags,
+    #[command(flatten)]
+    pub dropout: DropoutFlags,
     #[command(flatten)]
     pub eval: EvalFlags,
     #[command(flatten)]

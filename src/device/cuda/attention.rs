@@ -2,6 +2,9 @@
 //! pass is one kernel where it has one. Elsewhere a kernel finds what the others need of each row,
 //! and then there are either two, for dK and dV and for dQ, which give the same bits every time, or
 //! a single one, which adds dQ with atomics (`atomic`). `choose` says which.
+//!
+//! Dropout has kernels of its own (`…_dropout_…`), forward and for the ordered backward pass. They
+//! serve every GPU, Hopper too.
 
 mod atomic;
 mod choose;
@@ -18,32 +21,64 @@ use anyhow::{Result, ensure};
 pub use choose::{BackwardKernels, Choices};
 
 mod forward_kernels {
-    use crate::device::cuda::kernel::{FloatX, Ptr, kernels};
+    use crate::device::cuda::kernel::{DropoutArg, FloatX, Ptr, kernels};
 
     kernels! {
         "attention_forward.cu":
         const FORWARD: [Forward] = [
             attention_forward_hs32, attention_forward_hs64, attention_forward_hs80, attention_forward_hs96,
             attention_forward_hs128,
-        ](out: Ptr<FloatX>, lse: Ptr<f32>, qkv: Ptr<FloatX>, T: i32, NH: i32, scale: f32);
+        ](
+            out: Ptr<FloatX>, lse: Ptr<f32>, qkv: Ptr<FloatX>, positions: Ptr<i32>, dropout: DropoutArg, T: i32,
+            NH: i32, scale: f32,
+        );
+        const FORWARD_DROPOUT: [ForwardDropout] = [
+            attention_forward_dropout_hs32, attention_forward_dropout_hs64, attention_forward_dropout_hs80,
+            attention_forward_dropout_hs96, attention_forward_dropout_hs128,
+        ](
+            out: Ptr<FloatX>, lse: Ptr<f32>, qkv: Ptr<FloatX>, positions: Ptr<i32>, dropout: DropoutArg, T: i32,
+            NH: i32, scale: f32,
+        );
         fn attention_decode(out: Ptr<FloatX>, qkv: Ptr<FloatX>, T: i32, NH: i32, HS: i32, t: i32, scale: f32);
     }
     pub(super) use kernel::*;
 }
 
 mod backward_kernels {
-    use crate::device::cuda::kernel::{FloatX, Ptr, kernels};
+    use crate::device::cuda::kernel::{DropoutArg, FloatX, Ptr, kernels};
 
     kernels! {
         "attention_backward.cu":
         const KEYS: [Keys] = [
             attention_backward_keys_hs32, attention_backward_keys_hs64, attention_backward_keys_hs80,
             attention_backward_keys_hs96, attention_backward_keys_hs128,
-        ](dqkv: Ptr<FloatX>, dout: Ptr<FloatX>, stats: Ptr<f32>, qkv: Ptr<FloatX>, T: i32, NH: i32, scale: f32);
+        ](
+            dqkv: Ptr<FloatX>, dout: Ptr<FloatX>, stats: Ptr<f32>, qkv: Ptr<FloatX>, positions: Ptr<i32>,
+            dropout: DropoutArg, T: i32, NH: i32, scale: f32,
+        );
+        const KEYS_DROPOUT: [KeysDropout] = [
+            attention_backward_keys_dropout_hs32, attention_backward_keys_dropout_hs64,
+            attention_backward_keys_dropout_hs80, attention_backward_keys_dropout_hs96,
+            attention_backward_keys_dropout_hs128,
+        ](
+            dqkv: Ptr<FloatX>, dout: Ptr<FloatX>, stats: Ptr<f32>, qkv: Ptr<FloatX>, positions: Ptr<i32>,
+            dropout: DropoutArg, T: i32, NH: i32, scale: f32,
+        );
         const QUERIES: [Queries] = [
             attention_backward_queries_hs32, attention_backward_queries_hs64, attention_backward_queries_hs80,
             attention_backward_queries_hs96, attention_backward_queries_hs128,
-        ](dqkv: Ptr<FloatX>, dout: Ptr<FloatX>, stats: Ptr<f32>, qkv: Ptr<FloatX>, T: i32, NH: i32, scale: f32);
+        ](
+            dqkv: Ptr<FloatX>, dout: Ptr<FloatX>, stats: Ptr<f32>, qkv: Ptr<FloatX>, positions: Ptr<i32>,
+            dropout: DropoutArg, T: i32, NH: i32, scale: f32,
+        );
+        const QUERIES_DROPOUT: [QueriesDropout] = [
+            attention_backward_queries_dropout_hs32, attention_backward_queries_dropout_hs64,
+            attention_backward_queries_dropout_hs80, attention_backward_queries_dropout_hs96,
+            attention_backward_queries_dropout_hs128,
+        ](
+            dqkv: Ptr<FloatX>, dout: Ptr<FloatX>, stats: Ptr<f32>, qkv: Ptr<FloatX>, positions: Ptr<i32>,
+            dropout: DropoutArg, T: i32, NH: i32, scale: f32,
+        );
         fn attention_backward_stats(
             stats: Ptr<f32>, dout: Ptr<FloatX>, out: Ptr<FloatX>, lse: Ptr<f32>, B: i32, T: i32, NH: i32, HS: i32,
         );
@@ -118,11 +153,11 @@ pub fn scratch_bytes(cuda: &Cuda, limits: &Limits) -> Result<usize> {
         limits.C,
         limits.NH
     );
-    if hopper_backward::suits(cuda, HS) {
-        return hopper_backward::scratch_bytes(cuda, limits.T);
-    }
     // Rows of T = 1 take the most, as each is padded to two.
     let stats = stats_bytes(AttentionDims { B: limits.rows, T: 1, NH: limits.NH, HS });
+    if hopper_backward::suits(cuda, HS) {
+        return Ok(hopper_backward::scratch_bytes(cuda, limits.T)?.max(stats));
+    }
     if !choose::may_be_atomic(cuda) {
         return Ok(stats);
     }
@@ -147,8 +182,7 @@ const fn keys_per_tile(HS: usize) -> usize {
 /// See [`Ops::attention_forward`].
 pub fn forward(cuda: &mut Cuda, a: AttentionForward) -> Result<()> {
     let AttentionForward { out, lse, qkv, positions, dropout, dims } = a;
-    assert!(positions.is_none() && dropout.is_none());
-    if hopper_forward::suits(cuda, dims) {
+    if dropout.is_none() && positions.is_none() && hopper_forward::suits(cuda, dims) {
         return hopper_forward::forward(cuda, out, lse, qkv, dims);
     }
     let Cuda { driver, memory: m, .. } = cuda;
@@ -157,8 +191,11 @@ pub fn forward(cuda: &mut Cuda, a: AttentionForward) -> Result<()> {
     // Two stages of keys and values are in flight.
     let shared = tile_bytes(QUERIES + 2 * 2 * keys_per_tile(HS), HS);
     let launch = blocks(dims, m.dtype(), QUERIES, shared);
-    let forward = for_head_size(forward_kernels::FORWARD, HS);
-    forward(driver.as_mut(), launch, m.x(out), m.f32(lse), m.x(qkv), int(T), int(NH), scale(HS))
+    let kernels = if dropout.is_some() { forward_kernels::FORWARD_DROPOUT } else { forward_kernels::FORWARD };
+    let forward = for_head_size(kernels, HS);
+    let (positions, dropout) = (m.positions(positions, dims), m.dropout(dropout));
+    let (out, lse, qkv) = (m.x(out), m.f32(lse), m.x(qkv));
+    forward(driver.as_mut(), launch, out, lse, qkv, positions, dropout, int(T), int(NH), scale(HS))
 }
 
 /// See [`Ops::attention_decode`].
@@ -185,8 +222,8 @@ const TILE_ROWS: usize = 32;
 const STREAMED_ROWS: usize = 2 * 2 * TILE_ROWS;
 
 /// Keys per block of the backward kernel, limited by registers.
-const fn keys_per_block(HS: usize) -> usize {
-    rows_per_block(if HS <= 64 { 2 } else { 1 })
+const fn keys_per_block(HS: usize, dropout: bool) -> usize {
+    rows_per_block(if HS <= (if dropout { 32 } else { 64 }) { 2 } else { 1 })
 }
 
 /// Bytes per row and head in `stats`.
@@ -200,8 +237,7 @@ fn stats_bytes(dims: AttentionDims) -> usize {
 
 /// See [`Ops::attention_backward`].
 pub fn backward(cuda: &mut Cuda, a: AttentionBackward) -> Result<()> {
-    assert!(a.positions.is_none() && a.dropout.is_none());
-    if hopper_backward::suits(cuda, a.dims.HS) {
+    if a.dropout.is_none() && a.positions.is_none() && hopper_backward::suits(cuda, a.dims.HS) {
         return hopper_backward::backward(cuda, a);
     }
     assert_lengths(a.dims, &[a.dqkv, a.qkv], &[a.dout, a.out], a.lse);
@@ -237,12 +273,17 @@ fn ordered(dev: &mut dyn Driver, m: &Memory, a: AttentionBackward) -> Result<()>
     let AttentionDims { T, NH, HS, .. } = a.dims;
     let stats = Ptr::new(m.scratch(stats_bytes(a.dims)));
     let (dqkv, dout, qkv) = (m.x(a.dqkv), m.x(a.dout), m.x(a.qkv));
-    let count = keys_per_block(HS);
+    let (positions, dropout) = (m.positions(a.positions, a.dims), m.dropout(a.dropout));
+    let (keys, queries) = match a.dropout {
+        Some(_) => (kernel::KEYS_DROPOUT, kernel::QUERIES_DROPOUT),
+        None => (kernel::KEYS, kernel::QUERIES),
+    };
+    let count = keys_per_block(HS, a.dropout.is_some());
     let shared = tile_bytes(2 * count + STREAMED_ROWS, HS) + 2 * TILE_ROWS * STATS;
     let launch = blocks(a.dims, m.dtype(), count, shared);
-    let keys = for_head_size(kernel::KEYS, HS);
-    keys(dev, launch, dqkv, dout, stats, qkv, int(T), int(NH), scale(HS))?;
+    let keys = for_head_size(keys, HS);
+    keys(dev, launch, dqkv, dout, stats, qkv, positions, dropout, int(T), int(NH), scale(HS))?;
     let launch = blocks(a.dims, m.dtype(), QUERIES, tile_bytes(2 * QUERIES + STREAMED_ROWS, HS));
-    let queries = for_head_size(kernel::QUERIES, HS);
-    queries(dev, launch, dqkv, dout, stats, qkv, int(T), int(NH), scale(HS))
+    let queries = for_head_size(queries, HS);
+    queries(dev, launch, dqkv, dout, stats, qkv, positions, dropout, int(T), int(NH), scale(HS))
 }

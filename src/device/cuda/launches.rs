@@ -173,6 +173,8 @@ struct Tensors {
     one: Tensor,
     /// (N) i32
     tokens: [Tensor; 2],
+    /// (4) i32, the state of dropouts.
+    masks: Tensor,
 }
 
 impl Tensors {
@@ -193,6 +195,7 @@ impl Tensors {
             moments: [(); 3].map(|()| of(Dtype::F32, 4 * C * C)),
             one: of(Dtype::F32, 1),
             tokens: [(); 2].map(|()| of(Dtype::I32, N)),
+            masks: of(Dtype::I32, 4),
         };
         let limits = Limits { rows: N, logits_rows: N, T, C, NH, V, Vp, norm_pieces: 1 };
         plan_scratch(cuda, &[limits], &mut plan)?;
@@ -203,6 +206,34 @@ impl Tensors {
     }
 }
 
+/// Runs the encoder and the sum into the residual stream, with and without dropout.
+fn droppable(cuda: &mut Cuda, model: &Model, t: &Tensors, norm: LayernormForward) -> Result<()> {
+    let &Model { B, T, C, .. } = model;
+    let [encoded, residual, dout, product] = t.narrow;
+    let [tokens, rows_by_token] = t.tokens;
+    let [wte, wpe] = [t.embedding[0], t.embedding[1].slice(0, T * C)];
+    let masks = Dropout { rate: 0.1, state: t.masks, stream: 0 };
+    for dropout in [None, Some(masks)] {
+        let positions = None;
+        cuda.encoder_forward(EncoderForward { encoded, tokens, positions, wte, wpe, dropout, B, T, C })?;
+        let (dwte, dwpe, positions) = (wte, wpe, None);
+        cuda.encoder_backward(EncoderBackward {
+            dwte,
+            dwpe,
+            dout,
+            tokens,
+            rows_by_token,
+            positions,
+            dropout,
+            B,
+            T,
+            C,
+        })?;
+        super::layernorm::residual_forward(cuda, norm, residual, product, dropout)?;
+    }
+    cuda.dropout_backward(product, dout, C, masks)
+}
+
 /// Runs every operation but matmuls.
 fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     let &Model { B, T, C, V, Vp, .. } = model;
@@ -210,26 +241,9 @@ fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     let [out, inp, dout, product] = t.narrow;
     let [weight, bias, _] = t.vector.map(|v| v.slice(0, C));
     let [mean, rstd] = t.statistics;
-    let [tokens, rows_by_token] = t.tokens;
-    let [wte, wpe] = [t.embedding[0], t.embedding[1].slice(0, T * C)];
-    let (encoded, positions, dropout) = (out, None, None);
-    cuda.encoder_forward(EncoderForward { encoded, tokens, positions, wte, wpe, dropout, B, T, C })?;
-    let (dwte, dwpe, positions) = (wte, wpe, None);
-    cuda.encoder_backward(EncoderBackward {
-        dwte,
-        dwpe,
-        dout,
-        tokens,
-        rows_by_token,
-        positions,
-        dropout,
-        B,
-        T,
-        C,
-    })?;
     let norm = LayernormForward { out, mean, rstd, inp, weight, bias, N, C };
+    droppable(cuda, model, t, norm)?;
     cuda.layernorm_forward(norm)?;
-    super::layernorm::residual_forward(cuda, norm, dout, product)?;
     let (dinp, dweight, dbias) = (product, weight, bias);
     let overwrite_dinp = false;
     cuda.layernorm_backward(LayernormBackward {
@@ -250,7 +264,7 @@ fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     cuda.gelu_recompute(t.wide[0], t.wide[1])?;
     Gelu::new(cuda, t.wide[0], t.wide[1]).forward(cuda.driver.as_mut())?;
     Gelu::new(cuda, t.wide[0], t.wide[1]).backward(cuda.driver.as_mut())?;
-    let (losses, logits, targets) = (mean, t.logits, tokens);
+    let (losses, logits, targets) = (mean, t.logits, t.tokens[0]);
     cuda.classifier(Classifier { losses, logits, targets, dloss: Some(t.one), N, V, Vp })?;
 
     let ([params, grads], [master, m, v]) = (t.matrix, t.moments);
@@ -282,7 +296,7 @@ fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     cuda.fill(m, 1.0)
 }
 
-/// Runs attention, with either choice of kernels backward.
+/// Runs attention, with either choice of kernels backward, and with dropout.
 fn attention(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     let &Model { B, T, C, NH, .. } = model;
     let [out, dout, ..] = t.narrow;
@@ -295,6 +309,9 @@ fn attention(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
         let args = AttentionBackward { dqkv, dout, out, lse, qkv, positions, dropout, dims };
         cuda.attention_backward(args)?;
     }
+    let dropout = Some(Dropout { rate: 0.1, state: t.tokens[0].slice(0, 4), stream: 0 });
+    cuda.attention_forward(AttentionForward { out, lse, qkv, positions, dropout, dims })?;
+    cuda.attention_backward(AttentionBackward { dqkv, dout, out, lse, qkv, positions, dropout, dims })?;
     cuda.attention_decode(out.slice(0, B * C), qkv, T - 1, dims)
 }
 

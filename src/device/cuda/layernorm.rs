@@ -1,7 +1,7 @@
 //! Layer normalization.
 
 use super::Cuda;
-use super::kernel::{FloatX, Launch, Ptr, kernels};
+use super::kernel::{DropoutArg, FloatX, Launch, Ptr, kernels};
 use crate::ops::*;
 use crate::tensor::Tensor;
 use anyhow::Result;
@@ -23,6 +23,16 @@ kernels! {
     fn residual_layernorm_forward_wide(
         residual_out: Ptr<FloatX>, out: Ptr<FloatX>, mean: Ptr<f32>, rstd: Ptr<f32>,
         residual: Ptr<FloatX>, product: Ptr<FloatX>, weight: Ptr<FloatX>, bias: Ptr<FloatX>, C: i32,
+    );
+    fn residual_dropout_layernorm_forward(
+        residual_out: Ptr<FloatX>, out: Ptr<FloatX>, mean: Ptr<f32>, rstd: Ptr<f32>,
+        residual: Ptr<FloatX>, product: Ptr<FloatX>, weight: Ptr<FloatX>, bias: Ptr<FloatX>,
+        dropout: DropoutArg, N: i32, C: i32,
+    );
+    fn residual_dropout_layernorm_forward_wide(
+        residual_out: Ptr<FloatX>, out: Ptr<FloatX>, mean: Ptr<f32>, rstd: Ptr<f32>,
+        residual: Ptr<FloatX>, product: Ptr<FloatX>, weight: Ptr<FloatX>, bias: Ptr<FloatX>,
+        dropout: DropoutArg, C: i32,
     );
     fn layernorm_backward(
         dinp: Ptr<FloatX>, partials: Ptr<f32>, dout: Ptr<FloatX>, inp: Ptr<FloatX>, weight: Ptr<FloatX>,
@@ -91,29 +101,35 @@ pub fn forward(cuda: &mut Cuda, a: LayernormForward) -> Result<()> {
     }
 }
 
-/// Computes `a.inp` = residual + product, and the layernorm of that. `product` may be `a.out`.
+/// Computes `a.inp` = residual + dropout(product), and the layernorm of that. `product` may be
+/// `a.out`.
 pub fn residual_forward(
     cuda: &mut Cuda,
     a: LayernormForward,
     residual: Tensor,
     product: Tensor,
+    dropout: Option<Dropout>,
 ) -> Result<()> {
     let pack = cuda.pack();
     check(&a, pack);
     assert!(residual.len == a.inp.len && product.len == a.inp.len);
     let Cuda { driver, memory: m, .. } = cuda;
-    let (dev, C) = (driver.as_mut(), a.C as i32);
+    let (dev, N, C) = (driver.as_mut(), a.N as i32, a.C as i32);
     let (sum, out, mean, rstd) = (m.x(a.inp), m.x(a.out), m.f32(a.mean), m.f32(a.rstd));
     let (residual, product, weight, bias) = (m.x(residual), m.x(product), m.x(a.weight), m.x(a.bias));
-    match Forward::new(a.N, a.C, pack) {
-        Forward::Warps(launch) => {
-            let N = a.N as i32;
-            kernel::residual_layernorm_forward(
-                dev, launch, sum, out, mean, rstd, residual, product, weight, bias, N, C,
-            )
-        }
-        Forward::Blocks(launch) => kernel::residual_layernorm_forward_wide(
+    let mask = m.dropout(dropout);
+    match (Forward::new(a.N, a.C, pack), dropout) {
+        (Forward::Warps(launch), None) => kernel::residual_layernorm_forward(
+            dev, launch, sum, out, mean, rstd, residual, product, weight, bias, N, C,
+        ),
+        (Forward::Blocks(launch), None) => kernel::residual_layernorm_forward_wide(
             dev, launch, sum, out, mean, rstd, residual, product, weight, bias, C,
+        ),
+        (Forward::Warps(launch), Some(_)) => kernel::residual_dropout_layernorm_forward(
+            dev, launch, sum, out, mean, rstd, residual, product, weight, bias, mask, N, C,
+        ),
+        (Forward::Blocks(launch), Some(_)) => kernel::residual_dropout_layernorm_forward_wide(
+            dev, launch, sum, out, mean, rstd, residual, product, weight, bias, mask, C,
         ),
     }
 }
@@ -199,17 +215,18 @@ mod tests {
     #[test]
     fn the_residual_is_added_and_normalized() {
         for (N, C) in [(5, 264), (3, 1032)] {
-            for check in [false, true] {
-                residual_row(N, C, EmulatorOptions { check, ..EmulatorOptions::default() });
+            for (check, rate) in [(false, 0.0), (true, 0.0), (false, 0.3), (true, 0.3)] {
+                residual_row(N, C, rate, EmulatorOptions { check, ..EmulatorOptions::default() });
             }
         }
     }
 
-    fn residual_row(N: usize, C: usize, options: EmulatorOptions) {
+    fn residual_row(N: usize, C: usize, rate: f32, options: EmulatorOptions) {
         let mut plan = MemoryPlan::new();
         let [sum, out, residual] = [N * C; 3].map(|len| plan.add("test", "x", Dtype::Bf16, len));
         let [weight, bias] = [C; 2].map(|len| plan.add("test", "x", Dtype::Bf16, len));
         let [mean, rstd] = [N; 2].map(|len| plan.add("test", "f32", Dtype::F32, len));
+        let state = plan.add("test", "state", Dtype::I32, 4);
         let inputs = [(out, 1), (residual, 2), (weight, 3), (bias, 4)];
         let values = inputs.map(|(tensor, seed)| rounded(&random(seed, tensor.len)));
         let dtype = Dtype::Bf16;
@@ -227,12 +244,16 @@ mod tests {
             let bits: Vec<bf16> = values.iter().map(|&v| bf16::from_f32(v)).collect();
             dev.upload(*tensor, bytemuck::cast_slice(&bits)).unwrap();
         }
+        let numbers = DropoutState { key: [5, 6], first_row: 7, unused: 0 };
+        dev.upload(state, bytemuck::bytes_of(&numbers)).unwrap();
+        let dropout = (rate > 0.0).then_some(Dropout { rate, state, stream: 8 });
         // The product lies where the output goes.
         residual_forward(
             &mut dev,
             LayernormForward { out, mean, rstd, inp: sum, weight, bias, N, C },
             residual,
             out,
+            dropout,
         )
         .unwrap();
 
@@ -242,9 +263,13 @@ mod tests {
             bits.iter().map(|b| b.to_f32()).collect::<Vec<f32>>()
         };
         let [product, residual, weight, bias] = &values;
-        let want_sum: Vec<f32> = product.iter().zip(residual).map(|(a, b)| a + b).collect();
+        let mut want_sum: Vec<f32> = product.iter().zip(residual).map(|(a, b)| a + b).collect();
+        if let Some(dropout) = dropout {
+            want_sum.copy_from_slice(product);
+            cpu::dropout::residual(&mut want_sum, residual, &dropout.mask(numbers), C);
+        }
         let want_sum = rounded(&want_sum);
-        assert_eq!(download(sum), want_sum);
+        assert_close("sum", &download(sum), &want_sum, if rate > 0.0 { 2f64.powi(-8) } else { 0.0 });
         let (mut want, mut mean, mut rstd) = (vec![0.0; N * C], vec![0.0; N], vec![0.0; N]);
         cpu::layernorm::forward(&mut want, &mut mean, &mut rstd, &want_sum, weight, bias, C);
         assert_close("out", &download(out), &want, 2f64.powi(-8));

@@ -2,7 +2,7 @@
 
 use super::driver::Driver;
 use super::kernel::{DropoutArg, FloatX, Ptr};
-use crate::ops::{Dropout, SCRATCH};
+use crate::ops::{AttentionDims, Dropout, SCRATCH};
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use anyhow::{Context, Result};
 
@@ -117,6 +117,12 @@ impl Memory {
     pub fn i32(&self, tensor: Tensor) -> Ptr<i32> {
         assert_eq!(tensor.dtype, Dtype::I32);
         Ptr::new(self.address(tensor))
+    }
+
+    /// The positions of packed documents as kernels take them: null without.
+    pub fn positions(&self, positions: Option<Tensor>, dims: AttentionDims) -> Ptr<i32> {
+        assert!(positions.is_none_or(|t| t.len == dims.B * dims.T), "{positions:?}");
+        positions.map_or(Ptr::NULL, |t| self.i32(t))
     }
 
     /// A dropout as kernels take it.

@@ -19,6 +19,7 @@ mod adamw;
 mod add;
 mod attention;
 mod classifier;
+mod dropout;
 mod encoder;
 mod gelu;
 mod graphs;
@@ -227,6 +228,7 @@ pub fn kernels() -> Vec<&'static KernelSpec> {
         hopper_forward,
         hopper_backward,
         classifier::KERNELS,
+        dropout::KERNELS,
         encoder::KERNELS,
         gelu::KERNELS,
         layernorm::KERNELS,
@@ -364,32 +366,32 @@ impl Ops for Cuda {
     }
 
     /// Our GEMMs add the residual in their epilogue. The library does that less well than it adds a
-    /// bias, so there the residual is added by our layernorm, which has to read the sum anyway.
+    /// bias, so there, and with dropout, the residual is added by our layernorm, which has to read the
+    /// sum anyway.
     fn matmul_residual_layernorm(
         &mut self,
         matmul: MatmulForward,
         dropout: Option<Dropout>,
         norm: LayernormForward,
     ) -> Result<()> {
-        assert!(dropout.is_none());
-        match (self.options.matmul, matmul.epilogue) {
-            (MatmulChoice::Cublaslt, Epilogue::BiasResidual { bias, residual }) => {
-                let product = norm.out;
-                matmul::forward(
-                    self,
-                    MatmulForward { out: product, epilogue: Epilogue::Bias { bias }, ..matmul },
-                )?;
-                layernorm::residual_forward(self, norm, residual, product)
+        match matmul.epilogue {
+            Epilogue::BiasResidual { bias, residual }
+                if dropout.is_some() || self.options.matmul == MatmulChoice::Cublaslt =>
+            {
+                let (product, epilogue) = (norm.out, Epilogue::Bias { bias });
+                matmul::forward(self, MatmulForward { out: product, epilogue, ..matmul })?;
+                layernorm::residual_forward(self, norm, residual, product, dropout)
             }
-            _ => {
+            epilogue => {
+                assert!(dropout.is_none(), "dropout between a matmul and {epilogue:?}");
                 matmul::forward(self, matmul)?;
                 layernorm::forward(self, norm)
             }
         }
     }
 
-    fn dropout_backward(&mut self, _dinp: Tensor, _dout: Tensor, _C: usize, _dropout: Dropout) -> Result<()> {
-        unimplemented!()
+    fn dropout_backward(&mut self, dinp: Tensor, dout: Tensor, C: usize, dropout: Dropout) -> Result<()> {
+        dropout::backward(self, dinp, dout, C, dropout)
     }
 
     fn matmul_backward(&mut self, args: MatmulBackward) -> Result<()> {

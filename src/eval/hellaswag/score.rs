@@ -257,7 +257,7 @@ fn run(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::ModelConfig;
+    use crate::config::{DropoutRates, ModelConfig};
     use crate::data::tokenizer::TokenizerId;
     use crate::device::cpu::Cpu;
     use crate::eval::hellaswag::Example;
@@ -277,6 +277,7 @@ mod tests {
             T: 1,
             min_rows: rows,
             recompute: Recompute::Gelu,
+            dropout: DropoutRates::NONE,
             logits_bytes: 1 << 22,
             sharding: Sharding::NONE,
         };

@@ -119,7 +119,7 @@ pub struct ModelFlags {
           action = ArgAction::Set,
           default_value = "1")]
     pub qkv_bias: bool,
-    /// Seed of a new model's weights
+    /// Seed of a new model's weights, and of dropout
     #[arg(id = "seed", long = "seed", value_name = "N", value_parser = values::seed, default_value = "42")]
     pub seed: u32,
 }

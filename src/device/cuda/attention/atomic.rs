@@ -18,7 +18,7 @@ kernels! {
         attention_backward_atomic_hs96, attention_backward_atomic_hs128,
     ](
         dqkv: Ptr<FloatX>, sums: Ptr<f32>, counters: Ptr<u32>, dout: Ptr<FloatX>, stats: Ptr<f32>, qkv: Ptr<FloatX>,
-        first_head: i32, T: i32, NH: i32, scale: f32,
+        positions: Ptr<i32>, first_head: i32, T: i32, NH: i32, scale: f32,
     );
 }
 
@@ -71,11 +71,13 @@ pub fn run(dev: &mut dyn Driver, m: &Memory, a: AttentionBackward) -> Result<()>
     let counters = Ptr::new(sums.address() - COUNTERS as u64);
     dev.clear(counters.address(), COUNTERS + sums_bytes)?;
     let (dqkv, dout, qkv) = (m.x(a.dqkv), m.x(a.dout), m.x(a.qkv));
+    let positions = m.positions(a.positions, a.dims);
     let kernel = for_head_size(kernel::BACKWARD, HS);
     for first in (0..heads).step_by(at_once) {
         let blocks = at_once.min(heads - first) * T.div_ceil(KEYS);
         let launch = Launch::new(blocks, THREADS).shared(shared_bytes(HS));
-        kernel(dev, launch, dqkv, sums, counters, dout, stats, qkv, int(first), int(T), int(NH), scale(HS))?;
+        let (first, T, NH) = (int(first), int(T), int(NH));
+        kernel(dev, launch, dqkv, sums, counters, dout, stats, qkv, positions, first, T, NH, scale(HS))?;
     }
     Ok(())
 }

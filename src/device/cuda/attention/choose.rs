@@ -2,8 +2,8 @@
 //! the GPU and on the shape, so both are timed once per shape; those with atomics only if they
 //! compute the same as the ordered ones.
 //!
-//! Nothing is timed if every run must choose alike (`--deterministic 1`), or on the emulated
-//! device: then the ordered kernels serve.
+//! Nothing is timed if every run must choose alike (`--deterministic 1`), on the emulated device, or
+//! with dropout, which the kernel with atomics lacks: then the ordered kernels serve.
 
 #[cfg(all(test, emulated))]
 mod tests;
@@ -78,6 +78,7 @@ pub fn may_be_atomic(cuda: &Cuda) -> bool {
 /// If the device fails.
 pub fn run(cuda: &mut Cuda, a: AttentionBackward) -> Result<()> {
     let kernels = match cuda.attention.known.get(&a.dims) {
+        _ if a.dropout.is_some() => BackwardKernels::Ordered,
         Some(known) if measures(cuda) => *known,
         None if measures(cuda) => choose(cuda, a)?,
         _ if may_be_atomic(cuda) => BackwardKernels::Atomic,

@@ -1,0 +1,266 @@
+//! Dropout: the masks as random numbers, the gradient of a whole model that drops activations, the
+//! same on the emulated device, and runs.
+
+mod common;
+
+use common::{Corpus, losses, refuse, stdout, succeed};
+use warpsmith::config::{DropoutRates, ModelConfig};
+use warpsmith::data::buckets::rows_by_token;
+use warpsmith::device::compare::assert_close;
+use warpsmith::device::cpu::{Cpu, matmul::Precision};
+use warpsmith::device::cuda::emulated::{self, EmulatorOptions};
+use warpsmith::device::cuda::{Cuda, CudaOptions, MatmulChoice};
+use warpsmith::model::activations::Recompute;
+use warpsmith::model::backward::MicroStep;
+use warpsmith::model::hooks::NoHooks;
+use warpsmith::model::{BatchShape, GPT2, ModelOptions, dropout};
+use warpsmith::ops::{Dropout, DropoutState, Mask, Ops, download_f32, plan_scratch, upload_f32};
+use warpsmith::params::PARAMS;
+use warpsmith::rng::Mt19937;
+use warpsmith::sharding::Sharding;
+use warpsmith::tensor::{Dtype, MemoryPlan, Tensor};
+
+fn mask(rate: f32, stream: u32, key: [u32; 2], first_row: u32) -> Mask {
+    let state = Tensor { arena: 0, offset: 0, len: 4, dtype: Dtype::I32 };
+    Dropout { rate, state, stream }.mask(DropoutState { key, first_row, unused: 0 })
+}
+
+/// Whether each of `rows` x `columns` elements is kept.
+fn kept(mask: &Mask, rows: usize, columns: usize) -> Vec<bool> {
+    let of_row = |row| (0..columns / 4).flat_map(move |four| mask.of_columns(row, 4 * four));
+    (0..rows).flat_map(of_row).map(|factor| factor > 0.0).collect()
+}
+
+/// Whether each weight of T queries and keys is kept.
+fn kept_weights(mask: &Mask, h: usize, T: usize) -> Vec<bool> {
+    let factor = |q: usize, k: usize| mask.of_weights(0, h, q & !8, k & !8)[2 * (q >> 3 & 1) + (k >> 3 & 1)];
+    (0..T * T).map(|i| factor(i / T, i % T) > 0.0).collect()
+}
+
+/// Fails unless `hits` of `trials` are within five standard deviations of what `rate` gives.
+#[track_caller]
+fn assert_share(what: &str, hits: usize, trials: usize, rate: f64) {
+    let (n, expected) = (trials as f64, trials as f64 * rate);
+    let deviations = (hits as f64 - expected) / (n * rate * (1.0 - rate)).sqrt();
+    assert!(deviations.abs() <= 5.0, "{what}: {hits} of {trials}, {deviations:.1} standard deviations off");
+}
+
+#[test]
+fn the_share_that_is_kept_is_right_and_the_mean_stays() {
+    for rate in [0.001, 0.1, 0.5, 0.9] {
+        let mask = mask(rate, 3, dropout::key(42, 7), 0);
+        let share = 1.0 - f64::from(rate);
+        for (what, all) in [("columns", kept(&mask, 512, 512)), ("weights", kept_weights(&mask, 2, 512))] {
+            let hits = all.iter().filter(|&&kept| kept).count();
+            assert_share(&format!("{what}, rate {rate}"), hits, all.len(), share);
+            assert!((f64::from(mask.scale) * share - 1.0).abs() < 1e-6, "the factor at rate {rate}");
+        }
+    }
+}
+
+/// Pairs of elements are both kept as often as independent ones: neighbors in rows and columns, the
+/// same elements in other streams, steps, seeds and heads, and one row against the next.
+#[test]
+fn masks_are_independent() {
+    let (rate, N, C) = (0.3, 512, 512);
+    let key = dropout::key(42, 7);
+    let own = kept(&mask(rate, 3, key, 0), N, C);
+    let weights = kept_weights(&mask(rate, 4, key, 0), 0, 512);
+    let shifted = |all: &[bool], by: usize| all[by..].iter().chain(&all[..by]).copied().collect::<Vec<_>>();
+    let others = [
+        ("the next column", shifted(&own, 1)),
+        ("four columns on", shifted(&own, 4)),
+        ("the next row", shifted(&own, C)),
+        ("the next place", kept(&mask(rate, 4, key, 0), N, C)),
+        ("the next layer", kept(&mask(rate, 6, key, 0), N, C)),
+        ("the next step", kept(&mask(rate, 3, dropout::key(42, 8), 0), N, C)),
+        ("another seed", kept(&mask(rate, 3, dropout::key(43, 7), 0), N, C)),
+        ("the next micro-step", kept(&mask(rate, 3, key, N as u32), N, C)),
+        ("attention weights", weights.clone()),
+    ];
+    let both = f64::from(1.0 - rate).powi(2);
+    let compare = |what: &str, a: &[bool], b: &[bool]| {
+        let hits = a.iter().zip(b).filter(|(a, b)| **a && **b).count();
+        assert_share(what, hits, a.len(), both);
+    };
+    for (what, other) in &others {
+        compare(what, &own, other);
+    }
+    for by in [1, 8, 16, 512, 8 * 512, 9 * 512] {
+        compare(&format!("weights {by} on"), &weights, &shifted(&weights, by));
+    }
+    compare("the next head", &weights, &kept_weights(&mask(rate, 4, key, 0), 1, 512));
+}
+
+const CONFIG: ModelConfig = ModelConfig { maxT: 24, V: 61, Vp: 128, L: 2, NH: 2, C: 128, qkv_bias: true };
+const SHAPE: BatchShape = BatchShape::new(2, 24);
+const AT: MicroStep = MicroStep { first: true, fresh_grads: true, dropout: true };
+
+/// A model with random weights of a lively size, and a batch with random masks.
+struct Dropped {
+    dev: Box<dyn Ops>,
+    model: GPT2,
+}
+
+impl Dropped {
+    fn new(mut dev: Box<dyn Ops>, rates: DropoutRates) -> Self {
+        let options = ModelOptions {
+            B: SHAPE.B,
+            T: SHAPE.T,
+            min_rows: 0,
+            recompute: Recompute::Gelu,
+            dropout: rates,
+            logits_bytes: 1 << 20,
+            sharding: Sharding::NONE,
+        };
+        let mut plan = MemoryPlan::new();
+        let model = GPT2::plan(&CONFIG, &options, dev.float_dtype(), &mut plan);
+        plan_scratch(dev.as_ref(), &[model.limits()], &mut plan).unwrap();
+        dev.allocate(&plan).unwrap();
+        let mut rng = Mt19937::new(7);
+        for spec in &PARAMS {
+            for l in 0..spec.layers(&CONFIG) {
+                let tensor = model.weights.get(spec.param, l);
+                let mut values = vec![0.0; tensor.len];
+                rng.normal_fill(&mut values, if spec.name.ends_with("nw") { 1.0 } else { 0.0 }, 0.1);
+                upload_f32(dev.as_mut(), tensor, &values).unwrap();
+            }
+        }
+        let tokens: Vec<i32> = (0..=SHAPE.rows() as i32).map(|i| i * i % CONFIG.V as i32).collect();
+        let (inputs, targets) = (&tokens[..SHAPE.rows()], &tokens[1..]);
+        model.load_batch(dev.as_mut(), SHAPE, inputs, targets).unwrap();
+        model.load_rows_by_token(dev.as_mut(), &rows_by_token(inputs)).unwrap();
+        model.load_dloss(dev.as_mut(), 1.0 / SHAPE.rows() as f32).unwrap();
+        let state = DropoutState { key: dropout::key(5, 6), first_row: 48, unused: 0 };
+        model.load_dropout(dev.as_mut(), state).unwrap();
+        Dropped { dev, model }
+    }
+
+    /// The losses of all rows, with dropout.
+    fn losses(&mut self) -> Vec<f32> {
+        let Dropped { dev, model } = self;
+        let losses = model.acts.losses;
+        dev.fill(losses, 0.0).unwrap();
+        model.forward_to_train(dev.as_mut(), &mut NoHooks, SHAPE, AT).unwrap();
+        model.losses(dev.as_mut(), SHAPE).unwrap();
+        self.download(losses)
+    }
+
+    fn backward(&mut self) {
+        let Dropped { dev, model } = self;
+        model.forward_to_train(dev.as_mut(), &mut NoHooks, SHAPE, AT).unwrap();
+        model.backward(dev.as_mut(), SHAPE, AT, &mut NoHooks).unwrap();
+    }
+
+    fn download(&mut self, tensor: Tensor) -> Vec<f32> {
+        let mut host = vec![f32::NAN; tensor.len];
+        download_f32(self.dev.as_mut(), &mut host, tensor).unwrap();
+        host
+    }
+}
+
+fn cpu() -> Box<dyn Ops> {
+    Box::new(Cpu::new(Precision::F32).unwrap())
+}
+
+/// Moves each tensor of each layer along its gradient, and compares the change of the loss.
+#[test]
+fn gradients_are_those_of_the_masked_loss() {
+    let mut model = Dropped::new(cpu(), DropoutRates { embd: 0.2, attn: 0.3, resid: 0.4 });
+    model.backward();
+    for spec in &PARAMS {
+        for l in 0..spec.layers(&CONFIG) {
+            let weights = model.model.weights.get(spec.param, l);
+            let gradient = model.model.grad(spec.param, l);
+            let (at, gradient) = (model.download(weights), model.download(gradient));
+            let squared: f64 = gradient.iter().map(|&g| f64::from(g).powi(2)).sum();
+            // The gradient's own direction, in which the loss changes by 0.004 in all.
+            let step = 0.002 / squared;
+            let mut mean_at = |sign: f64| {
+                let moved: Vec<f32> =
+                    at.iter().zip(&gradient).map(|(&w, &g)| w + (sign * step) as f32 * g).collect();
+                upload_f32(model.dev.as_mut(), weights, &moved).unwrap();
+                let losses = model.losses();
+                losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / losses.len() as f64
+            };
+            let change = (mean_at(1.0) - mean_at(-1.0)) / (2.0 * step * squared);
+            upload_f32(model.dev.as_mut(), weights, &at).unwrap();
+            assert!(
+                (change - 1.0).abs() <= 0.005,
+                "d{}, layer {l}: {change} of the expected change",
+                spec.name
+            );
+        }
+    }
+}
+
+/// Kernels draw the masks of the CPU.
+#[test]
+fn kernels_drop_what_the_cpu_drops() {
+    let rates = DropoutRates { embd: 0.2, attn: 0.0, resid: 0.4 };
+    let mut want = Dropped::new(cpu(), rates);
+    for matmul in [MatmulChoice::Own, MatmulChoice::Fastest] {
+        let driver = emulated::open(Dtype::F32, EmulatorOptions::default()).unwrap();
+        let (dtype, tf32, gelu_fusion, deterministic, graphs) = (Dtype::F32, false, 2, true, false);
+        let options = CudaOptions { dtype, tf32, gelu_fusion, deterministic, matmul, graphs };
+        let mut got = Dropped::new(Box::new(Cuda::new(driver, options)), rates);
+        assert_close("losses", &got.losses(), &want.losses(), 1e-5);
+        got.backward();
+        want.backward();
+        for spec in &PARAMS {
+            for l in 0..spec.layers(&CONFIG) {
+                let (of_got, of_want) = (got.model.grad(spec.param, l), want.model.grad(spec.param, l));
+                let what = format!("d{}, layer {l}", spec.name);
+                assert_close(&what, &got.download(of_got), &want.download(of_want), 1e-5);
+            }
+        }
+    }
+}
+
+/// A run that resumes has the rates and the masks of its checkpoint, and says if they change.
+#[test]
+fn a_resumed_run_draws_the_same_masks() {
+    let corpus = Corpus::new();
+    let run = |flags: &str| {
+        stdout(&succeed(
+            corpus.train().args("-l 1e-3 -d 64 -n 3 -v 3 -m 2".split(' ')).args(flags.split(' ')),
+        ))
+    };
+    let warnings = |text: &str| -> Vec<String> {
+        text.lines().filter_map(|line| line.strip_prefix("WARNING: ")).map(str::to_owned).collect()
+    };
+    let plain = run("-x 9 -o plain");
+    let whole = run("-x 9 --dropout 0.1 --attn-dropout 0.3 -o whole");
+    // Evaluation has no dropout: before the first step both models are the same.
+    let first_val = |text: &str| text.lines().find(|line| line.starts_with("val loss")).map(str::to_owned);
+    assert!(first_val(&plain).is_some() && first_val(&plain) == first_val(&whole), "{plain}{whole}");
+
+    let resume = |flags: &str| {
+        common::forget_after(&corpus.path("parts"), 3);
+        warnings(&run(&format!("-x 9 -o parts -y 1{flags}")))
+    };
+    run("-x 9 --dropout 0.1 --attn-dropout 0.3 -o parts");
+    assert_eq!(resume(""), Vec::<String>::new());
+    assert_eq!(losses(&corpus.path("whole")), losses(&corpus.path("parts")));
+    assert_eq!(
+        resume(" --dropout 0.2 --seed 7"),
+        [
+            "--attn-dropout 0.2: the run so far used 0.3",
+            "--embd-dropout 0.2: the run so far used 0.1",
+            "--resid-dropout 0.2: the run so far used 0.1",
+            "--seed 7: the run so far used 42",
+        ]
+    );
+    assert_ne!(losses(&corpus.path("whole")), losses(&corpus.path("parts")));
+}
+
+#[test]
+fn rates_out_of_range_are_refused() {
+    let corpus = Corpus::new();
+    for flag in ["--dropout", "--embd-dropout", "--attn-dropout", "--resid-dropout"] {
+        for rate in ["1", "-0.1", "nan", "x"] {
+            let words = [flag, "expected a number of at least 0 and below 1", rate];
+            refuse(corpus.train().args([flag, rate]), &words);
+        }
+    }
+}
