@@ -19,6 +19,8 @@ use warpsmith::data::mask::MaskedShardWriter;
 use warpsmith::data::tokenizer::TokenizerId;
 use warpsmith::device::compare::close;
 use warpsmith::device::cpu::{Cpu, matmul::Precision};
+use warpsmith::device::cuda::emulated::{self, EmulatorOptions};
+use warpsmith::device::cuda::{Cuda, CudaOptions, MatmulChoice};
 use warpsmith::model::activations::Recompute;
 use warpsmith::model::{BatchShape, ModelOptions};
 use warpsmith::ops::{IGNORED, Ops};
@@ -31,6 +33,7 @@ use warpsmith::params::{PARAMS, ParamLayout};
 use warpsmith::replica::peers::Peers;
 use warpsmith::replica::{ReplicaOptions, ReplicaPlan};
 use warpsmith::sharding::{Partition, Sharding, ZeroStage};
+use warpsmith::tensor::Dtype;
 
 const T: usize = 16;
 
@@ -270,6 +273,33 @@ fn packed_documents_are_the_documents_one_by_one() {
     let alone = rank(&recipe, Peers::alone(), &mut || batches.next().unwrap(), recorded.counted);
     assert_is("one by one", &alone, &recorded.pytorch);
     assert_is("packed", &step(&Recipe::new(2, 1, 3), &recorded), &alone);
+}
+
+/// Kernels agree with the CPU, and CUDA graphs change no bit.
+#[test]
+fn kernels_take_the_same_step() {
+    let recorded = Recorded::new();
+    let config = ModelConfig { maxT: T, V: 96, Vp: 128, L: 2, NH: 1, C: 64, qkv_bias: true };
+    let plain = Recipe { config, ..Recipe::new(2, 1, 3) };
+    let want = step(&plain, &recorded);
+    let device = |graphs| {
+        let driver = emulated::open(Dtype::F32, EmulatorOptions::default()).unwrap();
+        let (tf32, gelu_fusion, deterministic, matmul) = (false, 0, true, MatmulChoice::Own);
+        let dtype = Dtype::F32;
+        let options = CudaOptions { dtype, tf32, gelu_fusion, deterministic, matmul, graphs };
+        Box::new(Cuda::new(driver, options)) as Box<dyn Ops>
+    };
+    let queued = step(&Recipe { device: &|| device(false), ..plain }, &recorded);
+    assert!((queued.loss / want.loss - 1.0).abs() <= 1e-5, "{}, expected {}", queued.loss, want.loss);
+    let error = distance(&queued.grads, &want.grads);
+    assert!(error <= 1e-5, "the gradient is off by {error:e}");
+    let graphs = step(&Recipe { device: &|| device(true), ..plain }, &recorded);
+    assert!((graphs.loss, &graphs.grads) == (queued.loss, &queued.grads));
+    let ranks = Recipe { device: &|| device(false), stage: ZeroStage::Zero3, config, ..Recipe::new(1, 2, 3) };
+    let error = distance(&step(&ranks, &recorded).grads, &want.grads);
+    assert!(error <= 1e-5, "on two ranks the gradient is off by {error:e}");
+    let leaking = Recipe { device: &|| device(false), fault: &documents_leak, ..plain };
+    assert!(distance(&step(&leaking, &recorded).grads, &want.grads) > 1e-2, "a leak goes unnoticed");
 }
 
 /// The target of each row, whether it counts or not: the next input, as far as it is in the batch.
