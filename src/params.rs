@@ -1,6 +1,8 @@
 //! The sixteen parameter tensors of GPT-2: one table that drives allocation, initialization, weight
 //! decay, checkpoints, tests and error messages.
 
+pub mod select;
+
 use crate::config::ModelConfig;
 
 /// A parameter tensor, in the order of llm.c's checkpoint files.
@@ -108,6 +110,11 @@ impl ParamSpec {
     /// Number of layers that have this tensor: L, or 1.
     pub fn layers(&self, config: &ModelConfig) -> usize {
         if self.per_layer { config.L } else { 1 }
+    }
+
+    /// Whether it is a matrix of the transformer blocks: all but the embeddings.
+    pub fn is_block_matrix(&self) -> bool {
+        self.is_matrix && self.per_layer
     }
 
     /// Elements of one layer's tensor.

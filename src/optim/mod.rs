@@ -1,7 +1,8 @@
-//! From gradients to parameters: the optimizer, the learning-rate schedule, loss scaling, and the detection
-//! of outlier steps.
+//! From gradients to parameters: the optimizer, the learning-rate schedule, loss scaling, and the
+//! detection of outlier steps.
 
 pub mod loss_scale;
+pub mod lr_scale;
 pub mod optimizer;
 pub mod outlier;
 pub mod schedule;

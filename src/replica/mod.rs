@@ -9,7 +9,7 @@ use crate::config::ModelConfig;
 use crate::model::decode::Decoder;
 use crate::model::{GPT2, ModelOptions, init};
 use crate::ops::{Ops, plan_scratch};
-use crate::optim::optimizer::{HyperParams, Optimizer};
+use crate::optim::optimizer::{HyperParams, Optimizer, OptimizerOptions};
 use crate::sharding::{ParamBuffer, ZeroStage};
 use crate::tensor::MemoryPlan;
 use anyhow::Result;
@@ -20,10 +20,11 @@ use zero::{ZeroBuffers, ZeroState};
 const RESERVED_BYTES: usize = 1 << 30;
 
 /// The options that, with the shape of the model, fix the memory of a [`Replica`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct ReplicaOptions {
     pub model: ModelOptions,
     pub hyper: HyperParams,
+    pub optimizer: OptimizerOptions,
     pub use_master_weights: bool,
     /// Positions in the cache of the decoder; `None` if no samples are drawn.
     pub decode_context: Option<usize>,
@@ -73,7 +74,7 @@ impl ReplicaPlan {
             sharding.stored(ZeroStage::Zero1),
             dtype,
             options.use_master_weights,
-            options.hyper,
+            (options.hyper, options.optimizer.clone()),
             &mut memory,
         );
         let context = options.decode_context;
@@ -91,7 +92,7 @@ impl ReplicaPlan {
         // A batch that fills the buffers, which may be planned for longer questions.
         let B = model.B.max(model.min_rows.div_ceil(model.T));
         let bytes = |B: usize| {
-            let options = ReplicaOptions { model: ModelOptions { B, ..model }, ..self.options };
+            let options = ReplicaOptions { model: ModelOptions { B, ..model }, ..self.options.clone() };
             Self::new(self.config, options, dev).map(|plan| plan.memory.size_bytes())
         };
         let (at_B, one_more) = (bytes(B)?, bytes(B + 1)?);

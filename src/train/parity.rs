@@ -8,7 +8,7 @@ use crate::data::loader::Batch;
 use crate::model::activations::Recompute;
 use crate::model::{BatchShape, ModelOptions};
 use crate::ops::Ops;
-use crate::optim::optimizer::HyperParams;
+use crate::optim::optimizer::{HyperParams, OptimizerOptions};
 use crate::params::{PARAMS, ParamLayout};
 use crate::replica::peers::Peers;
 use crate::replica::{Replica, ReplicaOptions, ReplicaPlan};
@@ -174,7 +174,13 @@ fn replica(config: &ModelConfig, shape: BatchShape, dev: Box<dyn Ops>) -> Result
         logits_bytes: dev.logits_bytes(),
         sharding: Sharding::NONE,
     };
-    let options = ReplicaOptions { model, hyper: HYPER, use_master_weights: true, decode_context: None };
+    let options = ReplicaOptions {
+        model,
+        hyper: HYPER,
+        optimizer: OptimizerOptions::default(),
+        use_master_weights: true,
+        decode_context: None,
+    };
     ReplicaPlan::new(*config, options, dev.as_ref())?.allocate(dev, Peers::alone(), false)
 }
 

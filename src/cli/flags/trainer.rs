@@ -6,6 +6,7 @@
 
 mod groups;
 pub mod presets;
+mod update;
 
 use crate::cli::{Parsed, parse, values};
 use crate::device::open::DeviceName;
@@ -17,6 +18,7 @@ use std::ffi::OsString;
 use std::time::{Duration, Instant, SystemTime};
 
 pub use groups::*;
+pub use update::UpdateFlags;
 
 /// Which of the two programs these are the flags of. They differ in the devices they know, and in
 /// defaults.
@@ -57,6 +59,8 @@ pub struct TrainArgs {
     pub batch: BatchFlags,
     #[command(flatten)]
     pub optim: OptimFlags,
+    #[command(flatten)]
+    pub update: UpdateFlags,
     #[command(flatten)]
     pub eval: EvalFlags,
     #[command(flatten)]
