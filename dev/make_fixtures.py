@@ -20,6 +20,7 @@ from pathlib import Path
 os.environ["ATEN_CPU_CAPABILITY"] = "avx2"
 os.environ["MKL_CBWR"] = "COMPATIBLE"
 
+import muon
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -33,6 +34,7 @@ OUT = Path(__file__).resolve().parent.parent / "tests" / "fixtures"
 B, T, STEPS = 3, 16, 20
 RECIPE = {"lr": 1e-3, "warmup": 4, "final_fraction": 0.1, "weight_decay": 0.1}
 DROPOUT = {"embd": 0.1, "attn": 0.2, "resid": 0.3}
+MUON_LR = 0.02
 # Ten steps on the batch of the debug state, as in llm.c's test_gpt2.cu.
 OVERFIT = {"steps": 10, "accum": 1, "lr": 1e-4, "warmup": 0, "final_fraction": 1.0, "weight_decay": 0.0}
 
@@ -80,9 +82,9 @@ def micro_batches(tokens: torch.Tensor, T: int) -> list[tuple[torch.Tensor, torc
     ]
 
 
-def trajectory(model: GPT2, data: list, accum: int, dtype: torch.dtype) -> dict[str, list[float]]:
+def trajectory(model: GPT2, data: list, accum: int, dtype: torch.dtype, **more: float) -> dict[str, list[float]]:
     trained = copy.deepcopy(model).to(dtype)
-    records = list(train(trained, trained, iter(data), steps=STEPS, accum=accum, **RECIPE))
+    records = list(train(trained, trained, iter(data), steps=STEPS, accum=accum, **RECIPE, **more))
     return {key: [record[key] for record in records] for key in ("loss", "norm", "lr")}
 
 
@@ -112,6 +114,10 @@ def write_model_fixture(name: str, qkv_bias: bool) -> None:
         runs = {"f64": trajectory(model, data, accum, torch.float64), "f32": trajectory(model, data, accum, torch.float32)}
         scalars[f"train_accum{accum}"] = runs
     if qkv_bias:
+        muon.check()
+        runs = {"f64": trajectory(model, data, 1, torch.float64, muon_lr=MUON_LR)}
+        runs["f32"] = trajectory(model, data, 1, torch.float32, muon_lr=MUON_LR)
+        write_json(directory / "muon.json", {"muon_lr": MUON_LR, "muon_momentum": 0.95} | runs)
         write_debug_state(str(directory / "debug_state.bin"), *micro_batches(tokens, T)[0], steps[f"T{T}"])
         batch = itertools.repeat(micro_batches(tokens, T)[0])
         scalars["overfit"] = [record["loss"] for record in train(exact, exact, batch, **OVERFIT)]

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from flags import add_model_flags
 from gpt2 import GPT2, Config, init_weights, stack_layers, to_huggingface
 from llmc_files import batches, write_model
+from muon import Muon, block_matrices
 
 Logits = Callable[[torch.Tensor], torch.Tensor]
 
@@ -81,18 +82,24 @@ def clip_gradients(model: torch.nn.Module, max_norm: float) -> float:
 
 def train(
     model: torch.nn.Module, forward: Logits, data: Iterator, steps: int, accum: int, lr: float, warmup: int,
-    final_fraction: float, weight_decay: float, bf16: bool = False,
+    final_fraction: float, weight_decay: float, bf16: bool = False, muon_lr: float | None = None,
 ) -> Iterator[dict]:  # fmt: skip
-    """Yields the step, loss, norm (before clipping to 1.0) and lr of each step."""
-    optimizer = adamw(model.parameters(), weight_decay, lr=lr)
+    """Yields the step, loss, norm (before clipping to 1.0) and lr of each step. With `muon_lr`, Muon updates the
+    matrices of the blocks."""
+    groups = block_matrices(model) if muon_lr else []
+    taken = {id(p) for group in groups for p in group["params"]}
+    optimizers: list = [adamw((p for p in model.parameters() if id(p) not in taken), weight_decay, lr=lr)]
+    if muon_lr:
+        optimizers.append(Muon(groups, lr=muon_lr, weight_decay=weight_decay))
     for step in range(steps):
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss = accumulate(forward, [next(data) for _ in range(accum)], bf16)
         norm = clip_gradients(model, 1.0)
         step_lr = cosine(step, steps, lr, warmup, final_fraction)
-        for group in optimizer.param_groups:
-            group["lr"] = step_lr
-        optimizer.step()
+        for optimizer, max_lr in zip(optimizers, (lr, muon_lr)):
+            for group in optimizer.param_groups:
+                group["lr"] = step_lr * (max_lr / lr)
+            optimizer.step()
         yield {"step": step, "loss": loss, "norm": norm, "lr": step_lr}
 
 

@@ -33,8 +33,9 @@ impl Kind {
 
 /// Parameters, as f32 (version 3) or bf16 (version 5).
 pub static MODEL: Kind = Kind::new(20240326, "a model", &[3, 5]);
-/// Moments, master weights and the position of the data loader.
-pub static STATE: Kind = Kind::new(20240527, "an optimizer state", &[1]);
+/// Moments, master weights and the position of the data loader. Version 2 is ours, for optimizers
+/// that llm.c does not have.
+pub static STATE: Kind = Kind::new(20240527, "an optimizer state", &[1, 2]);
 pub static TOKENIZER: Kind = Kind::new(20240328, "a tokenizer", &[1, 2]);
 /// Tokens of vocabularies as small as GPT-2's.
 pub static SHARD: Kind = Kind {

@@ -99,7 +99,7 @@ impl State {
                 self.micro_step += 1;
             }
             Call::Classifier(args) if args.dloss.is_some() => self.phase = Phase::Backward,
-            Call::NormSquared { .. } | Call::AdamW(_) => self.phase = Phase::Update,
+            Call::NormSquared { .. } | Call::AdamW(_) | Call::MuonMomentum(_) => self.phase = Phase::Update,
             _ => {}
         }
     }

@@ -18,6 +18,7 @@ mod buffer;
 mod call;
 mod dropout;
 mod floats;
+mod muon;
 mod observed;
 mod stamps;
 
@@ -25,6 +26,7 @@ pub use buffer::{Buffer, Place};
 pub use call::{Access, Call, CallDevice};
 pub use dropout::{Dropout, DropoutState, Mask, philox};
 pub use floats::{download_f32, upload_f32};
+pub use muon::{MuonMomentum, MuonStep, NewtonSchulz};
 pub use observed::{Observed, Observer};
 pub use stamps::HostStamps;
 
@@ -403,8 +405,8 @@ pub struct Classifier {
 ///
 /// m = lerp(g, m, beta1); v = lerp(g², v, beta2); p -= lr (m̂ / (sqrt(v̂) + eps) + decay p)
 ///
-/// If parameters are narrower than f32, the f32 result is rounded stochastically, so that it is
-/// right on average.
+/// If parameters, or m and v, are narrower than f32, the f32 result is rounded stochastically, so
+/// that it is right on average.
 ///
 /// All tensors have the same length. On a CUDA device 16 bytes of its floating-point type must
 /// divide that length, and each tensor must start at a multiple of 16 bytes.
@@ -414,6 +416,7 @@ pub struct AdamW {
     /// Master weights: the f32 copy of the parameters that takes the step in their place. The
     /// parameters become its rounded image.
     pub master: Option<Tensor>,
+    /// f32 or bf16, as v.
     pub m: Tensor,
     pub v: Tensor,
     pub grads: Tensor,
@@ -478,6 +481,12 @@ pub trait Ops: Device {
     fn classifier(&mut self, args: Classifier) -> Result<()>;
 
     fn adamw(&mut self, args: AdamW) -> Result<()>;
+
+    fn muon_momentum(&mut self, args: MuonMomentum) -> Result<()>;
+
+    fn newton_schulz(&mut self, args: NewtonSchulz) -> Result<()>;
+
+    fn muon_step(&mut self, args: MuonStep) -> Result<()>;
 
     /// dst += src, of the same type; each sum is formed in f32 and rounded to nearest. Lengths and
     /// starts on a CUDA device are as for [`AdamW`].

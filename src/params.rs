@@ -2,6 +2,7 @@
 //! decay, checkpoints, tests and error messages.
 
 pub mod frozen;
+pub mod select;
 
 use crate::config::ModelConfig;
 use frozen::Frozen;
@@ -111,6 +112,11 @@ impl ParamSpec {
     /// Number of layers that have this tensor: L, or 1.
     pub fn layers(&self, config: &ModelConfig) -> usize {
         if self.per_layer { config.L } else { 1 }
+    }
+
+    /// Whether it is a matrix of the transformer blocks: all but the embeddings.
+    pub fn is_block_matrix(&self) -> bool {
+        self.is_matrix && self.per_layer
     }
 
     /// Elements of one layer's tensor.

@@ -176,6 +176,11 @@ impl UnitLayout {
         tensors.map(|&(param, start)| (param, start..start + param.spec().len_per_layer(&self.config)))
     }
 
+    /// Rows and columns of one layer's tensor.
+    pub fn shape(&self, param: Param) -> (usize, usize) {
+        (param.spec().shape)(&self.config)
+    }
+
     /// The index of a unit's first element among all elements that are trained, padding not counted.
     pub fn first(&self, unit: usize) -> usize {
         self.units[..unit].iter().map(|unit| unit.used).sum()
@@ -252,6 +257,9 @@ pub struct ParamBuffer {
     pub layout: UnitLayout,
     /// The partition of each unit that is stored here.
     pub partition: Partition,
+    /// The elements of each unit that are stored here: those of the partition, unless some have no
+    /// use.
+    held: Vec<Range<usize>>,
     all: Tensor,
     units: Vec<Tensor>,
 }
@@ -262,18 +270,34 @@ impl ParamBuffer {
         layout: &UnitLayout,
         partition: Partition,
         dtype: Dtype,
+        names: (&'static str, &'static str),
+        plan: &mut MemoryPlan,
+    ) -> Self {
+        Self::plan_used(layout, partition, |unit| 0..layout.len(unit), dtype, names, plan)
+    }
+
+    /// Plans those elements of `partition` of each unit that are in its range `used`.
+    pub fn plan_used(
+        layout: &UnitLayout,
+        partition: Partition,
+        used: impl Fn(usize) -> Range<usize>,
+        dtype: Dtype,
         (arena, name): (&'static str, &'static str),
         plan: &mut MemoryPlan,
     ) -> Self {
-        let lens: Vec<usize> =
-            (0..layout.count_all()).map(|unit| layout.partition(unit, partition).len()).collect();
-        let all = plan.add(arena, name, dtype, lens.iter().sum());
-        let mut end = 0;
-        let cut = |len: &usize| {
-            end += len;
-            all.slice(end - len, *len)
+        let held = |unit| {
+            let Range { start, end } = layout.overlap(unit, partition, &used(unit));
+            start..end.max(start)
         };
-        ParamBuffer { layout: layout.clone(), partition, all, units: lens.iter().map(cut).collect() }
+        let held: Vec<Range<usize>> = (0..layout.count_all()).map(held).collect();
+        let all = plan.add(arena, name, dtype, held.iter().map(Range::len).sum());
+        let mut end = 0;
+        let cut = |held: &Range<usize>| {
+            end += held.len();
+            all.slice(end - held.len(), held.len())
+        };
+        let units = held.iter().map(cut).collect();
+        ParamBuffer { layout: layout.clone(), partition, held, all, units }
     }
 
     /// Plans full units that are resident only while a pass uses them: the shared unit, and two
@@ -295,7 +319,8 @@ impl ParamBuffer {
             all.slice(start + beside, layout.len(unit))
         };
         let units = (0..layout.count_all()).map(place).collect();
-        ParamBuffer { layout: layout.clone(), partition: Partition::WHOLE, all, units }
+        let held = (0..layout.count_all()).map(|unit| 0..layout.len(unit)).collect();
+        ParamBuffer { layout: layout.clone(), partition: Partition::WHOLE, held, all, units }
     }
 
     /// Units whose memory is also, at least in part, that of `unit`, which is one of them unless it
@@ -369,9 +394,9 @@ impl ParamBuffer {
 
     /// The stored part of elements `range` of a unit: its offset in `range`, and the tensor.
     pub fn overlap(&self, unit: usize, range: Range<usize>) -> Option<(usize, Tensor)> {
-        let stored = self.layout.partition(unit, self.partition).start;
-        let overlap = self.layout.overlap(unit, self.partition, &range);
-        let tensor = || self.units[unit].slice(overlap.start - stored, overlap.len());
+        let held = &self.held[unit];
+        let overlap = intersection(held, &range);
+        let tensor = || self.units[unit].slice(overlap.start - held.start, overlap.len());
         (!overlap.is_empty()).then(|| (overlap.start - range.start, tensor()))
     }
 

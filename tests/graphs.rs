@@ -15,7 +15,7 @@ use warpsmith::model::activations::Recompute;
 use warpsmith::model::hooks::NoHooks;
 use warpsmith::model::{BatchShape, ModelOptions, dropout};
 use warpsmith::ops::Place;
-use warpsmith::optim::optimizer::HyperParams;
+use warpsmith::optim::optimizer::{HyperParams, OptimizerOptions};
 use warpsmith::params::ParamLayout;
 use warpsmith::params::frozen::Frozen;
 use warpsmith::replica::peers::Peers;
@@ -201,7 +201,13 @@ impl Recipe {
             frozen: Frozen::default(),
         };
         let hyper = HyperParams { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 1.0 };
-        let options = ReplicaOptions { model, hyper, use_master_weights: true, decode_context: None };
+        let options = ReplicaOptions {
+            model,
+            hyper,
+            optimizer: OptimizerOptions::default(),
+            use_master_weights: true,
+            decode_context: None,
+        };
         let plan = ReplicaPlan::new(self.config, options, dev.as_ref()).unwrap();
         plan.allocate(dev, Peers::alone(), false).unwrap()
     }

@@ -82,6 +82,8 @@ proptest! {
             num_processes: 1,
             rank: 0,
             use_master_weights: master,
+            muon: false,
+            dtype: Dtype::F32,
             rng_state,
             rng_state_last_update,
             loader: warpsmith::data::loader::LoaderState {

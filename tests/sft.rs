@@ -24,7 +24,7 @@ use warpsmith::device::cuda::{Cuda, CudaOptions, MatmulChoice};
 use warpsmith::model::activations::Recompute;
 use warpsmith::model::{BatchShape, ModelOptions};
 use warpsmith::ops::{IGNORED, Ops};
-use warpsmith::optim::optimizer::HyperParams;
+use warpsmith::optim::optimizer::{HyperParams, OptimizerOptions};
 use warpsmith::parallel::environment::Process;
 use warpsmith::parallel::queue::HostQueue;
 use warpsmith::parallel::transport::testing::Threads;
@@ -166,7 +166,8 @@ fn rank(recipe: &Recipe, peers: Peers, next_batch: &mut dyn FnMut() -> Batch, co
     let (dropout, frozen) = (DropoutRates::NONE, Frozen::default());
     let model = ModelOptions { B, T, min_rows: 0, recompute, dropout, logits_bytes, sharding, frozen };
     let hyper = HyperParams { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.0, grad_clip: 0.0 };
-    let options = ReplicaOptions { model, hyper, use_master_weights: false, decode_context: None };
+    let (optimizer, use_master_weights) = (OptimizerOptions::default(), false);
+    let options = ReplicaOptions { model, hyper, optimizer, use_master_weights, decode_context: None };
     let dev = (recipe.device)();
     let plan = ReplicaPlan::new(config, options, dev.as_ref()).unwrap();
     let mut replica = plan.allocate(dev, peers, false).unwrap();

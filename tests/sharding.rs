@@ -14,7 +14,7 @@ use warpsmith::model::activations::Recompute;
 use warpsmith::model::dropout;
 use warpsmith::model::{BatchShape, ModelOptions};
 use warpsmith::ops::Ops;
-use warpsmith::optim::optimizer::HyperParams;
+use warpsmith::optim::optimizer::{HyperParams, Muon, OptimizerOptions, StateType};
 use warpsmith::parallel::environment::Process;
 use warpsmith::parallel::queue::HostQueue;
 use warpsmith::parallel::transport::testing::{Delayed, Threads};
@@ -40,6 +40,8 @@ struct Recipe {
     recompute: Recompute,
     /// 0: not clipped. A sharded norm is summed in another order, so clipping changes last bits.
     grad_clip: f32,
+    muon: bool,
+    state: StateType,
     /// The type of the emulated device; `None` for the CPU.
     kernels: Option<Dtype>,
     /// Whether micro-steps without collectives are CUDA graphs.
@@ -64,6 +66,8 @@ impl Recipe {
             reduce_every_micro_step: false,
             recompute: Recompute::Gelu,
             grad_clip: 0.0,
+            muon: false,
+            state: StateType::F32,
             kernels: None,
             graphs: false,
             seed: 0,
@@ -111,7 +115,9 @@ impl Recipe {
         };
         let hyper =
             HyperParams { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: self.grad_clip };
-        ReplicaOptions { model, hyper, use_master_weights: true, decode_context: None }
+        let muon = self.muon.then_some(Muon { lr_ratio: 20.0, momentum: 0.95 });
+        let optimizer = OptimizerOptions { muon, state: self.state, ..OptimizerOptions::default() };
+        ReplicaOptions { model, hyper, optimizer, use_master_weights: true, decode_context: None }
     }
 
     fn loader(&self, corpus: &Corpus, rank: usize) -> DataLoader {
@@ -170,13 +176,20 @@ fn rank(recipe: &Recipe, corpus: &Corpus, peers: Peers) -> Outcome {
     let Replica { zero, dev, optimizer, .. } = &mut replica;
     let params = zero.params().clone();
     let stored = [&params, &optimizer.m, &optimizer.v].into_iter().chain(&optimizer.master);
-    let len = ParamLayout::new(&recipe.config).len();
-    let tensors = stored.map(|tensors| {
-        let mut all = vec![f32::NAN; len];
-        zero.download(dev.as_mut(), tensors, None, 0, &mut all).unwrap();
-        all
-    });
-    Outcome { losses, norms, tensors: tensors.collect(), memory }
+    let layout = ParamLayout::new(&recipe.config);
+    let mut tensors = Vec::new();
+    for (kind, buffer) in stored.enumerate() {
+        let mut all = Vec::new();
+        // There is no v of Muon's matrices.
+        for spec in PARAMS.iter().filter(|spec| !(recipe.muon && kind == 2 && spec.is_block_matrix())) {
+            let range = layout.range(spec.param);
+            let mut values = vec![f32::NAN; range.len()];
+            zero.download(dev.as_mut(), buffer, None, range.start, &mut values).unwrap();
+            all.extend(values);
+        }
+        tensors.push(all);
+    }
+    Outcome { losses, norms, tensors, memory }
 }
 
 /// Runs all ranks and returns the outcome of rank 0. Losses and norms must be the same on all.
@@ -284,6 +297,62 @@ fn masks_do_not_depend_on_recomputation() {
     let want = run(&recipe(Recompute::Nothing), &corpus);
     for recompute in [Recompute::Gelu, Recompute::GeluAndLayernorm] {
         assert_same_tensors(&format!("{recompute:?}"), &run(&recipe(recompute), &corpus), &want);
+    }
+}
+
+#[test]
+fn every_stage_takes_the_same_steps_of_muon() {
+    let corpus = Corpus::new();
+    for layers in [1, 2, 3] {
+        let alone = run(&Recipe { muon: true, ..Recipe::cpu(layers, 1, 4) }, &corpus);
+        assert_ne!(alone.losses, run(&Recipe::cpu(layers, 1, 4), &corpus).losses);
+        for world_size in [2, 4] {
+            let recipe = Recipe { muon: true, ..Recipe::cpu(layers, world_size, 4 / world_size) };
+            let replicated = run(&recipe, &corpus);
+            assert_alike("ranks", &replicated, &alone, 1e-4);
+            for stage in [ZeroStage::Zero1, ZeroStage::Zero2, ZeroStage::Zero3] {
+                let what = format!("{layers} layers, {world_size} ranks, {stage:?}");
+                let sharded = run(&Recipe { stage, ..recipe }, &corpus);
+                assert_alike(&what, &sharded, &replicated, 1e-4);
+                if stage == ZeroStage::Zero1 || recipe.grad_accum_steps == 1 {
+                    assert_same_tensors(&what, &sharded, &replicated);
+                }
+            }
+        }
+    }
+}
+
+/// The random bits of rounding follow the parameters, not the ranks.
+#[test]
+fn a_narrow_state_has_the_same_bits_however_it_is_divided() {
+    let corpus = Corpus::new();
+    for muon in [false, true] {
+        let recipe = Recipe { muon, state: StateType::Bf16, ..Recipe::cpu(2, 2, 1) };
+        let replicated = run(&recipe, &corpus);
+        let wide = run(&Recipe { state: StateType::F32, ..recipe }, &corpus);
+        assert_ne!(replicated.tensors, wide.tensors);
+        assert_alike("bf16 state", &replicated, &wide, 2e-2);
+        for stage in [ZeroStage::Zero1, ZeroStage::Zero2, ZeroStage::Zero3] {
+            let what = format!("muon: {muon}, {stage:?}");
+            assert_same_tensors(&what, &run(&Recipe { stage, ..recipe }, &corpus), &replicated);
+        }
+    }
+}
+
+#[test]
+fn kernels_take_the_same_steps_of_muon_in_every_stage() {
+    let corpus = Corpus::new();
+    for dtype in [Dtype::F32, Dtype::Bf16] {
+        let recipe = Recipe { muon: true, state: StateType::Bf16, ..Recipe::emulated(dtype, 2) };
+        let replicated = run(&recipe, &corpus);
+        for stage in [ZeroStage::Zero1, ZeroStage::Zero2, ZeroStage::Zero3] {
+            let what = format!("{dtype:?}, {stage:?}");
+            let sharded = run(&Recipe { stage, ..recipe }, &corpus);
+            assert_alike(&what, &sharded, &replicated, if dtype == Dtype::F32 { 1e-4 } else { 2e-2 });
+            if stage == ZeroStage::Zero1 {
+                assert_same_tensors(&what, &sharded, &replicated);
+            }
+        }
     }
 }
 

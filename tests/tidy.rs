@@ -25,7 +25,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("device", &["libraries", "ops", "simd", "tensor", "words"]),
     ("sharding", &["config", "ops", "params", "tensor"]),
     ("model", &["config", "ops", "params", "rng", "sharding", "tensor"]),
-    ("optim", &["ops", "params", "sharding", "tensor"]),
+    ("optim", &["config", "ops", "params", "sharding", "tensor"]),
     ("data", &["files", "llmc", "rng", "words"]),
     ("checkpoint", &["config", "data", "files", "llmc", "params", "rng", "tensor"]),
     ("parallel", &["files", "libraries", "ops", "tensor"]),

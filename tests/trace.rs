@@ -13,7 +13,7 @@ use warpsmith::data::loader::Batch;
 use warpsmith::model::activations::Recompute;
 use warpsmith::model::{BatchShape, ModelOptions};
 use warpsmith::ops::Device;
-use warpsmith::optim::optimizer::HyperParams;
+use warpsmith::optim::optimizer::{HyperParams, OptimizerOptions};
 use warpsmith::parallel::environment::Process;
 use warpsmith::params::frozen::Frozen;
 use warpsmith::recorder::{Event, Log};
@@ -63,7 +63,13 @@ fn recorded(dtype: Dtype, world_size: usize, stage: ZeroStage) -> Vec<(String, S
         frozen: Frozen::default(),
     };
     let hyper = HyperParams { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.0, grad_clip: 1.0 };
-    let options = ReplicaOptions { model, hyper, use_master_weights: true, decode_context: None };
+    let options = ReplicaOptions {
+        model,
+        hyper,
+        optimizer: OptimizerOptions::default(),
+        use_master_weights: true,
+        decode_context: None,
+    };
     let plan = ReplicaPlan::new(CONFIG, options, &dev).unwrap();
     let memory = plan.memory.clone();
     let peers = match world_size {

@@ -7,6 +7,7 @@ use warpsmith::cli::values;
 use warpsmith::config::ModelConfig;
 use warpsmith::device::open::DeviceName;
 use warpsmith::model::activations::Recompute;
+use warpsmith::optim::optimizer::OptimizerKind;
 use warpsmith::roofline::kernels::StepShape;
 use warpsmith::tensor::Dtype;
 
@@ -81,6 +82,7 @@ impl Args {
             micro_steps: self.micro_steps,
             recompute: Recompute::Nothing,
             logits_rows: self.logits_rows,
+            optimizer: OptimizerKind::Adamw,
         };
         let step = |name: &String| {
             let config = match name.as_str() {

@@ -128,6 +128,24 @@ fn others(config: &ModelConfig, shape: &StepShape) -> Vec<Call> {
         Call::Sum { out: f32(1), src: f32(B * T) },
         // The matrices of a layer.
         Call::Add { dst: x(12 * C * C), src: x(12 * C * C) },
+        Call::MuonMomentum(MuonMomentum {
+            grads: x(12 * C * C),
+            m: f32(12 * C * C),
+            momentum: 0.95,
+            grad_scale: 0.5,
+            seed: 1,
+            first: 0,
+        }),
+        Call::MuonStep(MuonStep {
+            params: x(12 * C * C),
+            master: Some(f32(12 * C * C)),
+            direction: x(12 * C * C),
+            lr: 0.01,
+            scale: 1.0,
+            weight_decay: 0.1,
+            seed: 1,
+            first: 0,
+        }),
     ]
 }
 
@@ -144,8 +162,10 @@ fn as_recorded(kernel: Kernel, config: &ModelConfig) -> Kernel {
 
 /// Shortens the tensors of an operation that has no rows.
 fn few_elements(mut op: Op) -> Op {
-    use Call::{AdamW, Add, Fill, NormSquared, Sum};
-    if matches!(op.call, AdamW(_) | Add { .. } | NormSquared { .. } | Sum { .. } | Fill { .. }) {
+    use Call::{AdamW, Add, Fill, MuonMomentum, MuonStep, NormSquared, Sum};
+    let is_stream = matches!(op.call, AdamW(_) | MuonMomentum(_) | MuonStep(_) | Add { .. })
+        || matches!(op.call, NormSquared { .. } | Sum { .. } | Fill { .. });
+    if is_stream {
         op.call.for_each_tensor(|tensor, _| tensor.len = tensor.len.min(FEW_ELEMENTS));
     }
     op

@@ -209,6 +209,13 @@ fn outputs(call: &Call) -> Vec<Output> {
             outputs.extend([out("m", a.m, 0.0, 4), out("v", a.v, 0.0, 4)]);
             outputs
         }
+        MuonMomentum(a) => vec![out("grads", a.grads, 1.0, 4), out("m", a.m, 0.0, 4)],
+        // Errors of an iteration are amplified by the next, 3.4445-fold at most.
+        NewtonSchulz(a) => vec![out("x", a.x, 3.0 * 3.4445f64.powi(4), a.rows.max(a.columns))],
+        MuonStep(a) => {
+            let master = a.master.map(|master| out("master", master, 0.0, 4));
+            [out("params", a.params, 2.0, 4)].into_iter().chain(master).collect()
+        }
         Add { dst, .. } => vec![out("dst", dst, 1.0, 1)],
         NormSquared { out: o, ref src } => vec![out("out", o, 0.0, src.iter().map(|t| t.len).sum())],
         Sum { out: o, src } => vec![out("out", o, 0.0, src.len)],

@@ -35,7 +35,14 @@ pub(super) fn config(args: &StepArgs) -> Result<ModelConfig> {
 pub(super) fn run(args: &StepArgs, tokens: usize) -> Result<StepShape> {
     let (B, T) = (args.batch_size, args.sequence_length);
     let micro_steps = micro_steps(BATCH_FLAG, tokens, (B, T), 1)?;
-    Ok(StepShape { B, T, micro_steps, recompute: args.recompute, logits_rows: args.logits_rows })
+    Ok(StepShape {
+        B,
+        T,
+        micro_steps,
+        recompute: args.recompute,
+        logits_rows: args.logits_rows,
+        optimizer: args.optimizer,
+    })
 }
 
 /// Times measured on that GPU, and counts from the emulated device.

@@ -17,7 +17,6 @@ use super::state::StateReader;
 use super::stream::Sink;
 use crate::config::ModelConfig;
 use crate::files;
-use crate::params::ParamLayout;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -94,7 +93,7 @@ impl Saved {
 /// Opens the state file of `rank` in the checkpoint of `step`.
 fn open_state(dir: &Path, step: u64, rank: usize, config: &ModelConfig) -> Result<StateReader> {
     let path = state_path(dir, step, rank);
-    let reader = StateReader::open(&path, ParamLayout::new(config).len())?;
+    let reader = StateReader::open(&path, config)?;
     let found = (reader.state.step, reader.state.rank);
     ensure!(
         found == (step, rank),

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::slice::from_ref;
 
 const F32_VERSION: i32 = 3;
 const BF16_VERSION: i32 = 5;
@@ -72,7 +73,7 @@ impl ModelReader {
             &mut self.file,
             self.dtype,
             TensorKind::Params,
-            layout.len(),
+            from_ref(&(0..layout.len())),
             &mut |kind, start, values| {
                 let zero = |i: usize| !qkvb.contains(&(start + i)) || values[i] == 0.0;
                 ensure!(
@@ -108,7 +109,7 @@ pub(super) fn size(len: usize, dtype: Dtype) -> usize {
 
 /// The tensors of a model file.
 pub(super) fn sections(config: &ModelConfig, dtype: Dtype) -> Sections {
-    TensorKind::Params.sections(config, dtype, HEADER_BYTES)
+    TensorKind::Params.sections(config, dtype, HEADER_BYTES, |_| true)
 }
 
 /// Writes a model file, with [`TensorKind::Params`] from `source`.
@@ -141,5 +142,6 @@ pub(super) fn encode(
     }
     header.set(NO_QKV_BIAS, i32::from(!config.qkv_bias));
     header.write(out)?;
-    stream::write(out, dtype, TensorKind::Params, ParamLayout::new(config).len(), source)
+    let all = 0..ParamLayout::new(config).len();
+    stream::write(out, dtype, TensorKind::Params, from_ref(&all), source)
 }

@@ -18,6 +18,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
+use std::slice::from_ref;
 
 /// A checkpoint to write, without its tensors and the trainer's own state; or the best model so
 /// far, which is a model file alone.
@@ -73,8 +74,10 @@ impl Checkpoint {
     /// Those of `source`.
     pub fn copy(&self, source: &mut Source) -> Result<Option<Copied>> {
         let len = ParamLayout::new(&self.config).len();
-        let (model, state) =
-            (model_bin::size(len, self.dtype), self.state.as_ref().map_or(0, |state| state.size(len)));
+        let (model, state) = (
+            model_bin::size(len, self.dtype),
+            self.state.as_ref().map_or(0, |state| state.size(&self.config)),
+        );
         let needed = (model + state) as u64;
         if memory::available().is_some_and(|available| available < needed + needed / 8) {
             return Ok(None);
@@ -93,16 +96,17 @@ impl Checkpoint {
     /// # Errors
     /// Those of `source`.
     pub fn participate(&self, source: &mut Source) -> Result<()> {
-        let len = ParamLayout::new(&self.config).len();
-        let kinds = [TensorKind::Params].iter().chain(self.state.iter().flat_map(State::kinds));
-        kinds.into_iter().try_for_each(|&kind| stream::ask(kind, len, source))
+        let all = 0..ParamLayout::new(&self.config).len();
+        stream::ask(TensorKind::Params, from_ref(&all), source)?;
+        let Some(state) = &self.state else { return Ok(()) };
+        let mut kinds = state.kinds().iter();
+        kinds.try_for_each(|&kind| stream::ask(kind, &state.ranges(kind, &self.config), source))
     }
 
     fn encode(&self, part: Part, source: &mut Source, out: &mut dyn Write) -> Result<()> {
-        let len = ParamLayout::new(&self.config).len();
         match (part, &self.state) {
             (Part::Model, _) => model_bin::encode(&self.config, self.dtype, source, out),
-            (Part::State, Some(state)) => state::encode(state, len, source, out),
+            (Part::State, Some(state)) => state::encode(state, &self.config, source, out),
             (Part::State, None) => Ok(()),
         }
     }

@@ -3,11 +3,12 @@
 
 use super::digest::Sections;
 use crate::config::ModelConfig;
-use crate::params::{PARAMS, ParamLayout};
+use crate::params::{PARAMS, ParamLayout, ParamSpec};
 use crate::tensor::{self, Dtype};
 use anyhow::{Context, Result, bail};
 use half::bf16;
 use std::io::{Read, Write};
+use std::ops::Range;
 
 /// The kinds of tensor in a checkpoint. All have the layout of
 /// [`ParamLayout`](crate::params::ParamLayout).
@@ -31,14 +32,22 @@ impl TensorKind {
         }
     }
 
-    /// The tensors of this kind in a file, stored as `dtype` from byte `start` on.
-    pub(super) fn sections(self, config: &ModelConfig, dtype: Dtype, start: usize) -> Sections {
-        let (layout, size) = (ParamLayout::new(config), dtype.size());
-        let bytes = |range: std::ops::Range<usize>| {
-            (start + range.start * size) as u64..(start + range.end * size) as u64
+    /// The tensors of this kind in a file, stored as `dtype` from byte `start` on, those of
+    /// parameters that it `holds`.
+    pub(super) fn sections(
+        self,
+        config: &ModelConfig,
+        dtype: Dtype,
+        start: usize,
+        holds: impl Fn(&ParamSpec) -> bool,
+    ) -> Sections {
+        let (layout, mut end) = (ParamLayout::new(config), start as u64);
+        let section = |spec: &ParamSpec| {
+            let start = end;
+            end += (layout.range(spec.param).len() * dtype.size()) as u64;
+            (format!("{}{}", self.prefix(), spec.name), start..end)
         };
-        let name = |name: &str| format!("{}{name}", self.prefix());
-        PARAMS.iter().map(|spec| (name(spec.name), bytes(layout.range(spec.param)))).collect()
+        PARAMS.iter().filter(|spec| holds(spec)).map(section).collect()
     }
 }
 
@@ -64,22 +73,31 @@ pub(super) fn zeros(len: usize) -> Result<Vec<f32>> {
     Ok(values)
 }
 
-/// Calls `each` with the start and length of every chunk of `len` elements.
-fn chunks(len: usize, mut each: impl FnMut(usize, usize) -> Result<()>) -> Result<()> {
-    (0..len).step_by(CHUNK).try_for_each(|start| each(start, CHUNK.min(len - start)))
+/// Calls `each` with the start and length of every chunk of these elements.
+fn chunks(ranges: &[Range<usize>], mut each: impl FnMut(usize, usize) -> Result<()>) -> Result<()> {
+    let starts = |range: &Range<usize>| (range.clone().step_by(CHUNK), range.end);
+    ranges
+        .iter()
+        .map(starts)
+        .try_for_each(|(mut starts, end)| starts.try_for_each(|start| each(start, CHUNK.min(end - start))))
 }
 
-/// Writes `len` elements of `kind` as `dtype`.
+/// Memory for the largest chunk of these elements.
+fn buffer(ranges: &[Range<usize>]) -> Vec<f32> {
+    vec![0.0; ranges.iter().map(|range| range.len().min(CHUNK)).max().unwrap_or_default()]
+}
+
+/// Writes elements of `kind` as `dtype`.
 pub(super) fn write(
     out: &mut dyn Write,
     dtype: Dtype,
     kind: TensorKind,
-    len: usize,
+    ranges: &[Range<usize>],
     source: &mut Source,
 ) -> Result<()> {
-    let mut wide = vec![0.0; CHUNK.min(len)];
+    let mut wide = buffer(ranges);
     let mut writer = FloatWriter::new(out, dtype);
-    chunks(len, |start, n| {
+    chunks(ranges, |start, n| {
         source(kind, start, &mut wide[..n])?;
         writer.write(&wide[..n])
     })
@@ -112,22 +130,22 @@ impl<'a> FloatWriter<'a> {
 }
 
 /// Makes the calls of `source` that [`write`] makes.
-pub(super) fn ask(kind: TensorKind, len: usize, source: &mut Source) -> Result<()> {
-    let mut wide = vec![0.0; CHUNK.min(len)];
-    chunks(len, |start, n| source(kind, start, &mut wide[..n]))
+pub(super) fn ask(kind: TensorKind, ranges: &[Range<usize>], source: &mut Source) -> Result<()> {
+    let mut wide = buffer(ranges);
+    chunks(ranges, |start, n| source(kind, start, &mut wide[..n]))
 }
 
-/// Reads `len` elements of `kind`, stored as `dtype`, f32 or bf16.
+/// Reads elements of `kind`, stored as `dtype`, f32 or bf16.
 pub(super) fn read(
     input: &mut dyn Read,
     dtype: Dtype,
     kind: TensorKind,
-    len: usize,
+    ranges: &[Range<usize>],
     sink: &mut Sink,
 ) -> Result<()> {
-    let mut wide = vec![0.0; CHUNK.min(len)];
+    let mut wide = buffer(ranges);
     let mut narrow = vec![bf16::ZERO; if dtype == Dtype::Bf16 { wide.len() } else { 0 }];
-    chunks(len, |start, n| {
+    chunks(ranges, |start, n| {
         let wide = &mut wide[..n];
         match dtype {
             Dtype::F32 => input.read_exact(bytemuck::cast_slice_mut(wide))?,

@@ -21,6 +21,9 @@ pub enum Call {
     GeluRecompute { out: Tensor, kept: Tensor },
     Classifier(Classifier),
     AdamW(AdamW),
+    MuonMomentum(MuonMomentum),
+    NewtonSchulz(NewtonSchulz),
+    MuonStep(MuonStep),
     Add { dst: Tensor, src: Tensor },
     NormSquared { out: Tensor, src: Vec<Tensor> },
     Sum { out: Tensor, src: Tensor },
@@ -57,6 +60,9 @@ impl Call {
             Call::GeluRecompute { out, kept } => dev.gelu_recompute(out, kept),
             Call::Classifier(args) => dev.classifier(args),
             Call::AdamW(args) => dev.adamw(args),
+            Call::MuonMomentum(args) => dev.muon_momentum(args),
+            Call::NewtonSchulz(args) => dev.newton_schulz(args),
+            Call::MuonStep(args) => dev.muon_step(args),
             Call::Add { dst, src } => dev.add(dst, src),
             Call::NormSquared { out, ref src } => dev.norm_squared(out, src),
             Call::Sum { out, src } => dev.sum(out, src),
@@ -147,6 +153,16 @@ impl Call {
                 let state = a.master.iter_mut().chain([&mut a.m, &mut a.v]);
                 state.for_each(|t| visit(t, Update));
                 visit(&mut a.grads, Read);
+            }
+            Call::MuonMomentum(a) => [&mut a.grads, &mut a.m].into_iter().for_each(|t| visit(t, Update)),
+            Call::NewtonSchulz(a) => {
+                visit(&mut a.x, Update);
+                visit(&mut a.work, Write);
+            }
+            Call::MuonStep(a) => {
+                visit(&mut a.params, if a.master.is_some() { Write } else { Update });
+                a.master.iter_mut().for_each(|t| visit(t, Update));
+                visit(&mut a.direction, Read);
             }
             Call::Add { dst, src } => {
                 visit(dst, Update);
@@ -261,6 +277,18 @@ impl<D: CallDevice> Ops for D {
 
     fn adamw(&mut self, args: AdamW) -> Result<()> {
         self.call(Call::AdamW(args))
+    }
+
+    fn muon_momentum(&mut self, args: MuonMomentum) -> Result<()> {
+        self.call(Call::MuonMomentum(args))
+    }
+
+    fn newton_schulz(&mut self, args: NewtonSchulz) -> Result<()> {
+        self.call(Call::NewtonSchulz(args))
+    }
+
+    fn muon_step(&mut self, args: MuonStep) -> Result<()> {
+        self.call(Call::MuonStep(args))
     }
 
     fn add(&mut self, dst: Tensor, src: Tensor) -> Result<()> {

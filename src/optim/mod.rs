@@ -3,6 +3,7 @@
 
 pub mod batch;
 pub mod loss_scale;
+pub mod lr_scale;
 pub mod optimizer;
 pub mod outlier;
 pub mod schedule;

@@ -6,7 +6,7 @@ use crate::device::cpu::{Cpu, matmul::Precision};
 use crate::model::activations::Recompute;
 use crate::model::{BatchShape, ModelOptions};
 use crate::ops::{Access, Ops};
-use crate::optim::optimizer::HyperParams;
+use crate::optim::optimizer::{HyperParams, OptimizerOptions};
 use crate::parallel::Collective;
 use crate::parallel::environment::Process;
 use crate::params::frozen::Frozen;
@@ -41,7 +41,13 @@ fn plan(config: ModelConfig, stage: ZeroStage, of: usize, dev: &dyn Ops) -> Repl
         frozen: Frozen::default(),
     };
     let hyper = HyperParams { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 0.0 };
-    let options = ReplicaOptions { model, hyper, use_master_weights: true, decode_context: None };
+    let options = ReplicaOptions {
+        model,
+        hyper,
+        optimizer: OptimizerOptions::default(),
+        use_master_weights: true,
+        decode_context: None,
+    };
     ReplicaPlan::new(config, options, dev).unwrap()
 }
 

@@ -9,7 +9,7 @@ use crate::config::ModelConfig;
 use crate::model::decode::Decoder;
 use crate::model::{GPT2, ModelOptions, init};
 use crate::ops::{Ops, plan_scratch};
-use crate::optim::optimizer::{HyperParams, Optimizer};
+use crate::optim::optimizer::{HyperParams, Optimizer, OptimizerOptions};
 use crate::sharding::{ParamBuffer, ZeroStage};
 use crate::tensor::MemoryPlan;
 use anyhow::Result;
@@ -24,6 +24,7 @@ const RESERVED_BYTES: usize = 1 << 30;
 pub struct ReplicaOptions {
     pub model: ModelOptions,
     pub hyper: HyperParams,
+    pub optimizer: OptimizerOptions,
     pub use_master_weights: bool,
     /// Positions in the cache of the decoder; `None` if no samples are drawn.
     pub decode_context: Option<usize>,
@@ -75,7 +76,7 @@ impl ReplicaPlan {
             sharding.stored(ZeroStage::Zero1),
             dtype,
             options.use_master_weights,
-            options.hyper,
+            (options.hyper, options.optimizer.clone()),
             &mut memory,
         );
         let context = options.decode_context;

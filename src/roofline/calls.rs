@@ -6,6 +6,7 @@ use crate::config::ModelConfig;
 use crate::model::Weights;
 use crate::ops::{
     AttentionDims, Call, EncoderBackward, EncoderForward, Epilogue, Kept, MatmulBackward, MatmulForward,
+    NewtonSchulz,
 };
 use crate::params::Param;
 use crate::recorder::Event;
@@ -144,6 +145,9 @@ impl Kernels {
                 vec![Kernel { launches: src.len() + 1, ..kernel }]
             }
             Call::AdamW(a) => one(ADAMW, &[a.params.len], Class::Optimizer, 0.86),
+            Call::MuonMomentum(a) => one("muon momentum", &[a.grads.len], Class::Optimizer, 0.9),
+            Call::NewtonSchulz(a) => newton_schulz(&a),
+            Call::MuonStep(a) => one("muon step", &[a.params.len], Class::Optimizer, 0.9),
             Call::Sum { src, .. } => vec![Kernel { launches: 2, ..other("sum", src.len, bytes) }],
             Call::Add { dst, .. } => vec![other("add", dst.len, bytes)],
             Call::Fill { dst, .. } => vec![other("fill", dst.len, bytes)],
@@ -217,6 +221,28 @@ fn matmul(
     let flops = 2.0 * m as f64 * n as f64 * k as f64;
     let work = Work::Matmul { m, n, k, tail };
     Kernel { name, shape: shape(&[m, n, k]), class, work, calls: 1, launches: 1, flops, bytes }
+}
+
+/// The norm, and in each iteration three products and a polynomial.
+fn newton_schulz(a: &NewtonSchulz) -> Vec<Kernel> {
+    let (m, n) = (a.size(), a.rows.max(a.columns));
+    let [x, square] = [m * n, m * m].map(|len| (len * a.x.dtype.size()) as f64);
+    let product = |name, dims, bytes| matmul((name, Class::Optimizer), dims, Tail::Plain, bytes);
+    // As the device multiplies: by the passes of a matmul.
+    let [gram, apply] = match a.is_tall() {
+        true => ["muon gram wgrad", "muon product forward"],
+        false => ["muon gram forward", "muon product dgrad"],
+    };
+    let pass = |name, len: usize, bytes| stream(name, &[len], Class::Optimizer, 0.9, bytes);
+    let iteration = [
+        product(gram, (m, m, n), x + square),
+        product("muon square forward", (m, m, m), 2.0 * square),
+        pass("muon polynomial", m * m, 3.0 * square),
+        product(apply, (a.rows, a.columns, m), 2.0 * x + square),
+    ];
+    let normalize = Kernel { launches: 3, ..pass("muon normalize", m * n, 3.0 * x) };
+    let iterations = std::iter::repeat_n(iteration, NewtonSchulz::STEPS).flatten();
+    [normalize].into_iter().chain(iterations).collect()
 }
 
 /// Two matmuls of T x T x HS per head forward and five backward, half of each masked.

@@ -2,6 +2,7 @@
 
 use crate::config::logits_rows;
 use crate::model::activations::Recompute;
+use crate::optim::optimizer::OptimizerKind;
 
 /// The shape of a step: its batch, and what is recomputed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +14,7 @@ pub struct StepShape {
     pub recompute: Recompute,
     /// Maximum rows of logits in memory.
     pub logits_rows: usize,
+    pub optimizer: OptimizerKind,
 }
 
 impl StepShape {
@@ -86,7 +88,7 @@ impl Class {
             Class::Classifier => "softmax, loss and its gradient",
             Class::Embedding => "embedding",
             Class::Recompute => "recomputing",
-            Class::Optimizer => "norm and AdamW",
+            Class::Optimizer => "norm and update",
             Class::Other => "fills, sums and copies",
         }
     }

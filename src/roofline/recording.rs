@@ -6,7 +6,7 @@ use crate::config::{DropoutRates, ModelConfig};
 use crate::data::buckets::rows_by_token;
 use crate::data::loader::Batch;
 use crate::model::{BatchShape, ModelOptions, Weights};
-use crate::optim::optimizer::HyperParams;
+use crate::optim::optimizer::{HyperParams, Muon, OptimizerKind, OptimizerOptions};
 use crate::parallel::environment::Process;
 use crate::params::frozen::Frozen;
 use crate::recorder::{Event, Log};
@@ -22,6 +22,8 @@ const X: Dtype = Dtype::Bf16;
 /// Values are irrelevant: every update is one.
 const HYPER: HyperParams =
     HyperParams { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 1.0 };
+
+const MUON: Muon = Muon { lr_ratio: 1.0, momentum: 0.95 };
 
 /// Rank 0 of a run that trains on recorders.
 pub struct Recording {
@@ -49,7 +51,14 @@ impl Recording {
             sharding,
             frozen: Frozen::default(),
         };
-        let options = ReplicaOptions { model, hyper: HYPER, use_master_weights: true, decode_context: None };
+        let muon = (shape.optimizer == OptimizerKind::Muon).then_some(MUON);
+        let options = ReplicaOptions {
+            model,
+            hyper: HYPER,
+            optimizer: OptimizerOptions { muon, ..OptimizerOptions::default() },
+            use_master_weights: true,
+            decode_context: None,
+        };
         let log = Log::default();
         let dev = Box::new(log.device(X));
         let peers = match ranks {

@@ -9,6 +9,7 @@ use super::report::Budget;
 use crate::config::ModelConfig;
 use crate::gpus::flops_per_token;
 use crate::model::activations::Recompute;
+use crate::optim::optimizer::OptimizerKind;
 use crate::params::ParamLayout;
 
 const TOKENS: usize = 524_288;
@@ -20,6 +21,7 @@ fn shape(B: usize) -> StepShape {
         micro_steps: TOKENS / (B * 1024),
         recompute: Recompute::Nothing,
         logits_rows: 16_384,
+        optimizer: OptimizerKind::Adamw,
     }
 }
 
@@ -358,4 +360,20 @@ fn predictions_of_our_kernels_grow_with_their_work() {
     }
     let [losses, adamw] = ["classifier", "adamw"].map(|kernel| us("d12", "h200", 64, kernel));
     assert!(losses > 0.0 && us("d24", "h200", 64, "adamw") > 2.5 * adamw);
+}
+
+/// GPT-2 124M has 85 million parameters in blocks. A square matrix takes 15 products of 2 C³ FLOPs,
+/// one of 4 C x C three times that: 150 per layer.
+#[test]
+fn muon_adds_products_to_the_update() {
+    let muon = StepShape { optimizer: OptimizerKind::Muon, ..shape(64) };
+    let kernels = step(&model("d12"), &muon);
+    let of = |name: &'static str| kernels.iter().filter(move |k| k.name == name);
+    let flops: f64 =
+        kernels.iter().filter(|k| k.name.starts_with("muon")).map(|k| k.flops * k.calls as f64).sum();
+    near(flops, 12.0 * 150.0 * 2.0 * 768f64.powi(3), 1e-9);
+    let elements = |name| of(name).map(|k| k.calls * k.shape.parse::<usize>().unwrap()).sum::<usize>();
+    assert_eq!([elements("muon momentum"), elements("muon step")], [12 * 12 * 768 * 768; 2]);
+    assert_eq!(elements("muon momentum") + elements("adamw"), 124_475_904);
+    assert_eq!(of("muon square forward").map(|k| k.calls).sum::<usize>(), 12 * 6 * 5);
 }

@@ -1,6 +1,6 @@
 //! Names, dimensions and floating-point operations of calls.
 
-use crate::ops::{AttentionDims, Call, MatmulForward};
+use crate::ops::{AttentionDims, Call, MatmulForward, NewtonSchulz};
 use crate::tensor::Tensor;
 
 /// The description of a [`Call`].
@@ -56,6 +56,14 @@ pub fn describe(call: &Call) -> Description {
         Call::GeluRecompute { out, .. } => elements("gelu_recompute", *out),
         Call::Classifier(a) => of("classifier", None, &[("N", a.N), ("V", a.V), ("Vp", a.Vp)], None),
         Call::AdamW(a) => elements("adamw", a.params),
+        Call::MuonMomentum(a) => elements("muon_momentum", a.grads),
+        Call::NewtonSchulz(a) => of(
+            "newton_schulz",
+            Some(a.x),
+            &[("rows", a.rows), ("columns", a.columns)],
+            Some(NewtonSchulz::flops(a.rows, a.columns)),
+        ),
+        Call::MuonStep(a) => elements("muon_step", a.params),
         Call::Add { dst, .. } => elements("add", *dst),
         Call::NormSquared { src, .. } => {
             let len = src.iter().map(|src| src.len).sum();

@@ -55,6 +55,7 @@ impl Trainer {
             ("-x, -l and the schedule", self.schedule.to_string()),
             ("--grad-clip and AdamW's hyper-parameters", self.replica.optimizer.hyper().to_string()),
             ("--freeze", self.replica.model.weights.frozen.to_string()),
+            ("--optimizer and its settings", self.replica.optimizer.options().to_string()),
             ("--skip-update-lossz, --skip-update-gradz", {
                 format!("{}, {}", optim.skip_update_lossz, optim.skip_update_gradz)
             }),

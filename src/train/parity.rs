@@ -8,7 +8,7 @@ use crate::data::loader::Batch;
 use crate::model::activations::Recompute;
 use crate::model::{BatchShape, ModelOptions};
 use crate::ops::Ops;
-use crate::optim::optimizer::HyperParams;
+use crate::optim::optimizer::{HyperParams, OptimizerOptions};
 use crate::params::frozen::Frozen;
 use crate::params::{PARAMS, ParamLayout};
 use crate::replica::peers::Peers;
@@ -178,7 +178,13 @@ fn replica(config: &ModelConfig, shape: BatchShape, dev: Box<dyn Ops>) -> Result
         sharding: Sharding::NONE,
         frozen: Frozen::default(),
     };
-    let options = ReplicaOptions { model, hyper: HYPER, use_master_weights: true, decode_context: None };
+    let options = ReplicaOptions {
+        model,
+        hyper: HYPER,
+        optimizer: OptimizerOptions::default(),
+        use_master_weights: true,
+        decode_context: None,
+    };
     ReplicaPlan::new(*config, options, dev.as_ref())?.allocate(dev, Peers::alone(), false)
 }
 

@@ -99,14 +99,15 @@ pub fn settings(args: &TrainArgs, schedule: &Schedule, data: &Data, model: &GPT2
         ("--seed", args.model.seed.to_string()),
         ("--freeze", model.weights.frozen.to_string()),
     ];
+    let update = args.update.settings();
     let train = (data.train_flag, data.train.checksum()?.to_string());
     let val = data
         .val
         .as_ref()
         .map(|val| Ok::<_, anyhow::Error>(("-j", val.checksum()?.to_string())))
         .transpose()?;
-    let settings = settings.into_iter().chain(dropout_settings(model.acts.dropout)).chain(steps);
-    let all = settings.chain(cooldown).chain([train]).chain(val);
+    let settings = settings.into_iter().chain(update).chain(dropout_settings(model.acts.dropout));
+    let all = settings.chain(steps).chain(cooldown).chain([train]).chain(val);
     Ok(all.map(|(flag, value)| (flag.to_owned(), value)).collect())
 }
 
@@ -207,6 +208,8 @@ impl Trainer {
             num_processes: 1,
             rank: 0,
             use_master_weights: self.replica.optimizer.master.is_some(),
+            muon: self.replica.optimizer.options().muon.is_some(),
+            dtype: self.replica.optimizer.m.dtype(),
             rng_state: 0,
             rng_state_last_update: 0,
             loader: self.data.train.state(),
@@ -259,6 +262,7 @@ impl Trainer {
              each with its part",
             state.num_processes
         );
+        self.check_optimizer(state)?;
         let shape = extras.as_ref().map_or(self.data.shape, |was| BatchShape::new(was.B, was.T));
         let sample_tokens = self.data.sample_tokens(shape);
         if !self.data.seek(&state.loader, sample_tokens)? {
@@ -346,6 +350,26 @@ impl Trainer {
             list(is),
             list(was)
         );
+        Ok(())
+    }
+
+    /// Refuses the state of another optimizer, and warns if it changes its type.
+    fn check_optimizer(&mut self, state: &State) -> Result<()> {
+        let name = |muon| if muon { "muon" } else { "adamw" };
+        let (is, was) = (self.replica.optimizer.options().muon.is_some(), state.muon);
+        ensure!(
+            is == was,
+            "--optimizer {}: the checkpoint in -o has the state of {1}; resume with --optimizer {1}, or start \
+             another run from its model with -e",
+            name(is),
+            name(was)
+        );
+        let (is, was) = (self.replica.optimizer.m.dtype(), state.dtype);
+        if is != was {
+            self.report.console().warning(format_args!(
+                "--optimizer-state {is}: the checkpoint has m and v in {was}; they become {is}, which changes the losses"
+            ));
+        }
         Ok(())
     }
 

@@ -237,6 +237,7 @@ fn replica_options(
     Ok(ReplicaOptions {
         model,
         hyper: hyper_params(&args.optim),
+        optimizer: args.optimizer_options(config)?,
         use_master_weights: args.gpu.use_master_weights,
         decode_context: (args.eval.sample_every > 0).then(|| sample_context(args, data, maxT)).transpose()?,
     })

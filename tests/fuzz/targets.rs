@@ -286,6 +286,8 @@ fn in_checkpoint(name: &str) -> Vec<u8> {
         num_processes: 1,
         rank: 0,
         use_master_weights: false,
+        muon: false,
+        dtype: Dtype::F32,
         rng_state: 1,
         rng_state_last_update: 2,
         loader: LoaderState { current_shard_idx: 0, current_sample_idx: 3, shuffle: None },

@@ -98,6 +98,13 @@ impl Tensors {
         tensor
     }
 
+    /// Adds an output of this type, f32 or bf16, that is added to. The caller compares it.
+    pub fn inout_state(&mut self, name: &str, dtype: Dtype, values: &[f32]) -> Tensor {
+        let tensor = self.add(name, dtype, encode(values, dtype));
+        self.outputs.push((name.to_owned(), tensor, Tolerance::new(1.0, 1)));
+        tensor
+    }
+
     /// Returns an output declared before.
     pub fn output(&self, name: &str) -> Tensor {
         let (_, tensor, _) = self.outputs.iter().find(|(n, ..)| n == name).expect("an output of that name");

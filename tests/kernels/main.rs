@@ -18,4 +18,5 @@ mod gelu;
 mod layernorm;
 mod matmul;
 mod matmul_waves;
+mod muon;
 mod reduce;

@@ -82,7 +82,7 @@ const ATTENTION: &str = "attention_forward_hs* attention_backward_keys_hs* atten
 /// these `floatX` and architectures, must have these instructions. Unlike the budget, a rule does
 /// not change with a kernel. For types and architectures that are not listed a kernel is empty.
 #[rustfmt::skip]
-const RULES: [(&str, &str, &[&str], &str); 12] = [
+const RULES: [(&str, &str, &[&str], &str); 13] = [
     (TILES, "bf16 f16", &SASS_ARCHES, "HMMA LDSM LDGSTS LDG.128 STG.128"),
     // ldmatrix cannot transpose 32-bit numbers.
     (TILES, "f32", &SASS_ARCHES, "HMMA LDGSTS LDG.128 STG.128"),
@@ -93,11 +93,14 @@ const RULES: [(&str, &str, &[&str], &str); 12] = [
     (ATTENTION, "f32", &SASS_ARCHES, "LDG.128 STG.128"),
     // In f32 it is empty.
     ("attention_backward_atomic_*", "bf16 f16", &SASS_ARCHES, "HMMA LDSM LDGSTS STG.128"),
-    ("matmul_*_reduce adamw add_* classifier dropout_backward encoder_* gelu_* layernorm_forward* layernorm_backward layernorm_backward_wide \
+    ("matmul_*_reduce adamw adamw_bf16_state muon_momentum muon_normalize muon_polynomial muon_step add_* classifier \
+      dropout_backward encoder_* gelu_* layernorm_forward* layernorm_backward layernorm_backward_wide \
       residual_*layernorm_forward*", ANY, &SASS_ARCHES, "LDG.128 STG.128"),
     // These write only one or two numbers per thread or block.
     ("attention_decode attention_backward_stats layernorm_backward_sum norm_squared_partials sum_partials",
      ANY, &SASS_ARCHES, "LDG.128"),
+    // Gradients and momentum are 16-bit quads, unless floatX is f32.
+    ("muon_momentum_bf16_state", ANY, &SASS_ARCHES, ""),
     // This reads one number per block.
     ("sum_of_partials", ANY, &SASS_ARCHES, ""),
     // ptxas splits a wide store whose parts are all the same register into narrow ones.

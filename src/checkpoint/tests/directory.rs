@@ -245,7 +245,7 @@ fn a_copy_is_written_bit_for_bit() {
             assert!(a == b, "{name}");
         }
         let size = fs::metadata(state_path(direct.path(), 7, 0)).unwrap().len();
-        assert_eq!(size, tiny_state(7, master, shuffle).size(len()) as u64);
+        assert_eq!(size, tiny_state(7, master, shuffle).size(&CONFIG) as u64);
     }
 }
 

@@ -6,7 +6,7 @@ mod safetensors_file;
 
 use super::*;
 use crate::data::loader::{LoaderState, ShuffleState};
-use crate::params::{Param, ParamLayout};
+use crate::params::{PARAMS, Param, ParamLayout};
 use crate::rng::Mt19937;
 use std::fs;
 
@@ -46,15 +46,19 @@ fn tiny_state(step: u64, use_master_weights: bool, shuffle: bool) -> State {
         num_processes: 1,
         rank: 0,
         use_master_weights,
+        muon: false,
+        dtype: Dtype::F32,
         rng_state: 0x0123_4567_89ab_cdef,
         rng_state_last_update: 0xfedc_ba98_7654_3210,
         loader: LoaderState { current_shard_idx: 2, current_sample_idx: 5, shuffle },
     }
 }
 
-/// Writes a state file with tensors of `len` elements.
-fn write_state(path: &Path, state: &State, len: usize, source: &mut Source) -> Result<()> {
-    crate::files::write(path, |out| state::encode(state, len, source, out))
+/// The smallest of models, with 30 parameters.
+const SMALLEST: ModelConfig = ModelConfig { maxT: 2, V: 1, Vp: 1, L: 1, NH: 1, C: 1, qkv_bias: true };
+
+fn write_state(path: &Path, state: &State, config: &ModelConfig, source: &mut Source) -> Result<()> {
+    crate::files::write(path, |out| state::encode(state, config, source, out))
 }
 
 /// The four tensors of a run, different for each `seed`.

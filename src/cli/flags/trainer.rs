@@ -8,6 +8,7 @@ mod dropout;
 mod groups;
 pub mod presets;
 mod schedule;
+mod update;
 
 use crate::cli::{Parsed, parse, values};
 use crate::device::open::DeviceName;
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant, SystemTime};
 pub use dropout::DropoutFlags;
 pub use groups::*;
 pub use schedule::ScheduleFlags;
+pub use update::UpdateFlags;
 
 /// Which of the two programs these are the flags of. They differ in the devices they know, and in
 /// defaults.
@@ -65,6 +67,8 @@ pub struct TrainArgs {
     pub optim: OptimFlags,
     #[command(flatten)]
     pub dropout: DropoutFlags,
+    #[command(flatten)]
+    pub update: UpdateFlags,
     #[command(flatten)]
     pub eval: EvalFlags,
     #[command(flatten)]

@@ -9,6 +9,7 @@ mod tokenizer;
 use crate::cli::{Parsed, parse, values};
 use crate::device::open::{DeviceName, DtypeChoice};
 use crate::model::activations::Recompute;
+use crate::optim::optimizer::OptimizerKind;
 use crate::roofline::gpu::Gpu;
 use crate::tensor::Dtype;
 use anyhow::{Result, ensure};
@@ -350,7 +351,7 @@ pub struct RooflineArgs {
     /// issue slots and waits on sm_90. NAME as in kernels/clocks.tsv: adamw,
     /// matmul_hopper_forward_128x256 …
     #[arg(long, value_name = "NAME", value_parser = values::name, conflicts_with_all = ["model", "batch_size",
-        "sequence_length", "total_batch_size", "recompute", "logits_rows"])]
+        "sequence_length", "total_batch_size", "recompute", "logits_rows", "optimizer"])]
     pub kernel: Option<String>,
 }
 
@@ -372,6 +373,9 @@ pub struct StepArgs {
     /// Recompute in backward: 0 = nothing, 1 = GELU, 2 = GELU and layernorm
     #[arg(short = 'r', long, value_enum, default_value = "1")]
     pub recompute: Recompute,
+    /// Optimizer
+    #[arg(long, value_enum, default_value = "adamw")]
+    pub optimizer: OptimizerKind,
     /// Rows (tokens) of logits held in memory at a time; they are computed in equal chunks of at
     /// most ROWS
     #[arg(long, value_name = "ROWS", default_value = "16384", value_parser = values::count)]

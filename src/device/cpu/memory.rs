@@ -9,6 +9,7 @@ use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use anyhow::{Result, anyhow};
 use bytemuck::{Pod, Zeroable};
 use cuda_emulator::Lent;
+use half::bf16;
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -106,6 +107,11 @@ impl<'a> Borrow<'a> {
 
     pub fn write(&self, tensor: Tensor) -> &'a mut [f32] {
         assert_eq!(tensor.dtype, Dtype::F32, "a CPU operation got a tensor of the wrong type");
+        bytemuck::cast_slice_mut(self.bytes_mut(tensor))
+    }
+
+    pub fn write_bf16(&self, tensor: Tensor) -> &'a mut [bf16] {
+        assert_eq!(tensor.dtype, Dtype::Bf16, "a CPU operation got a tensor of the wrong type");
         bytemuck::cast_slice_mut(self.bytes_mut(tensor))
     }
 

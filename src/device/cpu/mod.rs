@@ -14,7 +14,9 @@ pub mod gelu;
 pub mod layernorm;
 pub mod matmul;
 pub mod memory;
+pub mod muon;
 pub mod reduce;
+mod rounding;
 
 use crate::ops::*;
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
@@ -276,15 +278,51 @@ impl Ops for Cpu {
 
     fn adamw(&mut self, a: AdamW) -> Result<()> {
         let b = self.memory.borrow();
-        let (params, m, v) = (b.write(a.params), b.write(a.m), b.write(a.v));
+        let (params, grads) = (b.write(a.params), b.read(a.grads));
+        let update = |weights: &mut [f32]| match a.m.dtype {
+            Dtype::Bf16 => {
+                adamw::update_bf16_state(weights, b.write_bf16(a.m), b.write_bf16(a.v), grads, &a);
+            }
+            _ => adamw::update(weights, b.write(a.m), b.write(a.v), grads, &a),
+        };
         match a.master {
             // Master weights have the same type here, so the parameters become unrounded copies.
             Some(master) => {
                 let master = b.write(master);
-                adamw::update(master, m, v, b.read(a.grads), &a);
+                update(master);
                 params.copy_from_slice(master);
             }
-            None => adamw::update(params, m, v, b.read(a.grads), &a),
+            None => update(params),
+        }
+        Ok(())
+    }
+
+    fn muon_momentum(&mut self, a: MuonMomentum) -> Result<()> {
+        let b = self.memory.borrow();
+        match a.m.dtype {
+            Dtype::Bf16 => muon::momentum_bf16_state(b.write(a.grads), b.write_bf16(a.m), &a),
+            _ => muon::momentum(b.write(a.grads), b.write(a.m), &a),
+        }
+        Ok(())
+    }
+
+    fn newton_schulz(&mut self, a: NewtonSchulz) -> Result<()> {
+        let b = self.memory.borrow();
+        let buffers = a.buffers().map(|tensor| b.write(tensor));
+        muon::newton_schulz(self.precision, &mut self.scratch, b.write(a.x), buffers, &a);
+        Ok(())
+    }
+
+    fn muon_step(&mut self, a: MuonStep) -> Result<()> {
+        let b = self.memory.borrow();
+        let (params, direction) = (b.write(a.params), b.read(a.direction));
+        match a.master {
+            Some(master) => {
+                let master = b.write(master);
+                muon::step(master, direction, &a);
+                params.copy_from_slice(master);
+            }
+            None => muon::step(params, direction, &a),
         }
         Ok(())
     }

@@ -1,8 +1,9 @@
 //! AdamW.
 
 use super::Cuda;
-use super::kernel::{FloatX, Ptr, kernels};
+use super::kernel::{Bf16, FloatX, Ptr, kernels};
 use crate::ops::*;
+use crate::tensor::Dtype;
 use anyhow::Result;
 
 kernels! {
@@ -12,10 +13,14 @@ kernels! {
         lr: f32, beta1: f32, beta2: f32, correction1: f32, correction2: f32, eps: f32, grad_scale: f32,
         seed: u32, first: u64, n: u64,
     );
+    fn adamw_bf16_state(
+        params: Ptr<FloatX>, master: Ptr<f32>, m: Ptr<Bf16>, v: Ptr<Bf16>, grads: Ptr<FloatX>, weight_decay: f32,
+        lr: f32, beta1: f32, beta2: f32, correction1: f32, correction2: f32, eps: f32, grad_scale: f32,
+        seed: u32, first: u64, n: u64,
+    );
 }
 
 pub fn update(cuda: &mut Cuda, a: AdamW) -> Result<()> {
-    let n = a.params.len;
     assert!(
         a.eps > 0.0,
         "AdamW with epsilon {}: it must be positive, as the root of a small v counts as 0",
@@ -29,25 +34,38 @@ pub fn update(cuda: &mut Cuda, a: AdamW) -> Result<()> {
     let launch = cuda.launch_by_packs("AdamW", &[a.params, a.grads, a.m, a.v, a.master.unwrap_or(a.m)]);
     // In f64, as 1 - 0.999 loses four digits in f32.
     let correction = |beta: f32| (1.0 / (1.0 - f64::from(beta).powf(a.t as f64))) as f32;
-    let Cuda { driver, memory: m, .. } = cuda;
-    kernel::adamw(
-        driver.as_mut(),
-        launch,
-        m.x(a.params),
-        a.master.map_or(Ptr::NULL, |master| m.f32(master)),
-        m.f32(a.m),
-        m.f32(a.v),
-        m.x(a.grads),
-        a.weight_decay,
-        a.lr,
-        a.beta1,
-        a.beta2,
-        correction(a.beta1),
-        correction(a.beta2),
-        a.eps,
-        a.grad_scale,
-        a.seed,
-        a.first,
-        n as u64,
-    )
+    let Cuda { driver, memory, .. } = cuda;
+    let dev = driver.as_mut();
+    let (params, grads, n) = (memory.x(a.params), memory.x(a.grads), a.params.len as u64);
+    let master = a.master.map_or(Ptr::NULL, |master| memory.f32(master));
+    let (c1, c2) = (correction(a.beta1), correction(a.beta2));
+    let AdamW { weight_decay, lr, beta1, beta2, eps, grad_scale, seed, first, .. } = a;
+    macro_rules! launch {
+        ($kernel:ident, $m:expr, $v:expr) => {
+            kernel::$kernel(
+                dev,
+                launch,
+                params,
+                master,
+                $m,
+                $v,
+                grads,
+                weight_decay,
+                lr,
+                beta1,
+                beta2,
+                c1,
+                c2,
+                eps,
+                grad_scale,
+                seed,
+                first,
+                n,
+            )
+        };
+    }
+    match a.m.dtype {
+        Dtype::Bf16 => launch!(adamw_bf16_state, memory.bf16(a.m), memory.bf16(a.v)),
+        _ => launch!(adamw, memory.f32(a.m), memory.f32(a.v)),
+    }
 }

@@ -17,6 +17,10 @@ use std::marker::PhantomData;
 #[derive(Clone, Copy, Debug)]
 pub enum FloatX {}
 
+/// bf16, whatever the file was compiled for.
+#[derive(Clone, Copy, Debug)]
+pub enum Bf16 {}
+
 /// A device address of elements of one type.
 #[derive(Debug)]
 #[repr(transparent)]
@@ -63,6 +67,7 @@ macro_rules! kernel_args {
 }
 kernel_args! {
     Ptr<FloatX> => "floatX*",
+    Ptr<Bf16> => "bf16*",
     Ptr<f32> => "float*",
     Ptr<i32> => "int*",
     Ptr<u32> => "unsigned*",

@@ -270,10 +270,9 @@ fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     let ([params, grads], [master, m, v]) = (t.matrix, t.moments);
     let (lr, beta1, beta2, eps, grad_scale) = (1e-3, 0.9, 0.95, 1e-8, 1.0);
     let (weight_decay, step, seed, first) = (0.0, 1, 0, 0);
-    let master = Some(master);
-    cuda.adamw(AdamW {
+    let adamw = AdamW {
         params,
-        master,
+        master: Some(master),
         m,
         v,
         grads,
@@ -286,7 +285,26 @@ fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
         t: step,
         seed,
         first,
+    };
+    let [narrow_m, narrow_v] = [m, v].map(|tensor| Tensor { dtype: Dtype::Bf16, ..tensor });
+    cuda.adamw(adamw)?;
+    cuda.adamw(AdamW { m: narrow_m, v: narrow_v, ..adamw })?;
+    for m in [m, narrow_m] {
+        cuda.muon_momentum(MuonMomentum { grads, m, momentum: 0.95, grad_scale, seed, first })?;
+    }
+    let (scale, direction) = (1.0, grads);
+    cuda.muon_step(MuonStep {
+        params,
+        master: Some(master),
+        direction,
+        lr,
+        scale,
+        weight_decay,
+        seed,
+        first,
     })?;
+    let C = model.C;
+    cuda.newton_schulz(NewtonSchulz { x: params, work: t.wide[0], rows: 4 * C, columns: C })?;
     cuda.add(params, grads)?;
     cuda.add(m, v)?;
     cuda.norm_squared(t.one, &[grads])?;

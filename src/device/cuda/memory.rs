@@ -1,7 +1,7 @@
 //! Maps tensor handles to device addresses.
 
 use super::driver::Driver;
-use super::kernel::{DropoutArg, FloatX, Ptr};
+use super::kernel::{Bf16, DropoutArg, FloatX, Ptr};
 use crate::ops::{AttentionDims, Dropout, SCRATCH};
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use anyhow::{Context, Result};
@@ -111,6 +111,11 @@ impl Memory {
 
     pub fn f32(&self, tensor: Tensor) -> Ptr<f32> {
         assert_eq!(tensor.dtype, Dtype::F32);
+        Ptr::new(self.address(tensor))
+    }
+
+    pub fn bf16(&self, tensor: Tensor) -> Ptr<Bf16> {
+        assert_eq!(tensor.dtype, Dtype::Bf16);
         Ptr::new(self.address(tensor))
     }
 

@@ -27,6 +27,7 @@ mod layernorm;
 #[cfg(all(test, emulated))]
 mod logged;
 mod matmul;
+mod muon;
 mod reduce;
 
 use crate::libraries::Missing;
@@ -235,6 +236,7 @@ pub fn kernels() -> Vec<&'static KernelSpec> {
         matmul,
         exact_matmul,
         hopper_matmul,
+        muon::KERNELS,
         reduce::KERNELS,
     ]
     .concat()
@@ -421,6 +423,18 @@ impl Ops for Cuda {
 
     fn adamw(&mut self, args: AdamW) -> Result<()> {
         adamw::update(self, args)
+    }
+
+    fn muon_momentum(&mut self, args: MuonMomentum) -> Result<()> {
+        muon::momentum(self, args)
+    }
+
+    fn newton_schulz(&mut self, args: NewtonSchulz) -> Result<()> {
+        muon::newton_schulz(self, args)
+    }
+
+    fn muon_step(&mut self, args: MuonStep) -> Result<()> {
+        muon::step(self, args)
     }
 
     fn add(&mut self, dst: Tensor, src: Tensor) -> Result<()> {

@@ -26,9 +26,10 @@ pub fn most_partials(sm_count: usize) -> usize {
     sm_count * SUM_BLOCKS
 }
 
-/// Returns room for a number per block and piece: 2 KB per piece on a GPU with 132 SMs.
+/// Returns room for a number per block and piece, and one for a sum: 2 KB per piece on a GPU with
+/// 132 SMs.
 pub fn scratch_bytes(cuda: &Cuda, limits: &Limits) -> usize {
-    limits.norm_pieces.max(1) * most_partials(cuda.driver.info().sm_count) * size_of::<f32>()
+    (limits.norm_pieces.max(1) * most_partials(cuda.driver.info().sm_count) + 1) * size_of::<f32>()
 }
 
 /// Returns the number of blocks for a sum of `src`.

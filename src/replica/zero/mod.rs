@@ -4,6 +4,7 @@
 //! operation needs its memory or its result.
 
 mod grads;
+mod muon;
 mod params;
 mod rank0;
 

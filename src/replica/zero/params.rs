@@ -48,29 +48,50 @@ impl ZeroState {
         parts.try_for_each(|part| self.await_part(dev, part))
     }
 
-    fn await_part(&mut self, dev: &mut dyn Ops, unit: usize) -> Result<()> {
+    pub(super) fn await_part(&mut self, dev: &mut dyn Ops, unit: usize) -> Result<()> {
         let work = self.params.pending[unit].take();
         self.peers.wait(dev, work)
     }
 
-    /// Updates this rank's partition of each unit that is trained, in the order in which the next forward pass
-    /// reads the units.
+    /// Updates this rank's partition of each unit that is trained, in the order in which the next
+    /// forward pass reads the units.
     pub fn update(&mut self, dev: &mut dyn Ops, optimizer: &Optimizer, update: Update) -> Result<()> {
-        let layout = &self.params.shard.layout;
-        let shared = layout.shared_unit();
-        let trained = |unit: &usize| layout.len(*unit) > 0;
-        let units: Vec<_> = [shared].into_iter().chain(0..shared).filter(trained).collect();
-        for unit in units {
-            // Still pending if no pass has run since the last update.
-            self.await_part(dev, unit)?;
-            optimizer.update(dev, unit, &self.params.shard, &self.grads.shard, update)?;
-            match self.sharding.stage {
-                ZeroStage::Zero0 => {}
-                ZeroStage::Zero1 | ZeroStage::Zero2 => self.start_gather(dev, unit)?,
-                ZeroStage::Zero3 => self.gathered[unit] = false,
+        let shared = self.params.shard.layout.shared_unit();
+        self.update_unit(dev, optimizer, shared, update)?;
+        if self.divides_matrices(optimizer) {
+            return self.update_layers_together(dev, optimizer, update);
+        }
+        (0..shared).try_for_each(|unit| self.update_unit(dev, optimizer, unit, update))
+    }
+
+    /// Updates this rank's partition of a unit, without other ranks.
+    fn update_unit(
+        &mut self,
+        dev: &mut dyn Ops,
+        optimizer: &Optimizer,
+        unit: usize,
+        update: Update,
+    ) -> Result<()> {
+        // Some units have nothing that is trained.
+        if self.params.shard.layout.len(unit) == 0 {
+            return Ok(());
+        }
+        // Still pending if no pass has run since the last update.
+        self.await_part(dev, unit)?;
+        optimizer.update(dev, unit, &self.params.shard, &self.grads.shard, update)?;
+        self.updated(dev, unit)
+    }
+
+    /// Passes on that this rank's partition of a unit is updated.
+    pub(super) fn updated(&mut self, dev: &mut dyn Ops, unit: usize) -> Result<()> {
+        match self.sharding.stage {
+            ZeroStage::Zero0 => Ok(()),
+            ZeroStage::Zero1 | ZeroStage::Zero2 => self.start_gather(dev, unit),
+            ZeroStage::Zero3 => {
+                self.gathered[unit] = false;
+                Ok(())
             }
         }
-        Ok(())
     }
 
     /// Forgets gathered units, after the stored parameters have changed. None may be in flight.

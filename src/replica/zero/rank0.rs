@@ -77,7 +77,8 @@ impl ZeroState {
             };
             if tensors.partition == Partition::WHOLE {
                 if self.peers.process.is_rank0() {
-                    download_f32(dev, piece, tensors.units()[unit].slice(range.start, range.len()))?;
+                    let (_, stored) = tensors.overlap(unit, range).expect("elements that are stored");
+                    download_f32(dev, piece, stored)?;
                 }
                 continue;
             }

@@ -6,6 +6,7 @@ use super::{Batch, Outcome, Plan, Question};
 use crate::config::ModelConfig;
 use crate::model::activations::Recompute;
 use crate::ops::Call;
+use crate::optim::optimizer::OptimizerKind;
 use crate::parallel::Collective::*;
 use crate::recorder::Event;
 use crate::roofline::calls::Kernels;
@@ -35,6 +36,7 @@ fn step(B: usize, tokens: usize) -> StepShape {
         micro_steps: tokens / (B * 1024),
         recompute: Recompute::Gelu,
         logits_rows: 16_384,
+        optimizer: OptimizerKind::Adamw,
     }
 }
 
@@ -142,7 +144,14 @@ fn play_layers(
     event_ms: impl Fn(&Event, usize) -> f64,
 ) -> Times {
     let config = ModelConfig { maxT: 16, V: 768, Vp: 768, L, NH: 3, C: 48, qkv_bias: true };
-    let step = StepShape { B: 1, T: 16, micro_steps, recompute: Recompute::Gelu, logits_rows: 16 };
+    let step = StepShape {
+        B: 1,
+        T: 16,
+        micro_steps,
+        recompute: Recompute::Gelu,
+        logits_rows: 16,
+        optimizer: OptimizerKind::Adamw,
+    };
     let mut recording = Recording::new(&config, &step, stage, 2);
     let layout = &recording.weights().params.layout;
     assert_eq!([layout.len(0), layout.len(L)], [LAYER, SHARED]);
@@ -358,4 +367,24 @@ fn every_gpu_has_links_and_memory() {
     let twice = refusal("h100", &[link("pcie4"), link("pcie5")]);
     assert_eq!(twice, "expected one link within a machine, found pcie5 too");
     assert!(Link::named("token-ring").unwrap_err().to_string().starts_with("expected one of nvlink3, "));
+}
+
+/// Each rank orthogonalizes a share of the matrices, from stage 1 on.
+#[test]
+fn muon_is_divided_among_ranks() {
+    let config = ModelConfig::from_descriptor("d12").unwrap();
+    let step = StepShape { optimizer: OptimizerKind::Muon, ..step(4, 4096) };
+    let flops = |stage, ranks| {
+        let mut recording = Recording::new(&config, &step, stage, ranks);
+        let mut kernels = Kernels::new(recording.weights());
+        let mut all = Vec::new();
+        recording.step(|event| all.extend(kernels.of(&event)));
+        all.iter().filter(|kernel| kernel.name.starts_with("muon")).map(|kernel| kernel.flops).sum::<f64>()
+    };
+    let alone = flops(Zero0, 1);
+    near(flops(Zero0, 8) / alone, 1.0);
+    near(flops(Zero1, 8) / alone, 1.0 / 8.0);
+    for stage in [Zero2, Zero3] {
+        near(flops(stage, 2) / alone, 1.0 / 2.0);
+    }
 }

@@ -106,8 +106,8 @@ impl Timeline<'_> {
         match collective {
             Collective::AllReduce => self.times.all_reduce_ms += ms,
             Collective::ReduceScatter => self.times.reduce_scatter_ms += ms,
-            Collective::AllGather => self.times.all_gather_ms += ms,
-            Collective::Broadcast { .. } => unreachable!("a step broadcasts nothing"),
+            // Broadcasts of many roots at once move what an all-gather moves.
+            Collective::AllGather | Collective::Broadcast { .. } => self.times.all_gather_ms += ms,
         }
         let free = self.sent.last().expect("never empty").max(self.computed);
         self.sent.push(free + ms);

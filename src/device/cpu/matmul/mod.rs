@@ -17,11 +17,11 @@ mod product;
 mod tests;
 
 use engine::Engine;
-use product::{Product, View};
+use product::Product;
 use rayon::prelude::*;
 
 pub use engine::{Precision, Scratch};
-pub use product::{Epilogue, cells};
+pub use product::{Epilogue, View, cells};
 
 /// out is (N, OC), inp (N, C), weight (OC, C).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +59,14 @@ fn forward_on(
     let Shape { N, C, OC } = shape;
     let (lhs, rhs) = (View::new(inp, N, C), View::new(weight, OC, C).transposed());
     engine.run(scratch, Product::new(out, lhs, rhs, epilogue));
+}
+
+/// out = lhs @ rhs
+///
+/// # Panics
+/// If the lengths do not match, or the CPU does not support `precision`.
+pub fn product(precision: Precision, scratch: &mut Scratch, out: &mut [f32], lhs: View, rhs: View) {
+    Engine::of(precision).run(scratch, Product::new(out, lhs, rhs, Epilogue::Assign));
 }
 
 /// The outputs of [`backward`].
