@@ -53,8 +53,8 @@ impl ZeroState {
         self.peers.wait(dev, work)
     }
 
-    /// Updates this rank's partition of each unit that is trained, in the order in which the next forward pass
-    /// reads the units.
+    /// Updates this rank's partition of each unit that is trained, in the order in which the next
+    /// forward pass reads the units.
     pub fn update(&mut self, dev: &mut dyn Ops, optimizer: &Optimizer, update: Update) -> Result<()> {
         let layout = &self.params.shard.layout;
         let shared = layout.shared_unit();
