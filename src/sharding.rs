@@ -181,7 +181,7 @@ impl UnitLayout {
         (param.spec().shape)(&self.config)
     }
 
-    /// The index of a unit's first element among all elements that are trained, padding not counted.
+    /// The index of a unit's first element among all that are trained, padding not counted.
     pub fn first(&self, unit: usize) -> usize {
         self.units[..unit].iter().map(|unit| unit.used).sum()
     }
@@ -481,7 +481,7 @@ mod tests {
         let (all, whole) = (partly_frozen(4), layout(4));
         assert_eq!((all.count(), all.count_all(), all.parts(2).collect::<Vec<_>>()), (4, 8, vec![2, 6]));
         let trained = all.trained();
-        assert_eq!((trained.count_all(), trained.len(0), trained.lowest_trained()), (4, 0, 2));
+        assert_eq!((trained.count_all(), trained.len(0), trained.lowest_trained()), (4, 0, 0));
         for spec in &PARAMS {
             for l in 0..spec.layers(&all.config) {
                 let (unit, range) = all.find(spec.param, l).unwrap();

@@ -166,3 +166,30 @@ fn all_ranks_stop_early_together() {
         assert!(corpus.path(&out).join(format!("DONE_{:08}", common::steps(&corpus.path(&out)))).exists());
     }
 }
+
+#[test]
+fn kernels_follow_a_ramp_and_stop_early() {
+    let corpus = Corpus::new();
+    common::write_small_model(&corpus.path("small.bin"));
+    let train = |flags: &str| {
+        let mut command = Command::new(common::TRAIN_GPT2CU);
+        command.current_dir(corpus.dir.path());
+        command.args("--device emulated --deterministic 1 -i x_train_*.bin -j x_val_*.bin".split(' '));
+        command.args("-e small.bin -b 1 -t 16 -s 0 -n 2 -y 1".split(' ')).args(flags.split(' '));
+        stdout(&succeed(&mut command))
+    };
+    let ramp = "-v 0 -d 64 --batch-ramp 16:100 -x 5";
+    for dir in ["whole", "parts"] {
+        train(&format!("{ramp} -o {dir}"));
+    }
+    let [whole, parts] = ["whole", "parts"].map(|name| corpus.path(name));
+    forget_after(&parts, 2);
+    train(&format!("{ramp} -o parts"));
+    assert_eq!(losses(&parts), losses(&whole));
+    assert_eq!(numbers(&whole, "tokens"), numbers(&parts, "tokens"));
+    assert_eq!(numbers(&whole, "tokens")[..4], [16.0, 32.0, 48.0, 80.0]);
+    // Without an update no evaluation after the first is better.
+    let text = train("--dtype f32 -l 0 -x 9 -v 1 -m 1 --early-stop 2 -o stopped");
+    assert!(text.contains("early stop after step 3: 2 evaluations without a lower"), "{text}");
+    assert!(corpus.path("stopped/DONE_00000003").exists());
+}

@@ -471,7 +471,8 @@ fn trained(recipe: &Recipe) -> Vec<bool> {
 }
 
 /// Layers at the bottom, with the embeddings or without; one in the middle; tensors of all layers,
-/// among them matrices whose bias is trained, and biases whose matrix is; all but the last layernorm.
+/// among them matrices whose bias is trained, and biases whose matrix is; all but the last
+/// layernorm.
 const FROZEN: [&str; 6] =
     ["wte,wpe,h.0-1", "h.0-1", "wpe,h.1", "qkvw,fcb,h.2.mlp,ln_f", "wte,ln_1,h.0.attn", "wte,wpe,h.0-2"];
 

@@ -19,8 +19,8 @@ const LAYER: &str = "h.{l}.";
 
 impl Frozen {
     /// The tensors that `text` lists: llm.c's names (`wte`, `qkvw`: of all layers), Hugging Face's
-    /// (`h.3.attn.c_attn.weight`, or a module such as `h.3.mlp` or `ln_f`), layers (`h.N`, `h.N-M`),
-    /// and either name within them (`h.0-5.fcw`).
+    /// (`h.3.attn.c_attn.weight`, or a module such as `h.3.mlp` or `ln_f`), layers (`h.N`,
+    /// `h.N-M`), and either name within them (`h.0-5.fcw`).
     ///
     /// # Errors
     /// One line, if a name is unknown, a layer does not exist, or nothing is left to train.
