@@ -1,5 +1,6 @@
-//! Supervised fine-tuning: the loss of answers alone, in documents that are packed, against PyTorch,
-//! against the documents one by one, and for any split over micro-steps, ranks and ZeRO stages.
+//! Supervised fine-tuning: the loss of answers alone, in documents that are packed, against
+//! PyTorch, against the documents one by one, and for any split over micro-steps, ranks and ZeRO
+//! stages.
 //! `fixtures/README.md` says what was recorded. Faults are put in where batches come from, and must
 //! change the result by far more than the tolerance.
 
@@ -95,8 +96,8 @@ impl Recorded {
         .unwrap()
     }
 
-    /// The documents one after the other, each at the start of a sequence of its own, as text that is
-    /// not packed.
+    /// The documents one after the other, each at the start of a sequence of its own, as text that
+    /// is not packed.
     fn one_by_one(&self) -> Vec<Batch> {
         let batch = |(tokens, counts): &(Vec<u32>, Vec<bool>)| {
             let rows = (tokens.len() - 1).min(T);

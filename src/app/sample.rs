@@ -34,8 +34,8 @@ fn heading(index: usize, args: &SampleArgs) -> String {
     }
 }
 
-/// Draws all samples of a model. `begin` is called before each one, and `write` with its text, piece
-/// by piece.
+/// Draws all samples of a model. `begin` is called before each one, and `write` with its text,
+/// piece by piece.
 fn samples(
     model: &Path,
     args: &SampleArgs,

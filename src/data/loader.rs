@@ -231,8 +231,8 @@ impl DataLoader {
         self.fetcher.reader.shards.iter().map(|s| s.len() as u64).sum()
     }
 
-    /// Returns the number of tokens in the samples of an epoch; with packed documents, those that fill
-    /// up sequences included.
+    /// Returns the number of tokens in the samples of an epoch; with packed documents, those that
+    /// fill up sequences included.
     pub fn epoch_tokens(&self) -> u64 {
         match self.packed_documents() {
             Some(_) => (self.plan.samples() * self.fetcher.reader.sample_tokens) as u64,

@@ -1,10 +1,10 @@
-//! The mask of a token shard: a file `NAME.mask` beside `NAME.bin`. It has a header (field 2: number
-//! of tokens, 3: CRC-32 of the tokens as they are on disk, 4: CRC-32 of what follows), then a byte
-//! per token: 1 if the token counts as a target, plus 2 if it starts a document.
+//! The mask of a token shard: a file `NAME.mask` beside `NAME.bin`. It has a header (field 2:
+//! number of tokens, 3: CRC-32 of the tokens as they are on disk, 4: CRC-32 of what follows), then
+//! a byte per token: 1 if the token counts as a target, plus 2 if it starts a document.
 //!
 //! Documents have borders of their own because a document may hold the end-of-text token, as the
-//! turns of a conversation do. The shard itself is one like any other, which llm.c reads; the name of
-//! its mask does not match the patterns of shards.
+//! turns of a conversation do. The shard itself is one like any other, which llm.c reads; the name
+//! of its mask does not match the patterns of shards.
 
 use super::shard::{Shard, ShardWriter, Width};
 use super::tokenizer::TokenizerId;

@@ -1,8 +1,8 @@
 //! Makes masked token shards from prompts and answers: `warpsmith sft`.
 //!
 //! An example is one document: text that is given, then an answer and the end-of-text token, which
-//! count in the loss; a conversation has several of these. Given text and answers are encoded apart,
-//! as the prompt of a sample is. All examples are in memory, 5 bytes per token.
+//! count in the loss; a conversation has several of these. Given text and answers are encoded
+//! apart, as the prompt of a sample is. All examples are in memory, 5 bytes per token.
 
 mod example;
 mod template;
@@ -205,7 +205,8 @@ impl Encoded {
         for Segment { given, answer } in segments {
             tokens.extend(tokenizer.encode_ordinary(given));
             if tokens.is_empty() {
-                // The first token of the answer needs one before it, as a sample without a prompt does.
+                // The first token of the answer needs one before it, as a sample without a prompt
+                // does.
                 tokens.push(tokenizer.eot());
             }
             counts.resize(tokens.len(), false);

@@ -1,7 +1,7 @@
 //! Token shards in llm.c's formats: a header (field 2: number of tokens), then each token as a u16,
 //! or for vocabularies of more than 65,536 tokens as a u32. Fields 3 to 6 identify the tokenizer;
-//! llm.c leaves them zero, which stands for GPT-2's, or Llama 3's in shards of 32-bit tokens. Field 7
-//! is 1 if a file beside the shard says which tokens count, see [`mask`](super::mask).
+//! llm.c leaves them zero, which stands for GPT-2's, or Llama 3's in shards of 32-bit tokens. Field
+//! 7 is 1 if a file beside the shard says which tokens count, see [`mask`](super::mask).
 
 use crate::data::imported;
 use crate::data::tokenizer::TokenizerId;

@@ -95,8 +95,8 @@ fn openmp_threads(variable: impl Fn(&str) -> Option<String>) -> Option<usize> {
 static STARTED: OnceLock<usize> = OnceLock::new();
 
 /// Starts the CPU threads that all parallel work shares: `threads`, or if that is 0, as many as the
-/// environment asks for, or one per core. They are started once: a program that opens a second device
-/// shares them.
+/// environment asks for, or one per core. They are started once: a program that opens a second
+/// device shares them.
 ///
 /// # Errors
 /// If the system allows no more threads, or another number has been started.

@@ -6,8 +6,9 @@ use crate::model::{BatchShape, GPT2};
 use crate::ops::Ops;
 use anyhow::Result;
 
-/// Measures the mean loss, in nats per token that counts, over the first batches of the loader's data. If ranks
-/// share the batches, this is one rank's contribution: the loss is the sum over all ranks.
+/// Measures the mean loss, in nats per token that counts, over the first batches of the loader's
+/// data. If ranks share the batches, this is one rank's contribution: the loss is the sum over all
+/// ranks.
 ///
 /// The loader is reset first, so that each validation sees the same text; it should not shuffle.
 /// `None` batches read all of the data once. If there are fewer batches than asked for, reading

@@ -307,8 +307,8 @@ impl GPT2 {
         })
     }
 
-    /// The gradient of what a block adds to the residual stream: that of the stream, or where some is
-    /// dropped, what `scratch` (N, C) then holds.
+    /// The gradient of what a block adds to the residual stream: that of the stream, or where some
+    /// is dropped, what `scratch` (N, C) then holds.
     fn kept_gradient(
         &self,
         dev: &mut dyn Ops,

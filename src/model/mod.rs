@@ -196,7 +196,8 @@ impl GPT2 {
         dev.upload(self.acts.rows_by_token.slice(0, rows.len()), bytemuck::cast_slice(rows))
     }
 
-    /// Uploads the positions of the batch's rows in their documents, for passes of packed documents.
+    /// Uploads the positions of the batch's rows in their documents, for passes of packed
+    /// documents.
     pub fn load_positions(&self, dev: &mut dyn Ops, positions: &[i32]) -> Result<()> {
         dev.upload(self.acts.positions.slice(0, positions.len()), bytemuck::cast_slice(positions))
     }
@@ -206,8 +207,8 @@ impl GPT2 {
         dev.upload(self.acts.rows_by_position.slice(0, rows.len()), bytemuck::cast_slice(rows))
     }
 
-    /// Uploads the weight of one row's loss in the loss of the step, 1 / (rows of the step that count)
-    /// times the loss scale, for the backward passes of the step.
+    /// Uploads the weight of one row's loss in the loss of the step, 1 / (rows of the step that
+    /// count) times the loss scale, for the backward passes of the step.
     pub fn load_dloss(&self, dev: &mut dyn Ops, dloss: f32) -> Result<()> {
         upload_f32(dev, self.dloss(), &[dloss])
     }

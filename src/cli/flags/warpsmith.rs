@@ -40,8 +40,8 @@ pub enum Tool {
     Get(GetArgs),
     /// Tokenize text into shards for training and validation
     Data(DataArgs),
-    /// Tokenize prompts and answers into shards for supervised fine-tuning, in which only the answers
-    /// count
+    /// Tokenize prompts and answers into shards for supervised fine-tuning, in which only the
+    /// answers count
     Sft(SftArgs),
     /// Write generated short stories, as token shards or as text: training data without a download
     Stories(StoriesArgs),
@@ -215,8 +215,8 @@ pub struct SampleArgs {
     /// or OWNER/NAME
     #[arg(short = 'e', long, value_name = "PATH", required_unless_present = "compare")]
     pub model: Option<PathBuf>,
-    /// Two models to compare instead of -e: each continues the same prompt with the same seed, and the
-    /// texts stand side by side, in 80 columns
+    /// Two models to compare instead of -e: each continues the same prompt with the same seed, and
+    /// the texts stand side by side, in 80 columns
     #[arg(long, value_name = "PATH", num_args = 2, conflicts_with = "model")]
     pub compare: Vec<PathBuf>,
     /// Text to continue, in which <|endoftext|> is a token [default: the start of a document]

@@ -32,6 +32,9 @@ pub(super) fn field_of(object: &[u8], field: &str) -> serde_json::Result<Field> 
 /// Takes a JSON object, and a function that says where it is.
 pub(in crate::data) type EachObject<'a> = dyn FnMut(&[u8], &dyn Fn() -> String) -> Result<()> + 'a;
 
+/// The same, with the place of the object's first byte.
+type EachLine<'a> = dyn FnMut(&[u8], usize, &dyn Fn() -> String) -> Result<()> + 'a;
+
 /// Reads objects, one per line. The first byte is at `offset` in the file.
 pub(super) fn read_json_lines(
     input: impl BufRead,
@@ -45,11 +48,7 @@ pub(super) fn read_json_lines(
 }
 
 /// Passes the objects on, one per line, each with the place of its first byte in `input`.
-pub(super) fn lines(
-    mut input: impl BufRead,
-    name: &str,
-    each: &mut dyn FnMut(&[u8], usize, &dyn Fn() -> String) -> Result<()>,
-) -> Result<()> {
+pub(super) fn lines(mut input: impl BufRead, name: &str, each: &mut EachLine) -> Result<()> {
     let mut line = Vec::new();
     let mut start = 0;
     for number in 1.. {

@@ -133,8 +133,8 @@ impl Notes {
 }
 
 impl Source {
-    /// Passes the JSON objects of a file on, one per line or those of an array, with a function that
-    /// says where each is. `done` counts the bytes read.
+    /// Passes the JSON objects of a file on, one per line or those of an array, with a function
+    /// that says where each is. `done` counts the bytes read.
     ///
     /// # Errors
     /// One line, if the input cannot be read, is not JSON, or changes while it is read.

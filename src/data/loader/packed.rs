@@ -52,6 +52,9 @@ pub(super) struct Packed {
     eot: u32,
 }
 
+/// Fills a slice with the tokens of a shard from an index on.
+type ReadTokens<'a> = dyn FnMut(usize, usize, &mut [u32]) -> Result<()> + 'a;
+
 /// Rows of a batch that is being read.
 #[derive(Default)]
 pub(super) struct Rows {
@@ -139,13 +142,7 @@ impl Packed {
     ///
     /// # Errors
     /// Those of `read`.
-    pub fn read(
-        &self,
-        sequence: usize,
-        T: usize,
-        rows: &mut Rows,
-        read: &mut dyn FnMut(usize, usize, &mut [u32]) -> Result<()>,
-    ) -> Result<()> {
+    pub fn read(&self, sequence: usize, T: usize, rows: &mut Rows, read: &mut ReadTokens) -> Result<()> {
         let end = rows.inputs.len() + T;
         for document in self.order.members(sequence) {
             let n = document.rows as usize;
@@ -168,12 +165,7 @@ impl Packed {
     }
 
     /// Fills `tokens` with those from place `start` in all shards on.
-    fn read_tokens(
-        &self,
-        mut start: u64,
-        mut tokens: &mut [u32],
-        read: &mut dyn FnMut(usize, usize, &mut [u32]) -> Result<()>,
-    ) -> Result<()> {
+    fn read_tokens(&self, mut start: u64, mut tokens: &mut [u32], read: &mut ReadTokens) -> Result<()> {
         while !tokens.is_empty() {
             let shard = self.shard_of(start);
             let left = usize::try_from(self.shards[shard + 1] - start).unwrap_or(usize::MAX);

@@ -1,5 +1,5 @@
-//! The order of a loader: that of llm.c, that of packed documents, or one of sources that are mixed and
-//! documents that are shuffled.
+//! The order of a loader: that of llm.c, that of packed documents, or one of sources that are mixed
+//! and documents that are shuffled.
 
 use super::packed::Packed;
 use super::patterns::Source as Pattern;

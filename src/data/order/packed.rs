@@ -2,8 +2,8 @@
 //!
 //! A document is a run of rows: each an input, and one token on, its target. Documents go by
 //! decreasing length, each into the sequence that it leaves the least room in (best fit). So the
-//! sequences are the same in every epoch, for any batch and any number of ranks; only their order is
-//! drawn anew. The position is an epoch and a sequence in it.
+//! sequences are the same in every epoch, for any batch and any number of ranks; only their order
+//! is drawn anew. The position is an epoch and a sequence in it.
 
 use super::LoaderState;
 use super::permutation::Permutation;

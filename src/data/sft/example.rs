@@ -27,8 +27,8 @@ pub(super) struct Segment {
     pub answer: String,
 }
 
-/// The parts of the example in a JSON object: of a conversation in the field `messages`, otherwise of
-/// a pair. What follows the last answer is left out.
+/// The parts of the example in a JSON object: of a conversation in the field `messages`, otherwise
+/// of a pair. What follows the last answer is left out.
 ///
 /// # Errors
 /// A text that names the field, what was expected and what was found.

@@ -50,7 +50,10 @@ struct Written {
 }
 
 /// The template without `--template`.
-pub const DEFAULT: &str = r#"{"pair": "{prompt}\n{response}", "messages": {"system": "{content}\n\n", "user": "User:\n{content}\n", "assistant": "Assistant:\n{content}"}}"#;
+pub const DEFAULT: &str = concat!(
+    r#"{"pair": "{prompt}\n{response}", "messages": {"system": "{content}\n\n", "#,
+    r#""user": "User:\n{content}\n", "assistant": "Assistant:\n{content}"}}"#
+);
 
 impl Default for Template {
     fn default() -> Self {

@@ -177,7 +177,8 @@ pub struct BatchFlags {
           value_parser = values::switch,
           action = ArgAction::Set, default_value = "0")]
     pub packed_documents: bool,
-    /// Leave out examples of `warpsmith sft` that are longer than -t, instead of cutting their end off
+    /// Leave out examples of `warpsmith sft` that are longer than -t, instead of cutting their end
+    /// off
     #[arg(id = "skip_long_examples", long = "skip-long-examples", value_name = "0|1",
           value_parser = values::switch,
           action = ArgAction::Set, default_value = "0")]

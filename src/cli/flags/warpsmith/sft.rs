@@ -6,17 +6,17 @@ use std::path::PathBuf;
 
 #[derive(Args, Clone, Debug)]
 pub struct SftArgs {
-    /// JSON lines or JSON arrays, either as .gz or .zst, directories of them, or - for standard input.
-    /// Each object has a prompt and a response (or completion), or messages: a list of turns with a
-    /// role (system, user, assistant) and content
+    /// JSON lines or JSON arrays, either as .gz or .zst, directories of them, or - for standard
+    /// input. Each object has a prompt and a response (or completion), or messages: a list of turns
+    /// with a role (system, user, assistant) and content
     #[arg(required = true, value_name = "INPUT")]
     pub inputs: Vec<PathBuf>,
     /// Directory for the shards and their masks; created if missing
     #[arg(short = 'o', long, value_name = "DIR")]
     pub output: PathBuf,
-    /// JSON file with the text around the parts of an example: {"pair": "Q: {prompt}\nA: {response}",
-    /// "messages": {"user": "User: {content}\n", "assistant": "…"}} [default: prompt and response on
-    /// lines of their own; User: and Assistant: on lines above the content]
+    /// JSON file with the text around the parts of an example: {"pair": "Q: {prompt}\nA:
+    /// {response}", "messages": {"user": "User: {content}\n", "assistant": "…"}} [default: prompt
+    /// and response on lines of their own; User: and Assistant: on lines above the content]
     #[arg(long, value_name = "FILE")]
     pub template: Option<PathBuf>,
     /// Field that holds the prompt [default: prompt]
@@ -38,8 +38,8 @@ pub struct SftArgs {
     /// File or directory of examples to validate on; may be repeated
     #[arg(long, value_name = "INPUT")]
     pub val: Vec<PathBuf>,
-    /// Examples that are drawn at random for validation, without --val [default: a twentieth, at most
-    /// 1000]
+    /// Examples that are drawn at random for validation, without --val [default: a twentieth, at
+    /// most 1000]
     #[arg(long, value_name = "N", value_parser = values::whole, conflicts_with = "val")]
     pub val_examples: Option<usize>,
     /// Random seed of that draw

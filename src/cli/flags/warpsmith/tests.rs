@@ -137,12 +137,12 @@ fn errors_are_one_line() {
     let cases = [
         (
             "",
-            "no command given; expected get, data, stories, tokenizer, sample, eval, convert, parity, plot, roofline, scaling, launch",
+            "no command given; expected get, data, sft, stories, tokenizer, sample, eval, convert, parity, plot, roofline, scaling, launch",
         ),
         ("dat", "dat: unknown command; did you mean data?"),
         (
             "xyz",
-            "xyz: unknown command; expected get, data, stories, tokenizer, sample, eval, convert, parity, plot, roofline, scaling, launch",
+            "xyz: unknown command; expected get, data, sft, stories, tokenizer, sample, eval, convert, parity, plot, roofline, scaling, launch",
         ),
         ("data -o x", "<INPUT>...: missing; --help says what it is"),
         ("data a", "-o/--output: missing; --help says what it is"),

@@ -29,7 +29,8 @@ fn whole_examples_are_packed_and_only_answers_count() {
     let mut loader = DataLoader::open(packed_options(&pattern, 8, false)).unwrap();
     assert_eq!((loader.packed_documents(), loader.batches_per_epoch()), (Some(3), 1));
     assert_eq!((loader.num_tokens(), loader.epoch_tokens()), (18, 16));
-    // Of example 0 the targets 2, 3, 4 count, of example 2 those of 2 and 3; then 4 to 8 of example 1.
+    // Of example 0 the targets 2, 3, 4 count, of example 2 those of 2 and 3; then 4 to 8 of example
+    // 1.
     assert_eq!((loader.counted(1), loader.counted(2)), (10, 20));
     let batch = loader.next_batch().unwrap();
     let eot = EOT as i32;
