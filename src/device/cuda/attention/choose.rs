@@ -8,7 +8,7 @@
 #[cfg(all(test, emulated))]
 mod tests;
 
-use super::{AttentionBackward, atomic, ordered, stats};
+use super::{AttentionBackward, atomic, hopper_backward, ordered, stats};
 use crate::device::compare::{Tolerance, close};
 use crate::device::cuda::Cuda;
 use crate::device::cuda::driver::Driver;
@@ -78,7 +78,7 @@ pub fn may_be_atomic(cuda: &Cuda) -> bool {
 /// If the device fails.
 pub fn run(cuda: &mut Cuda, a: AttentionBackward) -> Result<()> {
     let kernels = match cuda.attention.known.get(&a.dims) {
-        _ if a.dropout.is_some() => BackwardKernels::Ordered,
+        _ if a.dropout.is_some() || hopper_backward::suits(cuda, a.dims.HS) => BackwardKernels::Ordered,
         Some(known) if measures(cuda) => *known,
         None if measures(cuda) => choose(cuda, a)?,
         _ if may_be_atomic(cuda) => BackwardKernels::Atomic,
