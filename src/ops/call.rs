@@ -116,14 +116,7 @@ impl Call {
                 visit(dinp, Write);
                 [dout, &mut dropout.state].into_iter().for_each(|t| visit(t, Read));
             }
-            Call::MatmulBackward(a) => {
-                visit(&mut a.dinp, Write);
-                let access = if a.overwrite_dweight { Write } else { Update };
-                a.dweight.iter_mut().for_each(|dweight| visit(dweight, access));
-                a.dbias.iter_mut().for_each(|dbias| visit(dbias, Update));
-                let inputs = [&mut a.dout, &mut a.inp, &mut a.weight].into_iter();
-                inputs.chain(&mut a.gelu_gradient).for_each(|t| visit(t, Read));
-            }
+            Call::MatmulBackward(a) => matmul_backward(a, visit),
             Call::AttentionForward(a) => {
                 [&mut a.out, &mut a.lse].into_iter().for_each(|t| visit(t, Write));
                 let inputs = [&mut a.qkv].into_iter().chain(&mut a.positions);
@@ -149,19 +142,14 @@ impl Call {
                 [&mut a.targets].into_iter().chain(&mut a.dloss).for_each(|t| visit(t, Read));
             }
             Call::AdamW(a) => {
-                visit(&mut a.params, if a.master.is_some() { Write } else { Update });
-                let state = a.master.iter_mut().chain([&mut a.m, &mut a.v]);
-                state.for_each(|t| visit(t, Update));
+                weights(&mut a.params, &mut a.master, visit);
+                [&mut a.m, &mut a.v].into_iter().for_each(|t| visit(t, Update));
                 visit(&mut a.grads, Read);
             }
             Call::MuonMomentum(a) => [&mut a.grads, &mut a.m].into_iter().for_each(|t| visit(t, Update)),
-            Call::NewtonSchulz(a) => {
-                visit(&mut a.x, Update);
-                visit(&mut a.work, Write);
-            }
+            Call::NewtonSchulz(a) => newton_schulz(a, visit),
             Call::MuonStep(a) => {
-                visit(&mut a.params, if a.master.is_some() { Write } else { Update });
-                a.master.iter_mut().for_each(|t| visit(t, Update));
+                weights(&mut a.params, &mut a.master, visit);
                 visit(&mut a.direction, Read);
             }
             Call::Add { dst, src } => {
@@ -182,6 +170,17 @@ fn state(dropout: &mut Option<Dropout>) -> impl Iterator<Item = &mut Tensor> {
     dropout.iter_mut().map(|dropout| &mut dropout.state)
 }
 
+/// Parameters become the image of master weights, or are updated themselves.
+fn weights(params: &mut Tensor, master: &mut Option<Tensor>, visit: &mut impl FnMut(&mut Tensor, Access)) {
+    visit(params, if master.is_some() { Access::Write } else { Access::Update });
+    master.iter_mut().for_each(|t| visit(t, Access::Update));
+}
+
+fn newton_schulz(a: &mut NewtonSchulz, visit: &mut impl FnMut(&mut Tensor, Access)) {
+    visit(&mut a.x, Access::Update);
+    visit(&mut a.work, Access::Write);
+}
+
 fn matmul_forward(a: &mut MatmulForward, visit: &mut impl FnMut(&mut Tensor, Access)) {
     visit(&mut a.out, Access::Write);
     [&mut a.inp, &mut a.weight].into_iter().for_each(|t| visit(t, Access::Read));
@@ -196,6 +195,16 @@ fn matmul_forward(a: &mut MatmulForward, visit: &mut impl FnMut(&mut Tensor, Acc
             [bias, residual].into_iter().for_each(|t| visit(t, Access::Read));
         }
     }
+}
+
+fn matmul_backward(a: &mut MatmulBackward, visit: &mut impl FnMut(&mut Tensor, Access)) {
+    use Access::{Read, Update, Write};
+    visit(&mut a.dinp, Write);
+    let access = if a.overwrite_dweight { Write } else { Update };
+    a.dweight.iter_mut().for_each(|dweight| visit(dweight, access));
+    a.dbias.iter_mut().for_each(|dbias| visit(dbias, Update));
+    let inputs = [&mut a.dout, &mut a.inp, &mut a.weight].into_iter();
+    inputs.chain(&mut a.gelu_gradient).for_each(|t| visit(t, Read));
 }
 
 fn layernorm_forward(a: &mut LayernormForward, visit: &mut impl FnMut(&mut Tensor, Access)) {

@@ -326,7 +326,7 @@ mod tests {
         assert_eq!(master(Dtype::F32, true), None);
     }
 
-    /// Of a layer's 12 C² elements in matrices and 13 C in vectors, v has the vectors.
+    /// A layer has 12 C² elements in matrices and 13 C in vectors; v has the vectors alone.
     #[test]
     fn muon_stores_no_v_for_its_matrices() {
         let config = ModelConfig::new(8, 2, 2, 16);

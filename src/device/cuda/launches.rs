@@ -267,6 +267,18 @@ fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     let (losses, logits, targets) = (mean, t.logits, t.tokens[0]);
     cuda.classifier(Classifier { losses, logits, targets, dloss: Some(t.one), N, V, Vp })?;
 
+    updates(cuda, model, t)?;
+    let ([params, grads], [_, m, v]) = (t.matrix, t.moments);
+    cuda.add(params, grads)?;
+    cuda.add(m, v)?;
+    cuda.norm_squared(t.one, &[grads])?;
+    cuda.sum(t.one, m)?;
+    cuda.fill(params, 1.0)?;
+    cuda.fill(m, 1.0)
+}
+
+/// Runs the updates, with m and v of either type.
+fn updates(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     let ([params, grads], [master, m, v]) = (t.matrix, t.moments);
     let (lr, beta1, beta2, eps, grad_scale) = (1e-3, 0.9, 0.95, 1e-8, 1.0);
     let (weight_decay, step, seed, first) = (0.0, 1, 0, 0);
@@ -304,13 +316,7 @@ fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
         first,
     })?;
     let C = model.C;
-    cuda.newton_schulz(NewtonSchulz { x: params, work: t.wide[0], rows: 4 * C, columns: C })?;
-    cuda.add(params, grads)?;
-    cuda.add(m, v)?;
-    cuda.norm_squared(t.one, &[grads])?;
-    cuda.sum(t.one, m)?;
-    cuda.fill(params, 1.0)?;
-    cuda.fill(m, 1.0)
+    cuda.newton_schulz(NewtonSchulz { x: params, work: t.wide[0], rows: 4 * C, columns: C })
 }
 
 /// Runs attention, with either choice of kernels backward, and with dropout.
