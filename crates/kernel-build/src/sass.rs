@@ -75,7 +75,8 @@ fn class(opcode: &str, bits: u32) -> Option<&'static str> {
 
 const ANY: &str = "bf16 f16 f32";
 const TILES: &str = "matmul_forward_*x* matmul_dgrad_*x* matmul_wgrad_*x*";
-const ATTENTION: &str = "attention_forward_hs* attention_backward_keys_hs* attention_backward_queries_hs*";
+const ATTENTION: &str = "attention_forward_hs* attention_backward_keys_hs* attention_backward_queries_hs* \
+    attention_forward_dropout_hs* attention_backward_keys_dropout_hs* attention_backward_queries_dropout_hs*";
 
 /// The instructions that kernels are written for: these kernels (`*` is anything), compiled for
 /// these `floatX` and architectures, must have these instructions. Unlike the budget, a rule does
