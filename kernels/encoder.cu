@@ -10,8 +10,8 @@
 // of all their rows are read together. Texts also have a few tokens of thousands of rows. A token
 // of more than 64 is the only one to begin in a block, whose warps share it and merge their sums in
 // shared memory. Backward, wpe: a thread owns a pack of a position and walks down the batch; where
-// documents are packed, wpe takes the kernel of wte, with positions for tokens. Bytes per element: 2
-// read by each, and 4 per embedding touched.
+// documents are packed, wpe takes the kernel of wte, with positions for tokens. Bytes per element:
+// 2 read by each, and 4 per embedding touched.
 //
 // Dropout has kernels of its own: its masks take registers that the others need for loads.
 //

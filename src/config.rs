@@ -60,11 +60,12 @@ pub struct ModelConfig {
 /// Rates of dropout in training, each at least 0 (none) and below 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct DropoutRates {
-    /// Of the sum of the embeddings: Hugging Face's `embd_pdrop`.
+    /// The rate for the sum of the embeddings: Hugging Face's `embd_pdrop`.
     pub embd: f32,
-    /// Of attention weights: `attn_pdrop`.
+    /// The rate for attention weights: `attn_pdrop`.
     pub attn: f32,
-    /// Of what attention and MLP add to the residual stream: `resid_pdrop`.
+    /// The rate for the outputs of attention and MLP, before they are added to the residual stream:
+    /// `resid_pdrop`.
     pub resid: f32,
 }
 

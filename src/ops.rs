@@ -279,8 +279,8 @@ pub struct AttentionDims {
     pub HS: usize,
 }
 
-/// out (B, T, C) is the sum over keys of a query's attention weights times values, with dropout of the
-/// weights; lse (B, NH, T) f32 is the log-sum-exp of each row of scaled scores. qkv (B, T, 3 C).
+/// out (B, T, C) is the sum over keys of a query's attention weights times values, with dropout of
+/// the weights; lse (B, NH, T) f32 is the log-sum-exp of each row of scaled scores. qkv (B, T, 3 C).
 /// Queries see the keys up to theirs, from the first one of their document on. No T x T buffer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionForward {
@@ -392,8 +392,8 @@ pub struct Classifier {
     /// (N) i32, each below V. Rows of a negative target, [`IGNORED`], have no loss and no gradient.
     pub targets: Tensor,
     /// (1) f32: weight of one row's loss in the total, 1 / (rows of the step that count) times the
-    /// loss scale. It is on the device because it changes from step to step. Without it only losses are
-    /// computed and the logits stay.
+    /// loss scale. It is on the device because it changes from step to step. Without it only losses
+    /// are computed and the logits stay.
     pub dloss: Option<Tensor>,
     pub N: usize,
     pub V: usize,

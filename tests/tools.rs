@@ -119,6 +119,11 @@ fn dropout_goes_with_the_model() {
     let corpus = Corpus::new();
     let dir = corpus.dir.path();
     let train = |flags: &str| stdout(&succeed(corpus.train().args(flags.split(' '))));
+    let tune = |flags: &str| {
+        let mut command = Command::new(common::TRAIN_GPT2);
+        let data = "-i x_train_*.bin -j x_val_*.bin -b 2 -t 16 -v 0 -s 0 -x 1";
+        stdout(&succeed(command.current_dir(dir).args(data.split(' ')).args(flags.split(' '))))
+    };
     let row = |text: &str| text.lines().find(|line| line.starts_with("| dropout rates")).map(str::to_owned);
     let has = |text: &str, rates: &str| assert!(row(text).unwrap().contains(rates), "{text}");
     has(&train("-x 2 --dropout 0.1 --attn-dropout 0.2 -o log"), "embd 0.1, attn 0.2, resid 0.1 ");
@@ -128,16 +133,16 @@ fn dropout_goes_with_the_model() {
     let rates = ["embd_pdrop", "attn_pdrop", "resid_pdrop"].map(|key| config[key].to_string());
     assert_eq!(rates, ["0.1", "0.2", "0.1"]);
     let of_model = "embd 0.1, attn 0.2, resid 0.1 (of the model; --dropout 0 turns it off)";
-    has(&train("-e hf -x 1"), of_model);
-    has(&train("-e log -x 1"), of_model);
-    has(&train("-e hf -x 1 --resid-dropout 0.5"), "embd 0.1, attn 0.2, resid 0.5 ");
-    assert_eq!(row(&train("-e hf -x 1 --dropout 0")), None);
+    has(&tune("-e hf"), of_model);
+    has(&tune("-e log"), of_model);
+    has(&tune("-e hf --resid-dropout 0.5"), "embd 0.1, attn 0.2, resid 0.5 ");
+    assert_eq!(row(&tune("-e hf --dropout 0")), None);
 
     // Without the keys, the rates are those of transformers.
     let mut without = config.clone();
     without.as_object_mut().unwrap().retain(|key, _| !key.ends_with("pdrop"));
     fs::write(dir.join("hf/config.json"), without.to_string()).unwrap();
-    has(&train("-e hf -x 1"), "embd 0.1, attn 0.1, resid 0.1 (of the model");
+    has(&tune("-e hf"), "embd 0.1, attn 0.1, resid 0.1 (of the model");
     fs::write(dir.join("hf/config.json"), config.to_string().replace("0.2", "1.0")).unwrap();
     let words = ["hf/config.json", "expected attn_pdrop of at least 0 and below 1, found 1"];
     refuse(&mut warpsmith(dir, "sample --model hf"), &words);

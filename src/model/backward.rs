@@ -307,8 +307,8 @@ impl GPT2 {
         })
     }
 
-    /// The gradient of what a block adds to the residual stream: that of the stream, or where some
-    /// is dropped, what `scratch` (N, C) then holds.
+    /// The gradient of a block's output, before it is added to the residual stream: the gradient of
+    /// the stream, or where some is dropped, `scratch` (N, C), which then holds it.
     fn kept_gradient(
         &self,
         dev: &mut dyn Ops,

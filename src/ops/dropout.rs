@@ -60,8 +60,8 @@ impl Dropout {
 }
 
 impl Mask {
-    /// The factors (0 or [`scale`](Self::scale)) of the four elements of batch row `row` from column
-    /// `column` on, a multiple of 4.
+    /// The factors (0 or [`scale`](Self::scale)) of the four elements of batch row `row` from
+    /// column `column` on, a multiple of 4.
     pub fn of_columns(&self, row: usize, column: usize) -> [f32; 4] {
         let row = self.state.first_row.wrapping_add(row as u32);
         self.factors([[column as u32 / 4], [row], [self.stream], [0]]).map(|[factor]| factor)

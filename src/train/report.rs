@@ -167,7 +167,7 @@ impl Report {
         }
     }
 
-    /// Shows the dropout of the run, if it has any, and whether it is that which its model came with.
+    /// Shows the dropout of the run, if it has any, and whether its model came with it.
     pub fn dropout(&mut self, rates: DropoutRates, of_model: DropoutRates) {
         let origin = match rates == of_model {
             true => " (of the model; --dropout 0 turns it off)",

@@ -368,8 +368,8 @@ impl Ops for Cuda {
     }
 
     /// Our GEMMs add the residual in their epilogue. The library does that less well than it adds a
-    /// bias, so there, and with dropout, the residual is added by our layernorm, which has to read the
-    /// sum anyway.
+    /// bias, so there, and with dropout, the residual is added by our layernorm, which has to read
+    /// the sum anyway.
     fn matmul_residual_layernorm(
         &mut self,
         matmul: MatmulForward,

@@ -8,8 +8,7 @@ use clap::Args;
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Dropout")]
 pub struct DropoutFlags {
-    /// Rate of all three dropouts [default: those of the checkpoint or of the config.json of -e, else
-    /// 0]
+    /// Rate of all three dropouts [default: those of the checkpoint or config.json of -e, else 0]
     #[arg(id = "dropout", long = "dropout", value_name = "P", value_parser = values::decay)]
     pub dropout: Option<f32>,
     /// Rate of dropout of the embeddings, embd_pdrop in a config.json [default: --dropout]
