@@ -1,5 +1,5 @@
-// What queries see of the keys up to theirs: those of their document, where documents are packed
-// into a sequence, and those whose weights no dropout zeroes.
+// The keys that queries see: those of their document, where documents are packed into a sequence,
+// and those whose weights no dropout zeroes.
 #pragma once
 #include "attention.cuh"
 #include "dropout.cuh"

@@ -188,7 +188,8 @@ __device__ __forceinline__ void classify_row(float* loss, floatX* logits, PackX*
 
 // losses (N) += max - logits[target] + ln sum exp(logits - max) over columns below V; with a dloss
 // (1), logits (N, Vp) = dloss (softmax - onehot(target)), 0 from column V on. Rows of a negative
-// target have no loss, and a gradient of 0. With keep_row, there is dynamic shared memory for a row.
+// target have no loss, and a gradient of 0. With keep_row, there is dynamic shared memory for a
+// row.
 extern "C" __global__ void __launch_bounds__(512, 2)
     classifier(float* losses, floatX* logits, const int* targets, const float* dloss, int keep_row, int V, int Vp) {
     start_in_order();

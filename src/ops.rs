@@ -18,6 +18,7 @@ mod buffer;
 mod call;
 mod dropout;
 mod floats;
+mod limits;
 mod muon;
 mod observed;
 mod stamps;
@@ -26,6 +27,7 @@ pub use buffer::{Buffer, Place};
 pub use call::{Access, Call, CallDevice};
 pub use dropout::{Dropout, DropoutState, Mask, philox};
 pub use floats::{download_f32, upload_f32};
+pub use limits::{Limits, SCRATCH, plan_scratch};
 pub use muon::{MuonMomentum, MuonStep, NewtonSchulz};
 pub use observed::{Observed, Observer};
 pub use stamps::HostStamps;
@@ -139,41 +141,6 @@ pub struct Gpu {
     pub operands: &'static str,
 }
 
-/// Name of the arena for a device's scratch memory.
-pub const SCRATCH: &str = "scratch";
-
-/// The largest operations that a run asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Rows (B*T) of the largest batch.
-    pub rows: usize,
-    /// Rows of the largest chunk of logits.
-    pub logits_rows: usize,
-    /// Tokens in the longest sequence.
-    pub T: usize,
-    pub C: usize,
-    pub NH: usize,
-    pub V: usize,
-    pub Vp: usize,
-    /// Most tensors that one norm spans.
-    pub norm_pieces: usize,
-}
-
-/// Adds the scratch memory for a run whose every operation is within one of `uses`.
-///
-/// # Errors
-/// One line, if the device has no kernel for one of these shapes.
-pub fn plan_scratch(dev: &(impl Device + ?Sized), uses: &[Limits], plan: &mut MemoryPlan) -> Result<()> {
-    let mut bytes = 0;
-    for limits in uses {
-        bytes = bytes.max(dev.scratch_bytes(limits)?);
-    }
-    if bytes > 0 {
-        plan.add(SCRATCH, SCRATCH, Dtype::F32, bytes.div_ceil(4));
-    }
-    Ok(())
-}
-
 /// The (N, OC) tensor that a matmul with a GELU keeps for the backward pass. h is the input of the
 /// GELU, rounded to the device's type; gelu(h) and gelu'(h) are computed from that rounded h.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -280,7 +247,7 @@ pub struct AttentionDims {
 }
 
 /// out (B, T, C) is the sum over keys of a query's attention weights times values, with dropout of
-/// the weights; lse (B, NH, T) f32 is the log-sum-exp of each row of scaled scores. qkv (B, T, 3 C).
+/// the weights; lse (B, NH, T) f32 is the log-sum-exp of each row of scaled scores. qkv (B, T, 3C).
 /// Queries see the keys up to theirs, from the first one of their document on. No T x T buffer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionForward {

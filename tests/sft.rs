@@ -225,7 +225,7 @@ fn distance(got: &[f32], want: &[f32]) -> f64 {
     (squares(&mut differences) / squares(&mut want.iter().map(|x| f64::from(*x)))).sqrt()
 }
 
-/// What f32 allows in a sum over these rows.
+/// Tolerance of f32 in a sum over these rows.
 const TOLERANCE: f64 = 1e-6;
 
 #[track_caller]

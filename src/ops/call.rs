@@ -93,12 +93,7 @@ impl Call {
                 let inputs = [&mut a.tokens, &mut a.wte, &mut a.wpe].into_iter();
                 inputs.chain(&mut a.positions).chain(state(&mut a.dropout)).for_each(|t| visit(t, Read));
             }
-            Call::EncoderBackward(a) => {
-                a.dwte.iter_mut().chain(&mut a.dwpe).for_each(|t| visit(t, Update));
-                let inputs = [&mut a.dout, &mut a.tokens, &mut a.rows_by_token].into_iter();
-                let inputs = inputs.chain(a.positions.iter_mut().flatten());
-                inputs.chain(state(&mut a.dropout)).for_each(|t| visit(t, Read));
-            }
+            Call::EncoderBackward(a) => encoder_backward(a, visit),
             Call::LayernormForward(norm) => layernorm_forward(norm, visit),
             Call::LayernormBackward(a) => {
                 visit(&mut a.dinp, if a.overwrite_dinp { Write } else { Update });
@@ -117,17 +112,8 @@ impl Call {
                 [dout, &mut dropout.state].into_iter().for_each(|t| visit(t, Read));
             }
             Call::MatmulBackward(a) => matmul_backward(a, visit),
-            Call::AttentionForward(a) => {
-                [&mut a.out, &mut a.lse].into_iter().for_each(|t| visit(t, Write));
-                let inputs = [&mut a.qkv].into_iter().chain(&mut a.positions);
-                inputs.chain(state(&mut a.dropout)).for_each(|t| visit(t, Read));
-            }
-            Call::AttentionBackward(a) => {
-                visit(&mut a.dqkv, Write);
-                let inputs = [&mut a.dout, &mut a.out, &mut a.lse, &mut a.qkv].into_iter();
-                let inputs = inputs.chain(&mut a.positions);
-                inputs.chain(state(&mut a.dropout)).for_each(|t| visit(t, Read));
-            }
+            Call::AttentionForward(a) => attention_forward(a, visit),
+            Call::AttentionBackward(a) => attention_backward(a, visit),
             Call::AttentionDecode { out, qkv: inp, .. } | Call::Sum { out, src: inp } => {
                 visit(out, Write);
                 visit(inp, Read);
@@ -168,6 +154,25 @@ impl Call {
 /// The tensor that the masks of a dropout depend on.
 fn state(dropout: &mut Option<Dropout>) -> impl Iterator<Item = &mut Tensor> {
     dropout.iter_mut().map(|dropout| &mut dropout.state)
+}
+
+fn encoder_backward(a: &mut EncoderBackward, visit: &mut impl FnMut(&mut Tensor, Access)) {
+    a.dwte.iter_mut().chain(&mut a.dwpe).for_each(|t| visit(t, Access::Update));
+    let inputs = [&mut a.dout, &mut a.tokens, &mut a.rows_by_token].into_iter();
+    let inputs = inputs.chain(a.positions.iter_mut().flatten());
+    inputs.chain(state(&mut a.dropout)).for_each(|t| visit(t, Access::Read));
+}
+
+fn attention_forward(a: &mut AttentionForward, visit: &mut impl FnMut(&mut Tensor, Access)) {
+    [&mut a.out, &mut a.lse].into_iter().for_each(|t| visit(t, Access::Write));
+    let inputs = [&mut a.qkv].into_iter().chain(&mut a.positions);
+    inputs.chain(state(&mut a.dropout)).for_each(|t| visit(t, Access::Read));
+}
+
+fn attention_backward(a: &mut AttentionBackward, visit: &mut impl FnMut(&mut Tensor, Access)) {
+    visit(&mut a.dqkv, Access::Write);
+    let inputs = [&mut a.dout, &mut a.out, &mut a.lse, &mut a.qkv].into_iter().chain(&mut a.positions);
+    inputs.chain(state(&mut a.dropout)).for_each(|t| visit(t, Access::Read));
 }
 
 /// Parameters become the image of master weights, or are updated themselves.

@@ -3,6 +3,7 @@
 use super::tokenizer::RunTokenizer;
 use crate::cli::flags::trainer::{DEFAULT_HELLASWAG, PRESET_DATA, Shuffle, TrainArgs};
 use crate::data::loader::{DataLoader, LoaderOptions, LoaderState, Packing, Sample};
+use crate::data::tokenizer::TokenizerId;
 use crate::eval::hellaswag::HellaSwag;
 use crate::hub;
 use crate::model::BatchShape;
@@ -83,15 +84,9 @@ impl Data {
         if let Some(path) = shared {
             log::warn!("-i and -j both match {}: the run validates on text it trains on", path.display());
         }
-        for (data, flag) in [(Some(&train), args.train_data_flag()), (val.as_ref(), "-j")] {
-            let found = data.map_or(tokenizer.id, DataLoader::tokenizer);
-            ensure!(
-                found.agrees(&tokenizer.id),
-                "{flag}: tokens of the tokenizer {found}, and those of {} are of {}; prepare both with one \
-                 tokenizer",
-                args.train_data_flag(),
-                tokenizer.id
-            );
+        let train_flag = args.train_data_flag();
+        for (data, flag) in [(Some(&train), train_flag), (val.as_ref(), "-j")] {
+            data.map_or(Ok(()), |data| check_tokenizer((data, flag), tokenizer.id, train_flag))?;
         }
         let questions = || {
             let tokenizer = tokenizer.needed_for("-h 1/--hellaswag-eval", "-h 0")?;
@@ -105,7 +100,7 @@ impl Data {
             shape,
             batches,
             num_processes: process.world_size,
-            train_flag: args.train_data_flag(),
+            train_flag,
             shuffle,
             overfit,
         })
@@ -147,6 +142,17 @@ impl Data {
         };
         restored.with_context(|| format!("{}: not the data of the checkpoint", self.train_flag))
     }
+}
+
+/// Checks that the tokens of a flag are of the run's tokenizer, that of `train_flag`.
+fn check_tokenizer((data, flag): (&DataLoader, &str), of_run: TokenizerId, train_flag: &str) -> Result<()> {
+    let found = data.tokenizer();
+    ensure!(
+        found.agrees(&of_run),
+        "{flag}: tokens of the tokenizer {found}, and those of {train_flag} are of {of_run}; prepare both \
+         with one tokenizer"
+    );
+    Ok(())
 }
 
 /// Adds to the error of a preset without data how to make them.

@@ -120,39 +120,12 @@ impl Report {
             ("not decayed", format!("{} parameters in {} tensors", not_decayed.0, not_decayed.1)),
         ]);
         self.what_trains(weights);
-        let shards = |l: &DataLoader| {
-            let short = match l.short_shards().len() {
-                0 => String::new(),
-                short => format!(", {short} of them too short to be read"),
-            };
-            let (tokens, shards) = (count(l.num_tokens(), "token"), count(l.num_shards(), "shard"));
-            let mixed = match l.weights().len() {
-                0 => String::new(),
-                sources => format!(", {sources} sources mixed"),
-            };
-            let packed = match l.packed_documents() {
-                Some(documents) => format!(", {documents} packed"),
-                None => String::new(),
-            };
-            format!("{tokens} in {shards}{short}{mixed}{packed}")
-        };
         self.console.table([
             ("train data", shards(train)),
             ("shuffle", data.shuffle.to_string()),
             ("val data", val.map_or("not read".to_string(), shards)),
             ("max_steps", self.max_steps.to_string()),
-            (
-                "grad_accum_steps",
-                match data.batches.end_of_ramp() {
-                    0 => data.grad_accum_steps(0).to_string(),
-                    end => format!(
-                        "{} to {} in step {}",
-                        data.grad_accum_steps(0),
-                        data.grad_accum_steps(end),
-                        end + 1
-                    ),
-                },
-            ),
+            ("grad_accum_steps", accumulation(data)),
         ]);
         self.console.table(lengths(args, schedule));
         let T = data.shape.T;
@@ -401,6 +374,30 @@ impl Report {
 
     pub fn finish(&mut self) {
         self.console.average(self.throughput.mean_ms());
+    }
+}
+
+/// The tokens and shards of a loader.
+fn shards(l: &DataLoader) -> String {
+    let short = match l.short_shards().len() {
+        0 => String::new(),
+        short => format!(", {short} of them too short to be read"),
+    };
+    let (tokens, shards) = (count(l.num_tokens(), "token"), count(l.num_shards(), "shard"));
+    let mixed = match l.weights().len() {
+        0 => String::new(),
+        sources => format!(", {sources} sources mixed"),
+    };
+    let packed = l.packed_documents().map_or_else(String::new, |documents| format!(", {documents} packed"));
+    format!("{tokens} in {shards}{short}{mixed}{packed}")
+}
+
+/// Micro-batches of a step, and how they grow.
+fn accumulation(data: &Data) -> String {
+    let (first, end) = (data.grad_accum_steps(0), data.batches.end_of_ramp());
+    match end {
+        0 => first.to_string(),
+        end => format!("{first} to {} in step {}", data.grad_accum_steps(end), end + 1),
     }
 }
 

@@ -1,4 +1,4 @@
-//! What supervised fine-tuning reads.
+//! The readers of supervised fine-tuning.
 
 use super::{directory, judge, read_shards, write};
 use std::fs;

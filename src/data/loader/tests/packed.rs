@@ -29,8 +29,7 @@ fn whole_examples_are_packed_and_only_answers_count() {
     let mut loader = DataLoader::open(packed_options(&pattern, 8, false)).unwrap();
     assert_eq!((loader.packed_documents(), loader.batches_per_epoch()), (Some(3), 1));
     assert_eq!((loader.num_tokens(), loader.epoch_tokens()), (18, 16));
-    // Of example 0 the targets 2, 3, 4 count, of example 2 those of 2 and 3; then 4 to 8 of example
-    // 1.
+    // The targets 2, 3, 4 of example 0 count, 2 and 3 of example 2, then 4 to 8 of example 1.
     assert_eq!((loader.counted(1), loader.counted(2)), (10, 20));
     let batch = loader.next_batch().unwrap();
     let eot = EOT as i32;
@@ -55,7 +54,7 @@ fn long_examples_are_cut_or_left_out() {
         Ok(loader.fetcher.reader.packed.as_ref().unwrap().order.documents().to_vec())
     };
     let of = |start, rows, counted| Document { start, rows, counted };
-    // Of the last example, no answer is within 6 tokens.
+    // No answer of the last example is within 6 tokens.
     assert_eq!(documents(6, false), Ok(vec![of(0, 3, 2), of(4, 6, 3)]));
     assert_eq!(documents(6, true), Ok(vec![of(0, 3, 2)]));
     assert_eq!(documents(29, true).unwrap().len(), 3);
