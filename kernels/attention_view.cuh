@@ -83,23 +83,23 @@ __device__ __forceinline__ void hide_earlier_documents(Sums<M, N>& scores, const
                     for (int half = 0; half < 2; half++)
                         if (16 * m + 8 * half + lane / 4 < first) scores.v[m][n][2 * half + i] = HIDDEN;
             }
-        return;
+    } else {
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const int row = 16 * m + 8 * half + lane / 4;
+                // The columns of a row that are visible: keys from there on, or queries up to there.
+                int edge = ROWS_ARE_QUERIES ? documents.first_key(query + row) - key : documents.queries_that_see<N>(key + row, query);
+#pragma unroll
+                for (int n = 0; n < N / 8; n++)
+#pragma unroll
+                    for (int i = 0; i < 2; i++) {
+                        const int column = 8 * n + lane % 4 * 2 + i;
+                        if (ROWS_ARE_QUERIES ? column < edge : column >= edge) scores.v[m][n][2 * half + i] = HIDDEN;
+                    }
+            }
     }
-#pragma unroll
-    for (int m = 0; m < M; m++)
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const int row = 16 * m + 8 * half + lane / 4;
-            // The columns of a row that are visible: keys from there on, or queries up to there.
-            int edge = ROWS_ARE_QUERIES ? documents.first_key(query + row) - key : documents.queries_that_see<N>(key + row, query);
-#pragma unroll
-            for (int n = 0; n < N / 8; n++)
-#pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    const int column = 8 * n + lane % 4 * 2 + i;
-                    if (ROWS_ARE_QUERIES ? column < edge : column >= edge) scores.v[m][n][2 * half + i] = HIDDEN;
-                }
-        }
 }
 
 // --- dropout of the weights
