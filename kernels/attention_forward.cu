@@ -1,7 +1,7 @@
 // Causal attention, forward (Dao 2023): a block has 128 queries of one head and iterates over tiles
 // of 64 or 32 keys up to the diagonal, updating the softmax after each (Milakov & Gimelshein 2018).
-// It outputs the result and the log-sum-exp of each row. Where documents are packed into a sequence,
-// it begins at that of the tile's first query.
+// It outputs the result and the log-sum-exp of each row. Where documents are packed into a
+// sequence, it begins at that of the tile's first query.
 //
 // Scores stay in base 2: exp2(log2(e) scale s - maximum) is one FMA and one instruction of the
 // special function unit.

@@ -60,17 +60,17 @@ impl Dropout {
 }
 
 impl Mask {
-    /// The factors (0 or [`scale`](Self::scale)) of the four elements of batch row `row` from column
-    /// `column` on, a multiple of 4.
+    /// The factors (0 or [`scale`](Self::scale)) of the four elements of batch row `row` from
+    /// column `column` on, a multiple of 4.
     pub fn of_columns(&self, row: usize, column: usize) -> [f32; 4] {
         let row = self.state.first_row.wrapping_add(row as u32);
         self.factors([[column as u32 / 4], [row], [self.stream], [0]]).map(|[factor]| factor)
     }
 
-    /// The factors of four attention weights of head `h`, for the queries q and q + 8, each with the
-    /// keys k and k + 8: the elements of one thread, whether its tensor core fragment has queries or
-    /// keys as rows. `sequence_row` is the batch row of the sequence's first token, and bit 3 of q
-    /// and k is 0.
+    /// The factors of four attention weights of head `h`, for the queries q and q + 8, each with
+    /// the keys k and k + 8: the elements of one thread, whether its tensor core fragment has
+    /// queries or keys as rows. `sequence_row` is the batch row of the sequence's first token, and
+    /// bit 3 of q and k is 0.
     pub fn of_weights(&self, sequence_row: usize, h: usize, q: usize, k: usize) -> [f32; 4] {
         self.of_many_weights(sequence_row, h, [q as u32], [k as u32]).map(|[factor]| factor)
     }

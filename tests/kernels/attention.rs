@@ -104,8 +104,8 @@ fn forward_with_a_late_maximum() {
     }
 }
 
-/// Documents of one token, that begin and end at the edges of tiles and off them, and one that fills
-/// the sequence: (B, T, NH, lengths).
+/// Documents of one token, that begin and end at the edges of tiles and off them, and one that
+/// fills the sequence: (B, T, NH, lengths).
 const DOCUMENTS: [(usize, usize, usize, &[usize]); 5] = [
     (1, 70, 1, &[1]),
     (2, 257, 1, &[64, 65, 127, 1]),

@@ -2,8 +2,8 @@
 //! the GPU and on the shape, so both are timed once per shape; those with atomics only if they
 //! compute the same as the ordered ones.
 //!
-//! Nothing is timed if every run must choose alike (`--deterministic 1`), on the emulated device, or
-//! with dropout, which the kernel with atomics lacks: then the ordered kernels serve.
+//! Nothing is timed if every run must choose alike (`--deterministic 1`), on the emulated device,
+//! or with dropout, which the kernel with atomics lacks: then the ordered kernels serve.
 
 #[cfg(all(test, emulated))]
 mod tests;
