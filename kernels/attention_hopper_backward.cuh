@@ -14,9 +14,10 @@
 // A tile of dQ is a sum over items. They add to it in turn, from the diagonal down to the first
 // keys, so the result is the same every time. The first stores its sums, the last one gets the sums
 // so far, adds its own and writes dQ, and those in between leave adding to the TMA, which does it
-// in L2. Where documents are packed into a sequence, an item meets tiles of queries up to the end of
-// its last document, and the last in turn is the item with the first key that the tile sees. The sums keep the layout that they have in registers. A number in memory counts the turns
-// of each tile. The diagonal, which is first, also finds delta and leaves it to the others.
+// in L2. Where documents are packed into a sequence, an item meets tiles of queries up to the end
+// of its last document, and the last in turn is the item with the first key that the tile sees. The
+// sums keep the layout that they have in registers. A number in memory counts the turns of each
+// tile. The diagonal, which is first, also finds delta and leaves it to the others.
 //
 // Blocks are persistent and take items from a counter. An item waits only for items with lower
 // numbers, and a block finishes its items in the order in which it takes them, so the lowest

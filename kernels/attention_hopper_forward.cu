@@ -5,8 +5,8 @@
 // of a head each, and has the TMA copy them, and the keys and values that they see in tiles of 128,
 // to shared memory. It runs ahead of two warpgroups (the consumers) that have 64 of the queries
 // each. Tiles come in descending order: only the first one, on the diagonal, has keys to hide, and
-// where documents are packed into a sequence, those at which they begin; the last one is that of the
-// first query's document.
+// where documents are packed into a sequence, those at which they begin; the last one is that of
+// the first query's document.
 //
 // A consumer queues the scores of the next tile together with the product of this one, and computes
 // the exponentials of those scores while the product runs. Across items it is the same: the scores

@@ -1,5 +1,5 @@
-// The keys that queries see: those of their document, where documents are packed into a sequence,
-// and those whose weights no dropout zeroes.
+// Documents that are packed into a sequence, whose queries see no keys of earlier ones, and dropout
+// of the attention weights.
 #pragma once
 #include "attention.cuh"
 #include "dropout.cuh"
@@ -43,8 +43,8 @@ struct Documents {
             if (count + step <= N && first_key(query + count + step - 1) <= key) count += step;
         return count;
     }
-    // The end of the tiles of ROWS queries that see the key or earlier ones; they are adjacent, from
-    // `start` on. All lanes of a warp must take part.
+    // The end of the tiles of ROWS queries that see the key or earlier ones; they are adjacent,
+    // from `start` on. All lanes of a warp must take part.
     template <int ROWS>
     __device__ __forceinline__ int end_of_tiles(int key, int start) const {
         const int end = ceil_div(T, ROWS);
@@ -83,23 +83,24 @@ __device__ __forceinline__ void hide_earlier_documents(Sums<M, N>& scores, const
                     for (int half = 0; half < 2; half++)
                         if (16 * m + 8 * half + lane / 4 < first) scores.v[m][n][2 * half + i] = HIDDEN;
             }
-        return;
+    } else {
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const int row = 16 * m + 8 * half + lane / 4;
+                // The columns of a row that are visible: keys from there on, or queries up to
+                // there.
+                int edge = ROWS_ARE_QUERIES ? documents.first_key(query + row) - key : documents.queries_that_see<N>(key + row, query);
+#pragma unroll
+                for (int n = 0; n < N / 8; n++)
+#pragma unroll
+                    for (int i = 0; i < 2; i++) {
+                        const int column = 8 * n + lane % 4 * 2 + i;
+                        if (ROWS_ARE_QUERIES ? column < edge : column >= edge) scores.v[m][n][2 * half + i] = HIDDEN;
+                    }
+            }
     }
-#pragma unroll
-    for (int m = 0; m < M; m++)
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const int row = 16 * m + 8 * half + lane / 4;
-            // The columns of a row that are visible: keys from there on, or queries up to there.
-            int edge = ROWS_ARE_QUERIES ? documents.first_key(query + row) - key : documents.queries_that_see<N>(key + row, query);
-#pragma unroll
-            for (int n = 0; n < N / 8; n++)
-#pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    const int column = 8 * n + lane % 4 * 2 + i;
-                    if (ROWS_ARE_QUERIES ? column < edge : column >= edge) scores.v[m][n][2 * half + i] = HIDDEN;
-                }
-        }
 }
 
 // --- dropout of the weights
@@ -114,8 +115,8 @@ struct WeightMask {
     __device__ __forceinline__ WeightMask(const Dropout& dropout, int head, int T, int NH)
         : dropout(dropout), state(*dropout.state), row(state.first_row + head / NH * T), head(head % NH) {}
 
-    // The factors of the weights (q, k), (q, k + 8), (q + 8, k) and (q + 8, k + 8). Bit 3 of both is
-    // 0.
+    // The factors of the weights (q, k), (q, k + 8), (q + 8, k) and (q + 8, k + 8). Bit 3 of both
+    // is 0.
     __device__ __forceinline__ void draw(float (&factors)[4], int q, int k) const {
         uint4 bits = philox(make_uint4(k, row + q, dropout.stream, head), state.key[0], state.key[1]);
         factors[0] = bits.x < dropout.threshold ? 0.0f : dropout.scale;
@@ -131,8 +132,8 @@ struct WeightMask {
     }
 };
 
-// Calls use(m, n, i, factor) for all weights v[m][n][i] of 16 M rows and N columns, whose first ones
-// are `query` and `key`, multiples of 16.
+// Calls use(m, n, i, factor) for all weights v[m][n][i] of 16 M rows and N columns, whose first
+// ones are `query` and `key`, multiples of 16.
 template <bool ROWS_ARE_QUERIES, int M, int N, class Use>
 __device__ __forceinline__ void for_each_factor(const WeightMask& mask, int query, int key, Use use) {
     int row = (int)threadIdx.x % WARP_SIZE / 4, column = (int)threadIdx.x % 4 * 2;

@@ -29,7 +29,7 @@ const W: usize = 32;
 /// in the L1 cache.
 const DEPTH: usize = 64;
 
-/// The keys that queries see: the lengths, the documents and the dropout of a call.
+/// The lengths, the documents and the dropout of a call.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
     pub dims: AttentionDims,

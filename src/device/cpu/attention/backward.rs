@@ -40,8 +40,8 @@ pub fn backward(dqkv: &mut [f32], dout: &[f32], out: &[f32], lse: &[f32], qkv: &
                 C,
                 HS,
             };
-            // SAFETY: no other task has this head of the document, and `which` is 0 to 2, so slices of
-            // different tasks do not overlap.
+            // SAFETY: no other task has this head of the document, and `which` is 0 to 2, so slices
+            // of different tasks do not overlap.
             let store = |which, t| unsafe { dqkv.slice(qkv_start + (t * 3 + which) * C, HS) };
             scratch.run(&head, store);
         },

@@ -15,8 +15,8 @@ pub struct HeadMask {
 }
 
 impl HeadMask {
-    /// Draws the factors of a tile. `row` and `column` are its first: places of queries and keys in
-    /// the document, as `ROWS_ARE_QUERIES` says.
+    /// Draws the factors of a tile, of which `row` and `column` are the first: places of queries
+    /// and keys in the document, as `ROWS_ARE_QUERIES` says.
     #[inline(always)]
     pub fn draw<const ROWS_ARE_QUERIES: bool>(&self, factors: &mut [[f32; W]], row: usize, column: usize) {
         /// The four factors of a counter are in rows and columns r and r + 8 of blocks of 16. Tiles

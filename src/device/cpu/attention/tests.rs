@@ -254,8 +254,8 @@ fn batches_of_a_step_do_not_matter() {
     assert_same_bits("dqkv", &whole, &parts.collect::<Vec<_>>());
 }
 
-/// A share of `rate` is dropped, of all and of what shares a query, a key, a head or a sequence.
-/// Neighbors along each of these are dropped independently.
+/// A share of `rate` is dropped, of all and of what shares a query, a key, a head or a sequence,
+/// and neighbors along each of these are dropped independently.
 #[test]
 fn weights_are_dropped_at_random() {
     const T: usize = 64;
