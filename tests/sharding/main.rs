@@ -8,14 +8,11 @@ mod recipe;
 use common::Corpus;
 use recipe::*;
 use warpsmith::config::DropoutRates;
-use warpsmith::model::activations::Recompute;
 use warpsmith::model::BatchShape;
-use warpsmith::ops::Ops;
+use warpsmith::model::activations::Recompute;
 use warpsmith::optim::optimizer::StateType;
 use warpsmith::params::{PARAMS, ParamLayout};
-use warpsmith::replica::peers::Peers;
-use warpsmith::replica::{Replica, ReplicaOptions, ReplicaPlan};
-use warpsmith::sharding::{Partition, Sharding, ZeroStage};
+use warpsmith::sharding::ZeroStage;
 use warpsmith::tensor::Dtype;
 
 #[test]
