@@ -187,8 +187,9 @@ extern "C" __global__ void __launch_bounds__(512)
     scatter(dwte, dout, tokens, rows, NoMask(), N, C);
 }
 
-// The same with dropout of what the rows are the gradient of.
-extern "C" __global__ void __launch_bounds__(512)
+// The same with dropout of what the rows are the gradient of. One block per SM leaves it enough
+// registers.
+extern "C" __global__ void __launch_bounds__(512, 1)
     encoder_dropout_backward_wte(floatX* dwte, const floatX* dout, const int* tokens, const int* rows, Dropout dropout, int N,
                                  int C) {
     start_in_order();

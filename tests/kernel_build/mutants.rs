@@ -156,7 +156,7 @@ fn registers_over_and_under_the_budget() {
         ),
         ("constexpr int QUADS = PackX::size / 8;", "registers, budgeted * fewer: an improvement"),
     ] {
-        refused("adamw.cu", "80", &[("adamw.cu", quads, edited)], &[("adamw", verdict)]);
+        refused("adamw.cu", "80", &[("quads.cuh", quads, edited)], &[("adamw", verdict)]);
     }
 }
 
