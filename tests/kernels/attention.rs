@@ -114,7 +114,7 @@ const DOCUMENTS: [(usize, usize, usize, &[usize]); 5] = [
     (2, 100, 3, &[5, 1, 32, 3]),
 ];
 
-/// Documents on every kernel that there is, and with dropout on those that have it: the ordered ones.
+/// Documents on every kernel, and with dropout on those that have it: the ordered ones.
 fn check_views((B, T, NH, HS): (usize, usize, usize, usize), lengths: &'static [usize]) {
     let dims = AttentionDims { B, T, NH, HS };
     let view = View { lengths: Some(lengths), rate: None };
