@@ -42,7 +42,7 @@ fn shown(shard: &Path) -> Vec<String> {
     let (mask, tokens, tokenizer) = (Mask::open(&shard).unwrap(), shard.tokens(), Tokenizer::gpt2());
     let show = |border: &[usize]| {
         let (mut text, mut was) = (String::new(), false);
-        for index in border[0]..border[1] {
+        for (index, &token) in tokens.iter().enumerate().take(border[1]).skip(border[0]) {
             let is = mask.counts(index);
             text += if is && !was {
                 "["
@@ -51,7 +51,7 @@ fn shown(shard: &Path) -> Vec<String> {
             } else {
                 ""
             };
-            text += &String::from_utf8_lossy(tokenizer.token_bytes(tokens[index]).unwrap());
+            text += &String::from_utf8_lossy(tokenizer.token_bytes(token).unwrap());
             was = is;
         }
         text + if was { "]" } else { "" }
