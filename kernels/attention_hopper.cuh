@@ -171,7 +171,7 @@ template <int HS>
 __device__ __forceinline__ void store_warp_rows(floatX* dst, int stride, int valid, const WarpgroupSums<HS>& sums,
                                                 uint32_t place, const unsigned char* rows) {
     constexpr unsigned CHUNKS = HS / 8;
-    const unsigned lane = opaque(threadIdx.x) % WARP_SIZE;
+    const unsigned lane = threadIdx.x % WARP_SIZE;
     // The last use of these rows.
     __syncwarp();
 #pragma unroll

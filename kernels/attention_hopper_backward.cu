@@ -7,22 +7,19 @@ namespace attention_hopper {
 // The warp that loads: items, tiles of queries and their statistics.
 template <int HS>
 __device__ __forceinline__ void load(const Shared<HS>& shared, const Problem& problem, const Maps& maps, const float* lse) {
-    const int lane = threadIdx.x % WARP_SIZE, C = problem.NH * HS;
+    const int lane = threadIdx.x % WARP_SIZE, C = problem.NH * HS, tiles = problem.tiles();
     for (int i = 0, j = 0;; i++) {
         if (lane == 0) {
             const int number = problem.take();
             mbarrier_wait(shared.item_empty(i), Shared<HS>::stage_parity(i) ^ 1);
-            shared.item(i) = number < problem.items() ? problem.item(number) : Item{problem.heads, 0, 0, 0, 0, 0};
+            shared.item(i) = number < problem.items() ? problem.item(number) : Item{problem.heads, 0, 0, 0};
         }
         __syncwarp();
-        Item item = shared.item(i);
+        const Item item = shared.item(i);
         if (item.head == problem.heads) {
             if (lane == 0) mbarrier_arrive(shared.item_full(i));
             return;
         }
-        problem.find_ends(item.head, item.key_tile, item.end, item.last_from);
-        __syncwarp();
-        if (lane == 0) shared.item(i).end = item.end, shared.item(i).last_from = item.last_from;
         const int head = item.head, row = head / problem.NH * problem.T, column = head % problem.NH * HS;
         if (lane == 0) {
             const uint32_t barrier = shared.item_full(i);
@@ -30,7 +27,7 @@ __device__ __forceinline__ void load(const Shared<HS>& shared, const Problem& pr
             shared.key(i).load({maps.qkv, nullptr}, column + C, row + item.key_tile * KEYS, barrier);
             shared.value(i).load({maps.qkv, nullptr}, column + 2 * C, row + item.key_tile * KEYS, barrier);
         }
-        for (int tile = item.key_tile; tile < item.end; tile++, j++) {
+        for (int tile = item.key_tile; tile < tiles; tile++, j++) {
             const bool is_diagonal = tile == item.key_tile;
             const int first = tile * QUERIES, place = item.first_place + tile;
             mbarrier_wait(shared.tile_empty(j), Shared<HS>::stage_parity(j) ^ 1);
@@ -80,16 +77,15 @@ __device__ __forceinline__ void carry(const Shared<HS>& shared, const Problem& p
         const Item item = shared.item(i);
         mbarrier_arrive(shared.item_empty(i));
         if (item.head == problem.heads) return;
-        bool stored = false;  // the sums of the tile before are on their way
-        for (int tile = item.key_tile; tile < item.end; tile++, j++) {
-            const bool is_last = tile >= item.last_from;
+        const bool is_last = item.key_tile == 0;
+        for (int tile = item.key_tile; tile < problem.tiles(); tile++, j++) {
             const int earlier = tile - item.key_tile, place = item.first_place + tile;
             const auto pass = [&](int place, unsigned turn) {
                 tma_store_wait<0>();
                 turn_pass(problem.turns + place, turn);
             };
             if (!is_last) mbarrier_arrive(shared.sums_ready());
-            if (stored) pass(place - 1, item.turns_before(tile - 1) + earlier);
+            if (!is_last && earlier > 0) pass(place - 1, item.turns_before(tile - 1) + earlier);
             const unsigned turn = item.turns_before(tile) + earlier;
             turn_wait(problem.turns + place, turn);
             proxy_fence_global();
@@ -103,15 +99,14 @@ __device__ __forceinline__ void carry(const Shared<HS>& shared, const Problem& p
             }
             mbarrier_wait(shared.sums_full(), j & 1);
             if (is_last) {
-                turn_pass(problem.turns + place, problem.is_last_use(item.head) ? 0 : item.turns_before(tile) + tile + 1);
+                turn_pass(problem.turns + place, problem.is_last_use(item.head) ? 0 : turn + 1);
             } else {
                 if (earlier == 0) bulk_store(in_memory, sums, BYTES);
                 else bulk_reduce_add(in_memory, sums, BYTES);
                 tma_store_commit();
                 tma_store_wait_read<0>();
-                if (tile + 1 == item.end) pass(place, turn + 1);
+                if (tile + 1 == problem.tiles()) pass(place, turn + 1);
             }
-            stored = !is_last;
         }
     }
 }
@@ -152,7 +147,7 @@ struct Consumer {
             tile = shared.item(i).key_tile;
             differentiate<true>(scores, dk, dv);
 #pragma unroll 1
-            for (j++, tile++; tile < shared.item(i).end; j++, tile++) differentiate<false>(scores, dk, dv);
+            for (j++, tile++; tile < problem.tiles(); j++, tile++) differentiate<false>(scores, dk, dv);
             store(dk, dv);
         }
     }
@@ -166,7 +161,7 @@ struct Consumer {
     // it queues those of this tile again: ptxas keeps the registers of sums occupied that are
     // assigned on one path only.
     __device__ __forceinline__ void queue_next(WarpgroupSums<QUERIES>& scores) {
-        const bool is_last = tile + 1 == shared.item(i).end;
+        const bool is_last = tile + 1 == problem.tiles();
         if (is_last) receive(i + 1);
         const int next = j + more;
         if (more) mbarrier_wait(shared.tile_full(next), Shared<HS>::stage_parity(next));
@@ -182,10 +177,6 @@ struct Consumer {
         const float* const stats = shared.stats(j) + threadIdx.x % 4 * 2;
         mbarrier_wait(shared.stats_full(j), Shared<HS>::stage_parity(j));
         if constexpr (IS_DIAGONAL) find_deltas();
-        if (problem.positions != nullptr) {
-            const Documents documents(problem.positions, shared.item(i).head, problem.T, problem.NH);
-            hide_earlier_documents<false>(scores, documents, tile * QUERIES, shared.item(i).key_tile * KEYS + 16 * warp);
-        }
         wgmma_fence();
         multiply_transposed(dp, shared.value(i), ROWS * group, shared.dout(j));
         if constexpr (IS_DIAGONAL) hide_later_keys<false>(scores, -16 * warp);
@@ -289,14 +280,14 @@ struct Consumer {
         unsigned char* const place = shared.base + Shared<HS>::SUMS_OFFSET + warp * Shared<HS>::WARP_SUM_BYTES;
         float4* const pieces = reinterpret_cast<float4*>(place) + threadIdx.x % WARP_SIZE;
         mbarrier_wait(shared.sums_ready(), j & 1);
-        if (tile < shared.item(i).last_from) {
+        if (shared.item(i).key_tile > 0) {
 #pragma unroll
             for (int n = 0; n < HS / 8; n++) {
                 const float(&own)[4] = dq.v[0][n];
                 pieces[n * WARP_SIZE] = make_float4(own[0], own[1], own[2], own[3]);
             }
         } else {
-            if (tile > shared.item(i).key_tile) {
+            if (tile > 0) {
 #pragma unroll
                 for (int n = 0; n < HS / 8; n++) {
                     float(&own)[4] = dq.v[0][n];
@@ -363,10 +354,9 @@ __device__ __forceinline__ void backward(unsigned char*, floatX*, const Maps&, c
 
 extern "C" __global__ void __launch_bounds__(384, 1)
     attention_hopper_backward_hs64(floatX* dqkv, GRID_CONSTANT TensorMap qkv, GRID_CONSTANT TensorMap dout,
-                                   GRID_CONSTANT TensorMap out, const float* lse, const int* positions, float* sums,
-                                   float* deltas, unsigned* turns, unsigned* counter, int T, int NH, int heads, int group,
-                                   float scale) {
+                                   GRID_CONSTANT TensorMap out, const float* lse, float* sums, float* deltas, unsigned* turns,
+                                   unsigned* counter, int T, int NH, int heads, int group, float scale) {
     DYNAMIC_SHARED(shared);
-    const attention_hopper::Problem problem{T, NH, heads, group, sums, deltas, turns, counter, positions};
+    const attention_hopper::Problem problem{T, NH, heads, group, sums, deltas, turns, counter};
     attention_hopper::backward<64>(shared, dqkv, {&qkv, &dout, &out}, lse, problem, scale);
 }

@@ -14,10 +14,8 @@
 // A tile of dQ is a sum over items. They add to it in turn, from the diagonal down to the first
 // keys, so the result is the same every time. The first stores its sums, the last one gets the sums
 // so far, adds its own and writes dQ, and those in between leave adding to the TMA, which does it
-// in L2. Where documents are packed into a sequence, an item meets tiles of queries up to the end
-// of its last document, and the last in turn is the item with the first key that the tile sees. The
-// sums keep the layout that they have in registers. A number in memory counts the turns of each
-// tile. The diagonal, which is first, also finds delta and leaves it to the others.
+// in L2. The sums keep the layout that they have in registers. A number in memory counts the turns
+// of each tile. The diagonal, which is first, also finds delta and leaves it to the others.
 //
 // Blocks are persistent and take items from a counter. An item waits only for items with lower
 // numbers, and a block finishes its items in the order in which it takes them, so the lowest
@@ -32,13 +30,11 @@ namespace attention_hopper {
 constexpr int KEYS = 128, QUERIES = 128, STAGES = 2, CONSUMERS = 2;
 
 // A tile of keys of a head.
-struct alignas(8) Item {
+struct alignas(16) Item {
     int head;  // b * NH + h; the number of all heads at the end
     int key_tile;
     int first_place;    // of the head's tiles of queries in `sums`, `deltas` and `turns`
     int earlier_heads;  // that had the same places
-    int end;            // of the tiles of queries that see the keys; they begin at the diagonal
-    int last_from;      // from this one on, no item adds to dQ after this one
 
     // The number of turns that earlier heads took at a tile of queries: one for each key tile.
     __device__ __forceinline__ unsigned turns_before(int query_tile) const { return earlier_heads * (query_tile + 1); }
@@ -51,7 +47,6 @@ struct Problem {
     float* deltas;      // of the same queries
     unsigned* turns;    // of the same tiles; 0 before and after
     unsigned* counter;  // 0 before and after
-    const int* positions;  // (B, T): places of tokens in their documents; null: one per sequence
 
     __device__ __forceinline__ int tiles() const { return ceil_div(T, QUERIES); }
     __device__ __forceinline__ int items() const { return heads * tiles(); }
@@ -61,13 +56,7 @@ struct Problem {
     __device__ __forceinline__ Item item(int number) const {
         const int group_items = group * tiles(), first = number / group_items * group, place = number % group_items;
         const int size = min(group, heads - first), head = first + place % size, places = 2 * group;
-        return {head, tiles() - 1 - place / size, head % places * tiles(), head / places, 0, 0};
-    }
-    // Finds what the item's documents decide. All lanes of a warp must take part.
-    __device__ __forceinline__ void find_ends(int head, int key_tile, int& end, int& last_from) const {
-        const attention::Documents documents(positions, head, T, NH);
-        end = documents.end_of_tiles<QUERIES>(key_tile * KEYS + KEYS - 1, key_tile);
-        last_from = key_tile == 0 ? 0 : documents.end_of_tiles<QUERIES>(key_tile * KEYS - 1, key_tile);
+        return {head, tiles() - 1 - place / size, head % places * tiles(), head / places};
     }
     __device__ __forceinline__ bool is_last_use(int head) const { return head + 2 * group >= heads; }
 };

@@ -4,9 +4,7 @@
 // Blocks are persistent. One thread (the producer) takes items of work from a counter, 128 queries
 // of a head each, and has the TMA copy them, and the keys and values that they see in tiles of 128,
 // to shared memory. It runs ahead of two warpgroups (the consumers) that have 64 of the queries
-// each. Tiles come in descending order: only the first one, on the diagonal, has keys to hide, and
-// where documents are packed into a sequence, those at which they begin; the last one is that of
-// the first query's document.
+// each. Tiles come in descending order: only the first one, on the diagonal, has keys to hide.
 //
 // A consumer queues the scores of the next tile together with the product of this one, and computes
 // the exponentials of those scores while the product runs. Across items it is the same: the scores
@@ -33,7 +31,6 @@ struct Call {
     unsigned* counter;  // 0 before and after
     int heads, T, NH;   // heads: of all sequences
     float scale;
-    const int* positions;  // (B, T): places of tokens in their documents; null: one per sequence
 };
 
 #if defined(HAS_HOPPER_INSTRUCTIONS) && !defined(FLOATX_F32)
@@ -49,10 +46,7 @@ constexpr int OTHER_BYTES = 256;
 struct alignas(16) Item {
     int row, column;  // of its first element, in the rows of all sequences
     int head;
-    int tiles;  // of keys, the last one on the diagonal; 0: the end
-
-    // The position of its first query in a sequence of T.
-    __device__ __forceinline__ int position(int T, int NH) const { return row - head / NH * T; }
+    int tiles;  // of keys; 0: the end
 };
 
 // Shared memory of a block. Two items are in flight from the producer to the consumers.
@@ -129,12 +123,10 @@ struct Producer {
         const int tiles = ceil_div(call.T, TILE_ROWS);
         const Work work = work_of_number(number, call.heads, tiles);
         Item item;
-        const int first = (tiles - 1 - work.rank) * TILE_ROWS;
-        item.row = work.head / call.NH * call.T + first;
+        item.tiles = tiles - work.rank;
+        item.row = work.head / call.NH * call.T + (item.tiles - 1) * TILE_ROWS;
         item.column = work.head % call.NH * HS;
         item.head = work.head;
-        const int first_key = Documents(call.positions, work.head, call.T, call.NH).first_key(first);
-        item.tiles = first / TILE_ROWS - first_key / TILE_ROWS + 1;
         return item;
     }
 
@@ -205,9 +197,9 @@ struct Consumer {
         for (int i = 0;; i++) {
             wgmma_wait<0>();
             release(next_keys());
-            weigh_diagonal(diagonal, item);
+            weigh_diagonal(diagonal);
             const Rows queries = block.queries(uniform(i));
-            for (int tile = 1; tile < item.tiles; tile++) add_tile(queries, item, tile);
+            for (int tile = 1; tile < item.tiles; tile++) add_tile(queries);
             // All scores of this item are done.
             release(block.item_empty(i));
             const Item next = receive(i + 1);
@@ -247,9 +239,8 @@ struct Consumer {
     }
 
     // Weights of the tile on the diagonal, the first of an item.
-    __device__ __forceinline__ void weigh_diagonal(WarpgroupSums<DIAGONAL>& scores, const Item& item) {
+    __device__ __forceinline__ void weigh_diagonal(WarpgroupSums<DIAGONAL>& scores) {
         hide_later_keys<true>(columns_of<FIRST_ROW, ROWS>(scores), warp_row());
-        hide_documents(scores, item, 0);
         softmax.start(scores, scale);
         sums.clear();
 #pragma unroll
@@ -260,18 +251,8 @@ struct Consumer {
         wait_for_values();
     }
 
-    // Hides the keys of earlier documents in a tile, which is that many before the diagonal.
-    template <int N>
-    __device__ __forceinline__ void hide_documents(WarpgroupSums<N>& scores, const Item& item, int tile) const {
-        if (call.positions == nullptr) return;
-        const int T = opaque(call.T), diagonal = item.position(T, call.NH), warp = opaque(threadIdx.x) / WARP_SIZE % 4;
-        const Documents documents(call.positions, item.head, T, call.NH);
-        hide_earlier_documents<true>(scores, documents, diagonal + FIRST_ROW + 16 * warp, diagonal - tile * TILE_ROWS);
-    }
-
-    // Adds the product of the tile that has weights, and computes those of the next one, which is
-    // that many before the diagonal.
-    __device__ __forceinline__ void add_tile(Rows queries, const Item& item, int tile) {
+    // Adds the product of the tile that has weights, and computes those of the next one.
+    __device__ __forceinline__ void add_tile(Rows queries) {
         WarpgroupSums<TILE_ROWS> scores;
         wait_for_keys();
         const Rows own_keys = block.keys(keys.stage);
@@ -282,7 +263,6 @@ struct Consumer {
         pass_turn();
         wgmma_wait<1>();
         const uint32_t used_keys = next_keys();
-        hide_documents(scores, item, tile);
         const bool serves = softmax.try_update(scores, scale);
         const uint32_t used_values = next_values();
         // The compiler moves no exponential across this wait, so the product is still running.
@@ -291,7 +271,6 @@ struct Consumer {
         release(used_values);
         if (!serves) {
             multiply_transposed_by_warp(scores, queries, FIRST_ROW + warp_row(), own_keys);
-            hide_documents(scores, item, tile);
             softmax.update(scores, sums, scale);
         }
         release(used_keys);
@@ -330,7 +309,7 @@ struct Consumer {
 
     __device__ __forceinline__ void store(const Item& item) {
         const int in_tile = FIRST_ROW + warp_row(), C = call.NH * HS;
-        const int position = item.position(call.T, call.NH) + in_tile, valid = call.T - position;
+        const int position = (item.tiles - 1) * TILE_ROWS + in_tile, valid = call.T - position;
         // A copy, as the next item's scores are being computed: the sums may not change.
         WarpgroupSums<HS> result = sums;
         softmax.finish(result, call.lse + (size_t)item.head * call.T + position, valid, call.scale);
@@ -373,13 +352,13 @@ __device__ __forceinline__ void forward(unsigned char*, const HeadMaps&, const C
 }  // namespace attention_hopper
 
 // `wide` and `rest` are maps of qkv (B, T, 3, NH, HS).
-#define ATTENTION_HOPPER_FORWARD(HS)                                                                                \
-    extern "C" __global__ void __launch_bounds__(384, 1)                                                            \
-        attention_hopper_forward_hs##HS(floatX* out, float* lse, GRID_CONSTANT TensorMap wide,                      \
-                                        GRID_CONSTANT TensorMap rest, const int* positions, unsigned* counter,      \
-                                        int heads, int T, int NH, float scale) {                                    \
-        DYNAMIC_SHARED(shared);                                                                                     \
-        attention_hopper::forward<HS>(shared, {&wide, &rest}, {out, lse, counter, heads, T, NH, scale, positions}); \
+#define ATTENTION_HOPPER_FORWARD(HS)                                                                        \
+    extern "C" __global__ void __launch_bounds__(384, 1)                                                    \
+        attention_hopper_forward_hs##HS(floatX* out, float* lse, GRID_CONSTANT TensorMap wide,              \
+                                        GRID_CONSTANT TensorMap rest, unsigned* counter, int heads, int T,  \
+                                        int NH, float scale) {                                              \
+        DYNAMIC_SHARED(shared);                                                                             \
+        attention_hopper::forward<HS>(shared, {&wide, &rest}, {out, lse, counter, heads, T, NH, scale});    \
     }
 
 ATTENTION_HOPPER_FORWARD(64)

@@ -34,15 +34,6 @@ struct Documents {
         query = min(query, T - 1);
         return max(query - positions[query], 0);
     }
-    // The number of N queries, a power of two, from `query` on, that see the key or earlier ones.
-    template <int N>
-    __device__ __forceinline__ int queries_that_see(int key, int query) const {
-        int count = 0;
-#pragma unroll 1
-        for (int step = N; step > 0; step /= 2)
-            if (count + step <= N && first_key(query + count + step - 1) <= key) count += step;
-        return count;
-    }
     // The end of the tiles of ROWS queries that see the key or earlier ones; they are adjacent,
     // from `start` on. All lanes of a warp must take part.
     template <int ROWS>
@@ -70,8 +61,19 @@ template <bool ROWS_ARE_QUERIES, int M, int N>
 __device__ __forceinline__ void hide_earlier_documents(Sums<M, N>& scores, const Documents& documents, int query, int key) {
     int lane = threadIdx.x % WARP_SIZE;
     if (documents.first_key(query + (ROWS_ARE_QUERIES ? 16 * M : N) - 1) <= key) return;
-    if constexpr (!ROWS_ARE_QUERIES && N <= 32) {
-        // So few columns have room for a number each, which is faster.
+    if constexpr (ROWS_ARE_QUERIES) {
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                int first = documents.first_key(query + 16 * m + 8 * half + lane / 4) - key;
+#pragma unroll
+                for (int n = 0; n < N / 8; n++)
+#pragma unroll
+                    for (int i = 0; i < 2; i++)
+                        if (8 * n + lane % 4 * 2 + i < first) scores.v[m][n][2 * half + i] = HIDDEN;
+            }
+    } else {
 #pragma unroll
         for (int n = 0; n < N / 8; n++)
 #pragma unroll
@@ -82,23 +84,6 @@ __device__ __forceinline__ void hide_earlier_documents(Sums<M, N>& scores, const
 #pragma unroll
                     for (int half = 0; half < 2; half++)
                         if (16 * m + 8 * half + lane / 4 < first) scores.v[m][n][2 * half + i] = HIDDEN;
-            }
-    } else {
-#pragma unroll
-        for (int m = 0; m < M; m++)
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                const int row = 16 * m + 8 * half + lane / 4;
-                // The columns of a row that are visible: keys from there on, or queries up to
-                // there.
-                int edge = ROWS_ARE_QUERIES ? documents.first_key(query + row) - key : documents.queries_that_see<N>(key + row, query);
-#pragma unroll
-                for (int n = 0; n < N / 8; n++)
-#pragma unroll
-                    for (int i = 0; i < 2; i++) {
-                        const int column = 8 * n + lane % 4 * 2 + i;
-                        if (ROWS_ARE_QUERIES ? column < edge : column >= edge) scores.v[m][n][2 * half + i] = HIDDEN;
-                    }
             }
     }
 }

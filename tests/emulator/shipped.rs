@@ -260,44 +260,6 @@ fn attention_skips_tiles_above_the_diagonal() {
     assert_eq!(found.sectors_read, 2 * 128 * 3 * 128 / 32 + 4);
 }
 
-/// Documents as long as a tile take the products of sequences of that length, forward and backward,
-/// and tiles that no query sees are not loaded either: in bf16 by Hopper's kernels, and in f32 by
-/// the portable ones.
-#[test]
-fn attention_skips_other_documents() {
-    let of = |dtype, B: usize, T: usize, packed: bool| {
-        let dims = AttentionDims { B, T, NH: 1, HS: 64 };
-        let (rows, C) = (B * T, 64);
-        counts_in((dtype, false), MatmulChoice::Own, |t| {
-            let [dout, out] = [0; 2].map(|_| t.x(rows * C));
-            let ([dqkv, qkv], lse) = ([0; 2].map(|_| t.x(rows * 3 * C)), t.f32(rows));
-            let positions = packed.then(|| t.0.add("test", "positions", Dtype::I32, rows));
-            let dropout = None;
-            Box::new(move |dev| {
-                if let Some(positions) = positions {
-                    let places: Vec<i32> = (0..rows as i32).map(|row| row % 128).collect();
-                    dev.upload(positions, bytemuck::cast_slice(&places))?;
-                }
-                dev.attention_forward(AttentionForward { out, lse, qkv, positions, dropout, dims })?;
-                let args = AttentionBackward { dqkv, dout, out, lse, qkv, positions, dropout, dims };
-                dev.attention_backward(args)
-            })
-        })
-    };
-    for dtype in [Dtype::Bf16, Dtype::F32] {
-        let (packed, alone, whole) =
-            (of(dtype, 1, 512, true), of(dtype, 4, 128, false), of(dtype, 1, 512, false));
-        assert_eq!(packed.keys().collect::<Vec<_>>(), alone.keys().collect::<Vec<_>>());
-        for (kernel, packed) in packed {
-            let (alone, whole) = (alone[kernel], whole[kernel]);
-            assert_eq!(packed.tensor_flops, alone.tensor_flops, "{kernel}");
-            if kernel != "attention_backward_stats" {
-                assert!(2 * packed.sectors_read < whole.sectors_read + alone.sectors_read, "{kernel}");
-            }
-        }
-    }
-}
-
 /// Two tiles of a head are three pairs of 128 keys and 128 queries, with five products each; the
 /// one block that finds work ends with scores that nobody needs. Everything is read and written
 /// once, without bank conflicts. The second tile of queries leaves sums and deltas to the first

@@ -182,8 +182,8 @@ const fn keys_per_tile(HS: usize) -> usize {
 /// See [`Ops::attention_forward`].
 pub fn forward(cuda: &mut Cuda, a: AttentionForward) -> Result<()> {
     let AttentionForward { out, lse, qkv, positions, dropout, dims } = a;
-    if dropout.is_none() && hopper_forward::suits(cuda, dims) {
-        return hopper_forward::forward(cuda, a);
+    if dropout.is_none() && positions.is_none() && hopper_forward::suits(cuda, dims) {
+        return hopper_forward::forward(cuda, out, lse, qkv, dims);
     }
     let Cuda { driver, memory: m, .. } = cuda;
     let AttentionDims { T, NH, HS, .. } = dims;
@@ -237,7 +237,7 @@ fn stats_bytes(dims: AttentionDims) -> usize {
 
 /// See [`Ops::attention_backward`].
 pub fn backward(cuda: &mut Cuda, a: AttentionBackward) -> Result<()> {
-    if a.dropout.is_none() && hopper_backward::suits(cuda, a.dims.HS) {
+    if a.dropout.is_none() && a.positions.is_none() && hopper_backward::suits(cuda, a.dims.HS) {
         return hopper_backward::backward(cuda, a);
     }
     assert_lengths(a.dims, &[a.dqkv, a.qkv], &[a.dout, a.out], a.lse);

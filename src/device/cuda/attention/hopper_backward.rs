@@ -12,8 +12,8 @@ use anyhow::{Result, ensure};
 kernels! {
     "attention_hopper_backward.cu":
     fn attention_hopper_backward_hs64(
-        dqkv: Ptr<FloatX>, qkv: TensorMap, dout: TensorMap, out: TensorMap, lse: Ptr<f32>, positions: Ptr<i32>,
-        sums: Ptr<f32>, deltas: Ptr<f32>, turns: Ptr<u32>, counter: Ptr<u32>, T: i32, NH: i32, heads: i32, group: i32, scale: f32,
+        dqkv: Ptr<FloatX>, qkv: TensorMap, dout: TensorMap, out: TensorMap, lse: Ptr<f32>, sums: Ptr<f32>,
+        deltas: Ptr<f32>, turns: Ptr<u32>, counter: Ptr<u32>, T: i32, NH: i32, heads: i32, group: i32, scale: f32,
     );
 }
 
@@ -26,7 +26,7 @@ const THREADS: u32 = 384;
 /// Tiles of 16-bit numbers in shared memory: K, V, Q and dO in stages, and O.
 const TILES: usize = STAGES * 4 + 1;
 /// Descriptions of items, and barriers.
-const OTHER_BYTES: usize = STAGES * 24 + (5 * STAGES + 5) * 8;
+const OTHER_BYTES: usize = STAGES * 16 + (5 * STAGES + 5) * 8;
 
 /// The heads whose tiles of queries are worked on at the same time.
 #[derive(Clone, Copy, Debug)]
@@ -76,7 +76,7 @@ pub fn scratch_bytes(cuda: &Cuda, T: usize) -> Result<usize> {
     Ok(most * (SUM_BYTES + DELTA_BYTES))
 }
 
-/// See [`Ops::attention_backward`]; without dropout.
+/// See [`Ops::attention_backward`].
 pub fn backward(cuda: &mut Cuda, a: AttentionBackward) -> Result<()> {
     let AttentionDims { B, T, NH, .. } = a.dims;
     assert_lengths(a.dims, &[a.dqkv, a.qkv], &[a.dout, a.out], a.lse);
@@ -87,8 +87,7 @@ pub fn backward(cuda: &mut Cuda, a: AttentionBackward) -> Result<()> {
     assert!(places <= signals.flags, "{places} turns, {} flags", signals.flags);
     let scratch = m.scratch(places * (SUM_BYTES + DELTA_BYTES));
     let (sums, deltas) = (Ptr::new(scratch), Ptr::new(scratch + (places * SUM_BYTES) as u64));
-    let (dqkv, lse, positions) = (m.x(a.dqkv), m.f32(a.lse), m.positions(a.positions, a.dims));
-    let dev = driver.as_mut();
+    let (dqkv, lse, dev) = (m.x(a.dqkv), m.f32(a.lse), driver.as_mut());
     let maps = [(a.qkv, 3 * NH * HS), (a.dout, NH * HS), (a.out, NH * HS)];
     let [qkv, dout, out] = maps.map(|(matrix, columns)| {
         let (address, rows) = (m.x(matrix).address(), B * T);
@@ -105,7 +104,6 @@ pub fn backward(cuda: &mut Cuda, a: AttentionBackward) -> Result<()> {
         dout?,
         out?,
         lse,
-        positions,
         sums,
         deltas,
         signals.first_flag(),

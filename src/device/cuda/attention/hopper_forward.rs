@@ -5,7 +5,7 @@ use crate::device::cuda::Cuda;
 use crate::device::cuda::kernel::{FloatX, Launch, Launcher, Ptr, kernels};
 use crate::device::cuda::tensor_map::{TensorMap, TiledMatrix};
 use crate::ops::*;
-use crate::tensor::Dtype;
+use crate::tensor::{Dtype, Tensor};
 use anyhow::Result;
 
 kernels! {
@@ -14,8 +14,8 @@ kernels! {
         attention_hopper_forward_hs64, attention_hopper_forward_hs80, attention_hopper_forward_hs96,
         attention_hopper_forward_hs128,
     ](
-        out: Ptr<FloatX>, lse: Ptr<f32>, wide: TensorMap, rest: TensorMap, positions: Ptr<i32>, counter: Ptr<u32>,
-        heads: i32, T: i32, NH: i32, scale: f32,
+        out: Ptr<FloatX>, lse: Ptr<f32>, wide: TensorMap, rest: TensorMap, counter: Ptr<u32>, heads: i32, T: i32,
+        NH: i32, scale: f32,
     );
 }
 
@@ -66,9 +66,8 @@ fn maps(
     Ok([of(WIDE_COLUMNS)?, of(if rest == 0 { WIDE_COLUMNS } else { rest })?])
 }
 
-/// See [`Ops::attention_forward`]; without dropout.
-pub fn forward(cuda: &mut Cuda, a: AttentionForward) -> Result<()> {
-    let AttentionForward { out, lse, qkv, dims, .. } = a;
+/// See [`Ops::attention_forward`].
+pub fn forward(cuda: &mut Cuda, out: Tensor, lse: Tensor, qkv: Tensor, dims: AttentionDims) -> Result<()> {
     assert_lengths(dims, &[qkv], &[out], lse);
     let Cuda { driver, memory: m, .. } = cuda;
     let AttentionDims { B, T, NH, HS } = dims;
@@ -77,6 +76,6 @@ pub fn forward(cuda: &mut Cuda, a: AttentionForward) -> Result<()> {
         kernel::FORWARD[HEAD_SIZES.iter().position(|&size| size == HS).expect("a head size that suits")];
     let launch = launch(dims, driver.info().sm_count);
     let (out, lse, counter) = (m.x(out), m.f32(lse), m.signals().counter());
-    let (positions, heads, T, NH) = (m.positions(a.positions, dims), int(B * NH), int(T), int(NH));
-    kernel(driver.as_mut(), launch, out, lse, wide, rest, positions, counter, heads, T, NH, scale(HS))
+    let (heads, T, NH) = (int(B * NH), int(T), int(NH));
+    kernel(driver.as_mut(), launch, out, lse, wide, rest, counter, heads, T, NH, scale(HS))
 }
