@@ -87,15 +87,17 @@ pub struct DropoutArg {
     stream: u32,
     threshold: u32,
     scale: f32,
+    /// Padding by name, so that every byte of an argument has a value.
+    unused: u32,
 }
 
 impl DropoutArg {
-    pub const NONE: Self = DropoutArg { state: Ptr::NULL, stream: 0, threshold: 0, scale: 1.0 };
+    pub const NONE: Self = DropoutArg { state: Ptr::NULL, stream: 0, threshold: 0, scale: 1.0, unused: 0 };
 
     /// `state` is the address of the dropout's state.
     pub fn new(dropout: &Dropout, state: Ptr<i32>) -> Self {
         let (stream, threshold, scale) = (dropout.stream, dropout.threshold(), dropout.scale());
-        DropoutArg { state, stream, threshold, scale }
+        DropoutArg { state, stream, threshold, scale, unused: 0 }
     }
 }
 
