@@ -19,15 +19,19 @@ pub struct StepStats {
     pub votes: f32,
 }
 
-/// Uploads a batch for forward and backward passes, and returns its shape.
+/// Uploads a batch for forward passes, and returns its shape.
 fn load(model: &GPT2, dev: &mut dyn Ops, shape: BatchShape, batch: &Batch) -> Result<BatchShape> {
     model.load_batch(dev, shape, &batch.inputs, &batch.targets)?;
-    model.load_rows_by_token(dev, &batch.rows_by_token)?;
     if let Some(packed) = &batch.packed {
         model.load_positions(dev, &packed.positions)?;
-        model.load_rows_by_position(dev, &packed.rows_by_position)?;
     }
     Ok(BatchShape { packed: batch.packed.is_some(), ..shape })
+}
+
+/// Uploads the sorted rows of a batch, which backward passes need as well.
+fn load_sorted_rows(model: &GPT2, dev: &mut dyn Ops, batch: &Batch) -> Result<()> {
+    model.load_rows_by_token(dev, &batch.rows_by_token)?;
+    batch.packed.as_ref().map_or(Ok(()), |packed| model.load_rows_by_position(dev, &packed.rows_by_position))
 }
 
 impl Replica {
@@ -52,6 +56,7 @@ impl Replica {
             let (first, last) = (micro_step == 0, micro_step + 1 == grad_accum_steps);
             let batch = next_batch()?; // (B, T) inputs, and targets one token on
             let shape = load(model, dev, shape, &batch)?;
+            load_sorted_rows(model, dev, &batch)?;
             if let Some(key) = *dropout_key {
                 // Ranks take the batches of the step in turn.
                 let first_row = ((micro_step * ranks + rank) * shape.rows()) as u32;
