@@ -18,8 +18,8 @@ pub(super) const ASSISTANT: &str = "assistant";
 /// }
 /// ```
 ///
-/// What follows `{response}`, or `{content}` of the assistant, is a part of the answer. One of the
-/// two fields may be missing: then the other kind of example is refused.
+/// Text after `{response}`, or after the assistant's `{content}`, is a part of the answer. One of
+/// the two fields may be missing: examples of that kind are then refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
     pub(super) pair: Option<Pair>,
