@@ -197,11 +197,10 @@ impl Inputs {
             true => Vec::new(),
             false => find_all(options, &options.val, &is_own).context("--val")?,
         };
-        let format = format_of(options);
-        for source in sources.iter().flatten().chain(&val) {
-            // A missing column is found now rather than hours later.
-            source.check(&format)?;
-        }
+        // A missing column is found now rather than hours later.
+        let (format, val_format) = (format_of(options), format_of_val(options));
+        sources.iter().flatten().try_for_each(|source| source.check(&format))?;
+        val.iter().try_for_each(|source| source.check(&val_format))?;
         let bytes = sources.iter().flatten().map(|source| source.bytes).sum();
         Ok(Inputs { parts, sources, val, bytes })
     }
@@ -251,9 +250,15 @@ fn format_of(options: &PrepareOptions) -> Format {
     Format {
         split: options.split.clone(),
         text_column: options.text_column.clone(),
+        allow_text: false,
         skip_bad_lines: options.skip_bad_lines,
         cuts: options.tokenizer.cuts(),
     }
+}
+
+/// The format of the text that `--val` gives, which may be plain beside training text in columns.
+fn format_of_val(options: &PrepareOptions) -> Format {
+    Format { allow_text: true, ..format_of(options) }
 }
 
 /// The making of shards.
@@ -298,7 +303,7 @@ impl<'a> Run<'a> {
         if sources.is_empty() {
             return Ok(());
         }
-        let mut pieces = ReadAhead::start(sources, &format_of(self.options), &self.done)?;
+        let mut pieces = ReadAhead::start(sources, &format_of_val(self.options), &self.done)?;
         while let Some(batch) = pieces.next()? {
             for piece in batch {
                 if let Some(passages) = self.encoder.add(piece) {

@@ -114,8 +114,8 @@ pub struct DataArgs {
     /// document [default: <|endoftext|>]
     #[arg(long, value_name = "TEXT", value_parser = values::separator, allow_hyphen_values = true)]
     pub split_on: Option<String>,
-    /// Column of a parquet file, or field of a JSON object, that holds the text; no input may then
-    /// be plain text [default: text]
+    /// Column of a parquet file, or field of a JSON object, that holds the text; no input but that
+    /// of --val may then be plain text [default: text]
     #[arg(long, visible_alias = "json-field", value_name = "NAME", value_parser = values::name)]
     pub text_column: Option<String>,
     /// Leave out JSON objects and parquet rows that are not usable, and count them

@@ -34,7 +34,7 @@ pub(super) fn kind_of(name: &str, head: &[u8], format: &Format) -> Result<Kind> 
         () if is_array && (asked || is_named_json(name) || array_has_field(body, format)) => Kind::JsonArray,
         () if is_named_json_lines(name) => Kind::JsonLines,
         () if is_object && (asked || line_has_field(body, format)) => Kind::JsonLines,
-        () if asked => bail!(
+        () if asked && !format.allow_text => bail!(
             "{name}: --text-column {}: expected a parquet file, JSON lines or an array of objects, found text",
             format.field()
         ),
@@ -167,6 +167,9 @@ mod tests {
             error,
             "a.txt: --text-column body: expected a parquet file, JSON lines or an array of objects, found text"
         );
+        let format = Format { allow_text: true, ..format };
+        assert_eq!(kind_of("a.txt", b"words", &format).unwrap(), Kind::Text);
+        assert_eq!(kind_of("a.txt", b"{\"body\": 1}", &format).unwrap(), Kind::JsonLines);
     }
 
     #[test]

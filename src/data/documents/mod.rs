@@ -58,8 +58,11 @@ pub enum Split {
 pub(super) struct Format {
     pub split: Split,
     /// Column of a parquet file, or field of a JSON object, that holds the document, if the user
-    /// named one. No input is then plain text.
+    /// named one. No input is then plain text, except where `allow_text` says so.
     pub text_column: Option<String>,
+    /// Whether plain text is taken beside columns: validation text need not be stored as the
+    /// training text is.
+    pub allow_text: bool,
     /// Whether JSON objects and rows that are not usable are left out.
     pub skip_bad_lines: bool,
     /// The places where documents may be cut into pieces.

@@ -384,6 +384,12 @@ fn parquet_files_become_shards_and_their_columns_are_checked_first() {
     let rows = "<|endoftext|>One fine day.<|endoftext|>naïve café — 你好 🦀<|endoftext|>again<|endoftext|>again\
                 <|endoftext|>The <|endoftext|> end.\n";
     assert_eq!(text(&train_tokens(&report)), format!("{rows}{rows}<|endoftext|>text"));
+
+    options.inputs.truncate(2);
+    options.text_column = Some("text".to_owned());
+    options.output = dir.path().join("beside-plain-validation-text");
+    let report = run(&options).unwrap();
+    assert_eq!(text(&train_tokens(&report)), format!("{rows}{rows}"));
     options.text_column = Some("body".to_owned());
     options.output = dir.path().join("none");
     assert!(refusal(&options).contains("snappy.parquet: no column \"body\""));
