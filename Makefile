@@ -136,7 +136,7 @@ else
 endif
 
 bench-quick: .cargo-found ## run every benchmark at tiny sizes, to keep them working
-	$(WITH_MPI) WARPSMITH_BENCH_QUICK=1 $(CARGO) bench --locked --bench matmul $$features
+	$(WITH_MPI) WARPSMITH_BENCH_QUICK=1 $(CARGO) test --locked --bench matmul $$features
 	$(WITH_MPI) $(CARGO) test --locked --bench kernels $$features
 
 # --- the GPU report: everything that needs a GPU, in programs that run on a machine without cargo
