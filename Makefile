@@ -152,7 +152,7 @@ PACK ?= 6
 REPORT_FILES := dev kernels/ptx.cuh kernels/hopper.cuh tests/probes benches/record/emulated
 
 gpu-report-programs: .cargo-found .nvcc-found ## build the programs of `make gpu-report` for a machine without cargo: build/gpu.tar.xz
-	@features=$$(dev/find_mpi.sh "$(or $(MPI),0)") && REQUIRE_KERNELS=1 $(CARGO) build --profile $(REPORT_PROFILE) --locked --bins $$features
+	@features=$$(dev/find_mpi.sh "$(or $(MPI),0)") && REQUIRE_KERNELS=1 $(CARGO) build --profile $(REPORT_PROFILE) --locked --bins $$features $(if $(filter dev,$(REPORT_PROFILE)),--features testing)
 	@mkdir -p $(BUILD)/gpu
 	@cp -f $(addprefix target/$(if $(filter dev,$(REPORT_PROFILE)),debug,$(REPORT_PROFILE))/,train_gpt2 train_gpt2cu warpsmith) $(BUILD)/gpu/
 	@features=$$(dev/find_mpi.sh "$(or $(MPI),0)") || exit; \
