@@ -44,6 +44,15 @@ fn runs(name: &str, rows: &[(&str, &str)]) {
 
 #[test]
 fn gpt2_124m() {
+    let tuned = [
+        ("learning rate (LR)", "1.8e-3"),
+        ("LR scheduler", "wsd"),
+        ("cooldown_frac", "0.4"),
+        ("cooldown_shape", "linear"),
+        ("final LR fraction", "0.0"),
+    ];
+    runs("gpt2-124m-tuned", &[&tuned[..], &[("optimizer", "adamw")]].concat());
+    runs("gpt2-124m-muon", &[&tuned[..], &[("optimizer", "muon")]].concat());
     let both = [("weight decay", "0.1"), ("learning rate (LR)", "6e-4"), ("run hellaswag", "1")];
     let fineweb_edu = [("warmup iterations", "715"), ("final LR fraction", "0.1"), ("samples", "4")];
     runs("gpt2-124m-fineweb-edu", &[&both[..], &fineweb_edu[..]].concat());

@@ -41,17 +41,28 @@ const TINYSTORIES: Part = &[
     ("val data pattern", "dev/data/tinystories/tinystories_val_*.bin"),
 ];
 
-/// GPT-2 124M, in both of its reproductions.
+/// GPT-2 124M, in all of its recipes.
 const GPT2_124M: Part = &[
     ("model", "d12"),
     ("micro batch size B", "64"),
     ("sequence length T", "1024"),
     ("total batch size", "524288"),
-    ("learning rate (LR)", "6e-4"),
     ("weight decay", "0.1"),
     ("checkpoint_every", "5000"),
     ("val_loss_every", "250"),
     ("run hellaswag", "1"),
+];
+
+/// Half an epoch at three times the usual learning rate, which is constant until the last two fifths
+/// and then falls to 0 in a straight line. The sources are in docs/training.md.
+const TUNED: Part = &[
+    ("max_steps", "9536"),
+    ("LR scheduler", "wsd"),
+    ("learning rate (LR)", "1.8e-3"),
+    ("warmup iterations", "250"),
+    ("cooldown_frac", "0.4"),
+    ("cooldown_shape", "linear"),
+    ("final LR fraction", "0.0"),
 ];
 
 /// Four samples of 32 tokens, eight of which are the prompt.
@@ -105,15 +116,25 @@ const A_DAY: Part = &[
     ("sample_every", "1000"),
 ];
 
-pub const PRESETS: [Preset; 9] = [
+pub const PRESETS: [Preset; 11] = [
     Preset {
         name: "gpt2-124m",
         parts: &[
             FINEWEB_EDU,
             GPT2_124M,
             SAMPLES,
-            &[("max_steps", "19073"), ("warmup iterations", "715"), ("final LR fraction", "0.1")],
+            &[
+                ("max_steps", "19073"),
+                ("learning rate (LR)", "6e-4"),
+                ("warmup iterations", "715"),
+                ("final LR fraction", "0.1"),
+            ],
         ],
+    },
+    Preset { name: "gpt2-124m-tuned", parts: &[FINEWEB_EDU, GPT2_124M, SAMPLES, TUNED] },
+    Preset {
+        name: "gpt2-124m-muon",
+        parts: &[FINEWEB_EDU, GPT2_124M, SAMPLES, TUNED, &[("optimizer", "muon")]],
     },
     Preset {
         name: "llmc-124m",
@@ -123,6 +144,7 @@ pub const PRESETS: [Preset; 9] = [
             &[
                 ("shuffle", "llmc"),
                 ("max_steps", "18865"),
+                ("learning rate (LR)", "6e-4"),
                 ("warmup iterations", "700"),
                 ("final LR fraction", "0.0"),
                 ("sample_every", "20000"),

@@ -72,8 +72,12 @@ const LENGTHS: [&[(&str, &str)]; 4] = [
     ],
 ];
 
+/// Flags that only `-k wsd` takes.
+const COOLDOWN: [&str; 4] = ["cooldown_frac", "cooldown_steps", "cooldown_tokens", "cooldown_shape"];
+
 /// Keeps one flag of each length: the one that was typed, else that of a preset in the units that
-/// come last. Returns the ids of the others, which have no effect.
+/// come last. A preset's cooldown goes where another schedule was typed. Returns the ids of the
+/// others, which have no effect.
 ///
 /// # Errors
 /// If two flags of one length were typed.
@@ -92,6 +96,12 @@ pub(super) fn choose_lengths(
         for (id, _) in flags.iter().filter(|flag| Some(*flag) != kept) {
             clear(args, id);
             unused.push(*id);
+        }
+    }
+    if args.schedule.lr_scheduler != ScheduleKind::Wsd {
+        for id in COOLDOWN.into_iter().filter(|id| !typed(id)) {
+            clear(args, id);
+            unused.push(id);
         }
     }
     Ok(unused)
@@ -125,6 +135,7 @@ fn clear(args: &mut TrainArgs, id: &str) {
         "cooldown_frac" => schedule.cooldown_frac = None,
         "cooldown_steps" => schedule.cooldown_steps = None,
         "cooldown_tokens" => schedule.cooldown_tokens = None,
-        _ => unreachable!("{id} is not a length"),
+        "cooldown_shape" => schedule.cooldown_shape = None,
+        _ => unreachable!("{id} is not cleared"),
     }
 }

@@ -346,8 +346,8 @@ fn errors_are_one_line_that_names_the_flag() {
         ("--seed -1", "--seed: expected a whole number from 0 to 4294967295, found -1"),
         (
             "--preset gpt3",
-            "--preset: expected gpt2-124m, llmc-124m, gpt3-125m, gpt3-350m, gpt3-760m, gpt3-1.3b, gpt2-medium, \
-             gpt2-large or tinystories, found gpt3",
+            "--preset: expected gpt2-124m, gpt2-124m-tuned, gpt2-124m-muon, llmc-124m, gpt3-125m, gpt3-350m, \
+             gpt3-760m, gpt3-1.3b, gpt2-medium, gpt2-large or tinystories, found gpt3",
         ),
         ("--log-style wandb", "--log-style: expected llmc or nanogpt, found wandb"),
         ("--samples 0", "--samples: expected a whole number of at least 1, found 0"),

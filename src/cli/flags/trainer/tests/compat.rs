@@ -1,6 +1,8 @@
 //! Presets, and what `train_gpt2.py` understands.
 
 use super::*;
+use crate::optim::optimizer::OptimizerKind;
+use crate::optim::schedule::CooldownShape;
 
 #[test]
 fn a_switch_alone_is_on() {
@@ -40,6 +42,20 @@ fn presets_supply_defaults_and_explicit_flags_win() {
     assert_eq!((a.total_batch_tokens(), a.grad_accum_steps(), a.files.checkpoint_every), (524_288, 8, 5000));
     assert_eq!((a.eval.val_loss_every, a.eval.sample_every, a.eval.hellaswag_eval), (250, 250, true));
     assert_eq!(a.model_source().unwrap(), ModelSource::Shape(ModelConfig::from_descriptor("d12").unwrap()));
+
+    for (name, optimizer) in [("tuned", OptimizerKind::Adamw), ("muon", OptimizerKind::Muon)] {
+        let a = ok(&format!("--preset gpt2-124m-{name} -o log"));
+        assert_eq!(a.files.input_bin, "dev/data/edu_fineweb10B/edu_fineweb_train_*.bin");
+        assert_eq!((a.total_batch_tokens(), a.update.kind), (524_288, optimizer));
+        let s = a.schedule(9536, &a.batches()).unwrap();
+        assert_eq!((s.kind, s.warmup, s.cooldown), (ScheduleKind::Wsd, 250, (3815, CooldownShape::Linear)));
+        assert_eq!((s.max_lr, s.final_frac), (1.8e-3, 0.0));
+        // Another schedule or optimizer takes nothing from the preset's.
+        let a = ok(&format!("--preset gpt2-124m-{name} -o log -k cosine --optimizer adamw"));
+        assert_eq!((a.schedule.cooldown_frac, a.schedule.cooldown_shape), (None, None));
+        let rows = startup_rows(&a);
+        assert!(rows.iter().all(|row| !row.0.starts_with("cooldown") && !row.0.starts_with("muon")), "{rows:?}");
+    }
 
     let a = ok("--preset llmc-124m -o log");
     assert_eq!(a.batch.shuffle, Some(Shuffle::Llmc));

@@ -1,0 +1,245 @@
+#!/usr/bin/env python3
+"""Compares training recipes on small nets: trains them on a CPU, records and tabulates the losses.
+
+    dev/recipes.py prepare stories
+    dev/recipes.py prepare shakespeare --text input.txt
+    dev/recipes.py run stories standard --lr 2e-3,4e-3 --seeds 1,2,3
+    dev/recipes.py run stories muon --lr 4e-3 --muon-lr 0.02 --steps 200
+    dev/recipes.py record stories
+
+`run` trains every combination of its lists, one thread each, skips what is there already, and
+leaves each run in build/recipes/CORPUS/. `record` writes benches/record/recipes/CORPUS.tsv from all
+of them and prints the tables. `table` prints them from the record, and `curves` writes one
+metrics.jsonl per recipe, the mean over seeds, into build/recipes/CORPUS-curves for `warpsmith plot`.
+The programs are those of target/release, or of BIN.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import json
+import math
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build/recipes"
+RECORD = ROOT / "benches/record/recipes"
+BIN = Path(os.environ.get("BIN", ROOT / "target/release"))
+
+# A net of 0.9 million parameters, and steps of 1,024 tokens.
+NET = "--layers 4 --heads 4 --channels 128 --dtype bf16 --threads 1 -c 0.1 -s 0".split()
+STEP_TOKENS = 1024
+# Micro-batch and sequence; 16,384 validation tokens either way.
+SHAPES = {"stories": "-b 8 -t 128 -m 16", "shakespeare": "-b 4 -t 256 -m 16"}
+FULL = 400
+EVALUATIONS = 8
+
+# Warm-up is the fraction of the run that it is at 124M: 700 of 18,865 steps, and 250 of 9,536.
+COOLDOWN = "-k wsd --cooldown-frac 0.4 --cooldown-shape linear -q 0"
+RECIPES = {
+    "standard": (700 / 18865, "-k cosine -q 0"),
+    "tuned": (250 / 9536, COOLDOWN),
+    "muon": (250 / 9536, COOLDOWN + " --optimizer muon"),
+}
+COLUMNS = "recipe lr muon_lr seed steps step tokens val_loss cpu_ms".split()
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Makes the vocabulary and the shards of a corpus."""
+    out = BUILD / "data" / args.corpus
+    out.mkdir(parents=True, exist_ok=True)
+    if args.corpus == "stories":
+        text, vocabulary, more = out / "stories.txt", 512, ["--val-tokens", "64K"]
+        warpsmith("stories", "-o", text, "--tokens", "6000000", "--force")
+    else:
+        if args.text is None:
+            sys.exit("--text: missing; expected tinyshakespeare's input.txt")
+        # The first nine tenths and the rest, as llm.c and nanoGPT split it.
+        whole = args.text.read_bytes()
+        cut = len(whole) * 9 // 10
+        text, val, vocabulary = out / "train.txt", out / "val.txt", 257
+        text.write_bytes(whole[:cut])
+        val.write_bytes(whole[cut:])
+        more = ["--val", val]
+    tokenizer = out / "vocabulary/tokenizer.json"
+    warpsmith("tokenizer", "train", text, "--vocab-size", vocabulary, "-o", tokenizer, "--force")
+    warpsmith("data", text, "-o", out, "--name", args.corpus, "--tokenizer", tokenizer, "--force", *more)
+
+
+def warpsmith(*words: object) -> None:
+    subprocess.run([BIN / "warpsmith", *map(str, words)], check=True)
+
+
+def command(corpus: str, recipe: str, lr: str, muon_lr: str, seed: str, steps: int, out: Path) -> list[str]:
+    """The command line of one run."""
+    data = BUILD / "data" / corpus
+    warmup, flags = RECIPES[recipe]
+    line = [str(BIN / "train_gpt2"), "-i", f"{data}/{corpus}_train_*.bin", "-j", f"{data}/{corpus}_val_*.bin"]
+    line += ["-o", str(out), *NET, *SHAPES[corpus].split(), *flags.split(), "-l", lr, "--seed", seed]
+    line += ["-x", str(steps), "-u", str(max(1, round(warmup * steps))), "-v", str(steps // EVALUATIONS)]
+    return line + (["--muon-lr", muon_lr] if recipe == "muon" else [])
+
+
+def run(args: argparse.Namespace) -> None:
+    """Trains what has not been trained yet, `--jobs` runs at a time."""
+    muon_lrs = args.muon_lr if args.recipe == "muon" else ["-"]
+    if not muon_lrs:
+        sys.exit("--muon-lr: missing")
+
+    def one(point: tuple[str, str, str, str]) -> None:
+        lr, muon_lr, seed, steps = point
+        out = BUILD / args.corpus / f"{args.recipe}_{lr}_{muon_lr}_{seed}_{steps}"
+        if not list(out.glob("DONE_*")):
+            line = command(args.corpus, args.recipe, lr, muon_lr, seed, int(steps), out)
+            trainer = subprocess.Popen(["nice", "-n", "15", *line], stdout=subprocess.DEVNULL)
+            _, status, usage = os.wait4(trainer.pid, 0)
+            if status:
+                sys.exit(f"{shlex.join(line)}: status {os.waitstatus_to_exitcode(status)}")
+            (out / "cpu_ms").write_text(f"{(usage.ru_utime + usage.ru_stime) * 1e3 / int(steps):.1f}")
+        last = points_of(out)[-1]
+        print(f"{args.corpus} {args.recipe} lr {lr} muon_lr {muon_lr} seed {seed}: {last}", flush=True)
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(one, itertools.product(args.lr, muon_lrs, args.seeds, args.steps)))
+
+
+def points_of(out: Path) -> list[dict[str, str]]:
+    """The validation losses of a run, with its CPU time per step, which includes the evaluations: the
+    machine may be busy with other things."""
+    recipe, lr, muon_lr, seed, steps = out.name.split("_")
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    cpu_ms = (out / "cpu_ms").read_text()
+    head = {"recipe": recipe, "lr": lr, "muon_lr": muon_lr, "seed": seed, "steps": steps}
+    losses = [(line["step"], line["val_loss"] or math.nan) for line in lines if "val_loss" in line]
+    return [
+        head | {"step": step, "tokens": STEP_TOKENS * step, "val_loss": f"{loss:.4f}", "cpu_ms": cpu_ms}
+        for step, loss in losses
+    ]
+
+
+def record(args: argparse.Namespace) -> None:
+    """Writes the record of a corpus from its finished runs, and prints the tables."""
+    outs = sorted(path.parent for path in (BUILD / args.corpus).glob("*/DONE_*"))
+    RECORD.mkdir(parents=True, exist_ok=True)
+    with (RECORD / f"{args.corpus}.tsv").open("w", newline="") as file:
+        rows = csv.DictWriter(file, COLUMNS, delimiter="\t", lineterminator="\n")
+        rows.writeheader()
+        rows.writerows(point for out in outs for point in points_of(out))
+    table(args)
+
+
+@dataclass
+class Result:
+    """Runs that differ by seed alone: the final losses, and the mean loss after each number of steps."""
+
+    recipe: str
+    lr: str
+    muon_lr: str
+    steps: int
+    finals: list[float]
+    curve: list[tuple[int, float]]
+    cpu_ms: float
+
+    @property
+    def final(self) -> float:
+        return statistics.mean(self.finals)
+
+    @property
+    def name(self) -> str:
+        return f"{self.recipe}, LR {self.lr}" + (f", Muon's {self.muon_lr}" if self.muon_lr != "-" else "")
+
+
+def results(corpus: str) -> list[Result]:
+    """The runs of a record, by recipe, rates and length."""
+    with (RECORD / f"{corpus}.tsv").open() as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    groups: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
+    for row in rows:
+        groups[row["recipe"], row["lr"], row["muon_lr"], row["steps"]].append(row)
+    found = []
+    for (recipe, lr, muon_lr, steps), points in groups.items():
+        at = defaultdict(list)
+        for point in points:
+            at[int(point["step"])].append(float(point["val_loss"]))
+        curve = [(step, statistics.mean(losses)) for step, losses in sorted(at.items())]
+        cpu_ms = min(float(point["cpu_ms"]) for point in points)
+        found.append(Result(recipe, lr, muon_lr, int(steps), at[int(steps)], curve, cpu_ms))
+    return sorted(found, key=lambda r: (list(RECIPES).index(r.recipe), float(r.lr), r.muon_lr, r.steps))
+
+
+def repeated(found: list[Result]) -> list[Result]:
+    """Full-length results of several seeds."""
+    return [r for r in found if r.steps == FULL and len(r.finals) > 1]
+
+
+def same_loss(found: list[Result], of: Result, target: float) -> str:
+    """Tokens with which a recipe ends at a loss: between the two lengths that enclose it, linear in
+    the logarithm of the length, as every length has a schedule of its own."""
+    lengths = [r for r in found if (r.recipe, r.lr, r.muon_lr) == (of.recipe, of.lr, of.muon_lr) and len(r.finals) > 1]
+    for short, long in itertools.pairwise(lengths):
+        if short.final >= target >= long.final:
+            part = (short.final - target) / (short.final - long.final)
+            return f"{STEP_TOKENS * short.steps * (long.steps / short.steps) ** part / 1e3:.0f}k"
+    return f"under {STEP_TOKENS * lengths[0].steps / 1e3:.0f}k" if lengths[0].final < target else "more"
+
+
+def table(args: argparse.Namespace) -> None:
+    """Prints the sweep, the results over seeds, and tokens to the loss of the best standard run."""
+    found = results(args.corpus)
+    print(f"\n| recipe | {FULL} steps, seed 1 or mean |\n|---|--:|")
+    for r in found:
+        if r.steps == FULL:
+            print(f"| {r.name} | {r.final:.4f} |")
+    target = min(r.final for r in repeated(found) if r.recipe == "standard")
+    print(f"\n| recipe | steps | final loss, mean of seeds | least, greatest | tokens to {target:.4f} | CPU ms a step |")
+    print("|---|--:|--:|--:|--:|--:|")
+    full = repeated(found)
+    for r in [r for r in found if len(r.finals) > 1]:
+        tokens = same_loss(found, r, target) if r in full else ""
+        ends = f"{min(r.finals):.4f}, {max(r.finals):.4f}"
+        print(f"| {r.name} | {r.steps} | {r.final:.4f} | {ends} | {tokens} | {r.cpu_ms:.0f} |")
+
+
+def curves(args: argparse.Namespace) -> None:
+    """Writes the mean curve of each recipe as a run, for `warpsmith plot`."""
+    for r in repeated(results(args.corpus)):
+        out = BUILD / f"{args.corpus}-curves" / r.name.replace(", ", "-").replace(" ", "-").replace("'", "")
+        out.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps({"step": step, "val_loss": round(loss, 4)}) + "\n" for step, loss in r.curve]
+        (out / "metrics.jsonl").write_text("".join(lines))
+        print(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    tools = parser.add_subparsers(required=True)
+    for tool in (prepare, run, record, table, curves):
+        command_of = tools.add_parser(tool.__name__, help=tool.__doc__)
+        command_of.add_argument("corpus", choices=SHAPES)
+        command_of.set_defaults(tool=tool)
+        if tool is prepare:
+            command_of.add_argument("--text", type=Path, help="tinyshakespeare's input.txt")
+        if tool is run:
+            items = lambda text: text.split(",")  # noqa: E731
+            command_of.add_argument("recipe", choices=RECIPES)
+            command_of.add_argument("--lr", type=items, required=True)
+            command_of.add_argument("--muon-lr", type=items, default=[])
+            command_of.add_argument("--seeds", type=items, default=["1"])
+            command_of.add_argument("--steps", type=items, default=[str(FULL)])
+            command_of.add_argument("--jobs", type=int, default=2)
+    args = parser.parse_args()
+    args.tool(args)
+
+
+if __name__ == "__main__":
+    main()
