@@ -74,6 +74,7 @@ pub mod gpus;
 pub mod hub;
 pub mod libraries;
 pub mod llmc;
+pub mod memory;
 pub mod model;
 pub mod numerics;
 pub mod ops;

@@ -122,6 +122,18 @@ pub trait Device {
         None
     }
 
+    /// Bytes of host memory that operations within `limits` take besides the plan.
+    fn host_bytes(&self, limits: &Limits) -> usize {
+        let _ = limits;
+        0
+    }
+
+    /// The memory that is in use on the GPU now; `None` on any other device, and where it is not
+    /// reported. Cheap enough for every step.
+    fn gpu_memory(&mut self) -> Option<GpuMemory> {
+        None
+    }
+
     /// Describes the current state of the GPU in one line.
     ///
     /// # Errors
@@ -139,6 +151,17 @@ pub struct Gpu {
     pub memory_bytes: usize,
     /// The type that matmuls multiply: `bf16`, `fp16`, `tf32` or `f32`.
     pub operands: &'static str,
+}
+
+/// Bytes of a GPU's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GpuMemory {
+    /// In use by this process; `None` where the driver does not tell processes apart, as in some
+    /// containers.
+    pub process: Option<u64>,
+    /// In use by all processes, and by the driver.
+    pub used: u64,
+    pub free: u64,
 }
 
 /// The (N, OC) tensor that a matmul with a GELU keeps for the backward pass. h is the input of the

@@ -16,6 +16,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("simd", &[]),
     ("libraries", &[]),
     ("gpus", &[]),
+    ("memory", &[]),
     ("report", &["files"]),
     ("hub", &["files", "report"]),
     ("rng", &["simd"]),
@@ -27,7 +28,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("model", &["config", "ops", "params", "rng", "sharding", "tensor"]),
     ("optim", &["config", "ops", "params", "sharding", "tensor"]),
     ("data", &["files", "llmc", "rng", "words"]),
-    ("checkpoint", &["config", "data", "files", "llmc", "params", "rng", "tensor"]),
+    ("checkpoint", &["config", "data", "files", "llmc", "memory", "params", "rng", "tensor"]),
     ("parallel", &["files", "libraries", "ops", "tensor"]),
     ("recorder", &["ops", "parallel", "tensor"]),
     ("trace", &["ops", "parallel", "params", "report", "sharding", "tensor"]),
@@ -36,7 +37,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("sample", &["data", "model", "ops", "rng"]),
     ("eval", &["config", "data", "files", "llmc", "model", "ops", "tensor", "words"]),
     ("cli", &["config", "device", "hub", "model", "optim", "parallel", "report", "roofline", "sharding", "tensor"]),
-    ("train", &["checkpoint", "cli", "config", "data", "device", "eval", "files", "gpus", "hub", "model", "numerics", "ops", "optim", "parallel", "params", "replica", "report", "sample", "sharding", "tensor", "trace", "words"]),
+    ("train", &["checkpoint", "cli", "config", "data", "device", "eval", "files", "gpus", "hub", "memory", "model", "numerics", "ops", "optim", "parallel", "params", "replica", "report", "sample", "sharding", "tensor", "trace", "words"]),
     ("app", &["checkpoint", "cli", "config", "data", "device", "eval", "files", "hub", "model", "ops", "parallel", "params", "replica", "report", "roofline", "sample", "sharding", "tensor", "train", "words"]),
 ];
 

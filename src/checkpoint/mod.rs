@@ -9,7 +9,6 @@ mod digest;
 mod directory;
 mod find;
 mod hf_config;
-mod memory;
 pub mod model_bin;
 mod run_file;
 mod safetensors_file;

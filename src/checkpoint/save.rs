@@ -7,9 +7,10 @@ use super::directory::{
 use super::run_file::RunFile;
 use super::state::State;
 use super::stream::{self, Source, TensorKind};
-use super::{memory, model_bin, state};
+use super::{model_bin, state};
 use crate::config::ModelConfig;
 use crate::files;
+use crate::memory;
 use crate::params::ParamLayout;
 use crate::tensor::Dtype;
 use anyhow::Result;
@@ -67,17 +68,25 @@ impl Checkpoint {
         })
     }
 
+    /// Bytes of the model file and of the state file.
+    fn sizes(&self) -> [usize; 2] {
+        let len = ParamLayout::new(&self.config).len();
+        let state = self.state.as_ref().map_or(0, |state| state.size(&self.config));
+        [model_bin::size(len, self.dtype), state]
+    }
+
+    /// Bytes of memory that [`Self::copy`] takes.
+    pub fn copy_bytes(&self) -> usize {
+        self.sizes().iter().sum()
+    }
+
     /// Copies the tensors into memory, as the bytes that [`Checkpoint::save`] would write. `None`
     /// if there is not enough memory; `source` was then not called.
     ///
     /// # Errors
     /// Those of `source`.
     pub fn copy(&self, source: &mut Source) -> Result<Option<Copied>> {
-        let len = ParamLayout::new(&self.config).len();
-        let (model, state) = (
-            model_bin::size(len, self.dtype),
-            self.state.as_ref().map_or(0, |state| state.size(&self.config)),
-        );
+        let [model, state] = self.sizes();
         let needed = (model + state) as u64;
         if memory::available().is_some_and(|available| available < needed + needed / 8) {
             return Ok(None);

@@ -115,6 +115,14 @@ impl<O: Observer> Device for Observed<O> {
         self.inner.gpu()
     }
 
+    fn host_bytes(&self, limits: &Limits) -> usize {
+        self.inner.host_bytes(limits)
+    }
+
+    fn gpu_memory(&mut self) -> Option<GpuMemory> {
+        self.inner.gpu_memory()
+    }
+
     fn gpu_state(&mut self) -> Result<String> {
         self.inner.gpu_state()
     }

@@ -9,17 +9,29 @@ use anyhow::Result;
 use half::{bf16, f16};
 use std::ops::Range;
 
+/// Bytes that a rank sends, and receives, at a time: large operations go in pieces, so that their
+/// buffers do not grow with the model. In unit tests every operation of some length does.
+const PIECE_BYTES: usize = if cfg!(test) { 4 << 10 } else { 4 << 20 };
+
+/// Bytes of the buffers of a rank: a piece on its way, one that is taken apart for the writers, and
+/// what was received.
+pub const BUFFER_BYTES: usize = 3 * PIECE_BYTES;
+
 /// Carries operations out one after another.
 pub struct HostCollectives<T> {
     transport: T,
+    /// Bytes of a piece that go to one rank.
+    piece: usize,
     /// The bytes received from each rank, kept so that a step allocates nothing.
     received: Vec<Vec<u8>>,
 }
 
 impl<T: Transport> HostCollectives<T> {
     pub fn new(transport: T) -> Self {
-        let received = (0..transport.world_size()).map(|_| Vec::new()).collect();
-        HostCollectives { transport, received }
+        let ranks = transport.world_size();
+        // Whole elements of any type, however many ranks there are.
+        let piece = (PIECE_BYTES / ranks + 1).next_multiple_of(size_of::<f32>());
+        HostCollectives { piece, received: vec![Vec::new(); ranks], transport }
     }
 
     /// # Errors
@@ -44,36 +56,59 @@ impl<T: Transport> HostCollectives<T> {
     /// Sends each rank its partition, and sums this rank's partition over all ranks.
     fn reduce_scatter(&mut self, bytes: &mut [u8], dtype: Dtype, partitions: &[Range<usize>]) -> Result<()> {
         let (rank, world_size) = (self.transport.rank(), self.transport.world_size());
-        let own = partitions[rank].clone();
-        for received in &mut self.received {
-            received.resize(own.len(), 0);
+        for start in self.pieces(partitions) {
+            let pieces: Vec<_> = partitions.iter().map(|partition| self.cut(partition, start)).collect();
+            let own = pieces[rank].clone();
+            for received in &mut self.received {
+                received.resize(own.len(), 0);
+            }
+            let outgoing: Vec<&[u8]> = pieces.into_iter().map(|piece| &bytes[piece]).collect();
+            let mut incoming: Vec<&mut [u8]> = self.received.iter_mut().map(Vec::as_mut_slice).collect();
+            self.transport.exchange(&outgoing, &mut incoming)?;
+            self.received[rank].copy_from_slice(&bytes[own.clone()]);
+            sum(&mut bytes[own], &self.received[..world_size], dtype);
         }
-        let outgoing: Vec<&[u8]> = partitions.iter().map(|partition| &bytes[partition.clone()]).collect();
-        let mut incoming: Vec<&mut [u8]> = self.received.iter_mut().map(Vec::as_mut_slice).collect();
-        self.transport.exchange(&outgoing, &mut incoming)?;
-        self.received[rank].copy_from_slice(&bytes[own.clone()]);
-        sum(&mut bytes[own], &self.received[..world_size], dtype);
         Ok(())
     }
 
     /// Sends this rank's partition to all ranks, and receives theirs.
     fn all_gather(&mut self, bytes: &mut [u8], partitions: &[Range<usize>]) -> Result<()> {
         let rank = self.transport.rank();
-        let own = bytes[partitions[rank].clone()].to_vec();
-        let mut incoming = split(bytes, partitions);
-        self.transport.exchange(&vec![own.as_slice(); partitions.len()], &mut incoming)
+        for start in self.pieces(partitions) {
+            let own = bytes[self.cut(&partitions[rank], start)].to_vec();
+            let parts = split(bytes, partitions).into_iter().zip(partitions);
+            let within = |partition: &Range<usize>| self.cut(&(0..partition.len()), start);
+            let mut incoming: Vec<_> = parts.map(|(part, all)| &mut part[within(all)]).collect();
+            self.transport.exchange(&vec![own.as_slice(); partitions.len()], &mut incoming)?;
+        }
+        Ok(())
     }
 
     fn broadcast(&mut self, bytes: &mut [u8], root: usize) -> Result<()> {
         let (rank, world_size) = (self.transport.rank(), self.transport.world_size());
-        let all = if rank == root { bytes.to_vec() } else { Vec::new() };
-        let outgoing = vec![all.as_slice(); world_size];
-        let mut nothing: Vec<[u8; 0]> = vec![[]; world_size];
-        let mut incoming: Vec<&mut [u8]> = nothing.iter_mut().map(<[u8; 0]>::as_mut_slice).collect();
-        if rank != root {
-            incoming[root] = bytes;
+        for bytes in bytes.chunks_mut(self.piece) {
+            let all = if rank == root { bytes.to_vec() } else { Vec::new() };
+            let outgoing = vec![all.as_slice(); world_size];
+            let mut nothing: Vec<[u8; 0]> = vec![[]; world_size];
+            let mut incoming: Vec<&mut [u8]> = nothing.iter_mut().map(<[u8; 0]>::as_mut_slice).collect();
+            if rank != root {
+                incoming[root] = bytes;
+            }
+            self.transport.exchange(&outgoing, &mut incoming)?;
         }
-        self.transport.exchange(&outgoing, &mut incoming)
+        Ok(())
+    }
+
+    /// Starts of the pieces of partitions, from the start of each.
+    fn pieces(&self, partitions: &[Range<usize>]) -> impl Iterator<Item = usize> + use<T> {
+        let longest = partitions.iter().map(Range::len).max().unwrap_or(0);
+        (0..longest).step_by(self.piece)
+    }
+
+    /// The piece of a partition that starts there, which is shorter, or empty, at its end.
+    fn cut(&self, partition: &Range<usize>, start: usize) -> Range<usize> {
+        let end = partition.len().min(start + self.piece);
+        partition.start + start.min(end)..partition.start + end
     }
 }
 

@@ -17,7 +17,7 @@ use peers::Peers;
 use zero::{ZeroBuffers, ZeroState};
 
 /// GPU memory that is not ours to plan: the driver's, the kernels', a library's.
-const RESERVED_BYTES: usize = 1 << 30;
+pub const RESERVED_BYTES: usize = 1 << 30;
 
 /// The options that, with the shape of the model, fix the memory of a [`Replica`].
 #[derive(Clone, Debug)]
@@ -37,7 +37,7 @@ pub struct ReplicaPlan {
     pub memory: MemoryPlan,
     pub model: GPT2,
     buffers: ZeroBuffers,
-    optimizer: Optimizer,
+    pub optimizer: Optimizer,
     decoder: Option<Decoder>,
 }
 

@@ -28,6 +28,31 @@ pub struct TrainMetrics {
     pub tok_per_s: f64,
     /// Tokens of all steps so far, this one included.
     pub tokens: u64,
+    pub memory: MemoryMetrics,
+}
+
+/// Memory after a step, of the process that writes. What the system does not report is left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryMetrics {
+    /// Resident memory of the process, and the most so far.
+    pub rss_bytes: Option<u64>,
+    pub peak_rss_bytes: Option<u64>,
+    /// Memory that the process uses on its GPU.
+    pub gpu_bytes: Option<u64>,
+    /// Memory in use on that GPU, by whomever.
+    pub gpu_used_bytes: Option<u64>,
+}
+
+impl MemoryMetrics {
+    fn numbers(self) -> impl Iterator<Item = (&'static str, Number)> {
+        let all = [
+            ("rss_bytes", self.rss_bytes),
+            ("peak_rss_bytes", self.peak_rss_bytes),
+            ("gpu_bytes", self.gpu_bytes),
+            ("gpu_used_bytes", self.gpu_used_bytes),
+        ];
+        all.into_iter().filter_map(|(name, bytes)| Some((name, Number::Count(bytes?))))
+    }
 }
 
 impl Jsonl {
@@ -43,17 +68,16 @@ impl Jsonl {
 
     /// Writes a training step.
     pub fn train(&mut self, m: &TrainMetrics) -> Result<()> {
-        self.write(
-            m.step,
-            &[
-                ("loss", Number::F32(m.loss)),
-                ("norm", Number::F32(m.norm)),
-                ("lr", Number::F32(m.lr)),
-                ("ms", Number::F64(m.ms)),
-                ("tok_per_s", Number::F64(m.tok_per_s)),
-                ("tokens", Number::Count(m.tokens)),
-            ],
-        )
+        let numbers = [
+            ("loss", Number::F32(m.loss)),
+            ("norm", Number::F32(m.norm)),
+            ("lr", Number::F32(m.lr)),
+            ("ms", Number::F64(m.ms)),
+            ("tok_per_s", Number::F64(m.tok_per_s)),
+            ("tokens", Number::Count(m.tokens)),
+        ];
+        let all: Vec<_> = numbers.into_iter().chain(m.memory.numbers()).collect();
+        self.write(m.step, &all)
     }
 
     /// Writes the validation loss before a step, in nats per token, and the perplexity.
@@ -145,6 +169,12 @@ mod tests {
         ms: 1234.5,
         tok_per_s: 1.0 / 3.0,
         tokens: 2048,
+        memory: MemoryMetrics {
+            rss_bytes: Some(1 << 20),
+            peak_rss_bytes: Some(3 << 20),
+            gpu_bytes: None,
+            gpu_used_bytes: Some(5 << 30),
+        },
     };
 
     fn text(dir: &tempfile::TempDir) -> String {
@@ -159,7 +189,8 @@ mod tests {
         log.val(3, 2.0).unwrap();
         log.hellaswag(3, 0.25, 0.5).unwrap();
         let expected = concat!(
-            r#"{"step":3,"loss":5.270009,"norm":0.1,"lr":0.0003,"ms":1234.5,"tok_per_s":0.3333333333333333,"tokens":2048}"#,
+            r#"{"step":3,"loss":5.270009,"norm":0.1,"lr":0.0003,"ms":1234.5,"tok_per_s":0.3333333333333333,"tokens":2048,"#,
+            r#""rss_bytes":1048576,"peak_rss_bytes":3145728,"gpu_used_bytes":5368709120}"#,
             "\n",
             r#"{"step":3,"val_loss":2.0,"val_perplexity":7.38905609893065}"#,
             "\n",

@@ -170,7 +170,7 @@ impl Writing {
 }
 
 /// The type of parameters in a model file: llm.c has no fp16 files, and f32 holds fp16 exactly.
-fn file_dtype(params: Dtype) -> Dtype {
+pub(super) fn file_dtype(params: Dtype) -> Dtype {
     if params == Dtype::Bf16 { Dtype::Bf16 } else { Dtype::F32 }
 }
 

@@ -30,13 +30,14 @@ impl Trainer {
                 times.extend((step > first && step + TIMED > last).then_some(elapsed));
             }
         }
-        self.report.finish_forward_only(&times, self.hunt.memory.size_bytes());
+        let peak = self.memory.peak(self.replica.dev.as_mut());
+        self.report.finish_forward_only(&times, peak);
         Ok(Finish::Completed)
     }
 
     fn time_forward(&mut self, step: usize) -> Result<Duration> {
         self.stop.signals.note(Doing::Step(step + 1));
-        let Trainer { replica, data, report, stop, .. } = self;
+        let Trainer { replica, data, report, stop, memory, .. } = self;
         report.clock.go();
         data.begin_step();
         let (shape, accumulated) = (data.shape, data.grad_accum_steps(step));
@@ -47,7 +48,8 @@ impl Trainer {
         let elapsed = report.clock.lap();
         stop.measured(Work::Step, elapsed);
         stop.decide(stats.votes);
-        report.forward_only(step, stats.loss, self.schedule.lr(step), elapsed, &data.batches)?;
+        let (lr, memory) = (self.schedule.lr(step), memory.measure(replica.dev.as_mut()));
+        report.forward_only(step, stats.loss, lr, elapsed, &data.batches, memory)?;
         Ok(elapsed)
     }
 }

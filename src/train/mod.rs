@@ -10,6 +10,7 @@ mod evaluate;
 mod forward_only;
 mod guards;
 mod hunt;
+mod memory;
 pub mod parity;
 mod report;
 mod rescue;
@@ -39,6 +40,7 @@ use data::Data;
 use early_stop::Patience;
 use guards::{Guards, Verdict};
 use hunt::Hunt;
+use memory::MemoryMeter;
 use report::{Report, StepRecord};
 use rescue::Progress;
 use resume::Settings;
@@ -75,6 +77,7 @@ struct Trainer {
     schedule: Schedule,
     seed: u32,
     report: Report,
+    memory: MemoryMeter,
     stop: Stop,
     files: FileFlags,
     eval: EvalFlags,
@@ -141,7 +144,7 @@ impl Trainer {
         if self.stops_early() {
             self.say_early_stop(step);
         }
-        self.report.finish();
+        self.conclude();
         Ok(Finish::Completed)
     }
 
@@ -150,7 +153,7 @@ impl Trainer {
         self.begin_trace(step)?;
         self.begin_progress(step);
         self.stop.signals.note(Doing::Step(step + 1));
-        let Trainer { replica, data, guards, report, stop, hunt, .. } = self;
+        let Trainer { replica, data, guards, report, stop, hunt, memory, .. } = self;
         report.clock.go();
         data.begin_step();
         let (loss_scale, lr) = (guards.loss_scale(), self.schedule.lr(step));
@@ -175,7 +178,8 @@ impl Trainer {
         }
         hunt.ensure_finite(replica, step)?;
         // Before the update: if the logs cannot be written, the step can be repeated.
-        report.step(StepRecord { step, stats, z, lr, elapsed }, &data.batches)?;
+        let memory = memory.measure(replica.dev.as_mut());
+        report.step(StepRecord { step, stats, z, lr, elapsed, memory }, &data.batches)?;
         self.progress = Progress::Lost;
         if verdict == Verdict::Update {
             self.replica.update(step, lr, stats.norm, loss_scale)?;
@@ -229,10 +233,21 @@ impl Trainer {
         // the checkpoint.
         self.replica.sum_over_ranks(&mut [0.0])?;
         self.warn_of_missing_trace();
+        self.conclude();
         if self.replica.zero.peers.process.is_rank0() {
             self.stop.say_how_to_go_on(step, reason, self.files.resume);
         }
         Ok(reason.into())
+    }
+
+    /// Reports the mean time of a step, and the memory of the run against its plan. Ranks that are
+    /// silent otherwise log theirs.
+    fn conclude(&mut self) {
+        let memory = self.memory.conclude(self.replica.dev.as_mut());
+        if !self.replica.zero.peers.process.is_rank0() {
+            log::info!("{memory}");
+        }
+        self.report.finish(&memory);
     }
 
     /// Prints the line of `-lg`, if it is due.

@@ -3,6 +3,7 @@
 use super::clock::StepClock;
 use super::data::Data;
 use super::guards::ZScores;
+use super::memory::{Conclusion, RankMemory};
 use crate::cli::flags::trainer::{TrainArgs, startup_rows};
 use crate::config::DropoutRates;
 use crate::data::loader::DataLoader;
@@ -10,6 +11,7 @@ use crate::device::open::environment_threads;
 use crate::eval::hellaswag::HellaSwagScore;
 use crate::eval::validation::perplexity;
 use crate::gpus::{Peak, flops_per_token};
+use crate::memory::mib;
 use crate::model::Weights;
 use crate::ops::{Gpu, Ops};
 use crate::optim::batch::Batches;
@@ -21,12 +23,11 @@ use crate::replica::step::StepStats;
 use crate::report::LogStyle;
 use crate::report::cformat::fixed;
 use crate::report::console::{Console, StepLine};
-use crate::report::jsonl::{Jsonl, TrainMetrics};
+use crate::report::jsonl::{Jsonl, MemoryMetrics, TrainMetrics};
 use crate::report::log_txt::LogTxt;
 use crate::report::main_log::MainLog;
 use crate::report::progress::Passing;
 use crate::report::throughput::{Throughput, eta};
-use crate::tensor::MemoryPlan;
 use crate::words::count;
 use anyhow::{Context, Result};
 use std::fs::File;
@@ -72,6 +73,7 @@ pub struct StepRecord {
     pub z: ZScores,
     pub lr: f32,
     pub elapsed: Duration,
+    pub memory: MemoryMetrics,
 }
 
 impl Report {
@@ -223,13 +225,12 @@ impl Report {
         }
     }
 
-    /// Shows the memory that is about to be allocated, and the largest batch that would fit.
-    pub fn memory(&mut self, plan: &MemoryPlan, needs: &MemoryNeeds, gpu: Option<&Gpu>) {
-        let mib = |bytes: usize| format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64);
-        let arenas = plan.arenas.iter().map(|arena| (arena.name, mib(arena.size_bytes)));
-        self.console.table(arenas.chain([("memory in all", mib(plan.size_bytes()))]));
+    /// Shows the memory that the run is about to take, and the largest batch that would fit.
+    pub fn memory(&mut self, planned: &RankMemory, needs: &MemoryNeeds, gpu: Option<&Gpu>) {
+        let rows = planned.rows().map(|&(name, bytes)| (name, mib(bytes as u64)));
+        self.console.table(rows.chain([("memory in all", mib(planned.total() as u64))]));
         if let Some(gpu) = gpu {
-            let (used, all) = (plan.size_bytes() >> 20, gpu.memory_bytes >> 20);
+            let (used, all) = (planned.total() >> 20, gpu.memory_bytes >> 20);
             self.console.line(format_args!("device memory usage: {used} MiB / {all} MiB"));
         }
         self.console.line(format_args!("memory per sequence: {} MiB", needs.sequence_bytes >> 20));
@@ -285,7 +286,8 @@ impl Report {
         files.main_log.train(r.step, loss, r.lr, norm)?;
         files.log_txt.as_mut().map_or(Ok(()), |log| log.train(r.step, loss))?;
         let tok_per_s = here as f64 / r.elapsed.as_secs_f64();
-        files.jsonl.train(&TrainMetrics { step: r.step, loss, norm, lr: r.lr, ms, tok_per_s, tokens: seen })
+        let StepRecord { step, lr, memory, .. } = r;
+        files.jsonl.train(&TrainMetrics { step, loss, norm, lr, ms, tok_per_s, tokens: seen, memory })
     }
 
     /// Reports a step of forward passes, in the words of `train_gpt2.py`.
@@ -296,6 +298,7 @@ impl Report {
         lr: f32,
         elapsed: Duration,
         batches: &Batches,
+        memory: MemoryMetrics,
     ) -> Result<()> {
         let (seconds, norm) = (elapsed.as_secs_f64(), 0.0);
         let (ms, tok_per_s) = (seconds * 1e3, batches.tokens(step) as f64 / seconds);
@@ -303,16 +306,17 @@ impl Report {
         let Some(files) = &mut self.files else { return Ok(()) };
         files.main_log.forward_only(step, loss)?;
         let tokens = batches.tokens_before(step + 1);
-        files.jsonl.train(&TrainMetrics { step, loss, norm, lr, ms, tok_per_s, tokens })
+        files.jsonl.train(&TrainMetrics { step, loss, norm, lr, ms, tok_per_s, tokens, memory })
     }
 
-    /// Reports the mean time of the last forward passes, and the memory of the run.
-    pub fn finish_forward_only(&mut self, times: &[Duration], memory_bytes: usize) {
+    /// Reports the mean time of the last forward passes, and the peak memory of the run.
+    pub fn finish_forward_only(&mut self, times: &[Duration], peak: Option<u64>) {
         if let Some(mean) = times.iter().sum::<Duration>().checked_div(times.len() as u32) {
             let ms = fixed(mean.as_secs_f64() * 1e3, 3);
             self.console.line(format_args!("final {} iters avg: {ms}ms", times.len()));
         }
-        self.console.line(format_args!("peak memory consumption: {} MiB", memory_bytes >> 20));
+        let shown = peak.map_or("n/a".to_owned(), |bytes| format!("{} MiB", bytes >> 20));
+        self.console.line(format_args!("peak memory consumption: {shown}"));
     }
 
     /// Reports an update that was skipped because of an outlier.
@@ -372,8 +376,10 @@ impl Report {
         &mut self.console
     }
 
-    pub fn finish(&mut self) {
+    /// Reports the mean time of a step, and the memory of the run.
+    pub fn finish(&mut self, memory: &Conclusion) {
         self.console.average(self.throughput.mean_ms());
+        self.console.line(memory);
     }
 }
 

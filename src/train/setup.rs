@@ -7,6 +7,7 @@ use super::data::Data;
 use super::early_stop::Patience;
 use super::guards::Guards;
 use super::hunt::Hunt;
+use super::memory::{MemoryMeter, RankMemory};
 use super::report::Report;
 use super::rescue::Progress;
 use super::resume;
@@ -82,7 +83,8 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
     start.check_step(schedule.total_steps)?;
     trace.iter().try_for_each(|trace| trace.check_steps(schedule.total_steps, start.resumed_step()))?;
     let mut report = Report::new(schedule.total_steps, quiet, args.files.log_style);
-    announce(&mut report, args, &start, (&data, &schedule), &peers, &plan, dev.as_mut())?;
+    let memory = RankMemory::new(args, &plan, dev.as_ref());
+    announce(&mut report, args, &start, (&data, &schedule), &peers, (&plan, &memory), dev.as_mut())?;
     let first_step = start.resumed_step().unwrap_or(0);
     let settings = resume::settings(args, &schedule, &data, &plan.model)?;
     let mut trainer = Trainer {
@@ -95,6 +97,7 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
         schedule,
         seed: args.model.seed,
         report,
+        memory: MemoryMeter::new(&memory),
         stop: Stop::new(
             args.files.output_dir.clone(),
             args.deadline().filter(|_| args.process.is_rank0()),
@@ -188,7 +191,7 @@ fn announce(
     start: &Start,
     (data, schedule): (&Data, &Schedule),
     peers: &Peers,
-    plan: &ReplicaPlan,
+    (plan, memory): (&ReplicaPlan, &RankMemory),
     dev: &mut dyn Ops,
 ) -> Result<()> {
     let libraries: Vec<_> = dev.libraries()?.into_iter().chain(peers.library()).collect();
@@ -196,7 +199,7 @@ fn announce(
     report.dropout(plan.model.acts.dropout, start.dropout());
     report.libraries(&libraries);
     report.peers(peers.describe(), describe_stage(args.processes.zero_stage, &peers.process));
-    report.memory(&plan.memory, &plan.memory_needs(dev)?, dev.gpu().as_ref());
+    report.memory(memory, &plan.memory_needs(dev)?, dev.gpu().as_ref());
     if args.files.output_dir.is_some() && args.files.checkpoint_every == 0 {
         report.console().line("-n 0: no checkpoint is written before the end of the run");
     }

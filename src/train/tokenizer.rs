@@ -50,7 +50,9 @@ impl RunTokenizer {
             None => self.check_without_file(start, &config, args)?,
         }
         if self.id == TokenizerId::GPT2 {
-            self.found = Some(Tokenizer::gpt2());
+            // Training alone does not need it, and its tables take memory.
+            let used = args.eval.sample_every > 0 || args.eval.hellaswag_eval;
+            self.found = used.then(Tokenizer::gpt2);
         } else if self.found.is_none()
             && let Some(tokenizer) = Tokenizer::find_in(&self.shards)?
         {

@@ -112,7 +112,7 @@ pub fn saved_step(directory: &Path) -> usize {
 fn without_times(metrics: &str) -> String {
     let line = |line: &str| {
         let mut line: serde_json::Map<_, _> = serde_json::from_str(line).unwrap();
-        line.retain(|name, _| name != "ms" && name != "tok_per_s");
+        line.retain(|name, _| name != "ms" && name != "tok_per_s" && !name.ends_with("rss_bytes"));
         serde_json::to_string(&line).unwrap() + "\n"
     };
     metrics.lines().map(line).collect()

@@ -7,21 +7,18 @@
 use crate::ops::{Dropout, Mask};
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use anyhow::{Result, anyhow};
-use bytemuck::{Pod, Zeroable};
+use bytemuck::Pod;
 use cuda_emulator::Lent;
 use half::bf16;
+use memmap2::MmapMut;
 use std::cell::RefCell;
 use std::ops::Range;
 
-/// Unit of allocation; its alignment is the alignment of every tensor.
-#[derive(Clone, Copy, Zeroable)]
-#[repr(C, align(256))]
-struct Block([u8; 256]);
-
-/// The arenas of a [`MemoryPlan`].
+/// The arenas of a [`MemoryPlan`], each aligned to a page. They are mapped, so a page takes memory
+/// from its first use on: what fills the parameters is freed before activations are there.
 #[derive(Default)]
 pub struct Memory {
-    arenas: Vec<Box<[Block]>>,
+    arenas: Vec<MmapMut>,
     lent: Lent,
 }
 
@@ -35,8 +32,9 @@ impl Memory {
             .arenas
             .iter()
             .map(|arena| {
-                let blocks = arena.size_bytes.div_ceil(size_of::<Block>());
-                bytemuck::allocation::try_zeroed_slice_box(blocks).map_err(|()| {
+                // A map cannot be empty, nor as large as a saturated size.
+                let bytes = arena.size_bytes.clamp(1, isize::MAX as usize);
+                MmapMut::map_anon(bytes).map_err(|_| {
                     let mib = arena.size_bytes >> 20;
                     anyhow!(
                         "out of memory: {} need {mib} MiB; a smaller batch (-b) or model (-e) needs less",
@@ -50,11 +48,7 @@ impl Memory {
 
     /// Starts the borrows of one operation.
     pub fn borrow(&mut self) -> Borrow<'_> {
-        let bases = self
-            .arenas
-            .iter_mut()
-            .map(|a| (a.as_mut_ptr().cast::<u8>(), size_of_val::<[Block]>(a)))
-            .collect();
+        let bases = self.arenas.iter_mut().map(|arena| (arena.as_mut_ptr(), arena.len())).collect();
         Borrow { bases, lent: &self.lent, taken: RefCell::default(), _memory: std::marker::PhantomData }
     }
 

@@ -63,6 +63,10 @@ impl Device for Cpu {
         }
     }
 
+    fn host_bytes(&self, limits: &Limits) -> usize {
+        matmul::packed_bytes(self.precision, limits)
+    }
+
     fn allocate(&mut self, plan: &MemoryPlan) -> Result<()> {
         self.memory = Memory::allocate(plan)?;
         Ok(())

@@ -3,7 +3,7 @@
 
 use super::kernel::Launcher;
 use super::matmul_library::MatmulLibrary;
-use crate::ops::Place;
+use crate::ops::{GpuMemory, Place};
 use anyhow::{Result, bail};
 pub use cuda_emulator::Counts;
 use std::collections::BTreeMap;
@@ -121,6 +121,11 @@ pub trait Driver: Launcher {
     /// If the device does not report it.
     fn state(&mut self) -> Result<String> {
         bail!("{} has no state to report", self.info().name)
+    }
+
+    /// The memory that is in use on the device; `None` where that is not reported.
+    fn memory(&mut self) -> Option<GpuMemory> {
+        None
     }
 
     /// The vendor's matmul library. The first call opens it and allocates, so it belongs in setup.

@@ -335,6 +335,10 @@ impl Device for Cuda {
         self.driver.take_stamps()
     }
 
+    fn gpu_memory(&mut self) -> Option<GpuMemory> {
+        self.driver.memory()
+    }
+
     fn gpu_state(&mut self) -> Result<String> {
         self.driver.state()
     }

@@ -1,10 +1,12 @@
 //! Load, clocks, power and temperature of a GPU, from NVIDIA's management library, which comes with
 //! the driver and is loaded at run time.
 
+use crate::ops::GpuMemory;
 use anyhow::{Result, anyhow};
 use nvml_wrapper::Nvml;
 use nvml_wrapper::bitmasks::device::ThrottleReasons;
 use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor};
+use nvml_wrapper::enums::device::UsedGpuMemory;
 use std::fmt;
 
 /// The state of a GPU at one moment. Numbers that the GPU does not report are `None`: GPUs in
@@ -82,6 +84,19 @@ impl Monitor {
     /// One line, if NVML does not report it.
     pub fn driver_version(&self) -> Result<String> {
         self.nvml.sys_driver_version().map_err(|e| anyhow!("the version of the driver (NVML): {e}"))
+    }
+
+    /// Returns the memory in use, if the GPU reports it.
+    pub fn memory(&self) -> Option<GpuMemory> {
+        let gpu = self.nvml.device_by_pci_bus_id(self.pci_bus_id.as_str()).ok()?;
+        let info = gpu.memory_info().ok()?;
+        let processes = gpu.running_compute_processes().unwrap_or_default();
+        let own = processes.iter().find(|process| process.pid == std::process::id());
+        let process = own.and_then(|process| match process.used_gpu_memory {
+            UsedGpuMemory::Used(bytes) => Some(bytes),
+            UsedGpuMemory::Unavailable => None,
+        });
+        Some(GpuMemory { process, used: info.used, free: info.free })
     }
 
     /// Returns everything that the GPU reports, which is nothing if it has gone.

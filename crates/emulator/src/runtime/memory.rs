@@ -9,7 +9,9 @@ const ALIGN: usize = 256;
 struct Allocation {
     address: usize,
     bytes: usize,
+    /// What the system allocated, and from where on.
     layout: Layout,
+    start: usize,
 }
 
 /// The allocations of a device, in the order of their addresses.
@@ -20,16 +22,18 @@ pub struct GlobalMemory {
 }
 
 impl GlobalMemory {
-    /// Allocates zeroed memory.
+    /// Allocates zeroed memory. It is aligned here, because the system's allocator clears what is
+    /// to be aligned, and so touches every page.
     pub fn allocate(&mut self, bytes: usize) -> Result<u64> {
-        let layout = Layout::from_size_align(bytes.max(1), ALIGN)?;
+        let layout = Layout::array::<u8>(bytes.saturating_add(ALIGN))?;
         // SAFETY: the layout has at least one byte.
-        let address = unsafe { alloc_zeroed(layout) }.expose_provenance();
-        if address == 0 {
+        let start = unsafe { alloc_zeroed(layout) }.expose_provenance();
+        let address = start.next_multiple_of(ALIGN);
+        if start == 0 {
             bail!("{} MiB of memory for the emulated device: this machine does not have enough", bytes >> 20);
         }
         let place = self.allocations.partition_point(|a| a.address < address);
-        self.allocations.insert(place, Allocation { address, bytes, layout });
+        self.allocations.insert(place, Allocation { address, bytes, layout, start });
         Ok(address as u64)
     }
 
@@ -73,7 +77,7 @@ impl Drop for GlobalMemory {
     fn drop(&mut self) {
         for a in &self.allocations {
             // SAFETY: `allocate` allocated it with this layout, and it is freed only here.
-            unsafe { dealloc(std::ptr::with_exposed_provenance_mut(a.address), a.layout) };
+            unsafe { dealloc(std::ptr::with_exposed_provenance_mut(a.start), a.layout) };
         }
     }
 }

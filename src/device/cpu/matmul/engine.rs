@@ -81,6 +81,17 @@ impl Engine {
         Self::best(precision).expect("unsupported precisions are refused at start-up")
     }
 
+    /// Bytes of [`Scratch`] for matmuls of these rows of lhs and lengths of sums. The `gemm` crate
+    /// has buffers of its own, about as large as a cache.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
+    pub fn packed_bytes(self, lhs: impl Iterator<Item = (usize, usize)>) -> usize {
+        match self {
+            Engine::Portable => 0,
+            #[cfg(target_arch = "x86_64")]
+            Engine::Packed(instructions) => instructions.packed_bytes(lhs),
+        }
+    }
+
     #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
     pub fn run(self, scratch: &mut Scratch, product: Product) {
         match self {

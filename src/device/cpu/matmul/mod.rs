@@ -16,12 +16,22 @@ mod product;
 #[cfg(test)]
 mod tests;
 
+use crate::ops::Limits;
 use engine::Engine;
 use product::Product;
 use rayon::prelude::*;
 
 pub use engine::{Precision, Scratch};
 pub use product::{Epilogue, View, cells};
+
+/// Bytes of the packed operands of all matmuls within `limits`, forward and backward.
+pub fn packed_bytes(precision: Precision, limits: &Limits) -> usize {
+    let &Limits { rows, logits_rows, C, Vp, .. } = limits;
+    let widths = [(rows, C, 3 * C), (rows, C, C), (rows, C, 4 * C), (rows, 4 * C, C), (logits_rows, C, Vp)];
+    // Rows of lhs, and the length of sums: of out, dinp and dweight.
+    let lhs = widths.into_iter().flat_map(|(N, C, OC)| [(N, C), (N, OC), (OC, N)]);
+    Engine::of(precision).packed_bytes(lhs)
+}
 
 /// out is (N, OC), inp (N, C), weight (OC, C).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -62,6 +62,27 @@ impl Instructions {
         }
     }
 
+    fn format(self) -> Format {
+        match self {
+            Instructions::F32Amx => F32Amx::FORMAT,
+            Instructions::F32Avx512 => F32Avx512::FORMAT,
+            Instructions::Bf16Avx512 => Bf16Avx512::FORMAT,
+            Instructions::Bf16Amx => Bf16Amx::FORMAT,
+        }
+    }
+
+    /// Bytes of [`Buffers`] after matmuls of these rows of lhs and lengths of sums, with as many
+    /// columns of rhs per job as there may be.
+    pub fn packed_bytes(self, lhs: impl Iterator<Item = (usize, usize)>) -> usize {
+        let format = self.format();
+        let blocks_of = |(m, k): (usize, usize)| {
+            let blocks = panel_blocks(format, k.min(phase_k(format)));
+            m.div_ceil(TILE).min(panels_of_phase(blocks)) * blocks
+        };
+        let rhs = rayon::current_num_threads() * RHS_BLOCKS;
+        (lhs.map(blocks_of).max().unwrap_or(0) + rhs) * size_of::<Block>()
+    }
+
     /// Runs a matmul.
     ///
     /// # Panics
@@ -104,21 +125,36 @@ fn request_tile_data() -> bool {
     false
 }
 
+/// Elements along k per phase.
+const fn phase_k(format: Format) -> usize {
+    phase_groups(format) * format.k_of_group()
+}
+
+/// Blocks of a panel of `depth` elements along k.
+const fn panel_blocks(format: Format, depth: usize) -> usize {
+    depth.div_ceil(format.k_of_group()) * format.blocks_of_group()
+}
+
+/// Panels of lhs per phase, for panels of so many blocks.
+fn panels_of_phase(blocks: usize) -> usize {
+    (LHS_BLOCKS / blocks).max(1)
+}
+
 fn run<K: Kernel>(buffers: &mut Buffers, product: &Product) {
     let threads = rayon::current_num_threads();
     if buffers.rhs.len() < threads {
         buffers.rhs.resize(threads, vec![]);
     }
     let (m, k) = (product.m(), product.k());
-    let blocks = |depth: usize| depth.div_ceil(K::FORMAT.k_of_group()) * K::FORMAT.blocks_of_group();
-    let phase_k = phase_groups(K::FORMAT) * K::FORMAT.k_of_group();
-    let phase_m = (LHS_BLOCKS / blocks(k.min(phase_k))).max(1) * TILE;
+    let phase_k = phase_k(K::FORMAT);
+    let phase_m = panels_of_phase(panel_blocks(K::FORMAT, k.min(phase_k))) * TILE;
     for row in (0..m).step_by(phase_m) {
         for k_start in (0..k).step_by(phase_k) {
             let depth = phase_k.min(k - k_start);
             let rows = phase_m.min(m - row);
             let (first, last) = (k_start == 0, k_start + depth == k);
-            let phase = Phase { product, row, rows, k: k_start, blocks: blocks(depth), first, last };
+            let blocks = panel_blocks(K::FORMAT, depth);
+            let phase = Phase { product, row, rows, k: k_start, blocks, first, last };
             phase.run::<K>(buffers, threads);
         }
     }

@@ -21,7 +21,7 @@ use super::matmul_library::MatmulLibrary;
 use super::nvml::Monitor;
 use super::tensor_map::{TensorMap, TiledMatrix};
 use crate::libraries::{Missing, cuda_error};
-use crate::ops::Place;
+use crate::ops::{GpuMemory, Place};
 use crate::tensor::Dtype;
 use anyhow::{Context as _, Result, anyhow, bail};
 use cublaslt::Cublaslt;
@@ -41,8 +41,8 @@ pub struct Nvidia {
     matmul_library: Option<Cublaslt>,
     /// The reason there is no library, once it has been looked for.
     no_matmul_library: Option<Missing>,
-    /// Opened on first use.
-    monitor: Option<Monitor>,
+    /// Opened on first use; why it cannot be, once that was tried.
+    monitor: Option<Result<Monitor, String>>,
     staging: Staging,
     timers: [CudaEvent; 2],
     stamps: Vec<CudaEvent>,
@@ -91,6 +91,16 @@ impl Nvidia {
     /// Returns the GPU's PCI address, which names it for NVML: `00000000:65:00.0`.
     pub fn pci_bus_id(&self) -> Result<String> {
         context::pci_bus_id(self.stream.context())
+    }
+
+    /// Returns the monitor, which is looked for once.
+    fn monitor(&mut self) -> Result<&Monitor> {
+        if self.monitor.is_none() {
+            let opened = self.pci_bus_id().and_then(|id| Monitor::open(&id));
+            self.monitor = Some(opened.map_err(|why| format!("{why:#}")));
+        }
+        let opened = self.monitor.as_ref().expect("opened above");
+        opened.as_ref().map_err(|why| anyhow!("{why}"))
     }
 
     /// Makes this GPU's context the calling thread's, which may work with several GPUs.
@@ -363,10 +373,11 @@ impl Driver for Nvidia {
     }
 
     fn state(&mut self) -> Result<String> {
-        if self.monitor.is_none() {
-            self.monitor = Some(Monitor::open(&self.pci_bus_id()?)?);
-        }
-        Ok(self.monitor.as_ref().map(|monitor| monitor.state().to_string()).unwrap_or_default())
+        Ok(self.monitor()?.state().to_string())
+    }
+
+    fn memory(&mut self) -> Option<GpuMemory> {
+        self.monitor().ok()?.memory()
     }
 
     fn matmul_library(&mut self) -> Result<&mut dyn MatmulLibrary> {

@@ -1,6 +1,34 @@
-//! The memory that this process may still use.
+//! The memory of this process: what it uses, and what it may still use.
 
 use std::fs;
+
+/// One MiB in bytes.
+pub const MIB: usize = 1 << 20;
+
+/// Bytes of memory that this process occupies, as the system counts them: pages that were touched,
+/// those of the program and its libraries among them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resident {
+    pub now: u64,
+    /// The most at any time since the process started.
+    pub peak: u64,
+}
+
+impl Resident {
+    /// Reads the counters, which takes some 20 us. `None` on a system without `/proc`.
+    pub fn read() -> Option<Self> {
+        let status = fs::read_to_string("/proc/self/status").ok()?;
+        let bytes = |name: &str| Some(field(&status, name)? * 1024);
+        let now = bytes("VmRSS:")?;
+        // The system notes a peak when memory shrinks, and so may know of a lower one.
+        Some(Resident { now, peak: bytes("VmHWM:")?.max(now) })
+    }
+}
+
+/// `337.9 MiB`
+pub fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / MIB as f64)
+}
 
 /// Bytes that the system, and the limit of this process's cgroup (a container, a SLURM job), leave
 /// free. `None` where that is unknown.
@@ -42,7 +70,8 @@ fn left_in_group(directory: &str) -> Option<u64> {
 
 /// The number after a name at the start of a line.
 fn field(text: &str, name: &str) -> Option<u64> {
-    let rest = text.lines().find_map(|line| line.strip_prefix(name).filter(|rest| rest.starts_with(' ')))?;
+    let rest =
+        text.lines().find_map(|line| line.strip_prefix(name).filter(|rest| rest.starts_with([' ', '\t'])))?;
     rest.split_whitespace().next()?.parse().ok()
 }
 
@@ -77,5 +106,18 @@ mod tests {
     #[test]
     fn this_process_has_some() {
         assert!(available().unwrap() > 0);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn touched_pages_count_and_the_peak_remembers_them() {
+        const LEN: usize = 64 << 20;
+        let before = Resident::read().unwrap();
+        let touched = vec![1u8; LEN];
+        let during = Resident::read().unwrap();
+        assert!(during.now >= before.now + (LEN as u64) * 9 / 10, "{before:?} {during:?}");
+        drop(std::hint::black_box(touched));
+        let after = Resident::read().unwrap();
+        assert!(after.peak >= before.now + (LEN as u64) * 9 / 10, "{before:?} {after:?}");
     }
 }
