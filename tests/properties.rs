@@ -15,7 +15,7 @@ use warpsmith::data::loader::{DataLoader, LoaderOptions, Packing, Sample};
 use warpsmith::data::prepare::{PrepareOptions, prepare};
 use warpsmith::data::shard::{Shard, ShardWriter};
 use warpsmith::data::tokenizer::{Tokenizer, TokenizerId};
-use warpsmith::eval::hellaswag::{Example, HellaSwag};
+use warpsmith::eval::tasks::{Choice, Example, Questions, Task};
 use warpsmith::params::{Param, ParamLayout};
 use warpsmith::tensor::Dtype;
 
@@ -149,11 +149,15 @@ proptest! {
         questions in prop::collection::vec((prop::array::uniform5(prop::collection::vec(0..50257u32, 1..9)), 0..4usize), 1..6)
     ) {
         let directory = TempDir::new().unwrap();
-        let example = |([ctx, a, b, c, d], label): ([Vec<u32>; 5], usize)| Example { ctx, endings: [a, b, c, d], label };
+        let example = |([ctx, a, b, c, d], gold): ([Vec<u32>; 5], usize)| {
+            let choice = |tokens: Vec<u32>| Choice { ctx: ctx[..].into(), length: tokens.len(), tokens };
+            Example { choices: [a, b, c, d].map(choice).into(), gold }
+        };
         let examples: Vec<_> = questions.into_iter().map(example).collect();
         let path = directory.path().join("a.bin");
-        HellaSwag { path: path.clone(), tokenizer: TokenizerId::GPT2, examples: examples.clone() }.write_bin(&path).unwrap();
-        prop_assert_eq!(HellaSwag::open(&path, &Tokenizer::gpt2()).unwrap().examples, examples);
+        let (task, tokenizer) = (Task::HellaSwagLlmc, TokenizerId::GPT2);
+        Questions { task, path: path.clone(), tokenizer, examples: examples.clone() }.write_bin(&path).unwrap();
+        prop_assert_eq!(Questions::open(task, &path, &Tokenizer::gpt2()).unwrap().examples, examples);
     }
 
     #[test]

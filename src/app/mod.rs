@@ -3,6 +3,7 @@
 mod arrivals;
 mod clocks;
 mod corpus;
+mod eval;
 mod get;
 mod launch;
 pub mod logging;

@@ -1,6 +1,8 @@
 //! The program `warpsmith`: one command per task around training.
 
-use super::{corpus, get, launch, logging, model, parity, print, roofline, sample, scaling, sft, tokenizer};
+use super::{
+    corpus, eval, get, launch, logging, model, parity, print, roofline, sample, scaling, sft, tokenizer,
+};
 use crate::cli::flags::warpsmith::{FlagsArgs, PlotArgs, Tool, parse};
 use crate::device::open::start_threads;
 use anyhow::Result;
@@ -16,7 +18,7 @@ pub fn main() -> ExitCode {
             Tool::Stories(args) => start_threads(0).and_then(|()| corpus::stories(&args))?,
             Tool::Tokenizer { tool } => start_threads(0).and_then(|()| tokenizer::run(&tool))?,
             Tool::Sample(args) => sample::sample(&args)?,
-            Tool::Eval(args) => model::eval(&args)?,
+            Tool::Eval(args) => eval::eval(&args)?,
             Tool::Convert(args) => model::convert(&args)?,
             Tool::Parity(args) => return parity::parity(&args),
             Tool::Plot(args) => plot(&args)?,

@@ -208,6 +208,7 @@ impl TrainArgs {
             !self.eval.hellaswag_eval || self.eval.val_loss_every > 0,
             "-h/--hellaswag-eval 1: runs with validation, which -v 0 turns off; give -v, or -h 0"
         );
+        self.tasks.check(self.eval.val_loss_every)?;
         ensure!(
             self.eval.early_stop == 0 || self.eval.val_loss_every > 0,
             "--early-stop {}: looks at the validation loss, which -v 0 turns off; give -v, or drop the flag",

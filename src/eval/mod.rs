@@ -1,6 +1,6 @@
-//! Model quality: loss on held-out text ([`validation`]), multiple-choice accuracy ([`hellaswag`]).
+//! Model quality: loss on held-out text ([`validation`]), accuracy on [`tasks`].
 
-pub mod hellaswag;
+pub mod tasks;
 pub mod validation;
 
 #[cfg(test)]

@@ -223,6 +223,28 @@ impl GPT2 {
         Ok(())
     }
 
+    /// Returns the token with the largest logit after each of `rows`, which ascend; of equals, the
+    /// first. The logits are those of the rows that `forward` ran on.
+    pub fn greedy_tokens(&self, dev: &mut dyn Ops, shape: BatchShape, rows: &[usize]) -> Result<Vec<u32>> {
+        let (V, Vp) = (self.weights.config.V, self.weights.config.Vp);
+        let (mut tokens, mut row_logits) = (Vec::with_capacity(rows.len()), vec![0.0; V]);
+        let mut rest = rows;
+        for (start, len) in self.logits_chunks(shape.rows()) {
+            let (here, later) = rest.split_at(rest.partition_point(|&row| row < start + len));
+            rest = later;
+            if here.is_empty() {
+                continue;
+            }
+            let logits = self.logits(dev, start, len)?;
+            for row in here {
+                download_f32(dev, &mut row_logits, logits.slice((row - start) * Vp, V))?;
+                let better = |best, i| if row_logits[i] > row_logits[best] { i } else { best };
+                tokens.push((1..V).fold(0, better) as u32);
+            }
+        }
+        Ok(tokens)
+    }
+
     /// Runs the forward pass and returns the loss of each of the B*T rows; no gradients.
     pub fn evaluate(
         &self,

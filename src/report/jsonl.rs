@@ -86,15 +86,17 @@ impl Jsonl {
         self.write(step, &[("val_loss", Number::F32(loss)), ("val_perplexity", Number::F64(perplexity))])
     }
 
-    /// Writes the HellaSwag accuracy before a step, by mean and by summed loss over an ending.
-    pub fn hellaswag(&mut self, step: usize, acc_norm: f64, acc: f64) -> Result<()> {
-        self.write(
-            step,
-            &[("hellaswag_acc_norm", Number::F64(acc_norm)), ("hellaswag_acc", Number::F64(acc))],
-        )
+    /// Writes the measures of a task before a step as `piqa_acc`, `piqa_acc_norm`, and as
+    /// `piqa_chance` the accuracy of a guess, unless that is 0.
+    pub fn task(&mut self, step: usize, task: &str, measures: &[(&str, f64)], chance: f64) -> Result<()> {
+        let chance = Some(("chance", chance)).filter(|(_, chance)| *chance > 0.0);
+        let all = measures.iter().copied().chain(chance);
+        let named: Vec<_> = all.map(|(name, value)| (format!("{task}_{name}"), value)).collect();
+        let numbers: Vec<_> = named.iter().map(|(name, value)| (&name[..], Number::F64(*value))).collect();
+        self.write(step, &numbers)
     }
 
-    fn write(&mut self, step: usize, numbers: &[(&'static str, Number)]) -> Result<()> {
+    fn write(&mut self, step: usize, numbers: &[(&str, Number)]) -> Result<()> {
         self.0.line(&serde_json::to_string(&Line { step, numbers })?)
     }
 }
@@ -130,7 +132,7 @@ impl Serialize for Number {
 
 struct Line<'a> {
     step: usize,
-    numbers: &'a [(&'static str, Number)],
+    numbers: &'a [(&'a str, Number)],
 }
 
 impl Serialize for Line<'_> {
@@ -187,14 +189,14 @@ mod tests {
         let mut log = Jsonl::create(dir.path()).unwrap();
         log.train(&STEP).unwrap();
         log.val(3, 2.0).unwrap();
-        log.hellaswag(3, 0.25, 0.5).unwrap();
+        log.task(3, "piqa", &[("acc", 0.25), ("acc_norm", 0.75)], 0.5).unwrap();
         let expected = concat!(
             r#"{"step":3,"loss":5.270009,"norm":0.1,"lr":0.0003,"ms":1234.5,"tok_per_s":0.3333333333333333,"tokens":2048,"#,
             r#""rss_bytes":1048576,"peak_rss_bytes":3145728,"gpu_used_bytes":5368709120}"#,
             "\n",
             r#"{"step":3,"val_loss":2.0,"val_perplexity":7.38905609893065}"#,
             "\n",
-            r#"{"step":3,"hellaswag_acc_norm":0.25,"hellaswag_acc":0.5}"#,
+            r#"{"step":3,"piqa_acc":0.25,"piqa_acc_norm":0.75,"piqa_chance":0.5}"#,
             "\n",
         );
         assert_eq!(text(&dir), expected);

@@ -4,6 +4,7 @@
 use super::Trainer;
 use crate::cli::flags::trainer::TrainArgs;
 use crate::data::loader::DataLoader;
+use crate::eval::tasks::Questions;
 use anyhow::{Result, ensure};
 
 /// The hash of a setting as two numbers that fit an f32 exactly, so that they survive a sum in
@@ -51,6 +52,11 @@ impl Trainer {
                     .hellaswag
                     .as_ref()
                     .map_or_else(unread, |questions| questions.examples.len().to_string())
+            }),
+            ("--task, --task-every", {
+                let task = |q: &Questions| format!("{} of {}, ", q.examples.len(), q.task.name());
+                let tasks: String = self.data.tasks.iter().map(task).collect();
+                format!("{tasks}{}", self.tasks_every)
             }),
             ("-x, -l and the schedule", self.schedule.to_string()),
             ("--grad-clip and AdamW's hyper-parameters", self.replica.optimizer.hyper().to_string()),

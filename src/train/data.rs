@@ -1,10 +1,10 @@
-//! The text of a run: batches to train on, batches to validate on, HellaSwag's questions.
+//! The text of a run: batches to train on, batches to validate on, and the questions of tasks.
 
 use super::tokenizer::RunTokenizer;
 use crate::cli::flags::trainer::{DEFAULT_HELLASWAG, PRESET_DATA, Shuffle, TrainArgs};
 use crate::data::loader::{DataLoader, LoaderOptions, LoaderState, Packing, Sample};
 use crate::data::tokenizer::TokenizerId;
-use crate::eval::hellaswag::HellaSwag;
+use crate::eval::tasks::{Questions, Task, TaskFile};
 use crate::hub;
 use crate::model::BatchShape;
 use crate::optim::batch::Batches;
@@ -15,7 +15,9 @@ use anyhow::{Context, Result, anyhow, ensure};
 pub struct Data {
     pub train: DataLoader,
     pub val: Option<DataLoader>,
-    pub hellaswag: Option<HellaSwag>,
+    pub hellaswag: Option<Questions>,
+    /// The questions of `--task`.
+    pub tasks: Vec<Questions>,
     pub tokenizer: RunTokenizer,
     /// The micro-batch of a rank.
     pub shape: BatchShape,
@@ -90,12 +92,17 @@ impl Data {
         }
         let questions = || {
             let tokenizer = tokenizer.needed_for("-h 1/--hellaswag-eval", "-h 0")?;
-            HellaSwag::open(hub::hellaswag_at(&eval.hellaswag_data, DEFAULT_HELLASWAG), tokenizer)
+            let path = hub::hellaswag_at(&eval.hellaswag_data, DEFAULT_HELLASWAG);
+            Questions::open(Task::HellaSwagLlmc, path, tokenizer)
+        };
+        let task = |TaskFile { task, path }: &TaskFile| {
+            Questions::open(*task, path, tokenizer.needed_for("--task", "no --task")?).context("--task")
         };
         Ok(Data {
             train,
             val,
             hellaswag: eval.hellaswag_eval.then(questions).transpose()?,
+            tasks: args.tasks.files.iter().map(task).collect::<Result<_>>()?,
             tokenizer,
             shape,
             batches,
@@ -104,6 +111,11 @@ impl Data {
             shuffle,
             overfit,
         })
+    }
+
+    /// The questions of all tasks.
+    pub fn questions(&self) -> impl Iterator<Item = &Questions> {
+        self.hellaswag.iter().chain(&self.tasks)
     }
 
     /// Micro-batches of this rank in `step`.

@@ -1,8 +1,9 @@
-//! Validation, HellaSwag and samples between steps.
+//! Validation, tasks and samples between steps.
 
 use super::Trainer;
-use super::stop::{CutShort, Work};
-use crate::eval::hellaswag::{self, HellaSwagScore};
+use super::report::Report;
+use super::stop::{CutShort, Stop, Work};
+use crate::eval::tasks::{self, Questions, Score};
 use crate::eval::validation::validation_loss;
 use crate::parallel::environment::Process;
 use crate::replica::Replica;
@@ -17,9 +18,10 @@ impl Trainer {
     /// run then stops at this step, and runs it again when it resumes.
     pub(super) fn evaluate(&mut self, step: usize, last: bool) -> Result<()> {
         let (val_every, sample_every) = (self.eval.val_loss_every, self.eval.sample_every);
-        let evaluations: [(Work, usize, Evaluation); 3] = [
+        let evaluations: [(Work, usize, Evaluation); 4] = [
             (Work::Validation, val_every, Self::validate),
             (Work::HellaSwag, val_every, Self::score_hellaswag),
+            (Work::Tasks, self.tasks_every, Self::score_tasks),
             (Work::Sample, sample_every, Self::sample),
         ];
         for (work, every, run) in evaluations {
@@ -75,21 +77,47 @@ impl Trainer {
         Ok(())
     }
 
-    /// Scores HellaSwag; each rank takes its share of the questions.
     fn score_hellaswag(&mut self, step: usize) -> Result<()> {
         let Some(questions) = &self.data.hellaswag else { return Ok(()) };
-        let Replica { zero, dev, model, .. } = &mut self.replica;
-        let Process { rank, world_size, .. } = zero.peers.process;
-        let ranks = (rank, world_size);
-        let mut progress = self.report.progress("HellaSwag", "examples");
-        let hooks = &mut self.stop.together(Work::HellaSwag, zero, model);
-        let show = &mut |done, total| progress.show(done, total);
-        let own = hellaswag::evaluate(model, dev.as_mut(), hooks, questions, ranks, show)?;
-        drop(progress);
-        let HellaSwagScore { total, correct, correct_norm } = own.score();
-        let mut counts = [total, correct, correct_norm, own.truncated].map(|count| count as f32);
-        self.replica.sum_over_ranks(&mut counts)?;
-        let [total, correct, correct_norm, truncated] = counts.map(|count| count as usize);
-        self.report.hellaswag(step, HellaSwagScore { total, correct, correct_norm }, truncated)
+        let (score, truncated) =
+            score(questions, Work::HellaSwag, &mut self.replica, &self.stop, &self.report)?;
+        self.report.hellaswag(step, score, truncated)
     }
+
+    fn score_tasks(&mut self, step: usize) -> Result<()> {
+        for questions in &self.data.tasks {
+            let (score, truncated) =
+                score(questions, Work::Tasks, &mut self.replica, &self.stop, &self.report)?;
+            self.report.task(step, questions.task, score, truncated)?;
+        }
+        Ok(())
+    }
+}
+
+/// Scores a task; each rank takes its share of the questions. Returns the score over all of them
+/// and how many were cut.
+fn score(
+    questions: &Questions,
+    work: Work,
+    replica: &mut Replica,
+    stop: &Stop,
+    report: &Report,
+) -> Result<(Score, usize)> {
+    let Replica { zero, dev, model, .. } = &mut *replica;
+    let Process { rank, world_size, .. } = zero.peers.process;
+    let ranks = (rank, world_size);
+    let mut progress = report.progress(questions.task.title(), "examples");
+    let hooks = &mut stop.together(work, zero, model);
+    let show = &mut |done, total| progress.show(done, total);
+    let own = tasks::evaluate(model, dev.as_mut(), hooks, questions, ranks, show)?;
+    drop(progress);
+    let Score { total, correct, correct_norm, nats, guessed } = own.score();
+    let counts = [total, correct, correct_norm, own.truncated].map(|count| count as f32);
+    let mut sums = [counts[0], counts[1], counts[2], counts[3], nats as f32, guessed as f32];
+    replica.sum_over_ranks(&mut sums)?;
+    let [total, correct, correct_norm, truncated, nats, guessed] = sums;
+    let [total, correct, correct_norm, truncated] =
+        [total, correct, correct_norm, truncated].map(|count| count as usize);
+    let (nats, guessed) = (nats.into(), guessed.into());
+    Ok((Score { total, correct, correct_norm, nats, guessed }, truncated))
 }

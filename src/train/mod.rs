@@ -81,6 +81,8 @@ struct Trainer {
     stop: Stop,
     files: FileFlags,
     eval: EvalFlags,
+    /// Steps between scores of tasks; 0 for none.
+    tasks_every: usize,
     /// Steps between reports on the GPU; 0 for none.
     gpu_info_every: usize,
     /// The step of the checkpoint that the run resumed from.

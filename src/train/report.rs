@@ -8,7 +8,7 @@ use crate::cli::flags::trainer::{TrainArgs, startup_rows};
 use crate::config::DropoutRates;
 use crate::data::loader::DataLoader;
 use crate::device::open::environment_threads;
-use crate::eval::hellaswag::HellaSwagScore;
+use crate::eval::tasks::{Score, Task};
 use crate::eval::validation::perplexity;
 use crate::gpus::{Peak, flops_per_token};
 use crate::memory::mib;
@@ -344,18 +344,36 @@ impl Report {
         files.jsonl.val(step, loss)
     }
 
-    pub fn hellaswag(&mut self, step: usize, score: HellaSwagScore, truncated: usize) -> Result<()> {
+    /// Reports llm.c's HellaSwag, in its words.
+    pub fn hellaswag(&mut self, step: usize, score: Score, truncated: usize) -> Result<()> {
         self.console.hellaswag(score.correct_norm, score.total);
-        if truncated > 0 {
-            self.console.warning(format_args!(
-                "{} cut at the start of the context, to fit the model",
-                count(truncated, "example")
-            ));
-        }
+        self.truncated(truncated);
         let Some(files) = &mut self.files else { return Ok(()) };
-        files.main_log.eval(step, score.acc_norm() as f32)?;
-        files.log_txt.as_mut().map_or(Ok(()), |log| log.hella(step, score.acc_norm() as f32))?;
-        files.jsonl.hellaswag(step, score.acc_norm(), score.acc())
+        let accuracy = score.correct_norm as f32 / score.total as f32;
+        files.main_log.eval(step, accuracy)?;
+        files.log_txt.as_mut().map_or(Ok(()), |log| log.hella(step, accuracy))?;
+        files.jsonl.task(
+            step,
+            Task::HellaSwagLlmc.key(),
+            &score.measures(Task::HellaSwagLlmc),
+            score.chance(),
+        )
+    }
+
+    /// Reports the score of a task of `--task`.
+    pub fn task(&mut self, step: usize, task: Task, score: Score, truncated: usize) -> Result<()> {
+        score.lines(task).iter().for_each(|line| self.console.line(line));
+        self.truncated(truncated);
+        let Some(files) = &mut self.files else { return Ok(()) };
+        files.jsonl.task(step, task.key(), &score.measures(task), score.chance())
+    }
+
+    fn truncated(&mut self, examples: usize) {
+        if examples > 0 {
+            let examples = count(examples, "example");
+            self.console
+                .warning(format_args!("{examples} cut at the start of the context, to fit the model"));
+        }
     }
 
     /// The progress of an evaluation.

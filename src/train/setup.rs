@@ -105,6 +105,7 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
         ),
         files: files_of(args),
         eval: args.eval.clone(),
+        tasks_every: args.tasks.interval(args.eval.val_loss_every),
         gpu_info_every: args.gpu.gpu_info_every,
         resumed_step: start.resumed_step(),
         saved_step: start.resumed_step(),
@@ -213,7 +214,7 @@ fn announce(
     Ok(())
 }
 
-/// The options of a replica: buffers that hold a micro-batch and the longest HellaSwag question.
+/// The options of a replica: buffers that hold a micro-batch and the longest question of a task.
 fn replica_options(
     args: &TrainArgs,
     config: &ModelConfig,
@@ -227,7 +228,7 @@ fn replica_options(
     let model = ModelOptions {
         B,
         T,
-        min_rows: data.hellaswag.as_ref().map_or(0, |questions| questions.longest().min(maxT)),
+        min_rows: data.questions().map(|questions| questions.longest().min(maxT)).max().unwrap_or(0),
         recompute: args.device.recompute,
         dropout,
         logits_bytes: dev.logits_bytes(),
@@ -276,10 +277,11 @@ fn check_samples(eval: &EvalFlags, tokenizer: &RunTokenizer, config: &ModelConfi
 
 /// Refuses questions that the model cannot answer, and says how many are left out.
 fn check_questions(data: &Data, config: &ModelConfig, process: &Process) -> Result<()> {
-    let Some(questions) = &data.hellaswag else { return Ok(()) };
-    let warning = questions.check(config)?;
-    if let Some(warning) = warning.filter(|_| process.is_rank0()) {
-        log::warn!("{warning}");
+    for questions in data.questions() {
+        let warning = questions.check(config)?;
+        if let Some(warning) = warning.filter(|_| process.is_rank0()) {
+            log::warn!("{warning}");
+        }
     }
     Ok(())
 }

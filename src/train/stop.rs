@@ -38,6 +38,7 @@ pub enum Work {
     Checkpoint,
     Validation,
     HellaSwag,
+    Tasks,
     Sample,
 }
 
@@ -48,6 +49,7 @@ impl Work {
             Work::Checkpoint => "a checkpoint",
             Work::Validation => "validation",
             Work::HellaSwag => "HellaSwag",
+            Work::Tasks => "the tasks",
             Work::Sample => "the sample",
         }
     }
@@ -66,13 +68,13 @@ pub struct Stop {
     /// The end of `--max-hours`; only rank 0 looks at its clock.
     deadline: Option<Instant>,
     /// By [`Work`].
-    lengths: [Duration; 5],
+    lengths: [Duration; 6],
 }
 
 impl Stop {
     /// `checkpoint` is a first guess at the time that a checkpoint takes.
     pub fn new(output_dir: Option<PathBuf>, deadline: Option<Instant>, checkpoint: Duration) -> Self {
-        let mut lengths = [Duration::ZERO; 5];
+        let mut lengths = [Duration::ZERO; 6];
         lengths[Work::Checkpoint as usize] = checkpoint;
         let (signals, late) = (Signals::new(output_dir.clone()), Cell::new(false));
         Stop { signals, agreed: None, output_dir, late, checkpoint_since: None, deadline, lengths }

@@ -20,7 +20,7 @@ use warpsmith::config::{DropoutRates, ModelConfig};
 use warpsmith::data::loader::{DataLoader, LoaderOptions, LoaderState, Packing, Sample};
 use warpsmith::data::shard::ShardWriter;
 use warpsmith::data::tokenizer::{Tokenizer, TokenizerId};
-use warpsmith::eval::hellaswag::HellaSwag;
+use warpsmith::eval::tasks::{Questions, Task};
 use warpsmith::parallel::environment::{Flags, Process};
 use warpsmith::parallel::rendezvous::{self, InitMethod};
 use warpsmith::params::ParamLayout;
@@ -79,6 +79,12 @@ pub const TARGETS: &[Target] = &[
         cost: 120,
     },
     Target { name: "hellaswag_bin", seeds: || vec![seed_hellaswag_bin()], run: hellaswag, cost: 20 },
+    Target {
+        name: "task_jsonl",
+        seeds: || TASKS.map(|task| task.as_bytes().to_vec()).into(),
+        run: task_jsonl,
+        cost: 60,
+    },
     Target { name: "hellaswag_jsonl", seeds: || vec![HELLASWAG.into()], run: hellaswag, cost: 60 },
     Target {
         name: "tokenizer_json",
@@ -355,15 +361,34 @@ fn tokenizer(name: &str, bytes: &[u8]) -> bool {
 fn seed_hellaswag_bin() -> Vec<u8> {
     let [lines, bin] = ["seed.jsonl", "seed_hellaswag.bin"].map(|name| directory().join(name));
     write(&lines, HELLASWAG.as_bytes());
-    HellaSwag::open(lines, &Tokenizer::gpt2()).unwrap().write_bin(&bin).unwrap();
+    Questions::open(Task::HellaSwagLlmc, lines, &Tokenizer::gpt2()).unwrap().write_bin(&bin).unwrap();
     fs::read(bin).unwrap()
 }
 
 fn hellaswag(bytes: &[u8]) -> bool {
     let path = directory().join("questions");
     write(&path, bytes);
-    judge(HellaSwag::open(&path, &Tokenizer::gpt2()), "questions")
+    judge(Questions::open(Task::HellaSwagLlmc, &path, &Tokenizer::gpt2()), "questions")
 }
+
+/// A task, named by the first line, and its questions.
+fn task_jsonl(bytes: &[u8]) -> bool {
+    let end = bytes.iter().position(|&byte| byte == b'\n').unwrap_or(bytes.len());
+    let Ok(task) = String::from_utf8_lossy(&bytes[..end]).parse::<Task>() else { return false };
+    let path = directory().join("questions");
+    write(&path, &bytes[end..]);
+    judge(Questions::open(task, &path, &Tokenizer::gpt2()), "questions")
+}
+
+const TASKS: [&str; 7] = [
+    "hellaswag\n{\"activity_label\": \"Roof\", \"ctx_a\": \"A man [x] sits.\", \"ctx_b\": \"he\", \"label\": 1, \"endings\": [\"a\", \"b\"]}",
+    "piqa\n{\"goal\": \"Open a jar\", \"sol1\": \"Twist.\", \"sol2\": \"Sing.\", \"label\": 1}",
+    "copa\n{\"premise\": \"It broke.\", \"choice1\": \"It fell.\", \"choice2\": \"I left.\", \"question\": \"cause\", \"label\": 0}",
+    "arc_easy\n{\"question\": \"Why?\", \"choices\": {\"text\": [\"x\", \"y\"], \"label\": [\"A\", \"B\"]}, \"answerKey\": \"B\"}",
+    "winogrande\n{\"sentence\": \"Ann met Eve as _ was early.\", \"option1\": \"Ann\", \"option2\": \"Eve\", \"answer\": \"2\"}",
+    "lambada\n{\"text\": \"He saw his dog\"}",
+    "multiple_choice\n{\"context\": \"A cat\", \"choices\": [\"sat.\", \"flew.\"], \"gold\": 0}",
+];
 
 const HELLASWAG: &str = concat!(
     r#"{"ind": 4, "ctx": "A man sits on a roof. He", "label": 3, "endings": ["is glad.", "rips it.", "plays.", "starts."]}"#,

@@ -8,6 +8,7 @@ mod dropout;
 mod groups;
 pub mod presets;
 mod schedule;
+mod tasks;
 mod update;
 
 use crate::cli::{Parsed, parse, values};
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant, SystemTime};
 pub use dropout::DropoutFlags;
 pub use groups::*;
 pub use schedule::ScheduleFlags;
+pub use tasks::{TaskFlags, each_once};
 pub use update::UpdateFlags;
 
 /// Which of the two programs these are the flags of. They differ in the devices they know, and in
@@ -71,6 +73,8 @@ pub struct TrainArgs {
     pub update: UpdateFlags,
     #[command(flatten)]
     pub eval: EvalFlags,
+    #[command(flatten)]
+    pub tasks: TaskFlags,
     #[command(flatten)]
     pub device: DeviceFlags,
     #[command(flatten)]

@@ -6,14 +6,16 @@ mod scaling;
 mod sft;
 mod tokenizer;
 
+use crate::cli::flags::trainer::each_once;
 use crate::cli::{Parsed, parse, values};
 use crate::device::open::{DeviceName, DtypeChoice};
+use crate::eval::tasks::TaskFile;
 use crate::model::activations::Recompute;
 use crate::optim::optimizer::OptimizerKind;
 use crate::roofline::gpu::Gpu;
 use crate::tensor::Dtype;
 use anyhow::{Result, ensure};
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 pub use get::GetArgs;
 pub use parity::ParityArgs;
 pub use scaling::ScalingArgs;
@@ -52,7 +54,7 @@ pub enum Tool {
     },
     /// Generate text
     Sample(SampleArgs),
-    /// Evaluate a model: validation loss and perplexity, HellaSwag accuracy
+    /// Evaluate a model: validation loss and perplexity, accuracy on HellaSwag and other tasks
     Eval(EvalArgs),
     /// Convert a model between llm.c's .bin and Hugging Face safetensors, or to llm.c's .bin:
     /// HellaSwag's .jsonl, tokens of other programs
@@ -260,6 +262,11 @@ pub struct EvalArgs {
     /// get hellaswag`
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = STORED)]
     pub hellaswag: Option<PathBuf>,
+    /// Score a task as lm_eval does; may be given several times. NAME: hellaswag, piqa, copa,
+    /// arc_easy, arc_challenge, winogrande, lambada, multiple_choice; FILE: its JSON lines
+    #[arg(long = "task", value_name = "NAME=FILE", value_parser = str::parse::<TaskFile>,
+          action = ArgAction::Append)]
+    pub tasks: Vec<TaskFile>,
     /// Validation shards: a file or a pattern with * and ?
     #[arg(short = 'j', long, value_name = "PATTERN", value_parser = values::name)]
     pub val: Option<String>,
@@ -272,7 +279,7 @@ pub struct EvalArgs {
     /// Maximum number of validation batches of B*T tokens [default: the whole split]
     #[arg(short = 'm', long, value_name = "BATCHES", value_parser = values::count)]
     pub max_batches: Option<usize>,
-    /// File for the results: one JSON object per line, for each HellaSwag question and then a
+    /// File for the results: one JSON object per line, for each question of a task and then a
     /// summary
     #[arg(short = 'o', long, value_name = "FILE")]
     pub output: Option<PathBuf>,
@@ -419,9 +426,10 @@ impl Tool {
             Tool::Eval(args) => {
                 args.numbers.check()?;
                 ensure!(
-                    args.hellaswag.is_some() || args.val.is_some(),
-                    "eval: nothing to measure; give --val PATTERN or --hellaswag FILE"
+                    args.hellaswag.is_some() || args.val.is_some() || !args.tasks.is_empty(),
+                    "eval: nothing to measure; give --val PATTERN, --hellaswag FILE or --task NAME=FILE"
                 );
+                each_once(&args.tasks)?;
                 ensure!(
                     args.max_batches.is_none() || args.val.is_some(),
                     "-m/--max-batches: limits --val, which is not given"
