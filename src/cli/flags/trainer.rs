@@ -8,6 +8,7 @@ mod dropout;
 mod groups;
 pub mod presets;
 mod schedule;
+mod tracking;
 mod update;
 
 use crate::cli::{Parsed, parse, values};
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant, SystemTime};
 pub use dropout::DropoutFlags;
 pub use groups::*;
 pub use schedule::ScheduleFlags;
+pub use tracking::TrackingFlags;
 pub use update::UpdateFlags;
 
 /// Which of the two programs these are the flags of. They differ in the devices they know, and in
@@ -57,6 +59,8 @@ pub struct TrainArgs {
     pub recipe: RecipeFlags,
     #[command(flatten)]
     pub files: FileFlags,
+    #[command(flatten)]
+    pub tracking: TrackingFlags,
     #[command(flatten)]
     pub model: ModelFlags,
     #[command(flatten)]
