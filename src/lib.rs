@@ -58,6 +58,7 @@
 //! - [`train`]: set-up, the run, resume.
 //! - [`eval`], [`sample`]: validation and HellaSwag; text generation.
 //! - [`report`]: console, logs, plots.
+//! - [`track`]: TensorBoard and MLflow.
 //! - [`roofline`]: predicted step times.
 //! - [`libraries`]: the search for cuBLASLt and NCCL.
 //! - [`cli`], [`app`]: flags, and the programs that take them.
@@ -91,5 +92,6 @@ pub mod sharding;
 pub mod simd;
 pub mod tensor;
 pub mod trace;
+pub mod track;
 pub mod train;
 pub mod words;

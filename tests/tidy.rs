@@ -19,6 +19,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("memory", &[]),
     ("report", &["files"]),
     ("hub", &["files", "report"]),
+    ("track", &["files", "report", "words"]),
     ("rng", &["simd"]),
     ("params", &["config"]),
     ("ops", &["tensor"]),
@@ -37,8 +38,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("sample", &["data", "model", "ops", "rng"]),
     ("eval", &["config", "data", "files", "llmc", "model", "ops", "tensor", "words"]),
     ("cli", &["config", "device", "eval", "hub", "model", "optim", "parallel", "report", "roofline", "sharding", "tensor"]),
-    ("train", &["checkpoint", "cli", "config", "data", "device", "eval", "files", "gpus", "hub", "memory", "model", "numerics", "ops", "optim", "parallel", "params", "replica", "report", "sample", "sharding", "tensor", "trace", "words"]),
-    ("app", &["checkpoint", "cli", "config", "data", "device", "eval", "files", "hub", "model", "ops", "parallel", "params", "replica", "report", "roofline", "sample", "sharding", "tensor", "train", "words"]),
+    ("train", &["checkpoint", "cli", "config", "data", "device", "eval", "files", "gpus", "hub", "memory", "model", "numerics", "ops", "optim", "parallel", "params", "replica", "report", "sample", "sharding", "tensor", "trace", "track", "words"]),
+    ("app", &["checkpoint", "cli", "config", "data", "device", "eval", "files", "hub", "model", "ops", "parallel", "params", "replica", "report", "roofline", "sample", "sharding", "tensor", "track", "train", "words"]),
 ];
 
 /// Files that may contain `unsafe`, as prefixes.

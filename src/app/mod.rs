@@ -14,6 +14,7 @@ mod sample;
 mod scaling;
 mod sft;
 mod tokenizer;
+mod track;
 pub mod trainer;
 pub mod warpsmith;
 

@@ -2,6 +2,7 @@
 
 use super::{
     corpus, eval, get, launch, logging, model, parity, print, roofline, sample, scaling, sft, tokenizer,
+    track,
 };
 use crate::cli::flags::warpsmith::{FlagsArgs, PlotArgs, Tool, parse};
 use crate::device::open::start_threads;
@@ -22,6 +23,7 @@ pub fn main() -> ExitCode {
             Tool::Convert(args) => model::convert(&args)?,
             Tool::Parity(args) => return parity::parity(&args),
             Tool::Plot(args) => plot(&args)?,
+            Tool::Track(args) => track::track(&args)?,
             Tool::Roofline(args) => roofline::roofline(&args)?,
             Tool::Scaling(args) => scaling::scaling(&args)?,
             Tool::Launch(args) => return launch::launch(args),

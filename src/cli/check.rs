@@ -192,6 +192,9 @@ impl TrainArgs {
             bail!("-o/--output-dir {}: expected a directory, found a file", dir.display());
         }
         if self.files.output_dir.is_none() {
+            let log = "follows the log of the run; give it a directory with -o/--output-dir";
+            ensure!(!self.tracking.tensorboard, "--tensorboard 1: {log}");
+            ensure!(self.tracking.mlflow.is_none(), "--mlflow: {log}");
             let wanted = "needs a directory for checkpoints; give one with -o/--output-dir";
             ensure!(!self.files.resume, "-y/--resume 1: {wanted}");
             ensure!(

@@ -34,6 +34,18 @@ pub fn whole(text: &str) -> Result<usize, String> {
     whole_in(text, 0, COUNT_MAX)
 }
 
+/// The URL of a server, without a slash at its end.
+pub fn http_url(text: &str) -> Result<String, String> {
+    let url = text.trim_end_matches('/');
+    let host = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+    match host {
+        Some(host) if !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_graphic()) => {
+            Ok(url.to_owned())
+        }
+        _ => Err(expected("a URL such as http://127.0.0.1:5000", text)),
+    }
+}
+
 /// A number of processes.
 pub fn processes(text: &str) -> Result<usize, String> {
     whole_in(text, 1, MAX_PROCESSES)

@@ -1,4 +1,7 @@
-//! `metrics.jsonl`: one object per line, with all digits of every number. Steps count from 0.
+//! `metrics.jsonl`: one object per line, with all digits of every number. Steps count from 0, `time`
+//! is in seconds since 1970. Besides numbers there are samples, `{"step":20,"sample":0,"text":"…"}`,
+//! and at the end of a process `{"step":40,"end":"completed"}`. The file is the whole story of a run:
+//! what shows runs elsewhere (`track`, `watch`) follows it, and a resumed run cuts it back.
 //!
 //! JSON has no NaN and no infinity. Such a number is `null`, and `"nonfinite"` has its value:
 //! `{"step":7,"loss":null,…,"nonfinite":{"loss":"nan"}}`.
@@ -6,12 +9,18 @@
 use super::cformat::fixed;
 use super::log_file::LogFile;
 use anyhow::Result;
-use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde::Serialize;
+use serde::ser::{SerializeMap, Serializer};
 use std::path::Path;
+use std::time::SystemTime;
 
-pub(super) const NAME: &str = "metrics.jsonl";
+pub const NAME: &str = "metrics.jsonl";
 
-pub struct Jsonl(pub LogFile);
+pub struct Jsonl {
+    pub file: LogFile,
+    /// Seconds since 1970.
+    clock: fn() -> f64,
+}
 
 /// The measurements of a training step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -55,15 +64,45 @@ impl MemoryMetrics {
     }
 }
 
+/// The end of a process that trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    Completed,
+    /// By a signal or a time limit, with a checkpoint.
+    Stopped,
+    /// By an error.
+    Failed,
+}
+
+impl End {
+    const NAMES: [(Self, &str); 3] =
+        [(Self::Completed, "completed"), (Self::Stopped, "stopped"), (Self::Failed, "failed")];
+
+    /// The name in `metrics.jsonl`.
+    pub fn name(self) -> &'static str {
+        Self::NAMES[self as usize].1
+    }
+
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::NAMES.into_iter().find(|(_, known)| *known == name).map(|(end, _)| end)
+    }
+}
+
+/// The time in seconds since 1970, to the millisecond.
+pub fn now() -> f64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    since.as_millis() as f64 / 1e3
+}
+
 impl Jsonl {
     /// Creates an empty `metrics.jsonl` in `dir`.
     pub fn create(dir: &Path) -> Result<Self> {
-        LogFile::create(dir.join(NAME)).map(Jsonl)
+        Ok(Jsonl { file: LogFile::create(dir.join(NAME))?, clock: now })
     }
 
     /// Continues `metrics.jsonl` in `dir` at `step`, and drops its lines from that step on.
     pub fn resume(dir: &Path, step: usize) -> Result<Self> {
-        LogFile::resume(dir.join(NAME), step, step_of).map(Jsonl)
+        Ok(Jsonl { file: LogFile::resume(dir.join(NAME), step, step_of)?, clock: now })
     }
 
     /// Writes a training step.
@@ -96,8 +135,20 @@ impl Jsonl {
         self.write(step, &numbers)
     }
 
+    /// Writes a sample before a step, with its prompt; `index` counts those of all ranks.
+    pub fn sample(&mut self, step: usize, index: usize, text: &str) -> Result<()> {
+        let line = Sample { step, sample: index, text, time: (self.clock)() };
+        self.file.line(&serde_json::to_string(&line)?)
+    }
+
+    /// Writes the end of the process, after `step` steps of the run.
+    pub fn end(&mut self, step: usize, end: End) -> Result<()> {
+        let line = EndLine { step, end: end.name(), time: (self.clock)() };
+        self.file.line(&serde_json::to_string(&line)?)
+    }
+
     fn write(&mut self, step: usize, numbers: &[(&str, Number)]) -> Result<()> {
-        self.0.line(&serde_json::to_string(&Line { step, numbers })?)
+        self.file.line(&serde_json::to_string(&Line { step, numbers, time: (self.clock)() })?)
     }
 }
 
@@ -130,9 +181,25 @@ impl Serialize for Number {
     }
 }
 
+#[derive(Serialize)]
+struct Sample<'a> {
+    step: usize,
+    sample: usize,
+    text: &'a str,
+    time: f64,
+}
+
+#[derive(Serialize)]
+struct EndLine {
+    step: usize,
+    end: &'static str,
+    time: f64,
+}
+
 struct Line<'a> {
     step: usize,
     numbers: &'a [(&'a str, Number)],
+    time: f64,
 }
 
 impl Serialize for Line<'_> {
@@ -142,6 +209,7 @@ impl Serialize for Line<'_> {
         for (name, number) in self.numbers {
             map.serialize_entry(name, number)?;
         }
+        map.serialize_entry("time", &self.time)?;
         let strange: serde_json::Map<_, _> = (self.numbers.iter())
             .filter(|(_, number)| !number.value().is_finite())
             .map(|(name, number)| (name.to_string(), fixed(number.value(), 0).into()))
@@ -183,23 +251,39 @@ mod tests {
         read_to_string(dir.path().join("metrics.jsonl")).unwrap()
     }
 
+    fn at_noon(log: Jsonl) -> Jsonl {
+        Jsonl { clock: || 1_700_000_000.25, ..log }
+    }
+
     #[test]
     fn numbers_are_written_in_full() {
         let dir = tempfile::tempdir().unwrap();
-        let mut log = Jsonl::create(dir.path()).unwrap();
+        let mut log = at_noon(Jsonl::create(dir.path()).unwrap());
         log.train(&STEP).unwrap();
+        log.train(&TrainMetrics { memory: MemoryMetrics::default(), ..STEP }).unwrap();
         log.val(3, 2.0).unwrap();
         log.task(3, "piqa", &[("acc", 0.25), ("acc_norm", 0.75)], 0.5).unwrap();
-        let expected = concat!(
-            r#"{"step":3,"loss":5.270009,"norm":0.1,"lr":0.0003,"ms":1234.5,"tok_per_s":0.3333333333333333,"tokens":2048,"#,
-            r#""rss_bytes":1048576,"peak_rss_bytes":3145728,"gpu_used_bytes":5368709120}"#,
-            "\n",
-            r#"{"step":3,"val_loss":2.0,"val_perplexity":7.38905609893065}"#,
-            "\n",
-            r#"{"step":3,"piqa_acc":0.25,"piqa_acc_norm":0.75,"piqa_chance":0.5}"#,
-            "\n",
-        );
-        assert_eq!(text(&dir), expected);
+        log.sample(3, 1, "a \"b\"\n").unwrap();
+        log.end(4, End::Stopped).unwrap();
+        let step = r#"{"step":3,"loss":5.270009,"norm":0.1,"lr":0.0003,"ms":1234.5,"tok_per_s":0.3333333333333333,"tokens":2048"#;
+        let memory = r#""rss_bytes":1048576,"peak_rss_bytes":3145728,"gpu_used_bytes":5368709120"#;
+        let expected = [
+            &format!(r#"{step},{memory},"time":1700000000.25}}"#),
+            &format!(r#"{step},"time":1700000000.25}}"#),
+            r#"{"step":3,"val_loss":2.0,"val_perplexity":7.38905609893065,"time":1700000000.25}"#,
+            r#"{"step":3,"piqa_acc":0.25,"piqa_acc_norm":0.75,"piqa_chance":0.5,"time":1700000000.25}"#,
+            r#"{"step":3,"sample":1,"text":"a \"b\"\n","time":1700000000.25}"#,
+            r#"{"step":4,"end":"stopped","time":1700000000.25}"#,
+        ];
+        assert_eq!(text(&dir).lines().collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn ends_have_names() {
+        for (end, name) in End::NAMES {
+            assert_eq!((end.name(), End::from_name(name)), (name, Some(end)));
+        }
+        assert_eq!(End::from_name("ended"), None);
     }
 
     #[test]
@@ -241,13 +325,13 @@ mod tests {
     #[test]
     fn resuming_drops_later_steps() {
         let dir = tempfile::tempdir().unwrap();
-        let mut log = Jsonl::create(dir.path()).unwrap();
+        let mut log = at_noon(Jsonl::create(dir.path()).unwrap());
         for step in 0..20 {
             log.train(&TrainMetrics { step, ..STEP }).unwrap();
             log.val(step, 1.0).unwrap();
         }
         let whole = text(&dir);
-        let mut log = Jsonl::resume(dir.path(), 10).unwrap();
+        let mut log = at_noon(Jsonl::resume(dir.path(), 10).unwrap());
         assert_eq!(text(&dir).lines().count(), 20);
         for step in 10..20 {
             log.train(&TrainMetrics { step, ..STEP }).unwrap();

@@ -12,10 +12,13 @@ pub struct LogFile {
 }
 
 impl LogFile {
-    /// Creates an empty log, and replaces an existing one.
+    /// Creates an empty log, and replaces an existing one by another file, so that whoever follows
+    /// the log notices.
     pub fn create(path: PathBuf) -> Result<Self> {
         refuse_special(&path)?;
-        File::create(&path).with_context(|| format!("{}: cannot create the log", path.display()))?;
+        let removed = if path.exists() { fs::remove_file(&path) } else { Ok(()) };
+        let created = removed.and_then(|()| File::create(&path));
+        created.with_context(|| format!("{}: cannot create the log", path.display()))?;
         Self::append(path)
     }
 

@@ -1,5 +1,6 @@
 //! Output of a run: the console, `main.log` as llm.c writes it, `log.txt` as build-nanogpt does,
-//! `metrics.jsonl` for programs, and plots of the latter.
+//! `metrics.jsonl` for programs, which may be read while it grows, and plots of the latter;
+//! `settings.json`, the flags of the run.
 
 pub mod cformat;
 pub mod chrome;
@@ -10,6 +11,8 @@ pub mod log_txt;
 pub mod main_log;
 pub mod plot;
 pub mod progress;
+pub mod settings;
+pub mod tail;
 pub mod throughput;
 
 use clap::ValueEnum;

@@ -23,6 +23,7 @@ mod stop;
 mod tensors;
 mod tokenizer;
 mod trace;
+mod tracking;
 
 pub use setup::fetch_model;
 
@@ -34,6 +35,8 @@ use crate::optim::schedule::Schedule;
 use crate::replica::Replica;
 use crate::replica::peers::Peers;
 use crate::replica::step::StepStats;
+use crate::report::jsonl::End;
+use crate::track::Follower;
 use anyhow::{Result, bail, ensure};
 use checkpoints::CheckpointWriter;
 use data::Data;
@@ -101,6 +104,7 @@ struct Trainer {
     /// Only on a rank with an output directory, which it has locked.
     writer: Option<CheckpointWriter>,
     lock: Option<DirLock>,
+    trackers: Vec<Follower>,
 }
 
 /// Trains as the flags say.
@@ -117,6 +121,7 @@ pub fn run(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Finish> 
     if finish.is_err() {
         trainer.rescue();
     }
+    trainer.end(&finish);
     finish
 }
 
@@ -260,6 +265,22 @@ impl Trainer {
             self.report.console().line(state);
         }
         Ok(())
+    }
+
+    /// Writes the end of the run to the log, and waits some seconds until the trackers have it.
+    fn end(&mut self, finish: &Result<Finish>) {
+        let end = match finish {
+            Ok(Finish::Completed) => End::Completed,
+            Ok(Finish::Stopped(_) | Finish::TimeUp) => End::Stopped,
+            Err(_) => End::Failed,
+        };
+        // A log that cannot be written has ended the run already, or ends nothing any more.
+        if let Err(error) = self.report.end(end) {
+            log::warn!("{error:#}");
+        }
+        for message in self.trackers.drain(..).filter_map(Follower::finish) {
+            log::warn!("{message}");
+        }
     }
 
     /// The first step of this process.

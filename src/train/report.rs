@@ -1,4 +1,4 @@
-//! The reports of a run: the console, `main.log`, `metrics.jsonl`.
+//! The reports of a run: the console, `main.log`, `metrics.jsonl`, `settings.json`.
 
 use super::clock::StepClock;
 use super::data::Data;
@@ -23,10 +23,11 @@ use crate::replica::step::StepStats;
 use crate::report::LogStyle;
 use crate::report::cformat::fixed;
 use crate::report::console::{Console, StepLine};
-use crate::report::jsonl::{Jsonl, MemoryMetrics, TrainMetrics};
+use crate::report::jsonl::{End, Jsonl, MemoryMetrics, TrainMetrics};
 use crate::report::log_txt::LogTxt;
 use crate::report::main_log::MainLog;
 use crate::report::progress::Passing;
+use crate::report::settings::RunSettings;
 use crate::report::throughput::{Throughput, eta};
 use crate::words::count;
 use anyhow::{Context, Result};
@@ -47,6 +48,10 @@ pub struct Report {
     throughput: Throughput,
     utilization: Option<Utilization>,
     max_steps: usize,
+    /// Steps of the run so far.
+    steps: usize,
+    /// The rows of the start-up tables.
+    rows: Vec<(String, String)>,
 }
 
 /// The figures behind model FLOPs utilization (MFU).
@@ -81,7 +86,18 @@ impl Report {
     pub fn new(max_steps: usize, quiet: bool, style: LogStyle) -> Self {
         let console = if quiet { Console::quiet() } else { Console::stdout(style) };
         let (clock, throughput) = (StepClock::default(), Throughput::new());
-        Report { clock, console, quiet, files: None, style, throughput, utilization: None, max_steps }
+        Report {
+            clock,
+            console,
+            quiet,
+            files: None,
+            style,
+            throughput,
+            utilization: None,
+            max_steps,
+            steps: 0,
+            rows: Vec::new(),
+        }
     }
 
     /// Starts new log files, or appends to those of a resumed run.
@@ -90,7 +106,26 @@ impl Report {
     /// If the output directory cannot be created or written to.
     pub fn open(&mut self, output_dir: &Path, resumed_step: Option<usize>) -> Result<()> {
         self.files = Some(Files::open(output_dir, resumed_step, self.style)?);
+        self.steps = resumed_step.unwrap_or(0);
         Ok(())
+    }
+
+    /// Writes the start-up tables for programs.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn write_settings(&mut self, output_dir: &Path, args: &TrainArgs) -> Result<()> {
+        let program = format!("{} {}", args.program.name(), env!("CARGO_PKG_VERSION"));
+        RunSettings::write(output_dir, args.files.resume, program, std::mem::take(&mut self.rows)).map(drop)
+    }
+
+    /// Shows a section of the start-up table, and keeps its rows.
+    fn table(&mut self, rows: impl IntoIterator<Item = (impl AsRef<str>, impl AsRef<str>)>) {
+        let rows =
+            rows.into_iter().map(|(name, value)| (name.as_ref().to_owned(), value.as_ref().to_owned()));
+        let rows: Vec<_> = rows.collect();
+        self.console.table(rows.iter().map(|(name, value)| (name, value)));
+        self.rows.extend(rows);
     }
 
     /// Shows the start-up tables: flags, device, model, data.
@@ -107,9 +142,9 @@ impl Report {
         let [decayed, not_decayed] = files.decay_groups(&weights.frozen);
         let (train, val) = (&data.train, data.val.as_ref());
         self.console.table_head();
-        self.console.table(self.flags(args, dev));
+        self.table(self.flags(args, dev));
         self.device(dev, data.shape.T, weights);
-        self.console.table([
+        self.table([
             ("weight init method", start.to_string()),
             ("max_sequence_length T", config.maxT.to_string()),
             ("vocab_size V", config.V.to_string()),
@@ -122,14 +157,14 @@ impl Report {
             ("not decayed", format!("{} parameters in {} tensors", not_decayed.0, not_decayed.1)),
         ]);
         self.what_trains(weights);
-        self.console.table([
+        self.table([
             ("train data", shards(train)),
             ("shuffle", data.shuffle.to_string()),
             ("val data", val.map_or("not read".to_string(), shards)),
             ("max_steps", self.max_steps.to_string()),
             ("grad_accum_steps", accumulation(data)),
         ]);
-        self.console.table(lengths(args, schedule));
+        self.table(lengths(args, schedule));
         let T = data.shape.T;
         if T < config.maxT {
             self.console.warning(format_args!(
@@ -149,7 +184,7 @@ impl Report {
             false => "",
         };
         if rates.any() {
-            self.console.table([("dropout rates", format!("{rates}{origin}"))]);
+            self.table([("dropout rates", format!("{rates}{origin}"))]);
         }
     }
 
@@ -175,7 +210,7 @@ impl Report {
         let (all, trained) = (ParamLayout::new(config).len(), PARAMS.iter().map(len).sum::<usize>());
         let sums = [("trained", trained), ("frozen", all - trained)];
         let share = |n: usize| format!("{n} parameters, {:.2} %", 100.0 * n as f64 / all as f64);
-        self.console.table(PARAMS.iter().map(row).chain(sums.map(|(name, n)| (name, share(n)))));
+        self.table(PARAMS.iter().map(row).chain(sums.map(|(name, n)| (name, share(n)))));
     }
 
     /// The flags and their values, apart from what the tables below them show.
@@ -206,13 +241,13 @@ impl Report {
             let flops_per_token = flops_per_token(ParamLayout::new(&weights.config).len(), L, C, T);
             self.utilization = peak.map(|peak_flops| Utilization { peak_flops, flops_per_token, operands });
         }
-        self.console.table(rows);
+        self.table(rows);
     }
 
     /// Shows the libraries loaded for the run, and their paths.
     pub fn libraries(&mut self, libraries: &[(&'static str, String)]) {
         if !libraries.is_empty() {
-            self.console.table(libraries.iter().map(|(name, found)| (name, found)));
+            self.table(libraries.iter().map(|(name, found)| (name, found)));
         }
     }
 
@@ -221,14 +256,14 @@ impl Report {
         let rows = [("processes", processes), ("zero_stage", sharded)];
         let rows: Vec<_> = rows.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
         if !rows.is_empty() {
-            self.console.table(rows);
+            self.table(rows);
         }
     }
 
     /// Shows the memory that the run is about to take, and the largest batch that would fit.
     pub fn memory(&mut self, planned: &RankMemory, needs: &MemoryNeeds, gpu: Option<&Gpu>) {
         let rows = planned.rows().map(|&(name, bytes)| (name, mib(bytes as u64)));
-        self.console.table(rows.chain([("memory in all", mib(planned.total() as u64))]));
+        self.table(rows.chain([("memory in all", mib(planned.total() as u64))]));
         if let Some(gpu) = gpu {
             let (used, all) = (planned.total() >> 20, gpu.memory_bytes >> 20);
             self.console.line(format_args!("device memory usage: {used} MiB / {all} MiB"));
@@ -247,7 +282,9 @@ impl Report {
     pub fn keep_logs(&mut self) -> Result<Vec<File>> {
         let Some(Files { main_log, log_txt, jsonl }) = &mut self.files else { return Ok(Vec::new()) };
         let mut open = Vec::new();
-        for log in [&mut main_log.0, &mut jsonl.0].into_iter().chain(log_txt.as_mut().map(|log| &mut log.0)) {
+        for log in
+            [&mut main_log.0, &mut jsonl.file].into_iter().chain(log_txt.as_mut().map(|log| &mut log.0))
+        {
             if log.keep()? {
                 let path = log.path().display();
                 self.console.warning(format_args!(
@@ -287,7 +324,9 @@ impl Report {
         files.log_txt.as_mut().map_or(Ok(()), |log| log.train(r.step, loss))?;
         let tok_per_s = here as f64 / r.elapsed.as_secs_f64();
         let StepRecord { step, lr, memory, .. } = r;
-        files.jsonl.train(&TrainMetrics { step, loss, norm, lr, ms, tok_per_s, tokens: seen, memory })
+        files.jsonl.train(&TrainMetrics { step, loss, norm, lr, ms, tok_per_s, tokens: seen, memory })?;
+        self.steps = step + 1;
+        Ok(())
     }
 
     /// Reports a step of forward passes, in the words of `train_gpt2.py`.
@@ -306,7 +345,9 @@ impl Report {
         let Some(files) = &mut self.files else { return Ok(()) };
         files.main_log.forward_only(step, loss)?;
         let tokens = batches.tokens_before(step + 1);
-        files.jsonl.train(&TrainMetrics { step, loss, norm, lr, ms, tok_per_s, tokens, memory })
+        files.jsonl.train(&TrainMetrics { step, loss, norm, lr, ms, tok_per_s, tokens, memory })?;
+        self.steps = step + 1;
+        Ok(())
     }
 
     /// Reports the mean time of the last forward passes, and the peak memory of the run.
@@ -387,6 +428,16 @@ impl Report {
             true => Console::stdout(self.style).sample(rank, index, text),
             false => self.console.sample(rank, index, text),
         }
+    }
+
+    /// Writes a whole sample, with its prompt, to the log; `index` counts those of all ranks.
+    pub fn log_sample(&mut self, step: usize, index: usize, text: &str) -> Result<()> {
+        self.files.as_mut().map_or(Ok(()), |files| files.jsonl.sample(step, index, text))
+    }
+
+    /// Writes the end of the process to the log. A run that resumes drops it.
+    pub fn end(&mut self, end: End) -> Result<()> {
+        self.files.as_mut().map_or(Ok(()), |files| files.jsonl.end(self.steps, end))
     }
 
     /// The console, for samples, which are shown token by token.

@@ -106,6 +106,7 @@ impl Trainer {
         let Some(decoder) = decoder else { return Ok(()) };
         let draw = Draw::new(eval, data.tokenizer.needed_for("-s", "-s 0")?, step);
         let console = report.console();
+        let mut text = draw.prompt_text().to_owned();
         // The prompt is shown with the first token, so that an error is not printed after it.
         let mut begun = false;
         let mut begin = |console: &mut Console<Box<dyn Write>>| {
@@ -118,14 +119,16 @@ impl Trainer {
             let show = &mut |piece: &str| {
                 begin(console);
                 console.sample_piece(piece);
+                text.push_str(piece);
             };
             let hooks = &mut stop.alone(Work::Sample, hooks, model);
             draw.draw(0, dev, hooks, decoder, show)
         });
+        let is_whole = drawn.is_ok();
         unless_cut_short(drawn)?;
         begin(console);
         console.sample_end();
-        Ok(())
+        if is_whole { report.log_sample(step, 0, &text) } else { Ok(()) }
     }
 
     /// Prints `count` samples of each rank. Each rank draws its own, or, where parameters are
@@ -142,6 +145,7 @@ impl Trainer {
             for i in 0..count {
                 let text = draw.text(rank * count + i, dev, hooks, decoder)?;
                 report.sample(rank, i, &text);
+                report.log_sample(step, rank * count + i, &text)?;
             }
             Ok(())
         };

@@ -15,6 +15,7 @@ use super::rollback::Rollbacks;
 use super::stop::Stop;
 use super::tokenizer::RunTokenizer;
 use super::trace;
+use super::tracking;
 use crate::checkpoint::{self, ModelFile, RunFile, Saved};
 use crate::cli::ModelSource;
 use crate::cli::flags::trainer::{
@@ -115,6 +116,7 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
         trace,
         writer: lock.is_some().then(CheckpointWriter::start).transpose()?,
         lock,
+        trackers: Vec::new(),
     };
     saying("filling the weights", quiet, || trainer.fill(start, args.model.seed))?;
     trainer.check_consistency(args)?;
@@ -123,6 +125,8 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
     if let Some(dir) = trainer.output_dir().map(ToOwned::to_owned) {
         trainer.data.tokenizer.write(&dir)?;
         trainer.report.open(&dir, trainer.resumed_step)?;
+        trainer.report.write_settings(&dir, args)?;
+        trainer.trackers = tracking::start(&args.tracking, &dir)?;
         trainer.prune()?;
     }
     // Until here a signal ends the process: there is nothing to save.

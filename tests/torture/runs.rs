@@ -88,8 +88,8 @@ pub fn files(directory: &Path) -> Files {
         let bytes = fs::read(&path).unwrap();
         let contents = match name.as_str() {
             "metrics.jsonl" => without_times(&String::from_utf8(bytes).unwrap()),
-            // Held by the process that runs.
-            ".lock" => continue,
+            // Held by the process that runs, and about the one that ran last.
+            ".lock" | "settings.json" => continue,
             _ if bytes.len() < 4096 => String::from_utf8_lossy(&bytes).into_owned(),
             _ => format!("{} bytes, checksum {:08x}", bytes.len(), crc32fast::hash(&bytes)),
         };
@@ -112,7 +112,8 @@ pub fn saved_step(directory: &Path) -> usize {
 fn without_times(metrics: &str) -> String {
     let line = |line: &str| {
         let mut line: serde_json::Map<_, _> = serde_json::from_str(line).unwrap();
-        line.retain(|name, _| name != "ms" && name != "tok_per_s" && !name.ends_with("rss_bytes"));
+        let timed = |name: &str| ["ms", "tok_per_s", "time"].contains(&name) || name.ends_with("rss_bytes");
+        line.retain(|name, _| !timed(name));
         serde_json::to_string(&line).unwrap() + "\n"
     };
     metrics.lines().map(line).collect()

@@ -9,6 +9,7 @@ mod groups;
 pub mod presets;
 mod schedule;
 mod tasks;
+mod tracking;
 mod update;
 
 use crate::cli::{Parsed, parse, values};
@@ -24,6 +25,7 @@ pub use dropout::DropoutFlags;
 pub use groups::*;
 pub use schedule::ScheduleFlags;
 pub use tasks::{TaskFlags, each_once};
+pub use tracking::TrackingFlags;
 pub use update::UpdateFlags;
 
 /// Which of the two programs these are the flags of. They differ in the devices they know, and in
@@ -59,6 +61,8 @@ pub struct TrainArgs {
     pub recipe: RecipeFlags,
     #[command(flatten)]
     pub files: FileFlags,
+    #[command(flatten)]
+    pub tracking: TrackingFlags,
     #[command(flatten)]
     pub model: ModelFlags,
     #[command(flatten)]

@@ -5,6 +5,7 @@ mod parity;
 mod scaling;
 mod sft;
 mod tokenizer;
+mod track;
 
 use crate::cli::flags::trainer::each_once;
 use crate::cli::{Parsed, parse, values};
@@ -23,6 +24,7 @@ pub use sft::SftArgs;
 use std::ffi::OsString;
 use std::path::PathBuf;
 pub use tokenizer::{TokenizerConvertArgs, TokenizerTool, TokenizerTrainArgs};
+pub use track::TrackArgs;
 
 /// Prepare data; sample, evaluate and convert models; plot runs
 ///
@@ -64,6 +66,8 @@ pub enum Tool {
     Parity(ParityArgs),
     /// Plot a run from its metrics.jsonl
     Plot(PlotArgs),
+    /// Pass a run on to TensorBoard or MLflow: all that has not arrived yet
+    Track(TrackArgs),
     /// Predict the time of a training step on a GPU, kernel by kernel, next to measured times
     Roofline(RooflineArgs),
     /// Predict a training step on many GPUs: exposed communication, and memory per ZeRO stage.
@@ -436,6 +440,10 @@ impl Tool {
                 );
             }
             Tool::Sample(args) => args.numbers.check()?,
+            Tool::Track(args) => ensure!(
+                args.tensorboard || args.mlflow.is_some(),
+                "track: nowhere to pass the run on to; give --tensorboard or --mlflow URL"
+            ),
             Tool::Parity(args) => args.numbers.check()?,
             Tool::Roofline(RooflineArgs { step, kernel: None }) | Tool::Scaling(ScalingArgs { step, .. }) => {
                 ensure!(step.model.is_some(), "-e/--model: missing; --help says what it is");

@@ -30,6 +30,15 @@ const PANEL_HEIGHT: f64 = 400.0;
 /// Height of the header above all panels.
 const HEADER: f64 = 56.0;
 
+/// Draws all panels of `dir/metrics.jsonl`, as a PNG.
+///
+/// # Errors
+/// If the metrics are missing or have no points.
+pub fn overview_png(dir: &Path) -> Result<Vec<u8>> {
+    let metrics = read::read(&dir.join("metrics.jsonl"))?;
+    png::paint(&overview(dir, &metrics, &Panel::singles(&metrics)))
+}
+
 /// Draws `dir/metrics.jsonl` into `dir`: `plot` with all panels, and one file per panel that has
 /// points (`training_loss`, `validation_loss`, `learning_rate`, `throughput`, `gradient_norm`,
 /// `hellaswag_accuracy`), each as `.svg` and `.png`. Returns the paths written.
@@ -38,13 +47,9 @@ const HEADER: f64 = 56.0;
 /// If the metrics are missing or have no points, or a file cannot be written.
 pub fn plot_run(dir: &Path) -> Result<Vec<PathBuf>> {
     let metrics = read::read(&dir.join("metrics.jsonl"))?;
-    let mut panels = vec![Panel::loss(&metrics)];
     let singles = Panel::singles(&metrics);
-    panels.extend(singles.iter().filter(|p| p.in_overview).cloned());
-
-    let name = fs::canonicalize(dir).ok().and_then(|d| Some(d.file_name()?.to_string_lossy().into_owned()));
     let mut written = Vec::new();
-    write(dir, "plot", &overview(name.as_deref().unwrap_or("run"), &metrics, &panels), &mut written)?;
+    write(dir, "plot", &overview(dir, &metrics, &singles), &mut written)?;
     for panel in &singles {
         let mut scene = Scene::new(PANEL_WIDTH, PANEL_HEIGHT);
         panel.draw(&mut scene, Rect { x: 0.0, y: 0.0, width: PANEL_WIDTH, height: PANEL_HEIGHT });
@@ -53,13 +58,16 @@ pub fn plot_run(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(written)
 }
 
-/// Lays out all panels, two per row. If their number is odd, the first fills its row.
-fn overview(name: &str, metrics: &Metrics, panels: &[Panel]) -> Scene {
+/// Lays out the panels of a run, two per row. If their number is odd, the first fills its row.
+fn overview(dir: &Path, metrics: &Metrics, singles: &[Panel]) -> Scene {
+    let mut panels = vec![Panel::loss(metrics)];
+    panels.extend(singles.iter().filter(|p| p.in_overview).cloned());
+    let name = fs::canonicalize(dir).ok().and_then(|d| Some(d.file_name()?.to_string_lossy().into_owned()));
     let columns = panels.len().min(2);
     let rows = panels.len().div_ceil(2);
     let width = PANEL_WIDTH * columns as f64;
     let mut scene = Scene::new(width, HEADER + PANEL_HEIGHT * rows as f64);
-    scene.title(24.0, 36.0, 20.0, name);
+    scene.title(24.0, 36.0, 20.0, name.as_deref().unwrap_or("run"));
     scene.note(width - 24.0, 36.0, &metrics.summary());
     let wide_first = panels.len() % 2 == 1;
     for (i, panel) in panels.iter().enumerate() {
