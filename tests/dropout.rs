@@ -93,7 +93,7 @@ fn masks_are_independent() {
     compare("the next head", &weights, &kept_weights(&mask(rate, 4, key, 0), 1, 512));
 }
 
-const CONFIG: ModelConfig = ModelConfig { maxT: 24, V: 61, Vp: 128, L: 2, NH: 2, C: 128, qkv_bias: true };
+const CONFIG: ModelConfig = ModelConfig { maxT: 24, V: 61, Vp: 128, L: 2, NH: 2, C: 128, qkv_bias: true, lora: None };
 const SHAPE: BatchShape = BatchShape::new(2, 24);
 const AT: MicroStep = MicroStep { first: true, fresh_grads: true, dropout: true };
 

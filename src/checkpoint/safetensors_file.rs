@@ -241,7 +241,7 @@ fn config_of(tensors: &Tensors, path: &Path) -> Result<(ModelConfig, DropoutRate
         at()
     );
     let Vp = V.checked_next_multiple_of(VOCAB_PADDING).unwrap_or(0);
-    let config = ModelConfig { maxT, V, Vp, L, NH: C / 64, C, qkv_bias: true };
+    let config = ModelConfig { maxT, V, Vp, L, NH: C / 64, C, qkv_bias: true, lora: None };
     config.validate().with_context(at)?;
     Ok((config, DropoutRates::NONE))
 }
