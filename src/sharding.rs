@@ -213,8 +213,8 @@ impl UnitLayout {
     /// Splits elements `range` of a file in llm.c's order into pieces, in the order of the file.
     pub fn pieces(&self, range: Range<usize>) -> impl Iterator<Item = Piece> + use<'_> {
         let files = ParamLayout::new(&self.config);
-        let tensors = params::all(&self.config)
-            .flat_map(|spec| (0..spec.layers(&self.config)).map(move |l| (spec, l)));
+        let tensors =
+            params::all(&self.config).flat_map(|spec| (0..spec.layers(&self.config)).map(move |l| (spec, l)));
         tensors.filter_map(move |(spec, l)| {
             let len = spec.len_per_layer(&self.config);
             let start = files.range(spec.param).start + l * len;

@@ -22,7 +22,16 @@ use warpsmith::tensor::Dtype;
 /// The shape of a tiny model.
 fn shapes() -> impl Strategy<Value = ModelConfig> {
     (1..20usize, 1..200usize, 1..4usize, 1..4usize, 1..5usize).prop_map(|(maxT, V, L, NH, size)| {
-        ModelConfig { maxT, V, Vp: V.next_multiple_of(128), L, NH, C: NH * size * 4, qkv_bias: true, lora: None }
+        ModelConfig {
+            maxT,
+            V,
+            Vp: V.next_multiple_of(128),
+            L,
+            NH,
+            C: NH * size * 4,
+            qkv_bias: true,
+            lora: None,
+        }
     })
 }
 

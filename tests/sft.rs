@@ -130,7 +130,8 @@ fn cpu() -> Box<dyn Ops> {
     Box::new(Cpu::new(Precision::F32).unwrap())
 }
 
-const TINY: ModelConfig = ModelConfig { maxT: T, V: 96, Vp: 128, L: 2, NH: 2, C: 32, qkv_bias: true, lora: None };
+const TINY: ModelConfig =
+    ModelConfig { maxT: T, V: 96, Vp: 128, L: 2, NH: 2, C: 32, qkv_bias: true, lora: None };
 
 impl Recipe<'_> {
     fn new(B: usize, world_size: usize, grad_accum_steps: usize) -> Self {

@@ -96,7 +96,13 @@ impl GPT2 {
 
     /// The MLP's first projection and its GELU. With an adapter, whose product has to be added in
     /// between, the GELU is an operation of its own.
-    pub(super) fn fc_forward(&self, dev: &mut dyn Ops, l: usize, fc: MatmulForward, kept: Kept) -> Result<()> {
+    pub(super) fn fc_forward(
+        &self,
+        dev: &mut dyn Ops,
+        l: usize,
+        fc: MatmulForward,
+        kept: Kept,
+    ) -> Result<()> {
         let bias = self.weights.get(Param::Fcb, l);
         let Some(adapter) = self.adapter(Param::Fcw, l) else {
             let epilogue = Epilogue::BiasGelu { bias, kept };

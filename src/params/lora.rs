@@ -49,7 +49,8 @@ pub fn parse_targets(text: &str) -> Result<[bool; 4], String> {
 /// Whether llm.c's name of a matrix is `name`, or the path of its module is or ends with it.
 fn is_named(spec: &ParamSpec, name: &str) -> bool {
     let module = module(spec.param);
-    let at_end = || module.strip_suffix(name).is_some_and(|before| before.is_empty() || before.ends_with('.'));
+    let at_end =
+        || module.strip_suffix(name).is_some_and(|before| before.is_empty() || before.ends_with('.'));
     !name.is_empty() && (spec.name == name || at_end())
 }
 
@@ -81,7 +82,10 @@ mod tests {
         }
         for bad in ["", "wte", "attn", "_attn", "qkvw,", "proj", "ln_1", "mlp.c_attn"] {
             let message = parse_targets(bad).unwrap_err();
-            assert!(message.starts_with("expected qkvw, attprojw, ") && message.lines().count() == 1, "{bad}");
+            assert!(
+                message.starts_with("expected qkvw, attprojw, ") && message.lines().count() == 1,
+                "{bad}"
+            );
         }
     }
 

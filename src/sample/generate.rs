@@ -107,7 +107,8 @@ mod tests {
     const EOT: u32 = 50256;
 
     fn tiny() -> (Cpu, Decoder) {
-        let config = ModelConfig { maxT: CONTEXT, V: 96, Vp: 128, L: 2, NH: 2, C: 32, qkv_bias: true, lora: None };
+        let config =
+            ModelConfig { maxT: CONTEXT, V: 96, Vp: 128, L: 2, NH: 2, C: 32, qkv_bias: true, lora: None };
         let (dev, decoder, _) = with_config(&config, CONTEXT);
         (dev, decoder)
     }

@@ -148,7 +148,8 @@ fn judge<T>(result: anyhow::Result<T>, name: &str) -> bool {
     false
 }
 
-const CONFIG: ModelConfig = ModelConfig { maxT: 8, V: 61, Vp: 128, L: 1, NH: 1, C: 8, qkv_bias: true, lora: None };
+const CONFIG: ModelConfig =
+    ModelConfig { maxT: 8, V: 61, Vp: 128, L: 1, NH: 1, C: 8, qkv_bias: true, lora: None };
 
 fn model() -> ModelFile {
     let params = (0..ParamLayout::new(&CONFIG).len()).map(|i| (i % 97) as f32 * 0.01 - 0.5).collect();

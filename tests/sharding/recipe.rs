@@ -56,7 +56,16 @@ pub struct Recipe {
 impl Recipe {
     pub fn cpu(layers: usize, world_size: usize, grad_accum_steps: usize) -> Self {
         Recipe {
-            config: ModelConfig { maxT: 16, V: 503, Vp: 512, L: layers, NH: 2, C: 16, qkv_bias: true, lora: None },
+            config: ModelConfig {
+                maxT: 16,
+                V: 503,
+                Vp: 512,
+                L: layers,
+                NH: 2,
+                C: 16,
+                qkv_bias: true,
+                lora: None,
+            },
             world_size,
             stage: ZeroStage::Zero0,
             grad_accum_steps,
@@ -80,7 +89,8 @@ impl Recipe {
     }
 
     pub fn emulated(dtype: Dtype, world_size: usize) -> Self {
-        let config = ModelConfig { maxT: 16, V: 503, Vp: 512, L: 3, NH: 1, C: 64, qkv_bias: true, lora: None };
+        let config =
+            ModelConfig { maxT: 16, V: 503, Vp: 512, L: 3, NH: 1, C: 64, qkv_bias: true, lora: None };
         Recipe { config, kernels: Some(dtype), steps: 2, ..Recipe::cpu(3, world_size, 2) }
     }
 

@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::process::Command;
 
-const CONFIG: ModelConfig = ModelConfig { maxT: 4, V: 5, Vp: 8, L: 2, NH: 1, C: 4, qkv_bias: true, lora: None };
+const CONFIG: ModelConfig =
+    ModelConfig { maxT: 4, V: 5, Vp: 8, L: 2, NH: 1, C: 4, qkv_bias: true, lora: None };
 
 fn len() -> usize {
     ParamLayout::new(&CONFIG).len()
@@ -251,7 +252,8 @@ fn a_copy_is_written_bit_for_bit() {
 
 #[test]
 fn a_copy_that_does_not_fit_reads_no_tensor() {
-    let config = ModelConfig { maxT: 1, V: 1, Vp: 1, L: 10_000, NH: 1, C: 1 << 20, qkv_bias: true, lora: None };
+    let config =
+        ModelConfig { maxT: 1, V: 1, Vp: 1, L: 10_000, NH: 1, C: 1 << 20, qkv_bias: true, lora: None };
     let huge = Checkpoint { config, dtype: Dtype::F32, state: None };
     let copied = huge.copy(&mut |kind, _, _| panic!("{kind:?} is read")).unwrap();
     assert!(copied.is_none());

@@ -55,7 +55,8 @@ fn tiny_state(step: u64, use_master_weights: bool, shuffle: bool) -> State {
 }
 
 /// The smallest of models, with 30 parameters.
-const SMALLEST: ModelConfig = ModelConfig { maxT: 2, V: 1, Vp: 1, L: 1, NH: 1, C: 1, qkv_bias: true, lora: None };
+const SMALLEST: ModelConfig =
+    ModelConfig { maxT: 2, V: 1, Vp: 1, L: 1, NH: 1, C: 1, qkv_bias: true, lora: None };
 
 fn write_state(path: &Path, state: &State, config: &ModelConfig, source: &mut Source) -> Result<()> {
     crate::files::write(path, |out| state::encode(state, config, source, out))
