@@ -8,21 +8,15 @@ mod live_model;
 use common::{Corpus, losses, refuse, stdout, succeed};
 use live_model::LiveModel;
 use warpsmith::config::{DropoutRates, ModelConfig};
-use warpsmith::data::buckets::rows_by_token;
 use warpsmith::device::compare::assert_close;
 use warpsmith::device::cpu::{Cpu, matmul::Precision};
 use warpsmith::device::cuda::emulated::{self, EmulatorOptions};
 use warpsmith::device::cuda::{Cuda, CudaOptions, MatmulChoice};
 use warpsmith::model::activations::Recompute;
-use warpsmith::model::backward::MicroStep;
-use warpsmith::model::hooks::NoHooks;
-use warpsmith::model::{BatchShape, GPT2, ModelOptions, dropout};
-use warpsmith::ops::{Dropout, DropoutState, Mask, Ops, download_f32, plan_scratch, upload_f32};
+use warpsmith::model::dropout;
+use warpsmith::ops::{Dropout, DropoutState, Mask, Ops};
 use warpsmith::params::PARAMS;
-use warpsmith::params::frozen::Frozen;
-use warpsmith::rng::Mt19937;
-use warpsmith::sharding::Sharding;
-use warpsmith::tensor::{Dtype, MemoryPlan, Tensor};
+use warpsmith::tensor::{Dtype, Tensor};
 
 fn mask(rate: f32, stream: u32, key: [u32; 2], first_row: u32) -> Mask {
     let state = Tensor { arena: 0, offset: 0, len: 4, dtype: Dtype::I32 };

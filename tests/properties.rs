@@ -92,6 +92,7 @@ proptest! {
             rank: 0,
             use_master_weights: master,
             muon: false,
+adapters: false,
             dtype: Dtype::F32,
             rng_state,
             rng_state_last_update,
@@ -106,7 +107,8 @@ proptest! {
             out.iter_mut().enumerate().for_each(|(i, x)| *x = value(kind, start + i));
             Ok(())
         };
-        let checkpoint = Checkpoint { config, dtype: Dtype::F32, state: Some(state.clone()) };
+        let base_model = String::new();
+        let checkpoint = Checkpoint { config, dtype: Dtype::F32, state: Some(state.clone()), base_model };
         checkpoint.save(directory.path(), &[1.5], source).unwrap();
         prop_assert_eq!(checkpoint::latest::<[f64; 1]>(directory.path()).unwrap().step, Some(step));
         let saved = Saved::open(directory.path(), step, 0).unwrap();

@@ -1,7 +1,7 @@
 //! `warpsmith eval` and `convert`: uses of a trained model.
 
 use crate::app::{corpus, note, print};
-use crate::checkpoint::{self, FoundModel, ModelFile};
+use crate::checkpoint::{self, Adapter, FoundModel, ModelFile};
 use crate::cli::flags::warpsmith::{ConvertArgs, EvalArgs, NumberArgs, STORED};
 use crate::config::{DropoutRates, ModelConfig, may_be_gpt2};
 use crate::data::imported;
@@ -269,9 +269,11 @@ fn open_validation(pattern: &str, shape: BatchShape, config: &ModelConfig) -> Re
 }
 
 pub fn convert(args: &ConvertArgs) -> Result<()> {
-    let ConvertArgs { input, output, dtype, force, .. } = args;
+    let ConvertArgs { input, output, dtype, force, adapter, .. } = args;
     checkpoint::ensure_free(output, *force)?;
     let is_npy = imported::is_npy(input) || output.extension().is_some_and(|end| end == "npy");
+    let is_model = !args.raw_tokens && !is_npy && !args.is_hellaswag();
+    ensure!(is_model || adapter.is_none(), "--adapter: expected a model as IN, to merge the adapters into");
     if args.raw_tokens || is_npy {
         return corpus::convert_tokens(args);
     }
@@ -282,7 +284,10 @@ pub fn convert(args: &ConvertArgs) -> Result<()> {
         return Ok(());
     }
     let found = find(input)?;
-    let model = saying("reading the model", false, || found.read())?;
+    let mut model = saying("reading the model", false, || found.read())?;
+    if let Some(dir) = adapter {
+        Adapter::read(dir, &model.config).context("--adapter")?.merge_into(&mut model);
+    }
     let tokenizer = ModelTokenizer::find(&found, &model.config)?.found;
     if !force {
         checkpoint::ensure_same_files(output, &model, *dtype, tokenizer.as_ref())?;

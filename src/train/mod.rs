@@ -10,6 +10,7 @@ mod evaluate;
 mod forward_only;
 mod guards;
 mod hunt;
+mod lora;
 pub mod parity;
 mod report;
 mod rescue;
@@ -74,6 +75,8 @@ struct Trainer {
     guards: Guards,
     schedule: Schedule,
     seed: u32,
+    /// The model that adapters belong to, as PEFT finds it; unused without adapters.
+    base_model: String,
     report: Report,
     stop: Stop,
     files: FileFlags,

@@ -104,7 +104,10 @@ pub fn forget_after(dir: &Path, step: u32) {
         let name = entry.unwrap().file_name().into_string().unwrap();
         let found = name.split('_').nth(1).and_then(|s| s.get(..8)).and_then(|s| s.parse::<u32>().ok());
         if found.is_some_and(|found| found > step) {
-            std::fs::remove_file(dir.join(name)).unwrap();
+            let path = dir.join(name);
+            let removed =
+                if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+            removed.unwrap();
         }
     }
 }

@@ -288,6 +288,7 @@ fn in_checkpoint(name: &str) -> Vec<u8> {
         rank: 0,
         use_master_weights: false,
         muon: false,
+        adapters: false,
         dtype: Dtype::F32,
         rng_state: 1,
         rng_state_last_update: 2,
@@ -300,7 +301,8 @@ fn in_checkpoint(name: &str) -> Vec<u8> {
     };
     let trainer = serde_json::json!({"best_val_loss": 3.25, "loss_outliers": [1.5, 2.5]});
     fs::create_dir_all(&directory).unwrap();
-    let checkpoint = Checkpoint { config: CONFIG, dtype: Dtype::F32, state: Some(state) };
+    let base_model = String::new();
+    let checkpoint = Checkpoint { config: CONFIG, dtype: Dtype::F32, state: Some(state), base_model };
     checkpoint.save(&directory, &trainer, source).unwrap();
     fs::read(directory.join(name)).unwrap()
 }

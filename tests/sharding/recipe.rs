@@ -16,7 +16,7 @@ use warpsmith::parallel::environment::Process;
 use warpsmith::parallel::queue::HostQueue;
 use warpsmith::parallel::transport::testing::{Delayed, Threads};
 use warpsmith::params::frozen::Frozen;
-use warpsmith::params::{PARAMS, ParamLayout};
+use warpsmith::params::{self, ParamLayout, ParamSpec};
 use warpsmith::replica::peers::Peers;
 use warpsmith::replica::{Replica, ReplicaOptions, ReplicaPlan};
 use warpsmith::sharding::{Partition, Sharding, ZeroStage};
@@ -85,7 +85,11 @@ impl Recipe {
     }
 
     pub fn frozen(&self) -> Frozen {
-        self.frozen.map_or_else(Frozen::default, |names| Frozen::parse(names, &self.config).unwrap())
+        match (self.config.lora, self.frozen) {
+            (Some(_), _) => Frozen::all_but_adapters(&self.config),
+            (None, Some(names)) => Frozen::parse(names, &self.config).unwrap(),
+            (None, None) => Frozen::default(),
+        }
     }
 
     pub fn emulated(dtype: Dtype, world_size: usize) -> Self {
@@ -163,6 +167,7 @@ pub fn rank(recipe: &Recipe, corpus: &Corpus, peers: Peers) -> Outcome {
     let memory = plan.memory.arenas.iter().map(|arena| (arena.name.to_owned(), arena.size_bytes)).collect();
     let mut replica = plan.allocate(dev, peers, recipe.reduce_every_micro_step).unwrap();
     replica.initialize(42).unwrap();
+    replica.initialize_adapters(43).unwrap();
     let mut loader = recipe.loader(corpus, rank);
     let (mut losses, mut norms) = (Vec::new(), Vec::new());
     for step in 0..recipe.steps {
@@ -188,7 +193,8 @@ pub fn rank(recipe: &Recipe, corpus: &Corpus, peers: Peers) -> Outcome {
     for (kind, buffer) in stored.enumerate() {
         let mut all = Vec::new();
         // There is no v of Muon's matrices.
-        for spec in PARAMS.iter().filter(|spec| !(recipe.muon && kind == 2 && spec.is_block_matrix())) {
+        let of_muon = |spec: &ParamSpec| recipe.muon && kind == 2 && spec.is_block_matrix();
+        for spec in params::all(&recipe.config).filter(|spec| !of_muon(spec)) {
             let range = layout.range(spec.param);
             let mut values = vec![f32::NAN; range.len()];
             zero.download(dev.as_mut(), buffer, None, range.start, &mut values).unwrap();

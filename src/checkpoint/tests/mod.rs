@@ -47,6 +47,7 @@ fn tiny_state(step: u64, use_master_weights: bool, shuffle: bool) -> State {
         rank: 0,
         use_master_weights,
         muon: false,
+        adapters: false,
         dtype: Dtype::F32,
         rng_state: 0x0123_4567_89ab_cdef,
         rng_state_last_update: 0xfedc_ba98_7654_3210,
