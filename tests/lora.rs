@@ -356,7 +356,7 @@ fn checkpoints_are_merged_and_an_adapter_starts_another_run() {
         "second/adapter_00000000/adapter_model.safetensors",
         "first/adapter_00000010/adapter_model.safetensors",
     );
-    let eval = stdout(&succeed(&mut warpsmith(dir, "eval first -j x_val_*.bin -b 2 -t 16 --max-batches 4")));
+    let eval = stdout(&succeed(&mut warpsmith(dir, "eval -e first -j x_val_*.bin -b 2 -t 16 -m 4")));
     let number =
         |text: &str| text.split_whitespace().nth(2).unwrap().trim_end_matches(',').parse::<f64>().unwrap();
     assert!((number(&eval) / number(&val_first[2]) - 1.0).abs() < 1e-5, "{eval}{}", val_first[2]);

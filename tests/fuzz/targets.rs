@@ -2,6 +2,8 @@
 //! short: if it panics itself, if its error is no line or does not name the file, or if it
 //! takes a damaged checkpoint for whole.
 
+#[path = "adapter.rs"]
+mod adapter;
 #[path = "corpora.rs"]
 mod corpora;
 #[path = "hub.rs"] // also where cargo-fuzz includes this file by its path
@@ -53,6 +55,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "debug_state", seeds: || vec![seed_debug_state()], run: debug_state, cost: 20 },
     Target { name: "safetensors", seeds: || vec![export("model.safetensors")], run: safetensors, cost: 60 },
     Target { name: "config_json", seeds: || vec![export("config.json")], run: config_json, cost: 60 },
+    Target { name: "adapter_config", seeds: adapter::configs, run: adapter::config, cost: 100 },
+    Target { name: "adapter_weights", seeds: adapter::all_weights, run: adapter::weights, cost: 100 },
     Target { name: "index_json", seeds: || vec![INDEX.into()], run: index_json, cost: 60 },
     Target {
         name: "checkpoint_model",
