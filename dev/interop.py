@@ -226,12 +226,14 @@ class Model(Case):
     def their_loss(self, folder: str) -> float:
         from transformers import AutoModelForCausalLM
 
+        return self.loss_of(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
+
+    def loss_of(self, model: torch.nn.Module) -> float:
         [shard] = (self.run_dir / "data").glob("*_val_*.bin")
         tokens = torch.from_numpy(read_shard(str(shard)).astype(np.int64))
         rows = torch.stack([tokens[i * 128 : i * 128 + 129] for i in range(20)])
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         with torch.no_grad():
-            logits = model(rows[:, :-1]).logits
+            logits = model.eval()(rows[:, :-1]).logits
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten()).item()
 
     def evaluated(self, model: str, *flags: str) -> str:
@@ -249,6 +251,34 @@ class Model(Case):
             folder = str(self.dir / name)
             with self.subTest(name):
                 self.assert_close(self.our_loss(folder), self.their_loss(folder), 1e-5)
+
+    def test_adapters(self) -> None:
+        """Adapters trained here, in PEFT, and those that PEFT saved, here: both have the loss of the merged model."""
+        from peft import LoraConfig, PeftModel, get_peft_model
+        from transformers import AutoModelForCausalLM
+
+        def base() -> torch.nn.Module:
+            return AutoModelForCausalLM.from_pretrained(self.hf, dtype=torch.float32)
+
+        data = ["-i", self.run_dir / "data" / "*_train_*.bin", "-j", self.val, "-o", self.dir / "lora"]
+        lora = "-b 4 -t 128 -x 20 -l 1e-2 -v 0 -s 0 --lora-rank 6 --lora-alpha 12 --lora-targets all".split()
+        run("train_gpt2", "-e", self.hf, *data, *lora)
+        folder = self.dir / "lora" / "adapter_00000020"
+        ours = self.our_loss(str(self.dir / "lora"))
+        self.assert_close(self.loss_of(PeftModel.from_pretrained(base(), str(folder))), ours, 1e-5)
+        self.assertLess(ours, 0.99 * self.our_loss(self.hf))
+
+        torch.manual_seed(1)
+        targets = ["c_attn", "mlp.c_proj"]
+        theirs = get_peft_model(base(), LoraConfig(r=3, lora_alpha=5, target_modules=targets, fan_in_fan_out=True))
+        with torch.no_grad():
+            for name, parameter in theirs.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(0.0, 0.1)
+        theirs.save_pretrained(self.dir / "peft")
+        merged = self.dir / "merged" / "model.safetensors"
+        run("warpsmith", "convert", self.hf, merged, "--adapter", self.dir / "peft")
+        self.assert_close(self.our_loss(str(merged.parent)), self.loss_of(theirs), 1e-5)
 
     def test_lm_eval(self) -> None:
         """The log-likelihood of every ending, and the accuracy."""

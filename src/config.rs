@@ -38,7 +38,7 @@ pub fn logits_rows(N: usize, most: usize) -> usize {
 }
 
 /// The hyperparameters that determine every tensor's shape.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ModelConfig {
     /// Length of the longest sequence that the position embedding covers.
     pub maxT: usize,
@@ -55,6 +55,35 @@ pub struct ModelConfig {
     pub C: usize,
     /// Whether the fused query-key-value projection has a bias. Without one, `qkvb` stays zero.
     pub qkv_bias: bool,
+    /// The adapters that are trained in place of the model's own parameters, if there are any.
+    pub lora: Option<Lora>,
+}
+
+/// Low-rank adapters beside matrices of the blocks (LoRA: Hu et al. 2021). With A (r, C) and B (OC,
+/// r) a matrix W (OC, C) acts as W + alpha / r B A.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Lora {
+    /// r, at least 1.
+    pub rank: usize,
+    pub alpha: f32,
+    /// Whether `qkvw`, `attprojw`, `fcw` and `fcprojw` have adapters, in every layer.
+    pub targets: [bool; 4],
+}
+
+impl Lora {
+    /// Largest rank, beyond that of any matrix that is worth an adapter.
+    pub const MAX_RANK: usize = 1 << 14;
+
+    /// alpha / r, the factor on the product of the adapters.
+    pub fn scale(&self) -> f32 {
+        self.alpha / self.rank as f32
+    }
+
+    /// The rank in memory: kernels read rows of 16 bytes, so zeros fill up to a multiple of 8.
+    /// Their gradients are zero, so they stay zero.
+    pub fn padded_rank(&self) -> usize {
+        self.rank.next_multiple_of(8)
+    }
 }
 
 /// Rates of dropout in training, each at least 0 (none) and below 1.
@@ -124,9 +153,12 @@ const GPT3_SHAPES: [(usize, usize, usize); 9] = [
 
 impl fmt::Display for ModelConfig {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let ModelConfig { maxT, V, Vp, L, NH, C, qkv_bias } = self;
+        let ModelConfig { maxT, V, Vp, L, NH, C, qkv_bias, lora } = self;
         let bias = if *qkv_bias { "with" } else { "without" };
-        write!(f, "maxT {maxT}, V {V}, Vp {Vp}, L {L}, NH {NH}, C {C}, {bias} a qkv bias")
+        write!(f, "maxT {maxT}, V {V}, Vp {Vp}, L {L}, NH {NH}, C {C}, {bias} a qkv bias")?;
+        lora.map_or(Ok(()), |Lora { rank, alpha, targets }| {
+            write!(f, ", adapters of rank {rank}, alpha {alpha}, beside {targets:?}")
+        })
     }
 }
 
@@ -134,7 +166,7 @@ impl ModelConfig {
     /// Returns a model over GPT-2's vocabulary.
     pub fn new(maxT: usize, L: usize, NH: usize, C: usize) -> Self {
         let Vp = GPT2_VOCAB.next_multiple_of(VOCAB_PADDING);
-        ModelConfig { maxT, V: GPT2_VOCAB, Vp, L, NH, C, qkv_bias: true }
+        ModelConfig { maxT, V: GPT2_VOCAB, Vp, L, NH, C, qkv_bias: true, lora: None }
     }
 
     /// Returns the model with another vocabulary.
@@ -167,6 +199,16 @@ impl ModelConfig {
             );
         }
         bail!("no file {name}, and no shape of that name, as d12, gpt2:d24 or gpt3:c768 are")
+    }
+
+    /// Returns the model that the adapters belong to, without them.
+    pub fn without_lora(self) -> Self {
+        ModelConfig { lora: None, ..self }
+    }
+
+    /// The rank in memory of the adapters of a target, by its index; 0 without any.
+    pub fn lora_rank(&self, target: usize) -> usize {
+        self.lora.filter(|lora| lora.targets[target]).map_or(0, |lora| lora.padded_rank())
     }
 
     /// Width of one attention head.

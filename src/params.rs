@@ -1,13 +1,14 @@
-//! The sixteen parameter tensors of GPT-2: one table that drives allocation, initialization, weight
-//! decay, checkpoints, tests and error messages.
+//! The sixteen parameter tensors of GPT-2, and the eight of its adapters: one table that drives
+//! allocation, initialization, weight decay, checkpoints, tests and error messages.
 
 pub mod frozen;
+pub mod lora;
 pub mod select;
 
 use crate::config::ModelConfig;
 use frozen::Frozen;
 
-/// A parameter tensor, in the order of llm.c's checkpoint files.
+/// A parameter tensor, in the order of llm.c's checkpoint files; the adapters of LoRA follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Param {
     Wte,
@@ -26,6 +27,14 @@ pub enum Param {
     Fcprojb,
     Lnfw,
     Lnfb,
+    QkvwA,
+    QkvwB,
+    AttprojwA,
+    AttprojwB,
+    FcwA,
+    FcwB,
+    FcprojwA,
+    FcprojwB,
 }
 
 /// Initial values of a parameter.
@@ -35,6 +44,8 @@ pub enum Init {
     Normal,
     /// N(0, 0.02 / sqrt(2 L)): the projections that add to the residual stream, 2 L of them.
     ResidualNormal,
+    /// U(-1 / sqrt(in), 1 / sqrt(in)), as PEFT draws `lora_A`.
+    Uniform,
     Zero,
     One,
 }
@@ -77,7 +88,7 @@ const fn vector(
     ParamSpec { param, name, hf_name, per_layer, shape, is_matrix: false, init }
 }
 
-/// All sixteen, indexed by [`Param`].
+/// The model's own sixteen, indexed by [`Param`].
 #[rustfmt::skip]
 pub const PARAMS: [ParamSpec; 16] = {
     use Init::*;
@@ -102,9 +113,35 @@ pub const PARAMS: [ParamSpec; 16] = {
     ]
 };
 
+/// A and B of each target of LoRA, which continue [`PARAMS`]: empty where there is no adapter.
+#[rustfmt::skip]
+pub const ADAPTERS: [ParamSpec; 8] = {
+    use Init::*;
+    use Param::*;
+    [
+        matrix(QkvwA,     "qkvw.lora_A",     "h.{l}.attn.c_attn.lora_A.weight", true, Uniform, |c| (c.lora_rank(0), c.C)),
+        matrix(QkvwB,     "qkvw.lora_B",     "h.{l}.attn.c_attn.lora_B.weight", true, Zero,    |c| (3 * c.C, c.lora_rank(0))),
+        matrix(AttprojwA, "attprojw.lora_A", "h.{l}.attn.c_proj.lora_A.weight", true, Uniform, |c| (c.lora_rank(1), c.C)),
+        matrix(AttprojwB, "attprojw.lora_B", "h.{l}.attn.c_proj.lora_B.weight", true, Zero,    |c| (c.C, c.lora_rank(1))),
+        matrix(FcwA,      "fcw.lora_A",      "h.{l}.mlp.c_fc.lora_A.weight",    true, Uniform, |c| (c.lora_rank(2), c.C)),
+        matrix(FcwB,      "fcw.lora_B",      "h.{l}.mlp.c_fc.lora_B.weight",    true, Zero,    |c| (4 * c.C, c.lora_rank(2))),
+        matrix(FcprojwA,  "fcprojw.lora_A",  "h.{l}.mlp.c_proj.lora_A.weight",  true, Uniform, |c| (c.lora_rank(3), 4 * c.C)),
+        matrix(FcprojwB,  "fcprojw.lora_B",  "h.{l}.mlp.c_proj.lora_B.weight",  true, Zero,    |c| (c.C, c.lora_rank(3))),
+    ]
+};
+
+/// The parameters that a model has, in the order of [`ParamLayout`]: its own, then its adapters.
+pub fn all(config: &ModelConfig) -> impl Iterator<Item = &'static ParamSpec> + use<> {
+    let config = *config;
+    let own = const { &PARAMS }.iter();
+    own.chain(const { &ADAPTERS }.iter().filter(move |spec| spec.len_per_layer(&config) > 0))
+}
+
 impl Param {
     pub fn spec(self) -> &'static ParamSpec {
-        const { &PARAMS }.get(self as usize).expect("PARAMS has a row for each Param")
+        let at = self as usize;
+        let spec = const { &PARAMS }.get(at).or_else(|| const { &ADAPTERS }.get(at - PARAMS.len()));
+        spec.expect("the tables have a row for each Param")
     }
 }
 
@@ -114,9 +151,15 @@ impl ParamSpec {
         if self.per_layer { config.L } else { 1 }
     }
 
-    /// Whether it is a matrix of the transformer blocks: all but the embeddings.
+    /// Whether it is one of the model's own matrices of the transformer blocks: all but the
+    /// embeddings.
     pub fn is_block_matrix(&self) -> bool {
-        self.is_matrix && self.per_layer
+        self.is_matrix && self.per_layer && !self.is_adapter()
+    }
+
+    /// Whether it is an A or a B of LoRA.
+    pub fn is_adapter(&self) -> bool {
+        self.param as usize >= PARAMS.len()
     }
 
     /// Elements of one layer's tensor.
@@ -126,19 +169,19 @@ impl ParamSpec {
     }
 }
 
-/// The place of each parameter in a file: llm.c's order, all layers of a tensor together.
-/// Gradients, moments and master weights have the same layout. On a device they are ordered by
+/// The place of each parameter in a file: llm.c's order, all layers of a tensor together, then the
+/// adapters, which are in files of their own. Gradients, moments and master weights have the same layout. On a device they are ordered by
 /// [units](crate::sharding).
 #[derive(Clone, Debug)]
 pub struct ParamLayout {
     config: ModelConfig,
-    offsets: [usize; 17],
+    offsets: [usize; PARAMS.len() + ADAPTERS.len() + 1],
 }
 
 impl ParamLayout {
     pub fn new(config: &ModelConfig) -> Self {
-        let mut offsets = [0; 17];
-        for (i, spec) in PARAMS.iter().enumerate() {
+        let mut offsets = [0; PARAMS.len() + ADAPTERS.len() + 1];
+        for (i, spec) in PARAMS.iter().chain(&ADAPTERS).enumerate() {
             offsets[i + 1] = offsets[i] + spec.layers(config) * spec.len_per_layer(config);
         }
         ParamLayout { config: *config, offsets }
@@ -147,7 +190,12 @@ impl ParamLayout {
     /// Number of parameters, padding included.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
-        self.offsets[16]
+        self.offsets[PARAMS.len() + ADAPTERS.len()]
+    }
+
+    /// The range of all adapters, which follow the model's own parameters.
+    pub fn adapters(&self) -> std::ops::Range<usize> {
+        self.offsets[PARAMS.len()]..self.len()
     }
 
     /// The range of `param`, all layers of it, among all elements.
@@ -160,7 +208,7 @@ impl ParamLayout {
     /// neither group.
     pub fn decay_groups(&self, frozen: &Frozen) -> [(usize, usize); 2] {
         let mut groups = [(0, 0); 2];
-        for spec in &PARAMS {
+        for spec in all(&self.config) {
             if spec.param == Param::Qkvb && !self.config.qkv_bias {
                 continue;
             }
@@ -179,8 +227,9 @@ mod tests {
 
     #[test]
     fn the_table_is_in_the_order_of_the_enum() {
-        for (i, spec) in PARAMS.iter().enumerate() {
+        for (i, spec) in PARAMS.iter().chain(&ADAPTERS).enumerate() {
             assert_eq!(spec.param as usize, i, "{}", spec.name);
+            assert!(std::ptr::eq(spec.param.spec().name, spec.name));
         }
     }
 

@@ -13,7 +13,7 @@
 use crate::config::ModelConfig;
 use crate::ops::{Ops, upload_f32};
 use crate::params::frozen::Frozen;
-use crate::params::{PARAMS, Param, ParamLayout, ParamSpec};
+use crate::params::{self, Param, ParamLayout, ParamSpec};
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
 use anyhow::Result;
 use std::ops::Range;
@@ -115,7 +115,7 @@ impl UnitLayout {
     /// The same of a model of which some parameters are frozen.
     pub fn with_frozen(config: &ModelConfig, partitions: usize, frozen: &Frozen) -> Self {
         let unit = |unit: usize, is_frozen: bool| {
-            let of_unit = in_unit(unit < config.L);
+            let of_unit = in_unit(config, unit < config.L);
             let params = of_unit.filter(move |spec| frozen.contains(spec.param, unit) == is_frozen);
             Unit::new(params, config, partitions * PARTITION_ALIGN)
         };
@@ -213,7 +213,8 @@ impl UnitLayout {
     /// Splits elements `range` of a file in llm.c's order into pieces, in the order of the file.
     pub fn pieces(&self, range: Range<usize>) -> impl Iterator<Item = Piece> + use<'_> {
         let files = ParamLayout::new(&self.config);
-        let tensors = PARAMS.iter().flat_map(|spec| (0..spec.layers(&self.config)).map(move |l| (spec, l)));
+        let tensors =
+            params::all(&self.config).flat_map(|spec| (0..spec.layers(&self.config)).map(move |l| (spec, l)));
         tensors.filter_map(move |(spec, l)| {
             let len = spec.len_per_layer(&self.config);
             let start = files.range(spec.param).start + l * len;
@@ -244,9 +245,11 @@ fn intersection(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
 }
 
 /// The parameters of a unit, in memory order.
-fn in_unit(per_layer: bool) -> impl Iterator<Item = &'static ParamSpec> {
-    let of =
-        move |is_matrix| PARAMS.iter().filter(move |s| s.per_layer == per_layer && s.is_matrix == is_matrix);
+fn in_unit(config: &ModelConfig, per_layer: bool) -> impl Iterator<Item = &'static ParamSpec> + use<> {
+    let config = *config;
+    let of = move |is_matrix| {
+        params::all(&config).filter(move |s| s.per_layer == per_layer && s.is_matrix == is_matrix)
+    };
     of(true).chain(of(false))
 }
 
@@ -418,6 +421,7 @@ impl ParamBuffer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::params::PARAMS;
 
     fn layout(partitions: usize) -> UnitLayout {
         UnitLayout::new(&ModelConfig::new(8, 3, 2, 24), partitions)

@@ -2,24 +2,21 @@
 //! same on the emulated device, and runs.
 
 mod common;
+#[path = "common/live_model.rs"]
+mod live_model;
 
 use common::{Corpus, losses, refuse, stdout, succeed};
+use live_model::LiveModel;
 use warpsmith::config::{DropoutRates, ModelConfig};
-use warpsmith::data::buckets::rows_by_token;
 use warpsmith::device::compare::assert_close;
 use warpsmith::device::cpu::{Cpu, matmul::Precision};
 use warpsmith::device::cuda::emulated::{self, EmulatorOptions};
 use warpsmith::device::cuda::{Cuda, CudaOptions, MatmulChoice};
 use warpsmith::model::activations::Recompute;
-use warpsmith::model::backward::MicroStep;
-use warpsmith::model::hooks::NoHooks;
-use warpsmith::model::{BatchShape, GPT2, ModelOptions, dropout};
-use warpsmith::ops::{Dropout, DropoutState, Mask, Ops, download_f32, plan_scratch, upload_f32};
+use warpsmith::model::dropout;
+use warpsmith::ops::{Dropout, DropoutState, Mask, Ops};
 use warpsmith::params::PARAMS;
-use warpsmith::params::frozen::Frozen;
-use warpsmith::rng::Mt19937;
-use warpsmith::sharding::Sharding;
-use warpsmith::tensor::{Dtype, MemoryPlan, Tensor};
+use warpsmith::tensor::{Dtype, Tensor};
 
 fn mask(rate: f32, stream: u32, key: [u32; 2], first_row: u32) -> Mask {
     let state = Tensor { arena: 0, offset: 0, len: 4, dtype: Dtype::I32 };
@@ -93,72 +90,12 @@ fn masks_are_independent() {
     compare("the next head", &weights, &kept_weights(&mask(rate, 4, key, 0), 1, 512));
 }
 
-const CONFIG: ModelConfig = ModelConfig { maxT: 24, V: 61, Vp: 128, L: 2, NH: 2, C: 128, qkv_bias: true };
-const SHAPE: BatchShape = BatchShape::new(2, 24);
-const AT: MicroStep = MicroStep { first: true, fresh_grads: true, dropout: true };
+const CONFIG: ModelConfig =
+    ModelConfig { maxT: 24, V: 61, Vp: 128, L: 2, NH: 2, C: 128, qkv_bias: true, lora: None };
 
-/// A model with random weights of a lively size, and a batch with random masks.
-struct Dropped {
-    dev: Box<dyn Ops>,
-    model: GPT2,
-}
-
-impl Dropped {
-    fn new(mut dev: Box<dyn Ops>, rates: DropoutRates) -> Self {
-        let options = ModelOptions {
-            B: SHAPE.B,
-            T: SHAPE.T,
-            min_rows: 0,
-            recompute: Recompute::Gelu,
-            dropout: rates,
-            logits_bytes: 1 << 20,
-            sharding: Sharding::NONE,
-            frozen: Frozen::default(),
-        };
-        let mut plan = MemoryPlan::new();
-        let model = GPT2::plan(&CONFIG, &options, dev.float_dtype(), &mut plan);
-        plan_scratch(dev.as_ref(), &[model.limits()], &mut plan).unwrap();
-        dev.allocate(&plan).unwrap();
-        let mut rng = Mt19937::new(7);
-        for spec in &PARAMS {
-            for l in 0..spec.layers(&CONFIG) {
-                let tensor = model.weights.get(spec.param, l);
-                let mut values = vec![0.0; tensor.len];
-                rng.normal_fill(&mut values, if spec.name.ends_with("nw") { 1.0 } else { 0.0 }, 0.1);
-                upload_f32(dev.as_mut(), tensor, &values).unwrap();
-            }
-        }
-        let tokens: Vec<i32> = (0..=SHAPE.rows() as i32).map(|i| i * i % CONFIG.V as i32).collect();
-        let (inputs, targets) = (&tokens[..SHAPE.rows()], &tokens[1..]);
-        model.load_batch(dev.as_mut(), SHAPE, inputs, targets).unwrap();
-        model.load_rows_by_token(dev.as_mut(), &rows_by_token(inputs)).unwrap();
-        model.load_dloss(dev.as_mut(), 1.0 / SHAPE.rows() as f32).unwrap();
-        let state = DropoutState { key: dropout::key(5, 6), first_row: 48, unused: 0 };
-        model.load_dropout(dev.as_mut(), state).unwrap();
-        Dropped { dev, model }
-    }
-
-    /// The losses of all rows, with dropout.
-    fn losses(&mut self) -> Vec<f32> {
-        let Dropped { dev, model } = self;
-        let losses = model.acts.losses;
-        dev.fill(losses, 0.0).unwrap();
-        model.forward_to_train(dev.as_mut(), &mut NoHooks, SHAPE, AT).unwrap();
-        model.losses(dev.as_mut(), SHAPE).unwrap();
-        self.download(losses)
-    }
-
-    fn backward(&mut self) {
-        let Dropped { dev, model } = self;
-        model.forward_to_train(dev.as_mut(), &mut NoHooks, SHAPE, AT).unwrap();
-        model.backward(dev.as_mut(), SHAPE, AT, &mut NoHooks).unwrap();
-    }
-
-    fn download(&mut self, tensor: Tensor) -> Vec<f32> {
-        let mut host = vec![f32::NAN; tensor.len];
-        download_f32(self.dev.as_mut(), &mut host, tensor).unwrap();
-        host
-    }
+/// A model with random masks.
+fn dropped(dev: Box<dyn Ops>, rates: DropoutRates) -> LiveModel {
+    LiveModel::new(dev, CONFIG, Recompute::Gelu, rates)
 }
 
 fn cpu() -> Box<dyn Ops> {
@@ -168,44 +105,20 @@ fn cpu() -> Box<dyn Ops> {
 /// Moves each tensor of each layer along its gradient, and compares the change of the loss.
 #[test]
 fn gradients_are_those_of_the_masked_loss() {
-    let mut model = Dropped::new(cpu(), DropoutRates { embd: 0.2, attn: 0.3, resid: 0.4 });
-    model.backward();
-    for spec in &PARAMS {
-        for l in 0..spec.layers(&CONFIG) {
-            let weights = model.model.weights.get(spec.param, l);
-            let gradient = model.model.grad(spec.param, l);
-            let (at, gradient) = (model.download(weights), model.download(gradient));
-            let squared: f64 = gradient.iter().map(|&g| f64::from(g).powi(2)).sum();
-            // The gradient's own direction, in which the loss changes by 0.004 in all.
-            let step = 0.002 / squared;
-            let mut mean_at = |sign: f64| {
-                let moved: Vec<f32> =
-                    at.iter().zip(&gradient).map(|(&w, &g)| w + (sign * step) as f32 * g).collect();
-                upload_f32(model.dev.as_mut(), weights, &moved).unwrap();
-                let losses = model.losses();
-                losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / losses.len() as f64
-            };
-            let change = (mean_at(1.0) - mean_at(-1.0)) / (2.0 * step * squared);
-            upload_f32(model.dev.as_mut(), weights, &at).unwrap();
-            assert!(
-                (change - 1.0).abs() <= 0.005,
-                "d{}, layer {l}: {change} of the expected change",
-                spec.name
-            );
-        }
-    }
+    let mut model = dropped(cpu(), DropoutRates { embd: 0.2, attn: 0.3, resid: 0.4 });
+    model.check_gradients(PARAMS.iter());
 }
 
 /// Kernels draw the masks of the CPU.
 #[test]
 fn kernels_drop_what_the_cpu_drops() {
     let rates = DropoutRates { embd: 0.2, attn: 0.3, resid: 0.4 };
-    let mut want = Dropped::new(cpu(), rates);
+    let mut want = dropped(cpu(), rates);
     for matmul in [MatmulChoice::Own, MatmulChoice::Fastest] {
         let driver = emulated::open(Dtype::F32, EmulatorOptions::default()).unwrap();
         let (dtype, tf32, gelu_fusion, deterministic, graphs) = (Dtype::F32, false, 2, true, false);
         let options = CudaOptions { dtype, tf32, gelu_fusion, deterministic, matmul, graphs };
-        let mut got = Dropped::new(Box::new(Cuda::new(driver, options)), rates);
+        let mut got = dropped(Box::new(Cuda::new(driver, options)), rates);
         assert_close("losses", &got.losses(), &want.losses(), 1e-5);
         got.backward();
         want.backward();

@@ -167,7 +167,16 @@ struct Recipe {
 const DROPOUT: DropoutRates = DropoutRates { embd: 0.1, attn: 0.3, resid: 0.2 };
 
 const LARGE: Recipe = Recipe {
-    config: ModelConfig { maxT: 1024, V: 50257, Vp: 50304, L: 12, NH: 12, C: 768, qkv_bias: true },
+    config: ModelConfig {
+        maxT: 1024,
+        V: 50257,
+        Vp: 50304,
+        L: 12,
+        NH: 12,
+        C: 768,
+        qkv_bias: true,
+        lora: None,
+    },
     shape: BatchShape::new(64, 1024),
     grad_accum_steps: 8,
     dtype: Dtype::Bf16,
@@ -176,7 +185,7 @@ const LARGE: Recipe = Recipe {
 };
 
 const TINY: Recipe = Recipe {
-    config: ModelConfig { maxT: 24, V: 503, Vp: 512, L: 2, NH: 1, C: 64, qkv_bias: true },
+    config: ModelConfig { maxT: 24, V: 503, Vp: 512, L: 2, NH: 1, C: 64, qkv_bias: true, lora: None },
     shape: BatchShape::new(2, 24),
     grad_accum_steps: 3,
     dtype: Dtype::Bf16,

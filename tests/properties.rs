@@ -22,7 +22,16 @@ use warpsmith::tensor::Dtype;
 /// The shape of a tiny model.
 fn shapes() -> impl Strategy<Value = ModelConfig> {
     (1..20usize, 1..200usize, 1..4usize, 1..4usize, 1..5usize).prop_map(|(maxT, V, L, NH, size)| {
-        ModelConfig { maxT, V, Vp: V.next_multiple_of(128), L, NH, C: NH * size * 4, qkv_bias: true }
+        ModelConfig {
+            maxT,
+            V,
+            Vp: V.next_multiple_of(128),
+            L,
+            NH,
+            C: NH * size * 4,
+            qkv_bias: true,
+            lora: None,
+        }
     })
 }
 
@@ -83,6 +92,7 @@ proptest! {
             rank: 0,
             use_master_weights: master,
             muon: false,
+adapters: false,
             dtype: Dtype::F32,
             rng_state,
             rng_state_last_update,
@@ -97,7 +107,8 @@ proptest! {
             out.iter_mut().enumerate().for_each(|(i, x)| *x = value(kind, start + i));
             Ok(())
         };
-        let checkpoint = Checkpoint { config, dtype: Dtype::F32, state: Some(state.clone()) };
+        let base_model = String::new();
+        let checkpoint = Checkpoint { config, dtype: Dtype::F32, state: Some(state.clone()), base_model };
         checkpoint.save(directory.path(), &[1.5], source).unwrap();
         prop_assert_eq!(checkpoint::latest::<[f64; 1]>(directory.path()).unwrap().step, Some(step));
         let saved = Saved::open(directory.path(), step, 0).unwrap();

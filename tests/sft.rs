@@ -130,7 +130,8 @@ fn cpu() -> Box<dyn Ops> {
     Box::new(Cpu::new(Precision::F32).unwrap())
 }
 
-const TINY: ModelConfig = ModelConfig { maxT: T, V: 96, Vp: 128, L: 2, NH: 2, C: 32, qkv_bias: true };
+const TINY: ModelConfig =
+    ModelConfig { maxT: T, V: 96, Vp: 128, L: 2, NH: 2, C: 32, qkv_bias: true, lora: None };
 
 impl Recipe<'_> {
     fn new(B: usize, world_size: usize, grad_accum_steps: usize) -> Self {
@@ -281,7 +282,7 @@ fn packed_documents_are_the_documents_one_by_one() {
 #[test]
 fn kernels_take_the_same_step() {
     let recorded = Recorded::new();
-    let config = ModelConfig { maxT: T, V: 96, Vp: 128, L: 2, NH: 1, C: 64, qkv_bias: true };
+    let config = ModelConfig { maxT: T, V: 96, Vp: 128, L: 2, NH: 1, C: 64, qkv_bias: true, lora: None };
     let plain = Recipe { config, ..Recipe::new(2, 1, 3) };
     let want = step(&plain, &recorded);
     let device = |graphs| {

@@ -24,7 +24,8 @@ use warpsmith::tensor::Dtype;
 use warpsmith::trace::{Names, Op};
 
 /// That of `small.bin`.
-const CONFIG: ModelConfig = ModelConfig { maxT: 64, V: 503, Vp: 512, L: 2, NH: 2, C: 128, qkv_bias: true };
+const CONFIG: ModelConfig =
+    ModelConfig { maxT: 64, V: 503, Vp: 512, L: 2, NH: 2, C: 128, qkv_bias: true, lora: None };
 const SHAPE: BatchShape = BatchShape::new(1, 32);
 const MICRO_STEPS: usize = 2;
 const ROWS: [&str; 4] = ["step", "compute", "communication", "copies"];

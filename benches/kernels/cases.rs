@@ -128,6 +128,7 @@ fn others(config: &ModelConfig, shape: &StepShape) -> Vec<Call> {
         Call::Sum { out: f32(1), src: f32(B * T) },
         // The matrices of a layer.
         Call::Add { dst: x(12 * C * C), src: x(12 * C * C) },
+        Call::Scale { dst: x(12 * C * C), factor: 0.5 },
         Call::MuonMomentum(MuonMomentum {
             grads: x(12 * C * C),
             m: f32(12 * C * C),
@@ -149,11 +150,12 @@ fn others(config: &ModelConfig, shape: &StepShape) -> Vec<Call> {
     ]
 }
 
-/// Returns the kernel with its name and shape in records, where those of fill and add have columns.
+/// Returns the kernel with its name and shape in records, where those of fill, add and scale have columns.
 fn as_recorded(kernel: Kernel, config: &ModelConfig) -> Kernel {
     let name = match kernel.name {
         "fill" => "fill with ones",
         "add" => "add",
+        "scale" => "scale",
         _ => return kernel,
     };
     let len: usize = kernel.shape.parse().expect("a length");
@@ -162,9 +164,9 @@ fn as_recorded(kernel: Kernel, config: &ModelConfig) -> Kernel {
 
 /// Shortens the tensors of an operation that has no rows.
 fn few_elements(mut op: Op) -> Op {
-    use Call::{AdamW, Add, Fill, MuonMomentum, MuonStep, NormSquared, Sum};
+    use Call::{AdamW, Add, Fill, MuonMomentum, MuonStep, NormSquared, Scale, Sum};
     let is_stream = matches!(op.call, AdamW(_) | MuonMomentum(_) | MuonStep(_) | Add { .. })
-        || matches!(op.call, NormSquared { .. } | Sum { .. } | Fill { .. });
+        || matches!(op.call, NormSquared { .. } | Sum { .. } | Fill { .. } | Scale { .. });
     if is_stream {
         op.call.for_each_tensor(|tensor, _| tensor.len = tensor.len.min(FEW_ELEMENTS));
     }

@@ -216,7 +216,7 @@ fn outputs(call: &Call) -> Vec<Output> {
             let master = a.master.map(|master| out("master", master, 0.0, 4));
             [out("params", a.params, 2.0, 4)].into_iter().chain(master).collect()
         }
-        Add { dst, .. } => vec![out("dst", dst, 1.0, 1)],
+        Add { dst, .. } | Scale { dst, .. } => vec![out("dst", dst, 1.0, 1)],
         NormSquared { out: o, ref src } => vec![out("out", o, 0.0, src.iter().map(|t| t.len).sum())],
         Sum { out: o, src } => vec![out("out", o, 0.0, src.len)],
         Fill { dst, .. } => vec![out("dst", dst, 0.0, 1)],

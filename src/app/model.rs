@@ -1,7 +1,7 @@
 //! A trained model, as commands read it; `warpsmith convert`.
 
 use crate::app::{corpus, note, print};
-use crate::checkpoint::{self, FoundModel, ModelFile};
+use crate::checkpoint::{self, Adapter, FoundModel, ModelFile};
 use crate::cli::flags::warpsmith::{ConvertArgs, NumberArgs};
 use crate::config::{ModelConfig, may_be_gpt2};
 use crate::data::imported;
@@ -114,9 +114,11 @@ pub(super) fn find(path: &Path) -> Result<FoundModel> {
 }
 
 pub fn convert(args: &ConvertArgs) -> Result<()> {
-    let ConvertArgs { input, output, dtype, force, .. } = args;
+    let ConvertArgs { input, output, dtype, force, adapter, .. } = args;
     checkpoint::ensure_free(output, *force)?;
     let is_npy = imported::is_npy(input) || output.extension().is_some_and(|end| end == "npy");
+    let is_model = !args.raw_tokens && !is_npy && !args.is_hellaswag();
+    ensure!(is_model || adapter.is_none(), "--adapter: expected a model as IN, to merge the adapters into");
     if args.raw_tokens || is_npy {
         return corpus::convert_tokens(args);
     }
@@ -128,7 +130,10 @@ pub fn convert(args: &ConvertArgs) -> Result<()> {
         return Ok(());
     }
     let found = find(input)?;
-    let model = saying("reading the model", false, || found.read())?;
+    let mut model = saying("reading the model", false, || found.read())?;
+    if let Some(dir) = adapter {
+        Adapter::read(dir, &model.config).context("--adapter")?.merge_into(&mut model);
+    }
     let tokenizer = ModelTokenizer::find(&found, &model.config)?.found;
     if !force {
         checkpoint::ensure_same_files(output, &model, *dtype, tokenizer.as_ref())?;

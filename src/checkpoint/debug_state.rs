@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     fn config() -> ModelConfig {
-        ModelConfig { maxT: 8, V: 96, Vp: 128, L: 1, NH: 2, C: 8, qkv_bias: true }
+        ModelConfig { maxT: 8, V: 96, Vp: 128, L: 1, NH: 2, C: 8, qkv_bias: true, lora: None }
     }
 
     fn state() -> DebugState {

@@ -8,15 +8,23 @@
 //!   removed first, so that a step with this file is complete at any moment. llm.c's is empty, and
 //!   llm.c only looks whether it exists.
 //!
+//! In runs that train adapters (LoRA), `model_%08d.bin` is the merged model, and beside it are:
+//!
+//! - `adapter_%08d/`: the adapters, as PEFT saves them;
+//! - `base.bin`: the frozen model, once for all checkpoints, and `base.crc32` with its digest.
+//!
 //! `model_best.bin` has the parameters with the lowest validation loss, and `model_best.crc32` its
 //! digest.
 
+use super::adapter::{self, Adapter};
+use super::digest::Sections;
 use super::model_bin::{self, ModelReader};
 use super::run_file::{self, RunFile};
 use super::state::StateReader;
-use super::stream::Sink;
+use super::stream::{Sink, TensorKind};
 use crate::config::ModelConfig;
 use crate::files;
+use crate::params::ParamLayout;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -29,6 +37,10 @@ use std::path::{Path, PathBuf};
 pub(super) const BEST: &str = "model_best.bin";
 pub(super) const BEST_DIGEST: &str = "model_best.crc32";
 
+/// The model that a run's adapters belong to.
+pub(super) const BASE: &str = "base.bin";
+pub(super) const BASE_DIGEST: &str = "base.crc32";
+
 /// Bytes that a file with one digest may have.
 pub(super) const LINE_BYTES: u64 = 1 << 10;
 
@@ -38,6 +50,11 @@ pub fn model_path(dir: &Path, step: u64) -> PathBuf {
 
 pub fn state_path(dir: &Path, step: u64, rank: usize) -> PathBuf {
     dir.join(format!("state_{step:08}_{rank:05}.bin"))
+}
+
+/// The folder of the adapters.
+pub fn adapter_path(dir: &Path, step: u64) -> PathBuf {
+    dir.join(format!("adapter_{step:08}"))
 }
 
 pub fn run_path(dir: &Path, step: u64) -> PathBuf {
@@ -50,6 +67,22 @@ pub fn done_path(dir: &Path, step: u64) -> PathBuf {
 
 pub(super) fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// The name of a file in a run file: its path from the run's directory on.
+pub(super) fn key(dir: &Path, path: &Path) -> String {
+    path.strip_prefix(dir).unwrap_or(path).to_string_lossy().into_owned()
+}
+
+/// Removes a directory and what is in it, if it exists, and syncs the removal.
+pub(super) fn remove_directory(path: &Path) -> Result<()> {
+    let removed = match fs::remove_dir_all(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other,
+    };
+    removed
+        .and_then(|()| files::sync_directory(path))
+        .with_context(|| format!("cannot remove {}", path.display()))
 }
 
 /// Removes a file, if it exists, and syncs the removal.
@@ -67,7 +100,11 @@ pub(super) fn remove(path: &Path) -> Result<()> {
 pub struct Saved {
     /// `None` for a checkpoint of llm.c.
     pub run: Option<RunFile>,
+    /// The shape of the model, with its adapters if it has any.
+    pub config: ModelConfig,
+    /// The model; without the adapters, if it has any.
     pub model: ModelReader,
+    pub adapter: Option<Adapter>,
     pub state: StateReader,
 }
 
@@ -78,16 +115,36 @@ impl Saved {
     /// One line that names the missing or invalid file.
     pub fn open(dir: &Path, step: u64, rank: usize) -> Result<Saved> {
         let run = read_run(dir, step)?.map(|(run, _)| run);
-        let model = ModelReader::open(&model_path(dir, step))?;
-        let state = open_state(dir, step, rank, &model.config)?;
-        Ok(Saved { run, model, state })
+        let has_adapter = run.as_ref().is_some_and(|run| has_adapter(run, step));
+        let path = if has_adapter { dir.join(BASE) } else { model_path(dir, step) };
+        let model = ModelReader::open(&path)?;
+        let read = || Adapter::read(&adapter_path(dir, step), &model.config);
+        let adapter = has_adapter.then(read).transpose()?;
+        let config = ModelConfig { lora: adapter.as_ref().map(|adapter| adapter.lora), ..model.config };
+        let state = open_state(dir, step, rank, &config)?;
+        Ok(Saved { run, config, model, adapter, state })
     }
 
-    /// Passes all tensors to `sink`: the parameters, m, v, and master weights if there are any.
+    /// Passes all tensors to `sink`: the parameters, the adapters if there are any, m, v, and
+    /// master weights if there are any.
     pub fn restore(self, sink: &mut Sink) -> Result<()> {
+        let own = ParamLayout::new(&self.model.config).len();
         self.model.read(sink)?;
+        if let Some(Adapter { values, .. }) = &self.adapter {
+            sink(TensorKind::Params, own, values)?;
+        }
         self.state.read(sink)
     }
+}
+
+/// Whether a checkpoint has adapters.
+fn has_adapter(run: &RunFile, step: u64) -> bool {
+    run.files.contains_key(&adapter_key(step, adapter::WEIGHTS))
+}
+
+/// The name in a run file of one of the files of adapters.
+fn adapter_key(step: u64, name: &str) -> String {
+    key(Path::new(""), &adapter_path(Path::new(""), step).join(name))
 }
 
 /// Opens the state file of `rank` in the checkpoint of `step`.
@@ -126,12 +183,13 @@ pub fn read_run(dir: &Path, step: u64) -> Result<Option<(RunFile, bool)>> {
 /// be checked, if there are any.
 pub(super) fn verify<T: DeserializeOwned + Serialize>(dir: &Path, step: u64) -> Result<Option<String>> {
     let run = read_run(dir, step)?;
-    let ModelReader { config, dtype, .. } = ModelReader::open(&model_path(dir, step))?;
+    let ModelReader { mut config, dtype, .. } = ModelReader::open(&model_path(dir, step))?;
+    let mut files = vec![(model_path(dir, step), model_bin::sections(&config, dtype))];
+    if run.as_ref().is_some_and(|(run, _)| has_adapter(run, step)) {
+        files.extend(adapter_files(dir, step, &mut config)?);
+    }
     let first = open_state(dir, step, 0, &config)?.state;
-    let mut files = vec![
-        (model_path(dir, step), model_bin::sections(&config, dtype)),
-        (state_path(dir, step, 0), first.sections(&config)),
-    ];
+    files.push((state_path(dir, step, 0), first.sections(&config)));
     for rank in 1..first.num_processes {
         let state = open_state(dir, step, rank, &config)?.state;
         files.push((state_path(dir, step, rank), state.sections(&config)));
@@ -143,7 +201,7 @@ pub(super) fn verify<T: DeserializeOwned + Serialize>(dir: &Path, step: u64) -> 
         )));
     };
     run.trainer::<T>()?;
-    let (expected, found) = (files.iter().map(|(path, _)| file_name(path)), run.files.keys().cloned());
+    let (expected, found) = (files.iter().map(|(path, _)| key(dir, path)), run.files.keys().cloned());
     ensure!(
         expected.collect::<BTreeSet<_>>() == found.collect(),
         "{}: expected the digests of the checkpoint's other {} files, found others",
@@ -151,12 +209,25 @@ pub(super) fn verify<T: DeserializeOwned + Serialize>(dir: &Path, step: u64) -> 
         files.len()
     );
     for (path, sections) in &files {
-        run.files[&file_name(path)].check(path, sections)?;
+        run.files[&key(dir, path)].check(path, sections)?;
     }
     Ok((!checked).then(|| {
         let run = run_path(dir, step);
         format!("{}: an earlier version wrote no checksum of it, so damage cannot be noticed", run.display())
     }))
+}
+
+/// The files of a checkpoint's adapters and of the model that they belong to, whose shape is that of
+/// the merged model. It gets the adapters.
+fn adapter_files(dir: &Path, step: u64, config: &mut ModelConfig) -> Result<Vec<(PathBuf, Sections)>> {
+    let (base, folder) = (dir.join(BASE), adapter_path(dir, step));
+    let ModelReader { config: found, dtype, .. } = ModelReader::open(&base)?;
+    ensure!(found == *config, "{}: expected the shape {config}, found {found}", base.display());
+    let Adapter { lora, .. } = Adapter::read(&folder, config)?;
+    let of_base = model_bin::sections(config, dtype);
+    config.lora = Some(lora);
+    let weights = (folder.join(adapter::WEIGHTS), adapter::sections(config, &lora));
+    Ok(vec![(base, of_base), weights, (folder.join(adapter::CONFIG), Vec::new())])
 }
 
 /// The checkpoint to resume from.
@@ -259,9 +330,10 @@ pub(super) fn step_of_any(name: &str) -> Option<u64> {
         rank.parse::<usize>().ok().filter(|number| rank == format!("{number:05}"))?;
         step_of(step, "", "")
     };
-    let [run, model, done] = [("run_", ".json"), ("model_", ".bin"), ("DONE_", "")]
-        .map(|(prefix, suffix)| step_of(name, prefix, suffix));
-    run.or(model).or(done).or_else(state)
+    let [run, model, done, adapter] =
+        [("run_", ".json"), ("model_", ".bin"), ("DONE_", ""), ("adapter_", "")]
+            .map(|(prefix, suffix)| step_of(name, prefix, suffix));
+    run.or(model).or(done).or(adapter).or_else(state)
 }
 
 /// Removes what killed runs left half-written: it may be as large as a checkpoint.
@@ -274,7 +346,7 @@ pub fn remove_temporaries(dir: &Path) -> Result<()> {
 
 /// Whether a file is the temporary of a run's file.
 fn is_temporary(name: &str) -> bool {
-    const OURS: [&str; 6] = ["model_", "state_", "run_", "DONE_", "main.log", "metrics.jsonl"];
+    const OURS: [&str; 7] = ["model_", "state_", "run_", "DONE_", "base.", "main.log", "metrics.jsonl"];
     let ours = |name: &str| OURS.iter().any(|prefix| name.starts_with(prefix));
     files::final_name(name).is_some_and(ours)
 }
@@ -283,6 +355,7 @@ fn is_temporary(name: &str) -> bool {
 fn remove_step(dir: &Path, step: u64, names: &[String]) -> Result<()> {
     remove(&done_path(dir, step))?;
     remove(&model_path(dir, step))?;
+    remove_directory(&adapter_path(dir, step))?;
     let prefix = format!("state_{step:08}_");
     for name in names.iter().filter(|name| name.starts_with(&prefix) && name.ends_with(".bin")) {
         remove(&dir.join(name))?;

@@ -2,7 +2,7 @@
 
 use super::digest::Digest;
 use super::directory::{
-    self, BEST, BEST_DIGEST, LINE_BYTES, Latest, done_path, file_name, model_path, read_run, steps,
+    self, BASE, BEST, BEST_DIGEST, LINE_BYTES, Latest, done_path, file_name, model_path, read_run, steps,
 };
 use super::model_bin::{self, ModelReader};
 use super::run_file::RunFile;
@@ -165,8 +165,8 @@ pub fn ensure_free(path: &Path, force: bool) -> Result<()> {
     if let Some(step) = step {
         bail!("{}: a file of the checkpoint of step {step}; choose another name", path.display());
     }
-    let is_best = name == BEST && !steps(dir)?.is_empty();
-    ensure!(!is_best, "{}: a file of the run in that folder; choose another name", path.display());
+    let of_run = [BASE, BEST].contains(&name.as_str()) && !steps(dir)?.is_empty();
+    ensure!(!of_run, "{}: a file of the run in that folder; choose another name", path.display());
     ensure!(
         force || path.symlink_metadata().is_err(),
         "{}: already exists; give --force to replace it, or choose another name",

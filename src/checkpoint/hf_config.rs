@@ -95,6 +95,7 @@ pub(super) fn read(path: &Path) -> Result<(ModelConfig, DropoutRates)> {
         NH: hf.n_head,
         C: hf.n_embd,
         qkv_bias: hf.qkv_bias,
+        lora: None,
     };
     config.validate().with_context(at)?;
     let dropout = DropoutRates { embd: hf.embd_pdrop, attn: hf.attn_pdrop, resid: hf.resid_pdrop };

@@ -4,6 +4,7 @@
 //!
 //! Errors are chains; printed with `{:#}` they are one line.
 
+mod adapter;
 pub mod debug_state;
 mod digest;
 mod directory;
@@ -16,14 +17,15 @@ mod save;
 pub mod state;
 mod stream;
 
+pub use adapter::Adapter;
 pub use debug_state::DebugState;
 pub use directory::{
-    Latest, Saved, done_path, ensure_fresh, latest, model_path, prune, read_run, remove_temporaries,
-    run_path, state_path, steps,
+    Latest, Saved, adapter_path, done_path, ensure_fresh, latest, model_path, prune, read_run,
+    remove_temporaries, run_path, state_path, steps,
 };
 pub use find::{FoundModel, ensure_free, ensure_same_files, find_model};
 pub use run_file::{Float, RunFile};
-pub use save::{Checkpoint, Copied};
+pub use save::{Base, Checkpoint, Copied};
 pub use state::State;
 pub use stream::{Sink, Source, TensorKind};
 

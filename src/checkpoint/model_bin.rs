@@ -49,7 +49,7 @@ impl ModelReader {
             "{}: expected 0 or 1 in header field {NO_QKV_BIAS}, found {no_bias}",
             at()
         );
-        let config = ModelConfig { maxT, V, Vp, L, NH, C, qkv_bias: no_bias == 0 };
+        let config = ModelConfig { maxT, V, Vp, L, NH, C, qkv_bias: no_bias == 0, lora: None };
         config.validate().map_err(|e| e.context(format!("{}: the header is not valid", at())))?;
         // 128 bits, as the header may claim more bytes than fit in 64.
         let expected = HEADER_BYTES as u128 + ParamLayout::new(&config).len() as u128 * dtype.size() as u128;

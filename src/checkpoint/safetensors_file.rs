@@ -106,14 +106,14 @@ pub(super) fn files_in(dir: &Path) -> Result<Option<Vec<PathBuf>>> {
 }
 
 /// The open safetensors files of one model.
-struct Tensors {
+pub(super) struct Tensors {
     files: Vec<(PathBuf, File)>,
     /// File, start of the data and description of each tensor, by its name without [`PREFIX`].
     index: BTreeMap<String, (usize, u64, TensorInfo)>,
 }
 
 impl Tensors {
-    fn open(paths: &[PathBuf]) -> Result<Tensors> {
+    pub fn open(paths: &[PathBuf]) -> Result<Tensors> {
         let mut tensors = Tensors { files: Vec::new(), index: BTreeMap::new() };
         for path in paths {
             let (mut file, _) = files::open(path)?;
@@ -140,12 +140,16 @@ impl Tensors {
         Ok(tensors)
     }
 
-    fn shape(&self, name: &str) -> Option<&[usize]> {
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.index.keys().map(String::as_str)
+    }
+
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.index.get(name).map(|(_, _, info)| info.shape.as_slice())
     }
 
     /// Reads all elements of an existing tensor as f32.
-    fn read(&mut self, name: &str) -> Result<Vec<f32>> {
+    pub fn read(&mut self, name: &str) -> Result<Vec<f32>> {
         let (file, start, info) = &self.index[name];
         let (path, file) = &mut self.files[*file];
         let mut bytes = vec![0; info.data_offsets.1 - info.data_offsets.0];
@@ -241,7 +245,7 @@ fn config_of(tensors: &Tensors, path: &Path) -> Result<(ModelConfig, DropoutRate
         at()
     );
     let Vp = V.checked_next_multiple_of(VOCAB_PADDING).unwrap_or(0);
-    let config = ModelConfig { maxT, V, Vp, L, NH: C / 64, C, qkv_bias: true };
+    let config = ModelConfig { maxT, V, Vp, L, NH: C / 64, C, qkv_bias: true, lora: None };
     config.validate().with_context(at)?;
     Ok((config, DropoutRates::NONE))
 }
@@ -265,6 +269,28 @@ fn check_tensors(tensors: &Tensors, all: &[Stored]) -> Result<()> {
     }
 }
 
+/// The bytes of a safetensors file before its data: names and shapes of tensors, one after the other,
+/// with elements of `size` bytes.
+pub(super) fn header(
+    dtype: StoredDtype,
+    size: usize,
+    tensors: impl Iterator<Item = (String, Vec<usize>)>,
+) -> Result<Vec<u8>> {
+    let mut end = 0;
+    let infos = tensors.map(|(name, shape)| {
+        let start = end;
+        end += shape.iter().product::<usize>() * size;
+        (name, TensorInfo { dtype, shape, data_offsets: (start, end) })
+    });
+    // `transformers` rejects files that do not name a framework.
+    let framework = HashMap::from([("format".to_string(), "pt".to_string())]);
+    let metadata = Metadata::new(Some(framework), infos.collect())?;
+    let mut json = serde_json::to_vec(&metadata)?;
+    // This aligns the data for readers that map the file.
+    json.resize(json.len().next_multiple_of(8), b' ');
+    Ok([&(json.len() as u64).to_le_bytes()[..], &json].concat())
+}
+
 /// Writes `model` to the safetensors file at `path`, in F32, BF16 or F16, and a `config.json` next
 /// to it, which names the end-of-text token `eot`. The names are those that `GPT2LMHeadModel` saves
 /// and loads.
@@ -278,22 +304,9 @@ pub(super) fn write(path: &Path, model: &ModelFile, dtype: Dtype, eot: Option<u3
         }
     };
     let all = stored(&model.config);
-    let mut end = 0;
-    let infos = all.iter().map(|tensor| {
-        let start = end;
-        end += tensor.range.len() * size;
-        let info =
-            TensorInfo { dtype: stored_dtype, shape: tensor.shape.clone(), data_offsets: (start, end) };
-        (format!("{PREFIX}{}", tensor.name), info)
-    });
-    // `transformers` rejects files that do not name a framework.
-    let framework = HashMap::from([("format".to_string(), "pt".to_string())]);
-    let metadata = Metadata::new(Some(framework), infos.collect())?;
-    let mut header = serde_json::to_vec(&metadata)?;
-    // This aligns the data for readers that map the file.
-    header.resize(header.len().next_multiple_of(8), b' ');
+    let named = all.iter().map(|tensor| (format!("{PREFIX}{}", tensor.name), tensor.shape.clone()));
+    let header = header(stored_dtype, size, named)?;
     files::write(path, |out| {
-        out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
         let mut out = FloatWriter::new(out, dtype);
         for tensor in &all {

@@ -2,23 +2,25 @@
 
 use super::digest::{self, Digest};
 use super::directory::{
-    BEST, BEST_DIGEST, done_path, file_name, model_path, remove, remove_temporaries, run_path, state_path,
+    BASE, BASE_DIGEST, BEST, BEST_DIGEST, LINE_BYTES, adapter_path, done_path, key, model_path, remove,
+    remove_directory, remove_temporaries, run_path, state_path,
 };
 use super::run_file::RunFile;
 use super::state::State;
 use super::stream::{self, Source, TensorKind};
-use super::{model_bin, state};
-use crate::config::ModelConfig;
+use super::{adapter, model_bin, state};
+use crate::config::{Lora, ModelConfig};
 use crate::files;
 use crate::memory;
 use crate::params::ParamLayout;
 use crate::tensor::Dtype;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use memmap2::MmapMut;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::Path;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::slice::from_ref;
 
 /// A checkpoint to write, without its tensors and the trainer's own state; or the best model so
@@ -29,19 +31,57 @@ pub struct Checkpoint {
     pub dtype: Dtype,
     /// `None` for the best model.
     pub state: Option<State>,
+    /// The model that adapters belong to, as PEFT finds it. Unused without adapters.
+    pub base_model: String,
+}
+
+/// The frozen model of a run that trains adapters, `base.bin`: written once, as checkpoints have
+/// the merged one, from which the two cannot be told apart again.
+pub struct Base {
+    pub config: ModelConfig,
+    /// Type of the parameters, F32 or Bf16.
+    pub dtype: Dtype,
+}
+
+impl Base {
+    /// Writes the file and its digest.
+    ///
+    /// # Errors
+    /// Those of [`files::write`].
+    pub fn save(&self, dir: &Path, source: &mut Source) -> Result<()> {
+        remove(&dir.join(BASE_DIGEST))?;
+        let digest = model_bin::write(&dir.join(BASE), &self.config.without_lora(), self.dtype, source)?;
+        write_line(&dir.join(BASE_DIGEST), &digest.line(BASE))
+    }
+
+    /// Makes the calls of `source` that [`Base::save`] makes.
+    ///
+    /// # Errors
+    /// Those of `source`.
+    pub fn participate(&self, source: &mut Source) -> Result<()> {
+        stream::ask(TensorKind::Params, from_ref(&own(&self.config)), source)
+    }
+}
+
+/// The elements of a model's own parameters.
+fn own(config: &ModelConfig) -> Range<usize> {
+    0..ParamLayout::new(config).adapters().start
 }
 
 /// The bytes of a checkpoint's files in memory. They are mapped, so that the system has the memory
 /// back at once.
 pub struct Copied {
     model: MmapMut,
+    adapter: MmapMut,
     state: MmapMut,
 }
 
 /// A file with tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
+    /// The model, with its adapters merged.
     Model,
+    Adapter,
     State,
 }
 
@@ -63,16 +103,21 @@ impl Checkpoint {
     /// Those of [`Checkpoint::save`].
     pub fn save_copy(&self, dir: &Path, trainer: &impl Serialize, copied: &Copied) -> Result<()> {
         self.write(dir, trainer, &mut |part, out| {
-            let bytes = if part == Part::Model { &copied.model } else { &copied.state };
+            let bytes = match part {
+                Part::Model => &copied.model,
+                Part::Adapter => &copied.adapter,
+                Part::State => &copied.state,
+            };
             Ok(out.write_all(bytes)?)
         })
     }
 
-    /// Bytes of the model file and of the state file.
-    fn sizes(&self) -> [usize; 2] {
-        let len = ParamLayout::new(&self.config).len();
+    /// Bytes of the model file, of the adapters' and of the state file.
+    fn sizes(&self) -> [usize; 3] {
+        let model = model_bin::size(own(&self.config).len(), self.dtype);
+        let adapter = self.adapter().map_or(0, |lora| adapter::size(&self.config, &lora));
         let state = self.state.as_ref().map_or(0, |state| state.size(&self.config));
-        [model_bin::size(len, self.dtype), state]
+        [model, adapter, state]
     }
 
     /// Bytes of memory that [`Self::copy`] takes.
@@ -86,17 +131,21 @@ impl Checkpoint {
     /// # Errors
     /// Those of `source`.
     pub fn copy(&self, source: &mut Source) -> Result<Option<Copied>> {
-        let [model, state] = self.sizes();
-        let needed = (model + state) as u64;
+        let [model, adapter, state] = self.sizes();
+        let needed = (model + adapter + state) as u64;
         if memory::available().is_some_and(|available| available < needed + needed / 8) {
             return Ok(None);
         }
         // A map cannot be empty.
         let reserve = |bytes: usize| MmapMut::map_anon(bytes.max(1)).ok();
-        let (Some(mut model), Some(mut state)) = (reserve(model), reserve(state)) else { return Ok(None) };
+        let [Some(mut model), Some(mut adapter), Some(mut state)] = [model, adapter, state].map(reserve)
+        else {
+            return Ok(None);
+        };
         self.encode(Part::Model, source, &mut &mut model[..])?;
+        self.encode(Part::Adapter, source, &mut &mut adapter[..])?;
         self.encode(Part::State, source, &mut &mut state[..])?;
-        Ok(Some(Copied { model, state }))
+        Ok(Some(Copied { model, adapter, state }))
     }
 
     /// Makes the calls of `source` that [`Checkpoint::save`] makes, and writes nothing. Rank 0
@@ -105,19 +154,48 @@ impl Checkpoint {
     /// # Errors
     /// Those of `source`.
     pub fn participate(&self, source: &mut Source) -> Result<()> {
-        let all = 0..ParamLayout::new(&self.config).len();
-        stream::ask(TensorKind::Params, from_ref(&all), source)?;
+        let (own, adapters) = (own(&self.config), ParamLayout::new(&self.config).adapters());
+        let of_adapter = self.adapter().map(|_| &adapters);
+        for range in self.config.lora.map(|_| &adapters).into_iter().chain([&own]).chain(of_adapter) {
+            stream::ask(TensorKind::Params, from_ref(range), source)?;
+        }
         let Some(state) = &self.state else { return Ok(()) };
         let mut kinds = state.kinds().iter();
         kinds.try_for_each(|&kind| stream::ask(kind, &state.ranges(kind, &self.config), source))
     }
 
     fn encode(&self, part: Part, source: &mut Source, out: &mut dyn Write) -> Result<()> {
-        match (part, &self.state) {
-            (Part::Model, _) => model_bin::encode(&self.config, self.dtype, source, out),
-            (Part::State, Some(state)) => state::encode(state, &self.config, source, out),
-            (Part::State, None) => Ok(()),
+        let adapters = |source: &mut Source| {
+            stream::collect(TensorKind::Params, ParamLayout::new(&self.config).adapters(), source)
+        };
+        match part {
+            Part::Model if self.config.lora.is_some() => {
+                let (config, values) = (&self.config, adapters(source)?);
+                model_bin::encode(
+                    &config.without_lora(),
+                    self.dtype,
+                    &mut |kind, start, out| {
+                        source(kind, start, out)?;
+                        adapter::merge(config, &values, start, out);
+                        Ok(())
+                    },
+                    out,
+                )
+            }
+            Part::Model => model_bin::encode(&self.config, self.dtype, source, out),
+            Part::Adapter => self
+                .adapter()
+                .map_or(Ok(()), |lora| adapter::encode(&self.config, &lora, &adapters(source)?, out)),
+            Part::State => {
+                let encode = |state| state::encode(state, &self.config, source, out);
+                self.state.as_ref().map_or(Ok(()), encode)
+            }
         }
+    }
+
+    /// The adapters that are written in files of their own; the best model has none.
+    fn adapter(&self) -> Option<Lora> {
+        self.config.lora.filter(|_| self.state.is_some())
     }
 
     fn write(
@@ -127,7 +205,7 @@ impl Checkpoint {
         fill: &mut dyn FnMut(Part, &mut dyn Write) -> Result<()>,
     ) -> Result<()> {
         remove_temporaries(dir)?;
-        let model = model_bin::sections(&self.config, self.dtype);
+        let model = model_bin::sections(&self.config.without_lora(), self.dtype);
         let Some(state) = &self.state else {
             let (path, digest_path) = (dir.join(BEST), dir.join(BEST_DIGEST));
             // As with DONE, it must never be that of another file.
@@ -139,14 +217,48 @@ impl Checkpoint {
         // Remove DONE first: it must never cover files of two different runs.
         remove(&done_path(dir, step))?;
         let mut digests = BTreeMap::new();
-        let state = (Part::State, state_path(dir, step, rank), state.sections(&self.config));
-        for (part, path, sections) in [(Part::Model, model_path(dir, step), model), state] {
+        let mut parts = vec![
+            (Part::Model, model_path(dir, step), model),
+            (Part::State, state_path(dir, step, rank), state.sections(&self.config)),
+        ];
+        if let Some(lora) = self.adapter() {
+            let folder = adapter_path(dir, step);
+            self.begin_adapter(dir, &folder, &lora, &mut digests)?;
+            parts.insert(
+                1,
+                (Part::Adapter, folder.join(adapter::WEIGHTS), adapter::sections(&self.config, &lora)),
+            );
+        }
+        for (part, path, sections) in parts {
             let digest: Digest = digest::write(&path, sections, |out| fill(part, out))?;
-            digests.insert(file_name(&path), digest);
+            digests.insert(key(dir, &path), digest);
         }
         let path = run_path(dir, step);
         let digest = RunFile::new(step, digests, trainer)?.write(&path)?;
-        write_line(&done_path(dir, step), &digest.line(&file_name(&path)))
+        write_line(&done_path(dir, step), &digest.line(&key(dir, &path)))
+    }
+
+    /// Makes the folder of the adapters with its config, and notes the digests of that and of the
+    /// model that they belong to.
+    fn begin_adapter(
+        &self,
+        dir: &Path,
+        folder: &Path,
+        lora: &Lora,
+        digests: &mut BTreeMap<String, Digest>,
+    ) -> Result<()> {
+        // An earlier one may be half-written.
+        remove_directory(folder)?;
+        std::fs::create_dir(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        let (path, text) = (folder.join(adapter::CONFIG), adapter::config_text(lora, &self.base_model));
+        let digest = digest::write(&path, Vec::new(), |out| Ok(out.write_all(text.as_bytes())?))?;
+        digests.insert(key(dir, &path), digest);
+        let path: PathBuf = dir.join(BASE_DIGEST);
+        let line = files::read(&path, LINE_BYTES)?;
+        let digest = Digest::parse_line(&String::from_utf8_lossy(&line));
+        let digest = digest.with_context(|| format!("{}: expected a digest", path.display()))?;
+        digests.insert(BASE.to_owned(), digest);
+        Ok(())
     }
 }
 

@@ -3,15 +3,15 @@
 //! optionally master weights in f32, and the position of the data loader.
 //!
 //! llm.c knows AdamW with f32 moments. The state of Muon, or with bf16 moments, has a version of
-//! its own: header field 6 is 1 for Muon, which has no v of the blocks' matrices, and field 7 is 1
-//! if m and v are bf16.
+//! its own: header field 6 is 1 for Muon, which has no v of the blocks' matrices, field 7 is 1 if m
+//! and v are bf16, and field 8 if the tensors are those of the adapters of LoRA alone.
 
 use super::digest::Sections;
 use super::stream::{self, Sink, Source, TensorKind};
 use crate::config::ModelConfig;
 use crate::data::loader::{LoaderState, ShuffleState};
 use crate::llmc::{HEADER_BYTES, Header, STATE};
-use crate::params::{PARAMS, ParamLayout, ParamSpec};
+use crate::params::{self, ParamLayout, ParamSpec};
 use crate::rng::Mt19937;
 use crate::tensor::Dtype;
 use anyhow::{Context, Result, bail, ensure};
@@ -34,6 +34,8 @@ pub struct State {
     pub use_master_weights: bool,
     /// Whether Muon updates the blocks' matrices, which then have no [`TensorKind::V`].
     pub muon: bool,
+    /// Whether the model has adapters, which then alone have state.
+    pub adapters: bool,
     /// Type of m and v, F32 or Bf16.
     pub dtype: Dtype,
     /// State of the generator of stochastic rounding, now and before the last update.
@@ -49,9 +51,11 @@ impl State {
             i32::try_from(value).with_context(|| format!("{name} is {value}, more than the format can hold"))
         };
         let is_bf16 = self.dtype == Dtype::Bf16;
-        let mut header = Header::new(&STATE, if self.muon || is_bf16 { OTHER_OPTIMIZER } else { VERSION });
+        let other = self.muon || is_bf16 || self.adapters;
+        let mut header = Header::new(&STATE, if other { OTHER_OPTIMIZER } else { VERSION });
         header.set(6, i32::from(self.muon));
         header.set(7, i32::from(is_bf16));
+        header.set(8, i32::from(self.adapters));
         header.set(2, small("the number of processes", self.num_processes as u64)?);
         header.set(3, small("the rank", self.rank as u64)?);
         header.set(4, i32::from(self.use_master_weights));
@@ -75,13 +79,14 @@ impl State {
 
     /// Whether the file holds this kind of a parameter.
     fn holds(&self, kind: TensorKind, spec: &ParamSpec) -> bool {
-        !(self.muon && kind == TensorKind::V && spec.is_block_matrix())
+        let of_muon = self.muon && kind == TensorKind::V && spec.is_block_matrix();
+        spec.is_adapter() == self.adapters && !of_muon
     }
 
     /// The elements of a kind that the file holds, in the order of files.
     pub(super) fn ranges(&self, kind: TensorKind, config: &ModelConfig) -> Vec<Range<usize>> {
         let layout = ParamLayout::new(config);
-        let held = PARAMS.iter().filter(|spec| self.holds(kind, spec));
+        let held = params::all(config).filter(|spec| self.holds(kind, spec));
         let mut ranges: Vec<Range<usize>> = Vec::new();
         for range in held.map(|spec| layout.range(spec.param)) {
             match ranges.last_mut().filter(|last| last.end == range.start) {
@@ -195,6 +200,7 @@ fn read_state(header: &Header, file: &mut File, bytes: u64, config: &ModelConfig
         rank: rank as usize,
         use_master_weights: flag(4)?,
         muon: other_optimizer && flag(6)?,
+        adapters: other_optimizer && flag(8)?,
         dtype: if other_optimizer && flag(7)? { Dtype::Bf16 } else { Dtype::F32 },
         rng_state: header.u64(20),
         rng_state_last_update: header.u64(22),
@@ -204,6 +210,9 @@ fn read_state(header: &Header, file: &mut File, bytes: u64, config: &ModelConfig
             shuffle: None,
         },
     };
+    let of = |adapters| if adapters { "adapters" } else { "a whole model" };
+    let (expected, found) = (of(config.lora.is_some()), of(state.adapters));
+    ensure!(expected == found, "expected the state of {expected}, found that of {found}");
     let tensors = state.tensors_end(config) as u64;
     let mut rest = bytes.checked_sub(tensors).with_context(|| {
         let len = ParamLayout::new(config).len();

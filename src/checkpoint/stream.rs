@@ -3,7 +3,7 @@
 
 use super::digest::Sections;
 use crate::config::ModelConfig;
-use crate::params::{PARAMS, ParamLayout, ParamSpec};
+use crate::params::{self, ParamLayout, ParamSpec};
 use crate::tensor::{self, Dtype};
 use anyhow::{Context, Result, bail};
 use half::bf16;
@@ -47,7 +47,7 @@ impl TensorKind {
             end += (layout.range(spec.param).len() * dtype.size()) as u64;
             (format!("{}{}", self.prefix(), spec.name), start..end)
         };
-        PARAMS.iter().filter(|spec| holds(spec)).map(section).collect()
+        params::all(config).filter(|spec| holds(spec)).map(section).collect()
     }
 }
 
@@ -127,6 +127,14 @@ impl<'a> FloatWriter<'a> {
         }
         Ok(())
     }
+}
+
+/// Reads elements of `kind` into memory, with the calls that [`write`] makes.
+pub(super) fn collect(kind: TensorKind, range: Range<usize>, source: &mut Source) -> Result<Vec<f32>> {
+    let mut values = vec![0.0; range.len()];
+    let first = range.start;
+    chunks(&[range], |start, n| source(kind, start, &mut values[start - first..][..n]))?;
+    Ok(values)
 }
 
 /// Makes the calls of `source` that [`write`] makes.

@@ -66,6 +66,7 @@ impl TrainArgs {
         self.check_files()?;
         self.check_schedule()?;
         self.check_update()?;
+        self.check_lora()?;
         self.check_evaluation()?;
         self.rendezvous()?;
         // A run that resumes does not need it, and it may be gone.

@@ -83,7 +83,7 @@ mod tests {
     #[test]
     fn it_is_the_mean_over_tokens_and_starts_over_each_time() {
         let shape = BatchShape::new(2, 8);
-        let config = ModelConfig { maxT: 8, V: 96, Vp: 128, L: 1, NH: 2, C: 16, qkv_bias: true };
+        let config = ModelConfig { maxT: 8, V: 96, Vp: 128, L: 1, NH: 2, C: 16, qkv_bias: true, lora: None };
         let options = ModelOptions {
             B: 2,
             T: 8,

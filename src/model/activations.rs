@@ -1,7 +1,7 @@
 //! The buffers of one micro-batch. Names and shapes are llm.c's.
 
 use super::{BatchShape, ModelOptions};
-use crate::config::{DropoutRates, ModelConfig, logits_rows};
+use crate::config::{DropoutRates, Lora, ModelConfig, logits_rows};
 use crate::params::frozen::Frozen;
 use crate::sharding::Sharding;
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
@@ -83,8 +83,34 @@ pub struct Activations {
     pub scratch_btc: Tensor,      // (N, C), backward only
     pub scratch_bt4c: Tensor,     // (N, 4C), backward only
     pub dresidual: Tensor,        // (N, C), backward only
+    /// Of the adapters, if there are any.
+    pub lora: Option<LoraBuffers>,
     /// Scalars of a step: loss sum, squared gradient norm, votes to stop; and dloss.
     pub scalars: Tensor, // (4) f32
+}
+
+/// The buffers of an adapter's passes, which all adapters share.
+#[derive(Clone, Copy, Debug)]
+pub struct LoraBuffers {
+    /// (N, r): the input times A.
+    pub h: Tensor,
+    /// (N, r), backward only.
+    pub dh: Tensor,
+    /// The adapter's output, and without dropout twice that, or the gradient of its input.
+    pub wide: Tensor,
+}
+
+impl LoraBuffers {
+    fn plan(lora: &Lora, C: usize, X: Dtype, backward_rows: usize, p: &mut Planner) -> Self {
+        let widths = [3 * C, 2 * C, 4 * C, 4 * C];
+        let width = widths.into_iter().zip(lora.targets).filter(|(_, on)| *on).map(|(width, _)| width).max();
+        let r = lora.padded_rank();
+        LoraBuffers {
+            h: p.add("lora_h", X, p.rows * r),
+            dh: p.add("lora_dh", X, backward_rows * r),
+            wide: p.add("lora_wide", X, p.rows * width.unwrap_or(0)),
+        }
+    }
 }
 
 /// The number of copies of the per-layer buffers that a use of the model needs.
@@ -205,6 +231,7 @@ impl Activations {
             scratch_btc: p.add("scratch_btc", X, backward_rows * C),
             scratch_bt4c: p.add("scratch_bt4c", X, backward_rows * 4 * C),
             dresidual: p.add("dresidual", X, backward_rows * C),
+            lora: c.lora.map(|lora| LoraBuffers::plan(&lora, C, X, backward_rows, &mut p)),
             scalars: p.add("scalars", F32, 4),
         }
     }

@@ -61,13 +61,13 @@ pub(super) fn unwanted_len(config: &ModelConfig, frozen: &Frozen) -> usize {
 }
 
 /// The tensors that backward through one linear layer reads and writes.
-struct Linear {
-    dinp: Tensor,
-    dout: Tensor,
-    inp: Tensor,
-    weight: Param,
-    bias: Option<Param>,
-    gelu_gradient: Option<Tensor>,
+pub(super) struct Linear {
+    pub dinp: Tensor,
+    pub dout: Tensor,
+    pub inp: Tensor,
+    pub weight: Param,
+    pub bias: Option<Param>,
+    pub gelu_gradient: Option<Tensor>,
 }
 
 impl GPT2 {
@@ -347,6 +347,7 @@ impl GPT2 {
             N,
             C,
             OC,
-        })
+        })?;
+        self.adapter_backward(dev, l, step, &linear)
     }
 }

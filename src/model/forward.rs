@@ -112,7 +112,8 @@ impl GPT2 {
         };
 
         let dims = |B, T| AttentionDims { B, T, NH: w.config.NH, HS: w.config.HS() };
-        let qkv = |out| matmul(out, ln1, Qkvw, w.qkv_epilogue(l));
+        let epilogue = self.epilogue_with_adapter(dev, l, (Qkvw, Qkvb), ln1, w.qkv_epilogue(l))?;
+        let qkv = |out| matmul(out, ln1, Qkvw, epilogue);
         let dropout = |place| self.dropout(attention.drops(), place);
         match attention {
             Attention::Full { shape: BatchShape { B, T, .. }, .. } => {
@@ -129,20 +130,21 @@ impl GPT2 {
                 dev.attention_decode(atty, cache, t, dims(1, t + 1))?;
             }
         }
-        let residual = a.block_input(l, shape, C);
-        let attproj =
-            matmul(residual2, atty, Attprojw, Epilogue::BiasResidual { bias: w.get(Attprojb, l), residual });
-        dev.matmul_residual_layernorm(attproj, dropout(Place::Attention(l)), self.norm_before_mlp(l, shape))?;
+        let (bias, drop) = (w.get(Attprojb, l), dropout(Place::Attention(l)));
+        let operands = [atty, a.block_input(l, shape, C)];
+        let residual = self.residual_with_adapter(dev, l, Attprojw, operands, drop)?;
+        let attproj = matmul(residual2, atty, Attprojw, Epilogue::BiasResidual { bias, residual });
+        dev.matmul_residual_layernorm(attproj, drop, self.norm_before_mlp(l, shape))?;
 
         let kept = if self.recomputes(Recompute::Gelu) { Kept::Input(fch) } else { Kept::Gradient(fch) };
-        let epilogue = Epilogue::BiasGelu { bias: w.get(Fcb, l), kept };
-        dev.matmul_forward(matmul(fch_gelu, ln2, Fcw, epilogue))?;
-        let epilogue = Epilogue::BiasResidual { bias: w.get(Fcprojb, l), residual: residual2 };
-        let fcproj = matmul(residual3, fch_gelu, Fcprojw, epilogue);
+        self.fc_forward(dev, l, matmul(fch_gelu, ln2, Fcw, Epilogue::None), kept)?;
+        let (bias, drop) = (w.get(Fcprojb, l), dropout(Place::Mlp(l)));
+        let residual = self.residual_with_adapter(dev, l, Fcprojw, [fch_gelu, residual2], drop)?;
+        let fcproj = matmul(residual3, fch_gelu, Fcprojw, Epilogue::BiasResidual { bias, residual });
         if l + 1 < w.config.L {
             hooks.before(dev, Pass::Forward, l + 1)?;
         }
-        dev.matmul_residual_layernorm(fcproj, dropout(Place::Mlp(l)), self.norm_before_block(l + 1, shape))
+        dev.matmul_residual_layernorm(fcproj, drop, self.norm_before_block(l + 1, shape))
     }
 
     /// The layernorm before attention in block `l`, or after the last block the one before the

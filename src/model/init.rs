@@ -2,7 +2,7 @@
 
 use crate::config::ModelConfig;
 use crate::ops::Ops;
-use crate::params::{Init, PARAMS, Param, ParamLayout, ParamSpec};
+use crate::params::{self, Init, PARAMS, Param, ParamLayout, ParamSpec};
 use crate::rng::Mt19937;
 use crate::sharding::ParamBuffer;
 use anyhow::Result;
@@ -33,6 +33,31 @@ pub fn initialize(dev: &mut dyn Ops, config: &ModelConfig, copies: &[&ParamBuffe
     for l in 0..config.L {
         for spec in PARAMS.iter().filter(drawn).filter(|spec| spec.per_layer) {
             draw(spec, l)?;
+        }
+    }
+    Ok(())
+}
+
+/// Fills the adapters from `seed` as PEFT does, layer by layer: A is uniform, and B is zero, so that
+/// the model is at first as without them.
+pub fn initialize_adapters(
+    dev: &mut dyn Ops,
+    config: &ModelConfig,
+    copies: &[&ParamBuffer],
+    seed: u32,
+) -> Result<()> {
+    let (files, mut rng) = (ParamLayout::new(config), Mt19937::new(seed));
+    for l in 0..config.L {
+        for spec in params::all(config).filter(|spec| spec.is_adapter()) {
+            let mut values = vec![0.0; spec.len_per_layer(config)];
+            if let (Init::Uniform, Some(lora)) = (spec.init, config.lora) {
+                // Rows beyond the rank are padding.
+                let (_, columns) = (spec.shape)(config);
+                let bound = 1.0 / (columns as f32).sqrt();
+                rng.uniform(&mut values[..lora.rank * columns], -bound, bound);
+            }
+            let start = files.range(spec.param).start + l * values.len();
+            copies.iter().try_for_each(|copy| copy.upload(dev, start, &values))?;
         }
     }
     Ok(())

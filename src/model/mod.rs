@@ -12,6 +12,7 @@ pub mod dropout;
 pub mod forward;
 pub mod hooks;
 pub mod init;
+mod lora;
 
 use crate::config::{DropoutRates, ModelConfig};
 use crate::ops::{Limits, Ops, upload_f32};

@@ -25,6 +25,7 @@ pub enum Call {
     NewtonSchulz(NewtonSchulz),
     MuonStep(MuonStep),
     Add { dst: Tensor, src: Tensor },
+    Scale { dst: Tensor, factor: f32 },
     NormSquared { out: Tensor, src: Vec<Tensor> },
     Sum { out: Tensor, src: Tensor },
     Fill { dst: Tensor, value: f32 },
@@ -64,6 +65,7 @@ impl Call {
             Call::NewtonSchulz(args) => dev.newton_schulz(args),
             Call::MuonStep(args) => dev.muon_step(args),
             Call::Add { dst, src } => dev.add(dst, src),
+            Call::Scale { dst, factor } => dev.scale(dst, factor),
             Call::NormSquared { out, ref src } => dev.norm_squared(out, src),
             Call::Sum { out, src } => dev.sum(out, src),
             Call::Fill { dst, value } => dev.fill(dst, value),
@@ -142,6 +144,7 @@ impl Call {
                 visit(dst, Update);
                 visit(src, Read);
             }
+            Call::Scale { dst, .. } => visit(dst, Update),
             Call::NormSquared { out, src } => {
                 visit(out, Write);
                 src.iter_mut().for_each(|t| visit(t, Read));
@@ -307,6 +310,10 @@ impl<D: CallDevice> Ops for D {
 
     fn add(&mut self, dst: Tensor, src: Tensor) -> Result<()> {
         self.call(Call::Add { dst, src })
+    }
+
+    fn scale(&mut self, dst: Tensor, factor: f32) -> Result<()> {
+        self.call(Call::Scale { dst, factor })
     }
 
     fn norm_squared(&mut self, out: Tensor, src: &[Tensor]) -> Result<()> {

@@ -11,7 +11,7 @@ use std::ops::RangeInclusive;
 pub struct Frozen {
     /// By layer, a bit per [`Param`]; those that exist once follow the last layer. Empty if nothing
     /// is frozen.
-    units: Vec<u16>,
+    units: Vec<u32>,
 }
 
 /// Hugging Face's prefix of a layer.
@@ -37,6 +37,12 @@ impl Frozen {
         Ok(frozen)
     }
 
+    /// All of a model's own parameters: its adapters alone are trained.
+    pub fn all_but_adapters(config: &ModelConfig) -> Self {
+        let bits = |unit| in_unit(config, unit).fold(0, |bits, spec| bits | 1 << spec.param as u32);
+        Frozen { units: (0..=config.L).map(bits).collect() }
+    }
+
     fn add(&mut self, name: &str, config: &ModelConfig) -> Result<()> {
         let plain = name.strip_prefix("transformer.").unwrap_or(name);
         let (layers, rest) = match plain.strip_prefix("h.") {
@@ -50,10 +56,10 @@ impl Frozen {
         for spec in &PARAMS {
             let whole_layer = plain.starts_with("h.") && rest.is_empty();
             if spec.per_layer && (whole_layer || is_named(spec, rest)) {
-                layers.clone().for_each(|l| self.units[l] |= 1 << spec.param as u16);
+                layers.clone().for_each(|l| self.units[l] |= 1 << spec.param as u32);
                 found = true;
             } else if !spec.per_layer && is_named(spec, plain) {
-                self.units[config.L] |= 1 << spec.param as u16;
+                self.units[config.L] |= 1 << spec.param as u32;
                 found = true;
             }
         }
@@ -75,7 +81,7 @@ impl Frozen {
     /// Whether a parameter of a layer is frozen; one that exists once is looked up by L, the index
     /// of the shared unit.
     pub fn contains(&self, param: Param, unit: usize) -> bool {
-        self.units.get(unit).is_some_and(|bits| bits >> param as u16 & 1 == 1)
+        self.units.get(unit).is_some_and(|bits| bits >> param as u32 & 1 == 1)
     }
 
     /// The layers in which a parameter is trained; 0 for one that exists once.
@@ -128,7 +134,7 @@ impl fmt::Display for Frozen {
         let Some((shared, layers)) = self.units.split_last() else { return f.write_str("nothing") };
         let bits = |per_layer: bool| {
             let of = PARAMS.iter().filter(move |spec| spec.per_layer == per_layer);
-            of.map(|spec| (spec, 1u16 << spec.param as u16))
+            of.map(|spec| (spec, 1u32 << spec.param as u32))
         };
         let all = bits(true).fold(0, |all, (_, bit)| all | bit);
         let mut names: Vec<String> =

@@ -1,6 +1,6 @@
 //! Tensors by name: llm.c's names, Hugging Face's, and layers.
 
-use super::{PARAMS, Param, ParamSpec};
+use super::{ADAPTERS, PARAMS, Param, ParamSpec};
 use crate::config::ModelConfig;
 use std::ops::RangeInclusive;
 
@@ -25,8 +25,7 @@ impl Selection {
         let selected = |param, layers| Ok(Selection { param, layers, name: name.to_owned() });
         let bare = name.strip_prefix("transformer.").unwrap_or(name);
         let Some(rest) = bare.strip_prefix("h.") else {
-            let spec =
-                PARAMS.iter().find(|spec| spec.name == bare || !spec.per_layer && spec.hf_name == bare);
+            let spec = known().find(|spec| spec.name == bare || !spec.per_layer && spec.hf_name == bare);
             return selected(Some(spec.ok_or_else(unknown)?.param), None);
         };
         let (layers, tensor) = rest.split_once('.').map_or((rest, None), |(l, tensor)| (l, Some(tensor)));
@@ -40,7 +39,7 @@ impl Selection {
             let named = |spec: &&ParamSpec| {
                 spec.per_layer && (spec.name == tensor || spec.hf_name.strip_prefix("h.{l}.") == Some(tensor))
             };
-            PARAMS.iter().find(named).map(|spec| spec.param).ok_or_else(unknown)
+            known().find(named).map(|spec| spec.param).ok_or_else(unknown)
         };
         selected(tensor.map(of_layer).transpose()?, Some(first..=last))
     }
@@ -51,14 +50,29 @@ impl Selection {
         format!("{}, h.N, h.N-M, h.N.qkvw or a name of Hugging Face's", names.join(", "))
     }
 
-    /// Checks that the model has these layers.
+    /// Checks that the model has these layers, and trains what is named: its adapters alone, if it
+    /// has any.
     ///
     /// # Errors
-    /// One line, if it has fewer.
+    /// One line, if it has fewer, no such adapter, or freezes that parameter.
     pub fn check(&self, config: &ModelConfig) -> Result<(), String> {
         match &self.layers {
             Some(layers) if *layers.end() >= config.L => {
                 Err(format!("{}: the model has layers 0 to {}", self.name, config.L - 1))
+            }
+            _ => self.check_adapters(config),
+        }
+    }
+
+    fn check_adapters(&self, config: &ModelConfig) -> Result<(), String> {
+        let Some(spec) = self.param.map(Param::spec) else { return Ok(()) };
+        match (spec.is_adapter(), config.lora) {
+            (true, _) if spec.len_per_layer(config) == 0 => Err(format!(
+                "{}: the model has no such adapter; see --lora-rank and --lora-targets",
+                self.name
+            )),
+            (false, Some(_)) => {
+                Err(format!("{}: frozen, as adapters are trained; name these, as qkvw.lora_B", self.name))
             }
             _ => Ok(()),
         }
@@ -72,9 +86,15 @@ impl Selection {
     }
 }
 
+/// The parameters that have names: those of any model, and of any adapters.
+fn known() -> impl Iterator<Item = &'static ParamSpec> {
+    const { &PARAMS }.iter().chain(const { &ADAPTERS })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Lora;
 
     /// The tensors of a model of three layers, as `wte` and `qkvw1`.
     fn selected(name: &str) -> Vec<String> {
@@ -120,5 +140,15 @@ mod tests {
         let check = |name: &str| Selection::parse(name).unwrap().check(&config);
         assert_eq!(check("h.0-2"), Ok(()));
         assert_eq!(check("h.2-3.fcw"), Err("h.2-3.fcw: the model has layers 0 to 2".to_owned()));
+        assert!(check("fcw.lora_B").unwrap_err().contains("no such adapter"));
+        let lora = Some(Lora { rank: 4, alpha: 8.0, targets: [false, false, true, false] });
+        let config = ModelConfig { lora, ..config };
+        let check = |name: &str| Selection::parse(name).unwrap().check(&config);
+        assert_eq!(
+            [check("fcw.lora_B"), check("h.1.mlp.c_fc.lora_A.weight"), check("h.1")],
+            [const { Ok(()) }; 3]
+        );
+        assert!(check("qkvw.lora_B").unwrap_err().contains("no such adapter"));
+        assert!(check("h.1.fcw").unwrap_err().starts_with("h.1.fcw: frozen"));
     }
 }

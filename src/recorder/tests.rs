@@ -17,7 +17,7 @@ use crate::sharding::{Partition, Sharding, ZeroStage};
 const SHAPE: BatchShape = BatchShape::new(2, 8);
 
 fn tiny(L: usize) -> ModelConfig {
-    ModelConfig { maxT: 8, V: 50, Vp: 64, L, NH: 2, C: 16, qkv_bias: true }
+    ModelConfig { maxT: 8, V: 50, Vp: 64, L, NH: 2, C: 16, qkv_bias: true, lora: None }
 }
 
 /// One rank of `of`, at a ZeRO stage.

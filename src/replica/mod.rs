@@ -134,7 +134,13 @@ impl Replica {
         init::initialize(self.dev.as_mut(), &self.model.weights.config, &copies, seed)
     }
 
-    /// Fills the parameters with the values of a model file.
+    /// Initializes the adapters from `seed`, if there are any.
+    pub fn initialize_adapters(&mut self, seed: u32) -> Result<()> {
+        let copies = copies(&self.zero, &self.optimizer);
+        init::initialize_adapters(self.dev.as_mut(), &self.model.weights.config, &copies, seed)
+    }
+
+    /// Fills the parameters with the values of a model file, and, where they follow, the adapters.
     pub fn load(&mut self, params: &[f32]) -> Result<()> {
         let copies = copies(&self.zero, &self.optimizer);
         copies.iter().try_for_each(|copy| copy.upload(self.dev.as_mut(), 0, params))

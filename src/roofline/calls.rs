@@ -150,6 +150,7 @@ impl Kernels {
             Call::MuonStep(a) => one("muon step", &[a.params.len], Class::Optimizer, 0.9),
             Call::Sum { src, .. } => vec![Kernel { launches: 2, ..other("sum", src.len, bytes) }],
             Call::Add { dst, .. } => vec![other("add", dst.len, bytes)],
+            Call::Scale { dst, .. } => vec![other("scale", dst.len, bytes)],
             Call::Fill { dst, .. } => vec![other("fill", dst.len, bytes)],
         }
     }

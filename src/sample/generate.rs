@@ -107,7 +107,8 @@ mod tests {
     const EOT: u32 = 50256;
 
     fn tiny() -> (Cpu, Decoder) {
-        let config = ModelConfig { maxT: CONTEXT, V: 96, Vp: 128, L: 2, NH: 2, C: 32, qkv_bias: true };
+        let config =
+            ModelConfig { maxT: CONTEXT, V: 96, Vp: 128, L: 2, NH: 2, C: 32, qkv_bias: true, lora: None };
         let (dev, decoder, _) = with_config(&config, CONTEXT);
         (dev, decoder)
     }
@@ -182,7 +183,7 @@ mod tests {
 
     #[test]
     fn a_context_of_one_token_is_enough() {
-        let config = ModelConfig { maxT: 4, V: 96, Vp: 128, L: 1, NH: 2, C: 8, qkv_bias: true };
+        let config = ModelConfig { maxT: 4, V: 96, Vp: 128, L: 1, NH: 2, C: 8, qkv_bias: true, lora: None };
         let (mut dev, mut decoder, _) = with_config(&config, 1);
         let mut sampler = Sampler::new(SamplerOptions::default()).unwrap();
         let mut count = 0;

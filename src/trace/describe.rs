@@ -65,6 +65,7 @@ pub fn describe(call: &Call) -> Description {
         ),
         Call::MuonStep(a) => elements("muon_step", a.params),
         Call::Add { dst, .. } => elements("add", *dst),
+        Call::Scale { dst, .. } => elements("scale", *dst),
         Call::NormSquared { src, .. } => {
             let len = src.iter().map(|src| src.len).sum();
             of("norm_squared", src.first().copied(), &[("elements", len)], None)

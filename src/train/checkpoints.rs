@@ -255,7 +255,8 @@ impl Trainer {
         self.finish_checkpoint()?;
         let started = Instant::now();
         let (config, dtype) = (self.replica.model.weights.config, self.replica.zero.params().dtype());
-        let checkpoint = Checkpoint { config, dtype: file_dtype(dtype), state };
+        let base_model = self.base_model.clone();
+        let checkpoint = Checkpoint { config, dtype: file_dtype(dtype), state, base_model };
         let target = self.target()?;
         let tensors = Tensors::of(&self.replica);
         self.replica.finish_params()?;

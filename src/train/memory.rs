@@ -71,13 +71,14 @@ fn checkpoint(args: &TrainArgs, plan: &ReplicaPlan) -> Checkpoint {
         rank: 0,
         use_master_weights: plan.optimizer.master.is_some(),
         muon: plan.optimizer.options().muon.is_some(),
+        adapters: weights.config.lora.is_some(),
         dtype: args.update.state.dtype(),
         rng_state: 0,
         rng_state_last_update: 0,
         loader: LoaderState { current_shard_idx: 0, current_sample_idx: 0, shuffle: None },
     };
     let dtype = super::checkpoints::file_dtype(weights.params.dtype());
-    Checkpoint { config: weights.config, dtype, state: Some(state) }
+    Checkpoint { config: weights.config, dtype, state: Some(state), base_model: String::new() }
 }
 
 /// The memory of a run against its plan.

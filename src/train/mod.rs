@@ -10,6 +10,7 @@ mod evaluate;
 mod forward_only;
 mod guards;
 mod hunt;
+mod lora;
 mod memory;
 pub mod parity;
 mod report;
@@ -79,6 +80,8 @@ struct Trainer {
     guards: Guards,
     schedule: Schedule,
     seed: u32,
+    /// The model that adapters belong to, as PEFT finds it; unused without adapters.
+    base_model: String,
     report: Report,
     memory: MemoryMeter,
     stop: Stop,

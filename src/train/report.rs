@@ -5,7 +5,7 @@ use super::data::Data;
 use super::guards::ZScores;
 use super::memory::{Conclusion, RankMemory};
 use crate::cli::flags::trainer::{TrainArgs, startup_rows};
-use crate::config::DropoutRates;
+use crate::config::{DropoutRates, Lora};
 use crate::data::loader::DataLoader;
 use crate::device::open::environment_threads;
 use crate::eval::tasks::{Score, Task};
@@ -17,7 +17,7 @@ use crate::ops::{Gpu, Ops};
 use crate::optim::batch::Batches;
 use crate::optim::schedule::Schedule;
 use crate::params::frozen::ranges;
-use crate::params::{PARAMS, ParamLayout, ParamSpec};
+use crate::params::{self, ParamLayout, ParamSpec};
 use crate::replica::MemoryNeeds;
 use crate::replica::step::StepStats;
 use crate::report::LogStyle;
@@ -194,6 +194,10 @@ impl Report {
         if frozen.is_empty() {
             return;
         }
+        if let Some(Lora { rank, alpha, targets }) = config.lora {
+            let beside = params::lora::names(targets);
+            self.console.table([("adapters", format!("rank {rank}, alpha {alpha}, beside {beside}"))]);
+        }
         let trained = |spec: &ParamSpec| frozen.trained_layers(spec, config);
         let len = |spec: &ParamSpec| trained(spec).len() * spec.len_per_layer(config);
         let row = |spec: &'static ParamSpec| {
@@ -207,10 +211,10 @@ impl Report {
             };
             (spec.name, shown)
         };
-        let (all, trained) = (ParamLayout::new(config).len(), PARAMS.iter().map(len).sum::<usize>());
+        let (all, trained) = (ParamLayout::new(config).len(), params::all(config).map(len).sum::<usize>());
         let sums = [("trained", trained), ("frozen", all - trained)];
         let share = |n: usize| format!("{n} parameters, {:.2} %", 100.0 * n as f64 / all as f64);
-        self.table(PARAMS.iter().map(row).chain(sums.map(|(name, n)| (name, share(n)))));
+        self.table(params::all(config).map(row).chain(sums.map(|(name, n)| (name, share(n)))));
     }
 
     /// The flags and their values, apart from what the tables below them show.

@@ -209,6 +209,7 @@ impl Trainer {
             rank: 0,
             use_master_weights: self.replica.optimizer.master.is_some(),
             muon: self.replica.optimizer.options().muon.is_some(),
+            adapters: self.replica.model.weights.config.lora.is_some(),
             dtype: self.replica.optimizer.m.dtype(),
             rng_state: 0,
             rng_state_last_update: 0,

@@ -7,6 +7,7 @@ use super::data::Data;
 use super::early_stop::Patience;
 use super::guards::Guards;
 use super::hunt::Hunt;
+use super::lora;
 use super::memory::{MemoryMeter, RankMemory};
 use super::report::Report;
 use super::rescue::Progress;
@@ -69,6 +70,7 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
     let mut tokenizer = RunTokenizer::of_shards(args)?;
     let start =
         saying("reading the checkpoint", quiet, || Start::find(args, tokenizer.id.vocab_size as usize))?;
+    let start = lora::attach(start, args)?;
     tokenizer.find(&start, args)?;
     let (config, order) = (start.config(), start.order()?);
     let batches = start.batches(args)?;
@@ -97,6 +99,7 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
         settings,
         schedule,
         seed: args.model.seed,
+        base_model: lora::base_model(&start, args),
         report,
         memory: MemoryMeter::new(&memory),
         stop: Stop::new(
@@ -129,6 +132,7 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
         trainer.trackers = tracking::start(&args.tracking, &dir)?;
         trainer.prune()?;
     }
+    trainer.save_base()?;
     // Until here a signal ends the process: there is nothing to save.
     trainer.stop.signals.listen(trainer.replica.zero.peers.process.is_rank0())?;
     Ok(trainer)
@@ -182,8 +186,11 @@ impl Trainer {
     /// Fills the parameters, and restores all other state of a resumed run.
     fn fill(&mut self, start: Start, seed: u32) -> Result<()> {
         match start {
-            Start::Random(_) => self.replica.initialize(seed),
-            Start::File { model, .. } => self.replica.load(&model.params),
+            Start::Random(_) => {
+                self.replica.initialize(seed)?;
+                self.replica.initialize_adapters(seed)
+            }
+            Start::File { model, .. } => self.load(&model.params, seed),
             Start::Resume(saved) => self.restore(*saved),
         }
     }
@@ -237,9 +244,10 @@ fn replica_options(
         dropout,
         logits_bytes: dev.logits_bytes(),
         sharding: sharding(args.processes.zero_stage, &args.process),
-        frozen: match &args.optim.freeze {
-            Some(names) => Frozen::parse(names, config)?,
-            None => Frozen::default(),
+        frozen: match (config.lora, &args.optim.freeze) {
+            (Some(_), _) => Frozen::all_but_adapters(config),
+            (None, Some(names)) => Frozen::parse(names, config)?,
+            (None, None) => Frozen::default(),
         },
     };
     Ok(ReplicaOptions {
@@ -341,7 +349,7 @@ impl Start {
         match self {
             Start::Random(config) => *config,
             Start::File { model, .. } => model.config,
-            Start::Resume(saved) => saved.model.config,
+            Start::Resume(saved) => saved.config,
         }
     }
 

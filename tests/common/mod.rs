@@ -104,7 +104,10 @@ pub fn forget_after(dir: &Path, step: u32) {
         let name = entry.unwrap().file_name().into_string().unwrap();
         let found = name.split('_').nth(1).and_then(|s| s.get(..8)).and_then(|s| s.parse::<u32>().ok());
         if found.is_some_and(|found| found > step) {
-            std::fs::remove_file(dir.join(name)).unwrap();
+            let path = dir.join(name);
+            let removed =
+                if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+            removed.unwrap();
         }
     }
 }
@@ -129,7 +132,7 @@ pub fn make_early(dir: &Path, step: u32, without: &[&str]) {
 /// Writes a new model that is small in every dimension, including the vocabulary, and that GPU
 /// kernels can run: its head size is 64.
 pub fn write_small_model(path: &Path) {
-    let config = ModelConfig { maxT: 64, V: 503, Vp: 512, L: 2, NH: 2, C: 128, qkv_bias: true };
+    let config = ModelConfig { maxT: 64, V: 503, Vp: 512, L: 2, NH: 2, C: 128, qkv_bias: true, lora: None };
     let layout = ParamLayout::new(&config);
     let mut params = vec![0.0; layout.len()];
     let mut rng = Mt19937::new(7);
@@ -138,7 +141,7 @@ pub fn write_small_model(path: &Path) {
         match spec.init {
             Init::Normal => rng.normal_fill(values, 0.0, 0.02),
             Init::ResidualNormal => rng.normal_fill(values, 0.0, 0.01),
-            Init::Zero => {}
+            Init::Zero | Init::Uniform => {}
             Init::One => values.fill(1.0),
         }
     }

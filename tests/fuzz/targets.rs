@@ -2,6 +2,8 @@
 //! short: if it panics itself, if its error is no line or does not name the file, or if it
 //! takes a damaged checkpoint for whole.
 
+#[path = "adapter.rs"]
+mod adapter;
 #[path = "corpora.rs"]
 mod corpora;
 #[path = "hub.rs"] // also where cargo-fuzz includes this file by its path
@@ -53,6 +55,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "debug_state", seeds: || vec![seed_debug_state()], run: debug_state, cost: 20 },
     Target { name: "safetensors", seeds: || vec![export("model.safetensors")], run: safetensors, cost: 60 },
     Target { name: "config_json", seeds: || vec![export("config.json")], run: config_json, cost: 60 },
+    Target { name: "adapter_config", seeds: adapter::configs, run: adapter::config, cost: 100 },
+    Target { name: "adapter_weights", seeds: adapter::all_weights, run: adapter::weights, cost: 100 },
     Target { name: "index_json", seeds: || vec![INDEX.into()], run: index_json, cost: 60 },
     Target {
         name: "checkpoint_model",
@@ -154,7 +158,8 @@ fn judge<T>(result: anyhow::Result<T>, name: &str) -> bool {
     false
 }
 
-const CONFIG: ModelConfig = ModelConfig { maxT: 8, V: 61, Vp: 128, L: 1, NH: 1, C: 8, qkv_bias: true };
+const CONFIG: ModelConfig =
+    ModelConfig { maxT: 8, V: 61, Vp: 128, L: 1, NH: 1, C: 8, qkv_bias: true, lora: None };
 
 fn model() -> ModelFile {
     let params = (0..ParamLayout::new(&CONFIG).len()).map(|i| (i % 97) as f32 * 0.01 - 0.5).collect();
@@ -293,6 +298,7 @@ fn in_checkpoint(name: &str) -> Vec<u8> {
         rank: 0,
         use_master_weights: false,
         muon: false,
+        adapters: false,
         dtype: Dtype::F32,
         rng_state: 1,
         rng_state_last_update: 2,
@@ -305,7 +311,8 @@ fn in_checkpoint(name: &str) -> Vec<u8> {
     };
     let trainer = serde_json::json!({"best_val_loss": 3.25, "loss_outliers": [1.5, 2.5]});
     fs::create_dir_all(&directory).unwrap();
-    let checkpoint = Checkpoint { config: CONFIG, dtype: Dtype::F32, state: Some(state) };
+    let base_model = String::new();
+    let checkpoint = Checkpoint { config: CONFIG, dtype: Dtype::F32, state: Some(state), base_model };
     checkpoint.save(&directory, &trainer, source).unwrap();
     fs::read(directory.join(name)).unwrap()
 }

@@ -20,3 +20,4 @@ mod matmul;
 mod matmul_waves;
 mod muon;
 mod reduce;
+mod scale;

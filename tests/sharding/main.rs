@@ -7,11 +7,11 @@ mod recipe;
 
 use common::Corpus;
 use recipe::*;
-use warpsmith::config::DropoutRates;
+use warpsmith::config::{DropoutRates, Lora, ModelConfig};
 use warpsmith::model::BatchShape;
 use warpsmith::model::activations::Recompute;
 use warpsmith::optim::optimizer::StateType;
-use warpsmith::params::{PARAMS, ParamLayout};
+use warpsmith::params::{self, PARAMS, ParamLayout};
 use warpsmith::sharding::ZeroStage;
 use warpsmith::tensor::Dtype;
 
@@ -323,6 +323,86 @@ fn kernels_freeze_alike_in_every_stage() {
             let what = format!("{frozen}, {stage:?}");
             let sharded = run(&Recipe { stage, graphs: true, ..recipe }, &corpus);
             assert_alike(&what, &sharded, &replicated, 2e-2);
+            if stage == ZeroStage::Zero1 {
+                assert_same_tensors(&what, &sharded, &replicated);
+            }
+        }
+    }
+}
+
+/// A run that trains adapters, at a rate of dropout.
+fn with_adapters(recipe: Recipe, dropout: DropoutRates) -> Recipe {
+    let lora = Some(Lora { rank: 5, alpha: 12.0, targets: [true; 4] });
+    Recipe { config: ModelConfig { lora, ..recipe.config }, dropout, ..recipe }
+}
+
+/// Gradients and state are those of the adapters alone, and what is frozen keeps its bits.
+#[test]
+fn adapters_alone_are_trained_and_take_memory() {
+    let corpus = Corpus::new();
+    for recipe in [Recipe::cpu(3, 1, 2), Recipe::emulated(Dtype::F32, 1), Recipe::emulated(Dtype::Bf16, 1)] {
+        let recipe = with_adapters(Recipe { steps: 4, ..recipe }, DropoutRates::NONE);
+        let (start, end) = (run(&Recipe { steps: 0, ..recipe }, &corpus), run(&recipe, &corpus));
+        let own = ParamLayout::new(&recipe.config).adapters().start;
+        assert_eq!(start.tensors[0][..own], end.tensors[0][..own]);
+        assert!(end.tensors[1][..own].iter().all(|&m| m == 0.0));
+        for (spec, kind) in params::all(&recipe.config).skip(16).flat_map(|spec| [(spec, 0), (spec, 1)]) {
+            let range = ParamLayout::new(&recipe.config).range(spec.param);
+            let changed = range.clone().any(|i| start.tensors[kind][i] != end.tensors[kind][i]);
+            assert!(changed, "{} of kind {kind}", spec.name);
+            // A has three rows of padding, and each row of B has three columns.
+            let (rows, columns) = (spec.shape)(&recipe.config);
+            let is_padding = |i: usize| if rows == 8 { i / columns % 8 >= 5 } else { i % 8 >= 5 };
+            let padding = range.clone().filter(|i| is_padding(i - range.start));
+            assert!(padding.into_iter().all(|i| end.tensors[kind][i] == 0.0), "{} is padded", spec.name);
+        }
+        let bytes = |arena: &str| end.memory.iter().find(|(name, _)| name == arena).map_or(0, |(_, n)| *n);
+        let (adapters, all) = (ParamLayout::new(&recipe.config).adapters().len(), bytes("parameters"));
+        let size = if recipe.kernels == Some(Dtype::Bf16) { 2 } else { 4 };
+        // Each layer's is filled up to 128 elements.
+        let room = |n: usize| n * adapters..=n * (adapters + 4 * 128);
+        assert!(all >= size * (own + adapters));
+        assert!(room(size).contains(&bytes("gradients")), "{}", bytes("gradients"));
+        let state = if size == 2 { 12 } else { 8 };
+        assert!(room(state).contains(&bytes("optimizer state")), "{}", bytes("optimizer state"));
+    }
+}
+
+#[test]
+fn ranks_stages_and_micro_batches_train_the_same_adapters() {
+    let corpus = Corpus::new();
+    for dropout in [DropoutRates::NONE, DROPOUT] {
+        let alone = with_adapters(Recipe { steps: 8, ..Recipe::cpu(3, 1, 4) }, dropout);
+        let want = run(&alone, &corpus);
+        let wider = Recipe { shape: BatchShape::new(2, 16), grad_accum_steps: 2, ..alone };
+        assert_alike("B = 2", &run(&wider, &corpus), &want, 1e-5);
+        for world_size in [2, 4] {
+            let recipe = Recipe { world_size, grad_accum_steps: 4 / world_size, ..alone };
+            let replicated = run(&recipe, &corpus);
+            assert_alike("ranks", &replicated, &want, 1e-5);
+            for stage in [ZeroStage::Zero1, ZeroStage::Zero2, ZeroStage::Zero3] {
+                let what = format!("{world_size} ranks, {stage:?}");
+                let sharded = run(&Recipe { stage, ..recipe }, &corpus);
+                assert_alike(&what, &sharded, &replicated, 1e-5);
+                if stage == ZeroStage::Zero1 || recipe.grad_accum_steps == 1 {
+                    assert_same_tensors(&what, &sharded, &replicated);
+                }
+                assert_eq!(run(&Recipe { seed: 100, stage, ..recipe }, &corpus), sharded, "{what}, delayed");
+            }
+        }
+    }
+}
+
+#[test]
+fn kernels_train_the_same_adapters_in_every_stage() {
+    let corpus = Corpus::new();
+    for (dtype, recompute) in [(Dtype::F32, Recompute::Gelu), (Dtype::Bf16, Recompute::Nothing)] {
+        let recipe = with_adapters(Recipe { recompute, ..Recipe::emulated(dtype, 2) }, DROPOUT);
+        let replicated = run(&recipe, &corpus);
+        for stage in [ZeroStage::Zero1, ZeroStage::Zero2, ZeroStage::Zero3] {
+            let what = format!("{dtype:?}, {stage:?}");
+            let sharded = run(&Recipe { stage, graphs: true, ..recipe }, &corpus);
+            assert_alike(&what, &sharded, &replicated, if dtype == Dtype::F32 { 1e-5 } else { 2e-2 });
             if stage == ZeroStage::Zero1 {
                 assert_same_tensors(&what, &sharded, &replicated);
             }

@@ -16,7 +16,7 @@ use warpsmith::parallel::environment::Process;
 use warpsmith::parallel::queue::HostQueue;
 use warpsmith::parallel::transport::testing::{Delayed, Threads};
 use warpsmith::params::frozen::Frozen;
-use warpsmith::params::{PARAMS, ParamLayout};
+use warpsmith::params::{self, ParamLayout, ParamSpec};
 use warpsmith::replica::peers::Peers;
 use warpsmith::replica::{Replica, ReplicaOptions, ReplicaPlan};
 use warpsmith::sharding::{Partition, Sharding, ZeroStage};
@@ -56,7 +56,16 @@ pub struct Recipe {
 impl Recipe {
     pub fn cpu(layers: usize, world_size: usize, grad_accum_steps: usize) -> Self {
         Recipe {
-            config: ModelConfig { maxT: 16, V: 503, Vp: 512, L: layers, NH: 2, C: 16, qkv_bias: true },
+            config: ModelConfig {
+                maxT: 16,
+                V: 503,
+                Vp: 512,
+                L: layers,
+                NH: 2,
+                C: 16,
+                qkv_bias: true,
+                lora: None,
+            },
             world_size,
             stage: ZeroStage::Zero0,
             grad_accum_steps,
@@ -76,11 +85,16 @@ impl Recipe {
     }
 
     pub fn frozen(&self) -> Frozen {
-        self.frozen.map_or_else(Frozen::default, |names| Frozen::parse(names, &self.config).unwrap())
+        match (self.config.lora, self.frozen) {
+            (Some(_), _) => Frozen::all_but_adapters(&self.config),
+            (None, Some(names)) => Frozen::parse(names, &self.config).unwrap(),
+            (None, None) => Frozen::default(),
+        }
     }
 
     pub fn emulated(dtype: Dtype, world_size: usize) -> Self {
-        let config = ModelConfig { maxT: 16, V: 503, Vp: 512, L: 3, NH: 1, C: 64, qkv_bias: true };
+        let config =
+            ModelConfig { maxT: 16, V: 503, Vp: 512, L: 3, NH: 1, C: 64, qkv_bias: true, lora: None };
         Recipe { config, kernels: Some(dtype), steps: 2, ..Recipe::cpu(3, world_size, 2) }
     }
 
@@ -153,6 +167,7 @@ pub fn rank(recipe: &Recipe, corpus: &Corpus, peers: Peers) -> Outcome {
     let memory = plan.memory.arenas.iter().map(|arena| (arena.name.to_owned(), arena.size_bytes)).collect();
     let mut replica = plan.allocate(dev, peers, recipe.reduce_every_micro_step).unwrap();
     replica.initialize(42).unwrap();
+    replica.initialize_adapters(43).unwrap();
     let mut loader = recipe.loader(corpus, rank);
     let (mut losses, mut norms) = (Vec::new(), Vec::new());
     for step in 0..recipe.steps {
@@ -178,7 +193,8 @@ pub fn rank(recipe: &Recipe, corpus: &Corpus, peers: Peers) -> Outcome {
     for (kind, buffer) in stored.enumerate() {
         let mut all = Vec::new();
         // There is no v of Muon's matrices.
-        for spec in PARAMS.iter().filter(|spec| !(recipe.muon && kind == 2 && spec.is_block_matrix())) {
+        let of_muon = |spec: &ParamSpec| recipe.muon && kind == 2 && spec.is_block_matrix();
+        for spec in params::all(&recipe.config).filter(|spec| !of_muon(spec)) {
             let range = layout.range(spec.param);
             let mut values = vec![f32::NAN; range.len()];
             zero.download(dev.as_mut(), buffer, None, range.start, &mut values).unwrap();

@@ -27,7 +27,7 @@ pub type Files = BTreeMap<String, String>;
 impl Bed {
     pub fn new() -> Self {
         let bed = Bed { directory: tempfile::tempdir().unwrap() };
-        let config = ModelConfig { maxT: 16, V: 61, Vp: 128, L: 1, NH: 1, C: 8, qkv_bias: true };
+        let config = ModelConfig { maxT: 16, V: 61, Vp: 128, L: 1, NH: 1, C: 8, qkv_bias: true, lora: None };
         let mut params = vec![0.0; ParamLayout::new(&config).len()];
         Mt19937::new(7).normal_fill(&mut params, 0.0, 0.1);
         checkpoint::save_model(

@@ -95,7 +95,7 @@ const RULES: [(&str, &str, &[&str], &str); 13] = [
     ("attention_backward_atomic_*", "bf16 f16", &SASS_ARCHES, "HMMA LDSM LDGSTS STG.128"),
     ("matmul_*_reduce adamw adamw_bf16_state muon_momentum muon_normalize muon_polynomial muon_step add_* classifier \
       dropout_backward encoder_* gelu_* layernorm_forward* layernorm_backward layernorm_backward_wide \
-      residual_*layernorm_forward*", ANY, &SASS_ARCHES, "LDG.128 STG.128"),
+      residual_*layernorm_forward* scale_x", ANY, &SASS_ARCHES, "LDG.128 STG.128"),
     // These write only one or two numbers per thread or block.
     ("attention_decode attention_backward_stats layernorm_backward_sum norm_squared_partials sum_partials",
      ANY, &SASS_ARCHES, "LDG.128"),

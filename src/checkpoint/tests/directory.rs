@@ -6,14 +6,15 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::process::Command;
 
-const CONFIG: ModelConfig = ModelConfig { maxT: 4, V: 5, Vp: 8, L: 2, NH: 1, C: 4, qkv_bias: true };
+const CONFIG: ModelConfig =
+    ModelConfig { maxT: 4, V: 5, Vp: 8, L: 2, NH: 1, C: 4, qkv_bias: true, lora: None };
 
 fn len() -> usize {
     ParamLayout::new(&CONFIG).len()
 }
 
 fn checkpoint(dtype: Dtype, state: State) -> Checkpoint {
-    Checkpoint { config: CONFIG, dtype, state: Some(state) }
+    Checkpoint { config: CONFIG, dtype, state: Some(state), base_model: String::new() }
 }
 
 fn save_step(dir: &Path, step: u64) {
@@ -251,8 +252,9 @@ fn a_copy_is_written_bit_for_bit() {
 
 #[test]
 fn a_copy_that_does_not_fit_reads_no_tensor() {
-    let config = ModelConfig { maxT: 1, V: 1, Vp: 1, L: 10_000, NH: 1, C: 1 << 20, qkv_bias: true };
-    let huge = Checkpoint { config, dtype: Dtype::F32, state: None };
+    let config =
+        ModelConfig { maxT: 1, V: 1, Vp: 1, L: 10_000, NH: 1, C: 1 << 20, qkv_bias: true, lora: None };
+    let huge = Checkpoint { config, dtype: Dtype::F32, state: None, base_model: String::new() };
     let copied = huge.copy(&mut |kind, _, _| panic!("{kind:?} is read")).unwrap();
     assert!(copied.is_none());
 }
@@ -262,7 +264,7 @@ fn models_given_by_name_are_checked() {
     let directory = tempfile::tempdir().unwrap();
     let dir = directory.path();
     save_step(dir, 1);
-    let best = Checkpoint { config: CONFIG, dtype: Dtype::F32, state: None };
+    let best = Checkpoint { config: CONFIG, dtype: Dtype::F32, state: None, base_model: String::new() };
     best.save(dir, &(), &mut Tensors::random(1, len()).source()).unwrap();
     let copy = best.copy(&mut Tensors::random(1, len()).source()).unwrap().unwrap();
     best.save_copy(dir, &(), &copy).unwrap();

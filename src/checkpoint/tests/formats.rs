@@ -54,7 +54,7 @@ fn the_layout_is_that_of_llm_c() {
 fn long_tensors_pass_in_chunks() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("model.bin");
-    let config = ModelConfig { maxT: 1, V: 1, Vp: 5, L: 1, NH: 1, C: 300, qkv_bias: true };
+    let config = ModelConfig { maxT: 1, V: 1, Vp: 5, L: 1, NH: 1, C: 300, qkv_bias: true, lora: None };
     let len = ParamLayout::new(&config).len();
     assert!(len > 1 << 20 && !len.is_multiple_of(1 << 20), "{len} elements make no two chunks");
     let tensors = Tensors::random(3, len);

@@ -28,7 +28,7 @@ impl Bits {
 
 /// A model whose dimensions all differ, with a vocabulary padded by zeros.
 fn tiny_model() -> ModelFile {
-    let config = ModelConfig { maxT: 7, V: 50, Vp: 128, L: 3, NH: 2, C: 6, qkv_bias: true };
+    let config = ModelConfig { maxT: 7, V: 50, Vp: 128, L: 3, NH: 2, C: 6, qkv_bias: true, lora: None };
     let layout = ParamLayout::new(&config);
     let mut params = Bits(1).floats(layout.len());
     params[config.V * config.C..layout.range(Param::Wte).end].fill(0.0);
@@ -47,6 +47,7 @@ fn tiny_state(step: u64, use_master_weights: bool, shuffle: bool) -> State {
         rank: 0,
         use_master_weights,
         muon: false,
+        adapters: false,
         dtype: Dtype::F32,
         rng_state: 0x0123_4567_89ab_cdef,
         rng_state_last_update: 0xfedc_ba98_7654_3210,
@@ -55,7 +56,8 @@ fn tiny_state(step: u64, use_master_weights: bool, shuffle: bool) -> State {
 }
 
 /// The smallest of models, with 30 parameters.
-const SMALLEST: ModelConfig = ModelConfig { maxT: 2, V: 1, Vp: 1, L: 1, NH: 1, C: 1, qkv_bias: true };
+const SMALLEST: ModelConfig =
+    ModelConfig { maxT: 2, V: 1, Vp: 1, L: 1, NH: 1, C: 1, qkv_bias: true, lora: None };
 
 fn write_state(path: &Path, state: &State, config: &ModelConfig, source: &mut Source) -> Result<()> {
     crate::files::write(path, |out| state::encode(state, config, source, out))

@@ -239,7 +239,7 @@ fn heads_are_guessed_only_where_they_can_be() {
     fs::remove_file(directory.path().join("config.json")).unwrap();
     assert_refused(load_model(&path), &path, "config.json");
 
-    let config = ModelConfig { maxT: 4, V: 9, Vp: 128, L: 2, NH: 2, C: 128, qkv_bias: true };
+    let config = ModelConfig { maxT: 4, V: 9, Vp: 128, L: 2, NH: 2, C: 128, qkv_bias: true, lora: None };
     let model =
         ModelFile { config, dropout: DropoutRates::NONE, params: vec![0.0; ParamLayout::new(&config).len()] };
     save_model(&path, &model, Dtype::Bf16).unwrap();

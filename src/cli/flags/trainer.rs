@@ -6,6 +6,7 @@
 
 mod dropout;
 mod groups;
+mod lora;
 pub mod presets;
 mod schedule;
 mod tasks;
@@ -23,6 +24,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 pub use dropout::DropoutFlags;
 pub use groups::*;
+pub use lora::LoraFlags;
 pub use schedule::ScheduleFlags;
 pub use tasks::{TaskFlags, each_once};
 pub use tracking::TrackingFlags;
@@ -71,6 +73,8 @@ pub struct TrainArgs {
     pub schedule: ScheduleFlags,
     #[command(flatten)]
     pub optim: OptimFlags,
+    #[command(flatten)]
+    pub lora: LoraFlags,
     #[command(flatten)]
     pub dropout: DropoutFlags,
     #[command(flatten)]

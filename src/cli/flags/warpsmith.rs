@@ -325,6 +325,10 @@ pub struct ConvertArgs {
     /// a shard
     #[arg(value_name = "OUT")]
     pub output: PathBuf,
+    /// Merge the adapters of LoRA in DIR, a folder of PEFT or the adapter_STEP of a run, into the
+    /// model of IN that they belong to
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
     /// Type of a model's parameters in OUT
     #[arg(long, default_value = "f32", value_parser = values::dtypes(&values::CPU_DTYPES))]
     pub dtype: Dtype,

@@ -337,6 +337,11 @@ impl Ops for Cpu {
         Ok(())
     }
 
+    fn scale(&mut self, dst: Tensor, factor: f32) -> Result<()> {
+        reduce::scale(self.memory.borrow().write(dst), factor);
+        Ok(())
+    }
+
     fn norm_squared(&mut self, out: Tensor, src: &[Tensor]) -> Result<()> {
         let b = self.memory.borrow();
         b.write(out)[0] = src.iter().map(|&src| reduce::norm_squared(b.read(src))).sum::<f64>() as f32;

@@ -1,5 +1,5 @@
 //! Deterministic sums in f64: a gradient norm adds up to a billion squares, some of which are too
-//! large for f32. Also the element-wise sum of two tensors.
+//! large for f32. Also the element-wise sum of two tensors, and a tensor times a number.
 
 use crate::simd::{CHUNK, LANES, dispatch};
 use rayon::prelude::*;
@@ -11,6 +11,16 @@ pub fn add(dst: &mut [f32], src: &[f32]) {
         dispatch(
             #[inline(always)]
             |_| dst.iter_mut().zip(src).for_each(|(d, s)| *d += s),
+        );
+    });
+}
+
+/// dst *= factor
+pub fn scale(dst: &mut [f32], factor: f32) {
+    dst.par_chunks_mut(CHUNK).for_each(|dst| {
+        dispatch(
+            #[inline(always)]
+            |_| dst.iter_mut().for_each(|d| *d *= factor),
         );
     });
 }

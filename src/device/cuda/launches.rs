@@ -271,6 +271,7 @@ fn step(cuda: &mut Cuda, model: &Model, t: &Tensors) -> Result<()> {
     let ([params, grads], [_, m, v]) = (t.matrix, t.moments);
     cuda.add(params, grads)?;
     cuda.add(m, v)?;
+    cuda.scale(params, 0.5)?;
     cuda.norm_squared(t.one, &[grads])?;
     cuda.sum(t.one, m)?;
     cuda.fill(params, 1.0)?;

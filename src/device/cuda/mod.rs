@@ -29,6 +29,7 @@ mod logged;
 mod matmul;
 mod muon;
 mod reduce;
+mod scale;
 
 use crate::libraries::Missing;
 use crate::ops::*;
@@ -238,6 +239,7 @@ pub fn kernels() -> Vec<&'static KernelSpec> {
         hopper_matmul,
         muon::KERNELS,
         reduce::KERNELS,
+        scale::KERNELS,
     ]
     .concat()
 }
@@ -443,6 +445,10 @@ impl Ops for Cuda {
 
     fn add(&mut self, dst: Tensor, src: Tensor) -> Result<()> {
         add::add(self, dst, src)
+    }
+
+    fn scale(&mut self, dst: Tensor, factor: f32) -> Result<()> {
+        scale::scale(self, dst, factor)
     }
 
     fn norm_squared(&mut self, out: Tensor, src: &[Tensor]) -> Result<()> {

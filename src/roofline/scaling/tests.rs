@@ -143,7 +143,7 @@ fn play_layers(
     rate: f64,
     event_ms: impl Fn(&Event, usize) -> f64,
 ) -> Times {
-    let config = ModelConfig { maxT: 16, V: 768, Vp: 768, L, NH: 3, C: 48, qkv_bias: true };
+    let config = ModelConfig { maxT: 16, V: 768, Vp: 768, L, NH: 3, C: 48, qkv_bias: true, lora: None };
     let step = StepShape {
         B: 1,
         T: 16,
