@@ -55,14 +55,14 @@ fn minus_two_u(x: f32) -> f32 {
 /// e^x with a relative error of at most 1e-7; results below the smallest normal number are zero.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
-    /// ln of the smallest and of the largest normal number.
+    /// ln of the smallest normal number, and the least x for which e^x exceeds the largest.
     const RANGE: (f32, f32) = (-87.336_54, 88.722_84);
     let Reduced { n, expm1_r } = reduce(x);
     // 2^n by adding n to the exponent; 2^128 itself is not an f32.
     let y = f32::from_bits((1.0 + expm1_r).to_bits().wrapping_add((n as u32) << 23));
     if x < RANGE.0 {
         0.0
-    } else if x <= RANGE.1 {
+    } else if x < RANGE.1 {
         y
     } else {
         // Infinity, or NaN for NaN.
@@ -140,6 +140,8 @@ mod tests {
         assert_eq!([88.73, 89.0, 1000.0, f32::MAX, f32::INFINITY].map(exp), [f32::INFINITY; 5]);
         assert_eq!([-87.34, -104.0, -1e30, f32::MIN, f32::NEG_INFINITY].map(exp), [0.0; 5]);
         assert!(exp(88.722_83).is_finite() && exp(-87.336).is_normal());
+        let around = |x: f32| (x.to_bits() - 1000..x.to_bits() + 1000).map(f32::from_bits);
+        assert!(around(-87.336_54).chain(around(88.722_84)).all(|x| !exp(x).is_nan()));
         assert!(exp(f32::NAN).is_nan() && exp(-f32::NAN).is_nan());
     }
 
@@ -164,6 +166,9 @@ mod tests {
         assert_eq!([10.0, 20.0, f32::MAX, f32::INFINITY].map(gradient), [1.0; 4]);
         assert!([-10.0, -10.001, -20.0, f32::MIN].iter().all(|&x| gradient(x).abs() < 1e-34));
         assert!(gradient(f32::NEG_INFINITY).abs() < 1e-34);
+        // All floats from -10 to -10.1, near which e^-2u exceeds the largest number.
+        let beyond = ((-10f32).to_bits()..=(-10.1f32).to_bits()).map(f32::from_bits);
+        assert!(beyond.map(gelu_and_gradient).all(|both| both.0.abs() < 1e-35 && both.1.abs() < 1e-34));
         assert_eq!([-1e18, 20.0, f32::INFINITY].map(gelu), [-0.0, 20.0, f32::INFINITY]);
         assert!(gelu(f32::NAN).is_nan() && gradient(f32::NAN).is_nan());
     }
