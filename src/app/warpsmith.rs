@@ -1,6 +1,8 @@
 //! The program `warpsmith`: one command per task around training.
 
-use super::{corpus, get, launch, logging, model, parity, print, roofline, sample, scaling, sft, tokenizer};
+use super::{
+    corpus, get, launch, logging, model, parity, plan, print, roofline, sample, scaling, sft, tokenizer,
+};
 use crate::cli::flags::warpsmith::{FlagsArgs, PlotArgs, Tool, parse};
 use crate::device::open::start_threads;
 use anyhow::Result;
@@ -20,6 +22,7 @@ pub fn main() -> ExitCode {
             Tool::Convert(args) => model::convert(&args)?,
             Tool::Parity(args) => return parity::parity(&args),
             Tool::Plot(args) => plot(&args)?,
+            Tool::Plan(args) => plan::plan(&args)?,
             Tool::Roofline(args) => roofline::roofline(&args)?,
             Tool::Scaling(args) => scaling::scaling(&args)?,
             Tool::Launch(args) => return launch::launch(args),
