@@ -25,6 +25,14 @@ impl Resident {
     }
 }
 
+/// A number for this machine, which its processes have in common and others do not have: by the
+/// start of its system. `None` on a system without `/proc`.
+pub fn machine() -> Option<u64> {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let digits: String = text.chars().filter(char::is_ascii_hexdigit).take(16).collect();
+    u64::from_str_radix(&digits, 16).ok()
+}
+
 /// `337.9 MiB`
 pub fn mib(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / MIB as f64)
@@ -106,6 +114,7 @@ mod tests {
     #[test]
     fn this_process_has_some() {
         assert!(available().unwrap() > 0);
+        assert!(machine().is_some_and(|id| Some(id) == machine()));
     }
 
     #[cfg(target_os = "linux")]

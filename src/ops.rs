@@ -18,6 +18,7 @@ mod buffer;
 mod call;
 mod dropout;
 mod floats;
+mod gpu;
 mod limits;
 mod muon;
 mod observed;
@@ -27,6 +28,7 @@ pub use buffer::{Buffer, Place};
 pub use call::{Access, Call, CallDevice};
 pub use dropout::{Dropout, DropoutState, Mask, philox};
 pub use floats::{download_f32, upload_f32};
+pub use gpu::{Gpu, GpuMemory};
 pub use limits::{Limits, SCRATCH, plan_scratch};
 pub use muon::{MuonMomentum, MuonStep, NewtonSchulz};
 pub use observed::{Observed, Observer};
@@ -141,27 +143,6 @@ pub trait Device {
     fn gpu_state(&mut self) -> Result<String> {
         anyhow::bail!("there is no GPU to report on")
     }
-}
-
-/// The properties of a GPU that estimates need.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Gpu {
-    /// The vendor's name for it: `NVIDIA H200`.
-    pub name: String,
-    pub memory_bytes: usize,
-    /// The type that matmuls multiply: `bf16`, `fp16`, `tf32` or `f32`.
-    pub operands: &'static str,
-}
-
-/// Bytes of a GPU's memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GpuMemory {
-    /// In use by this process; `None` where the driver does not tell processes apart, as in some
-    /// containers.
-    pub process: Option<u64>,
-    /// In use by all processes, and by the driver.
-    pub used: u64,
-    pub free: u64,
 }
 
 /// The (N, OC) tensor that a matmul with a GELU keeps for the backward pass. h is the input of the

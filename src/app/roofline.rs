@@ -6,6 +6,7 @@ use crate::cli::check::{BATCH_FLAG, micro_steps};
 use crate::cli::flags::warpsmith::{RooflineArgs, StepArgs};
 use crate::config::ModelConfig;
 use crate::files;
+use crate::roofline::gpu::Gpu;
 use crate::roofline::kernels::StepShape;
 use crate::roofline::record::{FILE_SUFFIX, Records};
 use crate::roofline::report::Budget;
@@ -47,9 +48,14 @@ pub(super) fn run(args: &StepArgs, tokens: usize) -> Result<StepShape> {
 
 /// Times measured on that GPU, and counts from the emulated device.
 pub(super) fn records(args: &StepArgs) -> Result<Records> {
+    read_records(&args.records, args.gpu)
+}
+
+/// The same from a directory.
+pub(super) fn read_records(dir: &Path, gpu: &Gpu) -> Result<Records> {
     let mut records = Records::default();
-    for_each_record(&args.records.join(args.gpu.name), |text| records.add(text))?;
-    for_each_record(&args.records.join("emulated"), |text| records.counted.add(text))?;
+    for_each_record(&dir.join(gpu.name), |text| records.add(text))?;
+    for_each_record(&dir.join("emulated"), |text| records.counted.add(text))?;
     Ok(records)
 }
 

@@ -1,6 +1,7 @@
 //! The programs `train_gpt2` and `train_gpt2cu`.
 
 use super::logging;
+use super::room::room;
 use crate::cli::flags::trainer::{CudaGraphs, Program, TrainArgs, parse};
 use crate::device::open::{DeviceName, DeviceOptions, DtypeChoice};
 use crate::ops::Ops;
@@ -14,6 +15,7 @@ use crate::parallel::queue::HostQueue;
 use crate::parallel::rendezvous::{self, Endpoint};
 use crate::parallel::transport::Transport;
 use crate::replica::peers::Peers;
+use crate::tensor::Dtype;
 use crate::train::{self, Finish};
 use anyhow::Result;
 use std::process::ExitCode;
@@ -56,7 +58,9 @@ fn run(args: &TrainArgs) -> Result<Finish> {
     train::fetch_model(args)?;
     let process = &args.process;
     if process.world_size == 1 {
-        return train::run(args, open(args)?, Peers::alone());
+        let mut dev = open(args)?;
+        let room = room(args, dev.as_mut(), None)?;
+        return train::run(args, dev, Peers::alone(), room);
     }
     let silence = match args.device.name {
         // Ranks that use NCCL send heartbeats many times a second.
@@ -77,13 +81,14 @@ fn run(args: &TrainArgs) -> Result<Finish> {
 
 /// Trains together with the other ranks, which are connected: from here on, a rank that fails ends
 /// all of them.
-fn together(args: &TrainArgs, transport: impl Transport + 'static) -> Result<Finish> {
-    let dev = open(args)?;
+fn together(args: &TrainArgs, mut transport: impl Transport + 'static) -> Result<Finish> {
+    let mut dev = open(args)?;
+    let room = room(args, dev.as_mut(), Some(&mut transport))?;
     let communicator: Box<dyn Communicator> = match args.device.name {
         DeviceName::Cuda => Box::new(Nccl::open(transport, nccl::Timeouts::default())?),
         DeviceName::Cpu | DeviceName::Emulated => Box::new(HostQueue::new(transport)?),
     };
-    train::run(args, dev, Peers::new(args.process.clone(), communicator))
+    train::run(args, dev, Peers::new(args.process.clone(), communicator), room)
 }
 
 fn open(args: &TrainArgs) -> Result<Box<dyn Ops>> {
@@ -93,7 +98,12 @@ fn open(args: &TrainArgs) -> Result<Box<dyn Ops>> {
         .as_deref()
         .filter(|_| args.files.resume && args.device.dtype == DtypeChoice::Auto);
     let resumed = resumed.map(train::resume::dtype_so_far).transpose()?.flatten();
-    let options = DeviceOptions {
+    device_options(args, resumed).open()
+}
+
+/// The device that flags ask for; `resumed` is the type of the run to resume.
+pub(super) fn device_options(args: &TrainArgs, resumed: Option<Dtype>) -> DeviceOptions {
+    DeviceOptions {
         device: args.device.name,
         ordinal: ordinal(args.process.local_rank),
         dtype: args.device.dtype.on(args.device.name, resumed),
@@ -103,8 +113,7 @@ fn open(args: &TrainArgs) -> Result<Box<dyn Ops>> {
         matmul: args.gpu.matmul,
         graphs: args.gpu.cuda_graphs != CudaGraphs::Never,
         threads: args.device.threads,
-    };
-    options.open()
+    }
 }
 
 /// The GPU of this process, among those it sees. A launcher may have hidden all others.

@@ -1,8 +1,8 @@
 //! The program `warpsmith`: one command per task around training.
 
 use super::{
-    corpus, eval, get, launch, logging, model, parity, print, roofline, sample, scaling, sft, tokenizer,
-    track,
+    corpus, eval, get, launch, logging, model, parity, plan, print, roofline, sample, scaling, sft,
+    tokenizer, track,
 };
 use crate::cli::flags::warpsmith::{FlagsArgs, PlotArgs, Tool, parse};
 use crate::device::open::start_threads;
@@ -24,6 +24,7 @@ pub fn main() -> ExitCode {
             Tool::Parity(args) => return parity::parity(&args),
             Tool::Plot(args) => plot(&args)?,
             Tool::Track(args) => track::track(&args)?,
+            Tool::Plan(args) => plan::plan(&args)?,
             Tool::Roofline(args) => roofline::roofline(&args)?,
             Tool::Scaling(args) => scaling::scaling(&args)?,
             Tool::Launch(args) => return launch::launch(args),

@@ -1,7 +1,7 @@
 //! Checks across the flags of the trainers: values that must fit each other, and values that the
 //! device cannot honor. Also the quantities derived from several flags.
 
-use super::flags::trainer::{CudaGraphs, InitMethodName, TrainArgs};
+use super::flags::trainer::{CudaGraphs, InitMethodName, MicroBatch, Shuffle, TrainArgs};
 use super::values;
 use crate::config::ModelConfig;
 use crate::device::cuda::MatmulChoice;
@@ -169,7 +169,41 @@ impl TrainArgs {
         Ok(())
     }
 
+    /// The same flags with micro-batches of so many sequences, which `-b auto` has chosen.
+    ///
+    /// # Errors
+    /// If other flags do not go with that number.
+    pub fn with_batch_size(&self, sequences: usize) -> Result<Self> {
+        let mut args = self.clone();
+        args.batch.batch_size = sequences;
+        for (_, value) in args.rows.iter_mut().filter(|row| row.0 == "micro batch size B") {
+            *value = format!("auto ({sequences})");
+        }
+        args.check_batch().and_then(|()| args.check_graphs()).map(|()| args)
+    }
+
+    /// Refuses `-b auto` where the batch would decide what a step reads: the run would then depend
+    /// on the memory of a machine.
+    fn check_auto_batch(&self) -> Result<()> {
+        ensure!(
+            self.batch.total_batch_size.is_some(),
+            "-b auto: needs the tokens of a step, {BATCH_FLAG}, which must not depend on the memory of a machine"
+        );
+        ensure!(
+            self.batch.shuffle != Some(Shuffle::Llmc),
+            "-b auto: with --shuffle llmc the order of the text depends on -b; give a number, or another order"
+        );
+        ensure!(
+            self.schedule.batch_ramp.is_none(),
+            "-b auto: --batch-ramp grows in multiples of B*T*processes; give a number"
+        );
+        Ok(())
+    }
+
     fn check_batch(&self) -> Result<()> {
+        if self.batch.micro_batch == MicroBatch::Auto {
+            self.check_auto_batch()?;
+        }
         let shape = (self.batch.batch_size, self.batch.sequence_length);
         let factors = [shape.0, shape.1, self.process.world_size];
         let tokens = factors.iter().try_fold(1usize, |product, &factor| product.checked_mul(factor));
@@ -239,6 +273,11 @@ impl TrainArgs {
     /// Tokens per micro-step of one process.
     pub fn micro_batch_tokens(&self) -> usize {
         self.batch.batch_size * self.batch.sequence_length
+    }
+
+    /// Whether the model answers the questions of a task during training.
+    pub fn asks_questions(&self) -> bool {
+        self.eval.hellaswag_eval || !self.tasks.files.is_empty()
     }
 
     /// Tokens per optimizer step, over all processes.

@@ -132,7 +132,7 @@ mod tests {
             assert_eq!(flags.matches(&format!("`--{long}`")).count(), 1, "--{long}\n{flags}");
         }
         let lines = [
-            "| `-b`, `--batch-size` | `B` | `4` | Micro-batch size: sequences per forward and backward pass |",
+            r"| `-b`, `--batch-size` | `B\|auto` | `4` | Micro-batch size: sequences per forward and backward pass; auto",
             "-e d12 -b 64 -t 1024 -d 524288 -x 19073 -l 6e-4 -u 715 -q 0.1 -c 0.1 -v 250 -s 250 -g 24 --samples 4 \
              --prompt \"Hello, I'm a language model,\" --sample-top-k 50 -h 1` |",
             "-e gpt3:c2048 -b 8 -t 2048 -d 1048576 -l 2e-4 --decay-tokens 260B --warmup-tokens 375M -q 0.1 --train-tokens 300B \

@@ -3,7 +3,9 @@
 
 use crate::device::cpu::Cpu;
 use crate::device::cpu::matmul::Precision;
+use crate::device::cuda::driver::DeviceInfo;
 use crate::device::cuda::emulated::{self, EmulatorOptions};
+use crate::device::cuda::launches::on_paper;
 use crate::device::cuda::nvidia::Nvidia;
 use crate::device::cuda::{AUTO, Cuda, CudaOptions, MatmulChoice};
 use crate::ops::{Device, Ops};
@@ -134,6 +136,23 @@ impl DeviceOptions {
         }
     }
 
+    /// The part of these that concerns a CUDA device.
+    fn cuda(&self) -> CudaOptions {
+        CudaOptions {
+            dtype: self.dtype,
+            tf32: self.tf32,
+            gelu_fusion: self.gelu_fusion,
+            deterministic: self.deterministic,
+            matmul: self.matmul,
+            graphs: self.graphs,
+        }
+    }
+
+    /// Returns a device for plans of memory on a GPU that need not be here.
+    pub fn on_paper(&self, gpu: DeviceInfo) -> Box<dyn Ops> {
+        Box::new(on_paper(gpu, self.cuda()))
+    }
+
     /// Starts the pool of CPU threads and opens the device.
     ///
     /// # Errors
@@ -141,14 +160,7 @@ impl DeviceOptions {
     /// started.
     pub fn open(&self) -> Result<Box<dyn Ops>> {
         start_threads(self.threads).context("--threads")?;
-        let options = CudaOptions {
-            dtype: self.dtype,
-            tf32: self.tf32,
-            gelu_fusion: self.gelu_fusion,
-            deterministic: self.deterministic,
-            matmul: self.matmul,
-            graphs: self.graphs,
-        };
+        let options = self.cuda();
         let device: Box<dyn Ops> = match self.device {
             DeviceName::Cpu => Box::new(Cpu::new(match self.dtype {
                 Dtype::Bf16 => Precision::Bf16,

@@ -32,8 +32,8 @@ pub struct ReplicaOptions {
 
 /// A [`Replica`] whose memory is not yet allocated.
 pub struct ReplicaPlan {
-    config: ModelConfig,
-    options: ReplicaOptions,
+    pub config: ModelConfig,
+    pub options: ReplicaOptions,
     pub memory: MemoryPlan,
     pub model: GPT2,
     buffers: ZeroBuffers,
@@ -87,17 +87,22 @@ impl ReplicaPlan {
         Ok(ReplicaPlan { config, options, memory, model, buffers, optimizer, decoder })
     }
 
+    /// Plans the same with micro-batches of B sequences.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_batch(&self, B: usize, dev: &dyn Ops) -> Result<Self> {
+        let model = ModelOptions { B, ..self.options.model.clone() };
+        Self::new(self.config, ReplicaOptions { model, ..self.options.clone() }, dev)
+    }
+
     /// Measures the memory that one more sequence per batch takes, by planning for it, and from
     /// that the largest batch that fits.
     pub fn memory_needs(&self, dev: &dyn Ops) -> Result<MemoryNeeds> {
         let model = &self.options.model;
         // A batch that fills the buffers, which may be planned for longer questions.
         let B = model.B.max(model.min_rows.div_ceil(model.T));
-        let bytes = |B: usize| {
-            let options =
-                ReplicaOptions { model: ModelOptions { B, ..model.clone() }, ..self.options.clone() };
-            Self::new(self.config, options, dev).map(|plan| plan.memory.size_bytes())
-        };
+        let bytes = |B: usize| self.with_batch(B, dev).map(|plan| plan.memory.size_bytes());
         let (at_B, one_more) = (bytes(B)?, bytes(B + 1)?);
         let sequence_bytes = one_more - at_B;
         let room = dev.gpu().map(|gpu| gpu.memory_bytes.saturating_sub(RESERVED_BYTES));

@@ -258,7 +258,7 @@ fn write_measured(f: &mut Formatter<'_>, row: &Row) -> fmt::Result {
 }
 
 /// Formats 1234567 as 1,234,567.
-pub(super) fn grouped(number: usize) -> String {
+pub fn grouped(number: usize) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (i, digit) in digits.chars().enumerate() {

@@ -123,6 +123,11 @@ impl Data {
         self.batches.tokens(step) / (self.shape.rows() * self.num_processes)
     }
 
+    /// Tokens of the longest question; 0 if none are asked.
+    pub fn longest_question(&self) -> usize {
+        self.questions().map(Questions::longest).max().unwrap_or(0)
+    }
+
     /// Rows that count in the next `grad_accum_steps` micro-batches of every rank.
     pub fn counted(&self, grad_accum_steps: usize) -> usize {
         self.train.counted(grad_accum_steps * self.num_processes)

@@ -26,17 +26,19 @@ pub struct RankMemory {
     /// The memory beside them in the same place: of the process if the device's memory is the
     /// host's, else of the GPU.
     pub beside: Vec<(&'static str, usize)>,
+    /// Bytes that it may take, where `-b auto` asked for them.
+    pub room: Option<u64>,
 }
 
 impl RankMemory {
     /// Plans the memory of the rank that `args` describe.
-    pub fn new(args: &TrainArgs, plan: &ReplicaPlan, dev: &dyn Ops) -> Self {
+    pub fn new(args: &TrainArgs, plan: &ReplicaPlan, dev: &dyn Ops, room: Option<u64>) -> Self {
         let tensors = plan.memory.arenas.iter().map(|arena| (arena.name, arena.size_bytes)).collect();
         let beside = match args.device.name {
             DeviceName::Cuda => vec![("driver, kernels and libraries", RESERVED_BYTES)],
             DeviceName::Cpu | DeviceName::Emulated => in_process(args, plan, dev),
         };
-        RankMemory { tensors, beside }
+        RankMemory { tensors, beside, room }
     }
 
     pub fn rows(&self) -> impl Iterator<Item = &(&'static str, usize)> {
@@ -51,7 +53,7 @@ impl RankMemory {
 /// The memory that the process takes besides tensors.
 fn in_process(args: &TrainArgs, plan: &ReplicaPlan, dev: &dyn Ops) -> Vec<(&'static str, usize)> {
     let copies = args.files.output_dir.is_some() && args.process.is_rank0() && !args.compat.inference_only;
-    let tokenizes = args.eval.sample_every > 0 || args.eval.hellaswag_eval;
+    let tokenizes = args.eval.sample_every > 0 || args.asks_questions();
     let rows = [
         ("packed operands", dev.host_bytes(&plan.model.limits())),
         ("collectives", if args.process.world_size > 1 { host::BUFFER_BYTES } else { 0 }),

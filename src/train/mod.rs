@@ -7,12 +7,14 @@ mod consistency;
 mod data;
 mod early_stop;
 mod evaluate;
+mod fit;
 mod forward_only;
 mod guards;
 mod hunt;
 mod lora;
-mod memory;
+pub mod memory;
 pub mod parity;
+pub mod plan;
 mod report;
 mod rescue;
 pub mod resume;
@@ -110,13 +112,13 @@ struct Trainer {
     trackers: Vec<Follower>,
 }
 
-/// Trains as the flags say.
+/// Trains as the flags say. With `-b auto` each rank may take `room` bytes, and all have the same.
 ///
 /// # Errors
 /// On bad input, on a failing disk or peer, or when the loss stops being finite. Checkpoints
 /// already written stay, and the last good step is written if its state is whole.
-pub fn run(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Finish> {
-    let mut trainer = setup::set_up(args, dev, peers)?;
+pub fn run(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers, room: Option<u64>) -> Result<Finish> {
+    let mut trainer = setup::set_up(args, dev, peers, room)?;
     if args.compat.write_tensors {
         trainer.write_tensors(args)?;
     }

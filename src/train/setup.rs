@@ -5,6 +5,7 @@ use super::Trainer;
 use super::checkpoints::CheckpointWriter;
 use super::data::Data;
 use super::early_stop::Patience;
+use super::fit;
 use super::guards::Guards;
 use super::hunt::Hunt;
 use super::lora;
@@ -26,7 +27,7 @@ use crate::config::{DropoutRates, ModelConfig};
 use crate::device::open::DeviceName;
 use crate::files::lock::DirLock;
 use crate::hub;
-use crate::model::{BatchShape, ModelOptions};
+use crate::model::ModelOptions;
 use crate::numerics::Watch;
 use crate::ops::Ops;
 use crate::optim::batch::Batches;
@@ -56,12 +57,12 @@ pub(super) enum Start {
     Resume(Box<Saved>),
 }
 
-/// Builds a run, ready for its first step.
+/// Builds a run, ready for its first step. `-b auto` chooses a batch for `room` bytes on each rank.
 ///
 /// # Errors
 /// If data, checkpoint and shape are missing or do not fit each other, memory is short, or ranks
 /// are not consistent.
-pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Trainer> {
+pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers, room: Option<u64>) -> Result<Trainer> {
     check_model(args)?;
     let watch = Watch::default();
     let (mut dev, trace) = trace::open(args, Box::new(watch.device(dev)))?;
@@ -72,13 +73,10 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
         saying("reading the checkpoint", quiet, || Start::find(args, tokenizer.id.vocab_size as usize))?;
     let start = lora::attach(start, args)?;
     tokenizer.find(&start, args)?;
-    let (config, order) = (start.config(), start.order()?);
-    let batches = start.batches(args)?;
-    let open = || Data::open(args, &peers.process, config.V, tokenizer, order, batches);
-    let data = saying("opening the data", quiet, open)?;
-    let dropout = args.dropout.rates(start.dropout());
-    let options = replica_options(args, &config, dropout, &data, dev.as_ref())?;
-    let plan = ReplicaPlan::new(config, options, dev.as_ref())?;
+    let args = &*fit::choose_batch(args, &start, &tokenizer, dev.as_ref(), room)?;
+    let data = saying("opening the data", quiet, || start.open_data(args, tokenizer))?;
+    let plan = start.plan(args, &data.tokenizer, data.longest_question(), dev.as_ref())?;
+    let config = plan.config;
     let total_steps = args.train_steps(data.train.epoch_tokens(), &data.batches)?;
     let schedule = args.schedule(total_steps, &data.batches)?;
     check_samples(&args.eval, &data.tokenizer, &config)?;
@@ -86,7 +84,7 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers) -> Result<Train
     start.check_step(schedule.total_steps)?;
     trace.iter().try_for_each(|trace| trace.check_steps(schedule.total_steps, start.resumed_step()))?;
     let mut report = Report::new(schedule.total_steps, quiet, args.files.log_style);
-    let memory = RankMemory::new(args, &plan, dev.as_ref());
+    let memory = RankMemory::new(args, &plan, dev.as_ref(), room);
     announce(&mut report, args, &start, (&data, &schedule), &peers, (&plan, &memory), dev.as_mut())?;
     let first_step = start.resumed_step().unwrap_or(0);
     let settings = resume::settings(args, &schedule, &data, &plan.model)?;
@@ -211,6 +209,7 @@ fn announce(
     report.dropout(plan.model.acts.dropout, start.dropout());
     report.libraries(&libraries);
     report.peers(peers.describe(), describe_stage(args.processes.zero_stage, &peers.process));
+    fit::say(report, args, memory);
     report.memory(memory, &plan.memory_needs(dev)?, dev.gpu().as_ref());
     if args.files.output_dir.is_some() && args.files.checkpoint_every == 0 {
         report.console().line("-n 0: no checkpoint is written before the end of the run");
@@ -225,21 +224,21 @@ fn announce(
     Ok(())
 }
 
-/// The options of a replica: buffers that hold a micro-batch and the longest question of a task.
+/// The options of a replica: buffers that hold a micro-batch and a question of so many tokens.
 fn replica_options(
     args: &TrainArgs,
     config: &ModelConfig,
     dropout: DropoutRates,
-    data: &Data,
+    tokenizer: &RunTokenizer,
+    question: usize,
     dev: &dyn Ops,
 ) -> Result<ReplicaOptions> {
-    let BatchShape { B, T, .. } = data.shape;
-    let maxT = config.maxT;
+    let (B, T, maxT) = (args.batch.batch_size, args.batch.sequence_length, config.maxT);
     config.check_batch(B, T)?;
     let model = ModelOptions {
         B,
         T,
-        min_rows: data.questions().map(|questions| questions.longest().min(maxT)).max().unwrap_or(0),
+        min_rows: question.min(maxT),
         recompute: args.device.recompute,
         dropout,
         logits_bytes: dev.logits_bytes(),
@@ -255,16 +254,18 @@ fn replica_options(
         hyper: hyper_params(&args.optim),
         optimizer: args.optimizer_options(config)?,
         use_master_weights: args.gpu.use_master_weights,
-        decode_context: (args.eval.sample_every > 0).then(|| sample_context(args, data, maxT)).transpose()?,
+        decode_context: (args.eval.sample_every > 0)
+            .then(|| sample_context(args, tokenizer, maxT))
+            .transpose()?,
     })
 }
 
 /// Positions of the longest sample, as far as the model has them: the prompt, or the token that
 /// stands for none, and the new tokens.
-fn sample_context(args: &TrainArgs, data: &Data, maxT: usize) -> Result<usize> {
+fn sample_context(args: &TrainArgs, tokenizer: &RunTokenizer, maxT: usize) -> Result<usize> {
     let prompt = args.eval.prompt.as_deref().filter(|_| args.eval.sample_every > 0);
     let tokens = match prompt {
-        Some(prompt) => data.tokenizer.needed_for("--prompt", "no --prompt")?.encode(prompt).len(),
+        Some(prompt) => tokenizer.needed_for("--prompt", "no --prompt")?.encode(prompt).len(),
         None => 0,
     };
     if tokens > maxT && args.process.is_rank0() {
@@ -300,7 +301,7 @@ fn check_questions(data: &Data, config: &ModelConfig, process: &Process) -> Resu
 
 impl Start {
     /// Finds the start of a run. A new model has a vocabulary of `V` tokens.
-    fn find(args: &TrainArgs, V: usize) -> Result<Self> {
+    pub fn find(args: &TrainArgs, V: usize) -> Result<Self> {
         let files = &args.files;
         if let Some(dir) = &files.output_dir {
             if files.resume
@@ -362,6 +363,31 @@ impl Start {
         }
     }
 
+    /// Opens the data of the run.
+    ///
+    /// # Errors
+    /// As [`Data::open`].
+    pub fn open_data(&self, args: &TrainArgs, tokenizer: RunTokenizer) -> Result<Data> {
+        let (V, order, batches) = (self.config().V, self.order()?, self.batches(args)?);
+        Data::open(args, &args.process, V, tokenizer, order, batches)
+    }
+
+    /// Plans the memory of a rank, whose longest question has so many tokens.
+    ///
+    /// # Errors
+    /// If the device cannot run the model, or flags do not fit it.
+    pub fn plan(
+        &self,
+        args: &TrainArgs,
+        tokenizer: &RunTokenizer,
+        question: usize,
+        dev: &dyn Ops,
+    ) -> Result<ReplicaPlan> {
+        let (config, dropout) = (self.config(), args.dropout.rates(self.dropout()));
+        let options = replica_options(args, &config, dropout, tokenizer, question, dev)?;
+        ReplicaPlan::new(config, options, dev)
+    }
+
     fn resumed_step(&self) -> Option<usize> {
         match self {
             Start::Resume(saved) => Some(saved.state.state.step as usize),
@@ -370,7 +396,7 @@ impl Start {
     }
 
     /// The order of the training data in the run to resume.
-    fn order(&self) -> Result<Option<Shuffle>> {
+    pub fn order(&self) -> Result<Option<Shuffle>> {
         match self {
             Start::Resume(saved) => resume::order_of(saved).map(Some),
             _ => Ok(None),
@@ -378,7 +404,7 @@ impl Start {
     }
 
     /// The batch of each step: as the flags say, in the multiples of the run to resume.
-    fn batches(&self, args: &TrainArgs) -> Result<Batches> {
+    pub fn batches(&self, args: &TrainArgs) -> Result<Batches> {
         match self {
             Start::Resume(saved) => resume::batches(args, saved),
             _ => Ok(args.batches()),

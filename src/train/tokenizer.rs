@@ -35,6 +35,11 @@ impl RunTokenizer {
         Ok(RunTokenizer { id, shards, found: None })
     }
 
+    /// GPT-2's, for a run whose shards do not exist yet.
+    pub fn assumed() -> Self {
+        RunTokenizer { id: TokenizerId::GPT2, shards: PathBuf::new(), found: Some(Tokenizer::gpt2()) }
+    }
+
     /// Finds the tokenizer, and compares it with that of the model.
     ///
     /// # Errors
@@ -51,7 +56,7 @@ impl RunTokenizer {
         }
         if self.id == TokenizerId::GPT2 {
             // Training alone does not need it, and its tables take memory.
-            let used = args.eval.sample_every > 0 || args.eval.hellaswag_eval;
+            let used = args.eval.sample_every > 0 || args.asks_questions();
             self.found = used.then(Tokenizer::gpt2);
         } else if self.found.is_none()
             && let Some(tokenizer) = Tokenizer::find_in(&self.shards)?

@@ -76,7 +76,7 @@ fn case_train() {
             Peers::new(Process::ALONE, Box::new(nccl))
         }
     };
-    assert_eq!(warpsmith::train::run(&args, dev, peers).unwrap(), Finish::Completed);
+    assert_eq!(warpsmith::train::run(&args, dev, peers, None).unwrap(), Finish::Completed);
 }
 
 #[test]

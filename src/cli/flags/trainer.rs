@@ -7,6 +7,7 @@
 mod dropout;
 mod groups;
 mod lora;
+mod micro_batch;
 pub mod presets;
 mod schedule;
 mod tasks;
@@ -25,6 +26,7 @@ use std::time::{Duration, Instant, SystemTime};
 pub use dropout::DropoutFlags;
 pub use groups::*;
 pub use lora::LoraFlags;
+pub use micro_batch::MicroBatch;
 pub use schedule::ScheduleFlags;
 pub use tasks::{TaskFlags, each_once};
 pub use tracking::TrackingFlags;
@@ -118,11 +120,15 @@ pub struct TrainArgs {
 
 /// The clap command of a program.
 pub fn command(program: Program) -> Command {
-    let command = match program {
+    parse::finish(unfinished_command(program))
+}
+
+/// The same without what [`parse::finish`] adds, for a command that has further flags.
+pub(in crate::cli) fn unfinished_command(program: Program) -> Command {
+    presets::defaults(match program {
         Program::TrainGpt2 => TrainArgs::command(),
         Program::TrainGpt2cu => for_gpus(TrainArgs::command()),
-    };
-    parse::finish(presets::defaults(command))
+    })
 }
 
 /// Applies the differences of `train_gpt2cu`.
@@ -157,7 +163,29 @@ pub fn parse(
         Parsed::Run(matches) => matches,
         Parsed::Print(text) => return Ok(Parsed::Print(text)),
     };
-    let mut args = TrainArgs { program, ..TrainArgs::from_arg_matches(&matches)? };
+    let mut args = from_matches(program, &command, &matches, |flags| Process::find(flags, variable))?;
+    if let Some(text) = variable(STARTED) {
+        args.started = instant_of(&text)?;
+    }
+    Ok(Parsed::Run(args))
+}
+
+/// Reads the flags of a trainer from matches of its command, to which more may have been added;
+/// `process` finds the process among all of them.
+///
+/// # Errors
+/// As [`parse`].
+pub(in crate::cli) fn from_matches(
+    program: Program,
+    command: &Command,
+    matches: &ArgMatches,
+    process: impl FnOnce(Flags) -> Result<Process>,
+) -> Result<TrainArgs> {
+    let mut args = TrainArgs { program, ..TrainArgs::from_arg_matches(matches)? };
+    args.batch.batch_size = match args.batch.micro_batch {
+        MicroBatch::Of(sequences) => sequences,
+        MicroBatch::Auto => 1,
+    };
     let typed = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
     let preset = args.recipe.preset.as_deref();
     let named = typed("model") || preset.is_some_and(|preset| presets::sets(preset, "model"));
@@ -166,14 +194,11 @@ pub fn parse(
     }
     let unused = schedule::choose_lengths(&mut args, &typed)?;
     let ProcessFlags { num_processes, process_rank, gpus_per_node, .. } = args.processes;
-    args.process = Process::find(Flags { num_processes, process_rank, gpus_per_node }, variable)?;
-    if let Some(text) = variable(STARTED) {
-        args.started = instant_of(&text)?;
-    }
+    args.process = process(Flags { num_processes, process_rank, gpus_per_node })?;
     args.check()?;
     args.notes = notes(&args, &typed);
-    args.rows = rows(&command, &matches, &args, &unused);
-    Ok(Parsed::Run(args))
+    args.rows = rows(command, matches, &args, &unused);
+    Ok(args)
 }
 
 /// The time that seconds since 1970 name; the present, if they name a later one.

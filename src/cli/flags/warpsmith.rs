@@ -2,6 +2,7 @@
 
 mod get;
 mod parity;
+mod plan;
 mod scaling;
 mod sft;
 mod tokenizer;
@@ -19,6 +20,7 @@ use anyhow::{Result, ensure};
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 pub use get::GetArgs;
 pub use parity::ParityArgs;
+pub use plan::{PlanArgs, PlanFlags};
 pub use scaling::ScalingArgs;
 pub use sft::SftArgs;
 use std::ffi::OsString;
@@ -68,6 +70,9 @@ pub enum Tool {
     Plot(PlotArgs),
     /// Pass a run on to TensorBoard or MLflow: all that has not arrived yet
     Track(TrackArgs),
+    /// Parsed by [`plan::parse`], as its flags are those of a trainer.
+    #[command(skip)]
+    Plan(Box<PlanArgs>),
     /// Predict the time of a training step on a GPU, kernel by kernel, next to measured times
     Roofline(RooflineArgs),
     /// Predict a training step on many GPUs: exposed communication, and memory per ZeRO stage.
@@ -416,8 +421,15 @@ pub struct FlagsArgs {
 /// # Errors
 /// One line: the flag, what was expected, what was found, what to do.
 pub fn parse(argv: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Parsed<Tool>> {
-    let command = parse::list_values(Tools::command());
-    match parse::matches(&command, argv.into_iter().map(Into::into).collect())? {
+    let argv: Vec<OsString> = argv.into_iter().map(Into::into).collect();
+    if argv.get(1).is_some_and(|command| command == plan::NAME) {
+        return Ok(match plan::parse(argv)? {
+            Parsed::Run(args) => Parsed::Run(Tool::Plan(Box::new(args))),
+            Parsed::Print(text) => Parsed::Print(text),
+        });
+    }
+    let command = parse::list_values(Tools::command().subcommand(plan::summary()));
+    match parse::matches(&command, argv)? {
         Parsed::Run(matches) => {
             let tool = Tools::from_arg_matches(&matches)?.tool;
             tool.check()?;

@@ -61,6 +61,11 @@ fn matmul_choices(dtype: Dtype) -> Vec<MatmulChoice> {
     own.chain(hopper.into_iter().filter(|_| dtype != Dtype::F32)).collect()
 }
 
+/// Returns a CUDA device that has no GPU, for plans: it launches and stores nothing.
+pub fn on_paper(info: DeviceInfo, options: CudaOptions) -> Cuda {
+    Cuda::new(Box::new(Paper { info, next: 1 << 32, launches: Arc::default() }), options)
+}
+
 /// A device without memory and SMs.
 struct Paper {
     info: DeviceInfo,

@@ -1,5 +1,6 @@
 //! The flags of the trainers, one struct per heading of `--help`.
 
+use super::micro_batch::MicroBatch;
 use super::presets;
 use crate::cli::values;
 use crate::device::cuda::MatmulChoice;
@@ -150,10 +151,14 @@ impl fmt::Display for Shuffle {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Batch and schedule")]
 pub struct BatchFlags {
-    /// Micro-batch size: sequences per forward and backward pass
-    #[arg(id = "micro batch size B", short = 'b', long = "batch-size", value_name = "B",
-          value_parser = values::count,
+    /// Micro-batch size: sequences per forward and backward pass; auto is the largest that fits
+    /// into free memory and divides -d
+    #[arg(id = "micro batch size B", short = 'b', long = "batch-size", value_name = "B|auto",
+          value_parser = str::parse::<MicroBatch>,
           default_value = "4")]
+    pub micro_batch: MicroBatch,
+    /// Sequences of a micro-batch: 1 for `-b auto` until memory has been looked at.
+    #[arg(skip)]
     pub batch_size: usize,
     /// Sequence length in tokens, at most the model's maximum
     #[arg(id = "sequence length T", short = 't', long = "sequence-length", value_name = "T",

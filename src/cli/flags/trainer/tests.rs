@@ -317,9 +317,9 @@ fn errors_are_one_line_that_names_the_flag() {
         ("-b", "-b/--batch-size: expected a value after it, found none"),
         ("-o -b 4", "-o/--output-dir: expected a value after it, found none"),
         ("-h", "-h/--hellaswag-eval: expected a value after it, found none; for help use --help"),
-        ("-b 0", "-b/--batch-size: expected a whole number of at least 1, found 0"),
-        ("-b -3", "-b/--batch-size: expected a whole number of at least 1, found -3"),
-        ("-b 4.5", "-b/--batch-size: expected a whole number of at least 1, found 4.5"),
+        ("-b 0", "-b/--batch-size: expected auto or a whole number of at least 1, found 0"),
+        ("-b -3", "-b/--batch-size: expected auto or a whole number of at least 1, found -3"),
+        ("-b 4.5", "-b/--batch-size: expected auto or a whole number of at least 1, found 4.5"),
         (
             "-t 99999999999",
             "-t/--sequence-length: expected a whole number of at most 2147483647, found 99999999999",

@@ -31,6 +31,6 @@ pub struct ScalingArgs {
     pub trace: Option<PathBuf>,
 }
 
-fn link(text: &str) -> Result<&'static Link, String> {
+pub(super) fn link(text: &str) -> Result<&'static Link, String> {
     Link::named(text).map_err(|error| error.to_string())
 }
