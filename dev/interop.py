@@ -310,6 +310,30 @@ class Model(Case):
                 self.assert_close(loss, -float(likelihood), 1e-4)
         self.assert_close(theirs["results"]["endings"]["acc,none"], summary["hellaswag_acc"], 1e-6)
 
+    def test_tasks_of_lm_eval(self) -> None:
+        """Every log-likelihood, greedy match and measure of lm_eval's own tasks."""
+        import lm_eval_tasks
+
+        folder = FIXTURES / "tasks"
+        files = {path.stem: str(path) for path in sorted(folder.glob("*.jsonl"))}
+        theirs = lm_eval_tasks.scores(self.hf, files)
+        text = files.pop("text")
+        flags = [flag for name, path in files.items() for flag in ("--task", f"{name}={path}")] + ["--text", text]
+        lines = [json.loads(line) for line in self.evaluated(self.hf, *flags).splitlines()]
+        summary = lines.pop()
+        for task, expected in theirs.items():
+            ours = [line for line in lines if line["task"] == task]
+            with self.subTest(task):
+                for line, choices in zip(ours, expected.pop("items"), strict=True):
+                    for loss, (likelihood, greedy) in zip(line["sum"], choices, strict=True):
+                        self.assert_close(loss, -likelihood, 1e-4)
+                        self.assertEqual(line.get("greedy", greedy), greedy)
+                key = "hellaswag_lm_eval" if task == "hellaswag" else task
+                measures = {name: value for name, value in expected.items() if isinstance(value, float)}
+                self.assertTrue(measures)
+                for name, value in measures.items():
+                    self.assert_close(summary[f"{key}_{name}"], value, 1e-4)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

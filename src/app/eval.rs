@@ -2,22 +2,45 @@
 
 use crate::app::model::{Loaded, ModelTokenizer, load};
 use crate::app::print;
+use crate::checkpoint::ModelFile;
 use crate::cli::flags::warpsmith::{EvalArgs, STORED};
 use crate::config::{DropoutRates, ModelConfig};
 use crate::data::loader::{DataLoader, LoaderOptions, Packing, Sample};
+use crate::data::tokenizer::Tokenizer;
+use crate::eval::generated::{Prompt, Prompts, Rouge, bleu, rouge};
 use crate::eval::tasks::{self, Norm, Questions, Task, TaskFile};
+use crate::eval::text::Text;
 use crate::eval::validation::{perplexity, validation_loss};
 use crate::files;
 use crate::hub;
 use crate::model::activations::Recompute;
+use crate::model::decode::Decoder;
 use crate::model::hooks::NoHooks;
 use crate::model::{BatchShape, GPT2, ModelOptions};
 use crate::params::frozen::Frozen;
 use crate::report::progress::{Passing, Progress};
+use crate::sample::{Continuation, Sampler, SamplerOptions, generate};
 use crate::sharding::Sharding;
 use crate::words::count;
 use anyhow::{Context, Result, ensure};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// The two forms of a model that evaluations need; both use the same weights.
+struct Forms {
+    model: GPT2,
+    /// Only for text to write.
+    decoder: Option<Decoder>,
+}
+
+type Evaluated = Loaded<Forms>;
+
+/// All that is to be measured.
+struct Inputs {
+    loader: Option<DataLoader>,
+    text: Option<Text>,
+    questions: Vec<Questions>,
+    prompts: Option<Prompts>,
+}
 
 pub fn eval(args: &EvalArgs) -> Result<()> {
     let (file, tokenizer) = load(&args.model)?;
@@ -25,40 +48,74 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     let T = args.sequence_length.unwrap_or(config.maxT);
     config.check_batch(args.batch_size, T)?;
     let shape = BatchShape::new(args.batch_size, T);
-    let loader = args.val.as_deref().map(|pattern| open_validation(pattern, shape, &config)).transpose()?;
-    if let Some(loader) = &loader {
-        tokenizer.check(loader.tokenizer(), "-j/--val")?;
+    let stride = args.stride.unwrap_or(T);
+    ensure!(stride <= T, "--stride: expected at most -t {T}, the tokens of a window, found {stride}");
+    let inputs = Inputs::open(args, shape, &config, &tokenizer)?;
+    let mut loaded = open_model(args, file, shape, &inputs)?;
+
+    let mut results = Results { output: args.output.as_deref(), ..Results::default() };
+    if let Some(loader) = inputs.loader {
+        validate(&mut loaded, loader, shape, args.max_batches, &mut results)?;
     }
-    let questions = open_tasks(args, &tokenizer)?;
-    for questions in &questions {
-        if let Some(warning) = questions.check(&config)? {
-            log::warn!("{warning}");
+    if let Some(text) = &inputs.text {
+        score_text(&mut loaded, text, (T, stride), &mut results)?;
+    }
+    for questions in &inputs.questions {
+        answer(&mut loaded, questions, &mut results)?;
+    }
+    if let Some(prompts) = &inputs.prompts {
+        write_texts(&mut loaded, prompts, tokenizer.known()?, args.max_tokens, &mut results)?;
+    }
+    results.finish()
+}
+
+impl Inputs {
+    fn open(
+        args: &EvalArgs,
+        shape: BatchShape,
+        config: &ModelConfig,
+        tokenizer: &ModelTokenizer,
+    ) -> Result<Self> {
+        let loader =
+            args.val.as_deref().map(|pattern| open_validation(pattern, shape, config)).transpose()?;
+        if let Some(loader) = &loader {
+            tokenizer.check(loader.tokenizer(), "-j/--val")?;
         }
+        let text = |path: &PathBuf| Text::open(path, tokenizer.known()?).context("--text");
+        let text = args.text.as_ref().map(text).transpose()?;
+        let questions = open_tasks(args, tokenizer)?;
+        for questions in &questions {
+            if let Some(warning) = questions.check(config)? {
+                log::warn!("{warning}");
+            }
+        }
+        let prompts =
+            args.generate.as_ref().map(|path| Prompts::open(path).context("--generate")).transpose()?;
+        Ok(Inputs { loader, text, questions, prompts })
     }
+}
+
+/// Opens the device with buffers for all that is to be measured.
+fn open_model(args: &EvalArgs, file: ModelFile, shape: BatchShape, inputs: &Inputs) -> Result<Evaluated> {
+    let config = file.config;
+    let longest = inputs.questions.iter().map(|q| q.longest().min(config.maxT)).max();
     let options = ModelOptions {
         B: shape.B,
-        T,
-        min_rows: questions.iter().map(|q| q.longest().min(config.maxT)).max().unwrap_or(0),
+        T: shape.T,
+        min_rows: longest.unwrap_or(0),
         recompute: Recompute::Gelu,
         dropout: DropoutRates::NONE,
         logits_bytes: 64 << 20,
         sharding: Sharding::NONE,
         frozen: Frozen::default(),
     };
-    let mut loaded = Loaded::open(&args.numbers, file, |dtype, plan| {
+    Loaded::open(&args.numbers, file, |dtype, plan| {
         let model = GPT2::plan_for_evaluation(&config, &options, dtype, plan);
-        let (weights, limits) = (model.weights.clone(), model.limits());
-        (model, weights, limits)
-    })?;
-
-    let mut results = Results { output: args.output.as_deref(), ..Results::default() };
-    if let Some(loader) = loader {
-        validate(&mut loaded, loader, shape, args.max_batches, &mut results)?;
-    }
-    for questions in &questions {
-        answer(&mut loaded, questions, &mut results)?;
-    }
-    results.finish()
+        let weights = model.weights.clone();
+        let decoder = inputs.prompts.as_ref().map(|_| Decoder::plan(&weights, config.maxT, plan));
+        let limits = [model.limits()].into_iter().chain(decoder.as_ref().map(Decoder::limits)).collect();
+        (Forms { model, decoder }, weights, limits)
+    })
 }
 
 /// Reads the questions of all tasks, llm.c's HellaSwag first.
@@ -111,7 +168,7 @@ impl Results<'_> {
 
 /// Prints and records the validation loss over at most `max_batches` batches.
 fn validate(
-    Loaded { dev, model }: &mut Loaded<GPT2>,
+    Loaded { dev, model: Forms { model, .. } }: &mut Evaluated,
     mut loader: DataLoader,
     shape: BatchShape,
     max_batches: Option<usize>,
@@ -129,9 +186,86 @@ fn validate(
     results.print(format_args!("val loss {loss:.6}, perplexity {:.4}\n", perplexity(loss)))
 }
 
+/// Prints and records perplexity and bits per byte of a text.
+fn score_text(
+    Loaded { dev, model: Forms { model, .. } }: &mut Evaluated,
+    text: &Text,
+    windows: (usize, usize),
+    results: &mut Results,
+) -> Result<()> {
+    let mut progress = Passing::new("text", "windows", false);
+    let show = &mut |done, total| progress.show(done, total);
+    let score = text.score(model, dev.as_mut(), windows, show)?;
+    drop(progress);
+    let [(_, perplexity), (_, bits), _, (_, per_word)] = score.measures();
+    results.print(format_args!(
+        "text perplexity {perplexity:.4} per token, {per_word:.4} per word; {bits:.4} bits per byte; {}, {}\n",
+        count(score.tokens, "token"),
+        count(score.bytes, "byte")
+    ))?;
+    for (name, value) in score.measures() {
+        results.summary.insert(format!("text_{name}"), value.into());
+    }
+    results.summary.insert("text_tokens".into(), score.tokens.into());
+    results.summary.insert("text_bytes".into(), score.bytes.into());
+    Ok(())
+}
+
+/// Continues each prompt greedily; prints and records BLEU and ROUGE.
+fn write_texts(
+    Loaded { dev, model: Forms { decoder, .. } }: &mut Evaluated,
+    Prompts { path, prompts }: &Prompts,
+    tokenizer: &Tokenizer,
+    max_new: usize,
+    results: &mut Results,
+) -> Result<()> {
+    let decoder = decoder.as_mut().expect("planned where there are prompts");
+    let mut sampler = Sampler::new(SamplerOptions { temperature: 0.0, top_k: None, top_p: None, seed: 0 })?;
+    let mut progress = Progress::new("writing", prompts.len() as u64, "texts");
+    let (mut texts, mut scores) = (Vec::new(), Vec::new());
+    for (index, Prompt { prompt, references }) in prompts.iter().enumerate() {
+        let (eot, tokens) = (tokenizer.eot(), tokenizer.encode(prompt));
+        let what = Continuation { prompt: &tokens, eot, max_new, kv_cache: true };
+        let mut written = Vec::new();
+        let keep = &mut |token| {
+            written.push(token);
+            Ok(())
+        };
+        generate(dev.as_mut(), &mut NoHooks, decoder, &mut sampler, what, keep)
+            .with_context(|| format!("{}: prompt {}", path.display(), index + 1))?;
+        let text = String::from_utf8_lossy(&tokenizer.decode_bytes(&written)).trim().to_owned();
+        let score = rouge(&text, references);
+        let line = serde_json::json!({
+            "task": "generate", "index": index, "prompt": prompt, "prediction": text,
+            "rouge1": score.rouge1, "rouge2": score.rouge2, "rougeL": score.rouge_l,
+        });
+        results.items += &(line.to_string() + "\n");
+        texts.push(text);
+        scores.push(score);
+        progress.set(index as u64 + 1);
+    }
+    progress.finish();
+    let pairs = texts.iter().map(String::as_str).zip(prompts.iter().map(|p| p.references.as_slice()));
+    let mean = |of: fn(&Rouge) -> f64| scores.iter().map(of).sum::<f64>() / scores.len() as f64;
+    let means = [mean(|s| s.rouge1), mean(|s| s.rouge2), mean(|s| s.rouge_l)];
+    let bleu = bleu(pairs);
+    results.print(format_args!(
+        "BLEU {bleu:.2}, ROUGE-1 {:.4}, ROUGE-2 {:.4}, ROUGE-L {:.4}; {}\n",
+        means[0],
+        means[1],
+        means[2],
+        count(texts.len(), "text")
+    ))?;
+    results.summary.insert("bleu".into(), bleu.into());
+    for (name, mean) in ["rouge1", "rouge2", "rougeL"].into_iter().zip(means) {
+        results.summary.insert(name.into(), mean.into());
+    }
+    Ok(())
+}
+
 /// Prints and records the score on a task.
 fn answer(
-    Loaded { dev, model }: &mut Loaded<GPT2>,
+    Loaded { dev, model: Forms { model, .. } }: &mut Evaluated,
     questions: &Questions,
     results: &mut Results,
 ) -> Result<()> {

@@ -24,17 +24,18 @@ pub(super) struct Loaded<M> {
 
 impl<M> Loaded<M> {
     /// Opens the device and uploads the weights of `file`. `plan` lays out the model for an element
-    /// type, and returns it with its weights and the largest operations that it asks of the device.
+    /// type, and returns it with its weights and the largest operations that its parts ask of the
+    /// device.
     pub fn open(
         args: &NumberArgs,
         file: ModelFile,
-        plan: impl FnOnce(Dtype, &mut MemoryPlan) -> (M, Weights, Limits),
+        plan: impl FnOnce(Dtype, &mut MemoryPlan) -> (M, Weights, Vec<Limits>),
     ) -> Result<Self> {
         let mut dev =
             DeviceOptions::new(args.device, args.dtype.on(args.device, None), args.threads).open()?;
         let mut memory = MemoryPlan::new();
         let (model, weights, limits) = plan(dev.float_dtype(), &mut memory);
-        plan_scratch(dev.as_ref(), &[limits], &mut memory)?;
+        plan_scratch(dev.as_ref(), &limits, &mut memory)?;
         dev.allocate(&memory)?;
         weights.params.upload(dev.as_mut(), 0, &file.params)?;
         Ok(Loaded { dev, model })

@@ -48,7 +48,7 @@ fn samples(
     let Loaded { mut dev, model: mut decoder } = Loaded::open(&args.numbers, file, |dtype, plan| {
         let weights = Weights::plan(&config, dtype, Sharding::NONE, &Frozen::default(), plan);
         let decoder = Decoder::plan(&weights, config.maxT, plan);
-        let limits = decoder.limits();
+        let limits = vec![decoder.limits()];
         (decoder, weights, limits)
     })?;
     let prompt = tokenizer.encode(args.prompt.as_deref().unwrap_or_default());

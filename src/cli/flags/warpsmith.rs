@@ -276,6 +276,20 @@ pub struct EvalArgs {
     #[arg(long = "task", value_name = "NAME=FILE", value_parser = str::parse::<TaskFile>,
           action = ArgAction::Append)]
     pub tasks: Vec<TaskFile>,
+    /// Text for perplexity and bits per byte: a whole file, or each "text" of a .jsonl file
+    #[arg(long, value_name = "FILE")]
+    pub text: Option<PathBuf>,
+    /// Tokens that each window of --text moves on; fewer give each token more context, and take
+    /// longer [default: -t, the whole window]
+    #[arg(long, value_name = "TOKENS", value_parser = values::count)]
+    pub stride: Option<usize>,
+    /// Prompts to continue greedily for BLEU and ROUGE: JSON lines with "prompt" and "reference", a
+    /// text or several
+    #[arg(long, value_name = "FILE")]
+    pub generate: Option<PathBuf>,
+    /// Maximum number of tokens to write after each prompt of --generate
+    #[arg(short = 'g', long, value_name = "TOKENS", default_value = "128", value_parser = values::count)]
+    pub max_tokens: usize,
     /// Validation shards: a file or a pattern with * and ?
     #[arg(short = 'j', long, value_name = "PATTERN", value_parser = values::name)]
     pub val: Option<String>,
@@ -445,9 +459,15 @@ impl Tool {
         match self {
             Tool::Eval(args) => {
                 args.numbers.check()?;
+                let files = [&args.hellaswag, &args.text, &args.generate];
                 ensure!(
-                    args.hellaswag.is_some() || args.val.is_some() || !args.tasks.is_empty(),
-                    "eval: nothing to measure; give --val PATTERN, --hellaswag FILE or --task NAME=FILE"
+                    args.val.is_some() || !args.tasks.is_empty() || files.iter().any(|file| file.is_some()),
+                    "eval: nothing to measure; give --val PATTERN, --hellaswag FILE, --task NAME=FILE, --text FILE or \
+                     --generate FILE"
+                );
+                ensure!(
+                    args.stride.is_none() || args.text.is_some(),
+                    "--stride: moves the windows of --text, which is not given"
                 );
                 each_once(&args.tasks)?;
                 ensure!(

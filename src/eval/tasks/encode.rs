@@ -1,6 +1,7 @@
 //! A context and a continuation as tokens, split where `lm_eval` splits them.
 
 use crate::data::tokenizer::Tokenizer;
+use crate::eval::is_space;
 use anyhow::{Result, ensure};
 
 /// Encodes a continuation after a context; returns the tokens of both.
@@ -28,11 +29,6 @@ pub fn pair(tokenizer: &Tokenizer, ctx: &str, continuation: &str) -> Result<(Vec
     ensure!(!ctx.is_empty(), "a context is all white space");
     ensure!(!tokens.is_empty(), "the choice {continuation:?} has no tokens");
     Ok((ctx, tokens))
-}
-
-/// Whether Python's `str.isspace` holds, whose set has four separators more than Unicode's.
-pub fn is_space(c: char) -> bool {
-    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 
 #[cfg(test)]

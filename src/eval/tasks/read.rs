@@ -1,9 +1,10 @@
 //! The files of tasks: JSON lines with the fields of the Hugging Face data sets, which are those of
 //! the authors' own files. Each becomes contexts and continuations in `lm_eval`'s words.
 
-use super::encode::{is_space, pair};
+use super::encode::pair;
 use super::{Choice, Example, FILE_BYTES, Norm, Task};
 use crate::data::tokenizer::Tokenizer;
+use crate::eval::is_space;
 use crate::files;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;

@@ -2,11 +2,12 @@
 //! (`acc_norm`); and whether they are what greedy decoding writes.
 
 use super::{Choice, Example, Norm, Questions, Task};
+use crate::eval::rows::{Row, count_passes, pack, run};
 use crate::model::hooks::LayerHooks;
 use crate::model::{BatchShape, GPT2};
 use crate::ops::Ops;
 use anyhow::{Result, ensure};
-use std::ops::{Add, Range};
+use std::ops::Add;
 
 /// Counts of right answers. The score of a run is the sum over all ranks.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -141,48 +142,12 @@ impl Evaluation {
     }
 }
 
-/// A row of a batch: a choice and its context.
+/// A choice as a row of a batch.
 #[derive(Clone, Copy)]
-struct Row<'a> {
+struct ChoiceRow<'a> {
     example: usize,
     choice: usize,
-    ctx: &'a [u32],
-    tokens: &'a [u32],
-}
-
-impl<'a> Row<'a> {
-    /// Builds a row, without the start of the context if it has more than `maxT` inputs.
-    fn new(data: &'a Questions, example: usize, choice: usize, maxT: usize) -> Self {
-        let Choice { ctx, tokens, .. } = &data.examples[example].choices[choice];
-        let excess = (ctx.len() + tokens.len() - 1).saturating_sub(maxT);
-        Row { example, choice, ctx: &ctx[excess..], tokens }
-    }
-
-    /// The number of inputs: the last token is only a target.
-    fn T(&self) -> usize {
-        self.ctx.len() + self.tokens.len() - 1
-    }
-
-    /// Fills one row of inputs and targets. Padding after the row stays zero; attention is causal,
-    /// so it does not affect the row.
-    fn render(&self, inputs: &mut [i32], targets: &mut [i32]) {
-        let row = self.ctx.iter().chain(self.tokens).map(|&token| token.cast_signed());
-        for (input, token) in inputs.iter_mut().zip(row.clone().take(self.T())) {
-            *input = token;
-        }
-        for (target, token) in targets.iter_mut().zip(row.skip(1)) {
-            *target = token;
-        }
-    }
-
-    /// The positions that predict the choice: the last token of the context predicts its first.
-    fn scored(&self) -> Range<usize> {
-        self.ctx.len() - 1..self.T()
-    }
-
-    fn sum_loss(&self, losses: &[f32]) -> f64 {
-        losses[self.scored()].iter().map(|&loss| f64::from(loss)).sum()
-    }
+    row: Row<'a>,
 }
 
 /// Scores examples `rank`, `rank + world`, … of `data`, except those with a choice longer than the
@@ -210,30 +175,34 @@ pub fn evaluate(
     debug_assert!(data.check(config).is_ok(), "checked before the first evaluation");
     let order = examples_of(data, (rank, world), config.maxT);
     let rows = rows_of(data, &order, config.maxT);
+    let plain: Vec<Row> = rows.iter().map(|row| row.row).collect();
 
     let mut items: Vec<Item> = Vec::with_capacity(order.len());
     let mut done = 0;
     while done < rows.len() {
-        let (shape, batch) = pack(&rows[done..], model.acts.rows);
-        let losses = run(model, dev, hooks, shape, batch)?;
+        let shape = pack(&plain[done..], model.acts.rows);
+        let batch = &rows[done..done + shape.B];
+        let losses = run(model, dev, hooks, shape, &plain[done..])?;
         let greedy = match data.task.is_greedy() {
-            true => greedy_rows(model, dev, shape, batch)?,
+            true => greedy_rows(model, dev, shape, &plain[done..done + shape.B])?,
             false => vec![false; batch.len()],
         };
-        for ((row, losses), greedy) in batch.iter().zip(losses.chunks_exact(shape.T)).zip(greedy) {
+        for ((&ChoiceRow { example, choice, row }, losses), greedy) in
+            batch.iter().zip(losses.chunks_exact(shape.T)).zip(greedy)
+        {
             let sum = row.sum_loss(losses);
             ensure!(
                 !sum.is_nan(),
                 "{}: example {}: loss is NaN; the model has diverged or is damaged",
                 data.path.display(),
-                row.example
+                example
             );
-            let Example { choices, gold } = &data.examples[row.example];
-            if row.choice == 0 {
-                items.push(Item::new(row.example, *gold, greedy));
+            let Example { choices, gold } = &data.examples[example];
+            if choice == 0 {
+                items.push(Item::new(example, *gold, greedy));
             }
             let item = items.last_mut().expect("choice 0 comes first");
-            item.add(sum, &choices[row.choice]);
+            item.add(sum, &choices[choice]);
         }
         done += shape.B;
         let whole = rows.get(done).map_or(0, |next| usize::from(next.choice > 0));
@@ -242,7 +211,8 @@ pub fn evaluate(
     let passes: Vec<usize> = (0..world)
         .map(|rank| {
             let examples = examples_of(data, (rank, world), config.maxT);
-            count_passes(&rows_of(data, &examples, config.maxT), model.acts.rows)
+            let rows: Vec<Row> = rows_of(data, &examples, config.maxT).iter().map(|row| row.row).collect();
+            count_passes(&rows, model.acts.rows)
         })
         .collect();
     for _ in passes[rank]..passes.iter().copied().max().unwrap_or(0) {
@@ -271,52 +241,15 @@ fn examples_of(data: &Questions, (rank, world): (usize, usize), maxT: usize) -> 
     order
 }
 
-fn rows_of<'a>(data: &'a Questions, examples: &[usize], maxT: usize) -> Vec<Row<'a>> {
-    let choices = |&i: &usize| {
-        let count = data.examples[i].choices.len();
-        (0..count).map(move |choice| Row::new(data, i, choice, maxT))
+fn rows_of<'a>(data: &'a Questions, examples: &[usize], maxT: usize) -> Vec<ChoiceRow<'a>> {
+    let choices = |&example: &usize| {
+        let row = move |(choice, c): (usize, &'a Choice)| {
+            let row = Row::new(&c.ctx, &c.tokens, maxT);
+            ChoiceRow { example, choice, row }
+        };
+        data.examples[example].choices.iter().enumerate().map(row)
     };
     examples.iter().flat_map(choices).collect()
-}
-
-/// The number of batches that these rows make.
-fn count_passes(mut rows: &[Row], capacity: usize) -> usize {
-    let mut passes = 0;
-    while !rows.is_empty() {
-        rows = &rows[pack(rows, capacity).0.B..];
-        passes += 1;
-    }
-    passes
-}
-
-/// Takes as many of the next rows as fit into `capacity` tokens when padded to the longest of them.
-fn pack<'a, 'b>(rows: &'b [Row<'a>], capacity: usize) -> (BatchShape, &'b [Row<'a>]) {
-    let mut shape = BatchShape::new(1, rows[0].T());
-    for row in &rows[1..] {
-        let grown = BatchShape::new(shape.B + 1, shape.T.max(row.T()));
-        if grown.rows() > capacity {
-            break;
-        }
-        shape = grown;
-    }
-    (shape, &rows[..shape.B])
-}
-
-/// The losses (B, T) of a batch of rows.
-fn run(
-    model: &GPT2,
-    dev: &mut dyn Ops,
-    hooks: &mut dyn LayerHooks,
-    shape: BatchShape,
-    batch: &[Row],
-) -> Result<Vec<f32>> {
-    let (mut inputs, mut targets) = (vec![0; shape.rows()], vec![0; shape.rows()]);
-    let lines = inputs.chunks_exact_mut(shape.T).zip(targets.chunks_exact_mut(shape.T));
-    for (row, (inputs, targets)) in batch.iter().zip(lines) {
-        row.render(inputs, targets);
-    }
-    model.load_batch(dev, shape, &inputs, &targets)?;
-    model.evaluate(dev, hooks, shape)
 }
 
 #[cfg(test)]

@@ -165,7 +165,11 @@ fn errors_are_one_line() {
         ),
         ("parity", "--debug-state: missing; --help says what it is"),
         ("parity --debug-state d --losses 1,x", "--losses: expected a number of at least 0, found x"),
-        ("eval -e m", "eval: nothing to measure; give --val PATTERN, --hellaswag FILE or --task NAME=FILE"),
+        (
+            "eval -e m",
+            "eval: nothing to measure; give --val PATTERN, --hellaswag FILE, --task NAME=FILE, --text FILE or --generate FILE",
+        ),
+        ("eval -e m --val v --stride 3", "--stride: moves the windows of --text, which is not given"),
         ("eval -e m --hellaswag h -m 3", "-m/--max-batches: limits --val, which is not given"),
         ("roofline", "-e/--model: missing; --help says what it is"),
         ("scaling", "-e/--model: missing; --help says what it is"),
