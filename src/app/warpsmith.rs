@@ -2,6 +2,7 @@
 
 use super::{
     corpus, get, launch, logging, model, parity, print, roofline, sample, scaling, sft, tokenizer, track,
+    watch,
 };
 use crate::cli::flags::warpsmith::{FlagsArgs, PlotArgs, Tool, parse};
 use crate::device::open::start_threads;
@@ -23,6 +24,7 @@ pub fn main() -> ExitCode {
             Tool::Parity(args) => return parity::parity(&args),
             Tool::Plot(args) => plot(&args)?,
             Tool::Track(args) => track::track(&args)?,
+            Tool::Watch(args) => watch::watch(&args)?,
             Tool::Roofline(args) => roofline::roofline(&args)?,
             Tool::Scaling(args) => scaling::scaling(&args)?,
             Tool::Launch(args) => return launch::launch(args),

@@ -6,6 +6,7 @@ mod scaling;
 mod sft;
 mod tokenizer;
 mod track;
+mod watch;
 
 use crate::cli::{Parsed, parse, values};
 use crate::device::open::{DeviceName, DtypeChoice};
@@ -23,6 +24,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 pub use tokenizer::{TokenizerConvertArgs, TokenizerTool, TokenizerTrainArgs};
 pub use track::TrackArgs;
+pub use watch::WatchArgs;
 
 /// Prepare data; sample, evaluate and convert models; plot runs
 ///
@@ -66,6 +68,8 @@ pub enum Tool {
     Plot(PlotArgs),
     /// Pass a run on to TensorBoard or MLflow: all that has not arrived yet
     Track(TrackArgs),
+    /// Show runs in a browser while they train, and compare them; or write that page to a file
+    Watch(WatchArgs),
     /// Predict the time of a training step on a GPU, kernel by kernel, next to measured times
     Roofline(RooflineArgs),
     /// Predict a training step on many GPUs: exposed communication, and memory per ZeRO stage.
