@@ -13,7 +13,7 @@ OUT ?= out/stories
 MPI ?=
 WITH_MPI = features=$$(dev/find_mpi.sh "$(MPI)") &&
 
-.PHONY: help build train train_gpt2 train_gpt2cu warpsmith nvcc kernels-check kernels-budget kernels-clocks test torture fuzz lint fmt bench bench-quick gpu-report gpu-report-programs parity interop venv clean
+.PHONY: help build train train_gpt2 train_gpt2cu warpsmith nvcc kernels-check kernels-budget kernels-clocks test torture fuzz lint fmt bench bench-quick gpu-report gpu-report-programs parity interop browser-test venv clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -112,9 +112,12 @@ $(STORIES): | build
 parity: build venv $(STORIES) ## compare loss and norm with PyTorch and Hugging Face over 20 steps
 	$(VENV)/bin/python dev/parity.py --data '$(STORIES)' $(PARITY_FLAGS)
 
-interop: build ## exchange data, tokenizers and models with the real transformers, lm_eval, pyarrow and others
+interop: build ## exchange data, tokenizers and models with the real transformers, lm_eval, pyarrow and others, and runs with MLflow, TensorBoard and W&B
 	@dev/setup_venv.sh --interop $(VENV)
 	$(VENV)/bin/python dev/interop.py
+
+browser-test: build ## drive the page of warpsmith watch in a headless Chromium (apt install chromium chromium-driver)
+	python3 dev/browser_test.py
 
 # With a GPU, ours and the fastest PyTorch variant at the batch of published runs; otherwise both on
 # the CPU.

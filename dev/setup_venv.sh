@@ -25,7 +25,7 @@ pip() { "$venv/bin/python" -m pip --disable-pip-version-check --no-input "$@" >>
 add_interop() {
     local pins=$root/dev/requirements-interop.txt
     ! cmp -s "$pins" "$venv/installed-interop-pins" || return 0
-    echo "setup_venv: installing lm_eval, pyarrow and tiktoken into $venv (log: $log)"
+    echo "setup_venv: installing lm_eval, MLflow and others into $venv (log: $log)"
     pip install --no-deps --requirement "$pins" || die "pip failed; is the network reachable? See $log"
     cp "$pins" "$venv/installed-interop-pins"
 }

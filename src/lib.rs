@@ -58,7 +58,7 @@
 //! - [`train`]: set-up, the run, resume.
 //! - [`eval`], [`sample`]: validation and HellaSwag; text generation.
 //! - [`report`]: console, logs, plots.
-//! - [`track`]: TensorBoard and MLflow.
+//! - [`track`], [`watch`]: TensorBoard and MLflow; a page that shows runs.
 //! - [`roofline`]: predicted step times.
 //! - [`libraries`]: the search for cuBLASLt and NCCL.
 //! - [`cli`], [`app`]: flags, and the programs that take them.
@@ -94,4 +94,5 @@ pub mod tensor;
 pub mod trace;
 pub mod track;
 pub mod train;
+pub mod watch;
 pub mod words;

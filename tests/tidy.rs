@@ -20,6 +20,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("report", &["files"]),
     ("hub", &["files", "report"]),
     ("track", &["files", "report", "words"]),
+    ("watch", &["report"]),
     ("rng", &["simd"]),
     ("params", &["config"]),
     ("ops", &["tensor"]),
@@ -39,7 +40,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("eval", &["config", "data", "files", "llmc", "model", "ops", "tensor", "words"]),
     ("cli", &["config", "device", "eval", "hub", "model", "optim", "parallel", "params", "report", "roofline", "sharding", "tensor"]),
     ("train", &["checkpoint", "cli", "config", "data", "device", "eval", "files", "gpus", "hub", "memory", "model", "numerics", "ops", "optim", "parallel", "params", "replica", "report", "sample", "sharding", "tensor", "trace", "track", "words"]),
-    ("app", &["checkpoint", "cli", "config", "data", "device", "eval", "files", "gpus", "hub", "memory", "model", "ops", "parallel", "params", "replica", "report", "roofline", "sample", "sharding", "tensor", "track", "train", "words"]),
+    ("app", &["checkpoint", "cli", "config", "data", "device", "eval", "files", "gpus", "hub", "memory", "model", "ops", "parallel", "params", "replica", "report", "roofline", "sample", "sharding", "tensor", "track", "train", "watch", "words"]),
 ];
 
 /// Files that may contain `unsafe`, as prefixes.

@@ -19,6 +19,7 @@ mod tokenizer;
 mod track;
 pub mod trainer;
 pub mod warpsmith;
+mod watch;
 
 use crate::cli::Parsed;
 use crate::report::say;

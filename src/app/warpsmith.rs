@@ -2,7 +2,7 @@
 
 use super::{
     corpus, eval, get, launch, logging, model, parity, plan, print, roofline, sample, scaling, sft,
-    tokenizer, track,
+    tokenizer, track, watch,
 };
 use crate::cli::flags::warpsmith::{FlagsArgs, PlotArgs, Tool, parse};
 use crate::device::open::start_threads;
@@ -25,6 +25,7 @@ pub fn main() -> ExitCode {
             Tool::Plot(args) => plot(&args)?,
             Tool::Track(args) => track::track(&args)?,
             Tool::Plan(args) => plan::plan(&args)?,
+            Tool::Watch(args) => watch::watch(&args)?,
             Tool::Roofline(args) => roofline::roofline(&args)?,
             Tool::Scaling(args) => scaling::scaling(&args)?,
             Tool::Launch(args) => return launch::launch(args),

@@ -16,6 +16,13 @@ pub struct Tail {
     position: u64,
 }
 
+/// A place in a log: the [`identity`](files::identity) of the file, and the bytes before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub file: (u64, u64),
+    pub position: u64,
+}
+
 /// The lines since the last call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct News {
@@ -30,6 +37,22 @@ impl Tail {
     /// Follows a log, which may not exist yet, from its first line on.
     pub fn new(path: PathBuf) -> Self {
         Tail { path, file: None, position: 0 }
+    }
+
+    /// Follows a log from a place on where another reader was, if it is still the same file.
+    pub fn from_place(path: PathBuf, place: Option<Place>) -> Self {
+        let same = |place: &Place| {
+            let (file, metadata) = files::open(&path).ok()?;
+            (files::identity(&metadata) == place.file).then_some((Some(file), place.position))
+        };
+        let (file, position) = place.as_ref().and_then(same).unwrap_or((None, 0));
+        Tail { path, file, position }
+    }
+
+    /// The place from which the next call reads on, if there is a log.
+    pub fn place(&self) -> Option<Place> {
+        let metadata = self.file.as_ref()?.metadata().ok()?;
+        Some(Place { file: files::identity(&metadata), position: self.position })
     }
 
     pub fn path(&self) -> &Path {

@@ -8,7 +8,7 @@ use common::{Corpus, TRAIN_GPT2, WARPSMITH, refuse, signal, stderr, succeed, wai
 use server::{Fault, Run, Server};
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use warpsmith::track::{Line, events};
 
@@ -128,7 +128,7 @@ fn a_lost_answer_doubles_nothing() {
 
 /// Kills a run between two checkpoints, and goes on with it.
 fn kill_and_resume(corpus: &Corpus, flags: &str, arrived: impl Fn() -> bool) {
-    let mut child = train(corpus, &format!("-x 100000 {flags}")).spawn().unwrap();
+    let mut child = train(corpus, &format!("-x 100000 {flags}")).stdout(Stdio::null()).spawn().unwrap();
     let start = Instant::now();
     while !arrived() {
         assert!(start.elapsed() < Duration::from_secs(60));
@@ -220,7 +220,7 @@ fn a_token_is_sent_and_a_refusal_is_one_line() {
 #[test]
 fn a_run_is_followed_by_one_process() {
     let corpus = Corpus::new();
-    let mut child = train(&corpus, "-x 100000 --tensorboard 1").spawn().unwrap();
+    let mut child = train(&corpus, "-x 100000 --tensorboard 1").stdout(Stdio::null()).spawn().unwrap();
     wait_for_steps(&corpus.path("out"), 2);
     refuse(&mut track(&corpus, "--tensorboard"), &["out is in use by process"]);
     signal(child.id(), "TERM");

@@ -124,7 +124,8 @@ fn serve(state: &Mutex<State>, mut stream: TcpStream) -> Option<()> {
     if state.fault == Some(Fault::LosesAnswers) && state.requests.is_multiple_of(2) {
         return None;
     }
-    let text = answer.to_string();
+    // As MLflow answers where there is nothing to say.
+    let text = if answer.is_null() { String::new() } else { answer.to_string() };
     let head = format!("HTTP/1.1 {status} x\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", text.len());
     stream.write_all((head + &text).as_bytes()).ok()
 }
@@ -136,7 +137,7 @@ fn answer(state: &mut State, request: &Request) -> (u16, Value) {
     if let Some(name) = path.strip_prefix("mlflow-artifacts/artifacts/") {
         assert_eq!(request.method, "PUT");
         state.artifacts.insert(name.to_owned(), request.body.clone());
-        return (200, json!({}));
+        return (200, Value::Null);
     }
     let (path, query) = path.strip_prefix("mlflow/").unwrap().split_once('?').unwrap_or((&path[7..], ""));
     let body: Value = serde_json::from_slice(&request.body).unwrap_or_default();

@@ -7,6 +7,7 @@ mod scaling;
 mod sft;
 mod tokenizer;
 mod track;
+mod watch;
 
 use crate::cli::flags::trainer::each_once;
 use crate::cli::{Parsed, parse, values};
@@ -27,6 +28,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 pub use tokenizer::{TokenizerConvertArgs, TokenizerTool, TokenizerTrainArgs};
 pub use track::TrackArgs;
+pub use watch::WatchArgs;
 
 /// Prepare data; sample, evaluate and convert models; plot runs
 ///
@@ -73,6 +75,8 @@ pub enum Tool {
     /// Parsed by [`plan::parse`], as its flags are those of a trainer.
     #[command(skip)]
     Plan(Box<PlanArgs>),
+    /// Show runs in a browser while they train, and compare them; or write that page to a file
+    Watch(WatchArgs),
     /// Predict the time of a training step on a GPU, kernel by kernel, next to measured times
     Roofline(RooflineArgs),
     /// Predict a training step on many GPUs: exposed communication, and memory per ZeRO stage.

@@ -18,6 +18,7 @@ mod svg;
 
 use crate::files;
 use anyhow::Result;
+pub use panel::baselines;
 use panel::{Panel, Rect};
 use read::Metrics;
 use scene::Scene;

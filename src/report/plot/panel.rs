@@ -73,6 +73,16 @@ const GPT2_LOSS: Reference = Reference { name: "GPT-2 124M, FineWeb: 3.2924", va
 const GPT2_HELLASWAG: Reference = Reference { name: "GPT-2 124M: 0.2945", value: 0.2945 };
 const GPT3_HELLASWAG: Reference = Reference { name: "GPT-3 124M: 0.337", value: 0.337 };
 
+/// Metrics with the values that GPT-2 and GPT-3 reach: the metric, a name, the value.
+pub fn baselines() -> [(&'static str, &'static str, f64); 3] {
+    let baselines = [
+        ("val_loss", GPT2_LOSS),
+        ("hellaswag_acc_norm", GPT2_HELLASWAG),
+        ("hellaswag_acc_norm", GPT3_HELLASWAG),
+    ];
+    baselines.map(|(metric, Reference { name, value })| (metric, name, value))
+}
+
 impl Panel {
     fn new(file: &'static str, title: &'static str, unit: &'static str, curves: Vec<Curve>) -> Self {
         let references = Vec::new();

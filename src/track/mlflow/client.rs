@@ -81,7 +81,7 @@ impl Client {
     /// One line, if the server cannot be reached, refuses, or does not answer in JSON.
     pub fn get(&self, path: &str, query: &[(&str, &str)]) -> Result<Value> {
         let request = self.agent.get(self.api(path)).query_pairs(query.iter().copied());
-        self.answer(path, self.signed(request).call())
+        self.json(path, self.signed(request).call())
     }
 
     /// Sends something in JSON.
@@ -91,7 +91,7 @@ impl Client {
     pub fn post(&self, path: &str, body: &Value) -> Result<Value> {
         let request = self.signed(self.agent.post(self.api(path)));
         let request = request.header(header::CONTENT_TYPE, "application/json");
-        self.answer(path, request.send(body.to_string()))
+        self.json(path, request.send(body.to_string()))
     }
 
     /// Stores an artifact of a run, and replaces an earlier one of that name.
@@ -125,17 +125,22 @@ impl Client {
         }
     }
 
-    fn answer(&self, path: &str, answer: Result<Response<Body>, ureq::Error>) -> Result<Value> {
+    fn json(&self, path: &str, answer: Result<Response<Body>, ureq::Error>) -> Result<Value> {
+        let text = self.answer(path, answer)?;
+        let expected = || format!("{}: {path}: expected MLflow's JSON, found something else", self.url);
+        serde_json::from_str(&text).with_context(expected)
+    }
+
+    /// The content of an answer, which is empty for some requests.
+    fn answer(&self, path: &str, answer: Result<Response<Body>, ureq::Error>) -> Result<String> {
         let mut answer = answer.map_err(|error| anyhow!("cannot reach {} ({error})", self.url))?;
         let status = answer.status();
         let text = answer.body_mut().with_config().limit(MOST_BYTES).read_to_string();
         let text = text.map_err(|error| anyhow!("{}: {path}: {error}", self.url))?;
-        let body = serde_json::from_str::<Value>(&text);
         if status.is_success() {
-            let expected = || format!("{}: {path}: expected MLflow's JSON, found something else", self.url);
-            return body.with_context(expected);
+            return Ok(text);
         }
-        let body = body.unwrap_or_default();
+        let body = serde_json::from_str::<Value>(&text).unwrap_or_default();
         let said = |name: &str| body[name].as_str().unwrap_or_default().to_owned();
         let (code, message) = (said("error_code"), said("message"));
         bail!(Refusal {

@@ -40,10 +40,8 @@ impl TensorBoard {
     /// If another process writes them, or the directory cannot be written to.
     pub fn open(dir: &Path) -> Result<Self> {
         let lock = DirLock::take_for(dir, FOLDER)?;
-        let folder = dir.join(FOLDER);
-        fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         Ok(TensorBoard {
-            folder,
+            folder: dir.join(FOLDER),
             written: Vec::new(),
             confirmed: 0,
             at_step: Vec::new(),
@@ -125,6 +123,8 @@ impl Sink for TensorBoard {
     fn begin(&mut self) -> Result<()> {
         // A record that was cut off by an error ends its file.
         self.writer = None;
+        fs::create_dir_all(&self.folder)
+            .with_context(|| format!("cannot create {}", self.folder.display()))?;
         let mut written = Vec::new();
         self.files()?.iter().try_for_each(|path| events::read(path, &mut written))?;
         self.written = written;

@@ -1,0 +1,121 @@
+use super::*;
+use crate::report::jsonl::Jsonl;
+use std::fs::File;
+use std::io::Write;
+
+/// Directories `a` and `b`, each with a run of two lines.
+fn runs() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["b", "a"] {
+        let run = dir.path().join(name);
+        fs::create_dir(&run).unwrap();
+        let mut log = Jsonl::create(&run).unwrap();
+        log.val(0, 2.0).unwrap();
+        log.sample(0, 0, "</script><b>").unwrap();
+    }
+    fs::create_dir(dir.path().join("empty")).unwrap();
+    dir
+}
+
+/// The head and the lines of an answer.
+fn log_from(watch: &Watch, query: &str) -> (Value, Vec<String>) {
+    let answer = watch.answer(&format!("/api/log?run=0{query}"));
+    assert_eq!(answer.status, "200 OK");
+    let text = String::from_utf8(answer.content).unwrap();
+    let mut lines = text.lines().map(ToOwned::to_owned);
+    (serde_json::from_str(&lines.next().unwrap()).unwrap(), lines.collect())
+}
+
+fn query_of(head: &Value) -> String {
+    let text = |name: &str| head["place"][name].as_str().unwrap().to_owned();
+    format!("&device={}&inode={}&position={}", text("device"), text("inode"), text("position"))
+}
+
+#[test]
+fn runs_and_directories_of_runs_are_found() {
+    let dir = runs();
+    let path = |name: &str| dir.path().join(name);
+    let names = |dirs: &[PathBuf]| -> Vec<String> {
+        let overview = Watch::new(dirs).unwrap().overview().unwrap();
+        overview["runs"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|run| run["name"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    assert_eq!(names(&[dir.path().to_owned()]), ["a", "b"]);
+    assert_eq!(names(&[path("b"), dir.path().to_owned()]), ["b", "a"], "each once");
+    for (name, words) in [("empty", "expected a metrics.jsonl"), ("none", "expected the directory of a run")]
+    {
+        let error = Watch::new(&[path(name)]).unwrap_err().to_string();
+        assert!(error.contains(words) && error.contains(name), "{error}");
+    }
+}
+
+#[test]
+fn the_page_gets_each_line_once() {
+    let dir = runs();
+    let watch = Watch::new(&[dir.path().join("a")]).unwrap();
+    let (head, lines) = log_from(&watch, "");
+    assert_eq!((head["from_start"].as_bool(), lines.len()), (Some(true), 2));
+    let (again, lines) = log_from(&watch, &query_of(&head));
+    assert_eq!((again["from_start"].as_bool(), lines.len()), (Some(false), 0));
+    let mut log = Jsonl::resume(&dir.path().join("a"), 9).unwrap();
+    log.val(1, 3.0).unwrap();
+    log.file.line("not JSON").unwrap();
+    let (head, lines) = log_from(&watch, &query_of(&again));
+    assert_eq!((head["from_start"].as_bool(), lines.len()), (Some(false), 2));
+    Jsonl::resume(&dir.path().join("a"), 1).unwrap();
+    let (head, lines) = log_from(&watch, &query_of(&head));
+    assert_eq!((head["from_start"].as_bool(), lines.len()), (Some(true), 3), "cut back at a resume");
+}
+
+#[test]
+fn other_requests_are_refused() {
+    let dir = runs();
+    let watch = Watch::new(&[dir.path().to_owned()]).unwrap();
+    for (path, status) in [
+        ("/x", "404"),
+        ("/api/log?run=2", "500"),
+        ("/api/log?run=-1", "500"),
+        ("/api/log", "500"),
+        ("/api/log?run=18446744073709551615", "500"),
+        ("/../a/metrics.jsonl", "404"),
+    ] {
+        assert!(watch.answer(path).status.starts_with(status), "{path}");
+    }
+    assert!(watch.answer("/").status.starts_with("200"));
+}
+
+#[test]
+fn an_exported_page_holds_the_data_and_ends_its_script_once() {
+    let dir = runs();
+    File::options()
+        .append(true)
+        .open(dir.path().join("a/metrics.jsonl"))
+        .unwrap()
+        .write_all(b"torn")
+        .unwrap();
+    let page = Watch::new(&[dir.path().to_owned()]).unwrap().export().unwrap();
+    let empty = super::page(&Value::Null);
+    assert_eq!(page.matches("</script>").count(), empty.matches("</script>").count());
+    let data = page.split("type=\"application/json\">").nth(1).unwrap().split("</script>").next().unwrap();
+    let data: Value = serde_json::from_str(data).unwrap();
+    let logs = data["logs"].as_array().unwrap();
+    assert_eq!(logs.len(), 2);
+    assert!(
+        logs[0].as_str().unwrap().contains("</script><b>") && !logs[0].as_str().unwrap().contains("torn")
+    );
+    assert_eq!(data["baselines"].as_array().unwrap().len(), 3);
+}
+
+/// Nothing is loaded from elsewhere, and the markers are gone.
+#[test]
+fn the_page_is_one_file() {
+    let page = super::page(&Value::Null);
+    for outside in ["http://", "https://", "src=", "@import", "url(", "/*CSS*/", "/*JS*/", "/*DATA*/"] {
+        let found = page.lines().find(|line| line.contains(outside) && !line.contains("www.w3.org"));
+        assert_eq!(found, None, "{outside}");
+    }
+}
