@@ -6,12 +6,12 @@
     dev/recipes.py run stories standard --lr 2e-3,4e-3 --seeds 1,2,3
     dev/recipes.py run stories muon --lr 4e-3 --muon-lr 0.02 --steps 200
     dev/recipes.py record stories
+    dev/recipes.py plot
 
 `run` trains every combination of its lists, one thread each, skips what is there already, and
 leaves each run in build/recipes/CORPUS/. `record` writes benches/record/recipes/CORPUS.tsv from all
-of them and prints the tables. `table` prints them from the record, and `curves` writes one
-metrics.jsonl per recipe, the mean over seeds, into build/recipes/CORPUS-curves for `warpsmith plot`.
-The programs are those of target/release, or of BIN.
+of them and prints the tables; `table` prints them from the record. `plot` draws the records into
+docs/images/recipes.svg. The programs are those of target/release, or of BIN.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def record(args: argparse.Namespace) -> None:
 
 @dataclass
 class Result:
-    """Runs that differ by seed alone: the final losses, and the mean loss after each number of steps."""
+    """Runs that differ by seed alone: final losses in the order of seeds, and the mean loss by step."""
 
     recipe: str
     lr: str
@@ -167,6 +167,7 @@ def results(corpus: str) -> list[Result]:
     for row in rows:
         groups[row["recipe"], row["lr"], row["muon_lr"], row["steps"]].append(row)
     found = []
+    rows.sort(key=lambda row: int(row["seed"]))
     for (recipe, lr, muon_lr, steps), points in groups.items():
         at = defaultdict(list)
         for point in points:
@@ -186,20 +187,23 @@ def same_loss(found: list[Result], of: Result, target: float) -> str:
     """Tokens with which a recipe ends at a loss: between the two lengths that enclose it, linear in
     the logarithm of the length, as every length has a schedule of its own."""
     lengths = [r for r in found if (r.recipe, r.lr, r.muon_lr) == (of.recipe, of.lr, of.muon_lr) and len(r.finals) > 1]
+    if of.final == target:
+        return f"{STEP_TOKENS * of.steps / 1e3:.0f}k"
     for short, long in itertools.pairwise(lengths):
         if short.final >= target >= long.final:
             part = (short.final - target) / (short.final - long.final)
             return f"{STEP_TOKENS * short.steps * (long.steps / short.steps) ** part / 1e3:.0f}k"
-    return f"under {STEP_TOKENS * lengths[0].steps / 1e3:.0f}k" if lengths[0].final < target else "more"
+    bound = lengths[0] if lengths[0].final < target else lengths[-1]
+    return f"{'under' if bound.final < target else 'over'} {STEP_TOKENS * bound.steps / 1e3:.0f}k"
 
 
 def table(args: argparse.Namespace) -> None:
     """Prints the sweep, the results over seeds, and tokens to the loss of the best standard run."""
     found = results(args.corpus)
-    print(f"\n| recipe | {FULL} steps, seed 1 or mean |\n|---|--:|")
+    print(f"\n| recipe | {FULL} steps, seed 1 |\n|---|--:|")
     for r in found:
         if r.steps == FULL:
-            print(f"| {r.name} | {r.final:.4f} |")
+            print(f"| {r.name} | {r.finals[0]:.4f} |")
     target = min(r.final for r in repeated(found) if r.recipe == "standard")
     print(f"\n| recipe | steps | final loss, mean of seeds | least, greatest | tokens to {target:.4f} | CPU ms a step |")
     print("|---|--:|--:|--:|--:|--:|")
@@ -210,27 +214,73 @@ def table(args: argparse.Namespace) -> None:
         print(f"| {r.name} | {r.steps} | {r.final:.4f} | {ends} | {tokens} | {r.cpu_ms:.0f} |")
 
 
-def curves(args: argparse.Namespace) -> None:
-    """Writes the mean curve of each recipe as a run, for `warpsmith plot`."""
-    for r in repeated(results(args.corpus)):
-        out = BUILD / f"{args.corpus}-curves" / r.name.replace(", ", "-").replace(" ", "-").replace("'", "")
-        out.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps({"step": step, "val_loss": round(loss, 4)}) + "\n" for step, loss in r.curve]
-        (out / "metrics.jsonl").write_text("".join(lines))
-        print(out)
+# Okabe and Ito's colors, as in `warpsmith plot`.
+COLORS = {"standard": "#0072b2", "tuned": "#d55e00", "muon": "#009e73"}
+TITLE = 'font-size="17" font-weight="bold"'
+WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 560, 380, 60, 64, 30, 56
+
+
+def text_at(x: float, y: float, words: str, anchor: str = "middle", more: str = "") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {more}>{words}</text>'
+
+
+def panel(corpus: str, offset: int) -> list[str]:
+    """The mean curve of each recipe at its best rates, and where shorter runs end, as SVG."""
+    best: dict[str, Result] = {}
+    found = results(corpus)
+    for r in sorted(repeated(found), key=lambda r: r.final, reverse=True):
+        best[r.recipe] = r
+    curves = {recipe: r.curve[1:] for recipe, r in best.items()}
+    losses = [loss for curve in curves.values() for _, loss in curve]
+    low, high = math.floor(min(losses) * 4) / 4, math.ceil(max(losses) * 4) / 4
+
+    def place(step: float, loss: float) -> tuple[float, float]:
+        inner = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+        return offset + LEFT + step / FULL * inner[0], TOP + (high - loss) / (high - low) * inner[1]
+
+    out = [text_at(offset + LEFT, 26, f"Validation loss of {corpus}, nats per token", "start", TITLE)]
+    stride = 0.25 if high - low <= 1.5 else 0.5
+    for i in range(int((high - low) / stride) + 1):
+        (x, y), right = place(0, low + i * stride), place(FULL, low)[0]
+        out.append(f'<path d="M{x:.1f} {y:.1f}H{right:.1f}" stroke="#e5e8ec"/>')
+        out.append(text_at(x - 8, y + 4.5, f"{low + i * stride:g}", "end"))
+    for step in range(0, FULL + 1, FULL // 4):
+        x, y = place(step, low)
+        out.append(text_at(x, y + 20, f"{STEP_TOKENS * step / 1e3:.0f}k" if step else "0"))
+    out.append(text_at(place(FULL / 2, low)[0], HEIGHT - 12, "tokens", more='fill="#68707a"'))
+    x = offset + LEFT
+    for recipe, curve in curves.items():
+        color = COLORS[recipe]
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in curve))
+        out.append(f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="2"/>')
+        ends = [r for r in found if (r.recipe, r.lr, r.muon_lr) == (recipe, best[recipe].lr, best[recipe].muon_lr)]
+        for cx, cy in (place(r.steps, loss) for r in ends if len(r.finals) > 1 for loss in r.finals):
+            out.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="3" fill="{color}"/>')
+        out.append(text_at(x, 50, best[recipe].name, "start", f'fill="{color}"'))
+        x += 8 * len(best[recipe].name)
+    return out
+
+
+def plot(args: argparse.Namespace) -> None:
+    """Draws both corpora from their records into docs/images/recipes.svg."""
+    shapes = [shape for i, corpus in enumerate(SHAPES) for shape in panel(corpus, i * WIDTH)]
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * WIDTH} {HEIGHT}" font-family="sans-serif" '
+    head += 'font-size="13" fill="#262c34"><rect width="100%" height="100%" fill="#fff"/>'
+    (ROOT / "docs/images/recipes.svg").write_text("\n".join([head, *shapes, "</svg>\n"]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tools = parser.add_subparsers(required=True)
-    for tool in (prepare, run, record, table, curves):
+    for tool in (prepare, run, record, table, plot):
         command_of = tools.add_parser(tool.__name__, help=tool.__doc__)
-        command_of.add_argument("corpus", choices=SHAPES)
         command_of.set_defaults(tool=tool)
+        if tool is not plot:
+            command_of.add_argument("corpus", choices=SHAPES)
         if tool is prepare:
             command_of.add_argument("--text", type=Path, help="tinyshakespeare's input.txt")
         if tool is run:
-            items = lambda text: text.split(",")  # noqa: E731
+            items = lambda text: text.split(",")
             command_of.add_argument("recipe", choices=RECIPES)
             command_of.add_argument("--lr", type=items, required=True)
             command_of.add_argument("--muon-lr", type=items, default=[])
