@@ -463,8 +463,8 @@ pub trait Ops: Device {
     /// starts on a CUDA device are as for [`AdamW`].
     fn add(&mut self, dst: Tensor, src: Tensor) -> Result<()>;
 
-    /// dst *= factor, of the device's floating-point type; each product is formed in f32 and rounded
-    /// to nearest. Lengths and starts on a CUDA device are as for [`AdamW`].
+    /// dst *= factor, of the device's floating-point type; each product is formed in f32 and
+    /// rounded to nearest. Lengths and starts on a CUDA device are as for [`AdamW`].
     fn scale(&mut self, dst: Tensor, factor: f32) -> Result<()>;
 
     /// out (1) f32 = sum of squares of all of `src`; deterministic.

@@ -170,8 +170,8 @@ impl ParamSpec {
 }
 
 /// The place of each parameter in a file: llm.c's order, all layers of a tensor together, then the
-/// adapters, which are in files of their own. Gradients, moments and master weights have the same layout. On a device they are ordered by
-/// [units](crate::sharding).
+/// adapters, which are in files of their own. Gradients, moments and master weights have the same
+/// layout. On a device they are ordered by [units](crate::sharding).
 #[derive(Clone, Debug)]
 pub struct ParamLayout {
     config: ModelConfig,

@@ -324,6 +324,36 @@ fn kernels_resume_a_run_to_the_same_bits() {
     assert_eq!((&config["base_model_name_or_path"], &config["r"]), (&"small.bin".into(), &4.into()));
 }
 
+/// Two ranks write what one of them gathered, in the same calls, and one rank goes on from it.
+#[test]
+fn ranks_write_whole_checkpoints() {
+    let corpus = Corpus::new();
+    let run = |dir: &str, stage: usize| {
+        let rank = |rank: usize| {
+            let flags = format!("{LORA} --grad-clip 0 -x 6 -b 1 -d 32 -z {stage} -o {dir}");
+            common::as_rank(&mut train(&corpus, &flags), rank, 2).spawn().unwrap()
+        };
+        for mut child in [rank(0), rank(1)] {
+            assert!(child.wait().unwrap().success());
+        }
+    };
+    run("whole", 0);
+    for stage in [1, 2, 3] {
+        let _ = std::fs::remove_dir_all(corpus.path("parts"));
+        run("parts", stage);
+        assert_eq!(losses(&corpus.path("parts")), losses(&corpus.path("whole")));
+        same_files(&corpus, 6);
+        forget_after(&corpus.path("parts"), 3);
+        run("parts", stage);
+        same_files(&corpus, 6);
+    }
+    for dir in ["whole", "parts"] {
+        let flags = format!("{LORA} --grad-clip 0 -x 8 -b 1 -d 32 -o {dir}");
+        succeed(&mut train(&corpus, &flags));
+    }
+    same_files(&corpus, 8);
+}
+
 #[test]
 fn checkpoints_are_merged_and_an_adapter_starts_another_run() {
     let corpus = Corpus::new();
@@ -399,8 +429,8 @@ fn flags_that_do_not_fit_are_one_line() {
     refuse(&mut convert("nowhere"), &["--adapter: ", "adapter_config.json"]);
 }
 
-/// What is torn, foreign, or does not fit the model is refused by name, and a checkpoint with it is
-/// passed over.
+/// Adapters that are torn, foreign, or do not fit the model are refused by name, and a checkpoint
+/// with them is passed over.
 #[test]
 fn damaged_adapters_are_one_line() {
     let corpus = Corpus::new();

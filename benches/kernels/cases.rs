@@ -150,7 +150,8 @@ fn others(config: &ModelConfig, shape: &StepShape) -> Vec<Call> {
     ]
 }
 
-/// Returns the kernel with its name and shape in records, where those of fill, add and scale have columns.
+/// Returns the kernel with its name and shape in records, where those of fill, add and scale have
+/// columns.
 fn as_recorded(kernel: Kernel, config: &ModelConfig) -> Kernel {
     let name = match kernel.name {
         "fill" => "fill with ones",

@@ -1,5 +1,5 @@
-//! Adapters of LoRA as PEFT saves them: a folder with `adapter_model.safetensors`, whose tensors are
-//! A (r, in) and B (out, r) of each target, and `adapter_config.json`.
+//! Adapters of LoRA as PEFT saves them: a folder with `adapter_model.safetensors`, whose tensors
+//! are A (r, in) and B (out, r) of each target, and `adapter_config.json`.
 
 use super::ModelFile;
 use super::digest::Sections;
@@ -81,8 +81,8 @@ fn is_a(spec: &ParamSpec) -> bool {
 }
 
 impl Stored {
-    /// The rows of the tensor in memory, and the elements of each that the file has. A has whole rows
-    /// of padding at its end, B some columns.
+    /// The rows of the tensor in memory, and the elements of each that the file has. A has whole
+    /// rows of padding at its end, B some columns.
     fn rows<'a>(&self, values: &'a [f32]) -> impl Iterator<Item = &'a [f32]> + use<'a> {
         let ([rows, columns], padded) = (self.shape, self.padded_columns());
         values[self.range.clone()].chunks_exact(padded).take(rows).map(move |row| &row[..columns])

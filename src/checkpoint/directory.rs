@@ -217,8 +217,8 @@ pub(super) fn verify<T: DeserializeOwned + Serialize>(dir: &Path, step: u64) -> 
     }))
 }
 
-/// The files of a checkpoint's adapters and of the model that they belong to, whose shape is that of
-/// the merged model. It gets the adapters.
+/// The files of a checkpoint's adapters and of the model that they belong to. `config` is the shape
+/// of the merged model, and gets the adapters.
 fn adapter_files(dir: &Path, step: u64, config: &mut ModelConfig) -> Result<Vec<(PathBuf, Sections)>> {
     let (base, folder) = (dir.join(BASE), adapter_path(dir, step));
     let ModelReader { config: found, dtype, .. } = ModelReader::open(&base)?;

@@ -269,8 +269,8 @@ fn check_tensors(tensors: &Tensors, all: &[Stored]) -> Result<()> {
     }
 }
 
-/// The bytes of a safetensors file before its data: names and shapes of tensors, one after the other,
-/// with elements of `size` bytes.
+/// The bytes of a safetensors file before its data: names and shapes of tensors, one after the
+/// other, with elements of `size` bytes.
 pub(super) fn header(
     dtype: StoredDtype,
     size: usize,

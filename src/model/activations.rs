@@ -83,7 +83,7 @@ pub struct Activations {
     pub scratch_btc: Tensor,      // (N, C), backward only
     pub scratch_bt4c: Tensor,     // (N, 4C), backward only
     pub dresidual: Tensor,        // (N, C), backward only
-    /// Of the adapters, if there are any.
+    /// Those of the adapters, if there are any.
     pub lora: Option<LoraBuffers>,
     /// Scalars of a step: loss sum, squared gradient norm, votes to stop; and dloss.
     pub scalars: Tensor, // (4) f32
@@ -96,7 +96,8 @@ pub struct LoraBuffers {
     pub h: Tensor,
     /// (N, r), backward only.
     pub dh: Tensor,
-    /// The adapter's output, and without dropout twice that, or the gradient of its input.
+    /// (N, OC): an adapter's output, and after it what dropout leaves of it; or (N, C): the
+    /// gradient of its input.
     pub wide: Tensor,
 }
 

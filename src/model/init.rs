@@ -38,8 +38,8 @@ pub fn initialize(dev: &mut dyn Ops, config: &ModelConfig, copies: &[&ParamBuffe
     Ok(())
 }
 
-/// Fills the adapters from `seed` as PEFT does, layer by layer: A is uniform, and B is zero, so that
-/// the model is at first as without them.
+/// Fills the adapters from `seed` as PEFT does, layer by layer: A is uniform, and B is zero, so
+/// that the model is at first as without them.
 pub fn initialize_adapters(
     dev: &mut dyn Ops,
     config: &ModelConfig,

@@ -73,8 +73,7 @@ impl GPT2 {
     }
 
     /// The residual stream with the adapter's product, to which a projection of `inp` then adds its
-    /// own. Dropout is linear and its mask a function of the place, so that of the sum is the sum of
-    /// both.
+    /// own. Dropout is linear and its mask a function of the place, so both may be dropped apart.
     pub(super) fn residual_with_adapter(
         &self,
         dev: &mut dyn Ops,

@@ -62,7 +62,12 @@ fn runs_killed_at_random_moments_resume_to_the_same_bits() {
 /// has to end as if nothing had happened.
 #[cfg(target_arch = "x86_64")]
 fn at_calls(what: &str, fault: Fault, check: impl Fn(&faults::Ending, &Left)) {
-    let bed = Bed::new();
+    at_calls_of(&Bed::new(), what, fault, check);
+}
+
+/// Does the same with the run of another bed.
+#[cfg(target_arch = "x86_64")]
+fn at_calls_of(bed: &Bed, what: &str, fault: Fault, check: impl Fn(&faults::Ending, &Left)) {
     let expected = bed.finish("unbroken");
     let mut chance = random(what);
     let run = |name: &str, at, fault| faults::run(bed.train(name), &bed.path(name), at, fault);
@@ -109,7 +114,12 @@ fn copy(from: &Path, to: &Path) {
     fs::create_dir(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
-        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
     }
 }
 
@@ -154,6 +164,19 @@ mod calls {
     fn runs_killed_at_a_call_resume_to_the_same_bits() {
         at_calls("kill", Fault::Kill, |ending, _| {
             assert_eq!(ending.status.signal(), Some(libc::SIGKILL), "{ending:?}");
+        });
+    }
+
+    /// Checkpoints that are folders in part, and the model beside them.
+    #[test]
+    fn runs_with_adapters_survive_kills_and_errors() {
+        let bed = Bed::with_flags("--lora-rank 2 --lora-targets all");
+        at_calls_of(&bed, "kill", Fault::Kill, |ending, _| {
+            assert_eq!(ending.status.signal(), Some(libc::SIGKILL), "{ending:?}");
+        });
+        at_calls_of(&bed, "a disk full once", Fault::Error(libc::ENOSPC), |ending, left| {
+            never_silent(ending, left);
+            keeps_all_steps(ending, left);
         });
     }
 

@@ -19,6 +19,8 @@ pub const STEPS: usize = 24;
 /// A model of 9 KB with data for it, in a directory of its own.
 pub struct Bed {
     pub directory: tempfile::TempDir,
+    /// Further flags of the run.
+    more: &'static str,
 }
 
 /// The files of a run by name, without what differs between any two runs: times.
@@ -26,7 +28,11 @@ pub type Files = BTreeMap<String, String>;
 
 impl Bed {
     pub fn new() -> Self {
-        let bed = Bed { directory: tempfile::tempdir().unwrap() };
+        Self::with_flags("")
+    }
+
+    pub fn with_flags(more: &'static str) -> Self {
+        let bed = Bed { directory: tempfile::tempdir().unwrap(), more };
         let config = ModelConfig { maxT: 16, V: 61, Vp: 128, L: 1, NH: 1, C: 8, qkv_bias: true, lora: None };
         let mut params = vec![0.0; ParamLayout::new(&config).len()];
         Mt19937::new(7).normal_fill(&mut params, 0.0, 0.1);
@@ -69,6 +75,7 @@ impl Bed {
         path("-o", out);
         let flags = "-b 1 -t 8 -d 16 -l 1e-2 -s 0 -v 6 -m 2 -n 4 -nk 2 -nm 8 -y 1 --threads 1";
         command.args(flags.split(' ')).args(["-x", &STEPS.to_string()]);
+        command.args(self.more.split_whitespace());
     }
 
     /// Runs to the end in a directory, and returns all that is there then.
@@ -85,6 +92,10 @@ pub fn files(directory: &Path) -> Files {
     for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        if path.is_dir() {
+            files.extend(self::files(&path).into_iter().map(|(file, text)| (format!("{name}/{file}"), text)));
+            continue;
+        }
         let bytes = fs::read(&path).unwrap();
         let contents = match name.as_str() {
             "metrics.jsonl" => without_times(&String::from_utf8(bytes).unwrap()),
