@@ -54,7 +54,10 @@ fn presets_supply_defaults_and_explicit_flags_win() {
         let a = ok(&format!("--preset gpt2-124m-{name} -o log -k cosine --optimizer adamw"));
         assert_eq!((a.schedule.cooldown_frac, a.schedule.cooldown_shape), (None, None));
         let rows = startup_rows(&a);
-        assert!(rows.iter().all(|row| !row.0.starts_with("cooldown") && !row.0.starts_with("muon")), "{rows:?}");
+        assert!(
+            rows.iter().all(|row| !row.0.starts_with("cooldown") && !row.0.starts_with("muon")),
+            "{rows:?}"
+        );
     }
 
     let a = ok("--preset llmc-124m -o log");
