@@ -41,7 +41,6 @@ NET = "--layers 4 --heads 4 --channels 128 --dtype bf16 --threads 1 -c 0.1 -s 0"
 STEP_TOKENS = 1024
 # Micro-batch and sequence; 16,384 validation tokens either way.
 SHAPES = {"stories": "-b 8 -t 128 -m 16", "shakespeare": "-b 4 -t 256 -m 16"}
-FULL = 400
 EVALUATIONS = 8
 
 # Warm-up is the fraction of the run that it is at 124M: 700 of 18,865 steps, and 250 of 9,536.
@@ -178,9 +177,10 @@ def results(corpus: str) -> list[Result]:
     return sorted(found, key=lambda r: (list(RECIPES).index(r.recipe), float(r.lr), r.muon_lr, r.steps))
 
 
-def repeated(found: list[Result]) -> list[Result]:
-    """Full-length results of several seeds."""
-    return [r for r in found if r.steps == FULL and len(r.finals) > 1]
+def targets(found: list[Result]) -> dict[int, float]:
+    """The loss of the best standard runs of several seeds, by length."""
+    standard = [r for r in found if r.recipe == "standard" and len(r.finals) > 1]
+    return {steps: min(r.final for r in standard if r.steps == steps) for steps in {r.steps for r in standard}}
 
 
 def same_loss(found: list[Result], of: Result, target: float) -> str:
@@ -198,18 +198,16 @@ def same_loss(found: list[Result], of: Result, target: float) -> str:
 
 
 def table(args: argparse.Namespace) -> None:
-    """Prints the sweep, the results over seeds, and tokens to the loss of the best standard run."""
+    """Prints the runs of one seed, those of several, and tokens to the loss of the best standard run."""
     found = results(args.corpus)
-    print(f"\n| recipe | {FULL} steps, seed 1 |\n|---|--:|")
-    for r in found:
-        if r.steps == FULL:
-            print(f"| {r.name} | {r.finals[0]:.4f} |")
-    target = min(r.final for r in repeated(found) if r.recipe == "standard")
-    print(f"\n| recipe | steps | final loss, mean of seeds | least, greatest | tokens to {target:.4f} | CPU ms a step |")
+    wanted = targets(found)
+    print("\n| recipe | steps | final loss, seed 1 |\n|---|--:|--:|")
+    for r in [r for r in found if r.steps in wanted]:
+        print(f"| {r.name} | {r.steps} | {r.finals[0]:.4f} |")
+    print("\n| recipe | steps | final loss, mean of seeds | least, greatest | tokens to standard's loss | CPU ms a step |")
     print("|---|--:|--:|--:|--:|--:|")
-    full = repeated(found)
     for r in [r for r in found if len(r.finals) > 1]:
-        tokens = same_loss(found, r, target) if r in full else ""
+        tokens = same_loss(found, r, wanted[r.steps]) if r.steps in wanted else ""
         ends = f"{min(r.finals):.4f}, {max(r.finals):.4f}"
         print(f"| {r.name} | {r.steps} | {r.final:.4f} | {ends} | {tokens} | {r.cpu_ms:.0f} |")
 
@@ -225,29 +223,31 @@ def text_at(x: float, y: float, words: str, anchor: str = "middle", more: str = 
 
 
 def panel(corpus: str, offset: int) -> list[str]:
-    """The mean curve of each recipe at its best rates, and where shorter runs end, as SVG."""
-    best: dict[str, Result] = {}
+    """The mean curves of the longest runs at their best rates, and where runs of each seed end, as SVG."""
     found = results(corpus)
-    for r in sorted(repeated(found), key=lambda r: r.final, reverse=True):
-        best[r.recipe] = r
+    full = max(targets(found))
+    best: dict[str, Result] = {}
+    for r in sorted(found, key=lambda r: r.final, reverse=True):
+        if r.steps == full and len(r.finals) > 1:
+            best[r.recipe] = r
     curves = {recipe: r.curve[1:] for recipe, r in best.items()}
     losses = [loss for curve in curves.values() for _, loss in curve]
     low, high = math.floor(min(losses) * 4) / 4, math.ceil(max(losses) * 4) / 4
 
     def place(step: float, loss: float) -> tuple[float, float]:
         inner = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
-        return offset + LEFT + step / FULL * inner[0], TOP + (high - loss) / (high - low) * inner[1]
+        return offset + LEFT + step / full * inner[0], TOP + (high - loss) / (high - low) * inner[1]
 
     out = [text_at(offset + LEFT, 26, f"Validation loss of {corpus}, nats per token", "start", TITLE)]
     stride = 0.25 if high - low <= 1.5 else 0.5
     for i in range(int((high - low) / stride) + 1):
-        (x, y), right = place(0, low + i * stride), place(FULL, low)[0]
+        (x, y), right = place(0, low + i * stride), place(full, low)[0]
         out.append(f'<path d="M{x:.1f} {y:.1f}H{right:.1f}" stroke="#e5e8ec"/>')
         out.append(text_at(x - 8, y + 4.5, f"{low + i * stride:g}", "end"))
-    for step in range(0, FULL + 1, FULL // 4):
+    for step in range(0, full + 1, full // 4):
         x, y = place(step, low)
         out.append(text_at(x, y + 20, f"{STEP_TOKENS * step / 1e3:.0f}k" if step else "0"))
-    out.append(text_at(place(FULL / 2, low)[0], HEIGHT - 12, "tokens", more='fill="#68707a"'))
+    out.append(text_at(place(full / 2, low)[0], HEIGHT - 12, "tokens", more='fill="#68707a"'))
     x = offset + LEFT
     for recipe, curve in curves.items():
         color = COLORS[recipe]
@@ -285,7 +285,7 @@ def main() -> None:
             command_of.add_argument("--lr", type=items, required=True)
             command_of.add_argument("--muon-lr", type=items, default=[])
             command_of.add_argument("--seeds", type=items, default=["1"])
-            command_of.add_argument("--steps", type=items, default=[str(FULL)])
+            command_of.add_argument("--steps", type=items, default=["400"])
             command_of.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()
     args.tool(args)
