@@ -124,9 +124,10 @@ pub trait Device {
         None
     }
 
-    /// Bytes of host memory that operations within `limits` take besides the plan.
-    fn host_bytes(&self, limits: &Limits) -> usize {
-        let _ = limits;
+    /// Bytes of host memory that operations within `limits` take besides the plan;
+    /// `head_gradient` says whether the gradient of the head's weights is among them.
+    fn host_bytes(&self, limits: &Limits, head_gradient: bool) -> usize {
+        let _ = (limits, head_gradient);
         0
     }
 

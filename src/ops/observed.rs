@@ -115,8 +115,8 @@ impl<O: Observer> Device for Observed<O> {
         self.inner.gpu()
     }
 
-    fn host_bytes(&self, limits: &Limits) -> usize {
-        self.inner.host_bytes(limits)
+    fn host_bytes(&self, limits: &Limits, head_gradient: bool) -> usize {
+        self.inner.host_bytes(limits, head_gradient)
     }
 
     fn gpu_memory(&mut self) -> Option<GpuMemory> {

@@ -13,9 +13,8 @@ use std::ops::Range;
 /// buffers do not grow with the model. In unit tests every operation of some length does.
 const PIECE_BYTES: usize = if cfg!(test) { 4 << 10 } else { 4 << 20 };
 
-/// Bytes of the buffers of a rank: a piece on its way, one that is taken apart for the writers, and
-/// what was received.
-pub const BUFFER_BYTES: usize = 3 * PIECE_BYTES;
+/// Bytes of the buffers of a rank: for what it sends, and what it receives.
+pub const BUFFER_BYTES: usize = 2 * PIECE_BYTES;
 
 /// Carries operations out one after another.
 pub struct HostCollectives<T> {

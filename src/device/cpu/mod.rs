@@ -63,8 +63,8 @@ impl Device for Cpu {
         }
     }
 
-    fn host_bytes(&self, limits: &Limits) -> usize {
-        matmul::packed_bytes(self.precision, limits)
+    fn host_bytes(&self, limits: &Limits, head_gradient: bool) -> usize {
+        matmul::packed_bytes(self.precision, limits, head_gradient)
     }
 
     fn allocate(&mut self, plan: &MemoryPlan) -> Result<()> {

@@ -24,13 +24,16 @@ use rayon::prelude::*;
 pub use engine::{Precision, Scratch};
 pub use product::{Epilogue, View, cells};
 
-/// Bytes of the packed operands of all matmuls within `limits`, forward and backward.
-pub fn packed_bytes(precision: Precision, limits: &Limits) -> usize {
+/// Bytes of the packed operands of all matmuls within `limits`, forward and backward; the gradient
+/// of the head's weights only if `head_gradient`.
+pub fn packed_bytes(precision: Precision, limits: &Limits, head_gradient: bool) -> usize {
     let &Limits { rows, logits_rows, C, Vp, .. } = limits;
-    let widths = [(rows, C, 3 * C), (rows, C, C), (rows, C, 4 * C), (rows, 4 * C, C), (logits_rows, C, Vp)];
+    let blocks = [(rows, C, 3 * C), (rows, C, C), (rows, C, 4 * C), (rows, 4 * C, C)];
     // Rows of lhs, and the length of sums: of out, dinp and dweight.
-    let lhs = widths.into_iter().flat_map(|(N, C, OC)| [(N, C), (N, OC), (OC, N)]);
-    Engine::of(precision).packed_bytes(lhs)
+    let of_blocks = blocks.into_iter().flat_map(|(N, C, OC)| [(N, C), (N, OC), (OC, N)]);
+    let of_head = [(logits_rows, C), (logits_rows, Vp)];
+    let gradient = head_gradient.then_some((Vp, logits_rows));
+    Engine::of(precision).packed_bytes(of_blocks.chain(of_head).chain(gradient))
 }
 
 /// out is (N, OC), inp (N, C), weight (OC, C).
