@@ -19,6 +19,7 @@ mod sample;
 mod setup;
 pub mod signals;
 mod stop;
+mod summary;
 mod tensors;
 mod tokenizer;
 mod trace;
@@ -144,6 +145,7 @@ impl Trainer {
             self.say_early_stop(step);
         }
         self.report.finish();
+        self.summarize();
         Ok(Finish::Completed)
     }
 

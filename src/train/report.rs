@@ -3,6 +3,7 @@
 use super::clock::StepClock;
 use super::data::Data;
 use super::guards::ZScores;
+use super::summary::Summary;
 use crate::cli::flags::trainer::{TrainArgs, startup_rows};
 use crate::config::DropoutRates;
 use crate::data::loader::DataLoader;
@@ -37,6 +38,7 @@ use std::time::Duration;
 /// Writes all reports of a run, and measures its steps.
 pub struct Report {
     pub clock: StepClock,
+    pub summary: Summary,
     console: Console<Box<dyn Write>>,
     /// Whether another rank does the talking.
     quiet: bool,
@@ -79,7 +81,18 @@ impl Report {
     pub fn new(max_steps: usize, quiet: bool, style: LogStyle) -> Self {
         let console = if quiet { Console::quiet() } else { Console::stdout(style) };
         let (clock, throughput) = (StepClock::default(), Throughput::new());
-        Report { clock, console, quiet, files: None, style, throughput, utilization: None, max_steps }
+        let summary = Summary::begin();
+        Report {
+            clock,
+            summary,
+            console,
+            quiet,
+            files: None,
+            style,
+            throughput,
+            utilization: None,
+            max_steps,
+        }
     }
 
     /// Starts new log files, or appends to those of a resumed run.
@@ -264,6 +277,7 @@ impl Report {
         let ms = r.elapsed.as_secs_f64() * 1e3;
         let (here, seen) = (batches.tokens(r.step), batches.tokens_before(r.step + 1));
         let tok_per_s = self.throughput.update(here, ms);
+        self.summary.step(r.step, loss, here, r.elapsed);
         self.console.step(&StepLine {
             step: r.step,
             total_steps: self.max_steps,
@@ -332,6 +346,7 @@ impl Report {
     }
 
     pub fn validation(&mut self, step: usize, loss: f32) -> Result<()> {
+        self.summary.validation(step, loss);
         self.console.val_loss(loss);
         self.console.line(format_args!("val perplexity {:.4}", perplexity(loss)));
         let Some(files) = &mut self.files else { return Ok(()) };
