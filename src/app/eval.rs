@@ -64,7 +64,8 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         answer(&mut loaded, questions, &mut results)?;
     }
     if let Some(prompts) = &inputs.prompts {
-        write_texts(&mut loaded, prompts, tokenizer.known()?, args.max_tokens, &mut results)?;
+        let max_new = args.max_tokens.unwrap_or(EvalArgs::MAX_TOKENS);
+        write_texts(&mut loaded, prompts, tokenizer.known()?, max_new, &mut results)?;
     }
     results.finish()
 }

@@ -4,9 +4,11 @@ use super::{
     corpus, eval, get, launch, logging, model, parity, plan, print, roofline, sample, scaling, sft,
     tokenizer, track, watch,
 };
-use crate::cli::flags::warpsmith::{FlagsArgs, PlotArgs, Tool, parse};
+use crate::cli::flags::warpsmith::{COMPARISON, FlagsArgs, PlotArgs, Tool, parse};
 use crate::device::open::start_threads;
+use crate::report::plot::{compare_runs, plot_run};
 use anyhow::Result;
+use std::path::Path;
 use std::process::ExitCode;
 
 pub fn main() -> ExitCode {
@@ -36,7 +38,11 @@ pub fn main() -> ExitCode {
 }
 
 fn plot(args: &PlotArgs) -> Result<()> {
-    for path in crate::report::plot::plot_run(&args.dir)? {
+    let written = match args.dirs.as_slice() {
+        [dir] => plot_run(dir)?,
+        dirs => compare_runs(dirs, args.output.as_deref().unwrap_or(Path::new(COMPARISON)))?,
+    };
+    for path in written {
         print(format_args!("{}\n", path.display()))?;
     }
     Ok(())

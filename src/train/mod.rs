@@ -23,6 +23,7 @@ mod sample;
 mod setup;
 pub mod signals;
 mod stop;
+mod summary;
 mod tensors;
 mod tokenizer;
 mod trace;
@@ -157,6 +158,7 @@ impl Trainer {
             self.say_early_stop(step);
         }
         self.conclude();
+        self.summarize();
         Ok(Finish::Completed)
     }
 

@@ -4,6 +4,7 @@ use super::clock::StepClock;
 use super::data::Data;
 use super::guards::ZScores;
 use super::memory::{Conclusion, RankMemory};
+use super::summary::Summary;
 use crate::cli::flags::trainer::{TrainArgs, startup_rows};
 use crate::config::{DropoutRates, Lora};
 use crate::data::loader::DataLoader;
@@ -39,6 +40,7 @@ use std::time::Duration;
 /// Writes all reports of a run, and measures its steps.
 pub struct Report {
     pub clock: StepClock,
+    pub summary: Summary,
     console: Console<Box<dyn Write>>,
     /// Whether another rank does the talking.
     quiet: bool,
@@ -88,6 +90,7 @@ impl Report {
         let (clock, throughput) = (StepClock::default(), Throughput::new());
         Report {
             clock,
+            summary: Summary::begin(),
             console,
             quiet,
             files: None,
@@ -306,6 +309,7 @@ impl Report {
         let ms = r.elapsed.as_secs_f64() * 1e3;
         let (here, seen) = (batches.tokens(r.step), batches.tokens_before(r.step + 1));
         let tok_per_s = self.throughput.update(here, ms);
+        self.summary.step(r.step, loss, here, r.elapsed);
         self.console.step(&StepLine {
             step: r.step,
             total_steps: self.max_steps,
@@ -381,6 +385,7 @@ impl Report {
     }
 
     pub fn validation(&mut self, step: usize, loss: f32) -> Result<()> {
+        self.summary.validation(step, loss);
         self.console.val_loss(loss);
         self.console.line(format_args!("val perplexity {:.4}", perplexity(loss)));
         let Some(files) = &mut self.files else { return Ok(()) };

@@ -1,5 +1,6 @@
 //! The command line of `warpsmith`.
 
+mod eval;
 mod get;
 mod parity;
 mod plan;
@@ -9,16 +10,15 @@ mod tokenizer;
 mod track;
 mod watch;
 
-use crate::cli::flags::trainer::each_once;
 use crate::cli::{Parsed, parse, values};
 use crate::device::open::{DeviceName, DtypeChoice};
-use crate::eval::tasks::TaskFile;
 use crate::model::activations::Recompute;
 use crate::optim::optimizer::OptimizerKind;
 use crate::roofline::gpu::Gpu;
 use crate::tensor::Dtype;
 use anyhow::{Result, ensure};
-use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+pub use eval::{EvalArgs, STORED};
 pub use get::GetArgs;
 pub use parity::ParityArgs;
 pub use plan::{PlanArgs, PlanFlags};
@@ -262,58 +262,6 @@ pub struct SampleArgs {
     pub numbers: NumberArgs,
 }
 
-/// Stands for the questions that `warpsmith get hellaswag` has stored.
-pub const STORED: &str = "hellaswag";
-
-#[derive(Args, Clone, Debug)]
-pub struct EvalArgs {
-    /// Model: a .bin or .safetensors file, the directory of a run, or one of the hub, such as gpt2
-    /// or OWNER/NAME
-    #[arg(short = 'e', long, value_name = "PATH")]
-    pub model: PathBuf,
-    /// HellaSwag questions: llm.c's .bin or the original .jsonl; without FILE, those of `warpsmith
-    /// get hellaswag`
-    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = STORED)]
-    pub hellaswag: Option<PathBuf>,
-    /// Score a task as lm_eval does; may be given several times. NAME: hellaswag, piqa, copa,
-    /// arc_easy, arc_challenge, winogrande, lambada, multiple_choice; FILE: its JSON lines
-    #[arg(long = "task", value_name = "NAME=FILE", value_parser = str::parse::<TaskFile>,
-          action = ArgAction::Append)]
-    pub tasks: Vec<TaskFile>,
-    /// Text for perplexity and bits per byte: a whole file, or each "text" of a .jsonl file
-    #[arg(long, value_name = "FILE")]
-    pub text: Option<PathBuf>,
-    /// Tokens that each window of --text moves on; fewer give each token more context, and take
-    /// longer [default: -t, the whole window]
-    #[arg(long, value_name = "TOKENS", value_parser = values::count)]
-    pub stride: Option<usize>,
-    /// Prompts to continue greedily for BLEU and ROUGE: JSON lines with "prompt" and "reference", a
-    /// text or several
-    #[arg(long, value_name = "FILE")]
-    pub generate: Option<PathBuf>,
-    /// Maximum number of tokens to write after each prompt of --generate
-    #[arg(short = 'g', long, value_name = "TOKENS", default_value = "128", value_parser = values::count)]
-    pub max_tokens: usize,
-    /// Validation shards: a file or a pattern with * and ?
-    #[arg(short = 'j', long, value_name = "PATTERN", value_parser = values::name)]
-    pub val: Option<String>,
-    /// Sequences per forward pass
-    #[arg(short = 'b', long, value_name = "B", default_value = "4", value_parser = values::count)]
-    pub batch_size: usize,
-    /// Sequence length in tokens [default: the model's maximum]
-    #[arg(short = 't', long, value_name = "T", value_parser = values::count)]
-    pub sequence_length: Option<usize>,
-    /// Maximum number of validation batches of B*T tokens [default: the whole split]
-    #[arg(short = 'm', long, value_name = "BATCHES", value_parser = values::count)]
-    pub max_batches: Option<usize>,
-    /// File for the results: one JSON object per line, for each question of a task and then a
-    /// summary
-    #[arg(short = 'o', long, value_name = "FILE")]
-    pub output: Option<PathBuf>,
-    #[command(flatten)]
-    pub numbers: NumberArgs,
-}
-
 #[derive(Args, Clone, Debug)]
 pub struct NumberArgs {
     /// Device to compute on
@@ -376,10 +324,17 @@ impl ConvertArgs {
 
 #[derive(Args, Clone, Debug)]
 pub struct PlotArgs {
-    /// Directory of a run, with its metrics.jsonl; the plots are written there too
-    #[arg(value_name = "DIR")]
-    pub dir: PathBuf,
+    /// Directory of a run, with its metrics.jsonl; the plots are written there too. Of several, up
+    /// to 7, the runs are compared in one picture
+    #[arg(value_name = "DIR", required = true)]
+    pub dirs: Vec<PathBuf>,
+    /// Name of the picture that compares runs, without .svg and .png [default: comparison]
+    #[arg(short = 'o', long, value_name = "NAME")]
+    pub output: Option<PathBuf>,
 }
+
+/// The default name of a picture that compares runs.
+pub const COMPARISON: &str = "comparison";
 
 #[derive(Args, Clone, Debug)]
 pub struct RooflineArgs {
@@ -461,28 +416,15 @@ impl Tool {
     /// Checks what flags cannot be checked for alone.
     fn check(&self) -> Result<()> {
         match self {
-            Tool::Eval(args) => {
-                args.numbers.check()?;
-                let files = [&args.hellaswag, &args.text, &args.generate];
-                ensure!(
-                    args.val.is_some() || !args.tasks.is_empty() || files.iter().any(|file| file.is_some()),
-                    "eval: nothing to measure; give --val PATTERN, --hellaswag FILE, --task NAME=FILE, --text FILE or \
-                     --generate FILE"
-                );
-                ensure!(
-                    args.stride.is_none() || args.text.is_some(),
-                    "--stride: moves the windows of --text, which is not given"
-                );
-                each_once(&args.tasks)?;
-                ensure!(
-                    args.max_batches.is_none() || args.val.is_some(),
-                    "-m/--max-batches: limits --val, which is not given"
-                );
-            }
+            Tool::Eval(args) => args.check()?,
             Tool::Sample(args) => args.numbers.check()?,
             Tool::Track(args) => ensure!(
                 args.tensorboard || args.mlflow.is_some(),
                 "track: nowhere to pass the run on to; give --tensorboard or --mlflow URL"
+            ),
+            Tool::Plot(args) => ensure!(
+                args.output.is_none() || args.dirs.len() > 1,
+                "-o/--output: names the picture of several runs; the plots of one go into its directory"
             ),
             Tool::Parity(args) => args.numbers.check()?,
             Tool::Roofline(RooflineArgs { step, kernel: None }) | Tool::Scaling(ScalingArgs { step, .. }) => {

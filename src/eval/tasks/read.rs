@@ -72,7 +72,7 @@ fn hellaswag(doc: &Value) -> Result<Question> {
     let endings = texts(&doc["endings"], "endings")?;
     let gold = label(doc, "label", endings.len())?;
     let [activity, a, b] = ["activity_label", "ctx_a", "ctx_b"].map(|field| text(doc, field));
-    let ctx = without_notes(&format!("{}: {} {}", activity?, a?, capitalized(b?)));
+    let ctx = without_notes(format!("{}: {} {}", activity?, a?, capitalized(b?)));
     Ok(Question::after(&ctx, endings.into_iter().map(without_notes).collect(), gold))
 }
 

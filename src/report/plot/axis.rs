@@ -85,10 +85,6 @@ impl Axis {
         let map = |v: f64| if self.log { v.max(f64::from_bits(1)).ln() } else { v / scale };
         (map(value) - map(self.low)) / (map(self.high) - map(self.low))
     }
-
-    pub fn contains(&self, value: f64) -> bool {
-        (self.low..=self.high).contains(&value)
-    }
 }
 
 /// Returns the least and the greatest value; zeros if there are none.

@@ -11,17 +11,18 @@
 
 mod axis;
 mod panel;
+mod panels;
 mod png;
 mod read;
 mod scene;
 mod svg;
 
 use crate::files;
-use anyhow::Result;
-pub use panel::baselines;
-use panel::{Panel, Rect};
+use anyhow::{Result, ensure};
+use panel::{Panel, Rect, precise};
+pub use panels::baselines;
 use read::Metrics;
-use scene::Scene;
+use scene::{Anchor, Color, INK, RUNS, Scene};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -30,6 +31,8 @@ const PANEL_WIDTH: f64 = 640.0;
 const PANEL_HEIGHT: f64 = 400.0;
 /// Height of the header above all panels.
 const HEADER: f64 = 56.0;
+/// Height of a line of the legend in it.
+const LEGEND: f64 = 22.0;
 
 /// Draws all panels of `dir/metrics.jsonl`, as a PNG.
 ///
@@ -37,46 +40,103 @@ const HEADER: f64 = 56.0;
 /// If the metrics are missing or have no points.
 pub fn overview_png(dir: &Path) -> Result<Vec<u8>> {
     let metrics = read::read(&dir.join("metrics.jsonl"))?;
-    png::paint(&overview(dir, &metrics, &Panel::singles(&metrics)))
+    png::paint(&overview(dir, &metrics, &panels::singles(&metrics)))
 }
 
 /// Draws `dir/metrics.jsonl` into `dir`: `plot` with all panels, and one file per panel that has
 /// points (`training_loss`, `validation_loss`, `learning_rate`, `throughput`, `gradient_norm`,
-/// `hellaswag_accuracy`), each as `.svg` and `.png`. Returns the paths written.
+/// `hellaswag_accuracy` and those of other tasks), each as `.svg` and `.png`. Returns the paths written.
 ///
 /// # Errors
 /// If the metrics are missing or have no points, or a file cannot be written.
 pub fn plot_run(dir: &Path) -> Result<Vec<PathBuf>> {
     let metrics = read::read(&dir.join("metrics.jsonl"))?;
-    let singles = Panel::singles(&metrics);
+    let singles = panels::singles(&metrics);
     let mut written = Vec::new();
-    write(dir, "plot", &overview(dir, &metrics, &singles), &mut written)?;
+    write(&dir.join("plot"), &overview(dir, &metrics, &singles), &mut written)?;
     for panel in &singles {
         let mut scene = Scene::new(PANEL_WIDTH, PANEL_HEIGHT);
         panel.draw(&mut scene, Rect { x: 0.0, y: 0.0, width: PANEL_WIDTH, height: PANEL_HEIGHT });
-        write(dir, panel.file, &scene, &mut written)?;
+        write(&dir.join(&panel.file), &scene, &mut written)?;
     }
     Ok(written)
 }
 
-/// Lays out the panels of a run, two per row. If their number is odd, the first fills its row.
-fn overview(dir: &Path, metrics: &Metrics, singles: &[Panel]) -> Scene {
-    let mut panels = vec![Panel::loss(metrics)];
-    panels.extend(singles.iter().filter(|p| p.in_overview).cloned());
+/// Draws several runs into one picture, `to` with the extensions `.svg` and `.png`: one curve for
+/// each run in every panel. Returns the paths written.
+///
+/// # Errors
+/// If there are more runs than colors, the metrics of one are missing or have no points, or a file
+/// cannot be written.
+pub fn compare_runs(dirs: &[PathBuf], to: &Path) -> Result<Vec<PathBuf>> {
+    let (found, most) = (dirs.len(), RUNS.len());
+    ensure!(found <= most, "plot: expected at most {most} runs in one picture, found {found}");
+    let runs = dirs.iter().map(|dir| read::read(&dir.join("metrics.jsonl"))).collect::<Result<Vec<_>>>()?;
+    let colored: Vec<_> = RUNS.into_iter().zip(&runs).collect();
+    let panels = panels::comparison(&colored);
+    let mut scene = grid(&panels, HEADER + LEGEND * dirs.len() as f64);
+    let files: Vec<_> = dirs.iter().map(|dir| name_of(dir)).collect();
+    let unique = files.iter().all(|name| files.iter().filter(|other| *other == name).count() == 1);
+    scene.title(24.0, 36.0, 20.0, "Comparison");
+    for (i, ((color, metrics), dir)) in colored.iter().zip(dirs).enumerate() {
+        let name = if unique { files[i].clone() } else { dir.display().to_string() };
+        legend(
+            &mut scene,
+            HEADER + LEGEND * (i as f64 + 0.4),
+            *color,
+            &format!("{name}{}", best_of(metrics)),
+        );
+    }
+    let mut written = Vec::new();
+    write(to, &scene, &mut written)?;
+    Ok(written)
+}
+
+/// The name of a directory.
+fn name_of(dir: &Path) -> String {
     let name = fs::canonicalize(dir).ok().and_then(|d| Some(d.file_name()?.to_string_lossy().into_owned()));
+    name.unwrap_or_else(|| "run".into())
+}
+
+/// The lowest loss of a run, on validation text if it has any.
+fn best_of(metrics: &Metrics) -> String {
+    let (what, series) = match metrics.val_loss.is_empty() {
+        true => ("training", &metrics.loss),
+        false => ("validation", &metrics.val_loss),
+    };
+    let lowest = series.iter().min_by(|a, b| a.1.total_cmp(&b.1));
+    lowest.map_or_else(String::new, |(step, loss)| {
+        format!(":  lowest {what} loss {} at step {step}  |  {}", precise(*loss), metrics.summary())
+    })
+}
+
+fn legend(scene: &mut Scene, y: f64, color: Color, text: &str) {
+    scene.line(vec![(24.0, y - 4.5), (46.0, y - 4.5)], 2.0, color);
+    scene.text(54.0, y, Anchor::Start, INK, text);
+}
+
+/// Lays out the panels of a run.
+fn overview(dir: &Path, metrics: &Metrics, singles: &[Panel]) -> Scene {
+    let mut panels = vec![panels::loss(metrics)];
+    panels.extend(singles.iter().filter(|p| p.in_overview).cloned());
+    let mut scene = grid(&panels, HEADER);
+    scene.title(24.0, 36.0, 20.0, &name_of(dir));
+    scene.note(scene.width - 24.0, 36.0, &metrics.summary());
+    scene
+}
+
+/// Lays out panels below a header, two per row. If their number is odd, the first fills its row.
+fn grid(panels: &[Panel], header: f64) -> Scene {
     let columns = panels.len().min(2);
     let rows = panels.len().div_ceil(2);
-    let width = PANEL_WIDTH * columns as f64;
-    let mut scene = Scene::new(width, HEADER + PANEL_HEIGHT * rows as f64);
-    scene.title(24.0, 36.0, 20.0, name.as_deref().unwrap_or("run"));
-    scene.note(width - 24.0, 36.0, &metrics.summary());
+    let mut scene = Scene::new(PANEL_WIDTH * columns as f64, header + PANEL_HEIGHT * rows as f64);
     let wide_first = panels.len() % 2 == 1;
     for (i, panel) in panels.iter().enumerate() {
         let cell = if wide_first && i > 0 { i + 1 } else { i };
         let columns_wide = if wide_first && i == 0 { columns } else { 1 };
         let rect = Rect {
             x: PANEL_WIDTH * (cell % 2) as f64,
-            y: HEADER + PANEL_HEIGHT * (cell / 2) as f64,
+            y: header + PANEL_HEIGHT * (cell / 2) as f64,
             width: PANEL_WIDTH * columns_wide as f64,
             height: PANEL_HEIGHT,
         };
@@ -85,9 +145,9 @@ fn overview(dir: &Path, metrics: &Metrics, singles: &[Panel]) -> Scene {
     scene
 }
 
-fn write(dir: &Path, name: &str, scene: &Scene, written: &mut Vec<PathBuf>) -> Result<()> {
+fn write(to: &Path, scene: &Scene, written: &mut Vec<PathBuf>) -> Result<()> {
     for (extension, bytes) in [("svg", svg::write(scene).into_bytes()), ("png", png::paint(scene)?)] {
-        let path = dir.join(name).with_extension(extension);
+        let path = to.with_extension(extension);
         files::write(&path, |out| Ok(out.write_all(&bytes)?))?;
         written.push(path);
     }

@@ -3,6 +3,7 @@
 use crate::files;
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Points `(step, value)`, ordered by step.
@@ -15,27 +16,40 @@ pub(super) struct Metrics {
     pub lr: Series,
     pub norm: Series,
     pub tok_per_s: Series,
-    pub hellaswag: Series,
+    /// By the beginning of their keys: `piqa` of `piqa_acc`.
+    pub tasks: BTreeMap<String, TaskMetrics>,
     /// Tokens trained on, if the lines have `tokens`, or time and throughput.
     pub tokens: Option<f64>,
     /// Milliseconds spent in training steps.
     pub ms: f64,
 }
 
+/// Accuracies on a task.
+#[derive(Default)]
+pub(super) struct TaskMetrics {
+    pub acc: Series,
+    pub acc_norm: Series,
+    /// The accuracy of a guess, if the lines tell it.
+    pub chance: Option<f64>,
+}
+
 /// Size limit of the file: some ten million steps.
 const FILE_BYTES: u64 = 1 << 31;
 
-/// Keys that are plotted, and the series for their points. Of several keys the first one in a line
-/// counts.
+/// Keys that are plotted, and the series for their points.
 type Target = fn(&mut Metrics) -> &mut Series;
-const SERIES: [(&[&str], Target); 6] = [
-    (&["loss"], |m| &mut m.loss),
-    (&["val_loss"], |m| &mut m.val_loss),
-    (&["lr"], |m| &mut m.lr),
-    (&["norm"], |m| &mut m.norm),
-    (&["tok_per_s"], |m| &mut m.tok_per_s),
-    (&["hellaswag_acc_norm", "hellaswag_acc"], |m| &mut m.hellaswag),
+const SERIES: [(&str, Target); 5] = [
+    ("loss", |m| &mut m.loss),
+    ("val_loss", |m| &mut m.val_loss),
+    ("lr", |m| &mut m.lr),
+    ("norm", |m| &mut m.norm),
+    ("tok_per_s", |m| &mut m.tok_per_s),
 ];
+
+/// Ends of the keys of tasks. The longer comes first, as it ends in no other.
+const ACC_NORM: &str = "_acc_norm";
+const ACC: &str = "_acc";
+const CHANCE: &str = "_chance";
 
 /// Reads the file. An incomplete last line (of a killed run), unknown keys, negative steps and
 /// values that are not finite are ignored. An invalid line elsewhere is an error, because the file
@@ -55,7 +69,8 @@ pub(super) fn read(path: &Path) -> Result<Metrics> {
     for (_, series) in &SERIES {
         tidy(series(&mut metrics));
     }
-    if SERIES.iter().all(|(_, series)| series(&mut metrics).is_empty()) {
+    metrics.tasks.values_mut().flat_map(|task| [&mut task.acc, &mut task.acc_norm]).for_each(tidy);
+    if metrics.tasks.is_empty() && SERIES.iter().all(|(_, series)| series(&mut metrics).is_empty()) {
         bail!(
             "{} has no points to plot; expected lines such as {{\"step\":0,\"loss\":10.9}}",
             path.display()
@@ -68,9 +83,14 @@ impl Metrics {
     fn add(&mut self, object: &Map<String, Value>) {
         let number = |key: &str| object.get(key).and_then(Value::as_f64).filter(|v| v.is_finite());
         let Some(step) = number("step").filter(|step| *step >= 0.0) else { return };
-        for (keys, series) in &SERIES {
-            if let Some(value) = keys.iter().find_map(|key| number(key)) {
+        for (key, series) in &SERIES {
+            if let Some(value) = number(key) {
                 series(self).push((step, value));
+            }
+        }
+        for key in object.keys() {
+            if let Some(value) = number(key) {
+                self.add_to_task(key, (step, value));
             }
         }
         if let Some(ms) = number("ms") {
@@ -80,6 +100,16 @@ impl Metrics {
             }
         }
         self.tokens = number("tokens").or(self.tokens);
+    }
+
+    fn add_to_task(&mut self, key: &str, point: (f64, f64)) {
+        if let Some(task) = key.strip_suffix(ACC_NORM) {
+            self.tasks.entry(task.into()).or_default().acc_norm.push(point);
+        } else if let Some(task) = key.strip_suffix(ACC) {
+            self.tasks.entry(task.into()).or_default().acc.push(point);
+        } else if let Some(task) = key.strip_suffix(CHANCE) {
+            self.tasks.entry(task.into()).or_default().chance = Some(point.1);
+        }
     }
 
     /// Summarizes the run: `step 999  |  4.1M tokens  |  12 min in training steps`.

@@ -10,6 +10,9 @@ pub(super) const BLUE: Color = Color(0, 114, 178, 1.0);
 pub(super) const ORANGE: Color = Color(213, 94, 0, 1.0);
 pub(super) const GREEN: Color = Color(0, 158, 115, 1.0);
 pub(super) const PURPLE: Color = Color(148, 76, 132, 1.0);
+/// The colors of runs that are compared: the rest of the palette as well.
+pub(super) const RUNS: [Color; 7] =
+    [BLUE, ORANGE, GREEN, PURPLE, Color(230, 159, 0, 1.0), Color(86, 180, 233, 1.0), Color(60, 60, 60, 1.0)];
 pub(super) const INK: Color = Color(38, 44, 52, 1.0);
 pub(super) const FAINT: Color = Color(104, 112, 122, 1.0);
 pub(super) const GRID: Color = Color(229, 232, 236, 1.0);

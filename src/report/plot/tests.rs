@@ -47,7 +47,7 @@ fn reading_forgives_what_a_killed_run_leaves() {
     );
     let metrics = metrics_of(text).unwrap();
     assert_eq!(metrics.loss, [(0.0, 10.5), (1.0, 9.0), (2.0, 7.5)]);
-    assert_eq!(metrics.hellaswag, [(2.0, 0.2)]);
+    assert_eq!(metrics.tasks["hellaswag"].acc, [(2.0, 0.2)]);
     assert!(metrics.lr.is_empty() && metrics.norm.is_empty() && metrics.tokens.is_none());
 }
 
@@ -95,7 +95,7 @@ fn ticks_are_round_and_cover_the_values() {
     let axis = Axis::linear([0.3, 9.7].into_iter(), true, 5);
     assert_eq!(axis.ticks, [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]);
     let axis = Axis::linear([1234.0].into_iter(), false, 5);
-    assert!(axis.contains(1234.0) && axis.low < axis.high);
+    assert!(axis.low < 1234.0 && 1234.0 < axis.high);
     let axis = Axis::linear([0.0].into_iter(), true, 5);
     assert!(axis.low == 0.0 && axis.high > 0.0);
     let axis = Axis::steps([3.0, 11.0].into_iter(), 5);
@@ -146,9 +146,16 @@ fn a_run_becomes_svg_and_png_files() {
     assert_eq!(png_size(&dir.path().join("throughput.png")), (1280, 800));
     let svg = fs::read_to_string(dir.path().join("plot.svg")).unwrap();
     assert!(svg.ends_with("</svg>\n") && !svg.contains("NaN"));
-    for text in
-        ["Loss", "validation loss", "Learning rate", "tokens per second", "GPT-2 124M", "1.638M tokens"]
-    {
+    let labels = ["Loss", "validation loss", "Learning rate", "tokens per second", "1.638M tokens"];
+    // Above all of the run's accuracies, below all of its losses, and what a guess would score.
+    let references = ["GPT-3 124M: 0.337", "GPT-2 124M, FineWeb: 3.2924", "chance: 0.25"];
+    let best = [
+        "lowest training loss ",
+        ", validation loss ",
+        " at step 399",
+        "highest acc_norm 0.3098 at step 399",
+    ];
+    for text in labels.into_iter().chain(references).chain(best) {
         assert!(svg.contains(text), "{text}");
     }
     // The picture is not empty: text and curves compress worse than a blank page.
@@ -236,4 +243,41 @@ fn one_point_is_enough() {
     assert_eq!(written.len(), 4);
     let svg = fs::read_to_string(dir.path().join("plot.svg")).unwrap();
     assert!(svg.contains("5.1000") && !svg.contains("NaN") && !svg.contains("HellaSwag"));
+}
+
+#[test]
+fn runs_are_compared_in_one_picture() {
+    let dir = tempfile::tempdir().unwrap();
+    let dirs = ["first", "second"].map(|name| dir.path().join(name));
+    for (dir, steps) in dirs.iter().zip([200, 400]) {
+        fs::create_dir(dir).unwrap();
+        fs::write(dir.join("metrics.jsonl"), run(steps)).unwrap();
+    }
+    let to = dir.path().join("both");
+    let written = compare_runs(&dirs, &to).unwrap();
+    assert_eq!(written, [to.with_extension("svg"), to.with_extension("png")]);
+    let svg = fs::read_to_string(&written[0]).unwrap();
+    for text in
+        ["first:  lowest validation loss ", "second:  lowest ", "Throughput, smoothed", "HellaSwag, acc_norm"]
+    {
+        assert!(svg.contains(text), "{text}");
+    }
+    assert_eq!(png_size(&written[1]).0, 2 * 2 * 640);
+    let many = vec![dirs[0].clone(); 8];
+    let error = compare_runs(&many, &to).unwrap_err().to_string();
+    assert_eq!(error, "plot: expected at most 7 runs in one picture, found 8");
+    let missing = [dirs[0].clone(), dir.path().join("third")];
+    assert!(format!("{:#}", compare_runs(&missing, &to).unwrap_err()).contains("third/metrics.jsonl"));
+}
+
+#[test]
+fn a_task_is_drawn_with_the_chance_that_its_lines_tell() {
+    let dir = tempfile::tempdir().unwrap();
+    let line = "{\"step\":5,\"piqa_acc\":0.61,\"piqa_acc_norm\":0.62,\"piqa_chance\":0.5}\n";
+    fs::write(dir.path().join("metrics.jsonl"), line).unwrap();
+    assert_eq!(plot_run(dir.path()).unwrap().len(), 4);
+    let svg = fs::read_to_string(dir.path().join("piqa_accuracy.svg")).unwrap();
+    for text in ["chance: 0.5", "highest acc_norm 0.6200 at step 5, acc 0.6100 at step 5"] {
+        assert!(svg.contains(text), "{text}");
+    }
 }

@@ -112,7 +112,7 @@ fn models_are_sampled_measured_and_converted() {
     };
     assert_eq!((a.model(), a.losses), (PathBuf::from("a/gpt2_d12.bin"), vec![2.0, 1.5]));
     assert!(matches!(ok("parity --debug-state d -e m"), Tool::Parity(a) if a.model().to_str() == Some("m")));
-    assert!(matches!(ok("plot log"), Tool::Plot(a) if a.dir.to_str() == Some("log")));
+    assert!(matches!(ok("plot a b"), Tool::Plot(a) if a.dirs == ["a", "b"].map(PathBuf::from)));
     let Tool::Roofline(a) = ok("roofline -e d12 -b 64 -d 524288 --gpu A100 -r 0") else { panic!() };
     let step = &a.step;
     assert_eq!((step.batch_size, step.sequence_length, step.total_batch_size), (64, 1024, Some(524_288)));

@@ -75,8 +75,8 @@ fn question(read: fn(&Value) -> Result<Question>, line: &str) -> (Vec<(String, S
 #[test]
 fn prompts_are_those_of_lm_eval() {
     let pairs = |all: &[(&str, &str)]| all.iter().map(|(a, b)| ((*a).into(), (*b).into())).collect();
-    type Read = fn(&Value) -> Result<Question>;
-    let cases: [(Read, &str, Vec<(String, String)>, usize); 8] = [
+    type Case = (fn(&Value) -> Result<Question>, &'static str, Vec<(String, String)>, usize);
+    let cases: [Case; 8] = [
         (
             hellaswag,
             r#"{"activity_label": "Roof [x] work", "ctx_a": "A man  sits.", "ctx_b": "he [title] IS", "label": "0", "endings": [" a [substeps] roof ", "a[b\nc]d"]}"#,
