@@ -89,14 +89,14 @@ fn event(line: &Line) -> Message {
     Message::default().double(1, time).number(2, line.step).bytes(5, &summary.0)
 }
 
-/// `Summary.Value` of a number: TensorBoard's scalars are f32. As tensors they would keep all digits,
-/// but the `EventAccumulator` that scripts use does not purge tensors.
+/// `Summary.Value` of a number: TensorBoard's scalars are f32. As tensors they would keep all
+/// digits, but the `EventAccumulator` that scripts use does not purge tensors.
 fn scalar(tag: &str, value: f64) -> Message {
     Message::default().bytes(1, tag.as_bytes()).float(2, value as f32)
 }
 
-/// `Summary.Value` for the text plugin, which reads Markdown: an indented block shows the text as it
-/// is.
+/// `Summary.Value` for the text plugin, which reads Markdown: an indented block shows the text as
+/// it is.
 fn text(tag: &str, text: &str) -> Message {
     const DT_STRING: u64 = 7;
     const DATA_CLASS_TENSOR: u64 = 2;
