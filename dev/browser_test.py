@@ -41,7 +41,7 @@ def write_run(folder: Path, name: str, steps: int) -> None:
 def lines_of(step: int, rate: float) -> list[dict]:
     now = START + 0.4 * step
     smooth = 3.1 + 7.8 * math.exp(-step * rate * 40) - 150 * rate
-    noise = 0.12 * math.sin(step * 12.9898) * math.cos(step * 4.1414)
+    noise = 0.12 * math.sin(step * 12.9898 + rate * 1e5) * math.cos(step * 4.1414)
     lines = []
     if step % 40 == 0:
         lines.append({"step": step, "val_loss": smooth + 0.05, "val_perplexity": math.exp(smooth + 0.05), "time": now})
@@ -52,8 +52,9 @@ def lines_of(step: int, rate: float) -> list[dict]:
         lines.append({"step": step, "sample": 0, "text": text, "time": now})
     norm, lr = 0.4 + 3 * math.exp(-step / 40) + abs(noise), rate * min(1, (step + 1) / 60)
     train = {"loss": smooth + noise, "norm": norm, "lr": lr}
-    speed = {"ms": 400 + 40 * noise, "tok_per_s": 1_310_720 - 90_000 * noise, "tokens": 524_288 * (step + 1)}
-    lines.append({"step": step, **train, **speed, "rss_mib": 2311.5 + step / 50, "time": now})
+    ms = 400 + 2e4 * rate + 40 * noise
+    speed = {"ms": ms, "tok_per_s": 524_288e3 / ms, "tokens": 524_288 * (step + 1)}
+    lines.append({"step": step, **train, **speed, "rss_mib": 2311.5 + step / 50 + 2e4 * rate, "time": now})
     return lines
 
 
@@ -160,6 +161,27 @@ class Page(unittest.TestCase):
             file.write('{"step":100,"end":"completed","time":1700000100}\n')
         self.browser.wait("document.getElementById('runs').innerText.includes('completed')")
 
+    def test_a_real_run_from_its_first_line_to_its_end(self) -> None:
+        run = self.dir / "real"
+        stories = [ROOT / "warpsmith", "stories", "-o", self.dir / "data", "--tokens", "60000"]
+        subprocess.run(stories, check=True, capture_output=True)
+        data = ["-i", self.dir / "data/stories_train_*.bin", "-j", self.dir / "data/stories_val_*.bin", "-o", run]
+        flags = "--layers 1 --heads 1 --channels 16 -b 1 -t 16 -x 20 -v 10 -m 1 -s 10 -g 8"
+        train = subprocess.Popen([ROOT / "train_gpt2", *data, *flags.split()], stdout=subprocess.DEVNULL)
+        self.addCleanup(lambda: (train.kill(), train.wait()))
+        self.open(self.serve())
+        self.browser.wait("runs.some((run) => run.name === 'real' && run.end === 'completed')", 240)
+        self.assertEqual(train.wait(60), 0)
+        row = next(row for row in self.rows("#runs") if row[1] == "real")
+        self.assertEqual(row[2:4], ["completed", "20"])
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        losses = [line["loss"] for line in lines if "loss" in line]
+        shown = "runs.find((run) => run.name === 'real')"
+        self.assertEqual(self.browser.run(f"return {shown}.series.loss.value"), losses)
+        texts = [line["text"] for line in lines if "text" in line]
+        self.assertEqual(self.browser.run(f"return [...{shown}.samples.values()].flat().map((s) => s.text)"), texts)
+        self.assertIn(["num_layers L (differs)", "12", "1", "12"], self.rows("#settings"))
+
     def test_zoom_smoothing_and_logarithms(self) -> None:
         self.open(self.serve())
         rect = "const b = document.getElementById('chart-loss').getBoundingClientRect();"
@@ -250,6 +272,7 @@ class Page(unittest.TestCase):
             time.sleep(0.3)
             if self.pictures:
                 size = {"width": 1100, "height": 1480, "deviceScaleFactor": 1, "mobile": False}
+                self.browser.devtools("Emulation.setScrollbarsHidden", hidden=True)
                 self.browser.devtools("Emulation.setDeviceMetricsOverride", **size)
                 time.sleep(0.5)
                 self.browser.picture(self.pictures / f"watch-{theme}.png")

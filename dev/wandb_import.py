@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Passes a run on to Weights & Biases with its own client: pip install wandb; dev/wandb_import.py DIR --project NAME
 
-Without WANDB_MODE=online the client writes its offline files, and `wandb sync` sends them later. The run keeps its id,
-so an import of a run that went on since then, with WANDB_MODE=online, adds what is new: W&B drops steps that it has.
+Without WANDB_MODE=online the client writes its offline files, and `wandb sync` sends them later. Import a run when it
+has ended: its id at W&B is the run's name in settings.json, so that it has one run there.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ def main() -> None:
     name = args.dir.resolve().name
     run = wandb.init(project=args.project, name=name, id=settings.get("run"), config=config, resume="allow")
     table = wandb.Table(columns=["step", "sample", "text"])
-    last = -1
+    step, time = -1, {}
     for step, values in steps(args.dir / "metrics.jsonl"):
         for sample in values.pop("samples", []):
             table.add_data(*sample)
         run.log(values, step=step)
-        last = step
+        time = {name: value for name, value in values.items() if name == "_timestamp"}
     if table.data:
-        run.log({"samples": table}, step=last)
+        run.log({"samples": table, **time}, step=step)
     run.finish()
 
 

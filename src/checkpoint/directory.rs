@@ -346,7 +346,8 @@ pub fn remove_temporaries(dir: &Path) -> Result<()> {
 
 /// Whether a file is the temporary of a run's file.
 fn is_temporary(name: &str) -> bool {
-    const OURS: [&str; 7] = ["model_", "state_", "run_", "DONE_", "base.", "main.log", "metrics.jsonl"];
+    const OURS: [&str; 8] =
+        ["model_", "state_", "run_", "DONE_", "base.", "main.log", "metrics.jsonl", "settings.json"];
     let ours = |name: &str| OURS.iter().any(|prefix| name.starts_with(prefix));
     files::final_name(name).is_some_and(ours)
 }

@@ -49,8 +49,8 @@ impl RunSettings {
         }
     }
 
-    /// Writes the settings of a process. A run that goes on keeps its name and its start; a file that
-    /// cannot be understood is replaced.
+    /// Writes the settings of a process. A run that goes on keeps its name and its start; a file
+    /// that cannot be understood is replaced.
     ///
     /// # Errors
     /// If there is no randomness, or the file cannot be written.

@@ -32,7 +32,7 @@ const TIMES: Times = Times {
     patience: Duration::from_secs(5),
 };
 
-/// What the thread and those who wait for it share.
+/// The state that the thread shares with those who wait for it.
 #[derive(Debug, Default)]
 struct Shared {
     /// Lines of the log that have arrived, or are known to.

@@ -1,4 +1,4 @@
-//! What trackers read: lines of `metrics.jsonl`, event files, settings, and an exported page.
+//! The readers of trackers: lines of `metrics.jsonl`, event files, settings, and an exported page.
 
 use super::{directory, judge, write};
 use warpsmith::report::settings::RunSettings;

@@ -9,7 +9,7 @@ fn numbers_are_those_of_json_and_protocol_buffers() {
         ("system/process_memory_usage_megabytes".to_owned(), 1048.576)
     );
     assert_eq!(metric("val_loss", 2.0), ("val_loss".to_owned(), 2.0));
-    assert_eq!(millis(1_700_000_000.2506), 1_700_000_000_251);
+    assert_eq!(millis(1_700_000_000.250_6), 1_700_000_000_251);
 }
 
 #[test]

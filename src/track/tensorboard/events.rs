@@ -92,17 +92,14 @@ fn event(line: &Line) -> Message {
     Message::default().double(1, time).number(2, line.step).bytes(5, &summary.0)
 }
 
-/// `Summary.Value` for the scalars plugin, with all digits.
+/// `Summary.Value` of a number: TensorBoard's scalars are f32. As tensors they would keep all
+/// digits, but the `EventAccumulator` that scripts use does not purge tensors.
 fn scalar(tag: &str, value: f64) -> Message {
-    const DT_DOUBLE: u64 = 2;
-    const DATA_CLASS_SCALAR: u64 = 1;
-    let shape = Message::default();
-    let tensor = Message::default().number(1, DT_DOUBLE).bytes(2, &shape.0).bytes(6, &value.to_le_bytes());
-    value_of(tag, "scalars", DATA_CLASS_SCALAR, &tensor)
+    Message::default().bytes(1, tag.as_bytes()).float(2, value as f32)
 }
 
-/// `Summary.Value` for the text plugin, which reads Markdown: an indented block shows the text as it
-/// is.
+/// `Summary.Value` for the text plugin, which reads Markdown: an indented block shows the text as
+/// it is.
 fn text(tag: &str, text: &str) -> Message {
     const DT_STRING: u64 = 7;
     const DATA_CLASS_TENSOR: u64 = 2;
@@ -111,12 +108,8 @@ fn text(tag: &str, text: &str) -> Message {
     let shape = Message::default().bytes(2, &dimension.0);
     let tensor =
         Message::default().number(1, DT_STRING).bytes(2, &shape.0).bytes(8, block.join("\n").as_bytes());
-    value_of(tag, "text", DATA_CLASS_TENSOR, &tensor)
-}
-
-fn value_of(tag: &str, plugin: &str, class: u64, tensor: &Message) -> Message {
-    let plugin = Message::default().bytes(1, plugin.as_bytes());
-    let metadata = Message::default().bytes(1, &plugin.0).number(4, class);
+    let plugin = Message::default().bytes(1, b"text");
+    let metadata = Message::default().bytes(1, &plugin.0).number(4, DATA_CLASS_TENSOR);
     Message::default().bytes(1, tag.as_bytes()).bytes(9, &metadata.0).bytes(8, &tensor.0)
 }
 

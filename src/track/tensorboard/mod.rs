@@ -97,7 +97,9 @@ impl TensorBoard {
     /// Starts a file that takes over from `line` on. Events from its step on no longer count, so
     /// those of earlier lines at that step are written again.
     fn take_over(&mut self, line: &Line) -> Result<()> {
-        let start = self.written.get(self.confirmed).map(|event| event.0.min(line.step));
+        // TensorBoard takes the first of all for the start of the run, and drops nothing then.
+        let first = self.written.is_empty().then_some(line.step);
+        let start = self.written.get(self.confirmed).map(|event| event.0.min(line.step)).or(first);
         let mut writer = self.create(start)?;
         if let Some(start) = start {
             self.written.truncate(self.written.partition_point(|event| event.0 < start));

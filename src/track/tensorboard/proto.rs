@@ -34,6 +34,12 @@ impl Message {
         self
     }
 
+    pub fn float(mut self, field: u64, value: f32) -> Self {
+        self.varint(field << 3 | FIXED32);
+        self.0.extend(value.to_le_bytes());
+        self
+    }
+
     /// Appends bytes, text, a packed list or a message.
     pub fn bytes(mut self, field: u64, value: &[u8]) -> Self {
         self.varint(field << 3 | BYTES);
@@ -114,5 +120,6 @@ mod tests {
         // The example of protobuf's documentation: field 1 is 150, and field 2 "testing".
         assert_eq!(Message::default().number(1, 150).0, [0x08, 0x96, 0x01]);
         assert_eq!(Message::default().bytes(2, b"testing").0, b"\x12\x07testing");
+        assert_eq!(Message::default().float(2, 1.0).0, [0x15, 0, 0, 0x80, 0x3f]);
     }
 }

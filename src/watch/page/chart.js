@@ -5,8 +5,9 @@ const view = { axis: "step", logX: false, smooth: 0.8, range: null, cursor: null
 const MARGIN = { left: 62, right: 14, top: 10, bottom: 26 };
 
 class Chart {
-  constructor({ id, title, unit, metrics, log = false, first = false }) {
-    Object.assign(this, { id, title, unit, metrics, log });
+  // Metrics in `noisy` have a value per step, and are smoothed.
+  constructor({ id, title, unit, metrics, noisy = [], log = false, first = false }) {
+    Object.assign(this, { id, title, unit, metrics, noisy, log });
     this.figure = make("figure", { className: first ? "first" : "" });
     const caption = make("figcaption");
     caption.append(make("h3", { textContent: title, id: `title-${id}` }), make("span", { className: "unit", textContent: unit }));
@@ -30,9 +31,9 @@ class Chart {
       this.metrics.forEach((metric, index) => {
         const series = run.series[metric];
         if (!series) return;
-        const rare = metric.startsWith("val_") || !("loss" in run.series) || series.value.length < 3;
-        const curve = { run, metric, x: series[view.axis], y: series.value, dashed: index > 0, dots: rare };
-        if (!rare && view.smooth > 0) {
+        const noisy = this.noisy.includes(metric);
+        const curve = { run, metric, x: series[view.axis], y: series.value, dashed: index > 0, dots: series.value.length < 200 };
+        if (noisy && view.smooth > 0) {
           curves.push({ ...curve, faint: true }, { ...curve, y: smoothed(series.value, view.smooth) });
         } else {
           curves.push(curve);
@@ -53,12 +54,12 @@ class Chart {
     if (!x) return null;
     let [low, high] = [Infinity, -Infinity];
     for (const { x: xs, y: ys, faint } of curves) {
-      // Single spikes must not flatten all else: the smoothed curve decides where there is one.
-      if (faint) continue;
-      for (let i = 0; i < xs.length; i++) {
-        const usable = xs[i] >= x[0] && xs[i] <= x[1] && Number.isFinite(ys[i]) && (!this.log || ys[i] > 0);
-        if (usable) [low, high] = [Math.min(low, ys[i]), Math.max(high, ys[i])];
-      }
+      const usable = (y, i) => xs[i] >= x[0] && xs[i] <= x[1] && Number.isFinite(y) && (!this.log || y > 0);
+      const inRange = ys.filter(usable).sort((a, b) => a - b);
+      // Single spikes must not flatten all else.
+      const left = faint ? Math.floor(inRange.length / 50) : 0;
+      const ends = [inRange[left], inRange[inRange.length - 1 - left]].filter((end) => end !== undefined);
+      [low, high] = [Math.min(low, ...ends), Math.max(high, ...ends)];
     }
     if (low > high) return null;
     const y = padded(low, high, this.log);
@@ -106,15 +107,17 @@ class Chart {
     g.lineWidth = 1;
     g.textAlign = "right";
     g.textBaseline = "middle";
-    for (const value of ticks(y, this.log, 6)) {
+    const levels = ticks(y, this.log, 6);
+    for (const value of levels) {
       line(g, inner.left, toY(value), inner.left + inner.width, toY(value));
-      g.fillText(short(value), inner.left - 6, toY(value));
+      g.fillText(short(value, gap(levels)), inner.left - 6, toY(value));
     }
     g.textAlign = "center";
     g.textBaseline = "top";
-    for (const value of ticks(x, view.logX, 7)) {
+    const places = ticks(x, view.logX, 7);
+    for (const value of places) {
       line(g, toX(value), inner.top, toX(value), inner.top + inner.height);
-      g.fillText(short(value), toX(value), inner.top + inner.height + 6);
+      g.fillText(short(value, gap(places)), toX(value), inner.top + inner.height + 6);
     }
   }
 
@@ -148,7 +151,7 @@ class Chart {
       if (pen) g.lineTo(px, py);
       else g.moveTo(px, py);
       pen = true;
-      if (dots && x.length < 200) g.fillRect(px - 2.5, py - 2.5, 5, 5);
+      if (dots) g.fillRect(px - 2.5, py - 2.5, 5, 5);
     }
     g.stroke();
     g.setLineDash([]);
@@ -298,6 +301,11 @@ function ticks([low, high], log, about) {
   const values = [];
   for (let n = Math.ceil(low / step); n * step <= high; n++) values.push(n * step);
   return values;
+}
+
+// The smallest difference of ticks.
+function gap(values) {
+  return Math.min(...values.slice(1).map((value, index) => value - values[index]));
 }
 
 // An exponential moving average, corrected for its start. What is not finite is passed over.

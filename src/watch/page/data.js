@@ -98,15 +98,16 @@ function duration(seconds) {
   return seconds < 172800 ? `${(seconds / 3600).toFixed(1)} h` : `${(seconds / 86400).toFixed(1)} days`;
 }
 
-// A number in few characters: 0.00031, 3.2924, 12,345, 4.2M.
-function short(value) {
+// A number in few characters: 0.00031, 3.2924, 12,345, 4.2M. Numbers that differ by `gap` look different.
+function short(value, gap = Infinity) {
   if (value === undefined || value === null || Number.isNaN(value)) return "–";
   const size = Math.abs(value);
   if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
   for (const [unit, name] of [[1e12, "T"], [1e9, "B"], [1e6, "M"]]) {
-    if (size >= unit) return `${trimmed(value / unit, 2)}${name}`;
+    if (size >= unit) return `${trimmed(value / unit, Math.max(2, Math.ceil(-Math.log10(gap / unit))))}${name}`;
   }
-  if (size >= 1000) return Math.round(value).toLocaleString("en-US");
+  const maximumFractionDigits = Math.max(0, Math.ceil(-Math.log10(gap)));
+  if (size >= 1000) return value.toLocaleString("en-US", { maximumFractionDigits });
   if (size >= 1) return trimmed(value, 4);
   return size < 1e-4 && size > 0 ? value.toExponential(2) : trimmed(value, 5);
 }

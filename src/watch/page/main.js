@@ -6,11 +6,11 @@ const POLL_MS = 2000;
 const exported = JSON.parse(document.getElementById("data").textContent);
 
 const CHARTS = [
-  { id: "loss", title: "Loss", unit: "nats per token; validation dashed", metrics: ["loss", "val_loss"], log: true, first: true },
-  { id: "norm", title: "Gradient norm", unit: "before clipping", metrics: ["norm"], log: true },
+  { id: "loss", title: "Loss", unit: "nats per token; validation dashed", metrics: ["loss", "val_loss"], noisy: ["loss"], log: true, first: true },
+  { id: "norm", title: "Gradient norm", unit: "before clipping", metrics: ["norm"], noisy: ["norm"], log: true },
   { id: "lr", title: "Learning rate", unit: "", metrics: ["lr"] },
-  { id: "ms", title: "Step time", unit: "milliseconds", metrics: ["ms"] },
-  { id: "tok_per_s", title: "Throughput", unit: "tokens per second", metrics: ["tok_per_s"] },
+  { id: "ms", title: "Step time", unit: "milliseconds", metrics: ["ms"], noisy: ["ms"] },
+  { id: "tok_per_s", title: "Throughput", unit: "tokens per second", metrics: ["tok_per_s"], noisy: ["tok_per_s"] },
   { id: "rss_mib", title: "Memory", unit: "MiB in RAM, of the first process", metrics: ["rss_mib"] },
 ];
 const charts = [];

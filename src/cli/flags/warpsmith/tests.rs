@@ -130,6 +130,10 @@ fn models_are_sampled_measured_and_converted() {
         matches!(ok("flags --write"), Tool::Flags(a) if a.write.as_deref() == Some("docs/flags.md".as_ref()))
     );
     assert!(matches!(ok("sample -e a -e b --seed 1 --seed 2"), Tool::Sample(a) if a.seed == 2));
+    assert!(matches!(ok("track a --tensorboard"), Tool::Track(a) if a.tensorboard && a.mlflow.is_none()));
+    let Tool::Track(a) = ok("track a --tensorboard 0 --mlflow http://b:1/") else { panic!() };
+    assert_eq!((a.tensorboard, a.mlflow.as_deref()), (false, Some("http://b:1")));
+    assert!(matches!(ok("watch a b --port 0"), Tool::Watch(a) if a.dirs.len() == 2 && a.port == 0));
 }
 
 #[test]
@@ -137,12 +141,12 @@ fn errors_are_one_line() {
     let cases = [
         (
             "",
-            "no command given; expected get, data, sft, stories, tokenizer, sample, eval, convert, parity, plot, roofline, scaling, launch",
+            "no command given; expected get, data, sft, stories, tokenizer, sample, eval, convert, parity, plot, track, watch, roofline, scaling, launch",
         ),
         ("dat", "dat: unknown command; did you mean data?"),
         (
             "xyz",
-            "xyz: unknown command; expected get, data, sft, stories, tokenizer, sample, eval, convert, parity, plot, roofline, scaling, launch",
+            "xyz: unknown command; expected get, data, sft, stories, tokenizer, sample, eval, convert, parity, plot, track, watch, roofline, scaling, launch",
         ),
         ("data -o x", "<INPUT>...: missing; --help says what it is"),
         ("data a", "-o/--output: missing; --help says what it is"),
@@ -170,6 +174,10 @@ fn errors_are_one_line() {
             "eval: nothing to measure; give --val PATTERN, --hellaswag FILE, --task NAME=FILE, --text FILE or --generate FILE",
         ),
         ("eval -e m --val v --stride 3", "--stride: moves the windows of --text, which is not given"),
+        ("track", "<DIR>: missing; --help says what it is"),
+        ("track a", "track: nowhere to pass the run on to; give --tensorboard or --mlflow URL"),
+        ("track a --mlflow b", "--mlflow: expected a URL such as http://127.0.0.1:5000, found b"),
+        ("watch", "<DIR>...: missing; --help says what it is"),
         ("eval -e m --hellaswag h -m 3", "-m/--max-batches: limits --val, which is not given"),
         ("roofline", "-e/--model: missing; --help says what it is"),
         ("scaling", "-e/--model: missing; --help says what it is"),
