@@ -4,7 +4,7 @@ use super::clock::StepClock;
 use super::data::Data;
 use super::guards::ZScores;
 use crate::cli::flags::trainer::{TrainArgs, startup_rows};
-use crate::config::{DropoutRates, Lora};
+use crate::config::{DropoutRates, Lora, ModelConfig};
 use crate::data::loader::DataLoader;
 use crate::device::open::environment_threads;
 use crate::eval::hellaswag::HellaSwagScore;
@@ -115,7 +115,7 @@ impl Report {
             ("num_layers L", config.L.to_string()),
             ("num_heads NH", config.NH.to_string()),
             ("channels C", config.C.to_string()),
-            ("num_parameters", files.len().to_string()),
+            ("num_parameters", count_of(config).to_string()),
             ("decayed", format!("{} parameters in {} tensors", decayed.0, decayed.1)),
             ("not decayed", format!("{} parameters in {} tensors", not_decayed.0, not_decayed.1)),
         ]);
@@ -162,7 +162,7 @@ impl Report {
             self.console.table([("adapters", format!("rank {rank}, alpha {alpha}, beside {beside}"))]);
         }
         let trained = |spec: &ParamSpec| frozen.trained_layers(spec, config);
-        let len = |spec: &ParamSpec| trained(spec).len() * spec.len_per_layer(config);
+        let len = |spec: &ParamSpec| trained(spec).len() * spec.count_per_layer(config);
         let row = |spec: &'static ParamSpec| {
             let layers = trained(spec);
             let shown = match (layers.len(), spec.per_layer) {
@@ -174,7 +174,7 @@ impl Report {
             };
             (spec.name, shown)
         };
-        let (all, trained) = (ParamLayout::new(config).len(), params::all(config).map(len).sum::<usize>());
+        let (all, trained) = (count_of(config), params::all(config).map(len).sum::<usize>());
         let sums = [("trained", trained), ("frozen", all - trained)];
         let share = |n: usize| format!("{n} parameters, {:.2} %", 100.0 * n as f64 / all as f64);
         self.console.table(params::all(config).map(row).chain(sums.map(|(name, n)| (name, share(n)))));
@@ -379,6 +379,11 @@ impl Report {
     pub fn finish(&mut self) {
         self.console.average(self.throughput.mean_ms());
     }
+}
+
+/// The parameters of a model, with the padding of its vocabulary and without that of a rank.
+fn count_of(config: &ModelConfig) -> usize {
+    params::all(config).map(|spec| spec.layers(config) * spec.count_per_layer(config)).sum()
 }
 
 /// The tokens and shards of a loader.
