@@ -167,6 +167,13 @@ impl ParamSpec {
         let (rows, columns) = (self.shape)(config);
         rows * columns
     }
+
+    /// The same without the padding of an adapter's rank, as users count.
+    pub fn count_per_layer(&self, config: &ModelConfig) -> usize {
+        let len = self.len_per_layer(config);
+        let lora = config.lora.filter(|_| self.is_adapter());
+        lora.map_or(len, |lora| len / lora.padded_rank() * lora.rank)
+    }
 }
 
 /// The place of each parameter in a file: llm.c's order, all layers of a tensor together, then the
@@ -204,8 +211,8 @@ impl ParamLayout {
     }
 
     /// Numbers of elements and tensors that decay, then of those that do not, counted as in
-    /// PyTorch: one tensor per layer, the padding of the vocabulary included. Frozen ones are in
-    /// neither group.
+    /// PyTorch: one tensor per layer, the padding of the vocabulary included, that of a rank not.
+    /// Frozen ones are in neither group.
     pub fn decay_groups(&self, frozen: &Frozen) -> [(usize, usize); 2] {
         let mut groups = [(0, 0); 2];
         for spec in all(&self.config) {
@@ -214,7 +221,7 @@ impl ParamLayout {
             }
             let group = &mut groups[usize::from(!spec.is_matrix)];
             let layers = frozen.trained_layers(spec, &self.config).len();
-            group.0 += layers * spec.len_per_layer(&self.config);
+            group.0 += layers * spec.count_per_layer(&self.config);
             group.1 += layers;
         }
         groups

@@ -115,7 +115,7 @@ impl Adapter {
             "{}: missing; expected it beside {CONFIG}; save the adapter as safetensors",
             weights.display()
         );
-        let mut tensors = Tensors::open(&[weights.clone()])?;
+        let mut tensors = Tensors::open(std::slice::from_ref(&weights))?;
         let at = || weights.display().to_string();
         let lora = Lora { rank: peft.r, alpha: peft.lora_alpha, targets: targets_in(&tensors) };
         let config = ModelConfig { lora: Some(lora), ..*config };

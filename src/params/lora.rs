@@ -103,5 +103,8 @@ mod tests {
         assert_eq!(adapters_of(Param::Fcw, &lora), None);
         assert_eq!(adapters_of(Param::Qkvw, &lora), Some([Param::QkvwA, Param::QkvwB]));
         assert_eq!((config.without_lora(), lora.scale()), (plain, 2.0));
+        let counts: Vec<_> =
+            params::all(&config).skip(16).map(|spec| spec.count_per_layer(&config)).collect();
+        assert_eq!(counts, [3 * 24, 72 * 3, 3 * 96, 24 * 3]);
     }
 }

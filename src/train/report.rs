@@ -6,7 +6,7 @@ use super::guards::ZScores;
 use super::memory::{Conclusion, RankMemory};
 use super::summary::Summary;
 use crate::cli::flags::trainer::{TrainArgs, startup_rows};
-use crate::config::{DropoutRates, Lora};
+use crate::config::{DropoutRates, Lora, ModelConfig};
 use crate::data::loader::DataLoader;
 use crate::device::open::environment_threads;
 use crate::eval::tasks::{Score, Task};
@@ -155,7 +155,7 @@ impl Report {
             ("num_layers L", config.L.to_string()),
             ("num_heads NH", config.NH.to_string()),
             ("channels C", config.C.to_string()),
-            ("num_parameters", files.len().to_string()),
+            ("num_parameters", count_of(config).to_string()),
             ("decayed", format!("{} parameters in {} tensors", decayed.0, decayed.1)),
             ("not decayed", format!("{} parameters in {} tensors", not_decayed.0, not_decayed.1)),
         ]);
@@ -202,7 +202,7 @@ impl Report {
             self.console.table([("adapters", format!("rank {rank}, alpha {alpha}, beside {beside}"))]);
         }
         let trained = |spec: &ParamSpec| frozen.trained_layers(spec, config);
-        let len = |spec: &ParamSpec| trained(spec).len() * spec.len_per_layer(config);
+        let len = |spec: &ParamSpec| trained(spec).len() * spec.count_per_layer(config);
         let row = |spec: &'static ParamSpec| {
             let layers = trained(spec);
             let shown = match (layers.len(), spec.per_layer) {
@@ -214,7 +214,7 @@ impl Report {
             };
             (spec.name, shown)
         };
-        let (all, trained) = (ParamLayout::new(config).len(), params::all(config).map(len).sum::<usize>());
+        let (all, trained) = (count_of(config), params::all(config).map(len).sum::<usize>());
         let sums = [("trained", trained), ("frozen", all - trained)];
         let share = |n: usize| format!("{n} parameters, {:.2} %", 100.0 * n as f64 / all as f64);
         self.table(params::all(config).map(row).chain(sums.map(|(name, n)| (name, share(n)))));
@@ -459,6 +459,11 @@ impl Report {
         self.console.average(self.throughput.mean_ms());
         self.console.line(memory);
     }
+}
+
+/// The parameters of a model, with the padding of its vocabulary and without that of a rank.
+fn count_of(config: &ModelConfig) -> usize {
+    params::all(config).map(|spec| spec.layers(config) * spec.count_per_layer(config)).sum()
 }
 
 /// The tokens and shards of a loader.

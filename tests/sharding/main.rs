@@ -396,6 +396,8 @@ fn ranks_stages_and_micro_batches_train_the_same_adapters() {
 #[test]
 fn kernels_train_the_same_adapters_in_every_stage() {
     let corpus = Corpus::new();
+    let alone = with_adapters(Recipe { steps: 4, ..Recipe::emulated(Dtype::Bf16, 1) }, DROPOUT);
+    assert_eq!(run(&Recipe { graphs: true, ..alone }, &corpus), run(&alone, &corpus), "as graphs");
     for (dtype, recompute) in [(Dtype::F32, Recompute::Gelu), (Dtype::Bf16, Recompute::Nothing)] {
         let recipe = with_adapters(Recipe { recompute, ..Recipe::emulated(dtype, 2) }, DROPOUT);
         let replicated = run(&recipe, &corpus);

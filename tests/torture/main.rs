@@ -170,11 +170,11 @@ mod calls {
     /// Checkpoints that are folders in part, and the model beside them.
     #[test]
     fn runs_with_adapters_survive_kills_and_errors() {
-        let bed = Bed::with_flags("--lora-rank 2 --lora-targets all");
-        at_calls_of(&bed, "kill", Fault::Kill, |ending, _| {
+        let bed = || Bed::with_flags("--lora-rank 2 --lora-targets all");
+        at_calls_of(&bed(), "kill", Fault::Kill, |ending, _| {
             assert_eq!(ending.status.signal(), Some(libc::SIGKILL), "{ending:?}");
         });
-        at_calls_of(&bed, "a disk full once", Fault::Error(libc::ENOSPC), |ending, left| {
+        at_calls_of(&bed(), "a disk full once", Fault::Error(libc::ENOSPC), |ending, left| {
             never_silent(ending, left);
             keeps_all_steps(ending, left);
         });
