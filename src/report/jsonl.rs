@@ -1,8 +1,8 @@
 //! `metrics.jsonl`: one object per line, with all digits of every number. Steps count from 0,
 //! `time` is in seconds since 1970. Besides numbers there are samples,
 //! `{"step":20,"sample":0,"text":"…"}`, and at the end of a process
-//! `{"step":40,"end":"completed"}`. The file is the whole story of a run: `track` and `watch` follow
-//! it, and a resumed run cuts it back.
+//! `{"step":40,"end":"completed"}`. The file is the whole story of a run: `track` and `watch`
+//! follow it, and a resumed run cuts it back.
 //!
 //! JSON has no NaN and no infinity. Such a number is `null`, and `"nonfinite"` has its value:
 //! `{"step":7,"loss":null,…,"nonfinite":{"loss":"nan"}}`.
