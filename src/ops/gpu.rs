@@ -1,4 +1,4 @@
-//! What a GPU says about itself.
+//! A GPU as its driver describes it.
 
 /// The properties of a GPU that estimates need.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! What a run will take, known before it starts: for `warpsmith plan`.
+//! A run before it starts, for `warpsmith plan`: its memory, its steps, its tokens.
 
 use super::fit;
 use super::lora;

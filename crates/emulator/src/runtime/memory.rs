@@ -9,7 +9,7 @@ const ALIGN: usize = 256;
 struct Allocation {
     address: usize,
     bytes: usize,
-    /// What the system allocated, and from where on.
+    /// The memory that the system allocated, and its start.
     layout: Layout,
     start: usize,
 }
