@@ -62,15 +62,17 @@ impl Reference {
     fn draw(&self, scene: &mut Scene, inner: Rect, y: f64, places: &[(f64, f64)]) {
         let (left, right) = (inner.x, inner.x + inner.width);
         scene.dashed(vec![(left, y), (right, y)], 1.2, FAINT);
+        // Above the line, unless the legend is there.
+        let base_line = if y < inner.y + 14.0 { y + 14.0 } else { y - 5.0 };
         let label = 7.0 * self.name.len() as f64;
         let free = |from: f64, to: f64| {
             let near = places.iter().filter(|p| (from..=to).contains(&p.0));
-            near.map(|p| (p.1 - (y - 9.0)).abs()).fold(f64::INFINITY, f64::min)
+            near.map(|p| (p.1 - (base_line - 4.0)).abs()).fold(f64::INFINITY, f64::min)
         };
         if free(left, left + label) >= free(right - label, right) {
-            scene.text(left + 6.0, y - 5.0, Anchor::Start, FAINT, &self.name);
+            scene.text(left + 6.0, base_line, Anchor::Start, FAINT, &self.name);
         } else {
-            scene.text(right - 6.0, y - 5.0, Anchor::End, FAINT, &self.name);
+            scene.text(right - 6.0, base_line, Anchor::End, FAINT, &self.name);
         }
     }
 }
