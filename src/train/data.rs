@@ -90,19 +90,12 @@ impl Data {
         for (data, flag) in [(Some(&train), train_flag), (val.as_ref(), "-j")] {
             data.map_or(Ok(()), |data| check_tokenizer((data, flag), tokenizer.id, train_flag))?;
         }
-        let questions = || {
-            let tokenizer = tokenizer.needed_for("-h 1/--hellaswag-eval", "-h 0")?;
-            let path = hub::hellaswag_at(&eval.hellaswag_data, DEFAULT_HELLASWAG);
-            Questions::open(Task::HellaSwagLlmc, path, tokenizer)
-        };
-        let task = |TaskFile { task, path }: &TaskFile| {
-            Questions::open(*task, path, tokenizer.needed_for("--task", "no --task")?).context("--task")
-        };
+        let (hellaswag, tasks) = open_questions(args, &tokenizer)?;
         Ok(Data {
             train,
             val,
-            hellaswag: eval.hellaswag_eval.then(questions).transpose()?,
-            tasks: args.tasks.files.iter().map(task).collect::<Result<_>>()?,
+            hellaswag,
+            tasks,
             tokenizer,
             shape,
             batches,
@@ -159,6 +152,20 @@ impl Data {
         };
         restored.with_context(|| format!("{}: not the data of the checkpoint", self.train_flag))
     }
+}
+
+/// Opens HellaSwag, if it is asked for, and the tasks of `--task`.
+fn open_questions(args: &TrainArgs, tokenizer: &RunTokenizer) -> Result<(Option<Questions>, Vec<Questions>)> {
+    let hellaswag = || {
+        let tokenizer = tokenizer.needed_for("-h 1/--hellaswag-eval", "-h 0")?;
+        let path = hub::hellaswag_at(&args.eval.hellaswag_data, DEFAULT_HELLASWAG);
+        Questions::open(Task::HellaSwagLlmc, path, tokenizer)
+    };
+    let task = |TaskFile { task, path }: &TaskFile| {
+        Questions::open(*task, path, tokenizer.needed_for("--task", "no --task")?).context("--task")
+    };
+    let tasks = args.tasks.files.iter().map(task).collect::<Result<_>>()?;
+    Ok((args.eval.hellaswag_eval.then(hellaswag).transpose()?, tasks))
 }
 
 /// Checks that the tokens of a flag are of the run's tokenizer, that of `train_flag`.

@@ -121,16 +121,7 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers, room: Option<u6
     };
     saying("filling the weights", quiet, || trainer.fill(start, args.model.seed))?;
     trainer.check_consistency(args)?;
-    // Last, as it cuts the logs of a resumed run back to its checkpoint: an error before loses
-    // nothing.
-    if let Some(dir) = trainer.output_dir().map(ToOwned::to_owned) {
-        trainer.data.tokenizer.write(&dir)?;
-        trainer.report.open(&dir, trainer.resumed_step)?;
-        trainer.report.write_settings(&dir, args)?;
-        trainer.trackers = tracking::start(&args.tracking, &dir)?;
-        trainer.prune()?;
-    }
-    trainer.save_base()?;
+    trainer.open_output(args)?;
     // Until here a signal ends the process: there is nothing to save.
     trainer.stop.signals.listen(trainer.replica.zero.peers.process.is_rank0())?;
     Ok(trainer)
@@ -181,6 +172,19 @@ fn lock(args: &TrainArgs) -> Result<Option<DirLock>> {
 }
 
 impl Trainer {
+    /// Opens the files of a run with a directory. The last part of its set-up, as it cuts the logs of
+    /// a resumed run back to its checkpoint: an error before loses nothing.
+    fn open_output(&mut self, args: &TrainArgs) -> Result<()> {
+        if let Some(dir) = self.output_dir().map(ToOwned::to_owned) {
+            self.data.tokenizer.write(&dir)?;
+            self.report.open(&dir, self.resumed_step)?;
+            self.report.write_settings(&dir, args)?;
+            self.trackers = tracking::start(&args.tracking, &dir)?;
+            self.prune()?;
+        }
+        self.save_base()
+    }
+
     /// Fills the parameters, and restores all other state of a resumed run.
     fn fill(&mut self, start: Start, seed: u32) -> Result<()> {
         match start {

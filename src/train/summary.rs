@@ -12,7 +12,7 @@ use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// What is known of a run as it goes on.
+/// The run so far.
 #[derive(Debug)]
 pub struct Summary {
     started: Instant,
@@ -74,7 +74,7 @@ impl Summary {
         self.validation.note(steps, loss);
     }
 
-    /// What this process did, and its losses; nothing without a step.
+    /// The work of this process, and its losses; nothing without a step.
     fn lines(&self, flops_per_token: f64) -> Vec<String> {
         if self.steps == 0 {
             return Vec::new();

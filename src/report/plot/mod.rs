@@ -45,7 +45,8 @@ pub fn overview_png(dir: &Path) -> Result<Vec<u8>> {
 
 /// Draws `dir/metrics.jsonl` into `dir`: `plot` with all panels, and one file per panel that has
 /// points (`training_loss`, `validation_loss`, `learning_rate`, `throughput`, `gradient_norm`,
-/// `hellaswag_accuracy` and those of other tasks), each as `.svg` and `.png`. Returns the paths written.
+/// `hellaswag_accuracy` and those of other tasks), each as `.svg` and `.png`. Returns the paths
+/// written.
 ///
 /// # Errors
 /// If the metrics are missing or have no points, or a file cannot be written.

@@ -35,7 +35,7 @@ fn loss_references() -> Vec<Reference> {
     references("val_loss").collect()
 }
 
-/// What a task's accuracy is compared with.
+/// The accuracies with which that of a task is compared.
 fn task_references(task: &str, metrics: &[&TaskMetrics]) -> Vec<Reference> {
     let is_hellaswag = task == "hellaswag";
     let told = metrics.iter().find_map(|metrics| metrics.chance);

@@ -53,8 +53,8 @@ const GPT2_124M: Part = &[
     ("run hellaswag", "1"),
 ];
 
-/// Half an epoch at three times the usual learning rate, which is constant until the last two fifths
-/// and then falls to 0 in a straight line. The sources are in docs/training.md.
+/// Half an epoch at three times the usual learning rate, which is constant until the last two
+/// fifths and then falls to 0 in a straight line. The sources are in docs/training.md.
 const TUNED: Part = &[
     ("max_steps", "9536"),
     ("LR scheduler", "wsd"),

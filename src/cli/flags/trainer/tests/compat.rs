@@ -29,7 +29,7 @@ fn what_means_nothing_here_is_explained() {
 }
 
 #[test]
-fn presets_supply_defaults_and_explicit_flags_win() {
+fn presets_supply_defaults() {
     let a = ok("--preset gpt2-124m -o log");
     assert_eq!(
         (a.batch.num_iterations, a.schedule.warmup_iters, a.schedule.learning_rate, a.optim.weight_decay),
@@ -43,6 +43,21 @@ fn presets_supply_defaults_and_explicit_flags_win() {
     assert_eq!((a.eval.val_loss_every, a.eval.sample_every, a.eval.hellaswag_eval), (250, 250, true));
     assert_eq!(a.model_source().unwrap(), ModelSource::Shape(ModelConfig::from_descriptor("d12").unwrap()));
 
+    let a = ok("--preset llmc-124m -o log");
+    assert_eq!(a.batch.shuffle, Some(Shuffle::Llmc));
+    assert_eq!(
+        (a.batch.num_iterations, a.schedule.warmup_iters, a.schedule.learning_rate_decay_frac),
+        (18865, 700, 0.0)
+    );
+    assert_eq!(
+        (a.eval.sample_every, a.eval.sample_len, a.device.recompute, a.files.resume),
+        (20000, 144, Recompute::Nothing, false)
+    );
+    assert!(a.files.input_bin.ends_with("fineweb10B/fineweb_train_*.bin"));
+}
+
+#[test]
+fn presets_with_fewer_tokens_take_another_schedule_whole() {
     for (name, optimizer) in [("tuned", OptimizerKind::Adamw), ("muon", OptimizerKind::Muon)] {
         let a = ok(&format!("--preset gpt2-124m-{name} -o log"));
         assert_eq!(a.files.input_bin, "dev/data/edu_fineweb10B/edu_fineweb_train_*.bin");
@@ -59,19 +74,10 @@ fn presets_supply_defaults_and_explicit_flags_win() {
             "{rows:?}"
         );
     }
+}
 
-    let a = ok("--preset llmc-124m -o log");
-    assert_eq!(a.batch.shuffle, Some(Shuffle::Llmc));
-    assert_eq!(
-        (a.batch.num_iterations, a.schedule.warmup_iters, a.schedule.learning_rate_decay_frac),
-        (18865, 700, 0.0)
-    );
-    assert_eq!(
-        (a.eval.sample_every, a.eval.sample_len, a.device.recompute, a.files.resume),
-        (20000, 144, Recompute::Nothing, false)
-    );
-    assert!(a.files.input_bin.ends_with("fineweb10B/fineweb_train_*.bin"));
-
+#[test]
+fn flags_beside_a_preset_win() {
     let a = ok("--preset gpt3-1.3b -o log");
     assert_eq!(
         (
