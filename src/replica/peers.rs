@@ -104,9 +104,13 @@ impl Peers {
         if self.communicator.is_none() {
             return Ok(());
         }
-        let scalars = model.acts.scalars.slice(0, values.len());
-        upload_f32(dev, scalars, values)?;
-        self.all_reduce(dev, &[scalars])?;
-        download_f32(dev, values, scalars)
+        let scalars = model.acts.scalars;
+        for values in values.chunks_mut(scalars.len) {
+            let some = scalars.slice(0, values.len());
+            upload_f32(dev, some, values)?;
+            self.all_reduce(dev, &[some])?;
+            download_f32(dev, values, some)?;
+        }
+        Ok(())
     }
 }

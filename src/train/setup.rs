@@ -172,8 +172,8 @@ fn lock(args: &TrainArgs) -> Result<Option<DirLock>> {
 }
 
 impl Trainer {
-    /// Opens the files of a run with a directory. The last part of its set-up, as it cuts the logs of
-    /// a resumed run back to its checkpoint: an error before loses nothing.
+    /// Opens the files of a run with a directory. The last part of its set-up, as it cuts the logs
+    /// of a resumed run back to its checkpoint: an error before loses nothing.
     fn open_output(&mut self, args: &TrainArgs) -> Result<()> {
         if let Some(dir) = self.output_dir().map(ToOwned::to_owned) {
             self.data.tokenizer.write(&dir)?;

@@ -432,7 +432,7 @@ fn help_and_version_are_printed() {
         other => panic!("{line}: {other:?}"),
     };
     let help = print("--help");
-    assert!(help.contains("-b, --batch-size <B>") && help.contains("[llm.c: -sg]"), "{help}");
+    assert!(help.contains("-b, --batch-size <B|auto>") && help.contains("[llm.c: -sg]"), "{help}");
     for arg in command(Program::TrainGpt2cu).get_arguments() {
         assert!(
             arg.get_help().is_some_and(|help| !help.to_string().is_empty()),

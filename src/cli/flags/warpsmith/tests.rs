@@ -141,7 +141,7 @@ fn errors_are_one_line() {
     let cases = [
         (
             "",
-            "no command given; expected get, data, sft, stories, tokenizer, sample, eval, convert, parity, plot, track, watch, roofline, scaling, launch",
+            "no command given; expected get, data, sft, stories, tokenizer, sample, eval, convert, parity, plot, track, watch, roofline, scaling, launch, plan",
         ),
         ("dat", "dat: unknown command; did you mean data?"),
         (
