@@ -146,7 +146,7 @@ fn errors_are_one_line() {
         ("dat", "dat: unknown command; did you mean data?"),
         (
             "xyz",
-            "xyz: unknown command; expected get, data, sft, stories, tokenizer, sample, eval, convert, parity, plot, track, watch, roofline, scaling, launch",
+            "xyz: unknown command; expected get, data, sft, stories, tokenizer, sample, eval, convert, parity, plot, track, watch, roofline, scaling, launch, plan",
         ),
         ("data -o x", "<INPUT>...: missing; --help says what it is"),
         ("data a", "-o/--output: missing; --help says what it is"),
