@@ -268,7 +268,7 @@ class Model(Case):
         folder = self.dir / "lora" / "adapter_00000020"
         ours = self.our_loss(str(self.dir / "lora"))
         self.assert_close(self.loss_of(PeftModel.from_pretrained(base(), str(folder))), ours, 1e-5)
-        self.assertLess(ours, 0.99 * self.our_loss(self.hf))
+        self.assertLess(ours, self.our_loss(self.hf) - 0.01)
 
         torch.manual_seed(1)
         targets = ["c_attn", "mlp.c_proj"]
