@@ -46,7 +46,7 @@ def lines_of(step: int, rate: float) -> list[dict]:
     if step % 40 == 0:
         lines.append({"step": step, "val_loss": smooth + 0.05, "val_perplexity": math.exp(smooth + 0.05), "time": now})
         score = 0.25 + 0.05 * (1 - math.exp(-step / 150)) + 20 * rate
-        lines.append({"step": step, "hellaswag_acc_norm": score, "hellaswag_acc": score - 0.01, "time": now})
+        lines.append({"step": step, "hellaswag_acc_norm": score, "hellaswag_acc": score - 0.01, "hellaswag_chance": 0.25, "time": now})
     if step and step % 80 == 0:
         text = f"Once upon a time, after {step} steps,\n<b>there</b> was </script> a model & its text."
         lines.append({"step": step, "sample": 0, "text": text, "time": now})
@@ -54,7 +54,7 @@ def lines_of(step: int, rate: float) -> list[dict]:
     train = {"loss": smooth + noise, "norm": norm, "lr": lr}
     ms = 400 + 2e4 * rate + 40 * noise
     speed = {"ms": ms, "tok_per_s": 524_288e3 / ms, "tokens": 524_288 * (step + 1)}
-    lines.append({"step": step, **train, **speed, "rss_mib": 2311.5 + step / 50 + 2e4 * rate, "time": now})
+    lines.append({"step": step, **train, **speed, "rss_bytes": 2**20 * (2311 + step // 50), "time": now})
     return lines
 
 

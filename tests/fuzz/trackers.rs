@@ -6,7 +6,7 @@ use warpsmith::track::{Line, events};
 use warpsmith::watch::Watch;
 
 const LINES: &str = r#"{"step":0,"val_loss":4.1180773,"val_perplexity":61.44,"time":1700000000.5}
-{"step":0,"loss":null,"norm":0.17,"tokens":64,"nonfinite":{"loss":"nan"},"rss_mib":80.5,"time":1700000001}
+{"step":0,"loss":null,"norm":0.17,"tokens":64,"nonfinite":{"loss":"nan"},"rss_bytes":84410368,"time":1700000001}
 {"step":1,"sample":0,"text":"a\\nb</script>","time":1700000002}
 {"step":1,"end":"completed","time":1700000003}
 "#;

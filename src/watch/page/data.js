@@ -9,6 +9,8 @@ const COLORS = {
 // The runs by their directory, which stays when others appear.
 const runs = [];
 let baselines = [];
+// Those that runs told: the accuracy of a guess.
+const chances = [];
 
 function newRun(shown) {
   return { ...shown, hue: runs.length % COLORS.light.length, visible: true, place: null, ...emptyLog() };
@@ -24,7 +26,7 @@ function emptyLog() {
 
 // Updates the list of runs. A run keeps its color and its data.
 function takeRuns(overview) {
-  baselines = overview.baselines;
+  baselines = [...overview.baselines, ...chances];
   const old = new Map(runs.map((run) => [run.dir, run]));
   overview.runs.forEach((shown) => {
     const run = old.get(shown.dir);
@@ -65,8 +67,14 @@ function takeLine(run, object) {
     return;
   }
   const hours = time === undefined ? NaN : (time - run.firstTime) / 3600;
-  for (const [name, value] of Object.entries(object)) {
-    if (typeof value !== "number" || name === "step" || name === "time") continue;
+  for (const [field, number] of Object.entries(object)) {
+    if (typeof number !== "number" || field === "step" || field === "time") continue;
+    if (field.endsWith("_chance")) {
+      takeChance(field.slice(0, -"_chance".length), number);
+      continue;
+    }
+    const isMemory = field.endsWith("_bytes");
+    const [name, value] = isMemory ? [field.replace("_bytes", "_mib"), Math.round(number / 2 ** 20)] : [field, number];
     run.series[name] ??= { step: [], tokens: [], time: [], value: [] };
     const series = run.series[name];
     series.step.push(step);
@@ -74,6 +82,16 @@ function takeLine(run, object) {
     series.time.push(hours);
     series.value.push(value);
     run.last[name] = value;
+  }
+}
+
+// Makes the accuracy of a guess a baseline of a task.
+function takeChance(task, value) {
+  for (const metric of [`${task}_acc`, `${task}_acc_norm`]) {
+    const name = `chance: ${value}`;
+    if (chances.some((known) => known.metric === metric && known.name === name)) continue;
+    chances.push({ metric, name, value });
+    baselines.push({ metric, name, value });
   }
 }
 

@@ -11,7 +11,7 @@ const CHARTS = [
   { id: "lr", title: "Learning rate", unit: "", metrics: ["lr"] },
   { id: "ms", title: "Step time", unit: "milliseconds", metrics: ["ms"], noisy: ["ms"] },
   { id: "tok_per_s", title: "Throughput", unit: "tokens per second", metrics: ["tok_per_s"], noisy: ["tok_per_s"] },
-  { id: "rss_mib", title: "Memory", unit: "MiB in RAM, of the first process", metrics: ["rss_mib"] },
+  { id: "rss_mib", title: "Memory", unit: "MiB, of the first process; on its GPU dashed", metrics: ["rss_mib", "gpu_mib"] },
 ];
 const charts = [];
 

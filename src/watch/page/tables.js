@@ -64,7 +64,7 @@ function showRuns() {
 
 // Metrics of evaluations: those in lines without a training loss.
 function evaluationMetrics() {
-  const training = ["loss", "norm", "lr", "ms", "tok_per_s", "tokens", "rss_mib"];
+  const training = ["loss", "norm", "lr", "ms", "tok_per_s", "tokens", "rss_mib", "peak_rss_mib", "gpu_mib", "gpu_used_mib"];
   const all = runs.flatMap((run) => Object.keys(run.series));
   return [...new Set(all)].filter((name) => !training.includes(name));
 }
