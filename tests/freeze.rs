@@ -2,44 +2,22 @@
 
 mod common;
 
-use common::{
-    Corpus, TRAIN_GPT2CU, forget_after, losses, refuse, refuse_in_the_end, stdout, succeed, write_small_model,
-};
+use common::{Corpus, forget_after, losses, refuse, refuse_in_the_end, stdout, succeed, write_small_model};
 use std::path::Path;
-use std::process::Command;
 use warpsmith::checkpoint::load_model;
 use warpsmith::params::{Param, ParamLayout};
 
 const FREEZE: &str = "--freeze wte,wpe,h.0 -l 1e-2 -c 0.1 -n 3 -y 1";
 
-fn train(corpus: &Corpus, flags: &str) -> Command {
-    let mut command = corpus.train();
-    command.args(flags.split(' '));
-    command
-}
-
-/// The kernels of `train_gpt2cu` on the emulated device.
-fn train_cu(corpus: &Corpus, flags: &str) -> Command {
-    let mut command = Command::new(TRAIN_GPT2CU);
-    command.current_dir(corpus.dir.path());
-    command
-        .args("--device emulated --deterministic 1 -i x_train_*.bin -j x_val_*.bin -e small.bin".split(' '));
-    command.args("-b 1 -t 16 -v 0 -s 0".split(' ')).args(flags.split(' '));
-    command
-}
-
 fn same_files(corpus: &Corpus, step: usize) {
-    for name in [format!("model_{step:08}.bin"), format!("state_{step:08}_00000.bin")] {
-        let [a, b] = ["whole", "parts"].map(|dir| std::fs::read(corpus.path(dir).join(&name)).unwrap());
-        assert!(a == b, "{name} differs");
-    }
+    corpus.assert_same_files([format!("model_{step:08}.bin"), format!("state_{step:08}_00000.bin")]);
 }
 
 #[test]
 fn frozen_parameters_keep_their_bits_and_a_table_says_which() {
     let corpus = Corpus::new();
-    succeed(&mut train(&corpus, "-x 0 -o start"));
-    let text = stdout(&succeed(&mut train(&corpus, &format!("{FREEZE} -x 6 -o out"))));
+    succeed(&mut corpus.train_with("-x 0 -o start"));
+    let text = stdout(&succeed(&mut corpus.train_with(&format!("{FREEZE} -x 6 -o out"))));
     let row = |name: &str, value: &str| {
         let expected = format!("| {name:<21} | {value:<50} |");
         assert!(text.lines().any(|line| line == expected), "{expected}\n{text}");
@@ -71,10 +49,10 @@ fn frozen_parameters_keep_their_bits_and_a_table_says_which() {
 fn a_frozen_run_resumes_to_the_same_bits() {
     let corpus = Corpus::new();
     for dir in ["whole", "parts"] {
-        succeed(&mut train(&corpus, &format!("{FREEZE} -x 6 -o {dir}")));
+        succeed(&mut corpus.train_with(&format!("{FREEZE} -x 6 -o {dir}")));
     }
     forget_after(&corpus.path("parts"), 3);
-    let text = stdout(&succeed(&mut train(&corpus, &format!("{FREEZE} -x 6 -o parts"))));
+    let text = stdout(&succeed(&mut corpus.train_with(&format!("{FREEZE} -x 6 -o parts"))));
     assert!(!text.contains("WARNING"), "{text}");
     assert_eq!(losses(&corpus.path("parts")), losses(&corpus.path("whole")));
     same_files(&corpus, 6);
@@ -85,10 +63,10 @@ fn kernels_resume_a_frozen_run_to_the_same_bits() {
     let corpus = Corpus::new();
     write_small_model(&corpus.path("small.bin"));
     for dir in ["whole", "parts"] {
-        succeed(&mut train_cu(&corpus, &format!("{FREEZE} -x 4 -o {dir}")));
+        succeed(&mut corpus.train_cu_with(&format!("{FREEZE} -x 4 -o {dir}")));
     }
     forget_after(&corpus.path("parts"), 3);
-    succeed(&mut train_cu(&corpus, &format!("{FREEZE} -x 4 -o parts")));
+    succeed(&mut corpus.train_cu_with(&format!("{FREEZE} -x 4 -o parts")));
     assert_eq!(losses(&corpus.path("parts")), losses(&corpus.path("whole")));
     same_files(&corpus, 4);
 }
@@ -101,13 +79,13 @@ fn another_set_goes_on_with_a_warning() {
     let is_finite =
         |dir: &Path| losses(dir).iter().all(|(_, loss, _)| loss.parse::<f64>().unwrap().is_finite());
     let warning = "--freeze: nothing is frozen, and in the run so far wte,wpe,h.0; AdamW's moments";
-    succeed(&mut train(&corpus, &format!("{FREEZE} -x 6 -o out")));
-    let text = stdout(&succeed(&mut train(&corpus, "-l 1e-2 -c 0.1 -n 3 -y 1 -x 12 -o out")));
+    succeed(&mut corpus.train_with(&format!("{FREEZE} -x 6 -o out")));
+    let text = stdout(&succeed(&mut corpus.train_with("-l 1e-2 -c 0.1 -n 3 -y 1 -x 12 -o out")));
     assert!(text.contains(warning), "{text}");
     assert!(is_finite(&corpus.path("out")) && losses(&corpus.path("out")).len() == 12);
     // bf16 parameters with master weights: those of what was frozen are the parameters.
-    succeed(&mut train_cu(&corpus, &format!("{FREEZE} -x 3 -o cu")));
-    let text = stdout(&succeed(&mut train_cu(&corpus, "-l 1e-2 -c 0.1 -n 3 -y 1 -x 5 -o cu")));
+    succeed(&mut corpus.train_cu_with(&format!("{FREEZE} -x 3 -o cu")));
+    let text = stdout(&succeed(&mut corpus.train_cu_with("-l 1e-2 -c 0.1 -n 3 -y 1 -x 5 -o cu")));
     assert!(text.contains(warning) && is_finite(&corpus.path("cu")), "{text}");
     let wte = |step: usize| {
         let model = load_model(&corpus.path(&format!("cu/model_{step:08}.bin"))).unwrap();
@@ -125,13 +103,16 @@ fn another_set_goes_on_with_a_warning() {
 fn bad_names_are_one_line() {
     let corpus = Corpus::new();
     refuse_in_the_end(
-        &mut train(&corpus, "-x 1 --freeze wtf"),
+        &mut corpus.train_with("-x 1 --freeze wtf"),
         &["--freeze wtf: no parameter", "wte, wpe, ln1w"],
     );
     refuse_in_the_end(
-        &mut train(&corpus, "-x 1 --freeze h.0-2"),
+        &mut corpus.train_with("-x 1 --freeze h.0-2"),
         &["--freeze h.0-2: ", "layers from 0 to 1"],
     );
-    refuse_in_the_end(&mut train(&corpus, "-x 1 --freeze wte,wpe,h.0-1,ln_f"), &["nothing would be trained"]);
-    refuse(&mut train(&corpus, "-x 1 --freeze wte --write-tensors 1"), &["--write-tensors 1", "--freeze"]);
+    refuse_in_the_end(
+        &mut corpus.train_with("-x 1 --freeze wte,wpe,h.0-1,ln_f"),
+        &["nothing would be trained"],
+    );
+    refuse(&mut corpus.train_with("-x 1 --freeze wte --write-tensors 1"), &["--write-tensors 1", "--freeze"]);
 }

@@ -5,8 +5,7 @@ mod common;
 mod live_model;
 
 use common::{
-    Corpus, TRAIN_GPT2CU, forget_after, losses, refuse, refuse_in_the_end, stdout, succeed, warpsmith,
-    write_small_model,
+    Corpus, forget_after, losses, refuse, refuse_in_the_end, stdout, succeed, warpsmith, write_small_model,
 };
 use live_model::LiveModel;
 use serde_json::Value;
@@ -246,46 +245,26 @@ fn twenty_steps_are_those_of_peft() {
 
 const LORA: &str = "--lora-rank 5 --lora-alpha 7.5 --lora-targets all -l 1e-2 -c 0.1 -d 64 -n 3 -y 1";
 
-fn train(corpus: &Corpus, flags: &str) -> Command {
-    let mut command = corpus.train();
-    command.args(flags.split(' '));
-    command
-}
-
-/// The kernels of `train_gpt2cu` on the emulated device.
-fn train_cu(corpus: &Corpus, flags: &str) -> Command {
-    let mut command = Command::new(TRAIN_GPT2CU);
-    command.current_dir(corpus.dir.path());
-    command
-        .args("--device emulated --deterministic 1 -i x_train_*.bin -j x_val_*.bin -e small.bin".split(' '));
-    command.args("-b 1 -t 16 -v 0 -s 0".split(' ')).args(flags.split(' '));
-    command
-}
-
 fn bytes(path: PathBuf) -> Vec<u8> {
     std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 /// The files of a checkpoint, of two runs.
 fn same_files(corpus: &Corpus, step: usize) {
-    let files = [
+    corpus.assert_same_files([
         format!("model_{step:08}.bin"),
         format!("state_{step:08}_00000.bin"),
         format!("adapter_{step:08}/adapter_model.safetensors"),
         format!("adapter_{step:08}/adapter_config.json"),
         "base.bin".to_owned(),
-    ];
-    for name in files {
-        let [a, b] = ["whole", "parts"].map(|dir| bytes(corpus.path(dir).join(&name)));
-        assert!(a == b, "{name} differs");
-    }
+    ]);
 }
 
 #[test]
 fn a_run_resumes_to_the_same_bits() {
     let corpus = Corpus::new();
     for dir in ["whole", "parts"] {
-        let text = stdout(&succeed(&mut train(&corpus, &format!("{LORA} -x 8 -nk 2 -o {dir}"))));
+        let text = stdout(&succeed(&mut corpus.train_with(&format!("{LORA} -x 8 -nk 2 -o {dir}"))));
         let row = |name: &str, value: &str| {
             let expected = format!("| {name:<21} | {value:<50} |");
             assert!(text.lines().any(|line| line == expected), "{expected}\n{text}");
@@ -303,7 +282,7 @@ fn a_run_resumes_to_the_same_bits() {
     forget_after(&corpus.path("parts"), 6);
     // The adapters of the run are those of a run without flags.
     let flags = "-l 1e-2 -c 0.1 -d 64 -n 3 -y 1 -x 8 -nk 2 -o parts";
-    let text = stdout(&succeed(&mut train(&corpus, flags)));
+    let text = stdout(&succeed(&mut corpus.train_with(flags)));
     assert!(!text.contains("WARNING"), "{text}");
     assert_eq!(losses(&corpus.path("parts")), losses(&corpus.path("whole")));
     same_files(&corpus, 8);
@@ -315,10 +294,10 @@ fn kernels_resume_a_run_to_the_same_bits() {
     write_small_model(&corpus.path("small.bin"));
     let flags = "--lora-rank 4 --lora-targets c_attn,mlp.c_fc -l 1e-2 -n 2 -y 1 -x 4";
     for dir in ["whole", "parts"] {
-        succeed(&mut train_cu(&corpus, &format!("{flags} -o {dir}")));
+        succeed(&mut corpus.train_cu_with(&format!("{flags} -o {dir}")));
     }
     forget_after(&corpus.path("parts"), 2);
-    succeed(&mut train_cu(&corpus, &format!("{flags} -o parts")));
+    succeed(&mut corpus.train_cu_with(&format!("{flags} -o parts")));
     assert_eq!(losses(&corpus.path("parts")), losses(&corpus.path("whole")));
     same_files(&corpus, 4);
     let config = json(&corpus.path("whole/adapter_00000004/adapter_config.json"));
@@ -333,7 +312,7 @@ fn ranks_write_whole_checkpoints() {
     let run = |dir: &str, stage: usize| {
         let rank = |rank: usize| {
             let flags = format!("{LORA} --grad-clip 0 -x 6 -b 1 -d 32 -z {stage} -o {dir}");
-            let mut command = train(&corpus, &flags);
+            let mut command = corpus.train_with(&flags);
             common::as_rank(&mut command, rank, 2).stdout(Stdio::null()).spawn().unwrap()
         };
         for mut child in [rank(0), rank(1)] {
@@ -352,7 +331,7 @@ fn ranks_write_whole_checkpoints() {
     }
     for dir in ["whole", "parts"] {
         let flags = format!("{LORA} --grad-clip 0 -x 8 -b 1 -d 32 -o {dir}");
-        succeed(&mut train(&corpus, &flags));
+        succeed(&mut corpus.train_with(&flags));
     }
     same_files(&corpus, 8);
 }
@@ -360,7 +339,7 @@ fn ranks_write_whole_checkpoints() {
 #[test]
 fn checkpoints_are_merged_and_an_adapter_starts_another_run() {
     let corpus = Corpus::new();
-    succeed(&mut train(&corpus, "-x 0 -o start"));
+    succeed(&mut corpus.train_with("-x 0 -o start"));
     let start = "-e start --lora-rank 3 --lora-targets c_proj -l 1e-1 -d 64";
     let train = |flags: &str| {
         let mut command = Command::new(common::TRAIN_GPT2);
@@ -398,7 +377,7 @@ fn checkpoints_are_merged_and_an_adapter_starts_another_run() {
 #[test]
 fn flags_that_do_not_fit_are_one_line() {
     let corpus = Corpus::new();
-    let refuses = |flags: &str, words: &[&str]| refuse(&mut train(&corpus, flags), words);
+    let refuses = |flags: &str, words: &[&str]| refuse(&mut corpus.train_with(flags), words);
     refuses("-x 1 --lora-alpha 16", &["--lora-alpha: there are no adapters", "--lora-rank"]);
     refuses("-x 1 --lora-targets all", &["--lora-targets: there are no adapters"]);
     refuses("-x 1 --lora-rank 4 --lora-targets wte", &["--lora-targets", "expected qkvw, attprojw", "wte"]);
@@ -408,7 +387,7 @@ fn flags_that_do_not_fit_are_one_line() {
     refuses("-x 1 --lora-rank 4 --freeze wte", &["--freeze: with LoRA"]);
     refuses("-x 1 --lora-rank 4 --optimizer muon", &["--optimizer muon: adapters are trained by AdamW"]);
     refuses("-x 1 --lora-rank 4 --write-tensors 1", &["--write-tensors 1"]);
-    let ends = |flags: &str, words: &[&str]| refuse_in_the_end(&mut train(&corpus, flags), words);
+    let ends = |flags: &str, words: &[&str]| refuse_in_the_end(&mut corpus.train_with(flags), words);
     ends(
         "-x 1 --adapter nowhere",
         &["--adapter: belongs to the model that it was trained on", "a shape in -e"],
@@ -418,8 +397,8 @@ fn flags_that_do_not_fit_are_one_line() {
         "-x 1 --lora-rank 4 --lr-scale fcw.lora_B=2",
         &["--lr-scale: fcw.lora_B: the model has no such adapter"],
     );
-    succeed(&mut train(&corpus, "-x 2 --lora-rank 4 --lr-scale qkvw.lora_B=16 -l 1e-3 -o out"));
-    succeed(&mut train(&corpus, "-x 1 -l 1e-3 -o plain"));
+    succeed(&mut corpus.train_with("-x 2 --lora-rank 4 --lr-scale qkvw.lora_B=16 -l 1e-3 -o out"));
+    succeed(&mut corpus.train_with("-x 1 -l 1e-3 -o plain"));
     ends("-x 3 -y 1 -o out --lora-rank 8", &["--lora-rank 8: the run in -o has 4"]);
     ends(
         "-x 3 -y 1 -o out --lora-targets all",
@@ -437,7 +416,7 @@ fn flags_that_do_not_fit_are_one_line() {
 #[test]
 fn damaged_adapters_are_one_line() {
     let corpus = Corpus::new();
-    succeed(&mut train(&corpus, "-x 4 -n 2 --lora-rank 2 -l 1e-3 -o out"));
+    succeed(&mut corpus.train_with("-x 4 -n 2 --lora-rank 2 -l 1e-3 -o out"));
     let (dir, adapter) = (corpus.dir.path(), corpus.path("out/adapter_00000004"));
     let (weights, config) = (adapter.join("adapter_model.safetensors"), adapter.join("adapter_config.json"));
     let good = (bytes(weights.clone()), std::fs::read_to_string(&config).unwrap());
@@ -469,7 +448,7 @@ fn damaged_adapters_are_one_line() {
     std::fs::write(&weights, &good.0[..good.0.len() - 4]).unwrap();
     refuses(&["adapter_model.safetensors: expected "]);
     let resume = |step: usize| {
-        let output = succeed(&mut train(&corpus, "-x 4 -n 2 -y 1 -l 1e-3 -o out"));
+        let output = succeed(&mut corpus.train_with("-x 4 -n 2 -y 1 -l 1e-3 -o out"));
         let text = stdout(&output) + &common::stderr(&output);
         assert!(text.contains(&format!("checkpoint of step {step}")), "{text}");
         text
@@ -484,5 +463,8 @@ fn damaged_adapters_are_one_line() {
     let base = corpus.path("out/base.bin");
     let whole = bytes(base.clone());
     std::fs::write(&base, &whole[..whole.len() - 4]).unwrap();
-    refuse_in_the_end(&mut train(&corpus, "-x 4 -n 2 -y 1 -o out"), &["no complete checkpoint", "base.bin"]);
+    refuse_in_the_end(
+        &mut corpus.train_with("-x 4 -n 2 -y 1 -o out"),
+        &["no complete checkpoint", "base.bin"],
+    );
 }

@@ -76,18 +76,16 @@ pub(super) fn key(dir: &Path, path: &Path) -> String {
 
 /// Removes a directory and what is in it, if it exists, and syncs the removal.
 pub(super) fn remove_directory(path: &Path) -> Result<()> {
-    let removed = match fs::remove_dir_all(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other,
-    };
-    removed
-        .and_then(|()| files::sync_directory(path))
-        .with_context(|| format!("cannot remove {}", path.display()))
+    remove_by(path, |path| fs::remove_dir_all(path))
 }
 
 /// Removes a file, if it exists, and syncs the removal.
 pub(super) fn remove(path: &Path) -> Result<()> {
-    let removed = match fs::remove_file(path) {
+    remove_by(path, |path| fs::remove_file(path))
+}
+
+fn remove_by(path: &Path, remove: fn(&Path) -> io::Result<()>) -> Result<()> {
+    let removed = match remove(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other,
     };

@@ -44,6 +44,35 @@ impl Corpus {
         command.args("--layers 2 --heads 2 --channels 16 -b 2 -t 16 -v 0 -s 0".split(' '));
         command
     }
+
+    /// [`Self::train`] with more flags.
+    pub fn train_with(&self, flags: &str) -> Command {
+        let mut command = self.train();
+        command.args(flags.split(' '));
+        command
+    }
+
+    /// `train_gpt2cu` on this corpus, on the emulated device, from a model `small.bin`.
+    pub fn train_cu_with(&self, flags: &str) -> Command {
+        let mut command = Command::new(TRAIN_GPT2CU);
+        command.current_dir(self.dir.path());
+        command.args(
+            "--device emulated --deterministic 1 -i x_train_*.bin -j x_val_*.bin -e small.bin".split(' '),
+        );
+        command.args("-b 1 -t 16 -v 0 -s 0".split(' ')).args(flags.split(' '));
+        command
+    }
+
+    /// Compares files of the runs `whole` and `parts`.
+    pub fn assert_same_files(&self, names: impl IntoIterator<Item = String>) {
+        for name in names {
+            let [a, b] = ["whole", "parts"].map(|dir| {
+                let path = self.path(dir).join(&name);
+                std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+            });
+            assert!(a == b, "{name} differs");
+        }
+    }
 }
 
 /// Trains a model on the corpus for a few steps; its checkpoint is in `log`.

@@ -83,7 +83,7 @@ function axisName() {
   return { step: "step", tokens: "tokens", time: "hours" }[view.axis];
 }
 
-// What the browser remembers of a page. One that was opened as a file may have nothing.
+// The browser's memory of a page. One that was opened as a file may have none.
 function remember(name, value) {
   try {
     if (value !== undefined) localStorage.setItem(`warpsmith.${name}`, value);
