@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Usage: dev/test.sh CARGO-TEST-ARGUMENTS...
-# Runs `cargo test`, then lists the skipped tests with the reason for each. REQUIRE_TESTS="nvcc
-# mpirun" makes it a failure if a test was skipped that needs one of these.
+# Runs `cargo test`, then repeats the failures, which may be far up, and lists the skipped tests with
+# the reason for each. REQUIRE_TESTS="nvcc mpirun" makes it a failure if a test was skipped that needs
+# one of these.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -9,6 +10,8 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 "${CARGO:-cargo}" test --no-fail-fast "$@" 2>&1 | tee "$log"
 status=$?
+
+[ "$status" = 0 ] || sed -nE '/^failures:$/,/^test result: FAILED/p; /^error(\[|:)/p' "$log"
 
 # Other ignored tests are helper processes of tests that ran.
 skipped=$(sed -nE 's/^test (.*) \.\.\. ignored, needs (.*)$/\1: needs \2/p' "$log" | sort)
