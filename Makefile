@@ -13,7 +13,7 @@ OUT ?= out/stories
 MPI ?=
 WITH_MPI = features=$$(dev/find_mpi.sh "$(MPI)") &&
 
-.PHONY: help build train train_gpt2 train_gpt2cu warpsmith nvcc kernels-check kernels-budget kernels-clocks test torture fuzz lint fmt bench bench-quick gpu-report gpu-report-programs parity interop browser-test venv clean
+.PHONY: help build train train_gpt2 train_gpt2cu warpsmith nvcc kernels-check kernels-budget kernels-clocks test torture fuzz lint fmt bench gpu-report gpu-report-programs parity interop browser-test venv clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -137,10 +137,6 @@ else
 	$(CPU_BENCH) -b 4 -t 64
 	$(CPU_BENCH) -b 1 -t 1024
 endif
-
-bench-quick: .cargo-found ## run every benchmark at tiny sizes, to keep them working
-	$(WITH_MPI) WARPSMITH_BENCH_QUICK=1 $(CARGO) test --locked --bench matmul $$features
-	$(WITH_MPI) $(CARGO) test --locked --bench kernels $$features
 
 # --- the GPU report: everything that needs a GPU, in programs that run on a machine without cargo
 

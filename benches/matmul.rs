@@ -1,8 +1,8 @@
 //! All matmuls of one training step of GPT-2 124M, in the order and over the memory of a real step
 //! (cached weights would flatter). Engines alternate, so that a noisy machine affects all alike.
 //!
-//! `cargo bench --bench matmul` takes rows (B*T) as arguments, 256 and 1024 by default;
-//! `WARPSMITH_BENCH_QUICK=1` selects tiny sizes.
+//! `cargo bench --bench matmul` takes rows (B*T) as arguments, 256 and 1024 by default. Without
+//! cargo's `--bench` sizes are tiny, so that `cargo test` keeps the program working.
 
 use std::time::Instant;
 use warpsmith::device::cpu::matmul::{self, Epilogue, Gradients, Precision, Scratch, Shape};
@@ -142,7 +142,7 @@ impl Buffers {
 }
 
 fn main() {
-    let quick = std::env::var_os("WARPSMITH_BENCH_QUICK").is_some_and(|v| v == "1");
+    let quick = !std::env::args().any(|arg| arg == "--bench");
     let (kinds, repetitions): (&[Kind], _) = if quick { (&TINY, 2) } else { (&D12, 9) };
     let mut rows: Vec<usize> = std::env::args().skip(1).filter_map(|a| a.parse().ok()).collect();
     if rows.is_empty() {
