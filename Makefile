@@ -24,7 +24,7 @@ RELEASE = $(CARGO) build --release --locked $(if $(REMAP),--config 'target."cfg(
 # Compression of archives: 0 is fast, 9 small.
 PACK ?= 6
 
-.PHONY: help build train train_gpt2 train_gpt2cu warpsmith nvcc kernels-check kernels-budget kernels-clocks dist test torture fuzz lint fmt bench bench-quick gpu-report gpu-report-programs parity interop browser-test venv clean
+.PHONY: help build train train_gpt2 train_gpt2cu warpsmith nvcc kernels-check kernels-budget kernels-clocks dist docker test torture fuzz lint fmt bench bench-quick gpu-report gpu-report-programs parity interop browser-test venv clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -120,6 +120,11 @@ dist: MPI := $(or $(MPI),0)
 dist: .cargo-found $(if $(filter none,$(KERNEL_ARCHES)),,.nvcc-found) ## build dist/warpsmith-VERSION-TARGET.tar.xz for other machines, with GPU kernels; KERNEL_ARCHES=none without
 	@$(WITH_MPI) $(if $(filter none,$(KERNEL_ARCHES)),,REQUIRE_KERNELS=1) $(RELEASE) --bins $$features
 	@PACK=$(PACK) dev/dist.sh target/release
+
+DOCKER ?= docker
+IMAGE ?= warpsmith
+docker: ## build the image IMAGE=warpsmith with the three programs and NVIDIA's libraries; DOCKER=podman works, too
+	$(DOCKER) build --build-arg COMMIT="$$(git log -1 --format='%H %cs')" --build-arg KERNEL_ARCHES="$(KERNEL_ARCHES)" -t $(IMAGE) .
 
 # --- comparisons with PyTorch (development only; uses its own virtual environment under build/)
 
