@@ -20,6 +20,10 @@ use std::process::Command;
 const FLOATX: [(&str, Option<&str>); 3] =
     [("bf16", None), ("f16", Some("-DFLOATX_F16")), ("f32", Some("-DFLOATX_F32"))];
 
+/// The name of the root in the lines of kernels (`-lineinfo`), for profilers: compilers take it from
+/// `PWD` if it leads to where they are. So a program does not tell where it was built.
+const HERE: &str = "/proc/self/cwd";
+
 /// Kernel files that are compiled for the same program.
 struct List {
     /// Files in `OUT_DIR`: the table of fatbins, and the compiler's output for each.
@@ -163,7 +167,7 @@ impl Job {
     ) -> Job {
         let flags: Vec<String> = nvcc::FLAGS.split(' ').map(str::to_string).chain(arches).collect();
         let mut hash = DefaultHasher::new();
-        (&nvcc.identity, &flags, sources).hash(&mut hash);
+        (&nvcc.identity, &flags, sources, HERE).hash(&mut hash);
         let stem = file.trim_end_matches(".cu");
         let fatbin = cache.join(format!("{stem}-{floatx}-{:016x}.fatbin", hash.finish()));
         Job { dir, file: file.to_string(), floatx, flags, fatbin, source_bytes: sources.len() }
@@ -182,9 +186,11 @@ impl Job {
     fn compile(&self, root: &Path, nvcc: &Nvcc) -> Result<(), String> {
         let own = |extension: &str| self.fatbin.with_extension(format!("{}.{extension}", std::process::id()));
         let (fatbin, log) = (own("fatbin"), own("log"));
-        let mut command = Command::new(&nvcc.path);
+        // Build scripts run in the root.
+        let mut command = Command::new(nvcc.path.strip_prefix(root).unwrap_or(&nvcc.path));
         command
             .current_dir(root)
+            .env("PWD", HERE)
             .args(&self.flags)
             .arg("-o")
             .arg(&fatbin)
