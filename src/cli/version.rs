@@ -56,7 +56,7 @@ mod tests {
     fn a_commit_is_shortened() {
         let hash = "40c7244c1b2a3d4e5f60718293a4b5c6d7e8f901";
         assert_eq!(short(&format!("{hash} 2026-11-27 with changes")), "40c7244c1b2a 2026-11-27 with changes");
-        assert_eq!(short("unknown (a development build)"), "unknown (a development build)");
+        assert_eq!(short("unknown: a development build"), "unknown: a development build");
         assert_eq!(short("unknown"), "unknown");
     }
 }

@@ -1,4 +1,4 @@
-//! The devices that this program was built for and those of this machine, as `--version` shows them.
+//! The devices of this program and of this machine, as `--version` shows them.
 
 use super::cpu::matmul::Precision;
 use super::cuda::fatbins::{CONTENTS, NVCC_VERSION, WHY_NONE};

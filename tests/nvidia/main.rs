@@ -12,6 +12,7 @@ mod common;
 mod gpus;
 mod programs;
 mod tuning;
+mod version;
 
 use std::fmt::Write as _;
 use std::fs;
@@ -19,7 +20,6 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
-use warpsmith::device::about;
 use warpsmith::device::cuda::driver::Driver;
 use warpsmith::device::cuda::fatbins::{FATBINS, Fatbin};
 use warpsmith::device::cuda::kernel::{Arg, KernelSpec, Launch, Launcher};
@@ -137,34 +137,6 @@ fn what_is_missing_is_one_line() {
         let said = run("case_open", empty.path(), &[]);
         let line = "refused: no NVIDIA driver: libcuda.so.1 was not found; install NVIDIA's driver.";
         assert!(said.contains(line), "{said}");
-    }
-}
-
-#[test]
-#[ignore = "runs in a process of its own"]
-fn case_about() {
-    about::here().iter().for_each(|(name, value)| println!("{name}: {value}."));
-}
-
-#[test]
-fn driver_gpus_and_cublaslt_are_shown_with_the_version() {
-    let dir = stand_ins();
-    let expect = |settings: &[(&str, &str)], lines: &[&str]| {
-        let said = run("case_about", dir.path(), settings);
-        lines.iter().for_each(|line| assert!(said.contains(line), "{settings:?}: {line} in\n{said}"));
-    };
-    let path = std::fs::canonicalize(dir.path()).unwrap();
-    let (cuda, cublaslt) = (path.join("libcuda.so.1"), path.join("libcublasLt.so.13"));
-    let driver = |version: &str| format!("for CUDA {version} ({}).", cuda.display());
-    let cublaslt = format!(" from {}.", cublaslt.display());
-    let two = "GPUs: Stand-in (sm_90), Stand-in (sm_90).";
-    expect(&[("STUB_DEVICES", "2")], &["NVIDIA driver: ", &driver("13.0"), two, "cuBLASLt: 13.", &cublaslt]);
-    expect(&[("STUB_DEVICES", "0")], &[&driver("13.0"), "GPUs: no NVIDIA GPU: the driver found none."]);
-    expect(&[("STUB_VERSION", "12040")], &[&driver("12.4"), "is for CUDA 12.4; expected 1"]);
-    let empty = tempfile::tempdir().unwrap();
-    if probe() == Err(Problem::NoDriver) {
-        let said = run("case_about", empty.path(), &[]);
-        assert!(said.contains("NVIDIA driver: not found.\nGPUs: not known.\n"), "{said}");
     }
 }
 

@@ -20,8 +20,8 @@ use std::process::Command;
 const FLOATX: [(&str, Option<&str>); 3] =
     [("bf16", None), ("f16", Some("-DFLOATX_F16")), ("f32", Some("-DFLOATX_F32"))];
 
-/// The name of the root in the lines of kernels (`-lineinfo`), for profilers: compilers take it from
-/// `PWD` if it leads to where they are. So a program does not tell where it was built.
+/// The name of the root in the lines of kernels (`-lineinfo`), which profilers show. Compilers take
+/// it from `PWD` if that leads to where they are, so a program does not tell where it was built.
 const HERE: &str = "/proc/self/cwd";
 
 /// Kernel files that are compiled for the same program.

@@ -17,7 +17,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// Compiles all kernels, and records what is built. Call it from the build script of the crate at the root of the repository.
+/// Compiles all kernels, and records what is built. Call it from the build script of the crate at
+/// the root of the repository.
 pub fn build() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=kernels");

@@ -1,5 +1,5 @@
-//! What is built, and by what, for `--version`: the commit, the target, the profile, the compiler.
-//! The time of the build is left out, so that two builds of a commit are equal.
+//! The commit, target, profile and compiler of a build, which `--version` shows. The time is left
+//! out, so that two builds of a commit are equal.
 
 use crate::env;
 use std::path::{Path, PathBuf};
@@ -47,7 +47,7 @@ fn beyond_baseline(arch: &str, features: &str) -> String {
 /// and all tests again.
 fn from_repository(root: &Path) -> Option<String> {
     if env("PROFILE") != "release" {
-        return run_git(root, &["rev-parse", "HEAD"]).map(|_| "unknown (a development build)".to_owned());
+        return run_git(root, &["rev-parse", "HEAD"]).map(|_| "unknown: a development build".to_owned());
     }
     let commit = commit(root)?;
     for name in ["HEAD", "logs/HEAD"] {
@@ -61,9 +61,9 @@ fn from_repository(root: &Path) -> Option<String> {
     Some(commit)
 }
 
-/// Returns hash and date of the commit that is checked out in `root`, and whether the sources differ
-/// from it: `40c7244c… 2026-11-27 with changes`. `None` without git, and where `root` only lies in
-/// the repository of something else.
+/// Returns hash and date of the commit in `root`, and whether the sources differ from it:
+/// `40c7244c… 2026-11-27 with changes`. `None` without git, and where `root` only lies in the
+/// repository of something else.
 fn commit(root: &Path) -> Option<String> {
     let top = PathBuf::from(run_git(root, &["rev-parse", "--show-toplevel"])?);
     if top.canonicalize().ok()? != root.canonicalize().ok()? {

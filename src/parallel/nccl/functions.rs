@@ -161,8 +161,8 @@ impl Functions {
         Ok(Functions { table, version, path, _library: std::mem::ManuallyDrop::new(library) })
     }
 
-    /// Describes the library that would be loaded: `2.27.7 from /usr/lib/libnccl.so.2`, or why there
-    /// is none.
+    /// Describes the library for an overview: `2.27.7 from /usr/lib/libnccl.so.2`, or why there is
+    /// none.
     pub fn describe() -> String {
         match Functions::load() {
             Ok(nccl) => format!("{} from {}", show(nccl.version), nccl.path),
