@@ -13,7 +13,7 @@ ENV RUSTUP_TOOLCHAIN=${RUST_VERSION}
 RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ make python3 python3-venv xz-utils \
     && rm -rf /var/lib/apt/lists/*
-WORKDIR /build
+WORKDIR /src/warpsmith
 # The commit is not in the build context: git log -1 --format='%H %cs'
 ARG COMMIT
 RUN test -n "$COMMIT" || { echo "COMMIT is missing: use make docker, or add --build-arg COMMIT=\"\$(git log -1 --format='%H %cs')\"" >&2; exit 2; }
@@ -38,8 +38,8 @@ COPY . .
 ARG KERNEL_ARCHES=
 # What is compiled stays in caches, so that another build of the image compiles what has changed.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
-    --mount=type=cache,target=/build/target \
-    --mount=type=cache,target=/build/build \
+    --mount=type=cache,target=/src/warpsmith/target \
+    --mount=type=cache,target=/src/warpsmith/build \
     WARPSMITH_COMMIT="$COMMIT" make dist MPI=0 PACK=0 KERNEL_ARCHES="$KERNEL_ARCHES" \
     && mkdir /warpsmith \
     && tar -C /warpsmith --strip-components=1 -xf dist/warpsmith-*.tar.xz

@@ -69,10 +69,8 @@ for program in "${programs[@]}"; do
     [ -z "$others" ] || die "$program needs $(xargs <<<"$others"); expected the C library alone"
     strings -n 6 "$root/$program" >"$stage/strings"
     for place in "$PWD/" "$cargo_home/" "${RUSTUP_HOME:-$HOME/.rustup}/"; do
-        if grep -qF -- "$place" "$stage/strings"; then
-            found=$(grep -oF -m1 -- "$place" -A0 "$stage/strings" | head -1)
-            die "$program contains the place $found of this machine; build it with REMAP=1 and without RUSTFLAGS"
-        fi
+        ! grep -qF -- "$place" "$stage/strings" ||
+            die "$program contains $place, a place of this machine; build it with REMAP=1 and without RUSTFLAGS"
     done
 done
 glibc=$(objdump -T "${programs[@]/#/$root/}" | grep -o 'GLIBC_[0-9.]*' | sort -uV | tail -1 | sed 's/_/ /')
