@@ -13,13 +13,24 @@ OUT ?= out/stories
 MPI ?=
 WITH_MPI = features=$$(dev/find_mpi.sh "$(MPI)") &&
 
-.PHONY: help build train train_gpt2 train_gpt2cu warpsmith nvcc kernels-check kernels-budget kernels-clocks test torture fuzz lint fmt bench gpu-report gpu-report-programs parity interop browser-test venv clean
+# REMAP=1 keeps the places of this machine's files out of the programs; `make dist` sets it.
+REMAP ?=
+PLACES := $(CURDIR)=warpsmith $(or $(CARGO_HOME),$(HOME)/.cargo)=cargo $(or $(RUSTUP_HOME),$(HOME)/.rustup)=rustup
+comma := ,
+empty :=
+REMAP_FLAGS := [$(subst $(empty) $(empty),$(comma),$(PLACES:%="--remap-path-prefix=%"))]
+RELEASE = $(CARGO) build --release --locked $(if $(REMAP),--config 'target."cfg(all())".rustflags=$(REMAP_FLAGS)')
+
+# Compression of archives: 0 is fast, 9 small.
+PACK ?= 6
+
+.PHONY: help build train train_gpt2 train_gpt2cu warpsmith nvcc kernels-check kernels-budget kernels-clocks dist docker test torture fuzz lint fmt bench gpu-report gpu-report-programs parity interop browser-test venv clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-20s %s\n", $$1, $$2}'
 
 build: .cargo-found ## build ./train_gpt2 and ./warpsmith, optimized
-	@$(WITH_MPI) $(CARGO) build --release --locked --bins $$features
+	@$(WITH_MPI) $(RELEASE) --bins $$features
 	@cp -f target/release/train_gpt2 target/release/warpsmith .
 
 .cargo-found:
@@ -28,7 +39,7 @@ build: .cargo-found ## build ./train_gpt2 and ./warpsmith, optimized
 .PHONY: .cargo-found
 
 train_gpt2 warpsmith: .cargo-found
-	@$(WITH_MPI) $(CARGO) build --release --locked --bin $@ $$features
+	@$(WITH_MPI) $(RELEASE) --bin $@ $$features
 	@cp -f target/release/$@ $@
 
 .nvcc-found:
@@ -37,7 +48,7 @@ train_gpt2 warpsmith: .cargo-found
 .PHONY: .nvcc-found
 
 train_gpt2cu: .cargo-found .nvcc-found ## build ./train_gpt2cu with its GPU kernels; installs nvcc if there is none
-	@$(WITH_MPI) REQUIRE_KERNELS=1 $(CARGO) build --release --locked --bin $@ $$features
+	@$(WITH_MPI) REQUIRE_KERNELS=1 $(RELEASE) --bin $@ $$features
 	@cp -f target/release/$@ $@
 
 nvcc: ## install NVIDIA's compiler (13.0, pinned) and disassembler into build/cuda
@@ -100,6 +111,21 @@ train: build $(TRAINER) $(DATA)/$(PREFIX)_train_000001.bin ## train a small mode
 	./warpsmith plot $(OUT)
 	./warpsmith sample --model $(OUT) --prompt "$(PROMPT)" --temperature 0.7 --max-tokens 300 --dtype $(DTYPE)
 
+# --- packages: docs/installing.md
+
+# MPI's library would have to be on the other machine, so it is left out unless MPI=1.
+# KERNEL_ARCHES=90a is for a single kind of GPU, KERNEL_ARCHES=none for none.
+dist: REMAP := 1
+dist: MPI := $(or $(MPI),0)
+dist: .cargo-found $(if $(filter none,$(KERNEL_ARCHES)),,.nvcc-found) ## build dist/warpsmith-VERSION-TARGET.tar.xz for other machines, with GPU kernels; KERNEL_ARCHES=none without
+	@$(WITH_MPI) $(if $(filter none,$(KERNEL_ARCHES)),,REQUIRE_KERNELS=1) $(RELEASE) --bins $$features
+	@PACK=$(PACK) dev/dist.sh target/release
+
+DOCKER ?= docker
+IMAGE ?= warpsmith
+docker: ## build the image IMAGE=warpsmith with the three programs and NVIDIA's libraries; DOCKER=podman works, too
+	$(DOCKER) build --build-arg COMMIT="$$(git log -1 --format='%H %cs')" --build-arg KERNEL_ARCHES="$(KERNEL_ARCHES)" -t $(IMAGE) .
+
 # --- comparisons with PyTorch (development only; uses its own virtual environment under build/)
 
 venv:
@@ -142,10 +168,8 @@ endif
 
 # Built without MPI unless MPI=1, because the other machine may not have it. KERNEL_ARCHES=90a, for
 # a single kind of GPU, keeps the archive small; REPORT_PROFILE=dev builds them as tests are built;
-# SANITIZER=1 adds compute-sanitizer for a machine without it; PACK=0 compresses fast rather than
-# small.
+# SANITIZER=1 adds compute-sanitizer for a machine without it.
 REPORT_PROFILE ?= release
-PACK ?= 6
 # Files the report needs besides build/gpu: its scripts, golden files, sources that the probe tests
 # read, and counts.
 REPORT_FILES := dev kernels/ptx.cuh kernels/hopper.cuh tests/probes benches/record/emulated
@@ -208,4 +232,4 @@ fmt: ## format the source
 
 clean: ## remove build output (checkpoints in out/ stay)
 	$(CARGO) clean
-	rm -rf $(BUILD) train_gpt2 train_gpt2cu warpsmith
+	rm -rf $(BUILD) dist train_gpt2 train_gpt2cu warpsmith

@@ -48,6 +48,16 @@ impl fmt::Display for Missing {
     }
 }
 
+impl Missing {
+    /// The same for an overview: without the places of the search, and what to do.
+    pub fn brief(&self) -> &str {
+        match self {
+            Missing::Nowhere(_) => "not found",
+            Missing::Unusable(why) => why,
+        }
+    }
+}
+
 impl Wanted {
     /// Opens the first one found. Returns it with its path, or with the name it was opened by where
     /// the system does not tell the path.

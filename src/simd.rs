@@ -32,6 +32,12 @@ impl Simd {
     /// All instruction sets, best first.
     pub const ALL: [Simd; 3] = [Simd::Avx512, Simd::Avx2, Simd::Baseline];
 
+    /// The best one that this CPU supports.
+    #[inline(always)]
+    pub fn best() -> Simd {
+        Simd::ALL.into_iter().find(|simd| simd.is_supported()).unwrap_or(Simd::Baseline)
+    }
+
     /// Whether this CPU supports it.
     pub fn is_supported(self) -> bool {
         #[cfg(target_arch = "x86_64")]
@@ -60,8 +66,7 @@ impl Simd {
 /// calls `#[inline(always)]`, and call this inside a rayon task, not around it.
 #[inline(always)]
 pub fn dispatch<R>(body: impl FnOnce(Simd) -> R) -> R {
-    let best = Simd::ALL.into_iter().find(|simd| simd.is_supported());
-    dispatch_on(best.unwrap_or(Simd::Baseline), body)
+    dispatch_on(Simd::best(), body)
 }
 
 /// Runs `body` compiled for `simd`.

@@ -2,9 +2,43 @@
 
 mod common;
 
-use common::{Corpus, WARPSMITH, refuse, stderr, stdout, succeed, trained, warpsmith};
+use common::{
+    Corpus, TRAIN_GPT2, TRAIN_GPT2CU, WARPSMITH, refuse, stderr, stdout, succeed, trained, warpsmith,
+};
 use std::fs;
 use std::process::Command;
+use warpsmith::device::cuda::fatbins::FATBINS;
+
+/// A report of a bug needs no more than this.
+#[test]
+fn versions_name_the_program_the_build_and_the_machine() {
+    let commit = env!("WARPSMITH_COMMIT");
+    let ask = |program: &str, flag: &str| stdout(&succeed(Command::new(program).arg(flag)));
+    for program in [TRAIN_GPT2, TRAIN_GPT2CU, WARPSMITH] {
+        let name = program.rsplit('/').next().unwrap();
+        let line = ask(program, "-V");
+        assert!(line.starts_with(&format!("{name} {} (", env!("CARGO_PKG_VERSION"))), "{line}");
+        assert!(line.ends_with(")\n") && line.lines().count() == 1, "{line}");
+        let table = ask(program, "--version");
+        let row = |name: &str| {
+            let found = table.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            found.unwrap_or_else(|| panic!("{name} in\n{table}")).trim().to_owned()
+        };
+        assert!(table.starts_with(&format!("{name} {}\n", env!("CARGO_PKG_VERSION"))), "{table}");
+        assert_eq!(row("commit"), commit);
+        assert!(
+            row("built").contains(std::env::consts::ARCH) && row("built").contains("rustc 1."),
+            "{table}"
+        );
+        assert_eq!(row("features"), if cfg!(feature = "mpi") { "mpi" } else { "none" });
+        assert_eq!(row("GPU kernels").contains("nvcc"), !FATBINS.is_empty(), "{table}");
+        assert!(row("CPU").contains("matmuls: f32"), "{table}");
+        for name in ["emulated device", "system", "NVIDIA driver", "GPUs", "cuBLASLt", "NCCL"] {
+            assert!(!row(name).is_empty(), "{table}");
+        }
+        assert_eq!(cfg!(feature = "mpi"), table.contains("\nMPI "), "{table}");
+    }
+}
 
 #[test]
 fn stories_become_shards_that_train() {

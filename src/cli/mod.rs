@@ -8,6 +8,7 @@ mod parse;
 pub mod readme;
 mod schedule;
 pub mod values;
+mod version;
 
 pub use check::ModelSource;
 pub use flags::trainer::Program;

@@ -1,6 +1,7 @@
 //! From `argv` to matches: llm.c's spelling of flags is rewritten for clap, and clap's errors
 //! become one line.
 
+use super::version;
 use anyhow::{Result, anyhow, bail};
 use clap::builder::{PossibleValue, StyledStr};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -115,12 +116,13 @@ pub(super) fn list_values(command: Command) -> Command {
 /// # Errors
 /// One line: the flag, what was expected and what was found.
 pub(super) fn matches(command: &Command, argv: Vec<OsString>) -> Result<Parsed<ArgMatches>> {
+    let (program, detailed) = (command.get_name(), argv.iter().any(|token| token == "--version"));
     match command.clone().try_get_matches_from(argv) {
         Ok(matches) => Ok(Parsed::Run(matches)),
         Err(error) => match error.kind() {
-            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-                Ok(Parsed::Print(error.render().to_string()))
-            }
+            ErrorKind::DisplayHelp => Ok(Parsed::Print(error.render().to_string())),
+            ErrorKind::DisplayVersion if detailed => Ok(Parsed::Print(version::details(program))),
+            ErrorKind::DisplayVersion => Ok(Parsed::Print(version::line(program))),
             _ => Err(anyhow!(explain(command, &error))),
         },
     }

@@ -22,6 +22,15 @@ use anyhow::Result;
 use std::fmt;
 pub use timing::WorkTime;
 
+/// Describes the libraries that connect ranks, for `--version`.
+pub fn libraries() -> Vec<(&'static str, String)> {
+    vec![
+        ("NCCL", nccl::functions::Functions::describe()),
+        #[cfg(feature = "mpi")]
+        ("MPI", mpi::library()),
+    ]
+}
+
 /// An operation on the buffers of all ranks, in place. Partitions, one per rank, are as even as
 /// whole elements allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

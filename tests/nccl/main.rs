@@ -126,6 +126,7 @@ fn case_load() {
         Ok((path, version)) => println!("loaded: {path} {version}."),
         Err(e) => println!("refused: {e:#}."),
     }
+    println!("in an overview: {}.", Functions::describe());
 }
 
 #[test]
@@ -137,6 +138,7 @@ fn the_library_is_found_in_all_places() {
     };
     let there = std::fs::canonicalize(libraries.path("libnccl.so.2")).unwrap();
     expect(&[], &format!("loaded: {} 22707.", there.display()));
+    expect(&[], &format!("in an overview: 2.27.7 from {}.", there.display()));
     for (version, shown) in [("2804", "2.8.4"), ("21003", "2.10.3"), ("30100", "3.1.0")] {
         let line = format!(
             "refused: {} is NCCL {shown}: expected NCCL 2.13.0 or newer, below 3.0.0; install it (pip install nvidia-nccl-cu13), or \
@@ -161,6 +163,7 @@ fn the_library_is_found_in_all_places() {
         return;
     }
     for part in [
+        "in an overview: not found.",
         "refused: NCCL was not found: ",
         "libnccl.so.2",
         "/usr/local",

@@ -12,6 +12,7 @@ mod common;
 mod gpus;
 mod programs;
 mod tuning;
+mod version;
 
 use std::fmt::Write as _;
 use std::fs;

@@ -66,6 +66,7 @@ pub fn build(root: &Path, out_dir: &Path) -> Result<(), String> {
         && env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64" || arch == "aarch64");
     let Some(compiler) = Compiler::find(root).filter(|_| supported) else { return Ok(()) };
     println!("cargo::rustc-cfg=emulated");
+    println!("cargo::rustc-env=WARPSMITH_CXX={}", compiler.name());
     let out = out_dir.join("emulated");
     fs::create_dir_all(&out).map_err(|e| format!("{}: {e}", out.display()))?;
     let units = units();
@@ -155,6 +156,11 @@ impl Compiler {
         let identity = (tool.path().to_path_buf(), tool.args().to_vec(), version.stdout);
         let prefix_map = format!("-ffile-prefix-map={}/=", root.display());
         version.status.success().then_some(Compiler { build, identity, prefix_map })
+    }
+
+    /// The first line of its `--version`: `c++ (Debian 12.2.0-14) 12.2.0`.
+    fn name(&self) -> String {
+        String::from_utf8_lossy(&self.identity.2).lines().next().unwrap_or_default().trim().to_owned()
     }
 
     /// Compiles the units that are not cached; returns the objects of all, in order.

@@ -20,6 +20,10 @@ use std::process::Command;
 const FLOATX: [(&str, Option<&str>); 3] =
     [("bf16", None), ("f16", Some("-DFLOATX_F16")), ("f32", Some("-DFLOATX_F32"))];
 
+/// The name of the root in the lines of kernels (`-lineinfo`), which profilers show. Compilers take
+/// it from `PWD` if that leads to where they are, so a program does not tell where it was built.
+const HERE: &str = "/proc/self/cwd";
+
 /// Kernel files that are compiled for the same program.
 struct List {
     /// Files in `OUT_DIR`: the table of fatbins, and the compiler's output for each.
@@ -69,6 +73,12 @@ pub fn build(root: &Path, out_dir: &Path) -> Result<(), String> {
     }
 }
 
+/// The code in each fatbin, as `--version` shows it: `sm_80`, …, `PTX of compute_80`.
+fn contents((arches, ptx): &(Vec<String>, bool)) -> Vec<String> {
+    let native = arches.iter().map(|arch| format!("sm_{arch}"));
+    native.chain(ptx.then(|| format!("PTX of compute_{}", nvcc::PTX))).collect()
+}
+
 /// Sets the cfgs without which tests are ignored: `has_kernels`; `has_gate` if the kernels can also
 /// be held to their budget, which takes the pinned nvcc and a disassembler; `has_clocks` if they
 /// also have code for sm_90a, on which the clocks depend.
@@ -103,7 +113,7 @@ fn none(out_dir: &Path, why: &str) -> Result<(), String> {
             "REQUIRE_KERNELS is set, but {why}: `make nvcc` installs nvcc 13.0 into build/cuda"
         ));
     }
-    LISTS.iter().try_for_each(|list| write_table(out_dir, list, &Err(why), &[]))
+    LISTS.iter().try_for_each(|list| write_table(out_dir, list, &Compiled::Not(why), &[]))
 }
 
 fn compile_all(root: &Path, out_dir: &Path, nvcc: &Nvcc, arches: &(Vec<String>, bool)) -> Result<(), String> {
@@ -123,7 +133,16 @@ fn compile_all(root: &Path, out_dir: &Path, nvcc: &Nvcc, arches: &(Vec<String>, 
     let mut missing: Vec<&Job> = jobs.iter().filter(|job| !job.is_done()).collect();
     missing.sort_by_key(|job| std::cmp::Reverse(job.source_bytes));
     crate::run_all(&missing, |job| job.compile(root, nvcc))?;
-    LISTS.iter().try_for_each(|list| write_table(out_dir, list, &Ok(nvcc), &jobs))
+    let compiled = Compiled::By(nvcc, contents(arches));
+    LISTS.iter().try_for_each(|list| write_table(out_dir, list, &compiled, &jobs))
+}
+
+/// Whether there are kernels for GPUs.
+enum Compiled<'a> {
+    /// By which nvcc, and the code in each fatbin.
+    By(&'a Nvcc, Vec<String>),
+    /// Why not.
+    Not(&'a str),
 }
 
 /// One call of nvcc.
@@ -148,7 +167,7 @@ impl Job {
     ) -> Job {
         let flags: Vec<String> = nvcc::FLAGS.split(' ').map(str::to_string).chain(arches).collect();
         let mut hash = DefaultHasher::new();
-        (&nvcc.identity, &flags, sources).hash(&mut hash);
+        (&nvcc.identity, &flags, sources, HERE).hash(&mut hash);
         let stem = file.trim_end_matches(".cu");
         let fatbin = cache.join(format!("{stem}-{floatx}-{:016x}.fatbin", hash.finish()));
         Job { dir, file: file.to_string(), floatx, flags, fatbin, source_bytes: sources.len() }
@@ -167,9 +186,11 @@ impl Job {
     fn compile(&self, root: &Path, nvcc: &Nvcc) -> Result<(), String> {
         let own = |extension: &str| self.fatbin.with_extension(format!("{}.{extension}", std::process::id()));
         let (fatbin, log) = (own("fatbin"), own("log"));
-        let mut command = Command::new(&nvcc.path);
+        // Build scripts run in the root.
+        let mut command = Command::new(nvcc.path.strip_prefix(root).unwrap_or(&nvcc.path));
         command
             .current_dir(root)
+            .env("PWD", HERE)
             .args(&self.flags)
             .arg("-o")
             .arg(&fatbin)
@@ -192,7 +213,7 @@ impl Job {
 
 /// Writes the table that `src/device/cuda/fatbins.rs` or the probes include, and the compiler's
 /// output for the gate in `tests/kernel_build/` and that of the probes.
-fn write_table(out_dir: &Path, list: &List, nvcc: &Result<&Nvcc, &str>, jobs: &[Job]) -> Result<(), String> {
+fn write_table(out_dir: &Path, list: &List, compiled: &Compiled, jobs: &[Job]) -> Result<(), String> {
     let (mut table, mut log) = (String::from("pub static FATBINS: &[Fatbin] = &[\n"), String::new());
     for job in jobs.iter().filter(|job| job.dir == list.dir) {
         let (file, floatx, path) = (&job.file, job.floatx, &job.fatbin);
@@ -203,15 +224,20 @@ fn write_table(out_dir: &Path, list: &List, nvcc: &Result<&Nvcc, &str>, jobs: &[
         let said = fs::read_to_string(job.log()).map_err(|e| format!("{}: {e}", job.log().display()))?;
         let _ = write!(log, "# {file} {floatx}\n{said}");
     }
-    let (version, path, why) = match nvcc {
-        Ok(nvcc) => (nvcc.version, nvcc.path.as_path(), ""),
-        Err(why) => ((0, 0), Path::new(""), *why),
+    let (version, contents, why) = match compiled {
+        Compiled::By(nvcc, contents) => (nvcc.version, &contents[..], ""),
+        Compiled::Not(why) => ((0, 0), &[][..], *why),
     };
-    let _ = writeln!(
-        table,
-        "];\npub const NVCC_VERSION: (u32, u32) = {version:?};\n#[allow(dead_code)] // the probes use only some\npub const NVCC: &str = \
-         {path:?};\n#[allow(dead_code)]\npub const WHY_NONE: &str = {why:?};"
-    );
+    let own = nvcc::OWN;
+    let _ = writeln!(table, "];\npub const NVCC_VERSION: (u32, u32) = {version:?};");
+    // The probes use only some of these.
+    for (name, kind, value) in [
+        ("CONTENTS", "&[&str]", format!("&{contents:?}")),
+        ("OWN_NVCC", "&str", format!("{own:?}")),
+        ("WHY_NONE", "&str", format!("{why:?}")),
+    ] {
+        let _ = writeln!(table, "#[allow(dead_code)]\npub const {name}: {kind} = {value};");
+    }
     let write = |name: &str, text: &str| {
         let path = out_dir.join(name);
         fs::write(&path, text).map_err(|e| format!("{}: {e}", path.display()))

@@ -1,12 +1,14 @@
 //! Compiles the kernels under `kernels/` for a build script, and reads what the compilers say about
 //! them for tests: for GPUs with nvcc ([`fatbins`]), for the emulated device with the host's C++
-//! compiler ([`emulated`]). Both keep what they compiled in the target directory, by content.
+//! compiler ([`emulated`]). Both keep what they compiled in the target directory, by content. The
+//! commit that `--version` shows is found here, too.
 
 pub mod budget;
 pub mod emulated;
 pub mod fatbins;
 pub mod nvcc;
 pub mod ptxas;
+mod revision;
 pub mod sass;
 mod sources;
 
@@ -15,12 +17,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// Compiles all kernels. Call it from the build script of the crate at the root of the repository.
+/// Compiles all kernels, and records what is built. Call it from the build script of the crate at
+/// the root of the repository.
 pub fn build() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=kernels");
     let root = PathBuf::from(env("CARGO_MANIFEST_DIR"));
     let out_dir = PathBuf::from(env("OUT_DIR"));
+    revision::record(&root);
     for result in [fatbins::build(&root, &out_dir), emulated::build(&root, &out_dir)] {
         // Cargo shows each line as an error of its own.
         for line in result.err().iter().flat_map(|message| message.lines()) {

@@ -122,7 +122,7 @@ fn version(identity: &str) -> Option<(u32, u32)> {
 /// later members of their families (B300, DGX Spark); other GPUs from sm_80 on compile the PTX when
 /// they load it.
 pub const ARCHES: [&str; 6] = ["80", "86", "89", "90a", "100", "120"];
-const PTX: &str = "80";
+pub(crate) const PTX: &str = "80";
 
 /// The architectures that `KERNEL_ARCHES` asks for ("90a" or "80,90a"; "none" is none at all), and
 /// whether to add PTX, which only the default does.

@@ -9,6 +9,11 @@ use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor};
 use nvml_wrapper::enums::device::UsedGpuMemory;
 use std::fmt;
 
+/// Returns the version of the driver: `580.159.04`. `None` without one.
+pub fn driver_version() -> Option<String> {
+    Nvml::init().ok()?.sys_driver_version().ok()
+}
+
 /// The state of a GPU at one moment. Numbers that the GPU does not report are `None`: GPUs in
 /// servers have no fan.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -69,7 +69,7 @@ impl Mpi {
     pub fn begin(process: &Process, limits: Limits) -> Result<Self> {
         let began = Instant::now();
         let mut state = lock();
-        let library = shorten(&library_version().unwrap_or_default());
+        let library = library();
         let initialized = initialize_with_threading(Threading::Serialized);
         let (universe, threads) = initialized.context("MPI was initialized in this process before")?;
         let world = universe.world();
@@ -90,6 +90,11 @@ impl Mpi {
         info!("{world_size} processes connected over {library} in {} ms", began.elapsed().as_millis());
         Ok(Mpi { rank, world_size, communicator, library, limits })
     }
+}
+
+/// MPI's name and version, before or after it is initialized: `Open MPI 4.1.4`.
+pub fn library() -> String {
+    shorten(&library_version().unwrap_or_default())
 }
 
 /// Finalizes MPI if it was initialized. After a failure this ends all ranks, this one with exit

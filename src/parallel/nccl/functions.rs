@@ -7,6 +7,7 @@
 //! one that cudarc's enum lacks.
 
 use super::find::{self, WANTED};
+use crate::libraries::Missing;
 use crate::tensor::Dtype;
 use anyhow::{Result, anyhow, bail};
 use cudarc::nccl::sys::{cudaStream_t, ncclComm_t, ncclDataType_t, ncclRedOp_t, ncclResult_t, ncclUniqueId};
@@ -158,6 +159,18 @@ impl Functions {
         let table = Table::new(&library, &path)?;
         log::info!("NCCL {} from {path}", show(version));
         Ok(Functions { table, version, path, _library: std::mem::ManuallyDrop::new(library) })
+    }
+
+    /// Describes the library for an overview: `2.27.7 from /usr/lib/libnccl.so.2`, or why there is
+    /// none.
+    pub fn describe() -> String {
+        match Functions::load() {
+            Ok(nccl) => format!("{} from {}", show(nccl.version), nccl.path),
+            Err(error) => match error.downcast_ref::<Missing>() {
+                Some(missing) => missing.brief().to_owned(),
+                None => format!("{error:#}"),
+            },
+        }
     }
 
     /// The library's path.

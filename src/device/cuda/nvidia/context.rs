@@ -8,6 +8,8 @@ use cudarc::driver::{CudaContext, DriverError, result as cu, sys};
 use std::ffi::{CStr, c_char};
 use std::fmt;
 use std::sync::Arc;
+use sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR;
+use sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR;
 use sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN as MAX_SHARED_BYTES;
 use sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as SM_COUNT;
 
@@ -25,6 +27,13 @@ pub enum Problem {
 
 impl std::error::Error for Problem {}
 
+impl Problem {
+    /// The same for an overview, in which a machine without a driver is nothing special.
+    pub fn brief(&self) -> String {
+        if *self == Problem::NoDriver { "not found".to_owned() } else { self.to_string() }
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -32,7 +41,6 @@ impl fmt::Display for Problem {
                 write!(f, "no NVIDIA driver: libcuda.so.1 was not found; install NVIDIA's driver")?
             }
             Problem::DriverTooOld(version) => {
-                let show = |v: i32| format!("{}.{}", v / 1000, v % 1000 / 10);
                 let (found, expected) = (show(*version), show(oldest_driver()));
                 write!(
                     f,
@@ -57,6 +65,11 @@ impl fmt::Display for Problem {
     }
 }
 
+/// `13.0`, for CUDA's 13000.
+fn show(version: i32) -> String {
+    format!("{}.{}", version / 1000, version % 1000 / 10)
+}
+
 /// The path of the loaded libcuda, as ` (/usr/lib/libcuda.so.1)`.
 fn place() -> String {
     libraries::loaded_from("libcuda.so").map(|path| format!(" ({})", path.display())).unwrap_or_default()
@@ -68,16 +81,16 @@ fn oldest_driver() -> i32 {
     i32::max(12080, NVCC_VERSION.0 as i32 * 1000)
 }
 
-/// Returns the number of GPUs, at least one.
-///
-/// # Errors
-/// If there is no GPU, or none that can be used.
-pub fn probe() -> Result<usize, Problem> {
-    let failed = |what: &str, e: DriverError| match e.0 {
+fn failed(what: &str, e: DriverError) -> Problem {
+    match e.0 {
         sys::CUresult::CUDA_ERROR_NO_DEVICE => Problem::NoDevice,
         sys::CUresult::CUDA_ERROR_STUB_LIBRARY => Problem::Stub,
         _ => Problem::Other(cuda_error(what, e).to_string()),
-    };
+    }
+}
+
+/// Loads the driver. Returns the CUDA version that it supports, in CUDA's own encoding.
+fn driver_version() -> Result<i32, Problem> {
     // SAFETY: this runs the initializers of NVIDIA's libcuda, which any program may load. Every
     // other function of cudarc panics if the library is missing, so none is called before this
     // returns true.
@@ -87,6 +100,23 @@ pub fn probe() -> Result<usize, Problem> {
     let mut version = 0;
     // SAFETY: the library is present, and this function may be called before `cuInit`.
     unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(|e| failed("cuDriverGetVersion", e))?;
+    Ok(version)
+}
+
+/// Describes the driver: `for CUDA 13.0 (/usr/lib/libcuda.so.1)`.
+///
+/// # Errors
+/// If there is none.
+pub fn driver() -> Result<String, Problem> {
+    driver_version().map(|version| format!("for CUDA {}{}", show(version), place()))
+}
+
+/// Returns the number of GPUs, at least one.
+///
+/// # Errors
+/// If there is no GPU, or none that can be used.
+pub fn probe() -> Result<usize, Problem> {
+    let version = driver_version()?;
     if version < oldest_driver() {
         return Err(Problem::DriverTooOld(version));
     }
@@ -95,6 +125,20 @@ pub fn probe() -> Result<usize, Problem> {
         ..=0 => Err(Problem::NoDevice),
         count => Ok(count as usize),
     }
+}
+
+/// Returns the name of each GPU with its capability: `NVIDIA H100 80GB HBM3 (sm_90)`.
+///
+/// # Errors
+/// As [`probe`].
+pub fn gpus() -> Result<Vec<String>, Problem> {
+    let describe = |ordinal| {
+        let device = cu::device::get(ordinal)?;
+        // SAFETY: the driver is initialized, and the device is one of those it counted.
+        let [major, minor] = [MAJOR, MINOR].map(|part| unsafe { cu::device::get_attribute(device, part) });
+        Ok(format!("{} (sm_{}{})", cu::device::get_name(device)?, major?, minor?))
+    };
+    (0..probe()? as i32).map(describe).collect::<Result<_, _>>().map_err(|e| failed("cuDeviceGetName", e))
 }
 
 /// Opens the primary context of a GPU, which CUDA's libraries use as well, and makes it current.

@@ -12,7 +12,7 @@ mod functions;
 mod staging;
 mod tensor_map;
 
-pub use context::{Problem, probe};
+pub use context::{Problem, driver, gpus, probe};
 
 use super::driver::{DeviceInfo, Driver, Graph};
 use super::fatbins::{FATBINS, Fatbin};
@@ -50,6 +50,11 @@ pub struct Nvidia {
     stream: Arc<CudaStream>,
     /// Named in the error of a kernel, which surfaces only later.
     last_launch: Option<(&'static KernelSpec, Launch)>,
+}
+
+/// Describes cuBLASLt: `13.0.2 from /usr/local/cuda/lib64/libcublasLt.so.13`, or why there is none.
+pub fn cublaslt() -> String {
+    cublaslt::load().map_or_else(|missing| missing.brief().to_owned(), |found| found.to_string())
 }
 
 impl Nvidia {

@@ -12,6 +12,7 @@ use cudarc::cublaslt::{result as lt, sys};
 use cudarc::driver::{CudaEvent, CudaStream, result as cu};
 use descriptors::{Descriptors, Preference};
 use find::Found;
+pub use find::load;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -46,7 +47,7 @@ impl Cublaslt {
     /// # Errors
     /// One line, if there is no cuBLASLt or it does not start.
     pub fn open(stream: Arc<CudaStream>) -> Result<Self> {
-        let found = find::load()?;
+        let found = load()?;
         let handle = lt::create_handle().map_err(|e| anyhow!("cuBLASLt does not start: {:?}", e.0))?;
         // SAFETY: a context is current, which is all that the call requires; `drop` frees the
         // memory.
