@@ -14,6 +14,14 @@ pub trait Observer {
     /// Whether it looks at each operation now. If not, operations may pass it by.
     fn is_watching(&self) -> bool;
 
+    fn enter(&self, inner: &mut dyn Ops, span: Span) {
+        inner.enter(span);
+    }
+
+    fn leave(&self, inner: &mut dyn Ops) {
+        inner.leave();
+    }
+
     fn upload(&self, inner: &mut dyn Ops, dst: Tensor, src: &[u8]) -> Result<()> {
         inner.upload(dst, src)
     }
@@ -109,6 +117,18 @@ impl<O: Observer> Device for Observed<O> {
 
     fn take_stamps(&mut self) -> Result<Vec<Duration>> {
         self.inner.take_stamps()
+    }
+
+    fn enter(&mut self, span: Span) {
+        self.observer.enter(self.inner.as_mut(), span);
+    }
+
+    fn leave(&mut self) {
+        self.observer.leave(self.inner.as_mut());
+    }
+
+    fn record_for_profiler(&mut self, on: bool) -> Result<()> {
+        self.inner.record_for_profiler(on)
     }
 
     fn gpu(&self) -> Option<Gpu> {
