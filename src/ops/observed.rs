@@ -4,9 +4,9 @@ use super::*;
 
 /// Runs the operations and copies of an [`Observed`] device on the device `inner`.
 pub trait Observer {
-    /// Takes note of the memory that the device allocates.
-    fn allocated(&self, plan: &MemoryPlan) {
-        let _ = plan;
+    /// The library that the observer works with, if any: its purpose, and its path.
+    fn library(&self) -> Option<(&'static str, String)> {
+        None
     }
 
     fn call(&self, inner: &mut dyn Ops, call: &Call) -> Result<()>;
@@ -63,7 +63,8 @@ impl<O: Observer> Device for Observed<O> {
     }
 
     fn libraries(&mut self) -> Result<Vec<(&'static str, String)>> {
-        self.inner.libraries()
+        let observers = self.observer.library();
+        Ok(self.inner.libraries()?.into_iter().chain(observers).collect())
     }
 
     fn float_dtype(&self) -> Dtype {
@@ -83,7 +84,6 @@ impl<O: Observer> Device for Observed<O> {
     }
 
     fn allocate(&mut self, plan: &MemoryPlan) -> Result<()> {
-        self.observer.allocated(plan);
         self.inner.allocate(plan)
     }
 
