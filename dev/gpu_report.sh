@@ -212,16 +212,17 @@ time_steps() {
 }
 
 # The main measurement: GPT-2 124M, 64 x 1024 tokens, eight micro-steps. First with the default
-# flags, which choose kernels by timing; then with GELU separate and fused, with our matmuls, and
-# with cuBLASLt's, which fuse none. The limits of the parts plus GRACE are the step's limit.
+# flags, which choose kernels by timing; then without graphs, where two of the ten steps are recorded
+# operation by operation; with GELU fused, with our matmuls, and with cuBLASLt's, which fuse none.
+# The limits of the parts plus GRACE are the step's limit.
 train() {
     local tokens=6000000 shape="-e d12 -b 64 -t 1024 -d 524288 -r 0" failed=0 name seconds steps flags
     [ "$DEVICE" = cuda ] || { tokens=200000; shape="--layers 1 --heads 1 --channels 64 -b 1 -t 32"; }
     while read -r name seconds steps flags; do
-        [ "$DEVICE" = cuda ] || { steps=2; flags=${flags/-lg 5/}; }
+        [ "$DEVICE" = cuda ] || { steps=2; flags=${flags/-lg 5/} flags=${flags/3:4/2}; }
         part "train-$name" "$seconds" bash -c "time_steps $tokens d12-$name train_gpt2cu --device $DEVICE $shape -x $steps $flags" ||
             failed=1
-    done <<<$'default 44 20 -lg 5\nno-graphs 24 10 --cuda-graphs 0\nge2 24 10 -ge 2\nown 24 10 -ge 2 --matmul own\ncublaslt 24 10 -ge 0 --matmul cublaslt'
+    done <<<$'default 44 20 -lg 5\nno-graphs 24 10 --cuda-graphs 0 --profile 3:4\nge2 24 10 -ge 2\nown 24 10 -ge 2 --matmul own\ncublaslt 24 10 -ge 0 --matmul cublaslt'
     return $failed
 }
 

@@ -123,6 +123,14 @@ train() {
     for part in $(parts train); do tuning "$part"; done
 }
 
+# Prints the table of recorded steps. The timeline is in the archive.
+profile() {
+    local table=$OUT/run-d12-no-graphs/profile.txt
+    [ -s "$table" ] || { echo "Nothing was recorded."; return; }
+    sed 's/^/    /' "$table"
+    printf '\nTimeline for ui.perfetto.dev: `run-d12-no-graphs/profile.json`.\n'
+}
+
 # Prints each tool and its verdict.
 sanitizer() {
     local part
@@ -176,6 +184,8 @@ page() {
     ran parity && parity
     printf '\n## Training steps of GPT-2 124M (tiny sizes on the emulated device)\n\n'
     ran train && train
+    printf '\n## Steps of GPT-2 124M, operation by operation\n\n'
+    ran train && profile
     printf "\n## PyTorch's kernels\n\n"
     ran peers && tables peers
     printf '\n## Full steps compared with PyTorch\n\n'

@@ -78,6 +78,7 @@ pub mod llmc;
 pub mod memory;
 pub mod model;
 pub mod numerics;
+pub mod nvtx;
 pub mod ops;
 pub mod optim;
 pub mod parallel;

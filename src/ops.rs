@@ -17,21 +17,25 @@
 mod buffer;
 mod call;
 mod dropout;
+mod epilogue;
 mod floats;
 mod gpu;
 mod limits;
 mod muon;
 mod observed;
+mod span;
 mod stamps;
 
 pub use buffer::{Buffer, Place};
 pub use call::{Access, Call, CallDevice};
 pub use dropout::{Dropout, DropoutState, Mask, philox};
+pub use epilogue::{Epilogue, Kept};
 pub use floats::{download_f32, upload_f32};
 pub use gpu::{Gpu, GpuMemory};
 pub use limits::{Limits, SCRATCH, plan_scratch};
 pub use muon::{MuonMomentum, MuonStep, NewtonSchulz};
 pub use observed::{Observed, Observer};
+pub use span::{Span, within};
 pub use stamps::HostStamps;
 
 use crate::tensor::{Dtype, MemoryPlan, Tensor};
@@ -119,6 +123,24 @@ pub trait Device {
         Ok(Vec::new())
     }
 
+    /// Begins a part of the run. Devices that a profiler observes take note of it; others do
+    /// nothing.
+    fn enter(&mut self, span: Span) {
+        let _ = span;
+    }
+
+    /// Ends the part that began last.
+    fn leave(&mut self) {}
+
+    /// Tells the vendor's profiler, if one is attached, to record from now on, or no longer.
+    ///
+    /// # Errors
+    /// If the device's driver fails.
+    fn record_for_profiler(&mut self, on: bool) -> Result<()> {
+        let _ = on;
+        Ok(())
+    }
+
     /// The GPU, for estimates; `None` on any other device.
     fn gpu(&self) -> Option<Gpu> {
         None
@@ -143,70 +165,6 @@ pub trait Device {
     /// One line, if there is no GPU, or it cannot be queried.
     fn gpu_state(&mut self) -> Result<String> {
         anyhow::bail!("there is no GPU to report on")
-    }
-}
-
-/// The (N, OC) tensor that a matmul with a GELU keeps for the backward pass. h is the input of the
-/// GELU, rounded to the device's type; gelu(h) and gelu'(h) are computed from that rounded h.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Kept<T = Tensor> {
-    /// h. [`Ops::gelu_recompute`] turns it into gelu'(h).
-    Input(T),
-    /// gelu'(h), a [`MatmulBackward::gelu_gradient`].
-    Gradient(T),
-}
-
-impl<T> Kept<T> {
-    /// Returns the same with `f` of the tensor.
-    pub fn map<U>(self, f: impl Fn(T) -> U) -> Kept<U> {
-        match self {
-            Kept::Input(tensor) => Kept::Input(f(tensor)),
-            Kept::Gradient(tensor) => Kept::Gradient(f(tensor)),
-        }
-    }
-
-    pub fn tensor(self) -> T {
-        match self {
-            Kept::Input(tensor) | Kept::Gradient(tensor) => tensor,
-        }
-    }
-}
-
-/// The operations that follow a matmul, fused with it where the device can. Operands are handles or
-/// addresses: bias (OC), kept and residual (N, OC).
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Epilogue<T = Tensor> {
-    /// out = matmul
-    None,
-    /// out = matmul + bias
-    Bias { bias: T },
-    /// h = matmul + bias; out = gelu(h); kept = h or gelu'(h)
-    BiasGelu { bias: T, kept: Kept<T> },
-    /// out = residual + matmul + bias
-    BiasResidual { bias: T, residual: T },
-}
-
-impl<T> Epilogue<T> {
-    /// Returns the same epilogue with `f` of each operand.
-    pub fn map<U>(self, f: impl Fn(T) -> U) -> Epilogue<U> {
-        match self {
-            Epilogue::None => Epilogue::None,
-            Epilogue::Bias { bias } => Epilogue::Bias { bias: f(bias) },
-            Epilogue::BiasGelu { bias, kept } => Epilogue::BiasGelu { bias: f(bias), kept: kept.map(f) },
-            Epilogue::BiasResidual { bias, residual } => {
-                Epilogue::BiasResidual { bias: f(bias), residual: f(residual) }
-            }
-        }
-    }
-
-    /// Returns `[bias, kept, residual]`.
-    pub fn operands(self) -> [Option<T>; 3] {
-        match self {
-            Epilogue::None => [None, None, None],
-            Epilogue::Bias { bias } => [Some(bias), None, None],
-            Epilogue::BiasGelu { bias, kept } => [Some(bias), Some(kept.tensor()), None],
-            Epilogue::BiasResidual { bias, residual } => [Some(bias), None, Some(residual)],
-        }
     }
 }
 

@@ -185,17 +185,19 @@ fn a_default_model_that_is_not_there() {
 }
 
 #[test]
-fn a_trace_that_cannot_be_written() {
+fn a_profile_of_steps_that_are_not_there() {
     let corpus = Corpus::new();
-    for (flags, words) in [
-        ("-x 2 --trace nowhere/trace.json", &["--trace", "nowhere/trace.json"]),
-        ("-x 2 --trace /proc/trace.json", &["--trace", "/proc/trace.json"]),
-        ("-x 2 --trace .", &["--trace", "regular file"]),
-        ("-x 1 --trace trace.json", &["--trace trace.json", "-x"]),
-    ] {
-        refuse(corpus.train().args(flags.split(' ')).args(["-o", "out"]), words);
-        assert!(!corpus.path("out").exists() && !corpus.path("trace.json").exists(), "{flags}");
+    let wanted = "expected FIRST:LAST, steps that count from 1 and ascend, such as 3:5, found ";
+    for steps in ["5:3", "0:2", "a:b", "2:", ":2", "1:2:3", "-1:2", "0", "99999999999999999999"] {
+        let flags = ["-x", "9", "-o", "out", &format!("--profile={steps}")];
+        refuse(corpus.train().args(flags), &["--profile", &format!("{wanted}{steps}")]);
     }
+    for steps in ["2:4", "4"] {
+        let words = [&*format!("--profile {steps}: the run has 3 steps"), "-x"];
+        refuse(corpus.train().args(["-x", "3", "-o", "out", "--profile", steps]), &words);
+    }
+    refuse(corpus.train().args(["-x", "3", "--profile", "2"]), &["--profile 2", "-o/--output-dir"]);
+    assert!(!corpus.path("out").exists());
 }
 
 #[test]

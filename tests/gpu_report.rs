@@ -39,6 +39,7 @@ train_gpt2*)
     while [ "$1" != -o ]; do shift; done
     mkdir -p "$2"
     touch "$2/model.bin"
+    case $* in *--profile*) printf 'profile of steps 3:4\noperation  ms\n' >"$2/profile.txt" ;; esac
     printf 's:0 trl:10.5\ns:1 trl:10.25\n' >"$2/main.log"
     echo '| cuBLASLt              | 13.0.2 from /usr/lib                               |'
     echo "log level ${WARPSMITH_LOG:-none}"
@@ -193,7 +194,7 @@ fn expected_calls(out: &Path) -> Vec<String> {
         format!("train_gpt2cu {small} -o {out}/run-fp16 -v 0 -s 0 --device cuda --dtype fp16 {tiny}"),
         format!("warpsmith stories -o {out}/data/6000000 --tokens 6000000 --force"),
         d12("default", "-x 20 -lg 5"),
-        d12("no-graphs", "-x 10 --cuda-graphs 0"),
+        d12("no-graphs", "-x 10 --cuda-graphs 0 --profile 3:4"),
         d12("ge2", "-x 10 -ge 2"),
         d12("own", "-x 10 -ge 2 --matmul own"),
         d12("cublaslt", "-x 10 -ge 0 --matmul cublaslt"),
@@ -231,6 +232,8 @@ fn on_a_gpu_each_step_calls_what_it_should() {
             "| kernels-nccl | 1 | 0 | ok |",
             "| bench | FAILED |",
             "| train | ok |",
+            "    profile of steps 3:4",
+            "Timeline for ui.perfetto.dev: `run-d12-no-graphs/profile.json`.",
             "| cublaslt | 3 | 10.1 | 10.3 |",
             "| racecheck | no fault |",
         ],

@@ -17,6 +17,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("libraries", &[]),
     ("gpus", &[]),
     ("memory", &[]),
+    ("nvtx", &[]),
     ("report", &["files"]),
     ("hub", &["files", "report"]),
     ("track", &["files", "report", "words"]),
@@ -33,19 +34,19 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("checkpoint", &["config", "data", "files", "llmc", "memory", "params", "rng", "tensor"]),
     ("parallel", &["files", "libraries", "ops", "tensor"]),
     ("recorder", &["ops", "parallel", "tensor"]),
-    ("trace", &["ops", "parallel", "params", "report", "sharding", "tensor"]),
+    ("trace", &["nvtx", "ops", "parallel", "params", "report", "sharding", "tensor"]),
     ("replica", &["config", "data", "model", "ops", "optim", "parallel", "sharding", "tensor"]),
     ("roofline", &["config", "data", "gpus", "model", "ops", "optim", "parallel", "params", "recorder", "replica", "report", "sharding", "tensor", "trace"]),
     ("sample", &["data", "model", "ops", "rng"]),
     ("eval", &["config", "data", "files", "llmc", "model", "ops", "tensor", "words"]),
     ("cli", &["config", "device", "eval", "hub", "model", "optim", "parallel", "params", "report", "roofline", "sharding", "tensor"]),
-    ("train", &["checkpoint", "cli", "config", "data", "device", "eval", "files", "gpus", "hub", "memory", "model", "numerics", "ops", "optim", "parallel", "params", "replica", "report", "sample", "sharding", "tensor", "trace", "track", "words"]),
+    ("train", &["checkpoint", "cli", "config", "data", "device", "eval", "files", "gpus", "hub", "memory", "model", "numerics", "nvtx", "ops", "optim", "parallel", "params", "replica", "report", "roofline", "sample", "sharding", "tensor", "trace", "track", "words"]),
     ("app", &["checkpoint", "cli", "config", "data", "device", "eval", "files", "gpus", "hub", "memory", "model", "ops", "parallel", "params", "replica", "report", "roofline", "sample", "sharding", "tensor", "track", "train", "watch", "words"]),
 ];
 
 /// Files that may contain `unsafe`, as prefixes.
 const MAY_BE_UNSAFE: &[&str] =
-    &["crates/emulator/", "src/app/launch.rs", "src/device/", "src/parallel/", "src/simd.rs"];
+    &["crates/emulator/", "src/app/launch.rs", "src/device/", "src/nvtx.rs", "src/parallel/", "src/simd.rs"];
 
 /// The source of the library, and of the crates beside it.
 const SOURCES: [&str; 2] = ["src", "crates"];

@@ -230,6 +230,9 @@ impl TrainArgs {
             let log = "follows the log of the run; give it a directory with -o/--output-dir";
             ensure!(!self.tracking.tensorboard, "--tensorboard 1: {log}");
             ensure!(self.tracking.mlflow.is_none(), "--mlflow: {log}");
+            if let Some(steps) = self.files.profile {
+                bail!("--profile {steps}: needs a directory for the timeline; give one with -o/--output-dir");
+            }
             let wanted = "needs a directory for checkpoints; give one with -o/--output-dir";
             ensure!(!self.files.resume, "-y/--resume 1: {wanted}");
             ensure!(

@@ -9,7 +9,7 @@ use crate::roofline::gpu::Gpu;
 use crate::tensor::Dtype;
 use clap::ValueEnum;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::str::FromStr;
 
 /// Numbers above this are typing errors; the product of any two below it fits into 64 bits.
@@ -74,6 +74,38 @@ pub fn batch_ramp(text: &str) -> Result<(usize, usize), String> {
     let wanted = || expected("FROM:TOKENS, such as 32768:4B", text);
     let (from, length) = text.split_once(':').ok_or_else(wanted)?;
     Ok((tokens(from)?, tokens(length)?))
+}
+
+/// Steps of a run, from `first` to `last`, which count from 1: `3:5`, or `3` alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Steps {
+    pub first: usize,
+    pub last: usize,
+}
+
+impl Steps {
+    pub fn contains(self, step: usize) -> bool {
+        (self.first..=self.last).contains(&step)
+    }
+}
+
+impl FromStr for Steps {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (first, last) = text.split_once(':').unwrap_or((text, text));
+        match (count(first), count(last)) {
+            (Ok(first), Ok(last)) if first <= last => Ok(Steps { first, last }),
+            _ => Err(expected("FIRST:LAST, steps that count from 1 and ascend, such as 3:5", text)),
+        }
+    }
+}
+
+impl fmt::Display for Steps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Steps { first, last } = self;
+        if first == last { write!(f, "{first}") } else { write!(f, "{first}:{last}") }
+    }
 }
 
 /// An interval in steps. 0 is off, and so is llm.c's -1.

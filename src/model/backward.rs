@@ -11,6 +11,7 @@ use super::{BatchShape, GPT2};
 use crate::config::ModelConfig;
 use crate::ops::{
     AttentionBackward, AttentionDims, EncoderBackward, GraphKey, LayernormBackward, MatmulBackward, Ops,
+    Span, within,
 };
 use crate::params::frozen::Frozen;
 use crate::params::{Param, Param::*};
@@ -110,9 +111,11 @@ impl GPT2 {
         // Below this layer nothing is trained.
         let lowest = self.grads().layout.lowest_trained();
         for l in (lowest..w.config.L).rev() {
-            self.begin_unit(dev, hooks, l, step)?;
-            self.mlp_backward(dev, l, shape, step)?;
-            self.attention_backward(dev, l, shape, step)?;
+            within(dev, Span::Layer(l), |dev| {
+                self.begin_unit(dev, hooks, l, step)?;
+                self.mlp_backward(dev, l, shape, step)?;
+                self.attention_backward(dev, l, shape, step)
+            })?;
             hooks.after(dev, Pass::Backward, l)?;
         }
         let (dwte, dwpe) = (self.grads().find(Wte, 0), self.grads().find(Wpe, 0));

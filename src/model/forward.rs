@@ -8,7 +8,7 @@ use super::{BatchShape, GPT2};
 use crate::config::logits_rows;
 use crate::ops::{
     AttentionDims, AttentionForward, Classifier, EncoderForward, Epilogue, Kept, LayernormForward,
-    MatmulForward, Ops, download_f32,
+    MatmulForward, Ops, Span, download_f32, within,
 };
 use crate::params::{Param, Param::*};
 use crate::tensor::Tensor;
@@ -74,7 +74,7 @@ impl GPT2 {
         hooks.before(dev, Pass::Forward, 0)?;
         dev.layernorm_forward(self.norm_before_block(0, shape))?;
         for l in 0..w.config.L {
-            self.block(dev, hooks, l, attention)?;
+            within(dev, Span::Layer(l), |dev| self.block(dev, hooks, l, attention))?;
             hooks.after(dev, Pass::Forward, l)?;
         }
         Ok(())

@@ -4,15 +4,23 @@ use super::*;
 
 /// Runs the operations and copies of an [`Observed`] device on the device `inner`.
 pub trait Observer {
-    /// Takes note of the memory that the device allocates.
-    fn allocated(&self, plan: &MemoryPlan) {
-        let _ = plan;
+    /// The library that the observer works with, if any: its purpose, and its path.
+    fn library(&self) -> Option<(&'static str, String)> {
+        None
     }
 
     fn call(&self, inner: &mut dyn Ops, call: &Call) -> Result<()>;
 
     /// Whether it looks at each operation now. If not, operations may pass it by.
     fn is_watching(&self) -> bool;
+
+    fn enter(&self, inner: &mut dyn Ops, span: Span) {
+        inner.enter(span);
+    }
+
+    fn leave(&self, inner: &mut dyn Ops) {
+        inner.leave();
+    }
 
     fn upload(&self, inner: &mut dyn Ops, dst: Tensor, src: &[u8]) -> Result<()> {
         inner.upload(dst, src)
@@ -55,7 +63,8 @@ impl<O: Observer> Device for Observed<O> {
     }
 
     fn libraries(&mut self) -> Result<Vec<(&'static str, String)>> {
-        self.inner.libraries()
+        let observers = self.observer.library();
+        Ok(self.inner.libraries()?.into_iter().chain(observers).collect())
     }
 
     fn float_dtype(&self) -> Dtype {
@@ -75,7 +84,6 @@ impl<O: Observer> Device for Observed<O> {
     }
 
     fn allocate(&mut self, plan: &MemoryPlan) -> Result<()> {
-        self.observer.allocated(plan);
         self.inner.allocate(plan)
     }
 
@@ -109,6 +117,18 @@ impl<O: Observer> Device for Observed<O> {
 
     fn take_stamps(&mut self) -> Result<Vec<Duration>> {
         self.inner.take_stamps()
+    }
+
+    fn enter(&mut self, span: Span) {
+        self.observer.enter(self.inner.as_mut(), span);
+    }
+
+    fn leave(&mut self) {
+        self.observer.leave(self.inner.as_mut());
+    }
+
+    fn record_for_profiler(&mut self, on: bool) -> Result<()> {
+        self.inner.record_for_profiler(on)
     }
 
     fn gpu(&self) -> Option<Gpu> {

@@ -4,7 +4,7 @@ use super::Replica;
 use crate::data::loader::Batch;
 use crate::model::backward::{MicroStep, forward_key};
 use crate::model::{BatchShape, GPT2};
-use crate::ops::{DropoutState, Ops, download_f32, upload_f32};
+use crate::ops::{DropoutState, Ops, Span, download_f32, upload_f32, within};
 use crate::optim::optimizer::Update;
 use anyhow::Result;
 
@@ -53,24 +53,28 @@ impl Replica {
         let (rank, ranks) = (zero.peers.process.rank, zero.peers.process.world_size);
         model.load_dloss(dev, loss_scale / counted as f32)?;
         for micro_step in 0..grad_accum_steps {
-            let (first, last) = (micro_step == 0, micro_step + 1 == grad_accum_steps);
-            let batch = next_batch()?; // (B, T) inputs, and targets one token on
-            let shape = load(model, dev, shape, &batch)?;
-            load_sorted_rows(model, dev, &batch)?;
-            if let Some(key) = *dropout_key {
-                // Ranks take the batches of the step in turn.
-                let first_row = ((micro_step * ranks + rank) * shape.rows()) as u32;
-                model.load_dropout(dev, DropoutState { key, first_row, unused: 0 })?;
-            }
-            let fresh_grads = zero.begin_micro_step(first, last);
-            let at = MicroStep { first, fresh_grads, dropout: dropout_key.is_some() };
-            let communicates = zero.communicates();
-            let mut passes = |dev: &mut dyn Ops| {
-                model.forward_to_train(dev, zero, shape, at)?; // encoder -> L blocks -> lnf
-                // logits, losses -> ... -> dwte; gradients +=. Reductions start meanwhile.
-                model.backward(dev, shape, at, zero)
-            };
-            if communicates { passes(dev)? } else { dev.replay(at.key(shape), &mut passes)? }
+            within(dev, Span::MicroStep(micro_step + 1), |dev| {
+                let (first, last) = (micro_step == 0, micro_step + 1 == grad_accum_steps);
+                // (B, T) inputs, and targets one token on
+                let batch = within(dev, Span::Batch, |_| next_batch())?;
+                let shape = load(model, dev, shape, &batch)?;
+                load_sorted_rows(model, dev, &batch)?;
+                if let Some(key) = *dropout_key {
+                    // Ranks take the batches of the step in turn.
+                    let first_row = ((micro_step * ranks + rank) * shape.rows()) as u32;
+                    model.load_dropout(dev, DropoutState { key, first_row, unused: 0 })?;
+                }
+                let fresh_grads = zero.begin_micro_step(first, last);
+                let at = MicroStep { first, fresh_grads, dropout: dropout_key.is_some() };
+                let communicates = zero.communicates();
+                let mut passes = |dev: &mut dyn Ops| {
+                    // encoder -> L blocks -> lnf
+                    within(dev, Span::Forward, |dev| model.forward_to_train(dev, zero, shape, at))?;
+                    // logits, losses -> ... -> dwte; gradients +=. Reductions start meanwhile.
+                    within(dev, Span::Backward, |dev| model.backward(dev, shape, at, zero))
+                };
+                if communicates { passes(dev) } else { dev.replay(at.key(shape), &mut passes) }
+            })?;
         }
         self.read_back(counted, loss_scale, vote)
     }
@@ -87,22 +91,29 @@ impl Replica {
         let Replica { zero, dev, model, .. } = self;
         let dev = dev.as_mut();
         for micro_step in 0..grad_accum_steps {
-            let first = micro_step == 0;
-            let shape = load(model, dev, shape, &next_batch()?)?;
-            let alone = zero.peers.is_alone();
-            let mut pass = |dev: &mut dyn Ops| {
-                if first {
-                    dev.fill(model.acts.losses, 0.0)?;
-                }
-                model.forward(dev, zero, shape)?;
-                model.losses(dev, shape)
-            };
-            if alone { dev.replay(forward_key(shape, first), &mut pass)? } else { pass(dev)? }
+            within(dev, Span::MicroStep(micro_step + 1), |dev| {
+                let first = micro_step == 0;
+                let batch = within(dev, Span::Batch, |_| next_batch())?;
+                let shape = load(model, dev, shape, &batch)?;
+                let alone = zero.peers.is_alone();
+                let mut pass = |dev: &mut dyn Ops| {
+                    if first {
+                        dev.fill(model.acts.losses, 0.0)?;
+                    }
+                    within(dev, Span::Forward, |dev| {
+                        model.forward(dev, zero, shape)?;
+                        model.losses(dev, shape)
+                    })
+                };
+                if alone { dev.replay(forward_key(shape, first), &mut pass) } else { pass(dev) }
+            })?;
         }
         let mut sums = [0.0, vote()];
-        let loss = model.loss_sum(dev)?;
-        download_f32(dev, &mut sums[..1], loss)?;
-        zero.peers.sum(dev, model, &mut sums)?;
+        within(dev, Span::LossAndNorm, |dev| {
+            let loss = model.loss_sum(dev)?;
+            download_f32(dev, &mut sums[..1], loss)?;
+            zero.peers.sum(dev, model, &mut sums)
+        })?;
         Ok(StepStats { loss: sums[0] / counted as f32, norm: 0.0, votes: sums[1] })
     }
 
@@ -136,13 +147,14 @@ impl Replica {
         vote: impl FnOnce() -> f32,
     ) -> Result<StepStats> {
         let Replica { zero, dev, model, .. } = self;
-        let dev = dev.as_mut();
-        model.loss_sum(dev)?;
-        let scalars = model.acts.scalars.slice(0, 3);
-        upload_f32(dev, scalars.slice(2, 1), &[vote()])?;
-        zero.finish_grads(dev, scalars)?;
         let mut host = [0.0; 3];
-        download_f32(dev, &mut host, scalars)?;
+        within(dev.as_mut(), Span::LossAndNorm, |dev| {
+            model.loss_sum(dev)?;
+            let scalars = model.acts.scalars.slice(0, 3);
+            upload_f32(dev, scalars.slice(2, 1), &[vote()])?;
+            zero.finish_grads(dev, scalars)?;
+            download_f32(dev, &mut host, scalars)
+        })?;
         let [loss_sum, norm_squared, votes] = host;
         Ok(StepStats { loss: loss_sum / counted as f32, norm: norm_squared.sqrt() / loss_scale, votes })
     }
@@ -152,6 +164,7 @@ impl Replica {
     pub fn update(&mut self, step: usize, lr: f32, norm: f32, loss_scale: f32) -> Result<()> {
         let grad_scale = self.optimizer.clip_scale(norm) / loss_scale;
         let update = Update { lr, grad_scale, t: step + 1 };
-        self.zero.update(self.dev.as_mut(), &self.optimizer, update)
+        let Replica { zero, dev, optimizer, .. } = self;
+        within(dev.as_mut(), Span::Optimizer, |dev| zero.update(dev, optimizer, update))
     }
 }

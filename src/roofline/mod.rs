@@ -7,7 +7,8 @@
 //! prints.
 //! [`record`] reads measured times, which are shown next to the predictions. [`counted`] reads the
 //! counts of the emulated device, which give limits by the L2 cache and by shared memory.
-//! [`scaling`] extends the prediction to many GPUs.
+//! [`scaling`] extends the prediction to many GPUs, and [`running`] makes it for the operations of
+//! a step that runs.
 //!
 //! Nothing here runs a kernel. Times come in two kinds:
 //! - **floor**: all FLOPs at the rate of one large matmul or all bytes at the rate of a copy,
@@ -27,6 +28,7 @@ pub mod predict;
 pub mod record;
 pub mod recording;
 pub mod report;
+pub mod running;
 pub mod scaling;
 
 #[cfg(test)]

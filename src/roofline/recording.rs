@@ -79,9 +79,9 @@ impl Recording {
     }
 
     /// The names of the rank's tensors.
-    pub fn names(&self) -> Names<'_> {
-        let params = &self.weights().params;
-        Names { memory: self.memory.clone(), params, stored: self.replica.zero.params() }
+    pub fn names(&self) -> Names {
+        let (params, stored) = (self.weights().params.clone(), self.replica.zero.params().clone());
+        Names { memory: self.memory.clone(), params, stored }
     }
 
     /// Takes an optimizer step, and passes each of its events to `take`. Later steps begin with

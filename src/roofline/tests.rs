@@ -5,12 +5,18 @@ use super::gpu::{GPUS, Gpu};
 use super::kernels::{Class, StepShape, Tail};
 use super::predict::Bound;
 use super::record::Records;
+use super::recording::Recording;
 use super::report::Budget;
+use super::running::Predictor;
 use crate::config::ModelConfig;
 use crate::gpus::flops_per_token;
 use crate::model::activations::Recompute;
+use crate::ops;
 use crate::optim::optimizer::OptimizerKind;
 use crate::params::ParamLayout;
+use crate::recorder::Event;
+use crate::sharding::ZeroStage;
+use crate::trace::Op;
 
 const TOKENS: usize = 524_288;
 
@@ -376,4 +382,31 @@ fn muon_adds_products_to_the_update() {
     assert_eq!([elements("muon momentum"), elements("muon step")], [12 * 12 * 768 * 768; 2]);
     assert_eq!(elements("muon momentum") + elements("adamw"), 124_475_904);
     assert_eq!(of("muon square forward").map(|k| k.calls).sum::<usize>(), 12 * 6 * 5);
+}
+
+/// The operations of a step one by one take as long as its budget.
+#[test]
+fn a_running_step_is_predicted_as_the_budget_is() {
+    let (name, operands) = ("NVIDIA H100 80GB HBM3".to_owned(), "bf16");
+    let device = ops::Gpu { name, memory_bytes: 80 << 30, operands };
+    let mut recording = Recording::new(&model("d12"), &shape(64), ZeroStage::Zero0, 1);
+    let mut predictor = Predictor::new(recording.weights(), &device).unwrap();
+    let mut us = 0.0;
+    recording.step(|event| {
+        let op = match event {
+            Event::Call(call) => Op::Call(Box::new(call)),
+            Event::Copy { dst, src } => Op::Copy { dst, src },
+            _ => return,
+        };
+        us += predictor.us(&op).unwrap();
+    });
+    let budget = Budget::new(&model("d12"), &shape(64), Gpu::named("h100").unwrap(), &Records::default());
+    near(us / 1e3, budget.total_ms().realistic, 1e-2);
+
+    let weights = recording.weights();
+    let unknown = [("NVIDIA H100 80GB HBM3", "tf32"), ("Stand-in", "bf16")];
+    for (name, operands) in unknown {
+        let gpu = ops::Gpu { name: name.to_owned(), operands, ..device.clone() };
+        assert!(Predictor::new(weights, &gpu).is_none(), "{name} {operands}");
+    }
 }

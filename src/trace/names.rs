@@ -9,35 +9,58 @@ use crate::tensor::{MemoryPlan, Tensor};
 use serde_json::{Map, Value, json};
 
 /// The names of a rank's tensors.
-pub struct Names<'a> {
+pub struct Names {
     pub memory: MemoryPlan,
     /// The full parameters that passes work on.
-    pub params: &'a ParamBuffer,
+    pub params: ParamBuffer,
     /// The parameters that this rank stores and updates.
-    pub stored: &'a ParamBuffer,
+    pub stored: ParamBuffer,
 }
 
-impl Names<'_> {
+impl Op {
+    /// The method of the device.
+    pub(super) fn verb(&self) -> &'static str {
+        match self {
+            Op::Call(call) => describe(call).name,
+            Op::Copy { .. } => "copy",
+            Op::Upload { .. } => "upload",
+            Op::Download { .. } => "download",
+        }
+    }
+}
+
+impl Names {
+    /// Returns the name with which an operation is shown: its method, and the tensor that tells it
+    /// from others.
+    pub fn name(&self, op: &Op) -> String {
+        let tensor = match op {
+            Op::Call(call) => describe(call).tensor.and_then(|tensor| self.label(tensor).0),
+            Op::Copy { dst: tensor, .. } | Op::Upload { dst: tensor } | Op::Download { src: tensor } => {
+                Some(self.planned(*tensor))
+            }
+        };
+        [Some(op.verb()), tensor].into_iter().flatten().collect::<Vec<_>>().join(" ")
+    }
+
     /// Returns the row, the name and the arguments with which an operation is shown.
     pub fn show(&self, op: &Op) -> (Row, String, Map<String, Value>) {
-        let (row, name, args) = match op {
+        let (row, args) = match op {
             Op::Call(call) => {
-                let Description { name, tensor, dims, flops } = describe(call);
+                let Description { tensor, dims, flops, .. } = describe(call);
                 let mut args: Vec<_> = dims.into_iter().map(|(name, value)| (name, json!(value))).collect();
-                let (label, layer) = tensor.map_or((None, None), |tensor| self.label(tensor));
+                let layer = tensor.and_then(|tensor| self.label(tensor).1);
                 args.push(("bytes", json!(call.size_bytes())));
                 args.extend(flops.map(|flops| ("flops", json!(flops))));
                 args.extend(layer.map(|layer| ("layer", json!(layer))));
-                (Row::Compute, [Some(name), label].into_iter().flatten().collect::<Vec<_>>().join(" "), args)
+                (Row::Compute, args)
             }
             Op::Copy { dst, src } => {
                 let from = ("from", json!(self.planned(*src)));
-                (Row::Copies, format!("copy {}", self.planned(*dst)), [vec![from], size(*dst)].concat())
+                (Row::Copies, [vec![from], size(*dst)].concat())
             }
-            Op::Upload { dst } => (Row::Copies, format!("upload {}", self.planned(*dst)), size(*dst)),
-            Op::Download { src } => (Row::Copies, format!("download {}", self.planned(*src)), size(*src)),
+            Op::Upload { dst: tensor } | Op::Download { src: tensor } => (Row::Copies, size(*tensor)),
         };
-        (row, name, args.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+        (row, self.name(op), args.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
     }
 
     /// The name of a tensor, and its layer if it is a parameter of one.

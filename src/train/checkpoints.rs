@@ -190,7 +190,7 @@ impl Trainer {
             self.stop_clock()?;
             self.finish_checkpoint()?;
             let state = Some(self.state(step));
-            self.save(state)?;
+            self.between("checkpoint", |trainer| trainer.save(state))?;
             (self.saved_step, self.progress) = (Some(step), Progress::Before(step));
         }
         if now || last { self.finish_checkpoint() } else { Ok(()) }

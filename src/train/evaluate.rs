@@ -18,9 +18,11 @@ impl Trainer {
     /// run then stops at this step, and runs it again when it resumes.
     pub(super) fn evaluate(&mut self, step: usize, last: bool) -> Result<()> {
         let (val_every, sample_every) = (self.eval.val_loss_every, self.eval.sample_every);
+        // Profilers show what is due, so what has nothing to evaluate must not be.
+        let if_any = |any: bool| if any { val_every } else { 0 };
         let evaluations: [(Work, usize, Evaluation); 4] = [
-            (Work::Validation, val_every, Self::validate),
-            (Work::HellaSwag, val_every, Self::score_hellaswag),
+            (Work::Validation, if_any(self.data.val.is_some()), Self::validate),
+            (Work::HellaSwag, if_any(self.data.hellaswag.is_some()), Self::score_hellaswag),
             (Work::Tasks, self.tasks_every, Self::score_tasks),
             (Work::Sample, sample_every, Self::sample),
         ];
@@ -34,7 +36,8 @@ impl Trainer {
             }
             self.stop_clock()?;
             let start = Instant::now();
-            match run(self, step).map_err(Error::downcast::<CutShort>) {
+            let done = self.between(work.name().trim_start_matches("the "), |trainer| run(trainer, step));
+            match done.map_err(Error::downcast::<CutShort>) {
                 Ok(()) => self.stop.measured(work, start.elapsed()),
                 Err(Ok(CutShort(reason))) => self.stop.agreed = Some(reason),
                 Err(Err(error)) => return Err(error),

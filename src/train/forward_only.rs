@@ -25,7 +25,7 @@ impl Trainer {
                 return Ok(reason.into());
             }
             if step < last {
-                let elapsed = self.time_forward(step)?;
+                let elapsed = self.profiled(step, |trainer| trainer.time_forward(step))?;
                 // The first step is slower.
                 times.extend((step > first && step + TIMED > last).then_some(elapsed));
             }

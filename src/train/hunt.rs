@@ -76,7 +76,8 @@ impl Hunt {
     /// The name of a tensor, and its layer if only one has it.
     fn name(&self, replica: &Replica, tensor: Tensor) -> (String, Option<usize>) {
         let (model, stored) = (&replica.model, replica.zero.params());
-        let label = |params| {
+        let label = |params: &ParamBuffer| {
+            let (params, stored) = (params.clone(), stored.clone());
             let (name, layer) = Names { memory: self.memory.clone(), params, stored }.label(tensor);
             (name.unwrap_or("a tensor").to_owned(), layer)
         };

@@ -15,6 +15,7 @@ mod lora;
 pub mod memory;
 pub mod parity;
 pub mod plan;
+mod profile;
 mod report;
 mod rescue;
 pub mod resume;
@@ -26,7 +27,6 @@ mod stop;
 mod summary;
 mod tensors;
 mod tokenizer;
-mod trace;
 mod tracking;
 
 pub use setup::fetch_model;
@@ -48,6 +48,7 @@ use early_stop::Patience;
 use guards::{Guards, Verdict};
 use hunt::Hunt;
 use memory::MemoryMeter;
+use profile::Profiler;
 use report::{Report, StepRecord};
 use rescue::Progress;
 use resume::Settings;
@@ -55,7 +56,6 @@ use rollback::Rollbacks;
 use signals::Doing;
 use std::path::Path;
 use stop::{Reason, Stop, Work};
-use trace::TraceFile;
 
 /// The end of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,8 +105,8 @@ struct Trainer {
     /// Lowest validation loss so far: that of `model_best.bin`.
     best_val_loss: Option<f32>,
     patience: Patience,
-    /// The trace of `--trace`, until it is written.
-    trace: Option<TraceFile>,
+    /// `None` if nothing is profiled.
+    profiler: Option<Profiler>,
     /// Only on a rank with an output directory, which it has locked.
     writer: Option<CheckpointWriter>,
     lock: Option<DirLock>,
@@ -151,7 +151,7 @@ impl Trainer {
                 self.checkpoint(step, last, true)?;
                 return self.stopped(step, reason);
             }
-            step = self.train(step)?;
+            step = self.profiled(step, |trainer| trainer.train(step))?;
         }
         self.replica.finish_params()?;
         if self.stops_early() {
@@ -164,7 +164,6 @@ impl Trainer {
 
     /// Runs one optimizer step, and returns the next one.
     fn train(&mut self, step: usize) -> Result<usize> {
-        self.begin_trace(step)?;
         self.begin_progress(step);
         self.stop.signals.note(Doing::Step(step + 1));
         let Trainer { replica, data, guards, report, stop, hunt, memory, .. } = self;
@@ -200,7 +199,6 @@ impl Trainer {
         }
         self.hunt.ensure_finite(&self.replica, step)?;
         self.progress = Progress::Before(step + 1);
-        self.end_trace(step)?;
         self.report_gpu(step)?;
         Ok(step + 1)
     }
@@ -246,7 +244,6 @@ impl Trainer {
         // A launcher ends all ranks when one exits with a failure, so wait until rank 0 has written
         // the checkpoint.
         self.replica.sum_over_ranks(&mut [0.0])?;
-        self.warn_of_missing_trace();
         self.conclude();
         if self.replica.zero.peers.process.is_rank0() {
             self.stop.say_how_to_go_on(step, reason, self.files.resume);
@@ -276,6 +273,7 @@ impl Trainer {
 
     /// Writes the end of the run to the log, and waits some seconds until the trackers have it.
     fn end(&mut self, finish: &Result<Finish>) {
+        self.finish_profile();
         let end = match finish {
             Ok(Finish::Completed) => End::Completed,
             Ok(Finish::Stopped(_) | Finish::TimeUp) => End::Stopped,

@@ -10,13 +10,13 @@ use super::guards::Guards;
 use super::hunt::Hunt;
 use super::lora;
 use super::memory::{MemoryMeter, RankMemory};
+use super::profile::{self, Profiler};
 use super::report::Report;
 use super::rescue::Progress;
 use super::resume;
 use super::rollback::Rollbacks;
 use super::stop::Stop;
 use super::tokenizer::RunTokenizer;
-use super::trace;
 use super::tracking;
 use crate::checkpoint::{self, ModelFile, RunFile, Saved};
 use crate::cli::ModelSource;
@@ -65,7 +65,7 @@ pub(super) enum Start {
 pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers, room: Option<u64>) -> Result<Trainer> {
     check_model(args)?;
     let watch = Watch::default();
-    let (mut dev, trace) = trace::open(args, Box::new(watch.device(dev)))?;
+    let (mut dev, mut profiler) = Profiler::open(args, Box::new(watch.device(dev)))?;
     let quiet = !peers.process.is_rank0();
     let lock = lock(args)?;
     let mut tokenizer = RunTokenizer::of_shards(args)?;
@@ -82,7 +82,7 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers, room: Option<u6
     check_samples(&args.eval, &data.tokenizer, &config)?;
     check_questions(&data, &config, &peers.process)?;
     start.check_step(schedule.total_steps)?;
-    trace.iter().try_for_each(|trace| trace.check_steps(schedule.total_steps, start.resumed_step()))?;
+    profile::check_steps(&mut profiler, schedule.total_steps, start.resumed_step(), &peers.process)?;
     let mut report = Report::new(schedule.total_steps, quiet, args.files.log_style);
     let memory = RankMemory::new(args, &plan, dev.as_ref(), room);
     announce(&mut report, args, &start, (&data, &schedule), &peers, (&plan, &memory), dev.as_mut())?;
@@ -114,11 +114,12 @@ pub fn set_up(args: &TrainArgs, dev: Box<dyn Ops>, peers: Peers, room: Option<u6
         progress: Progress::Before(first_step),
         best_val_loss: None,
         patience: Patience::default(),
-        trace,
+        profiler,
         writer: lock.is_some().then(CheckpointWriter::start).transpose()?,
         lock,
         trackers: Vec::new(),
     };
+    trainer.name_tensors();
     saying("filling the weights", quiet, || trainer.fill(start, args.model.seed))?;
     trainer.check_consistency(args)?;
     trainer.open_output(args)?;

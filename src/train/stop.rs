@@ -43,7 +43,7 @@ pub enum Work {
 }
 
 impl Work {
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Work::Step => "a step",
             Work::Checkpoint => "a checkpoint",

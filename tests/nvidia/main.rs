@@ -10,6 +10,7 @@
 mod common;
 #[path = "../common/gpus.rs"]
 mod gpus;
+mod profiler;
 mod programs;
 mod tuning;
 mod version;

@@ -110,6 +110,15 @@ pub trait Driver: Launcher {
         Ok(Vec::new())
     }
 
+    /// As [`Device::record_for_profiler`](crate::ops::Device::record_for_profiler).
+    ///
+    /// # Errors
+    /// If the driver fails.
+    fn record_for_profiler(&mut self, on: bool) -> Result<()> {
+        let _ = on;
+        Ok(())
+    }
+
     /// Returns the counts per kernel since the last call; empty on a device that does not count.
     fn take_counts(&mut self) -> BTreeMap<&'static str, Counts> {
         BTreeMap::new()

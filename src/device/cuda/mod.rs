@@ -337,6 +337,10 @@ impl Device for Cuda {
         self.driver.take_stamps()
     }
 
+    fn record_for_profiler(&mut self, on: bool) -> Result<()> {
+        self.driver.record_for_profiler(on)
+    }
+
     fn gpu_memory(&mut self) -> Option<GpuMemory> {
         self.driver.memory()
     }

@@ -1,7 +1,7 @@
 //! Parameters: all-gathered before a pass reads them, updated shard by shard.
 
 use super::ZeroState;
-use crate::ops::Ops;
+use crate::ops::{Ops, Span, within};
 use crate::optim::optimizer::{Optimizer, Update};
 use crate::parallel::Collective;
 use crate::sharding::{ParamBuffer, ZeroStage};
@@ -61,7 +61,9 @@ impl ZeroState {
         if self.divides_matrices(optimizer) {
             return self.update_layers_together(dev, optimizer, update);
         }
-        (0..shared).try_for_each(|unit| self.update_unit(dev, optimizer, unit, update))
+        (0..shared).try_for_each(|unit| {
+            within(dev, Span::Layer(unit), |dev| self.update_unit(dev, optimizer, unit, update))
+        })
     }
 
     /// Updates this rank's partition of a unit, without other ranks.

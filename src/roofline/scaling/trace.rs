@@ -5,7 +5,7 @@ use super::timeline::Played;
 use crate::recorder::Event;
 use crate::report::chrome::{self, Bar, Row};
 use crate::roofline::record::Records;
-use crate::trace::{Names, Op, show_work};
+use crate::trace::{Names, Op, add_rates, show_work};
 use anyhow::{Context, Result};
 use serde_json::Map;
 use std::io::Write;
@@ -34,21 +34,24 @@ impl Plan<'_> {
             end: duration(times.step_ms),
             args: Map::new(),
         };
-        let bars = [step].into_iter().chain(played.into_iter().map(|event| bar(event, &names))).collect();
+        let bars: Vec<_> =
+            [step].into_iter().chain(played.into_iter().map(|event| bar(event, &names))).collect();
         let gpu = question.gpu.full_name;
         let about = format!("predicted, ZeRO {}, {gpus} x {gpu}", row.stage as usize);
-        chrome::write(out, 0, &about, bars)
+        chrome::write(out, 0, &about, &bars)
     }
 }
 
 fn bar(Played { event, start_ms, end_ms }: Played, names: &Names) -> Bar {
-    let (row, name, args) = match event {
+    let (row, name, mut args) = match event {
         Event::Call(call) => names.show(&Op::Call(Box::new(call))),
         Event::Copy { dst, src } => names.show(&Op::Copy { dst, src }),
         Event::Start { work, operations } => show_work(work, &operations),
         _ => unreachable!("only calls, copies and collectives take time"),
     };
-    Bar { row, name, start: duration(start_ms), end: duration(end_ms), args }
+    let (start, end) = (duration(start_ms), duration(end_ms));
+    add_rates(&mut args, end.saturating_sub(start));
+    Bar { row, name, start, end, args }
 }
 
 fn duration(ms: f64) -> Duration {

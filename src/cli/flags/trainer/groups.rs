@@ -86,10 +86,11 @@ pub struct FileFlags {
     /// -o; main.log and metrics.jsonl are written in any case
     #[arg(id = "log_style", long = "log-style", value_enum, default_value = "llmc")]
     pub log_style: LogStyle,
-    /// Write a timeline of the run's second step, which Perfetto and chrome://tracing open; each of
-    /// several ranks writes its own file, rank 1 of trace.json to trace_rank1.json
-    #[arg(id = "trace", long = "trace", value_name = "FILE")]
-    pub trace: Option<PathBuf>,
+    /// Record these steps operation by operation: a timeline in -o, profile.json, which Perfetto
+    /// opens (of several ranks, profile_rank0.json …), and a table, profile.txt
+    #[arg(id = "profile", long = "profile", value_name = "FIRST[:LAST]",
+          value_parser = str::parse::<values::Steps>)]
+    pub profile: Option<values::Steps>,
 }
 
 /// The model and its first weights.

@@ -377,6 +377,18 @@ impl Driver for Nvidia {
         stamps.iter().map(|stamp| Ok(Duration::from_secs_f64(f64::from(since_first(stamp)?) / 1e3))).collect()
     }
 
+    /// Starts or stops what `nsys profile --capture-range=cudaProfilerApi` and
+    /// `ncu --profile-from-start off` wait for.
+    fn record_for_profiler(&mut self, on: bool) -> Result<()> {
+        self.bind()?;
+        // SAFETY: a context is current, which is all that the calls require.
+        let (name, result) = match on {
+            true => ("cuProfilerStart", unsafe { sys::cuProfilerStart() }),
+            false => ("cuProfilerStop", unsafe { sys::cuProfilerStop() }),
+        };
+        result.result().map_err(|e| cuda_error(name, e))
+    }
+
     fn state(&mut self) -> Result<String> {
         Ok(self.monitor()?.state().to_string())
     }
