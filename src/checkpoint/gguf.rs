@@ -1,8 +1,8 @@
 //! GPT-2 in GGUF, the format of llama.cpp: one file with the shape, the tensors and the tokenizer.
 //!
-//! Names and keys are those of llama.cpp. Matrices are (out, in), as in memory, and the vocabulary is
-//! not padded. Vectors and the position embedding are always f32. There is no `output.weight`: the
-//! head is `token_embd.weight`.
+//! Names and keys are those of llama.cpp. Matrices are (out, in), as in memory, and the vocabulary
+//! is not padded. Vectors and the position embedding are always f32. There is no `output.weight`:
+//! the head is `token_embd.weight`.
 
 mod container;
 mod elements;

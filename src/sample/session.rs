@@ -39,8 +39,8 @@ impl Session {
     /// Continues `tokens` by at most `max_new`, up to `eot`, and passes each to `on_token` as soon
     /// as it is known. `goes_on` is asked before each token.
     ///
-    /// What `tokens` have in common with the tokens of the last call, and those that it produced, is
-    /// in the cache and not run again.
+    /// Tokens at the start that are those of the last call, or that it produced, are in the cache
+    /// and not run again.
     ///
     /// # Errors
     /// If a token is not in the model's vocabulary, the model is broken (see [`Sampler::pick`]), or
@@ -135,7 +135,8 @@ mod tests {
     use crate::sharding::Sharding;
     use crate::tensor::{Dtype, MemoryPlan};
 
-    const EOT: u32 = 95;
+    /// In the vocabulary of none.
+    const NEVER: u32 = u32::MAX;
     const CONTEXT: usize = 32;
 
     fn session() -> (Cpu, Session) {
@@ -160,7 +161,7 @@ mod tests {
             Ok(ControlFlow::Continue(()))
         };
         let ending =
-            session.answer(dev, &mut sampler(), tokens, (EOT, max_new), &|| true, &mut keep).unwrap();
+            session.answer(dev, &mut sampler(), tokens, (NEVER, max_new), &|| true, &mut keep).unwrap();
         (written, ending)
     }
 
@@ -174,7 +175,7 @@ mod tests {
             let (mut other_dev, mut other) = self::session();
             assert_eq!(answer(&mut other_dev, &mut other, &talk, 4), (written.clone(), ending));
             talk.extend(&written);
-            talk.extend([turn + 7, EOT]);
+            talk.extend([turn + 7, 95]);
             let before = session.cached.clone();
             session.read(&mut dev, &talk, &|| true).unwrap();
             assert!(talk.starts_with(&before) && session.cached == talk);
@@ -204,13 +205,14 @@ mod tests {
             session.answer(&mut dev, &mut sampler(), &long, (eot, 9), goes_on, &mut none)
         };
         assert_eq!(run(&|| true, first).unwrap(), Ending::EndOfText);
-        assert_eq!(run(&|| false, EOT).unwrap(), Ending::Stopped);
-        let error = run(&|| true, EOT).unwrap_err().to_string();
+        assert_eq!(run(&|| false, NEVER).unwrap(), Ending::Stopped);
+        let error = run(&|| true, NEVER).unwrap_err().to_string();
         assert_eq!(error, format!("wrote {first}"));
         let mut stop = |_| Ok(ControlFlow::Break(()));
-        let ending = session.answer(&mut dev, &mut sampler(), &long, (EOT, 9), &|| true, &mut stop).unwrap();
+        let ending =
+            session.answer(&mut dev, &mut sampler(), &long, (NEVER, 9), &|| true, &mut stop).unwrap();
         assert_eq!(ending, Ending::Stopped);
-        let error = session.answer(&mut dev, &mut sampler(), &[96], (EOT, 9), &|| true, &mut stop);
+        let error = session.answer(&mut dev, &mut sampler(), &[96], (NEVER, 9), &|| true, &mut stop);
         assert!(error.unwrap_err().to_string().contains("the text has token"));
     }
 }

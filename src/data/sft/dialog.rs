@@ -25,14 +25,14 @@ pub struct Dialog {
     form: Form,
     /// The text around the parts of a turn.
     around: Pair,
-    /// What the system says, and the same with the text around it.
+    /// The words of the system, and the same with the text around them.
     system: Option<(String, String)>,
     turns: Vec<Exchange>,
     /// Turns at the start that the model no longer reads.
     left_out: usize,
 }
 
-/// What was said, and the answer to it.
+/// Something that was said, and the answer to it.
 #[derive(Clone, Debug, Default)]
 struct Exchange {
     said: String,
