@@ -2,8 +2,8 @@
 """Exchanges files with the real packages of others and compares ids, losses and texts: make interop
 
 Data go from pyarrow, numpy and plain Python into `warpsmith data`, and shards back into numpy. A model goes from
-train_gpt2 to transformers and lm_eval, and back. Tokenizers go both ways. A run goes to TensorBoard, MLflow and W&B.
-Each test names what must be equal.
+train_gpt2 to transformers and lm_eval, and back, and as GGUF to llama.cpp's package. Tokenizers go both ways. A run
+goes to TensorBoard, MLflow and W&B. Each test names what must be equal.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import numpy as np
 import torch
 
+from gguf_interop import Gguf  # noqa: F401, found by unittest
 from gpt2_tokenizer import EOT, gpt2_encoding
 from llmc_files import read_shard, write_shard
 from trackers import Trackers  # noqa: F401, found by unittest

@@ -77,6 +77,31 @@ impl FromStr for Dtype {
     }
 }
 
+/// Type of a model's matrices in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    Float(Dtype),
+    /// ggml's: blocks of 32 elements, each a byte, and a scale of fp16.
+    Q8_0,
+}
+
+impl fmt::Display for Stored {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Stored::Float(dtype) => dtype.fmt(f),
+            Stored::Q8_0 => f.pad("q8_0"),
+        }
+    }
+}
+
+impl FromStr for Stored {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        if name == Stored::Q8_0.to_string() { Ok(Stored::Q8_0) } else { name.parse().map(Stored::Float) }
+    }
+}
+
 /// A contiguous run of elements in an arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tensor {

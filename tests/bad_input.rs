@@ -158,9 +158,19 @@ fn checkpoints() {
     llama.extend_from_slice(header);
     llama.extend_from_slice(&[0; 16]);
     fs::write(corpus.path("llama.safetensors"), llama).unwrap();
-    for (name, word) in
-        [("short.bin", "short.bin"), ("shard.bin", "token"), ("llama.safetensors", "llama.safetensors")]
-    {
+    succeed(&mut common::warpsmith(corpus.dir.path(), "convert out good.gguf"));
+    let gguf = fs::read(corpus.path("good.gguf")).unwrap();
+    fs::write(corpus.path("short.gguf"), &gguf[..gguf.len() - 64]).unwrap();
+    fs::write(corpus.path("header.gguf"), &gguf[..1000]).unwrap();
+    fs::write(corpus.path("other.gguf"), [b"GGUF", &gguf[4..32], b"x", &gguf[33..]].concat()).unwrap();
+    for (name, word) in [
+        ("short.bin", "short.bin"),
+        ("shard.bin", "token"),
+        ("llama.safetensors", "llama.safetensors"),
+        ("short.gguf", "short.gguf: tensor output_norm.bias: expected [16] elements of f32"),
+        ("header.gguf", "header.gguf: "),
+        ("other.gguf", "other.gguf: expected a model of the architecture gpt2, found none"),
+    ] {
         let mut command = std::process::Command::new(common::TRAIN_GPT2);
         command.current_dir(corpus.dir.path()).args([
             "-i",

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Corpus, refuse, stdout, succeed, trained, warpsmith};
+use common::{Corpus, refuse, refuse_in_the_end, stdout, succeed, trained, warpsmith};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -173,6 +173,59 @@ fn models_convert_there_and_back() {
     succeed(&mut warpsmith(dir, "convert log half.bin --dtype bf16"));
     let flags = "-j x_val_*.bin -i x_train_*.bin -b 2 -t 16 -x 1 -e half.bin";
     succeed(Command::new(common::TRAIN_GPT2).current_dir(dir).args(flags.split(' ')));
+}
+
+#[test]
+fn models_go_to_llama_cpp_and_back() {
+    let corpus = Corpus::new();
+    let dir = corpus.dir.path();
+    trained(&corpus);
+    succeed(&mut warpsmith(dir, "convert log out/tiny.gguf"));
+    assert_eq!(fs::read_dir(dir.join("out")).unwrap().count(), 1, "the tokenizer is in the file");
+    succeed(&mut warpsmith(dir, "convert out/tiny.gguf back.bin"));
+    assert!(fs::read(dir.join("log/model_00000020.bin")).unwrap() == fs::read(dir.join("back.bin")).unwrap());
+    let [ours, theirs] = ["log", "out/tiny.gguf"]
+        .map(|model| stdout(&succeed(&mut warpsmith(dir, &format!("sample -e {model} -p Once -g 8")))));
+    assert_eq!(ours, theirs);
+    let flags = "-j x_val_*.bin -i x_train_*.bin -b 2 -t 16 -x 1 -e out/tiny.gguf";
+    succeed(Command::new(common::TRAIN_GPT2).current_dir(dir).args(flags.split(' ')));
+
+    for dtype in ["bf16", "fp16"] {
+        succeed(&mut warpsmith(dir, &format!("convert log half.gguf --force --dtype {dtype}")));
+        succeed(&mut warpsmith(dir, &format!("convert log half/model.safetensors --force --dtype {dtype}")));
+        for (half, name) in [("half.gguf", "one"), ("half", "two")] {
+            succeed(&mut warpsmith(dir, &format!("convert {half} {name}.bin --force")));
+        }
+        let [one, two] = ["one.bin", "two.bin"].map(|name| {
+            let mut model = warpsmith::checkpoint::load_model(&dir.join(name)).unwrap();
+            // Vectors and positions are always f32 in GGUF.
+            let layout = warpsmith::params::ParamLayout::new(&model.config);
+            model.params.truncate(layout.range(warpsmith::params::Param::Wte).end);
+            model.params
+        });
+        assert!(one == two, "{dtype}");
+    }
+    refuse(&mut warpsmith(dir, "convert log out/tiny.gguf"), &["out/tiny.gguf", "already exists", "--force"]);
+    refuse_in_the_end(
+        &mut warpsmith(dir, "convert log q.gguf --dtype q8_0"),
+        &["q.gguf: q8_0 has blocks of 32 elements, into which 16 channels do not divide"],
+    );
+    refuse(
+        &mut warpsmith(dir, "convert log q.bin --dtype q8_0"),
+        &["--dtype: expected f32 or bf16 in q.bin"],
+    );
+
+    // A tokenizer that llama.cpp does not know, and none.
+    let words = r#"{"pre_tokenizer": {"type": "Whitespace"}, "added_tokens": [], "model": {"type": "WordLevel",
+        "unk_token": "[UNK]", "vocab": {"[UNK]": 0, "</s>": 1, "a": 2}}}"#;
+    fs::write(dir.join("log/tokenizer.json"), words).unwrap();
+    let expected = ["w.gguf: log/tokenizer.json: expected byte-level BPE, found a tokenizer of another kind"];
+    refuse_in_the_end(&mut warpsmith(dir, "convert log w.gguf"), &expected);
+    common::write_small_model(&dir.join("alone/small.bin"));
+    let expected =
+        ["alone: the tokenizer of the model, of 503 tokens, is unknown; put its tokenizer.json there"];
+    refuse_in_the_end(&mut warpsmith(dir, "convert alone/small.bin w.gguf"), &expected);
+    assert!(!dir.join("w.gguf").exists() && !dir.join("q.gguf").exists());
 }
 
 #[test]

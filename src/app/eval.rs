@@ -43,7 +43,7 @@ struct Inputs {
 }
 
 pub fn eval(args: &EvalArgs) -> Result<()> {
-    let (file, tokenizer) = load(&args.model)?;
+    let (file, tokenizer) = load(&args.model, args.adapter.as_deref(), &args.numbers)?;
     let config = file.config;
     let T = args.sequence_length.unwrap_or(config.maxT);
     config.check_batch(args.batch_size, T)?;

@@ -1,6 +1,7 @@
 //! The programs: parsed flags in, an exit status out.
 
 mod arrivals;
+mod chat;
 mod clocks;
 mod corpus;
 mod eval;

@@ -1,17 +1,20 @@
 //! A trained model, as commands read it; `warpsmith convert`.
 
 use crate::app::{corpus, note, print};
-use crate::checkpoint::{self, Adapter, FoundModel, ModelFile};
+use crate::checkpoint::{self, Adapter, FoundModel, ModelFile, gguf};
 use crate::cli::flags::warpsmith::{ConvertArgs, NumberArgs};
 use crate::config::{ModelConfig, may_be_gpt2};
 use crate::data::imported;
 use crate::data::tokenizer::{FILE_NAME, Tokenizer, TokenizerId};
-use crate::device::open::DeviceOptions;
+use crate::device::open::{DeviceOptions, start_threads};
 use crate::eval::tasks::{Questions, Task};
 use crate::hub;
 use crate::model::Weights;
+use crate::model::decode::Decoder;
 use crate::ops::{Limits, Ops, plan_scratch};
+use crate::params::frozen::Frozen;
 use crate::report::progress::saying;
+use crate::sharding::Sharding;
 use crate::tensor::{Dtype, MemoryPlan};
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
@@ -42,13 +45,41 @@ impl<M> Loaded<M> {
     }
 }
 
-/// Reads the model at `path` and its tokenizer, and says which file that is.
-pub(super) fn load(path: &Path) -> Result<(ModelFile, ModelTokenizer)> {
+/// Opens a model to continue texts with, as long as its positions reach.
+pub(super) fn open_decoder(args: &NumberArgs, file: ModelFile) -> Result<Loaded<Decoder>> {
+    let config = file.config;
+    Loaded::open(args, file, |dtype, plan| {
+        let weights = Weights::plan(&config, dtype, Sharding::NONE, &Frozen::default(), plan);
+        let decoder = Decoder::plan(&weights, config.maxT, plan);
+        let limits = vec![decoder.limits()];
+        (decoder, weights, limits)
+    })
+}
+
+/// Reads the model at `path`, with the adapters in the folder `adapter` merged into it, and its
+/// tokenizer, and says which files these are.
+pub(super) fn load(
+    path: &Path,
+    adapter: Option<&Path>,
+    args: &NumberArgs,
+) -> Result<(ModelFile, ModelTokenizer)> {
+    // Adapters are multiplied before there is a device.
+    start_threads(args.threads).context("--threads")?;
     let found = find(path)?;
-    let model = saying("reading the model", false, || found.read())?;
+    let model = read(&found, adapter)?;
     let tokenizer = ModelTokenizer::find(&found, &model.config)?;
-    note(format_args!("model: {found}"));
+    let merged = adapter.map_or(String::new(), |dir| format!(", with the adapters in {}", dir.display()));
+    note(format_args!("model: {found}{merged}"));
     Ok((model, tokenizer))
+}
+
+/// Reads a model, and merges the adapters in the folder `adapter` into it.
+fn read(found: &FoundModel, adapter: Option<&Path>) -> Result<ModelFile> {
+    let mut model = saying("reading the model", false, || found.read())?;
+    if let Some(dir) = adapter {
+        Adapter::read(dir, &model.config).context("--adapter")?.merge_into(&mut model);
+    }
+    Ok(model)
 }
 
 /// The tokenizer of a model: that beside it, or GPT-2's if it has GPT-2's vocabulary, padded or
@@ -62,12 +93,12 @@ pub(super) struct ModelTokenizer {
 impl ModelTokenizer {
     fn find(model: &FoundModel, &ModelConfig { V, .. }: &ModelConfig) -> Result<Self> {
         let folder = model.folder().to_owned();
-        let mut found = Tokenizer::find_in(&folder)?;
+        let mut found = model.tokenizer()?;
         if let Some(tokenizer) = &found {
             ensure!(
                 tokenizer.vocab_size() <= V,
                 "{}: {} tokens, but the model knows {V}; it is not that of this model",
-                folder.join(FILE_NAME).display(),
+                tokenizer.name(),
                 tokenizer.vocab_size()
             );
         } else if may_be_gpt2(V) {
@@ -131,22 +162,34 @@ pub fn convert(args: &ConvertArgs) -> Result<()> {
         return Ok(());
     }
     let found = find(input)?;
-    let mut model = saying("reading the model", false, || found.read())?;
-    if let Some(dir) = adapter {
-        Adapter::read(dir, &model.config).context("--adapter")?.merge_into(&mut model);
+    let model = read(&found, adapter.as_deref())?;
+    let tokenizer = ModelTokenizer::find(&found, &model.config)?;
+    if gguf::is_named(output) {
+        gguf::write(output, &model, *dtype, tokenizer.known()?)?;
+    } else {
+        write_model(args, &model, tokenizer.found.as_ref(), &found)?;
     }
-    let tokenizer = ModelTokenizer::find(&found, &model.config)?.found;
-    if !force {
-        checkpoint::ensure_same_files(output, &model, *dtype, tokenizer.as_ref())?;
+    print(format_args!("{}: {} parameters from {found}\n", output.display(), model.params.len()))
+}
+
+/// Writes a model in a format that has its tokenizer in files beside it.
+fn write_model(
+    args: &ConvertArgs,
+    model: &ModelFile,
+    tokenizer: Option<&Tokenizer>,
+    found: &FoundModel,
+) -> Result<()> {
+    let (output, dtype) = (&args.output, args.float_dtype()?);
+    if !args.force {
+        checkpoint::ensure_same_files(output, model, dtype, tokenizer)?;
     }
-    match &tokenizer {
-        Some(tokenizer) => checkpoint::export_model(output, &model, *dtype, tokenizer)?,
+    match tokenizer {
+        Some(tokenizer) => checkpoint::export_model(output, model, dtype, tokenizer),
         None => {
-            checkpoint::save_model(output, &model, *dtype)?;
+            checkpoint::save_model(output, model, dtype)?;
             let folder = found.folder().display();
             log::warn!("{folder}: no {FILE_NAME}, so {} has no tokenizer beside it", output.display());
+            Ok(())
         }
     }
-    print(format_args!("{}: {} parameters from {found}\n", output.display(), model.params.len()))?;
-    Ok(())
 }

@@ -1,16 +1,13 @@
 //! `warpsmith sample`: continuations of a prompt by one model, or by two side by side.
 
-use crate::app::model::{Loaded, load};
+use crate::app::model::{Loaded, load, open_decoder};
 use crate::app::print;
-use crate::cli::flags::warpsmith::SampleArgs;
+use crate::cli::flags::warpsmith::{SampleArgs, SamplerArgs};
 use crate::data::tokenizer::{TextStream, Tokenizer};
-use crate::model::Weights;
 use crate::model::decode::Decoder;
 use crate::model::hooks::NoHooks;
 use crate::ops::Ops;
-use crate::params::frozen::Frozen;
 use crate::sample::{Continuation, Sampler, SamplerOptions, generate};
-use crate::sharding::Sharding;
 use anyhow::{Context, Result};
 use std::cell::Cell;
 use std::path::Path;
@@ -42,15 +39,9 @@ fn samples(
     begin: &mut dyn FnMut(usize) -> Result<()>,
     write: &mut dyn FnMut(&str) -> Result<()>,
 ) -> Result<()> {
-    let (file, tokenizer) = load(model)?;
+    let (file, tokenizer) = load(model, args.adapter.as_deref(), &args.numbers)?;
     let tokenizer = tokenizer.known()?;
-    let config = file.config;
-    let Loaded { mut dev, model: mut decoder } = Loaded::open(&args.numbers, file, |dtype, plan| {
-        let weights = Weights::plan(&config, dtype, Sharding::NONE, &Frozen::default(), plan);
-        let decoder = Decoder::plan(&weights, config.maxT, plan);
-        let limits = vec![decoder.limits()];
-        (decoder, weights, limits)
-    })?;
+    let Loaded { mut dev, model: mut decoder } = open_decoder(&args.numbers, file)?;
     let prompt = tokenizer.encode(args.prompt.as_deref().unwrap_or_default());
     if prompt.len() > decoder.context() {
         let (tokens, context) = (prompt.len(), decoder.context());
@@ -58,15 +49,20 @@ fn samples(
     }
     for index in 0..args.count {
         begin(index)?;
-        let mut sampler = Sampler::new(SamplerOptions {
-            temperature: args.temperature,
-            top_k: (args.top_k > 0).then_some(args.top_k),
-            top_p: (args.top_p < 1.0).then_some(args.top_p),
-            seed: args.seed.wrapping_add(index as u64),
-        })?;
+        let mut sampler = Sampler::new(options(&args.sampler, index as u64))?;
         write_sample(dev.as_mut(), &mut decoder, &mut sampler, tokenizer, &prompt, args, write)?;
     }
     Ok(())
+}
+
+/// The options of a sampler, the one with number `index` of several.
+pub(super) fn options(args: &SamplerArgs, index: u64) -> SamplerOptions {
+    SamplerOptions {
+        temperature: args.temperature,
+        top_k: (args.top_k > 0).then_some(args.top_k),
+        top_p: (args.top_p < 1.0).then_some(args.top_p),
+        seed: args.seed.wrapping_add(index),
+    }
 }
 
 /// Passes on the text of one sample, token by token.

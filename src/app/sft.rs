@@ -18,10 +18,7 @@ pub fn sft(args: &SftArgs) -> Result<()> {
         args.val.is_empty() || !args.val.iter().any(|path| is_piped(path)),
         "--val: expected files, found - for standard input"
     );
-    let template = match &args.template {
-        Some(path) => sft::template(path)?,
-        None => Template::default(),
-    };
+    let template = template(args.template.as_deref())?;
     let options = SftOptions {
         inputs: args.inputs.clone(),
         val: args.val.clone(),
@@ -38,6 +35,11 @@ pub fn sft(args: &SftArgs) -> Result<()> {
     };
     let report = counting("tokenizing", |progress| prepare(&options, progress))?;
     print_report(&report)
+}
+
+/// The template of `--template`, or the default one.
+pub(super) fn template(path: Option<&Path>) -> Result<Template> {
+    path.map_or_else(|| Ok(Template::default()), sft::template)
 }
 
 fn print_report(SftReport { val, train, lengths, shards }: &SftReport) -> Result<()> {

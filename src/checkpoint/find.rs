@@ -6,7 +6,7 @@ use super::directory::{
 };
 use super::model_bin::{self, ModelReader};
 use super::run_file::RunFile;
-use super::{ModelFile, hf_config, safetensors_file};
+use super::{ModelFile, gguf, hf_config, safetensors_file};
 use crate::config::DropoutRates;
 use crate::data::tokenizer::Tokenizer;
 use crate::files;
@@ -22,8 +22,17 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 pub struct FoundModel {
     files: Vec<PathBuf>,
-    is_safetensors: bool,
+    format: Format,
     step: Option<u64>,
+}
+
+/// The format of a model's files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    /// llm.c's.
+    Bin,
+    Safetensors,
+    Gguf,
 }
 
 impl fmt::Display for FoundModel {
@@ -49,15 +58,27 @@ impl FoundModel {
     /// One line that names the file, and what was expected and found; also if a digest beside the
     /// file is not that of the file.
     pub fn read(&self) -> Result<ModelFile> {
-        if self.is_safetensors {
-            safetensors_file::read(&self.files)
-        } else {
-            let path = &self.files[0];
-            let reader = ModelReader::open(path)?;
-            check_model(&reader, path)?;
-            let dropout = run_of(path).ok().flatten().map_or(DropoutRates::NONE, |run| run.dropout());
-            Ok(ModelFile { dropout, ..reader.load()? })
+        let path = &self.files[0];
+        match self.format {
+            Format::Safetensors => safetensors_file::read(&self.files),
+            Format::Gguf => gguf::read(path),
+            Format::Bin => {
+                let reader = ModelReader::open(path)?;
+                check_model(&reader, path)?;
+                let dropout = run_of(path).ok().flatten().map_or(DropoutRates::NONE, |run| run.dropout());
+                Ok(ModelFile { dropout, ..reader.load()? })
+            }
         }
+    }
+
+    /// Reads the tokenizer of the model: the one in its file, or in its folder. `None` if neither
+    /// has one.
+    ///
+    /// # Errors
+    /// One line that names the file, if it is not usable.
+    pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
+        let inside = (self.format == Format::Gguf).then(|| gguf::tokenizer(&self.files[0])).transpose()?;
+        inside.flatten().map_or_else(|| Tokenizer::find_in(self.folder()), |found| Ok(Some(found)))
     }
 }
 
@@ -100,7 +121,7 @@ fn run_of(path: &Path) -> Result<Option<RunFile>> {
     Ok(run.map(|(run, _)| run))
 }
 
-/// Finds the model at `path`: a model file of llm.c's, a safetensors file next to its
+/// Finds the model at `path`: a model file of llm.c's, a GGUF file, a safetensors file next to its
 /// `config.json`, or a directory. In a directory the newest checkpoint counts more than a model
 /// saved by `transformers`, which may be an older one of the same run.
 ///
@@ -117,12 +138,20 @@ pub fn find_model(path: &Path) -> Result<FoundModel> {
         bail!("{}: expected a model, found JSON; give the folder, {}", at(), folder.display());
     }
     let name = file_name(path);
-    let is_safetensors = llmc::looks_like_safetensors(&first) || name.ends_with(".safetensors");
-    if is_safetensors && let Some(count) = shards(&name) {
+    let format = if first.starts_with(gguf::MAGIC) || gguf::is_named(path) {
+        Format::Gguf
+    } else if llmc::looks_like_safetensors(&first) || name.ends_with(".safetensors") {
+        Format::Safetensors
+    } else {
+        Format::Bin
+    };
+    if format == Format::Safetensors
+        && let Some(count) = shards(&name)
+    {
         bail!("{}: one of the {count} files of a model; give the folder, {}", at(), folder.display());
     }
     let step = directory::step_of(&name, "model_", ".bin");
-    Ok(FoundModel { files: vec![path.to_owned()], is_safetensors, step })
+    Ok(FoundModel { files: vec![path.to_owned()], format, step })
 }
 
 /// The number of files of a model that is in several, by the name of one of them:
@@ -137,11 +166,11 @@ fn find_in(dir: &Path) -> Result<FoundModel> {
     if let Some(step) = step {
         warnings.iter().for_each(|warning| log::warn!("{warning}"));
         let files = vec![model_path(dir, step)];
-        return Ok(FoundModel { files, is_safetensors: false, step: Some(step) });
+        return Ok(FoundModel { files, format: Format::Bin, step: Some(step) });
     }
     ensure!(warnings.is_empty(), "{}: no complete checkpoint: {}", dir.display(), warnings.join("; "));
     if let Some(files) = safetensors_file::files_in(dir)? {
-        return Ok(FoundModel { files, is_safetensors: true, step: None });
+        return Ok(FoundModel { files, format: Format::Safetensors, step: None });
     }
     let at = dir.display();
     let pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json"];

@@ -16,7 +16,7 @@ use std::path::Path;
 const MAX_BYTES: u64 = 16 << 20;
 
 /// Added to the variance in every layernorm.
-const LAYERNORM_EPSILON: f64 = 1e-5;
+pub(super) const LAYERNORM_EPSILON: f64 = 1e-5;
 
 /// The fields that are read: the dimensions, and the optional fields that change what the model
 /// computes, with the defaults of `transformers`.

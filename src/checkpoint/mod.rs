@@ -1,6 +1,6 @@
 //! Bytes to named tensors and back: llm.c's model and optimizer files, Hugging Face's safetensors,
-//! and the directories of checkpoints that runs resume from. Nothing here knows a device: tensors
-//! come from a [`Source`] and go to a [`Sink`], chunk by chunk.
+//! llama.cpp's GGUF, and the directories of checkpoints that runs resume from. Nothing here knows a
+//! device: tensors come from a [`Source`] and go to a [`Sink`], chunk by chunk.
 //!
 //! Errors are chains; printed with `{:#}` they are one line.
 
@@ -9,6 +9,7 @@ pub mod debug_state;
 mod digest;
 mod directory;
 mod find;
+pub mod gguf;
 mod hf_config;
 pub mod model_bin;
 mod run_file;

@@ -186,7 +186,12 @@ fn explain(command: &Command, error: &clap::Error) -> String {
         ErrorKind::MissingRequiredArgument => format!("{flag}: missing; --help says what it is"),
         ErrorKind::InvalidSubcommand => {
             let name = text(ContextKind::InvalidSubcommand).unwrap_or_default();
-            let near = text(ContextKind::SuggestedSubcommand).filter(|near| is_near(&name, near));
+            let near = match error.get(ContextKind::SuggestedSubcommand) {
+                Some(ContextValue::String(near)) => std::slice::from_ref(near),
+                Some(ContextValue::Strings(all)) => all,
+                _ => &[],
+            };
+            let near = near.iter().find(|near| is_near(&name, near));
             let hint = near.map_or(commands(command), |near| format!("did you mean {near}?"));
             format!("{name}: unknown command; {hint}")
         }

@@ -6,7 +6,7 @@ use crate::device::cuda::AUTO;
 use crate::device::open::{DeviceName, DtypeChoice};
 use crate::parallel::environment::MAX_PROCESSES;
 use crate::roofline::gpu::Gpu;
-use crate::tensor::Dtype;
+use crate::tensor::{Dtype, Stored};
 use clap::ValueEnum;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use std::fmt::{self, Display};
@@ -236,6 +236,13 @@ pub fn name(text: &str) -> Result<String, String> {
 /// One of `known`, by our name or another that is in use.
 pub fn dtypes(known: &[Dtype]) -> impl TypedValueParser<Value = Dtype> + use<> {
     parsed(named(known))
+}
+
+/// A type of a model's matrices in a file: floats, or Q8_0.
+pub fn stored() -> impl TypedValueParser<Value = Stored> + use<> {
+    let mut names = named(&[Dtype::F32, Dtype::Bf16, Dtype::F16]);
+    names.push(PossibleValue::new(Stored::Q8_0.to_string()));
+    parsed(names)
 }
 
 /// One of `known`, or `auto`.

@@ -4,6 +4,7 @@
 //! count in the loss; a conversation has several of these. Given text and answers are encoded
 //! apart, as the prompt of a sample is. All examples are in memory, 5 bytes per token.
 
+mod dialog;
 mod example;
 mod template;
 
@@ -16,6 +17,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::files::CompleteFile;
 use crate::words::count;
 use anyhow::{Context, Result, bail, ensure};
+pub use dialog::{Dialog, Form};
 pub use example::Columns;
 use example::Segment;
 use rayon::prelude::*;

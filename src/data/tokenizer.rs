@@ -1,6 +1,7 @@
 //! Text to tokens and back.
 
 mod bpe;
+mod byte_level;
 mod export;
 mod foreign;
 mod hf;
@@ -11,6 +12,7 @@ mod stream;
 pub mod train;
 mod vocabulary;
 
+pub use byte_level::ByteLevel;
 pub use export::FILE_NAME;
 pub use id::{TokenizerId, VOCAB_MAX};
 pub(super) use split::characters_of;
@@ -238,7 +240,11 @@ impl Tokenizer {
 
     /// The `tokenizer.json`: the file that it was read from, or an equal one.
     pub fn json(&self) -> Cow<'_, str> {
-        self.0.json.as_deref().map_or_else(|| Cow::Owned(export::json(self)), Cow::Borrowed)
+        let own = || {
+            let text = self.byte_level().and_then(|parts| export::json(&parts));
+            Cow::Owned(text.expect("a tokenizer without a file is byte-level BPE with GPT-2's words"))
+        };
+        self.0.json.as_deref().map_or_else(own, Cow::Borrowed)
     }
 
     /// Writes llm.c's tokenizer file.

@@ -48,6 +48,15 @@ impl Decoder {
         self.cached
     }
 
+    /// Forgets the positions from `cached` on.
+    ///
+    /// # Panics
+    /// If fewer are in the cache.
+    pub fn rewind(&mut self, cached: usize) {
+        assert!(cached <= self.cached, "{cached} positions of {}", self.cached);
+        self.cached = cached;
+    }
+
     /// Clears the cache and runs all of `tokens` at once; returns the V logits after the last one.
     ///
     /// # Panics

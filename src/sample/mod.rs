@@ -1,8 +1,12 @@
-//! Writing text: picking the next token from logits ([`Sampler`]) and continuing a prompt
-//! ([`generate`]).
+//! Writing text: picking the next token from logits ([`Sampler`]), continuing a prompt
+//! ([`generate`]) and answering in a conversation ([`Session`]).
 
 mod generate;
+mod marks;
 mod sampler;
+mod session;
 
 pub use generate::{Continuation, Finish, generate};
+pub use marks::UpToMark;
 pub use sampler::{Sampler, SamplerOptions};
+pub use session::{Ending, Session};

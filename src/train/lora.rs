@@ -23,16 +23,16 @@ pub(super) fn attach(start: Start, args: &TrainArgs) -> Result<Start> {
             flags.check_same(saved.config.lora.as_ref(), "the run in -o")?;
             Start::Resume(saved)
         }
-        (Start::File { mut model, name, folder }, Some(dir)) => {
+        (Start::File { mut model, name, tokenizer }, Some(dir)) => {
             let adapter = Adapter::read(dir, &model.config).context("--adapter")?;
             flags.check_same(Some(&adapter.lora), "the adapter of --adapter")?;
             model.config.lora = Some(adapter.lora);
             model.params.extend(adapter.values);
-            Start::File { model, name, folder }
+            Start::File { model, name, tokenizer }
         }
-        (Start::File { mut model, name, folder }, None) => {
+        (Start::File { mut model, name, tokenizer }, None) => {
             model.config.lora = flags.wanted();
-            Start::File { model, name, folder }
+            Start::File { model, name, tokenizer }
         }
         (Start::Random(config), adapter) => {
             ensure!(

@@ -24,6 +24,7 @@ use crate::cli::flags::trainer::{
     CudaGraphs, DEFAULT_MODEL, EvalFlags, FileFlags, OptimFlags, Shuffle, TrainArgs,
 };
 use crate::config::{DropoutRates, ModelConfig};
+use crate::data::tokenizer::Tokenizer;
 use crate::device::open::DeviceName;
 use crate::files::lock::DirLock;
 use crate::hub;
@@ -48,11 +49,11 @@ use std::time::Duration;
 /// The origin of the initial weights.
 pub(super) enum Start {
     Random(ModelConfig),
-    /// A model, the name of its file for messages, and its folder.
+    /// A model, the name of its file for messages, and its tokenizer, if it is known.
     File {
         model: Box<ModelFile>,
         name: String,
-        folder: PathBuf,
+        tokenizer: Option<Tokenizer>,
     },
     Resume(Box<Saved>),
 }
@@ -336,19 +337,19 @@ impl Start {
         })
     }
 
-    /// The folder of the model, where its tokenizer is.
-    pub fn folder(&self, args: &TrainArgs) -> Option<PathBuf> {
+    /// The tokenizer of the model, if it has one of its own.
+    pub fn tokenizer(&self, args: &TrainArgs) -> Result<Option<Tokenizer>> {
         match self {
-            Start::Random(_) => None,
-            Start::File { folder, .. } => Some(folder.clone()),
-            Start::Resume(_) => args.files.output_dir.clone(),
+            Start::Random(_) => Ok(None),
+            Start::File { tokenizer, .. } => Ok(tokenizer.clone()),
+            Start::Resume(_) => args.files.output_dir.as_deref().map_or(Ok(None), Tokenizer::find_in),
         }
     }
 
     fn file(path: &Path) -> Result<Self> {
         let found = checkpoint::find_model(path).context("-e/--model")?;
-        let (model, folder) = (found.read().context("-e/--model")?, found.folder().to_owned());
-        Ok(Start::File { model: Box::new(model), name: found.to_string(), folder })
+        let (model, tokenizer) = (found.read().context("-e/--model")?, found.tokenizer()?);
+        Ok(Start::File { model: Box::new(model), name: found.to_string(), tokenizer })
     }
 
     pub fn config(&self) -> ModelConfig {

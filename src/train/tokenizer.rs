@@ -45,9 +45,8 @@ impl RunTokenizer {
     /// # Errors
     /// One line that names both, if they are different.
     pub(super) fn find(&mut self, start: &Start, args: &TrainArgs) -> Result<()> {
-        let (config, folder) = (start.config(), start.folder(args));
-        let beside = folder.as_deref().map(Tokenizer::find_in).transpose()?.flatten();
-        match beside {
+        let config = start.config();
+        match start.tokenizer(args)? {
             Some(model) => {
                 model.ensure_is(self.id, args.train_data_flag())?;
                 self.found = Some(model);

@@ -6,6 +6,8 @@
 mod adapter;
 #[path = "corpora.rs"]
 mod corpora;
+#[path = "gguf.rs"]
+mod gguf;
 #[path = "hub.rs"] // also where cargo-fuzz includes this file by its path
 mod hub;
 #[path = "sft.rs"]
@@ -56,6 +58,7 @@ pub const TARGETS: &[Target] = &[
     },
     Target { name: "debug_state", seeds: || vec![seed_debug_state()], run: debug_state, cost: 20 },
     Target { name: "safetensors", seeds: || vec![export("model.safetensors")], run: safetensors, cost: 60 },
+    Target { name: "gguf", seeds: gguf::models, run: gguf::read, cost: 2000 },
     Target { name: "config_json", seeds: || vec![export("config.json")], run: config_json, cost: 60 },
     Target { name: "adapter_config", seeds: adapter::configs, run: adapter::config, cost: 100 },
     Target { name: "adapter_weights", seeds: adapter::all_weights, run: adapter::weights, cost: 100 },

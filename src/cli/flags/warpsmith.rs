@@ -4,6 +4,7 @@ mod eval;
 mod get;
 mod parity;
 mod plan;
+mod sample;
 mod scaling;
 mod sft;
 mod tokenizer;
@@ -15,13 +16,14 @@ use crate::device::open::{DeviceName, DtypeChoice};
 use crate::model::activations::Recompute;
 use crate::optim::optimizer::OptimizerKind;
 use crate::roofline::gpu::Gpu;
-use crate::tensor::Dtype;
-use anyhow::{Result, ensure};
+use crate::tensor::{Dtype, Stored};
+use anyhow::{Result, bail, ensure};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 pub use eval::{EvalArgs, STORED};
 pub use get::GetArgs;
 pub use parity::ParityArgs;
 pub use plan::{PlanArgs, PlanFlags};
+pub use sample::{ChatArgs, ChatForm, SampleArgs, SamplerArgs};
 pub use scaling::ScalingArgs;
 pub use sft::SftArgs;
 use std::ffi::OsString;
@@ -60,10 +62,12 @@ pub enum Tool {
     },
     /// Generate text
     Sample(SampleArgs),
+    /// Talk with a model, fine-tuned for conversations, in the terminal
+    Chat(ChatArgs),
     /// Evaluate a model: validation loss and perplexity, accuracy on HellaSwag and other tasks
     Eval(EvalArgs),
-    /// Convert a model between llm.c's .bin and Hugging Face safetensors, or to llm.c's .bin:
-    /// HellaSwag's .jsonl, tokens of other programs
+    /// Convert a model between llm.c's .bin, Hugging Face safetensors and llama.cpp's GGUF, or to
+    /// llm.c's .bin: HellaSwag's .jsonl, tokens of other programs
     Convert(ConvertArgs),
     /// Compare logits, loss, gradients and ten steps with those of PyTorch in a debug state of
     /// llm.c. Exit status 1 if they differ
@@ -225,44 +229,6 @@ impl StoriesArgs {
 }
 
 #[derive(Args, Clone, Debug)]
-pub struct SampleArgs {
-    /// Model: a .bin or .safetensors file, the directory of a run, or one of the hub, such as gpt2
-    /// or OWNER/NAME
-    #[arg(short = 'e', long, value_name = "PATH", required_unless_present = "compare")]
-    pub model: Option<PathBuf>,
-    /// Two models to compare instead of -e: each continues the same prompt with the same seed, and
-    /// the texts stand side by side, in 80 columns
-    #[arg(long, value_name = "PATH", num_args = 2, conflicts_with = "model")]
-    pub compare: Vec<PathBuf>,
-    /// Text to continue, in which <|endoftext|> is a token [default: the start of a document]
-    #[arg(short = 'p', long, value_name = "TEXT")]
-    pub prompt: Option<String>,
-    /// Maximum number of tokens to generate; the model may end earlier
-    #[arg(short = 'g', long, value_name = "TOKENS", default_value = "128", value_parser = values::count)]
-    pub max_tokens: usize,
-    /// Sampling temperature (0 = greedy)
-    #[arg(long, value_name = "T", default_value = "1.0", value_parser = values::non_negative)]
-    pub temperature: f32,
-    /// Top-k sampling (0 = off)
-    #[arg(long, value_name = "K", default_value = "0", value_parser = values::whole)]
-    pub top_k: usize,
-    /// Nucleus (top-p) sampling (1 = off)
-    #[arg(long, value_name = "P", default_value = "1.0", value_parser = values::probability)]
-    pub top_p: f32,
-    /// Random seed
-    #[arg(long, value_name = "N", default_value = "1337", value_parser = values::long_seed)]
-    pub seed: u64,
-    /// Number of samples
-    #[arg(long, value_name = "N", default_value = "1", value_parser = values::count)]
-    pub count: usize,
-    /// Run the whole text through the model for every token, slowly: a check of the key-value cache
-    #[arg(long)]
-    pub no_kv_cache: bool,
-    #[command(flatten)]
-    pub numbers: NumberArgs,
-}
-
-#[derive(Args, Clone, Debug)]
 pub struct NumberArgs {
     /// Device to compute on
     #[arg(long, value_enum, default_value = "cpu")]
@@ -288,21 +254,22 @@ impl NumberArgs {
 
 #[derive(Args, Clone, Debug)]
 pub struct ConvertArgs {
-    /// Input: a model (.bin, .safetensors, a directory that holds one, or one of the hub, such as
-    /// gpt2), HellaSwag questions (.jsonl), or tokens (.npy, a token shard)
+    /// Input: a model (.bin, .safetensors, .gguf, a directory that holds one, or one of the hub,
+    /// such as gpt2), HellaSwag questions (.jsonl), or tokens (.npy, a token shard)
     #[arg(value_name = "IN")]
     pub input: PathBuf,
-    /// Output file; its extension selects the format: .bin or .safetensors; .npy for the tokens of
-    /// a shard
+    /// Output file; its extension selects the format: .bin, .safetensors, or .gguf for llama.cpp;
+    /// .npy for the tokens of a shard
     #[arg(value_name = "OUT")]
     pub output: PathBuf,
     /// Merge the adapters of LoRA in DIR, a folder of PEFT or the adapter_STEP of a run, into the
     /// model of IN that they belong to
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
-    /// Type of a model's parameters in OUT
-    #[arg(long, default_value = "f32", value_parser = values::dtypes(&values::CPU_DTYPES))]
-    pub dtype: Dtype,
+    /// Type of a model's parameters in OUT; fp16 in .safetensors and .gguf, and q8_0 in .gguf,
+    /// whose vectors and position embedding are always f32
+    #[arg(long, default_value = "f32", value_parser = values::stored())]
+    pub dtype: Stored,
     /// Tokenizer of HellaSwag's .jsonl, as `warpsmith data` takes it
     #[arg(long, value_name = "FILE", default_value = "gpt2")]
     pub tokenizer: PathBuf,
@@ -319,6 +286,29 @@ impl ConvertArgs {
     /// Whether the input is HellaSwag questions instead of a model.
     pub fn is_hellaswag(&self) -> bool {
         self.input.extension().is_some_and(|end| end == "jsonl")
+    }
+
+    /// The type of the parameters in any format but .gguf.
+    ///
+    /// # Errors
+    /// One line, if the format of the output does not have the type.
+    pub fn float_dtype(&self) -> Result<Dtype> {
+        let is_bin = self.output.extension().is_some_and(|end| end == "bin");
+        let (output, found) = (self.output.display(), self.dtype);
+        match found {
+            Stored::Float(dtype) if !is_bin || dtype != Dtype::F16 => Ok(dtype),
+            _ if is_bin => bail!("--dtype: expected f32 or bf16 in {output}, found {found}"),
+            _ => bail!("--dtype: expected f32, bf16 or fp16 in {output}, found {found}; .gguf has q8_0"),
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        let ends = |end: &str| self.output.extension().is_some_and(|e| e == end);
+        let is_hellaswag = self.is_hellaswag();
+        let known = ends("bin") || ["safetensors", "gguf", "npy"].into_iter().any(ends) && !is_hellaswag;
+        let expected = if is_hellaswag { ".bin" } else { ".bin, .safetensors, .gguf or .npy" };
+        ensure!(known, "convert: expected OUT to end in {expected}, found {}", self.output.display());
+        if ends("gguf") { Ok(()) } else { self.float_dtype().map(drop) }
     }
 }
 
@@ -418,6 +408,7 @@ impl Tool {
         match self {
             Tool::Eval(args) => args.check()?,
             Tool::Sample(args) => args.numbers.check()?,
+            Tool::Chat(args) => args.numbers.check()?,
             Tool::Track(args) => ensure!(
                 args.tensorboard || args.mlflow.is_some(),
                 "track: nowhere to pass the run on to; give --tensorboard or --mlflow URL"
@@ -430,13 +421,7 @@ impl Tool {
             Tool::Roofline(RooflineArgs { step, kernel: None }) | Tool::Scaling(ScalingArgs { step, .. }) => {
                 ensure!(step.model.is_some(), "-e/--model: missing; --help says what it is");
             }
-            Tool::Convert(args) => {
-                let ends = |end: &str| args.output.extension().is_some_and(|e| e == end);
-                let known = ends("bin") || (ends("safetensors") || ends("npy")) && !args.is_hellaswag();
-                let expected = if args.is_hellaswag() { ".bin" } else { ".bin, .safetensors or .npy" };
-                let found = args.output.display();
-                ensure!(known, "convert: expected OUT to end in {expected}, found {found}");
-            }
+            Tool::Convert(args) => args.check()?,
             _ => {}
         }
         Ok(())

@@ -82,6 +82,11 @@ impl Bpe {
         self.pattern
     }
 
+    /// Whether a word that is a token becomes that token whatever the merges.
+    pub fn has_whole_words(&self) -> bool {
+        !self.whole.is_empty()
+    }
+
     /// Encodes text without special tokens.
     pub fn encode(&self, text: &str) -> Vec<u32> {
         let mut tokens = Vec::with_capacity(text.len() / 3);

@@ -1,6 +1,7 @@
 //! Files by which the libraries of Hugging Face know a tokenizer.
 
-use super::{BYTE_CHARS, Engine, Tokenizer};
+use super::split::Pattern;
+use super::{ByteLevel, Engine, Tokenizer};
 use crate::files;
 use anyhow::Result;
 use serde_json::{Map, Value, json};
@@ -9,48 +10,44 @@ use std::path::{Path, PathBuf};
 /// The name of the file of a tokenizer, beside shards and models.
 pub const FILE_NAME: &str = "tokenizer.json";
 
-/// The characters of a byte-level token.
-fn chars(bytes: &[u8]) -> String {
-    bytes.iter().map(|&byte| BYTE_CHARS[usize::from(byte)]).collect()
-}
-
-/// The `tokenizer.json` of a byte-level tokenizer with GPT-2's words.
-pub(super) fn json(tokenizer: &Tokenizer) -> String {
-    let Tokenizer(inner) = tokenizer;
-    let token = |id: u32| {
-        let special = inner.specials.iter().find(|special| special.1 == id);
-        special.map_or_else(|| chars(inner.vocabulary.token_bytes(id).unwrap_or_default()), |s| s.0.clone())
-    };
-    let vocab: Map<String, Value> = (0..inner.id.vocab_size).map(|id| (token(id), id.into())).collect();
-    let merges: Vec<Value> = inner
-        .merges
+/// The `tokenizer.json` of a byte-level tokenizer.
+///
+/// # Errors
+/// If its way to encode words is not known.
+pub(super) fn json(parts: &ByteLevel) -> Result<String> {
+    let ByteLevel { tokens, merges, added, .. } = parts;
+    let (pattern, whole_words) = parts.words()?;
+    let vocab: Map<String, Value> =
+        tokens.iter().enumerate().map(|(id, token)| (token.clone(), id.into())).collect();
+    let added: Vec<Value> = added
         .iter()
-        .map(|&[left, right, _]| format!("{} {}", token(left), token(right)).into())
-        .collect();
-    let added: Vec<Value> = inner
-        .specials
-        .iter()
-        .map(|(content, id)| {
+        .map(|&(id, special)| {
             json!({
-                "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
-                "normalized": true, "special": true,
+                "id": id, "content": tokens[id as usize], "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": true, "special": special,
             })
         })
         .collect();
-    let bytes =
-        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let bytes = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
+    let before = match pattern {
+        Pattern::Gpt2 => bytes(true),
+        Pattern::Digits(_) => json!({"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": pattern.regex()}, "behavior": "Isolated", "invert": false},
+            bytes(false),
+        ]}),
+    };
     let file = json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
-        "pre_tokenizer": bytes, "post_processor": {"type": "ByteLevel", "add_prefix_space": true,
+        "pre_tokenizer": before, "post_processor": {"type": "ByteLevel", "add_prefix_space": true,
             "trim_offsets": false, "use_regex": true},
         "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
         "model": {
             "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": "",
-            "end_of_word_suffix": "", "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+            "end_of_word_suffix": "", "fuse_unk": false, "byte_fallback": false, "ignore_merges": whole_words,
             "vocab": vocab, "merges": merges,
         },
     });
-    format!("{file:#}\n")
+    Ok(format!("{file:#}\n"))
 }
 
 impl Tokenizer {

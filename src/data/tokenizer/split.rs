@@ -11,28 +11,35 @@ pub enum Pattern {
     /// `'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`
     Gpt2,
     /// GPT-4's (`cl100k_base`), with words of at most this many digits: 3 in GPT-4 and Llama 3, 1
-    /// in Qwen 2. [`Self::of_regex`] has it.
+    /// in Qwen 2. [`Self::regex`] has it.
     Digits(u8),
 }
 
 impl Pattern {
     /// Recognizes the regular expression of a `tokenizer.json`.
     pub fn of_regex(regex: &str) -> Option<Pattern> {
-        const CONTRACTIONS: &str = "(?i:'s|'t|'re|'ve|'m|'ll|'d)";
-        const REST: &str = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-        let gpt2 = [
-            r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-            r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-        ];
-        if gpt2.contains(&regex) {
+        const OTHER_GPT2: &str =
+            r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+        if regex == OTHER_GPT2 {
             return Some(Pattern::Gpt2);
         }
-        let digits = regex.strip_prefix(CONTRACTIONS)?.strip_prefix(r"|[^\r\n\p{L}\p{N}]?\p{L}+|")?;
-        match digits.strip_suffix(REST)? {
-            r"\p{N}{1,3}" => Some(Pattern::Digits(3)),
-            r"\p{N}" => Some(Pattern::Digits(1)),
-            _ => None,
-        }
+        [Pattern::Gpt2, Pattern::Digits(3), Pattern::Digits(1)]
+            .into_iter()
+            .find(|known| known.regex() == regex)
+    }
+
+    /// The regular expression of the words.
+    pub fn regex(self) -> String {
+        let digits = match self {
+            Pattern::Gpt2 => {
+                return r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+".to_owned();
+            }
+            Pattern::Digits(1) => r"\p{N}".to_owned(),
+            Pattern::Digits(most) => format!(r"\p{{N}}{{1,{most}}}"),
+        };
+        let start = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|";
+        let rest = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+        format!("{start}{digits}{rest}")
     }
 
     /// The name, by which a digest tells patterns apart.

@@ -177,9 +177,39 @@ fn byte_level_files_give_the_tokens_of_the_crate() {
             assert!(ours.encode(text) == crates.encode(text, true));
         }
         assert_ne!(ours.id(), small.id());
+        let parts = ours.byte_level().unwrap();
+        assert_eq!(parts.pre, if ignore_merges { "llama-bpe" } else { "dbrx" });
+        let again = Tokenizer::from_byte_level("again".to_owned(), &parts).unwrap();
+        assert_eq!((again.id(), again.byte_level().unwrap()), (ours.id(), parts));
+        assert!(texts().iter().all(|text| again.encode(text) == ours.encode(text)));
     }
     let (_dir, path) = write(&plain);
     assert_eq!(Tokenizer::open(&path).unwrap().id(), small.id());
+}
+
+#[test]
+fn lists_of_texts_are_the_tokenizer() {
+    let gpt2 = Tokenizer::gpt2();
+    let parts = gpt2.byte_level().unwrap();
+    assert_eq!((parts.pre.as_str(), parts.tokens.len(), parts.merges.len()), ("gpt-2", 50257, 50000));
+    assert_eq!((&parts.tokens[262], &parts.merges[0]), (&"\u{120}the".to_owned(), &"\u{120} t".to_owned()));
+    assert_eq!((&parts.added, parts.eot), (&vec![(50256, true)], 50256));
+    let again = Tokenizer::from_byte_level("again".to_owned(), &parts).unwrap();
+    assert_eq!((again.id(), again.name()), (TokenizerId::GPT2, GPT2));
+
+    let (_dir, path) = write(WORDS);
+    let error = Tokenizer::open(&path).unwrap().byte_level().unwrap_err().to_string();
+    assert!(error.contains("expected byte-level BPE, found a tokenizer of another kind"), "{error}");
+    let refusal = |change: &dyn Fn(&mut ByteLevel)| {
+        let mut changed = parts.clone();
+        change(&mut changed);
+        format!("{:#}", Tokenizer::from_byte_level("x".to_owned(), &changed).unwrap_err())
+    };
+    assert!(refusal(&|parts| parts.pre = "tekken".to_owned()).contains("expected gpt-2, llama-bpe"));
+    assert!(refusal(&|parts| parts.eot = 50257).contains("expected ids of 50257 tokens, found 50257"));
+    assert!(
+        refusal(&|parts| parts.tokens[300] = parts.tokens[301].clone()).contains("not in the vocabulary")
+    );
 }
 
 /// Words of letters between spaces, which the crate encodes.

@@ -13,10 +13,14 @@ pub const STORED: &str = "hellaswag";
 
 #[derive(Args, Clone, Debug)]
 pub struct EvalArgs {
-    /// Model: a .bin or .safetensors file, the directory of a run, or one of the hub, such as gpt2
-    /// or OWNER/NAME
+    /// Model: a .bin, .safetensors or .gguf file, the directory of a run, or one of the hub, such
+    /// as gpt2 or OWNER/NAME
     #[arg(short = 'e', long, value_name = "PATH")]
     pub model: PathBuf,
+    /// Adapters of LoRA to merge into the model that they belong to: a folder of PEFT, or the
+    /// adapter_STEP of a run
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
     /// HellaSwag questions: llm.c's .bin or the original .jsonl; without FILE, those of `warpsmith
     /// get hellaswag`
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = STORED)]

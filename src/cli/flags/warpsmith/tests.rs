@@ -88,7 +88,8 @@ fn models_are_sampled_measured_and_converted() {
         panic!()
     };
     assert_eq!((a.model.unwrap().to_str(), a.prompt.as_deref(), a.max_tokens), (Some("m"), Some("Once"), 5));
-    assert_eq!((a.temperature, a.top_k, a.top_p, a.seed, a.count), (0.0, 50, 0.9, 1, 4));
+    let s = a.sampler;
+    assert_eq!((s.temperature, s.top_k, s.top_p, s.seed, a.count), (0.0, 50, 0.9, 1, 4));
     assert_eq!(
         (a.no_kv_cache, a.numbers.dtype, a.numbers.threads),
         (true, DtypeChoice::Fixed(Dtype::Bf16), 2)
@@ -104,9 +105,14 @@ fn models_are_sampled_measured_and_converted() {
         (Some("v*.bin"), Some("h.jsonl".into()), Some("r".into()))
     );
 
+    let Tool::Chat(a) = ok("chat -e m --form pair --adapter d --top-k 3") else { panic!() };
+    assert_eq!((a.form, a.adapter, a.sampler.top_k), (Some(ChatForm::Pair), Some("d".into()), 3));
+
+    let Tool::Convert(a) = ok("convert a.bin b.gguf --dtype q8_0") else { panic!() };
+    assert_eq!(a.dtype, Stored::Q8_0);
     let Tool::Convert(a) = ok("convert a.bin b.safetensors --dtype float32") else { panic!() };
     assert_eq!((a.input.to_str(), a.output.to_str()), (Some("a.bin"), Some("b.safetensors")));
-    assert_eq!(a.dtype, Dtype::F32);
+    assert_eq!(a.dtype, Stored::Float(Dtype::F32));
     let Tool::Parity(a) = ok("parity --debug-state a/gpt2_d12_debug_state.bin --losses 2,1.5") else {
         panic!()
     };
@@ -129,7 +135,7 @@ fn models_are_sampled_measured_and_converted() {
     assert!(
         matches!(ok("flags --write"), Tool::Flags(a) if a.write.as_deref() == Some("docs/flags.md".as_ref()))
     );
-    assert!(matches!(ok("sample -e a -e b --seed 1 --seed 2"), Tool::Sample(a) if a.seed == 2));
+    assert!(matches!(ok("sample -e a -e b --seed 1 --seed 2"), Tool::Sample(a) if a.sampler.seed == 2));
     assert!(matches!(ok("track a --tensorboard"), Tool::Track(a) if a.tensorboard && a.mlflow.is_none()));
     let Tool::Track(a) = ok("track a --tensorboard 0 --mlflow http://b:1/") else { panic!() };
     assert_eq!((a.tensorboard, a.mlflow.as_deref()), (false, Some("http://b:1")));
@@ -141,12 +147,12 @@ fn errors_are_one_line() {
     let cases = [
         (
             "",
-            "no command given; expected get, data, sft, stories, tokenizer, sample, eval, convert, parity, plot, track, watch, roofline, scaling, launch, plan",
+            "no command given; expected get, data, sft, stories, tokenizer, sample, chat, eval, convert, parity, plot, track, watch, roofline, scaling, launch, plan",
         ),
         ("dat", "dat: unknown command; did you mean data?"),
         (
             "xyz",
-            "xyz: unknown command; expected get, data, sft, stories, tokenizer, sample, eval, convert, parity, plot, track, watch, roofline, scaling, launch, plan",
+            "xyz: unknown command; expected get, data, sft, stories, tokenizer, sample, chat, eval, convert, parity, plot, track, watch, roofline, scaling, launch, plan",
         ),
         ("data -o x", "<INPUT>...: missing; --help says what it is"),
         ("data a", "-o/--output: missing; --help says what it is"),
@@ -155,6 +161,10 @@ fn errors_are_one_line() {
         ("get a --repo-type space", "--repo-type: expected model or dataset, found space"),
         ("sample", "-e/--model: missing; --help says what it is"),
         ("sample -e m --top-p 0", "--top-p: expected a number above 0 and at most 1, found 0"),
+        ("convert a b.bin --dtype fp16", "--dtype: expected f32 or bf16 in b.bin, found fp16"),
+        ("convert a b.safetensors --dtype q8_0", "expected f32, bf16 or fp16 in b.safetensors, found q8_0"),
+        ("convert a b.gg", "expected OUT to end in .bin, .safetensors, .gguf or .npy, found b.gg"),
+        ("convert a.jsonl b.gguf", "expected OUT to end in .bin, found b.gguf"),
         ("sample -e m --temperature -1", "--temperature: expected a number of at least 0, found -1"),
         ("sample -e m -g -1", "-g/--max-tokens: expected a whole number of at least 1, found -1"),
         ("eval -e m --val v -b -2", "-b/--batch-size: expected a whole number of at least 1, found -2"),
