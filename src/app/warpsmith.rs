@@ -1,7 +1,7 @@
 //! The program `warpsmith`: one command per task around training.
 
 use super::{
-    corpus, eval, get, launch, logging, model, parity, plan, print, roofline, sample, scaling, sft,
+    corpus, eval, get, launch, logging, model, parity, plan, print, roofline, sample, scaling, serve, sft,
     tokenizer, track, watch,
 };
 use crate::cli::flags::warpsmith::{COMPARISON, FlagsArgs, PlotArgs, Tool, parse};
@@ -21,6 +21,7 @@ pub fn main() -> ExitCode {
             Tool::Stories(args) => start_threads(0).and_then(|()| corpus::stories(&args))?,
             Tool::Tokenizer { tool } => start_threads(0).and_then(|()| tokenizer::run(&tool))?,
             Tool::Sample(args) => sample::sample(&args)?,
+            Tool::Serve(args) => serve::serve(&args)?,
             Tool::Eval(args) => eval::eval(&args)?,
             Tool::Convert(args) => model::convert(&args)?,
             Tool::Parity(args) => return parity::parity(&args),

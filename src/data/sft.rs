@@ -5,6 +5,7 @@
 //! apart, as the prompt of a sample is. All examples are in memory, 5 bytes per token.
 
 mod example;
+mod prompt;
 mod template;
 
 use crate::data::documents::{Source, Tally, find_sources};

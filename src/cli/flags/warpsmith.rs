@@ -5,6 +5,7 @@ mod get;
 mod parity;
 mod plan;
 mod scaling;
+mod serve;
 mod sft;
 mod tokenizer;
 mod track;
@@ -23,6 +24,7 @@ pub use get::GetArgs;
 pub use parity::ParityArgs;
 pub use plan::{PlanArgs, PlanFlags};
 pub use scaling::ScalingArgs;
+pub use serve::ServeArgs;
 pub use sft::SftArgs;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -60,6 +62,8 @@ pub enum Tool {
     },
     /// Generate text
     Sample(SampleArgs),
+    /// Serve a model over HTTP, with OpenAI's API of completions
+    Serve(ServeArgs),
     /// Evaluate a model: validation loss and perplexity, accuracy on HellaSwag and other tasks
     Eval(EvalArgs),
     /// Convert a model between llm.c's .bin and Hugging Face safetensors, or to llm.c's .bin:
@@ -418,6 +422,7 @@ impl Tool {
         match self {
             Tool::Eval(args) => args.check()?,
             Tool::Sample(args) => args.numbers.check()?,
+            Tool::Serve(args) => args.check()?,
             Tool::Track(args) => ensure!(
                 args.tensorboard || args.mlflow.is_some(),
                 "track: nowhere to pass the run on to; give --tensorboard or --mlflow URL"
