@@ -194,3 +194,123 @@ impl Decoder {
         self.0.step(dev, hooks, &[(0, token)])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ModelConfig;
+    use crate::device::cpu::Cpu;
+    use crate::eval::testing::{cpu, randomize};
+    use crate::model::hooks::NoHooks;
+    use crate::params::frozen::Frozen;
+    use crate::sharding::Sharding;
+    use crate::tensor::Dtype;
+
+    const CONTEXT: usize = 40;
+    const V: usize = 96;
+
+    fn with_slots(slots: usize) -> (Cpu, BatchDecoder) {
+        let config =
+            ModelConfig { maxT: CONTEXT, V, Vp: 128, L: 2, NH: 3, C: 48, qkv_bias: true, lora: None };
+        let mut plan = MemoryPlan::new();
+        let weights = Weights::plan(&config, Dtype::F32, Sharding::NONE, &Frozen::default(), &mut plan);
+        let decoder = BatchDecoder::plan(&weights, CONTEXT, slots, &mut plan);
+        let mut dev = cpu(&plan);
+        randomize(&mut dev, &weights, 7);
+        (dev, decoder)
+    }
+
+    fn token(sequence: usize, t: usize) -> i32 {
+        (sequence * 37 + t * 31 + t * t * sequence) as i32 % V as i32
+    }
+
+    fn prompt(sequence: usize) -> Vec<i32> {
+        (0..=3 * sequence).map(|t| token(sequence, t)).collect()
+    }
+
+    /// The logits after the prompt of a sequence, and after each of some further tokens, alone.
+    fn alone(sequence: usize, steps: usize) -> Vec<Vec<f32>> {
+        let (mut dev, mut decoder) = with_slots(1);
+        let mut all = vec![decoder.prefill(&mut dev, &mut NoHooks, 0, &prompt(sequence)).unwrap()];
+        for _ in 0..steps {
+            let next = token(sequence, decoder.cached(0));
+            all.push(decoder.step(&mut dev, &mut NoHooks, &[(0, next)]).unwrap());
+        }
+        all
+    }
+
+    fn assert_same(found: &[f32], alone: &[f32], what: &str) {
+        let spread = alone.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+        assert!(spread > 0.5, "logits this flat would prove nothing");
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx512f") {
+            assert!(found.iter().map(|x| x.to_bits()).eq(alone.iter().map(|x| x.to_bits())), "{what}");
+        }
+        assert!(found.len() == V && found.iter().zip(alone).all(|(a, b)| (a - b).abs() <= 1e-4), "{what}");
+    }
+
+    /// Sequences join and leave at different times, in slots in any order.
+    #[test]
+    fn a_sequence_has_the_logits_that_it_has_alone() {
+        let alone: Vec<Vec<Vec<f32>>> = (0..4).map(|sequence| alone(sequence, 20)).collect();
+        let (mut dev, mut decoder) = with_slots(3);
+        // The sequence in each slot, and its steps so far.
+        let mut slots: [Option<(usize, usize)>; 3] = [None; 3];
+        let join = |decoder: &mut BatchDecoder, dev: &mut Cpu, slot: usize, sequence: usize| {
+            let logits = decoder.prefill(dev, &mut NoHooks, slot, &prompt(sequence)).unwrap();
+            assert_same(&logits, &alone[sequence][0], "prompt");
+            Some((sequence, 0))
+        };
+        for round in 0..20 {
+            match round {
+                0 => slots[2] = join(&mut decoder, &mut dev, 2, 0),
+                3 => slots[0] = join(&mut decoder, &mut dev, 0, 3),
+                5 => slots[1] = join(&mut decoder, &mut dev, 1, 1),
+                9 => slots[2] = join(&mut decoder, &mut dev, 2, 2),
+                12 => slots[0] = None,
+                _ => {}
+            }
+            let running: Vec<usize> = (0..3).filter(|&slot| slots[slot].is_some()).rev().collect();
+            let tokens: Vec<(usize, i32)> =
+                running.iter().map(|&slot| (slot, token(slots[slot].unwrap().0, decoder.cached(slot)))).collect();
+            let logits = decoder.step(&mut dev, &mut NoHooks, &tokens).unwrap();
+            for (&slot, logits) in running.iter().zip(logits.chunks_exact(V)) {
+                let (sequence, steps) = slots[slot].as_mut().unwrap();
+                *steps += 1;
+                assert_same(logits, &alone[*sequence][*steps], &format!("round {round}, slot {slot}"));
+            }
+        }
+    }
+
+    #[test]
+    fn the_logits_of_a_prompt_are_those_after_each_of_its_tokens() {
+        let (mut dev, mut decoder) = with_slots(2);
+        let tokens = prompt(3);
+        let last = decoder.prefill(&mut dev, &mut NoHooks, 1, &tokens).unwrap();
+        let mut rows = Vec::new();
+        let sink = &mut |row: &[f32]| {
+            rows.push(row.to_vec());
+            Ok(())
+        };
+        decoder.prompt_logits(&mut dev, tokens.len(), sink).unwrap();
+        assert_eq!(rows.len(), tokens.len());
+        assert_same(rows.last().unwrap(), &last, "last");
+        let first = decoder.prefill(&mut dev, &mut NoHooks, 0, &tokens[..1]).unwrap();
+        assert_same(&rows[0], &first, "first");
+    }
+
+    #[test]
+    #[should_panic(expected = "named twice")]
+    fn a_slot_takes_one_token_per_step() {
+        let (mut dev, mut decoder) = with_slots(2);
+        decoder.prefill(&mut dev, &mut NoHooks, 1, &[5]).unwrap();
+        let _ = decoder.step(&mut dev, &mut NoHooks, &[(1, 5), (1, 6)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "slot 0 has 0 of 40 positions")]
+    fn an_empty_slot_cannot_continue() {
+        let (mut dev, mut decoder) = with_slots(2);
+        let _ = decoder.step(&mut dev, &mut NoHooks, &[(0, 5)]);
+    }
+}

@@ -166,7 +166,8 @@ fn a_conversation_to_continue_is_that_of_training() {
     let turns =
         [turn("system", "Be"), turn("user", "x"), turn("assistant", "y"), turn("user", "<|endoftext|>")];
     let found = template.conversation(&turns, &tokenizer).unwrap();
-    let whole = json!({ "messages": [&turns[..], &[turn("assistant", "z")]].concat() }).to_string();
+    let answered = [&turns[..], &[turn("assistant", "z")]].concat();
+    let whole = json!({ "messages": answered }).to_string();
     let segments = example::segments(whole.as_bytes(), &Columns::default(), &template).unwrap();
     let trained = Encoded::new(&segments, &tokenizer);
     assert_eq!(trained.tokens[..found.len()], found);
