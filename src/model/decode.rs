@@ -271,8 +271,10 @@ mod tests {
                 _ => {}
             }
             let running: Vec<usize> = (0..3).filter(|&slot| slots[slot].is_some()).rev().collect();
-            let tokens: Vec<(usize, i32)> =
-                running.iter().map(|&slot| (slot, token(slots[slot].unwrap().0, decoder.cached(slot)))).collect();
+            let tokens: Vec<(usize, i32)> = running
+                .iter()
+                .map(|&slot| (slot, token(slots[slot].unwrap().0, decoder.cached(slot))))
+                .collect();
             let logits = decoder.step(&mut dev, &mut NoHooks, &tokens).unwrap();
             for (&slot, logits) in running.iter().zip(logits.chunks_exact(V)) {
                 let (sequence, steps) = slots[slot].as_mut().unwrap();

@@ -207,7 +207,7 @@ async fn answer(api: Arc<Api>, kind: Kind, headers: &HeaderMap, body: Read) -> R
             return Ok(reply(&whole));
         }
     }
-    Err(Reply::broken())
+    Err(ApiError::stopping())
 }
 
 fn random_id() -> Result<String> {
@@ -227,7 +227,7 @@ fn streamed(reply: Reply, events: UnboundedReceiver<Event>) -> Response {
         while frames.is_empty() && !ended {
             let (more, last) = match events.recv().await {
                 Some(event) => reply.events(event),
-                None => (vec![frame(&Reply::broken().body())], true),
+                None => (vec![frame(&ApiError::stopping().body())], true),
             };
             frames.extend(more);
             ended = last;

@@ -22,7 +22,7 @@ impl ApiError {
 
     /// A parameter that is wrong; `message` says what was expected and what was found.
     pub fn param(name: &str, message: impl AsRef<str>) -> Self {
-        let message = format!("{name}: {}", message.as_ref());
+        let message = format!("{}: {}", name.escape_debug(), message.as_ref());
         ApiError { param: Some(name.to_owned()), ..Self::new(StatusCode::BAD_REQUEST, message) }
     }
 

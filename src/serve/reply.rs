@@ -5,7 +5,6 @@ use super::logprobs::TokenInfo;
 use super::request::Kind;
 use super::sequence::{Event, Finish, News};
 use crate::data::tokenizer::{TextStream, Tokenizer};
-use axum::http::StatusCode;
 use serde_json::{Map, Value, json};
 
 /// What is the same in all parts of an answer, and how far it is.
@@ -143,11 +142,6 @@ impl Reply {
             }
             News::Failed(error) => (vec![frame(&error.body())], true),
         }
-    }
-
-    /// The event that ends a stream whose continuations nobody works on any more.
-    pub fn broken() -> ApiError {
-        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "the device failed; the server ends")
     }
 
     fn content(&self, text: String) -> Value {

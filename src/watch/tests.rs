@@ -126,7 +126,10 @@ fn ask(address: &str, request: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     // The server may close the connection before all of it was sent.
     drop(stream.write_all(request.as_bytes()));
-    drop(stream.shutdown(std::net::Shutdown::Write));
+    if !request.contains("\r\n\r\n") {
+        // Nothing more comes; after a whole request, that would mean that nobody waits.
+        drop(stream.shutdown(std::net::Shutdown::Write));
+    }
     let mut text = Vec::new();
     drop(stream.read_to_end(&mut text));
     String::from_utf8(text).unwrap()

@@ -141,12 +141,12 @@ fn errors_are_one_line() {
     let cases = [
         (
             "",
-            "no command given; expected get, data, sft, stories, tokenizer, sample, eval, convert, parity, plot, track, watch, roofline, scaling, launch, plan",
+            "no command given; expected get, data, sft, stories, tokenizer, sample, serve, eval, convert, parity, plot, track, watch, roofline, scaling, launch, plan",
         ),
         ("dat", "dat: unknown command; did you mean data?"),
         (
             "xyz",
-            "xyz: unknown command; expected get, data, sft, stories, tokenizer, sample, eval, convert, parity, plot, track, watch, roofline, scaling, launch, plan",
+            "xyz: unknown command; expected get, data, sft, stories, tokenizer, sample, serve, eval, convert, parity, plot, track, watch, roofline, scaling, launch, plan",
         ),
         ("data -o x", "<INPUT>...: missing; --help says what it is"),
         ("data a", "-o/--output: missing; --help says what it is"),
@@ -154,6 +154,12 @@ fn errors_are_one_line() {
         ("get a --jobs 0", "--jobs: expected a whole number of at least 1, found 0"),
         ("get a --repo-type space", "--repo-type: expected model or dataset, found space"),
         ("sample", "-e/--model: missing; --help says what it is"),
+        ("serve", "-e/--model: missing; --help says what it is"),
+        (
+            "serve -e m --host nowhere",
+            "--host: expected localhost or an IP address, such as 0.0.0.0, found nowhere",
+        ),
+        ("serve -e m --slots 0", "--slots: expected a whole number from 1 to 1024, found 0"),
         ("sample -e m --top-p 0", "--top-p: expected a number above 0 and at most 1, found 0"),
         ("sample -e m --temperature -1", "--temperature: expected a number of at least 0, found -1"),
         ("sample -e m -g -1", "-g/--max-tokens: expected a whole number of at least 1, found -1"),
