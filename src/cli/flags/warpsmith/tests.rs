@@ -159,7 +159,7 @@ fn errors_are_one_line() {
             "serve -e m --host nowhere",
             "--host: expected localhost or an IP address, such as 0.0.0.0, found nowhere",
         ),
-        ("serve -e m --slots 0", "--slots: expected a whole number from 1 to 1024, found 0"),
+        ("serve -e m --slots 0", "--slots: expected a whole number of at least 1, found 0"),
         ("sample -e m --top-p 0", "--top-p: expected a number above 0 and at most 1, found 0"),
         ("sample -e m --temperature -1", "--temperature: expected a number of at least 0, found -1"),
         ("sample -e m -g -1", "-g/--max-tokens: expected a whole number of at least 1, found -1"),
