@@ -3,7 +3,7 @@
 
 Data go from pyarrow, numpy and plain Python into `warpsmith data`, and shards back into numpy. A model goes from
 train_gpt2 to transformers and lm_eval, and back, and as GGUF to llama.cpp's package. Tokenizers go both ways. A run
-goes to TensorBoard, MLflow and W&B. Each test names what must be equal.
+goes to TensorBoard, MLflow and W&B. A server is used by OpenAI's client. Each test names what must be equal.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import torch
 from gguf_interop import Gguf  # noqa: F401, found by unittest
 from gpt2_tokenizer import EOT, gpt2_encoding
 from llmc_files import read_shard, write_shard
+from openai_client import OpenAIClient  # noqa: F401, found by unittest
 from trackers import Trackers  # noqa: F401, found by unittest
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -59,6 +59,7 @@
 //! - [`eval`], [`sample`]: validation and HellaSwag; text generation.
 //! - [`report`]: console, logs, plots.
 //! - [`track`], [`watch`]: TensorBoard and MLflow; a page that shows runs.
+//! - [`serve`]: a model behind OpenAI's API; [`http`]: the server below it and [`watch`].
 //! - [`roofline`]: predicted step times.
 //! - [`libraries`]: the search for cuBLASLt and NCCL.
 //! - [`cli`], [`app`]: flags, and the programs that take them.
@@ -72,6 +73,7 @@ pub mod device;
 pub mod eval;
 pub mod files;
 pub mod gpus;
+pub mod http;
 pub mod hub;
 pub mod libraries;
 pub mod llmc;
@@ -89,6 +91,7 @@ pub mod report;
 pub mod rng;
 pub mod roofline;
 pub mod sample;
+pub mod serve;
 pub mod sharding;
 pub mod simd;
 pub mod tensor;

@@ -21,7 +21,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("report", &["files"]),
     ("hub", &["files", "report"]),
     ("track", &["files", "report", "words"]),
-    ("watch", &["report"]),
+    ("http", &[]),
+    ("watch", &["http", "report"]),
     ("rng", &["simd"]),
     ("params", &["config"]),
     ("ops", &["tensor"]),
@@ -38,10 +39,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("replica", &["config", "data", "model", "ops", "optim", "parallel", "sharding", "tensor"]),
     ("roofline", &["config", "data", "gpus", "model", "ops", "optim", "parallel", "params", "recorder", "replica", "report", "sharding", "tensor", "trace"]),
     ("sample", &["data", "model", "ops", "rng"]),
+    ("serve", &["data", "http", "model", "ops", "report", "sample"]),
     ("eval", &["config", "data", "files", "llmc", "model", "ops", "tensor", "words"]),
     ("cli", &["config", "device", "eval", "hub", "model", "optim", "parallel", "params", "report", "roofline", "sharding", "tensor"]),
     ("train", &["checkpoint", "cli", "config", "data", "device", "eval", "files", "gpus", "hub", "memory", "model", "numerics", "nvtx", "ops", "optim", "parallel", "params", "replica", "report", "roofline", "sample", "sharding", "tensor", "trace", "track", "words"]),
-    ("app", &["checkpoint", "cli", "config", "data", "device", "eval", "files", "gpus", "hub", "memory", "model", "ops", "parallel", "params", "replica", "report", "roofline", "sample", "sharding", "tensor", "track", "train", "watch", "words"]),
+    ("app", &["checkpoint", "cli", "config", "data", "device", "eval", "files", "gpus", "http", "hub", "memory", "model", "ops", "parallel", "params", "replica", "report", "roofline", "sample", "serve", "sharding", "tensor", "track", "train", "watch", "words"]),
 ];
 
 /// Files that may contain `unsafe`, as prefixes.

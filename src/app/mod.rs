@@ -15,6 +15,7 @@ mod roofline;
 mod room;
 mod sample;
 mod scaling;
+mod serve;
 mod sft;
 mod tokenizer;
 mod track;

@@ -1,8 +1,8 @@
 //! The program `warpsmith`: one command per task around training.
 
 use super::{
-    chat, corpus, eval, get, launch, logging, model, parity, plan, print, roofline, sample, scaling, sft,
-    tokenizer, track, watch,
+    chat, corpus, eval, get, launch, logging, model, parity, plan, print, roofline, sample, scaling, serve,
+    sft, tokenizer, track, watch,
 };
 use crate::cli::flags::warpsmith::{COMPARISON, FlagsArgs, PlotArgs, Tool, parse};
 use crate::device::open::start_threads;
@@ -22,6 +22,7 @@ pub fn main() -> ExitCode {
             Tool::Tokenizer { tool } => start_threads(0).and_then(|()| tokenizer::run(&tool))?,
             Tool::Sample(args) => sample::sample(&args)?,
             Tool::Chat(args) => chat::chat(&args)?,
+            Tool::Serve(args) => serve::serve(&args)?,
             Tool::Eval(args) => eval::eval(&args)?,
             Tool::Convert(args) => model::convert(&args)?,
             Tool::Parity(args) => return parity::parity(&args),

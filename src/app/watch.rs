@@ -3,8 +3,10 @@
 use super::{note, print};
 use crate::cli::flags::warpsmith::WatchArgs;
 use crate::files;
-use crate::watch::{Watch, http::Server};
+use crate::http::Server;
+use crate::watch::{Watch, serve};
 use anyhow::Result;
+use std::net::Ipv4Addr;
 
 pub fn watch(args: &WatchArgs) -> Result<()> {
     let watch = Watch::new(&args.dirs)?;
@@ -13,8 +15,8 @@ pub fn watch(args: &WatchArgs) -> Result<()> {
         files::write(path, |out| Ok(out.write_all(page.as_bytes())?))?;
         return print(format_args!("{}\n", path.display()));
     }
-    let server = Server::listen(args.port)?;
+    let server = Server::listen(Ipv4Addr::LOCALHOST.into(), args.port)?;
     print(format_args!("{}\n", server.url()?))?;
     note("open that address in a browser; Ctrl-C ends it");
-    server.serve(move |path| watch.answer(path))
+    serve(server, watch)
 }

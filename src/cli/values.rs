@@ -10,6 +10,7 @@ use crate::tensor::{Dtype, Stored};
 use clap::ValueEnum;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use std::fmt::{self, Display};
+use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
 /// Numbers above this are typing errors; the product of any two below it fits into 64 bits.
@@ -49,6 +50,24 @@ pub fn http_url(text: &str) -> Result<String, String> {
 /// A number of processes.
 pub fn processes(text: &str) -> Result<usize, String> {
     whole_in(text, 1, MAX_PROCESSES)
+}
+
+/// Sequences that are decoded at the same time.
+pub fn slots(text: &str) -> Result<usize, String> {
+    whole_in(text, 1, 1024)
+}
+
+/// Sequences that wait.
+pub fn queue(text: &str) -> Result<usize, String> {
+    whole_in(text, 0, 65536)
+}
+
+/// An address to listen at.
+pub fn address(text: &str) -> Result<IpAddr, String> {
+    match text {
+        "localhost" => Ok(Ipv4Addr::LOCALHOST.into()),
+        _ => text.parse().map_err(|_| expected("localhost or an IP address, such as 0.0.0.0", text)),
+    }
 }
 
 /// A number of tokens in something large, at least 1: whole, or with K, M or B for thousands,

@@ -6,6 +6,7 @@
 
 mod dialog;
 mod example;
+mod prompt;
 mod template;
 
 use crate::data::documents::{Source, Tally, find_sources};

@@ -65,7 +65,8 @@ pub struct Activations {
     pub ln1: PerLayer,            // (L, N, C), one layer if recomputed
     pub ln1_mean: PerLayer,       // (L, N) f32
     pub ln1_rstd: PerLayer,       // (L, N) f32
-    pub qkv: PerLayer,            // (L, N, 3C)
+    pub qkv: PerLayer,            // (L, N, 3C), decoding: (L, slots, N, 3C)
+    pub qkv_step: Tensor,         // (slots, 3C), decoding only
     pub atty: PerLayer,           // (L, N, C)
     pub lse: PerLayer,            // (L, B, NH, T) f32
     pub residual2: PerLayer,      // (L, N, C)
@@ -119,6 +120,8 @@ struct Copies {
     layers: usize,
     /// Copies of queries, keys and values, which are also the cache when decoding.
     qkv: usize,
+    /// Sequences that are decoded at the same time.
+    slots: usize,
     backward: bool,
 }
 
@@ -150,7 +153,7 @@ impl Activations {
 
     /// Plans buffers for training: each layer keeps everything its backward pass needs.
     pub fn plan(c: &ModelConfig, options: &ModelOptions, dtype: Dtype, plan: &mut MemoryPlan) -> Self {
-        let copies = Copies { layers: c.L, qkv: c.L, backward: true };
+        let copies = Copies { layers: c.L, qkv: c.L, slots: 0, backward: true };
         Self::plan_copies("activations", c, options, dtype, plan, copies)
     }
 
@@ -161,24 +164,30 @@ impl Activations {
         dtype: Dtype,
         plan: &mut MemoryPlan,
     ) -> Self {
-        let copies = Copies { layers: 1, qkv: 1, backward: false };
+        let copies = Copies { layers: 1, qkv: 1, slots: 0, backward: false };
         Self::plan_copies("activations", c, options, dtype, plan, copies)
     }
 
-    /// Plans buffers for decoding one sequence token by token: as for evaluation, but each layer
-    /// keeps its keys and values.
-    pub fn plan_for_decoding(c: &ModelConfig, maxT: usize, dtype: Dtype, plan: &mut MemoryPlan) -> Self {
+    /// Plans buffers for decoding up to `slots` sequences token by token: as for evaluation, but
+    /// each layer keeps the keys and values of every slot, and there are logits of a row per slot.
+    pub fn plan_for_decoding(
+        c: &ModelConfig,
+        maxT: usize,
+        slots: usize,
+        dtype: Dtype,
+        plan: &mut MemoryPlan,
+    ) -> Self {
         let options = ModelOptions {
             B: 1,
             T: maxT,
-            min_rows: 0,
+            min_rows: slots,
             recompute: Recompute::Gelu,
             dropout: DropoutRates::NONE,
-            logits_bytes: 0,
+            logits_bytes: slots * c.Vp * dtype.size(),
             sharding: Sharding::NONE,
             frozen: Frozen::default(),
         };
-        let copies = Copies { layers: 1, qkv: c.L, backward: false };
+        let copies = Copies { layers: 1, qkv: c.L * slots, slots, backward: false };
         Self::plan_copies("decoding", c, &options, dtype, plan, copies)
     }
 
@@ -215,6 +224,7 @@ impl Activations {
             ln1_mean: p.per_layer("ln1_mean", F32, L, 1),
             ln1_rstd: p.per_layer("ln1_rstd", F32, L, 1),
             qkv: p.per_layer("qkv", X, copies.qkv, 3 * C),
+            qkv_step: p.add("qkv_step", X, copies.slots * 3 * C),
             atty: p.per_layer("atty", X, L, C),
             lse: p.per_layer("lse", F32, L, c.NH),
             residual2: p.per_layer("residual2", X, L, C),

@@ -16,18 +16,29 @@ use anyhow::Result;
 
 /// The rows of a forward pass, and the keys and values that they attend to.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Attention {
+pub(super) enum Attention<'a> {
     /// B sequences of T rows, each row with those before it; with dropout, if the pass trains.
     Full { shape: BatchShape, dropout: bool },
-    /// The row of position t, with the rows before it in the `qkv` buffers.
-    Decode { t: usize },
+    /// The same for one sequence of T rows, whose keys and values stay in the cache of a slot.
+    Prefill { slot: usize, T: usize },
+    /// A row per sequence, each with the rows before it in the cache of its slot.
+    Decode { rows: &'a [CacheRow] },
 }
 
-impl Attention {
+/// A row of the key-value cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CacheRow {
+    pub slot: usize,
+    pub t: usize,
+}
+
+impl Attention<'_> {
     fn shape(self) -> BatchShape {
         match self {
             Attention::Full { shape, .. } => shape,
-            Attention::Decode { .. } => BatchShape::new(1, 1),
+            Attention::Prefill { T, .. } => BatchShape::new(1, T),
+            // Each sequence is at a position of its own.
+            Attention::Decode { rows } => BatchShape { B: rows.len(), T: 1, packed: true },
         }
     }
 
@@ -63,12 +74,8 @@ impl GPT2 {
         let (a, w, shape) = (&self.acts, &self.weights, attention.shape());
         let (N, C) = (shape.rows(), w.config.C);
         hooks.before(dev, Pass::Forward, w.params.layout.shared_unit())?;
-        let wpe = match attention {
-            Attention::Full { .. } => w.get(Wpe, 0),
-            Attention::Decode { t } => w.get(Wpe, 0).part(t, C),
-        };
         let (encoded, tokens) = (a.encoded.slice(0, N * C), a.inputs.slice(0, N));
-        let (wte, BatchShape { B, T, .. }) = (w.get(Wte, 0), shape);
+        let (wte, wpe, BatchShape { B, T, .. }) = (w.get(Wte, 0), w.get(Wpe, 0), shape);
         let (positions, dropout) = (a.positions(shape), self.dropout(attention.drops(), Place::Embeddings));
         dev.encoder_forward(EncoderForward { encoded, tokens, positions, wte, wpe, dropout, B, T, C })?;
         hooks.before(dev, Pass::Forward, 0)?;
@@ -111,25 +118,11 @@ impl GPT2 {
             MatmulForward { out, inp, weight, epilogue, N, C: inp.len / N, OC: out.len / N }
         };
 
-        let dims = |B, T| AttentionDims { B, T, NH: w.config.NH, HS: w.config.HS() };
         let epilogue = self.epilogue_with_adapter(dev, l, (Qkvw, Qkvb), ln1, w.qkv_epilogue(l))?;
-        let qkv = |out| matmul(out, ln1, Qkvw, epilogue);
+        let qkv = self.qkv_rows(l, attention);
+        dev.matmul_forward(matmul(qkv, ln1, Qkvw, epilogue))?;
+        self.attend(dev, l, qkv, attention)?;
         let dropout = |place| self.dropout(attention.drops(), place);
-        match attention {
-            Attention::Full { shape: BatchShape { B, T, .. }, .. } => {
-                let out = a.qkv.get(l, N);
-                dev.matmul_forward(qkv(out))?;
-                let (lse, dims) = (a.lse.get(l, N), dims(B, T));
-                let (positions, dropout) = (a.positions(shape), dropout(Place::Weights(l)));
-                let args = AttentionForward { out: atty, lse, qkv: out, positions, dropout, dims };
-                dev.attention_forward(args)?;
-            }
-            Attention::Decode { t } => {
-                let cache = a.qkv.get(l, t + 1);
-                dev.matmul_forward(qkv(cache.part(t, 3 * C)))?;
-                dev.attention_decode(atty, cache, t, dims(1, t + 1))?;
-            }
-        }
         let (bias, drop) = (w.get(Attprojb, l), dropout(Place::Attention(l)));
         let operands = [atty, a.block_input(l, shape, C)];
         let residual = self.residual_with_adapter(dev, l, Attprojw, operands, drop)?;
@@ -145,6 +138,47 @@ impl GPT2 {
             hooks.before(dev, Pass::Forward, l + 1)?;
         }
         dev.matmul_residual_layernorm(fcproj, drop, self.norm_before_block(l + 1, shape))
+    }
+
+    /// The queries, keys and values that a pass computes: in the cache itself, or, for several
+    /// sequences at positions of their own, beside it.
+    fn qkv_rows(&self, l: usize, attention: Attention) -> Tensor {
+        let (a, C) = (&self.acts, self.weights.config.C);
+        match attention {
+            Attention::Full { shape, .. } => a.qkv.get(l, shape.rows()),
+            Attention::Prefill { slot, T } => self.cache(l, slot, T),
+            Attention::Decode { rows: &[CacheRow { slot, t }] } => self.cache(l, slot, t + 1).part(t, 3 * C),
+            Attention::Decode { rows } => a.qkv_step.slice(0, rows.len() * 3 * C),
+        }
+    }
+
+    /// The first `rows` rows of the cache of a slot in layer `l`.
+    fn cache(&self, l: usize, slot: usize, rows: usize) -> Tensor {
+        let slots = self.acts.qkv_step.len / (3 * self.weights.config.C);
+        self.acts.qkv.get(l * slots + slot, rows)
+    }
+
+    /// Attention of layer `l` over `qkv`, into `atty`.
+    fn attend(&self, dev: &mut dyn Ops, l: usize, qkv: Tensor, attention: Attention) -> Result<()> {
+        let (a, C, NH, HS) =
+            (&self.acts, self.weights.config.C, self.weights.config.NH, self.weights.config.HS());
+        let shape = attention.shape();
+        let out = a.atty.get(l, shape.rows());
+        let Attention::Decode { rows } = attention else {
+            let (lse, BatchShape { B, T, .. }) = (a.lse.get(l, shape.rows()), shape);
+            let (positions, dropout) =
+                (a.positions(shape), self.dropout(attention.drops(), Place::Weights(l)));
+            let dims = AttentionDims { B, T, NH, HS };
+            return dev.attention_forward(AttentionForward { out, lse, qkv, positions, dropout, dims });
+        };
+        for (i, &CacheRow { slot, t }) in rows.iter().enumerate() {
+            let cache = self.cache(l, slot, t + 1);
+            if rows.len() > 1 {
+                dev.copy(cache.part(t, 3 * C), qkv.part(i, 3 * C))?;
+            }
+            dev.attention_decode(out.part(i, C), cache, t, AttentionDims { B: 1, T: t + 1, NH, HS })?;
+        }
+        Ok(())
     }
 
     /// The layernorm before attention in block `l`, or after the last block the one before the

@@ -4,17 +4,21 @@
 //! with `--export` the data are in it too. The browser asks for the lines of each `metrics.jsonl`
 //! that it has not seen, and draws.
 
-pub mod http;
-
+use crate::http::{Server, is_for_loopback};
 use crate::report::jsonl;
 use crate::report::plot;
 use crate::report::settings::RunSettings;
 use crate::report::tail::{Place, Tail};
 use anyhow::{Context, Result, ensure};
-use http::Answer;
+use axum::Router;
+use axum::extract::Request;
+use axum::http::{Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use std::fs;
+use std::future::pending;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Bytes of a log in one answer.
 const CHUNK: usize = 4 << 20;
@@ -28,6 +32,65 @@ const JS: [&str; 4] = [
     include_str!("page/tables.js"),
     include_str!("page/main.js"),
 ];
+
+/// An answer: its status, the type of its content, and the content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Answer {
+    status: StatusCode,
+    content_type: &'static str,
+    content: Vec<u8>,
+}
+
+impl Answer {
+    fn new(content_type: &'static str, content: impl Into<Vec<u8>>) -> Self {
+        Answer { status: StatusCode::OK, content_type, content: content.into() }
+    }
+
+    /// A line of text that says what is wrong.
+    fn refusal(status: StatusCode, text: &str) -> Self {
+        Answer { status, content_type: "text/plain; charset=utf-8", content: format!("{text}\n").into() }
+    }
+}
+
+impl IntoResponse for Answer {
+    fn into_response(self) -> Response {
+        // Nothing may be loaded from elsewhere, and no other site may show the page or read it.
+        let policy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; \
+                      connect-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'; \
+                      form-action 'none'";
+        let headers = [
+            (header::CONTENT_TYPE.as_str(), self.content_type),
+            (header::CACHE_CONTROL.as_str(), "no-store"),
+            (header::X_CONTENT_TYPE_OPTIONS.as_str(), "nosniff"),
+            ("cross-origin-resource-policy", "same-origin"),
+            (header::REFERRER_POLICY.as_str(), "no-referrer"),
+            (header::CONTENT_SECURITY_POLICY.as_str(), policy),
+        ];
+        (self.status, headers, self.content).into_response()
+    }
+}
+
+/// Serves the page until the process ends.
+///
+/// # Errors
+/// If the system has no resources for a server.
+pub fn serve(server: Server, watch: Watch) -> Result<()> {
+    let watch = Arc::new(watch);
+    let routes = Router::new().fallback(move |request: Request| respond(Arc::clone(&watch), request));
+    server.serve(routes, pending())
+}
+
+async fn respond(watch: Arc<Watch>, request: Request) -> Answer {
+    if !is_for_loopback(request.headers()) {
+        return Answer::refusal(StatusCode::FORBIDDEN, "this page is for localhost alone");
+    }
+    if request.method() != Method::GET {
+        return Answer::refusal(StatusCode::METHOD_NOT_ALLOWED, "expected GET");
+    }
+    let path = request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned();
+    let answered = tokio::task::spawn_blocking(move || watch.answer(&path)).await;
+    answered.unwrap_or_else(|_| Answer::refusal(StatusCode::INTERNAL_SERVER_ERROR, "a request failed"))
+}
 
 /// The runs to show: directories with a `metrics.jsonl`, or directories of such.
 #[derive(Clone, Debug)]
@@ -73,15 +136,16 @@ impl Watch {
     }
 
     /// Answers a request of the page.
-    pub fn answer(&self, path: &str) -> Answer {
+    fn answer(&self, path: &str) -> Answer {
         let (path, query) = path.split_once('?').unwrap_or((path, ""));
         let answer = match path {
             "/" => Ok(Answer::new("text/html; charset=utf-8", page(&Value::Null))),
             "/api/runs" => self.overview().map(|runs| Answer::new("application/json", runs.to_string())),
             "/api/log" => self.log(query),
-            _ => return Answer::refusal("404 Not Found", "no such page"),
+            _ => return Answer::refusal(StatusCode::NOT_FOUND, "no such page"),
         };
-        answer.unwrap_or_else(|error| Answer::refusal("500 Internal Server Error", &format!("{error:#}")))
+        answer
+            .unwrap_or_else(|error| Answer::refusal(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error:#}")))
     }
 
     /// Lines of the log of a run: a line with the place to go on from, and then the lines as they

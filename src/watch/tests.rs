@@ -1,7 +1,8 @@
 use super::*;
 use crate::report::jsonl::Jsonl;
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
 
 /// Directories `a` and `b`, each with a run of two lines.
 fn runs() -> tempfile::TempDir {
@@ -20,7 +21,7 @@ fn runs() -> tempfile::TempDir {
 /// The head and the lines of an answer.
 fn log_from(watch: &Watch, query: &str) -> (Value, Vec<String>) {
     let answer = watch.answer(&format!("/api/log?run=0{query}"));
-    assert_eq!(answer.status, "200 OK");
+    assert_eq!(answer.status, StatusCode::OK);
     let text = String::from_utf8(answer.content).unwrap();
     let mut lines = text.lines().map(ToOwned::to_owned);
     (serde_json::from_str(&lines.next().unwrap()).unwrap(), lines.collect())
@@ -83,9 +84,9 @@ fn other_requests_are_refused() {
         ("/api/log?run=18446744073709551615", "500"),
         ("/../a/metrics.jsonl", "404"),
     ] {
-        assert!(watch.answer(path).status.starts_with(status), "{path}");
+        assert_eq!(watch.answer(path).status.as_str(), status, "{path}");
     }
-    assert!(watch.answer("/").status.starts_with("200"));
+    assert_eq!(watch.answer("/").status, StatusCode::OK);
 }
 
 #[test]
@@ -118,4 +119,45 @@ fn the_page_is_one_file() {
         let found = page.lines().find(|line| line.contains(outside) && !line.contains("www.w3.org"));
         assert_eq!(found, None, "{outside}");
     }
+}
+
+/// The server's answer to a request as it is written.
+fn ask(address: &str, request: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    // The server may close the connection before all of it was sent.
+    drop(stream.write_all(request.as_bytes()));
+    if !request.contains("\r\n\r\n") {
+        // Nothing more comes; after a whole request, that would mean that nobody waits.
+        drop(stream.shutdown(std::net::Shutdown::Write));
+    }
+    let mut text = Vec::new();
+    drop(stream.read_to_end(&mut text));
+    String::from_utf8(text).unwrap()
+}
+
+#[test]
+fn requests_are_answered_or_refused() {
+    let dir = runs();
+    let watch = Watch::new(&[dir.path().to_owned()]).unwrap();
+    let server = Server::listen(Ipv4Addr::LOCALHOST.into(), 0).unwrap();
+    let address = server.url().unwrap().strip_prefix("http://").unwrap().to_owned();
+    std::thread::spawn(move || serve(server, watch));
+    let get = |path: &str, host: &str| {
+        ask(&address, &format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"))
+    };
+    let answer = get("/api/runs", "localhost:1");
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("\"name\":\"a\""), "{answer}");
+    assert!(answer.contains("content-security-policy: default-src 'none'"), "{answer}");
+    assert!(get("/api/log?run=1", "localhost").contains("from_start"), "queries arrive");
+    assert!(get("/", "evil.com").starts_with("HTTP/1.1 403 "));
+    assert!(ask(&address, "GET / HTTP/1.0\r\n\r\n").starts_with("HTTP/1.0 403 "), "no host");
+    let post = "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    assert!(ask(&address, post).starts_with("HTTP/1.1 405 "));
+    for bad in ["", "GET", "GET / HTTP/1.1\r\nHost: localhost", "GET /\r\n\r\n", "\u{0}\r\n\r\n"] {
+        let answer = ask(&address, bad);
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400 "), "{bad:?}: {answer}");
+    }
+    let long = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(1 << 20));
+    assert!(!ask(&address, &long).starts_with("HTTP/1.1 200 "));
+    assert!(get("/", "localhost").starts_with("HTTP/1.1 200 "), "it goes on");
 }

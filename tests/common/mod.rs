@@ -161,15 +161,20 @@ pub fn make_early(dir: &Path, step: u32, without: &[&str]) {
 /// Writes a new model that is small in every dimension, including the vocabulary, and that GPU
 /// kernels can run: its head size is 64.
 pub fn write_small_model(path: &Path) {
-    let config = ModelConfig { maxT: 64, V: 503, Vp: 512, L: 2, NH: 2, C: 128, qkv_bias: true, lora: None };
+    write_random_model(path, 64, 0.02);
+}
+
+/// Writes the same model for sequences of up to `maxT` tokens, with weights of that size.
+pub fn write_random_model(path: &Path, maxT: usize, std: f64) {
+    let config = ModelConfig { maxT, V: 503, Vp: 512, L: 2, NH: 2, C: 128, qkv_bias: true, lora: None };
     let layout = ParamLayout::new(&config);
     let mut params = vec![0.0; layout.len()];
     let mut rng = Mt19937::new(7);
     for spec in &PARAMS {
         let values = &mut params[layout.range(spec.param)];
         match spec.init {
-            Init::Normal => rng.normal_fill(values, 0.0, 0.02),
-            Init::ResidualNormal => rng.normal_fill(values, 0.0, 0.01),
+            Init::Normal => rng.normal_fill(values, 0.0, std),
+            Init::ResidualNormal => rng.normal_fill(values, 0.0, std / 2.0),
             Init::Zero | Init::Uniform => {}
             Init::One => values.fill(1.0),
         }

@@ -10,6 +10,8 @@ mod corpora;
 mod gguf;
 #[path = "hub.rs"] // also where cargo-fuzz includes this file by its path
 mod hub;
+#[path = "serve.rs"]
+mod serve;
 #[path = "sft.rs"]
 mod sft;
 #[path = "trackers.rs"]
@@ -90,6 +92,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "log_lines", seeds: trackers::lines, run: trackers::log_lines, cost: 300 },
     Target { name: "event_file", seeds: trackers::event_files, run: trackers::event_file, cost: 60 },
     Target { name: "run_settings", seeds: trackers::run_settings, run: trackers::settings, cost: 60 },
+    Target { name: "completion_request", seeds: serve::completions, run: serve::completion, cost: 60 },
+    Target { name: "chat_request", seeds: serve::chats, run: serve::chat, cost: 60 },
     Target { name: "hellaswag_bin", seeds: || vec![seed_hellaswag_bin()], run: hellaswag, cost: 20 },
     Target {
         name: "task_jsonl",
@@ -446,13 +450,14 @@ fn trainer_flags(bytes: &[u8]) -> bool {
     judge(trainer::parse(Program::TrainGpt2, arguments("train_gpt2", bytes), &none), "")
 }
 
-const TOOL_FLAGS: [&str; 8] = [
+const TOOL_FLAGS: [&str; 9] = [
     "get tinystories a/b -o out --copy --revision v1 --repo-type dataset --include *.txt --jobs 2 --retries 1",
     "data a.txt b.jsonl -o out --name x --shard-size 1000 --val-tokens 10 --json-field body --force",
     "sample -e out -p Once -g 20 --temperature 0.7 --top-k 40 --top-p 0.9 --seed 7 --count 2",
     "eval -e a.bin -j val_*.bin --hellaswag h.jsonl -b 4 -t 64 -m 3 -o r.jsonl --device cpu --dtype bf16",
     "launch -n 4 --restarts 2 -- ./train_gpt2 -y 1",
     "track out --tensorboard 1 --mlflow http://localhost:5000",
+    "serve -e out --host 0.0.0.0 --port 0 --api-key k --slots 4 --queue 9 --template t.json",
     "watch out other --port 0 --export report.html",
     "scaling -e d48 -b 4 --gpu h100",
 ];

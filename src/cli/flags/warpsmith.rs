@@ -6,6 +6,7 @@ mod parity;
 mod plan;
 mod sample;
 mod scaling;
+mod serve;
 mod sft;
 mod tokenizer;
 mod track;
@@ -25,6 +26,7 @@ pub use parity::ParityArgs;
 pub use plan::{PlanArgs, PlanFlags};
 pub use sample::{ChatArgs, ChatForm, SampleArgs, SamplerArgs};
 pub use scaling::ScalingArgs;
+pub use serve::ServeArgs;
 pub use sft::SftArgs;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -64,6 +66,8 @@ pub enum Tool {
     Sample(SampleArgs),
     /// Talk with a model, fine-tuned for conversations, in the terminal
     Chat(ChatArgs),
+    /// Serve a model over HTTP, with OpenAI's API of completions
+    Serve(ServeArgs),
     /// Evaluate a model: validation loss and perplexity, accuracy on HellaSwag and other tasks
     Eval(EvalArgs),
     /// Convert a model between llm.c's .bin, Hugging Face safetensors and llama.cpp's GGUF, or to
@@ -409,6 +413,7 @@ impl Tool {
             Tool::Eval(args) => args.check()?,
             Tool::Sample(args) => args.numbers.check()?,
             Tool::Chat(args) => args.numbers.check()?,
+            Tool::Serve(args) => args.check()?,
             Tool::Track(args) => ensure!(
                 args.tensorboard || args.mlflow.is_some(),
                 "track: nowhere to pass the run on to; give --tensorboard or --mlflow URL"

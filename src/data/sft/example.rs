@@ -71,7 +71,7 @@ fn pair(object: &Map<String, Value>, columns: &Columns, template: &Pair) -> Resu
     Ok(vec![Segment { given, answer: format!("{}{after}", field(response, "--response-column")?) }])
 }
 
-fn conversation(messages: &Value, turns: &BTreeMap<String, Turn>) -> Result<Vec<Segment>, String> {
+pub(super) fn conversation(messages: &Value, turns: &BTreeMap<String, Turn>) -> Result<Vec<Segment>, String> {
     let messages = messages
         .as_array()
         .ok_or_else(|| format!("field \"messages\": expected an array, found {}", kind(messages)))?;

@@ -2,6 +2,7 @@ use super::*;
 use crate::data::mask::Mask;
 use crate::data::shard::Shard;
 use flate2::{Compression, write::GzEncoder};
+use serde_json::json;
 use std::io::Write;
 use tempfile::TempDir;
 
@@ -151,4 +152,31 @@ fn an_answer_without_a_prompt_follows_the_end_of_text() {
     let eot = tokenizer.eot();
     let expected = Encoded { tokens: vec![eot, 17250, eot], counts: vec![false, true, true] };
     assert_eq!(Encoded::new(&segments, &tokenizer), expected);
+}
+
+/// A conversation to continue has the tokens that an example of it has before the answer.
+#[test]
+fn a_conversation_to_continue_is_that_of_training() {
+    let tokenizer = Tokenizer::gpt2();
+    let template = Template::parse(
+        r#"{"messages": {"system": "{content}\n", "user": "U {content}\n", "assistant": "A {content}!\n"}}"#,
+    );
+    let template = template.unwrap();
+    let turn = |role: &str, content: &str| json!({ "role": role, "content": content });
+    let turns =
+        [turn("system", "Be"), turn("user", "x"), turn("assistant", "y"), turn("user", "<|endoftext|>")];
+    let found = template.conversation(&turns, &tokenizer).unwrap();
+    let answered = [&turns[..], &[turn("assistant", "z")]].concat();
+    let whole = json!({ "messages": answered }).to_string();
+    let segments = example::segments(whole.as_bytes(), &Columns::default(), &template).unwrap();
+    let trained = Encoded::new(&segments, &tokenizer);
+    assert_eq!(trained.tokens[..found.len()], found);
+    // Exactly the last answer is missing.
+    let answer = [tokenizer.encode_ordinary("z!\n"), vec![tokenizer.eot()]].concat();
+    assert_eq!(trained.tokens[found.len()..], answer);
+    assert_eq!(template.answer_end(), "!\n");
+    let error = template.conversation(&[turn("tool", "")], &tokenizer).unwrap_err();
+    assert!(error.contains("messages[0].role"), "{error}");
+    let bare = Template::parse(r#"{"messages": {"assistant": "{content}"}}"#).unwrap();
+    assert_eq!(bare.conversation(&[], &tokenizer).unwrap(), [tokenizer.eot()]);
 }

@@ -147,12 +147,12 @@ fn errors_are_one_line() {
     let cases = [
         (
             "",
-            "no command given; expected get, data, sft, stories, tokenizer, sample, chat, eval, convert, parity, plot, track, watch, roofline, scaling, launch, plan",
+            "no command given; expected get, data, sft, stories, tokenizer, sample, chat, serve, eval, convert, parity, plot, track, watch, roofline, scaling, launch, plan",
         ),
         ("dat", "dat: unknown command; did you mean data?"),
         (
             "xyz",
-            "xyz: unknown command; expected get, data, sft, stories, tokenizer, sample, chat, eval, convert, parity, plot, track, watch, roofline, scaling, launch, plan",
+            "xyz: unknown command; expected get, data, sft, stories, tokenizer, sample, chat, serve, eval, convert, parity, plot, track, watch, roofline, scaling, launch, plan",
         ),
         ("data -o x", "<INPUT>...: missing; --help says what it is"),
         ("data a", "-o/--output: missing; --help says what it is"),
@@ -160,6 +160,12 @@ fn errors_are_one_line() {
         ("get a --jobs 0", "--jobs: expected a whole number of at least 1, found 0"),
         ("get a --repo-type space", "--repo-type: expected model or dataset, found space"),
         ("sample", "-e/--model: missing; --help says what it is"),
+        ("serve", "-e/--model: missing; --help says what it is"),
+        (
+            "serve -e m --host nowhere",
+            "--host: expected localhost or an IP address, such as 0.0.0.0, found nowhere",
+        ),
+        ("serve -e m --slots 0", "--slots: expected a whole number of at least 1, found 0"),
         ("sample -e m --top-p 0", "--top-p: expected a number above 0 and at most 1, found 0"),
         ("convert a b.bin --dtype fp16", "--dtype: expected f32 or bf16 in b.bin, found fp16"),
         ("convert a b.safetensors --dtype q8_0", "expected f32, bf16 or fp16 in b.safetensors, found q8_0"),
