@@ -23,7 +23,7 @@ pub fn serve(args: &ServeArgs) -> Result<()> {
     );
     // A port in use is said at once, and not after a long read.
     let server = Server::listen(args.host, args.port)?;
-    let (file, tokenizer) = load(&args.model)?;
+    let (file, tokenizer) = load(&args.model, args.adapter.as_deref(), &args.numbers)?;
     let tokenizer = tokenizer.known()?.clone();
     let config = file.config;
     let Loaded { dev, model: decoder } = Loaded::open(&args.numbers, file, |dtype, plan| {

@@ -178,8 +178,9 @@ impl Decoder {
     /// # Panics
     /// If fewer are in the cache.
     pub fn rewind(&mut self, cached: usize) {
-        assert!(cached <= self.cached, "{cached} positions of {}", self.cached);
-        self.cached = cached;
+        let of = &mut self.0.cached[0];
+        assert!(cached <= *of, "{cached} positions of {of}");
+        *of = cached;
     }
 
     /// Clears the cache and runs all of `tokens` at once; returns the V logits after the last one.

@@ -12,10 +12,14 @@ const KEY_VARIABLE: &str = "WARPSMITH_API_KEY";
 
 #[derive(Args, Clone, Debug)]
 pub struct ServeArgs {
-    /// Model: a .bin or .safetensors file, the directory of a run, or one of the hub, such as gpt2
-    /// or OWNER/NAME
+    /// Model: a .bin, .safetensors or .gguf file, the directory of a run, or one of the hub, such
+    /// as gpt2 or OWNER/NAME
     #[arg(short = 'e', long, value_name = "PATH")]
     pub model: PathBuf,
+    /// Adapters of LoRA to merge into the model that they belong to: a folder of PEFT, or the
+    /// adapter_STEP of a run
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
     /// Name of the model in requests [default: -e]
     #[arg(long, value_name = "NAME", value_parser = values::name)]
     pub served_model_name: Option<String>,
