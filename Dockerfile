@@ -46,7 +46,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
 
 FROM debian:bookworm-slim
 ARG COMMIT
-ARG VERSION=0.1.0
+ARG VERSION=unknown
 LABEL org.opencontainers.image.title="warpsmith" \
     org.opencontainers.image.description="GPT-2 and GPT-3 training with hand-written CUDA kernels, orchestrated from Rust" \
     org.opencontainers.image.licenses="MIT" \
