@@ -3,7 +3,7 @@
 # Usage: dev/gpu_report.sh OUT [STEP...]
 #
 # Steps, in order: machine probes kernels bench parity train peers torch sanitizer; our own code,
-# which may be wrong, comes first. No cargo or network is needed: the script runs from a checkout
+# which may be wrong, comes first. One more runs only if it is named: nsys. No cargo or network is needed: the script runs from a checkout
 # after `make gpu-report-programs`, or where build/gpu.tar.xz was unpacked. Each step is divided
 # into parts. Each part is a separate process with its own log and time limit, and none stops the
 # others. Steps can be run separately into the same folder.
@@ -29,6 +29,8 @@ cd "$(dirname "$0")/.."
 
 ALL="machine probes kernels bench parity train peers torch sanitizer"
 STEPS=${*:-$ALL}
+# Within ten minutes there is no time for these.
+EXTRA="nsys"
 DEVICE=${DEVICE:-cuda}
 BIN=${BIN:-build/gpu}
 PYTHON=${PYTHON:-$([ -x build/venv/bin/python ] && echo build/venv/bin/python || echo python3)}
@@ -42,7 +44,7 @@ limit() {
     local given=LIMIT_$1 seconds
     case $1 in
     machine) seconds=20 ;; probes) seconds=20 ;; kernels) seconds=95 ;; bench) seconds=85 ;; parity) seconds=40 ;;
-    train) seconds=145 ;; peers) seconds=35 ;; torch) seconds=110 ;; sanitizer) seconds=45 ;;
+    train) seconds=145 ;; peers) seconds=35 ;; torch) seconds=110 ;; sanitizer) seconds=45 ;; nsys) seconds=60 ;;
     esac
     echo "${!given:-$seconds}"
 }
@@ -177,7 +179,9 @@ run() {
     shift 3
     corpus "$(basename "$data")" || return
     rm -rf "$OUT/run-$name"
-    "$BIN/$program" -i "$data/*_train_*.bin" -j "$data/*_val_*.bin" -o "$OUT/run-$name" -v 0 -s 0 "$@"
+    # Words of a command that runs it.
+    # shellcheck disable=SC2086
+    ${UNDER:-} "$BIN/$program" -i "$data/*_train_*.bin" -j "$data/*_val_*.bin" -o "$OUT/run-$name" -v 0 -s 0 "$@"
 }
 
 # Prints the losses of the CPU and of the device, and their largest difference.
@@ -225,6 +229,17 @@ train() {
     done <<<$'default 44 20 -lg 5\nno-graphs 24 10 --cuda-graphs 0 --profile 3:4\nge2 24 10 -ge 2\nown 24 10 -ge 2 --matmul own\ncublaslt 24 10 -ge 0 --matmul cublaslt'
     return $failed
 }
+
+# Two recorded steps of GPT-2 124M under Nsight Systems: kernels by our ranges, and by name.
+run_under_nsys() {
+    command -v nsys >/dev/null || { echo "nsys not found"; return $ABSENT; }
+    local tokens=6000000 shape="-e d12 -b 64 -t 1024 -d 524288 -r 0 -x 4 --profile 3:4"
+    [ "$DEVICE" = cuda ] || { tokens=200000; shape="--layers 1 --heads 1 --channels 64 -b 1 -t 32 -x 2 --profile 2"; }
+    local UNDER="nsys profile -t cuda,nvtx --capture-range=cudaProfilerApi --capture-range-end=stop -f true -o $OUT/steps"
+    # shellcheck disable=SC2086
+    run $tokens nsys train_gpt2cu --device "$DEVICE" $shape && nsys stats --report nvtx_gpu_proj_sum,cuda_gpu_kern_sum "$OUT/steps.nsys-rep"
+}
+nsys() { part nsys 55 bash -c run_under_nsys; }
 
 has_torch() {
     "$PYTHON" -c 'import torch, numpy' 2>/dev/null || { echo "$PYTHON has no PyTorch; set PYTHON to one that does"; return $ABSENT; }
@@ -277,7 +292,7 @@ sanitizer() {
 # --- main
 
 for step in $STEPS; do
-    [[ " $ALL " == *" $step "* ]] || { echo "gpu_report: $step: expected one of: $ALL" >&2; exit 2; }
+    [[ " $ALL $EXTRA " == *" $step "* ]] || { echo "gpu_report: $step: expected one of: $ALL $EXTRA" >&2; exit 2; }
     [[ $(limit "$step") =~ ^[0-9]+$ ]] || { echo "gpu_report: LIMIT_$step=$(limit "$step"): expected seconds" >&2; exit 2; }
 done
 for program in probes kernels nccl bench train_gpt2 train_gpt2cu warpsmith; do
@@ -290,7 +305,7 @@ export VIRTUAL_ENV PYTHONUNBUFFERED=1
 # Our programs log which kernel computes each matmul; the page shows it.
 export WARPSMITH_LOG=${WARPSMITH_LOG:-info}
 export OUT DEVICE BIN PYTHON ABSENT
-export -f describe_machine train_with_nccl corpus run time_steps compare has_torch time_peers time_torch
+export -f describe_machine train_with_nccl corpus run time_steps run_under_nsys compare has_torch time_peers time_torch
 
 sum=0 text=
 for step in $STEPS; do

@@ -174,6 +174,7 @@ page() {
     for step in machine probes kernels bench parity train peers torch sanitizer; do
         sed 's/.*/| & |/' "$OUT/$step.step" 2>/dev/null || echo "| $step | not run | |"
     done
+    sed 's/.*/| & |/' "$OUT/nsys.step" 2>/dev/null
     printf '\n## Machine\n\n'
     ran machine && { printf '| | |\n|---|---|\n'; sed -nE 's/^(system|processor|GPU|source|Python|library: [^:]*): (.*)/| \1 | \2 |/p' "$OUT/machine.log"; libraries; }
     printf '\n## Kernels against the CPU\n\n'
@@ -186,6 +187,7 @@ page() {
     ran train && train
     printf '\n## Steps of GPT-2 124M, operation by operation\n\n'
     ran train && profile
+    [ ! -e "$OUT/nsys.step" ] || { printf '\n## Nsight Systems\n\n'; ran nsys && sed 's/^/    /' "$OUT/nsys.log"; }
     printf "\n## PyTorch's kernels\n\n"
     ran peers && tables peers
     printf '\n## Full steps compared with PyTorch\n\n'

@@ -11,7 +11,7 @@ mod step;
 mod table;
 mod tracer;
 
-pub use describe::{Description, describe};
+pub use describe::{Description, bytes, describe};
 pub use names::Names;
 pub use step::StepTrace;
 pub use table::table;

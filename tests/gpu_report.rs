@@ -249,6 +249,33 @@ fn on_a_gpu_each_step_calls_what_it_should() {
     assert!(seconds("; ", &said) < 600, "{said}");
 }
 
+/// A step that runs only if it is named, and needs a tool that few machines have.
+#[test]
+fn nsight_systems_records_two_steps_where_it_is_installed() {
+    let report = Report::new();
+    let system = ["/usr/bin", "/bin"];
+    if !system.iter().any(|dir| Path::new(dir).join("nsys").exists()) {
+        let output = report.command("nsys").env("PATH", system.join(":")).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        assert_lines(&report.page(), &["| nsys | absent |", "Not run: nsys not found."]);
+    }
+
+    let tools = report.dir.path().join("tools");
+    fs::create_dir(&tools).unwrap();
+    let nsys = "#!/bin/bash\n[ $1 = stats ] && echo \"table: $*\" && exit\n\
+                [ \"${*:2:7}\" = \"-t cuda,nvtx --capture-range=cudaProfilerApi --capture-range-end=stop -f true -o\" ] || exit 1\n\
+                exec \"${@:10}\"\n";
+    fs::write(tools.join("nsys"), nsys).unwrap();
+    fs::set_permissions(tools.join("nsys"), fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:/usr/bin:/bin", tools.display());
+    let output = report.command("nsys").env("PATH", path).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let steps = report.out().join("steps.nsys-rep");
+    let table = format!("    table: stats --report nvtx_gpu_proj_sum,cuda_gpu_kern_sum {}", steps.display());
+    assert_lines(&report.page(), &["| nsys | ok |", "    step 3/3 | loss 10.3 ", &table]);
+    assert!(report.out().join("run-nsys/profile.txt").exists());
+}
+
 /// The kernels that tuning rejected come first, then the chosen ones; the library is the one that
 /// programs report.
 #[test]

@@ -106,6 +106,12 @@ impl Steps {
     pub fn contains(self, step: usize) -> bool {
         (self.first..=self.last).contains(&step)
     }
+
+    /// `step 3` or `steps 3:5`.
+    pub fn named(self) -> String {
+        let noun = if self.first == self.last { "step" } else { "steps" };
+        format!("{noun} {self}")
+    }
 }
 
 impl FromStr for Steps {

@@ -4,14 +4,12 @@ use super::kernels::{Class, Kernel, StepShape, Tail, Work};
 use super::recording::Recording;
 use crate::config::ModelConfig;
 use crate::model::Weights;
-use crate::ops::{
-    AttentionDims, Call, EncoderBackward, EncoderForward, Epilogue, Kept, MatmulBackward, MatmulForward,
-    NewtonSchulz,
-};
+use crate::ops::{AttentionDims, Call, Epilogue, Kept, MatmulBackward, MatmulForward, NewtonSchulz};
 use crate::params::Param;
 use crate::recorder::Event;
 use crate::sharding::ZeroStage;
 use crate::tensor::Tensor;
+use crate::trace::bytes;
 
 /// The names and classes of a matmul's three kernels, by its weight.
 const MATMULS: [(Param, [&str; 3], [Class; 3]); 5] = [
@@ -192,24 +190,6 @@ impl Kernels {
 
 fn size(tensor: Tensor) -> f64 {
     tensor.size_bytes() as f64
-}
-
-/// Bytes that a call must read and write: each tensor once, or twice where it is updated.
-fn bytes(call: &Call) -> f64 {
-    match call {
-        // A row of `wte` per token; `wpe` stays in the cache.
-        Call::EncoderForward(EncoderForward { encoded: rows, tokens, .. })
-        | Call::EncoderBackward(EncoderBackward { dout: rows, tokens, .. }) => {
-            2.0 * size(*rows) + size(*tokens)
-        }
-        // The positions up to `t` of the keys and values.
-        Call::AttentionDecode { out, qkv, t, dims } => {
-            2.0 * size(*out) + size(*qkv) * 2.0 / 3.0 * (t + 1) as f64 / dims.T as f64
-        }
-        // The row sums, one per row and head as `lse`, are written and read.
-        Call::AttentionBackward(a) => call.size_bytes() as f64 + 2.0 * size(a.lse),
-        _ => call.size_bytes() as f64,
-    }
 }
 
 /// (m, k) times (k, n).

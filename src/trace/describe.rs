@@ -1,6 +1,6 @@
 //! Names, dimensions and floating-point operations of calls.
 
-use crate::ops::{AttentionDims, Call, MatmulForward, NewtonSchulz};
+use crate::ops::{AttentionDims, Call, EncoderBackward, EncoderForward, MatmulForward, NewtonSchulz};
 use crate::tensor::Tensor;
 
 /// The description of a [`Call`].
@@ -15,6 +15,26 @@ pub struct Description {
     /// Model FLOPs of products: two for a multiplication and an addition. Recomputation and masked
     /// scores are not counted.
     pub flops: Option<usize>,
+}
+
+/// Returns the bytes that a call must read and write: each tensor once, or twice where it is
+/// updated.
+pub fn bytes(call: &Call) -> f64 {
+    let size = |tensor: Tensor| tensor.size_bytes() as f64;
+    match call {
+        // A row of `wte` per token; `wpe` stays in the cache.
+        Call::EncoderForward(EncoderForward { encoded: rows, tokens, .. })
+        | Call::EncoderBackward(EncoderBackward { dout: rows, tokens, .. }) => {
+            2.0 * size(*rows) + size(*tokens)
+        }
+        // The positions up to `t` of the keys and values.
+        Call::AttentionDecode { out, qkv, t, dims } => {
+            2.0 * size(*out) + size(*qkv) * 2.0 / 3.0 * (t + 1) as f64 / dims.T as f64
+        }
+        // The row sums, one per row and head as `lse`, are written and read.
+        Call::AttentionBackward(a) => call.size_bytes() as f64 + 2.0 * size(a.lse),
+        _ => call.size_bytes() as f64,
+    }
 }
 
 /// Describes a call.

@@ -1,6 +1,6 @@
 //! Names of tensors: of parameters by the parameter table, of others by the memory plan.
 
-use super::describe::describe;
+use super::describe::{bytes, describe};
 use super::{Description, Op};
 use crate::params::Param;
 use crate::report::chrome::Row;
@@ -49,7 +49,7 @@ impl Names {
                 let Description { tensor, dims, flops, .. } = describe(call);
                 let mut args: Vec<_> = dims.into_iter().map(|(name, value)| (name, json!(value))).collect();
                 let layer = tensor.and_then(|tensor| self.label(tensor).1);
-                args.push(("bytes", json!(call.size_bytes())));
+                args.push(("bytes", json!(bytes(call) as u64)));
                 args.extend(flops.map(|flops| ("flops", json!(flops))));
                 args.extend(layer.map(|layer| ("layer", json!(layer))));
                 (Row::Compute, args)

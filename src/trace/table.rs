@@ -43,7 +43,9 @@ impl Sum {
         let predicted = Some(self.predicted_us).filter(|us| *us > 0.0);
         let predicted = predicted.map_or(String::new(), |us| format!("{:.3}", per_step(us / 1e3)));
         let calls = per_step(self.calls as f64);
-        format!("{calls:>7.0} {ms:>10.3} {share:>6.1} {tera:>8} {giga:>8} {predicted:>12}")
+        // Not all steps need have the same operations.
+        let digits = usize::from(calls.fract() != 0.0);
+        format!("{calls:>7.digits$} {ms:>10.3} {share:>6.1} {tera:>8} {giga:>8} {predicted:>12}")
     }
 }
 
@@ -134,18 +136,18 @@ mod tests {
         ];
         let expected = "\
             operation              calls         ms      %  TFLOP/s     GB/s\n\
-            matmul_forward             1      4.500   45.0 0.002000 0.004000\n\
-            upload inputs              0      0.500    5.0          0.001000\n\
-            all operations             2      5.000   50.0 0.001800 0.003700\n\
+            matmul_forward             1      4.500   45.0  0.00200  0.00400\n\
+            upload inputs            0.5      0.500    5.0           0.00100\n\
+            all operations           1.5      5.000   50.0  0.00180  0.00370\n\
             idle                       0      5.000   50.0\n\
             whole step                 1     10.000  100.0\n\
-            all-reduce                 0      1.000   10.0             0.500\n\
-            load batch                 0      0.500    5.0";
+            all-reduce               0.5      1.000   10.0             0.500\n\
+            load batch               0.5      0.500    5.0";
         assert_eq!(table(&bars, 5).join("\n"), expected);
         let short = table(&bars, 1);
         assert_eq!(
             short[2].split_whitespace().collect::<Vec<_>>()[..4],
-            ["other", "operations", "0", "0.500"]
+            ["other", "operations", "0.5", "0.500"]
         );
         assert_eq!(table(&bars[1..3], 5), Vec::<String>::new());
     }

@@ -46,7 +46,7 @@ impl Profiler {
     /// that.
     ///
     /// # Errors
-    /// If the tool cannot be loaded, or the directory of the timeline cannot be created.
+    /// If the tool cannot be loaded.
     pub fn open(args: &TrainArgs, dev: Box<dyn Ops>) -> Result<(Box<dyn Ops>, Option<Self>)> {
         let tool = nvtx::attach()?;
         let (steps, dir) = (args.files.profile, args.files.output_dir.as_deref());
@@ -219,9 +219,10 @@ impl Trainer {
         profile.bars.extend(host);
         let process = &zero.peers.process;
         profile.write(process.rank, &dev.describe()).context("--profile")?;
-        log::info!("wrote the profile of steps {} to {}", profile.steps, profile.path.display());
+        let steps = profile.steps.named();
+        log::info!("wrote the profile of {steps} to {}", profile.path.display());
         if process.is_rank0() {
-            let title = format!("profile of steps {} on {}, per step", profile.steps, dev.describe());
+            let title = format!("profile of {steps} on {}, per step", dev.describe());
             profile.write_table(&title).context("--profile")?;
             self.show_profile(&title, &profile);
         }

@@ -323,6 +323,8 @@ fn a_step_on_the_emulated_device_is_recorded() {
     let steps = read(&corpus.path("log/profile.json"), 0, [2]);
     assert_complete(&steps[0], &recorded(Dtype::Bf16, 1, ZeroStage::Zero0));
     assert_spans(&steps[0]);
+    let table = std::fs::read_to_string(corpus.path("log/profile.txt")).unwrap();
+    assert!(table.starts_with("profile of step 2 on emulated device, bf16, per step\n"), "{table}");
 }
 
 #[test]
