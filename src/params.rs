@@ -236,7 +236,7 @@ mod tests {
     fn the_table_is_in_the_order_of_the_enum() {
         for (i, spec) in PARAMS.iter().chain(&ADAPTERS).enumerate() {
             assert_eq!(spec.param as usize, i, "{}", spec.name);
-            assert!(std::ptr::eq(spec.param.spec().name, spec.name));
+            assert_eq!(spec.param.spec().name, spec.name);
         }
     }
 
