@@ -223,9 +223,10 @@ class Model(Case):
     def test_the_loss(self) -> None:
         self.assert_close(self.our_loss(self.hf), self.their_loss(self.hf), 1e-5)
 
-    def our_loss(self, folder: str) -> float:
+    def our_loss(self, folder: str, *more: str | Path) -> float:
         """Returns the loss of the first 20 sequences of the validation split."""
-        return json.loads(self.evaluated(folder, "-j", self.val, "-t", "128", "-b", "4", "-m", "5"))["val_loss"]
+        flags = ["-j", self.val, "-t", "128", "-b", "4", "-m", "5", *more]
+        return json.loads(self.evaluated(folder, *flags))["val_loss"]
 
     def their_loss(self, folder: str) -> float:
         from transformers import AutoModelForCausalLM
@@ -240,7 +241,7 @@ class Model(Case):
             logits = model.eval()(rows[:, :-1]).logits
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten()).item()
 
-    def evaluated(self, model: str, *flags: str) -> str:
+    def evaluated(self, model: str, *flags: str | Path) -> str:
         results = self.dir / "results.jsonl"
         run("warpsmith", "eval", "-e", model, "-o", results, *flags)
         return results.read_text()
@@ -283,6 +284,8 @@ class Model(Case):
         merged = self.dir / "merged" / "model.safetensors"
         run("warpsmith", "convert", self.hf, merged, "--adapter", self.dir / "peft")
         self.assert_close(self.our_loss(str(merged.parent)), self.loss_of(theirs), 1e-5)
+        at_load = self.our_loss(self.hf, "--adapter", self.dir / "peft")
+        self.assertEqual(at_load, self.our_loss(str(merged.parent)))
 
     def test_lm_eval(self) -> None:
         """The log-likelihood of every ending, and the accuracy."""

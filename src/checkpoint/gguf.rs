@@ -15,7 +15,7 @@ use crate::files;
 use crate::params::{PARAMS, Param, ParamLayout};
 use crate::tensor::{Dtype, Stored};
 use anyhow::{Context, Result, bail, ensure};
-use container::{Container, Value};
+use container::{Container, Metadata, Value};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
@@ -141,7 +141,7 @@ pub fn write(path: &Path, model: &ModelFile, stored: Stored, tokenizer: &Tokeniz
 }
 
 /// The keys that describe the model.
-fn shape_metadata(path: &Path, config: &ModelConfig, stored: Stored) -> Result<Vec<(String, Value)>> {
+fn shape_metadata(path: &Path, config: &ModelConfig, stored: Stored) -> Result<Metadata> {
     let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let number = |value: usize| Value::U32(u32::try_from(value).expect("a valid config"));
     let general = |key: &str| format!("general.{key}");
@@ -163,7 +163,7 @@ fn shape_metadata(path: &Path, config: &ModelConfig, stored: Stored) -> Result<V
 }
 
 /// The keys that describe the tokenizer. Ids beyond it get names that stand in no text.
-fn tokenizer_metadata(config: &ModelConfig, words: ByteLevel) -> Vec<(String, Value)> {
+fn tokenizer_metadata(config: &ModelConfig, words: ByteLevel) -> Metadata {
     let ByteLevel { pre, mut tokens, added, merges, eot } = words;
     let mut types = vec![NORMAL; tokens.len()];
     for (id, is_special) in added {

@@ -454,6 +454,7 @@ const TOOL_FLAGS: [&str; 9] = [
     "get tinystories a/b -o out --copy --revision v1 --repo-type dataset --include *.txt --jobs 2 --retries 1",
     "data a.txt b.jsonl -o out --name x --shard-size 1000 --val-tokens 10 --json-field body --force",
     "sample -e out -p Once -g 20 --temperature 0.7 --top-k 40 --top-p 0.9 --seed 7 --count 2",
+    "chat -e out --adapter dir --template t.json --form pair --system Once -g 20 --top-k 40 --seed 7",
     "eval -e a.bin -j val_*.bin --hellaswag h.jsonl -b 4 -t 64 -m 3 -o r.jsonl --device cpu --dtype bf16",
     "launch -n 4 --restarts 2 -- ./train_gpt2 -y 1",
     "track out --tensorboard 1 --mlflow http://localhost:5000",

@@ -50,6 +50,9 @@ fn number(stored: Stored) -> Result<(u32, u32)> {
     Ok((known.1, known.2))
 }
 
+/// Keys and their values, in the order in which they are written.
+pub type Metadata = Vec<(String, Value)>;
+
 /// A value of the metadata.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {

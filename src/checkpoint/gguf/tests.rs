@@ -101,7 +101,7 @@ fn a_file_is_what_llama_cpp_reads() {
 
 /// Writes the model of [`model`] after a change of its description, with a copy of the embedding as
 /// the head.
-fn written_by_others(path: &Path, change: &dyn Fn(&mut Vec<(String, Value)>), head: f32) {
+fn written_by_others(path: &Path, change: &dyn Fn(&mut Metadata), head: f32) {
     let model = model();
     let f32s = Stored::Float(Dtype::F32);
     let mut metadata = shape_metadata(path, &CONFIG, f32s).unwrap();
@@ -139,7 +139,7 @@ fn files_of_other_writers_are_read() {
     let head = model().params[0];
     let set = |key: &str, value: Value| {
         let key = key.to_owned();
-        move |metadata: &mut Vec<(String, Value)>| {
+        move |metadata: &mut Metadata| {
             metadata.retain(|(other, _)| *other != key);
             metadata.push((key.clone(), value.clone()));
         }
