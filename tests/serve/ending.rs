@@ -66,6 +66,8 @@ fn a_signal_lets_streams_end() {
     assert!(TcpStream::connect(url.strip_prefix("http://").unwrap()).is_err());
 
     let idle = Server::start("-e m");
+    // It listens for signals when it answers.
+    assert_eq!(idle.get("/health").0, 200);
     signal(idle.child.id(), "INT");
     assert_eq!(idle.wait().code(), Some(0));
 }
