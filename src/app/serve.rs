@@ -42,5 +42,5 @@ pub fn serve(args: &ServeArgs) -> Result<()> {
     ));
     let model = Model { name, tokenizer, context: config.maxT, V: config.V, template };
     let options = Options { server, model, queue: args.queue, key };
-    run(options, Engine::new(dev, decoder), args.slots)
+    run(options, Engine::new(dev, decoder))
 }

@@ -62,13 +62,7 @@ pub fn routes(api: Arc<Api>) -> Router {
         .route("/v1/models/{*name}", get(model))
         .route("/v1/completions", post(completions))
         .route("/v1/chat/completions", post(chat))
-        .fallback(async || {
-            ApiError::new(
-                StatusCode::NOT_FOUND,
-                "no such endpoint; there are /v1/models, \
-             /v1/completions, /v1/chat/completions and /health",
-            )
-        })
+        .fallback(async || ApiError::new(StatusCode::NOT_FOUND, "no such endpoint"))
         .method_not_allowed_fallback(async || {
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this endpoint has another method")
         })
@@ -90,12 +84,10 @@ async fn guard(State(api): State<Arc<Api>>, request: HttpRequest, next: Next) ->
 impl Api {
     fn admits(&self, headers: &HeaderMap) -> Result<()> {
         let Some(key) = &self.key else {
+            let message = "without a key, this server is for localhost alone";
             return match is_for_loopback(headers) {
                 true => Ok(()),
-                false => Err(ApiError::new(
-                    StatusCode::FORBIDDEN,
-                    "without a key, this server is for localhost alone",
-                )),
+                false => Err(ApiError::new(StatusCode::FORBIDDEN, message)),
             };
         };
         let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());

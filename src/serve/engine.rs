@@ -36,6 +36,11 @@ impl Engine {
         Engine { dev, decoder, slots, waiting: VecDeque::new(), stopping: false }
     }
 
+    /// The number of sequences that run at the same time.
+    pub fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
     /// Serves messages until one of them is to stop.
     ///
     /// # Errors

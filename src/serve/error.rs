@@ -30,13 +30,13 @@ impl ApiError {
         ApiError { code: Some(code), ..self }
     }
 
-    /// More sequences than there is room for.
+    /// The answer to a request for which there is no room now.
     pub fn full() -> Self {
         let message = "all slots are taken and the queue is full; try again";
         Self::new(StatusCode::TOO_MANY_REQUESTS, message).with_code("rate_limit_exceeded")
     }
 
-    /// The server ends before the answer.
+    /// The answer of a server that ends first.
     pub fn stopping() -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "the server is shutting down")
     }

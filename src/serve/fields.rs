@@ -20,6 +20,7 @@ impl Fields {
         })
     }
 
+    /// Takes a field of any type.
     pub fn any(&mut self, name: &str) -> Option<Value> {
         self.0.remove(name).filter(|value| !value.is_null())
     }

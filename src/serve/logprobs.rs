@@ -24,7 +24,7 @@ pub fn token_info(logits: &[f32], token: u32, top: usize) -> TokenInfo {
     let logprob = |token: u32| (f64::from(logits[token as usize] - max) - sum.ln()) as f32;
     let mut best: Vec<u32> = Vec::with_capacity(top + 1);
     for (token, logit) in (0u32..).zip(logits) {
-        // Of equals, the first comes first.
+        // The first of equals comes first.
         let place = best.partition_point(|&other| logits[other as usize] >= *logit);
         if place < top {
             best.truncate(top - 1);

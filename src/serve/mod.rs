@@ -46,10 +46,10 @@ pub struct Options {
 ///
 /// # Errors
 /// If the device or the server fails.
-pub fn serve(options: Options, mut engine: Engine, slots: usize) -> Result<()> {
+pub fn serve(options: Options, mut engine: Engine) -> Result<()> {
     let Options { server, model, queue, key } = options;
     let (messages, received) = channel();
-    let most_sequences = slots + queue;
+    let most_sequences = engine.slots() + queue;
     let api = Arc::new(Api {
         model: Arc::new(model),
         messages: messages.clone(),

@@ -7,7 +7,7 @@ use super::sequence::{Event, Finish, News};
 use crate::data::tokenizer::{TextStream, Tokenizer};
 use serde_json::{Map, Value, json};
 
-/// What is the same in all parts of an answer, and how far it is.
+/// An answer, as far as it is known, and the names that all its parts have.
 pub struct Reply {
     kind: Kind,
     id: String,
