@@ -14,9 +14,10 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ make python3 python3-venv xz-utils \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src/warpsmith
-# The commit is not in the build context: git log -1 --format='%H %cs'
-ARG COMMIT
-RUN test -n "$COMMIT" || { echo "COMMIT is missing: use make docker, or add --build-arg COMMIT=\"\$(git log -1 --format='%H %cs')\"" >&2; exit 2; }
+# The hash and the date of the commit, which is not in the build context.
+ARG REVISION
+ARG DATE
+RUN test -n "$REVISION$DATE" || { echo "REVISION and DATE are missing: use make docker, or add --build-arg REVISION=\$(git log -1 --format=%H) --build-arg DATE=\$(git log -1 --format=%cs)" >&2; exit 2; }
 # Only the libraries that are loaded, out of wheels with more. CUDA_LIBRARIES=0 leaves them out: our
 # own matmuls run then, and one GPU per run.
 ARG CUDA_LIBRARIES=1
@@ -40,18 +41,18 @@ ARG KERNEL_ARCHES=
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/warpsmith/target \
     --mount=type=cache,target=/src/warpsmith/build \
-    WARPSMITH_COMMIT="$COMMIT" make dist MPI=0 PACK=0 KERNEL_ARCHES="$KERNEL_ARCHES" \
+    WARPSMITH_COMMIT="$REVISION $DATE" make dist MPI=0 PACK=0 KERNEL_ARCHES="$KERNEL_ARCHES" \
     && mkdir /warpsmith \
     && tar -C /warpsmith --strip-components=1 -xf dist/warpsmith-*.tar.xz
 
 FROM debian:bookworm-slim
-ARG COMMIT
+ARG REVISION
 ARG VERSION=unknown
 LABEL org.opencontainers.image.title="warpsmith" \
     org.opencontainers.image.description="GPT-2 and GPT-3 training with hand-written CUDA kernels, orchestrated from Rust" \
     org.opencontainers.image.licenses="MIT" \
     org.opencontainers.image.version="${VERSION}" \
-    org.opencontainers.image.revision="${COMMIT}"
+    org.opencontainers.image.revision="${REVISION}"
 COPY --from=build /libraries/lib/ /usr/local/lib/
 COPY --from=build /warpsmith/ /opt/warpsmith/
 COPY --from=build /libraries/licenses/ /opt/warpsmith/licenses/

@@ -124,8 +124,8 @@ dist: .cargo-found $(if $(filter none,$(KERNEL_ARCHES)),,.nvcc-found) ## build d
 DOCKER ?= docker
 IMAGE ?= warpsmith
 docker: ## build the image IMAGE=warpsmith with the three programs and NVIDIA's libraries; DOCKER=podman works, too
-	$(DOCKER) build -t $(IMAGE) --build-arg KERNEL_ARCHES="$(KERNEL_ARCHES)" --build-arg COMMIT="$$(git log -1 --format='%H %cs')" \
-		--build-arg VERSION="$$(sed -n '0,/^version/s/^version = "\(.*\)"/\1/p' Cargo.toml)" .
+	$(DOCKER) build -t $(IMAGE) --build-arg KERNEL_ARCHES="$(KERNEL_ARCHES)" --build-arg REVISION="$$(git log -1 --format=%H)" \
+		--build-arg DATE="$$(git log -1 --format=%cs)" --build-arg VERSION="$$(sed -n '0,/^version/s/^version = "\(.*\)"/\1/p' Cargo.toml)" .
 
 # --- comparisons with PyTorch (development only; uses its own virtual environment under build/)
 
