@@ -357,8 +357,7 @@ impl TrainArgs {
         if self.model.source.is_empty() {
             return self.shape_from_flags();
         }
-        let is_file = [".bin", ".safetensors"].iter().any(|end| self.model.source.ends_with(end));
-        if !is_file {
+        if !hub::is_model_file(&self.model.source) {
             let (is_here, is_on_hub) =
                 (Path::new(&self.model.source).exists(), hub::is_model_name(&self.model.source));
             match ModelConfig::from_descriptor(&self.model.source) {

@@ -28,7 +28,7 @@ pub use listing::Listing;
 pub use place::{How, place};
 pub use settings::Settings;
 pub use show::{Show, model};
-pub use source::{RepoKind, Source, is_model_name};
+pub use source::{RepoKind, Source, is_model_file, is_model_name};
 
 use anyhow::{Context, Result, bail};
 use failure::Kind;

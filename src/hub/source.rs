@@ -278,8 +278,14 @@ impl Source {
 pub fn is_model_name(text: &str) -> bool {
     match catalog::find(text) {
         Some(entry) => entry.is_model(),
+        None if is_model_file(text) => false,
         None => repository(text, RepoKind::Model).is_some_and(|files| files.kind == RepoKind::Model),
     }
+}
+
+/// Whether a text names a file with a model, by how it ends.
+pub fn is_model_file(text: &str) -> bool {
+    [".bin", ".safetensors", ".gguf"].iter().any(|end| text.ends_with(end))
 }
 
 /// Reads a pattern; a folder stands for all files in it.
@@ -418,7 +424,7 @@ mod tests {
         for name in ["gpt2", "gpt2-xl", "openai-community/gpt2", "hf://a/b", "a/b"] {
             assert!(is_model_name(name) && Source::model(name).is_ok(), "{name}");
         }
-        for name in ["d12", "tinystories", "datasets/a/b", "./a/b", "../a", "/a/b", "a"] {
+        for name in ["d12", "tinystories", "datasets/a/b", "./a/b", "../a", "/a/b", "a", "a/b.gguf"] {
             assert!(!is_model_name(name), "{name}");
         }
     }

@@ -396,7 +396,9 @@ fn the_length_of_a_run_follows_the_data() {
 #[test]
 fn a_model_is_a_file_or_a_shape() {
     assert_eq!(ok("").model_source().unwrap(), ModelSource::File(DEFAULT_MODEL.into()));
-    assert_eq!(ok("-e a.safetensors").model_source().unwrap(), ModelSource::File("a.safetensors".into()));
+    for name in ["a.safetensors", "a/b.gguf"] {
+        assert_eq!(ok(&format!("-e {name}")).model_source().unwrap(), ModelSource::File(name.into()));
+    }
     let shape = |line: &str| match ok(line).model_source().unwrap() {
         ModelSource::Shape(config) => config,
         other => panic!("{line}: {other:?}"),

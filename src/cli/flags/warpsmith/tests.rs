@@ -205,7 +205,7 @@ fn errors_are_one_line() {
             "roofline -e d12 --gpu v100",
             "--gpu: expected one of h200, h100, a100, b200, 4090, 5090, found v100",
         ),
-        ("convert a b", "convert: expected OUT to end in .bin, .safetensors or .npy, found b"),
+        ("convert a b", "convert: expected OUT to end in .bin, .safetensors, .gguf or .npy, found b"),
         ("convert a b.bin c", "c: expected a flag here, found a value without one"),
         ("stories -o x --count 1 --tokens 2", "--count: cannot be used together with --tokens"),
     ];
