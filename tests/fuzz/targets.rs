@@ -450,7 +450,7 @@ fn trainer_flags(bytes: &[u8]) -> bool {
     judge(trainer::parse(Program::TrainGpt2, arguments("train_gpt2", bytes), &none), "")
 }
 
-const TOOL_FLAGS: [&str; 9] = [
+const TOOL_FLAGS: [&str; 10] = [
     "get tinystories a/b -o out --copy --revision v1 --repo-type dataset --include *.txt --jobs 2 --retries 1",
     "data a.txt b.jsonl -o out --name x --shard-size 1000 --val-tokens 10 --json-field body --force",
     "sample -e out -p Once -g 20 --temperature 0.7 --top-k 40 --top-p 0.9 --seed 7 --count 2",
