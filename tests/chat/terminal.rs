@@ -6,7 +6,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::ptr::null_mut;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 /// The longest wait for something that a program writes.
@@ -83,7 +83,21 @@ impl Terminal {
 
     /// Waits for the end of the program, and returns its exit status.
     pub fn end(mut self) -> Option<i32> {
-        while self.screen.recv_timeout(PATIENCE).is_ok() {}
+        let silence = loop {
+            match self.screen.recv_timeout(PATIENCE) {
+                Ok(bytes) => self.text += &String::from_utf8_lossy(&bytes),
+                Err(silence) => break silence,
+            }
+        };
+        assert_eq!(silence, RecvTimeoutError::Disconnected, "expected the end, found {:?}", self.text);
         self.child.wait().unwrap().code()
+    }
+}
+
+/// A test that fails leaves no program behind.
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
