@@ -16,8 +16,8 @@ pub struct Selection {
 
 impl Selection {
     /// Understands llm.c's names (`wte`, `qkvw`: of every layer), Hugging Face's, with
-    /// `transformer.` before them or not (`h.3.attn.c_attn.weight`, or a module such as `h.3.mlp` or
-    /// `ln_f`), layers (`h.N`, `h.N-M`), and either name within them (`h.0-5.fcw`).
+    /// `transformer.` before them or not (`h.3.attn.c_attn.weight`, or a module such as `h.3.mlp`
+    /// or `ln_f`), layers (`h.N`, `h.N-M`), and either name within them (`h.0-5.fcw`).
     ///
     /// # Errors
     /// One line with the names that exist, if it is none of these.

@@ -142,74 +142,70 @@ fn models_are_sampled_measured_and_converted() {
     assert!(matches!(ok("watch a b --port 0"), Tool::Watch(a) if a.dirs.len() == 2 && a.port == 0));
 }
 
+/// Command lines, and the error of each.
+const ERRORS: &[(&str, &str)] = &[
+    (
+        "",
+        "no command given; expected get, data, sft, stories, tokenizer, sample, chat, serve, eval, convert, parity, plot, track, watch, roofline, scaling, launch, plan",
+    ),
+    ("dat", "dat: unknown command; did you mean data?"),
+    (
+        "xyz",
+        "xyz: unknown command; expected get, data, sft, stories, tokenizer, sample, chat, serve, eval, convert, parity, plot, track, watch, roofline, scaling, launch, plan",
+    ),
+    ("data -o x", "<INPUT>...: missing; --help says what it is"),
+    ("data a", "-o/--output: missing; --help says what it is"),
+    ("get", "<NAME>...: missing; --help says what it is"),
+    ("get a --jobs 0", "--jobs: expected a whole number of at least 1, found 0"),
+    ("get a --repo-type space", "--repo-type: expected model or dataset, found space"),
+    ("sample", "-e/--model: missing; --help says what it is"),
+    ("serve", "-e/--model: missing; --help says what it is"),
+    (
+        "serve -e m --host nowhere",
+        "--host: expected localhost or an IP address, such as 0.0.0.0, found nowhere",
+    ),
+    ("serve -e m --slots 0", "--slots: expected a whole number of at least 1, found 0"),
+    ("sample -e m --top-p 0", "--top-p: expected a number above 0 and at most 1, found 0"),
+    ("convert a b.bin --dtype fp16", "--dtype: expected f32 or bf16 in b.bin, found fp16"),
+    (
+        "convert a b.safetensors --dtype q8_0",
+        "--dtype: expected f32, bf16 or fp16 in b.safetensors, found q8_0; .gguf has q8_0",
+    ),
+    ("convert a b.gg", "convert: expected OUT to end in .bin, .safetensors, .gguf or .npy, found b.gg"),
+    ("convert a.jsonl b.gguf", "convert: expected OUT to end in .bin, found b.gguf"),
+    ("sample -e m --temperature -1", "--temperature: expected a number of at least 0, found -1"),
+    ("sample -e m -g -1", "-g/--max-tokens: expected a whole number of at least 1, found -1"),
+    ("eval -e m --val v -b -2", "-b/--batch-size: expected a whole number of at least 1, found -2"),
+    ("roofline -e d12 -d -3", "-d/--total-batch-size: expected a whole number of at least 1, found -3"),
+    ("sample -e m --unknown 3", "--unknown: unknown flag; --help lists all"),
+    ("sample -e m --max-token 3", "--max-token: unknown flag; did you mean --max-tokens?"),
+    ("sample -e m --prompt", "-p/--prompt: expected a value after it, found none"),
+    ("data a -o x --name a/b", "--name: expected a name without /, found a/b"),
+    ("data a -o x --split-on \\q", "--split-on: expected \\n, \\r, \\t or \\\\ after a backslash, found \\q"),
+    ("parity", "--debug-state: missing; --help says what it is"),
+    ("parity --debug-state d --losses 1,x", "--losses: expected a number of at least 0, found x"),
+    (
+        "eval -e m",
+        "eval: nothing to measure; give --val PATTERN, --hellaswag FILE, --task NAME=FILE, --text FILE or --generate FILE",
+    ),
+    ("eval -e m --val v --stride 3", "--stride: moves the windows of --text, which is not given"),
+    ("track", "<DIR>: missing; --help says what it is"),
+    ("track a", "track: nowhere to pass the run on to; give --tensorboard or --mlflow URL"),
+    ("track a --mlflow b", "--mlflow: expected a URL such as http://127.0.0.1:5000, found b"),
+    ("watch", "<DIR>...: missing; --help says what it is"),
+    ("eval -e m --hellaswag h -m 3", "-m/--max-batches: limits --val, which is not given"),
+    ("roofline", "-e/--model: missing; --help says what it is"),
+    ("scaling", "-e/--model: missing; --help says what it is"),
+    ("roofline -e d12 --kernel adamw", "-e/--model: cannot be used together with --kernel"),
+    ("roofline -e d12 --gpu v100", "--gpu: expected one of h200, h100, a100, b200, 4090, 5090, found v100"),
+    ("convert a b", "convert: expected OUT to end in .bin, .safetensors, .gguf or .npy, found b"),
+    ("convert a b.bin c", "c: expected a flag here, found a value without one"),
+    ("stories -o x --count 1 --tokens 2", "--count: cannot be used together with --tokens"),
+];
+
 #[test]
 fn errors_are_one_line() {
-    let cases = [
-        (
-            "",
-            "no command given; expected get, data, sft, stories, tokenizer, sample, chat, serve, eval, convert, parity, plot, track, watch, roofline, scaling, launch, plan",
-        ),
-        ("dat", "dat: unknown command; did you mean data?"),
-        (
-            "xyz",
-            "xyz: unknown command; expected get, data, sft, stories, tokenizer, sample, chat, serve, eval, convert, parity, plot, track, watch, roofline, scaling, launch, plan",
-        ),
-        ("data -o x", "<INPUT>...: missing; --help says what it is"),
-        ("data a", "-o/--output: missing; --help says what it is"),
-        ("get", "<NAME>...: missing; --help says what it is"),
-        ("get a --jobs 0", "--jobs: expected a whole number of at least 1, found 0"),
-        ("get a --repo-type space", "--repo-type: expected model or dataset, found space"),
-        ("sample", "-e/--model: missing; --help says what it is"),
-        ("serve", "-e/--model: missing; --help says what it is"),
-        (
-            "serve -e m --host nowhere",
-            "--host: expected localhost or an IP address, such as 0.0.0.0, found nowhere",
-        ),
-        ("serve -e m --slots 0", "--slots: expected a whole number of at least 1, found 0"),
-        ("sample -e m --top-p 0", "--top-p: expected a number above 0 and at most 1, found 0"),
-        ("convert a b.bin --dtype fp16", "--dtype: expected f32 or bf16 in b.bin, found fp16"),
-        (
-            "convert a b.safetensors --dtype q8_0",
-            "--dtype: expected f32, bf16 or fp16 in b.safetensors, found q8_0; .gguf has q8_0",
-        ),
-        ("convert a b.gg", "convert: expected OUT to end in .bin, .safetensors, .gguf or .npy, found b.gg"),
-        ("convert a.jsonl b.gguf", "convert: expected OUT to end in .bin, found b.gguf"),
-        ("sample -e m --temperature -1", "--temperature: expected a number of at least 0, found -1"),
-        ("sample -e m -g -1", "-g/--max-tokens: expected a whole number of at least 1, found -1"),
-        ("eval -e m --val v -b -2", "-b/--batch-size: expected a whole number of at least 1, found -2"),
-        ("roofline -e d12 -d -3", "-d/--total-batch-size: expected a whole number of at least 1, found -3"),
-        ("sample -e m --unknown 3", "--unknown: unknown flag; --help lists all"),
-        ("sample -e m --max-token 3", "--max-token: unknown flag; did you mean --max-tokens?"),
-        ("sample -e m --prompt", "-p/--prompt: expected a value after it, found none"),
-        ("data a -o x --name a/b", "--name: expected a name without /, found a/b"),
-        (
-            "data a -o x --split-on \\q",
-            "--split-on: expected \\n, \\r, \\t or \\\\ after a backslash, found \\q",
-        ),
-        ("parity", "--debug-state: missing; --help says what it is"),
-        ("parity --debug-state d --losses 1,x", "--losses: expected a number of at least 0, found x"),
-        (
-            "eval -e m",
-            "eval: nothing to measure; give --val PATTERN, --hellaswag FILE, --task NAME=FILE, --text FILE or --generate FILE",
-        ),
-        ("eval -e m --val v --stride 3", "--stride: moves the windows of --text, which is not given"),
-        ("track", "<DIR>: missing; --help says what it is"),
-        ("track a", "track: nowhere to pass the run on to; give --tensorboard or --mlflow URL"),
-        ("track a --mlflow b", "--mlflow: expected a URL such as http://127.0.0.1:5000, found b"),
-        ("watch", "<DIR>...: missing; --help says what it is"),
-        ("eval -e m --hellaswag h -m 3", "-m/--max-batches: limits --val, which is not given"),
-        ("roofline", "-e/--model: missing; --help says what it is"),
-        ("scaling", "-e/--model: missing; --help says what it is"),
-        ("roofline -e d12 --kernel adamw", "-e/--model: cannot be used together with --kernel"),
-        (
-            "roofline -e d12 --gpu v100",
-            "--gpu: expected one of h200, h100, a100, b200, 4090, 5090, found v100",
-        ),
-        ("convert a b", "convert: expected OUT to end in .bin, .safetensors, .gguf or .npy, found b"),
-        ("convert a b.bin c", "c: expected a flag here, found a value without one"),
-        ("stories -o x --count 1 --tokens 2", "--count: cannot be used together with --tokens"),
-    ];
-    for (line, expected) in cases {
+    for &(line, expected) in ERRORS {
         match parse(argv(line)) {
             Err(error) => assert_eq!(error.to_string(), expected, "{line}"),
             other => panic!("{line}: {other:?}"),
