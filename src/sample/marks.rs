@@ -1,12 +1,12 @@
 //! Text up to a mark that ends it, as its bytes arrive.
 
+use super::Tail;
 use crate::data::tokenizer::TextStream;
 
 /// Text up to the first of some marks. What may be the start of one is held back.
 pub struct UpToMark {
-    marks: Vec<String>,
     stream: TextStream,
-    held: String,
+    tail: Tail,
     /// Whether a mark has come.
     is_over: bool,
 }
@@ -14,7 +14,7 @@ pub struct UpToMark {
 impl UpToMark {
     /// `marks` are not empty texts.
     pub fn new(marks: Vec<String>) -> Self {
-        UpToMark { marks, stream: TextStream::new(), held: String::new(), is_over: false }
+        UpToMark { stream: TextStream::new(), tail: Tail::new(marks, String::new()), is_over: false }
     }
 
     /// Takes bytes, and returns the text that is now certain.
@@ -31,35 +31,16 @@ impl UpToMark {
     /// Returns the rest when no more bytes follow.
     pub fn finish(mut self) -> String {
         let rest = std::mem::take(&mut self.stream).finish();
-        let certain = self.take(&rest);
-        certain + &self.held
+        self.take(&rest) + &self.tail.finish(false)
     }
 
     fn take(&mut self, text: &str) -> String {
         if self.is_over {
             return String::new();
         }
-        self.held += text;
-        let mark = self.marks.iter().filter_map(|mark| self.held.find(mark.as_str())).min();
-        self.is_over = mark.is_some();
-        let end = mark.unwrap_or(self.held.len() - self.start_of_mark());
-        let later = self.held.split_off(end);
-        let certain = std::mem::replace(&mut self.held, later);
-        if self.is_over {
-            self.held.clear();
-        }
+        let (certain, is_over) = self.tail.push(text);
+        self.is_over = is_over;
         certain
-    }
-
-    /// Bytes at the end of the text that a mark may begin with.
-    fn start_of_mark(&self) -> usize {
-        let held = self.held.as_bytes();
-        let may_be = |len: &usize| {
-            let end = &held[held.len() - len..];
-            self.marks.iter().any(|mark| mark.as_bytes().starts_with(end))
-        };
-        let longest = self.marks.iter().map(String::len).max().unwrap_or(0).min(held.len());
-        (1..=longest).rev().find(may_be).unwrap_or(0)
     }
 }
 

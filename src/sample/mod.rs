@@ -5,8 +5,10 @@ mod generate;
 mod marks;
 mod sampler;
 mod session;
+mod tail;
 
 pub use generate::{Continuation, Finish, generate};
 pub use marks::UpToMark;
 pub use sampler::{Sampler, SamplerOptions};
 pub use session::{Ending, Session};
+pub use tail::Tail;

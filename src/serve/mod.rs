@@ -12,7 +12,6 @@ mod logprobs;
 mod reply;
 pub mod request;
 mod sequence;
-mod stop;
 
 use crate::http::Server;
 use crate::report::say;

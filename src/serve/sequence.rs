@@ -2,9 +2,8 @@
 
 use super::error::ApiError;
 use super::logprobs::{TokenInfo, token_info};
-use super::stop::Tail;
 use crate::data::tokenizer::{TextStream, Tokenizer};
-use crate::sample::{Sampler, SamplerOptions};
+use crate::sample::{Sampler, SamplerOptions, Tail};
 use axum::http::StatusCode;
 use rustc_hash::FxHashMap;
 use tokio::sync::OwnedSemaphorePermit;

@@ -1,7 +1,7 @@
 //! Texts that end a continuation.
 
-/// Text that is on its way to the client. It is held back where it may be the start of a text that
-/// the client must not see.
+/// Text that is on its way to the reader. It is held back where it may be the start of a text that
+/// the reader must not see.
 #[derive(Clone, Debug, Default)]
 pub struct Tail {
     /// The continuation ends before any of these.
@@ -16,7 +16,7 @@ impl Tail {
         Tail { stops, end, held: String::new() }
     }
 
-    /// Takes text; returns what the client may see now, and whether a stop text has ended it.
+    /// Takes text; returns what the reader may see now, and whether a stop text has ended it.
     pub fn push(&mut self, text: &str) -> (String, bool) {
         self.held.push_str(text);
         let found = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
