@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 import tempfile
 import unittest
 from pathlib import Path
@@ -18,8 +17,8 @@ import numpy as np
 import torch
 
 from llmc_files import read_shard
+from programs import run
 
-ROOT = Path(__file__).resolve().parent.parent
 TEXTS = [
     "Hello, I'm 1234567.",
     "  two  spaces,\n\n\ttabs\r\nand lines ",
@@ -47,15 +46,6 @@ NAMES = {
     "ffn_up": "mlp.c_fc",
     "ffn_down": "mlp.c_proj",
 }
-
-
-def run(*command: str | Path) -> str:
-    """Runs one of our programs, which must succeed; returns its standard output."""
-    program, *flags = map(str, command)
-    done = subprocess.run([ROOT / program, *flags], capture_output=True, text=True)
-    if done.returncode != 0:
-        raise AssertionError(f"{program} {' '.join(flags)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
-    return done.stdout
 
 
 def hf_name(name: str) -> str:

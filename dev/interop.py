@@ -13,7 +13,6 @@ import gzip
 import json
 import math
 import os
-import subprocess
 import sys
 import tempfile
 import unittest
@@ -31,9 +30,9 @@ from gguf_interop import Gguf  # noqa: F401, found by unittest
 from gpt2_tokenizer import EOT, gpt2_encoding
 from llmc_files import read_shard, write_shard
 from openai_client import OpenAIClient  # noqa: F401, found by unittest
+from programs import ROOT, run
 from trackers import Trackers  # noqa: F401, found by unittest
 
-ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"
 TEXTS = [
     "Hello, I'm a language model, and they've 1234567 tokens.",
@@ -41,15 +40,6 @@ TEXTS = [
     "naïve café — 你好, мир! 🦀 \u0301",
     "def f(x):\n    return x**2  # don't\n",
 ]
-
-
-def run(*command: str | Path, cwd: Path | None = None) -> str:
-    """Runs one of our programs, which must succeed; returns its standard output."""
-    program, *flags = map(str, command)
-    done = subprocess.run([ROOT / program, *flags], capture_output=True, text=True, cwd=cwd)
-    if done.returncode != 0:
-        raise AssertionError(f"{program} {' '.join(flags)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
-    return done.stdout
 
 
 def documents(seed: int, count: int) -> list[str]:

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
+from programs import ROOT, run
+
 KEY = "secret"
 TEMPLATE = {"messages": {"system": "{content}\n", "user": "Q: {content}\n", "assistant": "A: {content}\n"}}
 PROMPTS = ["Once upon a time", "The naïve café 🦀", "x"]
@@ -31,11 +32,11 @@ class OpenAIClient(unittest.TestCase):
         folder = tempfile.TemporaryDirectory()
         cls.addClassCleanup(folder.cleanup)
         cls.dir = Path(folder.name)
-        cls.program("warpsmith", "stories", "-o", "data", "--tokens", "60000")
+        run("warpsmith", "stories", "-o", "data", "--tokens", "60000", cwd=cls.dir)
         shape = "--layers 2 --heads 2 --channels 64 -b 4 -t 128 -x 30 -l 3e-3 -v 0 -s 0".split()
         data = ["-i", "data/stories_train_*.bin", "-j", "data/stories_val_*.bin"]
-        cls.program("train_gpt2", *data, *shape, "-o", "out")
-        cls.program("warpsmith", "convert", "out", "hf/model.safetensors")
+        run("train_gpt2", *data, *shape, "-o", "out", cwd=cls.dir)
+        run("warpsmith", "convert", "out", "hf/model.safetensors", cwd=cls.dir)
         (cls.dir / "chat.json").write_text(json.dumps(TEMPLATE))
         command = [ROOT / "warpsmith", "serve", "-e", "hf", "--port", "0", "--slots", "4", "--queue", "8"]
         env = {**os.environ, "WARPSMITH_API_KEY": KEY}
@@ -52,12 +53,6 @@ class OpenAIClient(unittest.TestCase):
         cls.addClassCleanup(cls.client.close)
         cls.model = AutoModelForCausalLM.from_pretrained(cls.dir / "hf", dtype=torch.float32).eval()
         cls.tokenizer = AutoTokenizer.from_pretrained(cls.dir / "hf")
-
-    @classmethod
-    def program(cls, *command: str) -> None:
-        done = subprocess.run([ROOT / command[0], *command[1:]], cwd=cls.dir, capture_output=True, text=True)
-        if done.returncode != 0:
-            raise AssertionError(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
 
     @classmethod
     def stop(cls) -> None:
